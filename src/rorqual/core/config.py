@@ -1,0 +1,153 @@
+"""Configuration: frozen pydantic models, strict parsing, dotted overrides, YAML that reads back.
+
+A component owns its config and a parent never holds a child's fields. A field whose type is a base class with a
+`kind` (an attention, a feed-forward network, an objective) is declared with `OneOf[Base]`: the subclass is chosen by its
+`kind`, so a new kind is one file and no list.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, SerializeAsAny, ValidationError
+
+from rorqual.core.errors import ConfigError, nearest
+
+
+class Config(BaseModel):
+    """Base of every configuration: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, validate_default=True)
+
+
+class Kind(Config):
+    """A config that is one of several kinds; each subclass pins `kind: Literal["name"]`."""
+
+    kind: str
+
+
+C = TypeVar("C", bound=Config)
+
+
+def kinds(base: type[Kind]) -> dict[str, type[Kind]]:
+    """Every known kind below `base`, by name. A kind is known once its module has been imported."""
+    found: dict[str, type[Kind]] = {}
+    for sub in base.__subclasses__():
+        default = sub.model_fields["kind"].default
+        if isinstance(default, str):
+            found[default] = sub
+        found |= kinds(sub)
+    return found
+
+
+def _choose(base: type[Kind]) -> Any:
+    def choose(value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        known = kinds(base)
+        kind = value.get("kind")
+        if kind not in known:
+            raise ValueError(f"unknown kind {kind!r}. {nearest(str(kind), known)}")
+        return known[kind].model_validate(value)
+
+    return choose
+
+
+class OneOf:
+    """`OneOf[Base]`: a field that holds any kind below `Base`, told apart by `kind`."""
+
+    def __class_getitem__(cls, base: type[Kind]) -> Any:
+        return Annotated[SerializeAsAny[base], BeforeValidator(_choose(base))]
+
+
+def parse(cls: type[C], data: Any, *, where: str) -> C:
+    """Validate `data` as `cls`; an error names `where`, the key, and the nearest right key."""
+    try:
+        return cls.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError("; ".join(_explain(cls, error)), where=where) from None
+
+
+def _explain(cls: type[Config], error: ValidationError) -> Iterator[str]:
+    for item in error.errors(include_url=False):
+        key = ".".join(str(part) for part in item["loc"]) or "(whole)"
+        if item["type"] == "extra_forbidden":
+            fields = _fields_at(cls, item["loc"][:-1])
+            yield f"unknown key '{key}'. {nearest(str(item['loc'][-1]), fields)}".strip()
+        else:
+            message = item["msg"].removeprefix("Value error, ")
+            got = "" if isinstance(item.get("input"), Mapping | list) else f" (got {item.get('input')!r})"
+            yield f"key '{key}': {message}{got}"
+
+
+def _fields_at(cls: Any, path: Iterable[Any]) -> list[str]:
+    for part in path:
+        field = getattr(cls, "model_fields", {}).get(part)
+        if field is None:
+            return []
+        cls = field.annotation
+    return list(getattr(cls, "model_fields", {}))
+
+
+def override(config: C, assignments: Iterable[str], *, where: str = "command line") -> C:
+    """`config` with dotted `key=value` assignments, such as `optim.lr=3e-4`; values are YAML scalars or lists."""
+    data = config.model_dump(mode="python")
+    for text in assignments:
+        key, equals, raw = text.partition("=")
+        if not equals:
+            raise ConfigError(f"'{text}' is not key=value", where=where, remedy="Write it as key=value.")
+        _assign(data, key.strip(), scalar(raw), where)
+    return parse(type(config), data, where=where)
+
+
+def scalar(raw: str) -> Any:
+    """The value of a `key=value` argument: YAML, and also numbers such as `3e-4` that YAML reads as text."""
+    try:
+        value = yaml.safe_load(raw)
+    except yaml.YAMLError:
+        return raw
+    if isinstance(value, str):
+        try:
+            return float(value) if any(c.isdigit() for c in value) else value
+        except ValueError:
+            return value
+    return value
+
+
+def _assign(data: dict[str, Any], key: str, value: Any, where: str) -> None:
+    *path, last = key.split(".")
+    node: Any = data
+    for depth, part in enumerate([*path, last]):
+        if isinstance(node, list | tuple) and part.isdigit() and int(part) < len(node):
+            node = node[int(part)] if depth < len(path) else node
+            continue
+        if not isinstance(node, dict) or part not in node:
+            names = list(node) if isinstance(node, dict) else []
+            raise ConfigError(f"unknown key '{key}'", where=where, remedy=nearest(part, names))
+        if depth < len(path):
+            if isinstance(node[part], tuple):
+                node[part] = list(node[part])
+            node = node[part]
+    if isinstance(node, dict):
+        node[last] = value
+    else:
+        raise ConfigError(f"'{key}' is a list: set the whole of it", where=where, remedy=f"{'.'.join(path)}=[...]")
+
+
+def read_yaml(cls: type[C], path: Path) -> C:
+    """Read `path` as `cls`; a missing file, wrong YAML or unknown key is a `ConfigError` naming the file."""
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError("no such file", where=str(path), remedy="Check the path.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"not YAML: {error}", where=str(path), remedy="Restore the file or repeat the run.") from None
+    return parse(cls, data, where=str(path))
+
+
+def to_yaml(config: Config) -> str:
+    """The YAML text that `read_yaml` reads back to an equal config."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

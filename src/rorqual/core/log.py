@@ -1,0 +1,46 @@
+"""Progress for a person: how far, how fast, how long still; one line that is rewritten, or lines in a pipe."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass, field
+from typing import TextIO
+
+
+def clock(seconds: float) -> str:
+    """`75.2` as `1:15`."""
+    whole = max(0, round(seconds))
+    return f"{whole // 60}:{whole % 60:02d}" if whole < 3600 else f"{whole // 3600}:{whole % 3600 // 60:02d}:{whole % 60:02d}"
+
+
+@dataclass
+class Progress:
+    """Shows `label  done/total  fields  speed  left m:ss` on `stream` (standard error), at most `every` seconds apart."""
+
+    label: str
+    total: int
+    unit: str = "step"
+    start: int = 0
+    stream: TextIO = field(default_factory=lambda: sys.stderr)
+    every: float = 5.0
+
+    def __post_init__(self) -> None:
+        self._began = time.monotonic()
+        self._shown = -1e9
+        self._live = self.stream.isatty()
+
+    def update(self, done: int, note: str = "") -> None:
+        """Say that `done` of `total` are done; `note` is what is worth seeing, such as `loss 0.31`."""
+        now = time.monotonic()
+        last = done >= self.total
+        if not last and now - self._shown < (0.2 if self._live else self.every):
+            return
+        self._shown = now
+        spent = max(now - self._began, 1e-9)
+        speed = (done - self.start) / spent
+        left = clock((self.total - done) / speed) if speed > 0 else "?"
+        text = f"{self.label}  {done}/{self.total}  {note}  {speed:.1f} {self.unit}/s  left {left}"
+        end = "\n" if last or not self._live else ""
+        self.stream.write(("\r\x1b[K" if self._live else "") + text + end)
+        self.stream.flush()

@@ -1,0 +1,216 @@
+"""The few statistics that a claim needs: intervals, exact paired tests, bootstraps, and what may be said from them.
+
+Everything is seeded and exact where exactness is cheap; nothing here draws from a global random state.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from statistics import NormalDist
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Side = Literal["two-sided", "greater", "less"]
+Holds = Literal["holds", "does not hold", "not decided"]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A closed interval that covers the true value with probability `confidence`."""
+
+    low: float
+    high: float
+    confidence: float = 0.95
+
+    def __str__(self) -> str:
+        return f"[{self.low:.3f}, {self.high:.3f}]"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A paired difference, `after - before`: its mean, its interval, and how many pairs it rests on."""
+
+    mean: float
+    interval: Interval
+    pairs: int
+
+
+def wilson(right: int, total: int, confidence: float = 0.95) -> Interval:
+    """Score interval of a proportion (Wilson 1927): stays within [0, 1] and is honest at 0 and at `total`."""
+    if not 0 <= right <= total:
+        raise ValueError(f"{right} right out of {total} is impossible")
+    if total == 0:
+        return Interval(0.0, 1.0, confidence)
+    z = NormalDist().inv_cdf(0.5 + _checked(confidence) / 2)
+    rate = right / total
+    middle = (rate + z * z / (2 * total)) / (1 + z * z / total)
+    half = z / (1 + z * z / total) * math.sqrt(rate * (1 - rate) / total + z * z / (4 * total * total))
+    # At the ends the formula is exactly 0 or 1; rounding must not leave the rate outside its own interval.
+    low = 0.0 if right == 0 else max(0.0, middle - half)
+    high = 1.0 if right == total else min(1.0, middle + half)
+    return Interval(low, high, confidence)
+
+
+def _checked(confidence: float) -> float:
+    if not 0 < confidence < 1:
+        raise ValueError(f"a confidence lies between 0 and 1, not {confidence}")
+    return confidence
+
+
+def _log_binomial(total: int, chance: float) -> Floats:
+    """Log-probabilities of 0..total successes; [total + 1]. `chance` lies strictly between 0 and 1."""
+    counts = range(total + 1)
+    choose = [math.lgamma(total + 1) - math.lgamma(k + 1) - math.lgamma(total - k + 1) for k in counts]
+    k = np.arange(total + 1)
+    return np.asarray(choose) + k * math.log(chance) + (total - k) * math.log1p(-chance)
+
+
+def binomial_p(right: int, total: int, chance: float, side: Side = "greater") -> float:
+    """Exact p-value of `right` out of `total` where a guesser is right with probability `chance`.
+
+    Two-sided: the total probability of all outcomes no likelier than the one seen.
+    """
+    if not 0 <= right <= total or not 0 <= chance <= 1:
+        raise ValueError(f"{right} out of {total} against a chance of {chance} is impossible")
+    if chance in (0.0, 1.0):
+        sure = total if chance == 1.0 else 0
+        extreme = {"greater": sure >= right, "less": sure <= right, "two-sided": sure == right}
+        return float(extreme[side])
+    log_p = _log_binomial(total, chance)
+    if side == "greater":
+        chosen = log_p[right:]
+    elif side == "less":
+        chosen = log_p[: right + 1]
+    else:
+        chosen = log_p[log_p <= log_p[right] + 1e-7]
+    return min(1.0, math.fsum(np.exp(chosen)))
+
+
+def mcnemar(
+    before: Sequence[bool] | NDArray[Any], after: Sequence[bool] | NDArray[Any], side: Side = "two-sided"
+) -> float:
+    """Exact McNemar test of paired verdicts (McNemar 1947): under the null, a pair that differs is a fair coin.
+
+    `side="greater"` asks whether `after` is right more often. No pair that differs: 1.
+    """
+    old, new = np.asarray(before, bool), np.asarray(after, bool)
+    if old.shape != new.shape:
+        raise ValueError(f"{old.shape} verdicts cannot be paired with {new.shape}")
+    gained, lost = int((new & ~old).sum()), int((old & ~new).sum())
+    if gained + lost == 0:
+        return 1.0
+    return binomial_p(gained, gained + lost, 0.5, side)
+
+
+def paired_difference(
+    before: Sequence[float] | NDArray[Any],
+    after: Sequence[float] | NDArray[Any],
+    confidence: float = 0.95,
+    samples: int = 4000,
+    seed: int = 0,
+) -> Difference:
+    """Mean of `after - before` with a percentile bootstrap interval over pairs (Efron 1979)."""
+    old, new = np.asarray(before, float), np.asarray(after, float)
+    return hierarchical_difference([old], [new], confidence, samples, seed)
+
+
+def hierarchical_difference(
+    before: Sequence[NDArray[Any]],
+    after: Sequence[NDArray[Any]],
+    confidence: float = 0.95,
+    samples: int = 4000,
+    seed: int = 0,
+) -> Difference:
+    """Paired difference over several runs: each resample draws seeds first, then problems within each drawn seed.
+
+    `before[s][i]` and `after[s][i]` are seed `s` on problem `i`. The mean weighs every seed the same. Problems alone
+    understate the spread between runs; with one seed this is the ordinary paired bootstrap.
+    """
+    if len(before) != len(after) or not before:
+        raise ValueError(f"{len(before)} seeds before, {len(after)} after: the same number, at least one, is needed")
+    changes = []
+    for old, new in zip(before, after, strict=True):
+        if np.shape(old) != np.shape(new) or np.ndim(old) != 1 or len(old) == 0:
+            raise ValueError(f"values of shape {np.shape(old)} cannot be paired with {np.shape(new)}")
+        changes.append(np.asarray(new, float) - np.asarray(old, float))
+    drawn = _resampled_means(changes, samples, np.random.default_rng(seed))
+    tail = (1 - _checked(confidence)) / 2
+    low, high = np.quantile(drawn, [tail, 1 - tail])
+    mean = float(np.mean([change.mean() for change in changes]))
+    return Difference(mean, Interval(float(low), float(high), confidence), sum(map(len, changes)))
+
+
+def _resampled_means(values: Sequence[Floats], samples: int, random: np.random.Generator) -> Floats:
+    """Means of resamples, seeds first and then problems; [samples]."""
+    seeds = len(values)
+    picks = random.integers(seeds, size=(samples, seeds))
+    total = np.zeros(samples)
+    for index, value in enumerate(values):
+        for slot in range(seeds):
+            rows = np.flatnonzero(picks[:, slot] == index)
+            # Blocks keep the index table small where there are many problems.
+            for block in np.array_split(rows, max(1, rows.size * value.size // 2_000_000)):
+                total[block] += value[random.integers(value.size, size=(block.size, value.size))].mean(axis=1)
+    return total / seeds
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A sentence, and whether the figures bear it out.
+
+    `holds` follows from `interval` alone: it lies wholly beyond the claimed bound, wholly on the other side, or
+    neither.
+    `p_value` is of the null that the bound is not passed; None where there is no test. `how` names the test.
+    """
+
+    text: str
+    holds: Holds
+    p_value: float | None
+    estimate: float
+    interval: Interval
+    how: str
+
+
+def verdict(interval: Interval, bound: float = 0.0, direction: Literal["above", "below"] = "above") -> Holds:
+    """What may be said of "the value lies above (below) `bound`"; an interval that touches it decides nothing."""
+    above, below = interval.low > bound, interval.high < bound
+    if direction == "below":
+        above, below = below, above
+    return "holds" if above else "does not hold" if below else "not decided"
+
+
+def claim(
+    text: str, estimate: float, interval: Interval, p_value: float | None, how: str, *, bound: float = 0.0
+) -> Claim:
+    """The claim that a value lies above `bound`."""
+    return Claim(text, verdict(interval, bound), p_value, estimate, interval, how)
+
+
+def holm_values(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down adjusted p-values (Holm 1979), in the order given: the chance of any false claim is kept."""
+    adjusted = [0.0] * len(p_values)
+    highest = 0.0
+    for rank, index in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = highest
+    return adjusted
+
+
+def holm(claims: Iterable[Claim]) -> list[Claim]:
+    """The claims with p-values adjusted for their number; claims without a p-value do not count.
+
+    A claim whose interval says "holds" while its adjusted p-value exceeds what the interval leaves out is not decided:
+    it stands only because many were asked.
+    """
+    result = list(claims)
+    tested = [(index, claim.p_value) for index, claim in enumerate(result) if claim.p_value is not None]
+    for (index, _), p_value in zip(tested, holm_values([p for _, p in tested]), strict=True):
+        old = result[index]
+        overturned = old.holds == "holds" and p_value > 1 - old.interval.confidence
+        result[index] = replace(old, p_value=p_value, holds="not decided" if overturned else old.holds)
+    return result

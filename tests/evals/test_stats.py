@@ -1,0 +1,216 @@
+"""An interval covers as often as it says, an exact test is exact, and a claim says no more than its interval."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rorqual.evals.stats import (
+    Claim,
+    Interval,
+    binomial_p,
+    claim,
+    hierarchical_difference,
+    holm,
+    holm_values,
+    mcnemar,
+    paired_difference,
+    verdict,
+    wilson,
+)
+
+
+def test_wilson_gives_the_known_values():
+    # 8 of 10 at 95 %, worked by hand from Wilson's formula with z = 1.959964.
+    z = 1.959963984540054
+    low = (0.8 + z * z / 20 - z * math.sqrt(0.016 + z * z / 400)) / (1 + z * z / 10)
+    assert wilson(8, 10).low == pytest.approx(low)
+    assert wilson(8, 10).low == pytest.approx(0.4902, abs=1e-4)
+    assert wilson(8, 10).high == pytest.approx(0.9433, abs=1e-4)
+    assert wilson(0, 50) == Interval(0.0, wilson(0, 50).high)
+    assert wilson(50, 50).high == 1.0
+    assert wilson(0, 0) == Interval(0.0, 1.0)
+
+
+@given(st.integers(1, 300), st.data(), st.sampled_from([0.5, 0.8, 0.95, 0.99]))
+def test_wilson_solves_its_own_equation(total, data, confidence):
+    """The ends are the rates p at which |x - np| is exactly z standard deviations: the definition, not the formula."""
+    right = data.draw(st.integers(0, total))
+    interval = wilson(right, total, confidence)
+    assert 0 <= interval.low <= right / total <= interval.high <= 1
+    mirrored = wilson(total - right, total, confidence)
+    assert mirrored.low == pytest.approx(1 - interval.high, abs=1e-12)
+    z = {0.5: 0.6744897502, 0.8: 1.2815515655, 0.95: 1.9599639845, 0.99: 2.5758293035}[confidence]
+    for end in (interval.low, interval.high):
+        if 0 < end < 1:
+            assert abs(right - total * end) == pytest.approx(z * math.sqrt(total * end * (1 - end)), rel=1e-6)
+
+
+@pytest.mark.parametrize("confidence", [0.9, 0.95, 0.99])
+@pytest.mark.parametrize("rate", [0.08, 0.3, 0.5, 0.93])
+def test_wilson_covers_as_often_as_it_says(rate, confidence):
+    """Exact coverage, summed over all outcomes."""
+    total = 200
+    covered = 0.0
+    for right in range(total + 1):
+        interval = wilson(right, total, confidence)
+        if interval.low <= rate <= interval.high:
+            covered += math.comb(total, right) * rate**right * (1 - rate) ** (total - right)
+    assert covered == pytest.approx(confidence, abs=0.025)
+
+
+def test_impossible_counts_are_refused():
+    for right, total in [(-1, 3), (4, 3)]:
+        with pytest.raises(ValueError, match="impossible"):
+            wilson(right, total)
+        with pytest.raises(ValueError, match="impossible"):
+            binomial_p(right, total, 0.5)
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        wilson(1, 3, confidence=95)
+
+
+@given(st.integers(0, 9), st.data(), st.sampled_from([Fraction(1, 2), Fraction(1, 6), Fraction(9, 10)]))
+def test_the_binomial_p_value_is_the_sum_over_outcomes(total, data, chance):
+    right = data.draw(st.integers(0, total))
+    mass = [Fraction(0)] * (total + 1)
+    for outcome in itertools.product([0, 1], repeat=total):
+        hits = sum(outcome)
+        mass[hits] += chance**hits * (1 - chance) ** (total - hits)
+    assert binomial_p(right, total, float(chance)) == pytest.approx(float(sum(mass[right:])))
+    assert binomial_p(right, total, float(chance), "less") == pytest.approx(float(sum(mass[: right + 1])))
+    two = float(sum(m for m in mass if m <= mass[right]))
+    assert binomial_p(right, total, float(chance), "two-sided") == pytest.approx(two)
+
+
+def test_chances_of_nought_and_one_are_exact():
+    assert binomial_p(1, 10, 0.0) == 0.0
+    assert binomial_p(0, 10, 0.0) == 1.0
+    assert binomial_p(9, 10, 1.0, "less") == 0.0
+    assert binomial_p(10, 10, 1.0) == 1.0
+
+
+def test_large_counts_neither_overflow_nor_vanish():
+    assert binomial_p(5000, 10000, 0.5) == pytest.approx(0.50399, abs=1e-4)
+    assert 0 < binomial_p(5600, 10000, 0.5) < 1e-30
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), max_size=12))
+def test_mcnemar_is_the_count_of_all_ways_to_turn_the_differing_pairs(pairs):
+    before, after = [a for a, _ in pairs], [b for _, b in pairs]
+    differing = [b - a for a, b in pairs if a != b]
+    seen = sum(differing)
+    sums = [sum(signs) for signs in itertools.product([-1, 1], repeat=len(differing))]
+    one = sum(s >= seen for s in sums) / len(sums)
+    two = sum(abs(s) >= abs(seen) for s in sums) / len(sums)
+    assert mcnemar(before, after, "greater") == pytest.approx(one)
+    assert mcnemar(before, after) == pytest.approx(two)
+    assert mcnemar(after, before) == pytest.approx(two)
+
+
+def test_mcnemar_refuses_what_cannot_be_paired():
+    with pytest.raises(ValueError, match="paired"):
+        mcnemar([True], [True, False])
+
+
+def test_a_small_bootstrap_agrees_with_all_its_resamples():
+    before, after = np.array([0, 0, 1, 0]), np.array([1, 0, 1, 1])
+    change = after - before
+    every = np.array([change[list(i)].mean() for i in itertools.product(range(4), repeat=4)])
+    found = paired_difference(before, after, 0.8, samples=20000)
+    assert found.mean == 0.5 and found.pairs == 4
+    assert (found.interval.low, found.interval.high) == tuple(np.quantile(every, [0.1, 0.9]))
+
+
+def test_the_hierarchical_bootstrap_draws_seeds_first():
+    """Runs that differ and problems that do not: all of the spread is between runs, as brute force over seeds says."""
+    before = [np.zeros(50) for _ in range(3)]
+    after = [np.full(50, value) for value in (0.0, 0.3, 0.9)]
+    every = np.array([np.mean(c) for c in itertools.product((0.0, 0.3, 0.9), repeat=3)])
+    found = hierarchical_difference(before, after, 0.9, samples=20000)
+    assert found.mean == pytest.approx(0.4)
+    assert found.interval.low == pytest.approx(np.quantile(every, 0.05), abs=1e-9)
+    assert found.interval.high == pytest.approx(np.quantile(every, 0.95), abs=1e-9)
+    pooled = paired_difference(np.concatenate(before), np.concatenate(after), 0.9)
+    assert found.interval.high - found.interval.low > 3 * (pooled.interval.high - pooled.interval.low)
+
+
+def test_the_hierarchical_mean_weighs_seeds_not_problems():
+    found = hierarchical_difference([np.zeros(10), np.zeros(90)], [np.ones(10), np.zeros(90)])
+    assert found.mean == 0.5
+
+
+def test_the_bootstrap_covers_as_often_as_it_says():
+    random = np.random.default_rng(7)
+    covered = 0
+    for trial in range(300):
+        before = random.random(120) < 0.4
+        after = np.where(random.random(120) < 0.35, True, before & (random.random(120) < 0.9))
+        truth = 0.35 * 0.6 + 0.4 * (0.35 + 0.65 * 0.9 - 1)
+        interval = paired_difference(before, after, 0.9, samples=500, seed=trial).interval
+        covered += interval.low <= truth <= interval.high
+    assert 0.85 <= covered / 300 <= 0.95
+
+
+def test_one_seed_gives_one_interval_and_leaves_numpys_state_alone():
+    values = np.arange(20) % 3
+    state = np.random.get_state()[1].copy()
+    first, again = (paired_difference(values * 0, values, seed=5) for _ in range(2))
+    assert first == again != paired_difference(values * 0, values, seed=6)
+    assert (np.random.get_state()[1] == state).all()
+
+
+def test_bootstraps_refuse_what_cannot_be_paired():
+    with pytest.raises(ValueError, match="seeds"):
+        hierarchical_difference([], [])
+    with pytest.raises(ValueError, match="paired"):
+        hierarchical_difference([np.zeros(3)], [np.zeros(4)])
+    with pytest.raises(ValueError, match="paired"):
+        paired_difference([], [])
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "above", "below"),
+    [
+        (0.1, 0.2, "holds", "does not hold"),
+        (-0.2, -0.1, "does not hold", "holds"),
+        (-0.1, 0.1, "not decided", "not decided"),
+        (0.0, 0.1, "not decided", "not decided"),
+        (-0.1, 0.0, "not decided", "not decided"),
+    ],
+)
+def test_a_claim_says_what_its_interval_says(low, high, above, below):
+    assert verdict(Interval(low, high)) == above
+    assert verdict(Interval(low, high), direction="below") == below
+    assert verdict(Interval(low + 0.6, high + 0.6), bound=0.6) == above or low == 0.0 or high == 0.0
+
+
+def test_holm_gives_the_worked_example():
+    assert holm_values([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm_values([]) == []
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8), st.sampled_from([0.01, 0.05, 0.2]))
+def test_holm_rejects_what_the_stepwise_rule_rejects(p_values, level):
+    rejected = set()
+    for rank, index in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        if p_values[index] * (len(p_values) - rank) > level:
+            break
+        rejected.add(index)
+    assert {i for i, p in enumerate(holm_values(p_values)) if p <= level} == rejected
+
+
+def test_a_claim_that_stands_only_because_many_were_asked_is_not_decided():
+    weak = claim("weak", 0.1, Interval(0.01, 0.2), 0.03, "a test")
+    strong = claim("strong", 0.5, Interval(0.4, 0.6), 1e-9, "a test")
+    untested = Claim("count", "holds", None, 3.0, Interval(3, 3), "counted")
+    assert weak.holds == "holds"
+    corrected = holm([weak, strong, claim("no", -0.1, Interval(-0.2, -0.01), 0.99, "a test"), untested])
+    assert [c.holds for c in corrected] == ["not decided", "holds", "does not hold", "holds"]
+    assert corrected[0].p_value == pytest.approx(0.06)
+    assert corrected[3] == untested

@@ -1,18 +1,18 @@
 """Configuration: frozen pydantic models, strict parsing, dotted overrides, YAML that reads back.
 
 A component owns its config and a parent never holds a child's fields. A field whose type is a base class with a
-`kind` (an attention, a feed-forward network, an objective) is declared with `OneOf[Base]`: the subclass is chosen by its
-`kind`, so a new kind is one file and no list.
+`kind` (an attention, a feed-forward network, an objective) is declared with `one_of(Base)`: the subclass is chosen by
+its `kind`, so a new kind is one file and no list.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, SerializeAsAny, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from rorqual.core.errors import ConfigError, nearest
 
@@ -43,7 +43,9 @@ def kinds(base: type[Kind]) -> dict[str, type[Kind]]:
     return found
 
 
-def _choose(base: type[Kind]) -> Any:
+def one_of(base: type[Kind]) -> BeforeValidator:
+    """`Annotated[SerializeAsAny[Base], one_of(Base)]`: a field that holds any kind below `Base`, told apart by `kind`."""
+
     def choose(value: Any) -> Any:
         if not isinstance(value, Mapping):
             return value
@@ -53,14 +55,7 @@ def _choose(base: type[Kind]) -> Any:
             raise ValueError(f"unknown kind {kind!r}. {nearest(str(kind), known)}")
         return known[kind].model_validate(value)
 
-    return choose
-
-
-class OneOf:
-    """`OneOf[Base]`: a field that holds any kind below `Base`, told apart by `kind`."""
-
-    def __class_getitem__(cls, base: type[Kind]) -> Any:
-        return Annotated[SerializeAsAny[base], BeforeValidator(_choose(base))]
+    return BeforeValidator(choose)
 
 
 def parse(cls: type[C], data: Any, *, where: str) -> C:

@@ -11,7 +11,11 @@ from typing import TextIO
 def clock(seconds: float) -> str:
     """`75.2` as `1:15`."""
     whole = max(0, round(seconds))
-    return f"{whole // 60}:{whole % 60:02d}" if whole < 3600 else f"{whole // 3600}:{whole % 3600 // 60:02d}:{whole % 60:02d}"
+    return (
+        f"{whole // 60}:{whole % 60:02d}"
+        if whole < 3600
+        else f"{whole // 3600}:{whole % 3600 // 60:02d}:{whole % 60:02d}"
+    )
 
 
 @dataclass

@@ -87,7 +87,9 @@ class RunDir:
         """The newest whole checkpoint's folder; an error names the remedy where there is none."""
         if not self.config_file.is_file():
             raise CheckpointError(
-                f"not a run directory: it has no {CONFIG_FILE}", where=str(self.path), remedy="Name a folder that `rorqual train` wrote."
+                f"not a run directory: it has no {CONFIG_FILE}",
+                where=str(self.path),
+                remedy="Name a folder that `rorqual train` wrote.",
             )
         step, skipped = self.newest_whole()
         if step is None:
@@ -122,7 +124,9 @@ def write_atomic(path: Path, data: bytes) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise RorqualError(
-            f"cannot write: {error.strerror}", where=str(path), remedy="Free disk space or choose another folder; nothing was lost."
+            f"cannot write: {error.strerror}",
+            where=str(path),
+            remedy="Free disk space or choose another folder; nothing was lost.",
         ) from error
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
-
-from collections.abc import Callable, Sequence
 
 from rorqual.core.records import Message, Thinking
 

@@ -1,0 +1,8 @@
+"""Networks: one definition that trains, rolls out and serves."""
+
+from rorqual.model.account import Account, account
+from rorqual.model.config import ModelConfig, Stage
+from rorqual.model.decoder import Cache, Decoder, Output
+from rorqual.model.init import build
+
+__all__ = ["Account", "Cache", "Decoder", "ModelConfig", "Output", "Stage", "account", "build"]

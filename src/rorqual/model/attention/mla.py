@@ -1,0 +1,122 @@
+"""Multi-head latent attention (DeepSeek-V2, section 2.1; V3 eq. 1-11).
+
+Two forms of one function. Naive (training, prefill): latents are expanded to keys and values of each head. Absorbed
+(decode): W^UK moves into the query and W^UV behind the softmax, so that attention runs on the cached latents themselves.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from rorqual.model.attention.base import Attention, AttentionConfig, AttentionContext, LayerCache, RMSNorm
+from rorqual.model.cost import Cost, linear, vector
+from rorqual.ops.rope import Rope, rotate, softmax_factor
+
+
+class MLAConfig(AttentionConfig):
+    """`q_lora_rank` 0: queries are projected directly, as in V2-Lite. Rotary positions are interleaved."""
+
+    kind: Literal["mla"] = "mla"
+    num_attention_heads: int = Field(ge=1)
+    q_lora_rank: int = Field(0, ge=0)
+    kv_lora_rank: int = Field(ge=1)
+    qk_nope_head_dim: int = Field(ge=1)
+    qk_rope_head_dim: int = Field(ge=2)
+    v_head_dim: int = Field(ge=1)
+    rope: Rope = Rope()
+
+    @property
+    def qk_head_dim(self) -> int:
+        """What a query and a key hold: content and position."""
+        return self.qk_nope_head_dim + self.qk_rope_head_dim
+
+    def build(self, hidden_size: int, eps: float) -> Attention:
+        return MLA(self, hidden_size, eps)
+
+    def cost(self, hidden_size: int, context: int) -> Cost:
+        heads, q_out = self.num_attention_heads, self.num_attention_heads * self.qk_head_dim
+        if self.q_lora_rank:
+            cost = linear(hidden_size, self.q_lora_rank) + vector(self.q_lora_rank) + linear(self.q_lora_rank, q_out)
+        else:
+            cost = linear(hidden_size, q_out)
+        cost += linear(hidden_size, self.kv_lora_rank + self.qk_rope_head_dim) + vector(self.kv_lora_rank)
+        cost += linear(self.kv_lora_rank, heads * (self.qk_nope_head_dim + self.v_head_dim))
+        cost += Cost(flops=2 * heads * (self.qk_head_dim + self.v_head_dim) * context)
+        return cost + linear(heads * self.v_head_dim, hidden_size)
+
+    def cache_width(self) -> int:
+        return self.kv_lora_rank + self.qk_rope_head_dim
+
+    def check(self) -> None:
+        if self.qk_rope_head_dim % 2:
+            raise ValueError("qk_rope_head_dim must be even")
+
+
+class MLA(Attention):
+    """Caches, for each token, the normed latent c^KV and the rotated shared key k^R, side by side."""
+
+    def __init__(self, config: MLAConfig, hidden_size: int, eps: float) -> None:
+        super().__init__()
+        self.config = c = config
+        q_out = c.num_attention_heads * c.qk_head_dim
+        if c.q_lora_rank:
+            self.q_a_proj = nn.Linear(hidden_size, c.q_lora_rank, bias=False)
+            self.q_a_layernorm = RMSNorm(c.q_lora_rank, eps)
+            self.q_b_proj = nn.Linear(c.q_lora_rank, q_out, bias=False)
+        else:
+            self.q_proj = nn.Linear(hidden_size, q_out, bias=False)
+        self.kv_a_proj_with_mqa = nn.Linear(hidden_size, c.kv_lora_rank + c.qk_rope_head_dim, bias=False)
+        self.kv_a_layernorm = RMSNorm(c.kv_lora_rank, eps)
+        self.kv_b_proj = nn.Linear(
+            c.kv_lora_rank, c.num_attention_heads * (c.qk_nope_head_dim + c.v_head_dim), bias=False
+        )
+        self.o_proj = nn.Linear(c.num_attention_heads * c.v_head_dim, hidden_size, bias=False)
+        self.scale = c.qk_head_dim**-0.5 * softmax_factor(c.rope)
+
+    def forward(self, x: Tensor, context: AttentionContext, cache: LayerCache | None) -> Tensor:
+        c, ops = self.config, context.ops
+        q = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x), ops)) if c.q_lora_rank else self.q_proj(x)
+        q = q.unflatten(-1, (c.num_attention_heads, c.qk_head_dim))  # [batch, seq, heads, qk_head_dim]
+        q_nope, q_rope = q.split((c.qk_nope_head_dim, c.qk_rope_head_dim), dim=-1)
+        latent, k_rope = self.kv_a_proj_with_mqa(x).split((c.kv_lora_rank, c.qk_rope_head_dim), dim=-1)
+        latent = self.kv_a_layernorm(latent, ops)  # [batch, seq, kv_lora_rank]
+        cos, sin = context.rope(c.rope, c.qk_rope_head_dim)
+        q_rope = rotate(q_rope, cos, sin, interleaved=True)
+        k_rope = rotate(k_rope.unsqueeze(2), cos, sin, interleaved=True).squeeze(2)  # [batch, seq, rope]
+        if cache is None:
+            return self._naive(q_nope, q_rope, latent, k_rope, context)
+        kept = cache.append(context.positions, torch.cat((latent, k_rope), dim=-1))
+        absorb = x.shape[1] == 1 if context.absorb is None else context.absorb
+        if absorb:
+            return self._absorbed(q_nope, q_rope, kept, context)
+        latent, k_rope = kept.split((c.kv_lora_rank, c.qk_rope_head_dim), dim=-1)
+        return self._naive(q_nope, q_rope, latent, k_rope, context)
+
+    def _naive(
+        self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, k_rope: Tensor, context: AttentionContext
+    ) -> Tensor:
+        c = self.config
+        kv = self.kv_b_proj(latent).unflatten(-1, (c.num_attention_heads, -1))  # [batch, keys, heads, nope + v]
+        k_nope, v = kv.split((c.qk_nope_head_dim, c.v_head_dim), dim=-1)
+        k = torch.cat((k_nope, k_rope.unsqueeze(2).expand(-1, -1, c.num_attention_heads, -1)), dim=-1)
+        q = torch.cat((q_nope, q_rope), dim=-1)
+        out = context.ops.attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), context.mask, self.scale)
+        return self.o_proj(out.transpose(1, 2).flatten(-2))
+
+    def _absorbed(self, q_nope: Tensor, q_rope: Tensor, kept: Tensor, context: AttentionContext) -> Tensor:
+        c = self.config
+        batch, seq, heads, _ = q_nope.shape
+        up = self.kv_b_proj.weight.unflatten(0, (heads, -1))  # [heads, nope + v, kv_lora_rank]
+        w_uk, w_uv = up.split((c.qk_nope_head_dim, c.v_head_dim), dim=1)
+        q_latent = torch.einsum("bthn,hnr->bthr", q_nope, w_uk)
+        q = torch.cat((q_latent, q_rope), dim=-1).flatten(1, 2)  # [batch, seq * heads, kv_lora_rank + rope]
+        scores = torch.bmm(q, kept.transpose(1, 2)).float() * self.scale
+        scores = scores.view(batch, seq, heads, -1).masked_fill(~context.mask.transpose(1, 2), float("-inf"))
+        p = scores.softmax(-1).to(kept.dtype).flatten(1, 2)
+        mixed = torch.bmm(p, kept[..., : c.kv_lora_rank]).view(batch, seq, heads, -1)
+        out = torch.einsum("bthr,hvr->bthv", mixed, w_uv)
+        return self.o_proj(out.flatten(-2))

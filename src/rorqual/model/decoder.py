@@ -1,0 +1,118 @@
+"""The model. One definition trains, rolls out and serves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rorqual.model.attention import AttentionContext, LayerCache, RMSNorm
+from rorqual.model.block import Block
+from rorqual.model.config import ModelConfig
+from rorqual.model.ffn import MoE
+from rorqual.model.mtp import MTP
+from rorqual.ops.attention import cache_mask, document_mask
+from rorqual.ops.moe import Routing
+from rorqual.ops.registry import FAST, Ops
+
+
+class Cache(Protocol):
+    """The rows of a batch in the cache. `keys`: how many positions the layers attend over, at least max(position) + 1."""
+
+    @property
+    def keys(self) -> int: ...
+
+    def layer(self, index: int) -> LayerCache: ...
+
+
+@dataclass(frozen=True)
+class Output:
+    """hidden [batch, seq, d] after the final norm; routing of each mixture-of-experts layer over the batch * seq tokens."""
+
+    hidden: Tensor
+    routing: tuple[Routing, ...]
+
+
+class Decoder(nn.Module):
+    """Embedding, blocks, norm, head. `ops` is the backend; `config` says everything else."""
+
+    def __init__(self, config: ModelConfig, ops: Ops = FAST) -> None:
+        super().__init__()
+        self.config, self.ops = config, ops
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(s, config.hidden_size, config.rms_norm_eps) for s in config.layers)
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.lm_head = (
+            None if config.tie_word_embeddings else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        )
+        self.mtp = nn.ModuleList(MTP(config) for _ in range(config.num_nextn_predict_layers))
+
+    def forward(
+        self,
+        tokens: Tensor,
+        positions: Tensor | None = None,
+        *,
+        segments: Tensor | None = None,
+        cache: Cache | None = None,
+        replay: Tensor | None = None,
+        absorb: bool | None = None,
+    ) -> Output:
+        """tokens [batch, seq] -> Output.
+
+        positions [batch, seq] default to 0, 1, ...; segments [batch, seq] are document numbers that attention does not
+        cross. With a cache, a token attends to all cached positions up to its own. replay [batch, seq, moe layers, k]
+        fixes the expert choices. `absorb` chooses MLA's form with a cache (default: absorbed for one new token).
+        """
+        batch, seq = tokens.shape
+        if positions is None:
+            positions = torch.arange(seq, device=tokens.device).expand(batch, seq)
+        context = AttentionContext(positions, self._mask(tokens, positions, segments, cache), self.ops, absorb)
+        x = self.embed_tokens(tokens)
+        routing: list[Routing] = []
+        for index, block in enumerate(self.layers):
+            chosen = None
+            if replay is not None and isinstance(block.ffn, MoE):
+                chosen = replay[:, :, len(routing)].flatten(0, 1)
+            x, where = block(x, context, None if cache is None else cache.layer(index), chosen)
+            if where is not None:
+                routing.append(where)
+        return Output(self.norm(x, self.ops), tuple(routing))
+
+    @staticmethod
+    def _mask(tokens: Tensor, positions: Tensor, segments: Tensor | None, cache: Cache | None) -> Tensor:
+        if cache is not None:
+            return cache_mask(positions, cache.keys)
+        return document_mask(torch.zeros_like(tokens) if segments is None else segments)
+
+    def predict_further(
+        self, hidden: Tensor, tokens: Tensor, positions: Tensor | None = None, segments: Tensor | None = None
+    ) -> list[Output]:
+        """The MTP modules over a whole sequence: module k's row i holds the hidden state that predicts t_{i+2+k}.
+
+        hidden [batch, seq, d] as `forward` returned it. Module k's result is [batch, seq - 1 - k, d]; rows whose document
+        ends before the token to predict are the caller's to mask.
+        """
+        outputs: list[Output] = []
+        if positions is None:
+            positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+        segments = torch.zeros_like(tokens) if segments is None else segments
+        for module in self.mtp:
+            tokens, hidden = tokens[:, 1:], hidden[:, :-1]
+            positions, segments = positions[:, :-1], segments[:, :-1]
+            context = AttentionContext(positions, document_mask(segments), self.ops)
+            hidden, routing = module(hidden, self.embed_tokens(tokens), context)
+            outputs.append(Output(hidden, () if routing is None else (routing,)))
+        return outputs
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden [..., d] -> [..., vocab] in fp32."""
+        weight = self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
+        return F.linear(hidden, weight).float()
+
+    def routers(self) -> list[MoE]:
+        """Every mixture-of-experts layer in the order of the routing that a training step collects: main, then MTP."""
+        blocks = [*self.layers, *(module.block for module in self.mtp)]
+        return [block.ffn for block in blocks if isinstance(block.ffn, MoE)]

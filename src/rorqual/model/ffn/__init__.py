@@ -1,0 +1,7 @@
+"""Feed-forward kinds. Each module holds one; importing this package makes them known."""
+
+from rorqual.model.ffn.base import FFN, FFNConfig
+from rorqual.model.ffn.dense import DenseConfig
+from rorqual.model.ffn.moe import MoE, MoEConfig
+
+__all__ = ["FFN", "DenseConfig", "FFNConfig", "MoE", "MoEConfig"]

@@ -1,0 +1,40 @@
+"""SwiGLU (Shazeer 2020, eq. 6)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from rorqual.model.cost import Cost, linear
+from rorqual.model.ffn.base import FFN, FFNConfig
+from rorqual.ops.moe import Routing
+from rorqual.ops.registry import Ops
+
+
+class DenseConfig(FFNConfig):
+    """down(silu(gate(x)) * up(x)) without biases."""
+
+    kind: Literal["dense"] = "dense"
+    intermediate_size: int = Field(ge=1)
+
+    def build(self, hidden_size: int) -> FFN:
+        return Dense(hidden_size, self.intermediate_size)
+
+    def cost(self, hidden_size: int) -> Cost:
+        return linear(hidden_size, self.intermediate_size) * 3
+
+
+class Dense(FFN):
+    """gate, up [intermediate, hidden], down [hidden, intermediate]."""
+
+    def __init__(self, hidden_size: int, intermediate_size: int) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
+        self.up_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
+        self.down_proj = nn.Linear(intermediate_size, hidden_size, bias=False)
+
+    def forward(self, x: Tensor, ops: Ops, replay: Tensor | None) -> tuple[Tensor, Routing | None]:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x)), None

@@ -1,0 +1,109 @@
+"""Mixture of experts with shared ones (DeepSeekMoE, Dai et al. 2024; V3 eq. 12-16), balanced by a router bias."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, Self
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from rorqual.model.cost import Cost, linear, vector
+from rorqual.model.ffn.base import FFN, FFNConfig
+from rorqual.model.ffn.dense import Dense
+from rorqual.ops.moe import Routing, route
+from rorqual.ops.registry import Ops
+
+
+class MoEConfig(FFNConfig):
+    """DeepSeek's names. `group_score` 'top2' is V3's sum of a group's two best, 'max' is V2's."""
+
+    kind: Literal["moe"] = "moe"
+    n_routed_experts: int = Field(ge=2)
+    num_experts_per_tok: int = Field(ge=1)
+    moe_intermediate_size: int = Field(ge=1)
+    n_shared_experts: int = Field(0, ge=0)
+    n_group: int = Field(1, ge=1)
+    topk_group: int = Field(1, ge=1)
+    scoring_func: Literal["sigmoid", "softmax"] = "sigmoid"
+    norm_topk_prob: bool = True
+    routed_scaling_factor: float = 1.0
+    group_score: Literal["top2", "max"] = "top2"
+    score_bias: bool = True
+
+    def build(self, hidden_size: int) -> FFN:
+        return MoE(self, hidden_size)
+
+    def cost(self, hidden_size: int) -> Cost:
+        expert = linear(hidden_size, self.moe_intermediate_size) * 3
+        active = expert * self.num_experts_per_tok
+        shared = linear(hidden_size, self.moe_intermediate_size * self.n_shared_experts) * 3
+        router = linear(hidden_size, self.n_routed_experts)
+        bias = vector(self.n_routed_experts) if self.score_bias else Cost()
+        return Cost(expert.params * self.n_routed_experts, active.active, active.flops) + shared + router + bias
+
+    def experts_per_token(self) -> int:
+        return self.num_experts_per_tok
+
+    def check(self) -> None:
+        per_group, rest = divmod(self.n_routed_experts, self.n_group)
+        if rest:
+            raise ValueError("n_routed_experts must be a multiple of n_group")
+        if self.topk_group > self.n_group or self.num_experts_per_tok > per_group * self.topk_group:
+            raise ValueError("num_experts_per_tok must fit into topk_group groups of n_group")
+        if self.n_group > 1 and self.group_score == "top2" and per_group < 2:
+            raise ValueError("group_score 'top2' needs two experts in a group")
+
+
+class Experts(nn.Module):
+    """All routed experts: gate_up_proj [experts, 2 intermediate, hidden] (gate first), down_proj [experts, hidden, intermediate]."""
+
+    def __init__(self, n: int, hidden_size: int, intermediate_size: int) -> None:
+        super().__init__()
+        self.gate_up_proj = nn.Parameter(torch.empty(n, 2 * intermediate_size, hidden_size))
+        self.down_proj = nn.Parameter(torch.empty(n, hidden_size, intermediate_size))
+
+
+class MoE(FFN):
+    """`e_score_correction_bias` [experts] is a buffer that the trainer moves; it and the router stay fp32 in every type."""
+
+    e_score_correction_bias: Tensor
+
+    def __init__(self, config: MoEConfig, hidden_size: int) -> None:
+        super().__init__()
+        self.config = c = config
+        self.gate = nn.Parameter(torch.empty(c.n_routed_experts, hidden_size))
+        self.register_buffer("e_score_correction_bias", torch.zeros(c.n_routed_experts), persistent=c.score_bias)
+        self.experts = Experts(c.n_routed_experts, hidden_size, c.moe_intermediate_size)
+        shared = c.n_shared_experts * c.moe_intermediate_size
+        self.shared_experts = Dense(hidden_size, shared) if shared else None
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # A bias rounded to bf16 chooses other experts (transformers#42580): types pass by, devices do not.
+        bias = self.e_score_correction_bias
+        super()._apply(fn, recurse)
+        moved = self.e_score_correction_bias
+        if moved.dtype != bias.dtype:
+            self.e_score_correction_bias = bias.to(moved.device)
+        return self
+
+    def forward(self, x: Tensor, ops: Ops, replay: Tensor | None) -> tuple[Tensor, Routing | None]:
+        c = self.config
+        routing = route(
+            F.linear(x.float(), self.gate.float()),
+            self.e_score_correction_bias,
+            k=c.num_experts_per_tok,
+            n_group=c.n_group,
+            topk_group=c.topk_group,
+            score=c.scoring_func,
+            norm=c.norm_topk_prob,
+            scale=c.routed_scaling_factor,
+            group_by=c.group_score,
+            replay=replay,
+        )
+        y = ops.experts(x, routing, self.experts.gate_up_proj, self.experts.down_proj)
+        if self.shared_experts is not None:
+            y = y + self.shared_experts(x, ops, None)[0]
+        return y, routing

@@ -1,0 +1,28 @@
+"""Fresh weights: normal with `initializer_range`, norms at one, biases at zero (V3, section 4.2)."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from rorqual.model.config import ModelConfig
+from rorqual.model.decoder import Decoder
+from rorqual.ops.registry import FAST, Ops
+
+
+def init_weights(model: nn.Module, std: float, seed: int) -> None:
+    """Fill every parameter in place, in the order of their names, from one generator: the same seed gives the same weights."""
+    generator = torch.Generator().manual_seed(seed)
+    for _, parameter in sorted(model.named_parameters()):
+        if parameter.dim() > 1:
+            parameter.data.copy_(torch.empty_like(parameter, device="cpu").normal_(0.0, std, generator=generator))
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 1:
+            parameter.data.fill_(0.0 if name.endswith("bias") else 1.0)
+
+
+def build(config: ModelConfig, *, seed: int, ops: Ops = FAST) -> Decoder:
+    """A model with fresh weights in fp32 on the CPU."""
+    model = Decoder(config, ops)
+    init_weights(model, config.initializer_range, seed)
+    return model

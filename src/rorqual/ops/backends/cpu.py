@@ -1,0 +1,108 @@
+"""CPU backend: attention through torch's SDPA, experts as products over tokens sorted by expert.
+
+The reference loops over experts with autograd in between: some forty small operations each. Here the tokens are sorted
+once, each expert is a slice, the products write into one preallocated tensor, and the backward pass is written out.
+In bf16 each expert's rows are padded to a multiple of 64: oneDNN builds a new primitive for every new number of rows,
+which costs five times the product itself (docs/LOG.md).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rorqual.ops.moe import Routing
+
+BF16_ROWS = 64
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """`ops.norm.rms_norm`, by torch's own operation."""
+    return F.rms_norm(x, (x.shape[-1],), weight, eps)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tensor:
+    """`ops.attention.attend`, by torch's scaled_dot_product_attention."""
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+
+
+def experts(x: Tensor, routing: Routing, gate_up: Tensor, down: Tensor) -> Tensor:
+    """`ops.moe.experts`, over tokens sorted by expert."""
+    out: Tensor = _Experts.apply(x, routing.weights.to(x.dtype), routing.indices, gate_up, down)
+    return out
+
+
+class _Slices:
+    """Tokens sorted by expert: `slot[j]` is the row of pair j = token * k + rank; `bounds` the slice of each expert used."""
+
+    def __init__(self, indices: Tensor, n_experts: int, multiple: int) -> None:
+        flat = indices.reshape(-1)
+        order = torch.sort(flat, stable=True).indices
+        counts = torch.bincount(flat, minlength=n_experts).tolist()
+        self.bounds: list[tuple[int, int, int]] = []
+        start, starts = 0, []
+        for expert, count in enumerate(counts):
+            starts.append(start)
+            if count:
+                stop = start + -(-count // multiple) * multiple
+                self.bounds.append((expert, start, stop))
+                start = stop
+        self.rows = start
+        within = torch.arange(len(flat), device=flat.device)
+        if multiple > 1:
+            before = torch.tensor([sum(counts[:e]) for e in range(n_experts)], device=flat.device)
+            sorted_experts = flat[order]
+            within = within - before[sorted_experts] + torch.tensor(starts, device=flat.device)[sorted_experts]
+        self.slot = torch.empty_like(order)
+        self.slot[order] = within
+
+    def spread(self, pairs: Tensor) -> Tensor:
+        """[pairs, d] in token order to [rows, d] in expert order; padding rows are zero."""
+        make = pairs.new_empty if self.rows == len(pairs) else pairs.new_zeros
+        return make(self.rows, pairs.shape[1]).index_copy_(0, self.slot, pairs)
+
+
+class _Experts(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weights: Tensor, indices: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+        (n, d), k = x.shape, indices.shape[1]
+        at = _Slices(indices, gate_up.shape[0], BF16_ROWS if x.dtype == torch.bfloat16 else 1)
+        xs = at.spread(x.unsqueeze(1).expand(n, k, d).reshape(n * k, d))
+        gu = x.new_empty(at.rows, gate_up.shape[1])
+        for e, i, j in at.bounds:
+            torch.mm(xs[i:j], gate_up[e].t(), out=gu[i:j])
+        gate, up = gu.chunk(2, dim=-1)
+        h = F.silu(gate) * up
+        ys = x.new_empty(at.rows, d)
+        for e, i, j in at.bounds:
+            torch.mm(h[i:j], down[e].t(), out=ys[i:j])
+        y = ys.index_select(0, at.slot).view(n, k, d)
+        ctx.save_for_backward(weights, gate_up, down, xs, gu, h, y)
+        ctx.at = at
+        return torch.bmm(weights.unsqueeze(1), y).squeeze(1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (dout,) = grads
+        weights, gate_up, down, xs, gu, h, y = ctx.saved_tensors
+        at: _Slices = ctx.at
+        n, k, d = y.shape
+        dweights = torch.bmm(y, dout.unsqueeze(-1)).squeeze(-1)
+        dys = at.spread((weights.unsqueeze(-1) * dout.unsqueeze(1)).view(n * k, d))
+        ddown, dgate_up = torch.zeros_like(down), torch.zeros_like(gate_up)
+        dh = torch.empty_like(h)
+        for e, i, j in at.bounds:
+            torch.mm(dys[i:j], down[e], out=dh[i:j])
+            torch.mm(dys[i:j].t(), h[i:j], out=ddown[e])
+        gate, up = gu.chunk(2, dim=-1)
+        s = torch.sigmoid(gate)
+        dgu = torch.cat((dh * up * (s * (1 + gate * (1 - s))), dh * gate * s), dim=-1)
+        dxs = torch.empty_like(xs)
+        for e, i, j in at.bounds:
+            torch.mm(dgu[i:j], gate_up[e], out=dxs[i:j])
+            torch.mm(dgu[i:j].t(), xs[i:j], out=dgate_up[e])
+        dx = dxs.index_select(0, at.slot).view(n, k, d).sum(1)
+        return dx, dweights, None, dgate_up, ddown

@@ -1,0 +1,107 @@
+"""Mixture of experts: the router of DeepSeek-V3 (report eq. 12-16) and the experts' sum, plain."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Score = Literal["sigmoid", "softmax"]
+
+
+@dataclass(frozen=True)
+class Routing:
+    """Where tokens went in one layer.
+
+    indices [tokens, k] the experts used; weights [tokens, k] their gates (with gradient); scores [tokens, experts] the
+    unbiased affinities; own [tokens, k] what this forward would have chosen itself (equal to `indices` unless replayed);
+    gap [tokens] how far, in biased score, the chosen set lies below the router's own (0 where they agree).
+    """
+
+    indices: Tensor
+    weights: Tensor
+    scores: Tensor
+    own: Tensor
+    gap: Tensor
+
+
+def affinity(logits: Tensor, score: Score) -> Tensor:
+    """Router logits [tokens, experts] (fp32) to affinities."""
+    return logits.sigmoid() if score == "sigmoid" else logits.softmax(-1)
+
+
+def choose(biased: Tensor, *, k: int, n_group: int, topk_group: int, group_by: Literal["top2", "max"]) -> Tensor:
+    """The k experts of each token by biased score, within its `topk_group` best of `n_group` groups: [tokens, k].
+
+    A group not selected is masked with -inf: with 0 it would win over biased scores below zero. Ties: lowest index first
+    is not promised by torch.topk; equal biased scores do not occur in trained routers.
+    """
+    if n_group > 1:
+        groups = biased.unflatten(-1, (n_group, -1))  # [tokens, groups, experts per group]
+        merit = groups.topk(2, dim=-1).values.sum(-1) if group_by == "top2" else groups.amax(-1)
+        kept = torch.zeros_like(merit, dtype=torch.bool).scatter_(-1, merit.topk(topk_group, dim=-1).indices, True)
+        biased = groups.masked_fill(~kept.unsqueeze(-1), float("-inf")).flatten(-2)
+    return biased.topk(k, dim=-1, sorted=False).indices
+
+
+def route(
+    logits: Tensor,
+    bias: Tensor,
+    *,
+    k: int,
+    n_group: int = 1,
+    topk_group: int = 1,
+    score: Score = "sigmoid",
+    norm: bool = True,
+    scale: float = 1.0,
+    group_by: Literal["top2", "max"] = "top2",
+    replay: Tensor | None = None,
+) -> Routing:
+    """Choose experts by affinity plus `bias` [experts]; gate by the affinity alone (V3 eq. 13-16).
+
+    `replay` [tokens, k] fixes the choice; the gates are still computed here, so that the router keeps its gradient.
+    """
+    scores = affinity(logits.float(), score)  # [tokens, experts]
+    biased = scores.detach() + bias
+    own = choose(biased, k=k, n_group=n_group, topk_group=topk_group, group_by=group_by)
+    indices, gap = own, torch.zeros_like(biased[:, 0])
+    if replay is not None:
+        indices = replay.long()
+        gap = biased.gather(-1, own).sum(-1) - biased.gather(-1, indices).sum(-1)
+    weights = scores.gather(-1, indices)
+    if norm:
+        weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
+    return Routing(indices, weights * scale, scores, own, gap)
+
+
+def experts(x: Tensor, routing: Routing, gate_up: Tensor, down: Tensor) -> Tensor:
+    """sum_k weight_k SwiGLU_k(x), expert by expert.
+
+    x [tokens, d], gate_up [experts, 2 i, d] (gate first), down [experts, d, i] -> [tokens, d].
+    """
+    out = torch.zeros_like(x)
+    for expert in routing.indices.unique().tolist():
+        token, rank = (routing.indices == expert).nonzero(as_tuple=True)
+        gate, up = F.linear(x[token], gate_up[expert]).chunk(2, dim=-1)
+        y = F.linear(F.silu(gate) * up, down[expert])
+        out = out.index_add(0, token, y * routing.weights[token, rank].unsqueeze(-1).to(y.dtype))
+    return out
+
+
+def sequence_balance(scores: Tensor, indices: Tensor, sequence: Tensor, n_sequences: int) -> Tensor:
+    """V3's sequence-wise balance loss without its factor alpha (eq. 17-20), summed over sequences.
+
+    scores [tokens, experts] unbiased affinities, indices [tokens, k], sequence [tokens] the sequence each token is of.
+    """
+    n_experts, k = scores.shape[1], indices.shape[1]
+    tokens = torch.zeros(n_sequences, device=scores.device).index_add(0, sequence, torch.ones_like(scores[:, 0]))
+    tokens = tokens.clamp_min(1).unsqueeze(-1)
+    chosen = torch.zeros_like(scores).scatter(-1, indices, 1.0)
+    share = scores / scores.sum(-1, keepdim=True)
+    zeros = scores.new_zeros(n_sequences, n_experts)
+    f = zeros.index_add(0, sequence, chosen) * n_experts / (k * tokens)
+    p = zeros.index_add(0, sequence, share) / tokens
+    return (f * p).sum()

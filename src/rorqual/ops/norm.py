@@ -1,0 +1,16 @@
+"""Root-mean-square normalisation (Zhang and Sennrich 2019, eq. 4)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) * weight over the last dimension, computed in fp32.
+
+    x [..., d], weight [d]; the result has x's type.
+    """
+    wide = x.float()
+    scaled = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
+    return weight * scaled.to(x.dtype)

@@ -1,0 +1,34 @@
+"""Operations by name: a frozen set of implementations that is handed to a model, never looked up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from rorqual.core.errors import ConfigError, nearest
+from rorqual.ops import attention, moe, norm
+from rorqual.ops.backends import cpu
+
+
+@dataclass(frozen=True)
+class Ops:
+    """One implementation of each operation that has a faster twin; the reference's docstrings are the contract."""
+
+    name: str
+    rms_norm: Callable[[Tensor, Tensor, float], Tensor]
+    attend: Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor]
+    experts: Callable[[Tensor, moe.Routing, Tensor, Tensor], Tensor]
+
+
+REFERENCE = Ops("reference", norm.rms_norm, attention.attend, moe.experts)
+FAST = Ops("fast", cpu.rms_norm, cpu.attend, cpu.experts)
+
+
+def backend(name: str) -> Ops:
+    """The operations called `name`; `reference` is the slow truth, `fast` is proven equal to it."""
+    known = {ops.name: ops for ops in (REFERENCE, FAST)}
+    if name not in known:
+        raise ConfigError(f"unknown backend '{name}'", where="ops", remedy=nearest(name, known))
+    return known[name]

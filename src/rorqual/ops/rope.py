@@ -1,0 +1,87 @@
+"""Rotary positions (Su et al. 2021, eq. 34) with YaRN (Peng et al. 2023, section 3) as DeepSeek-V2 and V3 use it.
+
+Two layouts exist and confusing them corrupts attention without an error: MLA rotates neighbouring pairs (interleaved),
+Llama, Qwen and V3.2's indexer rotate dimension i with i + d/2 (half-split).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from rorqual.core.config import Config
+
+
+class Yarn(Config):
+    """YaRN's extension of the context from `original_max_position_embeddings` by `factor`."""
+
+    factor: float
+    original_max_position_embeddings: int
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    mscale: float = 1.0
+    mscale_all_dim: float = 0.0
+
+
+class Rope(Config):
+    """Base `theta` and, where the context was extended, `yarn`."""
+
+    theta: float = 10000.0
+    yarn: Yarn | None = None
+
+
+def mscale(factor: float, scale: float) -> float:
+    """YaRN's attention temperature, 0.1 scale ln(factor) + 1 (Peng et al. 2023, eq. 22)."""
+    return 1.0 if factor <= 1 else 0.1 * scale * math.log(factor) + 1.0
+
+
+def softmax_factor(rope: Rope) -> float:
+    """What multiplies the softmax scale: mscale_all_dim's square in DeepSeek's models, 1 elsewhere."""
+    if rope.yarn is None or rope.yarn.mscale_all_dim == 0:
+        return 1.0
+    return mscale(rope.yarn.factor, rope.yarn.mscale_all_dim) ** 2
+
+
+def _table_factor(yarn: Yarn) -> float:
+    if yarn.mscale and yarn.mscale_all_dim:
+        return mscale(yarn.factor, yarn.mscale) / mscale(yarn.factor, yarn.mscale_all_dim)
+    return mscale(yarn.factor, 1.0)
+
+
+def inverse_frequencies(rope: Rope, dim: int, device: torch.device | None = None) -> Tensor:
+    """Angular frequencies [dim / 2] in radians a position, fp32."""
+    exponent = torch.arange(0, dim, 2, dtype=torch.float32, device=device) / dim
+    plain = 1.0 / rope.theta**exponent
+    if rope.yarn is None:
+        return plain
+    yarn = rope.yarn
+
+    def turn(rotations: float) -> float:
+        # The dimension whose wave turns `rotations` times over the original context.
+        length = yarn.original_max_position_embeddings
+        return dim * math.log(length / (rotations * 2 * math.pi)) / (2 * math.log(rope.theta))
+
+    low, high = max(math.floor(turn(yarn.beta_fast)), 0), min(math.ceil(turn(yarn.beta_slow)), dim - 1)
+    index = torch.arange(dim // 2, dtype=torch.float32, device=device)
+    ramp = ((index - low) / (high - low if high != low else 0.001)).clamp(0, 1)
+    return plain / yarn.factor * ramp + plain * (1 - ramp)
+
+
+def rope_table(rope: Rope, dim: int, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """cos and sin, each [*positions.shape, dim / 2] in fp32, for integer positions."""
+    angles = positions.float().unsqueeze(-1) * inverse_frequencies(rope, dim, positions.device)
+    factor = 1.0 if rope.yarn is None else _table_factor(rope.yarn)
+    return angles.cos() * factor, angles.sin() * factor
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool) -> Tensor:
+    """Rotate x [..., dim] by angles [..., dim / 2] that broadcast against it; layout in = layout out."""
+    if interleaved:
+        first, second = x[..., 0::2], x[..., 1::2]
+    else:
+        first, second = x.chunk(2, dim=-1)
+    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
+    turned = (first * cos - second * sin, second * cos + first * sin)
+    return torch.stack(turned, dim=-1).flatten(-2) if interleaved else torch.cat(turned, dim=-1)

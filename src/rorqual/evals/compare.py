@@ -1,0 +1,141 @@
+"""Two evaluations of the same problems, paired problem by problem."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from rorqual.core.errors import DataError
+from rorqual.evals.evaluation import Evaluation, Grain, Sample, cell, per_problem
+from rorqual.evals.stats import Difference, Floats, Side, hierarchical_difference, mcnemar
+from rorqual.tasks.base import Verdict
+
+Measure = Callable[[Sample], float]
+
+
+def is_right(sample: Sample) -> float:
+    """1.0 where the answer is right."""
+    return float(sample.verdict is Verdict.RIGHT)
+
+
+def did_think(sample: Sample) -> float:
+    """1.0 where the model thought."""
+    return float(sample.thought)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """`before` and `after` are means over the same problems; `gained` and `lost` count problems that changed.
+
+    `p_value` is McNemar's exact test over all seeds' pairs. It is None where a problem has several samples, for then
+    verdicts are not binary. `left_out` counts problems that one side could not grade.
+    """
+
+    family: str
+    level: str
+    before: float
+    after: float
+    difference: Difference
+    p_value: float | None
+    gained: int
+    lost: int
+    left_out: int
+
+
+def compare(
+    before: Evaluation,
+    after: Evaluation,
+    *,
+    grain: Grain = "family",
+    measure: Measure = is_right,
+    side: Side = "two-sided",
+    confidence: float = 0.95,
+) -> list[Comparison]:
+    """`after - before` for each family (or level, or the whole). Refuses evaluations of different problems."""
+    return compare_seeds([before], [after], grain=grain, measure=measure, side=side, confidence=confidence)
+
+
+def compare_seeds(
+    before: Sequence[Evaluation],
+    after: Sequence[Evaluation],
+    *,
+    grain: Grain = "family",
+    measure: Measure = is_right,
+    side: Side = "two-sided",
+    confidence: float = 0.95,
+    samples: int = 4000,
+) -> list[Comparison]:
+    """The same for several runs that differ in their seed: `before[s]` is paired with `after[s]`.
+
+    The interval resamples seeds first, then problems, so that it covers what another seed would give.
+    """
+    if len(before) != len(after) or not before:
+        raise DataError(
+            f"{len(before)} evaluations cannot be paired with {len(after)}", remedy="Give one of each per seed."
+        )
+    for old, new in zip(before, after, strict=True):
+        _same_problems(old, new)
+    cells = dict.fromkeys(cell(sample, grain) for evaluation in before for sample in evaluation.samples)
+    found = (_compare_cell(name, before, after, grain, measure, side, confidence, samples) for name in cells)
+    return [row for row in found if row is not None]
+
+
+def _same_problems(before: Evaluation, after: Evaluation) -> None:
+    old, new = set(before.keys), set(after.keys)
+    if old == new and before.task == after.task:
+        return
+    odd = sorted(old ^ new)[:1]
+    raise DataError(
+        f"different problems: {len(old)} of '{before.task}' ({before.split}, seed {before.seed}) "
+        f"and {len(new)} of '{after.task}' ({after.split}, seed {after.seed})"
+        + (f"; only one has '{odd[0]}'" if odd else ""),
+        where="compare",
+        remedy="Evaluate both with the same task, split, count and seed.",
+    )
+
+
+def _paired(
+    before: Evaluation, after: Evaluation, name: tuple[str, str], grain: Grain, measure: Measure
+) -> tuple[Floats, Floats, int, bool]:
+    """Values of the problems that both could grade, in one order; how many were left out; if each has one sample."""
+    sides = []
+    for evaluation in (before, after):
+        chosen = [sample for sample in evaluation.samples if cell(sample, grain) == name]
+        usable = [sample for sample in chosen if measure is not is_right or sample.verdict is not Verdict.UNGRADED]
+        sides.append((per_problem(usable, measure), len({s.key for s in chosen}), len(usable)))
+    (old, total, old_samples), (new, _, new_samples) = sides
+    keys = [key for key in old if key in new]
+    single = old_samples == len(old) and new_samples == len(new)
+    return np.array([old[k] for k in keys]), np.array([new[k] for k in keys]), total - len(keys), single
+
+
+def _compare_cell(
+    name: tuple[str, str],
+    before: Sequence[Evaluation],
+    after: Sequence[Evaluation],
+    grain: Grain,
+    measure: Measure,
+    side: Side,
+    confidence: float,
+    samples: int,
+) -> Comparison | None:
+    pairs = [_paired(old, new, name, grain, measure) for old, new in zip(before, after, strict=True)]
+    pairs = [pair for pair in pairs if len(pair[0])]
+    if not pairs:
+        return None
+    olds, news = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    old, new = np.concatenate(olds), np.concatenate(news)
+    single = all(pair[3] for pair in pairs)
+    return Comparison(
+        family=name[0],
+        level=name[1],
+        before=float(np.mean([part.mean() for part in olds])),
+        after=float(np.mean([part.mean() for part in news])),
+        difference=hierarchical_difference(olds, news, confidence, samples),
+        p_value=mcnemar(old > 0.5, new > 0.5, side) if single else None,
+        gained=int((new > old).sum()),
+        lost=int((new < old).sum()),
+        left_out=sum(pair[2] for pair in pairs),
+    )

@@ -1,0 +1,178 @@
+"""What an evaluation found: every sample as it was, and summaries computed from nothing else."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from rorqual.core.config import Config, parse
+from rorqual.core.errors import DataError
+from rorqual.core.records import Thinking, write_json
+from rorqual.engine.request import SamplingParams
+from rorqual.evals.stats import Interval, paired_difference, wilson
+from rorqual.tasks.base import Split, Verdict
+
+Grain = Literal["level", "family", "all"]
+ALL = "all"
+
+
+class Sample(Config):
+    """One answer to one problem. Lengths are in tokens; `answer` is the gold one; `chance` is a guesser's."""
+
+    key: str
+    family: str
+    level: str = ""
+    prompt: str
+    answer: str
+    reply: str
+    reasoning: str | None
+    verdict: Verdict
+    tokens: int
+    thinking_tokens: int
+    thought: bool
+    truncated: bool
+    chance: float = 0.0
+
+
+@dataclass(frozen=True)
+class Row:
+    """The summary of one family and level (`all` where pooled).
+
+    `accuracy` is over graded samples, with `interval`: Wilson's where each problem has one sample, else a bootstrap
+    over problems, since samples of one problem are not independent. `thinking_length` is the mean over samples that
+    thought.
+    """
+
+    family: str
+    level: str
+    problems: int
+    graded: int
+    right: int
+    ungraded: int
+    accuracy: float
+    interval: Interval
+    chance: float
+    baselines: dict[str, float]
+    thought: float
+    thinking_length: float
+    length: float
+    truncated: int
+
+
+class Evaluation(Config):
+    """Samples with the settings that made them.
+
+    `baselines` maps `family`, `family/level` and `all` to the accuracy of rules that read no problem (`majority`: always
+    the commonest answer of the set). `usage` sums what the generator counted; `seconds` is wall-clock time. One evaluation is one JSON file.
+    """
+
+    task: str
+    model: str = ""
+    split: Split
+    seed: int
+    count: int
+    per_family: bool
+    thinking: Thinking
+    params: SamplingParams
+    samples: tuple[Sample, ...]
+    baselines: dict[str, dict[str, float]] = {}
+    usage: dict[str, int] = {}
+    seconds: float = 0.0
+
+    @property
+    def keys(self) -> list[str]:
+        """The problems' keys in order, one for each problem however many samples it has."""
+        return list(dict.fromkeys(sample.key for sample in self.samples))
+
+    def rows(self, grain: Grain = "level", confidence: float = 0.95) -> list[Row]:
+        """Summaries per (family, level), per family, or of the whole; in the order in which they first appear."""
+        groups: dict[tuple[str, str], list[Sample]] = {}
+        for sample in self.samples:
+            groups.setdefault(cell(sample, grain), []).append(sample)
+        if grain == "level":
+            order = list(dict.fromkeys(family for family, _ in groups))
+            groups = dict(sorted(groups.items(), key=lambda item: (order.index(item[0][0]), _natural(item[0][1]))))
+        return [self._row(name, group, confidence) for name, group in groups.items()]
+
+    def _row(self, name: tuple[str, str], group: list[Sample], confidence: float) -> Row:
+        graded = [sample for sample in group if sample.verdict is not Verdict.UNGRADED]
+        right = sum(sample.verdict is Verdict.RIGHT for sample in graded)
+        thinking = [sample.thinking_tokens for sample in group if sample.thought]
+        return Row(
+            family=name[0],
+            level=name[1],
+            problems=len({sample.key for sample in group}),
+            graded=len(graded),
+            right=right,
+            ungraded=len(group) - len(graded),
+            accuracy=right / len(graded) if graded else math.nan,
+            interval=accuracy_interval(graded, confidence),
+            chance=_mean(sample.chance for sample in group),
+            baselines=self.baselines.get(cell_name(*name), {}),
+            thought=len(thinking) / len(group),
+            thinking_length=_mean(thinking),
+            length=_mean(sample.tokens for sample in group),
+            truncated=sum(sample.truncated for sample in group),
+        )
+
+    def save(self, path: Path) -> None:
+        """Write the evaluation as JSON, atomically."""
+        write_json(path, self.model_dump(mode="json"))
+
+    @classmethod
+    def load(cls, path: Path) -> Evaluation:
+        """Read what `save` wrote; a missing or wrong file is an error that names it, the key and the remedy."""
+        remedy = "Repeat `rorqual eval` to make it."
+        try:
+            data = json.loads(path.read_bytes())
+        except FileNotFoundError:
+            raise DataError("no such evaluation", where=str(path), remedy=remedy) from None
+        except ValueError as error:
+            raise DataError(f"not JSON: {error}", where=str(path), remedy=remedy) from None
+        return parse(cls, data, where=str(path))
+
+
+def cell(sample: Sample, grain: Grain) -> tuple[str, str]:
+    """The (family, level) under which a sample is counted at `grain`."""
+    return {"level": (sample.family, sample.level), "family": (sample.family, ALL), "all": (ALL, ALL)}[grain]
+
+
+def cell_name(family: str, level: str) -> str:
+    """The key of a cell in `baselines`."""
+    return f"{family}/{level}" if level not in ("", ALL) else family
+
+
+def _natural(level: str) -> tuple[int, float, str]:
+    """Levels that are numbers in the order of numbers, the rest by name."""
+    try:
+        return (0, float(level), level)
+    except ValueError:
+        return (1, 0.0, level)
+
+
+def _mean(values: Iterable[float]) -> float:
+    listed = list(values)
+    return math.fsum(listed) / len(listed) if listed else 0.0
+
+
+def accuracy_interval(graded: list[Sample], confidence: float) -> Interval:
+    """Interval of the share right: Wilson's, or a bootstrap over problems where a problem has several samples."""
+    values = per_problem(graded, lambda sample: float(sample.verdict is Verdict.RIGHT))
+    if len(values) == len(graded):
+        return wilson(int(sum(values.values())), len(graded), confidence)
+    rates = np.asarray(list(values.values()))
+    return paired_difference(np.zeros(len(rates)), rates, confidence).interval
+
+
+def per_problem(samples: Iterable[Sample], value: Callable[[Sample], float]) -> dict[str, float]:
+    """The mean of `value` over the samples of each problem, by key."""
+    found: dict[str, list[float]] = {}
+    for sample in samples:
+        found.setdefault(sample.key, []).append(value(sample))
+    return {key: _mean(values) for key, values in found.items()}

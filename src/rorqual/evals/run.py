@@ -1,0 +1,157 @@
+"""Put a task's problems to a model and keep every answer."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from rorqual.core.errors import DataError, RorqualError
+from rorqual.core.records import Thinking
+from rorqual.engine.request import Completion, Generator, Request, SamplingParams
+from rorqual.evals.evaluation import ALL, Evaluation, Sample, cell_name
+from rorqual.tasks.base import Problem, Split, Task
+
+GREEDY = SamplingParams()
+PATIENCE = 50
+"""`pick` stops after this many problems per stratum in a row (at least 20 strata's worth) that brought nothing new."""
+
+
+def pick(task: Task, split: Split, count: int, seed: int, per_family: bool) -> list[Problem]:
+    """The problems that every model is asked: the same call gives the same problems, no key twice.
+
+    `per_family`: `count` of each (family, level), else `count` in all. A task may be endless and need not say what
+    strata it has, so the search ends when a long run of problems brings neither a new stratum nor a wanted problem; a
+    stratum with fewer than `count` distinct problems then gives all it has.
+    """
+    if count < 1:
+        raise DataError(f"count={count} asks for no problem", where=f"task {task.name}", remedy="Ask for at least 1.")
+    chosen: dict[str, Problem] = {}
+    held: Counter[tuple[str, str]] = Counter()
+    idle = 0
+    for problem in task.problems(split, seed):
+        stratum = (problem.family, problem.level) if per_family else (ALL, ALL)
+        if held[stratum] < count and problem.key not in chosen:
+            chosen[problem.key] = problem
+            held[stratum] += 1
+            idle = 0
+            if not per_family and held[stratum] == count:
+                break
+        else:
+            idle += 1
+            if idle >= PATIENCE * max(20, len(held)):
+                break
+    if not chosen:
+        raise DataError(
+            f"the {split} split has no problem",
+            where=f"task {task.name}",
+            remedy="Choose another split, or check the data.",
+        )
+    if per_family:
+        order = {name: place for place, name in enumerate(dict.fromkeys((p.family, p.level) for p in chosen.values()))}
+        return sorted(chosen.values(), key=lambda problem: order[problem.family, problem.level])
+    return list(chosen.values())
+
+
+def evaluate(
+    generator: Generator,
+    task: Task,
+    *,
+    split: Split = "test",
+    count: int = 100,
+    seed: int = 0,
+    thinking: Thinking = "auto",
+    params: SamplingParams = GREEDY,
+    per_family: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+    model: str = "",
+) -> Evaluation:
+    """Ask `generator` the problems that `pick` gives, grade each reply, and keep all of it.
+
+    `params.n` samples each problem; each problem draws with a seed of its own, made of `params.seed` and its key, so
+    that an answer does not depend on which other problems were asked. `model` is a label for tables.
+    """
+    problems = pick(task, split, count, seed, per_family)
+    requests = [Request(problem.messages, _seeded(params, problem.key), thinking) for problem in problems]
+    began = time.monotonic()
+    answers = generator.generate(requests, progress=progress)
+    seconds = time.monotonic() - began
+    if len(answers) != len(problems) or any(len(group) != params.n for group in answers):
+        raise RorqualError(
+            f"asked for {params.n} samples of {len(problems)} problems, got {sum(map(len, answers))} samples",
+            where=f"task {task.name}",
+            remedy="The generator must return n samples for each request, in order.",
+        )
+    usage: Counter[str] = Counter()
+    samples = []
+    for problem, group in zip(problems, answers, strict=True):
+        for completion in group:
+            samples.append(_sample(task, problem, completion))
+            usage.update(completion.usage)
+    return Evaluation(
+        task=task.name,
+        model=model,
+        split=split,
+        seed=seed,
+        count=count,
+        per_family=per_family,
+        thinking=thinking,
+        params=params,
+        samples=tuple(samples),
+        baselines=majority(problems),
+        usage=dict(usage),
+        seconds=seconds,
+    )
+
+
+def _seeded(params: SamplingParams, key: str) -> SamplingParams:
+    digest = hashlib.sha256(f"{params.seed}:{key}".encode()).digest()
+    return replace(params, seed=int.from_bytes(digest[:4], "big") >> 1)
+
+
+def _sample(task: Task, problem: Problem, completion: Completion) -> Sample:
+    thought = completion.reasoning is not None and completion.reasoning.strip() != ""
+    tokens = len(completion.token_ids) or completion.usage.get("completion_tokens", 0)
+    return Sample(
+        key=problem.key,
+        family=problem.family,
+        level=problem.level,
+        prompt=problem.prompt,
+        answer=problem.answer,
+        reply=completion.text,
+        reasoning=completion.reasoning,
+        verdict=task.grade(problem, completion.text),
+        tokens=tokens,
+        thinking_tokens=thinking_tokens(completion, tokens) if thought else 0,
+        thought=thought,
+        truncated=completion.finish_reason == "length",
+        chance=task.chance(problem),
+    )
+
+
+def thinking_tokens(completion: Completion, tokens: int) -> int:
+    """Tokens of `completion` spent before `</think>`.
+
+    What the generator counted (`usage["reasoning_tokens"]`), else, since evals hold no tokenizer, the share of the
+    completion's characters, rounded: exact for a tokenizer by character and for a completion that is all thought.
+    """
+    counted = completion.usage.get("reasoning_tokens")
+    if counted is not None:
+        return counted
+    reasoning = len(completion.reasoning or "")
+    written = reasoning + len(completion.text)
+    return round(tokens * reasoning / written) if written else 0
+
+
+def majority(problems: Sequence[Problem]) -> dict[str, dict[str, float]]:
+    """Per family, per level and for all, the accuracy of always giving the commonest gold answer of these very problems.
+
+    Optimistic by construction (it has seen the answers), so a model that does not beat it has shown nothing.
+    """
+    answers: dict[str, Counter[str]] = {}
+    for problem in problems:
+        for name in {problem.family, cell_name(problem.family, problem.level), ALL}:
+            answers.setdefault(name, Counter())[problem.answer] += 1
+    return {name: {"majority": max(counts.values()) / counts.total()} for name, counts in answers.items()}

@@ -1,0 +1,110 @@
+"""Evaluations and comparisons as text, for a terminal."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterable, Sequence
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from rorqual.evals.compare import Comparison
+from rorqual.evals.evaluation import ALL, Evaluation, Row
+from rorqual.evals.stats import Interval
+
+
+def percent(value: float) -> str:
+    """`0.614` as `61.4`; a mean of nothing as `-`."""
+    return "-" if math.isnan(value) else f"{100 * value:.1f}"
+
+
+def percent_interval(interval: Interval) -> str:
+    """`[55.1, 67.3]`, in percent."""
+    return f"[{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
+
+
+def p_text(p_value: float | None) -> str:
+    """A p-value as it is printed: three decimals, or a bound where it is smaller."""
+    if p_value is None:
+        return "-"
+    return f"{p_value:.3f}" if p_value >= 0.001 else "<0.001" if p_value >= 1e-6 else "<1e-6"
+
+
+def _render(title: str, heads: Sequence[str], rows: Iterable[Sequence[str]], *, text_columns: int = 2) -> str:
+    drawn = Table(title=Text(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    for place, head in enumerate(heads):
+        drawn.add_column(head, justify="left" if place < text_columns else "right", no_wrap=True)
+    for row in rows:
+        drawn.add_row(*map(Text, row))
+    console = Console(file=io.StringIO(), width=200, force_terminal=False, color_system=None)
+    console.print(drawn)
+    text = console.file.getvalue() if isinstance(console.file, io.StringIO) else ""
+    return "\n".join(line.rstrip() for line in text.splitlines())
+
+
+def table(evaluation: Evaluation) -> str:
+    """Accuracy in percent per family and level, with 95 % intervals, beside chance and what the answers cost."""
+    rows: list[Row] = list(evaluation.rows("level"))
+    if len(rows) > 1:
+        families = evaluation.rows("family")
+        rows += families if len(families) not in (1, len(rows)) else []
+        rows += evaluation.rows("all")
+    names = list(dict.fromkeys(name for values in evaluation.baselines.values() for name in values))
+    heads = ["family", "level", "right", "accuracy %", "95 % interval", "chance %", *(f"{name} %" for name in names)]
+    heads += ["ungraded", "thought %", "thinking", "length", "cut off"]
+    title = (
+        f"{evaluation.model or evaluation.task}: {evaluation.task}, {evaluation.split}, thinking {evaluation.thinking}"
+    )
+    return _render(title, heads, (_cells(row, names) for row in rows))
+
+
+def _cells(row: Row, names: Sequence[str]) -> list[str]:
+    return [
+        row.family,
+        row.level,
+        f"{row.right}/{row.graded}",
+        percent(row.accuracy),
+        percent_interval(row.interval),
+        percent(row.chance),
+        *(percent(row.baselines.get(name, math.nan)) for name in names),
+        str(row.ungraded),
+        percent(row.thought),
+        f"{row.thinking_length:.1f}",
+        f"{row.length:.1f}",
+        str(row.truncated),
+    ]
+
+
+def comparison_table(rows: Sequence[Comparison], title: str = "after - before, paired") -> str:
+    """Paired differences in points, with their intervals and exact p-values."""
+    confidence = rows[0].difference.interval.confidence if rows else 0.95
+    heads = [
+        "family",
+        "level",
+        "before %",
+        "after %",
+        "difference",
+        f"{100 * confidence:g} % interval",
+        "gained",
+        "lost",
+    ]
+    heads += ["left out", "p"]
+    cells = (
+        [
+            row.family,
+            "" if row.level == ALL else row.level,
+            percent(row.before),
+            percent(row.after),
+            f"{100 * row.difference.mean:+.1f}",
+            percent_interval(row.difference.interval),
+            str(row.gained),
+            str(row.lost),
+            str(row.left_out),
+            p_text(row.p_value),
+        ]
+        for row in rows
+    )
+    return _render(title, heads, cells)

@@ -1,0 +1,251 @@
+"""An evaluation asks every model the same problems, keeps every answer, and compares only what can be paired."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+
+from rorqual.core.errors import ConfigError, DataError, RorqualError
+from rorqual.engine.request import Completion, Request, SamplingParams
+from rorqual.evals.compare import compare, compare_seeds, did_think
+from rorqual.evals.evaluation import Evaluation
+from rorqual.evals.run import evaluate, pick
+from rorqual.evals.stats import wilson
+from rorqual.evals.table import comparison_table, table
+from rorqual.tasks.base import Problem, Task, Verdict
+
+
+class Sums(Task):
+    """Sums and parities; parity of a level holds at most ten problems, and 13 is an answer nobody can grade."""
+
+    name = "sums"
+
+    def problems(self, split, seed):
+        random = np.random.default_rng([seed, len(split)])
+        while True:
+            level = int(random.integers(1, 4))
+            a, b = sorted(int(x) for x in random.integers(0, 10**level, size=2))
+            if random.random() < 0.5:
+                yield Problem(f"sum:{a}+{b}", f"{a}+{b}", str(a + b), "sum", str(level))
+            else:
+                odd = a % 10 + 10 * level
+                yield Problem(f"parity:{odd}", f"odd {odd}", str(odd % 2), "parity", str(level))
+
+    def grade(self, problem, reply):
+        if problem.answer == "13":
+            return Verdict.UNGRADED
+        return Verdict.RIGHT if reply == problem.answer else Verdict.WRONG
+
+    def chance(self, problem):
+        return 0.5 if problem.family == "parity" else 0.0
+
+
+class Few(Task):
+    name = "few"
+
+    def problems(self, split, seed):
+        return iter([Problem(f"{i}", f"0+{i}", str(i), "say") for i in range(7)])
+
+    def grade(self, problem, reply):
+        return Verdict.RIGHT if reply == problem.answer else Verdict.WRONG
+
+
+class Empty(Few):
+    def problems(self, split, seed):
+        return iter(())
+
+
+@dataclass
+class Adder:
+    """A generator that adds rightly unless told otherwise: thinks aloud when made to, one token per character."""
+
+    wrong_every: int = 0
+    think: bool = True
+    seen: list[Request] = field(default_factory=list)
+
+    def generate(self, requests, *, progress=None):
+        self.seen += requests
+        return [[self.answer(place, r) for _ in range(r.params.n)] for place, r in enumerate(requests)]
+
+    def answer(self, place, request):
+        text = request.messages[-1].content
+        reply = str(sum(map(int, text.split("+")))) if "+" in text else "1"
+        if self.wrong_every and place % self.wrong_every == 0:
+            reply = "no"
+        thinks = request.thinking == "on" or (request.thinking == "auto" and self.think)
+        reasoning = "abc" if thinks else None
+        ids = list(range(len(reply) + 3 * thinks))
+        return Completion((1,), ids, [0.0] * len(ids), "stop", reply, reasoning, usage={"completion_tokens": len(ids)})
+
+
+def test_every_model_gets_the_same_problems():
+    for per_family in (False, True):
+        first, again = (pick(Sums(), "test", 8, 3, per_family) for _ in range(2))
+        assert first == again != pick(Sums(), "test", 8, 4, per_family)
+        assert len({p.key for p in first}) == len(first)
+    assert len(pick(Sums(), "test", 8, 3, False)) == 8
+
+
+def test_each_family_and_level_has_its_count_even_in_an_endless_task():
+    problems = pick(Sums(), "test", 12, 0, True)
+    held = {name: len(list(group)) for name, group in itertools.groupby(problems, lambda p: (p.family, p.level))}
+    assert {name: held[name] for name in held if name[0] == "sum"} == {("sum", level): 12 for level in "123"}
+    # A stratum that holds only five distinct problems gives all it has, and the search still ends.
+    small = {name: count for name, count in held.items() if name[0] == "parity"}
+    assert set(small.values()) == {10} and len(small) == 3
+
+
+def test_a_finite_task_gives_what_it_has_and_an_empty_one_is_refused():
+    assert len(pick(Few(), "test", 100, 0, False)) == len(pick(Few(), "test", 100, 0, True)) == 7
+    with pytest.raises(DataError, match=r"task few: the dev split has no problem\n.*Choose"):
+        pick(Empty(), "dev", 3, 0, True)
+    with pytest.raises(DataError, match="count=0"):
+        pick(Few(), "dev", 0, 0, False)
+
+
+def test_samples_hold_the_answers_and_rows_count_them():
+    found = evaluate(Adder(), Sums(), count=30, seed=1, per_family=True)
+    assert {s.reasoning for s in found.samples} == {"abc"}
+    for sample in found.samples:
+        assert sample.tokens == 3 + len(sample.reply) and sample.thinking_tokens == 3 and sample.thought
+    rows = {(row.family, row.level): row for row in found.rows()}
+    assert list(rows) == sorted(rows, key=lambda k: (list(dict.fromkeys(f for f, _ in rows)).index(k[0]), k[1]))
+    sums = rows["sum", "1"]
+    assert (sums.accuracy, sums.right, sums.thought, sums.thinking_length) == (1.0, sums.graded, 1.0, 3.0)
+    assert sums.ungraded == sum(s.answer == "13" for s in found.samples if (s.family, s.level) == ("sum", "1")) > 0
+    assert sums.graded + sums.ungraded == 30
+    assert sums.interval == wilson(sums.right, sums.graded)
+    parity = next(row for row in found.rows("family") if row.family == "parity")
+    assert parity.chance == 0.5 and parity.baselines["majority"] == pytest.approx(0.5)
+    assert rows["parity", "1"].baselines["majority"] == 0.5
+    assert found.rows("all")[0].problems == len(found.keys)
+    assert found.usage["completion_tokens"] == sum(s.tokens for s in found.samples)
+
+
+def test_an_ungraded_answer_is_not_a_wrong_one():
+    found = evaluate(Adder(), Sums(), count=200, seed=1, per_family=True)
+    row = next(row for row in found.rows() if (row.family, row.level) == ("sum", "1"))
+    assert row.ungraded > 0 and row.accuracy == 1.0
+
+
+def test_samples_of_one_problem_are_not_counted_as_independent():
+    once = evaluate(Adder(wrong_every=3), Few(), count=7)
+    thrice = evaluate(Adder(wrong_every=3), Few(), count=7, params=SamplingParams(n=3))
+    assert len(thrice.samples) == 21 and thrice.rows("all")[0].problems == 7
+    few, many = (e.rows("all")[0].interval for e in (once, thrice))
+    assert many.high - many.low > 0.6 * (few.high - few.low)
+    assert compare(thrice, thrice)[0].p_value is None
+
+
+def test_a_problem_draws_the_same_noise_whatever_else_is_asked():
+    few, many = Adder(), Adder()
+    evaluate(few, Few(), count=3, params=SamplingParams(temperature=1.0, seed=5))
+    evaluate(many, Few(), count=7, params=SamplingParams(temperature=1.0, seed=5))
+    assert few.seen == many.seen[:3]
+    assert len({r.params.seed for r in many.seen}) == 7
+
+
+def test_thinking_tokens_are_those_counted_else_shared_by_characters():
+    class Counted(Adder):
+        def answer(self, place, request):
+            completion = super().answer(place, request)
+            completion.usage["reasoning_tokens"] = 2
+            return completion
+
+    assert {s.thinking_tokens for s in evaluate(Counted(), Few(), count=7).samples} == {2}
+    off = evaluate(Adder(), Few(), count=7, thinking="off")
+    assert {(s.thinking_tokens, s.thought) for s in off.samples} == {(0, False)}
+    assert off.rows("all")[0].thinking_length == 0.0
+
+
+def test_blank_reasoning_is_not_thought_and_a_cut_answer_is_counted():
+    class Cut(Adder):
+        def answer(self, place, request):
+            return Completion((1,), [1, 2], [0.0, 0.0], "length", "", " \n")
+
+    row = evaluate(Cut(), Few(), count=7).rows("all")[0]
+    assert (row.thought, row.truncated, row.accuracy) == (0.0, 7, 0.0)
+
+
+def test_a_generator_that_loses_samples_is_refused():
+    class Loses(Adder):
+        def generate(self, requests, *, progress=None):
+            return super().generate(requests)[:-1]
+
+    with pytest.raises(RorqualError, match="asked for 1 samples of 7 problems, got 6"):
+        evaluate(Loses(), Few(), count=7)
+
+
+def test_a_file_reads_back_equal(tmp_path):
+    found = evaluate(Adder(), Sums(), count=5, seed=1, per_family=True, params=SamplingParams(max_tokens=9, n=2))
+    found.save(tmp_path / "e.json")
+    assert Evaluation.load(tmp_path / "e.json") == found
+
+
+def test_a_wrong_file_is_named_with_key_and_remedy(tmp_path):
+    with pytest.raises(DataError, match=r"none.json: no such evaluation\n.*rorqual eval"):
+        Evaluation.load(tmp_path / "none.json")
+    (tmp_path / "torn.json").write_bytes(b'{"task": "x", "sam\xff')
+    with pytest.raises(DataError, match=r"torn.json: not JSON"):
+        Evaluation.load(tmp_path / "torn.json")
+    evaluate(Adder(), Few(), count=2).save(tmp_path / "good.json")
+    text = (tmp_path / "good.json").read_text(encoding="utf-8")
+    (tmp_path / "bad.json").write_text(text.replace('"right"', '"great"'), encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"bad.json: key 'samples.0.verdict'"):
+        Evaluation.load(tmp_path / "bad.json")
+
+
+def test_comparison_pairs_problem_by_problem():
+    before = evaluate(Adder(wrong_every=2), Few(), count=7)
+    after = evaluate(Adder(wrong_every=6), Few(), count=7)
+    (row,) = compare(before, after)
+    assert (row.before, row.after) == (pytest.approx(3 / 7), pytest.approx(5 / 7))
+    assert (row.gained, row.lost, row.p_value) == (2, 0, 0.5)
+    assert row.difference.mean == pytest.approx(2 / 7)
+    assert compare(before, before)[0].p_value == 1.0
+
+
+def test_comparison_leaves_out_what_one_side_could_not_grade():
+    found = evaluate(Adder(), Sums(), count=200, seed=1, per_family=True)
+    row = next(row for row in compare(found, found) if row.family == "sum")
+    assert row.left_out == sum(s.verdict is Verdict.UNGRADED for s in found.samples if s.family == "sum") > 0
+    assert row.difference.pairs + row.left_out == sum(s.family == "sum" for s in found.samples)
+    assert len(compare(found, found, grain="level")) == 6
+
+
+def test_thinking_can_be_compared_as_well():
+    before = evaluate(Adder(think=False), Few(), count=7)
+    after = evaluate(Adder(think=True), Few(), count=7)
+    (row,) = compare(before, after, measure=did_think, side="greater", grain="all")
+    assert (row.before, row.after, row.p_value) == (0.0, 1.0, pytest.approx(2**-7))
+
+
+def test_different_problems_are_refused():
+    one, other = (evaluate(Adder(), Sums(), count=5, seed=seed) for seed in (1, 2))
+    with pytest.raises(DataError, match=r"different problems.*seed 1.*seed 2.*\n.*same task"):
+        compare(one, other)
+    with pytest.raises(DataError, match="one of each per seed"):
+        compare_seeds([one], [])
+
+
+def test_seeds_are_resampled_first():
+    befores = [evaluate(Adder(wrong_every=1), Few(), count=7) for _ in range(3)]
+    afters = [evaluate(Adder(wrong_every=n), Few(), count=7) for n in (1, 2, 0)]
+    (row,) = compare_seeds(befores, afters, confidence=0.99)
+    assert row.difference.mean == pytest.approx((0 + 3 / 7 + 1) / 3)
+    assert row.difference.interval.low == 0.0 and row.difference.interval.high == 1.0
+
+
+def test_tables_say_what_was_found():
+    found = evaluate(Adder(wrong_every=4), Sums(), count=5, seed=1, per_family=True, model="[bold]odd")
+    text = table(found)
+    assert "[bold]odd" in text and "majority %" in text
+    lines = [line for line in text.split("\n") if " sum " in line and " 2 " in line]
+    row = next(row for row in found.rows() if (row.family, row.level) == ("sum", "2"))
+    assert len(lines) == 1 and f"{100 * row.accuracy:.1f}" in lines[0] and f"{row.right}/5" in lines[0]
+    assert not math.isnan(row.accuracy)
+    assert "gained" in comparison_table(compare(found, found)) and "1.000" in comparison_table(compare(found, found))

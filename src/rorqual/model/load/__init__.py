@@ -1,0 +1,1 @@
+"""Weights in and out: run directories, and one file per checkpoint family."""

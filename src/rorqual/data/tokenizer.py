@@ -161,6 +161,10 @@ class Tokenizer:
         """The largest id plus one: rows that an embedding must have."""
         return self._vocab_size
 
+    @property
+    def special_names(self) -> frozenset[str]:
+        return frozenset(self._special_id)
+
     def is_special(self, id_: int) -> bool:
         return id_ in self._special_text
 

@@ -1,0 +1,97 @@
+"""A chat format: messages to ids with the loss mask born beside them, and a reply's ids back to a message."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from rorqual.core.errors import DataError
+from rorqual.core.records import Message, Thinking
+from rorqual.data.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A conversation as ids; `mask[i]` says that the assistant wrote `ids[i]`, so that it may be trained on."""
+
+    ids: list[int]
+    mask: list[bool]
+
+    @property
+    def n_trained(self) -> int:
+        """How many tokens a loss can count: the first token of a sequence is predicted by nothing."""
+        return sum(self.mask[1:])
+
+
+class ChatFormat(ABC):
+    """How one family of models writes conversations. One file per family, beside this one."""
+
+    name: str
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+
+    @abstractmethod
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        thinking: Thinking = "auto",
+        continue_: bool = False,
+        train_from: int = 0,
+    ) -> Rendered:
+        """Ids and loss mask of a whole conversation.
+
+        `thinking` says who chose whether the last turn thinks: the assistant (`auto`: its choice is trained), or the
+        prompt (`on`, `off`: the choice is context). So `prompt(messages[:-1], thinking)` is a prefix of
+        `render(messages, thinking=thinking)` and, where the last turn is the only one trained, the mask covers the rest.
+        `continue_` leaves the last assistant turn open, for the model to go on with. Turns before the message numbered
+        `train_from` are context only.
+        """
+
+    @abstractmethod
+    def prompt(self, messages: Sequence[Message], thinking: Thinking = "auto") -> list[int]:
+        """Ids to feed so that the assistant's reply comes next."""
+
+    @abstractmethod
+    def parse(self, ids: Iterable[int], thinking: Thinking = "auto") -> Message:
+        """The message in a reply's ids: what came after `prompt(..., thinking)`, whole or cut off at any token."""
+
+    @property
+    @abstractmethod
+    def stop_ids(self) -> tuple[int, ...]:
+        """Ids that end a turn."""
+
+    def samples(self, messages: Sequence[Message]) -> list[Rendered]:
+        """Renderings in which each assistant turn is trained exactly once, as it was written.
+
+        A format that drops the reasoning of earlier turns needs one rendering for each turn that reasons: there that
+        turn is the last one. A conversation of single answers needs one only. Empty without an assistant turn.
+        """
+        turns = [number for number, message in enumerate(messages) if message.role == "assistant"]
+        ends = [number for number in turns if messages[number].reasoning is not None or number == turns[-1]]
+        starts = [0, *(end + 1 for end in ends)]
+        return [self.render(messages[: end + 1], train_from=start) for start, end in zip(starts, ends)]
+
+
+def check_turns(messages: Sequence[Message], roles: Sequence[str]) -> None:
+    """Refuse what no template can write: nobody speaking, a role it does not know, an answer to no one."""
+    before = ""
+    for number, message in enumerate(messages, start=1):
+        where = f"message {number}"
+        if message.role not in roles:
+            raise DataError(
+                f"this chat format has no role {message.role!r}", where=where, remedy=f"It has {', '.join(roles)}."
+            )
+        if message.role == "assistant" and before != "user":
+            raise DataError(
+                f"an assistant turn after {before or 'nothing'}",
+                where=where,
+                remedy="An assistant answers a user turn.",
+            )
+        if message.reasoning is not None and message.role != "assistant":
+            raise DataError(f"a {message.role} turn with reasoning", where=where, remedy="Only the assistant reasons.")
+        before = message.role if message.role != "system" else before
+    if not before:
+        raise DataError("a conversation without a user turn", where="messages", remedy="Add one.")

@@ -1,0 +1,43 @@
+"""Addition, digit by digit from the right, with the carry written out."""
+
+from __future__ import annotations
+
+import random
+from typing import ClassVar
+
+from rorqual.tasks.base import Problem
+from rorqual.tasks.families.base import Family, FamilyKind
+
+
+class Add(Family):
+    """`add 58+67`: `8+7+0=15 5+6+1=12 =125`. Both numbers have `difficulty` digits; a+b and b+a are one problem."""
+
+    name: ClassVar[str] = "add"
+    kind: ClassVar[FamilyKind] = "arithmetic"
+    easy: ClassVar[range] = range(2, 4)
+    hard: ClassVar[range] = range(4, 7)
+
+    def sample(self, rng: random.Random, difficulty: int) -> Problem:
+        low, high = 10 ** (difficulty - 1), 10**difficulty - 1
+        a, b = rng.randint(low, high), rng.randint(low, high)
+        return self.problem(
+            difficulty, key=f"{min(a, b)}+{max(a, b)}", prompt=f"{a}+{b}", steps=_steps(a, b), answer=str(a + b)
+        )
+
+    def size(self, difficulty: int) -> int:
+        numbers = 9 * 10 ** (difficulty - 1)
+        return numbers * (numbers + 1) // 2
+
+    def chance(self, problem: Problem) -> float:
+        digits = len(problem.prompt.partition("+")[2])
+        return 1 / (9 * 10 ** (digits - 1))  # the middle of a triangular distribution
+
+
+def _steps(a: int, b: int) -> str:
+    """Each step sums two digits and the carry into two digits, the next carry and the digit of the sum."""
+    words, carry, total = [], 0, ""
+    for x, y in zip(reversed(str(a)), reversed(str(b)), strict=True):
+        column = int(x) + int(y) + carry
+        words.append(f"{x}+{y}+{carry}={column:02d}")
+        carry, total = column // 10, f"{column % 10}{total}"
+    return " ".join([*words, f"={carry or ''}{total}"])

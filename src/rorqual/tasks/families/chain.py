@@ -1,0 +1,47 @@
+"""Chained operations modulo ten, from left to right."""
+
+from __future__ import annotations
+
+import random
+from typing import ClassVar
+
+from rorqual.tasks.base import Problem
+from rorqual.tasks.families.base import Family, FamilyKind
+
+OPERATIONS = (*((op, n) for op in "+-" for n in range(1, 10)), ("*", 3), ("*", 7), ("*", 9))
+"""Multipliers are the units of the ring: nothing is forgotten on the way, and the answer is uniform over ten digits."""
+
+
+class Chain(Family):
+    """`chain 7+5*3-8`: `7+5=2 2*3=6 6-8=8`, each result modulo ten. `difficulty` is the number of operations."""
+
+    name: ClassVar[str] = "chain"
+    kind: ClassVar[FamilyKind] = "arithmetic"
+    easy: ClassVar[range] = range(2, 5)
+    hard: ClassVar[range] = range(5, 9)
+
+    def sample(self, rng: random.Random, difficulty: int) -> Problem:
+        start = rng.randrange(10)
+        operations = [rng.choice(OPERATIONS) for _ in range(difficulty)]
+        value, words = start, []
+        for op, n in operations:
+            after = (value + n if op == "+" else value - n if op == "-" else value * n) % 10
+            words.append(f"{value}{op}{n}={after}")
+            value = after
+        first_op, first = operations[0]
+        low, high = (start, first) if first_op == "-" else sorted((start, first))  # 3+7... is 7+3...
+        rest = "".join(f"{op}{n}" for op, n in operations[1:])
+        return self.problem(
+            difficulty,
+            key=f"{low}{first_op}{high}{rest}",
+            prompt=f"{start}{first_op}{first}{rest}",
+            steps=" ".join(words),
+            answer=str(value),
+        )
+
+    def size(self, difficulty: int) -> int:
+        first = {(op, *(sorted((a, n)) if op != "-" else (a, n))) for a in range(10) for op, n in OPERATIONS}
+        return len(first) * len(OPERATIONS) ** (difficulty - 1)
+
+    def chance(self, problem: Problem) -> float:
+        return 0.1

@@ -1,0 +1,171 @@
+"""Knights, who tell the truth, and knaves, who lie: three people, solved by trying the eight cases in order."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from itertools import combinations, combinations_with_replacement, permutations, product
+from math import factorial
+from typing import ClassVar, NamedTuple
+
+from rorqual.tasks.base import Problem
+from rorqual.tasks.families.base import Family, FamilyKind
+
+PEOPLE = "ABC"
+CASES = tuple(product((1, 0), repeat=3))
+"""Who is a knight, in the order in which they are tried: 111, 110, ... 000."""
+
+
+class Literal(NamedTuple):
+    """`A`: that A is a knight; `-A`: that A is a knave."""
+
+    person: int
+    knight: bool
+
+    def holds(self, case: tuple[int, ...]) -> bool:
+        return bool(case[self.person]) == self.knight
+
+
+class Said(NamedTuple):
+    """What `speaker` says: one literal (`op` empty), or two with `&` (and), `|` (or), `=` (both or neither)."""
+
+    speaker: int
+    op: str
+    parts: tuple[Literal, ...]
+
+    def holds(self, case: tuple[int, ...]) -> bool:
+        truth = [part.holds(case) for part in self.parts]
+        return any(truth) if self.op == "|" else truth[0] == truth[-1] if self.op == "=" else all(truth)
+
+    def fits(self, case: tuple[int, ...]) -> bool:
+        return self.holds(case) == bool(case[self.speaker])
+
+    def text(self, names: str = PEOPLE) -> str:
+        return f"{names[self.speaker]}:" + self.op.join(("" if p.knight else "-") + names[p.person] for p in self.parts)
+
+    def renamed(self, order: tuple[int, ...]) -> Said:
+        """The same with each person p called `order[p]`, the parts sorted: A&B is B&A."""
+        parts = sorted(Literal(order[part.person], part.knight) for part in self.parts)
+        return Said(order[self.speaker], self.op, tuple(parts))
+
+
+SIMPLE = tuple(("", (Literal(p, k),)) for p in range(3) for k in (True, False))
+PAIRED = tuple(
+    (op, (Literal(p, j), Literal(q, k)))
+    for op in "&|="
+    for p, q in combinations(range(3), 2)
+    for j in (True, False)
+    for k in (True, False)
+)
+
+
+STATEMENTS = {1: (3, 2), 2: (4, 2), 3: (4, 4), 4: (5, 5)}
+"""By difficulty: how many statements, and how many of them have two parts. Literals alone never decide: all may be flipped."""
+
+
+class KnightsKnaves(Family):
+    """`kk A:B&-C B:-A C:A=B`: `111:0x110:10x ... =100`, a digit for each of A, B, C: 1 knight, 0 knave.
+
+    After a case come the truth values of the statements in their order, up to the first that contradicts its speaker (`x`).
+    `STATEMENTS` says how many statements each difficulty has, and how many of them have two parts. Each person says one or
+    more. Exactly one case fits. Renamed people or reordered statements are one problem.
+    """
+
+    name: ClassVar[str] = "kk"
+    kind: ClassVar[FamilyKind] = "logic"
+    easy: ClassVar[range] = range(1, 3)
+    hard: ClassVar[range] = range(3, 5)
+    numeric: ClassVar[bool] = False
+
+    def sample(self, rng: random.Random, difficulty: int) -> Problem:
+        solution = rng.choice(CASES)
+        said = _draw(rng, difficulty, solution)
+        while len(said) != len(set(map(_canonical_one, said))) or _solutions(said) != [solution]:
+            said = _draw(rng, difficulty, solution)
+        answer = "".join(map(str, solution))
+        return self.problem(
+            difficulty, key=_canonical(said), prompt=" ".join(s.text() for s in said), steps=_steps(said), answer=answer
+        )
+
+    def size(self, difficulty: int) -> int:
+        """At least this many: sets of statements with one solution, counted exactly, over the six ways to name the people."""
+        total, paired = STATEMENTS[difficulty]
+        said = [(speaker, pair) for speaker in range(3) for pair in (True, False)]
+        labelled = 0
+        for chosen in combinations_with_replacement(said, total):
+            if {speaker for speaker, _ in chosen} == {0, 1, 2} and sum(pair for _, pair in chosen) == paired:
+                labelled += _count_unique(Counter(chosen))
+        return labelled // factorial(3)
+
+    def chance(self, problem: Problem) -> float:
+        return 1 / 8
+
+
+def _draw(rng: random.Random, difficulty: int, solution: tuple[int, ...]) -> list[Said]:
+    total, paired = STATEMENTS[difficulty]
+    speakers = [0, 1, 2] + [rng.randrange(3) for _ in range(total - 3)]
+    chosen = set(rng.sample(range(total), paired))
+    return [_statement(rng, speaker, i in chosen, solution) for i, speaker in enumerate(speakers)]
+
+
+def _statement(rng: random.Random, speaker: int, paired: bool, solution: tuple[int, ...]) -> Said:
+    """A random statement that `speaker` may make in the case `solution`."""
+    while True:
+        op, parts = rng.choice(PAIRED if paired else SIMPLE)
+        said = Said(speaker, op, parts[::-1] if rng.random() < 0.5 else parts)
+        if said.fits(solution) and (paired or parts[0].person != speaker):
+            return said
+
+
+def _solutions(said: list[Said]) -> list[tuple[int, ...]]:
+    return [case for case in CASES if all(s.fits(case) for s in said)]
+
+
+def _canonical_one(said: Said) -> Said:
+    return said.renamed((0, 1, 2))
+
+
+def _canonical(said: list[Said]) -> str:
+    """The least of the six namings, its statements sorted."""
+    least = min(sorted(s.renamed(order) for s in said) for order in permutations(range(3)))
+    return " ".join(s.text() for s in least)
+
+
+def _steps(said: list[Said]) -> str:
+    out = ""
+    for case in CASES:
+        out += "".join(map(str, case)) + ":"
+        for s in said:
+            out += str(int(s.holds(case)))
+            if not s.fits(case):
+                out += "x"
+                break
+        else:
+            return f"{out} ={''.join(map(str, case))}"
+    raise AssertionError("a sampled problem has a solution")
+
+
+def _masks(speaker: int, paired: bool, count: int) -> Counter[int]:
+    """Sets of `count` statements by `speaker`, by the cases that fit all of them (bit i: case i)."""
+    forms = [Said(speaker, *form) for form in (PAIRED if paired else SIMPLE)]
+    if not paired:
+        forms = [form for form in forms if form.parts[0].person != speaker]
+    bits = [sum(form.fits(case) << i for i, case in enumerate(CASES)) for form in forms]
+    found: Counter[int] = Counter()
+    for chosen in combinations(bits, count):
+        mask = 255
+        for bit in chosen:
+            mask &= bit
+        found[mask] += 1
+    return found
+
+
+def _count_unique(counts: Counter[tuple[int, bool]]) -> int:
+    """Sets of statements with one solution, given how many each speaker makes of one part and of two."""
+    total = Counter({255: 1})
+    for (speaker, paired), count in counts.items():
+        after: Counter[int] = Counter()
+        for (mask, n), (other, m) in product(total.items(), _masks(speaker, paired, count).items()):
+            after[mask & other] += n * m
+        total = after
+    return sum(n for mask, n in total.items() if mask.bit_count() == 1)

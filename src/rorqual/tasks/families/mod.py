@@ -1,0 +1,40 @@
+"""Remainder of a long number by one digit, as in division by hand."""
+
+from __future__ import annotations
+
+import random
+from typing import ClassVar
+
+from rorqual.tasks.base import Problem
+from rorqual.tasks.families.base import Family, FamilyKind
+
+DIVISORS = (6, 7, 9)
+"""Their remainders depend on every digit; those by 2, 4, 5, 8 and 10 are read off the last ones."""
+
+
+class Mod(Family):
+    """`mod 4837%7`: `04%7=4 48%7=6 63%7=0 07%7=0 =0`. `difficulty` is the number of digits."""
+
+    name: ClassVar[str] = "mod"
+    kind: ClassVar[FamilyKind] = "algorithm"
+    easy: ClassVar[range] = range(2, 5)
+    hard: ClassVar[range] = range(5, 9)
+
+    def sample(self, rng: random.Random, difficulty: int) -> Problem:
+        number = str(rng.randint(10 ** (difficulty - 1), 10**difficulty - 1))
+        divisor = rng.choice(DIVISORS)
+        rest, words = 0, []
+        for digit in number:
+            after = (rest * 10 + int(digit)) % divisor
+            words.append(f"{rest}{digit}%{divisor}={after}")
+            rest = after
+        question = f"{number}%{divisor}"
+        return self.problem(
+            difficulty, key=question, prompt=question, steps=" ".join([*words, f"={rest}"]), answer=str(rest)
+        )
+
+    def size(self, difficulty: int) -> int:
+        return len(DIVISORS) * 9 * 10 ** (difficulty - 1)
+
+    def chance(self, problem: Problem) -> float:
+        return 1 / int(problem.prompt[-1])

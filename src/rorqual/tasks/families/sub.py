@@ -1,0 +1,43 @@
+"""Subtraction, digit by digit from the right, with the borrow written out."""
+
+from __future__ import annotations
+
+import random
+from typing import ClassVar
+
+from rorqual.tasks.base import Problem
+from rorqual.tasks.families.base import Family, FamilyKind
+
+
+class Sub(Family):
+    """`sub 62-35`: `2-5-0=7b 6-3-1=2. =27`. Both numbers have `difficulty` digits and the result is not negative.
+
+    `b` after a digit says that ten was borrowed, `.` that it was not; the next step takes the 1 or the 0.
+    """
+
+    name: ClassVar[str] = "sub"
+    kind: ClassVar[FamilyKind] = "arithmetic"
+    easy: ClassVar[range] = range(2, 4)
+    hard: ClassVar[range] = range(4, 7)
+
+    def sample(self, rng: random.Random, difficulty: int) -> Problem:
+        low, high = 10 ** (difficulty - 1), 10**difficulty - 1
+        b, a = sorted((rng.randint(low, high), rng.randint(low, high)))
+        return self.problem(difficulty, key=f"{a}-{b}", prompt=f"{a}-{b}", steps=_steps(a, b), answer=str(a - b))
+
+    def size(self, difficulty: int) -> int:
+        numbers = 9 * 10 ** (difficulty - 1)
+        return numbers * (numbers + 1) // 2
+
+    def chance(self, problem: Problem) -> float:
+        numbers = 9 * 10 ** (len(problem.prompt.partition("-")[2]) - 1)
+        return 2 * (numbers - 1) / numbers**2  # a difference of 1 is the most frequent one
+
+
+def _steps(a: int, b: int) -> str:
+    words, borrow, rest = [], 0, ""
+    for x, y in zip(reversed(str(a)), reversed(str(b)), strict=True):
+        column = int(x) - int(y) - borrow
+        words.append(f"{x}-{y}-{borrow}={column % 10}{'b' if column < 0 else '.'}")
+        borrow, rest = int(column < 0), f"{column % 10}{rest}"
+    return " ".join([*words, f"={rest.lstrip('0') or '0'}"])

@@ -1,0 +1,360 @@
+"""Families: right steps, canonical keys, honest sizes and chances, splits that never share a problem."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import random
+import re
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rorqual.core.errors import ConfigError
+from rorqual.tasks.base import Problem, Verdict, split_of
+from rorqual.tasks.families import FAMILIES, NAMES, Families, Family
+
+ALL = pytest.mark.parametrize("family", FAMILIES, ids=NAMES)
+CELLS = [(family, d) for family in FAMILIES for d in [*family.easy, *family.hard]]
+
+
+def samples(family: Family, n: int, *, seed: int = 0, difficulty: int | None = None) -> list[Problem]:
+    rng = random.Random(seed)
+    levels = [difficulty] if difficulty else [*family.easy, *family.hard]
+    return [family.sample(rng, levels[i % len(levels)]) for i in range(n)]
+
+
+# Independent solvers: from the prompt alone, by another way than the step writers.
+
+
+def solve_swap(question: str) -> str:
+    start, *pairs = question.split()
+    letters = list(start)
+    for a, b in pairs:
+        i, j = letters.index(a), letters.index(b)
+        letters[i], letters[j] = letters[j], letters[i]
+    return "".join(letters)
+
+
+def solve_chain(question: str) -> str:
+    nested = question[0]
+    for op, n in re.findall(r"([-+*])(\d)", question):
+        nested = f"({nested}{op}{n})"
+    return str(eval(nested) % 10)
+
+
+def solve_kk(question: str) -> str:
+    def true(text: str, world: dict[str, bool]) -> bool:
+        code = text.replace("=", "==").replace("&", " and ").replace("|", " or ")
+        code = re.sub(r"-([ABC])", r"(not \1)", code)
+        return bool(eval(code, {}, world))
+
+    worlds = [dict(zip("ABC", bits)) for bits in itertools.product([False, True], repeat=3)]
+    fit = [w for w in worlds if all(true(s[2:], w) == w[s[0]] for s in question.split())]
+    assert len(fit) == 1, question
+    return "".join(str(int(fit[0][p])) for p in "ABC")
+
+
+SOLVERS: dict[str, Callable[[str], str]] = {
+    "add": lambda q: str(sum(map(int, q.split("+")))),
+    "sub": lambda q: str(int(q.split("-")[0]) - int(q.split("-")[1])),
+    "chain": solve_chain,
+    "gcd": lambda q: str(math.gcd(*map(int, q.split()))),
+    "mod": lambda q: str(int(q.split("%")[0]) % int(q.split("%")[1])),
+    "swap": solve_swap,
+    "count": lambda q: str(q[2:].count(q[0])),
+    "kk": solve_kk,
+}
+
+
+@ALL
+def test_answer_is_what_an_independent_solver_finds(family: Family) -> None:
+    for problem in samples(family, 400):
+        name, _, question = problem.prompt.partition(" ")
+        assert name == family.name == problem.family == problem.key.split()[0]
+        assert SOLVERS[name](question) == problem.answer
+        assert problem.steps is not None and problem.steps.rpartition("=")[2] == problem.answer
+        assert family.grade(problem, problem.answer) is Verdict.RIGHT
+
+
+def step_holds(name: str, step: str, problem: Problem) -> bool:
+    """Whether one step is true by itself: of what stands before `=` follows what stands after it."""
+    left, _, right = step.partition("=")
+    if name == "add":
+        return eval(left) == int(right) and len(right) == 2
+    if name == "sub":
+        return (eval(left) % 10, "b" if eval(left) < 0 else ".") == (int(right[0]), right[1])
+    if name == "chain":
+        return eval(left) % 10 == int(right)
+    a, b = left.split("%")
+    return int(a) % int(b) == int(right)
+
+
+@pytest.mark.parametrize("name", ["add", "sub", "chain", "gcd", "mod"])
+def test_each_step_is_true_and_follows_from_the_one_before(name: str) -> None:
+    family = Families(names=(name,)).families[name]
+    for problem in samples(family, 300):
+        steps = [s for s in (problem.steps or "").split() if not s.startswith("=")]
+        assert all(step_holds(name, s, problem) for s in steps)
+        for before, after in itertools.pairwise(steps):
+            if name == "add":
+                assert after.split("=")[0][-1] == before.split("=")[1][0]  # the carry
+            elif name == "sub":
+                assert after.split("=")[0][-1] == str(int(before.endswith("b")))
+            elif name in ("chain", "mod"):
+                assert after[0] == before[-1]
+
+
+def test_swap_writes_the_string_after_each_swap() -> None:
+    for problem in samples(Families(names=("swap",)).families["swap"], 300):
+        state, *pairs = problem.prompt.split()[1:]
+        steps = (problem.steps or "").split()
+        for pair, step in zip(pairs, steps, strict=True):
+            state = solve_swap(f"{state} {pair}")
+            assert step == f"{pair}={state}"
+
+
+def test_count_writes_a_running_tally() -> None:
+    for problem in samples(Families(names=("count",)).families["count"], 300):
+        letter, text = problem.prompt.split()[1].split(":")
+        tallies = re.findall(r"([a-z])(\d+)", (problem.steps or "").split()[0])
+        assert "".join(c for c, _ in tallies) == text
+        assert [int(n) for _, n in tallies] == [text[: i + 1].count(letter) for i in range(len(text))]
+
+
+def test_kk_tries_the_cases_in_order_and_stops_each_at_its_first_contradiction() -> None:
+    for problem in samples(Families(names=("kk",)).families["kk"], 300):
+        said = problem.prompt.split()[1:]
+        tried = re.findall(r"([01]{3}):([01]+)(x?)", (problem.steps or "").split()[0])
+        assert [c for c, _, _ in tried] == [f"{i:03b}" for i in range(7, 7 - len(tried), -1)]
+        assert [x for _, _, x in tried] == ["x"] * (len(tried) - 1) + [""]
+        for case, truths, contradiction in tried:
+            speakers = [case["ABC".index(s[0])] for s in said[: len(truths)]]
+            agree = [t == s for t, s in zip(truths, speakers, strict=True)]
+            assert agree == [True] * (len(agree) - 1) + [not contradiction]
+            assert contradiction or len(truths) == len(said)
+
+
+@ALL
+def test_more_than_a_million_distinct_problems(family: Family) -> None:
+    assert sum(family.size(d) for d in [*family.easy, *family.hard]) > 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("name", "difficulty", "draws"),
+    [("add", 2, 40_000), ("sub", 2, 40_000), ("gcd", 1, 4000), ("mod", 2, 4000), ("swap", 1, 12_000)],
+)
+def test_size_is_the_number_of_keys_that_ever_come(name: str, difficulty: int, draws: int) -> None:
+    family = Families(names=(name,)).families[name]
+    keys = {p.key for p in samples(family, draws, difficulty=difficulty)}
+    assert family.size(difficulty) * 0.98 < len(keys) <= family.size(difficulty)
+
+
+def test_sizes_of_swap_and_kk_against_enumeration() -> None:
+    swap = Families(names=("swap",)).families["swap"]
+    from rorqual.tasks.families.swap import PAIRS, _canonical
+
+    words = {tuple(_canonical(list(word))) for word in itertools.product(PAIRS, repeat=3)}
+    assert swap.size(3) == 120 * len(words)
+    kk = Families(names=("kk",)).families["kk"]
+    keys = {p.key for p in samples(kk, 12_000, difficulty=1)}
+    assert kk.size(1) * 0.98 < len(keys) < kk.size(1) * 1.1  # a bound from below: a few problems are their own renaming
+
+
+# Twins: the same problem in another dress has the same key; another problem has another.
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10**6))
+def test_a_sum_and_its_mirror_share_a_key(seed: int) -> None:
+    class Scripted(random.Random):
+        def __init__(self, values: list[int]) -> None:
+            super().__init__(0)
+            self.values = values
+
+        def randint(self, a: int, b: int) -> int:
+            return self.values.pop(0)
+
+    a, b = random.Random(seed).sample(range(1000, 9999), 2)
+    add = Families(names=("add",)).families["add"]
+    one, other = add.sample(Scripted([a, b]), 4), add.sample(Scripted([b, a]), 4)
+    assert one.key == other.key and one.prompt != other.prompt
+
+
+@pytest.mark.parametrize(("name", "difficulty"), [("add", 2), ("gcd", 2), ("swap", 2), ("kk", 1), ("chain", 2)])
+def test_twins_share_a_key_and_others_do_not(name: str, difficulty: int) -> None:
+    """Keys partition the prompts exactly as an independent description of `the same problem` does."""
+    family = Families(names=(name,)).families[name]
+    by_key: dict[str, set[object]] = {}
+    by_form: dict[object, set[str]] = {}
+    for p in samples(family, 6000, difficulty=difficulty):
+        form = FORMS[name](p.prompt.partition(" ")[2])
+        by_key.setdefault(p.key, set()).add(form)
+        by_form.setdefault(form, set()).add(p.key)
+    assert all(len(forms) == 1 for forms in by_key.values())
+    assert all(len(keys) == 1 for keys in by_form.values())
+
+
+def form_swap(question: str) -> object:
+    start, one, two = question.split()
+    pairs = [frozenset(one), frozenset(two)]
+    return (start, frozenset(pairs) if not pairs[0] & pairs[1] else tuple(pairs))
+
+
+def form_kk(question: str) -> object:
+    """Renamings as a set of all six dresses, each a multiset of (speaker, op, unordered parts)."""
+    dresses = []
+    for names in itertools.permutations("ABC"):
+        said = question.translate(str.maketrans("ABC", "".join(names))).split()
+        parsed = [
+            (s[0], re.sub(r"[-ABC]", "", s[2:]), frozenset(Counter(re.findall(r"-?[ABC]", s[2:])).items()))
+            for s in said
+        ]
+        dresses.append(frozenset(Counter(parsed).items()))
+    return frozenset(dresses)
+
+
+def form_chain(question: str) -> object:
+    first = frozenset((question[0], question[2])) if question[1] != "-" else (question[0], question[2])
+    return (question[1], first, question[3:])
+
+
+FORMS: dict[str, Callable[[str], object]] = {
+    "add": lambda q: tuple(sorted(q.split("+"))),
+    "gcd": lambda q: frozenset(q.split()),
+    "swap": form_swap,
+    "kk": form_kk,
+    "chain": form_chain,
+}
+
+
+@ALL
+def test_texts_are_short(family: Family) -> None:
+    for difficulty in [*family.easy, *family.hard]:
+        sizes = [len(f"{p.prompt}{p.steps}{p.answer}".encode()) for p in samples(family, 400, difficulty=difficulty)]
+        hard = difficulty in family.hard
+        assert max(sizes) <= (115 if hard else 95 if family.name == "kk" else 65)
+        assert sum(sizes) / len(sizes) <= (90 if hard else 66)
+
+
+@pytest.mark.parametrize(("family", "difficulty"), CELLS, ids=lambda x: getattr(x, "name", x))
+def test_no_guesser_beats_the_chance_line(family: Family, difficulty: int) -> None:
+    """The best constant guess for each form of problem, learned on half of the problems, is as good as `chance` says."""
+    problems = samples(family, 8000, difficulty=difficulty)
+    learn, judge = problems[:4000], problems[4000:]
+
+    def form(p: Problem) -> str:
+        return p.prompt[-1] if family.name == "mod" else p.prompt.split()[1] if family.name == "gcd" else ""
+
+    answers: dict[str, Counter[str]] = {}
+    for p in learn:
+        answers.setdefault(form(p), Counter())[p.answer] += 1
+    guess = {f: c.most_common(1)[0][0] for f, c in answers.items()}
+    hits = sum(guess[form(p)] == p.answer for p in judge) / len(judge)
+    chance = sum(map(family.chance, judge)) / len(judge)
+    assert hits <= chance + 4 * math.sqrt(chance / len(judge)) + 0.001
+    if family.name in ("chain", "gcd", "mod", "count", "kk"):
+        assert hits >= chance - 4 * math.sqrt(chance / len(judge)) - 0.01  # and it is not a strawman
+
+
+# The mixture.
+
+
+def take(n: int, split: str = "train", seed: int = 0, **options: object) -> list[Problem]:
+    return list(itertools.islice(Families(**options).problems(split, seed), n))  # type: ignore[arg-type]
+
+
+def test_splits_are_disjoint_and_by_key() -> None:
+    train, dev, test = take(4000), take(300, "dev"), take(300, "test")
+    for split, problems in {"train": train, "dev": dev, "test": test}.items():
+        assert {split_of(p.key) for p in problems} == {split}
+    keys = [{p.key for p in problems} for problems in (train, dev, test)]
+    assert not keys[0] & keys[1] and not keys[0] & keys[2] and not keys[1] & keys[2]
+    assert len(keys[1]) == 300 and len(keys[2]) == 300  # held-out problems do not repeat
+
+
+def test_families_are_even_and_hard_is_a_share() -> None:
+    problems = take(8000, hard=0.3)
+    assert set(Counter(p.family for p in problems).values()) == {1000}
+    assert 0.28 < sum(p.level == "hard" for p in problems) / 8000 < 0.32
+    assert {p.level for p in take(50, hard=1.0)} == {"hard"} and {p.level for p in take(50, hard=0.0)} == {"easy"}
+    assert {p.family for p in take(20, names=("add",), hard=1.0)} == {"add"}
+    assert len({f.kind for f in FAMILIES}) == 4
+
+
+def test_a_small_cell_that_runs_out_gives_way_to_its_level() -> None:
+    problems = take(
+        100, "test", names=("mod",), hard=0.0
+    )  # two-digit problems are 270, four in a hundred of them held out
+    assert len({p.key for p in problems}) == 100
+
+
+def test_one_seed_gives_one_stream_in_every_process() -> None:
+    code = (
+        "import itertools, hashlib; from rorqual.tasks.families import Families;"
+        "ps = itertools.islice(Families(hard=0.5).problems('test', 7), 80);"
+        "print(hashlib.sha256(repr([(p.key, p.prompt, p.steps) for p in ps]).encode()).hexdigest())"
+    )
+    prints = [
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    ]
+    assert prints[0] == prints[1]
+    assert take(40, seed=1) == take(40, seed=1) != take(40, seed=2)
+
+
+@pytest.mark.parametrize(
+    ("reply", "verdict"),
+    [
+        (" 62 \n", "right"),
+        ("062", "right"),
+        ("6 2", "wrong"),
+        ("", "wrong"),
+        ("=62", "wrong"),
+        ("62.0", "wrong"),
+        ("٦٢", "wrong"),
+    ],
+)
+def test_grader_forgives_white_space_only(reply: str, verdict: str) -> None:
+    task = Families()
+    problem = Problem(key="add 20+42", prompt="add 20+42", answer="62", family="add")
+    assert task.grade(problem, reply).value == verdict
+
+
+@pytest.mark.parametrize(
+    ("reply", "verdict"), [("abcde", "right"), ("ABCDE", "wrong"), ("abcd", "wrong"), ("abcde!", "wrong")]
+)
+def test_text_is_compared_letter_by_letter(reply: str, verdict: str) -> None:
+    problem = Problem(key="swap x", prompt="swap x", answer="abcde", family="swap")
+    assert Families().grade(problem, reply).value == verdict
+
+
+def test_gold_is_right_and_another_answer_wrong() -> None:
+    task = Families(hard=0.5)
+    problems = list(itertools.islice(task.problems("test", 3), 400))
+    assert all(task.grade(p, p.answer) is Verdict.RIGHT for p in problems)
+    for p, q in itertools.pairwise(sorted(problems, key=lambda p: p.family)):
+        assert p.family != q.family or p.answer == q.answer or task.grade(p, q.answer) is Verdict.WRONG
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [({"names": ("ad",)}, "Did you mean 'add'"), ({"names": ()}, "no family"), ({"names": ("add", "add")}, "twice"),
+     ({"hard": 1.5}, "1.5"), ({"hard": "much"}, "much"), ({"hard": True}, "True")],
+)  # fmt: skip
+def test_wrong_options_are_refused(options: dict[str, object], said: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        Families(**options)  # type: ignore[arg-type]
+    Families(names=("add",), hard=0.5)  # their nearest valid twin

@@ -1,0 +1,189 @@
+"""Streams of batches in which `batch(step)` is a pure function of the seed and the step.
+
+There is no cursor to save, so none can be lost: a run that resumes at step 700 asks for batch 700.
+"""
+
+from __future__ import annotations
+
+import random
+from abc import ABC, abstractmethod
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+
+from rorqual.core.errors import DataError
+from rorqual.data.pack import OPEN_ROWS, Batch, Ints, Sample, check_lengths, first_fit, lay_out
+
+
+class Stream(ABC):
+    """Batches of `rows` rows of `row_length` tokens, one for each step, without end."""
+
+    def __init__(self, rows: int, row_length: int, seed: int) -> None:
+        if rows < 1 or row_length < 2:
+            raise DataError(
+                f"batches of {rows} rows of {row_length} tokens",
+                where="stream",
+                remedy="Use 1 row of 2 tokens or more.",
+            )
+        if seed < 0:
+            raise DataError(f"seed={seed} is negative", where="stream", remedy="Use 0 or more.")
+        self.rows, self.row_length, self.seed = rows, row_length, seed
+
+    @abstractmethod
+    def batch(self, step: int) -> Batch:
+        """The batch of `step`, counted from 0: the same whenever and in whatever order it is asked for."""
+
+
+class ConversationStream(Stream):
+    """Samples, every one of them once in each epoch, in an order of its own for each epoch, packed into rows.
+
+    Epochs follow each other row by row: the batch in which one ends holds the first rows of the next, so that no batch is
+    short and nothing is dropped. Samples with nothing to train on are left out, and counted in `skipped`.
+    """
+
+    def __init__(self, samples: Sequence[Sample], rows: int, row_length: int, seed: int, *, pad: int = 0) -> None:
+        super().__init__(rows, row_length, seed)
+        check_lengths(samples, row_length)
+        if not any(sample.n_trained for sample in samples):
+            raise DataError(
+                f"nothing to train on in {len(samples)} samples",
+                where="stream",
+                remedy="Each needs an assistant's turn that fits the context.",
+            )
+        self._samples, self._pad = [sample for sample in samples if sample.n_trained], pad
+        self.skipped = len(samples) - len(self._samples)
+        self._lengths = [len(sample) for sample in self._samples]
+        self._ends: list[int] = []  # rows up to the end of each epoch; computed, never saved
+        self._packing = lru_cache(maxsize=2)(self._pack_epoch)
+
+    def _pack_epoch(self, epoch: int) -> list[list[int]]:
+        order = np.random.default_rng([self.seed, epoch]).permutation(len(self._samples)).tolist()
+        rows = first_fit([self._lengths[number] for number in order], self.row_length, open_rows=OPEN_ROWS)
+        return [[order[place] for place in row] for row in rows]
+
+    def _epoch_of_row(self, row: int) -> tuple[int, int]:
+        """The epoch of a row counted over all epochs, and the number of that epoch's first row."""
+        while not self._ends or self._ends[-1] <= row:
+            before = self._ends[-1] if self._ends else 0
+            self._ends.append(before + len(self._packing(len(self._ends))))
+        epoch = bisect_right(self._ends, row)
+        return epoch, self._ends[epoch - 1] if epoch else 0
+
+    def steps(self, epochs: int) -> int:
+        """Steps that cover `epochs` epochs; the last batch may reach into the next epoch."""
+        while len(self._ends) < epochs:
+            self._epoch_of_row(self._ends[-1] if self._ends else 0)
+        return -(-self._ends[epochs - 1] // self.rows) if epochs else 0
+
+    def sample_rows(self, step: int) -> list[list[int]]:
+        """Numbers of the samples in each row of the batch of `step`."""
+        found = []
+        for row in range(step * self.rows, (step + 1) * self.rows):
+            epoch, first = self._epoch_of_row(row)
+            found.append(self._packing(epoch)[row - first])
+        return found
+
+    def batch(self, step: int) -> Batch:
+        samples: list[Sample] = []
+        rows: list[list[int]] = []
+        for numbers in self.sample_rows(step):  # numbered anew: two epochs may put one sample into one batch twice
+            rows.append(list(range(len(samples), len(samples) + len(numbers))))
+            samples += [self._samples[number] for number in numbers]
+        return lay_out(samples, rows, self.row_length, pad=self._pad).batch
+
+
+class TextStream(Stream):
+    """Windows of one long text (an array or a memory map of ids), each position predicting the next token.
+
+    `chunks`: the text is cut into windows side by side, shuffled anew each epoch: in an epoch every token but the first is
+    predicted exactly once. `random`: windows begin anywhere, as in nanoGPT.
+    """
+
+    def __init__(
+        self, ids: Ints, rows: int, row_length: int, seed: int, *, windows: Literal["chunks", "random"] = "chunks"
+    ) -> None:
+        super().__init__(rows, row_length, seed)
+        if len(ids) <= row_length:
+            raise DataError(
+                f"a text of {len(ids)} tokens has no window of {row_length} and the token after it",
+                where="stream",
+                remedy=f"Set context={max(len(ids) - 1, 2)} or less, or give a longer text.",
+            )
+        self._ids, self._windows = ids, windows
+        self.n_chunks = -(-(len(ids) - 1) // row_length)
+        self._order = lru_cache(maxsize=2)(self._shuffle)
+
+    def _shuffle(self, epoch: int) -> Ints:
+        return np.random.default_rng([self.seed, epoch]).permutation(self.n_chunks)
+
+    def steps(self, epochs: int) -> int:
+        """Steps of `chunks` that cover `epochs` epochs."""
+        return -(-self.n_chunks * epochs // self.rows)
+
+    def batch(self, step: int) -> Batch:
+        if self._windows == "random":
+            rng = np.random.default_rng([self.seed, step])
+            return self._lay_out(rng.integers(0, len(self._ids) - self.row_length, size=self.rows).tolist())
+        numbers = range(step * self.rows, (step + 1) * self.rows)
+        chunks = [int(self._order(number // self.n_chunks)[number % self.n_chunks]) for number in numbers]
+        return self._lay_out([chunk * self.row_length for chunk in chunks])
+
+    def _lay_out(self, begins: Sequence[int]) -> Batch:
+        # The last chunk is shifted back to be whole; what an earlier chunk predicts already has no loss in it.
+        last = len(self._ids) - self.row_length - 1
+        starts = np.minimum(np.asarray(begins, dtype=np.int64), last)
+        window = starts[:, None] + np.arange(self.row_length + 1)
+        ids = np.asarray(self._ids[window], dtype=np.int64)  # [rows, T + 1]
+        shape = (len(begins), self.row_length)
+        positions = np.broadcast_to(np.arange(self.row_length, dtype=np.int64), shape)
+        fresh = window[:, :-1] >= np.asarray(begins, dtype=np.int64)[:, None]
+        return Batch(
+            tokens=ids[:, :-1].copy(),
+            targets=ids[:, 1:].copy(),
+            loss_mask=fresh.astype(np.float32),
+            segments=np.zeros(shape, dtype=np.int64),
+            positions=positions.copy(),
+        )
+
+
+class GeneratedStream(Stream):
+    """Samples made as they are needed: each step has a random state of its own, of the seed and the step.
+
+    `make(rng)` must depend on `rng` alone. Samples are placed by first fit until `misses` of them found no row with room;
+    those are dropped. Each more miss fills the rows a little better and favours short samples a little more: with lengths of
+    8 to 60 in rows of 96, 1 miss gave 94.7 % and a mean length of 34.1 for 34.0 made, 16 gave 96.3 % and 33.6.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[random.Random], Sample],
+        rows: int,
+        row_length: int,
+        seed: int,
+        *,
+        pad: int = 0,
+        misses: int = 2,
+    ) -> None:
+        super().__init__(rows, row_length, seed)
+        self._make, self._pad, self._misses = make, pad, misses
+
+    def batch(self, step: int) -> Batch:
+        rng = random.Random(f"{self.seed}/{step}")
+        samples: list[Sample] = []
+        rows: list[list[int]] = [[] for _ in range(self.rows)]
+        room = [self.row_length] * self.rows
+        missed = 0
+        while missed < self._misses and any(room):
+            sample = self._make(rng)
+            check_lengths([sample], self.row_length)
+            row = next((number for number, left in enumerate(room) if left >= len(sample)), None)
+            if row is None:
+                missed += 1
+                continue
+            rows[row].append(len(samples))
+            room[row] -= len(sample)
+            samples.append(sample)
+        return lay_out(samples, rows, self.row_length, pad=self._pad).batch

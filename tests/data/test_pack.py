@@ -1,0 +1,163 @@
+"""Packing loses no token, trains what was to be trained, and never lets a document predict another."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rorqual.core.errors import DataError
+from rorqual.core.records import Message
+from rorqual.data.chat import DeepSeekChat
+from rorqual.data.pack import Batch, Sample, first_fit, pack
+from rorqual.data.tokenizer import Tokenizer
+
+ROW = 12
+ARRAYS = ("tokens", "targets", "loss_mask", "segments", "positions")
+
+
+@st.composite
+def samples(draw: st.DrawFn) -> list[Sample]:
+    """Samples whose ids are all different, so that any mix of two shows."""
+    shapes = draw(st.lists(st.lists(st.booleans(), min_size=1, max_size=ROW), min_size=1, max_size=20))
+    weights = draw(st.lists(st.sampled_from([1.0, 0.5, 2.0]), min_size=len(shapes), max_size=len(shapes)))
+    return [
+        Sample([100 * number + 1 + at for at in range(len(mask))], mask, weight)
+        for number, (mask, weight) in enumerate(zip(shapes, weights))
+    ]
+
+
+@given(samples=samples(), open_rows=st.integers(1, 4))
+def test_every_token_lies_once_where_its_place_says(samples: list[Sample], open_rows: int) -> None:
+    packed = pack(samples, ROW, open_rows=open_rows)
+    batch = packed.batch
+    for sample, (row, start, length) in zip(samples, packed.places, strict=True):
+        assert batch.tokens[row, start : start + length].tolist() == list(sample.ids)
+        assert batch.positions[row, start : start + length].tolist() == list(range(length))
+        assert len(set(batch.segments[row, start : start + length].tolist())) == 1
+    assert batch.n_tokens == sum(len(sample) for sample in samples)
+    assert batch.n_trained == sum(sample.n_trained for sample in samples)
+    used = batch.tokens[batch.segments >= 0]
+    assert sorted(used.tolist()) == sorted(id_ for sample in samples for id_ in sample.ids)
+
+
+@given(samples=samples())
+def test_a_loss_counts_exactly_the_masked_tokens_predicted_from_the_one_before(samples: list[Sample]) -> None:
+    batch = pack(samples, ROW).batch
+    wanted = sorted(
+        (before, after, sample.weight)
+        for sample in samples
+        for before, after, on in zip(sample.ids, sample.ids[1:], sample.mask[1:])
+        if on
+    )
+    found = [(batch.tokens[at], batch.targets[at], batch.loss_mask[at]) for at in zip(*np.nonzero(batch.loss_mask))]
+    assert sorted(found) == wanted
+
+
+@given(samples=samples())
+def test_no_position_predicts_another_document_or_padding(samples: list[Sample]) -> None:
+    batch = pack(samples, ROW).batch
+    assert not batch.loss_mask[:, -1].any()
+    crosses = batch.segments[:, 1:] != batch.segments[:, :-1]
+    assert not batch.loss_mask[:, :-1][crosses].any()
+    assert not batch.loss_mask[batch.segments < 0].any()
+    inside = (~crosses) & (batch.segments[:, 1:] >= 0)
+    assert (batch.targets[:, :-1][inside] == batch.tokens[:, 1:][inside]).all()
+
+
+@given(samples=samples())
+def test_segments_count_up_and_padding_comes_last(samples: list[Sample]) -> None:
+    for row in pack(samples, ROW).batch.segments.tolist():
+        documents = [segment for segment in row if segment >= 0]
+        assert row == documents + [-1] * (len(row) - len(documents))
+        assert documents == sorted(documents) and set(documents) == set(range(documents[-1] + 1))
+
+
+@given(lengths=st.lists(st.integers(1, ROW), max_size=60), open_rows=st.integers(1, 8))
+def test_first_fit_places_each_once_within_the_rows(lengths: list[int], open_rows: int) -> None:
+    rows = first_fit(lengths, ROW, open_rows=open_rows)
+    assert sorted(number for row in rows for number in row) == list(range(len(lengths)))
+    assert all(sum(lengths[number] for number in row) <= ROW for row in rows)
+    assert rows == first_fit(list(lengths), ROW, open_rows=open_rows)
+
+
+@given(lengths=st.lists(st.integers(1, ROW), max_size=40))
+def test_first_fit_with_every_row_open_is_the_textbooks(lengths: list[int]) -> None:
+    left: list[int] = []
+    rows: list[list[int]] = []
+    for number, length in enumerate(lengths):
+        for row in range(len(left)):
+            if left[row] >= length:
+                break
+        else:
+            row = len(left)
+            left.append(ROW)
+            rows.append([])
+        left[row] -= length
+        rows[row].append(number)
+    assert first_fit(lengths, ROW, open_rows=1000) == rows
+
+
+def test_rows_of_short_samples_are_well_filled() -> None:
+    rng = np.random.default_rng(0)
+    samples = [Sample([1] * n, [True] * n) for n in rng.integers(8, 60, size=2000).tolist()]
+    assert pack(samples, 96).batch.fill > 0.95
+
+
+@given(samples=samples(), n=st.integers(1, 6))
+def test_micro_batches_are_the_rows_in_order(samples: list[Sample], n: int) -> None:
+    batch = pack(samples, ROW).batch
+    if n > batch.n_rows:
+        with pytest.raises(DataError, match=f"do not split into {n}"):
+            batch.split(n)
+        return
+    parts = batch.split(n)
+    assert len(parts) == n and max(p.n_rows for p in parts) - min(p.n_rows for p in parts) <= 1
+    for name in ARRAYS:
+        assert (np.concatenate([getattr(part, name) for part in parts]) == getattr(batch, name)).all()
+    assert sum(part.n_trained for part in parts) == batch.n_trained
+
+
+def test_a_sample_longer_than_a_row_is_refused_with_its_length_or_cut_if_asked() -> None:
+    long = Sample(list(range(1, 14)), [False] * 6 + [True] * 7)
+    fits = Sample(long.ids[:12], long.mask[:12])
+    with pytest.raises(DataError, match=r"sample 2: 13 tokens do not fit a row of 12") as caught:
+        pack([fits, long], ROW)
+    assert "context=13" in caught.value.remedy
+    assert (pack([long], ROW, truncate=True).batch.tokens == pack([fits], ROW).batch.tokens).all()
+    assert pack([long], 13).batch.n_trained == 7
+
+
+def test_an_empty_or_mismatched_sample_is_refused() -> None:
+    with pytest.raises(DataError, match="sample 1: no tokens"):
+        pack([Sample([], [])], ROW)
+    with pytest.raises(DataError, match="3 ids with a mask of 2"):
+        Sample([1, 2, 3], [True, True])
+
+
+def test_a_sample_that_only_trains_its_first_token_trains_nothing() -> None:
+    assert Sample([1, 2], [True, False]).n_trained == 0 == pack([Sample([1, 2], [True, False])], ROW).batch.n_trained
+    assert Sample([1, 2], [False, True]).n_trained == 1 == pack([Sample([1, 2], [False, True])], ROW).batch.n_trained
+    assert Sample([1, 2], [False, True], weight=0.0).n_trained == 0
+
+
+def test_types_are_what_the_trainer_expects() -> None:
+    batch = pack([Sample([5, 6], [False, True])], ROW, pad=2).batch
+    assert isinstance(batch, Batch)
+    assert {name: str(getattr(batch, name).dtype) for name in ARRAYS} == {
+        "tokens": "int64",
+        "targets": "int64",
+        "loss_mask": "float32",
+        "segments": "int64",
+        "positions": "int64",
+    }
+    assert batch.tokens[0].tolist() == [5, 6] + [2] * 10 and batch.targets[0].tolist() == [6] + [2] * 11
+
+
+def test_the_end_of_a_turn_is_trained_after_packing() -> None:
+    tokenizer = Tokenizer.byte_level()
+    rendered = DeepSeekChat(tokenizer).render([Message("user", "2+2?"), Message("assistant", "4")])
+    batch = pack([Sample(rendered.ids, rendered.mask)] * 3, 16).batch
+    trained = batch.targets[batch.loss_mask > 0].tolist()
+    assert trained == [tokenizer.end_think, *tokenizer.encode("4"), tokenizer.eos] * 3

@@ -1,0 +1,129 @@
+"""What the report claims of reinforcement, family by family, and whether the figures bear it out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from rorqual.core.records import Thinking
+from rorqual.evals.compare import Comparison, Measure, compare, did_think, is_right
+from rorqual.evals.reading import Findings, When
+from rorqual.evals.stats import Claim, Interval, claim, holm
+
+
+@dataclass(frozen=True)
+class Topic:
+    """One question put to every family: is `measure` higher in evaluation `after` than in `before`?"""
+
+    name: str
+    title: str
+    text: str
+    before: tuple[When, Thinking]
+    after: tuple[When, Thinking]
+    measure: Measure
+
+
+TOPICS = (
+    Topic(
+        "more-right",
+        "more right after GRPO",
+        "{family}: more is right after GRPO than before, by the model's own choice",
+        ("before", "auto"),
+        ("after", "auto"),
+        is_right,
+    ),
+    Topic(
+        "thinking-helps",
+        "thinking beats answering at once",
+        "{family}: after GRPO, made to think it is right more often than answering at once",
+        ("after", "off"),
+        ("after", "on"),
+        is_right,
+    ),
+    Topic(
+        "thinks-more",
+        "thinks more often",
+        "{family}: it chooses to think more often after GRPO",
+        ("before", "auto"),
+        ("after", "auto"),
+        did_think,
+    ),
+    Topic(
+        "better-thinker",
+        "more right when made to think",
+        "{family}: made to think, it is right more often after GRPO than before",
+        ("before", "on"),
+        ("after", "on"),
+        is_right,
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A claim with what it rests on; `wide` is the 99 % interval beside the claim's 95 % one."""
+
+    topic: Topic
+    family: str
+    claim: Claim
+    wide: Interval
+    paired: Comparison
+
+
+def claims(findings: Findings) -> list[Asked]:
+    """Every topic asked of every family: McNemar's exact test, one-sided, corrected by Holm over all of them."""
+    asked: list[Asked] = []
+    for topic in TOPICS:
+        before, after = findings.evaluations[topic.before], findings.evaluations[topic.after]
+        rows = compare(before, after, measure=topic.measure, side="greater")
+        wide = compare(before, after, measure=topic.measure, side="greater", confidence=0.99)
+        for row, wider in zip(rows, wide, strict=True):
+            change, text = row.difference, topic.text.format(family=row.family)
+            how = "McNemar's exact test, one-sided, Holm-corrected; bootstrap interval over problems"
+            made = claim(text, change.mean, change.interval, row.p_value, how)
+            asked.append(Asked(topic, row.family, made, wider.difference.interval, row))
+    corrected = holm(item.claim for item in asked)
+    return [replace(item, claim=claim) for item, claim in zip(asked, corrected, strict=True)]
+
+
+def tally(asked: Sequence[Asked]) -> list[tuple[Topic, int, int, int]]:
+    """Per topic: in how many families it holds, is not decided, and does not hold."""
+    result = []
+    for topic in TOPICS:
+        verdicts = [item.claim.holds for item in asked if item.topic.name == topic.name]
+        result.append((topic, *(verdicts.count(v) for v in ("holds", "not decided", "does not hold"))))
+    return result  # type: ignore[return-value]
+
+
+@dataclass(frozen=True)
+class Account:
+    """Where the gain came from, over all families, as shares of problems that were right."""
+
+    before: float
+    before_made_to_think: float
+    after: float
+    after_made_to_think: float
+    thought_before: float
+    thought_after: float
+
+    @property
+    def gain(self) -> float:
+        return self.after - self.before
+
+    @property
+    def by_choice(self) -> float:
+        """What making the model of before GRPO think would have gained, without any training."""
+        return self.before_made_to_think - self.before
+
+
+def account(findings: Findings) -> Account:
+    """How right it was before and after, by its own choice and when made to think."""
+    rows = {name: evaluation.rows("all")[0] for name, evaluation in findings.evaluations.items()}
+    return Account(
+        before=rows["before", "auto"].accuracy,
+        before_made_to_think=rows["before", "on"].accuracy,
+        after=rows["after", "auto"].accuracy,
+        after_made_to_think=rows["after", "on"].accuracy,
+        thought_before=rows["before", "auto"].thought,
+        thought_after=rows["after", "auto"].thought,
+    )

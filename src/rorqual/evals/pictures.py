@@ -1,0 +1,123 @@
+"""Drawing: two themes, one look, and PNG bytes that are the same for the same data."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Theme:
+    """Colours of one scheme. Series are told apart by marker as well, so that no reader depends on hue."""
+
+    name: str
+    ground: str
+    ink: str
+    faint: str
+    grid: str
+    before: str
+    after: str
+    off: str
+    on: str
+
+    @property
+    def heat(self) -> LinearSegmentedColormap:
+        """From the page's ground to the strong colour: nothing is the colour of paper."""
+        return LinearSegmentedColormap.from_list(f"rorqual-{self.name}", [self.ground, self.after, self.ink])
+
+
+LIGHT = Theme("light", "#fdfcf9", "#1d2024", "#6a6f76", "#e4e2db", "#8b8f96", "#1f5fa6", "#bf6f14", "#2a8561")
+DARK = Theme("dark", "#16181b", "#e6e4de", "#9a9fa6", "#2d3136", "#9298a0", "#6caaf2", "#e2a14e", "#62c79c")
+THEMES = (LIGHT, DARK)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture to be drawn once per theme. `alt` says in words what it shows; `caption` stands below it."""
+
+    name: str
+    alt: str
+    caption: str
+    draw: Callable[[Theme], Figure]
+
+
+def png(picture: Picture, theme: Theme) -> bytes:
+    """The PNG of `picture`; the same data gives the same bytes (no date, no version in it)."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_style(theme))
+        figure = picture.draw(theme)
+        FigureCanvasAgg(figure)
+        target = io.BytesIO()
+        figure.savefig(target, format="png", dpi=150, metadata={"Software": None})
+    return target.getvalue()
+
+
+def _style(theme: Theme) -> Any:
+    return {
+        "font.family": "DejaVu Sans",
+        "font.size": 9,
+        "text.parse_math": False,
+        "axes.titlesize": 9.5,
+        "axes.titleweight": "bold",
+        "axes.titlelocation": "left",
+        "axes.labelsize": 8.5,
+        "axes.edgecolor": theme.faint,
+        "axes.facecolor": theme.ground,
+        "axes.labelcolor": theme.faint,
+        "axes.titlecolor": theme.ink,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.linewidth": 0.7,
+        "axes.grid": True,
+        "axes.axisbelow": True,
+        "grid.color": theme.grid,
+        "grid.linewidth": 0.7,
+        "figure.facecolor": theme.ground,
+        "text.color": theme.ink,
+        "xtick.color": theme.faint,
+        "ytick.color": theme.faint,
+        "xtick.labelsize": 8,
+        "ytick.labelsize": 8,
+        "xtick.major.size": 0,
+        "ytick.major.size": 0,
+        "legend.frameon": False,
+        "legend.fontsize": 8,
+        "lines.solid_capstyle": "round",
+    }
+
+
+def panels(count: int, columns: int, width: float, height: float, *, sharey: bool = False) -> tuple[Figure, list[Axes]]:
+    """A figure of `count` panels, each `width` by `height` inches; unused places stay empty."""
+    columns = min(columns, count)
+    rows = math.ceil(count / columns)
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False, sharey=sharey)
+    axes = list(grid.flat)
+    for axis in axes[count:]:
+        axis.set_axis_off()
+    return figure, axes[:count]
+
+
+def smooth(values: Sequence[float]) -> np.ndarray:
+    """A centred running mean over a fortieth of the series, with whatever lies inside it at the ends."""
+    series = np.asarray(values, float)
+    window = max(1, len(series) // 40) | 1
+    kernel = np.ones(window)
+    return np.convolve(series, kernel, "same") / np.convolve(np.ones(len(series)), kernel, "same")
+
+
+def curve(axis: Axes, steps: Sequence[float], values: Sequence[float], colour: str, label: str = "") -> None:
+    """A series as it was, faint, below its running mean."""
+    axis.plot(steps, values, color=colour, alpha=0.28, linewidth=0.8)
+    axis.plot(steps, smooth(values), color=colour, linewidth=1.7, label=label or None)

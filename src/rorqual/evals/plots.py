@@ -1,0 +1,376 @@
+"""The report's pictures. Each function here makes one `Picture` from findings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from rorqual.core.records import Thinking
+from rorqual.evals.evaluation import Evaluation, Row
+from rorqual.evals.pictures import Picture, Theme, curve, panels
+from rorqual.evals.reading import Findings, Record, StageCost, When
+
+CLOCK_PICTURE = "clock"
+"""The one picture that shows measured time, and so the one that differs between two runs of the same seed."""
+SETTINGS: tuple[tuple[When, Thinking, str], ...] = (
+    ("before", "auto", "before GRPO, own choice"),
+    ("after", "auto", "after GRPO, own choice"),
+    ("after", "off", "after GRPO, answering at once"),
+    ("after", "on", "after GRPO, made to think"),
+)
+MARKERS = ("o", "o", "s", "^")
+
+
+def pictures(findings: Findings) -> dict[str, Picture]:
+    """All of the report's pictures, by name."""
+    made = [
+        learning_curves(findings),
+        accuracy(findings),
+        accuracy_by_level(findings),
+        what_changed(findings),
+        thinking_over_training(findings),
+        experts(findings),
+        load(findings),
+        cost(findings),
+        clock(findings),
+    ]
+    return {picture.name: picture for picture in made}
+
+
+def series(records: Sequence[Record], *names: str) -> tuple[list[float], list[float]]:
+    """Steps and values of the first of `names` that a record has; records with none of them, or null, are left out."""
+    steps, values = [], []
+    for place, record in enumerate(records):
+        value = next((record[name] for name in names if isinstance(record.get(name), int | float)), None)
+        if value is not None:
+            steps.append(float(record.get("step", place)))
+            values.append(float(value))
+    return steps, values
+
+
+def _nothing(axis: Axes, theme: Theme) -> None:
+    axis.text(0.5, 0.5, "not recorded", ha="center", va="center", transform=axis.transAxes, color=theme.faint)
+
+
+def _draw_series(
+    axis: Axes, theme: Theme, records: Sequence[Record], wanted: Sequence[tuple[tuple[str, ...], str, str]]
+) -> None:
+    drawn = 0
+    for names, colour, label in wanted:
+        steps, values = series(records, *names)
+        if values:
+            curve(axis, steps, values, colour, label)
+            drawn += 1
+    if not drawn:
+        _nothing(axis, theme)
+    elif drawn > 1:
+        axis.legend(loc="best")
+    axis.set_xlabel("step")
+
+
+def _ends(records: Sequence[Record], *names: str) -> str:
+    _, values = series(records, *names)
+    if not values:
+        return "not recorded"
+    edge = max(1, len(values) // 20)
+    return f"{np.mean(values[:edge]):.3g} at first to {np.mean(values[-edge:]):.3g} at last"
+
+
+def learning_curves(findings: Findings) -> Picture:
+    def draw(theme: Theme) -> Figure:
+        figure, (left, right) = panels(2, 2, 3.7, 2.7)
+        wanted = [
+            (("loss/next_token", "loss"), theme.after, "next token"),
+            (("loss/mtp",), theme.off, "token after it (MTP)"),
+        ]
+        _draw_series(left, theme, findings.sft, wanted)
+        left.set_title("Worked solutions: loss")
+        left.set_ylabel("nats per token")
+        left.set_ylim(bottom=0)
+        _draw_series(right, theme, findings.grpo, [(("reward",), theme.after, "")])
+        right.set_title("GRPO: reward of rollouts")
+        right.set_ylabel("mean reward")
+        right.set_ylim(0, 1)
+        return figure
+
+    alt = (
+        f"Two learning curves. Fine-tuning loss went from {_ends(findings.sft, 'loss/next_token', 'loss')}; "
+        f"GRPO reward from {_ends(findings.grpo, 'reward')}."
+    )
+    caption = "Faint: each step. Strong: a running mean over a fortieth of the run."
+    return Picture("learning-curves", alt, caption, draw)
+
+
+def _colours(theme: Theme) -> tuple[str, str, str, str]:
+    return theme.before, theme.after, theme.off, theme.on
+
+
+def _errors(rows: Sequence[Row]) -> np.ndarray:
+    """Distances from the accuracy to the ends of its interval, as matplotlib wants them; [2, rows]."""
+    return np.array([[r.accuracy - r.interval.low for r in rows], [r.interval.high - r.accuracy for r in rows]]).clip(0)
+
+
+def accuracy(findings: Findings) -> Picture:
+    families = findings.families
+    tables = [{row.family: row for row in findings.evaluations[w, m].rows("family")} for w, m, _ in SETTINGS]
+
+    def draw(theme: Theme) -> Figure:
+        figure, (axis,) = panels(1, 1, 7.4, 0.9 + 0.62 * len(families))
+        places = np.arange(len(families), dtype=float)[::-1]
+        for index, (table, (_, _, label)) in enumerate(zip(tables, SETTINGS, strict=True)):
+            rows = [table[family] for family in families]
+            colour = _colours(theme)[index]
+            axis.errorbar(
+                [row.accuracy for row in rows],
+                places + 0.27 - 0.18 * index,
+                xerr=_errors(rows),
+                fmt=MARKERS[index],
+                color=colour,
+                markerfacecolor=theme.ground if index == 0 else colour,
+                markersize=5.5,
+                elinewidth=1.5,
+                label=label,
+            )
+        chances = [tables[1][family].chance for family in families]
+        for place, chance in zip(places, chances, strict=True):
+            axis.plot([chance, chance], [place - 0.4, place + 0.4], color=theme.ink, linestyle=":", linewidth=1.3)
+        axis.plot([], [], color=theme.ink, linestyle=":", linewidth=1.3, label="chance")
+        axis.set_yticks(places, families, color=theme.ink, fontsize=9)
+        axis.grid(axis="y", visible=False)
+        axis.set_xlim(-0.02, 1.02)
+        axis.set_ylim(-0.6, len(families) - 0.4)
+        axis.xaxis.set_major_formatter(PercentFormatter(1.0))
+        figure.legend(loc="outside upper left", ncols=3)
+        return figure
+
+    told = "; ".join(f"{f} {tables[0][f].accuracy:.0%} to {tables[1][f].accuracy:.0%}" for f in families)
+    alt = f"Held-out accuracy per family, before to after GRPO by the model's own choice: {told}."
+    caption = (
+        "Held-out problems answered rightly, with 95 % Wilson intervals. Every setting was asked the same problems."
+    )
+    return Picture("accuracy", alt, caption, draw)
+
+
+def accuracy_by_level(findings: Findings) -> Picture:
+    families = findings.families
+    tables = [findings.evaluations[when, mode].rows("level") for when, mode, _ in SETTINGS]
+
+    def draw(theme: Theme) -> Figure:
+        columns = min(3, len(families))
+        figure, axes = panels(len(families), columns, 7.4 / columns, 2.0, sharey=True)
+        for axis, family in zip(axes, families, strict=True):
+            _draw_levels(axis, theme, family, tables)
+        axes[0].set_ylim(-0.03, 1.03)
+        axes[0].yaxis.set_major_formatter(PercentFormatter(1.0))
+        handles, labels = axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper left", ncols=3)
+        figure.supxlabel("level of difficulty", fontsize=8.5, color=theme.faint)
+        return figure
+
+    alt = "Small panels, one for each family: accuracy at each level of difficulty in four settings, beside chance."
+    return Picture("accuracy-by-level", alt, "The same answers by level of difficulty, with 95 % intervals.", draw)
+
+
+def _draw_levels(axis: Axes, theme: Theme, family: str, tables: Sequence[Sequence[Row]]) -> None:
+    levels = [row.level for row in tables[0] if row.family == family]
+    places = np.arange(len(levels), dtype=float)
+    chance = []
+    for index, table in enumerate(tables):
+        found = {row.level: row for row in table if row.family == family}
+        rows = [found[level] for level in levels]
+        chance = [row.chance for row in rows]
+        axis.errorbar(
+            places + 0.08 * (index - 1.5),
+            [row.accuracy for row in rows],
+            yerr=_errors(rows),
+            fmt=MARKERS[index] + "-",
+            color=_colours(theme)[index],
+            markerfacecolor=theme.ground if index == 0 else _colours(theme)[index],
+            markersize=4,
+            linewidth=1.2,
+            elinewidth=1,
+            label=SETTINGS[index][2],
+        )
+    axis.plot(places, chance, color=theme.ink, linestyle=":", linewidth=1.3, label="chance", marker="_")
+    axis.set_title(family)
+    axis.set_xticks(places, levels)
+    axis.set_xlim(-0.5, len(levels) - 0.5)
+
+
+def what_changed(findings: Findings) -> Picture:
+    families = findings.families
+    auto = {when: _by_family(findings.evaluations[when, "auto"]) for when in ("before", "after")}
+    made = {when: _by_family(findings.evaluations[when, "on"]) for when in ("before", "after")}
+
+    def draw(theme: Theme) -> Figure:
+        figure, axes = panels(3, 3, 7.4 / 3 + 0.05, 0.9 + 0.3 * len(families), sharey=True)
+        values = [
+            ("How often it thinks", {w: [auto[w][f].thought for f in families] for w in auto}),
+            ("How long, in tokens", {w: [auto[w][f].thinking_length for f in families] for w in auto}),
+            ("How right, made to think", {w: [made[w][f].accuracy for f in families] for w in made}),
+        ]
+        places = np.arange(len(families), dtype=float)[::-1]
+        for axis, (title, value) in zip(axes, values, strict=True):
+            _draw_dumbbells(axis, theme, places, value["before"], value["after"])
+            axis.set_title(title)
+        axes[0].set_yticks(places, families, color=theme.ink, fontsize=9)
+        axes[0].set_ylim(-0.6, len(families) - 0.4)
+        for axis in (axes[0], axes[2]):
+            axis.set_xlim(-0.04, 1.04)
+            axis.xaxis.set_major_formatter(PercentFormatter(1.0))
+        axes[1].set_xlim(left=0)
+        handles, labels = axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper left", ncols=2)
+        return figure
+
+    told = "; ".join(
+        f"{f}: thinks {auto['before'][f].thought:.0%} to {auto['after'][f].thought:.0%}, right when made to think "
+        f"{made['before'][f].accuracy:.0%} to {made['after'][f].accuracy:.0%}"
+        for f in families
+    )
+    caption = "Before and after GRPO. Length is the mean over answers that thought, by the model's own choice."
+    return Picture("what-changed", f"Before to after GRPO, {told}.", caption, draw)
+
+
+def _by_family(evaluation: Evaluation) -> dict[str, Row]:
+    return {row.family: row for row in evaluation.rows("family")}
+
+
+def _draw_dumbbells(
+    axis: Axes, theme: Theme, places: np.ndarray, before: Sequence[float], after: Sequence[float]
+) -> None:
+    axis.hlines(places, before, after, color=theme.faint, linewidth=1.4, alpha=0.6, zorder=1)
+    shared: dict[str, Any] = {"linestyle": "none", "marker": "o", "markersize": 6}
+    axis.plot(before, places, color=theme.before, markerfacecolor=theme.ground, label="before GRPO", **shared)
+    axis.plot(after, places, color=theme.after, label="after GRPO", **shared)
+    axis.grid(axis="y", visible=False)
+
+
+def thinking_over_training(findings: Findings) -> Picture:
+    def draw(theme: Theme) -> Figure:
+        figure, (left, right) = panels(2, 2, 3.7, 2.5)
+        _draw_series(left, theme, findings.grpo, [(("think_length",), theme.after, "")])
+        left.set_title("Length of thought")
+        left.set_ylabel("tokens")
+        left.set_ylim(bottom=0)
+        wanted = [
+            (("think_share",), theme.after, "share that thinks"),
+            (("right_when_thinking",), theme.on, "right when thinking"),
+        ]
+        _draw_series(right, theme, findings.grpo, wanted)
+        right.set_title("Choice to think, and its yield")
+        right.set_ylim(0, 1.03)
+        right.yaxis.set_major_formatter(PercentFormatter(1.0))
+        return figure
+
+    alt = (
+        f"Over GRPO, length of thought in tokens went from {_ends(findings.grpo, 'think_length')}; the share of "
+        f"rollouts that think from {_ends(findings.grpo, 'think_share')}; the share right among those from "
+        f"{_ends(findings.grpo, 'right_when_thinking')}."
+    )
+    return Picture("thinking", alt, "Rollouts of GRPO, step by step, on training problems.", draw)
+
+
+def experts(findings: Findings) -> Picture:
+    found = findings.experts
+    share = np.asarray(found.share)  # [layers, families, experts]
+
+    def draw(theme: Theme) -> Figure:
+        columns = min(2, len(found.layers))
+        figure, axes = panels(len(found.layers), columns, 7.4 / columns, 0.75 + 0.24 * len(found.families), sharey=True)
+        image = None
+        for axis, layer, values in zip(axes, found.layers, share, strict=True):
+            image = axis.imshow(
+                values, cmap=theme.heat, vmin=0, vmax=share.max(), aspect="auto", interpolation="nearest"
+            )
+            axis.set_title(f"Layer {layer}")
+            axis.grid(visible=False)
+            axis.set_yticks(range(len(found.families)), found.families, color=theme.ink)
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+            axis.spines[:].set_visible(False)
+        figure.supxlabel("routed expert", fontsize=8.5, color=theme.faint)
+        if image is not None:
+            bar = figure.colorbar(image, ax=axes, shrink=0.8, pad=0.01, format=PercentFormatter(1.0, decimals=0))
+            bar.outline.set_visible(False)  # type: ignore[operator]
+        return figure
+
+    tops = [int(layer.mean(axis=0).argmax()) for layer in share]
+    alt = (
+        f"Heat maps, one for each of {len(found.layers)} mixture-of-experts layers: families down, experts across, "
+        f"shade is the share of the family's tokens. Busiest expert by layer: {', '.join(map(str, tops))}."
+    )
+    caption = (
+        "Share of each family's routed tokens that each expert serves. Routing is by token and by layer: "
+        "an expert is not a family's own."
+    )
+    return Picture("experts", alt, caption, draw)
+
+
+def load(findings: Findings) -> Picture:
+    found = findings.experts
+    relative = [np.asarray(row) / max(float(np.mean(row)), 1e-12) for row in found.load]  # [layers][experts]
+
+    def draw(theme: Theme) -> Figure:
+        columns = min(4, len(relative))
+        figure, axes = panels(len(relative), columns, 7.4 / columns, 1.7, sharey=True)
+        for axis, layer, row in zip(axes, found.layers, relative, strict=True):
+            axis.bar(range(len(row)), row, color=theme.after, width=0.8)
+            axis.axhline(1.0, color=theme.ink, linestyle=":", linewidth=1.2)
+            axis.set_title(f"Layer {layer}")
+            axis.grid(axis="x", visible=False)
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
+        axes[0].set_ylabel("load / mean")
+        figure.supxlabel("routed expert", fontsize=8.5, color=theme.faint)
+        return figure
+
+    worst = max(float(row.max()) for row in relative)
+    alt = f"Bars, one panel for each layer: load of each expert over the layer's mean. The busiest carries {worst:.2f} times it."
+    return Picture("load", alt, "Tokens served by each expert, over the mean of its layer; dotted: all equal.", draw)
+
+
+def _draw_bars(
+    theme: Theme, stages: Sequence[StageCost], measures: Sequence[tuple[str, Sequence[float], str]]
+) -> Figure:
+    figure, axes = panels(len(measures), len(measures), 7.4 / len(measures), 0.8 + 0.28 * len(stages), sharey=True)
+    places = np.arange(len(stages), dtype=float)[::-1]
+    for axis, (title, values, form) in zip(axes, measures, strict=True):
+        axis.barh(places, values, color=theme.after, height=0.62)
+        for place, value in zip(places, values, strict=True):
+            axis.text(value, place, " " + form.format(value), va="center", fontsize=8, color=theme.ink)
+        axis.set_title(title)
+        axis.set_xlim(0, max([*values, 1e-9]) * 1.32)
+        axis.grid(visible=False)
+        axis.set_xticks([])
+        axis.spines["bottom"].set_visible(False)
+    axes[0].set_yticks(places, [stage.name for stage in stages], color=theme.ink, fontsize=9)
+    return figure
+
+
+def cost(findings: Findings) -> Picture:
+    stages = findings.summary.stages
+    measures = [
+        ("Tokens, millions", [stage.tokens / 1e6 for stage in stages], "{:.2f}"),
+        ("Floating-point operations, 10¹²", [stage.flops / 1e12 for stage in stages], "{:.2f}"),
+    ]
+    alt = "Bars by stage: " + "; ".join(f"{s.name} {s.tokens:.3g} tokens, {s.flops:.3g} FLOPs" for s in stages) + "."
+    caption = "What each stage processed. These figures follow from the recipe, whatever the machine."
+    return Picture("cost", alt, caption, partial(_draw_bars, stages=stages, measures=measures))
+
+
+def clock(findings: Findings) -> Picture:
+    stages = findings.summary.stages
+    measures = [
+        ("Core-seconds", [stage.core_seconds for stage in stages], "{:.0f}"),
+        ("Seconds on the clock", [stage.seconds for stage in stages], "{:.0f}"),
+    ]
+    alt = "Bars by stage: " + "; ".join(f"{s.name} {s.core_seconds:.0f} core-seconds" for s in stages) + "."
+    caption = (
+        "What each stage took here. Of all pictures only this one shows the clock and differs between runs of a seed."
+    )
+    return Picture(CLOCK_PICTURE, alt, caption, partial(_draw_bars, stages=stages, measures=measures))

@@ -1,0 +1,300 @@
+"""The quickstart's report: one HTML file that needs no network, and its pictures beside it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+
+from rorqual.core.records import write_atomic
+from rorqual.evals import page
+from rorqual.evals.claims import TOPICS, Asked, Topic, account, claims
+from rorqual.evals.evaluation import Row
+from rorqual.evals.pictures import DARK, LIGHT, png
+from rorqual.evals.plots import CLOCK_PICTURE, SETTINGS, pictures, series
+from rorqual.evals.reading import Findings, read_findings
+from rorqual.evals.stats import Claim, Interval
+from rorqual.evals.table import p_text, percent, percent_interval
+from rorqual.evals.transcripts import transcripts
+
+REPORT_FILE, PICTURES = "report.html", "pictures"
+MARKS = {"holds": ("yes", "●"), "does not hold": ("no", "✕"), "not decided": ("open", "○")}
+
+
+def build_report(folder: Path) -> Path:
+    """Write `folder/report.html` and `folder/pictures/*.png` (light, and `-dark`), and return the report's path.
+
+    The folder holds:
+    - `base/metrics.jsonl`, records of stage `sft`; `teacher/metrics.jsonl`, records of stage `grpo` (keys that a record
+      lacks are shown as not recorded);
+    - `evals/{before,after}-{auto,on,off}.json`, saved by `Evaluation.save`, all of the same problems;
+    - `evals/experts.json`: `{"layers": [...], "families": [...], "share": [layer][family][expert], "load":
+      [layer][expert]}`;
+    - `summary.json`: `{"model": {"total", "active", "cache_bytes_per_token", "flops_per_token", ...}, "stages":
+      [{"name", "tokens", "flops", "core_seconds", "seconds"}], "seed", "command"}`.
+
+    A file that is missing or wrong is a `RorqualError` naming it, and nothing is written. Pictures are the same bytes
+    for the same figures; only `clock` shows measured time.
+    """
+    findings = read_findings(folder)
+    asked = claims(findings)
+    drawn = {}
+    for name, picture in pictures(findings).items():
+        light, dark = png(picture, LIGHT), png(picture, DARK)
+        drawn[name] = (page.figure(picture, light, dark), light, dark)
+    figures = {name: html for name, (html, _, _) in drawn.items()}
+    text = page.page("Rorqual: what the quickstart found", _body(findings, asked, figures))
+    for name, (_, light, dark) in drawn.items():
+        write_atomic(folder / PICTURES / f"{name}.png", light)
+        write_atomic(folder / PICTURES / f"{name}-dark.png", dark)
+    write_atomic(folder / REPORT_FILE, text.encode())
+    return folder / REPORT_FILE
+
+
+def _body(findings: Findings, asked: Sequence[Asked], figures: dict[str, str]) -> str:
+    sections = [
+        ("claims", "What holds", _claims(asked)),
+        ("model", "The model", _model(findings)),
+        ("learning", "Learning", [figures["learning-curves"], *_agreement(findings)]),
+        ("accuracy", "Accuracy on held-out problems", _accuracy(findings, figures)),
+        ("reinforcement", "What reinforcement changed", _changed(findings, figures)),
+        ("experts", "Who serves what", [figures["experts"], figures["load"], *_balance(findings)]),
+        ("cost", "What it cost", _cost(findings, figures)),
+        ("transcripts", "Transcripts", transcripts(findings)),
+        ("repeat", "To repeat this", _repeat(findings)),
+    ]
+    links = "".join(f'<a href="#{name}">{escape(title)}</a>' for name, title, _ in sections)
+    head = f"<header><h1>A small model that learned to reason</h1>{_lede(findings, asked)}<nav>{links}</nav></header>"
+    return "\n".join([head, *(page.section(name, title, *parts) for name, title, parts in sections)])
+
+
+def _lede(findings: Findings, asked: Sequence[Asked]) -> str:
+    told = account(findings)
+    held = [item.claim.holds for item in asked if item.topic is TOPICS[0]]
+    problems = len(findings.evaluations["before", "auto"].keys)
+    text = (
+        f"On {problems} held-out problems of {len(findings.families)} families, the share answered rightly went from "
+        f"{told.before:.1%} before GRPO to {told.after:.1%} after it, the model itself choosing whether to think. In "
+        f"{held.count('holds')} of {len(held)} families the rise holds after correction for the number of claims."
+    )
+    return page.para(text, "lede") + page.para(_where_from(findings), "")
+
+
+def _where_from(findings: Findings) -> str:
+    """Says how much of the gain thinking alone would have brought, so that it is not sold as better thinking."""
+    told = account(findings)
+    if told.gain <= 0:
+        return "Over all families together, GRPO brought no gain here."
+    text = (
+        f"Merely making the model of before GRPO think takes it from {told.before:.1%} to {told.before_made_to_think:.1%}, "
+        f"without any reinforcement; reinforcement raised how often it thinks from {told.thought_before:.1%} to "
+        f"{told.thought_after:.1%} of problems. "
+    )
+    share = told.by_choice / told.gain
+    if share >= 0.8:
+        return text + "So nearly all of the gain is the choice to think; it is not better thinking."
+    if share >= 0.4:
+        return text + "So the choice to think is a large part of the gain, and not the whole of it."
+    return text + "So the choice to think explains little of the gain."
+
+
+def verdict_mark(claim: Claim) -> str:
+    """The verdict as a mark and a word: colour alone would not do."""
+    kind, mark = MARKS[claim.holds]
+    return page.Html(f'<span class="v v-{kind}">{mark} {claim.holds}</span>')
+
+
+def _claims(asked: Sequence[Asked]) -> list[str]:
+    families = list(dict.fromkeys(item.family for item in asked))
+    found = {(item.topic.name, item.family): item for item in asked}
+
+    def short(topic: Topic, family: str) -> str:
+        item = found.get((topic.name, family))
+        if item is None:
+            return ""
+        kind, mark = MARKS[item.claim.holds]
+        text = f'<span class="v v-{kind}" title="{item.claim.holds}">{points(item.claim.estimate)} {mark}</span>'
+        return page.Html(text)
+
+    matrix = [[family, *(short(topic, family) for topic in TOPICS)] for family in families]
+    count = len(asked)
+    words = (
+        f"Change in percentage points. ● holds, ○ not decided, ✕ does not hold. A claim holds where its 95 % interval lies "
+        f"wholly above zero and its p-value, corrected by Holm's method for all {count} claims, is at most 0.05; it does not "
+        "hold where the interval lies wholly below zero; anything else is not decided. Intervals are bootstraps over "
+        "problems, p-values McNemar's exact test, one-sided. They speak of other problems, not of another seed."
+    )
+    heads = ["claim", "before", "after", "difference", "95 % interval", "99 % interval", "p (Holm)", "verdict"]
+    groups = [(topic.title, [_claim_row(i) for i in asked if i.topic is topic]) for topic in TOPICS]
+    return [
+        page.table("claims at a glance", ["family", *(topic.title for topic in TOPICS)], [("", matrix)]),
+        page.para(words, "note"),
+        page.folded("Each claim with its figures", page.table("claims", heads, groups), is_open=True),
+    ]
+
+
+def points(value: float) -> str:
+    """A difference of shares in percentage points, signed with a true minus."""
+    text = f"{100 * value:+.1f}"
+    return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
+
+
+def _points_interval(interval: Interval) -> str:
+    return f"[{points(interval.low)}, {points(interval.high)}]"
+
+
+def _claim_row(item: Asked) -> list[str]:
+    return [
+        item.claim.text,
+        percent(item.paired.before),
+        percent(item.paired.after),
+        points(item.claim.estimate),
+        _points_interval(item.claim.interval),
+        _points_interval(item.wide),
+        p_text(item.claim.p_value),
+        verdict_mark(item.claim),
+    ]
+
+
+KNOWN_FACTS = {
+    "total": ("parameters in all", ""),
+    "active": ("active for a token", "parameters that one token passes through"),
+    "cache_bytes_per_token": ("cache for a token", "bytes that stay in memory"),
+    "flops_per_token": ("FLOPs for a token", "one forward pass"),
+}
+
+
+def _model(findings: Findings) -> list[str]:
+    items = []
+    for name, value in findings.summary.model.items():
+        what, small = KNOWN_FACTS.get(name, (name.replace("_", " "), ""))
+        items.append(
+            (what, f"{value:,.0f}" if isinstance(value, int | float) and value == int(value) else str(value), small)
+        )
+    total, active = (findings.summary.model.get(name) for name in ("total", "active"))
+    parts = [page.facts(items)]
+    if isinstance(total, int | float) and isinstance(active, int | float) and total > 0:
+        parts.append(page.para(f"A token passes through {active / total:.1%} of the parameters.", "note"))
+    return parts
+
+
+def _agreement(findings: Findings) -> list[str]:
+    """How far the sampler's and the trainer's log-probabilities were apart, where the run recorded it."""
+    _, means = series(findings.grpo, "logprob_diff_mean")
+    _, most = series(findings.grpo, "logprob_diff_max")
+    _, flips = series(findings.grpo, "routing_flips")
+    _, equal = series(findings.grpo, "groups_equal")
+    _, groups = series(findings.grpo, "groups_total")
+    parts = []
+    if means and most:
+        text = (
+            f"In {len(means)} GRPO steps the trainer's log-probabilities were at most {max(means):.1e} apart from the "
+            f"sampler's in the mean of a step and {max(most):.1e} at any token, its expert choices replayed."
+        )
+        if flips:
+            text += f" Without replay, {sum(flips):,.0f} choices of an expert would have flipped."
+        parts.append(page.para(text, "note"))
+    if equal and sum(groups) > 0:
+        text = f"In {sum(equal):,.0f} of {sum(groups):,.0f} groups all rewards were equal: they taught nothing."
+        parts.append(page.para(text, "note"))
+    return parts
+
+
+def _accuracy(findings: Findings, figures: dict[str, str]) -> list[str]:
+    found = {(when, mode): findings.evaluations[when, mode] for when, mode, _ in SETTINGS}
+    ungraded = sum(row.ungraded for evaluation in found.values() for row in evaluation.rows("all"))
+    heads = ["level", "problems", "chance", "majority", *(f"{when}, {mode}" for when, mode in found)]
+    groups = []
+    for family in findings.families:
+        rows = []
+        tables = [{r.level: r for r in e.rows("level") if r.family == family} for e in found.values()]
+        pooled = [next(r for r in e.rows("family") if r.family == family) for e in found.values()]
+        for level in tables[0]:
+            rows.append(_accuracy_row(level, [table[level] for table in tables]))
+        if len(rows) != 1:
+            rows.append(_accuracy_row("all", pooled))
+        groups.append((family, rows))
+    note = (
+        "Own choice (auto): the model decides whether to think. Answering at once (off) and made to think (on) are decided "
+        "for it. Chance is a guesser who knows the form of the answers; majority always gives the commonest answer. In "
+        f"percent, with 95 % Wilson intervals. {ungraded} answers could not be graded and are left out."
+    )
+    every = page.folded("Every figure, by family and level", page.table("accuracy", heads, groups))
+    return [figures["accuracy"], figures["accuracy-by-level"], page.para(note, "note"), every]
+
+
+def _accuracy_row(level: str, rows: Sequence[Row]) -> list[str]:
+    first = rows[0]
+    majority = percent(first.baselines["majority"]) if "majority" in first.baselines else "-"
+    cells = [f"{percent(row.accuracy)} {percent_interval(row.interval)}" for row in rows]
+    return [level, str(first.problems), percent(first.chance), majority, *cells]
+
+
+def _changed(findings: Findings, figures: dict[str, str]) -> list[str]:
+    heads = ["family", "thinks, before", "after", "length, before", "after", "right if made to think, before", "after"]
+    tables = {
+        name: {row.family: row for row in evaluation.rows("family")}
+        for name, evaluation in findings.evaluations.items()
+    }
+    rows = []
+    for family in findings.families:
+        old, new = tables["before", "auto"][family], tables["after", "auto"][family]
+        on = (tables["before", "on"][family], tables["after", "on"][family])
+        shares = [
+            percent(old.thought),
+            percent(new.thought),
+            f"{old.thinking_length:.1f}",
+            f"{new.thinking_length:.1f}",
+        ]
+        rows.append([family, *shares, *(percent(row.accuracy) for row in on)])
+    return [
+        page.para(_where_from(findings)),
+        figures["what-changed"],
+        page.table("what reinforcement changed", heads, [("", rows)]),
+        figures["thinking"],
+    ]
+
+
+def _balance(findings: Findings) -> list[str]:
+    _, uneven = series([*findings.sft, *findings.grpo], "load_max_over_mean")
+    if not uneven:
+        return []
+    text = f"Over training, the busiest expert of a layer carried between {min(uneven):.2f} and {max(uneven):.2f} times the mean."
+    return [page.para(text, "note")]
+
+
+def _cost(findings: Findings, figures: dict[str, str]) -> list[str]:
+    stages = findings.summary.stages
+    rows = [
+        [s.name, f"{s.tokens:,.0f}", scientific(s.flops), f"{s.core_seconds:,.1f}", f"{s.seconds:,.1f}"] for s in stages
+    ]
+    total = [sum(getattr(s, name) for s in stages) for name in ("tokens", "flops", "core_seconds", "seconds")]
+    rows.append(["all", f"{total[0]:,.0f}", scientific(total[1]), f"{total[2]:,.1f}", f"{total[3]:,.1f}"])
+    heads = ["stage", "tokens", "FLOPs", "core-seconds", "seconds"]
+    return [figures["cost"], figures[CLOCK_PICTURE], page.table("cost by stage", heads, [("", rows)])]
+
+
+def scientific(value: float) -> str:
+    """`1234567.0` as `1.23 × 10⁶`."""
+    if value == 0:
+        return "0"
+    mantissa, exponent = f"{value:.2e}".split("e")
+    return f"{mantissa} × 10" + str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+
+
+def _repeat(findings: Findings) -> list[str]:
+    auto = findings.evaluations["after", "auto"]
+    counts = Counter(sample.family for sample in auto.samples)
+    text = (
+        f"One seed gives one result: seed {findings.summary.seed}. The problems are those of the {auto.split} split "
+        f"of task {auto.task}, drawn with seed {auto.seed} ({', '.join(f'{n} of {f}' for f, n in counts.items())}), "
+        f"answered at temperature {auto.params.temperature:g} in at most {auto.params.max_tokens} tokens."
+    )
+    return [
+        page.preformatted(findings.summary.command),
+        page.para(text),
+        page.para(
+            "Every answer is kept in evals/*.json, every step in base/metrics.jsonl and teacher/metrics.jsonl.", "note"
+        ),
+    ]

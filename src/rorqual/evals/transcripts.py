@@ -1,0 +1,73 @@
+"""Answers as they were: for each family one that is right and one that is wrong, and what the model said before GRPO."""
+
+from __future__ import annotations
+
+from html import escape
+
+from rorqual.evals import page
+from rorqual.evals.evaluation import Sample
+from rorqual.evals.reading import Findings
+from rorqual.tasks.base import Verdict
+
+
+def transcripts(findings: Findings) -> list[str]:
+    """HTML, one part for each family. They are chosen by rule: the hardest, then the first that was asked."""
+    after = findings.evaluations["after", "auto"].samples
+    before = {sample.key: sample for sample in reversed(findings.evaluations["before", "auto"].samples)}
+    parts = [
+        page.para(
+            "For each family the hardest problem that was answered rightly after GRPO and the hardest that was not, "
+            "the first where several are as hard. Nothing else was looked at in choosing them.",
+            "note",
+        )
+    ]
+    for family in findings.families:
+        own = [sample for sample in after if sample.family == family]
+        inner = ""
+        for verdict, title in ((Verdict.RIGHT, "Right"), (Verdict.WRONG, "Wrong")):
+            sample = hardest([sample for sample in own if sample.verdict is verdict])
+            if sample is None:
+                inner += page.para(f"{title}: there is none.", "note")
+            else:
+                inner += _talk(title, sample, before.get(sample.key))
+        parts.append(page.folded(family, inner, is_open=family == findings.families[0]))
+    return parts
+
+
+def hardest(samples: list[Sample]) -> Sample | None:
+    """The first sample of the highest level; levels that are numbers compare as numbers."""
+
+    def level(sample: Sample) -> tuple[float, str]:
+        try:
+            return float(sample.level), ""
+        except ValueError:
+            return 0.0, sample.level
+
+    return max(samples, key=level, default=None)
+
+
+def _talk(title: str, sample: Sample, before: Sample | None) -> str:
+    level = f", level {sample.level}" if sample.level else ""
+    parts = [
+        f"<h3>{title}{escape(level)}</h3>",
+        page.preformatted(sample.prompt),
+        _answer("After GRPO", sample),
+    ]
+    if before is not None:
+        parts.append(_answer("Before GRPO, on the same problem", before))
+    return "".join(parts)
+
+
+def _answer(title: str, sample: Sample) -> str:
+    words = {Verdict.RIGHT: "right", Verdict.WRONG: "wrong", Verdict.UNGRADED: "not graded"}[sample.verdict]
+    cut = ", cut off at the limit" if sample.truncated else ""
+    wanted = "" if sample.verdict is Verdict.RIGHT else f" (wanted <code>{escape(sample.answer)}</code>)"
+    thought = ""
+    if sample.thought:
+        label = f"thought for {sample.thinking_tokens} tokens"
+        thought = page.folded(label, page.preformatted(sample.reasoning or "", "thought"))
+    how = "" if sample.thought else ", answered at once"
+    return (
+        f'<dl class="talk"><dt>{escape(title)}: {words}{cut}{how}{wanted}</dt>'
+        f"<dd>{thought}<pre>{escape(sample.reply) or '(nothing)'}</pre></dd></dl>"
+    )

@@ -1,0 +1,136 @@
+"""A quickstart folder of invented figures: the same at every call, with what a report finds hard in it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rorqual.engine.request import SamplingParams
+from rorqual.evals.evaluation import Evaluation, Sample
+from rorqual.tasks.base import Verdict
+
+FAMILIES = ("addition", "multiplication", "sorting", "counters", "deduction", "parity")
+LEVELS = ("1", "2", "3", "10")
+NASTY = "<script>alert('x')</script> & \"quoted\" <img src=http://example.invalid/x.png>"
+# How right: at once, thinking before GRPO, thinking after; how often it thinks before and after.
+TRUTH = {
+    "addition": (0.15, 0.82, 0.88, 0.35, 1.0),
+    "multiplication": (0.05, 0.70, 0.72, 0.30, 0.98),
+    "sorting": (0.30, 0.90, 0.91, 0.50, 0.97),
+    "counters": (0.20, 0.60, 0.75, 0.45, 1.0),
+    "deduction": (0.50, 0.55, 0.52, 0.60, 0.62),
+    "parity": (0.50, 0.97, 0.97, 0.70, 0.99),
+}
+
+
+def samples(when: str, mode: str, count: int) -> list[Sample]:
+    made = []
+    for place, family in enumerate(FAMILIES):
+        random = np.random.default_rng([place, ["before", "after"].index(when), ["auto", "on", "off"].index(mode)])
+        at_once, before, after, old_share, new_share = TRUTH[family]
+        for number in range(count):
+            level = LEVELS[number % len(LEVELS)]
+            share = {"on": 1.0, "off": 0.0, "auto": old_share if when == "before" else new_share}[mode]
+            thinks = bool(random.random() < share)
+            rate = (before if when == "before" else after) if thinks else at_once
+            right = random.random() < rate - 0.08 * (LEVELS.index(level) - 1.5)
+            length = int(random.integers(8, 20)) + 6 * LEVELS.index(level) if thinks else 0
+            made.append(
+                Sample(
+                    key=f"{family}:{number}",
+                    family=family,
+                    level=level,
+                    prompt=f"What is {number} and so on, in {family}? {NASTY}",
+                    answer="42 & <b>",
+                    reply="42 & <b>" if right else f"41 {NASTY}",
+                    reasoning=f"first 1+1=2\nthen {NASTY}" if thinks else None,
+                    verdict=Verdict.RIGHT if right else Verdict.UNGRADED if number % 41 == 7 else Verdict.WRONG,
+                    tokens=length + 4,
+                    thinking_tokens=length,
+                    thought=thinks,
+                    truncated=number % 29 == 3,
+                    chance=0.5 if family in ("deduction", "parity") else 0.0,
+                )
+            )
+    return made
+
+
+def write_evaluations(folder: Path, count: int) -> None:
+    for when in ("before", "after"):
+        for mode in ("auto", "on", "off"):
+            Evaluation(
+                task="families",
+                model=f"{when} GRPO",
+                split="test",
+                seed=3,
+                count=count // len(LEVELS),
+                per_family=True,
+                thinking=mode,
+                params=SamplingParams(max_tokens=96),
+                samples=tuple(samples(when, mode, count)),
+                baselines={family: {"majority": 0.5 if family == "parity" else 0.03} for family in FAMILIES},
+                usage={"completion_tokens": 1234},
+                seconds=1.5,
+            ).save(folder / "evals" / f"{when}-{mode}.json")
+
+
+def write_metrics(folder: Path) -> None:
+    random = np.random.default_rng(0)
+    sft, grpo = [], []
+    for step in range(400):
+        loss = 0.25 + 3.5 * np.exp(-step / 60) + 0.05 * random.standard_normal()
+        record = {"step": step, "stage": "sft", "loss/next_token": loss, "loss/mtp": loss * 1.3 + 0.1, "tokens": 8192}
+        sft.append(record | {"seconds": 0.2, "load_max_over_mean": 1.1 + 2 * float(np.exp(-step / 30))})
+    for step in range(120):
+        up = 1 - np.exp(-step / 25)
+        record = {"step": step, "stage": "grpo", "reward": 0.35 + 0.4 * up + 0.05 * random.standard_normal()}
+        record |= {"think_share": 0.4 + 0.58 * up, "think_length": 14 + 7 * up + random.standard_normal()}
+        record |= {"right_when_thinking": 0.75 + 0.05 * up + 0.04 * random.standard_normal(), "groups_total": 16}
+        record |= {"groups_equal": int(4 + 4 * up), "logprob_diff_mean": 2e-7, "logprob_diff_max": 3e-5}
+        grpo.append(record | {"routing_flips": 1})
+    for name, records in (("base", sft), ("teacher", grpo)):
+        lines = b"".join(json.dumps(record).encode() + b"\n" for record in records)
+        (folder / name).mkdir()
+        (folder / name / "metrics.jsonl").write_bytes(lines + b'{"step": 9')
+
+
+def write_rest(folder: Path) -> None:
+    random = np.random.default_rng(1)
+    share = random.dirichlet(np.full(16, 0.7), size=(4, len(FAMILIES)))
+    found = {"layers": [1, 2, 3, 4], "families": list(FAMILIES), "share": share.tolist()}
+    found["load"] = (share.mean(axis=1) * 1000).tolist()
+    (folder / "evals" / "experts.json").write_text(json.dumps(found), encoding="utf-8")
+    stages = [("fine-tuning", 3.3e6, 9.1e12, 161.0), ("GRPO", 1.1e6, 4.2e12, 240.5), ("measuring", 4e5, 6.1e11, 41.2)]
+    summary = {
+        "model": {"total": 1_812_480, "active": 402_176, "cache_bytes_per_token": 1280, "flops_per_token": 912_384},
+        "stages": [
+            {"name": name, "tokens": tokens, "flops": flops, "core_seconds": core, "seconds": core / 1.9}
+            for name, tokens, flops, core in stages
+        ],
+        "seed": 0,
+        "command": "rorqual quickstart --out runs/quickstart --seed 0",
+        "written_by_a_later_version": True,
+    }
+    (folder / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
+
+
+def write_folder(folder: Path, count: int = 120) -> Path:
+    """All files that `build_report` reads, for `count` problems of each family."""
+    write_evaluations(folder, count)
+    write_metrics(folder)
+    write_rest(folder)
+    return folder
+
+
+@pytest.fixture
+def quickstart_folder(tmp_path: Path) -> Path:
+    return write_folder(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def make_folder() -> Callable[[Path], Path]:
+    return write_folder

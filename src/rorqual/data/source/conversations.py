@@ -1,0 +1,127 @@
+"""Conversations from JSONL or Parquet.
+
+A row is `{"messages": [{"role", "content", "reasoning"?}, ...]}`, or a pair `{"prompt", "completion", "reasoning"?}` or
+`{"question", "answer", "reasoning"?}`. `reasoning_content` is `reasoning` by its name in DeepSeek's API. An assistant's
+content that begins with `<think>...</think>` is split: inside is the reasoning, and white space beside the marks goes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from rorqual.core.errors import DataError, nearest
+from rorqual.core.records import Message, Role
+from rorqual.data.source.files import json_lines, parquet_rows
+
+Conversation = tuple[Message, ...]
+
+PAIRS = (("prompt", "completion"), ("question", "answer"))
+REASONING = ("reasoning", "reasoning_content")
+OPEN, CLOSE = "<think>", "</think>"
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Conversations in the order of the file; `skipped` had no assistant turn, so nothing to train on."""
+
+    conversations: list[Conversation]
+    skipped: int = 0
+
+
+def read_conversations(path: Path) -> Loaded:
+    """Read `.jsonl` (also `.json` with an object on each line) or `.parquet`.
+
+    A `DataError` names file and line (or row) of what cannot be used. A conversation without an assistant turn is skipped
+    and counted; a file with nothing else is refused.
+    """
+    path = Path(path)
+    found: list[Conversation] = []
+    skipped = 0
+    for where, row in _rows(path):
+        conversation = _conversation(row, where)
+        if any(message.role == "assistant" for message in conversation):
+            found.append(conversation)
+        else:
+            skipped += 1
+    if not found:
+        raise DataError(
+            f"nothing to train on: none of its {skipped} conversations has an assistant turn",
+            where=str(path),
+            remedy="Each needs a message with the role 'assistant'.",
+        )
+    return Loaded(found, skipped)
+
+
+def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    kind = path.suffix.lower()
+    if kind == ".parquet":
+        return parquet_rows(path, (("messages",), *PAIRS))
+    if kind in (".jsonl", ".json", ".ndjson"):
+        return json_lines(path)
+    raise DataError(f"unknown kind of file {kind!r}", where=str(path), remedy="Give a .jsonl or a .parquet file.")
+
+
+def _conversation(row: dict[str, Any], where: str) -> Conversation:
+    if row.get("messages") is not None:
+        messages = row["messages"]
+        if not isinstance(messages, list) or not messages:
+            fault = "an empty list" if isinstance(messages, list) else f"a {type(messages).__name__}, not a list"
+            raise DataError(f"key 'messages' is {fault}", where=where, remedy="Give a list of messages.")
+        return tuple(
+            _message(message, f"{where}: message {number}") for number, message in enumerate(messages, start=1)
+        )
+    for ask, answer in PAIRS:
+        if row.get(ask) is not None and row.get(answer) is not None:
+            reply = _assistant(_text(row, answer, where), _reasoning(row, where), where)
+            return Message("user", _text(row, ask, where)), reply
+    known = ["messages", *(key for pair in PAIRS for key in pair)]
+    wrong = next((key for key in row if nearest(key, known).startswith("Did")), "")
+    raise DataError(
+        f"it has the keys {', '.join(sorted(row)) or 'none'}",
+        where=where,
+        remedy=f"{nearest(wrong, known) if wrong else ''} A row needs messages, prompt+completion or question+answer.".strip(),
+    )
+
+
+def _message(message: Any, where: str) -> Message:
+    if not isinstance(message, dict):
+        raise DataError(f"a {type(message).__name__}, not an object", where=where, remedy="Give role and content.")
+    roles: tuple[Role, ...] = get_args(Role)
+    role = next((known for known in roles if known == message.get("role")), None)
+    if role is None:
+        name = message.get("role")
+        raise DataError(f"unknown role {name!r}", where=where, remedy=nearest(str(name), roles))
+    content, reasoning = _text(message, "content", where), _reasoning(message, where)
+    if role == "assistant":
+        return _assistant(content, reasoning, where)
+    if reasoning is not None:
+        raise DataError(f"a {role} turn with reasoning", where=where, remedy="Only the assistant reasons.")
+    return Message(role, content)
+
+
+def _text(row: dict[str, Any], key: str, where: str) -> str:
+    value = row.get(key)
+    if not isinstance(value, str):
+        fault = "is missing" if value is None else f"is a {type(value).__name__}, not a text"
+        raise DataError(f"key '{key}' {fault}", where=where, remedy="Give a text.")
+    return value
+
+
+def _reasoning(row: dict[str, Any], where: str) -> str | None:
+    # Parquet gives a column that a row does not have as None.
+    given = [key for key in REASONING if row.get(key) is not None]
+    return _text(row, given[0], where) if given else None
+
+
+def _assistant(content: str, reasoning: str | None, where: str) -> Message:
+    if not content.lstrip().startswith(OPEN):
+        return Message("assistant", content, reasoning)
+    if reasoning is not None:
+        raise DataError(f"reasoning given twice: a key and {OPEN}", where=where, remedy="Keep one of them.")
+    inside, mark, after = content.lstrip().removeprefix(OPEN).partition(CLOSE)
+    if not mark:
+        raise DataError(f"{OPEN} without {CLOSE}", where=where, remedy="Close it, or leave the conversation out.")
+    return Message("assistant", after.strip(), reasoning=inside.strip())

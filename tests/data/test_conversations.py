@@ -1,0 +1,207 @@
+"""Conversations from a user's file: read in every form, and each fault named by file and line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+import rorqual.data
+from rorqual.core.errors import DataError
+from rorqual.core.records import Message
+from rorqual.data.chat import DeepSeekChat
+from rorqual.data.render import render_samples
+from rorqual.data.source.conversations import read_conversations
+from rorqual.data.stream import ConversationStream
+from rorqual.data.tokenizer import Tokenizer
+
+SAMPLES = Path(rorqual.data.__file__).parent / "samples"
+CHAT = DeepSeekChat(Tokenizer.byte_level())
+GOOD = b'{"messages": [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]}'
+READ = (Message("user", "2+2?"), Message("assistant", "4"))
+
+
+def write(folder: Path, content: bytes, name: str = "data.jsonl") -> Path:
+    path = folder / name
+    path.write_bytes(content)
+    return path
+
+
+def line(*messages: dict[str, Any], **more: Any) -> bytes:
+    return json.dumps({"messages": list(messages), **more}).encode()
+
+
+def test_the_sample_is_read_in_all_its_forms() -> None:
+    loaded = read_conversations(SAMPLES / "conversations.jsonl")
+    assert len(loaded.conversations) == 20 and loaded.skipped == 0
+    by_question = {talk[-2].content: talk[-1] for talk in loaded.conversations}
+    assert by_question["Sort 5, 2, 9."] == Message("assistant", "2, 5, 9", "Smallest 2, then 5, then 9.")
+    assert by_question["Is 91 prime?"] == Message("assistant", "No", "7 x 13 is 91.")
+    assert by_question["Repeat: blue whale"] == Message("assistant", "blue whale")
+    assert by_question["Greatest common divisor of 12 and 18?"].reasoning == "18 - 12 is 6; 12 - 6 is 6; equal."
+
+
+def test_from_a_file_to_batches() -> None:
+    loaded = read_conversations(SAMPLES / "conversations.jsonl")
+    rendered = render_samples(loaded.conversations, CHAT, context=384)
+    assert rendered.skipped == rendered.cut == 0
+    assert len(rendered.samples) == 22  # two conversations reason in an earlier turn too
+    stream = ConversationStream(rendered.samples, rows=2, row_length=384, seed=0)
+    trained = sum(sample.n_trained for sample in rendered.samples)
+    assert sum(stream.batch(step).n_trained for step in range(stream.steps(1))) >= trained
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        GOOD,
+        GOOD + b"\r\n\r\n",
+        b"\xef\xbb\xbf" + GOOD,
+        b"\n" + GOOD + b"\n\n",
+        b'{"prompt": "2+2?", "completion": "4"}',
+        b'{"question": "2+2?", "answer": "4", "source": "me"}',
+        b'{"messages": null, "prompt": "2+2?", "completion": "4", "reasoning": null}',
+    ],
+)
+def test_valid_twins_are_read(tmp_path: Path, content: bytes) -> None:
+    loaded = read_conversations(write(tmp_path, content))
+    assert loaded.conversations == [READ] and loaded.skipped == 0
+
+
+def test_line_ends_of_other_alphabets_belong_to_the_text(tmp_path: Path) -> None:
+    text = "a\u2028b\u0085c\x0bd"
+    row = json.dumps({"prompt": text, "completion": text}, ensure_ascii=False).encode()
+    (user, assistant), _ = read_conversations(write(tmp_path, row + b"\n" + GOOD)).conversations
+    assert user.content == assistant.content == text
+
+
+USER = {"role": "user", "content": "a"}
+POISONS = [
+    (b"", "the file is empty", ""),
+    (b"\n \n", "the file is empty", ""),
+    (GOOD + b"\n{\n", "not JSON", ":2"),
+    (GOOD + b"\n\n" + b"[" * 100_000, "not JSON", ":3"),
+    (GOOD + b"\n[1]", "a JSON list, not an object", ":2"),
+    (GOOD + b"\n" + GOOD.replace(b"2+2", b"\xff\xfe"), "not UTF-8: byte 0xff", ":2"),
+    (GOOD.decode().encode("utf-16"), "not UTF-8", ":1"),
+    (b'{"messages": "hello"}', "key 'messages' is a str, not a list", ":1"),
+    (b'{"messages": []}', "key 'messages' is an empty list", ":1"),
+    (b'{"messages": ["hello"]}', "a str, not an object", ":1: message 1"),
+    (b'{"mesages": []}', "it has the keys mesages", ":1"),
+    (b"{}", "it has the keys none", ":1"),
+    (b'{"prompt": "a"}', "it has the keys prompt", ":1"),
+    (b'{"prompt": "a", "completion": 4}', "key 'completion' is a int, not a text", ":1"),
+    (line(USER, {"role": "asistant", "content": "b"}), "unknown role 'asistant'", ":1: message 2"),
+    (line(USER, {"content": "b"}), "unknown role None", ":1: message 2"),
+    (line(USER, {"role": ["user"], "content": "b"}), "unknown role", ":1: message 2"),
+    (line(USER, {"role": "assistant", "content": None}), "key 'content' is missing", ":1: message 2"),
+    (line(USER, {"role": "assistant", "content": [{"type": "text"}]}), "key 'content' is a list", ":1: message 2"),
+    (line({**USER, "reasoning": "b"}), "a user turn with reasoning", ":1: message 1"),
+    (line(USER, {"role": "assistant", "content": "<think>b"}), "<think> without </think>", ":1: message 2"),
+    (
+        line(USER, {"role": "assistant", "content": "<think>b</think>c", "reasoning": "d"}),
+        "reasoning given twice",
+        ":1: message 2",
+    ),
+]
+
+
+@pytest.mark.parametrize(("content", "message", "place"), POISONS, ids=[message for _, message, _ in POISONS])
+def test_a_fault_is_named_by_file_and_line(tmp_path: Path, content: bytes, message: str, place: str) -> None:
+    path = write(tmp_path, content)
+    with pytest.raises(DataError) as caught:
+        read_conversations(path)
+    assert message in caught.value.what
+    assert caught.value.where == f"{path}{place}" and caught.value.remedy
+
+
+def test_the_nearest_right_name_is_offered(tmp_path: Path) -> None:
+    for content, name in [(b'{"mesages": []}', "messages"), (line({"role": "usr", "content": "a"}), "user")]:
+        with pytest.raises(DataError, match=f"Did you mean '{name}'"):
+            read_conversations(write(tmp_path, content))
+
+
+def test_a_missing_file_or_unknown_kind_is_refused(tmp_path: Path) -> None:
+    for name in ("none.jsonl", "none.parquet"):
+        with pytest.raises(DataError, match=rf"none\.{name[5:]}: no such file"):
+            read_conversations(tmp_path / name)
+    with pytest.raises(DataError, match=r"unknown kind of file '\.csv'"):
+        read_conversations(write(tmp_path, b"a,b", "data.csv"))
+
+
+def test_nothing_to_train_on_is_skipped_and_counted_and_a_file_of_nothing_else_refused(tmp_path: Path) -> None:
+    silent = line(USER)
+    loaded = read_conversations(write(tmp_path, silent + b"\n" + GOOD + b"\n" + silent))
+    assert loaded.conversations == [READ] and loaded.skipped == 2
+    with pytest.raises(DataError, match="none of its 2 conversations has an assistant turn"):
+        read_conversations(write(tmp_path, silent + b"\n" + silent))
+
+
+# ---- Parquet
+
+
+def parquet(folder: Path, rows: list[dict[str, Any]]) -> Path:
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "data.parquet")
+    return folder / "data.parquet"
+
+
+def test_parquet_reads_like_jsonl(tmp_path: Path) -> None:
+    rows = [
+        {"messages": [USER, {"role": "assistant", "content": "b", "reasoning": "c"}]},
+        {"messages": [USER, {"role": "assistant", "content": "b"}]},
+    ]
+    lines = b"\n".join(json.dumps(row).encode() for row in rows)
+    assert read_conversations(parquet(tmp_path, rows)) == read_conversations(write(tmp_path, lines))
+    assert read_conversations(parquet(tmp_path, [{"prompt": "2+2?", "completion": "4"}])).conversations == [READ]
+
+
+def test_parquet_faults_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"data\.parquet: it has the columns text") as caught:
+        read_conversations(parquet(tmp_path, [{"text": "a"}]))
+    assert "messages" in caught.value.remedy
+    with pytest.raises(DataError, match=r"data\.parquet:row 2: message 1: unknown role 'bot'"):
+        bad = {"messages": [{"role": "bot", "content": "a"}]}
+        read_conversations(parquet(tmp_path, [{"messages": [USER]}, bad]))
+    with pytest.raises(DataError, match="not Parquet"):
+        read_conversations(write(tmp_path, GOOD, "data.parquet"))
+    for content in (b"",):
+        with pytest.raises(DataError, match="the file is empty"):
+            read_conversations(write(tmp_path, content, "data.parquet"))
+    whole = parquet(tmp_path, [{"prompt": "2+2?", "completion": "4"}]).read_bytes()
+    with pytest.raises(DataError, match="not Parquet"):
+        read_conversations(write(tmp_path, whole[:-20], "data.parquet"))
+    pyarrow.parquet.write_table(
+        pyarrow.table({"messages": pyarrow.array([], pyarrow.string())}), tmp_path / "e.parquet"
+    )
+    with pytest.raises(DataError, match="the file is empty"):
+        read_conversations(tmp_path / "e.parquet")
+
+
+# ---- rendering a set
+
+
+def test_a_conversation_longer_than_the_context_is_named_or_cut() -> None:
+    long = (Message("user", "a"), Message("assistant", "b" * 40))
+    with pytest.raises(DataError, match="conversation 2: 46 tokens do not fit a context of 32") as caught:
+        render_samples([READ, long], CHAT, 32)
+    assert "context=46" in caught.value.remedy
+    assert len(render_samples([READ, long], CHAT, 46).samples) == 2
+    cut = render_samples([READ, long], CHAT, 32, truncate=True)
+    assert cut.cut == 1 and [len(sample) for sample in cut.samples] == [10, 32]
+
+
+def test_a_cut_that_leaves_nothing_to_train_on_is_skipped_and_counted() -> None:
+    question = (Message("user", "a" * 40), Message("assistant", "b"))
+    kept = render_samples([READ, question], CHAT, 32, truncate=True)
+    assert (len(kept.samples), kept.skipped) == (1, 1)
+    with pytest.raises(DataError, match="nothing to train on in 1 conversations"):
+        render_samples([question], CHAT, 32, truncate=True)
+
+
+def test_what_the_format_cannot_write_names_the_conversation() -> None:
+    with pytest.raises(DataError, match="conversation 2: message 2: this chat format has no role 'tool'"):
+        render_samples([READ, (Message("user", "a"), Message("tool", "b"), Message("assistant", "c"))], CHAT, 32)

@@ -1,0 +1,62 @@
+"""A text file to pretrain on: its parts are the file, and what is not text is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import rorqual.data
+from rorqual.core.errors import DataError
+from rorqual.data.source.text import read_text
+from rorqual.data.stream import TextStream
+from rorqual.data.tokenizer import Tokenizer
+
+SAMPLE = Path(rorqual.data.__file__).parent / "samples" / "tinyshakespeare-64k.txt"
+
+
+def test_the_parts_are_the_file_and_the_last_tenth_is_held_out(tmp_path: Path) -> None:
+    parts = read_text(SAMPLE)
+    whole = SAMPLE.read_bytes().decode("utf-8")
+    assert parts.train + parts.validation == whole and parts.train.startswith("First Citizen:")
+    assert len(parts.train) == int(len(whole) * 0.9)  # nanoGPT's own cut
+    (tmp_path / "t.txt").write_bytes("aé\r\n中\U0001f600\n12345".encode())
+    parts = read_text(tmp_path / "t.txt", validation=0.5)
+    assert (parts.train, parts.validation) == ("aé\r\n中\U0001f600", "\n12345")
+    assert read_text(tmp_path / "t.txt", validation=0).validation == ""
+
+
+def test_text_to_batches() -> None:
+    tokenizer = Tokenizer.byte_level()
+    ids = np.asarray(tokenizer.encode(read_text(SAMPLE).train), dtype=np.int64)
+    batch = TextStream(ids, rows=4, row_length=64, seed=0).batch(0)
+    assert batch.fill == 1 and batch.n_trained == 4 * 64
+    assert tokenizer.decode(batch.tokens[0].tolist()) in read_text(SAMPLE).train
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "the file is empty"),
+        (b" \n", "the file is empty"),
+        (b"abc\xffdef", "not UTF-8: byte 0xff at position 3"),
+        (b"abc def".decode().encode("utf-16"), "not UTF-8"),
+        (b"a", "too few to hold out"),
+    ],
+)
+def test_what_is_not_text_is_refused_by_name(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "text.txt"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=message) as caught:
+        read_text(path)
+    assert caught.value.where == str(path) and caught.value.remedy
+
+
+def test_a_missing_file_or_a_wrong_share_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such file"):
+        read_text(tmp_path / "none.txt")
+    with pytest.raises(DataError, match="cannot read"):
+        read_text(tmp_path)
+    with pytest.raises(DataError, match="validation=1"):
+        read_text(SAMPLE, validation=1)

@@ -11,7 +11,11 @@ from rorqual.core.records import Message, Thinking
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How to sample. `temperature` 0 is greedy. `top_k` 0 and `top_p` 1 are off. One `seed` gives one answer."""
+    """How to sample. `temperature` 0 is greedy. `top_k` 0 and `top_p` 1 are off. One `seed` gives one answer.
+
+    Random numbers depend on (`seed`, number of the sample, position) alone: requests that should be independent of each
+    other need seeds of their own. `ignore_eos`: go on to `max_tokens` (to measure speed).
+    """
 
     max_tokens: int = 64
     temperature: float = 0.0
@@ -19,6 +23,7 @@ class SamplingParams:
     top_k: int = 0
     seed: int = 0
     n: int = 1
+    ignore_eos: bool = False
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ class ModelConfig(Config):
     max_position_embeddings: int = 4096
     rms_norm_eps: float = 1e-6
     tie_word_embeddings: bool = False
-    num_nextn_predict_layers: int = Field(0, ge=0)
+    num_nextn_predict_layers: int = Field(default=0, ge=0)
     initializer_range: float = 0.02
 
     @property

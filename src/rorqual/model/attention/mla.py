@@ -22,7 +22,7 @@ class MLAConfig(AttentionConfig):
 
     kind: Literal["mla"] = "mla"
     num_attention_heads: int = Field(ge=1)
-    q_lora_rank: int = Field(0, ge=0)
+    q_lora_rank: int = Field(default=0, ge=0)
     kv_lora_rank: int = Field(ge=1)
     qk_nope_head_dim: int = Field(ge=1)
     qk_rope_head_dim: int = Field(ge=2)

@@ -24,9 +24,9 @@ class MoEConfig(FFNConfig):
     n_routed_experts: int = Field(ge=2)
     num_experts_per_tok: int = Field(ge=1)
     moe_intermediate_size: int = Field(ge=1)
-    n_shared_experts: int = Field(0, ge=0)
-    n_group: int = Field(1, ge=1)
-    topk_group: int = Field(1, ge=1)
+    n_shared_experts: int = Field(default=0, ge=0)
+    n_group: int = Field(default=1, ge=1)
+    topk_group: int = Field(default=1, ge=1)
     scoring_func: Literal["sigmoid", "softmax"] = "sigmoid"
     norm_topk_prob: bool = True
     routed_scaling_factor: float = 1.0

@@ -1,0 +1,216 @@
+"""DeepSeek-V2, V3, R1 and V3.1: `config.json` and tensor names, both ways. V2's names are V3's without the router bias."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+from torch import Tensor
+
+from rorqual.core.errors import ConfigError
+from rorqual.model.attention import MLAConfig
+from rorqual.model.config import ModelConfig, Stage
+from rorqual.model.ffn import DenseConfig, MoEConfig
+from rorqual.model.load.keys import Keys, rope_to_hf
+from rorqual.model.load.names import Entry, NameMap, stacked, stacked_pairs
+
+_METHODS: Mapping[str, tuple[Literal["top2", "max"], bool]] = {
+    "noaux_tc": ("top2", True),
+    "group_limited_greedy": ("max", False),
+    "greedy": ("max", False),
+}
+
+
+def config_from_hf(data: Mapping[str, Any], *, where: str = "config.json") -> ModelConfig:
+    """A published or saved `config.json` as ours; what this model cannot express is a `ConfigError` naming the key."""
+    keys = Keys(data, where)
+    v3 = keys.take("model_type") == "deepseek_v3"
+    if not v3 and data["model_type"] not in ("deepseek_v2",):
+        raise ConfigError(f"key 'model_type' is {data['model_type']!r}", where=where, remedy="Use its own loader.")
+    heads, layers, hidden = (keys.take(k) for k in ("num_attention_heads", "num_hidden_layers", "hidden_size"))
+    rope_dim = keys.take("qk_rope_head_dim")
+    keys.expect("hidden_act", "silu")
+    keys.expect("attention_bias", False)
+    keys.expect("mlp_bias", False)
+    keys.expect("moe_layer_freq", 1)
+    keys.expect("rope_interleave", True)
+    keys.expect("num_key_value_heads", heads, None)
+    keys.expect("head_dim", rope_dim, None)
+    nope = keys.take("qk_nope_head_dim")
+    keys.expect("qk_head_dim", nope + rope_dim, None)
+    attention = MLAConfig(
+        num_attention_heads=heads,
+        q_lora_rank=keys.take("q_lora_rank") or 0,
+        kv_lora_rank=keys.take("kv_lora_rank"),
+        qk_nope_head_dim=nope,
+        qk_rope_head_dim=rope_dim,
+        v_head_dim=keys.take("v_head_dim"),
+        rope=keys.rope(10000.0),
+    )
+    dense = keys.take("first_k_dense_replace", 0)
+    wide, moe = DenseConfig(intermediate_size=keys.take("intermediate_size")), _moe_from_hf(keys, v3=v3)
+    stages = [Stage(layers=dense, attention=attention, ffn=wide)] if dense else []
+    stages += [Stage(layers=layers - dense, attention=attention, ffn=moe)] if layers > dense else []
+    config = ModelConfig(
+        vocab_size=keys.take("vocab_size"),
+        hidden_size=hidden,
+        stages=tuple(stages),
+        max_position_embeddings=keys.take("max_position_embeddings"),
+        rms_norm_eps=keys.take("rms_norm_eps", 1e-6),
+        tie_word_embeddings=keys.take("tie_word_embeddings", False),
+        num_nextn_predict_layers=keys.take("num_nextn_predict_layers", 0),
+        initializer_range=keys.take("initializer_range", 0.02),
+    )
+    keys.end()
+    return config
+
+
+def _moe_from_hf(keys: Keys, *, v3: bool) -> MoEConfig:
+    # transformers drops `topk_method` and `scoring_func` of V3: its class is the method.
+    method = keys.take("topk_method", "noaux_tc" if v3 else "greedy")
+    if method not in _METHODS:
+        raise ConfigError(f"key 'topk_method' is {method!r}; known are {sorted(_METHODS)}", where=keys.where)
+    group_score, bias = _METHODS[method]
+    groups, kept = keys.take("n_group", 1) or 1, keys.take("topk_group", 1) or 1
+    if method == "greedy":
+        groups = kept = 1
+    norm, scale = bool(keys.take("norm_topk_prob", v3)), float(keys.take("routed_scaling_factor", 1.0))
+    if norm and not bias and scale != 1.0:
+        raise ConfigError(
+            "'norm_topk_prob' with 'routed_scaling_factor' in a V2 router: V2 applies one or the other",
+            where=keys.where,
+        )
+    return MoEConfig(
+        n_routed_experts=keys.take("n_routed_experts"),
+        num_experts_per_tok=keys.take("num_experts_per_tok"),
+        moe_intermediate_size=keys.take("moe_intermediate_size"),
+        n_shared_experts=keys.take("n_shared_experts", 0) or 0,
+        n_group=groups,
+        topk_group=kept,
+        scoring_func=keys.take("scoring_func", "sigmoid" if v3 else "softmax"),
+        norm_topk_prob=norm,
+        routed_scaling_factor=scale,
+        group_score=group_score,
+        score_bias=bias,
+    )
+
+
+def _parts(config: ModelConfig) -> tuple[MLAConfig, DenseConfig | None, MoEConfig, int]:
+    """Attention, dense network (None: no dense layer), experts and the number of dense layers first."""
+    kinds = [stage.ffn for stage in config.layers]
+    dense = sum(isinstance(ffn, DenseConfig) for ffn in kinds)
+    attention, wide, moe = config.stages[0].attention, kinds[0], kinds[-1]
+    same = (
+        isinstance(attention, MLAConfig)
+        and isinstance(moe, MoEConfig)
+        and all(stage.attention == attention for stage in config.stages)
+        and all(ffn == (wide if index < dense else moe) for index, ffn in enumerate(kinds))
+    )
+    if not same or not isinstance(moe, MoEConfig) or not isinstance(attention, MLAConfig):
+        raise ConfigError(
+            "not a DeepSeek-V3 layout: it is dense layers first, then layers of one kind of experts, all with one latent attention",
+            where="config",
+            remedy="Export such a model as a run directory.",
+        )
+    return attention, wide if isinstance(wide, DenseConfig) else None, moe, dense
+
+
+def config_to_hf(config: ModelConfig) -> dict[str, Any]:
+    """The `config.json` that DeepSeek's code and transformers read; a model that they cannot express is a `ConfigError`."""
+    attention, wide, moe, dense = _parts(config)
+    v3 = moe.score_bias
+    method = "noaux_tc" if v3 else "group_limited_greedy" if moe.n_group > 1 else "greedy"
+    if (moe.n_group > 1 and _METHODS[method][0] != moe.group_score) or (v3 != (moe.scoring_func == "sigmoid")):
+        raise ConfigError(
+            f"no published router has scoring_func {moe.scoring_func!r}, group_score {moe.group_score!r} and score_bias {v3}",
+            where="config",
+            remedy="V3: sigmoid, top2, a bias. V2: softmax, max, no bias.",
+        )
+    mtp = {"num_nextn_predict_layers": config.num_nextn_predict_layers} if v3 else {}
+    return {
+        "architectures": ["DeepseekV3ForCausalLM" if v3 else "DeepseekV2ForCausalLM"],
+        "model_type": "deepseek_v3" if v3 else "deepseek_v2",
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "num_hidden_layers": len(config.layers),
+        "first_k_dense_replace": dense,
+        "intermediate_size": moe.moe_intermediate_size if wide is None else wide.intermediate_size,
+        "num_attention_heads": attention.num_attention_heads,
+        "num_key_value_heads": attention.num_attention_heads,
+        "q_lora_rank": attention.q_lora_rank or None,
+        **attention.model_dump(include={"kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"}),
+        **moe.model_dump(exclude={"kind", "group_score", "score_bias"}),
+        "topk_method": method,
+        "moe_layer_freq": 1,
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "max_position_embeddings": config.max_position_embeddings,
+        "rms_norm_eps": config.rms_norm_eps,
+        "tie_word_embeddings": config.tie_word_embeddings,
+        "initializer_range": config.initializer_range,
+        **mtp,
+        **rope_to_hf(attention.rope),
+    }
+
+
+def to_hf(state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+    """Our state_dict as published tensors, one for each expert; the prediction modules follow the last layer."""
+    return name_map(config).to_hf(state)
+
+
+def from_hf(state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+    """Published tensors as our state_dict, bit for bit."""
+    return name_map(config).from_hf(state)
+
+
+def name_map(config: ModelConfig) -> NameMap:
+    """Every tensor of a model of this family."""
+    layers = len(config.layers)
+    entries = [
+        Entry("embed_tokens.weight", ("model.embed_tokens.weight",)),
+        Entry("norm.weight", ("model.norm.weight",)),
+    ]
+    head = "embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"
+    copies = {"lm_head.weight": head} if config.tie_word_embeddings else {}
+    if not config.tie_word_embeddings:
+        entries.append(Entry("lm_head.weight", ("lm_head.weight",)))
+    for index, stage in enumerate(config.layers):
+        entries += _block(stage, f"layers.{index}", f"model.layers.{index}")
+    for index in range(config.num_nextn_predict_layers):
+        ours, theirs = f"mtp.{index}", f"model.layers.{layers + index}"
+        entries += _block(config.stages[-1], f"{ours}.block", theirs)
+        entries += [Entry(f"{ours}.{n}.weight", (f"{theirs}.{n}.weight",)) for n in ("enorm", "hnorm", "eh_proj")]
+        entries.append(Entry(f"{ours}.norm.weight", (f"{theirs}.shared_head.norm.weight",)))
+        copies |= {f"{theirs}.embed_tokens.weight": "embed_tokens.weight", f"{theirs}.shared_head.head.weight": head}
+    return NameMap(tuple(entries), copies)
+
+
+def _block(stage: Stage, ours: str, theirs: str) -> Iterator[Entry]:
+    attention, ffn = stage.attention, stage.ffn
+    if not isinstance(attention, MLAConfig) or not isinstance(ffn, DenseConfig | MoEConfig):
+        raise ConfigError(f"{ours} is {attention.kind} and {ffn.kind}, not DeepSeek's", where="config")
+    for norm in ("input_layernorm", "post_attention_layernorm"):
+        yield Entry(f"{ours}.{norm}.weight", (f"{theirs}.{norm}.weight",))
+    query = ["q_a_proj", "q_a_layernorm", "q_b_proj"] if attention.q_lora_rank else ["q_proj"]
+    for name in [*query, "kv_a_proj_with_mqa", "kv_a_layernorm", "kv_b_proj", "o_proj"]:
+        yield Entry(f"{ours}.attention.{name}.weight", (f"{theirs}.self_attn.{name}.weight",))
+    if isinstance(ffn, DenseConfig):
+        yield from _swiglu(f"{ours}.ffn", f"{theirs}.mlp")
+        return
+    yield Entry(f"{ours}.ffn.gate", (f"{theirs}.mlp.gate.weight",))
+    if ffn.score_bias:
+        name = "e_score_correction_bias"
+        yield Entry(f"{ours}.ffn.{name}", (f"{theirs}.mlp.gate.{name}",))
+    gate, up, down = (
+        [f"{theirs}.mlp.experts.{expert}.{part}_proj.weight" for expert in range(ffn.n_routed_experts)]
+        for part in ("gate", "up", "down")
+    )
+    yield stacked_pairs(f"{ours}.ffn.experts.gate_up_proj", gate, up)
+    yield stacked(f"{ours}.ffn.experts.down_proj", down)
+    if ffn.n_shared_experts:
+        yield from _swiglu(f"{ours}.ffn.shared_experts", f"{theirs}.mlp.shared_experts")
+
+
+def _swiglu(ours: str, theirs: str) -> Iterator[Entry]:
+    for name in ("gate_proj", "up_proj", "down_proj"):
+        yield Entry(f"{ours}.{name}.weight", (f"{theirs}.{name}.weight",))

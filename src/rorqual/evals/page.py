@@ -19,7 +19,7 @@ STYLE = """
 html{-webkit-text-size-adjust:100%;text-size-adjust:100%}
 body{margin:0;background:var(--ground);color:var(--ink);
 font:1.0625rem/1.6 "Iowan Old Style","Palatino Linotype",Palatino,"URW Palladio L",Charter,Georgia,serif}
-main{max-width:54rem;margin:0 auto;padding:3.5rem 1.25rem 6rem}
+main{max-width:62rem;margin:0 auto;padding:3.5rem 1.25rem 6rem}
 header{border-bottom:1px solid var(--rule);padding-bottom:1.5rem;margin-bottom:2rem}
 h1{font-size:2.1rem;line-height:1.15;font-weight:600;letter-spacing:-.012em;margin:0 0 .6rem;text-wrap:balance}
 h2{font-size:1.4rem;line-height:1.25;font-weight:600;margin:3.25rem 0 .7rem;text-wrap:balance}
@@ -28,7 +28,7 @@ p{margin:.7rem 0;max-width:42rem;hyphens:auto;text-wrap:pretty}
 p.lede{font-size:1.16rem;line-height:1.55}
 p.note,figcaption,.meta{color:var(--faint);font-size:.92rem;line-height:1.5}
 nav{font-size:.92rem;margin-top:1.1rem;color:var(--faint)}
-nav a{margin-right:1.1em;white-space:nowrap}
+nav a{display:inline-block;margin-right:1.1em;white-space:nowrap}
 a{color:var(--accent);text-underline-offset:.16em;text-decoration-thickness:1px}
 code,pre,kbd{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",monospace;font-size:.86em}
 pre{background:var(--soft);padding:.8rem 1rem;margin:.6rem 0;white-space:pre-wrap;overflow-wrap:anywhere;line-height:1.5;
@@ -39,21 +39,21 @@ figcaption{margin-top:.5rem;max-width:42rem}
 .wide:focus-visible{outline:2px solid var(--accent);outline-offset:3px}
 img{display:block;width:100%;min-width:34rem;height:auto}
 table{border-collapse:collapse;width:100%;line-height:1.35;
-font:0.875rem/1.35 system-ui,-apple-system,"Segoe UI",Roboto,"Noto Sans","Liberation Sans",sans-serif;
+font:0.83rem/1.35 system-ui,-apple-system,"Segoe UI",Roboto,"Noto Sans","Liberation Sans",sans-serif;
 font-variant-numeric:tabular-nums lining-nums}
 caption{text-align:left;color:var(--faint);padding-bottom:.5rem;caption-side:top}
 th,td{padding:.36rem .75rem .36rem 0;text-align:right;vertical-align:baseline;white-space:nowrap}
 th:last-child,td:last-child{padding-right:0}
-thead th{font-weight:500;color:var(--faint);border-bottom:1px solid var(--ink);vertical-align:bottom}
+thead th{white-space:normal;font-weight:500;color:var(--faint);border-bottom:1px solid var(--ink);vertical-align:bottom}
 tbody tr+tr>*{border-top:1px solid var(--rule)}
 tbody:last-child tr:last-child>*{border-bottom:1px solid var(--ink)}
 th[scope=row],th.text,td.text{text-align:left;font-weight:400}
-td.prose,th.prose{white-space:normal;min-width:15rem}
+td.prose,th.prose{white-space:normal;min-width:13rem}
 .v{white-space:nowrap}.v-yes{color:var(--good);font-weight:600}.v-no{color:var(--bad);font-weight:600}.v-open{color:var(--faint)}
 details{border-top:1px solid var(--rule);padding:.55rem 0}
 details:last-of-type{border-bottom:1px solid var(--rule)}
 summary{cursor:pointer}
-details details{border:0;padding:.1rem 0 .3rem}
+details details,details details:last-of-type{border:0;padding:.1rem 0 .3rem}
 details details summary{color:var(--faint);font-size:.92rem}
 .thought{color:var(--faint)}
 dl.facts{display:grid;grid-template-columns:repeat(auto-fit,minmax(10.5rem,1fr));gap:1.1rem 1.5rem;margin:1.4rem 0}

@@ -110,9 +110,9 @@ def panels(count: int, columns: int, width: float, height: float, *, sharey: boo
 
 
 def smooth(values: Sequence[float]) -> np.ndarray:
-    """A centred running mean over a fortieth of the series, with whatever lies inside it at the ends."""
+    """A centred running mean over a twentieth of the series, with whatever lies inside it at the ends."""
     series = np.asarray(values, float)
-    window = max(1, len(series) // 40) | 1
+    window = max(1, len(series) // 20) | 1
     kernel = np.ones(window)
     return np.convolve(series, kernel, "same") / np.convolve(np.ones(len(series)), kernel, "same")
 

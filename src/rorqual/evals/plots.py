@@ -24,6 +24,7 @@ SETTINGS: tuple[tuple[When, Thinking, str], ...] = (
     ("after", "off", "after GRPO, answering at once"),
     ("after", "on", "after GRPO, made to think"),
 )
+CHANCE = "chance"
 MARKERS = ("o", "o", "s", "^")
 
 
@@ -103,7 +104,7 @@ def learning_curves(findings: Findings) -> Picture:
         f"Two learning curves. Fine-tuning loss went from {_ends(findings.sft, 'loss/next_token', 'loss')}; "
         f"GRPO reward from {_ends(findings.grpo, 'reward')}."
     )
-    caption = "Faint: each step. Strong: a running mean over a fortieth of the run."
+    caption = "Faint: each step. Strong: a running mean over a twentieth of the run."
     return Picture("learning-curves", alt, caption, draw)
 
 
@@ -114,6 +115,14 @@ def _colours(theme: Theme) -> tuple[str, str, str, str]:
 def _errors(rows: Sequence[Row]) -> np.ndarray:
     """Distances from the accuracy to the ends of its interval, as matplotlib wants them; [2, rows]."""
     return np.array([[r.accuracy - r.interval.low for r in rows], [r.interval.high - r.accuracy for r in rows]]).clip(0)
+
+
+def _legend(figure: Figure, axis: Axes, columns: int) -> None:
+    """A legend above all panels: the settings in their order, then the lines that are only for reference."""
+    handles, labels = axis.get_legend_handles_labels()
+    order = sorted(range(len(labels)), key=lambda place: labels[place] == CHANCE)
+    chosen = [handles[place] for place in order], [labels[place] for place in order]
+    figure.legend(*chosen, loc="outside upper left", ncols=columns)
 
 
 def accuracy(findings: Findings) -> Picture:
@@ -140,13 +149,13 @@ def accuracy(findings: Findings) -> Picture:
         chances = [tables[1][family].chance for family in families]
         for place, chance in zip(places, chances, strict=True):
             axis.plot([chance, chance], [place - 0.4, place + 0.4], color=theme.ink, linestyle=":", linewidth=1.3)
-        axis.plot([], [], color=theme.ink, linestyle=":", linewidth=1.3, label="chance")
+        axis.plot([], [], color=theme.ink, linestyle=":", linewidth=1.3, label=CHANCE)
         axis.set_yticks(places, families, color=theme.ink, fontsize=9)
         axis.grid(axis="y", visible=False)
         axis.set_xlim(-0.02, 1.02)
         axis.set_ylim(-0.6, len(families) - 0.4)
         axis.xaxis.set_major_formatter(PercentFormatter(1.0))
-        figure.legend(loc="outside upper left", ncols=3)
+        _legend(figure, axis, 3)
         return figure
 
     told = "; ".join(f"{f} {tables[0][f].accuracy:.0%} to {tables[1][f].accuracy:.0%}" for f in families)
@@ -168,8 +177,7 @@ def accuracy_by_level(findings: Findings) -> Picture:
             _draw_levels(axis, theme, family, tables)
         axes[0].set_ylim(-0.03, 1.03)
         axes[0].yaxis.set_major_formatter(PercentFormatter(1.0))
-        handles, labels = axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper left", ncols=3)
+        _legend(figure, axes[0], 3)
         figure.supxlabel("level of difficulty", fontsize=8.5, color=theme.faint)
         return figure
 
@@ -197,7 +205,7 @@ def _draw_levels(axis: Axes, theme: Theme, family: str, tables: Sequence[Sequenc
             elinewidth=1,
             label=SETTINGS[index][2],
         )
-    axis.plot(places, chance, color=theme.ink, linestyle=":", linewidth=1.3, label="chance", marker="_")
+    axis.plot(places, chance, color=theme.ink, linestyle=":", linewidth=1.3, label=CHANCE, marker="_")
     axis.set_title(family)
     axis.set_xticks(places, levels)
     axis.set_xlim(-0.5, len(levels) - 0.5)
@@ -215,6 +223,7 @@ def what_changed(findings: Findings) -> Picture:
             ("How long, in tokens", {w: [auto[w][f].thinking_length for f in families] for w in auto}),
             ("How right, made to think", {w: [made[w][f].accuracy for f in families] for w in made}),
         ]
+        lengths = [length for side in values[1][1].values() for length in side]
         places = np.arange(len(families), dtype=float)[::-1]
         for axis, (title, value) in zip(axes, values, strict=True):
             _draw_dumbbells(axis, theme, places, value["before"], value["after"])
@@ -224,9 +233,8 @@ def what_changed(findings: Findings) -> Picture:
         for axis in (axes[0], axes[2]):
             axis.set_xlim(-0.04, 1.04)
             axis.xaxis.set_major_formatter(PercentFormatter(1.0))
-        axes[1].set_xlim(left=0)
-        handles, labels = axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper left", ncols=2)
+        axes[1].set_xlim(0, 1.12 * max(*lengths, 1.0))
+        _legend(figure, axes[0], 2)
         return figure
 
     told = "; ".join(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
@@ -38,13 +38,11 @@ def build_report(folder: Path) -> Path:
     for the same figures; only `clock` shows measured time.
     """
     findings = read_findings(folder)
-    asked = claims(findings)
     drawn = {}
     for name, picture in pictures(findings).items():
         light, dark = png(picture, LIGHT), png(picture, DARK)
         drawn[name] = (page.figure(picture, light, dark), light, dark)
-    figures = {name: html for name, (html, _, _) in drawn.items()}
-    text = page.page("Rorqual: what the quickstart found", _body(findings, asked, figures))
+    text = report_text(findings, {name: html for name, (html, _, _) in drawn.items()})
     for name, (_, light, dark) in drawn.items():
         write_atomic(folder / PICTURES / f"{name}.png", light)
         write_atomic(folder / PICTURES / f"{name}-dark.png", dark)
@@ -52,7 +50,9 @@ def build_report(folder: Path) -> Path:
     return folder / REPORT_FILE
 
 
-def _body(findings: Findings, asked: Sequence[Asked], figures: dict[str, str]) -> str:
+def report_text(findings: Findings, figures: Mapping[str, str]) -> str:
+    """The report's HTML; `figures` holds the HTML of each picture by name."""
+    asked = claims(findings)
     sections = [
         ("claims", "What holds", _claims(asked)),
         ("model", "The model", _model(findings)),
@@ -64,9 +64,10 @@ def _body(findings: Findings, asked: Sequence[Asked], figures: dict[str, str]) -
         ("transcripts", "Transcripts", transcripts(findings)),
         ("repeat", "To repeat this", _repeat(findings)),
     ]
-    links = "".join(f'<a href="#{name}">{escape(title)}</a>' for name, title, _ in sections)
-    head = f"<header><h1>A small model that learned to reason</h1>{_lede(findings, asked)}<nav>{links}</nav></header>"
-    return "\n".join([head, *(page.section(name, title, *parts) for name, title, parts in sections)])
+    links = "\n".join(f'<a href="#{name}">{escape(title)}</a>' for name, title, _ in sections)
+    head = f"<header><h1>What a small model learned</h1>{_lede(findings, asked)}<nav>{links}</nav></header>"
+    body = [head, *(page.section(name, title, *parts) for name, title, parts in sections)]
+    return page.page("Rorqual: what the quickstart found", "\n".join(body))
 
 
 def _lede(findings: Findings, asked: Sequence[Asked]) -> str:
@@ -87,9 +88,9 @@ def _where_from(findings: Findings) -> str:
     if told.gain <= 0:
         return "Over all families together, GRPO brought no gain here."
     text = (
-        f"Merely making the model of before GRPO think takes it from {told.before:.1%} to {told.before_made_to_think:.1%}, "
-        f"without any reinforcement; reinforcement raised how often it thinks from {told.thought_before:.1%} to "
-        f"{told.thought_after:.1%} of problems. "
+        f"Merely making the model think as it was before GRPO takes it from {told.before:.1%} to {told.before_made_to_think:.1%}, "
+        f"without any reinforcement. By its own choice it thought on {told.thought_before:.1%} of problems before and on "
+        f"{told.thought_after:.1%} after. "
     )
     share = told.by_choice / told.gain
     if share >= 0.8:
@@ -122,15 +123,15 @@ def _claims(asked: Sequence[Asked]) -> list[str]:
     words = (
         f"Change in percentage points. ● holds, ○ not decided, ✕ does not hold. A claim holds where its 95 % interval lies "
         f"wholly above zero and its p-value, corrected by Holm's method for all {count} claims, is at most 0.05; it does not "
-        "hold where the interval lies wholly below zero; anything else is not decided. Intervals are bootstraps over "
+        "hold where the interval lies wholly below zero (not corrected); anything else is not decided. Intervals are bootstraps over "
         "problems, p-values McNemar's exact test, one-sided. They speak of other problems, not of another seed."
     )
-    heads = ["claim", "before", "after", "difference", "95 % interval", "99 % interval", "p (Holm)", "verdict"]
+    heads = ["claim", "verdict", "before", "after", "difference", "95 % interval", "99 % interval", "p\u00a0(Holm)"]
     groups = [(topic.title, [_claim_row(i) for i in asked if i.topic is topic]) for topic in TOPICS]
     return [
         page.table("claims at a glance", ["family", *(topic.title for topic in TOPICS)], [("", matrix)]),
         page.para(words, "note"),
-        page.folded("Each claim with its figures", page.table("claims", heads, groups), is_open=True),
+        page.folded("Each claim with its figures", page.table("claims", heads, groups, text_columns=2), is_open=True),
     ]
 
 
@@ -147,13 +148,13 @@ def _points_interval(interval: Interval) -> str:
 def _claim_row(item: Asked) -> list[str]:
     return [
         item.claim.text,
+        verdict_mark(item.claim),
         percent(item.paired.before),
         percent(item.paired.after),
         points(item.claim.estimate),
         _points_interval(item.claim.interval),
         _points_interval(item.wide),
         p_text(item.claim.p_value),
-        verdict_mark(item.claim),
     ]
 
 
@@ -201,7 +202,7 @@ def _agreement(findings: Findings) -> list[str]:
     return parts
 
 
-def _accuracy(findings: Findings, figures: dict[str, str]) -> list[str]:
+def _accuracy(findings: Findings, figures: Mapping[str, str]) -> list[str]:
     found = {(when, mode): findings.evaluations[when, mode] for when, mode, _ in SETTINGS}
     ungraded = sum(row.ungraded for evaluation in found.values() for row in evaluation.rows("all"))
     heads = ["level", "problems", "chance", "majority", *(f"{when}, {mode}" for when, mode in found)]
@@ -231,7 +232,7 @@ def _accuracy_row(level: str, rows: Sequence[Row]) -> list[str]:
     return [level, str(first.problems), percent(first.chance), majority, *cells]
 
 
-def _changed(findings: Findings, figures: dict[str, str]) -> list[str]:
+def _changed(findings: Findings, figures: Mapping[str, str]) -> list[str]:
     heads = ["family", "thinks, before", "after", "length, before", "after", "right if made to think, before", "after"]
     tables = {
         name: {row.family: row for row in evaluation.rows("family")}
@@ -248,8 +249,20 @@ def _changed(findings: Findings, figures: dict[str, str]) -> list[str]:
             f"{new.thinking_length:.1f}",
         ]
         rows.append([family, *shares, *(percent(row.accuracy) for row in on)])
+    told = account(findings)
+    right = [
+        ("before, own choice", told.before),
+        ("before, made to think", told.before_made_to_think),
+        ("after, own choice", told.after),
+        ("after, made to think", told.after_made_to_think),
+    ]
     return [
-        page.para(_where_from(findings)),
+        page.facts((what, f"{value:.1%}", "right, all families") for what, value in right),
+        page.para(
+            "If the second and the fourth figure are alike, thinking itself became no better: what changed is how often "
+            "the model chooses to think. The claims above test each family's difference.",
+            "note",
+        ),
         figures["what-changed"],
         page.table("what reinforcement changed", heads, [("", rows)]),
         figures["thinking"],
@@ -264,7 +277,7 @@ def _balance(findings: Findings) -> list[str]:
     return [page.para(text, "note")]
 
 
-def _cost(findings: Findings, figures: dict[str, str]) -> list[str]:
+def _cost(findings: Findings, figures: Mapping[str, str]) -> list[str]:
     stages = findings.summary.stages
     rows = [
         [s.name, f"{s.tokens:,.0f}", scientific(s.flops), f"{s.core_seconds:,.1f}", f"{s.seconds:,.1f}"] for s in stages

@@ -1,0 +1,109 @@
+"""The fast operations equal the reference: values and gradients, in fp32 and in bf16."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from random_models import deepseek_config, inputs, loud
+from torch import Tensor
+
+from rorqual.ops.attention import document_mask
+from rorqual.ops.moe import Routing, route
+from rorqual.ops.registry import FAST, REFERENCE
+
+# Relative to each tensor's largest value; bf16 has 8 bits of mantissa and the two sum in another order.
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
+TYPES = [torch.float32, torch.bfloat16]
+
+
+def relative(ours: Tensor, theirs: Tensor) -> float:
+    return float((ours.float() - theirs.float()).abs().max() / theirs.float().abs().max().clamp_min(1e-12))
+
+
+def compare(fast: list[Tensor], slow: list[Tensor], dtype: torch.dtype) -> None:
+    for one, other in zip(fast, slow, strict=True):
+        assert one.dtype == other.dtype and one.shape == other.shape
+        assert relative(one, other) < TOLERANCE[dtype]
+
+
+def leaf(*shape: int, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
+    return torch.randn(*shape, generator=generator).to(dtype).requires_grad_()
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("tokens", [1, 7, 64, 150])
+@pytest.mark.parametrize("banned", [0, 3])
+def test_experts(dtype: torch.dtype, tokens: int, banned: int) -> None:
+    """`banned` experts are never chosen; row counts on both sides of the multiple of 64 that bf16 pads to."""
+    n, d, width, k = 6, 16, 12, 2
+    results = []
+    for ops in (FAST, REFERENCE):
+        generator = torch.Generator().manual_seed(tokens)
+        x = leaf(tokens, d, dtype=dtype, generator=generator)
+        router = leaf(n, d, dtype=torch.float32, generator=generator)
+        gate_up = leaf(n, 2 * width, d, dtype=dtype, generator=generator)
+        down = leaf(n, d, width, dtype=dtype, generator=generator)
+        bias = torch.tensor([-10.0] * banned + [0.0] * (n - banned))
+        routing = route(x.detach().float() @ router.t(), bias, k=k, scale=2.5)
+        out = ops.experts(x, routing, gate_up, down)
+        out.backward(torch.randn(out.shape, generator=generator).to(dtype))
+        grads = [t.grad for t in (x, router, gate_up, down)]
+        results.append([out.detach(), *(g for g in grads if g is not None)])
+        assert len(results[-1]) == 5
+        used = torch.zeros(n, dtype=torch.bool)
+        used[routing.indices.unique()] = True
+        assert not used[:banned].any()
+        assert torch.equal(results[-1][3].float().abs().amax((1, 2)) > 0, used)
+    compare(*results, dtype)
+
+
+def test_experts_of_no_token_at_all() -> None:
+    empty = Routing(*(torch.empty(0, 2) for _ in range(5)))
+    empty = replace(empty, indices=torch.empty(0, 2, dtype=torch.long))
+    weights = torch.randn(4, 6, 8), torch.randn(4, 8, 3)
+    for ops in (FAST, REFERENCE):
+        assert ops.experts(torch.empty(0, 8), empty, *weights).shape == (0, 8)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_attend(dtype: torch.dtype) -> None:
+    segments = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 2], [0] * 8])
+    results = []
+    for ops in (FAST, REFERENCE):
+        generator = torch.Generator().manual_seed(1)
+        q, k = (leaf(2, 3, 8, 12, dtype=dtype, generator=generator) for _ in range(2))
+        v = leaf(2, 3, 8, 6, dtype=dtype, generator=generator)
+        out = ops.attend(q, k, v, document_mask(segments), 0.7)
+        out.backward(torch.randn(out.shape, generator=generator).to(dtype))
+        results.append([out.detach(), *(t.grad for t in (q, k, v) if t.grad is not None)])
+    compare(*results, dtype)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_rms_norm(dtype: torch.dtype) -> None:
+    results = []
+    for ops in (FAST, REFERENCE):
+        generator = torch.Generator().manual_seed(1)
+        x = leaf(5, 3, 16, dtype=dtype, generator=generator)
+        weight = leaf(16, dtype=dtype, generator=generator)
+        out = ops.rms_norm(x, weight, 1e-6)
+        out.backward(torch.randn(out.shape, generator=generator).to(dtype))
+        results.append([out.detach(), *(t.grad for t in (x, weight) if t.grad is not None)])
+    compare(*results, dtype)
+
+
+def test_whole_model_in_bf16_stays_near_fp32() -> None:
+    """Of a loud model: median error of logits with a spread of 1, for both backends, experts replayed from fp32."""
+    config = deepseek_config(5)
+    tokens, positions = inputs(config, 5)
+    exact = loud(config, 5)
+    with torch.no_grad():
+        output = exact(tokens, positions)
+        logits = exact.logits(output.hidden)
+        replay = torch.stack([r.indices for r in output.routing], dim=1).view(*tokens.shape, len(output.routing), -1)
+        for ops in (FAST, REFERENCE):
+            rounded = loud(config, 5, ops=ops).to(torch.bfloat16)
+            error = (rounded.logits(rounded(tokens, positions, replay=replay).hidden) - logits).abs()
+            assert float(error.median()) < 0.05

@@ -77,11 +77,14 @@ def rope_table(rope: Rope, dim: int, positions: Tensor) -> tuple[Tensor, Tensor]
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool) -> Tensor:
-    """Rotate x [..., dim] by angles [..., dim / 2] that broadcast against it; layout in = layout out."""
+    """Rotate x [..., dim] by angles [..., dim / 2] that broadcast against it; layout in = layout out.
+
+    The products run in fp32, as in DeepSeek's code: an angle's cosine rounded to bf16 would blur neighbouring positions.
+    """
     if interleaved:
         first, second = x[..., 0::2], x[..., 1::2]
     else:
         first, second = x.chunk(2, dim=-1)
-    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
-    turned = (first * cos - second * sin, second * cos + first * sin)
-    return torch.stack(turned, dim=-1).flatten(-2) if interleaved else torch.cat(turned, dim=-1)
+    turned = (first * cos - second * sin, second * cos + first * sin)  # fp32, by type promotion
+    out = torch.stack(turned, dim=-1).flatten(-2) if interleaved else torch.cat(turned, dim=-1)
+    return out.to(x.dtype)

@@ -67,7 +67,8 @@ class Experts(nn.Module):
 
 
 class MoE(FFN):
-    """`e_score_correction_bias` [experts] is a buffer that the trainer moves; it and the router stay fp32 in every type."""
+    """`e_score_correction_bias` [experts] is a buffer that the trainer moves. It stays fp32 in every type, and so does the
+    router's arithmetic, whatever the type of its weight `gate`."""
 
     e_score_correction_bias: Tensor
 

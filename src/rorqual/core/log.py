@@ -48,3 +48,7 @@ class Progress:
         end = "\n" if last or not self._live else ""
         self.stream.write(("\r\x1b[K" if self._live else "") + text + end)
         self.stream.flush()
+
+    def say(self, text: str) -> None:
+        """A line of its own, above the progress."""
+        self.stream.write(("\r\x1b[K" if self._live else "") + text + "\n")

@@ -62,14 +62,14 @@ def route(
 ) -> Routing:
     """Choose experts by affinity plus `bias` [experts]; gate by the affinity alone (V3 eq. 13-16).
 
-    `replay` [tokens, k] fixes the choice; the gates are still computed here, so that the router keeps its gradient.
+    `replay` [tokens, k] fixes the choice (-1: choose here); the gates are still computed here, so that the router keeps its gradient.
     """
     scores = affinity(logits.float(), score)  # [tokens, experts]
     biased = scores.detach() + bias
     own = choose(biased, k=k, n_group=n_group, topk_group=topk_group, group_by=group_by)
     indices, gap = own, torch.zeros_like(biased[:, 0])
     if replay is not None:
-        indices = replay.long()
+        indices = torch.where(replay >= 0, replay.long(), own)
         gap = biased.gather(-1, own).sum(-1) - biased.gather(-1, indices).sum(-1)
     weights = scores.gather(-1, indices)
     if norm:

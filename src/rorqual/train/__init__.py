@@ -1,0 +1,1 @@
+"""One loop for pretraining, fine-tuning and reinforcement; they differ in source and objective."""

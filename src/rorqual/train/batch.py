@@ -1,0 +1,59 @@
+"""What a source gives the loop: one optimizer update's tokens, as tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+from rorqual.data.pack import Batch
+
+
+@dataclass(frozen=True)
+class TrainBatch:
+    """Rows of packed documents; every tensor [rows, seq].
+
+    `targets[i]` is the token after `tokens[i]` in its document, `loss_mask` (fp32) its weight, 0 where nothing is predicted;
+    `segments` the document number, -1 on padding. For reinforcement: `advantages`, `sampled_logprobs` (of the targets, by the
+    sampler), `lengths` (trained tokens of the document), and `replay` [rows, seq, moe layers, k], the sampler's experts.
+    """
+
+    tokens: Tensor
+    targets: Tensor
+    loss_mask: Tensor
+    segments: Tensor
+    positions: Tensor
+    advantages: Tensor | None = None
+    sampled_logprobs: Tensor | None = None
+    lengths: Tensor | None = None
+    replay: Tensor | None = None
+
+    @classmethod
+    def from_packed(cls, packed: Batch) -> TrainBatch:
+        """The same rows as tensors."""
+        return cls(
+            tokens=torch.from_numpy(packed.tokens),
+            targets=torch.from_numpy(packed.targets),
+            loss_mask=torch.from_numpy(packed.loss_mask).float(),
+            segments=torch.from_numpy(packed.segments),
+            positions=torch.from_numpy(packed.positions),
+        )
+
+    def split(self, parts: int) -> list[TrainBatch]:
+        """At most `parts` micro-batches of whole rows, in order."""
+        present = {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
+        chunks = {name: torch.chunk(value, parts) for name, value in present.items()}
+        return [
+            replace(self, **{name: chunk[i] for name, chunk in chunks.items()}) for i in range(len(chunks["tokens"]))
+        ]
+
+    def to(self, device: str) -> TrainBatch:
+        """On `device`."""
+        present = {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
+        return replace(self, **{name: value.to(device) for name, value in present.items()})
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens that are not padding."""
+        return int((self.segments >= 0).sum())

@@ -1,0 +1,75 @@
+"""Checkpoints that are whole or named as torn: written beside, renamed when complete, with a list of sizes written last."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from rorqual.core.errors import CheckpointError, RorqualError
+from rorqual.core.records import WHOLE_FILE, RunDir, write_atomic, write_json
+from rorqual.model.decoder import Decoder
+from rorqual.model.load.run import WEIGHTS_FILE, load_weights
+from rorqual.train.optim import Optimizer
+
+OPTIM_FILE, STATE_FILE = "optim.safetensors", "state.json"
+KEEP = 2
+
+
+def save_checkpoint(run: RunDir, step: int, model: Decoder, optimizer: Optimizer, metrics_bytes: int) -> None:
+    """Write `step-NNNNNN/`; on any failure the older checkpoints stay as they were. The newest two are kept."""
+    final, temporary = run.step_dir(step), run.path / f".step-{step:06d}.{os.getpid()}"
+    files = {
+        WEIGHTS_FILE: save(_contiguous(model.state_dict())),
+        OPTIM_FILE: save(_contiguous(optimizer.state())),
+        STATE_FILE: json.dumps({"step": step, "metrics_bytes": metrics_bytes}).encode(),
+    }
+    try:
+        for stale in run.path.glob(".step-*"):
+            shutil.rmtree(stale, ignore_errors=True)
+        for name, data in files.items():
+            write_atomic(temporary / name, data)
+        write_json(temporary / WHOLE_FILE, {name: len(data) for name, data in files.items()})
+        if final.exists():
+            shutil.rmtree(final)
+        os.replace(temporary, final)
+    except (OSError, RorqualError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise CheckpointError(
+            f"cannot write the checkpoint of step {step}: {error}",
+            where=str(final),
+            remedy="Free disk space and repeat the command: it goes on from the last checkpoint.",
+        ) from error
+    for old in [s for s in run.steps() if s < step][: -(KEEP - 1) or None]:
+        shutil.rmtree(run.step_dir(old), ignore_errors=True)
+
+
+def load_checkpoint(run: RunDir, step: int, model: Decoder, optimizer: Optimizer) -> int:
+    """Fill model and optimizer; returns how many bytes of `metrics.jsonl` belong to this checkpoint."""
+    folder = run.step_dir(step)
+    load_weights(model, folder)
+    try:
+        optimizer.load(load_file(folder / OPTIM_FILE))
+        state = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+        return int(state["metrics_bytes"])
+    except (OSError, SafetensorError, KeyError, ValueError, RuntimeError) as error:
+        raise CheckpointError(
+            f"the optimizer's state does not fit this run: {error}",
+            where=str(folder),
+            remedy="Give another out=, or delete this checkpoint to go on from the one before.",
+        ) from error
+
+
+def _contiguous(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+
+
+def truncate(path: Path, size: int) -> None:
+    """Cut `metrics.jsonl` back to what the checkpoint had seen."""
+    if path.is_file() and path.stat().st_size > size:
+        os.truncate(path, size)

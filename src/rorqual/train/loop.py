@@ -1,0 +1,165 @@
+"""The one loop: pretraining, fine-tuning and reinforcement differ in source and objective only."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rorqual.core.errors import NumericsError
+from rorqual.core.log import Progress
+from rorqual.core.records import RunDir
+from rorqual.data.chat import chat_format
+from rorqual.model.account import account
+from rorqual.train.balance import load_ratio, move_bias
+from rorqual.train.checkpoint import save_checkpoint
+from rorqual.train.run import Run
+from rorqual.train.sources import Materials, Source, Step
+from rorqual.train.state import State, check_vocabulary, make_tokenizer, restore, write_start
+from rorqual.train.workers import GAP, Update, gradient, workers
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass
+class Totals:
+    """What an iteration added up over its updates."""
+
+    loss: float = 0.0
+    grad_norm: float = 0.0
+    updates: int = 0
+    tokens: int = 0
+    means: dict[str, tuple[float, float]] = field(default_factory=dict)
+    maxima: dict[str, float] = field(default_factory=dict)
+    counts: list[Tensor] = field(default_factory=list)
+
+    def add(self, update: Update, norm: float, tokens: int) -> None:
+        """One more update."""
+        self.loss, self.grad_norm = self.loss + update.loss, max(self.grad_norm, norm)
+        self.updates, self.tokens = self.updates + 1, self.tokens + tokens
+        for name, (total, weight) in update.means.items():
+            had = self.means.get(name, (0.0, 0.0))
+            self.means[name] = (had[0] + total, had[1] + weight)
+        for name, value in update.maxima.items():
+            self.maxima[name] = max(value, self.maxima.get(name, value))
+        self.counts = update.counts if not self.counts else [a + b for a, b in zip(self.counts, update.counts)]
+
+    def record(self) -> dict[str, Any]:
+        """The fields of a metrics record."""
+        out: dict[str, Any] = {"loss": self.loss / max(self.updates, 1), "grad_norm": self.grad_norm}
+        out |= {name: total / weight for name, (total, weight) in self.means.items() if weight}
+        out |= {f"{name}_max": value for name, value in self.maxima.items()}
+        if self.counts:
+            out["load_max_over_mean"] = load_ratio(self.counts)
+        return out | {"updates": self.updates, "tokens": self.tokens}
+
+
+def fit(run: Run, out: RunDir, *, threads: int = 1, quiet: bool = False) -> State:
+    """Train `run` into `out`, from where it stands there; returns the final state.
+
+    Bad data, settings or folders are refused before anything is written. `threads` changes no bit of the result.
+    """
+    tokenizer = make_tokenizer(run)
+    check_vocabulary(run, tokenizer)
+    state = restore(run, out, tokenizer)
+    chat = chat_format(tokenizer, run.chat)
+    source = run.source.build(Materials(state.model, tokenizer, chat, run.seed, threads))
+    write_start(run, out, tokenizer)
+    for note in [] if quiet else state.notes:
+        print(note)
+    if state.step < run.steps:
+        _go(run, out, state, source, threads, quiet)
+    return state
+
+
+def _go(run: Run, out: RunDir, state: State, source: Source, threads: int, quiet: bool) -> None:
+    progress = None if quiet else Progress(f"{run.recipe}", run.steps, start=state.step)
+    flops = account(run.model, context=0).training_flops
+    saved = time.monotonic()
+    with open(out.metrics_file, "ab") as log, workers(threads) as pool:
+        while state.step < run.steps:
+            began, cpu = time.monotonic(), time.process_time()
+            work = source.step(state.step)
+            totals = _iterate(run, state, work, pool)
+            state.step += 1
+            spent = time.monotonic() - began
+            record = {"step": state.step, "recipe": run.recipe} | totals.record() | work.metrics
+            record["flops"] = flops * totals.tokens
+            record["seconds"], record["core_seconds"] = spent, time.process_time() - cpu
+            record["tokens_per_second"] = totals.tokens / spent
+            log.write((json.dumps(record) + "\n").encode())
+            log.flush()
+            if state.step == run.steps or time.monotonic() - saved >= run.save_seconds:
+                save_checkpoint(out, state.step, state.model, state.optimizer, log.tell())
+                saved = time.monotonic()
+            if progress is not None:
+                progress.update(state.step, _note(record))
+                for note in work.notes:
+                    progress.say(note)
+
+
+def _iterate(run: Run, state: State, work: Step, pool: ThreadPoolExecutor) -> Totals:
+    """One step: an update for each of its batches."""
+    totals = Totals()
+    names = [name for name, _ in state.model.named_parameters()]
+    factor = run.optim.schedule.at(state.step, run.steps)
+    for number, batch in enumerate(work.batches):
+        update = gradient(
+            state.model,
+            run.objectives,
+            batch.to(run.device),
+            parts=run.micro_batches,
+            pool=pool,
+            dtype=DTYPES[run.dtype],
+        )
+        if work.fresh and number == 0:
+            check_sampler(run, update, state.step)
+        norm = clip(update.grads, run.optim.clip)
+        state.optimizer.step(dict(zip(names, update.grads)), factor, pool)
+        if update.counts:
+            move_bias(state.model.routers()[: len(update.counts)], update.counts, run.balance.gamma)
+        if number:
+            for name in ("logprob_diff", "routing_flips"):
+                update.means.pop(name, None)  # weights have moved since these were sampled: no longer a check
+            update.maxima.clear()
+        totals.add(update, norm, batch.n_tokens)
+    return totals
+
+
+def clip(grads: Sequence[Tensor], limit: float) -> float:
+    """Scale gradients in place to a global norm of at most `limit` (0: leave them); returns the norm before."""
+    norm = float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in grads])))
+    if not math.isfinite(norm):
+        raise NumericsError(f"the gradient's norm is {norm}", remedy="Lower optim.lr; the last checkpoint is whole.")
+    if limit and norm > limit:
+        torch._foreach_mul_(list(grads), limit / (norm + 1e-6))
+    return norm
+
+
+def check_sampler(run: Run, update: Update, step: int) -> None:
+    """Stop where trainer and sampler disagree on the log-probabilities of what was just sampled, or on experts beyond rounding."""
+    total, weight = update.means.get("logprob_diff", (0.0, 0.0))
+    mean, largest = total / weight if weight else 0.0, update.maxima.get("logprob_diff", 0.0)
+    gap = update.maxima.get("routing_gap", 0.0)
+    if not (
+        mean <= run.mean_logprob_diff and largest <= run.max_logprob_diff and gap <= max(GAP, run.max_logprob_diff)
+    ):
+        raise NumericsError(
+            f"trainer and sampler disagree at step {step + 1}: log-probabilities by {mean:.2e} in the mean (limit "
+            f"{run.mean_logprob_diff:.0e}) and {largest:.2e} at most (limit {run.max_logprob_diff:.0e}), expert scores by {gap:.2e}",
+            where="train",
+            remedy="This is a bug in the model's cache, replay or temperature, or weights in another type: training on it would be wrong.",
+        )
+
+
+def _note(record: dict[str, Any]) -> str:
+    shown = {"loss": "loss", "reward": "reward", "think_share": "thinks", "think_length": "length"}
+    text = "  ".join(f"{label} {record[key]:.3g}" for key, label in shown.items() if key in record)
+    return f"{text}  {record['tokens_per_second']:,.0f} tokens/s"

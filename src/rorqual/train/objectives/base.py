@@ -1,0 +1,43 @@
+"""An objective returns a sum and its weight; only the loop divides, by the global weight of an update.
+
+So the number of micro-batches, padding and packing never change a gradient (transformers#34191, trl#2175).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from rorqual.core.config import Kind
+from rorqual.model.decoder import Decoder, Output
+from rorqual.ops.moe import Routing
+from rorqual.train.batch import TrainBatch
+
+
+@dataclass
+class Term:
+    """`sum`: what to minimise, summed, not divided. `means` are (sum, weight), `maxima` the largest seen; both for the record.
+
+    `routing`, `valid`: where the objective's own layers sent their tokens, and which of those count.
+    """
+
+    sum: Tensor
+    means: dict[str, tuple[float, float]] = field(default_factory=dict)
+    maxima: dict[str, float] = field(default_factory=dict)
+    routing: tuple[Routing, ...] = ()
+    valid: Tensor | None = None
+
+
+class Objective(Kind):
+    """Base of the objectives. `coefficient` scales its mean in the loss."""
+
+    coefficient: float = 1.0
+
+    def weight(self, batch: TrainBatch) -> float:
+        """What the batch adds to the global denominator; known from the data alone, before any forward."""
+        raise NotImplementedError
+
+    def term(self, model: Decoder, batch: TrainBatch, output: Output) -> Term:
+        """The sum over the batch."""
+        raise NotImplementedError

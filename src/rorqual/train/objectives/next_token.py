@@ -1,0 +1,24 @@
+"""Cross-entropy of the next token over the loss mask."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from rorqual.model.decoder import Decoder, Output
+from rorqual.ops.losses import token_logprobs
+from rorqual.train.batch import TrainBatch
+from rorqual.train.objectives.base import Objective, Term
+
+
+class NextToken(Objective):
+    """Mean over trained tokens, in nats."""
+
+    kind: Literal["next_token"] = "next_token"
+
+    def weight(self, batch: TrainBatch) -> float:
+        return float(batch.loss_mask.sum())
+
+    def term(self, model: Decoder, batch: TrainBatch, output: Output) -> Term:
+        at = batch.loss_mask.nonzero(as_tuple=True)
+        logprobs = token_logprobs(model.logits(output.hidden[at]), batch.targets[at])
+        return Term(-(logprobs * batch.loss_mask[at]).sum())

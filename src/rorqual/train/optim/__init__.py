@@ -1,0 +1,7 @@
+"""Optimizers. Each module holds one; importing this package makes them known."""
+
+from rorqual.train.optim.adamw import AdamWConfig
+from rorqual.train.optim.base import OptimConfig, Optimizer
+from rorqual.train.optim.muon import MuonConfig
+
+__all__ = ["AdamWConfig", "MuonConfig", "OptimConfig", "Optimizer"]

@@ -1,0 +1,59 @@
+"""AdamW (Loshchilov and Hutter 2019), by torch's implementation."""
+
+from __future__ import annotations
+
+from concurrent.futures import Executor
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from rorqual.train.optim.base import OptimConfig, Optimizer
+
+
+class AdamWConfig(OptimConfig):
+    """Decay acts on matrices only; norms and biases are left alone."""
+
+    kind: Literal["adamw"] = "adamw"
+    lr: float = 3e-4
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+
+    def build(self, params: dict[str, nn.Parameter]) -> Optimizer:
+        return AdamW(self, params)
+
+
+class AdamW(Optimizer):
+    """State names: `exp_avg/NAME`, `exp_avg_sq/NAME`, `step/NAME`."""
+
+    def __init__(self, config: AdamWConfig, params: dict[str, nn.Parameter]) -> None:
+        self.config, self.params = config, params
+        groups = [
+            {"params": [p for p in params.values() if p.dim() > 1], "weight_decay": config.weight_decay},
+            {"params": [p for p in params.values() if p.dim() <= 1], "weight_decay": 0.0},
+        ]
+        self.inner = torch.optim.AdamW(
+            [g for g in groups if g["params"]], lr=config.lr, betas=config.betas, eps=config.eps, foreach=True
+        )
+
+    def step(self, grads: dict[str, Tensor], factor: float, pool: Executor | None = None) -> None:
+        for name, parameter in self.params.items():
+            parameter.grad = grads[name]
+        for group in self.inner.param_groups:
+            group["lr"] = self.config.lr * factor
+        self.inner.step()
+        for parameter in self.params.values():
+            parameter.grad = None
+
+    def state(self) -> dict[str, Tensor]:
+        return {
+            f"{key}/{name}": value
+            for name, parameter in self.params.items()
+            for key, value in self.inner.state[parameter].items()
+        }
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        for full, value in state.items():
+            key, _, name = full.partition("/")
+            self.inner.state[self.params[name]][key] = value.clone()

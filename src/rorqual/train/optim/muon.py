@@ -1,0 +1,103 @@
+"""Muon (Jordan et al. 2024): the momentum of each hidden matrix is orthogonalised; AdamW takes the rest."""
+
+from __future__ import annotations
+
+from concurrent.futures import Executor
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from rorqual.train.optim.adamw import AdamW, AdamWConfig
+from rorqual.train.optim.base import OptimConfig, Optimizer
+
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+"""Quintic Newton-Schulz iteration, from the author's description; singular values end between 0.7 and 1.2."""
+
+
+class MuonConfig(OptimConfig):
+    """`adamw` serves embedding, head, routers, norms and biases. Decay is decoupled and scaled by the learning rate."""
+
+    kind: Literal["muon"] = "muon"
+    lr: float = 0.02
+    momentum: float = 0.95
+    weight_decay: float = 0.01
+    adamw: AdamWConfig = AdamWConfig(lr=2e-3, betas=(0.9, 0.98))
+
+    def build(self, params: dict[str, nn.Parameter]) -> Optimizer:
+        return Muon(self, params)
+
+
+def is_hidden_matrix(name: str, parameter: Tensor) -> bool:
+    """Matrices between hidden states, stacks of them included; not the embedding, the head or a router."""
+    return parameter.dim() >= 2 and not name.endswith(("embed_tokens.weight", "lm_head.weight", "ffn.gate"))
+
+
+def matrix_shape(name: str, parameter: Tensor) -> tuple[int, int]:
+    """Rows and columns of each matrix in a parameter: fused gate and up projections are two matrices, not one."""
+    rows, columns = parameter.shape[-2:]
+    return (rows // 2 if name.endswith("gate_up_proj") else rows, columns)
+
+
+def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
+    """The nearest semi-orthogonal matrix, roughly: [..., rows, columns] -> the same."""
+    a, b, c = COEFFICIENTS
+    x = matrix.transpose(-1, -2) if matrix.shape[-2] > matrix.shape[-1] else matrix
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    for _ in range(steps):
+        gram = x @ x.transpose(-1, -2)
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.transpose(-1, -2) if matrix.shape[-2] > matrix.shape[-1] else x
+
+
+class Muon(Optimizer):
+    """State names: `momentum/NAME`, and AdamW's below `adamw/`. Matrices of one shape are orthogonalised together."""
+
+    def __init__(self, config: MuonConfig, params: dict[str, nn.Parameter]) -> None:
+        self.config = config
+        self.hidden = {n: p for n, p in params.items() if is_hidden_matrix(n, p)}
+        self.rest = AdamW(config.adamw, {n: p for n, p in params.items() if n not in self.hidden})
+        self.momentum = {name: torch.zeros_like(p) for name, p in self.hidden.items()}
+        shapes: dict[tuple[int, int], list[str]] = {}
+        for name, p in self.hidden.items():
+            shapes.setdefault(matrix_shape(name, p), []).append(name)
+        # The largest groups first, so that threads that share them finish together.
+        self.groups = sorted(
+            shapes.items(), key=lambda item: -sum(self.hidden[n].numel() * min(item[0]) for n in item[1])
+        )
+
+    @torch.no_grad()
+    def step(self, grads: dict[str, Tensor], factor: float, pool: Executor | None = None) -> None:
+        jobs = [(shape, names, grads, factor) for shape, names in self.groups]
+        if pool is None:
+            for job in jobs:
+                self._update(*job)
+        else:
+            for done in [pool.submit(self._update, *job) for job in jobs]:
+                done.result()
+        self.rest.step(grads, factor)
+
+    @torch.no_grad()  # threads do not inherit it
+    def _update(self, shape: tuple[int, int], names: list[str], grads: dict[str, Tensor], factor: float) -> None:
+        c = self.config
+        directions = [self._direction(name, grads[name]).reshape(-1, *shape) for name in names]
+        updates = orthogonalise(torch.cat(directions)).split([len(d) for d in directions])
+        scale = c.lr * factor * max(1.0, shape[0] / shape[1]) ** 0.5
+        for name, update in zip(names, updates):
+            p = self.hidden[name]
+            p.mul_(1 - c.lr * factor * c.weight_decay).add_(update.reshape(p.shape), alpha=-scale)
+
+    def _direction(self, name: str, grad: Tensor) -> Tensor:
+        m = self.momentum[name].lerp_(grad, 1 - self.config.momentum)
+        return grad.lerp(m, self.config.momentum)  # Nesterov
+
+    def state(self) -> dict[str, Tensor]:
+        own = {f"momentum/{name}": value for name, value in self.momentum.items()}
+        return own | {f"adamw/{name}": value for name, value in self.rest.state().items()}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        for full, value in state.items():
+            key, _, name = full.partition("/")
+            if key == "momentum":
+                self.momentum[name].copy_(value)
+        self.rest.load({n.removeprefix("adamw/"): v for n, v in state.items() if n.startswith("adamw/")})

@@ -1,0 +1,23 @@
+"""The learning rate over a run: warm-up, constant, linear decay (warmup-stable-decay; Hu et al. 2024)."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from rorqual.core.config import Config
+
+
+class Schedule(Config):
+    """`warmup` steps up, then 1, then over the last `decay` share of the steps linearly down to `final`."""
+
+    warmup: int = Field(0, ge=0)
+    decay: float = Field(0.0, ge=0.0, le=1.0)
+    final: float = Field(0.0, ge=0.0)
+
+    def at(self, step: int, steps: int) -> float:
+        """The factor on the learning rate for update `step` (from 0) of `steps`."""
+        factor = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
+        start = steps * (1 - self.decay)
+        if self.decay and step >= start:
+            factor *= 1 - (1 - self.final) * (step + 1 - start) / (steps - start)
+        return factor

@@ -1,0 +1,18 @@
+"""Sources of batches. Each module holds one; importing this package makes them known."""
+
+from rorqual.train.sources.base import Materials, Source, SourceConfig, Step
+from rorqual.train.sources.conversations import ConversationsConfig
+from rorqual.train.sources.rollouts import RolloutConfig
+from rorqual.train.sources.text import TextConfig
+from rorqual.train.sources.worked import WorkedConfig
+
+__all__ = [
+    "ConversationsConfig",
+    "Materials",
+    "RolloutConfig",
+    "Source",
+    "SourceConfig",
+    "Step",
+    "TextConfig",
+    "WorkedConfig",
+]

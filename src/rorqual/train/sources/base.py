@@ -1,0 +1,56 @@
+"""Where batches come from. Batches are a function of seed, step and weights: there is no cursor that a resume could lose."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from rorqual.core.config import Kind
+from rorqual.data.chat import ChatFormat
+from rorqual.data.tokenizer import Tokenizer
+from rorqual.model.decoder import Decoder
+from rorqual.train.batch import TrainBatch
+
+
+@dataclass(frozen=True)
+class Materials:
+    """What a source may use: the model (for rollouts), tokenizer, chat format, seed, and worker threads."""
+
+    model: Decoder
+    tokenizer: Tokenizer
+    chat: ChatFormat
+    seed: int
+    threads: int
+
+
+@dataclass
+class Step:
+    """One step's work: a batch for each optimizer update, and what to record. `fresh`: the first batch was sampled by
+    these very weights, so that its log-probabilities must agree. `notes` are said to the user."""
+
+    batches: list[TrainBatch]
+    metrics: dict[str, Any] = field(default_factory=dict)
+    fresh: bool = False
+    notes: list[str] = field(default_factory=list)
+
+
+class Source(ABC):
+    """Gives each step its work."""
+
+    @abstractmethod
+    def step(self, step: int) -> Step:
+        """The work of step `step`, from 0."""
+
+
+class SourceConfig(Kind):
+    """Base of the sources."""
+
+    def build(self, materials: Materials) -> Source:
+        """The source; bad data is refused here, before anything is written."""
+        raise NotImplementedError
+
+    def texts(self) -> Iterator[str]:
+        """Text to learn a tokenizer from (`start.tokenizer=bpe:SIZE`)."""
+        raise NotImplementedError

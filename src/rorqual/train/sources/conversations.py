@@ -1,0 +1,62 @@
+"""Conversations from a file: JSONL or Parquet of messages, every assistant turn trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from rorqual.core.errors import DataError
+from rorqual.data.pack import Sample
+from rorqual.data.source.conversations import read_conversations
+from rorqual.data.stream import ConversationStream
+from rorqual.train.batch import TrainBatch
+from rorqual.train.sources.base import Materials, Source, SourceConfig, Step
+
+
+class ConversationsConfig(SourceConfig):
+    """`longer`: what happens to a conversation longer than a `row`: an error, cut to its first tokens, or skipped (and counted)."""
+
+    kind: Literal["conversations"] = "conversations"
+    data: str
+    rows: int = Field(16, ge=1)
+    row: int = Field(1024, ge=8)
+    longer: Literal["error", "cut", "skip"] = "error"
+
+    def build(self, materials: Materials) -> Source:
+        return Conversations(self, materials)
+
+    def texts(self) -> Iterator[str]:
+        for messages in read_conversations(Path(self.data)).conversations:
+            for message in messages:
+                yield f"{message.reasoning or ''} {message.content}"
+
+
+class Conversations(Source):
+    """Every conversation once an epoch, in an order of its own for each epoch."""
+
+    def __init__(self, config: ConversationsConfig, materials: Materials) -> None:
+        loaded = read_conversations(Path(config.data))
+        rendered = [materials.chat.render(messages) for messages in loaded.conversations]
+        samples = [Sample(r.ids, r.mask) for r in rendered]
+        long = [len(s) for s in samples if len(s) > config.row]
+        if long and config.longer == "error":
+            raise DataError(
+                f"{len(long)} of {len(samples)} conversations are longer than a row of {config.row} tokens (the longest: {max(long)})",
+                where=config.data,
+                remedy=f"Set source.row={max(long)}, or source.longer=cut or skip.",
+            )
+        kept = [s.cut(config.row) for s in samples if config.longer == "cut" or len(s) <= config.row]
+        self.stream = ConversationStream(kept, config.rows, config.row, materials.seed, pad=materials.tokenizer.pad)
+        self.notes = []
+        if loaded.skipped or (long and config.longer == "skip"):
+            skipped = len(samples) - len(kept)
+            self.notes = [
+                f"{config.data}: skipped {loaded.skipped} with nothing to train on, {skipped} longer than a row"
+            ]
+
+    def step(self, step: int) -> Step:
+        notes, self.notes = self.notes, []
+        return Step([TrainBatch.from_packed(self.stream.batch(step))], notes=notes)

@@ -1,0 +1,42 @@
+"""Plain text for pretraining: windows of a file, every token predicted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from pydantic import Field
+
+from rorqual.data.source.text import read_text
+from rorqual.data.stream import TextStream
+from rorqual.train.batch import TrainBatch
+from rorqual.train.sources.base import Materials, Source, SourceConfig, Step
+
+
+class TextConfig(SourceConfig):
+    """The first nine tenths of the file are trained on, the last tenth is held out (`rorqual eval RUN data=FILE`)."""
+
+    kind: Literal["text"] = "text"
+    data: str
+    rows: int = Field(12, ge=1)
+    row: int = Field(64, ge=8)
+    windows: Literal["chunks", "random"] = "chunks"
+
+    def build(self, materials: Materials) -> Source:
+        return Text(self, materials)
+
+    def texts(self) -> Iterator[str]:
+        yield read_text(Path(self.data)).train
+
+
+class Text(Source):
+    """Windows of the training part."""
+
+    def __init__(self, config: TextConfig, materials: Materials) -> None:
+        ids = np.asarray(materials.tokenizer.encode(read_text(Path(config.data)).train), dtype=np.int64)
+        self.stream = TextStream(ids, config.rows, config.row, materials.seed, windows=config.windows)
+
+    def step(self, step: int) -> Step:
+        return Step([TrainBatch.from_packed(self.stream.batch(step))])

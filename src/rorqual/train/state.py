@@ -1,0 +1,107 @@
+"""Everything that training holds: model, tokenizer, optimizer, and where it stands."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rorqual.core.config import read_yaml, to_yaml
+from rorqual.core.errors import ConfigError
+from rorqual.core.records import RunDir, write_atomic
+from rorqual.data.tokenizer import Tokenizer
+from rorqual.model.decoder import Decoder
+from rorqual.model.init import build
+from rorqual.model.load.run import load_run
+from rorqual.ops.registry import FAST, Ops
+from rorqual.train.checkpoint import load_checkpoint, truncate
+from rorqual.train.optim import Optimizer
+from rorqual.train.run import Run
+
+CLOCK_FIELDS = ("seconds", "core_seconds", "tokens_per_second")
+"""Fields of a metrics record that a clock wrote: all others are the same in a resumed run, to the bit."""
+LIVE_KEYS = {"device", "save_seconds"}
+
+
+@dataclass
+class State:
+    """`step`: how many steps are done. `notes`: what was skipped while looking for a checkpoint."""
+
+    model: Decoder
+    tokenizer: Tokenizer
+    optimizer: Optimizer
+    step: int
+    notes: list[str]
+
+
+def make_tokenizer(run: Run) -> Tokenizer:
+    """The run's tokenizer, before anything is written."""
+    if run.start.run:
+        return Tokenizer.load(RunDir(Path(run.start.run)).tokenizer_file)
+    spec = run.start.tokenizer
+    if spec == "bytes":
+        return Tokenizer.byte_level()
+    if spec.startswith("bpe:") and spec[4:].isdigit():
+        return Tokenizer.byte_level(run.source.texts(), vocab_size=int(spec[4:]))
+    return Tokenizer.load(Path(spec))
+
+
+def check_vocabulary(run: Run, tokenizer: Tokenizer) -> None:
+    """Refuse a model whose vocabulary cannot hold the tokenizer's ids."""
+    if tokenizer.vocab_size > run.model.vocab_size:
+        raise ConfigError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens, the model's vocabulary {run.model.vocab_size}",
+            where="model.vocab_size",
+            remedy=f"Set model.vocab_size={tokenizer.vocab_size} or take the tokenizer that the weights were trained with.",
+        )
+
+
+def restore(run: Run, out: RunDir, tokenizer: Tokenizer, ops: Ops = FAST) -> State:
+    """Fresh weights, another run's, or this run's newest whole checkpoint; another run in the folder is refused."""
+    same_run(run, out)
+    step, notes = out.newest_whole()
+    model = (
+        load_run(RunDir(Path(run.start.run)), ops=ops) if run.start.run else build(run.model, seed=run.seed, ops=ops)
+    )
+    model = model.to(run.device)
+    optimizer = run.optim.build(dict(model.named_parameters()))
+    if step is not None:
+        truncate(out.metrics_file, load_checkpoint(out, step, model, optimizer))
+    return State(model, tokenizer, optimizer, step or 0, notes)
+
+
+def same_run(run: Run, out: RunDir) -> None:
+    """Refuse to go on in a folder that holds another run; the error names what differs."""
+    if not out.config_file.is_file():
+        if out.path.exists() and any(out.path.iterdir()):
+            raise ConfigError(
+                "the folder is not empty and holds no run", where=str(out.path), remedy="Give another out=."
+            )
+        return
+    had = read_yaml(Run, out.config_file).model_dump(mode="json")
+    now = run.model_dump(mode="json")
+    keys = [key for key in now if key not in LIVE_KEYS and had.get(key) != now[key]]
+    if keys:
+        detail = "; ".join(f"{key}: {difference(had.get(key), now[key])}" for key in keys)
+        raise ConfigError(
+            f"this folder holds another run: {detail}",
+            where=str(out.config_file),
+            remedy="Give another out=, or the settings that the run began with.",
+        )
+
+
+def difference(had: object, now: object) -> str:
+    """The innermost values that differ, for a person."""
+    if isinstance(had, dict) and isinstance(now, dict):
+        keys = [k for k in {**had, **now} if had.get(k) != now.get(k)]
+        return ", ".join(f"{k}: {difference(had.get(k), now.get(k))}" for k in keys)
+    if isinstance(had, list) and isinstance(now, list) and len(had) == len(now):
+        return ", ".join(f"[{i}] {difference(a, b)}" for i, (a, b) in enumerate(zip(had, now)) if a != b)
+    return f"{had!r} there, {now!r} now"
+
+
+def write_start(run: Run, out: RunDir, tokenizer: Tokenizer) -> None:
+    """The run's config and tokenizer, once, before the first step."""
+    if not out.config_file.is_file():
+        write_atomic(out.config_file, to_yaml(run).encode())
+    if not out.tokenizer_file.is_file():
+        tokenizer.save(out.tokenizer_file)

@@ -18,7 +18,7 @@ class Routing:
 
     indices [tokens, k] the experts used; weights [tokens, k] their gates (with gradient); scores [tokens, experts] the
     unbiased affinities; own [tokens, k] what this forward would have chosen itself (equal to `indices` unless replayed);
-    gap [tokens] how far, in biased score, the chosen set lies below the router's own (0 where they agree).
+    gap [tokens] how far, in biased score, the chosen set lies below a best one (0 where it is the router's own).
     """
 
     indices: Tensor
@@ -33,6 +33,11 @@ def affinity(logits: Tensor, score: Score) -> Tensor:
     return logits.sigmoid() if score == "sigmoid" else logits.softmax(-1)
 
 
+def _merit(groups: Tensor, group_by: Literal["top2", "max"]) -> Tensor:
+    """groups [tokens, groups, experts per group] -> [tokens, groups]."""
+    return groups.topk(2, dim=-1).values.sum(-1) if group_by == "top2" else groups.amax(-1)
+
+
 def choose(biased: Tensor, *, k: int, n_group: int, topk_group: int, group_by: Literal["top2", "max"]) -> Tensor:
     """The k experts of each token by biased score, within its `topk_group` best of `n_group` groups: [tokens, k].
 
@@ -41,10 +46,37 @@ def choose(biased: Tensor, *, k: int, n_group: int, topk_group: int, group_by: L
     """
     if n_group > 1:
         groups = biased.unflatten(-1, (n_group, -1))  # [tokens, groups, experts per group]
-        merit = groups.topk(2, dim=-1).values.sum(-1) if group_by == "top2" else groups.amax(-1)
+        merit = _merit(groups, group_by)
         kept = torch.zeros_like(merit, dtype=torch.bool).scatter_(-1, merit.topk(topk_group, dim=-1).indices, True)
         biased = groups.masked_fill(~kept.unsqueeze(-1), float("-inf")).flatten(-2)
     return biased.topk(k, dim=-1, sorted=False).indices
+
+
+def _shortfall(
+    biased: Tensor,
+    own: Tensor,
+    other: Tensor,
+    *,
+    n_group: int,
+    topk_group: int,
+    group_by: Literal["top2", "max"],
+) -> Tensor:
+    """By how much `other` [tokens, k] misses being a best choice, as `own` is: [tokens], 0 where they are one set.
+
+    Two choices are made, groups and then experts, and the larger miss counts. Without the first, a near tie between
+    groups would look like a large error, or a wrong group of better experts like none.
+    """
+    own, other = own.sort(-1).values, other.sort(-1).values  # one order: equal sets have equal sums, to the bit
+    if n_group == 1:
+        return biased.gather(-1, own).sum(-1) - biased.gather(-1, other).sum(-1)
+    merit = _merit(biased.unflatten(-1, (n_group, -1)), group_by)
+    used = torch.zeros_like(merit, dtype=torch.bool).scatter_(-1, other // (biased.shape[-1] // n_group), True)
+    # The best groups that hold `other`: those it uses, then the best of the rest.
+    kept = merit.masked_fill(used, float("inf")).topk(topk_group, dim=-1).indices
+    groups = merit.topk(topk_group, dim=-1).values.sum(-1) - merit.gather(-1, kept).sum(-1)
+    allowed = torch.zeros_like(used).scatter_(-1, kept, True).repeat_interleave(biased.shape[-1] // n_group, dim=-1)
+    best = biased.masked_fill(~allowed, float("-inf")).topk(own.shape[-1], dim=-1).indices.sort(-1).values
+    return torch.maximum(groups, biased.gather(-1, best).sum(-1) - biased.gather(-1, other).sum(-1))
 
 
 def route(
@@ -70,7 +102,7 @@ def route(
     indices, gap = own, torch.zeros_like(biased[:, 0])
     if replay is not None:
         indices = torch.where(replay >= 0, replay.long(), own)
-        gap = biased.gather(-1, own).sum(-1) - biased.gather(-1, indices).sum(-1)
+        gap = _shortfall(biased, own, indices, n_group=n_group, topk_group=topk_group, group_by=group_by)
     weights = scores.gather(-1, indices)
     if norm:
         weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
@@ -94,7 +126,9 @@ def experts(x: Tensor, routing: Routing, gate_up: Tensor, down: Tensor) -> Tenso
 def sequence_balance(scores: Tensor, indices: Tensor, sequence: Tensor, n_sequences: int) -> Tensor:
     """V3's sequence-wise balance loss without its factor alpha (eq. 17-20), summed over sequences.
 
-    scores [tokens, experts] unbiased affinities, indices [tokens, k], sequence [tokens] the sequence each token is of.
+    scores [tokens, experts] unbiased affinities; indices [tokens, k] the choices counted in f: the report counts the top k
+    of the unbiased scores (`scores.topk(k).indices`), not the biased choice; sequence [tokens] the sequence each token is of
+    (padding must be left out by the caller).
     """
     n_experts, k = scores.shape[1], indices.shape[1]
     tokens = torch.zeros(n_sequences, device=scores.device).index_add(0, sequence, torch.ones_like(scores[:, 0]))

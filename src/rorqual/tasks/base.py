@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Literal
@@ -61,6 +62,16 @@ class Task(ABC):
     def chance(self, problem: Problem) -> float:
         """Probability that a guesser who knows the form of the answers is right; the chance line of reports."""
         return 0.0
+
+    def baselines(self, problems: Sequence[Problem]) -> dict[str, float]:
+        """What needs no model: the mean chance, and always the answer that is most frequent among `problems`."""
+        if not problems:
+            return {}
+        most = Counter(problem.answer for problem in problems).most_common(1)[0][1]
+        return {
+            "chance": sum(map(self.chance, problems)) / len(problems),
+            "majority class": most / len(problems),
+        }
 
 
 def split_of(key: str, *, dev: float = 0.02, test: float = 0.04) -> Split:

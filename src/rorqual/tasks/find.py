@@ -1,0 +1,177 @@
+"""Find a task by name or in a user's file, and call its code so that what it raises is named."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import inspect
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from rorqual.core.errors import ConfigError, DataError, RorqualError, TaskError, nearest
+from rorqual.tasks.base import Problem, Split, Task, Verdict
+from rorqual.tasks.families import Families
+from rorqual.tasks.folio import Folio
+from rorqual.tasks.gsm8k import Gsm8k
+from rorqual.tasks.gym import GymTask
+from rorqual.tasks.knights import Knights
+from rorqual.tasks.math500 import Math500
+
+NAMED: Mapping[str, Callable[..., Task]] = {
+    "families": Families, "gsm8k": Gsm8k, "math500": Math500, "folio": Folio, "knights": Knights,
+}  # fmt: skip
+
+
+def load_task(spec: str, *, data: Path | None = None, options: Mapping[str, Any] | None = None) -> Task:
+    """The task that `spec` names: `families`, `families:add,sub`, `gsm8k`, `gym:NAME`, or `./mine.py:Class`.
+
+    `data` is the file or folder of a task that reads files, `options` its other arguments. Errors: `ConfigError` for an
+    unknown name or option, `TaskError` for a user's file that cannot be loaded (naming file and line), `DataError` for files.
+    """
+    given: dict[str, Any] = dict(options or {})
+    path, _, name = spec.rpartition(":") if ".py:" in spec else (spec, "", "")
+    if path.endswith(".py"):
+        return _build(_class_in(Path(path), name), spec, given, data)
+    kind, _, argument = spec.partition(":")
+    if kind == "gym" and argument:
+        return _build(GymTask, spec, {"dataset": argument, **given}, data)
+    if kind not in NAMED or (argument and kind != "families"):
+        raise ConfigError(
+            f"unknown task '{spec}'", where="task", remedy=nearest(kind, [*NAMED, "gym:NAME"]) + " Or ./mine.py:Class."
+        )
+    if argument:
+        given["names"] = tuple(name.strip() for name in argument.split(","))
+    return _build(NAMED[kind], spec, given, data)
+
+
+def _build(make: Callable[..., Task], spec: str, options: dict[str, Any], data: Path | None) -> Task:
+    parameters = inspect.signature(make).parameters
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    if data is not None:
+        if "data" not in parameters:
+            raise ConfigError(f"task '{spec}' reads no files", where="data", remedy="Leave data out.")
+        options["data"] = Path(data)
+    for name in options:
+        if name not in parameters and not takes_any:
+            raise ConfigError(f"task '{spec}' has no option '{name}'", where="task", remedy=nearest(name, parameters))
+    try:
+        task = make(**options)
+    except RorqualError:
+        raise
+    except Exception as error:  # a user's constructor: whatever it raises is theirs, and named
+        raise _theirs(error, spec, "its constructor") from error
+    return task
+
+
+def _class_in(path: Path, name: str) -> Callable[..., Task]:
+    module = _import(path)
+    found = {
+        key: value for key, value in vars(module).items() if _is_task(value) and value.__module__ == module.__name__
+    }
+    if not name:
+        if len(found) != 1:
+            raise TaskError("name the class", where=str(path), remedy=f"{path}:Class. {nearest('', found)}".strip())
+        name = next(iter(found))
+    cls = getattr(module, name, None)
+    if cls is None:
+        raise TaskError(f"has no class '{name}'", where=str(path), remedy=nearest(name, found) or "Define it there.")
+    where = f"{path}:{_line_of(cls)}"
+    if not _is_task(cls):
+        raise TaskError(f"'{name}' is not a Task", where=where, remedy="Write `class Mine(rorqual.tasks.base.Task)`.")
+    if missing := sorted(cls.__abstractmethods__):
+        raise TaskError(f"'{name}' lacks {', '.join(missing)}", where=where, remedy="Define what is missing.")
+    made: Callable[..., Task] = cls
+    return made
+
+
+def _is_task(value: object) -> bool:
+    return isinstance(value, type) and issubclass(value, Task) and value is not Task
+
+
+def _line_of(value: Any) -> int:
+    try:
+        return inspect.getsourcelines(value)[1]
+    except (OSError, TypeError):
+        return 1
+
+
+def _import(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise TaskError("no such file", where=str(path), remedy="Check the path; it is relative to the current folder.")
+    resolved = path.resolve()
+    name = f"rorqual_task_{resolved.stem}_{hashlib.sha256(str(resolved).encode()).hexdigest()[:8]}"
+    spec = importlib.util.spec_from_file_location(name, resolved)
+    if spec is None or spec.loader is None:
+        raise TaskError("not a Python file", where=str(path), remedy="Name a .py file.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and pickle look a class's module up by name
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:  # a user's file: whatever it raises is theirs, and named
+        del sys.modules[name]
+        line = error.lineno if isinstance(error, SyntaxError) and error.filename == str(resolved) else None
+        frames = [
+            frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(resolved)
+        ]
+        line = line or (frames[-1] if frames else 1)
+        raise TaskError(
+            f"importing it raised {type(error).__name__}: {error}", where=f"{path}:{line}", remedy="Mend that line."
+        ) from error
+    return module
+
+
+def _theirs(error: Exception, task: str, doing: str) -> TaskError:
+    """What a task's own code raised, with the place nearest to it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+    return TaskError(
+        f"{doing} raised {type(error).__name__}: {error}{place}",
+        where=f"task {task}",
+        remedy="Mend the task: a failure that became a score would be trained on.",
+    )
+
+
+def safe_grade(task: Task, problem: Problem, reply: str) -> Verdict:
+    """`task.grade`; what it raises, and anything but a `Verdict` that it returns, is a `TaskError` with the task's name."""
+    try:
+        verdict = task.grade(problem, reply)
+    except Exception as error:  # a user's grader: never scored 0, it stops the run by name
+        raise _theirs(error, task.name, f"its grader, on the problem {problem.key!r:.80},") from error
+    if not isinstance(verdict, Verdict):
+        raise TaskError(
+            f"its grader returned {verdict!r:.40}, not a Verdict",
+            where=f"task {task.name}",
+            remedy="Return Verdict.RIGHT or .WRONG.",
+        )
+    return verdict
+
+
+def safe_problems(task: Task, split: Split, seed: int) -> Iterator[Problem]:
+    """`task.problems`; what it raises is a `TaskError` with the task's name, or the `RorqualError` that it is."""
+    try:
+        for problem in task.problems(split, seed):
+            if not isinstance(problem, Problem):
+                raise TaskError(
+                    f"it gave {problem!r:.40}, not a Problem", where=f"task {task.name}", remedy="Yield Problem(...)."
+                )
+            yield problem
+    except RorqualError:
+        raise
+    except Exception as error:  # a user's generator
+        raise _theirs(error, task.name, f"its problems({split!r}, {seed})") from error
+
+
+def check_gold(task: Task, problems: Iterable[Problem]) -> None:
+    """Refuse a training set in which a gold answer, given as the reply, is not graded right: it could not be learned."""
+    for problem in problems:
+        verdict = safe_grade(task, problem, problem.answer)
+        if verdict is not Verdict.RIGHT:
+            raise DataError(
+                f"the gold answer {problem.answer!r:.60} is graded {verdict.value} (problem {problem.key!r:.60})",
+                where=str(problem.meta.get("where", f"task {task.name}")),
+                remedy="Mend or delete the problem, or mend the grader.",
+            )

@@ -1,0 +1,56 @@
+"""FOLIO: does a conclusion follow from premises in natural language (Han et al., 2022)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from rorqual.core.errors import DataError
+from rorqual.tasks.answer import label
+from rorqual.tasks.base import Problem, Split, Task, Verdict
+from rorqual.tasks.rows import SAMPLES, Row, carve, held_out, normal, read, shuffled
+
+LABELS = ("True", "False", "Uncertain")
+SAME = {"Unknown": "Uncertain"}
+"""The training file says Unknown where the validation file says Uncertain."""
+
+
+class Folio(Task):
+    """Rows `premises` (a list), `conclusion`, `label`. The validation file is the held-out split; test labels are not public.
+
+    `dev` is carved from the training file by story, since several conclusions share one. `data` is a folder with
+    `train.jsonl` and `validation.jsonl`, or one file; None is the sample of the package.
+    """
+
+    name = "folio"
+
+    def __init__(self, data: Path | None = None) -> None:
+        self.data = data or SAMPLES / "folio"
+
+    def problems(self, split: Split, seed: int) -> Iterator[Problem]:
+        paths = held_out(self.data, split, {"train": "train", "test": "validation"})
+        found = [self._problem(row, split) for path in paths for row in read(path)]
+        return shuffled(carve([(str(p.meta["story"]), p) for p in found], split), split, seed, str(self.data))
+
+    def _problem(self, row: Row, split: Split) -> Problem:
+        premises, conclusion, gold = row.get("premises", list), row.get("conclusion"), row.get("label")
+        gold = SAME.get(gold, gold)
+        if gold not in LABELS and split == "train":
+            raise DataError(f"unknown label {gold!r}", where=row.where, remedy=f"One of: {', '.join(LABELS)}.")
+        listed = "\n".join(f"- {premise.strip()}" for premise in premises)
+        return Problem(
+            key=f"folio {' '.join(sorted(map(normal, premises)))} | {normal(conclusion)}",
+            prompt=f"Premises:\n{listed}\nConclusion: {conclusion.strip()}\nTrue, False or Uncertain?",
+            answer=gold,
+            family="folio",
+            meta={"where": row.where, "story": " ".join(sorted(map(normal, premises)))},
+        )
+
+    def grade(self, problem: Problem, reply: str) -> Verdict:
+        if problem.answer not in LABELS:
+            return Verdict.UNGRADED
+        said = label(reply, [*LABELS, *SAME])
+        return Verdict.RIGHT if said is not None and SAME.get(said, said) == problem.answer else Verdict.WRONG
+
+    def chance(self, problem: Problem) -> float:
+        return 1 / len(LABELS)

@@ -1,0 +1,75 @@
+"""Knights and knaves in sentences, with step traces: 3 to 7 people (Xie et al., 2024; files of Logic-RL, 2025)."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from rorqual.core.errors import DataError
+from rorqual.tasks.base import Problem, Split, Task, Verdict
+from rorqual.tasks.rows import SAMPLES, Row, carve, held_out, read, shuffled
+
+TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
+
+
+class Knights(Task):
+    """Rows `quiz`, `names`, `solution`, `statements` and the trace (`cot_head`, `cot_repeat_steps`, `cot_foot`).
+
+    `data` is a folder with `*train*` and `*test*` files, or one file; None is the sample of the package. `people`, where
+    given, keeps the problems with so many. The key is the structure of the statements: other names make no other problem.
+    """
+
+    name = "knights"
+
+    def __init__(self, data: Path | None = None, people: int | Sequence[int] = ()) -> None:
+        self.data = data or SAMPLES / "knights"
+        self.people = (people,) if isinstance(people, int) else tuple(people)
+
+    def problems(self, split: Split, seed: int) -> Iterator[Problem]:
+        paths = held_out(self.data, split, {"train": "train", "test": "test"})
+        found = [self._problem(row, split) for path in paths for row in read(path)]
+        kept = [(p.key, p) for p in found if not self.people or len(p.meta["names"]) in self.people]
+        return shuffled(carve(kept, split), split, seed, str(self.data))
+
+    def _problem(self, row: Row, split: Split) -> Problem:
+        names, solution = row.get("names", list), row.get("solution", list)
+        usable = len(names) == len(solution) > 0 and all(isinstance(truth, bool) for truth in solution)
+        if not usable and split == "train":
+            raise DataError("the solution does not say who is what", where=row.where, remedy="Mend or delete the row.")
+        said = [f"{name} is a {'knight' if truth else 'knave'}" for name, truth in zip(names, solution)]
+        trace = [row.get("cot_head"), *row.get("cot_repeat_steps", list), row.get("cot_foot")]
+        return Problem(
+            key=f"knights {row.get('statements')}",
+            prompt=row.get("quiz"),
+            answer="\n".join(said),
+            family="knights",
+            level=f"{len(names)} people",
+            steps="\n".join(line.strip() for line in trace),
+            meta={"where": row.where, "names": tuple(names), "solution": tuple(solution) if usable else None},
+        )
+
+    def grade(self, problem: Problem, reply: str) -> Verdict:
+        """Right where each person is named once, as what they are; numbering and order do not matter."""
+        solution = problem.meta["solution"]
+        if solution is None:
+            return Verdict.UNGRADED
+        tagged = TAGGED.findall(reply)
+        text = tagged[-1] if tagged else reply
+        for name, truth in zip(problem.meta["names"], solution, strict=True):
+            said = re.findall(rf"\b{re.escape(name)}\s+is\s+a\s+(knight|knave)\b", text, re.IGNORECASE)
+            if {word.lower() for word in said} != {"knight" if truth else "knave"}:
+                return Verdict.WRONG
+        return Verdict.RIGHT
+
+    def chance(self, problem: Problem) -> float:
+        return 0.5 ** len(problem.meta["names"])
+
+    def baselines(self, problems: Sequence[Problem]) -> dict[str, float]:
+        """The majority class is the most frequent pattern of knights and knaves, for each number of people."""
+        patterns: dict[int, Counter[object]] = {}
+        for problem in problems:
+            patterns.setdefault(len(problem.meta["names"]), Counter())[problem.meta["solution"]] += 1
+        most = sum(found.most_common(1)[0][1] for found in patterns.values())
+        return super().baselines(problems) | ({"majority class": most / len(problems)} if problems else {})

@@ -1,0 +1,48 @@
+"""MATH-500: competition mathematics (Hendrycks et al., 2021; the 500 problems of Lightman et al., 2023)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from rorqual.core.errors import DataError
+from rorqual.tasks.answer import math_equal
+from rorqual.tasks.base import Problem, Split, Task, Verdict
+from rorqual.tasks.rows import SAMPLES, Row, files, normal, read, shuffled
+
+
+class Math500(Task):
+    """Rows `problem`, `answer` (LaTeX), `solution`, `subject`, `level`; graded by math-verify. For evaluation only.
+
+    `data` is a folder with a file `*test*.jsonl`, or one file; None is the sample of the package. A gold answer that does not
+    parse is ungraded. A split other than test is a `DataError`: nothing is trained on or chosen by these problems.
+    """
+
+    name = "math500"
+
+    def __init__(self, data: Path | None = None, timeout: int = 5) -> None:
+        self.data, self.timeout = data or SAMPLES / "math500", timeout
+
+    def problems(self, split: Split, seed: int) -> Iterator[Problem]:
+        if split != "test":
+            raise DataError(
+                f"MATH-500 has no split '{split}': it is for evaluation",
+                where=str(self.data),
+                remedy="Take split=test, or another task to learn from.",
+            )
+        found = [self._problem(row) for path in files(self.data, "test") for row in read(path)]
+        return shuffled(found, split, seed, str(self.data))
+
+    def _problem(self, row: Row) -> Problem:
+        return Problem(
+            key=f"math500 {normal(row.get('problem'))}",
+            prompt=row.get("problem"),
+            answer=row.get("answer"),
+            family=row.get("subject") if "subject" in row.values else "math500",
+            level=str(row.values.get("level", "")),
+            steps=row.values.get("solution"),
+            meta={"where": row.where},
+        )
+
+    def grade(self, problem: Problem, reply: str) -> Verdict:
+        return math_equal(problem.answer, reply, timeout=self.timeout)

@@ -1,0 +1,228 @@
+"""Public data: on the shipped samples a gold answer is right on 100 %, another problem's answer wrong on 100 %."""
+
+from __future__ import annotations
+
+import ast
+import itertools
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rorqual.core.errors import DataError
+from rorqual.tasks.base import Problem, Split, Task, Verdict
+from rorqual.tasks.find import check_gold
+from rorqual.tasks.folio import Folio
+from rorqual.tasks.gsm8k import Gsm8k
+from rorqual.tasks.knights import Knights
+from rorqual.tasks.math500 import Math500
+from rorqual.tasks.rows import SAMPLES
+
+TASKS: tuple[type[Any], ...] = (Gsm8k, Math500, Folio, Knights)
+ALL = pytest.mark.parametrize("make", TASKS, ids=lambda t: t.name)
+
+
+def every(task: Task) -> list[Problem]:
+    splits: tuple[Split, ...] = ("test",) if isinstance(task, Math500) else ("train", "dev", "test")
+    return [p for split in splits for p in task.problems(split, 0)]
+
+
+@ALL
+def test_gold_is_right_and_a_mismatched_gold_is_wrong(make: type[Task]) -> None:
+    task = make()
+    problems = every(task)
+    assert len(problems) >= 30
+    check_gold(task, problems)
+    for p, q in itertools.product(problems, problems[:12]):
+        if p.answer != q.answer:
+            assert task.grade(p, q.answer) is Verdict.WRONG, (p.answer, q.answer)
+        assert task.grade(p, "") is Verdict.WRONG
+
+
+@ALL
+def test_order_is_fixed_by_the_seed_and_splits_are_disjoint(make: type[Task]) -> None:
+    task = make()
+    assert list(task.problems("test", 1)) == list(task.problems("test", 1)) != list(task.problems("test", 2))
+    assert sorted(p.key for p in task.problems("test", 1)) == sorted(p.key for p in task.problems("test", 2))
+    if make is not Math500:
+        keys = [{p.key for p in task.problems(split, 0)} for split in ("train", "dev", "test")]
+        assert all(keys) and sum(map(len, keys)) == len(set().union(*keys))
+
+
+def test_folio_shares_no_story_between_train_and_dev() -> None:
+    stories = [{p.meta["story"] for p in Folio().problems(split, 0)} for split in ("train", "dev")]
+    assert not stories[0] & stories[1]
+
+
+def test_gsm8k_steps_and_prompts_are_those_of_the_file() -> None:
+    rows = [json.loads(line) for line in (SAMPLES / "gsm8k/test.jsonl").read_bytes().split(b"\n") if line]
+    by_prompt = {p.prompt: p for p in Gsm8k().problems("test", 0)}
+    for row in rows:
+        problem = by_prompt[row["question"]]
+        assert float(problem.answer) == float(row["answer"].split()[-1].replace(",", ""))
+        assert problem.steps and "<<" not in problem.steps and "####" not in problem.steps
+        assert Gsm8k().grade(problem, f"{problem.steps}\n#### {problem.answer}") is Verdict.RIGHT
+
+
+def solve(statements: tuple[Any, ...]) -> list[tuple[bool, ...]]:
+    """Brute force over the statements' structure, which the task does not read."""
+
+    def true(said: Any, world: tuple[bool, ...]) -> bool:
+        op, *args = said
+        if op in ("telling-truth", "lying"):
+            return world[args[0]] == (op == "telling-truth")
+        values = [true(arg, world) for arg in args]
+        if op == "not":
+            return not values[0]
+        return {
+            "and": all(values),
+            "or": any(values),
+            "->": not values[0] or values[-1],
+            "<=>": values[0] == values[-1],
+        }[op]
+
+    worlds = itertools.product([True, False], repeat=len(statements))
+    return [w for w in worlds if all(true(s, w) == w[i] for i, s in enumerate(statements))]
+
+
+def test_knights_gold_is_the_only_solution_and_the_trace_is_there() -> None:
+    for problem in every(Knights()):
+        statements = ast.literal_eval(problem.key.removeprefix("knights "))
+        assert solve(statements) == [problem.meta["solution"]]
+        assert problem.steps and len(problem.steps.split("\n")) >= len(statements)
+
+
+def test_knights_grades_each_person() -> None:
+    task = Knights()
+    for p in task.problems("test", 0):
+        lines = p.answer.split("\n")
+        assert task.grade(p, ", and ".join(reversed(lines))) is Verdict.RIGHT
+        assert task.grade(p, "\n".join(f"({i}) {line}" for i, line in enumerate(lines, 1))) is Verdict.RIGHT
+        assert task.grade(p, f"maybe {p.meta['names'][0]} is a dog <answer>{p.answer}</answer>") is Verdict.RIGHT
+        assert task.grade(p, "\n".join(lines[1:])) is Verdict.WRONG  # someone is missing
+        both = f"{p.answer}\n{lines[0].replace('knight', '#').replace('knave', 'knight').replace('#', 'knave')}"
+        assert task.grade(p, both) is Verdict.WRONG  # someone is both
+        assert task.grade(p, both.split("\n", 1)[1]) is Verdict.WRONG  # someone is the other
+
+
+def test_knights_people_option() -> None:
+    assert {len(p.meta["names"]) for p in Knights(people=3).problems("test", 0)} == {3}
+    assert {len(p.meta["names"]) for p in Knights(people=(4, 5)).problems("test", 0)} == {4, 5}
+
+
+def test_folio_reads_unknown_as_uncertain() -> None:
+    problems = every(Folio())
+    assert {p.answer for p in problems} == {"True", "False", "Uncertain"}
+    unsure = next(p for p in problems if p.answer == "Uncertain")
+    assert Folio().grade(unsure, "Unknown") is Verdict.RIGHT
+
+
+def test_baselines_are_what_a_constant_answer_scores() -> None:
+    for task in (Folio(), Gsm8k(), Knights()):
+        problems = list(task.problems("test", 0))
+        lines = task.baselines(problems)
+        if not isinstance(task, Knights):
+            scores = [sum(task.grade(p, q.answer) is Verdict.RIGHT for p in problems) / len(problems) for q in problems]
+            assert lines["majority class"] == max(scores)
+        assert lines["chance"] == pytest.approx(sum(map(task.chance, problems)) / len(problems))
+    assert Folio().baselines([]) == {}
+    assert Knights(people=3).baselines(list(Knights(people=3).problems("test", 0)))["chance"] == 0.125
+
+
+# Files of one's own: poisons, each with its nearest valid twin.
+
+GOOD: Mapping[str, Mapping[str, Any]] = {
+    "gsm8k": {"question": "1+1?", "answer": "It is 2.\n#### 2"},
+    "folio": {"premises": ["All x are y."], "conclusion": "x is y.", "label": "True"},
+    "knights": {
+        "quiz": "?", "names": ["Al"], "solution": [True], "statements": "(1,)", "cot_head": "", "cot_repeat_steps": [], "cot_foot": "",
+    },
+}  # fmt: skip
+MAKE = {"gsm8k": Gsm8k, "folio": Folio, "knights": Knights}
+BAD = {
+    "gsm8k": {"answer": "It is two.\n#### two"},
+    "folio": {"label": "Perhaps"},
+    "knights": {"solution": [True, False]},
+}
+
+
+def write(path: Path, *rows: Any) -> Path:
+    path.write_text("".join(row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def numbered(name: str, n: int) -> list[dict[str, Any]]:
+    unique = {"gsm8k": "question", "folio": "conclusion", "knights": "statements"}[name]
+    return [{**GOOD[name], unique: f"{GOOD[name][unique]} {i}"} for i in range(n)]
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_an_unusable_gold_answer_is_refused_in_training_and_ungraded_in_evaluation(name: str, tmp_path: Path) -> None:
+    good, bad = numbered(name, 3), {**GOOD[name], **BAD[name]}
+    train = write(tmp_path / "train.jsonl", *good, bad)
+    with pytest.raises(DataError, match=r"train\.jsonl:4"):
+        list(MAKE[name](train).problems("train", 0))
+    assert list(MAKE[name](write(tmp_path / "train.jsonl", *good)).problems("train", 0))
+
+    task = MAKE[name](write(tmp_path / "test.jsonl", *good, bad))
+    verdicts = [task.grade(p, p.answer) for p in task.problems("test", 0)]
+    assert sorted(v.value for v in verdicts) == ["right"] * 3 + ["ungraded"]
+    with pytest.raises(DataError, match=r"test\.jsonl:4"):
+        check_gold(task, task.problems("test", 0))
+
+
+def test_math500_without_a_usable_gold_is_ungraded(tmp_path: Path) -> None:
+    rows = [{"problem": "a", "answer": "\\frac{"}, {"problem": "b", "answer": "\\frac{1}{2}"}]
+    task = Math500(write(tmp_path / "test.jsonl", *rows))
+    assert {p.prompt: task.grade(p, p.answer) for p in task.problems("test", 0)} == {
+        "a": Verdict.UNGRADED,
+        "b": Verdict.RIGHT,
+    }
+    with pytest.raises(DataError, match="evaluation"):
+        list(task.problems("train", 0))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"question": "a"}\n', r"test\.jsonl:1: no column 'answer'"),
+        ('{"question": 5, "answer": "#### 5"}\n', "column 'question' is not str"),
+        ('{"question": "a"\n', r"test\.jsonl:1: not JSON"),
+        ("[1]\n", "not a JSON object"),
+        ("", "no problem"),
+    ],
+)
+def test_rows_that_cannot_be_read(text: str, said: str, tmp_path: Path) -> None:
+    path = write(tmp_path / "test.jsonl", text)
+    with pytest.raises(DataError, match=said):
+        list(Gsm8k(path).problems("test", 0))
+
+
+def test_bytes_that_are_not_utf8_name_the_line(tmp_path: Path) -> None:
+    path = tmp_path / "test.jsonl"
+    path.write_bytes(json.dumps(GOOD["gsm8k"]).encode() + b'\n{"question": "\xff", "answer": "#### 1"}\n')
+    with pytest.raises(DataError, match=r"test\.jsonl:2"):
+        list(Gsm8k(path).problems("test", 0))
+
+
+def test_lines_end_at_newline_alone(tmp_path: Path) -> None:
+    path = tmp_path / "test.jsonl"
+    path.write_text(json.dumps({**GOOD["gsm8k"], "question": "a\u2028b"}, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert [p.prompt for p in Gsm8k(path).problems("test", 0)] == ["a\u2028b"]
+
+
+def test_missing_files_torn_parquet_and_the_wrong_split(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="neither"):
+        list(Gsm8k(tmp_path / "nowhere").problems("test", 0))
+    with pytest.raises(DataError, match="has no"):
+        list(Gsm8k(tmp_path).problems("test", 0))
+    torn = tmp_path / "test.parquet"
+    torn.write_bytes((SAMPLES / "knights/test.parquet").read_bytes()[:-100])
+    with pytest.raises(DataError, match="not Parquet"):
+        list(Knights(torn).problems("test", 0))
+    measure = write(tmp_path / "mine.jsonl", GOOD["gsm8k"])
+    with pytest.raises(DataError, match="serves the split 'test' only"):
+        list(Gsm8k(measure).problems("train", 0))
+    assert len(list(Gsm8k(measure).problems("test", 0))) == 1

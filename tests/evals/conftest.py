@@ -72,7 +72,7 @@ def write_evaluations(folder: Path, count: int) -> None:
                 thinking=mode,
                 params=SamplingParams(max_tokens=96),
                 samples=tuple(samples(when, mode, count)),
-                baselines={family: {"majority": 0.5 if family == "parity" else 0.03} for family in FAMILIES},
+                baselines={family: {"majority class": 0.5 if family == "parity" else 0.03} for family in FAMILIES},
                 usage={"completion_tokens": 1234},
                 seconds=1.5,
             ).save(folder / "evals" / f"{when}-{mode}.json")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -99,6 +100,24 @@ def test_each_family_and_level_has_its_count_even_in_an_endless_task():
     assert set(small.values()) == {10} and len(small) == 3
 
 
+def test_a_rare_stratum_is_waited_for():
+    class Rare(Sums):
+        def problems(self, split, seed):
+            for place, problem in enumerate(super().problems(split, seed)):
+                rare = Problem(f"rare:{place}", "1+1", "2", "rare", "1")
+                yield rare if place % 150 == 149 else problem
+
+    held = Counter(problem.family for problem in pick(Rare(), "test", 9, 0, True))
+    assert held["rare"] == 9
+
+
+def test_problems_that_were_picked_before_are_asked_as_they_are():
+    picked = pick(Sums(), "test", 6, 2, True)
+    given = evaluate(Adder(), Sums(), count=6, seed=2, per_family=True, problems=picked)
+    found = evaluate(Adder(), Sums(), count=6, seed=2, per_family=True)
+    assert given.samples == found.samples and given.baselines == found.baselines
+
+
 def test_a_finite_task_gives_what_it_has_and_an_empty_one_is_refused():
     assert len(pick(Few(), "test", 100, 0, False)) == len(pick(Few(), "test", 100, 0, True)) == 7
     with pytest.raises(DataError, match=r"task few: the dev split has no problem\n.*Choose"):
@@ -120,8 +139,8 @@ def test_samples_hold_the_answers_and_rows_count_them():
     assert sums.graded + sums.ungraded == 30
     assert sums.interval == wilson(sums.right, sums.graded)
     parity = next(row for row in found.rows("family") if row.family == "parity")
-    assert parity.chance == 0.5 and parity.baselines["majority"] == pytest.approx(0.5)
-    assert rows["parity", "1"].baselines["majority"] == 0.5
+    assert parity.chance == 0.5 and parity.baselines["majority class"] == pytest.approx(0.5)
+    assert rows["parity", "1"].baselines["majority class"] == 0.5
     assert found.rows("all")[0].problems == len(found.keys)
     assert found.usage["completion_tokens"] == sum(s.tokens for s in found.samples)
 
@@ -243,7 +262,7 @@ def test_seeds_are_resampled_first():
 def test_tables_say_what_was_found():
     found = evaluate(Adder(wrong_every=4), Sums(), count=5, seed=1, per_family=True, model="[bold]odd")
     text = table(found)
-    assert "[bold]odd" in text and "majority %" in text
+    assert "[bold]odd" in text and "majority class %" in text
     lines = [line for line in text.split("\n") if " sum " in line and " 2 " in line]
     row = next(row for row in found.rows() if (row.family, row.level) == ("sum", "2"))
     assert len(lines) == 1 and f"{100 * row.accuracy:.1f}" in lines[0] and f"{row.right}/5" in lines[0]

@@ -68,8 +68,9 @@ class Row:
 class Evaluation(Config):
     """Samples with the settings that made them.
 
-    `baselines` maps `family`, `family/level` and `all` to the accuracy of rules that read no problem (`majority`: always
-    the commonest answer of the set). `usage` sums what the generator counted; `seconds` is wall-clock time. One evaluation is one JSON file.
+    `baselines` maps `family`, `family/level` and `all` to the accuracy of rules that read no problem (`majority class`:
+    always the commonest answer of the set). `usage` sums what the generator counted; `seconds` is wall-clock time. One
+    evaluation is one JSON file.
     """
 
     task: str

@@ -264,7 +264,7 @@ def thinking_over_training(findings: Findings) -> Picture:
     def draw(theme: Theme) -> Figure:
         figure, (left, right) = panels(2, 2, 3.7, 2.5)
         _draw_series(left, theme, findings.grpo, [(("think_length",), theme.after, "")])
-        left.set_title("Length of thought")
+        left.set_title("Length of rollouts")
         left.set_ylabel("tokens")
         left.set_ylim(bottom=0)
         wanted = [
@@ -278,11 +278,16 @@ def thinking_over_training(findings: Findings) -> Picture:
         return figure
 
     alt = (
-        f"Over GRPO, length of thought in tokens went from {_ends(findings.grpo, 'think_length')}; the share of "
+        f"Over GRPO, the length of rollouts in tokens went from {_ends(findings.grpo, 'think_length')}; the share of "
         f"rollouts that think from {_ends(findings.grpo, 'think_share')}; the share right among those from "
         f"{_ends(findings.grpo, 'right_when_thinking')}."
     )
-    return Picture("thinking", alt, "Rollouts of GRPO, step by step, on training problems.", draw)
+    return Picture(
+        "thinking",
+        alt,
+        "Rollouts of GRPO on training problems, step by step; their length is in tokens, thought included.",
+        draw,
+    )
 
 
 def experts(findings: Findings) -> Picture:

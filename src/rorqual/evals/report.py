@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -182,7 +183,7 @@ def _model(findings: Findings) -> list[str]:
 
 def _agreement(findings: Findings) -> list[str]:
     """How far the sampler's and the trainer's log-probabilities were apart, where the run recorded it."""
-    _, means = series(findings.grpo, "logprob_diff_mean")
+    _, means = series(findings.grpo, "logprob_diff_mean", "logprob_diff")
     _, most = series(findings.grpo, "logprob_diff_max")
     _, flips = series(findings.grpo, "routing_flips")
     _, equal = series(findings.grpo, "groups_equal")
@@ -205,31 +206,32 @@ def _agreement(findings: Findings) -> list[str]:
 def _accuracy(findings: Findings, figures: Mapping[str, str]) -> list[str]:
     found = {(when, mode): findings.evaluations[when, mode] for when, mode, _ in SETTINGS}
     ungraded = sum(row.ungraded for evaluation in found.values() for row in evaluation.rows("all"))
-    heads = ["level", "problems", "chance", "majority", *(f"{when}, {mode}" for when, mode in found)]
+    rules = sorted({rule for values in found["after", "auto"].baselines.values() for rule in values})
+    heads = ["level", "problems", "chance", *rules, *(f"{when}, {mode}" for when, mode in found)]
     groups = []
     for family in findings.families:
         rows = []
         tables = [{r.level: r for r in e.rows("level") if r.family == family} for e in found.values()]
         pooled = [next(r for r in e.rows("family") if r.family == family) for e in found.values()]
         for level in tables[0]:
-            rows.append(_accuracy_row(level, [table[level] for table in tables]))
+            rows.append(_accuracy_row(level, [table[level] for table in tables], rules))
         if len(rows) != 1:
-            rows.append(_accuracy_row("all", pooled))
+            rows.append(_accuracy_row("all", pooled, rules))
         groups.append((family, rows))
     note = (
         "Own choice (auto): the model decides whether to think. Answering at once (off) and made to think (on) are decided "
-        "for it. Chance is a guesser who knows the form of the answers; majority always gives the commonest answer. In "
-        f"percent, with 95 % Wilson intervals. {ungraded} answers could not be graded and are left out."
+        "for it. Chance is a guesser who knows the form of the answers; a majority class always gives the commonest answer of the "
+        f"set. In percent, with 95 % intervals. {ungraded} answers could not be graded and are left out."
     )
     every = page.folded("Every figure, by family and level", page.table("accuracy", heads, groups))
     return [figures["accuracy"], figures["accuracy-by-level"], page.para(note, "note"), every]
 
 
-def _accuracy_row(level: str, rows: Sequence[Row]) -> list[str]:
+def _accuracy_row(level: str, rows: Sequence[Row], rules: Sequence[str]) -> list[str]:
     first = rows[0]
-    majority = percent(first.baselines["majority"]) if "majority" in first.baselines else "-"
+    without = [percent(first.baselines.get(rule, math.nan)) for rule in rules]
     cells = [f"{percent(row.accuracy)} {percent_interval(row.interval)}" for row in rows]
-    return [level, str(first.problems), percent(first.chance), majority, *cells]
+    return [level, str(first.problems), percent(first.chance), *without, *cells]
 
 
 def _changed(findings: Findings, figures: Mapping[str, str]) -> list[str]:

@@ -15,33 +15,33 @@ from rorqual.evals.evaluation import ALL, Evaluation, Sample, cell_name
 from rorqual.tasks.base import Problem, Split, Task
 
 GREEDY = SamplingParams()
-PATIENCE = 50
-"""`pick` stops after this many problems per stratum in a row (at least 20 strata's worth) that brought nothing new."""
+PATIENCE = 20
+"""`pick` gives up on a stratum after this many times the draws that one new problem of it took so far."""
 
 
 def pick(task: Task, split: Split, count: int, seed: int, per_family: bool) -> list[Problem]:
     """The problems that every model is asked: the same call gives the same problems, no key twice.
 
     `per_family`: `count` of each (family, level), else `count` in all. A task may be endless and need not say what
-    strata it has, so the search ends when a long run of problems brings neither a new stratum nor a wanted problem; a
-    stratum with fewer than `count` distinct problems then gives all it has.
+    strata it has, so the search ends when far more problems in a row than the rarest wanted one should take bring
+    neither a new stratum nor a wanted problem; a stratum with fewer than `count` distinct ones then gives all it has.
     """
     if count < 1:
         raise DataError(f"count={count} asks for no problem", where=f"task {task.name}", remedy="Ask for at least 1.")
     chosen: dict[str, Problem] = {}
     held: Counter[tuple[str, str]] = Counter()
-    idle = 0
-    for problem in task.problems(split, seed):
+    idle = patience = 0
+    for drawn, problem in enumerate(task.problems(split, seed), 1):
         stratum = (problem.family, problem.level) if per_family else (ALL, ALL)
         if held[stratum] < count and problem.key not in chosen:
             chosen[problem.key] = problem
             held[stratum] += 1
-            idle = 0
+            idle, patience = 0, _patience(held, count, drawn)
             if not per_family and held[stratum] == count:
                 break
         else:
             idle += 1
-            if idle >= PATIENCE * max(20, len(held)):
+            if idle >= patience:
                 break
     if not chosen:
         raise DataError(
@@ -53,6 +53,12 @@ def pick(task: Task, split: Split, count: int, seed: int, per_family: bool) -> l
         order = {name: place for place, name in enumerate(dict.fromkeys((p.family, p.level) for p in chosen.values()))}
         return sorted(chosen.values(), key=lambda problem: order[problem.family, problem.level])
     return list(chosen.values())
+
+
+def _patience(held: Counter[tuple[str, str]], count: int, drawn: int) -> int:
+    """Idle draws to endure: as if each stratum came evenly, or as rarely as the rarest that still lacks problems."""
+    rarest = min((found for found in held.values() if found < count), default=drawn)
+    return PATIENCE * max(5, len(held), drawn // rarest)
 
 
 def evaluate(
@@ -67,13 +73,16 @@ def evaluate(
     per_family: bool = False,
     progress: Callable[[int, int], None] | None = None,
     model: str = "",
+    problems: Sequence[Problem] | None = None,
 ) -> Evaluation:
     """Ask `generator` the problems that `pick` gives, grade each reply, and keep all of it.
 
     `params.n` samples each problem; each problem draws with a seed of its own, made of `params.seed` and its key, so
-    that an answer does not depend on which other problems were asked. `model` is a label for tables.
+    that an answer does not depend on which other problems were asked. `model` is a label for tables. `problems` are
+    those that `pick` gave for these settings, where several evaluations share them and picking is slow.
     """
-    problems = pick(task, split, count, seed, per_family)
+    if problems is None:
+        problems = pick(task, split, count, seed, per_family)
     requests = [Request(problem.messages, _seeded(params, problem.key), thinking) for problem in problems]
     began = time.monotonic()
     answers = generator.generate(requests, progress=progress)
@@ -100,7 +109,7 @@ def evaluate(
         thinking=thinking,
         params=params,
         samples=tuple(samples),
-        baselines=majority(problems),
+        baselines=baselines(task, problems),
         usage=dict(usage),
         seconds=seconds,
     )
@@ -145,13 +154,17 @@ def thinking_tokens(completion: Completion, tokens: int) -> int:
     return round(tokens * reasoning / written) if written else 0
 
 
-def majority(problems: Sequence[Problem]) -> dict[str, dict[str, float]]:
-    """Per family, per level and for all, the accuracy of always giving the commonest gold answer of these very problems.
+def baselines(task: Task, problems: Sequence[Problem]) -> dict[str, dict[str, float]]:
+    """The task's own baselines (without chance, which each sample holds) per family, per family/level, and for all.
 
-    Optimistic by construction (it has seen the answers), so a model that does not beat it has shown nothing.
+    A majority class is optimistic by construction, for it has seen the answers of these very problems: a model that
+    does not beat it has shown nothing.
     """
-    answers: dict[str, Counter[str]] = {}
+    cells: dict[str, list[Problem]] = {}
     for problem in problems:
         for name in {problem.family, cell_name(problem.family, problem.level), ALL}:
-            answers.setdefault(name, Counter())[problem.answer] += 1
-    return {name: {"majority": max(counts.values()) / counts.total()} for name, counts in answers.items()}
+            cells.setdefault(name, []).append(problem)
+    return {
+        name: {rule: value for rule, value in task.baselines(group).items() if rule != "chance"}
+        for name, group in sorted(cells.items())
+    }

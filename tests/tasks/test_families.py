@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rorqual.core.errors import ConfigError
+from rorqual.core.errors import ConfigError, TaskError
 from rorqual.tasks.base import Problem, Verdict, split_of
 from rorqual.tasks.families import FAMILIES, NAMES, Families, Family
 
@@ -148,12 +148,12 @@ def test_more_than_a_million_distinct_problems(family: Family) -> None:
 
 @pytest.mark.parametrize(
     ("name", "difficulty", "draws"),
-    [("add", 2, 40_000), ("sub", 2, 40_000), ("gcd", 1, 4000), ("mod", 2, 4000), ("swap", 1, 12_000)],
+    [("add", 2, 25_000), ("sub", 2, 25_000), ("gcd", 1, 4000), ("mod", 2, 4000), ("swap", 1, 6000)],
 )
 def test_size_is_the_number_of_keys_that_ever_come(name: str, difficulty: int, draws: int) -> None:
     family = Families(names=(name,)).families[name]
     keys = {p.key for p in samples(family, draws, difficulty=difficulty)}
-    assert family.size(difficulty) * 0.98 < len(keys) <= family.size(difficulty)
+    assert family.size(difficulty) * 0.95 < len(keys) <= family.size(difficulty)
 
 
 def test_sizes_of_swap_and_kk_against_enumeration() -> None:
@@ -163,8 +163,8 @@ def test_sizes_of_swap_and_kk_against_enumeration() -> None:
     words = {tuple(_canonical(list(word))) for word in itertools.product(PAIRS, repeat=3)}
     assert swap.size(3) == 120 * len(words)
     kk = Families(names=("kk",)).families["kk"]
-    keys = {p.key for p in samples(kk, 12_000, difficulty=1)}
-    assert kk.size(1) * 0.98 < len(keys) < kk.size(1) * 1.1  # a bound from below: a few problems are their own renaming
+    keys = {p.key for p in samples(kk, 8000, difficulty=1)}
+    assert kk.size(1) * 0.95 < len(keys) < kk.size(1) * 1.1  # a bound from below: a few problems are their own renaming
 
 
 # Twins: the same problem in another dress has the same key; another problem has another.
@@ -193,7 +193,7 @@ def test_twins_share_a_key_and_others_do_not(name: str, difficulty: int) -> None
     family = Families(names=(name,)).families[name]
     by_key: dict[str, set[object]] = {}
     by_form: dict[object, set[str]] = {}
-    for p in samples(family, 6000, difficulty=difficulty):
+    for p in samples(family, 3000, difficulty=difficulty):
         form = FORMS[name](p.prompt.partition(" ")[2])
         by_key.setdefault(p.key, set()).add(form)
         by_form.setdefault(form, set()).add(p.key)
@@ -246,8 +246,8 @@ def test_texts_are_short(family: Family) -> None:
 @pytest.mark.parametrize(("family", "difficulty"), CELLS, ids=lambda x: getattr(x, "name", x))
 def test_no_guesser_beats_the_chance_line(family: Family, difficulty: int) -> None:
     """The best constant guess for each form of problem, learned on half of the problems, is as good as `chance` says."""
-    problems = samples(family, 8000, difficulty=difficulty)
-    learn, judge = problems[:4000], problems[4000:]
+    problems = samples(family, 3000, difficulty=difficulty)
+    learn, judge = problems[:1500], problems[1500:]
 
     def form(p: Problem) -> str:
         return p.prompt[-1] if family.name == "mod" else p.prompt.split()[1] if family.name == "gcd" else ""
@@ -339,6 +339,13 @@ def test_grader_forgives_white_space_only(reply: str, verdict: str) -> None:
 def test_text_is_compared_letter_by_letter(reply: str, verdict: str) -> None:
     problem = Problem(key="swap x", prompt="swap x", answer="abcde", family="swap")
     assert Families().grade(problem, reply).value == verdict
+
+
+def test_a_mixture_judges_kept_problems_of_every_family() -> None:
+    swap = take(1, names=("swap",))[0]
+    assert Families(names=("add",)).grade(swap, swap.answer) is Verdict.RIGHT
+    with pytest.raises(TaskError, match="no family 'swop'"):
+        Families().grade(Problem(key="", prompt="", answer="", family="swop"), "")
 
 
 def test_gold_is_right_and_another_answer_wrong() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 
-from rorqual.core.errors import ConfigError, nearest
+from rorqual.core.errors import ConfigError, TaskError, nearest
 from rorqual.tasks.base import Problem, Split, Task, Verdict, split_of
 from rorqual.tasks.families.add import Add
 from rorqual.tasks.families.base import Family
@@ -75,7 +75,15 @@ class Families(Task):
                 difficulty = rng.choice(level)
 
     def grade(self, problem: Problem, reply: str) -> Verdict:
-        return self.families[problem.family].grade(problem, reply)
+        return _family(problem).grade(problem, reply)
 
     def chance(self, problem: Problem) -> float:
-        return self.families[problem.family].chance(problem)
+        return _family(problem).chance(problem)
+
+
+def _family(problem: Problem) -> Family:
+    """Also one that this mixture does not draw from: kept problems may be judged by any."""
+    for family in FAMILIES:
+        if family.name == problem.family:
+            return family
+    raise TaskError(f"no family '{problem.family}'", where="task families", remedy=nearest(problem.family, NAMES))

@@ -200,6 +200,13 @@ def test_a_wrong_file_is_named(quickstart_folder):
         build_report(quickstart_folder)
 
 
+def test_a_dense_model_is_said_to_have_no_experts(quickstart_folder):
+    dense = {"layers": [], "families": ["addition"], "share": [], "load": []}
+    (quickstart_folder / "evals" / "experts.json").write_text(json.dumps(dense), encoding="utf-8")
+    assert "no routed experts" in without_pictures(quickstart_folder)
+    assert not {"experts", "load"} & set(pictures(read_findings(quickstart_folder)))
+
+
 def test_records_without_the_keys_are_shown_as_not_recorded(quickstart_folder):
     for name, stage in (("base", "sft"), ("teacher", "grpo")):
         lines = b"".join(json.dumps({"step": n, "stage": stage, "reward": None}).encode() + b"\n" for n in range(3))

@@ -29,15 +29,14 @@ MARKERS = ("o", "o", "s", "^")
 
 
 def pictures(findings: Findings) -> dict[str, Picture]:
-    """All of the report's pictures, by name."""
+    """All of the report's pictures, by name; a model without routed experts has none of them."""
     made = [
         learning_curves(findings),
         accuracy(findings),
         accuracy_by_level(findings),
         what_changed(findings),
         thinking_over_training(findings),
-        experts(findings),
-        load(findings),
+        *([experts(findings), load(findings)] if findings.experts.layers else []),
         cost(findings),
         clock(findings),
     ]

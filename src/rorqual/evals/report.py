@@ -60,7 +60,7 @@ def report_text(findings: Findings, figures: Mapping[str, str]) -> str:
         ("learning", "Learning", [figures["learning-curves"], *_agreement(findings)]),
         ("accuracy", "Accuracy on held-out problems", _accuracy(findings, figures)),
         ("reinforcement", "What reinforcement changed", _changed(findings, figures)),
-        ("experts", "Who serves what", [figures["experts"], figures["load"], *_balance(findings)]),
+        ("experts", "Who serves what", _experts(findings, figures)),
         ("cost", "What it cost", _cost(findings, figures)),
         ("transcripts", "Transcripts", transcripts(findings)),
         ("repeat", "To repeat this", _repeat(findings)),
@@ -271,12 +271,15 @@ def _changed(findings: Findings, figures: Mapping[str, str]) -> list[str]:
     ]
 
 
-def _balance(findings: Findings) -> list[str]:
+def _experts(findings: Findings, figures: Mapping[str, str]) -> list[str]:
+    if not findings.experts.layers:
+        return [page.para("This model has no routed experts.")]
     _, uneven = series([*findings.sft, *findings.grpo], "load_max_over_mean")
+    parts = [figures["experts"], figures["load"]]
     if not uneven:
-        return []
+        return parts
     text = f"Over training, the busiest expert of a layer carried between {min(uneven):.2f} and {max(uneven):.2f} times the mean."
-    return [page.para(text, "note")]
+    return [*parts, page.para(text, "note")]
 
 
 def _cost(findings: Findings, figures: Mapping[str, str]) -> list[str]:

@@ -27,8 +27,8 @@ def config_from_hf(data: Mapping[str, Any], *, where: str = "config.json") -> Mo
     v3 = keys.take("model_type") == "deepseek_v3"
     if not v3 and data["model_type"] not in ("deepseek_v2",):
         raise ConfigError(f"key 'model_type' is {data['model_type']!r}", where=where, remedy="Use its own loader.")
-    heads, layers, hidden = (keys.take(k) for k in ("num_attention_heads", "num_hidden_layers", "hidden_size"))
-    rope_dim = keys.take("qk_rope_head_dim")
+    heads, layers, hidden = (keys.integer(k) for k in ("num_attention_heads", "num_hidden_layers", "hidden_size"))
+    rope_dim = keys.integer("qk_rope_head_dim")
     keys.expect("hidden_act", "silu")
     keys.expect("attention_bias", False)
     keys.expect("mlp_bias", False)
@@ -36,9 +36,10 @@ def config_from_hf(data: Mapping[str, Any], *, where: str = "config.json") -> Mo
     keys.expect("rope_interleave", True)
     keys.expect("num_key_value_heads", heads, None)
     keys.expect("head_dim", rope_dim, None)
-    nope = keys.take("qk_nope_head_dim")
+    nope = keys.integer("qk_nope_head_dim")
     keys.expect("qk_head_dim", nope + rope_dim, None)
-    attention = MLAConfig(
+    attention = keys.build(
+        MLAConfig,
         num_attention_heads=heads,
         q_lora_rank=keys.take("q_lora_rank") or 0,
         kv_lora_rank=keys.take("kv_lora_rank"),
@@ -47,11 +48,12 @@ def config_from_hf(data: Mapping[str, Any], *, where: str = "config.json") -> Mo
         v_head_dim=keys.take("v_head_dim"),
         rope=keys.rope(10000.0),
     )
-    dense = keys.take("first_k_dense_replace", 0)
-    wide, moe = DenseConfig(intermediate_size=keys.take("intermediate_size")), _moe_from_hf(keys, v3=v3)
+    dense = keys.integer("first_k_dense_replace", 0)
+    wide, moe = keys.build(DenseConfig, intermediate_size=keys.take("intermediate_size")), _moe_from_hf(keys, v3=v3)
     stages = [Stage(layers=dense, attention=attention, ffn=wide)] if dense else []
     stages += [Stage(layers=layers - dense, attention=attention, ffn=moe)] if layers > dense else []
-    config = ModelConfig(
+    config = keys.build(
+        ModelConfig,
         vocab_size=keys.take("vocab_size"),
         hidden_size=hidden,
         stages=tuple(stages),
@@ -74,13 +76,14 @@ def _moe_from_hf(keys: Keys, *, v3: bool) -> MoEConfig:
     groups, kept = keys.take("n_group", 1) or 1, keys.take("topk_group", 1) or 1
     if method == "greedy":
         groups = kept = 1
-    norm, scale = bool(keys.take("norm_topk_prob", v3)), float(keys.take("routed_scaling_factor", 1.0))
+    norm, scale = keys.take("norm_topk_prob", v3), keys.take("routed_scaling_factor", 1.0)
     if norm and not bias and scale != 1.0:
         raise ConfigError(
             "'norm_topk_prob' with 'routed_scaling_factor' in a V2 router: V2 applies one or the other",
             where=keys.where,
         )
-    return MoEConfig(
+    return keys.build(
+        MoEConfig,
         n_routed_experts=keys.take("n_routed_experts"),
         num_experts_per_tok=keys.take("num_experts_per_tok"),
         moe_intermediate_size=keys.take("moe_intermediate_size"),

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
+from rorqual.core.config import Config, parse
 from rorqual.core.errors import ConfigError, nearest
-from rorqual.ops.rope import Rope, Yarn
+from rorqual.ops.rope import Rope
 
 HARMLESS = frozenset(
     [
@@ -41,6 +42,7 @@ HARMLESS = frozenset(
 
 _YARN = ["factor", "original_max_position_embeddings", "beta_fast", "beta_slow", "mscale", "mscale_all_dim"]
 _MISSING = object()
+C = TypeVar("C", bound=Config)
 
 
 class Keys:
@@ -59,6 +61,17 @@ class Keys:
             raise ConfigError(f"key '{key}' is missing", where=self.where, remedy="Use the model's own config.json.")
         return value
 
+    def integer(self, key: str, default: Any = _MISSING) -> int:
+        """A whole number."""
+        value = self.take(key, default)
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise ConfigError(f"key '{key}' is {value!r}, not a whole number", where=self.where)
+        return value
+
+    def build(self, cls: type[C], **fields: Any) -> C:
+        """`cls` of these fields; a value that does not fit is a `ConfigError` of this file."""
+        return parse(cls, fields, where=self.where)
+
     def expect(self, key: str, *allowed: Any) -> None:
         """Refuse a key whose value is none of `allowed`; absent is fine."""
         value = self.take(key, allowed[0])
@@ -76,14 +89,14 @@ class Keys:
         kinds = {scaling.pop(key, None) for key in ("type", "rope_type")} - {None}
         kind = kinds.pop() if len(kinds) == 1 else "default" if not kinds else f"both {sorted(kinds)}"
         if kind == "default" and not scaling:
-            return Rope(theta=theta)
+            return self.build(Rope, theta=theta)
         unknown = sorted(key for key, value in scaling.items() if key not in _YARN and value is not None)
         if kind != "yarn" or unknown:
             raise ConfigError(
                 f"rope scaling '{kind}' with {unknown or sorted(scaling)} is not supported: only 'default' and 'yarn' are",
                 where=self.where,
             )
-        return Rope(theta=theta, yarn=Yarn(**{k: v for k, v in scaling.items() if v is not None}))
+        return self.build(Rope, theta=theta, yarn={k: v for k, v in scaling.items() if v is not None})
 
     def end(self) -> None:
         """Refuse whatever was not taken."""

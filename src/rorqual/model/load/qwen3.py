@@ -24,17 +24,19 @@ def config_from_hf(data: Mapping[str, Any], *, where: str = "config.json") -> Mo
     keys.expect("use_sliding_window", False)
     keys.take("sliding_window", None)  # without meaning where use_sliding_window is false
     keys.take("max_window_layers", None)
-    layers, heads = keys.take("num_hidden_layers"), keys.take("num_attention_heads")
+    layers, heads = keys.integer("num_hidden_layers"), keys.integer("num_attention_heads")
     keys.expect("layer_types", None, ["full_attention"] * layers)
-    attention = GQAConfig(
+    attention = keys.build(
+        GQAConfig,
         num_attention_heads=heads,
         num_key_value_heads=keys.take("num_key_value_heads", None) or heads,
         head_dim=keys.take("head_dim", 128),
         qk_norm=True,
         rope=keys.rope(10000.0),
     )
-    ffn = DenseConfig(intermediate_size=keys.take("intermediate_size"))
-    config = ModelConfig(
+    ffn = keys.build(DenseConfig, intermediate_size=keys.take("intermediate_size"))
+    config = keys.build(
+        ModelConfig,
         vocab_size=keys.take("vocab_size"),
         hidden_size=keys.take("hidden_size"),
         stages=(Stage(layers=layers, attention=attention, ffn=ffn),),

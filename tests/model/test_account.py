@@ -1,0 +1,163 @@
+"""The account equals what is built (on the meta device) and what torch's own counter counts in a real step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from rorqual.model import Account, Decoder, ModelConfig, Stage, account, build
+from rorqual.model.attention import GQAConfig, MLAConfig
+from rorqual.model.ffn import DenseConfig, MoEConfig
+from rorqual.model.presets import preset, preset_names
+from rorqual.ops.registry import FAST, REFERENCE, Ops
+
+SEQ, BATCH = 11, 3
+
+
+def small(*, q_lora_rank: int = 64, mtp: int = 0, tied: bool = False, shared: int = 1) -> ModelConfig:
+    """In the shape of the quickstart's teacher."""
+    attention = MLAConfig(
+        num_attention_heads=4,
+        q_lora_rank=q_lora_rank,
+        kv_lora_rank=48,
+        qk_nope_head_dim=16,
+        qk_rope_head_dim=16,
+        v_head_dim=32,
+    )
+    moe = MoEConfig(n_routed_experts=16, num_experts_per_tok=2, moe_intermediate_size=64, n_shared_experts=shared)
+    return ModelConfig(
+        vocab_size=264,
+        hidden_size=128,
+        stages=(
+            Stage(layers=1, attention=attention, ffn=DenseConfig(intermediate_size=256)),
+            Stage(layers=2, attention=attention, ffn=moe),
+        ),
+        num_nextn_predict_layers=mtp,
+        tie_word_embeddings=tied,
+    )
+
+
+def qwen_like() -> ModelConfig:
+    attention = GQAConfig(num_attention_heads=4, num_key_value_heads=2, head_dim=16, qk_norm=True)
+    return ModelConfig(
+        vocab_size=100,
+        hidden_size=48,
+        stages=(Stage(layers=2, attention=attention, ffn=DenseConfig(intermediate_size=80)),),
+    )
+
+
+SMALL: dict[str, Callable[[], ModelConfig]] = {
+    "quickstart-like": lambda: small(mtp=1),
+    "no q_lora, tied, no shared expert": lambda: small(q_lora_rank=0, tied=True, shared=0),
+    "two prediction modules, tied": lambda: small(mtp=2, tied=True),
+    "qwen-like": qwen_like,
+}
+
+
+def held(module: nn.Module) -> int:
+    """Parameters and persistent buffers (the router's bias counts: it is trained, though not by gradient)."""
+    return sum(tensor.numel() for tensor in module.state_dict().values())
+
+
+@pytest.mark.parametrize("name", [*preset_names(), *SMALL])
+def test_parameters_equal_those_of_the_built_model(name: str) -> None:
+    config = SMALL[name]() if name in SMALL else preset(name)
+    with torch.device("meta"):
+        model = Decoder(config)
+    counted = account(config)
+    assert counted.mtp == held(model.mtp)
+    assert counted.total == held(model) - held(model.mtp)
+
+
+def test_deepseek_v3_in_figures() -> None:
+    a = account(preset("deepseek-v3"))
+    assert round(a.total / 1e9, 2) == 671.03
+    assert round(a.active / 1e9, 2) == 37.55
+    assert round(a.active_lookup / 1e9, 2) == 36.63  # 36.626: 36.62 when cut, not rounded
+    assert a.cache_bytes == 70_272
+    # Published: "11.5B unique". It leaves out the join of hidden state and embedding, 2 x 7168 x 7168.
+    assert round(a.mtp / 1e9, 2) == 11.61
+    assert round((a.mtp - 2 * 7168 * 7168) / 1e9, 1) == 11.5
+    # Published: 685B in the repository, in which embedding and head are stored twice.
+    assert round((a.total + a.mtp + 2 * 129280 * 7168) / 1e9) == 684
+
+
+def test_others_in_figures() -> None:
+    lite, v2 = account(preset("deepseek-v2-lite")), account(preset("deepseek-v2"))
+    assert round(lite.total / 1e9, 1) == 15.7 and round(lite.active / 1e9, 1) == 2.7
+    assert round(v2.total / 1e9) == 236 and round(v2.active / 1e9) == 21
+    published = {"0.6b": 0.6, "1.7b": 1.7, "4b": 4.0, "8b": 8.2, "14b": 14.8, "32b": 32.8}
+    assert {n: round(account(preset(f"qwen3-{n}")).total / 1e9, 1) for n in published} == published
+
+
+def test_active_parameters_by_hand() -> None:
+    config = small()
+    a, moe = account(config), config.stages[1].ffn
+    assert isinstance(moe, MoEConfig)
+    idle = (moe.n_routed_experts - moe.num_experts_per_tok) * 3 * 128 * moe.moe_intermediate_size * 2
+    assert a.active == a.total - idle
+    assert a.active_lookup == a.active - 264 * 128 + 128
+    tied = account(small(tied=True))
+    assert tied.active == tied.active_lookup == a.active - 264 * 128
+
+
+def test_cache_bytes_scale_with_the_type() -> None:
+    assert account(small()).cache_bytes == 3 * (48 + 16) * 2
+    assert account(small(), cache_value_bytes=4).cache_bytes == 3 * (48 + 16) * 4
+    assert account(qwen_like()).cache_bytes == 2 * (2 * 2 * 16) * 2
+
+
+def counted_flops(config: ModelConfig, ops: Ops, *, further: bool, backward: bool) -> int:
+    """torch's counter over a step: a multiply-add is two, attention over all keys of the row (a mask saves nothing)."""
+    model = build(config, seed=0, ops=ops)
+    tokens = torch.randint(config.vocab_size, (BATCH, SEQ), generator=torch.Generator().manual_seed(0))
+    with FlopCounterMode(display=False) as counter:
+        hidden = model(tokens).hidden
+        total = model.logits(hidden).sum()
+        if further:
+            for output in model.predict_further(hidden, tokens):
+                total = total + model.logits(output.hidden).sum()
+        if backward:
+            total.backward()
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_forward_flops_equal_an_independent_count(name: str) -> None:
+    config = SMALL[name]()
+    counted = counted_flops(config, REFERENCE, further=False, backward=False)
+    assert counted == BATCH * SEQ * account(config, context=SEQ).flops
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_training_flops_equal_an_independent_count(name: str) -> None:
+    """Module k of multi-token prediction sees k + 1 tokens fewer, so the account is taken at each length."""
+    config = SMALL[name]()
+    main = config.model_copy(update={"num_nextn_predict_layers": 0})
+    expected = BATCH * SEQ * account(main, context=SEQ).training_flops
+    one = config.model_copy(update={"num_nextn_predict_layers": 1})
+    for depth in range(config.num_nextn_predict_layers):
+        length = SEQ - 1 - depth
+        both, alone = (account(c, context=length).training_flops for c in (one, main))
+        expected += BATCH * length * (both - alone)
+    assert counted_flops(config, REFERENCE, further=True, backward=True) == expected
+
+
+def test_fast_operations_do_the_same_products() -> None:
+    """The fast experts add the weighted sum over k as a product: 2 k d a token and layer, which the account leaves out."""
+    config = small()
+    combine = 2 * 2 * 128 * 2
+    counted = counted_flops(config, FAST, further=False, backward=False)
+    attention = 2 * 4 * (32 + 32) * SEQ * 3  # FlopCounterMode has no entry for the CPU's fused attention
+    without = account(config, context=SEQ).flops - attention
+    assert counted in (BATCH * SEQ * (without + combine), BATCH * SEQ * (without + attention + combine))
+
+
+def test_account_is_additive_in_context() -> None:
+    at = [account(preset("deepseek-v3"), context=c).flops for c in (0, 1000, 2000)]
+    assert at[1] - at[0] == at[2] - at[1] == 1000 * 61 * 2 * 128 * (192 + 128)
+    assert isinstance(account(small()), Account)

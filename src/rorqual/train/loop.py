@@ -55,6 +55,10 @@ class Totals:
         """The fields of a metrics record."""
         out: dict[str, Any] = {"loss": self.loss / max(self.updates, 1), "grad_norm": self.grad_norm}
         out |= {name: total / weight for name, (total, weight) in self.means.items() if weight}
+        if (
+            "routing_flips" in self.means
+        ):  # choices of an expert that would differ without replay: a number, and a share
+            out["routing_flips"], out["routing_flip_share"] = self.means["routing_flips"][0], out["routing_flips"]
         out |= {f"{name}_max": value for name, value in self.maxima.items()}
         if self.counts:
             out["load_max_over_mean"] = load_ratio(self.counts)
@@ -81,7 +85,6 @@ def fit(run: Run, out: RunDir, *, threads: int = 1, quiet: bool = False) -> Stat
 
 def _go(run: Run, out: RunDir, state: State, source: Source, threads: int, quiet: bool) -> None:
     progress = None if quiet else Progress(f"{run.recipe}", run.steps, start=state.step)
-    flops = account(run.model, context=0).training_flops
     saved = time.monotonic()
     with open(out.metrics_file, "ab") as log, workers(threads) as pool:
         while state.step < run.steps:
@@ -91,7 +94,7 @@ def _go(run: Run, out: RunDir, state: State, source: Source, threads: int, quiet
             state.step += 1
             spent = time.monotonic() - began
             record = {"step": state.step, "recipe": run.recipe} | totals.record() | work.metrics
-            record["flops"] = flops * totals.tokens
+            record["flops"] = step_flops(run, record)
             record["seconds"], record["core_seconds"] = spent, time.process_time() - cpu
             record["tokens_per_second"] = totals.tokens / spent
             log.write((json.dumps(record) + "\n").encode())
@@ -103,6 +106,14 @@ def _go(run: Run, out: RunDir, state: State, source: Source, threads: int, quiet
                 progress.update(state.step, _note(record))
                 for note in work.notes:
                     progress.say(note)
+
+
+def step_flops(run: Run, record: dict[str, Any]) -> int:
+    """FLOPs of a step by the account: three forwards for each trained token, with MTP where it is trained, one for each sampled."""
+    predicts = any(objective.kind == "mtp" for objective in run.objectives)
+    model = run.model if predicts else run.model.model_copy(update={"num_nextn_predict_layers": 0})
+    cost = account(model, context=run.source.row)
+    return int(record["tokens"]) * cost.training_flops + int(record.get("sampled_tokens", 0)) * cost.flops
 
 
 def _iterate(run: Run, state: State, work: Step, pool: ThreadPoolExecutor) -> Totals:

@@ -45,7 +45,9 @@ class Source(ABC):
 
 
 class SourceConfig(Kind):
-    """Base of the sources."""
+    """Base of the sources. `row`: tokens in a row of a batch."""
+
+    row: int
 
     def build(self, materials: Materials) -> Source:
         """The source; bad data is refused here, before anything is written."""

@@ -1,0 +1,61 @@
+"""Recipes by name, called with the `key=value` arguments of a command line."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+
+from rorqual.core.config import override, scalar
+from rorqual.core.errors import ConfigError, nearest
+from rorqual.recipes.grpo import grpo
+from rorqual.recipes.pretrain import pretrain
+from rorqual.recipes.sft import sft
+from rorqual.train.run import Run
+
+RECIPES: Mapping[str, Callable[..., Run]] = {"pretrain": pretrain, "sft": sft, "grpo": grpo}
+ALIASES = {"from": "start"}
+"""`from` is a word of Python's; the recipes call it `start`."""
+
+
+def recipe_names() -> dict[str, str]:
+    """Name -> the first line of what it does."""
+    return {name: (inspect.getdoc(recipe) or "").split("\n")[0] for name, recipe in RECIPES.items()}
+
+
+def make_run(name: str, values: Mapping[str, str]) -> Run:
+    """The run of recipe `name`. Keys that the recipe takes go to it; a key with a dot, or a field of `Run`, overrides the result."""
+    if name not in RECIPES:
+        raise ConfigError(f"unknown recipe '{name}'", where="train", remedy=nearest(name, RECIPES))
+    recipe = RECIPES[name]
+    takes, hints = inspect.signature(recipe).parameters, get_type_hints(recipe)
+    arguments: dict[str, Any] = {}
+    overrides: list[str] = []
+    for key, raw in values.items():
+        parameter = ALIASES.get(key, key)
+        if parameter in takes:
+            arguments[parameter] = _convert(key, raw, hints[parameter])
+        elif "." in key or key in Run.model_fields:
+            overrides.append(f"{key}={raw}")
+        else:
+            known = [*takes, *ALIASES, *Run.model_fields]
+            known.remove("start")
+            raise ConfigError(f"unknown key '{key}'", where=f"train {name}", remedy=nearest(key, known))
+    missing = [p.name for p in takes.values() if p.default is inspect.Parameter.empty and p.name not in arguments]
+    if missing:
+        spelled = ", ".join(f"{'from' if m == 'start' else m}=" for m in missing)
+        raise ConfigError(f"the recipe needs {spelled}", where=f"train {name}", remedy="See `rorqual train --help`.")
+    return override(recipe(**arguments), overrides, where=f"train {name}")
+
+
+def _convert(key: str, raw: str, kind: Any) -> Any:
+    value = raw if kind is str else scalar(raw)
+    try:
+        return TypeAdapter(kind).validate_python(value)
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"]
+        raise ConfigError(
+            f"key '{key}': {reason} (got {raw!r})", where="command line", remedy="Correct the value."
+        ) from None

@@ -1,0 +1,55 @@
+"""Reinforcement on problems with checkable answers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rorqual.core.records import Thinking
+from rorqual.recipes.start import beginning
+from rorqual.train.balance import Balance
+from rorqual.train.objectives import GRPO
+from rorqual.train.optim import AdamWConfig
+from rorqual.train.run import Run
+from rorqual.train.schedule import Schedule
+from rorqual.train.sources import RolloutConfig
+
+
+def grpo(
+    task: str,
+    start: str,
+    steps: int = 40,
+    problems: int = 32,
+    samples: int = 12,
+    max_tokens: int = 96,
+    row: int = 128,
+    temperature: float = 1.0,
+    thinking: Thinking = "auto",
+    options: dict[str, Any] | None = None,
+    lr: float = 3e-4,
+    seed: int = 0,
+) -> Run:
+    """Reinforce a run on a task, on correctness alone: groups of samples, the right ones up, the wrong ones down (GRPO).
+
+    No KL term and an asymmetric clip (DAPO); groups with one reward only teach nothing, are left out and counted.
+    """
+    begin, model = beginning(start, "bytes", "small", row)
+    return Run(
+        recipe="grpo",
+        seed=seed,
+        steps=steps,
+        start=begin,
+        model=model,
+        source=RolloutConfig(
+            task=task,
+            options=options or {},
+            problems=problems,
+            samples=samples,
+            temperature=temperature,
+            max_tokens=max_tokens,
+            thinking=thinking,
+            row=row,
+        ),
+        objectives=(GRPO(temperature=temperature),),
+        optim=AdamWConfig(lr=lr, betas=(0.9, 0.95), schedule=Schedule(warmup=3, decay=0.5, final=0.1)),
+        balance=Balance(gamma=0.0),
+    )

@@ -1,0 +1,39 @@
+"""Pretraining on plain text."""
+
+from __future__ import annotations
+
+from rorqual.recipes.models import Size
+from rorqual.recipes.start import beginning
+from rorqual.train.balance import Balance
+from rorqual.train.objectives import MultiToken, NextToken
+from rorqual.train.optim import AdamWConfig, MuonConfig
+from rorqual.train.run import Run
+from rorqual.train.schedule import Schedule
+from rorqual.train.sources import TextConfig
+
+
+def pretrain(
+    data: str,
+    start: str = "",
+    tokenizer: str = "bytes",
+    size: Size = "small",
+    steps: int = 2000,
+    rows: int = 32,
+    row: int = 64,
+    seed: int = 0,
+) -> Run:
+    """Train on a text file: every token predicted from those before it, the last tenth of the file held out."""
+    begin, model = beginning(start, tokenizer, size, row)
+    return Run(
+        recipe="pretrain",
+        seed=seed,
+        steps=steps,
+        start=begin,
+        model=model,
+        source=TextConfig(data=data, rows=rows, row=row),
+        objectives=(NextToken(), MultiToken()),
+        optim=MuonConfig(
+            lr=0.02, adamw=AdamWConfig(lr=2e-3, betas=(0.9, 0.98)), schedule=Schedule(warmup=50, decay=0.4)
+        ),
+        balance=Balance(gamma=0.01),
+    )

@@ -1,0 +1,55 @@
+"""Supervised fine-tuning: worked solutions of a task, or conversations from a file."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rorqual.core.errors import ConfigError
+from rorqual.recipes.models import Size
+from rorqual.recipes.start import beginning
+from rorqual.train.balance import Balance
+from rorqual.train.objectives import MultiToken, NextToken
+from rorqual.train.optim import AdamWConfig, MuonConfig
+from rorqual.train.run import Run
+from rorqual.train.schedule import Schedule
+from rorqual.train.sources import ConversationsConfig, SourceConfig, WorkedConfig
+
+
+def sft(
+    data: str = "",
+    task: str = "",
+    start: str = "",
+    tokenizer: str = "bytes",
+    size: Size = "small",
+    steps: int = 600,
+    rows: int = 32,
+    row: int = 128,
+    think: float = 1.0,
+    options: dict[str, Any] | None = None,
+    seed: int = 0,
+) -> Run:
+    """Fine-tune on conversations (data=FILE, JSONL or Parquet of messages) or on a task's worked solutions (task=NAME).
+
+    Loss on what the assistant says: thinking, answer and the end of the turn. Muon for hidden matrices, AdamW for the rest.
+    """
+    if bool(data) == bool(task):
+        raise ConfigError("sft needs data=FILE or task=NAME, one of them", where="train sft", remedy="Name one.")
+    begin, model = beginning(start, tokenizer, size, row)
+    source: SourceConfig = (
+        ConversationsConfig(data=data, rows=rows, row=row)
+        if data
+        else WorkedConfig(task=task, options=options or {}, think=think, rows=rows, row=row)
+    )
+    return Run(
+        recipe="sft",
+        seed=seed,
+        steps=steps,
+        start=begin,
+        model=model,
+        source=source,
+        objectives=(NextToken(), MultiToken()) if model.num_nextn_predict_layers else (NextToken(),),
+        optim=MuonConfig(
+            lr=0.02, adamw=AdamWConfig(lr=2e-3, betas=(0.9, 0.98)), schedule=Schedule(warmup=50, decay=0.4)
+        ),
+        balance=Balance(gamma=0.01),
+    )

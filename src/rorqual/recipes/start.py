@@ -1,0 +1,27 @@
+"""What a run starts from: another run's model and tokenizer, or a fresh model of a size of ours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rorqual.core.records import RunDir
+from rorqual.data.tokenizer import BASE_VOCAB, Tokenizer
+from rorqual.model.config import ModelConfig
+from rorqual.model.load.run import read_model_config
+from rorqual.recipes.models import Size, v3_like
+from rorqual.train.run import Start
+
+
+def beginning(start: str, tokenizer: str, size: Size, context: int) -> tuple[Start, ModelConfig]:
+    """The start and the model of a run. A fresh model's vocabulary is its tokenizer's, its context the row's length."""
+    if start:
+        run = RunDir(Path(start))
+        run.checkpoint()  # refused here, before anything is written
+        return Start(run=start, tokenizer="bytes"), read_model_config(run)
+    if tokenizer == "bytes":
+        vocab = BASE_VOCAB
+    elif tokenizer.startswith("bpe:") and tokenizer[4:].isdigit():
+        vocab = int(tokenizer[4:])
+    else:
+        vocab = Tokenizer.load(Path(tokenizer)).vocab_size
+    return Start(tokenizer=tokenizer), v3_like(size, vocab_size=vocab, context=context)

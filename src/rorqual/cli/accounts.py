@@ -1,0 +1,140 @@
+"""What `rorqual inspect` says of a model: its account, and the memory it needs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field
+
+from rorqual.cli.settings import DType, Placement
+from rorqual.core.config import parse
+from rorqual.core.errors import ConfigError, nearest
+from rorqual.core.records import RunDir
+from rorqual.model.account import Account, account
+from rorqual.model.config import ModelConfig
+from rorqual.model.load import deepseek_v3, qwen3
+from rorqual.model.load.run import read_model_config
+from rorqual.model.presets import preset, preset_names
+
+BYTES: Mapping[DType, int] = {"float32": 4, "bfloat16": 2}
+TRAINING_BYTES = 16
+"""Bytes a parameter in training: weight, gradient and AdamW's two moments, each in fp32."""
+FAMILIES = {"deepseek_v2": deepseek_v3, "deepseek_v3": deepseek_v3, "qwen3": qwen3}
+PUBLISHED = """\
+Why 36.7B is published: DeepSeek-V3's README_WEIGHTS says 36.7B activated, 0.9B of them the embedding and 0.9B the head.
+Counted so, it is {active}. Counting the embedding as a look-up, of which a token takes one row, it is {matrices} in matrices
+({lookup} with norms and router biases). The published figure is nearest to that; its own definition does not give it."""
+
+
+class InspectSettings(Placement):
+    """`context`: keys that attention looks back on, for FLOPs and the cache of one sequence."""
+
+    dtype: DType = "bfloat16"
+    context: int = Field(4096, ge=0)
+
+
+def find_model(name: str) -> ModelConfig:
+    """A published model by name, a run's folder, a `config.json` of a hub, or a YAML file of a model or of a run."""
+    path = Path(name)
+    if name in preset_names():
+        return preset(name)
+    if path.is_dir():
+        inside = path / "config.json"
+        return _from_json(inside) if inside.is_file() else read_model_config(RunDir(path))
+    if path.suffix == ".json" and path.is_file():
+        return _from_json(path)
+    if path.is_file():
+        return _from_yaml(path)
+    raise ConfigError(
+        f"neither a model's name nor a folder or file: '{name}'", where="inspect", remedy=nearest(name, preset_names())
+    )
+
+
+def _from_yaml(path: Path) -> ModelConfig:
+    try:
+        data = yaml.safe_load(path.read_bytes())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"not YAML: {error}", where=str(path), remedy="Name a model's or a run's file.") from None
+    whole_run = isinstance(data, dict) and "model" in data
+    return parse(ModelConfig, data["model"] if whole_run else data, where=str(path))
+
+
+def _from_json(path: Path) -> ModelConfig:
+    try:
+        data = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ConfigError(f"not JSON: {error}", where=str(path), remedy="Name a config.json.") from None
+    kind = str(data.get("model_type")) if isinstance(data, dict) else ""
+    if kind not in FAMILIES:
+        raise ConfigError(f"unknown model_type '{kind}'", where=str(path), remedy=nearest(kind, FAMILIES))
+    return FAMILIES[kind].config_from_hf(data, where=str(path))
+
+
+def rows(config: ModelConfig, settings: InspectSettings, free_memory: int) -> list[tuple[str, str]]:
+    """Each figure by name, with its unit and its convention."""
+    size = BYTES[settings.dtype]
+    context = min(settings.context, config.max_position_embeddings)
+    bare, full = (account(config, context=keys, cache_value_bytes=size) for keys in (0, context))
+    weights, training = (full.total + full.mtp) * size, (full.total + full.mtp) * TRAINING_BYTES
+    found = [
+        ("stages", " + ".join(f"{s.layers} x ({s.attention.kind}, {s.ffn.kind})" for s in config.stages)),
+        ("parameters, total", count(full.total)),
+        ("parameters, active for a token", count(full.active)),
+        ("  with the embedding as a look-up", f"{count(full.active_lookup)}, {count(bare.flops // 2)} of them in matrices"),
+    ]  # fmt: skip
+    if full.mtp:
+        found.append(("multi-token prediction", f"{count(full.mtp)} more, not in the total"))
+    return [
+        *found,
+        ("FLOPs a token, forward", f"{bare.flops:.3e}, and {full.flops:.3e} with {context:,} keys attended"),
+        ("FLOPs a token, training", f"{bare.training_flops:.3e}: forward and backward, 3 times the forward"),
+        ("cache", f"{full.cache_bytes:,} bytes a token in {settings.dtype}"),
+        (f"cache of {context:,} tokens", memory_text(full.cache_bytes * context)),
+        (f"weights in {settings.dtype}", f"{memory_text(weights)}{_fits(weights, free_memory)}"),
+        ("weights, gradients, AdamW", f"{memory_text(training)} in fp32{_fits(training, free_memory)}"),
+    ]
+
+
+def notes(name: str, figures: Account) -> list[str]:
+    """The convention, and for DeepSeek-V3 why another figure is published; `figures` with no keys attended."""
+    found = ["FLOPs: a multiply-add counts as two; matrix products and attention, no norms, softmax or gates."]
+    if name in preset_names() and name.startswith(("deepseek-v3", "deepseek-r1")):
+        found.append(
+            PUBLISHED.format(
+                active=count(figures.active), lookup=count(figures.active_lookup), matrices=count(figures.flops // 2)
+            )
+        )
+    return found
+
+
+def count(parameters: int) -> str:
+    """`671026419200` as `671.03B`."""
+    for size, unit in ((10**9, "B"), (10**6, "M"), (10**3, "K")):
+        if parameters >= size:
+            return f"{parameters / size:.2f}{unit}"
+    return str(parameters)
+
+
+def memory_text(size: float) -> str:
+    """Bytes in the nearest unit, powers of 1024."""
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:,.4g} {unit}"
+        size /= 1024
+    return f"{size:,.4g} TiB"
+
+
+def _fits(size: int, free: int) -> str:
+    if not free:
+        return ""
+    return f" (this machine has {memory_text(free)} free{'' if size <= free else ': too little'})"
+
+
+def lines(table: list[tuple[str, Any]]) -> str:
+    """Two columns."""
+    width = max(len(name) for name, _ in table)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in table)

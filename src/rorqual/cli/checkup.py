@@ -1,0 +1,101 @@
+"""What `rorqual doctor` says: the machine, versions, torch's build, and advice that follows from them."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import time
+from importlib.metadata import PackageNotFoundError, requires, version
+
+import torch
+
+from rorqual import __version__
+from rorqual.cli.accounts import memory_text
+from rorqual.cli.machine import cores, load, memory, processor
+
+VECTORS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd", "sve", "bf16")
+BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
+PACKAGE = re.compile(r"[^\w.-]")
+PROBE = 1024
+"""Rows of the square matrices whose product is timed."""
+
+
+def facts(device: str, dtype: str) -> list[tuple[str, str]]:
+    """What is so, by name."""
+    name, flags = processor()
+    total, free = memory()
+    cuda = torch.version.cuda
+    return [
+        ("rorqual", __version__),
+        ("python", f"{platform.python_version()}, {platform.platform()}"),
+        ("processor", name or platform.machine()),
+        ("vector instructions", ", ".join(flag for flag in VECTORS if flag in flags) or "none known"),
+        ("bf16 in hardware", "yes" if flags & BF16_FLAGS else "no"),
+        ("cores", f"{cores()} for this process, {os.cpu_count()} in the machine"),
+        ("load", f"{load():.1f} processes wanting a core, over the last minute"),
+        ("memory", f"{memory_text(total)}, {memory_text(free)} of it free"),
+        ("torch", f"{torch.__version__}, {f'built for CUDA {cuda}' if cuda else 'CPU build'}"),
+        (
+            "torch threads",
+            f"{torch.get_num_threads()} (OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', 'not set')})",
+        ),
+        ("accelerator", accelerator()),
+        ("matrix products", f"{speed(device, dtype) / 1e9:,.0f} GFLOP/s on {device} in {dtype}"),
+        *versions(),
+    ]
+
+
+def accelerator() -> str:
+    """The accelerator that torch sees."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name(0)
+    return "mps" if torch.backends.mps.is_available() else "none"
+
+
+def versions() -> list[tuple[str, str]]:
+    """The packages that Rorqual stands on."""
+    found = []
+    for text in requires("rorqual") or []:
+        name = PACKAGE.split(text, maxsplit=1)[0]
+        if "extra ==" in text or name == "torch":
+            continue
+        try:
+            found.append((name, version(name)))
+        except PackageNotFoundError:
+            found.append((name, f"missing: pip install '{text}'"))
+    return found
+
+
+def speed(device: str, dtype: str) -> float:
+    """Floating-point operations a second of a square matrix product: the best of five after a warm-up."""
+    kind = {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
+    matrix = torch.ones(PROBE, PROBE, device=device, dtype=kind)
+    best = float("inf")
+    for _ in range(6):
+        began = time.perf_counter()
+        float((matrix @ matrix)[0, 0])  # reading a value waits for the device
+        best = min(best, time.perf_counter() - began)
+    return 2.0 * PROBE**3 / best
+
+
+def advice() -> list[str]:
+    """What a user could change."""
+    _, flags = processor()
+    mine, machine, free = cores(), os.cpu_count() or 1, memory()[1]
+    found = []
+    if mine < machine:
+        found.append(f"This process may use {mine} of {machine} cores: lift the container's limit or the affinity.")
+    if load() > mine + 0.5:
+        found.append(f"Other processes want the {mine} cores (load {load():.1f}): stop them, or set threads= lower.")
+    if torch.version.cuda and not torch.cuda.is_available():
+        found.append("torch is built for CUDA and sees no GPU: the CPU build is smaller and as fast here.")
+    if torch.cuda.is_available():
+        found.append("There is a GPU: device=cuda.")
+    if platform.machine() in ("x86_64", "AMD64") and "avx2" not in flags:
+        found.append("The processor shows no AVX2: matrix products take several times as long.")
+    if flags and not flags & BF16_FLAGS:
+        found.append("No bf16 in hardware: keep dtype=float32, bfloat16 would be slower here.")
+    if 0 < free < 4 * 1024**3:
+        found.append(f"{memory_text(free)} of memory are free; the quickstart may need 4 GiB.")
+    return found

@@ -1,0 +1,123 @@
+"""The command `rorqual`, and how what goes wrong is told: a message with a remedy, never a traceback."""
+
+from __future__ import annotations
+
+import errno
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Annotated, Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+import rorqual
+from rorqual.cli.verbs.chat import chat
+from rorqual.cli.verbs.compare import compare
+from rorqual.cli.verbs.doctor import doctor
+from rorqual.cli.verbs.eval import evaluate
+from rorqual.cli.verbs.inspect import inspect
+from rorqual.cli.verbs.quickstart import quickstart
+from rorqual.cli.verbs.report import report
+from rorqual.cli.verbs.train import train
+from rorqual.core.errors import RorqualError
+
+RESUMES = ("quickstart", "train")
+"""Verbs that go on where they were when the same command is given again."""
+WRITE_REMEDY = {
+    errno.ENOSPC: "Free disk space and repeat the command; what was written whole is kept.",
+    errno.EDQUOT: "Free some of your quota and repeat the command; what was written whole is kept.",
+}
+INTERRUPTED, REFUSED = 130, 2
+
+
+@contextmanager
+def told(verb: str) -> Iterator[None]:
+    """Turn what a user can mend into a message on standard error and an exit code; anything else is a bug and shows itself."""
+    try:
+        yield
+    except RorqualError as error:
+        _stop(f"rorqual: {error}", REFUSED)
+    except KeyboardInterrupt:
+        on = verb in RESUMES
+        _stop("\nstopped; the same command goes on where it was" if on else "\nstopped", INTERRUPTED)
+    except BrokenPipeError:
+        # Whoever read our output has left. Standard output is closed here, or the interpreter complains at its end.
+        sys.stdout = None
+        raise typer.Exit(0) from None
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        remedy = WRITE_REMEDY.get(error.errno or 0, "Check the path and its permissions, or choose another folder.")
+        _stop(f"rorqual: {where}{error.strerror or error}\n  {remedy}", REFUSED)
+
+
+def _stop(message: str, code: int) -> NoReturn:
+    print(message, file=sys.stderr, flush=True)
+    raise typer.Exit(code) from None
+
+
+class Verbs(TyperGroup):
+    """The verbs, in the order in which they are met."""
+
+    def invoke(self, ctx: Any) -> Any:
+        with told(next(iter([*ctx.args, *getattr(ctx, "_protected_args", [])]), "")):
+            return super().invoke(ctx)
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(self.commands)
+
+
+app = typer.Typer(cls=Verbs, pretty_exceptions_enable=False, add_completion=False, rich_markup_mode=None)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"rorqual {rorqual.__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    ctx: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """The whole life of a DeepSeek-style reasoning model: build, train, reinforce, measure, talk."""
+    if ctx.invoked_subcommand is None:
+        print(ctx.get_help())
+
+
+# Unknown options reach the verb, which says how they are written.
+PAIRS = {"ignore_unknown_options": True}
+
+
+def _add(name: str, verb: Any, example: str, **settings: Any) -> None:
+    app.command(name, epilog=f"\b\nExample:\n  {example}", **settings)(verb)
+
+
+_add("quickstart", quickstart, "rorqual quickstart --size small --out runs/small")
+_add("train", train, "rorqual train sft task=families size=tiny steps=20 out=runs/tiny", context_settings=PAIRS)
+_add("eval", evaluate, "rorqual eval runs/tiny task=families count=20", context_settings=PAIRS)
+_add("chat", chat, 'echo "add 12 34" | rorqual chat runs/tiny thinking=on', context_settings=PAIRS)
+_add("inspect", inspect, "rorqual inspect deepseek-v3", context_settings=PAIRS)
+_add("report", report, "rorqual report runs/small", context_settings=PAIRS)
+_add(
+    "compare",
+    compare,
+    "rorqual compare runs/small/evals/before-auto.json runs/small/evals/after-auto.json",
+    context_settings=PAIRS,
+)
+_add("doctor", doctor, "rorqual doctor", context_settings=PAIRS)
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def main() -> None:
+    """Entry point. A polite kill (SIGTERM) is Ctrl-C."""
+    signal.signal(signal.SIGTERM, _terminate)
+    app(prog_name="rorqual")

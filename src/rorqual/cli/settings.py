@@ -1,0 +1,60 @@
+"""`key=value` arguments of a verb, read strictly."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Literal, TypeVar
+
+import typer
+
+from rorqual.core.config import Config, parse
+from rorqual.core.errors import ConfigError
+
+WHERE = "command line"
+Settings = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", show_default=False)]
+DType = Literal["float32", "bfloat16"]
+
+
+class Placement(Config):
+    """What every verb takes: where tensors lie and their type."""
+
+    device: str = "cpu"
+    dtype: DType = "float32"
+
+
+P = TypeVar("P", bound=Config)
+
+
+def pairs(arguments: Sequence[str] | None) -> dict[str, str]:
+    """`["seed=1", "out=x"]` as a dictionary; what is not `key=value`, or a key given twice, is refused."""
+    found: dict[str, str] = {}
+    for text in arguments or ():
+        key, equals, value = text.partition("=")
+        if not equals or not key or text.startswith("-"):
+            plain = key.lstrip("-") or "key"
+            raise ConfigError(
+                f"'{text}' is not key=value", where=WHERE, remedy=f"Write {plain}={value or 'VALUE'}, without dashes."
+            )
+        if key in found:
+            raise ConfigError(f"'{key}' is given twice", where=WHERE, remedy="Give it once.")
+        found[key] = value
+    return found
+
+
+def read(cls: type[P], arguments: Sequence[str] | None) -> P:
+    """The arguments as `cls`; an unknown key names the nearest right one."""
+    return parse(cls, pairs(arguments), where=WHERE)
+
+
+def check_device(name: str) -> None:
+    """Refuse a device that this torch cannot put a tensor on."""
+    import torch
+
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ConfigError(
+            f"no device '{name}' here: {str(error).splitlines()[0]}",
+            where="device",
+            remedy="Use device=cpu. `rorqual doctor` says what this machine has.",
+        ) from None

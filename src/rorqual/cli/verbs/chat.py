@@ -1,0 +1,42 @@
+"""`rorqual chat RUN`"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rorqual.cli.machine import cores
+from rorqual.cli.settings import Settings, check_device, read
+from rorqual.core.errors import DataError
+
+
+def chat(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")],
+    settings: Settings = None,
+) -> None:
+    """Talk to a run's model; its thinking is dimmed. /new begins again, /quit ends; each line of a pipe is a message.
+
+    Keys: thinking=auto|on|off, temperature=0, max_tokens=1024, seed=0, system=TEXT, threads=, device=, dtype=.
+    """
+    from rorqual.cli.conversation import ChatSettings, Conversation
+    from rorqual.cli.screen import Terminal, lines_typed
+    from rorqual.engine.engine import Engine
+
+    chosen = read(ChatSettings, settings)
+    check_device(chosen.device)
+    engine = Engine.from_run(run, device=chosen.device, dtype=chosen.dtype, slots=1, threads=chosen.threads or cores())
+    conversation, terminal = Conversation(engine, chosen), Terminal()
+    for text in lines_typed():
+        if text == "/new":
+            conversation.history = []
+            continue
+        try:
+            conversation.say(text, terminal)
+        except DataError as error:
+            if not sys.stdin.isatty():
+                raise
+            terminal.note(str(error))
+        terminal.end()

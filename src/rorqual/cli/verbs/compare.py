@@ -1,0 +1,51 @@
+"""`rorqual compare A B`"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from rorqual.cli.settings import Placement, Settings, read
+from rorqual.core.errors import DataError
+
+
+class CompareSettings(Placement):
+    """`grain`: a row for each family, for each of its levels, or one for all."""
+
+    grain: Literal["family", "level", "all"] = "family"
+
+
+def compare(
+    before: Annotated[Path, typer.Argument(metavar="A", help="An evaluation's file, or a run with evaluations.")],
+    after: Annotated[Path, typer.Argument(metavar="B", help="The same of another model, on the same problems.")],
+    settings: Settings = None,
+) -> None:
+    """Compare two models on the same problems, pair by pair: differences with 95 % intervals and exact p-values.
+
+    Two runs are compared on every evaluation that both hold (`rorqual eval` keeps them). Keys: grain=family|level|all, device=, dtype=.
+    """
+    chosen = read(CompareSettings, settings)
+
+    from rorqual.evals import compare as paired
+    from rorqual.evals.evaluation import Evaluation
+    from rorqual.evals.table import comparison_table
+
+    for old, new in evaluation_pairs(before, after):
+        rows = paired.compare(Evaluation.load(old), Evaluation.load(new), grain=chosen.grain)
+        print(comparison_table(rows, title=f"{new} - {old}, paired"))
+
+
+def evaluation_pairs(before: Path, after: Path) -> list[tuple[Path, Path]]:
+    """The two files, or the files of the same name in the two runs' `evals/`."""
+    if not before.is_dir() and not after.is_dir():
+        return [(before, after)]
+    if before.is_dir() != after.is_dir():
+        raise DataError("a folder and a file", where=f"{before}, {after}", remedy="Name two runs or two files.")
+    names = sorted({file.name for file in (before / "evals").glob("*.json")} - {"experts.json"})
+    both = [(before / "evals" / name, after / "evals" / name) for name in names if (after / "evals" / name).is_file()]
+    if not both:
+        remedy = f"Measure both alike: rorqual eval {before} task=NAME, rorqual eval {after} task=NAME."
+        raise DataError("the runs share no evaluation", where=f"{before / 'evals'}, {after / 'evals'}", remedy=remedy)
+    return both

@@ -1,0 +1,48 @@
+"""`rorqual eval RUN|http://ADDRESS task=NAME`"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rorqual.cli.measure import EvalSettings, evaluation_file, generator, loss_on_text
+from rorqual.cli.settings import Settings, read
+from rorqual.core.errors import ConfigError
+from rorqual.core.log import Progress
+
+
+def evaluate(
+    model: Annotated[str, typer.Argument(metavar="RUN|ADDRESS", help="A run's folder, or http://... of a server.")],
+    settings: Settings = None,
+) -> None:
+    """Measure a model on a task: accuracy with its 95 % interval, beside chance and the majority answer.
+
+    Keys: task=NAME (families, families:add,gcd, gsm8k, math500, folio, knights, gym:NAME, ./mine.py:Class), data=FILE, split=test,
+    count=100, seed=0, thinking=auto|on|off, temperature=0, samples=1, max_tokens=1024, per_family=false, options={...},
+    out=FILE.json (default: in the run's folder, evals/), threads=, device=, dtype=; for a server model=NAME.
+    Without a task, data=FILE.txt is plain text: the loss per token and per character on its held-out tenth.
+    """
+    chosen = read(EvalSettings, settings)
+    if not chosen.task and not chosen.data:
+        raise ConfigError("nothing to measure on", where="command line", remedy="Give task=NAME, or data=FILE.txt.")
+    if not chosen.task:
+        print(loss_on_text(model, chosen))
+        return
+
+    from rorqual.evals import run, table
+    from rorqual.tasks.find import load_task
+
+    task = load_task(chosen.task, data=Path(chosen.data) if chosen.data else None, options=chosen.options)
+    bar = Progress(f"eval {task.name}", chosen.count, unit="answer")
+
+    def show(done: int, total: int) -> None:
+        bar.total = total
+        bar.update(done)
+
+    found = run.evaluate(generator(model, chosen), task, progress=show, model=model, **chosen.asked())
+    print(table.table(found))
+    if file := evaluation_file(model, chosen):
+        found.save(file)
+        print(f"  Every answer: {file}")

@@ -1,0 +1,31 @@
+"""`rorqual inspect CONFIG|RUN`"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from rorqual.cli.machine import memory
+from rorqual.cli.settings import Settings, check_device, read
+
+
+def inspect(
+    model: Annotated[str, typer.Argument(metavar="CONFIG|RUN", help="A published model, a YAML or JSON file, a run.")],
+    settings: Settings = None,
+) -> None:
+    """Say what a model costs: parameters, FLOPs and cache a token, memory.
+
+    Models by name: deepseek-v3, deepseek-v2-lite, qwen3-8b, ... Keys: context=4096 (keys attended), dtype=bfloat16 (of weights
+    and cache), device=cpu.
+    """
+    from rorqual.cli.accounts import InspectSettings, find_model, lines, notes, rows
+    from rorqual.model.account import account
+
+    chosen = read(InspectSettings, settings)
+    check_device(chosen.device)
+    config = find_model(model)
+    free = memory()[1] if chosen.device == "cpu" else 0
+    print(lines([("model", model), *rows(config, chosen, free)]))
+    for note in notes(model, account(config)):
+        print(f"\n{note}")

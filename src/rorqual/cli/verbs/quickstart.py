@@ -1,0 +1,34 @@
+"""`rorqual quickstart`"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rorqual.cli.machine import cores
+
+
+class Size(StrEnum):
+    """How much work: `small` shows every stage in short, `full` is the one whose figures mean something."""
+
+    SMALL = "small"
+    FULL = "full"
+
+
+def quickstart(
+    out: Annotated[Path, typer.Option(help="The folder for everything it makes.")] = Path("runs/quickstart"),
+    seed: Annotated[int, typer.Option(min=0, help="One seed gives one result.")] = 0,
+    size: Annotated[Size, typer.Option(help="small shows every stage in short; its figures mean little.")] = Size.FULL,
+    threads: Annotated[int, typer.Option(min=0, help="0: every core. Changes the time and no figure.")] = 0,
+) -> None:
+    """Build a small DeepSeek-style model, teach it to reason, reinforce it, measure it, and report.
+
+    Stopped, it goes on where it was when the same command is given again.
+    """
+    from rorqual.recipes.quickstart import run_quickstart
+
+    report = run_quickstart(out, seed=seed, size=size.value, threads=threads or cores())
+    print(f"\nThe report: {report}\nNext: rorqual chat {out / 'teacher'}")

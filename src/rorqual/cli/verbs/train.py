@@ -1,0 +1,47 @@
+"""`rorqual train RECIPE key=value ...`"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rorqual.cli.machine import cores
+from rorqual.cli.settings import WHERE, Settings, check_device, pairs
+from rorqual.core.config import Config, parse
+from rorqual.core.errors import ConfigError
+from rorqual.core.records import RunDir
+
+
+class Mode(Config):
+    """What belongs to this command and not to the run: it changes no figure."""
+
+    out: str = ""
+    threads: int = 0
+    quiet: bool = False
+
+
+def train(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="pretrain, sft or grpo.")],
+    settings: Settings = None,
+) -> None:
+    """Train a recipe, or go on with it: the same command continues where it was.
+
+    Keys: out=FOLDER (default runs/RECIPE), threads=N, quiet=true, device=, dtype=, what the recipe takes (data=FILE, task=NAME,
+    from=RUN, seed=, steps=, size=, ...) and any field of the run by its dotted name, such as optim.lr=3e-4.
+    """
+    values = pairs(settings)
+    mode = parse(Mode, {key: values.pop(key) for key in Mode.model_fields if key in values}, where=WHERE)
+    if mode.threads < 0:
+        raise ConfigError(f"threads={mode.threads}", where=WHERE, remedy="Use 1 or more.")
+
+    from rorqual.recipes import make_run
+    from rorqual.train.loop import fit
+
+    run = make_run(recipe, values)
+    check_device(run.device)
+    out = mode.out or f"runs/{recipe}"
+    fit(run, RunDir(Path(out)), threads=mode.threads or cores(), quiet=mode.quiet)
+    if not mode.quiet:
+        print(f"{out}\n  Next: rorqual chat {out}")

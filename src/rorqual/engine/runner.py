@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from rorqual.core.errors import ConfigError, NumericsError
 from rorqual.engine.cache import KVCache, round_up
+from rorqual.engine.kernels import for_generation
 from rorqual.engine.sampler import Settings, draw, uniform
 from rorqual.engine.scheduler import Ints, Rows, Sequence
 from rorqual.model import Decoder, Output
@@ -49,7 +51,9 @@ class Runner:
     """
 
     def __init__(self, model: Decoder, slots: int, *, record_experts: bool) -> None:
-        self.model, self.slots = model, slots
+        # A shallow copy: the same parameters, in the same dictionaries, run with other operations.
+        self.model, self.slots = copy.copy(model), slots
+        self.model.ops = for_generation(model.ops)
         self.layers, self.k, n_experts = routed_layers(model) if record_experts else (0, 0, 0)
         self.expert_dtype = torch.uint8 if n_experts <= 256 else torch.int16
         weight = model.embed_tokens.weight

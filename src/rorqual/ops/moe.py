@@ -119,7 +119,7 @@ def experts(x: Tensor, routing: Routing, gate_up: Tensor, down: Tensor) -> Tenso
         token, rank = (routing.indices == expert).nonzero(as_tuple=True)
         gate, up = F.linear(x[token], gate_up[expert]).chunk(2, dim=-1)
         y = F.linear(F.silu(gate) * up, down[expert])
-        out = out.index_add(0, token, y * routing.weights[token, rank].unsqueeze(-1).to(y.dtype))
+        out = out.index_add(0, token, (y * routing.weights[token, rank].unsqueeze(-1)).to(out.dtype))
     return out
 
 

@@ -30,8 +30,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tenso
 
 
 def experts(x: Tensor, routing: Routing, gate_up: Tensor, down: Tensor) -> Tensor:
-    """`ops.moe.experts`, over tokens sorted by expert."""
-    out: Tensor = _Experts.apply(x, routing.weights.to(x.dtype), routing.indices, gate_up, down)
+    """`ops.moe.experts`, over tokens sorted by expert; under autocast in its type, as a linear layer would be."""
+    device = x.device.type
+    kind = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    out: Tensor = _Experts.apply(x.to(kind), routing.weights.to(kind), routing.indices, gate_up.to(kind), down.to(kind))
     return out
 
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from rorqual.core.errors import CheckpointError, RorqualError
+from rorqual.core.errors import CheckpointError, NumericsError, RorqualError
 from rorqual.core.records import WHOLE_FILE, RunDir, write_atomic, write_json
 from rorqual.model.decoder import Decoder
 from rorqual.model.load.run import WEIGHTS_FILE, load_weights
@@ -22,7 +21,11 @@ KEEP = 2
 
 
 def save_checkpoint(run: RunDir, step: int, model: Decoder, optimizer: Optimizer, metrics_bytes: int) -> None:
-    """Write `step-NNNNNN/`; on any failure the older checkpoints stay as they were. The newest two are kept."""
+    """Write `step-NNNNNN/`; on any failure the older checkpoints stay as they were. The newest two whole ones are kept.
+
+    A weight that is not finite is a `NumericsError`, and nothing is written.
+    """
+    check_finite(model, step)
     final, temporary = run.step_dir(step), run.path / f".step-{step:06d}.{os.getpid()}"
     files = {
         WEIGHTS_FILE: save(_contiguous(model.state_dict())),
@@ -45,8 +48,22 @@ def save_checkpoint(run: RunDir, step: int, model: Decoder, optimizer: Optimizer
             where=str(final),
             remedy="Free disk space and repeat the command: it goes on from the last checkpoint.",
         ) from error
-    for old in [s for s in run.steps() if s < step][: -(KEEP - 1) or None]:
-        shutil.rmtree(run.step_dir(old), ignore_errors=True)
+    older = [s for s in run.steps() if s < step]
+    kept = [s for s in older if run.why_torn(s) is None][-(KEEP - 1) :]
+    for old in older:
+        if old not in kept:
+            shutil.rmtree(run.step_dir(old), ignore_errors=True)
+
+
+def check_finite(model: Decoder, step: int) -> None:
+    """Refuse weights that hold NaN or infinity: a checkpoint of them would be the newest, and of no use."""
+    bad = [name for name, tensor in model.state_dict().items() if not bool(tensor.isfinite().all())]
+    if bad:
+        raise NumericsError(
+            f"after step {step} {len(bad)} tensors hold NaN or infinity, {bad[0]} among them",
+            where="train",
+            remedy="Lower optim.lr; the last checkpoint holds the weights from before it.",
+        )
 
 
 def load_checkpoint(run: RunDir, step: int, model: Decoder, optimizer: Optimizer) -> int:
@@ -57,9 +74,9 @@ def load_checkpoint(run: RunDir, step: int, model: Decoder, optimizer: Optimizer
         optimizer.load(load_file(folder / OPTIM_FILE))
         state = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
         return int(state["metrics_bytes"])
-    except (OSError, SafetensorError, KeyError, ValueError, RuntimeError) as error:
+    except (OSError, SafetensorError, KeyError, ValueError, CheckpointError) as error:
         raise CheckpointError(
-            f"the optimizer's state does not fit this run: {error}",
+            f"cannot go on from here: {error}",
             where=str(folder),
             remedy="Give another out=, or delete this checkpoint to go on from the one before.",
         ) from error
@@ -67,9 +84,3 @@ def load_checkpoint(run: RunDir, step: int, model: Decoder, optimizer: Optimizer
 
 def _contiguous(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-
-
-def truncate(path: Path, size: int) -> None:
-    """Cut `metrics.jsonl` back to what the checkpoint had seen."""
-    if path.is_file() and path.stat().st_size > size:
-        os.truncate(path, size)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
-from rorqual.core.errors import NumericsError
+from rorqual.core.errors import NumericsError, RorqualError
 from rorqual.core.log import Progress
 from rorqual.core.records import RunDir
 from rorqual.data.chat import chat_format
@@ -86,7 +87,8 @@ def fit(run: Run, out: RunDir, *, threads: int = 1, quiet: bool = False) -> Stat
 def _go(run: Run, out: RunDir, state: State, source: Source, threads: int, quiet: bool) -> None:
     progress = None if quiet else Progress(f"{run.recipe}", run.steps, start=state.step)
     saved = time.monotonic()
-    with open(out.metrics_file, "ab") as log, workers(threads) as pool:
+    with open(out.metrics_file, "ab", buffering=0) as log, workers(threads) as pool:
+        log.truncate(state.metrics_bytes)  # of what was done after the checkpoint, and will be done again
         while state.step < run.steps:
             began, cpu = time.monotonic(), time.process_time()
             work = source.step(state.step)
@@ -97,15 +99,27 @@ def _go(run: Run, out: RunDir, state: State, source: Source, threads: int, quiet
             record["flops"] = step_flops(run, record)
             record["seconds"], record["core_seconds"] = spent, time.process_time() - cpu
             record["tokens_per_second"] = totals.tokens / spent
-            log.write((json.dumps(record) + "\n").encode())
-            log.flush()
+            append(log, (json.dumps(record) + "\n").encode(), str(out.metrics_file))
             if state.step == run.steps or time.monotonic() - saved >= run.save_seconds:
-                save_checkpoint(out, state.step, state.model, state.optimizer, log.tell())
+                save_checkpoint(out, state.step, state.model, state.optimizer, os.fstat(log.fileno()).st_size)
                 saved = time.monotonic()
             if progress is not None:
                 progress.update(state.step, _note(record))
                 for note in work.notes:
                     progress.say(note)
+
+
+def append(log: BinaryIO, line: bytes, where: str) -> None:
+    """Write a whole line; a full disk is an error that says so."""
+    try:
+        while line:
+            line = line[log.write(line) :]
+    except OSError as error:
+        raise RorqualError(
+            f"cannot write: {error.strerror}",
+            where=where,
+            remedy="Free disk space and repeat the command: it goes on from the last checkpoint.",
+        ) from error
 
 
 def step_flops(run: Run, record: dict[str, Any]) -> int:
@@ -173,4 +187,6 @@ def check_sampler(run: Run, update: Update, step: int) -> None:
 def _note(record: dict[str, Any]) -> str:
     shown = {"loss": "loss", "reward": "reward", "think_share": "thinks", "think_length": "length"}
     text = "  ".join(f"{label} {record[key]:.3g}" for key, label in shown.items() if key in record)
+    if record.get("groups_equal"):
+        text += f"  one reward only in {record['groups_equal']} of {record['groups_total']} groups"
     return f"{text}  {record['tokens_per_second']:,.0f} tokens/s"

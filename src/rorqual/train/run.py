@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, SerializeAsAny
+from pydantic import Field, SerializeAsAny, model_validator
 
 from rorqual.core.config import Config, one_of
 from rorqual.model.config import ModelConfig
 from rorqual.train.balance import Balance
-from rorqual.train.objectives import NextToken, Objective
+from rorqual.train.objectives import MultiToken, NextToken, Objective
 from rorqual.train.optim import AdamWConfig, OptimConfig
 from rorqual.train.sources import SourceConfig
 
@@ -45,3 +45,13 @@ class Run(Config):
     dtype: Literal["float32", "bfloat16"] = "float32"
     max_logprob_diff: float = 1e-4
     mean_logprob_diff: float = 1e-6
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        modules = self.model.num_nextn_predict_layers
+        for objective in self.objectives:
+            if isinstance(objective, MultiToken) and objective.depth != modules:
+                raise ValueError(
+                    f"objective mtp has depth {objective.depth}, the model has {modules} prediction modules"
+                )
+        return self

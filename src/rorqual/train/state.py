@@ -11,9 +11,9 @@ from rorqual.core.records import RunDir, write_atomic
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.model.decoder import Decoder
 from rorqual.model.init import build
-from rorqual.model.load.run import load_run
+from rorqual.model.load.run import load_weights
 from rorqual.ops.registry import FAST, Ops
-from rorqual.train.checkpoint import load_checkpoint, truncate
+from rorqual.train.checkpoint import load_checkpoint
 from rorqual.train.optim import Optimizer
 from rorqual.train.run import Run
 
@@ -24,12 +24,14 @@ LIVE_KEYS = {"device", "save_seconds"}
 
 @dataclass
 class State:
-    """`step`: how many steps are done. `notes`: what was skipped while looking for a checkpoint."""
+    """`step`: how many steps are done, `metrics_bytes`: how much of `metrics.jsonl` tells of them. `notes`: what was skipped
+    while looking for a checkpoint."""
 
     model: Decoder
     tokenizer: Tokenizer
     optimizer: Optimizer
     step: int
+    metrics_bytes: int
     notes: list[str]
 
 
@@ -59,20 +61,22 @@ def restore(run: Run, out: RunDir, tokenizer: Tokenizer, ops: Ops = FAST) -> Sta
     """Fresh weights, another run's, or this run's newest whole checkpoint; another run in the folder is refused."""
     same_run(run, out)
     step, notes = out.newest_whole()
-    model = (
-        load_run(RunDir(Path(run.start.run)), ops=ops) if run.start.run else build(run.model, seed=run.seed, ops=ops)
-    )
+    model = build(run.model, seed=run.seed, ops=ops)
+    if run.start.run:
+        load_weights(model, RunDir(Path(run.start.run)).checkpoint())
     model = model.to(run.device)
     optimizer = run.optim.build(dict(model.named_parameters()))
-    if step is not None:
-        truncate(out.metrics_file, load_checkpoint(out, step, model, optimizer))
-    return State(model, tokenizer, optimizer, step or 0, notes)
+    seen = 0 if step is None else load_checkpoint(out, step, model, optimizer)
+    return State(model, tokenizer, optimizer, step or 0, seen, notes)
 
 
 def same_run(run: Run, out: RunDir) -> None:
     """Refuse to go on in a folder that holds another run; the error names what differs."""
+    if out.path.exists() and not out.path.is_dir():
+        raise ConfigError("not a folder", where=str(out.path), remedy="Give another out=.")
     if not out.config_file.is_file():
-        if out.path.exists() and any(out.path.iterdir()):
+        # A kill while run.yaml was being written leaves its hidden temporary file: that is not another's folder.
+        if out.path.exists() and any(not entry.name.startswith(".") for entry in out.path.iterdir()):
             raise ConfigError(
                 "the folder is not empty and holds no run", where=str(out.path), remedy="Give another out=."
             )

@@ -107,7 +107,7 @@ def _one(
         update.means[f"loss/{objective.kind}"] = (float(term.sum.detach()), weight)
         update.means |= term.means
         update.maxima |= term.maxima
-        routed += [(routing, term.valid if term.valid is not None else valid) for routing in term.routing]
+        routed += zip(term.routing, term.valid, strict=True)
     if batch.replay is not None:
         _record_replay(update, output.routing, valid)
     update.counts = [count(routing, ok, routing.scores.shape[-1]) for routing, ok in routed]

@@ -19,14 +19,14 @@ from rorqual.train.batch import TrainBatch
 class Term:
     """`sum`: what to minimise, summed, not divided. `means` are (sum, weight), `maxima` the largest seen; both for the record.
 
-    `routing`, `valid`: where the objective's own layers sent their tokens, and which of those count.
+    `routing`: where the objective's own layers sent their tokens; `valid`, beside each, which of those are no padding.
     """
 
     sum: Tensor
     means: dict[str, tuple[float, float]] = field(default_factory=dict)
     maxima: dict[str, float] = field(default_factory=dict)
     routing: tuple[Routing, ...] = ()
-    valid: Tensor | None = None
+    valid: tuple[Tensor, ...] = ()
 
 
 class Objective(Kind):

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from rorqual.train.optim.base import OptimConfig, Optimizer
+from rorqual.train.optim.base import OptimConfig, Optimizer, check_state
 
 
 class AdamWConfig(OptimConfig):
@@ -25,7 +25,7 @@ class AdamWConfig(OptimConfig):
 
 
 class AdamW(Optimizer):
-    """State names: `exp_avg/NAME`, `exp_avg_sq/NAME`, `step/NAME`."""
+    """State names: `exp_avg/NAME`, `exp_avg_sq/NAME`, `step/NAME`; none before the first step."""
 
     def __init__(self, config: AdamWConfig, params: dict[str, nn.Parameter]) -> None:
         self.config, self.params = config, params
@@ -54,6 +54,14 @@ class AdamW(Optimizer):
         }
 
     def load(self, state: dict[str, Tensor]) -> None:
+        shapes: dict[str, tuple[int, ...]] = {}
+        if state:
+            for name, parameter in self.params.items():
+                shape = tuple(parameter.shape)
+                shapes |= {f"step/{name}": (), f"exp_avg/{name}": shape, f"exp_avg_sq/{name}": shape}
+        check_state(state, shapes)
+        self.inner.state.clear()
         for full, value in state.items():
             key, _, name = full.partition("/")
-            self.inner.state[self.params[name]][key] = value.clone()
+            device = "cpu" if key == "step" else self.params[name].device  # torch counts steps on the CPU
+            self.inner.state[self.params[name]][key] = value.to(device, copy=True)

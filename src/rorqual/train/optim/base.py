@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from concurrent.futures import Executor
 
 from torch import Tensor, nn
 
 from rorqual.core.config import Kind
+from rorqual.core.errors import CheckpointError
 from rorqual.train.schedule import Schedule
 
 
@@ -24,7 +26,21 @@ class Optimizer(ABC):
 
     @abstractmethod
     def load(self, state: dict[str, Tensor]) -> None:
-        """Take back what `state` gave."""
+        """Take back what `state` gave; other names or shapes are a `CheckpointError`, before anything is changed."""
+
+
+def check_state(state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuse a state whose names or shapes are not those of `shapes`; what differs is listed."""
+    problems = [f"missing {name}" for name in shapes if name not in state]
+    problems += [f"left over {name}" for name in state if name not in shapes]
+    problems += [
+        f"{name} is {tuple(state[name].shape)}, not {shape}"
+        for name, shape in shapes.items()
+        if name in state and tuple(state[name].shape) != shape
+    ]
+    if problems:
+        shown = "; ".join(problems[:6]) + (f"; and {len(problems) - 6} more" if len(problems) > 6 else "")
+        raise CheckpointError(f"an optimizer's state of another shape: {shown}")
 
 
 class OptimConfig(Kind):

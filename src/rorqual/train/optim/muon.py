@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rorqual.train.optim.adamw import AdamW, AdamWConfig
-from rorqual.train.optim.base import OptimConfig, Optimizer
+from rorqual.train.optim.base import OptimConfig, Optimizer, check_state
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Quintic Newton-Schulz iteration, from the author's description; singular values end between 0.7 and 1.2."""
@@ -96,8 +96,8 @@ class Muon(Optimizer):
         return own | {f"adamw/{name}": value for name, value in self.rest.state().items()}
 
     def load(self, state: dict[str, Tensor]) -> None:
-        for full, value in state.items():
-            key, _, name = full.partition("/")
-            if key == "momentum":
-                self.momentum[name].copy_(value)
+        own = {name: value for name, value in state.items() if not name.startswith("adamw/")}
+        check_state(own, {f"momentum/{name}": tuple(m.shape) for name, m in self.momentum.items()})
         self.rest.load({n.removeprefix("adamw/"): v for n, v in state.items() if n.startswith("adamw/")})
+        for name, momentum in self.momentum.items():
+            momentum.copy_(own[f"momentum/{name}"])

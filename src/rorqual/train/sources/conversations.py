@@ -39,7 +39,8 @@ class Conversations(Source):
 
     def __init__(self, config: ConversationsConfig, materials: Materials) -> None:
         loaded = read_conversations(Path(config.data))
-        rendered = [materials.chat.render(messages) for messages in loaded.conversations]
+        # An earlier turn that reasoned is trained in a rendering of its own, in which it is the last.
+        rendered = [one for messages in loaded.conversations for one in materials.chat.samples(messages)]
         samples = [Sample(r.ids, r.mask) for r in rendered]
         long = [len(s) for s in samples if len(s) > config.row]
         if long and config.longer == "error":
@@ -49,12 +50,13 @@ class Conversations(Source):
                 remedy=f"Set source.row={max(long)}, or source.longer=cut or skip.",
             )
         kept = [s.cut(config.row) for s in samples if config.longer == "cut" or len(s) <= config.row]
+        empty = sum(not s.n_trained for s in kept)  # a cut may leave the question alone
         self.stream = ConversationStream(kept, config.rows, config.row, materials.seed, pad=materials.tokenizer.pad)
         self.notes = []
-        if loaded.skipped or (long and config.longer == "skip"):
-            skipped = len(samples) - len(kept)
+        longer = len(samples) - len(kept)
+        if loaded.skipped or empty or longer:
             self.notes = [
-                f"{config.data}: skipped {loaded.skipped} with nothing to train on, {skipped} longer than a row"
+                f"{config.data}: skipped {loaded.skipped + empty} with nothing to train on, {longer} longer than a row"
             ]
 
     def step(self, step: int) -> Step:

@@ -187,5 +187,6 @@ def measure(problems: list[Problem], groups: list[list[Scored]]) -> dict[str, An
 
 
 def share(scored: list[Scored]) -> float:
-    """Share of right ones; 0 of none."""
-    return sum(s.verdict is Verdict.RIGHT for s in scored) / len(scored) if scored else 0.0
+    """Share of right ones among those graded; 0 of none."""
+    graded = [s for s in scored if s.verdict is not Verdict.UNGRADED]
+    return sum(s.verdict is Verdict.RIGHT for s in graded) / len(graded) if graded else 0.0

@@ -15,7 +15,7 @@ from rorqual.data.chat import ChatFormat
 from rorqual.data.pack import Sample
 from rorqual.data.stream import GeneratedStream
 from rorqual.tasks.base import Problem, Task
-from rorqual.tasks.find import load_task
+from rorqual.tasks.find import check_gold, load_task
 from rorqual.train.batch import TrainBatch
 from rorqual.train.sources.base import Materials, Source, SourceConfig, Step
 
@@ -51,6 +51,7 @@ class Worked(Source):
             raise DataError(
                 "no problems in the train split", where=f"task {self.task.name}", remedy="Check problems()."
             )
+        check_gold(self.task, probe)
         if config.think and all(problem.steps is None for problem in probe):
             raise DataError(
                 "none of its problems has worked steps",

@@ -17,7 +17,7 @@ HIDDEN: dict[Size, int] = {"tiny": 32, "small": 128, "medium": 384}
 def v3_like(size: Size, *, vocab_size: int, context: int) -> ModelConfig:
     """A DeepSeek-V3 in small: one routed expert in eight active, one shared expert, one MTP module."""
     d = HIDDEN[size]
-    layers, experts, active = {"tiny": (1, 8, 1), "small": (2, 16, 2), "medium": (7, 32, 4)}[size]
+    layers, experts, active = {"tiny": (1, 16, 2), "small": (2, 16, 2), "medium": (7, 32, 4)}[size]
     mla = MLAConfig(
         num_attention_heads=d // 32,
         q_lora_rank=d // 2,

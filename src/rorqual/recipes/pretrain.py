@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from rorqual.recipes.models import Size
-from rorqual.recipes.start import beginning
+from rorqual.recipes.start import beginning, supervised
 from rorqual.train.balance import Balance
-from rorqual.train.objectives import MultiToken, NextToken
 from rorqual.train.optim import AdamWConfig, MuonConfig
 from rorqual.train.run import Run
 from rorqual.train.schedule import Schedule
@@ -31,7 +30,7 @@ def pretrain(
         start=begin,
         model=model,
         source=TextConfig(data=data, rows=rows, row=row),
-        objectives=(NextToken(), MultiToken()),
+        objectives=supervised(model),
         optim=MuonConfig(
             lr=0.02, adamw=AdamWConfig(lr=2e-3, betas=(0.9, 0.98)), schedule=Schedule(warmup=50, decay=0.4)
         ),

@@ -34,6 +34,7 @@ from rorqual.train.loop import fit
 
 TASK = "families"
 EVALS, SUMMARY, CLOCK = "evals", "summary.json", "clock.json"
+WHEN = ("before", "after")
 MODES: tuple[Thinking, ...] = ("auto", "on", "off")
 
 
@@ -144,9 +145,9 @@ def measure(place: Place, scale: Scale, seed: int, threads: int) -> None:
     done = {path.stem for path in (place.out / EVALS).glob("*.json")}
     times = Times(place.out / CLOCK)
     params = SamplingParams(max_tokens=scale.max_tokens, seed=seed)
-    for when, run in (("before", place.base), ("after", place.teacher)):
+    for when, run in zip(WHEN, (place.base, place.teacher)):
         wanted = [mode for mode in MODES if f"{when}-{mode}" not in done]
-        if not wanted and "experts" in done:
+        if not wanted and (when == "before" or "experts" in done):
             continue
         engine = Engine.from_run(run.path, threads=threads)
         for mode in wanted:
@@ -174,7 +175,7 @@ def shown(label: str) -> Callable[[int, int], None]:
 
     def update(done: int, total: int) -> None:
         if not progress:
-            progress.append(Progress(f"  {label}", total, unit="answer"))
+            progress.append(Progress(f"  {label}", total, unit="answer", start=done))
         progress[0].update(done)
 
     return update
@@ -201,7 +202,7 @@ def summary(place: Place, model: ModelConfig, seed: int, size: str) -> dict[str,
     a = account(model, context=model.max_position_embeddings, cache_value_bytes=4)
     stages = [stage_cost("train on worked solutions", place.base), stage_cost("reinforce", place.teacher)]
     spent = Times(place.out / CLOCK).spent
-    evaluations = [Evaluation.load(place.evaluation(name)) for name in spent]
+    evaluations = [Evaluation.load(place.evaluation(f"{when}-{mode}")) for when in WHEN for mode in MODES]
     tokens = sum(sum(e.usage.values()) for e in evaluations)
     stages.append(
         {"name": "measure", "tokens": tokens, "flops": tokens * a.flops}

@@ -6,9 +6,8 @@ from typing import Any
 
 from rorqual.core.errors import ConfigError
 from rorqual.recipes.models import Size
-from rorqual.recipes.start import beginning
+from rorqual.recipes.start import beginning, supervised
 from rorqual.train.balance import Balance
-from rorqual.train.objectives import MultiToken, NextToken
 from rorqual.train.optim import AdamWConfig, MuonConfig
 from rorqual.train.run import Run
 from rorqual.train.schedule import Schedule
@@ -47,7 +46,7 @@ def sft(
         start=begin,
         model=model,
         source=source,
-        objectives=(NextToken(), MultiToken()) if model.num_nextn_predict_layers else (NextToken(),),
+        objectives=supervised(model),
         optim=MuonConfig(
             lr=0.02, adamw=AdamWConfig(lr=2e-3, betas=(0.9, 0.98)), schedule=Schedule(warmup=50, decay=0.4)
         ),

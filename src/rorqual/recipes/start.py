@@ -9,6 +9,7 @@ from rorqual.data.tokenizer import BASE_VOCAB, Tokenizer
 from rorqual.model.config import ModelConfig
 from rorqual.model.load.run import read_model_config
 from rorqual.recipes.models import Size, v3_like
+from rorqual.train.objectives import MultiToken, NextToken, Objective
 from rorqual.train.run import Start
 
 
@@ -25,3 +26,9 @@ def beginning(start: str, tokenizer: str, size: Size, context: int) -> tuple[Sta
     else:
         vocab = Tokenizer.load(Path(tokenizer)).vocab_size
     return Start(tokenizer=tokenizer), v3_like(size, vocab_size=vocab, context=context)
+
+
+def supervised(model: ModelConfig) -> tuple[Objective, ...]:
+    """The next token and, where the model has prediction modules, the ones after."""
+    depth = model.num_nextn_predict_layers
+    return (NextToken(), MultiToken(depth=depth)) if depth else (NextToken(),)

@@ -17,6 +17,7 @@ from rorqual.train.sources import RolloutConfig
 def grpo(
     task: str,
     start: str,
+    data: str = "",
     steps: int = 40,
     problems: int = 32,
     samples: int = 12,
@@ -30,6 +31,7 @@ def grpo(
 ) -> Run:
     """Reinforce a run on a task, on correctness alone: groups of samples, the right ones up, the wrong ones down (GRPO).
 
+    `data` is the file or folder of a task that reads files.
     No KL term and an asymmetric clip (DAPO); groups with one reward only teach nothing, are left out and counted.
     """
     begin, model = beginning(start, "bytes", "small", row)
@@ -41,6 +43,7 @@ def grpo(
         model=model,
         source=RolloutConfig(
             task=task,
+            data=data,
             options=options or {},
             problems=problems,
             samples=samples,

@@ -29,15 +29,16 @@ def sft(
 ) -> Run:
     """Fine-tune on conversations (data=FILE, JSONL or Parquet of messages) or on a task's worked solutions (task=NAME).
 
+    With both, `data` is the file or folder of a task that reads files, such as task=gsm8k.
     Loss on what the assistant says: thinking, answer and the end of the turn. Muon for hidden matrices, AdamW for the rest.
     """
-    if bool(data) == bool(task):
-        raise ConfigError("sft needs data=FILE or task=NAME, one of them", where="train sft", remedy="Name one.")
+    if not data and not task:
+        raise ConfigError("sft needs data=FILE or task=NAME", where="train sft", remedy="Name one.")
     begin, model = beginning(start, tokenizer, size, row)
     source: SourceConfig = (
-        ConversationsConfig(data=data, rows=rows, row=row)
-        if data
-        else WorkedConfig(task=task, options=options or {}, think=think, rows=rows, row=row)
+        WorkedConfig(task=task, data=data, options=options or {}, think=think, rows=rows, row=row)
+        if task
+        else ConversationsConfig(data=data, rows=rows, row=row)
     )
     return Run(
         recipe="sft",

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 from rorqual.core.errors import DataError
 from rorqual.tasks.answer import label
-from rorqual.tasks.base import Problem, Split, Task, Verdict
-from rorqual.tasks.rows import SAMPLES, Row, carve, held_out, normal, read, shuffled
+from rorqual.tasks.base import Problem, Split, Verdict
+from rorqual.tasks.rows import SAMPLES, FileTask, Row, carve, held_out, normal, read
 
 LABELS = ("True", "False", "Uncertain")
 SAME = {"Unknown": "Uncertain"}
 """The training file says Unknown where the validation file says Uncertain."""
 
 
-class Folio(Task):
+class Folio(FileTask):
     """Rows `premises` (a list), `conclusion`, `label`. The validation file is the held-out split; test labels are not public.
 
     `dev` is carved from the training file by story, since several conclusions share one. `data` is a folder with
@@ -25,12 +24,12 @@ class Folio(Task):
     name = "folio"
 
     def __init__(self, data: Path | None = None) -> None:
-        self.data = data or SAMPLES / "folio"
+        super().__init__(data or SAMPLES / "folio")
 
-    def problems(self, split: Split, seed: int) -> Iterator[Problem]:
+    def load(self, split: Split) -> list[Problem]:
         paths = held_out(self.data, split, {"train": "train", "test": "validation"})
         found = [self._problem(row, split) for path in paths for row in read(path)]
-        return shuffled(carve([(str(p.meta["story"]), p) for p in found], split), split, seed, str(self.data))
+        return carve([(str(p.meta["story"]), p) for p in found], split)
 
     def _problem(self, row: Row, split: Split) -> Problem:
         premises, conclusion, gold = row.get("premises", list), row.get("conclusion"), row.get("label")

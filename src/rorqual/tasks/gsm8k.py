@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 from rorqual.core.errors import DataError
 from rorqual.tasks.answer import final_number, whole_number
-from rorqual.tasks.base import Problem, Split, Task, Verdict
-from rorqual.tasks.rows import SAMPLES, Row, carve, held_out, normal, read, shuffled
+from rorqual.tasks.base import Problem, Split, Verdict
+from rorqual.tasks.rows import SAMPLES, FileTask, Row, carve, held_out, normal, read
 
 CALCULATOR = re.compile(r"<<[^>]*>>")
 
 
-class Gsm8k(Task):
+class Gsm8k(FileTask):
     """Rows `question`, `answer`; the answer's last line is `#### NUMBER`, and what stands before it are the steps.
 
     `data` is a folder with `train.jsonl` and `test.jsonl` or one file; None is the sample of the package. A gold answer that is
@@ -24,12 +23,12 @@ class Gsm8k(Task):
     name = "gsm8k"
 
     def __init__(self, data: Path | None = None) -> None:
-        self.data = data or SAMPLES / "gsm8k"
+        super().__init__(data or SAMPLES / "gsm8k")
 
-    def problems(self, split: Split, seed: int) -> Iterator[Problem]:
+    def load(self, split: Split) -> list[Problem]:
         paths = held_out(self.data, split, {"train": "train", "test": "test"})
         found = [self._problem(row, split) for path in paths for row in read(path)]
-        return shuffled(carve([(p.key, p) for p in found], split), split, seed, str(self.data))
+        return carve([(p.key, p) for p in found], split)
 
     def _problem(self, row: Row, split: Split) -> Problem:
         question = row.get("question")

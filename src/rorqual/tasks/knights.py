@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from rorqual.core.errors import DataError
-from rorqual.tasks.base import Problem, Split, Task, Verdict
-from rorqual.tasks.rows import SAMPLES, Row, carve, held_out, read, shuffled
+from rorqual.tasks.base import Problem, Split, Verdict
+from rorqual.tasks.rows import SAMPLES, FileTask, Row, carve, held_out, read
 
 TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
 
 
-class Knights(Task):
+class Knights(FileTask):
     """Rows `quiz`, `names`, `solution`, `statements` and the trace (`cot_head`, `cot_repeat_steps`, `cot_foot`).
 
     `data` is a folder with `*train*` and `*test*` files, or one file; None is the sample of the package. `people`, where
@@ -24,14 +24,14 @@ class Knights(Task):
     name = "knights"
 
     def __init__(self, data: Path | None = None, people: int | Sequence[int] = ()) -> None:
-        self.data = data or SAMPLES / "knights"
+        super().__init__(data or SAMPLES / "knights")
         self.people = (people,) if isinstance(people, int) else tuple(people)
 
-    def problems(self, split: Split, seed: int) -> Iterator[Problem]:
+    def load(self, split: Split) -> list[Problem]:
         paths = held_out(self.data, split, {"train": "train", "test": "test"})
         found = [self._problem(row, split) for path in paths for row in read(path)]
         kept = [(p.key, p) for p in found if not self.people or len(p.meta["names"]) in self.people]
-        return shuffled(carve(kept, split), split, seed, str(self.data))
+        return carve(kept, split)
 
     def _problem(self, row: Row, split: Split) -> Problem:
         names, solution = row.get("names", list), row.get("solution", list)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 from rorqual.core.errors import DataError
 from rorqual.tasks.answer import math_equal
-from rorqual.tasks.base import Problem, Split, Task, Verdict
-from rorqual.tasks.rows import SAMPLES, Row, files, normal, read, shuffled
+from rorqual.tasks.base import Problem, Split, Verdict
+from rorqual.tasks.rows import SAMPLES, FileTask, Row, files, normal, read
 
 
-class Math500(Task):
+class Math500(FileTask):
     """Rows `problem`, `answer` (LaTeX), `solution`, `subject`, `level`; graded by math-verify. For evaluation only.
 
     `data` is a folder with a file `*test*.jsonl`, or one file; None is the sample of the package. A gold answer that does not
@@ -21,17 +20,17 @@ class Math500(Task):
     name = "math500"
 
     def __init__(self, data: Path | None = None, timeout: int = 5) -> None:
-        self.data, self.timeout = data or SAMPLES / "math500", timeout
+        super().__init__(data or SAMPLES / "math500")
+        self.timeout = timeout
 
-    def problems(self, split: Split, seed: int) -> Iterator[Problem]:
+    def load(self, split: Split) -> list[Problem]:
         if split != "test":
             raise DataError(
                 f"MATH-500 has no split '{split}': it is for evaluation",
                 where=str(self.data),
                 remedy="Take split=test, or another task to learn from.",
             )
-        found = [self._problem(row) for path in files(self.data, "test") for row in read(path)]
-        return shuffled(found, split, seed, str(self.data))
+        return [self._problem(row) for path in files(self.data, "test") for row in read(path)]
 
     def _problem(self, row: Row) -> Problem:
         return Problem(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rorqual.core.errors import DataError
-from rorqual.tasks.base import Problem, Split, split_of
+from rorqual.tasks.base import Problem, Split, Task, split_of
 
 SAMPLES = Path(__file__).parent / "samples"
 
@@ -112,6 +113,23 @@ def shuffled(problems: list[Problem], split: Split, seed: int, where: str) -> It
         )
     random.Random(f"{seed} {split}").shuffle(problems)
     return iter(problems)
+
+
+class FileTask(Task):
+    """A task whose problems stand in files, which are read once for each split."""
+
+    def __init__(self, data: Path) -> None:
+        self.data = data
+        self._kept: dict[Split, tuple[Problem, ...]] = {}
+
+    def problems(self, split: Split, seed: int) -> Iterator[Problem]:
+        if split not in self._kept:
+            self._kept[split] = tuple(self.load(split))
+        return shuffled(list(self._kept[split]), split, seed, str(self.data))
+
+    @abstractmethod
+    def load(self, split: Split) -> list[Problem]:
+        """The problems of `split`, in the order of the files."""
 
 
 def normal(text: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -28,11 +29,13 @@ GOLD_PROBE = 256
 class RolloutConfig(SourceConfig):
     """`problems` a step, `samples` (the group's size) of each. `std`: divide advantages by the group's deviation (R1).
 
-    `minibatches`: updates a step. `row`: tokens in a training row; answers are at most what it leaves the prompt.
+    `data`: the file or folder of a task that reads files. `minibatches`: updates a step.
+    `row`: tokens in a training row; answers are at most what it leaves the prompt.
     """
 
     kind: Literal["rollouts"] = "rollouts"
     task: str
+    data: str = ""
     options: dict[str, Any] = {}
     problems: int = Field(32, ge=1)
     samples: int = Field(12, ge=2)
@@ -61,7 +64,7 @@ class Rollouts(Source):
 
     def __init__(self, config: RolloutConfig, materials: Materials) -> None:
         self.config, self.chat, self.seed = config, materials.chat, materials.seed
-        self.task = load_task(config.task, options=config.options)
+        self.task = load_task(config.task, data=Path(config.data) if config.data else None, options=config.options)
         self.engine = Engine(materials.model, materials.tokenizer, materials.chat, threads=materials.threads)
         probe = list(islice(self.task.problems("train", self.seed), GOLD_PROBE))
         if not probe:

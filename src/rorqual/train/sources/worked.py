@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from itertools import islice
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
@@ -23,11 +24,16 @@ PROBE = 64
 
 
 class WorkedConfig(SourceConfig):
-    """`think`: the share of problems shown with their steps; the rest is answered at once. `row` tokens in each of `rows`."""
+    """`think`: the share of problems shown with their steps; the rest is answered at once. `row` tokens in each of `rows`.
+
+    `data`: the file or folder of a task that reads files. `longer`: whether a solution longer than a row is an error or skipped.
+    """
 
     kind: Literal["worked"] = "worked"
     task: str = "families"
+    data: str = ""
     options: dict[str, Any] = {}
+    longer: Literal["error", "skip"] = "error"
     think: float = Field(1.0, ge=0, le=1)
     rows: int = Field(32, ge=1)
     row: int = Field(128, ge=8)
@@ -35,8 +41,12 @@ class WorkedConfig(SourceConfig):
     def build(self, materials: Materials) -> Source:
         return Worked(self, materials)
 
+    def load(self) -> Task:
+        """The task."""
+        return load_task(self.task, data=Path(self.data) if self.data else None, options=self.options)
+
     def texts(self) -> Iterator[str]:
-        for problem in islice(load_task(self.task, options=self.options).problems("train", 0), 2000):
+        for problem in islice(self.load().problems("train", 0), 2000):
             yield f"{problem.prompt} {problem.steps or ''} {problem.answer}"
 
 
@@ -45,7 +55,7 @@ class Worked(Source):
 
     def __init__(self, config: WorkedConfig, materials: Materials) -> None:
         self.config, self.chat, self.seed = config, materials.chat, materials.seed
-        self.task = load_task(config.task, options=config.options)
+        self.task = config.load()
         probe = list(islice(self.task.problems("train", self.seed), PROBE))
         if not probe:
             raise DataError(
@@ -58,15 +68,36 @@ class Worked(Source):
                 where=f"task {self.task.name}",
                 remedy="Set source.think=0, or use `rorqual train grpo`.",
             )
+        fit = [self._sample(problem, think=config.think > 0) for problem in probe]
+        if all(sample is None for sample in fit):
+            raise self._too_long(probe[0])
 
     def step(self, step: int) -> Step:
         problems = repeat(self.task, self.seed * 1_000_003 + step)
 
         def make(rng: random.Random) -> Sample:
-            return worked_sample(next(problems), self.chat, think=rng.random() < self.config.think)
+            think = rng.random() < self.config.think
+            return next(sample for problem in problems if (sample := self._sample(problem, think=think)) is not None)
 
         stream = GeneratedStream(make, self.config.rows, self.config.row, self.seed, pad=self.chat.tokenizer.pad)
         return Step([TrainBatch.from_packed(stream.batch(step))])
+
+    def _sample(self, problem: Problem, *, think: bool) -> Sample | None:
+        """The worked problem; None where it is longer than a row and is to be skipped."""
+        sample = worked_sample(problem, self.chat, think=think)
+        if len(sample) <= self.config.row:
+            return sample
+        if self.config.longer == "skip":
+            return None
+        raise self._too_long(problem)
+
+    def _too_long(self, problem: Problem) -> DataError:
+        length = len(worked_sample(problem, self.chat, think=self.config.think > 0))
+        return DataError(
+            f"a worked problem of {length} tokens does not fit a row of {self.config.row}",
+            where=str(problem.meta.get("where", f"task {self.task.name}")),
+            remedy=f"Set row={length} or more, source.longer=skip, or tokenizer=bpe:1024 for shorter rows.",
+        )
 
 
 def repeat(task: Task, seed: int) -> Iterator[Problem]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from rorqual.core.config import Config
+from rorqual.core.config import Config, override
 from rorqual.core.log import Progress, clock
 from rorqual.core.records import RunDir, Thinking, write_json
 from rorqual.engine.engine import Engine
@@ -106,12 +106,22 @@ class Place:
         return self.out / EVALS / f"{name}.json"
 
 
-def run_quickstart(out: Path, *, seed: int = 0, size: Literal["small", "full"] = "full", threads: int = 2) -> Path:
+def run_quickstart(
+    out: Path,
+    *,
+    seed: int = 0,
+    size: Literal["small", "full"] = "full",
+    threads: int = 2,
+    device: str = "cpu",
+    dtype: Literal["float32", "bfloat16"] = "float32",
+) -> Path:
     """Run all stages into `out`, from where they stand there; returns the report's path."""
     scale, place = SCALES[size], Place(out)
     began = time.monotonic()
     base = sft(task=TASK, size=scale.model, steps=scale.sft_steps, rows=scale.sft_rows, row=scale.row, think=scale.think,
                options={"hard": scale.sft_hard}, seed=seed)  # fmt: skip
+    where = [f"device={device}", f"dtype={dtype}"]
+    base = override(base, where)
     for line in describe(base.model):
         print(line)
     print(f"\n1/4 train: {base.steps} steps on worked solutions of {TASK}")
@@ -119,10 +129,11 @@ def run_quickstart(out: Path, *, seed: int = 0, size: Literal["small", "full"] =
     reinforced = grpo(task=TASK, start=str(place.base.path), steps=scale.grpo_steps, problems=scale.grpo_problems,
                       samples=scale.grpo_samples, max_tokens=scale.max_tokens, row=scale.row, lr=scale.lr,
                       options={"hard": scale.grpo_hard}, seed=seed)  # fmt: skip
+    reinforced = override(reinforced, where)
     print(f"\n2/4 reinforce: {reinforced.steps} steps of GRPO, on correctness alone")
     fit(reinforced, place.teacher, threads=threads)
     print("\n3/4 measure on held-out problems")
-    measure(place, scale, seed, threads)
+    measure(place, scale, seed, threads, device, dtype)
     print("\n4/4 report")
     write_json(out / SUMMARY, summary(place, base.model, seed, size))
     report = build_report(out)
@@ -139,7 +150,7 @@ def describe(model: ModelConfig) -> Iterator[str]:
     yield f"  {a.cache_bytes:,} bytes of cache a token (fp32), {a.flops:,} FLOPs a token forward at {a.context} positions"
 
 
-def measure(place: Place, scale: Scale, seed: int, threads: int) -> None:
+def measure(place: Place, scale: Scale, seed: int, threads: int, device: str = "cpu", dtype: str = "float32") -> None:
     """The six evaluations (before and after; own choice, made to think, at once) and the use of experts."""
     task = load_task(TASK, options={"hard": 0.5})
     done = {path.stem for path in (place.out / EVALS).glob("*.json")}
@@ -149,7 +160,7 @@ def measure(place: Place, scale: Scale, seed: int, threads: int) -> None:
         wanted = [mode for mode in MODES if f"{when}-{mode}" not in done]
         if not wanted and (when == "before" or "experts" in done):
             continue
-        engine = Engine.from_run(run.path, threads=threads)
+        engine = Engine.from_run(run.path, threads=threads, device=device, dtype=dtype)
         for mode in wanted:
             with times.of(f"{when}-{mode}"):
                 found = evaluate(engine, task, count=scale.per_cell, seed=seed, thinking=mode, params=params, per_family=True,

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from rorqual.cli.machine import cores
+from rorqual.cli.settings import check_device
 
 
 class Size(StrEnum):
@@ -18,11 +19,20 @@ class Size(StrEnum):
     FULL = "full"
 
 
+class Precision(StrEnum):
+    """A type of tensors."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
+
 def quickstart(
     out: Annotated[Path, typer.Option(help="The folder for everything it makes.")] = Path("runs/quickstart"),
     seed: Annotated[int, typer.Option(min=0, help="One seed gives one result.")] = 0,
     size: Annotated[Size, typer.Option(help="small shows every stage in short; its figures mean little.")] = Size.FULL,
     threads: Annotated[int, typer.Option(min=0, help="0: every core. Changes the time and no figure.")] = 0,
+    device: Annotated[str, typer.Option(help="Where tensors lie.")] = "cpu",
+    dtype: Annotated[Precision, typer.Option(help="The type that matrix products are in.")] = Precision.FLOAT32,
 ) -> None:
     """Build a small DeepSeek-style model, teach it to reason, reinforce it, measure it, and report.
 
@@ -30,5 +40,5 @@ def quickstart(
     """
     from rorqual.recipes.quickstart import run_quickstart
 
-    report = run_quickstart(out, seed=seed, size=size.value, threads=threads or cores())
-    print(f"\nThe report: {report}\nNext: rorqual chat {out / 'teacher'}")
+    check_device(device)
+    run_quickstart(out, seed=seed, size=size.value, threads=threads or cores(), device=device, dtype=dtype.value)

@@ -1,0 +1,18 @@
+# `make quickstart` and `make test` need Python 3.11 or newer and nothing else: they make their own environment in .venv.
+.DEFAULT_GOAL := help
+.PHONY: help setup quickstart test
+
+help:
+	@echo "make quickstart   set up, then build, train, reinforce, measure and report a small reasoning model"
+	@echo "make test         set up, then run every check: style, types, tests"
+	@echo "make setup        only set up: .venv/bin/rorqual"
+
+setup:
+	@scripts/setup.sh
+
+quickstart:
+	@scripts/setup.sh
+	@.venv/bin/rorqual quickstart
+
+test:
+	@scripts/test.sh

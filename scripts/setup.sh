@@ -1,0 +1,128 @@
+#!/usr/bin/env bash
+# Makes .venv and installs Rorqual into it: `scripts/setup.sh [EXTRA]`. Quick when nothing has changed.
+#
+# torch comes as its CPU build where that can be had. In order:
+#   1. uv, with the constraints and links of pip's own settings, where there are any;
+#   2. uv with --torch-backend=cpu;
+#   3. pip, as the machine has it set up (RORQUAL_INSTALLER=pip begins here). That may be the large CUDA build: its size is
+#      said first, and RORQUAL_NO_CUDA=1 stops there.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+extra=${1:-}
+venv=$PWD/.venv
+python=$venv/bin/python
+log=$venv/setup.log
+
+say() { printf 'set-up: %s\n' "$*" >&2; }
+stop() {
+  say "$1"
+  shift
+  printf '  %s\n' "$@" >&2
+  exit 1
+}
+
+# The line that installs system packages here.
+apt_line() {
+  if [ "$(id -u)" = 0 ]; then echo "apt-get update && apt-get install -y $*"; else echo "sudo apt-get update && sudo apt-get install -y $*"; fi
+}
+
+recent() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
+
+find_python() {
+  local name
+  for name in ${RORQUAL_PYTHON:-} python3 python3.13 python3.12 python3.11 python3.14; do
+    if command -v "$name" >/dev/null && recent "$name"; then
+      command -v "$name"
+      return
+    fi
+  done
+  stop "Python 3.11 or newer is needed$(command -v python3 >/dev/null && echo ", and python3 here is $(python3 -V 2>&1)")." \
+    "$(apt_line python3 python3-venv)" "or name one: RORQUAL_PYTHON=/path/to/python3.12 make quickstart"
+}
+
+make_venv() {
+  if [ -x "$python" ] && recent "$python"; then return; fi
+  local base
+  base=$(find_python)
+  if ! "$base" -c 'import venv, ensurepip' 2>/dev/null; then
+    local version
+    version=$("$base" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+    stop "$base cannot make virtual environments: a system package is missing." "$(apt_line "python$version-venv")"
+  fi
+  say "virtual environment in .venv, with $("$base" -V 2>&1)"
+  rm -rf "$venv"
+  "$base" -m venv "$venv"
+}
+
+# Values of one of pip's settings, from its files and from the environment, one a line.
+pip_setting() {
+  "$python" -m pip config list 2>/dev/null | "$python" -c '
+import ast, re, sys
+for line in sys.stdin:
+    match = re.match(r"(?::env:|\w+)\.(?:--)?([\w-]+)=(.*)", line.strip())
+    if match and match[1].replace("_", "-") == sys.argv[1]:
+        print("\n".join(ast.literal_eval(match[2]).split()))' "$1"
+}
+
+# Pip's settings in the words of uv, which does not read them.
+uv_arguments() {
+  local value
+  pip_setting constraint | sort -u | while read -r value; do printf '%s\n' -c "$value"; done
+  pip_setting find-links | sort -u | while read -r value; do printf '%s\n' --find-links "$value"; done
+  pip_setting index-url | tail -n 1 | while read -r value; do printf '%s\n' --default-index "$value"; done
+  pip_setting extra-index-url | sort -u | while read -r value; do printf '%s\n' --index "$value"; done
+  pip_setting trusted-host | sort -u | while read -r value; do printf '%s\n' --allow-insecure-host "$value"; done
+  if pip_setting no-index | grep -qiE '^(1|true|yes|on)$'; then echo --no-index; fi
+}
+
+use_uv() { "$venv/bin/uv" pip install --python "$python" "$@" >>"$log" 2>&1; }
+
+brings_cuda() { "$venv/bin/uv" pip install --python "$python" --dry-run "$@" 2>&1 | tee -a "$log" | grep -qE '^ \+ nvidia-'; }
+
+install_with_uv() {
+  "$python" -m pip install -q --disable-pip-version-check uv >>"$log" 2>&1 || return 1
+  local arguments=() value
+  while read -r value; do arguments+=("$value"); done < <(uv_arguments)
+  value=$(pip_setting cert | tail -n 1)
+  if [ -n "$value" ] && [ -z "${SSL_CERT_FILE:-}" ]; then export SSL_CERT_FILE=$value; fi
+  case " ${arguments[*]-} " in
+  *" -c "* | *" --find-links "*)
+    if ! brings_cuda "${arguments[@]}" "$@" && use_uv "${arguments[@]}" "$@"; then return; fi
+    ;;
+  esac
+  use_uv ${arguments[@]+"${arguments[@]}"} --torch-backend=cpu "$@"
+}
+
+install_with_pip() {
+  if [ "$(uname -sm)" = "Linux x86_64" ] && ! "$python" -m pip install -q --disable-pip-version-check --dry-run \
+    --no-deps --only-binary :all: --report - torch 2>>"$log" | grep -q '+cpu'; then
+    say "torch's CPU build cannot be had here; this is its CUDA build: about 3 GB to download, 7 GB on disk."
+    if [ "${RORQUAL_NO_CUDA:-}" = 1 ]; then
+      stop "stopped, as RORQUAL_NO_CUDA=1 asks." "Give pip a CPU build of torch (find-links or an index), and repeat the command."
+    fi
+  fi
+  "$python" -m pip install --disable-pip-version-check --progress-bar off "$@" >>"$log" 2>&1
+}
+
+fingerprint() { { cat pyproject.toml scripts/setup.sh && "$python" -V && pwd; } | cksum; }
+
+stamp=$venv/installed-${extra:-base}
+make_venv
+if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$(fingerprint)" ]; then exit 0; fi
+
+target=".${extra:+[$extra]}"
+began=$SECONDS
+say "installing Rorqual${extra:+ with what its tests need}; details in .venv/setup.log"
+: >"$log"
+if [ "${RORQUAL_INSTALLER:-uv}" = pip ] || ! install_with_uv -e "$target"; then
+  say "installing with pip, which takes longer than uv"
+  install_with_pip -e "$target" || stop "the installation failed. The end of .venv/setup.log:" "$(tail -n 15 "$log")"
+fi
+if [ "$extra" = test ] && ! { install_with_uv reasoning-gym || install_with_pip reasoning-gym; }; then
+  # One of its dependencies (pycosat) comes as source only.
+  say "reasoning-gym is left out, since it needs a C compiler and Python's headers: the tests of gym:NAME are skipped"
+fi
+fingerprint >"$stamp"
+# Whoever has the tests' packages has the others, too.
+if [ -n "$extra" ]; then fingerprint >"$venv/installed-base"; fi
+say "done in $((SECONDS - began)) s"

@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# Sets itself up, then runs every check: style, types, tests. `make test` and .ci/run call it; arguments go to pytest.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+scripts/setup.sh test
+bin=$PWD/.venv/bin
+
+# The report is opened in a browser.
+browser() { command -v chromium || command -v chromium-browser || command -v google-chrome || command -v chrome; }
+if ! browser >/dev/null; then
+  if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    echo "test: installing chromium, in which the report is opened" >&2
+    apt-get update -qq >/dev/null && apt-get install -y -qq --no-install-recommends chromium >/dev/null
+  else
+    echo "test: the report is opened in Chromium, which is missing here:" >&2
+    echo "  sudo apt-get update && sudo apt-get install -y chromium" >&2
+    exit 1
+  fi
+fi
+
+if [ "${RORQUAL_CI:-}" = 1 ]; then
+  # A package that pins torch can swap its build without a word.
+  "$bin/python" -c 'import sys, torch; sys.exit(f"torch {torch.__version__} is a CUDA build" if torch.version.cuda else 0)'
+fi
+"$bin/ruff" check .
+"$bin/ruff" format --check --quiet .
+"$bin/mypy"
+# One thread a process: with two, on busy cores, OpenMP's waiting threads take the time of the working ones.
+export OMP_NUM_THREADS=1
+exec "$bin/pytest" -m "not soak" -n "${RORQUAL_TEST_PROCESSES:-auto}" --dist worksteal "$@"

@@ -9,9 +9,9 @@ from rorqual.model.config import ModelConfig, Stage
 from rorqual.model.ffn import DenseConfig, MoEConfig
 
 Size = Literal["tiny", "small", "medium"]
-"""tiny: for tests, a second to train; small: the quickstart's, 1.2M parameters; medium: 57M."""
+"""tiny: for tests, a second to train; small: the quickstart's, 0.7M parameters; medium: 57M."""
 
-HIDDEN: dict[Size, int] = {"tiny": 32, "small": 128, "medium": 384}
+HIDDEN: dict[Size, int] = {"tiny": 32, "small": 96, "medium": 384}
 
 
 def v3_like(size: Size, *, vocab_size: int, context: int) -> ModelConfig:

@@ -32,7 +32,8 @@ from rorqual.recipes.sft import sft
 from rorqual.tasks.find import load_task
 from rorqual.train.loop import fit
 
-TASK = "families"
+TASK = "families:add,chain,mod,swap,count,kk"
+"""Six families of four kinds: arithmetic, an algorithm by steps, text and state, logic."""
 EVALS, SUMMARY, CLOCK = "evals", "summary.json", "clock.json"
 WHEN = ("before", "after")
 MODES: tuple[Thinking, ...] = ("auto", "on", "off")
@@ -59,10 +60,10 @@ class Scale(Config):
 
 FULL = Scale(
     model="small",
-    sft_steps=600,
+    sft_steps=1000,
     sft_rows=32,
     sft_hard=0.2,
-    think=0.5,
+    think=0.6,
     grpo_steps=24,
     grpo_problems=32,
     grpo_samples=12,

@@ -215,13 +215,8 @@ class Engine:
 
     def _job(self, request: Request, number: int) -> _Job:
         params = request.params
-        if (
-            params.max_tokens < 1
-            or params.n < 1
-            or params.temperature < 0
-            or not 0 < params.top_p <= 1
-            or params.top_k < 0
-        ):
+        sane = params.max_tokens >= 1 and params.n >= 1 and params.top_k >= 0
+        if not (sane and 0 <= params.temperature < float("inf") and 0 < params.top_p <= 1):
             raise DataError(
                 f"cannot sample with {params}",
                 where=f"request {number}",

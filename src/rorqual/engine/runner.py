@@ -97,6 +97,9 @@ class Runner:
         followers: list[tuple[int, int]] = []  # (place, place of its leader)
         for place, sequence in enumerate(sequences):
             prompt = sequence.prompt
+            # What pads a prompt must not depend on the past either: it shares products with its neighbours' tokens,
+            # and the number of rows in a product decides how it is rounded.
+            self.tokens[sequence.slot] = 0
             self.tokens[sequence.slot, : len(prompt)] = prompt
             self.current[first_row + place] = prompt[-1]
             if leader.setdefault(prompt, place) != place:

@@ -71,6 +71,9 @@ class Settings:
 def truncate(logprobs: Tensor, top_p: Tensor, top_k: Tensor) -> Tensor:
     """Log-probabilities [rows, vocab] cut to the `top_k` likeliest tokens and then to the fewest whose mass reaches
     `top_p` of what is left, renormalised; a token cut off has -inf. The likeliest token always stays.
+
+    A mass that reaches `top_p` to within rounding may be cut one token earlier or later when it is computed again from
+    logits that differ in their last bits: one token in some thousand. Policy gradients are better taken with `top_p` 1.
     """
     vocab = logprobs.shape[-1]
     ordered, order = logprobs.sort(dim=-1, descending=True, stable=True)

@@ -1,0 +1,250 @@
+"""An OpenAI-compatible address behind the engine's interface: to measure any served model, to let it teach or judge.
+
+Standard library only. A remote model has no log-probabilities and no expert choices of ours: what it returns can be
+graded, never trained on by policy gradient.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from email.message import Message as Headers
+from http.client import HTTPException
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from rorqual.core.errors import ConfigError, DataError, RorqualError
+from rorqual.engine.request import Completion, Request
+from rorqual.engine.sampler import sample_key
+
+RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
+LONGEST_WAIT = 60.0
+LARGEST_REPLY = 64 * 2**20
+THINK, END_THINK = "<think>", "</think>"
+
+
+class RemoteError(RorqualError):
+    """An address that does not answer, or not as agreed."""
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    # urllib would carry the key along to wherever the answer points.
+    def redirect_request(self, *_: Any, **__: Any) -> None:
+        return None
+
+
+class RemoteEngine:
+    """`POST {base_url}/chat/completions`, one HTTP request a sample, `concurrency` at a time.
+
+    `timeout` in seconds for each try. `retries`: further tries after 408, 409, 425, 429, 5xx or a broken connection,
+    with waits of `backoff` seconds, doubled each time, or what `Retry-After` says. Thinking `on` and `off` are sent as
+    `chat_template_kwargs`, as vLLM and SGLang take them; `auto` sends nothing. `extra` is merged into each body.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        model: str,
+        *,
+        api_key: str | None = None,
+        concurrency: int = 8,
+        timeout: float = 300.0,
+        retries: int = 5,
+        backoff: float = 0.5,
+        extra: Mapping[str, Any] | None = None,
+    ) -> None:
+        parts = urlsplit(base_url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ConfigError(
+                f"'{base_url}' is no address of a server",
+                where="base_url",
+                remedy="Give one such as http://localhost:8000/v1.",
+            )
+        if concurrency < 1 or retries < 0 or timeout <= 0:
+            raise ConfigError(
+                f"concurrency={concurrency}, retries={retries}, timeout={timeout}",
+                where="remote",
+                remedy="At least 1 at a time, no fewer than 0 retries, a timeout above 0 seconds.",
+            )
+        self.url = base_url.rstrip("/") + "/chat/completions"
+        self.model, self.concurrency, self.timeout = model, concurrency, timeout
+        self.retries, self.backoff, self.extra = retries, backoff, dict(extra or {})
+        self._key = api_key
+        handlers: list[urllib.request.BaseHandler] = [_NoRedirect()]
+        if parts.hostname in ("localhost", "127.0.0.1", "::1"):
+            handlers.append(urllib.request.ProxyHandler({}))
+        self._opener = urllib.request.build_opener(*handlers)
+
+    def generate(
+        self, requests: Sequence[Request], *, progress: Callable[[int, int], None] | None = None
+    ) -> list[list[Completion]]:
+        """For each request its `n` samples. The first failure that retries do not mend stops everything."""
+        for number, request in enumerate(requests):
+            if not request.messages:
+                raise DataError(
+                    "it has token ids and no messages, and an address takes messages only",
+                    where=f"request {number}",
+                    remedy="Fill `messages`.",
+                )
+        wanted = [(request, sample) for request in requests for sample in range(request.params.n)]
+        lock, done, stop = threading.Lock(), 0, threading.Event()
+
+        def one(item: tuple[Request, int]) -> Completion:
+            nonlocal done
+            try:
+                completion = self._complete(*item, stop)
+            except BaseException:
+                stop.set()
+                raise
+            with lock:
+                done += 1
+                if progress is not None:
+                    progress(done, len(wanted))
+            return completion
+
+        with ThreadPoolExecutor(self.concurrency, thread_name_prefix="remote") as pool:
+            futures = [pool.submit(one, item) for item in wanted]
+            try:
+                flat = iter([future.result() for future in futures])
+            except BaseException:
+                stop.set()
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+        return [[next(flat) for _ in range(request.params.n)] for request in requests]
+
+    # ---- one sample
+
+    def _body(self, request: Request, sample: int) -> dict[str, Any]:
+        params = request.params
+        body: dict[str, Any] = {
+            "model": self.model,
+            "messages": [{"role": m.role, "content": m.content} for m in request.messages],
+            "max_tokens": params.max_tokens,
+            "temperature": params.temperature,
+            "top_p": params.top_p,
+            "seed": sample_key(params.seed, sample) >> 33,  # 31 bits: servers refuse more
+        }
+        if params.top_k:
+            body["top_k"] = params.top_k
+        if request.thinking != "auto":
+            on = request.thinking == "on"
+            body["chat_template_kwargs"] = {"thinking": on, "enable_thinking": on}
+        return body | self.extra
+
+    def _complete(self, request: Request, sample: int, stop: threading.Event) -> Completion:
+        data = self._post(self._body(request, sample), stop)
+        try:
+            choice = data["choices"][0]
+            message = choice["message"]
+            content, given = message.get("content"), message.get("reasoning_content") or message.get("reasoning")
+        except (KeyError, IndexError, TypeError, AttributeError):
+            raise RemoteError(
+                f"the answer has no choices[0].message: {_shorten(json.dumps(data))}",
+                where=self.url,
+                remedy="The address must speak OpenAI's chat completions.",
+            ) from None
+        if given:  # apart, and some servers leave `</think>` in front of the content all the same
+            text, reasoning = (content or "").lstrip("\n").removeprefix(END_THINK).lstrip("\n"), str(given)
+        else:
+            text, reasoning = split_reasoning(content or "")
+        reason: Literal["stop", "length"] = "length" if choice.get("finish_reason") == "length" else "stop"
+        usage = data.get("usage") or {}
+        return Completion(
+            prompt_ids=(),
+            token_ids=[],
+            logprobs=[],
+            finish_reason=reason,
+            text=text,
+            reasoning=reasoning,
+            usage={name: value for name, value in usage.items() if type(value) is int},
+        )
+
+    def _post(self, body: dict[str, Any], stop: threading.Event) -> Any:
+        for attempt in range(self.retries + 1):
+            fault, wait = "stopped, since another request failed", 0.0
+            if stop.is_set():
+                break
+            try:
+                return self._once(body)
+            except urllib.error.HTTPError as error:
+                fault, wait = f"HTTP {error.code}: {_message_of(error)}", _retry_after(error.headers)
+                if error.code not in RETRIED:
+                    raise RemoteError(fault, where=self.url, remedy=_remedy(error.code)) from None
+            except (OSError, HTTPException) as error:  # URLError and timeouts are OSErrors
+                fault = str(getattr(error, "reason", error)) or type(error).__name__
+            if attempt < self.retries:
+                stop.wait(min(max(wait, self.backoff * 2**attempt), LONGEST_WAIT))
+        raise RemoteError(
+            f"{fault} (tried {attempt + 1} times)",
+            where=self.url,
+            remedy="See that the server runs and can take this many requests at once, or lower concurrency.",
+        )
+
+    def _once(self, body: dict[str, Any]) -> Any:
+        headers = {"Content-Type": "application/json", "Accept": "application/json", "User-Agent": "rorqual"}
+        if self._key:
+            headers["Authorization"] = f"Bearer {self._key}"
+        call = urllib.request.Request(self.url, json.dumps(body).encode(), headers, method="POST")
+        with self._opener.open(call, timeout=self.timeout) as reply:
+            raw = reply.read(LARGEST_REPLY)
+        try:
+            return json.loads(raw)
+        except ValueError:
+            raise RemoteError(
+                f"the answer is not JSON: {_shorten(raw.decode('utf-8', 'replace'))}",
+                where=self.url,
+                remedy="Give the address of the API, which often ends in /v1.",
+            ) from None
+
+
+def split_reasoning(content: str) -> tuple[str, str | None]:
+    """Answer and reasoning of a reply that holds both.
+
+    `<think>` may stand in the prompt and so be missing here; a reply cut off while thinking has no answer. A reply with
+    neither mark is an answer: the server took the reasoning away, or there was none.
+    """
+    head, mark, tail = content.partition(END_THINK)
+    if mark:
+        return tail.lstrip("\n"), head.replace(THINK, "", 1).strip("\n")
+    if content.lstrip().startswith(THINK):
+        return "", content.lstrip().removeprefix(THINK).strip("\n")
+    return content, None
+
+
+def _retry_after(headers: Headers) -> float:
+    try:
+        return float(headers.get("Retry-After", 0))
+    except ValueError:  # a date: the backoff decides
+        return 0.0
+
+
+def _message_of(error: urllib.error.HTTPError) -> str:
+    try:
+        raw = error.read(4096).decode("utf-8", "replace")
+    except (OSError, HTTPException):
+        raw = ""
+    try:
+        data = json.loads(raw)
+        detail = data["error"]
+        raw = detail["message"] if isinstance(detail, dict) else detail
+    except (ValueError, KeyError, TypeError):
+        pass
+    return _shorten(str(raw)) or error.reason
+
+
+def _remedy(code: int) -> str:
+    known = {
+        401: "Give the server's key as api_key.",
+        403: "Give a key that may use this model.",
+        404: "Check the address, which often ends in /v1, and the name of the model.",
+    }
+    return known.get(code, "The server refuses this request: its message says why.")
+
+
+def _shorten(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= 300 else text[:300] + "..."

@@ -1,0 +1,171 @@
+"""Little models, batches and runs for the tests of training."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rorqual.core.records import RunDir
+from rorqual.data.chat import chat_format
+from rorqual.data.pack import Sample, lay_out, pack
+from rorqual.data.tokenizer import BASE_VOCAB, Tokenizer
+from rorqual.engine import Completion, Engine, Request, SamplingParams
+from rorqual.model import Decoder, ModelConfig
+from rorqual.recipes.grpo import grpo
+from rorqual.recipes.models import v3_like
+from rorqual.recipes.sft import sft
+from rorqual.tasks.base import Verdict
+from rorqual.train.batch import TrainBatch
+from rorqual.train.loop import _go
+from rorqual.train.objectives import Objective
+from rorqual.train.run import Run
+from rorqual.train.schedule import Schedule
+from rorqual.train.sources import Materials, Source
+from rorqual.train.sources.rollouts import Scored, lay_beside
+from rorqual.train.state import CLOCK_FIELDS, State, make_tokenizer, restore, write_start
+from rorqual.train.workers import Update, gradient, workers
+
+ROW = 48
+TASK = f"{Path(__file__).parent / 'letters.py'}:Letters"
+
+
+def tiny(*, modules: int = 1, context: int = 64) -> ModelConfig:
+    """Latent attention, a dense layer, a layer of 16 experts of which two serve a token, and prediction modules."""
+    config = v3_like("tiny", vocab_size=BASE_VOCAB, context=context)
+    return config.model_copy(update={"num_nextn_predict_layers": modules})
+
+
+@torch.no_grad()
+def loud(config: ModelConfig, seed: int = 0) -> Decoder:
+    """Weights under which a mistake is visible: peaked attention, logits with a spread of 1, biases that choose."""
+    generator = torch.Generator().manual_seed(seed)
+    model = Decoder(config)
+    for name, tensor in sorted(model.state_dict().items()):
+        noise = torch.randn(tensor.shape, generator=generator)
+        if name.endswith("e_score_correction_bias"):
+            tensor.copy_(0.05 * noise)
+        elif tensor.dim() == 1:
+            tensor.copy_(1 + 0.2 * noise)
+        elif name == "embed_tokens.weight":
+            tensor.copy_(noise)
+        else:
+            tensor.copy_(noise * (3.0 if "q_b_proj" in name else 1.0) / math.sqrt(tensor.shape[-1]))
+    tokens = torch.randint(config.vocab_size, (4, 24), generator=generator)
+    model.norm.weight.mul_(1.0 / model.logits(model(tokens).hidden).std())
+    return model
+
+
+def documents(seed: int, count: int = 7, longest: int = 20) -> list[Sample]:
+    """Random documents; about half of each is trained."""
+    generator = torch.Generator().manual_seed(seed)
+    samples = []
+    for _ in range(count):
+        length = int(torch.randint(3, longest, (), generator=generator))
+        ids = torch.randint(BASE_VOCAB, (length,), generator=generator).tolist()
+        mask = (torch.rand(length, generator=generator) < 0.5).tolist()
+        samples.append(Sample(ids, [*mask[:-1], True]))
+    return samples
+
+
+def packed(samples: Sequence[Sample], row: int = ROW) -> TrainBatch:
+    """Several documents in a row."""
+    return TrainBatch.from_packed(pack(samples, row).batch)
+
+
+def padded(samples: Sequence[Sample], row: int = ROW) -> TrainBatch:
+    """One document in a row, the rest of it padding."""
+    return TrainBatch.from_packed(lay_out(samples, [[i] for i in range(len(samples))], row).batch)
+
+
+def tokenizer() -> Tokenizer:
+    return Tokenizer.byte_level()
+
+
+def engine_of(model: Decoder, **options: Any) -> Engine:
+    return Engine(model, tokenizer(), chat_format(tokenizer(), "deepseek"), **options)
+
+
+def sampled(model: Decoder, *, temperature: float = 1.0, seed: int = 0) -> list[Scored]:
+    """Six samples of two prompts by the engine, with advantages of both signs."""
+    prompts = [tuple(range(40, 45)), tuple(range(90, 99))]
+    requests = [
+        Request(prompt_ids=prompt, params=SamplingParams(max_tokens=12, temperature=temperature, seed=seed + i, n=3))
+        for i, prompt in enumerate(prompts)
+    ]
+    advantages = [1.0, -0.5, 0.75, -1.25, 0.3, -2.0]
+    completions: list[Completion] = [one for group in engine_of(model).generate(requests) for one in group]
+    return [Scored(c, Verdict.RIGHT, a) for c, a in zip(completions, advantages, strict=True)]
+
+
+def samples_of(scored: Sequence[Scored]) -> list[Sample]:
+    return [
+        Sample(
+            [*s.completion.prompt_ids, *s.completion.token_ids],
+            [False] * len(s.completion.prompt_ids) + [True] * len(s.completion.token_ids),
+        )
+        for s in scored
+    ]
+
+
+def rollouts(scored: list[Scored], *, pad: bool = False, row: int = ROW) -> TrainBatch:
+    """The batch of these samples, packed, or one in a row."""
+    samples = samples_of(scored)
+    return lay_beside(lay_out(samples, [[i] for i in range(len(samples))], row) if pad else pack(samples, row), scored)
+
+
+def update_of(
+    model: Decoder, objectives: Sequence[Objective], batch: TrainBatch, *, parts: int = 1, threads: int = 1
+) -> Update:
+    """One update's gradient."""
+    with workers(threads) as pool:
+        return gradient(model, objectives, batch, parts=parts, pool=pool)
+
+
+def relative(a: Tensor, b: Tensor) -> float:
+    """Largest difference over the largest value of the first."""
+    top = float(a.abs().max())
+    return float((a - b).abs().max()) / top if top else float(b.abs().max())
+
+
+def same_gradient(model: Decoder, one: Update, other: Update, tolerance: float = 1e-5) -> None:
+    """Every tensor's gradient is the same, relative to its largest value."""
+    for (name, _), a, b in zip(model.named_parameters(), one.grads, other.grads, strict=True):
+        assert relative(a, b) <= tolerance, f"{name}: {relative(a, b):.1e}"
+
+
+def sft_run(steps: int = 6, **changes: Any) -> Run:
+    """A fine-tuning that takes a fraction of a second; checkpoints after every step."""
+    run = sft(task=TASK, size="tiny", steps=steps, rows=4, row=ROW, think=0.5)
+    optim = run.optim.model_copy(update={"schedule": Schedule(warmup=5, decay=0.4)})
+    return run.model_copy(update={"save_seconds": 1e-9, "optim": optim} | changes)
+
+
+def grpo_run(start: Path, steps: int = 2, *, temperature: float = 1.0, **changes: Any) -> Run:
+    """A reinforcement that takes a second; checkpoints after every step."""
+    run = grpo(
+        task=TASK, start=str(start), steps=steps, problems=4, samples=6, max_tokens=12, row=ROW,
+        temperature=temperature, options=changes.pop("options", {}),
+    )  # fmt: skip
+    return run.model_copy(update={"save_seconds": 1e-9} | changes)
+
+
+def records(path: Path) -> list[dict[str, Any]]:
+    """The metrics of a run without what a clock wrote."""
+    lines = [json.loads(line) for line in RunDir(path).metrics_file.read_bytes().split(b"\n") if line]
+    return [{k: v for k, v in line.items() if k not in CLOCK_FIELDS} for line in lines]
+
+
+def train_with(run: Run, out: RunDir, wrap: Callable[[Source, Decoder], Source]) -> State:
+    """`fit`, with the run's source wrapped: `wrap(source, model)`."""
+    ids = make_tokenizer(run)
+    state = restore(run, out, ids)
+    source = run.source.build(Materials(state.model, ids, chat_format(ids, run.chat), run.seed, 1))
+    write_start(run, out, ids)
+    _go(run, out, state, wrap(source, state.model), 1, True)
+    return state

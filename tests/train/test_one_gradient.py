@@ -1,0 +1,65 @@
+"""However an update's tokens are laid out and shared, it has one gradient (contract 5 of docs/house.md)."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from little import documents, loud, packed, padded, relative, rollouts, same_gradient, sampled, tiny, update_of
+
+from rorqual.train.objectives import GRPO, MultiToken, NextToken, Objective
+
+SUPERVISED: tuple[Objective, ...] = (NextToken(), MultiToken())
+
+
+@pytest.mark.parametrize("parts", [1, 2, 4])
+@pytest.mark.parametrize("layout", ["packed", "padded"])
+def test_supervised(layout: str, parts: int) -> None:
+    model, samples = loud(tiny()), documents(1)
+    whole = update_of(model, SUPERVISED, padded(samples))
+    batch = padded(samples) if layout == "padded" else packed(samples)
+    other = update_of(model, SUPERVISED, batch, parts=parts)
+    same_gradient(model, whole, other)
+    assert other.loss == pytest.approx(whole.loss, rel=1e-5)
+    assert all(float(g.abs().max()) > 0 for g in whole.grads), "a gradient that is zero shows nothing"
+
+
+@pytest.mark.parametrize("per", ["token", "sequence"])
+@pytest.mark.parametrize("parts", [1, 2, 4])
+@pytest.mark.parametrize("layout", ["packed", "padded"])
+def test_reinforced(layout: str, parts: int, per: str) -> None:
+    model = loud(tiny())
+    scored = sampled(model)
+    objectives = (GRPO(per=per),)
+    whole = update_of(model, objectives, rollouts(scored, pad=True))
+    other = update_of(model, objectives, rollouts(scored, pad=layout == "padded"), parts=parts)
+    same_gradient(model, whole, other)
+    for (name, _), grad in zip(model.named_parameters(), whole.grads):
+        assert (float(grad.abs().max()) > 0) != name.startswith("mtp."), name
+
+
+def test_two_prediction_modules() -> None:
+    model, samples = loud(tiny(modules=2)), documents(2)
+    objectives = (NextToken(), MultiToken(depth=2))
+    whole = update_of(model, objectives, padded(samples))
+    same_gradient(model, whole, update_of(model, objectives, packed(samples), parts=2))
+    assert all(float(g.abs().max()) > 0 for g in whole.grads)
+
+
+@pytest.mark.parametrize("parts", [2, 3])
+def test_threads_change_no_bit(parts: int) -> None:
+    model, samples = loud(tiny()), documents(3, count=9)
+    one, two = (update_of(model, SUPERVISED, padded(samples), parts=parts, threads=n) for n in (1, 2))
+    assert all(torch.equal(a, b) for a, b in zip(one.grads, two.grads, strict=True))
+    assert one.loss == two.loss and one.means == two.means
+
+
+def test_the_mean_is_over_trained_tokens_not_over_micro_batches() -> None:
+    """One row with a single trained token beside a full one: a mean of means would weigh them alike."""
+    model = loud(tiny())
+    long, short = documents(4, count=2, longest=30)
+    few = type(short)(short.ids, [False] * (len(short) - 1) + [True])
+    alone = [update_of(model, (NextToken(),), padded([s])) for s in (long, few)]
+    weights = [long.n_trained, few.n_trained]
+    both = update_of(model, (NextToken(),), padded([long, few]), parts=2)
+    for a, b, c in zip(alone[0].grads, alone[1].grads, both.grads, strict=True):
+        assert relative(c, (a * weights[0] + b * weights[1]) / sum(weights)) <= 1e-5

@@ -1,0 +1,131 @@
+"""The router's bias moves once an update, by every real token of it, and by nothing else (V3, section 2.1.2)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from little import documents, engine_of, loud, packed, padded, sft_run, tiny, train_with, update_of
+from safetensors.torch import load_file
+
+from rorqual.core.records import RunDir
+from rorqual.engine import Request, SamplingParams
+from rorqual.model import Decoder
+from rorqual.model.load.run import load_run
+from rorqual.train.balance import load_ratio, move_bias
+from rorqual.train.batch import TrainBatch
+from rorqual.train.loop import fit
+from rorqual.train.objectives import MultiToken, NextToken, Objective
+from rorqual.train.sources import Source, Step
+
+BOTH: tuple[Objective, ...] = (NextToken(), MultiToken())
+GAMMA = 0.01
+
+
+def slow_counts(model: Decoder, batch: TrainBatch) -> list[list[int]]:
+    """Document by document, token by token: how many tokens each expert of the main layers and of the module served."""
+    counts = [[0] * 16 for _ in range(2)]
+    for row in range(len(batch.tokens)):
+        for segment in set(batch.segments[row].tolist()) - {-1}:
+            at = batch.segments[row] == segment
+            tokens = batch.tokens[row][at].unsqueeze(0)
+            output = model(tokens)
+            choices = [output.routing[0].indices.tolist()]
+            if tokens.shape[1] > 1:
+                choices.append(model.predict_further(output.hidden, tokens)[0].routing[0].indices.tolist())
+            for count, tokens_of_layer in zip(counts, choices):
+                for experts in tokens_of_layer:
+                    for expert in experts:
+                        count[expert] += 1
+    return counts
+
+
+def test_padding_is_no_load() -> None:
+    model, samples = loud(tiny()), documents(5)
+    with_padding = update_of(model, BOTH, padded(samples, row=60), parts=2).counts
+    without = update_of(model, BOTH, packed(samples)).counts
+    assert [c.tolist() for c in with_padding] == [c.tolist() for c in without]
+    assert int(without[0].sum()) == 2 * sum(len(s) for s in samples)
+    assert int(without[1].sum()) == 2 * sum(len(s) - 1 for s in samples), "the module reads one token less of each"
+
+
+def test_one_by_four_is_four_by_one() -> None:
+    model, samples = loud(tiny()), documents(6, count=8)
+    whole, parts = (update_of(model, BOTH, padded(samples), parts=n).counts for n in (1, 4))
+    assert [c.tolist() for c in whole] == [c.tolist() for c in parts]
+
+
+def test_ten_steps_against_a_slow_reference() -> None:
+    model = loud(tiny())
+    slow = [[float(b) for b in router.e_score_correction_bias] for router in model.routers()]
+    assert len(slow) == 2, "the prediction module has a router of its own"
+    for step in range(10):
+        batch = packed(documents(100 + step, count=3, longest=12))
+        expected = slow_counts(model, batch)
+        counts = update_of(model, BOTH, batch, parts=2).counts
+        assert [c.tolist() for c in counts] == expected
+        move_bias(model.routers(), counts, GAMMA)
+        for bias, served in zip(slow, expected):
+            mean = sum(served) / len(served)
+            for expert, load in enumerate(served):
+                bias[expert] += GAMMA if load < mean else -GAMMA if load > mean else 0.0
+        for router, bias in zip(model.routers(), slow):
+            assert router.e_score_correction_bias.tolist() == pytest.approx(bias, abs=1e-6)
+
+
+def test_it_evens_the_load() -> None:
+    model, batch = loud(tiny()), packed(documents(7, count=12))
+    ratios = []
+    for _ in range(40):
+        counts = update_of(model, BOTH, batch).counts
+        ratios.append(load_ratio(counts))
+        move_bias(model.routers(), counts, GAMMA)
+    assert ratios[-1] < 0.7 * ratios[0]
+
+
+def test_an_evaluation_between_two_steps_changes_nothing(tmp_path: Path) -> None:
+    """Steps 1-2, then an evaluation with the very model, then 3-4, against 1-4."""
+    run = sft_run(4)
+    straight = fit(run, RunDir(tmp_path / "straight"), quiet=True).model
+
+    model = loud(tiny())
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    engine_of(model).generate([Request(prompt_ids=(1, 2, 3), params=SamplingParams(max_tokens=5))])
+    with torch.no_grad():
+        model(torch.ones(2, 9, dtype=torch.long))
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+    class Evaluated(Source):
+        """The same batches, with an evaluation of the trained model before each."""
+
+        def __init__(self, source: Source, model: Decoder) -> None:
+            self.source, self.engine = source, engine_of(model)
+
+        def step(self, step: int) -> Step:
+            self.engine.generate([Request(prompt_ids=(5, 6), params=SamplingParams(max_tokens=6))])
+            return self.source.step(step)
+
+    evaluated = train_with(run, RunDir(tmp_path / "evaluated"), Evaluated).model
+    for name, tensor in straight.state_dict().items():
+        assert torch.equal(tensor, evaluated.state_dict()[name]), name
+
+
+def test_it_is_kept_in_fp32_through_save_load_and_bf16(tmp_path: Path) -> None:
+    out = RunDir(tmp_path / "run")
+    model = fit(sft_run(3), out, quiet=True).model
+    biases = {n: t for n, t in model.state_dict().items() if n.endswith("e_score_correction_bias")}
+    assert len(biases) == 2 and all(bool(t.any()) for t in biases.values()), "three steps move every router's bias"
+    saved = load_file(out.checkpoint() / "model.safetensors")
+    loaded = load_run(out, dtype=torch.bfloat16)
+    assert loaded.embed_tokens.weight.dtype == torch.bfloat16
+    for name, bias in biases.items():
+        for kept in (saved[name], loaded.state_dict()[name], model.to(torch.bfloat16).state_dict()[name]):
+            assert kept.dtype == torch.float32 and torch.equal(kept, bias)
+
+
+def test_an_update_without_a_token_moves_nothing() -> None:
+    model = loud(tiny())
+    before = [router.e_score_correction_bias.clone() for router in model.routers()]
+    move_bias(model.routers(), [torch.zeros(16, dtype=torch.long)] * 2, GAMMA)
+    assert all(torch.equal(a, r.e_score_correction_bias) for a, r in zip(before, model.routers(), strict=True))

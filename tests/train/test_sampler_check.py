@@ -1,0 +1,150 @@
+"""Trainer and sampler are compared at every step of a run; where they disagree it stops before a checkpoint is written."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from little import grpo_run, records, sft_run, train_with
+
+from rorqual.core.errors import DataError, NumericsError, TaskError
+from rorqual.core.records import RunDir
+from rorqual.model import Decoder
+from rorqual.model.load.run import load_run
+from rorqual.train.loop import fit
+from rorqual.train.objectives import GRPO
+from rorqual.train.sources import Source, Step
+
+
+@pytest.fixture(scope="module")
+def run(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("grpo") / "run"
+    fit(grpo_run(base, 4), RunDir(out), quiet=True)
+    return out
+
+
+def test_they_agree_at_every_step(run: Path) -> None:
+    steps = records(run)
+    assert len(steps) == 4 and all(step["updates"] == 2 for step in steps)
+    for step in steps:
+        assert 0 <= step["logprob_diff"] <= 1e-6
+        assert step["logprob_diff_max"] <= 1e-4
+        assert step["routing_gap_max"] <= 1e-4
+        assert step["routing_flip_share"] <= 0.01
+        assert 0 < step["reward"] < 1, "a model that is always or never right shows nothing"
+
+
+def test_weights_and_router_move(run: Path, base: Path) -> None:
+    before, after = load_run(RunDir(base)).state_dict(), load_run(RunDir(run)).state_dict()
+    assert not torch.equal(before["layers.1.ffn.gate"], after["layers.1.ffn.gate"])
+    assert torch.equal(before["mtp.0.eh_proj.weight"], after["mtp.0.eh_proj.weight"])
+    for name in before:
+        if name.endswith("e_score_correction_bias"):
+            assert torch.equal(before[name], after[name]), "reinforcement leaves the bias alone (gamma 0)"
+
+
+def test_a_temperature_other_than_one(base: Path, tmp_path: Path) -> None:
+    fit(grpo_run(base, 2, temperature=0.7), RunDir(tmp_path / "run"), quiet=True)
+    assert all(step["logprob_diff"] <= 1e-6 for step in records(tmp_path / "run"))
+
+
+class Broken(Source):
+    """Changes what was sampled, or the model after it was sampled."""
+
+    def __init__(self, source: Source, model: Decoder, how: str) -> None:
+        self.source, self.model, self.how = source, model, how
+
+    @torch.no_grad()
+    def step(self, step: int) -> Step:
+        work = self.source.step(step)
+        if step < 1:
+            return work
+        if self.how == "replay one token off":
+            work.batches = [replace(b, replay=b.replay.roll(1, dims=1)) for b in work.batches]  # type: ignore[union-attr]
+        elif self.how == "a weight changed":
+            self.model.layers[0].attention.o_proj.weight[3, 5] += 0.05
+        elif self.how == "one probability":
+            first = work.batches[0]
+            assert first.sampled_logprobs is not None
+            row, at = (int(i[0]) for i in first.loss_mask.nonzero(as_tuple=True))
+            first.sampled_logprobs[row, at] += 2e-4
+        elif self.how == "another temperature":
+            work.batches = [replace(b, sampled_logprobs=b.sampled_logprobs * 0.9) for b in work.batches]  # type: ignore[operator]
+        return work
+
+
+@pytest.mark.parametrize("how", ["replay one token off", "a weight changed", "one probability", "another temperature"])
+def test_a_disagreement_stops_the_run_before_a_checkpoint(how: str, base: Path, tmp_path: Path) -> None:
+    out = RunDir(tmp_path / "run")
+    with pytest.raises(NumericsError, match="disagree at step 2"):
+        train_with(grpo_run(base, 4), out, lambda source, model: Broken(source, model, how))
+    assert out.steps() == [1] and out.newest_whole()[0] == 1
+    assert len(records(out.path)) == 1
+
+
+def test_nothing_broken_is_the_nearest_valid_twin(base: Path, tmp_path: Path) -> None:
+    out = RunDir(tmp_path / "run")
+    train_with(grpo_run(base, 2), out, lambda source, model: Broken(source, model, "nothing"))
+    assert out.steps() == [1, 2]
+
+
+def test_an_objective_at_another_temperature_than_the_samplers_stops_the_run(base: Path, tmp_path: Path) -> None:
+    out = RunDir(tmp_path / "run")
+    with pytest.raises(NumericsError, match="disagree at step 1"):
+        fit(grpo_run(base, objectives=(GRPO(temperature=0.9),)), out, quiet=True)
+    assert out.steps() == [] and records(out.path) == []
+
+
+def test_groups_with_one_reward_are_counted_and_said(
+    base: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """With greedy-like sampling every answer of a group is the same."""
+    run = grpo_run(base, 2, temperature=1e-3)
+    run = run.model_copy(update={"max_logprob_diff": 1.0, "mean_logprob_diff": 1.0})
+    state = fit(run, RunDir(tmp_path / "run"))
+    assert all(step["groups_equal"] == step["groups_total"] == 4 for step in records(tmp_path / "run"))
+    assert all(step["updates"] == 0 and step["loss"] == 0.0 for step in records(tmp_path / "run"))
+    said = capfd.readouterr().err
+    assert "one reward only in 4 of 4 groups" in said and "weights unchanged" in said
+    untouched = load_run(RunDir(base)).state_dict()
+    assert all(torch.equal(tensor, untouched[name]) for name, tensor in state.model.state_dict().items())
+
+
+def test_ungraded_answers_are_counted_and_never_trained_on(base: Path, tmp_path: Path) -> None:
+    seen: list[Step] = []
+
+    class Watched(Source):
+        def __init__(self, source: Source, model: Decoder) -> None:
+            self.source = source
+
+        def step(self, step: int) -> Step:
+            seen.append(self.source.step(step))
+            return seen[-1]
+
+    run = grpo_run(base, 1, options={"unsure": True})
+    train_with(run, RunDir(tmp_path / "run"), Watched)
+    (record,) = records(tmp_path / "run")
+    assert record["ungraded"] > 0
+    trained = sum(len(torch.unique_consecutive(row[row >= 0])) for b in seen[0].batches for row in b.segments)
+    assert 0 < trained <= 4 * 6 - record["ungraded"]
+    graded = 4 * 6 - record["ungraded"]
+    assert record["reward"] == pytest.approx(record["right"] / graded)
+
+
+def test_a_grader_that_raises_stops_the_run_by_the_tasks_name(base: Path, tmp_path: Path) -> None:
+    out = RunDir(tmp_path / "run")
+    with pytest.raises(TaskError, match=r"letters.*no such letter"):
+        fit(grpo_run(base, options={"raises": True}), out, quiet=True)
+    assert out.steps() == []
+
+
+@pytest.mark.parametrize("recipe", ["sft", "grpo"])
+def test_a_gold_answer_that_is_not_right_is_refused_when_loading(recipe: str, base: Path, tmp_path: Path) -> None:
+    run = grpo_run(base, options={"bad_gold": True}) if recipe == "grpo" else sft_run()
+    if recipe == "sft":
+        run = run.model_copy(update={"source": run.source.model_copy(update={"options": {"bad_gold": True}})})
+    with pytest.raises(DataError, match="gold answer '\\?' is graded wrong"):
+        fit(run, RunDir(tmp_path / "run"), quiet=True)
+    assert not (tmp_path / "run").exists(), "refused before anything is written"

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given
+from hypothesis import settings as run_with
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -35,6 +36,7 @@ def reference(logits: Tensor, temperature: float, top_p: float, top_k: int) -> T
     return torch.tensor([p[i] / total if i in kept else 0.0 for i in range(len(p))], dtype=torch.float64)
 
 
+@run_with(deadline=None)
 @given(
     seed=st.integers(0, 2**32),
     temperature=st.sampled_from([0.3, 0.7, 1.0, 1.8]),

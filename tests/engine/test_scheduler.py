@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rorqual.engine.request import SamplingParams
@@ -16,6 +16,7 @@ def sequence(ticket: int, prompt: tuple[int, ...] = (5, 6), *, new: int = 3, key
     return Sequence(ticket, 0, prompt, SamplingParams(max_tokens=new), key, len(prompt) + new)
 
 
+@settings(deadline=None)
 @given(
     slots=st.integers(1, 9),
     jobs=st.lists(st.tuples(st.integers(1, 5), st.integers(1, 6)), max_size=30),

@@ -1,0 +1,246 @@
+"""A remote address behind the engine's interface, against a real HTTP server on loopback."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rorqual.core.errors import ConfigError, DataError
+from rorqual.core.records import Message
+from rorqual.engine import Request, SamplingParams
+from rorqual.engine.remote import RemoteEngine, RemoteError, split_reasoning
+
+Answer = Callable[[dict[str, Any], int], tuple[int, Any, dict[str, str]]]
+
+
+class Server:
+    """Answers each POST with what `answer(body, number of the call)` says: status, JSON or bytes, headers."""
+
+    def __init__(self) -> None:
+        self.bodies: list[dict[str, Any]] = []
+        self.headers: list[dict[str, str]] = []
+        self.paths: list[str] = []
+        self.most_at_once = self._now = 0
+        self.answer: Answer = lambda body, _: reply(f"echo {body['messages'][-1]['content']}")
+        lock, server = threading.Lock(), self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                with lock:
+                    number = len(server.bodies)
+                    server.bodies.append(body)
+                    server.headers.append(dict(self.headers))
+                    server.paths.append(self.path)
+                    server._now += 1
+                    server.most_at_once = max(server.most_at_once, server._now)
+                status, data, headers = server.answer(body, number)
+                with lock:
+                    server._now -= 1
+                raw = data if isinstance(data, bytes) else json.dumps(data).encode()
+                self.send_response(status)
+                for name, value in {"Content-Length": str(len(raw)), **headers}.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                with contextlib.suppress(OSError):  # the client did not wait
+                    self.wfile.write(raw)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.http.daemon_threads = True
+        threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.http.server_port}/v1"
+
+
+def reply(content: str | None, *, finish: str = "stop", **message: Any) -> tuple[int, Any, dict[str, str]]:
+    choice = {"index": 0, "message": {"role": "assistant", "content": content, **message}, "finish_reason": finish}
+    usage = {"prompt_tokens": 7, "completion_tokens": 3, "prompt_tokens_details": {"cached_tokens": 2}, "cost": None}
+    return 200, {"choices": [choice], "usage": usage}, {}
+
+
+def fault(status: int, message: str = "busy", **headers: str) -> tuple[int, Any, dict[str, str]]:
+    return status, {"error": {"message": message, "code": status}}, headers
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    server = Server()
+    yield server
+    server.http.shutdown()
+    server.http.server_close()
+
+
+def ask(text: str = "hi", thinking: Any = "auto", **params: Any) -> Request:
+    return Request((Message("system", "be brief"), Message("user", text)), SamplingParams(**params), thinking)
+
+
+def remote(server: Server, **options: Any) -> RemoteEngine:
+    return RemoteEngine(server.url, "m", **{"backoff": 0.01, "timeout": 5.0, **options})
+
+
+def test_answers_come_in_the_order_of_the_requests(server: Server) -> None:
+    def answer(body: dict[str, Any], number: int) -> tuple[int, Any, dict[str, str]]:
+        time.sleep(0.03 if number % 2 else 0.01)
+        return reply(body["messages"][-1]["content"] + f" {body['seed']}")
+
+    server.answer = answer
+    seen: list[tuple[int, int]] = []
+    asked = [ask(f"q{i}", n=1 + i % 3, seed=i, temperature=1.0) for i in range(9)]
+    results = remote(server, concurrency=4).generate(asked, progress=lambda *at: seen.append(at))
+    assert [len(group) for group in results] == [1 + i % 3 for i in range(9)]
+    assert [group[0].text.split()[0] for group in results] == [f"q{i}" for i in range(9)]
+    assert all(len({c.text for c in group}) == len(group) for group in results)  # samples have seeds of their own
+    assert seen == [(done, 18) for done in range(1, 19)]
+    assert 1 < server.most_at_once <= 4
+
+
+def test_what_is_sent(server: Server) -> None:
+    asked = ask("hi", max_tokens=9, temperature=0.5, top_p=0.9, top_k=4, seed=3)
+    (completion,) = remote(server, api_key="secret", extra={"min_p": 0.1}).generate([asked])[0]
+    (body,) = server.bodies
+    assert server.paths == ["/v1/chat/completions"]
+    assert server.headers[0]["Authorization"] == "Bearer secret"
+    assert body["messages"] == [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hi"}]
+    sent = {name: body[name] for name in ("model", "max_tokens", "temperature", "top_p", "top_k", "min_p")}
+    assert sent == {"model": "m", "max_tokens": 9, "temperature": 0.5, "top_p": 0.9, "top_k": 4, "min_p": 0.1}
+    assert 0 <= body["seed"] < 2**31
+    assert "chat_template_kwargs" not in body
+    assert completion.usage == {"prompt_tokens": 7, "completion_tokens": 3}
+    assert completion.finish_reason == "stop"
+    remote(server).generate([ask(thinking="on"), ask(thinking="off")])
+    kwargs = sorted(b["chat_template_kwargs"]["thinking"] for b in server.bodies[1:])
+    assert kwargs == [False, True]
+    assert "Authorization" not in server.headers[1]
+
+
+@pytest.mark.parametrize(
+    ("message", "text", "reasoning"),
+    [
+        ({"content": "4"}, "4", None),
+        ({"content": "4", "reasoning_content": "2+2"}, "4", "2+2"),
+        ({"content": "4", "reasoning": "2+2"}, "4", "2+2"),
+        ({"content": "</think>\n\n4", "reasoning_content": "2+2"}, "4", "2+2"),
+        ({"content": None, "reasoning_content": "2+"}, "", "2+"),
+        ({"content": "<think>\n2+2\n</think>\n\n4"}, "4", "2+2"),
+        ({"content": "2+2</think>4"}, "4", "2+2"),
+        ({"content": "<think>2+"}, "", "2+"),
+        ({"content": "<think></think>4"}, "4", ""),
+        ({"content": ""}, "", None),
+        ({"content": None}, "", None),
+    ],
+)
+def test_reasoning_is_found_wherever_the_server_puts_it(
+    server: Server, message: dict[str, Any], text: str, reasoning: str | None
+) -> None:
+    server.answer = lambda *_: reply(**message, finish="length")
+    (completion,) = remote(server).generate([ask()])[0]
+    assert (completion.text, completion.reasoning, completion.finish_reason) == (text, reasoning, "length")
+
+
+@settings(deadline=None)
+@given(st.text(), st.text())
+def test_reasoning_and_answer_are_told_apart(thought: str, answer: str) -> None:
+    thought, answer = thought.replace("<", "").strip("\n"), answer.replace("<", "").strip("\n")
+    for written in (f"<think>{thought}</think>{answer}", f"{thought}</think>\n{answer}"):
+        assert split_reasoning(written) == (answer, thought)
+
+
+@pytest.mark.parametrize("status", [429, 500, 502, 503])
+def test_a_busy_server_is_asked_again(server: Server, status: int) -> None:
+    server.answer = lambda body, number: fault(status) if number < 3 else reply("at last")
+    (completion,) = remote(server, retries=3).generate([ask()])[0]
+    assert completion.text == "at last"
+    assert len(server.bodies) == 4
+
+
+def test_a_server_that_stays_busy_is_named(server: Server) -> None:
+    server.answer = lambda *_: fault(503, "overloaded")
+    with pytest.raises(RemoteError, match=rf"{server.url}/chat/completions.*HTTP 503: overloaded \(tried 3 times\)"):
+        remote(server, retries=2).generate([ask()])
+
+
+def test_retry_after_is_obeyed(server: Server) -> None:
+    server.answer = lambda body, number: fault(429, **{"Retry-After": "0.3"}) if number == 0 else reply("x")
+    start = time.monotonic()
+    remote(server).generate([ask()])
+    assert time.monotonic() - start >= 0.3
+
+
+@pytest.mark.parametrize(("status", "hint"), [(400, "refuses"), (401, "api_key"), (404, "/v1"), (422, "refuses")])
+def test_a_refusal_is_not_repeated(server: Server, status: int, hint: str) -> None:
+    server.answer = lambda *_: fault(status, "no such thing")
+    with pytest.raises(RemoteError, match=rf"(?s)HTTP {status}: no such thing.*{hint}"):
+        remote(server, api_key="secret").generate([ask()])
+    assert len(server.bodies) == 1
+
+
+def test_the_key_does_not_follow_a_redirect_and_is_in_no_message(server: Server) -> None:
+    elsewhere = Server()
+    server.answer = lambda *_: (302, b"", {"Location": elsewhere.url + "/chat/completions"})
+    with pytest.raises(RemoteError, match="HTTP 302") as caught:
+        remote(server, api_key="secret").generate([ask()])
+    assert elsewhere.paths == []
+    assert "secret" not in str(caught.value)
+    elsewhere.http.shutdown()
+    elsewhere.http.server_close()
+
+
+@pytest.mark.parametrize(
+    "raw", [b"<html>hello</html>", b"", b"\xff\xfe", b'{"choices": []}', b"[]", b'{"choices":[{}]}']
+)
+def test_an_answer_of_another_kind_is_named(server: Server, raw: bytes) -> None:
+    server.answer = lambda *_: (200, raw, {})
+    with pytest.raises(RemoteError, match=server.url):
+        remote(server).generate([ask()])
+
+
+def test_nobody_there(server: Server) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
+    with pytest.raises(RemoteError, match=rf"(?s){url}.*refused.*tried 2 times.*server runs"):
+        RemoteEngine(url, "m", retries=1, backoff=0.01).generate([ask()])
+
+
+def test_a_server_that_does_not_answer_in_time(server: Server) -> None:
+    def late(body: dict[str, Any], number: int) -> tuple[int, Any, dict[str, str]]:
+        time.sleep(1.5 if number == 0 else 0)
+        return reply("second try")
+
+    server.answer = late
+    (completion,) = remote(server, timeout=0.5, retries=3).generate([ask()])[0]
+    assert completion.text == "second try"
+
+
+def test_one_failure_stops_the_rest(server: Server) -> None:
+    server.answer = lambda body, number: fault(400)
+    with pytest.raises(RemoteError):
+        remote(server, concurrency=2).generate([ask(f"q{i}") for i in range(50)])
+    assert len(server.bodies) < 10
+
+
+def test_requests_of_ids_alone_are_refused_before_anything_is_sent(server: Server) -> None:
+    with pytest.raises(DataError, match="request 1"):
+        remote(server).generate([ask(), Request(prompt_ids=(1, 2))])
+    assert server.bodies == []
+
+
+@pytest.mark.parametrize("url", ["localhost:8000", "file:///etc/passwd", "", "http://", "ftp://host/v1"])
+def test_what_is_no_address_is_refused(url: str) -> None:
+    with pytest.raises(ConfigError, match="address"):
+        RemoteEngine(url, "m")

@@ -1,0 +1,177 @@
+"""What training does with documents, masks and numbers that are not numbers."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from little import ROW, TASK, documents, loud, packed, padded, records, sft_run, tiny, tokenizer, train_with, update_of
+
+from rorqual.core.errors import DataError, NumericsError
+from rorqual.core.records import Message, RunDir
+from rorqual.data.chat import chat_format
+from rorqual.data.pack import Sample, lay_out, pack
+from rorqual.model import Decoder
+from rorqual.recipes.pretrain import pretrain
+from rorqual.recipes.sft import sft
+from rorqual.tasks.find import load_task
+from rorqual.train.batch import TrainBatch
+from rorqual.train.checkpoint import save_checkpoint
+from rorqual.train.loop import fit
+from rorqual.train.objectives import MultiToken, NextToken, Objective
+from rorqual.train.sources import Materials, Source, Step
+from rorqual.train.sources.worked import worked_sample
+
+BOTH: tuple[Objective, ...] = (NextToken(), MultiToken())
+
+
+def close(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return float((a - b).abs().max()) <= 1e-5 * float(b.abs().max())
+
+
+@torch.no_grad()
+def test_a_packed_document_gives_the_logits_it_gives_alone() -> None:
+    model, samples = loud(tiny()), documents(11)
+    found = pack(samples, ROW)
+    batch = TrainBatch.from_packed(found.batch)
+    output = model(batch.tokens, batch.positions, segments=batch.segments)
+    further = model.predict_further(output.hidden, batch.tokens, batch.positions, batch.segments)[0].hidden
+    assert len(batch.tokens) < len(samples), "nothing was packed"
+    for (row, start, length), sample in zip(found.places, samples, strict=True):
+        alone = model(torch.tensor([sample.ids]))
+        here = model.logits(output.hidden[row, start : start + length])
+        assert close(here, model.logits(alone.hidden[0]))
+        ahead = model.predict_further(alone.hidden, torch.tensor([sample.ids]))[0].hidden[0]
+        assert close(model.logits(further[row, start : start + length - 1]), model.logits(ahead))
+
+
+def test_a_row_without_a_trained_token_adds_nothing() -> None:
+    model, samples = loud(tiny()), documents(12, count=3)
+    silent = Sample(samples[0].ids, [False] * len(samples[0]))
+    one = update_of(model, BOTH, padded(samples))
+    other = update_of(model, BOTH, padded([*samples, silent]), parts=4)
+    for a, b in zip(one.grads, other.grads, strict=True):
+        assert float((a - b).abs().max()) <= 1e-5 * float(a.abs().max())
+
+
+def test_a_batch_without_a_trained_token_is_no_nan() -> None:
+    model = loud(tiny())
+    silent = [Sample(s.ids, [False] * len(s)) for s in documents(13, count=3)]
+    update = update_of(model, BOTH, packed(silent))
+    assert update.loss == 0.0
+    assert all(bool((g == 0).all()) for g in update.grads)
+
+
+def test_only_masked_tokens_are_trained() -> None:
+    """The loss is the mean over the mask, in double precision, over documents alone; targets off the mask are free."""
+    model, samples = loud(tiny()), documents(14)
+    total, count, ahead, ahead_count = 0.0, 0, 0.0, 0
+    with torch.no_grad():
+        for sample in samples:
+            tokens = torch.tensor([sample.ids])
+            output = model(tokens)
+            logprobs = model.logits(output.hidden[0]).double().log_softmax(-1)
+            further = model.logits(model.predict_further(output.hidden, tokens)[0].hidden[0]).double().log_softmax(-1)
+            for i in range(1, len(sample)):
+                if sample.mask[i]:
+                    total, count = total - float(logprobs[i - 1, sample.ids[i]]), count + 1
+                    if i >= 2:
+                        ahead, ahead_count = ahead - float(further[i - 2, sample.ids[i]]), ahead_count + 1
+    update = update_of(model, BOTH, packed(samples), parts=2)
+    assert update.means["loss/next_token"] == pytest.approx((total, count), rel=1e-5)
+    assert update.means["loss/mtp"] == pytest.approx((ahead, ahead_count), rel=1e-5)
+    assert update.loss == pytest.approx(total / count + 0.3 * ahead / ahead_count, rel=1e-5)
+    batch = packed(samples)
+    batch.targets[batch.loss_mask == 0] = 0
+    assert update_of(model, BOTH, batch, parts=2).loss == update.loss
+
+
+class Poisoned(Source):
+    """From step 3 on a weight is not a number."""
+
+    def __init__(self, source: Source, model: Decoder) -> None:
+        self.source, self.model = source, model
+
+    @torch.no_grad()
+    def step(self, step: int) -> Step:
+        if step == 2:
+            self.model.layers[1].ffn.experts.down_proj[3, 2, 1] = math.nan
+        return self.source.step(step)
+
+
+def test_a_nan_stops_the_run_and_the_older_checkpoint_is_still_there(tmp_path: Path) -> None:
+    out = RunDir(tmp_path / "run")
+    with pytest.raises(NumericsError, match="nan"):
+        train_with(sft_run(5), out, Poisoned)
+    assert out.steps() == [1, 2] and out.newest_whole()[0] == 2
+    straight = RunDir(tmp_path / "straight")
+    fit(sft_run(5), straight, quiet=True)
+    fit(sft_run(5), out, quiet=True)
+    assert (out.checkpoint() / "model.safetensors").read_bytes() == (
+        straight.checkpoint() / "model.safetensors"
+    ).read_bytes()
+
+
+def test_weights_that_are_not_finite_are_not_kept(tmp_path: Path) -> None:
+    """An update may do it after a loss that was finite: the checkpoint would be the newest, and of no use."""
+    out, model = RunDir(tmp_path / "run"), loud(tiny())
+    optimizer = sft_run().optim.build(dict(model.named_parameters()))
+    save_checkpoint(out, 1, model, optimizer, 0)
+    with torch.no_grad():
+        model.lm_head.weight[2, 3] = math.inf
+    with pytest.raises(NumericsError, match=r"after step 2 1 tensors hold NaN or infinity, lm_head.weight among them"):
+        save_checkpoint(out, 2, model, optimizer, 0)
+    assert out.steps() == [1] and out.why_torn(1) is None
+
+
+@pytest.mark.parametrize("think", [True, False])
+def test_the_end_of_the_turn_is_trained(think: bool) -> None:
+    ids = tokenizer()
+    problem = next(iter(load_task(TASK).problems("train", 0)))
+    sample = worked_sample(problem, chat_format(ids, "deepseek"), think=think)
+    batch = TrainBatch.from_packed(lay_out([sample], [[0]], ROW).batch)
+    trained = batch.targets[0][batch.loss_mask[0] > 0].tolist()
+    assert trained[-1] == ids.eos, "a model that never learns to stop"
+    assert trained[0] == (ids.think if think else ids.end_think), "the choice to think is the model's own"
+    assert trained.count(ids.end_think) == 1
+
+
+def test_a_conversation_with_two_thoughts_trains_both(tmp_path: Path) -> None:
+    """An earlier turn loses its reasoning where the next is rendered: it is trained in a rendering of its own."""
+    file = tmp_path / "two.jsonl"
+    turn = '{"role": "user", "content": "%s"}, {"role": "assistant", "content": "%s", "reasoning_content": "%s"}'
+    file.write_text('{"messages": [' + turn % ("a", "b", "cc") + ", " + turn % ("d", "e", "ff") + "]}\n", "utf-8")
+    run = sft(data=str(file), size="tiny", rows=2, row=32)
+    ids = tokenizer()
+    source = run.source.build(Materials(loud(tiny()), ids, chat_format(ids, "deepseek"), 0, 1))
+    batch = source.step(0).batches[0]
+    trained = ids.decode(batch.targets[batch.loss_mask > 0].tolist(), specials=True)
+    assert "cc" in trained and "ff" in trained and trained.count("b<") == trained.count("e<") == trained.count("cc<")
+    assert Message("assistant", "b", "cc").reasoning == "cc"
+
+
+def test_a_set_of_nothing_to_train_on_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    file = tmp_path / "silent.jsonl"
+    file.write_text('{"messages": [{"role": "user", "content": "hello"}]}\n', "utf-8")
+    with pytest.raises(DataError, match="nothing to train on"):
+        fit(sft(data=str(file), size="tiny", rows=2, row=32, steps=1), RunDir(tmp_path / "run"), quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_pretraining_learns_its_text(tmp_path: Path) -> None:
+    file = tmp_path / "text.txt"
+    file.write_text("the whale takes in an ocean and keeps what matters. " * 60, "utf-8")
+    run = pretrain(data=str(file), size="tiny", steps=24, rows=2, row=32)
+    optim = run.optim.model_copy(update={"schedule": sft_run().optim.schedule})
+    fit(run.model_copy(update={"optim": optim, "save_seconds": 1e9}), RunDir(tmp_path / "run"), quiet=True)
+    losses = [step["loss/next_token"] for step in records(tmp_path / "run")]
+    assert losses[0] > 5 and losses[-1] < 3.5
+
+
+def test_it_trains_in_bf16(tmp_path: Path) -> None:
+    fit(sft_run(8, save_seconds=1e9, dtype="bfloat16"), RunDir(tmp_path / "low"), quiet=True)
+    fit(sft_run(8, save_seconds=1e9), RunDir(tmp_path / "high"), quiet=True)
+    low, high = (records(tmp_path / name)[-1]["loss"] for name in ("low", "high"))
+    assert low == pytest.approx(high, rel=0.05)

@@ -31,7 +31,7 @@ class Progress:
 
     def __post_init__(self) -> None:
         self._began = time.monotonic()
-        self._shown = -1e9
+        self._shown = self._began
         self._live = self.stream.isatty()
 
     def update(self, done: int, note: str = "") -> None:

@@ -60,16 +60,16 @@ class Scale(Config):
 
 FULL = Scale(
     model="small",
-    sft_steps=1000,
+    sft_steps=900,
     sft_rows=32,
     sft_hard=0.2,
-    think=0.6,
-    grpo_steps=24,
+    think=0.45,
+    grpo_steps=32,
     grpo_problems=32,
     grpo_samples=12,
     grpo_hard=0.7,
-    lr=3e-4,
-    per_cell=60,
+    lr=2e-4,
+    per_cell=80,
     expert_problems=8,
 )
 SMALL = Scale(
@@ -182,13 +182,12 @@ def routed(model: ModelConfig) -> int:
 
 
 def shown(label: str) -> Callable[[int, int], None]:
-    """Progress of an evaluation."""
-    progress: list[Progress] = []
+    """Progress of an evaluation, counted from now."""
+    progress = Progress(f"  {label}", 0, unit="answer")
 
     def update(done: int, total: int) -> None:
-        if not progress:
-            progress.append(Progress(f"  {label}", total, unit="answer", start=done))
-        progress[0].update(done)
+        progress.total = total
+        progress.update(done)
 
     return update
 

@@ -40,7 +40,7 @@ class Run(Config):
     optim: Annotated[SerializeAsAny[OptimConfig], one_of(OptimConfig)] = AdamWConfig()
     balance: Balance = Balance()
     micro_batches: int = Field(2, ge=1)
-    save_seconds: float = Field(10.0, gt=0)
+    save_seconds: float = Field(5.0, gt=0)
     device: str = "cpu"
     dtype: Literal["float32", "bfloat16"] = "float32"
     max_logprob_diff: float = 1e-4

@@ -1,0 +1,336 @@
+"""A run that was killed, torn or out of disk goes on to the very bits of a straight one."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import resource
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+
+import pytest
+import torch
+from little import grpo_run, records, sft_run, train_with
+from safetensors.torch import load_file, save
+
+from rorqual.core.errors import CheckpointError, ConfigError, RorqualError
+from rorqual.core.records import WHOLE_FILE, RunDir
+from rorqual.model import Decoder
+from rorqual.train.loop import fit
+from rorqual.train.run import Run
+from rorqual.train.sources import Source, Step
+from rorqual.train.state import make_tokenizer, restore
+
+STEPS = 8
+WEIGHTS, OPTIM = "model.safetensors", "optim.safetensors"
+
+
+def same(one: Path, other: Path) -> None:
+    """Weights, optimizer and metrics of two finished runs are the same, to the bit."""
+    a, b = RunDir(one).checkpoint(), RunDir(other).checkpoint()
+    assert a.name == b.name
+    for name in (WEIGHTS, OPTIM):
+        assert (a / name).read_bytes() == (b / name).read_bytes(), name
+    assert records(one) == records(other)
+
+
+def child(run: Run, out: Path) -> None:
+    fit(run, RunDir(out), quiet=True)
+
+
+@pytest.fixture(scope="module")
+def context() -> ForkServerContext:
+    """Children that begin with torch imported already."""
+    forks = multiprocessing.get_context("forkserver")
+    forks.set_forkserver_preload(["rorqual.train.loop"])
+    return forks
+
+
+@pytest.fixture(scope="module")
+def straight(base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Both recipes without an interruption, in two threads."""
+    out = tmp_path_factory.mktemp("straight")
+    for recipe in ("sft", "grpo"):
+        fit(the_run(recipe, base), RunDir(out / recipe), quiet=True, threads=2)
+    return {recipe: out / recipe for recipe in ("sft", "grpo")}
+
+
+def the_run(recipe: str, base: Path, every: float = 1e-9) -> Run:
+    return (sft_run(STEPS) if recipe == "sft" else grpo_run(base, 5)).model_copy(update={"save_seconds": every})
+
+
+def lines(out: Path) -> int:
+    file = RunDir(out).metrics_file
+    return file.read_bytes().count(b"\n") if file.is_file() else 0
+
+
+def killed(context: ForkServerContext, run: Run, out: Path, rng: random.Random) -> bool:
+    """Start the run and kill it a moment after a random step; False where it had ended by then."""
+    process = context.Process(target=child, args=(run, out))
+    process.start()
+    wanted = lines(out) + rng.randrange(3)
+    while process.is_alive() and lines(out) < wanted:
+        time.sleep(0.002)
+    time.sleep(rng.random() * 0.05)
+    process.kill()
+    process.join()
+    return process.exitcode == -9
+
+
+@pytest.mark.parametrize(("recipe", "every", "kills"), [("sft", 1e-9, 2), ("sft", 0.1, 2), ("grpo", 1e-9, 1)])
+def test_killed_at_random_points(
+    recipe: str,
+    every: float,
+    kills: int,
+    base: Path,
+    straight: dict[str, Path],
+    tmp_path: Path,
+    context: ForkServerContext,
+) -> None:
+    rng, run, out = random.Random(f"{recipe} {every}"), the_run(recipe, base, every), tmp_path / "run"
+    died = [killed(context, run, out, rng) for _ in range(kills)]
+    assert any(died), "every run had ended before it was killed"
+    child(run, out)
+    same(straight[recipe], out)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("recipe", ["sft", "grpo"])
+def test_killed_often(
+    recipe: str, seed: int, base: Path, straight: dict[str, Path], tmp_path: Path, context: ForkServerContext
+) -> None:
+    rng, out = random.Random(seed), tmp_path / "run"
+    run = the_run(recipe, base, every=rng.choice([1e-9, 0.05, 0.3]))
+    while killed(context, run, out, rng) and rng.random() < 0.8:
+        pass
+    child(run, out)
+    same(straight[recipe], out)
+
+
+def test_threads_change_no_bit_of_a_run(base: Path, straight: dict[str, Path], tmp_path: Path) -> None:
+    for recipe in ("sft", "grpo"):
+        fit(the_run(recipe, base), RunDir(tmp_path / recipe), quiet=True, threads=1)
+        same(straight[recipe], tmp_path / recipe)
+
+
+@pytest.fixture
+def half(tmp_path: Path) -> Path:
+    """A run that stands at step 4 of 8, with checkpoints of steps 3 and 4 and a record of step 5."""
+    out = tmp_path / "half"
+    with pytest.raises(KeyboardInterrupt):
+        train_with(sft_run(STEPS), RunDir(out), lambda source, model: Interrupted(source, 5))
+    shutil.rmtree(out / "step-000005")
+    assert RunDir(out).steps() == [4] and lines(out) == 5
+    return out
+
+
+class Interrupted(Source):
+    """Ctrl-C at a step."""
+
+    def __init__(self, source: Source, at: int) -> None:
+        self.source, self.at = source, at
+
+    def step(self, step: int) -> Step:
+        if step == self.at:
+            raise KeyboardInterrupt
+        return self.source.step(step)
+
+
+def test_ctrl_c_and_records_after_the_checkpoint(half: Path, straight: dict[str, Path]) -> None:
+    fit(sft_run(STEPS), RunDir(half), quiet=True)
+    same(straight["sft"], half)
+
+
+def test_records_of_a_run_that_never_kept_a_checkpoint_are_not_kept_twice(
+    half: Path, straight: dict[str, Path]
+) -> None:
+    shutil.rmtree(half / "step-000004")
+    fit(sft_run(STEPS), RunDir(half), quiet=True)
+    same(straight["sft"], half)
+
+
+def tear(folder: Path, how: str) -> None:
+    file = folder / (WHOLE_FILE if how == "no list" else WEIGHTS)
+    if how == "short":
+        os.truncate(file, file.stat().st_size // 2)
+    elif how == "list cut":
+        os.truncate(folder / WHOLE_FILE, 5)
+    else:
+        file.unlink()
+
+
+@pytest.mark.parametrize("how", ["short", "missing", "no list", "list cut"])
+def test_a_torn_checkpoint_is_named_and_skipped(
+    how: str, tmp_path: Path, straight: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(straight["sft"], out)
+    newest = RunDir(out).checkpoint()
+    tear(newest, how)
+    assert RunDir(out).checkpoint().name == f"step-{STEPS - 1:06d}"
+    fit(sft_run(STEPS), RunDir(out))
+    said = capsys.readouterr().out
+    assert newest.name in said and "torn checkpoint skipped" in said
+    same(straight["sft"], out)
+
+
+def test_two_whole_checkpoints_are_kept_and_a_torn_one_is_none_of_them(tmp_path: Path, half: Path) -> None:
+    run = RunDir(half)
+    shutil.copytree(half / "step-000004", half / "step-000002")
+    shutil.copytree(half / "step-000004", half / "step-000003")
+    tear(half / "step-000003", "short")
+    with pytest.raises(KeyboardInterrupt):
+        train_with(sft_run(STEPS), run, lambda source, model: Interrupted(source, 5))
+    assert run.steps() == [4, 5]
+
+
+def test_what_a_kill_leaves_behind_is_cleared_away(half: Path, straight: dict[str, Path]) -> None:
+    shutil.copytree(half / "step-000004", half / ".step-000005.123")
+    fit(sft_run(STEPS), RunDir(half), quiet=True)
+    assert not list(half.glob(".step-*"))
+    same(straight["sft"], half)
+
+
+def test_a_kill_while_the_first_file_was_written_is_no_other_run(tmp_path: Path, straight: dict[str, Path]) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / ".run.yaml.123").write_bytes(b"recipe: s")
+    fit(sft_run(STEPS), RunDir(out), quiet=True)
+    same(straight["sft"], out)
+
+
+class Filling(Source):
+    """The disk is full from step 5 on: no file may grow beyond `limit` bytes."""
+
+    def __init__(self, source: Source, limit: int) -> None:
+        self.source, self.limit = source, limit
+
+    def step(self, step: int) -> Step:
+        if step == 4:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (self.limit, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+        return self.source.step(step)
+
+
+@pytest.fixture
+def unlimited() -> Iterator[None]:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize(
+    ("limit", "what"), [(50_000, "cannot write the checkpoint of step 5"), (1_000, "cannot write")]
+)
+def test_a_full_disk_loses_nothing(
+    limit: int, what: str, tmp_path: Path, straight: dict[str, Path], unlimited: None
+) -> None:
+    """1,000 bytes stop the record of the metrics, in the middle of its line; 50,000 the weights."""
+    out = RunDir(tmp_path / "run")
+    soft = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        with pytest.raises(RorqualError, match=what):
+            train_with(sft_run(STEPS), out, lambda source, model: Filling(source, limit))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, soft)
+    assert out.newest_whole() == (4, []) and not list(out.path.glob(".*"))
+    fit(sft_run(STEPS), out, quiet=True)
+    same(straight["sft"], out.path)
+
+
+def test_a_disk_that_is_really_full(tmp_path: Path, straight: dict[str, Path]) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    size = sum(f.stat().st_size for f in RunDir(straight["sft"]).checkpoint().iterdir())
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={int(2.6 * size)}", "tmpfs", str(disk)]
+    if os.geteuid() or subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("a small disk can be mounted by root only")
+    try:
+        out = RunDir(disk / "run")
+        with pytest.raises(CheckpointError, match=r"cannot write the checkpoint of step 3.*No space left"):
+            fit(sft_run(STEPS), out, quiet=True)
+        assert out.newest_whole() == (2, []) and out.steps() == [1, 2]
+        subprocess.run(["mount", "-o", f"remount,size={8 * size}", str(disk)], check=True, capture_output=True)
+        fit(sft_run(STEPS), out, quiet=True)
+        same(straight["sft"], out.path)
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"steps": STEPS + 1}, "steps: 8 there, 9 now"),
+        ({"seed": 3}, "seed: 0 there, 3 now"),
+        ({"micro_batches": 4}, "micro_batches: 2 there, 4 now"),
+        ({"source": sft_run().source.model_copy(update={"rows": 5})}, "source: rows: 4 there, 5 now"),
+    ],
+)
+def test_another_run_in_the_folder_is_refused_by_its_key(
+    change: dict[str, object], said: str, tmp_path: Path, straight: dict[str, Path]
+) -> None:
+    before = snapshot(straight["sft"])
+    with pytest.raises(ConfigError, match=said):
+        fit(sft_run(STEPS).model_copy(update=change), RunDir(straight["sft"]), quiet=True)
+    assert snapshot(straight["sft"]) == before
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
+
+
+def test_repeating_a_finished_run_writes_nothing(straight: dict[str, Path]) -> None:
+    before = snapshot(straight["sft"])
+    state = fit(sft_run(STEPS), RunDir(straight["sft"]), quiet=True)
+    assert state.step == STEPS and snapshot(straight["sft"]) == before
+
+
+def test_a_folder_of_something_else_and_a_file_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "photo.txt").write_text("mine", "utf-8")
+    for path, said in ((tmp_path, "holds no run"), (tmp_path / "photo.txt", "not a folder")):
+        with pytest.raises(ConfigError, match=said):
+            fit(sft_run(), RunDir(path), quiet=True)
+    with pytest.raises(RorqualError, match="cannot write"):
+        fit(sft_run(), RunDir(tmp_path / "photo.txt" / "run"), quiet=True)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["photo.txt"]
+
+
+@pytest.mark.parametrize("how", ["shape", "name", "bytes"])
+def test_an_optimizers_state_of_another_shape_is_refused(how: str, half: Path) -> None:
+    folder = RunDir(half).checkpoint()
+    state = load_file(folder / OPTIM)
+    name = next(n for n in state if n.startswith("momentum/"))
+    if how == "shape":
+        state[name] = state[name][..., :-1].contiguous()
+    elif how == "name":
+        state["momentum/other"] = state.pop(name)
+    data = save(state) if how != "bytes" else b"\0" * 40
+    (folder / OPTIM).write_bytes(data)
+    sizes = json.loads((folder / WHOLE_FILE).read_bytes())
+    (folder / WHOLE_FILE).write_text(json.dumps(sizes | {OPTIM: len(data)}), "utf-8")
+    with pytest.raises(CheckpointError, match="cannot go on from here"):
+        fit(sft_run(STEPS), RunDir(half), quiet=True)
+
+
+def test_weights_of_another_shape_than_the_runs_model_are_refused(base: Path, tmp_path: Path) -> None:
+    """`from=` with a changed model: what is written in run.yaml is what is trained."""
+    run = grpo_run(base)
+    other = run.model_copy(update={"model": run.model.model_copy(update={"hidden_size": 48})})
+    with pytest.raises(CheckpointError, match="another shape"):
+        fit(other, RunDir(tmp_path / "run"), quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_bias_and_the_module_are_restored_too(half: Path) -> None:
+    run = sft_run(STEPS)
+    state = restore(run, RunDir(half), make_tokenizer(run))
+    saved = load_file(RunDir(half).checkpoint() / WEIGHTS)
+    model: Decoder = state.model
+    assert state.step == 4 and saved.keys() == model.state_dict().keys()
+    assert all(torch.equal(saved[name], tensor) for name, tensor in model.state_dict().items())

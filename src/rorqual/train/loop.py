@@ -23,7 +23,7 @@ from rorqual.train.balance import load_ratio, move_bias
 from rorqual.train.checkpoint import save_checkpoint
 from rorqual.train.run import Run
 from rorqual.train.sources import Materials, Source, Step
-from rorqual.train.state import State, check_vocabulary, make_tokenizer, restore, write_start
+from rorqual.train.state import State, check_context, check_vocabulary, make_tokenizer, restore, write_start
 from rorqual.train.workers import GAP, Update, gradient, workers
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -73,6 +73,7 @@ def fit(run: Run, out: RunDir, *, threads: int = 1, quiet: bool = False) -> Stat
     """
     tokenizer = make_tokenizer(run)
     check_vocabulary(run, tokenizer)
+    check_context(run)
     state = restore(run, out, tokenizer)
     chat = chat_format(tokenizer, run.chat)
     source = run.source.build(Materials(state.model, tokenizer, chat, run.seed, threads))

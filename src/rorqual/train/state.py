@@ -57,6 +57,17 @@ def check_vocabulary(run: Run, tokenizer: Tokenizer) -> None:
         )
 
 
+def check_context(run: Run) -> None:
+    """Refuse rows longer than the model's context: it would learn positions that it can never be asked at."""
+    context = run.model.max_position_embeddings
+    if run.source.row > context:
+        raise ConfigError(
+            f"rows of {run.source.row} tokens, and the model's context is {context}",
+            where="source.row",
+            remedy=f"Set row={context} or less, or begin a model with a longer context (row= without from=).",
+        )
+
+
 def restore(run: Run, out: RunDir, tokenizer: Tokenizer, ops: Ops = FAST) -> State:
     """Fresh weights, another run's, or this run's newest whole checkpoint; another run in the folder is refused."""
     same_run(run, out)

@@ -82,7 +82,8 @@ def _conversation(row: dict[str, Any], where: str) -> Conversation:
     raise DataError(
         f"it has the keys {', '.join(sorted(row)) or 'none'}",
         where=where,
-        remedy=f"{nearest(wrong, known) if wrong else ''} A row needs messages, prompt+completion or question+answer.".strip(),
+        remedy=f"{nearest(wrong, known) if wrong else ''} A row needs messages, prompt+completion or question+answer."
+        " A task's own files are read with task=NAME beside data=.".strip(),
     )
 
 

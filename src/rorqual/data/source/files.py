@@ -72,7 +72,9 @@ def parquet_rows(path: Path, any_of: tuple[tuple[str, ...], ...]) -> Iterator[tu
         if not any(set(names) <= columns for names in any_of):
             wanted = " or ".join("+".join(names) for names in any_of)
             raise DataError(
-                f"it has the columns {', '.join(sorted(columns))}", where=str(path), remedy=f"It needs {wanted}."
+                f"it has the columns {', '.join(sorted(columns))}",
+                where=str(path),
+                remedy=f"It needs {wanted}. A task's own files are read with task=NAME beside data=.",
             )
         number = 0
         for piece in table.iter_batches(batch_size=1024):

@@ -47,7 +47,7 @@ class Conversations(Source):
             raise DataError(
                 f"{len(long)} of {len(samples)} conversations are longer than a row of {config.row} tokens (the longest: {max(long)})",
                 where=config.data,
-                remedy=f"Set source.row={max(long)}, or source.longer=cut or skip.",
+                remedy=f"Set row={max(long)}, or source.longer=cut or skip.",
             )
         kept = [s.cut(config.row) for s in samples if config.longer == "cut" or len(s) <= config.row]
         empty = sum(not s.n_trained for s in kept)  # a cut may leave the question alone

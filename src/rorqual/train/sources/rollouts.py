@@ -76,8 +76,8 @@ class Rollouts(Source):
         if longest + config.max_tokens > config.row:
             raise DataError(
                 f"a prompt of {longest} tokens and an answer of {config.max_tokens} do not fit a row of {config.row}",
-                where="source.row",
-                remedy=f"Set source.row={longest + config.max_tokens} or a smaller source.max_tokens.",
+                where="row",
+                remedy=f"Set row={longest + config.max_tokens} or a smaller max_tokens.",
             )
 
     def step(self, step: int) -> Step:

@@ -68,28 +68,32 @@ def test_experts_of_no_token_at_all() -> None:
 
 
 @pytest.mark.parametrize("dtype", TYPES)
-def test_attend(dtype: torch.dtype) -> None:
-    segments = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 2], [0] * 8])
+@pytest.mark.parametrize("seq", [8, 600])
+def test_attend(dtype: torch.dtype, seq: int) -> None:
+    """On both sides of the length at which bf16 changes its form; documents, and queries that see one key."""
+    segments = torch.stack((torch.arange(seq) * 3 // seq, torch.zeros(seq, dtype=torch.long)))
     results = []
     for ops in (FAST, REFERENCE):
         generator = torch.Generator().manual_seed(1)
-        q, k = (leaf(2, 3, 8, 12, dtype=dtype, generator=generator) for _ in range(2))
-        v = leaf(2, 3, 8, 6, dtype=dtype, generator=generator)
+        q, k = (leaf(2, 3, seq, 12, dtype=dtype, generator=generator) for _ in range(2))
+        v = leaf(2, 3, seq, 6, dtype=dtype, generator=generator)
         out = ops.attend(q, k, v, document_mask(segments), 0.7)
         out.backward(torch.randn(out.shape, generator=generator).to(dtype))
         results.append([out.detach(), *(t.grad for t in (q, k, v) if t.grad is not None)])
     compare(*results, dtype)
 
 
-@pytest.mark.parametrize("dtype", TYPES)
-def test_rms_norm(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("shape", [(5, 3, 16), (7, 16), (16,)])
+@pytest.mark.parametrize(("dtype", "weights"), [*zip(TYPES, TYPES), (torch.bfloat16, torch.float32)])
+def test_rms_norm(dtype: torch.dtype, weights: torch.dtype, shape: tuple[int, ...]) -> None:
+    """Also activations in bf16 with weights in fp32, as under autocast."""
     results = []
     for ops in (FAST, REFERENCE):
         generator = torch.Generator().manual_seed(1)
-        x = leaf(5, 3, 16, dtype=dtype, generator=generator)
-        weight = leaf(16, dtype=dtype, generator=generator)
+        x = leaf(*shape, dtype=dtype, generator=generator)
+        weight = leaf(16, dtype=weights, generator=generator)
         out = ops.rms_norm(x, weight, 1e-6)
-        out.backward(torch.randn(out.shape, generator=generator).to(dtype))
+        out.backward(torch.randn(out.shape, generator=generator).to(out.dtype))
         results.append([out.detach(), *(t.grad for t in (x, weight) if t.grad is not None)])
     compare(*results, dtype)
 

@@ -17,16 +17,53 @@ from torch import Tensor
 from rorqual.ops.moe import Routing
 
 BF16_ROWS = 64
+BF16_SHORT = 512
+"""Keys up to which products beat the fused kernel in bf16; above, their memory is quadratic too."""
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """`ops.norm.rms_norm`, by torch's own operation."""
-    return F.rms_norm(x, (x.shape[-1],), weight, eps)
+    """`ops.norm.rms_norm`, with its backward written out: torch's own is a chain of small operations, of twice the time."""
+    out: Tensor = _RMSNorm.apply(x, weight, eps)
+    return out
+
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        wide = x.float()
+        root = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+        normed = (wide * root).to(x.dtype)
+        ctx.save_for_backward(normed, weight, root)
+        return weight * normed
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        normed, weight, root = ctx.saved_tensors
+        n, g = normed.float(), grads[0].float()
+        dweight = (g * n).reshape(-1, g.shape[-1]).sum(0)
+        g = g * weight.float()
+        along = (g * n).mean(-1, keepdim=True)
+        dx = torch.addcmul(g, n, along, value=-1).mul_(root)
+        return dx.to(normed.dtype), dweight.to(weight.dtype), None
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tensor:
-    """`ops.attention.attend`, by torch's scaled_dot_product_attention."""
+    """`ops.attention.attend`, by torch's scaled_dot_product_attention, or in short bf16 by batched products.
+
+    There the fused kernel's backward takes three times as long as the products (docs/LOG.md); scores are rounded to bf16
+    as in the reference, and torch's softmax of bf16 computes in fp32.
+    """
+    if q.dtype == torch.bfloat16 and k.shape[2] <= BF16_SHORT:
+        return _attend_by_products(q, k, v, mask, scale)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+
+
+def _attend_by_products(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tensor:
+    batch, heads, queries, _ = q.shape
+    hidden = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill_(~mask, float("-inf"))
+    bias = hidden.expand(batch, heads, queries, k.shape[2]).flatten(0, 1)
+    scores = torch.baddbmm(bias, q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2), alpha=scale)
+    return torch.bmm(scores.softmax(-1), v.flatten(0, 1)).unflatten(0, (batch, heads))
 
 
 def experts(x: Tensor, routing: Routing, gate_up: Tensor, down: Tensor) -> Tensor:

@@ -145,6 +145,8 @@ def text_has_an_encoding(module: Module) -> Iterator[str]:
         called = node.func.attr if isinstance(node.func, ast.Attribute) else ast.unparse(node.func)
         if called not in (("open", "read_text", "write_text") if method else ("open",)):
             continue
+        if method and called == "open" and not all(isinstance(a, ast.Constant) for a in node.args):
+            continue  # not a path's: a URL opener's, which takes a request
         values = [a.value for a in [*node.args, *(k.value for k in node.keywords)] if isinstance(a, ast.Constant)]
         if called != "open" or not any(isinstance(v, str) and "b" in v and len(v) <= 3 for v in values):
             yield f"{node.lineno}: {called} without an encoding"

@@ -49,7 +49,7 @@ def sft(
         source=source,
         objectives=supervised(model),
         optim=MuonConfig(
-            lr=0.008, adamw=AdamWConfig(lr=2e-3, betas=(0.9, 0.98)), schedule=Schedule(warmup=50, decay=0.4)
+            lr=0.012, adamw=AdamWConfig(lr=4e-3, betas=(0.9, 0.98)), schedule=Schedule(warmup=50, decay=0.4)
         ),
         balance=Balance(gamma=0.01),
     )

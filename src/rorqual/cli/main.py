@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Annotated, Any, NoReturn
@@ -34,14 +34,14 @@ INTERRUPTED, REFUSED = 130, 2
 
 
 @contextmanager
-def told(verb: str) -> Iterator[None]:
+def told(verb: Callable[[], str | None]) -> Iterator[None]:
     """Turn what a user can mend into a message on standard error and an exit code; anything else is a bug and shows itself."""
     try:
         yield
     except RorqualError as error:
         _stop(f"rorqual: {error}", REFUSED)
     except KeyboardInterrupt:
-        on = verb in RESUMES
+        on = verb() in RESUMES
         _stop("\nstopped; the same command goes on where it was" if on else "\nstopped", INTERRUPTED)
     except BrokenPipeError:
         # Whoever read our output has left. Standard output is closed here, or the interpreter complains at its end.
@@ -62,7 +62,7 @@ class Verbs(TyperGroup):
     """The verbs, in the order in which they are met."""
 
     def invoke(self, ctx: Any) -> Any:
-        with told(next(iter([*ctx.args, *getattr(ctx, "_protected_args", [])]), "")):
+        with told(lambda: ctx.invoked_subcommand):
             return super().invoke(ctx)
 
     def list_commands(self, ctx: Any) -> list[str]:

@@ -13,6 +13,7 @@ from rorqual.core.records import Thinking
 from rorqual.engine.request import Completion, Generator, Request, SamplingParams
 from rorqual.evals.evaluation import ALL, Evaluation, Sample, cell_name
 from rorqual.tasks.base import Problem, Split, Task
+from rorqual.tasks.find import safe_grade, safe_problems
 
 GREEDY = SamplingParams()
 PATIENCE = 20
@@ -31,7 +32,7 @@ def pick(task: Task, split: Split, count: int, seed: int, per_family: bool) -> l
     chosen: dict[str, Problem] = {}
     held: Counter[tuple[str, str]] = Counter()
     idle = patience = 0
-    for drawn, problem in enumerate(task.problems(split, seed), 1):
+    for drawn, problem in enumerate(safe_problems(task, split, seed), 1):
         stratum = (problem.family, problem.level) if per_family else (ALL, ALL)
         if held[stratum] < count and problem.key not in chosen:
             chosen[problem.key] = problem
@@ -131,7 +132,7 @@ def _sample(task: Task, problem: Problem, completion: Completion) -> Sample:
         answer=problem.answer,
         reply=completion.text,
         reasoning=completion.reasoning,
-        verdict=task.grade(problem, completion.text),
+        verdict=safe_grade(task, problem, completion.text),
         tokens=tokens,
         thinking_tokens=thinking_tokens(completion, tokens) if thought else 0,
         thought=thought,

@@ -1,0 +1,136 @@
+"""Kill the quickstart at random points, go on each time, and compare what comes out with a run that nobody killed.
+
+    python scripts/resume.py --kills 8
+
+Every kill is a SIGKILL of `python -m rorqual quickstart --size small` at a moment of its own, over all stages; some runs are
+killed twice before they get to the end. Compared, to the bit: the final weights and optimizer of both runs, their metrics
+without the clock's fields, every evaluation without its seconds, the summary and the pictures without the clock. Exit code 0
+where all are equal. The result goes to docs/results/resume.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rorqual.core.records import RunDir, write_json
+from rorqual.train.state import CLOCK_FIELDS
+
+RESULT = Path(__file__).parent.parent / "docs" / "results" / "resume.json"
+CLOCKS = {*CLOCK_FIELDS, "began", "ended"}
+
+
+def command(out: Path, seed: int) -> list[str]:
+    return [sys.executable, "-m", "rorqual", "quickstart", "--size", "small", "--seed", str(seed), "--out", str(out)]
+
+
+def start(out: Path, seed: int) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(command(out, seed), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def stage(out: Path) -> str:
+    """How far it has come, by its files: what a kill interrupted."""
+    evaluations = len(list((out / "evals").glob("*.json"))) if (out / "evals").is_dir() else 0
+    for name in ("teacher", "base"):
+        lines = len(list(RunDir(out / name).metrics()))
+        if lines and not (name == "teacher" and evaluations):
+            done = RunDir(out / name).steps()
+            return f"{name}: {lines} records, checkpoints {done}"
+    return f"evaluations: {evaluations} done" if evaluations else "setting out"
+
+
+def without_clock(value: Any) -> Any:
+    """JSON without the fields that a clock wrote."""
+    if isinstance(value, dict):
+        return {k: without_clock(v) for k, v in value.items() if k not in CLOCKS}
+    return [without_clock(v) for v in value] if isinstance(value, list) else value
+
+
+def results(out: Path) -> dict[str, Any]:
+    """Everything that must be the same, by name."""
+    found: dict[str, Any] = {}
+    for name in ("base", "teacher"):
+        run = RunDir(out / name)
+        for file in ("model.safetensors", "optim.safetensors"):
+            found[f"{name}/{file}"] = (run.checkpoint() / file).read_bytes()
+        found[f"{name}/metrics.jsonl"] = [without_clock(record) for record in run.metrics()]
+    for path in sorted((out / "evals").glob("*.json")):
+        found[f"evals/{path.name}"] = without_clock(json.loads(path.read_bytes()))
+    found["summary.json"] = without_clock(json.loads((out / "summary.json").read_bytes()))
+    for path in sorted((out / "pictures").iterdir()):
+        if "cost" not in path.name and "clock" not in path.name:
+            found[f"pictures/{path.name}"] = path.read_bytes()
+    return found
+
+
+def straight(out: Path, seed: int) -> float:
+    """A run to the end; its seconds."""
+    began = time.monotonic()
+    subprocess.run(command(out, seed), check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return time.monotonic() - began
+
+
+def kill_at(out: Path, seed: int, seconds: float) -> str | None:
+    """Kill after `seconds`; where it stood, None if it had ended."""
+    process = start(out, seed)
+    try:
+        process.wait(timeout=seconds)
+        return None
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        return stage(out)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=8)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=RESULT)
+    options = parser.parse_args()
+    rng, kills, failures = random.Random(options.seed), [], 0
+    with tempfile.TemporaryDirectory() as folder:
+        reference = Path(folder) / "straight"
+        whole = straight(reference, options.seed)
+        wanted = results(reference)
+        print(f"a straight run took {whole:.0f} s", flush=True)
+        number = 0
+        while len(kills) < options.kills:
+            out, times = Path(folder) / f"killed-{number}", 1 + number % 2
+            for _ in range(min(times, options.kills - len(kills))):
+                # One moment in each of `kills` slices of the straight run, so that every stage has its share.
+                moment = (len(kills) + rng.random()) / options.kills * whole * (1.0 if times == 1 else 0.6)
+                where = kill_at(out, options.seed, moment)
+                kills.append({"run": number, "after_seconds": round(moment, 2), "stood_at": where or "ended before"})
+                print(kills[-1], flush=True)
+            straight(out, options.seed)
+            got = results(out)
+            differ = sorted(name for name in wanted.keys() | got.keys() if wanted.get(name) != got.get(name))
+            failures += len(differ)
+            print(f"run {number}, killed {times} time(s): " + (", ".join(differ) or "all equal"), flush=True)
+            number += 1
+        write_json(options.out, {
+            "command": f"python scripts/resume.py --kills {options.kills} --seed {options.seed}",
+            "date": time.strftime("%Y-%m-%d"),
+            "machine": f"{platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}",
+            "compared": sorted(wanted),
+            "kills": kills,
+            "differences": failures,
+            "seconds_of_a_straight_run": round(whole, 1),
+        })  # fmt: skip
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

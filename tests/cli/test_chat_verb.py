@@ -1,0 +1,115 @@
+"""Chat: what is streamed is what was said, thinking stands apart, and the history stays within the context."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from commands import typed
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+
+from rorqual.cli.conversation import ROOM, ChatSettings, Conversation, pieces
+from rorqual.cli.screen import Terminal
+from rorqual.core.errors import DataError
+from rorqual.core.records import Message, Thinking
+from rorqual.data.chat import DeepSeekChat
+from rorqual.data.tokenizer import Tokenizer
+from rorqual.engine.engine import Engine
+
+CHAT = DeepSeekChat(Tokenizer.byte_level())
+SPECIAL = st.sampled_from([CHAT.tokenizer.think, CHAT.tokenizer.end_think, CHAT.tokenizer.eos, CHAT.tokenizer.user])
+MODES = st.sampled_from(["auto", "on", "off"])
+
+
+class Notes:
+    """A screen that remembers."""
+
+    def __init__(self) -> None:
+        self.said: list[tuple[str, str]] = []
+
+    def reasoning(self, text: str) -> None:
+        self.said.append(("reasoning", text))
+
+    def answer(self, text: str) -> None:
+        self.said.append(("answer", text))
+
+    def note(self, text: str) -> None:
+        self.said.append(("note", text))
+
+
+@given(reasoning=st.none() | st.text(), content=st.text(), thinking=MODES)
+def test_a_reply_streamed_token_by_token_is_the_reply(reasoning: str | None, content: str, thinking: Thinking) -> None:
+    if (thinking == "on") != (reasoning is not None) and thinking != "auto":
+        return
+    asked = [Message("user", "?")]
+    try:
+        whole = CHAT.render([*asked, Message("assistant", content, reasoning)], thinking=thinking).ids
+    except DataError:  # half of a surrogate pair
+        return
+    ids = whole[len(CHAT.prompt(asked, thinking)) :]
+    told = list(pieces(ids, CHAT, thinking))
+    assert "".join(text for is_reasoning, text in told if is_reasoning) == (reasoning or "")
+    assert "".join(text for is_reasoning, text in told if not is_reasoning) == content
+    assert all("\ufffd" not in text for _, text in told) or "\ufffd" in content + (reasoning or "")
+
+
+@settings(max_examples=60)
+@given(ids=st.lists(st.integers(7, 262) | SPECIAL, max_size=30), thinking=MODES)
+def test_whatever_a_model_draws_is_shown_whole_in_the_end(ids: list[int], thinking: Thinking) -> None:
+    told = list(pieces(ids, CHAT, thinking))
+    message = CHAT.parse(ids, thinking)
+    assert "".join(text for is_reasoning, text in told if is_reasoning).endswith(message.reasoning or "")
+    assert "".join(text for is_reasoning, text in told if not is_reasoning).endswith(message.content)
+
+
+@pytest.fixture(scope="module")
+def engine(tiny: Path) -> Engine:
+    return Engine.from_run(tiny, slots=1)
+
+
+def test_the_history_is_kept_and_its_oldest_turns_forgotten_where_the_context_ends(engine: Engine) -> None:
+    conversation, screen = Conversation(engine, ChatSettings(thinking="off", max_tokens=4)), Notes()
+    for turn in range(12):
+        reply = conversation.say(f"{turn} is what I say", screen)
+        assert conversation.history[-1] == reply
+        assert len(CHAT.prompt(conversation.history[:-1], "off")) <= engine.max_len - ROOM
+    assert conversation.history[-2].content == "11 is what I say"
+    assert conversation.history[0].role == "user"
+    assert any(kind == "note" and text.startswith("forgot the oldest") for kind, text in screen.said)
+    with pytest.raises(DataError, match="context of 128"):
+        conversation.say("long " * 100, screen)
+
+
+def test_a_seed_gives_one_conversation(engine: Engine) -> None:
+    def talk(seed: int) -> list[str]:
+        settings = ChatSettings(temperature=1.0, seed=seed, max_tokens=6, thinking="off")
+        conversation = Conversation(engine, settings)
+        return [conversation.say("go", Notes()).content for _ in range(2)]
+
+    assert talk(1) == talk(1)
+    assert talk(1) != talk(2)
+    assert len(set(talk(1))) == 2, "each turn draws anew"
+
+
+def test_thinking_is_dimmed_and_marked_in_a_terminal_and_marked_in_a_pipe() -> None:
+    for force, dim in ((True, "\x1b[2m"), (False, "")):
+        terminal, file = Terminal(), io.StringIO()
+        terminal.console = Console(
+            file=file, force_terminal=force, highlight=False, markup=False, color_system="standard"
+        )
+        terminal.reasoning("so [b]")
+        terminal.reasoning(" then")
+        terminal.answer("it [i]")
+        terminal.end()
+        text = file.getvalue()
+        assert (dim in text) if dim else text == "<think>so [b] then</think>\nit [i]\n"
+        assert "it [i]" in text
+
+
+def test_each_line_of_a_pipe_is_a_message_up_to_quit(place: Path) -> None:
+    done = typed(place, "chat", "run", "thinking=off", "max_tokens=3", stdin="one\n\n/new\ntwo\n/quit\nthree\n")
+    assert done.code == 0, done.err
+    assert done.err.count("cut off after 3 tokens") == 2

@@ -20,14 +20,16 @@ from rorqual.tasks.gsm8k import Gsm8k
 from rorqual.tasks.gym import GymTask
 from rorqual.tasks.knights import Knights
 from rorqual.tasks.math500 import Math500
+from rorqual.tasks.messages import Messages
 
 NAMED: Mapping[str, Callable[..., Task]] = {
     "families": Families, "gsm8k": Gsm8k, "math500": Math500, "folio": Folio, "knights": Knights,
+    "messages": Messages,
 }  # fmt: skip
 
 
 def load_task(spec: str, *, data: Path | None = None, options: Mapping[str, Any] | None = None) -> Task:
-    """The task that `spec` names: `families`, `families:add,sub`, `gsm8k`, `gym:NAME`, or `./mine.py:Class`.
+    """The task that `spec` names: `families`, `families:add,sub`, `gsm8k`, `messages`, `gym:NAME`, or `./mine.py:Class`.
 
     `data` is the file or folder of a task that reads files, `options` its other arguments. Errors: `ConfigError` for an
     unknown name or option, `TaskError` for a user's file that cannot be loaded (naming file and line), `DataError` for files.
@@ -55,6 +57,8 @@ def _build(make: Callable[..., Task], spec: str, options: dict[str, Any], data: 
         if "data" not in parameters:
             raise ConfigError(f"task '{spec}' reads no files", where="data", remedy="Leave data out.")
         options["data"] = Path(data)
+    elif "data" in parameters and parameters["data"].default is inspect.Parameter.empty and "data" not in options:
+        raise ConfigError(f"task '{spec}' needs a file", where="data", remedy="Give data=FILE.")
     for name in options:
         if name not in parameters and not takes_any:
             raise ConfigError(f"task '{spec}' has no option '{name}'", where="task", remedy=nearest(name, parameters))

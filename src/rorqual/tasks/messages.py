@@ -1,0 +1,86 @@
+"""Conversations of one's own as a task: the last assistant's turn is the gold answer of what stands before it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+from rorqual.core.errors import DataError
+from rorqual.core.records import Message, Role
+from rorqual.tasks.answer import final_answer, final_number, whole_number
+from rorqual.tasks.base import Problem, Split, Verdict
+from rorqual.tasks.rows import FileTask, Row, carve, held_out, normal, read
+
+PAIRS = (("prompt", "completion"), ("question", "answer"))
+END_THINK = "</think>"
+
+
+class Asked(Problem):
+    """A problem whose prompt has turns before it."""
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        given: tuple[Message, ...] = self.meta["messages"]
+        return given
+
+
+class Messages(FileTask):
+    r"""Rows `messages`, or `prompt` and `completion`, or `question` and `answer`, as `rorqual train sft data=FILE` reads them.
+
+    A reply is right where it ends in what the gold answer ends in: the marked answer (`\boxed{}`, `####`, `answer:`), else the
+    last line; as numbers where the gold one is a number, else without regard to case and white space. `data` is a file, or a
+    folder with `*train*` and `*test*` files.
+    """
+
+    name = "messages"
+
+    def __init__(self, data: Path) -> None:
+        super().__init__(data)
+
+    def load(self, split: Split) -> list[Problem]:
+        paths = held_out(self.data, split, {"train": "train", "test": "test"})
+        found = [self._problem(row) for path in paths for row in read(path)]
+        return carve([(p.key, p) for p in found], split)
+
+    def _problem(self, row: Row) -> Problem:
+        *before, reply = _turns(row)
+        if reply.role != "assistant" or not before or before[-1].role != "user":
+            raise DataError(
+                "it does not end with a user's turn and the assistant's",
+                where=row.where,
+                remedy="The last turn is the gold answer to the one before it.",
+            )
+        return Asked(
+            key="messages " + " | ".join(f"{m.role} {normal(m.content)}" for m in before),
+            prompt=before[-1].content,
+            answer=reply.content.rpartition(END_THINK)[2].strip(),
+            family="messages",
+            steps=reply.reasoning,
+            meta={"where": row.where, "messages": tuple(before)},
+        )
+
+    def grade(self, problem: Problem, reply: str) -> Verdict:
+        gold = final_answer(problem.answer)
+        if not gold:
+            return Verdict.UNGRADED
+        number = whole_number(gold)
+        same = final_number(reply) == number if number is not None else normal(final_answer(reply)) == normal(gold)
+        return Verdict.RIGHT if same else Verdict.WRONG
+
+
+def _turns(row: Row) -> list[Message]:
+    for ask, answer in PAIRS:
+        if row.values.get(ask) is not None and row.values.get(answer) is not None:
+            return [Message("user", row.get(ask)), Message("assistant", row.get(answer), row.values.get("reasoning"))]
+    return [_message(item, row.where) for item in row.get("messages", list)]
+
+
+def _message(item: Any, where: str) -> Message:
+    roles: tuple[Role, ...] = get_args(Role)
+    role = next((role for role in roles if isinstance(item, Mapping) and item.get("role") == role), None)
+    if role is None or not isinstance(item.get("content"), str):
+        raise DataError(
+            f"not a message: {item!r:.60}", where=where, remedy=f"Give role ({', '.join(roles)}) and content."
+        )
+    return Message(role, item["content"], item.get("reasoning"))

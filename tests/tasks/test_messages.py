@@ -1,0 +1,85 @@
+"""A user's own conversations as a task: the last assistant's turn is the gold answer."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from rorqual.core.errors import ConfigError, DataError
+from rorqual.core.records import Message
+from rorqual.tasks.base import Verdict
+from rorqual.tasks.find import check_gold, load_task
+
+TURNS = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "How many legs have 3 spiders?"},
+    {"role": "assistant", "content": "<think>8 each</think>Eight each:\n#### 24"},
+]
+ROWS: list[dict[str, Any]] = [
+    {"messages": TURNS},
+    {"prompt": "Capital of France?", "completion": "Paris"},
+    {"question": "2+2?", "answer": "The answer is 4."},
+]
+
+
+def written(path: Path, rows: list[Any]) -> Path:
+    path.write_bytes(b"\n".join(json.dumps(row).encode() for row in rows))
+    return path
+
+
+def test_gold_is_right_and_another_rows_is_wrong(tmp_path: Path) -> None:
+    task = load_task("messages", data=written(tmp_path / "mine.jsonl", ROWS))
+    problems = list(task.problems("test", 0))
+    assert len(problems) == 3
+    check_gold(task, problems)
+    for p in problems:
+        assert all(task.grade(p, q.answer) is Verdict.WRONG for q in problems if q is not p)
+        assert task.grade(p, "") is Verdict.WRONG
+
+
+def test_what_is_asked_is_all_that_stands_before_the_answer(tmp_path: Path) -> None:
+    task = load_task("messages", data=written(tmp_path / "mine.jsonl", ROWS[:1]))
+    (problem,) = task.problems("test", 0)
+    assert problem.messages == (Message("system", "Be brief."), Message("user", "How many legs have 3 spiders?"))
+    assert problem.answer == "Eight each:\n#### 24"
+    for reply, right in (("24", True), ("\\boxed{24}", True), ("It is 24.0 legs", True), ("24 or 25", False)):
+        assert (task.grade(problem, reply) is Verdict.RIGHT) == right, reply
+
+
+def test_parquet_of_messages(tmp_path: Path) -> None:
+    pq.write_table(pa.Table.from_pylist(ROWS[:1] * 2), tmp_path / "mine.parquet")
+    problems = list(load_task("messages", data=tmp_path / "mine.parquet").problems("test", 0))
+    assert [p.prompt for p in problems] == ["How many legs have 3 spiders?"] * 2
+
+
+@pytest.mark.parametrize(
+    ("row", "fault"),
+    [
+        ({"messages": TURNS[:2]}, "does not end with"),
+        ({"messages": TURNS[2:]}, "does not end with"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, "not a message"),
+        ({"text": "x"}, "no column 'messages'"),
+    ],
+)
+def test_a_row_that_asks_nothing_is_named_by_its_line(tmp_path: Path, row: Any, fault: str) -> None:
+    file = written(tmp_path / "mine.jsonl", [ROWS[1], row])
+    with pytest.raises(DataError, match=rf"mine\.jsonl:2: .*{fault}"):
+        list(load_task("messages", data=file).problems("test", 0))
+
+
+def test_it_needs_a_file() -> None:
+    with pytest.raises(ConfigError, match="needs a file"):
+        load_task("messages")
+
+
+def test_a_gold_answer_that_says_nothing_is_ungraded(tmp_path: Path) -> None:
+    task = load_task(
+        "messages", data=written(tmp_path / "mine.jsonl", [{"prompt": "x", "completion": "<think>a</think>"}])
+    )
+    (problem,) = task.problems("test", 0)
+    assert task.grade(problem, "anything") is Verdict.UNGRADED

@@ -98,7 +98,7 @@ def test_thinking_is_dimmed_and_marked_in_a_terminal_and_marked_in_a_pipe() -> N
     for force, dim in ((True, "\x1b[2m"), (False, "")):
         terminal, file = Terminal(), io.StringIO()
         terminal.console = Console(
-            file=file, force_terminal=force, highlight=False, markup=False, color_system="standard"
+            file=file, force_terminal=force, highlight=False, markup=False, color_system="standard" if force else None
         )
         terminal.reasoning("so [b]")
         terminal.reasoning(" then")

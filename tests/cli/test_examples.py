@@ -1,0 +1,102 @@
+"""What the documentation shows is run: every example of `--help`, and every block of both READMEs, in their order."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from rorqual.cli.main import app
+
+ROOT = Path(__file__).parents[2]
+READMES = ("README.md", "README.zh.md")
+VERBS = ("quickstart", "train", "eval", "chat", "inspect", "report", "compare", "doctor")
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+SCRIPT_LINES, TASK_LINES = 20, 30
+
+
+def blocks(name: str) -> list[tuple[str, str]]:
+    """(language, text) of each block of a README."""
+    return BLOCK.findall((ROOT / name).read_text(encoding="utf-8"))
+
+
+def example(verb: str) -> str:
+    """The command with which the help of `verb` ends."""
+    help_text = CliRunner().invoke(app, [verb, "--help"]).output
+    return help_text.rstrip().rpartition("Example:\n")[2].strip()
+
+
+def shell(text: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", text],
+        check=False, cwd=folder, capture_output=True, text=True, encoding="utf-8", timeout=600, env=environment,
+    )  # fmt: skip
+    assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which everything that the READMEs and the help show has been done once, the slow part first."""
+    folder = tmp_path_factory.mktemp("workshop")
+    shell(example("quickstart"), folder)
+    return folder
+
+
+@pytest.mark.slow
+def test_the_example_of_each_verb_works(workshop: Path) -> None:
+    assert (workshop / "runs/small/report.html").is_file()
+    for verb in VERBS[1:]:
+        command = example(verb)
+        assert f"rorqual {verb} " in f"{command} ", "the help ends with an example of its own verb"
+        assert shell(command, workshop).stdout
+
+
+@pytest.mark.slow
+def test_the_blocks_of_the_readme_work_in_their_order(workshop: Path) -> None:
+    for language, text in blocks("README.md"):
+        if language == "sh":
+            shell(text, workshop)
+        elif text.startswith("# mine.py"):
+            assert text.count("\n") < TASK_LINES
+            (workshop / "mine.py").write_text(text, encoding="utf-8")
+        elif language == "python":
+            assert text.count("\n") < SCRIPT_LINES
+            (workshop / "script.py").write_text(text, encoding="utf-8")
+            assert "95 % interval" in shell("python script.py", workshop).stdout
+
+
+def test_the_two_readmes_show_the_same_commands() -> None:
+    english, chinese = (blocks(name) for name in READMES)
+    assert [language for language, _ in english] == [language for language, _ in chinese]
+
+    def commands(found: list[tuple[str, str]]) -> list[str]:
+        lines = [line for _, text in found for line in text.split("\n")]
+        return [line for line in lines if line.startswith(("rorqual", "make", "from ", "run ", "fit(", "print("))]
+
+    def without_comments(lines: list[str]) -> list[str]:
+        return [re.sub(r"\s+#.*", "", line) for line in lines]
+
+    assert without_comments(commands(english)) == without_comments(commands(chinese))
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_what_a_readme_points_at_is_there(name: str) -> None:
+    text = re.sub(r"<!--.*?-->", "", (ROOT / name).read_text(encoding="utf-8"), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)]+)\)", text):
+        assert target.startswith("https://") or (ROOT / target).exists(), target
+    for target in re.findall(r"^make (\w+)", text, re.MULTILINE):
+        assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+
+
+def test_every_verb_and_recipe_is_in_the_readmes() -> None:
+    for name in READMES:
+        text = (ROOT / name).read_text(encoding="utf-8")
+        for word in (*VERBS, "pretrain", "sft", "grpo"):
+            assert f"`{word}" in text, word

@@ -24,6 +24,7 @@ from rorqual.tasks.base import Verdict
 from rorqual.train.batch import TrainBatch
 from rorqual.train.loop import _go
 from rorqual.train.objectives import Objective
+from rorqual.train.optim import AdamWConfig, MuonConfig
 from rorqual.train.run import Run
 from rorqual.train.schedule import Schedule
 from rorqual.train.sources import Materials, Source
@@ -142,7 +143,7 @@ def same_gradient(model: Decoder, one: Update, other: Update, tolerance: float =
 def sft_run(steps: int = 6, **changes: Any) -> Run:
     """A fine-tuning that takes a fraction of a second; checkpoints after every step."""
     run = sft(task=TASK, size="tiny", steps=steps, rows=4, row=ROW, think=0.5)
-    optim = run.optim.model_copy(update={"schedule": Schedule(warmup=5, decay=0.4)})
+    optim = MuonConfig(lr=0.02, adamw=AdamWConfig(lr=2e-3, betas=(0.9, 0.98)), schedule=Schedule(warmup=5, decay=0.4))
     return run.model_copy(update={"save_seconds": 1e-9, "optim": optim} | changes)
 
 

@@ -47,7 +47,11 @@ def make_run(name: str, values: Mapping[str, str]) -> Run:
     if missing:
         spelled = ", ".join(f"{'from' if m == 'start' else m}=" for m in missing)
         raise ConfigError(f"the recipe needs {spelled}", where=f"train {name}", remedy="See `rorqual train --help`.")
-    return override(recipe(**arguments), overrides, where=f"train {name}")
+    try:
+        run = recipe(**arguments)
+    except ValidationError as error:
+        raise _refusal(error, ".".join(str(part) for part in error.errors()[0]["loc"]), f"train {name}") from None
+    return override(run, overrides, where=f"train {name}")
 
 
 def _convert(key: str, raw: str, kind: Any) -> Any:
@@ -55,7 +59,11 @@ def _convert(key: str, raw: str, kind: Any) -> Any:
     try:
         return TypeAdapter(kind).validate_python(value)
     except ValidationError as error:
-        reason = error.errors()[0]["msg"]
-        raise ConfigError(
-            f"key '{key}': {reason} (got {raw!r})", where="command line", remedy="Correct the value."
-        ) from None
+        raise _refusal(error, key, "command line") from None
+
+
+def _refusal(error: ValidationError, key: str, where: str) -> ConfigError:
+    first = error.errors()[0]
+    return ConfigError(
+        f"key '{key}': {first['msg']} (got {first['input']!r})", where=where, remedy="Correct the value."
+    )

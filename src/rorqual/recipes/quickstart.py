@@ -21,7 +21,7 @@ from rorqual.engine.engine import Engine
 from rorqual.engine.request import SamplingParams
 from rorqual.evals.evaluation import Evaluation
 from rorqual.evals.experts import expert_use
-from rorqual.evals.report import build_report
+from rorqual.evals.report import REPORT_FILE, build_report
 from rorqual.evals.run import evaluate
 from rorqual.model.account import account
 from rorqual.model.config import ModelConfig
@@ -142,8 +142,11 @@ def run_quickstart(
     print("\n3/4 measure on held-out problems")
     measure(place, scale, seed, threads, device, dtype)
     print("\n4/4 report")
-    write_json(out / SUMMARY, summary(place, base.model, seed, size))
-    report = build_report(out)
+    told = summary(place, base.model, seed, size)
+    report = out / REPORT_FILE
+    if not tells(place, told):
+        write_json(out / SUMMARY, told)
+        report = build_report(out)
     print(
         f"done in {clock(time.monotonic() - began)}\n\n  report  {report}\n  next    rorqual chat {place.teacher.path}"
     )
@@ -234,6 +237,15 @@ def summary(place: Place, model: ModelConfig, seed: int, size: str) -> dict[str,
     }
     command = f"rorqual quickstart --seed {seed}" + ("" if size == "full" else f" --size {size}")
     return {"model": facts, "stages": stages, "seed": seed, "command": command}
+
+
+def tells(place: Place, told: dict[str, Any]) -> bool:
+    """Whether the report is there and tells of what lies here: the same summary, and nothing that it reads is newer."""
+    report, kept = place.out / REPORT_FILE, place.out / SUMMARY
+    if not report.is_file() or not kept.is_file() or json.loads(kept.read_bytes()) != told:
+        return False
+    read = [place.base.metrics_file, place.teacher.metrics_file, *(place.out / EVALS).glob("*.json")]
+    return all(path.stat().st_mtime_ns <= report.stat().st_mtime_ns for path in read)
 
 
 def stage_cost(name: str, run: RunDir) -> dict[str, Any]:

@@ -1,0 +1,105 @@
+"""A command line's `key=value` becomes a run, or an error that names the key and the nearest right one."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+
+import pytest
+
+from rorqual.core.config import read_yaml, to_yaml
+from rorqual.core.errors import CheckpointError, ConfigError
+from rorqual.core.records import RunDir
+from rorqual.model.init import build
+from rorqual.recipes import make_run, recipe_names
+from rorqual.recipes.find import RECIPES
+from rorqual.recipes.models import v3_like
+from rorqual.train.loop import fit
+from rorqual.train.objectives import MultiToken
+from rorqual.train.run import Run
+
+LETTERS = {"task": "families:add", "size": "tiny", "rows": "2", "row": "96"}
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("start") / "run"
+    fit(make_run("sft", {**LETTERS, "steps": "2"}), RunDir(out), quiet=True)
+    return out
+
+
+def test_keys_go_to_the_recipe_and_dotted_ones_to_what_it_returns() -> None:
+    run = make_run("sft", {**LETTERS, "steps": "7", "optim.lr": "3e-4", "optim.adamw.betas": "[0.5, 0.6]", "device": "cpu",
+                           "options": "{hard: 0.5}", "micro_batches": "4", "objectives.1.coefficient": "0.1"})  # fmt: skip
+    assert (run.steps, run.micro_batches) == (7, 4)
+    assert run.optim.lr == 3e-4 and run.optim.adamw.betas == (0.5, 0.6)  # type: ignore[attr-defined]
+    assert run.source.options == {"hard": 0.5} and run.source.row == 96  # type: ignore[attr-defined]
+    assert isinstance(run.objectives[1], MultiToken) and run.objectives[1].coefficient == 0.1
+
+
+def test_from_is_start(start: Path) -> None:
+    run = make_run("grpo", {"task": "families:add", "from": str(start), "row": "96", "max_tokens": "8"})
+    assert run.start.run == str(start)
+    assert run.model == make_run("sft", LETTERS).model, "the model is the one it starts from"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "values", "said"),
+    [
+        ("stf", {}, r"unknown recipe 'stf'[\s\S]*Did you mean 'sft'"),
+        ("sft", {"taks": "families"}, r"unknown key 'taks'[\s\S]*Did you mean 'task'"),
+        ("sft", {**LETTERS, "optim.lrr": "1"}, r"unknown key 'optim.lrr'[\s\S]*Did you mean 'lr'"),
+        ("sft", {**LETTERS, "optm.lr": "1"}, r"unknown key 'optm.lr'[\s\S]*Did you mean 'optim'"),
+        ("sft", {**LETTERS, "objectives.7.coefficient": "1"}, r"unknown key 'objectives.7.coefficient'"),
+        ("sft", {**LETTERS, "steps": "many"}, r"key 'steps'.*integer.*got 'many'"),
+        ("sft", {**LETTERS, "steps": "0"}, r"key 'steps'.*greater than or equal to 1.*got 0"),
+        ("sft", {**LETTERS, "rows": "-1"}, r"key 'rows'.*greater than or equal to 1.*got -1"),
+        ("sft", {**LETTERS, "size": "huge"}, r"key 'size'.*'tiny'"),
+        ("sft", {**LETTERS, "optim.clip": "wide"}, r"key 'optim.clip'.*number.*got 'wide'"),
+        ("sft", {**LETTERS, "dtype": "float64"}, r"key 'dtype'"),
+        ("sft", {**LETTERS, "optim.kind": "sgd"}, r"unknown kind 'sgd'"),
+        ("sft", {**LETTERS, "objectives.1.depth": "2"}, r"depth 2, the model has 1 prediction modules"),
+        ("sft", {}, r"needs data=FILE or task=NAME"),
+        ("grpo", {"task": "families"}, r"needs from="),
+        ("pretrain", {}, r"needs data="),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_meant_is_refused_by_its_key(recipe: str, values: dict[str, str], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        make_run(recipe, values)
+
+
+def test_a_start_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"run\.yaml"):
+        make_run("grpo", {"task": "families", "from": str(tmp_path)})
+
+
+@pytest.mark.parametrize("changes", [{}, {"optim.lr": "0.5", "source.think": "0.25", "seed": "3"}])
+def test_run_yaml_repeats_the_run(changes: dict[str, str], tmp_path: Path) -> None:
+    run = make_run("sft", {**LETTERS, **changes})
+    (tmp_path / "run.yaml").write_text(to_yaml(run), encoding="utf-8")
+    assert read_yaml(Run, tmp_path / "run.yaml") == run
+
+
+def test_every_recipe_says_what_it_does_and_has_a_default_for_all_but_its_object() -> None:
+    names = recipe_names()
+    assert set(names) == {"pretrain", "sft", "grpo"} and all(names.values())
+    needed = {
+        n: [p.name for p in inspect.signature(r).parameters.values() if p.default is p.empty]
+        for n, r in RECIPES.items()
+    }
+    assert needed == {"pretrain": ["data"], "sft": [], "grpo": ["task", "start"]}
+
+
+@pytest.mark.parametrize("size", ["tiny", "small", "medium"])
+def test_a_model_of_ours_is_built_as_deepseek_v3(size: str) -> None:
+    config = v3_like(size, vocab_size=300, context=64)  # type: ignore[arg-type]
+    dense, routed = config.stages[0], config.stages[1]
+    assert dense.layers == 1 and dense.ffn.kind == "dense" and routed.ffn.kind == "moe"
+    moe = routed.ffn
+    assert moe.scoring_func == "sigmoid" and moe.n_shared_experts == 1 and moe.score_bias  # type: ignore[attr-defined]
+    assert moe.n_routed_experts >= 8 * moe.num_experts_per_tok, "at most one in eight is active"  # type: ignore[attr-defined]
+    assert moe.num_experts_per_tok > 1, "one normalised gate is 1: its router would not learn"  # type: ignore[attr-defined]
+    assert config.num_nextn_predict_layers == 1 and {s.attention.kind for s in config.stages} == {"mla"}
+    if size == "tiny":
+        assert len(build(config, seed=0).routers()) == 2

@@ -133,7 +133,8 @@ def nothing_catches_everything(module: Module) -> Iterator[str]:
     for node in ast.walk(module.tree):
         if isinstance(node, ast.ExceptHandler):
             caught = "" if node.type is None else ast.unparse(node.type)
-            if caught in ("", "Exception", "BaseException"):
+            passed_on = isinstance(node.body[-1], ast.Raise) and node.body[-1].exc is None
+            if caught in ("", "Exception", "BaseException") and not passed_on:
                 yield f"{node.lineno}: except {caught}"
 
 

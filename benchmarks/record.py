@@ -29,8 +29,11 @@ def made_by(places: dict[Path, str]) -> dict[str, Any]:
 
 
 def command(places: dict[Path, str]) -> str:
-    """The command line, with paths of this machine replaced by their names."""
+    """The command line, with paths of this machine replaced by their names, and without where its result went."""
     words = ["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]
+    if "--result" in words:
+        at = words.index("--result")
+        del words[at : at + 2]
     for path, name in places.items():
         words = [name if word == str(path) else word for word in words]
     return " ".join(words)

@@ -147,6 +147,7 @@ class RemoteEngine:
                 where=self.url,
                 remedy="The address must speak OpenAI's chat completions.",
             ) from None
+        reasoning: str | None
         if given:  # apart, and some servers leave `</think>` in front of the content all the same
             text, reasoning = (content or "").lstrip("\n").removeprefix(END_THINK).lstrip("\n"), str(given)
         else:

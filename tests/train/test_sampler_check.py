@@ -15,6 +15,7 @@ from rorqual.model import Decoder
 from rorqual.model.load.run import load_run
 from rorqual.train.loop import fit
 from rorqual.train.objectives import GRPO
+from rorqual.train.run import Agreement
 from rorqual.train.sources import Source, Step
 
 
@@ -102,7 +103,7 @@ def test_groups_with_one_reward_are_counted_and_said(
 ) -> None:
     """With greedy-like sampling every answer of a group is the same."""
     run = grpo_run(base, 2, temperature=1e-3)
-    run = run.model_copy(update={"max_logprob_diff": 1.0, "mean_logprob_diff": 1.0})
+    run = run.model_copy(update={"agreement": Agreement(mean=1.0, most=1.0, gap=1.0)})
     state = fit(run, RunDir(tmp_path / "run"))
     assert all(step["groups_equal"] == step["groups_total"] == 4 for step in records(tmp_path / "run"))
     assert all(step["updates"] == 0 and step["loss"] == 0.0 for step in records(tmp_path / "run"))

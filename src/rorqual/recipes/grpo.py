@@ -9,7 +9,7 @@ from rorqual.recipes.start import beginning
 from rorqual.train.balance import Balance
 from rorqual.train.objectives import GRPO
 from rorqual.train.optim import AdamWConfig
-from rorqual.train.run import Run
+from rorqual.train.run import BFLOAT16, FLOAT32, Dtype, Run
 from rorqual.train.schedule import Schedule
 from rorqual.train.sources import RolloutConfig
 
@@ -26,8 +26,9 @@ def grpo(
     temperature: float = 1.0,
     thinking: Thinking = "auto",
     options: dict[str, Any] | None = None,
-    lr: float = 3e-4,
+    lr: float = 1e-4,
     seed: int = 0,
+    dtype: Dtype = "float32",
 ) -> Run:
     """Reinforce a run on a task, on correctness alone: groups of samples, the right ones up, the wrong ones down (GRPO).
 
@@ -37,6 +38,8 @@ def grpo(
     begin, model = beginning(start, "bytes", "small", row)
     return Run(
         recipe="grpo",
+        dtype=dtype,
+        agreement=FLOAT32 if dtype == "float32" else BFLOAT16,
         seed=seed,
         steps=steps,
         start=begin,

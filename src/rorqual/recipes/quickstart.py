@@ -31,6 +31,7 @@ from rorqual.recipes.grpo import grpo
 from rorqual.recipes.sft import sft
 from rorqual.tasks.find import load_task
 from rorqual.train.loop import fit
+from rorqual.train.run import Dtype
 
 TASK = "families:add,sub,mod,swap,count,kk"
 """Six families of four kinds: arithmetic, an algorithm by steps, text and state, logic."""
@@ -120,23 +121,22 @@ def run_quickstart(
     size: Literal["small", "full"] = "full",
     threads: int = 2,
     device: str = "cpu",
-    dtype: Literal["float32", "bfloat16"] = "float32",
+    dtype: Dtype = "float32",
 ) -> Path:
     """Run all stages into `out`, from where they stand there; returns the report's path."""
     scale, place = SCALES[size], Place(out)
     began = time.monotonic()
     base = sft(task=TASK, size=scale.model, steps=scale.sft_steps, rows=scale.sft_rows, row=scale.row, think=scale.think,
                options={"hard": scale.sft_hard}, seed=seed)  # fmt: skip
-    where = [f"device={device}", f"dtype={dtype}"]
-    base = override(base, where)
+    base = override(base, [f"device={device}", f"dtype={dtype}"])
     for line in describe(base.model):
         print(line)
     print(f"\n1/4 train: {base.steps} steps on worked solutions of {TASK}")
     fit(base, place.base, threads=threads)
     reinforced = grpo(task=TASK, start=str(place.base.path), steps=scale.grpo_steps, problems=scale.grpo_problems,
                       samples=scale.grpo_samples, max_tokens=scale.max_tokens, row=scale.row, lr=scale.lr,
-                      options={"hard": scale.grpo_hard}, seed=seed)  # fmt: skip
-    reinforced = override(reinforced, where)
+                      options={"hard": scale.grpo_hard}, seed=seed, dtype=dtype)  # fmt: skip
+    reinforced = override(reinforced, [f"device={device}"])
     print(f"\n2/4 reinforce: {reinforced.steps} steps of GRPO, on correctness alone")
     fit(reinforced, place.teacher, threads=threads)
     print("\n3/4 measure on held-out problems")

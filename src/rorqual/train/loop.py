@@ -24,7 +24,7 @@ from rorqual.train.checkpoint import save_checkpoint
 from rorqual.train.run import Run
 from rorqual.train.sources import Materials, Source, Step
 from rorqual.train.state import State, check_context, check_vocabulary, make_tokenizer, restore, write_start
-from rorqual.train.workers import GAP, Update, gradient, workers
+from rorqual.train.workers import Update, gradient, workers
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -174,14 +174,14 @@ def check_sampler(run: Run, update: Update, step: int) -> None:
     total, weight = update.means.get("logprob_diff", (0.0, 0.0))
     mean, largest = total / weight if weight else 0.0, update.maxima.get("logprob_diff", 0.0)
     gap = update.maxima.get("routing_gap", 0.0)
-    if not (
-        mean <= run.mean_logprob_diff and largest <= run.max_logprob_diff and gap <= max(GAP, run.max_logprob_diff)
-    ):
+    limit = run.agreement
+    if not (mean <= limit.mean and largest <= limit.most and gap <= limit.gap):
         raise NumericsError(
             f"trainer and sampler disagree at step {step + 1}: log-probabilities by {mean:.2e} in the mean (limit "
-            f"{run.mean_logprob_diff:.0e}) and {largest:.2e} at most (limit {run.max_logprob_diff:.0e}), expert scores by {gap:.2e}",
+            f"{limit.mean:.0e}) and {largest:.2e} at most (limit {limit.most:.0e}), expert scores by {gap:.2e} (limit "
+            f"{limit.gap:.0e})",
             where="train",
-            remedy="This is a bug in the model's cache, replay or temperature, or weights in another type: training on it would be wrong.",
+            remedy="A bug in the model's cache, replay or temperature, or weights in another type: training on it would be wrong.",
         )
 
 

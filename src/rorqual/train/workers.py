@@ -22,9 +22,6 @@ from rorqual.train.balance import count
 from rorqual.train.batch import TrainBatch
 from rorqual.train.objectives import Objective
 
-GAP = 1e-4
-"""A replayed choice that lies further than this below the router's own, in biased score, is a bug and no rounding."""
-
 
 @dataclass
 class Update:

@@ -19,6 +19,7 @@ def pretrain(
     steps: int = 2000,
     rows: int = 32,
     row: int = 64,
+    sequence_balance: float = 0.0,
     seed: int = 0,
 ) -> Run:
     """Train on a text file: every token predicted from those before it, the last tenth of the file held out."""
@@ -30,7 +31,7 @@ def pretrain(
         start=begin,
         model=model,
         source=TextConfig(data=data, rows=rows, row=row),
-        objectives=supervised(model),
+        objectives=supervised(model, sequence_balance),
         optim=MuonConfig(
             lr=0.02, adamw=AdamWConfig(lr=2e-3, betas=(0.9, 0.98)), schedule=Schedule(warmup=50, decay=0.4)
         ),

@@ -25,6 +25,7 @@ def sft(
     row: int = 128,
     think: float = 1.0,
     options: dict[str, Any] | None = None,
+    sequence_balance: float = 0.0,
     seed: int = 0,
 ) -> Run:
     """Fine-tune on conversations (data=FILE, JSONL or Parquet of messages) or on a task's worked solutions (task=NAME).
@@ -47,7 +48,7 @@ def sft(
         start=begin,
         model=model,
         source=source,
-        objectives=supervised(model),
+        objectives=supervised(model, sequence_balance),
         optim=MuonConfig(
             lr=0.012, adamw=AdamWConfig(lr=4e-3, betas=(0.9, 0.98)), schedule=Schedule(warmup=50, decay=0.4)
         ),

@@ -9,7 +9,7 @@ from rorqual.data.tokenizer import BASE_VOCAB, Tokenizer
 from rorqual.model.config import ModelConfig
 from rorqual.model.load.run import read_model_config
 from rorqual.recipes.models import Size, v3_like
-from rorqual.train.objectives import MultiToken, NextToken, Objective
+from rorqual.train.objectives import MultiToken, NextToken, Objective, SequenceBalance
 from rorqual.train.run import Start
 
 
@@ -28,7 +28,12 @@ def beginning(start: str, tokenizer: str, size: Size, context: int) -> tuple[Sta
     return Start(tokenizer=tokenizer), v3_like(size, vocab_size=vocab, context=context)
 
 
-def supervised(model: ModelConfig) -> tuple[Objective, ...]:
-    """The next token and, where the model has prediction modules, the ones after."""
+def supervised(model: ModelConfig, sequence_balance: float = 0.0) -> tuple[Objective, ...]:
+    """The next token and, where the model has prediction modules, the ones after; V3's sequence-wise balance loss if asked for."""
     depth = model.num_nextn_predict_layers
-    return (NextToken(), MultiToken(depth=depth)) if depth else (NextToken(),)
+    terms: list[Objective] = [NextToken()]
+    if depth:
+        terms.append(MultiToken(depth=depth))
+    if sequence_balance:
+        terms.append(SequenceBalance(coefficient=sequence_balance))
+    return tuple(terms)

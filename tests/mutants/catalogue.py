@@ -1,0 +1,210 @@
+"""Bugs that users of other projects reported, as changes to our source: `scripts/mutants.py` puts each back, alone.
+
+`old` stands exactly once in `file`. `tests` are those that must fail, by an assertion.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Change:
+    """Text of a source file, and what the bug writes instead."""
+
+    file: str
+    old: str
+    new: str
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """`seen`: where it was reported."""
+
+    name: str
+    seen: str
+    changes: tuple[Change, ...]
+    tests: tuple[str, ...]
+
+
+def one(name: str, seen: str, file: str, old: str, new: str, *tests: str) -> Mutant:
+    return Mutant(name, seen, (Change(f"src/rorqual/{file}", old, new),), tests)
+
+
+MUTANTS = (
+    one(
+        "the router's bias enters the gates",
+        "V3 eq. 13 and 16 confused",
+        "ops/moe.py",
+        "    weights = scores.gather(-1, indices)\n",
+        "    weights = (scores + bias).gather(-1, indices)\n",
+        "tests/ops/test_moe.py::test_bias_chooses_but_does_not_weigh",
+    ),
+    one(
+        "padding counts as load",
+        "torchtitan#4168, Megatron-LM#1984",
+        "train/balance.py",
+        "routing.indices[valid].flatten()",
+        "routing.indices.flatten()",
+        "tests/train/test_router_bias.py::test_padding_is_no_load",
+    ),
+    one(
+        "groups not selected are masked with 0",
+        "a revision of deepseek_v3",
+        "ops/moe.py",
+        'groups.masked_fill(~kept.unsqueeze(-1), float("-inf"))',
+        "groups.masked_fill(~kept.unsqueeze(-1), 0.0)",
+        "tests/parity/test_slow_reference.py::test_a_group_not_selected_never_wins_over_biased_scores_below_zero",
+    ),
+    one(
+        "YaRN's factor is missing from the softmax scale",
+        "HF V2 until July 2026",
+        "ops/rope.py",
+        "    return mscale(rope.yarn.factor, rope.yarn.mscale_all_dim) ** 2\n",
+        "    return 1.0\n",
+        "tests/parity/test_slow_reference.py::test_hidden_states",
+    ),
+    Mutant(
+        "half-split rotary layout in latent attention",
+        "V3.2 ports",
+        (
+            Change(
+                "src/rorqual/model/attention/mla.py",
+                "q_rope = rotate(q_rope, cos, sin, interleaved=True)",
+                "q_rope = rotate(q_rope, cos, sin, interleaved=False)",
+            ),
+            Change(
+                "src/rorqual/model/attention/mla.py",
+                "rotate(k_rope.unsqueeze(2), cos, sin, interleaved=True)",
+                "rotate(k_rope.unsqueeze(2), cos, sin, interleaved=False)",
+            ),
+        ),
+        ("tests/parity/test_slow_reference.py::test_hidden_states",),
+    ),
+    one(
+        "the loss is divided in each micro-batch",
+        "transformers#34191, trl#2175",
+        "train/workers.py",
+        "pool.submit(_one, model, objectives, part, totals, dtype) for part in micro",
+        "pool.submit(_one, model, objectives, part, [len(micro) * max(o.weight(part), 1e-20) for o in objectives], dtype)"
+        " for part in micro",
+        "tests/train/test_one_gradient.py::test_the_mean_is_over_trained_tokens_not_over_micro_batches",
+    ),
+    one(
+        "the loss mask is dropped",
+        "nanochat#582",
+        "train/batch.py",
+        "loss_mask=torch.from_numpy(packed.loss_mask).float()",
+        "loss_mask=(torch.from_numpy(packed.segments) >= 0).float()",
+        "tests/train/test_data_in_training.py::test_only_masked_tokens_are_trained",
+    ),
+    one(
+        "the end of the turn is not trained",
+        "slime#514",
+        "data/chat/deepseek.py",
+        "*[trained] * len(reply)]",
+        "*[trained] * (len(reply) - 1), False]",
+        "tests/train/test_data_in_training.py::test_the_end_of_the_turn_is_trained",
+    ),
+    one(
+        "packing leaks attention across documents",
+        "LlamaFactory#7318, marin#7087",
+        "ops/attention.py",
+        "    return (same & causal).unsqueeze(1)\n",
+        "    return (same | causal).logical_and(causal).unsqueeze(1)\n",
+        "tests/train/test_data_in_training.py::test_a_packed_document_gives_the_logits_it_gives_alone",
+    ),
+    one(
+        "replayed gates have no gradient",
+        "ISEEKYAN/Megatron-LM#79",
+        "ops/moe.py",
+        "    weights = scores.gather(-1, indices)\n",
+        "    weights = (scores if replay is None else scores.detach()).gather(-1, indices)\n",
+        "tests/train/test_grpo.py::test_the_routers_gradient_lives_under_replay",
+    ),
+    one(
+        "the recorded log-probability ignores the temperature",
+        "trl#4159",
+        "engine/sampler.py",
+        "    return tokens.squeeze(1), logprobs.gather(1, tokens).squeeze(1)\n",
+        "    return tokens.squeeze(1), logits.float().log_softmax(-1).gather(1, tokens).squeeze(1)\n",
+        "tests/train/test_grpo.py::test_sampler_and_trainer_agree_and_flips_are_counted",
+    ),
+    one(
+        "the router's bias becomes bf16 with the weights",
+        "transformers#42580, vllm#23640",
+        "model/ffn/moe.py",
+        "        if moved.dtype != bias.dtype:\n",
+        "        if moved.device != bias.device:\n",
+        "tests/train/test_router_bias.py::test_it_is_kept_in_fp32_through_save_load_and_bf16",
+    ),
+    one(
+        "an answer to an unparsable gold is right",
+        "open-r1#566",
+        "tasks/answer.py",
+        "    if not golds:\n        return Verdict.UNGRADED\n",
+        "    if not golds:\n        return Verdict.RIGHT\n",
+        "tests/tasks/test_answer.py::test_a_gold_answer_that_does_not_parse_is_never_right",
+    ),
+    one(
+        "an ungraded answer is a wrong one",
+        "open-r1#420, verifiers#831",
+        "train/sources/rollouts.py",
+        "graded = np.array([v is not Verdict.UNGRADED for v in verdicts])",
+        "graded = np.array([True for v in verdicts])",
+        "tests/train/test_sampler_check.py::test_ungraded_answers_are_counted_and_never_trained_on",
+    ),
+    one(
+        "pass@k is the mean over k",
+        "lighteval#771",
+        "evals/passk.py",
+        "    return 1 - math.comb(samples - right, k) / math.comb(samples, k)\n",
+        "    return right / samples / k\n",
+        "tests/evals/test_passk.py::test_it_equals_every_way_to_draw",
+    ),
+    one(
+        "multi-token prediction is one token off",
+        "V3 eq. 24",
+        "train/objectives/mtp.py",
+        "batch.targets[:, k:][at]",
+        "batch.targets[:, k - 1 : -1][at]",
+        "tests/train/test_data_in_training.py::test_only_masked_tokens_are_trained",
+    ),
+    Mutant(
+        "a resumed run begins its data again",
+        "torchtitan#3908",
+        (
+            Change("src/rorqual/train/loop.py", "source.step(state.step)", "source.step(state.step - begun)"),
+            Change(
+                "src/rorqual/train/loop.py",
+                "    saved = time.monotonic()\n    with open",
+                "    saved, begun = time.monotonic(), state.step\n    with open",
+            ),
+        ),
+        ("tests/train/test_resume.py::test_ctrl_c_and_records_after_the_checkpoint",),
+    ),
+    one(
+        "a torn checkpoint is taken for a whole one",
+        "torchtitan#3735",
+        "core/records.py",
+        "if not file.is_file() or file.stat().st_size != size:",
+        "if not file.is_file():",
+        "tests/train/test_resume.py::test_a_torn_checkpoint_is_named_and_skipped",
+    ),
+    one(
+        "the bias moves by every micro-batch's own sign",
+        "torchtitan#1324",
+        "train/workers.py",
+        "        self.counts = [a + b for a, b in zip(self.counts, other.counts, strict=True)]\n",
+        "        self.counts = [b for a, b in zip(self.counts, other.counts, strict=True)]\n",
+        "tests/train/test_router_bias.py::test_one_by_four_is_four_by_one",
+    ),
+    one(
+        "a replay is one token off",
+        "Megatron-LM#4168",
+        "train/sources/rollouts.py",
+        "replay[row, start : start + length - 1] =",
+        "replay[row, start + 1 : start + length] =",
+        "tests/train/test_grpo.py::test_sampler_and_trainer_agree_and_flips_are_counted",
+    ),
+)

@@ -1,10 +1,11 @@
 # `make quickstart` and `make test` need Python 3.11 or newer and nothing else: they make their own environment in .venv.
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test
+.PHONY: help setup quickstart test mutants
 
 help:
 	@echo "make quickstart   set up, then build, train, reinforce, measure and report a small reasoning model"
 	@echo "make test         set up, then run every check: style, types, tests"
+	@echo "make mutants      set up, then put known bugs back one at a time, and see that a test catches each"
 	@echo "make setup        only set up: .venv/bin/rorqual"
 
 setup:
@@ -16,3 +17,7 @@ quickstart:
 
 test:
 	@scripts/test.sh
+
+mutants:
+	@scripts/setup.sh test
+	@OMP_NUM_THREADS=1 .venv/bin/python scripts/mutants.py

@@ -19,6 +19,8 @@ from rorqual.cli.main import told
 from rorqual.cli.settings import pairs
 from rorqual.core.errors import ConfigError
 from rorqual.core.records import RunDir
+from rorqual.recipes import make_run
+from rorqual.train.sources import RolloutConfig
 
 RORQUAL = (sys.executable, "-m", "rorqual")
 VERBS = ("quickstart", "train", "eval", "chat", "inspect", "report", "compare", "doctor")
@@ -117,3 +119,11 @@ def test_pairs() -> None:
             pairs([wrong])
     with pytest.raises(ConfigError, match="given twice"):
         pairs(["a=1", "a=2"])
+
+
+def test_on_and_off_are_words_where_words_are_wanted(tiny: Path) -> None:
+    for key in ("thinking", "source.thinking"):
+        values = {"task": "families", "from": str(tiny), key: "on", "source.std": "off"}
+        source = make_run("grpo", values).source
+        assert isinstance(source, RolloutConfig)
+        assert (source.thinking, source.std) == ("on", False)

@@ -99,7 +99,13 @@ def override(config: C, assignments: Iterable[str], *, where: str = "command lin
 
 
 def scalar(raw: str) -> Any:
-    """The value of a `key=value` argument: YAML, and also numbers such as `3e-4` that YAML reads as text."""
+    """The value of a `key=value` argument: YAML, and also numbers such as `3e-4` that YAML reads as text.
+
+    `on` and `off` stay words, which YAML reads as true and false: they are values of `thinking`, and pydantic reads them as
+    booleans where a boolean is wanted.
+    """
+    if raw.strip().lower() in ("on", "off"):
+        return raw.strip()
     try:
         value = yaml.safe_load(raw)
     except yaml.YAMLError:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,10 +15,11 @@ from rorqual.core.errors import DataError, NumericsError, TaskError
 from rorqual.core.records import RunDir
 from rorqual.model import Decoder
 from rorqual.model.load.run import load_run
-from rorqual.train.loop import fit
+from rorqual.train.loop import check_sampler, fit
 from rorqual.train.objectives import GRPO
 from rorqual.train.run import Agreement
 from rorqual.train.sources import Source, Step
+from rorqual.train.workers import Update
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +99,19 @@ def test_an_objective_at_another_temperature_than_the_samplers_stops_the_run(bas
     with pytest.raises(NumericsError, match="disagree at step 1"):
         fit(grpo_run(base, objectives=(GRPO(temperature=0.9),)), out, quiet=True)
     assert out.steps() == [] and records(out.path) == []
+
+
+@pytest.mark.parametrize(("mean", "most", "gap", "stops"), [
+    (9e-7, 9e-5, 9e-5, False), (2e-6, 9e-5, 0.0, True), (9e-7, 2e-4, 0.0, True), (9e-7, 9e-5, 2e-4, True),
+    (math.nan, 0.0, 0.0, True), (0.0, math.nan, 0.0, True), (0.0, 0.0, math.nan, True),
+])  # fmt: skip
+def test_a_replayed_expert_far_below_the_routers_own_is_a_bug(
+    mean: float, most: float, gap: float, stops: bool, base: Path
+) -> None:
+    """Each limit alone stops the run, and a number that is not one too."""
+    update = Update([], 0.0, {"logprob_diff": (mean * 50, 50.0)}, {"logprob_diff": most, "routing_gap": gap})
+    with pytest.raises(NumericsError, match="disagree at step 8") if stops else nullcontext():
+        check_sampler(grpo_run(base), update, 7)
 
 
 def test_groups_with_one_reward_are_counted_and_said(

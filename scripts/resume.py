@@ -2,8 +2,8 @@
 
     python scripts/resume.py --kills 8
 
-Every kill is a SIGKILL of `python -m rorqual quickstart --size small` at a moment of its own, over all stages; some runs are
-killed twice before they get to the end. Compared, to the bit: the final weights and optimizer of both runs, their metrics
+Every kill is a SIGKILL of `python -m rorqual quickstart --size small`, at a random moment within one of its stages, which
+take turns; every other run is killed twice before it gets to the end. Compared, to the bit: the final weights and optimizer of both runs, their metrics
 without the clock's fields, every evaluation without its seconds, the summary and the pictures without the clock. Exit code 0
 where all are equal. The result goes to docs/results/resume.json.
 """
@@ -19,12 +19,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from rorqual.core.records import RunDir, write_json
+from rorqual.evals.plots import CLOCK_PICTURE
 from rorqual.train.state import CLOCK_FIELDS
 
 RESULT = Path(__file__).parent.parent / "docs" / "results" / "resume.json"
@@ -39,15 +41,13 @@ def start(out: Path, seed: int) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command(out, seed), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
-def stage(out: Path) -> str:
-    """How far it has come, by its files: what a kill interrupted."""
-    evaluations = len(list((out / "evals").glob("*.json"))) if (out / "evals").is_dir() else 0
-    for name in ("teacher", "base"):
-        lines = len(list(RunDir(out / name).metrics()))
-        if lines and not (name == "teacher" and evaluations):
-            done = RunDir(out / name).steps()
-            return f"{name}: {lines} records, checkpoints {done}"
-    return f"evaluations: {evaluations} done" if evaluations else "setting out"
+def progress(out: Path) -> dict[str, int]:
+    """How far it has come, by its files: records of both runs, evaluations that are done."""
+    return {
+        "train": len(list(RunDir(out / "base").metrics())),
+        "reinforce": len(list(RunDir(out / "teacher").metrics())),
+        "measure": len(list((out / "evals").glob("*.json"))) if (out / "evals").is_dir() else 0,
+    }
 
 
 def without_clock(value: Any) -> Any:
@@ -69,7 +69,7 @@ def results(out: Path) -> dict[str, Any]:
         found[f"evals/{path.name}"] = without_clock(json.loads(path.read_bytes()))
     found["summary.json"] = without_clock(json.loads((out / "summary.json").read_bytes()))
     for path in sorted((out / "pictures").iterdir()):
-        if "cost" not in path.name and "clock" not in path.name:
+        if not path.name.startswith(CLOCK_PICTURE):
             found[f"pictures/{path.name}"] = path.read_bytes()
     return found
 
@@ -81,16 +81,28 @@ def straight(out: Path, seed: int) -> float:
     return time.monotonic() - began
 
 
-def kill_at(out: Path, seed: int, seconds: float) -> str | None:
-    """Kill after `seconds`; where it stood, None if it had ended."""
+def kill_within(out: Path, seed: int, stage: str, after: int, delay: float) -> dict[str, Any] | None:
+    """Kill `delay` seconds after `stage` had made `after` records or evaluations; where it stood, None if it had ended."""
     process = start(out, seed)
-    try:
-        process.wait(timeout=seconds)
+    while process.poll() is None and progress(out)[stage] < after:
+        time.sleep(0.01)
+    time.sleep(delay)
+    if process.poll() is not None:
         return None
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        return stage(out)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    return {"stage": stage, "stood_at": progress(out), "seconds_after": round(delay, 3)}
+
+
+def moments(rng: random.Random, whole: dict[str, int], count: int) -> Iterator[tuple[str, int, float]]:
+    """(stage, records of it that must be there, seconds to wait then), the stages in turn; the report comes after all evaluations."""
+    stages = [*whole, "report"]
+    for number in range(count):
+        stage = stages[number % len(stages)]
+        if stage == "report":
+            yield "measure", whole["measure"], rng.random() * 2
+        else:
+            yield stage, rng.randrange(whole[stage]), rng.random() * 0.5
 
 
 def main() -> int:
@@ -105,20 +117,25 @@ def main() -> int:
         whole = straight(reference, options.seed)
         wanted = results(reference)
         print(f"a straight run took {whole:.0f} s", flush=True)
+        planned = list(moments(rng, progress(reference), options.kills))
         number = 0
-        while len(kills) < options.kills:
+        while planned:
             out, times = Path(folder) / f"killed-{number}", 1 + number % 2
-            for _ in range(min(times, options.kills - len(kills))):
-                # One moment in each of `kills` slices of the straight run, so that every stage has its share.
-                moment = (len(kills) + rng.random()) / options.kills * whole * (1.0 if times == 1 else 0.6)
-                where = kill_at(out, options.seed, moment)
-                kills.append({"run": number, "after_seconds": round(moment, 2), "stood_at": where or "ended before"})
+            mine, planned = planned[:times], planned[times:]
+            died = 0
+            for stage, after, delay in sorted(mine, key=lambda moment: list(progress(reference)).index(moment[0])):
+                where = kill_within(out, options.seed, stage, after, delay)
+                if where is None:
+                    planned.append((stage, after, delay / 2))  # it had ended: no kill, and to be tried again, earlier
+                    break
+                died += 1
+                kills.append({"run": number} | where)
                 print(kills[-1], flush=True)
             straight(out, options.seed)
             got = results(out)
             differ = sorted(name for name in wanted.keys() | got.keys() if wanted.get(name) != got.get(name))
             failures += len(differ)
-            print(f"run {number}, killed {times} time(s): " + (", ".join(differ) or "all equal"), flush=True)
+            print(f"run {number}, killed {died} time(s): " + (", ".join(differ) or "all equal"), flush=True)
             number += 1
         write_json(options.out, {
             "command": f"python scripts/resume.py --kills {options.kills} --seed {options.seed}",

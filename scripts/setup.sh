@@ -41,7 +41,8 @@ find_python() {
 }
 
 make_venv() {
-  if [ -x "$python" ] && recent "$python"; then return; fi
+  # `place` is written when it is whole; an environment that was moved would call the old place's programs.
+  if [ "$(cat "$venv/place" 2>/dev/null)" = "$PWD" ] && recent "$python"; then return; fi
   local base
   base=$(find_python)
   if ! "$base" -c 'import venv, ensurepip' 2>/dev/null; then
@@ -52,6 +53,7 @@ make_venv() {
   say "virtual environment in .venv, with $("$base" -V 2>&1)"
   rm -rf "$venv"
   "$base" -m venv "$venv"
+  echo "$PWD" >"$venv/place"
 }
 
 # Values of one of pip's settings, from its files and from the environment, one a line.
@@ -93,9 +95,13 @@ install_with_uv() {
   use_uv ${arguments[@]+"${arguments[@]}"} --torch-backend=cpu "$@"
 }
 
+gives_cpu_build() {
+  "$python" -m pip install -q --disable-pip-version-check --dry-run --no-deps --only-binary :all: --report - torch \
+    2>>"$log" | grep -q '+cpu'
+}
+
 install_with_pip() {
-  if [ "$(uname -sm)" = "Linux x86_64" ] && ! "$python" -m pip install -q --disable-pip-version-check --dry-run \
-    --no-deps --only-binary :all: --report - torch 2>>"$log" | grep -q '+cpu'; then
+  if [ "$(uname -sm)" = "Linux x86_64" ] && ! "$python" -m pip show -q torch 2>/dev/null && ! gives_cpu_build; then
     say "torch's CPU build cannot be had here; this is its CUDA build: about 3 GB to download, 7 GB on disk."
     if [ "${RORQUAL_NO_CUDA:-}" = 1 ]; then
       stop "stopped, as RORQUAL_NO_CUDA=1 asks." "Give pip a CPU build of torch (find-links or an index), and repeat the command."
@@ -112,7 +118,7 @@ install_gym() {
   fi
 }
 
-fingerprint() { { cat pyproject.toml scripts/setup.sh && "$python" -V && pwd; } | cksum; }
+fingerprint() { { cat pyproject.toml scripts/setup.sh && "$python" -V; } | cksum; }
 
 stamp=$venv/installed-${extra:-base}
 make_venv

@@ -3,9 +3,9 @@
     python scripts/resume.py --kills 8
 
 Every kill is a SIGKILL of `python -m rorqual quickstart --size small`, at a random moment within one of its stages, which
-take turns; every other run is killed twice before it gets to the end. Compared, to the bit: the final weights and optimizer of both runs, their metrics
-without the clock's fields, every evaluation without its seconds, the summary and the pictures without the clock. Exit code 0
-where all are equal. The result goes to docs/results/resume.json.
+take turns; every other run is killed twice before it gets to the end. Compared, to the bit: the final weights and optimizer
+of both runs, their metrics without the clock's fields, every evaluation without its seconds, the summary and the pictures
+without the clock. Exit code 0 where all are equal. The result goes to docs/results/resume.json.
 """
 
 from __future__ import annotations

@@ -58,6 +58,8 @@ def generator(model: str, settings: EvalSettings) -> Any:
     if model.startswith(REMOTE):
         from rorqual.engine.remote import RemoteEngine
 
+        if not settings.model:
+            raise ConfigError("a server may hold several models", where=model, remedy="Name one: model=NAME.")
         return RemoteEngine(model, model=settings.model, api_key=os.environ.get("RORQUAL_API_KEY", ""))
     from rorqual.engine.engine import Engine
 

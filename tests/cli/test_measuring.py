@@ -1,0 +1,93 @@
+"""`eval` and `compare`: a run, a server, a text; and where the answers are kept."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from rorqual.cli.main import app
+from rorqual.evals.evaluation import Evaluation
+
+
+def typed_here(*words: str, code: int = 0) -> str:
+    done = CliRunner().invoke(app, list(words), catch_exceptions=False)
+    assert done.exit_code == code, done.output
+    return done.output
+
+
+class Adder(BaseHTTPRequestHandler):
+    """A server that adds two numbers, and thinks first."""
+
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        numbers = [int(word) for word in asked["messages"][-1]["content"].replace("+", " ").split() if word.isdigit()]
+        message = {"role": "assistant", "content": str(sum(numbers)), "reasoning_content": "carefully"}
+        usage = {"prompt_tokens": 3, "completion_tokens": 5}
+        reply = {"choices": [{"message": message, "finish_reason": "stop"}], "usage": usage}
+        body = json.dumps(reply).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Not to standard error."""
+
+
+@pytest.fixture
+def address() -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Adder)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/v1"
+    server.shutdown()
+
+
+def test_a_server_is_measured_like_a_run(address: str, tmp_path: Path) -> None:
+    out = tmp_path / "server.json"
+    text = typed_here("eval", address, "model=adder", "task=families:add", "count=5", f"out={out}")
+    assert "5/5" in text
+    assert "95 % interval" in text
+    row = Evaluation.load(out).rows("all")[0]
+    assert (row.right, row.thought) == (5, 1.0)
+    assert "model=NAME" in typed_here("eval", address, "task=families:add", code=2)
+
+
+def test_two_runs_are_compared_on_what_both_were_measured_on(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    shutil.copytree(place / "run", place / "other")
+    for run in ("run", "other"):
+        typed_here("eval", run, "task=families:add,sub", "count=6", "max_tokens=4", "thinking=off")
+    typed_here("eval", "run", "task=families:add", "count=2", "max_tokens=4")
+    kept = Path("run/evals/families-add-sub-test-off.json")
+    assert kept.is_file()
+    text = typed_here("compare", "run", "other")
+    assert text.count("paired") == 1, "the evaluation that only one run has is left out"
+    assert "1.000" in text
+    assert text == typed_here("compare", str(kept), str(kept).replace("run/", "other/", 1))
+    refused = typed_here("compare", str(kept), "run/evals/families-add-test-auto.json", code=2)
+    assert "different problems" in refused
+
+
+def test_a_text_has_a_loss_by_token_and_by_character(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    (place / "text.txt").write_text("one two three " * 400, encoding="utf-8")
+    text = typed_here("eval", "run", "data=text.txt")
+    assert "loss a token" in text
+    assert "loss a character" in text
+    assert "nothing to measure on" in typed_here("eval", "run", code=2)
+    assert "no loss of a text" in typed_here("eval", "http://127.0.0.1:9/v1", "model=m", "data=text.txt", code=2)
+
+
+def test_a_machine_is_described() -> None:
+    text = typed_here("doctor")
+    for name in ("python", "cores", "memory", "torch", "matrix products", "pydantic", "What would make it faster"):
+        assert name in text
+    assert "missing" not in text
+    assert "no device 'gpu9' here" in typed_here("doctor", "device=gpu9", code=2)

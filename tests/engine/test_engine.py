@@ -42,6 +42,12 @@ def settings_of(completion: Completion, params: SamplingParams) -> Settings:
     )
 
 
+@pytest.fixture
+def narrow_lanes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two samples fill two lanes."""
+    monkeypatch.setattr("rorqual.engine.engine.LANE_ROWS", 1)
+
+
 def flat(results: list[list[Completion]]) -> list[Completion]:
     return [completion for group in results for completion in group]
 
@@ -136,6 +142,7 @@ def test_ids_out_are_the_ids_fed(engine: Engine, mla: Decoder) -> None:
 # ---- what decides the answer
 
 
+@pytest.mark.usefixtures("narrow_lanes")
 def test_neither_batch_nor_slots_nor_threads_nor_order_change_an_answer(
     model: Decoder, tokenizer: Tokenizer, chat: ChatFormat
 ) -> None:
@@ -158,6 +165,7 @@ def compare(got: list[Completion], expected: list[Completion]) -> None:
         assert torch.equal(a.experts.sort(-1).values, b.experts.sort(-1).values)
 
 
+@pytest.mark.usefixtures("narrow_lanes")
 def test_threads_change_no_bit(mla: Decoder, tokenizer: Tokenizer, chat: ChatFormat) -> None:
     asked = requests(10, seed=3, temperature=1.0)
     one, two = (flat(Engine(mla, tokenizer, chat, threads=t, slots=6).generate(asked)) for t in (1, 2))
@@ -318,6 +326,7 @@ def test_nothing_asked_nothing_done(engine: Engine) -> None:
     assert engine.generate([]) == []
 
 
+@pytest.mark.usefixtures("narrow_lanes")
 def test_progress_counts_every_sample(mla: Decoder, tokenizer: Tokenizer, chat: ChatFormat) -> None:
     seen: list[tuple[int, int]] = []
     Engine(mla, tokenizer, chat, threads=2, slots=4).generate(requests(7), progress=lambda *at: seen.append(at))
@@ -325,6 +334,7 @@ def test_progress_counts_every_sample(mla: Decoder, tokenizer: Tokenizer, chat: 
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
 
 
+@pytest.mark.usefixtures("narrow_lanes")
 def test_an_error_in_progress_leaves_a_usable_engine(mla: Decoder, tokenizer: Tokenizer, chat: ChatFormat) -> None:
     engine = Engine(mla, tokenizer, chat, threads=2, slots=4)
 

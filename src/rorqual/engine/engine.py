@@ -28,6 +28,8 @@ from rorqual.model import Decoder
 from rorqual.model.load.run import check_names, load_run
 
 Progress = Callable[[int, int], None]
+LANE_ROWS = 48
+"""Samples from which on a further lane is worth its fixed cost a step."""
 
 
 @dataclass(frozen=True)
@@ -161,14 +163,19 @@ class Engine:
         return [[completion for completion in row if completion is not None] for row in results]
 
     def _divide(self, jobs: list[_Job]) -> list[Lane]:
-        """Give each request to the lane that has the fewest samples so far; the lanes used."""
-        loads = [0] * len(self._lanes)
-        shares: list[list[scheduler.Sequence]] = [[] for _ in self._lanes]
+        """Give each request to the lane that has the fewest samples so far; the lanes used.
+
+        A lane of few rows costs nearly as much a step as one of many, so that a small batch stays in one.
+        """
+        total = sum(job.request.params.n for job in jobs)
+        lanes = self._lanes[: max(1, total // LANE_ROWS)]
+        loads = [0] * len(lanes)
+        shares: list[list[scheduler.Sequence]] = [[] for _ in lanes]
         for ticket, job in enumerate(jobs):
             least = loads.index(min(loads))
             loads[least] += job.request.params.n
             shares[least] += self._sequences(ticket, job)
-        used = [(lane, share) for lane, share in zip(self._lanes, shares) if share]
+        used = [(lane, share) for lane, share in zip(lanes, shares) if share]
         for lane, share in used:
             lane.submit(share)
         return [lane for lane, _ in used]

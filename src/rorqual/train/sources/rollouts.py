@@ -18,10 +18,10 @@ from rorqual.data.pack import Packed, Sample, pack
 from rorqual.engine.engine import Engine
 from rorqual.engine.request import Completion, Request, SamplingParams
 from rorqual.tasks.base import Problem, Verdict
-from rorqual.tasks.find import check_gold, load_task, safe_grade
+from rorqual.tasks.find import load_task, safe_grade
 from rorqual.train.batch import TrainBatch
 from rorqual.train.sources.base import Materials, Source, SourceConfig, Step
-from rorqual.train.sources.worked import repeat
+from rorqual.train.sources.worked import opening, repeat
 
 GOLD_PROBE = 256
 
@@ -66,12 +66,7 @@ class Rollouts(Source):
         self.config, self.chat, self.seed = config, materials.chat, materials.seed
         self.task = load_task(config.task, data=Path(config.data) if config.data else None, options=config.options)
         self.engine = Engine(materials.model, materials.tokenizer, materials.chat, threads=materials.threads)
-        probe = list(islice(self.task.problems("train", self.seed), GOLD_PROBE))
-        if not probe:
-            raise DataError(
-                "no problems in the train split", where=f"task {self.task.name}", remedy="Check problems()."
-            )
-        check_gold(self.task, probe)
+        probe = opening(self.task, self.seed, GOLD_PROBE)
         longest = max(len(self.chat.prompt(p.messages, config.thinking)) for p in probe)
         if longest + config.max_tokens > config.row:
             raise DataError(

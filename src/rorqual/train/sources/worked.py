@@ -16,7 +16,7 @@ from rorqual.data.chat import ChatFormat
 from rorqual.data.pack import Sample
 from rorqual.data.stream import GeneratedStream
 from rorqual.tasks.base import Problem, Task
-from rorqual.tasks.find import check_gold, load_task
+from rorqual.tasks.find import check_gold, load_task, safe_problems
 from rorqual.train.batch import TrainBatch
 from rorqual.train.sources.base import Materials, Source, SourceConfig, Step
 
@@ -56,12 +56,7 @@ class Worked(Source):
     def __init__(self, config: WorkedConfig, materials: Materials) -> None:
         self.config, self.chat, self.seed = config, materials.chat, materials.seed
         self.task = config.load()
-        probe = list(islice(self.task.problems("train", self.seed), PROBE))
-        if not probe:
-            raise DataError(
-                "no problems in the train split", where=f"task {self.task.name}", remedy="Check problems()."
-            )
-        check_gold(self.task, probe)
+        probe = opening(self.task, self.seed, PROBE)
         if config.think and all(problem.steps is None for problem in probe):
             raise DataError(
                 "none of its problems has worked steps",
@@ -100,10 +95,31 @@ class Worked(Source):
         )
 
 
+def opening(task: Task, seed: int, count: int) -> list[Problem]:
+    """The first problems of the train split, once it is sure that a run can learn from them.
+
+    Refused: no problem at all, a gold answer that its own grader does not call right, and an order that does not depend on the
+    seed, for then every step would see the same first problems.
+    """
+    where = f"task {task.name}"
+    probe = list(islice(safe_problems(task, "train", seed), count))
+    if not probe:
+        raise DataError("no problems in the train split", where=where, remedy="Check problems().")
+    check_gold(task, probe)
+    other = [problem.key for problem in islice(safe_problems(task, "train", seed + 1), count)]
+    if len(probe) == count and other == [problem.key for problem in probe]:
+        raise DataError(
+            f"its first {count} problems are the same for every seed, so every step would see them again",
+            where=where,
+            remedy="Let problems(split, seed) draw or shuffle by its seed: random.Random(seed).shuffle(rows).",
+        )
+    return probe
+
+
 def repeat(task: Task, seed: int) -> Iterator[Problem]:
     """The task's train problems without end: a finite task begins again in another order."""
     while True:
-        yield from task.problems("train", seed)
+        yield from safe_problems(task, "train", seed)
         seed += 7_919
 
 

@@ -44,5 +44,5 @@ def test_its_twins_are_not(task: Rows) -> None:
 
 
 def test_a_generator_that_raises_is_named() -> None:
-    with pytest.raises(TaskError, match="rows.*KeyError"):
+    with pytest.raises(TaskError, match=r"rows.*KeyError"):
         opening(Rows(10, shuffled=True, raises=True), 0, 64)

@@ -88,7 +88,11 @@ def write_metrics(folder: Path) -> None:
     for step in range(120):
         up = 1 - np.exp(-step / 25)
         record = {"step": step, "stage": "grpo", "reward": 0.35 + 0.4 * up + 0.05 * random.standard_normal()}
-        record |= {"think_share": 0.4 + 0.58 * up, "think_length": 14 + 7 * up + random.standard_normal()}
+        record |= {
+            "think_share": 0.4 + 0.58 * up,
+            "think_length": 24 + random.standard_normal(),
+            "reply_length": 14 + 7 * up + random.standard_normal(),
+        }
         record |= {"right_when_thinking": 0.75 + 0.05 * up + 0.04 * random.standard_normal(), "groups_total": 16}
         record |= {"groups_equal": int(4 + 4 * up), "logprob_diff_mean": 2e-7, "logprob_diff_max": 3e-5}
         grpo.append(record | {"routing_flips": 1})

@@ -82,7 +82,7 @@ class Broken(Source):
 @pytest.mark.parametrize("how", ["replay one token off", "a weight changed", "one probability", "another temperature"])
 def test_a_disagreement_stops_the_run_before_a_checkpoint(how: str, base: Path, tmp_path: Path) -> None:
     out = RunDir(tmp_path / "run")
-    with pytest.raises(NumericsError, match="disagree at step 2"):
+    with pytest.raises(NumericsError, match="step 2: trainer and sampler disagree"):
         train_with(grpo_run(base, 4), out, lambda source, model: Broken(source, model, how))
     assert out.steps() == [1] and out.newest_whole()[0] == 1
     assert len(records(out.path)) == 1
@@ -96,7 +96,7 @@ def test_nothing_broken_is_the_nearest_valid_twin(base: Path, tmp_path: Path) ->
 
 def test_an_objective_at_another_temperature_than_the_samplers_stops_the_run(base: Path, tmp_path: Path) -> None:
     out = RunDir(tmp_path / "run")
-    with pytest.raises(NumericsError, match="disagree at step 1"):
+    with pytest.raises(NumericsError, match="step 1: trainer and sampler disagree"):
         fit(grpo_run(base, objectives=(GRPO(temperature=0.9),)), out, quiet=True)
     assert out.steps() == [] and records(out.path) == []
 
@@ -110,8 +110,8 @@ def test_a_replayed_expert_far_below_the_routers_own_is_a_bug(
 ) -> None:
     """Each limit alone stops the run, and a number that is not one too."""
     update = Update([], 0.0, {"logprob_diff": (mean * 50, 50.0)}, {"logprob_diff": most, "routing_gap": gap})
-    with pytest.raises(NumericsError, match="disagree at step 8") if stops else nullcontext():
-        check_sampler(grpo_run(base), update, 7)
+    with pytest.raises(NumericsError, match="step 8: trainer and sampler disagree") if stops else nullcontext():
+        check_sampler(grpo_run(base), update, "run, step 8")
 
 
 def test_groups_with_one_reward_are_counted_and_said(
@@ -165,3 +165,13 @@ def test_a_gold_answer_that_is_not_right_is_refused_when_loading(recipe: str, ba
     with pytest.raises(DataError, match="gold answer '\\?' is graded wrong"):
         fit(run, RunDir(tmp_path / "run"), quiet=True)
     assert not (tmp_path / "run").exists(), "refused before anything is written"
+
+
+def test_every_sample_is_checked_and_not_only_what_teaches(base: Path, tmp_path: Path) -> None:
+    """Groups with one reward teach nothing; a temperature that the trainer does not know of still stops the run."""
+    run = grpo_run(base, 2, temperature=0.3)
+    with pytest.raises(NumericsError, match="step 1: trainer and sampler disagree"):
+        fit(run.model_copy(update={"objectives": (GRPO(temperature=1.0),)}), RunDir(tmp_path / "wrong"), quiet=True)
+    fit(run, RunDir(tmp_path / "right"), quiet=True)
+    for step in records(tmp_path / "right"):
+        assert step["checked_tokens"] >= step["sampled_tokens"] + step["groups_total"]

@@ -92,12 +92,15 @@ class RemoteEngine:
                 )
         wanted = [(request, sample) for request in requests for sample in range(request.params.n)]
         lock, done, stop = threading.Lock(), 0, threading.Event()
+        faults: list[BaseException] = []
 
         def one(item: tuple[Request, int]) -> Completion:
             nonlocal done
             try:
                 completion = self._complete(*item, stop)
-            except BaseException:
+            except BaseException as error:
+                with lock:  # the others only say that they were stopped
+                    faults.append(error)
                 stop.set()
                 raise
             with lock:
@@ -110,9 +113,11 @@ class RemoteEngine:
             futures = [pool.submit(one, item) for item in wanted]
             try:
                 flat = iter([future.result() for future in futures])
-            except BaseException:
+            except BaseException as error:
                 stop.set()
                 pool.shutdown(wait=False, cancel_futures=True)
+                if faults and isinstance(error, RemoteError):
+                    raise faults[0] from None
                 raise
         return [[next(flat) for _ in range(request.params.n)] for request in requests]
 
@@ -140,7 +145,8 @@ class RemoteEngine:
         try:
             choice = data["choices"][0]
             message = choice["message"]
-            content, given = message.get("content"), message.get("reasoning_content") or message.get("reasoning")
+            content = _text_of(message.get("content"))
+            given = message.get("reasoning_content") or message.get("reasoning")
         except (KeyError, IndexError, TypeError, AttributeError):
             raise RemoteError(
                 f"the answer has no choices[0].message: {_shorten(json.dumps(data))}",
@@ -149,9 +155,9 @@ class RemoteEngine:
             ) from None
         reasoning: str | None
         if given:  # apart, and some servers leave `</think>` in front of the content all the same
-            text, reasoning = (content or "").lstrip("\n").removeprefix(END_THINK).lstrip("\n"), str(given)
+            text, reasoning = content.lstrip("\n").removeprefix(END_THINK).lstrip("\n"), str(given)
         else:
-            text, reasoning = split_reasoning(content or "")
+            text, reasoning = split_reasoning(content)
         reason: Literal["stop", "length"] = "length" if choice.get("finish_reason") == "length" else "stop"
         usage = data.get("usage") or {}
         return Completion(
@@ -200,6 +206,15 @@ class RemoteEngine:
                 where=self.url,
                 remedy="Give the address of the API, which often ends in /v1.",
             ) from None
+
+
+def _text_of(content: Any) -> str:
+    """The text of a message's content: a string, nothing, or a list of parts of which some are text."""
+    if isinstance(content, list):
+        return "".join(part["text"] for part in content if part.get("type") == "text")
+    if content is None or isinstance(content, str):
+        return content or ""
+    raise TypeError("content is neither text nor parts")
 
 
 def split_reasoning(content: str) -> tuple[str, str | None]:

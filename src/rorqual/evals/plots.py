@@ -262,8 +262,12 @@ def _draw_dumbbells(
 def thinking_over_training(findings: Findings) -> Picture:
     def draw(theme: Theme) -> Figure:
         figure, (left, right) = panels(2, 2, 3.7, 2.5)
-        _draw_series(left, theme, findings.grpo, [(("think_length",), theme.after, "")])
-        left.set_title("Length of rollouts")
+        lengths = [
+            (("think_length",), theme.on, "thinking, where it thought"),
+            (("reply_length",), theme.after, "the whole reply, of all"),
+        ]
+        _draw_series(left, theme, findings.grpo, lengths)
+        left.set_title("Length")
         left.set_ylabel("tokens")
         left.set_ylim(bottom=0)
         wanted = [
@@ -277,14 +281,15 @@ def thinking_over_training(findings: Findings) -> Picture:
         return figure
 
     alt = (
-        f"Over GRPO, the length of rollouts in tokens went from {_ends(findings.grpo, 'think_length')}; the share of "
+        f"Over GRPO, the length of thinking in tokens, where it thought, went from {_ends(findings.grpo, 'think_length')}, that of "
+        f"whole replies from {_ends(findings.grpo, 'reply_length')}; the share of "
         f"rollouts that think from {_ends(findings.grpo, 'think_share')}; the share right among those from "
         f"{_ends(findings.grpo, 'right_when_thinking')}."
     )
     return Picture(
         "thinking",
         alt,
-        "Rollouts of GRPO on training problems, step by step; their length is in tokens, thought included.",
+        "Rollouts of GRPO on training problems, step by step; lengths are means, in tokens.",
         draw,
     )
 

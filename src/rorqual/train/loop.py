@@ -24,7 +24,7 @@ from rorqual.train.checkpoint import save_checkpoint
 from rorqual.train.run import Run
 from rorqual.train.sources import Materials, Source, Step
 from rorqual.train.state import State, check_context, check_vocabulary, make_tokenizer, restore, write_start
-from rorqual.train.workers import Update, gradient, workers
+from rorqual.train.workers import Update, compare, gradient, workers
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -37,6 +37,7 @@ class Totals:
     grad_norm: float = 0.0
     updates: int = 0
     tokens: int = 0
+    checked: int = 0
     means: dict[str, tuple[float, float]] = field(default_factory=dict)
     maxima: dict[str, float] = field(default_factory=dict)
     counts: list[Tensor] = field(default_factory=list)
@@ -63,6 +64,8 @@ class Totals:
         out |= {f"{name}_max": value for name, value in self.maxima.items()}
         if self.counts:
             out["load_max_over_mean"] = load_ratio(self.counts)
+        if self.checked:
+            out["checked_tokens"] = self.checked
         return out | {"updates": self.updates, "tokens": self.tokens}
 
 
@@ -93,7 +96,7 @@ def _go(run: Run, out: RunDir, state: State, source: Source, threads: int, quiet
         while state.step < run.steps:
             began, cpu = time.monotonic(), time.process_time()
             work = source.step(state.step)
-            totals = _iterate(run, state, work, pool)
+            totals = _iterate(run, state, work, pool, f"{out.path}, step {state.step + 1}")
             state.step += 1
             spent = time.monotonic() - began
             record = {"step": state.step, "recipe": run.recipe} | totals.record() | work.metrics
@@ -124,52 +127,60 @@ def append(log: BinaryIO, line: bytes, where: str) -> None:
 
 
 def step_flops(run: Run, record: dict[str, Any]) -> int:
-    """FLOPs of a step by the account: three forwards for each trained token, with MTP where it is trained, one for each sampled."""
+    """FLOPs of a step by the account: three forwards for each trained token, with MTP where it is trained, and one for each that was
+    sampled, and one more where it was then checked."""
     predicts = any(objective.kind == "mtp" for objective in run.objectives)
     model = run.model if predicts else run.model.model_copy(update={"num_nextn_predict_layers": 0})
     cost = account(model, context=run.source.row)
-    return int(record["tokens"]) * cost.training_flops + int(record.get("sampled_tokens", 0)) * cost.flops
+    once = int(record.get("sampled_tokens", 0)) + int(record.get("checked_tokens", 0))
+    return int(record["tokens"]) * cost.training_flops + once * cost.flops
 
 
-def _iterate(run: Run, state: State, work: Step, pool: ThreadPoolExecutor) -> Totals:
-    """One step: an update for each of its batches."""
+CHECKED = ("logprob_diff", "routing_flips", "routing_gap")
+
+
+def _iterate(run: Run, state: State, work: Step, pool: ThreadPoolExecutor, where: str) -> Totals:
+    """One step: where it sampled, the check of all that it sampled; then an update for each of its batches."""
     totals = Totals()
     names = [name for name, _ in state.model.named_parameters()]
     factor = run.optim.schedule.at(state.step, run.steps)
-    for number, batch in enumerate(work.batches):
-        update = gradient(
-            state.model,
-            run.objectives,
-            batch.to(run.device),
-            parts=run.micro_batches,
-            pool=pool,
-            dtype=DTYPES[run.dtype],
-        )
-        if work.fresh and number == 0:
-            check_sampler(run, update, state.step)
-        norm = clip(update.grads, run.optim.clip)
+    how: Any = {"parts": run.micro_batches, "pool": pool, "dtype": DTYPES[run.dtype]}
+    batches = [batch.to(run.device) for batch in work.batches]
+    if work.fresh:
+        everything = [*batches, *(batch.to(run.device) for batch in work.unlearned)]
+        seen = compare(state.model, run.objectives, everything, **how)
+        check_sampler(run, seen, where)
+        totals.means = {name: value for name, value in seen.means.items() if name in CHECKED}
+        totals.maxima = {name: value for name, value in seen.maxima.items() if name in CHECKED}
+        totals.checked = sum(batch.n_tokens for batch in everything)
+    for batch in batches:
+        update = gradient(state.model, run.objectives, batch, where=where, **how)
+        norm = clip(update.grads, run.optim.clip, where)
         state.optimizer.step(dict(zip(names, update.grads)), factor, pool)
         if update.counts:
             move_bias(state.model.routers()[: len(update.counts)], update.counts, run.balance.gamma)
-        if number:
-            for name in ("logprob_diff", "routing_flips"):
-                update.means.pop(name, None)  # weights have moved since these were sampled: no longer a check
-            update.maxima.clear()
+        if work.fresh:  # after an update the weights are no longer those that sampled: no check
+            update.means = {name: value for name, value in update.means.items() if name not in CHECKED}
+            update.maxima = {name: value for name, value in update.maxima.items() if name not in CHECKED}
         totals.add(update, norm, batch.n_tokens)
     return totals
 
 
-def clip(grads: Sequence[Tensor], limit: float) -> float:
+def clip(grads: Sequence[Tensor], limit: float, where: str = "") -> float:
     """Scale gradients in place to a global norm of at most `limit` (0: leave them); returns the norm before."""
     norm = float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in grads])))
     if not math.isfinite(norm):
-        raise NumericsError(f"the gradient's norm is {norm}", remedy="Lower optim.lr; the last checkpoint is whole.")
+        raise NumericsError(
+            f"the gradient's norm is {norm}",
+            where=where,
+            remedy="Lower optim.lr; the newest checkpoint, if there is one, is whole.",
+        )
     if limit and norm > limit:
         torch._foreach_mul_(list(grads), limit / (norm + 1e-6))
     return norm
 
 
-def check_sampler(run: Run, update: Update, step: int) -> None:
+def check_sampler(run: Run, update: Update, where: str) -> None:
     """Stop where trainer and sampler disagree on the log-probabilities of what was just sampled, or on experts beyond rounding."""
     total, weight = update.means.get("logprob_diff", (0.0, 0.0))
     mean, largest = total / weight if weight else 0.0, update.maxima.get("logprob_diff", 0.0)
@@ -177,16 +188,16 @@ def check_sampler(run: Run, update: Update, step: int) -> None:
     limit = run.agreement
     if not (mean <= limit.mean and largest <= limit.most and gap <= limit.gap):
         raise NumericsError(
-            f"trainer and sampler disagree at step {step + 1}: log-probabilities by {mean:.2e} in the mean (limit "
+            f"trainer and sampler disagree: log-probabilities by {mean:.2e} in the mean (limit "
             f"{limit.mean:.0e}) and {largest:.2e} at most (limit {limit.most:.0e}), expert scores by {gap:.2e} (limit "
             f"{limit.gap:.0e})",
-            where="train",
+            where=where,
             remedy="A bug in the model's cache, replay or temperature, or weights in another type: training on it would be wrong.",
         )
 
 
 def _note(record: dict[str, Any]) -> str:
-    shown = {"loss": "loss", "reward": "reward", "think_share": "thinks", "think_length": "length"}
+    shown = {"loss": "loss", "reward": "reward", "think_share": "thinks", "reply_length": "length"}
     text = "  ".join(f"{label} {record[key]:.3g}" for key, label in shown.items() if key in record)
     if record.get("groups_equal"):
         text += f"  one reward only in {record['groups_equal']} of {record['groups_total']} groups"

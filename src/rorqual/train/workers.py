@@ -66,6 +66,7 @@ def gradient(
     parts: int,
     pool: ThreadPoolExecutor,
     dtype: torch.dtype = torch.float32,
+    where: str = "",
 ) -> Update:
     """The gradient of the objectives' means over the whole `batch`, computed in `parts` micro-batches."""
     totals = [max(objective.weight(batch), 1e-20) for objective in objectives]
@@ -77,9 +78,41 @@ def gradient(
     if not math.isfinite(first.loss):
         raise NumericsError(
             f"the loss is {first.loss}",
-            remedy="Lower optim.lr or optim.clip; the last checkpoint holds the weights from before it.",
+            where=where,
+            remedy="Lower optim.lr or optim.clip; the newest checkpoint, if there is one, holds the weights from before it.",
         )
     return first
+
+
+def compare(
+    model: Decoder,
+    objectives: Sequence[Objective],
+    batches: Sequence[TrainBatch],
+    *,
+    parts: int,
+    pool: ThreadPoolExecutor,
+    dtype: torch.dtype = torch.float32,
+) -> Update:
+    """What the trainer, before any update, makes of everything that was just sampled: means and maxima, no gradient."""
+    jobs = [pool.submit(_look, model, objectives, part, dtype) for batch in batches for part in batch.split(parts)]
+    seen = Update([], 0.0)
+    for job in jobs:
+        seen.add(job.result())
+    return seen
+
+
+@torch.no_grad()  # threads do not inherit it
+def _look(model: Decoder, objectives: Sequence[Objective], batch: TrainBatch, dtype: torch.dtype) -> Update:
+    with torch.autocast(batch.tokens.device.type, dtype=dtype, enabled=dtype != torch.float32):
+        output = model(batch.tokens, batch.positions, segments=batch.segments, replay=batch.replay)
+        terms = [objective.term(model, batch, output) for objective in objectives]
+    seen = Update([], 0.0)
+    for term in terms:
+        seen.means |= term.means
+        seen.maxima |= term.maxima
+    if batch.replay is not None:
+        _record_replay(seen, output.routing, batch.segments.flatten() >= 0)
+    return seen
 
 
 def _one(

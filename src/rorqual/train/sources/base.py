@@ -27,12 +27,16 @@ class Materials:
 
 @dataclass
 class Step:
-    """One step's work: a batch for each optimizer update, and what to record. `fresh`: the first batch was sampled by
-    these very weights, so that its log-probabilities must agree. `notes` are said to the user."""
+    """One step's work: a batch for each optimizer update, and what to record.
+
+    `fresh`: the batches were sampled by these very weights, so that log-probabilities must agree before the first update;
+    `unlearned` was sampled too, teaches nothing, and is checked with them. `notes` are said to the user.
+    """
 
     batches: list[TrainBatch]
     metrics: dict[str, Any] = field(default_factory=dict)
     fresh: bool = False
+    unlearned: list[TrainBatch] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 

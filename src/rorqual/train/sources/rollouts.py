@@ -89,7 +89,7 @@ class Rollouts(Source):
         ]
         groups = [self._score(p, got) for p, got in zip(problems, self.engine.generate(requests))]
         learn = [one for group in groups for one in group if one.advantage != 0.0]
-        metrics = measure(problems, groups)
+        metrics = measure(problems, groups, self.chat.tokenizer.end_think)
         notes = (
             []
             if learn
@@ -98,7 +98,9 @@ class Rollouts(Source):
         order = np.random.default_rng([self.seed, step, 1]).permutation(len(learn)).tolist()
         parts = np.array_split(np.asarray(order), c.minibatches) if learn else []
         batches = [self._batch([learn[i] for i in part]) for part in parts if len(part)]
-        return Step(batches, metrics, fresh=True, notes=notes)
+        rest = [one for group in groups for one in group if one.advantage == 0.0]
+        unlearned = [self._batch(rest)] if rest else []
+        return Step(batches, metrics, fresh=True, unlearned=unlearned, notes=notes)
 
     def _score(self, problem: Problem, completions: list[Completion]) -> list[Scored]:
         """Advantage = (reward - group mean) / group deviation (R1 eq. 3); ungraded samples are left out of the group."""
@@ -157,7 +159,7 @@ def lay_beside(packed: Packed, scored: list[Scored]) -> TrainBatch:
     )
 
 
-def measure(problems: list[Problem], groups: list[list[Scored]]) -> dict[str, Any]:
+def measure(problems: list[Problem], groups: list[list[Scored]], end_think: int) -> dict[str, Any]:
     """What a step's rollouts say: reward, groups without signal, how often and how long it thought, and how right it then was."""
     every = [s for group in groups for s in group]
     thought = [s for s in every if s.completion.reasoning]
@@ -177,11 +179,18 @@ def measure(problems: list[Problem], groups: list[list[Scored]]) -> dict[str, An
         "truncated": sum(s.completion.finish_reason == "length" for s in every),
         "sampled_tokens": sum(len(s.completion.token_ids) for s in every),
         "think_share": len(thought) / len(every),
-        "think_length": float(np.mean([len(s.completion.token_ids) for s in every])),
+        "think_length": float(np.mean([thinking_length(s.completion, end_think) for s in thought])) if thought else 0.0,
+        "reply_length": float(np.mean([len(s.completion.token_ids) for s in every])),
         "right_when_thinking": share(thought),
         "right_at_once": share(at_once),
         "right": len(right),
     } | by_level
+
+
+def thinking_length(completion: Completion, end_think: int) -> int:
+    """Tokens before `</think>`; all of them where the answer was cut off while it thought."""
+    ids = completion.token_ids
+    return ids.index(end_think) if end_think in ids else len(ids)
 
 
 def share(scored: list[Scored]) -> float:

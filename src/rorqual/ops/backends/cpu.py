@@ -3,7 +3,7 @@
 The reference loops over experts with autograd in between: some forty small operations each. Here the tokens are sorted
 once, each expert is a slice, the products write into one preallocated tensor, and the backward pass is written out.
 In bf16 each expert's rows are padded to a multiple of 64: oneDNN builds a new primitive for every new number of rows,
-which costs five times the product itself (docs/LOG.md).
+which takes two times as long again as the product itself (docs/LOG.md).
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class _RMSNorm(torch.autograd.Function):
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tensor:
     """`ops.attention.attend`, by torch's scaled_dot_product_attention, or in short bf16 by batched products.
 
-    There the fused kernel's backward takes three times as long as the products (docs/LOG.md); scores are rounded to bf16
+    There the fused kernel, forward and backward, takes three times as long as the products (docs/LOG.md); scores are rounded to bf16
     as in the reference, and torch's softmax of bf16 computes in fp32.
     """
     if q.dtype == torch.bfloat16 and k.shape[2] <= BF16_SHORT:

@@ -201,7 +201,7 @@ def document(found: list[dict[str, Any]], a: argparse.Namespace) -> dict[str, An
             for name, values in losses.items()
         },
         "runs": found,
-        "not alike": "tokens (65 characters there, 256 bytes and 7 marks here), attention (MLA here), experts (one of 16 and a "
+        "not alike": "tokens (65 characters there, 256 bytes and 7 marks here), attention (MLA here), experts (two of 16 and a "
         "shared one active), multi-token prediction (trained beside, not counted in the loss), optimizer, order of the text "
         "(windows begin anywhere there; side by side, each once an epoch here).",
     }

@@ -95,7 +95,7 @@ def test_whoever_stops_reading_is_no_error(tmp_path: Path) -> None:
     ("error", "says"),
     [
         (OSError(errno.ENOSPC, "No space left on device", "runs/a"), "runs/a: No space left on device\n  Free disk space"),
-        (PermissionError(errno.EACCES, "Permission denied", "/root/x"), "/root/x: Permission denied\n  Check the path"),
+        (PermissionError(errno.EACCES, "Permission denied", "/closed/x"), "/closed/x: Permission denied\n  Check the path"),
     ],
 )  # fmt: skip
 def test_the_system_s_own_refusals_are_told_like_ours(

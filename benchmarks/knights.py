@@ -99,12 +99,13 @@ def main() -> None:
     cost = account(run.model, context=a.row)
     places = {a.data: "kk", a.out: "runs/knights"}
     words = " ".join(f"'{k}={v}'" if " " in v else f"{k}={v}" for k, v in settings(a).items())
+    people = f"'options={settings(a)['options']}'"
     document = {
-        "what": "knights and knaves, 500 test problems (greedy), after fine-tuning a fresh model on the training problems and traces",
+        "what": "knights and knaves, test problems (greedy), after fine-tuning a fresh model on the training problems and traces",
         "made by": made_by(places),
         "by hand": [
             f"rorqual train sft {words} out=runs/knights".replace(str(a.data), "kk"),
-            f"rorqual eval runs/knights task=knights data=kk per_family=true count={a.count} max_tokens={a.row}",
+            f"rorqual eval runs/knights task=knights data=kk {people} per_family=true count={a.count} max_tokens={a.row}",
         ],
         "parameters": cost.total,
         "active": cost.active,

@@ -3,7 +3,7 @@
 The reference loops over experts with autograd in between: some forty small operations each. Here the tokens are sorted
 once, each expert is a slice, the products write into one preallocated tensor, and the backward pass is written out.
 In bf16 each expert's rows are padded to a multiple of 64: oneDNN builds a new primitive for every new number of rows,
-which takes two times as long again as the product itself (docs/LOG.md).
+which makes that product three times as long (docs/LOG.md).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ BF16_SHORT = 512
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """`ops.norm.rms_norm`, with its backward written out: torch's own is a chain of small operations, of twice the time."""
+    """`ops.norm.rms_norm`, with its backward written out: torch's own is a chain of small operations."""
     out: Tensor = _RMSNorm.apply(x, weight, eps)
     return out
 

@@ -21,8 +21,9 @@ FLOORS = [
     {"model", "data", "tasks"},
     {"engine", "plan", "convert"},
     {"evals"},
-    {"train"},
+    {"train", "distil"},
     {"recipes", "serve"},
+    {"lab"},
     {"cli"},
 ]
 FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}

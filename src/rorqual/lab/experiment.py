@@ -1,0 +1,38 @@
+"""The base of experiments: jobs for each seed, and what is concluded from all seeds together."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar
+
+from rorqual.lab.finding import Finding
+from rorqual.lab.job import Job
+
+FIRST_SEED = 100
+"""Evidence begins at this seed. Settings were chosen on smaller ones, and on problems of the dev split."""
+
+
+class Experiment(ABC):
+    """`claim` is what is said, `source` who says it and where."""
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    claim: ClassVar[str]
+    source: ClassVar[str]
+    seeds: ClassVar[int] = 5
+    """How many seeds the published result has."""
+
+    @abstractmethod
+    def jobs(self, seed: int, place: Path, share: float) -> list[Job]:
+        """The work of one seed in the folder `place`, each job after those it needs. `share` of the full amounts, 0 to 1."""
+
+    @abstractmethod
+    def conclude(self, places: Mapping[int, Path], share: float) -> Finding:
+        """What the seeds, all done, show together. Pure: the same files give the same finding."""
+
+
+def amount(full: int, share: float, least: int = 2) -> int:
+    """`share` of an amount of work: steps, problems."""
+    return max(least, round(full * share))

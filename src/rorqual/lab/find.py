@@ -1,0 +1,21 @@
+"""Experiments by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from rorqual.core.errors import ConfigError, nearest
+from rorqual.lab.experiment import Experiment
+
+EXPERIMENTS: Mapping[str, Experiment] = {one.name: one for one in ()}
+
+
+def find_experiment(name: str) -> Experiment:
+    """The experiment `name`; an unknown one is refused with the nearest and the list."""
+    if name not in EXPERIMENTS:
+        raise ConfigError(
+            f"unknown experiment '{name}'",
+            where="lab",
+            remedy=f"{nearest(name, EXPERIMENTS)} There are: {', '.join(EXPERIMENTS)}.".strip(),
+        )
+    return EXPERIMENTS[name]

@@ -1,0 +1,157 @@
+"""What an experiment found, as one value: its JSON is the record, its page is drawn from nothing else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from rorqual.core.config import Config, parse
+from rorqual.evals.compare import Measure, compare_seeds, is_right
+from rorqual.evals.evaluation import Evaluation, Grain
+from rorqual.evals.stats import hierarchical_difference
+
+Verdict = Literal["holds", "does not hold", "open"]
+CONFIDENCE = 0.99
+
+
+class Contrast(Config):
+    """`b - a`, with its interval over seeds first and problems within them; `by_seed` lists [a, b] of every seed."""
+
+    question: str
+    of: str = "all"
+    a: float
+    b: float
+    difference: float
+    low: float
+    high: float
+    confidence: float = CONFIDENCE
+    by_seed: tuple[tuple[float, float], ...]
+    unit: Literal["points", "nats", "ratio", "bits"] = "points"
+
+    @property
+    def sign(self) -> Verdict:
+        """Whether b is above a: `open` where the interval holds 0."""
+        return "holds" if self.low > 0 else "does not hold" if self.high < 0 else "open"
+
+
+class Table(Config):
+    """A table of text; the first column names the row."""
+
+    title: str
+    heads: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    note: str = ""
+
+
+class Series(Config):
+    """One line of a chart: a point is (x, y); `low` and `high`, where given, bound y. Faint lines, one a seed, go behind it."""
+
+    label: str
+    points: tuple[tuple[float, float], ...]
+    low: tuple[float, ...] = ()
+    high: tuple[float, ...] = ()
+    by_seed: tuple[tuple[tuple[float, float], ...], ...] = ()
+
+
+class Chart(Config):
+    """`bars`: x is the number of a label in `labels`. `percent`: y is a share."""
+
+    name: str
+    title: str
+    kind: Literal["lines", "bars"] = "lines"
+    x: str = ""
+    y: str = ""
+    labels: tuple[str, ...] = ()
+    series: tuple[Series, ...]
+    percent: bool = False
+    caption: str = ""
+
+
+class Finding(Config):
+    """`costs`: for each job, core-seconds of every seed, in the order of `seeds`. `words`: what came out, in sentences."""
+
+    experiment: str
+    title: str
+    claim: str
+    source: str
+    verdict: Verdict
+    words: tuple[str, ...]
+    contrasts: tuple[Contrast, ...] = ()
+    tables: tuple[Table, ...] = ()
+    charts: tuple[Chart, ...] = ()
+    seeds: tuple[int, ...]
+    share: float = 1.0
+    costs: dict[str, tuple[float, ...]] = {}
+    command: str = ""
+    made: dict[str, str] = {}
+
+    @classmethod
+    def load(cls, path: Path) -> Finding:
+        """Read a finding's JSON."""
+        return parse(cls, json.loads(path.read_bytes()), where=str(path))
+
+
+def contrasts(
+    question: str,
+    a: Sequence[Evaluation],
+    b: Sequence[Evaluation],
+    *,
+    grain: Grain = "family",
+    measure: Measure = is_right,
+    confidence: float = CONFIDENCE,
+) -> list[Contrast]:
+    """`b` against `a`, an evaluation a seed: over all problems, then by family (or level)."""
+    found = []
+    for fineness in dict.fromkeys(("all", grain)):
+        rows = compare_seeds(a, b, grain=fineness, measure=measure, confidence=confidence, samples=20_000)
+        seeds = [
+            {(r.family, r.level): r for r in compare_seeds([x], [y], grain=fineness, measure=measure, samples=100)}
+            for x, y in zip(a, b, strict=True)
+        ]
+        for row in rows:
+            cell = (row.family, row.level)
+            found.append(
+                Contrast(
+                    question=question,
+                    of=row.family if row.level in ("", "all") else f"{row.family} {row.level}",
+                    a=row.before,
+                    b=row.after,
+                    difference=row.difference.mean,
+                    low=row.difference.interval.low,
+                    high=row.difference.interval.high,
+                    confidence=confidence,
+                    by_seed=tuple((s[cell].before, s[cell].after) for s in seeds if cell in s),
+                )
+            )
+    return found
+
+
+def contrast_of_values(
+    question: str,
+    a: Sequence[Sequence[float]],
+    b: Sequence[Sequence[float]],
+    *,
+    unit: Literal["points", "nats", "ratio", "bits"],
+    of: str = "all",
+    confidence: float = CONFIDENCE,
+    summary: Callable[[np.ndarray], float] = lambda values: float(values.mean()),
+) -> Contrast:
+    """The same for values that are no verdicts, such as losses of documents: one sequence a seed, paired item by item."""
+    olds, news = [np.asarray(x, float) for x in a], [np.asarray(x, float) for x in b]
+    difference = hierarchical_difference(olds, news, confidence, 20_000)
+    return Contrast(
+        question=question,
+        of=of,
+        a=float(np.mean([summary(x) for x in olds])),
+        b=float(np.mean([summary(x) for x in news])),
+        difference=difference.mean,
+        low=difference.interval.low,
+        high=difference.interval.high,
+        confidence=confidence,
+        by_seed=tuple((summary(x), summary(y)) for x, y in zip(olds, news, strict=True)),
+        unit=unit,
+    )

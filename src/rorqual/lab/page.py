@@ -1,0 +1,155 @@
+"""A finding as a page: one HTML file that needs no network, in the shape of a paper's table with its figures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from rorqual.core.records import write_atomic
+from rorqual.evals import page as html
+from rorqual.evals.pictures import DARK, LIGHT, Picture, Theme, panels, png
+from rorqual.lab.finding import Chart, Contrast, Finding, Series, Table
+
+MARKS = {"holds": "v-yes", "does not hold": "v-no", "open": "v-open"}
+MARKERS = ("o", "s", "^", "D", "v", "P")
+
+
+def write_page(finding: Finding, out: Path) -> Path:
+    """Write `out/NAME.html`; returns its path."""
+    target = out / f"{finding.experiment}.html"
+    write_atomic(target, page_text(finding).encode())
+    return target
+
+
+def page_text(finding: Finding) -> str:
+    """The page: verdict, contrasts, charts, tables, costs, how to repeat it."""
+    parts = [
+        f"<h1>{escape(finding.title)}</h1>",
+        f'<p class="lede">The claim: {escape(finding.claim)} <span class="meta">({escape(finding.source)})</span></p>',
+        f'<p>Here: <span class="v {MARKS[finding.verdict]}">{escape(finding.verdict)}</span></p>',
+        *(html.para(words) for words in finding.words),
+        *_contrasts(finding),
+        *(html.figure(picture, png(picture, LIGHT), png(picture, DARK)) for picture in map(picture_of, finding.charts)),
+        *(part for table in finding.tables for part in _table(table)),
+        html.section("cost", "What it took", *_costs(finding)),
+        html.section("repeat", "Repeat it", html.preformatted(finding.command), html.para(_made(finding), "meta")),
+    ]
+    return html.page(f"{finding.experiment}: {finding.verdict}", "\n".join(parts))
+
+
+def number(value: float, unit: str, *, signed: bool = False) -> str:
+    """A value in its unit: points are shares shown in percent."""
+    scaled, digits = (100 * value, 1) if unit == "points" else (value, 4 if unit in ("nats", "bits") else 3)
+    return f"{scaled:{'+' if signed else ''}.{digits}f}"
+
+
+def _contrasts(finding: Finding) -> list[str]:
+    if not finding.contrasts:
+        return []
+    questions: dict[str, list[Contrast]] = {}
+    for one in finding.contrasts:
+        questions.setdefault(one.question, []).append(one)
+    heads = ["", "first", "second", "difference", f"{finding.contrasts[0].confidence:.0%} interval", "", "each seed"]
+    groups = [(question, [_contrast_row(one) for one in rows]) for question, rows in questions.items()]
+    note = (
+        "Intervals resample seeds first, then problems within them. Points are percent right; "
+        "each seed is listed as first → second."
+    )
+    return [html.section("contrasts", "Compared", html.table("contrasts", heads, groups), html.para(note, "note"))]
+
+
+def _contrast_row(one: Contrast) -> list[str]:
+    seeds = ", ".join(f"{number(a, one.unit)} → {number(b, one.unit)}" for a, b in one.by_seed)
+    sign = {"holds": "higher", "does not hold": "lower", "open": "open"}[one.sign]
+    return [
+        f"{one.of} ({one.unit})",
+        number(one.a, one.unit),
+        number(one.b, one.unit),
+        number(one.difference, one.unit, signed=True),
+        f"[{number(one.low, one.unit, signed=True)}, {number(one.high, one.unit, signed=True)}]",
+        html.Html(f'<span class="v {MARKS[one.sign]}">{sign}</span>'),
+        html.Html(f'<span class="meta">{escape(seeds)}</span>'),
+    ]
+
+
+def _table(table: Table) -> list[str]:
+    made = [f"<h3>{escape(table.title)}</h3>", html.table(table.title, table.heads, [("", table.rows)])]
+    return [*made, html.para(table.note, "note")] if table.note else made
+
+
+def _costs(finding: Finding) -> list[str]:
+    heads = ["job", "core-seconds, mean", *(f"seed {seed}" for seed in finding.seeds)]
+    rows = [
+        [name, f"{sum(values) / len(values):.1f}", *(f"{value:.1f}" for value in values)]
+        for name, values in finding.costs.items()
+    ]
+    total = [sum(values[i] for values in finding.costs.values()) for i in range(len(finding.seeds))]
+    rows.append(["all", f"{sum(total) / max(len(total), 1):.1f}", *(f"{value:.1f}" for value in total)])
+    return [html.table("costs", heads, [("", rows)])]
+
+
+def _made(finding: Finding) -> str:
+    share = "" if finding.share == 1 else f"; at {finding.share:.2%} of the full amounts, so its figures mean little"
+    return ", ".join(f"{key} {value}" for key, value in finding.made.items()) + share
+
+
+def picture_of(chart: Chart) -> Picture:
+    """A chart as a picture."""
+
+    def draw(theme: Theme) -> Figure:
+        wide = max(6.6, 0.9 * len(chart.labels) * max(1, len(chart.series) * 0.45))
+        figure, (axis,) = panels(1, 1, min(wide, 11), 3.2)
+        draw_bars(axis, chart, theme) if chart.kind == "bars" else draw_lines(axis, chart, theme)
+        axis.set_title(chart.title)
+        axis.set_xlabel(chart.x)
+        axis.set_ylabel(chart.y)
+        if chart.percent:
+            axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        if len(chart.series) > 1:
+            figure.legend(loc="outside upper right", ncols=min(len(chart.series), 4))
+        return figure
+
+    ends = "; ".join(f"{s.label}: {s.points[0][1]:.3g} to {s.points[-1][1]:.3g}" for s in chart.series if s.points)
+    return Picture(chart.name, f"{chart.title}. {ends}.", chart.caption, draw)
+
+
+def colours(theme: Theme) -> Sequence[str]:
+    """Colours of series, in order; markers tell them apart as well."""
+    return (theme.after, theme.off, theme.on, theme.before, theme.ink, theme.faint)
+
+
+def draw_lines(axis: Axes, chart: Chart, theme: Theme) -> None:
+    """Means, strong, with their band; every seed's own line faint behind it."""
+    for place, series in enumerate(chart.series):
+        colour = colours(theme)[place % 6]
+        for line in series.by_seed:
+            axis.plot(*zip(*line), color=colour, alpha=0.25, linewidth=0.8)
+        xs, ys = zip(*series.points)
+        axis.plot(xs, ys, color=colour, linewidth=1.8, label=series.label, marker=MARKERS[place % 6], markersize=3.5,
+                  markevery=max(1, len(xs) // 8))  # fmt: skip
+        if series.low:
+            axis.fill_between(xs, series.low, series.high, color=colour, alpha=0.15, linewidth=0)
+
+
+def draw_bars(axis: Axes, chart: Chart, theme: Theme) -> None:
+    """Groups of bars, with intervals."""
+    width = 0.8 / max(len(chart.series), 1)
+    for place, series in enumerate(chart.series):
+        at = [x + (place - (len(chart.series) - 1) / 2) * width for x, _ in series.points]
+        ys = [y for _, y in series.points]
+        axis.bar(at, ys, width * 0.92, color=colours(theme)[place % 6], label=series.label)
+        if series.low:
+            errors = [[y - low for y, low in zip(ys, series.low)], [high - y for y, high in zip(ys, series.high)]]
+            axis.errorbar(at, ys, yerr=errors, fmt="none", ecolor=theme.ink, elinewidth=0.9, capsize=2)
+        _seed_dots(axis, series, at, theme)
+    axis.set_xticks(range(len(chart.labels)), chart.labels)
+
+
+def _seed_dots(axis: Axes, series: Series, at: Sequence[float], theme: Theme) -> None:
+    for line in series.by_seed:
+        axis.plot(at, [y for _, y in line], linestyle="none", marker=".", markersize=3, color=theme.ink, alpha=0.55)

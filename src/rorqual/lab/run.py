@@ -1,0 +1,204 @@
+"""Run an experiment: say what it costs, do the jobs of its seeds side by side, conclude, write the JSON and the page.
+
+A job has a process of its own with one torch thread, so two cores do two jobs and processor time is a job's own. Whatever is done
+is found again by its files: the same command goes on where it was, and a killed job goes on from its checkpoint.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import platform
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import torch
+
+from rorqual.core.errors import ConfigError, RorqualError
+from rorqual.core.log import clock
+from rorqual.core.records import write_json
+from rorqual.lab.experiment import Experiment
+from rorqual.lab.find import find_experiment
+from rorqual.lab.finding import Finding
+from rorqual.lab.job import Job
+from rorqual.lab.page import write_page
+
+
+@dataclass
+class Plan:
+    """The jobs of all seeds. A job is (seed, name)."""
+
+    experiment: Experiment
+    out: Path
+    seeds: tuple[int, ...]
+    share: float
+    jobs: dict[tuple[int, str], Job] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for seed in self.seeds:
+            for job in self.experiment.jobs(seed, self.place(seed), self.share):
+                missing = [need for need in job.needs if (seed, need) not in self.jobs]
+                if (seed, job.name) in self.jobs or missing:
+                    raise ValueError(f"{self.experiment.name}: job {job.name} is there twice, or before {missing}")
+                self.jobs[seed, job.name] = job
+
+    def place(self, seed: int) -> Path:
+        """A seed's folder, which all experiments share."""
+        return self.out / f"seed-{seed}"
+
+    def left(self) -> dict[tuple[int, str], Job]:
+        """What is not done, in order."""
+        return {key: job for key, job in self.jobs.items() if not job.done(self.place(key[0]))}
+
+
+def run_lab(
+    name: str, out: Path, *, seeds: tuple[int, ...], budget: float = 0.0, workers: int = 2, command: str
+) -> Path:
+    """The experiment `name` over `seeds` into `out`; returns the page's path.
+
+    `budget`, in core-minutes (0: as much as the published result took): the amounts of work shrink until the estimate fits it.
+    """
+    plan = planned(find_experiment(name), out, seeds, budget)
+    todo = plan.left()
+    whole, left = (sum(job.estimate for job in jobs.values()) for jobs in (plan.jobs, todo))
+    print(f"{plan.experiment.title}\n  claim: {plan.experiment.claim} ({plan.experiment.source})")
+    print(
+        f"  {len(seeds)} seeds, {len(plan.jobs)} jobs, about {whole / 60:.1f} core-minutes, {left / 60:.1f} of them left: "
+        f"{clock(left / workers)} on {workers} cores"
+    )
+    _do(plan, todo, workers)
+    finding = concluded(plan, command)
+    write_json(out / f"{name}.json", finding.model_dump(mode="json"))
+    page = write_page(finding, out)
+    print(f"\n{finding.verdict}: " + "\n  ".join(finding.words) + f"\n\n  page  {page}")
+    return page
+
+
+def planned(experiment: Experiment, out: Path, seeds: tuple[int, ...], budget: float) -> Plan:
+    """The plan whose estimate fits the budget. Errors: `ConfigError` where nothing would fit."""
+    full = Plan(experiment, out, seeds, 1.0)
+    estimate = sum(job.estimate for job in full.jobs.values()) / 60
+    if not budget or budget >= estimate:
+        return full
+    share = budget / estimate
+    if share < 1e-3:
+        raise ConfigError(
+            f"{budget:g} core-minutes are {share:.2%} of what it takes ({estimate:.0f})",
+            where="budget",
+            remedy=f"Give at least {estimate / 1000:.1f}, or fewer seeds.",
+        )
+    return Plan(experiment, out, seeds, float(f"{share:.2g}"))
+
+
+def concluded(plan: Plan, command: str) -> Finding:
+    """The finding, with what every job took and where it was made."""
+    finding = plan.experiment.conclude({seed: plan.place(seed) for seed in plan.seeds}, plan.share)
+    names = list(dict.fromkeys(name for _, name in plan.jobs))
+    costs = {
+        name: tuple(round(plan.jobs[seed, name].cost(plan.place(seed)).core_seconds, 2) for seed in plan.seeds)
+        for name in names
+    }
+    made = {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+    return finding.model_copy(update={"costs": costs, "command": command, "made": made, "share": plan.share})
+
+
+@dataclass
+class Worker:
+    """A job under way: its process, the end of a pipe on which it says how it ended, and when it began."""
+
+    key: tuple[int, str]
+    process: BaseProcess
+    said: Connection
+    began: float
+
+
+def _do(plan: Plan, todo: dict[tuple[int, str], Job], workers: int) -> None:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["rorqual.lab.run"])
+    busy: list[Worker] = []
+    total, done, began = sum(job.estimate for job in todo.values()), 0.0, time.monotonic()
+    try:
+        while todo or busy:
+            while len(busy) < workers and (key := _ready(plan, todo, busy)) is not None:
+                del todo[key]
+                busy.append(_start(context, plan, key))
+            wait([worker.process.sentinel for worker in busy])
+            for worker in [w for w in busy if not w.process.is_alive()]:
+                busy.remove(worker)
+                _ended(plan, worker)
+                done += plan.jobs[worker.key].estimate
+                pace = (time.monotonic() - began) / max(done, 1e-9)
+                seed, name = worker.key
+                print(
+                    f"  seed {seed}  {name:28} {clock(time.monotonic() - worker.began):>6}   "
+                    f"{done / total:4.0%}  left {clock((total - done) * pace)}",
+                    flush=True,
+                )
+    finally:
+        for worker in busy:
+            worker.process.terminate()
+            worker.process.join()
+
+
+def _ready(plan: Plan, todo: Mapping[tuple[int, str], Job], busy: list[Worker]) -> tuple[int, str] | None:
+    """The first job whose needs are done."""
+    under_way = {worker.key for worker in busy}
+    for (seed, name), job in todo.items():
+        if all((seed, need) not in todo and (seed, need) not in under_way for need in job.needs):
+            return seed, name
+    return None
+
+
+def _start(context: multiprocessing.context.ForkServerContext, plan: Plan, key: tuple[int, str]) -> Worker:
+    here, there = context.Pipe(duplex=False)
+    process = context.Process(
+        target=_work, args=(plan.experiment.name, plan.out, plan.seeds, plan.share, key, there), daemon=True
+    )
+    process.start()
+    there.close()
+    return Worker(key, process, here, time.monotonic())
+
+
+def _ended(plan: Plan, worker: Worker) -> None:
+    """What a job said at its end; one that failed stops the experiment, and what is done stays."""
+    seed, name = worker.key
+    said = worker.said.recv() if worker.said.poll() else f"its process ended with code {worker.process.exitcode}"
+    if said:
+        raise RorqualError(
+            said,
+            where=f"{plan.experiment.name}, seed {seed}, {name}",
+            remedy="Repeat the command: what is done is kept.",
+        )
+
+
+def _work(name: str, out: Path, seeds: tuple[int, ...], share: float, key: tuple[int, str], said: Connection) -> None:
+    """In the job's own process."""
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    torch.set_num_threads(1)
+    plan = Plan(find_experiment(name), out, seeds, share)
+    try:
+        plan.jobs[key].finish(plan.place(key[0]))
+        said.send("")
+    except RorqualError as error:
+        said.send(str(error))
+    except OSError as error:
+        said.send(f"{error.filename or out}: {error.strerror or error}")
+
+
+def _die_with_parent() -> None:
+    """Left alone after a kill, a job would write beside the one that goes on in its place."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)

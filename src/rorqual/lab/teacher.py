@@ -1,0 +1,32 @@
+"""The teacher of a seed: the quickstart's, trained once in the seed's folder for every experiment that needs it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rorqual.lab.experiment import amount
+from rorqual.lab.job import Job, Train
+from rorqual.recipes.grpo import grpo
+from rorqual.recipes.quickstart import FULL, TASK
+from rorqual.recipes.sft import sft
+from rorqual.train.run import Run
+
+BASE, TEACHER = "teacher-base", "teacher"
+
+
+def teacher_jobs(seed: int, place: Path, share: float) -> list[Job]:
+    """Two trainings: on worked solutions, half of them answered at once, then GRPO on correctness; each as in the quickstart."""
+
+    def base() -> Run:
+        return sft(task=TASK, size=FULL.model, steps=amount(FULL.sft_steps, share), rows=FULL.sft_rows, row=FULL.row,
+                   think=FULL.think, options={"hard": FULL.sft_hard}, seed=seed)  # fmt: skip
+
+    def reinforced() -> Run:
+        return grpo(task=TASK, start=str(place / BASE), steps=amount(FULL.grpo_steps, share), problems=FULL.grpo_problems,
+                    samples=FULL.grpo_samples, max_tokens=FULL.max_tokens, row=FULL.row, lr=FULL.lr,
+                    options={"hard": FULL.grpo_hard}, seed=seed)  # fmt: skip
+
+    return [
+        Train(name=BASE, estimate=370 * share, make=base),
+        Train(name=TEACHER, estimate=100 * share, make=reinforced, needs=(BASE,)),
+    ]

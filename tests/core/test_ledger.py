@@ -1,0 +1,139 @@
+"""The ledger's sums are the clock's, whatever is killed, torn, nested or done again."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from rorqual.core.errors import RorqualError
+from rorqual.core.ledger import CORE_HOUR, UNACCOUNTED, Entry, Ledger, read_ledger, total
+
+
+def spend(seconds: float) -> None:
+    end = time.process_time() + seconds
+    while time.process_time() < end:
+        pass
+
+
+def by_stage(path: Path) -> dict[str, Entry]:
+    return {entry.stage: entry for entry in read_ledger(path)}
+
+
+def test_entries_add_up_to_the_wall_clock_and_say_what_was_spent(tmp_path: Path) -> None:
+    path, began = tmp_path / "ledger.jsonl", time.monotonic()
+    ledger = Ledger(path)
+    time.sleep(0.05)
+    with ledger.of("train") as entry:
+        entry.add({"tokens": 100, "sampled_tokens": 20, "flops": 7_000, "loss": 1.0})
+        entry.add({"tokens": 5, "flops": 300})
+        spend(0.1)
+    with ledger.of("measure") as entry:
+        entry.solved += 3
+        entry.paid += 0.25
+        time.sleep(0.1)
+    ledger.close()
+    ledger.close()
+    whole, found = time.monotonic() - began, by_stage(path)
+    assert list(found) == [UNACCOUNTED, "train", "measure"]
+    assert sum(entry.seconds for entry in found.values()) == pytest.approx(whole, rel=0.02, abs=0.02)
+    assert (found["train"].tokens, found["train"].flops, found["measure"].solved) == (125, 7_300, 3)
+    assert found["train"].core_seconds >= 0.09 and found["measure"].core_seconds < 0.05
+    assert found["measure"].money() == pytest.approx(0.25 + found["measure"].core_seconds / 3600 * CORE_HOUR)
+    assert Entry("x", core_seconds=7200).money(core_hour=1.5) == 3.0
+    assert total(found.values()).seconds == pytest.approx(whole, rel=0.02, abs=0.02)
+
+
+def test_a_stage_done_again_costs_both(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    for tokens in (10, 32):
+        ledger = Ledger(path)
+        with ledger.of("train") as entry:
+            entry.tokens += tokens
+            time.sleep(0.02)
+    assert by_stage(path)["train"].tokens == 42 and by_stage(path)["train"].seconds >= 0.04
+
+
+def test_what_raises_is_counted_and_a_nested_stage_is_not_counted_twice(tmp_path: Path) -> None:
+    path, began = tmp_path / "ledger.jsonl", time.monotonic()
+    ledger = Ledger(path)
+    with pytest.raises(KeyboardInterrupt), ledger.of("outer") as outer:
+        outer.tokens += 1
+        time.sleep(0.03)
+        with ledger.of("inner") as inner:
+            inner.tokens += 2
+            time.sleep(0.06)
+        raise KeyboardInterrupt
+    ledger.close()
+    found = by_stage(path)
+    assert found["inner"].seconds >= 0.06 and found["outer"].seconds >= 0.03
+    assert (found["outer"].tokens, found["inner"].tokens) == (1, 2)
+    assert total(found.values()).seconds == pytest.approx(time.monotonic() - began, rel=0.02, abs=0.02)
+
+
+def test_a_session_without_a_stage_writes_nothing(tmp_path: Path) -> None:
+    Ledger(tmp_path / "ledger.jsonl").close()
+    assert list(tmp_path.iterdir()) == [] and read_ledger(tmp_path / "ledger.jsonl") == []
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+from rorqual.core.ledger import Ledger
+ledger = Ledger(Path(sys.argv[1]), whole_process=True, every=0.05)
+with ledger.of("train") as entry:
+    print("on", flush=True)
+    while True:
+        entry.tokens += 1
+        time.sleep(0.001)
+"""
+
+
+def test_a_kill_loses_no_more_than_a_beat(tmp_path: Path) -> None:
+    path, began = tmp_path / "ledger.jsonl", time.monotonic()
+    process = subprocess.Popen([sys.executable, "-c", KILLED, str(path)], stdout=subprocess.PIPE)
+    assert process.stdout is not None and process.stdout.readline() == b"on\n"
+    time.sleep(0.6)
+    process.send_signal(signal.SIGKILL)
+    whole = time.monotonic() - began
+    process.wait()
+    found = by_stage(path)
+    assert found["train"].tokens > 0 and found["train"].seconds > 0.3
+    assert 0.5 * whole < total(found.values()).seconds < whole + 0.05, "start-up is counted, and all but the last beat"
+
+
+def test_a_torn_line_spoils_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    path.write_bytes(b'{"stage": "train", "tokens": 5}\n[]\n{"tokens": 4}\n{"stage": "tra')
+    with Ledger(path).of("train") as entry:
+        entry.tokens += 2
+    assert by_stage(path)["train"].tokens == 7
+
+
+def test_many_writers_share_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+
+    def work() -> None:
+        ledger = Ledger(path, every=0.001)
+        for _ in range(10):
+            with ledger.of("branch") as entry:
+                entry.tokens += 1
+                time.sleep(0.002)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert by_stage(path)["branch"].tokens == 40
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(RorqualError, match="cannot write"), Ledger(tmp_path / "file" / "ledger.jsonl").of("train"):
+        pass

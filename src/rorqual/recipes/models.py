@@ -1,20 +1,35 @@
-"""Models of our own size, built as DeepSeek-V3 is: latent attention, one dense layer, then experts, a router bias, MTP."""
+"""Models of our own size: a teacher built as DeepSeek-V3 is (latent attention, one dense layer, then experts, a router bias,
+MTP), and a dense student in Qwen3's shape, as the students of DeepSeek-R1 were."""
 
 from __future__ import annotations
 
-from typing import Literal
+import math
+from typing import Literal, get_args
 
-from rorqual.model.attention import MLAConfig
+from rorqual.core.errors import ConfigError
+from rorqual.model.account import account
+from rorqual.model.attention import GQAConfig, MLAConfig
 from rorqual.model.config import ModelConfig, Stage
 from rorqual.model.ffn import DenseConfig, MoEConfig
 
-Size = Literal["tiny", "small", "medium"]
+TeacherSize = Literal["tiny", "small", "medium"]
 """tiny: for tests, a second to train; small: the quickstart's, 0.7M parameters; medium: 57M."""
+Size = Literal[TeacherSize, "student", "tiny-student"]
+"""A teacher's size, or the student of the small or of the tiny one."""
 
-HIDDEN: dict[Size, int] = {"tiny": 32, "small": 96, "medium": 384}
+HIDDEN: dict[TeacherSize, int] = {"tiny": 32, "small": 96, "medium": 384}
+STUDENT_OF: dict[Size, TeacherSize] = {"student": "small", "tiny-student": "tiny"}
 
 
-def v3_like(size: Size, *, vocab_size: int, context: int) -> ModelConfig:
+def model_of(size: Size, *, vocab_size: int, context: int) -> ModelConfig:
+    """The model of a size's name."""
+    if size in STUDENT_OF:
+        return student_like(v3_like(STUDENT_OF[size], vocab_size=vocab_size, context=context))
+    teacher = next(known for known in get_args(TeacherSize) if known == size)
+    return v3_like(teacher, vocab_size=vocab_size, context=context)
+
+
+def v3_like(size: TeacherSize, *, vocab_size: int, context: int) -> ModelConfig:
     """A DeepSeek-V3 in small: one routed expert in eight active, one shared expert, one MTP module."""
     d = HIDDEN[size]
     layers, experts, active = {"tiny": (1, 16, 2), "small": (2, 16, 2), "medium": (7, 32, 4)}[size]
@@ -41,5 +56,50 @@ def v3_like(size: Size, *, vocab_size: int, context: int) -> ModelConfig:
         ),
         max_position_embeddings=context,
         num_nextn_predict_layers=1,
+        initializer_range=0.05,
+    )
+
+
+def student_like(teacher: ModelConfig, *, share: float = 0.25, layers: int = 0) -> ModelConfig:
+    """A dense model in Qwen3's shape with `share` of the teacher's active parameters, within 3 %, and its vocabulary and context.
+
+    Grouped queries (two heads share a key and a value) with norms on q and k, SwiGLU three times as wide as the model, tied
+    embeddings: the small models of Qwen3 (2505.09388, table 1). `layers` 0: as many as the teacher has. Widths are multiples of
+    8, searched for: of the models whose size is right, the one nearest these proportions. A `ConfigError` where there is none.
+    """
+    wanted = share * account(teacher).active
+    depth = layers or len(teacher.layers)
+    found: list[tuple[float, ModelConfig]] = []
+    for hidden in range(8, teacher.hidden_size * 4 + 1, 8):
+        bare, wide = (account(_qwen3_like(teacher, hidden, depth, inner)).active for inner in (8, 16))
+        inner = 8 * round(1 + (wanted - bare) / (wide - bare))
+        if inner < 8:
+            break
+        model = _qwen3_like(teacher, hidden, depth, inner)
+        error = account(model).active / wanted - 1
+        if abs(error) <= 0.03:
+            found.append((abs(math.log(inner / (3 * hidden))) + 10 * abs(error), model))
+    if not found:
+        raise ConfigError(
+            f"no dense model of {depth} layers has {wanted:,.0f} parameters",
+            where="student",
+            remedy="Its vocabulary alone takes too many: ask for a larger share, fewer layers, or a smaller vocabulary.",
+        )
+    return min(found, key=lambda candidate: candidate[0])[1]
+
+
+def _qwen3_like(teacher: ModelConfig, hidden: int, layers: int, inner: int) -> ModelConfig:
+    """About four heads (an even number, together at least as wide as the model)."""
+    head_dim = min(max(8, 2 ** math.ceil(math.log2(hidden / 4))), 128)
+    heads = 2 * math.ceil(hidden / head_dim / 2)
+    attention = GQAConfig(
+        num_attention_heads=heads, num_key_value_heads=heads // 2, head_dim=head_dim, qk_norm=True
+    )  # RoPE's base stays 10,000: Qwen3's million is for a context of 32,768
+    return ModelConfig(
+        vocab_size=teacher.vocab_size,
+        hidden_size=hidden,
+        stages=(Stage(layers=layers, attention=attention, ffn=DenseConfig(intermediate_size=inner)),),
+        max_position_embeddings=teacher.max_position_embeddings,
+        tie_word_embeddings=True,
         initializer_range=0.05,
     )

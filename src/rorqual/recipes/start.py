@@ -8,7 +8,7 @@ from rorqual.core.records import RunDir
 from rorqual.data.tokenizer import BASE_VOCAB, Tokenizer
 from rorqual.model.config import ModelConfig
 from rorqual.model.load.run import read_model_config
-from rorqual.recipes.models import Size, v3_like
+from rorqual.recipes.models import Size, model_of
 from rorqual.train.objectives import MultiToken, NextToken, Objective, SequenceBalance
 from rorqual.train.run import Start
 
@@ -25,7 +25,7 @@ def beginning(start: str, tokenizer: str, size: Size, context: int) -> tuple[Sta
         vocab = int(tokenizer[4:])
     else:
         vocab = Tokenizer.load(Path(tokenizer)).vocab_size
-    return Start(tokenizer=tokenizer), v3_like(size, vocab_size=vocab, context=context)
+    return Start(tokenizer=tokenizer), model_of(size, vocab_size=vocab, context=context)
 
 
 def supervised(model: ModelConfig, sequence_balance: float = 0.0) -> tuple[Objective, ...]:

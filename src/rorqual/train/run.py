@@ -9,7 +9,7 @@ from pydantic import Field, SerializeAsAny, model_validator
 from rorqual.core.config import Config, one_of
 from rorqual.model.config import ModelConfig
 from rorqual.train.balance import Balance
-from rorqual.train.objectives import MultiToken, NextToken, Objective
+from rorqual.train.objectives import AuxBalance, MultiToken, NextToken, Objective
 from rorqual.train.optim import AdamWConfig, OptimConfig
 from rorqual.train.sources import SourceConfig
 
@@ -72,5 +72,9 @@ class Run(Config):
             if isinstance(objective, MultiToken) and objective.depth != modules:
                 raise ValueError(
                     f"objective mtp has depth {objective.depth}, the model has {modules} prediction modules"
+                )
+            if isinstance(objective, AuxBalance) and self.micro_batches > 1:
+                raise ValueError(
+                    f"objective aux_balance is a product of means over the whole batch: micro_batches=1, not {self.micro_batches}"
                 )
         return self

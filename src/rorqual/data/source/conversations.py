@@ -14,6 +14,7 @@ from typing import Any, get_args
 
 from rorqual.core.errors import DataError, nearest
 from rorqual.core.records import Message, Role
+from rorqual.data.distilled import is_distilled, read_kept_messages
 from rorqual.data.source.files import json_lines, parquet_rows
 
 Conversation = tuple[Message, ...]
@@ -25,7 +26,7 @@ OPEN, CLOSE = "<think>", "</think>"
 
 @dataclass(frozen=True)
 class Loaded:
-    """Conversations in the order of the file; `skipped` had no assistant turn, so nothing to train on."""
+    """Conversations in the order of the file; `skipped` had no assistant turn, or a filter dropped it: nothing to train on."""
 
     conversations: list[Conversation]
     skipped: int = 0
@@ -35,9 +36,12 @@ def read_conversations(path: Path) -> Loaded:
     """Read `.jsonl` (also `.json` with an object on each line) or `.parquet`.
 
     A `DataError` names file and line (or row) of what cannot be used. A conversation without an assistant turn is skipped
-    and counted; a file with nothing else is refused.
+    and counted; a file with nothing else is refused. Of a teacher's samples (`data.distilled`), those that a filter
+    dropped are skipped.
     """
     path = Path(path)
+    if path.suffix.lower() == ".parquet" and is_distilled(path):
+        return _kept(path)
     found: list[Conversation] = []
     skipped = 0
     for where, row in _rows(path):
@@ -53,6 +57,17 @@ def read_conversations(path: Path) -> Loaded:
             remedy="Each needs a message with the role 'assistant'.",
         )
     return Loaded(found, skipped)
+
+
+def _kept(path: Path) -> Loaded:
+    found, dropped = read_kept_messages(path)
+    if not found:
+        raise DataError(
+            f"nothing to train on: each of its {dropped} samples was dropped",
+            where=str(path),
+            remedy="The card beside it says by which filter: sample more, a better teacher, or set the filters otherwise.",
+        )
+    return Loaded(found, dropped)
 
 
 def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -1,0 +1,223 @@
+"""What a teacher said, as one Parquet file: a row a sample, with where it came from, its verdict and why it was dropped.
+
+Format 1. The file's metadata hold `rorqual.format`, `rorqual.tokenizer` (sha256 of the teacher's tokenizer.json; empty for a
+teacher whose tokens we do not hold) and `rorqual.vocab` (its size). `top_ids` and `top_logprobs` are, for each of `token_ids`, the teacher's k
+likeliest next tokens and their log-probabilities at temperature 1.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rorqual.core.errors import DataError
+from rorqual.core.records import Message, write_atomic
+
+FORMAT = "1"
+FORMAT_KEY, TOKENIZER_KEY, VOCAB_KEY = b"rorqual.format", b"rorqual.tokenizer", b"rorqual.vocab"
+ROWS_AT_ONCE = 1024
+VerdictName = Literal["right", "wrong", "ungraded"]
+Ids = npt.NDArray[np.int32]
+Logprobs = npt.NDArray[np.float32]
+
+_ids = pa.list_(pa.int32())
+SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("family", pa.string()),
+        ("level", pa.string()),
+        ("prompt", pa.string()),
+        (
+            "messages",
+            pa.list_(pa.struct([("role", pa.string()), ("content", pa.string()), ("reasoning", pa.string())])),
+        ),
+        ("prompt_ids", _ids),
+        ("token_ids", _ids),
+        ("verdict", pa.string()),
+        ("dropped", pa.string()),
+        ("teacher", pa.string()),
+        ("params", pa.string()),
+        ("seed", pa.int64()),
+        ("number", pa.int32()),
+        ("prompt_tokens", pa.int32()),
+        ("completion_tokens", pa.int32()),
+        ("core_seconds", pa.float64()),
+        ("money", pa.float64()),
+        ("top_ids", pa.list_(_ids)),
+        ("top_logprobs", pa.list_(pa.list_(pa.float32()))),
+    ]
+)
+
+
+def no_ids() -> Ids:
+    """No token's alternatives: [0, 0]."""
+    return np.zeros((0, 0), np.int32)
+
+
+def no_logprobs() -> Logprobs:
+    """No token's alternatives: [0, 0]."""
+    return np.zeros((0, 0), np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class Distilled:
+    """One sample of a teacher. `messages` end with the assistant's reply; `dropped` is "" or the name of a filter.
+
+    `params` is the JSON of how it was sampled, `number` which of a problem's samples it is. `core_seconds` is its share of
+    the processors' time, `money` what it cost, in the currency of the price given. `top_ids` and `top_logprobs` are
+    [len(token_ids), k], or [0, 0] where none were stored.
+    """
+
+    key: str
+    family: str
+    level: str
+    prompt: str
+    messages: tuple[Message, ...]
+    verdict: VerdictName
+    teacher: str
+    params: str
+    seed: int
+    number: int
+    dropped: str = ""
+    prompt_ids: Sequence[int] = ()
+    token_ids: Sequence[int] = ()
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    core_seconds: float = 0.0
+    money: float = 0.0
+    top_ids: Ids = field(default_factory=no_ids)
+    top_logprobs: Logprobs = field(default_factory=no_logprobs)
+
+
+@dataclass(frozen=True)
+class DistilledFile:
+    """All rows of a file, and the tokenizer whose ids they hold (`tokenizer` "" and `vocab` 0: they hold none)."""
+
+    rows: list[Distilled]
+    tokenizer: str = ""
+    vocab: int = 0
+
+    @property
+    def kept(self) -> list[Distilled]:
+        """The rows that no filter dropped."""
+        return [row for row in self.rows if not row.dropped]
+
+
+def write_distilled(path: Path, rows: Iterable[Distilled], *, tokenizer: str = "", vocab: int = 0) -> None:
+    """Write the file atomically. The same rows give the same bytes."""
+    metadata = {FORMAT_KEY: FORMAT, TOKENIZER_KEY: tokenizer, VOCAB_KEY: str(vocab)}
+    sink, held = io.BytesIO(), list(rows)
+    with pq.ParquetWriter(sink, SCHEMA.with_metadata(metadata), compression="zstd") as writer:
+        for start in range(0, max(len(held), 1), ROWS_AT_ONCE):
+            writer.write_table(_table(held[start : start + ROWS_AT_ONCE]))
+    write_atomic(path, sink.getvalue())
+
+
+def _table(rows: Sequence[Distilled]) -> pa.Table:
+    nested = {"messages", "top_ids", "top_logprobs"}
+    columns: dict[str, Any] = {}
+    for column in SCHEMA:
+        if column.name not in nested:
+            columns[column.name] = pa.array([getattr(row, column.name) for row in rows], column.type)
+    columns["messages"] = pa.array(
+        [[{"role": m.role, "content": m.content, "reasoning": m.reasoning} for m in row.messages] for row in rows],
+        SCHEMA.field("messages").type,
+    )
+    columns["top_ids"] = _lists([row.top_ids for row in rows], pa.int32())
+    columns["top_logprobs"] = _lists([row.top_logprobs for row in rows], pa.float32())
+    return pa.table([columns[name] for name in SCHEMA.names], schema=SCHEMA)
+
+
+def _lists(arrays: Sequence[npt.NDArray[Any]], kind: pa.DataType) -> pa.Array:
+    """Arrays [tokens, k] as lists of lists, without a Python object for each number."""
+    widths = np.concatenate([np.full(a.shape[0], a.shape[1], np.int32) for a in arrays] or [np.zeros(0, np.int32)])
+    values = np.concatenate([a.reshape(-1) for a in arrays] or [np.zeros(0)])
+    inner = pa.ListArray.from_arrays(_offsets(widths), pa.array(values, kind))
+    return pa.ListArray.from_arrays(_offsets([a.shape[0] for a in arrays]), inner)
+
+
+def _offsets(lengths: Any) -> pa.Array:
+    return pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32), pa.int32())
+
+
+def is_distilled(path: Path) -> bool:
+    """Whether `path` is a Parquet file that `write_distilled` wrote; False for anything else, or nothing."""
+    try:
+        return FORMAT_KEY in (pq.read_schema(path).metadata or {})
+    except (OSError, pa.ArrowException):
+        return False
+
+
+def read_distilled(path: Path) -> DistilledFile:
+    """All rows. A file that is missing, torn, of another format or without a row is a `DataError` that names it."""
+    file = _open(path)
+    rows = [row for batch in _batches(file, path, None) for row in _rows(batch)]
+    if not rows:
+        raise DataError("the file has no sample", where=str(path), remedy="Sample the teacher again.")
+    metadata = file.schema_arrow.metadata
+    return DistilledFile(rows, metadata[TOKENIZER_KEY].decode(), int(metadata[VOCAB_KEY]))
+
+
+def read_kept_messages(path: Path) -> tuple[list[tuple[Message, ...]], int]:
+    """The conversations of the rows that no filter dropped, in order, and how many were dropped."""
+    found: list[tuple[Message, ...]] = []
+    dropped = 0
+    for batch in _batches(_open(path), path, ["messages", "dropped"]):
+        for row in batch.to_pylist():
+            if row["dropped"]:
+                dropped += 1
+            else:
+                found.append(tuple(Message(**message) for message in row["messages"]))
+    return found, dropped
+
+
+def _open(path: Path) -> pq.ParquetFile:
+    try:
+        file = pq.ParquetFile(path)
+    except FileNotFoundError:
+        raise DataError("no such file", where=str(path), remedy="Check the path.") from None
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"not Parquet: {error}", where=str(path), remedy="Write the file again.") from None
+    metadata = file.schema_arrow.metadata or {}
+    if metadata.get(FORMAT_KEY) != FORMAT.encode():
+        found = metadata.get(FORMAT_KEY, b"none").decode("utf-8", "replace")
+        raise DataError(
+            f"not a teacher's samples of format {FORMAT} (found: {found})",
+            where=str(path),
+            remedy="Give the data.parquet that `rorqual distil` wrote.",
+        )
+    if missing := set(SCHEMA.names) - set(file.schema_arrow.names):
+        raise DataError(f"no column {', '.join(sorted(missing))}", where=str(path), remedy="Write the file again.")
+    return file
+
+
+def _batches(file: pq.ParquetFile, path: Path, columns: list[str] | None) -> Iterator[pa.RecordBatch]:
+    try:
+        yield from file.iter_batches(ROWS_AT_ONCE, columns=columns)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"torn: {error}", where=str(path), remedy="Write the file again.") from None
+
+
+def _rows(batch: pa.RecordBatch) -> Iterator[Distilled]:
+    plain = batch.drop_columns(["top_ids", "top_logprobs"]).to_pylist()
+    ids, logprobs = _arrays(batch.column("top_ids"), np.int32), _arrays(batch.column("top_logprobs"), np.float32)
+    for row, top, its in zip(plain, ids, logprobs, strict=True):
+        row["messages"] = tuple(Message(**message) for message in row["messages"])
+        yield Distilled(**row, top_ids=top, top_logprobs=its)
+
+
+def _arrays(column: pa.ListArray, kind: Any) -> Iterator[npt.NDArray[Any]]:
+    for scalar in column:
+        tokens = scalar.values
+        if not len(tokens):
+            yield np.zeros((0, 0), kind)
+            continue
+        yield tokens.flatten().to_numpy(zero_copy_only=False).astype(kind).reshape(len(tokens), -1)

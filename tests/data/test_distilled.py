@@ -1,0 +1,122 @@
+"""The Parquet file of a teacher's samples: what is written is read, and fine-tuning reads what was kept."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rorqual.core.errors import DataError
+from rorqual.core.records import Message
+from rorqual.data.chat import chat_format
+from rorqual.data.distilled import SCHEMA, Distilled, is_distilled, read_distilled, write_distilled
+from rorqual.data.source.conversations import read_conversations
+from rorqual.data.tokenizer import Tokenizer
+from rorqual.model import build
+from rorqual.recipes.models import v3_like
+from rorqual.train.sources import ConversationsConfig, Materials
+
+
+def row(number: int = 0, *, dropped: str = "", tokens: int = 0, k: int = 0, **changes: Any) -> Distilled:
+    rng = np.random.default_rng(number)
+    messages = (Message("user", "2+2?"), Message("assistant", f"4 ({number})", "two\u2028and two"))
+    made = Distilled(
+        "k", "add", "1", "2+2?", messages, "right", "run@step-000003", "{}", 7, number,
+        dropped=dropped, prompt_ids=[1, 2], token_ids=list(range(tokens)), prompt_tokens=2, completion_tokens=tokens,
+        core_seconds=0.25, money=0.5,
+        top_ids=rng.integers(0, 99, (tokens, k), np.int32), top_logprobs=rng.normal(size=(tokens, k)).astype(np.float32),
+    )  # fmt: skip
+    return replace(made, **changes)
+
+
+def same(one: Distilled, other: Distilled) -> bool:
+    pairs = [(getattr(one, f.name), getattr(other, f.name)) for f in fields(Distilled)]
+    return all(
+        np.array_equal(a, b) and a.shape == b.shape and a.dtype == b.dtype if isinstance(a, np.ndarray) else a == b
+        for a, b in pairs
+    )
+
+
+# No lone surrogates: they are not text, and UTF-8 has no bytes for them.
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.lists(st.tuples(texts, st.none() | texts, st.integers(0, 5), st.sampled_from(["", "length"])), min_size=1),
+    st.sampled_from([0, 1, 3]),
+)
+def test_what_is_written_is_read(
+    tmp_path_factory: pytest.TempPathFactory, given_rows: list[tuple[str, str | None, int, str]], k: int
+) -> None:
+    rows = []
+    for number, (text, reasoning, tokens, dropped) in enumerate(given_rows):
+        messages = (Message("user", text), Message("assistant", text, reasoning))
+        rows.append(row(number, dropped=dropped, tokens=tokens, k=k if tokens else 0, prompt=text, messages=messages))
+    path = tmp_path_factory.mktemp("parquet") / "data.parquet"
+    write_distilled(path, rows, tokenizer="abc", vocab=263)
+    found = read_distilled(path)
+    assert all(same(a, b) for a, b in zip(found.rows, rows, strict=True))
+    assert (found.tokenizer, found.vocab) == ("abc", 263)
+    assert [r.number for r in found.kept] == [r.number for r in rows if not r.dropped]
+
+
+def test_the_same_rows_give_the_same_bytes_and_the_agreed_columns(tmp_path: Path) -> None:
+    one, other = tmp_path / "a.parquet", tmp_path / "b.parquet"
+    for path in (one, other):
+        write_distilled(path, [row(i, tokens=i, k=2 if i else 0) for i in range(1500)])
+    assert one.read_bytes() == other.read_bytes()
+    assert pq.read_schema(one).equals(SCHEMA)
+    assert pq.read_schema(one).names == [f.name for f in SCHEMA]
+    assert len(read_distilled(one).rows) == 1500
+
+
+def test_fine_tuning_reads_what_was_kept(tmp_path: Path) -> None:
+    path = tmp_path / "data.parquet"
+    write_distilled(path, [row(0), row(1, dropped="wrong"), row(2)])
+    loaded = read_conversations(path)
+    assert loaded.conversations == [row(0).messages, row(2).messages] and loaded.skipped == 1
+    tokenizer = Tokenizer.byte_level()
+    model = build(v3_like("tiny", vocab_size=tokenizer.vocab_size, context=128), seed=0)
+    materials = Materials(model=model, tokenizer=tokenizer, chat=chat_format(tokenizer), seed=0, threads=1)
+    step = ConversationsConfig(data=str(path), rows=1, row=128).build(materials).step(0)
+    text = tokenizer.decode(step.batches[0].tokens.flatten().tolist())
+    assert "two\u2028and two" in text and "(1)" not in text
+    assert any("skipped 1" in note for note in step.notes)
+
+
+def test_what_looks_like_a_mark_in_a_reply_stays_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "data.parquet"
+    messages = (Message("user", "a"), Message("assistant", "<think> is how it opens", "hm"))
+    write_distilled(path, [row(0, messages=messages)])
+    assert read_conversations(path).conversations == [messages]
+
+
+def test_other_files_are_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "data.parquet"
+    write_distilled(path, [row(0, dropped="wrong")])
+    assert is_distilled(path)
+    with pytest.raises(DataError, match=r"(?s)data.parquet.*each of its 1 samples was dropped"):
+        read_conversations(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match=r"data.parquet: not Parquet"):
+        read_distilled(path)
+    with pytest.raises(DataError, match="no such file"):
+        read_distilled(tmp_path / "none.parquet")
+    other = tmp_path / "other.parquet"
+    pq.write_table(pa.table({"prompt": ["2+2?"], "completion": ["4"]}), other)
+    assert not is_distilled(other)
+    with pytest.raises(DataError, match=r"(?s)not a teacher's samples of format 1 \(found: none\).*rorqual distil"):
+        read_distilled(other)
+    assert read_conversations(other).conversations == [(Message("user", "2+2?"), Message("assistant", "4"))]
+    write_distilled(path, [])
+    with pytest.raises(DataError, match="no sample"):
+        read_distilled(path)

@@ -29,6 +29,7 @@ class Message:
 
 STEP = re.compile(r"step-(\d{6,})$")
 CONFIG_FILE, METRICS_FILE, TOKENIZER_FILE = "run.yaml", "metrics.jsonl", "tokenizer.json"
+ROLLOUTS_FILE = "rollouts.jsonl"
 WHOLE_FILE = "whole.json"
 """Written last into a checkpoint, with the size of each of its files: without it, or with another size, it is torn."""
 
@@ -46,6 +47,10 @@ class RunDir:
     @property
     def metrics_file(self) -> Path:
         return self.path / METRICS_FILE
+
+    @property
+    def rollouts_file(self) -> Path:
+        return self.path / ROLLOUTS_FILE
 
     @property
     def tokenizer_file(self) -> Path:
@@ -103,13 +108,22 @@ class RunDir:
 
     def metrics(self) -> Iterator[dict[str, Any]]:
         """The records of `metrics.jsonl`; a torn last line (a kill while writing) is left out."""
-        if not self.metrics_file.is_file():
-            return
-        for line in self.metrics_file.read_bytes().split(b"\n"):
-            try:
-                yield json.loads(line)
-            except ValueError:
-                continue
+        return read_lines(self.metrics_file)
+
+    def rollouts(self) -> Iterator[dict[str, Any]]:
+        """The lines of `rollouts.jsonl`, one for each group of samples of a step; none where the run kept none."""
+        return read_lines(self.rollouts_file)
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The JSON lines of a file that is still being written: a torn one is left out, no file has none."""
+    if not path.is_file():
+        return
+    for line in path.read_bytes().split(b"\n"):
+        try:
+            yield json.loads(line)
+        except ValueError:
+            continue
 
 
 def write_atomic(path: Path, data: bytes) -> None:

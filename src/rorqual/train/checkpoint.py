@@ -20,8 +20,12 @@ OPTIM_FILE, STATE_FILE = "optim.safetensors", "state.json"
 KEEP = 2
 
 
-def save_checkpoint(run: RunDir, step: int, model: Decoder, optimizer: Optimizer, metrics_bytes: int) -> None:
+def save_checkpoint(
+    run: RunDir, step: int, model: Decoder, optimizer: Optimizer, metrics_bytes: int, rollouts_bytes: int = 0
+) -> None:
     """Write `step-NNNNNN/`; on any failure the older checkpoints stay as they were. The newest two whole ones are kept.
+
+    The bytes are how much of `metrics.jsonl` and of `rollouts.jsonl` tells of the steps up to here.
 
     A weight that is not finite is a `NumericsError`, and nothing is written.
     """
@@ -30,7 +34,9 @@ def save_checkpoint(run: RunDir, step: int, model: Decoder, optimizer: Optimizer
     files = {
         WEIGHTS_FILE: save(_contiguous(model.state_dict())),
         OPTIM_FILE: save(_contiguous(optimizer.state())),
-        STATE_FILE: json.dumps({"step": step, "metrics_bytes": metrics_bytes}).encode(),
+        STATE_FILE: json.dumps(
+            {"step": step, "metrics_bytes": metrics_bytes, "rollouts_bytes": rollouts_bytes}
+        ).encode(),
     }
     try:
         for stale in run.path.glob(".step-*"):
@@ -66,14 +72,14 @@ def check_finite(model: Decoder, step: int) -> None:
         )
 
 
-def load_checkpoint(run: RunDir, step: int, model: Decoder, optimizer: Optimizer) -> int:
-    """Fill model and optimizer; returns how many bytes of `metrics.jsonl` belong to this checkpoint."""
+def load_checkpoint(run: RunDir, step: int, model: Decoder, optimizer: Optimizer) -> tuple[int, int]:
+    """Fill model and optimizer; returns how many bytes of `metrics.jsonl` and `rollouts.jsonl` belong to this checkpoint."""
     folder = run.step_dir(step)
     load_weights(model, folder)
     try:
         optimizer.load(load_file(folder / OPTIM_FILE))
         state = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
-        return int(state["metrics_bytes"])
+        return int(state["metrics_bytes"]), int(state.get("rollouts_bytes", 0))
     except (OSError, SafetensorError, KeyError, ValueError, CheckpointError) as error:
         raise CheckpointError(
             f"cannot go on from here: {error}",

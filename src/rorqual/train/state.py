@@ -24,14 +24,15 @@ LIVE_KEYS = {"device", "save_seconds"}
 
 @dataclass
 class State:
-    """`step`: how many steps are done, `metrics_bytes`: how much of `metrics.jsonl` tells of them. `notes`: what was skipped
-    while looking for a checkpoint."""
+    """`step`: how many steps are done; `metrics_bytes`, `rollouts_bytes`: how much of those files tells of them. `notes`: what
+    was skipped while looking for a checkpoint."""
 
     model: Decoder
     tokenizer: Tokenizer
     optimizer: Optimizer
     step: int
     metrics_bytes: int
+    rollouts_bytes: int
     notes: list[str]
 
 
@@ -77,8 +78,8 @@ def restore(run: Run, out: RunDir, tokenizer: Tokenizer, ops: Ops = FAST) -> Sta
         load_weights(model, RunDir(Path(run.start.run)).checkpoint())
     model = model.to(run.device)
     optimizer = run.optim.build(dict(model.named_parameters()))
-    seen = 0 if step is None else load_checkpoint(out, step, model, optimizer)
-    return State(model, tokenizer, optimizer, step or 0, seen, notes)
+    metrics, rollouts = (0, 0) if step is None else load_checkpoint(out, step, model, optimizer)
+    return State(model, tokenizer, optimizer, step or 0, metrics, rollouts, notes)
 
 
 def same_run(run: Run, out: RunDir) -> None:

@@ -30,7 +30,8 @@ class Step:
     """One step's work: a batch for each optimizer update, and what to record.
 
     `fresh`: the batches were sampled by these very weights, so that log-probabilities must agree before the first update;
-    `unlearned` was sampled too, teaches nothing, and is checked with them. `notes` are said to the user.
+    `unlearned` was sampled too, teaches nothing, and is checked with them. `notes` are said to the user. `trace`: lines for
+    `rollouts.jsonl`, which `rorqual trace` shows.
     """
 
     batches: list[TrainBatch]
@@ -38,6 +39,7 @@ class Step:
     fresh: bool = False
     unlearned: list[TrainBatch] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    trace: list[dict[str, Any]] = field(default_factory=list)
 
 
 class Source(ABC):
@@ -56,6 +58,10 @@ class SourceConfig(Kind):
     def build(self, materials: Materials) -> Source:
         """The source; bad data is refused here, before anything is written."""
         raise NotImplementedError
+
+    def gives(self) -> frozenset[str]:
+        """Optional fields of a batch that its batches hold."""
+        return frozenset()
 
     def texts(self) -> Iterator[str]:
         """Text to learn a tokenizer from (`start.tokenizer=bpe:SIZE`)."""

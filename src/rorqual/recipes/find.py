@@ -10,12 +10,19 @@ from pydantic import TypeAdapter, ValidationError
 
 from rorqual.core.config import override, scalar
 from rorqual.core.errors import ConfigError, nearest
+from rorqual.recipes.distil import distil, on_policy
 from rorqual.recipes.grpo import grpo
 from rorqual.recipes.pretrain import pretrain
 from rorqual.recipes.sft import sft
 from rorqual.train.run import Run
 
-RECIPES: Mapping[str, Callable[..., Run]] = {"pretrain": pretrain, "sft": sft, "grpo": grpo}
+RECIPES: Mapping[str, Callable[..., Run]] = {
+    "pretrain": pretrain,
+    "sft": sft,
+    "grpo": grpo,
+    "distil": distil,
+    "on_policy": on_policy,
+}
 ALIASES = {"from": "start"}
 """`from` is a word of Python's; the recipes call it `start`."""
 

@@ -16,7 +16,13 @@ class TrainBatch:
 
     `targets[i]` is the token after `tokens[i]` in its document, `loss_mask` (fp32) its weight, 0 where nothing is predicted;
     `segments` the document number, -1 on padding. For reinforcement: `advantages`, `sampled_logprobs` (of the targets, by the
-    sampler), `lengths` (trained tokens of the document), and `replay` [rows, seq, moe layers, k], the sampler's experts.
+    sampler), `lengths` (trained tokens of the document), and `replay` [rows, seq, moe layers, k], the sampler's experts;
+    `old_logprobs` by the trainer before the step's first update, `reference_logprobs` by a frozen model, and `kept` [rows, seq,
+    ceil(vocab / 8)], the sets that top-p and top-k left, as bits (`ops.losses.keep_only`).
+
+    For distillation: `teacher_logprobs` [rows, seq, k], a teacher's log-probabilities at temperature 1 of what follows
+    `tokens[i]`, so of the same token as `targets[i]`; of the tokens `teacher_ids` [rows, seq, k], or without these of the whole
+    vocabulary in its order. Zeros where `loss_mask` is 0.
     """
 
     tokens: Tensor
@@ -28,6 +34,11 @@ class TrainBatch:
     sampled_logprobs: Tensor | None = None
     lengths: Tensor | None = None
     replay: Tensor | None = None
+    old_logprobs: Tensor | None = None
+    reference_logprobs: Tensor | None = None
+    kept: Tensor | None = None
+    teacher_ids: Tensor | None = None
+    teacher_logprobs: Tensor | None = None
 
     @classmethod
     def from_packed(cls, packed: Batch) -> TrainBatch:

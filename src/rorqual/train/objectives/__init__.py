@@ -3,8 +3,9 @@
 from rorqual.train.objectives.aux_balance import AuxBalance
 from rorqual.train.objectives.balance import SequenceBalance
 from rorqual.train.objectives.base import Objective, Term
+from rorqual.train.objectives.distil import Distil
 from rorqual.train.objectives.grpo import GRPO
 from rorqual.train.objectives.mtp import MultiToken
 from rorqual.train.objectives.next_token import NextToken
 
-__all__ = ["GRPO", "AuxBalance", "MultiToken", "NextToken", "Objective", "SequenceBalance", "Term"]
+__all__ = ["GRPO", "AuxBalance", "Distil", "MultiToken", "NextToken", "Objective", "SequenceBalance", "Term"]

@@ -1,0 +1,127 @@
+"""Distillation from a teacher's distributions: the student's next token beside the teacher's, position by position."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from rorqual.core.errors import ConfigError, NumericsError
+from rorqual.model.decoder import Decoder, Output
+from rorqual.ops.losses import token_logprobs
+from rorqual.train.batch import TrainBatch
+from rorqual.train.objectives.base import Objective, Term
+
+Divergence = Literal["forward", "reverse", "skewed", "skewed_reverse"]
+Tail = Literal["bucket", "renormalise"]
+TAIL_FLOOR = 1e-7
+"""The least mass of a teacher's tail: what fp32 log-probabilities of the others leave cannot be told from 0 below it."""
+
+
+class Distil(Objective):
+    """Mean over trained tokens of a divergence, in nats, of the teacher's distribution p and the student's q.
+
+    `divergence`: 'forward' KL(p | q) (Hinton et al. 1503.02531), which covers all that the teacher does; 'reverse' KL(q | p) (MiniLLM,
+    2306.08543), which seeks what it does most; 'skewed' KL(p | a p + (1 - a) q) and 'skewed_reverse' KL(q | a q + (1 - a) p) with a =
+    `alpha` (DistiLLM, 2402.03898, eq. 3 and 4), whose gradients stay bounded where the other gives a token nothing.
+    With samples of the student's own (source on_policy) it is generalized knowledge distillation (GKD, 2306.13649).
+
+    `temperature` T softens both distributions; the mean is multiplied by T^2, so that its gradient keeps its size (Hinton).
+    `tail`: with a teacher's k likeliest tokens only, the rest of the vocabulary is one event more ('bucket'), or p and q are
+    both renormalised over the k ('renormalise': what q gives to other tokens is then free). With k the whole vocabulary both
+    are the full divergence. 'bucket' needs T = 1 there: how a sum of unknown probabilities softens is unknown.
+    `sampling_temperature`: that of the sampler whose log-probabilities come with the batch, for the loop to compare.
+    """
+
+    kind: Literal["distil"] = "distil"
+    divergence: Divergence = "forward"
+    alpha: float = Field(0.1, ge=0, lt=1)
+    temperature: float = Field(1.0, gt=0)
+    tail: Tail = "bucket"
+    sampling_temperature: float = Field(1.0, gt=0)
+
+    def needs(self) -> frozenset[str]:
+        return frozenset({"teacher_logprobs"})
+
+    def weight(self, batch: TrainBatch) -> float:
+        return float(batch.loss_mask.sum())
+
+    def term(self, model: Decoder, batch: TrainBatch, output: Output) -> Term:
+        if batch.teacher_logprobs is None:
+            raise NumericsError(
+                "distil needs a teacher's log-probabilities",
+                where="objectives.distil",
+                remedy="Use source distilled with logits=true, or on_policy.",
+            )
+        at = batch.loss_mask.nonzero(as_tuple=True)
+        logits = model.logits(output.hidden[at])
+        stored = batch.teacher_logprobs[at]
+        p, q = self._aligned(logits, stored, None if batch.teacher_ids is None else batch.teacher_ids[at])
+        divergences = divergence(self.divergence, p, q, self.alpha)
+        n = float(len(stored))
+        with torch.no_grad():
+            own = logits.log_softmax(-1)
+            means = {
+                "divergence": (float(divergences.sum()), n),
+                "entropy": (float(-(own.exp() * own).sum()), n),
+                "teacher_mass": (float(stored.exp().sum()), n),
+            }
+            maxima: dict[str, float] = {}
+            if batch.sampled_logprobs is not None:
+                now = token_logprobs(logits / self.sampling_temperature, batch.targets[at])
+                difference = (now - batch.sampled_logprobs[at]).abs().double()
+                means["logprob_diff"] = (float(difference.sum()), n)
+                maxima["logprob_diff"] = float(difference.max()) if len(now) else 0.0
+        return Term((divergences * batch.loss_mask[at]).sum() * self.temperature**2, means, maxima)
+
+    def _aligned(self, logits: Tensor, stored: Tensor, ids: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Log-probabilities of the same events, teacher's and student's: logits [n, vocab], stored [n, k] -> two [n, k or k + 1]."""
+        t, vocab = self.temperature, logits.shape[-1]
+        if ids is None and stored.shape[-1] != vocab:
+            raise NumericsError(
+                f"the teacher's distribution has {stored.shape[-1]} tokens, the student's {vocab}",
+                where="objectives.distil",
+                remedy="Teacher and student need one vocabulary.",
+            )
+        whole = (logits / t).log_softmax(-1)
+        p = stored if t == 1 else (stored / t).log_softmax(-1)
+        if ids is None:
+            return p, whole
+        q = whole.gather(-1, ids)
+        if ids.shape[-1] == vocab:
+            return p, q
+        if self.tail == "renormalise":
+            return (stored / t).log_softmax(-1), q.log_softmax(-1)
+        if t != 1:
+            raise ConfigError(
+                f"temperature={t} with the {ids.shape[-1]} likeliest of {vocab} tokens: the rest cannot be softened",
+                where="objectives.distil",
+                remedy="Set temperature=1, or tail=renormalise, or keep the teacher's whole distribution.",
+            )
+        rest_p = (1 - p.double().exp().sum(-1, keepdim=True)).clamp_min(TAIL_FLOOR).log().to(p.dtype)
+        rest_q = whole.scatter(-1, ids, float("-inf")).logsumexp(-1, keepdim=True)
+        return torch.cat([p, rest_p], -1), torch.cat([q, rest_q], -1)
+
+
+def divergence(kind: Divergence, p: Tensor, q: Tensor, alpha: float) -> Tensor:
+    """Log-probabilities of teacher and student [n, events] -> [n]."""
+    if kind == "forward":
+        return kl(p, q)
+    if kind == "reverse":
+        return kl(q, p)
+    if kind == "skewed":
+        return kl(p, mixture(p, q, alpha))
+    return kl(q, mixture(q, p, alpha))
+
+
+def kl(p: Tensor, q: Tensor) -> Tensor:
+    """KL(p | q) of log-probabilities [n, events] -> [n]; an event that p never has adds nothing."""
+    return (p.exp() * (p - q).masked_fill(p == float("-inf"), 0.0)).sum(-1)
+
+
+def mixture(p: Tensor, q: Tensor, alpha: float) -> Tensor:
+    """log(alpha p + (1 - alpha) q)."""
+    share = torch.tensor(alpha, dtype=p.dtype, device=p.device)
+    return torch.logaddexp(p + share.log(), q + torch.log1p(-share))

@@ -1,0 +1,167 @@
+"""A teacher's samples from a file: those that no filter dropped, with the teacher's likeliest tokens where these were stored."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from rorqual.core.errors import DataError
+from rorqual.data.distilled import Distilled, DistilledFile, read_distilled
+from rorqual.data.pack import Packed, Sample, lay_out
+from rorqual.data.stream import ConversationStream
+from rorqual.data.tokenizer import Tokenizer
+from rorqual.train.batch import TrainBatch
+from rorqual.train.sources.base import Materials, Source, SourceConfig, Step
+
+
+class DistilledConfig(SourceConfig):
+    """`data`: the Parquet file that `rorqual distil` wrote. `rows` of `row` tokens a step; every sample once an epoch.
+
+    `logits`: lay the stored log-probabilities beside the tokens, for objective distil. `longer`: whether a sample longer than a
+    row is an error or skipped (and counted).
+    """
+
+    kind: Literal["distilled"] = "distilled"
+    data: str
+    logits: bool = False
+    longer: Literal["error", "skip"] = "error"
+    rows: int = Field(32, ge=1)
+    row: int = Field(128, ge=8)
+
+    def build(self, materials: Materials) -> Source:
+        return DistilledSamples(self, materials)
+
+    def gives(self) -> frozenset[str]:
+        return frozenset({"teacher_ids", "teacher_logprobs"} if self.logits else ())
+
+    def texts(self) -> Iterator[str]:
+        for one in read_distilled(Path(self.data)).kept:
+            for message in one.messages:
+                yield f"{message.reasoning or ''} {message.content}"
+
+
+class DistilledSamples(Source):
+    """The ids that the teacher drew, never decoded and encoded again; of a teacher whose ids we do not hold, its messages."""
+
+    def __init__(self, config: DistilledConfig, materials: Materials) -> None:
+        self.config, self.pad = config, materials.tokenizer.pad
+        file = read_distilled(Path(config.data))
+        kept = file.kept
+        if not kept:
+            raise DataError(
+                f"all {len(file.rows)} samples were dropped",
+                where=config.data,
+                remedy="Sample more, or filter less: column 'dropped' names the filter of each.",
+            )
+        check_teacher(file, materials.tokenizer, config)
+        pairs = [pair for one in kept for pair in _samples(one, materials)]
+        fit = [(sample, one) for sample, one in pairs if len(sample) <= config.row]
+        longest = max(len(sample) for sample, _ in pairs)
+        if not fit or (len(fit) < len(pairs) and config.longer == "error"):
+            raise DataError(
+                f"{len(pairs) - len(fit)} of {len(pairs)} samples are longer than a row of {config.row} tokens (the longest: {longest})",
+                where=config.data,
+                remedy=f"Set row={longest} or source.longer=skip.",
+            )
+        self.samples, self.rows = [sample for sample, _ in fit], [one for _, one in fit]
+        self.stream = ConversationStream(self.samples, config.rows, config.row, materials.seed, pad=self.pad)
+        dropped, longer = len(file.rows) - len(kept), len(pairs) - len(fit)
+        self.notes = [
+            f"{config.data}: {len(fit)} samples, {dropped} were dropped by filters, {longer} longer than a row"
+        ]
+
+    def step(self, step: int) -> Step:
+        numbers = self.stream.sample_rows(step)
+        flat = [number for row in numbers for number in row]
+        rows, begun = [], 0
+        for row in numbers:  # numbered anew: two epochs may put one sample into one batch twice
+            rows.append(list(range(begun, begun + len(row))))
+            begun += len(row)
+        packed = lay_out([self.samples[n] for n in flat], rows, self.config.row, pad=self.pad)
+        notes, self.notes = self.notes, []
+        if self.config.logits:
+            return Step([lay_teacher(packed, [self.rows[n] for n in flat])], notes=notes)
+        return Step([TrainBatch.from_packed(packed.batch)], notes=notes)
+
+
+def lay_teacher(packed: Packed, rows: Sequence[Distilled]) -> TrainBatch:
+    """The packed samples with the teacher's likeliest tokens on the positions that predict: row i of `top_ids`, which is of the place
+    where the reply's token i stands, lies one position before that token."""
+    batch = TrainBatch.from_packed(packed.batch)
+    shape = (*batch.tokens.shape, rows[0].top_ids.shape[1])
+    ids, logprobs = torch.zeros(shape, dtype=torch.long), torch.zeros(shape)
+    for (row, start, length), one in zip(packed.places, rows, strict=True):
+        reply = slice(start + len(one.prompt_ids) - 1, start + length - 1)
+        ids[row, reply] = torch.from_numpy(one.top_ids.astype(np.int64))
+        logprobs[row, reply] = torch.from_numpy(one.top_logprobs)
+    return TrainBatch(
+        batch.tokens,
+        batch.targets,
+        batch.loss_mask,
+        batch.segments,
+        batch.positions,
+        teacher_ids=ids,
+        teacher_logprobs=logprobs,
+    )
+
+
+def check_teacher(file: DistilledFile, tokenizer: Tokenizer, config: DistilledConfig) -> None:
+    """Refuse ids of another tokenizer than the student's, and, where they are wanted, log-probabilities that are missing or wrong."""
+    has_ids = any(len(one.token_ids) for one in file.kept)
+    ours = {tokenizer.fingerprint, hashlib.sha256(tokenizer.source.encode()).hexdigest()}
+    if has_ids and (file.tokenizer not in ours or file.vocab != tokenizer.vocab_size):
+        raise another_vocabulary(config.data, file.vocab, tokenizer.vocab_size, config.data)
+    if not config.logits:
+        return
+    widths = {one.top_ids.shape[1] if len(one.token_ids) else 0 for one in file.kept}
+    if widths == {0} or len(widths) > 1 or not has_ids:
+        found = "none" if widths == {0} else f"{', '.join(map(str, sorted(widths)))} of them, by sample"
+        raise DataError(
+            f"objective distil needs the teacher's k likeliest tokens at every place of every sample; stored: {found}",
+            where=config.data,
+            remedy="Sample a run as the teacher with top_k=32 or so, or use objective=sequence.",
+        )
+    for number, one in enumerate(file.rows, start=1):
+        if not one.dropped:
+            _check_logprobs(one, file.vocab, f"{config.data}:row {number}")
+
+
+def another_vocabulary(where: str, teacher: int, student: int, data: str = "FILE.parquet") -> DataError:
+    """A teacher's ids mean other tokens to this student: what to do about it."""
+    return DataError(
+        f"the teacher's tokenizer ({teacher} tokens) is not the student's ({student} tokens): its ids and log-probabilities mean"
+        " other tokens here",
+        where=where,
+        remedy="Train the student with tokenizer=TEACHER/tokenizer.json, or use sequence distillation on messages: "
+        f"rorqual train sft data={data}",
+    )
+
+
+def _check_logprobs(one: Distilled, vocab: int, where: str) -> None:
+    wanted = (len(one.token_ids), one.top_ids.shape[1])
+    if one.top_ids.shape != wanted or one.top_logprobs.shape != wanted:
+        fault = f"{len(one.token_ids)} tokens with alternatives for {len(one.top_ids)} and {len(one.top_logprobs)}"
+    elif one.top_ids.min() < 0 or one.top_ids.max() >= vocab:
+        fault = f"an alternative outside the vocabulary of {vocab}"
+    elif not np.isfinite(one.top_logprobs).all() or np.exp(one.top_logprobs.astype(np.float64)).sum(-1).max() > 1.001:
+        fault = "log-probabilities that are not finite, or whose probabilities add up to more than 1"
+    elif (np.diff(np.sort(one.top_ids, axis=-1), axis=-1) == 0).any():
+        fault = "one token twice among a place's alternatives"
+    else:
+        return
+    raise DataError(fault, where=where, remedy="Score the samples again.")
+
+
+def _samples(one: Distilled, materials: Materials) -> Iterator[tuple[Sample, Distilled]]:
+    if len(one.token_ids):
+        mask = [False] * len(one.prompt_ids) + [True] * len(one.token_ids)
+        yield Sample([*one.prompt_ids, *one.token_ids], mask), one
+        return
+    for rendered in materials.chat.samples(one.messages):
+        yield Sample(rendered.ids, rendered.mask), one

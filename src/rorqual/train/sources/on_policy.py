@@ -1,0 +1,187 @@
+"""On-policy distillation: the student answers, the teacher says what it would have written at each place of those answers.
+
+GKD (Agarwal et al. 2306.13649) with all samples the student's own, MiniLLM (Gu et al. 2306.08543) without its sequence-level
+term: each position's divergence is taken over the vocabulary and no gradient runs through the sampling. No reward is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from rorqual.core.errors import ConfigError, DataError
+from rorqual.core.records import RunDir, Thinking
+from rorqual.data.pack import Sample, pack
+from rorqual.data.tokenizer import Tokenizer
+from rorqual.engine.engine import Engine
+from rorqual.engine.request import Completion, Request, SamplingParams
+from rorqual.engine.score import ROWS, next_logprobs
+from rorqual.model.account import account
+from rorqual.model.load.run import load_run
+from rorqual.tasks.base import Problem, Verdict
+from rorqual.tasks.find import load_task, safe_grade
+from rorqual.train.batch import TrainBatch
+from rorqual.train.sources.base import Materials, Source, SourceConfig, Step
+from rorqual.train.sources.distilled import another_vocabulary
+from rorqual.train.sources.rollouts import Scored, lay_beside, measure
+from rorqual.train.sources.worked import opening, repeat
+
+PROBE = 256
+
+
+class OnPolicyConfig(SourceConfig):
+    """`problems` a step and `samples` of each, by the student; `teacher`: the run directory whose distributions they are trained on.
+
+    `top_k`: how many of the teacher's likeliest tokens are kept at each place, 0 for the whole vocabulary. `grade`: judge the
+    answers for the record (reward, right_when_thinking); no verdict trains. `minibatches`: updates a step. `row`: tokens in a training row.
+    """
+
+    kind: Literal["on_policy"] = "on_policy"
+    teacher: str
+    task: str
+    data: str = ""
+    options: dict[str, Any] = {}
+    problems: int = Field(32, ge=1)
+    samples: int = Field(4, ge=1)
+    temperature: float = Field(1.0, gt=0)
+    max_tokens: int = Field(96, ge=1)
+    thinking: Thinking = "auto"
+    top_k: int = Field(0, ge=0)
+    grade: bool = True
+    minibatches: int = Field(2, ge=1)
+    row: int = Field(128, ge=8)
+
+    def build(self, materials: Materials) -> Source:
+        return OnPolicy(self, materials)
+
+    def gives(self) -> frozenset[str]:
+        return frozenset({"teacher_logprobs", "sampled_logprobs"} | ({"teacher_ids"} if self.top_k else set()))
+
+    def texts(self) -> Iterator[str]:
+        task = load_task(self.task, data=Path(self.data) if self.data else None, options=self.options)
+        for problem in islice(task.problems("train", 0), 2000):
+            yield f"{problem.prompt} {problem.steps or ''} {problem.answer}"
+
+
+class OnPolicy(Source):
+    """The engine holds the trained tensors themselves; the teacher's never change."""
+
+    def __init__(self, config: OnPolicyConfig, materials: Materials) -> None:
+        self.config, self.chat, self.seed = config, materials.chat, materials.seed
+        self.task = load_task(config.task, data=Path(config.data) if config.data else None, options=config.options)
+        self.teacher = Teacher(config.teacher, materials, config.row, config.top_k)
+        self.engine = Engine(materials.model, materials.tokenizer, materials.chat, threads=materials.threads)
+        probe = opening(self.task, self.seed, PROBE)
+        longest = max(len(self.chat.prompt(p.messages, config.thinking)) for p in probe)
+        if longest + config.max_tokens > config.row:
+            raise DataError(
+                f"a prompt of {longest} tokens and an answer of {config.max_tokens} do not fit a row of {config.row}",
+                where="row",
+                remedy=f"Set row={longest + config.max_tokens} or a smaller max_tokens.",
+            )
+
+    def step(self, step: int) -> Step:
+        c = self.config
+        problems = list(islice(repeat(self.task, self.seed * 1_000_003 + step), c.problems))
+        seeds = np.random.default_rng([self.seed, step]).integers(0, 2**31, size=len(problems)).tolist()
+        requests = [
+            Request(
+                p.messages,
+                SamplingParams(max_tokens=c.max_tokens, temperature=c.temperature, seed=seed, n=c.samples),
+                c.thinking,
+            )
+            for p, seed in zip(problems, seeds)
+        ]
+        groups = [
+            [Scored(one, self._verdict(p, one), 0.0) for one in got]
+            for p, got in zip(problems, self.engine.generate(requests))
+        ]
+        every = [one for group in groups for one in group]
+        order = np.random.default_rng([self.seed, step, 1]).permutation(len(every)).tolist()
+        parts = np.array_split(np.asarray(order), c.minibatches)
+        batches = [self._batch([every[i] for i in part]) for part in parts if len(part)]
+        read = sum(batch.n_tokens for batch in batches)
+        metrics = {"teacher_tokens": read, "teacher_flops": read * self.teacher.flops}
+        return Step(batches, metrics | self._measure(problems, groups), fresh=True)
+
+    def _verdict(self, problem: Problem, completion: Completion) -> Verdict:
+        if not self.config.grade:
+            return Verdict.UNGRADED
+        return safe_grade(self.task, problem, completion.text) if completion.finish_reason == "stop" else Verdict.WRONG
+
+    def _measure(self, problems: list[Problem], groups: list[list[Scored]]) -> dict[str, Any]:
+        """What rollouts record, but for what only groups with advantages have, and verdicts that were not given."""
+        found = measure(problems, groups, self.chat.tokenizer.end_think)
+        verdicts = () if self.config.grade else ("reward", "right", "ungraded")
+        return {name: value for name, value in found.items() if not name.startswith(("groups_", *verdicts))}
+
+    def _batch(self, scored: list[Scored]) -> TrainBatch:
+        samples = [
+            Sample(
+                [*s.completion.prompt_ids, *s.completion.token_ids],
+                [False] * len(s.completion.prompt_ids) + [True] * len(s.completion.token_ids),
+            )
+            for s in scored
+        ]
+        batch = lay_beside(pack(samples, self.config.row, pad=self.chat.tokenizer.pad), scored)
+        return self.teacher.beside(replace(batch, advantages=None, lengths=None))
+
+
+class Teacher:
+    """The newest checkpoint of run directory `path`, frozen, in fp32, on the device of the trained model.
+
+    Refused: another tokenizer or vocabulary than the student's, and a context shorter than a row.
+    """
+
+    def __init__(self, path: str, materials: Materials, row: int, top_k: int) -> None:
+        run, student = RunDir(Path(path)), materials.model
+        self.device = str(student.embed_tokens.weight.device)
+        self.model = load_run(run, device=self.device).requires_grad_(False)
+        config = self.model.config
+        tokenizer = Tokenizer.load(run.tokenizer_file)
+        if tokenizer != materials.tokenizer or config.vocab_size != student.config.vocab_size:
+            raise another_vocabulary(f"teacher {path}", config.vocab_size, student.config.vocab_size)
+        if row > config.max_position_embeddings:
+            raise ConfigError(
+                f"rows of {row} tokens, and the teacher's context is {config.max_position_embeddings}",
+                where="source.row",
+                remedy=f"Set row={config.max_position_embeddings} or less.",
+            )
+        if top_k > config.vocab_size:
+            raise ConfigError(
+                f"top_k={top_k} of a vocabulary of {config.vocab_size}",
+                where="source.top_k",
+                remedy="Use 0 for all of it.",
+            )
+        self.top_k, self.threads = top_k, materials.threads
+        self.flops = account(config, context=row).flops
+
+    def beside(self, batch: TrainBatch) -> TrainBatch:
+        """The batch with the teacher's distribution at each trained position, given the very tokens of the batch."""
+        parts = batch.split(-(-len(batch.tokens) // ROWS))
+        with ThreadPoolExecutor(self.threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            found = list(pool.map(self._look, parts))
+        logprobs = torch.cat([one for one, _ in found])
+        if not self.top_k:
+            return replace(batch, teacher_logprobs=logprobs)
+        return replace(batch, teacher_logprobs=logprobs, teacher_ids=torch.cat([ids for _, ids in found]))
+
+    def _look(self, given: TrainBatch) -> tuple[Tensor, Tensor]:
+        """Log-probabilities [rows, seq, k] and ids (empty for the whole vocabulary), zeros where nothing is trained."""
+        batch = given.to(self.device)
+        logprobs = next_logprobs(self.model, batch.tokens, batch.positions, batch.segments, batch.loss_mask)
+        ids = logprobs.new_empty(len(logprobs), 0, dtype=torch.long)
+        if self.top_k:
+            logprobs, ids = logprobs.topk(self.top_k, dim=-1)
+        at, shape, home = batch.loss_mask.nonzero(as_tuple=True), batch.tokens.shape, given.tokens.device
+        laid = [x.new_zeros(*shape, x.shape[-1]).index_put(at, x).to(home) for x in (logprobs, ids)]
+        return laid[0], laid[1]

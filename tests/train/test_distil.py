@@ -1,0 +1,172 @@
+"""The objective of distillation against its definitions, written slowly a second time, in double precision."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+from little import documents, loud, packed, padded, relative, same_gradient, tiny, update_of
+from torch import Tensor
+
+from rorqual.core.errors import ConfigError, NumericsError
+from rorqual.data.pack import Sample
+from rorqual.engine.score import next_logprobs
+from rorqual.model import Decoder
+from rorqual.recipes.models import student_like
+from rorqual.train.batch import TrainBatch
+from rorqual.train.objectives import Distil, NextToken
+from rorqual.train.objectives.distil import Divergence
+
+DIVERGENCES: tuple[Divergence, ...] = ("forward", "reverse", "skewed", "skewed_reverse")
+
+
+def student() -> Decoder:
+    return loud(student_like(tiny()), seed=3)
+
+
+def teacher() -> Decoder:
+    return loud(tiny(), seed=4)
+
+
+def beside(batch: TrainBatch, of: Decoder, k: int = 0) -> TrainBatch:
+    """The batch with a model's distribution: of the whole vocabulary (k = 0), or of its k likeliest tokens."""
+    at, shape = batch.loss_mask.nonzero(as_tuple=True), batch.tokens.shape
+    logprobs = next_logprobs(of, batch.tokens, batch.positions, batch.segments, batch.loss_mask)
+    if not k:
+        return replace(batch, teacher_logprobs=torch.zeros(*shape, logprobs.shape[1]).index_put(at, logprobs))
+    top = logprobs.topk(k)
+    ids = torch.zeros(*shape, k, dtype=torch.long).index_put(at, top.indices)
+    return replace(batch, teacher_logprobs=torch.zeros(*shape, k).index_put(at, top.values), teacher_ids=ids)
+
+
+def softmax(logits: Tensor, temperature: float) -> Tensor:
+    e = torch.exp((logits - logits.max().detach()) / temperature)
+    return e / e.sum()
+
+
+def events(p: Tensor, q: Tensor, k: int, tail: str) -> tuple[Tensor, Tensor]:
+    """The probabilities that are compared: all, or those of the teacher's k likeliest and of the rest."""
+    if not k or k == len(p):
+        return p, q
+    named = sorted(range(len(p)), key=lambda i: -float(p[i]))[:k]
+    rest = [i for i in range(len(p)) if i not in set(named)]
+    if tail == "renormalise":
+        return p[named] / p[named].sum(), q[named] / q[named].sum()
+    return torch.cat([p[named], p[rest].sum()[None]]), torch.cat([q[named], q[rest].sum()[None]])
+
+
+def slow_divergence(kind: str, p: Tensor, q: Tensor, alpha: float) -> Tensor:
+    a, b = (p, q) if kind in ("forward", "skewed") else (q, p)
+    if kind.startswith("skewed"):
+        b = alpha * a + (1 - alpha) * b
+    return (a * torch.log(a / b)).sum()
+
+
+def slow_loss(student: Decoder, teacher: Decoder, samples: Sequence[Sample], o: Distil, k: int) -> Tensor:
+    """A document at a time, a position at a time; of the stored distributions at temperature 1 alone."""
+    found = []
+    for sample in samples:
+        ids = torch.tensor([list(sample.ids)])
+        ours = student.logits(student(ids).hidden)[0].double()
+        with torch.no_grad():
+            theirs = teacher.logits(teacher(ids).hidden)[0].double()
+        for place in range(1, len(sample)):
+            if not sample.mask[place]:
+                continue
+            p, q = softmax(theirs[place - 1], o.temperature), softmax(ours[place - 1], o.temperature)
+            found.append(slow_divergence(o.divergence, *events(p, q, k, o.tail), o.alpha) * o.temperature**2)
+    return sum(found[1:], found[0]) / len(found)
+
+
+@pytest.mark.parametrize("kind", DIVERGENCES)
+@pytest.mark.parametrize(("k", "tail", "temperature"), [
+    (0, "bucket", 1.0), (0, "bucket", 2.0), (5, "bucket", 1.0), (5, "renormalise", 1.0), (5, "renormalise", 0.7),
+])  # fmt: skip
+def test_against_a_slow_reference(kind: Divergence, k: int, tail: str, temperature: float) -> None:
+    ours, theirs, samples = student(), teacher(), documents(5, count=3, longest=9)
+    objective = Distil(divergence=kind, temperature=temperature, tail=tail, alpha=0.3)
+    update = update_of(ours, (objective,), beside(packed(samples), theirs, k), parts=2)
+    slow = slow_loss(ours, theirs, samples, objective, k)
+    assert float(slow.detach()) > 0.01
+    assert update.loss == pytest.approx(float(slow.detach()), rel=1e-5)
+    expected = torch.autograd.grad(slow, list(ours.parameters()))
+    for grad, wanted in zip(update.grads, expected, strict=True):
+        assert float(wanted.abs().max()) > 0 and relative(wanted, grad) <= 1e-4
+
+
+@pytest.mark.parametrize("kind", DIVERGENCES)
+@pytest.mark.parametrize("tail", ["bucket", "renormalise"])
+def test_the_likeliest_of_the_whole_vocabulary_are_the_whole_divergence(kind: Divergence, tail: str) -> None:
+    ours, theirs, batch = student(), teacher(), packed(documents(6))
+    objective = Distil(divergence=kind, tail=tail)
+    whole = update_of(ours, (objective,), beside(batch, theirs))
+    every = update_of(ours, (objective,), beside(batch, theirs, ours.config.vocab_size))
+    assert every.loss == pytest.approx(whole.loss, rel=1e-6)
+    same_gradient(ours, whole, every)
+    few = update_of(ours, (objective,), beside(batch, theirs, 4))
+    assert few.loss < whole.loss, "events that are joined cannot be told apart"
+    assert few.means["teacher_mass"][0] / few.means["teacher_mass"][1] < 0.9
+    assert whole.means["teacher_mass"][0] == pytest.approx(whole.means["teacher_mass"][1], rel=1e-6)
+
+
+@pytest.mark.parametrize("k", [0, 6])
+@pytest.mark.parametrize("parts", [1, 2, 4])
+@pytest.mark.parametrize("layout", ["packed", "padded"])
+def test_however_it_is_laid_out_it_has_one_gradient(layout: str, parts: int, k: int) -> None:
+    ours, theirs, samples = student(), teacher(), documents(7)
+    objectives = (Distil(divergence="reverse"), NextToken(coefficient=0.5))
+    whole = update_of(ours, objectives, beside(padded(samples), theirs, k))
+    batch = padded(samples) if layout == "padded" else packed(samples)
+    other = update_of(ours, objectives, beside(batch, theirs, k), parts=parts)
+    same_gradient(ours, whole, other)
+    assert other.loss == pytest.approx(whole.loss, rel=1e-5)
+
+
+def test_coefficients_add_the_two_losses() -> None:
+    ours, batch = student(), beside(packed(documents(8)), teacher())
+    alone = [update_of(ours, (objective,), batch) for objective in (Distil(), NextToken())]
+    both = update_of(ours, (Distil(coefficient=0.75), NextToken(coefficient=0.25)), batch)
+    assert both.loss == pytest.approx(0.75 * alone[0].loss + 0.25 * alone[1].loss, rel=1e-6)
+    for a, b, c in zip(alone[0].grads, alone[1].grads, both.grads):
+        assert relative(c, 0.75 * a + 0.25 * b) <= 1e-5
+
+
+@pytest.mark.parametrize("kind", DIVERGENCES)
+@pytest.mark.parametrize(("k", "tail"), [(0, "bucket"), (5, "bucket"), (5, "renormalise")])
+def test_a_student_that_is_its_teacher_stays(kind: Divergence, k: int, tail: str) -> None:
+    """And a teacher one token off moves it: trl#2215, trl#6252, ms-swift#8436."""
+    ours, batch = student(), packed(documents(9))
+    objective = Distil(divergence=kind, tail=tail)
+    same = update_of(ours, (objective,), beside(batch, ours, k))
+    other = update_of(ours, (objective,), beside(batch, teacher(), k))
+    assert abs(same.loss) <= 2e-6
+    for still, moved in zip(same.grads, other.grads, strict=True):
+        assert float(still.abs().max()) <= 1e-5 * max(1.0, float(moved.abs().max()))
+    right = beside(batch, ours, k)
+    assert right.teacher_logprobs is not None
+    ids = None if right.teacher_ids is None else right.teacher_ids.roll(1, dims=1)
+    shifted = replace(right, teacher_logprobs=right.teacher_logprobs.roll(1, dims=1), teacher_ids=ids)
+    assert update_of(ours, (objective,), shifted).loss > 0.05
+
+
+def test_a_tail_that_fp32_cannot_tell_from_nothing_is_finite() -> None:
+    ours, batch = student(), beside(packed(documents(10)), teacher(), 3)
+    assert batch.teacher_logprobs is not None
+    sure = batch.teacher_logprobs.log_softmax(-1)  # three tokens that have all of the mass, by rounding more
+    for kind in DIVERGENCES:
+        update = update_of(ours, (Distil(divergence=kind),), replace(batch, teacher_logprobs=sure))
+        assert all(bool(grad.isfinite().all()) for grad in update.grads)
+
+
+def test_what_it_cannot_do_is_refused() -> None:
+    ours, batch = student(), packed(documents(11))
+    with pytest.raises(NumericsError, match="logits=true"):
+        update_of(ours, (Distil(),), batch)
+    with pytest.raises(ConfigError, match="tail=renormalise"):
+        update_of(ours, (Distil(temperature=2.0),), beside(batch, teacher(), 5))
+    wide = beside(batch, teacher())
+    assert wide.teacher_logprobs is not None
+    with pytest.raises(NumericsError, match="one vocabulary"):
+        update_of(ours, (Distil(),), replace(wide, teacher_logprobs=wide.teacher_logprobs[..., :-1]))

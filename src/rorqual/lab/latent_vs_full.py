@@ -1,0 +1,28 @@
+"""Is latent attention as good as full attention, or better, though its cache is smaller?"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from rorqual.core.records import RunDir
+from rorqual.lab.finding import Verdict
+from rorqual.lab.halves import Half, Places, ShapeExperiment
+from rorqual.lab.shapes import FULL, MOE
+from rorqual.model.account import account
+from rorqual.model.load.run import read_model_config
+
+
+class LatentVsFull(ShapeExperiment):
+    """Multi-head attention with as many heads, of the size at which the whole model has as many parameters."""
+
+    name = "latent-vs-full"
+    title = "Latent attention against full attention"
+    claim = "latent attention is better than multi-head attention, with a cache that is a fraction of the size"
+    source = "DeepSeek-V2, 2405.04434, section 2.1 and appendix D.2"
+    halves: ClassVar = (Half("parameters", MOE, FULL),)
+
+    def also(self, places: Places) -> tuple[tuple[Verdict, ...], tuple[str, ...]]:
+        first = next(iter(places.values()))
+        latent, full = (account(read_model_config(RunDir(first / name))).cache_bytes for name in (MOE, FULL))
+        words = f"The cache of a token takes {latent:,} bytes against {full:,} (two bytes a value): {latent / full:.0%} of it."
+        return ("holds" if latent < full else "does not hold",), (words,)

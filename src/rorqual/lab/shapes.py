@@ -1,0 +1,234 @@
+"""What the experiments on a model's shape share: arms that are trained alike but for what is compared, and their held-out losses.
+
+The baseline is a DeepSeek-V3 in small without MTP. All arms of a seed read the same worked solutions in the same order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rorqual.core.records import RunDir
+from rorqual.data.chat import ChatFormat, chat_format
+from rorqual.data.pack import Sample, pack
+from rorqual.data.tokenizer import BASE_VOCAB, Tokenizer
+from rorqual.engine.request import SamplingParams
+from rorqual.lab.experiment import amount
+from rorqual.lab.job import Compute, Job, Measure, Train
+from rorqual.model.account import account
+from rorqual.model.attention import GQAConfig, MLAConfig
+from rorqual.model.config import ModelConfig, Stage
+from rorqual.model.decoder import Decoder
+from rorqual.model.ffn import DenseConfig, MoEConfig
+from rorqual.model.load.run import load_run
+from rorqual.ops.losses import token_logprobs
+from rorqual.recipes.start import supervised
+from rorqual.tasks.base import Split
+from rorqual.tasks.find import load_task, safe_problems
+from rorqual.train.balance import Balance
+from rorqual.train.batch import TrainBatch
+from rorqual.train.optim import AdamWConfig, MuonConfig
+from rorqual.train.run import Run
+from rorqual.train.schedule import Schedule
+from rorqual.train.sources import WorkedConfig
+from rorqual.train.sources.worked import worked_sample
+
+TASK = "families:add,sub,mod,swap,count,kk"
+OPTIONS: Mapping[str, Any] = {"hard": 0.0}
+ROWS, ROW = 16, 128
+CONTEXT = ROW // 2
+"""Positions that a trained token attends to, at most, in the mean: where FLOPs are compared."""
+MUON_RATE, ADAMW_RATE = 0.012, 4e-3
+DOCUMENTS, PROBLEMS = 600, 12
+"""Held-out solutions whose loss is measured, and problems of each family that are asked."""
+GREEDY = SamplingParams(max_tokens=80)
+
+
+def baseline() -> ModelConfig:
+    """One dense layer, then two of 16 experts, two of which serve a token, beside one that serves all; latent attention."""
+    d = 64
+    mla = MLAConfig(
+        num_attention_heads=d // 32,
+        q_lora_rank=d // 2,
+        kv_lora_rank=3 * d // 8,
+        qk_nope_head_dim=16,
+        qk_rope_head_dim=16,
+        v_head_dim=32,
+    )
+    moe = MoEConfig(n_routed_experts=16, num_experts_per_tok=2, moe_intermediate_size=d // 2, n_shared_experts=1)
+    return ModelConfig(
+        vocab_size=BASE_VOCAB,
+        hidden_size=d,
+        stages=(
+            Stage(layers=1, attention=mla, ffn=DenseConfig(intermediate_size=2 * d)),
+            Stage(layers=2, attention=mla, ffn=moe),
+        ),
+        max_position_embeddings=ROW,
+        initializer_range=0.05,
+    )
+
+
+def dense_like(model: ModelConfig) -> ModelConfig:
+    """`model` with a dense network in place of each mixture, of the width at which a token costs the same FLOPs."""
+
+    def build(width: int) -> ModelConfig:
+        return _stages(model, lambda s: {"ffn": DenseConfig(intermediate_size=width)} if s.ffn.kind == "moe" else {})
+
+    wanted = account(model, context=CONTEXT).flops
+    return min(
+        map(build, range(1, 8 * model.hidden_size)), key=lambda m: abs(account(m, context=CONTEXT).flops - wanted)
+    )
+
+
+def full_like(model: ModelConfig, *, heads: int, shared_by: int = 1) -> ModelConfig:
+    """`model` with full attention in place of latent, of the head size at which the parameters are as many.
+
+    `shared_by` heads have one key and value in common: 1 is multi-head attention. Queries and keys are normed, as in Qwen3: latents
+    are too.
+    """
+
+    def build(head_dim: int) -> ModelConfig:
+        attention = GQAConfig(
+            num_attention_heads=heads, num_key_value_heads=heads // shared_by, head_dim=head_dim, qk_norm=True
+        )
+        return _stages(model, lambda stage: {"attention": attention})
+
+    wanted = account(model).total
+    return min(map(build, range(2, 2 * model.hidden_size, 2)), key=lambda m: abs(account(m).total - wanted))
+
+
+def with_mtp(model: ModelConfig) -> ModelConfig:
+    """`model` and one module that predicts the token after the next."""
+    return model.model_copy(update={"num_nextn_predict_layers": 1})
+
+
+def _stages(model: ModelConfig, change: Callable[[Stage], dict[str, Any]]) -> ModelConfig:
+    return model.model_copy(update={"stages": tuple(s.model_copy(update=change(s)) for s in model.stages)})
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One training. `core_seconds` are those that it took here in full.
+
+    `tried`: factor on both learning rates -> held-out loss on the dev split, mean over the dev seeds; the best is taken.
+    """
+
+    label: str
+    model: Callable[[], ModelConfig]
+    steps: int
+    core_seconds: float
+    tried: Mapping[float, float]
+
+    @property
+    def factor(self) -> float:
+        """On the learning rates."""
+        return min(self.tried, key=lambda factor: self.tried[factor])
+
+
+def _full() -> ModelConfig:
+    return full_like(baseline(), heads=2)
+
+
+MOE, DENSE_FLOPS, DENSE_CLOCK = "shape-moe", "shape-dense-flops", "shape-dense-clock"
+FULL, MTP, PLAIN_CLOCK = "shape-full", "shape-mtp", "shape-plain-clock"
+STEPS = 300
+ARMS: Mapping[str, Arm] = {
+    MOE: Arm("experts, latent attention", baseline, STEPS, 30, {1.0: 0.0}),
+    DENSE_FLOPS: Arm("dense, equal FLOPs", lambda: dense_like(baseline()), STEPS, 30, {1.0: 0.0}),
+    DENSE_CLOCK: Arm("dense, more steps", lambda: dense_like(baseline()), 390, 30, {1.0: 0.0}),
+    FULL: Arm("experts, full attention", _full, STEPS, 30, {1.0: 0.0}),
+    MTP: Arm("experts, latent attention, MTP", lambda: with_mtp(baseline()), STEPS, 40, {1.0: 0.0}),
+    PLAIN_CLOCK: Arm("experts, latent attention, more steps", baseline, 420, 40, {1.0: 0.0}),
+}
+DEV_SEEDS = (7, 8)
+
+
+def shape_run(name: str, seed: int, share: float = 1.0, factor: float = 0.0) -> Run:
+    """The training of an arm; `factor` 0 takes the arm's own. Warm-up is a tenth of the steps and the decay the last two fifths."""
+    arm = ARMS[name]
+    model, steps, factor = arm.model(), amount(arm.steps, share), factor or arm.factor
+    schedule = Schedule(warmup=max(1, steps // 10), decay=0.4)
+    return Run(
+        recipe="shape",
+        seed=seed,
+        steps=steps,
+        model=model,
+        source=WorkedConfig(task=TASK, options=dict(OPTIONS), rows=ROWS, row=ROW),
+        objectives=supervised(model),
+        optim=MuonConfig(
+            lr=MUON_RATE * factor,
+            adamw=AdamWConfig(lr=ADAMW_RATE * factor, betas=(0.9, 0.98)),
+            schedule=schedule,
+        ),
+        balance=Balance(gamma=0.01),
+        micro_batches=1,
+        save_seconds=20.0,
+    )
+
+
+def shape_jobs(names: Iterable[str], seed: int, share: float) -> list[Job]:
+    """Each arm trained, its loss on held-out solutions, and its answers when it is made to think."""
+    jobs: list[Job] = []
+    for name in names:
+        measure = Measure(
+            name=f"{name}-on",
+            estimate=4 * share,
+            needs=(name,),
+            model=name,
+            seed=seed,
+            task=TASK,
+            options=dict(OPTIONS),
+            count=amount(PROBLEMS, share, 1),
+            thinking="on",
+            params=GREEDY,
+        )
+        loss = Compute(
+            name=f"{name}-loss",
+            estimate=1 * share,
+            needs=(name,),
+            function=partial(held_out, name=name, seed=seed, count=amount(DOCUMENTS, share)),
+        )
+        train = Train(name=name, estimate=ARMS[name].core_seconds * share, make=partial(shape_run, name, seed, share))
+        jobs += [train, loss, measure]
+    return jobs
+
+
+def held_out(place: Path, *, name: str, seed: int, count: int, split: Split = "test") -> list[float]:
+    """The loss of the run `place/name` on each of `count` held-out solutions, the same for every arm of a seed."""
+    run = RunDir(place / name)
+    chat = chat_format(Tokenizer.load(run.tokenizer_file), "deepseek")
+    return document_losses(load_run(run), solutions(chat, seed, count, split), row=ROW)
+
+
+def solutions(chat: ChatFormat, seed: int, count: int, split: Split) -> list[Sample]:
+    """Worked problems of `split`."""
+    problems = safe_problems(load_task(TASK, options=dict(OPTIONS)), split, seed)
+    return [worked_sample(problem, chat, think=True) for problem in islice(problems, count)]
+
+
+@torch.no_grad()
+def document_losses(model: Decoder, samples: Sequence[Sample], *, row: int, rows: int = 32) -> list[float]:
+    """Mean loss over each document's trained tokens, in nats, by the main model alone; `rows` of `row` tokens at a time."""
+    packed = pack(samples, row)
+    batch = TrainBatch.from_packed(packed.batch)
+    parts = batch.split(max(1, len(batch.tokens) // rows))
+    losses = torch.cat([_losses(model, part) for part in parts])  # [rows, row]
+    found = []
+    for line, start, length in packed.places:
+        counted = batch.loss_mask[line, start : start + length].double()
+        found.append(float((losses[line, start : start + length] * counted).sum() / counted.sum()))
+    return found
+
+
+def _losses(model: Decoder, batch: TrainBatch) -> torch.Tensor:
+    hidden = model(batch.tokens, batch.positions, segments=batch.segments).hidden
+    at = batch.loss_mask.nonzero(as_tuple=True)
+    losses = torch.zeros(batch.tokens.shape, dtype=torch.float64)
+    losses[at] = -token_logprobs(model.logits(hidden[at]), batch.targets[at]).double()
+    return losses

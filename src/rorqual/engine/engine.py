@@ -56,6 +56,7 @@ class Engine:
 
     `slots`: rows of each lane's batch. `max_len`: longest sequence, prompt and reply (default: the model's context).
     `threads`: lanes that run at once; `lanes` fixes how requests are divided, and so, to the last bit, the result.
+    `record_kept`: give each completion the sets that top-k and top-p left, a bit for each token of the vocabulary.
     The model is shared, not copied: weights that a trainer changes in place are used from the next `generate` on.
     """
 
@@ -70,6 +71,7 @@ class Engine:
         threads: int = 1,
         lanes: int = 2,
         record_experts: bool = True,
+        record_kept: bool = False,
     ) -> None:
         context = model.config.max_position_embeddings
         if max_len is not None and not 2 <= max_len <= context:
@@ -89,7 +91,8 @@ class Engine:
         self.model, self.tokenizer, self.chat = model, tokenizer, chat
         self.max_len = max_len or context
         self.threads = threads
-        self._lanes = [Lane(model, slots, chat.stop_ids, record_experts=record_experts) for _ in range(lanes)]
+        record = {"record_experts": record_experts, "record_kept": record_kept}
+        self._lanes = [Lane(model, slots, chat.stop_ids, **record) for _ in range(lanes)]
         self._jobs: dict[int, _Job] = {}
         self._tickets = 0
 
@@ -270,6 +273,7 @@ class Engine:
             text=message.content,
             reasoning=message.reasoning,
             experts=sampled.experts,
+            kept=sampled.kept,
             usage={"prompt_tokens": len(job.prompt), "completion_tokens": len(sampled.token_ids)},
         )
 

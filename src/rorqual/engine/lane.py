@@ -24,9 +24,11 @@ class Finished:
 class Lane:
     """Advances its sequences by one token a `step`."""
 
-    def __init__(self, model: Decoder, slots: int, stop_ids: Iterable[int], *, record_experts: bool) -> None:
+    def __init__(
+        self, model: Decoder, slots: int, stop_ids: Iterable[int], *, record_experts: bool, record_kept: bool = False
+    ) -> None:
         self.scheduler = Scheduler(slots)
-        self.runner = Runner(model, slots, record_experts=record_experts)
+        self.runner = Runner(model, slots, record_experts=record_experts, record_kept=record_kept)
         self.stop_ids = np.array(sorted(stop_ids), np.int64)
 
     @property

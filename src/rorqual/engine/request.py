@@ -43,6 +43,8 @@ class Completion:
     `logprobs[i]` is the log-probability of `token_ids[i]` under the distribution it was drawn from (temperature, top-p and top-k
     included; at temperature 0, of the plain softmax). `experts` is [len(prompt_ids) + len(token_ids) - 1, moe layers, top-k], the experts
     that served each position that was fed, uint8 or int16; None for a dense or a remote model.
+    `kept` is [len(token_ids), ceil(vocab / 8)] uint8, the tokens that top-k and top-p left for each draw, as `numpy.packbits` writes
+    them; None where the engine does not record it.
     `text` is the reply after `</think>`, `reasoning` what stood before it (None: it did not think).
     """
 
@@ -53,6 +55,7 @@ class Completion:
     text: str
     reasoning: str | None
     experts: Any = None
+    kept: Any = None
     usage: dict[str, int] = field(default_factory=dict)
 
 

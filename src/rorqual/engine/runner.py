@@ -6,13 +6,14 @@ import copy
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from rorqual.core.errors import ConfigError, NumericsError
 from rorqual.engine.cache import KVCache, round_up
 from rorqual.engine.kernels import for_generation
-from rorqual.engine.sampler import Settings, draw, uniform
+from rorqual.engine.sampler import Settings, distribution, draw_from, uniform
 from rorqual.engine.scheduler import Ints, Rows, Sequence
 from rorqual.model import Decoder, Output
 
@@ -22,11 +23,12 @@ PREFILL_TOKENS = 8192
 
 @dataclass(frozen=True)
 class Sampled:
-    """What a finished sequence leaves: ids of its reply, their log-probabilities, experts of each fed position."""
+    """What a finished sequence leaves: ids of its reply, their log-probabilities, experts of each fed position, kept sets."""
 
     token_ids: list[int]
     logprobs: list[float]
     experts: Tensor | None
+    kept: npt.NDArray[np.uint8] | None
 
 
 def routed_layers(model: Decoder) -> tuple[int, int, int]:
@@ -50,7 +52,7 @@ class Runner:
     Everything is sized by what was asked of it so far, not by the model's longest context.
     """
 
-    def __init__(self, model: Decoder, slots: int, *, record_experts: bool) -> None:
+    def __init__(self, model: Decoder, slots: int, *, record_experts: bool, record_kept: bool = False) -> None:
         # A shallow copy: the same parameters, in the same dictionaries, run with other operations.
         self.model, self.slots = copy.copy(model), slots
         self.model.ops = for_generation(model.ops)
@@ -62,6 +64,8 @@ class Runner:
         self.tokens = np.zeros((slots, 0), np.int64)
         self.logprobs = np.zeros((slots, 0), np.float32)
         self.experts = torch.zeros(slots, 0, self.layers, self.k, dtype=self.expert_dtype, device=self.device)
+        # A bit for each token of the vocabulary.
+        self.kept = np.zeros((slots, 0, -(-model.config.vocab_size // 8) if record_kept else 0), np.uint8)
         self.current = np.zeros(slots, np.int64)  # the token each row feeds next
         self._settings: Settings | None = None
 
@@ -81,6 +85,7 @@ class Runner:
         self.cache.grow(new)
         self.tokens = np.pad(self.tokens, ((0, 0), (0, new - old)))
         self.logprobs = np.pad(self.logprobs, ((0, 0), (0, new - old)))
+        self.kept = np.pad(self.kept, ((0, 0), (0, new - old), (0, 0)))
         experts = self.experts.new_zeros(self.slots, new, self.layers, self.k)
         experts[:, :old] = self.experts
         self.experts = experts
@@ -158,7 +163,10 @@ class Runner:
         if self._settings is None:
             self._settings = Settings.of(rows.temperature[:n], rows.top_p[:n], rows.top_k[:n], self.device)
         logits = self.model.logits(output.hidden[:, 0])
-        drawn, logprobs = draw(logits, self._settings, uniform(rows.key[:n], position))
+        every = distribution(logits, self._settings)
+        drawn, logprobs = draw_from(every, logits, self._settings, uniform(rows.key[:n], position))
+        if self.kept.shape[-1]:
+            self.kept[slot, position + 1] = np.packbits(every.isfinite().cpu().numpy(), axis=-1)
         new: Ints = drawn.cpu().numpy()
         self.tokens[slot, position + 1] = new
         self.logprobs[slot, position + 1] = logprobs.cpu().numpy()
@@ -184,4 +192,5 @@ class Runner:
                 remedy="Its weights hold NaN or infinity: go back to an earlier checkpoint.",
             )
         experts = self.experts[slot, : length - 1].cpu().clone() if self.layers else None
-        return Sampled(self.tokens[slot, start:length].tolist(), logprobs.tolist(), experts)
+        kept = self.kept[slot, start:length].copy() if self.kept.shape[-1] else None
+        return Sampled(self.tokens[slot, start:length].tolist(), logprobs.tolist(), experts, kept)

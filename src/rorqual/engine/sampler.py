@@ -73,7 +73,8 @@ def truncate(logprobs: Tensor, top_p: Tensor, top_k: Tensor) -> Tensor:
     `top_p` of what is left, renormalised; a token cut off has -inf. The likeliest token always stays.
 
     A mass that reaches `top_p` to within rounding may be cut one token earlier or later when it is computed again from
-    logits that differ in their last bits: one token in some thousand. Policy gradients are better taken with `top_p` 1.
+    logits that differ in their last bits: one token in some thousand. A policy gradient needs the very set that was drawn
+    from: `Completion.kept`.
     """
     vocab = logprobs.shape[-1]
     ordered, order = logprobs.sort(dim=-1, descending=True, stable=True)
@@ -96,7 +97,13 @@ def distribution(logits: Tensor, settings: Settings) -> Tensor:
 
 def draw(logits: Tensor, settings: Settings, u: npt.NDArray[np.float64]) -> tuple[Tensor, Tensor]:
     """logits [rows, vocab], u [rows] in [0, 1) -> tokens [rows] and their log-probabilities [rows] (fp32)."""
-    logprobs = distribution(logits, settings)
+    return draw_from(distribution(logits, settings), logits, settings, u)
+
+
+def draw_from(
+    logprobs: Tensor, logits: Tensor, settings: Settings, u: npt.NDArray[np.float64]
+) -> tuple[Tensor, Tensor]:
+    """`draw`, of the `distribution` that the caller has."""
     if settings.all_greedy:
         best = logits.argmax(-1, keepdim=True)
         return best.squeeze(1), logprobs.gather(1, best).squeeze(1)

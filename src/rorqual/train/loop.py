@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Any, BinaryIO
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from rorqual.core.errors import NumericsError, RorqualError
+from rorqual.core.errors import NumericsError
 from rorqual.core.log import Progress
 from rorqual.core.records import RunDir
 from rorqual.data.chat import chat_format
 from rorqual.model.account import account
 from rorqual.train.balance import load_ratio, move_bias
 from rorqual.train.checkpoint import save_checkpoint
+from rorqual.train.lines import Lines
 from rorqual.train.run import Run
 from rorqual.train.sources import Materials, Source, Step
 from rorqual.train.state import State, check_context, check_vocabulary, make_tokenizer, restore, write_start
 from rorqual.train.workers import Update, compare, gradient, workers
 
+Record = dict[str, Any]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -69,10 +69,13 @@ class Totals:
         return out | {"updates": self.updates, "tokens": self.tokens}
 
 
-def fit(run: Run, out: RunDir, *, threads: int = 1, quiet: bool = False) -> State:
+def fit(
+    run: Run, out: RunDir, *, threads: int = 1, quiet: bool = False, observe: Callable[[Record], None] | None = None
+) -> State:
     """Train `run` into `out`, from where it stands there; returns the final state.
 
     Bad data, settings or folders are refused before anything is written. `threads` changes no bit of the result.
+    `observe` is shown the record of each step that is done, those that a kill will have undone included.
     """
     tokenizer = make_tokenizer(run)
     check_vocabulary(run, tokenizer)
@@ -84,15 +87,23 @@ def fit(run: Run, out: RunDir, *, threads: int = 1, quiet: bool = False) -> Stat
     for note in [] if quiet else state.notes:
         print(note)
     if state.step < run.steps:
-        _go(run, out, state, source, threads, quiet)
+        _go(run, out, state, source, threads, quiet, observe)
     return state
 
 
-def _go(run: Run, out: RunDir, state: State, source: Source, threads: int, quiet: bool) -> None:
+def _go(
+    run: Run,
+    out: RunDir,
+    state: State,
+    source: Source,
+    threads: int,
+    quiet: bool,
+    observe: Callable[[Record], None] | None = None,
+) -> None:
     progress = None if quiet else Progress(f"{run.recipe}", run.steps, start=state.step)
     saved = time.monotonic()
-    with open(out.metrics_file, "ab", buffering=0) as log, workers(threads) as pool:
-        log.truncate(state.metrics_bytes)  # of what was done after the checkpoint, and will be done again
+    metrics, rollouts = Lines(out.metrics_file, state.metrics_bytes), Lines(out.rollouts_file, state.rollouts_bytes)
+    with metrics, rollouts, workers(threads) as pool:
         while state.step < run.steps:
             began, cpu = time.monotonic(), time.process_time()
             work = source.step(state.step)
@@ -103,9 +114,13 @@ def _go(run: Run, out: RunDir, state: State, source: Source, threads: int, quiet
             record["flops"] = step_flops(run, record)
             record["seconds"], record["core_seconds"] = spent, time.process_time() - cpu
             record["tokens_per_second"] = totals.tokens / spent
-            append(log, (json.dumps(record) + "\n").encode(), str(out.metrics_file))
+            for line in work.trace:
+                rollouts.append({"step": state.step} | line)
+            metrics.append(record)
+            if observe is not None:
+                observe(record)
             if state.step == run.steps or time.monotonic() - saved >= run.save_seconds:
-                save_checkpoint(out, state.step, state.model, state.optimizer, os.fstat(log.fileno()).st_size)
+                save_checkpoint(out, state.step, state.model, state.optimizer, metrics.size, rollouts.size)
                 saved = time.monotonic()
             if progress is not None:
                 progress.update(state.step, _note(record))
@@ -113,26 +128,13 @@ def _go(run: Run, out: RunDir, state: State, source: Source, threads: int, quiet
                     progress.say(note)
 
 
-def append(log: BinaryIO, line: bytes, where: str) -> None:
-    """Write a whole line; a full disk is an error that says so."""
-    try:
-        while line:
-            line = line[log.write(line) :]
-    except OSError as error:
-        raise RorqualError(
-            f"cannot write: {error.strerror}",
-            where=where,
-            remedy="Free disk space and repeat the command: it goes on from the last checkpoint.",
-        ) from error
-
-
 def step_flops(run: Run, record: dict[str, Any]) -> int:
     """FLOPs of a step by the account: three forwards for each trained token, with MTP where it is trained, and one for each that was
-    sampled, and one more where it was then checked."""
+    sampled, one more where it was then checked, and one where a reference scored it."""
     predicts = any(objective.kind == "mtp" for objective in run.objectives)
     model = run.model if predicts else run.model.model_copy(update={"num_nextn_predict_layers": 0})
     cost = account(model, context=run.source.row)
-    once = int(record.get("sampled_tokens", 0)) + int(record.get("checked_tokens", 0))
+    once = sum(int(record.get(f"{name}_tokens", 0)) for name in ("sampled", "checked", "reference"))
     return int(record["tokens"]) * cost.training_flops + once * cost.flops
 
 
@@ -148,11 +150,12 @@ def _iterate(run: Run, state: State, work: Step, pool: ThreadPoolExecutor, where
     batches = [batch.to(run.device) for batch in work.batches]
     if work.fresh:
         everything = [*batches, *(batch.to(run.device) for batch in work.unlearned)]
-        seen = compare(state.model, run.objectives, everything, **how)
+        seen, old = compare(state.model, run.objectives, everything, **how)
         check_sampler(run, seen, where)
         totals.means = {name: value for name, value in seen.means.items() if name in CHECKED}
         totals.maxima = {name: value for name, value in seen.maxima.items() if name in CHECKED}
         totals.checked = sum(batch.n_tokens for batch in everything)
+        batches = [replace(batch, old_logprobs=logprobs) for batch, logprobs in zip(batches, old)]
     for batch in batches:
         update = gradient(state.model, run.objectives, batch, where=where, **how)
         norm = clip(update.grads, run.optim.clip, where)

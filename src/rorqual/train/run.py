@@ -73,6 +73,11 @@ class Run(Config):
                 raise ValueError(
                     f"objective mtp has depth {objective.depth}, the model has {modules} prediction modules"
                 )
+            if missing := objective.needs() - self.source.gives():
+                raise ValueError(
+                    f"objective {objective.kind} needs {', '.join(sorted(missing))}, which source {self.source.kind} does not "
+                    "give (a KL term needs source.reference=RUN)"
+                )
             if isinstance(objective, AuxBalance) and self.micro_batches > 1:
                 raise ValueError(
                     f"objective aux_balance is a product of means over the whole batch: micro_batches=1, not {self.micro_batches}"

@@ -92,17 +92,25 @@ def compare(
     parts: int,
     pool: ThreadPoolExecutor,
     dtype: torch.dtype = torch.float32,
-) -> Update:
-    """What the trainer, before any update, makes of everything that was just sampled: means and maxima, no gradient."""
-    jobs = [pool.submit(_look, model, objectives, part, dtype) for batch in batches for part in batch.split(parts)]
-    seen = Update([], 0.0)
-    for job in jobs:
-        seen.add(job.result())
-    return seen
+) -> tuple[Update, list[Tensor | None]]:
+    """What the trainer, before any update, makes of everything that was just sampled: means and maxima, no gradient.
+
+    With them, for each batch, its log-probabilities [rows, seq] of the targets, if an objective `wants_old`.
+    """
+    jobs = [[pool.submit(_look, model, objectives, part, dtype) for part in batch.split(parts)] for batch in batches]
+    seen, old = Update([], 0.0), list[Tensor | None]()
+    for looks in ([job.result() for job in mine] for mine in jobs):
+        for update, _ in looks:
+            seen.add(update)
+        logprobs = [found for _, found in looks if found is not None]
+        old.append(torch.cat(logprobs) if logprobs else None)
+    return seen, old
 
 
 @torch.no_grad()  # threads do not inherit it
-def _look(model: Decoder, objectives: Sequence[Objective], batch: TrainBatch, dtype: torch.dtype) -> Update:
+def _look(
+    model: Decoder, objectives: Sequence[Objective], batch: TrainBatch, dtype: torch.dtype
+) -> tuple[Update, Tensor | None]:
     with torch.autocast(batch.tokens.device.type, dtype=dtype, enabled=dtype != torch.float32):
         output = model(batch.tokens, batch.positions, segments=batch.segments, replay=batch.replay)
         terms = [objective.term(model, batch, output) for objective in objectives]
@@ -112,7 +120,7 @@ def _look(model: Decoder, objectives: Sequence[Objective], batch: TrainBatch, dt
         seen.maxima |= term.maxima
     if batch.replay is not None:
         _record_replay(seen, output.routing, batch.segments.flatten() >= 0)
-    return seen
+    return seen, next((term.logprobs for term in terms if term.logprobs is not None), None)
 
 
 def _one(

@@ -20,6 +20,7 @@ class Term:
     """`sum`: what to minimise, summed, not divided. `means` are (sum, weight), `maxima` the largest seen; both for the record.
 
     `routing`: where the objective's own layers sent their tokens; `valid`, beside each, which of those are no padding.
+    `logprobs` [rows, seq]: the targets' log-probabilities, where the objective `wants_old`.
     """
 
     sum: Tensor
@@ -27,12 +28,22 @@ class Term:
     maxima: dict[str, float] = field(default_factory=dict)
     routing: tuple[Routing, ...] = ()
     valid: tuple[Tensor, ...] = ()
+    logprobs: Tensor | None = None
 
 
 class Objective(Kind):
     """Base of the objectives. `coefficient` scales its mean in the loss."""
 
     coefficient: float = 1.0
+
+    @property
+    def wants_old(self) -> bool:
+        """Whether the loop shall keep the trainer's log-probabilities from before a step's first update (`old_logprobs`)."""
+        return False
+
+    def needs(self) -> frozenset[str]:
+        """Optional fields of a batch that it cannot do without; a run whose source does not give them is refused."""
+        return frozenset()
 
     def weight(self, batch: TrainBatch) -> float:
         """What the batch adds to the global denominator; known from the data alone, before any forward."""

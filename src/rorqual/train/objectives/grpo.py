@@ -1,16 +1,20 @@
-"""Group relative policy optimisation (DeepSeekMath, eq. 3; R1, eq. 1-3) with DAPO's asymmetric clip as an option."""
+"""Group relative policy optimisation (DeepSeekMath, eq. 3; R1, eq. 1-3), and what later papers mended in it, each an option.
+
+docs/grpo.md lists options, papers and keys. All are off by default, but for DAPO's asymmetric clip and mean over tokens.
+"""
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import dataclass
+from typing import Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from rorqual.core.errors import NumericsError
 from rorqual.model.decoder import Decoder, Output
-from rorqual.ops.losses import token_logprobs
+from rorqual.ops.losses import keep_only, reverse_kl, token_logprobs
 from rorqual.train.batch import TrainBatch
 from rorqual.train.objectives.base import Objective, Term
 
@@ -18,42 +22,162 @@ from rorqual.train.objectives.base import Objective, Term
 class GRPO(Objective):
     """-min(r A, clip(r, 1 - clip_low, 1 + clip_high) A) with r the ratio of a token's probability to the sampler's.
 
-    `per` 'token': mean over all tokens (DAPO); 'sequence': mean over each answer's tokens, then over answers (R1).
-    `temperature` must be the sampler's: ratios are taken under the distribution that was sampled from.
+    `temperature` must be the sampler's: ratios are taken under the distribution that was sampled from. With a batch's `kept`,
+    the sets that top-p and top-k left, the trainer's distribution is renormalised over them (V3.2, 2512.02556, keep sampling mask).
+
+    `per` 'token': mean over all tokens (DAPO, 2503.14476); 'sequence': mean over each answer's tokens, then over answers (R1);
+    'constant': sum over an answer's tokens over `max_tokens`, mean over answers (Dr. GRPO, 2503.20783).
+    `importance_sampling_level` 'token': r of each token; 'sequence': the geometric mean of an answer's, one for all its tokens
+    (GSPO, 2507.18071, eq. 5-7); 'sequence_token': its value, the gradient through each token's own probability (GSPO-token, eq. 13-14).
+    `loss_type` 'cispo': clip(r) without gradient, times A log p (CISPO, MiniMax-M1, 2506.13585, eq. 4-5): no token is left out. The
+    paper has no lower bound: clip_low of 1 or more.
+    `tis_cap` C, 0: off: r is of the trainer's probability to its own before the first update, and the gain times
+    min(p_trainer / p_sampler, C) before that update (truncated importance sampling, Yao et al. 2025).
+    `beta`: weight of the KL divergence from the batch's `reference_logprobs`, by `kl` 'k3' (R1, eq. 2) or 'unbiased', which
+    weighs k3 by p / p_sampler with its gradient (V3.2, eq. 7). It is neither clipped nor masked.
+    `off_policy_delta`, 0: off: an answer with a negative advantage, of which the sampler's log-probability exceeds the trainer's by
+    more than this in the mean over its tokens, does not train (V3.2, eq. 8-9).
     """
 
     kind: Literal["grpo"] = "grpo"
     clip_low: float = Field(0.2, ge=0)
     clip_high: float = Field(0.28, ge=0)
-    per: Literal["token", "sequence"] = "token"
+    per: Literal["token", "sequence", "constant"] = "token"
+    max_tokens: int = Field(0, ge=0)
     temperature: float = Field(1.0, gt=0)
+    importance_sampling_level: Literal["token", "sequence", "sequence_token"] = "token"
+    loss_type: Literal["clip", "cispo"] = "clip"
+    tis_cap: float = Field(0.0, ge=0)
+    beta: float = Field(0.0, ge=0)
+    kl: Literal["k3", "unbiased"] = "k3"
+    off_policy_delta: float = Field(0.0, ge=0)
+
+    @model_validator(mode="after")
+    def _constant(self) -> Self:
+        if self.per == "constant" and not self.max_tokens:
+            raise ValueError("per=constant divides by max_tokens: set max_tokens to the source's")
+        return self
+
+    @property
+    def wants_old(self) -> bool:
+        return self.tis_cap > 0
+
+    def needs(self) -> frozenset[str]:
+        reference = {"reference_logprobs"} if self.beta else set()
+        return frozenset({"advantages", "sampled_logprobs"} | reference)
 
     def weight(self, batch: TrainBatch) -> float:
         return float(self._weights(batch).sum())
 
     def _weights(self, batch: TrainBatch) -> Tensor:
+        """What sums to the denominator: tokens, or answers."""
         if self.per == "token" or batch.lengths is None:
             return batch.loss_mask
         return batch.loss_mask / batch.lengths.clamp_min(1)
 
+    def shares(self, batch: TrainBatch) -> Tensor:
+        """What each token's gain counts in the sum."""
+        return batch.loss_mask / self.max_tokens if self.per == "constant" else self._weights(batch)
+
     def term(self, model: Decoder, batch: TrainBatch, output: Output) -> Term:
-        if batch.advantages is None or batch.sampled_logprobs is None:
-            raise NumericsError("grpo needs advantages and the sampler's log-probabilities", where="objectives.grpo")
         at = batch.loss_mask.nonzero(as_tuple=True)
+        drawn = Drawn.of(batch, at, self)
         logits = model.logits(output.hidden[at]) / self.temperature
-        now, then = token_logprobs(logits, batch.targets[at]), batch.sampled_logprobs[at]
-        advantage, weight = batch.advantages[at], self._weights(batch)[at]
-        ratio = (now - then).exp()
-        clipped = ratio.clamp(1 - self.clip_low, 1 + self.clip_high)
-        gain = torch.minimum(ratio * advantage, clipped * advantage)
+        if batch.kept is not None:
+            logits = keep_only(logits, batch.kept[at])
+        now = token_logprobs(logits, batch.targets[at])
+        ratio = self._ratio(now, drawn)
+        gain, bound = self._gain(now, ratio, drawn)
+        n = float(len(now))
+        means: dict[str, tuple[float, float]] = {}
+        if drawn.tis is not None:
+            gain = gain * drawn.tis.clamp(max=self.tis_cap)
+            means["tis_capped"] = (float((drawn.tis > self.tis_cap).sum()), n)
+        if self.off_policy_delta:
+            masked = (drawn.advantage < 0) & (drawn.mean(drawn.sampled - now.detach()) > self.off_policy_delta)
+            gain = gain.masked_fill(masked, 0.0)
+            means["off_policy_masked"] = (float(masked.sum()), n)
+        total = -(gain * drawn.weight).sum()
+        if drawn.reference is not None:
+            kl = reverse_kl(now, drawn.reference)
+            if self.kl == "unbiased":
+                kl = kl * (now - drawn.sampled).exp()
+            total = total + self.beta * (kl * drawn.weight).sum()
+            means["kl"] = (float(kl.detach().sum()), n)
         with torch.no_grad():
-            n, difference = float(len(now)), (now - then).abs().double()
+            difference = (now - drawn.sampled).abs().double()
             p = logits.softmax(-1)
             entropy = -(p * p.clamp_min(1e-30).log()).sum()
-            bound = float((ratio * advantage > clipped * advantage).sum())
-        means = {
+        means |= {
             "logprob_diff": (float(difference.sum()), n),
             "entropy": (float(entropy), n),
-            "clipped": (bound, n),
+            "clipped": (float(bound.sum()), n),
         }
-        return Term(-(gain * weight).sum(), means, {"logprob_diff": float(difference.max()) if len(now) else 0.0})
+        logprobs = None
+        if self.wants_old:
+            logprobs = torch.zeros_like(batch.loss_mask).index_put(at, now.detach())
+        return Term(total, means, {"logprob_diff": float(difference.max()) if len(now) else 0.0}, logprobs=logprobs)
+
+    def _ratio(self, now: Tensor, drawn: Drawn) -> Tensor:
+        """p / p_old of each token, or of its answer: exp of the mean over the answer's tokens (GSPO eq. 7)."""
+        if self.importance_sampling_level == "token":
+            return (now - drawn.old).exp()
+        whole = drawn.mean(now - drawn.old).exp()
+        if self.importance_sampling_level == "sequence":
+            return whole
+        return whole.detach() * (now - now.detach()).exp()
+
+    def _gain(self, now: Tensor, ratio: Tensor, drawn: Drawn) -> tuple[Tensor, Tensor]:
+        """What a token adds to the objective, and where the clip changed it."""
+        advantage = drawn.advantage
+        clipped = ratio.clamp(1 - self.clip_low, 1 + self.clip_high)
+        if self.loss_type == "cispo":
+            return clipped.detach() * advantage * now, clipped.detach() != ratio.detach()
+        gain = torch.minimum(ratio * advantage, clipped * advantage)
+        return gain, (ratio * advantage > clipped * advantage).detach()
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What a batch says of its n trained tokens, in the order of the mask: each [n], and for each the number of its answer."""
+
+    advantage: Tensor
+    weight: Tensor
+    sampled: Tensor
+    old: Tensor
+    tis: Tensor | None
+    reference: Tensor | None
+    answer: Tensor
+    counts: Tensor  # tokens of each answer
+
+    @classmethod
+    def of(cls, batch: TrainBatch, at: tuple[Tensor, ...], how: GRPO) -> Drawn:
+        if batch.advantages is None or batch.sampled_logprobs is None:
+            raise NumericsError("grpo needs advantages and the sampler's log-probabilities", where="objectives.grpo")
+        sampled = batch.sampled_logprobs[at]
+        # Both are missing while trainer and sampler are compared, which is before them and without a gradient.
+        old = _there(batch.old_logprobs, how.wants_old, "the trainer's log-probabilities before the update", at)
+        reference = _there(batch.reference_logprobs, how.beta > 0, "a reference's log-probabilities", at)
+        named = at[0] * (batch.segments.shape[1] + 1) + batch.segments[at]  # documents never cross rows
+        _, answer, counts = named.unique(return_inverse=True, return_counts=True)
+        return cls(
+            advantage=batch.advantages[at],
+            weight=how.shares(batch)[at],
+            sampled=sampled,
+            old=sampled if old is None else old,
+            tis=None if old is None else (old - sampled).exp(),
+            reference=reference,
+            answer=answer,
+            counts=counts,
+        )
+
+    def mean(self, values: Tensor) -> Tensor:
+        """values [n] -> [n], for each token the mean over the tokens of its answer."""
+        sums = values.new_zeros(len(self.counts)).index_add(0, self.answer, values)
+        return (sums / self.counts)[self.answer]
+
+
+def _there(values: Tensor | None, wanted: bool, what: str, at: tuple[Tensor, ...]) -> Tensor | None:
+    if wanted and values is None and torch.is_grad_enabled():
+        raise NumericsError(f"grpo needs {what}, and the batch has none", where="objectives.grpo")
+    return values[at] if wanted and values is not None else None

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from rorqual.core.errors import DataError
@@ -21,6 +22,8 @@ from rorqual.tasks.base import Problem, Verdict
 from rorqual.tasks.find import load_task, safe_grade
 from rorqual.train.batch import TrainBatch
 from rorqual.train.sources.base import Materials, Source, SourceConfig, Step
+from rorqual.train.sources.reference import Reference
+from rorqual.train.sources.shaping import group_advantages, overlong_penalty
 from rorqual.train.sources.worked import opening, repeat
 
 GOLD_PROBE = 256
@@ -30,7 +33,18 @@ class RolloutConfig(SourceConfig):
     """`problems` a step, `samples` (the group's size) of each. `std`: divide advantages by the group's deviation (R1).
 
     `data`: the file or folder of a task that reads files. `minibatches`: updates a step.
-    `row`: tokens in a training row; answers are at most what it leaves the prompt.
+    `row`: tokens in a training row; answers are at most what it leaves the prompt. `trace`: of how many groups a step keeps
+    the texts for `rorqual trace`, those first that teach something; it changes no bit of the training.
+
+    `top_p`, `top_k`: answers are drawn from what these leave, and the trainer takes its probabilities over the same sets (V3.2,
+    2512.02556, keep sampling mask).
+    `max_num_gen_batches`: draw `problems` again, so often at most, until `problems` groups have right and wrong answers; only
+    those train (dynamic sampling, DAPO, 2503.14476). 1: once, as it comes.
+    `overlong_buffer`: punish, by up to `overlong_penalty`, the last so many tokens before max_tokens (DAPO's soft punishment, eq. 13; its
+    rewards are 1 and -1: with 1 and 0 a penalty of 0.5 stands in its proportion).
+    `mask_truncated`: an answer that was cut off counts in its group's mean and does not train (DAPO's overlong filtering).
+    `reference`: a run whose log-probabilities go with the batches (a KL term); all that was graded then trains, not only groups
+    with both rewards.
     """
 
     kind: Literal["rollouts"] = "rollouts"
@@ -45,6 +59,24 @@ class RolloutConfig(SourceConfig):
     std: bool = True
     minibatches: int = Field(2, ge=1)
     row: int = Field(128, ge=8)
+    trace: int = Field(4, ge=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=0)
+    max_num_gen_batches: int = Field(1, ge=1)
+    overlong_buffer: int = Field(0, ge=0)
+    overlong_penalty: float = Field(1.0, ge=0)
+    mask_truncated: bool = False
+    reference: str = ""
+
+    @model_validator(mode="after")
+    def _buffer(self) -> Self:
+        if self.overlong_buffer > self.max_tokens:
+            raise ValueError(f"overlong_buffer={self.overlong_buffer} is more than max_tokens={self.max_tokens}")
+        return self
+
+    def gives(self) -> frozenset[str]:
+        reference = {"reference_logprobs"} if self.reference else set()
+        return frozenset({"advantages", "sampled_logprobs"} | reference)
 
     def build(self, materials: Materials) -> Source:
         return Rollouts(self, materials)
@@ -58,6 +90,11 @@ class Scored:
     verdict: Verdict
     advantage: float
 
+    @property
+    def cut_off(self) -> bool:
+        """Whether it ended at max_tokens."""
+        return self.completion.finish_reason == "length"
+
 
 class Rollouts(Source):
     """Samples with the trained model itself: the engine holds the same tensors, so its weights are never old."""
@@ -65,7 +102,18 @@ class Rollouts(Source):
     def __init__(self, config: RolloutConfig, materials: Materials) -> None:
         self.config, self.chat, self.seed = config, materials.chat, materials.seed
         self.task = load_task(config.task, data=Path(config.data) if config.data else None, options=config.options)
-        self.engine = Engine(materials.model, materials.tokenizer, materials.chat, threads=materials.threads)
+        self.engine = Engine(
+            materials.model,
+            materials.tokenizer,
+            materials.chat,
+            threads=materials.threads,
+            record_kept=config.top_p < 1 or config.top_k > 0,
+        )
+        self.reference = (
+            Reference(config.reference, materials.model, temperature=config.temperature, threads=materials.threads)
+            if config.reference
+            else None
+        )
         probe = opening(self.task, self.seed, GOLD_PROBE)
         longest = max(len(self.chat.prompt(p.messages, config.thinking)) for p in probe)
         if longest + config.max_tokens > config.row:
@@ -77,47 +125,89 @@ class Rollouts(Source):
 
     def step(self, step: int) -> Step:
         c = self.config
-        problems = list(islice(repeat(self.task, self.seed * 1_000_003 + step), c.problems))
-        seeds = np.random.default_rng([self.seed, step]).integers(0, 2**31, size=len(problems)).tolist()
-        requests = [
-            Request(
-                p.messages,
-                SamplingParams(max_tokens=c.max_tokens, temperature=c.temperature, seed=seed, n=c.samples),
-                c.thinking,
-            )
-            for p, seed in zip(problems, seeds)
-        ]
-        groups = [self._score(p, got) for p, got in zip(problems, self.engine.generate(requests))]
-        learn = [one for group in groups for one in group if one.advantage != 0.0]
-        metrics = measure(problems, groups, self.chat.tokenizer.end_think)
-        notes = (
-            []
-            if learn
-            else [f"step {step + 1}: every group had one reward only; nothing to learn from, weights unchanged"]
-        )
+        problems, groups = self._draw(step)
+        chosen = [g for g in groups if mixed(g)][: c.problems] if c.max_num_gen_batches > 1 else groups
+        learn = [one for group in chosen for one in group if self._trains(one)]
+        metrics = measure(problems, groups, self.chat.tokenizer.end_think) | self._measure_options(groups, chosen)
         order = np.random.default_rng([self.seed, step, 1]).permutation(len(learn)).tolist()
         parts = np.array_split(np.asarray(order), c.minibatches) if learn else []
-        batches = [self._batch([learn[i] for i in part]) for part in parts if len(part)]
-        rest = [one for group in groups for one in group if one.advantage == 0.0]
+        batches = [self._batch([learn[i] for i in part], learned=True) for part in parts if len(part)]
+        learned = {id(one) for one in learn}
+        rest = [one for group in groups for one in group if id(one) not in learned]
         unlearned = [self._batch(rest)] if rest else []
-        return Step(batches, metrics, fresh=True, unlearned=unlearned, notes=notes)
+        if self.reference is not None:
+            metrics["reference_tokens"] = sum(batch.n_tokens for batch in batches)
+        notes = list(self._notes(step, learn, groups, chosen))
+        trace = trace_lines(problems, groups, c.trace, self.chat.tokenizer.end_think)
+        return Step(batches, metrics, fresh=True, unlearned=unlearned, notes=notes, trace=trace)
+
+    def _draw(self, step: int) -> tuple[list[Problem], list[list[Scored]]]:
+        """The step's problems and their groups: once, or until enough groups have both rewards (DAPO's dynamic sampling)."""
+        c = self.config
+        stream = repeat(self.task, self.seed * 1_000_003 + step)
+        problems: list[Problem] = []
+        groups: list[list[Scored]] = []
+        for draw in range(c.max_num_gen_batches):
+            fresh = list(islice(stream, c.problems))
+            generator = np.random.default_rng([self.seed, step, 1 + draw] if draw else [self.seed, step])
+            seeds = generator.integers(0, 2**31, size=len(fresh)).tolist()
+            requests = [Request(p.messages, self._sampling(seed), c.thinking) for p, seed in zip(fresh, seeds)]
+            problems += fresh
+            groups += [self._score(p, got) for p, got in zip(fresh, self.engine.generate(requests))]
+            if sum(map(mixed, groups)) >= c.problems:
+                break
+        return problems, groups
+
+    def _sampling(self, seed: int) -> SamplingParams:
+        c = self.config
+        return SamplingParams(
+            max_tokens=c.max_tokens, temperature=c.temperature, top_p=c.top_p, top_k=c.top_k, seed=seed, n=c.samples
+        )
+
+    def _trains(self, one: Scored) -> bool:
+        if one.verdict is Verdict.UNGRADED or (self.config.mask_truncated and one.cut_off):
+            return False
+        return one.advantage != 0.0 or self.reference is not None
+
+    def _measure_options(self, groups: list[list[Scored]], chosen: list[list[Scored]]) -> dict[str, Any]:
+        """What the options that are on did; nothing for those that are off."""
+        c = self.config
+        every = [one.completion for group in groups for one in group]
+        out: dict[str, Any] = {}
+        if c.max_num_gen_batches > 1:
+            out |= {"gen_batches": len(groups) // c.problems, "groups_trained": len(chosen)}
+        if c.overlong_buffer:
+            lengths = [len(one.token_ids) for one in every]
+            out["overlong_penalty"] = float(np.mean([self._penalty(length) for length in lengths]))
+        return out
+
+    def _notes(
+        self, step: int, learn: list[Scored], groups: list[list[Scored]], chosen: list[list[Scored]]
+    ) -> Iterable[str]:
+        c = self.config
+        if not learn:
+            yield f"step {step + 1}: every group had one reward only; nothing to learn from, weights unchanged"
+        elif c.max_num_gen_batches > 1 and len(chosen) < c.problems:
+            yield (
+                f"step {step + 1}: of {len(groups)} groups in {c.max_num_gen_batches} draws only {len(chosen)} had both "
+                f"rewards, {c.problems} were asked for"
+            )
+
+    def _penalty(self, length: int) -> float:
+        c = self.config
+        return c.overlong_penalty * overlong_penalty(length, c.max_tokens, c.overlong_buffer)
 
     def _score(self, problem: Problem, completions: list[Completion]) -> list[Scored]:
         """Advantage = (reward - group mean) / group deviation (R1 eq. 3); ungraded samples are left out of the group."""
         verdicts = [
             safe_grade(self.task, problem, c.text) if c.finish_reason == "stop" else Verdict.WRONG for c in completions
         ]
-        graded = np.array([v is not Verdict.UNGRADED for v in verdicts])
-        rewards = np.array([float(v is Verdict.RIGHT) for v in verdicts])
-        advantages = np.zeros(len(rewards))
-        if graded.any():
-            advantages[graded] = rewards[graded] - rewards[graded].mean()
-            deviation = rewards[graded].std()
-            if self.config.std and deviation > 0:
-                advantages[graded] /= deviation
+        graded = [v is not Verdict.UNGRADED for v in verdicts]
+        rewards = [float(v is Verdict.RIGHT) + self._penalty(len(c.token_ids)) for v, c in zip(verdicts, completions)]
+        advantages = group_advantages(rewards, graded, std=self.config.std)
         return [Scored(c, v, float(a)) for c, v, a in zip(completions, verdicts, advantages)]
 
-    def _batch(self, scored: list[Scored]) -> TrainBatch:
+    def _batch(self, scored: list[Scored], *, learned: bool = False) -> TrainBatch:
         samples = [
             Sample(
                 [*s.completion.prompt_ids, *s.completion.token_ids],
@@ -125,11 +215,19 @@ class Rollouts(Source):
             )
             for s in scored
         ]
-        return lay_beside(pack(samples, self.config.row, pad=self.chat.tokenizer.pad), scored)
+        batch = lay_beside(pack(samples, self.config.row, pad=self.chat.tokenizer.pad), scored)
+        if self.reference is not None and learned:
+            batch = replace(batch, reference_logprobs=self.reference.logprobs(batch))
+        return batch
+
+
+def mixed(group: list[Scored]) -> bool:
+    """Whether a group has right and wrong answers: its mean says something of its members."""
+    return {Verdict.RIGHT, Verdict.WRONG} <= {one.verdict for one in group}
 
 
 def lay_beside(packed: Packed, scored: list[Scored]) -> TrainBatch:
-    """The packed rows with, on the same positions, advantages, the sampler's log-probabilities and its expert choices."""
+    """The packed rows with, on the same positions, advantages, the sampler's log-probabilities, its expert choices and kept sets."""
     batch = TrainBatch.from_packed(packed.batch)
     shape = batch.tokens.shape
     advantages, logprobs, lengths = (torch.zeros(shape) for _ in range(3))
@@ -137,6 +235,8 @@ def lay_beside(packed: Packed, scored: list[Scored]) -> TrainBatch:
     replay: Tensor | None = None
     if experts is not None:
         replay = torch.full((*shape, *experts.shape[1:]), -1)  # -1: padding and last tokens choose for themselves
+    sets = scored[0].completion.kept
+    kept = None if sets is None else torch.full((*shape, sets.shape[-1]), 255, dtype=torch.uint8)
     for (row, start, length), one in zip(packed.places, scored, strict=True):
         c = one.completion
         first = start + len(c.prompt_ids) - 1  # the position that predicts the first sampled token
@@ -146,6 +246,8 @@ def lay_beside(packed: Packed, scored: list[Scored]) -> TrainBatch:
         logprobs[row, here] = torch.tensor(c.logprobs)
         if replay is not None:
             replay[row, start : start + length - 1] = torch.as_tensor(np.asarray(c.experts, dtype=np.int64))
+        if kept is not None:
+            kept[row, here] = torch.as_tensor(np.asarray(c.kept, dtype=np.uint8))
     return TrainBatch(
         batch.tokens,
         batch.targets,
@@ -156,6 +258,7 @@ def lay_beside(packed: Packed, scored: list[Scored]) -> TrainBatch:
         sampled_logprobs=logprobs,
         lengths=lengths,
         replay=replay,
+        kept=kept,
     )
 
 
@@ -176,7 +279,7 @@ def measure(problems: list[Problem], groups: list[list[Scored]], end_think: int)
         "groups_equal": sum(all(s.advantage == 0.0 for s in group) for group in groups),
         "groups_all_right": sum(all(s.verdict is Verdict.RIGHT for s in group) for group in groups),
         "ungraded": sum(s.verdict is Verdict.UNGRADED for s in every),
-        "truncated": sum(s.completion.finish_reason == "length" for s in every),
+        "truncated": sum(s.cut_off for s in every),
         "sampled_tokens": sum(len(s.completion.token_ids) for s in every),
         "think_share": len(thought) / len(every),
         "think_length": float(np.mean([thinking_length(s.completion, end_think) for s in thought])) if thought else 0.0,
@@ -185,6 +288,29 @@ def measure(problems: list[Problem], groups: list[list[Scored]], end_think: int)
         "right_at_once": share(at_once),
         "right": len(right),
     } | by_level
+
+
+def trace_lines(
+    problems: list[Problem], groups: list[list[Scored]], count: int, end_think: int
+) -> list[dict[str, Any]]:
+    """A line for each group: its problem, and verdict, advantage and lengths of each sample; texts for `count` of them."""
+    if not count:
+        return []
+    equal = [all(s.advantage == 0.0 for s in group) for group in groups]
+    told = set(sorted(range(len(groups)), key=equal.__getitem__)[:count])
+    lines = []
+    for number, (problem, group) in enumerate(zip(problems, groups)):
+        line: dict[str, Any] = {"key": problem.key, "family": problem.family, "level": problem.level}
+        line |= {"prompt": problem.prompt, "answer": problem.answer} if number in told else {}
+        samples = []
+        for s in group:
+            c = s.completion
+            thinking = thinking_length(c, end_think) if c.reasoning else 0
+            sample: dict[str, Any] = {"verdict": s.verdict.value, "advantage": s.advantage, "finish": c.finish_reason}
+            sample |= {"tokens": len(c.token_ids), "thinking": thinking}
+            samples.append(sample | ({"reasoning": c.reasoning, "text": c.text} if number in told else {}))
+        lines.append(line | {"samples": samples})
+    return lines
 
 
 def thinking_length(completion: Completion, end_think: int) -> int:

@@ -1,0 +1,53 @@
+"""A frozen model that scores what was sampled: the reference of a KL term."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from rorqual.core.errors import ConfigError
+from rorqual.core.records import RunDir
+from rorqual.model.decoder import Decoder
+from rorqual.model.load.run import load_run
+from rorqual.ops.losses import keep_only, token_logprobs
+from rorqual.train.batch import TrainBatch
+
+ROWS = 16
+"""Rows in one forward. The number is fixed: it decides how products are rounded."""
+
+
+class Reference:
+    """The newest checkpoint of run directory `path`, on the device of the `trained` model, in fp32.
+
+    It routes by its own routers, and its distribution is the sampler's kind: at `temperature`, over the sets that were kept.
+    """
+
+    def __init__(self, path: str, trained: Decoder, *, temperature: float, threads: int) -> None:
+        self.device = str(trained.embed_tokens.weight.device)
+        self.model = load_run(RunDir(Path(path)), device=self.device)
+        if self.model.config.vocab_size != trained.config.vocab_size:
+            raise ConfigError(
+                f"the reference has {self.model.config.vocab_size} tokens, the model {trained.config.vocab_size}",
+                where="source.reference",
+                remedy="Take a reference with the same tokenizer: the run that training starts from.",
+            )
+        self.temperature, self.threads = temperature, threads
+
+    def logprobs(self, batch: TrainBatch) -> Tensor:
+        """log p [rows, seq] of the targets under the reference, 0 where nothing is trained; on the batch's own device."""
+        parts = batch.split(-(-len(batch.tokens) // ROWS))
+        with ThreadPoolExecutor(self.threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            return torch.cat(list(pool.map(self._score, parts))).to(batch.tokens.device)
+
+    @torch.no_grad()
+    def _score(self, given: TrainBatch) -> Tensor:
+        batch = given.to(self.device)
+        at = batch.loss_mask.nonzero(as_tuple=True)
+        output = self.model(batch.tokens, batch.positions, segments=batch.segments)
+        logits = self.model.logits(output.hidden[at]) / self.temperature
+        if batch.kept is not None:
+            logits = keep_only(logits, batch.kept[at])
+        return torch.zeros_like(batch.loss_mask).index_put(at, token_logprobs(logits, batch.targets[at]))

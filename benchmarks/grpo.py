@@ -1,0 +1,297 @@
+"""Reinforcement and on-policy distillation, ours against TRL's GRPOTrainer and DistillationTrainer (GKDTrainer's successor).
+
+    python benchmarks/grpo.py --work runs/peers                # the times: TRL's settings, then pairs
+    python benchmarks/grpo.py --work runs/peers --seeds 5      # and final accuracy over five seeds
+    python benchmarks/grpo.py --work /tmp/peers --smoke        # two steps of everything
+
+Needs `pip install trl accelerate datasets` beside the package. Both sides train the same dense student from the same weights in
+fp32 on the same problems in the same order, with the same grader, group size, number of updates, samples in an update, clip
+range, AdamW, learning rates and longest answer; each training is a process of its own. What remains different is each house's
+own: TRL divides an update by all its tokens, we by those whose group has both rewards; it divides advantages by the sample
+deviation, we by the population's; our time holds the check of the sampler, metrics and checkpoints, theirs none.
+
+First each of TRL's settings is timed alone, then its best meets ours in alternating pairs. Times are without the first step, and
+a ratio is theirs over ours. The command goes on where it was: a training that ended is found again in WORK.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from peer import ROW, Job, Outcome, Setting, format_of, judge
+from record import made_by
+
+from rorqual.core.config import Config
+from rorqual.core.records import RunDir, write_json
+from rorqual.evals.compare import compare_seeds
+from rorqual.evals.evaluation import Evaluation
+from rorqual.model.load.run import load_run
+from rorqual.recipes.sft import sft
+from rorqual.train.loop import fit
+
+HERE = Path(__file__).resolve().parent
+RESULT = HERE.parent / "docs" / "results" / "grpo.json"
+TASK, HARD = "families:add,sub,swap", 0.3
+HELPS = 0.97
+"""A setting goes into the combination where it takes at most this share of the plain one's time."""
+WHATS = ("grpo", "distil")
+
+
+class Scale(Config):
+    """How much work. `start_steps`, `teacher_steps`: fine-tuning of the student's start and of the teacher."""
+
+    start_steps: int = 400
+    teacher_steps: int = 600
+    steps: int = 16
+    problems: int = 16
+    samples: int = 8
+    max_tokens: int = 80
+    tune_steps: int = 4
+    per_cell: int = 60
+
+
+FULL = Scale()
+SMOKE = Scale(start_steps=20, teacher_steps=4, steps=2, problems=4, samples=4, max_tokens=16, tune_steps=2, per_cell=4)
+
+
+class Peers:
+    """The trainings under `work`; each is done once."""
+
+    def __init__(self, work: Path, scale: Scale, threads: int) -> None:
+        self.work, self.scale, self.threads = work, scale, threads
+
+    def start(self, seed: int) -> RunDir:
+        """The student from which both sides of a seed begin: a short fine-tuning on worked solutions, half without thinking."""
+        run = RunDir(self.work / f"start-{seed}")
+        made = sft(
+            task=TASK,
+            size="student",
+            steps=self.scale.start_steps,
+            think=0.5,
+            options={"hard": HARD},
+            seed=seed,
+            row=ROW,
+        )
+        fit(made, run, threads=self.threads, quiet=True)
+        return run
+
+    def teacher(self) -> RunDir:
+        """The quickstart's mixture of experts, fine-tuned on worked solutions."""
+        run = RunDir(self.work / "teacher")
+        made = sft(task=TASK, size="small", steps=self.scale.teacher_steps, options={"hard": HARD}, seed=0, row=ROW)
+        fit(made, run, threads=self.threads, quiet=True)
+        return run
+
+    def job(self, what: str, seed: int, **changes: Any) -> Job:
+        """The work of a kind: GRPO with two updates a step, as our recipe has it; distillation with one, all that TRL's has."""
+        scale = self.scale
+        given: dict[str, Any] = {
+            "what": what, "start": str(self.start(0).path), "task": TASK, "hard": HARD, "steps": scale.steps,
+            "problems": scale.problems, "samples": scale.samples, "max_tokens": scale.max_tokens, "seed": seed,
+            "updates": 2, "lr": 1e-4, "threads": self.threads,
+        }  # fmt: skip
+        if what == "distil":
+            given |= {"teacher": str(self.teacher().path), "updates": 1, "lr": 5e-4}
+        return Job(**given | changes)
+
+    def outcome(self, job: Job, name: str, *, theirs: bool) -> Outcome | str:
+        """Train it in a process of its own, or read what it left; the last line of its complaint where it does not run."""
+        out = self.work / name
+        kept, script = out / "outcome.json", "trl_side.py" if theirs else "peer.py"
+        if not kept.is_file():
+            write_json(out / "job.json", job.model_dump(mode="json"))
+            env = os.environ | {
+                "TRL_EXPERIMENTAL_SILENCE": "1",
+                "HF_HUB_OFFLINE": "1",
+                "TOKENIZERS_PARALLELISM": "false",
+            }
+            words = [sys.executable, str(HERE / script), str(out / "job.json"), str(out)]
+            done = subprocess.run(words, env=env, capture_output=True, text=True, check=False)
+            (out / "stderr.txt").write_text(done.stderr, encoding="utf-8")
+            if done.returncode:
+                lines = [line for line in done.stderr.split("\n") if line.strip()]
+                return lines[-1][:200] if lines else f"exit status {done.returncode}"
+        return Outcome.model_validate_json(kept.read_bytes())
+
+    def must(self, job: Job, name: str, *, theirs: bool) -> Outcome:
+        found = self.outcome(job, name, theirs=theirs)
+        if isinstance(found, str):
+            sys.exit(f"{name}: {found}")
+        return found
+
+
+def variants(plain: Setting) -> list[dict[str, Any]]:
+    """What TRL offers on a processor, one change at a time."""
+    changes: list[dict[str, Any]] = [
+        {},
+        {"attention": "eager"},
+        {"cache": "static"},
+        {"cache": "paged"},
+        {"bf16": True},
+    ]
+    changes += [{"parts": 2}, {"optim": "foreach"}, {"compiled": True}]
+    return [*changes, {"threads": 1}] if plain.threads > 1 else changes
+
+
+def tune(peers: Peers, what: str) -> tuple[Setting, list[dict[str, Any]]]:
+    """TRL's fastest setting, and the seconds a step of each: every change alone, then those that helped together."""
+    plain = Setting(threads=peers.threads)
+    found: list[tuple[float, dict[str, Any]]] = []
+    listed: list[dict[str, Any]] = []
+
+    def measure(changes: dict[str, Any]) -> float:
+        setting = plain.model_copy(update=changes)
+        if what == "distil" and setting.cache == "paged":
+            return float("inf")  # DistillationTrainer has no such argument
+        name = f"tune-{what}/" + ("-".join(f"{key}={value}" for key, value in changes.items()) or "plain")
+        got = peers.outcome(peers.job(what, 0, steps=peers.scale.tune_steps, setting=setting), name, theirs=True)
+        if isinstance(got, str):
+            print(f"  {setting!s:60} does not run: {got[:90]}", flush=True)
+            listed.append({"setting": str(setting), "fault": got})
+            return float("inf")
+        seconds = got.warm_seconds / (peers.scale.tune_steps - 1)
+        cores = got.warm_core_seconds / (peers.scale.tune_steps - 1)
+        print(f"  {setting!s:60} {seconds:6.2f} s a step, {cores:6.2f} core-seconds", flush=True)
+        listed.append(
+            {"setting": str(setting), "seconds_a_step": round(seconds, 3), "core_seconds_a_step": round(cores, 3)}
+        )
+        found.append((seconds, changes))
+        return seconds
+
+    base = measure({})
+    helpful = {}
+    for changes in variants(plain)[1:]:
+        if measure(changes) <= HELPS * base:
+            helpful |= changes
+    if len(helpful) > 1:
+        measure(helpful)
+    if not found:
+        sys.exit("none of TRL's settings runs")
+    return plain.model_copy(update=min(found, key=lambda one: one[0])[1]), listed
+
+
+def times(peers: Peers, what: str, pairs: int) -> tuple[dict[str, Any], Setting]:
+    """Tune TRL, then pairs, each side first in turn."""
+    print(f"{what}: TRL's settings, each alone")
+    best, listed = tune(peers, what)
+    rows = []
+    for number in range(pairs):
+        job = peers.job(what, number, setting=best)
+        got: dict[bool, Outcome] = {}
+        for theirs in (True, False) if number % 2 else (False, True):
+            got[theirs] = peers.must(job, f"pair-{what}-{number}/{'trl' if theirs else 'rorqual'}", theirs=theirs)
+        rows.append(pair_row(got[False], got[True]))
+        print(f"  pair {number + 1}: {json.dumps(rows[-1])}", flush=True)
+    ratios = [row["ratio"] for row in rows]
+    middle = statistics.median(ratios)
+    print(
+        f"{what}: {middle:.2f} times (median of {pairs} pairs; {min(ratios):.2f} to {max(ratios):.2f}); TRL with {best}"
+    )
+    found = {
+        "TRL's settings": listed,
+        "TRL's best": str(best),
+        "pairs": rows,
+        "ratio": {"median": middle, "least": min(ratios), "greatest": max(ratios)},
+        "ratio of core-seconds": statistics.median(row["core_ratio"] for row in rows),
+        "ratio of seconds a sampled token": statistics.median(row["token_ratio"] for row in rows),
+        "versions": got[True].versions,
+    }
+    return found, best
+
+
+def pair_row(mine: Outcome, rival: Outcome) -> dict[str, Any]:
+    """Two trainings of the same work. What they sample differs by chance, hence the ratio of seconds a token beside."""
+    ratio = rival.warm_seconds / mine.warm_seconds
+    row = {"ratio": ratio, "core_ratio": rival.warm_core_seconds / mine.warm_core_seconds}
+    row["token_ratio"] = ratio * mine.tokens / rival.tokens
+    for name, one in (("rorqual", mine), ("TRL", rival)):
+        row |= {f"{name} seconds": one.warm_seconds, f"{name} tokens": one.tokens, f"{name} peak MiB": one.peak_mib}
+    return {name: round(value, 3) for name, value in row.items()}
+
+
+def accuracy(peers: Peers, what: str, seeds: int, best: Setting) -> dict[str, Any]:
+    """Both sides from each seed's start; held-out accuracy, TRL against ours, and the start against ours."""
+    found: dict[str, list[Evaluation]] = {"start": [], "TRL": [], "rorqual": []}
+    for seed in range(seeds):
+        start = peers.start(seed)
+        changes = {"start": str(start.path), "per_cell": peers.scale.per_cell, "setting": best}
+        job = peers.job(what, seed, **changes)
+        before = peers.work / f"start-{seed}-evaluated"
+        if not (before / "evaluation.json").is_file():
+            judge(load_run(start), format_of(start), job, before, "start")
+        folders = {"start": before}
+        for name, theirs in (("TRL", True), ("rorqual", False)):
+            folders[name] = peers.work / f"seed-{what}-{seed}" / name
+            peers.must(job, str(folders[name].relative_to(peers.work)), theirs=theirs)
+        for name, folder in folders.items():
+            found[name].append(Evaluation.load(folder / "evaluation.json"))
+        shares = {name: round(share(evaluations[-1]), 4) for name, evaluations in found.items()}
+        print(f"{what}, seed {seed}: {json.dumps(shares)}", flush=True)
+    result = {
+        "seeds": seeds,
+        "by seed": [{name: round(share(found[name][seed]), 4) for name in found} for seed in range(seeds)],
+        "rorqual less TRL": rows_of(found["TRL"], found["rorqual"]),
+        "rorqual less start": rows_of(found["start"], found["rorqual"]),
+        "TRL less start": rows_of(found["start"], found["TRL"]),
+    }
+    for row in result["rorqual less TRL"]:
+        print(f"  rorqual less TRL, {row['family']}: {row['difference']:+.4f} {row['interval_99']}")
+    return result
+
+
+def share(evaluation: Evaluation) -> float:
+    return evaluation.rows("all")[0].accuracy
+
+
+def rows_of(before: Sequence[Evaluation], after: Sequence[Evaluation]) -> list[dict[str, Any]]:
+    """Differences with hierarchical-bootstrap intervals over seeds and problems."""
+    rows = [
+        row
+        for grain in ("all", "family")
+        for row in compare_seeds(before, after, grain=grain, confidence=0.99, samples=20_000)  # type: ignore[arg-type]
+    ]
+    return [
+        {
+            "family": row.family,
+            "before": round(row.before, 4),
+            "after": round(row.after, 4),
+            "difference": round(row.difference.mean, 4),
+            "interval_99": [round(row.difference.interval.low, 4), round(row.difference.interval.high, 4)],
+        }
+        for row in rows
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--what", choices=WHATS, nargs="+", default=list(WHATS))
+    parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=0, help="final accuracy over so many seeds too")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--smoke", action="store_true")
+    parser.add_argument("--result", type=Path, default=RESULT)
+    a = parser.parse_args()
+    peers = Peers(a.work.resolve(), SMOKE if a.smoke else FULL, a.threads)
+    document: dict[str, Any] = json.loads(a.result.read_bytes()) if a.result.is_file() else {}
+    for what in a.what:
+        timed, best = times(peers, what, a.pairs)
+        document[what] = document.get(what, {}) | {"times": timed}
+        if a.seeds:
+            document[what] |= {"accuracy": accuracy(peers, what, a.seeds, best)}
+        document[what] |= {"job": peers.job(what, 0).model_dump(mode="json", exclude={"start", "teacher", "setting"})}
+        document["made by"] = made_by({a.work: "runs/peers"})
+        if not a.smoke:
+            write_json(a.result, document)
+
+
+if __name__ == "__main__":
+    main()

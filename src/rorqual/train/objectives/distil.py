@@ -16,6 +16,7 @@ from rorqual.train.objectives.base import Objective, Term
 
 Divergence = Literal["forward", "reverse", "skewed", "skewed_reverse"]
 Tail = Literal["bucket", "renormalise"]
+MOST_MASS = 1.001
 TAIL_FLOOR = 1e-7
 """The least mass of a teacher's tail: what fp32 log-probabilities of the others leave cannot be told from 0 below it."""
 
@@ -58,6 +59,8 @@ class Distil(Objective):
         at = batch.loss_mask.nonzero(as_tuple=True)
         logits = model.logits(output.hidden[at])
         stored = batch.teacher_logprobs[at]
+        mass = stored.detach().exp().sum(-1)
+        check_mass(mass)
         p, q = self._aligned(logits, stored, None if batch.teacher_ids is None else batch.teacher_ids[at])
         divergences = divergence(self.divergence, p, q, self.alpha)
         n = float(len(stored))
@@ -66,7 +69,7 @@ class Distil(Objective):
             means = {
                 "divergence": (float(divergences.sum()), n),
                 "entropy": (float(-(own.exp() * own).sum()), n),
-                "teacher_mass": (float(stored.exp().sum()), n),
+                "teacher_mass": (float(mass.sum()), n),
             }
             maxima: dict[str, float] = {}
             if batch.sampled_logprobs is not None:
@@ -103,6 +106,17 @@ class Distil(Objective):
         rest_p = (1 - p.double().exp().sum(-1, keepdim=True)).clamp_min(TAIL_FLOOR).log().to(p.dtype)
         rest_q = whole.scatter(-1, ids, float("-inf")).logsumexp(-1, keepdim=True)
         return torch.cat([p, rest_p], -1), torch.cat([q, rest_q], -1)
+
+
+def check_mass(mass: Tensor) -> None:
+    """Refuse a trained position for which no distribution was given: zeros there are log-probabilities of 1 each. A source that lays
+    them one token off would otherwise train on a divergence that is none, and may be below 0."""
+    if len(mass) and not float(mass.max()) <= MOST_MASS:
+        raise NumericsError(
+            f"a teacher's probabilities add up to {float(mass.max()):.4g} at a trained position",
+            where="objectives.distil",
+            remedy="Its log-probabilities are missing there or lie beside another token: score the samples again.",
+        )
 
 
 def divergence(kind: Divergence, p: Tensor, q: Tensor, alpha: float) -> Tensor:

@@ -1,0 +1,228 @@
+"""A teacher's samples as batches: what was drawn is what is trained, the reply alone, with the distribution of its own place."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from little import ROW, loud, records, tiny, tokenizer, update_of
+
+from rorqual.core.errors import ConfigError, DataError
+from rorqual.core.records import Message, RunDir
+from rorqual.data.chat import chat_format
+from rorqual.data.distilled import Distilled, write_distilled
+from rorqual.data.tokenizer import Tokenizer
+from rorqual.engine import Engine, Request, SamplingParams
+from rorqual.engine.score import next_logprobs, score
+from rorqual.model import Decoder
+from rorqual.model.load.run import load_run
+from rorqual.recipes import make_run
+from rorqual.recipes.models import student_like
+from rorqual.train.loop import fit
+from rorqual.train.objectives import Distil, NextToken
+from rorqual.train.sources import DistilledConfig, Materials, Source
+
+TOP_K = 6
+
+
+def sampled(engine: Engine, *, n: int = 4, top_k: int = TOP_K, **changes: Any) -> list[Distilled]:
+    """What a teacher answers to nine prompts, `n` times each, with its likeliest tokens."""
+    prompts = [f"after {letter}" for letter in "abcdefghi"]
+    params = SamplingParams(max_tokens=14, temperature=1.0, n=n)
+    asked = [Request((Message("user", p),), replace(params, seed=i)) for i, p in enumerate(prompts)]
+    rows = []
+    for prompt, group in zip(prompts, engine.generate(asked)):
+        pairs = [(one.prompt_ids, one.token_ids) for one in group]
+        for number, (one, (ids, logprobs)) in enumerate(zip(group, score(engine.model, pairs, top_k))):
+            reply = Message("assistant", one.text, one.reasoning)
+            row = Distilled(
+                key=prompt, family="letters", level="", prompt=prompt, messages=(Message("user", prompt), reply),
+                verdict="right", teacher="run", params="{}", seed=0, number=number, prompt_ids=one.prompt_ids,
+                token_ids=one.token_ids, top_ids=ids, top_logprobs=logprobs,
+            )  # fmt: skip
+            rows.append(replace(row, **changes))
+    return rows
+
+
+@pytest.fixture(scope="module")
+def teacher(base: Path) -> Engine:
+    return Engine.from_run(base)
+
+
+@pytest.fixture(scope="module")
+def rows(teacher: Engine) -> list[Distilled]:
+    return sampled(teacher)
+
+
+def write(folder: Path, rows: Sequence[Distilled], *, ids: Tokenizer | None = None) -> str:
+    ids = ids or tokenizer()
+    write_distilled(folder / "data.parquet", rows, tokenizer=ids.fingerprint, vocab=ids.vocab_size)
+    return str(folder / "data.parquet")
+
+
+def source(data: str, model: Decoder | None = None, *, seed: int = 0, **settings: Any) -> Source:
+    config = DistilledConfig(data=data, **({"row": ROW, "rows": 3} | settings))
+    ids = tokenizer()
+    return config.build(Materials(model or Decoder(tiny()), ids, chat_format(ids), seed, 1))
+
+
+def documents(source: Source, step: int) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """The ids of each document of a batch, and those of them that are trained."""
+    (batch,) = source.step(step).batches
+    found = []
+    for tokens, targets, mask, segments in zip(batch.tokens, batch.targets, batch.loss_mask, batch.segments):
+        for number in range(int(segments.max()) + 1):
+            here = segments == number
+            trained = targets[here & (mask > 0)]
+            found.append((tuple(tokens[here].tolist()), tuple(trained.tolist())))
+    return found
+
+
+@pytest.mark.parametrize("logits", [False, True])
+def test_it_trains_the_reply_as_it_was_drawn_and_nothing_else(
+    rows: list[Distilled], tmp_path: Path, logits: bool
+) -> None:
+    known = {(*one.prompt_ids, *one.token_ids): tuple(one.token_ids) for one in rows}
+    got = [one for step in range(3) for one in documents(source(write(tmp_path, rows), logits=logits), step)]
+    assert len(got) > 12 and all(known[ids] == trained for ids, trained in got)
+
+
+def test_the_teachers_row_lies_where_it_predicts(teacher: Engine, rows: list[Distilled], tmp_path: Path) -> None:
+    """A student that is the teacher has nothing to learn from its own log-probabilities; one place off it would have."""
+    (batch,) = source(write(tmp_path, rows), teacher.model, logits=True).step(0).batches
+    assert batch.teacher_ids is not None and batch.teacher_logprobs is not None
+    at = batch.loss_mask.nonzero(as_tuple=True)
+    own = next_logprobs(teacher.model, batch.tokens, batch.positions, batch.segments, batch.loss_mask)
+    assert float((own.gather(1, batch.teacher_ids[at]) - batch.teacher_logprobs[at]).abs().max()) <= 1e-4
+    update = update_of(teacher.model, (Distil(),), batch)
+    assert abs(update.loss) <= 1e-5 and max(float(grad.abs().max()) for grad in update.grads) <= 1e-4
+    off = [
+        replace(one, top_ids=np.roll(one.top_ids, 1, 0), top_logprobs=np.roll(one.top_logprobs, 1, 0)) for one in rows
+    ]
+    (wrong,) = source(write(tmp_path, off), teacher.model, logits=True).step(0).batches
+    assert update_of(teacher.model, (Distil(),), wrong).loss > 0.5
+
+
+def test_what_a_filter_dropped_is_never_seen(rows: list[Distilled], tmp_path: Path) -> None:
+    marked = [replace(one, dropped="wrong" if number % 3 else "") for number, one in enumerate(rows)]
+    kept = {(*one.prompt_ids, *one.token_ids) for one in marked if not one.dropped}
+    one = source(write(tmp_path, marked))
+    assert {ids for step in range(6) for ids, _ in documents(one, step)} == kept
+    said = source(write(tmp_path, marked)).step(0).notes
+    assert said == [f"{tmp_path / 'data.parquet'}: 12 samples, 24 were dropped by filters, 0 longer than a row"]
+    with pytest.raises(DataError, match="all 36 samples were dropped"):
+        source(write(tmp_path, [replace(one, dropped="wrong") for one in rows]))
+
+
+def test_an_epoch_has_every_sample_once_in_an_order_of_its_own(rows: list[Distilled], tmp_path: Path) -> None:
+    data = write(tmp_path, rows)
+    one = source(data, rows=1)
+    seen: list[tuple[int, ...]] = []
+    step = 0
+    while len(seen) < 2 * len(rows):
+        seen += [ids for ids, _ in documents(one, step)]
+        step += 1
+    first, second = seen[: len(rows)], seen[len(rows) : 2 * len(rows)]
+    whole = Counter((*r.prompt_ids, *r.token_ids) for r in rows)
+    assert Counter(first) == Counter(second) == whole and first != second
+    again, other = (source(data, rows=1, seed=seed) for seed in (0, 1))
+    assert documents(again, 2) == documents(one, 2) != documents(other, 2)
+    assert torch.equal(source(data).step(4).batches[0].tokens, source(data).step(4).batches[0].tokens)
+
+
+def test_samples_longer_than_a_row_are_refused_or_skipped(rows: list[Distilled], tmp_path: Path) -> None:
+    long, n = rows[0], ROW // len(rows[0].token_ids) + 1
+    long = replace(long, token_ids=[*long.token_ids] * n, top_ids=np.tile(long.top_ids, (n, 1)),
+                   top_logprobs=np.tile(long.top_logprobs, (n, 1)))  # fmt: skip
+    data = write(tmp_path, [*rows, long])
+    length = len(long.prompt_ids) + len(long.token_ids)
+    with pytest.raises(DataError, match=rf"1 of 37 samples are longer .* \(the longest: {length}\)\n.*row={length}"):
+        source(data)
+    assert "1 longer than a row" in source(data, longer="skip").step(0).notes[0]
+    with pytest.raises(DataError, match="1 of 1 samples are longer"):
+        source(write(tmp_path, [long]), longer="skip")
+
+
+def test_another_vocabulary_is_refused_with_what_to_do(rows: list[Distilled], tmp_path: Path) -> None:
+    other = Tokenizer.byte_level(["after after after"] * 9, vocab_size=270)
+    for logits in (False, True):
+        with pytest.raises(DataError, match=r"tokenizer=TEACHER/tokenizer.json, or .*train sft data=.*data.parquet"):
+            source(write(tmp_path, rows, ids=other), logits=logits)
+    words = [replace(one, prompt_ids=(), token_ids=()) for one in rows]  # a teacher whose ids we do not hold
+    assert documents(source(write(tmp_path, words, ids=other)), 0)
+
+
+def test_a_teacher_whose_ids_we_do_not_hold_is_rendered(rows: list[Distilled], tmp_path: Path) -> None:
+    chat = chat_format(tokenizer())
+    words = [replace(one, prompt_ids=(), token_ids=(), top_ids=rows[0].top_ids[:0, :0],
+                     top_logprobs=rows[0].top_logprobs[:0, :0]) for one in rows]  # fmt: skip
+    known = {tuple(chat.render(one.messages).ids) for one in words}
+    assert {ids for ids, _ in documents(source(write(tmp_path, words)), 0)} <= known
+    with pytest.raises(DataError, match="stored: none"):
+        source(write(tmp_path, words), logits=True)
+
+
+def poisons(one: Distilled) -> dict[str, Distilled]:
+    def ids(value: int) -> Any:
+        changed = one.top_ids.copy()
+        changed[0, 0] = value
+        return changed
+
+    nan = one.top_logprobs.copy()
+    nan[0, 1] = np.nan
+    return {
+        "alternatives for": replace(one, token_ids=[*one.token_ids, 9]),
+        "outside the vocabulary": replace(one, top_ids=ids(tokenizer().vocab_size)),
+        "add up to more than 1": replace(one, top_logprobs=one.top_logprobs + np.float32(0.5)),
+        "not finite": replace(one, top_logprobs=nan),
+        "one token twice": replace(one, top_ids=ids(int(one.top_ids[0, 1]))),
+        "stored: 3, 6 of them": replace(one, top_ids=one.top_ids[:, :3], top_logprobs=one.top_logprobs[:, :3]),
+    }
+
+
+@pytest.mark.parametrize("says", poisons(Distilled("", "", "", "", (), "right", "", "", 0, 0,
+                         top_ids=np.zeros((1, 2), np.int32), top_logprobs=np.zeros((1, 2), np.float32))))  # fmt: skip
+def test_distributions_that_cannot_be_are_refused_by_row(says: str, rows: list[Distilled], tmp_path: Path) -> None:
+    poisoned = [*rows[:4], poisons(rows[4])[says], *rows[5:]]
+    with pytest.raises(DataError, match=says) as caught:
+        source(write(tmp_path, poisoned), logits=True)
+    assert "stored" in says or "data.parquet:row 5" in str(caught.value)
+    dropped = replace(poisoned[4], dropped="length")
+    source(write(tmp_path, [*rows[:4], dropped, *rows[5:]]), logits=True)
+
+
+def test_a_run_is_refused_whose_source_has_no_distributions(rows: list[Distilled], tmp_path: Path) -> None:
+    given = {"data": write(tmp_path, rows), "size": "tiny-student", "row": str(ROW), "objective": "forward"}
+    with pytest.raises(ConfigError, match="teacher_logprobs"):
+        make_run("distil", given | {"source.logits": "false"})
+    with pytest.raises(ConfigError, match="tail=renormalise"):
+        make_run("distil", given | {"temperature": "2"})
+    assert make_run("distil", given | {"temperature": "2", "tail": "renormalise"}).source.gives()
+
+
+@pytest.mark.parametrize("objective", ["sequence", "forward", "skewed_reverse"])
+def test_a_student_learns_from_it(objective: str, teacher: Engine, rows: list[Distilled], tmp_path: Path) -> None:
+    given = {"data": write(tmp_path, rows), "size": "tiny-student", "rows": "4", "row": str(ROW), "steps": "40"}
+    run = make_run("distil", given | {"objective": objective, "optim.schedule.warmup": "4", "save_seconds": "1e9"})
+    assert run.model == student_like(tiny(modules=0).model_copy(update={"max_position_embeddings": ROW}))
+    fit(run, RunDir(tmp_path / "run"), quiet=True)
+    steps = records(tmp_path / "run")
+    assert steps[-1]["loss"] < 0.7 * steps[0]["loss"]
+    learned, theirs = load_run(RunDir(tmp_path / "run")), teacher.model
+    (batch,) = source(str(given["data"]), logits=True).step(99).batches
+    fresh = loud(run.model)
+    near, far = (update_of(model, (Distil(),), batch).loss for model in (learned, fresh))
+    assert near < 0.5 * far and abs(update_of(theirs, (Distil(),), batch).loss) < 1e-5
+
+
+def test_the_samples_own_tokens_are_mixed_in_by_a_coefficient(rows: list[Distilled], tmp_path: Path) -> None:
+    given = {"data": write(tmp_path, rows), "size": "tiny-student", "row": str(ROW), "objective": "skewed"}
+    run = make_run("distil", given | {"next_token": "0.25", "alpha": "0.2"})
+    assert run.objectives == (Distil(divergence="skewed", alpha=0.2), NextToken(coefficient=0.25))
+    assert make_run("distil", given | {"objective": "sequence"}).objectives == (NextToken(),)

@@ -1,0 +1,161 @@
+"""On-policy distillation: the student's own samples, the teacher's distributions, and no reward."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from little import ROW, TASK, records, tiny, tokenizer, train_with, update_of
+
+from rorqual.core.errors import ConfigError, DataError, NumericsError
+from rorqual.core.records import RunDir
+from rorqual.data.chat import chat_format
+from rorqual.data.tokenizer import Tokenizer
+from rorqual.model import Decoder
+from rorqual.model.load.run import load_run
+from rorqual.recipes.distil import on_policy
+from rorqual.recipes.sft import sft
+from rorqual.train.batch import TrainBatch
+from rorqual.train.loop import fit
+from rorqual.train.objectives import Distil
+from rorqual.train.run import Run
+from rorqual.train.sources import Materials, Source, Step
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dense student that has begun to answer."""
+    out = tmp_path_factory.mktemp("student") / "run"
+    run = sft(task=TASK, size="tiny-student", steps=40, rows=4, row=ROW, think=0.5)
+    fit(run.model_copy(update={"save_seconds": 1e9}), RunDir(out), quiet=True)
+    return out
+
+
+def own_run(teacher: Path, start: Path, steps: int = 2, **settings: Any) -> Run:
+    run = on_policy(
+        **({"teacher": str(teacher), "start": str(start), "task": TASK, "steps": steps, "problems": 4, "samples": 3,
+            "max_tokens": 12, "row": ROW} | settings)
+    )  # fmt: skip
+    return run.model_copy(update={"save_seconds": 1e-9})
+
+
+def first_step(run: Run) -> tuple[Decoder, Step]:
+    model = load_run(RunDir(Path(run.start.run)))
+    ids = tokenizer()
+    source = run.source.build(Materials(model, ids, chat_format(ids), run.seed, 1))
+    return model, source.step(0)
+
+
+def test_sampler_and_trainer_agree_and_it_comes_nearer_to_its_teacher(
+    base: Path, student: Path, tmp_path: Path
+) -> None:
+    run = own_run(base, student, 30, lr=3e-3)
+    fit(run, RunDir(tmp_path / "run"), quiet=True)
+    steps = records(tmp_path / "run")
+    assert all(step["logprob_diff"] <= 1e-6 and step["logprob_diff_max"] <= 1e-4 for step in steps)
+    assert all(step["checked_tokens"] >= step["sampled_tokens"] and step["updates"] == 2 for step in steps)
+    early, late = (sum(step["divergence"] for step in part) / 4 for part in (steps[:4], steps[-4:]))
+    assert late < 0.7 * early
+    assert all("reward" in step and "groups_equal" not in step and step["teacher_flops"] > 0 for step in steps)
+
+
+@pytest.mark.parametrize("top_k", [0, 7])
+def test_the_teachers_distributions_are_those_of_each_answer_alone(base: Path, student: Path, top_k: int) -> None:
+    """Found slowly: a document at a time, the teacher's own logits at the place before each sampled token."""
+    teacher = load_run(RunDir(base))
+    _, work = first_step(own_run(base, student, top_k=top_k))
+    assert work.fresh and len(work.batches) == 2
+    seen = 0
+    for batch in work.batches:
+        assert batch.teacher_logprobs is not None and batch.advantages is None
+        assert batch.teacher_logprobs.shape[-1] == (top_k or teacher.config.vocab_size)
+        for row, number in {(int(r), int(batch.segments[r, c])) for r, c in (batch.segments >= 0).nonzero().tolist()}:
+            here = batch.segments[row] == number
+            with torch.no_grad():
+                logprobs = teacher.logits(teacher(batch.tokens[row][here][None]).hidden)[0].double().log_softmax(-1)
+            trained = batch.loss_mask[row][here] > 0
+            wanted = logprobs[trained].topk(top_k).values if top_k else logprobs[trained]
+            found = batch.teacher_logprobs[row][here][trained]
+            assert float((found - wanted).abs().max()) <= 1e-4
+            seen += int(trained.sum())
+            if batch.teacher_ids is not None:
+                assert torch.allclose(logprobs[trained].gather(1, batch.teacher_ids[row][here][trained]), wanted)
+    assert seen == work.metrics["sampled_tokens"]
+
+
+def test_only_what_the_student_wrote_is_trained(base: Path, student: Path) -> None:
+    _, work = first_step(own_run(base, student))
+    trained = sum(int((batch.loss_mask > 0).sum()) for batch in work.batches)
+    assert trained == work.metrics["sampled_tokens"]
+    assert work.metrics["teacher_tokens"] == trained + sum(prompt_tokens(batch) for batch in work.batches)
+
+
+def prompt_tokens(batch: TrainBatch) -> int:
+    """Positions that predict nothing that is trained, but for the last of each document."""
+    return int(((batch.segments >= 0) & (batch.loss_mask == 0)).sum())
+
+
+@pytest.mark.parametrize("divergence", ["forward", "reverse", "skewed", "skewed_reverse"])
+def test_a_student_that_is_its_teacher_has_nothing_to_learn(divergence: str, base: Path) -> None:
+    run = own_run(base, base, divergence=divergence)
+    model, work = first_step(run)
+    update = update_of(model, run.objectives, replace(work.batches[0], replay=None))
+    assert abs(update.loss) <= 1e-6 and max(float(grad.abs().max()) for grad in update.grads) <= 1e-5
+
+
+class Broken(Source):
+    def __init__(self, source: Source, model: Decoder) -> None:
+        self.source = source
+
+    def step(self, step: int) -> Step:
+        work = self.source.step(step)
+        work.batches = [replace(b, sampled_logprobs=b.sampled_logprobs * 0.9) for b in work.batches]  # type: ignore[operator]
+        return work
+
+
+def test_a_sampler_that_disagrees_stops_the_run(base: Path, student: Path, tmp_path: Path) -> None:
+    with pytest.raises(NumericsError, match="step 1: trainer and sampler disagree"):
+        train_with(own_run(base, student), RunDir(tmp_path / "a"), Broken)
+    warm = own_run(base, student, temperature=0.7)
+    fit(warm, RunDir(tmp_path / "b"), quiet=True)
+    wrong = warm.model_copy(update={"objectives": (Distil(divergence="reverse"),)})
+    with pytest.raises(NumericsError, match="step 1: trainer and sampler disagree"):
+        fit(wrong, RunDir(tmp_path / "c"), quiet=True)
+    assert RunDir(tmp_path / "c").steps() == []
+
+
+def test_a_teacher_of_another_vocabulary_is_refused_with_what_to_do(base: Path, student: Path, tmp_path: Path) -> None:
+    words = Tokenizer.byte_level(["after a after b"] * 9, vocab_size=266)
+    words.save(tmp_path / "tokenizer.json")
+    run = sft(task=TASK, size="tiny", steps=1, rows=1, row=ROW, tokenizer=str(tmp_path / "tokenizer.json"))
+    fit(run, RunDir(tmp_path / "teacher"), quiet=True)
+    with pytest.raises(
+        DataError, match=r"tokenizer=TEACHER/tokenizer.json, or use .* rorqual train sft data=FILE.parquet"
+    ):
+        fit(own_run(tmp_path / "teacher", student), RunDir(tmp_path / "run"), quiet=True)
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(ConfigError, match="top_k=264 of a vocabulary of 263"):
+        fit(own_run(base, student, top_k=264), RunDir(tmp_path / "run"), quiet=True)
+
+
+def test_it_is_one_run_at_any_number_of_threads_and_needs_no_verdict(base: Path, student: Path, tmp_path: Path) -> None:
+    run = own_run(base, student)
+    quiet = run.model_copy(update={"source": run.source.model_copy(update={"grade": False})})
+    states = [fit(r, RunDir(tmp_path / str(i)), quiet=True, threads=n)
+              for i, (r, n) in enumerate([(run, 1), (run, 2), (quiet, 1)])]  # fmt: skip
+    one, *others = (state.model.state_dict() for state in states)
+    assert all(torch.equal(one[name], other[name]) for other in others for name in one)
+    record = records(tmp_path / "2")[0]
+    assert not any(name.startswith(("reward", "right", "ungraded", "groups")) for name in record)
+    assert records(tmp_path / "0") == records(tmp_path / "1")
+
+
+def test_a_student_with_experts_replays_its_own(base: Path, tmp_path: Path) -> None:
+    moved = own_run(base, base, 1)
+    assert moved.model == tiny().model_copy(update={"max_position_embeddings": ROW})
+    fit(moved, RunDir(tmp_path / "run"), quiet=True)
+    (record,) = records(tmp_path / "run")
+    assert record["routing_gap_max"] <= 1e-4 and record["logprob_diff"] <= 1e-6

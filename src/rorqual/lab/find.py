@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from rorqual.core.errors import ConfigError, nearest
+from rorqual.lab.distil_vs_rl import DistilVsRl
 from rorqual.lab.experiment import Experiment
+from rorqual.lab.zero import Zero, ZeroLong
 
-EXPERIMENTS: Mapping[str, Experiment] = {one.name: one for one in ()}
+EXPERIMENTS: Mapping[str, Experiment] = {one.name: one for one in (DistilVsRl(), Zero(), ZeroLong())}
 
 
 def find_experiment(name: str) -> Experiment:

@@ -13,6 +13,7 @@ from rorqual.core.config import Config, parse
 from rorqual.evals.compare import Measure, compare_seeds, is_right
 from rorqual.evals.evaluation import Evaluation, Grain
 from rorqual.evals.stats import hierarchical_difference
+from rorqual.tasks.base import Verdict as Graded
 
 Verdict = Literal["holds", "does not hold", "open"]
 CONFIDENCE = 0.99
@@ -155,3 +156,35 @@ def contrast_of_values(
         by_seed=tuple((summary(x), summary(y)) for x, y in zip(olds, news, strict=True)),
         unit=unit,
     )
+
+
+def mean_by_seed(found: Sequence[Evaluation], label: str, groups: Sequence[str], measure: Measure = is_right) -> Series:
+    """A series of bars: for each family of `groups` (`all`: every problem), the mean over seeds with its interval."""
+    points, low, high, seeds = [], [], [], []
+    for place, group in enumerate(groups):
+        values = [
+            np.asarray(
+                [measure(s) for s in one.samples if group in ("all", s.family) and s.verdict is not Graded.UNGRADED]
+            )
+            for one in found
+        ]
+        interval = hierarchical_difference([np.zeros(len(v)) for v in values], values, CONFIDENCE, 10_000)
+        points.append((float(place), interval.mean))
+        low.append(interval.interval.low)
+        high.append(interval.interval.high)
+        seeds.append([(float(place), float(v.mean())) for v in values])
+    by_seed = tuple(tuple(points_of_seed) for points_of_seed in zip(*seeds))
+    return Series(label=label, points=tuple(points), low=tuple(low), high=tuple(high), by_seed=by_seed)
+
+
+def percent(value: float) -> str:
+    """A share as percent, for sentences and tables."""
+    return f"{100 * value:.1f}"
+
+
+def said(contrast: Contrast) -> str:
+    """`a` to `b` with the difference and its interval, for sentences; in points where it is a share."""
+    scale, digits = (100, 1) if contrast.unit == "points" else (1, 4)
+    a, b, d, low, high = (scale * v for v in (contrast.a, contrast.b, contrast.difference, contrast.low, contrast.high))
+    level = f"{contrast.confidence:.0%} interval"
+    return f"{a:.{digits}f} against {b:.{digits}f}, {d:+.{digits}f} {contrast.unit} ({level} {low:+.{digits}f} to {high:+.{digits}f})"

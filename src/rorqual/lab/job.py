@@ -17,7 +17,8 @@ from typing import Any
 
 from rorqual.core.config import Config, parse
 from rorqual.core.records import RunDir, Thinking, write_json
-from rorqual.distil.factory import FactoryConfig, sample_teacher
+from rorqual.distil.config import FactoryConfig
+from rorqual.distil.factory import sample_teacher
 from rorqual.engine.engine import Engine
 from rorqual.engine.request import SamplingParams
 from rorqual.evals.evaluation import Evaluation
@@ -28,6 +29,9 @@ from rorqual.tasks.base import Split
 from rorqual.tasks.find import load_task
 from rorqual.train.loop import fit
 from rorqual.train.run import Run
+
+SAMPLED = SamplingParams(max_tokens=80, temperature=0.6, top_p=0.95)
+"""As DeepSeek-R1 was evaluated (R1, section 3)."""
 
 
 class Cost(Config):
@@ -128,7 +132,7 @@ class Measure(Job):
     count: int
     split: Split = "test"
     thinking: Thinking = "auto"
-    params: SamplingParams = SamplingParams(max_tokens=80, temperature=0.6, top_p=0.95)
+    params: SamplingParams = SAMPLED
 
     def work(self, place: Path) -> Cost:
         run = RunDir(place / self.model)

@@ -1,0 +1,189 @@
+"""Reinforcement alone, on correctness alone, from a model that mostly answers at once: what grows?
+
+Two effects are kept apart: the choice to think, and being right when thinking, which is measured by making the model think.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import ClassVar
+
+from rorqual.core.records import RunDir
+from rorqual.evals.compare import did_think
+from rorqual.evals.evaluation import Evaluation
+from rorqual.lab.experiment import Experiment, amount
+from rorqual.lab.finding import Chart, Contrast, Finding, Series, Verdict, contrasts, mean_by_seed, percent, said
+from rorqual.lab.job import Job, Train, evaluation
+from rorqual.lab.student import BASE, FAMILIES, RL, base_jobs, measures, reinforce, reinforced_job
+
+CLAIM = "reinforcement on correctness alone, without worked solutions, makes reasoning grow"
+SOURCE = "DeepSeek-R1, arXiv 2501.12948, section 2.2; Nature, September 2025, figure 1"
+EFFECTS = {
+    "choice": "thinks, own choice: before against after",
+    "right": "right, own choice: before against after",
+    "ability": "right when made to think: before against after",
+}
+
+
+class Zero(Experiment):
+    """From the base student of `distil-vs-rl`, with the same reinforcement."""
+
+    name: ClassVar[str] = "zero"
+    title: ClassVar[str] = "Reinforcement alone"
+    claim: ClassVar[str] = CLAIM
+    source: ClassVar[str] = SOURCE
+
+    def jobs(self, seed: int, place: Path, share: float) -> list[Job]:
+        return [*base_jobs(seed, share), reinforced_job(seed, place, share), *measures(RL, seed, share)]
+
+    def conclude(self, places: Mapping[int, Path], share: float) -> Finding:
+        return told(self, list(places.values()), RL, (RL,), places)
+
+
+LONG_PARTS, LONG_STEPS = 6, 250
+"""About half a core-hour, in parts, so that it can be measured on the way."""
+
+
+class ZeroLong(Experiment):
+    """The same for a seed or more, much longer, in parts that each begin where the last one ended (with a fresh optimizer)."""
+
+    name: ClassVar[str] = "zero-long"
+    title: ClassVar[str] = "Reinforcement alone, for long"
+    claim: ClassVar[str] = CLAIM
+    source: ClassVar[str] = SOURCE
+    seeds: ClassVar[int] = 1
+
+    def jobs(self, seed: int, place: Path, share: float) -> list[Job]:
+        found = base_jobs(seed, share)
+        for part in range(1, LONG_PARTS + 1):
+            found.append(_part(part, seed, place, share))
+            found += measures(_name(part), seed, share)
+        return found
+
+    def conclude(self, places: Mapping[int, Path], share: float) -> Finding:
+        where, runs = list(places.values()), tuple(_name(part) for part in range(1, LONG_PARTS + 1))
+        finding = told(self, where, runs[-1], runs, places)
+        return finding.model_copy(update={"charts": (*finding.charts, _on_the_way(where, runs))})
+
+
+def _name(part: int) -> str:
+    return f"zero-long-{part}"
+
+
+def _part(part: int, seed: int, place: Path, share: float) -> Train:
+    start = _name(part - 1) if part > 1 else BASE
+    return Train(
+        name=_name(part),
+        estimate=1.4 * LONG_STEPS * share,
+        make=lambda: reinforce(place / start, amount(LONG_STEPS, share), seed + 1000 * part),
+        needs=(start,),
+    )
+
+
+def told(
+    experiment: Experiment, where: Sequence[Path], last: str, runs: Sequence[str], places: Mapping[int, Path]
+) -> Finding:
+    """What reinforcement changed, from the base to the run `last`; `runs` follow each other."""
+    before, after = ([evaluation(p, f"{m}-auto") for p in where] for m in (BASE, last))
+    made_before, made_after = ([evaluation(p, f"{m}-on") for p in where] for m in (BASE, last))
+    choice = contrasts(EFFECTS["choice"], before, after, measure=did_think)
+    right = contrasts(EFFECTS["right"], before, after)
+    ability = contrasts(EFFECTS["ability"], made_before, made_after)
+    verdict, words = _verdict(choice[0], right[0], ability[0])
+    lengths = [_length(before), _length(after)]
+    words.append(
+        f"Answers that thought were {lengths[0]:.1f} tokens of thinking long before and {lengths[1]:.1f} after."
+    )
+    groups = ("all", *FAMILIES)
+    bars = (
+        mean_by_seed(before, "before, own choice", groups),
+        mean_by_seed(after, "after, own choice", groups),
+        mean_by_seed(made_before, "before, made to think", groups),
+        mean_by_seed(made_after, "after, made to think", groups),
+    )
+    return Finding(
+        experiment=experiment.name,
+        title=experiment.title,
+        claim=experiment.claim,
+        source=experiment.source,
+        verdict=verdict,
+        words=tuple(words),
+        contrasts=(*right, *choice, *ability),
+        charts=(
+            Chart(name="effects", title="Right on held-out problems", kind="bars", labels=groups, series=bars, percent=True,
+                  caption="Mean over seeds with 99 % intervals; dots: each seed."),
+            _over_steps(where, runs),
+            _thinking_length(where, runs),
+        ),
+        seeds=tuple(places),
+    )  # fmt: skip
+
+
+def _verdict(choice: Contrast, right: Contrast, ability: Contrast) -> tuple[Verdict, list[str]]:
+    """Reasoning grew where the model made to think is more often right than before; thinking more often alone is not that."""
+    words = [
+        f"Right by its own choice: {said(right)}.",
+        f"It chose to think on {percent(choice.a)} % of the problems before and {percent(choice.b)} % after: {said(choice)}.",
+        f"Made to think, right: {said(ability)}.",
+    ]
+    return ability.sign, words
+
+
+def _length(found: Sequence[Evaluation]) -> float:
+    lengths = [s.thinking_tokens for one in found for s in one.samples if s.thought]
+    return sum(lengths) / len(lengths) if lengths else 0.0
+
+
+def _lines(where: Sequence[Path], runs: Sequence[str], label: str, key: str) -> Series:
+    lines = []
+    for place in where:
+        records = [record for run in runs for record in RunDir(place / run).metrics()]
+        lines.append(tuple((float(i), float(r[key])) for i, r in enumerate(records, 1) if r.get(key) is not None))
+    mean = tuple((points[0][0], sum(y for _, y in points) / len(points)) for points in zip(*lines))
+    return Series(label=label, points=mean, by_seed=tuple(lines))
+
+
+def _over_steps(where: Sequence[Path], runs: Sequence[str]) -> Chart:
+    return Chart(
+        name="steps",
+        title="Over reinforcement, of its own samples",
+        x="step",
+        y="share",
+        series=(
+            _lines(where, runs, "right", "reward"),
+            _lines(where, runs, "thinks", "think_share"),
+            _lines(where, runs, "right when thinking", "right_when_thinking"),
+        ),
+        percent=True,
+        caption="Strong: mean over seeds. Faint: each seed.",
+    )
+
+
+def _thinking_length(where: Sequence[Path], runs: Sequence[str]) -> Chart:
+    return Chart(name="length", title="Length of an answer", x="step", y="tokens",
+                 series=(_lines(where, runs, "answer with its thinking", "reply_length"),),
+                 caption="It grows while thinking is chosen more often.")  # fmt: skip
+
+
+def _on_the_way(where: Sequence[Path], runs: Sequence[str]) -> Chart:
+    def series(label: str, mode: str) -> Series:
+        lines = [
+            tuple((float(i), _share_right(evaluation(place, f"{run}-{mode}"))) for i, run in enumerate((BASE, *runs)))
+            for place in where
+        ]
+        mean = tuple((points[0][0], sum(y for _, y in points) / len(points)) for points in zip(*lines))
+        return Series(label=label, points=mean, by_seed=tuple(lines))
+
+    return Chart(
+        name="parts",
+        title=f"On held-out problems, after each {LONG_STEPS} steps",
+        x="part",
+        y="right",
+        series=(series("made to think", "on"), series("own choice", "auto")),
+        percent=True,
+    )
+
+
+def _share_right(found: Evaluation) -> float:
+    return sum(s.verdict.value == "right" for s in found.samples) / len(found.samples)

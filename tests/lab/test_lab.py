@@ -1,0 +1,123 @@
+"""An experiment is its jobs' files: whatever stops it, the same command goes on and ends with the same finding."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rorqual.core.errors import ConfigError
+from rorqual.lab.find import EXPERIMENTS, find_experiment
+from rorqual.lab.finding import Finding
+from rorqual.lab.page import page_text
+from rorqual.lab.run import Plan, planned
+
+SHARE = 0.01
+CLOCKS = {"costs", "made"}
+
+
+def lab(out: Path, *words: str, name: str = "zero") -> list[str]:
+    return [sys.executable, "-m", "rorqual", "lab", name, "--seeds", "2", "--budget", "0.15", "--out", str(out), *words]
+
+
+def finding(out: Path, name: str = "zero") -> dict[str, Any]:
+    found = json.loads((out / f"{name}.json").read_bytes())
+    return {key: value for key, value in found.items() if key not in CLOCKS}
+
+
+def told(command: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def processes(mark: str) -> set[int]:
+    """Ids of processes whose command line or working files name `mark`."""
+    found = set()
+    for entry in Path("/proc").glob("[0-9]*/maps"):
+        try:
+            if any(mark in os.readlink(fd) for fd in (entry.parent / "fd").iterdir()):
+                found.add(int(entry.parent.name))
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.slow
+def test_killed_again_and_again_it_ends_with_the_same_finding(tmp_path: Path) -> None:
+    straight = told(lab(tmp_path / "straight"))
+    assert straight.returncode == 0, straight.stderr
+    assert "core-minutes" in straight.stdout and "left" in straight.stdout
+    out = tmp_path / "killed"
+    for seconds in (4.0, 6.0):
+        process = subprocess.Popen(lab(out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(seconds)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        deadline = time.monotonic() + 10
+        while processes(str(out)) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not processes(str(out)), "a job lives on without its parent and writes beside the next one"
+    resumed = told(lab(out))
+    assert resumed.returncode == 0, resumed.stderr
+    assert finding(out) == finding(tmp_path / "straight")
+    again = told(lab(out))
+    assert "0.0 of them left" in again.stdout
+
+
+def test_every_experiment_plans_jobs_in_order_and_says_what_they_cost(tmp_path: Path) -> None:
+    for experiment in EXPERIMENTS.values():
+        plan = Plan(experiment, tmp_path, (1, 2), 1.0)
+        assert all(job.estimate > 0 for job in plan.jobs.values())
+        assert {seed for seed, _ in plan.jobs} == {1, 2}
+        assert plan.left() == plan.jobs
+
+
+def test_a_budget_shrinks_the_work_and_one_that_is_enough_does_not(tmp_path: Path) -> None:
+    experiment = find_experiment("zero")
+    full = Plan(experiment, tmp_path, (1,), 1.0)
+    minutes = sum(job.estimate for job in full.jobs.values()) / 60
+    assert planned(experiment, tmp_path, (1,), minutes).share == 1.0
+    half = planned(experiment, tmp_path, (1,), minutes / 2)
+    assert half.share == pytest.approx(0.5, rel=0.02)
+    assert sum(job.estimate for job in half.jobs.values()) / 60 == pytest.approx(minutes / 2, rel=0.02)
+    with pytest.raises(ConfigError, match="core-minutes"):
+        planned(experiment, tmp_path, (1,), minutes / 1e5)
+
+
+def test_an_unknown_experiment_names_the_nearest_and_all() -> None:
+    with pytest.raises(ConfigError) as refused:
+        find_experiment("distill-vs-rl")
+    assert "distil-vs-rl" in str(refused.value) and "zero" in str(refused.value)
+
+
+def test_the_page_escapes_and_holds_every_seed() -> None:
+    found = Finding(
+        experiment="x",
+        title="<b>",
+        claim="a & b",
+        source="s",
+        verdict="open",
+        words=("<script>",),
+        contrasts=(
+            {
+                "question": "q",
+                "a": 0.1,
+                "b": 0.5,
+                "difference": 0.4,
+                "low": 0.3,
+                "high": 0.5,
+                "by_seed": ((0.123, 0.456),),
+            },
+        ),  # type: ignore[arg-type]
+        seeds=(7,),
+        costs={"job": (1.5,)},
+    )
+    text = page_text(found)
+    assert "<script>" not in text and "&lt;b&gt;" in text
+    assert "12.3" in text and "45.6" in text and "seed 7" in text

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from rorqual.core.errors import ConfigError, nearest
+from rorqual.lab.balance import BalanceExperiment
 from rorqual.lab.distil_vs_rl import DistilVsRl
 from rorqual.lab.experiment import Experiment
+from rorqual.lab.experts import ExpertsExperiment
 from rorqual.lab.zero import Zero, ZeroLong
 
-EXPERIMENTS: Mapping[str, Experiment] = {one.name: one for one in (DistilVsRl(), Zero(), ZeroLong())}
+EXPERIMENTS: Mapping[str, Experiment] = {
+    one.name: one for one in (DistilVsRl(), Zero(), ZeroLong(), BalanceExperiment(), ExpertsExperiment())
+}
 
 
 def find_experiment(name: str) -> Experiment:

@@ -1,0 +1,224 @@
+"""Bits against a brute force and on made-up routers; experts that are gone serve nothing; the experiment in small."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rorqual.core.errors import ConfigError
+from rorqual.core.records import RunDir, write_json
+from rorqual.data.chat import chat_format
+from rorqual.data.pack import Sample
+from rorqual.data.tokenizer import BASE_VOCAB, Tokenizer
+from rorqual.engine import Engine, Request, SamplingParams
+from rorqual.evals.experts import choices, counts, dependence, information, lift, without_experts
+from rorqual.lab.experts import (
+    ExpertsExperiment,
+    ablated,
+    answered,
+    decide,
+    hurt_contrasts,
+    informed,
+    losses,
+    lost,
+    worked,
+)
+from rorqual.lab.job import value_file
+from rorqual.lab.page import page_text
+from rorqual.lab.teacher import TEACHER
+from rorqual.model.decoder import Decoder
+from rorqual.model.init import build
+from rorqual.recipes.models import v3_like
+from rorqual.recipes.quickstart import TASK
+from rorqual.recipes.sft import sft
+from rorqual.train.loop import fit
+
+FAMILIES, DOCUMENTS, LENGTH = 4, 80, 10
+
+
+def model() -> Decoder:
+    return build(v3_like("tiny", vocab_size=BASE_VOCAB, context=128), seed=0)
+
+
+def brute(pairs: list[tuple[int, int]]) -> float:
+    """sum p(a, b) log2 p(a, b) / (p(a) p(b)) over a list of pairs."""
+    n, joint = len(pairs), Counter(pairs)
+    first, second = Counter(a for a, _ in pairs), Counter(b for _, b in pairs)
+    return sum(c / n * math.log2(c * n / (first[a] * second[b])) for (a, b), c in joint.items())
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 4)), min_size=1, max_size=60))
+def test_information_is_what_a_brute_force_says(pairs: list[tuple[int, int]]) -> None:
+    table = np.zeros((4, 5))
+    for a, b in pairs:
+        table[a, b] += 1
+    assert float(information(table)) == pytest.approx(brute(pairs), abs=1e-9)
+    assert information(np.stack([table, table * 3]))[1] == pytest.approx(brute(pairs), abs=1e-9)
+
+
+def corpus(rule: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Experts [n, 1], document [n], label [documents], token [n] of a router that goes by `rule`."""
+    rng = np.random.default_rng(0)
+    label = np.arange(DOCUMENTS) % FAMILIES
+    document = np.repeat(np.arange(DOCUMENTS), LENGTH)
+    token = rng.integers(0, 2, len(document)) + 2 * label[document] * (rule == "token")
+    expert = {
+        "family": label[document],
+        "token": token % 4,
+        "chance": rng.integers(0, 4, len(document)),
+        "document": rng.integers(0, 4, DOCUMENTS)[document],  # one expert for all of a document, whatever its family
+    }[rule]
+    return expert[:, None], document, label, token
+
+
+def bits(rule: str, within: str = "any") -> tuple[float, float, float]:
+    """Bits, mean bits of shuffled labels, p-value."""
+    expert, document, label, token = corpus(rule)
+    held = token if within == "token" else np.zeros_like(token)
+    one = dependence(expert, document, label, held, n_experts=4, shuffles=199, seed=1)
+    return one.bits, float(one.shuffled.mean()), one.p_value
+
+
+def test_an_expert_for_each_family_says_all_and_a_random_one_nothing() -> None:
+    said, chance, p = bits("family")
+    assert said == pytest.approx(math.log2(FAMILIES)) and chance < 0.1 and p == 1 / 200
+    said, chance, p = bits("chance")
+    assert said == pytest.approx(chance, abs=0.01) and p > 0.05
+
+
+def test_shuffling_problems_and_not_tokens_keeps_what_hangs_together() -> None:
+    """A document whose tokens all meet one expert looks like bits: many tokens, few independent choices."""
+    said, chance, p = bits("document")
+    assert said > 0.03 and p > 0.05 and chance > 0.03
+
+
+def test_within_one_token_a_router_by_token_says_nothing() -> None:
+    free, chance, p = bits("token")
+    assert free > chance + 0.5 and p == 1 / 200
+    held, chance, p = bits("token", within="token")
+    assert held == pytest.approx(0, abs=1e-12) and p == 1.0 and chance == pytest.approx(0, abs=1e-12)
+    held, chance, p = bits("family", within="token")
+    assert held > chance + 1 and p == 1 / 200
+
+
+def test_within_is_the_weighted_sum_of_brute_forces() -> None:
+    rng = np.random.default_rng(2)
+    label, document = rng.integers(0, 3, 12), rng.integers(0, 12, 300)
+    experts, token = rng.integers(0, 5, (300, 2)), rng.integers(0, 4, 300)
+    slow = 0.0
+    for one in range(4):
+        here = [i for i in range(300) if token[i] == one]
+        pairs = [(int(label[document[i]]), int(e)) for i in here for e in experts[i]]
+        slow += len(here) / 300 * brute(pairs)
+    assert dependence(experts, document, label, token, n_experts=5, shuffles=3, seed=0).bits == pytest.approx(slow)
+
+
+def test_choices_are_those_of_each_document_alone() -> None:
+    net = model()
+    generator = torch.Generator().manual_seed(4)
+    ids = [torch.randint(BASE_VOCAB, (n,), generator=generator).tolist() for n in (7, 20, 3, 31, 12)]
+    read = choices(net, [Sample(x, [True] * len(x)) for x in ids], 40, rows=2)
+    assert len(read.token) == sum(map(len, ids))
+    for number, alone in enumerate(ids):
+        here = read.document == number
+        assert read.token[here].tolist() == alone and read.before[here].tolist() == [-1, *alone[:-1]]
+        expected = net(torch.tensor([alone])).routing[0].indices.sort(-1).values
+        assert np.sort(read.experts[here][:, 0], -1).tolist() == expected.tolist()
+
+
+def test_counts_and_lift() -> None:
+    experts, group = np.array([[0, 1], [0, 2], [3, 1]]), np.array([0, 0, 1])
+    table = counts(experts, group, 4, 2)
+    assert table.tolist() == [[2, 1, 1, 0], [0, 1, 0, 1]]
+    assert lift(table)[1].tolist() == pytest.approx([0, 0.5 / 0.375, 0, 2])
+
+
+def test_experts_that_are_gone_serve_nothing() -> None:
+    net = model()
+    tokens = torch.randint(BASE_VOCAB, (3, 40), generator=torch.Generator().manual_seed(5))
+    whole = net(tokens).routing[0]
+    gone = whole.indices.flatten().bincount(minlength=16).topk(3).indices.tolist()
+    without = without_experts(net, [gone])
+    routing = without(tokens).routing[0]
+    assert not np.isin(routing.indices.numpy(), gone).any() and bool(routing.weights.isfinite().all())
+    assert torch.allclose(routing.weights.sum(-1), torch.ones(120))
+    expected = whole.scores.clone()
+    expected[:, gone] = -1.0
+    assert torch.equal(routing.indices.sort(-1).values, expected.topk(2).indices.sort(-1).values), "the next best serve"
+    assert torch.equal(net(tokens).routing[0].indices, whole.indices), "the model itself is as it was"
+    engine = Engine(without, Tokenizer.byte_level(), chat_format(Tokenizer.byte_level()))
+    [[said]] = engine.generate([Request(prompt_ids=(5, 6, 7), params=SamplingParams(max_tokens=9, ignore_eos=True))])
+    assert not np.isin(np.asarray(said.experts), gone).any(), "nor in the engine"
+    with pytest.raises(ConfigError, match="1 experts are left"):
+        without_experts(net, [list(range(15))])
+    without_experts(net, [list(range(14))])
+
+
+def test_loss_by_problem() -> None:
+    net, chat = model(), chat_format(Tokenizer.byte_level())
+    _, samples = worked(chat, "dev", 0, 1)
+    for sample, got in zip(samples, losses(net, samples)):
+        logprobs = net.logits(net(torch.tensor([sample.ids])).hidden)[0].log_softmax(-1)
+        at = [i for i in range(len(sample.ids) - 1) if sample.mask[i + 1]]
+        assert got == pytest.approx(-sum(float(logprobs[i, sample.ids[i + 1]]) for i in at) / len(at), rel=1e-4)
+
+
+def taken(own: float, other: float, random: float) -> list[dict[str, object]]:
+    """Two seeds, three families of 40 problems, of which these shares are lost."""
+    families = ["x", "y", "z"]
+    family = [f for f in families for _ in range(40)]
+
+    def right(share: dict[str, float]) -> list[int]:
+        return [int(i % 40 >= 40 * share[f]) for i, f in enumerate(family)]
+
+    made = {"none": right(dict.fromkeys(families, 0.0)), "random 1": right(dict.fromkeys(families, random))}
+    made |= {gone: right({f: own if f == gone else other for f in families}) for gone in families}
+    loss = {name: [1.0 - x for x in values] for name, values in made.items()}
+    one = {"families": families, "family": family, "gone": dict.fromkeys(made), "right": made, "loss": loss}
+    del one["gone"]["none"]
+    return [one, one]
+
+
+def test_the_verdict_is_a_rule() -> None:
+    sure = [{name: [{"p": 0.002}, {"p": 0.002}] for name in ("any", "token")}] * 2
+    by_token = [{"any": [{"p": 0.002}] * 2, "token": [{"p": 0.4}] * 2}] * 2
+    mostly = [*sure, {"any": [{"p": 0.002}] * 2, "token": [{"p": 0.4}, {"p": 0.002}]}]
+    nothing = [{name: [{"p": 0.3}] * 2 for name in ("any", "token")}] * 2
+    specialised = hurt_contrasts(taken(0.5, 0.1, 0.1))
+    assert decide(sure, specialised) == "holds"
+    assert decide(by_token, specialised) == decide(mostly, specialised) == "open"
+    assert decide(nothing, specialised) == "does not hold"
+    assert decide(sure, hurt_contrasts(taken(0.1, 0.1, 0.1))) == "open"
+    assert decide(sure, hurt_contrasts(taken(0.1, 0.5, 0.1))) == "does not hold"
+    assert [c.difference for c in specialised if c.of == "all"] == pytest.approx([0.4, 0.4, 0.4, 0.4])
+    assert lost(taken(0.5, 0.1, 0.2)[0], "y", ["x", "z"], "right").mean() == pytest.approx(0.1)
+
+
+def test_the_whole_of_it_in_small(tmp_path: Path) -> None:
+    places = {seed: tmp_path / f"seed-{seed}" for seed in (1, 2)}
+    for seed, place in places.items():
+        fit(sft(task=TASK, size="tiny", steps=2, rows=4, row=128, seed=seed), RunDir(place / TEACHER), quiet=True)
+        write_json(value_file(place, "experts-information"), informed(place, seed=seed, count=2, shuffles=19))
+        write_json(value_file(place, "experts-ablation"), ablated(place, seed=seed, count=1))
+    experiment = ExpertsExperiment()
+    finding = experiment.conclude(places, 0.01)
+    assert finding == experiment.conclude(places, 0.01)
+    assert "bits" in page_text(finding) and len(finding.tables) == 3
+    names = [job.name for job in experiment.jobs(100, places[1], 1.0)]
+    assert names == ["teacher-base", "teacher", "experts-information", "experts-ablation"]
+
+
+def test_without_ablation_nothing_is_lost() -> None:
+    net, chat = model(), chat_format(Tokenizer.byte_level())
+    problems, samples = worked(chat, "dev", 0, 1)
+    none = without_experts(net, [[]])
+    assert losses(none, samples) == losses(net, samples)
+    assert answered(none, chat, problems[:4], 0, 1) == answered(net, chat, problems[:4], 0, 1)

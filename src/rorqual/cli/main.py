@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 import rorqual
 from rorqual.cli.verbs.chat import chat
 from rorqual.cli.verbs.compare import compare
+from rorqual.cli.verbs.distil import distil
 from rorqual.cli.verbs.doctor import doctor
 from rorqual.cli.verbs.eval import evaluate
 from rorqual.cli.verbs.inspect import inspect
@@ -25,7 +26,7 @@ from rorqual.cli.verbs.report import report
 from rorqual.cli.verbs.train import train
 from rorqual.core.errors import RorqualError
 
-RESUMES = ("quickstart", "train", "lab")
+RESUMES = ("quickstart", "train", "distil", "distill", "lab")
 """Verbs that go on where they were when the same command is given again."""
 WRITE_REMEDY = {
     errno.ENOSPC: "Free disk space and repeat the command; what was written whole is kept.",
@@ -101,6 +102,9 @@ def _add(name: str, verb: Any, example: str, **settings: Any) -> None:
 
 _add("quickstart", quickstart, "rorqual quickstart --size small --out runs/small")
 _add("train", train, "rorqual train sft task=families size=tiny steps=20 out=runs/tiny", context_settings=PAIRS)
+DISTIL = "rorqual distil runs/tiny task=families problems=20 samples=2 max_tokens=64 keep=all out=runs/taught"
+_add("distil", distil, DISTIL, context_settings=PAIRS)
+_add("distill", distil, DISTIL, context_settings=PAIRS, hidden=True)
 _add("eval", evaluate, "rorqual eval runs/tiny task=families count=20", context_settings=PAIRS)
 _add("lab", lab, "rorqual lab zero --seeds 1 --budget 1 --out runs/lab-short")
 _add("chat", chat, 'echo "add 12 34" | rorqual chat runs/tiny thinking=on', context_settings=PAIRS)

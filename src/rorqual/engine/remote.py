@@ -7,14 +7,16 @@ graded, never trained on by policy gradient.
 from __future__ import annotations
 
 import json
+import socket
 import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from email.message import Message as Headers
 from http.client import HTTPException
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 from urllib.parse import urlsplit
 
 from rorqual.core.errors import ConfigError, DataError, RorqualError
@@ -35,6 +37,46 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
     # urllib would carry the key along to wherever the answer points.
     def redirect_request(self, *_: Any, **__: Any) -> None:
         return None
+
+
+class Toll(Protocol):
+    """Who pays. Called by several threads at once."""
+
+    def enter(self, place: int) -> bool:
+        """Whether the request at `place` may be sent (again); asked before each try, and may wait for others to end."""
+
+    def refused(self, place: int) -> None:
+        """The try was not answered and will not be billed: the server refused it, or nobody was there."""
+
+    def left(self, place: int) -> None:
+        """The request is over, whatever came of it; what may have been billed without an answer has been."""
+
+
+class _Free:
+    def enter(self, place: int) -> bool:
+        return True
+
+    def refused(self, place: int) -> None:
+        pass
+
+    def left(self, place: int) -> None:
+        pass
+
+
+FREE: Toll = _Free()
+
+
+class _Unpaid(RorqualError):
+    """The toll let a request not through."""
+
+
+@dataclass(frozen=True)
+class _Gate:
+    """One request's way to the server."""
+
+    toll: Toll
+    place: int
+    stop: threading.Event
 
 
 class RemoteEngine:
@@ -83,43 +125,68 @@ class RemoteEngine:
         self, requests: Sequence[Request], *, progress: Callable[[int, int], None] | None = None
     ) -> list[list[Completion]]:
         """For each request its `n` samples. The first failure that retries do not mend stops everything."""
-        for number, request in enumerate(requests):
+        wanted = [(request, sample) for request in requests for sample in range(request.params.n)]
+        found: dict[int, Completion] = {}
+
+        def arrived(place: int, completion: Completion) -> None:
+            found[place] = completion
+            if progress is not None:
+                progress(len(found), len(wanted))
+
+        self.collect(wanted, arrived)
+        flat = iter([found[place] for place in range(len(wanted))])
+        return [[next(flat) for _ in range(request.params.n)] for request in requests]
+
+    def collect(
+        self,
+        wanted: Sequence[tuple[Request, int]],
+        arrived: Callable[[int, Completion], None],
+        toll: Toll = FREE,
+    ) -> bool:
+        """Ask for the given (request, number of the sample) and hand each answer over as it comes: `arrived(place, completion)`.
+
+        One call of `arrived` at a time, in the order of arrival. The first failure, of a request or of `arrived`, stops
+        everything that is not under way yet; what is under way is waited for and handed over, then the failure is raised.
+        `toll` is asked before each try; False is returned where it let one not through, and nothing further was sent.
+        """
+        for number, (request, _) in enumerate(wanted):
             if not request.messages:
                 raise DataError(
                     "it has token ids and no messages, and an address takes messages only",
                     where=f"request {number}",
                     remedy="Fill `messages`.",
                 )
-        wanted = [(request, sample) for request in requests for sample in range(request.params.n)]
-        lock, done, stop = threading.Lock(), 0, threading.Event()
+        lock, stop = threading.Lock(), threading.Event()
         faults: list[BaseException] = []
 
-        def one(item: tuple[Request, int]) -> Completion:
-            nonlocal done
+        def one(place: int) -> None:
+            if stop.is_set():
+                return
             try:
-                completion = self._complete(*item, stop)
+                completion = self._complete(*wanted[place], _Gate(toll, place, stop))
+                with lock:
+                    arrived(place, completion)
             except BaseException as error:
                 with lock:  # the others only say that they were stopped
                     faults.append(error)
                 stop.set()
                 raise
-            with lock:
-                done += 1
-                if progress is not None:
-                    progress(done, len(wanted))
-            return completion
+            finally:
+                toll.left(place)
 
         with ThreadPoolExecutor(self.concurrency, thread_name_prefix="remote") as pool:
-            futures = [pool.submit(one, item) for item in wanted]
             try:
-                flat = iter([future.result() for future in futures])
+                for future in [pool.submit(one, place) for place in range(len(wanted))]:
+                    future.result()
             except BaseException as error:
                 stop.set()
-                pool.shutdown(wait=False, cancel_futures=True)
-                if faults and isinstance(error, RemoteError):
+                pool.shutdown(wait=True, cancel_futures=True)
+                if faults and isinstance(error, RorqualError):
+                    if isinstance(faults[0], _Unpaid):
+                        return False
                     raise faults[0] from None
                 raise
-        return [[next(flat) for _ in range(request.params.n)] for request in requests]
+        return True
 
     # ---- one sample
 
@@ -140,8 +207,8 @@ class RemoteEngine:
             body["chat_template_kwargs"] = {"thinking": on, "enable_thinking": on}
         return body | self.extra
 
-    def _complete(self, request: Request, sample: int, stop: threading.Event) -> Completion:
-        data = self._post(self._body(request, sample), stop)
+    def _complete(self, request: Request, sample: int, gate: _Gate) -> Completion:
+        data = self._post(self._body(request, sample), gate)
         try:
             choice = data["choices"][0]
             message = choice["message"]
@@ -170,21 +237,27 @@ class RemoteEngine:
             usage={name: value for name, value in usage.items() if type(value) is int},
         )
 
-    def _post(self, body: dict[str, Any], stop: threading.Event) -> Any:
+    def _post(self, body: dict[str, Any], gate: _Gate) -> Any:
         for attempt in range(self.retries + 1):
             fault, wait = "stopped, since another request failed", 0.0
-            if stop.is_set():
+            if gate.stop.is_set():
                 break
+            if not gate.toll.enter(gate.place):
+                raise _Unpaid("no money for another request", where=self.url)
             try:
                 return self._once(body)
             except urllib.error.HTTPError as error:
+                gate.toll.refused(gate.place)
                 fault, wait = f"HTTP {error.code}: {_message_of(error)}", _retry_after(error.headers)
                 if error.code not in RETRIED:
                     raise RemoteError(fault, where=self.url, remedy=_remedy(error.code)) from None
             except (OSError, HTTPException) as error:  # URLError and timeouts are OSErrors
-                fault = str(getattr(error, "reason", error)) or type(error).__name__
+                reason = getattr(error, "reason", error)
+                if isinstance(reason, ConnectionRefusedError | socket.gaierror):
+                    gate.toll.refused(gate.place)
+                fault = str(reason) or type(error).__name__
             if attempt < self.retries:
-                stop.wait(min(max(wait, self.backoff * 2**attempt), LONGEST_WAIT))
+                gate.stop.wait(min(max(wait, self.backoff * 2**attempt), LONGEST_WAIT))
         raise RemoteError(
             f"{fault} (tried {attempt + 1} times)",
             where=self.url,
@@ -198,9 +271,14 @@ class RemoteEngine:
         call = urllib.request.Request(self.url, json.dumps(body).encode(), headers, method="POST")
         with self._opener.open(call, timeout=self.timeout) as reply:
             raw = reply.read(LARGEST_REPLY)
+            promised = reply.headers.get("Content-Length", "")
         try:
             return json.loads(raw)
         except ValueError:
+            if raw.lstrip()[:1] == b"{" or (
+                promised.isdigit() and len(raw) < int(promised)
+            ):  # read(n) is silent about it
+                raise HTTPException(f"the answer broke off after {len(raw)} bytes") from None
             raise RemoteError(
                 f"the answer is not JSON: {_shorten(raw.decode('utf-8', 'replace'))}",
                 where=self.url,

@@ -84,7 +84,7 @@ def evaluate(
     """
     if problems is None:
         problems = pick(task, split, count, seed, per_family)
-    requests = [Request(problem.messages, _seeded(params, problem.key), thinking) for problem in problems]
+    requests = [Request(problem.messages, seeded(params, problem.key), thinking) for problem in problems]
     began = time.monotonic()
     answers = generator.generate(requests, progress=progress)
     seconds = time.monotonic() - began
@@ -116,7 +116,8 @@ def evaluate(
     )
 
 
-def _seeded(params: SamplingParams, key: str) -> SamplingParams:
+def seeded(params: SamplingParams, key: str) -> SamplingParams:
+    """`params` with a seed made of theirs and a problem's key: a problem's answer does not depend on which others are asked."""
     digest = hashlib.sha256(f"{params.seed}:{key}".encode()).digest()
     return replace(params, seed=int.from_bytes(digest[:4], "big") >> 1)
 

@@ -1,0 +1,192 @@
+"""The card of a teacher's samples: what is in the file, what was left out and why, what it cost, and how to repeat it."""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from rorqual.core.config import to_yaml
+from rorqual.core.records import write_atomic
+from rorqual.data.distilled import Distilled
+from rorqual.distil.config import FactoryConfig
+from rorqual.distil.pictures import pictures
+from rorqual.evals import page
+from rorqual.evals.pictures import DARK, LIGHT, png
+
+REASONS: Mapping[str, str] = {
+    "length": "cut off, or shorter or longer than allowed",
+    "wrong": "the task's grader says wrong",
+    "ungraded": "the grader failed or timed out, or the answer to compare with is unusable",
+    "repetition": "too much of it repeats itself",
+    "language": "too many letters of another script",
+    "contaminated": "holds words of an evaluation set in a row",
+    "duplicate": "nearly the same as an earlier sample of its problem",
+}
+VERDICTS = ("right", "wrong", "ungraded")
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What the card tells. `repeated`: how often the task gave a problem again; `met`: problems that were not asked since they meet an
+    evaluation set; `missing`: samples that the budget did not reach, None where all are there. `clock` as in clock.json."""
+
+    config: FactoryConfig
+    rows: Sequence[Distilled]
+    clock: Mapping[str, Mapping[str, float]]
+    repeated: int
+    met: int
+    notes: Sequence[str]
+    spent: float = 0.0
+    missing: int | None = None
+    families: list[str] = field(init=False, default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.families.extend(dict.fromkeys(row.family for row in self.rows))
+
+    def of(self, family: str) -> list[Distilled]:
+        """The rows of one family."""
+        return [row for row in self.rows if row.family == family]
+
+    @property
+    def kept(self) -> list[Distilled]:
+        """The rows that are trained on."""
+        return [row for row in self.rows if not row.dropped]
+
+    @property
+    def core_seconds(self) -> float:
+        """Processor seconds of all stages."""
+        return sum(stage["core_seconds"] for stage in self.clock.values())
+
+
+def command(config: FactoryConfig, out: Path) -> str:
+    """The command that repeats it: what differs from the defaults."""
+    words = ["rorqual", "distil", config.teacher, f"task={config.task}", f"out={out}"]
+    plain = FactoryConfig.model_construct(teacher=config.teacher, task=config.task)
+    for name, value in _flat(config.model_dump(mode="json", exclude={"teacher", "task"})):
+        if value != dict(_flat(plain.model_dump(mode="json"))).get(name):
+            text = ",".join(map(str, value)) if isinstance(value, list) else value
+            words.append(f"{name}={text}")
+    return shlex.join(words)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping) and name != "options":
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix.removeprefix("access.") + name, value
+
+
+def write_card(out: Path, findings: Findings) -> None:
+    """`card.md`, and `card.html` with pictures; each needs nothing but itself."""
+    tables = list(_tables(findings))
+    lede, again = _lede(findings), command(findings.config, out)
+    text = [f"# Samples of {_teacher(findings)}", lede, *findings.notes]
+    for title, heads, rows in tables:
+        text += [f"## {title}", _markdown(heads, rows)]
+    text += ["## Settings", "```yaml\n" + to_yaml(findings.config) + "```", "## Again", f"```sh\n{again}\n```"]
+    write_atomic(out / "card.md", ("\n\n".join(text) + "\n").encode())
+    body = [
+        f"<header><h1>Samples of {escape(_teacher(findings))}</h1>{page.para(lede, 'lede')}</header>",
+        page.facts(_facts(findings)),
+        *(page.para(note, "note") for note in findings.notes),
+    ]
+    drawn = {p.name: page.figure(p, png(p, LIGHT), png(p, DARK)) for p in pictures(findings.rows)}
+    for title, heads, rows in tables:
+        name = title.lower().replace(" ", "-")
+        body.append(page.section(name, title, page.table(title, heads, [("", rows)]), drawn.pop(name, "")))
+    body += drawn.values()
+    body.append(
+        page.section(
+            "again",
+            "Again",
+            page.preformatted(again),
+            page.folded("All settings", page.preformatted(to_yaml(findings.config))),
+        )
+    )
+    write_atomic(out / "card.html", page.page(f"Samples of {_teacher(findings)}", "\n".join(body)).encode())
+
+
+def _teacher(findings: Findings) -> str:
+    return findings.rows[0].teacher if findings.rows else findings.config.teacher
+
+
+def _lede(findings: Findings) -> str:
+    config, rows, kept = findings.config, findings.rows, findings.kept
+    text = (
+        f"{len(rows)} samples of {len({row.key for row in rows})} problems of {config.task}, of which {len(kept)} are kept"
+        f" for {len({row.key for row in kept})} problems."
+    )
+    if findings.missing is not None:
+        text += f" The budget was reached: {findings.missing} samples are missing."
+    if findings.met:
+        text += (
+            f" {findings.met} problems were not asked, for they meet an evaluation set: contaminated.jsonl lists them."
+        )
+    return text
+
+
+def _facts(findings: Findings) -> Iterator[tuple[str, str, str]]:
+    rows, kept = findings.rows, findings.kept
+    yield "kept", f"{len(kept)}", f"of {len(rows)} samples"
+    right = sum(row.verdict == "right" for row in rows)
+    yield "right", _share(right, len(rows)), f"{right} samples"
+    tokens = sum(row.completion_tokens for row in rows)
+    yield "tokens sampled", f"{tokens:,}", f"{sum(row.completion_tokens for row in kept):,} kept"
+    if findings.config.remote:
+        yield "paid", f"{findings.spent:.4g}", "answers that got lost included"
+    yield "core-seconds", f"{findings.core_seconds:.1f}", "sampling, verifying, filtering"
+
+
+Table = tuple[str, list[str], list[list[str]]]
+
+
+def _tables(findings: Findings) -> Iterator[Table]:
+    families = [[name, *_counts(findings.of(name))] for name in findings.families]
+    if len(families) > 1:
+        families.append(["all", *_counts(findings.rows)])
+    heads = [
+        "Family",
+        "Problems",
+        "Samples",
+        *map(str.capitalize, VERDICTS),
+        "Right share",
+        "Kept",
+        "Kept tokens, mean",
+    ]
+    yield "Families", heads, families
+    dropped = Counter(row.dropped for row in findings.rows if row.dropped)
+    reasons = [[name, why, str(dropped[name])] for name, why in REASONS.items() if dropped[name]]
+    reasons.append(["kept", "", str(len(findings.kept))])
+    yield "Filters", ["Dropped as", "Why", "Samples"], reasons
+    stages = [
+        [name, f"{one['seconds']:.1f}", f"{one['core_seconds']:.1f}"] for name, one in sorted(findings.clock.items())
+    ]
+    yield "Cost", ["Stage", "Seconds", "Core-seconds"], stages
+
+
+def _counts(rows: Sequence[Distilled]) -> list[str]:
+    verdicts: Counter[str] = Counter(row.verdict for row in rows)
+    kept = [row.completion_tokens for row in rows if not row.dropped]
+    return [
+        str(len({row.key for row in rows})),
+        str(len(rows)),
+        *(str(verdicts[name]) for name in VERDICTS),
+        _share(verdicts["right"], verdicts["right"] + verdicts["wrong"]),
+        str(len(kept)),
+        f"{sum(kept) / len(kept):.1f}" if kept else "-",
+    ]
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part / whole:.1%}" if whole else "-"
+
+
+def _markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)

@@ -1,0 +1,122 @@
+"""What is kept of each sample the moment it is there: a line of `samples.jsonl`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from rorqual.core.errors import DataError
+from rorqual.core.records import Message
+from rorqual.data.distilled import Distilled, VerdictName
+from rorqual.distil.config import FactoryConfig
+from rorqual.engine.request import Completion, SamplingParams
+from rorqual.tasks.base import Problem
+
+Place = tuple[str, int]
+"""A problem's key, and which of its samples."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One sample. `of` says of which teacher, settings and seed; `attempt` which request brought it ("": none was needed).
+
+    `core_seconds` is its share, by tokens, of what its batch took.
+    """
+
+    of: str
+    key: str
+    number: int
+    seed: int
+    text: str
+    reasoning: str | None
+    finish: Literal["stop", "length"]
+    prompt_tokens: int
+    completion_tokens: int
+    prompt_ids: tuple[int, ...] = ()
+    token_ids: tuple[int, ...] = ()
+    core_seconds: float = 0.0
+    money: float = 0.0
+    attempt: str = ""
+
+    @property
+    def place(self) -> Place:
+        """Which sample of which problem it is."""
+        return self.key, self.number
+
+    def line(self) -> dict[str, Any]:
+        """As JSON."""
+        return asdict(self)
+
+
+def entry_of(
+    of: str, problem: Problem, number: int, params: SamplingParams, completion: Completion, **cost: Any
+) -> Entry:
+    """A completion as it is kept. Half a surrogate pair, which a server may send, is no text and becomes a question mark."""
+    usage = completion.usage
+    return Entry(
+        of=of,
+        key=problem.key,
+        number=number,
+        seed=params.seed,
+        text=_text(completion.text),
+        reasoning=None if completion.reasoning is None else _text(completion.reasoning),
+        finish=completion.finish_reason,
+        prompt_tokens=usage.get("prompt_tokens", len(completion.prompt_ids)),
+        completion_tokens=usage.get("completion_tokens", len(completion.token_ids)),
+        prompt_ids=tuple(completion.prompt_ids),
+        token_ids=tuple(completion.token_ids),
+        **cost,
+    )
+
+
+def _text(text: str) -> str:
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def read_entry(line: Mapping[str, Any], where: str) -> Entry:
+    """A line of the journal; one that is not a sample is a `DataError`."""
+    try:
+        return Entry(
+            **{**line, "prompt_ids": tuple(line["prompt_ids"]), "token_ids": tuple(line["token_ids"])},
+        )
+    except (KeyError, TypeError) as error:
+        raise DataError(
+            f"a line that is no sample ({error})", where=where, remedy="Delete it, or begin in another folder."
+        ) from None
+
+
+def sampling(config: FactoryConfig) -> dict[str, Any]:
+    """The settings that a sample depends on, beside its teacher, its problem and its number."""
+    names = ("temperature", "top_p", "max_tokens", "thinking", "seed", "samples", "model")
+    return {name: getattr(config, name) for name in names}
+
+
+def identity(config: FactoryConfig, teacher: str) -> str:
+    """A short name for (teacher, settings, seed): samples of another one are never mixed in."""
+    text = json.dumps({"teacher": teacher} | sampling(config), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def row_of(entry: Entry, problem: Problem, verdict: VerdictName, config: FactoryConfig, teacher: str) -> Distilled:
+    """The sample as a row of the result, not filtered yet."""
+    return Distilled(
+        key=problem.key,
+        family=problem.family,
+        level=problem.level,
+        prompt=problem.prompt,
+        messages=(*problem.messages, Message("assistant", entry.text, entry.reasoning)),
+        verdict=verdict,
+        teacher=teacher,
+        params=json.dumps(sampling(config), sort_keys=True),
+        seed=entry.seed,
+        number=entry.number,
+        prompt_ids=entry.prompt_ids,
+        token_ids=entry.token_ids,
+        prompt_tokens=entry.prompt_tokens,
+        completion_tokens=entry.completion_tokens,
+        core_seconds=entry.core_seconds,
+        money=entry.money,
+    )

@@ -1,0 +1,265 @@
+"""Sample a teacher, keep what comes the moment it is there, verify it, filter it, and write it down with a card."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from rorqual.core.config import read_yaml, to_yaml
+from rorqual.core.errors import ConfigError, DataError, RorqualError
+from rorqual.core.log import Progress
+from rorqual.core.records import write_atomic, write_json
+from rorqual.data.distilled import Distilled, VerdictName, write_distilled
+from rorqual.distil.card import Findings, write_card
+from rorqual.distil.config import FactoryConfig
+from rorqual.distil.entries import Entry, Place, read_entry, row_of
+from rorqual.distil.filters import reasons, said
+from rorqual.distil.journal import DiskFull, Journal
+from rorqual.distil.problems import Chosen, choose
+from rorqual.distil.purse import reached
+from rorqual.distil.teacher import LocalTeacher, RemoteTeacher, Teacher
+from rorqual.tasks.base import Problem
+from rorqual.tasks.find import safe_grade
+
+CONFIG, SAMPLES, DATA = "factory.yaml", "samples.jsonl", "data.parquet"
+CONTAMINATED, CLOCK, FINISHED = "contaminated.jsonl", "clock.json", "finished.json"
+CLOCK_SECONDS = 1.0
+"""How often the clock is written, at most."""
+
+
+def sample_teacher(config: FactoryConfig, out: Path, *, threads: int, quiet: bool, api_key: str = "") -> Path:
+    """Sample the teacher as `config` says, into the folder `out`; the Parquet file that `data.distilled` reads.
+
+    Every sample is on the disk, in `samples.jsonl`, before anything else is done with it, so that the same call goes on where it
+    was after a kill, a full disk, a failure of the server or of the grader, and asks for nothing twice. A call for a folder that
+    holds another config (but for `access`) is refused with a `ConfigError`; a budget that is reached is a `BudgetReached`, after the file
+    and its card have been written with what is there.
+    """
+    out = Path(out)
+    _settle_config(config, out)
+    if _is_finished(out):
+        return out / DATA
+    clock = Clock(out / CLOCK)
+    with clock.of("choosing"):
+        chosen = choose(config)
+        teacher = _teacher(config, out, threads, api_key)
+    write_atomic(out / CONFIG, to_yaml(config).encode())
+    with Journal(out / SAMPLES, spare=True) as journal:
+        work = Work(config, chosen, teacher, journal, clock, quiet)
+        with clock.of("sampling"):
+            whole = work.sample()
+        with clock.of("finishing"):
+            rows, met = work.rows()
+            if config.top_k:
+                rows = with_top(rows, teacher, config.top_k)
+            write_distilled(out / DATA, rows, tokenizer=teacher.tokenizer, vocab=teacher.vocab)
+            _write_lines(out / CONTAMINATED, [*chosen.listed(), *met])
+        left = None if whole else work.total - len(work.have)
+        spent = teacher.spent()
+        write_card(
+            out, Findings(config, rows, clock.spent, chosen.repeated, len(chosen.met), chosen.notes, spent, left)
+        )
+        if not whole:
+            raise reached(config.access, spent, len(work.have), work.total, out)
+        files = [DATA, CONTAMINATED, "card.html", "card.md"]
+        write_json(out / FINISHED, {name: (out / name).stat().st_size for name in files})
+    return out / DATA
+
+
+class Clock:
+    """Wall-clock and processor seconds of each stage, over all calls, in a file: all else in the folder is the same every time.
+
+    It is written as samples are kept, so that a kill loses what its batch had taken and no more.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.spent: dict[str, dict[str, float]] = json.loads(path.read_bytes()) if path.is_file() else {}
+        self._stage = ""
+        self._mark = time.monotonic(), time.process_time()
+        self._written = self._mark[0]
+
+    @contextmanager
+    def of(self, stage: str) -> Iterator[None]:
+        """Time what is inside, also where it raises."""
+        self._stage, self._mark = stage, (time.monotonic(), time.process_time())
+        try:
+            yield
+        finally:
+            with suppress(RorqualError):  # a full disk: whoever writes what matters will say so
+                self.tick(0.0)
+
+    def tick(self, every: float) -> None:
+        """Count what passed since the last tick, and write it down where `every` seconds have passed."""
+        now = time.monotonic(), time.process_time()
+        had = self.spent.get(self._stage, {"seconds": 0.0, "core_seconds": 0.0})
+        self.spent[self._stage] = {
+            "seconds": had["seconds"] + now[0] - self._mark[0],
+            "core_seconds": had["core_seconds"] + now[1] - self._mark[1],
+        }
+        self._mark = now
+        if now[0] - self._written >= every and (self.path.parent / CONFIG).is_file():
+            write_json(self.path, self.spent)
+            self._written = now[0]
+
+
+@dataclass
+class Work:
+    """What is there so far, and what is known of it."""
+
+    config: FactoryConfig
+    chosen: Chosen
+    teacher: Teacher
+    journal: Journal
+    clock: Clock
+    quiet: bool
+    have: dict[Place, Entry] = field(default_factory=dict)
+    verdicts: dict[Place, VerdictName] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.problems = {problem.key: problem for problem in self.chosen.problems}
+        for number, line in enumerate(self.journal.lines, start=1):
+            where = f"{self.journal.path}:{number}"
+            entry = read_entry(line, where)
+            if entry.of != self.teacher.of:
+                raise ConfigError(
+                    "this sample is of another teacher or other settings: the run has been trained on since, or changed",
+                    where=where,
+                    remedy="Choose another folder (out=), or restore the teacher as it was.",
+                )
+            if entry.key not in self.problems:
+                raise DataError(
+                    f"a sample of the problem {entry.key!r:.60}, which the task does not give any more",
+                    where=where,
+                    remedy="Restore the task's data or its evaluation sets, or choose another folder (out=).",
+                )
+            self.have.setdefault(entry.place, entry)
+
+    @property
+    def total(self) -> int:
+        """Samples that there will be."""
+        return len(self.problems) * self.config.samples
+
+    def sample(self) -> bool:
+        """Ask for what is not there, and verify everything; False where the budget was reached."""
+        bar = Progress(f"distil {self.chosen.task.name}", self.total, unit="sample", start=len(self.have))
+        self.verify(list(self.have.values()))
+        if self.have and len(self.have) < self.total and not self.quiet:
+            bar.say(f"distil: {len(self.have)} of {self.total} samples are here already")
+
+        def keep(entries: Sequence[Entry], kept: Callable[[], None]) -> None:
+            full: DiskFull | None = None
+            try:
+                self.journal.append(entry.line() for entry in entries)
+            except DiskFull as error:  # these are kept all the same
+                full = error
+            kept()
+            self.have |= {entry.place: entry for entry in entries}
+            if full is not None:
+                raise full
+            self.verify(entries)
+            self.clock.tick(CLOCK_SECONDS)
+            show(0)
+
+        def show(under_way: int) -> None:
+            if not self.quiet:
+                bar.update(min(len(self.have) + under_way, self.total), self.note())
+
+        try:
+            return self.teacher.sample(list(self.problems.values()), dict(self.have), keep, show)
+        except RorqualError as error:
+            raise self.told(error) from error
+
+    def told(self, error: RorqualError) -> RorqualError:
+        """The same error, which says too what is kept."""
+        kept = f"{len(self.have)} of {self.total} samples are kept in {self.journal.path}; the same command goes on."
+        return type(error)(error.what, where=error.where, remedy=f"{error.remedy} {kept}".strip())
+
+    def note(self) -> str:
+        """What is worth seeing beside the count."""
+        judged = list(self.verdicts.values())
+        right = f"right {judged.count('right') / len(judged):.0%}" if judged else ""
+        money = sum(entry.money for entry in self.have.values())
+        return f"{right}  paid {money:.4g}" if money else right
+
+    def verify(self, entries: Sequence[Entry]) -> None:
+        """Have the task's grader judge them. What it raises is a `TaskError` with the task's name, and the samples are kept."""
+        for entry in entries:
+            self.verdicts[entry.place] = safe_grade(self.chosen.task, self.problems[entry.key], entry.text).value
+
+    def rows(self) -> tuple[list[Distilled], list[dict[str, Any]]]:
+        """All samples in the order of the problems, verified and filtered; and those that hold words of an evaluation set."""
+        entries = [
+            self.have[place]
+            for key in self.problems
+            for number in range(self.config.samples)
+            if (place := (key, number)) in self.have
+        ]
+        rows = [self._row(entry, self.problems[entry.key]) for entry in entries]
+        met = [self.chosen.evaluations.holds(said(row)) for row in rows]
+        cut_off = [entry.finish == "length" for entry in entries]
+        found = reasons(rows, cut_off, [one is not None for one in met], self.config.filters, self.config.keep)
+        listed = [
+            {"key": row.key, "number": row.number, "met": one.where, "by": one.how, "what": "sample"}
+            for row, one, reason in zip(rows, met, found)
+            if one is not None and reason == "contaminated"
+        ]
+        return [replace(row, dropped=reason) for row, reason in zip(rows, found, strict=True)], listed
+
+    def _row(self, entry: Entry, problem: Problem) -> Distilled:
+        return row_of(entry, problem, self.verdicts[entry.place], self.config, self.teacher.label)
+
+
+def with_top(rows: Sequence[Distilled], teacher: Teacher, k: int) -> list[Distilled]:
+    """The rows, and beside those that are kept the teacher's `k` likeliest tokens at each place."""
+    kept = [place for place, row in enumerate(rows) if not row.dropped and row.token_ids]
+    found = dict(zip(kept, teacher.top([rows[place] for place in kept], k), strict=True))
+    return [
+        replace(row, top_ids=found[place][0], top_logprobs=found[place][1]) if place in found else row
+        for place, row in enumerate(rows)
+    ]
+
+
+def _teacher(config: FactoryConfig, out: Path, threads: int, api_key: str) -> Teacher:
+    return RemoteTeacher(config, out, api_key) if config.remote else LocalTeacher(config, threads)
+
+
+def _settle_config(config: FactoryConfig, out: Path) -> None:
+    """Refuse a folder that holds the work of another config."""
+    file = out / CONFIG
+    if not file.is_file():
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            what = "a folder with other things in it" if out.is_dir() else "not a folder"
+            raise ConfigError(what, where=str(out), remedy="Choose another folder (out=).")
+        return
+    there = read_yaml(FactoryConfig, file)
+    one, other = (c.model_dump(mode="json", exclude={"access"}) for c in (there, config))
+    differ = sorted(name for name in one if one[name] != other[name])
+    samples = out / SAMPLES
+    if differ and samples.is_file() and samples.stat().st_size:
+        name = differ[0]
+        raise ConfigError(
+            f"this folder holds samples with {name}={one[name]}, and {name}={other[name]} was asked for",
+            where=str(file),
+            remedy="Choose another folder (out=), or repeat the settings: they go on where they were.",
+        )
+
+
+def _is_finished(out: Path) -> bool:
+    """Whether an earlier call came to its end, and its files are as it left them."""
+    try:
+        sizes = json.loads((out / FINISHED).read_bytes())
+    except (FileNotFoundError, ValueError):
+        return False
+    return all((out / name).is_file() and (out / name).stat().st_size == size for name, size in sizes.items())
+
+
+def _write_lines(path: Path, lines: Sequence[dict[str, Any]]) -> None:
+    write_atomic(
+        path, b"".join(json.dumps(line, ensure_ascii=False, sort_keys=True).encode() + b"\n" for line in lines)
+    )

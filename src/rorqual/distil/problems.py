@@ -1,0 +1,113 @@
+"""Which problems the teacher is asked: as many as wanted, no key twice, and none that an evaluation set holds."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rorqual.core.errors import DataError
+from rorqual.distil.config import FactoryConfig
+from rorqual.distil.contamination import Evaluations, Meeting, evaluation_items, own_test
+from rorqual.evals.run import pick
+from rorqual.tasks.base import Problem, Split, Task, Verdict
+from rorqual.tasks.find import load_task, safe_grade, safe_problems
+
+
+@dataclass
+class Chosen:
+    """The problems to ask; what was left out of the draw, and why."""
+
+    task: Task
+    problems: list[Problem]
+    evaluations: Evaluations
+    met: list[tuple[Problem, Meeting]]
+    repeated: int
+    notes: list[str]
+
+    def listed(self) -> Iterator[dict[str, Any]]:
+        """The lines of `contaminated.jsonl` for problems that are not asked."""
+        for problem, meeting in self.met:
+            yield {
+                "key": problem.key,
+                "prompt": problem.prompt,
+                "where": str(problem.meta.get("where", f"task {self.task.name}")),
+                "met": meeting.where,
+                "by": meeting.how,
+                "what": "problem",
+            }
+
+
+class Counted(Task):
+    """A task that counts how often a problem came again."""
+
+    def __init__(self, inner: Task) -> None:
+        self.inner, self.name, self.repeated = inner, inner.name, 0
+
+    def problems(self, split: Split, seed: int) -> Iterator[Problem]:
+        self.repeated = 0
+        seen: set[str] = set()
+        for problem in safe_problems(self.inner, split, seed):
+            self.repeated += problem.key in seen
+            seen.add(problem.key)
+            yield problem
+
+    def grade(self, problem: Problem, reply: str) -> Verdict:
+        return safe_grade(self.inner, problem, reply)
+
+
+def choose(config: FactoryConfig) -> Chosen:
+    """Draw the problems. Where some meet an evaluation set, others are drawn in their place, as far as there are others.
+
+    Errors: what the task raises, by its name; a `DataError` where nothing is left, which names what the problems meet.
+    """
+    task = load_task(config.task, data=Path(config.data) if config.data else None, options=config.options)
+    held, note = own_test(task, config.seed)
+    for source in config.decontaminate:
+        held += evaluation_items(source, config.seed)
+    evaluations, counted = Evaluations(held, config.filters.overlap), Counted(task)
+    wanted, had = config.problems, -1
+    while True:
+        pool = pick(counted, config.split, wanted, config.seed, config.per_family)
+        index = Evaluations(held, config.filters.overlap)
+        index.leave_out_common(problem.prompt for problem in pool)
+        met = [(problem, meeting) for problem in pool if (meeting := index.meets(problem.prompt, problem.key))]
+        out = {problem.key for problem, _ in met}
+        clean = _first([problem for problem in pool if problem.key not in out], config)
+        evaluations = index
+        if not met or len(pool) == had or _enough(clean, pool, config):
+            break
+        wanted, had = wanted + len(met), len(pool)
+    if not clean:
+        problem, meeting = met[0]
+        raise DataError(
+            f"all {len(met)} problems meet an evaluation set; the first, {problem.key!r:.60}, meets {meeting.where}",
+            where=str(problem.meta.get("where", f"task {task.name}")),
+            remedy="Give training problems that are not held out to measure on.",
+        )
+    notes = [note] if note else []
+    asked = len(clean)
+    if not config.per_family and asked < config.problems:
+        notes.append(f"the task gave {asked} problems of the {config.problems} asked for")
+    return Chosen(task, clean, evaluations, met, counted.repeated, notes)
+
+
+def _first(problems: Sequence[Problem], config: FactoryConfig) -> list[Problem]:
+    """The first `config.problems` of them, or of each family and level."""
+    taken: Counter[tuple[str, str]] = Counter()
+    kept: list[Problem] = []
+    for problem in problems:
+        stratum = (problem.family, problem.level) if config.per_family else ("", "")
+        if taken[stratum] < config.problems:
+            taken[stratum] += 1
+            kept.append(problem)
+    return kept
+
+
+def _enough(clean: Sequence[Problem], pool: Sequence[Problem], config: FactoryConfig) -> bool:
+    if not config.per_family:
+        return len(clean) == config.problems
+    have = Counter((problem.family, problem.level) for problem in clean)
+    return all(have[p.family, p.level] == config.problems for p in pool)

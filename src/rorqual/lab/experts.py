@@ -35,7 +35,7 @@ from rorqual.train.batch import TrainBatch
 from rorqual.train.sources.worked import worked_sample
 
 INFORMATION, ABLATION = "experts-information", "experts-ablation"
-PROBLEMS = 50
+PROBLEMS = 40
 """Of each family and level: held-out ones to measure on, and as many others, of the dev split, to choose a family's experts by."""
 SHUFFLES = 499
 GONE = 2
@@ -64,7 +64,7 @@ class ExpertsExperiment(Experiment):
         count, shuffles = amount(PROBLEMS, share), amount(SHUFFLES, share, 99)
         return [
             *teacher_jobs(seed, place, share),
-            Compute(name=INFORMATION, estimate=30 * share, needs=(TEACHER,),
+            Compute(name=INFORMATION, estimate=12 * share, needs=(TEACHER,),
                     function=partial(informed, seed=seed, count=count, shuffles=shuffles)),
             Compute(name=ABLATION, estimate=60 * share, needs=(TEACHER,), function=partial(ablated, seed=seed, count=count)),
         ]  # fmt: skip
@@ -299,7 +299,8 @@ def matrix_table(taken: Sequence[Value]) -> Table:
     """Accuracy lost, family by family, in points: means over seeds."""
     families = taken[0]["families"]
     whole = [
-        mean(mean(np.asarray(one["right"]["none"])[np.asarray(one["family"]) == f]) for one in taken) for f in families
+        mean(np.asarray(one["right"]["none"], float)[np.asarray(one["family"]) == f].mean() for one in taken)
+        for f in families
     ]
     rows = [("nothing (accuracy, %)", *(f"{100 * x:.1f}" for x in whole))]
     for gone in families:

@@ -14,6 +14,7 @@ from typing import Any
 
 from rorqual.core.errors import ConfigError, DataError, RorqualError, TaskError, nearest
 from rorqual.tasks.base import Problem, Split, Task, Verdict
+from rorqual.tasks.everyday import Everyday
 from rorqual.tasks.families import Families
 from rorqual.tasks.folio import Folio
 from rorqual.tasks.gsm8k import Gsm8k
@@ -24,7 +25,7 @@ from rorqual.tasks.messages import Messages
 
 NAMED: Mapping[str, Callable[..., Task]] = {
     "families": Families, "gsm8k": Gsm8k, "math500": Math500, "folio": Folio, "knights": Knights,
-    "messages": Messages,
+    "messages": Messages, "everyday": Everyday,
 }  # fmt: skip
 
 

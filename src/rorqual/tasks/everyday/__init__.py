@@ -1,0 +1,9 @@
+"""Three everyday jobs whose truth is known and whose original data are faulty: to classify, to estimate a number, to write."""
+
+from rorqual.tasks.everyday.base import Chore
+from rorqual.tasks.everyday.mixture import CHORES, Everyday
+from rorqual.tasks.everyday.prices import Prices, price_of
+from rorqual.tasks.everyday.reviews import Reviews
+from rorqual.tasks.everyday.sentences import Sentences
+
+__all__ = ["CHORES", "Chore", "Everyday", "Prices", "Reviews", "Sentences", "price_of"]

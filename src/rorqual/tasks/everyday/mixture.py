@@ -1,0 +1,78 @@
+"""The chores as one task, evenly mixed, split by hash of the canonical form."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+from rorqual.core.errors import ConfigError, nearest
+from rorqual.tasks.base import Problem, Split, Task, Verdict, split_of
+from rorqual.tasks.everyday.base import Chore
+from rorqual.tasks.everyday.prices import Prices
+from rorqual.tasks.everyday.reviews import Reviews
+from rorqual.tasks.everyday.sentences import Sentences
+
+CHORES: dict[str, Chore] = {chore.name: chore for chore in (Reviews(), Prices(), Sentences())}
+DEV, TEST = 0.05, 0.1
+"""Shares of the held-out splits, of which the prices are few: there are 9,000 in all."""
+FRESH_TRIES = 50
+"""Draws without a new problem after which one may repeat."""
+
+Pool = Literal["any", "teacher", "original"]
+
+
+class Everyday(Task):
+    """`names` evenly mixed, endless; no problem repeats while fresh ones are to be had.
+
+    `pool` halves the train split by hash: what a teacher learns from (`teacher`) is never what stands in an original set
+    (`original`), so that its labels there are its judgement and not its memory. `Problem.meta["original"]` is the original
+    answer, faults included. Errors: `ConfigError` for an unknown or repeated name or an unknown pool.
+    """
+
+    name = "everyday"
+
+    def __init__(self, names: Sequence[str] = tuple(CHORES), pool: Pool = "any") -> None:
+        names = [names] if isinstance(names, str) else list(names)
+        for name in names:
+            if name not in CHORES:
+                raise ConfigError(f"unknown chore '{name}'", where="everyday.names", remedy=nearest(name, CHORES))
+        if not names or len(set(names)) != len(names):
+            raise ConfigError("no chore is named, or one twice", where="everyday.names", remedy="Name each once.")
+        if pool not in ("any", "teacher", "original"):
+            raise ConfigError(f"unknown pool '{pool}'", where="everyday.pool", remedy="any, teacher or original.")
+        self.chores = [CHORES[name] for name in names]
+        self.pool = pool
+
+    def problems(self, split: Split, seed: int) -> Iterator[Problem]:
+        rng = random.Random(f"{seed} {split} {self.pool}")
+        seen: set[str] = set()
+        while True:
+            for chore in rng.sample(self.chores, len(self.chores)):
+                yield self._fresh(chore, split, rng, seen)
+
+    def _fresh(self, chore: Chore, split: Split, rng: random.Random, seen: set[str]) -> Problem:
+        tries = 0
+        while True:
+            problem = chore.sample(rng)
+            if self._belongs(problem.key, split):
+                tries += 1
+                if problem.key not in seen or tries > FRESH_TRIES:
+                    seen.add(problem.key)
+                    return chore.with_original(problem)
+
+    def _belongs(self, key: str, split: Split) -> bool:
+        if split_of(key, dev=DEV, test=TEST) != split:
+            return False
+        return split != "train" or self.pool == "any" or pool_of(key) == self.pool
+
+    def grade(self, problem: Problem, reply: str) -> Verdict:
+        return CHORES[problem.family].grade(problem, reply)
+
+    def chance(self, problem: Problem) -> float:
+        return CHORES[problem.family].chance(problem)
+
+
+def pool_of(key: str) -> Pool:
+    """The half of the train split that a problem belongs to."""
+    return "teacher" if split_of(f"pool {key}", dev=0.0, test=0.5) == "test" else "original"

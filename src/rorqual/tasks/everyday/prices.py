@@ -1,0 +1,54 @@
+"""Regression: the price of a home from four numbers."""
+
+from __future__ import annotations
+
+import random
+import re
+from typing import ClassVar
+
+from rorqual.tasks.base import Problem, Verdict
+from rorqual.tasks.everyday.base import Chore, Form
+
+BASE = 18
+WEIGHTS = {"rooms": 6, "age": -2, "garden": 2, "floor": 1}
+LOW, HIGH = 0, 99
+TOLERANCE = 3
+"""A price that is at most this far from the truth is right; the experiment's measure is the error itself."""
+DEVIATION = 12.0
+NUMBER = re.compile(r"[0-9]{1,4}")
+
+
+def price_of(reply: str) -> int | None:
+    """The price that a reply states: one whole number without sign, of at most four digits, and nothing else but white space around it.
+
+    None for anything more or less: what else the model may have meant is not guessed.
+    """
+    text = reply.strip()
+    return int(text) if NUMBER.fullmatch(text) and text.isascii() else None
+
+
+class Prices(Chore):
+    """`prices: rooms 4 age 7 garden 3 floor 2` -> 36: 18 + 6 rooms - 2 age + 2 garden + floor, always from 0 to 99."""
+
+    name: ClassVar[str] = "prices"
+    form: ClassVar[Form] = "regression"
+    noise: ClassVar[str] = (
+        f"to each price a normal error of deviation {DEVIATION:g} is added, kept within {LOW} to {HIGH}"
+    )
+
+    def sample(self, rng: random.Random) -> Problem:
+        given = {name: rng.randint(1 if name == "rooms" else 0, 9) for name in WEIGHTS}
+        price = BASE + sum(WEIGHTS[name] * value for name, value in given.items())
+        text = " ".join(f"{name} {value}" for name, value in given.items())
+        return self.problem(text, text, str(price))
+
+    def corrupt(self, problem: Problem, rng: random.Random) -> str:
+        return str(min(max(round(int(problem.answer) + rng.gauss(0, DEVIATION)), LOW), HIGH))
+
+    def grade(self, problem: Problem, reply: str) -> Verdict:
+        price = price_of(reply)
+        near = price is not None and abs(price - int(problem.answer)) <= TOLERANCE
+        return Verdict.RIGHT if near else Verdict.WRONG
+
+    def chance(self, problem: Problem) -> float:
+        return (2 * TOLERANCE + 1) / (HIGH - LOW + 1)

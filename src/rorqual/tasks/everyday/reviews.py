@@ -1,0 +1,49 @@
+"""Classification: whether a review says more good than bad."""
+
+from __future__ import annotations
+
+import random
+from typing import ClassVar
+
+from rorqual.tasks.base import Problem, Verdict
+from rorqual.tasks.everyday.base import Chore, Form
+
+GOOD = ("good", "fine", "great", "fresh", "warm", "clever", "lovely", "bright", "solid", "sharp", "witty", "tender")
+BAD = ("bad", "dull", "poor", "stale", "cold", "silly", "ugly", "bleak", "weak", "flat", "clumsy", "harsh")
+ASPECTS = ("plot", "cast", "music", "pace", "end", "light", "sound", "humour")
+LABELS = ("negative", "positive")
+MOOD, NOT = 0.7, 0.25
+"""How often an opinion agrees with the review's mood, and how often it is said by a negation."""
+FLIPPED = 0.3
+
+
+class Reviews(Chore):
+    """`reviews: plot good, cast not dull, end bad`: positive, for two of three opinions are. Three or five opinions: no ties.
+
+    Opinions of one review lean to one side, as in life, so that text without labels already tells which words are alike.
+    """
+
+    name: ClassVar[str] = "reviews"
+    form: ClassVar[Form] = "classification"
+    noise: ClassVar[str] = f"{FLIPPED:.0%} of the labels are flipped"
+
+    def sample(self, rng: random.Random) -> Problem:
+        mood = rng.random() < 0.5
+        opinions, balance = [], 0
+        for aspect in rng.sample(ASPECTS, rng.choice((3, 5))):
+            good = mood if rng.random() < MOOD else not mood
+            negated = rng.random() < NOT
+            word = rng.choice(GOOD if good != negated else BAD)
+            opinions.append(f"{aspect} {'not ' * negated}{word}")
+            balance += 1 if good else -1
+        return self.problem(", ".join(sorted(opinions)), ", ".join(opinions), LABELS[balance > 0])
+
+    def corrupt(self, problem: Problem, rng: random.Random) -> str:
+        right = LABELS.index(problem.answer)
+        return LABELS[1 - right if rng.random() < FLIPPED else right]
+
+    def grade(self, problem: Problem, reply: str) -> Verdict:
+        return Verdict.RIGHT if reply.strip() == problem.answer else Verdict.WRONG
+
+    def chance(self, problem: Problem) -> float:
+        return 0.5

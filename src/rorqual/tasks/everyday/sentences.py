@@ -1,0 +1,82 @@
+"""Generation: a sentence that says given facts, in either of two voices."""
+
+from __future__ import annotations
+
+import random
+from typing import ClassVar
+
+from rorqual.tasks.base import Problem, Verdict
+from rorqual.tasks.everyday.base import Chore, Form
+
+NOUNS = ("owl", "ant", "eel", "cat", "dog", "fox", "hen", "pig", "bear", "goat")
+ADJECTIVES = ("old", "odd", "icy", "red", "big", "shy", "wet", "calm")
+VERBS = {"see": "seen", "find": "found", "like": "liked", "help": "helped", "lead": "led", "hear": "heard"}
+NUMBERS = {1: "", 2: "two", 3: "three", 4: "four"}
+FAULTY = 0.4
+
+
+class Sentences(Chore):
+    """`sentences: owl 2 old, see, ant 1 red` -> `two old owls see a red ant` or `a red ant is seen by two old owls`.
+
+    Number, agreement, article and participle can be wrong; the facts are all to be said, and no others.
+    """
+
+    name: ClassVar[str] = "sentences"
+    form: ClassVar[Form] = "generation"
+    noise: ClassVar[str] = (
+        f"{FAULTY:.0%} of the sentences have one fault: a word lost, moved, or put in another's place"
+    )
+
+    def sample(self, rng: random.Random) -> Problem:
+        first, second = rng.sample(NOUNS, 2)
+        facts = [(noun, rng.choice(tuple(NUMBERS)), rng.choice(ADJECTIVES)) for noun in (first, second)]
+        (one, other), verb = [f"{noun} {count} {adjective}" for noun, count, adjective in facts], rng.choice([*VERBS])
+        text = f"{one}, {verb}, {other}"
+        return self.problem(text, text, rng.choice(self.valid(text)))
+
+    def valid(self, prompt: str) -> tuple[str, str]:
+        """The two right sentences, active and passive, of a prompt (with or without the chore's name)."""
+        one, verb, other = prompt.removeprefix(f"{self.name}: ").split(", ")
+        agent, patient = _phrase(one), _phrase(other)
+        many, acted_on = one.split()[1] != "1", other.split()[1] != "1"
+        return (
+            f"{agent} {verb if many else verb + 's'} {patient}",
+            f"{patient} {'are' if acted_on else 'is'} {VERBS[verb]} by {agent}",
+        )
+
+    def corrupt(self, problem: Problem, rng: random.Random) -> str:
+        if rng.random() >= FAULTY:
+            return problem.answer
+        valid = self.valid(problem.prompt)
+        while True:
+            words = problem.answer.split()
+            place, fault = rng.randrange(len(words)), rng.choice(("lost", "moved", "other"))
+            word = words.pop(place)
+            if fault == "moved":
+                words.insert(rng.randrange(len(words) + 1), word)
+            elif fault == "other":
+                words.insert(place, rng.choice(_alike(word)))
+            if (faulty := " ".join(words)) not in valid:
+                return faulty
+
+    def grade(self, problem: Problem, reply: str) -> Verdict:
+        return Verdict.RIGHT if reply.strip() in self.valid(problem.prompt) else Verdict.WRONG
+
+    def chance(self, problem: Problem) -> float:
+        return 0.0
+
+
+def _phrase(fact: str) -> str:
+    noun, count, adjective = fact.split()
+    if count == "1":
+        return f"{'an' if adjective[0] in 'aeiou' else 'a'} {adjective} {noun}"
+    return f"{NUMBERS[int(count)]} {adjective} {noun}s"
+
+
+def _alike(word: str) -> tuple[str, ...]:
+    """Words that could be mistaken for `word`; itself where there is none, and then the fault is drawn again."""
+    stem = word.removesuffix("s")
+    if stem in NOUNS or stem in VERBS:
+        return (stem if word != stem else f"{word}s",)
+    groups = (ADJECTIVES, ("a", "an"), ("is", "are"), tuple(VERBS.values()), tuple(NUMBERS.values())[1:])
+    return next((tuple(w for w in group if w != word) for group in groups if word in group), (word,))

@@ -207,4 +207,20 @@ MUTANTS = (
         "replay[row, start + 1 : start + length] =",
         "tests/train/test_grpo.py::test_sampler_and_trainer_agree_and_flips_are_counted",
     ),
+    one(
+        "an auxiliary balance loss that no router feels",
+        "Megatron-Bridge#5165, minimind#140",
+        "train/objectives/aux_balance.py",
+        "sequence_balance(routing.scores[valid], ",
+        "sequence_balance(routing.scores[valid].detach(), ",
+        "tests/lab/test_balance.py::test_the_router_feels_it_and_its_load_evens",
+    ),
+    one(
+        "padding counts as load where balance is measured",
+        "torchtitan#4168, Megatron-LM#1984",
+        "lab/balance.py",
+        "valid = batch.segments.flatten() >= 0",
+        "valid = batch.segments.flatten() >= -1",
+        "tests/lab/test_balance.py::test_load_and_loss_counted_again_from_outside",
+    ),
 )

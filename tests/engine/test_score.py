@@ -49,7 +49,7 @@ def test_it_agrees_with_the_engine_that_drew_them(model: Decoder, drawn: tuple[l
     pairs, logprobs = drawn
     for (_, reply), said, (ids, found) in zip(pairs, logprobs, score(model, pairs, BASE_VOCAB), strict=True):
         assert ids.shape == found.shape == (len(reply), BASE_VOCAB)
-        assert (ids.dtype, found.dtype) == (np.int32, np.float32)
+        assert ids.dtype == np.int32 and found.dtype == np.float32
         ours = [float(row[list(its).index(token)]) for token, its, row in zip(reply, ids, found)]
         assert ours == pytest.approx(said, abs=1e-4)
         assert np.exp(found.astype(np.float64)).sum(-1) == pytest.approx(1.0, abs=1e-5)

@@ -35,10 +35,8 @@ def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def own_run(teacher: Path, start: Path, steps: int = 2, **settings: Any) -> Run:
-    run = on_policy(
-        **({"teacher": str(teacher), "start": str(start), "task": TASK, "steps": steps, "problems": 4, "samples": 3,
-            "max_tokens": 12, "row": ROW} | settings)
-    )  # fmt: skip
+    given: dict[str, Any] = {"problems": 4, "samples": 3, "max_tokens": 12, "row": ROW} | settings
+    run = on_policy(teacher=str(teacher), start=str(start), task=TASK, steps=steps, **given)
     return run.model_copy(update={"save_seconds": 1e-9})
 
 
@@ -112,7 +110,9 @@ class Broken(Source):
 
     def step(self, step: int) -> Step:
         work = self.source.step(step)
-        work.batches = [replace(b, sampled_logprobs=b.sampled_logprobs * 0.9) for b in work.batches]  # type: ignore[operator]
+        for number, batch in enumerate(work.batches):
+            assert batch.sampled_logprobs is not None
+            work.batches[number] = replace(batch, sampled_logprobs=batch.sampled_logprobs * 0.9)
         return work
 
 

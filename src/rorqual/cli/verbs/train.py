@@ -23,7 +23,7 @@ class Mode(Config):
 
 
 def train(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="pretrain, sft or grpo.")],
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="pretrain, sft, grpo, distil or on_policy.")],
     settings: Settings = None,
 ) -> None:
     """Train a recipe, or go on with it: the same command continues where it was.

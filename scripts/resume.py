@@ -26,7 +26,7 @@ from typing import Any
 import torch
 
 from rorqual.core.records import RunDir, write_json
-from rorqual.evals.plots import CLOCK_PICTURE
+from rorqual.evals.plots_cost import CLOCK_PICTURE
 from rorqual.train.state import CLOCK_FIELDS
 
 RESULT = Path(__file__).parent.parent / "docs" / "results" / "resume.json"

@@ -18,9 +18,12 @@ from rorqual.evals.compare import compare
 from rorqual.evals.evaluation import Evaluation
 from rorqual.evals.page import Html, table
 from rorqual.evals.pictures import DARK, LIGHT, png
-from rorqual.evals.plots import CLOCK_PICTURE, pictures
+from rorqual.evals.plots import pictures
+from rorqual.evals.plots_cost import CLOCK_PICTURE
 from rorqual.evals.reading import read_findings, read_records
-from rorqual.evals.report import build_report, points, report_text, scientific
+from rorqual.evals.report import build_report, report_text
+from rorqual.evals.report_claims import points
+from rorqual.evals.report_cost import scientific
 from rorqual.evals.stats import holm_values
 from rorqual.evals.transcripts import hardest
 from rorqual.tasks.base import Verdict

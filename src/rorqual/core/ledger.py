@@ -41,9 +41,11 @@ class Entry:
     core_seconds: float = 0.0
 
     def add(self, record: Mapping[str, Any]) -> None:
-        """Count a step of training by its record in the metrics: what was trained on, and what was sampled for it."""
+        """Count a step of training by its record in the metrics: what was trained on, what was sampled for it, and how many of
+        the samples were right."""
         self.tokens += int(record["tokens"]) + int(record.get("sampled_tokens", 0))
         self.flops += int(record["flops"])
+        self.solved += int(record.get("right", 0))
 
     def money(self, core_hour: float = CORE_HOUR) -> float:
         """USD: core-seconds at the price of a core-hour, and what was paid to others."""

@@ -1,13 +1,14 @@
-"""What the report claims of reinforcement, family by family, and whether the figures bear it out."""
+"""What the report claims of reinforcement and of the student, family by family, and whether the figures bear it out."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from rorqual.core.records import Thinking
 from rorqual.evals.compare import Comparison, Measure, compare, did_think, is_right
-from rorqual.evals.reading import Findings, When
+from rorqual.evals.evaluation import ALL, Evaluation, Grain
+from rorqual.evals.reading import Findings
 from rorqual.evals.stats import Claim, Interval, claim, holm
 
 
@@ -18,8 +19,8 @@ class Topic:
     name: str
     title: str
     text: str
-    before: tuple[When, Thinking]
-    after: tuple[When, Thinking]
+    before: tuple[str, Thinking]
+    after: tuple[str, Thinking]
     measure: Measure
 
 
@@ -59,6 +60,42 @@ TOPICS = (
 )
 
 
+STUDENT_TOPICS = (
+    Topic(
+        "distilled-over-reinforced",
+        "distilled beats reinforced",
+        "{family}: the distilled student is right more often than its reinforced rival",
+        ("reinforced", "auto"),
+        ("distilled", "auto"),
+        is_right,
+    ),
+    Topic(
+        "distilled-over-base",
+        "distilled beats its base",
+        "{family}: the distilled student is right more often than the base student",
+        ("student-base", "auto"),
+        ("distilled", "auto"),
+        is_right,
+    ),
+    Topic(
+        "reinforced-over-base",
+        "reinforced beats its base",
+        "{family}: the reinforced student is right more often than the base student",
+        ("student-base", "auto"),
+        ("reinforced", "auto"),
+        is_right,
+    ),
+    Topic(
+        "distilled-over-answers",
+        "thinking beats answers alone",
+        "{family}: the distilled student is right more often than the one trained on the same problems' answers alone",
+        ("answers-only", "auto"),
+        ("distilled", "auto"),
+        is_right,
+    ),
+)
+
+
 @dataclass(frozen=True)
 class Asked:
     """A claim with what it rests on; `wide` is the 99 % interval beside the claim's 95 % one."""
@@ -71,17 +108,30 @@ class Asked:
 
 
 def claims(findings: Findings) -> list[Asked]:
-    """Every topic asked of every family: McNemar's exact test, one-sided, corrected by Holm over all of them."""
+    """What is claimed of the teacher's reinforcement."""
+    return ask(TOPICS, findings.evaluations, ("family",))
+
+
+def student_claims(findings: Findings) -> list[Asked]:
+    """What is claimed of the student's branches, over all families together first; none where there is no student."""
+    return ask(STUDENT_TOPICS, findings.students, ("all", "family")) if findings.students else []
+
+
+def ask(
+    topics: Sequence[Topic], evaluations: Mapping[tuple[str, Thinking], Evaluation], grains: Sequence[Grain]
+) -> list[Asked]:
+    """Every topic asked of every family (or all): McNemar's exact test, one-sided, corrected by Holm over all of them."""
     asked: list[Asked] = []
-    for topic in TOPICS:
-        before, after = findings.evaluations[topic.before], findings.evaluations[topic.after]
-        rows = compare(before, after, measure=topic.measure, side="greater")
-        wide = compare(before, after, measure=topic.measure, side="greater", confidence=0.99)
-        for row, wider in zip(rows, wide, strict=True):
-            change, text = row.difference, topic.text.format(family=row.family)
-            how = "McNemar's exact test, one-sided, Holm-corrected; bootstrap interval over problems"
-            made = claim(text, change.mean, change.interval, row.p_value, how)
-            asked.append(Asked(topic, row.family, made, wider.difference.interval, row))
+    for topic in topics:
+        before, after = evaluations[topic.before], evaluations[topic.after]
+        for grain in grains:
+            rows = compare(before, after, grain=grain, measure=topic.measure, side="greater")
+            wide = compare(before, after, grain=grain, measure=topic.measure, side="greater", confidence=0.99)
+            for row, wider in zip(rows, wide, strict=True):
+                change, family = row.difference, "all families" if row.family == ALL else row.family
+                how = "McNemar's exact test, one-sided, Holm-corrected; bootstrap interval over problems"
+                made = claim(topic.text.format(family=family), change.mean, change.interval, row.p_value, how)
+                asked.append(Asked(topic, family, made, wider.difference.interval, row))
     corrected = holm(item.claim for item in asked)
     return [replace(item, claim=claim) for item, claim in zip(asked, corrected, strict=True)]
 

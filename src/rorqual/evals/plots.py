@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,12 +12,13 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from rorqual.core.records import Thinking
 from rorqual.evals.evaluation import Evaluation, Row
-from rorqual.evals.pictures import Picture, Theme, curve, panels
-from rorqual.evals.reading import Findings, Record, StageCost, When
+from rorqual.evals.pictures import Picture, Theme, panels
+from rorqual.evals.plots_cost import clock, cost
+from rorqual.evals.plots_students import student_pictures
+from rorqual.evals.reading import Findings
+from rorqual.evals.series import draw_series, ends
 
-CLOCK_PICTURE = "clock"
-"""The one picture that shows measured time, and so the one that differs between two runs of the same seed."""
-SETTINGS: tuple[tuple[When, Thinking, str], ...] = (
+SETTINGS: tuple[tuple[str, Thinking, str], ...] = (
     ("before", "auto", "before GRPO, own choice"),
     ("after", "auto", "after GRPO, own choice"),
     ("after", "off", "after GRPO, answering at once"),
@@ -37,49 +37,11 @@ def pictures(findings: Findings) -> dict[str, Picture]:
         what_changed(findings),
         thinking_over_training(findings),
         *([experts(findings), load(findings)] if findings.experts.layers else []),
+        *(student_pictures(findings) if findings.students else []),
         cost(findings),
         clock(findings),
     ]
     return {picture.name: picture for picture in made}
-
-
-def series(records: Sequence[Record], *names: str) -> tuple[list[float], list[float]]:
-    """Steps and values of the first of `names` that a record has; records with none of them, or null, are left out."""
-    steps, values = [], []
-    for place, record in enumerate(records):
-        value = next((record[name] for name in names if isinstance(record.get(name), int | float)), None)
-        if value is not None:
-            steps.append(float(record.get("step", place)))
-            values.append(float(value))
-    return steps, values
-
-
-def _nothing(axis: Axes, theme: Theme) -> None:
-    axis.text(0.5, 0.5, "not recorded", ha="center", va="center", transform=axis.transAxes, color=theme.faint)
-
-
-def _draw_series(
-    axis: Axes, theme: Theme, records: Sequence[Record], wanted: Sequence[tuple[tuple[str, ...], str, str]]
-) -> None:
-    drawn = 0
-    for names, colour, label in wanted:
-        steps, values = series(records, *names)
-        if values:
-            curve(axis, steps, values, colour, label)
-            drawn += 1
-    if not drawn:
-        _nothing(axis, theme)
-    elif drawn > 1:
-        axis.legend(loc="best")
-    axis.set_xlabel("step")
-
-
-def _ends(records: Sequence[Record], *names: str) -> str:
-    _, values = series(records, *names)
-    if not values:
-        return "not recorded"
-    edge = max(1, len(values) // 20)
-    return f"{np.mean(values[:edge]):.3g} at first to {np.mean(values[-edge:]):.3g} at last"
 
 
 def learning_curves(findings: Findings) -> Picture:
@@ -89,19 +51,19 @@ def learning_curves(findings: Findings) -> Picture:
             (("loss/next_token", "loss"), theme.after, "next token"),
             (("loss/mtp",), theme.off, "token after it (MTP)"),
         ]
-        _draw_series(left, theme, findings.sft, wanted)
+        draw_series(left, theme, findings.sft, wanted)
         left.set_title("Worked solutions: loss")
         left.set_ylabel("nats per token")
         left.set_ylim(bottom=0)
-        _draw_series(right, theme, findings.grpo, [(("reward",), theme.after, "")])
+        draw_series(right, theme, findings.grpo, [(("reward",), theme.after, "")])
         right.set_title("GRPO: reward of rollouts")
         right.set_ylabel("mean reward")
         right.set_ylim(0, 1)
         return figure
 
     alt = (
-        f"Two learning curves. Fine-tuning loss went from {_ends(findings.sft, 'loss/next_token', 'loss')}; "
-        f"GRPO reward from {_ends(findings.grpo, 'reward')}."
+        f"Two learning curves. Fine-tuning loss went from {ends(findings.sft, 'loss/next_token', 'loss')}; "
+        f"GRPO reward from {ends(findings.grpo, 'reward')}."
     )
     caption = "Faint: each step. Strong: a running mean over a twentieth of the run."
     return Picture("learning-curves", alt, caption, draw)
@@ -266,7 +228,7 @@ def thinking_over_training(findings: Findings) -> Picture:
             (("think_length",), theme.on, "thinking, where it thought"),
             (("reply_length",), theme.after, "the whole reply, of all"),
         ]
-        _draw_series(left, theme, findings.grpo, lengths)
+        draw_series(left, theme, findings.grpo, lengths)
         left.set_title("Length")
         left.set_ylabel("tokens")
         left.set_ylim(bottom=0)
@@ -274,17 +236,17 @@ def thinking_over_training(findings: Findings) -> Picture:
             (("think_share",), theme.after, "share that thinks"),
             (("right_when_thinking",), theme.on, "right when thinking"),
         ]
-        _draw_series(right, theme, findings.grpo, wanted)
+        draw_series(right, theme, findings.grpo, wanted)
         right.set_title("Choice to think, and its yield")
         right.set_ylim(0, 1.03)
         right.yaxis.set_major_formatter(PercentFormatter(1.0))
         return figure
 
     alt = (
-        f"Over GRPO, the length of thinking in tokens, where it thought, went from {_ends(findings.grpo, 'think_length')}, that of "
-        f"whole replies from {_ends(findings.grpo, 'reply_length')}; the share of "
-        f"rollouts that think from {_ends(findings.grpo, 'think_share')}; the share right among those from "
-        f"{_ends(findings.grpo, 'right_when_thinking')}."
+        f"Over GRPO, the length of thinking in tokens, where it thought, went from {ends(findings.grpo, 'think_length')}, that of "
+        f"whole replies from {ends(findings.grpo, 'reply_length')}; the share of "
+        f"rollouts that think from {ends(findings.grpo, 'think_share')}; the share right among those from "
+        f"{ends(findings.grpo, 'right_when_thinking')}."
     )
     return Picture(
         "thinking",
@@ -349,45 +311,3 @@ def load(findings: Findings) -> Picture:
     worst = max(float(row.max()) for row in relative)
     alt = f"Bars, one panel for each layer: load of each expert over the layer's mean. The busiest carries {worst:.2f} times it."
     return Picture("load", alt, "Tokens served by each expert, over the mean of its layer; dotted: all equal.", draw)
-
-
-def _draw_bars(
-    theme: Theme, stages: Sequence[StageCost], measures: Sequence[tuple[str, Sequence[float], str]]
-) -> Figure:
-    figure, axes = panels(len(measures), len(measures), 7.4 / len(measures), 0.8 + 0.28 * len(stages), sharey=True)
-    places = np.arange(len(stages), dtype=float)[::-1]
-    for axis, (title, values, form) in zip(axes, measures, strict=True):
-        axis.barh(places, values, color=theme.after, height=0.62)
-        for place, value in zip(places, values, strict=True):
-            axis.text(value, place, " " + form.format(value), va="center", fontsize=8, color=theme.ink)
-        axis.set_title(title)
-        axis.set_xlim(0, max([*values, 1e-9]) * 1.32)
-        axis.grid(visible=False)
-        axis.set_xticks([])
-        axis.spines["bottom"].set_visible(False)
-    axes[0].set_yticks(places, [stage.name for stage in stages], color=theme.ink, fontsize=9)
-    return figure
-
-
-def cost(findings: Findings) -> Picture:
-    stages = findings.summary.stages
-    measures = [
-        ("Tokens, millions", [stage.tokens / 1e6 for stage in stages], "{:.2f}"),
-        ("Floating-point operations, 10¹²", [stage.flops / 1e12 for stage in stages], "{:.2f}"),
-    ]
-    alt = "Bars by stage: " + "; ".join(f"{s.name} {s.tokens:.3g} tokens, {s.flops:.3g} FLOPs" for s in stages) + "."
-    caption = "What each stage processed. These figures follow from the recipe, whatever the machine."
-    return Picture("cost", alt, caption, partial(_draw_bars, stages=stages, measures=measures))
-
-
-def clock(findings: Findings) -> Picture:
-    stages = findings.summary.stages
-    measures = [
-        ("Core-seconds", [stage.core_seconds for stage in stages], "{:.0f}"),
-        ("Seconds on the clock", [stage.seconds for stage in stages], "{:.0f}"),
-    ]
-    alt = "Bars by stage: " + "; ".join(f"{s.name} {s.core_seconds:.0f} core-seconds" for s in stages) + "."
-    caption = (
-        "What each stage took here. Of all pictures only this one shows the clock and differs between runs of a seed."
-    )
-    return Picture(CLOCK_PICTURE, alt, caption, partial(_draw_bars, stages=stages, measures=measures))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -12,6 +12,7 @@ from pydantic import ConfigDict
 
 from rorqual.core.config import Config, parse
 from rorqual.core.errors import DataError
+from rorqual.core.ledger import CORE_HOUR
 from rorqual.core.records import RunDir, Thinking
 from rorqual.evals.evaluation import Evaluation
 
@@ -38,33 +39,66 @@ class Experts(Reading):
 
 
 class StageCost(Reading):
-    """What one stage cost: `seconds` on the clock, `core_seconds` of processor time."""
+    """What one stage cost: `seconds` on the clock, `core_seconds` of processor time. `solved` problems on the way; `spent_tokens`: with
+    those of work that was killed and done again."""
 
     name: str
     tokens: float = 0
     flops: float = 0
+    solved: float = 0
     core_seconds: float = 0
     seconds: float = 0
+    spent_tokens: float = 0
+
+    def money(self, core_hour: float) -> float:
+        """USD, at the price of a core-hour."""
+        return self.core_seconds / 3600 * core_hour
+
+
+class Branch(Reading):
+    """A model that stands beside the student: how it was measured, and the stages that its cost is made of (for a student,
+    those after the base, which all share)."""
+
+    name: str
+    title: str
+    modes: tuple[Thinking, ...]
+    stages: tuple[str, ...] = ()
 
 
 class Summary(Reading):
-    """The model's account (numbers by name), the cost of each stage, and how to repeat the run."""
+    """Accounts of teacher and student (numbers by name), the cost of each stage, and how to repeat the run.
+
+    `branches` is empty where there is no student; `samples` counts what the teacher said. `core_hour`: USD for an hour of a core.
+    """
 
     model: dict[str, float | int | str]
+    student: dict[str, float | int | str] = {}
     stages: tuple[StageCost, ...]
+    branches: tuple[Branch, ...] = ()
+    samples: dict[str, int] = {}
+    core_hour: float = CORE_HOUR
     seed: int
     command: str
+
+    def cost_of(self, branch: Branch) -> StageCost:
+        """The sum of a branch's own stages, under its title."""
+        own = [stage for stage in self.stages if stage.name in branch.stages]
+        names = ("tokens", "flops", "core_seconds", "seconds")
+        return StageCost(name=branch.title, **{name: sum(getattr(s, name) for s in own) for name in names})
 
 
 @dataclass(frozen=True)
 class Findings:
-    """All that the report shows. `sft` and `grpo` hold one record per step, ascending."""
+    """All that the report shows. `sft` and `grpo` hold one record per step, ascending; `students` the evaluations of each
+    branch, `training` its records where it was trained from the base student."""
 
     sft: Sequence[Record]
     grpo: Sequence[Record]
-    evaluations: dict[tuple[When, Thinking], Evaluation]
+    evaluations: dict[tuple[str, Thinking], Evaluation]
     experts: Experts
     summary: Summary
+    students: dict[tuple[str, Thinking], Evaluation] = field(default_factory=dict)
+    training: dict[str, list[Record]] = field(default_factory=dict)
 
     @property
     def families(self) -> list[str]:
@@ -99,16 +133,30 @@ def read_records(folder: Path, stage: str) -> list[Record]:
 def read_findings(folder: Path) -> Findings:
     """Read a folder as `build_report` describes it; a missing or wrong file is an error that names it."""
     sft, grpo = read_records(folder / "base", "sft"), read_records(folder / "teacher", "grpo")
-    evaluations: dict[tuple[When, Thinking], Evaluation] = {}
+    evaluations: dict[tuple[str, Thinking], Evaluation] = {}
     for when in WHENS:
         for mode in MODES:
-            path = folder / "evals" / f"{when}-{mode}.json"
-            if not path.is_file():
-                raise DataError("the report needs this file and it is missing", where=str(path), remedy=REMEDY)
-            evaluations[when, mode] = Evaluation.load(path)
+            evaluations[when, mode] = _evaluation(folder / "evals" / f"{when}-{mode}.json")
     experts = _read(Experts, folder / "evals" / "experts.json")
     _check_shape(experts, folder / "evals" / "experts.json")
-    return Findings(sft, grpo, evaluations, experts, _read(Summary, folder / "summary.json"))
+    summary = _read(Summary, folder / "summary.json")
+    students = {
+        (branch.name, mode): _evaluation(folder / "evals" / f"student-{branch.name}-{mode}.json")
+        for branch in summary.branches
+        for mode in branch.modes
+    }
+    training = {name: read_records(folder / name, recipe) for name, recipe in TRAINED.items() if summary.branches}
+    return Findings(sft, grpo, evaluations, experts, summary, students, training)
+
+
+TRAINED = {"distilled": "distil", "answers-only": "sft", "reinforced": "grpo"}
+"""Branches from the base student, by their folders, and the recipe of each."""
+
+
+def _evaluation(path: Path) -> Evaluation:
+    if not path.is_file():
+        raise DataError("the report needs this file and it is missing", where=str(path), remedy=REMEDY)
+    return Evaluation.load(path)
 
 
 def _check_shape(experts: Experts, path: Path) -> None:

@@ -10,17 +10,19 @@ from pathlib import Path
 
 from rorqual.core.records import write_atomic
 from rorqual.evals import page
-from rorqual.evals.claims import TOPICS, Asked, Topic, account, claims
+from rorqual.evals.claims import TOPICS, Asked, account, claims, student_claims
 from rorqual.evals.evaluation import Row
 from rorqual.evals.pictures import DARK, LIGHT, png
-from rorqual.evals.plots import CLOCK_PICTURE, SETTINGS, pictures, series
+from rorqual.evals.plots import SETTINGS, pictures
 from rorqual.evals.reading import Findings, read_findings
-from rorqual.evals.stats import Claim, Interval
-from rorqual.evals.table import p_text, percent, percent_interval
+from rorqual.evals.report_claims import claim_tables
+from rorqual.evals.report_cost import cost
+from rorqual.evals.report_students import main_claim, students
+from rorqual.evals.series import series
+from rorqual.evals.table import percent, percent_interval
 from rorqual.evals.transcripts import transcripts
 
 REPORT_FILE, PICTURES = "report.html", "pictures"
-MARKS = {"holds": ("yes", "●"), "does not hold": ("no", "✕"), "not decided": ("open", "○")}
 
 
 def build_report(folder: Path) -> Path:
@@ -33,7 +35,9 @@ def build_report(folder: Path) -> Path:
     - `evals/experts.json`: `{"layers": [...], "families": [...], "share": [layer][family][expert], "load":
       [layer][expert]}`;
     - `summary.json`: `{"model": {"total", "active", "cache_bytes_per_token", "flops_per_token", ...}, "stages":
-      [{"name", "tokens", "flops", "core_seconds", "seconds"}], "seed", "command"}`.
+      [{"name", "tokens", "flops", "solved", "core_seconds", "seconds"}], "seed", "command"}`, and, where there is a student,
+      `"student"` (as `model`) and `"branches": [{"name", "title", "modes", "stages"}]`;
+    - for each branch `evals/student-NAME-MODE.json`; `distilled`, `answers-only` and `reinforced` with their metrics.
 
     A file that is missing or wrong is a `RorqualError` naming it, and nothing is written. Pictures are the same bytes
     for the same figures; only `clock` shows measured time.
@@ -53,20 +57,22 @@ def build_report(folder: Path) -> Path:
 
 def report_text(findings: Findings, figures: Mapping[str, str]) -> str:
     """The report's HTML; `figures` holds the HTML of each picture by name."""
-    asked = claims(findings)
+    asked, of_student = claims(findings), student_claims(findings)
+    student = [("students", "Distilled or reinforced", students(findings, of_student, figures))] if of_student else []
     sections = [
-        ("claims", "What holds", _claims(asked)),
+        ("claims", "What holds", claim_tables(asked, TOPICS)),
         ("model", "The model", _model(findings)),
         ("learning", "Learning", [figures["learning-curves"], *_agreement(findings)]),
         ("accuracy", "Accuracy on held-out problems", _accuracy(findings, figures)),
         ("reinforcement", "What reinforcement changed", _changed(findings, figures)),
         ("experts", "Who serves what", _experts(findings, figures)),
-        ("cost", "What it cost", _cost(findings, figures)),
+        *student,
+        ("cost", "What it cost", cost(findings, figures)),
         ("transcripts", "Transcripts", transcripts(findings)),
         ("repeat", "To repeat this", _repeat(findings)),
     ]
     links = "\n".join(f'<a href="#{name}">{escape(title)}</a>' for name, title, _ in sections)
-    head = f"<header><h1>What a small model learned</h1>{_lede(findings, asked)}<nav>{links}</nav></header>"
+    head = f"<header><h1>What a small model learned</h1>{_lede(findings, asked)}{_student_lede(of_student)}<nav>{links}</nav></header>"
     body = [head, *(page.section(name, title, *parts) for name, title, parts in sections)]
     return page.page("Rorqual: what the quickstart found", "\n".join(body))
 
@@ -81,6 +87,18 @@ def _lede(findings: Findings, asked: Sequence[Asked]) -> str:
         f"{held.count('holds')} of {len(held)} families the rise holds after correction for the number of claims."
     )
     return page.para(text, "lede") + page.para(_where_from(findings), "")
+
+
+def _student_lede(asked: Sequence[Asked]) -> str:
+    if not asked:
+        return ""
+    main = main_claim(asked)
+    words = {"holds": "holds", "does not hold": "is refuted", "not decided": "is not decided"}
+    return page.para(
+        f"A student of a quarter of its active size, distilled from it, answers {main.paired.after:.1%} rightly on its own families; "
+        f"reinforced instead, from the same base, {main.paired.before:.1%}. That distilling beats reinforcing "
+        f"{words[main.claim.holds]} here, on one seed."
+    )
 
 
 def _where_from(findings: Findings) -> str:
@@ -101,64 +119,6 @@ def _where_from(findings: Findings) -> str:
     return text + "So the choice to think explains little of the gain."
 
 
-def verdict_mark(claim: Claim) -> str:
-    """The verdict as a mark and a word: colour alone would not do."""
-    kind, mark = MARKS[claim.holds]
-    return page.Html(f'<span class="v v-{kind}">{mark} {claim.holds}</span>')
-
-
-def _claims(asked: Sequence[Asked]) -> list[str]:
-    families = list(dict.fromkeys(item.family for item in asked))
-    found = {(item.topic.name, item.family): item for item in asked}
-
-    def short(topic: Topic, family: str) -> str:
-        item = found.get((topic.name, family))
-        if item is None:
-            return ""
-        kind, mark = MARKS[item.claim.holds]
-        text = f'<span class="v v-{kind}" title="{item.claim.holds}">{points(item.claim.estimate)} {mark}</span>'
-        return page.Html(text)
-
-    matrix = [[family, *(short(topic, family) for topic in TOPICS)] for family in families]
-    count = len(asked)
-    words = (
-        f"Change in percentage points. ● holds, ○ not decided, ✕ does not hold. A claim holds where its 95 % interval lies "
-        f"wholly above zero and its p-value, corrected by Holm's method for all {count} claims, is at most 0.05; it does not "
-        "hold where the interval lies wholly below zero (not corrected); anything else is not decided. Intervals are bootstraps over "
-        "problems, p-values McNemar's exact test, one-sided. They speak of other problems, not of another seed."
-    )
-    heads = ["claim", "verdict", "before", "after", "difference", "95 % interval", "99 % interval", "p\u00a0(Holm)"]
-    groups = [(topic.title, [_claim_row(i) for i in asked if i.topic is topic]) for topic in TOPICS]
-    return [
-        page.table("claims at a glance", ["family", *(topic.title for topic in TOPICS)], [("", matrix)]),
-        page.para(words, "note"),
-        page.folded("Each claim with its figures", page.table("claims", heads, groups, text_columns=2), is_open=True),
-    ]
-
-
-def points(value: float) -> str:
-    """A difference of shares in percentage points, signed with a true minus."""
-    text = f"{100 * value:+.1f}"
-    return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
-
-
-def _points_interval(interval: Interval) -> str:
-    return f"[{points(interval.low)}, {points(interval.high)}]"
-
-
-def _claim_row(item: Asked) -> list[str]:
-    return [
-        item.claim.text,
-        verdict_mark(item.claim),
-        percent(item.paired.before),
-        percent(item.paired.after),
-        points(item.claim.estimate),
-        _points_interval(item.claim.interval),
-        _points_interval(item.wide),
-        p_text(item.claim.p_value),
-    ]
-
-
 KNOWN_FACTS = {
     "total": ("parameters in all", ""),
     "active": ("active for a token", "parameters that one token passes through"),
@@ -168,15 +128,26 @@ KNOWN_FACTS = {
 
 
 def _model(findings: Findings) -> list[str]:
+    return [*_account(findings.summary.model), *_student_account(findings)]
+
+
+def _student_account(findings: Findings) -> list[str]:
+    student = findings.summary.student
+    if not student:
+        return []
+    return [page.Html("<h3>The student</h3>"), *_account(student)]
+
+
+def _account(model: Mapping[str, float | int | str]) -> list[str]:
     items = []
-    for name, value in findings.summary.model.items():
+    for name, value in model.items():
         what, small = KNOWN_FACTS.get(name, (name.replace("_", " "), ""))
         items.append(
             (what, f"{value:,.0f}" if isinstance(value, int | float) and value == int(value) else str(value), small)
         )
-    total, active = (findings.summary.model.get(name) for name in ("total", "active"))
+    total, active = (model.get(name) for name in ("total", "active"))
     parts = [page.facts(items)]
-    if isinstance(total, int | float) and isinstance(active, int | float) and total > 0:
+    if isinstance(total, int | float) and isinstance(active, int | float) and active < total:
         parts.append(page.para(f"A token passes through {active / total:.1%} of the parameters.", "note"))
     return parts
 
@@ -282,25 +253,6 @@ def _experts(findings: Findings, figures: Mapping[str, str]) -> list[str]:
     return [*parts, page.para(text, "note")]
 
 
-def _cost(findings: Findings, figures: Mapping[str, str]) -> list[str]:
-    stages = findings.summary.stages
-    rows = [
-        [s.name, f"{s.tokens:,.0f}", scientific(s.flops), f"{s.core_seconds:,.1f}", f"{s.seconds:,.1f}"] for s in stages
-    ]
-    total = [sum(getattr(s, name) for s in stages) for name in ("tokens", "flops", "core_seconds", "seconds")]
-    rows.append(["all", f"{total[0]:,.0f}", scientific(total[1]), f"{total[2]:,.1f}", f"{total[3]:,.1f}"])
-    heads = ["stage", "tokens", "FLOPs", "core-seconds", "seconds"]
-    return [figures["cost"], figures[CLOCK_PICTURE], page.table("cost by stage", heads, [("", rows)])]
-
-
-def scientific(value: float) -> str:
-    """`1234567.0` as `1.23 × 10⁶`."""
-    if value == 0:
-        return "0"
-    mantissa, exponent = f"{value:.2e}".split("e")
-    return f"{mantissa} × 10" + str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
-
-
 def _repeat(findings: Findings) -> list[str]:
     auto = findings.evaluations["after", "auto"]
     counts = Counter(sample.family for sample in auto.samples)
@@ -313,6 +265,8 @@ def _repeat(findings: Findings) -> list[str]:
         page.preformatted(findings.summary.command),
         page.para(text),
         page.para(
-            "Every answer is kept in evals/*.json, every step in base/metrics.jsonl and teacher/metrics.jsonl.", "note"
+            "Every answer is kept in evals/*.json, every step in metrics.jsonl of each run, every second in ledger.jsonl; "
+            "rorqual trace shows the rollouts of a run.",
+            "note",
         ),
     ]

@@ -34,11 +34,19 @@ def quickstart(
     device: Annotated[str, typer.Option(help="Where tensors lie.")] = "cpu",
     dtype: Annotated[Precision, typer.Option(help="The type that matrix products are in.")] = Precision.FLOAT32,
 ) -> None:
-    """Build a small DeepSeek-style model, teach it to reason, reinforce it, measure it, and report.
+    """Build a small DeepSeek-style model, teach it to reason, reinforce it, distil a student from it, measure all, and report.
 
     Stopped, it goes on where it was when the same command is given again.
     """
     from rorqual.recipes.quickstart import run_quickstart
 
     check_device(device)
-    run_quickstart(out, seed=seed, size=size.value, threads=threads or cores(), device=device, dtype=dtype.value)
+    run_quickstart(
+        out,
+        seed=seed,
+        size=size.value,
+        threads=threads or cores(),
+        device=device,
+        dtype=dtype.value,
+        whole_process=True,
+    )

@@ -1,0 +1,68 @@
+"""The report's section on cost: the ledger of all stages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from rorqual.evals import page
+from rorqual.evals.plots_cost import CLOCK_PICTURE
+from rorqual.evals.reading import Findings, StageCost
+
+
+def cost(findings: Findings, figures: Mapping[str, str]) -> list[str]:
+    """HTML: pictures of amounts and of the clock, the ledger, and what its money means."""
+    stages, price = findings.summary.stages, findings.summary.core_hour
+    names = ("tokens", "flops", "solved", "core_seconds", "seconds", "spent_tokens")
+    whole = StageCost(name="all", **{name: sum(getattr(s, name) for s in stages) for name in names})
+    heads = [
+        "stage",
+        "tokens",
+        "FLOPs",
+        "core-seconds",
+        "seconds",
+        "US cents",
+        "solved",
+        "US\u00a0$ per million solved",
+    ]
+    rows = [_row(stage, price) for stage in (*stages, whole)]
+    text = (
+        f"Money is core-seconds at US $ {price:g} an hour for a core, which is an assumption. Solved are answers that were right in a "
+        "stage that has answers: rollouts of reinforcement, samples of the teacher, measuring. The seconds add up to the wall clock of "
+        "the whole, but for the drawing of this page; unaccounted is what lies between stages, such as starting up."
+    )
+    parts = [
+        figures["cost"],
+        figures[CLOCK_PICTURE],
+        page.table("cost by stage", heads, [("", rows)]),
+        page.para(text, "note"),
+    ]
+    again = whole.spent_tokens - whole.tokens
+    if again > 0:
+        parts.append(
+            page.para(
+                f"After interruptions {again:,.0f} tokens were processed again; their time is in the table.", "note"
+            )
+        )
+    return parts
+
+
+def _row(stage: StageCost, price: float) -> list[str]:
+    money = stage.money(price)
+    solved = [f"{stage.solved:,.0f}", f"{1e6 * money / stage.solved:,.2f}"] if stage.solved else ["", ""]
+    return [
+        stage.name,
+        f"{stage.tokens:,.0f}",
+        scientific(stage.flops),
+        f"{stage.core_seconds:,.1f}",
+        f"{stage.seconds:,.1f}",
+        f"{100 * money:,.3f}",
+        *solved,
+    ]
+
+
+def scientific(value: float) -> str:
+    """`1234567.0` as `1.23 × 10⁶`."""
+    if value == 0:
+        return "0"
+    mantissa, exponent = f"{value:.2e}".split("e")
+    return f"{mantissa} × 10" + str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))

@@ -1,0 +1,110 @@
+"""How much work the quickstart does."""
+
+from __future__ import annotations
+
+from rorqual.core.config import Config
+from rorqual.distil.config import Keep
+from rorqual.recipes.models import Size
+
+TASK = "families:add,sub,mod,swap,count,kk"
+"""Six families of four kinds: arithmetic, an algorithm by steps, text and state, logic."""
+STUDENT_TASK = "families:add,sub,swap"
+"""The student's: families in which a guess is right at most once in 120 times, so that what it solves it has learned."""
+
+
+class Scale(Config):
+    """Steps and samples, never a clock. Chosen on problems of the dev split, on other seeds.
+
+    Answers are sampled as DeepSeek-R1 was evaluated, at temperature 0.6 and top-p 0.95 (R1, section 3): greedily, a model
+    that thinks on two problems in five would never think.
+
+    The branches of the student cost about the same: `distil_problems` sampled from the teacher and `distil_steps` on what was
+    right, against `rival_steps` of reinforcement, in core-seconds as they were measured on other seeds. `student_lr` and
+    `student_adamw_lr` are those of its further training, half those of a fresh model. `distil_keep`: which of the teacher's samples
+    to learn from; `all` has no filter either, for a teacher too little trained to be right.
+    """
+
+    model: Size
+    sft_steps: int
+    sft_rows: int
+    sft_hard: float
+    think: float
+    grpo_steps: int
+    grpo_problems: int
+    grpo_samples: int
+    grpo_hard: float
+    lr: float
+    student: Size
+    student_base_steps: int
+    student_think: float
+    student_hard: float
+    distil_problems: int
+    distil_steps: int
+    distil_keep: Keep = "right"
+    rival_steps: int
+    rival_problems: int
+    rival_samples: int
+    rival_lr: float
+    student_per_cell: int
+    student_lr: float = 0.006
+    student_adamw_lr: float = 0.002
+    row: int = 128
+    max_tokens: int = 80
+    temperature: float = 0.6
+    top_p: float = 0.95
+    per_cell: int
+    expert_problems: int
+
+
+FULL = Scale(
+    model="small",
+    sft_steps=1000,
+    sft_rows=32,
+    sft_hard=0.2,
+    think=0.5,
+    grpo_steps=40,
+    grpo_problems=32,
+    grpo_samples=12,
+    grpo_hard=0.7,
+    lr=1e-4,
+    student="student",
+    student_base_steps=300,
+    student_think=0.2,
+    student_hard=0.3,
+    distil_problems=1500,
+    distil_steps=500,
+    rival_steps=60,
+    rival_problems=32,
+    rival_samples=12,
+    rival_lr=3e-4,
+    student_per_cell=60,
+    per_cell=80,
+    expert_problems=8,
+)
+SMALL = Scale(
+    model="tiny",
+    sft_steps=30,
+    sft_rows=8,
+    sft_hard=0.2,
+    think=0.5,
+    grpo_steps=3,
+    grpo_problems=8,
+    grpo_samples=4,
+    grpo_hard=0.5,
+    lr=3e-4,
+    student="tiny-student",
+    student_base_steps=20,
+    student_think=0.2,
+    student_hard=0.3,
+    distil_problems=24,
+    distil_steps=10,
+    distil_keep="all",
+    rival_steps=3,
+    rival_problems=8,
+    rival_samples=4,
+    rival_lr=3e-4,
+    student_per_cell=4,
+    per_cell=4,
+    expert_problems=2,
+)
+SCALES = {"full": FULL, "small": SMALL}

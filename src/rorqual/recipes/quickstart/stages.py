@@ -1,0 +1,254 @@
+"""The quickstart's stages, in their order. Each is skipped where its files say that it is done."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from rorqual.core.config import override
+from rorqual.core.ledger import Ledger
+from rorqual.core.log import Progress, clock
+from rorqual.core.records import RunDir, Thinking, write_atomic, write_json
+from rorqual.data.distilled import read_distilled
+from rorqual.distil import FactoryConfig, FilterConfig, sample_teacher
+from rorqual.distil.config import Keep
+from rorqual.engine.engine import Engine
+from rorqual.engine.request import SamplingParams
+from rorqual.evals.experts import expert_use
+from rorqual.evals.report import REPORT_FILE, build_report
+from rorqual.evals.run import evaluate
+from rorqual.model.account import account
+from rorqual.model.config import ModelConfig
+from rorqual.model.ffn import MoEConfig
+from rorqual.model.load.run import read_model_config
+from rorqual.recipes.distil import distil
+from rorqual.recipes.grpo import grpo
+from rorqual.recipes.quickstart.place import BRANCHES, MODES, WHEN, Place
+from rorqual.recipes.quickstart.scale import SCALES, STUDENT_TASK, TASK, Scale
+from rorqual.recipes.quickstart.summary import forward_flops, sampled_cost, summary, tells
+from rorqual.recipes.sft import sft
+from rorqual.tasks.base import Task, Verdict
+from rorqual.tasks.find import load_task
+from rorqual.train.loop import fit
+from rorqual.train.run import Dtype, Run
+
+WORDS: dict[Thinking, str] = {"auto": "own choice", "on": "made to think", "off": "at once"}
+
+
+def run_quickstart(
+    out: Path,
+    *,
+    seed: int = 0,
+    size: Literal["small", "full"] = "full",
+    threads: int = 2,
+    device: str = "cpu",
+    dtype: Dtype = "float32",
+    whole_process: bool = False,
+) -> Path:
+    """Run all stages into `out`, from where they stand there; returns the report's path.
+
+    `whole_process`: the ledger counts from the process's start.
+    """
+    began, place = time.monotonic(), Place(out)
+    with closing(Ledger(place.ledger, whole_process=whole_process)) as ledger:
+        work = Quickstart(place, SCALES[size], seed, threads, device, dtype, ledger)
+        work.teacher()
+        work.students()
+        report = work.report(size)
+    print(f"done in {clock(time.monotonic() - began)}\n\n  report  {report}")
+    print(f"  next    rorqual chat {place.teacher.path}\n          rorqual trace {place.teacher.path}")
+    return report
+
+
+def describe(name: str, model: ModelConfig) -> Iterator[str]:
+    """The account of a model, for a person."""
+    a = account(model, context=model.max_position_embeddings, cache_value_bytes=4)
+    mtp = f", MTP {a.mtp:,} more" if a.mtp else ""
+    yield f"{name}: {a.total:,} parameters, {a.active:,} active for a token ({a.active / a.total:.0%}){mtp}"
+    yield f"  {a.cache_bytes:,} bytes of cache a token (fp32), {a.flops:,} FLOPs a token forward at {a.context} positions"
+
+
+@dataclass(frozen=True)
+class Quickstart:
+    """What every stage needs."""
+
+    place: Place
+    scale: Scale
+    seed: int
+    threads: int
+    device: str
+    dtype: Dtype
+    ledger: Ledger
+
+    def teacher(self) -> None:
+        """Train the teacher on worked solutions, reinforce it on correctness alone, measure it before and after."""
+        s, place = self.scale, self.place
+        base = sft(task=TASK, size=s.model, steps=s.sft_steps, rows=s.sft_rows, row=s.row, think=s.think,
+                   options={"hard": s.sft_hard}, seed=self.seed)  # fmt: skip
+        for line in describe("teacher", base.model):
+            print(line)
+        print(f"\n1/9 train the teacher: {base.steps} steps on worked solutions of {TASK}")
+        self.train("train the teacher", base, place.base)
+        run = grpo(task=TASK, start=str(place.base.path), steps=s.grpo_steps, problems=s.grpo_problems, samples=s.grpo_samples,
+                   max_tokens=s.max_tokens, row=s.row, lr=s.lr, options={"hard": s.grpo_hard}, seed=self.seed,
+                   dtype=self.dtype)  # fmt: skip
+        print(f"\n2/9 reinforce it: {run.steps} steps of GRPO, on correctness alone")
+        self.train("reinforce the teacher", run, place.teacher)
+        print("\n3/9 measure it on held-out problems")
+        self.measure_teacher()
+
+    def students(self) -> None:
+        """One base student, and from it: distilled, on answers alone, reinforced. Measured beside the teacher."""
+        s, place = self.scale, self.place
+        base = sft(task=STUDENT_TASK, size=s.student, steps=s.student_base_steps, rows=s.sft_rows, row=s.row,
+                   think=s.student_think, options={"hard": s.student_hard}, seed=self.seed)  # fmt: skip
+        for line in ("", *describe("student", base.model)):
+            print(line)
+        print(
+            f"\n4/9 train the student's base: {base.steps} steps, thinking shown on {s.student_think:.0%} of problems"
+        )
+        self.train("train the base student", base, place.run("student-base"))
+        print(f"\n5/9 sample the teacher on {s.distil_problems} problems of {STUDENT_TASK}")
+        self.sample()
+        start = str(place.run("student-base").path)
+        run = distil(
+            data=str(place.samples_file), start=start, steps=s.distil_steps, rows=s.sft_rows, row=s.row, seed=self.seed
+        )
+        print(f"\n6/9 distil the student: {run.steps} steps on {self.learned()}; beside it one on the answers alone")
+        self.train("distil the student", self.further(run), place.run("distilled"))
+        run = sft(
+            data=str(place.answers_file), start=start, steps=s.distil_steps, rows=s.sft_rows, row=s.row, seed=self.seed
+        )
+        run = override(self.further(run), ["source.longer=skip"])
+        self.train("train on answers alone", run, place.run("answers-only"))
+        run = grpo(task=STUDENT_TASK, start=start, steps=s.rival_steps, problems=s.rival_problems, samples=s.rival_samples,
+                   max_tokens=s.max_tokens, row=s.row, lr=s.rival_lr, options={"hard": s.student_hard}, seed=self.seed,
+                   dtype=self.dtype)  # fmt: skip
+        print(f"\n7/9 reinforce its rival: {run.steps} steps of GRPO, from the same base")
+        self.train("reinforce the rival", run, place.run("reinforced"))
+        print("\n8/9 measure them on the student's held-out problems")
+        self.measure_students()
+
+    def report(self, size: str) -> Path:
+        """The summary, and the report where it does not tell of what lies here."""
+        print("\n9/9 report")
+        told = summary(self.place, self.seed, size)
+        report = self.place.out / REPORT_FILE
+        if not tells(self.place, told):
+            with self.ledger.of("report"):
+                write_json(self.place.summary, told)
+                report = build_report(self.place.out)
+        return report
+
+    def further(self, run: Run) -> Run:
+        """A run of one that has learned already: at lower rates than a fresh model."""
+        return override(run, [f"optim.lr={self.scale.student_lr}", f"optim.adamw.lr={self.scale.student_adamw_lr}"])
+
+    def learned(self) -> str:
+        """Which of the teacher's samples the student learns from, in words."""
+        words: dict[Keep, str] = {
+            "right": "what the teacher got right",
+            "graded": "what was graded",
+            "all": "all the teacher said",
+        }
+        return words[self.scale.distil_keep]
+
+    def train(self, stage: str, run: Run, out: RunDir) -> None:
+        """Train, and count what it took."""
+        run = override(run, [f"device={self.device}", f"dtype={self.dtype}"])
+        if out.newest_whole()[0] == run.steps:
+            fit(run, out, threads=self.threads)  # refuses a folder that holds another run
+            return
+        with self.ledger.of(stage) as entry:
+            fit(run, out, threads=self.threads, observe=entry.add)
+
+    def sample(self) -> None:
+        """The teacher's samples, made to think, verified and filtered; and the same problems with the answers alone."""
+        s, place = self.scale, self.place
+        if place.answers_file.is_file():
+            return
+        config = FactoryConfig(teacher=str(place.teacher.path), task=STUDENT_TASK, options={"hard": s.student_hard},
+                               problems=s.distil_problems, temperature=s.temperature, top_p=s.top_p, max_tokens=s.max_tokens,
+                               thinking="on", seed=self.seed, keep=s.distil_keep, device=self.device, dtype=self.dtype,
+                               filters=FilterConfig(names=()) if s.distil_keep == "all" else FilterConfig())  # fmt: skip
+        with self.ledger.of("sample the teacher") as entry:
+            sample_teacher(config, place.samples, threads=self.threads, quiet=False)
+            cost = sampled_cost(place)
+            entry.tokens, entry.flops, entry.solved = cost["tokens"], cost["flops"], cost["solved"]
+            lines = [
+                {"messages": [{"role": m.role, "content": m.content} for m in row.messages]}
+                for row in read_distilled(place.samples_file).kept
+            ]
+            text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+            write_atomic(place.answers_file, text.encode())
+
+    def measure_teacher(self) -> None:
+        """Before and after GRPO: own choice, made to think, at once; and which experts it uses."""
+        task, place = load_task(TASK, options={"hard": 0.5}), self.place
+        for when, run in zip(WHEN, (place.base, place.teacher)):
+            paths = [(mode, place.evaluation(f"{when}-{mode}")) for mode in MODES]
+            self.measure("measure the teacher", when, run, task, self.scale.per_cell, paths)
+        if not place.evaluation("experts").is_file():
+            with self.ledger.of("measure the teacher"):
+                engine = self.engine(place.teacher)
+                experts = routed(read_model_config(place.teacher))
+                count = self.scale.expert_problems
+                use = expert_use(engine, task, experts, count=count, seed=self.seed, params=self.params())
+                write_json(place.evaluation("experts"), use)
+
+    def measure_students(self) -> None:
+        """Every branch on the same problems."""
+        task = load_task(STUDENT_TASK, options={"hard": 0.5})
+        for branch, modes in BRANCHES.items():
+            paths = [(mode, self.place.measured(branch, mode)) for mode in modes]
+            self.measure(
+                "measure the students", branch, self.place.run(branch), task, self.scale.student_per_cell, paths
+            )
+
+    def measure(
+        self, stage: str, label: str, run: RunDir, task: Task, count: int, paths: Sequence[tuple[Thinking, Path]]
+    ) -> None:
+        """The evaluations of one model that are not there yet, each counted."""
+        wanted = [(mode, path) for mode, path in paths if not path.is_file()]
+        if not wanted:
+            return
+        with self.ledger.of(stage):
+            engine, each = self.engine(run), forward_flops(run)
+        for mode, path in wanted:
+            with self.ledger.of(stage) as entry:
+                found = evaluate(engine, task, count=count, seed=self.seed, thinking=mode, params=self.params(), per_family=True,
+                                 progress=shown(f"{label}, {WORDS[mode]}"), model=label)  # fmt: skip
+                entry.tokens = sum(found.usage.values())
+                entry.flops = entry.tokens * each
+                entry.solved = sum(sample.verdict is Verdict.RIGHT for sample in found.samples)
+                found.save(path)
+
+    def engine(self, run: RunDir) -> Engine:
+        """The model of a run, to ask."""
+        return Engine.from_run(run.path, threads=self.threads, device=self.device, dtype=self.dtype)
+
+    def params(self) -> SamplingParams:
+        """How every model is asked."""
+        s = self.scale
+        return SamplingParams(max_tokens=s.max_tokens, temperature=s.temperature, top_p=s.top_p, seed=self.seed)
+
+
+def routed(model: ModelConfig) -> int:
+    """How many routed experts its layers have."""
+    return max((stage.ffn.n_routed_experts for stage in model.stages if isinstance(stage.ffn, MoEConfig)), default=0)
+
+
+def shown(label: str) -> Callable[[int, int], None]:
+    """Progress of an evaluation, counted from now."""
+    progress = Progress(f"  {label}", 0, unit="answer")
+
+    def update(done: int, total: int) -> None:
+        progress.total = total
+        progress.update(done)
+
+    return update

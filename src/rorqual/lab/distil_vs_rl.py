@@ -61,6 +61,7 @@ class DistilVsRl(Experiment):
         "reasoning distilled from a large model makes a small one better than reinforcement on it does"
     )
     source: ClassVar[str] = "DeepSeek-R1, arXiv 2501.12948, section 4.1 and table 6"
+    first_seed: ClassVar[int] = 101
 
     def jobs(self, seed: int, place: Path, share: float) -> list[Job]:
         trained = [

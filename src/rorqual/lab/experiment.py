@@ -23,6 +23,8 @@ class Experiment(ABC):
     source: ClassVar[str]
     seeds: ClassVar[int] = 5
     """How many seeds the published result has."""
+    first_seed: ClassVar[int] = FIRST_SEED
+    """The first of them; later where a seed from 100 on was looked at while settings were chosen."""
 
     @abstractmethod
     def jobs(self, seed: int, place: Path, share: float) -> list[Job]:

@@ -33,6 +33,7 @@ class Zero(Experiment):
     title: ClassVar[str] = "Reinforcement alone"
     claim: ClassVar[str] = CLAIM
     source: ClassVar[str] = SOURCE
+    first_seed: ClassVar[int] = 101
 
     def jobs(self, seed: int, place: Path, share: float) -> list[Job]:
         return [*base_jobs(seed, share), reinforced_job(seed, place, share), *measures(RL, seed, share)]
@@ -52,6 +53,7 @@ class ZeroLong(Experiment):
     title: ClassVar[str] = "Reinforcement alone, for long"
     claim: ClassVar[str] = CLAIM
     source: ClassVar[str] = SOURCE
+    first_seed: ClassVar[int] = 101
     seeds: ClassVar[int] = 1
 
     def jobs(self, seed: int, place: Path, share: float) -> list[Job]:

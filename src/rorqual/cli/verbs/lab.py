@@ -13,7 +13,9 @@ from rorqual.cli.machine import cores
 def lab(
     name: Annotated[str, typer.Argument(metavar="NAME", help="The experiment; an unknown name lists them.")],
     seeds: Annotated[int, typer.Option(min=0, help="How many seeds; 0: as many as the published result has.")] = 0,
-    first_seed: Annotated[int, typer.Option(min=0, help="The first of them. Settings were chosen below 100.")] = 100,
+    first_seed: Annotated[
+        int, typer.Option(min=0, help="The first of them; 0: the published result's. Settings were chosen below it.")
+    ] = 0,
     budget: Annotated[
         float, typer.Option(min=0, help="Core-minutes for all seeds; 0: the full amounts of work.")
     ] = 0.0,
@@ -29,8 +31,9 @@ def lab(
     from rorqual.lab.find import find_experiment
     from rorqual.lab.run import run_lab
 
-    count = seeds or find_experiment(name).seeds
+    experiment = find_experiment(name)
+    count, first = seeds or experiment.seeds, first_seed or experiment.first_seed
     words = ["rorqual lab", name, f"--seeds {count}"]
-    words += [f"--first-seed {first_seed}"] * (first_seed != 100) + [f"--budget {budget:g}"] * bool(budget)
-    chosen = tuple(range(first_seed, first_seed + count))
+    words += [f"--first-seed {first}"] * (first != experiment.first_seed) + [f"--budget {budget:g}"] * bool(budget)
+    chosen = tuple(range(first, first + count))
     run_lab(name, out, seeds=chosen, budget=budget, workers=workers or cores(), command=" ".join(words))

@@ -42,8 +42,8 @@ class Zero(Experiment):
         return told(self, list(places.values()), RL, (RL,), places)
 
 
-LONG_PARTS, LONG_STEPS = 6, 250
-"""About half a core-hour, in parts, so that it can be measured on the way."""
+LONG_PARTS, LONG_STEPS = 4, 150
+"""Some 25 core-minutes, in parts, so that it can be measured on the way."""
 
 
 class ZeroLong(Experiment):
@@ -77,7 +77,7 @@ def _part(part: int, seed: int, place: Path, share: float) -> Train:
     start = _name(part - 1) if part > 1 else BASE
     return Train(
         name=_name(part),
-        estimate=1.4 * LONG_STEPS * share,
+        estimate=2.4 * LONG_STEPS * share,
         make=lambda: reinforce(place / start, amount(LONG_STEPS, share), seed + 1000 * part),
         needs=(start,),
     )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from rorqual.core.records import Thinking
 from rorqual.recipes.start import beginning
@@ -12,6 +13,30 @@ from rorqual.train.optim import AdamWConfig
 from rorqual.train.run import BFLOAT16, FLOAT32, Dtype, Run
 from rorqual.train.schedule import Schedule
 from rorqual.train.sources import RolloutConfig
+
+Mends = Literal["none", "dapo", "dr_grpo", "gspo", "cispo", "v32"]
+
+
+def mended(name: Mends, max_tokens: int) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """What a paper's recipe sets in the objective and in the source (docs/grpo.md says from where each number is)."""
+    presets: dict[Mends, tuple[dict[str, Any], dict[str, Any]]] = {
+        "none": ({}, {}),
+        "dapo": (
+            {},  # its clip and its mean over tokens are the defaults
+            {"max_num_gen_batches": 4, "overlong_buffer": max(1, max_tokens // 5), "overlong_penalty": 0.5},
+        ),
+        "dr_grpo": ({"per": "constant", "max_tokens": max_tokens, "clip_high": 0.2}, {"std": False}),
+        "gspo": (
+            {"importance_sampling_level": "sequence", "per": "sequence", "clip_low": 3e-4, "clip_high": 4e-4},
+            {},
+        ),
+        "cispo": ({"loss_type": "cispo", "clip_low": 1.0, "clip_high": 4.0}, {}),
+        "v32": (
+            {"per": "sequence", "clip_high": 0.2, "beta": 1e-3, "kl": "unbiased", "off_policy_delta": 0.5},
+            {"std": False, "top_p": 0.95},
+        ),
+    }
+    return presets[name]
 
 
 def grpo(
@@ -25,6 +50,10 @@ def grpo(
     row: int = 128,
     temperature: float = 1.0,
     thinking: Thinking = "auto",
+    mends: Mends = "none",
+    tis_cap: float = 0.0,
+    beta: float | None = None,
+    reference: str = "",
     options: dict[str, Any] | None = None,
     lr: float = 1e-4,
     seed: int = 0,
@@ -34,8 +63,13 @@ def grpo(
 
     `data` is the file or folder of a task that reads files.
     No KL term and an asymmetric clip (DAPO); groups with one reward only teach nothing, are left out and counted.
+    `mends`: a paper's settings; each of them is an option of its own (docs/grpo.md). `beta`: weight of a KL term, its
+    `reference` the run that training starts from unless another is named.
     """
     begin, model = beginning(start, "bytes", "small", row)
+    objective, source = mended(mends, max_tokens)
+    if beta is not None:
+        objective = {**objective, "beta": beta}
     return Run(
         recipe="grpo",
         dtype=dtype,
@@ -54,8 +88,10 @@ def grpo(
             max_tokens=max_tokens,
             thinking=thinking,
             row=row,
+            reference=reference or (start if objective.get("beta") else ""),
+            **source,
         ),
-        objectives=(GRPO(temperature=temperature),),
+        objectives=(GRPO(temperature=temperature, tis_cap=tis_cap, **objective),),
         optim=AdamWConfig(lr=lr, betas=(0.9, 0.95), schedule=Schedule(warmup=3, decay=0.5, final=0.1)),
         balance=Balance(gamma=0.0),
     )

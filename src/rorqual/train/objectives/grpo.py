@@ -34,9 +34,9 @@ class GRPO(Objective):
     `tis_cap` C, 0: off: r is of the trainer's probability to its own before the first update, and the gain times
     min(p_trainer / p_sampler, C) before that update (truncated importance sampling, Yao et al. 2025).
     `beta`: weight of the KL divergence from the batch's `reference_logprobs`, by `kl` 'k3' (R1, eq. 2) or 'unbiased', which
-    weighs k3 by p / p_sampler with its gradient (V3.2, eq. 7). It is neither clipped nor masked.
+    weighs k3 by p / p_sampler with its gradient (V3.2, section 3.1). It is neither clipped nor masked.
     `off_policy_delta`, 0: off: an answer with a negative advantage, of which the sampler's log-probability exceeds the trainer's by
-    more than this in the mean over its tokens, does not train (V3.2, eq. 8-9).
+    more than this in the mean over its tokens, does not train (V3.2, section 3.1).
     """
 
     kind: Literal["grpo"] = "grpo"

@@ -1,0 +1,339 @@
+"""GRPO's mends in the source: what is drawn, punished, left out and scored, in runs of a second each."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from little import engine_of, grpo_run, loud, records, rollouts, sampled, tiny, train_with, update_of
+from torch import Tensor
+
+from rorqual.core.errors import ConfigError, NumericsError
+from rorqual.core.records import RunDir
+from rorqual.engine import Completion, Request, SamplingParams
+from rorqual.model import Decoder
+from rorqual.ops.losses import keep_only
+from rorqual.recipes import make_run
+from rorqual.tasks.base import Verdict
+from rorqual.train.batch import TrainBatch
+from rorqual.train.loop import fit
+from rorqual.train.objectives import GRPO
+from rorqual.train.run import BFLOAT16, Agreement, Run
+from rorqual.train.sources import Source, Step
+from rorqual.train.sources.reference import Reference
+from rorqual.train.sources.rollouts import Scored
+from rorqual.train.sources.shaping import group_advantages, overlong_penalty
+
+
+def run_with(base: Path, steps: int = 2, *, objective: dict[str, Any] | None = None, **source: Any) -> Run:
+    """A little reinforcement with these fields of the source and of the objective."""
+    run = grpo_run(base, steps)
+    return run.model_copy(
+        update={
+            "source": type(run.source).model_validate(run.source.model_dump() | source),
+            "objectives": (GRPO(**(objective or {})),),
+        }
+    )
+
+
+class Watched(Source):
+    """Keeps what each step gave."""
+
+    def __init__(self, source: Source, seen: list[Step]) -> None:
+        self.source, self.seen = source, seen
+
+    def step(self, step: int) -> Step:
+        self.seen.append(self.source.step(step))
+        return self.seen[-1]
+
+
+def watch(run: Run, out: Path) -> list[Step]:
+    seen: list[Step] = []
+    train_with(run, RunDir(out), lambda source, _: Watched(source, seen))
+    return seen
+
+
+def documents(batches: list[TrainBatch]) -> list[tuple[int, ...]]:
+    """The ids of every document, prompt and answer."""
+    return [
+        tuple(row[segments == number].tolist())
+        for batch in batches
+        for row, segments in zip(batch.tokens, batch.segments)
+        for number in segments[segments >= 0].unique().tolist()
+    ]
+
+
+def verdicts(line: dict[str, Any]) -> list[str]:
+    return [sample["verdict"] for sample in line["samples"]]
+
+
+# ---- dynamic sampling
+
+
+def test_dynamic_sampling_draws_on_until_groups_have_both_rewards(base: Path, tmp_path: Path) -> None:
+    once = watch(run_with(base, 1, problems=6, samples=2), tmp_path / "once")[0]
+    run = run_with(base, 1, problems=6, samples=2, max_num_gen_batches=5)
+    (step,) = watch(run, tmp_path / "more")
+    mixed = [line for line in step.trace if {"right", "wrong"} <= set(verdicts(line))]
+    assert step.metrics["gen_batches"] == len(step.trace) // 6 > 1, "a first draw that is enough shows nothing"
+    assert step.metrics["groups_trained"] == min(len(mixed), 6)
+    trained = documents(step.batches)
+    assert len(trained) == sum(len(line["samples"]) for line in mixed[:6])
+    every = len(trained) + len(documents(step.unlearned))
+    assert every == sum(len(line["samples"]) for line in step.trace), "all that was drawn is checked"
+    tokens = sum(sample["tokens"] for line in step.trace for sample in line["samples"])
+    assert step.metrics["sampled_tokens"] == tokens, "and paid for"
+    first = [line["key"] for line in once.trace]
+    assert [line["key"] for line in step.trace][: len(first)] == first, "the first draw is as without the option"
+
+
+def test_dynamic_sampling_has_a_limit_and_says_so(base: Path, tmp_path: Path) -> None:
+    """Greedy-like sampling never gives a group two rewards."""
+    run = run_with(base, 1, temperature=1e-3, max_num_gen_batches=3, objective={"temperature": 1e-3})
+    run = run.model_copy(update={"agreement": Agreement(mean=1.0, most=1.0, gap=1.0)})
+    (step,) = watch(run, tmp_path / "run")
+    assert step.metrics["gen_batches"] == 3 and len(step.trace) == 12 and not step.batches
+    assert "nothing to learn from" in step.notes[0]
+    (short,) = watch(run_with(base, 1, problems=30, samples=2, max_num_gen_batches=2), tmp_path / "short")
+    assert short.metrics["groups_trained"] < 30
+    assert f"of 60 groups in 2 draws only {short.metrics['groups_trained']} had both rewards" in short.notes[0]
+
+
+# ---- length and cut-off answers
+
+
+def test_overlong_punishment_is_in_the_reward_once(base: Path, tmp_path: Path) -> None:
+    (step,) = watch(run_with(base, 1, overlong_buffer=10, overlong_penalty=0.5, std=False), tmp_path / "run")
+    punished = 0
+    for line in step.trace:
+        those = line["samples"]
+        rewards = []
+        for sample in those:
+            beyond = max(0, sample["tokens"] - (12 - 10))
+            rewards.append((sample["verdict"] == "right") - 0.5 * beyond / 10)
+            punished += beyond > 0
+        mean = sum(rewards) / len(rewards)
+        assert [sample["advantage"] for sample in those] == pytest.approx([r - mean for r in rewards])
+    assert punished and step.metrics["overlong_penalty"] < 0
+
+
+@pytest.mark.parametrize(
+    ("length", "penalty"), [(1, 0.0), (80, 0.0), (81, -0.05), (90, -0.5), (100, -1.0), (150, -1.0)]
+)
+def test_overlong_punishment_by_length(length: int, penalty: float) -> None:
+    assert overlong_penalty(length, max_tokens=100, buffer=20) == pytest.approx(penalty)
+    assert overlong_penalty(length, max_tokens=100, buffer=0) == 0.0
+
+
+def test_advantages_of_a_group() -> None:
+    rewards, graded = [1.0, 0.0, 0.5, 7.0], [True, True, True, False]
+    plain = group_advantages(rewards, graded, std=False)
+    assert plain.tolist() == [0.5, -0.5, 0.0, 0.0]
+    assert np.allclose(group_advantages(rewards, graded, std=True), plain / np.std([1.0, 0.0, 0.5]))
+    assert group_advantages([1.0, 1.0], [True, True], std=True).tolist() == [0.0, 0.0]
+
+
+def test_cut_off_answers_do_not_train_and_count_in_the_mean(base: Path, tmp_path: Path) -> None:
+    plain, masked = (
+        watch(run_with(base, 1, max_tokens=4, mask_truncated=on), tmp_path / str(on))[0] for on in (False, True)
+    )
+    assert [line["samples"] for line in plain.trace] == [line["samples"] for line in masked.trace]
+    samples = [s for line in plain.trace for s in line["samples"]]
+    learned = [s for s in samples if s["advantage"] != 0]
+    whole = [s for s in learned if s["finish"] == "stop"]
+    assert 0 < len(whole) < len(learned)
+    assert len(documents(plain.batches)) == len(learned) and len(documents(masked.batches)) == len(whole)
+    assert len(documents(masked.batches)) + len(documents(masked.unlearned)) == len(samples)
+
+
+# ---- the sampler's kept sets
+
+
+def kept_bits(completion: Completion, vocab: int) -> np.ndarray:
+    return np.unpackbits(completion.kept, axis=-1)[:, :vocab].astype(bool)
+
+
+@pytest.mark.parametrize("how", [{"top_p": 0.7}, {"top_k": 3}, {"top_p": 0.9, "top_k": 20}])
+def test_the_engine_tells_what_it_drew_from(how: dict[str, Any]) -> None:
+    """The kept sets hold the token drawn; over them, the model's own distribution is the recorded one."""
+    model = loud(tiny())
+    params = SamplingParams(max_tokens=12, temperature=0.8, seed=1, n=4, **how)
+    (group,) = engine_of(model, record_kept=True).generate([Request(prompt_ids=(40, 41, 42), params=params)])
+    for c in group:
+        bits = kept_bits(c, model.config.vocab_size)
+        assert bits.shape == (len(c.token_ids), model.config.vocab_size)
+        assert bits[np.arange(len(c.token_ids)), c.token_ids].all()
+        assert bits.sum(-1).min() >= 1 and bits.sum(-1).max() <= how.get("top_k", 10**9)
+        ids = torch.tensor([[*c.prompt_ids, *c.token_ids]])
+        replay = torch.full((1, ids.shape[1], 1, 2), -1)
+        replay[0, :-1] = torch.as_tensor(c.experts).long()
+        logits = model.logits(model(ids, replay=replay).hidden[0, len(c.prompt_ids) - 1 : -1]) / 0.8
+        mine = keep_only(logits, torch.from_numpy(c.kept)).log_softmax(-1)
+        drawn = mine[torch.arange(len(c.token_ids)), torch.tensor(c.token_ids)]
+        assert torch.allclose(drawn, torch.tensor(c.logprobs), atol=1e-5)
+        whole = logits.log_softmax(-1)[torch.arange(len(c.token_ids)), torch.tensor(c.token_ids)]
+        assert (drawn - whole).max() > 1e-2, "a set that is the whole vocabulary shows nothing"
+    (other,) = engine_of(model).generate([Request(prompt_ids=(40, 41, 42), params=params)])
+    assert [c.token_ids for c in other] == [c.token_ids for c in group] and other[0].kept is None
+
+
+@pytest.mark.parametrize("how", [{"top_p": 0.8}, {"top_k": 4}])
+def test_trainer_and_sampler_agree_under_truncation(how: dict[str, Any], base: Path, tmp_path: Path) -> None:
+    fit(run_with(base, 3, **how), RunDir(tmp_path / "run"), quiet=True)
+    steps = records(tmp_path / "run")
+    assert len(steps) == 3
+    assert all(step["logprob_diff"] <= 1e-6 and step["logprob_diff_max"] <= 1e-4 for step in steps)
+
+
+class Forgetful(Source):
+    def __init__(self, source: Source) -> None:
+        self.source = source
+
+    def step(self, step: int) -> Step:
+        work = self.source.step(step)
+        work.batches = [replace(batch, kept=None) for batch in work.batches]
+        return work
+
+
+def test_without_the_kept_sets_the_run_stops(base: Path, tmp_path: Path) -> None:
+    with pytest.raises(NumericsError, match="trainer and sampler disagree"):
+        train_with(run_with(base, top_k=2), RunDir(tmp_path / "run"), lambda source, _: Forgetful(source))
+
+
+def test_a_token_that_was_cut_off_has_no_gradient() -> None:
+    """Only what was kept shares the gradient: the head's rows of all other tokens are left alone."""
+    model = loud(tiny())
+    params = SamplingParams(max_tokens=10, temperature=1.0, seed=5, n=3, top_k=5)
+    (group,) = engine_of(model, record_kept=True).generate([Request(prompt_ids=(40, 41, 42), params=params)])
+    scored = [Scored(c, Verdict.RIGHT, a) for c, a in zip(group, (1.0, -1.0, 0.5))]
+    update = update_of(model, (GRPO(),), rollouts(scored))
+    kept = np.any(np.concatenate([kept_bits(c, model.config.vocab_size) for c in group]), axis=0)
+    names = [name for name, _ in model.named_parameters()]
+    head = update.grads[names.index("lm_head.weight")]
+    moved = head.abs().amax(-1) > 0
+    assert 5 < int(kept.sum()) < len(kept)
+    assert moved.tolist() == kept.tolist()
+
+
+# ---- a reference
+
+
+def test_the_reference_scores_as_the_model_that_it_is(base: Path) -> None:
+    """The start's own samples: its log-probabilities of them are those that its sampler recorded."""
+    from_start = Reference(str(base), loud(tiny()), temperature=1.0, threads=2)
+    scored = sampled(from_start.model)
+    batch = rollouts(scored)
+    assert batch.sampled_logprobs is not None
+    assert torch.allclose(from_start.logprobs(batch), batch.sampled_logprobs, atol=1e-5)
+    colder = Reference(str(base), loud(tiny()), temperature=0.7, threads=1)
+    wanted = rollouts(sampled(from_start.model, temperature=0.7)).sampled_logprobs
+    assert torch.allclose(colder.logprobs(rollouts(sampled(from_start.model, temperature=0.7))), wanted, atol=1e-5)
+
+
+def test_a_kl_term_holds_the_policy_at_its_reference(base: Path, tmp_path: Path) -> None:
+    """KL begins at nothing, grows, and grows less where it weighs more. All that was graded trains."""
+    found = {}
+    for beta in (1e-6, 5.0):
+        run = run_with(base, 4, reference=str(base), objective={"beta": beta, "kl": "unbiased"})
+        run = run.model_copy(update={"optim": run.optim.model_copy(update={"lr": 3e-3})})
+        seen = watch(run, tmp_path / str(beta))
+        steps = records(tmp_path / str(beta))
+        assert all(not step.unlearned for step in seen)
+        assert all(len(documents(step.batches)) == 24 for step in seen)
+        assert steps[0]["reference_tokens"] == seen[0].metrics["reference_tokens"] > 0
+        found[beta] = [step["kl"] for step in steps]
+    assert found[1e-6][0] < 0.1 * found[1e-6][-1]
+    assert found[5.0][-1] < 0.5 * found[1e-6][-1]
+
+
+def test_a_kl_without_a_reference_and_a_foreign_reference_are_refused(base: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"needs reference_logprobs.*source.reference=RUN"):
+        values = {"task": grpo_run(base).source.task, "from": str(base), "objectives.0.beta": "0.1"}  # type: ignore[attr-defined]
+        make_run("grpo", values)
+    other = tiny().model_copy(update={"vocab_size": 300})
+    with pytest.raises(ConfigError, match="the reference has"):
+        Reference(str(base), Decoder(other), temperature=1.0, threads=1)
+
+
+# ---- truncated importance correction
+
+
+class Old(Source):
+    """Writes down a copy of what the loop is given, to see that it does not change it."""
+
+    def __init__(self, source: Source, sampler: list[Tensor]) -> None:
+        self.source, self.sampler = source, sampler
+
+    def step(self, step: int) -> Step:
+        work = self.source.step(step)
+        self.sampler += [b.sampled_logprobs for b in work.batches if b.sampled_logprobs is not None]
+        assert all(b.old_logprobs is None for b in work.batches)
+        return work
+
+
+def test_truncated_importance_in_a_trainer_of_another_type(base: Path, tmp_path: Path) -> None:
+    """A trainer in bf16 beside a sampler in fp32: some weights are above the cap, and the result is another one."""
+    out = {}
+    for cap in (0.0, 1.001):
+        run = run_with(base, 2, objective={"tis_cap": cap})
+        run = run.model_copy(update={"dtype": "bfloat16", "agreement": BFLOAT16})
+        state = train_with(run, RunDir(tmp_path / str(cap)), lambda source, _: Old(source, []))
+        out[cap] = (state.model.state_dict(), records(tmp_path / str(cap)))
+    assert "tis_capped" not in out[0.0][1][0]
+    assert all(0 < step["tis_capped"] < 1 for step in out[1.001][1])
+    name = "layers.0.attention.o_proj.weight"
+    assert not torch.equal(out[0.0][0][name], out[1.001][0][name])
+
+
+def test_old_probabilities_are_those_before_the_first_update(base: Path, tmp_path: Path) -> None:
+    """In fp32 trainer and sampler agree, so old and sampled are one: the second update of a step sees it too."""
+    plain, corrected = (
+        fit(run_with(base, 2, objective={"tis_cap": cap}), RunDir(tmp_path / str(cap)), quiet=True)
+        for cap in (0.0, 2.0)
+    )
+    for name, tensor in plain.model.state_dict().items():
+        assert torch.allclose(tensor, corrected.model.state_dict()[name], atol=1e-5), name
+
+
+# ---- recipes
+
+
+@pytest.mark.parametrize("mends", ["dapo", "dr_grpo", "gspo", "cispo", "v32"])
+def test_a_papers_settings_train_and_go_on_to_the_same_bits(mends: str, base: Path, tmp_path: Path) -> None:
+    values = {"task": grpo_run(base).source.task, "from": str(base), "mends": mends, "steps": "2"}  # type: ignore[attr-defined]
+    values |= {"problems": "4", "samples": "6", "max_tokens": "12", "row": "48", "tis_cap": "2.0"}
+    run = make_run("grpo", values).model_copy(update={"save_seconds": 1e-9})
+    straight = fit(run, RunDir(tmp_path / "straight"), quiet=True)
+    with pytest.raises(KeyboardInterrupt):
+        train_with(run, RunDir(tmp_path / "cut"), lambda source, _: Interrupted(source))
+    again = fit(run, RunDir(tmp_path / "cut"), quiet=True)
+    assert records(tmp_path / "cut") == records(tmp_path / "straight")
+    ours, theirs = straight.model.state_dict(), again.model.state_dict()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+    assert not all(math.isclose(step["loss"], 0.0) for step in records(tmp_path / "cut"))
+
+
+class Interrupted(Source):
+    def __init__(self, source: Source) -> None:
+        self.source = source
+
+    def step(self, step: int) -> Step:
+        if step == 1:
+            raise KeyboardInterrupt
+        return self.source.step(step)
+
+
+def test_settings_that_do_not_fit_are_refused(base: Path) -> None:
+    values = {"task": grpo_run(base).source.task, "from": str(base)}  # type: ignore[attr-defined]
+    with pytest.raises(ConfigError, match="mends"):
+        make_run("grpo", values | {"mends": "dpao"})
+    with pytest.raises(ConfigError, match="overlong_buffer=200 is more than max_tokens=96"):
+        make_run("grpo", values | {"source.overlong_buffer": "200"})
+    run = make_run("grpo", values | {"mends": "v32", "source.top_p": "0.9", "objectives.0.off_policy_delta": "0.2"})
+    assert run.source.top_p == 0.9 and run.source.reference == str(base)  # type: ignore[attr-defined]
+    assert run.objectives[0].off_policy_delta == 0.2 and run.objectives[0].beta == 1e-3  # type: ignore[attr-defined]

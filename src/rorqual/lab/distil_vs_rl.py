@@ -49,7 +49,7 @@ BRANCHES = {
 WINDOW = (0.05, 0.50)
 """What the base student should solve in eight tries, in every family: something to reinforce, and something left to learn."""
 EQUAL = 0.15
-"""Costs that differ by no more than this are equal."""
+"""Costs that differ by no more than this in the mean over seeds are equal. Steps are fixed beforehand, and what one takes varies by seed."""
 
 
 class DistilVsRl(Experiment):
@@ -200,12 +200,12 @@ def _verdict(
     main: Contrast, costs: Sequence[dict[str, Cost]], tries: Sequence[dict[str, float]]
 ) -> tuple[Verdict, list[str]]:
     ratios = [one[DISTIL].core_seconds / one[RL].core_seconds for one in costs]
-    fair = all(abs(ratio - 1) <= EQUAL for ratio in ratios)
+    ratio = sum(ratios) / len(ratios)
+    fair = abs(ratio - 1) <= EQUAL
     inside = [WINDOW[0] <= value <= WINDOW[1] for one in tries for value in one.values()]
     with_teacher = [
         (one[DISTIL].core_seconds + one[TEACHER].core_seconds) / one[RL].core_seconds for one in costs
     ]  # fmt: skip
-    ratio = sum(ratios) / len(ratios)
     words = [
         f"Distilled against reinforced, by their own choice to think: {said(main)}.",
         f"Sampling and fine-tuning took {ratio:.2f} times the core-seconds of reinforcement ({min(ratios):.2f} to "

@@ -6,13 +6,14 @@ from collections.abc import Mapping
 
 from rorqual.core.errors import ConfigError, nearest
 from rorqual.lab.balance import BalanceExperiment
+from rorqual.lab.data_distil import DataDistil
 from rorqual.lab.distil_vs_rl import DistilVsRl
 from rorqual.lab.experiment import Experiment
 from rorqual.lab.experts import ExpertsExperiment
 from rorqual.lab.zero import Zero, ZeroLong
 
 EXPERIMENTS: Mapping[str, Experiment] = {
-    one.name: one for one in (DistilVsRl(), Zero(), ZeroLong(), BalanceExperiment(), ExpertsExperiment())
+    one.name: one for one in (DistilVsRl(), Zero(), ZeroLong(), BalanceExperiment(), ExpertsExperiment(), DataDistil())
 }
 
 

@@ -1,0 +1,227 @@
+"""`data-distil`: whether a small set that a teacher labelled or wrote trains a student as well as the full original set does.
+
+One student's base, one teacher and three chores (`tasks.everyday`) for each seed. All students of a chore start from the same base
+and take the same number of steps of the same size; they differ in what they read. The teacher learned from true answers to
+questions of which none stands in an original set, as a large model knows a trade from elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+from rorqual.core.config import Config
+from rorqual.data.distilled import read_distilled
+from rorqual.data.tokenizer import Tokenizer
+from rorqual.distil.config import FactoryConfig, FilterConfig
+from rorqual.engine.request import SamplingParams
+from rorqual.lab.data_distil_sets import (
+    answer_losses,
+    counted,
+    held_out,
+    original_set,
+    write_base,
+    write_labelled,
+    write_originals,
+)
+from rorqual.lab.data_distil_words import conclusion
+from rorqual.lab.experiment import Experiment, amount
+from rorqual.lab.finding import Finding
+from rorqual.lab.job import Compute, Job, Measure, Sample, Train
+from rorqual.recipes.distil import distil
+from rorqual.recipes.pretrain import pretrain
+from rorqual.recipes.sft import sft
+from rorqual.tasks.everyday import CHORES
+from rorqual.tasks.everyday.base import Form
+from rorqual.train.run import Run
+
+READ, BASE, TEACHER = "data-read", "data-base", "data-teacher"
+HARD = ("full-original", "small-original", "small-teacher", "small-true", "full-teacher")
+SOFT = "small-soft"
+
+
+class Amounts(Config):
+    """How much work; chosen on seeds below 100 and the dev split, the students' steps so that the full original set does best."""
+
+    base_questions: int = 6000
+    base_steps: int = 200
+    teacher_steps: int = 500
+    full: int = 1000
+    small: int = 100
+    student_steps: int = 200
+    rows: int = 16
+    row: int = 64
+    count: int = 200
+    top_k: int = 16
+
+    def of(self, share: float) -> Amounts:
+        """A share of the work, for a budget."""
+        return self.model_copy(
+            update={
+                name: amount(getattr(self, name), share, least)
+                for name, least in (
+                    ("base_questions", 200), ("base_steps", 2), ("teacher_steps", 2), ("full", 40), ("small", 8),
+                    ("student_steps", 2), ("count", 8),
+                )
+            }
+        )  # fmt: skip
+
+
+AMOUNTS = Amounts()
+LONGEST: Mapping[Form, int] = {"classification": 8, "regression": 8, "generation": 24}
+"""Tokens of a reply at most: an answer takes half, and question and reply always fit a row."""
+
+
+def arms(chore: str) -> tuple[str, ...]:
+    """The training sets of a chore: soft labels where an answer is one of a few words."""
+    return (*HARD, SOFT) if CHORES[chore].form == "classification" else HARD
+
+
+class DataDistil(Experiment):
+    """Three chores in one experiment: to classify, to estimate, to write."""
+
+    name: ClassVar[str] = "data-distil"
+    title: ClassVar[str] = "A small set from a teacher against the full original one"
+    claim: ClassVar[str] = (
+        "a tenth of the data, labelled or written by a teacher, trains a small model as well as all of the faulty original data: "
+        "in classification, in regression and in generation"
+    )
+    source: ClassVar[str] = "popular accounts; of fewer data, Distilling Step-by-Step, 2305.02301, abstract"
+
+    def jobs(self, seed: int, place: Path, share: float) -> list[Job]:
+        work = AMOUNTS.of(share)
+        shared: list[Job] = [
+            Compute(
+                name=READ,
+                estimate=4 * share,
+                function=lambda at: write_base(at / READ, seed, work.base_questions),
+            ),
+            Train(name=BASE, estimate=5 * share, needs=(READ,), make=lambda: base_run(place, seed, work)),
+            Train(name=TEACHER, estimate=40 * share, needs=(READ,), make=lambda: teacher_run(place, seed, work)),
+        ]
+        return [*shared, *(job for chore in CHORES for job in chore_jobs(chore, seed, place, work, share))]
+
+    def conclude(self, places: Mapping[int, Path], share: float) -> Finding:
+        return conclusion(self, places, {chore: arms(chore) for chore in CHORES})
+
+
+def base_run(place: Path, seed: int, work: Amounts) -> Run:
+    """The students' base reads questions without answers."""
+    return pretrain(
+        data=str(place / READ / "base.txt"),
+        tokenizer=str(place / READ / "tokenizer.json"),
+        size="student",
+        steps=work.base_steps,
+        rows=work.rows,
+        row=work.row,
+        seed=seed,
+    )
+
+
+def teacher_run(place: Path, seed: int, work: Amounts) -> Run:
+    """The teacher, four times the student's size, learns all chores from true answers to questions of its own half."""
+    return sft(
+        task="everyday",
+        options={"pool": "teacher"},
+        think=0.0,
+        tokenizer=str(place / READ / "tokenizer.json"),
+        size="small",
+        steps=work.teacher_steps,
+        rows=work.rows,
+        row=work.row,
+        seed=seed,
+    )
+
+
+def student_run(place: Path, chore: str, arm: str, seed: int, work: Amounts) -> Run:
+    """A student on the set `arm`: every one the same number of steps, rows and tokens a row."""
+    data = str(set_file(place, chore, arm))
+    how: dict[str, Any] = {
+        "start": str(place / BASE), "steps": work.student_steps, "rows": work.rows, "row": work.row, "seed": seed,
+    }  # fmt: skip
+    if arm == SOFT:
+        return distil(data=data, objective="forward", **how)
+    run = sft(data=data, **how)
+    # what a teacher of a tiny budget writes can take more tokens when it is read than when it was written
+    return run.model_copy(update={"source": run.source.model_copy(update={"longer": "cut"})})
+
+
+def factory(place: Path, chore: str, seed: int, work: Amounts) -> FactoryConfig:
+    """The teacher labels, its likeliest answer kept whatever it is; or it writes, and what its grader calls right is kept."""
+    writes = CHORES[chore].form == "generation"
+    return FactoryConfig(
+        teacher=str(place / TEACHER),
+        task="everyday",
+        options={"names": [chore], "pool": "original"},
+        problems=work.full,
+        seed=seed,
+        thinking="off",
+        max_tokens=LONGEST[CHORES[chore].form],
+        temperature=1.0 if writes else 0.0,
+        keep="right" if writes else "all",
+        top_k=work.top_k,
+        filters=FilterConfig() if writes else FilterConfig(names=()),
+    )
+
+
+def chore_jobs(chore: str, seed: int, place: Path, work: Amounts, share: float) -> list[Job]:
+    """Label, make the sets, train a student on each, measure students and teacher."""
+    labels, sets = f"data-{chore}-labels", f"data-{chore}-sets"
+    found: list[Job] = [
+        Sample(name=labels, estimate=8 * share, needs=(TEACHER,), config=factory(place, chore, seed, work)),
+        Compute(name=sets, estimate=2 * share, needs=(labels,), function=partial(make_sets, chore, seed, work.small)),
+    ]
+    models = {arm: f"data-{chore}-{arm}" for arm in arms(chore)}
+    for arm, name in models.items():
+        make = partial(student_run, place, chore, arm, seed, work)
+        found.append(Train(name=name, estimate=6 * share, needs=(BASE, sets), make=make))
+    for model in (TEACHER, *models.values()):
+        found += measures(chore, model, seed, work, share)
+    return found
+
+
+def set_file(place: Path, chore: str, arm: str) -> Path:
+    """The training set of an arm; soft labels stand in the same file as the teacher's words."""
+    source = "small-teacher" if arm == SOFT else arm
+    return place / f"data-{chore}-sets" / f"{source}.{'parquet' if source.endswith('teacher') else 'jsonl'}"
+
+
+def make_sets(chore: str, seed: int, small: int, at: Path) -> dict[str, Any]:
+    """All training sets of a chore: what is in each, and what the teacher's took."""
+    said = read_distilled(at / f"data-{chore}-labels" / "data.parquet")
+    problems = original_set(chore, seed, said.rows)
+    tokenizer = Tokenizer.load(at / READ / "tokenizer.json")
+    folder = at / f"data-{chore}-sets"
+    write_originals(folder, problems, small)
+    took = write_labelled(folder, said, {problem.key for problem in problems[:small]})
+    return took | {arm: counted(set_file(at, chore, arm), problems, tokenizer) for arm in arms(chore)}
+
+
+def measures(chore: str, model: str, seed: int, work: Amounts, share: float) -> list[Job]:
+    """Greedy answers to held-out questions; of a writer also one sentence at temperature 1, and its loss on true sentences."""
+    asked: dict[str, Any] = {
+        "model": model, "seed": seed, "task": "everyday", "options": {"names": [chore]}, "count": work.count,
+        "thinking": "off", "needs": (model,),
+    }  # fmt: skip
+    name = measure_name(chore, model)
+    found: list[Job] = [
+        Measure(name=name, estimate=2 * share, params=SamplingParams(max_tokens=LONGEST[CHORES[chore].form]), **asked)
+    ]
+    if CHORES[chore].form == "generation":
+        free = SamplingParams(max_tokens=LONGEST[CHORES[chore].form], temperature=1.0, seed=seed)
+        loss = partial(losses_of, chore, model, seed, work.count)
+        found.append(Measure(name=f"{name}-free", estimate=2 * share, params=free, **asked))
+        found.append(Compute(name=f"{name}-loss", estimate=2 * share, needs=(model,), function=loss))
+    return found
+
+
+def losses_of(chore: str, model: str, seed: int, count: int, at: Path) -> list[float]:
+    """Losses on the true answers to the questions that the evaluations ask."""
+    return answer_losses(at / model, held_out(chore, seed, count, "test"))
+
+
+def measure_name(chore: str, model: str) -> str:
+    """The evaluation of a model on a chore."""
+    return f"{model}-on-{chore}" if model == TEACHER else model + "-test"

@@ -1,0 +1,246 @@
+"""What `data-distil` concludes: the measures of its chores, the rule of its verdict, tables and words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import log2
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from rorqual.core.records import RunDir
+from rorqual.evals.compare import is_right
+from rorqual.evals.evaluation import Evaluation
+from rorqual.lab.experiment import Experiment
+from rorqual.lab.finding import Chart, Contrast, Finding, Series, Table, Verdict, contrast_of_values
+from rorqual.lab.job import evaluation, run_cost, value
+from rorqual.lab.page import number
+from rorqual.tasks.everyday import CHORES, price_of
+from rorqual.tasks.everyday.prices import HIGH
+
+Values = list[list[float]]
+"""For each seed a value for each held-out problem."""
+
+MARGIN = 0.02
+"""As good as the full set: not more than this below it, in share right or in R². Set before any seed of the evidence was run."""
+SETS = {
+    "full-original": "all, original",
+    "small-original": "a tenth, original",
+    "small-teacher": "a tenth, teacher",
+    "small-soft": "a tenth, teacher's distributions",
+    "small-true": "a tenth, true",
+    "full-teacher": "all, teacher",
+}
+MEASURES = {"classification": "right", "regression": "R²", "generation": "valid"}
+QUESTIONS = (
+    ("full-original", "small-teacher", "a tenth from the teacher, against all of the original"),
+    ("full-original", "small-true", "control: a tenth with true answers, against all of the original"),
+    ("small-original", "small-teacher", "a tenth: from the teacher, against the original"),
+    ("full-teacher", "small-teacher", "from the teacher: a tenth, against all"),
+    ("full-original", "full-teacher", "all: from the teacher, against the original"),
+    ("full-original", "small-soft", "a tenth with the teacher's distributions, against all of the original"),
+)
+
+
+def conclusion(experiment: Experiment, places: Mapping[int, Path], arms: Mapping[str, Sequence[str]]) -> Finding:
+    """The finding of all seeds. The claim holds where it holds for all three chores, and does not where it fails for one."""
+    seeds = tuple(places)
+    made: list[Contrast] = []
+    tables: list[Table] = []
+    charts: list[Chart] = []
+    words: list[str] = []
+    verdicts: list[Verdict] = []
+    for chore, sets in arms.items():
+        found = {arm: [evaluation(place, f"data-{chore}-{arm}-test") for place in places.values()] for arm in sets}
+        scores = {arm: [scored(one) for one in ones] for arm, ones in found.items()}
+        rows = [
+            contrast_of_values(question, scores[a], scores[b], unit=unit_of(chore), of=chore)
+            for a, b, question in QUESTIONS
+            if a in sets and b in sets
+        ]
+        if CHORES[chore].form == "generation":
+            rows += writing(chore, places)
+        made += rows
+        verdicts.append(as_good(rows[0]))
+        words.append(sentence(chore, rows, verdicts[-1], places))
+        tables.append(table(chore, found, scores, places))
+        charts.append(chart(chore, scores))
+    return Finding(
+        experiment=experiment.name,
+        title=experiment.title,
+        claim=experiment.claim,
+        source=experiment.source,
+        verdict=together(verdicts),
+        words=(*words, rule()),
+        contrasts=tuple(sorted(made, key=lambda row: row.of != "all" and order(row.question))),
+        tables=tuple(tables),
+        charts=tuple(charts),
+        seeds=seeds,
+    )
+
+
+def order(question: str) -> int:
+    """Where a question stands on the page: the same question of all chores together."""
+    known = [text for *_, text in QUESTIONS]
+    return known.index(question) if question in known else len(known)
+
+
+def as_good(contrast: Contrast) -> Verdict:
+    """Not worse by more than the margin: holds where the whole interval says so, does not where none of it does."""
+    return "holds" if contrast.low >= -MARGIN else "does not hold" if contrast.high < -MARGIN else "open"
+
+
+def together(verdicts: Sequence[Verdict]) -> Verdict:
+    """The claim is of all chores."""
+    if all(one == "holds" for one in verdicts):
+        return "holds"
+    return "does not hold" if "does not hold" in verdicts else "open"
+
+
+def rule() -> str:
+    """The rule of the verdict, in words."""
+    return (
+        f"A chore's claim holds where the 99 % interval of the difference lies above -{MARGIN:.2f} (share right, R²), and does not "
+        "where it lies below; the whole claim holds where all three do, and does not where one does not. All students of a chore "
+        "start from one base and take the same number of steps on batches of the same size."
+    )
+
+
+def scored(found: Evaluation) -> list[float]:
+    """For each problem: 1 or 0 for right; for prices what it adds to R², 1 - error² / variance, whose mean is R²."""
+    if found.samples[0].family != "prices":
+        return [is_right(sample) for sample in found.samples]
+    variance = float(np.var([int(sample.answer) for sample in found.samples]))
+    return [1 - error**2 / variance for error in errors(found)]
+
+
+def errors(found: Evaluation) -> list[float]:
+    """Distances from the true prices. A reply that is no price counts as the worst price there is."""
+    distances = []
+    for sample in found.samples:
+        price, truth = price_of(sample.reply), int(sample.answer)
+        distances.append(float(max(truth, HIGH - truth) if price is None else abs(price - truth)))
+    return distances
+
+
+def unreadable(found: Evaluation) -> int:
+    """How many replies are no price."""
+    return sum(price_of(sample.reply) is None for sample in found.samples)
+
+
+def unit_of(chore: str) -> Literal["points", "ratio"]:
+    """R² is no share of problems."""
+    return "ratio" if CHORES[chore].form == "regression" else "points"
+
+
+def writing(chore: str, places: Mapping[int, Path]) -> list[Contrast]:
+    """What else a writer's set changes: validity at temperature 1, and the loss on true sentences."""
+    a, b = (f"data-{chore}-{arm}-test" for arm in ("full-original", "small-teacher"))
+    free = [
+        [[is_right(s) for s in evaluation(at, f"{name}-free").samples] for at in places.values()] for name in (a, b)
+    ]
+    loss: list[Values] = [[value(at, f"{name}-loss") for at in places.values()] for name in (a, b)]
+    question = QUESTIONS[0][2]
+    return [
+        contrast_of_values(question, *free, unit="points", of=f"{chore}, at temperature 1"),
+        contrast_of_values(f"{question}: loss on true sentences", *loss, unit="nats", of=chore),
+    ]
+
+
+def sentence(chore: str, rows: Sequence[Contrast], verdict: Verdict, places: Mapping[int, Path]) -> str:
+    """What came out for a chore, in one sentence with its numbers."""
+    main, control = rows[0], rows[1]
+    what, unit = MEASURES[CHORES[chore].form], main.unit
+    sign = " %" if unit == "points" else ""
+    made = [value(at, f"data-{chore}-sets") for at in places.values()]
+    kept, full = (np.mean([one[name]["rows"] for one in made]) for name in ("small-teacher", "full-original"))
+    return (
+        f"{CHORES[chore].form.capitalize()} ({chore}): {verdict}. {kept:.0f} rows from the teacher: {what} "
+        f"{number(main.b, unit)}{sign}; all {full:.0f} original rows: {number(main.a, unit)}{sign}; difference "
+        f"{number(main.difference, unit, signed=True)} [{number(main.low, unit, signed=True)}, "
+        f"{number(main.high, unit, signed=True)}]. With true answers the tenth reaches {number(control.b, unit)}{sign}."
+    )
+
+
+def table(
+    chore: str, found: Mapping[str, Sequence[Evaluation]], scores: Mapping[str, Values], places: Mapping[int, Path]
+) -> Table:
+    """A row for each training set, and the teacher: rows, epochs, how many of its answers are true, the measures, every seed."""
+    form = CHORES[chore].form
+    made = [value(at, f"data-{chore}-sets") for at in places.values()]
+    heads = ["training set", "rows", "epochs", "core-seconds", "true in it", MEASURES[form], *EXTRA[form], "each seed"]
+    rows = []
+    for arm, ones in found.items():
+        trained = [run_cost(RunDir(at / f"data-{chore}-{arm}")) for at in places.values()]
+        size, true = (float(np.mean([one[arm][what] for one in made])) for what in ("rows", "right"))
+        epochs = float(np.mean([cost.tokens / one[arm]["tokens"] for cost, one in zip(trained, made, strict=True)]))
+        spent = float(np.mean([cost.core_seconds for cost in trained]))
+        cells = (f"{size:.0f}", f"{epochs:.0f}", f"{spent:.1f}", f"{true:.0%}")
+        rows.append((SETS[arm], *cells, *measured(chore, f"data-{chore}-{arm}-test", ones, places)))
+    name = f"data-teacher-on-{chore}"
+    teacher = [evaluation(at, name) for at in places.values()]
+    rows.append(("the teacher itself", "", "", "", "", *measured(chore, name, teacher, places)))
+    tenth, whole = (np.mean([one[f"{size}-teacher-core-seconds"] for one in made]) for size in ("small", "full"))
+    return Table(
+        title=f"{form.capitalize()}: {chore}",
+        heads=tuple(heads),
+        rows=tuple(rows),
+        note=f"In the original set {CHORES[chore].noise}. The teacher took {tenth:.1f} core-seconds for a tenth, {whole:.1f} for all. "
+        + NOTES[form],
+    )
+
+
+EXTRA: Mapping[str, tuple[str, ...]] = {
+    "classification": (),
+    "regression": ("mean error", "no price"),
+    "generation": ("valid at temperature 1", "loss, nats", "voices, bits"),
+}
+NOTES = {
+    "classification": "Greedy answers.",
+    "regression": "R² is 1 - mean squared error / variance of the truth; 'no price' counts replies that are no number, as the worst error.",
+    "generation": "Valid: one of the two right sentences. Loss: for each token of true sentences, both voices alike. Voices: the "
+    "entropy of active and passive among valid sentences at temperature 1; a bit at most.",
+}
+
+
+def measured(chore: str, name: str, ones: Sequence[Evaluation], places: Mapping[int, Path]) -> tuple[str, ...]:
+    """The measures of one model on its chore, means over seeds, then every seed."""
+    form, unit = CHORES[chore].form, unit_of(chore)
+    means = [float(np.mean(scored(one))) for one in ones]
+    cells = [number(float(np.mean(means)), unit)]
+    if form == "regression":
+        cells.append(f"{np.mean([np.mean(errors(one)) for one in ones]):.1f}")
+        cells.append(f"{sum(map(unreadable, ones))} of {sum(len(one.samples) for one in ones)}")
+    if form == "generation":
+        free = [evaluation(at, f"{name}-free") for at in places.values()]
+        cells.append(number(float(np.mean([is_right(s) for one in free for s in one.samples])), "points"))
+        cells.append(f"{np.mean([np.mean(value(at, f'{name}-loss')) for at in places.values()]):.3f}")
+        cells.append(f"{np.mean([voices(one) for one in free]):.2f}")
+    return (*cells, ", ".join(number(mean, unit) for mean in means))
+
+
+def voices(found: Evaluation) -> float:
+    """Entropy of active and passive among the valid sentences, in bits; 0 where none is valid."""
+    passive = [" by " in sample.reply for sample in found.samples if is_right(sample)]
+    share = sum(passive) / len(passive) if passive else 0.0
+    return -sum(p * log2(p) for p in (share, 1 - share) if p)
+
+
+def chart(chore: str, scores: Mapping[str, Values]) -> Chart:
+    """Means of the sets as bars, a dot for each seed."""
+    form = CHORES[chore].form
+    means = {arm: [float(np.mean(one)) for one in ones] for arm, ones in scores.items()}
+    seeds = zip(*means.values(), strict=True)
+    points = tuple((float(x), float(np.mean(ones))) for x, ones in enumerate(means.values()))
+    dots = tuple(tuple((float(x), y) for x, y in enumerate(line)) for line in seeds)
+    return Chart(
+        name=f"data-{chore}",
+        title=f"{form.capitalize()}: {chore}, by training set",
+        kind="bars",
+        y=MEASURES[form],
+        labels=tuple(SETS[arm].replace(", ", ",\n").replace("teacher's ", "teacher's\n") for arm in scores),
+        series=(Series(label="held-out problems", points=points, by_seed=dots),),
+        percent=unit_of(chore) == "points",
+        caption="Bars are means over seeds, dots are seeds.",
+    )

@@ -83,12 +83,13 @@ def test_run_yaml_repeats_the_run(changes: dict[str, str], tmp_path: Path) -> No
 
 def test_every_recipe_says_what_it_does_and_has_a_default_for_all_but_its_object() -> None:
     names = recipe_names()
-    assert set(names) == {"pretrain", "sft", "grpo"} and all(names.values())
+    assert set(names) == {"pretrain", "sft", "grpo", "distil", "on_policy"} and all(names.values())
     needed = {
         n: [p.name for p in inspect.signature(r).parameters.values() if p.default is p.empty]
         for n, r in RECIPES.items()
     }
-    assert needed == {"pretrain": ["data"], "sft": [], "grpo": ["task", "start"]}
+    own = ["teacher", "start", "task"]
+    assert needed == {"pretrain": ["data"], "sft": [], "grpo": ["task", "start"], "distil": ["data"], "on_policy": own}
 
 
 @pytest.mark.parametrize("size", ["tiny", "small", "medium"])

@@ -28,7 +28,7 @@ ROUNDING = ["agreement.most=0.001"]
 """In the small student's fp32 one token in half a million, a very unlikely one, differed by 1.5e-4 nats between trainer and sampler."""
 PER_CELL, TRIES = 120, 8
 EIGHT = f"{BASE}-eight-tries"
-RL, RL_STEPS, RL_RATE = "student-rl", 48, 4e-4
+RL, RL_STEPS, RL_RATE = "student-rl", 42, 4e-4
 
 
 def base_jobs(seed: int, share: float) -> list[Job]:

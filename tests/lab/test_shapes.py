@@ -11,6 +11,7 @@ import torch
 
 from rorqual.core.records import RunDir
 from rorqual.data.chat import chat_format
+from rorqual.data.pack import Sample
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.lab.finding import Contrast, Finding
 from rorqual.lab.halves import Half, Judged, Match, ShapeExperiment, judge, together
@@ -35,11 +36,12 @@ from rorqual.lab.shapes import (
     solutions,
 )
 from rorqual.model.account import account
+from rorqual.model.decoder import Decoder
 from rorqual.model.init import build
 from rorqual.model.load.run import load_run
 
-SHAPES: tuple[ShapeExperiment, ...] = (MoEVsDense(), LatentVsFull(), MultiTokenPrediction())
-SHARE = 0.01
+SHAPES: tuple[ShapeExperiment, ...] = (LatentVsFull(), MultiTokenPrediction())  # the third differs in names alone
+SHARE = 0.005
 
 
 def test_what_is_said_to_be_equal_is_equal() -> None:
@@ -65,20 +67,26 @@ def test_arms_differ_in_nothing_else() -> None:
     assert {arm.factor for arm in ARMS.values()} <= {factor for arm in ARMS.values() for factor in arm.tried}
 
 
+def slow_loss(model: Decoder, sample: Sample) -> float:
+    losses = []
+    for at in range(1, len(sample)):
+        if sample.mask[at]:
+            logits = model.logits(model(torch.tensor([list(sample.ids[:at])])).hidden[0, -1]).double()
+            losses.append(float(torch.logsumexp(logits, 0) - logits[sample.ids[at]]))
+    return sum(losses) / len(losses)
+
+
 def test_the_loss_of_a_document_is_a_slow_recomputation() -> None:
     """Each document alone, token by token, without packing or batches."""
     model = build(ARMS[MOE].model(), seed=1)
     chat = chat_format(Tokenizer.byte_level(), "deepseek")
-    samples = solutions(chat, seed=5, count=9, split="test")
-    assert len({tuple(s.ids) for s in samples}) == 9
+    samples = sorted(solutions(chat, seed=5, count=12, split="test"), key=len)[:4]
+    assert len({tuple(s.ids) for s in samples}) == 4
     fast = document_losses(model, samples, row=ROW, rows=2)
-    for sample, found in zip(samples, fast, strict=True):
-        losses = []
-        for at in range(1, len(sample)):
-            if sample.mask[at]:
-                logits = model.logits(model(torch.tensor([list(sample.ids[:at])])).hidden[0, -1]).double()
-                losses.append(float(torch.logsumexp(logits, 0) - logits[sample.ids[at]]))
-        assert found == pytest.approx(sum(losses) / len(losses), abs=1e-5)
+    with torch.no_grad():
+        slow = [slow_loss(model, sample) for sample in samples]
+    assert fast == pytest.approx(slow, abs=1e-5)
+    assert document_losses(model, samples[::-1], row=ROW) == pytest.approx(slow[::-1], abs=1e-5)
 
 
 def test_mtp_is_dropped_for_the_loss() -> None:
@@ -90,6 +98,11 @@ def test_mtp_is_dropped_for_the_loss() -> None:
         for parameter in model.mtp.parameters():
             parameter.mul_(3)
     assert document_losses(model, samples, row=ROW) == before
+
+
+def test_the_dense_rival_is_dense() -> None:
+    assert [half.rival for half in MoEVsDense.halves] == [DENSE_FLOPS, DENSE_CLOCK]
+    assert all(stage.ffn.kind == "dense" for stage in ARMS[DENSE_FLOPS].model().stages)
 
 
 def judged(low: float, high: float, favoured: float, rival: float) -> Judged:
@@ -119,7 +132,7 @@ def test_a_claim_holds_where_all_its_halves_do() -> None:
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All three, a hundredth of everything, two seeds, done in this process."""
+    """Two of the three, a little of everything, two seeds, done in this process."""
     out = tmp_path_factory.mktemp("lab")
     for experiment in SHAPES:
         plan = replace(planned(experiment, out, (3, 4), 0.0), share=SHARE, jobs={})
@@ -144,7 +157,7 @@ def test_end_to_end(out: Path, experiment: ShapeExperiment) -> None:
 
 
 def test_what_is_shared_is_trained_once(out: Path) -> None:
-    """Nothing was added to the baseline's metrics by the second and third experiment."""
+    """Nothing was added to the baseline's metrics by the second experiment."""
     steps = shape_run(MOE, 3, SHARE).steps
     assert [r["step"] for r in RunDir(out / "seed-3" / MOE).metrics()] == list(range(1, steps + 1))
 

@@ -10,10 +10,24 @@ from rorqual.lab.data_distil import DataDistil
 from rorqual.lab.distil_vs_rl import DistilVsRl
 from rorqual.lab.experiment import Experiment
 from rorqual.lab.experts import ExpertsExperiment
+from rorqual.lab.latent_vs_full import LatentVsFull
+from rorqual.lab.moe_vs_dense import MoEVsDense
+from rorqual.lab.mtp import MultiTokenPrediction
 from rorqual.lab.zero import Zero, ZeroLong
 
 EXPERIMENTS: Mapping[str, Experiment] = {
-    one.name: one for one in (DistilVsRl(), Zero(), ZeroLong(), BalanceExperiment(), ExpertsExperiment(), DataDistil())
+    one.name: one
+    for one in (
+        DistilVsRl(),
+        Zero(),
+        ZeroLong(),
+        BalanceExperiment(),
+        ExpertsExperiment(),
+        DataDistil(),
+        MoEVsDense(),
+        LatentVsFull(),
+        MultiTokenPrediction(),
+    )
 }
 
 

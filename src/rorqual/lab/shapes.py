@@ -45,7 +45,7 @@ ROWS, ROW = 16, 128
 CONTEXT = ROW // 2
 """Positions that a trained token attends to, at most, in the mean: where FLOPs are compared."""
 MUON_RATE, ADAMW_RATE = 0.012, 4e-3
-DOCUMENTS, PROBLEMS = 600, 12
+DOCUMENTS, PROBLEMS = 600, 40
 """Held-out solutions whose loss is measured, and problems of each family that are asked."""
 GREEDY = SamplingParams(max_tokens=80)
 
@@ -138,13 +138,15 @@ def _full() -> ModelConfig:
 MOE, DENSE_FLOPS, DENSE_CLOCK = "shape-moe", "shape-dense-flops", "shape-dense-clock"
 FULL, MTP, PLAIN_CLOCK = "shape-full", "shape-mtp", "shape-plain-clock"
 STEPS = 300
+DENSE_STEP, MTP_STEP = 0.806, 1.315
+"""Core-seconds of a step against the baseline's, by `benchmarks/shapes.py speed` on seeds below 100: medians of six turns."""
 ARMS: Mapping[str, Arm] = {
-    MOE: Arm("experts, latent attention", baseline, STEPS, 30, {1.0: 0.0}),
-    DENSE_FLOPS: Arm("dense, equal FLOPs", lambda: dense_like(baseline()), STEPS, 30, {1.0: 0.0}),
-    DENSE_CLOCK: Arm("dense, more steps", lambda: dense_like(baseline()), 390, 30, {1.0: 0.0}),
-    FULL: Arm("experts, full attention", _full, STEPS, 30, {1.0: 0.0}),
-    MTP: Arm("experts, latent attention, MTP", lambda: with_mtp(baseline()), STEPS, 40, {1.0: 0.0}),
-    PLAIN_CLOCK: Arm("experts, latent attention, more steps", baseline, 420, 40, {1.0: 0.0}),
+    MOE: Arm("experts, latent attention", baseline, STEPS, 27, {1.0: 0.0}),
+    DENSE_FLOPS: Arm("dense, equal FLOPs", lambda: dense_like(baseline()), STEPS, 22, {1.0: 0.0}),
+    DENSE_CLOCK: Arm("dense, more steps", lambda: dense_like(baseline()), round(STEPS / DENSE_STEP), 27, {1.0: 0.0}),
+    FULL: Arm("experts, full attention", _full, STEPS, 27, {1.0: 0.0}),
+    MTP: Arm("experts, latent attention, MTP", lambda: with_mtp(baseline()), STEPS, 35, {1.0: 0.0}),
+    PLAIN_CLOCK: Arm("experts, latent attention, more steps", baseline, round(STEPS * MTP_STEP), 35, {1.0: 0.0}),
 }
 DEV_SEEDS = (7, 8)
 
@@ -178,7 +180,7 @@ def shape_jobs(names: Iterable[str], seed: int, share: float) -> list[Job]:
     for name in names:
         measure = Measure(
             name=f"{name}-on",
-            estimate=4 * share,
+            estimate=1.5 * share,
             needs=(name,),
             model=name,
             seed=seed,
@@ -190,7 +192,7 @@ def shape_jobs(names: Iterable[str], seed: int, share: float) -> list[Job]:
         )
         loss = Compute(
             name=f"{name}-loss",
-            estimate=1 * share,
+            estimate=1.5 * share,
             needs=(name,),
             function=partial(held_out, name=name, seed=seed, count=amount(DOCUMENTS, share)),
         )

@@ -1,4 +1,4 @@
-"""Experts for generation on the CPU: `ops.moe.experts` without a gradient, and so with half the operations.
+"""Operations for generation on the CPU: without a gradient, and so with half the operations.
 
 A decode step has a few hundred tokens and sixteen experts: the products are small, and what surrounds them costs as much.
 Nothing is kept for a backward pass here, tokens are gathered once and added back once.
@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rorqual.ops import norm
 from rorqual.ops.moe import Routing
 from rorqual.ops.registry import FAST, Ops
 
@@ -44,4 +45,4 @@ def experts(x: Tensor, routing: Routing, gate_up: Tensor, down: Tensor) -> Tenso
 
 def for_generation(ops: Ops) -> Ops:
     """`ops` with what generation replaces; other backends than the default are left as their user chose them."""
-    return replace(ops, name="generation", experts=experts) if ops is FAST else ops
+    return replace(ops, name="generation", experts=experts, rms_norm=norm.rms_norm) if ops is FAST else ops

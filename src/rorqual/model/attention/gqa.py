@@ -70,6 +70,11 @@ class GQA(Attention):
             k = flat.unflatten(-1, (-1, c.head_dim))
         v = v.unflatten(-1, (-1, c.head_dim))
         repeat = c.num_attention_heads // c.num_key_value_heads
+        if x.shape[1] == 1 and repeat > 1:
+            # A decode step: the heads of a group are queries of one head, so that no key is copied (docs/LOG.md).
+            grouped = q.squeeze(1).unflatten(1, (-1, repeat))  # [batch, kv heads, repeat, head_dim]
+            out = context.ops.attend(grouped, k.transpose(1, 2), v.transpose(1, 2), context.mask, self.scale)
+            return self.o_proj(out.flatten(1).unsqueeze(1))
         k, v = (t.repeat_interleave(repeat, dim=2).transpose(1, 2) for t in (k, v))
         out = context.ops.attend(q.transpose(1, 2), k, v, context.mask, self.scale)
         return self.o_proj(out.transpose(1, 2).flatten(-2))

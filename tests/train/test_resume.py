@@ -38,6 +38,7 @@ def same(one: Path, other: Path) -> None:
     for name in (WEIGHTS, OPTIM):
         assert (a / name).read_bytes() == (b / name).read_bytes(), name
     assert records(one) == records(other)
+    assert list(RunDir(one).rollouts()) == list(RunDir(other).rollouts())
 
 
 def child(run: Run, out: Path) -> None:

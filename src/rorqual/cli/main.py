@@ -23,6 +23,7 @@ from rorqual.cli.verbs.inspect import inspect
 from rorqual.cli.verbs.lab import lab
 from rorqual.cli.verbs.quickstart import quickstart
 from rorqual.cli.verbs.report import report
+from rorqual.cli.verbs.trace import trace
 from rorqual.cli.verbs.train import train
 from rorqual.core.errors import RorqualError
 
@@ -110,6 +111,7 @@ _add("lab", lab, "rorqual lab zero --seeds 1 --budget 1 --out runs/lab-short")
 _add("chat", chat, 'echo "add 12 34" | rorqual chat runs/tiny thinking=on', context_settings=PAIRS)
 _add("inspect", inspect, "rorqual inspect deepseek-v3", context_settings=PAIRS)
 _add("report", report, "rorqual report runs/small", context_settings=PAIRS)
+_add("trace", trace, "rorqual trace runs/small/teacher", context_settings=PAIRS)
 _add(
     "compare",
     compare,

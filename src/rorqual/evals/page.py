@@ -71,13 +71,13 @@ class Html(str):
     """Text that is HTML already, and so is not escaped again."""
 
 
-def page(title: str, body: str) -> str:
-    """The whole document. The empty icon keeps a browser from asking a server for one."""
+def page(title: str, body: str, style: str = "") -> str:
+    """The whole document; `style` is added to its own. The empty icon keeps a browser from asking a server for one."""
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{escape(title)}</title>\n'
         '<meta name="viewport" content="width=device-width,initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n<link rel="icon" href="data:,">\n'
-        f"<style>\n{COLOURS}\n{STYLE}\n</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
+        f"<style>\n{COLOURS}\n{STYLE}\n{style}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
     )
 
 

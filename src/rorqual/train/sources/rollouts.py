@@ -34,7 +34,7 @@ class RolloutConfig(SourceConfig):
 
     `data`: the file or folder of a task that reads files. `minibatches`: updates a step.
     `row`: tokens in a training row; answers are at most what it leaves the prompt. `trace`: of how many groups a step keeps
-    the texts for `rorqual trace`, those first that teach something; it changes no bit of the training.
+    the texts for `rorqual trace`, those whose rewards differ most; it changes no bit of the training.
 
     `top_p`, `top_k`: answers are drawn from what these leave, and the trainer takes its probabilities over the same sets (V3.2,
     2512.02556, keep sampling mask).
@@ -296,8 +296,8 @@ def trace_lines(
     """A line for each group: its problem, and verdict, advantage and lengths of each sample; texts for `count` of them."""
     if not count:
         return []
-    equal = [all(s.advantage == 0.0 for s in group) for group in groups]
-    told = set(sorted(range(len(groups)), key=equal.__getitem__)[:count])
+    apart = [abs(share(group) - 0.5) for group in groups]
+    told = set(sorted(range(len(groups)), key=apart.__getitem__)[:count])
     lines = []
     for number, (problem, group) in enumerate(zip(problems, groups)):
         line: dict[str, Any] = {"key": problem.key, "family": problem.family, "level": problem.level}

@@ -1,0 +1,137 @@
+"""A run's reinforcement to look at: its rollouts step by step, in one HTML file that needs no network."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from rorqual.core.config import read_yaml
+from rorqual.core.errors import DataError
+from rorqual.core.records import RunDir, write_atomic
+from rorqual.evals import page
+from rorqual.evals.reading import Reading, Record
+from rorqual.evals.trace_page import SCRIPT, STYLE
+
+TRACE_FILE = "trace.html"
+TEXT_STEPS = 200
+"""Of a longer run, the texts of this many steps, evenly spaced, are in the page; the rest shows verdicts, advantages and lengths."""
+CODES = {"right": "r", "wrong": "w", "ungraded": "u"}
+
+
+class RunFacts(Reading):
+    """What the page says of a run, from its `run.yaml`."""
+
+    recipe: str
+    seed: int = 0
+    steps: int = 0
+    source: dict[str, Any] = {}
+
+
+def build_trace(folder: Path, *, text_steps: int = TEXT_STEPS) -> Path:
+    """Write `folder/trace.html` from the run's `metrics.jsonl` and `rollouts.jsonl`; returns its path.
+
+    A folder that is no run, or a run that kept no rollouts (of another recipe, or with `source.trace=0`), is a `DataError`.
+    """
+    run = RunDir(folder)
+    facts = read_yaml(RunFacts, run.config_file)
+    lines = [line for line in run.rollouts() if isinstance(line, dict) and "samples" in line]
+    if not lines:
+        raise DataError(
+            "no rollouts are kept here",
+            where=str(run.rollouts_file),
+            remedy="A run of `rorqual train grpo` keeps them, with source.trace=4 groups of texts a step, say.",
+        )
+    data = {"facts": told(facts, folder), "steps": gather(lines, list(run.metrics()), text_steps)}
+    write_atomic(folder / TRACE_FILE, html(folder.name, data).encode())
+    return folder / TRACE_FILE
+
+
+def told(facts: RunFacts, folder: Path) -> list[str]:
+    """The run in a line of words."""
+    source = facts.source
+    words = [f"{facts.recipe}, seed {facts.seed}", f"task {source.get('task', '?')}"]
+    if "problems" in source and "samples" in source:
+        words.append(f"{source['problems']} problems a step, {source['samples']} samples of each")
+    if "temperature" in source:
+        words.append(f"temperature {source['temperature']:g}, at most {source.get('max_tokens', '?')} tokens")
+    return [str(folder), *words]
+
+
+def gather(lines: Sequence[dict[str, Any]], records: Sequence[Record], text_steps: int) -> list[dict[str, Any]]:
+    """One dictionary a step: its metrics, its groups in their order, and which problems turned since they were last seen."""
+    by_step: dict[int, list[dict[str, Any]]] = {}
+    for line in lines:
+        by_step.setdefault(int(line["step"]), []).append(line)
+    metrics = {int(record["step"]): record for record in records if "step" in record}
+    spoken = spread(sorted(by_step), text_steps)
+    seen: dict[str, tuple[int, float]] = {}
+    steps = []
+    for step, groups in sorted(by_step.items()):
+        turned, again = turns(groups, seen, step)
+        steps.append({
+            "step": step,
+            "metrics": {k: v for k, v in metrics.get(step, {}).items() if isinstance(v, int | float)},
+            "groups": [group(line, step in spoken) for line in groups],
+            "again": again,
+            "turned": turned,
+        })  # fmt: skip
+    return steps
+
+
+def spread(steps: Sequence[int], count: int) -> set[int]:
+    """At most `count` of the steps, evenly spaced, first and last among them."""
+    if len(steps) <= count:
+        return set(steps)
+    last = len(steps) - 1
+    return {steps[round(i * last / max(count - 1, 1))] for i in range(count)}
+
+
+def group(line: dict[str, Any], spoken: bool) -> dict[str, Any]:
+    """A group by short names: key, family, level, prompt, answer, samples [verdict, advantage, tokens, of them thinking, cut off,
+    thinking's text, reply]."""
+    made: dict[str, Any] = {"k": line["key"], "f": line["family"], "l": line["level"]}
+    texts = spoken and "prompt" in line
+    if texts:
+        made |= {"p": line["prompt"], "a": line["answer"]}
+    made["s"] = [
+        [CODES[s["verdict"]], round(s["advantage"], 4), s["tokens"], s["thinking"], int(s["finish"] == "length")]
+        + ([s["reasoning"], s["text"]] if texts else [])
+        for s in line["samples"]
+    ]
+    return made
+
+
+def turns(
+    groups: Sequence[dict[str, Any]], seen: dict[str, tuple[int, float]], step: int
+) -> tuple[list[dict[str, Any]], int]:
+    """Problems that were mostly right when last seen and now mostly wrong, or the reverse; and how many were seen before.
+
+    `seen` maps a problem's key to its last step and share right, and is brought up to date.
+    """
+    turned, again = [], 0
+    for line in groups:
+        graded = [s["verdict"] == "right" for s in line["samples"] if s["verdict"] != "ungraded"]
+        if not graded:
+            continue
+        now = sum(graded) / len(graded)
+        if line["key"] in seen:
+            again += 1
+            when, before = seen[line["key"]]
+            if (before >= 0.5) != (now >= 0.5):
+                turned.append({"k": line["key"], "f": line["family"], "when": when, "before": before, "now": now})
+        seen[line["key"]] = (step, now)
+    return turned, again
+
+
+def html(name: str, data: dict[str, Any]) -> str:
+    """The page. What a model wrote stands in a block of JSON and reaches the page as text, never as markup."""
+    block = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+    body = (
+        f"<header><h1>Rollouts of {escape(name)}</h1><p class=meta id=facts></p></header>\n"
+        "<noscript><p>This page shows its figures with a script of its own; it asks for nothing from elsewhere.</p></noscript>\n"
+        f'<div id="app"></div>\n<script type="application/json" id="data">{block}</script>\n<script>\n{SCRIPT}\n</script>'
+    )
+    return page.page(f"Rorqual: rollouts of {name}", body, STYLE + "\n")

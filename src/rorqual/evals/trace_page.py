@@ -1,0 +1,229 @@
+"""Style and script of the trace page. The script draws from the JSON beside it and writes what a model said as text only."""
+
+from __future__ import annotations
+
+STYLE = """
+:root{--up:#1f5fa6;--down:#bf6f14}
+@media (prefers-color-scheme:dark){:root{--up:#6caaf2;--down:#e2a14e}}
+main{max-width:76rem;padding-top:2rem}
+header{margin-bottom:1rem;padding-bottom:.8rem}
+header h1{margin-bottom:.2rem}
+#facts{margin:0;max-width:none}
+.ui{font:.86rem/1.4 system-ui,-apple-system,"Segoe UI",Roboto,"Noto Sans","Liberation Sans",sans-serif;
+font-variant-numeric:tabular-nums lining-nums}
+.bar{position:sticky;top:0;z-index:2;background:var(--ground);border-bottom:1px solid var(--rule);padding:.6rem 0;display:flex;
+flex-wrap:wrap;gap:.35rem .8rem;align-items:center}
+.bar input[type=range]{flex:1 1 12rem;min-width:8rem;accent-color:var(--accent)}
+.bar strong{min-width:7.5rem}
+button,select{font:inherit;color:inherit;background:var(--soft);border:1px solid var(--rule);border-radius:4px;padding:.15rem .55rem}
+button{cursor:pointer}button:hover,select:hover{border-color:var(--accent)}
+:focus-visible{outline:2px solid var(--accent);outline-offset:2px}
+.now{display:flex;flex-wrap:wrap;gap:.2rem 1.2rem;width:100%;color:var(--faint)}
+.now b{color:var(--ink);font-weight:600}
+.charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(15rem,1fr));gap:1rem 1.4rem;margin:1.2rem 0 1.6rem}
+.chart h3{margin:0;font-size:.86rem;display:flex;justify-content:space-between}
+.chart small{font-weight:400;color:var(--faint);font-size:.75rem;align-self:end;white-space:nowrap;margin-left:.5em}
+.chart svg{display:block;width:100%;height:6.2rem;cursor:pointer;touch-action:none;overflow:visible}
+.chart p{margin:0;color:var(--faint);font-size:.8rem;min-height:1.1rem}
+.chart p span{margin-right:.9em;white-space:nowrap}.chart i{display:inline-block;width:.85em;height:.2em;margin-right:.35em;
+vertical-align:.25em}
+.tools{display:flex;flex-wrap:wrap;gap:.5rem .9rem;align-items:center;margin:.4rem 0 .6rem}
+.tools h2{margin:0;flex:1 1 14rem}
+.g{border-top:1px solid var(--rule)}.g:last-child{border-bottom:1px solid var(--rule)}
+.g>button{all:unset;box-sizing:border-box;cursor:pointer;width:100%;display:grid;align-items:center;gap:.2rem .9rem;padding:.42rem .2rem;
+grid-template-columns:1rem 7.5rem minmax(8rem,1fr) auto 8.5rem}
+.g>button:hover{background:var(--soft)}.g>button:focus-visible{outline:2px solid var(--accent)}
+.g .key{overflow:hidden;text-overflow:ellipsis;white-space:nowrap;color:var(--faint)}
+.g .sum{text-align:right;color:var(--faint);white-space:nowrap}
+.dots{display:flex;flex-wrap:wrap;gap:2px}
+.dot{width:.95rem;height:.95rem;border-radius:3px;border:1px solid var(--rule);font-size:.62rem;line-height:.85rem;text-align:center}
+.mute>button{opacity:.72}
+.inner{padding:.2rem 0 1rem 1.2rem}
+.ask{margin:.3rem 0 .8rem}.ask pre{margin:.2rem 0 .3rem}
+.cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(17rem,1fr));gap:.8rem}
+.card{border:1px solid var(--rule);border-left:5px solid var(--rule);border-radius:4px;padding:.45rem .7rem;min-width:0}
+.card h4{margin:0 0 .3rem;font-size:.82rem;font-weight:500;color:var(--faint);display:flex;gap:.6rem;flex-wrap:wrap}
+.card h4 b{color:var(--ink)}
+.card pre{margin:.25rem 0;padding:0;background:none;font-size:.8rem}
+.card pre.said{font-weight:600}
+.right{color:var(--good)}.wrong{color:var(--bad)}
+.turns{margin:.4rem 0 1.2rem;padding:0;list-style:none}.turns li{padding:.15rem 0;border-top:1px solid var(--rule)}
+.legend{color:var(--faint);margin:.2rem 0 1rem;max-width:none}
+@media (max-width:44rem){.g>button{grid-template-columns:1rem 1fr auto}.g .key{grid-column:2/4}.g .dots{grid-column:2/4}
+.g .sum{grid-column:3;grid-row:1}.inner{padding-left:0}.charts{grid-template-columns:repeat(auto-fill,minmax(10rem,1fr));gap:.8rem}}
+""".strip()
+
+SCRIPT = r"""
+"use strict";
+const data = JSON.parse(document.getElementById("data").textContent), steps = data.steps;
+const WORD = {r: "right", w: "wrong", u: "not graded"}, MARK = {r: "✓", w: "✕", u: "○"};
+const V = 0, ADV = 1, TOK = 2, THINK = 3, CUT = 4, REASON = 5, TEXT = 6;
+let at = 0, sort = "spread", family = "", open = new Set(), auto = true, playing = 0;
+
+function el(tag, attrs = {}, ...inner) {
+  const made = document.createElement(tag);
+  for (const [name, value] of Object.entries(attrs)) {
+    if (name.startsWith("on")) made[name] = value; else if (value !== null) made.setAttribute(name, value);
+  }
+  made.append(...inner.filter(x => x !== null));
+  return made;
+}
+function svg(tag, attrs, ...inner) {
+  const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(attrs)) made.setAttribute(name, value);
+  made.append(...inner);
+  return made;
+}
+const mean = list => list.length ? list.reduce((a, b) => a + b, 0) / list.length : 0;
+const percent = x => (100 * x).toFixed(x === 1 || x === 0 ? 0 : 1) + " %";
+const number = x => x === 0 ? "0" : Math.abs(x) >= 100 ? x.toFixed(0) : Math.abs(x) >= 0.01 ? x.toFixed(2) : x.toExponential(1);
+const count = x => String(Math.round(x));
+const graded = g => g.s.filter(s => s[V] !== "u");
+const share = g => mean(graded(g).map(s => +(s[V] === "r")));
+const spread = g => { const p = share(g); return p * (1 - p); };
+const force = (advantage, top) => Math.round(20 + 75 * Math.min(1, Math.abs(advantage) / top));
+function shade(advantage, top) {
+  if (!advantage) return "transparent";
+  const strength = force(advantage, top);
+  return `color-mix(in srgb, var(${advantage > 0 ? "--up" : "--down"}) ${strength}%, transparent)`;
+}
+
+const of = name => steps.map(s => name in s.metrics ? s.metrics[name] : null);
+const CHARTS = [
+  {title: "Right", form: percent, low: 0, high: 1, lines: [["all", of("reward"), "--up"], ["when thinking", of("right_when_thinking"), "--good"],
+    ["at once", of("right_at_once"), "--down"]]},
+  {title: "Share that thinks", form: percent, low: 0, high: 1, lines: [["thinks", of("think_share"), "--up"]]},
+  {title: "Length, tokens", form: number, low: 0, lines: [["reply", of("reply_length"), "--up"], ["thinking", of("think_length"), "--good"]]},
+  {title: "Groups that teach", form: count, low: 0, lines: [["right and wrong in it",
+    steps.map(s => s.groups.filter(g => spread(g) > 0).length), "--up"], ["cut-off answers", of("truncated"), "--down"]]},
+  {title: "Problems seen before", form: count, low: 0, lines: [
+    ["now right", steps.map(s => s.turned.filter(t => t.now >= 0.5).length), "--good"],
+    ["now wrong", steps.map(s => s.turned.filter(t => t.now < 0.5).length), "--down"], ["seen again", steps.map(s => s.again), "--up"]]},
+  {title: "Entropy, nats a token", form: number, low: 0, lines: [["entropy", of("entropy"), "--up"]]},
+  {title: "Sampler, trainer apart", form: number, low: 0, lines: [["mean, nats", of("logprob_diff"), "--up"],
+    ["most", of("logprob_diff_max"), "--down"]]},
+  {title: "Router without replay", form: count, low: 0, lines: [["choices that would flip", of("routing_flips"), "--down"]]},
+].map(c => ({...c, lines: c.lines.filter(l => l[1].some(v => v !== null))}))
+  .filter(c => c.lines.length && (c.title !== "Problems seen before" || steps.some(s => s.again)));
+
+const W = 300, H = 90;
+function chart(c) {
+  const values = c.lines.flatMap(l => l[1].filter(v => v !== null));
+  const high = c.high ?? (Math.max(...values) * 1.05 || 1), low = c.low, last = Math.max(1, steps.length - 1);
+  const x = i => i / last * W, y = v => H - (v - low) / (high - low) * H;
+  const cursor = svg("line", {y1: 0, y2: H, stroke: "var(--ink)", "stroke-width": 1, "vector-effect": "non-scaling-stroke"});
+  const rule = p => svg("line", {x1: 0, x2: W, y1: p * H, y2: p * H, stroke: "var(--rule)", "vector-effect": "non-scaling-stroke"});
+  const grid = [0, 0.5, 1].map(rule);
+  const paths = c.lines.map(([, v, colour]) => svg("polyline", {fill: "none", stroke: `var(${colour})`, "stroke-width": 1.6,
+    "stroke-linejoin": "round", "vector-effect": "non-scaling-stroke",
+    points: v.map((value, i) => value === null ? "" : `${x(i).toFixed(1)},${y(value).toFixed(1)}`).join(" ")}));
+  const picture = svg("svg", {viewBox: `0 0 ${W} ${H}`, preserveAspectRatio: "none", role: "img",
+    "aria-label": `${c.title} over ${steps.length} steps`}, ...grid, ...paths, cursor);
+  const pick = event => { const box = picture.getBoundingClientRect(); go(Math.round((event.clientX - box.left) / box.width * last)); };
+  picture.onpointerdown = event => { picture.setPointerCapture(event.pointerId); pick(event); };
+  picture.onpointermove = event => { if (event.buttons) pick(event); };
+  const legend = el("p");
+  const update = () => {
+    cursor.setAttribute("x1", x(at)); cursor.setAttribute("x2", x(at));
+    legend.replaceChildren(...c.lines.map(([name, v, colour]) => el("span", {}, el("i", {style: `background:var(${colour})`}),
+      `${name} ${v[at] === null ? "-" : c.form(v[at])}`)));
+  };
+  return {node: el("div", {class: "chart"}, el("h3", {}, c.title, el("small", {}, c.form(high))), picture, legend), update};
+}
+
+function card(s, top) {
+  const kind = s[V] === "r" ? "right" : s[V] === "w" ? "wrong" : "";
+  const head = el("h4", {}, el("b", {class: kind}, `${MARK[s[V]]} ${WORD[s[V]]}`),
+    el("span", {}, `advantage ${s[ADV] > 0 ? "+" : ""}${number(s[ADV])}`),
+    el("span", {}, `${s[TOK]} tokens` + (s[THINK] ? `, ${s[THINK]} thinking` : ", at once") + (s[CUT] ? ", cut off" : "")));
+  const made = el("div", {class: "card", style: s[ADV] ? `border-left-color:${shade(s[ADV], top)}` : null}, head);
+  if (s.length > REASON) {
+    if (s[REASON]) made.append(el("pre", {class: "thought"}, s[REASON]));
+    made.append(el("pre", {class: "said"}, s[TEXT] || "(nothing)"));
+  }
+  return made;
+}
+function group(g) {
+  const top = Math.max(1e-9, ...g.s.map(s => Math.abs(s[ADV]))), shown = open.has(g.k), told = "p" in g;
+  const ordered = [...g.s].sort((a, b) => b[ADV] - a[ADV] || a[TOK] - b[TOK]);
+  const dots = el("span", {class: "dots"}, ...ordered.map(s => el("span", {class: "dot",
+    style: `background:${shade(s[ADV], top)}` + (s[ADV] && force(s[ADV], top) > 55 ? ";color:var(--ground)" : ""),
+    title: `${WORD[s[V]]}, advantage ${number(s[ADV])}, ${s[TOK]} tokens`}, MARK[s[V]])));
+  const made = el("div", {class: spread(g) ? "g" : "g mute"});
+  made.append(el("button", {"aria-expanded": shown, onclick: () => { shown ? open.delete(g.k) : open.add(g.k); auto = false; list(); }},
+    el("span", {}, shown ? "▾" : "▸"), el("b", {}, g.f + (g.l ? `, ${g.l}` : "")), el("span", {class: "key"}, told ? g.p : g.k), dots,
+    el("span", {class: "sum"}, `${percent(share(g))} · ${mean(g.s.map(s => s[TOK])).toFixed(0)} tokens`)));
+  if (shown) {
+    const ask = told ? el("div", {class: "ask"}, el("pre", {}, g.p), `wanted: `, el("code", {}, g.a))
+      : el("p", {class: "legend"}, "Of this group verdicts, advantages and lengths are kept, not the texts.");
+    made.append(el("div", {class: "inner"}, ask, el("div", {class: "cards"}, ...ordered.map(s => card(s, top)))));
+  }
+  return made;
+}
+const ORDERS = {spread: ["spread of rewards", (a, b) => spread(b) - spread(a) || ("p" in b) - ("p" in a)],
+  texts: ["those with texts", (a, b) => ("p" in b) - ("p" in a) || spread(b) - spread(a)],
+  worst: ["fewest right", (a, b) => share(a) - share(b)], best: ["most right", (a, b) => share(b) - share(a)],
+  long: ["longest", (a, b) => mean(b.s.map(s => s[TOK])) - mean(a.s.map(s => s[TOK]))], drawn: ["as drawn", () => 0]};
+
+const app = document.getElementById("app"), parts = CHARTS.map(chart);
+const slider = el("input", {type: "range", min: 0, max: steps.length - 1, value: 0, "aria-label": "step", oninput: () => go(+slider.value)});
+const label = el("strong"), now = el("div", {class: "now"}), groups = el("div"), turned = el("div"), title = el("h2");
+const play = el("button", {onclick: toggle}, "play");
+const families = [...new Set(steps.flatMap(s => s.groups.map(g => g.f)))].sort();
+app.className = "ui";
+app.append(el("div", {class: "bar"}, label, el("button", {onclick: () => go(at - 1), "aria-label": "step before"}, "◂"), slider,
+  el("button", {onclick: () => go(at + 1), "aria-label": "next step"}, "▸"), play, now),
+  el("div", {class: "charts"}, ...parts.map(p => p.node)), turned,
+  el("div", {class: "tools"}, title,
+    el("label", {}, "order ", el("select", {onchange: e => { sort = e.target.value; list(); }},
+      ...Object.entries(ORDERS).map(([k, v]) => el("option", {value: k}, v[0])))),
+    el("label", {}, "family ", el("select", {onchange: e => { family = e.target.value; list(); }}, el("option", {value: ""}, "all"),
+      ...families.map(f => el("option", {value: f}, f))))),
+  el("p", {class: "legend"}, "One square is one sample: ✓ right, ✕ wrong, ○ not graded. Blue was made likelier, orange less likely, the ",
+    "stronger the more; a group with one reward only teaches nothing. Arrow keys step; click a chart to go there."), groups);
+document.getElementById("facts").textContent = data.facts.join(" · ");
+
+function list() {
+  const step = steps[at];
+  const chosen = step.groups.filter(g => !family || g.f === family).sort(ORDERS[sort][1]);
+  if (auto) open = new Set(chosen.filter(g => "p" in g).slice(0, 1).map(g => g.k));
+  title.textContent = `${chosen.length} groups of step ${step.step}`;
+  groups.replaceChildren(...chosen.map(group));
+}
+function flips() {
+  const step = steps[at];
+  if (!step.turned.length) { turned.replaceChildren(); return; }
+  turned.replaceChildren(el("h2", {}, "Turned since last seen"), el("ul", {class: "turns"}, ...step.turned.map(t => el("li", {},
+    el("b", {class: t.now >= 0.5 ? "right" : "wrong"}, t.now >= 0.5 ? "✓ now right" : "✕ now wrong"),
+    ` ${t.f}: ${t.k}, ${percent(t.before)} at step `,
+    el("button", {onclick: () => go(steps.findIndex(s => s.step === t.when))}, String(t.when)), `, ${percent(t.now)} now`))));
+}
+function go(to) {
+  at = Math.max(0, Math.min(steps.length - 1, to));
+  const step = steps[at], m = step.metrics, all = step.groups.flatMap(g => g.s);
+  slider.value = at;
+  label.textContent = `step ${step.step} of ${steps[steps.length - 1].step}`;
+  const told = [["right", percent(mean(all.filter(s => s[V] !== "u").map(s => +(s[V] === "r"))))], ["samples", all.length],
+    ["teach", `${step.groups.filter(spread).length} of ${step.groups.length} groups`], ["mean length", number(mean(all.map(s => s[TOK])))]];
+  if ("loss" in m) told.push(["loss", number(m.loss)]);
+  if ("grad_norm" in m) told.push(["gradient", number(m.grad_norm)]);
+  now.replaceChildren(...told.map(([name, value]) => el("span", {}, name + " ", el("b", {}, String(value)))));
+  parts.forEach(p => p.update());
+  flips();
+  list();
+  history.replaceState(null, "", "#" + step.step);
+}
+function toggle() {
+  if (playing) { clearInterval(playing); playing = 0; play.textContent = "play"; return; }
+  if (at === steps.length - 1) go(0);
+  play.textContent = "stop";
+  playing = setInterval(() => { if (at === steps.length - 1) toggle(); else go(at + 1); }, 600);
+}
+document.onkeydown = event => {
+  if (event.target.tagName === "SELECT" || event.target.type === "range") return;
+  const to = {ArrowLeft: at - 1, ArrowRight: at + 1, Home: 0, End: steps.length - 1}[event.key];
+  if (to !== undefined) { event.preventDefault(); go(to); }
+};
+const wanted = steps.findIndex(s => "#" + s.step === location.hash);
+go(wanted >= 0 ? wanted : 0);
+""".strip()

@@ -1,0 +1,140 @@
+"""The trace page holds what the run kept, as text and never as markup, and asks for nothing from elsewhere."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rorqual.core.errors import ConfigError, DataError
+from rorqual.evals.trace import build_trace, gather, spread, turns
+
+NASTY = "</script><script>document.title='taken'</script><b>bold</b> & \"quoted\"\u2028"
+
+
+def sample(verdict: str, advantage: float, **texts: Any) -> dict[str, Any]:
+    return {"verdict": verdict, "advantage": advantage, "finish": "stop", "tokens": 9, "thinking": 4} | texts
+
+
+def group(step: int, key: str, verdicts: str, **texts: Any) -> dict[str, Any]:
+    words = {"r": "right", "w": "wrong", "u": "ungraded"}
+    said = {"reasoning": f"because {NASTY}", "text": NASTY} if texts else {}
+    samples = [sample(words[v], {"r": 1.0, "w": -1.0, "u": 0.0}[v], **said) for v in verdicts]
+    return {"step": step, "key": key, "family": "add", "level": "easy", "samples": samples} | texts
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    lines = [
+        group(1, "1+1", "rrrw", prompt=f"add 1+1 {NASTY}", answer="2"),
+        group(1, "1+2", "wwww"),
+        group(2, "1+1", "rwww"),
+        group(2, "2+2", "uu"),
+    ]
+    (tmp_path / "run.yaml").write_text(
+        "recipe: grpo\nseed: 3\nsteps: 2\nsource:\n  kind: rollouts\n  task: families\n  problems: 2\n  samples: 4\n  temperature: 1.0\n",
+        encoding="utf-8",
+    )
+    text = b"".join(json.dumps(line).encode() + b"\n" for line in lines)
+    (tmp_path / "rollouts.jsonl").write_bytes(text + b'{"step": 3, "ke')
+    records = [{"step": step, "reward": step / 4, "think_share": 0.5, "recipe": "grpo"} for step in (1, 2)]
+    (tmp_path / "metrics.jsonl").write_bytes(b"".join(json.dumps(record).encode() + b"\n" for record in records))
+    return tmp_path
+
+
+class Tags(HTMLParser):
+    """Every tag, and the text of the block of data."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.data = ""
+        self._in_data = False
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self._in_data = ("id", "data") in attrs
+
+    def handle_endtag(self, tag: str) -> None:
+        self._in_data = False
+
+    def handle_data(self, data: str) -> None:
+        self.data += data if self._in_data else ""
+
+
+def test_the_page_holds_each_step_and_no_markup_of_a_model(run: Path) -> None:
+    path = build_trace(run)
+    text = path.read_text(encoding="utf-8")
+    found = Tags(text)
+    assert path == run / "trace.html" and found.tags.count("script") == 2 and "b" not in found.tags
+    data = json.loads(found.data)
+    assert data["facts"][1:3] == ["grpo, seed 3", "task families"]
+    one, two = data["steps"]
+    assert one["metrics"]["reward"] == 0.25 and "recipe" not in one["metrics"]
+    assert one["groups"][0]["p"] == f"add 1+1 {NASTY}" and one["groups"][0]["s"][0] == [
+        "r", 1.0, 9, 4, 0, f"because {NASTY}", NASTY,
+    ]  # fmt: skip
+    assert one["groups"][1]["s"][0] == ["w", -1.0, 9, 4, 0] and "p" not in one["groups"][1]
+    assert two["again"] == 1 and two["turned"] == [{"k": "1+1", "f": "add", "when": 1, "before": 0.75, "now": 0.25}]
+
+
+def test_nothing_is_fetched_and_nothing_is_set_as_html(run: Path) -> None:
+    text = build_trace(run).read_text(encoding="utf-8")
+    outside = text.replace("http://www.w3.org/2000/svg", "")  # the name of a namespace, which nobody asks for
+    assert not re.search(r"https?://|url\(|@import|fetch\(|XMLHttp|<link(?! rel=\"icon\" href=\"data:)|\bsrc=", outside)
+    assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write|\beval\(|new Function", text)
+
+
+def test_a_problem_turns_where_its_majority_does() -> None:
+    seen: dict[str, tuple[int, float]] = {}
+    assert turns([group(1, "a", "rrww"), group(1, "b", "wwww")], seen, 1) == ([], 0)
+    turned, again = turns(
+        [group(4, "a", "rwww"), group(4, "b", "rrrw"), group(4, "c", "r"), group(4, "a", "uu")], seen, 4
+    )
+    assert again == 2 and [(t["k"], t["when"], t["before"], t["now"]) for t in turned] == [
+        ("a", 1, 0.5, 0.25),
+        ("b", 1, 0, 0.75),
+    ]
+    assert seen == {"a": (4, 0.25), "b": (4, 0.75), "c": (4, 1.0)}
+    assert turns([group(5, "b", "rrrr")], seen, 5) == ([], 1)
+
+
+def test_a_long_run_keeps_texts_of_steps_evenly_spaced() -> None:
+    steps = list(range(1, 1001))
+    chosen = spread(steps, 5)
+    assert sorted(chosen) == [1, 251, 500, 750, 1000] or (len(chosen) == 5 and {1, 1000} <= chosen)
+    assert spread(steps[:5], 5) == set(steps[:5])
+    lines = [group(step, "a", "rw", prompt="p", answer="a") for step in range(1, 31)]
+    made = gather(lines, [], 3)
+    assert [s["step"] for s in made if "p" in s["groups"][0]] == sorted(spread(range(1, 31), 3)) and len(made) == 30
+
+
+def test_a_folder_without_rollouts_is_refused(run: Path) -> None:
+    (run / "rollouts.jsonl").unlink()
+    with pytest.raises(DataError, match=r"no rollouts are kept here\n.*source.trace=4"):
+        build_trace(run)
+    (run / "run.yaml").unlink()
+    with pytest.raises(ConfigError, match="no such file"):
+        build_trace(run)
+    assert not (run / "trace.html").exists()
+
+
+@pytest.mark.slow
+def test_a_browser_draws_it_and_keeps_a_models_words_as_text(run: Path, tmp_path: Path) -> None:
+    names = ("chromium", "chromium-browser", "google-chrome", "chrome")
+    browser = next(filter(None, map(shutil.which, names)), None)
+    assert browser, "No Chromium here: apt-get update && apt-get install -y chromium"
+    page = build_trace(run)
+    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--virtual-time-budget=5000"]
+    command += [f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", f"{page.as_uri()}#1"]
+    drawn = subprocess.run(command, check=True, capture_output=True, timeout=120).stdout.decode()
+    assert "step 1 of 2" in drawn and "2 groups of step 1" in drawn and "advantage +1.00" in drawn
+    assert "<title>Rorqual: rollouts of" in drawn and "&lt;b&gt;bold&lt;/b&gt;" in drawn and "<b>bold</b>" not in drawn
+    assert drawn.count('class="card"') == 4 and drawn.count('class="dot"') == 8

@@ -146,13 +146,22 @@ MUTANTS = (
         "    if not golds:\n        return Verdict.RIGHT\n",
         "tests/tasks/test_answer.py::test_a_gold_answer_that_does_not_parse_is_never_right",
     ),
-    one(
+    Mutant(
         "an ungraded answer is a wrong one",
         "open-r1#420, verifiers#831",
-        "train/sources/rollouts.py",
-        "graded = [v is not Verdict.UNGRADED for v in verdicts]",
-        "graded = [True for v in verdicts]",
-        "tests/train/test_sampler_check.py::test_ungraded_answers_are_counted_and_never_trained_on",
+        (
+            Change(
+                "src/rorqual/train/sources/rollouts.py",
+                "graded = [v is not Verdict.UNGRADED for v in verdicts]",
+                "graded = [True for v in verdicts]",
+            ),
+            Change(
+                "src/rorqual/train/sources/rollouts.py",
+                "if one.verdict is Verdict.UNGRADED or (",
+                "if (",
+            ),
+        ),
+        ("tests/train/test_sampler_check.py::test_ungraded_answers_are_counted_and_never_trained_on",),
     ),
     one(
         "pass@k is the mean over k",

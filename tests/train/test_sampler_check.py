@@ -148,6 +148,9 @@ def test_ungraded_answers_are_counted_and_never_trained_on(base: Path, tmp_path:
     assert 0 < trained <= 4 * 6 - record["ungraded"]
     graded = 4 * 6 - record["ungraded"]
     assert record["reward"] == pytest.approx(record["right"] / graded)
+    for line in seen[0].trace:  # they are no members of their group: its mean is of the others
+        unsure = [sample["advantage"] for sample in line["samples"] if sample["verdict"] == "ungraded"]
+        assert not any(unsure)
 
 
 def test_a_grader_that_raises_stops_the_run_by_the_tasks_name(base: Path, tmp_path: Path) -> None:

@@ -20,8 +20,9 @@ class Scale(Config):
 
     The branches of the student cost about the same: `distil_problems` sampled from the teacher and `distil_steps` on what was
     right, against `rival_steps` of reinforcement, in core-seconds as they were measured on other seeds. `student_lr` and
-    `student_adamw_lr` are those of its further training, half those of a fresh model. `distil_keep`: which of the teacher's samples
-    to learn from; `all` has no filter either, for a teacher too little trained to be right.
+    `student_adamw_lr` are those of its further training, half those of a fresh model. `rival_agreement`: how far the student's
+    trainer and sampler may differ on one token: in half a million, one very unlikely token differed by 1.5e-4 nats. `distil_keep`:
+    which of the teacher's samples to learn from; `all` has no filter either, for a teacher too little trained to be right.
     """
 
     model: Size
@@ -46,6 +47,7 @@ class Scale(Config):
     rival_samples: int
     rival_lr: float
     student_per_cell: int
+    rival_agreement: float = 1e-3
     student_lr: float = 0.006
     student_adamw_lr: float = 0.002
     row: int = 128
@@ -68,16 +70,16 @@ FULL = Scale(
     grpo_hard=0.7,
     lr=1e-4,
     student="student",
-    student_base_steps=300,
+    student_base_steps=600,
     student_think=0.2,
-    student_hard=0.3,
-    distil_problems=1500,
-    distil_steps=500,
-    rival_steps=60,
+    student_hard=1.0,
+    distil_problems=4000,
+    distil_steps=700,
+    rival_steps=42,
     rival_problems=32,
     rival_samples=12,
-    rival_lr=3e-4,
-    student_per_cell=60,
+    rival_lr=4e-4,
+    student_per_cell=120,
     per_cell=80,
     expert_problems=8,
 )

@@ -129,6 +129,7 @@ class Quickstart:
         run = grpo(task=STUDENT_TASK, start=start, steps=s.rival_steps, problems=s.rival_problems, samples=s.rival_samples,
                    max_tokens=s.max_tokens, row=s.row, lr=s.rival_lr, options={"hard": s.student_hard}, seed=self.seed,
                    dtype=self.dtype)  # fmt: skip
+        run = override(run, [f"agreement.most={max(run.agreement.most, s.rival_agreement)}"])
         print(f"\n7/9 reinforce its rival: {run.steps} steps of GRPO, from the same base")
         self.train("reinforce the rival", run, place.run("reinforced"))
         print("\n8/9 measure them on the student's held-out problems")
@@ -203,7 +204,7 @@ class Quickstart:
 
     def measure_students(self) -> None:
         """Every branch on the same problems."""
-        task = load_task(STUDENT_TASK, options={"hard": 0.5})
+        task = load_task(STUDENT_TASK, options={"hard": self.scale.student_hard})
         for branch, modes in BRANCHES.items():
             paths = [(mode, self.place.measured(branch, mode)) for mode in modes]
             self.measure(

@@ -32,13 +32,12 @@ VERDICTS = ("right", "wrong", "ungraded")
 
 @dataclass(frozen=True)
 class Findings:
-    """What the card tells. `repeated`: how often the task gave a problem again; `met`: problems that were not asked since they meet an
+    """What the card tells. `met`: problems that were not asked since they meet an
     evaluation set; `missing`: samples that the budget did not reach, None where all are there. `clock` as in clock.json."""
 
     config: FactoryConfig
     rows: Sequence[Distilled]
     clock: Mapping[str, Mapping[str, float]]
-    repeated: int
     met: int
     notes: Sequence[str]
     spent: float = 0.0
@@ -99,7 +98,14 @@ def write_card(out: Path, findings: Findings) -> None:
     drawn = {p.name: page.figure(p, png(p, LIGHT), png(p, DARK)) for p in pictures(findings.rows)}
     for title, heads, rows in tables:
         name = title.lower().replace(" ", "-")
-        body.append(page.section(name, title, page.table(title, heads, [("", rows)]), drawn.pop(name, "")))
+        body.append(
+            page.section(
+                name,
+                title,
+                page.table(title, heads, [("", rows)], text_columns=2 if title == "Filters" else 1),
+                drawn.pop(name, ""),
+            )
+        )
     body += drawn.values()
     body.append(
         page.section(

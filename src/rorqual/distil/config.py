@@ -32,7 +32,7 @@ class FilterConfig(Config):
     repeated: float = Field(0.6, ge=0, le=1)
     foreign: float = Field(0.2, ge=0, le=1)
     shingle: int = Field(3, ge=1)
-    similar: float = Field(0.9, gt=0, le=1)
+    similar: float = Field(0.8, gt=0, le=1)
     overlap: int = Field(13, ge=2)
 
 

@@ -100,8 +100,15 @@ def identity(config: FactoryConfig, teacher: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def row_of(entry: Entry, problem: Problem, verdict: VerdictName, config: FactoryConfig, teacher: str) -> Distilled:
-    """The sample as a row of the result, not filtered yet."""
+def row_of(
+    entry: Entry, problem: Problem, verdict: VerdictName, config: FactoryConfig, teacher: str, chosen: int = 0
+) -> Distilled:
+    """The sample as a row of the result, not filtered yet.
+
+    `chosen`: how many ids at the prompt's end made the teacher think, or answer at once. They open the reply in the row: a student that
+    never saw `<think>` chosen would not choose it.
+    """
+    asked = len(entry.prompt_ids) - chosen if entry.prompt_ids else 0
     return Distilled(
         key=problem.key,
         family=problem.family,
@@ -113,8 +120,8 @@ def row_of(entry: Entry, problem: Problem, verdict: VerdictName, config: Factory
         params=json.dumps(sampling(config), sort_keys=True),
         seed=entry.seed,
         number=entry.number,
-        prompt_ids=entry.prompt_ids,
-        token_ids=entry.token_ids,
+        prompt_ids=entry.prompt_ids[:asked],
+        token_ids=(*entry.prompt_ids[asked:], *entry.token_ids),
         prompt_tokens=entry.prompt_tokens,
         completion_tokens=entry.completion_tokens,
         core_seconds=entry.core_seconds,

@@ -61,9 +61,7 @@ def sample_teacher(config: FactoryConfig, out: Path, *, threads: int, quiet: boo
             _write_lines(out / CONTAMINATED, [*chosen.listed(), *met])
         left = None if whole else work.total - len(work.have)
         spent = teacher.spent()
-        write_card(
-            out, Findings(config, rows, clock.spent, chosen.repeated, len(chosen.met), chosen.notes, spent, left)
-        )
+        write_card(out, Findings(config, rows, clock.spent, len(chosen.met), chosen.notes, spent, left))
         if not whole:
             raise reached(config.access, spent, len(work.have), work.total, out)
         files = [DATA, CONTAMINATED, "card.html", "card.md"]
@@ -212,7 +210,7 @@ class Work:
         return [replace(row, dropped=reason) for row, reason in zip(rows, found, strict=True)], listed
 
     def _row(self, entry: Entry, problem: Problem) -> Distilled:
-        return row_of(entry, problem, self.verdicts[entry.place], self.config, self.teacher.label)
+        return row_of(entry, problem, self.verdicts[entry.place], self.config, self.teacher.label, self.teacher.chosen)
 
 
 def with_top(rows: Sequence[Distilled], teacher: Teacher, k: int) -> list[Distilled]:

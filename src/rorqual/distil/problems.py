@@ -24,7 +24,6 @@ class Chosen:
     problems: list[Problem]
     evaluations: Evaluations
     met: list[tuple[Problem, Meeting]]
-    repeated: int
     notes: list[str]
 
     def listed(self) -> Iterator[dict[str, Any]]:
@@ -91,7 +90,9 @@ def choose(config: FactoryConfig) -> Chosen:
     asked = len(clean)
     if not config.per_family and asked < config.problems:
         notes.append(f"the task gave {asked} problems of the {config.problems} asked for")
-    return Chosen(task, clean, evaluations, met, counted.repeated, notes)
+    if counted.repeated:
+        notes.append(f"{counted.repeated} times the task gave a problem again; each was asked once")
+    return Chosen(task, clean, evaluations, met, notes)
 
 
 def _first(problems: Sequence[Problem], config: FactoryConfig) -> list[Problem]:

@@ -1,0 +1,106 @@
+"""`rorqual distil`, also spelled `distill`: a run or a server sampled, refused by name where it cannot be, and trained on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from commands import listing, typed
+from test_measuring import address, typed_here  # noqa: F401
+
+from rorqual.cli.main import RESUMES
+from rorqual.data.distilled import read_distilled
+
+LOCAL = ("run", "task=families:add", "problems=3", "samples=2", "max_tokens=8", "keep=all", "out=taught")
+
+
+def test_a_run_teaches_and_a_student_is_trained_on_it(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    text = typed_here("distil", *LOCAL, "top_k=2", "filters.names=[]", "seed=3", "threads=1")
+    assert "taught/data.parquet" in text and "Next: rorqual train sft data=taught/data.parquet" in text
+    rows = read_distilled(Path("taught/data.parquet")).rows
+    assert len(rows) == 6 and all(row.top_ids.shape == (len(row.token_ids), 2) and not row.dropped for row in rows)
+    before = listing(place)
+    typed_here("distill", *LOCAL, "top_k=2", "filters.names=[]", "seed=3", "threads=1")
+    assert listing(place) == before, "both spellings are one verb, and the same command does nothing twice"
+    typed_here(
+        "train",
+        "sft",
+        "data=taught/data.parquet",
+        "size=tiny",
+        "steps=1",
+        "rows=2",
+        "row=128",
+        "out=student",
+        "quiet=true",
+    )
+    assert (place / "student" / "step-000001").is_dir()
+    assert {"distil", "distill"} <= set(RESUMES)
+
+
+def test_a_server_teaches_within_a_budget(address: str, tmp_path: Path) -> None:  # noqa: F811
+    out = tmp_path / "taught"
+    asked = ("model=adder", "task=families:add", "problems=20", "max_tokens=6", "price_in=1", "price_out=1")
+    words = ("distil", address, *asked, f"out={out}")
+    text = typed_here(*words, "budget=0.00015", "concurrency=2", code=2)
+    assert "the budget of 0.00015 is reached" in text and "larger budget=" in text
+    some = len(read_distilled(out / "data.parquet").rows)
+    assert 0 < some < 20
+    typed_here(*words, "budget=1", "concurrency=2")
+    rows = read_distilled(out / "data.parquet").rows
+    assert len(rows) == 20 and all(row.verdict == "right" and row.money == pytest.approx(8e-6) for row in rows)
+    lines = (out / "purse.jsonl").read_bytes().split(b"\n")[:-1]
+    assert sum("sent" in json.loads(line) for line in lines) == 20, "none was asked for twice"
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("run", "task=families", "problms=3"), ("'problms'", "'problems'")),
+        (("run", "task=families", "filters.repeted=3"), ("'filters.repeted'", "'filters.repeated'")),
+        (("run", "task=families", "concurency=3"), ("'concurency'", "'concurrency'")),
+        (("run", "task=families", "keep=best"), ("keep", "'best'")),
+        (("run", "task=families", "samples=0"), ("samples", "greater than or equal to 1")),
+        (("run", "task=families", "split=test"), ("held out",)),
+        (("run", "task=families", "--seed=1"), ("seed=1, without dashes",)),
+        (("run",), ("task=", "task=families")),
+        (("nowhere", "task=families"), ("nowhere", "not a run directory", "rorqual train")),
+        (("http://127.0.0.1:9/v1", "task=families"), ("model=NAME",)),
+        (("http://127.0.0.1:9/v1", "model=m", "task=families", "top_k=4"), ("top_k", "run of ours")),
+        (("http://127.0.0.1:9/v1", "model=m", "task=families", "budget=1"), ("price_in",)),
+        (("run", "task=families", "budget=1", "price_in=1"), ("belong to an address",)),
+        (("run", "task=famlies"), ("'famlies'", "'families'")),
+        (("run", "task=families", "decontaminate=none.jsonl"), ("none.jsonl", "no such file")),
+    ],
+)
+def test_refused_by_name_and_nothing_written(words: tuple[str, ...], says: tuple[str, ...], place: Path) -> None:
+    before = listing(place)
+    done = typed(place, "distil", *words)
+    assert done.code == 2, done.err
+    assert "Traceback" not in done.err
+    for part in says:
+        assert part in done.err, f"{part!r} is not said: {done.err}"
+    assert listing(place) == before
+
+
+def test_a_wrong_key_of_the_server_is_told(place: Path) -> None:
+    """The address of nobody: named, with what is kept and how to go on."""
+    done = typed(
+        place,
+        "distil",
+        "http://127.0.0.1:9/v1",
+        "model=m",
+        "task=families:add",
+        "problems=2",
+        "retries=0",
+        "out=taught",
+    )
+    assert done.code == 2 and "Traceback" not in done.err
+    for part in (
+        "http://127.0.0.1:9/v1/chat/completions",
+        "refused",
+        "0 of 2 samples are kept",
+        "the same command goes on",
+    ):
+        assert part in done.err

@@ -1,0 +1,100 @@
+"""The journal: whole lines, a torn one cut, one owner, and what was under way kept when the disk is full."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import resource
+from pathlib import Path
+
+import pytest
+
+from rorqual.core.errors import DataError, RorqualError
+from rorqual.distil.journal import DiskFull, Journal
+
+
+def lines(path: Path) -> list[int]:
+    return [json.loads(line)["n"] for line in path.read_bytes().split(b"\n")[:-1]]
+
+
+def write(path: Path, *numbers: int) -> None:
+    with Journal(path) as journal:
+        journal.append({"n": n} for n in numbers)
+
+
+@pytest.mark.parametrize(
+    "torn", [b"", b"{", b'{"n": 3', b'{"n": 3}', b"\x00\x00", b'{"n"\n', b"\x00\x00\n", "é".encode()[:1]]
+)
+def test_a_torn_last_line_is_cut_and_the_rest_is_there(tmp_path: Path, torn: bytes) -> None:
+    path = tmp_path / "j.jsonl"
+    write(path, 1, 2)
+    path.write_bytes(path.read_bytes() + torn)
+    with Journal(path) as journal:
+        assert [line["n"] for line in journal.lines] == [1, 2]
+        journal.append([{"n": 4}])
+    assert lines(path) == [1, 2, 4]
+
+
+def test_every_cut_of_a_journal_gives_a_beginning_of_it(tmp_path: Path) -> None:
+    path, cut = tmp_path / "j.jsonl", tmp_path / "cut.jsonl"
+    write(path, *range(5))
+    raw = path.read_bytes()
+    for size in range(len(raw) + 1):
+        cut.write_bytes(raw[:size])
+        write(cut, 9)
+        assert lines(cut) == [*range(raw[:size].count(b"\n")), 9]
+
+
+def test_a_line_in_the_middle_that_is_no_json_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "j.jsonl"
+    path.write_bytes(b'{"n": 1}\n{"n": \n{"n": 3}\n')
+    with pytest.raises(DataError, match=r"j.jsonl:2.*(?s:.)*asked for again"):
+        Journal(path)
+    path.write_bytes(b'{"n": 1}\n{"n": "\\u2028 \xe2\x80\xa8"}\n{"n": 3}\n')
+    with Journal(path) as journal:
+        assert len(journal.lines) == 3, "U+2028 ends no line"
+
+
+def test_one_process_at_a_time(tmp_path: Path) -> None:
+    path = tmp_path / "j.jsonl"
+    with Journal(path), pytest.raises(RorqualError, match=r"j.jsonl: another process is writing it"):
+        Journal(path)  # the lock is of the opened file, and so holds within a process too
+    with Journal(path) as journal:
+        assert journal.lines == []
+
+
+def test_a_full_disk_keeps_what_is_under_way_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk is full until the held-back file is given up, as on a real one."""
+    path, real = tmp_path / "j.jsonl", os.write
+    spare = tmp_path / ".j.jsonl.spare"
+
+    def full(file: int, data: bytes) -> int:
+        if not spare.exists():
+            return real(file, data)
+        real(file, data[: len(data) // 2])  # a full disk takes what still fits
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with Journal(path, spare=True) as journal:
+        journal.append([{"n": 1}])
+        monkeypatch.setattr(os, "write", full)
+        with pytest.raises(DiskFull, match=r"j.jsonl: the disk is full; .* kept(?s:.)*Free disk space"):
+            journal.append([{"n": 2}])
+        journal.append([{"n": 3}])
+        assert not spare.exists()
+    assert lines(path) == [1, 2, 3]
+
+
+def test_a_limit_of_the_file_size_is_told_and_leaves_whole_lines(tmp_path: Path) -> None:
+    path = tmp_path / "j.jsonl"
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with Journal(path) as journal:
+        journal.append([{"n": 1}])
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20, hard))
+            with pytest.raises(RorqualError, match=r"j.jsonl: cannot write: File too large(?s:.)*raise the limit"):
+                journal.append([{"n": 2}, {"n": 3}, {"n": 4}])
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        journal.append([{"n": 5}])
+    assert lines(path) == [1, 5]

@@ -1,0 +1,182 @@
+"""A run as the teacher: its samples are a function of the config, and none is lost or drawn differently by a restart."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import fields, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sums_task import Make
+
+from rorqual.core.errors import CheckpointError, ConfigError, TaskError
+from rorqual.data.distilled import Distilled, read_distilled
+from rorqual.data.source.conversations import read_conversations
+from rorqual.distil import FactoryConfig, sample_teacher
+from rorqual.engine import Engine
+from rorqual.tasks.find import load_task, safe_grade
+
+HERE = Path(__file__).parent
+
+
+def made(config: FactoryConfig, out: Path, threads: int = 1) -> list[Distilled]:
+    return read_distilled(sample_teacher(config, out, threads=threads, quiet=True)).rows
+
+
+def told(rows: list[Distilled]) -> list[str]:
+    """Everything but the clock."""
+    plain = [replace(row, core_seconds=0.0) for row in rows]
+    return [repr([getattr(row, f.name).tolist() if f.name.startswith("top") else getattr(row, f.name) for f in fields(row)])
+            for row in plain]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def straight(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished factory of three batches, to be copied or read."""
+    out = tmp_path_factory.mktemp("straight") / "out"
+    config = FactoryConfig(
+        teacher=str(run), task=f"{HERE / 'sums_task.py'}:Sums", problems=6, samples=2, max_tokens=8, keep="all", batch=4
+    )
+    sample_teacher(config, out, threads=1, quiet=True)
+    return out
+
+
+def test_each_row_says_where_it_comes_from(straight: Path, run: Path) -> None:
+    file = read_distilled(straight / "data.parquet")
+    rows = file.rows
+    assert [(r.key, r.number) for r in rows] == [(f"{a}+{a + 1}", n) for a in range(6) for n in range(2)]
+    assert file.tokenizer == hashlib.sha256((run / "tokenizer.json").read_bytes()).hexdigest() and file.vocab == 263
+    engine, task = Engine.from_run(run), load_task(f"{HERE / 'sums_task.py'}:Sums")
+    problems = {p.key: p for p in task.problems("train", 0)}
+    for row in rows:
+        assert row.teacher.endswith("run@step-000002") and json.loads(row.params)["max_tokens"] == 8
+        assert tuple(row.prompt_ids) == tuple(engine.chat.prompt(row.messages[:-1], "auto"))
+        assert (row.prompt_tokens, row.completion_tokens) == (len(row.prompt_ids), len(row.token_ids))
+        reply = engine.chat.parse(list(row.token_ids), "auto")
+        assert (row.messages[-1].content, row.messages[-1].reasoning) == (reply.content, reply.reasoning)
+        assert row.verdict == safe_grade(task, problems[row.key], row.messages[-1].content).value
+    assert len({row.seed for row in rows}) == 6, "each problem draws with a seed of its own"
+    assert all(row.core_seconds > 0 and row.money == 0 for row in rows)
+    clock = json.loads((straight / "clock.json").read_bytes())
+    assert sum(row.core_seconds for row in rows) <= clock["sampling"]["core_seconds"]
+
+
+def test_the_same_call_again_does_nothing_and_another_config_is_refused(
+    straight: Path, local: Make, tmp_path: Path
+) -> None:
+    times = {file: file.stat().st_mtime_ns for file in straight.iterdir()}
+    assert sample_teacher(local(), straight, threads=2, quiet=True) == straight / "data.parquet"
+    assert {file: file.stat().st_mtime_ns for file in straight.iterdir()} == times
+    with pytest.raises(ConfigError, match=r"factory.yaml: .*temperature=1.0, and temperature=0.5 was asked for"):
+        made(local(temperature=0.5), straight)
+    (tmp_path / "letter.txt").write_text("dear", encoding="utf-8")
+    with pytest.raises(ConfigError, match="a folder with other things in it"):
+        made(local(), tmp_path)
+
+
+@pytest.mark.parametrize("lines", [1, 4, 7, 12])
+def test_a_restart_gives_what_a_straight_run_gives(straight: Path, local: Make, tmp_path: Path, lines: int) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "factory.yaml").write_bytes((straight / "factory.yaml").read_bytes())
+    kept = (straight / "samples.jsonl").read_bytes().split(b"\n")[:lines]
+    (out / "samples.jsonl").write_bytes(b"".join(line + b"\n" for line in kept) + b'{"torn')
+    assert told(made(local(), out, threads=2)) == told(read_distilled(straight / "data.parquet").rows)
+    again = (out / "samples.jsonl").read_bytes().split(b"\n")
+    assert again[:lines] == kept and len(again) == 13, "what was there is there, and nothing twice"
+    assert (out / "contaminated.jsonl").read_bytes() == (straight / "contaminated.jsonl").read_bytes()
+
+
+def test_no_sample_depends_on_how_many_problems_are_asked(straight: Path, local: Make, tmp_path: Path) -> None:
+    """Up to the last bits of a matrix product of another size, which at these settings choose no other token."""
+    few = made(local(problems=2, batch=64), tmp_path / "few")
+    assert [r.token_ids for r in few] == [r.token_ids for r in read_distilled(straight / "data.parquet").rows[:4]]
+
+
+def test_the_likeliest_tokens_are_the_teachers(local: Make, run: Path, tmp_path: Path) -> None:
+    rows = made(local(top_k=5, keep="all", filters={"names": ()}), tmp_path / "out")
+    engine = Engine.from_run(run)
+    for row in rows:
+        with torch.no_grad():
+            ids = torch.tensor([[*row.prompt_ids, *row.token_ids]])
+            logprobs = engine.model.logits(engine.model(ids[:, :-1]).hidden)[0].log_softmax(-1)[
+                len(row.prompt_ids) - 1 :
+            ]
+        best = logprobs.topk(5)
+        assert np.allclose(row.top_logprobs, best.values.numpy(), atol=1e-5)
+        assert row.top_ids.shape == (len(row.token_ids), 5)
+        assert np.allclose(logprobs.gather(1, torch.from_numpy(row.top_ids).long()), best.values, atol=1e-5)
+    plain = made(local(keep="right"), tmp_path / "plain")
+    assert all(row.top_ids.shape == (0, 0) and row.dropped in ("wrong", "ungraded", "length") for row in plain)
+
+
+def test_a_grader_that_crashes_stops_by_name_and_the_samples_stay(local: Make, tmp_path: Path) -> None:
+    out, task = tmp_path / "out", tmp_path / "mine.py"
+    source = (HERE / "sums_task.py").read_text(encoding="utf-8")
+    task.write_text(source, encoding="utf-8")
+    with pytest.raises(
+        TaskError, match=r"(?s)task crashing: .*ZeroDivisionError.*8 of 12 samples are kept in .*samples.jsonl"
+    ):
+        made(local(task=f"{task}:Crashing"), out)
+    before = (out / "samples.jsonl").read_bytes()
+    with pytest.raises(TaskError, match="task crashing"):
+        made(local(task=f"{task}:Crashing"), out)
+    assert (out / "samples.jsonl").read_bytes() == before, "nothing further is drawn while the grader fails"
+    task.write_text(
+        source.replace('raise ZeroDivisionError("by nothing")', "return Verdict.UNGRADED"), encoding="utf-8"
+    )
+    rows = made(local(task=f"{task}:Crashing"), out)
+    assert len(rows) == 12 and {row.verdict for row in rows if row.key == "2+3"} == {"ungraded"}
+    assert (out / "samples.jsonl").read_bytes().startswith(before)
+
+
+def test_a_teacher_that_was_trained_on_is_another_teacher(local: Make, run: Path, tmp_path: Path) -> None:
+    import shutil
+
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    made(local(teacher=str(copy)), tmp_path / "out")
+    (tmp_path / "out" / "finished.json").unlink()
+    weights = copy / "step-000002" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\x00\x00\x80\x3f")
+    with pytest.raises(ConfigError, match=r"samples.jsonl:1: this sample is of another teacher"):
+        made(local(teacher=str(copy)), tmp_path / "out")
+
+
+def test_settings_that_cannot_be_meant_write_nothing(local: Make, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(CheckpointError, match="not a run directory"):
+        made(local(teacher=str(tmp_path / "none")), out)
+    with pytest.raises(ConfigError, match=r"'famlies'.*(?s:.)*'families'"):
+        made(local(task="famlies"), out)
+    for changes in (
+        {"split": "test"},
+        {"model": "m"},
+        {"top_k": -1},
+        {"problms": 3},
+        {"teacher": "http://x/v1", "model": "m", "top_k": 1},
+    ):
+        with pytest.raises(ValueError, match="validation error"):
+            local(**changes)
+    assert not out.exists()
+
+
+def test_fine_tuning_takes_the_file(straight: Path) -> None:
+    rows = read_distilled(straight / "data.parquet")
+    kept = [row for row in rows.rows if not row.dropped]
+    if kept:
+        assert read_conversations(straight / "data.parquet").conversations == [row.messages for row in kept]
+
+
+def test_the_card_counts_what_is_in_the_file(straight: Path) -> None:
+    rows = read_distilled(straight / "data.parquet").rows
+    text, html = ((straight / f"card.{kind}").read_text(encoding="utf-8") for kind in ("md", "html"))
+    lede = f"12 samples of 6 problems of {HERE / 'sums_task.py'}:Sums, of which {sum(not r.dropped for r in rows)} are kept"
+    assert lede in text and lede in html
+    for name in {row.dropped for row in rows} - {""}:
+        assert f"| {name} |" in text and str(sum(row.dropped == name for row in rows)) in text
+    assert "rorqual distil" in text and "batch=4" in text and html.count("<figure>") == 2
+    assert "<script" not in html and "http" not in html.replace("http-equiv", "")

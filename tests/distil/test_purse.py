@@ -1,0 +1,102 @@
+"""Money: reserved before it is spent, never more than the budget, and not forgotten by a restart."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+
+from rorqual.core.records import Message
+from rorqual.distil import Access
+from rorqual.distil.entries import Entry
+from rorqual.distil.purse import Purse, prompt_bound
+from rorqual.engine.request import Completion, Request, SamplingParams
+
+REQUEST = Request((Message("user", "2+2?"),), SamplingParams(max_tokens=100))
+ASKS = [(f"p{i}.0", REQUEST) for i in range(64)]
+PRICES: dict[str, Any] = {"price_in": 1e6, "price_out": 1e6}  # one a token
+MOST = prompt_bound(REQUEST.messages) + 100
+
+
+def completion(tokens: int | None) -> Completion:
+    usage = {} if tokens is None else {"prompt_tokens": 4, "completion_tokens": tokens}
+    return Completion((), [], [], "stop", "4", None, usage=usage)
+
+
+def bought(attempt: str, money: float) -> Entry:
+    return Entry("of", "k", 0, 0, "4", None, "stop", 4, 1, money=money, attempt=attempt)
+
+
+def test_64_at_once_never_overspend(tmp_path: Path) -> None:
+    """What servers may bill, billed at the moment of sending, stays within the budget at every moment."""
+    budget, rng, lock, billed, worst = MOST * 7.5, Random(0), threading.Lock(), [0.0], [0.0]
+    with Purse(tmp_path / "purse.jsonl", Access(budget=budget, **PRICES), ASKS, []) as purse:
+
+        def one(place: int, fate: str, tokens: int) -> None:
+            if not purse.enter(place):
+                return
+            with lock:
+                billed[0] += MOST  # under way: it may cost as much
+                worst[0] = max(worst[0], billed[0])
+            time.sleep(0.001)
+            with lock:
+                billed[0] -= {"answer": MOST - 4 - tokens, "refused": MOST, "lost": 0}[fate]
+            if fate == "answer":
+                purse.settle(place, purse.bill(place, completion(tokens))[1])
+            elif fate == "refused":
+                purse.refused(place)
+            purse.left(place)
+
+        threads = [
+            threading.Thread(
+                target=one, args=(i, rng.choice(["answer", "answer", "refused", "lost"]), rng.randrange(50))
+            )
+            for i in range(64)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert worst[0] <= budget and purse.spent == pytest.approx(billed[0]) and purse.spent <= budget
+        assert purse.spent > budget - MOST, "as much is bought as surely fits"
+
+
+def test_what_was_under_way_at_a_kill_counts_in_full(tmp_path: Path) -> None:
+    path, access = tmp_path / "purse.jsonl", Access(budget=MOST * 10, **PRICES)
+    with Purse(path, access, ASKS, []) as purse:
+        assert all(purse.enter(place) for place in range(3))
+        purse.refused(1)
+        attempt, money = purse.bill(0, completion(5))
+        purse.settle(0, money)
+    assert (attempt, money) == ("p0.0#1", 9)
+    with Purse(path, access, ASKS[1:], [bought(attempt, money)]) as again:
+        assert (again.paid, again.lost, again.spent) == (9, MOST, MOST + 9)
+        assert again.enter(1)  # p2 once more: another try, with a name of its own
+        assert again.bill(1, completion(1))[0] == "p2.0#2"
+
+
+def test_an_answer_without_a_bill_costs_the_reserve(tmp_path: Path) -> None:
+    with Purse(tmp_path / "purse.jsonl", Access(budget=MOST, **PRICES), ASKS, []) as purse:
+        assert purse.enter(0)
+        assert purse.bill(0, completion(None))[1] == MOST
+        purse.settle(0, MOST)
+        assert not purse.enter(1) and purse.spent == MOST
+
+
+def test_without_a_budget_everything_may_be_sent(tmp_path: Path) -> None:
+    with Purse(tmp_path / "purse.jsonl", Access(**PRICES), ASKS, []) as purse:
+        assert all(purse.enter(place) for place in range(64))
+
+
+def test_a_prompt_has_no_more_tokens_than_its_bound() -> None:
+    from rorqual.data.chat import chat_format
+    from rorqual.data.tokenizer import Tokenizer
+
+    chat = chat_format(Tokenizer.byte_level())
+    for text in ("", "2+2?", "é" * 30, "\U0001f40b" * 9, "答案"):
+        messages = (Message("system", text), Message("user", text))
+        assert len(chat.prompt(messages, "on")) <= prompt_bound(messages)

@@ -1,0 +1,229 @@
+"""An address as the teacher: whatever goes wrong, what arrived is kept, is not asked for again, and is never over the budget."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from distil_server import PROMPT_TOKENS, Adder, Reply, answer, fault
+from sums_task import SUMS, Make
+
+from rorqual.core.errors import ConfigError, TaskError
+from rorqual.data.distilled import Distilled, read_distilled
+from rorqual.distil import BudgetReached, FactoryConfig, sample_teacher
+from rorqual.distil.purse import prompt_bound
+from rorqual.engine.remote import RemoteError
+from rorqual.tasks.find import load_task
+
+PRICES = {"price_in": 1.0, "price_out": 2.0}
+MOST = (prompt_bound(next(load_task(SUMS).problems("train", 0)).messages) + 1 + 2 * 20) / 1e6
+"""What one question of up to 20 tokens may cost (a byte more, for the longer numbers)."""
+
+
+def made(config: FactoryConfig, out: Path, **options: Any) -> list[Distilled]:
+    return read_distilled(sample_teacher(config, out, threads=1, quiet=True, **options)).rows
+
+
+def kept(out: Path) -> list[dict[str, Any]]:
+    file = out / "samples.jsonl"
+    return [json.loads(line) for line in file.read_bytes().split(b"\n")[:-1]] if file.is_file() else []
+
+
+def told(rows: list[Distilled]) -> list[str]:
+    """Everything but at which port the server was."""
+    return [repr(replace(row, teacher="")) for row in rows]
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """What comes out where nothing goes wrong."""
+    server = Adder()
+    server.start()
+    config = FactoryConfig(teacher=server.url, model="adder", task=SUMS, problems=6, samples=2, max_tokens=20)
+    rows = made(config, tmp_path_factory.mktemp("straight") / "out")
+    server.stop()
+    return told(rows)
+
+
+def asked_for(bodies: list[dict[str, Any]]) -> Counter[tuple[str, int]]:
+    return Counter((body["messages"][-1]["content"], body["seed"]) for body in bodies)
+
+
+def test_every_answer_becomes_a_row(server: Adder, remote: Make, tmp_path: Path) -> None:
+    rows = made(remote(PRICES, keep="graded"), tmp_path / "a", api_key="secret")
+    assert [(r.key, r.number) for r in rows] == [(f"{a}+{a + 1}", n) for a in range(6) for n in range(2)]
+    assert {r.verdict for r in rows} == {"right", "wrong"} and set(asked_for(server.billed).values()) == {1}
+    for row in rows:
+        assert row.teacher == f"adder at {server.url}" and (row.token_ids, row.prompt_ids) == ([], [])
+        assert row.prompt_tokens == PROMPT_TOKENS and 10 <= row.completion_tokens < 20
+        assert row.money == pytest.approx((row.prompt_tokens + 2 * row.completion_tokens) / 1e6)
+        assert row.messages[-1].reasoning and row.messages[-1].content.isdigit()
+    for file in (tmp_path / "a").iterdir():
+        assert b"secret" not in file.read_bytes(), file
+    assert told(made(remote({"concurrency": 1, **PRICES}, keep="graded"), tmp_path / "b")) == told(rows)
+
+
+def busy(status: int, times: int, **headers: str) -> Any:
+    return lambda body, number: fault(status, "later", **headers) if number < times else None
+
+
+def cut(body: dict[str, Any], number: int) -> Reply | None:
+    """Half of the answer, though more was promised."""
+    raw = json.dumps(answer(body)).encode()
+    return (200, raw[: len(raw) // 2], {"Content-Length": str(len(raw))}) if number in (2, 5) else None
+
+
+MENDED = {
+    "429 for a while": busy(429, 3, **{"Retry-After": "0"}),
+    "500 for a while": busy(500, 3),
+    "an answer cut off": cut,
+    "an answer too late": lambda body, number: time.sleep(0.6) if number == 1 else None,
+}
+
+
+@pytest.mark.parametrize("name", MENDED)
+def test_a_server_that_recovers_is_waited_for(
+    server: Adder, remote: Make, tmp_path: Path, straight: list[str], name: str
+) -> None:
+    server.rule = MENDED[name]
+    assert told(made(remote({"timeout": 0.4, "concurrency": 2, "retries": 4}), tmp_path / "out")) == straight
+
+
+def after(count: int, reply: Reply) -> Any:
+    return lambda body, number: reply if number >= count else None
+
+
+def hang(body: dict[str, Any], number: int) -> None:
+    time.sleep(0.8 if "5 + 6" in body["messages"][-1]["content"] else 0)
+
+
+FAILING = {
+    "401": (after(0, fault(401, "bad key")), "HTTP 401: bad key", "api_key", 0),
+    "401 after some": (after(5, fault(401, "no credit")), "HTTP 401: no credit", "api_key", 5),
+    "403": (after(5, fault(403, "region")), "HTTP 403: region", "may use this model", 5),
+    "wrong model": (after(0, fault(404, "no model adder")), "HTTP 404: no model adder", "name of the model", 0),
+    "429 for ever": (
+        after(5, fault(429, "slow down")),
+        r"HTTP 429: slow down \(tried 3 times\)",
+        "lower concurrency",
+        5,
+    ),
+    "500 for ever": (after(5, fault(500, "oops")), r"HTTP 500: oops \(tried 3 times\)", "server runs", 5),
+    "HTML": (after(5, (200, b"<html>login</html>", {})), "not JSON: <html>login", "ends in /v1", 5),
+    "half an answer": (after(5, (200, b'{"choices": [{"mess', {})), "broke off after 19 bytes", "server runs", 5),
+    "another protocol": (after(5, (200, b'{"ok": true}', {})), "no choices", "chat completions", 5),
+    "silence": (hang, r"timed out \(tried 3 times\)", "server runs", 5),
+}
+GO_ON = ("401 after some", "half an answer", "silence")
+"""After these, the server is mended and the call repeated: it makes no difference what went wrong."""
+
+
+@pytest.mark.parametrize("name", FAILING)
+def test_a_failure_is_named_what_arrived_is_kept_and_the_same_call_goes_on(
+    server: Adder, remote: Make, tmp_path: Path, straight: list[str], name: str
+) -> None:
+    server.rule, says, remedy, arrived = FAILING[name]
+    out, config = (
+        tmp_path / "out",
+        remote({"retries": 2, "concurrency": 1, "timeout": 0.5 if name == "silence" else 9.0}),
+    )
+    with pytest.raises(RemoteError, match=rf"(?s){server.url}.*{says}.*{remedy}.*{arrived} of 12 samples are kept in"):
+        made(config, out)
+    assert len(kept(out)) == arrived and not (out / "data.parquet").exists()
+    if name not in GO_ON:
+        return
+    server.rule, before = (lambda body, number: None), asked_for(server.billed[:arrived])
+    server.asked.clear()
+    rows = made(config, out)
+    assert not before & asked_for(server.asked), "what had arrived is not asked for again"
+    assert len(rows) == 12 and told(rows) == straight
+
+
+def test_nobody_there(remote: Make, tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
+    out = tmp_path / "out"
+    with pytest.raises(RemoteError, match=rf"(?s){url}.*refused.*tried 2 times.*0 of 12 samples"):
+        made(remote({"retries": 1, "budget": 1.0, **PRICES}, teacher=url), out)
+    assert made(remote({"budget": 1.0, **PRICES}), out), "no sample is there yet: the address may be corrected"
+
+
+@pytest.mark.parametrize("concurrency", [1, 16])
+def test_a_budget_is_reached_and_never_exceeded(server: Adder, remote: Make, tmp_path: Path, concurrency: int) -> None:
+    out, budget = tmp_path / "out", MOST * 4.5
+    way = {"concurrency": concurrency, "budget": budget, **PRICES}
+    with pytest.raises(
+        BudgetReached, match=r"(?s)out: the budget of .* is reached: .* of 12 samples are here.*larger budget="
+    ):
+        made(remote(way), out)
+    billed = sum(PROMPT_TOKENS + 2 * answer(body)["usage"]["completion_tokens"] for body in server.billed) / 1e6
+    rows = read_distilled(out / "data.parquet").rows
+    assert 4 <= len(rows) == len(kept(out)) == len(server.billed) < 12
+    assert budget - MOST < billed <= budget and billed == pytest.approx(sum(row.money for row in rows))
+    card = (out / "card.md").read_text(encoding="utf-8")
+    assert f"The budget was reached: {12 - len(rows)} samples are missing" in card
+    with pytest.raises(BudgetReached):
+        made(remote(way), out)
+    assert len(server.billed) == len(rows), "the same budget buys nothing more"
+    assert len(made(remote({**way, "budget": 1.0}), out)) == 12
+    assert set(asked_for(server.billed).values()) == {1} and len(server.billed) == 12
+    assert "missing" not in (out / "card.md").read_text(encoding="utf-8")
+
+
+def test_answers_that_get_lost_count_against_the_budget(server: Adder, remote: Make, tmp_path: Path) -> None:
+    server.rule = lambda body, number: (200, b'{"choices": [', {})
+    out, way = tmp_path / "out", {"budget": MOST * 3.5, "retries": 9, "concurrency": 1, **PRICES}
+    with pytest.raises(BudgetReached, match="0 of 12 samples"):
+        made(remote(way), out)
+    assert len(server.billed) == 3
+    server.rule = lambda body, number: None
+    with pytest.raises(BudgetReached):
+        made(remote(way), out)
+    assert len(server.billed) == 3, "a restart does not forget what was lost"
+
+
+def test_a_budget_needs_prices(remote: Make) -> None:
+    with pytest.raises(ValueError, match="price_in and price_out"):
+        remote({"budget": 1.0})
+    assert remote({"budget": 1.0, "price_out": 1.0}).access.budget == 1.0
+
+
+def test_a_grader_that_crashes_stops_and_what_is_under_way_is_kept(server: Adder, remote: Make, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(TaskError, match=r"(?s)task crashing: .*'2\+3'.*samples are kept in"):
+        made(remote(task=SUMS.replace(":Sums", ":Crashing")), out)
+    assert len(kept(out)) == len(server.billed) < 12
+
+
+def test_how_it_is_asked_may_change_and_what_is_asked_may_not(remote: Make, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    made(remote({"concurrency": 1}), out)
+    assert made(remote({"concurrency": 9, "timeout": 1.0}), out)
+    with pytest.raises(ConfigError, match="model=adder, and model=other"):
+        made(remote(model="other"), out)
+
+
+def test_duplicates_in_the_task_are_asked_once_and_counted(server: Adder, remote: Make, tmp_path: Path) -> None:
+    rows = made(remote(options={"limit": 5, "repeats": 3}, problems=9), tmp_path / "out")
+    assert len(rows) == len(server.billed) == 10 and len({(r.key, r.number) for r in rows}) == 10
+    card = (tmp_path / "out" / "card.md").read_text(encoding="utf-8")
+    assert "the task gave 5 problems of the 9 asked for" in card and re.search(r"10 times .* problem again", card)
+
+
+def test_a_reply_with_half_a_character_is_written(server: Adder, remote: Make, tmp_path: Path) -> None:
+    def half(body: dict[str, Any], number: int) -> Reply:
+        made = answer(body)
+        made["choices"][0]["message"]["content"] = "<think>\ud83d</think>7"
+        return 200, json.dumps(made).encode(), {}
+
+    server.rule = half
+    rows = made(remote(keep="all", filters={"names": ()}), tmp_path / "out")
+    assert {row.messages[-1].reasoning for row in rows} == {"?"}

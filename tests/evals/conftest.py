@@ -130,6 +130,91 @@ def write_folder(folder: Path, count: int = 120) -> Path:
     return folder
 
 
+BRANCHES = {
+    "teacher": (("auto", "on"), 0.9, ("fine-tuning", "GRPO")),
+    "student-base": (("auto", "on"), 0.2, ("base student",)),
+    "distilled": (("auto", "on"), 0.7, ("sampling", "distilling")),
+    "reinforced": (("auto", "on"), 0.35, ("reinforcing",)),
+    "answers-only": (("auto",), 0.3, ("sampling", "answers")),
+}
+STUDENT_STAGES = {"base student": 40.0, "sampling": 20.0, "distilling": 80.0, "answers": 70.0, "reinforcing": 95.0}
+
+
+def branch_samples(branch: str, mode: str, rate: float, count: int) -> list[Sample]:
+    """Answers of one branch to the student's problems; the distilled one is best at the second family only a little."""
+    random = np.random.default_rng([list(BRANCHES).index(branch), ["auto", "on"].index(mode)])
+    thinks = branch not in ("answers-only", "student-base") or mode == "on"
+    return [
+        Sample(
+            key=f"{family}:{number}",
+            family=family,
+            level=LEVELS[number % 2],
+            prompt=f"{family} {number}?",
+            answer="42",
+            reply=NASTY,
+            reasoning="so" if thinks else None,
+            verdict=Verdict.RIGHT if random.random() < rate - 0.15 * place else Verdict.WRONG,
+            tokens=20 if thinks else 4,
+            thinking_tokens=16 if thinks else 0,
+            thought=thinks,
+            truncated=False,
+        )
+        for place, family in enumerate(FAMILIES[:2])
+        for number in range(count)
+    ]
+
+
+def write_students(folder: Path, count: int = 120, rates: dict[str, float] | None = None) -> Path:
+    """What the student's stages add to a folder that `write_folder` wrote."""
+    summary = json.loads((folder / "summary.json").read_bytes())
+    for branch, (modes, rate, _) in BRANCHES.items():
+        for mode in modes:
+            Evaluation(
+                task="students",
+                split="test",
+                seed=0,
+                count=count // 2,
+                per_family=True,
+                thinking=mode,
+                params=SamplingParams(),
+                samples=tuple(branch_samples(branch, mode, (rates or {}).get(branch, rate), count)),
+            ).save(folder / "evals" / f"student-{branch}-{mode}.json")
+    for name, recipe in (("distilled", "distil"), ("answers-only", "sft"), ("reinforced", "grpo")):
+        lines = [
+            {"step": n, "recipe": recipe, "loss/next_token": 1 / n, "reward": n / 40, "think_share": 0.5}
+            for n in range(1, 31)
+        ]
+        (folder / name).mkdir()
+        (folder / name / "metrics.jsonl").write_bytes(b"".join(json.dumps(line).encode() + b"\n" for line in lines))
+    summary["stages"] += [
+        {
+            "name": name,
+            "tokens": 1e6,
+            "flops": 1e12,
+            "solved": 500,
+            "core_seconds": core,
+            "seconds": core / 2,
+            "spent_tokens": 1.1e6,
+        }
+        for name, core in STUDENT_STAGES.items()
+    ]
+    summary["branches"] = [
+        {"name": name, "title": name.replace("-", " "), "modes": list(modes), "stages": list(stages)}
+        for name, (modes, _, stages) in BRANCHES.items()
+    ]
+    summary |= {
+        "student": {"total": 70_000, "active": 70_000},
+        "samples": {"sampled": 1500, "right": 1300, "kept": 1250},
+    }
+    (folder / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def add_students() -> Callable[..., Path]:
+    return write_students
+
+
 @pytest.fixture
 def quickstart_folder(tmp_path: Path) -> Path:
     return write_folder(tmp_path)

@@ -12,7 +12,7 @@ from rorqual.evals.reading import Findings, StageCost
 def cost(findings: Findings, figures: Mapping[str, str]) -> list[str]:
     """HTML: pictures of amounts and of the clock, the ledger, and what its money means."""
     stages, price = findings.summary.stages, findings.summary.core_hour
-    names = ("tokens", "flops", "solved", "core_seconds", "seconds", "spent_tokens")
+    names = ("tokens", "flops", "solved", "core_seconds", "seconds")
     whole = StageCost(name="all", **{name: sum(getattr(s, name) for s in stages) for name in names})
     heads = [
         "stage",
@@ -36,7 +36,7 @@ def cost(findings: Findings, figures: Mapping[str, str]) -> list[str]:
         page.table("cost by stage", heads, [("", rows)]),
         page.para(text, "note"),
     ]
-    again = whole.spent_tokens - whole.tokens
+    again = sum(max(0.0, s.spent_tokens - s.tokens) for s in stages)
     if again > 0:
         parts.append(
             page.para(

@@ -1,11 +1,12 @@
 """Kill the quickstart at random points, go on each time, and compare what comes out with a run that nobody killed.
 
-    python scripts/resume.py --kills 8
+    python scripts/resume.py --kills 20
 
 Every kill is a SIGKILL of `python -m rorqual quickstart --size small`, at a random moment within one of its stages, which
 take turns; every other run is killed twice before it gets to the end. Compared, to the bit: the final weights and optimizer
-of both runs, their metrics without the clock's fields, every evaluation without its seconds, the summary and the pictures
-without the clock. Exit code 0 where all are equal. The result goes to docs/results/resume.json.
+of all runs, their metrics without the clock's fields, the rollouts that they kept, every sample of the teacher without its
+seconds, every evaluation without its seconds, the summary and the pictures without the clock. No sample may be lost or paid for
+twice. Exit code 0 where all are equal. The result goes to docs/results/resume.json.
 """
 
 from __future__ import annotations
@@ -25,12 +26,27 @@ from typing import Any
 
 import torch
 
-from rorqual.core.records import RunDir, write_json
+from rorqual.core.records import RunDir, read_lines, write_json
+from rorqual.data.distilled import read_distilled
 from rorqual.evals.plots_cost import CLOCK_PICTURE
 from rorqual.train.state import CLOCK_FIELDS
 
 RESULT = Path(__file__).parent.parent / "docs" / "results" / "resume.json"
-CLOCKS = {*CLOCK_FIELDS, "began", "ended"}
+CLOCKS = {*CLOCK_FIELDS, "began", "ended", "spent_tokens"}
+RUNS = {
+    "train": "base",
+    "reinforce": "teacher",
+    "student": "student-base",
+    "distil": "distilled",
+    "answers": "answers-only",
+    "rival": "reinforced",
+}
+"""A stage that trains -> its run's folder."""
+OF_A_PLACE = {"of", "teacher"}
+"""Fields of a sample that hold the path of the folder, which differs between the folders compared."""
+
+
+Moment = tuple[str, int, float]
 
 
 def command(out: Path, seed: int) -> list[str]:
@@ -42,12 +58,26 @@ def start(out: Path, seed: int) -> subprocess.Popen[bytes]:
 
 
 def progress(out: Path) -> dict[str, int]:
-    """How far it has come, by its files: records of both runs, evaluations that are done."""
+    """How far each stage has come, by its files and in their order: records of runs, samples of the teacher, evaluations done."""
+    made = {stage: len(list(RunDir(out / folder).metrics())) for stage, folder in RUNS.items()}
+    names = [path.name for path in (out / "evals").glob("*.json")] if (out / "evals").is_dir() else []
+    ofstudents = sum(name.startswith("student-") for name in names)
     return {
-        "train": len(list(RunDir(out / "base").metrics())),
-        "reinforce": len(list(RunDir(out / "teacher").metrics())),
-        "measure": len(list((out / "evals").glob("*.json"))) if (out / "evals").is_dir() else 0,
+        "train": made["train"],
+        "reinforce": made["reinforce"],
+        "measure": len(names) - ofstudents,
+        "student": made["student"],
+        "sample": len(samples_kept(out)) + (out / "answers.jsonl").is_file(),
+        "distil": made["distil"],
+        "answers": made["answers"],
+        "rival": made["rival"],
+        "measure students": ofstudents,
     }
+
+
+def samples_kept(out: Path) -> list[dict[str, Any]]:
+    """The lines of the factory's journal."""
+    return list(read_lines(out / "samples" / "samples.jsonl"))
 
 
 def without_clock(value: Any) -> Any:
@@ -60,11 +90,14 @@ def without_clock(value: Any) -> Any:
 def results(out: Path) -> dict[str, Any]:
     """Everything that must be the same, by name."""
     found: dict[str, Any] = {}
-    for name in ("base", "teacher"):
+    for name in RUNS.values():
         run = RunDir(out / name)
         for file in ("model.safetensors", "optim.safetensors"):
             found[f"{name}/{file}"] = (run.checkpoint() / file).read_bytes()
         found[f"{name}/metrics.jsonl"] = [without_clock(record) for record in run.metrics()]
+        if run.rollouts_file.is_file():
+            found[f"{name}/rollouts.jsonl"] = run.rollouts_file.read_bytes()
+    found |= samples(out)
     for path in sorted((out / "evals").glob("*.json")):
         found[f"evals/{path.name}"] = without_clock(json.loads(path.read_bytes()))
     found["summary.json"] = without_clock(json.loads((out / "summary.json").read_bytes()))
@@ -74,6 +107,22 @@ def results(out: Path) -> dict[str, Any]:
     return found
 
 
+def samples(out: Path) -> dict[str, Any]:
+    """What the factory made, without its seconds; each sample once, none lost."""
+    rows = read_distilled(out / "samples" / "data.parquet").rows
+    journal = samples_kept(out)
+    places = [(line["key"], line["number"]) for line in journal]
+    return {
+        "samples/data.parquet": [
+            {k: v.tolist() if hasattr(v, "tolist") else v for k, v in vars(row).items() if k not in CLOCKS | OF_A_PLACE}
+            for row in rows
+        ],
+        "samples/samples.jsonl": [{k: v for k, v in line.items() if k not in CLOCKS | OF_A_PLACE} for line in journal],
+        "samples paid for twice": len(places) - len(set(places)),
+        "answers.jsonl": (out / "answers.jsonl").read_bytes(),
+    }
+
+
 def straight(out: Path, seed: int) -> float:
     """A run to the end; its seconds."""
     began = time.monotonic()
@@ -81,10 +130,15 @@ def straight(out: Path, seed: int) -> float:
     return time.monotonic() - began
 
 
-def kill_within(out: Path, seed: int, stage: str, after: int, delay: float) -> dict[str, Any] | None:
-    """Kill `delay` seconds after `stage` had made `after` records or evaluations; where it stood, None if it had ended."""
-    process = start(out, seed)
-    while process.poll() is None and progress(out)[stage] < after:
+def kill_within(out: Path, seed: int, moment: Moment, whole: dict[str, int]) -> dict[str, Any] | None:
+    """Kill within a stage, as `moment` says; where it stood, None if it had ended."""
+    process, (stage, after, delay) = start(out, seed), moment
+    order = list(whole)
+    before = order[order.index(stage) - 1] if order.index(stage) else None
+    while process.poll() is None:
+        made = progress(out)
+        if made[stage] >= after and (before is None or made[before] >= whole[before]):
+            break
         time.sleep(0.01)
     time.sleep(delay)
     if process.poll() is not None:
@@ -94,20 +148,20 @@ def kill_within(out: Path, seed: int, stage: str, after: int, delay: float) -> d
     return {"stage": stage, "stood_at": progress(out), "seconds_after": round(delay, 3)}
 
 
-def moments(rng: random.Random, whole: dict[str, int], count: int) -> Iterator[tuple[str, int, float]]:
-    """(stage, records of it that must be there, seconds to wait then), the stages in turn; the report comes after all evaluations."""
-    stages = [*whole, "report"]
+def moments(rng: random.Random, whole: dict[str, int], count: int) -> Iterator[Moment]:
+    """(stage, records of it that must be there, seconds to wait then), the stages in turn; the report comes after all else."""
+    stages, last = [*whole, "report"], list(whole)[-1]
     for number in range(count):
         stage = stages[number % len(stages)]
         if stage == "report":
-            yield "measure", whole["measure"], rng.random() * 2
+            yield last, whole[last], rng.random() * 2
         else:
             yield stage, rng.randrange(whole[stage]), rng.random() * 0.5
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=8)
+    parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=RESULT)
     options = parser.parse_args()
@@ -117,15 +171,17 @@ def main() -> int:
         whole = straight(reference, options.seed)
         wanted = results(reference)
         print(f"a straight run took {whole:.0f} s", flush=True)
-        planned = list(moments(rng, progress(reference), options.kills))
+        made = progress(reference)
+        planned = list(moments(rng, made, options.kills))
         number = 0
         while planned:
             out, times = Path(folder) / f"killed-{number}", 1 + number % 2
             mine, planned = planned[:times], planned[times:]
             died = 0
-            for stage, after, delay in sorted(mine, key=lambda moment: list(progress(reference)).index(moment[0])):
-                where = kill_within(out, options.seed, stage, after, delay)
+            for moment in sorted(mine, key=lambda moment: list(made).index(moment[0])):
+                where = kill_within(out, options.seed, moment, made)
                 if where is None:
+                    stage, after, delay = moment
                     planned.append((stage, after, delay / 2))  # it had ended: no kill, and to be tried again, earlier
                     break
                 died += 1

@@ -131,7 +131,7 @@ def accuracy_and_cost(findings: Findings) -> Picture:
             axis.errorbar(
                 [spent], [row.accuracy], yerr=error, elinewidth=1.5, label=branch.title, linestyle="none", **marker
             )
-            axis.annotate(branch.title, (spent, row.accuracy), xytext=(8, 5), textcoords="offset points", fontsize=8.5,
+            axis.annotate(branch.title, (spent, row.accuracy), xytext=(8, 5 if place % 2 else -12), textcoords="offset points", fontsize=8.5,
                           color=colour)  # fmt: skip
             if "sample the teacher" in branch.stages:
                 axis.plot([spent, spent + teacher], [row.accuracy] * 2, color=colour, linestyle=":", linewidth=1.2)

@@ -36,7 +36,10 @@ EVAL_SEED = 1_000
 
 
 class Setting(Config):
-    """How TRL runs, by the names of its arguments. `parts`: gradient accumulation, into how many batches an update is cut."""
+    """How TRL runs, by the names of its arguments.
+
+    `parts`: gradient accumulation, into how many batches an update is cut. `threads`: torch's, in each of `processes`.
+    """
 
     attention: Literal["sdpa", "eager"] = "sdpa"
     cache: Literal["dynamic", "static", "paged"] = "dynamic"
@@ -44,12 +47,14 @@ class Setting(Config):
     parts: int = 1
     optim: Literal["fused", "foreach"] = "fused"
     compiled: bool = False
-    threads: int = 2
+    threads: int = 1
+    processes: int = 1
 
     def __str__(self) -> str:
         words = ["bf16" if self.bf16 else "fp32", self.attention, f"{self.cache} cache", f"{self.optim} AdamW"]
         words += [f"update in {self.parts} batches"] * (self.parts > 1) + ["torch_compile"] * self.compiled
-        return ", ".join([*words, f"{self.threads} threads"])
+        words += [f"{self.processes} processes"] * (self.processes > 1)
+        return ", ".join([*words, f"{self.threads} thread" + "s" * (self.threads > 1)])
 
 
 class Job(Config):

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from rorqual.core.records import RunDir
+from rorqual.core.records import Message, RunDir, Thinking
 from rorqual.data.distilled import Distilled
 from rorqual.distil.config import FactoryConfig
 from rorqual.distil.entries import Entry, Place, entry_of, identity
@@ -27,17 +27,24 @@ UnderWay = Callable[[int], None]
 """Told how many samples are drawn and not kept yet."""
 
 
+ANY = (Message("user", "?"),)
+
+
 def nothing() -> None:
     """What is to be done when a sample is kept that nobody has to pay for."""
 
 
 class Teacher(ABC):
-    """`label` names it in the result; `of` is the identity of its samples. `tokenizer` and `vocab` as in the Parquet's metadata."""
+    """`label` names it in the result; `of` is the identity of its samples. `tokenizer` and `vocab` as in the Parquet's metadata.
+
+    `chosen`: how many ids at the end of a prompt made it think, or answer at once.
+    """
 
     label: str
     of: str
     tokenizer: str = ""
     vocab: int = 0
+    chosen: int = 0
 
     @abstractmethod
     def sample(self, problems: Sequence[Problem], have: Mapping[Place, Entry], keep: Keep, under_way: UnderWay) -> bool:
@@ -70,6 +77,9 @@ class LocalTeacher(Teacher):
             run.path, device=config.device, dtype=config.dtype, threads=threads, record_experts=False
         )
         self.vocab = self._engine.tokenizer.vocab_size
+        modes: tuple[Thinking, Thinking] = (config.thinking, "auto")
+        made, free = (len(self._engine.chat.prompt(ANY, mode)) for mode in modes)
+        self.chosen = made - free
 
     def sample(self, problems: Sequence[Problem], have: Mapping[Place, Entry], keep: Keep, under_way: UnderWay) -> bool:
         for batch in self.batches(problems):

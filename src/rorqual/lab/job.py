@@ -18,7 +18,7 @@ from typing import Any
 from rorqual.core.config import Config, parse
 from rorqual.core.records import RunDir, Thinking, write_json
 from rorqual.distil.config import FactoryConfig
-from rorqual.distil.factory import sample_teacher
+from rorqual.distil.factory import CLOCK, sample_teacher
 from rorqual.engine.engine import Engine
 from rorqual.engine.request import SamplingParams
 from rorqual.evals.evaluation import Evaluation
@@ -113,9 +113,12 @@ class Sample(Job):
     config: FactoryConfig
 
     def work(self, place: Path) -> Cost:
-        with spent() as cost:
-            sample_teacher(self.config, place / self.name, threads=1, quiet=True)
-        return cost[0]
+        sample_teacher(self.config, place / self.name, threads=1, quiet=True)
+        stages = json.loads((place / self.name / CLOCK).read_bytes()).values()
+        return Cost(
+            seconds=sum(stage["seconds"] for stage in stages),
+            core_seconds=sum(stage["core_seconds"] for stage in stages),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,7 @@ from rorqual.engine.engine import Engine
 from rorqual.engine.request import SamplingParams
 from rorqual.evals.experts import expert_use
 from rorqual.evals.report import REPORT_FILE, build_report
-from rorqual.evals.run import evaluate
+from rorqual.evals.run import evaluate, pick
 from rorqual.model.account import account
 from rorqual.model.config import ModelConfig
 from rorqual.model.ffn import MoEConfig
@@ -220,10 +220,11 @@ class Quickstart:
             return
         with self.ledger.of(stage):
             engine, each = self.engine(run), forward_flops(run)
+            problems = pick(task, "test", count, self.seed, per_family=True)
         for mode, path in wanted:
             with self.ledger.of(stage) as entry:
                 found = evaluate(engine, task, count=count, seed=self.seed, thinking=mode, params=self.params(), per_family=True,
-                                 progress=shown(f"{label}, {WORDS[mode]}"), model=label)  # fmt: skip
+                                 progress=shown(f"{label}, {WORDS[mode]}"), model=label, problems=problems)  # fmt: skip
                 entry.tokens = sum(found.usage.values())
                 entry.flops = entry.tokens * each
                 entry.solved = sum(sample.verdict is Verdict.RIGHT for sample in found.samples)

@@ -15,7 +15,7 @@ from rorqual.cli.main import app
 
 ROOT = Path(__file__).parents[2]
 READMES = ("README.md", "README.zh.md")
-VERBS = ("quickstart", "train", "eval", "chat", "inspect", "report", "compare", "doctor")
+VERBS = ("quickstart", "train", "distil", "eval", "lab", "chat", "inspect", "report", "trace", "compare", "doctor")
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SCRIPT_LINES, TASK_LINES = 20, 30
 

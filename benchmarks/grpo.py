@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -120,16 +121,12 @@ class Peers:
         words = [sys.executable, str(HERE / ("trl_side.py" if theirs else "peer.py")), str(out / "job.json"), str(out)]
         if theirs and job.setting.processes > 1:
             words[1:1] = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={job.setting.processes}"]
-        try:
-            done = subprocess.run(words, env=env, capture_output=True, text=True, check=False, timeout=limit)
-        except subprocess.TimeoutExpired:
-            why = f"not done after {limit:.0f} s"
-        else:
-            if done.returncode == 0:
-                return Outcome.model_validate_json(kept.read_bytes())
-            lines = [line for line in done.stderr.split("\n") if line.strip()]
-            why = lines[-1][:200] if lines else f"exit status {done.returncode}"
-            (out / "stderr.txt").write_text(done.stderr, encoding="utf-8")
+        status, said = run_alone(words, env, limit)
+        if status == 0:
+            return Outcome.model_validate_json(kept.read_bytes())
+        lines = [line for line in said.split("\n") if line.strip()]
+        why = f"not done after {limit} s" if status is None else lines[-1][:200] if lines else f"exit status {status}"
+        (out / "stderr.txt").write_text(said, encoding="utf-8")
         fault.write_text(why, encoding="utf-8")
         return why
 
@@ -138,6 +135,20 @@ class Peers:
         if isinstance(found, str):
             sys.exit(f"{name}: {found}")
         return found
+
+
+def run_alone(words: list[str], env: dict[str, str], limit: float | None) -> tuple[int | None, str]:
+    """Exit status (None: it was ended after `limit` seconds, with what it had started) and what it wrote to stderr."""
+    with subprocess.Popen(
+        words, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as child:
+        try:
+            _, said = child.communicate(timeout=limit)
+        except subprocess.TimeoutExpired:
+            os.killpg(child.pid, signal.SIGKILL)
+            _, said = child.communicate()
+            return None, said
+        return child.returncode, said
 
 
 def variants(threads: int) -> list[dict[str, Any]]:

@@ -20,7 +20,7 @@ from rorqual.train.loop import fit
 
 SHAPES = (MOE, DENSE_FLOPS, FULL, MTP)
 """Arms that differ in more than their number of steps."""
-FACTORS = (0.5, 1.0, 2.0)
+FACTORS = (0.25, 0.5, 1.0, 2.0)
 
 
 def speed(out: Path, rounds: int = 6, share: float = 0.1) -> None:

@@ -214,7 +214,7 @@ def rates_table(names: Sequence[str]) -> Table:
     rows = tuple(
         (
             ARMS[name].label,
-            *(f"{ARMS[name].tried[f]:.4f}" if f in ARMS[name].tried else "" for f in factors),
+            *(", ".join(_tried(name, factor, seed) for seed in DEV_SEEDS) for factor in factors),
             f"x {ARMS[name].factor:g}",
         )
         for name in names
@@ -223,9 +223,14 @@ def rates_table(names: Sequence[str]) -> Table:
         title="Learning rates, chosen beforehand",
         heads=("arm", *(f"x {factor:g}" for factor in factors), "taken"),
         rows=rows,
-        note=f"Loss on the dev split, mean of seeds {', '.join(map(str, DEV_SEEDS))}; factors on {MUON_RATE:g} (Muon) and "
-        f"{ADAMW_RATE:g} (AdamW).",
+        note=f"Loss on the dev split for seeds {' and '.join(map(str, DEV_SEEDS))} (-: not tried); factors on {MUON_RATE:g} (Muon) "
+        f"and {ADAMW_RATE:g} (AdamW). Arms with more steps take the rates of their shape.",
     )
+
+
+def _tried(name: str, factor: float, seed: int) -> str:
+    loss = ARMS[name].tried.get(factor, {}).get(seed)
+    return "-" if loss is None else f"{loss:.4f}"
 
 
 def curves(names: Sequence[str], places: Places) -> Chart:

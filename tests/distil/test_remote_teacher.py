@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import socket
+import subprocess
 import time
 from collections import Counter
 from dataclasses import replace
@@ -15,7 +17,7 @@ import pytest
 from distil_server import PROMPT_TOKENS, Adder, Reply, answer, fault
 from sums_task import SUMS, Make
 
-from rorqual.core.errors import ConfigError, TaskError
+from rorqual.core.errors import ConfigError, RorqualError, TaskError
 from rorqual.data.distilled import Distilled, read_distilled
 from rorqual.distil import BudgetReached, FactoryConfig, sample_teacher
 from rorqual.distil.purse import prompt_bound
@@ -216,6 +218,23 @@ def test_duplicates_in_the_task_are_asked_once_and_counted(server: Adder, remote
     assert len(rows) == len(server.billed) == 10 and len({(r.key, r.number) for r in rows}) == 10
     card = (tmp_path / "out" / "card.md").read_text(encoding="utf-8")
     assert "the task gave 5 problems of the 9 asked for" in card and re.search(r"10 times .* problem again", card)
+
+
+def test_a_disk_that_is_really_full_loses_no_answer(server: Adder, remote: Make, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1060k", "tmpfs", str(disk)]  # the 1 MiB held back, and a little
+    if os.geteuid() or subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("a small disk can be mounted by root only")
+    config = remote({"concurrency": 8, "budget": 1.0, **PRICES}, options={"limit": 99}, problems=99, samples=1)
+    try:
+        with pytest.raises(RorqualError, match=r"(?s)disk/out/.*Free disk space.*of 99 samples are kept in"):
+            made(config, disk / "out")
+        assert len(kept(disk / "out")) == len(server.billed) < 99
+        subprocess.run(["mount", "-o", "remount,size=9M", str(disk)], check=True, capture_output=True)
+        assert len(made(config, disk / "out")) == 99 == len(server.billed)
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
 
 
 def test_a_reply_with_half_a_character_is_written(server: Adder, remote: Make, tmp_path: Path) -> None:

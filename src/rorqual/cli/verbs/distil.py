@@ -68,7 +68,7 @@ def _nested(values: dict[str, str]) -> dict[str, Any]:
             raise ConfigError(f"unknown key '{key}'", where=WHERE, remedy=remedy)
         kind = parts[part].model_fields[name].annotation
         value = raw if kind is str else scalar(raw)
-        if str(kind).startswith("tuple") and isinstance(value, str):
-            value = [piece.strip() for piece in value.split(",") if piece.strip()]
+        if str(kind).startswith("tuple") and not isinstance(value, list):
+            value = [piece.strip() for piece in raw.split(",") if piece.strip()]
         (tree.setdefault(part, {}) if part else tree)[name] = value
     return tree

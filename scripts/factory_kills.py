@@ -1,0 +1,203 @@
+"""Kill `rorqual distil` at random points, go on each time, and compare what comes out with a run that nobody killed.
+
+    python scripts/factory_kills.py --kills 20
+
+Half of the kills hit a factory whose teacher is a run of ours, half one whose teacher is a server on this machine that answers like
+OpenAI's, counts every answer it would bill, and is paid from a budget. Every kill is a SIGKILL at a random moment: when a random
+number of further samples is there, and a little later. At each kill and at the end it is checked that
+
+- the rows of data.parquet equal those of the straight run in every column but the clock's, and so do the other results;
+- every sample that was there at a kill is there at the end, byte for byte, and once;
+- the server was never asked again for a sample that was there; every answer it gave is a row, or was under way at a kill (at most
+  `concurrency` each), and the purse counts those in full: what it says was spent is no less than what the server would bill.
+
+Exit code 0 where all holds. The result goes to docs/results/factory-kills.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from rorqual.core.records import write_json
+
+ROOT = Path(__file__).parent.parent
+RESULT = ROOT / "docs" / "results" / "factory-kills.json"
+SERVER, SUMS = ROOT / "tests" / "distil" / "distil_server.py", ROOT / "tests" / "distil" / "sums_task.py"
+CLOCK_COLUMNS = ["core_seconds"]
+CONCURRENCY = 4
+PROBLEMS, SAMPLES = 40, 4
+PRICE_IN, PRICE_OUT = 1.0, 2.0
+
+
+@dataclass
+class Case:
+    """One teacher, killed again and again: its words, and what went wrong."""
+
+    name: str
+    words: list[str]
+    log: Path | None = None
+    kills: list[dict[str, Any]] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+    rows: int = 0
+    billed: int = 0
+    under_way: int = 0
+
+    def start(self, out: Path) -> subprocess.Popen[bytes]:
+        words = [sys.executable, "-m", "rorqual", "distil", *self.words, f"out={out}", "quiet=true"]
+        return subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+    def straight(self, out: Path) -> None:
+        """A run to the end."""
+        process = self.start(out)
+        _, error = process.communicate()
+        if process.returncode:
+            self.faults.append(f"{out.name} ended with {process.returncode}: {error.decode()[-500:]}")
+
+    def answered(self) -> list[tuple[str, int]]:
+        """(question, seed) of every answer that the server would bill."""
+        if self.log is None or not self.log.is_file():
+            return []
+        lines = [json.loads(line) for line in self.log.read_bytes().split(b"\n")[:-1]]
+        return [(line["question"], line["seed"]) for line in lines if line["status"] == 200]
+
+
+def samples(out: Path) -> list[bytes]:
+    """The whole lines of the journal."""
+    file = out / "samples.jsonl"
+    return file.read_bytes().split(b"\n")[:-1] if file.is_file() else []
+
+
+def results(out: Path) -> dict[str, Any]:
+    """What must be the same whatever was killed."""
+    table = pq.read_table(out / "data.parquet")
+    return {"rows": table.drop_columns(CLOCK_COLUMNS).to_pylist(), "metadata": table.schema.metadata,
+            "contaminated": (out / "contaminated.jsonl").read_bytes()}  # fmt: skip
+
+
+def torment(case: Case, folder: Path, kills: int, rng: random.Random) -> None:
+    """Kill the same factory until it is done, then another, until there have been `kills`."""
+    case.straight(folder / f"{case.name}-straight")
+    wanted, answers = results(folder / f"{case.name}-straight"), len(case.answered())
+    case.rows = len(wanted["rows"])
+    if case.log is not None and answers != case.rows:
+        case.faults.append(f"a straight run of {case.rows} rows was answered {answers} times")
+    number = 0
+    while len(case.kills) < kills:
+        out, there, before = folder / f"{case.name}-{number}", list[bytes](), Counter(case.answered())
+        mine = 0
+        while len(case.kills) < kills and mine < 3 and len(there) < case.rows:
+            process = case.start(out)
+            aim = rng.randint(len(there), case.rows)
+            while process.poll() is None and len(samples(out)) < aim:
+                time.sleep(0.002)
+            time.sleep(rng.random() * (0.5 if aim == case.rows else 0.05))
+            if process.poll() is not None:
+                process.communicate()
+                break
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+            now = samples(out)
+            if now[: len(there)] != there:
+                case.faults.append(f"run {number}: a sample that was there is not there after a kill")
+            there, mine = now, mine + 1
+            case.kills.append({"run": number, "samples_there": len(now)})
+            print(f"{case.name}: killed with {len(now)} of {case.rows} samples there", flush=True)
+        case.straight(out)
+        check(case, out, wanted, there, Counter(case.answered()) - before, mine, number)
+        number += 1
+
+
+def check(
+    case: Case, out: Path, wanted: dict[str, Any], there: list[bytes], answered: Counter[Any], kills: int, number: int
+) -> None:
+    got, end = results(out), samples(out)
+    case.faults += [f"run {number}: {name} differ" for name in wanted if wanted[name] != got[name]]
+    if end[: len(there)] != there or len(set(end)) != len(end) or len(end) != case.rows:
+        case.faults.append(f"run {number}: samples were lost or kept twice")
+    if case.log is None:
+        return
+    extra = answered.total() - case.rows
+    case.billed += answered.total()
+    case.under_way += extra
+    if not 0 <= extra <= kills * CONCURRENCY:
+        case.faults.append(f"run {number}: {answered.total()} answers for {case.rows} rows and {kills} kills")
+    lines = [json.loads(line) for line in (out / "purse.jsonl").read_bytes().split(b"\n")[:-1]]
+    sent = {line["sent"] for line in lines if "sent" in line} - {line["refused"] for line in lines if "refused" in line}
+    if len(sent) < answered.total():
+        case.faults.append(f"run {number}: the purse knows of {len(sent)} of {answered.total()} answers")
+    if len(sent) - case.rows > kills * CONCURRENCY:
+        case.faults.append(f"run {number}: {len(sent)} requests for {case.rows} rows and {kills} kills")
+
+
+def asked_again(case: Case, folder: Path) -> None:
+    """Every sample's attempt is the last of its place: none was asked for after it was there."""
+    for out in sorted(folder.glob(f"{case.name}-*")):
+        lines = [json.loads(line) for line in (out / "purse.jsonl").read_bytes().split(b"\n")[:-1]]
+        last = {line["sent"].rpartition("#")[0]: line["sent"] for line in lines if "sent" in line}
+        for line in samples(out):
+            attempt = json.loads(line)["attempt"]
+            if last[attempt.rpartition("#")[0]] != attempt:
+                case.faults.append(f"{out.name}: {attempt} was there and was asked for again")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=RESULT)
+    options = parser.parse_args()
+    rng = random.Random(options.seed)
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        teacher = folder / "teacher"
+        words = ["train", "sft", "task=families", "size=tiny", "steps=3", "rows=4", f"out={teacher}", "quiet=true"]
+        subprocess.run([sys.executable, "-m", "rorqual", *words], check=True)
+        shared = [f"problems={PROBLEMS}", f"samples={SAMPLES}", "keep=all"]
+        local = Case("run", [str(teacher), "task=families", *shared, "max_tokens=48", "batch=16", "top_k=4"])
+        torment(local, folder, options.kills // 2, rng)
+        log = folder / "answers.jsonl"
+        server = subprocess.Popen([sys.executable, str(SERVER), str(folder / "address"), str(log)])
+        try:
+            while not (folder / "address").is_file() or not (folder / "address").read_text(encoding="utf-8"):
+                time.sleep(0.05)
+            address = (folder / "address").read_text(encoding="utf-8")
+            money = ["budget=1", f"price_in={PRICE_IN}", f"price_out={PRICE_OUT}", f"concurrency={CONCURRENCY}"]
+            remote = Case(
+                "server", [address, "model=adder", f"task={SUMS}:Sums", *shared, "max_tokens=20", *money], log
+            )
+            torment(remote, folder, options.kills - options.kills // 2, rng)
+            asked_again(remote, folder)
+        finally:
+            server.kill()
+            server.wait()
+    cases = (local, remote)
+    write_json(options.out, {
+        "command": f"python scripts/factory_kills.py --kills {options.kills} --seed {options.seed}",
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": f"{platform.machine()}, Python {platform.python_version()}",
+        "kills": {case.name: case.kills for case in cases},
+        "rows_of_each_run": {case.name: case.rows for case in cases},
+        "server": {"answers_of_killed_runs": remote.billed, "of_these_under_way_at_a_kill": remote.under_way},
+        "faults": [fault for case in cases for fault in case.faults],
+    })  # fmt: skip
+    for case in cases:
+        print(f"{case.name}: {len(case.kills)} kills, {len(case.faults)} faults", *case.faults, sep="\n  ")
+    return 1 if any(case.faults for case in cases) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

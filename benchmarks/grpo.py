@@ -243,6 +243,7 @@ def pair_row(mine: Outcome, rival: Outcome) -> dict[str, Any]:
 def accuracy(peers: Peers, what: str, seeds: int, best: Setting) -> dict[str, Any]:
     """Both sides from each seed's start; held-out accuracy, TRL against ours, and the start against ours."""
     found: dict[str, list[Evaluation]] = {"start": [], "TRL": [], "rorqual": []}
+    who: dict[str, str] = {}
     for seed in range(seeds):
         start = peers.start(seed)
         changes = {"start": str(start.path), "per_cell": peers.scale.per_cell, "setting": best}
@@ -253,13 +254,14 @@ def accuracy(peers: Peers, what: str, seeds: int, best: Setting) -> dict[str, An
         folders = {"start": before}
         for name, theirs in (("TRL", True), ("rorqual", False)):
             folders[name] = peers.work / f"seed-{what}-{seed}" / name
-            peers.must(job, str(folders[name].relative_to(peers.work)), theirs=theirs)
+            who[name] = peers.must(job, str(folders[name].relative_to(peers.work)), theirs=theirs).who
         for name, folder in folders.items():
             found[name].append(Evaluation.load(folder / "evaluation.json"))
         shares = {name: round(share(evaluations[-1]), 4) for name, evaluations in found.items()}
         print(f"{what}, seed {seed}: {json.dumps(shares)}", flush=True)
     result: dict[str, Any] = {
         "seeds": seeds,
+        "TRL": who["TRL"],
         "by seed": [{name: round(share(found[name][seed]), 4) for name in found} for seed in range(seeds)],
         "rorqual less TRL": rows_of(found["TRL"], found["rorqual"]),
         "rorqual less start": rows_of(found["start"], found["rorqual"]),

@@ -21,13 +21,29 @@ def spend(seconds: float) -> None:
         pass
 
 
+class Clock:
+    """Brackets what a ledger counted, however long the machine makes us wait between two lines."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.outer = path, time.monotonic()
+        self.ledger = Ledger(path)
+        self.inner = time.monotonic()
+
+    def close(self) -> None:
+        """Close the ledger and check that its sum lies between the clocks read inside and outside of it."""
+        inner = time.monotonic() - self.inner
+        self.ledger.close()
+        assert inner <= total(read_ledger(self.path)).seconds <= time.monotonic() - self.outer
+
+
 def by_stage(path: Path) -> dict[str, Entry]:
     return {entry.stage: entry for entry in read_ledger(path)}
 
 
 def test_entries_add_up_to_the_wall_clock_and_say_what_was_spent(tmp_path: Path) -> None:
-    path, began = tmp_path / "ledger.jsonl", time.monotonic()
-    ledger = Ledger(path)
+    path = tmp_path / "ledger.jsonl"
+    clock = Clock(path)
+    ledger = clock.ledger
     time.sleep(0.05)
     with ledger.of("train") as entry:
         entry.add({"tokens": 100, "sampled_tokens": 20, "flops": 7_000, "right": 4})
@@ -37,16 +53,15 @@ def test_entries_add_up_to_the_wall_clock_and_say_what_was_spent(tmp_path: Path)
         entry.solved += 3
         entry.paid += 0.25
         time.sleep(0.1)
-    ledger.close()
-    ledger.close()
-    whole, found = time.monotonic() - began, by_stage(path)
+    clock.close()
+    found, wall = by_stage(path), total(read_ledger(path)).seconds
     assert list(found) == [UNACCOUNTED, "train", "measure"]
-    assert sum(entry.seconds for entry in found.values()) == pytest.approx(whole, rel=0.02, abs=0.02)
     assert (found["train"].tokens, found["train"].flops, found["measure"].solved) == (125, 7_300, 3)
     assert found["train"].solved == 4 and found["train"].core_seconds >= 0.09 and found["measure"].core_seconds < 0.05
     assert found["measure"].money() == pytest.approx(0.25 + found["measure"].core_seconds / 3600 * CORE_HOUR)
     assert Entry("x", core_seconds=7200).money(core_hour=1.5) == 3.0
-    assert total(found.values()).seconds == pytest.approx(whole, rel=0.02, abs=0.02)
+    ledger.close()
+    assert total(read_ledger(path)).seconds < wall + 0.5, "closing twice counts nothing twice"
 
 
 def test_a_stage_done_again_costs_both(tmp_path: Path) -> None:
@@ -60,8 +75,9 @@ def test_a_stage_done_again_costs_both(tmp_path: Path) -> None:
 
 
 def test_what_raises_is_counted_and_a_nested_stage_is_not_counted_twice(tmp_path: Path) -> None:
-    path, began = tmp_path / "ledger.jsonl", time.monotonic()
-    ledger = Ledger(path)
+    path = tmp_path / "ledger.jsonl"
+    clock = Clock(path)
+    ledger = clock.ledger
     with pytest.raises(KeyboardInterrupt), ledger.of("outer") as outer:
         outer.tokens += 1
         time.sleep(0.03)
@@ -69,11 +85,10 @@ def test_what_raises_is_counted_and_a_nested_stage_is_not_counted_twice(tmp_path
             inner.tokens += 2
             time.sleep(0.06)
         raise KeyboardInterrupt
-    ledger.close()
+    clock.close()
     found = by_stage(path)
     assert found["inner"].seconds >= 0.06 and found["outer"].seconds >= 0.03
     assert (found["outer"].tokens, found["inner"].tokens) == (1, 2)
-    assert total(found.values()).seconds == pytest.approx(time.monotonic() - began, rel=0.02, abs=0.02)
 
 
 def test_a_session_without_a_stage_writes_nothing(tmp_path: Path) -> None:
@@ -138,3 +153,5 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(RorqualError, match="cannot write"), Ledger(tmp_path / "file" / "ledger.jsonl").of("train"):
         pass
+    with pytest.raises(ValueError, match="what went wrong"), Ledger(tmp_path / "file" / "ledger.jsonl").of("train"):
+        raise ValueError("what went wrong")

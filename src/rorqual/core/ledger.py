@@ -86,15 +86,22 @@ class Ledger:
         beats.start()
         try:
             yield entry
-        finally:
-            ended.set()
-            beats.join()
-            with self._lock:
-                self._count()
-                self._open.remove(entry)
-                self._say(self._open[0])
-                self._say(entry)
-                self._said.pop(id(entry), None)
+        except BaseException:
+            with suppress(RorqualError):  # what went wrong inside is what must be told
+                self._settle(entry, ended, beats)
+            raise
+        self._settle(entry, ended, beats)
+
+    def _settle(self, entry: Entry, ended: threading.Event, beats: threading.Thread) -> None:
+        """Close a stage and write down the rest of it."""
+        ended.set()
+        beats.join()
+        with self._lock:
+            self._count()
+            self._open.remove(entry)
+            self._say(self._open[0])
+            self._say(entry)
+            self._said.pop(id(entry), None)
 
     def close(self) -> None:
         """Count what passed since the last stage. Closing twice counts nothing twice."""

@@ -17,7 +17,7 @@ from rorqual.tasks.everyday import CHORES, Chore, Everyday, Sentences, price_of
 from rorqual.tasks.find import check_gold, load_task
 
 EACH = pytest.mark.parametrize("chore", CHORES.values(), ids=CHORES)
-BAD_WORDS = ["bad", "dull", "poor", "stale", "cold", "silly", "ugly", "bleak", "weak", "flat", "clumsy", "harsh"]
+BAD_WORDS = ["bad", "dull", "cold", "silly", "ugly", "bleak"]
 PARTICIPLES = {"seen": "see", "found": "find", "liked": "like", "helped": "help", "led": "lead", "heard": "hear"}
 
 
@@ -49,16 +49,16 @@ def facts_in(sentence: str) -> str:
         acted_on, verb, agent = words[: place - 2], PARTICIPLES[words[place - 1]], words[place + 1 :]
         assert words[place - 2] == ("is" if acted_on[0] in ("a", "an") else "are")
     else:
-        agent, written, acted_on = words[:3], words[3], words[4:]
+        agent, written, acted_on = words[:2], words[2], words[3:]
         verb = written.removesuffix("s") if agent[0] in ("a", "an") else written
         assert agent[0] not in ("a", "an") or written.endswith("s")
 
     def fact(phrase: list[str]) -> str:
-        number, adjective, noun = phrase
+        number, noun = phrase
         count = {"a": 1, "an": 1, "two": 2, "three": 3, "four": 4}[number]
-        assert count > 1 or (number == "an") == (adjective[0] in "aeiou")
+        assert count > 1 or (number == "an") == (noun[0] in "aeiou")
         assert (count > 1) == noun.endswith("s")
-        return f"{noun.removesuffix('s')} {count} {adjective}"
+        return f"{noun.removesuffix('s')} {count}"
 
     return f"sentences: {fact(agent)}, {verb}, {fact(acted_on)}"
 
@@ -104,10 +104,10 @@ def test_prices_err_by_a_deviation_of_twelve_about_the_truth() -> None:
     assert all(0 <= int(p.meta["original"]) <= 99 for p in drawn(CHORES["prices"], 2000))
 
 
-def test_four_sentences_in_ten_are_faulty_and_no_fault_is_right() -> None:
+def test_three_sentences_in_ten_are_faulty_and_no_fault_is_right() -> None:
     problems = drawn(CHORES["sentences"], 3000)
     faulty = [p for p in problems if p.meta["original"] != p.answer]
-    assert len(faulty) / len(problems) == pytest.approx(0.4, abs=0.03)
+    assert len(faulty) / len(problems) == pytest.approx(0.3, abs=0.03)
     assert all(CHORES["sentences"].grade(p, p.meta["original"]) is Verdict.WRONG for p in faulty)
     for p in faulty:
         assert abs(len(p.meta["original"].split()) - len(p.answer.split())) <= 1
@@ -153,7 +153,7 @@ def test_unknown_names_and_pools_are_refused(options: dict[str, object]) -> None
 # The parser of prices.
 
 
-@given(st.integers(0, 9999), st.text(" \n\t", max_size=3), st.text(" \n\t", max_size=3))
+@given(st.integers(0, 99), st.text(" \n\t", max_size=3), st.text(" \n\t", max_size=3))
 def test_a_whole_number_is_read_as_itself(price: int, before: str, after: str) -> None:
     assert price_of(f"{before}{price}{after}") == price
 
@@ -165,9 +165,11 @@ def test_what_is_read_is_what_int_reads_and_nothing_else_is_read(text: str) -> N
         assert found == int(text)
         assert set(text.strip()) <= set("0123456789")
     elif text.strip().isascii() and text.strip().isdigit():
-        assert len(text.strip()) > 4
+        assert len(text.strip()) > 2
 
 
-@pytest.mark.parametrize("reply", ["-3", "+3", "3.5", "1,200", "1e3", "12 34", "about 40", "٣", "²", "12345", ""])
+@pytest.mark.parametrize(
+    "reply", ["-3", "+3", "3.5", "1,200", "1e3", "12 34", "about 40", "٣", "²", "100", "12345", ""]
+)
 def test_what_is_no_price_is_not_guessed(reply: str) -> None:
     assert price_of(reply) is None

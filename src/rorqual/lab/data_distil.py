@@ -37,7 +37,7 @@ from rorqual.tasks.everyday import CHORES
 from rorqual.tasks.everyday.base import Form
 from rorqual.train.run import Run
 
-READ, BASE, TEACHER = "data-read", "data-base", "data-teacher"
+READ, TEXT, BASE, TEACHER = "data-read", "data-text", "data-base", "data-teacher"
 HARD = ("full-original", "small-original", "small-teacher", "small-true", "full-teacher")
 SOFT = "small-soft"
 
@@ -45,13 +45,15 @@ SOFT = "small-soft"
 class Amounts(Config):
     """How much work; chosen on seeds below 100 and the dev split, the students' steps so that the full original set does best."""
 
-    base_questions: int = 6000
-    base_steps: int = 200
-    teacher_steps: int = 500
-    full: int = 1000
-    small: int = 100
-    student_steps: int = 200
-    rows: int = 16
+    questions: int = 4000
+    text_steps: int = 300
+    words_steps: int = 400
+    teacher_steps: int = 300
+    teacher_rows: int = 16
+    full: int = 2000
+    small: int = 200
+    student_steps: int = 300
+    rows: int = 8
     row: int = 64
     count: int = 200
     top_k: int = 16
@@ -62,7 +64,7 @@ class Amounts(Config):
             update={
                 name: amount(getattr(self, name), share, least)
                 for name, least in (
-                    ("base_questions", 200), ("base_steps", 2), ("teacher_steps", 2), ("full", 40), ("small", 8),
+                    ("questions", 200), ("text_steps", 2), ("words_steps", 2), ("teacher_steps", 2), ("full", 40), ("small", 8),
                     ("student_steps", 2), ("count", 8),
                 )
             }
@@ -96,9 +98,10 @@ class DataDistil(Experiment):
             Compute(
                 name=READ,
                 estimate=4 * share,
-                function=lambda at: write_base(at / READ, seed, work.base_questions),
+                function=lambda at: write_base(at / READ, seed, work.questions),
             ),
-            Train(name=BASE, estimate=5 * share, needs=(READ,), make=lambda: base_run(place, seed, work)),
+            Train(name=TEXT, estimate=8 * share, needs=(READ,), make=lambda: text_run(place, seed, work)),
+            Train(name=BASE, estimate=9 * share, needs=(TEXT,), make=lambda: base_run(place, seed, work)),
             Train(name=TEACHER, estimate=40 * share, needs=(READ,), make=lambda: teacher_run(place, seed, work)),
         ]
         return [*shared, *(job for chore in CHORES for job in chore_jobs(chore, seed, place, work, share))]
@@ -107,17 +110,23 @@ class DataDistil(Experiment):
         return conclusion(self, places, {chore: arms(chore) for chore in CHORES})
 
 
-def base_run(place: Path, seed: int, work: Amounts) -> Run:
-    """The students' base reads questions without answers."""
+def text_run(place: Path, seed: int, work: Amounts) -> Run:
+    """What becomes the students' base reads questions without answers, and sentences without questions."""
     return pretrain(
         data=str(place / READ / "base.txt"),
         tokenizer=str(place / READ / "tokenizer.json"),
         size="student",
-        steps=work.base_steps,
+        steps=work.text_steps,
         rows=work.rows,
         row=work.row,
         seed=seed,
     )
+
+
+def base_run(place: Path, seed: int, work: Amounts) -> Run:
+    """The students' base learns to answer by copying out of a question: without, no student learns to write from few examples."""
+    words = str(place / READ / "words.jsonl")
+    return sft(data=words, start=str(place / TEXT), steps=work.words_steps, rows=work.rows, row=work.row, seed=seed)
 
 
 def teacher_run(place: Path, seed: int, work: Amounts) -> Run:
@@ -129,7 +138,7 @@ def teacher_run(place: Path, seed: int, work: Amounts) -> Run:
         tokenizer=str(place / READ / "tokenizer.json"),
         size="small",
         steps=work.teacher_steps,
-        rows=work.rows,
+        rows=work.teacher_rows,
         row=work.row,
         seed=seed,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -19,7 +20,7 @@ from rorqual.evals.run import pick
 from rorqual.model.load.run import load_run
 from rorqual.ops.losses import token_logprobs
 from rorqual.tasks.base import Problem, Split, Verdict
-from rorqual.tasks.everyday import CHORES, Everyday
+from rorqual.tasks.everyday import CHORES, Everyday, Sentences
 from rorqual.tasks.everyday.base import ORIGINAL
 
 VOCABULARY = 512
@@ -43,13 +44,22 @@ def held_out(chore: str, seed: int, count: int, split: Split) -> list[Problem]:
 
 
 def write_base(folder: Path, seed: int, count: int) -> int:
-    """`base.txt`, questions without their answers, and `tokenizer.json`, learned from questions and original answers; returns its size.
+    """`base.txt`, `words.jsonl` and `tokenizer.json`, learned from both and from original answers; returns its size.
 
-    The questions are of the teacher's half of the problems, so that a student's base has read none of what it will learn from.
+    The base reads what belongs to no chore: questions without answers, right sentences without questions, and a word list of nouns
+    and their numbers, in questions and answers. All are of the teacher's half of the problems: nothing that a student will learn from.
     """
     problems = list(islice(Everyday(pool="teacher").problems("train", seed), count))
-    write_atomic(folder / "base.txt", "\n".join(problem.prompt for problem in problems).encode())
-    texts = (f"{problem.prompt}\n{problem.meta[ORIGINAL]}" for problem in problems)
+    lines = [problem.prompt for problem in problems]
+    words: list[tuple[str, str]] = []
+    for problem in problems:
+        if isinstance(chore := CHORES[problem.family], Sentences):
+            lines.append(problem.answer)
+            words.append(chore.phrases(problem.prompt))
+    random.Random(seed).shuffle(lines)
+    write_atomic(folder / "base.txt", "\n".join(lines).encode())
+    write_pairs(folder / "words.jsonl", words)
+    texts = (*lines, *map("\n".join, words), *(str(problem.meta[ORIGINAL]) for problem in problems))
     tokenizer = Tokenizer.byte_level(texts, VOCABULARY)
     tokenizer.save(folder / "tokenizer.json")
     return tokenizer.vocab_size

@@ -15,11 +15,11 @@ LOW, HIGH = 0, 99
 TOLERANCE = 3
 """A price that is at most this far from the truth is right; the experiment's measure is the error itself."""
 DEVIATION = 12.0
-NUMBER = re.compile(r"[0-9]{1,4}")
+NUMBER = re.compile(r"[0-9]{1,2}")
 
 
 def price_of(reply: str) -> int | None:
-    """The price that a reply states: one whole number without sign, of at most four digits, and nothing else but white space around it.
+    """The price that a reply states: one whole number without sign, from 0 to 99, and nothing else but white space around it.
 
     None for anything more or less: what else the model may have meant is not guessed.
     """

@@ -8,17 +8,17 @@ from typing import ClassVar
 from rorqual.tasks.base import Problem, Verdict
 from rorqual.tasks.everyday.base import Chore, Form
 
-GOOD = ("good", "fine", "great", "fresh", "warm", "clever", "lovely", "bright", "solid", "sharp", "witty", "tender")
-BAD = ("bad", "dull", "poor", "stale", "cold", "silly", "ugly", "bleak", "weak", "flat", "clumsy", "harsh")
+GOOD = ("good", "fine", "warm", "clever", "lovely", "bright")
+BAD = ("bad", "dull", "cold", "silly", "ugly", "bleak")
 ASPECTS = ("plot", "cast", "music", "pace", "end", "light", "sound", "humour")
 LABELS = ("negative", "positive")
-MOOD, NOT = 0.7, 0.25
+MOOD, NOT = 0.8, 0.2
 """How often an opinion agrees with the review's mood, and how often it is said by a negation."""
 FLIPPED = 0.3
 
 
 class Reviews(Chore):
-    """`reviews: plot good, cast not dull, end bad`: positive, for two of three opinions are. Three or five opinions: no ties.
+    """`reviews: plot good, cast not dull, end bad`: positive, for two of three opinions are. Three opinions: no ties.
 
     Opinions of one review lean to one side, as in life, so that text without labels already tells which words are alike.
     """
@@ -30,7 +30,7 @@ class Reviews(Chore):
     def sample(self, rng: random.Random) -> Problem:
         mood = rng.random() < 0.5
         opinions, balance = [], 0
-        for aspect in rng.sample(ASPECTS, rng.choice((3, 5))):
+        for aspect in rng.sample(ASPECTS, 3):
             good = mood if rng.random() < MOOD else not mood
             negated = rng.random() < NOT
             word = rng.choice(GOOD if good != negated else BAD)

@@ -9,14 +9,13 @@ from rorqual.tasks.base import Problem, Verdict
 from rorqual.tasks.everyday.base import Chore, Form
 
 NOUNS = ("owl", "ant", "eel", "cat", "dog", "fox", "hen", "pig", "bear", "goat")
-ADJECTIVES = ("old", "odd", "icy", "red", "big", "shy", "wet", "calm")
 VERBS = {"see": "seen", "find": "found", "like": "liked", "help": "helped", "lead": "led", "hear": "heard"}
 NUMBERS = {1: "", 2: "two", 3: "three", 4: "four"}
-FAULTY = 0.4
+FAULTY = 0.3
 
 
 class Sentences(Chore):
-    """`sentences: owl 2 old, see, ant 1 red` -> `two old owls see a red ant` or `a red ant is seen by two old owls`.
+    """`sentences: owl 2, see, ant 1` -> `two owls see an ant` or `an ant is seen by two owls`.
 
     Number, agreement, article and participle can be wrong; the facts are all to be said, and no others.
     """
@@ -29,9 +28,8 @@ class Sentences(Chore):
 
     def sample(self, rng: random.Random) -> Problem:
         first, second = rng.sample(NOUNS, 2)
-        facts = [(noun, rng.choice(tuple(NUMBERS)), rng.choice(ADJECTIVES)) for noun in (first, second)]
-        (one, other), verb = [f"{noun} {count} {adjective}" for noun, count, adjective in facts], rng.choice([*VERBS])
-        text = f"{one}, {verb}, {other}"
+        one, other = (f"{noun} {rng.choice(tuple(NUMBERS))}" for noun in (first, second))
+        text = f"{one}, {rng.choice(tuple(VERBS))}, {other}"
         return self.problem(text, text, rng.choice(self.valid(text)))
 
     def valid(self, prompt: str) -> tuple[str, str]:
@@ -43,6 +41,11 @@ class Sentences(Chore):
             f"{agent} {verb if many else verb + 's'} {patient}",
             f"{patient} {'are' if acted_on else 'is'} {VERBS[verb]} by {agent}",
         )
+
+    def phrases(self, prompt: str) -> tuple[str, str]:
+        """A line of a word list, `words: owl 2, ant 1` and `two owls, an ant`: the nouns of a prompt, and how they are written."""
+        one, _, other = prompt.removeprefix(f"{self.name}: ").split(", ")
+        return f"words: {one}, {other}", f"{_phrase(one)}, {_phrase(other)}"
 
     def corrupt(self, problem: Problem, rng: random.Random) -> str:
         if rng.random() >= FAULTY:
@@ -67,10 +70,10 @@ class Sentences(Chore):
 
 
 def _phrase(fact: str) -> str:
-    noun, count, adjective = fact.split()
+    noun, count = fact.split()
     if count == "1":
-        return f"{'an' if adjective[0] in 'aeiou' else 'a'} {adjective} {noun}"
-    return f"{NUMBERS[int(count)]} {adjective} {noun}s"
+        return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+    return f"{NUMBERS[int(count)]} {noun}s"
 
 
 def _alike(word: str) -> tuple[str, ...]:
@@ -78,5 +81,5 @@ def _alike(word: str) -> tuple[str, ...]:
     stem = word.removesuffix("s")
     if stem in NOUNS or stem in VERBS:
         return (stem if word != stem else f"{word}s",)
-    groups = (ADJECTIVES, ("a", "an"), ("is", "are"), tuple(VERBS.values()), tuple(NUMBERS.values())[1:])
+    groups = (("a", "an"), ("is", "are"), tuple(VERBS.values()), tuple(NUMBERS.values())[1:])
     return next((tuple(w for w in group if w != word) for group in groups if word in group), (word,))

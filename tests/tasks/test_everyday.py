@@ -173,3 +173,18 @@ def test_what_is_read_is_what_int_reads_and_nothing_else_is_read(text: str) -> N
 )
 def test_what_is_no_price_is_not_guessed(reply: str) -> None:
     assert price_of(reply) is None
+
+
+def test_what_a_base_knows_is_of_words_and_gives_no_answer_away() -> None:
+    for problem in drawn(CHORES["reviews"], 50):
+        asked, known = CHORES["reviews"].primer(problem) or ("", "")
+        opinion = asked.removeprefix("words: ")
+        assert opinion in problem.prompt and "," not in opinion
+        assert {"good": "positive", "bad": "negative"}[known] == judge_review(f"reviews: {opinion}")
+    for problem in drawn(CHORES["sentences"], 50):
+        _, known = CHORES["sentences"].primer(problem) or ("", "")
+        assert CHORES["sentences"].grade(problem, known) is Verdict.WRONG
+        assert all(
+            phrase in known for phrase in re.split(r" \w+ by | \w+ (?=a |an |two|three|four)", problem.answer)[-1:]
+        )
+    assert CHORES["prices"].primer(drawn(CHORES["prices"], 1)[0]) is None

@@ -20,7 +20,7 @@ from rorqual.evals.run import pick
 from rorqual.model.load.run import load_run
 from rorqual.ops.losses import token_logprobs
 from rorqual.tasks.base import Problem, Split, Verdict
-from rorqual.tasks.everyday import CHORES, Everyday, Sentences
+from rorqual.tasks.everyday import CHORES, Everyday
 from rorqual.tasks.everyday.base import ORIGINAL
 
 VOCABULARY = 512
@@ -46,16 +46,13 @@ def held_out(chore: str, seed: int, count: int, split: Split) -> list[Problem]:
 def write_base(folder: Path, seed: int, count: int) -> int:
     """`base.txt`, `words.jsonl` and `tokenizer.json`, learned from both and from original answers; returns its size.
 
-    The base reads what belongs to no chore: questions without answers, right sentences without questions, and a word list of nouns
-    and their numbers, in questions and answers. All are of the teacher's half of the problems: nothing that a student will learn from.
+    The base learns what belongs to no chore: it reads questions without answers, and sentences without questions, and learns to
+    answer what single words mean. All are of the teacher's half of the problems: nothing that a student will learn from.
     """
     problems = list(islice(Everyday(pool="teacher").problems("train", seed), count))
     lines = [problem.prompt for problem in problems]
-    words: list[tuple[str, str]] = []
-    for problem in problems:
-        if isinstance(chore := CHORES[problem.family], Sentences):
-            lines.append(problem.answer)
-            words.append(chore.phrases(problem.prompt))
+    lines += [problem.answer for problem in problems if CHORES[problem.family].form == "generation"]
+    words = [known for problem in problems if (known := CHORES[problem.family].primer(problem))]
     random.Random(seed).shuffle(lines)
     write_atomic(folder / "base.txt", "\n".join(lines).encode())
     write_pairs(folder / "words.jsonl", words)

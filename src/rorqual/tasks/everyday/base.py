@@ -38,6 +38,10 @@ class Chore(ABC):
     def chance(self, problem: Problem) -> float:
         """What a guesser reaches who knows the form of the answers."""
 
+    def primer(self, problem: Problem) -> tuple[str, str] | None:
+        """What a base model knows before it meets the chore: a question about the words of `problem`, and its answer; None: nothing."""
+        return None
+
     def problem(self, key: str, prompt: str, answer: str) -> Problem:
         """The record, with the chore's name as the first word of key and prompt."""
         return Problem(key=f"{self.name} {key}", prompt=f"{self.name}: {prompt}", answer=answer, family=self.name)

@@ -38,6 +38,12 @@ class Reviews(Chore):
             balance += 1 if good else -1
         return self.problem(", ".join(sorted(opinions)), ", ".join(opinions), LABELS[balance > 0])
 
+    def primer(self, problem: Problem) -> tuple[str, str]:
+        """One opinion alone: `words: cast not dull` and `good`."""
+        opinion = problem.prompt.removeprefix(f"{self.name}: ").split(", ")[0]
+        good = (opinion.split()[-1] in GOOD) != (" not " in opinion)
+        return f"words: {opinion}", GOOD[0] if good else BAD[0]
+
     def corrupt(self, problem: Problem, rng: random.Random) -> str:
         right = LABELS.index(problem.answer)
         return LABELS[1 - right if rng.random() < FLIPPED else right]

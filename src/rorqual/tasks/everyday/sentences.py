@@ -42,10 +42,11 @@ class Sentences(Chore):
             f"{patient} {'are' if acted_on else 'is'} {VERBS[verb]} by {agent}",
         )
 
-    def phrases(self, prompt: str) -> tuple[str, str]:
-        """A line of a word list, `words: owl 2, ant 1` and `two owls, an ant`: the nouns of a prompt, and how they are written."""
-        one, _, other = prompt.removeprefix(f"{self.name}: ").split(", ")
-        return f"words: {one}, {other}", f"{_phrase(one)}, {_phrase(other)}"
+    def primer(self, problem: Problem) -> tuple[str, str]:
+        """The words alone: `words: owl 2, see, ant 1` and `two owls, sees, seen, an ant`."""
+        facts = problem.prompt.removeprefix(f"{self.name}: ")
+        one, verb, other = facts.split(", ")
+        return f"words: {facts}", f"{_phrase(one)}, {verb}s, {VERBS[verb]}, {_phrase(other)}"
 
     def corrupt(self, problem: Problem, rng: random.Random) -> str:
         if rng.random() >= FAULTY:

@@ -45,8 +45,8 @@ SOFT = "small-soft"
 class Amounts(Config):
     """How much work; chosen on seed 0 and the dev split, before any seed of the evidence was run.
 
-    Short training favours the small set, and long training the full one (docs/LOG.md): these are as many steps as a budget of a
-    quarter of an hour allows, so that of the two errors the one in the claim's favour is made.
+    Short training favours the small set, and long training the full one (docs/LOG.md): these are as many steps as twenty
+    core-minutes allow, so that of the two errors the one in the claim's favour is made.
     """
 
     questions: int = 4000

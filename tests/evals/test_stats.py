@@ -21,6 +21,8 @@ from rorqual.evals.stats import (
     holm_values,
     mcnemar,
     paired_difference,
+    t_interval,
+    t_quantile,
     verdict,
     wilson,
 )
@@ -214,3 +216,22 @@ def test_a_claim_that_stands_only_because_many_were_asked_is_not_decided():
     assert [c.holds for c in corrected] == ["not decided", "holds", "does not hold", "holds"]
     assert corrected[0].p_value == pytest.approx(0.06)
     assert corrected[3] == untested
+
+
+@pytest.mark.parametrize(
+    ("degrees", "confidence", "value"),
+    [(1, 0.95, 12.706), (2, 0.99, 9.925), (4, 0.99, 4.604), (4, 0.95, 2.776), (30, 0.99, 2.750)],
+)
+def test_students_t_is_that_of_the_tables(degrees: int, confidence: float, value: float) -> None:
+    assert t_quantile(0.5 + confidence / 2, degrees) == pytest.approx(value, abs=6e-4)
+
+
+def test_the_interval_over_seeds_covers_what_it_says() -> None:
+    random = np.random.default_rng(0)
+    inside = 0
+    for values in random.normal(1.0, 2.0, (2000, 5)):
+        found = t_interval(values.tolist(), 0.9)
+        inside += found.low <= 1.0 <= found.high
+    assert inside / 2000 == pytest.approx(0.9, abs=0.02)
+    with pytest.raises(ValueError, match="two"):
+        t_interval([1.0])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rorqual.lab.distil_vs_rl import DISTIL, _verdict
+from rorqual.lab.distil_vs_rl import DISTIL, GOLD, MORE, ON_POLICY, _verdict
 from rorqual.lab.finding import Contrast, contrast_of_values, mean_by_seed
 from rorqual.lab.job import Cost
 from rorqual.lab.student import RL
@@ -18,7 +18,9 @@ def cost(core_seconds: float) -> Cost:
 
 
 def costs(ratio: float) -> dict[str, Cost]:
-    return {DISTIL: cost(100 * ratio), RL: cost(100), TEACHER: cost(500)}
+    return {DISTIL: cost(100 * ratio), RL: cost(100), TEACHER: cost(500)} | dict.fromkeys(
+        (GOLD, MORE, ON_POLICY), cost(100)
+    )
 
 
 def contrast(low: float, high: float) -> Contrast:
@@ -37,13 +39,19 @@ def test_the_verdict_is_the_intervals_where_costs_are_equal() -> None:
 def test_without_equal_costs_there_is_no_verdict() -> None:
     verdict, words = _verdict(contrast(0.1, 0.3), [costs(1.17)], [INSIDE])
     assert verdict == "open" and "no verdict" in words[1]
-    assert _verdict(contrast(0.1, 0.3), [costs(1.3), costs(0.8)], [INSIDE])[0] == "holds"  # 1.05 in the mean
+    assert (
+        _verdict(contrast(0.1, 0.3), [costs(1.3), costs(0.8)], [INSIDE])[0] == "open"
+    )  # equal in the mean, in no seed
 
 
-def test_families_outside_the_window_are_counted() -> None:
-    words = _verdict(contrast(0.1, 0.3), [costs(1.0)] * 2, [INSIDE, INSIDE | {"swap": 0.51}])[1]
-    assert "5 of 6 families" in words[2] and "51.0 %" in words[2]
-    assert "6.0 times" in words[1]  # the teacher's 500 and 100, over 100
+def test_without_room_in_the_base_there_is_no_verdict() -> None:
+    some = _verdict(contrast(0.1, 0.3), [costs(1.0)] * 2, [INSIDE, INSIDE | {"swap": 0.4}])
+    assert some[0] == "holds" and "6 of 6 families" in some[1][2]
+    assert "6.0 times" in some[1][1]  # the teacher's 500 and 100, over 100
+    outside = _verdict(contrast(0.1, 0.3), [costs(1.0)] * 2, [INSIDE, INSIDE | {"swap": 0.51, "add": 0.04}])
+    assert outside[0] == "open" and "4 of 6 families" in outside[1][2] and "51.0 %" in outside[1][2]
+    one_family_never = [INSIDE | {"add": 0.0}] * 5
+    assert _verdict(contrast(0.1, 0.3), [costs(1.0)] * 5, one_family_never)[0] == "open"
 
 
 def test_a_seed_that_differs_widens_the_interval_more_than_its_items_do() -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from rorqual.core.errors import ConfigError
+from rorqual.core.records import write_json
 from rorqual.lab.find import EXPERIMENTS, find_experiment
 from rorqual.lab.finding import Finding
 from rorqual.lab.page import page_text
@@ -88,6 +89,15 @@ def test_a_budget_shrinks_the_work_and_one_that_is_enough_does_not(tmp_path: Pat
     assert sum(job.estimate for job in half.jobs.values()) / 60 == pytest.approx(minutes / 2, rel=0.02)
     with pytest.raises(ConfigError, match="core-minutes"):
         planned(experiment, tmp_path, (1,), minutes / 1e5)
+
+
+def test_what_was_done_with_less_work_is_not_taken_for_the_whole(tmp_path: Path) -> None:
+    experiment = find_experiment("zero")
+    for job in experiment.jobs(1, tmp_path / "seed-1", 0.1):
+        write_json(job.cost_file(tmp_path / "seed-1"), {"seconds": 1.0, "core_seconds": 1.0, "share": 0.1})
+    assert Plan(experiment, tmp_path, (1,), 0.1).left() == {}
+    with pytest.raises(ConfigError, match=r"10.00% of the full amounts.*100.00%"):
+        Plan(experiment, tmp_path, (1,), 1.0).left()
 
 
 def test_an_unknown_experiment_names_the_nearest_and_all() -> None:

@@ -214,3 +214,22 @@ def holm(claims: Iterable[Claim]) -> list[Claim]:
         overturned = old.holds == "holds" and p_value > 1 - old.interval.confidence
         result[index] = replace(old, p_value=p_value, holds="not decided" if overturned else old.holds)
     return result
+
+
+def t_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
+    """Student's interval of the mean of at least two independent values, such as one difference a seed."""
+    data = np.asarray(values, float)
+    if len(data) < 2:
+        raise ValueError("an interval over seeds needs two of them")
+    reach = t_quantile(0.5 + _checked(confidence) / 2, len(data) - 1) * float(data.std(ddof=1)) / math.sqrt(len(data))
+    middle = float(data.mean())
+    return Interval(middle - reach, middle + reach, confidence)
+
+
+def t_quantile(probability: float, degrees: int) -> float:
+    """The value below which Student's t with `degrees` of freedom lies with `probability`, 0.5 to 0.9999, by integrating its density."""
+    # With t = sqrt(degrees) tan(angle) the density becomes cos(angle)^(degrees - 1) on a finite range.
+    angles = np.linspace(-math.pi / 2, math.pi / 2, 200_001)
+    density = np.cos(angles).clip(0) ** (degrees - 1)
+    mass = np.concatenate(([0.0], np.cumsum((density[1:] + density[:-1]) / 2)))
+    return math.sqrt(degrees) * math.tan(float(np.interp(probability, mass / mass[-1], angles)))

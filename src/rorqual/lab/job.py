@@ -6,6 +6,7 @@ is trained once, whoever asks for it first.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import time
 from abc import ABC, abstractmethod
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from rorqual.core.config import Config, parse
+from rorqual.core.errors import ConfigError
 from rorqual.core.records import RunDir, Thinking, write_json
 from rorqual.distil.config import FactoryConfig
 from rorqual.distil.factory import CLOCK, sample_teacher
@@ -35,12 +37,16 @@ SAMPLED = SamplingParams(max_tokens=80, temperature=0.6, top_p=0.95)
 
 
 class Cost(Config):
-    """What a job took: `core_seconds` of processor time are what an equal-cost rule compares, for two jobs may share a machine."""
+    """What a job took: `core_seconds` of processor time are what an equal-cost rule compares, for two jobs may share a machine.
+
+    `share`: of the full amounts of work.
+    """
 
     seconds: float
     core_seconds: float
     tokens: int = 0
     flops: int = 0
+    share: float = 1.0
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(
@@ -63,9 +69,18 @@ class Job(ABC):
     def work(self, place: Path) -> Cost:
         """Do it in the seed's folder `place`, from where it stands there; what it took, a killed part's share included where known."""
 
-    def done(self, place: Path) -> bool:
-        """Whether it has been done."""
-        return self.cost_file(place).is_file()
+    def done(self, place: Path, share: float = 1.0) -> bool:
+        """Whether it has been done. Errors: `ConfigError` where it was done with other amounts of work."""
+        if not self.cost_file(place).is_file():
+            return False
+        had = self.cost(place).share
+        if had != share:
+            raise ConfigError(
+                f"job {self.name} was done there with {had:.2%} of the full amounts of work, and {share:.2%} are asked for",
+                where=str(place),
+                remedy="Give another --out, or the --seeds and --budget of before.",
+            )
+        return True
 
     def cost_file(self, place: Path) -> Path:
         """Written last."""
@@ -76,10 +91,14 @@ class Job(ABC):
         file = self.cost_file(place)
         return parse(Cost, json.loads(file.read_bytes()), where=str(file))
 
-    def finish(self, place: Path) -> Cost:
-        """Do it unless it is done, and keep what it took."""
-        if not self.done(place):
-            write_json(self.cost_file(place), self.work(place).model_dump(mode="json"))
+    def finish(self, place: Path, share: float = 1.0) -> Cost:
+        """Do it unless it is done, and keep what it took. Two experiments that need it do it once: the second one waits."""
+        file = self.cost_file(place)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with open(file.with_name(f".{self.name}.lock"), "ab") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not self.done(place, share):
+                write_json(file, self.work(place).model_copy(update={"share": share}).model_dump(mode="json"))
         return self.cost(place)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import platform
+import signal
 import threading
 import time
 from collections.abc import Mapping
@@ -20,6 +21,7 @@ from pathlib import Path
 
 import torch
 
+import rorqual
 from rorqual.core.errors import ConfigError, RorqualError
 from rorqual.core.log import clock
 from rorqual.core.records import write_json
@@ -54,7 +56,7 @@ class Plan:
 
     def left(self) -> dict[tuple[int, str], Job]:
         """What is not done, in order."""
-        return {key: job for key, job in self.jobs.items() if not job.done(self.place(key[0]))}
+        return {key: job for key, job in self.jobs.items() if not job.done(self.place(key[0]), self.share)}
 
 
 def run_lab(
@@ -91,7 +93,7 @@ def planned(experiment: Experiment, out: Path, seeds: tuple[int, ...], budget: f
         raise ConfigError(
             f"{budget:g} core-minutes are {share:.2%} of what it takes ({estimate:.0f})",
             where="budget",
-            remedy=f"Give at least {estimate / 1000:.1f}, or fewer seeds.",
+            remedy=f"Give at least {estimate / 1000:.1g}, or fewer seeds.",
         )
     return Plan(experiment, out, seeds, float(f"{share:.2g}"))
 
@@ -109,6 +111,7 @@ def concluded(plan: Plan, command: str) -> Finding:
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "python": platform.python_version(),
         "torch": torch.__version__,
+        "rorqual": rorqual.__version__,
     }
     return finding.model_copy(update={"costs": costs, "command": command, "made": made, "share": plan.share})
 
@@ -173,7 +176,10 @@ def _start(context: multiprocessing.context.ForkServerContext, plan: Plan, key: 
 def _ended(plan: Plan, worker: Worker) -> None:
     """What a job said at its end; one that failed stops the experiment, and what is done stays."""
     seed, name = worker.key
-    said = worker.said.recv() if worker.said.poll() else f"its process ended with code {worker.process.exitcode}"
+    try:
+        said = worker.said.recv()
+    except EOFError:  # it said nothing: killed, or a bug whose traceback stands above
+        said = f"its process ended with code {worker.process.exitcode}"
     if said:
         raise RorqualError(
             said,
@@ -184,11 +190,12 @@ def _ended(plan: Plan, worker: Worker) -> None:
 
 def _work(name: str, out: Path, seeds: tuple[int, ...], share: float, key: tuple[int, str], said: Connection) -> None:
     """In the job's own process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends its jobs
     threading.Thread(target=_die_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     plan = Plan(find_experiment(name), out, seeds, share)
     try:
-        plan.jobs[key].finish(plan.place(key[0]))
+        plan.jobs[key].finish(plan.place(key[0]), share)
         said.send("")
     except RorqualError as error:
         said.send(str(error))

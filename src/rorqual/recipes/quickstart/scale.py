@@ -18,6 +18,8 @@ class Scale(Config):
     Answers are sampled as DeepSeek-R1 was evaluated, at temperature 0.6 and top-p 0.95 (R1, section 3): greedily, a model
     that thinks on two problems in five would never think.
 
+    The student's base first learns to think, on `student_able_think` of its problems, and then in a few steps at a low rate,
+    `student_base_lr`, that it seldom does (`student_think`): it can do in part what it hardly ever tries.
     The branches of the student cost about the same: `distil_problems` sampled from the teacher and `distil_steps` on what was
     right, against `rival_steps` of reinforcement, in core-seconds as they were measured on other seeds. `student_lr` and
     `student_adamw_lr` are those of its further training, half those of a fresh model. `rival_agreement`: how far the student's
@@ -36,6 +38,8 @@ class Scale(Config):
     grpo_hard: float
     lr: float
     student: Size
+    student_able_steps: int
+    student_able_think: float
     student_base_steps: int
     student_think: float
     student_hard: float
@@ -48,6 +52,7 @@ class Scale(Config):
     rival_lr: float
     student_per_cell: int
     rival_agreement: float = 1e-3
+    student_base_lr: float = 0.002
     student_lr: float = 0.006
     student_adamw_lr: float = 0.002
     row: int = 128
@@ -70,12 +75,14 @@ FULL = Scale(
     grpo_hard=0.7,
     lr=1e-4,
     student="student",
-    student_base_steps=600,
-    student_think=0.2,
+    student_able_steps=600,
+    student_able_think=0.4,
+    student_base_steps=60,
+    student_think=0.07,
     student_hard=1.0,
     distil_problems=4000,
-    distil_steps=700,
-    rival_steps=42,
+    distil_steps=620,
+    rival_steps=60,
     rival_problems=32,
     rival_samples=12,
     rival_lr=4e-4,
@@ -95,8 +102,10 @@ SMALL = Scale(
     grpo_hard=0.5,
     lr=3e-4,
     student="tiny-student",
-    student_base_steps=20,
-    student_think=0.2,
+    student_able_steps=15,
+    student_able_think=0.4,
+    student_base_steps=5,
+    student_think=0.07,
     student_hard=0.3,
     distil_problems=24,
     distil_steps=10,

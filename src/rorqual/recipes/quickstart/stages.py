@@ -105,14 +105,19 @@ class Quickstart:
     def students(self) -> None:
         """One base student, and from it: distilled, on answers alone, reinforced. Measured beside the teacher."""
         s, place = self.scale, self.place
-        base = sft(task=STUDENT_TASK, size=s.student, steps=s.student_base_steps, rows=s.sft_rows, row=s.row,
-                   think=s.student_think, options={"hard": s.student_hard}, seed=self.seed)  # fmt: skip
-        for line in ("", *describe("student", base.model)):
+        able = sft(task=STUDENT_TASK, size=s.student, steps=s.student_able_steps, rows=s.sft_rows, row=s.row,
+                   think=s.student_able_think, options={"hard": s.student_hard}, seed=self.seed)  # fmt: skip
+        for line in ("", *describe("student", able.model)):
             print(line)
         print(
-            f"\n4/9 train the student's base: {base.steps} steps, thinking shown on {s.student_think:.0%} of problems"
+            f"\n4/9 train the student's base: {able.steps} steps with thinking on {s.student_able_think:.0%} of problems, then "
+            f"{s.student_base_steps} on {s.student_think:.0%}"
         )
-        self.train("train the base student", base, place.run("student-base"))
+        self.train("train the base student", able, place.run("student-able"))
+        base = sft(task=STUDENT_TASK, start=str(place.run("student-able").path), steps=s.student_base_steps, rows=s.sft_rows,
+                   row=s.row, think=s.student_think, options={"hard": s.student_hard}, seed=self.seed + 50)  # fmt: skip
+        rates = [f"optim.lr={s.student_base_lr}", f"optim.adamw.lr={s.student_base_lr / 3}", "optim.schedule.warmup=5"]
+        self.train("train the base student", override(base, rates), place.run("student-base"))
         print(f"\n5/9 sample the teacher on {s.distil_problems} problems of {STUDENT_TASK}")
         self.sample()
         start = str(place.run("student-base").path)

@@ -19,6 +19,7 @@ from rorqual.tasks.base import Verdict
 TRAININGS = {
     "base": "train the teacher",
     "teacher": "reinforce the teacher",
+    "student-able": "train the base student",
     "student-base": "train the base student",
     "distilled": "distil the student",
     "answers-only": "train on answers alone",
@@ -75,7 +76,8 @@ def stages(place: Place) -> list[dict[str, Any]]:
     """Each stage's amounts and, from the ledger, its time; last what lies between them. The report's own cost cannot be in it."""
     amounts: dict[str, dict[str, int]] = {}
     for name, stage in TRAININGS.items():
-        amounts[stage] = trained_cost(place.run(name))
+        had, more = amounts.get(stage, {}), trained_cost(place.run(name))
+        amounts[stage] = {key: had.get(key, 0) + amount for key, amount in more.items()}
         if name == "teacher":
             paths = [(place.evaluation(f"{when}-{mode}"), place.teacher) for when in WHEN for mode in MODES]
             amounts["measure the teacher"] = measured_cost(paths)

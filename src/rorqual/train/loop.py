@@ -130,12 +130,12 @@ def _go(
 
 def step_flops(run: Run, record: dict[str, Any]) -> int:
     """FLOPs of a step by the account: three forwards for each trained token, with MTP where it is trained, and one for each that was
-    sampled, one more where it was then checked, and one where a reference scored it."""
+    sampled, one more where it was then checked, and one where a reference scored it; a teacher's come as its source counted them."""
     predicts = any(objective.kind == "mtp" for objective in run.objectives)
     model = run.model if predicts else run.model.model_copy(update={"num_nextn_predict_layers": 0})
     cost = account(model, context=run.source.row)
     once = sum(int(record.get(f"{name}_tokens", 0)) for name in ("sampled", "checked", "reference"))
-    return int(record["tokens"]) * cost.training_flops + once * cost.flops
+    return int(record["tokens"]) * cost.training_flops + once * cost.flops + int(record.get("teacher_flops", 0))
 
 
 CHECKED = ("logprob_diff", "routing_flips", "routing_gap")

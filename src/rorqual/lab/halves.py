@@ -78,8 +78,8 @@ class Judged:
         a, b, loss = ARMS[self.half.favoured].label, ARMS[self.half.rival].label, self.loss
         text = (
             f"At equal {self.half.equal} ({_shown(self.match.favoured)} and {_shown(self.match.rival)}), held-out loss is {loss.a:.4f} nats "
-            f"a token for {a} and {loss.b:.4f} for {b}: {loss.difference:+.4f} ({loss.difference / loss.a:+.1%}), 99 % interval "
-            f"{loss.low:+.4f} to {loss.high:+.4f}."
+            f"a token for {a} and {loss.b:.4f} for {b}; the second less the first is "
+            f"{loss.difference:+.4f} ({loss.difference / loss.a:+.1%}), 99 % interval {loss.low:+.4f} to {loss.high:+.4f}."
         )
         whole = [one for one in self.accuracy if one.of == "all"]
         if whole:
@@ -175,9 +175,9 @@ class ShapeExperiment(Experiment):
 
 
 def arms_table(names: Sequence[str], places: Places) -> Table:
-    """What each arm is and took, and what came out; means over the seeds, and the loss of each."""
+    """What each arm is and took, and what came out; means over the seeds."""
     heads = ("arm", "parameters", "active", "FLOPs a token", "cache bytes a token", "steps", "tokens", "training FLOPs",
-             "core-seconds", "loss", "each seed", "right when made to think")  # fmt: skip
+             "core-seconds", "loss", "right when made to think")  # fmt: skip
     rows = []
     for name in names:
         model = read_model_config(RunDir(next(iter(places.values())) / name))
@@ -197,7 +197,6 @@ def arms_table(names: Sequence[str], places: Places) -> Table:
                 f"{np.mean([cost.flops for cost in costs]):.3g}",
                 f"{np.mean([cost.core_seconds for cost in costs]):.1f}",
                 f"{np.mean(losses):.4f}",
-                ", ".join(f"{loss:.4f}" for loss in losses),
                 f"{np.mean(right):.1%}",
             )
         )

@@ -144,12 +144,14 @@ FULL_TRIED = {0.5: {7: 0.3072, 8: 0.2881}, 1.0: {7: 0.1821, 8: 0.2204}, 2.0: {7:
 MTP_TRIED = {0.5: {7: 0.3222, 8: 0.2934}, 1.0: {7: 0.2703, 8: 0.2356}, 2.0: {8: 0.2888}}
 """By `benchmarks/shapes.py rates`, {factor: {dev seed: loss}}. The arms with more steps take the rates of their shape."""
 ARMS: Mapping[str, Arm] = {
-    MOE: Arm("experts, latent attention", baseline, STEPS, 23, MOE_TRIED),
-    DENSE_FLOPS: Arm("dense, equal FLOPs", lambda: dense_like(baseline()), STEPS, 19, DENSE_TRIED),
-    DENSE_CLOCK: Arm("dense, more steps", lambda: dense_like(baseline()), round(STEPS / DENSE_STEP), 23, DENSE_TRIED),
-    FULL: Arm("experts, full attention", _full, STEPS, 23, FULL_TRIED),
-    MTP: Arm("experts, latent attention, MTP", lambda: with_mtp(baseline()), STEPS, 31, MTP_TRIED),
-    PLAIN_CLOCK: Arm("experts, latent attention, more steps", baseline, round(STEPS * MTP_STEP), 31, MOE_TRIED),
+    MOE: Arm("experts + latent", baseline, STEPS, 25, MOE_TRIED),
+    DENSE_FLOPS: Arm("dense + latent", lambda: dense_like(baseline()), STEPS, 21, DENSE_TRIED),
+    DENSE_CLOCK: Arm(
+        "dense + latent (more steps)", lambda: dense_like(baseline()), round(STEPS / DENSE_STEP), 24, DENSE_TRIED
+    ),
+    FULL: Arm("experts + full", _full, STEPS, 23, FULL_TRIED),
+    MTP: Arm("experts + latent + MTP", lambda: with_mtp(baseline()), STEPS, 31, MTP_TRIED),
+    PLAIN_CLOCK: Arm("experts + latent (more steps)", baseline, round(STEPS * MTP_STEP), 31, MOE_TRIED),
 }
 DEV_SEEDS = (7, 8)
 
@@ -183,7 +185,7 @@ def shape_jobs(names: Iterable[str], seed: int, share: float) -> list[Job]:
     for name in names:
         measure = Measure(
             name=f"{name}-on",
-            estimate=1.5 * share,
+            estimate=1 * share,
             needs=(name,),
             model=name,
             seed=seed,
@@ -195,7 +197,7 @@ def shape_jobs(names: Iterable[str], seed: int, share: float) -> list[Job]:
         )
         loss = Compute(
             name=f"{name}-loss",
-            estimate=1.5 * share,
+            estimate=1 * share,
             needs=(name,),
             function=partial(held_out, name=name, seed=seed, count=amount(DOCUMENTS, share)),
         )

@@ -21,7 +21,9 @@ from rorqual.train.sources import Materials
 def test_the_choice_to_think_is_the_replys_first_token_and_is_trained(
     local: Make, run: Path, tmp_path: Path, thinking: Thinking
 ) -> None:
-    data = sample_teacher(local(thinking=thinking, top_k=3, max_tokens=4, filters={"names": []}), tmp_path, threads=1, quiet=True)
+    data = sample_teacher(
+        local(thinking=thinking, top_k=3, max_tokens=4, filters={"names": []}), tmp_path, threads=1, quiet=True
+    )
     tokenizer = Tokenizer.load(RunDir(run).tokenizer_file)
     chat = chat_format(tokenizer, "deepseek")
     row = read_distilled(data).rows[0]

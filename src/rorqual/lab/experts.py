@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from statistics import mean
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +20,22 @@ from rorqual.evals.evaluation import per_problem
 from rorqual.evals.experts import choices, counts, dependence, lift, without_experts
 from rorqual.evals.run import evaluate, pick
 from rorqual.lab.experiment import Experiment, amount
-from rorqual.lab.finding import Chart, Contrast, Finding, Series, Table, Verdict, contrast_of_values
+from rorqual.lab.experts_found import (
+    GONE,
+    RANDOM,
+    WITHIN,
+    Value,
+    chosen_table,
+    decide,
+    hurt_chart,
+    hurt_contrasts,
+    information_chart,
+    information_contrasts,
+    information_table,
+    matrix_table,
+    words,
+)
+from rorqual.lab.finding import Finding
 from rorqual.lab.job import Compute, Job, value
 from rorqual.lab.teacher import TEACHER, teacher_jobs
 from rorqual.model.decoder import Decoder
@@ -38,14 +51,6 @@ INFORMATION, ABLATION = "experts-information", "experts-ablation"
 PROBLEMS = 40
 """Of each family and level: held-out ones to measure on, and as many others, of the dev split, to choose a family's experts by."""
 SHUFFLES = 499
-GONE = 2
-"""Experts taken away in each layer: as many as serve a token."""
-RANDOM = 6
-"""Draws of as many random experts."""
-WITHIN = {"any": "any token", "token": "within one token id", "pair": "within one token id and the one before it"}
-P_VALUE = 0.01
-
-Value = dict[str, Any]
 
 
 class ExpertsExperiment(Experiment):
@@ -64,9 +69,9 @@ class ExpertsExperiment(Experiment):
         count, shuffles = amount(PROBLEMS, share), amount(SHUFFLES, share, 99)
         return [
             *teacher_jobs(seed, place, share),
-            Compute(name=INFORMATION, estimate=12 * share, needs=(TEACHER,),
+            Compute(name=INFORMATION, estimate=4 * share, needs=(TEACHER,),
                     function=partial(informed, seed=seed, count=count, shuffles=shuffles)),
-            Compute(name=ABLATION, estimate=60 * share, needs=(TEACHER,), function=partial(ablated, seed=seed, count=count)),
+            Compute(name=ABLATION, estimate=48 * share, needs=(TEACHER,), function=partial(ablated, seed=seed, count=count)),
         ]  # fmt: skip
 
     def conclude(self, places: Mapping[int, Path], share: float) -> Finding:
@@ -191,210 +196,3 @@ def losses(model: Decoder, samples: Sequence[Sample]) -> list[float]:
         logprobs = token_logprobs(model.logits(hidden).flatten(0, 1), batch.targets.flatten()).view_as(batch.loss_mask)
         found += (-(logprobs * batch.loss_mask).sum(1) / batch.loss_mask.sum(1)).tolist()
     return found
-
-
-# ---- conclusions
-
-
-def lost(one: Value, family: str, names: Iterable[str], what: str) -> np.ndarray:
-    """What each problem of `family` loses, mean over the ablations `names`: `what` is "right" (accuracy) or "loss" (nats)."""
-    mine = np.asarray([name == family for name in one["family"]])
-    sign = 1 if what == "right" else -1
-    whole = np.asarray(one[what]["none"], float)[mine]
-    return np.mean([sign * (whole - np.asarray(one[what][name], float)[mine]) for name in names], axis=0)
-
-
-def rivals(one: Value, family: str) -> dict[str, list[str]]:
-    """Names of ablations that a family's own is compared with."""
-    return {
-        "another family's": [name for name in one["families"] if name != family],
-        "random": [name for name in one["gone"] if name not in one["families"]],
-    }
-
-
-def hurt_contrasts(taken: Sequence[Value]) -> list[Contrast]:
-    """What families lose with others' or random experts gone, then with their own: in accuracy, over all and each; then in nats."""
-    families = taken[0]["families"]
-    found = []
-    for what, unit in (("right", "points"), ("loss", "nats")):
-        for rival in rivals(taken[0], families[0]):
-            of: dict[str, Sequence[str]] = {"all": families} | ({f: [f] for f in families} if what == "right" else {})
-            for label, group in of.items():
-                found.append(
-                    contrast_of_values(
-                        f"{'accuracy lost' if what == 'right' else 'loss added'}: {rival} experts gone, then its own",
-                        [
-                            np.concatenate([lost(one, f, rivals(one, f)[rival], what) for f in group]).tolist()
-                            for one in taken
-                        ],
-                        [np.concatenate([lost(one, f, [f], what) for f in group]).tolist() for one in taken],
-                        unit="points" if unit == "points" else "nats",
-                        of=label,
-                    )
-                )
-    return found
-
-
-def information_contrasts(said: Sequence[Value]) -> Iterable[Contrast]:
-    """Bits of shuffled labels, then of the true ones, by layer."""
-    for name, label in WITHIN.items():
-        for layer in range(len(said[0][name])):
-            yield contrast_of_values(
-                f"bits that expert and family share, {label}: families shuffled, then as they are",
-                [[one[name][layer]["chance"]] for one in said],
-                [[one[name][layer]["bits"]] for one in said],
-                unit="bits",
-                of=f"layer {layer + 1}",
-            )
-
-
-def decide(said: Sequence[Value], hurt: Sequence[Contrast]) -> Verdict:
-    """Holds: in every seed and layer more bits than shuffled labels give, also within one token id (p at most 0.01), and a family loses
-    more accuracy with its own experts gone than with another's, and than with random ones (99 % intervals above 0).
-
-    Does not hold: in most seeds and layers the bits are no more than chance, or it loses less beyond doubt. Else open.
-    """
-    beyond = [layer["p"] <= P_VALUE for one in said for name in ("any", "token") for layer in one[name]]
-    signs = [one.sign for one in hurt if one.of == "all" and one.unit == "points"]
-    if sum(beyond) < len(beyond) / 2 or "does not hold" in signs:
-        return "does not hold"
-    return "holds" if all(beyond) and all(sign == "holds" for sign in signs) else "open"
-
-
-def words(said: Sequence[Value], hurt: Sequence[Contrast], taken: Sequence[Value]) -> tuple[str, ...]:
-    """What came out, in sentences."""
-    entropy = np.log2(len(taken[0]["families"]))
-    lines = []
-    for name, label in WITHIN.items():
-        layers = [layer for one in said for layer in one[name]]
-        least = sum(layer["p"] <= P_VALUE for layer in layers)
-        lines.append(
-            f"For {label}, the expert says {mean(x['bits'] for x in layers):.4f} bits of the family (of {entropy:.2f}); shuffled families give "
-            f"{mean(x['chance'] for x in layers):.4f}. More than chance, p at most {P_VALUE}, in {least} of {len(layers)} layers and seeds."
-        )
-    for one in hurt:
-        if one.of == "all":
-            lines.append(sentence(one))
-    worse = [one.of for one in hurt if one.of != "all" and one.sign == "holds" and "another" in one.question]
-    lines.append(
-        f"Taken alone, {len(worse)} of {len(taken[0]['families'])} families lose more with their own experts gone than with another's: "
-        f"{', '.join(worse) or 'none'}."
-    )
-    return tuple(lines)
-
-
-def sentence(one: Contrast) -> str:
-    """A contrast of losses, in words."""
-    scale, unit = (100, "points of accuracy") if one.unit == "points" else (1, "nats a token")
-    rival = "other families'" if "another" in one.question else "random"
-    digits = 1 if one.unit == "points" else 3
-    own, other, more, low, high = (f"{scale * x:.{digits}f}" for x in (one.b, one.a, one.difference, one.low, one.high))
-    return (
-        f"With its own experts gone a family loses {own} {unit}, with {rival} ones {other}: {more} more, {one.confidence:.0%} interval {low} "
-        f"to {high}."
-    )
-
-
-def matrix_table(taken: Sequence[Value]) -> Table:
-    """Accuracy lost, family by family, in points: means over seeds."""
-    families = taken[0]["families"]
-    whole = [
-        mean(np.asarray(one["right"]["none"], float)[np.asarray(one["family"]) == f].mean() for one in taken)
-        for f in families
-    ]
-    rows = [("nothing (accuracy, %)", *(f"{100 * x:.1f}" for x in whole))]
-    for gone in families:
-        cells = [100 * mean(lost(one, f, [gone], "right").mean() for one in taken) for f in families]
-        rows.append((f"those of {gone}", *(f"{x:+.1f}" + (" *" if f == gone else "") for f, x in zip(families, cells))))
-    cells = [100 * mean(lost(one, f, rivals(one, f)["random"], "right").mean() for one in taken) for f in families]
-    rows.append((f"random ones ({RANDOM} draws)", *(f"{x:+.1f}" for x in cells)))
-    return Table(
-        title="Accuracy lost, in points, with experts gone",
-        heads=("experts gone", *families),
-        rows=tuple(rows),
-        note=f"{GONE} of each layer's experts gone, those with the highest lift for a family on other problems. Made to think, greedy; "
-        "means over seeds. *: the family's own.",
-    )
-
-
-def information_table(seeds: Sequence[int], said: Sequence[Value]) -> Table:
-    """Every seed and layer."""
-    rows = []
-    for seed, one in zip(seeds, said, strict=True):
-        for name, label in WITHIN.items():
-            for number, layer in enumerate(one[name], start=1):
-                cells = (f"{layer[key]:.4f}" for key in ("bits", "chance", "most"))
-                rows.append((str(seed), label, str(number), *cells, f"{layer['p']:.3f}"))
-    return Table(
-        title="Mutual information of expert and family, bits",
-        heads=("seed", "held fixed", "layer", "as it is", "shuffled, mean", "shuffled, most", "p"),
-        rows=tuple(rows),
-        note=f"{said[0]['tokens']:,} tokens of {said[0]['problems']:,} held-out worked solutions (first seed). Families are shuffled among "
-        "problems, within a token id among the problems that have it.",
-    )
-
-
-def chosen_table(seeds: Sequence[int], taken: Sequence[Value]) -> Table:
-    """Which experts were taken for a family, and their lift."""
-    rows = []
-    for seed, one in zip(seeds, taken, strict=True):
-        for family in one["families"]:
-            layers = zip(one["gone"][family], one["lift"][family])
-            cells = ("; ".join(f"{e} ({x:.1f})" for e, x in zip(*layer)) for layer in layers)
-            rows.append((str(seed), family, *cells))
-    heads = (f"layer {i + 1}" for i in range(len(taken[0]["gone"][taken[0]["families"][0]])))
-    return Table(
-        title="A family's experts",
-        heads=("seed", "family", *heads),
-        rows=tuple(rows),
-        note="Expert (lift: its share of the family's choices over its mean share in all families).",
-    )
-
-
-def information_chart(said: Sequence[Value]) -> Chart:
-    """Bits as they are and shuffled, by layer and by what is held fixed."""
-    cells = [(name, layer) for name in WITHIN for layer in range(len(said[0][name]))]
-    short = {"any": "any", "token": "token", "pair": "pair"}
-    series = []
-    for key, label in (("bits", "as it is"), ("chance", "families shuffled")):
-        lines = tuple(
-            tuple((float(i), float(one[name][layer][key])) for i, (name, layer) in enumerate(cells)) for one in said
-        )
-        points = tuple((column[0][0], mean(y for _, y in column)) for column in zip(*lines))
-        series.append(Series(label=label, points=points, by_seed=lines))
-    return Chart(
-        name="bits",
-        title="What an expert says of the family",
-        kind="bars",
-        x="held fixed, layer",
-        y="bits",
-        labels=tuple(f"{short[name]}, {layer + 1}" for name, layer in cells),
-        series=tuple(series),
-        caption="Mutual information of the chosen expert and the problem's family: for any token, within one token id, and within one "
-        "pair of token ids. What is above the second bars is more than chance. Dots: seeds.",
-    )
-
-
-def hurt_chart(hurt: Sequence[Contrast]) -> Chart:
-    """Accuracy lost by family: own, others', random."""
-    rows = [one for one in hurt if one.unit == "points"]
-    labels_ = tuple(dict.fromkeys(one.of for one in rows))
-    series = []
-    for label, side in (("its own", 1), ("another family's", 0), ("random", 0)):
-        chosen = [one for one in rows if ("random" in one.question) == (label == "random")]
-        columns = [[pair[side] for pair in one.by_seed] for one in chosen]
-        lines = tuple(tuple((float(i), y) for i, y in enumerate(ys)) for ys in zip(*columns))
-        series.append(
-            Series(label=label, points=tuple((float(i), mean(c)) for i, c in enumerate(columns)), by_seed=lines)
-        )
-    return Chart(
-        name="ablation",
-        title="Accuracy lost with experts gone",
-        kind="bars",
-        y="accuracy lost",
-        labels=labels_,
-        series=tuple(series),
-        percent=True,
-        caption=f"{GONE} of each layer's experts gone: the family's own, another family's (mean of them all), random ones (mean of "
-        f"{RANDOM} draws). Dots: seeds.",
-    )

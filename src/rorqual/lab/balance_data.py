@@ -1,0 +1,92 @@
+"""What `balance` trains and measures on: worked solutions of the families, and an endless text of known entropy."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator
+from importlib.resources import files
+from itertools import count, islice
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rorqual.data.chat import ChatFormat
+from rorqual.data.pack import Batch, pack
+from rorqual.data.tokenizer import Tokenizer
+from rorqual.recipes.quickstart import FULL, TASK
+from rorqual.tasks.find import load_task, safe_problems
+from rorqual.train.batch import TrainBatch
+from rorqual.train.sources.worked import worked_sample
+
+SAMPLE = "samples/tinyshakespeare-64k.txt"
+ORDER = 3
+LANES = 10_000
+"""Texts that are drawn side by side, one after the other in the result."""
+
+
+def worked_blocks(chat: ChatFormat, seed: int, tokens: int, rows: int, problems: int = 500) -> Iterator[TrainBatch]:
+    """Blocks of rows of worked solutions of the test split, mixed as in training, until there are `tokens`, padding not counted.
+
+    After `problems` the generator begins anew with a seed of its own: it would look ever longer for a problem that is still fresh.
+    """
+    task = load_task(TASK, options={"hard": FULL.sft_hard})
+    rng = random.Random(f"{seed} held out")
+    for number in count():
+        chunk = islice(safe_problems(task, "test", 1_000_003 * seed + number), problems)
+        samples = [worked_sample(problem, chat, think=rng.random() < FULL.think) for problem in chunk]
+        packed = pack(samples, FULL.row, pad=chat.tokenizer.pad).batch
+        for start in range(0, packed.n_rows, rows):
+            block = packed.rows(start, min(start + rows, packed.n_rows))
+            yield TrainBatch.from_packed(block)
+            tokens -= block.n_tokens
+            if tokens <= 0:
+                return
+
+
+def text_blocks(tokenizer: Tokenizer, text: str, row: int, rows: int) -> Iterator[TrainBatch]:
+    """Blocks of windows of `row` tokens, every one predicting the next, without overlap; what is left over is dropped."""
+    ids = np.asarray(tokenizer.encode(text), dtype=np.int64)
+    size = rows * row
+    for start in range(0, len(ids) - size, size):
+        tokens, targets = (ids[start + shift : start + shift + size].reshape(rows, row) for shift in (0, 1))
+        positions = np.broadcast_to(np.arange(row), (rows, row)).copy()
+        yield TrainBatch.from_packed(
+            Batch(tokens, targets, np.ones((rows, row), np.float32), np.zeros((rows, row), np.int64), positions)
+        )
+
+
+def endless_text(characters: int, seed: int) -> str:
+    """`characters` of a text in which each is drawn as often as it follows the three before it in the package's sample of Shakespeare.
+
+    It never ends and never repeats, so nothing can be learned by heart; what can be learned is smooth, and its entropy is known.
+    """
+    contexts, following = chain()
+    rng = np.random.default_rng(seed)
+    state = contexts[rng.integers(0, len(contexts), LANES)]
+    drawn = np.zeros((math.ceil(characters / LANES), LANES), np.uint8)
+    for row in drawn:
+        first, end = np.searchsorted(contexts, state, "left"), np.searchsorted(contexts, state, "right")
+        row[:] = following[first + (rng.random(LANES) * (end - first)).astype(np.int64)]
+        state = (state * 256 + row) % 256**ORDER
+    return drawn.T.tobytes().decode("ascii")[:characters]
+
+
+def entropy() -> float:
+    """Nats a character of the endless text, its three characters before known: no model's loss on it is lower for long."""
+    contexts, following = chain()
+    _, each = np.unique(contexts * 256 + following, return_counts=True)
+    _, context = np.unique(contexts, return_counts=True)
+    n = len(contexts)
+    return float((context / n * np.log(context)).sum() - (each / n * np.log(each)).sum())
+
+
+def chain() -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Contexts of three bytes of the sample, sorted, as numbers; and the byte that follows each. The sample is read as a ring."""
+    raw = np.frombuffer((files("rorqual.data") / SAMPLE).read_bytes(), np.uint8).astype(np.int64)
+    ring = np.concatenate([raw, raw[:ORDER]])
+    contexts = np.zeros(len(raw), np.int64)
+    for shift in range(ORDER):
+        contexts = contexts * 256 + ring[shift : shift + len(raw)]
+    order = np.argsort(contexts, kind="stable")
+    return contexts[order], ring[ORDER:][order]

@@ -55,7 +55,7 @@ def test_stopped_it_says_so_and_the_same_command_goes_on_where_it_was(polite: si
         "task=families",
         "size=tiny",
         "rows=2",
-        "steps=40",
+        "steps=120",
         "save_seconds=0.05",
         "out=run",
         "threads=1",
@@ -75,8 +75,8 @@ def test_stopped_it_says_so_and_the_same_command_goes_on_where_it_was(polite: si
     assert reached is not None
     again = typed(tmp_path, *words)
     assert again.code == 0, again.err
-    assert f"sft  {reached}/40" not in again.err
-    assert [record["step"] for record in run.metrics()] == list(range(1, 41))
+    assert f"sft  {reached}/120" not in again.err
+    assert [record["step"] for record in run.metrics()] == list(range(1, 121))
     before = listing(tmp_path)
     assert typed(tmp_path, *words).code == 0
     assert listing(tmp_path) == before, "a run that is done changes nothing"

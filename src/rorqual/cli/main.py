@@ -103,7 +103,7 @@ def _add(name: str, verb: Any, example: str, **settings: Any) -> None:
 
 _add("quickstart", quickstart, "rorqual quickstart --size small --out runs/small")
 _add("train", train, "rorqual train sft task=families size=tiny steps=20 out=runs/tiny", context_settings=PAIRS)
-DISTIL = "rorqual distil runs/tiny task=families problems=20 samples=2 max_tokens=64 keep=all out=runs/taught"
+DISTIL = "rorqual distil runs/tiny task=families problems=20 samples=2 max_tokens=64 keep=all out=runs/sampled"
 _add("distil", distil, DISTIL, context_settings=PAIRS)
 _add("distill", distil, DISTIL, context_settings=PAIRS, hidden=True)
 _add("eval", evaluate, "rorqual eval runs/tiny task=families count=20", context_settings=PAIRS)

@@ -124,6 +124,18 @@ def test_the_rule_refuses_costs_that_are_not_equal() -> None:
     assert not Match("steps", 100, 101).fair and Match("steps", 100, 100).fair
 
 
+def test_student_is_said_and_decides_nothing() -> None:
+    """Five seeds of one sign whose t interval holds 0."""
+    weak = judged(0.01, 0.1, 1, 1)
+    seeds = tuple((1.0, 1.0 + d) for d in (0.0, 0.03, 0.04, 0.075, 0.116))
+    weak = replace(weak, loss=weak.loss.model_copy(update={"by_seed": seeds}))
+    assert weak.verdict == "holds" and "holds 0: for so few seeds that is weak" in weak.words()
+    strong = replace(
+        weak, loss=weak.loss.model_copy(update={"by_seed": tuple((1.0, 1.05 + d / 100) for _, d in seeds)})
+    )
+    assert "does not hold 0 either" in strong.words()
+
+
 def test_a_claim_holds_where_all_its_halves_do() -> None:
     assert judged(-0.2, -0.1, 1, 1).verdict == "does not hold" and judged(-0.1, 0.1, 1, 1).verdict == "open"
     assert together(["holds", "holds"]) == "holds" and together(["holds", "open"]) == "open"
@@ -153,7 +165,7 @@ def test_end_to_end(out: Path, experiment: ShapeExperiment) -> None:
         again = judge(half, {seed: out / f"seed-{seed}" for seed in finding.seeds})
         assert f"{again.loss.a:.4f}" in words and f"{again.loss.b:.4f}" in words
     page = page_text(finding)
-    assert finding.words[0].split(":")[0] in page and page.count("<img") >= 2
+    assert finding.words[0].split(";")[0] in page and page.count("<img") >= 2
 
 
 def test_what_is_shared_is_trained_once(out: Path) -> None:

@@ -149,9 +149,9 @@ ARMS: Mapping[str, Arm] = {
     DENSE_CLOCK: Arm(
         "dense + latent (more steps)", lambda: dense_like(baseline()), round(STEPS / DENSE_STEP), 24, DENSE_TRIED
     ),
-    FULL: Arm("experts + full", _full, STEPS, 23, FULL_TRIED),
-    MTP: Arm("experts + latent + MTP", lambda: with_mtp(baseline()), STEPS, 31, MTP_TRIED),
-    PLAIN_CLOCK: Arm("experts + latent (more steps)", baseline, round(STEPS * MTP_STEP), 31, MOE_TRIED),
+    FULL: Arm("experts + full", _full, STEPS, 24, FULL_TRIED),
+    MTP: Arm("experts + latent + MTP", lambda: with_mtp(baseline()), STEPS, 33, MTP_TRIED),
+    PLAIN_CLOCK: Arm("experts + latent (more steps)", baseline, round(STEPS * MTP_STEP), 34, MOE_TRIED),
 }
 DEV_SEEDS = (7, 8)
 

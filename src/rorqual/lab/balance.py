@@ -69,6 +69,8 @@ class Balancing(Experiment):
     alpha: ClassVar[float]
     tried: ClassVar[str]
     """What else was tried for these two, and on which seeds."""
+    took: ClassVar[tuple[float, float]]
+    """Core-seconds of a training and of measuring all three."""
 
     @abstractmethod
     def training(self, place: Path, seed: int, share: float) -> Run:
@@ -80,10 +82,10 @@ class Balancing(Experiment):
 
     def jobs(self, seed: int, place: Path, share: float) -> list[Job]:
         arms: list[Job] = [
-            Train(name=self.folder(arm), estimate=66 * share, make=partial(self.arm, arm, place, seed, share))
+            Train(name=self.folder(arm), estimate=self.took[0] * share, make=partial(self.arm, arm, place, seed, share))
             for arm in ARMS
         ]
-        return [*arms, Compute(name=self.measured, estimate=95 * share, needs=tuple(job.name for job in arms),
+        return [*arms, Compute(name=self.measured, estimate=self.took[1] * share, needs=tuple(job.name for job in arms),
                                function=partial(self.measure, seed=seed, tokens=amount(TOKENS, share)))]  # fmt: skip
 
     def folder(self, arm: Arm) -> str:
@@ -168,6 +170,7 @@ class Balance(Balancing):
     title = "Balance without an auxiliary loss"
     gamma, alpha = 0.01, 0.01
     tried = "Tried on seed 1: a step of 0.003."
+    took = (54.0, 53.0)
     steps: ClassVar[int] = 250
 
     def training(self, place: Path, seed: int, share: float) -> Run:
@@ -195,6 +198,7 @@ class BalanceWorked(Balancing):
     title = "Balance without an auxiliary loss, on worked solutions"
     gamma, alpha = 0.003, 0.01
     tried = "Tried on seed 1: steps of 0.01 and 0.001, and a coefficient of 0.001."
+    took = (66.0, 96.0)
     steps: ClassVar[int] = 300
 
     def training(self, place: Path, seed: int, share: float) -> Run:

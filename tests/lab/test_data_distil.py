@@ -165,7 +165,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def test_in_small_it_runs_and_says_everything(whole: Path) -> None:
     found = DataDistil().conclude({1: whole}, 0.001)
-    assert {one.of for one in found.contrasts} == {*CHORES, "sentences, at temperature 1"}
+    assert {one.of for one in found.contrasts} == {"reviews", "prices, R²", "sentences", "sentences, at temperature 1"}
     assert [len(table.rows) for table in found.tables] == [len(arms(chore)) + 1 for chore in CHORES]
     assert SOFT in arms("reviews") and arms("prices") == HARD
     page = page_text(found)

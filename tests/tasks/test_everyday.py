@@ -162,7 +162,7 @@ def test_a_whole_number_is_read_as_itself(price: int, before: str, after: str) -
 def test_what_is_read_is_what_int_reads_and_nothing_else_is_read(text: str) -> None:
     found = price_of(text)
     if found is not None:
-        assert found == int(text)
+        assert found == int(text.strip())
         assert set(text.strip()) <= set("0123456789")
     elif text.strip().isascii() and text.strip().isdigit():
         assert len(text.strip()) > 2

@@ -101,12 +101,12 @@ class DataDistil(Experiment):
         shared: list[Job] = [
             Compute(
                 name=READ,
-                estimate=4 * share,
+                estimate=0.3 * share,
                 function=lambda at: write_base(at / READ, seed, work.questions),
             ),
             Train(name=TEXT, estimate=7 * share, needs=(READ,), make=lambda: text_run(place, seed, work)),
-            Train(name=BASE, estimate=12 * share, needs=(TEXT,), make=lambda: base_run(place, seed, work)),
-            Train(name=TEACHER, estimate=43 * share, needs=(READ,), make=lambda: teacher_run(place, seed, work)),
+            Train(name=BASE, estimate=11 * share, needs=(TEXT,), make=lambda: base_run(place, seed, work)),
+            Train(name=TEACHER, estimate=37 * share, needs=(READ,), make=lambda: teacher_run(place, seed, work)),
         ]
         return [*shared, *(job for chore in CHORES for job in chore_jobs(chore, seed, place, work, share))]
 
@@ -184,8 +184,8 @@ def chore_jobs(chore: str, seed: int, place: Path, work: Amounts, share: float) 
     """Label, make the sets, train a student on each, measure students and teacher."""
     labels, sets = f"data-{chore}-labels", f"data-{chore}-sets"
     found: list[Job] = [
-        Sample(name=labels, estimate=6 * share, needs=(TEACHER,), config=factory(place, chore, seed, work)),
-        Compute(name=sets, estimate=2 * share, needs=(labels,), function=partial(make_sets, chore, seed, work.small)),
+        Sample(name=labels, estimate=3 * share, needs=(TEACHER,), config=factory(place, chore, seed, work)),
+        Compute(name=sets, estimate=0.8 * share, needs=(labels,), function=partial(make_sets, chore, seed, work.small)),
     ]
     models = {arm: f"data-{chore}-{arm}" for arm in arms(chore)}
     for arm, name in models.items():
@@ -221,13 +221,15 @@ def measures(chore: str, model: str, seed: int, work: Amounts, share: float) -> 
     }  # fmt: skip
     name = measure_name(chore, model)
     found: list[Job] = [
-        Measure(name=name, estimate=0.4 * share, params=SamplingParams(max_tokens=LONGEST[CHORES[chore].form]), **asked)
+        Measure(
+            name=name, estimate=0.15 * share, params=SamplingParams(max_tokens=LONGEST[CHORES[chore].form]), **asked
+        )
     ]
     if CHORES[chore].form == "generation":
         free = SamplingParams(max_tokens=LONGEST[CHORES[chore].form], temperature=1.0, seed=seed)
         loss = partial(losses_of, chore, model, seed, work.count)
-        found.append(Measure(name=f"{name}-free", estimate=0.4 * share, params=free, **asked))
-        found.append(Compute(name=f"{name}-loss", estimate=1 * share, needs=(model,), function=loss))
+        found.append(Measure(name=f"{name}-free", estimate=0.15 * share, params=free, **asked))
+        found.append(Compute(name=f"{name}-loss", estimate=0.4 * share, needs=(model,), function=loss))
     return found
 
 

@@ -55,7 +55,7 @@ def conclusion(experiment: Experiment, places: Mapping[int, Path], arms: Mapping
         found = {arm: [evaluation(place, f"data-{chore}-{arm}-test") for place in places.values()] for arm in sets}
         scores = {arm: [scored(one) for one in ones] for arm, ones in found.items()}
         rows = [
-            contrast_of_values(question, scores[a], scores[b], unit=unit_of(chore), of=chore)
+            contrast_of_values(question, scores[a], scores[b], unit=unit_of(chore), of=named(chore))
             for a, b, question in QUESTIONS
             if a in sets and b in sets
         ]
@@ -132,6 +132,11 @@ def unreadable(found: Evaluation) -> int:
 def unit_of(chore: str) -> Literal["points", "ratio"]:
     """R² is no share of problems."""
     return "ratio" if CHORES[chore].form == "regression" else "points"
+
+
+def named(chore: str) -> str:
+    """A chore in a row of contrasts, with its measure where that is no share."""
+    return f"{chore}, R²" if CHORES[chore].form == "regression" else chore
 
 
 def writing(chore: str, places: Mapping[int, Path]) -> list[Contrast]:

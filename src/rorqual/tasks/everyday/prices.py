@@ -24,7 +24,7 @@ def price_of(reply: str) -> int | None:
     None for anything more or less: what else the model may have meant is not guessed.
     """
     text = reply.strip()
-    return int(text) if NUMBER.fullmatch(text) and text.isascii() else None
+    return int(text) if NUMBER.fullmatch(text) else None
 
 
 class Prices(Chore):

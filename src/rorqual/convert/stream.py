@@ -1,0 +1,217 @@
+"""Safetensors by slices, both ways: a reader that trusts no header, and a writer that is fed chunks of bytes.
+
+The format: eight bytes, the length n of the header (little-endian); n bytes of JSON, `{name: {dtype, shape, data_offsets}}`;
+then the tensors' bytes, one after another without a hole. Source: the safetensors format description.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import stat
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rorqual.core.errors import CheckpointError
+
+CHUNK = 8 << 20
+"""Bytes of a slice. A few of them are in memory at once."""
+MAX_HEADER = 100_000_000
+"""Bytes of a header that may be read: the limit of the safetensors library. DeepSeek-V3's largest has 0.1 million."""
+ITEM_BYTES: Mapping[str, int] = {
+    "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2,
+    "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "I8": 1, "U8": 1, "BOOL": 1,
+}  # fmt: skip
+METADATA = "__metadata__"
+_MEND = "Fetch the file again: it is damaged or not a safetensors file."
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A tensor to write: its name, its type in safetensors' words (`BF16`), its shape."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return math.prod(self.shape) * ITEM_BYTES[self.dtype]
+
+
+@dataclass(frozen=True)
+class Stored(Spec):
+    """A tensor in a file, or a run of its rows: `begin` is where its bytes start in `file`."""
+
+    file: Path
+    begin: int
+
+    def part(self, index: int, count: int, shape: tuple[int, ...]) -> Stored:
+        """The `index`-th of `count` equal parts of the bytes, as a tensor of `shape`."""
+        one = replace(self, shape=shape, begin=self.begin + index * (self.size // count))
+        if one.size * count != self.size:
+            raise ValueError(f"{self.name}: {count} parts of {shape} are not {self.shape}")
+        return one
+
+    def chunks(self, multiple: int = 8, size: int = CHUNK) -> Iterator[bytearray]:
+        """The bytes in order, in chunks that are a multiple of `multiple` bytes and (but for that) at most `size` long."""
+        step = max(size // multiple, 1) * multiple
+        with open(self.file, "rb", buffering=0) as file:
+            for start in range(0, self.size, step):
+                chunk = bytearray(min(step, self.size - start))
+                view, at = memoryview(chunk), 0
+                while at < len(chunk):
+                    read = os.preadv(file.fileno(), [view[at:]], self.begin + start + at)
+                    if not read:
+                        raise CheckpointError(
+                            f"{self.name} ends before its time: the file became shorter while it was read",
+                            where=str(self.file),
+                            remedy="Repeat the command when nothing else writes there.",
+                        )
+                    at += read
+                yield chunk
+
+
+def strict_json(data: bytes, where: str, remedy: str) -> dict[str, Any]:
+    """A JSON object; duplicate keys, NaN as a number and anything that is not an object are a `CheckpointError`."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ValueError(f"key {twice!r} stands there twice")
+        return found
+
+    def constant(text: str) -> Any:
+        raise ValueError(f"{text} is no JSON number")
+
+    try:
+        value = json.loads(data.decode("utf-8"), object_pairs_hook=once, parse_constant=constant)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"not usable JSON: {error}", where=where, remedy=remedy) from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"a JSON {type(value).__name__}, not an object", where=where, remedy=remedy)
+    return value
+
+
+def read_header(file: Path) -> dict[str, Stored]:
+    """The tensors of a safetensors file, in the order of their bytes; no tensor is read.
+
+    Refused (`CheckpointError`): a header longer than the file or than `MAX_HEADER`, duplicate names, an unknown type, a size
+    that is not that of the shape, tensors that overlap, leave a hole, or do not end where the file ends.
+    """
+    where = str(file)
+    try:
+        with open(file, "rb") as stream:
+            status = os.fstat(stream.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise CheckpointError("not a regular file", where=where, remedy=_MEND)
+            length = int.from_bytes(stream.read(8), "little")
+            if status.st_size < 8 or length > min(status.st_size - 8, MAX_HEADER):
+                raise CheckpointError(
+                    f"the header claims {length:,} bytes; the file has {status.st_size:,}, and {MAX_HEADER:,} is the most",
+                    where=where,
+                    remedy=_MEND,
+                )
+            header = strict_json(stream.read(length), where, _MEND)
+    except OSError as error:
+        raise CheckpointError(f"cannot read: {error.strerror}", where=where, remedy="Check the path.") from None
+    header.pop(METADATA, None)
+    found = [_stored(name, entry, file, 8 + length) for name, entry in header.items()]
+    found.sort(key=lambda tensor: (tensor.begin, tensor.begin + tensor.size))
+    end = 8 + length
+    for tensor in found:
+        if tensor.begin != end:
+            fault = (
+                "overlaps the tensor before it" if tensor.begin < end else f"leaves {tensor.begin - end} bytes unused"
+            )
+            raise CheckpointError(f"{tensor.name} {fault}", where=where, remedy=_MEND)
+        end += tensor.size
+    if end != status.st_size:
+        fault = (
+            f"truncated: {status.st_size:,} bytes of {end:,}" if end > status.st_size else "bytes after the last tensor"
+        )
+        raise CheckpointError(fault, where=where, remedy=_MEND)
+    return {tensor.name: tensor for tensor in found}
+
+
+def _stored(name: str, entry: Any, file: Path, data: int) -> Stored:
+    def wrong(what: str) -> CheckpointError:
+        return CheckpointError(f"{name}: {what}", where=str(file), remedy=_MEND)
+
+    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+        raise wrong("its header is not dtype, shape and data_offsets")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
+        raise wrong(f"type {dtype!r} is not one of {', '.join(ITEM_BYTES)}")
+    if not _sizes(shape) or not _sizes(offsets) or len(offsets) != 2:
+        raise wrong(f"shape {shape!r} or data_offsets {offsets!r} are not whole numbers of 0 or more")
+    tensor = Stored(name, dtype, tuple(shape), file, data + offsets[0])
+    if tensor.size != offsets[1] - offsets[0]:
+        raise wrong(f"{dtype} of shape {shape} are {tensor.size:,} bytes, its offsets say {offsets[1] - offsets[0]:,}")
+    return tensor
+
+
+def _sizes(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in value)
+
+
+def layout(specs: Iterable[Spec]) -> list[Spec]:
+    """The order in which tensors are written: wide types first, so that each starts at a multiple of its item's size."""
+    return sorted(specs, key=lambda spec: -ITEM_BYTES[spec.dtype])
+
+
+def header_bytes(specs: Sequence[Spec], metadata: Mapping[str, str] | None = None) -> bytes:
+    """Length and header of a file that holds `specs` in this order; padded so that the first tensor is aligned to 8 bytes."""
+    header: dict[str, Any] = {METADATA: dict(metadata or {"format": "pt"})}
+    at = 0
+    for spec in specs:
+        header[spec.name] = {"dtype": spec.dtype, "shape": list(spec.shape), "data_offsets": [at, at + spec.size]}
+        at += spec.size
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def write_tensors(
+    file: Path, specs: Iterable[Spec], chunks: Callable[[Spec], Iterable[bytes | bytearray | memoryview]]
+) -> int:
+    """Write a safetensors file; `chunks(spec)` gives each tensor's bytes in order. Returns the file's size.
+
+    The file appears under its name when it is whole and on the disk; on any failure nothing of it remains. A tensor whose
+    chunks are not its size is a `ValueError`. A full disk is an `OSError`, as the system says it.
+    """
+    specs = layout(specs)
+    if len({spec.name for spec in specs}) < len(specs):
+        raise ValueError("a name twice")
+    temporary = file.with_name(f".{file.name}.part")
+    try:
+        with open(temporary, "wb", buffering=0) as stream:
+            _write(stream.fileno(), header_bytes(specs))
+            for spec in specs:
+                written = sum(_write(stream.fileno(), chunk) for chunk in chunks(spec))
+                if written != spec.size:
+                    raise ValueError(f"{spec.name}: {written} bytes for {spec.size}")
+            os.fsync(stream.fileno())
+            size = os.fstat(stream.fileno()).st_size
+        os.replace(temporary, file)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+    return size
+
+
+def _write(descriptor: int, data: bytes | bytearray | memoryview) -> int:
+    """All of `data`: a write may take less than it is given, and says so only by its result."""
+    view = memoryview(data).cast("B")
+    at = 0
+    while at < len(view):
+        at += os.write(descriptor, view[at:])
+    return at

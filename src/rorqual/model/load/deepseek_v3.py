@@ -21,7 +21,7 @@ _METHODS: Mapping[str, tuple[Literal["top2", "max"], bool]] = {
 }
 
 
-def config_from_hf(data: Mapping[str, Any], *, where: str = "config.json") -> ModelConfig:
+def config_from_hf(data: Mapping[str, Any], where: str = "config.json") -> ModelConfig:
     """A published or saved `config.json` as ours; what this model cannot express is a `ConfigError` naming the key."""
     keys = Keys(data, where)
     v3 = keys.take("model_type") == "deepseek_v3"

@@ -15,7 +15,7 @@ from rorqual.model.load.keys import Keys, rope_to_hf
 from rorqual.model.load.names import Entry, NameMap
 
 
-def config_from_hf(data: Mapping[str, Any], *, where: str = "config.json") -> ModelConfig:
+def config_from_hf(data: Mapping[str, Any], where: str = "config.json") -> ModelConfig:
     """A published or saved `config.json` as ours; what this model cannot express is a `ConfigError` naming the key."""
     keys = Keys(data, where)
     keys.expect("model_type", "qwen3")

@@ -1,0 +1,69 @@
+"""Checkpoint families by name, and the family that can hold a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rorqual.core.errors import ConfigError, nearest
+from rorqual.model.config import ModelConfig
+from rorqual.model.load import deepseek_v3, qwen3
+from rorqual.model.load.names import NameMap
+
+
+@dataclass(frozen=True)
+class Family:
+    """How models of one kind are published: `model_types` of its `config.json`, and both directions.
+
+    `config_from_hf(data, where)`: a `config.json` as ours. `config_to_hf(config)`: ours as a `config.json`.
+    `name_map(config)`: every tensor of a model. Each raises a `ConfigError` for what the family cannot express.
+    """
+
+    model_types: tuple[str, ...]
+    config_from_hf: Callable[[Mapping[str, Any], str], ModelConfig]
+    config_to_hf: Callable[[ModelConfig], dict[str, Any]]
+    name_map: Callable[[ModelConfig], NameMap]
+
+
+FAMILIES = (
+    Family(("deepseek_v3", "deepseek_v2"), deepseek_v3.config_from_hf, deepseek_v3.config_to_hf, deepseek_v3.name_map),
+    Family(("qwen3",), qwen3.config_from_hf, qwen3.config_to_hf, qwen3.name_map),
+)
+"""In the order in which `family_for` asks them."""
+
+
+def known_types() -> tuple[str, ...]:
+    """Every `model_type` that can be read."""
+    return tuple(sorted(name for family in FAMILIES for name in family.model_types))
+
+
+def family_of(model_type: str, where: str) -> Family:
+    """The family whose `config.json` says `model_type`; an unknown one is a `ConfigError` that names the known ones."""
+    for family in FAMILIES:
+        if model_type in family.model_types:
+            return family
+    near = nearest(model_type, known_types())
+    names = ", ".join(known_types())
+    raise ConfigError(
+        f"unknown model_type '{model_type}'; known are {names}",
+        where=where,
+        remedy=near if near.startswith("Did") else "Models of other architectures cannot be read.",
+    )
+
+
+def family_for(config: ModelConfig) -> Family:
+    """The family that can express a model; where none can, a `ConfigError` with each one's reason."""
+    reasons = []
+    for family in FAMILIES:
+        try:
+            family.config_to_hf(config)
+        except ConfigError as error:
+            reasons.append(error.what)
+        else:
+            return family
+    raise ConfigError(
+        f"no published family can express this model: {'; '.join(reasons)}",
+        where="config",
+        remedy="Keep such a model as a run directory.",
+    )

@@ -2,7 +2,7 @@
 
     python benchmarks/grpo.py --work runs/peers                # the times: TRL's settings, then pairs
     python benchmarks/grpo.py --work runs/peers --seeds 5      # and final accuracy over five seeds
-    python benchmarks/grpo.py --work /tmp/peers --smoke        # two steps of everything
+    python benchmarks/grpo.py --work runs/peers --smoke        # two steps of everything
 
 Needs `pip install trl accelerate datasets` beside the package. Both sides train the same dense student from the same weights in
 fp32 on the same problems in the same order, with the same grader, group size, number of updates, samples in an update, clip

@@ -210,8 +210,8 @@ def test_the_whole_of_it_in_small(experiment: Balancing, tmp_path: Path) -> None
     for seed, place in places.items():
         for job in experiment.jobs(seed, place, share):
             job.finish(place, share)
-    finding = experiment.conclude(places, share)
-    assert finding == experiment.conclude(places, share)
+    finding = experiment.conclude(places)
+    assert finding == experiment.conclude(places)
     measured = value(places[1], experiment.measured)
     assert measured["tokens"] >= 3000 and set(measured["load"]) == set(ARMS)
     assert {sum(layer) for layers in measured["load"].values() for layer in layers} == {2 * measured["tokens"]}

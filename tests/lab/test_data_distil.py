@@ -142,7 +142,9 @@ def test_a_writer_with_one_voice_has_no_bits_and_with_both_one() -> None:
 
 
 def contrast(low: float, high: float) -> Contrast:
-    return Contrast(question="", a=0.5, b=0.5, difference=0, low=low, high=high, by_seed=())
+    middle = (low + high) / 2
+    seeds = tuple((0.5, 0.5 + middle + off) for off in (-1e-4, -5e-5, 0.0, 5e-5, 1e-4))
+    return Contrast(question="", a=0.5, b=0.5, difference=middle, low=low, high=high, by_seed=seeds)
 
 
 def test_the_rule_of_the_verdict() -> None:
@@ -164,14 +166,14 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def test_in_small_it_runs_and_says_everything(whole: Path) -> None:
-    found = DataDistil().conclude({1: whole}, 0.001)
+    found = DataDistil().conclude({1: whole})
     assert {one.of for one in found.contrasts} == {"reviews", "prices, R²", "sentences", "sentences, at temperature 1"}
     assert [len(table.rows) for table in found.tables] == [len(arms(chore)) + 1 for chore in CHORES]
     assert SOFT in arms("reviews") and arms("prices") == HARD
     page = page_text(found)
     for chore in CHORES:
         assert escape(CHORES[chore].noise) in page and CHORES[chore].form.capitalize() in page
-    assert DataDistil().conclude({1: whole}, 0.001) == found, "the same files give the same finding"
+    assert DataDistil().conclude({1: whole}) == found, "the same files give the same finding"
 
 
 def test_all_students_of_a_chore_take_the_same_steps(whole: Path) -> None:

@@ -26,7 +26,13 @@ def costs(ratio: float) -> dict[str, Cost]:
 def contrast(low: float, high: float) -> Contrast:
     middle = (low + high) / 2
     return Contrast(
-        question="q", a=0.4, b=0.4 + middle, difference=middle, low=low, high=high, by_seed=((0.4, 0.4 + middle),)
+        question="q",
+        a=0.4,
+        b=0.4 + middle,
+        difference=middle,
+        low=low,
+        high=high,
+        by_seed=tuple((0.4, 0.4 + middle + off) for off in (-1e-3, 0, 1e-3, 0)),
     )
 
 

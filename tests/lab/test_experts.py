@@ -200,8 +200,8 @@ def test_the_whole_of_it_in_small(tmp_path: Path) -> None:
         write_json(value_file(place, "experts-information"), informed(place, seed=seed, count=2, shuffles=19))
         write_json(value_file(place, "experts-ablation"), ablated(place, seed=seed, count=1))
     experiment = ExpertsExperiment()
-    finding = experiment.conclude(places, 0.01)
-    assert finding == experiment.conclude(places, 0.01)
+    finding = experiment.conclude(places)
+    assert finding == experiment.conclude(places)
     assert "bits" in page_text(finding) and len(finding.tables) == 3
     names = [job.name for job in experiment.jobs(100, places[1], 1.0)]
     assert names == ["teacher-base", "teacher", "experts-information", "experts-ablation"]

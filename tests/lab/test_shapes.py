@@ -107,9 +107,8 @@ def test_the_dense_rival_is_dense() -> None:
 
 def judged(low: float, high: float, favoured: float, rival: float) -> Judged:
     middle = (low + high) / 2
-    loss = Contrast(
-        question="", a=1, b=1 + middle, difference=middle, low=low, high=high, by_seed=((1, 1 + middle),), unit="nats"
-    )
+    seeds = tuple((1.0, 1.0 + middle + off) for off in (-0.002, -0.001, 0.0, 0.001, 0.002))
+    loss = Contrast(question="", a=1, b=1 + middle, difference=middle, low=low, high=high, by_seed=seeds, unit="nats")
     return Judged(Half("core-seconds", MOE, DENSE_CLOCK), Match("core-seconds", favoured, rival), loss, ())
 
 
@@ -124,16 +123,24 @@ def test_the_rule_refuses_costs_that_are_not_equal() -> None:
     assert not Match("steps", 100, 101).fair and Match("steps", 100, 100).fair
 
 
-def test_student_is_said_and_decides_nothing() -> None:
-    """Five seeds of one sign whose t interval holds 0."""
+def test_a_verdict_needs_both_intervals() -> None:
+    """Five seeds of one sign whose Student's interval holds 0; the bootstrap's does not."""
     weak = judged(0.01, 0.1, 1, 1)
     seeds = tuple((1.0, 1.0 + d) for d in (0.0, 0.03, 0.04, 0.075, 0.116))
     weak = replace(weak, loss=weak.loss.model_copy(update={"by_seed": seeds}))
-    assert weak.verdict == "holds" and "holds 0: for so few seeds that is weak" in weak.words()
-    strong = replace(
-        weak, loss=weak.loss.model_copy(update={"by_seed": tuple((1.0, 1.05 + d / 100) for _, d in seeds)})
-    )
-    assert "does not hold 0 either" in strong.words()
+    assert weak.verdict == "open" and "Which is better is open." in weak.words()
+    low, high = weak.loss.ends
+    assert low < 0 < 0.1 < high
+    close = tuple((1.0, 1.05 + d / 100) for _, d in seeds)
+    strong = replace(weak, loss=weak.loss.model_copy(update={"by_seed": close}))
+    assert strong.verdict == "holds" and strong.loss.ends == (0.01, 0.1)
+    wide = replace(strong, loss=strong.loss.model_copy(update={"low": -0.01}))
+    assert wide.verdict == "open", "Student's t alone is not enough either"
+
+
+def test_one_seed_gives_no_verdict() -> None:
+    one = judged(0.1, 0.2, 1, 1)
+    assert replace(one, loss=one.loss.model_copy(update={"by_seed": ((1.0, 1.15),)})).verdict == "open"
 
 
 def test_a_claim_holds_where_all_its_halves_do() -> None:

@@ -134,7 +134,7 @@ class Balancing(Experiment):
         served = {arm: [layer.tolist() for layer in layers] for arm, layers in load.items()}
         return {"tokens": seen, "load": served, "loss": loss, "trained": trained}
 
-    def conclude(self, places: Mapping[int, Path], share: float) -> Finding:
+    def conclude(self, places: Mapping[int, Path]) -> Finding:
         found = [value(place, self.measured) for place in places.values()]
         excess: dict[Arm, list[float]] = {arm: [excess_load(one["load"][arm]) for one in found] for arm in ARMS}
         loads = [load_contrast(arm, excess) for arm in RIVALS]
@@ -144,18 +144,13 @@ class Balancing(Experiment):
             f"Router bias: a step of {self.gamma:g} after each update. Auxiliary loss: coefficient {self.alpha:g}. {self.tried} "
             f"{self.said_of_loss()}"
         )
-        return Finding(
-            experiment=self.name,
-            title=self.title,
-            claim=self.claim,
-            source=self.source,
+        return self.found(
+            places,
             verdict=decide(excess, losses),
             words=words(excess, losses, found),
             contrasts=(*loads, *losses.values()),
             tables=(arms_table(list(places), excess, found, note), experts_table(found)),
             charts=(training_chart(runs),),
-            seeds=tuple(places),
-            share=share,
         )
 
     @abstractmethod

@@ -110,7 +110,7 @@ class DataDistil(Experiment):
         ]
         return [*shared, *(job for chore in CHORES for job in chore_jobs(chore, seed, place, work, share))]
 
-    def conclude(self, places: Mapping[int, Path], share: float) -> Finding:
+    def conclude(self, places: Mapping[int, Path]) -> Finding:
         return conclusion(self, places, {chore: arms(chore) for chore in CHORES})
 
 

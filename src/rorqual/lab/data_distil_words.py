@@ -45,7 +45,6 @@ QUESTIONS = (
 
 def conclusion(experiment: Experiment, places: Mapping[int, Path], arms: Mapping[str, Sequence[str]]) -> Finding:
     """The finding of all seeds. The claim holds where it holds for all three chores, and does not where it fails for one."""
-    seeds = tuple(places)
     made: list[Contrast] = []
     tables: list[Table] = []
     charts: list[Chart] = []
@@ -66,17 +65,13 @@ def conclusion(experiment: Experiment, places: Mapping[int, Path], arms: Mapping
         words.append(sentence(chore, rows, verdicts[-1], places))
         tables.append(table(chore, found, scores, places))
         charts.append(chart(chore, scores))
-    return Finding(
-        experiment=experiment.name,
-        title=experiment.title,
-        claim=experiment.claim,
-        source=experiment.source,
+    return experiment.found(
+        places,
         verdict=together(verdicts),
         words=(*words, rule()),
         contrasts=tuple(sorted(made, key=lambda row: row.of != "all" and order(row.question))),
         tables=tuple(tables),
         charts=tuple(charts),
-        seeds=seeds,
     )
 
 
@@ -88,7 +83,8 @@ def order(question: str) -> int:
 
 def as_good(contrast: Contrast) -> Verdict:
     """Not worse by more than the margin: holds where the whole interval says so, does not where none of it does."""
-    return "holds" if contrast.low >= -MARGIN else "does not hold" if contrast.high < -MARGIN else "open"
+    low, high = contrast.ends
+    return "holds" if low >= -MARGIN else "does not hold" if high < -MARGIN else "open"
 
 
 def together(verdicts: Sequence[Verdict]) -> Verdict:
@@ -101,9 +97,9 @@ def together(verdicts: Sequence[Verdict]) -> Verdict:
 def rule() -> str:
     """The rule of the verdict, in words."""
     return (
-        f"A chore's claim holds where the 99 % interval of the difference lies above -{MARGIN:.2f} (share right, R²), and does not "
-        "where it lies below; the whole claim holds where all three do, and does not where one does not. All students of a chore "
-        "start from one base and take the same number of steps on batches of the same size."
+        "A chore's claim holds where both 99 % intervals of the difference (the bootstrap's, and Student's over seeds) lie above "
+        f"-{MARGIN:.2f} (share right, R²), and does not where both lie below; the whole claim holds where all three do, and does not "
+        "where one does not. All students of a chore start from one base and take the same number of steps on batches of the same size."
     )
 
 

@@ -32,6 +32,7 @@ from rorqual.lab.student import (
 )
 from rorqual.lab.teacher import TEACHER, teacher_jobs
 from rorqual.recipes.distil import distil, on_policy
+from rorqual.recipes.quickstart import FULL
 from rorqual.recipes.sft import sft
 from rorqual.tasks.base import Verdict as Graded
 from rorqual.train.run import Run
@@ -85,7 +86,7 @@ class DistilVsRl(Experiment):
         measuring += [measured(f"{TEACHER}-three-auto", TEACHER, own, share)]
         return [*teacher_jobs(seed, place, share), *base_jobs(own, place, share), *trained, *measuring]
 
-    def conclude(self, places: Mapping[int, Path], share: float) -> Finding:
+    def conclude(self, places: Mapping[int, Path]) -> Finding:
         where = list(places.values())
         found = {branch: [evaluation(place, _measured(branch)) for place in where] for branch in BRANCHES}
         main = contrasts("own choice: reinforced against distilled", found[RL], found[DISTIL])
@@ -107,11 +108,8 @@ class DistilVsRl(Experiment):
         costs = [_costs(place) for place in where]
         tries = [eight_tries(evaluation(place, EIGHT)) for place in where]
         verdict, words = _verdict(main[0], costs, tries)
-        return Finding(
-            experiment=self.name,
-            title=self.title,
-            claim=self.claim,
-            source=self.source,
+        return self.found(
+            places,
             verdict=verdict,
             words=(*words, *_controls(rest)),
             contrasts=(*main, *rest),
@@ -122,11 +120,10 @@ class DistilVsRl(Experiment):
                 TRIED,
             ),
             charts=(_bars(found), _reward(where)),
-            seeds=tuple(places),
         )
 
 
-PROBLEMS = 4000
+PROBLEMS = FULL.distil_problems
 
 
 def budget(place: Path) -> float:
@@ -162,7 +159,7 @@ def _on_policy(place: Path, seed: int) -> Run:
     return override(run, ROUNDING)
 
 
-TUNING = ["optim.lr=0.006", "optim.adamw.lr=0.002"]
+TUNING = [f"optim.lr={FULL.student_lr}", f"optim.adamw.lr={FULL.student_adamw_lr}"]
 """Half the rates of a fresh model, for one that has learned already."""
 
 TRIED = Table(

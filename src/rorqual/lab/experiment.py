@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from rorqual.lab.finding import Finding
+from rorqual.lab.finding import Finding, Verdict
 from rorqual.lab.job import Job
 
 FIRST_SEED = 100
@@ -31,8 +31,21 @@ class Experiment(ABC):
         """The work of one seed in the folder `place`, each job after those it needs. `share` of the full amounts, 0 to 1."""
 
     @abstractmethod
-    def conclude(self, places: Mapping[int, Path], share: float) -> Finding:
+    def conclude(self, places: Mapping[int, Path]) -> Finding:
         """What the seeds, all done, show together. Pure: the same files give the same finding."""
+
+    def found(self, places: Mapping[int, Path], verdict: Verdict, words: Sequence[str], **rest: Any) -> Finding:
+        """A finding under the experiment's own title and claim; `rest` are contrasts, tables and charts."""
+        return Finding(
+            experiment=self.name,
+            title=self.title,
+            claim=self.claim,
+            source=self.source,
+            verdict=verdict,
+            words=tuple(words),
+            seeds=tuple(places),
+            **rest,
+        )
 
 
 def amount(full: int, share: float, least: int = 2) -> int:

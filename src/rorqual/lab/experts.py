@@ -74,23 +74,18 @@ class ExpertsExperiment(Experiment):
             Compute(name=ABLATION, estimate=48 * share, needs=(TEACHER,), function=partial(ablated, seed=seed, count=count)),
         ]  # fmt: skip
 
-    def conclude(self, places: Mapping[int, Path], share: float) -> Finding:
+    def conclude(self, places: Mapping[int, Path]) -> Finding:
         said = [value(place, INFORMATION) for place in places.values()]
         taken = [value(place, ABLATION) for place in places.values()]
         bits = list(information_contrasts(said))
         hurt = hurt_contrasts(taken)
-        return Finding(
-            experiment=self.name,
-            title=self.title,
-            claim=self.claim,
-            source=self.source,
+        return self.found(
+            places,
             verdict=decide(said, hurt),
             words=words(said, hurt, taken),
             contrasts=(*hurt, *bits),
             tables=(matrix_table(taken), information_table(list(places), said), chosen_table(list(places), taken)),
             charts=(information_chart(said), hurt_chart(hurt)),
-            seeds=tuple(places),
-            share=share,
         )
 
 

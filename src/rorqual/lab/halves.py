@@ -1,9 +1,9 @@
 """A claim about a shape, in halves: at equal this and at equal that. What each half shows, and the rule that judges them.
 
-The rule was written before any evidence was seen. A half holds where the 99 % interval of the rival's loss less the favoured arm's
-lies above 0, and does not hold where it lies below. A half whose costs are not equal within its tolerance is open, whatever the
-losses. The claim holds where all halves do, and does not where one does not. The bootstrap of five seeds covers less than it says, so
-the words add Student's t over the seeds; that came after the evidence and decides nothing.
+A half holds where the rival's loss less the favoured arm's lies above 0 by both 99 % intervals, the bootstrap's and Student's over the
+seeds, and does not hold where both lie below. A half whose costs are not equal within its tolerance is open, whatever the losses. The
+claim holds where all halves do, and does not where one does not. The rule began with the bootstrap's interval alone; Student's was added
+after the evidence, for all experiments alike, and can only turn a verdict to open.
 """
 
 from __future__ import annotations
@@ -99,15 +99,12 @@ class Judged:
         return f"{text} {ends[self.loss.sign]}{self._by_seeds()}"
 
     def _by_seeds(self) -> str:
-        """What Student's t says, which takes documents as they are and is wider."""
+        """What Student's t says, which takes documents as they are."""
         differences = [b - a for a, b in self.loss.by_seed]
         if len(differences) < 2:
             return ""
         t = t_interval(differences, self.loss.confidence)
-        also = "holds 0: for so few seeds that is weak" if t.low <= 0 <= t.high else "does not hold 0 either"
-        if self.loss.sign == "open":
-            also = "holds 0 too" if t.low <= 0 <= t.high else "does not"
-        return f" Student's t over the seeds, {t.low:+.4f} to {t.high:+.4f}, {also}."
+        return f" Student's t over the seeds: {t.low:+.4f} to {t.high:+.4f}; a verdict needs both."
 
 
 def _shown(value: float) -> str:
@@ -166,20 +163,16 @@ class ShapeExperiment(Experiment):
     def jobs(self, seed: int, place: Path, share: float) -> list[Job]:
         return shape_jobs(self.arms, seed, share)
 
-    def conclude(self, places: Places, share: float) -> Finding:
+    def conclude(self, places: Places) -> Finding:
         judged = [judge(half, places) for half in self.halves]
         also, words = self.also(places)
-        return Finding(
-            experiment=self.name,
-            title=self.title,
-            claim=self.claim,
-            source=self.source,
+        return self.found(
+            places,
             verdict=together([*(one.verdict for one in judged), *also]),
             words=(*(one.words() for one in judged), *words),
             contrasts=tuple(contrast for one in judged for contrast in (one.loss, *one.accuracy)),
             tables=(arms_table(self.arms, places), rates_table(self.arms)),
             charts=(curves(self.arms, places), differences(judged)),
-            seeds=tuple(places),
         )
 
     def also(self, places: Places) -> tuple[tuple[Verdict, ...], tuple[str, ...]]:

@@ -77,7 +77,9 @@ def _contrast_row(one: Contrast) -> list[str]:
         f"[{number(one.low, one.unit, signed=True)}, {number(one.high, one.unit, signed=True)}]",
         html.Html(f'<span class="v {MARKS[one.sign]}">{sign}</span>'),
         _t_interval(one),
-        html.Html(f'<span class="meta">{escape(seeds)}</span>'),
+        html.Html(
+            f'<span class="meta" style="display:inline-block;min-width:11rem;white-space:normal">{escape(seeds)}</span>'
+        ),
     ]
 
 

@@ -100,7 +100,7 @@ def planned(experiment: Experiment, out: Path, seeds: tuple[int, ...], budget: f
 
 def concluded(plan: Plan, command: str) -> Finding:
     """The finding, with what every job took and where it was made."""
-    finding = plan.experiment.conclude({seed: plan.place(seed) for seed in plan.seeds}, plan.share)
+    finding = plan.experiment.conclude({seed: plan.place(seed) for seed in plan.seeds})
     names = list(dict.fromkeys(name for _, name in plan.jobs))
     costs = {
         name: tuple(round(plan.jobs[seed, name].cost(plan.place(seed)).core_seconds, 2) for seed in plan.seeds)

@@ -14,23 +14,25 @@ from rorqual.engine.request import SamplingParams
 from rorqual.lab.experiment import amount
 from rorqual.lab.job import SAMPLED, Job, Measure, Train
 from rorqual.recipes.grpo import grpo
+from rorqual.recipes.quickstart import FULL, STUDENT_TASK
 from rorqual.recipes.sft import sft
 from rorqual.train.run import Run
 
-TASK = "families:add,sub,swap"
+TASK = STUDENT_TASK
 """Families in which a guess is right at most once in 120 times: in eight tries of count, mod or kk guessing alone solves more than half."""
 FAMILIES = ("add", "sub", "swap")
-HARD = 1.0
+HARD = FULL.student_hard
 """Hard problems only: two-digit sums are learned at once, without thinking, and then reinforcement teaches to answer at once."""
 ABLE, BASE = "student-able", "student-base"
-ABLE_STEPS, ABLE_THINK = 600, 0.4
-BASE_STEPS, BASE_THINK, BASE_RATE = 60, 0.07, 0.002
-"""First it learns to think, on 40 % of its problems, then in a few steps that it seldom does: so it can do in part what it hardly ever tries."""
-ROUNDING = ["agreement.most=0.001"]
+ABLE_STEPS, ABLE_THINK = FULL.student_able_steps, FULL.student_able_think
+BASE_STEPS, BASE_THINK, BASE_RATE = FULL.student_base_steps, FULL.student_think, FULL.student_base_lr
+"""As in the quickstart. First it learns to think, on 40 % of its problems, then in a few steps that it seldom does: so it can do in part
+what it hardly ever tries."""
+ROUNDING = [f"agreement.most={FULL.rival_agreement}"]
 """In the small student's fp32 one token in half a million, a very unlikely one, differed by 1.5e-4 nats between trainer and sampler."""
 PER_CELL, TRIES = 120, 8
 EIGHT = f"{BASE}-eight-tries"
-RL, RL_STEPS, RL_RATE = "student-rl", 60, 4e-4
+RL, RL_STEPS, RL_RATE = "student-rl", FULL.rival_steps, FULL.rival_lr
 
 
 def fresh(seed: int) -> int:
@@ -70,7 +72,8 @@ def reinforced_job(seed: int, place: Path, share: float) -> Train:
 
 def reinforce(start: Path, steps: int, seed: int) -> Run:
     """GRPO from `start`; 32 problems of 12 samples a step."""
-    run = grpo(task=TASK, start=str(start), steps=steps, problems=32, samples=12, max_tokens=80, row=128, lr=RL_RATE,
+    run = grpo(task=TASK, start=str(start), steps=steps, problems=FULL.rival_problems, samples=FULL.rival_samples, max_tokens=80,
+               row=128, lr=RL_RATE,
                 options={"hard": HARD}, seed=seed)  # fmt: skip
     return override(run, ROUNDING)
 

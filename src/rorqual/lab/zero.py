@@ -38,11 +38,10 @@ class Zero(Experiment):
         own = fresh(seed)
         return [*base_jobs(own, place, share), reinforced_job(own, place, share), *measures(RL, own, share)]
 
-    def conclude(self, places: Mapping[int, Path], share: float) -> Finding:
+    def conclude(self, places: Mapping[int, Path]) -> Finding:
         return told(self, list(places.values()), RL, (RL,), places)
 
 
-FEWEST = 3
 LONG_PARTS, LONG_STEPS = 4, 150
 """Some 25 core-minutes, in parts, so that it can be measured on the way."""
 
@@ -64,7 +63,7 @@ class ZeroLong(Experiment):
             found += measures(_name(part), own, share)
         return found
 
-    def conclude(self, places: Mapping[int, Path], share: float) -> Finding:
+    def conclude(self, places: Mapping[int, Path]) -> Finding:
         where, runs = list(places.values()), tuple(_name(part) for part in range(1, LONG_PARTS + 1))
         finding = told(self, where, runs[-1], runs, places)
         return finding.model_copy(update={"charts": (*finding.charts, _on_the_way(where, runs))})
@@ -105,13 +104,10 @@ def told(
         mean_by_seed(made_before, "before, made to think", groups),
         mean_by_seed(made_after, "after, made to think", groups),
     )
-    return Finding(
-        experiment=experiment.name,
-        title=experiment.title,
-        claim=experiment.claim,
-        source=experiment.source,
-        verdict=verdict,
-        words=tuple(words),
+    return experiment.found(
+        places,
+        verdict,
+        words,
         contrasts=(*right, *choice, *ability),
         charts=(
             Chart(name="effects", title="Right on held-out problems", kind="bars", labels=groups, series=bars, percent=True,
@@ -119,21 +115,20 @@ def told(
             _over_steps(where, runs),
             _thinking_length(where, runs),
         ),
-        seeds=tuple(places),
     )  # fmt: skip
 
 
 def _verdict(choice: Contrast, right: Contrast, ability: Contrast) -> tuple[Verdict, list[str]]:
     """Reasoning grew where the model made to think is more often right than before; thinking more often alone is not that.
 
-    Fewer than three seeds show what can happen, and give no verdict.
+    One seed shows what can happen, and gives no verdict.
     """
     words = [
         f"Right by its own choice: {said(right)}.",
         f"It chose to think on {percent(choice.a)} % of the problems before and {percent(choice.b)} % after: {said(choice)}.",
         f"Made to think, right: {said(ability)}.",
     ]
-    return (ability.sign if len(ability.by_seed) >= FEWEST else "open"), words
+    return ability.sign, words
 
 
 def _length(found: Sequence[Evaluation]) -> float:

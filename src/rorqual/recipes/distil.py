@@ -7,13 +7,11 @@ from typing import Any, Literal
 from rorqual.core.errors import ConfigError
 from rorqual.core.records import Thinking
 from rorqual.recipes.models import Size
-from rorqual.recipes.start import beginning, supervised
+from rorqual.recipes.start import beginning, nudged, supervised, tuned
 from rorqual.train.balance import Balance
 from rorqual.train.objectives import Distil, NextToken, Objective
 from rorqual.train.objectives.distil import Divergence, Tail
-from rorqual.train.optim import AdamWConfig, MuonConfig
 from rorqual.train.run import BFLOAT16, FLOAT32, Dtype, Run
-from rorqual.train.schedule import Schedule
 from rorqual.train.sources import DistilledConfig, OnPolicyConfig
 
 
@@ -59,9 +57,7 @@ def distil(
         model=model,
         source=DistilledConfig(data=data, rows=rows, row=row, longer=longer, logits=objective != "sequence"),
         objectives=objectives,
-        optim=MuonConfig(
-            lr=0.012, adamw=AdamWConfig(lr=4e-3, betas=(0.9, 0.98)), schedule=Schedule(warmup=50, decay=0.4)
-        ),
+        optim=tuned(),
         balance=Balance(gamma=0.01),
     )
 
@@ -113,7 +109,7 @@ def on_policy(
             row=row,
         ),
         objectives=(Distil(divergence=divergence, alpha=alpha, sampling_temperature=temperature),),
-        optim=AdamWConfig(lr=lr, betas=(0.9, 0.95), schedule=Schedule(warmup=3, decay=0.5, final=0.1)),
+        optim=nudged(lr),
         balance=Balance(gamma=0.0),
     )
 

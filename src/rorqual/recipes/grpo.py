@@ -6,12 +6,10 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from rorqual.core.records import Thinking
-from rorqual.recipes.start import beginning
+from rorqual.recipes.start import beginning, nudged
 from rorqual.train.balance import Balance
 from rorqual.train.objectives import GRPO
-from rorqual.train.optim import AdamWConfig
 from rorqual.train.run import BFLOAT16, FLOAT32, Dtype, Run
-from rorqual.train.schedule import Schedule
 from rorqual.train.sources import RolloutConfig
 
 Mends = Literal["none", "dapo", "dr_grpo", "gspo", "cispo", "v32"]
@@ -92,6 +90,6 @@ def grpo(
             **source,
         ),
         objectives=(GRPO(temperature=temperature, tis_cap=tis_cap, **objective),),
-        optim=AdamWConfig(lr=lr, betas=(0.9, 0.95), schedule=Schedule(warmup=3, decay=0.5, final=0.1)),
+        optim=nudged(lr),
         balance=Balance(gamma=0.0),
     )

@@ -6,11 +6,9 @@ from typing import Any
 
 from rorqual.core.errors import ConfigError
 from rorqual.recipes.models import Size
-from rorqual.recipes.start import beginning, supervised
+from rorqual.recipes.start import beginning, supervised, tuned
 from rorqual.train.balance import Balance
-from rorqual.train.optim import AdamWConfig, MuonConfig
 from rorqual.train.run import Run
-from rorqual.train.schedule import Schedule
 from rorqual.train.sources import ConversationsConfig, SourceConfig, WorkedConfig
 
 
@@ -49,8 +47,6 @@ def sft(
         model=model,
         source=source,
         objectives=supervised(model, sequence_balance),
-        optim=MuonConfig(
-            lr=0.012, adamw=AdamWConfig(lr=4e-3, betas=(0.9, 0.98)), schedule=Schedule(warmup=50, decay=0.4)
-        ),
+        optim=tuned(),
         balance=Balance(gamma=0.01),
     )

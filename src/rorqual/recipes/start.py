@@ -10,7 +10,9 @@ from rorqual.model.config import ModelConfig
 from rorqual.model.load.run import read_model_config
 from rorqual.recipes.models import Size, model_of
 from rorqual.train.objectives import MultiToken, NextToken, Objective, SequenceBalance
+from rorqual.train.optim import AdamWConfig, MuonConfig
 from rorqual.train.run import Start
+from rorqual.train.schedule import Schedule
 
 
 def beginning(start: str, tokenizer: str, size: Size, context: int) -> tuple[Start, ModelConfig]:
@@ -37,3 +39,13 @@ def supervised(model: ModelConfig, sequence_balance: float = 0.0) -> tuple[Objec
     if sequence_balance:
         terms.append(SequenceBalance(coefficient=sequence_balance))
     return tuple(terms)
+
+
+def tuned() -> MuonConfig:
+    """How supervised recipes are optimised: Muon for hidden matrices, AdamW for the rest (docs/LOG.md, choosing the quickstart's recipe)."""
+    return MuonConfig(lr=0.012, adamw=AdamWConfig(lr=4e-3, betas=(0.9, 0.98)), schedule=Schedule(warmup=50, decay=0.4))
+
+
+def nudged(lr: float) -> AdamWConfig:
+    """How recipes that learn from their own samples are optimised: AdamW alone, at a low rate."""
+    return AdamWConfig(lr=lr, betas=(0.9, 0.95), schedule=Schedule(warmup=3, decay=0.5, final=0.1))

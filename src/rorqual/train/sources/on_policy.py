@@ -18,9 +18,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from rorqual.core.errors import ConfigError, DataError
+from rorqual.core.errors import ConfigError
 from rorqual.core.records import RunDir, Thinking
-from rorqual.data.pack import Sample, pack
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine.engine import Engine
 from rorqual.engine.request import Completion, Request, SamplingParams
@@ -28,11 +27,11 @@ from rorqual.engine.score import ROWS, next_logprobs
 from rorqual.model.account import account
 from rorqual.model.load.run import load_run
 from rorqual.tasks.base import Problem, Verdict
-from rorqual.tasks.find import load_task, safe_grade
+from rorqual.tasks.find import load_task
 from rorqual.train.batch import TrainBatch
 from rorqual.train.sources.base import Materials, Source, SourceConfig, Step
 from rorqual.train.sources.distilled import another_vocabulary
-from rorqual.train.sources.rollouts import Scored, lay_beside, measure
+from rorqual.train.sources.rollouts import Scored, batch_of, check_room, graded_as, measure
 from rorqual.train.sources.worked import opening, repeat
 
 PROBE = 256
@@ -80,14 +79,7 @@ class OnPolicy(Source):
         self.task = load_task(config.task, data=Path(config.data) if config.data else None, options=config.options)
         self.teacher = Teacher(config.teacher, materials, config.row, config.top_k)
         self.engine = Engine(materials.model, materials.tokenizer, materials.chat, threads=materials.threads)
-        probe = opening(self.task, self.seed, PROBE)
-        longest = max(len(self.chat.prompt(p.messages, config.thinking)) for p in probe)
-        if longest + config.max_tokens > config.row:
-            raise DataError(
-                f"a prompt of {longest} tokens and an answer of {config.max_tokens} do not fit a row of {config.row}",
-                where="row",
-                remedy=f"Set row={longest + config.max_tokens} or a smaller max_tokens.",
-            )
+        check_room(self.chat, opening(self.task, self.seed, PROBE), config.thinking, config.max_tokens, config.row)
 
     def step(self, step: int) -> Step:
         c = self.config
@@ -114,25 +106,16 @@ class OnPolicy(Source):
         return Step(batches, metrics | self._measure(problems, groups), fresh=True)
 
     def _verdict(self, problem: Problem, completion: Completion) -> Verdict:
-        if not self.config.grade:
-            return Verdict.UNGRADED
-        return safe_grade(self.task, problem, completion.text) if completion.finish_reason == "stop" else Verdict.WRONG
+        return graded_as(self.task, problem, completion) if self.config.grade else Verdict.UNGRADED
 
     def _measure(self, problems: list[Problem], groups: list[list[Scored]]) -> dict[str, Any]:
         """What rollouts record, but for what only groups with advantages have, and verdicts that were not given."""
-        found = measure(problems, groups, self.chat.tokenizer.end_think)
+        found = measure(problems, groups, self.chat)
         verdicts = () if self.config.grade else ("reward", "right", "ungraded")
         return {name: value for name, value in found.items() if not name.startswith(("groups_", *verdicts))}
 
     def _batch(self, scored: list[Scored]) -> TrainBatch:
-        samples = [
-            Sample(
-                [*s.completion.prompt_ids, *s.completion.token_ids],
-                [False] * len(s.completion.prompt_ids) + [True] * len(s.completion.token_ids),
-            )
-            for s in scored
-        ]
-        batch = lay_beside(pack(samples, self.config.row, pad=self.chat.tokenizer.pad), scored)
+        batch = batch_of(scored, self.config.row, self.chat.pad)
         return self.teacher.beside(replace(batch, advantages=None, lengths=None))
 
 

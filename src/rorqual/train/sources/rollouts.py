@@ -15,10 +15,11 @@ from torch import Tensor
 
 from rorqual.core.errors import DataError
 from rorqual.core.records import Thinking
+from rorqual.data.chat import ChatFormat
 from rorqual.data.pack import Packed, Sample, pack
 from rorqual.engine.engine import Engine
 from rorqual.engine.request import Completion, Request, SamplingParams
-from rorqual.tasks.base import Problem, Verdict
+from rorqual.tasks.base import Problem, Task, Verdict
 from rorqual.tasks.find import load_task, safe_grade
 from rorqual.train.batch import TrainBatch
 from rorqual.train.sources.base import Materials, Source, SourceConfig, Step
@@ -114,21 +115,14 @@ class Rollouts(Source):
             if config.reference
             else None
         )
-        probe = opening(self.task, self.seed, GOLD_PROBE)
-        longest = max(len(self.chat.prompt(p.messages, config.thinking)) for p in probe)
-        if longest + config.max_tokens > config.row:
-            raise DataError(
-                f"a prompt of {longest} tokens and an answer of {config.max_tokens} do not fit a row of {config.row}",
-                where="row",
-                remedy=f"Set row={longest + config.max_tokens} or a smaller max_tokens.",
-            )
+        check_room(self.chat, opening(self.task, self.seed, GOLD_PROBE), config.thinking, config.max_tokens, config.row)
 
     def step(self, step: int) -> Step:
         c = self.config
         problems, groups = self._draw(step)
         chosen = [g for g in groups if mixed(g)][: c.problems] if c.max_num_gen_batches > 1 else groups
         learn = [one for group in chosen for one in group if self._trains(one)]
-        metrics = measure(problems, groups, self.chat.tokenizer.end_think) | self._measure_options(groups, chosen)
+        metrics = measure(problems, groups, self.chat) | self._measure_options(groups, chosen)
         order = np.random.default_rng([self.seed, step, 1]).permutation(len(learn)).tolist()
         parts = np.array_split(np.asarray(order), c.minibatches) if learn else []
         batches = [self._batch([learn[i] for i in part], learned=True) for part in parts if len(part)]
@@ -138,7 +132,7 @@ class Rollouts(Source):
         if self.reference is not None:
             metrics["reference_tokens"] = sum(batch.n_tokens for batch in batches)
         notes = list(self._notes(step, learn, groups, chosen))
-        trace = trace_lines(problems, groups, c.trace, self.chat.tokenizer.end_think)
+        trace = trace_lines(problems, groups, c.trace, self.chat)
         return Step(batches, metrics, fresh=True, unlearned=unlearned, notes=notes, trace=trace)
 
     def _draw(self, step: int) -> tuple[list[Problem], list[list[Scored]]]:
@@ -199,23 +193,14 @@ class Rollouts(Source):
 
     def _score(self, problem: Problem, completions: list[Completion]) -> list[Scored]:
         """Advantage = (reward - group mean) / group deviation (R1 eq. 3); ungraded samples are left out of the group."""
-        verdicts = [
-            safe_grade(self.task, problem, c.text) if c.finish_reason == "stop" else Verdict.WRONG for c in completions
-        ]
+        verdicts = [graded_as(self.task, problem, c) for c in completions]
         graded = [v is not Verdict.UNGRADED for v in verdicts]
         rewards = [float(v is Verdict.RIGHT) + self._penalty(len(c.token_ids)) for v, c in zip(verdicts, completions)]
         advantages = group_advantages(rewards, graded, std=self.config.std)
         return [Scored(c, v, float(a)) for c, v, a in zip(completions, verdicts, advantages)]
 
     def _batch(self, scored: list[Scored], *, learned: bool = False) -> TrainBatch:
-        samples = [
-            Sample(
-                [*s.completion.prompt_ids, *s.completion.token_ids],
-                [False] * len(s.completion.prompt_ids) + [True] * len(s.completion.token_ids),
-            )
-            for s in scored
-        ]
-        batch = lay_beside(pack(samples, self.config.row, pad=self.chat.tokenizer.pad), scored)
+        batch = batch_of(scored, self.config.row, self.chat.pad)
         if self.reference is not None and learned:
             batch = replace(batch, reference_logprobs=self.reference.logprobs(batch))
         return batch
@@ -224,6 +209,34 @@ class Rollouts(Source):
 def mixed(group: list[Scored]) -> bool:
     """Whether a group has right and wrong answers: its mean says something of its members."""
     return {Verdict.RIGHT, Verdict.WRONG} <= {one.verdict for one in group}
+
+
+def check_room(chat: ChatFormat, probe: list[Problem], thinking: Thinking, max_tokens: int, row: int) -> None:
+    """Refuse a row that the longest of these problems and an answer of `max_tokens` do not fit."""
+    longest = max(len(chat.prompt(problem.messages, thinking)) for problem in probe)
+    if longest + max_tokens > row:
+        raise DataError(
+            f"a prompt of {longest} tokens and an answer of {max_tokens} do not fit a row of {row}",
+            where="row",
+            remedy=f"Set row={longest + max_tokens} or a smaller max_tokens.",
+        )
+
+
+def graded_as(task: Task, problem: Problem, completion: Completion) -> Verdict:
+    """What the task's grader says of an answer; one that was cut off is wrong."""
+    return safe_grade(task, problem, completion.text) if completion.finish_reason == "stop" else Verdict.WRONG
+
+
+def batch_of(scored: list[Scored], width: int, pad: int) -> TrainBatch:
+    """Samples packed into rows of `width`, with what `lay_beside` lays there; loss on what was sampled."""
+    samples = [
+        Sample(
+            [*s.completion.prompt_ids, *s.completion.token_ids],
+            [False] * len(s.completion.prompt_ids) + [True] * len(s.completion.token_ids),
+        )
+        for s in scored
+    ]
+    return lay_beside(pack(samples, width, pad=pad), scored)
 
 
 def lay_beside(packed: Packed, scored: list[Scored]) -> TrainBatch:
@@ -262,7 +275,7 @@ def lay_beside(packed: Packed, scored: list[Scored]) -> TrainBatch:
     )
 
 
-def measure(problems: list[Problem], groups: list[list[Scored]], end_think: int) -> dict[str, Any]:
+def measure(problems: list[Problem], groups: list[list[Scored]], chat: ChatFormat) -> dict[str, Any]:
     """What a step's rollouts say: reward, groups without signal, how often and how long it thought, and how right it then was."""
     every = [s for group in groups for s in group]
     thought = [s for s in every if s.completion.reasoning]
@@ -282,7 +295,7 @@ def measure(problems: list[Problem], groups: list[list[Scored]], end_think: int)
         "truncated": sum(s.cut_off for s in every),
         "sampled_tokens": sum(len(s.completion.token_ids) for s in every),
         "think_share": len(thought) / len(every),
-        "think_length": float(np.mean([thinking_length(s.completion, end_think) for s in thought])) if thought else 0.0,
+        "think_length": float(np.mean([chat.n_thought(s.completion.token_ids) for s in thought])) if thought else 0.0,
         "reply_length": float(np.mean([len(s.completion.token_ids) for s in every])),
         "right_when_thinking": share(thought),
         "right_at_once": share(at_once),
@@ -291,7 +304,7 @@ def measure(problems: list[Problem], groups: list[list[Scored]], end_think: int)
 
 
 def trace_lines(
-    problems: list[Problem], groups: list[list[Scored]], count: int, end_think: int
+    problems: list[Problem], groups: list[list[Scored]], count: int, chat: ChatFormat
 ) -> list[dict[str, Any]]:
     """A line for each group: its problem, and verdict, advantage and lengths of each sample; texts for `count` of them."""
     if not count:
@@ -305,18 +318,12 @@ def trace_lines(
         samples = []
         for s in group:
             c = s.completion
-            thinking = thinking_length(c, end_think) if c.reasoning else 0
+            thinking = chat.n_thought(c.token_ids) if c.reasoning else 0
             sample: dict[str, Any] = {"verdict": s.verdict.value, "advantage": s.advantage, "finish": c.finish_reason}
             sample |= {"tokens": len(c.token_ids), "thinking": thinking}
             samples.append(sample | ({"reasoning": c.reasoning, "text": c.text} if number in told else {}))
         lines.append(line | {"samples": samples})
     return lines
-
-
-def thinking_length(completion: Completion, end_think: int) -> int:
-    """Tokens before `</think>`; all of them where the answer was cut off while it thought."""
-    ids = completion.token_ids
-    return ids.index(end_think) if end_think in ids else len(ids)
 
 
 def share(scored: list[Scored]) -> float:

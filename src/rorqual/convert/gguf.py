@@ -1,0 +1,163 @@
+"""GGUF, llama.cpp's format: a file as a run directory, and a run directory as a file."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from rorqual.convert.gguf_export import Progress, export_gguf
+from rorqual.convert.gguf_keys import architecture_of, config_from_keys
+from rorqual.convert.gguf_names import Layout, check_tensors, layout
+from rorqual.convert.gguf_quant import Format
+from rorqual.convert.gguf_read import GGUFFile, open_gguf
+from rorqual.convert.gguf_tokenizer import tokenizer_from_keys
+from rorqual.convert.stream import CHUNK, Spec, write_tensors
+from rorqual.core.errors import CheckpointError, ConfigError, RorqualError
+from rorqual.core.records import WHOLE_FILE, RunDir, write_atomic, write_json
+from rorqual.data.chat import TEMPLATE_FILE, guess_chat
+from rorqual.data.tokenizer import Tokenizer
+from rorqual.model.load.find import family_of
+from rorqual.model.load.names import Entry
+from rorqual.model.load.run import WEIGHTS_FILE
+
+__all__ = ["export_gguf", "import_gguf"]
+
+_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+
+
+def import_gguf(src: Path, out: Path, *, progress: Progress, dtype: str = "float32") -> None:
+    """Write the file `src` as the run directory `out`, which must not exist or be empty.
+
+    F32, F16 and BF16 are kept as they are; `dtype` is the type in which what was quantised is stored (float32 holds it
+    exactly). Where one tensor of ours is made of tensors of several types, it has that type, too. What the header shows to be
+    wrong is refused before a tensor is read; `out` appears when it is whole.
+    """
+    if dtype not in ("float32", "bfloat16"):
+        raise ConfigError(f"no type '{dtype}' to dequantise to", where="dtype", remedy="Use float32 or bfloat16.")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise CheckpointError("exists already", where=str(out), remedy="Give another out=, or delete it.")
+    with open_gguf(src) as file:
+        work = _plan(file, torch.bfloat16 if dtype == "bfloat16" else torch.float32)
+        tokenizer = tokenizer_from_keys(file.keys, file.where)
+        settings = _settings(file, work, tokenizer, dtype)
+        template = file.keys.get("tokenizer.chat_template")
+        temporary = RunDir(out.with_name(f".{out.name}.{os.getpid()}"))
+        try:
+            step = temporary.step_dir(0)
+            step.mkdir(parents=True)
+            size = write_tensors(step / WEIGHTS_FILE, work.specs, _Feed(file, work, progress).chunks)
+            write_json(step / WHOLE_FILE, {WEIGHTS_FILE: size})
+            tokenizer.save(temporary.tokenizer_file)
+            if isinstance(template, str):
+                write_atomic(temporary.path / TEMPLATE_FILE, template.encode())
+            text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+            write_atomic(temporary.config_file, text.encode())
+            if out.is_dir():
+                out.rmdir()
+            os.replace(temporary.path, out)
+        except OSError as error:
+            raise RorqualError(
+                f"cannot write: {error.strerror}", where=str(out), remedy="Free disk space or choose another folder."
+            ) from error
+        finally:
+            shutil.rmtree(temporary.path, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What the header says: the model, where its tensors stand, and what is to be written."""
+
+    architecture: str
+    model_type: str
+    model: dict[str, Any]
+    layout: Layout
+    specs: tuple[Spec, ...]
+    types: Mapping[str, torch.dtype]
+
+
+def _plan(file: GGUFFile, dequantised: torch.dtype) -> _Work:
+    architecture = architecture_of(file.keys, file.where)
+    shapes = {name: tensor.shape for name, tensor in file.tensors.items()}
+    data = config_from_keys(file.keys, architecture, shapes, file.where)
+    family = family_of(data["model_type"], file.where)
+    config = family.config_from_hf(data, file.where)
+    joined = any(name.endswith("attn_kv_b.weight") for name in shapes)
+    layout_ = layout(config, family.name_map(config), architecture, joined_kv=joined)
+    check_tensors(shapes, layout_.gguf, file.where)
+    pieces = layout_.of_theirs()
+    types = {}
+    for entry in layout_.entries:
+        formats = {file.tensors[piece.gguf].format for name in entry.theirs for piece in pieces[name]}
+        types[entry.ours] = _type(formats, dequantised)
+    specs = tuple(Spec(name, _NAMES[kind], layout_.ours[name]) for name, kind in types.items())
+    return _Work(architecture, data["model_type"], config.model_dump(mode="json"), layout_, specs, types)
+
+
+def _type(formats: set[Format], dequantised: torch.dtype) -> torch.dtype:
+    kept = {format_.dtype for format_ in formats}
+    only = kept.pop() if len(kept) == 1 else None
+    return only or dequantised
+
+
+def _settings(file: GGUFFile, work: _Work, tokenizer: Tokenizer, dtype: str) -> dict[str, Any]:
+    """`run.yaml` of the import."""
+    template = file.keys.get("tokenizer.chat_template")
+    ids = {name: file.keys.get(f"tokenizer.ggml.{key}_token_id") for name, key in _IDS.items()}
+    return {
+        "recipe": "import",
+        "chat": guess_chat(work.model_type, tokenizer, template if isinstance(template, str) else None),
+        "model": work.model,
+        "imported": {
+            "source": Path(file.where).name,
+            "format": "gguf",
+            "family": work.model_type,
+            "dtype": dtype,
+            "types": sorted({tensor.format.name for tensor in file.tensors.values()}),
+        },
+        "generation": {name: value for name, value in ids.items() if isinstance(value, int)},
+    }
+
+
+_IDS = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "padding"}
+
+
+class _Feed:
+    """Gives the bytes of each of our tensors, slice by slice."""
+
+    def __init__(self, file: GGUFFile, work: _Work, progress: Progress) -> None:
+        self._file, self._work, self._progress = file, work, progress
+        self._pieces = work.layout.of_theirs()
+        self._entries: dict[str, Entry] = {entry.ours: entry for entry in work.layout.entries}
+        self._done, self._total = 0, sum(spec.size for spec in work.specs)
+
+    def chunks(self, spec: Spec) -> Iterator[bytes]:
+        entry, kind = self._entries[spec.name], self._work.types[spec.name]
+        for index in entry.order():
+            for values in self._values(entry.theirs[index]):
+                data = values.to(kind).contiguous().view(torch.uint8).numpy()
+                self._progress(self._done, self._total, spec.name)
+                self._done += data.nbytes
+                yield data.tobytes()
+        self._progress(self._done, self._total, spec.name)
+
+    def _values(self, theirs: str) -> Iterator[Tensor]:
+        """A published tensor's rows, in order."""
+        for piece in self._pieces[theirs]:
+            stored = self._file.tensors[piece.gguf]
+            if len(stored.shape) == 1:
+                yield piece.from_gguf(self._file.rows(stored, 0, 1).reshape(-1, 1))
+            elif piece.form == "transposed":
+                start = piece.gguf_start
+                yield piece.from_gguf(self._file.rows(stored, start, start + piece.gguf_rows))
+            else:
+                for begin, end in piece.steps(max(CHUNK // (4 * stored.shape[-1]), 1)):
+                    start = piece.gguf_start
+                    yield piece.from_gguf(self._file.rows(stored, start + begin, start + end))

@@ -1,0 +1,174 @@
+"""A run directory as a GGUF file: the header first, then the tensors slice by slice."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rorqual.convert.gguf_keys import architecture_for, keys_for
+from rorqual.convert.gguf_names import Layout, Piece, check_tensors, layout
+from rorqual.convert.gguf_quant import FORMATS, Bytes, Format, encode, written_format
+from rorqual.convert.gguf_tokenizer import tokenizer_keys
+from rorqual.convert.gguf_write import Planned, header_bytes, padding
+from rorqual.convert.stream import CHUNK, Stored, read_header
+from rorqual.core.errors import CheckpointError, RorqualError
+from rorqual.core.records import RunDir
+from rorqual.data.chat import ChatFormat, load_chat
+from rorqual.data.tokenizer import Tokenizer
+from rorqual.model.load.find import family_for
+from rorqual.model.load.names import Entry
+from rorqual.model.load.run import WEIGHTS_FILE, read_model_config
+
+Progress = Callable[[int, int, str], None]
+"""Called with the bytes done, their total, and the name of the tensor."""
+
+_TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7, "BF16": 32}  # llama.cpp's `general.file_type`
+_LARGEST = {"F16": 65504.0, "Q8_0": 65504.0 * 127, "Q4_0": 65504.0 * 8}  # what a half-precision number or scale reaches
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where our tensors are stored, and which entry each published tensor belongs to."""
+
+    stored: Mapping[str, Stored]
+    places: Mapping[str, tuple[Entry, int]]
+    layout: Layout
+    where: str
+
+    def rows(self, theirs: str, start: int, stop: int) -> Tensor:
+        """Rows of a published tensor [rows, columns], out of ours; a vector is a column."""
+        entry, position = self.places[theirs]
+        whole, shape = self.stored[entry.ours], self.layout.theirs[theirs]
+        part = whole.part(position, len(entry.theirs), shape)
+        size = part.size // shape[0]
+        rows = replace(part, shape=(stop - start, *shape[1:]), begin=part.begin + start * size)
+        data = b"".join(rows.chunks())
+        values = torch.frombuffer(bytearray(data), dtype=_TYPES[part.dtype]).reshape(stop - start, -1)
+        if not bool(values.isfinite().all()):
+            raise CheckpointError(
+                f"tensor '{entry.ours}' holds NaN or infinity", where=self.where, remedy="Export an earlier checkpoint."
+            )
+        return values
+
+
+def export_gguf(run: RunDir, dst: Path, *, dtype: str, progress: Progress) -> None:
+    """Write a run's newest whole checkpoint to the file `dst`, in F32, F16, BF16, Q8_0 or Q4_0.
+
+    Vectors and the router stay F32, and so does a tensor whose rows are not whole blocks of 32; with Q4_0 the embedding and
+    the head are Q8_0. Prediction modules (MTP) are left out: llama.cpp has no use for them. The file appears under its name
+    when it is whole.
+    """
+    format_ = written_format(dtype)
+    config, tokenizer = read_model_config(run), Tokenizer.load(run.tokenizer_file)
+    family = family_for(config)
+    data = family.config_to_hf(config)
+    architecture = architecture_for(data)
+    layout_ = layout(config, family.name_map(config), architecture)
+    weights = run.checkpoint() / WEIGHTS_FILE
+    stored = _ours(read_header(weights), layout_, str(weights))
+    places = {
+        entry.theirs[index]: (entry, position)
+        for entry in layout_.entries
+        for position, index in enumerate(entry.order())
+    }
+    header = {f"{architecture}.{name}": value for name, value in keys_for(data, architecture).items()}
+    header |= tokenizer_keys(tokenizer, config.vocab_size) | _special_keys(load_chat(run, tokenizer))
+    header |= {
+        "general.architecture": architecture,
+        "general.name": run.path.resolve().name,
+        "general.file_type": _FILE_TYPES[format_.name],
+    }
+    header["general.quantization_version"] = 2
+    formats = {name: _format(name, shape, format_) for name, shape in layout_.gguf.items()}
+    _write(dst, header, formats, _Source(stored, places, layout_, str(weights)), progress)
+
+
+def _ours(stored: Mapping[str, Stored], layout_: Layout, where: str) -> dict[str, Stored]:
+    """The tensors that are exported, checked for names, shapes and types; those of the prediction modules go."""
+    kept = {name: tensor for name, tensor in stored.items() if not name.startswith("mtp.")}
+    check_tensors({name: tensor.shape for name, tensor in kept.items()}, layout_.ours, where)
+    odd = [name for name, tensor in kept.items() if tensor.dtype not in _TYPES]
+    if odd:
+        raise CheckpointError(
+            f"tensor '{odd[0]}' is {kept[odd[0]].dtype}",
+            where=where,
+            remedy="Import the model with dtype=bfloat16 first.",
+        )
+    return kept
+
+
+def _format(name: str, shape: tuple[int, ...], wanted: Format) -> Format:
+    """The type in which a tensor is written."""
+    if len(shape) == 1 or name.endswith("ffn_gate_inp.weight") or shape[-1] % wanted.block:
+        return FORMATS["F32"]
+    if wanted.name == "Q4_0" and name in ("token_embd.weight", "output.weight"):
+        return FORMATS["Q8_0"]
+    return wanted
+
+
+def _special_keys(chat: ChatFormat) -> dict[str, Any]:
+    """Ids that llama.cpp needs by name, and the chat template."""
+    keys: dict[str, Any] = {
+        "tokenizer.ggml.eos_token_id": chat.stop_ids[0],
+        "tokenizer.ggml.padding_token_id": chat.pad,
+        "tokenizer.ggml.add_bos_token": chat.bos is not None,
+    }
+    if chat.bos is not None:
+        keys["tokenizer.ggml.bos_token_id"] = chat.bos
+    if chat.template is not None:
+        keys["tokenizer.chat_template"] = chat.template
+    return keys
+
+
+def _write(
+    dst: Path, header: Mapping[str, Any], formats: Mapping[str, Format], source: _Source, progress: Progress
+) -> None:
+    temporary = dst.with_name(f".{dst.name}.{os.getpid()}")
+    tensors = [Planned(name, format_, source.layout.gguf[name]) for name, format_ in formats.items()]
+    pieces, done, total = source.layout.of_gguf(), 0, sum(tensor.size for tensor in tensors)
+    try:
+        dst.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            file.write(header_bytes(header, tensors))
+            for tensor in tensors:
+                progress(done, total, tensor.name)
+                for piece in pieces[tensor.name]:
+                    for data in _encoded(source, piece, tensor.format):
+                        file.write(data)
+                file.write(padding(tensor.size))
+                done += tensor.size
+            progress(done, total, "")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, dst)
+    except OSError as error:
+        raise RorqualError(
+            f"cannot write: {error.strerror}", where=str(dst), remedy="Free disk space or choose another place."
+        ) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _encoded(source: _Source, piece: Piece, format_: Format) -> Iterator[Bytes]:
+    """The bytes of a piece, in slices."""
+    columns = int(np.prod(source.layout.theirs[piece.theirs][1:], dtype=np.int64))
+    for begin, end in piece.steps(max(CHUNK // (4 * columns), 1)):
+        values = piece.to_gguf(source.rows(piece.theirs, piece.start + begin, piece.start + end))
+        most = _LARGEST.get(format_.name)
+        if most is not None and float(values.abs().max()) > most:
+            raise CheckpointError(
+                f"tensor '{piece.theirs}' has a value of {float(values.abs().max()):.3g}, more than {format_.name} holds",
+                where=source.where,
+                remedy="Export it with dtype=bf16 or f32.",
+            )
+        yield encode(values, format_)

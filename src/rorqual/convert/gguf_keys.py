@@ -1,0 +1,325 @@
+"""The keys of a GGUF file's header that describe the model, and a published `config.json`: both ways.
+
+What a model is goes through the families of `model/load/`, so that nothing is understood twice. A key of the architecture
+that is not known here could change the function, and is refused.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from rorqual.core.errors import CheckpointError, ConfigError
+
+ARCHITECTURES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "llama": ("llama",),
+        "qwen2": ("qwen2",),
+        "qwen3": ("qwen3",),
+        "qwen3moe": ("qwen3_moe",),
+        "deepseek2": ("deepseek_v3", "deepseek_v2"),
+    }
+)
+"""GGUF's architectures and the `model_type`s that they hold."""
+
+_MISSING = object()
+_SOFTMAX, _SIGMOID = 1, 2  # llama.cpp's numbers of `expert_gating_func`
+_WITHOUT_EFFECT = ("vocab_size", "rope.scaling.finetuned", "attention.causal", "nextn_predict_layers")
+
+
+class _Keys:
+    """The architecture's keys, each to be taken once."""
+
+    def __init__(self, keys: Mapping[str, Any], architecture: str, where: str) -> None:
+        self.prefix, self.where = f"{architecture}.", where
+        self._left = {name[len(self.prefix) :]: v for name, v in keys.items() if name.startswith(self.prefix)}
+
+    def take(self, name: str, default: Any = _MISSING) -> Any:
+        value = self._left.pop(name, default)
+        if value is _MISSING:
+            raise CheckpointError(
+                f"key '{self.prefix}{name}' is missing",
+                where=self.where,
+                remedy="Take a file made by a newer llama.cpp.",
+            )
+        return _shortest(value) if isinstance(value, float) else value
+
+    def integer(self, name: str, default: Any = _MISSING) -> int:
+        value = self.take(name, default)
+        if isinstance(value, list) and len(set(value)) == 1:
+            value = value[0]  # some writers give one for each layer
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 31:
+            raise CheckpointError(f"key '{self.prefix}{name}' is {value!r}, not a count", where=self.where)
+        return value
+
+    def expect(self, name: str, *allowed: Any) -> None:
+        value = self.take(name, allowed[0])
+        if value not in allowed:
+            raise CheckpointError(
+                f"key '{self.prefix}{name}' is {value!r}, but only {' or '.join(map(repr, allowed))} is read",
+                where=self.where,
+            )
+
+    def end(self) -> None:
+        left = [name for name in self._left if name not in _WITHOUT_EFFECT]
+        if left:
+            raise CheckpointError(
+                f"keys that are not known: {', '.join(self.prefix + name for name in left[:12])}",
+                where=self.where,
+                remedy="They could change what the model computes, so the file is not read.",
+            )
+
+
+def _shortest(value: float) -> float:
+    """Headers hold 32 bits: 1e-5 is written 9.99999974e-6. The shortest decimal that means the same is what was meant."""
+    return float(str(np.float32(value)))
+
+
+def architecture_of(keys: Mapping[str, Any], where: str) -> str:
+    """`general.architecture`; one that is not read is a `CheckpointError` naming those that are."""
+    name = keys.get("general.architecture")
+    if name not in ARCHITECTURES:
+        raise CheckpointError(
+            f"unknown architecture {name!r}", where=where, remedy=f"Known: {', '.join(ARCHITECTURES)}."
+        )
+    return str(name)
+
+
+def config_from_keys(
+    keys: Mapping[str, Any], architecture: str, shapes: Mapping[str, tuple[int, ...]], where: str
+) -> dict[str, Any]:
+    """The header as a published `config.json`. What only tensors tell (tied embeddings, a router bias) is read off `shapes`."""
+    k = _Keys(keys, architecture, where)
+    heads, hidden = k.integer("attention.head_count"), k.integer("embedding_length")
+    if "token_embd.weight" not in shapes or not heads:
+        raise CheckpointError("no tensor 'token_embd.weight', or no heads", where=where, remedy="Take another file.")
+    data: dict[str, Any] = {
+        "vocab_size": shapes["token_embd.weight"][0],
+        "hidden_size": hidden,
+        "num_hidden_layers": k.integer("block_count"),
+        "num_attention_heads": heads,
+        "max_position_embeddings": k.integer("context_length"),
+        "rms_norm_eps": k.take("attention.layer_norm_rms_epsilon"),
+        "tie_word_embeddings": "output.weight" not in shapes,
+        "hidden_act": "silu",
+        "rope_theta": k.take("rope.freq_base", 10000.0),
+        "rope_scaling": None,
+    }
+    if architecture == "deepseek2":
+        data |= _latent_attention(k, shapes) | _deepseek_experts(k, shapes)
+    else:
+        data |= _grouped_attention(k, architecture, hidden // heads, heads)
+    if architecture == "qwen3moe":
+        data |= _qwen_experts(k)
+    # Qwen3's mixture has no dense layer: its writers give a length all the same.
+    data["intermediate_size"] = k.integer("feed_forward_length", *(() if architecture != "qwen3moe" else (0,)))
+    if architecture == "qwen3moe" and not data["intermediate_size"]:
+        data["intermediate_size"] = data["moe_intermediate_size"]
+    data["rope_scaling"] = _scaling(k, latent=architecture == "deepseek2")
+    k.end()
+    return data
+
+
+def _grouped_attention(k: _Keys, architecture: str, even: int, heads: int) -> dict[str, Any]:
+    head_dim = k.integer("attention.key_length", even)
+    k.expect("attention.value_length", head_dim)
+    k.expect("rope.dimension_count", head_dim)
+    if architecture == "llama":
+        k.expect("expert_count", 0)  # Mixtral calls itself llama, too
+        k.expect("expert_used_count", 0)
+    data = {
+        "model_type": ARCHITECTURES[architecture][0],
+        "num_key_value_heads": k.integer("attention.head_count_kv", heads),
+    }
+    if architecture == "qwen2":  # its config.json has no head_dim
+        if head_dim != even:
+            raise CheckpointError(f"heads of {head_dim}, where qwen2 has {even}", where=k.where)
+        return data
+    return data | {"head_dim": head_dim}
+
+
+def _qwen_experts(k: _Keys) -> dict[str, Any]:
+    return {
+        "num_experts": k.integer("expert_count"),
+        "num_experts_per_tok": k.integer("expert_used_count"),
+        "moe_intermediate_size": k.integer("expert_feed_forward_length"),
+        "norm_topk_prob": True,  # llama.cpp always does, for this architecture
+    }
+
+
+def _latent_attention(k: _Keys, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    rank, rope = k.integer("attention.kv_lora_rank"), k.integer("rope.dimension_count")
+    split = "blk.0.attn_k_b.weight" in shapes
+    key, value = k.integer("attention.key_length"), k.integer("attention.value_length")
+    k.take("attention.head_count_kv", None)  # 1 in the absorbed form; the latent has no heads of its own
+    if split:
+        key, value = k.integer("attention.key_length_mla"), k.integer("attention.value_length_mla")
+    return {
+        "q_lora_rank": k.integer("attention.q_lora_rank", 0) or None,
+        "kv_lora_rank": rank,
+        "qk_rope_head_dim": rope,
+        "qk_nope_head_dim": key - rope,
+        "v_head_dim": value,
+    }
+
+
+def _deepseek_experts(k: _Keys, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    gating = k.integer("expert_gating_func", _SOFTMAX)
+    if gating not in (_SOFTMAX, _SIGMOID):
+        raise CheckpointError(f"key 'deepseek2.expert_gating_func' is {gating}", where=k.where, remedy="Known: 1, 2.")
+    bias = any(name.endswith("exp_probs_b.bias") for name in shapes)
+    groups = k.integer("expert_group_count", 1) or 1
+    return {
+        "model_type": "deepseek_v3" if bias else "deepseek_v2",
+        "first_k_dense_replace": k.integer("leading_dense_block_count", 0),
+        "n_routed_experts": k.integer("expert_count"),
+        "num_experts_per_tok": k.integer("expert_used_count"),
+        "moe_intermediate_size": k.integer("expert_feed_forward_length"),
+        "n_shared_experts": k.integer("expert_shared_count", 0),
+        "routed_scaling_factor": k.take("expert_weights_scale", 1.0) or 1.0,
+        "norm_topk_prob": k.take("expert_weights_norm", False),
+        "scoring_func": "sigmoid" if gating == _SIGMOID else "softmax",
+        "n_group": groups,
+        "topk_group": k.integer("expert_group_used_count", 1) or 1,
+        "topk_method": "noaux_tc" if bias else "group_limited_greedy" if groups > 1 else "greedy",
+    }
+
+
+def _scaling(k: _Keys, *, latent: bool) -> dict[str, Any] | None:
+    kind = k.take("rope.scaling.type", "none")
+    log_multiplier = k.take("rope.scaling.yarn_log_multiplier", 0.0)
+    factor, original = k.take("rope.scaling.factor", 1.0), k.take("rope.scaling.original_context_length", 0)
+    for name in ("attn_factor", "yarn_attn_factor", "yarn_ext_factor"):
+        k.expect(f"rope.scaling.{name}", 1.0)
+    fast, slow = k.take("rope.scaling.yarn_beta_fast", 32.0), k.take("rope.scaling.yarn_beta_slow", 1.0)
+    if kind == "none" or factor == 1.0:
+        return None
+    if kind != "yarn":
+        raise CheckpointError(
+            f"key '{k.prefix}rope.scaling.type' is {kind!r}, but only 'none' and 'yarn' are read", where=k.where
+        )
+    scaling = {
+        "type": "yarn",
+        "factor": factor,
+        "original_max_position_embeddings": original,
+        "beta_fast": fast,
+        "beta_slow": slow,
+    }
+    if latent:
+        # The key holds 0.1 mscale_all_dim; DeepSeek's two mscales are equal, so that they cancel in the table.
+        mscale = round(log_multiplier * 10, 6)
+        scaling |= {"mscale": mscale, "mscale_all_dim": mscale}
+    return scaling
+
+
+def architecture_for(data: Mapping[str, Any]) -> str:
+    """GGUF's architecture for a published `config.json`; a `ConfigError` where GGUF has none or cannot express it."""
+    kind = data["model_type"]
+    name = next((name for name, types in ARCHITECTURES.items() if kind in types), None)
+    if name is None:
+        raise ConfigError(
+            f"GGUF export has no architecture for '{kind}'",
+            where="config",
+            remedy=f"Known: {', '.join(t for types in ARCHITECTURES.values() for t in types)}.",
+        )
+    if data.get("topk_method") == "group_limited_greedy":
+        raise ConfigError(
+            "llama.cpp scores a group by its two best experts, V2 by its best one: GGUF cannot say this router",
+            where="config",
+            remedy="Export it as a Hugging Face folder.",
+        )
+    if name == "qwen3moe" and not data.get("norm_topk_prob", True):
+        raise ConfigError("llama.cpp always normalises qwen3moe's gates: norm_topk_prob is false here", where="config")
+    if name == "deepseek2" and not data["n_shared_experts"]:
+        raise ConfigError("llama.cpp's deepseek2 needs shared experts; this model has none", where="config")
+    return name
+
+
+def keys_for(data: Mapping[str, Any], architecture: str) -> dict[str, Any]:
+    """A published `config.json` as keys of the header, without the architecture's prefix.
+
+    Numbers keep their type: llama.cpp wants whole ones as 32 bits unsigned, others as floats, switches as booleans.
+    """
+    keys: dict[str, Any] = {
+        "vocab_size": data["vocab_size"],
+        "block_count": data["num_hidden_layers"],
+        "context_length": data["max_position_embeddings"],
+        "embedding_length": data["hidden_size"],
+        "feed_forward_length": data["intermediate_size"],
+        "attention.head_count": data["num_attention_heads"],
+        "attention.layer_norm_rms_epsilon": float(data["rms_norm_eps"]),
+        "rope.freq_base": float(data["rope_theta"]),
+    }
+    if architecture == "deepseek2":
+        keys |= _latent_keys(data) | _expert_keys(data)
+    else:
+        head_dim = data.get("head_dim") or data["hidden_size"] // data["num_attention_heads"]
+        keys |= {
+            "attention.head_count_kv": data["num_key_value_heads"],
+            "attention.key_length": head_dim,
+            "attention.value_length": head_dim,
+            "rope.dimension_count": head_dim,
+        }
+    if architecture == "qwen3moe":
+        keys |= {
+            "expert_count": data["num_experts"],
+            "expert_used_count": data["num_experts_per_tok"],
+            "expert_feed_forward_length": data["moe_intermediate_size"],
+        }
+    return keys | _scaling_keys(data.get("rope_scaling"), latent=architecture == "deepseek2")
+
+
+def _latent_keys(data: Mapping[str, Any]) -> dict[str, Any]:
+    rank, rope = data["kv_lora_rank"], data["qk_rope_head_dim"]
+    query = {"attention.q_lora_rank": data["q_lora_rank"]} if data.get("q_lora_rank") else {}
+    return query | {
+        # The absorbed form is attention with one key of rank + rope, whose first part is its value, too.
+        "attention.head_count_kv": 1,
+        "attention.key_length": rank + rope,
+        "attention.value_length": rank,
+        "attention.kv_lora_rank": rank,
+        "attention.key_length_mla": data["qk_nope_head_dim"] + rope,
+        "attention.value_length_mla": data["v_head_dim"],
+        "rope.dimension_count": rope,
+    }
+
+
+def _expert_keys(data: Mapping[str, Any]) -> dict[str, Any]:
+    groups = (data.get("n_group") or 1) > 1
+    grouped = {"expert_group_count": data["n_group"], "expert_group_used_count": data["topk_group"]} if groups else {}
+    return grouped | {
+        "leading_dense_block_count": data["first_k_dense_replace"],
+        "expert_count": data["n_routed_experts"],
+        "expert_used_count": data["num_experts_per_tok"],
+        "expert_feed_forward_length": data["moe_intermediate_size"],
+        "expert_shared_count": data["n_shared_experts"],
+        "expert_weights_scale": float(data["routed_scaling_factor"]),
+        "expert_weights_norm": bool(data["norm_topk_prob"]),
+        "expert_gating_func": _SIGMOID if data["scoring_func"] == "sigmoid" else _SOFTMAX,
+    }
+
+
+def _scaling_keys(scaling: Mapping[str, Any] | None, *, latent: bool) -> dict[str, Any]:
+    if not scaling:
+        return {}
+    kind = scaling.get("type", scaling.get("rope_type"))
+    mscale, all_dim = scaling.get("mscale", 1.0), scaling.get("mscale_all_dim", 0.0)
+    told = mscale == all_dim and all_dim if latent else math.isclose(mscale, 1.0) and not all_dim
+    if kind != "yarn" or not told:
+        raise ConfigError(
+            f"rope scaling {dict(scaling)} has no keys in GGUF that llama.cpp computes the same from",
+            where="config",
+            remedy="GGUF has YaRN: for DeepSeek with mscale equal to mscale_all_dim, elsewhere without mscale_all_dim.",
+        )
+    extra = {"rope.scaling.yarn_log_multiplier": 0.1 * all_dim} if latent else {}
+    return extra | {
+        "rope.scaling.type": "yarn",
+        "rope.scaling.factor": float(scaling["factor"]),
+        "rope.scaling.original_context_length": scaling["original_max_position_embeddings"],
+        "rope.scaling.yarn_beta_fast": float(scaling.get("beta_fast", 32.0)),
+        "rope.scaling.yarn_beta_slow": float(scaling.get("beta_slow", 1.0)),
+    }

@@ -1,0 +1,213 @@
+"""Where each tensor stands in a GGUF file: the pieces that tie the published names of a family to llama.cpp's.
+
+Three things differ but for the names. Experts of a layer are stacked into one tensor. For architecture `llama` the rows of
+each query and key head are reordered, because ggml rotates neighbouring pairs where the checkpoint rotates halves. For
+`deepseek2`, `kv_b_proj` is two tensors: W^UK of each head transposed, for the absorbed form, and W^UV.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from rorqual.core.errors import CheckpointError
+from rorqual.model.attention import GQAConfig, MLAConfig
+from rorqual.model.config import ModelConfig
+from rorqual.model.decoder import Decoder
+from rorqual.model.load.names import Entry, NameMap, shown
+
+Shape = tuple[int, ...]
+Form = Literal["same", "permuted", "transposed"]
+
+_OUTSIDE: Mapping[str, str] = MappingProxyType(
+    {
+        "model.embed_tokens.weight": "token_embd.weight",
+        "model.norm.weight": "output_norm.weight",
+        "lm_head.weight": "output.weight",
+    }
+)
+_LAYER: Mapping[str, str] = MappingProxyType(
+    {
+        "input_layernorm": "attn_norm",
+        "post_attention_layernorm": "ffn_norm",
+        "self_attn.q_proj": "attn_q",
+        "self_attn.k_proj": "attn_k",
+        "self_attn.v_proj": "attn_v",
+        "self_attn.o_proj": "attn_output",
+        "self_attn.q_norm": "attn_q_norm",
+        "self_attn.k_norm": "attn_k_norm",
+        "self_attn.q_a_proj": "attn_q_a",
+        "self_attn.q_a_layernorm": "attn_q_a_norm",
+        "self_attn.q_b_proj": "attn_q_b",
+        "self_attn.kv_a_proj_with_mqa": "attn_kv_a_mqa",
+        "self_attn.kv_a_layernorm": "attn_kv_a_norm",
+        "mlp.gate_proj": "ffn_gate",
+        "mlp.up_proj": "ffn_up",
+        "mlp.down_proj": "ffn_down",
+        "mlp.gate": "ffn_gate_inp",
+        "mlp.shared_experts.gate_proj": "ffn_gate_shexp",
+        "mlp.shared_experts.up_proj": "ffn_up_shexp",
+        "mlp.shared_experts.down_proj": "ffn_down_shexp",
+    }
+)
+_LAYER_NAME = re.compile(r"model\.layers\.(\d+)\.(.+)")
+_EXPERT_NAME = re.compile(r"mlp\.experts\.(\d+)\.(gate|up|down)_proj\.weight")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """`rows` rows of the published tensor `theirs` from row `start` on, as they stand in tensor `gguf` from `gguf_start` on.
+
+    "permuted": in heads of `head` rows, (half, index) there is (index, half) here. "transposed": the rows are columns, so
+    `gguf_rows` differs. A vector is a column: its values are its rows.
+    """
+
+    theirs: str
+    start: int
+    rows: int
+    gguf: str
+    gguf_start: int
+    gguf_rows: int
+    form: Form = "same"
+    head: int = 1
+
+    def to_gguf(self, values: Tensor) -> Tensor:
+        """Published rows [n, columns] as GGUF has them."""
+        if self.form == "transposed":
+            return values.T
+        if self.form == "permuted":
+            return values.unflatten(0, (-1, 2, self.head // 2)).transpose(1, 2).flatten(0, 2)
+        return values
+
+    def from_gguf(self, values: Tensor) -> Tensor:
+        """The inverse."""
+        if self.form == "transposed":
+            return values.T
+        if self.form == "permuted":
+            return values.unflatten(0, (-1, self.head // 2, 2)).transpose(1, 2).flatten(0, 2)
+        return values
+
+    def steps(self, size: int) -> Iterator[tuple[int, int]]:
+        """Offsets (from, to) into the rows that can travel alone, about `size` rows at a time."""
+        step = self.rows if self.form == "transposed" else max(size // self.head, 1) * self.head
+        for begin in range(0, self.rows, step):
+            yield begin, min(begin + step, self.rows)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A model's tensors on the three sides: ours (`entries`, `ours`), the published ones, and GGUF's with their shapes."""
+
+    entries: tuple[Entry, ...]
+    ours: Mapping[str, Shape]
+    theirs: Mapping[str, Shape]
+    pieces: tuple[Piece, ...]
+    gguf: Mapping[str, Shape]
+
+    def of_theirs(self) -> dict[str, list[Piece]]:
+        """The pieces of each published tensor, in the order of its rows."""
+        return _grouped((piece.theirs, piece.start, piece) for piece in self.pieces)
+
+    def of_gguf(self) -> dict[str, list[Piece]]:
+        """The pieces of each GGUF tensor, in the order of its rows."""
+        return _grouped((piece.gguf, piece.gguf_start, piece) for piece in self.pieces)
+
+
+def _grouped(items: Iterator[tuple[str, int, Piece]]) -> dict[str, list[Piece]]:
+    out: dict[str, list[Piece]] = {}
+    for name, _, piece in sorted(items, key=lambda item: item[:2]):
+        out.setdefault(name, []).append(piece)
+    return out
+
+
+def layout(config: ModelConfig, names: NameMap, architecture: str, *, joined_kv: bool = False) -> Layout:
+    """The layout of a model without its prediction modules, which GGUF's `deepseek2` has no use for.
+
+    `joined_kv`: a `deepseek2` file from before llama.cpp split `kv_b_proj`.
+    """
+    with torch.device("meta"):
+        state = Decoder(config.model_copy(update={"num_nextn_predict_layers": 0})).state_dict()
+    ours = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    entries = tuple(entry for entry in names.entries if entry.ours in ours)
+    theirs = {name: _their_shape(entry, ours[entry.ours]) for entry in entries for name in entry.theirs}
+    pieces: list[Piece] = []
+    for name, shape in theirs.items():
+        pieces += _pieces(config, name, shape, architecture, joined_kv)
+    return Layout(entries, ours, theirs, tuple(pieces), _gguf_shapes(pieces, theirs))
+
+
+def _their_shape(entry: Entry, ours: Shape) -> Shape:
+    if entry.kind == "alone":
+        return ours
+    return ours[1:] if entry.kind == "stack" else (ours[1] // 2, *ours[2:])
+
+
+def _pieces(config: ModelConfig, name: str, shape: Shape, architecture: str, joined_kv: bool) -> Iterator[Piece]:
+    rows = shape[0]
+    if name in _OUTSIDE:
+        yield Piece(name, 0, rows, _OUTSIDE[name], 0, rows)
+        return
+    found = _LAYER_NAME.fullmatch(name)
+    if found is None:
+        raise CheckpointError(f"GGUF has no name for tensor '{name}'", where="export")
+    block, rest = f"blk.{found[1]}", found[2]
+    attention = config.layers[int(found[1])].attention
+    expert = _EXPERT_NAME.fullmatch(rest)
+    if expert is not None:
+        yield Piece(name, 0, rows, f"{block}.ffn_{expert[2]}_exps.weight", int(expert[1]) * rows, rows)
+    elif rest == "mlp.gate.e_score_correction_bias":
+        yield Piece(name, 0, rows, f"{block}.exp_probs_b.bias", 0, rows)
+    elif rest == "self_attn.kv_b_proj.weight" and isinstance(attention, MLAConfig):
+        if joined_kv:
+            yield Piece(name, 0, rows, f"{block}.attn_kv_b.weight", 0, rows)
+        else:
+            yield from _split_kv(name, block, attention)
+    else:
+        base, _, kind = rest.rpartition(".")
+        if base not in _LAYER:
+            raise CheckpointError(f"GGUF has no name for tensor '{name}'", where="export")
+        permuted = architecture == "llama" and base in ("self_attn.q_proj", "self_attn.k_proj")
+        form: Form = "permuted" if permuted else "same"
+        head = attention.head_dim if permuted and isinstance(attention, GQAConfig) else 1
+        yield Piece(name, 0, rows, f"{block}.{_LAYER[base]}.{kind}", 0, rows, form, head)
+
+
+def _split_kv(name: str, block: str, attention: MLAConfig) -> Iterator[Piece]:
+    nope, value, rank = attention.qk_nope_head_dim, attention.v_head_dim, attention.kv_lora_rank
+    for head in range(attention.num_attention_heads):
+        at = head * (nope + value)
+        yield Piece(name, at, nope, f"{block}.attn_k_b.weight", head * rank, rank, "transposed")
+        yield Piece(name, at + nope, value, f"{block}.attn_v_b.weight", head * value, value)
+
+
+def _gguf_shapes(pieces: list[Piece], theirs: Mapping[str, Shape]) -> dict[str, Shape]:
+    """Shapes as torch writes them. Stacks have three dimensions: one for each expert or head, its rows, its columns."""
+    shapes: dict[str, Shape] = {}
+    for piece in pieces:
+        columns = (piece.rows,) if piece.form == "transposed" else theirs[piece.theirs][1:]
+        if re.search(r"_exps\.|attn_[kv]_b\.", piece.gguf):
+            count = shapes.get(piece.gguf, (0,))[0]
+            shapes[piece.gguf] = (count + 1, piece.gguf_rows, *columns)
+        else:
+            shapes[piece.gguf] = (piece.gguf_rows, *columns)
+    return shapes
+
+
+def check_tensors(found: Mapping[str, Shape], wanted: Mapping[str, Shape], where: str) -> None:
+    """Missing, left-over and misshapen tensors of a file are a `CheckpointError` that lists them."""
+    missing, extra = [n for n in wanted if n not in found], [n for n in found if n not in wanted]
+    odd = [f"{n} is {found[n]}, the model has {wanted[n]}" for n in wanted if n in found and found[n] != wanted[n]]
+    problems = [f"missing {shown(missing)}"] * bool(missing) + [f"left over {shown(extra)}"] * bool(extra)
+    problems += [shown(odd)] * bool(odd)
+    if problems:
+        raise CheckpointError(
+            "; ".join(problems),
+            where=where,
+            remedy="The file's keys say another model than its tensors hold: fetch it again, or another one.",
+        )

@@ -1,0 +1,179 @@
+"""The tokenizer inside a GGUF file: a `tokenizer.json` as its keys, and back.
+
+GGUF holds tokens, their types, merges, and only the *name* of the pre-tokenizer: what cuts text into words is code of
+llama.cpp. So a `tokenizer.json` is exported if its pre-tokenizer is, part by part, one of those; another is refused.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from rorqual.core.errors import DataError
+from rorqual.data.tokenizer import Tokenizer
+
+NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
+"""GGUF's types of tokens. A control token is never read out of plain text; a user-defined one always is."""
+
+_WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|"
+_SYMBOLS = "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\r\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+"
+_DEEPSEEK = _SYMBOLS + "| ?[\\p{P}\\p{S}]+[\r\n]*|\\s*[\r\n]+|\\s+(?!\\S)|\\s+"
+
+
+def _split(regex: str) -> dict[str, Any]:
+    return {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False}
+
+
+def _bytes(*, words: bool) -> dict[str, Any]:
+    return {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": words}
+
+
+PRE_TOKENIZERS: Mapping[str, tuple[dict[str, Any], ...]] = MappingProxyType(
+    {
+        "smollm": ({"type": "Digits", "individual_digits": True}, _bytes(words=True)),
+        "gpt-2": (_bytes(words=True),),
+        "qwen2": (_split(_CONTRACTIONS + _WORDS % r"\p{N}"), _bytes(words=False)),
+        "llama-bpe": (_split(_CONTRACTIONS + _WORDS % r"\p{N}{1,3}"), _bytes(words=False)),
+        "deepseek-v3": (
+            _split(r"\p{N}{1,3}"),
+            _split("[一-龥\u3040-ゟ゠-ヿ]+"),
+            _split(_DEEPSEEK),
+            _bytes(words=False),
+        ),
+    }
+)
+"""GGUF's names and what they mean, in the words of `tokenizer.json`."""
+
+_ALIASES: Mapping[str, str] = MappingProxyType(
+    {"llama3": "llama-bpe", "llama-v3": "llama-bpe", "gpt2": "gpt-2", "deepseek-r1-qwen": "qwen2"}
+)
+_NFC = ("qwen2",)  # pre-tokenizers whose models normalise text before; llama.cpp does not (docs/gguf.md)
+_WHOLE_WORDS = ("llama-bpe",)  # those for which llama.cpp takes a word that is a token without asking the merges
+
+
+def pre_name(tokenizer: Tokenizer) -> str:
+    """GGUF's name of a tokenizer's pre-tokenizer; a `DataError` where it has none."""
+    data = json.loads(tokenizer.source)
+    part = data.get("pre_tokenizer") or {}
+    parts = _flat(part, "pretokenizers")
+    name = next((name for name, known in PRE_TOKENIZERS.items() if list(map(_plain, known)) == parts), None)
+    normalizers = [item.get("type") for item in _flat(data.get("normalizer") or {}, "normalizers")]
+    whole = bool(data["model"].get("ignore_merges"))
+    if name is None:
+        raise _no_name(tokenizer, f"pre-tokenizer {' + '.join(str(p.get('type')) for p in parts) or 'none'}")
+    if normalizers and not (name in _NFC and normalizers == ["NFC"]):
+        raise _no_name(tokenizer, f"normalizer {' + '.join(map(str, normalizers))} before pre-tokenizer '{name}'")
+    if whole and name not in _WHOLE_WORDS:
+        raise _no_name(tokenizer, f"pre-tokenizer '{name}' with ignore_merges={whole}")
+    if any(data["model"].get(key) for key in ("byte_fallback", "continuing_subword_prefix", "end_of_word_suffix")):
+        raise _no_name(tokenizer, "BPE with prefixes, suffixes or byte_fallback")
+    return name
+
+
+def _no_name(tokenizer: Tokenizer, what: str) -> DataError:
+    return DataError(
+        f"GGUF has no name for this tokenizer's {what}",
+        where=tokenizer.where,
+        remedy=f"Known: {', '.join(PRE_TOKENIZERS)}. Export it as a Hugging Face folder.",
+    )
+
+
+def _flat(part: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
+    if part.get("type") == "Sequence":
+        return [item for inner in part[key] for item in _flat(inner, key)]
+    return [_plain(part)] if part else []
+
+
+def _plain(part: Mapping[str, Any]) -> dict[str, Any]:
+    # What moves offsets, and what has its default, does not change ids.
+    defaults = {"behavior": "Isolated", "invert": False, "use_regex": True, "trim_offsets": True}
+    return {key: value for key, value in part.items() if key != "trim_offsets" and value != defaults.get(key, part)}
+
+
+def tokenizer_keys(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
+    """`tokenizer.ggml.*` of tokens, types and merges. Rows of the embedding without a token are called `[PAD7]`, unused."""
+    name = pre_name(tokenizer)
+    data = json.loads(tokenizer.source)
+    if tokenizer.vocab_size > vocab_size:
+        raise DataError(
+            f"{tokenizer.vocab_size} tokens, but the model has a vocabulary of {vocab_size}",
+            where=tokenizer.where,
+            remedy="Use the tokenizer that the model was trained with.",
+        )
+    tokens, types = [f"[PAD{id_}]" for id_ in range(vocab_size)], [UNUSED] * vocab_size
+    for text, id_ in data["model"]["vocab"].items():
+        tokens[id_], types[id_] = text, NORMAL
+    for token in data["added_tokens"]:
+        text = token["content"]
+        tokens[token["id"]] = text
+        types[token["id"]] = CONTROL if token.get("special") or _looks_special(text) else USER_DEFINED
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in data["model"]["merges"]]
+    return {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": name,
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": types,
+        "tokenizer.ggml.merges": merges,
+    }
+
+
+def _looks_special(text: str) -> bool:
+    # DeepSeek's <｜User｜> is not marked special in its file; read out of a user's text it would end the turn.
+    return text.startswith(("<|", "<｜")) and text.endswith(("|>", "｜>"))
+
+
+def tokenizer_from_keys(keys: Mapping[str, Any], where: str) -> Tokenizer:
+    """The `tokenizer.json` of a file's tokens, types, merges and pre-tokenizer. Ids are those that llama.cpp gives."""
+
+    def wrong(what: str, remedy: str = "Fetch the file again.") -> DataError:
+        return DataError(what, where=where, remedy=remedy)
+
+    model, pre = keys.get("tokenizer.ggml.model"), keys.get("tokenizer.ggml.pre")
+    if model != "gpt2":
+        kind = "sentencepiece, called 'llama'" if model == "llama" else repr(model)
+        raise wrong(f"its tokenizer is {kind}; byte-level BPE, called 'gpt2', is read", "Take a model with such a one.")
+    pre = _ALIASES.get(str(pre), str(pre))
+    if pre not in PRE_TOKENIZERS:
+        raise wrong(f"its pre-tokenizer is {pre!r}, which is not read", f"Known: {', '.join(PRE_TOKENIZERS)}.")
+    tokens, merges = keys.get("tokenizer.ggml.tokens"), keys.get("tokenizer.ggml.merges")
+    if not isinstance(tokens, list) or not isinstance(merges, list) or not all(isinstance(t, str) for t in tokens):
+        raise wrong("it has no list 'tokenizer.ggml.tokens' of texts, or no 'tokenizer.ggml.merges'")
+    types = keys.get("tokenizer.ggml.token_type", [NORMAL] * len(tokens))
+    if not isinstance(types, list) or len(types) != len(tokens):
+        raise wrong(f"{len(tokens)} tokens with {len(types) if isinstance(types, list) else 'no'} types")
+    pairs = [str(merge).split(" ") for merge in merges]
+    if any(len(pair) != 2 for pair in pairs):
+        raise wrong("'tokenizer.ggml.merges' holds something else than pairs")
+    vocab = {text: id_ for id_, (text, kind) in enumerate(zip(tokens, types)) if kind == NORMAL}
+    added = [
+        {"id": id_, "content": text, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+        | {"special": kind == CONTROL}
+        for id_, (text, kind) in enumerate(zip(tokens, types))
+        if kind in (CONTROL, USER_DEFINED)
+    ]
+    data = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": added,
+        "normalizer": {"type": "NFC"} if pre in _NFC else None,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": list(PRE_TOKENIZERS[pre])},
+        "post_processor": None,
+        "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": pre in _WHOLE_WORDS,
+            "vocab": vocab,
+            "merges": pairs,
+        },
+    }
+    return Tokenizer(json.dumps(data, ensure_ascii=False, indent=1), where=where)

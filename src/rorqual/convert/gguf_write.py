@@ -1,0 +1,79 @@
+"""The container: a GGUF file's header as bytes (ggml's docs/gguf.md, version 3).
+
+The `gguf` package's writer does not write an empty list, and a tokenizer of bytes alone has an empty list of merges, without
+which llama.cpp does not load. The tests read what is written here with that package.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gguf import GGUFValueType
+
+from rorqual.convert.gguf_quant import Format
+from rorqual.convert.gguf_read import MAGIC
+
+ALIGNMENT = 32
+"""Bytes to whose multiples tensors are aligned: the format's default."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A tensor to write; `shape` is as torch writes it, rows first."""
+
+    name: str
+    format: Format
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes, without what is added to align the next one."""
+        size = self.format.row_bytes(self.shape[-1])
+        for rows in self.shape[:-1]:
+            size *= rows
+        return size
+
+
+def padding(size: int) -> bytes:
+    """Zeros that align what comes after `size` bytes."""
+    return bytes(-size % ALIGNMENT)
+
+
+def header_bytes(keys: Mapping[str, Any], tensors: Sequence[Planned]) -> bytes:
+    """Everything before the first tensor's bytes, aligned. Whole numbers are written as 32 bits, lists as lists of texts or
+    of signed numbers of 32 bits."""
+    parts = [MAGIC, struct.pack("<IQQ", 3, len(tensors), len(keys))]
+    for key, value in keys.items():
+        parts += (_text(key), _value(value))
+    offset = 0
+    for tensor in tensors:
+        dims = tensor.shape[::-1]
+        place = struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, tensor.format.code, offset)
+        parts += (_text(tensor.name), place)
+        offset += tensor.size + len(padding(tensor.size))
+    header = b"".join(parts)
+    return header + padding(len(header))
+
+
+def _text(text: str) -> bytes:
+    data = text.encode()
+    return struct.pack("<Q", len(data)) + data
+
+
+def _value(value: Any) -> bytes:
+    if isinstance(value, bool):
+        return struct.pack("<I?", GGUFValueType.BOOL, value)
+    if isinstance(value, int):
+        return struct.pack("<II", GGUFValueType.UINT32, value)
+    if isinstance(value, float):
+        return struct.pack("<If", GGUFValueType.FLOAT32, value)
+    if isinstance(value, str):
+        return struct.pack("<I", GGUFValueType.STRING) + _text(value)
+    if value and isinstance(value[0], int):
+        head = struct.pack("<IIQ", GGUFValueType.ARRAY, GGUFValueType.INT32, len(value))
+        return head + struct.pack(f"<{len(value)}i", *value)
+    head = struct.pack("<IIQ", GGUFValueType.ARRAY, GGUFValueType.STRING, len(value))
+    return head + b"".join(map(_text, value))

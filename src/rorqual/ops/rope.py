@@ -1,4 +1,5 @@
-"""Rotary positions (Su et al. 2021, eq. 34) with YaRN (Peng et al. 2023, section 3) as DeepSeek-V2 and V3 use it.
+"""Rotary positions (Su et al. 2021, eq. 34), and the ways in which published models extend their context: YaRN (Peng et al.
+2023, section 3; DeepSeek-V2 and V3, Qwen2.5), Llama 3.1's scaling by wavelength, and positions divided by a factor.
 
 Two layouts exist and confusing them corrupts attention without an error: MLA rotates neighbouring pairs (interleaved),
 Llama, Qwen and V3.2's indexer rotate dimension i with i + d/2 (half-split).
@@ -7,29 +8,60 @@ Llama, Qwen and V3.2's indexer rotate dimension i with i + d/2 (half-split).
 from __future__ import annotations
 
 import math
+from typing import Self
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from rorqual.core.config import Config
 
 
 class Yarn(Config):
-    """YaRN's extension of the context from `original_max_position_embeddings` by `factor`."""
+    """YaRN's extension of the context from `original_max_position_embeddings` by `factor`.
 
-    factor: float
-    original_max_position_embeddings: int
+    `attention_factor` multiplies cos and sin; 0: what `mscale`, `mscale_all_dim` and the paper's eq. 22 say.
+    """
+
+    factor: float = Field(gt=0)
+    original_max_position_embeddings: int = Field(ge=1)
     beta_fast: float = 32.0
     beta_slow: float = 1.0
     mscale: float = 1.0
     mscale_all_dim: float = 0.0
+    attention_factor: float = Field(default=0.0, ge=0)
+
+
+class Llama3(Config):
+    """Llama 3.1's extension (its reference code, `apply_scaling`): a wave that turns less than `low_freq_factor` times over
+    the original context is stretched by `factor`, one that turns more than `high_freq_factor` times is kept, between is mixed."""
+
+    factor: float = Field(gt=0)
+    low_freq_factor: float = Field(default=1.0, gt=0)
+    high_freq_factor: float = Field(default=4.0, gt=0)
+    original_max_position_embeddings: int = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.low_freq_factor >= self.high_freq_factor:
+            raise ValueError("low_freq_factor must be below high_freq_factor")
+        return self
 
 
 class Rope(Config):
-    """Base `theta` and, where the context was extended, `yarn`."""
+    """Base `theta` and, where the context was extended, one of `yarn`, `llama3` and `linear`: the factor that divides
+    every position (1: none)."""
 
-    theta: float = 10000.0
+    theta: float = Field(default=10000.0, gt=1)
     yarn: Yarn | None = None
+    llama3: Llama3 | None = None
+    linear: float = Field(default=1.0, gt=0)
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.yarn is not None) + (self.llama3 is not None) + (self.linear != 1.0) > 1:
+            raise ValueError("at most one of yarn, llama3 and linear")
+        return self
 
 
 def mscale(factor: float, scale: float) -> float:
@@ -45,6 +77,8 @@ def softmax_factor(rope: Rope) -> float:
 
 
 def _table_factor(yarn: Yarn) -> float:
+    if yarn.attention_factor:
+        return yarn.attention_factor
     if yarn.mscale and yarn.mscale_all_dim:
         return mscale(yarn.factor, yarn.mscale) / mscale(yarn.factor, yarn.mscale_all_dim)
     return mscale(yarn.factor, 1.0)
@@ -54,19 +88,32 @@ def inverse_frequencies(rope: Rope, dim: int, device: torch.device | None = None
     """Angular frequencies [dim / 2] in radians a position, fp32."""
     exponent = torch.arange(0, dim, 2, dtype=torch.float32, device=device) / dim
     plain = 1.0 / rope.theta**exponent
-    if rope.yarn is None:
-        return plain
-    yarn = rope.yarn
+    if rope.yarn is not None:
+        return _by_yarn(rope.yarn, rope.theta, plain)
+    if rope.llama3 is not None:
+        return _by_llama3(rope.llama3, plain)
+    return plain / rope.linear
+
+
+def _by_yarn(yarn: Yarn, theta: float, plain: Tensor) -> Tensor:
+    half = plain.shape[0]
 
     def turn(rotations: float) -> float:
         # The dimension whose wave turns `rotations` times over the original context.
         length = yarn.original_max_position_embeddings
-        return dim * math.log(length / (rotations * 2 * math.pi)) / (2 * math.log(rope.theta))
+        return half * math.log(length / (rotations * 2 * math.pi)) / math.log(theta)
 
-    low, high = max(math.floor(turn(yarn.beta_fast)), 0), min(math.ceil(turn(yarn.beta_slow)), dim - 1)
-    index = torch.arange(dim // 2, dtype=torch.float32, device=device)
+    low, high = max(math.floor(turn(yarn.beta_fast)), 0), min(math.ceil(turn(yarn.beta_slow)), 2 * half - 1)
+    index = torch.arange(half, dtype=torch.float32, device=plain.device)
     ramp = ((index - low) / (high - low if high != low else 0.001)).clamp(0, 1)
     return plain / yarn.factor * ramp + plain * (1 - ramp)
+
+
+def _by_llama3(scaling: Llama3, plain: Tensor) -> Tensor:
+    turns = scaling.original_max_position_embeddings * plain / (2 * math.pi)  # over the original context
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    kept = ((turns - low) / (high - low)).clamp(0, 1)
+    return plain / scaling.factor * (1 - kept) + plain * kept
 
 
 def rope_table(rope: Rope, dim: int, positions: Tensor) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from rorqual.core.errors import ConfigError, DataError
 from rorqual.core.records import RunDir, Thinking
-from rorqual.data.chat import ChatFormat, chat_format
+from rorqual.data.chat import ChatFormat, load_chat
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine import scheduler
 from rorqual.engine.lane import Finished, Lane
@@ -108,14 +108,14 @@ class Engine:
         threads: int = 1,
         record_experts: bool = True,
     ) -> Engine:
-        """An engine for a run directory: its newest whole checkpoint and its tokenizer."""
+        """An engine for a run directory: its newest whole checkpoint, its tokenizer and its chat format."""
         run = RunDir(Path(path))
         kind = getattr(torch, dtype, None)
         if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
             raise ConfigError(f"no floating-point type '{dtype}'", where="dtype", remedy="Use float32 or bfloat16.")
         model = load_run(run, device=device, dtype=kind)
         tokenizer = Tokenizer.load(run.tokenizer_file)
-        chat = chat_format(tokenizer)
+        chat = load_chat(run, tokenizer)
         return cls(model, tokenizer, chat, slots=slots, max_len=max_len, threads=threads, record_experts=record_experts)
 
     def load_weights(self, weights: dict[str, Tensor] | Decoder) -> None:
@@ -244,13 +244,7 @@ class Engine:
                 where=f"request {number}",
                 remedy=f"Shorten it to {self.max_len - 1} tokens or fewer, or use a model with a longer context.",
             )
-        return _Job(request, prompt, request.thinking if given is None else self._thinking(prompt))
-
-    def _thinking(self, prompt: tuple[int, ...]) -> Thinking:
-        """What ids that were given as they are say about thinking: their last one opens it, closes it, or leaves it open."""
-        name = self.tokenizer.token(prompt[-1]) if self.tokenizer.is_special(prompt[-1]) else ""
-        modes: dict[str, Thinking] = {"<think>": "on", "</think>": "off"}
-        return modes.get(name, "auto")
+        return _Job(request, prompt, request.thinking if given is None else self.chat.chosen(prompt))
 
     def _sequences(self, ticket: int, job: _Job) -> list[scheduler.Sequence]:
         params = job.request.params

@@ -35,7 +35,7 @@ def worked_blocks(chat: ChatFormat, seed: int, tokens: int, rows: int, problems:
     for number in count():
         chunk = islice(safe_problems(task, "test", 1_000_003 * seed + number), problems)
         samples = [worked_sample(problem, chat, think=rng.random() < FULL.think) for problem in chunk]
-        packed = pack(samples, FULL.row, pad=chat.tokenizer.pad).batch
+        packed = pack(samples, FULL.row, pad=chat.pad).batch
         for start in range(0, packed.n_rows, rows):
             block = packed.rows(start, min(start + rows, packed.n_rows))
             yield TrainBatch.from_packed(block)

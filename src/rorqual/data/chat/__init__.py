@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from rorqual.core.errors import DataError, nearest
 from rorqual.data.chat.base import ChatFormat, Rendered
 from rorqual.data.chat.deepseek import DeepSeekChat
-from rorqual.data.tokenizer import Tokenizer
+from rorqual.data.chat.find import KINDS, TEMPLATE_FILE, chat_format, guess_chat, load_chat
+from rorqual.data.chat.template import TemplateChat
 
-__all__ = ["ChatFormat", "DeepSeekChat", "Rendered", "chat_format"]
-
-
-def chat_format(tokenizer: Tokenizer, name: str = "deepseek") -> ChatFormat:
-    """The chat format called `name`, on `tokenizer`."""
-    known: dict[str, type[ChatFormat]] = {kind.name: kind for kind in (DeepSeekChat,)}
-    if name not in known:
-        raise DataError(f"unknown chat format {name!r}", where="chat", remedy=nearest(name, known))
-    return known[name](tokenizer)
+__all__ = [
+    "KINDS",
+    "TEMPLATE_FILE",
+    "ChatFormat",
+    "DeepSeekChat",
+    "Rendered",
+    "TemplateChat",
+    "chat_format",
+    "guess_chat",
+    "load_chat",
+]

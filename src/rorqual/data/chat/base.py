@@ -25,7 +25,10 @@ class Rendered:
 
 
 class ChatFormat(ABC):
-    """How one family of models writes conversations. One file per family, beside this one."""
+    """How one family of models writes conversations. One file per family, beside this one.
+
+    Which special token plays which role (start, end, padding) is the format's to know; nobody else asks the tokenizer.
+    """
 
     name: str
 
@@ -45,7 +48,8 @@ class ChatFormat(ABC):
 
         `thinking` says who chose whether the last turn thinks: the assistant (`auto`: its choice is trained), or the
         prompt (`on`, `off`: the choice is context). So `prompt(messages[:-1], thinking)` is a prefix of
-        `render(messages, thinking=thinking)` and, where the last turn is the only one trained, the mask covers the rest.
+        `render(messages, thinking=thinking)` and, where the last turn is the only one trained, the mask covers the rest,
+        up to and including the token that ends the turn; what a template writes after that token belongs to the next turn.
         `continue_` leaves the last assistant turn open, for the model to go on with. Turns before the message numbered
         `train_from` are context only.
         """
@@ -58,10 +62,53 @@ class ChatFormat(ABC):
     def parse(self, ids: Iterable[int], thinking: Thinking = "auto") -> Message:
         """The message in a reply's ids: what came after `prompt(..., thinking)`, whole or cut off at any token."""
 
+    @abstractmethod
+    def kept(self, message: Message, thinking: Thinking = "auto") -> Message:
+        """What of an assistant's message survives being written and read: `parse` of its reply's ids is `kept(message)`.
+
+        A template that strips newlines cannot give them back; a format that strips nothing returns `message` itself.
+        """
+
+    @abstractmethod
+    def n_thought(self, ids: Sequence[int]) -> int:
+        """How many of a reply's ids come before the mark that ends thinking; all of them where there is none."""
+
+    @abstractmethod
+    def choice(self, thinking: Thinking) -> list[int]:
+        """Ids at the end of a prompt that say whether to think: empty where the model chooses."""
+
+    def chosen(self, prompt: Sequence[int]) -> Thinking:
+        """What the last ids of a prompt say about thinking: they force it, forbid it, or leave it to the model."""
+        modes: tuple[Thinking, Thinking] = ("off", "on")
+        for mode in modes:
+            ids = self.choice(mode)
+            if ids and list(prompt[-len(ids) :]) == ids:
+                return mode
+        return "auto"
+
+    def as_written(self, message: Message) -> bool:
+        """Whether an earlier turn stands in a conversation as the assistant wrote it, so that it may be trained there."""
+        return message.reasoning is None
+
     @property
     @abstractmethod
     def stop_ids(self) -> tuple[int, ...]:
-        """Ids that end a turn."""
+        """Ids that end a turn; the first is the one that `render` writes."""
+
+    @property
+    @abstractmethod
+    def pad(self) -> int:
+        """Id that fills the rest of a row. No loss counts it and nothing attends to it."""
+
+    @property
+    def bos(self) -> int | None:
+        """Id that opens every conversation, or None where the format has none."""
+        return None
+
+    @property
+    def template(self) -> str | None:
+        """A jinja2 chat template that writes the same prompts, for a checkpoint that leaves the house; None: there is none."""
+        return None
 
     def samples(self, messages: Sequence[Message]) -> list[Rendered]:
         """Renderings in which each assistant turn is trained exactly once, as it was written.
@@ -70,7 +117,7 @@ class ChatFormat(ABC):
         turn is the last one. A conversation of single answers needs one only. Empty without an assistant turn.
         """
         turns = [number for number, message in enumerate(messages) if message.role == "assistant"]
-        ends = [number for number in turns if messages[number].reasoning is not None or number == turns[-1]]
+        ends = [number for number in turns if not self.as_written(messages[number]) or number == turns[-1]]
         starts = [0, *(end + 1 for end in ends)]
         return [self.render(messages[: end + 1], train_from=start) for start, end in zip(starts, ends)]
 

@@ -1,67 +1,136 @@
-"""DeepSeek's chat format, as V3.1 has it: one model that thinks, or answers at once, by the first token of its reply.
+"""DeepSeek's chat formats: V3, which answers; R1, which thinks; V3.1, one model that chooses by the first token of its reply.
 
-    <bos>{system}<｜User｜>{user}<｜Assistant｜><think>{reasoning}</think>{content}<eos>
-    <bos>{system}<｜User｜>{user}<｜Assistant｜></think>{content}<eos>
+    V3    <bos>{system}<｜User｜>{user}<｜Assistant｜>{content}<eos>
+    R1    <bos>{system}<｜User｜>{user}<｜Assistant｜><think>\\n{reasoning}\\n</think>\\n\\n{content}<eos>
+    V3.1  <bos>{system}<｜User｜>{user}<｜Assistant｜><think>{reasoning}</think>{content}<eos>
+          <bos>{system}<｜User｜>{user}<｜Assistant｜></think>{content}<eos>
 
-Source: the chat template of DeepSeek-V3.1. As there, system messages are joined by a blank line at the front, and the
-reasoning of earlier turns is dropped: they read `</think>{content}<eos>`.
+Sources: the chat templates of DeepSeek-V3, -R1 and -V3.1. As there, system messages are joined by a blank line at the front
+(R1's distilled models take the last one only; with one or none they agree), and the reasoning of earlier turns is dropped: such a turn
+reads `{content}<eos>`, in V3.1 `</think>{content}<eos>`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import ClassVar
 
-from rorqual.core.errors import DataError
 from rorqual.core.records import Message, Thinking
-from rorqual.data.chat.base import ChatFormat, Rendered, check_turns
+from rorqual.data.chat.block import MarkedBlock, SpokenBlock
+from rorqual.data.chat.turns import TurnChat
+from rorqual.data.tokenizer import Special, Tokenizer
 
-ROLES = ("system", "user", "assistant")
+MARKS = (Special.BOS, Special.EOS, Special.USER, Special.ASSISTANT)
+
+PUBLISHED = """{%- set system = messages | selectattr('role', 'equalto', 'system') | map(attribute='content') | join('\\n\\n') -%}
+{{- '<｜begin▁of▁sentence｜>' + system -}}
+{%- for message in messages -%}
+{%- if message.role == 'user' -%}{{- '<｜User｜>' + message.content -}}
+{%- elif message.role == 'assistant' -%}{{- '<｜Assistant｜>PAST' + message.content + '<｜end▁of▁sentence｜>' -}}
+{%- elif message.role != 'system' -%}{{- raise_exception('no role ' + message.role) -}}{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<｜Assistant｜>' -}}CHOICE{%- endif -%}
+"""
 
 
-class DeepSeekChat(ChatFormat):
-    """DeepSeek-V3.1's format. Tool turns are not written yet, and refused."""
+def written(past: str, choice: str) -> str:
+    """A jinja2 template of the three: what an earlier reply begins with, and how a prompt ends."""
+    return PUBLISHED.replace("PAST", past).replace("CHOICE", choice)
 
-    name = "deepseek"
+
+class DeepSeekTurns(TurnChat):
+    """What the three have in common."""
+
+    marks: ClassVar[tuple[str, ...]] = MARKS
+    ends: ClassVar[tuple[str, ...]] = (Special.EOS,)
+    pads: ClassVar[tuple[str, ...]] = (Special.PAD, Special.EOS)
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        super().__init__(tokenizer)
+        self._bos, self._user, self._assistant = (
+            tokenizer.special(mark) for mark in (Special.BOS, Special.USER, Special.ASSISTANT)
+        )
 
     @property
-    def stop_ids(self) -> tuple[int, ...]:
-        return (self.tokenizer.eos,)
+    def bos(self) -> int:
+        return self._bos
 
-    def prompt(self, messages: Sequence[Message], thinking: Thinking = "auto") -> list[int]:
+    def _opening(self, messages: Sequence[Message]) -> list[int]:
+        system = "\n\n".join(message.content for message in messages if message.role == "system")
+        return [self._bos, *self.tokenizer.encode(system)]
+
+    def _turn(self, message: Message, number: int) -> list[int]:
+        return [] if message.role == "system" else [self._user, *self.tokenizer.encode(message.content)]
+
+    def _header(self) -> list[int]:
+        return [self._assistant]
+
+
+class DeepSeekV3Chat(DeepSeekTurns, SpokenBlock):
+    """DeepSeek-V3's format, which has no marks for thinking."""
+
+    name = "deepseek-v3"
+
+    @property
+    def template(self) -> str:
+        return written("", "{%- if enable_thinking is true -%}{{- '<think>\\n' -}}{%- endif -%}")
+
+
+class DeepSeekR1Chat(DeepSeekTurns, MarkedBlock):
+    """DeepSeek-R1's format, also that of its distilled models: the prompt opens the block, so `auto` thinks as `on` does.
+
+    `off` gives an empty block, which is not in the published template (its `off` is "NoThinking", arXiv 2504.09858).
+    """
+
+    name = "deepseek-r1"
+    marks: ClassVar[tuple[str, ...]] = (*MARKS, Special.THINK, Special.END_THINK)
+
+    def choice(self, thinking: Thinking) -> list[int]:
+        return super().choice("on" if thinking == "auto" else thinking)
+
+    @property
+    def template(self) -> str:
+        empty = (
+            "{%- if enable_thinking is false -%}{{- '<think>\\n\\n</think>\\n\\n' -}}{%- else -%}{{- '<think>\\n' -}}"
+            "{%- endif -%}"
+        )
+        return written("", empty)
+
+
+class DeepSeekChat(DeepSeekTurns):
+    """DeepSeek-V3.1's format. Nothing is stripped: what was written is read back exactly."""
+
+    name = "deepseek"
+    marks: ClassVar[tuple[str, ...]] = (*MARKS, Special.THINK, Special.END_THINK)
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        super().__init__(tokenizer)
+        self._think, self._end_think = tokenizer.special(Special.THINK), tokenizer.special(Special.END_THINK)
+
+    @property
+    def template(self) -> str:
+        mark = (
+            "{%- if enable_thinking is defined or thinking is defined -%}"
+            "{{- '<think>' if enable_thinking is true or thinking is true else '</think>' -}}{%- endif -%}"
+        )
+        return written("</think>", mark)
+
+    def choice(self, thinking: Thinking) -> list[int]:
         """`auto` ends at `<｜Assistant｜>`: the model chooses. `on` adds `<think>`, `off` adds `</think>`."""
-        check_turns(messages, ROLES)
-        if messages[-1].role == "assistant":
-            raise DataError("the last turn is the assistant's own", where="messages", remedy="End with a user turn.")
-        return [*self._conversation(messages).ids, self.tokenizer.assistant, *self._choice(thinking)]
+        return {"auto": [], "on": [self._think], "off": [self._end_think]}[thinking]
 
-    def render(
-        self,
-        messages: Sequence[Message],
-        *,
-        thinking: Thinking = "auto",
-        continue_: bool = False,
-        train_from: int = 0,
-    ) -> Rendered:
-        """See `ChatFormat.render`.
+    def kept(self, message: Message, thinking: Thinking = "auto") -> Message:
+        return message
 
-        The mask covers the assistant's own tokens: the choice `<think>` or `</think>`, reasoning, `</think>`, content and
-        `<eos>`. An earlier turn that reasoned is context only: without its reasoning it is not what the assistant wrote,
-        and training on it would teach to answer at once. `samples` trains such turns where they are last.
-        """
-        check_turns(messages, ROLES)
-        last = messages[-1]
-        if last.role != "assistant":
-            if continue_:
-                raise DataError("no assistant turn to continue", where="messages", remedy="End with an assistant turn.")
-            return self._conversation(messages, train_from)
-        if (thinking == "on" and last.reasoning is None) or (thinking == "off" and last.reasoning is not None):
-            fault = "has no reasoning" if thinking == "on" else "has reasoning"
-            raise DataError(f"the last turn {fault} with thinking={thinking}", where="messages", remedy="Use 'auto'.")
-        given = [self.tokenizer.assistant, *self._choice(thinking)]
-        reply = self._reply(last, closed=not continue_)[len(given) - 1 :]
-        history = self._conversation(messages[:-1], train_from)
-        trained = train_from < len(messages)
-        return Rendered([*history.ids, *given, *reply], [*history.mask, *[False] * len(given), *[trained] * len(reply)])
+    def _past(self, message: Message) -> list[int]:
+        return [self._end_think, *self.tokenizer.encode(message.content)]
+
+    def _reply(self, message: Message, thinking: Thinking, *, closed: bool) -> list[int]:
+        encode = self.tokenizer.encode
+        thought = [] if message.reasoning is None else [self._think, *encode(message.reasoning)]
+        if not closed and message.reasoning is not None and not message.content:
+            return thought  # still thinking
+        return [*thought, self._end_think, *encode(message.content)]
 
     def parse(self, ids: Iterable[int], thinking: Thinking = "auto") -> Message:
         """The message in a reply. Everything after the first `<eos>` is ignored.
@@ -73,52 +142,15 @@ class DeepSeekChat(ChatFormat):
 
         Any further special token was written by the model where it means nothing: it stays visible, by name.
         """
-        think, end = self.tokenizer.think, self.tokenizer.end_think
-        reply: list[int] = self._choice(thinking)
-        for id_ in ids:
-            if id_ == self.tokenizer.eos:
-                break
-            reply.append(id_)
+        reply = [*self.choice(thinking), *self._until_stop(ids)[0]]
         first = reply[0] if reply else None
-        if first == end:
+        if first == self._end_think:
             return Message("assistant", self._text(reply[1:]))
-        if first != think and end not in reply:
+        if first != self._think and self._end_think not in reply:
             return Message("assistant", self._text(reply))
-        body = reply[1:] if first == think else reply
-        cut = body.index(end) if end in body else len(body)
+        body = reply[1:] if first == self._think else reply
+        cut = body.index(self._end_think) if self._end_think in body else len(body)
         return Message("assistant", self._text(body[cut + 1 :]), reasoning=self._text(body[:cut]))
 
-    def _text(self, ids: Sequence[int]) -> str:
-        return self.tokenizer.decode(ids, specials=True)
-
-    def _choice(self, thinking: Thinking) -> list[int]:
-        return {"auto": [], "on": [self.tokenizer.think], "off": [self.tokenizer.end_think]}[thinking]
-
-    def _reply(self, message: Message, *, closed: bool = True) -> list[int]:
-        """A turn from the choice token to the end-of-turn token; open, it lacks what has not been written yet."""
-        tokenizer = self.tokenizer
-        thought = [] if message.reasoning is None else [tokenizer.think, *tokenizer.encode(message.reasoning)]
-        if not closed and message.reasoning is not None and not message.content:
-            return thought  # still thinking
-        end = [tokenizer.eos] if closed else []
-        return [*thought, tokenizer.end_think, *tokenizer.encode(message.content), *end]
-
-    def _conversation(self, messages: Sequence[Message], train_from: int = 0) -> Rendered:
-        """Finished turns, as they read to what comes after them."""
-        tokenizer = self.tokenizer
-        system = "\n\n".join(message.content for message in messages if message.role == "system")
-        ids = [tokenizer.bos, *tokenizer.encode(system)]
-        mask = [False] * len(ids)
-        for number, message in enumerate(messages):
-            if message.role == "user":
-                turn = [tokenizer.user, *tokenizer.encode(message.content)]
-                trained = [False] * len(turn)
-            elif message.role == "assistant":
-                reply = self._reply(Message("assistant", message.content))
-                turn = [tokenizer.assistant, *reply]
-                trained = [False, *[message.reasoning is None and number >= train_from] * len(reply)]
-            else:
-                continue
-            ids += turn
-            mask += trained
-        return Rendered(ids, mask)
+    def n_thought(self, ids: Sequence[int]) -> int:
+        return ids.index(self._end_think) if self._end_think in ids else len(ids)

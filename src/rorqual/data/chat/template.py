@@ -22,7 +22,10 @@ MAX_OUTPUT = 4_000_000
 
 
 class TemplateChat(ChatFormat):
-    """Prompts by a jinja2 chat template. `where` names the template in errors; `stop` are the names of its end tokens."""
+    """Prompts by a jinja2 chat template. `where` names the template in errors; `stop` are the names of its end tokens.
+
+    Whether it opens the thinking in its prompts is found by asking it once: then a reply begins inside.
+    """
 
     name = "template"
 
@@ -36,6 +39,7 @@ class TemplateChat(ChatFormat):
         stop: Sequence[str] = (Special.EOS,),
     ) -> None:
         super().__init__(tokenizer)
+        self._opens: dict[Thinking, bool] = {}
         self.where, self._source = where, template
         self._bos, self._stop = str(bos), [str(name) for name in stop]
         environment = ImmutableSandboxedEnvironment(
@@ -66,6 +70,32 @@ class TemplateChat(ChatFormat):
     def stop_ids(self) -> tuple[int, ...]:
         return tuple(self.tokenizer.special(name) for name in self._stop)
 
+    @property
+    def pad(self) -> int:
+        """An end token: nothing is trained with a template, so nothing is padded."""
+        return self.stop_ids[0]
+
+    @property
+    def bos(self) -> int | None:
+        return self.tokenizer.special(self._bos) if self._bos else None
+
+    @property
+    def template(self) -> str:
+        """The template itself, as it came."""
+        return self._source
+
+    def choice(self, thinking: Thinking) -> list[int]:
+        """Empty: what a template does to make a model think is its own secret."""
+        return []
+
+    def kept(self, message: Message, thinking: Thinking = "auto") -> Message:
+        """Content and reasoning without the white space around them."""
+        reasoning = None if message.reasoning is None else message.reasoning.strip()
+        return Message("assistant", message.content if reasoning is None else message.content.strip(), reasoning)
+
+    def n_thought(self, ids: Sequence[int]) -> int:
+        return next((n for n in range(len(ids)) if Special.END_THINK in self._text(ids[: n + 1])), len(ids))
+
     def prompt(self, messages: Sequence[Message], thinking: Thinking = "auto") -> list[int]:
         """Ids of the template's text. What the messages say stays text, also where it spells a special token."""
         hidden, pieces = _hide(messages, self.tokenizer, self._source)
@@ -90,19 +120,30 @@ class TemplateChat(ChatFormat):
         return self._ids("".join(parts), pieces)
 
     def parse(self, ids: Iterable[int], thinking: Thinking = "auto") -> Message:
-        """The text up to the first end token; `<think>...</think>` at its start, as text or as tokens, is the reasoning."""
+        """The text up to the first end token; `<think>...</think>` at its start, as text or as tokens, is the reasoning.
+
+        Where the prompt has opened the thinking, a reply without `</think>` is all reasoning, and its content empty.
+        """
         stops = set(self.stop_ids)
         reply: list[int] = []
         for id_ in ids:
             if id_ in stops:
                 break
             reply.append(id_)
-        text = self.tokenizer.decode(reply, specials=True)
-        opened = text.lstrip().startswith(Special.THINK)
+        text = self._text(reply)
         head, mark, tail = text.partition(Special.END_THINK)
-        if not mark and not opened:
+        if not mark and not text.lstrip().startswith(Special.THINK) and not self._opened(thinking):
             return Message("assistant", text)
         return Message("assistant", tail.strip(), reasoning=head.strip().removeprefix(Special.THINK).strip())
+
+    def _opened(self, thinking: Thinking) -> bool:
+        if thinking not in self._opens:
+            asked = self.tokenizer.decode(self.prompt([Message("user", "?")], thinking), specials=True)
+            self._opens[thinking] = asked.rstrip().endswith(Special.THINK)
+        return self._opens[thinking]
+
+    def _text(self, ids: Sequence[int]) -> str:
+        return self.tokenizer.decode(ids, specials=True)
 
     def _refused(self, reason: str) -> NoReturn:
         raise DataError(f"the chat template failed: {reason}", where=self.where, remedy="Use a known chat format.")

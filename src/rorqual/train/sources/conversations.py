@@ -51,7 +51,7 @@ class Conversations(Source):
             )
         kept = [s.cut(config.row) for s in samples if config.longer == "cut" or len(s) <= config.row]
         empty = sum(not s.n_trained for s in kept)  # a cut may leave the question alone
-        self.stream = ConversationStream(kept, config.rows, config.row, materials.seed, pad=materials.tokenizer.pad)
+        self.stream = ConversationStream(kept, config.rows, config.row, materials.seed, pad=materials.chat.pad)
         self.notes = []
         longer = len(samples) - len(kept)
         if loaded.skipped or empty or longer:

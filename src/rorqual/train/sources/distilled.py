@@ -50,7 +50,7 @@ class DistilledSamples(Source):
     """The ids that the teacher drew, never decoded and encoded again; of a teacher whose ids we do not hold, its messages."""
 
     def __init__(self, config: DistilledConfig, materials: Materials) -> None:
-        self.config, self.pad = config, materials.tokenizer.pad
+        self.config, self.pad = config, materials.chat.pad
         file = read_distilled(Path(config.data))
         kept = file.kept
         if not kept:

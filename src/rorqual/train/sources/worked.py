@@ -74,7 +74,7 @@ class Worked(Source):
             think = rng.random() < self.config.think
             return next(sample for problem in problems if (sample := self._sample(problem, think=think)) is not None)
 
-        stream = GeneratedStream(make, self.config.rows, self.config.row, self.seed, pad=self.chat.tokenizer.pad)
+        stream = GeneratedStream(make, self.config.rows, self.config.row, self.seed, pad=self.chat.pad)
         return Step([TrainBatch.from_packed(stream.batch(step))])
 
     def _sample(self, problem: Problem, *, think: bool) -> Sample | None:

@@ -1,0 +1,150 @@
+r"""Replies that think in a block, `<think>\n{reasoning}\n</think>\n\n{content}`, as Qwen3 and DeepSeek-R1 write them.
+
+Two readings of it: by the ids of the marks, where the family has tokens for them, and by their text, where it has none
+(a model of such a family can be taught to think all the same). Newlines around reasoning and before the content belong to the
+block: they are stripped when a reply is written and when it is read, as the published templates do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from rorqual.core.errors import DataError
+from rorqual.core.records import Message, Thinking
+from rorqual.data.chat.turns import TurnChat
+from rorqual.data.tokenizer import Tokenizer
+
+THINK, END_THINK = "<think>", "</think>"
+
+
+class MarkedBlock(TurnChat):
+    """The block by ids. `auto` leaves the choice to the model, which writes an empty block where it does not think.
+
+    An earlier turn stands without any block, so it is trained only where it is last.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        super().__init__(tokenizer)
+        self._think, self._end_think = tokenizer.special(THINK), tokenizer.special(END_THINK)
+        self._one, self._two = tokenizer.encode("\n"), tokenizer.encode("\n\n")
+
+    def choice(self, thinking: Thinking) -> list[int]:
+        """`on` opens the block, `off` gives an empty one."""
+        if thinking == "off":
+            return [self._think, *self._two, self._end_think, *self._two]
+        return [self._think, *self._one] if thinking == "on" else []
+
+    def as_written(self, message: Message) -> bool:
+        return False
+
+    def kept(self, message: Message, thinking: Thinking = "auto") -> Message:
+        reasoning = (message.reasoning or "").strip("\n")
+        content = message.content.lstrip("\n")
+        return Message("assistant", content, reasoning if reasoning or thinking == "on" else None)
+
+    def _reply(self, message: Message, thinking: Thinking, *, closed: bool) -> list[int]:
+        encode, kept = self.tokenizer.encode, self.kept(message, thinking)
+        if thinking == "off":
+            return [*self.choice("off"), *encode(kept.content)]
+        if not closed and message.reasoning is not None and not message.content:
+            return [self._think, *self._one, *encode(message.reasoning.lstrip("\n"))]  # still thinking
+        after = [self._end_think, *encode("\n\n" + kept.content)]
+        if kept.reasoning:
+            return [self._think, *self._one, *encode(kept.reasoning + "\n"), *after]
+        # One token for two newlines, unless the prompt has written the first of them already.
+        return [self._think, *(self._one * 2 if self.choice(thinking) else self._two), *after]
+
+    def parse(self, ids: Iterable[int], thinking: Thinking = "auto") -> Message:
+        """The message in a reply. Everything after the first end token is ignored.
+
+        What stands before the first `</think>` is reasoning, if a `<think>` opens the reply or the prompt opened it; also where
+        neither did, and the model closes what it never opened. Cut off before `</think>`, all is reasoning and the content is
+        empty. An empty block is no reasoning, unless thinking is `on`. Any further special token stays visible, by name.
+        """
+        reply, _ = self._until_stop(ids)
+        if thinking == "off":
+            return Message("assistant", self._text(reply).lstrip("\n"))
+        opened = bool(self.choice(thinking))
+        if reply[:1] == [self._think] and not opened:
+            reply, opened = reply[1:], True
+        if self._end_think not in reply:
+            text = self._text(reply)
+            return Message("assistant", "", text.strip("\n")) if opened else Message("assistant", text.lstrip("\n"))
+        cut = reply.index(self._end_think)
+        reasoning, content = self._text(reply[:cut]).strip("\n"), self._text(reply[cut + 1 :]).lstrip("\n")
+        return Message("assistant", content, reasoning if reasoning or thinking == "on" else None)
+
+    def n_thought(self, ids: Sequence[int]) -> int:
+        return ids.index(self._end_think) if self._end_think in ids else len(ids)
+
+
+class SpokenBlock(TurnChat):
+    """The block as plain text, for families without tokens for it. A reply that does not think is the content alone.
+
+    `auto` and `off` leave the prompt as published; `on` opens the block. Refused, because they could not be told apart when
+    read: a content that begins with `<think>` and reasoning that holds `</think>`.
+    """
+
+    def choice(self, thinking: Thinking) -> list[int]:
+        """`on` opens the block; `off` is what such a family does anyway."""
+        return self.tokenizer.encode(THINK + "\n") if thinking == "on" else []
+
+    def kept(self, message: Message, thinking: Thinking = "auto") -> Message:
+        if message.reasoning is None:
+            return Message("assistant", message.content)
+        reasoning = message.reasoning.strip("\n")
+        return Message("assistant", message.content.lstrip("\n"), reasoning if reasoning or thinking == "on" else None)
+
+    def _reply(self, message: Message, thinking: Thinking, *, closed: bool) -> list[int]:
+        encode = self.tokenizer.encode
+        if message.reasoning is None:
+            self._refuse(THINK, message.content.startswith(THINK), "content that begins with")
+            return encode(message.content)
+        self._refuse(END_THINK, END_THINK in message.reasoning, "reasoning that holds")
+        opened = self.choice("on")
+        if not closed and not message.content:
+            return [*opened, *encode(message.reasoning.lstrip("\n"))]
+        content = message.content.lstrip("\n")
+        return [*opened, *encode(f"{message.reasoning.strip(chr(10))}\n{END_THINK}\n\n{content}")]
+
+    def _refuse(self, mark: str, found: bool, what: str) -> None:
+        if found:
+            raise DataError(
+                f"chat format '{self.name}' writes {mark} as text, and cannot write {what} it",
+                where="messages",
+                remedy="Put what was thought into the message's reasoning, without the marks.",
+            )
+
+    def parse(self, ids: Iterable[int], thinking: Thinking = "auto") -> Message:
+        """The message in a reply. Everything after the first end token is ignored.
+
+        A reply that begins with `<think>` (or that the prompt opened) is reasoning up to the first `</think>`; cut off before
+        it, all is reasoning and the content is empty. Any other reply is content. The beginning of a mark at the very end of
+        a reply that was cut off is left out: it is neither.
+        """
+        reply, ended = self._until_stop(ids)
+        text = self._text(reply)
+        if thinking != "on":
+            if not text.startswith(THINK):
+                return Message("assistant", "" if not ended and THINK.startswith(text) else text)
+            text = text.removeprefix(THINK)
+        reasoning, mark, content = text.partition(END_THINK)
+        if not mark:
+            return Message("assistant", "", (reasoning if ended else _without_start(reasoning, END_THINK)).strip("\n"))
+        reasoning = reasoning.strip("\n")
+        return Message("assistant", content.lstrip("\n"), reasoning if reasoning or thinking == "on" else None)
+
+    def n_thought(self, ids: Sequence[int]) -> int:
+        low, high = 0, len(ids)
+        while low < high:  # the first length whose text holds the mark
+            middle = (low + high) // 2
+            if END_THINK in self._text(ids[:middle]):
+                high = middle
+            else:
+                low = middle + 1
+        return low
+
+
+def _without_start(text: str, mark: str) -> str:
+    """`text` without the longest beginning of `mark` that it ends with."""
+    return next((text[:-n] for n in range(len(mark) - 1, 0, -1) if text.endswith(mark[:n])), text)

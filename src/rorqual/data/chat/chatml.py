@@ -1,0 +1,107 @@
+r"""ChatML, as Qwen, SmolLM2 and many others write it; `qwen3` thinks in a block.
+
+    <|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n{user}<|im_end|>\n<|im_start|>assistant\n{content}<|im_end|>
+
+Sources: the chat templates of Qwen2, Qwen2.5, Qwen3 and SmolLM2. They differ in the system turn that is written where a
+conversation begins without one. The newline after a turn is written with the next turn: a model that ends its turn stops before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from rorqual.core.records import Message
+from rorqual.data.chat.block import MarkedBlock, SpokenBlock
+from rorqual.data.chat.turns import TurnChat
+from rorqual.data.tokenizer import Tokenizer
+
+START, END, TEXT_END = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
+
+PUBLISHED = """{%- if messages[0].role != 'system' -%}{{- 'FIRST' -}}{%- endif -%}
+{%- for message in messages -%}
+{%- if message.role not in ['system', 'user', 'assistant'] -%}{{- raise_exception('no role ' + message.role) -}}{%- endif -%}
+{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}CHOICE{%- endif -%}
+"""
+
+
+class ImTurns(TurnChat):
+    """Turns between `<|im_start|>` and `<|im_end|>`. `default_system` opens a conversation that has no system turn of its own."""
+
+    marks: ClassVar[tuple[str, ...]] = (START, END)
+    ends: ClassVar[tuple[str, ...]] = (END, TEXT_END)
+    pads: ClassVar[tuple[str, ...]] = (TEXT_END, END)
+    default_system: ClassVar[str] = ""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        super().__init__(tokenizer)
+        self._start, self._newline = tokenizer.special(START), tokenizer.encode("\n")
+
+    def _opening(self, messages: Sequence[Message]) -> list[int]:
+        if not self.default_system or messages[0].role == "system":
+            return []
+        return self._turn(Message("system", self.default_system), 0)
+
+    def _turn(self, message: Message, number: int) -> list[int]:
+        said = self.tokenizer.encode(f"{message.role}\n{message.content}")
+        return [self._start, *said, self._stops[0]]
+
+    def _header(self) -> list[int]:
+        return [self._start, *self.tokenizer.encode("assistant\n")]
+
+    def _gap(self) -> list[int]:
+        return self._newline
+
+    def _written(self, choice: str) -> str:
+        first = f"{START}system\\n{self.default_system}{END}\\n" if self.default_system else ""
+        return PUBLISHED.replace("FIRST", first).replace("CHOICE", choice)
+
+
+class PlainChatML(ImTurns, SpokenBlock):
+    """ChatML without a default system turn."""
+
+    name = "chatml-plain"
+
+    @property
+    def template(self) -> str:
+        return self._written("{%- if enable_thinking is true -%}{{- '<think>\\n' -}}{%- endif -%}")
+
+
+class ChatML(PlainChatML):
+    """Qwen2.5's."""
+
+    name = "chatml"
+    default_system = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
+
+
+class Qwen2Chat(PlainChatML):
+    """Qwen2's, and that of Qwen2.5's base models."""
+
+    name = "qwen2"
+    default_system = "You are a helpful assistant."
+
+
+class SmolLM2Chat(PlainChatML):
+    """SmolLM2's, which pads with `<|im_end|>`."""
+
+    name = "smollm2"
+    default_system = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+    pads: ClassVar[tuple[str, ...]] = (END,)
+
+
+class Qwen3Chat(ImTurns, MarkedBlock):
+    """Qwen3's: the model opens `<think>` itself; `off` gives the empty block of `enable_thinking=False`.
+
+    `on` opens the block in the prompt, as Qwen3-Thinking-2507 does; the template of the first Qwen3 leaves even that to the model.
+    """
+
+    name = "qwen3"
+    marks: ClassVar[tuple[str, ...]] = (START, END, "<think>", "</think>")
+
+    @property
+    def template(self) -> str:
+        empty = "{%- if enable_thinking is false -%}{{- '<think>\\n\\n</think>\\n\\n' -}}{%- endif -%}"
+        opened = "{%- if enable_thinking is true -%}{{- '<think>\\n' -}}{%- endif -%}"
+        return self._written(empty + opened)

@@ -1,0 +1,164 @@
+"""The chat formats by name, the one that a checkpoint's own template writes, and the one that a run was made with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import yaml
+
+from rorqual.core.errors import CheckpointError, DataError, nearest
+from rorqual.core.records import Message, RunDir
+from rorqual.data.chat.base import ChatFormat
+from rorqual.data.chat.chatml import START, ChatML, PlainChatML, Qwen2Chat, Qwen3Chat, SmolLM2Chat
+from rorqual.data.chat.deepseek import DeepSeekChat, DeepSeekR1Chat, DeepSeekV3Chat
+from rorqual.data.chat.llama3 import START_HEADER, Llama3Chat, Llama31Chat
+from rorqual.data.chat.template import TemplateChat
+from rorqual.data.chat.turns import TurnChat
+from rorqual.data.tokenizer import Special, Tokenizer
+
+KINDS: tuple[type[TurnChat], ...] = (
+    DeepSeekChat,
+    DeepSeekR1Chat,
+    DeepSeekV3Chat,
+    Qwen3Chat,
+    ChatML,
+    Qwen2Chat,
+    SmolLM2Chat,
+    PlainChatML,
+    Llama31Chat,
+    Llama3Chat,
+)
+DEFAULT = "deepseek"
+"""The format of a run whose `run.yaml` names none."""
+TEMPLATE_FILE = "chat_template.jinja"
+"""Beside `run.yaml`, where its key chat is `template`."""
+
+PROBES = (
+    (Message("user", "A?"),),
+    (Message("system", "Be brief."), Message("user", "A?")),
+    (Message("user", "A?"), Message("assistant", "B."), Message("user", "C?")),
+)
+
+
+def chat_format(tokenizer: Tokenizer, name: str = DEFAULT) -> ChatFormat:
+    """The chat format called `name`, on `tokenizer`; a `DataError` names the marks that the tokenizer lacks."""
+    known: dict[str, type[TurnChat]] = {kind.name: kind for kind in KINDS}
+    if name == TemplateChat.name:
+        raise DataError(
+            "a chat template of an unknown family can chat, but has no loss mask to train with",
+            where="chat",
+            remedy=f"To train, name the format that the model speaks: {', '.join(known)}.",
+        )
+    if name not in known:
+        raise DataError(f"unknown chat format {name!r}", where="chat", remedy=nearest(name, known))
+    return known[name](tokenizer)
+
+
+def guess_chat(model_type: str, tokenizer: Tokenizer, template: str | None) -> str:
+    """The name of the chat format that a checkpoint was trained with.
+
+    With a template: the format that writes the same prompts as it does, or `template` where none does. Without one: what the
+    tokenizer's special tokens and the `model_type` (`qwen3`, ...) say.
+    """
+    if template is None:
+        return _without_template(model_type, tokenizer)
+    names = tokenizer.special_names
+    theirs = TemplateChat(tokenizer, template, bos=_bos(tokenizer), stop=())
+    for kind in KINDS:
+        if names.issuperset(kind.marks) and _equal(kind(tokenizer), theirs):
+            return kind.name
+    return TemplateChat.name
+
+
+def load_chat(run: RunDir, tokenizer: Tokenizer) -> ChatFormat:
+    """The chat format of a run directory: `run.yaml`'s key chat; for `template`, the template that lies beside it."""
+    data = _read(run)
+    name = data.get("chat", DEFAULT)
+    if name != TemplateChat.name:
+        return chat_format(tokenizer, str(name))
+    file = run.path / TEMPLATE_FILE
+    try:
+        template = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"the run's chat template cannot be read: {error}",
+            where=str(file),
+            remedy="Put it there, or set the key chat of run.yaml to a known format.",
+        ) from None
+    generation = data.get("generation") or {}
+    return TemplateChat(
+        tokenizer,
+        template,
+        where=str(file),
+        bos=_bos(tokenizer),
+        stop=_stops(tokenizer, generation.get("eos_token_id"), str(run.config_file)),
+    )
+
+
+def _without_template(model_type: str, tokenizer: Tokenizer) -> str:
+    names = tokenizer.special_names
+    thinks = {Special.THINK, Special.END_THINK} <= names
+    if Special.USER in names:
+        return DeepSeekChat.name if thinks else DeepSeekV3Chat.name
+    if START in names:
+        if model_type.startswith("qwen3") and thinks:
+            return Qwen3Chat.name
+        return ChatML.name if model_type == "qwen2" else PlainChatML.name
+    return Llama3Chat.name if START_HEADER in names else TemplateChat.name
+
+
+def _equal(ours: ChatFormat, theirs: TemplateChat) -> bool:
+    """Whether a template writes our prompts: with thinking off, on, and left open.
+
+    Templates differ in what they do where nothing is said (V3.1's answers at once), and a family that always thinks has no switch.
+    """
+    for probe in PROBES:
+        auto, on, off = (ours.prompt(probe, mode) for mode in ("auto", "on", "off"))
+        try:
+            said, said_on, said_off = (theirs.prompt(probe, mode) for mode in ("auto", "on", "off"))
+        except DataError:
+            return False  # it refuses what we can write, or is broken
+        always = said == said_on == said_off == on
+        if not always and not (said_off == off and said in (auto, off, on) and said_on in (on, auto)):
+            return False
+    return True
+
+
+def _bos(tokenizer: Tokenizer) -> str:
+    """What a template calls `bos_token`; empty for a tokenizer without one."""
+    known = (Special.BOS, "<|begin_of_text|>", "<s>")
+    return next((name for name in known if name in tokenizer.special_names), "")
+
+
+def _stops(tokenizer: Tokenizer, ids: Any, where: str) -> Sequence[str]:
+    """Names of the end tokens whose ids a generation config gives."""
+    given = ids if isinstance(ids, list) else [ids]
+    if not given or not all(isinstance(id_, int) and tokenizer.is_special(id_) for id_ in given):
+        raise DataError(
+            f"no special token with the id {ids} ends a reply",
+            where=f"{where} (generation.eos_token_id)",
+            remedy="Write the id of the token with which the model ends its turns, or a list of such ids.",
+        )
+    return list(_names(tokenizer, given))
+
+
+def _names(tokenizer: Tokenizer, ids: Sequence[int]) -> Iterator[str]:
+    yield from (tokenizer.token(id_) for id_ in ids)
+
+
+def _read(run: RunDir) -> dict[str, Any]:
+    where = str(run.config_file)
+    try:
+        data = yaml.safe_load(run.config_file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"not a run directory: it has no {run.config_file.name}",
+            where=str(run.path),
+            remedy="Name a folder that `rorqual train` or `rorqual import` wrote.",
+        ) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"not YAML: {error}", where=where, remedy="Restore the file.") from None
+    if not isinstance(data, dict):
+        raise CheckpointError("not a mapping of keys", where=where, remedy="Restore the file.")
+    return data

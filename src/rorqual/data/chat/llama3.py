@@ -1,0 +1,114 @@
+r"""Llama 3's chat formats: headers between ids of their own, and in 3.1 and later a system turn with two dates.
+
+    <bos><|start_header_id|>user<|end_header_id|>\n\n{user}<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n{content}<|eot_id|>
+
+Sources: the chat templates of Llama-3 and Llama-3.1. As there, white space around every content is stripped, also around a
+reply's when it is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import ClassVar
+
+from rorqual.core.records import Message, Thinking
+from rorqual.data.chat.block import SpokenBlock
+from rorqual.data.tokenizer import Tokenizer
+
+BOS, START_HEADER, END_HEADER, END = "<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"
+KNOWLEDGE = "December 2023"
+
+PUBLISHED = """{{- '<|begin_of_text|>' -}}OPENING
+{%- for message in messages -%}
+{%- if message.role not in ['system', 'user', 'assistant'] -%}{{- raise_exception('no role ' + message.role) -}}{%- endif -%}
+{{- '<|start_header_id|>' + message.role + '<|end_header_id|>\\n\\n' -}}
+{{- DATES + message.content | trim + '<|eot_id|>' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' -}}
+{%- if enable_thinking is true -%}{{- '<think>\\n' -}}{%- endif -%}{%- endif -%}
+"""
+
+
+class Llama3Chat(SpokenBlock):
+    """Llama 3's: no system turn unless the conversation has one."""
+
+    name = "llama3"
+    marks: ClassVar[tuple[str, ...]] = (BOS, START_HEADER, END_HEADER, END)
+    ends: ClassVar[tuple[str, ...]] = (END, "<|end_of_text|>", "<|eom_id|>")
+    pads: ClassVar[tuple[str, ...]] = ("<|finetune_right_pad_id|>", END)
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        super().__init__(tokenizer)
+        self._bos, self._open, self._close = (tokenizer.special(mark) for mark in (BOS, START_HEADER, END_HEADER))
+
+    @property
+    def bos(self) -> int:
+        return self._bos
+
+    @property
+    def template(self) -> str:
+        return PUBLISHED.replace("OPENING", "").replace("DATES + ", "")
+
+    def _opening(self, messages: Sequence[Message]) -> list[int]:
+        return [self._bos]
+
+    def _turn(self, message: Message, number: int) -> list[int]:
+        return self._said(message.role, message.content.strip())
+
+    def _said(self, role: str, content: str) -> list[int]:
+        encode = self.tokenizer.encode
+        return [self._open, *encode(role), self._close, *encode("\n\n" + content), self._stops[0]]
+
+    def _header(self) -> list[int]:
+        encode = self.tokenizer.encode
+        return [self._open, *encode("assistant"), self._close, *encode("\n\n")]
+
+    def _past(self, message: Message) -> list[int]:
+        return self.tokenizer.encode(message.content.strip())
+
+    def _reply(self, message: Message, thinking: Thinking, *, closed: bool) -> list[int]:
+        content = message.content.strip() if closed else message.content.lstrip()
+        return super()._reply(replace(message, content=content), thinking, closed=closed)
+
+    def kept(self, message: Message, thinking: Thinking = "auto") -> Message:
+        return super().kept(replace(message, content=message.content.strip()), thinking)
+
+    def parse(self, ids: Iterable[int], thinking: Thinking = "auto") -> Message:
+        message = super().parse(ids, thinking)
+        return replace(message, content=message.content.strip())
+
+
+class Llama31Chat(Llama3Chat):
+    """Llama 3.1's, 3.2's and 3.3's: every conversation opens with a system turn that says what day it is.
+
+    `today` is the template's own fixed date unless one is given: a prompt must not depend on the clock.
+    """
+
+    name = "llama3.1"
+
+    def __init__(self, tokenizer: Tokenizer, *, today: str = "26 Jul 2024") -> None:
+        super().__init__(tokenizer)
+        self.today = today
+
+    @property
+    def template(self) -> str:
+        dates = self._dates().replace("\n", "\\n")
+        opening = (
+            "{%- if messages[0].role != 'system' -%}{{- '<|start_header_id|>system<|end_header_id|>\\n\\n"
+            + dates
+            + "<|eot_id|>' -}}{%- endif -%}"
+        )
+        first = f"('{dates}' if loop.first and message.role == 'system' else '') + "
+        return PUBLISHED.replace("OPENING", opening).replace("DATES + ", first)
+
+    def _dates(self) -> str:
+        return f"Cutting Knowledge Date: {KNOWLEDGE}\nToday Date: {self.today}\n\n"
+
+    def _opening(self, messages: Sequence[Message]) -> list[int]:
+        first = messages[0]
+        system = first.content.strip() if first.role == "system" else ""
+        return [self._bos, *self._said("system", self._dates() + system)]
+
+    def _turn(self, message: Message, number: int) -> list[int]:
+        return [] if number == 0 and message.role == "system" else super()._turn(message, number)

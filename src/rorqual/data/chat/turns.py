@@ -1,0 +1,141 @@
+"""What the formats that are written in code share: turns one after another, a header, a choice, a reply, an end."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable, Sequence
+from typing import ClassVar
+
+from rorqual.core.errors import DataError
+from rorqual.core.records import Message, Thinking
+from rorqual.data.chat.base import ChatFormat, Rendered, check_turns
+from rorqual.data.tokenizer import Tokenizer
+
+ROLES = ("system", "user", "assistant")
+
+
+class TurnChat(ChatFormat):
+    """A conversation is an opening and turns; an assistant's turn is a header, a choice, a reply and an end.
+
+    The reply begins with a token of its own, as it does where a model writes it. A published template encodes header and
+    reply as one text: the ids are the same unless the reply begins with white space. Tool turns are not written yet, and refused.
+    """
+
+    marks: ClassVar[tuple[str, ...]]
+    """Special tokens that the format cannot do without."""
+    ends: ClassVar[tuple[str, ...]]
+    """Tokens that end a reply: the first is written, the others stop a model where its tokenizer has them."""
+    pads: ClassVar[tuple[str, ...]]
+    """Tokens to pad with: the first that the tokenizer has."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        super().__init__(tokenizer)
+        known = tokenizer.special_names
+        if missing := [mark for mark in self.marks if mark not in known]:
+            raise DataError(
+                f"the tokenizer lacks {', '.join(missing)}, which chat format '{self.name}' is written with",
+                where=tokenizer.where,
+                remedy="Use the tokenizer that the model was trained with, or the chat format of this one (key chat).",
+            )
+        self._stops = tuple(tokenizer.special(mark) for mark in self.ends if mark in known)
+        self._pad = next(tokenizer.special(mark) for mark in self.pads if mark in known)
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        return self._stops
+
+    @property
+    def pad(self) -> int:
+        return self._pad
+
+    # ---- what a family gives
+
+    @abstractmethod
+    def _opening(self, messages: Sequence[Message]) -> list[int]:
+        """Ids before the first turn."""
+
+    @abstractmethod
+    def _turn(self, message: Message, number: int) -> list[int]:
+        """A user's or a system's turn; empty where the opening says it already."""
+
+    @abstractmethod
+    def _header(self) -> list[int]:
+        """Ids that open an assistant's turn."""
+
+    @abstractmethod
+    def _reply(self, message: Message, thinking: Thinking, *, closed: bool) -> list[int]:
+        """A last turn from its choice on, without the end token; open, it lacks what has not been written yet."""
+
+    def _past(self, message: Message) -> list[int]:
+        """An earlier reply as it reads to what comes after it, without the end token."""
+        return self.tokenizer.encode(message.content)
+
+    def _gap(self) -> list[int]:
+        """Ids between two turns."""
+        return []
+
+    # ---- what follows from it
+
+    def prompt(self, messages: Sequence[Message], thinking: Thinking = "auto") -> list[int]:
+        """See `ChatFormat.prompt`. A conversation that ends with the assistant's own turn is refused."""
+        check_turns(messages, ROLES)
+        if messages[-1].role == "assistant":
+            raise DataError("the last turn is the assistant's own", where="messages", remedy="End with a user turn.")
+        return [*self._conversation(messages).ids, *self._gap(), *self._header(), *self.choice(thinking)]
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        thinking: Thinking = "auto",
+        continue_: bool = False,
+        train_from: int = 0,
+    ) -> Rendered:
+        """See `ChatFormat.render`. An earlier turn that does not stand there as it was written is context only.
+
+        Training on a turn without its reasoning would teach to answer at once; `samples` trains such turns where they are last.
+        """
+        check_turns(messages, ROLES)
+        last = messages[-1]
+        if last.role != "assistant":
+            if continue_:
+                raise DataError("no assistant turn to continue", where="messages", remedy="End with an assistant turn.")
+            return self._conversation(messages, train_from)
+        if (thinking == "on" and last.reasoning is None) or (thinking == "off" and last.reasoning is not None):
+            fault = "has no reasoning" if thinking == "on" else "has reasoning"
+            raise DataError(f"the last turn {fault} with thinking={thinking}", where="messages", remedy="Use 'auto'.")
+        choice = self.choice(thinking)
+        reply = self._reply(last, thinking, closed=not continue_)[len(choice) :]
+        reply += [] if continue_ else self._stops[:1]
+        history = self._conversation(messages[:-1], train_from)
+        given = [*self._gap(), *self._header(), *choice]
+        trained = train_from < len(messages)
+        return Rendered([*history.ids, *given, *reply], [*history.mask, *[False] * len(given), *[trained] * len(reply)])
+
+    def _conversation(self, messages: Sequence[Message], train_from: int = 0) -> Rendered:
+        """Finished turns, as they read to what comes after them."""
+        ids = self._opening(messages)
+        mask = [False] * len(ids)
+        for number, message in enumerate(messages):
+            if message.role == "assistant":
+                given, reply = self._header(), [*self._past(message), *self._stops[:1]]
+            else:
+                given, reply = self._turn(message, number), []
+            if ids and given:
+                given = [*self._gap(), *given]
+            trained = self.as_written(message) and number >= train_from
+            ids += [*given, *reply]
+            mask += [*[False] * len(given), *[trained] * len(reply)]
+        return Rendered(ids, mask)
+
+    def _until_stop(self, ids: Iterable[int]) -> tuple[list[int], bool]:
+        """The ids before the first end token, and whether there was one."""
+        reply: list[int] = []
+        for id_ in ids:
+            if id_ in self._stops:
+                return reply, True
+            reply.append(id_)
+        return reply, False
+
+    def _text(self, ids: Sequence[int]) -> str:
+        return self.tokenizer.decode(ids, specials=True)

@@ -19,15 +19,18 @@ from rorqual.cli.verbs.compare import compare
 from rorqual.cli.verbs.distil import distil
 from rorqual.cli.verbs.doctor import doctor
 from rorqual.cli.verbs.eval import evaluate
+from rorqual.cli.verbs.export import export
+from rorqual.cli.verbs.import_ import import_
 from rorqual.cli.verbs.inspect import inspect
 from rorqual.cli.verbs.lab import lab
+from rorqual.cli.verbs.plan import plan
 from rorqual.cli.verbs.quickstart import quickstart
 from rorqual.cli.verbs.report import report
 from rorqual.cli.verbs.trace import trace
 from rorqual.cli.verbs.train import train
 from rorqual.core.errors import RorqualError
 
-RESUMES = ("quickstart", "train", "distil", "distill", "lab")
+RESUMES = ("quickstart", "train", "distil", "distill", "lab", "export")
 """Verbs that go on where they were when the same command is given again."""
 WRITE_REMEDY = {
     errno.ENOSPC: "Free disk space and repeat the command; what was written whole is kept.",
@@ -109,7 +112,10 @@ _add("distill", distil, DISTIL, context_settings=PAIRS, hidden=True)
 _add("eval", evaluate, "rorqual eval runs/tiny task=families count=20", context_settings=PAIRS)
 _add("lab", lab, "rorqual lab zero --seeds 1 --budget 1 --out runs/lab-short")
 _add("chat", chat, 'echo "add 12 34" | rorqual chat runs/tiny thinking=on', context_settings=PAIRS)
+_add("export", export, "rorqual export runs/tiny exports/tiny", context_settings=PAIRS)
+_add("import", import_, "rorqual import exports/tiny runs/imported", context_settings=PAIRS)
 _add("inspect", inspect, "rorqual inspect deepseek-v3", context_settings=PAIRS)
+_add("plan", plan, "rorqual plan deepseek-v3 --train tokens=14.8T hardware=h800 n=2048", context_settings=PAIRS)
 _add("report", report, "rorqual report runs/small", context_settings=PAIRS)
 _add("trace", trace, "rorqual trace runs/small/teacher", context_settings=PAIRS)
 _add(

@@ -1,0 +1,209 @@
+"""What a device holds in training, by part: weights, gradients, optimizer, activations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Literal
+
+from rorqual.core.errors import ConfigError
+from rorqual.model.attention import AttentionConfig, GQAConfig, MLAConfig
+from rorqual.model.config import ModelConfig, Stage
+from rorqual.model.ffn import DenseConfig, FFNConfig, MoEConfig
+
+Recompute = Literal["none", "selective", "full"]
+PrecisionName = Literal["fp32", "bf16", "fp8"]
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Bytes a parameter for each part, and bytes of a saved activation (the residual stream stays in two, or four)."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activation: int
+    residual: int
+    source: str
+
+
+PRECISIONS: dict[PrecisionName, Precision] = {
+    "fp32": Precision(4, 4, 8, 4, 4, "weights, gradients and AdamW's moments in fp32, as Rorqual trains"),
+    "bf16": Precision(2, 4, 12, 2, 2, "bf16 weights; gradients, master weights and moments in fp32, as Megatron-LM has them"),
+    "fp8": Precision(1, 4, 8, 1, 2, "DeepSeek-V3, section 3.3: fp8 weights and saved inputs; fp32 gradients and master weights, bf16 moments"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a training is spread: `dp` x `tp` x `pp` devices; experts over `ep` of the `dp` x `tp` of a pipeline stage.
+
+    `tp` splits attention, dense networks, embeddings, and (as sequence parallelism) the saved activations. Whole experts lie on a
+    device. `zero`: 1 shares the optimizer among data-parallel devices, 2 gradients too, 3 weights too (Rajbhandari et al. 2020)
+    and fetches those of one layer at a time, which count as activations here. `recompute` selective: norms, MLA's up-projections
+    and SwiGLU's product (V3, section 3.2.3); full: all but the input of each layer. `microbatch`: rows at once. The pipeline is
+    1F1B: stage s of `pp` holds `pp` - s microbatches.
+    """
+
+    dp: int = 1
+    tp: int = 1
+    pp: int = 1
+    ep: int = 1
+    zero: int = 1
+    recompute: Recompute = "selective"
+    microbatch: int = 1
+
+    @property
+    def devices(self) -> int:
+        return self.dp * self.tp * self.pp
+
+    def __str__(self) -> str:
+        return (
+            f"dp={self.dp} tp={self.tp} pp={self.pp} ep={self.ep} zero={self.zero} "
+            f"recompute={self.recompute} microbatch={self.microbatch}"
+        )
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on the fullest device, which holds pipeline stage `stage` and `layers` layers."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+    activations: float
+    stage: int = 0
+    layers: int = 0
+
+    @property
+    def total(self) -> float:
+        return self.weights + self.gradients + self.optimizer + self.activations
+
+    def parts(self) -> tuple[tuple[str, float], ...]:
+        """Each part by name."""
+        names = ("weights", "gradients", "optimizer", "activations")
+        return tuple((name, float(getattr(self, name))) for name in names)
+
+
+@dataclass(frozen=True)
+class Values:
+    """Parameters of a layer outside and inside routed experts, and values that it saves for a token: of the residual stream
+    and other ones, as asked and when everything is kept."""
+
+    shared: int
+    experts: int
+    residual: int
+    saved: int
+    whole: int
+
+
+def layer_values(stage: Stage, hidden: int, recompute: Recompute) -> Values:
+    """The account of one layer of `stage`."""
+    attention = stage.attention.cost(hidden, 0).params
+    ffn = stage.ffn.cost(hidden).params
+    routed = (
+        3 * hidden * stage.ffn.moe_intermediate_size * stage.ffn.n_routed_experts
+        if isinstance(stage.ffn, MoEConfig)
+        else 0
+    )
+    kept = {
+        mode: _attention_saved(stage.attention, hidden, mode) + _ffn_saved(stage.ffn, hidden, mode)
+        for mode in (True, False)
+    }
+    saved = {"none": kept[True], "selective": kept[False], "full": 0}[recompute]
+    return Values(
+        shared=attention + ffn - routed + 2 * hidden,
+        experts=routed,
+        residual=hidden if recompute == "full" else 2 * hidden,
+        saved=saved,
+        whole=kept[True],
+    )  # fmt: skip
+
+
+def _attention_saved(attention: AttentionConfig, hidden: int, everything: bool) -> int:
+    """Values a token beside the residual stream: the normed input, what enters attention, and what comes out of it."""
+    if isinstance(attention, MLAConfig):
+        heads = attention.num_attention_heads
+        latents = attention.q_lora_rank + attention.kv_lora_rank + attention.qk_rope_head_dim
+        expanded = heads * (2 * attention.qk_head_dim + attention.v_head_dim)
+        return latents + heads * attention.v_head_dim + ((hidden + expanded) if everything else 0)
+    if isinstance(attention, GQAConfig):
+        q = attention.num_attention_heads * attention.head_dim
+        kv = 2 * attention.num_key_value_heads * attention.head_dim
+        return 2 * q + kv + (hidden if everything else 0)
+    raise ConfigError(
+        f"no account of what attention '{attention.kind}' saves",
+        where="plan",
+        remedy="Plan its serving, or add it here.",
+    )
+
+
+def _ffn_saved(ffn: FFNConfig, hidden: int, everything: bool) -> int:
+    """Values a token: the normed input, gate and up, their product; in experts for each that is chosen, with its copy of the input."""
+    inner = 3 if everything else 2
+    if isinstance(ffn, MoEConfig):
+        chosen = ffn.num_experts_per_tok * (hidden + inner * ffn.moe_intermediate_size + (hidden if everything else 0))
+        return chosen + inner * ffn.n_shared_experts * ffn.moe_intermediate_size + (hidden if everything else 0)
+    if isinstance(ffn, DenseConfig):
+        return inner * ffn.intermediate_size + (hidden if everything else 0)
+    raise ConfigError(f"no account of what network '{ffn.kind}' saves", where="plan", remedy="Add it here.")
+
+
+def stage_sizes(layers: int, pp: int) -> list[int]:
+    """Layers of each pipeline stage, as even as can be; the first, which holds the most microbatches, gets none of the rest."""
+    base, rest = divmod(layers, pp)
+    return [base + (1 if 1 <= place <= rest else 0) for place in range(pp)]
+
+
+def device_memory(model: ModelConfig, layout: Layout, *, context: int, precision: Precision) -> Memory:
+    """The fullest device of a training on rows of `context` tokens."""
+    return max(_stages(model, layout, context, precision), key=lambda memory: memory.total)
+
+
+def _stages(model: ModelConfig, layout: Layout, context: int, precision: Precision) -> Iterator[Memory]:
+    by_stage = {id(stage): layer_values(stage, model.hidden_size, layout.recompute) for stage in model.stages}
+    layers = [by_stage[id(stage)] for stage in model.layers]
+    sums = {
+        name: [0, *accumulate(getattr(layer, name) for layer in layers)]
+        for name in ("shared", "experts", "residual", "saved")
+    }
+    tokens, begin = layout.microbatch * context, 0
+    for place, size in enumerate(stage_sizes(len(layers), layout.pp)):
+        part = {name: run[begin + size] - run[begin] for name, run in sums.items()}
+        if place == 0:
+            part["shared"] += model.vocab_size * model.hidden_size
+        activations = (part["residual"] * precision.residual + part["saved"] * precision.activation) * (
+            layout.pp - place
+        )
+        if layout.recompute == "full" and size:  # one layer at a time is whole again
+            activations += max(layer.whole for layer in layers[begin : begin + size]) * precision.activation
+        if place == layout.pp - 1:
+            activations += _end(model, layers[-1], part, alone=layout.pp == 1, precision=precision)
+        begin += size
+        yield _sharded(
+            part["shared"], part["experts"], activations * tokens / layout.tp, layout, precision, place, size
+        )
+
+
+def _end(model: ModelConfig, last: Values, part: dict[str, int], *, alone: bool, precision: Precision) -> int:
+    """Adds what the last pipeline stage holds beside its layers to `part`: norm, head, prediction modules; returns its bytes of
+    activations a token: logits and their gradient in fp32, once more for each module."""
+    n_mtp, hidden = model.num_nextn_predict_layers, model.hidden_size
+    own_head = 0 if model.tie_word_embeddings and alone else model.vocab_size * hidden
+    part["shared"] += own_head + hidden + n_mtp * (last.shared + 2 * hidden * hidden + 3 * hidden)
+    part["experts"] += n_mtp * last.experts
+    block = (last.residual * precision.residual + last.saved * precision.activation) * n_mtp
+    return block + 8 * model.vocab_size * (1 + n_mtp)
+
+
+def _sharded(
+    shared: int, experts: int, activations: float, layout: Layout, precision: Precision, place: int, layers: int
+) -> Memory:
+    """Parameters divided over tensor- and expert-parallel devices; what ZeRO shares, over the copies of each."""
+    here = ((shared / layout.tp, layout.dp), (experts / layout.ep, layout.dp * layout.tp / layout.ep))
+    weights, gradients, optimizer = (
+        sum(count / (copies if layout.zero >= level else 1) for count, copies in here) * size
+        for level, size in ((3, precision.weights), (2, precision.gradients), (1, precision.optimizer))
+    )
+    return Memory(weights, gradients, optimizer, activations, place, layers)

@@ -1,0 +1,83 @@
+"""Amounts as people write them: `14.8T` tokens in, `$5.58M`, `54 days` and `71.2 GB` out."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator
+
+WRITTEN = re.compile(r"([-+]?[0-9][0-9_,]*(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?)\s*([kKmMgGbBtT]?)i?")
+POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "b": 3, "t": 4}
+
+
+def amount(text: Any, *, thousand: int = 1000) -> float:
+    """`14.8T`, `2.788M`, `4k`, `1_000`, `3e8` as a number; `B` and `G` are both 10^9. ValueError where it is none."""
+    if isinstance(text, int | float) and not isinstance(text, bool):
+        return float(text)
+    match = WRITTEN.fullmatch(str(text).strip())
+    if match is None:
+        raise ValueError("write a number such as 300, 4k, 2.788M, 1.5B or 14.8T")
+    digits, suffix = match.groups()
+    return float(digits.replace(",", "").replace("_", "")) * thousand ** POWERS[suffix.lower()]
+
+
+def _whole(text: Any) -> int:
+    return _int(amount(text), text)
+
+
+def _positions(text: Any) -> int:
+    return _int(amount(text, thousand=1024), text)
+
+
+def _int(value: float, text: Any) -> int:
+    if abs(value - round(value)) > 1e-6 * max(1.0, abs(value)):
+        raise ValueError(f"{text} is not a whole number")
+    return round(value)
+
+
+Amount = Annotated[float, BeforeValidator(amount)]
+"""A number that may have a suffix."""
+Count = Annotated[int, BeforeValidator(_whole)]
+"""A whole number that may have a suffix, of thousands."""
+Positions = Annotated[int, BeforeValidator(_positions)]
+"""A length of context: here `4k` is 4,096, as the field writes it."""
+
+
+def short(value: float) -> str:
+    """`14800000000000` as `14.8T`; four digits at most."""
+    for power, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= power * 0.99995:
+            return f"{value / power:.4g}{unit}"
+    return f"{value:.4g}"
+
+
+def flops(value: float) -> str:
+    """FLOPs in powers of ten."""
+    return f"{value:.3e} FLOPs"
+
+
+def money(value: float) -> str:
+    """USD with as many digits as are worth reading."""
+    for power, unit in ((1e9, "B"), (1e6, "M")):
+        if abs(value) >= power * 0.99995:
+            return f"${value / power:,.3f}{unit}"
+    if abs(value) >= 1000:
+        return f"${value:,.0f}"
+    return f"${value:,.2f}" if abs(value) >= 1 else f"${value:.4g}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the unit that a person would choose."""
+    for size, unit in ((365.25 * 86400, "years"), (86400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:,.1f} {unit}"
+    return f"{seconds:,.1f} seconds" if seconds >= 1 else f"{seconds * 1000:.3g} ms"
+
+
+def gigabytes(size: float) -> str:
+    """Bytes in the unit in which cards are sold: 10^9."""
+    for power, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if abs(size) >= power:
+            return f"{size / power:,.3g} {unit}" if abs(size) < power * 100 else f"{size / power:,.0f} {unit}"
+    return f"{size:,.0f} bytes"

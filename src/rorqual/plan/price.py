@@ -1,0 +1,55 @@
+"""The one table of API prices: what a million tokens cost, when, and who says so. To add one, add a row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rorqual.core.errors import ConfigError, nearest
+
+MILLION = 1e6
+
+
+@dataclass(frozen=True)
+class Price:
+    """USD a million tokens: of a prompt found in the cache, of a prompt not found there, of a reply."""
+
+    name: str
+    hit: float
+    miss: float
+    output: float
+    date: str
+    source: str
+
+    def bill(self, *, hit: float, miss: float, output: float) -> float:
+        """USD for these numbers of tokens."""
+        return (hit * self.hit + miss * self.miss + output * self.output) / MILLION
+
+    def blended(self, prompt: float, reply: float, hit_rate: float) -> float:
+        """USD a million tokens, prompt and reply together, of a request with this share of its prompt in the cache."""
+        bill = self.bill(hit=prompt * hit_rate, miss=prompt * (1 - hit_rate), output=reply)
+        return bill / (prompt + reply) * MILLION
+
+
+DOCS = "DeepSeek API documentation, models and pricing"
+PRICES = (
+    Price("deepseek-v3", 0.07, 0.27, 1.10, "2025-02", f"{DOCS}, deepseek-chat"),
+    Price("deepseek-r1", 0.14, 0.55, 2.19, "2025-01", f"{DOCS}, deepseek-reasoner"),
+    Price("deepseek-v3.2", 0.028, 0.28, 0.42, "2025-12", f"{DOCS}, deepseek-chat and -reasoner"),
+    Price("deepseek-v4-flash", 0.0028, 0.14, 0.28, "2026-08", f"{DOCS}, V4-Flash-0731, until 16 August"),
+    Price("deepseek-v4-pro", 0.003625, 0.435, 0.87, "2026-08", f"{DOCS}, V4-Pro-0813, until 16 August"),
+    Price("deepseek-v4-pro-late", 0.022, 0.66, 1.98, "2026-10", f"{DOCS}, deepseek-v4-pro, off-peak; twice that at peak hours"),
+    Price("deepseek-v4.1-flash", 0.003, 0.15, 0.60, "2026-10", f"{DOCS}, deepseek-flash, off-peak; twice that at peak hours"),
+)  # fmt: skip
+
+
+def price_names() -> tuple[str, ...]:
+    """Every name that `price` knows."""
+    return tuple(row.name for row in PRICES)
+
+
+def price(name: str) -> Price:
+    """The row called `name`; an unknown one is a ConfigError that names the nearest."""
+    for row in PRICES:
+        if row.name == name:
+            return row
+    raise ConfigError(f"unknown price '{name}'", where="price", remedy=nearest(name, price_names()))

@@ -1,0 +1,165 @@
+"""Memory of a device against built models, and laws of layouts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rorqual.core.errors import ConfigError
+from rorqual.model import Decoder
+from rorqual.model.account import account
+from rorqual.model.attention import GQAConfig, MLAConfig
+from rorqual.model.config import ModelConfig, Stage
+from rorqual.model.ffn import DenseConfig, MoEConfig
+from rorqual.model.presets import preset
+from rorqual.plan.hardware import DEVICES, device
+from rorqual.plan.layout import (
+    RESERVE,
+    Room,
+    choose,
+    dividing,
+    misfits,
+    nearest_dividing,
+    nearest_fitting,
+    never_fits,
+)
+from rorqual.plan.memory import PRECISIONS, Layout, device_memory, stage_sizes
+
+FP32, BF16, FP8 = PRECISIONS["fp32"], PRECISIONS["bf16"], PRECISIONS["fp8"]
+V3 = preset("deepseek-v3")
+H800 = device("h800")
+
+
+def small(*, mtp: int = 0, tied: bool = False) -> ModelConfig:
+    mla = MLAConfig(
+        num_attention_heads=4, q_lora_rank=24, kv_lora_rank=16, qk_nope_head_dim=8, qk_rope_head_dim=8, v_head_dim=8
+    )
+    gqa = GQAConfig(num_attention_heads=4, num_key_value_heads=2, head_dim=8)
+    moe = MoEConfig(n_routed_experts=8, num_experts_per_tok=2, moe_intermediate_size=16, n_shared_experts=1)
+    return ModelConfig(
+        vocab_size=64, hidden_size=32, num_nextn_predict_layers=mtp, tie_word_embeddings=tied,
+        stages=(Stage(layers=2, attention=gqa, ffn=DenseConfig(intermediate_size=48)), Stage(layers=3, attention=mla, ffn=moe)),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("model", [small(), small(mtp=1), small(tied=True)], ids=["plain", "mtp", "tied"])
+def test_one_device_holds_all_parameters_of_the_built_model(model: ModelConfig) -> None:
+    with torch.device("meta"):
+        built = Decoder(model)
+    parameters = sum(p.numel() for p in built.parameters()) + sum(b.numel() for b in built.buffers())
+    memory = device_memory(model, Layout(), context=16, precision=FP32)
+    assert memory.weights == 4 * parameters
+    assert (memory.gradients, memory.optimizer) == (4 * parameters, 8 * parameters)
+
+
+def test_saved_activations_are_what_autograd_saves_but_for_norms_and_softmax() -> None:
+    """Counted with hooks on the tensors that autograd saves, each storage once; parameters are left out. The account leaves out
+    statistics, masks and copies that an eager attention makes; what it counts must be of that size, and never less than half."""
+    attention = GQAConfig(num_attention_heads=8, num_key_value_heads=8, head_dim=32)
+    stage = Stage(layers=4, attention=attention, ffn=DenseConfig(intermediate_size=704))
+    model = ModelConfig(vocab_size=8, hidden_size=256, stages=(stage,))
+    built = Decoder(model)
+    owned = {p.untyped_storage().data_ptr() for p in built.parameters()}
+    seen: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in owned:
+            seen[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    ids = torch.zeros(1, 32, dtype=torch.long)
+    kept: list[torch.Tensor] = []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tensor)  # so that no address is used twice
+        return pack(tensor)
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        built(ids)
+    planned = device_memory(model, Layout(recompute="none"), context=32, precision=FP32).activations
+    assert 0.5 < planned / sum(seen.values()) < 1.1
+
+
+@settings(deadline=None)
+@given(st.integers(1, 200), st.integers(1, 200))
+def test_a_pipeline_has_every_layer_once_and_is_even(layers: int, pp: int) -> None:
+    sizes = stage_sizes(layers, min(pp, layers))
+    assert sum(sizes) == layers and max(sizes) - min(sizes) <= 1
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_sharing_never_adds_and_recomputing_never_saves_more(data: st.DataObject) -> None:
+    layout = data.draw(st.sampled_from(sorted(dividing(small(mtp=1), Room(16, 8, 1)), key=str)))
+
+    def size(**changed: object) -> float:
+        return device_memory(small(mtp=1), replace(layout, **changed), context=512, precision=BF16).total
+
+    assert size(zero=0) >= size(zero=1) >= size(zero=2)
+    assert size(recompute="none") >= size(recompute="selective")
+    assert size(microbatch=2) > size(microbatch=1)
+
+
+def test_all_devices_together_hold_the_model_state_at_least_once() -> None:
+    model = small(mtp=1)
+    least = 8 * (account(model).total + account(model).mtp)  # AdamW's moments
+    for layout in dividing(model, Room(8, 8, 1)):
+        assert device_memory(model, layout, context=16, precision=FP32).optimizer * 8 >= least * (1 - 1e-9)
+
+
+def test_deepseek_v3_fits_as_it_was_trained() -> None:
+    """PP16 x EP64 x ZeRO-1, no tensor parallelism, on 2,048 cards of 80 GB (report, section 3.2)."""
+    own = Layout(dp=128, tp=1, pp=16, ep=64, zero=1, recompute="selective")
+    assert misfits(V3, own, 2048) == []
+    memory = device_memory(V3, own, context=4096, precision=FP8)
+    assert memory.total < H800.memory * (1 - RESERVE)
+    assert device_memory(V3, replace(own, recompute="none"), context=4096, precision=BF16).total > H800.memory
+
+
+def test_a_layout_that_does_not_divide_is_told_why_and_mended() -> None:
+    wrong = Layout(dp=682, tp=3, pp=1, ep=7)
+    reasons = "; ".join(misfits(V3, wrong, 2048))
+    for said in (
+        "is 2046, and there are 2048",
+        "tp=3 does not divide num_attention_heads=128",
+        "ep=7 does not divide n_routed_experts=256",
+    ):
+        assert said in reasons
+    near = nearest_dividing(V3, wrong, Room(2048, 8, 1))
+    assert misfits(V3, near, 2048) == [] and near.tp in (2, 4) and near.ep == 8
+    assert "has no routed experts" in "; ".join(misfits(preset("qwen3-8b"), Layout(ep=2), 1))
+    assert "more than its 36 layers" in "; ".join(misfits(preset("qwen3-8b"), Layout(pp=64), 64))
+
+
+def test_what_is_chosen_divides_and_fits_and_so_does_the_nearest() -> None:
+    room = Room(2048, 8, H800.memory * (1 - RESERVE))
+    asked = Layout(dp=128, tp=1, pp=16, ep=64, zero=1, recompute="none")
+    for layout, memory in (choose(V3, room, 4096, BF16), nearest_fitting(V3, asked, room, 4096, BF16)):
+        assert misfits(V3, layout, 2048) == [] and memory.total <= room.usable
+    near, _ = nearest_fitting(V3, asked, room, 4096, BF16)
+    assert (near.tp, near.pp, near.ep) == (1, 16, 64), "recomputation is enough: the degrees stay"
+
+
+def test_what_never_fits_says_by_how_much_and_how_many_devices_would_do() -> None:
+    room = Room(8, 8, H800.memory * (1 - RESERVE))
+    with pytest.raises(
+        ConfigError, match=r"no layout of 8 devices holds it.* too much\n  It fits on 256 such devices: dp="
+    ):
+        choose(V3, room, 4096, BF16)
+    assert "Take devices with more memory" in never_fits(V3, Room(8, 8, 1e6), 4096, BF16).remedy
+
+
+def test_every_row_of_hardware_has_its_sources_and_sensible_figures() -> None:
+    assert len({row.name for row in DEVICES}) == len(DEVICES)
+    for row in DEVICES:
+        assert row.source and row.price_source and row.memory > 1e9 and row.bandwidth >= row.link
+        peaks = [row.peak[name] for name in ("fp32", "bf16", "fp8") if name in row.peak]
+        assert peaks == sorted(peaks)
+    with pytest.raises(ConfigError, match=r"unknown hardware 'h880'.*\n.*'h800'"):
+        device("h880")
+    assert device("RTX-4090").name == "rtx4090"

@@ -1,0 +1,68 @@
+"""The planner reproduces what was published: each figure from its inputs, within the tolerance that its row states.
+
+Sources are in the rows: DeepSeek-V3's report (2412.19437), ISCA 2025 (2505.09343), Llama 3 (2407.21783), and DeepSeek's own account
+of a day of serving. The published figures are written here again, so that no row can be bent to ours.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from rorqual.plan.published import QUOTES, Figure, figures, llama_3_1_405b, qwen2_5_72b, shares_of_roofline
+from rorqual.plan.serve import DAY_DECODE, DAY_PREFILL
+
+FIGURES = {figure.name: figure for figure in figures()}
+PUBLISHED = {
+    "DeepSeek-V3, pretraining, H800-hours": (2.664e6, 0.01),
+    "DeepSeek-V3, TFLOPS of a card in pretraining": (385, 0.01),
+    "DeepSeek-V3, H800-hours a trillion tokens": (180e3, 0.01),
+    "DeepSeek-V3, all training, H800-hours": (2.788e6, 0.01),
+    "DeepSeek-V3, days on 2,048 cards": (57, 0.01),
+    "DeepSeek-V3, all training, USD": (5.576e6, 0.01),
+    "Llama-3.1-405B, FLOPs": (3.8e25, 0.05),
+    "Llama-3.1-405B, H100-hours": (30.84e6, 0.15),
+    "Llama-3.1-405B, USD": (60e6, 0.05),
+    "DeepSeek-V3, GFLOPs to train on a token": (250, 0.01),
+    "DeepSeek-V3, bytes of cache a token": (70272, 0),
+    "Qwen2.5-72B, bytes of cache a token": (327680, 0),
+    "Llama-3.1-405B, bytes of cache a token": (516096, 0),
+    "A day of serving, revenue at R1's prices, USD": (562027, 0.001),
+    "A day of serving, cost, USD": (87072, 0),
+    "A day of serving, margin": (5.45, 0.005),
+    "A day of serving, machines": (226.75, 0.005),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_figure_is_reproduced(name: str) -> None:
+    published, tolerance = PUBLISHED[name]
+    figure = FIGURES[name]
+    assert figure.published == published
+    assert abs(figure.ours / published - 1) <= tolerance
+
+
+@pytest.mark.parametrize("figure", FIGURES.values(), ids=lambda figure: figure.name)
+def test_every_row_holds_and_says_why_where_it_does_not_follow(figure: Figure) -> None:
+    assert figure.holds and figure.source and figure.how
+    assert figure.why or abs(figure.difference) < 0.01
+
+
+def test_it_is_386_tflops_that_the_published_hours_make() -> None:
+    assert FIGURES["DeepSeek-V3, TFLOPS of a card in pretraining"].ours == pytest.approx(386.5, abs=0.1)
+
+
+def test_the_models_beside_v3_have_their_published_sizes() -> None:
+    from rorqual.model.account import account
+
+    assert account(qwen2_5_72b()).total == pytest.approx(72.7e9, rel=1e-3)
+    assert account(llama_3_1_405b()).total == pytest.approx(405.85e9, rel=1e-3)
+
+
+def test_a_serving_plan_is_calibrated_on_the_day_that_was_published() -> None:
+    prefill, decode = shares_of_roofline()
+    assert (round(prefill, 2), round(decode, 2)) == (DAY_PREFILL, DAY_DECODE)
+
+
+def test_what_is_only_quoted_says_what_it_counts() -> None:
+    assert {quote.usd for quote in QUOTES} == {100e6, 1.3e9}
+    assert all(quote.counts and quote.source for quote in QUOTES)

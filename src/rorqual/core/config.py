@@ -88,14 +88,61 @@ def _fields_at(cls: Any, path: Iterable[Any]) -> list[str]:
 
 
 def override(config: C, assignments: Iterable[str], *, where: str = "command line") -> C:
-    """`config` with dotted `key=value` assignments, such as `optim.lr=3e-4`; values are YAML scalars or lists."""
+    """`config` with dotted `key=value` assignments, such as `optim.lr=3e-4`; values are YAML scalars or lists.
+
+    `tune.kind=lora` puts another kind there: what all kinds of the field have stays as it was, the rest begins at the new kind's defaults.
+    Kinds are set before anything else, whatever the order.
+    """
     data = config.model_dump(mode="python")
+    pairs: list[tuple[str, Any]] = []
     for text in assignments:
         key, equals, raw = text.partition("=")
         if not equals:
             raise ConfigError(f"'{text}' is not key=value", where=where, remedy="Write it as key=value.")
-        _assign(data, key.strip(), scalar(raw), where)
-    return parse(type(config), data, where=where)
+        pairs.append((key.strip(), scalar(raw)))
+    for key, value in sorted(pairs, key=lambda pair: not pair[0].endswith(".kind")):
+        *path, last = key.split(".")
+        held = _at(config, path) if last == "kind" else None
+        if isinstance(held, Kind) and value != held.kind:
+            value = _of_another_kind(held, value, key, where)
+            key = ".".join(path)
+        _assign(data, key, value, where)
+    return parse(type(config), _given(data), where=where)
+
+
+class _Unset:
+    """Stands where a new kind's field has no default: to be assigned, or reported as missing."""
+
+
+def _of_another_kind(held: Kind, kind: Any, key: str, where: str) -> dict[str, Any]:
+    """The fields of the kind that is called `kind`, a sibling of `held`; those of their common base keep what they hold."""
+    base: type[Kind] = next(cls for cls in type(held).__mro__ if issubclass(cls, Kind) and Kind in cls.__bases__)
+    known = kinds(base)
+    if kind not in known:
+        raise ConfigError(f"key '{key}': unknown kind '{kind}'", where=where, remedy=nearest(str(kind), known))
+    fields = {
+        name: _Unset() if field.is_required() else field.get_default(call_default_factory=True)
+        for name, field in known[kind].model_fields.items()
+    }
+    kept = {name: getattr(held, name) for name in base.model_fields if name != "kind"}
+    plain = {name: v.model_dump() if isinstance(v, Config) else v for name, v in (fields | kept).items()}
+    return plain | {"kind": kind}
+
+
+def _at(config: Any, path: Iterable[str]) -> Any:
+    """What stands at a dotted place of a config; None where there is no such place."""
+    for part in path:
+        if isinstance(config, tuple | list) and part.isdigit() and int(part) < len(config):
+            config = config[int(part)]
+        else:
+            config = getattr(config, part, None) if isinstance(config, Config) else None
+    return config
+
+
+def _given(data: Any) -> Any:
+    if isinstance(data, dict):
+        return {key: _given(value) for key, value in data.items() if not isinstance(value, _Unset)}
+    return [_given(value) for value in data] if isinstance(data, list | tuple) else data
 
 
 def scalar(raw: str) -> Any:

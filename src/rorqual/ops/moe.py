@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -109,7 +110,7 @@ def route(
     return Routing(indices, weights * scale, scores, own, gap)
 
 
-def experts(x: Tensor, routing: Routing, gate_up: Tensor, down: Tensor) -> Tensor:
+def experts(x: Tensor, routing: Routing, gate_up: Tensor | Sequence[Tensor], down: Tensor | Sequence[Tensor]) -> Tensor:
     """sum_k weight_k SwiGLU_k(x), expert by expert.
 
     x [tokens, d], gate_up [experts, 2 i, d] (gate first), down [experts, d, i] -> [tokens, d].
@@ -121,6 +122,19 @@ def experts(x: Tensor, routing: Routing, gate_up: Tensor, down: Tensor) -> Tenso
         y = F.linear(F.silu(gate) * up, down[expert])
         out = out.index_add(0, token, (y * routing.weights[token, rank].unsqueeze(-1)).to(out.dtype))
     return out
+
+
+def experts_tuned(
+    x: Tensor, routing: Routing, gate_up: Tensor, down: Tensor, tuned: Sequence[int], parts: Sequence[Tensor]
+) -> Tensor:
+    """`experts` where the experts `tuned` alone have a gradient; the others' matrices are constants.
+
+    `parts`: gate_up [2 i, d] and down [d, i] of each of these in turn, equal to the slices of the stacked tensors.
+    """
+    first, second = list(gate_up.detach().unbind(0)), list(down.detach().unbind(0))
+    for place, expert in enumerate(tuned):
+        first[expert], second[expert] = parts[2 * place], parts[2 * place + 1]
+    return experts(x, routing, first, second)
 
 
 def sequence_balance(scores: Tensor, indices: Tensor, sequence: Tensor, n_sequences: int) -> Tensor:

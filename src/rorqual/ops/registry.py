@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -20,10 +20,11 @@ class Ops:
     rms_norm: Callable[[Tensor, Tensor, float], Tensor]
     attend: Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor]
     experts: Callable[[Tensor, moe.Routing, Tensor, Tensor], Tensor]
+    experts_tuned: Callable[[Tensor, moe.Routing, Tensor, Tensor, Sequence[int], Sequence[Tensor]], Tensor]
 
 
-REFERENCE = Ops("reference", norm.rms_norm, attention.attend, moe.experts)
-FAST = Ops("fast", cpu.rms_norm, cpu.attend, cpu.experts)
+REFERENCE = Ops("reference", norm.rms_norm, attention.attend, moe.experts, moe.experts_tuned)
+FAST = Ops("fast", cpu.rms_norm, cpu.attend, cpu.experts, cpu.experts_tuned)
 
 
 def backend(name: str) -> Ops:

@@ -6,12 +6,15 @@ import json
 import os
 import shutil
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
 from rorqual.core.errors import CheckpointError, NumericsError, RorqualError
 from rorqual.core.records import WHOLE_FILE, RunDir, write_atomic, write_json
+from rorqual.model.adapter import Adapter, trained
+from rorqual.model.adapter.files import Piece
 from rorqual.model.decoder import Decoder
 from rorqual.model.load.run import WEIGHTS_FILE, load_weights
 from rorqual.train.optim import Optimizer
@@ -21,18 +24,27 @@ KEEP = 2
 
 
 def save_checkpoint(
-    run: RunDir, step: int, model: Decoder, optimizer: Optimizer, metrics_bytes: int, rollouts_bytes: int = 0
+    run: RunDir,
+    step: int,
+    model: Decoder,
+    optimizer: Optimizer,
+    metrics_bytes: int,
+    rollouts_bytes: int = 0,
+    adapter: Adapter | None = None,
 ) -> None:
     """Write `step-NNNNNN/`; on any failure the older checkpoints stay as they were. The newest two whole ones are kept.
 
-    The bytes are how much of `metrics.jsonl` and of `rollouts.jsonl` tells of the steps up to here.
+    The bytes are how much of `metrics.jsonl` and of `rollouts.jsonl` tells of the steps up to here. With an `adapter` what was trained
+    is kept and the frozen weights are not: they are the base's.
 
     A weight that is not finite is a `NumericsError`, and nothing is written.
     """
     check_finite(model, step)
     final, temporary = run.step_dir(step), run.path / f".step-{step:06d}.{os.getpid()}"
-    files = {
-        WEIGHTS_FILE: save(_contiguous(model.state_dict())),
+    weights = (
+        {WEIGHTS_FILE: save(_contiguous(model.state_dict()))} if adapter is None else adapter.files(trained(model))
+    )
+    files = weights | {
         OPTIM_FILE: save(_contiguous(optimizer.state())),
         STATE_FILE: json.dumps(
             {"step": step, "metrics_bytes": metrics_bytes, "rollouts_bytes": rollouts_bytes}
@@ -72,10 +84,15 @@ def check_finite(model: Decoder, step: int) -> None:
         )
 
 
-def load_checkpoint(run: RunDir, step: int, model: Decoder, optimizer: Optimizer) -> tuple[int, int]:
+def load_checkpoint(
+    run: RunDir, step: int, model: Decoder, optimizer: Optimizer, adapter: Adapter | None = None
+) -> tuple[int, int]:
     """Fill model and optimizer; returns how many bytes of `metrics.jsonl` and `rollouts.jsonl` belong to this checkpoint."""
     folder = run.step_dir(step)
-    load_weights(model, folder)
+    if adapter is None:
+        load_weights(model, folder)
+    else:
+        load_trained(model, Piece(folder, adapter))
     try:
         optimizer.load(load_file(folder / OPTIM_FILE))
         state = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
@@ -86,6 +103,15 @@ def load_checkpoint(run: RunDir, step: int, model: Decoder, optimizer: Optimizer
             where=str(folder),
             remedy="Give another out=, or delete this checkpoint to go on from the one before.",
         ) from error
+
+
+@torch.no_grad()
+def load_trained(model: Decoder, piece: Piece) -> None:
+    """Fill the trained part of a `model` on which an adapter is attached."""
+    parts = trained(model)
+    tensors = piece.tensors({name: tuple(part.shape) for name, part in parts.items()})
+    for name, part in parts.items():
+        part.copy_(tensors[name])
 
 
 def _contiguous(state: dict[str, Tensor]) -> dict[str, Tensor]:

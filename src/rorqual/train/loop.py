@@ -17,12 +17,14 @@ from rorqual.core.log import Progress
 from rorqual.core.records import RunDir
 from rorqual.data.chat import chat_format
 from rorqual.model.account import account
+from rorqual.model.adapter import trained
 from rorqual.train.balance import load_ratio, move_bias
 from rorqual.train.checkpoint import save_checkpoint
 from rorqual.train.lines import Lines
 from rorqual.train.run import Run
 from rorqual.train.sources import Materials, Source, Step
 from rorqual.train.state import State, check_context, check_vocabulary, make_tokenizer, restore, write_start
+from rorqual.train.tune import begun, cost, ended
 from rorqual.train.workers import Update, compare, gradient, workers
 
 Record = dict[str, Any]
@@ -80,11 +82,12 @@ def fit(
     tokenizer = make_tokenizer(run)
     check_vocabulary(run, tokenizer)
     check_context(run)
-    state = restore(run, out, tokenizer)
+    state = restore(run, out, tokenizer, threads=threads)
     chat = chat_format(tokenizer, run.chat)
     source = run.source.build(Materials(state.model, tokenizer, chat, run.seed, threads))
     write_start(run, out, tokenizer)
-    for note in [] if quiet else state.notes:
+    told = [*state.notes] + ([begun(state.model, state.adapter)] if state.adapter is not None else [])
+    for note in [] if quiet else told:
         print(note)
     if state.step < run.steps:
         _go(run, out, state, source, threads, quiet, observe)
@@ -101,7 +104,8 @@ def _go(
     observe: Callable[[Record], None] | None = None,
 ) -> None:
     progress = None if quiet else Progress(f"{run.recipe}", run.steps, start=state.step)
-    saved = time.monotonic()
+    saved = first = time.monotonic()
+    start, costs = state.step, cost(state.model, state.optimizer)
     metrics, rollouts = Lines(out.metrics_file, state.metrics_bytes), Lines(out.rollouts_file, state.rollouts_bytes)
     with metrics, rollouts, workers(threads) as pool:
         while state.step < run.steps:
@@ -111,7 +115,8 @@ def _go(
             state.step += 1
             spent = time.monotonic() - began
             record = {"step": state.step, "recipe": run.recipe} | totals.record() | work.metrics
-            record["flops"] = step_flops(run, record)
+            costs = cost(state.model, state.optimizer)
+            record |= {"flops": step_flops(run, record)} | costs
             record["seconds"], record["core_seconds"] = spent, time.process_time() - cpu
             record["tokens_per_second"] = totals.tokens / spent
             for line in work.trace:
@@ -120,17 +125,23 @@ def _go(
             if observe is not None:
                 observe(record)
             if state.step == run.steps or time.monotonic() - saved >= run.save_seconds:
-                save_checkpoint(out, state.step, state.model, state.optimizer, metrics.size, rollouts.size)
+                save_checkpoint(
+                    out, state.step, state.model, state.optimizer, metrics.size, rollouts.size, state.adapter
+                )
                 saved = time.monotonic()
             if progress is not None:
                 progress.update(state.step, _note(record))
                 for note in work.notes:
                     progress.say(note)
+    if state.adapter is not None and not quiet:
+        print(ended(costs, time.monotonic() - first, state.step - start))
 
 
 def step_flops(run: Run, record: dict[str, Any]) -> int:
     """FLOPs of a step by the account: three forwards for each trained token, with MTP where it is trained, and one for each that was
-    sampled, one more where it was then checked, and one where a reference scored it; a teacher's come as its source counted them."""
+    sampled, one more where it was then checked, and one where a reference scored it; a teacher's come as its source counted them.
+
+    Where a part is trained this is an upper bound: the gradients of frozen weights are not computed."""
     predicts = any(objective.kind == "mtp" for objective in run.objectives)
     model = run.model if predicts else run.model.model_copy(update={"num_nextn_predict_layers": 0})
     cost = account(model, context=run.source.row)
@@ -144,7 +155,7 @@ CHECKED = ("logprob_diff", "routing_flips", "routing_gap")
 def _iterate(run: Run, state: State, work: Step, pool: ThreadPoolExecutor, where: str) -> Totals:
     """One step: where it sampled, the check of all that it sampled; then an update for each of its batches."""
     totals = Totals()
-    names = [name for name, _ in state.model.named_parameters()]
+    names = list(trained(state.model))
     factor = run.optim.schedule.at(state.step, run.steps)
     how: Any = {"parts": run.micro_batches, "pool": pool, "dtype": DTYPES[run.dtype]}
     batches = [batch.to(run.device) for batch in work.batches]
@@ -160,7 +171,7 @@ def _iterate(run: Run, state: State, work: Step, pool: ThreadPoolExecutor, where
         update = gradient(state.model, run.objectives, batch, where=where, **how)
         norm = clip(update.grads, run.optim.clip, where)
         state.optimizer.step(dict(zip(names, update.grads)), factor, pool)
-        if update.counts:
+        if update.counts and run.tune.whole:
             move_bias(state.model.routers()[: len(update.counts)], update.counts, run.balance.gamma)
         if work.fresh:  # after an update the weights are no longer those that sampled: no check
             update.means = {name: value for name, value in update.means.items() if name not in CHECKED}

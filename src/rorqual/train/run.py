@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, SerializeAsAny, model_validator
 
 from rorqual.core.config import Config, one_of
+from rorqual.model.adapter import Full, Tune
 from rorqual.model.config import ModelConfig
 from rorqual.train.balance import Balance
 from rorqual.train.objectives import AuxBalance, MultiToken, NextToken, Objective
@@ -47,6 +48,9 @@ class Run(Config):
 
     `micro_batches`: into how many parts an update is divided; worker threads share them. It never changes a gradient by more
     than rounding, but it fixes the order of sums, so it belongs to the run and the number of threads does not.
+
+    `tune`: what is trained (docs/adapters.md). Where that is not everything, routers are frozen and so are their biases: `balance`
+    moves none.
     """
 
     recipe: str
@@ -59,6 +63,7 @@ class Run(Config):
     objectives: tuple[Annotated[SerializeAsAny[Objective], one_of(Objective)], ...] = (NextToken(),)
     optim: Annotated[SerializeAsAny[OptimConfig], one_of(OptimConfig)] = AdamWConfig()
     balance: Balance = Balance()
+    tune: Annotated[SerializeAsAny[Tune], one_of(Tune)] = Full()
     micro_batches: int = Field(2, ge=1)
     save_seconds: float = Field(5.0, gt=0)
     device: str = "cpu"
@@ -68,6 +73,8 @@ class Run(Config):
     @model_validator(mode="after")
     def _fits(self) -> Self:
         modules = self.model.num_nextn_predict_layers
+        if not self.tune.whole and not self.start.run:
+            raise ValueError(f"tune.kind={self.tune.kind} trains a part of a run's model: name the run (from=RUN)")
         for objective in self.objectives:
             if isinstance(objective, MultiToken) and objective.depth != modules:
                 raise ValueError(

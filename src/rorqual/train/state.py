@@ -9,6 +9,8 @@ from rorqual.core.config import read_yaml, to_yaml
 from rorqual.core.errors import ConfigError
 from rorqual.core.records import RunDir, write_atomic
 from rorqual.data.tokenizer import Tokenizer
+from rorqual.model.adapter import Adapter, adapter_of, trained
+from rorqual.model.adapter.files import find_base
 from rorqual.model.decoder import Decoder
 from rorqual.model.init import build
 from rorqual.model.load.run import load_weights
@@ -16,6 +18,7 @@ from rorqual.ops.registry import FAST, Ops
 from rorqual.train.checkpoint import load_checkpoint
 from rorqual.train.optim import Optimizer
 from rorqual.train.run import Run
+from rorqual.train.tune import begin
 
 CLOCK_FIELDS = ("seconds", "core_seconds", "tokens_per_second")
 """Fields of a metrics record that a clock wrote: all others are the same in a resumed run, to the bit."""
@@ -25,7 +28,7 @@ LIVE_KEYS = {"device", "save_seconds"}
 @dataclass
 class State:
     """`step`: how many steps are done; `metrics_bytes`, `rollouts_bytes`: how much of those files tells of them. `notes`: what
-    was skipped while looking for a checkpoint."""
+    was skipped while looking for a checkpoint. `adapter`: what its checkpoints say of the trained part; None where all is trained."""
 
     model: Decoder
     tokenizer: Tokenizer
@@ -34,6 +37,7 @@ class State:
     metrics_bytes: int
     rollouts_bytes: int
     notes: list[str]
+    adapter: Adapter | None = None
 
 
 def make_tokenizer(run: Run) -> Tokenizer:
@@ -69,17 +73,24 @@ def check_context(run: Run) -> None:
         )
 
 
-def restore(run: Run, out: RunDir, tokenizer: Tokenizer, ops: Ops = FAST) -> State:
+def restore(run: Run, out: RunDir, tokenizer: Tokenizer, ops: Ops = FAST, threads: int = 1) -> State:
     """Fresh weights, another run's, or this run's newest whole checkpoint; another run in the folder is refused."""
     same_run(run, out)
     step, notes = out.newest_whole()
     model = build(run.model, seed=run.seed, ops=ops)
+    adapter = None if step is None or run.tune.whole else adapter_of(out.step_dir(step))
     if run.start.run:
-        load_weights(model, RunDir(Path(run.start.run)).checkpoint())
+        base = RunDir(Path(run.start.run)).checkpoint()
+        if step is not None and adapter is not None:
+            base = find_base(out.step_dir(step), adapter.base)
+        load_weights(model, base)
     model = model.to(run.device)
-    optimizer = run.optim.build(dict(model.named_parameters()))
-    metrics, rollouts = (0, 0) if step is None else load_checkpoint(out, step, model, optimizer)
-    return State(model, tokenizer, optimizer, step or 0, metrics, rollouts, notes)
+    if not run.tune.whole:
+        adapter = adapter or begin(run, out, base, model, tokenizer, threads)
+        run.tune.attach(model, seed=run.seed, experts=adapter.experts)
+    optimizer = run.optim.build(trained(model))
+    metrics, rollouts = (0, 0) if step is None else load_checkpoint(out, step, model, optimizer, adapter)
+    return State(model, tokenizer, optimizer, step or 0, metrics, rollouts, notes, adapter)
 
 
 def same_run(run: Run, out: RunDir) -> None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from rorqual.core.errors import NumericsError
+from rorqual.model.adapter import trained
 from rorqual.model.decoder import Decoder
 from rorqual.ops.moe import Routing
 from rorqual.train.balance import count
@@ -68,7 +69,7 @@ def gradient(
     dtype: torch.dtype = torch.float32,
     where: str = "",
 ) -> Update:
-    """The gradient of the objectives' means over the whole `batch`, computed in `parts` micro-batches."""
+    """The gradient of the objectives' means over the whole `batch`, computed in `parts` micro-batches: of each of `trained(model)`."""
     totals = [max(objective.weight(batch), 1e-20) for objective in objectives]
     micro = batch.split(parts)
     tasks = [pool.submit(_one, model, objectives, part, totals, dtype) for part in micro]
@@ -126,7 +127,7 @@ def _look(
 def _one(
     model: Decoder, objectives: Sequence[Objective], batch: TrainBatch, totals: Sequence[float], dtype: torch.dtype
 ) -> Update:
-    params = list(model.parameters())
+    params = list(trained(model).values())
     with torch.autocast(batch.tokens.device.type, dtype=dtype, enabled=dtype != torch.float32):
         output = model(batch.tokens, batch.positions, segments=batch.segments, replay=batch.replay)
         terms = [objective.term(model, batch, output) for objective in objectives]

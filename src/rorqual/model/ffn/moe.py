@@ -65,6 +65,10 @@ class Experts(nn.Module):
         self.gate_up_proj = nn.Parameter(torch.empty(n, 2 * intermediate_size, hidden_size))
         self.down_proj = nn.Parameter(torch.empty(n, hidden_size, intermediate_size))
 
+    def forward(self, x: Tensor, routing: Routing, ops: Ops) -> Tensor:
+        """x [tokens, hidden] -> the gated sum of its experts [tokens, hidden]."""
+        return ops.experts(x, routing, self.gate_up_proj, self.down_proj)
+
 
 class MoE(FFN):
     """`e_score_correction_bias` [experts] is a buffer that the trainer moves. It stays fp32 in every type, and so does the
@@ -104,7 +108,7 @@ class MoE(FFN):
             group_by=c.group_score,
             replay=replay,
         )
-        y = ops.experts(x, routing, self.experts.gate_up_proj, self.experts.down_proj)
+        y: Tensor = self.experts(x, routing, ops)
         if self.shared_experts is not None:
             y = y + self.shared_experts(x, ops, None)[0]
         return y, routing

@@ -14,11 +14,10 @@ from torch import Tensor
 from rorqual.core.config import parse
 from rorqual.core.errors import CheckpointError
 from rorqual.core.records import RunDir
+from rorqual.model.adapter.files import WEIGHTS_FILE, unfold
 from rorqual.model.config import ModelConfig
 from rorqual.model.decoder import Decoder
 from rorqual.ops.registry import FAST, Ops
-
-WEIGHTS_FILE = "model.safetensors"
 
 
 def read_section(run: RunDir, key: str) -> Any:
@@ -45,14 +44,20 @@ def read_model_config(run: RunDir) -> ModelConfig:
 
 
 def load_weights(model: Decoder, checkpoint: Path) -> None:
-    """Fill `model` from a checkpoint folder; other names or shapes are an error that lists them."""
-    file = checkpoint / WEIGHTS_FILE
+    """Fill `model` from a checkpoint folder; other names or shapes are an error that lists them.
+
+    A checkpoint that holds an adapter alone: its base's weights, and the adapter merged into them.
+    """
+    whole, adapters = unfold(checkpoint)
+    file = whole / WEIGHTS_FILE
     try:
         state = load_file(file)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"cannot read: {error}", where=str(file), remedy="Use another checkpoint.") from None
     check_names(state, model.state_dict(), where=str(file))
     model.load_state_dict(state)
+    for adapter in adapters:
+        adapter.merge_into(model)
 
 
 def check_names(state: dict[str, Tensor], wanted: dict[str, Tensor], *, where: str) -> None:

@@ -8,6 +8,7 @@ which makes that product three times as long (docs/LOG.md).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -68,9 +69,24 @@ def _attend_by_products(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: fl
 
 def experts(x: Tensor, routing: Routing, gate_up: Tensor, down: Tensor) -> Tensor:
     """`ops.moe.experts`, over tokens sorted by expert; under autocast in its type, as a linear layer would be."""
+    return experts_tuned(x, routing, gate_up, down, (), ())
+
+
+def experts_tuned(
+    x: Tensor, routing: Routing, gate_up: Tensor, down: Tensor, tuned: Sequence[int], parts: Sequence[Tensor]
+) -> Tensor:
+    """`ops.moe.experts_tuned`: the forward reads the stacked tensors alone, the backward makes no gradient that nobody wants."""
     device = x.device.type
     kind = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-    out: Tensor = _Experts.apply(x.to(kind), routing.weights.to(kind), routing.indices, gate_up.to(kind), down.to(kind))
+    stacked = (gate_up.to(kind), down.to(kind))
+    out: Tensor = _Experts.apply(
+        x.to(kind),
+        routing.weights.to(kind),
+        routing.indices,
+        *stacked,
+        tuple(tuned),
+        *(part.to(kind) for part in parts),
+    )
     return out
 
 
@@ -106,7 +122,16 @@ class _Slices:
 
 class _Experts(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weights: Tensor, indices: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weights: Tensor,
+        indices: Tensor,
+        gate_up: Tensor,
+        down: Tensor,
+        tuned: tuple[int, ...],
+        *parts: Tensor,
+    ) -> Tensor:
         (n, d), k = x.shape, indices.shape[1]
         at = _Slices(indices, gate_up.shape[0], BF16_ROWS if x.dtype == torch.bfloat16 else 1)
         xs = at.spread(x.unsqueeze(1).expand(n, k, d).reshape(n * k, d))
@@ -120,7 +145,7 @@ class _Experts(torch.autograd.Function):
             torch.mm(h[i:j], down[e].t(), out=ys[i:j])
         y = ys.index_select(0, at.slot).view(n, k, d)
         ctx.save_for_backward(weights, gate_up, down, xs, gu, h, y)
-        ctx.at = at
+        ctx.at, ctx.tuned = at, tuned
         return torch.bmm(weights.unsqueeze(1), y).squeeze(1)
 
     @staticmethod
@@ -131,17 +156,23 @@ class _Experts(torch.autograd.Function):
         n, k, d = y.shape
         dweights = torch.bmm(y, dout.unsqueeze(-1)).squeeze(-1)
         dys = at.spread((weights.unsqueeze(-1) * dout.unsqueeze(1)).view(n * k, d))
-        ddown, dgate_up = torch.zeros_like(down), torch.zeros_like(gate_up)
+        dstacked = [torch.zeros_like(t) if ctx.needs_input_grad[3] else None for t in (gate_up, down)]
+        dparts = [torch.zeros_like(t[e]) for e in ctx.tuned for t in (gate_up, down)]
+        wanted = {e: (dparts[2 * place], dparts[2 * place + 1]) for place, e in enumerate(ctx.tuned)}
+        if dstacked[0] is not None and dstacked[1] is not None:
+            wanted = dict(enumerate(zip(*dstacked)))
         dh = torch.empty_like(h)
         for e, i, j in at.bounds:
             torch.mm(dys[i:j], down[e], out=dh[i:j])
-            torch.mm(dys[i:j].t(), h[i:j], out=ddown[e])
+            if e in wanted:
+                torch.mm(dys[i:j].t(), h[i:j], out=wanted[e][1])
         gate, up = gu.chunk(2, dim=-1)
         s = torch.sigmoid(gate)
         dgu = torch.cat((dh * up * (s * (1 + gate * (1 - s))), dh * gate * s), dim=-1)
         dxs = torch.empty_like(xs)
         for e, i, j in at.bounds:
             torch.mm(dgu[i:j], gate_up[e], out=dxs[i:j])
-            torch.mm(dgu[i:j].t(), xs[i:j], out=dgate_up[e])
+            if e in wanted:
+                torch.mm(dgu[i:j].t(), xs[i:j], out=wanted[e][0])
         dx = dxs.index_select(0, at.slot).view(n, k, d).sum(1)
-        return dx, dweights, None, dgate_up, ddown
+        return dx, dweights, None, *dstacked, None, *dparts

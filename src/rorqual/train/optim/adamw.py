@@ -34,7 +34,11 @@ class AdamW(Optimizer):
             {"params": [p for p in params.values() if p.dim() <= 1], "weight_decay": 0.0},
         ]
         self.inner = torch.optim.AdamW(
-            [g for g in groups if g["params"]], lr=config.lr, betas=config.betas, eps=config.eps, foreach=True
+            [g for g in groups if g["params"]] or groups[:1],
+            lr=config.lr,
+            betas=config.betas,
+            eps=config.eps,
+            foreach=True,
         )
 
     def step(self, grads: dict[str, Tensor], factor: float, pool: Executor | None = None) -> None:

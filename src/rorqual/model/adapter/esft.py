@@ -1,0 +1,154 @@
+"""Expert-specialised fine-tuning (ESFT, Wang et al. 2407.01906): only the experts that a task uses are trained.
+
+A task's tokens go to few experts. How much each matters to it is read from a sample (eq. 7 and 8): the mean over documents of the
+mean over a document's tokens of its gate, or of its share of the choices. In each layer the experts of most relevance are taken
+until they sum to p; their matrices are trained, and nothing else: not the other experts, the routers, the attention or the norms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from rorqual.core.errors import ConfigError
+from rorqual.model.adapter.base import Selection, Shapes, Tune
+from rorqual.model.decoder import Decoder
+from rorqual.model.ffn import MoE
+from rorqual.model.ffn.moe import Experts
+from rorqual.ops.moe import Routing
+from rorqual.ops.registry import Ops
+
+
+class ESFT(Tune):
+    """`score`: relevance by `gate` (eq. 7) or by `token`, the share of choices (eq. 8). `p`: how much of a layer's relevance is trained.
+    `sample`: the batches of how many steps are read to find it.
+
+    A layer's relevances are divided by their sum, so that p is a share where gates do not sum to 1, too.
+    """
+
+    kind: Literal["esft"] = "esft"
+    score: Literal["gate", "token"] = "token"
+    p: float = Field(0.2, gt=0, le=1)
+    sample: int = Field(4, ge=1)
+
+    @property
+    def selects(self) -> bool:
+        return True
+
+    def attach(self, model: Decoder, *, seed: int, experts: Selection = ()) -> None:
+        layers = routed(model)
+        check_selection(layers, experts)
+        model.requires_grad_(False)
+        for moe, chosen in zip(layers.values(), experts, strict=True):
+            moe.experts = TunedExperts(moe.experts, chosen)
+
+    def shapes(self, model: Decoder, experts: Selection = ()) -> Shapes:
+        layers = routed(model)
+        check_selection(layers, experts)
+        return {
+            f"{name}.experts.{expert}.{part}": tuple(getattr(moe.experts, part).shape[1:])
+            for (name, moe), chosen in zip(layers.items(), experts, strict=True)
+            for expert in chosen
+            for part in PARTS
+        }
+
+    @torch.no_grad()
+    def merge(self, model: Decoder, tensors: Mapping[str, Tensor]) -> None:
+        layers = routed(model)
+        for full, tensor in tensors.items():
+            name, _, rest = full.partition(".experts.")
+            expert, _, part = rest.partition(".")
+            getattr(layers[name].experts, part)[int(expert)].copy_(tensor)
+
+
+PARTS = ("gate_up_proj", "down_proj")
+
+
+def routed(model: Decoder) -> dict[str, MoE]:
+    """The main model's mixture-of-experts layers by name; a model without any is refused."""
+    found = {f"layers.{i}.ffn": block.ffn for i, block in enumerate(model.layers) if isinstance(block.ffn, MoE)}
+    if not found:
+        raise ConfigError(
+            "the model has no routed experts", where="tune.kind=esft", remedy="Use tune.kind=lora or tune.kind=full."
+        )
+    return found
+
+
+def check_selection(layers: Mapping[str, MoE], experts: Selection) -> None:
+    """Refuse experts that the model does not have, or that are not named for every layer."""
+    if len(experts) != len(layers):
+        raise ConfigError(f"experts of {len(experts)} layers for a model of {len(layers)}", where="tune.kind=esft")
+    for (name, moe), chosen in zip(layers.items(), experts):
+        if not chosen or list(chosen) != sorted(set(chosen)) or not 0 <= chosen[0] <= chosen[-1] < len(moe.gate):
+            raise ConfigError(f"experts {list(chosen)} of {len(moe.gate)}", where=f"tune.kind=esft, {name}")
+
+
+class TunedExperts(Experts):
+    """The same stacked tensors, frozen; `parts` are parameters on the memory of the chosen experts' slices.
+
+    What an optimizer writes to a part stands in the stack at once: generation reads the stack and needs to know nothing of this.
+    """
+
+    def __init__(self, experts: Experts, chosen: Sequence[int]) -> None:
+        nn.Module.__init__(self)
+        self.gate_up_proj, self.down_proj = experts.gate_up_proj, experts.down_proj
+        self.chosen = tuple(chosen)
+        # In a tuple, so that they are no parameters of the module and appear in no state_dict.
+        self._parts = tuple(
+            nn.Parameter(stack.data[e]) for e in self.chosen for stack in (experts.gate_up_proj, experts.down_proj)
+        )
+
+    def parts(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """`NUMBER.gate_up_proj` [2 i, d] and `NUMBER.down_proj` [d, i] of each chosen expert."""
+        names = (f"{expert}.{part}" for expert in self.chosen for part in PARTS)
+        yield from zip(names, self._parts, strict=True)
+
+    def forward(self, x: Tensor, routing: Routing, ops: Ops) -> Tensor:
+        if not torch.is_grad_enabled():
+            return super().forward(x, routing, ops)
+        return ops.experts_tuned(x, routing, self.gate_up_proj, self.down_proj, self.chosen, self._parts)
+
+
+# ---- which experts
+
+
+@torch.no_grad()
+def relevance(
+    routing: Sequence[Routing], document: Tensor, score: Literal["gate", "token"], documents: int
+) -> list[Tensor]:
+    """Summed over documents, for each layer: the mean over a document's tokens of each expert's gate or choices [experts], in fp64.
+
+    routing of each layer over n tokens; document [n] numbers from 0, -1 on padding, whole documents only.
+    """
+    real = document >= 0
+    number = document[real]
+    lengths = torch.bincount(number, minlength=documents).double()
+    weight = 1 / lengths[number]  # [tokens]
+    found = []
+    for one in routing:
+        indices = one.indices[real]
+        part = one.weights[real].double() if score == "gate" else torch.full_like(indices, 1, dtype=torch.float64)
+        part = part / part.sum(-1, keepdim=True) if score == "token" else part
+        each = (part * weight.unsqueeze(-1)).flatten()
+        found.append(torch.zeros(one.scores.shape[-1]).double().index_add(0, indices.flatten().cpu(), each.cpu()))
+    return found
+
+
+def select(scores: Sequence[Tensor], p: float) -> Selection:
+    """In each layer the fewest experts, the most relevant first, whose shares of the layer's relevance reach p; ties: the lower number."""
+    chosen = []
+    for score in scores:
+        share = (score / score.sum()).tolist()
+        order = sorted(range(len(share)), key=lambda e: (-share[e], e))
+        total, taken = 0.0, []
+        for expert in order:
+            if total >= p - 1e-12:
+                break
+            total += share[expert]
+            taken.append(expert)
+        chosen.append(tuple(sorted(taken)))
+    return tuple(chosen)

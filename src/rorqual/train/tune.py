@@ -1,0 +1,104 @@
+"""What a run trains, found and told: the experts that its own data uses, and what the trained part costs."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from rorqual.core.records import RunDir
+from rorqual.data.chat import chat_format
+from rorqual.data.tokenizer import Tokenizer
+from rorqual.model.adapter import ESFT, Adapter, Selection, trained
+from rorqual.model.adapter.esft import relevance, routed, select
+from rorqual.model.adapter.files import base_of
+from rorqual.model.decoder import Decoder
+from rorqual.train.batch import TrainBatch
+from rorqual.train.optim import Optimizer
+from rorqual.train.run import Run
+from rorqual.train.sources import Materials
+from rorqual.train.workers import workers
+
+ROWS = 16
+"""Rows in one forward. The number is fixed: it decides how products are rounded, and a rounding may decide between two experts."""
+
+
+def begin(run: Run, out: RunDir, base: Path, model: Decoder, tokenizer: Tokenizer, threads: int) -> Adapter:
+    """The adapter that this run begins, on the checkpoint `base`, whose weights `model` holds."""
+    experts = find_experts(run, model, tokenizer, threads)
+    return Adapter(base=base_of(base, named=run.start.run, seen_from=out.path), tune=run.tune, experts=experts)
+
+
+def find_experts(run: Run, model: Decoder, tokenizer: Tokenizer, threads: int) -> Selection:
+    """ESFT's experts, by what `model` does with the batches of the run's first steps; none for other kinds.
+
+    What a source samples with the model is read as what it trains on is: padding is not.
+    """
+    tune = run.tune
+    if not isinstance(tune, ESFT):
+        return ()
+    layers = routed(model)
+    chat = chat_format(tokenizer, run.chat)
+    source = run.source.build(Materials(model, tokenizer, chat, run.seed, threads))
+    totals = [torch.zeros(len(moe.gate), dtype=torch.float64) for moe in layers.values()]
+    with workers(threads) as pool:
+        for step in range(tune.sample):
+            work = source.step(step)
+            parts = [part for batch in (*work.batches, *work.unlearned) for part in _parts(batch)]
+            for found in pool.map(lambda part: _look(model, part, tune, run.device), parts):
+                totals = [total + one for total, one in zip(totals, found, strict=True)]
+    return select(totals, tune.p)
+
+
+def _parts(batch: TrainBatch) -> list[TrainBatch]:
+    return batch.split(-(-len(batch.tokens) // ROWS))
+
+
+@torch.no_grad()  # threads do not inherit it
+def _look(model: Decoder, given: TrainBatch, tune: ESFT, device: str) -> Sequence[Tensor]:
+    batch = given.to(device)
+    routing = model(batch.tokens, batch.positions, segments=batch.segments).routing
+    row = torch.arange(len(batch.tokens), device=batch.tokens.device).unsqueeze(-1)
+    name = torch.where(batch.segments >= 0, row * (batch.tokens.shape[1] + 1) + batch.segments, -1).flatten()
+    names, number = name.unique(return_inverse=True)
+    if int(names[0]) < 0:
+        number = number - 1  # padding's name sorts first
+    return relevance(routing, number, tune.score, int(number.max()) + 1)
+
+
+# ---- what it costs
+
+
+def cost(model: Decoder, optimizer: Optimizer) -> dict[str, int]:
+    """Measured: trained parameters, and bytes of the optimizer's state as it is."""
+    held = optimizer.state().values()
+    return {
+        "trained_parameters": sum(p.numel() for p in trained(model).values()),
+        "optimizer_bytes": sum(t.numel() * t.element_size() for t in held),
+    }
+
+
+def begun(model: Decoder, adapter: Adapter) -> str:
+    """A line for the user: how much of the model is trained, and which experts."""
+    part = sum(p.numel() for p in trained(model).values())
+    added = part if not adapter.experts else 0
+    total = sum(p.numel() for p in model.parameters()) - added
+    line = f"{adapter.tune.kind}: {part:,} trained parameters beside {total:,} ({part / total:.2%})"
+    if adapter.experts:
+        layers = routed(model).values()
+        counts = ", ".join(f"{len(chosen)} of {len(moe.gate)}" for moe, chosen in zip(layers, adapter.experts))
+        line = f"esft: {part:,} of {total:,} parameters trained ({part / total:.2%}); experts, layer by layer: {counts}"
+    return line
+
+
+def ended(costs: dict[str, int], seconds: float, steps: int) -> str:
+    """A line for the user: memory of the optimizer, the process's peak, and time."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return (
+        f"optimizer {costs['optimizer_bytes'] / 1e6:,.2f} MB for {costs['trained_parameters']:,} parameters; "
+        f"peak memory of the process {peak / 1e6:,.0f} MB; {seconds / max(steps, 1):.3f} s a step"
+    )

@@ -13,7 +13,7 @@ from rorqual.ops.rope import Rope, rotate, softmax_factor
 
 
 class GQAConfig(AttentionConfig):
-    """Half-split rotary positions on the whole head."""
+    """Half-split rotary positions on the whole head. `attention_bias`: on q, k and v; `output_bias`: on the output."""
 
     kind: Literal["gqa"] = "gqa"
     num_attention_heads: int = Field(ge=1)
@@ -21,6 +21,7 @@ class GQAConfig(AttentionConfig):
     head_dim: int = Field(ge=2)
     qk_norm: bool = False
     attention_bias: bool = False
+    output_bias: bool = False
     rope: Rope = Rope()
 
     def build(self, hidden_size: int, eps: float) -> Attention:
@@ -29,7 +30,7 @@ class GQAConfig(AttentionConfig):
     def cost(self, hidden_size: int, context: int) -> Cost:
         q, kv = self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim
         cost = linear(hidden_size, q, bias=self.attention_bias) + linear(hidden_size, kv, bias=self.attention_bias) * 2
-        cost += linear(q, hidden_size) + Cost(flops=4 * q * context)
+        cost += linear(q, hidden_size, bias=self.output_bias) + Cost(flops=4 * q * context)
         return cost + vector(2 * self.head_dim) if self.qk_norm else cost
 
     def cache_width(self) -> int:
@@ -50,7 +51,7 @@ class GQA(Attention):
         self.q_proj = nn.Linear(hidden_size, q, bias=config.attention_bias)
         self.k_proj = nn.Linear(hidden_size, kv, bias=config.attention_bias)
         self.v_proj = nn.Linear(hidden_size, kv, bias=config.attention_bias)
-        self.o_proj = nn.Linear(q, hidden_size, bias=False)
+        self.o_proj = nn.Linear(q, hidden_size, bias=config.output_bias)
         self.q_norm = RMSNorm(config.head_dim, eps) if config.qk_norm else None
         self.k_norm = RMSNorm(config.head_dim, eps) if config.qk_norm else None
         self.scale = config.head_dim**-0.5 * softmax_factor(config.rope)

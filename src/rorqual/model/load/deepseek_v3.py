@@ -12,8 +12,10 @@ from rorqual.model.attention import MLAConfig
 from rorqual.model.config import ModelConfig, Stage
 from rorqual.model.ffn import DenseConfig, MoEConfig
 from rorqual.model.load.keys import Keys, rope_to_hf
-from rorqual.model.load.names import Entry, NameMap, stacked, stacked_pairs
+from rorqual.model.load.layers import ends, norms, routed, swiglu, tied_head
+from rorqual.model.load.names import Entry, NameMap
 
+EPSILON = 1e-6
 _METHODS: Mapping[str, tuple[Literal["top2", "max"], bool]] = {
     "noaux_tc": ("top2", True),
     "group_limited_greedy": ("max", False),
@@ -24,10 +26,9 @@ _METHODS: Mapping[str, tuple[Literal["top2", "max"], bool]] = {
 def config_from_hf(data: Mapping[str, Any], where: str = "config.json") -> ModelConfig:
     """A published or saved `config.json` as ours; what this model cannot express is a `ConfigError` naming the key."""
     keys = Keys(data, where)
-    v3 = keys.take("model_type") == "deepseek_v3"
-    if not v3 and data["model_type"] not in ("deepseek_v2",):
-        raise ConfigError(f"key 'model_type' is {data['model_type']!r}", where=where, remedy="Use its own loader.")
-    heads, layers, hidden = (keys.integer(k) for k in ("num_attention_heads", "num_hidden_layers", "hidden_size"))
+    v3 = keys.take("model_type") != "deepseek_v2"
+    keys.family(*(("deepseek_v3", "DeepseekV3ForCausalLM") if v3 else ("deepseek_v2", "DeepseekV2ForCausalLM")))
+    heads, hidden, layers = keys.integer("num_attention_heads"), keys.integer("hidden_size"), keys.layers()
     rope_dim = keys.integer("qk_rope_head_dim")
     keys.expect("hidden_act", "silu")
     keys.expect("attention_bias", False)
@@ -36,6 +37,8 @@ def config_from_hf(data: Mapping[str, Any], where: str = "config.json") -> Model
     keys.expect("rope_interleave", True)
     keys.expect("num_key_value_heads", heads, None)
     keys.expect("head_dim", rope_dim, None)
+    # DeepSeek's code and transformers norm the latents with 1e-6 whatever the file says: another value would be two.
+    keys.expect("rms_norm_eps", EPSILON)
     nope = keys.integer("qk_nope_head_dim")
     keys.expect("qk_head_dim", nope + rope_dim, None)
     attention = keys.build(
@@ -46,25 +49,29 @@ def config_from_hf(data: Mapping[str, Any], where: str = "config.json") -> Model
         qk_nope_head_dim=nope,
         qk_rope_head_dim=rope_dim,
         v_head_dim=keys.take("v_head_dim"),
-        rope=keys.rope(10000.0),
+        rope=keys.rope(10000.0, ("yarn",), without=("attention_factor",)),
     )
-    dense = keys.integer("first_k_dense_replace", 0)
-    wide, moe = keys.build(DenseConfig, intermediate_size=keys.take("intermediate_size")), _moe_from_hf(keys, v3=v3)
-    stages = [Stage(layers=dense, attention=attention, ffn=wide)] if dense else []
-    stages += [Stage(layers=layers - dense, attention=attention, ffn=moe)] if layers > dense else []
     config = keys.build(
         ModelConfig,
         vocab_size=keys.take("vocab_size"),
         hidden_size=hidden,
-        stages=tuple(stages),
+        stages=_stages(keys, attention, layers, v3=v3),
         max_position_embeddings=keys.take("max_position_embeddings"),
-        rms_norm_eps=keys.take("rms_norm_eps", 1e-6),
         tie_word_embeddings=keys.take("tie_word_embeddings", False),
-        num_nextn_predict_layers=keys.take("num_nextn_predict_layers", 0),
+        num_nextn_predict_layers=keys.take("num_nextn_predict_layers", 0) if v3 else 0,
         initializer_range=keys.take("initializer_range", 0.02),
     )
     keys.end()
     return config
+
+
+def _stages(keys: Keys, attention: MLAConfig, layers: int, *, v3: bool) -> tuple[Stage, ...]:
+    dense = keys.integer("first_k_dense_replace", 0)
+    if not 0 <= dense <= layers:
+        raise ConfigError(f"key 'first_k_dense_replace' is {dense} of {layers} layers", where=keys.where)
+    wide, moe = keys.build(DenseConfig, intermediate_size=keys.take("intermediate_size")), _moe_from_hf(keys, v3=v3)
+    parts = ((dense, wide), (layers - dense, moe))
+    return tuple(keys.build(Stage, layers=count, attention=attention, ffn=ffn) for count, ffn in parts if count)
 
 
 def _moe_from_hf(keys: Keys, *, v3: bool) -> MoEConfig:
@@ -113,7 +120,19 @@ def _parts(config: ModelConfig) -> tuple[MLAConfig, DenseConfig | None, MoEConfi
         raise ConfigError(
             "not a DeepSeek-V3 layout: it is dense layers first, then layers of one kind of experts, all with one latent attention",
             where="config",
-            remedy="Export such a model as a run directory.",
+            remedy="Keep such a model as a run directory.",
+        )
+    rope = attention.rope
+    problems = {
+        f"rms_norm_eps {config.rms_norm_eps} is not {EPSILON}": config.rms_norm_eps != EPSILON,
+        "a V2 has no prediction modules": config.num_nextn_predict_layers and not moe.score_bias,
+        "its positions are extended by YaRN without attention_factor, or not at all": rope.llama3 is not None
+        or rope.linear != 1.0
+        or (rope.yarn is not None and rope.yarn.attention_factor),
+    }
+    if found := [text for text, holds in problems.items() if holds]:
+        raise ConfigError(
+            f"not a DeepSeek layout: {found[0]}", where="config", remedy="Keep such a model as a run directory."
         )
     return attention, wide if isinstance(wide, DenseConfig) else None, moe, dense
 
@@ -169,14 +188,8 @@ def from_hf(state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tenso
 def name_map(config: ModelConfig) -> NameMap:
     """Every tensor of a model of this family."""
     layers = len(config.layers)
-    entries = [
-        Entry("embed_tokens.weight", ("model.embed_tokens.weight",)),
-        Entry("norm.weight", ("model.norm.weight",)),
-    ]
+    entries, copies = list(ends(config)), tied_head(config)
     head = "embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"
-    copies = {"lm_head.weight": head} if config.tie_word_embeddings else {}
-    if not config.tie_word_embeddings:
-        entries.append(Entry("lm_head.weight", ("lm_head.weight",)))
     for index, stage in enumerate(config.layers):
         entries += _block(stage, f"layers.{index}", f"model.layers.{index}")
     for index in range(config.num_nextn_predict_layers):
@@ -192,28 +205,16 @@ def _block(stage: Stage, ours: str, theirs: str) -> Iterator[Entry]:
     attention, ffn = stage.attention, stage.ffn
     if not isinstance(attention, MLAConfig) or not isinstance(ffn, DenseConfig | MoEConfig):
         raise ConfigError(f"{ours} is {attention.kind} and {ffn.kind}, not DeepSeek's", where="config")
-    for norm in ("input_layernorm", "post_attention_layernorm"):
-        yield Entry(f"{ours}.{norm}.weight", (f"{theirs}.{norm}.weight",))
+    yield from norms(ours, theirs)
     query = ["q_a_proj", "q_a_layernorm", "q_b_proj"] if attention.q_lora_rank else ["q_proj"]
     for name in [*query, "kv_a_proj_with_mqa", "kv_a_layernorm", "kv_b_proj", "o_proj"]:
         yield Entry(f"{ours}.attention.{name}.weight", (f"{theirs}.self_attn.{name}.weight",))
     if isinstance(ffn, DenseConfig):
-        yield from _swiglu(f"{ours}.ffn", f"{theirs}.mlp")
+        yield from swiglu(f"{ours}.ffn", f"{theirs}.mlp")
         return
-    yield Entry(f"{ours}.ffn.gate", (f"{theirs}.mlp.gate.weight",))
     if ffn.score_bias:
         name = "e_score_correction_bias"
         yield Entry(f"{ours}.ffn.{name}", (f"{theirs}.mlp.gate.{name}",))
-    gate, up, down = (
-        [f"{theirs}.mlp.experts.{expert}.{part}_proj.weight" for expert in range(ffn.n_routed_experts)]
-        for part in ("gate", "up", "down")
-    )
-    yield stacked_pairs(f"{ours}.ffn.experts.gate_up_proj", gate, up)
-    yield stacked(f"{ours}.ffn.experts.down_proj", down)
+    yield from routed(ffn, f"{ours}.ffn", f"{theirs}.mlp")
     if ffn.n_shared_experts:
-        yield from _swiglu(f"{ours}.ffn.shared_experts", f"{theirs}.mlp.shared_experts")
-
-
-def _swiglu(ours: str, theirs: str) -> Iterator[Entry]:
-    for name in ("gate_proj", "up_proj", "down_proj"):
-        yield Entry(f"{ours}.{name}.weight", (f"{theirs}.{name}.weight",))
+        yield from swiglu(f"{ours}.ffn.shared_experts", f"{theirs}.mlp.shared_experts")

@@ -8,7 +8,7 @@ from typing import Any
 
 from rorqual.core.errors import ConfigError, nearest
 from rorqual.model.config import ModelConfig
-from rorqual.model.load import deepseek_v3, qwen3
+from rorqual.model.load import deepseek_v3, llama, qwen2, qwen3, qwen3_moe
 from rorqual.model.load.names import NameMap
 
 
@@ -29,6 +29,9 @@ class Family:
 FAMILIES = (
     Family(("deepseek_v3", "deepseek_v2"), deepseek_v3.config_from_hf, deepseek_v3.config_to_hf, deepseek_v3.name_map),
     Family(("qwen3",), qwen3.config_from_hf, qwen3.config_to_hf, qwen3.name_map),
+    Family(("qwen3_moe",), qwen3_moe.config_from_hf, qwen3_moe.config_to_hf, qwen3_moe.name_map),
+    Family(("qwen2",), qwen2.config_from_hf, qwen2.config_to_hf, qwen2.name_map),
+    Family(("llama",), llama.config_from_hf, llama.config_to_hf, llama.name_map),
 )
 """In the order in which `family_for` asks them."""
 

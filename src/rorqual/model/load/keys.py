@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from rorqual.core.config import Config, parse
@@ -11,7 +11,6 @@ from rorqual.ops.rope import Rope
 
 HARMLESS = frozenset(
     [
-        "architectures",
         "auto_map",
         "torch_dtype",
         "dtype",
@@ -32,31 +31,46 @@ HARMLESS = frozenset(
         "label2id",
         "problem_type",
         "_name_or_path",
-        "quantization_config",
         "aux_loss_alpha",
+        "router_aux_loss_coef",
         "seq_aux",
         "ep_size",
+        "transformers.js_config",
     ]
 )
-"""Keys that do not change the function computed from given weights (quantised weights are refused by name)."""
+"""Keys that do not change the function computed from given weights."""
 
-_YARN = ["factor", "original_max_position_embeddings", "beta_fast", "beta_slow", "mscale", "mscale_all_dim"]
+_YARN = ("factor", "original_max_position_embeddings", "beta_fast", "beta_slow", "mscale", "mscale_all_dim")
+_LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+_EXTENSIONS: Mapping[str, tuple[str, ...]] = {
+    "yarn": (*_YARN, "attention_factor"),
+    "llama3": _LLAMA3,
+    "linear": ("factor",),
+}
+_FP8: Mapping[str, tuple[Any, ...]] = {
+    "quant_method": ("fp8",),
+    "weight_block_size": ([128, 128],),
+    "fmt": ("e4m3", None),
+    "activation_scheme": ("dynamic", None),
+    "scale_fmt": ("ue8m0", None),
+}
+MOST_LAYERS = 10_000
 _MISSING = object()
 C = TypeVar("C", bound=Config)
 
 
 class Keys:
-    """The keys of a `config.json`, each to be taken once; what is left at `end` is refused."""
+    """The keys of a `config.json`; what nobody took is refused at `end`."""
 
     def __init__(self, data: Mapping[str, Any], where: str) -> None:
         self.where = where
-        self._left = {key: value for key, value in data.items() if key not in HARMLESS}
-        self._taken: list[str] = []
+        self._data = data
+        self._taken: set[str] = set()
 
     def take(self, key: str, default: Any = _MISSING) -> Any:
         """The value; without a default a missing key is an error."""
-        self._taken.append(key)
-        value = self._left.pop(key, default)
+        self._taken.add(key)
+        value = self._data.get(key, default)
         if value is _MISSING:
             raise ConfigError(f"key '{key}' is missing", where=self.where, remedy="Use the model's own config.json.")
         return value
@@ -67,6 +81,20 @@ class Keys:
         if not isinstance(value, int) or isinstance(value, bool):
             raise ConfigError(f"key '{key}' is {value!r}, not a whole number", where=self.where)
         return value
+
+    def layers(self) -> int:
+        """`num_hidden_layers`; a number beyond any model is refused before anything is made of that length."""
+        value = self.integer("num_hidden_layers")
+        if not 1 <= value <= MOST_LAYERS:
+            raise ConfigError(f"key 'num_hidden_layers' is {value}, not 1 to {MOST_LAYERS}", where=self.where)
+        return value
+
+    def mapping(self, key: str) -> Mapping[str, Any]:
+        """Keys below a key; absent or null: none."""
+        value = self.take(key, None)
+        if value is not None and not isinstance(value, Mapping):
+            raise ConfigError(f"key '{key}' is {value!r}, not keys and values", where=self.where)
+        return value or {}
 
     def build(self, cls: type[C], **fields: Any) -> C:
         """`cls` of these fields; a value that does not fit is a `ConfigError` of this file."""
@@ -80,27 +108,60 @@ class Keys:
                 f"key '{key}' is {value!r}, but only {' or '.join(map(repr, allowed))} is supported", where=self.where
             )
 
-    def rope(self, default_theta: float) -> Rope:
-        """From `rope_theta` and `rope_scaling` (as published) or `rope_parameters` (transformers 5)."""
-        scaling = dict(self.take("rope_scaling", None) or {})
-        scaling |= self.take("rope_parameters", None) or {}
-        theta = self.take("rope_theta", default_theta)
-        theta = scaling.pop("rope_theta", theta)
-        kinds = {scaling.pop(key, None) for key in ("type", "rope_type")} - {None}
-        kind = kinds.pop() if len(kinds) == 1 else "default" if not kinds else f"both {sorted(kinds)}"
+    def family(self, model_type: str, architecture: str) -> None:
+        """`model_type` and `architectures` must name one model, and weights may be FP8 in blocks of 128 x 128, or plain."""
+        self.expect("model_type", model_type)
+        names = self.take("architectures", None) or [architecture]
+        if names != [architecture]:
+            raise ConfigError(
+                f"key 'architectures' is {names}, but a '{model_type}' that continues text is {architecture}",
+                where=self.where,
+                remedy="Models with another head cannot be read.",
+            )
+        quantization(self.mapping("quantization_config"), self.where)
+
+    def rope(
+        self,
+        default_theta: float,
+        allowed: Sequence[str] = ("yarn", "llama3", "linear"),
+        without: Sequence[str] = (),
+    ) -> Rope:
+        """From `rope_theta` and `rope_scaling` (as published) or `rope_parameters` (transformers 5).
+
+        `allowed` are the extensions that the family has, `without` the keys of them that it has not.
+        """
+        self.expect("partial_rotary_factor", 1.0, None)
+        scaling: dict[str, Any] = {}
+        for source in ("rope_scaling", "rope_parameters"):
+            for key, value in self.mapping(source).items():
+                self._agree(f"{source}.{key}", value, scaling.setdefault(key, value))
+        theta = self.take("rope_theta", scaling.get("rope_theta", default_theta))
+        self._agree("rope_theta", theta, scaling.pop("rope_theta", theta))
+        self._agree("partial_rotary_factor", scaling.pop("partial_rotary_factor", 1.0), 1.0)
+        kind = scaling.pop("rope_type", scaling.get("type", "default"))
+        self._agree("rope_type", kind, scaling.pop("type", kind))
+        scaling = {key: value for key, value in scaling.items() if value is not None}
         if kind == "default" and not scaling:
             return self.build(Rope, theta=theta)
-        unknown = sorted(key for key, value in scaling.items() if key not in _YARN and value is not None)
-        if kind != "yarn" or unknown:
+        understood = {*_EXTENSIONS[kind], "truncate"} - {*without} if kind in allowed else set()
+        if kind not in allowed or (unknown := sorted(set(scaling) - understood)):
+            known = "', '".join(("default", *allowed))
+            what = f"with {unknown or sorted(scaling)} " if kind in allowed else ""
+            raise ConfigError(f"rope scaling '{kind}' {what}is not supported: only '{known}' are", where=self.where)
+        self._agree("rope_scaling.truncate", scaling.pop("truncate", True), True)
+        if kind == "linear":
+            return self.build(Rope, theta=theta, linear=scaling.get("factor"))
+        return self.build(Rope, **{"theta": theta, kind: scaling})
+
+    def _agree(self, key: str, value: Any, other: Any) -> None:
+        if value != other:
             raise ConfigError(
-                f"rope scaling '{kind}' with {unknown or sorted(scaling)} is not supported: only 'default' and 'yarn' are",
-                where=self.where,
+                f"key '{key}' is {value!r}, but it must be {other!r} to agree with the rest", where=self.where
             )
-        return self.build(Rope, theta=theta, yarn={k: v for k, v in scaling.items() if v is not None})
 
     def end(self) -> None:
         """Refuse whatever was not taken."""
-        for key in self._left:
+        for key in sorted(self._data.keys() - self._taken - HARMLESS):
             raise ConfigError(
                 f"unknown key '{key}'",
                 where=self.where,
@@ -110,6 +171,41 @@ class Keys:
 
 def rope_to_hf(rope: Rope) -> dict[str, Any]:
     """`rope_theta` and `rope_scaling`, as checkpoints publish them."""
-    if rope.yarn is None:
-        return {"rope_theta": rope.theta, "rope_scaling": None}
-    return {"rope_theta": rope.theta, "rope_scaling": {"type": "yarn", **rope.yarn.model_dump()}}
+    scaling: dict[str, Any] | None = None
+    if rope.yarn is not None:
+        # 0 means "not said" here, and 0 to those who read the file.
+        unsaid = {"attention_factor"} if not rope.yarn.attention_factor else set()
+        scaling = {"type": "yarn", **rope.yarn.model_dump(exclude=unsaid)}
+    elif rope.llama3 is not None:
+        scaling = {"rope_type": "llama3", **rope.llama3.model_dump()}
+    elif rope.linear != 1.0:
+        scaling = {"type": "linear", "factor": rope.linear}
+    return {"rope_theta": rope.theta, "rope_scaling": scaling}
+
+
+def quantization(data: Mapping[str, Any], where: str) -> bool:
+    """Whether a `quantization_config` (empty: none) says FP8 in blocks of 128 x 128 (V3's and V3.1's); any other is a `ConfigError`.
+
+    Which tensors are FP8 is not read from it: those that have scales beside them.
+    """
+    if not data:
+        return False
+    for key, value in data.items():
+        if key in ("modules_to_not_convert", "ignored_layers"):
+            continue
+        if key not in _FP8 or value not in _FP8[key]:
+            raise ConfigError(
+                f"key 'quantization_config.{key}' is {value!r}: of quantised weights only FP8 in blocks of 128 x 128 are read",
+                where=where,
+                remedy="Use the model's unquantised weights.",
+            )
+    if missing := [key for key in ("quant_method", "weight_block_size") if key not in data]:
+        raise ConfigError(f"key 'quantization_config.{missing[0]}' is missing", where=where)
+    return True
+
+
+def quantization_to_hf(*, power_of_two: bool) -> dict[str, Any]:
+    """The `quantization_config` of FP8 weights in blocks of 128 x 128; `power_of_two`: so are the scales (V3.1)."""
+    scales = {"scale_fmt": "ue8m0"} if power_of_two else {}
+    fp8 = {"activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8", "weight_block_size": [128, 128]}
+    return {"quantization_config": fp8 | scales}

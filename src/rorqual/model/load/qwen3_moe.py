@@ -1,0 +1,115 @@
+"""Qwen3 with experts (30B-A3B, 235B-A22B): `config.json` and tensor names, both ways.
+
+The router is a softmax over all experts, without a bias, groups or shared experts (Qwen3 report, section 2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+from typing import Any
+
+from rorqual.core.errors import ConfigError
+from rorqual.model.attention import GQAConfig
+from rorqual.model.config import ModelConfig, Stage
+from rorqual.model.ffn import DenseConfig, MoEConfig
+from rorqual.model.load import grouped
+from rorqual.model.load.keys import Keys
+from rorqual.model.load.layers import routed, swiglu
+from rorqual.model.load.names import Entry, NameMap
+from rorqual.model.load.qwen3 import fits
+
+LAYOUT = (
+    "Qwen3 layout with experts: every layer is grouped-query attention with norms on q and k, without biases, and one kind"
+    " of experts (softmax, neither groups, shared ones, a bias nor a scale) or one dense network"
+)
+
+
+def config_from_hf(data: Mapping[str, Any], where: str = "config.json") -> ModelConfig:
+    """A published or saved `config.json` as ours; what this model cannot express is a `ConfigError` naming the key."""
+    keys = Keys(data, where)
+    keys.family("qwen3_moe", "Qwen3MoeForCausalLM")
+    keys.expect("hidden_act", "silu")
+    keys.expect("attention_bias", False)
+    layers = keys.layers()
+    grouped.no_sliding_window(keys, layers)
+    attention = grouped.attention_from_hf(keys, qk_norm=True)
+    experts = keys.take("num_experts", None)
+    local = keys.take("num_local_experts", None)  # transformers 5 writes one for the other
+    if None not in (experts, local) and experts != local:
+        raise ConfigError(f"key 'num_experts' is {experts}, but 'num_local_experts' is {local}", where=where)
+    moe = keys.build(
+        MoEConfig,
+        n_routed_experts=local if experts is None else experts,
+        num_experts_per_tok=keys.take("num_experts_per_tok"),
+        moe_intermediate_size=keys.take("moe_intermediate_size"),
+        scoring_func="softmax",
+        norm_topk_prob=keys.take("norm_topk_prob", False),
+        score_bias=False,
+    )
+    wide = keys.build(DenseConfig, intermediate_size=keys.take("intermediate_size", 6144))
+    stages = _stages(keys, attention, moe, wide, layers)
+    return grouped.model_from_hf(keys, stages)
+
+
+def _stages(keys: Keys, attention: GQAConfig, moe: MoEConfig, wide: DenseConfig, layers: int) -> list[Stage]:
+    """A layer has experts where its number, counted from 1, is a multiple of `decoder_sparse_step` and it is not listed."""
+    step, listed = keys.integer("decoder_sparse_step", 1), keys.take("mlp_only_layers", None) or []
+    if step < 1 or any(layer not in range(layers) for layer in listed):
+        raise ConfigError(
+            f"keys 'decoder_sparse_step' {step} and 'mlp_only_layers' {listed} do not fit {layers} layers",
+            where=keys.where,
+        )
+    dense = [index in listed or bool((index + 1) % step) for index in range(layers)]
+    return [
+        keys.build(Stage, layers=len(list(run)), attention=attention, ffn=wide if is_dense else moe)
+        for is_dense, run in groupby(dense)
+    ]
+
+
+def _parts(config: ModelConfig) -> tuple[GQAConfig, MoEConfig, DenseConfig | None, Sequence[int]]:
+    """Attention, experts, the dense network (None: no dense layer) and the indices of the dense layers."""
+    attention = grouped.attention_of(config, LAYOUT, fits)
+    kinds = [stage.ffn for stage in config.layers]
+    dense = [index for index, ffn in enumerate(kinds) if isinstance(ffn, DenseConfig)]
+    moe = next((ffn for ffn in kinds if isinstance(ffn, MoEConfig)), None)
+    wide = kinds[dense[0]] if dense else None
+    if (
+        moe is None
+        or not (wide is None or isinstance(wide, DenseConfig))
+        or any(ffn != (wide if index in dense else moe) for index, ffn in enumerate(kinds))
+        or moe.scoring_func != "softmax"
+        or moe.n_group != 1
+        or moe.n_shared_experts
+        or moe.score_bias
+        or moe.routed_scaling_factor != 1.0
+    ):
+        raise ConfigError(f"not a {LAYOUT}", where="config", remedy="Keep such a model as a run directory.")
+    return attention, moe, wide, dense
+
+
+def config_to_hf(config: ModelConfig) -> dict[str, Any]:
+    """The `config.json` that transformers reads; a model that it cannot express is a `ConfigError`."""
+    attention, moe, wide, dense = _parts(config)
+    common = grouped.common_to_hf(config, attention, "qwen3_moe", "Qwen3MoeForCausalLM")
+    return common | {
+        "intermediate_size": moe.moe_intermediate_size if wide is None else wide.intermediate_size,
+        "num_experts": moe.n_routed_experts,
+        **moe.model_dump(include={"num_experts_per_tok", "moe_intermediate_size", "norm_topk_prob"}),
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": list(dense),
+        "attention_bias": False,
+        "use_sliding_window": False,
+    }
+
+
+def name_map(config: ModelConfig) -> NameMap:
+    """Every tensor of a model of this family."""
+    _parts(config)
+    return grouped.name_map(config, _feed_forward)
+
+
+def _feed_forward(stage: Stage, ours: str, theirs: str) -> Iterator[Entry]:
+    if isinstance(stage.ffn, MoEConfig):
+        return routed(stage.ffn, ours, theirs)
+    return swiglu(ours, theirs)

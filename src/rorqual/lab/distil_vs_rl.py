@@ -220,7 +220,7 @@ def _costs(place: Path) -> dict[str, Cost]:
 def _verdict(
     main: Contrast, costs: Sequence[dict[str, Cost]], tries: Sequence[dict[str, float]]
 ) -> tuple[Verdict, list[str]]:
-    """The interval's word, where the comparison is what it says it is: equal costs in every seed, a base with room in every family."""
+    """The intervals' word, where the comparison is what it says it is: equal costs in every seed, a base with room in every family."""
     ratios = _ratios(costs, DISTIL)
     fair = all(abs(ratio - 1) <= EQUAL for ratio in ratios)
     inside = [WINDOW[0] <= value <= WINDOW[1] for one in tries for value in one.values()]
@@ -229,7 +229,7 @@ def _verdict(
     with_teacher = [(one[DISTIL].core_seconds + one[TEACHER].core_seconds) / one[RL].core_seconds for one in costs]
     others = [ratio for branch in (GOLD, MORE, ON_POLICY) for ratio in _ratios(costs, branch)]
     words = [
-        f"Distilled against reinforced, by their own choice to think: {said(main)}.",
+        f"Distilled against reinforced, by their own choice to think: {said(main)}. A verdict needs both intervals.",
         f"Sampling and fine-tuning took {min(ratios):.2f} to {max(ratios):.2f} times the core-seconds of reinforcement, seed by seed"
         f"{'' if fair else f': not equal within {EQUAL:.0%}, so there is no verdict'}. With the teacher's own training they took "
         f"{sum(with_teacher) / len(with_teacher):.1f} times as many. The controls took {min(others):.2f} to {max(others):.2f} times.",

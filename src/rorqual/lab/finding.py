@@ -197,8 +197,12 @@ def percent(value: float) -> str:
 
 
 def said(contrast: Contrast) -> str:
-    """`a` to `b` with the difference and its interval, for sentences; in points where it is a share."""
+    """`a` to `b` with the difference and both its intervals, for sentences; in points where it is a share."""
     scale, digits = (100, 1) if contrast.unit == "points" else (1, 4)
     a, b, d, low, high = (scale * v for v in (contrast.a, contrast.b, contrast.difference, contrast.low, contrast.high))
-    level = f"{contrast.confidence:.0%} interval"
-    return f"{a:.{digits}f} against {b:.{digits}f}, {d:+.{digits}f} {contrast.unit} ({level} {low:+.{digits}f} to {high:+.{digits}f})"
+    text = f"{a:.{digits}f} against {b:.{digits}f}, {d:+.{digits}f} {contrast.unit}"
+    text += f" ({contrast.confidence:.0%} interval {low:+.{digits}f} to {high:+.{digits}f}"
+    if len(contrast.by_seed) > 1:
+        student = t_interval([b - a for a, b in contrast.by_seed], contrast.confidence)
+        text += f", by Student's t over the seeds {scale * student.low:+.{digits}f} to {scale * student.high:+.{digits}f}"
+    return text + ")"

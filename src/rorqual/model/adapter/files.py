@@ -68,27 +68,32 @@ class Piece:
             found = load_file(file)
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"cannot read: {error}", where=str(file), remedy="Use another checkpoint.") from None
-        wrong = [f"missing {name}" for name in shapes if name not in found]
-        wrong += [f"left over {name}" for name in found if name not in shapes]
-        wrong += [
-            f"{name} is {tuple(found[name].shape)}, the model needs {shape}"
-            for name, shape in shapes.items()
-            if name in found and tuple(found[name].shape) != shape
-        ]
-        wrong += [f"{name} holds NaN or infinity" for name, t in found.items() if not bool(t.isfinite().all())]
-        if wrong:
-            shown = "; ".join(wrong[:12]) + (f"; and {len(wrong) - 12} more" if len(wrong) > 12 else "")
-            raise CheckpointError(
-                f"an adapter of another model or of other settings: {shown}",
-                where=str(file),
-                remedy="Use the base that it was trained on.",
-            )
+        check_trained(found, shapes, where=str(file))
         return found
 
     def merge_into(self, model: Decoder) -> None:
         """Add the adapter to the weights of `model`, which hold its base."""
         tune, experts = self.info.tune, self.info.experts
         tune.merge(model, self.tensors(tune.shapes(model, experts)))
+
+
+def check_trained(found: Mapping[str, Tensor], shapes: Shapes, *, where: str) -> None:
+    """Refuse tensors of other names or shapes than `shapes`, or that are not finite; what is wrong is listed."""
+    wrong = [f"missing {name}" for name in shapes if name not in found]
+    wrong += [f"left over {name}" for name in found if name not in shapes]
+    wrong += [
+        f"{name} is {tuple(found[name].shape)}, the model needs {shape}"
+        for name, shape in shapes.items()
+        if name in found and tuple(found[name].shape) != shape
+    ]
+    wrong += [f"{name} holds NaN or infinity" for name, t in found.items() if not bool(t.isfinite().all())]
+    if wrong:
+        shown = "; ".join(wrong[:12]) + (f"; and {len(wrong) - 12} more" if len(wrong) > 12 else "")
+        raise CheckpointError(
+            f"an adapter of another model or of other settings: {shown}",
+            where=where,
+            remedy="Use the base that it was trained on.",
+        )
 
 
 def adapter_of(checkpoint: Path) -> Adapter | None:

@@ -1,0 +1,44 @@
+"""An adapter and its base as one run that needs neither: what is exported, served and quantised."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from safetensors.torch import save_file
+
+from rorqual.convert.files import in_the_making, refuse_target
+from rorqual.core.errors import ConfigError
+from rorqual.core.records import CONFIG_FILE, WHOLE_FILE, RunDir, write_json
+from rorqual.model.adapter import adapter_of
+from rorqual.model.adapter.files import WEIGHTS_FILE
+from rorqual.model.load.run import load_run, read_section
+
+
+def merge_run(run: RunDir, dst: Path, *, dtype: Literal["float32", "bfloat16"] = "float32") -> Path:
+    """Write the newest checkpoint of an adapter's run, merged with its base, as the run directory `dst`; returns its checkpoint.
+
+    Base and adapter are added in fp32; the sum is rounded once, to `dtype` (LoRA: W + s (B A); ESFT: the trained experts take the place
+    of the base's). Errors: `ConfigError` where the run holds a whole model already; `CheckpointError` where its base is gone or changed.
+    """
+    refuse_target(dst)
+    checkpoint = run.checkpoint()
+    adapter = adapter_of(checkpoint)
+    if adapter is None:
+        raise ConfigError("this run holds a whole model: there is nothing to merge", where=str(run.path))
+    model = load_run(run, dtype=getattr(torch, dtype))
+    data: dict[str, Any] = {"recipe": "merge", "chat": read_section(run, "chat")}
+    data["model"] = model.config.model_dump(mode="json")
+    data["merged"] = {"run": str(run.path), "dtype": dtype, **adapter.model_dump(mode="json", exclude={"experts"})}
+    size = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+    with in_the_making(dst, needs=size) as folder:
+        step = folder / checkpoint.name
+        step.mkdir()
+        save_file({name: t.contiguous() for name, t in model.state_dict().items()}, step / WEIGHTS_FILE)
+        write_json(step / WHOLE_FILE, {WEIGHTS_FILE: (step / WEIGHTS_FILE).stat().st_size})
+        (folder / CONFIG_FILE).write_text(yaml.safe_dump(data, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        shutil.copyfile(run.tokenizer_file, RunDir(folder).tokenizer_file)
+    return dst / checkpoint.name

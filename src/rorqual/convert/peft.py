@@ -1,0 +1,205 @@
+"""LoRA in PEFT's format: `adapter_config.json` and `adapter_model.safetensors`, with the names of the published model, both ways."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from rorqual.convert.files import in_the_making, inside, read_object, refuse_target
+from rorqual.core.errors import CheckpointError, ConfigError
+from rorqual.core.records import CONFIG_FILE, WHOLE_FILE, RunDir, write_json
+from rorqual.model.adapter import Adapter, LoRA, adapter_of
+from rorqual.model.adapter.files import Piece, base_of, check_trained
+from rorqual.model.adapter.lora import linears
+from rorqual.model.config import ModelConfig
+from rorqual.model.decoder import Decoder
+from rorqual.model.load.find import family_for
+from rorqual.model.load.run import read_model_config, read_section
+
+CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
+PREFIX = "base_model.model."
+KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<letter>[AB])\.weight")
+
+NEUTRAL: Mapping[str, tuple[Any, ...]] = {
+    "bias": ("none",),
+    "fan_in_fan_out": (False,),
+    "init_lora_weights": (True, False, "gaussian"),  # others change the base's weights, too
+    "peft_type": ("LORA",),
+    "task_type": ("CAUSAL_LM", None),
+}
+"""Keys whose value must be one of these: another means weights that LoRA as it is here does not have."""
+TAKEN = ("r", "lora_alpha", "use_rslora")
+WITHOUT_EFFECT = (
+    "alora_invocation_tokens", "auto_mapping", "base_model_name_or_path", "exclude_modules", "inference_mode", "layers_pattern",
+    "layers_to_transform", "lora_dropout", "megatron_core", "peft_version", "qalora_group_size", "revision", "target_modules",
+)  # fmt: skip
+"""They say how it was trained, or which modules are adapted, which the tensors' names say better."""
+
+
+def write_peft(run: RunDir, dst: Path, *, base: str = "") -> Path:
+    """The newest checkpoint of a LoRA run as a folder that `peft` loads onto the published model; returns `dst`.
+
+    `base`: what stands as base_model_name_or_path (default: the base run's path). Errors: `ConfigError` where the run is no LoRA, or
+    no published family can express its model.
+    """
+    refuse_target(dst)
+    checkpoint = run.checkpoint()
+    adapter = adapter_of(checkpoint)
+    if adapter is None or not isinstance(adapter.tune, LoRA):
+        raise ConfigError(
+            "no LoRA: PEFT's format holds nothing else",
+            where=str(run.path),
+            remedy="Export the run itself, after `rorqual merge` where it is an adapter.",
+        )
+    model, tune = empty(read_model_config(run)), adapter.tune
+    theirs = published(model)
+    ours = Piece(checkpoint, adapter).tensors(tune.shapes(model))
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in ours.items():
+        module, _, letter = name.rpartition(".lora_")
+        tensors[f"{PREFIX}{theirs[module]}.lora_{letter}.weight"] = tensor
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base or adapter.base.run,
+        "r": tune.r,
+        "lora_alpha": int(tune.alpha) if tune.alpha == int(tune.alpha) else tune.alpha,
+        "lora_dropout": 0.0,
+        "use_rslora": tune.use_rslora,
+        "target_modules": shortest([theirs[name] for name in tune.find(model)], list(theirs.values())),
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "init_lora_weights": True,
+        "inference_mode": True,
+    }
+    with in_the_making(dst, needs=sum(t.numel() * t.element_size() for t in tensors.values())) as folder:
+        save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+        write_json(folder / CONFIG, config)
+    return dst
+
+
+def read_peft(src: Path, base: RunDir, out: Path) -> Path:
+    """A folder that `peft` wrote, for the model of run `base`, as the run directory `out`; returns `out`.
+
+    It holds the adapter alone, as a LoRA run's own checkpoints do. Errors: `ConfigError` for options that LoRA here does not have, each
+    named; `CheckpointError` for names and shapes that do not fit, and for a pickle, which is not opened.
+    """
+    refuse_target(out)
+    settings = read_config(src)
+    checkpoint, config = base.checkpoint(), read_model_config(base)
+    model = empty(config)
+    tensors = ours_of(read_tensors(src), {t: o for o, t in published(model).items()}, str(src / WEIGHTS))
+    modules = sorted({name.rpartition(".lora_")[0] for name in tensors})
+    tune = LoRA(targets=tuple(shortest(modules, [name for name, _ in linears(model)])), **settings)
+    check_trained(tensors, tune.shapes(model), where=str(src / WEIGHTS))
+    adapter = Adapter(base=base_of(checkpoint, named=str(base.path), seen_from=out), tune=tune)
+    files = adapter.files(tensors)
+    data = {
+        "recipe": "adapter",
+        "chat": read_section(base, "chat"),
+        "model": config.model_dump(mode="json"),
+        "start": {"run": str(base.path), "tokenizer": "bytes"},
+        "tune": tune.model_dump(mode="json"),
+    }
+    with in_the_making(out, needs=sum(map(len, files.values()))) as folder:
+        step = RunDir(folder).step_dir(0)
+        step.mkdir()
+        for name, content in files.items():
+            (step / name).write_bytes(content)
+        write_json(step / WHOLE_FILE, {name: len(content) for name, content in files.items()})
+        (folder / CONFIG_FILE).write_text(yaml.safe_dump(data, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        shutil.copyfile(base.tokenizer_file, RunDir(folder).tokenizer_file)
+    return out
+
+
+def empty(config: ModelConfig) -> Decoder:
+    """The model's modules without memory for their tensors."""
+    with torch.device("meta"):
+        return Decoder(config)
+
+
+def published(model: Decoder) -> dict[str, str]:
+    """Linear maps of the main layers: our name -> the module's name in the published model."""
+    names = {entry.ours: entry for entry in family_for(model.config).name_map(model.config).entries}
+    found = {name: names[f"{name}.weight"] for name, _ in linears(model) if f"{name}.weight" in names}
+    return {name: entry.theirs[0].removesuffix(".weight") for name, entry in found.items() if entry.kind == "alone"}
+
+
+def shortest(chosen: list[str], every: list[str]) -> list[str]:
+    """Names for `chosen` and nothing else of `every`: the last word where all that end with it are chosen."""
+    last = {name.rpartition(".")[2] for name in chosen}
+    whole = {word for word in last if all(name in chosen for name in every if name.rpartition(".")[2] == word)}
+    return sorted(whole) + sorted(name for name in chosen if name.rpartition(".")[2] not in whole)
+
+
+def read_config(src: Path) -> dict[str, Any]:
+    """r, alpha and use_rslora of an `adapter_config.json`; whatever else would change the model is refused by name."""
+    where = str(src / CONFIG)
+    data = read_object(src, CONFIG)
+    if data is None:
+        raise CheckpointError(f"no {CONFIG}", where=str(src), remedy="Name a folder that peft's save_pretrained wrote.")
+    strange = [key for key, values in NEUTRAL.items() if key in data and data[key] not in values]
+    known = {*NEUTRAL, *TAKEN, *WITHOUT_EFFECT}
+    # An option that is off is no option; newer versions of peft write many of those.
+    strange += [key for key, value in data.items() if key not in known and value not in (None, False, {}, [])]
+    if strange:
+        raise ConfigError(
+            "options that LoRA does not have here: " + ", ".join(f"{key}={data[key]!r}" for key in sorted(strange)),
+            where=where,
+            remedy="Merge it with peft (merge_and_unload) and import the merged model.",
+        )
+    if missing := [key for key in ("r", "lora_alpha") if key not in data]:
+        raise ConfigError(f"{', '.join(missing)} missing", where=where, remedy="Fetch the file again.")
+    settings = {"r": data["r"], "alpha": data["lora_alpha"], "use_rslora": data.get("use_rslora", False)}
+    try:
+        LoRA(**settings)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(f"key '{first['loc'][0]}': {first['msg']} (got {first['input']!r})", where=where) from None
+    return settings
+
+
+def read_tensors(src: Path) -> dict[str, Tensor]:
+    """The tensors of `adapter_model.safetensors` in fp32; a pickle is never opened."""
+    if not (src / WEIGHTS).exists():
+        what = f"{PICKLE} is a pickle, which can run any code when it is read; it is never opened"
+        raise CheckpointError(
+            what if (src / PICKLE).exists() else f"no {WEIGHTS}",
+            where=str(src),
+            remedy="Save it with peft's save_pretrained(..., safe_serialization=True).",
+        )
+    file = inside(src, WEIGHTS, str(src))
+    try:
+        return {name: tensor.float() for name, tensor in load_file(file).items()}
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"cannot read: {error}", where=str(file), remedy="Fetch it again.") from None
+
+
+def ours_of(tensors: Mapping[str, Tensor], ours: Mapping[str, str], where: str) -> dict[str, Tensor]:
+    """Tensors by our names; those that adapt no linear map of the model are an error that lists them."""
+    found: dict[str, Tensor] = {}
+    left: list[str] = []
+    for name, tensor in tensors.items():
+        match = KEY.fullmatch(name)
+        if match is None or match["module"] not in ours:
+            left.append(name)
+        else:
+            found[f"{ours[match['module']]}.lora_{match['letter']}"] = tensor
+    if left or not found:
+        shown = ", ".join(left[:8]) + (f" and {len(left) - 8} more" if len(left) > 8 else "")
+        raise CheckpointError(
+            f"tensors that adapt nothing of this model: {shown}" if left else "no tensor of an adapter",
+            where=where,
+            remedy="Name the base that it was trained for; embedding, head and routed experts cannot be adapted.",
+        )
+    return found

@@ -1,0 +1,216 @@
+"""ESFT: the right experts, only they, and what that saves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from little import documents, loud, packed, padded, records, relative, sft_run, tiny, update_of
+from safetensors.torch import load_file
+from test_lora import llama, logits, same, stopped_and_resumed
+from torch import Tensor
+
+from rorqual.core.errors import ConfigError
+from rorqual.core.records import RunDir
+from rorqual.model import Decoder
+from rorqual.model.adapter import ESFT, adapter_of, trained
+from rorqual.model.adapter.esft import relevance, select
+from rorqual.model.adapter.files import ADAPTER_FILE
+from rorqual.model.load.run import load_run
+from rorqual.ops.moe import route
+from rorqual.ops.registry import FAST, REFERENCE
+from rorqual.train.loop import fit
+from rorqual.train.objectives import MultiToken, NextToken, Objective
+from rorqual.train.optim import AdamWConfig, MuonConfig, OptimConfig
+from rorqual.train.run import Run, Start
+from rorqual.train.state import make_tokenizer, restore
+from rorqual.train.workers import workers
+
+OBJECTIVES: tuple[Objective, ...] = (NextToken(), MultiToken())
+CHOSEN = ((1, 4, 9),)
+EXPERTS = "layers.1.ffn.experts"
+DECAYING = [AdamWConfig(lr=0.01, weight_decay=0.1), MuonConfig(lr=0.02, weight_decay=0.1)]
+
+
+def specialised(model: Decoder, chosen: tuple[tuple[int, ...], ...] = CHOSEN) -> Decoder:
+    ESFT().attach(model, seed=0, experts=chosen)
+    return model
+
+
+def esft_run(base: Path, steps: int = 5, **changes: Any) -> Run:
+    tune = ESFT(p=changes.pop("p", 0.3), score=changes.pop("score", "token"))
+    return sft_run(steps).model_copy(update={"start": Start(run=str(base)), "tune": tune} | changes)
+
+
+def after(model: Decoder, optim: OptimConfig, steps: int = 3) -> dict[str, Tensor]:
+    """The model's tensors after some updates."""
+    optimizer = optim.build(trained(model))
+    with workers(1) as pool:
+        for step in range(steps):
+            grads = update_of(model, OBJECTIVES, packed(documents(step))).grads
+            optimizer.step(dict(zip(trained(model), grads, strict=True)), 1.0, pool)
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+# ---- which experts
+
+
+@pytest.mark.parametrize("score", ["gate", "token"])
+def test_relevance_is_the_papers_mean_over_documents_of_a_mean_over_tokens(score: str) -> None:
+    """Equations 7 and 8, document by document, token by token; padding counts nowhere."""
+    generator = torch.Generator().manual_seed(3)
+    document = torch.tensor([0, 0, 0, 0, 0, 1, 1, -1, -1, 2, 2, 2])
+    routing = route(torch.randn(12, 6, generator=generator), torch.zeros(6), k=2, scale=2.5)
+    slow = torch.zeros(6, dtype=torch.float64)
+    for name in range(3):
+        places = [i for i in range(12) if document[i] == name]
+        for i in places:
+            for expert, gate in zip(routing.indices[i].tolist(), routing.weights[i].tolist()):
+                slow[expert] += (gate if score == "gate" else 1 / 2) / len(places)
+    (found,) = relevance([routing], document, score, 3)  # type: ignore[arg-type]
+    assert found.tolist() == pytest.approx(slow.tolist(), rel=1e-6)
+
+
+def test_the_fewest_experts_that_reach_p() -> None:
+    scores = [torch.tensor([0.1, 0.4, 0.2, 0.3]), torch.tensor([5.0, 5.0, 0.0, 0.0])]
+    assert select(scores, 0.4) == ((1,), (0,))
+    assert select(scores, 0.5) == ((1, 3), (0,))
+    assert select(scores, 0.71) == ((1, 2, 3), (0, 1))
+    assert select(scores, 1.0) == ((0, 1, 2, 3), (0, 1))
+
+
+@given(st.lists(st.floats(0.01, 1), min_size=2, max_size=12), st.floats(0.01, 1))
+@settings(max_examples=60, deadline=None)
+def test_the_chosen_reach_p_and_none_can_be_left_out(scores: list[float], p: float) -> None:
+    (chosen,) = select([torch.tensor(scores, dtype=torch.float64)], p)
+    share = [score / sum(scores) for score in scores]
+    total = sum(share[e] for e in chosen)
+    assert total >= p - 1e-9
+    assert total - min(share[e] for e in chosen) < p
+    assert all(share[e] >= share[other] for e in chosen for other in range(len(share)) if other not in chosen)
+
+
+# ---- what is trained
+
+
+@pytest.mark.parametrize("ops", ["reference", "fast"])
+def test_the_operation_gives_the_same_output_and_only_those_gradients(ops: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, gate_up, down = (torch.randn(*shape, generator=generator) for shape in ((20, 8), (6, 10, 8), (6, 8, 5)))
+    routing = route(torch.randn(20, 6, generator=generator), torch.zeros(6), k=2)
+    seen = torch.randn(20, 8, generator=generator)
+    x.requires_grad_()
+    whole = [gate_up.clone().requires_grad_(), down.clone().requires_grad_()]
+    y = REFERENCE.experts(x, routing, *whole)
+    expected = torch.autograd.grad((y * seen).sum(), [x, *whole])
+    parts = [stack[e].clone().requires_grad_() for e in (1, 4) for stack in (gate_up, down)]
+    how = REFERENCE if ops == "reference" else FAST
+    mine = how.experts_tuned(x, routing, gate_up, down, (1, 4), parts)
+    found = torch.autograd.grad((mine * seen).sum(), [x, *parts])
+    assert relative(y, mine) <= 1e-5
+    wanted = [expected[0], *(expected[1 + half][e] for e in (1, 4) for half in (0, 1))]
+    for a, b in zip(wanted, found, strict=True):
+        assert float(a.abs().max()) > 0 and relative(a, b) <= 1e-5
+
+
+def test_a_slice_has_the_gradient_that_it_has_in_full_training() -> None:
+    batch = padded(documents(1))
+    whole, some = loud(tiny()), specialised(loud(tiny()))
+    full = dict(zip(trained(whole), update_of(whole, OBJECTIVES, batch).grads, strict=True))
+    mine = dict(zip(trained(some), update_of(some, OBJECTIVES, batch, parts=2).grads, strict=True))
+    assert set(mine) == {f"{EXPERTS}.{e}.{part}" for e in CHOSEN[0] for part in ("gate_up_proj", "down_proj")}
+    assert any(float(g.abs().max()) > 0 for g in mine.values())
+    for name, grad in mine.items():
+        _, _, expert, part = name.rsplit(".", 3)
+        expected = full[f"{EXPERTS}.{part}"][int(expert)]
+        assert relative(expected, grad) <= 1e-5 if expected.any() else not grad.any(), name
+
+
+@pytest.mark.parametrize("optim", DECAYING, ids=["adamw", "muon"])
+def test_all_else_keeps_its_bits_though_weights_decay(optim: OptimConfig) -> None:
+    before, now = loud(tiny()).state_dict(), after(specialised(loud(tiny())), optim)
+    for name, tensor in before.items():
+        if name not in (f"{EXPERTS}.gate_up_proj", f"{EXPERTS}.down_proj"):
+            assert torch.equal(tensor, now[name]), name
+            continue
+        for expert in range(len(tensor)):
+            assert torch.equal(tensor[expert], now[name][expert]) == (expert not in CHOSEN[0]), (name, expert)
+
+
+@pytest.mark.parametrize("optim", DECAYING, ids=["adamw", "muon"])
+def test_all_experts_chosen_is_training_the_experts_alone(optim: OptimConfig) -> None:
+    plain = loud(tiny()).requires_grad_(False)
+    for name in ("gate_up_proj", "down_proj"):
+        plain.get_parameter(f"{EXPERTS}.{name}").requires_grad_(True)
+    one = after(plain, optim)
+    other = after(specialised(loud(tiny()), (tuple(range(16)),)), optim)
+    for name in one:
+        assert relative(one[name], other[name]) <= 1e-5, name
+    moved = loud(tiny()).state_dict()[f"{EXPERTS}.down_proj"] - one[f"{EXPERTS}.down_proj"]
+    assert float(moved.abs().max()) > 1e-3
+
+
+def test_generation_sees_a_step_at_once() -> None:
+    model = specialised(loud(tiny()))
+    before = logits(model)
+    with torch.no_grad():
+        for part in trained(model).values():
+            part.add_(0.1)
+    assert relative(before, logits(model)) > 1e-3
+    with torch.enable_grad():  # the trainer's own forward is the same
+        tokens = torch.randint(0, 250, (2, 24), generator=torch.Generator().manual_seed(5))
+        assert relative(logits(model), model.logits(model(tokens).hidden).detach()) <= 1e-6
+
+
+# ---- a run
+
+
+def test_a_run_keeps_the_slices_resumes_and_is_read_back(base: Path, tmp_path: Path) -> None:
+    run, straight, resumed = esft_run(base), tmp_path / "straight", tmp_path / "resumed"
+    state = fit(run, RunDir(straight), quiet=True, threads=2)
+    stopped_and_resumed(run, resumed, 3)
+    same(straight, resumed)
+    info = adapter_of(RunDir(straight).checkpoint())
+    assert info is not None and 1 <= len(info.experts[0]) < 16
+    kept = load_file(RunDir(straight).checkpoint() / ADAPTER_FILE)
+    assert set(kept) == {f"{EXPERTS}.{e}.{part}" for e in info.experts[0] for part in ("gate_up_proj", "down_proj")}
+    assert torch.equal(logits(state.model), logits(load_run(RunDir(straight))))
+    now, before = state.model.state_dict(), load_run(RunDir(base)).state_dict()
+    assert all(torch.equal(before[name], now[name]) for name in before if not name.startswith(EXPERTS))
+    count = sum(t.numel() for t in kept.values())
+    last = records(straight)[-1]
+    assert last["trained_parameters"] == count and last["optimizer_bytes"] == 4 * count
+    assert last["optimizer_bytes"] < records(base)[-1]["optimizer_bytes"] / 4
+
+
+@pytest.mark.parametrize("score", ["gate", "token"])
+def test_more_of_the_relevance_is_more_experts(base: Path, tmp_path: Path, score: str) -> None:
+    """They are found in the run's own data, whatever the number of threads."""
+    found = []
+    for p in (0.1, 0.4, 0.8):
+        run = esft_run(base, p=p, score=score)
+        from_one, from_two = (
+            restore(run, RunDir(tmp_path / "none"), make_tokenizer(run), threads=threads).adapter for threads in (1, 2)
+        )
+        assert from_one is not None and from_one == from_two
+        found.append(set(from_one.experts[0]))
+    assert found[0] < found[1] < found[2]
+
+
+def test_the_user_is_told_what_is_trained_and_what_it_took(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit(esft_run(base, 1), RunDir(tmp_path / "run"))
+    out = capsys.readouterr().out
+    assert "experts, layer by layer:" in out and "of 16" in out
+    assert "optimizer 0.0" in out and "s a step" in out
+
+
+def test_a_model_without_experts_is_refused() -> None:
+    with pytest.raises(ConfigError, match="no routed experts") as error:
+        ESFT().attach(loud(llama()), seed=0, experts=((0,),))
+    assert "tune.kind=lora" in error.value.remedy

@@ -1,0 +1,348 @@
+"""LoRA: what it computes, what it leaves alone, and that its small checkpoints are as good as whole ones."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from little import (
+    ROW,
+    TASK,
+    documents,
+    engine_of,
+    grpo_run,
+    loud,
+    packed,
+    padded,
+    records,
+    relative,
+    sft_run,
+    tiny,
+    update_of,
+)  # fmt: skip
+from pydantic import ValidationError
+from safetensors.torch import load_file, save_file
+
+from rorqual.convert.merge import merge_run
+from rorqual.core.config import override
+from rorqual.core.errors import CheckpointError, ConfigError
+from rorqual.core.records import RunDir, write_json
+from rorqual.engine import Request, SamplingParams
+from rorqual.engine.engine import Engine
+from rorqual.model import Decoder
+from rorqual.model.adapter import ESFT, LoRA, adapter_of, fingerprint, trained
+from rorqual.model.adapter.files import ADAPTER_FILE, ADAPTER_INFO
+from rorqual.model.attention import GQAConfig
+from rorqual.model.config import ModelConfig, Stage
+from rorqual.model.ffn import DenseConfig
+from rorqual.model.load.run import load_run
+from rorqual.recipes import make_run
+from rorqual.train.loop import fit
+from rorqual.train.objectives import MultiToken, NextToken, Objective
+from rorqual.train.run import Run, Start
+
+STEPS = 5
+OBJECTIVES: tuple[Objective, ...] = (NextToken(), MultiToken())
+TOKENS = torch.randint(0, 250, (2, 24), generator=torch.Generator().manual_seed(5))
+
+
+def llama() -> ModelConfig:
+    """Grouped-query attention with biases, a dense network."""
+    attention = GQAConfig(num_attention_heads=4, num_key_value_heads=2, head_dim=8, attention_bias=True)
+    stage = Stage(layers=2, attention=attention, ffn=DenseConfig(intermediate_size=48))
+    return ModelConfig(vocab_size=263, hidden_size=32, stages=(stage,), max_position_embeddings=64)
+
+
+@torch.no_grad()
+def adapted(model: Decoder, tune: LoRA, size: float = 0.3, seed: int = 0) -> Decoder:
+    """`model` with LoRA attached and its products far from zero."""
+    tune.attach(model, seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in trained(model).values():
+        parameter.copy_(size * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def logits(model: Decoder) -> torch.Tensor:
+    with torch.no_grad():
+        return model.logits(model(TOKENS).hidden)
+
+
+def lora_run(base: Path, steps: int = STEPS, **settings: Any) -> Run:
+    changes = {"start": Start(run=str(base)), "tune": LoRA(r=4, **settings), "steps": steps}
+    return sft_run(steps).model_copy(update=changes)
+
+
+def frozen_part(model: Decoder) -> dict[str, torch.Tensor]:
+    return {name: t.clone() for name, t in model.state_dict().items() if ".lora_" not in name}
+
+
+# ---- what it computes
+
+
+@pytest.mark.parametrize("config", [tiny(), llama()], ids=["mla-moe", "gqa-bias"])
+def test_at_the_start_no_logit_changes(config: ModelConfig) -> None:
+    model = loud(config)
+    before = logits(model)
+    LoRA(r=4).attach(model, seed=0)
+    assert torch.equal(before, logits(model))
+    assert all(bool(p.any()) for name, p in trained(model).items() if name.endswith("lora_A"))
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+@pytest.mark.parametrize("config", [tiny(), llama()], ids=["mla-moe", "gqa-bias"])
+def test_merged_equals_attached(config: ModelConfig, rslora: bool) -> None:
+    tune = LoRA(r=4, alpha=6.0, use_rslora=rslora)
+    attached, plain = adapted(loud(config), tune), loud(config)
+    before = logits(plain)
+    tune.merge(plain, {name: p.detach() for name, p in trained(attached).items()})
+    assert relative(before, logits(plain)) > 0.1, "an adapter that changes nothing shows nothing"
+    assert relative(logits(attached), logits(plain)) <= 1e-5
+    scale = 6.0 / (math.sqrt(4) if rslora else 4)
+    name = "layers.0.attention.o_proj"
+    linear, was = plain.get_submodule(name), loud(config).get_submodule(name)
+    a, b = (trained(attached)[f"{name}.lora_{letter}"].double() for letter in "AB")
+    slow = was.weight.double() + scale * b @ a
+    assert relative(slow, linear.weight.double()) <= 1e-6
+
+
+def test_the_gradient_is_the_full_one_seen_through_the_other_factor() -> None:
+    """With G the gradient of W: that of A is s B^T G, that of B is s G A^T."""
+    tune = LoRA(r=3, alpha=4.0)
+    attached, whole = adapted(loud(tiny()), tune), loud(tiny())
+    tune.merge(whole, {name: p.detach() for name, p in trained(attached).items()})
+    batch = packed(documents(1))
+    full = dict(zip(trained(whole), update_of(whole, OBJECTIVES, batch).grads, strict=True))
+    mine = dict(zip(trained(attached), update_of(attached, OBJECTIVES, batch).grads, strict=True))
+    for name in tune.find(whole):
+        a, b = (trained(attached)[f"{name}.lora_{letter}"].detach() for letter in "AB")
+        g = full[f"{name}.weight"]
+        assert float(g.abs().max()) > 0
+        assert relative(tune.scale * b.T @ g, mine[f"{name}.lora_A"]) <= 1e-4, name
+        assert relative(tune.scale * g @ a.T, mine[f"{name}.lora_B"]) <= 1e-4, name
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_one_gradient_however_it_is_divided(parts: int) -> None:
+    model, samples = adapted(loud(tiny()), LoRA(r=4)), documents(1)
+    whole = update_of(model, OBJECTIVES, padded(samples))
+    other = update_of(model, OBJECTIVES, packed(samples), parts=parts, threads=2)
+    assert len(whole.grads) == len(trained(model)) == 2 * len(LoRA().find(loud(tiny())))
+    for a, b in zip(whole.grads, other.grads, strict=True):
+        assert float(a.abs().max()) > 0 and relative(a, b) <= 1e-5
+
+
+def test_generation_reads_the_attached_and_the_merged_alike() -> None:
+    """Latent attention absorbs a map in decoding: it must absorb what stands beside it, too."""
+    tune = LoRA(r=4)
+    attached, plain = adapted(loud(tiny()), tune), loud(tiny())
+    tune.merge(plain, {name: p.detach() for name, p in trained(attached).items()})
+    ask = [
+        Request(prompt_ids=tuple(range(40, 50)), params=SamplingParams(max_tokens=20, temperature=0.0, ignore_eos=True))
+    ]
+    (one,), (other,) = (engine_of(model).generate(ask)[0] for model in (attached, plain))
+    assert one.token_ids == other.token_ids
+    assert one.logprobs == pytest.approx(other.logprobs, abs=1e-4)
+
+
+# ---- what a run trains and keeps
+
+
+@pytest.fixture(scope="module")
+def straight(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("lora") / "run"
+    fit(lora_run(base), RunDir(out), quiet=True)
+    return out
+
+
+def test_frozen_tensors_and_biases_of_routers_keep_their_bits(base: Path, straight: Path, tmp_path: Path) -> None:
+    state = fit(lora_run(base), RunDir(tmp_path / "again"), quiet=True)
+    start = load_run(RunDir(base)).state_dict()
+    now = frozen_part(state.model)
+    assert now.keys() == start.keys()
+    for name, tensor in start.items():
+        assert torch.equal(tensor, now[name]), name
+    assert all(bool(p.any()) for n, p in trained(state.model).items() if n.endswith("lora_B"))
+
+
+def test_only_the_adapter_is_kept_and_optimised(base: Path, straight: Path) -> None:
+    checkpoint, whole = RunDir(straight).checkpoint(), RunDir(base).checkpoint()
+    names = {file.name for file in checkpoint.iterdir()}
+    assert names == {ADAPTER_FILE, ADAPTER_INFO, "optim.safetensors", "state.json", "whole.json"}
+    kept = load_file(checkpoint / ADAPTER_FILE)
+    assert all(".lora_" in name for name in [*kept, *load_file(checkpoint / "optim.safetensors")])
+    assert (checkpoint / ADAPTER_FILE).stat().st_size < (whole / "model.safetensors").stat().st_size / 10
+    last = records(straight)[-1]
+    count = sum(t.numel() for t in kept.values())
+    assert last["trained_parameters"] == count and last["optimizer_bytes"] == 4 * count  # Muon: one momentum each
+    assert records(base)[-1]["optimizer_bytes"] > 10 * last["optimizer_bytes"]
+
+
+class Stopped(Exception):
+    pass
+
+
+def stopped_and_resumed(run: Run, out: Path, at: int) -> None:
+    """Stop after step `at` was done and before it was saved; then the same command again."""
+
+    def stop(record: dict[str, Any]) -> None:
+        if record["step"] == at:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        fit(run, RunDir(out), quiet=True, observe=stop)
+    fit(run, RunDir(out), quiet=True, threads=2)
+
+
+def same(one: Path, other: Path) -> None:
+    a, b = RunDir(one).checkpoint(), RunDir(other).checkpoint()
+    for name in (ADAPTER_FILE, "optim.safetensors"):
+        assert (a / name).read_bytes() == (b / name).read_bytes(), name
+    assert records(one) == records(other)
+
+
+@pytest.mark.parametrize("at", [1, 3])
+def test_resumed_equals_straight(base: Path, straight: Path, tmp_path: Path, at: int) -> None:
+    stopped_and_resumed(lora_run(base), tmp_path / "run", at)
+    same(straight, tmp_path / "run")
+
+
+def test_reinforcement_trains_an_adapter_and_resumes(base: Path, tmp_path: Path) -> None:
+    """The engine samples with the very tensors: the check of the sampler at every step shows it."""
+    run = grpo_run(base, 3, tune=LoRA(r=4), optim=grpo_run(base).optim.model_copy(update={"lr": 0.01}))
+    state = fit(run, RunDir(tmp_path / "straight"), quiet=True)
+    assert any(record["updates"] for record in records(tmp_path / "straight"))
+    assert max(record.get("logprob_diff_max", 0.0) for record in records(tmp_path / "straight")) <= 1e-4
+    stopped_and_resumed(run, tmp_path / "resumed", 2)
+    same(tmp_path / "straight", tmp_path / "resumed")
+    start = load_run(RunDir(base))
+    merged = load_run(RunDir(tmp_path / "straight"))
+    assert relative(logits(state.model), logits(merged)) <= 1e-5 < relative(logits(start), logits(merged))
+
+
+def test_its_run_is_a_run_for_engine_training_and_merging(base: Path, straight: Path, tmp_path: Path) -> None:
+    alone = logits(load_run(RunDir(straight)))
+    assert relative(alone, logits(Engine.from_run(straight).model)) == 0
+    merge_run(RunDir(straight), tmp_path / "merged")
+    assert torch.equal(alone, logits(load_run(RunDir(tmp_path / "merged"))))
+    assert relative(alone, logits(Engine.from_run(tmp_path / "merged").model)) == 0
+    with pytest.raises(ConfigError, match="nothing to merge"):
+        merge_run(RunDir(tmp_path / "merged"), tmp_path / "twice")
+    # An adapter on an adapter, and all of a model from an adapter.
+    second = fit(lora_run(straight, 2, targets=("o_proj",)), RunDir(tmp_path / "second"), quiet=True)
+    assert relative(logits(second.model), logits(load_run(RunDir(tmp_path / "second")))) <= 1e-5
+    third = sft_run(1).model_copy(update={"start": Start(run=str(tmp_path / "second"))})
+    fit(third, RunDir(tmp_path / "third"), quiet=True)
+    assert adapter_of(RunDir(tmp_path / "third").checkpoint()) is None
+
+
+# ---- the base
+
+
+def copied(base: Path, straight: Path, place: Path) -> tuple[Path, Path]:
+    """Base and adapter, side by side as they were trained, under `place`; the adapter knows its base by that place only."""
+    shutil.copytree(base, place / "base")
+    fit(lora_run(place / "base", 1), RunDir(place / "lora"), quiet=True)
+    return place / "base", place / "lora"
+
+
+def test_base_and_adapter_may_move_together(base: Path, straight: Path, tmp_path: Path) -> None:
+    copied(base, straight, tmp_path / "here")
+    expected = logits(load_run(RunDir(tmp_path / "here/lora")))
+    (tmp_path / "here").rename(tmp_path / "there")
+    assert torch.equal(expected, logits(load_run(RunDir(tmp_path / "there/lora"))))
+
+
+@pytest.mark.parametrize("what", ["weights", "step", "gone"])
+def test_a_base_that_changed_is_refused(base: Path, straight: Path, tmp_path: Path, what: str) -> None:
+    here, lora = copied(base, straight, tmp_path)
+    step = RunDir(here).checkpoint()
+    load_run(RunDir(lora))
+    if what == "weights":
+        tensors = load_file(step / "model.safetensors")
+        tensors["norm.weight"] += 1e-6
+        save_file(tensors, step / "model.safetensors")
+    elif what == "step":
+        step.rename(here / "step-000999")
+    else:
+        shutil.rmtree(here)
+    with pytest.raises(
+        CheckpointError, match="is not there" if what == "gone" else "base of this adapter has changed"
+    ) as error:
+        load_run(RunDir(lora))
+    assert ADAPTER_INFO in error.value.where and error.value.remedy
+
+
+def test_a_fingerprint_is_of_all_that_makes_the_weights(straight: Path, tmp_path: Path) -> None:
+    shutil.copytree(RunDir(straight).checkpoint(), tmp_path / "step-000005")
+    before = fingerprint(tmp_path / "step-000005")
+    info = json.loads((tmp_path / "step-000005" / ADAPTER_INFO).read_text(encoding="utf-8"))
+    write_json(tmp_path / "step-000005" / ADAPTER_INFO, info | {"base": info["base"] | {"sha256": "0"}})
+    assert before != fingerprint(tmp_path / "step-000005")
+
+
+def test_an_adapter_of_another_shape_is_refused(base: Path, straight: Path, tmp_path: Path) -> None:
+    shutil.copytree(straight, tmp_path / "run")
+    file = RunDir(tmp_path / "run").checkpoint() / ADAPTER_INFO
+    info = json.loads(file.read_text(encoding="utf-8"))
+    write_json(file, info | {"tune": info["tune"] | {"r": 8}})
+    sizes = json.loads((file.parent / "whole.json").read_text(encoding="utf-8"))
+    write_json(file.parent / "whole.json", sizes | {ADAPTER_INFO: file.stat().st_size})
+    with pytest.raises(CheckpointError, match=r"lora_A is \(4, .* needs \(8, "):
+        load_run(RunDir(tmp_path / "run"))
+
+
+# ---- from the shell
+
+
+def test_settings_from_the_shell(base: Path) -> None:
+    values = {
+        "task": TASK,
+        "from": str(base),
+        "row": str(ROW),
+        "tune.r": "2",
+        "tune.kind": "lora",
+        "tune.targets": "[o_proj]",
+    }
+    run = make_run("sft", values)
+    assert run.tune == LoRA(r=2, targets=("o_proj",))
+    assert run == Run.model_validate(run.model_dump(mode="json"))
+    assert override(run, ["tune.kind=esft", "tune.p=0.5"]).tune == ESFT(p=0.5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"tune.kind": "lorra"}, "Did you mean 'lora'"),
+        ({"tune.kind": "lora", "tune.r": "0"}, "tune.r"),
+        ({"tune.kind": "lora", "tune.alpha": "-1"}, "tune.alpha"),
+        ({"tune.kind": "lora", "tune.targets": "[]"}, "tune.targets"),
+        ({"tune.kind": "lora", "tune.rank": "3"}, "unknown key 'tune.rank'"),
+        ({"tune.r": "3"}, "unknown key 'tune.r'"),
+        ({"tune.kind": "esft", "tune.p": "0"}, "tune.p"),
+    ],
+)
+def test_bad_settings_name_the_key(base: Path, settings: dict[str, str], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        make_run("sft", {"task": TASK, "from": str(base)} | settings)
+
+
+def test_an_adapter_needs_a_run_to_begin_at() -> None:
+    with pytest.raises(ConfigError, match="from=RUN"):
+        make_run("sft", {"task": TASK, "size": "tiny", "tune.kind": "lora"})
+    with pytest.raises(ValidationError):
+        LoRA(r=0)
+
+
+def test_targets_that_match_nothing_are_refused_with_the_nearest(base: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="'oproj'.*") as error:
+        fit(lora_run(base, targets=("o_proj", "oproj")), RunDir(tmp_path / "run"), quiet=True)
+    assert "'o_proj'" in error.value.remedy and "kv_b_proj" in error.value.remedy
+    assert not (tmp_path / "run").exists()
+    found = LoRA(targets=("ffn.gate_proj", "layers.1.attention.o_proj")).find(loud(tiny()))
+    assert set(found) == {"layers.0.ffn.gate_proj", "layers.1.attention.o_proj"}

@@ -27,6 +27,8 @@ ITEM_BYTES: Mapping[str, int] = {
     "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "I8": 1, "U8": 1, "BOOL": 1,
 }  # fmt: skip
 METADATA = "__metadata__"
+Progress = Callable[[int, int, str], None]
+"""Called as work is done: bytes done, bytes in all, the name of the tensor at hand."""
 _MEND = "Fetch the file again: it is damaged or not a safetensors file."
 
 

@@ -1,0 +1,29 @@
+"""Bytes converted, shown to a person as megabytes: how many, how fast, how long still."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from rorqual.core.log import Progress
+
+MB = 1_000_000
+
+
+class BytesDone:
+    """A `progress(done, total, name)` that writes to standard error; with `quiet`, nothing."""
+
+    def __init__(self, label: str, *, quiet: bool) -> None:
+        self.label, self.quiet = label, quiet
+        self._shown: Progress | None = None
+
+    def __call__(self, done: int, total: int, name: str) -> None:
+        if self.quiet:
+            return
+        if self._shown is None:
+            self._shown = Progress(self.label, max(1, round(total / MB)), unit="MB")
+        self._shown.update(self._shown.total if done >= total else min(done // MB, self._shown.total - 1), name)
+
+    def say(self, notes: Iterable[str]) -> None:
+        """Lines of their own."""
+        for note in notes if not self.quiet else ():
+            (self._shown or Progress(self.label, 1)).say(note)

@@ -1,0 +1,204 @@
+"""The files of a checkpoint's folder, none of them trusted; and results that appear under their name when they are whole."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from rorqual.convert.stream import Stored, read_header, strict_json
+from rorqual.core.errors import CheckpointError, RorqualError
+from rorqual.model.load.names import shown
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+MAX_TEXT = 100_000_000
+"""Bytes of a JSON file that may be read. The largest tokenizers have 20 million, DeepSeek-V3's index has 9."""
+
+
+def inside(folder: Path, name: str, where: str) -> Path:
+    """The file `name` of `folder`; a path or a link that leads out of the folder is a `CheckpointError`.
+
+    The cache of huggingface_hub keeps snapshots of links into its own `blobs`: those are taken.
+    """
+    root, file = folder.resolve(), (folder / name).resolve()
+    homes = [root]
+    if root.parent.name == "snapshots":
+        homes.append(root.parent.parent / "blobs")
+    if not any(file.is_relative_to(home) for home in homes):
+        raise CheckpointError(
+            f"'{name}' leads out of the folder, to {file}",
+            where=where,
+            remedy="A checkpoint has its files in its own folder. Copy the file there, if you trust who wrote that path.",
+        )
+    return folder / name
+
+
+def read_text(folder: Path, name: str) -> bytes | None:
+    """The bytes of one of the folder's small files; None where there is none."""
+    if not (folder / name).exists() and not (folder / name).is_symlink():
+        return None
+    file = inside(folder, name, str(folder / name))
+    try:
+        if not file.is_file() or file.stat().st_size > MAX_TEXT:
+            raise CheckpointError(
+                f"not a file of at most {MAX_TEXT:,} bytes", where=str(file), remedy="Fetch it again."
+            )
+        return file.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"cannot read: {error.strerror}", where=str(file), remedy="Check the file.") from None
+
+
+def read_object(folder: Path, name: str) -> dict[str, Any] | None:
+    """One of the folder's JSON files; None where there is none."""
+    data = read_text(folder, name)
+    return None if data is None else strict_json(data, str(folder / name), "Fetch the file again.")
+
+
+def find_tensors(folder: Path) -> dict[str, Stored]:
+    """Every tensor of a folder's `model.safetensors`, or of the shards that its index names. Only headers are read."""
+    index = read_object(folder, INDEX)
+    single = folder / WEIGHTS
+    if index is not None and single.exists():
+        raise CheckpointError(
+            f"both {WEIGHTS} and {INDEX} are there",
+            where=str(folder),
+            remedy="Delete the one that does not belong to this checkpoint.",
+        )
+    if index is not None:
+        return _sharded(folder, index)
+    if not single.exists() and not single.is_symlink():
+        raise _no_weights(folder)
+    return read_header(inside(folder, WEIGHTS, str(folder)))
+
+
+def _no_weights(folder: Path) -> CheckpointError:
+    names = sorted(entry.name for entry in folder.iterdir())
+    pickles = [name for name in names if name.endswith(PICKLES)]
+    if pickles:
+        return CheckpointError(
+            f"{shown(pickles)} is a pickle, which can run any code when it is read; it is never opened",
+            where=str(folder),
+            remedy=f"Use a checkpoint with {WEIGHTS}, or convert this one where you trust it.",
+        )
+    loose = [name for name in names if name.endswith(".safetensors")]
+    return CheckpointError(
+        f"no {WEIGHTS} and no {INDEX}" + (f", only {shown(loose)}" if loose else ""),
+        where=str(folder),
+        remedy=f"Fetch {INDEX if loose else 'the weights'} too.",
+    )
+
+
+def _sharded(folder: Path, index: Mapping[str, Any]) -> dict[str, Stored]:
+    where = str(folder / INDEX)
+    places = index.get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()) or not places:
+        raise CheckpointError("key 'weight_map' is not names and files", where=where, remedy="Fetch the file again.")
+    names = sorted(set(places.values()))
+    files = {name: inside(folder, name, where) for name in names}
+    if strange := [name for name in names if not name.endswith(".safetensors")]:
+        raise CheckpointError(
+            f"{shown(strange)} is not safetensors", where=where, remedy="Only safetensors are read, never a pickle."
+        )
+    if missing := [name for name in names if not files[name].exists()]:
+        raise CheckpointError(
+            f"{shown(missing)} of {len(names)} shards is missing", where=where, remedy="Fetch the missing shards."
+        )
+    found: dict[str, Stored] = {}
+    problems: list[str] = []
+    for name in names:
+        tensors = read_header(files[name])
+        problems += [
+            f"{tensor} stands in {name} and in {found[tensor].file.name}" for tensor in tensors if tensor in found
+        ]
+        problems += [
+            f"{tensor} stands in {name}, the index {f'says {places[tensor]}' if tensor in places else 'does not name it'}"
+            for tensor in tensors
+            if tensor not in found and places.get(tensor) != name
+        ]
+        found |= tensors
+    problems += [f"{tensor} is not in {name}" for tensor, name in places.items() if tensor not in found]
+    if problems:
+        raise CheckpointError(
+            f"index and shards disagree: {shown(problems)}",
+            where=where,
+            remedy="Fetch index and shards again, together.",
+        )
+    return found
+
+
+def refuse_target(final: Path) -> None:
+    """Refuse to write to what is there already; an empty folder is fine."""
+    if final.is_symlink() or (final.exists() and not final.is_dir()) or (final.is_dir() and any(final.iterdir())):
+        raise RorqualError(
+            "it exists already", where=str(final), remedy="Name a folder that does not exist, or delete it."
+        )
+
+
+@contextmanager
+def in_the_making(final: Path, *, needs: int, resumes: bool = False) -> Iterator[Path]:
+    """A folder beside `final` in which it is made; renamed when the block ends, gone where it fails.
+
+    What a kill left there is thrown away, or kept with `resumes`: then also an interruption and a full disk leave it there.
+    `needs`: bytes that will be written; a disk without that much room is refused now. One process at a time.
+    """
+    refuse_target(final)
+    final = final.absolute()
+    temporary = final.with_name(f".{final.name}.part")
+    parents = [parent for parent in final.parents if not parent.exists()]
+    temporary.mkdir(parents=True, exist_ok=True)
+    lock = os.open(temporary, os.O_RDONLY)
+    try:
+        _own(lock, final)
+        keep = resumes and any(temporary.iterdir())
+        try:
+            if not resumes:
+                _empty(temporary)
+            _room(temporary, needs)
+            keep = False
+            yield temporary
+            os.replace(temporary, final)
+        except BaseException as error:
+            if not keep and not (resumes and isinstance(error, OSError | KeyboardInterrupt)):
+                shutil.rmtree(temporary, ignore_errors=True)
+                with suppress(OSError):
+                    for parent in parents:
+                        parent.rmdir()
+            raise
+    finally:
+        os.close(lock)
+
+
+def _empty(folder: Path) -> None:
+    for entry in folder.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+
+
+def _own(lock: int, final: Path) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+            return  # a file system without locks
+        raise RorqualError(
+            "another process is writing it", where=str(final), remedy="Wait for it, or name another folder."
+        ) from None
+
+
+def _room(folder: Path, needs: int) -> None:
+    there = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    free = shutil.disk_usage(folder).free
+    if needs - there > free:
+        raise RorqualError(
+            f"{needs - there:,} bytes will be written, and {free:,} are free",
+            where=str(folder.parent),
+            remedy="Free disk space, or choose a folder on another disk.",
+        )

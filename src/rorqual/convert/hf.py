@@ -1,0 +1,230 @@
+"""Hugging Face folders to run directories, and back: config, tokenizer, safetensors in shards, generation config.
+
+A tensor that keeps its type keeps its bytes. An export goes on where it was interrupted; an import starts again. Both are
+written under a temporary name and renamed when they are whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+
+import rorqual
+from rorqual.convert.cast import FP8, TYPES
+from rorqual.convert.files import INDEX, WEIGHTS, find_tensors, in_the_making, refuse_target
+from rorqual.convert.stream import Progress, Spec, header_bytes, layout, read_header, write_tensors
+from rorqual.convert.tensors import Counted, DType, Job, check_copies, export_jobs, import_jobs
+from rorqual.convert.texts import ORIGINALS, TEMPLATE, Texts, fp8_config, json_bytes, read_texts, written_texts
+from rorqual.core.errors import CheckpointError, ConfigError, nearest
+from rorqual.core.records import CONFIG_FILE, TOKENIZER_FILE, WHOLE_FILE, RunDir, write_json
+from rorqual.model.load.find import family_for, family_of
+from rorqual.model.load.names import NameMap
+from rorqual.model.load.run import WEIGHTS_FILE, read_model_config
+
+SHARD_BYTES = 5e9
+"""As transformers cuts them."""
+STATE_FILE = ".export.json"
+"""In an export in the making: of what, and how it is written."""
+_DERIVED = ".rotary_emb.inv_freq"
+"""Older checkpoints carry these; they follow from the config."""
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What was written: the family's `model_type`, tensors and bytes. `notes`: what a person should know."""
+
+    model_type: str
+    tensors: int
+    size: int
+    notes: tuple[str, ...] = ()
+
+
+def quiet(done: int, total: int, name: str) -> None:
+    """A progress that nobody sees."""
+
+
+def import_hf(src: Path, out: Path, *, dtype: DType = "keep", progress: Progress = quiet) -> Converted:
+    """A folder with config.json, tokenizer.json and safetensors as the run directory `out`, which must not exist.
+
+    `dtype`: "keep" copies every tensor's bytes, FP8 with its scales; "float32", "bfloat16" and "float16" convert, and
+    dequantise FP8; the router's bias stays fp32. Refused before a tensor is read: whatever the headers show; then weights
+    that are not finite. Errors: `ConfigError`, `CheckpointError`, `DataError`, `NumericsError`, each with its remedy.
+    """
+    _check_dtype(dtype, ("keep", "float32", "bfloat16", "float16"))
+    refuse_target(out)
+    if not src.is_dir():
+        raise CheckpointError(
+            "no such folder", where=str(src), remedy="Name a folder with config.json and safetensors."
+        )
+    texts = read_texts(src)
+    found = find_tensors(src)
+    tensors = {name: stored for name, stored in found.items() if not name.endswith(_DERIVED)}
+    names = texts.family.name_map(texts.model)
+    jobs = import_jobs(names, texts.model, tensors, dtype, str(src))
+    counted = Counted(jobs, progress)
+    with in_the_making(out, needs=counted.total) as folder:
+        copies = check_copies(names, tensors, str(src))
+        run = RunDir(folder)
+        step = run.step_dir(0)
+        step.mkdir()
+        size = write_tensors(step / WEIGHTS_FILE, [job.spec for job in jobs], counted)
+        write_json(step / WHOLE_FILE, {WEIGHTS_FILE: size})
+        _write_texts(folder, texts, src, dtype, copies)
+    return Converted(texts.model_type, len(jobs), size, texts.notes)
+
+
+def _check_dtype(dtype: str, allowed: Iterable[str]) -> None:
+    if dtype not in allowed:
+        raise ConfigError(f"unknown type '{dtype}'", where="dtype", remedy=nearest(dtype, allowed))
+
+
+def _write_texts(folder: Path, texts: Texts, src: Path, dtype: DType, copies: list[str]) -> None:
+    imported: dict[str, Any] = {
+        "source": str(src), "format": "hf", "family": texts.model_type, "dtype": dtype, "copies": copies,
+    }  # fmt: skip
+    if texts.quantization is not None and dtype == "keep":
+        imported["quantization"] = texts.quantization
+    data: dict[str, Any] = {
+        "recipe": "import", "chat": texts.chat, "model": texts.model.model_dump(mode="json"), "imported": imported,
+    }  # fmt: skip
+    if texts.generation:
+        data["generation"] = texts.generation
+    text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+    (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
+    (folder / TOKENIZER_FILE).write_bytes(texts.tokenizer.source.encode())
+    if texts.template is not None:
+        (folder / TEMPLATE).write_text(texts.template, encoding="utf-8", newline="")
+    (folder / ORIGINALS).mkdir()
+    for name, original in texts.originals.items():
+        (folder / ORIGINALS / name).write_bytes(original)
+
+
+def export_hf(
+    run: RunDir, dst: Path, *, dtype: DType = "keep", shard_bytes: float = SHARD_BYTES, progress: Progress = quiet
+) -> Converted:
+    """A run directory's newest whole checkpoint as a folder that transformers and other engines read.
+
+    `dtype`: as in `import_hf`; "fp8" writes every projection in FP8 (E4M3) with a scale for each 128 x 128 values, as
+    DeepSeek-V3 is published, and the rest in bfloat16. A shard has at most `shard_bytes` bytes, or one tensor. Interrupted
+    and repeated, it keeps the shards that are whole.
+    """
+    _check_dtype(dtype, get_args(DType))
+    refuse_target(dst)
+    file = run.checkpoint() / WEIGHTS_FILE
+    model, tensors = read_model_config(run), read_header(file)
+    imported = _imported(run)
+    family = family_of(str(imported["family"]), str(run.config_file)) if "family" in imported else family_for(model)
+    names = family.name_map(model)
+    jobs = export_jobs(names, model, tensors, dtype, _copies(names, imported), str(file))
+    texts = written_texts(run, family, model, _most(jobs), _quantization(jobs, imported))
+    shards = _shards(jobs, shard_bytes)
+    counted = Counted(jobs, progress)
+    with in_the_making(dst, needs=counted.total, resumes=True) as folder:
+        _begin(
+            folder, {"source": _identity(file), "dtype": dtype, "shard_bytes": shard_bytes, "by": rorqual.__version__}
+        )
+        for name, part in shards.items():
+            specs = [job.spec for job in part]
+            if (folder / name).is_file() and (folder / name).stat().st_size == _size(specs):
+                counted.add(sum(spec.size for spec in specs), name)
+            else:
+                write_tensors(folder / name, specs, counted)
+        if len(shards) > 1:
+            (folder / INDEX).write_bytes(json_bytes(_index(shards)))
+        for name, data in texts.items():
+            (folder / name).write_bytes(data)
+        (folder / STATE_FILE).unlink()
+    return Converted(str(json.loads(texts["config.json"])["model_type"]), len(jobs), counted.total)
+
+
+def _imported(run: RunDir) -> Mapping[str, Any]:
+    data = yaml.safe_load(run.config_file.read_text(encoding="utf-8"))
+    found = data.get("imported") if isinstance(data, dict) else None
+    return found if isinstance(found, dict) else {}
+
+
+def _copies(names: NameMap, imported: Mapping[str, Any]) -> list[str]:
+    """Those that the imported checkpoint had; else all but a tied head, which no one writes twice."""
+    if isinstance(imported.get("copies"), list):
+        return [name for name in names.copies if name in imported["copies"]]
+    return [name for name in names.copies if name != "lm_head.weight"]
+
+
+def _most(jobs: Iterable[Job]) -> str:
+    """The type of most bytes that are not FP8, in torch's words."""
+    bytes_of: Counter[str] = Counter()
+    for job in jobs:
+        bytes_of[job.spec.dtype] += job.spec.size if job.spec.dtype != FP8 else 0
+    return str(TYPES[bytes_of.most_common(1)[0][0]]).removeprefix("torch.")
+
+
+def _quantization(jobs: Iterable[Job], imported: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """As imported, or as written here; None where nothing is in FP8."""
+    specs = [job.spec for job in jobs]
+    if all(spec.dtype != FP8 for spec in specs):
+        return None
+    if isinstance(imported.get("quantization"), dict):
+        return dict(imported["quantization"])
+    plain = [
+        spec.name for spec in specs if len(spec.shape) == 2 and spec.dtype != FP8 and spec.name.endswith(".weight")
+    ]
+    return fp8_config([name.removesuffix(".weight") for name in plain if "embed_tokens" not in name])
+
+
+def _shards(jobs: Iterable[Job], most: float) -> dict[str, list[Job]]:
+    """Files and what goes into each, in the order of the jobs."""
+    groups: list[list[Job]] = []
+    room = 0.0
+    for job in jobs:
+        if not groups or job.spec.size > room:
+            groups.append([])
+            room = most
+        groups[-1].append(job)
+        room -= job.spec.size
+    if len(groups) == 1:
+        return {WEIGHTS: groups[0]}
+    return {f"model-{n:05d}-of-{len(groups):05d}.safetensors": group for n, group in enumerate(groups, start=1)}
+
+
+def _index(shards: Mapping[str, list[Job]]) -> dict[str, Any]:
+    places = {job.spec.name: name for name, jobs in shards.items() for job in jobs}
+    total = sum(job.spec.size for jobs in shards.values() for job in jobs)
+    return {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
+
+
+def _size(specs: list[Spec]) -> int:
+    return len(header_bytes(layout(specs))) + sum(spec.size for spec in specs)
+
+
+def _identity(file: Path) -> dict[str, Any]:
+    """What tells whether a file is the one that an interrupted export was reading."""
+    status = file.stat()
+    with open(file, "rb") as stream:
+        head = hashlib.sha256(stream.read(1 << 20)).hexdigest()
+    return {"file": str(file.resolve()), "size": status.st_size, "time": status.st_mtime_ns, "head": head}
+
+
+def _begin(folder: Path, state: Mapping[str, Any]) -> None:
+    """Keep what was written of the same export; throw away what is of another, or half."""
+    file = folder / STATE_FILE
+    try:
+        same = json.loads(file.read_text(encoding="utf-8")) == state
+    except (OSError, ValueError):
+        same = False
+    for entry in folder.iterdir():
+        if same and entry.suffix == ".safetensors":
+            continue
+        if entry.is_dir():
+            shutil.rmtree(entry)
+        else:
+            os.unlink(entry)
+    write_json(file, state)

@@ -1,0 +1,247 @@
+"""Which stored tensors make up which written ones, in both directions of a family's name map; all of it from headers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from rorqual.convert.cast import FP8, TYPES, Piece, check_scale
+from rorqual.convert.stream import Progress, Spec, Stored
+from rorqual.core.errors import CheckpointError, ConfigError
+from rorqual.model.config import ModelConfig
+from rorqual.model.decoder import Decoder
+from rorqual.model.load.names import SCALE, Entry, NameMap, shown
+from rorqual.ops.quant import BLOCK, blocks
+
+DType = Literal["keep", "float32", "bfloat16", "float16", "fp8"]
+STORED_AS: Mapping[str, str] = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+ALWAYS_FP32 = ("e_score_correction_bias",)
+"""Ends of names that no conversion narrows: in bf16 the router's bias chooses other experts (transformers#42580)."""
+_PROJECTION = re.compile(r"(?<!eh)_proj(_with_mqa)?\.weight$")
+"""What DeepSeek-V3 publishes in FP8: every projection of attention, networks and experts; not embedding, head, gate, norms, eh_proj."""
+MEND = "The config does not belong to these weights, or the file is damaged: fetch both again."
+
+NO_MTP = "These weights have no prediction module, and transformers saves none: set num_nextn_predict_layers to 0 in config.json."
+
+
+@dataclass(frozen=True)
+class Job:
+    """A tensor to write: the bytes of its pieces, one after another, in its type."""
+
+    spec: Spec
+    pieces: tuple[Piece, ...]
+
+    def chunks(self) -> Iterator[bytearray | memoryview]:
+        for piece in self.pieces:
+            yield from piece.chunks(self.spec.dtype)
+
+
+class Counted:
+    """The chunks of jobs by their specs, as `write_tensors` asks for them, counted for whoever waits."""
+
+    def __init__(self, jobs: Sequence[Job], progress: Progress) -> None:
+        self._jobs = {job.spec.name: job for job in jobs}
+        self._progress = progress
+        self.done, self.total = 0, sum(job.spec.size for job in jobs)
+
+    def __call__(self, spec: Spec) -> Iterator[bytearray | memoryview]:
+        for chunk in self._jobs[spec.name].chunks():
+            yield chunk
+            self.add(len(chunk), spec.name)
+
+    def add(self, size: int, name: str) -> None:
+        """Count `size` bytes more."""
+        self.done += size
+        self._progress(self.done, self.total, name)
+
+
+def target(name: str, dtype: DType, stored: str) -> str:
+    """The type in which a tensor of theirs called `name`, stored as `stored`, is written."""
+    if dtype == "keep":
+        return stored
+    if name.endswith(ALWAYS_FP32):
+        return "F32"
+    return STORED_AS["bfloat16" if dtype == "fp8" else dtype]
+
+
+def shapes_of(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """The shape of each tensor of a model, by our names; nothing is allocated."""
+    with torch.device("meta"):
+        return {name: tuple(tensor.shape) for name, tensor in Decoder(config).state_dict().items()}
+
+
+def import_jobs(
+    names: NameMap, config: ModelConfig, tensors: Mapping[str, Stored], dtype: DType, where: str
+) -> list[Job]:
+    """Jobs that write our tensors from theirs. Whatever the headers can show is refused: names, shapes, types, scales."""
+    _checked(names, tensors, where)
+    wanted = shapes_of(config)
+    jobs: list[Job] = []
+    problems: list[str] = []
+    for entry in names.entries:
+        parts = [tensors[name] for name in entry.theirs]
+        scales = [tensors.get(name) for name in entry.scales().theirs]
+        for part, scale in zip(parts, scales):
+            _check_type(part, scale)
+        shape = _shape(entry, parts, where)
+        if shape != wanted[entry.ours]:
+            problems.append(f"{entry.theirs[0]} {parts[0].shape} makes {entry.ours} {shape}, not {wanted[entry.ours]}")
+            continue
+        jobs += _import_entry(entry, shape, dtype, parts, scales)
+    if problems:
+        raise CheckpointError(
+            f"weights of another model than the config's: {shown(problems)}", where=where, remedy=MEND
+        )
+    return jobs
+
+
+def _checked(names: NameMap, tensors: Collection[str], where: str) -> None:
+    try:
+        names.check(tensors)
+    except CheckpointError as error:
+        alone = {entry.theirs[0] for entry in names.entries if entry.ours.startswith("mtp.")}
+        remedy = NO_MTP if alone and not alone.intersection(tensors) else error.remedy
+        raise CheckpointError(error.what, where=where, remedy=remedy) from None
+
+
+def _shape(entry: Entry, parts: Sequence[Stored], where: str) -> tuple[int, ...]:
+    try:
+        return entry.shape([part.shape for part in parts])
+    except CheckpointError as error:
+        raise CheckpointError(error.what, where=where, remedy=MEND) from None
+
+
+def _check_type(tensor: Stored, scale: Stored | None) -> None:
+    if tensor.dtype not in TYPES:
+        raise CheckpointError(
+            f"{tensor.name} is of type {tensor.dtype}; weights are {', '.join(TYPES)}",
+            where=str(tensor.file),
+            remedy="Weights quantised in other ways are not read.",
+        )
+    if (tensor.dtype == FP8) != (scale is not None):
+        raise CheckpointError(
+            f"{tensor.name} is {tensor.dtype} {'without' if scale is None else 'with'} scales ({tensor.name}{SCALE})",
+            where=str(tensor.file),
+            remedy="FP8 tensors have scales, and no others do: fetch the checkpoint again.",
+        )
+    if scale is not None:
+        check_scale(tensor, scale)
+
+
+def _import_entry(
+    entry: Entry, shape: tuple[int, ...], dtype: DType, parts: Sequence[Stored], scales: Sequence[Stored | None]
+) -> Iterator[Job]:
+    kinds = sorted({target(part.name, dtype, part.dtype) for part in parts})
+    if len(kinds) > 1:
+        raise CheckpointError(
+            f"{entry.theirs[0]} and its siblings are of types {', '.join(kinds)}, and one tensor of a run holds them all",
+            where=str(parts[0].file),
+            remedy="Convert them to one type: dtype=bfloat16 or dtype=float32.",
+        )
+    order = entry.order()
+    whole = [scales[index] for index in order]
+    kept = [scale for scale in whole if scale is not None and dtype == "keep"]
+    if not kept:
+        yield Job(Spec(entry.ours, kinds[0], shape), tuple(Piece(parts[i], scales[i]) for i in order))
+        return
+    yield Job(Spec(entry.ours, kinds[0], shape), tuple(Piece(parts[i]) for i in order))
+    beside = entry.scales()
+    scale_shape = beside.shape([scale.shape for scale in scales if scale is not None])
+    if len({scale.dtype for scale in kept}) > 1:
+        raise CheckpointError(f"{beside.theirs[0]} and its siblings are of several types", where=str(kept[0].file))
+    yield Job(Spec(beside.ours, kept[0].dtype, scale_shape), tuple(Piece(scale) for scale in kept))
+
+
+def check_copies(names: NameMap, tensors: Mapping[str, Stored], where: str) -> list[str]:
+    """The copies that a checkpoint carries; one that differs from what it copies is a `CheckpointError`. Reads both."""
+    original = {entry.ours: entry.theirs[0] for entry in names.entries}
+    present = [name for name in names.copies if name in tensors]
+    for name in present:
+        copy, first = tensors[name], tensors[original[names.copies[name]]]
+        same = (copy.dtype, copy.shape) == (first.dtype, first.shape)
+        if not same or any(a != b for a, b in zip(copy.chunks(), first.chunks(), strict=True)):
+            raise CheckpointError(
+                f"{name} differs from {first.name}, of which it must be a copy",
+                where=where,
+                remedy="This model shares these weights: a checkpoint with separate ones is another model.",
+            )
+    return present
+
+
+def export_jobs(
+    names: NameMap,
+    config: ModelConfig,
+    tensors: Mapping[str, Stored],
+    dtype: DType,
+    copies: Collection[str],
+    where: str,
+) -> list[Job]:
+    """Jobs that write theirs from our tensors, `copies` among them."""
+    wanted = shapes_of(config)
+    scaled = {entry.ours: entry.scales().ours for entry in names.entries if entry.scales().ours in tensors}
+    missing = [name for name in wanted if name not in tensors]
+    extra = [name for name in tensors if name not in wanted and name not in scaled.values()]
+    odd = [
+        f"{n} {tensors[n].shape}, not {shape}"
+        for n, shape in wanted.items()
+        if n in tensors and tensors[n].shape != shape
+    ]
+    problems = [f"missing {n}" for n in missing] + [f"left over {n}" for n in extra] + odd
+    if problems:
+        raise CheckpointError(
+            f"a checkpoint of another shape than run.yaml's model: {shown(problems)}",
+            where=where,
+            remedy="Use the run.yaml that these weights were written with.",
+        )
+    jobs: list[Job] = []
+    for entry in names.entries:
+        scale = tensors.get(scaled.get(entry.ours, ""))
+        for place, index in enumerate(entry.order()):
+            part = _part(tensors[entry.ours], entry, place)
+            beside = None if scale is None else _part(scale, entry, place)
+            _check_type(part, beside)
+            jobs += _export_tensor(entry.theirs[index], part, beside, dtype)
+    by_ours = {entry.ours: entry for entry in names.entries}
+    for name in copies:
+        jobs += _export_tensor(name, _part(tensors[names.copies[name]], by_ours[names.copies[name]], 0), None, dtype)
+    return jobs
+
+
+def _part(ours: Stored, entry: Entry, place: int) -> Stored:
+    """The bytes of the tensor of theirs that stands at `place` in ours."""
+    shape = ours.shape
+    if entry.kind == "stack":
+        shape = shape[1:]
+    elif entry.kind == "pairs":
+        shape = (shape[1] // 2, *shape[2:])
+    return ours.part(place, len(entry.theirs), shape)
+
+
+def _export_tensor(name: str, part: Stored, scale: Stored | None, dtype: DType) -> Iterator[Job]:
+    shape = part.shape
+    if dtype in ("keep", "fp8") and scale is not None:
+        yield Job(Spec(name, part.dtype, shape), (Piece(part),))
+        yield Job(Spec(name + SCALE, scale.dtype, scale.shape), (Piece(scale),))
+    elif dtype == "fp8" and len(shape) == 2 and _PROJECTION.search(name):
+        yield Job(Spec(name, FP8, shape), (Piece(part),))
+        yield Job(Spec(name + SCALE, "F32", blocks(shape)), (Piece(part, want="scales"),))
+    else:
+        yield Job(Spec(name, target(name, dtype, part.dtype), shape), (Piece(part, scale),))
+
+
+def check_quantization(data: object, where: str) -> None:
+    """Refuse a `quantization_config` other than FP8 in blocks of 128 x 128; None is fine."""
+    if data is None:
+        return
+    found = data if isinstance(data, dict) else {}
+    method, block, fmt = (found.get(key) for key in ("quant_method", "weight_block_size", "fmt"))
+    if method != "fp8" or block != [BLOCK, BLOCK] or fmt not in (None, "e4m3"):
+        raise ConfigError(
+            f"key 'quantization_config' says quant_method {method!r}, weight_block_size {block!r}, fmt {fmt!r}",
+            where=where,
+            remedy=f"Only FP8 (E4M3) with a scale for each {BLOCK} x {BLOCK} values is read.",
+        )

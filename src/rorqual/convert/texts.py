@@ -1,0 +1,180 @@
+"""The small files of a checkpoint: config, tokenizer, chat template, generation config; read strictly, written for transformers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rorqual.convert.files import read_object, read_text
+from rorqual.convert.tensors import check_quantization
+from rorqual.core.errors import CheckpointError, ConfigError, DataError
+from rorqual.core.records import TOKENIZER_FILE, RunDir
+from rorqual.data.chat import ChatFormat, guess_chat, load_chat
+from rorqual.data.tokenizer import Tokenizer
+from rorqual.model.config import ModelConfig
+from rorqual.model.load.find import Family, family_of
+from rorqual.ops.quant import BLOCK
+
+CONFIG, GENERATION, TOKENIZER_CONFIG = "config.json", "generation_config.json", "tokenizer_config.json"
+SPECIALS, TEMPLATE = "special_tokens_map.json", "chat_template.jinja"
+KEPT = (CONFIG, GENERATION, TOKENIZER_CONFIG, SPECIALS, TEMPLATE)
+"""Files of an imported checkpoint that its run keeps, in `imported/`, and an export gives back."""
+ORIGINALS = "imported"
+IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+CODE = "auto_map"
+
+
+@dataclass(frozen=True)
+class Texts:
+    """What a folder says beside its weights. `originals`: the files to keep. `notes`: what a person should know."""
+
+    family: Family
+    model_type: str
+    model: ModelConfig
+    tokenizer: Tokenizer
+    chat: str
+    template: str | None
+    generation: dict[str, Any]
+    quantization: dict[str, Any] | None
+    originals: dict[str, bytes]
+    notes: tuple[str, ...]
+
+
+def read_texts(folder: Path) -> Texts:
+    """Read and check a folder's small files; a `ConfigError`, `DataError` or `CheckpointError` names file and key."""
+    where = str(folder / CONFIG)
+    config = read_object(folder, CONFIG)
+    if config is None:
+        raise CheckpointError(
+            f"no {CONFIG}", where=str(folder), remedy="Name a folder with a model of transformers' form."
+        )
+    kind = config.get("model_type")
+    if not isinstance(kind, str):
+        raise ConfigError(f"key 'model_type' is {kind!r}", where=where, remedy="Use the model's own config.json.")
+    family = family_of(kind, where)
+    quantization = config.get("quantization_config")
+    check_quantization(quantization, where)
+    model = family.config_from_hf(config, where)
+    tokenizer = _read_tokenizer(folder, model)
+    objects = {name: read_object(folder, name) for name in (GENERATION, TOKENIZER_CONFIG, SPECIALS)}
+    template = _template(folder, objects[TOKENIZER_CONFIG] or {})
+    generation = objects[GENERATION] or {key: config[key] for key in IDS if config.get(key) is not None}
+    originals = {name: _without_code(value) for name, value in {**objects, CONFIG: config}.items() if value is not None}
+    if (text := read_text(folder, TEMPLATE)) is not None:
+        originals[TEMPLATE] = text
+    return Texts(
+        family, kind, model, tokenizer, guess_chat(kind, tokenizer, template), template, generation, quantization,
+        originals, tuple(_notes(folder, [config, *objects.values()], kind)),
+    )  # fmt: skip
+
+
+def _read_tokenizer(folder: Path, model: ModelConfig) -> Tokenizer:
+    where = str(folder / TOKENIZER_FILE)
+    data = read_text(folder, TOKENIZER_FILE)
+    if data is None:
+        raise CheckpointError(
+            f"no {TOKENIZER_FILE}",
+            where=str(folder),
+            remedy="Fetch it too; an older tokenizer is rewritten by transformers' `save_pretrained`.",
+        )
+    try:
+        tokenizer = Tokenizer(data.decode("utf-8"), where=where)
+    except UnicodeDecodeError as error:
+        raise DataError(f"not UTF-8 at byte {error.start}", where=where, remedy="Fetch the file again.") from None
+    if tokenizer.vocab_size > model.vocab_size:
+        raise DataError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens, the model's vocabulary {model.vocab_size}",
+            where=where,
+            remedy="Use the tokenizer that belongs to this model.",
+        )
+    return tokenizer
+
+
+def _template(folder: Path, tokenizer_config: Mapping[str, Any]) -> str | None:
+    """The chat template, from the file of its own or the tokenizer's config, where the one called `default` counts."""
+    data = read_text(folder, TEMPLATE)
+    try:
+        found = tokenizer_config.get("chat_template") if data is None else data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"not UTF-8 at byte {error.start}", where=str(folder / TEMPLATE)) from None
+    if isinstance(found, list):
+        named = {item.get("name"): item.get("template") for item in found if isinstance(item, dict)}
+        found = named.get("default")
+    return found if isinstance(found, str) else None
+
+
+def _without_code(value: Mapping[str, Any]) -> bytes:
+    return json_bytes({key: item for key, item in value.items() if key != CODE})
+
+
+def _notes(folder: Path, objects: list[dict[str, Any] | None], kind: str) -> list[str]:
+    code = sorted(entry.name for entry in folder.iterdir() if entry.suffix == ".py")
+    code += [f"the key {CODE}"] if any(CODE in value for value in objects if value) else []
+    return [f"code came with it ({', '.join(code)}) and was not run: the model is Rorqual's own {kind}"] if code else []
+
+
+def json_bytes(value: Mapping[str, Any]) -> bytes:
+    """JSON as transformers writes it, with the keys in their order."""
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def written_texts(
+    run: RunDir, family: Family, model: ModelConfig, dtype: str, quantization: Mapping[str, Any] | None
+) -> dict[str, bytes]:
+    """The small files of an export. Those that were imported are given back; config.json is written anew.
+
+    `dtype`: the type of most weights, in torch's words. `quantization`: the `quantization_config`, where there is one.
+    """
+    tokenizer = Tokenizer.load(run.tokenizer_file)
+    originals = run.path / ORIGINALS
+    files = {name: data for name in KEPT if (data := read_text(originals, name)) is not None}
+    ids: dict[str, Any] = {}
+    if files:
+        before = read_object(originals, CONFIG) or {}
+        ids = {key: before[key] for key in IDS if key in before}
+    else:
+        chat = load_chat(run, tokenizer)
+        ids = _ids(chat)
+        files[GENERATION] = json_bytes(ids)
+        files[TOKENIZER_CONFIG] = json_bytes(_tokenizer_config(chat, model))
+    config = {**family.config_to_hf(model), **ids, "torch_dtype": dtype}
+    if quantization is not None:
+        config["quantization_config"] = dict(quantization)
+    files[CONFIG] = json_bytes(config)
+    files[TOKENIZER_FILE] = tokenizer.source.encode()
+    return files
+
+
+def fp8_config(plain: list[str]) -> dict[str, Any]:
+    """The `quantization_config` of FP8 in blocks; `plain` are the linear modules that are not in FP8."""
+    return {
+        "activation_scheme": "dynamic",
+        "fmt": "e4m3",
+        "quant_method": "fp8",
+        "weight_block_size": [BLOCK, BLOCK],
+        "modules_to_not_convert": plain,
+    }
+
+
+def _ids(chat: ChatFormat) -> dict[str, Any]:
+    stops = list(chat.stop_ids)
+    start = {} if chat.bos is None else {"bos_token_id": chat.bos}
+    return {**start, "eos_token_id": stops[0] if len(stops) == 1 else stops, "pad_token_id": chat.pad}
+
+
+def _tokenizer_config(chat: ChatFormat, model: ModelConfig) -> dict[str, Any]:
+    token = chat.tokenizer.token
+    start = {} if chat.bos is None else {"bos_token": token(chat.bos)}
+    template = {} if chat.template is None else {"chat_template": chat.template}
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        **start,
+        "eos_token": token(chat.stop_ids[0]),
+        "pad_token": token(chat.pad),
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": model.max_position_embeddings,
+        **template,
+    }

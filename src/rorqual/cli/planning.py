@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
 from rorqual.cli.accounts import count
 from rorqual.core.config import Config
 from rorqual.core.errors import ConfigError
+from rorqual.core.ledger import CORE_HOUR
 from rorqual.model.config import ModelConfig
 from rorqual.plan.hardware import Device, Dtype, device
 from rorqual.plan.layout import RESERVE, Room, choose, misfits, nearest_dividing, nearest_fitting
@@ -128,6 +129,23 @@ class ServePlan(Rented):
             return made
         found = smallest_replica(model, made, self.mix())
         return Replica(self.device(), *found, self.dtype, self.cache_bytes, self.prefill_used, self.decode_used)
+
+
+class RunPlan(Config):
+    """How much more of a run: `steps` or `tokens` (0: what is left of it), of another `model` where one is named."""
+
+    steps: Count = Field(0, ge=0)
+    tokens: Amount = Field(0.0, ge=0)
+    model: str = ""
+    core_hour: float = Field(CORE_HOUR, ge=0)
+
+
+class QuickstartPlan(Config):
+    """Which quickstart: its `size`, `seed`, and `threads` (0: every core)."""
+
+    size: Literal["small", "full"] = "full"
+    seed: int = Field(0, ge=0)
+    threads: int = Field(0, ge=0)
 
 
 @dataclass(frozen=True)

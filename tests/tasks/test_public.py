@@ -66,6 +66,23 @@ def test_gsm8k_steps_and_prompts_are_those_of_the_file() -> None:
         assert Gsm8k().grade(problem, f"{problem.steps}\n#### {problem.answer}") is Verdict.RIGHT
 
 
+@pytest.mark.parametrize(
+    ("reply", "lenient", "strict"),
+    [
+        ("She makes 18 dollars.\n#### 18", True, True),
+        ("The answer is $18.", True, True),
+        ("so 9 * 2 = 18", True, False),
+        ("The answer is twice nine, that is: the 18", True, True),
+        ("The answer is twice nine.\nThat makes 18", True, False),
+        ("#### 17\nor is it 18", False, False),
+    ],
+)
+def test_gsm8k_strict_counts_only_what_a_reply_calls_its_answer(reply: str, lenient: bool, strict: bool) -> None:
+    problem = next(p for p in Gsm8k().problems("test", 0) if p.answer == "18")
+    assert (Gsm8k().grade(problem, reply) is Verdict.RIGHT) == lenient
+    assert (Gsm8k(strict=True).grade(problem, reply) is Verdict.RIGHT) == strict
+
+
 def solve(statements: tuple[Any, ...]) -> list[tuple[bool, ...]]:
     """Brute force over the statements' structure, which the task does not read."""
 

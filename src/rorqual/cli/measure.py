@@ -20,7 +20,8 @@ REMOTE = ("http://", "https://")
 
 
 class EvalSettings(Placement):
-    """`samples` of each problem; `count` problems, or, with `per_family`, of each family and level."""
+    """`samples` of each problem; `count` problems, or, with `per_family`, of each family and level. `window`: tokens of a text
+    that are read together, 0 for the model's context."""
 
     task: str = ""
     data: str = ""
@@ -31,6 +32,7 @@ class EvalSettings(Placement):
     temperature: float = Field(0.0, ge=0)
     samples: int = Field(1, ge=1)
     max_tokens: int = Field(1024, ge=1)
+    window: int = Field(0, ge=0)
     per_family: bool = False
     options: Annotated[dict[str, Any], BeforeValidator(lambda raw: scalar(raw) if isinstance(raw, str) else raw)] = {}
     out: str = ""
@@ -94,12 +96,18 @@ def loss_on_text(model: str, settings: EvalSettings) -> str:
     text = read_text(Path(settings.data)).validation
     engine = generator(model, settings)
     assert isinstance(engine, Engine)
-    found = text_loss(engine.model, engine.tokenizer, text, window=engine.max_len)
+    if settings.window > engine.max_len:
+        raise ConfigError(
+            f"window={settings.window}, the model's context is {engine.max_len}",
+            where="command line",
+            remedy="Lower it.",
+        )
+    found = text_loss(engine.model, engine.tokenizer, text, window=settings.window or engine.max_len)
     return "\n".join(
         [
             f"{model} on the last tenth of {settings.data}: {found.tokens:,} tokens, {found.characters:,} characters,",
             f"each predicted once, from at most {found.window} tokens before it.",
-            f"  loss a token      {found.per_token:.4f} nats",
+            f"  loss a token      {found.per_token:.4f} nats (perplexity {found.perplexity:.2f})",
             f"  loss a character  {found.per_character:.4f} nats",
             f"  bits a byte       {found.bits_per_byte:.4f}",
         ]

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from rorqual.core.errors import DataError
-from rorqual.tasks.answer import final_number, whole_number
+from rorqual.tasks.answer import final_number, marked, whole_number
 from rorqual.tasks.base import Problem, Split, Verdict
 from rorqual.tasks.rows import SAMPLES, FileTask, Row, carve, held_out, normal, read
 
@@ -18,12 +18,16 @@ class Gsm8k(FileTask):
 
     `data` is a folder with `train.jsonl` and `test.jsonl` or one file; None is the sample of the package. A gold answer that is
     no number is refused in training (`DataError`) and ungraded in evaluation.
+
+    The answer of a reply is the last number of what it marks as such (`#### 7`, `the answer is 7`, `\\boxed{7}`). Where it marks none,
+    it is the last number of the whole reply; with `strict` such a reply is wrong.
     """
 
     name = "gsm8k"
 
-    def __init__(self, data: Path | None = None) -> None:
+    def __init__(self, data: Path | None = None, strict: bool = False) -> None:
         super().__init__(data or SAMPLES / "gsm8k")
+        self.strict = strict
 
     def load(self, split: Split) -> list[Problem]:
         paths = held_out(self.data, split, {"train": "train", "test": "test"})
@@ -51,4 +55,5 @@ class Gsm8k(FileTask):
         gold = whole_number(problem.answer)
         if gold is None:
             return Verdict.UNGRADED
-        return Verdict.RIGHT if final_number(reply) == gold else Verdict.WRONG
+        said = marked(reply) if self.strict else reply
+        return Verdict.RIGHT if said is not None and final_number(said) == gold else Verdict.WRONG

@@ -165,6 +165,17 @@ def test_gym_is_split_by_question_and_deterministic() -> None:
 
 
 @needs_gym
+def test_gym_reads_the_answer_that_a_reply_marks() -> None:
+    task = load_task("gym:leg_counting")
+    problem = next(task.problems("test", 0))
+    other = str(int(problem.answer) + 1)
+    for reply in ("{}", "Let me see: 2 + 2.\nThe answer is {}.", "So \\boxed{{{}}}"):
+        assert task.grade(problem, reply.format(problem.answer)) is Verdict.RIGHT
+        assert task.grade(problem, reply.format(other)) is Verdict.WRONG
+    assert task.grade(problem, f"I counted {problem.answer} legs or so") is Verdict.WRONG
+
+
+@needs_gym
 def test_gym_refuses_a_dataset_whose_own_gold_does_not_score(monkeypatch: pytest.MonkeyPatch) -> None:
     from reasoning_gym.arithmetic.leg_counting import LegCountingDataset
 

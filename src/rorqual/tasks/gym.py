@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from rorqual.core.errors import RorqualError, TaskError, nearest
+from rorqual.tasks.answer import marked
 from rorqual.tasks.base import Problem, Split, Task, Verdict, split_of
 
 BLOCK = 500
@@ -18,8 +19,9 @@ DRY = 20_000
 class GymTask(Task):
     """The dataset `dataset` of reasoning-gym, endless, split by a hash of the question; `options` go to its config.
 
-    A score of 1 is right, and less is wrong. Errors: `RorqualError` where reasoning-gym is not installed, `TaskError` for an
-    unknown name, options it does not take, or a dataset whose own gold answers do not score 1.
+    A score of 1 is right, and less is wrong, of the whole reply or of what it marks as its answer (`The answer is 5.`).
+    Errors: `RorqualError` where reasoning-gym is not installed, `TaskError` for an unknown name, options it does not take, or a
+    dataset whose own gold answers do not score 1.
     """
 
     def __init__(self, dataset: str, **options: Any) -> None:
@@ -81,5 +83,6 @@ class GymTask(Task):
         )
 
     def grade(self, problem: Problem, reply: str) -> Verdict:
-        score = self._scorer.score_answer(reply.strip(), problem.meta["entry"])
-        return Verdict.RIGHT if score >= 1 else Verdict.WRONG
+        said = (reply.strip(), marked(reply))
+        right = any(self._scorer.score_answer(text, problem.meta["entry"]) >= 1 for text in said if text is not None)
+        return Verdict.RIGHT if right else Verdict.WRONG

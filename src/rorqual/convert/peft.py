@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ def write_peft(run: RunDir, dst: Path, *, base: str = "") -> Path:
     """The newest checkpoint of a LoRA run as a folder that `peft` loads onto the published model; returns `dst`.
 
     `base`: what stands as base_model_name_or_path (default: the base run's path). Errors: `ConfigError` where the run is no LoRA, or
-    no published family can express its model.
+    no published family can express its model, or peft would put the adapter elsewhere.
     """
     refuse_target(dst)
     checkpoint = run.checkpoint()
@@ -62,7 +62,8 @@ def write_peft(run: RunDir, dst: Path, *, base: str = "") -> Path:
             remedy="Export the run itself, after `rorqual merge` where it is an adapter.",
         )
     model, tune = empty(read_model_config(run)), adapter.tune
-    theirs = published(model)
+    theirs, found = published(model), tune.find(model)
+    refuse_beside_experts(model, found, str(run.path))
     ours = Piece(checkpoint, adapter).tensors(tune.shapes(model))
     tensors: dict[str, Tensor] = {}
     for name, tensor in ours.items():
@@ -76,7 +77,7 @@ def write_peft(run: RunDir, dst: Path, *, base: str = "") -> Path:
         "lora_alpha": int(tune.alpha) if tune.alpha == int(tune.alpha) else tune.alpha,
         "lora_dropout": 0.0,
         "use_rslora": tune.use_rslora,
-        "target_modules": shortest([theirs[name] for name in tune.find(model)], list(theirs.values())),
+        "target_modules": shortest([theirs[name] for name in found], list(theirs.values())),
         "bias": "none",
         "fan_in_fan_out": False,
         "init_lora_weights": True,
@@ -133,6 +134,17 @@ def published(model: Decoder) -> dict[str, str]:
     names = {entry.ours: entry for entry in family_for(model.config).name_map(model.config).entries}
     found = {name: names[f"{name}.weight"] for name, _ in linears(model) if f"{name}.weight" in names}
     return {name: entry.theirs[0].removesuffix(".weight") for name, entry in found.items() if entry.kind == "alone"}
+
+
+def refuse_beside_experts(model: Decoder, modules: Iterable[str], where: str) -> None:
+    """Refuse dense and shared networks of a model with routed experts: with transformers 5, which stacks those, peft takes every
+    `gate_proj`, `up_proj` and `down_proj` of such a model for the experts', whatever stands before it, and adapts these instead."""
+    if model.routers() and (lost := [name for name in modules if ".ffn." in name]):
+        raise ConfigError(
+            f"peft would adapt the routed experts in the place of {lost[0]}",
+            where=where,
+            remedy="Train with tune.targets of the attention alone, or write the merged model: rorqual merge, then export.",
+        )
 
 
 def shortest(chosen: list[str], every: list[str]) -> list[str]:

@@ -18,7 +18,7 @@ from rorqual.engine.remote import FREE, RemoteEngine
 from rorqual.engine.request import Completion, Request
 from rorqual.engine.score import Scored, score
 from rorqual.evals.run import seeded
-from rorqual.model.load.run import WEIGHTS_FILE
+from rorqual.model.adapter import fingerprint
 from rorqual.tasks.base import Problem
 
 Keep = Callable[[Sequence[Entry], Callable[[], None]], None]
@@ -71,7 +71,7 @@ class LocalTeacher(Teacher):
         run = RunDir(Path(config.teacher))
         folder = run.checkpoint()
         self.label = f"{config.teacher}@{folder.name}"
-        self.of = identity(config, hashlib.sha256((folder / WEIGHTS_FILE).read_bytes()).hexdigest())
+        self.of = identity(config, fingerprint(folder))
         self.tokenizer = hashlib.sha256(run.tokenizer_file.read_bytes()).hexdigest()
         self._engine = Engine.from_run(
             run.path, device=config.device, dtype=config.dtype, threads=threads, record_experts=False

@@ -1,0 +1,254 @@
+"""LoRA in PEFT's format, against peft itself on transformers' models (PyPI: peft, transformers)."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from rorqual.convert.peft import CONFIG, PICKLE, WEIGHTS, read_peft, shortest, write_peft
+from rorqual.core.config import to_yaml
+from rorqual.core.errors import CheckpointError, ConfigError
+from rorqual.core.records import WHOLE_FILE, RunDir, write_json
+from rorqual.data.tokenizer import Tokenizer
+from rorqual.model import Decoder
+from rorqual.model.adapter import ESFT, LoRA, Tune, trained
+from rorqual.model.adapter.files import Adapter, base_of
+from rorqual.model.attention import GQAConfig
+from rorqual.model.config import ModelConfig, Stage
+from rorqual.model.ffn import DenseConfig
+from rorqual.model.load.find import family_for
+from rorqual.model.load.run import load_run
+from rorqual.recipes.models import v3_like
+
+peft = pytest.importorskip("peft")
+transformers = pytest.importorskip("transformers")
+
+TOKENS = torch.randint(0, 250, (2, 24), generator=torch.Generator().manual_seed(5))
+
+
+def qwen3() -> ModelConfig:
+    attention = GQAConfig(num_attention_heads=4, num_key_value_heads=2, head_dim=8, qk_norm=True)
+    stage = Stage(layers=2, attention=attention, ffn=DenseConfig(intermediate_size=48))
+    return ModelConfig(vocab_size=263, hidden_size=32, stages=(stage,), max_position_embeddings=64)
+
+
+def v3() -> ModelConfig:
+    config = v3_like("tiny", vocab_size=263, context=64)
+    return config.model_copy(update={"num_nextn_predict_layers": 0})
+
+
+@torch.no_grad()
+def loud(model: Decoder, seed: int = 0) -> Decoder:
+    """Peaked attention and logits with a spread of 1: nothing hides."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, tensor in sorted(model.state_dict().items()):
+        noise = torch.randn(tensor.shape, generator=generator)
+        if name.endswith("bias"):
+            tensor.copy_(0.05 * noise)
+        elif tensor.dim() == 1:
+            tensor.copy_(1 + 0.2 * noise)
+        else:
+            tensor.copy_(noise * (3.0 if "q_" in name else 1.0) / math.sqrt(tensor.shape[-1]))
+    model.embed_tokens.weight.mul_(math.sqrt(model.config.hidden_size))
+    model.norm.weight.mul_(1.0 / model.logits(model(TOKENS).hidden).std())
+    return model
+
+
+def a_run(path: Path, model: ModelConfig, step: int, files: dict[str, bytes], more: str = "") -> RunDir:
+    run = RunDir(path)
+    run.step_dir(step).mkdir(parents=True)
+    for name, content in files.items():
+        (run.step_dir(step) / name).write_bytes(content)
+    write_json(run.step_dir(step) / WHOLE_FILE, {name: len(content) for name, content in files.items()})
+    body = "".join(f"  {line}\n" for line in to_yaml(model).splitlines())
+    run.config_file.write_text(f"recipe: test\nchat: deepseek\nmodel:\n{body}{more}", encoding="utf-8")
+    Tokenizer.byte_level().save(run.tokenizer_file)
+    return run
+
+
+def a_base(path: Path, config: ModelConfig) -> RunDir:
+    model = loud(Decoder(config))
+    save_file({n: t.contiguous() for n, t in model.state_dict().items()}, path.with_suffix(".tmp"))
+    return a_run(path, config, 7, {"model.safetensors": path.with_suffix(".tmp").read_bytes()})
+
+
+@torch.no_grad()
+def an_adapter(path: Path, base: RunDir, tune: Tune, experts: Any = ()) -> RunDir:
+    model = load_run(base)
+    tune.attach(model, seed=1, experts=experts)
+    generator = torch.Generator().manual_seed(4)
+    for part in trained(model).values():
+        part.copy_(0.3 * torch.randn(part.shape, generator=generator))
+    path.mkdir()
+    info = Adapter(base=base_of(base.checkpoint(), named=str(base.path), seen_from=path), tune=tune, experts=experts)
+    return a_run(path, model.config, 3, info.files(trained(model)))
+
+
+def loaded(base: RunDir, folder: Path) -> Any:
+    """The base in transformers, through a folder and our own map of names, which tests/parity proves."""
+    model = load_run(base)
+    family = family_for(model.config)
+    data = family.config_to_hf(model.config)
+    tensors: dict[str, Tensor] = family.name_map(model.config).to_hf(model.state_dict())
+    folder.mkdir()
+    write_json(folder / "config.json", data)
+    save_file({name: t.contiguous() for name, t in tensors.items()}, folder / "model.safetensors", {"format": "pt"})
+    kind = getattr(transformers, data["architectures"][0])
+    return kind.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+
+
+def ours(run: RunDir) -> Tensor:
+    model = load_run(run)
+    with torch.no_grad():
+        return model.logits(model(TOKENS).hidden)
+
+
+def close(one: Tensor, other: Tensor) -> None:
+    assert float((one - other).abs().max()) <= 1e-4 * float(one.abs().max())
+
+
+CASES = [
+    ("qwen3", qwen3(), LoRA(r=4, alpha=6.0)),
+    ("qwen3 some", qwen3(), LoRA(r=3, alpha=1.5, use_rslora=True, targets=("q_proj", "layers.1.ffn.down_proj"))),
+    ("v3", v3(), LoRA(r=4, alpha=8.0, targets=("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"))),
+]
+
+
+@pytest.mark.parametrize(("config", "tune"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
+def test_peft_loads_what_we_write_and_we_load_what_peft_saves(config: ModelConfig, tune: LoRA, tmp_path: Path) -> None:
+    base = a_base(tmp_path / "base", config)
+    run = an_adapter(tmp_path / "lora", base, tune)
+    write_peft(run, tmp_path / "peft", base=str(tmp_path / "hf"))
+    other = loaded(base, tmp_path / "hf")
+    with torch.no_grad():
+        plain = other(TOKENS).logits
+        close(ours(base), plain)
+        adapted = peft.PeftModel.from_pretrained(other, tmp_path / "peft")
+        expected = adapted(TOKENS).logits
+    assert float((plain - expected).abs().max()) > 0.1, "an adapter that changes nothing shows nothing"
+    close(ours(run), expected)
+    targets = json.loads((tmp_path / "peft" / CONFIG).read_text(encoding="utf-8"))["target_modules"]
+    assert all(("." in name) == (tune.use_rslora and name != "q_proj") for name in targets)
+    # And back, by peft's own hand.
+    adapted.save_pretrained(tmp_path / "saved")
+    back = RunDir(read_peft(tmp_path / "saved", base, tmp_path / "back"))
+    assert torch.equal(ours(back), ours(run))
+    write_peft(back, tmp_path / "again")
+    first, again = (load_file(tmp_path / name / WEIGHTS) for name in ("peft", "again"))
+    assert first.keys() == again.keys() and all(torch.equal(first[name], again[name]) for name in first)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunDir, Path]:
+    """A base, and a folder in PEFT's format for it."""
+    place = tmp_path_factory.mktemp("peft")
+    base = a_base(place / "base", qwen3())
+    return base, write_peft(an_adapter(place / "lora", base, LoRA(r=4)), place / "peft")
+
+
+def copy_of(folder: Path, place: Path, **changes: Any) -> Path:
+    place.mkdir()
+    data = json.loads((folder / CONFIG).read_text(encoding="utf-8")) | changes
+    write_json(place / CONFIG, data)
+    (place / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes())
+    return place
+
+
+def test_options_that_are_off_are_no_options(written: tuple[RunDir, Path], tmp_path: Path) -> None:
+    base, folder = written
+    off: dict[str, Any] = {"use_dora": False, "modules_to_save": None, "rank_pattern": {}, "lora_dropout": 0.1}
+    read_peft(copy_of(folder, tmp_path / "src", **off, a_new_option=None), base, tmp_path / "run")
+    assert (tmp_path / "run/run.yaml").is_file()
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"use_dora": True}, "use_dora=True"),
+        ({"bias": "all"}, "bias='all'"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"rank_pattern": {"q_proj": 2}}, "rank_pattern"),
+        ({"alpha_pattern": {"q_proj": 2}}, "alpha_pattern"),
+        ({"fan_in_fan_out": True}, "fan_in_fan_out"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa'"),
+        ({"target_parameters": ["mlp.experts"]}, "target_parameters"),
+        ({"peft_type": "IA3"}, "peft_type='IA3'"),
+        ({"a_new_option": 3}, "a_new_option=3"),
+        ({"r": 0}, "key 'r'"),
+        ({"r": "four"}, "key 'r'"),
+    ],
+)
+def test_other_options_are_refused_by_name(
+    written: tuple[RunDir, Path], tmp_path: Path, changes: dict[str, Any], says: str
+) -> None:
+    base, folder = written
+    with pytest.raises(ConfigError, match=says) as error:
+        read_peft(copy_of(folder, tmp_path / "src", **changes), base, tmp_path / "run")
+    assert CONFIG in error.value.where
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("what", ["pickle", "rank", "name", "shape", "half", "nan", "torn", "none"])
+def test_weights_that_do_not_fit_are_refused(written: tuple[RunDir, Path], tmp_path: Path, what: str) -> None:
+    base, folder = written
+    src = copy_of(folder, tmp_path / "src", **({"r": 8} if what == "rank" else {}))
+    tensors = load_file(src / WEIGHTS)
+    name = sorted(tensors)[0]
+    says = r"the model needs \(8, "
+    if what == "pickle":
+        (src / WEIGHTS).rename(src / PICKLE)
+        says = "never opened"
+    elif what == "name":
+        tensors[name.replace("layers.0", "layers.9")] = tensors.pop(name)
+        says = r"layers\.9"
+    elif what == "shape":
+        tensors[name] = tensors[name][:, :-1].contiguous()
+        says = "the model needs"
+    elif what == "half":
+        del tensors[name]
+        says = "missing layers"
+    elif what == "nan":
+        tensors[name][0, 0] = math.nan
+        says = "NaN"
+    elif what == "none":
+        tensors = {}
+        says = "no tensor"
+    if what not in ("pickle", "rank"):
+        save_file(tensors, src / WEIGHTS)
+    if what == "torn":
+        (src / WEIGHTS).write_bytes((src / WEIGHTS).read_bytes()[:-5])
+        says = "cannot read"
+    with pytest.raises(CheckpointError, match=says):
+        read_peft(src, base, tmp_path / "run")
+    assert not (tmp_path / "run").exists() and not list(tmp_path.glob(".run*"))
+
+
+def test_only_lora_is_written(tmp_path: Path) -> None:
+    base = a_base(tmp_path / "base", v3())
+    run = an_adapter(tmp_path / "esft", base, ESFT(), ((0, 3),))
+    for no_lora in (run, base):
+        with pytest.raises(ConfigError, match="no LoRA"):
+            write_peft(no_lora, tmp_path / "peft")
+    assert not (tmp_path / "peft").exists()
+
+
+def test_what_peft_would_take_for_experts_is_not_written(tmp_path: Path) -> None:
+    base = a_base(tmp_path / "base", v3())
+    run = an_adapter(tmp_path / "lora", base, LoRA(targets=("o_proj", "shared_experts.up_proj")))
+    with pytest.raises(
+        ConfigError, match=r"routed experts in the place of layers\.1\.ffn\.shared_experts\.up_proj"
+    ) as error:
+        write_peft(run, tmp_path / "peft")
+    assert "rorqual merge" in error.value.remedy
+
+
+def test_short_names_name_nothing_else() -> None:
+    every = ["a.q_proj", "b.q_proj", "a.k_proj", "b.k_proj"]
+    assert shortest(["a.q_proj", "b.q_proj", "b.k_proj"], every) == ["q_proj", "b.k_proj"]

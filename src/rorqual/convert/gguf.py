@@ -18,6 +18,7 @@ from rorqual.convert.gguf_keys import architecture_of, config_from_keys
 from rorqual.convert.gguf_names import Layout, check_tensors, layout
 from rorqual.convert.gguf_quant import Format
 from rorqual.convert.gguf_read import GGUFFile, open_gguf
+from rorqual.convert.gguf_rope import FREQS
 from rorqual.convert.gguf_tokenizer import tokenizer_from_keys
 from rorqual.convert.stream import CHUNK, Spec, write_tensors
 from rorqual.core.errors import CheckpointError, ConfigError, RorqualError
@@ -86,12 +87,14 @@ class _Work:
 def _plan(file: GGUFFile, dequantised: torch.dtype) -> _Work:
     architecture = architecture_of(file.keys, file.where)
     shapes = {name: tensor.shape for name, tensor in file.tensors.items()}
-    data = config_from_keys(file.keys, architecture, shapes, file.where)
+    freqs = file.tensors.get(FREQS)
+    factors = file.rows(freqs, 0, 1).flatten().tolist() if freqs is not None and len(freqs.shape) == 1 else []
+    data = config_from_keys(file.keys, architecture, shapes, file.where, factors)
     family = family_of(data["model_type"], file.where)
     config = family.config_from_hf(data, file.where)
     joined = any(name.endswith("attn_kv_b.weight") for name in shapes)
     layout_ = layout(config, family.name_map(config), architecture, joined_kv=joined)
-    check_tensors(shapes, layout_.gguf, file.where)
+    check_tensors({name: shape for name, shape in shapes.items() if name != FREQS}, layout_.gguf, file.where)
     pieces = layout_.of_theirs()
     types = {}
     for entry in layout_.entries:

@@ -16,6 +16,7 @@ from torch import Tensor
 from rorqual.convert.gguf_keys import architecture_for, keys_for
 from rorqual.convert.gguf_names import Layout, Piece, check_tensors, layout
 from rorqual.convert.gguf_quant import FORMATS, Bytes, Format, encode, written_format
+from rorqual.convert.gguf_rope import FREQS, rope_factors
 from rorqual.convert.gguf_tokenizer import tokenizer_keys
 from rorqual.convert.gguf_write import Planned, header_bytes, padding
 from rorqual.convert.stream import CHUNK, Stored, read_header
@@ -23,6 +24,7 @@ from rorqual.core.errors import CheckpointError, RorqualError
 from rorqual.core.records import RunDir
 from rorqual.data.chat import ChatFormat, load_chat
 from rorqual.data.tokenizer import Tokenizer
+from rorqual.model.attention import GQAConfig
 from rorqual.model.load.find import family_for
 from rorqual.model.load.names import Entry
 from rorqual.model.load.run import WEIGHTS_FILE, read_model_config
@@ -37,12 +39,13 @@ _LARGEST = {"F16": 65504.0, "Q8_0": 65504.0 * 127, "Q4_0": 65504.0 * 8}  # what 
 
 @dataclass(frozen=True)
 class _Source:
-    """Where our tensors are stored, and which entry each published tensor belongs to."""
+    """Where our tensors are stored, which entry each published tensor belongs to, and tensors that only GGUF has."""
 
     stored: Mapping[str, Stored]
     places: Mapping[str, tuple[Entry, int]]
     layout: Layout
     where: str
+    computed: Mapping[str, Tensor]
 
     def rows(self, theirs: str, start: int, stop: int) -> Tensor:
         """Rows of a published tensor [rows, columns], out of ours; a vector is a column."""
@@ -89,7 +92,10 @@ def export_gguf(run: RunDir, dst: Path, *, dtype: str, progress: Progress) -> No
     }
     header["general.quantization_version"] = 2
     formats = {name: _format(name, shape, format_) for name, shape in layout_.gguf.items()}
-    _write(dst, header, formats, _Source(stored, places, layout_, str(weights)), progress)
+    attention = config.stages[0].attention
+    factors = rope_factors(attention.rope, attention.head_dim) if isinstance(attention, GQAConfig) else None
+    computed = {} if factors is None else {FREQS: factors}
+    _write(dst, header, formats, _Source(stored, places, layout_, str(weights), computed), progress)
 
 
 def _ours(stored: Mapping[str, Stored], layout_: Layout, where: str) -> dict[str, Stored]:
@@ -134,6 +140,7 @@ def _write(
 ) -> None:
     temporary = dst.with_name(f".{dst.name}.{os.getpid()}")
     tensors = [Planned(name, format_, source.layout.gguf[name]) for name, format_ in formats.items()]
+    tensors += [Planned(name, FORMATS["F32"], tuple(tensor.shape)) for name, tensor in source.computed.items()]
     pieces, done, total = source.layout.of_gguf(), 0, sum(tensor.size for tensor in tensors)
     try:
         dst.parent.mkdir(parents=True, exist_ok=True)
@@ -141,7 +148,9 @@ def _write(
             file.write(header_bytes(header, tensors))
             for tensor in tensors:
                 progress(done, total, tensor.name)
-                for piece in pieces[tensor.name]:
+                if tensor.name in source.computed:
+                    file.write(encode(source.computed[tensor.name], tensor.format))
+                for piece in pieces.get(tensor.name, ()):
                     for data in _encoded(source, piece, tensor.format):
                         file.write(data)
                 file.write(padding(tensor.size))

@@ -6,13 +6,12 @@ that is not known here could change the function, and is refused.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
-
+from rorqual.convert.gguf_header import HeaderKeys
+from rorqual.convert.gguf_rope import scaling_from_keys, scaling_keys
 from rorqual.core.errors import CheckpointError, ConfigError
 
 ARCHITECTURES: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -26,57 +25,8 @@ ARCHITECTURES: Mapping[str, tuple[str, ...]] = MappingProxyType(
 )
 """GGUF's architectures and the `model_type`s that they hold."""
 
-_MISSING = object()
+_LITE_LAYERS = (26, 27)
 _SOFTMAX, _SIGMOID = 1, 2  # llama.cpp's numbers of `expert_gating_func`
-_WITHOUT_EFFECT = ("vocab_size", "rope.scaling.finetuned", "attention.causal", "nextn_predict_layers")
-
-
-class _Keys:
-    """The architecture's keys, each to be taken once."""
-
-    def __init__(self, keys: Mapping[str, Any], architecture: str, where: str) -> None:
-        self.prefix, self.where = f"{architecture}.", where
-        self._left = {name[len(self.prefix) :]: v for name, v in keys.items() if name.startswith(self.prefix)}
-
-    def take(self, name: str, default: Any = _MISSING) -> Any:
-        value = self._left.pop(name, default)
-        if value is _MISSING:
-            raise CheckpointError(
-                f"key '{self.prefix}{name}' is missing",
-                where=self.where,
-                remedy="Take a file made by a newer llama.cpp.",
-            )
-        return _shortest(value) if isinstance(value, float) else value
-
-    def integer(self, name: str, default: Any = _MISSING) -> int:
-        value = self.take(name, default)
-        if isinstance(value, list) and len(set(value)) == 1:
-            value = value[0]  # some writers give one for each layer
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 31:
-            raise CheckpointError(f"key '{self.prefix}{name}' is {value!r}, not a count", where=self.where)
-        return value
-
-    def expect(self, name: str, *allowed: Any) -> None:
-        value = self.take(name, allowed[0])
-        if value not in allowed:
-            raise CheckpointError(
-                f"key '{self.prefix}{name}' is {value!r}, but only {' or '.join(map(repr, allowed))} is read",
-                where=self.where,
-            )
-
-    def end(self) -> None:
-        left = [name for name in self._left if name not in _WITHOUT_EFFECT]
-        if left:
-            raise CheckpointError(
-                f"keys that are not known: {', '.join(self.prefix + name for name in left[:12])}",
-                where=self.where,
-                remedy="They could change what the model computes, so the file is not read.",
-            )
-
-
-def _shortest(value: float) -> float:
-    """Headers hold 32 bits: 1e-5 is written 9.99999974e-6. The shortest decimal that means the same is what was meant."""
-    return float(str(np.float32(value)))
 
 
 def architecture_of(keys: Mapping[str, Any], where: str) -> str:
@@ -90,10 +40,18 @@ def architecture_of(keys: Mapping[str, Any], where: str) -> str:
 
 
 def config_from_keys(
-    keys: Mapping[str, Any], architecture: str, shapes: Mapping[str, tuple[int, ...]], where: str
+    keys: Mapping[str, Any],
+    architecture: str,
+    shapes: Mapping[str, tuple[int, ...]],
+    where: str,
+    factors: Sequence[float] = (),
 ) -> dict[str, Any]:
-    """The header as a published `config.json`. What only tensors tell (tied embeddings, a router bias) is read off `shapes`."""
-    k = _Keys(keys, architecture, where)
+    """The header as a published `config.json`.
+
+    What only tensors tell is read off `shapes` (tied embeddings, a router bias) and `factors`: those of `rope_freqs.weight`,
+    where the file has that.
+    """
+    k = HeaderKeys(keys, architecture, where)
     heads, hidden = k.integer("attention.head_count"), k.integer("embedding_length")
     if "token_embd.weight" not in shapes or not heads:
         raise CheckpointError("no tensor 'token_embd.weight', or no heads", where=where, remedy="Take another file.")
@@ -107,7 +65,6 @@ def config_from_keys(
         "tie_word_embeddings": "output.weight" not in shapes,
         "hidden_act": "silu",
         "rope_theta": k.take("rope.freq_base", 10000.0),
-        "rope_scaling": None,
     }
     if architecture == "deepseek2":
         data |= _latent_attention(k, shapes) | _deepseek_experts(k, shapes)
@@ -119,12 +76,12 @@ def config_from_keys(
     data["intermediate_size"] = k.integer("feed_forward_length", *(() if architecture != "qwen3moe" else (0,)))
     if architecture == "qwen3moe" and not data["intermediate_size"]:
         data["intermediate_size"] = data["moe_intermediate_size"]
-    data["rope_scaling"] = _scaling(k, latent=architecture == "deepseek2")
+    data["rope_scaling"] = scaling_from_keys(k, data["rope_theta"], factors, latent=architecture == "deepseek2")
     k.end()
     return data
 
 
-def _grouped_attention(k: _Keys, architecture: str, even: int, heads: int) -> dict[str, Any]:
+def _grouped_attention(k: HeaderKeys, architecture: str, even: int, heads: int) -> dict[str, Any]:
     head_dim = k.integer("attention.key_length", even)
     k.expect("attention.value_length", head_dim)
     k.expect("rope.dimension_count", head_dim)
@@ -142,7 +99,7 @@ def _grouped_attention(k: _Keys, architecture: str, even: int, heads: int) -> di
     return data | {"head_dim": head_dim}
 
 
-def _qwen_experts(k: _Keys) -> dict[str, Any]:
+def _qwen_experts(k: HeaderKeys) -> dict[str, Any]:
     return {
         "num_experts": k.integer("expert_count"),
         "num_experts_per_tok": k.integer("expert_used_count"),
@@ -151,7 +108,7 @@ def _qwen_experts(k: _Keys) -> dict[str, Any]:
     }
 
 
-def _latent_attention(k: _Keys, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+def _latent_attention(k: HeaderKeys, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     rank, rope = k.integer("attention.kv_lora_rank"), k.integer("rope.dimension_count")
     split = "blk.0.attn_k_b.weight" in shapes
     key, value = k.integer("attention.key_length"), k.integer("attention.value_length")
@@ -167,7 +124,7 @@ def _latent_attention(k: _Keys, shapes: Mapping[str, tuple[int, ...]]) -> dict[s
     }
 
 
-def _deepseek_experts(k: _Keys, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+def _deepseek_experts(k: HeaderKeys, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     gating = k.integer("expert_gating_func", _SOFTMAX)
     if gating not in (_SOFTMAX, _SIGMOID):
         raise CheckpointError(f"key 'deepseek2.expert_gating_func' is {gating}", where=k.where, remedy="Known: 1, 2.")
@@ -189,33 +146,6 @@ def _deepseek_experts(k: _Keys, shapes: Mapping[str, tuple[int, ...]]) -> dict[s
     }
 
 
-def _scaling(k: _Keys, *, latent: bool) -> dict[str, Any] | None:
-    kind = k.take("rope.scaling.type", "none")
-    log_multiplier = k.take("rope.scaling.yarn_log_multiplier", 0.0)
-    factor, original = k.take("rope.scaling.factor", 1.0), k.take("rope.scaling.original_context_length", 0)
-    for name in ("attn_factor", "yarn_attn_factor", "yarn_ext_factor"):
-        k.expect(f"rope.scaling.{name}", 1.0)
-    fast, slow = k.take("rope.scaling.yarn_beta_fast", 32.0), k.take("rope.scaling.yarn_beta_slow", 1.0)
-    if kind == "none" or factor == 1.0:
-        return None
-    if kind != "yarn":
-        raise CheckpointError(
-            f"key '{k.prefix}rope.scaling.type' is {kind!r}, but only 'none' and 'yarn' are read", where=k.where
-        )
-    scaling = {
-        "type": "yarn",
-        "factor": factor,
-        "original_max_position_embeddings": original,
-        "beta_fast": fast,
-        "beta_slow": slow,
-    }
-    if latent:
-        # The key holds 0.1 mscale_all_dim; DeepSeek's two mscales are equal, so that they cancel in the table.
-        mscale = round(log_multiplier * 10, 6)
-        scaling |= {"mscale": mscale, "mscale_all_dim": mscale}
-    return scaling
-
-
 def architecture_for(data: Mapping[str, Any]) -> str:
     """GGUF's architecture for a published `config.json`; a `ConfigError` where GGUF has none or cannot express it."""
     kind = data["model_type"]
@@ -234,6 +164,12 @@ def architecture_for(data: Mapping[str, Any]) -> str:
         )
     if name == "qwen3moe" and not data.get("norm_topk_prob", True):
         raise ConfigError("llama.cpp always normalises qwen3moe's gates: norm_topk_prob is false here", where="config")
+    if name == "deepseek2" and not data.get("q_lora_rank") and data["num_hidden_layers"] not in _LITE_LAYERS:
+        raise ConfigError(
+            f"llama.cpp reads deepseek2 without q_lora_rank only with {_LITE_LAYERS} layers: V2-Lite's",
+            where="config",
+            remedy="Export it as a Hugging Face folder.",
+        )
     if name == "deepseek2" and not data["n_shared_experts"]:
         raise ConfigError("llama.cpp's deepseek2 needs shared experts; this model has none", where="config")
     return name
@@ -270,7 +206,7 @@ def keys_for(data: Mapping[str, Any], architecture: str) -> dict[str, Any]:
             "expert_used_count": data["num_experts_per_tok"],
             "expert_feed_forward_length": data["moe_intermediate_size"],
         }
-    return keys | _scaling_keys(data.get("rope_scaling"), latent=architecture == "deepseek2")
+    return keys | scaling_keys(data.get("rope_scaling"), latent=architecture == "deepseek2")
 
 
 def _latent_keys(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -300,26 +236,4 @@ def _expert_keys(data: Mapping[str, Any]) -> dict[str, Any]:
         "expert_weights_scale": float(data["routed_scaling_factor"]),
         "expert_weights_norm": bool(data["norm_topk_prob"]),
         "expert_gating_func": _SIGMOID if data["scoring_func"] == "sigmoid" else _SOFTMAX,
-    }
-
-
-def _scaling_keys(scaling: Mapping[str, Any] | None, *, latent: bool) -> dict[str, Any]:
-    if not scaling:
-        return {}
-    kind = scaling.get("type", scaling.get("rope_type"))
-    mscale, all_dim = scaling.get("mscale", 1.0), scaling.get("mscale_all_dim", 0.0)
-    told = mscale == all_dim and all_dim if latent else math.isclose(mscale, 1.0) and not all_dim
-    if kind != "yarn" or not told:
-        raise ConfigError(
-            f"rope scaling {dict(scaling)} has no keys in GGUF that llama.cpp computes the same from",
-            where="config",
-            remedy="GGUF has YaRN: for DeepSeek with mscale equal to mscale_all_dim, elsewhere without mscale_all_dim.",
-        )
-    extra = {"rope.scaling.yarn_log_multiplier": 0.1 * all_dim} if latent else {}
-    return extra | {
-        "rope.scaling.type": "yarn",
-        "rope.scaling.factor": float(scaling["factor"]),
-        "rope.scaling.original_context_length": scaling["original_max_position_embeddings"],
-        "rope.scaling.yarn_beta_fast": float(scaling.get("beta_fast", 32.0)),
-        "rope.scaling.yarn_beta_slow": float(scaling.get("beta_slow", 1.0)),
     }

@@ -1,0 +1,96 @@
+"""How a context was extended: keys of a GGUF header, and `rope_scaling` of a published `config.json`.
+
+Llama 3.1's scaling has no keys: what divides each frequency stands in a tensor, `rope_freqs.weight`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rorqual.convert.gguf_header import HeaderKeys
+from rorqual.core.errors import CheckpointError, ConfigError
+from rorqual.ops.rope import Llama3, Rope, inverse_frequencies
+
+FREQS = "rope_freqs.weight"
+
+
+def scaling_from_keys(k: HeaderKeys, theta: float, factors: Sequence[float], *, latent: bool) -> dict[str, Any] | None:
+    """`rope_scaling`, or None. `factors`: the values of `rope_freqs.weight`. `latent`: DeepSeek's attention."""
+    kind = k.take("rope.scaling.type", "none")
+    log_multiplier = k.take("rope.scaling.yarn_log_multiplier", 0.0)
+    factor, original = k.take("rope.scaling.factor", 1.0), k.take("rope.scaling.original_context_length", 0)
+    for name in ("attn_factor", "yarn_attn_factor", "yarn_ext_factor"):
+        k.expect(f"rope.scaling.{name}", 1.0)
+    fast, slow = k.take("rope.scaling.yarn_beta_fast", 32.0), k.take("rope.scaling.yarn_beta_slow", 1.0)
+    if factors:
+        return _llama3(theta, factors, k.where)
+    if kind == "none" or factor == 1.0:
+        return None
+    if kind == "linear":
+        return {"type": "linear", "factor": factor}
+    if kind != "yarn":
+        raise CheckpointError(
+            f"key '{k.prefix}rope.scaling.type' is {kind!r}, but only 'none', 'linear' and 'yarn' are read",
+            where=k.where,
+        )
+    scaling = {"type": "yarn", "factor": factor, "original_max_position_embeddings": original}
+    scaling |= {"beta_fast": fast, "beta_slow": slow}
+    if latent:
+        # The key holds 0.1 mscale_all_dim; DeepSeek's two mscales are equal, so that they cancel in the table.
+        mscale = round(log_multiplier * 10, 6)
+        scaling |= {"mscale": mscale, "mscale_all_dim": mscale}
+    return scaling
+
+
+def _llama3(theta: float, factors: Sequence[float], where: str) -> dict[str, Any]:
+    """The extension whose frequencies are divided by `factors`: the largest is its factor, its context is tried out."""
+    wanted, most = torch.tensor(factors), round(max(factors), 4)
+    for exponent, (low, high) in itertools.product(range(5, 21), ((1.0, 4.0),)):
+        rope = Llama3(
+            factor=most, low_freq_factor=low, high_freq_factor=high, original_max_position_embeddings=1 << exponent
+        )
+        if torch.allclose(_divisors(Rope(theta=theta, llama3=rope), 2 * len(factors)), wanted, rtol=1e-4):
+            return {"rope_type": "llama3", **rope.model_dump()}
+    raise CheckpointError(
+        f"tensor '{FREQS}' divides frequencies in a way that is not Llama 3.1's", where=where, remedy="It is not read."
+    )
+
+
+def _divisors(rope: Rope, dim: int) -> Tensor:
+    return inverse_frequencies(Rope(theta=rope.theta), dim) / inverse_frequencies(rope, dim)
+
+
+def rope_factors(rope: Rope, dim: int) -> Tensor | None:
+    """`rope_freqs.weight` [dim / 2] of a model with Llama 3.1's scaling."""
+    return None if rope.llama3 is None else _divisors(rope, dim)
+
+
+def scaling_keys(scaling: Mapping[str, Any] | None, *, latent: bool) -> dict[str, Any]:
+    """The keys of `rope_scaling`; a `ConfigError` for what llama.cpp would compute differently."""
+    kind = None if not scaling else scaling.get("type", scaling.get("rope_type"))
+    if not scaling or kind == "llama3":
+        return {}
+    if kind == "linear":
+        return {"rope.scaling.type": "linear", "rope.scaling.factor": float(scaling["factor"])}
+    mscale, all_dim = scaling.get("mscale", 1.0), scaling.get("mscale_all_dim", 0.0)
+    told = mscale == all_dim and all_dim if latent else math.isclose(mscale, 1.0) and not all_dim
+    if kind != "yarn" or not told or scaling.get("attention_factor"):
+        raise ConfigError(
+            f"rope scaling {dict(scaling)} has no keys in GGUF from which llama.cpp computes the same",
+            where="config",
+            remedy="GGUF has YaRN: for DeepSeek with mscale equal to mscale_all_dim, elsewhere without mscale_all_dim.",
+        )
+    extra = {"rope.scaling.yarn_log_multiplier": 0.1 * all_dim} if latent else {}
+    return extra | {
+        "rope.scaling.type": "yarn",
+        "rope.scaling.factor": float(scaling["factor"]),
+        "rope.scaling.original_context_length": scaling["original_max_position_embeddings"],
+        "rope.scaling.yarn_beta_fast": float(scaling.get("beta_fast", 32.0)),
+        "rope.scaling.yarn_beta_slow": float(scaling.get("beta_slow", 1.0)),
+    }

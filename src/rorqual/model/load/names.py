@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rorqual.core.errors import CheckpointError
+from rorqual.ops.quant import blocks
 
 SCALE = "_scale_inv"
 """What follows a tensor's name, on both sides, in the name of its scales: FP8 tensors have one for each 128 x 128 values."""
@@ -65,6 +66,12 @@ class Entry:
     def scales(self) -> Entry:
         """The entry of the scales that stand beside these tensors; halves of pairs have blocks of their own."""
         return Entry(self.ours + SCALE, tuple(name + SCALE for name in self.theirs), self.kind)
+
+    def scale_shape(self, ours: Shape) -> Shape:
+        """The shape of our scales beside our tensor of shape `ours`."""
+        rows, columns = ours[-2:]
+        rows = rows // 2 if self.kind == "pairs" else rows
+        return self.scales().shape([blocks((rows, columns))] * len(self.theirs))
 
     def join(self, parts: Sequence[Tensor]) -> Tensor:
         """Theirs to ours."""

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from rorqual.core.config import parse
 from rorqual.core.errors import CheckpointError
 from rorqual.core.records import RunDir
-from rorqual.model.adapter.files import WEIGHTS_FILE, unfold
+from rorqual.model.adapter.files import WEIGHTS_FILE, adapter_of, unfold
 from rorqual.model.config import ModelConfig
 from rorqual.model.decoder import Decoder
+from rorqual.model.load.find import family_for
+from rorqual.model.load.names import SCALE, Entry, Shape
+from rorqual.ops.quant import dequantize_blocks
 from rorqual.ops.registry import FAST, Ops
+
+FP8 = "F8_E4M3"
+"""What safetensors calls torch.float8_e4m3fn."""
 
 
 def read_section(run: RunDir, key: str) -> Any:
@@ -43,31 +49,73 @@ def read_model_config(run: RunDir) -> ModelConfig:
     return parse(ModelConfig, read_section(run, "model"), where=f"{run.config_file} (model)")
 
 
+@torch.no_grad()
 def load_weights(model: Decoder, checkpoint: Path) -> None:
-    """Fill `model` from a checkpoint folder; other names or shapes are an error that lists them.
+    """Fill `model` from a checkpoint folder, one tensor after another, each in the type that the model's has.
 
+    FP8 tensors, beside which their scales stand, are multiplied out. Other names or shapes are an error that lists them.
     A checkpoint that holds an adapter alone: its base's weights, and the adapter merged into them.
     """
     whole, adapters = unfold(checkpoint)
     file = whole / WEIGHTS_FILE
+    wanted = model.state_dict()
     try:
-        state = load_file(file)
+        with safe_open(file, framework="pt") as stored:
+            entries = _check_headers(stored, wanted, model.config, str(file))
+            for name, tensor in wanted.items():
+                if name in entries:
+                    _dequantize(entries[name], stored.get_tensor(name), stored.get_tensor(name + SCALE), tensor)
+                else:
+                    tensor.copy_(stored.get_tensor(name))
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"cannot read: {error}", where=str(file), remedy="Use another checkpoint.") from None
-    check_names(state, model.state_dict(), where=str(file))
-    model.load_state_dict(state)
     for adapter in adapters:
         adapter.merge_into(model)
 
 
+def _check_headers(stored: Any, wanted: dict[str, Tensor], config: ModelConfig, where: str) -> dict[str, Entry]:
+    """Refuse a file by its header; return how the tensors that are FP8 are made, by name."""
+    names = stored.keys()
+    slices = {name: stored.get_slice(name) for name in names}
+    shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
+    scales = {name for name in shapes if name.endswith(SCALE) and name.removesuffix(SCALE) in wanted}
+    entries: dict[str, Entry] = {}
+    expected = {name: tuple(tensor.shape) for name, tensor in wanted.items()}
+    if scales:
+        entries = {entry.ours: entry for entry in family_for(config).name_map(config).entries}
+        entries = {name: entries[name] for name in (scale.removesuffix(SCALE) for scale in scales)}
+        expected |= {name + SCALE: entry.scale_shape(expected[name]) for name, entry in entries.items()}
+    _check_shapes(shapes, expected, where)
+    for name in wanted:
+        if (slices[name].get_dtype() == FP8) != (name in entries):
+            raise CheckpointError(
+                f"{name} is {slices[name].get_dtype()} {'with' if name in entries else 'without'} scales ({name}{SCALE})",
+                where=where,
+                remedy="FP8 tensors have scales, and no others do: import the model again.",
+            )
+    return entries
+
+
+def _dequantize(entry: Entry, weight: Tensor, scale: Tensor, out: Tensor) -> None:
+    scales = entry.scales()
+    for index in range(len(entry.theirs)):
+        values = dequantize_blocks(entry.piece(weight, index), scales.piece(scale, index))
+        entry.piece(out, index).copy_(values)
+
+
 def check_names(state: dict[str, Tensor], wanted: dict[str, Tensor], *, where: str) -> None:
     """Refuse missing, left-over and misshapen tensors, all of them listed."""
-    problems = [f"missing {name}" for name in wanted if name not in state]
-    problems += [f"left over {name}" for name in state if name not in wanted]
+    shapes, expected = ({name: tuple(tensor.shape) for name, tensor in side.items()} for side in (state, wanted))
+    _check_shapes(shapes, expected, where)
+
+
+def _check_shapes(shapes: Mapping[str, Shape], wanted: Mapping[str, Shape], where: str) -> None:
+    problems = [f"missing {name}" for name in wanted if name not in shapes]
+    problems += [f"left over {name}" for name in shapes if name not in wanted]
     problems += [
-        f"{name} is {tuple(state[name].shape)}, the model has {tuple(tensor.shape)}"
-        for name, tensor in wanted.items()
-        if name in state and state[name].shape != tensor.shape
+        f"{name} is {shapes[name]}, the model has {shape}"
+        for name, shape in wanted.items()
+        if name in shapes and shapes[name] != shape
     ]
     if problems:
         shown = "; ".join(problems[:12]) + (f"; and {len(problems) - 12} more" if len(problems) > 12 else "")
@@ -79,8 +127,13 @@ def check_names(state: dict[str, Tensor], wanted: dict[str, Tensor], *, where: s
 
 
 def load_run(run: RunDir, *, device: str = "cpu", dtype: torch.dtype = torch.float32, ops: Ops = FAST) -> Decoder:
-    """The model of a run's newest whole checkpoint, ready to use."""
+    """The model of a run's newest whole checkpoint, ready to use. It is held once, in `dtype`, in whatever type it is stored."""
     checkpoint = run.checkpoint()
-    model = Decoder(read_model_config(run), ops)
+    with torch.device("meta"):
+        model = Decoder(read_model_config(run), ops)
+    held = dtype if adapter_of(checkpoint) is None else torch.float32  # an adapter is added first and rounded then
+    model = model.to(dtype=held).to_empty(device=device)
+    for layer in model.routers():
+        layer.e_score_correction_bias.zero_()  # where the config has none, no file fills it
     load_weights(model, checkpoint)
-    return model.to(device=device, dtype=dtype)
+    return model.to(dtype=dtype)

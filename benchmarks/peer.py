@@ -8,7 +8,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -135,15 +135,20 @@ def judge(model: Decoder, chat: ChatFormat, job: Job, out: Path, label: str) -> 
 
 def ours(job: Job, out: Path) -> Outcome:
     """Our loop, whole: with its checks of the sampler, its metrics and its checkpoints."""
-    began, cpu = time.perf_counter(), core_seconds()
-    state = fit(job.run(), RunDir(out / "run"), threads=job.threads, quiet=True)
-    seconds, spent = time.perf_counter() - began, core_seconds() - cpu
+    began = time.perf_counter()
+    ends: list[tuple[float, float]] = []  # of each step, as theirs are taken: by the clock and in core-seconds
+
+    def note(record: Mapping[str, Any]) -> None:
+        ends.append((time.perf_counter(), core_seconds()))
+
+    state = fit(job.run(), RunDir(out / "run"), threads=job.threads, quiet=True, observe=note)
+    ended, spent = time.perf_counter(), core_seconds()
     records = list(RunDir(out / "run").metrics())
     outcome = Outcome(
         who="rorqual",
-        seconds=seconds,
-        warm_seconds=seconds - records[0]["seconds"],
-        warm_core_seconds=spent - records[0]["core_seconds"],
+        seconds=ended - began,
+        warm_seconds=ended - ends[0][0],
+        warm_core_seconds=spent - ends[0][1],
         tokens=sum(record["sampled_tokens"] for record in records),
         peak_mib=peak_mib(),
         rewards=[record["reward"] for record in records],

@@ -36,7 +36,7 @@ def distil(
     objective=sequence: the next token of the samples, as DeepSeek-R1's students were. forward, reverse, skewed, skewed_reverse:
     KL from the teacher's stored log-probabilities, with `next_token` times the loss of the samples' own tokens beside it.
     """
-    begin, model = beginning(start, tokenizer, size, row)
+    begin, model, chat = beginning(start, tokenizer, size, row)
     if objective == "sequence":
         objectives = supervised(model)
     else:
@@ -54,6 +54,7 @@ def distil(
         seed=seed,
         steps=steps,
         start=begin,
+        chat=chat,
         model=model,
         source=DistilledConfig(data=data, rows=rows, row=row, longer=longer, logits=objective != "sequence"),
         objectives=objectives,
@@ -86,7 +87,7 @@ def on_policy(
 
     Reverse KL by default, over the whole vocabulary, or over the teacher's `top_k` likeliest tokens and the rest as one.
     """
-    begin, model = beginning(start, "bytes", "student", row)
+    begin, model, chat = beginning(start, "bytes", "student", row)
     return Run(
         recipe="on_policy",
         dtype=dtype,
@@ -94,6 +95,7 @@ def on_policy(
         seed=seed,
         steps=steps,
         start=begin,
+        chat=chat,
         model=model,
         source=OnPolicyConfig(
             teacher=teacher,

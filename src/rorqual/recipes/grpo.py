@@ -64,7 +64,7 @@ def grpo(
     `mends`: a paper's settings; each of them is an option of its own (docs/grpo.md). `beta`: weight of a KL term, its
     `reference` the run that training starts from unless another is named.
     """
-    begin, model = beginning(start, "bytes", "small", row)
+    begin, model, chat = beginning(start, "bytes", "small", row)
     objective, source = mended(mends, max_tokens)
     if beta is not None:
         objective = {**objective, "beta": beta}
@@ -75,6 +75,7 @@ def grpo(
         seed=seed,
         steps=steps,
         start=begin,
+        chat=chat,
         model=model,
         source=RolloutConfig(
             task=task,

@@ -23,12 +23,13 @@ def pretrain(
     seed: int = 0,
 ) -> Run:
     """Train on a text file: every token predicted from those before it, the last tenth of the file held out."""
-    begin, model = beginning(start, tokenizer, size, row)
+    begin, model, chat = beginning(start, tokenizer, size, row)
     return Run(
         recipe="pretrain",
         seed=seed,
         steps=steps,
         start=begin,
+        chat=chat,
         model=model,
         source=TextConfig(data=data, rows=rows, row=row),
         objectives=supervised(model, sequence_balance),

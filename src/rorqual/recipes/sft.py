@@ -33,7 +33,7 @@ def sft(
     """
     if not data and not task:
         raise ConfigError("sft needs data=FILE or task=NAME", where="train sft", remedy="Name one.")
-    begin, model = beginning(start, tokenizer, size, row)
+    begin, model, chat = beginning(start, tokenizer, size, row)
     source: SourceConfig = (
         WorkedConfig(task=task, data=data, options=options or {}, think=think, rows=rows, row=row)
         if task
@@ -44,6 +44,7 @@ def sft(
         seed=seed,
         steps=steps,
         start=begin,
+        chat=chat,
         model=model,
         source=source,
         objectives=supervised(model, sequence_balance),

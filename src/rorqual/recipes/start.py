@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from rorqual.core.records import RunDir
+from rorqual.data.chat import guess_chat, read_chat
+from rorqual.data.chat.find import DEFAULT
 from rorqual.data.tokenizer import BASE_VOCAB, Tokenizer
 from rorqual.model.config import ModelConfig
 from rorqual.model.load.run import read_model_config
@@ -15,19 +17,24 @@ from rorqual.train.run import Start
 from rorqual.train.schedule import Schedule
 
 
-def beginning(start: str, tokenizer: str, size: Size, context: int) -> tuple[Start, ModelConfig]:
-    """The start and the model of a run. A fresh model's vocabulary is its tokenizer's, its context the row's length."""
+def beginning(start: str, tokenizer: str, size: Size, context: int) -> tuple[Start, ModelConfig, str]:
+    """The start, the model and the chat format of a run.
+
+    A fresh model's vocabulary is its tokenizer's, its context the row's length, its chat format what the tokenizer has marks for.
+    """
     if start:
         run = RunDir(Path(start))
         run.checkpoint()  # refused here, before anything is written
-        return Start(run=start, tokenizer="bytes"), read_model_config(run)
+        return Start(run=start, tokenizer="bytes"), read_model_config(run), read_chat(run)
+    chat = DEFAULT
     if tokenizer == "bytes":
         vocab = BASE_VOCAB
     elif tokenizer.startswith("bpe:") and tokenizer[4:].isdigit():
         vocab = int(tokenizer[4:])
     else:
-        vocab = Tokenizer.load(Path(tokenizer)).vocab_size
-    return Start(tokenizer=tokenizer), model_of(size, vocab_size=vocab, context=context)
+        loaded = Tokenizer.load(Path(tokenizer))
+        vocab, chat = loaded.vocab_size, guess_chat("", loaded, None)
+    return Start(tokenizer=tokenizer), model_of(size, vocab_size=vocab, context=context), chat
 
 
 def supervised(model: ModelConfig, sequence_balance: float = 0.0) -> tuple[Objective, ...]:

@@ -76,7 +76,7 @@ def made(name: str) -> ChatFormat:
 
 
 TEXT = st.one_of(
-    st.text(max_size=12),
+    st.text(max_size=8),
     st.sampled_from(["a\n", "\n\nb", " c ", "a.\n\n", "<think>", "</think>", "\n</think>", "<thi", "</", "<|im_end|>", "<|eot_id|>"]),
     st.sampled_from(["<｜User｜>", "<｜end▁of▁sentence｜>", "<|im_start|>system\n", "assistant", "x" * 40, "é", "🐋"]),
 )  # fmt: skip
@@ -88,7 +88,7 @@ def conversations(draw: st.DrawFn) -> list[Message]:
     """Turns that end with the user's."""
     system = draw(st.lists(st.builds(Message, st.just("system"), TEXT), max_size=1))
     user = st.builds(Message, st.just("user"), TEXT)
-    turns = draw(st.lists(st.tuples(user, ASSISTANT), max_size=3))
+    turns = draw(st.lists(st.tuples(user, ASSISTANT), max_size=2))
     return [*system, *(message for turn in turns for message in turn), draw(user)]
 
 

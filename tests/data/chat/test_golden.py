@@ -50,7 +50,7 @@ SAFE = st.text(
 )
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=20)
 @pytest.mark.parametrize("name", ["chatml", "qwen3", "smollm2", "deepseek", "deepseek-r1"])
 @given(data=st.data())
 def test_any_conversation_reads_as_the_published_template_writes_it(name: str, data: st.DataObject) -> None:
@@ -81,7 +81,7 @@ def normal(name: str, text: str) -> str:
     return family.decode(family.encode(text))
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=10)
 @pytest.mark.parametrize("name", FAMILY)
 @given(messages=conversations(), thinking=st.sampled_from(["auto", "on", "off"]))
 def test_the_template_that_is_exported_writes_the_same_prompts(

@@ -13,6 +13,8 @@ from rorqual.data.chat import ChatFormat, chat_format
 from rorqual.data.tokenizer import Tokenizer
 
 EVERY = pytest.mark.parametrize("name", FAMILY)
+LAW = settings(deadline=None, max_examples=12)
+"""For each of ten formats."""
 MODES = st.sampled_from(["auto", "on", "off"])
 USER = Message("user", "?")
 THINKS_BY_IDS = ("qwen3", "deepseek", "deepseek-r1")
@@ -48,7 +50,7 @@ def drawn_reply(chat: ChatFormat, before: list[Message], message: Message, think
 
 
 @EVERY
-@settings(deadline=None)
+@LAW
 @given(before=conversations(), message=ASSISTANT, thinking=MODES)
 def test_a_prompt_is_a_prefix_and_the_mask_is_the_rest(
     name: str, before: list[Message], message: Message, thinking: Thinking
@@ -68,7 +70,7 @@ def _told(chat: ChatFormat, thinking: Thinking) -> Thinking:
 
 
 @EVERY
-@settings(deadline=None)
+@LAW
 @given(message=ASSISTANT, thinking=MODES)
 def test_a_reply_reads_back(name: str, message: Message, thinking: Thinking) -> None:
     chat = made(name)
@@ -91,7 +93,7 @@ def test_an_ordinary_reply_survives_whole(name: str, reasoning: str | None, cont
 
 
 @EVERY
-@settings(deadline=None)
+@LAW
 @given(message=ASSISTANT, thinking=MODES)
 def test_every_cut_of_a_reply_is_a_beginning_of_it(name: str, message: Message, thinking: Thinking) -> None:
     chat = made(name)
@@ -109,7 +111,7 @@ def begins(whole: str, cut: str) -> bool:
 
 
 @EVERY
-@settings(deadline=None)
+@LAW
 @given(data=st.data(), thinking=MODES)
 def test_whatever_a_model_draws_can_be_read(name: str, data: st.DataObject, thinking: Thinking) -> None:
     chat = made(name)
@@ -120,7 +122,7 @@ def test_whatever_a_model_draws_can_be_read(name: str, data: st.DataObject, thin
 
 
 @EVERY
-@settings(deadline=None)
+@LAW
 @given(text=st.lists(TEXT, min_size=1).map("".join))
 def test_what_is_typed_never_becomes_a_special_token(name: str, text: str) -> None:
     chat = made(name)
@@ -134,7 +136,7 @@ def test_what_is_typed_never_becomes_a_special_token(name: str, text: str) -> No
 
 
 @EVERY
-@settings(deadline=None)
+@LAW
 @given(messages=conversations(), last=ASSISTANT)
 def test_samples_train_every_reply_once_as_it_was_written(name: str, messages: list[Message], last: Message) -> None:
     chat = made(name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rorqual.data.chat.base import ChatFormat, Rendered
 from rorqual.data.chat.deepseek import DeepSeekChat
-from rorqual.data.chat.find import KINDS, TEMPLATE_FILE, chat_format, guess_chat, load_chat
+from rorqual.data.chat.find import KINDS, TEMPLATE_FILE, chat_format, guess_chat, load_chat, read_chat
 from rorqual.data.chat.template import TemplateChat
 
 __all__ = [
@@ -17,4 +17,5 @@ __all__ = [
     "chat_format",
     "guess_chat",
     "load_chat",
+    "read_chat",
 ]

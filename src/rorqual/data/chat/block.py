@@ -79,15 +79,28 @@ class MarkedBlock(TurnChat):
 
 
 class SpokenBlock(TurnChat):
-    """The block as plain text, for families without tokens for it. A reply that does not think is the content alone.
+    """The block for families that do not think: its marks are plain text, unless the tokenizer happens to have tokens for them.
+
+    A reply that does not think is the content alone. Replies are read as text, so that it does not matter how a mark was spelt.
 
     `auto` and `off` leave the prompt as published; `on` opens the block. Refused, because they could not be told apart when
     read: a content that begins with `<think>` and reasoning that holds `</think>`.
     """
 
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        super().__init__(tokenizer)
+        known = {THINK, END_THINK} <= tokenizer.special_names
+        self._marks = (tokenizer.special(THINK), tokenizer.special(END_THINK)) if known else None
+
     def choice(self, thinking: Thinking) -> list[int]:
         """`on` opens the block; `off` is what such a family does anyway."""
-        return self.tokenizer.encode(THINK + "\n") if thinking == "on" else []
+        if thinking != "on":
+            return []
+        return (
+            self.tokenizer.encode(THINK + "\n")
+            if self._marks is None
+            else [self._marks[0], *self.tokenizer.encode("\n")]
+        )
 
     def as_written(self, message: Message) -> bool:
         """A content that begins like a thought is trained nowhere: where it is last, it is refused."""
@@ -108,8 +121,10 @@ class SpokenBlock(TurnChat):
         opened = self.choice("on")
         if not closed and not message.content:
             return [*opened, *encode(message.reasoning.lstrip("\n"))]
-        content = message.content.lstrip("\n")
-        return [*opened, *encode(f"{message.reasoning.strip(chr(10))}\n{END_THINK}\n\n{content}")]
+        before, after = message.reasoning.strip("\n") + "\n", "\n\n" + message.content.lstrip("\n")
+        if self._marks is None:
+            return [*opened, *encode(before + END_THINK + after)]
+        return [*opened, *encode(before), self._marks[1], *encode(after)]
 
     def _refuse(self, mark: str, found: bool, what: str) -> None:
         if found:

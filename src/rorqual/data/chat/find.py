@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -13,6 +13,7 @@ from rorqual.data.chat.base import ChatFormat
 from rorqual.data.chat.chatml import START, ChatML, PlainChatML, Qwen2Chat, Qwen3Chat, SmolLM2Chat
 from rorqual.data.chat.deepseek import DeepSeekChat, DeepSeekR1Chat, DeepSeekV3Chat
 from rorqual.data.chat.llama3 import START_HEADER, Llama3Chat, Llama31Chat
+from rorqual.data.chat.none import NoChat
 from rorqual.data.chat.template import TemplateChat
 from rorqual.data.chat.turns import TurnChat
 from rorqual.data.tokenizer import Special, Tokenizer
@@ -50,8 +51,10 @@ def chat_format(tokenizer: Tokenizer, name: str = DEFAULT) -> ChatFormat:
             where="chat",
             remedy=f"To train, name the format that the model speaks: {', '.join(known)}.",
         )
+    if name == NoChat.name:
+        return NoChat(tokenizer)
     if name not in known:
-        raise DataError(f"unknown chat format {name!r}", where="chat", remedy=nearest(name, known))
+        raise DataError(f"unknown chat format {name!r}", where="chat", remedy=nearest(name, [*known, NoChat.name]))
     return known[name](tokenizer)
 
 
@@ -59,7 +62,7 @@ def guess_chat(model_type: str, tokenizer: Tokenizer, template: str | None) -> s
     """The name of the chat format that a checkpoint was trained with.
 
     With a template: the format that writes the same prompts as it does, or `template` where none does. Without one: what the
-    tokenizer's special tokens and the `model_type` (`qwen3`, ...) say.
+    tokenizer's special tokens and the `model_type` (`qwen3`, ...) say; `none` where they know no turns.
     """
     if template is None:
         return _without_template(model_type, tokenizer)
@@ -74,9 +77,8 @@ def guess_chat(model_type: str, tokenizer: Tokenizer, template: str | None) -> s
 def load_chat(run: RunDir, tokenizer: Tokenizer) -> ChatFormat:
     """The chat format of a run directory: `run.yaml`'s key chat; for `template`, the template that lies beside it."""
     data = _read(run)
-    name = data.get("chat", DEFAULT)
-    if name != TemplateChat.name:
-        return chat_format(tokenizer, str(name))
+    if (name := _name(data, run)) != TemplateChat.name:
+        return chat_format(tokenizer, name)
     file = run.path / TEMPLATE_FILE
     try:
         template = file.read_text(encoding="utf-8")
@@ -96,6 +98,20 @@ def load_chat(run: RunDir, tokenizer: Tokenizer) -> ChatFormat:
     )
 
 
+def read_chat(run: RunDir) -> str:
+    """The name of the chat format that a run directory was made with."""
+    return _name(_read(run), run)
+
+
+def _name(data: Mapping[str, Any], run: RunDir) -> str:
+    name = data.get("chat", DEFAULT)
+    if not isinstance(name, str):
+        raise CheckpointError(
+            f"a chat format is a name, not {name!r}", where=f"{run.config_file} (chat)", remedy="Restore the file."
+        )
+    return name
+
+
 def _without_template(model_type: str, tokenizer: Tokenizer) -> str:
     names = tokenizer.special_names
     thinks = {Special.THINK, Special.END_THINK} <= names
@@ -105,7 +121,7 @@ def _without_template(model_type: str, tokenizer: Tokenizer) -> str:
         if model_type.startswith("qwen3") and thinks:
             return Qwen3Chat.name
         return ChatML.name if model_type == "qwen2" else PlainChatML.name
-    return Llama3Chat.name if START_HEADER in names else TemplateChat.name
+    return Llama3Chat.name if START_HEADER in names else NoChat.name
 
 
 def _equal(ours: ChatFormat, theirs: TemplateChat) -> bool:
@@ -140,11 +156,7 @@ def _stops(tokenizer: Tokenizer, ids: Any, where: str) -> Sequence[str]:
             where=f"{where} (generation.eos_token_id)",
             remedy="Write the id of the token with which the model ends its turns, or a list of such ids.",
         )
-    return list(_names(tokenizer, given))
-
-
-def _names(tokenizer: Tokenizer, ids: Sequence[int]) -> Iterator[str]:
-    yield from (tokenizer.token(id_) for id_ in ids)
+    return [tokenizer.token(id_) for id_ in given]
 
 
 def _read(run: RunDir) -> dict[str, Any]:

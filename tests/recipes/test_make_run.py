@@ -37,6 +37,17 @@ def test_keys_go_to_the_recipe_and_dotted_ones_to_what_it_returns() -> None:
     assert isinstance(run.objectives[1], MultiToken) and run.objectives[1].coefficient == 0.1
 
 
+def test_a_rate_given_means_adamw_at_that_rate(start: Path) -> None:
+    for name, values in (("sft", LETTERS), ("distil", {"data": "d.parquet", "size": "tiny"})):
+        fresh, nudged = make_run(name, values), make_run(name, {**values, "lr": "1e-3"})
+        assert (fresh.optim.kind, nudged.optim.kind) == ("muon", "adamw")
+        assert nudged.optim.lr == 1e-3  # type: ignore[attr-defined]
+    tuned = make_run(
+        "sft", {**LETTERS, "from": str(start), "lr": "1e-3", "tune.kind": "lora", "optim.schedule.warmup": "1"}
+    )
+    assert tuned.optim.schedule.warmup == 1 and not tuned.tune.whole
+
+
 def test_from_is_start(start: Path) -> None:
     run = make_run("grpo", {"task": "families:add", "from": str(start), "row": "96", "max_tokens": "8"})
     assert run.start.run == str(start)

@@ -26,6 +26,7 @@ def distil(
     tail: Tail = "bucket",
     next_token: float = 0.0,
     longer: Literal["error", "skip"] = "error",
+    lr: float = 0.0,
     steps: int = 600,
     rows: int = 32,
     row: int = 128,
@@ -58,7 +59,7 @@ def distil(
         model=model,
         source=DistilledConfig(data=data, rows=rows, row=row, longer=longer, logits=objective != "sequence"),
         objectives=objectives,
-        optim=tuned(),
+        optim=tuned(lr),
         balance=Balance(gamma=0.01),
     )
 

@@ -24,12 +24,14 @@ def sft(
     think: float = 1.0,
     options: dict[str, Any] | None = None,
     sequence_balance: float = 0.0,
+    lr: float = 0.0,
     seed: int = 0,
 ) -> Run:
     """Fine-tune on conversations (data=FILE, JSONL or Parquet of messages) or on a task's worked solutions (task=NAME).
 
     With both, `data` is the file or folder of a task that reads files, such as task=gsm8k.
-    Loss on what the assistant says: thinking, answer and the end of the turn. Muon for hidden matrices, AdamW for the rest.
+    Loss on what the assistant says: thinking, answer and the end of the turn. Muon for hidden matrices, AdamW for the rest, at rates for
+    a fresh model of ours; a model that was trained elsewhere wants `lr`, such as 1e-3 with tune.kind=lora: AdamW at that rate.
     """
     if not data and not task:
         raise ConfigError("sft needs data=FILE or task=NAME", where="train sft", remedy="Name one.")
@@ -48,6 +50,6 @@ def sft(
         model=model,
         source=source,
         objectives=supervised(model, sequence_balance),
-        optim=tuned(),
+        optim=tuned(lr),
         balance=Balance(gamma=0.01),
     )

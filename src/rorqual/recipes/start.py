@@ -12,7 +12,7 @@ from rorqual.model.config import ModelConfig
 from rorqual.model.load.run import read_model_config
 from rorqual.recipes.models import Size, model_of
 from rorqual.train.objectives import MultiToken, NextToken, Objective, SequenceBalance
-from rorqual.train.optim import AdamWConfig, MuonConfig
+from rorqual.train.optim import AdamWConfig, MuonConfig, OptimConfig
 from rorqual.train.run import Start
 from rorqual.train.schedule import Schedule
 
@@ -48,11 +48,16 @@ def supervised(model: ModelConfig, sequence_balance: float = 0.0) -> tuple[Objec
     return tuple(terms)
 
 
-def tuned() -> MuonConfig:
-    """How supervised recipes are optimised: Muon for hidden matrices, AdamW for the rest (docs/LOG.md, choosing the quickstart's recipe)."""
+def tuned(lr: float = 0.0) -> OptimConfig:
+    """How supervised recipes are optimised: Muon for hidden matrices, AdamW for the rest (docs/LOG.md, choosing the quickstart's recipe).
+
+    Its rates are for fresh models of our sizes. With `lr`, for a model that knows something already: AdamW alone, at that rate.
+    """
+    if lr:
+        return nudged(lr)
     return MuonConfig(lr=0.012, adamw=AdamWConfig(lr=4e-3, betas=(0.9, 0.98)), schedule=Schedule(warmup=50, decay=0.4))
 
 
 def nudged(lr: float) -> AdamWConfig:
-    """How recipes that learn from their own samples are optimised: AdamW alone, at a low rate."""
+    """How a model that knows something already is changed, by its own samples or by others: AdamW alone, at a low rate."""
     return AdamWConfig(lr=lr, betas=(0.9, 0.95), schedule=Schedule(warmup=3, decay=0.5, final=0.1))

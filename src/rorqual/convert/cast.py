@@ -72,7 +72,9 @@ class Piece:
     def _rows(self) -> Iterator[Tensor]:
         """Whole blocks of rows [rows, columns], dequantised in fp32 where there is a scale."""
         columns = self.tensor.shape[1]
-        scale = None if self.scale is None else _matrix(b"".join(self.scale.chunks()), self.scale)
+        scale = (
+            None if self.scale is None else _matrix(b"".join(Piece(self.scale).chunks(self.scale.dtype)), self.scale)
+        )
         line = columns * ITEM_BYTES[self.tensor.dtype]
         at = 0
         for chunk in self.tensor.chunks(BLOCK * max(line, 1), CHUNK // 2):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+from pydantic import Field
 
 from rorqual.cli.settings import WHERE, Settings, read
 from rorqual.core.config import Config
@@ -21,7 +22,7 @@ class ExportConfig(Config):
 
     format: Literal["hf", "gguf"] = "hf"
     dtype: str = ""
-    shard_gb: float = 5.0
+    shard_gb: float = Field(5.0, gt=0)
     quiet: bool = False
 
 

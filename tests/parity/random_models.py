@@ -17,7 +17,7 @@ from rorqual.model import Decoder, ModelConfig, Stage
 from rorqual.model.attention import GQAConfig, MLAConfig
 from rorqual.model.ffn import DenseConfig, MoEConfig
 from rorqual.ops.registry import REFERENCE, Ops
-from rorqual.ops.rope import Rope, Yarn
+from rorqual.ops.rope import Llama3, Rope, Yarn
 
 BATCH, SEQ = 2, 24
 PEAK = 5.0
@@ -88,14 +88,107 @@ def qwen3_config(seed: int) -> ModelConfig:
     )
 
 
+def deepseek_v2_config(seed: int) -> ModelConfig:
+    """In turns V2-Lite's shape (no q_lora, no groups) and V2's (groups by their best expert), YaRN in two of three."""
+    lite = seed % 2 == 0
+    config = deepseek_config(2000 + 6 * seed + (4 if lite else 5))
+    rng = random.Random(2000 + seed)
+    attention, moe = config.stages[1].attention, config.stages[1].ffn
+    assert isinstance(attention, MLAConfig) and isinstance(moe, MoEConfig)
+    rope = Rope(theta=10000.0, yarn=random_yarn(rng) if seed % 3 else None)
+    attention = attention.model_copy(update={"rope": rope, "q_lora_rank": 0 if lite else 12})
+    n_group = 1 if lite else 4
+    router = {
+        "scoring_func": "softmax",
+        "norm_topk_prob": False,
+        "score_bias": False,
+        "group_score": "max",
+        "n_group": n_group,
+        "topk_group": 1 if lite else 2,
+        "num_experts_per_tok": 2 if lite else 4,  # more than one group holds of the best, or groups would not show
+        "routed_scaling_factor": 1.0 if lite else 16.0,
+    }
+    moe = moe.model_copy(update=router)
+    if lite and seed % 4 == 0:
+        stages = (Stage(layers=3, attention=attention, ffn=moe),)
+    else:
+        dense = config.stages[0].ffn
+        stages = (Stage(layers=1, attention=attention, ffn=dense), Stage(layers=2, attention=attention, ffn=moe))
+    return config.model_copy(update={"stages": stages})
+
+
+def _grouped(rng: random.Random, seed: int, rope: Rope, **kind: bool) -> GQAConfig:
+    return GQAConfig(
+        num_attention_heads=4,
+        num_key_value_heads=[1, 2, 4][seed % 3],
+        head_dim=rng.choice([8, 16]),
+        rope=rope,
+        **kind,
+    )
+
+
+def _dense_model(rng: random.Random, seed: int, attention: GQAConfig) -> ModelConfig:
+    ffn = DenseConfig(intermediate_size=rng.choice([24, 64]))
+    return ModelConfig(
+        vocab_size=rng.choice([50, 97]),
+        hidden_size=4 * attention.head_dim if seed % 4 else 48,
+        stages=(Stage(layers=3, attention=attention, ffn=ffn),),
+        rms_norm_eps=rng.choice([1e-6, 1e-5]),
+        tie_word_embeddings=seed % 2 == 0,
+    )
+
+
+def qwen2_config(seed: int) -> ModelConfig:
+    """Biases; YaRN without mscale, with its own or a given attention factor, or none."""
+    rng = random.Random(3000 + seed)
+    given = 1.3 if seed % 3 == 1 else 0.0
+    yarn = Yarn(factor=4.0, original_max_position_embeddings=16, attention_factor=given) if seed % 3 < 2 else None
+    rope = Rope(theta=rng.choice([100.0, 10000.0]), yarn=yarn)
+    return _dense_model(rng, seed, _grouped(rng, seed, rope, attention_bias=True))
+
+
+def llama_config(seed: int) -> ModelConfig:
+    """Llama 3's scaling in half, positions divided in some, biases on all four products in one of five."""
+    rng = random.Random(4000 + seed)
+    bias, theta = seed % 5 == 0, rng.choice([100.0, 10000.0])
+    if seed % 2:
+        scaling = Llama3(factor=rng.choice([8.0, 32.0]), original_max_position_embeddings=64)
+        rope = Rope(theta=theta, llama3=scaling)
+    else:
+        rope = Rope(theta=theta, linear=4.0 if seed % 4 else 1.0)
+    return _dense_model(rng, seed, _grouped(rng, seed, rope, attention_bias=bias, output_bias=bias))
+
+
+def qwen3_moe_config(seed: int) -> ModelConfig:
+    """Gates normalised or not; all layers with experts, or dense ones among them."""
+    rng = random.Random(5000 + seed)
+    yarn = Yarn(factor=4.0, original_max_position_embeddings=16) if seed % 3 == 0 else None
+    attention = _grouped(rng, seed, Rope(theta=10000.0, yarn=yarn), qk_norm=True)
+    moe = MoEConfig(
+        n_routed_experts=rng.choice([8, 12]),
+        num_experts_per_tok=rng.choice([2, 3]),
+        moe_intermediate_size=rng.choice([8, 12]),
+        scoring_func="softmax",
+        norm_topk_prob=seed % 2 == 0,
+        score_bias=False,
+    )
+    dense = DenseConfig(intermediate_size=24)
+    stages = tuple(Stage(layers=n, attention=attention, ffn=f) for n, f in [(1, moe), (1, dense), (1, moe)])
+    if seed % 2:
+        stages = (Stage(layers=3, attention=attention, ffn=moe),)
+    return ModelConfig(
+        vocab_size=rng.choice([50, 97]), hidden_size=32, stages=stages, tie_word_embeddings=seed % 4 == 0
+    )
+
+
 def inputs(config: ModelConfig, seed: int) -> tuple[Tensor, Tensor]:
-    """tokens and positions [batch, seq]; with YaRN (original length 16) rows start beyond it, far beyond in row 1."""
+    """tokens and positions [batch, seq]; where the context was extended (YaRN from 16, Llama 3 from 64) rows start beyond it,
+    far beyond in row 1."""
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randint(config.vocab_size, (BATCH, SEQ), generator=generator)
-    start = torch.tensor([[0], [0]])
-    if config.stages[0].attention.rope.yarn is not None:  # type: ignore[attr-defined]
-        start = torch.tensor([[10], [150]])
-    return tokens, start + torch.arange(SEQ)
+    rope: Rope = config.stages[0].attention.rope  # type: ignore[attr-defined]
+    start = [10, 150] if rope.yarn else [60, 600] if rope.llama3 else [10, 150] if rope.linear != 1.0 else [0, 0]
+    return tokens, torch.tensor(start).unsqueeze(1) + torch.arange(SEQ)
 
 
 @torch.no_grad()
@@ -113,6 +206,8 @@ def loud(config: ModelConfig, seed: int, *, ops: Ops = REFERENCE, biased_below_z
     for name, tensor in sorted(model.state_dict().items()):
         if name.endswith("e_score_correction_bias"):
             tensor.copy_(0.1 * normal(tensor.shape) - (1.5 if biased_below_zero else 0.0))
+        elif name.endswith(".bias"):
+            tensor.copy_(normal(tensor.shape))
         elif tensor.dim() == 1:
             tensor.copy_(0.5 + torch.rand(tensor.shape, generator=generator))
         elif name == "embed_tokens.weight":

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from random_models import deepseek_config, inputs, loud, qwen3_config
+from theirs import fused, relative
 from torch import Tensor
 from transformers import DeepseekV3Config, DeepseekV3ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
@@ -17,17 +18,6 @@ from rorqual.ops.registry import FAST, REFERENCE
 
 TOLERANCE = 1e-4
 DEEPSEEK_SEEDS, QWEN_SEEDS = range(20), range(6)
-
-
-def fused(hub: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Published tensors in the form transformers holds in memory: the experts of a layer in two tensors."""
-    out = {name: tensor for name, tensor in hub.items() if ".mlp.experts." not in name}
-    for prefix in {name.split(".experts.")[0] for name in hub if ".mlp.experts." in name}:
-        count = sum(name.startswith(f"{prefix}.experts.") and name.endswith("down_proj.weight") for name in hub)
-        rows = [{p: hub[f"{prefix}.experts.{e}.{p}_proj.weight"] for p in ("gate", "up", "down")} for e in range(count)]
-        out[f"{prefix}.experts.gate_up_proj"] = torch.stack([torch.cat((row["gate"], row["up"])) for row in rows])
-        out[f"{prefix}.experts.down_proj"] = torch.stack([row["down"] for row in rows])
-    return out
 
 
 def their_deepseek(model: Decoder) -> DeepseekV3ForCausalLM:
@@ -60,10 +50,6 @@ def their_gradients(theirs: Any, ours: Decoder) -> dict[str, Tensor]:
         out[name] = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
     assert set(out) == {name for name, _ in ours.named_parameters()}
     return out
-
-
-def relative(ours: Tensor, theirs: Tensor) -> float:
-    return float((ours - theirs).detach().abs().max() / theirs.detach().abs().max())
 
 
 def compare(ours: Decoder, theirs: Any, seed: int) -> None:

@@ -1,0 +1,113 @@
+"""Each family's models equal transformers', beyond the original context too, by the names and the config.json that we write."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from random_models import (
+    deepseek_config,
+    deepseek_v2_config,
+    inputs,
+    llama_config,
+    loud,
+    qwen2_config,
+    qwen3_config,
+    qwen3_moe_config,
+)
+from theirs import relative, their_model
+
+from rorqual.model import Decoder, ModelConfig
+from rorqual.ops.registry import FAST, REFERENCE
+
+TOLERANCE = 1e-4
+FAMILIES: dict[str, Callable[[int], ModelConfig]] = {
+    "deepseek_v2": deepseek_v2_config,
+    "deepseek_v3": deepseek_config,
+    "llama": llama_config,
+    "qwen2": qwen2_config,
+    "qwen3": qwen3_config,
+    "qwen3_moe": qwen3_moe_config,
+}
+
+
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("name", FAMILIES)
+@torch.no_grad()
+def test_logits_equal_transformers(name: str, seed: int) -> None:
+    config = FAMILIES[name](seed)
+    ours = loud(config, seed, ops=(REFERENCE, FAST)[seed % 2])
+    family, theirs = their_model(ours)
+    assert theirs.config.model_type == name
+    tokens, positions = inputs(config, seed)
+    reply = theirs(tokens, position_ids=positions, output_attentions=True, use_cache=False)
+    assert 0.8 < float(reply.logits.std()) < 1.25
+    # Peaked: where a query may look at 8 keys or more, the best one has a large share, not an eighth.
+    assert float(torch.stack(reply.attentions)[:, :, :, 8:].amax(-1).mean()) > 0.45
+    assert relative(ours.logits(ours(tokens, positions).hidden), reply.logits) < TOLERANCE
+    # What transformers would save is the same model, and so is what we wrote.
+    assert family.config_from_hf(theirs.config.to_dict(), "theirs") == config
+    assert family.config_from_hf(family.config_to_hf(config), "ours") == config
+
+
+def changed(config: ModelConfig, part: str, **fields: Any) -> ModelConfig:
+    stages = tuple(
+        stage.model_copy(update={part: getattr(stage, part).model_copy(update=fields)})
+        if fields.keys() <= type(getattr(stage, part)).model_fields.keys()
+        else stage
+        for stage in config.stages
+    )
+    return config.model_copy(update={"stages": stages})
+
+
+def rope_changed(config: ModelConfig, **fields: Any) -> ModelConfig:
+    rope = config.stages[0].attention.rope  # type: ignore[attr-defined]
+    return changed(config, "attention", rope=rope.model_copy(update=fields))
+
+
+def without_factor(config: ModelConfig) -> ModelConfig:
+    yarn = config.stages[0].attention.rope.yarn  # type: ignore[attr-defined]
+    return rope_changed(config, yarn=yarn.model_copy(update={"attention_factor": 0.0}))
+
+
+def without_stretch(config: ModelConfig) -> ModelConfig:
+    scaling = config.stages[0].attention.rope.llama3  # type: ignore[attr-defined]
+    return rope_changed(config, llama3=scaling.model_copy(update={"high_freq_factor": 1.001}))
+
+
+MISTAKES: dict[str, tuple[ModelConfig, Callable[[ModelConfig], ModelConfig]]] = {
+    "llama3 scaling ignored": (llama_config(1), lambda c: rope_changed(c, llama3=None)),
+    "llama3 without the mixed band": (llama_config(1), without_stretch),
+    "linear scaling ignored": (llama_config(2), lambda c: rope_changed(c, linear=1.0)),
+    "attention_factor ignored": (qwen2_config(1), without_factor),
+    "YaRN ignored": (qwen2_config(0), lambda c: rope_changed(c, yarn=None)),
+    "gates not normalised": (qwen3_moe_config(0), lambda c: changed(c, "ffn", norm_topk_prob=False)),
+    "V2's scale ignored": (deepseek_v2_config(1), lambda c: changed(c, "ffn", routed_scaling_factor=1.0)),
+    "V2's groups ignored": (deepseek_v2_config(1), lambda c: changed(c, "ffn", n_group=1, topk_group=1)),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+@torch.no_grad()
+def test_a_mistake_moves_logits_a_hundred_times_the_tolerance(mistake: str) -> None:
+    config, change = MISTAKES[mistake]
+    right = loud(config, 5)
+    wrong = Decoder(change(config), REFERENCE)
+    wrong.load_state_dict(right.state_dict())
+    tokens, positions = inputs(config, 5)
+    good, bad = (model.logits(model(tokens, positions).hidden) for model in (right, wrong))
+    assert relative(bad, good) > 100 * TOLERANCE
+
+
+@pytest.mark.parametrize("part", "qkv")
+@torch.no_grad()
+def test_each_bias_matters(part: str) -> None:
+    model = loud(qwen2_config(2), 5)
+    tokens, positions = inputs(model.config, 5)
+    good = model.logits(model(tokens, positions).hidden)
+    for name, tensor in model.state_dict().items():
+        if name.endswith(f"{part}_proj.bias"):
+            tensor.zero_()
+    assert relative(model.logits(model(tokens, positions).hidden), good) > 100 * TOLERANCE

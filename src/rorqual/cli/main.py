@@ -23,6 +23,8 @@ from rorqual.cli.verbs.export import export
 from rorqual.cli.verbs.import_ import import_
 from rorqual.cli.verbs.inspect import inspect
 from rorqual.cli.verbs.lab import lab
+from rorqual.cli.verbs.merge import merge
+from rorqual.cli.verbs.peft import peft
 from rorqual.cli.verbs.plan import plan
 from rorqual.cli.verbs.quickstart import quickstart
 from rorqual.cli.verbs.report import report
@@ -114,6 +116,12 @@ _add("lab", lab, "rorqual lab zero --seeds 1 --budget 1 --out runs/lab-short")
 _add("chat", chat, 'echo "add 12 34" | rorqual chat runs/tiny thinking=on', context_settings=PAIRS)
 _add("export", export, "rorqual export runs/tiny exports/tiny", context_settings=PAIRS)
 _add("import", import_, "rorqual import exports/tiny runs/imported", context_settings=PAIRS)
+MERGE = (
+    'rorqual train sft task=families from=runs/tiny steps=5 tune.kind=lora "tune.targets=[q_b_proj, o_proj]" out=runs/lora && '
+    "rorqual merge runs/lora runs/merged"
+)
+_add("merge", merge, MERGE, context_settings=PAIRS)
+_add("peft", peft, "rorqual peft runs/lora exports/lora", context_settings=PAIRS)
 _add("inspect", inspect, "rorqual inspect deepseek-v3", context_settings=PAIRS)
 _add("plan", plan, "rorqual plan deepseek-v3 --train tokens=14.8T hardware=h800 n=2048", context_settings=PAIRS)
 _add("report", report, "rorqual report runs/small", context_settings=PAIRS)

@@ -19,6 +19,7 @@ from rorqual.convert.gguf_quant import FORMATS, Bytes, Format, encode, written_f
 from rorqual.convert.gguf_rope import FREQS, rope_factors
 from rorqual.convert.gguf_tokenizer import tokenizer_keys
 from rorqual.convert.gguf_write import Planned, header_bytes, padding
+from rorqual.convert.merge import whole_weights
 from rorqual.convert.stream import CHUNK, Stored, read_header
 from rorqual.core.errors import CheckpointError, RorqualError
 from rorqual.core.records import RunDir
@@ -27,7 +28,7 @@ from rorqual.data.tokenizer import Tokenizer
 from rorqual.model.attention import GQAConfig
 from rorqual.model.load.find import family_for
 from rorqual.model.load.names import Entry
-from rorqual.model.load.run import WEIGHTS_FILE, read_model_config
+from rorqual.model.load.run import read_model_config
 
 Progress = Callable[[int, int, str], None]
 """Called with the bytes done, their total, and the name of the tensor."""
@@ -76,7 +77,7 @@ def export_gguf(run: RunDir, dst: Path, *, dtype: str, progress: Progress) -> No
     data = family.config_to_hf(config)
     architecture = architecture_for(data)
     layout_ = layout(config, family.name_map(config), architecture)
-    weights = run.checkpoint() / WEIGHTS_FILE
+    weights = whole_weights(run)
     stored = _ours(read_header(weights), layout_, str(weights))
     places = {
         entry.theirs[index]: (entry, position)

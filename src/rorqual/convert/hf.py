@@ -21,6 +21,7 @@ import yaml
 import rorqual
 from rorqual.convert.cast import FP8, TYPES
 from rorqual.convert.files import INDEX, WEIGHTS, find_tensors, in_the_making, refuse_target
+from rorqual.convert.merge import whole_weights
 from rorqual.convert.stream import Progress, Spec, header_bytes, layout, read_header, write_tensors
 from rorqual.convert.tensors import Counted, DType, Job, check_copies, export_jobs, import_jobs
 from rorqual.convert.texts import ORIGINALS, TEMPLATE, Texts, fp8_config, json_bytes, read_texts, written_texts
@@ -119,7 +120,7 @@ def export_hf(
     """
     _check_dtype(dtype, get_args(DType))
     refuse_target(dst)
-    file = run.checkpoint() / WEIGHTS_FILE
+    file = whole_weights(run)
     model, tensors = read_model_config(run), read_header(file)
     imported = _imported(run)
     family = family_of(str(imported["family"]), str(run.config_file)) if "family" in imported else family_for(model)

@@ -11,11 +11,23 @@ import yaml
 from safetensors.torch import save_file
 
 from rorqual.convert.files import in_the_making, refuse_target
-from rorqual.core.errors import ConfigError
+from rorqual.core.errors import CheckpointError, ConfigError
 from rorqual.core.records import CONFIG_FILE, WHOLE_FILE, RunDir, write_json
 from rorqual.model.adapter import adapter_of
 from rorqual.model.adapter.files import WEIGHTS_FILE
 from rorqual.model.load.run import load_run, read_section
+
+
+def whole_weights(run: RunDir) -> Path:
+    """The file with all weights of a run's newest checkpoint; a checkpoint that holds an adapter alone is refused."""
+    checkpoint = run.checkpoint()
+    if adapter_of(checkpoint) is not None:
+        raise CheckpointError(
+            "this run holds an adapter, not a whole model",
+            where=str(checkpoint),
+            remedy=f"rorqual merge {run.path} MERGED writes it and its base as one run: use that.",
+        )
+    return checkpoint / WEIGHTS_FILE
 
 
 def merge_run(run: RunDir, dst: Path, *, dtype: Literal["float32", "bfloat16"] = "float32") -> Path:
@@ -28,7 +40,11 @@ def merge_run(run: RunDir, dst: Path, *, dtype: Literal["float32", "bfloat16"] =
     checkpoint = run.checkpoint()
     adapter = adapter_of(checkpoint)
     if adapter is None:
-        raise ConfigError("this run holds a whole model: there is nothing to merge", where=str(run.path))
+        raise ConfigError(
+            "this run holds a whole model: there is nothing to merge",
+            where=str(run.path),
+            remedy="Use it as it is; `rorqual export` writes it for other engines.",
+        )
     model = load_run(run, dtype=getattr(torch, dtype))
     data: dict[str, Any] = {"recipe": "merge", "chat": read_section(run, "chat")}
     data["model"] = model.config.model_dump(mode="json")

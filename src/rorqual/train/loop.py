@@ -104,8 +104,8 @@ def _go(
     observe: Callable[[Record], None] | None = None,
 ) -> None:
     progress = None if quiet else Progress(f"{run.recipe}", run.steps, start=state.step)
-    saved = first = time.monotonic()
-    start, costs = state.step, cost(state.model, state.optimizer)
+    first, start, costs = time.monotonic(), state.step, cost(state.model, state.optimizer)
+    saved = time.monotonic()
     metrics, rollouts = Lines(out.metrics_file, state.metrics_bytes), Lines(out.rollouts_file, state.rollouts_bytes)
     with metrics, rollouts, workers(threads) as pool:
         while state.step < run.steps:

@@ -29,7 +29,8 @@ def train(
     """Train a recipe, or go on with it: the same command continues where it was.
 
     Keys: out=FOLDER (default runs/RECIPE), threads=N, quiet=true, device=, dtype=, what the recipe takes (data=FILE, task=NAME,
-    from=RUN, seed=, steps=, size=, ...) and any field of the run by its dotted name, such as optim.lr=3e-4.
+    from=RUN, seed=, steps=, size=, ...) and any field of the run by its dotted name, such as optim.lr=3e-4. With tune.kind=lora or
+    tune.kind=esft a part of from=RUN is trained (docs/adapters.md).
     """
     values = pairs(settings)
     mode = parse(Mode, {key: values.pop(key) for key in Mode.model_fields if key in values}, where=WHERE)

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from rorqual.core.errors import ConfigError, nearest
@@ -32,6 +32,11 @@ class LoRA(Tune):
     alpha: float = Field(16.0, gt=0)
     targets: tuple[str, ...] = Field((ALL_LINEAR,), min_length=1)
     use_rslora: bool = False
+
+    @field_validator("targets", mode="before")
+    @classmethod
+    def _one(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
 
     @property
     def scale(self) -> float:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rorqual.core.errors import DataError
@@ -80,6 +80,7 @@ V31 = """{%- set s = messages | selectattr('role', 'equalto', 'system') | map(at
 {%- if thinking is defined -%}{{- '<think>' if thinking else '</think>' -}}{%- endif -%}{%- endif -%}"""
 
 
+@settings(deadline=None)
 @given(messages=conversations(), thinking=st.sampled_from(THINKING))
 def test_prompts_equal_a_sandboxed_template(messages: list[Message], thinking: Thinking) -> None:
     template = TemplateChat(TOKENIZER, V31)

@@ -75,6 +75,9 @@ def test_a_tokenizer_that_knows_no_turns_is_a_base_models() -> None:
             call([USER])
     assert chat.parse(base.encode("so it goes on")) == Message("assistant", "so it goes on")
     assert chat.stop_ids == () and chat.pad == 0
+    ends = chat_format(tokenizer("qwen"), "none")
+    assert ends.stop_ids == (tokenizer("qwen").special("<|endoftext|>"),)
+    assert ends.parse([*base.encode("a"), *ends.stop_ids, *base.encode("b")]).content == "a"
 
 
 def without_marks() -> Tokenizer:

@@ -149,6 +149,23 @@ def test_samples_train_every_reply_once_as_it_was_written(name: str, messages: l
     assert trained == [chat.kept(normal(chat, m)) for m in [*messages, last] if m.role == "assistant"]
 
 
+@pytest.mark.parametrize("name", ["qwen3", "deepseek-r1"])
+def test_an_earlier_turn_is_not_trained_where_its_block_is_missing(name: str) -> None:
+    """It stands there without `<think>`: trained so, a model would learn to leave its block out."""
+    chat = made(name)
+    messages = [USER, Message("assistant", "one"), USER, Message("assistant", "two")]
+    rendered = chat.render(messages)
+    trained = [id_ for id_, on in zip(rendered.ids, rendered.mask) if on]
+    assert "one" not in chat.tokenizer.decode(trained) and "two" in chat.tokenizer.decode(trained)
+    assert len(chat.samples(messages)) == 2
+
+
+@pytest.mark.parametrize("name", ["qwen3", "deepseek-r1", "chatml"])
+def test_a_thought_that_the_prompt_opened_is_read_from_inside(name: str) -> None:
+    chat = made(name)
+    assert chat.parse(chat.tokenizer.encode("so far"), "on") == Message("assistant", "", "so far")
+
+
 def turns(ids: list[int], mask: list[bool]) -> list[list[int]]:
     found: list[list[int]] = []
     for at, (id_, on) in enumerate(zip(ids, mask)):

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import takewhile
 from typing import NoReturn
 
 from rorqual.core.errors import DataError
 from rorqual.core.records import Message, Thinking
 from rorqual.data.chat.base import ChatFormat, Rendered
+from rorqual.data.tokenizer import Special
+
+ENDS = (Special.EOS, "<|endoftext|>", "<|end_of_text|>", "</s>")
+"""What base models end a text with."""
 
 
 class NoChat(ChatFormat):
-    """Refuses conversations; a continuation of given ids reads as plain content. Nothing stops it but its length."""
+    """Refuses conversations; a continuation of given ids reads as plain content, up to the end of a text.
+
+    Without a token that is known to end texts, nothing but its length stops it.
+    """
 
     name = "none"
 
@@ -31,7 +39,9 @@ class NoChat(ChatFormat):
         self._refuse()
 
     def parse(self, ids: Iterable[int], thinking: Thinking = "auto") -> Message:
-        return Message("assistant", self.tokenizer.decode(ids, specials=True))
+        stops = self.stop_ids
+        text = takewhile(lambda id_: id_ not in stops, ids)
+        return Message("assistant", self.tokenizer.decode(text, specials=True))
 
     def kept(self, message: Message, thinking: Thinking = "auto") -> Message:
         return Message("assistant", message.content)
@@ -44,11 +54,13 @@ class NoChat(ChatFormat):
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
-        return ()
+        names = self.tokenizer.special_names
+        return tuple(self.tokenizer.special(name) for name in ENDS if name in names)
 
     @property
     def pad(self) -> int:
-        return 0
+        """The end of a text, else id 0."""
+        return self.stop_ids[0] if self.stop_ids else 0
 
     def _refuse(self) -> NoReturn:
         raise DataError(

@@ -104,9 +104,11 @@ def override(config: C, assignments: Iterable[str], *, where: str = "command lin
         *path, last = key.split(".")
         held = _at(config, path) if last == "kind" else None
         if isinstance(held, Kind) and value != held.kind:
-            value = _of_another_kind(held, value, key, where)
-            key = ".".join(path)
-        _assign(data, key, value, where)
+            other, place = _of_another_kind(held, value, key, where), _at(data, path)
+            place.clear()
+            place.update(other)
+        else:
+            _assign(data, key, value, where)
     return parse(type(config), _given(data), where=where)
 
 
@@ -129,14 +131,16 @@ def _of_another_kind(held: Kind, kind: Any, key: str, where: str) -> dict[str, A
     return plain | {"kind": kind}
 
 
-def _at(config: Any, path: Iterable[str]) -> Any:
-    """What stands at a dotted place of a config; None where there is no such place."""
+def _at(node: Any, path: Iterable[str]) -> Any:
+    """What stands at a dotted place of a config, or of its dump; None where there is no such place."""
     for part in path:
-        if isinstance(config, tuple | list) and part.isdigit() and int(part) < len(config):
-            config = config[int(part)]
+        if isinstance(node, tuple | list) and part.isdigit() and int(part) < len(node):
+            node = node[int(part)]
+        elif isinstance(node, dict):
+            node = node.get(part)
         else:
-            config = getattr(config, part, None) if isinstance(config, Config) else None
-    return config
+            node = getattr(node, part, None) if isinstance(node, Config) else None
+    return node
 
 
 def _given(data: Any) -> Any:

@@ -2,7 +2,7 @@
 
     python benchmarks/plan.py runs/quickstart docs/results/plan-quickstart.json
 
-Core-seconds are compared: other work on the machine changes them little, and seconds on the clock much. The probe runs three times and
+Core-seconds are compared: other work on the machine changes them little, and seconds on the clock much. The probe runs --times times and
 the median of each stage counts; what all of it said is in the file. Run it on the machine that the quickstart ran on.
 """
 
@@ -18,7 +18,6 @@ from rorqual.recipes.quickstart import SCALES, Place
 from rorqual.recipes.quickstart.forecast import forecast
 
 WITHIN = 0.25
-TIMES = 3
 
 
 def main() -> None:
@@ -27,9 +26,10 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--size", default="full", choices=sorted(SCALES))
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--times", type=int, default=3)
     chosen = parser.parse_args()
     measured = {entry.stage: entry for entry in read_ledger(Place(chosen.run).ledger)}
-    probes = [forecast(SCALES[chosen.size], seed=seed, threads=chosen.threads) for seed in range(TIMES)]
+    probes = [forecast(SCALES[chosen.size], seed=seed, threads=chosen.threads) for seed in range(chosen.times)]
     rows = []
     for stage in zip(*probes, strict=True):
         said, was = statistics.median(one.core_seconds for one in stage), measured[stage[0].name]

@@ -1,13 +1,15 @@
 """What a quickstart will take on this machine: the work of each stage from the recipe, its pace from a short probe.
 
-Steps, problems and lengths follow from the recipe and the tasks; seconds a step and a token are measured on fresh models of the
-same shapes. What nobody knows before is how often a reinforced model will choose to think and how many groups will teach it
-something: `GOES_OVER` and `TEACHES` stand for them. The report and the start of Python are not forecast.
+Steps, problems and lengths follow from the recipe and the tasks; seconds a step and an answer are measured on fresh models of the
+same shapes. An answer is as long as the solution that a model learned from, which its probe is made to sample to that length. What
+nobody knows before is how often a reinforced model will choose to think and how many groups will teach it something: `GOES_OVER`
+and `TEACHES` stand for them. The report and the start of Python are not forecast.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -17,9 +19,11 @@ from tempfile import TemporaryDirectory
 from rorqual.core.records import Message, RunDir
 from rorqual.data.chat import chat_format
 from rorqual.data.tokenizer import Tokenizer
+from rorqual.distil import FactoryConfig, FilterConfig, sample_teacher
 from rorqual.engine.engine import Engine
 from rorqual.engine.request import Request, SamplingParams
-from rorqual.recipes.quickstart.place import BRANCHES
+from rorqual.evals.run import pick
+from rorqual.recipes.quickstart.place import BRANCHES, MODES, WHEN
 from rorqual.recipes.quickstart.scale import STUDENT_TASK, TASK, Scale
 from rorqual.recipes.sft import sft
 from rorqual.recipes.start import nudged
@@ -32,40 +36,66 @@ from rorqual.train.state import State
 GOES_OVER = 2 / 3
 """How far of the way from its first habit to always thinking a reinforced model is, in the mean over its training."""
 TEACHES = 0.8
-"""Share of samples in groups with right and wrong answers. Both shares were seen in quickstarts on other seeds to lie between 0.6 and 0.95."""
+"""Share of samples in groups with right and wrong answers. In quickstarts so far it was 0.64 to 0.94, and `GOES_OVER` 0.4 to 0.7."""
 WARM, STEPS, BATCH = 2, 8, 64
-DRAWN, ASKED = 256, 32
+DRAWN = 384
+FACTORY = (2, 8, 264)
+"""Samples of the factory's probe: the first loads what it needs, the others are set against each other."""
+
+
+@dataclass(frozen=True)
+class Worked:
+    """A problem, and tokens of its prompt and of its solution with and without thinking."""
+
+    problem: Problem
+    prompt: int
+    thinking: int
+    at_once: int
 
 
 @dataclass(frozen=True)
 class Lengths:
-    """Mean tokens of a task's prompts, and of replies with and without thinking, as its worked solutions have them."""
+    """Mean tokens of a task's prompts, and of replies with and without thinking."""
 
     prompt: float
     thinking: float
     at_once: float
 
     def reply(self, share: float) -> float:
-        """Of a model that thinks on `share` of the problems: it answers about as long as what it learned from."""
+        """Of a model that thinks on `share` of the problems."""
         return share * self.thinking + (1 - share) * self.at_once
 
 
 @dataclass(frozen=True)
 class Pace:
-    """Core-seconds of a shape of model: a fine-tuning step, a token of an update in reinforcement, a token sampled at temperature 1,
-    and one sampled as evaluations do. `cores`: cores that were at work at once in fine-tuning."""
+    """Core-seconds of a shape of model: a fine-tuning step of `tokens`, a token of an update in reinforcement, a rollout, and an answer
+    of an evaluation with thinking (`on`) and without (`off`). `cores`: how many were at work at once."""
 
     step: float
-    update: float
-    sample: float
-    answer: float
-    cores: float
     tokens: float
+    update: float
+    rollout: float
+    on: float
+    off: float
+    cores: float
+
+    def answer(self, share: float) -> float:
+        """Of a model that thinks on `share` of the problems."""
+        return share * self.on + (1 - share) * self.off
+
+
+@dataclass(frozen=True)
+class Exam:
+    """An evaluation's problems: how many, their lengths, and core-seconds to draw them, which each model's evaluation does."""
+
+    problems: int
+    lengths: Lengths
+    drawing: float
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage's forecast, by the ledger's name. `cores`: how many work at once."""
+    """A stage's forecast, by the ledger's name."""
 
     name: str
     core_seconds: float
@@ -78,24 +108,20 @@ class Stage:
 
 
 def forecast(scale: Scale, *, seed: int = 0, threads: int = 2) -> list[Stage]:
-    """Probe both models, and say what each stage takes. Some ten core-seconds of probing for the full size."""
-    teacher_run = sft(task=TASK, size=scale.model, rows=scale.sft_rows, row=scale.row, think=scale.think,
-                      options={"hard": scale.sft_hard}, seed=seed)  # fmt: skip
-    student_run = sft(task=STUDENT_TASK, size=scale.student, rows=scale.sft_rows, row=scale.row, think=scale.student_able_think,
-                      options={"hard": scale.student_hard}, seed=seed)  # fmt: skip
-    teaching, studying = lengths(TASK, scale.grpo_hard, seed), lengths(STUDENT_TASK, scale.student_hard, seed)
-    teacher = probe(teacher_run, TASK, teaching, scale, threads)
-    student = probe(student_run, STUDENT_TASK, studying, scale, threads)
-    return stages(
-        scale,
-        teacher,
-        student,
-        teaching,
-        studying,
-        lengths(TASK, 0.5, seed),
-        cells(TASK, 0.5),
-        cells(STUDENT_TASK, scale.student_hard),
+    """Probe both models, and say what each stage takes. Some twenty core-seconds of probing for the full size."""
+    teacher_run = sft(task=TASK, size=scale.model, think=scale.think, options={"hard": scale.sft_hard},
+                      rows=scale.sft_rows, row=scale.row, seed=seed)  # fmt: skip
+    student_run = sft(task=STUDENT_TASK, size=scale.student, think=scale.student_able_think, options={"hard": scale.student_hard},
+                      rows=scale.sft_rows, row=scale.row, seed=seed)  # fmt: skip
+    teaching, studying = worked(TASK, scale.grpo_hard, seed), worked(STUDENT_TASK, scale.student_hard, seed)
+    teacher = probe(teacher_run, teaching, over(scale.think), scale, threads)
+    student = probe(student_run, studying, over(scale.student_think), scale, threads)
+    wide, narrow = (
+        exam(TASK, 0.5, scale.per_cell, seed),
+        exam(STUDENT_TASK, scale.student_hard, scale.student_per_cell, seed),
     )
+    factory = factory_pace(teacher_run, scale, mean(studying), threads)
+    return stages(scale, teacher, student, mean(teaching), mean(studying), wide, narrow, factory)
 
 
 def stages(
@@ -104,104 +130,114 @@ def stages(
     student: Pace,
     teaching: Lengths,
     studying: Lengths,
-    measured: Lengths,
-    wide: int,
-    narrow: int,
+    wide: Exam,
+    narrow: Exam,
+    factory: tuple[float, float],
 ) -> list[Stage]:
-    """The arithmetic: paces times work. `wide`, `narrow`: cells (families at a level) that the two evaluations have."""
-    student_steps = s.student_able_steps + s.student_base_steps
-    settled = over(s.think)
-    modes = {"auto": 0.0, "on": measured.thinking, "off": measured.at_once}
-    asked = s.per_cell * wide
-    replies = [
-        mean
-        for share in (s.think, settled)
-        for mode in modes
-        for mean in [measured.reply(share) if mode == "auto" else modes[mode]]
-    ]
-    habits = {
-        "teacher": settled,
-        "student-base": s.student_think,
-        "distilled": 1.0,
-        "reinforced": 1.0,
-        "answers-only": 0.0,
-    }
-    by_branch = {
-        name: sum(studying.thinking if mode == "on" else studying.reply(habits[name]) for mode in shown)
-        * s.student_per_cell
-        * narrow
-        for name, shown in BRANCHES.items()
-    }
-    own, others = by_branch.pop("teacher"), sum(by_branch.values())
-    told = sum(map(len, BRANCHES.values())) * s.student_per_cell * narrow * studying.prompt
-    sampled = s.distil_problems * studying.thinking
+    """The arithmetic: paces times work. `wide`: the teacher's evaluation; `narrow`: the students'; `factory`: as `factory_pace`."""
+    habits = {"before": s.think, "after": over(s.think, 1.0)}
+    first = [thinks(mode, habits[when]) for when in WHEN for mode in MODES]
+    able = s.student_able_steps + s.student_base_steps
+    base = Stage("train the base student", able * student.step, able * student.tokens, student.cores)
+    further = (s.distil_steps * student.step, s.distil_steps * student.tokens, student.cores)
+    prompts = s.distil_problems * (studying.prompt + studying.thinking)
     return [
         Stage("train the teacher", s.sft_steps * teacher.step, s.sft_steps * teacher.tokens, teacher.cores),
         reinforced("reinforce the teacher", s.grpo_steps, s.grpo_problems * s.grpo_samples, teacher, teaching, s.think),
-        Stage("measure the teacher", sum(replies) * asked * teacher.answer, sum(measured.prompt + r for r in replies) * asked, teacher.cores),
-        Stage("train the base student", student_steps * student.step, student_steps * student.tokens, student.cores),
-        Stage("sample the teacher", sampled * teacher.answer, sampled + s.distil_problems * studying.prompt, teacher.cores),
-        Stage("distil the student", s.distil_steps * student.step, s.distil_steps * student.tokens, student.cores),
-        Stage("train on answers alone", s.distil_steps * student.step, s.distil_steps * student.tokens, student.cores),
+        measured("measure the teacher", [(teacher, first, len(WHEN))], wide),
+        base,
+        Stage("sample the teacher", factory[0] + s.distil_problems * factory[1], prompts, teacher.cores),
+        Stage("distil the student", *further),
+        Stage("train on answers alone", *further),
         reinforced("reinforce the rival", s.rival_steps, s.rival_problems * s.rival_samples, student, studying, s.student_think),
-        Stage("measure the students", own * teacher.answer + others * student.answer, told + own + others, student.cores),
+        measured("measure the students", branches(s, teacher, student), narrow),
     ]  # fmt: skip
 
 
-def over(share: float) -> float:
-    """How often a model thinks, in the mean over its reinforcement, that did so on `share` of the problems before."""
-    return share + (1 - share) * GOES_OVER
+def branches(s: Scale, teacher: Pace, student: Pace) -> list[tuple[Pace, list[float], int]]:
+    """Each branch's pace, how often it thinks in each of its evaluations, and how many models it is."""
+    habits = {"teacher": over(s.think, 1.0), "student-base": s.student_think, "answers-only": 0.0}
+    return [
+        (teacher if name == "teacher" else student, [thinks(mode, habits.get(name, 1.0)) for mode in modes], 1)
+        for name, modes in BRANCHES.items()
+    ]
+
+
+def measured(name: str, models: Sequence[tuple[Pace, list[float], int]], exam: Exam) -> Stage:
+    """Evaluations: for each model its answers, and the drawing of the problems."""
+    core = sum(exam.problems * pace.answer(share) for pace, shares, _ in models for share in shares)
+    tokens = sum(
+        exam.problems * (exam.lengths.prompt + exam.lengths.reply(share)) for _, shares, _ in models for share in shares
+    )
+    drawing = exam.drawing * sum(count for _, _, count in models)
+    return Stage(name, core + drawing, tokens, models[-1][0].cores)
 
 
 def reinforced(name: str, steps: int, samples: int, pace: Pace, lengths: Lengths, share: float) -> Stage:
     """Each step samples, checks all that it sampled with one forward, and trains on the groups that teach."""
     reply = lengths.reply(over(share))
     seen = samples * (lengths.prompt + reply)
-    cost = samples * reply * pace.sample + seen * pace.update * (1 / 3 + TEACHES)
+    cost = samples * pace.rollout + seen * pace.update * (1 / 3 + TEACHES)
     return Stage(name, steps * cost, steps * (samples * reply + seen * TEACHES), pace.cores)
 
 
-def lengths(task: str, hard: float, seed: int) -> Lengths:
-    """Counted on the first problems of the train split."""
-    chat = chat_format(Tokenizer.byte_level(), "deepseek")
-    prompts: list[int] = []
-    long: list[int] = []
-    short: list[int] = []
-    for problem in drawn(task, hard, seed):
-        for think, kept in ((True, long), (False, short)):
-            reply = Message("assistant", problem.answer, problem.steps if think else None)
-            rendered = chat.render((*problem.messages, reply))
-            kept.append(sum(rendered.mask))
-            prompts.append(len(rendered.ids) - sum(rendered.mask))
-    return Lengths(fmean(prompts), fmean(long), fmean(short))
+def thinks(mode: str, habit: float) -> float:
+    """How often a model thinks that is asked so."""
+    return {"on": 1.0, "off": 0.0}.get(mode, habit)
 
 
-def drawn(task: str, hard: float, seed: int) -> list[Problem]:
-    """The first problems of a task."""
-    return list(islice(load_task(task, options={"hard": hard}).problems("train", seed), DRAWN))
+def over(share: float, goes: float = GOES_OVER) -> float:
+    """How often a model thinks once reinforcement has brought it `goes` of the way, that did so on `share` of the problems before."""
+    return share + (1 - share) * goes
 
 
-def cells(task: str, hard: float) -> int:
-    """Families, each at its levels, as an evaluation counts them."""
-    return len({(problem.family, problem.level) for problem in drawn(task, hard, 0)})
+def worked(task: str, hard: float, seed: int) -> list[Worked]:
+    """The first problems of the train split with their lengths."""
+    return counted(list(islice(load_task(task, options={"hard": hard}).problems("train", seed), DRAWN)))
 
 
-def probe(run: Run, task: str, lengths: Lengths, scale: Scale, threads: int) -> Pace:
-    """Measure a shape of model: a few steps of its own fine-tuning, a few updates as reinforcement has them, two batches of samples."""
+def counted(problems: Sequence[Problem]) -> list[Worked]:
+    """Problems with their lengths in the quickstart's own chat."""
+    chat = chat_format(Tokenizer.byte_level())
+    found = []
+    for problem in problems:
+        long, short = (
+            chat.render((*problem.messages, Message("assistant", problem.answer, steps))).mask
+            for steps in (problem.steps, None)
+        )
+        found.append(Worked(problem, len(long) - sum(long), sum(long), sum(short)))
+    return found
+
+
+def mean(solutions: Sequence[Worked]) -> Lengths:
+    """The means of lengths."""
+    return Lengths(*(fmean(getattr(one, name) for one in solutions) for name in ("prompt", "thinking", "at_once")))
+
+
+def exam(task: str, hard: float, count: int, seed: int) -> Exam:
+    """Draw an evaluation's problems, and count what that takes."""
+    began = time.process_time()
+    problems = pick(load_task(task, options={"hard": hard}), "test", count, seed, per_family=True)
+    drawing = time.process_time() - began
+    return Exam(len(problems), mean(counted(problems[:: max(1, len(problems) // DRAWN)])), drawing)
+
+
+def probe(run: Run, solutions: Sequence[Worked], share: float, scale: Scale, threads: int) -> Pace:
+    """Measure a shape of model: a few steps of its own fine-tuning, updates as reinforcement has them, rollouts, and answers."""
     state, step, wall, tokens = paced(run, threads)
     adam = run.model_copy(update={"optim": nudged(1e-4), "source": run.source.model_copy(update={"rows": BATCH})})
     _, update, _, learned = paced(adam, threads)
-    problems = drawn(task, scale.student_hard, 1)
-    reply = round(lengths.reply(0.75))
-    free = SamplingParams(max_tokens=reply, temperature=1.0, n=scale.grpo_samples, ignore_eos=True)
-    asked = SamplingParams(max_tokens=reply, temperature=scale.temperature, top_p=scale.top_p, ignore_eos=True)
+    free = SamplingParams(n=scale.grpo_samples, temperature=1.0, ignore_eos=True)
+    asked = SamplingParams(temperature=scale.temperature, top_p=scale.top_p, ignore_eos=True)
+    few = solutions[: scale.grpo_problems]
     return Pace(
         step=step,
-        update=update / learned,
-        sample=sampling(state, problems[:ASKED], free, threads),
-        answer=sampling(state, problems, asked, threads),
-        cores=step / wall,
         tokens=tokens,
+        update=update / learned,
+        rollout=sampling(state, few, share, free, threads),
+        on=sampling(state, solutions, 1.0, asked, threads),
+        off=sampling(state, solutions, 0.0, asked, threads),
+        cores=step / wall,
     )
 
 
@@ -216,12 +252,39 @@ def paced(run: Run, threads: int) -> tuple[State, float, float, float]:
     return state, core, wall, tokens
 
 
-def sampling(state: State, problems: list[Problem], params: SamplingParams, threads: int) -> float:
-    """Core-seconds a token of replies, the reading of prompts included."""
+def factory_pace(run: Run, scale: Scale, lengths: Lengths, threads: int) -> tuple[float, float]:
+    """Core-seconds of the factory whatever it samples (its card, with pictures), and of each sample, verified and kept."""
+    spent = []
+    with TemporaryDirectory() as folder:
+        teacher = RunDir(Path(folder) / "teacher")
+        fit(run.model_copy(update={"steps": 1}), teacher, threads=threads, quiet=True)
+        for count in FACTORY:
+            config = FactoryConfig(teacher=str(teacher.path), task=STUDENT_TASK, options={"hard": scale.student_hard}, problems=count,
+                                   temperature=scale.temperature, top_p=scale.top_p, max_tokens=round(lengths.thinking), thinking="on",
+                                   keep="all", filters=FilterConfig(names=()))  # fmt: skip
+            began = time.process_time()
+            sample_teacher(config, Path(folder) / str(count), threads=threads, quiet=True)
+            spent.append(time.process_time() - began)
+    each = max(0.0, spent[2] - spent[1]) / (FACTORY[2] - FACTORY[1])
+    return max(0.0, spent[1] - FACTORY[1] * each), each
+
+
+def sampling(state: State, solutions: Sequence[Worked], share: float, params: SamplingParams, threads: int) -> float:
+    """Core-seconds a sample, `share` of the problems at the length of their thinking, the rest at that of an answer at once: a batch
+    takes as many steps as its longest, so that lengths must be spread as real ones are."""
     tokenizer = Tokenizer.byte_level()
-    engine = Engine(state.model, tokenizer, chat_format(tokenizer, "deepseek"), threads=threads)
-    requests = [Request(problem.messages, params, "auto") for problem in problems]
+    engine = Engine(state.model, tokenizer, chat_format(tokenizer), threads=threads)
+    requests = []
+    for place, one in enumerate(solutions):
+        thinking = int((place + 1) * share) > int(place * share)
+        length = min(one.thinking if thinking else one.at_once, engine.max_len - one.prompt - 8)
+        requests.append(Request(one.problem.messages, replaced(params, length, place), "auto"))
     engine.generate(requests[:2])
     began = time.process_time()
     engine.generate(requests)
-    return (time.process_time() - began) / (len(requests) * params.n * params.max_tokens)
+    return (time.process_time() - began) / (len(requests) * params.n)
+
+
+def replaced(params: SamplingParams, length: int, seed: int) -> SamplingParams:
+    """`params` for a reply of `length` tokens, with a seed of its own."""
+    return SamplingParams(length, params.temperature, params.top_p, params.top_k, seed, params.n, params.ignore_eos)

@@ -1,0 +1,122 @@
+"""`rorqual plan`, as typed: its figures, its pages, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from rorqual.cli.main import app
+
+V3 = ("deepseek-v3", "--train", "tokens=14.8T", "hardware=h800", "n=2048")
+
+
+def shown(*words: str) -> str:
+    done = CliRunner().invoke(app, ["plan", *words], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return " ".join(done.output.split())
+
+
+def refused(*words: str) -> str:
+    done = CliRunner().invoke(app, ["plan", *words], catch_exceptions=False)
+    assert done.exit_code == 2
+    return " ".join(done.output.split())
+
+
+def test_the_training_of_deepseek_v3() -> None:
+    text = shown(*V3)
+    for figure in ("2.505e+11", "3.707e+24", "2.668M", "54.3 days", "$5.337M at $2.00", "chosen", "fits"):
+        assert figure in text
+
+
+def test_a_layout_that_does_not_fit_comes_with_the_nearest_that_does() -> None:
+    text = shown(*V3, "pp=16", "ep=64", "recompute=none")
+    assert "does not fit: 79.5 GB too much" in text
+    assert "nearest that fits dp=128 tp=1 pp=16 ep=64 zero=2 recompute=selective" in text
+
+
+def test_serving_and_its_price_at_a_margin() -> None:
+    text = shown("deepseek-v3", "--serve", "hardware=h800", "n=144", "margin=0.5")
+    for figure in (
+        "70,272 bytes a token",
+        "bound by memory",
+        "margin 50%",
+        "price a million prompt $0.",
+        "deepseek-r1, 2025-01 $0.714",
+    ):
+        assert figure in text
+
+
+def test_published_figures_and_tables() -> None:
+    text = shown("--published")
+    for figure in (
+        "2,788,000",
+        "$562,027 $562,100",
+        "$87,072 $87,072 +0.00%",
+        "516,096 516,096",
+        "GPT-4",
+        "$1.300B",
+        "57.0 56.9",
+    ):
+        assert figure in text
+    assert "NVIDIA H800" in shown("--tables")
+
+
+def test_a_page_with_pictures_needs_nothing_but_itself(tmp_path: Path) -> None:
+    shown(*V3, f"out={tmp_path}")
+    page = (tmp_path / "plan.html").read_text(encoding="utf-8")
+    assert {path.name for path in tmp_path.iterdir()} == {"plan.html", "plan-cost.png", "plan-memory.png"}
+    assert "http" not in page.replace("mercatus-ai.com", "") and "$5.337M" in page
+    shown("qwen3-8b", "--serve", "hardware=h100", "dtype=bf16", f"out={tmp_path}")
+    assert (tmp_path / "plan-price.png").is_file()
+
+
+def test_a_run_s_own_speed(tiny: Path, tmp_path: Path) -> None:
+    assert "3 steps, and a speed needs 12" in refused(str(tiny))
+    (tmp_path / "run.yaml").write_bytes((tiny / "run.yaml").read_bytes())
+    line = json.dumps({"seconds": 0.5, "core_seconds": 1.0, "tokens": 1000, "flops": 10**9}) + "\n"
+    (tmp_path / "metrics.jsonl").write_text(line * 40, encoding="utf-8")
+    text = shown(str(tmp_path), "tokens=7.2M")
+    for figure in (
+        "500 ms a step",
+        "2,000 tokens",
+        "7,200 steps, 7.2M tokens 60.0 minutes",
+        "60.0 minutes to 60.0 minutes",
+        "$0.1 at",
+    ):
+        assert figure in text
+    assert "times the FLOPs a token" in shown(str(tmp_path), "steps=10", "model=qwen3-0.6b")
+
+
+REFUSED = {
+    "no devices": ((*V3[:-1], "n=0"), ("'n'", "greater than or equal to 1")),
+    "half a device": ((*V3[:-1], "n=2.5"), ("'n'", "not a whole number")),
+    "tokens below zero": (("deepseek-v3", "--train", "tokens=-1T"), ("'tokens'", "greater than 0")),
+    "no tokens": (("deepseek-v3", "--train"), ("'tokens'", "required")),
+    "no number": (("deepseek-v3", "--train", "tokens=many"), ("'tokens'", "14.8T", "'many'")),
+    "unknown hardware": ((*V3[:3], "hardware=h880"), ("'h880'", "'h800'")),
+    "unknown model": (("deepseek-v33", "--serve"), ("'deepseek-v33'", "'deepseek-v3'")),
+    "mistyped key": ((*V3, "contxt=4k"), ("'contxt'", "'context'")),
+    "a layout that does not divide": ((*V3, "tp=3"), ("tp=3 does not divide num_attention_heads=128", "layout that divides: dp=512 tp=4")),
+    "memory that never fits": ((*V3[:-1], "n=8"), ("no layout of 8 devices holds it", "too much", "It fits on 256")),
+    "a replica too small": (("deepseek-v3", "--serve", "n=8"), ("more than it has to use", "It fits on n=16")),
+    "no rent known": ((*V3[:3], "hardware=ascend910c", "n=2048"), ("no rent is known", "price=")),
+    "no such type there": (("qwen3-8b", "--serve", "hardware=a100"), ("no fp8 units", "bf16")),
+    "two plans": (("deepseek-v3", "--train", "--serve"), ("--train and --serve", "one at a time")),
+    "no plan": (("deepseek-v3",), ("say what to plan", "--train")),
+    "no model": ((), ("no model", "--train")),
+    "a key for a model": (("tokens=1T", "--train"), ("'tokens=1T' is no model",)),
+    "dashes": ((*V3, "--tp=8"), ("'--tp=8'", "tp=8, without dashes")),
+    "a hit rate above one": (("qwen3-8b", "--serve", "hit_rate=1.5"), ("'hit_rate'", "less than or equal to 1")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_refused_says_the_place_and_the_remedy(name: str) -> None:
+    words, says = REFUSED[name]
+    text = refused(*words)
+    for said in says:
+        assert said in text
+    assert "Traceback" not in text

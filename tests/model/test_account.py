@@ -94,6 +94,26 @@ def test_others_in_figures() -> None:
     assert {n: round(account(preset(f"qwen3-{n}")).total / 1e9, 1) for n in published} == published
 
 
+def test_published_sizes() -> None:
+    """In billions, as the models' cards say them."""
+    published = {
+        "qwen2.5-0.5b": 0.49, "qwen2.5-1.5b": 1.54, "qwen2.5-3b": 3.09, "qwen2.5-7b": 7.62, "qwen2.5-14b": 14.77,
+        "qwen2.5-32b": 32.76, "qwen2.5-72b": 72.71, "deepseek-r1-distill-qwen-1.5b": 1.78, "llama-3.1-8b": 8.03,
+        "llama-3.1-70b": 70.55, "llama-3.1-405b": 405.85, "llama-3.2-1b": 1.24, "llama-3.2-3b": 3.21,
+        "qwen3-30b-a3b": 30.53, "qwen3-235b-a22b": 235.09,
+    }  # fmt: skip
+    assert {name: round(account(preset(name)).total / 1e9, 2) for name in published} == published
+    assert round(account(preset("smollm2-135m")).total / 1e6, 1) == 134.5
+    assert 3.3e9 <= account(preset("qwen3-30b-a3b")).active < 3.4e9  # "3.3B" on its card, cut rather than rounded
+    assert round(account(preset("qwen3-235b-a22b")).active / 1e9) == 22
+
+
+def test_cache_bytes_of_published_models() -> None:
+    """BF16, a token (DeepSeek-V3 at ISCA 2025, table 1)."""
+    published = {"deepseek-v3": 70_272, "qwen2.5-72b": 327_680, "llama-3.1-405b": 516_096}
+    assert {name: account(preset(name)).cache_bytes for name in published} == published
+
+
 def test_active_parameters_by_hand() -> None:
     config = small()
     a, moe = account(config), config.stages[1].ffn

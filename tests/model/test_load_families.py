@@ -17,6 +17,7 @@ from rorqual.model import Decoder, ModelConfig, Stage, build
 from rorqual.model.attention import GQAConfig, MLAConfig
 from rorqual.model.ffn import DenseConfig, MoEConfig
 from rorqual.model.load import deepseek_v3, qwen3
+from rorqual.model.load.find import family_for
 from rorqual.model.presets import preset, preset_names
 from rorqual.ops.rope import Rope, Yarn
 
@@ -93,8 +94,8 @@ def test_config_round_trip(case: str) -> None:
 
 @pytest.mark.parametrize("name", preset_names())
 def test_published_configs_round_trip(name: str) -> None:
-    family = qwen3 if name.startswith("qwen3") else deepseek_v3
-    assert family.config_from_hf(family.config_to_hf(preset(name))) == preset(name)
+    family = family_for(preset(name))
+    assert family.config_from_hf(family.config_to_hf(preset(name)), name) == preset(name)
 
 
 def test_names_are_those_of_the_published_checkpoint() -> None:

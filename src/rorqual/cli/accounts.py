@@ -16,14 +16,13 @@ from rorqual.core.errors import ConfigError, nearest
 from rorqual.core.records import RunDir
 from rorqual.model.account import Account, account
 from rorqual.model.config import ModelConfig
-from rorqual.model.load import deepseek_v3, qwen3
+from rorqual.model.load.find import family_of
 from rorqual.model.load.run import read_model_config
 from rorqual.model.presets import preset, preset_names
 
 BYTES: Mapping[DType, int] = {"float32": 4, "bfloat16": 2}
 TRAINING_BYTES = 16
 """Bytes a parameter in training: weight, gradient and AdamW's two moments, each in fp32."""
-FAMILIES = {"deepseek_v2": deepseek_v3, "deepseek_v3": deepseek_v3, "qwen3": qwen3}
 PUBLISHED = """\
 Why 36.7B is published: DeepSeek-V3's README_WEIGHTS says 36.7B activated, 0.9B of them the embedding and 0.9B the head.
 Counted so, it is {active}. Counting the embedding as a look-up, of which a token takes one row, it is {matrices} in matrices
@@ -69,9 +68,7 @@ def _from_json(path: Path) -> ModelConfig:
     except ValueError as error:
         raise ConfigError(f"not JSON: {error}", where=str(path), remedy="Name a config.json.") from None
     kind = str(data.get("model_type")) if isinstance(data, dict) else ""
-    if kind not in FAMILIES:
-        raise ConfigError(f"unknown model_type '{kind}'", where=str(path), remedy=nearest(kind, FAMILIES))
-    return FAMILIES[kind].config_from_hf(data, where=str(path))
+    return family_of(kind, str(path)).config_from_hf(data, str(path))
 
 
 def rows(config: ModelConfig, settings: InspectSettings, free_memory: int) -> list[tuple[str, str]]:
@@ -102,7 +99,7 @@ def rows(config: ModelConfig, settings: InspectSettings, free_memory: int) -> li
 def notes(name: str, figures: Account) -> list[str]:
     """The convention, and for DeepSeek-V3 why another figure is published; `figures` with no keys attended."""
     found = ["FLOPs: a multiply-add counts as two; matrix products and attention, no norms, softmax or gates."]
-    if name in preset_names() and name.startswith(("deepseek-v3", "deepseek-r1")):
+    if name in preset_names() and preset(name) == preset("deepseek-v3"):
         found.append(
             PUBLISHED.format(
                 active=count(figures.active), lookup=count(figures.active_lookup), matrices=count(figures.flops // 2)

@@ -1,4 +1,7 @@
-"""Configurations of published models by name, as their `config.json` says (dimensions: the V2, V3 and Qwen3 reports)."""
+"""Configurations of published models by name, as their `config.json` says (dimensions: the V2, V3, Qwen2.5, Qwen3 and Llama 3 reports).
+
+Qwen2.5 is as its Instruct models are: the base models have other lengths and in part another epsilon.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ from rorqual.core.errors import ConfigError, nearest
 from rorqual.model.attention import GQAConfig, MLAConfig
 from rorqual.model.config import ModelConfig, Stage
 from rorqual.model.ffn import DenseConfig, MoEConfig
-from rorqual.ops.rope import Rope, Yarn
+from rorqual.ops.rope import Llama3, Rope, Yarn
 
 _V3_NAMES = ("deepseek-v3", "deepseek-r1", "deepseek-v3.1")
 _QWEN3 = {
@@ -20,21 +23,61 @@ _QWEN3 = {
 }
 
 
+_QWEN3_MOE = {
+    # name: hidden, of an expert, layers, heads; all have 4 key-value heads of 128 and take 8 of 128 experts
+    "qwen3-30b-a3b": (2048, 768, 48, 32),
+    "qwen3-235b-a22b": (4096, 1536, 94, 64),
+}
+_QWEN2 = {
+    # name: hidden, intermediate, layers, heads, key-value heads, tied, vocabulary, length, theta, epsilon
+    "qwen2.5-0.5b": (896, 4864, 24, 14, 2, True, 151936, 32768, 1e6, 1e-6),
+    "qwen2.5-1.5b": (1536, 8960, 28, 12, 2, True, 151936, 32768, 1e6, 1e-6),
+    "qwen2.5-3b": (2048, 11008, 36, 16, 2, True, 151936, 32768, 1e6, 1e-6),
+    "qwen2.5-7b": (3584, 18944, 28, 28, 4, False, 152064, 32768, 1e6, 1e-6),
+    "qwen2.5-14b": (5120, 13824, 48, 40, 8, False, 152064, 32768, 1e6, 1e-6),
+    "qwen2.5-32b": (5120, 27648, 64, 40, 8, False, 152064, 32768, 1e6, 1e-6),
+    "qwen2.5-72b": (8192, 29568, 80, 64, 8, False, 152064, 32768, 1e6, 1e-6),
+    "deepseek-r1-distill-qwen-1.5b": (1536, 8960, 28, 12, 2, False, 151936, 131072, 1e4, 1e-6),
+    "deepseek-r1-distill-qwen-7b": (3584, 18944, 28, 28, 4, False, 152064, 131072, 1e4, 1e-6),
+    "deepseek-r1-distill-qwen-14b": (5120, 13824, 48, 40, 8, False, 152064, 131072, 1e6, 1e-5),
+    "deepseek-r1-distill-qwen-32b": (5120, 27648, 64, 40, 8, False, 152064, 131072, 1e6, 1e-5),
+}
+_LLAMA3 = {
+    # name: hidden, intermediate, layers, heads, tied, factor; all have 8 key-value heads
+    "llama-3.1-8b": (4096, 14336, 32, 32, False, 8.0),
+    "llama-3.1-70b": (8192, 28672, 80, 64, False, 8.0),
+    "llama-3.1-405b": (16384, 53248, 126, 128, False, 8.0),
+    "llama-3.2-1b": (2048, 8192, 16, 32, True, 32.0),
+    "llama-3.2-3b": (3072, 8192, 28, 24, True, 32.0),
+    "deepseek-r1-distill-llama-8b": (4096, 14336, 32, 32, False, 8.0),
+    "deepseek-r1-distill-llama-70b": (8192, 28672, 80, 64, False, 8.0),
+}
+
+
 def preset_names() -> tuple[str, ...]:
     """Every name that `preset` knows."""
-    return ("deepseek-v2-lite", "deepseek-v2", *_V3_NAMES, *_QWEN3)
+    deepseek = ("deepseek-v2-lite", "deepseek-v2", *_V3_NAMES)
+    return (*deepseek, *_QWEN3, *_QWEN3_MOE, *_QWEN2, *_LLAMA3, "smollm2-135m")
 
 
 def preset(name: str) -> ModelConfig:
     """The configuration called `name`; an unknown name is a `ConfigError` with the nearest one."""
-    if name == "deepseek-v2-lite":
-        return _v2_lite()
-    if name == "deepseek-v2":
-        return _v2()
-    if name in _V3_NAMES:
-        return _v3()
+    alone = {
+        "deepseek-v2-lite": _v2_lite,
+        "deepseek-v2": _v2,
+        "smollm2-135m": _smollm2,
+        **dict.fromkeys(_V3_NAMES, _v3),
+    }
+    if name in alone:
+        return alone[name]()
     if name in _QWEN3:
         return _qwen3(*_QWEN3[name])
+    if name in _QWEN3_MOE:
+        return _qwen3_moe(*_QWEN3_MOE[name])
+    if name in _QWEN2:
+        return _qwen2(*_QWEN2[name])
+    if name in _LLAMA3:
+        return _llama3(*_LLAMA3[name])
     raise ConfigError(f"unknown model '{name}'", where="preset", remedy=nearest(name, preset_names()))
 
 
@@ -131,4 +174,83 @@ def _qwen3(hidden: int, intermediate: int, layers: int, heads: int, tied: bool) 
         stages=(Stage(layers=layers, attention=attention, ffn=DenseConfig(intermediate_size=intermediate)),),
         max_position_embeddings=40960,
         tie_word_embeddings=tied,
+    )
+
+
+def _qwen3_moe(hidden: int, expert: int, layers: int, heads: int) -> ModelConfig:
+    attention = GQAConfig(
+        num_attention_heads=heads, num_key_value_heads=4, head_dim=128, qk_norm=True, rope=Rope(theta=1_000_000.0)
+    )
+    moe = MoEConfig(
+        n_routed_experts=128,
+        num_experts_per_tok=8,
+        moe_intermediate_size=expert,
+        scoring_func="softmax",
+        score_bias=False,
+    )
+    return ModelConfig(
+        vocab_size=151936,
+        hidden_size=hidden,
+        stages=(Stage(layers=layers, attention=attention, ffn=moe),),
+        max_position_embeddings=40960,
+    )
+
+
+def _qwen2(
+    hidden: int,
+    intermediate: int,
+    layers: int,
+    heads: int,
+    groups: int,
+    tied: bool,
+    vocab: int,
+    length: int,
+    theta: float,
+    eps: float,
+) -> ModelConfig:
+    attention = GQAConfig(
+        num_attention_heads=heads,
+        num_key_value_heads=groups,
+        head_dim=hidden // heads,
+        attention_bias=True,
+        rope=Rope(theta=theta),
+    )
+    return ModelConfig(
+        vocab_size=vocab,
+        hidden_size=hidden,
+        stages=(Stage(layers=layers, attention=attention, ffn=DenseConfig(intermediate_size=intermediate)),),
+        max_position_embeddings=length,
+        rms_norm_eps=eps,
+        tie_word_embeddings=tied,
+    )
+
+
+def _llama3(hidden: int, intermediate: int, layers: int, heads: int, tied: bool, factor: float) -> ModelConfig:
+    scaling = Llama3(factor=factor, original_max_position_embeddings=8192)
+    attention = GQAConfig(
+        num_attention_heads=heads,
+        num_key_value_heads=8,
+        head_dim=hidden // heads,
+        rope=Rope(theta=500_000.0, llama3=scaling),
+    )
+    return ModelConfig(
+        vocab_size=128256,
+        hidden_size=hidden,
+        stages=(Stage(layers=layers, attention=attention, ffn=DenseConfig(intermediate_size=intermediate)),),
+        max_position_embeddings=131072,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=tied,
+    )
+
+
+def _smollm2() -> ModelConfig:
+    attention = GQAConfig(num_attention_heads=9, num_key_value_heads=3, head_dim=64, rope=Rope(theta=100_000.0))
+    return ModelConfig(
+        vocab_size=49152,
+        hidden_size=576,
+        stages=(Stage(layers=30, attention=attention, ffn=DenseConfig(intermediate_size=1536)),),
+        max_position_embeddings=8192,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=True,
+        initializer_range=1 / 24,
     )

@@ -69,6 +69,10 @@ class Entry:
 
     def scale_shape(self, ours: Shape) -> Shape:
         """The shape of our scales beside our tensor of shape `ours`."""
+        if len(ours) < 2:
+            raise CheckpointError(
+                f"{self.ours} {ours} has scales, which only matrices have", remedy="Fetch the checkpoint again."
+            )
         rows, columns = ours[-2:]
         rows = rows // 2 if self.kind == "pairs" else rows
         return self.scales().shape([blocks((rows, columns))] * len(self.theirs))

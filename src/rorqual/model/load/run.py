@@ -20,6 +20,7 @@ from rorqual.model.decoder import Decoder
 from rorqual.model.load.find import family_for
 from rorqual.model.load.names import SCALE, Entry, Shape
 from rorqual.ops.quant import dequantize_blocks
+from rorqual.model.skeleton import skeleton
 from rorqual.ops.registry import FAST, Ops
 
 FP8 = "F8_E4M3"
@@ -129,8 +130,7 @@ def _check_shapes(shapes: Mapping[str, Shape], wanted: Mapping[str, Shape], wher
 def load_run(run: RunDir, *, device: str = "cpu", dtype: torch.dtype = torch.float32, ops: Ops = FAST) -> Decoder:
     """The model of a run's newest whole checkpoint, ready to use. It is held once, in `dtype`, in whatever type it is stored."""
     checkpoint = run.checkpoint()
-    with torch.device("meta"):
-        model = Decoder(read_model_config(run), ops)
+    model = skeleton(read_model_config(run), ops)
     held = dtype if adapter_of(checkpoint) is None else torch.float32  # an adapter is added first and rounded then
     model = model.to(dtype=held).to_empty(device=device)
     for layer in model.routers():

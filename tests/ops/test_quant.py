@@ -1,0 +1,97 @@
+"""FP8 in blocks against a decoding of e4m3 by its bits, block by block; what is quantised is near, and stays what it is."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from rorqual.ops.quant import blocks, dequantize_blocks, quantize_blocks
+
+SHAPES = [(128, 128), (1, 1), (130, 257), (256, 128), (127, 129), (300, 50)]
+
+
+def decoded(byte: int) -> float:
+    """e4m3 by its bits: sign, 4 of exponent (bias 7), 3 of mantissa; no infinities, one NaN a sign."""
+    sign, exponent, mantissa = -1.0 if byte >> 7 else 1.0, byte >> 3 & 15, byte & 7
+    if exponent == 15 and mantissa == 7:
+        return math.nan
+    return sign * (mantissa * 2.0**-9 if exponent == 0 else (8 + mantissa) * 2.0 ** (exponent - 10))
+
+
+def by_hand(weight: Tensor, scale: Tensor, block: int) -> Tensor:
+    """Independent of ours: bytes decoded by a table, blocks walked one by one; a product of two fp32 numbers, rounded once."""
+    values = torch.tensor([decoded(byte) for byte in range(256)], dtype=torch.float32)[weight.view(torch.uint8).long()]
+    for i in range(scale.shape[0]):
+        for j in range(scale.shape[1]):
+            part = values[i * block : (i + 1) * block, j * block : (j + 1) * block]
+            # float64 holds a product of two fp32 numbers exactly, so this rounds once, as a product in fp32 does.
+            part.copy_((part.double() * scale[i, j].double()).float())
+    return values
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_dequantised_bit_for_bit(shape: tuple[int, int]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    bits = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+    bits[(bits & 127) == 127] = 0  # NaN
+    weight = bits.view(torch.float8_e4m3fn)
+    scale = torch.rand(blocks(shape), generator=generator) * 1e-2
+    assert torch.equal(dequantize_blocks(weight, scale), by_hand(weight, scale, 128))
+
+
+def test_every_value_of_e4m3() -> None:
+    bits = torch.tensor([byte for byte in range(256) if byte & 127 != 127], dtype=torch.uint8).view(1, -1)
+    found = dequantize_blocks(bits.view(torch.float8_e4m3fn), torch.ones(1, 2))
+    assert found[0].tolist() == [decoded(byte) for byte in bits[0].tolist()]
+    assert found.max() == 448
+
+
+@pytest.mark.parametrize("power_of_two", [False, True])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_quantised_is_near_and_uses_the_range(shape: tuple[int, int], power_of_two: bool) -> None:
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    values, scale = quantize_blocks(weight, power_of_two=power_of_two)
+    assert values.dtype == torch.float8_e4m3fn and scale.dtype == torch.float32 and scale.shape == blocks(shape)
+    back = dequantize_blocks(values, scale)
+    largest = weight.abs().max()
+    # Half a step of three bits of mantissa; below 2^-6 of the scale steps are even: 2^-10 of it.
+    assert bool(((back - weight).abs() <= weight.abs() * 2**-4 + largest / 448 * 2 * 2**-10).all())
+    top = values.float().abs().max()
+    assert top == 448 if not power_of_two else 224 <= top <= 448
+    if power_of_two:
+        assert torch.equal(torch.frexp(scale).mantissa, torch.full_like(scale, 0.5))
+
+
+def test_a_block_has_its_own_scale_and_edges_are_blocks() -> None:
+    weight = torch.ones(130, 257)
+    weight[128:, 256:] = 1000.0  # the last block: two rows, one column
+    values, scale = quantize_blocks(weight)
+    assert scale.shape == (2, 3)
+    assert torch.equal(dequantize_blocks(values, scale)[128:, 256:], weight[128:, 256:])
+    assert scale[1, 2] == torch.tensor(1000.0) / 448 and bool((scale.flatten()[:-1] == torch.tensor(1.0) / 448).all())
+
+
+def test_zeros_are_zeros() -> None:
+    values, scale = quantize_blocks(torch.zeros(3, 200))
+    assert torch.equal(dequantize_blocks(values, scale), torch.zeros(3, 200)) and bool((scale == 1).all())
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 9), st.integers(1, 9), st.integers(-30, 30))
+def test_power_of_two_scales_lose_nothing_the_second_time(seed: int, rows: int, columns: int, size: int) -> None:
+    """A scale that is a power of two and rounded up is found again, so that quantising again changes no bit."""
+    weight = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed)) * 2.0**size
+    values, scale = quantize_blocks(weight, 4, power_of_two=True)
+    back = dequantize_blocks(values, scale, 4)
+    again, same = quantize_blocks(back, 4, power_of_two=True)
+    assert torch.equal(dequantize_blocks(again, same, 4), back)
+
+
+def test_scales_of_another_shape_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"has scales \(2, 1\)"):
+        dequantize_blocks(torch.zeros(130, 128).to(torch.float8_e4m3fn), torch.ones(1, 1))

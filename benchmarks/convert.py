@@ -67,7 +67,8 @@ def measure(work: Path, gb: float) -> dict[str, Any]:
     rows = [convert("import hf", ["import", hub, run])]
     rows.append(convert("export hf", ["export", run, out]))
     same = equal(hub, out)
-    shutil.rmtree(hub), shutil.rmtree(out)
+    shutil.rmtree(hub)
+    shutil.rmtree(out)
     rows.append(convert("export gguf", ["export", run, gguf, "format=gguf", "dtype=bfloat16"]))
     shutil.rmtree(run)
     rows.append(convert("import gguf", ["import", gguf, back]))
@@ -121,7 +122,7 @@ def make(folder: Path, config: ModelConfig) -> int:
         shards[-1].append(spec)
     values = torch.randn(CHUNK // 2, generator=torch.Generator().manual_seed(0)).mul_(0.02)
     noise = {"BF16": bytes(values.bfloat16().view(torch.uint8)), "F32": bytes(values.view(torch.uint8))}
-    places = {}
+    places: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):
         file = folder / f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         write_tensors(file, shard, lambda spec: repeated(noise[spec.dtype], spec))

@@ -22,7 +22,6 @@ import rorqual
 from rorqual.convert.cast import FP8, TYPES
 from rorqual.convert.files import INDEX, WEIGHTS, find_tensors, in_the_making, refuse_target
 from rorqual.convert.merge import whole_weights
-from rorqual.convert.merge import whole_weights
 from rorqual.convert.stream import Progress, Spec, header_bytes, layout, read_header, write_tensors
 from rorqual.convert.tensors import Counted, DType, Job, check_copies, export_jobs, import_jobs
 from rorqual.convert.texts import ORIGINALS, TEMPLATE, Texts, fp8_config, json_bytes, read_texts, written_texts

@@ -223,7 +223,7 @@ def test_biases_that_the_file_lacks_or_adds_are_named() -> None:
 
 def test_a_model_of_no_family_says_why_of_each() -> None:
     gqa = small(qk_norm=True, attention_bias=True)
-    with pytest.raises(ConfigError, match="no published family can express this model: .*DeepSeek.*Qwen3.*Llama"):
+    with pytest.raises(ConfigError, match=r"no published family can express this model: .*DeepSeek.*Qwen3.*Llama"):
         family_for(gqa)
     moe = MoEConfig(n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=8)  # sigmoid and a bias
     stage = small(qk_norm=True).stages[0].model_copy(update={"ffn": moe})

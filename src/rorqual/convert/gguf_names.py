@@ -13,14 +13,13 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from rorqual.core.errors import CheckpointError
 from rorqual.model.attention import GQAConfig, MLAConfig
 from rorqual.model.config import ModelConfig
-from rorqual.model.decoder import Decoder
 from rorqual.model.load.names import Entry, NameMap, shown
+from rorqual.model.skeleton import skeleton
 
 Shape = tuple[int, ...]
 Form = Literal["same", "permuted", "transposed"]
@@ -131,8 +130,7 @@ def layout(config: ModelConfig, names: NameMap, architecture: str, *, joined_kv:
 
     `joined_kv`: a `deepseek2` file from before llama.cpp split `kv_b_proj`.
     """
-    with torch.device("meta"):
-        state = Decoder(config.model_copy(update={"num_nextn_predict_layers": 0})).state_dict()
+    state = skeleton(config.model_copy(update={"num_nextn_predict_layers": 0})).state_dict()
     ours = {name: tuple(tensor.shape) for name, tensor in state.items()}
     entries = tuple(entry for entry in names.entries if entry.ours in ours)
     theirs = {name: _their_shape(entry, ours[entry.ours]) for entry in entries for name in entry.theirs}

@@ -150,6 +150,9 @@ def tokenizer_from_keys(keys: Mapping[str, Any], where: str) -> Tokenizer:
     # Control tokens stand in the vocabulary, too: the library gives one that does not an id of its own.
     kept = (NORMAL, CONTROL, USER_DEFINED)
     vocab = {text: id_ for id_, (text, kind) in enumerate(zip(tokens, types)) if kind in kept}
+    if len(vocab) < sum(kind in kept for kind in types):
+        twice = next(text for id_, (text, kind) in enumerate(zip(tokens, types)) if kind in kept and vocab[text] != id_)
+        raise wrong(f"token {twice!r} stands twice in 'tokenizer.ggml.tokens'")
     added = [
         {"id": id_, "content": text, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
         | {"special": kind == CONTROL}

@@ -19,8 +19,8 @@ from rorqual.model.config import ModelConfig
 from rorqual.model.decoder import Decoder
 from rorqual.model.load.find import family_for
 from rorqual.model.load.names import SCALE, Entry, Shape
-from rorqual.ops.quant import dequantize_blocks
 from rorqual.model.skeleton import skeleton
+from rorqual.ops.quant import dequantize_blocks
 from rorqual.ops.registry import FAST, Ops
 
 FP8 = "F8_E4M3"

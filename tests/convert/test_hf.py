@@ -172,11 +172,11 @@ def test_an_export_loads_in_transformers_with_equal_logits_and_tokens(config: Mo
     assert tokenizer.decode(engine.tokenizer.encode(text)) == text
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
-    """A run of a few steps: deepseek_v3 with a prediction module, as the quickstart's teacher."""
+@pytest.fixture(scope="module", params=["tiny", "tiny-student"])
+def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    """A run of a few steps: deepseek_v3 with a prediction module, as the quickstart's teacher; qwen3, as its student."""
     run = RunDir(tmp_path_factory.mktemp("trained") / "run")
-    fit(make_run("sft", {"task": "families", "size": "tiny", "steps": "3", "rows": "4"}), run, quiet=True)
+    fit(make_run("sft", {"task": "families", "size": request.param, "steps": "3", "rows": "4"}), run, quiet=True)
     return run
 
 
@@ -189,9 +189,14 @@ def test_a_trained_run_exports_with_tokenizer_template_and_ids(trained: RunDir, 
     assert (first.chat.name, first.tokenizer) == (again.chat.name, again.tokenizer)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     said = tokenizer.apply_chat_template([{"role": "user", "content": "add 1 2"}], add_generation_prompt=True)
-    assert list(said["input_ids"]) == first.chat.prompt([Message("user", "add 1 2")])
+    prompt = first.chat.prompt([Message("user", "add 1 2")])
+    assert list(said["input_ids"]) == prompt
     assert read_json(tmp_path / "out" / "generation_config.json")["eos_token_id"] == first.chat.stop_ids[0]
     assert read_json(tmp_path / "out" / "config.json")["torch_dtype"] == "float32"
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    with torch.no_grad():
+        tokens = torch.tensor([prompt])
+        assert relative(first.model.logits(first.model(tokens).hidden), theirs(tokens).logits) < 1e-4
 
 
 def test_what_a_run_says_of_its_import(tmp_path: Path) -> None:

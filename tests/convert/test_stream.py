@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,18 @@ def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
         write_tensors(tmp_path / "x", [Spec("w", "F32", (1,))] * 2, lambda spec: [b"abcd"])
     with pytest.raises(KeyboardInterrupt):
         write_tensors(tmp_path / "x", [Spec("w", "F32", (1,))], _interrupted)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_told_with_the_file(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    try:
+        with pytest.raises(OSError, match="too large") as caught:
+            write_tensors(tmp_path / "x", [Spec("w", "F32", (1000,))], lambda spec: [bytes(4000)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert caught.value.filename == str(tmp_path / "x")
     assert not list(tmp_path.iterdir())
 
 

@@ -195,9 +195,9 @@ def write_tensors(
     temporary = file.with_name(f".{file.name}.part")
     try:
         with open(temporary, "wb", buffering=0) as stream:
-            _write(stream.fileno(), header_bytes(specs))
+            _write(stream.fileno(), header_bytes(specs), file)
             for spec in specs:
-                written = sum(_write(stream.fileno(), chunk) for chunk in chunks(spec))
+                written = sum(_write(stream.fileno(), chunk, file) for chunk in chunks(spec))
                 if written != spec.size:
                     raise ValueError(f"{spec.name}: {written} bytes for {spec.size}")
             os.fsync(stream.fileno())
@@ -210,10 +210,13 @@ def write_tensors(
     return size
 
 
-def _write(descriptor: int, data: bytes | bytearray | memoryview) -> int:
-    """All of `data`: a write may take less than it is given, and says so only by its result."""
+def _write(descriptor: int, data: bytes | bytearray | memoryview, file: Path) -> int:
+    """All of `data`: a write may take less than it is given, and says so only by its result. An error names `file`."""
     view = memoryview(data).cast("B")
     at = 0
-    while at < len(view):
-        at += os.write(descriptor, view[at:])
+    try:
+        while at < len(view):
+            at += os.write(descriptor, view[at:])
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(file)) from None
     return at

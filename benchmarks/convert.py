@@ -121,7 +121,7 @@ def make(folder: Path, config: ModelConfig) -> int:
             shards.append([])
         shards[-1].append(spec)
     values = torch.randn(CHUNK // 2, generator=torch.Generator().manual_seed(0)).mul_(0.02)
-    noise = {"BF16": bytes(values.bfloat16().view(torch.uint8)), "F32": bytes(values.view(torch.uint8))}
+    noise = {"BF16": values.bfloat16().view(torch.uint8).numpy().tobytes(), "F32": values.numpy().tobytes()}
     places: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):
         file = folder / f"model-{number:05d}-of-{len(shards):05d}.safetensors"

@@ -16,7 +16,7 @@ from rorqual.recipes.find import RECIPES
 from rorqual.recipes.models import v3_like
 from rorqual.train.loop import fit
 from rorqual.train.objectives import MultiToken
-from rorqual.train.run import Run
+from rorqual.train.run import BFLOAT16, FLOAT32, Run, agreement
 
 LETTERS = {"task": "families:add", "size": "tiny", "rows": "2", "row": "96"}
 
@@ -46,6 +46,12 @@ def test_a_rate_given_means_adamw_at_that_rate(start: Path) -> None:
         "sft", {**LETTERS, "from": str(start), "lr": "1e-3", "tune.kind": "lora", "optim.schedule.warmup": "1"}
     )
     assert tuned.optim.schedule.warmup == 1 and not tuned.tune.whole
+
+
+def test_a_deep_model_may_differ_by_what_its_layers_round() -> None:
+    assert agreement("float32", 3) == agreement("float32", 8) == FLOAT32
+    assert agreement("float32", 32).mean == 4 * FLOAT32.mean and agreement("float32", 32).most == 4 * FLOAT32.most
+    assert agreement("bfloat16", 32) == BFLOAT16
 
 
 def test_from_is_start(start: Path) -> None:

@@ -11,7 +11,7 @@ from rorqual.recipes.start import beginning, nudged, supervised, tuned
 from rorqual.train.balance import Balance
 from rorqual.train.objectives import Distil, NextToken, Objective
 from rorqual.train.objectives.distil import Divergence, Tail
-from rorqual.train.run import BFLOAT16, FLOAT32, Dtype, Run
+from rorqual.train.run import Dtype, Run, agreement
 from rorqual.train.sources import DistilledConfig, OnPolicyConfig
 
 
@@ -92,7 +92,7 @@ def on_policy(
     return Run(
         recipe="on_policy",
         dtype=dtype,
-        agreement=FLOAT32 if dtype == "float32" else BFLOAT16,
+        agreement=agreement(dtype, len(model.layers)),
         seed=seed,
         steps=steps,
         start=begin,

@@ -9,7 +9,7 @@ from rorqual.core.records import Thinking
 from rorqual.recipes.start import beginning, nudged
 from rorqual.train.balance import Balance
 from rorqual.train.objectives import GRPO
-from rorqual.train.run import BFLOAT16, FLOAT32, Dtype, Run
+from rorqual.train.run import Dtype, Run, agreement
 from rorqual.train.sources import RolloutConfig
 
 Mends = Literal["none", "dapo", "dr_grpo", "gspo", "cispo", "v32"]
@@ -71,7 +71,7 @@ def grpo(
     return Run(
         recipe="grpo",
         dtype=dtype,
-        agreement=FLOAT32 if dtype == "float32" else BFLOAT16,
+        agreement=agreement(dtype, len(model.layers)),
         seed=seed,
         steps=steps,
         start=begin,

@@ -89,7 +89,7 @@ def test_right_padding_changes_nothing(model: Decoder) -> None:
 def test_growing_and_copying_keep_what_is_cached(model: Decoder, ids: Tensor) -> None:
     cache = fresh(model, slots=3, length=16)
     model(ids[:, :10], torch.arange(10).unsqueeze(0), cache=cache.view(1, 2, 10))
-    cache.grow(60)
+    cache.grow(60, cache.slots)
     assert cache.max_len >= 60
     cache.copy(torch.tensor([0, 2]), torch.tensor([1, 1]), 10)
     expected = whole(model, ids[:, :11])[:, -1:]

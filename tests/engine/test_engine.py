@@ -430,3 +430,22 @@ def test_bf16_generates(tokenizer: Tokenizer, chat: ChatFormat) -> None:
     model = make_model("mla").to(torch.bfloat16)
     done = flat(Engine(model, tokenizer, chat, slots=4).generate(requests(4, temperature=1.0)))
     assert all(np.isfinite(c.logprobs).all() for c in done)
+
+
+def test_the_cache_stays_within_its_memory_and_the_answers_are_the_same(
+    model: Decoder, tokenizer: Tokenizer, chat: ChatFormat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Long sequences of a large model: fewer run at once. Nothing waits for ever, and nobody's answer is another's."""
+    asked = requests(6, n=4, temperature=0)
+    whole = [c.token_ids for c in flat(Engine(model, tokenizer, chat, slots=16, lanes=1).generate(asked))]
+    engine = Engine(model, tokenizer, chat, slots=16, lanes=1)
+    cache = engine._lanes[0].runner.cache
+    longest = max(len(r.prompt_ids or ()) for r in asked) + 20
+    monkeypatch.setattr("rorqual.engine.runner.CACHE_BYTES", 5 * cache.token_bytes * (longest + 15))
+    assert [c.token_ids for c in flat(engine.generate(asked))] == whole
+    assert 1 < cache.slots <= 6 and sum(layer.nbytes for layer in cache.layers) <= 6 * cache.token_bytes * (
+        longest + 15
+    )
+    monkeypatch.setattr("rorqual.engine.runner.CACHE_BYTES", 0)
+    alone = Engine(model, tokenizer, chat, slots=16, lanes=1)
+    assert [c.token_ids for c in flat(alone.generate(asked))] == whole, "at least one always runs"

@@ -33,12 +33,18 @@ class KVCache:
             for stage in config.layers
         ]
 
-    def grow(self, max_len: int) -> None:
-        """Make room for `max_len` positions in each row; what is cached stays."""
+    @property
+    def token_bytes(self) -> int:
+        """Of one position of one row, in all layers."""
+        return sum(layer.shape[2] * layer.element_size() for layer in self.layers)
+
+    def grow(self, max_len: int, slots: int) -> None:
+        """Make room for `max_len` positions in each of `slots` rows; what is cached in these stays."""
         old, self.max_len = self.max_len, round_up(max_len)
+        kept, self.slots = min(self.slots, slots), slots
         for index, layer in enumerate(self.layers):
-            wider = layer.new_zeros(self.slots, self.max_len, layer.shape[2])
-            wider[:, :old] = layer
+            wider = layer.new_zeros(slots, self.max_len, layer.shape[2])
+            wider[:kept, :old] = layer[:kept]
             self.layers[index] = wider
 
     def copy(self, to: Tensor, from_: Tensor, keys: int) -> None:

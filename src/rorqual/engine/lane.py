@@ -37,7 +37,8 @@ class Lane:
 
     def submit(self, sequences: list[Sequence]) -> None:
         """Queue sequences and make room for the longest."""
-        self.runner.reserve(max((s.limit for s in sequences), default=0))
+        longest = max((s.limit for s in sequences), default=0)
+        self.scheduler.room = self.runner.reserve(longest, len(self.scheduler.active))
         self.scheduler.submit(sequences)
 
     @torch.inference_mode()

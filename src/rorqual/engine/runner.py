@@ -19,6 +19,8 @@ from rorqual.model import Decoder, Output
 
 PREFILL_TOKENS = 8192
 """Tokens, padding included, in one forward of a prefill: it bounds the memory of masks and activations."""
+CACHE_BYTES = 1 << 30
+"""The most that a lane's cache takes: of long sequences of a large model fewer run at once."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +71,8 @@ class Runner:
         self.current = np.zeros(slots, np.int64)  # the token each row feeds next
         self._settings: Settings | None = None
 
-    def reserve(self, max_len: int) -> None:
-        """Make room for sequences of `max_len` ids."""
+    def reserve(self, max_len: int, active: int = 0) -> int:
+        """Make room for sequences of `max_len` ids, in at least the `active` rows in use; returns how many rows there are."""
         weight = self.model.embed_tokens.weight
         if (weight.device, weight.dtype) != (self.device, self.dtype):
             raise ConfigError(
@@ -80,15 +82,17 @@ class Runner:
             )
         old = self.tokens.shape[1]
         if max_len <= old:
-            return
+            return self.cache.slots
         new = round_up(max_len)
-        self.cache.grow(new)
+        affordable = max(CACHE_BYTES // max(self.cache.token_bytes * new, 1), 1)
+        self.cache.grow(new, max(active, min(self.slots, affordable)))
         self.tokens = np.pad(self.tokens, ((0, 0), (0, new - old)))
         self.logprobs = np.pad(self.logprobs, ((0, 0), (0, new - old)))
         self.kept = np.pad(self.kept, ((0, 0), (0, new - old), (0, 0)))
         experts = self.experts.new_zeros(self.slots, new, self.layers, self.k)
         experts[:, :old] = self.experts
         self.experts = experts
+        return self.cache.slots
 
     # ---- admission
 

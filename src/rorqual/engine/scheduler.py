@@ -69,14 +69,14 @@ class Rows:
 
 
 class Scheduler:
-    """Continuous batching over `slots` rows.
+    """Continuous batching over `slots` rows, of which `room` may be in use: as many as the cache has memory for.
 
     Admission comes in blocks: a quarter of the rows must be free, or room for all that wait, so that prompts are
     prefilled together rather than one by one as rows fall free.
     """
 
     def __init__(self, slots: int) -> None:
-        self.slots = slots
+        self.slots = self.room = slots
         self.rows = Rows.empty(slots)
         self.active: list[Sequence] = []
         self.waiting: deque[Sequence] = deque()
@@ -92,8 +92,8 @@ class Scheduler:
 
     def admit(self) -> list[Sequence]:
         """Move what may run now from the queue to rows len(active).., and return it in the order of the rows."""
-        room = self.slots - len(self.active)
-        if not self.waiting or room < min(len(self.waiting), max(1, self.slots // 4)):
+        room = self.room - len(self.active)
+        if not self.waiting or room < min(len(self.waiting), max(1, self.room // 4)):
             return []
         admitted = [self.waiting.popleft() for _ in range(min(room, len(self.waiting)))]
         # Equal prompts stand side by side after one leader each, which alone is prefilled.

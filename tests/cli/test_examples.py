@@ -15,7 +15,21 @@ from rorqual.cli.main import app
 
 ROOT = Path(__file__).parents[2]
 READMES = ("README.md", "README.zh.md")
-VERBS = ("quickstart", "train", "distil", "eval", "lab", "chat", "inspect", "report", "trace", "compare", "doctor")
+VERBS = (
+    "quickstart",
+    "train",
+    "distil",
+    "eval",
+    "lab",
+    "chat",
+    "inspect",
+    "report",
+    "trace",
+    "compare",
+    "merge",
+    "peft",
+    "doctor",
+)
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SCRIPT_LINES, TASK_LINES = 20, 30
 

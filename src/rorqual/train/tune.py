@@ -99,6 +99,6 @@ def ended(costs: dict[str, int], seconds: float, steps: int) -> str:
     """A line for the user: memory of the optimizer, the process's peak, and time."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return (
-        f"optimizer {costs['optimizer_bytes'] / 1e6:,.2f} MB for {costs['trained_parameters']:,} parameters; "
+        f"optimizer state {costs['optimizer_bytes']:,} bytes for {costs['trained_parameters']:,} parameters; "
         f"peak memory of the process {peak / 1e6:,.0f} MB; {seconds / max(steps, 1):.3f} s a step"
     )

@@ -1,0 +1,48 @@
+"""From the shell: an adapter is trained, told of, merged, written for peft and read back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from commands import typed
+
+LORA = ("train", "sft", "task=families", "from=run", "steps=2", "rows=4", "tune.kind=lora", "tune.r=2", "out=lora")
+TRIP = [
+    ((*LORA, "tune.targets=[q_b_proj, o_proj]"), "lora: 448 trained parameters"),
+    (("merge", "lora", "merged"), "Next: rorqual export merged"),
+    (("peft", "lora", "folder", "name=some/model"), "folder"),
+    (("peft", "folder", "back", "base=run"), "Next: rorqual chat back"),
+    (("eval", "back", "task=families", "count=1", "max_tokens=2"), ""),
+    (("train", "sft", "task=families", "from=run", "steps=1", "rows=4", "tune.kind=esft", "out=esft"), "of 16"),
+]
+
+
+def test_there_and_back(place: Path) -> None:
+    for words, says in TRIP:
+        done = typed(place, *words)
+        assert done.code == 0, f"{words}: {done.err}"
+        assert says in done.out, f"{words}: {done.out}"
+    assert '"some/model"' in (place / "folder/adapter_config.json").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("merge", "run", "merged"), ("nothing to merge", "rorqual export")),
+        (("peft", "run", "folder"), ("no LoRA", "rorqual merge")),
+        (("peft", "run", "back", "base=run"), ("adapter_config.json", "save_pretrained")),
+        ((*LORA, "tune.targets=oproj"), ("'oproj'", "Did you mean 'o_proj'")),
+        ((*LORA, "tune.r=0"), ("tune.r", "0")),
+        ((*LORA, "tune.rank=2"), ("'tune.rank'",)),
+        (("train", "sft", "task=families", "size=tiny", "tune.kind=lora", "out=lora"), ("from=RUN",)),
+    ],
+    ids=lambda value: " ".join(value[-2:]) if len(value) > 1 else "",
+)
+def test_refused_with_a_remedy_and_nothing_written(place: Path, words: tuple[str, ...], says: tuple[str, ...]) -> None:
+    words = words if "tune.r=0" not in words else tuple(w for w in words if w != "tune.r=2")
+    done = typed(place, *words)
+    assert done.code == 2, done.err
+    assert all(part in done.err for part in says), done.err
+    assert "Traceback" not in done.err
+    assert [entry.name for entry in place.iterdir()] == ["run"]

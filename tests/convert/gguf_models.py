@@ -96,13 +96,18 @@ def ascii_tokenizer(size: int) -> Tokenizer:
 
 
 def write_run(
-    path: Path, model: Decoder, *, tokenizer: Tokenizer | None = None, dtype: torch.dtype = torch.float32
+    path: Path,
+    model: Decoder,
+    *,
+    tokenizer: Tokenizer | None = None,
+    dtype: torch.dtype = torch.float32,
+    stored: dict[str, Tensor] | None = None,
 ) -> RunDir:
-    """A run directory of `model` in a type (the router's bias stays fp32, as a checkpoint has it)."""
+    """A run directory of `model` in a type (the router's bias stays fp32, as a checkpoint has it), or of tensors as `stored`."""
     run = RunDir(path)
     folder = run.step_dir(0)
     folder.mkdir(parents=True)
-    state = {
+    state = stored or {
         name: tensor.detach().to(torch.float32 if "e_score" in name else dtype).contiguous()
         for name, tensor in model.state_dict().items()
     }

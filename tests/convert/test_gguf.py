@@ -18,7 +18,9 @@ from rorqual.core.errors import CheckpointError, ConfigError, DataError, Rorqual
 from rorqual.core.records import RunDir
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.model import ModelConfig
+from rorqual.model.load import deepseek_v3
 from rorqual.model.load.run import load_run, read_model_config
+from rorqual.ops.quant import dequantize_blocks, quantize_blocks
 
 CONFIGS = configs()
 
@@ -171,6 +173,40 @@ def test_progress_counts_bytes_to_their_total(tmp_path: Path, direction: str) ->
     import_gguf(tmp_path / "m.gguf", tmp_path / "m", progress=seen if direction == "in" else silent)
     done = [call[0] for call in calls]
     assert done == sorted(done) and done[-1] == calls[0][1] > 0 and len({call[1] for call in calls}) == 1
+
+
+@pytest.mark.parametrize("dtype", ["f32", "q8_0"])
+def test_fp8_weights_are_dequantised_on_their_way(tmp_path: Path, dtype: str) -> None:
+    # Sizes beyond a block, and heads of kv_b that begin inside one.
+    config = configs()["deepseek2"].model_copy(update={"hidden_size": 160, "num_nextn_predict_layers": 0})
+    model = filled(config)
+    state = model.state_dict()
+    kept, wide = {}, {}
+    for entry in deepseek_v3.name_map(config).entries:
+        ours = state[entry.ours]
+        if ours.dim() == 1 or entry.ours.endswith(("ffn.gate", "embed_tokens.weight", "lm_head.weight")):
+            kept[entry.ours] = wide[entry.ours] = ours
+            continue
+        pieces = [quantize_blocks(entry.piece(ours, index)) for index in range(len(entry.theirs))]
+        kept[entry.ours] = entry.join([values for values, _ in pieces])
+        kept[entry.scales().ours] = entry.scales().join([scales for _, scales in pieces])
+        wide[entry.ours] = entry.join([dequantize_blocks(*piece) for piece in pieces])
+    for name, tensors in (("fp8", kept), ("wide", wide)):
+        run = write_run(tmp_path / name, model, stored=tensors)
+        export_gguf(run, tmp_path / f"{name}.gguf", dtype=dtype, progress=silent)
+    one, two = (gguf.GGUFReader(tmp_path / f"{name}.gguf").tensors for name in ("fp8", "wide"))
+    assert len(one) == len(two) > 30
+    for left, right in zip(one, two):
+        assert left.name == right.name and np.array_equal(left.data, right.data), left.name
+
+
+def test_what_is_not_as_asked_for_is_said(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", filled(CONFIGS["deepseek2"]))
+    modules, odd = export_gguf(run, tmp_path / "m.gguf", dtype="q8_0", progress=silent)
+    assert "1 prediction module(s) (MTP) left out" in modules
+    assert "tensors in F32, rows of no whole blocks of 32: blk.0.attn_q_b.weight" in odd
+    run = write_run(tmp_path / "other", filled(CONFIGS["qwen2"]))
+    assert export_gguf(run, tmp_path / "m.gguf", dtype="q8_0", progress=silent) == ()
 
 
 # ---- what is refused, before anything is written

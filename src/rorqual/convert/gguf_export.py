@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rorqual.convert.gguf_keys import architecture_for, keys_for
-from rorqual.convert.gguf_names import Layout, Piece, check_tensors, layout
+from rorqual.convert.gguf_names import Layout, Piece, Shape, check_tensors, layout
 from rorqual.convert.gguf_quant import FORMATS, Bytes, Format, encode, written_format
 from rorqual.convert.gguf_rope import FREQS, rope_factors
 from rorqual.convert.gguf_tokenizer import tokenizer_keys
@@ -27,13 +27,14 @@ from rorqual.data.chat import ChatFormat, load_chat
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.model.attention import GQAConfig
 from rorqual.model.load.find import family_for
-from rorqual.model.load.names import Entry
-from rorqual.model.load.run import read_model_config
+from rorqual.model.load.names import SCALE, Entry, shown
+from rorqual.model.load.run import FP8, read_model_config
+from rorqual.ops.quant import BLOCK, dequantize_blocks
 
 Progress = Callable[[int, int, str], None]
 """Called with the bytes done, their total, and the name of the tensor."""
 
-_TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, FP8: torch.float8_e4m3fn}
 _FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7, "BF16": 32}  # llama.cpp's `general.file_type`
 _LARGEST = {"F16": 65504.0, "Q8_0": 65504.0 * 127, "Q4_0": 65504.0 * 8}  # what a half-precision number or scale reaches
 
@@ -49,27 +50,40 @@ class _Source:
     computed: Mapping[str, Tensor]
 
     def rows(self, theirs: str, start: int, stop: int) -> Tensor:
-        """Rows of a published tensor [rows, columns], out of ours; a vector is a column."""
-        entry, position = self.places[theirs]
-        whole, shape = self.stored[entry.ours], self.layout.theirs[theirs]
-        part = whole.part(position, len(entry.theirs), shape)
-        size = part.size // shape[0]
-        rows = replace(part, shape=(stop - start, *shape[1:]), begin=part.begin + start * size)
-        data = b"".join(rows.chunks())
-        values = torch.frombuffer(bytearray(data), dtype=_TYPES[part.dtype]).reshape(stop - start, -1)
+        """Rows of a published tensor [rows, columns], out of ours; a vector is a column. FP8 is dequantised to fp32."""
+        entry, _ = self.places[theirs]
+        if entry.ours + SCALE in self.stored:
+            begin, end = start // BLOCK * BLOCK, -(-stop // BLOCK) * BLOCK
+            blocks = self._cut(theirs, begin // BLOCK, end // BLOCK, SCALE)
+            wide = self._cut(theirs, begin, min(end, self.layout.theirs[theirs][0]))
+            values = dequantize_blocks(wide, blocks)[start - begin : stop - begin]
+        else:
+            values = self._cut(theirs, start, stop)
         if not bool(values.isfinite().all()):
             raise CheckpointError(
                 f"tensor '{entry.ours}' holds NaN or infinity", where=self.where, remedy="Export an earlier checkpoint."
             )
         return values
 
+    def _cut(self, theirs: str, start: int, stop: int, beside: str = "") -> Tensor:
+        """Rows as they are stored: of the tensor, or of the scales beside it."""
+        entry, position = self.places[theirs]
+        shape = self.layout.theirs[theirs]
+        if beside:
+            shape = tuple(-(-size // BLOCK) for size in shape)
+        part = self.stored[entry.ours + beside].part(position, len(entry.theirs), shape)
+        size = part.size // shape[0]
+        rows = replace(part, shape=(stop - start, *shape[1:]), begin=part.begin + start * size)
+        data = bytearray().join(rows.chunks())
+        return torch.frombuffer(data, dtype=_TYPES[part.dtype]).reshape(stop - start, -1)
 
-def export_gguf(run: RunDir, dst: Path, *, dtype: str, progress: Progress) -> None:
+
+def export_gguf(run: RunDir, dst: Path, *, dtype: str, progress: Progress) -> tuple[str, ...]:
     """Write a run's newest whole checkpoint to the file `dst`, in F32, F16, BF16, Q8_0 or Q4_0.
 
     Vectors and the router stay F32, and so does a tensor whose rows are not whole blocks of 32; with Q4_0 the embedding and
     the head are Q8_0. Prediction modules (MTP) are left out: llama.cpp has no use for them. The file appears under its name
-    when it is whole.
+    when it is whole. Returns lines that say what is not as it was asked for.
     """
     format_ = written_format(dtype)
     config, tokenizer = read_model_config(run), Tokenizer.load(run.tokenizer_file)
@@ -97,20 +111,39 @@ def export_gguf(run: RunDir, dst: Path, *, dtype: str, progress: Progress) -> No
     factors = rope_factors(attention.rope, attention.head_dim) if isinstance(attention, GQAConfig) else None
     computed = {} if factors is None else {FREQS: factors}
     _write(dst, header, formats, _Source(stored, places, layout_, str(weights), computed), progress)
+    return _notes(config.num_nextn_predict_layers, formats, layout_.gguf, format_)
+
+
+def _notes(modules: int, formats: Mapping[str, Format], shapes: Mapping[str, Shape], wanted: Format) -> tuple[str, ...]:
+    odd = [name for name, shape in shapes.items() if len(shape) > 1 and shape[-1] % wanted.block]
+    notes = [f"{modules} prediction module(s) (MTP) left out: llama.cpp has no use for them"] * bool(modules)
+    notes += [f"{len(odd)} tensors in F32, rows of no whole blocks of {wanted.block}: {shown(odd)}"] * bool(odd)
+    larger = [name for name, format_ in formats.items() if wanted.name == "Q4_0" and format_.name == "Q8_0"]
+    notes += [f"{shown(larger)} in Q8_0: in 4 bits they cost more than they save"] * bool(larger)
+    return tuple(notes)
 
 
 def _ours(stored: Mapping[str, Stored], layout_: Layout, where: str) -> dict[str, Stored]:
     """The tensors that are exported, checked for names, shapes and types; those of the prediction modules go."""
     kept = {name: tensor for name, tensor in stored.items() if not name.startswith("mtp.")}
-    check_tensors({name: tensor.shape for name, tensor in kept.items()}, layout_.ours, where)
+    scaled = [name for name, tensor in kept.items() if tensor.dtype == FP8]
+    entries = {entry.ours: entry.scales() for entry in layout_.entries}
+    wanted = dict(layout_.ours)
+    for name in scaled:
+        if name in entries:
+            theirs = [tuple(-(-n // BLOCK) for n in layout_.theirs[of]) for of in _theirs(layout_, name)]
+            wanted[name + SCALE] = entries[name].shape(theirs)
+    check_tensors({name: tensor.shape for name, tensor in kept.items()}, wanted, where)
     odd = [name for name, tensor in kept.items() if tensor.dtype not in _TYPES]
     if odd:
         raise CheckpointError(
-            f"tensor '{odd[0]}' is {kept[odd[0]].dtype}",
-            where=where,
-            remedy="Import the model with dtype=bfloat16 first.",
+            f"tensor '{odd[0]}' is {kept[odd[0]].dtype}", where=where, remedy=f"Written are {', '.join(_TYPES)}."
         )
     return kept
+
+
+def _theirs(layout_: Layout, ours: str) -> tuple[str, ...]:
+    return next(entry.theirs for entry in layout_.entries if entry.ours == ours)
 
 
 def _format(name: str, shape: tuple[int, ...], wanted: Format) -> Format:

@@ -50,7 +50,7 @@ def export(
     if config.format == "gguf":
         from rorqual.convert.gguf import export_gguf
 
-        export_gguf(RunDir(run), dst, dtype=dtype, progress=progress)
+        progress.say(export_gguf(RunDir(run), dst, dtype=dtype, progress=progress))
     else:
         from rorqual.convert.hf import export_hf
 

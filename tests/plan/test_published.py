@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import pytest
 
-from rorqual.plan.published import QUOTES, Figure, figures, llama_3_1_405b, qwen2_5_72b, shares_of_roofline
+from rorqual.model.account import account
+from rorqual.model.presets import preset
+from rorqual.plan.published import QUOTES, Figure, figures, shares_of_roofline
 from rorqual.plan.serve import DAY_DECODE, DAY_PREFILL
 
 FIGURES = {figure.name: figure for figure in figures()}
@@ -52,10 +54,8 @@ def test_it_is_386_tflops_that_the_published_hours_make() -> None:
 
 
 def test_the_models_beside_v3_have_their_published_sizes() -> None:
-    from rorqual.model.account import account
-
-    assert account(qwen2_5_72b()).total == pytest.approx(72.7e9, rel=1e-3)
-    assert account(llama_3_1_405b()).total == pytest.approx(405.85e9, rel=1e-3)
+    assert account(preset("qwen2.5-72b")).total == pytest.approx(72.7e9, rel=1e-3)
+    assert account(preset("llama-3.1-405b")).total == pytest.approx(405.85e9, rel=1e-3)
 
 
 def test_a_serving_plan_is_calibrated_on_the_day_that_was_published() -> None:

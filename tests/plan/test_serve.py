@@ -13,7 +13,6 @@ from rorqual.model.account import account
 from rorqual.model.presets import preset
 from rorqual.plan.hardware import device
 from rorqual.plan.price import PRICES, price
-from rorqual.plan.published import llama_3_1_405b
 from rorqual.plan.serve import (
     Mix,
     Replica,
@@ -76,7 +75,7 @@ def test_experts_touched_grow_to_all_of_them(tokens: float, more: float) -> None
 
 def test_a_latent_cache_is_copied_and_heads_are_divided() -> None:
     assert [cache_copies(V3, tp) for tp in (1, 8)] == [1, 1]
-    assert [cache_copies(llama_3_1_405b(), tp) for tp in (1, 4, 8, 16)] == [1, 1 / 4, 1 / 8, 1 / 8]
+    assert [cache_copies(preset("llama-3.1-405b"), tp) for tp in (1, 4, 8, 16)] == [1, 1 / 4, 1 / 8, 1 / 8]
 
 
 def test_the_largest_batch_fits_and_one_more_does_not() -> None:

@@ -9,11 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rorqual.model.account import account
-from rorqual.model.attention import GQAConfig
-from rorqual.model.config import ModelConfig, Stage
-from rorqual.model.ffn import DenseConfig
+from rorqual.model.config import ModelConfig
 from rorqual.model.presets import preset
-from rorqual.ops.rope import Rope
 from rorqual.plan.hardware import device
 from rorqual.plan.price import price
 from rorqual.plan.serve import Replica, decode_step, prefill_rate
@@ -83,24 +80,6 @@ def figures() -> list[Figure]:
     return [*_v3(), *_llama(), *_tokens(), *_day()]
 
 
-def qwen2_5_72b() -> ModelConfig:
-    """Its `config.json`'s dimensions."""
-    return _dense(152064, 8192, 80, 64, 29568, bias=True, theta=1e6)
-
-
-def llama_3_1_405b() -> ModelConfig:
-    """Its `config.json`'s dimensions."""
-    return _dense(128256, 16384, 126, 128, 53248, bias=False, theta=5e5)
-
-
-def _dense(vocab: int, hidden: int, layers: int, heads: int, inner: int, *, bias: bool, theta: float) -> ModelConfig:
-    attention = GQAConfig(
-        num_attention_heads=heads, num_key_value_heads=8, head_dim=128, attention_bias=bias, rope=Rope(theta=theta)
-    )
-    stage = Stage(layers=layers, attention=attention, ffn=DenseConfig(intermediate_size=inner))
-    return ModelConfig(vocab_size=vocab, hidden_size=hidden, stages=(stage,), max_position_embeddings=131072)
-
-
 def _v3() -> list[Figure]:
     model, card = preset("deepseek-v3"), device("h800")
     each = training_flops(model, 4096)
@@ -130,7 +109,7 @@ def _v3() -> list[Figure]:
 
 
 def _llama() -> list[Figure]:
-    each = training_flops(llama_3_1_405b(), 8192)
+    each = training_flops(preset("llama-3.1-405b"), 8192)
     cost = training_cost(each, LLAMA_TOKENS, n=LLAMA_CARDS, peak=LLAMA_FLOPS, utilisation=1.0, price=2.0)
     return [
         Figure("Llama-3.1-405B, FLOPs", 3.8e25, each * LLAMA_TOKENS, 0.05,
@@ -146,8 +125,8 @@ def _llama() -> list[Figure]:
 
 def _tokens() -> list[Figure]:
     found = []
-    models = (("DeepSeek-V3", preset("deepseek-v3"), 250, 70272), ("Qwen2.5-72B", qwen2_5_72b(), 394, 327680),
-              ("Llama-3.1-405B", llama_3_1_405b(), 2448, 516096))  # fmt: skip
+    models = (("DeepSeek-V3", preset("deepseek-v3"), 250, 70272), ("Qwen2.5-72B", preset("qwen2.5-72b"), 394, 327680),
+              ("Llama-3.1-405B", preset("llama-3.1-405b"), 2448, 516096))  # fmt: skip
     for name, model, gflops, _ in models:
         ours = training_flops(model, 4096) / 1e9
         found.append(Figure(f"{name}, GFLOPs to train on a token", gflops, ours, 0.15, "forward x 3, causal, rows of 4,096",

@@ -8,6 +8,7 @@ and `TEACHES` stand for them. The report and the start of Python are not forecas
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,7 +40,7 @@ TEACHES = 0.8
 """Share of samples in groups with right and wrong answers. In quickstarts so far it was 0.64 to 0.94, and `GOES_OVER` 0.4 to 0.7."""
 WARM, STEPS, BATCH = 2, 8, 64
 DRAWN = 384
-FACTORY = (2, 8, 264)
+FACTORY = (2, 8, 520)
 """Samples of the factory's probe: the first loads what it needs, the others are set against each other."""
 
 
@@ -255,13 +256,16 @@ def paced(run: Run, threads: int) -> tuple[State, float, float, float]:
 def factory_pace(run: Run, scale: Scale, lengths: Lengths, threads: int) -> tuple[float, float]:
     """Core-seconds of the factory whatever it samples (its card, with pictures), and of each sample, verified and kept."""
     spent = []
+    # A fresh model says each token about as often as any other, the one that stops too: room so that the mean length is right.
+    vocab = run.model.vocab_size
+    room = round(math.log1p(-lengths.thinking / vocab) / math.log1p(-1 / vocab))
     with TemporaryDirectory() as folder:
         teacher = RunDir(Path(folder) / "teacher")
         fit(run.model_copy(update={"steps": 1}), teacher, threads=threads, quiet=True)
         for count in FACTORY:
             config = FactoryConfig(teacher=str(teacher.path), task=STUDENT_TASK, options={"hard": scale.student_hard}, problems=count,
-                                   temperature=scale.temperature, top_p=scale.top_p, max_tokens=round(lengths.thinking), thinking="on",
-                                   keep="all", filters=FilterConfig(names=()))  # fmt: skip
+                                   temperature=scale.temperature, top_p=scale.top_p, max_tokens=room, thinking="on",
+                                   keep="all", filters=FilterConfig(names=()) if scale.distil_keep == "all" else FilterConfig())  # fmt: skip
             began = time.process_time()
             sample_teacher(config, Path(folder) / str(count), threads=threads, quiet=True)
             spent.append(time.process_time() - began)

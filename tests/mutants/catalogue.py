@@ -101,9 +101,9 @@ MUTANTS = (
     one(
         "the end of the turn is not trained",
         "slime#514",
-        "data/chat/deepseek.py",
-        "*[trained] * len(reply)]",
-        "*[trained] * (len(reply) - 1), False]",
+        "data/chat/turns.py",
+        "*[False] * len(given), *[trained] * len(reply)])",
+        "*[False] * len(given), *[trained] * (len(reply) - 1), False])",
         "tests/train/test_data_in_training.py::test_the_end_of_the_turn_is_trained",
     ),
     one(

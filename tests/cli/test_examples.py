@@ -28,6 +28,9 @@ VERBS = (
     "compare",
     "merge",
     "peft",
+    "export",
+    "import",
+    "plan",
     "doctor",
 )
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

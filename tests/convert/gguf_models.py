@@ -61,6 +61,7 @@ def configs() -> dict[str, ModelConfig]:
     return {
         "llama": _model(Stage(layers=2, attention=_gqa(rope=Rope(theta=1e5)), ffn=DENSE), tie_word_embeddings=True),
         "llama-3.1": _model(Stage(layers=2, attention=_gqa(rope=llama3), ffn=DENSE)),
+        "llama-biases": _model(Stage(layers=2, attention=_gqa(attention_bias=True, output_bias=True), ffn=DENSE)),
         "qwen2": _model(Stage(layers=2, attention=biased, ffn=DENSE)),
         "qwen2-yarn": _model(Stage(layers=2, attention=biased.model_copy(update={"rope": qwen_yarn}), ffn=DENSE)),
         "qwen3": _model(Stage(layers=2, attention=normed, ffn=DENSE), tie_word_embeddings=True),

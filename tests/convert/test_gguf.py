@@ -216,9 +216,12 @@ def test_a_run_that_gguf_cannot_hold_is_refused_and_its_twin_is_not(tmp_path: Pa
     deep = CONFIGS["deepseek2-v2"]
     moe = deep.stages[-1].ffn
     stages = (deep.stages[0], deep.stages[1].model_copy(update={"ffn": moe.model_copy(update={"n_group": 2})}))
+    dense = CONFIGS["qwen3"].stages[0].model_copy(update={"layers": 1})
+    mixed = CONFIGS["qwen3moe"].model_copy(update={"stages": (dense, *CONFIGS["qwen3moe"].stages)})
     for config, match in (
         (deep.model_copy(update={"stages": stages}), "scores a group"),
         (_with_attention(deep, q_lora_rank=0), "q_lora_rank"),
+        (mixed, "has dense ones"),
         (_with_attention(CONFIGS["qwen2"], qk_norm=True), "no published family"),
     ):
         run = write_run(tmp_path / match, filled(config))

@@ -523,4 +523,28 @@ MUTANTS = (
         "return tuple(range(2 * n))",
         "tests/model/test_load_fp8.py::test_pieces_in_their_order_are_the_bytes_of_the_whole",
     ),
+    one(
+        "llama's queries and keys are not put back in order",
+        "ggml rotates neighbouring pairs: half-split models read from GGUF come out as noise",
+        "convert/gguf_names.py",
+        "values.unflatten(0, (-1, self.head // 2, 2)).transpose(1, 2).flatten(0, 2)",
+        "values",
+        "tests/convert/test_gguf.py::test_out_and_in_again_is_the_same_model_bit_for_bit",
+    ),
+    one(
+        "llama's queries and keys are reordered neither way",
+        "a round trip of our own does not notice",
+        "convert/gguf_names.py",
+        'permuted = architecture == "llama" and',
+        'permuted = architecture == "none" and',
+        "tests/convert/test_gguf.py::test_llamas_queries_and_keys_have_their_halves_interleaved",
+    ),
+    one(
+        "Q4_1's minimum is forgotten",
+        "read as Q4_0 with another offset",
+        "convert/gguf_quant.py",
+        " * _half(blocks[:, :2]) + _half(blocks[:, 2:4])",
+        " * _half(blocks[:, :2])",
+        "tests/convert/test_gguf_quant.py::test_random_blocks_mean_what_the_gguf_package_says",
+    ),
 )

@@ -70,6 +70,8 @@ def config_from_keys(
         data |= _latent_attention(k, shapes) | _deepseek_experts(k, shapes)
     else:
         data |= _grouped_attention(k, architecture, hidden // heads, heads)
+    if architecture == "llama":
+        data["attention_bias"] = "blk.0.attn_q.bias" in shapes
     if architecture == "qwen3moe":
         data |= _qwen_experts(k)
     # Qwen3's mixture has no dense layer: its writers give a length all the same.
@@ -164,6 +166,8 @@ def architecture_for(data: Mapping[str, Any]) -> str:
         )
     if name == "qwen3moe" and not data.get("norm_topk_prob", True):
         raise ConfigError("llama.cpp always normalises qwen3moe's gates: norm_topk_prob is false here", where="config")
+    if name == "qwen3moe" and data.get("mlp_only_layers"):
+        raise ConfigError("llama.cpp's qwen3moe has experts in every layer; this model has dense ones", where="config")
     if name == "deepseek2" and not data.get("q_lora_rank") and data["num_hidden_layers"] not in _LITE_LAYERS:
         raise ConfigError(
             f"llama.cpp reads deepseek2 without q_lora_rank only with {_LITE_LAYERS} layers: V2-Lite's",

@@ -28,6 +28,7 @@ from rorqual.cli.verbs.peft import peft
 from rorqual.cli.verbs.plan import plan
 from rorqual.cli.verbs.quickstart import quickstart
 from rorqual.cli.verbs.report import report
+from rorqual.cli.verbs.serve import serve
 from rorqual.cli.verbs.trace import trace
 from rorqual.cli.verbs.train import train
 from rorqual.core.errors import RorqualError
@@ -114,6 +115,7 @@ _add("distill", distil, DISTIL, context_settings=PAIRS, hidden=True)
 _add("eval", evaluate, "rorqual eval runs/tiny task=families count=20", context_settings=PAIRS)
 _add("lab", lab, "rorqual lab zero --seeds 1 --budget 1 --out runs/lab-short")
 _add("chat", chat, 'echo "add 12 34" | rorqual chat runs/tiny thinking=on', context_settings=PAIRS)
+_add("serve", serve, "rorqual serve runs/tiny port=8000", context_settings=PAIRS)
 _add("export", export, "rorqual export runs/tiny exports/tiny", context_settings=PAIRS)
 _add("import", import_, "rorqual import exports/tiny runs/imported", context_settings=PAIRS)
 MERGE = (

@@ -1,0 +1,54 @@
+"""What `rorqual serve` is told, as the server takes it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import Field
+
+from rorqual.cli.machine import cores
+from rorqual.cli.settings import Placement, read
+from rorqual.serve.keys import default_file
+from rorqual.serve.run import Address, serve
+from rorqual.serve.wire import Placed
+
+
+class ServeSettings(Placement):
+    """`max_len` 0: the model's context, but at most 8192. `threads` 0: as many as there are cores. `keys`: the file of hashes."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=0, le=65535)
+    name: str = Field("", max_length=256)
+    tenant: str = "default"
+    keys: str = ""
+    slots: int = Field(16, ge=1, le=4096)
+    max_len: int = Field(0, ge=0)
+    queue: int = Field(256, ge=1, le=100_000)
+    max_body: int = Field(8 * 2**20, ge=1024, le=2**30)
+    grace: float = Field(30, ge=1, le=3600)
+    threads: int = Field(0, ge=0)
+
+
+def start(run: Path, arguments: Sequence[str] | None) -> None:
+    """Serve `run` until it is stopped."""
+    chosen = read(ServeSettings, arguments)
+    placed = Placed(
+        run=str(run),
+        device=chosen.device,
+        dtype=chosen.dtype,
+        slots=chosen.slots,
+        threads=chosen.threads or cores(),
+        max_len=chosen.max_len,
+    )
+    address = Address(
+        host=chosen.host,
+        port=chosen.port,
+        name=chosen.name,
+        keys=Path(chosen.keys) if chosen.keys else default_file(),
+        tenant=chosen.tenant,
+        queue=chosen.queue,
+        max_body=chosen.max_body,
+        grace=chosen.grace,
+    )
+    serve(placed, address)

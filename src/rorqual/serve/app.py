@@ -1,0 +1,97 @@
+"""The application: routes, and an edge before them that asks every request for a key, counts it, and shapes what goes wrong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from rorqual.serve.errors import ApiError
+from rorqual.serve.exchange import Gone
+from rorqual.serve.routes import chat, completions, state
+from rorqual.serve.service import Service
+
+GONE = 499
+"""What nginx logs for a client that left: nobody reads it."""
+OTHER = "other"
+
+
+class Edge:
+    """Stands before the router, so that there is no path, method or spelling of an address that does without a key."""
+
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        self.app, self.service = app, service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":  # no websockets; and lifespan events, where a server sends them, are nobody's
+            return
+        status = 500
+
+        async def counted(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            tenant = self._tenant(scope)
+            if tenant is None:
+                error = ApiError(401, "a key is needed: Authorization: Bearer KEY", code="invalid_api_key")
+                await _answer(error, {"www-authenticate": "Bearer"})(scope, receive, counted)
+                return
+            scope.setdefault("state", {})["tenant"] = tenant
+            await self.app(scope, receive, counted)
+        finally:
+            self.service.metrics.requests[_route(scope), status] += 1
+
+    def _tenant(self, scope: Scope) -> str | None:
+        given = [value for name, value in scope["headers"] if name == b"authorization"]
+        if len(given) != 1:
+            return None
+        scheme, _, key = given[0].decode("latin-1").partition(" ")
+        return self.service.keys.tenant(key.strip()) if scheme.lower() == "bearer" else None
+
+
+def _route(scope: Scope) -> str:
+    route: Any = scope.get("route")
+    return getattr(route, "path", OTHER)
+
+
+def _answer(error: ApiError, headers: dict[str, str] | None = None) -> JSONResponse:
+    return JSONResponse(error.body(), status_code=error.status, headers=headers)
+
+
+async def _api_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    return _answer(error, {"retry-after": "1"} if error.status in (429, 503) else None)
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    headers = dict(error.headers or {})
+    return _answer(ApiError(error.status_code, str(error.detail), code="no_such_route"), headers)
+
+
+async def _gone(request: Request, error: Exception) -> Response:
+    return Response(status_code=GONE)
+
+
+async def _bug(request: Request, error: Exception) -> Response:
+    # The traceback is raised again behind this answer, and logged; the client learns nothing of it.
+    return _answer(ApiError(500, "the server has a bug; its log says more"))
+
+
+def create_app(service: Service) -> ASGIApp:
+    """The ASGI application of a service."""
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
+    app.state.service = service
+    for routes in (chat, completions, state):
+        app.include_router(routes.router)
+    app.add_exception_handler(ApiError, _api_error)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(Gone, _gone)
+    app.add_exception_handler(Exception, _bug)
+    return Edge(app, service)

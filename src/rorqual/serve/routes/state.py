@@ -1,0 +1,58 @@
+"""`GET /v1/models`, `/health`, `/metrics`: what is served, and how it is doing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse, PlainTextResponse
+
+from rorqual.serve.errors import ApiError
+from rorqual.serve.service import Service
+
+router = APIRouter()
+
+
+def _card(service: Service) -> dict[str, Any]:
+    info = service.bridge.info
+    return {
+        "id": service.name,
+        "object": "model",
+        "created": service.created,
+        "owned_by": "rorqual",
+        "max_model_len": 0 if info is None else info.max_len,
+    }
+
+
+@router.get("/v1/models")
+async def models(request: Request) -> Response:
+    """The one model."""
+    return JSONResponse({"object": "list", "data": [_card(request.app.state.service)]})
+
+
+@router.get("/v1/models/{name}")
+async def model(request: Request, name: str) -> Response:
+    """The one model, by its name."""
+    service: Service = request.app.state.service
+    if name != service.name:
+        raise ApiError(404, f"no model {name[:256]!r} here", param="model", code="model_not_found")
+    return JSONResponse(_card(service))
+
+
+@router.get("/health")
+async def health(request: Request) -> Response:
+    """200 where the engine is ready, else 503: it is loading, or starting again."""
+    alive = request.app.state.service.bridge.alive
+    return JSONResponse({"status": "ok" if alive else "loading"}, status_code=200 if alive else 503)
+
+
+@router.get("/metrics")
+async def metrics(request: Request) -> Response:
+    """For Prometheus."""
+    service: Service = request.app.state.service
+    bridge = service.bridge
+    running = sum(job.started for job in bridge.jobs.values())
+    text = service.metrics.text(
+        alive=bridge.alive, restarts=bridge.restarts, running=running, waiting=len(bridge.jobs) - running
+    )
+    return PlainTextResponse(text, media_type="text/plain; version=0.0.4")

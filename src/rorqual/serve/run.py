@@ -1,0 +1,130 @@
+"""The server from start to stop: a port, a key, the engine, and a graceful end."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import uvicorn
+
+from rorqual.core.errors import ConfigError
+from rorqual.core.records import RunDir
+from rorqual.data.chat import load_chat
+from rorqual.data.tokenizer import Tokenizer
+from rorqual.serve.app import create_app
+from rorqual.serve.bridge import Bridge
+from rorqual.serve.keys import Keys
+from rorqual.serve.service import Service
+from rorqual.serve.wire import Placed
+
+BACKLOG = 2048
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where to listen, and within which limits. `grace`: seconds that requests may still take after a polite kill."""
+
+    host: str
+    port: int
+    name: str
+    keys: Path
+    tenant: str
+    queue: int
+    max_body: int
+    grace: float
+
+
+class _Server(uvicorn.Server):
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Signals are handled by `_until_stopped`, also while the engine is loading."""
+        yield
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket; port 0 is any free one. A port in use, or a host that is not this machine's, is a `ConfigError`."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        found = socket.socket(family, kind, protocol)
+        try:
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            found.bind(address)
+            found.listen(BACKLOG)
+        except OSError:
+            found.close()
+            raise
+        return found
+    except OSError as error:
+        remedies = {
+            errno.EADDRINUSE: f"Another program listens there. Choose another port: port={port + 1}, or port=0 for any free one.",
+            errno.EACCES: "Ports below 1024 belong to root. Choose another: port=8000.",
+        }
+        remedy = remedies.get(
+            error.errno or 0, "Use host=127.0.0.1 for this machine alone, host=0.0.0.0 for all others."
+        )
+        raise ConfigError(f"cannot listen: {error.strerror}", where=f"{host}:{port}", remedy=remedy) from None
+
+
+def serve(placed: Placed, address: Address) -> None:
+    """Serve a run until a signal says to stop. What keeps it from starting is a `RorqualError`."""
+    run = RunDir(Path(placed.run))
+    checkpoint = run.checkpoint()
+    chat = load_chat(run, Tokenizer.load(run.tokenizer_file))
+    with listen(address.host, address.port) as door:
+        keys = Keys.load(address.keys)
+        key = keys.ensure(address.tenant)
+        service = Service(
+            name=address.name or run.path.resolve().name,
+            created=int(checkpoint.stat().st_mtime),
+            chat=chat,
+            bridge=Bridge(placed, queue=address.queue),
+            keys=keys,
+            max_body=address.max_body,
+        )
+        if key is not None:
+            _say(f"key for tenant '{address.tenant}', shown this once: {key}")
+        asyncio.run(_until_stopped(service, door, address.grace))
+
+
+async def _until_stopped(service: Service, door: socket.socket, grace: float) -> None:
+    config = uvicorn.Config(
+        create_app(service),
+        http="h11", ws="none", lifespan="off", log_level="warning", access_log=False, server_header=False,
+        timeout_graceful_shutdown=max(1, round(grace)),
+    )  # fmt: skip
+    server = _Server(config)
+    stopped = asyncio.Event()
+
+    def stop() -> None:
+        server.force_exit = stopped.is_set()  # the second signal does not wait
+        server.should_exit = True
+        stopped.set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop)
+    loading = asyncio.create_task(service.bridge.start())
+    stopping = asyncio.create_task(stopped.wait())
+    try:
+        await asyncio.wait((loading, stopping), return_when=asyncio.FIRST_COMPLETED)
+        if loading.done():
+            loading.result()
+            host, port = door.getsockname()[:2]
+            _say(f"{service.name} at http://{f'[{host}]' if ':' in host else host}:{port}/v1")
+            await server.serve(sockets=[door])
+    finally:
+        for task in (loading, stopping):
+            task.cancel()
+        await service.bridge.stop()
+    _say("stopped")
+
+
+def _say(text: str) -> None:
+    print(f"rorqual serve: {text}", file=sys.stdout, flush=True)

@@ -1,0 +1,129 @@
+"""The engine's process: `python -m rorqual.serve.worker PLACED`. Requests come on standard input, tokens leave on standard output.
+
+It ends when standard input does, so that it never outlives its server.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from rorqual.core.errors import RorqualError
+from rorqual.engine.engine import Delta, Engine
+from rorqual.engine.request import Request, SamplingParams
+from rorqual.serve.wire import Placed, ask_of, line
+
+LONGEST = 8192
+"""Ids of a sequence where nobody says otherwise: the cache is allocated whole, and a context of 128k would not fit."""
+
+
+class Worker:
+    """An engine between two pipes."""
+
+    def __init__(self, engine: Engine, source: BinaryIO, sink: BinaryIO) -> None:
+        self.engine, self.source, self.sink = engine, source, sink
+        self.inbox: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+        self.numbers: dict[int, int] = {}  # ticket -> the server's number
+        self.left: dict[int, int] = {}  # ticket -> samples that have not ended
+
+    def run(self) -> None:
+        """Until standard input ends."""
+        threading.Thread(target=self._listen, daemon=True).start()
+        while True:
+            while not self.numbers or not self.inbox.empty():
+                message = self.inbox.get()
+                if message is None:
+                    return
+                self._obey(message)
+            self._tell(self.engine.step())
+
+    def _listen(self) -> None:
+        for text in self.source:
+            self.inbox.put(json.loads(text))
+        self.inbox.put(None)
+
+    def _obey(self, message: dict[str, Any]) -> None:
+        number = message["number"]
+        if message["kind"] == "cancel":
+            for ticket in [t for t, known in self.numbers.items() if known == number]:
+                self.engine.cancel(ticket)
+                self._forget(ticket)
+            return
+        ask = ask_of(message)
+        params = SamplingParams(
+            max_tokens=ask.max_tokens,
+            temperature=ask.temperature,
+            top_p=ask.top_p,
+            top_k=ask.top_k,
+            seed=ask.seed,
+            n=ask.n,
+        )
+        try:
+            ticket = self.engine.submit(Request(params=params, prompt_ids=ask.prompt))
+        except RorqualError as error:
+            self._send(line("refused", number=number, message=str(error)))
+            return
+        self.numbers[ticket], self.left[ticket] = number, ask.n
+
+    def _tell(self, deltas: list[Delta]) -> None:
+        rows = []
+        for delta in deltas:
+            reason = None if delta.completion is None else delta.completion.finish_reason
+            rows.append([self.numbers[delta.ticket], delta.sample, delta.token, reason])
+            if reason is not None:
+                self.left[delta.ticket] -= 1
+                if not self.left[delta.ticket]:
+                    self._forget(delta.ticket)
+        if rows:
+            self._send(line("drawn", rows=rows))
+
+    def _forget(self, ticket: int) -> None:
+        del self.numbers[ticket], self.left[ticket]
+
+    def _send(self, data: bytes) -> None:
+        self.sink.write(data)
+        self.sink.flush()
+
+
+def main() -> None:
+    """Load, say that it is ready (or why it never will be), serve."""
+    # Ctrl-C reaches the whole group of processes: the server decides when the engine ends.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # What a library prints must not end up between messages.
+    sink = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    placed = Placed(**json.loads(sys.argv[1]))
+    torch.set_num_threads(placed.threads)
+    try:
+        engine = Engine.from_run(
+            Path(placed.run),
+            device=placed.device,
+            dtype=placed.dtype,
+            slots=placed.slots,
+            max_len=placed.max_len or None,
+            record_experts=False,
+        )
+    except RorqualError as error:
+        sink.write(line("fatal", what=error.what, where=error.where, remedy=error.remedy))
+        sink.flush()
+        raise SystemExit(2) from None
+    if not placed.max_len:
+        engine.max_len = min(engine.max_len, LONGEST)
+    sink.write(line("ready", max_len=engine.max_len, vocab_size=engine.model.config.vocab_size))
+    sink.flush()
+    try:
+        Worker(engine, sys.stdin.buffer, sink).run()
+    except BrokenPipeError:  # the server is gone
+        os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

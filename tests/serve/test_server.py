@@ -1,0 +1,292 @@
+"""A real server on loopback: OpenAI's own client, keys, clients that leave, an engine that is killed, a graceful stop."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from conftest import CONTEXT, Server, command, start
+
+from rorqual.core.records import Message
+from rorqual.engine.engine import Engine
+from rorqual.engine.request import Request, SamplingParams
+from rorqual.serve.app import create_app
+
+HELLO = [{"role": "user", "content": "hello"}]
+LONG = {"model": "tiny", "messages": HELLO, "temperature": 1, "seed": 1, "chat_template_kwargs": {"thinking": False}}
+ROUTES = (
+    ("POST", "/v1/chat/completions"),
+    ("POST", "/v1/completions"),
+    ("GET", "/v1/models"),
+    ("GET", "/v1/models/tiny"),
+    ("GET", "/health"),
+    ("GET", "/metrics"),
+)
+
+
+def chat_body(**fields: Any) -> dict[str, Any]:
+    return {"model": "tiny", "messages": HELLO, "max_tokens": 8, "seed": 1} | fields
+
+
+def events_of(text: str) -> list[Any]:
+    return [json.loads(line[6:]) for line in text.split("\n") if line.startswith("data: {")]
+
+
+@pytest.fixture(scope="module")
+def client(server: Server) -> openai.OpenAI:
+    http = httpx.Client(trust_env=False, timeout=120)
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key=server.key, http_client=http, max_retries=0)
+
+
+# ---- answers
+
+
+@pytest.mark.parametrize("thinking", [None, True, False])
+def test_pieces_joined_are_the_whole_and_what_the_engine_says(
+    run: Path, client: openai.OpenAI, thinking: bool | None
+) -> None:
+    options = {} if thinking is None else {"chat_template_kwargs": {"thinking": thinking}}
+    given: dict[str, Any] = {
+        "model": "tiny",
+        "messages": HELLO,
+        "max_tokens": 40,
+        "seed": 5,
+        "n": 2,
+        "temperature": 0.9,
+    }
+    whole = client.chat.completions.create(**given, extra_body=options)
+    parts: dict[tuple[int, str], str] = {}
+    reasons: dict[int, str] = {}
+    usage = None
+    stream = client.chat.completions.create(
+        **given, stream=True, stream_options={"include_usage": True}, extra_body=options
+    )
+    for chunk in stream:
+        usage = chunk.usage or usage
+        for choice in chunk.choices:
+            for name in ("content", "reasoning_content"):
+                parts[choice.index, name] = parts.get((choice.index, name), "") + (
+                    getattr(choice.delta, name, None) or ""
+                )
+            if choice.finish_reason:
+                reasons[choice.index] = choice.finish_reason
+    engine = Engine.from_run(run, record_experts=False, slots=2)
+    mode = "auto" if thinking is None else "on" if thinking else "off"
+    prompt = tuple(engine.chat.prompt([Message("user", "hello")], mode))
+    params = SamplingParams(max_tokens=40, seed=5, n=2, temperature=0.9)
+    [alone] = engine.generate([Request(prompt_ids=prompt, params=params)])
+    for choice, completion in zip(whole.choices, alone):
+        reasoning = getattr(choice.message, "reasoning_content", None)
+        assert (choice.message.content, reasoning) == (completion.text, completion.reasoning)
+        assert parts[choice.index, "content"] == completion.text
+        assert parts[choice.index, "reasoning_content"] == (reasoning or "")
+        assert reasons[choice.index] == choice.finish_reason == completion.finish_reason
+    assert usage == whole.usage
+    assert whole.usage is not None
+    assert whole.usage.completion_tokens == sum(len(completion.token_ids) for completion in alone)
+    assert whole.usage.prompt_tokens == len(prompt)
+
+
+def test_usage_adds_up(client: openai.OpenAI) -> None:
+    usage = client.chat.completions.create(
+        **chat_body(n=3, extra_body={"chat_template_kwargs": {"thinking": True}})
+    ).usage
+    assert usage is not None
+    extra = usage.model_extra or {}
+    assert extra["prompt_cache_hit_tokens"] + extra["prompt_cache_miss_tokens"] == usage.prompt_tokens
+    assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens
+    assert usage.completion_tokens_details is not None
+    assert 0 < (usage.completion_tokens_details.reasoning_tokens or 0) <= usage.completion_tokens
+
+
+def test_text_is_continued_and_a_stop_string_ends_it(client: openai.OpenAI) -> None:
+    given: dict[str, Any] = {"model": "tiny", "prompt": "hello", "max_tokens": 60, "seed": 2, "temperature": 1}
+    text = client.completions.create(**given).choices[0].text
+    assert len(text) > 20
+    stop_at = text[10:12]
+    cut = client.completions.create(**given, stop=[stop_at])
+    assert cut.choices[0].text == text[: text.index(stop_at)]
+    assert cut.choices[0].finish_reason == "stop"
+    assert cut.usage is not None and cut.usage.completion_tokens < 60
+    streamed = "".join(c.choices[0].text for c in client.completions.create(**given, stop=[stop_at], stream=True))
+    assert streamed == cut.choices[0].text
+
+
+def test_one_seed_gives_one_answer_and_no_seed_gives_several(client: openai.OpenAI) -> None:
+    def answer(**fields: Any) -> str:
+        return (
+            client.completions.create(model="tiny", prompt=[0, 3, 104, 4], max_tokens=12, temperature=1, **fields)
+            .choices[0]
+            .text
+        )
+
+    assert answer(seed=7) == answer(seed=7)
+    assert len({answer() for _ in range(3)}) > 1
+
+
+# ---- what is refused
+
+
+@pytest.mark.parametrize(
+    "path", [*(path for _, path in ROUTES), "//v1/models", "/v1/../health", "/v1/%6dodels", "/nothing", "/docs"]
+)
+def test_nothing_is_answered_without_a_key(server: Server, path: str) -> None:
+    attempts: tuple[dict[str, str], ...] = (
+        {},
+        {"authorization": "Bearer wrong"},
+        {"authorization": f"Basic {server.key}"},
+        {"authorization": "Bearer"},
+        {"host": "localhost", "x-forwarded-for": "127.0.0.1"},
+    )
+    for headers in attempts:
+        for method in ("GET", "POST", "OPTIONS", "HEAD", "DELETE"):
+            answer = httpx.request(method, server.url + path, headers=headers, trust_env=False, timeout=60)
+            assert answer.status_code == 401, (method, headers)
+
+
+def test_every_route_is_in_the_list_above(server: Server) -> None:
+    edge: Any = create_app(None)  # type: ignore[arg-type]
+    found: set[tuple[str, str]] = set()
+
+    def walk(routes: Any) -> None:
+        for route in routes:
+            if getattr(route, "methods", None):
+                found.update((method, route.path.replace("{name}", "tiny")) for method in route.methods)
+            for inner in ("routes", "original_router"):
+                child = getattr(route, inner, None)
+                walk(getattr(child, "routes", child) or ())
+
+    walk(edge.app.routes)
+    assert {pair for pair in found if pair[0] != "HEAD"} == set(ROUTES)
+    with server.client as client:
+        for method, path in ROUTES:
+            assert client.request(method, path).status_code in ((400,) if method == "POST" else (200,))
+
+
+def test_a_poison_is_refused_and_the_next_request_is_answered(server: Server) -> None:
+    poisons: list[tuple[bytes, int]] = [
+        (json.dumps(chat_body(n=10**9)).encode(), 400),
+        (json.dumps(chat_body(model="other")).encode(), 404),
+        (json.dumps(chat_body(messages=[{"role": "user", "content": "a" * CONTEXT}])).encode(), 400),
+        (json.dumps(chat_body(messages=[{"role": "system", "content": "a"}])).encode(), 400),
+        (b'{"model":"tiny","messages":' + b"[" * 10**5 + b"]" * 10**5 + b"}", 400),
+        (b'{"model":"tiny","messages":[{"role":"user","content":"\\ud83d"}]}', 400),
+        (b" " * (9 * 2**20), 413),
+    ]
+    with server.client as client:
+        for content, status in poisons:
+            answer = client.post("/v1/chat/completions", content=content)
+            assert answer.status_code == status, answer.text
+            assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+        assert client.post("/v1/completions", json={"model": "tiny", "prompt": [264]}).status_code == 400
+        assert (
+            client.post("/v1/completions", json={"model": "tiny", "prompt": [263], "max_tokens": 1}).status_code == 200
+        )
+        assert client.post("/v1/chat/completions", json=chat_body(user="me")).headers["x-rorqual-ignored"] == "user"
+        assert client.get("/v1/nothing").json()["error"]["code"] == "no_such_route"
+        assert client.get("/v1/chat/completions").status_code == 405
+        gzipped = client.post("/v1/completions", content=b"x", headers={"content-encoding": "gzip"})
+        assert gzipped.status_code == 415
+
+
+# ---- clients that leave, an engine that dies
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_leaves_frees_its_slot(server: Server, stream: bool) -> None:
+    cancelled = server.metric("cancelled_total")
+    body = LONG | {"stream": stream, "n": 2}
+    with server.client as client:
+        if stream:
+            with client.stream("POST", "/v1/chat/completions", json=body) as answer:
+                assert any("content" in line for line in answer.iter_lines())
+        else:
+            with pytest.raises(httpx.ReadTimeout):
+                client.post("/v1/chat/completions", json=body, timeout=httpx.Timeout(60, read=0.5))
+    server.wait("cancelled_total", cancelled + 1)
+    assert server.metric("running") == 0
+    with server.client as client:
+        assert client.post("/v1/chat/completions", json=chat_body(n=4)).status_code == 200
+
+
+def test_the_engine_is_killed_and_the_server_answers_on(server: Server) -> None:
+    """A reply of which the client had a part ends with an error; one that was whole to come is the one it would have been."""
+    quiet = chat_body(max_tokens=1500, temperature=1, chat_template_kwargs={"thinking": False})
+    with server.client as client:
+        expected = client.post("/v1/chat/completions", json=quiet).json()["choices"]
+        found: list[Any] = []
+
+        def ask() -> None:
+            with server.client as other:
+                found.append(other.post("/v1/chat/completions", json=quiet).json())
+
+        restarts = server.metric("engine_restarts_total")
+        with client.stream("POST", "/v1/chat/completions", json=LONG | {"stream": True}) as answer:
+            lines = answer.iter_lines()
+            assert any("content" in line for line in lines)
+            waiting = threading.Thread(target=ask)
+            waiting.start()
+            server.wait("running", 2)
+            os.kill(server.engine(), signal.SIGKILL)
+            rest = list(lines)
+        [error] = [event["error"] for event in events_of("\n".join(rest)) if "error" in event]
+        assert error["code"] == "engine_died"
+        assert "data: [DONE]" not in rest
+        waiting.join()
+        assert found[0]["choices"] == expected
+        assert server.metric("engine_restarts_total") == restarts + 1
+        assert client.get("/health").status_code == 200
+
+
+# ---- start and stop
+
+
+def test_a_server_that_stops_finishes_what_it_began_and_shows_a_key_once(run: Path, tmp_path: Path) -> None:
+    keys = tmp_path / "keys.json"
+    server = start(run, keys, tmp_path / "log")
+    assert server.key not in keys.read_text(encoding="utf-8")
+    assert keys.stat().st_mode & 0o777 == 0o600
+    with server.client as client:
+        port = server.url.rpartition(":")[2]
+        taken = subprocess.run(
+            command(run, keys, f"port={port}"), capture_output=True, text=True, encoding="utf-8", check=False
+        )
+        assert taken.returncode == 2
+        assert "Another program listens there" in taken.stderr and "Traceback" not in taken.stderr
+        assert "key for tenant" not in taken.stdout
+        with client.stream("POST", "/v1/chat/completions", json=LONG | {"stream": True, "max_tokens": 200}) as answer:
+            lines = answer.iter_lines()
+            assert any("content" in line for line in lines)
+            server.process.send_signal(signal.SIGTERM)
+            rest = list(lines)
+        assert "data: [DONE]" in rest
+    engine_gone = time.monotonic() + 30
+    assert server.process.wait(60) == 0
+    assert time.monotonic() < engine_gone
+    assert "Traceback" not in server.log.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("port=99999",), "port"),
+        (("tenant=a/b", "port=0"), "tenant"),
+        (("max_len=5000", "port=0"), "context"),
+        (("prot=1",), "port"),
+    ],
+)
+def test_a_server_that_cannot_start_says_why(run: Path, tmp_path: Path, words: tuple[str, ...], said: str) -> None:
+    done = subprocess.run(
+        command(run, tmp_path / "k", *words), capture_output=True, text=True, encoding="utf-8", check=False
+    )
+    assert done.returncode == 2
+    assert said in done.stderr and "Traceback" not in done.stderr

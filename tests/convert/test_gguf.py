@@ -206,7 +206,7 @@ def test_what_is_not_as_asked_for_is_said(tmp_path: Path) -> None:
     assert "1 prediction module(s) (MTP) left out" in modules
     assert "tensors in F32, rows of no whole blocks of 32: blk.0.attn_q_b.weight" in odd
     run = write_run(tmp_path / "other", filled(CONFIGS["qwen2"]))
-    assert export_gguf(run, tmp_path / "m.gguf", dtype="q8_0", progress=silent) == ()
+    assert export_gguf(run, tmp_path / "other.gguf", dtype="q8_0", progress=silent) == ()
 
 
 # ---- what is refused, before anything is written
@@ -255,8 +255,16 @@ def test_a_value_beyond_half_precision_is_refused_where_it_would_become_infinite
     run = write_run(tmp_path / "run", model)
     with pytest.raises(CheckpointError, match="more than F16 holds"):
         export_gguf(run, tmp_path / "model.gguf", dtype="f16", progress=silent)
-    export_gguf(run, tmp_path / "model.gguf", dtype="bf16", progress=silent)
-    export_gguf(run, tmp_path / "model.gguf", dtype="q8_0", progress=silent)
+    for dtype in ("bf16", "q8_0"):
+        export_gguf(run, tmp_path / f"{dtype}.gguf", dtype=dtype, progress=silent)
+
+
+def test_an_export_never_touches_what_is_there(tmp_path: Path) -> None:
+    run, file = exported(tmp_path, CONFIGS["qwen3"])
+    before = file.read_bytes()
+    with pytest.raises(CheckpointError, match="exists already"):
+        export_gguf(run, file, dtype="q8_0", progress=silent)
+    assert file.read_bytes() == before
 
 
 def test_an_import_never_touches_what_is_there(tmp_path: Path) -> None:

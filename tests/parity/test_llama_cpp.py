@@ -6,22 +6,21 @@ Models are exported in F32 and run by xllamacpp with its cache in F32 and flash 
 from __future__ import annotations
 
 import importlib.util
-import math
 import random
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
-from llama_server import LlamaCpp, llama_cpp
+from llama_agrees import PROMPTS, parted
+from llama_server import llama_cpp
 from random_models import loud
 
 from rorqual.convert.gguf import export_gguf, import_gguf
 from rorqual.convert.gguf_tokenizer import PRE_TOKENIZERS
-from rorqual.core.records import Message, RunDir
+from rorqual.core.records import RunDir
 from rorqual.data.tokenizer import Tokenizer
-from rorqual.engine import Engine, Request, SamplingParams
+from rorqual.engine import Engine
 from rorqual.model.load.run import load_run
 from rorqual.recipes.models import Size
 from rorqual.recipes.sft import sft
@@ -31,7 +30,6 @@ sys.path.append(str(Path(__file__).parents[1] / "convert"))  # the models that t
 from gguf_models import configs, silent, write_run
 from test_gguf_tokenizer import TEXT, with_pre
 
-TOKENS, PROMPTS = 64, 20
 CONFIGS = configs()
 FAST = ("llama", "qwen3", "deepseek2-groups")
 
@@ -63,21 +61,6 @@ def test_random_models_of_all_architectures_have_the_same_probabilities(tmp_path
     check_random(tmp_path, name)
 
 
-def parted(engine: Engine, server: LlamaCpp, prompts: Sequence[str]) -> tuple[list[str], float]:
-    """Prompts at which the greedy tokens differ, with the margin there; and the smallest margin of all."""
-    params = SamplingParams(TOKENS, ignore_eos=True)
-    ours = engine.generate([Request((Message("user", text),), params) for text in prompts])
-    found, least = [], math.inf
-    for text, (completion,) in zip(prompts, ours):
-        steps = server.greedy(completion.prompt_ids, TOKENS)
-        least = min(least, *(step.margin for step in steps))
-        pairs = zip(steps, completion.token_ids, strict=True)
-        place = next((place for place, (step, token) in enumerate(pairs) if step.token != token), None)
-        if place is not None:
-            found.append(f"{text!r} at token {place}, where the margin is {steps[place].margin:.2g}")
-    return found, least
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["teacher", "student"])
 def test_a_trained_model_says_the_same_64_tokens(tmp_path: Path, kind: str) -> None:
@@ -86,10 +69,8 @@ def test_a_trained_model_says_the_same_64_tokens(tmp_path: Path, kind: str) -> N
     fit(sft(task="families", size=size, steps=150, rows=16, seed=1), RunDir(tmp_path / "run"), quiet=True)
     export_gguf(RunDir(tmp_path / "run"), tmp_path / "model.gguf", dtype="f32", progress=silent)
     engine = Engine.from_run(tmp_path / "run")
-    rng = random.Random(0)
-    prompts = [f"What is {rng.randrange(50)} + {rng.randrange(50)}?" for _ in range(PROMPTS)]
     with llama_cpp(tmp_path / "model.gguf", 128) as server:
-        assert parted(engine, server, prompts)[0] == []
+        assert parted(engine, server, PROMPTS)[0] == []
 
 
 def smollm2() -> Path:
@@ -100,16 +81,13 @@ def smollm2() -> Path:
     return next(Path(spec.origin).parent.glob("*.gguf"))
 
 
-QUESTIONS = ("What is the capital of France?", "Write a haiku about the sea.", "Count to ten.")
-
-
 @pytest.mark.slow
 def test_a_real_model_is_read_as_llama_cpp_reads_it(tmp_path: Path) -> None:
     import_gguf(smollm2(), tmp_path / "smol", progress=silent)
     export_gguf(RunDir(tmp_path / "smol"), tmp_path / "f32.gguf", dtype="f32", progress=silent)
     engine = Engine.from_run(tmp_path / "smol", max_len=256)
     with llama_cpp(tmp_path / "f32.gguf", 256) as server:
-        assert parted(engine, server, QUESTIONS)[0] == []
+        assert parted(engine, server, PROMPTS)[0] == []
 
 
 @pytest.mark.parametrize("name", PRE_TOKENIZERS)

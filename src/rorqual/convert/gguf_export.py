@@ -86,6 +86,8 @@ def export_gguf(run: RunDir, dst: Path, *, dtype: str, progress: Progress) -> tu
     when it is whole. Returns lines that say what is not as it was asked for.
     """
     format_ = written_format(dtype)
+    if dst.exists():
+        raise CheckpointError("exists already", where=str(dst), remedy="Give another name, or delete it.")
     config, tokenizer = read_model_config(run), Tokenizer.load(run.tokenizer_file)
     family = family_for(config)
     data = family.config_to_hf(config)

@@ -5,7 +5,7 @@ import random
 from rorqual.tasks.answer import final_number
 from rorqual.tasks.base import Problem, Task, Verdict, split_of
 
-THINGS = "pens books cups lamps shirts plants boxes chairs candles bags hats forks".split()
+THINGS = ["pens", "books", "cups", "lamps", "shirts", "plants", "boxes", "chairs", "candles", "bags", "hats", "forks"]
 
 
 class Orders(Task):

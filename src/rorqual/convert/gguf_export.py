@@ -185,10 +185,10 @@ def _write(
             for tensor in tensors:
                 progress(done, total, tensor.name)
                 if tensor.name in source.computed:
-                    file.write(encode(source.computed[tensor.name], tensor.format))
+                    file.write(encode(source.computed[tensor.name], tensor.format).data)
                 for piece in pieces.get(tensor.name, ()):
                     for data in _encoded(source, piece, tensor.format):
-                        file.write(data)
+                        file.write(data.data)
                 file.write(padding(tensor.size))
                 done += tensor.size
             progress(done, total, "")

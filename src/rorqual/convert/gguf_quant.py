@@ -136,9 +136,9 @@ def _q4_k(blocks: Bytes) -> Floats:
 
 def _q6_k(blocks: Bytes) -> Floats:
     """256 values in 16 groups of 16 with a signed byte of scale each: 4 low bits in `low`, 2 high ones in `high`."""
-    low, high = blocks[:, :128].reshape(-1, 2, 64), blocks[:, 128:192].reshape(-1, 2, 1, 32)
+    high = blocks[:, 128:192].reshape(-1, 2, 1, 32)
     scales = np.ascontiguousarray(blocks[:, 192:208]).view(np.int8).astype(np.float32) * _half(blocks[:, 208:210])
-    low = _nibbles(low).reshape(-1, 2, 4, 32)
+    low = _nibbles(blocks[:, :128].reshape(-1, 2, 64)).reshape(-1, 2, 4, 32)
     high = (high >> np.array([0, 2, 4, 6], np.uint8).reshape(4, 1)) & np.uint8(3)
     quants = (low | high << np.uint8(4)).astype(np.float32) - np.float32(32)
     return quants.reshape(-1, 16, 16) * scales[..., None]

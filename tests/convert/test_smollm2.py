@@ -53,7 +53,7 @@ def run(gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
 
 
 def text() -> str:
-    """Questions with solutions, and stories: some thousand tokens."""
+    """Questions with solutions, and stories: a few thousand tokens."""
     solved = [f"{p.prompt}\n{p.steps}" for p in Gsm8k().problems("test", 0)]
     return "\n\n".join([*solved, *(p.prompt for p in Folio().problems("test", 0))])
 
@@ -81,7 +81,7 @@ def test_its_tokenizer_gives_control_tokens_the_ids_that_the_file_has(run: RunDi
 def test_perplexity_is_that_of_transformers(run: RunDir, gguf: Path) -> None:
     transformers = pytest.importorskip("transformers")
     tokenizer = Tokenizer.load(run.tokenizer_file)
-    windows = 8
+    windows = 4
     ours = text_loss(load_run(run), tokenizer, text(), window=WINDOW, windows=windows)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     ids = torch.tensor(tokenizer.encode(text())[: windows * WINDOW + 1])

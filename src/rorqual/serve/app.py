@@ -28,7 +28,7 @@ class Edge:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":  # no websockets; and lifespan events, where a server sends them, are nobody's
             return
-        status = 500
+        status = GONE  # unless an answer begins
 
         async def counted(message: Message) -> None:
             nonlocal status

@@ -45,7 +45,9 @@ class Job:
     async def next(self, timeout: float | None = None) -> Drawn | Restarted | None:
         """What happens next; None after `timeout` seconds of nothing. A request that cannot be answered raises its `ApiError`."""
         try:
-            event = await asyncio.wait_for(self.events.get(), timeout)
+            # Not `wait_for`: before Python 3.12 it swallows a cancellation that comes together with an event.
+            async with asyncio.timeout(timeout):
+                event = await self.events.get()
         except TimeoutError:
             return None
         if isinstance(event, ApiError):

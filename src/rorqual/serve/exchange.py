@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncGenerator, Coroutine
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -89,7 +89,8 @@ class EventStream(StreamingResponse):
         self.events = events
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await _until_gone(self._send(send), receive)
+        with suppress(Gone):  # nobody is there to be told
+            await _until_gone(self._send(send), receive)
 
     async def _send(self, send: Send) -> None:
         async with aclosing(self.events) as events:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -67,7 +67,7 @@ class Reply:
     def done(self) -> bool:
         return all(choice.reason is not None for choice in self.choices)
 
-    async def pieces(self, keep_alive: float | None = None) -> AsyncIterator[tuple[int, Piece] | None]:
+    async def pieces(self, keep_alive: float | None = None) -> AsyncGenerator[tuple[int, Piece] | None, None]:
         """(number of the sample, new text) as it comes; None where nothing came for `keep_alive` seconds.
 
         The last piece of a sample comes when its choice has a reason, and may be empty. Between two pieces other requests get their turn.

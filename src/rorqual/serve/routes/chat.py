@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -72,18 +73,19 @@ async def _events(service: Service, wanted: ChatRequest, ask: Ask, tenant: str) 
     begun: set[int] = set()
     with service.bridge.job(ask, tenant) as job:
         reply = _reply(service, wanted, job)
-        async for step in reply.pieces(service.keep_alive):
-            if step is None:
-                yield COMMENT
-                continue
-            index, piece = step
-            job.sent = True
-            delta = ({} if index in begun else {"role": "assistant"}) | _delta(piece)
-            begun.add(index)
-            if delta:
-                yield event({**envelope, "choices": [_part(index, delta, None)], **extra})
-            if (reason := reply.choices[index].reason) is not None:
-                yield event({**envelope, "choices": [_part(index, {}, reason)], **extra})
+        async with aclosing(reply.pieces(service.keep_alive)) as pieces:
+            async for step in pieces:
+                if step is None:
+                    yield COMMENT
+                    continue
+                index, piece = step
+                job.sent = True
+                delta = ({} if index in begun else {"role": "assistant"}) | _delta(piece)
+                begun.add(index)
+                if delta:
+                    yield event({**envelope, "choices": [_part(index, delta, None)], **extra})
+                if (reason := reply.choices[index].reason) is not None:
+                    yield event({**envelope, "choices": [_part(index, {}, reason)], **extra})
     if with_usage:
         yield event({**envelope, "choices": [], "usage": reply.usage()})
     yield DONE

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -75,14 +76,15 @@ async def _events(service: Service, wanted: TextRequest, ask: Ask, tenant: str) 
     envelope = _envelope(service)
     with service.bridge.job(ask, tenant) as job:
         reply = _reply(service, wanted, job)
-        async for step in reply.pieces(service.keep_alive):
-            if step is None:
-                yield COMMENT
-                continue
-            index, piece = step
-            job.sent = True
-            choice = _choice(index, piece.content, reply.choices[index].reason)
-            yield event({**envelope, "choices": [choice]})
+        async with aclosing(reply.pieces(service.keep_alive)) as pieces:
+            async for step in pieces:
+                if step is None:
+                    yield COMMENT
+                    continue
+                index, piece = step
+                job.sent = True
+                choice = _choice(index, piece.content, reply.choices[index].reason)
+                yield event({**envelope, "choices": [choice]})
     if wanted.stream_options is not None and wanted.stream_options.include_usage:
         yield event({**envelope, "choices": [], "usage": reply.usage()})
     yield DONE

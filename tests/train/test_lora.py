@@ -38,6 +38,7 @@ from rorqual.engine.engine import Engine
 from rorqual.model import Decoder
 from rorqual.model.adapter import ESFT, LoRA, adapter_of, fingerprint, trained
 from rorqual.model.adapter.files import ADAPTER_FILE, ADAPTER_INFO
+from rorqual.model.adapter.lora import linears
 from rorqual.model.attention import GQAConfig
 from rorqual.model.config import ModelConfig, Stage
 from rorqual.model.ffn import DenseConfig
@@ -74,8 +75,8 @@ def logits(model: Decoder) -> torch.Tensor:
         return model.logits(model(TOKENS).hidden)
 
 
-def lora_run(base: Path, steps: int = STEPS, **settings: Any) -> Run:
-    changes = {"start": Start(run=str(base)), "tune": LoRA(r=4, **settings), "steps": steps}
+def lora_run(base: Path, steps: int = STEPS, r: int = 4, **settings: Any) -> Run:
+    changes = {"start": Start(run=str(base)), "tune": LoRA(r=r, **settings), "steps": steps}
     return sft_run(steps).model_copy(update=changes)
 
 
@@ -343,6 +344,14 @@ def test_an_adapter_needs_a_run_to_begin_at() -> None:
         make_run("sft", {"task": TASK, "size": "tiny", "tune.kind": "lora"})
     with pytest.raises(ValidationError):
         LoRA(r=0)
+
+
+def test_a_rank_that_no_map_has_is_refused_before_it_takes_the_memory(base: Path, tmp_path: Path) -> None:
+    model = load_run(RunDir(base))
+    most = max(min(m.in_features, m.out_features) for _, m in linears(model))
+    with pytest.raises(ConfigError, match=f"none of these maps has a rank above {most}"):
+        fit(lora_run(base, r=100_000), RunDir(tmp_path / "run"), quiet=True)
+    assert not (tmp_path / "run").exists() and LoRA(r=most).find(model)
 
 
 def test_targets_that_match_nothing_are_refused_with_the_nearest(base: Path, tmp_path: Path) -> None:

@@ -62,7 +62,16 @@ class LoRA(Tune):
                 where="tune.targets",
                 remedy=f"{nearest(lost[0], last)} All that can be named: {', '.join(sorted(last))}, {ALL_LINEAR}.",
             )
-        return {n: m for n, m in known.items() if any(t == ALL_LINEAR or _named(n, t) for t in self.targets)}
+        found = {n: m for n, m in known.items() if any(t == ALL_LINEAR or _named(n, t) for t in self.targets)}
+        # Beyond the rank of the largest map a product is wider than what it stands beside, and may take all the memory there is.
+        most = max(min(m.in_features, m.out_features) for m in found.values())
+        if self.r > most:
+            raise ConfigError(
+                f"r={self.r}, and none of these maps has a rank above {most}",
+                where="tune.r",
+                remedy=f"Use {most} or less; 8 to 64 is usual.",
+            )
+        return found
 
     def shapes(self, model: Decoder, experts: Selection = ()) -> Shapes:
         found: Shapes = {}

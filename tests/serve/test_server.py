@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from conftest import CONTEXT, Server, command, start
+from served import CONTEXT, Server, command, start
 
 from rorqual.core.records import Message
 from rorqual.engine.engine import Engine
@@ -220,7 +220,7 @@ def test_a_client_that_leaves_frees_its_slot(server: Server, stream: bool) -> No
 
 def test_the_engine_is_killed_and_the_server_answers_on(server: Server) -> None:
     """A reply of which the client had a part ends with an error; one that was whole to come is the one it would have been."""
-    quiet = chat_body(max_tokens=1500, temperature=1, chat_template_kwargs={"thinking": False})
+    quiet = chat_body(max_tokens=800, temperature=1, chat_template_kwargs={"thinking": False})
     with server.client as client:
         expected = client.post("/v1/chat/completions", json=quiet).json()["choices"]
         found: list[Any] = []

@@ -1,0 +1,114 @@
+"""A server as a user starts it, on loopback, with a tiny model of random weights."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import torch
+import yaml
+from safetensors.torch import save_file
+
+from rorqual.core.records import WHOLE_FILE, RunDir, write_json
+from rorqual.data.tokenizer import Tokenizer
+from rorqual.model import ModelConfig, Stage, build
+from rorqual.model.attention import GQAConfig
+from rorqual.model.ffn import DenseConfig
+
+CONTEXT = 4096
+START_SECONDS, STOP_SECONDS = 180, 60
+
+
+@dataclass
+class Server:
+    """A running `rorqual serve`."""
+
+    process: subprocess.Popen[str]
+    url: str
+    key: str
+    log: Path
+
+    @property
+    def client(self) -> httpx.Client:
+        headers = {"authorization": f"Bearer {self.key}"}
+        return httpx.Client(base_url=self.url, headers=headers, timeout=120, trust_env=False)
+
+    def metric(self, name: str) -> float:
+        with self.client as client:
+            text = client.get("/metrics").text
+        found = re.search(rf"^rorqual_{name} (\S+)$", text, re.MULTILINE)
+        assert found, text
+        return float(found.group(1))
+
+    def wait(self, name: str, value: float, seconds: float = 60) -> None:
+        """Until a metric has a value."""
+        end = time.monotonic() + seconds
+        while (now := self.metric(name)) != value:
+            assert time.monotonic() < end, f"{name} is {now}, not {value}"
+            time.sleep(0.05)
+
+    def engine(self) -> int:
+        """The process id of the engine."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text(encoding="ascii")
+        return int(children.split()[0])
+
+
+def write_run(path: Path) -> Path:
+    config = ModelConfig(
+        vocab_size=264,
+        hidden_size=32,
+        stages=(
+            Stage(
+                layers=2,
+                attention=GQAConfig(num_attention_heads=4, num_key_value_heads=2, head_dim=8, qk_norm=True),
+                ffn=DenseConfig(intermediate_size=48),
+            ),
+        ),
+        max_position_embeddings=CONTEXT,
+        initializer_range=0.3,
+    )
+    model = build(config, seed=3)
+    with torch.no_grad():
+        model.lm_head.weight[:7] = 0  # special tokens are rare: replies of a random model have a length
+    step = RunDir(path).step_dir(0)
+    step.mkdir(parents=True)
+    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, step / "model.safetensors")
+    write_json(step / WHOLE_FILE, {"model.safetensors": (step / "model.safetensors").stat().st_size})
+    Tokenizer.byte_level().save(RunDir(path).tokenizer_file)
+    settings = {"recipe": "import", "chat": "deepseek", "model": config.model_dump(mode="json")}
+    RunDir(path).config_file.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    return path
+
+
+def command(run: Path, keys: Path, *words: str) -> list[str]:
+    return [sys.executable, "-m", "rorqual", "serve", str(run), f"keys={keys}", "threads=1", *words]
+
+
+def start(run: Path, keys: Path, log: Path, *words: str) -> Server:
+    """A server that is ready; its key is the one that it showed, or empty."""
+    with log.open("w", encoding="utf-8") as errors:
+        process = subprocess.Popen(
+            command(run, keys, *(words or ("port=0",))),
+            stdout=subprocess.PIPE, stderr=errors, text=True, encoding="utf-8",
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
+        )  # fmt: skip
+    key = ""
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "key for tenant" in line:
+            key = line.split()[-1]
+        if found := re.search(r" at (http\S+)/v1$", line):
+            return Server(process, found.group(1), key, log)
+    raise AssertionError(log.read_text(encoding="utf-8"))
+
+
+def stop(server: Server, number: int = signal.SIGTERM) -> int:
+    server.process.send_signal(number)
+    return server.process.wait(STOP_SECONDS)

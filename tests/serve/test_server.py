@@ -16,8 +16,9 @@ import openai
 import pytest
 from served import CONTEXT, Server, command, start
 
-from rorqual.core.records import Message
+from rorqual.core.records import Message, Thinking
 from rorqual.engine.engine import Engine
+from rorqual.engine.remote import RemoteEngine
 from rorqual.engine.request import Request, SamplingParams
 from rorqual.serve.app import create_app
 
@@ -131,6 +132,15 @@ def test_one_seed_gives_one_answer_and_no_seed_gives_several(client: openai.Open
 
     assert answer(seed=7) == answer(seed=7)
     assert len({answer() for _ in range(3)}) > 1
+
+
+@pytest.mark.parametrize("thinking", ["on", "off"])
+def test_our_own_client_gets_what_the_engine_gives(run: Path, server: Server, thinking: Thinking) -> None:
+    """So `rorqual eval ADDRESS` measures what `rorqual eval RUN` does."""
+    request = Request((Message("user", "hello"),), SamplingParams(max_tokens=20), thinking)
+    [[there]] = RemoteEngine(f"{server.url}/v1", "tiny", api_key=server.key).generate([request])
+    [[here]] = Engine.from_run(run, record_experts=False, slots=1).generate([request])
+    assert (there.text, there.reasoning, there.finish_reason) == (here.text, here.reasoning, here.finish_reason)
 
 
 # ---- what is refused

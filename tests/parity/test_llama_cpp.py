@@ -87,7 +87,7 @@ def test_a_real_model_is_read_as_llama_cpp_reads_it(tmp_path: Path) -> None:
     export_gguf(RunDir(tmp_path / "smol"), tmp_path / "f32.gguf", dtype="f32", progress=silent)
     engine = Engine.from_run(tmp_path / "smol", max_len=256)
     with llama_cpp(tmp_path / "f32.gguf", 256) as server:
-        assert parted(engine, server, PROMPTS)[0] == []
+        assert parted(engine, server, PROMPTS[:5])[0] == []  # all of them: benchmarks/llama_cpp.py
 
 
 @pytest.mark.parametrize("name", PRE_TOKENIZERS)

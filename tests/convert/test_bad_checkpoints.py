@@ -20,8 +20,9 @@ from hub_folders import deepseek, in_fp8, listing, published, qwen3, read_json, 
 from safetensors.torch import load_file, save_file
 
 from rorqual.convert.files import in_the_making
+from rorqual.convert.gguf import export_gguf, import_gguf
 from rorqual.convert.hf import export_hf, import_hf
-from rorqual.core.errors import CheckpointError, NumericsError, RorqualError
+from rorqual.core.errors import CheckpointError, ConfigError, NumericsError, RorqualError
 from rorqual.core.records import RunDir
 from rorqual.model.load.find import known_types
 
@@ -366,6 +367,45 @@ def test_an_import_that_was_killed_starts_again(folder: Path) -> None:
     import_hf(folder, folder.parent / "straight")
     assert listing(out) == listing(folder.parent / "straight")
     assert not (folder.parent / ".run.part").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "bad", "well"),
+    [("eos_token_id", 99_999, 1), ("eos_token_id", [1, -1], [1, 2]), ("temperature", "hot", 0.6), ("top_p", True, 1)],
+)
+def test_a_generation_config_that_no_model_can_follow(key: str, bad: object, well: object, folder: Path) -> None:
+    file = folder / "generation_config.json"
+    file.write_text(json.dumps({key: bad}), encoding="utf-8")
+    with pytest.raises(ConfigError, match=f"generation_config.json: key '{key}'"):
+        import_hf(folder, folder.parent / "run")
+    assert not (folder.parent / "run").exists()
+    file.write_text(json.dumps({key: well}), encoding="utf-8")
+    import_hf(folder, folder.parent / "run")
+
+
+def test_a_run_is_no_checkpoint_to_import(folder: Path) -> None:
+    import_hf(folder, folder.parent / "run")
+    with pytest.raises(CheckpointError, match="a run already"):
+        import_hf(folder.parent / "run", folder.parent / "again")
+    assert not (folder.parent / "again").exists()
+
+
+def test_gguf_files_that_were_killed_start_again(folder: Path) -> None:
+    """Out, and in again: nothing is there by its name before it is whole, and the second try is as if there had been no first."""
+    run, out, back = RunDir(folder.parent / "run"), folder.parent / "out.gguf", folder.parent / "back"
+    import_hf(folder, run.path)
+    how: dict[str, Any] = {"dtype": "float32"}
+    assert in_a_child(lambda: export_gguf(run, out, **how, progress=killer(0.5))) == -signal.SIGKILL
+    assert not out.exists()
+    export_gguf(run, out, **how, progress=killer(2))
+    export_gguf(run, folder.parent / "straight.gguf", **how, progress=killer(2))
+    assert out.read_bytes() == (folder.parent / "straight.gguf").read_bytes()
+    assert in_a_child(lambda: import_gguf(out, back, progress=killer(0.5))) == -signal.SIGKILL
+    assert not back.exists()
+    import_gguf(out, back, progress=killer(2))
+    import_gguf(out, folder.parent / "straight", progress=killer(2))
+    assert listing(back / "step-000000") == listing(folder.parent / "straight" / "step-000000")
+    assert not [entry for entry in folder.parent.iterdir() if entry.name.startswith(".")]
 
 
 def test_a_full_disk_leaves_no_half_file(folder: Path) -> None:

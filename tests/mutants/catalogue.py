@@ -504,7 +504,7 @@ MUTANTS = (
         "model/load/keys.py",
         'unsaid = {"attention_factor"} if not rope.yarn.attention_factor else set()',
         "unsaid: set[str] = set()",
-        "tests/model/test_families.py::test_qwen_yarn_as_its_card_says_to_write_it",
+        "tests/model/test_checkpoint_families.py::test_qwen_yarn_as_its_card_says_to_write_it",
     ),
     one(
         "FP8 is divided by its scale",

@@ -49,7 +49,7 @@ def find_model(name: str) -> ModelConfig:
     if path.is_file():
         return _from_yaml(path)
     raise ConfigError(
-        f"neither a model's name nor a folder or file: '{name}'", where="inspect", remedy=nearest(name, preset_names())
+        f"neither a model's name nor a folder or file: '{name}'", where="model", remedy=nearest(name, preset_names())
     )
 
 

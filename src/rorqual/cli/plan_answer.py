@@ -58,6 +58,12 @@ def answer(
     if not model:
         raise ConfigError("no model is named", where="plan", remedy=f"Write {ASK}")
     if train:
+        if not any(word.startswith("tokens=") for word in settings or ()):
+            raise ConfigError(
+                "key 'tokens' is required: how many to train on",
+                where=WHERE,
+                remedy="Say how many, such as tokens=14.8T.",
+            )
         return training_text(model, read(TrainPlan, settings))
     if serve:
         return serving_text(model, read(ServePlan, settings))
@@ -65,6 +71,7 @@ def answer(
         return quickstart_text(read(QuickstartPlan, settings))
     if RunDir(Path(model)).metrics_file.is_file():
         return run_text(model, read(RunPlan, settings))
+    find_model(model)  # what is not known is said first
     raise ConfigError("say what to plan", where="plan", remedy=f"Write {ASK}")
 
 

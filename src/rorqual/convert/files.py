@@ -21,6 +21,15 @@ MAX_TEXT = 100_000_000
 """Bytes of a JSON file that may be read. The largest tokenizers have 20 million, DeepSeek-V3's index has 9."""
 
 
+def beside(final: Path) -> Path:
+    """A name of this process beside `final`, to write under until it is whole. What a process that is no more left there is removed."""
+    for left in final.parent.glob(f".{final.name}.*") if final.parent.is_dir() else ():
+        number = left.suffix[1:]
+        if number.isdigit() and not Path("/proc", number).exists():
+            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+    return final.with_name(f".{final.name}.{os.getpid()}")
+
+
 def inside(folder: Path, name: str, where: str) -> Path:
     """The file `name` of `folder`; a path or a link that leads out of the folder is a `CheckpointError`.
 

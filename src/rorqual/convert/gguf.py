@@ -13,6 +13,7 @@ import torch
 import yaml
 from torch import Tensor
 
+from rorqual.convert.files import beside
 from rorqual.convert.gguf_export import Progress, export_gguf
 from rorqual.convert.gguf_keys import architecture_of, config_from_keys
 from rorqual.convert.gguf_names import Layout, check_tensors, layout
@@ -50,7 +51,7 @@ def import_gguf(src: Path, out: Path, *, progress: Progress, dtype: str = "float
         tokenizer = tokenizer_from_keys(file.keys, file.where)
         settings = _settings(file, work, tokenizer, dtype)
         template = file.keys.get("tokenizer.chat_template")
-        temporary = RunDir(out.with_name(f".{out.name}.{os.getpid()}"))
+        temporary = RunDir(beside(out))
         try:
             step = temporary.step_dir(0)
             step.mkdir(parents=True)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rorqual.convert.files import beside
 from rorqual.convert.gguf_keys import architecture_for, keys_for
 from rorqual.convert.gguf_names import Layout, Piece, Shape, check_tensors, layout
 from rorqual.convert.gguf_quant import FORMATS, Bytes, Format, encode, written_format
@@ -174,7 +175,7 @@ def _special_keys(chat: ChatFormat) -> dict[str, Any]:
 def _write(
     dst: Path, header: Mapping[str, Any], formats: Mapping[str, Format], source: _Source, progress: Progress
 ) -> None:
-    temporary = dst.with_name(f".{dst.name}.{os.getpid()}")
+    temporary = beside(dst)
     tensors = [Planned(name, format_, source.layout.gguf[name]) for name, format_ in formats.items()]
     tensors += [Planned(name, FORMATS["F32"], tuple(tensor.shape)) for name, tensor in source.computed.items()]
     pieces, done, total = source.layout.of_gguf(), 0, sum(tensor.size for tensor in tensors)

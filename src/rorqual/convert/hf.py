@@ -64,7 +64,9 @@ def import_hf(src: Path, out: Path, *, dtype: DType = "keep", progress: Progress
     refuse_target(out)
     if not src.is_dir():
         raise CheckpointError(
-            "no such folder", where=str(src), remedy="Name a folder with config.json and safetensors."
+            "no such folder",
+            where=str(src),
+            remedy="Name a folder with config.json and safetensors, a file.gguf, or ORG/NAME on the hub.",
         )
     texts = read_texts(src)
     found = find_tensors(src)

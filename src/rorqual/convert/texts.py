@@ -48,6 +48,10 @@ def read_texts(folder: Path) -> Texts:
     where = str(folder / CONFIG)
     config = read_object(folder, CONFIG)
     if config is None:
+        if RunDir(folder).config_file.is_file():
+            raise CheckpointError(
+                "this is a run already", where=str(folder), remedy="Use it as it is: rorqual chat, eval, train, export."
+            )
         raise CheckpointError(
             f"no {CONFIG}", where=str(folder), remedy="Name a folder with a model of transformers' form."
         )
@@ -62,6 +66,7 @@ def read_texts(folder: Path) -> Texts:
     objects = {name: read_object(folder, name) for name in (GENERATION, TOKENIZER_CONFIG, SPECIALS)}
     template = _template(folder, objects[TOKENIZER_CONFIG] or {})
     generation = objects[GENERATION] or {key: config[key] for key in IDS if config.get(key) is not None}
+    _check_generation(generation, model, str(folder / (GENERATION if objects[GENERATION] else CONFIG)))
     originals = {name: _without_code(value) for name, value in {**objects, CONFIG: config}.items() if value is not None}
     if (text := read_text(folder, TEMPLATE)) is not None:
         originals[TEMPLATE] = text
@@ -104,6 +109,25 @@ def _template(folder: Path, tokenizer_config: Mapping[str, Any]) -> str | None:
         named = {item.get("name"): item.get("template") for item in found if isinstance(item, dict)}
         found = named.get("default")
     return found if isinstance(found, str) else None
+
+
+def _check_generation(generation: Mapping[str, Any], model: ModelConfig, where: str) -> None:
+    """Refuse ids that the vocabulary does not have, and sampling settings that are no numbers: a model would never stop, or not start."""
+    for key in IDS:
+        value = generation.get(key)
+        ids = value if isinstance(value, list) else [] if value is None else [value]
+        if not all(type(i) is int and 0 <= i < model.vocab_size for i in ids):
+            raise ConfigError(
+                f"key '{key}' is {value!r}, and the vocabulary has ids 0 to {model.vocab_size - 1}",
+                where=where,
+                remedy="Use the file that belongs to this model, or take the key out.",
+            )
+    for key in ("temperature", "top_p", "top_k", "repetition_penalty"):
+        value = generation.get(key)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise ConfigError(
+                f"key '{key}' is {value!r}, not a number", where=where, remedy="Correct it or take it out."
+            )
 
 
 def _without_code(value: Mapping[str, Any]) -> bytes:

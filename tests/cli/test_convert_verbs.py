@@ -50,7 +50,7 @@ class Case:
 
 CASES = [
     Case("no such folder", ("import", "nowhere", "new"), ("nowhere", "no such folder")),
-    Case("a run for a checkpoint", ("import", "run", "new"), ("run: no config.json",)),
+    Case("a run for a checkpoint", ("import", "run", "new"), ("run: this is a run already", "rorqual chat")),
     Case("no such file", ("import", "nowhere.gguf", "new"), ("nowhere.gguf",)),
     Case("a target that exists", ("import", "hf", "run"), ("run: it exists already", "Name a folder")),
     Case("an export to what exists", ("export", "run", "hf"), ("hf: it exists already",)),

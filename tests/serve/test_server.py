@@ -243,10 +243,12 @@ def test_the_engine_is_killed_and_the_server_answers_on(server: Server) -> None:
         with client.stream("POST", "/v1/chat/completions", json=LONG | {"stream": True}) as answer:
             lines = answer.iter_lines()
             assert any("content" in line for line in lines)
+            engine = server.engine()
+            os.kill(engine, signal.SIGSTOP)  # so that neither is done before the other has come
             waiting = threading.Thread(target=ask)
             waiting.start()
-            server.wait("running", 2)
-            os.kill(server.engine(), signal.SIGKILL)
+            server.wait("waiting", 1)
+            os.kill(engine, signal.SIGKILL)
             rest = list(lines)
         [error] = [event["error"] for event in events_of("\n".join(rest)) if "error" in event]
         assert error["code"] == "engine_died"

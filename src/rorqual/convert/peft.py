@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from pydantic import ValidationError
 from safetensors import SafetensorError
@@ -21,10 +20,10 @@ from rorqual.core.records import CONFIG_FILE, WHOLE_FILE, RunDir, write_json
 from rorqual.model.adapter import Adapter, LoRA, adapter_of
 from rorqual.model.adapter.files import Piece, base_of, check_trained
 from rorqual.model.adapter.lora import linears
-from rorqual.model.config import ModelConfig
 from rorqual.model.decoder import Decoder
 from rorqual.model.load.find import family_for
 from rorqual.model.load.run import read_model_config, read_section
+from rorqual.model.skeleton import skeleton
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 PREFIX = "base_model.model."
@@ -61,7 +60,7 @@ def write_peft(run: RunDir, dst: Path, *, base: str = "") -> Path:
             where=str(run.path),
             remedy="Export the run itself, after `rorqual merge` where it is an adapter.",
         )
-    model, tune = empty(read_model_config(run)), adapter.tune
+    model, tune = skeleton(read_model_config(run)), adapter.tune
     theirs, found = published(model), tune.find(model)
     refuse_beside_experts(model, found, str(run.path))
     ours = Piece(checkpoint, adapter).tensors(tune.shapes(model))
@@ -98,7 +97,7 @@ def read_peft(src: Path, base: RunDir, out: Path) -> Path:
     refuse_target(out)
     settings = read_config(src)
     checkpoint, config = base.checkpoint(), read_model_config(base)
-    model = empty(config)
+    model = skeleton(config)
     tensors = ours_of(read_tensors(src), {t: o for o, t in published(model).items()}, str(src / WEIGHTS))
     modules = sorted({name.rpartition(".lora_")[0] for name in tensors})
     tune = LoRA(targets=tuple(shortest(modules, [name for name, _ in linears(model)])), **settings)
@@ -121,12 +120,6 @@ def read_peft(src: Path, base: RunDir, out: Path) -> Path:
         (folder / CONFIG_FILE).write_text(yaml.safe_dump(data, sort_keys=False, allow_unicode=True), encoding="utf-8")
         shutil.copyfile(base.tokenizer_file, RunDir(folder).tokenizer_file)
     return out
-
-
-def empty(config: ModelConfig) -> Decoder:
-    """The model's modules without memory for their tensors."""
-    with torch.device("meta"):
-        return Decoder(config)
 
 
 def published(model: Decoder) -> dict[str, str]:

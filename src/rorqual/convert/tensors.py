@@ -7,14 +7,12 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-
 from rorqual.convert.cast import FP8, TYPES, Piece, check_scale
 from rorqual.convert.stream import Progress, Spec, Stored
 from rorqual.core.errors import CheckpointError, ConfigError
 from rorqual.model.config import ModelConfig
-from rorqual.model.decoder import Decoder
 from rorqual.model.load.names import SCALE, Entry, NameMap, shown
+from rorqual.model.skeleton import skeleton
 from rorqual.ops.quant import BLOCK, blocks
 
 DType = Literal["keep", "float32", "bfloat16", "float16", "fp8"]
@@ -70,8 +68,7 @@ def target(name: str, dtype: DType, stored: str) -> str:
 
 def shapes_of(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """The shape of each tensor of a model, by our names; nothing is allocated."""
-    with torch.device("meta"):
-        return {name: tuple(tensor.shape) for name, tensor in Decoder(config).state_dict().items()}
+    return {name: tuple(tensor.shape) for name, tensor in skeleton(config).state_dict().items()}
 
 
 def import_jobs(

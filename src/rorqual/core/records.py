@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
+
 from rorqual.core.errors import CheckpointError, RorqualError
 
 Role = Literal["system", "user", "assistant", "tool"]
@@ -105,6 +107,23 @@ class RunDir:
                 remedy="Repeat the command that made this run: it goes on where it was.",
             )
         return self.step_dir(step)
+
+    def config(self) -> dict[str, Any]:
+        """What `run.yaml` holds; a file that is missing or no YAML is an error that names it."""
+        where = str(self.config_file)
+        try:
+            data = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise CheckpointError(
+                f"not a run directory: it has no {CONFIG_FILE}",
+                where=str(self.path),
+                remedy="Name a folder that `rorqual train` or `rorqual import` wrote.",
+            ) from None
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise CheckpointError(f"not YAML: {error}", where=where, remedy="Restore the file.") from None
+        if not isinstance(data, dict):
+            raise CheckpointError("not a mapping of keys", where=where, remedy="Restore the file.")
+        return data
 
     def metrics(self) -> Iterator[dict[str, Any]]:
         """The records of `metrics.jsonl`; a torn last line (a kill while writing) is left out."""

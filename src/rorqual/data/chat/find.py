@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import yaml
-
 from rorqual.core.errors import CheckpointError, DataError, nearest
 from rorqual.core.records import Message, RunDir
 from rorqual.data.chat.base import ChatFormat
@@ -76,7 +74,7 @@ def guess_chat(model_type: str, tokenizer: Tokenizer, template: str | None) -> s
 
 def load_chat(run: RunDir, tokenizer: Tokenizer) -> ChatFormat:
     """The chat format of a run directory: `run.yaml`'s key chat; for `template`, the template that lies beside it."""
-    data = _read(run)
+    data = run.config()
     if (name := _name(data, run)) != TemplateChat.name:
         return chat_format(tokenizer, name)
     file = run.path / TEMPLATE_FILE
@@ -100,7 +98,7 @@ def load_chat(run: RunDir, tokenizer: Tokenizer) -> ChatFormat:
 
 def read_chat(run: RunDir) -> str:
     """The name of the chat format that a run directory was made with."""
-    return _name(_read(run), run)
+    return _name(run.config(), run)
 
 
 def _name(data: Mapping[str, Any], run: RunDir) -> str:
@@ -157,20 +155,3 @@ def _stops(tokenizer: Tokenizer, ids: Any, where: str) -> Sequence[str]:
             remedy="Write the id of the token with which the model ends its turns, or a list of such ids.",
         )
     return [tokenizer.token(id_) for id_ in given]
-
-
-def _read(run: RunDir) -> dict[str, Any]:
-    where = str(run.config_file)
-    try:
-        data = yaml.safe_load(run.config_file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(
-            f"not a run directory: it has no {run.config_file.name}",
-            where=str(run.path),
-            remedy="Name a folder that `rorqual train` or `rorqual import` wrote.",
-        ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"not YAML: {error}", where=where, remedy="Restore the file.") from None
-    if not isinstance(data, dict):
-        raise CheckpointError("not a mapping of keys", where=where, remedy="Restore the file.")
-    return data

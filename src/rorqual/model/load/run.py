@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -29,19 +28,11 @@ FP8 = "F8_E4M3"
 
 def read_section(run: RunDir, key: str) -> Any:
     """One key of `run.yaml`; an error names the file and the key."""
-    where = str(run.config_file)
-    try:
-        data = yaml.safe_load(run.config_file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    data = run.config()
+    if key not in data:
         raise CheckpointError(
-            f"not a run directory: it has no {run.config_file.name}",
-            where=str(run.path),
-            remedy="Name a folder that `rorqual train` wrote.",
-        ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"not YAML: {error}", where=where, remedy="Restore the file.") from None
-    if not isinstance(data, dict) or key not in data:
-        raise CheckpointError(f"key '{key}' is missing", where=where, remedy="Restore the file or repeat the run.")
+            f"key '{key}' is missing", where=str(run.config_file), remedy="Restore the file or repeat the run."
+        )
     return data[key]
 
 

@@ -34,12 +34,19 @@ LANE_ROWS = 48
 
 @dataclass(frozen=True)
 class Delta:
-    """What one step of `Engine.step` did for one sample: the token drawn and, where it was the last, the whole sample."""
+    """What one step of `Engine.step` did for one sample: the token drawn and, where it was the last, the whole sample.
+
+    `logprob` and `top`: its log-probability, and the likeliest tokens with theirs where `top_logprobs` asked for them.
+    `hit`: tokens of the prompt that the prefix cache served.
+    """
 
     ticket: int
     sample: int
     token: int
     completion: Completion | None = None
+    logprob: float = 0.0
+    top: tuple[tuple[int, float], ...] = ()
+    hit: int = 0
 
 
 @dataclass

@@ -10,11 +10,27 @@ from rorqual.core.records import Message, Thinking
 
 
 @dataclass(frozen=True)
+class Grammar:
+    """What a reply must match. `source` is a JSON schema, a regular expression (of the whole reply) or a JSON list of choices, by `kind`;
+    of kind "json" any JSON object matches, and `source` is empty."""
+
+    kind: Literal["json_schema", "regex", "choice", "json"]
+    source: str = ""
+
+
+@dataclass(frozen=True)
 class SamplingParams:
-    """How to sample. `temperature` 0 is greedy. `top_k` 0 and `top_p` 1 are off. One `seed` gives one answer.
+    """How to sample. `temperature` 0 is greedy. `top_k` 0, `top_p` 1 and `min_p` 0 are off. One `seed` gives one answer.
 
     Random numbers depend on (`seed`, number of the sample, position) alone: requests that should be independent of each
     other need seeds of their own. `ignore_eos`: go on to `max_tokens` (to measure speed).
+    `repetition_penalty` divides positive and multiplies negative logits of tokens that the prompt or the reply holds (CTRL,
+    Keskar et al. 2019, section 4.1); `presence_penalty` and `frequency_penalty` are subtracted from the logits of the reply's
+    tokens, once or for each time (OpenAI's API); `logit_bias` is added to logits: (token, bias).
+    `stop`: texts before which the reply's text ends; `stop_token_ids`: further tokens that end it. What was drawn of either is
+    kept in `token_ids`.
+    `top_logprobs`: how many of the likeliest tokens, with their log-probabilities, come with each token.
+    `grammar`: what the reply (what follows `</think>`, where it thinks) must match.
     """
 
     max_tokens: int = 64
@@ -24,16 +40,32 @@ class SamplingParams:
     seed: int = 0
     n: int = 1
     ignore_eos: bool = False
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    top_logprobs: int = 0
+    grammar: Grammar | None = None
 
 
 @dataclass(frozen=True)
 class Request:
-    """A conversation to continue. `prompt_ids`, where given, is what is fed, token for token, instead of `messages`."""
+    """A conversation to continue. `prompt_ids`, where given, is what is fed, token for token, instead of `messages`.
+
+    `tenant`: whose it is; tenants share neither cache nor turns. `priority`: of what waits, the highest runs first.
+    `reuse`: whether the prefix cache may serve and keep it.
+    """
 
     messages: tuple[Message, ...] = ()
     params: SamplingParams = SamplingParams()
     thinking: Thinking = "auto"
     prompt_ids: tuple[int, ...] | None = None
+    tenant: str = ""
+    priority: int = 0
+    reuse: bool = True
 
 
 @dataclass
@@ -45,6 +77,8 @@ class Completion:
     that served each position that was fed, uint8 or int16; None for a dense or a remote model.
     `kept` is [len(token_ids), ceil(vocab / 8)] uint8, the tokens that top-k and top-p left for each draw, as `numpy.packbits` writes
     them; None where the engine does not record it.
+    `top_logprobs[i]`: the likeliest tokens at that place, where they were asked for. `usage` counts `prompt_tokens`,
+    `completion_tokens` and, of a local engine, `prompt_cache_hit_tokens` and `prompt_cache_miss_tokens`.
     `text` is the reply after `</think>`, `reasoning` what stood before it (None: it did not think).
     """
 
@@ -56,6 +90,7 @@ class Completion:
     reasoning: str | None
     experts: Any = None
     kept: Any = None
+    top_logprobs: list[list[tuple[int, float]]] | None = None
     usage: dict[str, int] = field(default_factory=dict)
 
 

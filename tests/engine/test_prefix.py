@@ -1,0 +1,167 @@
+"""The names of cached blocks: equal where the contents must be equal, and nowhere else."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+import time
+from itertools import combinations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rorqual.engine.blocks import BlockPool
+from rorqual.engine.prefix import chain, extend, fingerprint_of, matchable, root
+
+SECRET = bytes(range(32))
+TOKENS = st.lists(st.integers(0, 3), max_size=24)
+TENANT = st.text(st.characters(codec=None), max_size=8)  # lone surrogates included
+
+
+def by_hand(secret: bytes, fingerprint: bytes, tenant: str, tokens: list[int], block: int) -> list[bytes]:
+    """The same keys, from the description alone."""
+    name, size = tenant.encode("utf-8", "surrogatepass"), str(block).encode()
+    message = b"".join(struct.pack("<Q", len(part)) + part for part in (fingerprint, name, size))
+    parent = hashlib.blake2b(message, key=secret, digest_size=32, person=b"rorqual root").digest()
+    keys = []
+    while len(tokens) >= block:
+        message = parent + struct.pack(f"<{block}i", *tokens[:block])
+        parent = hashlib.blake2b(message, key=secret, digest_size=32, person=b"rorqual block").digest()
+        keys.append(parent)
+        tokens = tokens[block:]
+    return keys
+
+
+@given(TOKENS, TENANT, st.binary(max_size=40), st.integers(1, 9))
+def test_keys_are_the_hashes_that_the_description_says(tokens, tenant, fingerprint, block) -> None:
+    assert chain(SECRET, fingerprint, tenant, tokens, block) == by_hand(SECRET, fingerprint, tenant, tokens, block)
+
+
+def test_a_key_of_today_is_found_tomorrow() -> None:
+    """Keys name files that outlive the process: another hash would make every file of a user's cache a miss."""
+    keys = chain(SECRET, b"weights", "ann", range(5), 2)
+    assert [key.hex()[:16] for key in keys] == ["8725cdddecbfe7d9", "8b9fab25bb1bf7b4"]
+
+
+@given(TOKENS, TOKENS, st.integers(1, 5))
+def test_two_prompts_share_exactly_the_full_blocks_they_begin_with_alike(one, two, block) -> None:
+    alike = next((i for i, (a, b) in enumerate(zip(one, two, strict=False)) if a != b), min(len(one), len(two)))
+    keys, others = chain(SECRET, b"", "", one, block), chain(SECRET, b"", "", two, block)
+    assert len(keys) == len(one) // block and len(set(keys)) == len(keys)
+    for i, key in enumerate(keys):
+        assert [j for j, other in enumerate(others) if other == key] == ([i] if i < alike // block else [])
+
+
+def test_two_tenants_with_one_prompt_never_hit_each_other() -> None:
+    pool, prompt = BlockPool(16), list(range(64))
+    blocks = pool.allocate(4) or []
+    keys = chain(SECRET, b"weights", "ann", prompt, 16)
+    for block, key in zip(blocks, keys, strict=True):
+        pool.register(block, key)
+    pool.release(blocks)
+    assert pool.match(chain(SECRET, b"weights", "bob", prompt, 16)) == []
+    assert pool.match(chain(SECRET, b"weights", "", prompt, 16)) == []
+    assert pool.match(chain(SECRET, b"weights", "ann", prompt, 16)) == blocks, "and the tenant itself does"
+
+
+@given(
+    st.lists(
+        st.tuples(st.binary(min_size=16, max_size=20), st.binary(max_size=2), TENANT, st.integers(1, 3)), unique=True
+    )
+)
+def test_whatever_differs_but_the_tokens_keeps_all_keys_apart(roots) -> None:
+    keys = [set(chain(*names, [7] * 6, block)) for *names, block in roots]
+    assert all(one.isdisjoint(two) for one, two in combinations(keys, 2))
+
+
+@pytest.mark.parametrize(
+    ("one", "two"),
+    [
+        ((b"ab", "c"), (b"a", "bc")),
+        ((b"", "ab"), (b"ab", "")),
+        ((b"a\0", "b"), (b"a", "\0b")),
+        ((b"a", "b" + "\x01" + "\0" * 7 + "2"), (b"a", "b")),
+        ((b"", "e\u0301"), (b"", "\u00e9")),  # they look alike; they are two keys of a server all the same
+    ],
+)
+def test_no_two_names_read_as_one(one, two) -> None:
+    assert chain(SECRET, *one, [1, 2], 2) != chain(SECRET, *two, [1, 2], 2)
+
+
+def test_a_block_elsewhere_is_another_block() -> None:
+    a, b = [1, 2], [3, 4]
+    ab, ba, aa = (chain(SECRET, b"", "", tokens, 2) for tokens in (a + b, b + a, a + a))
+    assert len({*ab, *ba, *aa}) == 5  # only the first of ab and aa are one
+
+
+@given(TOKENS, st.integers(1, 5), st.data())
+def test_a_sequence_that_grows_gets_the_keys_of_the_whole(tokens, block, data) -> None:
+    whole = chain(SECRET, b"f", "t", tokens, block)
+    cut = data.draw(st.integers(0, len(whole)))
+    parent = whole[cut - 1] if cut else root(SECRET, b"f", "t", block)
+    assert whole[:cut] + extend(SECRET, parent, tokens[cut * block :], block) == whole
+
+
+@pytest.mark.parametrize(
+    "kind", [tuple, np.array, lambda t: np.array(t, np.int32), lambda t: np.array(t, np.uint64)[::1]]
+)
+def test_lists_and_arrays_of_any_integer_type_are_the_same_tokens(kind) -> None:
+    tokens = [5, 0, 151_643, 2**31 - 1]
+    assert chain(SECRET, b"", "", kind(tokens), 2) == chain(SECRET, b"", "", tokens, 2)
+    assert chain(SECRET, b"", "", np.array(tokens * 2)[::2], 2) == chain(SECRET, b"", "", (tokens * 2)[::2], 2)
+
+
+@pytest.mark.parametrize(
+    "tokens",
+    [[2**32 + 5, 1], [1, -(2**40)], np.array([2**63], np.uint64), [1.0, 2.0], [[1, 2]], ["1", "2"], [True, False]],
+)
+def test_tokens_that_would_be_read_as_others_are_refused(tokens) -> None:
+    """Cast to int32 in silence, 2**32 + 5 would hit the block of token 5."""
+    with pytest.raises(ValueError, match="token"):
+        chain(SECRET, b"", "", tokens, 2)
+
+
+def test_no_tokens_have_no_keys() -> None:
+    assert (
+        chain(SECRET, b"", "", [], 4)
+        == chain(SECRET, b"", "", [1, 2, 3], 4)
+        == chain(SECRET, b"", "", np.zeros(0, np.int64), 4)
+        == []
+    )
+
+
+def test_a_secret_that_is_none_is_refused() -> None:
+    for secret in (b"", b"short", b"x" * 65):
+        with pytest.raises(ValueError, match="secret"):
+            chain(secret, b"", "", [1], 1)
+    with pytest.raises(ValueError, match="blocks of 0"):
+        chain(SECRET, b"", "", [1], 0)
+    with pytest.raises(ValueError, match="parent"):
+        extend(SECRET, b"x", [1], 1)
+
+
+@given(st.integers(0, 300), st.integers(1, 70))
+def test_one_token_at_least_remains_to_be_fed(length, block) -> None:
+    hits = matchable(length, block)
+    assert hits >= 0 and (hits * block < length or length == 0 == hits)
+    assert (hits + 1) * block >= length, "and no full block before it is left out"
+
+
+def test_a_fingerprint_names_every_part() -> None:
+    parts = {"weights": "ab", "adapter": "c", "dtype": "bf16"}
+    mark = fingerprint_of(parts)
+    assert len(mark) == 32 and mark == fingerprint_of(dict(reversed(parts.items())))
+    others = [{**parts, name: "other"} for name in parts] + [{"weights": "a", "adapter": "bc", "dtype": "bf16"}]
+    others += [{"weights": "ab", "adapter": "c"}, {**parts, "": ""}]
+    assert len({mark, *map(fingerprint_of, others)}) == len(others) + 1
+
+
+def test_a_prompt_of_2048_tokens_is_named_in_no_time() -> None:
+    tokens, times = list(range(2048)), []
+    for _ in range(20):
+        start = time.perf_counter()
+        chain(SECRET, b"", "", tokens, 64)
+        times.append(time.perf_counter() - start)
+    assert min(times) < 1e-3

@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,12 +21,35 @@ Thinking = Literal["auto", "on", "off"]
 
 
 @dataclass(frozen=True)
+class Tool:
+    """A function that a model may call: `parameters` is the JSON schema of its arguments, an object."""
+
+    name: str
+    description: str = ""
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """A call that a model wrote. `arguments` is a JSON object, as the model spelt it."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True)
 class Message:
-    """One turn of a conversation. `reasoning` is what stood between `<think>` and `</think>`; None: it did not think."""
+    """One turn of a conversation. `reasoning` is what stood between `<think>` and `</think>`; None: it did not think.
+
+    `tool_calls` are an assistant's; `tool_call_id` says which of them a tool's turn answers.
+    """
 
     role: Role
     content: str
     reasoning: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
 
 
 STEP = re.compile(r"step-(\d{6,})$")

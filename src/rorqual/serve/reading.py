@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from rorqual.core.records import Message, Thinking
+from rorqual.core.records import Message, Thinking, Tool
 from rorqual.data.chat import ChatFormat
 
 THINK, END_THINK = "<think>", "</think>"
@@ -20,14 +20,25 @@ PIECES = 512
 
 
 @dataclass(frozen=True)
+class ToolDelta:
+    """New text of a tool call: the call's number in the reply; `id` and `name` come once, with its first delta."""
+
+    index: int
+    id: str | None
+    name: str | None
+    arguments: str
+
+
+@dataclass(frozen=True)
 class Piece:
     """New text of a reply."""
 
     reasoning: str = ""
     content: str = ""
+    tools: tuple[ToolDelta, ...] = ()
 
     def __bool__(self) -> bool:
-        return bool(self.reasoning or self.content)
+        return bool(self.reasoning or self.content or self.tools)
 
 
 class Reader:
@@ -41,12 +52,12 @@ class Reader:
         self._reasoning = self._content = ""
 
     @classmethod
-    def of_chat(cls, chat: ChatFormat, thinking: Thinking) -> Reader:
-        """For a reply to `chat.prompt(..., thinking)`."""
+    def of_chat(cls, chat: ChatFormat, thinking: Thinking, tools: Sequence[Tool] = (), calls: str = "call_") -> Reader:
+        """For a reply to `chat.prompt(..., thinking, tools)`; the ids of its calls are `calls` and their number."""
         tokenizer = chat.tokenizer
         known = END_THINK in tokenizer.special_names
         close = [tokenizer.special(END_THINK)] if known else tokenizer.encode(END_THINK)
-        return cls(lambda ids: chat.parse(ids, thinking), close)
+        return cls(lambda ids: chat.parse(ids, thinking, tools), close)
 
     @classmethod
     def of_text(cls, chat: ChatFormat) -> Reader:
@@ -80,6 +91,10 @@ class Reader:
         """What is left, when no token will come."""
         message = self._parse(self.ids)
         return self._grown(message.reasoning or "", message.content)
+
+    def message(self) -> Message:
+        """The whole reply so far."""
+        return self._parse(self.ids)
 
     @property
     def thought(self) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from rorqual.core.errors import DataError
-from rorqual.core.records import Message, Thinking
+from rorqual.core.records import Message, Thinking, Tool
 from rorqual.data.tokenizer import Tokenizer
 
 
@@ -55,12 +55,21 @@ class ChatFormat(ABC):
         """
 
     @abstractmethod
-    def prompt(self, messages: Sequence[Message], thinking: Thinking = "auto") -> list[int]:
-        """Ids to feed so that the assistant's reply comes next."""
+    def prompt(self, messages: Sequence[Message], thinking: Thinking = "auto", tools: Sequence[Tool] = ()) -> list[int]:
+        """Ids to feed so that the assistant's reply comes next. `tools` are those that it may call."""
 
     @abstractmethod
-    def parse(self, ids: Iterable[int], thinking: Thinking = "auto") -> Message:
-        """The message in a reply's ids: what came after `prompt(..., thinking)`, whole or cut off at any token."""
+    def parse(self, ids: Iterable[int], thinking: Thinking = "auto", tools: Sequence[Tool] = ()) -> Message:
+        """The message in a reply's ids: what came after `prompt(..., thinking, tools)`, whole or cut off at any token."""
+
+    @property
+    def takes_tools(self) -> bool:
+        """Whether the format has a way to write tools and calls; `prompt` refuses them where it has none."""
+        return False
+
+    def mode(self, messages: Sequence[Message], thinking: Thinking) -> Thinking:
+        """How the reply to `prompt(messages, thinking)` is to be parsed: some formats cannot think after a tool's turn."""
+        return thinking
 
     @abstractmethod
     def kept(self, message: Message, thinking: Thinking = "auto") -> Message:

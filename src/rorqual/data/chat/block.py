@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from rorqual.core.errors import DataError
-from rorqual.core.records import Message, Thinking
+from rorqual.core.records import Message, Thinking, Tool
 from rorqual.data.chat.turns import TurnChat
 from rorqual.data.tokenizer import Tokenizer
 
@@ -54,7 +54,7 @@ class MarkedBlock(TurnChat):
         # One token for two newlines, unless the prompt has written the first of them already.
         return [self._think, *(self._one * 2 if self.choice(thinking) else self._two), *after]
 
-    def parse(self, ids: Iterable[int], thinking: Thinking = "auto") -> Message:
+    def parse(self, ids: Iterable[int], thinking: Thinking = "auto", tools: Sequence[Tool] = ()) -> Message:
         """The message in a reply. Everything after the first end token is ignored.
 
         What stands before the first `</think>` is reasoning, if a `<think>` opens the reply or the prompt opened it; also where
@@ -134,7 +134,7 @@ class SpokenBlock(TurnChat):
                 remedy="Put what was thought into the message's reasoning, without the marks.",
             )
 
-    def parse(self, ids: Iterable[int], thinking: Thinking = "auto") -> Message:
+    def parse(self, ids: Iterable[int], thinking: Thinking = "auto", tools: Sequence[Tool] = ()) -> Message:
         """The message in a reply. Everything after the first end token is ignored.
 
         A reply that begins with `<think>` (or that the prompt opened) is reasoning up to the first `</think>`; cut off before

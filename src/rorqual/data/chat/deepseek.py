@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
-from rorqual.core.records import Message, Thinking
+from rorqual.core.records import Message, Thinking, Tool
 from rorqual.data.chat.block import MarkedBlock, SpokenBlock
 from rorqual.data.chat.turns import TurnChat
 from rorqual.data.tokenizer import Special, Tokenizer
@@ -132,7 +132,7 @@ class DeepSeekChat(DeepSeekTurns):
             return thought  # still thinking
         return [*thought, self._end_think, *encode(message.content)]
 
-    def parse(self, ids: Iterable[int], thinking: Thinking = "auto") -> Message:
+    def parse(self, ids: Iterable[int], thinking: Thinking = "auto", tools: Sequence[Tool] = ()) -> Message:
         """The message in a reply. Everything after the first `<eos>` is ignored.
 
         - `<think>` first (or thinking `on`): what follows up to `</think>` is reasoning, the rest content. Cut off before

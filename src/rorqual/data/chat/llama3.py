@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import ClassVar
 
-from rorqual.core.records import Message, Thinking
+from rorqual.core.records import Message, Thinking, Tool
 from rorqual.data.chat.block import SpokenBlock
 from rorqual.data.tokenizer import Tokenizer
 
@@ -74,8 +74,8 @@ class Llama3Chat(SpokenBlock):
     def kept(self, message: Message, thinking: Thinking = "auto") -> Message:
         return super().kept(replace(message, content=message.content.strip()), thinking)
 
-    def parse(self, ids: Iterable[int], thinking: Thinking = "auto") -> Message:
-        message = super().parse(ids, thinking)
+    def parse(self, ids: Iterable[int], thinking: Thinking = "auto", tools: Sequence[Tool] = ()) -> Message:
+        message = super().parse(ids, thinking, tools)
         return replace(message, content=message.content.strip())
 
 

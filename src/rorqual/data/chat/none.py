@@ -7,7 +7,7 @@ from itertools import takewhile
 from typing import NoReturn
 
 from rorqual.core.errors import DataError
-from rorqual.core.records import Message, Thinking
+from rorqual.core.records import Message, Thinking, Tool
 from rorqual.data.chat.base import ChatFormat, Rendered
 from rorqual.data.tokenizer import Special
 
@@ -34,11 +34,11 @@ class NoChat(ChatFormat):
         """Always refused."""
         self._refuse()
 
-    def prompt(self, messages: Sequence[Message], thinking: Thinking = "auto") -> list[int]:
+    def prompt(self, messages: Sequence[Message], thinking: Thinking = "auto", tools: Sequence[Tool] = ()) -> list[int]:
         """Always refused."""
         self._refuse()
 
-    def parse(self, ids: Iterable[int], thinking: Thinking = "auto") -> Message:
+    def parse(self, ids: Iterable[int], thinking: Thinking = "auto", tools: Sequence[Tool] = ()) -> Message:
         stops = self.stop_ids
         text = takewhile(lambda id_: id_ not in stops, ids)
         return Message("assistant", self.tokenizer.decode(text, specials=True))

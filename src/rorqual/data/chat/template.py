@@ -14,7 +14,7 @@ import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from rorqual.core.errors import DataError
-from rorqual.core.records import Message, Thinking
+from rorqual.core.records import Message, Thinking, Tool
 from rorqual.data.chat.base import ChatFormat, Rendered
 from rorqual.data.tokenizer import Special, Tokenizer
 
@@ -98,7 +98,7 @@ class TemplateChat(ChatFormat):
         # By halves: a reply of 8,000 tokens read at each of them would take a minute.
         return bisect_left(range(len(ids)), True, key=lambda n: Special.END_THINK in self._text(ids[: n + 1]))
 
-    def prompt(self, messages: Sequence[Message], thinking: Thinking = "auto") -> list[int]:
+    def prompt(self, messages: Sequence[Message], thinking: Thinking = "auto", tools: Sequence[Tool] = ()) -> list[int]:
         """Ids of the template's text. What the messages say stays text, also where it spells a special token."""
         hidden, pieces = _hide(messages, self.tokenizer, self._source)
         variables: dict[str, Any] = {} if thinking == "auto" else {"thinking": thinking == "on"}
@@ -121,7 +121,7 @@ class TemplateChat(ChatFormat):
             self._refused(str(error))
         return self._ids("".join(parts), pieces)
 
-    def parse(self, ids: Iterable[int], thinking: Thinking = "auto") -> Message:
+    def parse(self, ids: Iterable[int], thinking: Thinking = "auto", tools: Sequence[Tool] = ()) -> Message:
         """The text up to the first end token; `<think>...</think>` at its start, as text or as tokens, is the reasoning.
 
         Where the prompt has opened the thinking, a reply without `</think>` is all reasoning, and its content empty.

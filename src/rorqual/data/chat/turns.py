@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
 from rorqual.core.errors import DataError
-from rorqual.core.records import Message, Thinking
+from rorqual.core.records import Message, Thinking, Tool
 from rorqual.data.chat.base import ChatFormat, Rendered, check_turns
 from rorqual.data.tokenizer import Tokenizer
 
@@ -76,7 +76,7 @@ class TurnChat(ChatFormat):
 
     # ---- what follows from it
 
-    def prompt(self, messages: Sequence[Message], thinking: Thinking = "auto") -> list[int]:
+    def prompt(self, messages: Sequence[Message], thinking: Thinking = "auto", tools: Sequence[Tool] = ()) -> list[int]:
         """See `ChatFormat.prompt`. A conversation that ends with the assistant's own turn is refused."""
         check_turns(messages, ROLES)
         if messages[-1].role == "assistant":

@@ -1,0 +1,250 @@
+"""The chat page at `/`, and its door: a key is typed once, and a cookie that no script can read stands for it on the page's own paths.
+
+The cookie opens nothing but the page: the API's routes take keys alone, and the page asks the API in this process. Other servers on
+the same host see the cookie too (cookies know no ports), so it is not the key but a word that means nothing elsewhere, and dies with the server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import html
+import importlib.util
+import re
+import secrets
+import time
+from collections.abc import Callable
+from http.cookies import CookieError, SimpleCookie
+from pathlib import Path
+from urllib.parse import parse_qs
+
+from fastapi import Request, Response
+from fastapi.responses import HTMLResponse, RedirectResponse
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import Message, Receive, Scope, Send
+
+from rorqual.core.errors import ConfigError
+from rorqual.serve import ui_chat
+from rorqual.serve.app import Edge
+from rorqual.serve.errors import ApiError
+from rorqual.serve.exchange import body_of
+from rorqual.serve.service import Service
+
+FILES = Path(__file__).parent / "page"
+REMEDY = 'pip install "rorqual[ui]"'
+LIFETIME = 12 * 3600.0
+"""Seconds that a login lasts."""
+MOST_LOGINS = 64
+"""Of one tenant at a time; the oldest ends."""
+LOGIN_BYTES = 4096
+API = re.compile(r"/(v1(/.*)?|health|metrics)", re.DOTALL)
+PATHS = re.compile(
+    r"/|/(config|theme\.css|favicon\.ico|manifest\.json|gradio_api/(queue/(join|data)|cancel|reset|startup-events|heartbeat/[\w-]+))/?"
+    r"|/(assets|static|svelte)/[\w./-]+"
+)
+"""What the page asks for, and all that it gets: Gradio has doors for files, proxies and more, which stay shut."""
+STREAM = re.compile(r"/gradio_api/heartbeat/.*")
+HEADERS = {
+    # A model may write <img src=...>: nothing that it writes makes the browser ask anybody else.
+    "content-security-policy": (
+        "default-src 'none'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
+        "font-src 'self' data:; connect-src 'self'; manifest-src 'self'; form-action 'self'; base-uri 'self'; frame-ancestors 'none'"
+    ),
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
+    "cross-origin-resource-policy": "same-origin",
+    "cross-origin-opener-policy": "same-origin",
+}
+
+
+class Sessions:
+    """Who is logged in. `clock` gives seconds."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._held: dict[str, tuple[str, float]] = {}
+
+    def open(self, tenant: str) -> str:
+        """A new word for a tenant."""
+        now = self._clock()
+        self._held = {word: held for word, held in self._held.items() if held[1] > now}
+        own = [word for word, held in self._held.items() if held[0] == tenant]
+        for word in own[: max(0, len(own) - MOST_LOGINS + 1)]:
+            del self._held[word]
+        word = secrets.token_urlsafe(32)
+        self._held[word] = tenant, now + LIFETIME
+        return word
+
+    def tenant(self, word: str) -> str | None:
+        """Whose word it is; None for one that is unknown or too old. A guess has 256 bits to find, and no shorter way."""
+        tenant, until = self._held.get(word, ("", 0.0))
+        return tenant if tenant and self._clock() < until else None
+
+    def close(self, word: str) -> None:
+        """End a login."""
+        self._held.pop(word, None)
+
+
+class Page:
+    """Stands before the API's edge and takes what belongs to the page; everything else, and whatever brings a key, goes to the edge.
+
+    `wanted`: None serves the page where Gradio is installed, and says how to get it where not; true asks for it, so that its absence is a
+    `ConfigError`; false leaves the edge alone.
+    """
+
+    def __init__(self, edge: Edge, service: Service, wanted: bool | None = None) -> None:
+        installed = importlib.util.find_spec("gradio") is not None
+        if wanted and not installed:
+            raise ConfigError("gradio is not installed", where="ui", remedy=REMEDY)
+        self.edge, self.service = edge, service
+        self.off, self.installed = wanted is False, installed
+        self.sessions = Sessions()
+        self.mounted = ui_chat.Mounted(self._api, service.name)
+        self._closing = asyncio.Event()
+
+    def close(self) -> None:
+        """The server stops: streams that would only say that it is still there end now."""
+        self._closing.set()
+        self.mounted.close()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = Headers(scope=scope)
+        if self.off or scope["type"] != "http" or "authorization" in headers or API.fullmatch(scope["path"]):
+            await self.edge(scope, receive, send)
+            return
+        word = _cookie(headers, _name(scope))
+        tenant = self.sessions.tenant(word)
+        if tenant is None and "text/html" not in headers.get("accept", ""):
+            await self.edge(scope, receive, send)  # which refuses it as it refuses everything without a key
+            return
+        status = 0
+
+        async def guarded(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message).update(HEADERS)
+            await send(message)
+
+        try:
+            await self._answer(scope, receive, guarded, word, tenant)
+        finally:
+            self.service.metrics.requests["page", status] += 1
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send, word: str, tenant: str | None) -> None:
+        request = Request(scope, receive)
+        response: Response
+        if not _same_origin(request):
+            response = _text(403, "Another site sent this.")
+        elif scope["path"] == "/login" and request.method == "POST":
+            response = await self._login(request)
+        elif tenant is None:
+            response = self._form()
+        elif scope["path"] == "/logout" and request.method == "POST":
+            self.sessions.close(word)
+            response = RedirectResponse("/", 303)
+            response.delete_cookie(_name(scope), httponly=True, samesite="strict")
+        elif not PATHS.fullmatch(scope["path"]) or ".." in scope["path"]:
+            response = _text(404, "There is nothing here.")
+        elif request.method not in ("GET", "HEAD") and not self._fits(request):
+            response = _text(413, f"The request is longer than {self.service.max_body} bytes.")
+        else:
+            await self._gradio(scope, receive, send, tenant)
+            return
+        await response(scope, receive, send)
+
+    def _fits(self, request: Request) -> bool:
+        length = request.headers.get("content-length", "")
+        return length.isdecimal() and len(length) < 16 and int(length) <= self.service.max_body
+
+    async def _login(self, request: Request) -> Response:
+        try:
+            body = await body_of(request, LOGIN_BYTES)
+        except ApiError as error:
+            return self._form(error.message)
+        [key] = parse_qs(body.decode("utf-8", "replace")).get("key", [""])[:1]
+        tenant = self.service.keys.tenant(key.strip())
+        if tenant is None:
+            return self._form("This key is not known here.")
+        response = RedirectResponse("/", 303)
+        response.set_cookie(
+            _name(request.scope), self.sessions.open(tenant), max_age=int(LIFETIME),
+            httponly=True, samesite="strict", secure=request.url.scheme == "https",
+        )  # fmt: skip
+        return response
+
+    def _form(self, error: str = "") -> Response:
+        """What anybody sees: it says nothing of the model."""
+        name = "login.html" if self.installed else "absent.html"
+        text = (FILES / name).read_text(encoding="utf-8").replace("{error}", html.escape(error))
+        text = text.replace("{remedy}", html.escape(REMEDY))
+        return HTMLResponse(text, 401, headers={"www-authenticate": "Bearer", "cache-control": "no-store"})
+
+    async def _gradio(self, scope: Scope, receive: Receive, send: Send, tenant: str) -> None:
+        scope.setdefault("state", {})["tenant"] = tenant
+        app = await self.mounted.app()
+        if not STREAM.fullmatch(scope["path"]):
+            await app(scope, receive, send)
+            return
+        open_, closing = False, asyncio.create_task(self._closing.wait())
+
+        async def until_closing() -> Message:
+            waiting = asyncio.ensure_future(receive())
+            await asyncio.wait((waiting, closing), return_when=asyncio.FIRST_COMPLETED)
+            if waiting.done():
+                return waiting.result()
+            waiting.cancel()
+            return {"type": "http.disconnect"}
+
+        async def watched(message: Message) -> None:
+            nonlocal open_
+            open_ = message["type"] == "http.response.start" or bool(message.get("more_body"))
+            await send(message)
+
+        try:
+            # Before version 2.4 of the protocol an application learns from `receive` that nobody listens.
+            asgi = {**scope["asgi"], "spec_version": "2.3"}
+            await app({**scope, "asgi": asgi}, until_closing, watched)
+            if open_:
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+        finally:
+            closing.cancel()
+
+    async def _api(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The routes behind the edge, for a tenant who is known, counted as the edge counts them."""
+        status = 0
+
+        async def counted(message: Message) -> None:
+            nonlocal status
+            status = message.get("status", status)
+            await send(message)
+
+        try:
+            await self.edge.app(scope, receive, counted)
+        finally:
+            self.service.metrics.requests[scope["path"], status] += 1
+
+
+def _name(scope: Scope) -> str:
+    """Of the cookie. Two servers on one host share its cookies, whatever their ports."""
+    server = scope.get("server") or ("", 0)
+    return f"rorqual-{server[1] or 0}"
+
+
+def _cookie(headers: Headers, name: str) -> str:
+    try:
+        found = SimpleCookie(headers.get("cookie", "")).get(name)
+    except CookieError:
+        return ""
+    return "" if found is None else found.value
+
+
+def _same_origin(request: Request) -> bool:
+    """Whether a request that changes something comes from this very page. SameSite=Strict still lets other ports of this host through."""
+    if request.method in ("GET", "HEAD"):
+        return True
+    origin, host = request.headers.get("origin", ""), request.headers.get("host", "")
+    return bool(host) and origin.partition("://")[2] == host
+
+
+def _text(status: int, text: str) -> Response:
+    return Response(text, status, media_type="text/plain; charset=utf-8")

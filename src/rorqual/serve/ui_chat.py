@@ -1,0 +1,223 @@
+"""The chat itself, in Gradio: what is said stays in the session's state as it was said; the browser gets what is to be shown.
+
+Gradio reads the annotations of handlers as they stand, and is imported only where the page is built: so this file does without postponed ones.
+"""
+
+import asyncio
+import html
+import os
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.requests import Request as HttpRequest
+from starlette.types import ASGIApp
+
+from rorqual.serve.errors import ApiError
+from rorqual.serve.ui_client import chunks
+from rorqual.serve.ui_turn import Row, Turn, Wanted, text_of, upto_question
+
+FILES = Path(__file__).parent / "page"
+TICK = 0.1
+"""Seconds between two pictures of a reply that grows."""
+FORMULAS = [("$$", "$$", True), ("\\[", "\\]", True), ("\\(", "\\)", False), ("$", "$", False)]
+Pictures = AsyncGenerator[tuple[Any, ...], None]
+"""What the page's parts become, again and again."""
+IDLE = "Enter sends, Shift+Enter breaks the line, Esc stops."
+
+
+class Mounted:
+    """Gradio's application, built when somebody asks for it: it takes seconds and a hundred megabytes."""
+
+    def __init__(self, api: ASGIApp, model: str) -> None:
+        self._api, self._model = api, model
+        self._closing = asyncio.Event()
+        self._ready: asyncio.Future[ASGIApp] | None = None
+        self._keeper: asyncio.Task[None] | None = None
+
+    async def app(self) -> ASGIApp:
+        """The application; whoever asks first waits until it is there."""
+        if self._ready is None:
+            self._ready = asyncio.get_running_loop().create_future()
+            self._keeper = asyncio.create_task(self._keep(self._ready))
+        return await asyncio.shield(self._ready)
+
+    def close(self) -> None:
+        """End what runs behind the application."""
+        self._closing.set()
+
+    async def _keep(self, ready: asyncio.Future[ASGIApp]) -> None:
+        parent = await asyncio.to_thread(build, self._api, self._model)
+        async with parent.router.lifespan_context(parent):
+            ready.set_result(parent)
+            await self._closing.wait()
+
+
+def build(api: ASGIApp, model: str) -> FastAPI:
+    """The page over the API's routes. It needs Gradio."""
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when it is imported, and wherever it would tell somebody
+    import gradio as gr
+
+    fonts = ("ui-sans-serif", "system-ui", "sans-serif")
+    mono = ("ui-monospace", "Consolas", "monospace")
+    theme = gr.themes.Default(primary_hue="blue", neutral_hue="slate", font=fonts, font_mono=mono)
+    return gr.mount_gradio_app(
+        FastAPI(docs_url=None, redoc_url=None, openapi_url=None), _blocks(gr, Chat(gr, api, model)), path="/",
+        auth_dependency=_tenant, theme=theme, css_paths=[FILES / "chat.css"],
+        head=f"<script>{(FILES / 'chat.js').read_text(encoding='utf-8')}</script>",
+        footer_links=[], run_history=False, ssr_mode=False, mcp_server=False, pwa=False, enable_monitoring=False,
+        allowed_paths=[], blocked_paths=["/"], max_file_size=1,
+    )  # fmt: skip
+
+
+def _tenant(request: HttpRequest) -> str | None:
+    tenant: str | None = request.scope.get("state", {}).get("tenant")
+    return tenant
+
+
+class Chat:
+    """What happens on the page. Each handler is a generator of what the page's parts become: chat, rows, box, status."""
+
+    def __init__(self, gr: Any, api: ASGIApp, model: str) -> None:
+        self.gr, self.api, self.model = gr, api, model
+        self._stops: dict[str, asyncio.Event] = {}
+
+    def stop(self, session: str) -> None:
+        """End the reply of a session, if one is on its way."""
+        if session in self._stops:
+            self._stops[session].set()
+
+    async def reply(self, rows: Sequence[Row], wanted: Wanted, tenant: str, session: str) -> Pictures:
+        """Ask for a reply to `rows`, which end with a question."""
+        turn, stopped = Turn(), asyncio.Event()
+        self._stops[session] = stopped
+        pump = asyncio.create_task(self._pump(turn, wanted.body(self.model, rows), tenant))
+        stopping = asyncio.create_task(stopped.wait())
+        box = self.gr.Textbox(value="", submit_btn=False, stop_btn=True)
+        yield rows, rows, box, _status("Waiting for the model.")
+        box = self.gr.skip()
+        try:
+            while not pump.done() and not stopped.is_set():
+                await asyncio.wait((pump, stopping), timeout=TICK, return_when=asyncio.FIRST_COMPLETED)
+                now = [*rows, *turn.rows()]
+                yield now, now, box, _status(f"{turn.seconds:.0f} s. Esc stops.")
+        finally:
+            self._stops.pop(session, None)
+            stopping.cancel()
+            pump.cancel()
+            [outcome, _] = await asyncio.gather(pump, stopping, return_exceptions=True)
+        turn.stop()
+        yield self._end(rows, turn, outcome, stopped=stopped.is_set())
+
+    def _end(self, rows: Sequence[Row], turn: Turn, outcome: object, *, stopped: bool) -> tuple[Any, ...]:
+        """The last picture. A question that got nothing at all goes back into the box."""
+        box = {"submit_btn": True, "stop_btn": False}
+        now = [*rows, *turn.rows()]
+        if isinstance(outcome, ApiError):
+            if turn.empty:
+                now, box["value"] = now[:-1], now[-1]["content"]
+            return now, now, self.gr.Textbox(**box), _status(f"{_explained(outcome)}", error=True)
+        return now, now, self.gr.Textbox(**box), _status(turn.summary(stopped=stopped))
+
+    async def _pump(self, turn: Turn, body: dict[str, Any], tenant: str) -> None:
+        async with aclosing(chunks(self.api, tenant, body)) as stream:
+            async for chunk in stream:
+                if chunk is not None:
+                    turn.add(chunk)
+
+
+def _explained(error: ApiError) -> str:
+    text = error.message[:1].upper() + error.message[1:]
+    return f"{text.rstrip('.')}. (error {error.status})"
+
+
+def _status(text: str, *, error: bool = False) -> str:
+    return f'<p class="status{" error" if error else ""}">{html.escape(text)}</p>'
+
+
+def _blocks(gr: Any, chat: Chat) -> Any:
+    with gr.Blocks(title=chat.model, fill_height=True, analytics_enabled=False) as blocks:
+        gr.HTML(
+            (FILES / "head.html").read_text(encoding="utf-8").replace("{model}", html.escape(chat.model)), padding=False
+        )
+        rows = gr.State([])
+        shown = gr.Chatbot(
+            label="Conversation", show_label=False, container=False, scale=1, height=None, min_height=160, elem_id="chat",
+            layout="bubble", buttons=["copy"], editable="user", feedback_options=None, group_consecutive_messages=True,
+            latex_delimiters=[{"left": left, "right": right, "display": display} for left, right, display in FORMULAS],
+            placeholder=f"Ask {html.escape(chat.model)} something.", sanitize_html=True,
+        )  # fmt: skip
+        status = gr.HTML(_status(IDLE), elem_id="status", html_template="${value}", padding=False)
+        box = gr.Textbox(
+            label="Message", show_label=False, container=False, lines=1, max_lines=8, placeholder="Message", autofocus=True,
+            submit_btn=True, stop_btn=False, elem_id="message", html_attributes=gr.InputHTMLAttributes(enterkeyhint="send"),
+        )  # fmt: skip
+        with gr.Row(elem_id="actions"):
+            retry = gr.Button("Retry", size="sm", min_width=80)
+            clear = gr.Button("New chat", size="sm", min_width=80)
+        with gr.Accordion("Settings", open=False, elem_id="settings"), gr.Row():
+            thinking = gr.Radio(["auto", "on", "off"], value="auto", label="Thinking", min_width=200)
+            heat = gr.Slider(0, 2, value=1, step=0.05, label="Temperature", min_width=200)
+            most = gr.Number(
+                0, label="Most tokens (0: no limit)", minimum=0, maximum=2**31 - 1, precision=0, min_width=200
+            )
+        blocks.unload(_wire(gr, chat, (shown, rows, box, status), [thinking, heat, most], retry, clear))
+    return blocks
+
+
+def _wire(gr: Any, chat: Chat, parts: Sequence[Any], settings: Sequence[Any], retry: Any, clear: Any) -> Any:
+    """Which gesture does what; what is to be done when somebody leaves."""
+    shown, rows, box, _ = parts
+
+    def wanted(thinking: Any, heat: float, most: float) -> Wanted:
+        return Wanted(thinking, heat, int(most or 0))
+
+    async def ask(text: str, held: list[Row], thinking: str, heat: float, most: float, request: gr.Request) -> Pictures:
+        if not text.strip():
+            return
+        now = [*held, {"role": "user", "content": text}]
+        async with aclosing(
+            chat.reply(now, wanted(thinking, heat, most), request.username, request.session_hash)
+        ) as all_:
+            async for picture in all_:
+                yield picture
+
+    async def again(held: list[Row], thinking: str, heat: float, most: float, request: gr.Request) -> Pictures:
+        now = upto_question(held)
+        if not now:
+            return
+        async with aclosing(
+            chat.reply(now, wanted(thinking, heat, most), request.username, request.session_hash)
+        ) as all_:
+            async for picture in all_:
+                yield picture
+
+    async def edited(
+        held: list[Row], thinking: str, heat: float, most: float, edit: gr.EditData, request: gr.Request
+    ) -> Pictures:
+        now = [*held[: int(edit.index)], {"role": "user", "content": text_of({"content": edit.value})}]
+        async with aclosing(
+            chat.reply(now, wanted(thinking, heat, most), request.username, request.session_hash)
+        ) as all_:
+            async for picture in all_:
+                yield picture
+
+    def stop(request: gr.Request) -> None:
+        chat.stop(request.session_hash)
+
+    def fresh(request: gr.Request) -> tuple[Any, ...]:
+        chat.stop(request.session_hash)
+        return [], [], gr.Textbox(value="", submit_btn=True, stop_btn=False), _status(IDLE)
+
+    common: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": None, "show_progress": "hidden"}
+    running = {"outputs": list(parts), "trigger_mode": "once", **common}
+    box.submit(ask, [box, rows, *settings], **running)
+    retry.click(again, [rows, *settings], **running)
+    shown.retry(again, [rows, *settings], **running)
+    shown.edit(edited, [rows, *settings], **running)
+    box.stop(stop, **common)
+    clear.click(fresh, outputs=list(parts), **common)
+    shown.clear(fresh, outputs=list(parts), **common)
+    return stop

@@ -33,13 +33,7 @@ def requests(count: int, *, n: int = 3, seed: int = 0, max_tokens: int = 20, **p
 
 
 def settings_of(completion: Completion, params: SamplingParams) -> Settings:
-    n = len(completion.token_ids)
-    return Settings.of(
-        np.full(n, params.temperature, np.float32),
-        np.full(n, params.top_p, np.float32),
-        np.full(n, params.top_k),
-        "cpu",
-    )
+    return Settings.of([params] * len(completion.token_ids), "cpu")
 
 
 @pytest.fixture

@@ -9,17 +9,27 @@ from hypothesis import given
 from hypothesis import settings as run_with
 from hypothesis import strategies as st
 from torch import Tensor
+from transformers.generation.logits_process import (
+    LogitsProcessor,
+    MinPLogitsWarper,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
-from rorqual.engine.sampler import Settings, distribution, draw, sample_key, truncate, uniform
+from rorqual.engine.request import SamplingParams
+from rorqual.engine.sampler import CANDIDATES, Settings, distribution, draw, sample_key, top, truncate, uniform
 
 
-def settings(n: int, temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0) -> Settings:
-    return Settings.of(
-        np.full(n, temperature, np.float32), np.full(n, top_p, np.float32), np.full(n, top_k, np.int64), "cpu"
-    )
+def settings(n: int, temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0, min_p: float = 0.0) -> Settings:
+    return Settings.of([SamplingParams(temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p)] * n, "cpu")
 
 
-def reference(logits: Tensor, temperature: float, top_p: float, top_k: int) -> Tensor:
+def random_logits(rows: int, vocab: int, seed: int, spread: float = 2.0) -> Tensor:
+    return torch.randn(rows, vocab, generator=torch.Generator().manual_seed(seed)) * spread
+
+
+def reference(logits: Tensor, temperature: float, top_p: float, top_k: int, min_p: float = 0.0) -> Tensor:
     """The distribution of one row [vocab], in plain Python."""
     p = [float(x) for x in (logits.double() / temperature).softmax(-1)]
     order = sorted(range(len(p)), key=lambda i: (-p[i], i))
@@ -32,6 +42,7 @@ def reference(logits: Tensor, temperature: float, top_p: float, top_k: int) -> T
         reached += p[i] / mass
         if reached >= top_p:
             break
+    kept = [i for i in kept if p[i] >= min_p * p[kept[0]]]
     total = sum(p[i] for i in kept)
     return torch.tensor([p[i] / total if i in kept else 0.0 for i in range(len(p))], dtype=torch.float64)
 
@@ -42,11 +53,57 @@ def reference(logits: Tensor, temperature: float, top_p: float, top_k: int) -> T
     temperature=st.sampled_from([0.3, 0.7, 1.0, 1.8]),
     top_p=st.sampled_from([1.0, 0.95, 0.6, 0.1]),
     top_k=st.sampled_from([0, 1, 3, 10, 500]),
+    min_p=st.sampled_from([0.0, 0.0, 0.03, 0.4]),
 )
-def test_the_distribution_is_the_stated_one(seed: int, temperature: float, top_p: float, top_k: int) -> None:
-    logits = torch.randn(1, 40, generator=torch.Generator().manual_seed(seed)) * 2
-    got = distribution(logits, settings(1, temperature, top_p, top_k)).exp()[0].double()
-    assert torch.allclose(got, reference(logits[0], temperature, top_p, top_k), atol=1e-6)
+def test_the_distribution_is_the_stated_one(
+    seed: int, temperature: float, top_p: float, top_k: int, min_p: float
+) -> None:
+    logits = random_logits(1, 40, seed)
+    got = distribution(logits, settings(1, temperature, top_p, top_k, min_p)).exp()[0].double()
+    assert torch.allclose(got, reference(logits[0], temperature, top_p, top_k, min_p), atol=1e-6)
+
+
+@pytest.mark.parametrize("spread", [0.02, 2.0])  # a cut beyond the candidates, and among them
+@pytest.mark.parametrize(
+    ("top_p", "top_k", "min_p"),
+    [(0.9, 0, 0.0), (1.0, 700, 0.0), (0.5, 40, 0.0), (0.8, 1000, 0.0), (1.0, 0, 0.2), (0.9, 3000, 0.99)],
+)
+def test_a_cut_of_a_large_vocabulary_is_the_stated_one(spread: float, top_p: float, top_k: int, min_p: float) -> None:
+    logits = random_logits(2, 4 * CANDIDATES, 1, spread)
+    got = distribution(logits, settings(2, 1.0, top_p, top_k, min_p)).exp().double()
+    for row in range(2):
+        expected = reference(logits[row], 1.0, top_p, top_k, min_p)
+        assert torch.equal(got[row] > 0, expected > 0)
+        assert torch.allclose(got[row], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(("top_p", "top_k"), [(0.3011, 0), (1.0, 37), (0.8013, 500), (0.7013, 600)])
+def test_of_equally_likely_tokens_the_lowest_ids_stay(top_p: float, top_k: int) -> None:
+    logits = torch.randint(0, 3, (3, 2000), generator=torch.Generator().manual_seed(4)).float()
+    got = distribution(logits, settings(3, 1.0, top_p, top_k)).exp().double()
+    for row in range(3):
+        assert torch.equal(got[row] > 0, reference(logits[row], 1.0, top_p, top_k) > 0)
+
+
+@run_with(deadline=None, max_examples=60)
+@given(
+    seed=st.integers(0, 2**32),
+    temperature=st.sampled_from([0.5, 1.0, 1.7]),
+    top_k=st.sampled_from([0, 2, 30]),
+    top_p=st.sampled_from([1.0, 0.9, 0.4]),
+    min_p=st.sampled_from([0.0, 0.05, 0.5]),
+)
+def test_cuts_are_those_of_transformers(seed: int, temperature: float, top_k: int, top_p: float, min_p: float) -> None:
+    logits = random_logits(3, 120, seed)
+    chain: list[LogitsProcessor] = [TemperatureLogitsWarper(temperature)]
+    chain += [TopKLogitsWarper(top_k)] if top_k else []
+    chain += [TopPLogitsWarper(top_p)] if top_p < 1 else []
+    chain += [MinPLogitsWarper(min_p)] if min_p else []
+    expected = logits
+    for step in chain:
+        expected = step(torch.zeros(3, 1, dtype=torch.long), expected)
+    got = distribution(logits, settings(3, temperature, top_p, top_k, min_p))
+    assert torch.allclose(got.exp(), expected.softmax(-1), atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -93,28 +150,77 @@ def test_keys_do_not_collide() -> None:
     assert sample_key(-1, 0) != sample_key(1, 0)
 
 
-def test_a_row_does_not_depend_on_its_neighbours() -> None:
-    logits = torch.randn(6, 30, generator=torch.Generator().manual_seed(0))
-    mixed = Settings.of(
-        np.array([0, 1, 0.5, 1, 0, 2], np.float32),
-        np.array([1, 1, 0.5, 1, 0.1, 1], np.float32),
-        np.array([0, 0, 0, 3, 2, 0], np.int64),
-        "cpu",
-    )
-    u = np.linspace(0.05, 0.95, 6)
-    tokens, logprobs = draw(logits, mixed, u)
-    for row in range(6):
-        alone = Settings.of(*(c[row : row + 1] for c in ROWS), "cpu")
-        token, logprob = draw(logits[row : row + 1], alone, u[row : row + 1])
-        assert token.item() == tokens[row].item()
-        assert logprob.item() == pytest.approx(logprobs[row].item(), abs=1e-6)
+MIXED = [
+    SamplingParams(temperature=0.0, top_p=0.1, top_k=2, min_p=0.5),
+    SamplingParams(temperature=1.0),
+    SamplingParams(temperature=0.5, top_p=0.5),
+    SamplingParams(temperature=1.0, top_k=3),
+    SamplingParams(temperature=2.0),
+    SamplingParams(temperature=0.9, min_p=0.1),
+    SamplingParams(temperature=1.3, top_p=0.97, top_k=200, min_p=0.01),
+]
 
 
-ROWS = (
-    np.array([0, 1, 0.5, 1, 0, 2], np.float32),
-    np.array([1, 1, 0.5, 1, 0.1, 1], np.float32),
-    np.array([0, 0, 0, 3, 2, 0], np.int64),
+@run_with(deadline=None, max_examples=60)
+@given(
+    rows=st.lists(st.sampled_from(range(len(MIXED))), min_size=1, unique=True),
+    vocab=st.sampled_from([24, 263, 2049]),
+    seed=st.integers(0, 9),
 )
+def test_a_row_does_not_depend_on_its_neighbours(rows: list[int], vocab: int, seed: int) -> None:
+    """Any rows, in any order: the same bits as among all."""
+    logits, u = random_logits(len(MIXED), vocab, seed), np.random.default_rng(seed).random(len(MIXED))
+    everyone = Settings.of(MIXED, "cpu")
+    tokens, logprobs = draw(logits, everyone, u)
+    some = Settings.of([MIXED[row] for row in rows], "cpu")
+    assert torch.equal(distribution(logits[rows], some), distribution(logits, everyone)[rows])
+    token, logprob = draw(logits[rows], some, u[rows])
+    assert torch.equal(token, tokens[rows])
+    assert torch.equal(logprob, logprobs[rows])
+
+
+def test_what_nobody_asks_for_is_not_done() -> None:
+    plain = settings(3)
+    assert (plain.cut, plain.penalties, plain.scaled, plain.any_greedy) == (None, None, False, False)
+    greedy = settings(3, 0.0, 0.4, 7, 0.2)
+    assert (greedy.cut, greedy.penalties, greedy.scaled, greedy.all_greedy) == (None, None, False, True)
+    one_of_three = Settings.of([SamplingParams(temperature=1.0), MIXED[2], SamplingParams()], "cpu").cut
+    assert one_of_three is not None
+    assert one_of_three.rows is not None
+    assert one_of_three.rows.tolist() == [1]
+
+
+@pytest.mark.parametrize("temperature", [1e-300, 1e-30, 1e-7, 1e30, 1e300])
+def test_no_temperature_leaves_a_number_that_is_none(temperature: float) -> None:
+    logits = random_logits(2, 50, 8)
+    tokens, logprobs = draw(logits, settings(2, temperature, 0.9), np.full(2, 0.5))
+    assert torch.isfinite(logprobs).all()
+    if temperature < 1:
+        assert torch.equal(tokens, logits.argmax(-1))
+    else:
+        assert torch.allclose(distribution(logits, settings(2, temperature)).exp(), torch.tensor(1 / 50))
+
+
+def test_tokens_that_a_grammar_forbids_are_never_drawn() -> None:
+    logits = torch.full((2, 1500), float("-inf"))
+    logits[:, [3, 700, 1499]] = torch.tensor([0.0, 1.0, 0.5])
+    for cut in ({"top_k": 50}, {"top_p": 0.99}, {"min_p": 0.01}, {}):
+        every = distribution(logits, settings(2, **cut))  # type: ignore[arg-type]
+        assert every.isfinite().nonzero()[:, 1].tolist() == [3, 700, 1499] * 2
+
+
+@run_with(deadline=None, max_examples=80)
+@given(
+    values=st.lists(st.sampled_from([0.0, -1.0, -2.5, float("-inf")]), min_size=1, max_size=40),
+    k=st.integers(1, 40),
+)
+def test_the_likeliest_come_in_order_and_the_lowest_id_first_among_equals(values: list[float], k: int) -> None:
+    k = min(k, len(values))
+    ids, logprobs = top(torch.tensor([values, values[::-1]]), k)
+    for row, given_values in enumerate((values, values[::-1])):
+        expected = sorted(range(len(values)), key=lambda i: (-given_values[i], i))[:k]
+        assert ids[row].tolist() == expected
+        assert logprobs[row].tolist() == [given_values[i] for i in expected]
 
 
 def test_greedy_takes_the_likeliest_and_reports_the_plain_softmax() -> None:

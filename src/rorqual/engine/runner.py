@@ -13,6 +13,7 @@ from torch import Tensor
 from rorqual.core.errors import ConfigError, NumericsError
 from rorqual.engine.cache import KVCache, round_up
 from rorqual.engine.kernels import for_generation
+from rorqual.engine.request import SamplingParams
 from rorqual.engine.sampler import Settings, distribution, draw_from, uniform
 from rorqual.engine.scheduler import Ints, Rows, Sequence
 from rorqual.model import Decoder, Output
@@ -165,7 +166,9 @@ class Runner:
             place = torch.from_numpy(slot * self.experts.shape[1] + position).to(self.device)
             self.experts.flatten(0, 1).index_copy_(0, place, self._chosen(output))
         if self._settings is None:
-            self._settings = Settings.of(rows.temperature[:n], rows.top_p[:n], rows.top_k[:n], self.device)
+            columns = (c[:n].tolist() for c in (rows.temperature, rows.top_p, rows.top_k))
+            asked = [SamplingParams(temperature=t, top_p=p, top_k=k) for t, p, k in zip(*columns)]
+            self._settings = Settings.of(asked, self.device)
         logits = self.model.logits(output.hidden[:, 0])
         every = distribution(logits, self._settings)
         drawn, logprobs = draw_from(every, logits, self._settings, uniform(rows.key[:n], position))

@@ -3,10 +3,15 @@
 Random numbers are a function of (seed, sample, position) and of nothing else: who else is in the batch, which slot a
 sequence has and how many threads run change nothing. They come from SplitMix64 (Steele, Lea and Flood 2014), one number
 a row and step, and choose a token by the inverse of the cumulative distribution.
+
+Logits pass, in this order, through penalties and biases (`adjust`, where a row asks for any), temperature,
+top-k, top-p and min-p. No row's result depends on the other rows, to the last bit: what one row asks for and another does
+not is done to the one alone.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,8 +19,16 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from rorqual.engine.penalties import Counts, Ints, Penalties
+from rorqual.engine.request import SamplingParams
+
 _GOLDEN, _MIX1, _MIX2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 _MASK = (1 << 64) - 1
+
+CANDIDATES = 512
+"""Tokens among which a cut is looked for before a whole row is sorted, which takes thirty times as long."""
+COLDEST, HOTTEST = 1e-20, 1e20
+"""Temperatures beyond these are these: logits divided by less would overflow fp32 and leave NaN."""
 
 
 def sample_key(seed: int, sample: int) -> int:
@@ -40,59 +53,150 @@ def uniform(keys: npt.NDArray[np.uint64], positions: npt.NDArray[np.int64]) -> n
 
 
 @dataclass(frozen=True)
-class Settings:
-    """Sampling settings of each row, each [rows, 1]; a greedy row has temperature 1 and nothing cut off."""
+class Cut:
+    """What is cut off in the rows that cut anything: `top_p`, `top_k` and the logarithm of `min_p`, each [cut rows, 1].
 
-    temperature: Tensor
+    `rows` [cut rows] says which they are, in ascending order; None: all.
+    """
+
+    rows: Tensor | None
     top_p: Tensor
     top_k: Tensor
+    log_min_p: Tensor
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Sampling settings of a batch: `temperature` and `greedy` [rows, 1]; a greedy row has temperature 1 and nothing cut off.
+
+    What no row asks for is None or False, and costs nothing. `adjusted`: some row asks for penalties or biases (`penalties`), so
+    that its logits must go through `adjust` first.
+    """
+
+    temperature: Tensor
     greedy: Tensor
     any_greedy: bool
     all_greedy: bool
-    truncated: bool
+    scaled: bool
+    cut: Cut | None
+    penalties: Penalties | None
+
+    @property
+    def adjusted(self) -> bool:
+        return self.penalties is not None
+
+    @property
+    def truncated(self) -> bool:
+        return self.cut is not None
 
     @classmethod
-    def of(
-        cls,
-        temperature: npt.NDArray[np.float32],
-        top_p: npt.NDArray[np.float32],
-        top_k: npt.NDArray[np.int64],
-        device: torch.device | str,
-    ) -> Settings:
-        """From arrays [rows]."""
-        greedy = temperature <= 0
-        top_p, top_k = np.where(greedy, np.float32(1), top_p), np.where(greedy, 0, top_k)
-        columns = (np.where(greedy, np.float32(1), temperature), top_p, top_k, greedy)
-        temperatures, top_ps, top_ks, greedies = (torch.from_numpy(c).unsqueeze(1).to(device) for c in columns)
-        truncated = bool(((top_p < 1) | (top_k > 0)).any())
-        return cls(temperatures, top_ps, top_ks, greedies, bool(greedy.any()), bool(greedy.all()), truncated)
+    def of(cls, params: Sequence[SamplingParams], device: torch.device | str) -> Settings:
+        """Of one row for each of `params`, which have passed `check_params`."""
+        greedy = np.array([p.temperature <= 0 for p in params], np.bool_)
+        given = np.array([p.temperature for p in params], np.float64)
+        temperature = np.where(greedy, 1, given.clip(COLDEST, HOTTEST)).astype(np.float32)
+        return cls(
+            temperature=torch.from_numpy(temperature).unsqueeze(1).to(device),
+            greedy=torch.from_numpy(greedy).unsqueeze(1).to(device),
+            any_greedy=bool(greedy.any()),
+            all_greedy=bool(greedy.all()),
+            scaled=bool((temperature != 1).any()),
+            cut=_cut(params, device),
+            penalties=Penalties.of(params, device),
+        )
 
 
-def truncate(logprobs: Tensor, top_p: Tensor, top_k: Tensor) -> Tensor:
-    """Log-probabilities [rows, vocab] cut to the `top_k` likeliest tokens and then to the fewest whose mass reaches
-    `top_p` of what is left, renormalised; a token cut off has -inf. The likeliest token always stays.
+def _cut(params: Sequence[SamplingParams], device: torch.device | str) -> Cut | None:
+    rows = [row for row, p in enumerate(params) if p.temperature > 0 and (p.top_p < 1 or p.top_k > 0 or p.min_p > 0)]
+    if not rows:
+        return None
+    asked = [params[row] for row in rows]
+    top_p = np.array([p.top_p for p in asked], np.float64)
+    top_k = np.array([p.top_k for p in asked], np.int64)
+    with np.errstate(divide="ignore"):
+        log_min_p = np.log(np.array([p.min_p for p in asked], np.float64)).astype(np.float32)
+    columns = (torch.from_numpy(column).unsqueeze(1).to(device) for column in (top_p, top_k, log_min_p))
+    return Cut(None if len(rows) == len(params) else torch.tensor(rows, device=device), *columns)
+
+
+def truncate(logprobs: Tensor, top_p: Tensor, top_k: Tensor, log_min_p: Tensor | None = None) -> Tensor:
+    """Log-probabilities [rows, vocab] cut to the `top_k` likeliest tokens (0: all), then to the fewest whose mass reaches
+    `top_p` of what is left, then to those that are at least `min_p` (given as its logarithm) times as likely as the likeliest;
+    renormalised. A token cut off has -inf. Of equally likely ones the lowest ids stay; the likeliest always does.
 
     A mass that reaches `top_p` to within rounding may be cut one token earlier or later when it is computed again from
     logits that differ in their last bits: one token in some thousand. A policy gradient needs the very set that was drawn
     from: `Completion.kept`.
     """
     vocab = logprobs.shape[-1]
-    ordered, order = logprobs.sort(dim=-1, descending=True, stable=True)
-    rank = torch.arange(vocab, device=logprobs.device)
-    ordered = ordered.masked_fill(rank >= torch.where(top_k > 0, top_k, vocab), float("-inf"))
-    mass = ordered.softmax(-1)
-    before = mass.cumsum(-1) - mass
-    ordered = ordered.masked_fill((before >= top_p) & (top_p < 1) & (rank > 0), float("-inf"))
-    kept = torch.empty_like(logprobs).scatter_(-1, order, ordered)
+    top_k = torch.where(top_k < vocab, top_k, 0)
+    among = min(CANDIDATES, vocab)
+    ordered = logprobs.topk(among, dim=-1).values
+    count = _count(ordered, top_p, top_k, log_min_p, whole=among == vocab)
+    last = ordered.gather(-1, count - 1)
+    after = ordered.gather(-1, count.clamp(max=among - 1))
+    # A cut between two different values is a threshold; one beyond the candidates or between equals needs the whole order.
+    settled = (last > after) | (count == vocab)
+    kept = logprobs.masked_fill(logprobs < last, float("-inf"))
+    if not bool(settled.all()):
+        rest = (~settled).flatten().nonzero().flatten()
+        limits = (top_p[rest], top_k[rest], None if log_min_p is None else log_min_p[rest])
+        kept[rest] = _sorted_cut(logprobs[rest], *limits)
     return kept.log_softmax(-1)
+
+
+def _sorted_cut(logprobs: Tensor, top_p: Tensor, top_k: Tensor, log_min_p: Tensor | None) -> Tensor:
+    ordered, order = logprobs.sort(dim=-1, descending=True, stable=True)
+    count = _count(ordered, top_p, top_k, log_min_p, whole=True)
+    rank = torch.arange(logprobs.shape[-1], device=logprobs.device)
+    ordered = ordered.masked_fill(rank >= count, float("-inf"))
+    return torch.empty_like(logprobs).scatter_(-1, order, ordered)
+
+
+def _count(ordered: Tensor, top_p: Tensor, top_k: Tensor, log_min_p: Tensor | None, *, whole: bool) -> Tensor:
+    """How many of the likeliest tokens stay [rows, 1], of log-probabilities in descending order [rows, candidates].
+
+    `whole`: they are the whole vocabulary. Else a row whose cut lies beyond them counts them all.
+    """
+    candidates = ordered.shape[-1]
+    rank = torch.arange(candidates, device=ordered.device)
+    allowed = torch.where(top_k > 0, top_k, candidates)
+    mass = ordered.double().exp()
+    reached = mass.cumsum(-1)
+    # Of the whole row the mass is one; of its `top_k` likeliest it is what they have together.
+    total = torch.where(top_k > 0, reached.gather(-1, allowed.clamp(max=candidates) - 1), 1.0)
+    gone = (rank >= allowed) | ((reached - mass >= top_p * total) & (top_p < 1))
+    if log_min_p is not None:
+        gone |= ordered < ordered[:, :1] + log_min_p
+    gone |= ordered == float("-inf")  # what a grammar forbids is not a tie at the cut
+    gone[:, 0] = False
+    count = candidates - gone.sum(-1, keepdim=True)
+    if whole:
+        return count
+    # The mass of more tokens than there are candidates is not known: such a row is left to the whole order.
+    return torch.where(top_k > candidates, candidates, count)
+
+
+def adjust(logits: Tensor, settings: Settings, counts: Counts, rows: Ints | None = None) -> Tensor:
+    """Logits [rows, vocab] after penalties and biases, a new tensor in fp32; for use where `settings.adjusted`.
+
+    Row i of them is row `rows[i]` of `counts`; without `rows`, row i. In this order: repetition (CTRL, Keskar et al. 2019, section 4.1:
+    a positive logit of a token of prompt or reply is divided, a negative one multiplied), presence and frequency (of the reply's
+    tokens, as in OpenAI's API: logit - frequency * count - presence), and biases, which are added.
+    """
+    return logits if settings.penalties is None else settings.penalties.apply(logits, counts, rows)
 
 
 def distribution(logits: Tensor, settings: Settings) -> Tensor:
     """Log-probabilities [rows, vocab] of the distribution that each row is drawn from; plain softmax where greedy."""
-    logprobs = (logits.float() / settings.temperature).log_softmax(-1)
-    if not settings.truncated:
+    logits = logits.float()
+    logprobs = (logits / settings.temperature if settings.scaled else logits).log_softmax(-1)
+    cut = settings.cut
+    if cut is None:
         return logprobs
-    return truncate(logprobs, settings.top_p, settings.top_k)
+    if cut.rows is None:
+        return truncate(logprobs, cut.top_p, cut.top_k, cut.log_min_p)
+    return logprobs.index_copy(0, cut.rows, truncate(logprobs[cut.rows], cut.top_p, cut.top_k, cut.log_min_p))
 
 
 def draw(logits: Tensor, settings: Settings, u: npt.NDArray[np.float64]) -> tuple[Tensor, Tensor]:
@@ -115,3 +219,17 @@ def draw_from(
     if settings.any_greedy:
         tokens = torch.where(settings.greedy, logits.argmax(-1, keepdim=True), tokens)
     return tokens.squeeze(1), logprobs.gather(1, tokens).squeeze(1)
+
+
+def top(logprobs: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The `k` likeliest tokens of each row, likeliest first: ids [rows, k] and log-probabilities [rows, k].
+
+    Of equally likely ones the lowest id comes first and is taken first. A token that was cut off has -inf.
+    """
+    last = logprobs.topk(k, dim=-1).values[:, -1:]
+    above, equal = logprobs > last, logprobs == last
+    room = k - above.sum(-1, keepdim=True)
+    taken = above | (equal & (equal.cumsum(-1) <= room))
+    ids = taken.nonzero()[:, 1].view(-1, k)  # in ascending order, which a stable sort keeps among equals
+    values, order = logprobs.gather(1, ids).sort(dim=-1, descending=True, stable=True)
+    return ids.gather(1, order), values

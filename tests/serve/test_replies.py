@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 from contextlib import aclosing
+from dataclasses import fields, replace
+from math import inf
 from pathlib import Path
 
 import pytest
 
 from rorqual.data.chat import chat_format
 from rorqual.data.tokenizer import Tokenizer
+from rorqual.engine.request import Grammar
+from rorqual.serve import logprobs
 from rorqual.serve.bridge import Bridge, Job, Restarted
 from rorqual.serve.errors import ApiError
 from rorqual.serve.keys import Keys
@@ -18,18 +22,19 @@ from rorqual.serve.metrics import Metrics
 from rorqual.serve.reading import Reader
 from rorqual.serve.replies import Reply
 from rorqual.serve.wire import Ask, Drawn, Placed, ask_of, submit
+from rorqual.serve.worker import params_of
 
 CHAT = chat_format(Tokenizer.byte_level())
 ASK = Ask(prompt=(0, 3, 4), max_tokens=9, temperature=0.0, top_p=1.0, top_k=0, seed=0, n=1)
 
 
 def reply_to(job: Job) -> Reply:
-    return Reply(job, CHAT, lambda: Reader.of_text(CHAT), [], Metrics())
+    return Reply(job, CHAT, lambda: Reader.of_text(CHAT), Metrics())
 
 
 def test_silence_is_told_while_a_request_waits_and_changes_nothing() -> None:
     async def told() -> tuple[list[object], Reply]:
-        job = Job(1, ASK, "default", left=1)
+        job = Job((ASK,), "default")
         reply, found = reply_to(job), []
         async for step in reply.pieces(0.01):
             found.append(step if step is None else step[1].content)
@@ -46,7 +51,7 @@ def test_silence_is_told_while_a_request_waits_and_changes_nothing() -> None:
 
 def test_a_reply_that_begins_again_keeps_nothing_of_the_first() -> None:
     async def told() -> Reply:
-        job = Job(1, ASK, "default", left=1)
+        job = Job((ASK,), "default")
         reply = reply_to(job)
         first, second = CHAT.tokenizer.encode("xy")
         for event in (Drawn(0, first), Restarted(), Drawn(0, second, "length")):
@@ -60,7 +65,7 @@ def test_a_reply_that_begins_again_keeps_nothing_of_the_first() -> None:
 
 def test_a_cancellation_that_comes_together_with_a_token_is_not_lost() -> None:
     async def ended() -> bool:
-        job = Job(1, ASK, "default", left=1)
+        job = Job((ASK,), "default")
         reply = reply_to(job)
 
         async def read() -> None:
@@ -81,22 +86,85 @@ def test_a_cancellation_that_comes_together_with_a_token_is_not_lost() -> None:
 def test_more_requests_than_the_queue_takes_are_refused_until_one_has_left() -> None:
     async def taken() -> None:
         bridge = Bridge(Placed("nowhere"), queue=1)
-        with bridge.job(ASK, "a"):
-            with pytest.raises(ApiError) as caught, bridge.job(ASK, "b"):
+        with bridge.job([ASK], "a"):
+            with pytest.raises(ApiError) as caught, bridge.job([ASK], "b"):
                 pass
             assert caught.value.status == 429
-        with bridge.job(ASK, "b"):
+        with bridge.job([ASK], "b"):
             pass
         await bridge.stop()
-        with pytest.raises(ApiError) as stopping, bridge.job(ASK, "b"):
+        with pytest.raises(ApiError) as stopping, bridge.job([ASK], "b"):
             pass
         assert stopping.value.status == 503
 
     asyncio.run(taken())
 
 
-def test_a_request_crosses_the_pipe_as_it_was() -> None:
-    assert ask_of(json.loads(submit(7, ASK))) == ASK
+FULL = Ask(
+    prompt=(1, 2), max_tokens=3, temperature=0.5, top_p=0.25, top_k=4, seed=2**63, n=5, min_p=0.1, repetition_penalty=1.5,
+    presence_penalty=-1.0, frequency_penalty=2.0, logit_bias=((6, -100.0), (7, 1.5)), stop=("a\n", "🐋"), stop_token_ids=(8,),
+    ignore_eos=True, top_logprobs=9, grammar=("regex", "a|b"), priority=-2,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("ask", [ASK, FULL])
+def test_a_request_crosses_the_pipe_and_reaches_the_engine_as_it_was(ask: Ask) -> None:
+    assert all(getattr(FULL, field.name) != getattr(ASK, field.name) for field in fields(Ask))
+    there = ask_of(json.loads(submit(7, ask, "them")))
+    assert there == ask
+    params = params_of(there)
+    for field in fields(params):
+        given = getattr(ask, field.name)
+        assert getattr(params, field.name) == (Grammar(*given) if field.name == "grammar" and given else given)
+
+
+def test_several_prompts_are_one_request_whose_samples_are_counted_through() -> None:
+    async def told() -> tuple[Reply, int]:
+        bridge = Bridge(Placed("nowhere"))
+        with bridge.job([replace(ASK, n=2), ASK], "a") as job:
+            reply = reply_to(job)
+            first, second = job.numbers
+            for number, sample, letter, hit in ((second, 0, "c", 1), (first, 1, "b", 3), (first, 0, "a", 2)):
+                bridge._drawn(number, Drawn(sample, *CHAT.tokenizer.encode(letter), "length", hit=hit))
+            await reply.whole()
+        return reply, len(bridge.jobs)
+
+    reply, left = asyncio.run(told())
+    assert ([choice.content for choice in reply.choices], left) == (["a", "b", "c"], 0)
+    usage = reply.usage()
+    # A prompt counts once however many answers it has; its hits are what the first to compute it found.
+    assert (usage["prompt_tokens"], usage["prompt_cache_hit_tokens"], usage["prompt_cache_miss_tokens"]) == (6, 3, 3)
+    assert reply.metrics.tokens == {("a", "prompt_hit"): 3, ("a", "prompt_miss"): 3, ("a", "completion"): 3}
+
+
+def test_a_token_that_ends_a_reply_is_counted_and_not_shown() -> None:
+    async def told() -> Reply:
+        a, b = CHAT.tokenizer.encode("ab")
+        job = Job((replace(ASK, stop_token_ids=(b,)),), "default")
+        reply = reply_to(job)
+        job.events.put_nowait(Drawn(0, a))
+        job.events.put_nowait(Drawn(0, b, "stop"))
+        await reply.whole()
+        return reply
+
+    reply = asyncio.run(told())
+    assert (reply.choices[0].content, reply.choices[0].reason, reply.usage()["completion_tokens"]) == ("a", "stop", 2)
+
+
+def test_log_probabilities_name_every_token_and_their_bytes_are_the_text() -> None:
+    whale = CHAT.tokenizer.encode("a🐋")
+    drawn = [Drawn(0, id_, logprob=-0.5, top=((id_, -0.5), (7, -inf))) for id_ in whale]
+    told = logprobs.of_chat(CHAT.tokenizer, drawn)["content"]
+    assert b"".join(bytes(entry["bytes"]) for entry in told).decode() == "a🐋"
+    assert [entry["top_logprobs"][1]["logprob"] for entry in told] == [-9999.0] * 5
+    json.dumps(told, allow_nan=False)
+    text = logprobs.of_text(CHAT.tokenizer, drawn[:1], 3)
+    assert text == {
+        "tokens": ["a"],
+        "token_logprobs": [-0.5],
+        "top_logprobs": [{"a": -0.5, CHAT.tokenizer.token(7): -9999.0}],
+        "text_offset": [3],
+    }
 
 
 def test_each_key_has_its_tenant_and_none_is_shown_twice(tmp_path: Path) -> None:

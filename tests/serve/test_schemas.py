@@ -26,6 +26,7 @@ def with_text(escaped: str) -> bytes:
     return b'{"model":"m","messages":[{"role":"user","content":"' + escaped.encode() + b'"}]}'
 
 
+SCHEMA: dict[str, Any] = {"name": "s", "schema": {"type": "object"}}
 POISONS: dict[str, tuple[bytes, bytes, str | None]] = {
     "not JSON": (b'{"model":', body(), None),
     "a list": (b"[]", body(), None),
@@ -67,15 +68,80 @@ POISONS: dict[str, tuple[bytes, bytes, str | None]] = {
     ),
     "an unknown parameter": (body(temprature=1), body(temperature=1), "temprature"),
     "a tool": (body(tools=[{"type": "function"}]), body(tools=[]), "tools"),
-    "JSON mode": (
+    "JSON that is no schema": (
+        body(response_format={"json": ""}),
         body(response_format={"type": "json_object"}),
-        body(response_format={"type": "text"}),
-        "response_format",
+        "response_format.",
     ),
-    "log-probabilities": (body(logprobs=True), body(logprobs=False), "logprobs"),
-    "a penalty": (body(presence_penalty=0.5), body(presence_penalty=0), "presence_penalty"),
-    "a bias": (body(logit_bias={"5": 1}), body(logit_bias={}), "logit_bias"),
-    "a schema that is no schema": (body(response_format={"json": ""}), body(response_format=None), "response_format"),
+    "a schema without its type": (
+        body(response_format={"type": "json_object", "json_schema": SCHEMA}),
+        body(response_format={"type": "json_schema", "json_schema": SCHEMA}),
+        "response_format.json_schema",
+    ),
+    "a type without its schema": (
+        body(response_format={"type": "json_schema"}),
+        body(response_format={"type": "text"}),
+        "response_format.json_schema",
+    ),
+    "a schema with a name of blanks": (
+        body(response_format={"type": "json_schema", "json_schema": {**SCHEMA, "name": "a b"}}),
+        body(response_format={"type": "json_schema", "json_schema": {**SCHEMA, "strict": True}}),
+        "response_format.json_schema.name",
+    ),
+    "a schema that never ends": (
+        body(guided_json={"enum": ["x" * 70_000]}),
+        body(guided_json={"enum": ["x" * 60_000]}),
+        "guided_json",
+    ),
+    "a schema as text that is none": (body(guided_json=""), body(guided_json="{}"), "guided_json"),
+    "a schema as text that nests": (body(guided_json=nested(100_000)[:60_000]), body(guided_json="{}"), "guided_json"),
+    "a schema as a list": (body(guided_json="[]"), body(guided_json='{"a":[]}'), "guided_json"),
+    "an endless expression": (body(guided_regex="a" * 5000), body(guided_regex="a" * 4096), "guided_regex"),
+    "no choice": (body(guided_choice=[]), body(guided_choice=["a"]), "guided_choice"),
+    "two grammars": (body(guided_choice=["a"], guided_regex="a"), body(guided_choice=["a"]), "guided_choice"),
+    "two kinds of grammar": (
+        body(response_format={"type": "json_object"}, guided_regex="a"),
+        body(response_format={"type": "text"}, guided_regex="a"),
+        "guided_regex",
+    ),
+    "likeliest tokens without their numbers": (
+        body(top_logprobs=2),
+        body(top_logprobs=2, logprobs=True),
+        "top_logprobs",
+    ),
+    "21 likeliest tokens": (body(logprobs=True, top_logprobs=21), body(logprobs=True, top_logprobs=20), "top_logprobs"),
+    "log-probabilities as a number": (body(logprobs=1), body(logprobs=True), "logprobs"),
+    "a penalty": (body(presence_penalty=2.1), body(presence_penalty=2), "presence_penalty"),
+    "a penalty below": (body(frequency_penalty=-2.1), body(frequency_penalty=-2), "frequency_penalty"),
+    "a repetition of nothing": (body(repetition_penalty=0), body(repetition_penalty=0.1), "repetition_penalty"),
+    "min_p 2": (body(min_p=2), body(min_p=1), "min_p"),
+    "a bias": (body(logit_bias={"5": 101}), body(logit_bias={"5": 100}), "logit_bias"),
+    "a bias of no token": (body(logit_bias={"whale": 1}), body(logit_bias={"0": 1}), "logit_bias"),
+    "a bias below": (body(logit_bias={"-1": 1}), body(logit_bias={"1": -1}), "logit_bias"),
+    "a million biases": (
+        body(logit_bias={str(i): 1 for i in range(200_000)}),
+        body(logit_bias={str(i): 1 for i in range(1024)}),
+        None,
+    ),
+    "a key twice": (body()[:-1] + b',"n":1,"n":2}', body(n=2), None),
+    "a key twice, deep": (
+        b'{"model":"m","messages":[{"role":"user","content":"a","content":"b"}]}',
+        with_text("b"),
+        None,
+    ),
+    "usage of no stream": (
+        body(stream_options={"include_usage": True}),
+        body(stream_options={"include_usage": True}, stream=True),
+        "stream_options",
+    ),
+    "to think and not to": (
+        body(reasoning_effort="none", chat_template_kwargs={"thinking": True}),
+        body(reasoning_effort="low", chat_template_kwargs={"thinking": True}),
+        "reasoning_effort",
+    ),
+    "an effort of its own": (body(reasoning_effort="much"), body(reasoning_effort="high"), "reasoning_effort"),
+    "a priority": (body(priority=10**6), body(priority=-5), "priority"),
+    "a function": (body(functions=[{"name": "f"}]), body(functions=[]), "functions"),
 }
 
 
@@ -92,6 +158,55 @@ def test_a_poison_is_refused_and_its_twin_is_taken(name: str) -> None:
     assert len(error["message"]) < 500
 
 
+def test_what_an_answer_must_match_becomes_one_grammar() -> None:
+    schema = {"type": "object", "title": "🐋"}
+    text = '{"type":"object","title":"🐋"}'
+    cases: list[tuple[dict[str, Any], tuple[str, str] | None]] = [
+        ({}, None),
+        ({"response_format": {"type": "text"}}, None),
+        ({"response_format": {"type": "json_object"}}, ("json", "")),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "s", "schema": schema}}},
+            ("json_schema", text),
+        ),
+        ({"guided_json": schema}, ("json_schema", text)),
+        ({"guided_json": text}, ("json_schema", text)),
+        ({"guided_regex": "a+"}, ("regex", "a+")),
+        ({"guided_choice": ["yes", "no"]}, ("choice", '["yes","no"]')),
+    ]
+    for given, grammar in cases:
+        assert read(ChatRequest, body(**given))[0].grammar() == grammar
+
+
+@pytest.mark.parametrize(
+    ("given", "mode"),
+    [
+        ({}, "auto"),
+        ({"reasoning_effort": "none"}, "off"),
+        ({"reasoning_effort": "minimal"}, "on"),
+        ({"reasoning_effort": "high"}, "on"),
+        ({"chat_template_kwargs": {"enable_thinking": False}}, "off"),
+    ],
+)
+def test_an_effort_says_whether_to_think(given: dict[str, Any], mode: str) -> None:
+    assert read(ChatRequest, body(**given))[0].thinking == mode
+
+
+def test_more_answers_than_the_limit_are_refused_however_they_are_spread() -> None:
+    def text(**fields: Any) -> bytes:
+        return json.dumps({"model": "m", **fields}).encode()
+
+    assert read(TextRequest, text(prompt=["a"] * 2, n=64))[0].prompts == ["a", "a"]
+    assert read(TextRequest, text(prompt=[5, 6]))[0].prompts == [[5, 6]]
+    for fields, param in (
+        ({"prompt": ["a"] * 2, "n": 65}, "n"),
+        ({"prompt": "a", "echo": True, "logprobs": 0}, "echo"),
+    ):
+        with pytest.raises(ApiError) as caught:
+            read(TextRequest, text(**fields))
+        assert caught.value.body()["error"]["param"] == param
+
+
 def test_what_changes_nothing_is_listed() -> None:
     request, ignored = read(ChatRequest, body(user="me", store=True, n=None))
     assert (ignored, request.n) == (["store", "user"], None)
@@ -104,7 +219,20 @@ def test_the_nearest_parameter_is_named() -> None:
 
 @pytest.mark.parametrize(
     ("poison", "twin"),
-    [([], [1]), ([-1], [0]), (["a", "b"], "a b"), (7, [7]), ("a\0", "a"), ([True], [1]), (None, "")],
+    [
+        ([], [1]),
+        ([-1], [0]),
+        (["a", 1], ["a", "b"]),
+        (7, [7]),
+        ("a\0", "a"),
+        ([True], [1]),
+        (None, ""),
+        ([[]], [[1]]),
+        ([["a"]], ["a"]),
+        ([[1], "a"], [[1], [2]]),
+        (["a"] * 129, ["a"] * 128),
+        (["a"] * 10**6, [7] * 10**5),
+    ],
 )
 def test_prompts(poison: Any, twin: Any) -> None:
     read(TextRequest, json.dumps({"model": "m", "prompt": twin}).encode())

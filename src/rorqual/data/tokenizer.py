@@ -39,6 +39,13 @@ BASE_VOCAB = len(Special) + N_BYTES
 
 REPLACEMENT = "\ufffd"
 
+_SHOWN = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+_HIDDEN = [byte for byte in range(N_BYTES) if byte not in set(_SHOWN)]
+_BYTE_OF: Mapping[str, int] = {chr(byte): byte for byte in _SHOWN} | {
+    chr(N_BYTES + place): byte for place, byte in enumerate(_HIDDEN)
+}
+"""Byte-level BPE's letters (Radford et al. 2019): a byte that can be seen is itself, the others follow from 256 on."""
+
 
 class Tokenizer:
     """A byte-level BPE tokenizer.
@@ -155,6 +162,12 @@ class Tokenizer:
     def token(self, id_: int) -> str:
         """One token for a person to read: a special token's name, else its text."""
         return self.decode((id_,), specials=True)
+
+    def token_bytes(self, id_: int) -> bytes:
+        """The bytes that one token writes, which may be half a character; of a special token, those of its name."""
+        if id_ not in self._ordinary:
+            return self._special_text.get(id_, "").encode()
+        return bytes(_BYTE_OF[letter] for letter in self._plain.id_to_token(id_) or "")
 
     @property
     def vocab_size(self) -> int:

@@ -6,9 +6,10 @@ import asyncio
 import json
 import signal
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 from rorqual.core.errors import RorqualError
 from rorqual.serve import wire
@@ -28,19 +29,30 @@ class Restarted:
 
 @dataclass(eq=False)
 class Job:
-    """A request under way. Whoever sends a piece of the reply to the client sets `sent` before."""
+    """A request under way: one prompt or several, of which each has a number, and whose samples are counted through.
 
-    number: int
-    ask: Ask
+    Whoever sends a piece of the reply to the client sets `sent` before.
+    """
+
+    asks: tuple[Ask, ...]
     tenant: str
+    numbers: tuple[int, ...] = ()
     sent: bool = False
     tries: int = 0
     left: int = 0
     events: asyncio.Queue[Drawn | Restarted | ApiError] = field(default_factory=asyncio.Queue)
 
+    def __post_init__(self) -> None:
+        self.left = self.samples
+
+    @property
+    def samples(self) -> int:
+        """How many answers there will be."""
+        return sum(ask.n for ask in self.asks)
+
     @property
     def started(self) -> bool:
-        return self.left < self.ask.n or not self.events.empty() or self.sent
+        return self.left < self.samples or not self.events.empty() or self.sent
 
     async def next(self, timeout: float | None = None) -> Drawn | Restarted | None:
         """What happens next; None after `timeout` seconds of nothing. A request that cannot be answered raises its `ApiError`."""
@@ -56,24 +68,30 @@ class Job:
 
 
 class Bridge:
-    """Starts the engine and keeps it alive. `queue`: requests at a time, running or waiting; more are refused."""
+    """Starts the engine and keeps it alive. `queue`: requests at a time, running or waiting; more are refused.
 
-    def __init__(self, placed: Placed, *, queue: int = 256) -> None:
-        self.placed, self.queue = placed, queue
+    `hang`: seconds of work without a sign of life after which the engine is killed. `stats`: what it last said of itself.
+    """
+
+    def __init__(self, placed: Placed, *, queue: int = 256, hang: float = 120.0) -> None:
+        self.placed, self.queue, self.hang = placed, queue, hang
         self.info: Ready | None = None
         self.alive = False
         self.restarts = 0
-        self.jobs: dict[int, Job] = {}
+        self.jobs: dict[int, Job] = {}  # by the first of its numbers
+        self.stats: dict[str, float] = {}
+        self._parts: dict[int, tuple[Job, int]] = {}  # number -> its job, and how many samples of it come before
+        self._heard = 0.0
         self._numbers = 0
         self._closing = False
         self._process: asyncio.subprocess.Process | None = None
-        self._keeper: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
         self._up: asyncio.Future[None] | None = None
 
     async def start(self) -> None:
         """Until the engine is ready for the first time; what keeps it from that, such as a torn checkpoint, is raised."""
         self._up = asyncio.get_running_loop().create_future()
-        self._keeper = asyncio.create_task(self._keep())
+        self._tasks = [asyncio.create_task(self._keep()), asyncio.create_task(self._watch())]
         await self._up
 
     async def stop(self) -> None:
@@ -88,13 +106,13 @@ class Bridge:
                 await asyncio.wait_for(process.wait(), LAST_WORDS)
             except TimeoutError:
                 process.kill()
-        if self._keeper is not None:
-            self._keeper.cancel()
+        for task in self._tasks:
+            task.cancel()
             with suppress(asyncio.CancelledError):
-                await self._keeper
+                await task
 
     @contextmanager
-    def job(self, ask: Ask, tenant: str) -> Iterator[Job]:
+    def job(self, asks: Sequence[Ask], tenant: str) -> Iterator[Job]:
         """A request for as long as somebody waits for it: on leaving, whatever still runs of it is cancelled."""
         if self._closing:
             raise ApiError(503, "the server is stopping", code="stopping")
@@ -102,36 +120,66 @@ class Bridge:
             raise ApiError(
                 429, f"{self.queue} requests are under way, which is the limit; try later", code="queue_full"
             )
-        self._numbers += 1
-        job = Job(self._numbers, ask, tenant, left=ask.n)
-        self.jobs[job.number] = job
-        if self.alive:
-            self._write(wire.submit(job.number, ask))
+        if not self.jobs:
+            self._heard = time.monotonic()  # an engine without work has nothing to say
+        job = Job(tuple(asks), tenant, tuple(range(self._numbers, self._numbers + len(asks))))
+        self._numbers += len(asks)
+        self.jobs[job.numbers[0]] = job
+        before = 0
+        for number, ask in zip(job.numbers, job.asks):
+            self._parts[number] = job, before
+            before += ask.n
+        self._submit(job)
         try:
             yield job
         finally:
-            if self.jobs.pop(job.number, None) is not None and self.alive:
-                self._write(wire.cancel(job.number))
+            if self._forget(job):
+                self._cancel(job)
+
+    def _submit(self, job: Job) -> None:
+        if self.alive:
+            for number, ask in zip(job.numbers, job.asks):
+                self._write(wire.submit(number, ask, job.tenant))
+
+    def _cancel(self, job: Job) -> None:
+        if self.alive:
+            for number in job.numbers:
+                self._write(wire.cancel(number))
+
+    def _forget(self, job: Job) -> bool:
+        """Whether it was still under way."""
+        for number in job.numbers:
+            self._parts.pop(number, None)
+        return self.jobs.pop(job.numbers[0], None) is not None
 
     # ---- the process
 
     async def _keep(self) -> None:
         pause = 0.5
         while not self._closing:
-            # A group of its own: a Ctrl-C in the terminal is the server's to handle.
-            process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "rorqual.serve.worker", json.dumps(asdict(self.placed)),
-                stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
-                limit=wire.LONGEST_LINE, start_new_session=True,
-            )  # fmt: skip
+            try:
+                # A group of its own: a Ctrl-C in the terminal is the server's to handle.
+                process = await asyncio.create_subprocess_exec(
+                    sys.executable, "-m", "rorqual.serve.worker", json.dumps(asdict(self.placed)),
+                    stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+                    limit=wire.LONGEST_LINE, start_new_session=True,
+                )  # fmt: skip
+            except OSError as error:  # no memory, no file descriptors: perhaps later
+                _say(f"the engine cannot be started: {error.strerror}")
+                await asyncio.sleep(LONGEST_PAUSE)
+                continue
             self._process = process
+            was_ready = False
             try:
                 was_ready = await self._listen(process)
                 await process.wait()
+            except (ValueError, LookupError, TypeError) as error:  # half a line, or what is no message
+                _say(f"the engine said what cannot be read: {str(error)[:200]}")
             finally:
                 self.alive = False
                 if process.returncode is None:
                     process.kill()
+                    await process.wait()
             if self._closing or (self._up is not None and self._up.done() and self._up.exception()):
                 return
             self._died(process.returncode or 0)
@@ -145,6 +193,7 @@ class Bridge:
         while text := await process.stdout.readline():
             if not text.endswith(b"\n"):
                 break  # it died in the middle of a word
+            self._heard = time.monotonic()
             message = json.loads(text)
             match message.pop("kind"):
                 case "ready":
@@ -153,7 +202,10 @@ class Bridge:
                 case "fatal":
                     self._fatal(RorqualError(message["what"], where=message["where"], remedy=message["remedy"]))
                 case "refused":
-                    self._end(message["number"], ApiError(400, message["message"]))
+                    if (part := self._parts.get(message["number"])) is not None:
+                        self._end(part[0], ApiError(400, message["message"]))
+                case "beat":
+                    self.stats = message["stats"]
                 case "drawn":
                     for number, *row in message["rows"]:
                         self._drawn(number, Drawn(*row))
@@ -161,8 +213,9 @@ class Bridge:
 
     def _ready(self, info: Ready) -> None:
         self.info, self.alive = info, True
+        self._heard = time.monotonic()
         for job in self.jobs.values():
-            self._write(wire.submit(job.number, job.ask))
+            self._submit(job)
         if self._up is not None and not self._up.done():
             self._up.set_result(None)
 
@@ -180,39 +233,55 @@ class Bridge:
                 )
             )
             return
-        print(f"rorqual serve: the engine died ({how}) and is started again", file=sys.stderr, flush=True)
+        _say(f"the engine died ({how}) and is started again")
         self.restarts += 1
+        self.stats = {}
         for job in list(self.jobs.values()):
             job.tries += 1
             if job.sent or job.tries >= TRIES:
-                self._end(job.number, ApiError(503, "the engine died under this request", code="engine_died"))
+                self._end(job, ApiError(503, "the engine died under this request", code="engine_died"))
                 continue
-            job.left = job.ask.n
+            job.left = job.samples
             while not job.events.empty():
                 job.events.get_nowait()
             job.events.put_nowait(Restarted())
 
+    async def _watch(self) -> None:
+        """Kill an engine that has work and shows no sign of life: then it is started again, as one that died."""
+        while True:
+            await asyncio.sleep(min(1.0, self.hang / 4))
+            silent = time.monotonic() - self._heard
+            if self.alive and self.jobs and silent > self.hang and self._process is not None:
+                _say(f"the engine hangs: {silent:.0f} seconds without a sign of life")
+                self.alive = False  # once
+                self._process.kill()
+
     # ---- jobs
 
     def _drawn(self, number: int, drawn: Drawn) -> None:
-        job = self.jobs.get(number)
-        if job is None:
+        part = self._parts.get(number)
+        if part is None:
             return  # cancelled a moment ago
-        job.events.put_nowait(drawn)
+        job, before = part
+        job.events.put_nowait(replace(drawn, sample=drawn.sample + before))
         job.left -= drawn.reason is not None
         if not job.left:
-            del self.jobs[number]
+            self._forget(job)
 
-    def _end(self, number: int, error: ApiError) -> None:
-        job = self.jobs.pop(number, None)
-        if job is not None:
+    def _end(self, job: Job, error: ApiError) -> None:
+        if self._forget(job):
+            self._cancel(job)  # its other prompts
             job.events.put_nowait(error)
 
     def _fail_all(self, message: str) -> None:
-        for number in list(self.jobs):
-            self._end(number, ApiError(503, message, code="stopping"))
+        for job in list(self.jobs.values()):
+            self._end(job, ApiError(503, message, code="stopping"))
 
     def _write(self, data: bytes) -> None:
         process = self._process
         if process is not None and process.stdin is not None and not process.stdin.is_closing():
             process.stdin.write(data)
+
+
+def _say(text: str) -> None:
+    print(f"rorqual serve: {text}", file=sys.stderr, flush=True)

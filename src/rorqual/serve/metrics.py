@@ -3,8 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Now:
+    """How things stand: requests of each tenant, and the engine's own figures."""
+
+    alive: bool
+    restarts: int
+    running: Counter[str]
+    waiting: Counter[str]
+    stats: Mapping[str, float]
 
 
 @dataclass
@@ -17,22 +28,21 @@ class Metrics:
     first_tokens: int = 0
     cancelled: int = 0
 
-    def used(self, tenant: str, prompt: int, completion: int) -> None:
-        """Tokens of one request. There is no prefix cache yet: every token of a prompt is a miss."""
-        self.tokens[tenant, "prompt_miss"] += prompt
-        self.tokens[tenant, "prompt_hit"] += 0
-        self.tokens[tenant, "completion"] += completion
+    def used(self, tenant: str, hit: int, miss: int, completion: int) -> None:
+        """Tokens of one request: of its prompt from the prefix cache, of its prompt computed, drawn."""
+        for kind, count in (("prompt_hit", hit), ("prompt_miss", miss), ("completion", completion)):
+            self.tokens[tenant, kind] += count
 
     def first_token(self, seconds: float) -> None:
         """How long a request waited for its first token."""
         self.first_token_seconds += seconds
         self.first_tokens += 1
 
-    def text(self, *, alive: bool, restarts: int, running: int, waiting: int) -> str:
+    def text(self, now: Now) -> str:
         """The page that Prometheus reads (text format 0.0.4)."""
-        return "\n".join(self._lines(alive, restarts, running, waiting)) + "\n"
+        return "\n".join((*self._counted(), *self._seen(now))) + "\n"
 
-    def _lines(self, alive: bool, restarts: int, running: int, waiting: int) -> Iterator[str]:
+    def _counted(self) -> Iterator[str]:
         yield from _head("requests_total", "counter", "Requests answered, by route and status.")
         for (route, status), count in sorted(self.requests.items()):
             yield f'rorqual_requests_total{{route="{route}",status="{status}"}} {count}'
@@ -42,17 +52,31 @@ class Metrics:
         yield from _head("first_token_seconds", "summary", "Seconds from a request to its first token.")
         yield f"rorqual_first_token_seconds_sum {self.first_token_seconds:.6f}"
         yield f"rorqual_first_token_seconds_count {self.first_tokens}"
-        gauges = {
-            "running": (running, "Requests that draw tokens."),
-            "waiting": (waiting, "Requests without a token yet."),
-        }
-        gauges |= {"engine_up": (int(alive), "Whether the engine is ready.")}
-        counters = {"engine_restarts_total": (restarts, "Deaths of the engine.")}
-        counters |= {"cancelled_total": (self.cancelled, "Requests whose client left.")}
-        for kind, group in (("gauge", gauges), ("counter", counters)):
-            for name, (value, what) in group.items():
-                yield from _head(name, kind, what)
-                yield f"rorqual_{name} {value}"
+        hits, misses = (
+            sum(n for (_, k), n in self.tokens.items() if k == kind) for kind in ("prompt_hit", "prompt_miss")
+        )
+        yield from _head("prompt_hit_ratio", "gauge", "Share of all prompts' tokens that the prefix cache served.")
+        yield f"rorqual_prompt_hit_ratio {hits / max(hits + misses, 1):.6f}"
+        yield from _head("cancelled_total", "counter", "Requests whose client left.")
+        yield f"rorqual_cancelled_total {self.cancelled}"
+
+    def _seen(self, now: Now) -> Iterator[str]:
+        for name, found, what in (
+            ("running", now.running, "Requests that draw tokens"),
+            ("waiting", now.waiting, "Requests without a token yet"),
+        ):
+            yield from _head(name, "gauge", f"{what}.")
+            yield f"rorqual_{name} {found.total()}"
+            yield from _head(f"tenant_{name}", "gauge", f"{what}, by tenant.")
+            for tenant in sorted({*now.running, *now.waiting}):
+                yield f'rorqual_tenant_{name}{{tenant="{tenant}"}} {found[tenant]}'
+        yield from _head("engine_up", "gauge", "Whether the engine is ready.")
+        yield f"rorqual_engine_up {int(now.alive)}"
+        yield from _head("engine_restarts_total", "counter", "Deaths of the engine.")
+        yield f"rorqual_engine_restarts_total {now.restarts}"
+        yield from _head("engine", "gauge", "What the engine last said of itself.")
+        for name, value in sorted(now.stats.items()):
+            yield f'rorqual_engine{{what="{name}"}} {value:g}'
 
 
 def _head(name: str, kind: str, what: str) -> Iterator[str]:

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from rorqual.data.chat import ChatFormat
 from rorqual.serve.bridge import Job
@@ -14,30 +14,41 @@ from rorqual.serve.metrics import Metrics
 from rorqual.serve.reading import Piece, Reader, Stops
 from rorqual.serve.wire import Drawn
 
-Reason = Literal["stop", "length"]
-
 
 @dataclass
 class Choice:
-    """One sample on its way. Stop strings are looked for in the answer, not in the reasoning."""
+    """One sample on its way. Stop strings are looked for in the answer, not in the reasoning.
+
+    `ends`: tokens that end it and are not shown. `drawn`: its tokens, the one that ended it included; `take` gives those that
+    nobody has taken yet.
+    """
 
     reader: Reader
     stops: Stops
+    ends: frozenset[int] = frozenset()
     reasoning: str = ""
     content: str = ""
     reason: str | None = None
+    drawn: list[Drawn] = field(default_factory=list)
+    _taken: int = 0
 
     def add(self, drawn: Drawn) -> Piece:
         """The text that one more token brings; after the end, nothing."""
         if self.reason is not None:
             return Piece()
-        fresh = self._cut(self.reader.feed(drawn.token))
+        self.drawn.append(drawn)
+        fresh = Piece() if drawn.token in self.ends else self._cut(self.reader.feed(drawn.token))
         if drawn.reason is not None and not self.stops.hit:
             last = self._cut(self.reader.finish(), last=True)
             fresh = Piece(fresh.reasoning + last.reasoning, fresh.content + last.content)
         self.reason = "stop" if self.stops.hit else drawn.reason
         self.reasoning += fresh.reasoning
         self.content += fresh.content
+        return fresh
+
+    def take(self) -> list[Drawn]:
+        """Tokens that came since the last call."""
+        fresh, self._taken = self.drawn[self._taken :], len(self.drawn)
         return fresh
 
     def _cut(self, piece: Piece, *, last: bool = False) -> Piece:
@@ -51,7 +62,6 @@ class Reply:
     job: Job
     chat: ChatFormat
     new_reader: Callable[[], Reader]
-    stops: list[str]
     metrics: Metrics
     began: float = field(default_factory=time.monotonic)
     choices: list[Choice] = field(default_factory=list)
@@ -61,7 +71,11 @@ class Reply:
         self._begin()
 
     def _begin(self) -> None:
-        self.choices = [Choice(self.new_reader(), Stops(self.stops)) for _ in range(self.job.ask.n)]
+        self.choices = [
+            Choice(self.new_reader(), Stops(ask.stop), frozenset(ask.stop_token_ids))
+            for ask in self.job.asks
+            for _ in range(ask.n)
+        ]
 
     @property
     def done(self) -> bool:
@@ -88,7 +102,8 @@ class Reply:
                 else:
                     self._begin()
         finally:
-            self.metrics.used(self.job.tenant, len(self.job.ask.prompt), self._drawn())
+            hit = self._hit()
+            self.metrics.used(self.job.tenant, hit, self._prompt() - hit, self._drawn())
             self.metrics.cancelled += not self.done
 
     async def whole(self) -> None:
@@ -97,9 +112,8 @@ class Reply:
             pass
 
     def usage(self) -> dict[str, Any]:
-        """Tokens as OpenAI counts them, and the prompt's hits and misses as DeepSeek names them. There is no prefix cache yet."""
-        prompt, completion = len(self.job.ask.prompt), self._drawn()
-        hit = 0
+        """Tokens as OpenAI counts them, and the prompt's hits and misses as DeepSeek names them."""
+        prompt, completion, hit = self._prompt(), self._drawn(), self._hit()
         return {
             "prompt_tokens": prompt,
             "completion_tokens": completion,
@@ -110,8 +124,20 @@ class Reply:
             "prompt_cache_miss_tokens": prompt - hit,
         }
 
+    def _prompt(self) -> int:
+        return sum(len(ask.prompt) for ask in self.job.asks)
+
+    def _hit(self) -> int:
+        """Tokens of the prompts that were not computed. Samples of one prompt share it: the first of them tells."""
+        total, before = 0, 0
+        for ask in self.job.asks:
+            seen = [choice.drawn[0].hit for choice in self.choices[before : before + ask.n] if choice.drawn]
+            total += min(seen, default=0)
+            before += ask.n
+        return total
+
     def _drawn(self) -> int:
-        return sum(len(choice.reader.ids) for choice in self.choices)
+        return sum(len(choice.drawn) for choice in self.choices)
 
     def _thought(self, choice: Choice) -> int:
         ids = choice.reader.ids

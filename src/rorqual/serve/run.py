@@ -21,7 +21,8 @@ from rorqual.data.tokenizer import Tokenizer
 from rorqual.serve.app import create_app
 from rorqual.serve.bridge import Bridge
 from rorqual.serve.keys import Keys
-from rorqual.serve.service import Service
+from rorqual.serve.service import Defaults, Service
+from rorqual.serve.ui import Page
 from rorqual.serve.wire import Placed
 
 BACKLOG = 2048
@@ -29,7 +30,10 @@ BACKLOG = 2048
 
 @dataclass(frozen=True)
 class Address:
-    """Where to listen, and within which limits. `grace`: seconds that requests may still take after a polite kill."""
+    """Where to listen, and within which limits. `grace`: seconds after a polite kill. `ui`: as `Page` has `wanted`.
+
+    `hang`: seconds without a sign of life after which an engine that has work is started again.
+    """
 
     host: str
     port: int
@@ -39,6 +43,8 @@ class Address:
     queue: int
     max_body: int
     grace: float
+    ui: bool | None = None
+    hang: float = 120.0
 
 
 class _Server(uvicorn.Server):
@@ -84,18 +90,20 @@ def serve(placed: Placed, address: Address) -> None:
             name=address.name or run.path.resolve().name,
             created=int(checkpoint.stat().st_mtime),
             chat=chat,
-            bridge=Bridge(placed, queue=address.queue),
+            bridge=Bridge(placed, queue=address.queue, hang=address.hang),
             keys=keys,
             max_body=address.max_body,
+            defaults=Defaults.of_run(run),
         )
         if key is not None:
             _say(f"key for tenant '{address.tenant}', shown this once: {key}")
-        asyncio.run(_until_stopped(service, door, address.grace))
+        page = Page(create_app(service), service, address.ui)
+        asyncio.run(_until_stopped(service, page, door, address.grace))
 
 
-async def _until_stopped(service: Service, door: socket.socket, grace: float) -> None:
+async def _until_stopped(service: Service, page: Page, door: socket.socket, grace: float) -> None:
     config = uvicorn.Config(
-        create_app(service),
+        page,
         http="h11", ws="none", lifespan="off", log_level="warning", access_log=False, server_header=False,
         timeout_graceful_shutdown=max(1, round(grace)),
     )  # fmt: skip
@@ -105,6 +113,7 @@ async def _until_stopped(service: Service, door: socket.socket, grace: float) ->
     def stop() -> None:
         server.force_exit = stopped.is_set()  # the second signal does not wait
         server.should_exit = True
+        page.close()
         stopped.set()
 
     loop = asyncio.get_running_loop()

@@ -2,99 +2,59 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 import pydantic_core
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from rorqual.core.errors import nearest
-from rorqual.core.records import Message, Thinking
+from rorqual.core.records import Thinking
 from rorqual.serve.errors import ApiError, refuse
+from rorqual.serve.formats import Guided, JsonSchema, ResponseFormat, Schema, Text
+from rorqual.serve.turns import ChatMessage, TextPart
 
-MAX_MESSAGES, MAX_PARTS, MAX_N, MAX_STOPS, MAX_STOP, MAX_NAME = 4096, 256, 128, 16, 256, 256
-MAX_IDS = 1_000_000
+MAX_MESSAGES, MAX_N, MAX_STOPS, MAX_STOP, MAX_NAME = 4096, 128, 16, 256, 256
+MAX_IDS, MAX_PROMPTS, MAX_BIAS, MAX_TOP, MAX_KEYS = 1_000_000, 128, 1024, 20, 4096
 INT32, INT64 = 2**31 - 1, 2**63 - 1
 
 IGNORED = frozenset({"user", "metadata", "store", "safety_identifier", "prompt_cache_key", "service_tier"})
 """Parameters that change no answer: accepted, and listed in the header `x-rorqual-ignored`."""
-NOT_YET: Mapping[str, tuple[Any, ...]] = {
+NOT_HERE: Mapping[str, tuple[Any, ...]] = {
     "tools": ([],),
     "tool_choice": ("none", "auto"),
     "parallel_tool_calls": (True, False),
     "functions": ([],),
-    "function_call": ("none",),
-    "response_format": ({"type": "text"},),
-    "logprobs": (False, 0),
-    "top_logprobs": (0,),
-    "logit_bias": ({},),
-    "presence_penalty": (0,),
-    "frequency_penalty": (0,),
-    "repetition_penalty": (1,),
-    "min_p": (0,),
-    "reasoning_effort": (),
-    "echo": (False,),
+    "function_call": ("none", "auto"),
     "suffix": ("",),
     "best_of": (1,),
     "modalities": (["text"],),
     "audio": (),
     "prediction": (),
     "web_search_options": (),
+    "logprob_token_ids": (),
     "verbosity": (),
-    "guided_json": (),
-    "guided_regex": (),
-    "guided_choice": (),
+    "use_beam_search": (False,),
+    "prompt_logprobs": (),
 }
-"""Known parameters that do nothing yet, with the values that ask for nothing; null always does."""
-
-
-def _writable(text: str) -> str:
-    if "\0" in text:
-        raise ValueError("it holds a NUL character")
-    return text
-
-
-Text = Annotated[str, AfterValidator(_writable)]
+"""Known parameters that do nothing here, with the values that ask for nothing; null always does."""
+Unit = Annotated[float, Field(ge=0, le=1)]
+Penalty = Annotated[float, Field(ge=-2, le=2)]
+Bias = Annotated[float, Field(ge=-100, le=100)]
 Stop = Annotated[Text, Field(min_length=1, max_length=MAX_STOP)]
+Ids = Annotated[list[Annotated[int, Field(ge=0, le=INT32)]], Field(min_length=1, max_length=MAX_IDS, fail_fast=True)]
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
 
 
-class _Schema(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-class TextPart(_Schema):
-    """A part of a message. Pictures and sound are not taken."""
-
-    type: Literal["text"]
-    text: Text
-
-
-class ChatMessage(_Schema):
-    """One turn. `name` changes nothing."""
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Text | Annotated[list[TextPart], Field(max_length=MAX_PARTS)] | None = None
-    reasoning_content: Text | None = None
-    name: Annotated[Text, Field(max_length=MAX_NAME)] | None = None
-
-    def message(self) -> Message:
-        """As the chat formats take it."""
-        content = self.content or ""
-        if not isinstance(content, str):
-            content = "".join(part.text for part in content)
-        if self.role == "assistant":
-            return Message("assistant", content, self.reasoning_content or None)
-        return Message("user" if self.role == "user" else "system", content)
-
-
-class StreamOptions(_Schema):
+class StreamOptions(Schema):
     """`include_usage`: a last chunk with the usage and no choices. `include_obfuscation` changes nothing."""
 
     include_usage: bool = False
     include_obfuscation: bool = False
 
 
-class TemplateOptions(_Schema):
+class TemplateOptions(Schema):
     """Whether to think: either name, as the published templates have it. Neither: the model chooses."""
 
     thinking: bool | None = None
@@ -106,17 +66,37 @@ class TemplateOptions(_Schema):
         return "auto" if given is None else "on" if given else "off"
 
 
-class Sampling(_Schema):
-    """What both kinds of requests have. Without a `seed` one is drawn, and nobody learns it."""
+class Sampling(Guided):
+    """What both kinds of requests have. Without a `seed` one is drawn, and nobody learns it.
+
+    `priority`: of one tenant's requests that wait, the lowest number runs first (vLLM's order). `ignore_eos`: draw `max_tokens`
+    tokens, to measure speed; the text still ends where the model ended it.
+    """
 
     model: Annotated[Text, Field(min_length=1, max_length=MAX_NAME)]
     max_tokens: Annotated[int, Field(ge=1, le=INT32)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=-1, le=INT32)] | None = None
+    min_p: Unit | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    logit_bias: (
+        Annotated[
+            dict[Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,9})$")], Bias],
+            Field(max_length=MAX_BIAS),
+        ]
+        | None
+    ) = None
     seed: Annotated[int, Field(ge=-INT64 - 1, le=INT64)] | None = None
     n: Annotated[int, Field(ge=1, le=MAX_N)] | None = None
-    stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS, fail_fast=True)] | None = None
+    stop_token_ids: (
+        Annotated[list[Annotated[int, Field(ge=0, le=INT32)]], Field(max_length=MAX_STOPS, fail_fast=True)] | None
+    ) = None
+    ignore_eos: bool | None = None
+    priority: Annotated[int, Field(ge=-1000, le=1000)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
@@ -129,13 +109,30 @@ class Sampling(_Schema):
         """The most tokens of a reply: what is left of the context, where nothing is said."""
         return self.max_tokens or INT32
 
+    @property
+    def top(self) -> int | None:
+        """How many of the likeliest tokens come with each token; None where no log-probabilities were asked for."""
+        raise NotImplementedError
+
+    def check(self) -> None:
+        """Refuse what only goes together, and what does not."""
+        self.grammar()
+        if self.stream_options is not None and not self.stream:
+            raise refuse("'stream_options' goes with stream: true", "stream_options")
+
 
 class ChatRequest(Sampling):
-    """`POST /v1/chat/completions`"""
+    """`POST /v1/chat/completions`
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
+    `reasoning_effort`: `none` makes the model answer at once, any other makes it think, as long as it will.
+    """
+
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
     max_completion_tokens: Annotated[int, Field(ge=1, le=INT32)] | None = None
     chat_template_kwargs: TemplateOptions | None = None
+    reasoning_effort: Effort | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP)] | None = None
 
     @property
     def limit(self) -> int:
@@ -143,13 +140,54 @@ class ChatRequest(Sampling):
 
     @property
     def thinking(self) -> Thinking:
-        return "auto" if self.chat_template_kwargs is None else self.chat_template_kwargs.mode
+        asked = "auto" if self.chat_template_kwargs is None else self.chat_template_kwargs.mode
+        if self.reasoning_effort is None:
+            return asked
+        return "off" if self.reasoning_effort == "none" else "on"
+
+    @property
+    def top(self) -> int | None:
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+    def check(self) -> None:
+        super().check()
+        if self.top_logprobs and not self.logprobs:
+            raise refuse("'top_logprobs' goes with logprobs: true", "top_logprobs")
+        asked = "auto" if self.chat_template_kwargs is None else self.chat_template_kwargs.mode
+        if self.reasoning_effort is not None and asked not in ("auto", self.thinking):
+            raise refuse("'reasoning_effort' and 'chat_template_kwargs' contradict each other", "reasoning_effort")
 
 
 class TextRequest(Sampling):
-    """`POST /v1/completions`, one prompt: text or ids."""
+    """`POST /v1/completions`: one prompt or several, each a text or ids. `echo`: the prompt stands before each answer."""
 
-    prompt: Text | Annotated[list[Annotated[int, Field(ge=0, le=INT32)]], Field(min_length=1, max_length=MAX_IDS)]
+    prompt: (
+        Text
+        | Ids
+        | Annotated[list[Text], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True)]
+        | Annotated[list[Ids], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True)]
+    )
+    echo: bool | None = None
+    logprobs: Annotated[int, Field(ge=0, le=MAX_TOP)] | None = None
+
+    @property
+    def prompts(self) -> list[str | list[int]]:
+        """Each prompt."""
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        several: list[str | list[int]] = [item for item in self.prompt if not isinstance(item, int)]
+        return several or [[item for item in self.prompt if isinstance(item, int)]]
+
+    @property
+    def top(self) -> int | None:
+        return self.logprobs
+
+    def check(self) -> None:
+        super().check()
+        if self.echo and self.logprobs is not None:
+            raise refuse("log-probabilities of a prompt are not given: 'echo' or 'logprobs'", "echo")
+        if len(self.prompts) * (self.n or 1) > MAX_N:
+            raise refuse(f"{len(self.prompts)} prompts with n={self.n}: more than {MAX_N} answers", "n")
 
 
 S = TypeVar("S", bound=Sampling)
@@ -157,22 +195,39 @@ S = TypeVar("S", bound=Sampling)
 
 def read(cls: type[S], body: bytes) -> tuple[S, list[str]]:
     """A body as `cls`, and the names of what was ignored; anything else is an `ApiError` of status 400 that names the parameter."""
+    data = _parsed(body)
+    ignored = sorted(IGNORED & data.keys())
+    for name, neutral in NOT_HERE.items():
+        if name in data and data[name] is not None and not _is_one_of(data[name], neutral):
+            raise refuse(f"'{name}' is not supported", name, "unsupported_parameter")
+    kept = {name: value for name, value in data.items() if name not in IGNORED and name not in NOT_HERE}
+    try:
+        found = cls.model_validate(kept)
+    except ValidationError as error:
+        raise _explained(cls, error) from None
+    found.check()
+    return found, ignored
+
+
+def _parsed(body: bytes) -> dict[str, Any]:
     try:
         # A parser with a limit of depth, which takes neither NaN nor half of a surrogate pair.
         data = pydantic_core.from_json(body, allow_inf_nan=False)
+        json.loads(
+            body, object_pairs_hook=_unique
+        )  # what it does not see: readers disagree on which of two keys counts
     except ValueError as error:
-        raise refuse(f"the body is not JSON: {error}") from None
+        raise refuse(f"the body is not JSON: {str(error)[:200]}") from None
     if not isinstance(data, dict):
         raise refuse("the body is not a JSON object")
-    ignored = sorted(IGNORED & data.keys())
-    for name, neutral in NOT_YET.items():
-        if name in data and data[name] is not None and not _is_one_of(data[name], neutral):
-            raise refuse(f"'{name}' is not supported yet", name, "unsupported_parameter")
-    kept = {name: value for name, value in data.items() if name not in IGNORED and name not in NOT_YET}
-    try:
-        return cls.model_validate(kept), ignored
-    except ValidationError as error:
-        raise _explained(cls, error) from None
+    return data
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> None:
+    if len(pairs) > MAX_KEYS:  # each would be an error of its own
+        raise ValueError(f"an object has more than {MAX_KEYS} keys")
+    if len({name for name, _ in pairs}) != len(pairs):
+        raise ValueError("an object has one key twice")
 
 
 def _is_one_of(value: Any, neutral: tuple[Any, ...]) -> bool:
@@ -194,5 +249,5 @@ def _explained(cls: type[Sampling], error: ValidationError) -> ApiError:
 
 def _names(cls: type[Sampling]) -> set[str]:
     """Names of parameters; the rest of an error's place are names of types, which mean nothing to a client."""
-    schemas = (cls, ChatMessage, TextPart, StreamOptions, TemplateOptions)
-    return {name for schema in schemas for name in schema.model_fields}
+    schemas = (cls, ChatMessage, TextPart, StreamOptions, TemplateOptions, ResponseFormat, JsonSchema)
+    return {field.alias or name for schema in schemas for name, field in schema.model_fields.items()}

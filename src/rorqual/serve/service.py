@@ -4,20 +4,52 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from rorqual.core.errors import RorqualError
-from rorqual.core.records import Message, Thinking
+from pydantic import ValidationError
+
+from rorqual.core.errors import ConfigError, RorqualError
+from rorqual.core.records import Message, RunDir, Thinking
 from rorqual.data.chat import ChatFormat
 from rorqual.serve.bridge import Bridge
 from rorqual.serve.errors import ApiError, refuse
 from rorqual.serve.keys import Keys
 from rorqual.serve.metrics import Metrics
 from rorqual.serve.schemas import ChatRequest, Sampling
-from rorqual.serve.wire import Ask
+from rorqual.serve.wire import Ask, Ready
 
 MASK = 2**64 - 1
 SEED_BITS = 63
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """How to sample where a request says nothing: what a published model's generation config says, else OpenAI's values."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+
+    @classmethod
+    def of_run(cls, run: RunDir) -> Defaults:
+        """From `run.yaml`'s key generation; numbers that no request could give are a `ConfigError`."""
+        given = run.config().get("generation") or {}
+        where = f"{run.config_file} (generation)"
+        if not isinstance(given, dict):
+            raise ConfigError("not a mapping of keys", where=where, remedy="Restore the file.")
+        known = {name: given[name] for name in cls.__dataclass_fields__ if given.get(name) is not None}
+        try:
+            Sampling.model_validate({"model": "-", **known})
+        except ValidationError as error:
+            item = error.errors(include_url=False)[0]
+            raise ConfigError(
+                f"{'.'.join(map(str, item['loc']))}: {item['msg']}",
+                where=where,
+                remedy="Correct it, or take the key out.",
+            ) from None
+        return replace(cls(), **known)
 
 
 @dataclass(frozen=True)
@@ -31,6 +63,7 @@ class Service:
     keys: Keys
     max_body: int
     keep_alive: float = 5.0
+    defaults: Defaults = Defaults()
     metrics: Metrics = field(default_factory=Metrics)
 
     def prompt_of(self, request: ChatRequest) -> list[int]:
@@ -43,6 +76,15 @@ class Service:
         except RorqualError as error:
             raise refuse(f"{error.what}. {error.remedy}".strip(), "messages") from None
 
+    def prompt_of_text(self, prompt: str | Sequence[int]) -> Sequence[int]:
+        """Ids of a text to continue; those that were given as such stay as they are."""
+        if not isinstance(prompt, str):
+            return prompt
+        try:
+            return [*([] if self.chat.bos is None else [self.chat.bos]), *self.chat.tokenizer.encode(prompt)]
+        except RorqualError as error:
+            raise refuse(f"{error.what}. {error.remedy}", "prompt") from None
+
     def ask(self, request: Sampling, prompt: Sequence[int], param: str) -> Ask:
         """The request as the engine takes it; a wrong model, or a prompt that does not fit, is refused."""
         if request.model != self.name:
@@ -52,6 +94,36 @@ class Service:
         info = self.bridge.info
         if info is None:
             raise ApiError(503, "the engine is still loading", code="loading")
+        self._check(prompt, param, info)
+        bias = tuple((int(name), value) for name, value in (request.logit_bias or {}).items())
+        if outside := [id_ for id_, _ in bias if id_ >= info.vocab_size]:
+            raise refuse(f"no token {outside[0]}: ids go from 0 to {info.vocab_size - 1}", "logit_bias")
+        seed = secrets.randbits(SEED_BITS) if request.seed is None else request.seed & MASK
+        said = {name: value for name in Defaults.__dataclass_fields__ if (value := getattr(request, name)) is not None}
+        how = replace(self.defaults, **said)
+        return Ask(
+            prompt=tuple(prompt),
+            max_tokens=request.limit,
+            temperature=how.temperature,
+            top_p=how.top_p,
+            top_k=max(0, how.top_k),
+            min_p=how.min_p,
+            repetition_penalty=how.repetition_penalty,
+            presence_penalty=request.presence_penalty or 0.0,
+            frequency_penalty=request.frequency_penalty or 0.0,
+            logit_bias=bias,
+            seed=seed,
+            n=request.n or 1,
+            stop=tuple(request.stops),
+            stop_token_ids=tuple(request.stop_token_ids or ()),
+            ignore_eos=bool(request.ignore_eos),
+            top_logprobs=request.top or 0,
+            grammar=request.grammar(),
+            priority=-(request.priority or 0),  # vLLM's lowest is the engine's highest
+        )
+
+    @staticmethod
+    def _check(prompt: Sequence[int], param: str, info: Ready) -> None:
         if not prompt or max(prompt) >= info.vocab_size:
             what = f"ids go from 0 to {info.vocab_size - 1}" if prompt else "an empty prompt"
             raise refuse(what, param)
@@ -61,13 +133,3 @@ class Service:
                 param,
                 "context_length_exceeded",
             )
-        seed = secrets.randbits(SEED_BITS) if request.seed is None else request.seed & MASK
-        return Ask(
-            prompt=tuple(prompt),
-            max_tokens=request.limit,
-            temperature=1.0 if request.temperature is None else request.temperature,
-            top_p=request.top_p or 1.0,
-            top_k=max(0, request.top_k or 0),
-            seed=seed,
-            n=request.n or 1,
-        )

@@ -11,7 +11,10 @@ LONGEST_LINE = 64 * 2**20
 
 @dataclass(frozen=True)
 class Placed:
-    """How the engine is set up, as `Engine.from_run` takes it. `max_len` 0: the model's context, but at most `LONGEST`."""
+    """How the engine is set up, as `Engine.from_run` takes it. `max_len` 0: the model's context, but at most `LONGEST`.
+
+    `cache_dir`: the folder of the prefix cache on disk, none where it is empty; `cache_bytes`: its budget, 0 for the engine's own.
+    """
 
     run: str
     device: str = "cpu"
@@ -19,28 +22,52 @@ class Placed:
     slots: int = 16
     threads: int = 1
     max_len: int = 0
+    cache_dir: str = ""
+    cache_bytes: int = 0
+    invariant: bool = True
 
 
 @dataclass(frozen=True)
 class Ask:
-    """A request: ids to continue, and how to sample, as `SamplingParams` has it."""
+    """A request: ids to continue, and how to sample, as `SamplingParams` has it. `grammar`: its kind and its source.
+
+    Not `SamplingParams` itself: it lives in a package that loads torch, which the server's process never does.
+    """
 
     prompt: tuple[int, ...]
     max_tokens: int
-    temperature: float
-    top_p: float
-    top_k: int
-    seed: int
-    n: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int = 0
+    n: int = 1
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    top_logprobs: int = 0
+    grammar: tuple[str, str] | None = None
+    priority: int = 0
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """A token of one sample; `reason` where it was the last: `stop` or `length`."""
+    """A token of one sample; `reason` where it was the last: `stop` or `length`.
+
+    `logprob`: its log-probability; `top`: the likeliest ids with theirs, where they were asked for; `hit`: ids of the
+    prompt that the prefix cache served.
+    """
 
     sample: int
     token: int
     reason: str | None = None
+    logprob: float = 0.0
+    top: tuple[tuple[int, float], ...] = ()
+    hit: int = 0
 
 
 @dataclass(frozen=True)
@@ -56,9 +83,9 @@ def line(kind: str, **fields: Any) -> bytes:
     return json.dumps({"kind": kind, **fields}, separators=(",", ":")).encode() + b"\n"
 
 
-def submit(number: int, ask: Ask) -> bytes:
+def submit(number: int, ask: Ask, tenant: str) -> bytes:
     """Ask for samples; what comes back carries `number`."""
-    return line("submit", number=number, **asdict(ask))
+    return line("submit", number=number, tenant=tenant, **asdict(ask))
 
 
 def cancel(number: int) -> bytes:
@@ -68,5 +95,9 @@ def cancel(number: int) -> bytes:
 
 def ask_of(message: dict[str, Any]) -> Ask:
     """The `Ask` in a `submit`."""
-    fields = {key: value for key, value in message.items() if key not in ("kind", "number")}
-    return Ask(**fields | {"prompt": tuple(fields["prompt"])})
+    fields = {key: _frozen(value) for key, value in message.items() if key not in ("kind", "number", "tenant")}
+    return Ask(**fields)
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value

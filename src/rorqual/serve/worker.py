@@ -11,6 +11,8 @@ import queue
 import signal
 import sys
 import threading
+import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,11 +20,21 @@ import torch
 
 from rorqual.core.errors import RorqualError
 from rorqual.engine.engine import Delta, Engine
-from rorqual.engine.request import Request, SamplingParams
-from rorqual.serve.wire import Placed, ask_of, line
+from rorqual.engine.request import Grammar, Request, SamplingParams
+from rorqual.serve.wire import Ask, Placed, ask_of, line
 
 LONGEST = 8192
 """Ids of a sequence where nobody says otherwise: the cache is allocated whole, and a context of 128k would not fit."""
+BEAT = 0.5
+"""Seconds of work after which the engine says that it is alive, and how it is doing."""
+
+
+def params_of(ask: Ask) -> SamplingParams:
+    """How to sample, in the engine's words."""
+    fields = asdict(ask)
+    for name in ("prompt", "priority", "grammar"):
+        del fields[name]
+    return SamplingParams(**fields, grammar=None if ask.grammar is None else Grammar(*ask.grammar))  # type: ignore[arg-type]
 
 
 class Worker:
@@ -33,6 +45,7 @@ class Worker:
         self.inbox: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         self.numbers: dict[int, int] = {}  # ticket -> the server's number
         self.left: dict[int, int] = {}  # ticket -> samples that have not ended
+        self.beat = 0.0
 
     def run(self) -> None:
         """Until standard input ends."""
@@ -44,6 +57,9 @@ class Worker:
                     return
                 self._obey(message)
             self._tell(self.engine.step())
+            if time.monotonic() - self.beat > BEAT:
+                self.beat = time.monotonic()
+                self._send(line("beat", stats={}))
 
     def _listen(self) -> None:
         for text in self.source:
@@ -58,16 +74,9 @@ class Worker:
                 self._forget(ticket)
             return
         ask = ask_of(message)
-        params = SamplingParams(
-            max_tokens=ask.max_tokens,
-            temperature=ask.temperature,
-            top_p=ask.top_p,
-            top_k=ask.top_k,
-            seed=ask.seed,
-            n=ask.n,
-        )
+        request = Request(params=params_of(ask), prompt_ids=ask.prompt, tenant=message["tenant"], priority=ask.priority)
         try:
-            ticket = self.engine.submit(Request(params=params, prompt_ids=ask.prompt))
+            ticket = self.engine.submit(request)
         except RorqualError as error:
             self._send(line("refused", number=number, message=str(error)))
             return
@@ -77,7 +86,8 @@ class Worker:
         rows = []
         for delta in deltas:
             reason = None if delta.completion is None else delta.completion.finish_reason
-            rows.append([self.numbers[delta.ticket], delta.sample, delta.token, reason])
+            said = (delta.sample, delta.token, reason, delta.logprob, delta.top, delta.hit)
+            rows.append([self.numbers[delta.ticket], *said])
             if reason is not None:
                 self.left[delta.ticket] -= 1
                 if not self.left[delta.ticket]:

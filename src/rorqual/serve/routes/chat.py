@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import secrets
-import time
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import Iterator
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse
 
-from rorqual.serve.bridge import Job
-from rorqual.serve.exchange import COMMENT, DONE, EventStream, body_of, event, header_of, unless_gone
+from rorqual.serve import logprobs
+from rorqual.serve.answer import Shape, answer
+from rorqual.serve.exchange import body_of
 from rorqual.serve.reading import Piece, Reader
-from rorqual.serve.replies import Choice, Reply
+from rorqual.serve.replies import Choice
 from rorqual.serve.schemas import ChatRequest, read
 from rorqual.serve.service import Service
 from rorqual.serve.wire import Ask
@@ -26,69 +23,49 @@ router = APIRouter()
 async def chat_completions(request: Request) -> Response:
     """A conversation, continued."""
     service: Service = request.app.state.service
-    tenant: str = request.state.tenant
     wanted, ignored = read(ChatRequest, await body_of(request, service.max_body))
-    ask = service.ask(wanted, service.prompt_of(wanted), "messages")
-    headers = header_of(ignored)
-    if wanted.stream:
-        return EventStream(_events(service, wanted, ask, tenant), headers)
-    return JSONResponse(await unless_gone(request, _whole(service, wanted, ask, tenant)), headers=headers)
+    return await answer(request, ChatShape(service, wanted), wanted, ignored)
 
 
-def _reply(service: Service, wanted: ChatRequest, job: Job) -> Reply:
-    def reader() -> Reader:
-        return Reader.of_chat(service.chat, wanted.thinking)
+class ChatShape(Shape):
+    """Messages, with reasoning apart."""
 
-    return Reply(job, service.chat, reader, wanted.stops, service.metrics)
+    prefix, whole, part = "chatcmpl", "chat.completion", "chat.completion.chunk"
 
+    def __init__(self, service: Service, wanted: ChatRequest) -> None:
+        super().__init__(service)
+        self.wanted = wanted
+        self._begun: set[int] = set()
 
-def _envelope(service: Service, kind: str) -> dict[str, Any]:
-    return {
-        "id": f"chatcmpl-{secrets.token_hex(12)}",
-        "object": kind,
-        "created": int(time.time()),
-        "model": service.name,
-    }
+    def asks(self) -> list[Ask]:
+        return [self.service.ask(self.wanted, self.service.prompt_of(self.wanted), "messages")]
 
+    def reader(self) -> Reader:
+        return Reader.of_chat(self.service.chat, self.wanted.thinking)
 
-async def _whole(service: Service, wanted: ChatRequest, ask: Ask, tenant: str) -> dict[str, Any]:
-    with service.bridge.job(ask, tenant) as job:
-        reply = _reply(service, wanted, job)
-        await reply.whole()
-    choices = [_choice(index, choice) for index, choice in enumerate(reply.choices)]
-    return {**_envelope(service, "chat.completion"), "choices": choices, "usage": reply.usage()}
+    def choice(self, index: int, choice: Choice) -> dict[str, Any]:
+        message: dict[str, Any] = {"role": "assistant", "content": choice.content, "refusal": None}
+        if choice.reader.thought:
+            message["reasoning_content"] = choice.reasoning
+        told = self._logprobs(choice)
+        return {"index": index, "message": message, "logprobs": told, "finish_reason": choice.reason}
 
+    def parts(self, index: int, piece: Piece, choice: Choice) -> Iterator[dict[str, Any]]:
+        delta = ({} if index in self._begun else {"role": "assistant"}) | _delta(piece)
+        self._begun.add(index)
+        told = self._logprobs(choice)
+        if delta:
+            yield _part(index, delta, told, None)
+            told = None
+        if choice.reason is not None:
+            yield _part(index, {}, told, choice.reason)
 
-def _choice(index: int, choice: Choice) -> dict[str, Any]:
-    message: dict[str, Any] = {"role": "assistant", "content": choice.content, "refusal": None}
-    if choice.reader.thought:
-        message["reasoning_content"] = choice.reasoning
-    return {"index": index, "message": message, "logprobs": None, "finish_reason": choice.reason}
-
-
-async def _events(service: Service, wanted: ChatRequest, ask: Ask, tenant: str) -> AsyncGenerator[str, None]:
-    envelope = _envelope(service, "chat.completion.chunk")
-    with_usage = wanted.stream_options is not None and wanted.stream_options.include_usage
-    extra: dict[str, Any] = {"usage": None} if with_usage else {}
-    begun: set[int] = set()
-    with service.bridge.job(ask, tenant) as job:
-        reply = _reply(service, wanted, job)
-        async with aclosing(reply.pieces(service.keep_alive)) as pieces:
-            async for step in pieces:
-                if step is None:
-                    yield COMMENT
-                    continue
-                index, piece = step
-                job.sent = True
-                delta = ({} if index in begun else {"role": "assistant"}) | _delta(piece)
-                begun.add(index)
-                if delta:
-                    yield event({**envelope, "choices": [_part(index, delta, None)], **extra})
-                if (reason := reply.choices[index].reason) is not None:
-                    yield event({**envelope, "choices": [_part(index, {}, reason)], **extra})
-    if with_usage:
-        yield event({**envelope, "choices": [], "usage": reply.usage()})
-    yield DONE
+    def _logprobs(self, choice: Choice) -> dict[str, Any] | None:
+        """Of the tokens that came since the last call."""
+        if self.wanted.top is None:
+            return None
+        fresh = choice.take()
+        return logprobs.of_chat(self.service.chat.tokenizer, fresh) if fresh else None
 
 
 def _delta(piece: Piece) -> dict[str, str]:
@@ -96,5 +73,5 @@ def _delta(piece: Piece) -> dict[str, str]:
     return {name: text for name, text in fields.items() if text}
 
 
-def _part(index: int, delta: dict[str, str], reason: str | None) -> dict[str, Any]:
-    return {"index": index, "delta": delta, "logprobs": None, "finish_reason": reason}
+def _part(index: int, delta: dict[str, str], told: dict[str, Any] | None, reason: str | None) -> dict[str, Any]:
+    return {"index": index, "delta": delta, "logprobs": told, "finish_reason": reason}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 
 from rorqual.serve.errors import ApiError
+from rorqual.serve.metrics import Now
 from rorqual.serve.service import Service
 
 router = APIRouter()
@@ -51,8 +53,12 @@ async def metrics(request: Request) -> Response:
     """For Prometheus."""
     service: Service = request.app.state.service
     bridge = service.bridge
-    running = sum(job.started for job in bridge.jobs.values())
-    text = service.metrics.text(
-        alive=bridge.alive, restarts=bridge.restarts, running=running, waiting=len(bridge.jobs) - running
+    jobs = bridge.jobs.values()
+    now = Now(
+        alive=bridge.alive,
+        restarts=bridge.restarts,
+        running=Counter(job.tenant for job in jobs if job.started),
+        waiting=Counter(job.tenant for job in jobs if not job.started),
+        stats=bridge.stats,
     )
-    return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
+    return PlainTextResponse(service.metrics.text(now), media_type="text/plain; version=0.0.4")

@@ -1,0 +1,101 @@
+"""How every generating route answers: a request read, its prompts asked, one JSON object or a stream of events given back.
+
+A route brings a `Shape`: how its objects look. Everything else is here once.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing
+from typing import Any, ClassVar
+
+from fastapi import Request, Response
+from fastapi.responses import JSONResponse
+
+from rorqual.serve.exchange import COMMENT, DONE, EventStream, event, header_of, unless_gone
+from rorqual.serve.reading import Piece, Reader
+from rorqual.serve.replies import Choice, Reply
+from rorqual.serve.schemas import Sampling
+from rorqual.serve.service import Service
+from rorqual.serve.wire import Ask
+
+
+class Shape(ABC):
+    """The objects of one route, for one request."""
+
+    prefix: ClassVar[str]
+    whole: ClassVar[str]
+    part: ClassVar[str]
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+
+    @abstractmethod
+    def asks(self) -> list[Ask]:
+        """What the engine is asked, one for each prompt; a request that cannot be meant is refused."""
+
+    @abstractmethod
+    def reader(self) -> Reader:
+        """For one reply."""
+
+    @abstractmethod
+    def choice(self, index: int, choice: Choice) -> dict[str, Any]:
+        """A whole choice."""
+
+    @abstractmethod
+    def parts(self, index: int, piece: Piece, choice: Choice) -> Iterator[dict[str, Any]]:
+        """The choices of the events that one piece makes; the last piece comes when the choice has a reason."""
+
+    def envelope(self, kind: str) -> dict[str, Any]:
+        """What stands around the choices."""
+        return {
+            "id": f"{self.prefix}-{secrets.token_hex(12)}",
+            "object": kind,
+            "created": int(time.time()),
+            "model": self.service.name,
+        }
+
+
+async def answer(request: Request, shape: Shape, wanted: Sampling, ignored: list[str]) -> Response:
+    """The answer to a request of any shape."""
+    tenant: str = request.state.tenant
+    asks = shape.asks()
+    headers = header_of(ignored)
+    if wanted.stream:
+        return EventStream(_events(shape, wanted, asks, tenant), headers)
+    return JSONResponse(await unless_gone(request, _whole(shape, asks, tenant)), headers=headers)
+
+
+def _reply(shape: Shape, job: Any) -> Reply:
+    return Reply(job, shape.service.chat, shape.reader, shape.service.metrics)
+
+
+async def _whole(shape: Shape, asks: list[Ask], tenant: str) -> dict[str, Any]:
+    with shape.service.bridge.job(asks, tenant) as job:
+        reply = _reply(shape, job)
+        await reply.whole()
+    choices = [shape.choice(index, choice) for index, choice in enumerate(reply.choices)]
+    return {**shape.envelope(shape.whole), "choices": choices, "usage": reply.usage()}
+
+
+async def _events(shape: Shape, wanted: Sampling, asks: list[Ask], tenant: str) -> AsyncGenerator[str, None]:
+    envelope = shape.envelope(shape.part)
+    with_usage = wanted.stream_options is not None and wanted.stream_options.include_usage
+    extra: dict[str, Any] = {"usage": None} if with_usage else {}
+    with shape.service.bridge.job(asks, tenant) as job:
+        reply = _reply(shape, job)
+        async with aclosing(reply.pieces(shape.service.keep_alive)) as pieces:
+            async for step in pieces:
+                if step is None:
+                    yield COMMENT
+                    continue
+                index, piece = step
+                job.sent = True
+                for part in shape.parts(index, piece, reply.choices[index]):
+                    yield event({**envelope, "choices": [part], **extra})
+    if with_usage:
+        yield event({**envelope, "choices": [], "usage": reply.usage()})
+    yield DONE

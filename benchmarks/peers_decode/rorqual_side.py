@@ -1,0 +1,92 @@
+"""Our engine, by submit and step.
+
+python rorqual_side.py RUN --dtype bfloat16 --threads 1 [--invariant]
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from talk import Told, Watch, answer, prompts, told
+
+from rorqual.engine import Engine, Request, SamplingParams
+
+
+class Ours:
+    """An engine, and what its constructor knows of: an older one has neither invariance nor a prefix cache."""
+
+    def __init__(self, run: Path, dtype: str, threads: int, invariant: bool) -> None:
+        known = inspect.signature(Engine.from_run).parameters
+        given: dict[str, Any] = {"dtype": dtype, "threads": threads, "record_experts": False, "slots": 32}
+        if "invariant" in known:
+            given["invariant"] = invariant
+        elif invariant:
+            raise SystemExit("this engine knows no invariant=")
+        self.cached = "cache_bytes" in known
+        self.engine = Engine.from_run(run, **given)
+        self.vocab = self.engine.model.config.vocab_size
+        self.shape = (0, 0)
+
+    def run(
+        self, given: list[list[int]], limit: int, new: int, reuse: bool
+    ) -> tuple[list[float], list[float], int, list[list[int]]]:
+        """Seconds until every prompt has its first token, seconds of the next `new` steps, their tokens, the replies."""
+        params = SamplingParams(max_tokens=limit, ignore_eos=True)
+        tickets = {
+            self.engine.submit(Request(prompt_ids=tuple(ids), params=params, reuse=reuse)): row
+            for row, ids in enumerate(given)
+        }
+        replies: list[list[int]] = [[] for _ in given]
+        watch = Watch()
+        while not all(replies):
+            for delta in self.engine.step():
+                replies[tickets[delta.ticket]].append(delta.token)
+        first, count = watch.lap(), 0
+        for _ in range(new):
+            for delta in self.engine.step():
+                replies[tickets[delta.ticket]].append(delta.token)
+                count += 1
+        spent = watch.lap()
+        for ticket in tickets:
+            self.engine.cancel(ticket)
+        return first, spent, count, replies
+
+    def measure(self, asked: Told) -> Told:
+        """Prefill is timed by itself, one token a prompt; the steps after it with the prompts' cache, where it is kept."""
+        batch, length, new = asked["batch"], asked["prompt"], asked["new"]
+        given = prompts(batch, length, self.vocab)
+        limit = min(self.engine.max_len - length, 2 * new + batch + 8)
+        warm = bool(asked.get("warm")) and self.cached and self.shape == (batch, length)
+        prefill, prefilled = [0.0, 0.0], 0
+        if not warm and self.cached:
+            prefill, _, _, _ = self.run(given, 1, 0, reuse=False)
+            prefilled = batch * length
+            if asked.get("keep"):
+                self.run(given, 1, 0, reuse=True)
+                self.shape = (batch, length)
+        first, decode, count, replies = self.run(given, limit, new, reuse=self.shape == (batch, length))
+        if not self.cached:
+            prefill, prefilled = first, batch * length
+        return told(prefill, prefilled, decode, count, replies)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--invariant", action="store_true")
+    a = parser.parse_args()
+    torch.set_num_threads(a.threads)
+    side = Ours(a.run, a.dtype, a.threads, a.invariant)
+    info = {"engine": "rorqual", "system": f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}"}
+    answer(info | {"vocab": side.vocab, "prefix cache": side.cached}, side.measure)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

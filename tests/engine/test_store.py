@@ -1,0 +1,530 @@
+"""Blocks on disk: whatever happens to a file, it is the exact payload or a miss."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from store_kills import kill_writers
+
+from rorqual.core.errors import ConfigError
+from rorqual.engine.store import SUFFIX, DiskStore, load_secret
+
+MIB = 1 << 20
+
+
+def key(number: int) -> bytes:
+    return number.to_bytes(32, "big")
+
+
+def payload(number: int, size: int = 5_000) -> bytes:
+    return random.Random(number).randbytes(size)
+
+
+def open_store(folder: Path, budget: int = MIB, fingerprint: bytes = b"weights", **options: int) -> DiskStore:
+    return DiskStore(folder, budget, load_secret(folder), fingerprint, **options)
+
+
+def file_of(folder: Path, number: int) -> Path:
+    return folder / (key(number).hex() + SUFFIX)
+
+
+def on_disk(folder: Path) -> int:
+    """In pages of 4 KiB, as most file systems give them."""
+    return sum(-(-file.lstat().st_size // 4096) * 4096 for file in folder.iterdir())
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def store(folder: Path) -> Iterator[DiskStore]:
+    with open_store(folder) as opened:
+        for number in range(3):
+            opened.put(key(number), payload(number))
+        opened.flush()
+        yield opened
+
+
+def test_what_is_put_comes_back_before_and_after_it_is_written(folder: Path) -> None:
+    with open_store(folder) as store:
+        assert store.put(key(1), payload(1)) and store.has(key(1)) and store.get(key(1)) == payload(1)
+        store.flush()
+        assert store.get(key(1)) == payload(1) and store.get(key(2)) is None and not store.has(key(2))
+        assert store.put(key(3), b"") and store.put(key(4), memoryview(payload(4)))
+        store.flush()
+        assert (store.get(key(3)), store.get(key(4))) == (b"", payload(4))
+        assert store.stats() == {
+            "written": 3,
+            "read": 3,
+            "damaged": 0,
+            "dropped": 0,
+            "evicted": 0,
+            "files": 3,
+            "bytes": on_disk(folder),
+        }
+
+
+def test_what_is_put_is_a_copy(folder: Path) -> None:
+    with open_store(folder) as store:
+        memory = bytearray(payload(1))
+        store.put(key(1), memoryview(memory))
+        memory[:] = bytes(len(memory))
+        assert store.get(key(1)) == payload(1)
+        store.flush()
+        assert store.get(key(1)) == payload(1)
+
+
+def test_a_restart_keeps_all_and_closing_writes_what_is_queued(folder: Path) -> None:
+    with open_store(folder) as store:
+        for number in range(20):
+            store.put(key(number), payload(number))
+    assert store.get(key(1)) is None and not store.has(key(1)) and not store.put(key(1), b"")
+    store.close()
+    with open_store(folder) as again:
+        assert [again.get(key(number)) for number in range(20)] == [payload(number) for number in range(20)]
+
+
+def test_only_the_owner_can_read_what_is_cached(store: DiskStore, folder: Path) -> None:
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert {stat.S_IMODE(file.stat().st_mode) for file in folder.iterdir()} == {0o600}
+
+
+def misses(store: DiskStore, number: int = 0) -> None:
+    """The file is a miss, is gone, and its twin still hits; the key can be kept anew."""
+    damaged = store.stats()["damaged"]
+    assert store.get(key(number)) is None and not store.has(key(number))
+    assert store.stats()["damaged"] == damaged + 1
+    assert store.get(key(2)) == payload(2), "the valid twin"
+
+
+def test_a_bit_flipped_anywhere_is_a_miss(folder: Path) -> None:
+    with open_store(folder, 4 * MIB) as store:
+        for number in range(2, 400):
+            store.put(key(number), payload(number, 300 if number > 2 else 5_000))
+        store.flush()
+        size = file_of(folder, 3).stat().st_size
+        header = size - 300
+        assert header > 80
+        draw = random.Random(0)
+        places = [*range(header), *(draw.randrange(header, size) for _ in range(250)), size - 1]
+        for number, place in enumerate(places, start=3):
+            file = file_of(folder, number)
+            content = bytearray(file.read_bytes())
+            content[place] ^= 1 << draw.randrange(8)
+            file.write_bytes(content)
+            misses(store, number)
+            assert not file.exists()
+
+
+def test_a_file_cut_or_grown_to_any_length_is_a_miss(folder: Path) -> None:
+    with open_store(folder) as store:
+        store.put(key(2), payload(2))
+        whole = None
+        for cut in [*range(130), 200, 4095, 4096, 5_000, -1, -2, -84, -100]:
+            store.put(key(0), payload(0))
+            store.flush()
+            whole = file_of(folder, 0).read_bytes()
+            file_of(folder, 0).write_bytes(whole[:cut])
+            misses(store)
+        for more in (b"\0", b"\0" * 5_000, whole or b""):
+            store.put(key(0), payload(0))
+            store.flush()
+            with open(file_of(folder, 0), "ab") as file:
+                file.write(more)
+            misses(store)
+        store.put(key(0), payload(0))
+        store.flush()
+        assert store.get(key(0)) == payload(0)
+
+
+def to_directory(file: Path, folder: Path) -> None:
+    file.mkdir()
+
+
+def to_full_directory(file: Path, folder: Path) -> None:
+    (file / "more").mkdir(parents=True)
+
+
+def to_socket(file: Path, folder: Path) -> None:
+    place = os.getcwd()
+    os.chdir(folder)  # a socket's path has at most 108 bytes
+    try:
+        with socket.socket(socket.AF_UNIX) as made:
+            made.bind(file.name)
+    finally:
+        os.chdir(place)
+
+
+HARMS: dict[str, Callable[[Path, Path], object]] = {
+    "empty": lambda file, folder: file.touch(),
+    "a folder": to_directory,
+    "a folder with something in it": to_full_directory,
+    "a link to a valid file elsewhere": lambda file, folder: file.symlink_to(folder.parent / "valid"),
+    "a link to the twin": lambda file, folder: file.symlink_to(file_of(folder, 2).name),
+    "a link to nothing": lambda file, folder: file.symlink_to("nothing"),
+    "a link to itself": lambda file, folder: file.symlink_to(file.name),
+    "a link to a device": lambda file, folder: file.symlink_to("/dev/zero"),
+    "a pipe that nobody writes to": lambda file, folder: os.mkfifo(file),
+    "a socket": to_socket,
+    "another key's file": lambda file, folder: file.write_bytes(file_of(folder, 1).read_bytes()),
+    "larger than all memory": lambda file, folder: (file.touch(), os.truncate(file, 1 << 40)),
+}
+
+
+@pytest.mark.parametrize("what", HARMS)
+def test_whatever_stands_in_a_files_place_is_a_miss_and_nothing_is_followed(
+    what: str, store: DiskStore, folder: Path
+) -> None:
+    (folder.parent / "valid").write_bytes(file_of(folder, 0).read_bytes())
+    file_of(folder, 0).unlink()
+    HARMS[what](file_of(folder, 0), folder)
+    misses(store)
+    assert (folder.parent / "valid").exists() and store.get(key(1)) == payload(1)
+    if "folder" in what:
+        assert file_of(folder, 0).is_dir(), "what is not ours is not removed"
+    else:
+        assert not os.path.lexists(file_of(folder, 0))
+        store.put(key(0), payload(0))
+        store.flush()
+        assert store.get(key(0)) == payload(0)
+
+
+@pytest.mark.parametrize("what", HARMS)
+def test_a_start_over_whatever_stands_there_serves_the_rest(what: str, folder: Path) -> None:
+    with open_store(folder) as store:
+        for number in range(3):
+            store.put(key(number), payload(number))
+    (folder.parent / "valid").write_bytes(file_of(folder, 0).read_bytes())
+    file_of(folder, 0).unlink()
+    HARMS[what](file_of(folder, 0), folder)
+    with open_store(folder) as again:
+        assert [again.get(key(number)) for number in range(3)] == [None, payload(1), payload(2)]
+        assert (folder.parent / "valid").exists()
+        again.put(key(4), payload(4))
+        again.put(key(0), payload(0))
+        again.flush()
+        assert again.get(key(4)) == payload(4) and again.stats()["bytes"] <= MIB
+        assert (again.get(key(0)) == payload(0)) != ("folder" in what)
+
+
+def test_files_that_change_names_are_misses(store: DiskStore, folder: Path) -> None:
+    one, two, aside = file_of(folder, 0), file_of(folder, 1), folder.parent / "aside"
+    one.rename(aside)
+    two.rename(one)
+    aside.rename(two)
+    misses(store, 0)
+    misses(store, 1)
+
+
+def test_payloads_swapped_under_their_headers_are_misses(store: DiskStore, folder: Path) -> None:
+    one, two = file_of(folder, 0), file_of(folder, 1)
+    first, second = one.read_bytes(), two.read_bytes()
+    one.write_bytes(first[:-5_000] + second[-5_000:])
+    two.write_bytes(second[:-5_000] + first[-5_000:])
+    misses(store, 0)
+    misses(store, 1)
+
+
+def test_a_file_that_somebody_removed_is_a_plain_miss(store: DiskStore, folder: Path) -> None:
+    before = store.stats()
+    file_of(folder, 0).unlink()
+    assert store.get(key(0)) is None and not store.has(key(0))
+    after = store.stats()
+    assert after["damaged"] == 0 and after["bytes"] == before["bytes"] - 8192 == on_disk(folder)
+
+
+@pytest.mark.parametrize("other", ["secret", "weights"])
+def test_files_of_another_secret_or_of_other_weights_are_misses(other: str, folder: Path) -> None:
+    with open_store(folder) as store:
+        store.put(key(0), payload(0))
+    if other == "secret":
+        (folder / "secret").unlink()
+    with open_store(folder, fingerprint=b"others" if other == "weights" else b"weights") as store:
+        assert store.has(key(0)) and store.get(key(0)) is None and store.stats()["damaged"] == 1
+
+
+def test_the_budget_holds_as_seen_from_outside_and_the_least_recently_used_goes(folder: Path) -> None:
+    budget = 100_000
+    with open_store(folder, budget) as store:
+        draw, kept = random.Random(1), 0
+        for number in range(300):
+            store.put(key(number), payload(number, draw.choice((10, 3_000, 5_000, 20_000))))
+            store.flush()
+            assert on_disk(folder) <= budget and store.stats()["bytes"] == on_disk(folder)
+            assert sum(file.stat().st_blocks * 512 for file in folder.iterdir()) <= budget
+            assert store.get(key(0)) is not None, "what is read again and again stays"
+            kept = max(kept, on_disk(folder))
+        assert kept > 0.75 * budget
+        there = [number for number in range(300) if store.has(key(number))]
+        assert there[0] == 0 and there[1:] == list(range(there[1], 300)), "the oldest went first"
+        assert store.stats()["evicted"] == 300 - len(there) and store.stats()["damaged"] == 0
+
+
+def test_the_budget_holds_while_a_file_is_being_written(folder: Path) -> None:
+    budget, seen, stop = 2 * MIB, [0], threading.Event()
+
+    def watch() -> None:
+        while not stop.is_set():
+            total = 0
+            for file in folder.iterdir():
+                try:
+                    total += file.lstat().st_blocks * 512
+                except FileNotFoundError:
+                    continue
+            seen[0] = max(seen[0], total)
+
+    with open_store(folder, budget) as store:
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        for number in range(60):
+            store.put(key(number), payload(number, 700_000))
+            store.flush()
+        stop.set()
+        watcher.join()
+    # Another's listing is no snapshot: what it saw first may be gone while it counts what came since. One file at the most.
+    assert MIB < seen[0] <= budget + 704_512
+
+
+def test_use_is_remembered_over_a_restart_and_a_smaller_budget_takes_the_oldest(folder: Path) -> None:
+    with open_store(folder) as store:
+        for number in range(10):
+            store.put(key(number), payload(number))
+        store.flush()
+        assert store.get(key(0)) and store.get(key(3))
+    with open_store(folder, budget=8192 + 4 * 8192) as store:
+        assert [number for number in range(10) if store.has(key(number))] == [0, 3, 8, 9]
+        assert on_disk(folder) <= store.budget
+
+
+def test_what_is_larger_than_the_budget_is_dropped_and_takes_nothing_with_it(store: DiskStore) -> None:
+    assert not store.put(key(9), bytes(MIB)) and not store.has(key(9))
+    assert store.stats()["dropped"] == 1 and store.stats()["files"] == 3
+
+
+def test_a_full_queue_drops_and_never_waits(folder: Path) -> None:
+    with open_store(folder, 64 * MIB, queue_bytes=4 * MIB) as store:
+        block, taken, longest = payload(0, 3 * MIB), 0, 0.0
+        for number in range(50):
+            start = time.perf_counter()
+            taken += store.put(key(number), block)
+            longest = max(longest, time.perf_counter() - start)
+        store.flush()
+        counts = store.stats()
+        assert 0 < taken < 50 and counts["dropped"] == 50 - taken and counts["written"] == taken
+        assert longest < 0.5
+        assert store.put(key(99), payload(9, 5 * MIB)), "an empty queue takes even what is larger than it"
+        store.flush()
+        assert store.get(key(99)) == payload(9, 5 * MIB)
+
+
+def test_leftovers_of_ours_are_removed_and_nothing_else_is_touched(folder: Path) -> None:
+    load_secret(folder)
+    ours = [folder / f"{key(7).hex()}.123.part{SUFFIX}", folder / f"secret.ab.part{SUFFIX}", folder / f"x{SUFFIX}"]
+    theirs = [folder / "notes.txt", folder / key(7).hex(), folder / f"{key(7).hex()}.part", folder / f"a{SUFFIX}.bak"]
+    for file in ours + theirs:
+        file.write_bytes(b"x")
+    open_store(folder).close()
+    assert not any(map(Path.exists, ours)) and all(map(Path.exists, theirs))
+
+
+def test_a_secret_is_made_once_and_is_the_owners_alone(folder: Path) -> None:
+    secret = load_secret(folder)
+    assert len(secret) == 32 and load_secret(folder) == secret != load_secret(folder.parent / "other")
+    assert stat.S_IMODE((folder / "secret").stat().st_mode) == 0o600
+    assert [file.name for file in folder.iterdir()] == ["secret"]
+
+
+def test_of_many_that_make_a_secret_at_once_all_get_the_same(folder: Path) -> None:
+    found: list[bytes] = []
+    threads = [threading.Thread(target=lambda: found.append(load_secret(folder))) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 16 and len(set(found)) == 1
+
+
+@pytest.mark.parametrize("content", [b"", b"short", b"x" * 33])
+def test_a_torn_secret_is_made_anew(content: bytes, folder: Path) -> None:
+    load_secret(folder)
+    (folder / "secret").write_bytes(content)
+    secret = load_secret(folder)
+    assert len(secret) == 32 and secret == load_secret(folder)
+
+
+def test_a_secret_that_others_can_read_or_that_leads_elsewhere_is_refused(folder: Path) -> None:
+    secret = load_secret(folder)
+    file = folder / "secret"
+    file.chmod(0o644)
+    with pytest.raises(ConfigError, match=r"others can read it.*\n.*chmod 600") as refused:
+        load_secret(folder)
+    assert str(file) in str(refused.value)
+    file.chmod(0o600)
+    assert load_secret(folder) == secret
+    file.rename(folder.parent / "elsewhere")
+    file.symlink_to(folder.parent / "elsewhere")
+    with pytest.raises(ConfigError, match="cached there"):
+        load_secret(folder)
+    file.unlink()
+    file.mkdir()
+    with pytest.raises(ConfigError, match="cached there"):
+        load_secret(folder)
+
+
+def test_a_second_engine_on_one_folder_is_told_who_and_what_to_do(store: DiskStore, folder: Path) -> None:
+    with pytest.raises(ConfigError, match=rf"process {os.getpid()} on .* caches there\n.*folder of its own"):
+        open_store(folder)
+    assert store.get(key(0)) == payload(0), "and the first goes on"
+    store.close()
+    open_store(folder).close()
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from rorqual.engine.store import DiskStore, load_secret
+folder = Path(sys.argv[1])
+store = DiskStore(folder, 1 << 20, load_secret(folder), b"weights")
+store.put(bytes(31) + b"\\5", b"of the first")
+store.flush()
+print("ready", flush=True)
+time.sleep(60)
+"""
+
+
+def test_the_lock_of_a_process_that_was_killed_is_taken_over(folder: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", HOLD, folder], stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout is not None and first.stdout.readline() == "ready\n"
+        try:
+            with pytest.raises(ConfigError, match=f"process {first.pid} on "):
+                open_store(folder)
+        finally:
+            first.send_signal(signal.SIGKILL)
+    with open_store(folder) as store:
+        assert store.get(key(5)) == b"of the first"
+
+
+def _file_above(place: Path) -> Path:
+    (place / "file").touch()
+    return place / "file" / "cache"
+
+
+def _is_file(place: Path) -> Path:
+    (place / "cache").write_text("mine", encoding="utf-8")
+    return place / "cache"
+
+
+def _open_to_all(place: Path) -> Path:
+    (place / "cache").mkdir()
+    (place / "cache").chmod(0o777)
+    return place / "cache"
+
+
+def _lock_is_link(place: Path) -> Path:
+    (place / "cache").mkdir(mode=0o700)
+    (place / "cache" / "lock").symlink_to(place / "elsewhere")
+    return place / "cache"
+
+
+@pytest.mark.parametrize("made", [_file_above, _is_file, _open_to_all, _lock_is_link])
+def test_a_folder_that_cannot_be_used_is_named_with_what_to_do(made: Callable[[Path], Path], tmp_path: Path) -> None:
+    folder = made(tmp_path)
+    with pytest.raises(ConfigError, match="another folder") as refused:
+        open_store(folder)
+    assert str(folder) in str(refused.value)
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_folder_without_the_right_to_write_is_named_with_what_to_do(tmp_path: Path) -> None:
+    folder, root = tmp_path / "cache", os.geteuid() == 0
+    folder.mkdir(mode=0o500)
+    if root:  # who may write anywhere
+        os.seteuid(65534)
+    try:
+        with pytest.raises(ConfigError, match=r"(?s)cache: .*[Pp]ermission denied.*Make it writable"):
+            open_store(folder)
+    finally:
+        if root:
+            os.seteuid(0)
+
+
+def test_no_budget_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="0 bytes"):
+        open_store(tmp_path / "cache", budget=0)
+
+
+FULL = """
+import resource, sys
+from pathlib import Path
+from rorqual.core.errors import ConfigError
+from rorqual.engine.store import DiskStore, load_secret
+folder, secret = Path(sys.argv[1]), load_secret(Path(sys.argv[1]))
+store = DiskStore(folder, 1 << 20, secret, b"weights")
+store.put(bytes(32), b"early")
+store.flush()
+resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+for number in range(1, 5):
+    store.put(bytes([number]) * 32, bytes(5_000))
+    store.flush()
+print(store.stats()["dropped"], store.stats()["written"], store.get(bytes(32)), store.get(b"\\1" * 32))
+store.close()
+try:
+    DiskStore(folder, 1 << 20, secret, b"weights")
+except ConfigError as error:
+    print(error)
+"""
+
+
+def test_a_disk_that_fills_costs_what_was_to_be_kept_and_is_said_once(folder: Path) -> None:
+    """The size of files is limited to 0 bytes in the process: the kernel refuses every write, as on a full disk."""
+    done = subprocess.run([sys.executable, "-c", FULL, folder], capture_output=True, text=True, check=True)
+    lines = done.stdout.splitlines()
+    assert lines[0] == "4 1 b'early' None"
+    assert str(folder) in lines[1] and "nothing can be cached there" in lines[1] and "name another folder" in lines[2]
+    assert len(done.stderr.splitlines()) == 1 and "nothing is cached on disk for now" in done.stderr
+    assert not list(folder.glob(f"*.part{SUFFIX}"))
+
+
+def test_readers_and_the_writer_and_evictions_at_once_give_the_exact_payload_or_none(folder: Path) -> None:
+    with open_store(folder, 150_000) as store:
+        wrong: list[int] = []
+
+        def read(seed: int) -> None:
+            draw = random.Random(seed)
+            for _ in range(600):
+                number = draw.randrange(40)
+                got = store.get(key(number))
+                if got is None:
+                    store.put(key(number), payload(number))
+                elif got != payload(number):
+                    wrong.append(number)
+
+        readers = [threading.Thread(target=read, args=(seed,)) for seed in range(3)]
+        for reader in readers:
+            reader.start()
+        for reader in readers:
+            reader.join()
+        store.flush()
+        counts = store.stats()
+        assert not wrong and counts["damaged"] == 0 and counts["evicted"] > 10 and counts["read"] > 10
+        assert counts["bytes"] == on_disk(folder) <= 150_000
+
+
+@pytest.mark.slow
+def test_after_kills_at_random_moments_every_get_is_none_or_exact(tmp_path: Path) -> None:
+    kills = kill_writers(tmp_path / "cache", kills=15, seed=3)
+    assert len(kills) == 15 and all(kill.wrong == 0 for kill in kills)
+    assert sum(kill.hits for kill in kills) > 100 and sum(kill.leftovers for kill in kills) > 0

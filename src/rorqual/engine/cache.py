@@ -1,90 +1,152 @@
-"""The key-value cache: one preallocated tensor a layer, read as plain slices.
+"""The cache: pools of blocks, a block holding what `BLOCK` positions of one sequence keep in every layer.
 
-The sequences in flight occupy rows 0..B-1 without a hole, so that a decode step reads `layer[:B, :keys]` and gathers
-nothing. What lies beyond a row's own length is never seen: a query at position p attends to positions 0..p only. It must
-be finite all the same, since a masked probability of 0 times NaN is NaN, so memory starts as zeros.
+Which sequence has which blocks is the scheduler's affair. What lies beyond a sequence's own length in its last block is never seen, but
+must be finite: a weight of 0 times NaN is NaN. So memory starts as zeros, and as zeros that the system gives out only when touched.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from rorqual.model import ModelConfig
+from rorqual.model.attention import LayerCache
+from rorqual.model.sheet import angles
+from rorqual.ops.paged import BLOCK, Tiles, attend
+from rorqual.ops.rope import Rope
 
-STRIDE = 16
-"""Key lengths are rounded up to a multiple of this: fewer shapes, and products that fill the vector registers."""
+NOBODY = 0
+"""The block that filling-up tokens write to."""
+Ints = npt.NDArray[np.int64]
 
 
-def round_up(length: int, multiple: int = STRIDE) -> int:
-    """The next multiple of `multiple` at or above `length`."""
-    return -(-length // multiple) * multiple
+def zeros(shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Zeros that take no memory until they are written."""
+    if device.type != "cpu":
+        return torch.zeros(*shape, device=device, dtype=dtype)
+    size = torch.empty(0, dtype=dtype).element_size()
+    return torch.from_numpy(np.zeros((*shape[:-1], shape[-1] * size), np.uint8)).view(dtype)
 
 
-class KVCache:
-    """`slots` rows of up to `max_len` positions; each layer is [slots, max_len, width], width as its attention says."""
+def token_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
+    """Of one position in all layers."""
+    return sum(stage.attention.cache_width() for stage in config.layers) * torch.empty(0, dtype=dtype).element_size()
+
+
+class PagedCache:
+    """`layers[i]`: a tensor [blocks, heads, BLOCK, width] for each part of the kind's `cache_spec`; `experts` [blocks, BLOCK, routed layers,
+    k], the choices of the routers, which belong to a position as its keys do.
+    """
 
     def __init__(
-        self, config: ModelConfig, slots: int, max_len: int, device: torch.device | str, dtype: torch.dtype
+        self,
+        config: ModelConfig,
+        blocks: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        max_len: int,
+        experts: tuple[int, int] = (0, 0),
+        expert_dtype: torch.dtype = torch.uint8,
     ) -> None:
-        self.slots, self.max_len = slots, round_up(max_len)
+        self.device = device
         self.layers = [
-            torch.zeros(slots, self.max_len, stage.attention.cache_width(), device=device, dtype=dtype)
+            [zeros((blocks, part.heads, BLOCK, part.width), device, dtype) for part in stage.attention.cache_spec()]
             for stage in config.layers
         ]
+        self.experts = zeros((blocks, BLOCK, *experts), device, expert_dtype)
+        self._angles: dict[tuple[Rope, int], tuple[Tensor, Tensor]] = {}
+        self._positions = max_len
 
-    @property
-    def token_bytes(self) -> int:
-        """Of one position of one row, in all layers."""
-        return sum(layer.shape[2] * layer.element_size() for layer in self.layers)
-
-    def grow(self, max_len: int, slots: int) -> None:
-        """Make room for `max_len` positions in each of `slots` rows; what is cached in these stays."""
-        old, self.max_len = self.max_len, round_up(max_len)
-        kept, self.slots = min(self.slots, slots), slots
-        for index, layer in enumerate(self.layers):
-            wider = layer.new_zeros(slots, self.max_len, layer.shape[2])
-            wider[:kept, :old] = layer[:kept]
-            self.layers[index] = wider
-
-    def copy(self, to: Tensor, from_: Tensor, keys: int) -> None:
-        """Copy the first `keys` positions of rows `from_` [n] to rows `to` [n]; the two sets must not overlap."""
+    def pools(self) -> Iterator[Tensor]:
+        """Every tensor, [blocks, ...] each."""
         for layer in self.layers:
-            layer[to, :keys] = layer[from_, :keys]
+            yield from layer
+        if self.experts.numel():
+            yield self.experts
 
-    def view(self, start: int, stop: int, keys: int) -> CacheView:
-        """Rows start..stop-1 as the `Cache` of a forward that attends over at most `keys` positions."""
-        return CacheView(self, start, stop, min(round_up(keys), self.max_len))
+    def copy(self, to: Sequence[int], from_: Sequence[int]) -> None:
+        """Copy blocks `from_` to blocks `to`."""
+        target, source = (torch.tensor(ids, device=self.device) for ids in (to, from_))
+        for pool in self.pools():
+            pool.index_copy_(0, target, pool.index_select(0, source))
+
+    def read(self, block: int) -> bytes:
+        """A block's contents, as `write` takes them."""
+        return b"".join(
+            pool[block].contiguous().cpu().view(-1).view(torch.uint8).numpy().tobytes() for pool in self.pools()
+        )
+
+    def write(self, block: int, contents: bytes) -> bool:
+        """Put a block back; False, and nothing changed, where the size is not that of a block."""
+        if len(contents) != sum(pool[0].numel() * pool.element_size() for pool in self.pools()):
+            return False
+        flat = torch.frombuffer(bytearray(contents), dtype=torch.uint8)
+        for pool in self.pools():
+            size = pool[0].numel() * pool.element_size()
+            part, flat = flat[:size], flat[size:]
+            pool[block].copy_(part.clone().view(pool.dtype).view_as(pool[block]))
+        return True
+
+    def table(self, rope: Rope, dim: int) -> tuple[Tensor, Tensor]:
+        """cos and sin of every position up to `max_len`."""
+        if (rope, dim) not in self._angles:
+            self._angles[rope, dim] = angles(rope, dim, self._positions, self.device)
+        return self._angles[rope, dim]
 
 
-class CacheView:
-    """Implements `rorqual.model.Cache` for a range of rows."""
+@dataclass(frozen=True)
+class Group:
+    """Tokens start .. start + size - 1 of a forward, and whom they see."""
 
-    def __init__(self, cache: KVCache, start: int, stop: int, keys: int) -> None:
-        self.start, self.stop, self.keys = start, stop, keys
-        self._cache = cache
-        self._positions: Tensor | None = None
-        self._index = torch.empty(0, dtype=torch.long)
-
-    def layer(self, index: int) -> LayerView:
-        return LayerView(self, self._cache.layers[index])
-
-    def flat(self, positions: Tensor) -> Tensor:
-        """Places of positions [rows, new] in a layer seen as [slots * max_len, width]; computed once a forward."""
-        if self._positions is not positions:
-            rows = torch.arange(self.start, self.stop, device=positions.device).unsqueeze(1)
-            self._positions, self._index = positions, (rows * self._cache.max_len + positions).flatten()
-        return self._index
+    start: int
+    size: int
+    tiles: Tiles
 
 
-class LayerView:
-    """Implements `rorqual.model.attention.LayerCache`."""
+class StepCache:
+    """Implements `rorqual.model.Cache` for the tokens of one forward: block and offset [tokens], where each is kept."""
 
-    def __init__(self, view: CacheView, values: Tensor) -> None:
-        self._view, self._values = view, values
+    def __init__(self, cache: PagedCache, block: Ints, offset: Ints, groups: Sequence[Group]) -> None:
+        self.cache, self.groups = cache, groups
+        self._block, self._offset = block, offset
+        self._places: dict[int, Tensor] = {}
 
-    def append(self, positions: Tensor, values: Tensor) -> Tensor:
-        """Store values [rows, new, width] at positions [rows, new]; return [rows, keys, width], the new included."""
-        view = self._view
-        self._values.flatten(0, 1).index_copy_(0, view.flat(positions), values.flatten(0, 1))
-        return self._values[view.start : view.stop, : view.keys]
+    def layer(self, index: int) -> LayerCache:
+        """One layer's pools."""
+        return _Layer(self, self.cache.layers[index])
+
+    def table(self, rope: Rope, dim: int) -> tuple[Tensor, Tensor]:
+        """See `PagedCache.table`."""
+        return self.cache.table(rope, dim)
+
+    def places(self, heads: int) -> Tensor:
+        """[tokens * heads]: rows of a pool seen as [blocks * heads * BLOCK, width]."""
+        if heads not in self._places:
+            rows = (self._block[:, None] * heads + np.arange(heads)) * BLOCK + self._offset[:, None]
+            self._places[heads] = torch.from_numpy(rows.reshape(-1)).to(self.cache.device)
+        return self._places[heads]
+
+
+class _Layer(LayerCache):
+    def __init__(self, step: StepCache, pools: list[Tensor]) -> None:
+        self._step, self._pools = step, pools
+
+    def attend(self, q: Tensor, new: Sequence[Tensor], values: int, scale: float) -> Tensor:
+        """See `LayerCache`; tokens of no group are filling, and get zeros."""
+        for pool, part in zip(self._pools, new, strict=True):
+            flat = pool.view(-1, part.shape[2])
+            flat.index_copy_(0, self._step.places(part.shape[1]), part.reshape(-1, part.shape[2]))
+        read = self._pools[1] if len(self._pools) > 1 else values
+        groups = self._step.groups
+        if len(groups) == 1 and groups[0].size == len(q):
+            return attend(q, self._pools[0], read, groups[0].tiles, scale)
+        out = q.new_zeros(*q.shape[:3], values)
+        for group in groups:
+            tokens = slice(group.start, group.start + group.size)
+            out[tokens] = attend(q[tokens], self._pools[0], read, group.tiles, scale)
+        return out

@@ -9,10 +9,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from hashlib import blake2b
 from pathlib import Path
-from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,13 +22,18 @@ from rorqual.core.records import RunDir, Thinking
 from rorqual.data.chat import ChatFormat, load_chat
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine import scheduler
-from rorqual.engine.lane import Finished, Lane
+from rorqual.engine.lane import Finished, Lane, Size
+from rorqual.engine.params import check_params
+from rorqual.engine.prefix import fingerprint_of
 from rorqual.engine.request import Completion, Request
 from rorqual.engine.sampler import sample_key
 from rorqual.model import Decoder
 from rorqual.model.load.run import check_names, load_run
+from rorqual.ops.paged import BLOCK
 
 Progress = Callable[[int, int], None]
+CACHE_BYTES = 1 << 30
+STEP_TOKENS = 2048
 LANE_ROWS = 48
 """Samples from which on a further lane is worth its fixed cost a step."""
 
@@ -61,10 +67,16 @@ class _Job:
 class Engine:
     """Batched, cached generation with exact log-probabilities and expert choices.
 
+    A request's answer depends on nothing but itself and the weights, to the last bit: not on what runs beside it, in what order it
+    came, how its prompt was cut, or what of it was found in a cache (docs/engine.md).
+
     `slots`: rows of each lane's batch. `max_len`: longest sequence, prompt and reply (default: the model's context).
-    `threads`: lanes that run at once; `lanes` fixes how requests are divided, and so, to the last bit, the result.
+    `threads`: lanes that run at once; `lanes`: among how many the requests of one `generate` are divided.
     `record_kept`: give each completion the sets that top-k and top-p left, a bit for each token of the vocabulary.
-    The model is shared, not copied: weights that a trainer changes in place are used from the next `generate` on.
+    `reuse`: keep the blocks of what ended, for prompts that begin alike; `cache_dir`: on disk, too, for the next start.
+    `cache_bytes`: memory of each lane's keys and values. `step_tokens`: tokens fed in a step at most.
+    The model is shared, not copied: weights that a trainer changes in place are used from the next `generate` on, and what was
+    cached of older ones is not used again.
     """
 
     def __init__(
@@ -79,6 +91,10 @@ class Engine:
         lanes: int = 2,
         record_experts: bool = True,
         record_kept: bool = False,
+        reuse: bool = False,
+        cache_dir: Path | None = None,
+        cache_bytes: int = CACHE_BYTES,
+        step_tokens: int = STEP_TOKENS,
     ) -> None:
         context = model.config.max_position_embeddings
         if max_len is not None and not 2 <= max_len <= context:
@@ -98,8 +114,24 @@ class Engine:
         self.model, self.tokenizer, self.chat = model, tokenizer, chat
         self.max_len = max_len or context
         self.threads = threads
+        size = Size(slots, self.max_len, cache_bytes, step_tokens)
+        self._weights = _version(model)
+        print_ = self._fingerprint(stable=cache_dir is not None)
         record = {"record_experts": record_experts, "record_kept": record_kept}
-        self._lanes = [Lane(model, slots, chat.stop_ids, **record) for _ in range(lanes)]
+        # Only the first lane, which serves, keeps anything for later: the others are for batches.
+        first = Lane(
+            model,
+            replace(size, folder=cache_dir),
+            chat.stop_ids,
+            print_,
+            reuse=reuse or cache_dir is not None,
+            **record,
+        )
+        self._lanes = [
+            first,
+            *(Lane(model, size, chat.stop_ids, print_, **record) for _ in range(lanes - 1)),
+        ]
+        self._reuse = reuse or cache_dir is not None
         self._jobs: dict[int, _Job] = {}
         self._tickets = 0
 
@@ -114,6 +146,10 @@ class Engine:
         max_len: int | None = None,
         threads: int = 1,
         record_experts: bool = True,
+        reuse: bool = True,
+        cache_dir: Path | None = None,
+        cache_bytes: int = CACHE_BYTES,
+        step_tokens: int = STEP_TOKENS,
     ) -> Engine:
         """An engine for a run directory: its newest whole checkpoint, its tokenizer and its chat format."""
         run = RunDir(Path(path))
@@ -123,13 +159,47 @@ class Engine:
         model = load_run(run, device=device, dtype=kind)
         tokenizer = Tokenizer.load(run.tokenizer_file)
         chat = load_chat(run, tokenizer)
-        return cls(model, tokenizer, chat, slots=slots, max_len=max_len, threads=threads, record_experts=record_experts)
+        return cls(
+            model,
+            tokenizer,
+            chat,
+            slots=slots,
+            max_len=max_len,
+            threads=threads,
+            record_experts=record_experts,
+            reuse=reuse,
+            cache_dir=cache_dir,
+            cache_bytes=cache_bytes,
+            step_tokens=step_tokens,
+        )
 
     def load_weights(self, weights: dict[str, Tensor] | Decoder) -> None:
         """Copy weights into the model in place; other names or shapes are refused."""
         state = weights.state_dict() if isinstance(weights, Decoder) else weights
         check_names(state, self.model.state_dict(), where="engine.load_weights")
         self.model.load_state_dict(state)
+        self._renew()
+
+    def _renew(self) -> None:
+        """Forget what was cached of weights that have changed since."""
+        version = _version(self.model)
+        if version != self._weights:
+            self._weights = version
+            print_ = self._fingerprint(stable=False)
+            for lane in self._lanes:
+                lane.renew(print_)
+
+    def _fingerprint(self, *, stable: bool) -> bytes:
+        """What names the weights: of their contents where it must hold over a restart, else a number nobody had before."""
+        if not stable:
+            return np.random.bytes(32)
+        return fingerprint_of(
+            {
+                "weights": digest(self.model),
+                "dtype": str(self.model.embed_tokens.weight.dtype),
+                "torch": torch.__version__,
+            }
+        )
 
     # ---- whole batches
 
@@ -142,6 +212,7 @@ class Engine:
             raise ConfigError(
                 "requests were submitted for step()", where="engine", remedy="Finish or cancel them first."
             )
+        self._renew()
         jobs = [self._job(request, number) for number, request in enumerate(requests)]
         results: list[list[Completion | None]] = [[None] * job.request.params.n for job in jobs]
         total = sum(map(len, results))
@@ -194,6 +265,7 @@ class Engine:
 
     def submit(self, request: Request) -> int:
         """Queue a request for `step`; the ticket names it in what `step` returns, and for `cancel`."""
+        self._renew()
         job = self._job(request, self._tickets)
         ticket = self._tickets
         self._tickets += 1
@@ -204,14 +276,20 @@ class Engine:
     def step(self) -> list[Delta]:
         """Advance everything submitted by one token, in the calling thread."""
         lane = self._lanes[0]
-        finished = lane.step()
-        deltas = [Delta(s.ticket, s.sample, token) for s, token in lane.drawn()]
-        for item in finished:
-            s = item.sequence
-            completion = self._completion(self._jobs[s.ticket], item)
-            deltas.append(Delta(s.ticket, s.sample, completion.token_ids[-1], completion))
-        live = {s.ticket for s in (*lane.scheduler.active, *lane.scheduler.waiting)}
-        self._jobs = {ticket: job for ticket, job in self._jobs.items() if ticket in live}
+        completed: dict[tuple[int, int], Completion] = {}
+        for item in lane.step():
+            completed[item.sequence.ticket, item.sequence.sample] = self._completion(
+                self._jobs[item.sequence.ticket], item
+            )
+        deltas = []
+        for sequence, token, logprob, best in lane.drawn:
+            completion = completed.get((sequence.ticket, sequence.sample))
+            deltas.append(
+                Delta(sequence.ticket, sequence.sample, token, completion, logprob, best, max(sequence.hit, 0))
+            )
+        if completed:
+            live = lane.tickets()
+            self._jobs = {ticket: job for ticket, job in self._jobs.items() if ticket in live}
         return deltas
 
     def cancel(self, ticket: int) -> None:
@@ -230,53 +308,117 @@ class Engine:
 
     # ---- requests and samples
 
+    def check(self, request: Request, where: str = "request") -> None:
+        """Raise the `DataError` that `generate` would, of one request."""
+        self._prepared(request, where)
+
     def _job(self, request: Request, number: int) -> _Job:
+        return self._prepared(request, f"request {number}")
+
+    def _prepared(self, request: Request, where: str) -> _Job:
         params = request.params
-        sane = params.max_tokens >= 1 and params.n >= 1 and params.top_k >= 0
-        if not (sane and 0 <= params.temperature < float("inf") and 0 < params.top_p <= 1):
-            raise DataError(
-                f"cannot sample with {params}",
-                where=f"request {number}",
-                remedy="max_tokens and n are at least 1, temperature and top_k at least 0, top_p in (0, 1].",
-            )
+        vocab = self.model.config.vocab_size
+        check_params(params, vocab_size=vocab, where=where)
         given = request.prompt_ids
         prompt = tuple(self.chat.prompt(request.messages, request.thinking)) if given is None else tuple(given)
-        vocab = self.model.config.vocab_size
         if not prompt or not all(0 <= token < vocab for token in prompt):
             what = "a token outside the vocabulary" if prompt else "an empty prompt"
-            raise DataError(what, where=f"request {number}", remedy=f"Feed ids from 0 to {vocab - 1}.")
+            raise DataError(what, where=where, remedy=f"Feed ids from 0 to {vocab - 1}.")
         if len(prompt) >= self.max_len:
             raise DataError(
                 f"the prompt has {len(prompt)} tokens, and the context of {self.max_len} must hold it and a reply",
-                where=f"request {number}",
+                where=where,
                 remedy=f"Shorten it to {self.max_len - 1} tokens or fewer, or use a model with a longer context.",
+            )
+        longest = min(len(prompt) + params.max_tokens, self.max_len)
+        room = self._lanes[0].pages.capacity * BLOCK
+        if longest > room:
+            raise DataError(
+                f"prompt and reply may have {longest} tokens, and the cache holds {room}",
+                where=where,
+                remedy="Lower max_tokens, or give the engine more cache_bytes.",
             )
         return _Job(request, prompt, request.thinking if given is None else self.chat.chosen(prompt))
 
     def _sequences(self, ticket: int, job: _Job) -> list[scheduler.Sequence]:
-        params = job.request.params
+        request, params = job.request, job.request.params
         limit = min(len(job.prompt) + params.max_tokens, self.max_len)
         return [
-            scheduler.Sequence(ticket, sample, job.prompt, params, sample_key(params.seed, sample), limit)
+            scheduler.Sequence(
+                ticket, sample, job.prompt, params, sample_key(params.seed, sample), limit,
+                tenant=request.tenant, priority=request.priority, reuse=request.reuse and self._reuse,
+                halts=self._halts(job) if params.stop else None,
+            )
             for sample in range(params.n)
-        ]
+        ]  # fmt: skip
+
+    def _halts(self, job: _Job) -> Callable[[list[int]], bool]:
+        """Whether the answer of a sample, given all its ids, holds a stop string now."""
+        stops, start = job.request.params.stop, len(job.prompt)
+        window = 4 * max(map(len, stops)) + 16  # tokens: the longest character has four bytes
+
+        def halts(ids: list[int]) -> bool:
+            tail = self.tokenizer.decode(ids[max(start, len(ids) - window) :])
+            if not any(stop in tail for stop in stops):
+                return False
+            content = self.chat.parse(ids[start:], job.thinking).content
+            return any(stop in content for stop in stops)
+
+        return halts
 
     def _completion(self, job: _Job, finished: Finished) -> Completion:
-        sampled = finished.sampled
-        stopped = sampled.token_ids[-1] in self.chat.stop_ids and not job.request.params.ignore_eos
-        reason: Literal["stop", "length"] = "stop" if stopped else "length"
+        sampled, sequence = finished.sampled, finished.sequence
         message = self.chat.parse(sampled.token_ids, job.thinking)
+        text = message.content
+        for stop in job.request.params.stop:
+            text = text.partition(stop)[0]
+        hit = max(sequence.hit, 0)
         return Completion(
             prompt_ids=job.prompt,
             token_ids=sampled.token_ids,
             logprobs=sampled.logprobs,
-            finish_reason=reason,
-            text=message.content,
+            finish_reason="stop" if finished.stopped else "length",
+            text=text,
             reasoning=message.reasoning,
             experts=sampled.experts,
             kept=sampled.kept,
-            usage={"prompt_tokens": len(job.prompt), "completion_tokens": len(sampled.token_ids)},
+            top_logprobs=sampled.top,
+            usage={
+                "prompt_tokens": len(job.prompt),
+                "completion_tokens": len(sampled.token_ids),
+                "prompt_cache_hit_tokens": hit,
+                "prompt_cache_miss_tokens": len(job.prompt) - hit,
+            },
         )
+
+    def stats(self) -> dict[str, float]:
+        """What runs and waits, the blocks of the serving lane by state, and prompt tokens found in its cache and not."""
+        lane = self._lanes[0]
+        return {
+            "running": len(lane.scheduler.active) + len(lane.scheduler.feeding),
+            "waiting": len(lane.scheduler.waiting),
+            "preemptions": lane.scheduler.preemptions,
+            **lane.pages.stats(),
+        }
+
+    def close(self) -> None:
+        """Write what is on its way to the folder. The engine must not be used afterwards."""
+        for lane in self._lanes:
+            lane.close()
+
+
+def _version(model: Decoder) -> int:
+    """A number that grows whenever a weight is changed in place."""
+    return sum(tensor._version for tensor in (*model.parameters(), *model.buffers()))
+
+
+def digest(model: Decoder) -> str:
+    """Of all weights and buffers, by name: 64 hexadecimal digits."""
+    found = blake2b(digest_size=32)
+    for name, tensor in sorted(model.state_dict().items()):
+        found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        found.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return found.hexdigest()
 
 
 class _Counter:

@@ -1,85 +1,146 @@
-"""One lane: a scheduler and a runner, that is, one batch in flight. An engine has several, each run by one thread at a time."""
+"""One lane: a scheduler, its blocks and a runner, that is, one batch in flight. An engine has several, each run by one thread at a time."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 
+from rorqual.engine.pages import Pages
 from rorqual.engine.runner import Runner, Sampled
 from rorqual.engine.scheduler import Scheduler, Sequence
+from rorqual.engine.store import DiskStore, load_secret
 from rorqual.model import Decoder
+from rorqual.ops.paged import BLOCK
 
 
 @dataclass(frozen=True)
 class Finished:
-    """A sequence that ended, with what was drawn."""
+    """A sequence that ended, with what was drawn. `stopped`: by a token that ends it, not by its length."""
 
     sequence: Sequence
     sampled: Sampled
+    stopped: bool
+
+
+Drawn = tuple[Sequence, int, float, tuple[tuple[int, float], ...]]
+"""A sequence, its newest token, that token's log-probability, and the likeliest tokens where these were asked for."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large a lane is. `cache_bytes`: of keys and values; `folder`: where blocks are kept on disk, None: nowhere, with `disk_bytes` there.
+    `step_tokens` and `patience`: see `Scheduler`."""
+
+    slots: int
+    max_len: int
+    cache_bytes: int
+    step_tokens: int
+    patience: float = 0.0
+    folder: Path | None = None
+    disk_bytes: int = 4 << 30
+
+    def blocks(self, block_bytes: int, *, reuse: bool) -> int:
+        """Blocks of a cache: what `cache_bytes` affords, at most what all slots can use, or with `reuse` as many as that."""
+        affordable = self.cache_bytes // max(block_bytes, 1)
+        usable = self.slots * -(-self.max_len // BLOCK)
+        return 1 + max(1, min(affordable, max(usable, MOST_BLOCKS) if reuse else usable))
+
+
+MOST_BLOCKS = 16384
+"""Blocks that are kept at most for prompts to come, where sequences need fewer."""
 
 
 class Lane:
     """Advances its sequences by one token a `step`."""
 
     def __init__(
-        self, model: Decoder, slots: int, stop_ids: Iterable[int], *, record_experts: bool, record_kept: bool = False
+        self,
+        model: Decoder,
+        size: Size,
+        stop_ids: Iterable[int],
+        fingerprint: bytes,
+        *,
+        record_experts: bool,
+        record_kept: bool = False,
+        reuse: bool = False,
     ) -> None:
-        self.scheduler = Scheduler(slots)
-        self.runner = Runner(model, slots, record_experts=record_experts, record_kept=record_kept)
+        blocks = size.blocks(Runner.block_bytes(model), reuse=reuse)
+        self.runner = Runner(
+            model, size.slots, size.max_len, blocks, record_experts=record_experts, record_kept=record_kept
+        )
+        secret, store = np.random.bytes(32), None
+        if size.folder is not None:
+            secret = load_secret(size.folder)
+            store = DiskStore(size.folder, size.disk_bytes, secret, fingerprint)
+        self.pages = Pages(blocks, secret, fingerprint, self.runner.cache.read, self.runner.cache.write, store)
+        self.scheduler = Scheduler(
+            size.slots, self.pages, self.runner, step_tokens=size.step_tokens, patience=size.patience
+        )
         self.stop_ids = np.array(sorted(stop_ids), np.int64)
+        self.drawn: list[Drawn] = []
+        """What the last step drew."""
 
     @property
     def idle(self) -> bool:
         return self.scheduler.idle
 
     def submit(self, sequences: list[Sequence]) -> None:
-        """Queue sequences and make room for the longest."""
-        longest = max((s.limit for s in sequences), default=0)
-        self.scheduler.room = self.runner.reserve(longest, len(self.scheduler.active))
+        """Queue sequences."""
+        self.runner.check()
         self.scheduler.submit(sequences)
 
     @torch.inference_mode()
     def step(self) -> list[Finished]:
-        """Admit what may run, give every active row one token, and return the sequences that ended."""
+        """Feed and draw once, and return the sequences that ended."""
         scheduler, runner = self.scheduler, self.runner
-        first_row = len(scheduler.active)
-        admitted = scheduler.admit()
-        if admitted:
-            runner.admit(admitted, first_row)
-        n = len(scheduler.active)
-        if not n:
+        self.drawn = []
+        plan = scheduler.plan()
+        for sequence in plan.admitted:
+            runner.place(sequence)
+        if plan.empty:
             return []
-        tokens = runner.step(scheduler.rows, n)
+        tokens = runner.step(plan, scheduler)
+        for chunk in plan.chunks:
+            self.pages.name(chunk.sequence, chunk.stop)
+        if not len(tokens):
+            return []
         done = scheduler.advance(tokens, self.stop_ids)
+        lengths = (scheduler.rows.position[: len(tokens)] + 1).tolist()
+        self.drawn = list(zip(scheduler.active, tokens.tolist(), *runner.newest(scheduler)))
         if not len(done):
             return []
         finished = []
-        for row, length in zip(done.tolist(), (scheduler.rows.position[done] + 1).tolist()):
+        for row in done.tolist():
             sequence = scheduler.active[row]
-            finished.append(Finished(sequence, runner.take(sequence, length)))
-        self._release(done)
+            ends = sequence.halted or (not sequence.params.ignore_eos and int(tokens[row]) in self.stop_ids)
+            finished.append(Finished(sequence, runner.take(sequence, lengths[row]), bool(ends)))
+        scheduler.release(done)
         return finished
 
-    @torch.inference_mode()
     def cancel(self, ticket: int) -> None:
-        """Forget what was submitted under `ticket`; its rows are free at once."""
-        rows = self.scheduler.cancel(ticket)
-        if len(rows):
-            self._release(rows)
+        """Forget what was submitted under `ticket`; its slots and blocks are free at once."""
+        self.scheduler.cancel(ticket)
 
     def cancel_all(self) -> None:
         """Forget everything."""
-        for ticket in {s.ticket for s in (*self.scheduler.active, *self.scheduler.waiting)}:
+        for ticket in self.tickets():
             self.cancel(ticket)
 
-    def drawn(self) -> list[tuple[Sequence, int]]:
-        """The newest token of each active sequence."""
-        return list(zip(self.scheduler.active, self.runner.current[: len(self.scheduler.active)].tolist()))
+    def renew(self, fingerprint: bytes) -> None:
+        """The weights have changed: nothing that was cached of the old ones serves again, and the folder is for them alone."""
+        self.close()
+        self.pages.store = None
+        self.pages.renew(fingerprint)
 
-    def _release(self, rows: np.ndarray) -> None:
-        holes, movers = self.scheduler.release(rows)
-        keys = int(self.scheduler.rows.position[holes].max()) if len(holes) else 0
-        self.runner.close(holes, movers, keys)
+    def tickets(self) -> set[int]:
+        """Of all that runs or waits."""
+        return self.scheduler.tickets()
+
+    def close(self) -> None:
+        """What is on its way to the folder is written."""
+        if self.pages.store is not None:
+            self.pages.store.close()

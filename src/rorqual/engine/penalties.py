@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,16 +50,19 @@ class Penalties:
         """See `sampler.adjust`."""
         adjusted = logits.float().clone()
         if len(self.rows):
-            count, seen = counts.of(self.rows if rows is None else rows[self.rows])
-            index = torch.from_numpy(self.rows).to(logits.device)
-            x = adjusted[index]
-            x = torch.where(seen, torch.where(x > 0, x / self.repetition, x * self.repetition), x)
-            x = x - self.frequency * count - self.presence * (count > 0)
-            adjusted[index] = x
+            ids, times = (torch.from_numpy(x).to(logits.device) for x in counts.of(_numbered(self.rows, rows)))
+            row = torch.from_numpy(self.rows).to(logits.device).unsqueeze(1)
+            x = adjusted[row, ids]
+            x = torch.where(x > 0, x / self.repetition, x * self.repetition)
+            adjusted[row, ids] = x - self.frequency * times - self.presence * (times > 0)
         if len(self.bias):
-            row, token = self.biased
-            adjusted[row, token] += self.bias
+            biased, token = self.biased
+            adjusted[biased, token] += self.bias
         return adjusted
+
+
+def _numbered(asked: Ints, rows: Ints | None) -> Ints:
+    return asked if rows is None else rows[asked]
 
 
 def needs_history(params: SamplingParams) -> bool:
@@ -68,36 +71,37 @@ def needs_history(params: SamplingParams) -> bool:
 
 
 class Counts:
-    """How often each token stands in the reply of a row, and whether it stands in its prompt or reply, for rows that need it.
+    """Which tokens stand in the prompt or the reply of a row, and how often in its reply, for the rows that need it.
 
     A row is the batch's number for a sequence, below `rows`. What a row holds follows from its ids alone, so that a sequence that was
-    preempted is added again with the reply it had. Memory: 5 bytes a token of the vocabulary for each row that was added at once.
+    preempted is added again with the reply it had. A token drawn costs the same however long the history is. Memory, for each row that
+    was here at once: 4 bytes a token of the vocabulary, and 12 a different token of the longest history.
     """
 
-    def __init__(self, rows: int, vocab_size: int, device: torch.device | str) -> None:
-        self.vocab_size, self.device = vocab_size, device
-        self._place = np.full(rows, -1, np.int64)  # where a row's counts are; -1: it has none
+    def __init__(self, rows: int, vocab_size: int) -> None:
+        self._place = np.full(rows, -1, np.int64)  # where the history of a row is; -1: it has none
         self._free: list[int] = []
-        self._replied = torch.zeros(
-            0, vocab_size, device=device
-        )  # fp32 is exact to 2^24, and needs no conversion to be multiplied
-        self._seen = torch.zeros(0, vocab_size, dtype=torch.bool, device=device)
+        self._column = np.full((0, vocab_size), -1, np.int32)  # where a token is among `_ids`; -1: it was not seen
+        self._ids = np.zeros((0, 64), np.int64)
+        self._times = np.zeros((0, 64), np.float32)  # exact to 2^24
+        self._used = np.zeros(0, np.int64)
 
     def add(self, row: int, prompt: Sequence[int], reply: Sequence[int] = ()) -> None:
-        """`row` begins, with its prompt and what of its reply there is; call it where `needs_history(params)`."""
-        place = int(self._place[row])
-        if place < 0:
-            if not self._free:
-                self._grow()
-            place = self._free.pop()
-            self._place[row] = place
-        self._seen[place] = False
-        self._replied[place] = 0
-        for ids in (prompt, reply):
-            if len(ids):
-                self._seen[place, self._tensor(ids)] = True
-        if len(reply):
-            self._replied[place] = self._tensor(reply).bincount(minlength=self.vocab_size).float()
+        """`row` begins, with its prompt (an id at least) and what of its reply there is; call it where `needs_history(params)`."""
+        self.drop(row)
+        if not self._free:
+            self._more_places()
+        place = self._free.pop()
+        self._place[row] = place
+        said, times = np.unique(np.asarray(reply, np.int64), return_counts=True)
+        ids = np.union1d(np.asarray(prompt, np.int64), said)
+        self._more_columns(len(ids))
+        self._column[place] = -1
+        self._column[place, ids] = np.arange(len(ids))
+        self._ids[place, : len(ids)] = ids
+        self._times[place] = 0
+        self._times[place, self._column[place, said]] = times
+        self._used[place] = len(ids)
 
     def tally(self, rows: Ints, tokens: Ints) -> None:
         """Each of `rows` [n], none twice, has drawn its token of `tokens` [n]; rows without a history are passed over."""
@@ -105,9 +109,15 @@ class Counts:
         known = places >= 0
         if not known.any():
             return
-        flat = self._tensor(places[known] * self.vocab_size + tokens[known])
-        self._seen.view(-1)[flat] = True
-        self._replied.view(-1)[flat] += 1
+        places, tokens = places[known], tokens[known]
+        new = self._column[places, tokens] < 0
+        if new.any():
+            at, id_ = places[new], tokens[new]
+            self._more_columns(int(self._used[at].max()) + 1)
+            self._column[at, id_] = self._used[at]
+            self._ids[at, self._used[at]] = id_
+            self._used[at] += 1
+        self._times[places, self._column[places, tokens]] += 1
 
     def move(self, to: int, from_: int) -> None:
         """The sequence at row `from_` is now at `to`, whose own has left; neither needs to have a history."""
@@ -120,19 +130,29 @@ class Counts:
             self._free.append(int(self._place[row]))
             self._place[row] = -1
 
-    def of(self, rows: Ints) -> tuple[Tensor, Tensor]:
-        """Of `rows` [n], all of which were added: counts in the reply [n, vocab] fp32, and seen in prompt or reply [n, vocab]."""
+    def of(self, rows: Ints) -> tuple[Ints, npt.NDArray[np.float32]]:
+        """Of `rows` [n], all of which were added: tokens of prompt or reply, and how often in the reply, each [n, most tokens].
+
+        A row with fewer tokens has its last one again and again.
+        """
         places = self._place[rows]
         if (places < 0).any():
             raise KeyError(f"rows {rows[places < 0].tolist()} have no history: `add` them")
-        index = self._tensor(places)
-        return self._replied[index], self._seen[index]
+        used = self._used[places, None]
+        at = places[:, None], np.minimum(np.arange(used.max()), used - 1)
+        return self._ids[at], self._times[at]
 
-    def _grow(self) -> None:
-        old, new = len(self._replied), min(max(4, 2 * len(self._replied)), len(self._place))
-        self._replied = torch.cat([self._replied, self._replied.new_zeros(new - old, self.vocab_size)])
-        self._seen = torch.cat([self._seen, self._seen.new_zeros(new - old, self.vocab_size)])
-        self._free.extend(range(old, new))
+    def _more_places(self) -> None:
+        old = len(self._used)
+        more = min(max(4, old), len(self._place) - old)
+        self._column = np.pad(self._column, ((0, more), (0, 0)), constant_values=-1)
+        self._ids = np.pad(self._ids, ((0, more), (0, 0)))
+        self._times = np.pad(self._times, ((0, more), (0, 0)))
+        self._used = np.pad(self._used, (0, more))
+        self._free.extend(range(old, old + more))
 
-    def _tensor(self, ids: Iterable[int]) -> Tensor:
-        return torch.from_numpy(np.asarray(ids, np.int64)).to(self.device)
+    def _more_columns(self, needed: int) -> None:
+        more = max(needed, 2 * self._ids.shape[1]) - self._ids.shape[1]
+        if needed > self._ids.shape[1]:
+            self._ids = np.pad(self._ids, ((0, 0), (0, more)))
+            self._times = np.pad(self._times, ((0, 0), (0, more)))

@@ -20,7 +20,7 @@ from typing import Any, Literal, Protocol
 from urllib.parse import urlsplit
 
 from rorqual.core.errors import ConfigError, DataError, RorqualError
-from rorqual.engine.request import Completion, Request
+from rorqual.engine.request import Completion, Grammar, Request, SamplingParams
 from rorqual.engine.sampler import sample_key
 
 RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
@@ -30,7 +30,11 @@ THINK, END_THINK = "<think>", "</think>"
 
 
 class RemoteError(RorqualError):
-    """An address that does not answer, or not as agreed."""
+    """An address that does not answer, or not as agreed. `status`: what it answered by HTTP, 0 where it did not refuse."""
+
+    def __init__(self, what: str, *, where: str = "", remedy: str = "", status: int = 0) -> None:
+        super().__init__(what, where=where, remedy=remedy)
+        self.status = status
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -200,8 +204,7 @@ class RemoteEngine:
             "top_p": params.top_p,
             "seed": sample_key(params.seed, sample) >> 33,  # 31 bits: servers refuse more
         }
-        if params.top_k:
-            body["top_k"] = params.top_k
+        body |= _further(params)
         if request.thinking != "auto":
             on = request.thinking == "on"
             body["chat_template_kwargs"] = {"thinking": on, "enable_thinking": on}
@@ -250,7 +253,7 @@ class RemoteEngine:
                 gate.toll.refused(gate.place)
                 fault, wait = f"HTTP {error.code}: {_message_of(error)}", _retry_after(error.headers)
                 if error.code not in RETRIED:
-                    raise RemoteError(fault, where=self.url, remedy=_remedy(error.code)) from None
+                    raise RemoteError(fault, where=self.url, remedy=_remedy(error.code), status=error.code) from None
             except (OSError, HTTPException) as error:  # URLError and timeouts are OSErrors
                 reason = getattr(error, "reason", error)
                 if isinstance(reason, ConnectionRefusedError | socket.gaierror):
@@ -284,6 +287,33 @@ class RemoteEngine:
                 where=self.url,
                 remedy="Give the address of the API, which often ends in /v1.",
             ) from None
+
+
+def _further(params: SamplingParams) -> dict[str, Any]:
+    """What is asked beyond the ordinary, under the names that OpenAI's API, or vLLM's and SGLang's beside it, have for it."""
+    default, found = SamplingParams(), dict[str, Any]()
+    for name in ("top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "ignore_eos"):
+        if getattr(params, name) != getattr(default, name):
+            found[name] = getattr(params, name)
+    if params.logit_bias:
+        found["logit_bias"] = {str(token): bias for token, bias in params.logit_bias}
+    for name in ("stop", "stop_token_ids"):
+        if given := getattr(params, name):
+            found[name] = list(given)
+    if params.top_logprobs:
+        found |= {"logprobs": True, "top_logprobs": params.top_logprobs}
+    return found | (_grammar(params.grammar) if params.grammar else {})
+
+
+def _grammar(grammar: Grammar) -> dict[str, Any]:
+    if grammar.kind == "json":
+        return {"response_format": {"type": "json_object"}}
+    if grammar.kind == "json_schema":
+        schema = {"name": "reply", "schema": json.loads(grammar.source), "strict": True}
+        return {"response_format": {"type": "json_schema", "json_schema": schema}}
+    return (
+        {"guided_regex": grammar.source} if grammar.kind == "regex" else {"guided_choice": json.loads(grammar.source)}
+    )
 
 
 def _text_of(content: Any) -> str:

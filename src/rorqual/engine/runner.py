@@ -1,4 +1,4 @@
-"""Running the model: prefill of admitted prompts, and the decode step that every active row shares."""
+"""Running the model: one forward a step for all that decode and all that is fed, and the tokens drawn from it."""
 
 from __future__ import annotations
 
@@ -8,30 +8,38 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from rorqual.core.errors import ConfigError, NumericsError
-from rorqual.engine.cache import KVCache, round_up
-from rorqual.engine.kernels import for_generation
-from rorqual.engine.request import SamplingParams
-from rorqual.engine.sampler import Settings, distribution, draw_from, uniform
-from rorqual.engine.scheduler import Ints, Rows, Sequence
+from rorqual.engine.cache import NOBODY, Group, PagedCache, StepCache, token_bytes
+from rorqual.engine.penalties import Counts, needs_history
+from rorqual.engine.sampler import Settings, adjust, distribution, draw_from, top, uniform
+from rorqual.engine.scheduler import Ints, Plan, Scheduler, Sequence
 from rorqual.model import Decoder, Output
-
-PREFILL_TOKENS = 8192
-"""Tokens, padding included, in one forward of a prefill: it bounds the memory of masks and activations."""
-CACHE_BYTES = 1 << 30
-"""The most that a lane's cache takes: of long sequences of a large model fewer run at once."""
+from rorqual.ops.invariant import LANES
+from rorqual.ops.paged import BLOCK, MIN_ROWS, QUERIES, tiles_of
+from rorqual.ops.registry import FAST, INVARIANT, REFERENCE
 
 
 @dataclass(frozen=True)
 class Sampled:
-    """What a finished sequence leaves: ids of its reply, their log-probabilities, experts of each fed position, kept sets."""
+    """What a finished sequence leaves: ids of its reply, their log-probabilities, experts of each fed position, kept sets, likeliest tokens."""
 
     token_ids: list[int]
     logprobs: list[float]
     experts: Tensor | None
     kept: npt.NDArray[np.uint8] | None
+    top: list[list[tuple[int, float]]] | None
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What is kept of a sequence that stepped back."""
+
+    logprobs: npt.NDArray[np.float32]
+    kept: npt.NDArray[np.uint8]
+    top: list[list[tuple[int, float]]]
 
 
 def routed_layers(model: Decoder) -> tuple[int, int, int]:
@@ -49,31 +57,54 @@ def routed_layers(model: Decoder) -> tuple[int, int, int]:
     return len(ffns), widths.pop(), max(getattr(ffn, "n_routed_experts", 0) for ffn in ffns)
 
 
+def filled(tokens: int) -> int:
+    """Tokens of a step, filled up: at least `MIN_ROWS`, and of few different numbers, for each of which oneDNN builds primitives."""
+    multiple = MIN_ROWS if tokens <= 32 else 16 if tokens <= 256 else 64
+    return -(-tokens // multiple) * multiple
+
+
 class Runner:
-    """Cache and histories for `slots` sequences. Rows are numbered as the scheduler says, histories by slot.
+    """Cache, histories and sampling for `slots` sequences of up to `max_len` ids in `blocks` blocks. Histories are kept by slot."""
 
-    Everything is sized by what was asked of it so far, not by the model's longest context.
-    """
-
-    def __init__(self, model: Decoder, slots: int, *, record_experts: bool, record_kept: bool = False) -> None:
+    def __init__(
+        self,
+        model: Decoder,
+        slots: int,
+        max_len: int,
+        blocks: int,
+        *,
+        record_experts: bool,
+        record_kept: bool = False,
+    ) -> None:
         # A shallow copy: the same parameters, in the same dictionaries, run with other operations.
-        self.model, self.slots = copy.copy(model), slots
-        self.model.ops = for_generation(model.ops)
+        self.model = copy.copy(model)
+        if model.ops in (FAST, REFERENCE):
+            self.model.ops = INVARIANT
         self.layers, self.k, n_experts = routed_layers(model) if record_experts else (0, 0, 0)
-        self.expert_dtype = torch.uint8 if n_experts <= 256 else torch.int16
         weight = model.embed_tokens.weight
         self.device, self.dtype = weight.device, weight.dtype
-        self.cache = KVCache(model.config, slots, 0, self.device, self.dtype)
-        self.tokens = np.zeros((slots, 0), np.int64)
-        self.logprobs = np.zeros((slots, 0), np.float32)
-        self.experts = torch.zeros(slots, 0, self.layers, self.k, dtype=self.expert_dtype, device=self.device)
-        # A bit for each token of the vocabulary.
-        self.kept = np.zeros((slots, 0, -(-model.config.vocab_size // 8) if record_kept else 0), np.uint8)
-        self.current = np.zeros(slots, np.int64)  # the token each row feeds next
+        expert_dtype = torch.uint8 if n_experts <= 256 else torch.int16
+        self.cache = PagedCache(
+            model.config, blocks, self.device, self.dtype, max_len, (self.layers, self.k), expert_dtype
+        )
+        self.vocab = model.config.vocab_size
+        # Zeros that take no memory before they are written, so that nothing is sized by the longest that may come.
+        self.ids = np.zeros((slots, max_len), np.int64)
+        self.logprobs = np.zeros((slots, max_len), np.float32)
+        self.kept = np.zeros((slots, max_len, -(-self.vocab // 8) if record_kept else 0), np.uint8)
+        self.tables = np.zeros((slots, -(-max_len // BLOCK)), np.int64)
+        self.top: dict[int, list[list[tuple[int, float]]]] = {}  # by slot, where they were asked for
+        self.counts = Counts(slots, self.vocab)
         self._settings: Settings | None = None
+        self._version = -1
 
-    def reserve(self, max_len: int, active: int = 0) -> int:
-        """Make room for sequences of `max_len` ids, in at least the `active` rows in use; returns how many rows there are."""
+    @staticmethod
+    def block_bytes(model: Decoder) -> int:
+        """Memory of one block."""
+        return token_bytes(model.config, model.embed_tokens.weight.dtype) * BLOCK
+
+    def check(self) -> None:
+        """A model that was moved is refused."""
         weight = self.model.embed_tokens.weight
         if (weight.device, weight.dtype) != (self.device, self.dtype):
             raise ConfigError(
@@ -81,112 +112,42 @@ class Runner:
                 where="engine",
                 remedy="Build a new Engine after moving a model.",
             )
-        old = self.tokens.shape[1]
-        if max_len <= old:
-            return self.cache.slots
-        new = round_up(max_len)
-        affordable = max(CACHE_BYTES // max(self.cache.token_bytes * new, 1), 1)
-        self.cache.grow(new, max(active, min(self.slots, affordable)))
-        self.tokens = np.pad(self.tokens, ((0, 0), (0, new - old)))
-        self.logprobs = np.pad(self.logprobs, ((0, 0), (0, new - old)))
-        self.kept = np.pad(self.kept, ((0, 0), (0, new - old), (0, 0)))
-        experts = self.experts.new_zeros(self.slots, new, self.layers, self.k)
-        experts[:, :old] = self.experts
-        self.experts = experts
-        return self.cache.slots
 
-    # ---- admission
+    # ---- histories
 
-    def admit(self, sequences: list[Sequence], first_row: int) -> None:
-        """Take in `sequences` as rows first_row.. and cache all of each prompt but its last token, which decode feeds.
+    def place(self, sequence: Sequence) -> None:
+        """A sequence has a slot: put there what is known of it."""
+        slot, known = sequence.slot, len(sequence.tokens)
+        self.ids[slot, :known] = sequence.tokens
+        self.top[slot] = []
+        start = len(sequence.prompt)
+        if isinstance(sequence.saved, Saved):
+            self.logprobs[slot, start:known] = sequence.saved.logprobs
+            self.kept[slot, start:known] = sequence.saved.kept
+            self.top[slot] = list(sequence.saved.top)
+            sequence.saved = None
+        if needs_history(sequence.params):
+            self.counts.add(slot, sequence.prompt, sequence.tokens[start:])
+        else:
+            self.counts.drop(slot)
 
-        Distinct prompts come first; each is prefilled once and copied to the rows that share it.
-        """
-        self._settings = None
-        leader: dict[tuple[int, ...], int] = {}
-        followers: list[tuple[int, int]] = []  # (place, place of its leader)
-        for place, sequence in enumerate(sequences):
-            prompt = sequence.prompt
-            # What pads a prompt must not depend on the past either: it shares products with its neighbours' tokens,
-            # and the number of rows in a product decides how it is rounded.
-            self.tokens[sequence.slot] = 0
-            self.tokens[sequence.slot, : len(prompt)] = prompt
-            self.current[first_row + place] = prompt[-1]
-            if leader.setdefault(prompt, place) != place:
-                followers.append((place, leader[prompt]))
-        heads = sequences[: len(leader)]
-        for start, stop in self._blocks([len(s.prompt) - 1 for s in heads]):
-            self._prefill(heads[start:stop], first_row + start)
-        longest = max(len(s.prompt) for s in sequences) - 1
-        if followers and longest:
-            to, from_ = torch.tensor(followers, device=self.device).t()
-            self.cache.copy(to + first_row, from_ + first_row, longest)
-            slots = torch.tensor([s.slot for s in sequences], device=self.device)
-            self.experts[slots[to], :longest] = self.experts[slots[from_], :longest]
+    def tokens(self, slot: int, length: int) -> list[int]:
+        """See `History`."""
+        found: list[int] = self.ids[slot, :length].tolist()
+        return found
 
-    @staticmethod
-    def _blocks(lengths: list[int]) -> list[tuple[int, int]]:
-        """Cut ascending lengths into runs whose padded size stays within PREFILL_TOKENS; lengths of 0 need no run."""
-        blocks: list[tuple[int, int]] = []
-        start = sum(length == 0 for length in lengths)
-        for stop in range(start + 1, len(lengths) + 1):
-            if stop == len(lengths) or (stop + 1 - start) * lengths[stop] > PREFILL_TOKENS:
-                blocks.append((start, stop))
-                start = stop
-        return blocks
+    def save(self, slot: int, start: int, length: int) -> Saved:
+        """See `History`."""
+        part = slice(start, length)
+        return Saved(self.logprobs[slot, part].copy(), self.kept[slot, part].copy(), self.top[slot])
 
-    def _prefill(self, sequences: list[Sequence], first_row: int) -> None:
-        """Feed prompts without their last tokens, right-padded, in chunks along the sequence."""
-        rows, longest = len(sequences), len(sequences[-1].prompt) - 1
-        slots = np.array([s.slot for s in sequences])
-        tokens = torch.from_numpy(self.tokens[slots, :longest]).to(self.device)
-        chunk = max(1, PREFILL_TOKENS // rows)
-        for start in range(0, longest, chunk):
-            stop = min(start + chunk, longest)
-            positions = torch.arange(start, stop, device=self.device).expand(rows, -1)
-            view = self.cache.view(first_row, first_row + rows, stop)
-            output = self.model(tokens[:, start:stop], positions, cache=view)
-            if self.layers:
-                chosen = self._chosen(output).view(rows, stop - start, self.layers, self.k)
-                self.experts[torch.from_numpy(slots).to(self.device), start:stop] = chosen
-
-    def _chosen(self, output: Output) -> Tensor:
-        return torch.stack([routing.indices for routing in output.routing], dim=1).to(self.expert_dtype)
-
-    # ---- decoding
-
-    def step(self, rows: Rows, n: int) -> Ints:
-        """Feed each of the first `n` rows its token, draw the next and keep it; the tokens drawn [n]."""
-        position, slot = rows.position[:n], rows.slot[:n]
-        tokens = torch.from_numpy(self.current[:n, None]).to(self.device)
-        positions = torch.from_numpy(position[:, None]).to(self.device)
-        view = self.cache.view(0, n, int(position.max()) + 1)
-        output = self.model(tokens, positions, cache=view)
-        if self.layers:
-            place = torch.from_numpy(slot * self.experts.shape[1] + position).to(self.device)
-            self.experts.flatten(0, 1).index_copy_(0, place, self._chosen(output))
-        if self._settings is None:
-            columns = (c[:n].tolist() for c in (rows.temperature, rows.top_p, rows.top_k))
-            asked = [SamplingParams(temperature=t, top_p=p, top_k=k) for t, p, k in zip(*columns)]
-            self._settings = Settings.of(asked, self.device)
-        logits = self.model.logits(output.hidden[:, 0])
-        every = distribution(logits, self._settings)
-        drawn, logprobs = draw_from(every, logits, self._settings, uniform(rows.key[:n], position))
-        if self.kept.shape[-1]:
-            self.kept[slot, position + 1] = np.packbits(every.isfinite().cpu().numpy(), axis=-1)
-        new: Ints = drawn.cpu().numpy()
-        self.tokens[slot, position + 1] = new
-        self.logprobs[slot, position + 1] = logprobs.cpu().numpy()
-        self.current[:n] = new
-        return new
-
-    def close(self, holes: Ints, movers: Ints, keys: int) -> None:
-        """Rows left: move the first `keys` positions of `movers` into `holes` (both may be empty)."""
-        self._settings = None
-        if len(holes):
-            self.current[holes] = self.current[movers]
-            to, from_ = torch.from_numpy(holes).to(self.device), torch.from_numpy(movers).to(self.device)
-            self.cache.copy(to, from_, keys)
+    def newest(self, scheduler: Scheduler) -> tuple[list[float], list[tuple[tuple[int, float], ...]]]:
+        """Of each row, what was drawn last: its log-probability, and the likeliest tokens where they were asked for."""
+        n = len(scheduler.active)
+        slot = scheduler.rows.slot[:n]
+        logprobs: list[float] = self.logprobs[slot, scheduler.rows.position[:n]].tolist()
+        best = [tuple(self.top[s.slot][-1]) if s.params.top_logprobs else () for s in scheduler.active]
+        return logprobs, best
 
     def take(self, sequence: Sequence, length: int) -> Sampled:
         """The history of a sequence of `length` ids."""
@@ -198,6 +159,110 @@ class Runner:
                 where="engine",
                 remedy="Its weights hold NaN or infinity: go back to an earlier checkpoint.",
             )
-        experts = self.experts[slot, : length - 1].cpu().clone() if self.layers else None
+        experts = None
+        if self.layers:
+            blocks = torch.tensor(sequence.blocks, device=self.device)
+            experts = self.cache.experts.index_select(0, blocks).flatten(0, 1)[: length - 1].cpu()
         kept = self.kept[slot, start:length].copy() if self.kept.shape[-1] else None
-        return Sampled(self.tokens[slot, start:length].tolist(), logprobs.tolist(), experts, kept)
+        best = self.top[slot] if sequence.params.top_logprobs else None
+        return Sampled(self.ids[slot, start:length].tolist(), logprobs.tolist(), experts, kept, best)
+
+    # ---- a step
+
+    def step(self, plan: Plan, scheduler: Scheduler) -> Ints:
+        """Feed what the plan says, draw a token for every row and keep it; the tokens [rows]."""
+        rows, n = scheduler.rows, plan.decode
+        slot, position = rows.slot[:n], rows.position[:n]
+        self._lay_tables(plan, scheduler)
+        chunks = plan.chunks
+        size = n + sum(c.stop - c.start for c in chunks)
+        ids = np.zeros(filled(size), np.int64)
+        at, block, offset = np.zeros_like(ids), np.full_like(ids, NOBODY), np.zeros_like(ids)
+        ids[:n], at[:n] = self.ids[slot, position], position
+        block[:n], offset[:n] = self.tables[slot, position // BLOCK], position % BLOCK
+        stop = n
+        ends = []
+        for chunk in chunks:
+            start, stop = stop, stop + chunk.stop - chunk.start
+            places = np.arange(chunk.start, chunk.stop)
+            ids[start:stop] = self.ids[chunk.sequence.slot, chunk.start : chunk.stop]
+            at[start:stop], offset[start:stop] = places, places % BLOCK
+            block[start:stop] = self.tables[chunk.sequence.slot, places // BLOCK]
+            ends.append(stop - 1)
+        cache = StepCache(self.cache, block, offset, self._groups(plan, slot, position))
+        output = self.model(self._tensor(ids[None]), self._tensor(at[None]), cache=cache)
+        if self.layers:
+            chosen = torch.stack([routing.indices for routing in output.routing], dim=1).to(self.cache.experts.dtype)
+            self.cache.experts.flatten(0, 1).index_copy_(0, self._tensor(block * BLOCK + offset), chosen)
+        last = [*range(n), *(ends[chunk] for _, chunk in plan.joined)]
+        new = self._draw(output, last, scheduler) if last else np.zeros(0, np.int64)
+        if plan.copies:
+            self.cache.copy(*zip(*plan.copies))
+        return new
+
+    def _lay_tables(self, plan: Plan, scheduler: Scheduler) -> None:
+        """Write down the blocks of every sequence that has new ones."""
+        n = plan.decode
+        begun = np.flatnonzero(scheduler.rows.position[:n] % BLOCK == 0).tolist()
+        fresh = [scheduler.active[row] for row in begun]
+        for sequence in (*fresh, *(c.sequence for c in plan.chunks), *(s for s, _ in plan.joined)):
+            self.tables[sequence.slot, : len(sequence.blocks)] = sequence.blocks
+
+    def _groups(self, plan: Plan, slot: Ints, position: Ints) -> list[Group]:
+        groups = []
+        n = plan.decode
+        if n:
+            tables = self.tables[slot, : int(position.max()) // BLOCK + 1]
+            groups.append(Group(0, n, tiles_of(position, np.ones(n, np.int64), tables, 1, self.device)))
+        if plan.chunks:
+            first = np.array([c.start for c in plan.chunks])
+            count = np.array([c.stop - c.start for c in plan.chunks])
+            slots = np.array([c.sequence.slot for c in plan.chunks])
+            tables = self.tables[slots, : int((first + count - 1).max()) // BLOCK + 1]
+            groups.append(Group(n, int(count.sum()), tiles_of(first, count, tables, QUERIES, self.device)))
+        return groups
+
+    def _tensor(self, array: npt.NDArray[np.int64]) -> Tensor:
+        return torch.from_numpy(array).to(self.device)
+
+    # ---- drawing
+
+    def _draw(self, output: Output, last: list[int], scheduler: Scheduler) -> Ints:
+        """A token for each row, from the hidden state of the token numbered in `last`."""
+        rows, n = scheduler.rows, len(last)
+        slot, position = rows.slot[:n], rows.position[:n]
+        if self._version != scheduler.version or self._settings is None:
+            self._settings = Settings.of([s.params for s in scheduler.active], self.device)
+            self._version = scheduler.version
+        settings = self._settings
+        index = torch.tensor(last + [0] * (-n % MIN_ROWS), device=self.device)
+        logits = self._logits(output.hidden[0].index_select(0, index))[:n]
+        if settings.adjusted:
+            logits = adjust(logits, settings, self.counts, slot)
+        every = distribution(logits, settings)
+        drawn, logprobs = draw_from(every, logits, settings, uniform(rows.key[:n], position))
+        if self.kept.shape[-1]:
+            kept = every[:, : self.vocab].isfinite().cpu().numpy()
+            self.kept[slot, position + 1] = np.packbits(kept, axis=-1)
+        new: Ints = drawn.cpu().numpy()
+        self.ids[slot, position + 1] = new
+        self.logprobs[slot, position + 1] = logprobs.cpu().numpy()
+        if settings.adjusted:
+            self.counts.tally(slot, new)
+        self._keep_top(every, scheduler.active)
+        return new
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        """[rows, vocab], filled up with -inf so that no row's last exponentials are computed in another way than the rest."""
+        logits = self.model.logits(hidden)
+        return logits if self.vocab % LANES == 0 else F.pad(logits, (0, -self.vocab % LANES), value=-torch.inf)
+
+    def _keep_top(self, logprobs: Tensor, active: list[Sequence]) -> None:
+        asked = [row for row, sequence in enumerate(active) if sequence.params.top_logprobs]
+        if not asked:
+            return
+        most = max(active[row].params.top_logprobs for row in asked)
+        ids, values = (t.tolist() for t in top(logprobs[asked], most))
+        for row, row_ids, row_values in zip(asked, ids, values):
+            k = active[row].params.top_logprobs
+            self.top[active[row].slot].append(list(zip(row_ids[:k], row_values[:k])))

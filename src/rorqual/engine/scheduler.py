@@ -1,27 +1,37 @@
-"""Which sequence runs in which row, and when it ends. Plain Python and numpy: no tensors, no model.
+"""What runs in the next step: which sequences decode, which prompts are fed how far, who waits and who steps back. Plain Python and
+numpy: no tensors, no model.
 
-A sequence waits, is admitted to a row, runs until it stops, and leaves. Rows 0..B-1 are in use and stay contiguous: when
-sequences leave, the last rows are moved into the holes. What is kept of a sequence while it runs (its tokens) lives under
-a slot, which does not change, so that a move touches the cache alone.
+A sequence waits, is admitted to a slot, is fed its prompt in chunks, decodes in a row until it stops, and leaves. Rows 0..B-1 are in use and
+stay contiguous: when sequences leave, the last rows are moved into the holes. What is kept of a sequence while it runs lives under a
+slot, which does not change. Its keys and values lie in blocks (`Pages`); where there is none left, the sequence that comes last steps back: it
+leaves its blocks, waits, and goes on later from the tokens it has.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from rorqual.engine.pages import Pages
 from rorqual.engine.request import SamplingParams
+from rorqual.engine.waiting import Waiting
+from rorqual.ops.paged import BLOCK, QUERIES
 
 Ints = npt.NDArray[np.int64]
 
 
 @dataclass(eq=False)
 class Sequence:
-    """One sample in the making. `key` identifies its random numbers; `limit` is the number of ids, prompt included, at which it ends."""
+    """One sample in the making. `key` identifies its random numbers; `limit` is the number of ids, prompt included, at which it ends.
+
+    `tokens`: what is known of it when it is (again) admitted: the prompt, and what had been drawn before it stepped back. `fed`: how
+    many of these are in the cache. `hit`: tokens of the prompt that were found there. `saved` is what the runner kept of it while it
+    steps back. `halts`, given all its ids, says whether what was drawn last ends it; `halted`: it did.
+    """
 
     ticket: int
     sample: int
@@ -29,7 +39,26 @@ class Sequence:
     params: SamplingParams
     key: int
     limit: int
+    tenant: str = ""
+    priority: int = 0
+    reuse: bool = True
+    arrival: int = 0
     slot: int = -1
+    tokens: list[int] = field(default_factory=list)
+    fed: int = 0
+    hit: int = -1
+    blocks: list[int] = field(default_factory=list)
+    named: int = 0
+    keys: list[bytes] = field(default_factory=list)
+    followers: list[Sequence] = field(default_factory=list)
+    saved: object = None
+    halts: Callable[[list[int]], bool] | None = None
+    halted: bool = False
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        """Who comes first: the higher priority, then the earlier arrival."""
+        return (-self.priority, self.arrival)
 
 
 @dataclass
@@ -40,74 +69,264 @@ class Rows:
     limit: Ints
     slot: Ints
     key: npt.NDArray[np.uint64]
-    temperature: npt.NDArray[np.float32]
-    top_p: npt.NDArray[np.float32]
-    top_k: Ints
     ignore_eos: npt.NDArray[np.bool_]
+    special: npt.NDArray[np.bool_]  # ends by more than the model's own tokens
 
     @classmethod
     def empty(cls, slots: int) -> Rows:
-        def ints() -> Ints:
-            return np.zeros(slots, np.int64)
-
-        def floats() -> npt.NDArray[np.float32]:
-            return np.zeros(slots, np.float32)
-
-        key, ignore_eos = np.zeros(slots, np.uint64), np.zeros(slots, np.bool_)
-        return cls(ints(), ints(), ints(), key, floats(), floats(), ints(), ignore_eos)
+        position, limit, slot = (np.zeros(slots, np.int64) for _ in range(3))
+        ignore_eos, special = (np.zeros(slots, np.bool_) for _ in range(2))
+        return cls(position, limit, slot, np.zeros(slots, np.uint64), ignore_eos, special)
 
     def fill(self, row: int, sequence: Sequence) -> None:
-        params = sequence.params
-        self.position[row], self.limit[row] = len(sequence.prompt) - 1, sequence.limit
+        self.position[row], self.limit[row] = len(sequence.tokens) - 1, sequence.limit
         self.slot[row], self.key[row] = sequence.slot, sequence.key
-        self.temperature[row], self.top_p[row], self.top_k[row] = params.temperature, params.top_p, params.top_k
-        self.ignore_eos[row] = params.ignore_eos
+        self.ignore_eos[row] = sequence.params.ignore_eos
+        self.special[row] = bool(sequence.params.stop or sequence.params.stop_token_ids)
 
     def move(self, to: Ints, from_: Ints) -> None:
         for array in vars(self).values():
             array[to] = array[from_]
 
 
-class Scheduler:
-    """Continuous batching over `slots` rows, of which `room` may be in use: as many as the cache has memory for.
+@dataclass(frozen=True)
+class Chunk:
+    """Tokens start .. stop - 1 of a sequence are fed."""
 
-    Admission comes in blocks: a quarter of the rows must be free, or room for all that wait, so that prompts are
-    prefilled together rather than one by one as rows fall free.
+    sequence: Sequence
+    start: int
+    stop: int
+
+
+@dataclass
+class Plan:
+    """One step. `decode`: rows that are fed their newest token. `chunks`: prompts that are fed, those that end here last.
+
+    `joined`: who gets a row in this step, in the order of the rows, and the chunk whose last token stands for each. `copies`: blocks
+    (to, from) to copy when all is fed. `admitted`: who has a slot since now.
     """
 
-    def __init__(self, slots: int) -> None:
-        self.slots = self.room = slots
+    decode: int
+    chunks: list[Chunk]
+    joined: list[tuple[Sequence, int]]
+    copies: list[tuple[int, int]]
+    admitted: list[Sequence]
+
+    @property
+    def empty(self) -> bool:
+        return not self.decode and not self.chunks
+
+
+class History(Protocol):
+    """What the runner keeps of a sequence under its slot."""
+
+    def tokens(self, slot: int, length: int) -> list[int]:
+        """Its first `length` ids."""
+
+    def save(self, slot: int, start: int, length: int) -> object:
+        """What else is kept of ids start .. length - 1, for the runner to put back."""
+
+
+class Scheduler:
+    """Continuous batching over `slots` rows and the blocks of `pages`; at most `step_tokens` tokens are fed in a step, so that a long
+    prompt delays nobody's next token by more. `patience`: the share of the slots that must be free before any is filled, so that
+    prompts are fed together rather than one by one; 0 where somebody waits for a first token."""
+
+    def __init__(
+        self, slots: int, pages: Pages, history: History, *, step_tokens: int = 1024, patience: float = 0.0
+    ) -> None:
+        self.slots, self.pages, self.history = slots, pages, history
+        self.step_tokens, self.patience = step_tokens, patience
         self.rows = Rows.empty(slots)
         self.active: list[Sequence] = []
-        self.waiting: deque[Sequence] = deque()
+        self.feeding: list[Sequence] = []
+        self.waiting: Waiting[Sequence] = Waiting()
+        self.preemptions = 0
+        self.version = 0
+        """Changes whenever a row is another sequence's."""
         self._free = list(range(slots - 1, -1, -1))
+        self._arrivals = 0
 
     @property
     def idle(self) -> bool:
-        return not self.active and not self.waiting
+        return not self.active and not self.feeding and not self.waiting
 
-    def submit(self, sequences: Iterable[Sequence]) -> None:
-        """Queue sequences, first come first served."""
-        self.waiting.extend(sequences)
+    def submit(self, sequences: list[Sequence]) -> None:
+        """Queue sequences."""
+        busy = {s.tenant for s in (*self.active, *self.feeding)}
+        for sequence in sequences:
+            self._arrivals += 1
+            sequence.arrival = self._arrivals
+            sequence.tokens = list(sequence.prompt)
+            self.waiting.push(sequence, busy)
 
-    def admit(self) -> list[Sequence]:
-        """Move what may run now from the queue to rows len(active).., and return it in the order of the rows."""
-        room = self.room - len(self.active)
-        if not self.waiting or room < min(len(self.waiting), max(1, self.room // 4)):
-            return []
-        admitted = [self.waiting.popleft() for _ in range(min(room, len(self.waiting)))]
-        # Equal prompts stand side by side after one leader each, which alone is prefilled.
-        leaders: dict[tuple[int, ...], Sequence] = {}
-        for sequence in admitted:
-            leaders.setdefault(sequence.prompt, sequence)
-        first = sorted(leaders.values(), key=lambda s: len(s.prompt))
-        chosen = set(map(id, first))
-        ordered = first + [sequence for sequence in admitted if id(sequence) not in chosen]
-        for sequence in ordered:
-            sequence.slot = self._free.pop()
-            self.rows.fill(len(self.active), sequence)
-            self.active.append(sequence)
-        return ordered
+    # ---- one step
+
+    def plan(self) -> Plan:
+        """What the next step does. Everything in it is settled: slots, blocks and rows are given."""
+        plan = Plan(0, [], [], [], [])
+        if self._make_room(plan):
+            self._admit(plan)
+        self._feed(plan)
+        return plan
+
+    def _make_room(self, plan: Plan) -> bool:
+        """A block for every row whose next position begins one; who comes last steps back until there are as many. False: somebody had to."""
+        before = self.preemptions
+        n = len(self.active)
+        for row in np.flatnonzero(self.rows.position[:n] % BLOCK == 0).tolist():
+            sequence = self.active[row]
+            length = int(self.rows.position[row]) + 1
+            while sequence.slot >= 0 and not self.pages.grow(sequence, length):
+                self._step_back(self._last(), plan)
+        self._close()
+        return self.preemptions == before
+
+    def _last(self) -> Sequence:
+        """Who comes last of all that run."""
+        return max((s for s in (*self.active, *self.feeding) if s.slot >= 0), key=lambda s: s.rank)
+
+    def _step_back(self, sequence: Sequence, plan: Plan) -> None:
+        """Take slot and blocks from a sequence, which waits again; if it has a row, `_close` must follow."""
+        self.preemptions += 1
+        if sequence in self.feeding:
+            self.feeding.remove(sequence)
+            self._send_back(sequence.followers, plan)
+            sequence.followers = []
+        else:
+            length = int(self.rows.position[self.active.index(sequence)]) + 1
+            sequence.tokens, sequence.fed = self.history.tokens(sequence.slot, length), length - 1
+            sequence.saved = self.history.save(sequence.slot, len(sequence.prompt), length)
+        # Named before they are left: unless somebody needs these blocks, going on costs next to nothing.
+        self.pages.name(sequence, sequence.fed)
+        self.pages.release(sequence)
+        self._send_back([sequence], plan)
+
+    def _send_back(self, sequences: list[Sequence], plan: Plan | None) -> None:
+        for sequence in sequences:
+            self._free.append(sequence.slot)
+            sequence.slot, sequence.fed = -1, 0
+            if plan is not None and sequence in plan.admitted:
+                plan.admitted.remove(sequence)
+            self.waiting.push_back(sequence)
+
+    def _close(self) -> None:
+        """Close the rows of those that stepped back."""
+        gone = [row for row, sequence in enumerate(self.active) if sequence.slot < 0]
+        if gone:
+            self._compact(np.array(gone, np.int64))
+
+    def _admit(self, plan: Plan) -> None:
+        if not self.waiting:
+            return
+        scarce = len(self._free) < min(len(self.waiting), max(1, int(self.slots * self.patience)))
+        if scarce and (not (self.active or self.feeding) or self.waiting.highest <= self._last().priority):
+            return
+        leaders = {(s.tenant, tuple(s.tokens)): s for s in self.feeding}
+        served = self._served()
+        while self.waiting:
+            sequence = self.waiting.next(served)
+            if not self._free and not self._yields(sequence, plan):
+                return
+            known = (sequence.tenant, tuple(sequence.tokens))
+            leader = leaders.get(known)
+            if leader is not None and leader.slot >= 0:
+                self._seat(sequence, plan)
+                leader.followers.append(sequence)
+                continue
+            hit = self.pages.match(sequence)
+            # One block for every row, so that whoever decodes does not step back for a newcomer at once.
+            wanted = -(-len(sequence.tokens) // BLOCK) - len(sequence.blocks) + len(self.active) + len(self.feeding)
+            if self.pages.pool.available < wanted and (self.active or self.feeding):
+                self.pages.release(sequence)
+                return
+            self._seat(sequence, plan)
+            sequence.fed = hit
+            self._count(sequence, hit)
+            self.feeding.append(sequence)
+            leaders[known] = sequence
+
+    def _count(self, sequence: Sequence, hit: int) -> None:
+        """What was found of a prompt, when it is admitted for the first time."""
+        if sequence.hit < 0:
+            sequence.hit = hit
+            self.pages.hit_tokens += hit
+            self.pages.miss_tokens += len(sequence.prompt) - hit
+
+    def _seat(self, sequence: Sequence, plan: Plan) -> None:
+        self.waiting.pop(sequence)
+        sequence.slot = self._free.pop()
+        plan.admitted.append(sequence)
+
+    def _yields(self, sequence: Sequence, plan: Plan) -> bool:
+        """Whether somebody of a lower priority made a slot free."""
+        last = self._last()
+        if last.priority >= sequence.priority:
+            return False
+        self._step_back(last, plan)
+        self._close()
+        return True
+
+    def _served(self) -> dict[str, float]:
+        """Tokens drawn for each tenant by what runs now."""
+        served: dict[str, float] = {}
+        for row, sequence in enumerate(self.active):
+            drawn = int(self.rows.position[row]) + 1 - len(sequence.prompt)
+            served[sequence.tenant] = served.get(sequence.tenant, 0.0) + drawn
+        return served
+
+    def _feed(self, plan: Plan) -> None:
+        """Share what is left of the step among the prompts; those that end get their rows."""
+        plan.decode = len(self.active)
+        left = max(self.step_tokens - plan.decode, QUERIES)
+        whole: list[Chunk] = []
+        order = sorted(self.feeding, key=lambda s: s.rank)
+        for place, sequence in enumerate(order):
+            if sequence.slot < 0 or left <= 0:
+                continue
+            share = min(max(QUERIES, left // (len(order) - place)), left)
+            stop = min(sequence.fed + share, len(sequence.tokens))
+            if not self._grow(sequence, stop, plan):
+                continue
+            chunk = Chunk(sequence, sequence.fed, stop)
+            (whole if stop == len(sequence.tokens) else plan.chunks).append(chunk)
+            sequence.fed = stop
+            left -= stop - chunk.start
+        for chunk in whole:
+            plan.chunks.append(chunk)
+            self._join(chunk.sequence, len(plan.chunks) - 1, plan)
+
+    def _grow(self, sequence: Sequence, stop: int, plan: Plan) -> bool:
+        """Blocks for a chunk. While others decode it waits for theirs; else whoever comes after it steps back."""
+        while not self.pages.grow(sequence, stop):
+            last = self._last()
+            if self.active or last is sequence:
+                return False
+            self._step_back(last, plan)
+        return True
+
+    def _join(self, sequence: Sequence, chunk: int, plan: Plan) -> None:
+        """A prompt is fed: it and those that share it get rows."""
+        self.feeding.remove(sequence)
+        followers, sequence.followers = sequence.followers, []
+        self._row(sequence, chunk, plan)
+        for follower in followers:
+            copied = self.pages.fork(sequence, follower, len(sequence.tokens))
+            if copied is None:
+                self._send_back([follower], plan)
+                continue
+            plan.copies += copied
+            follower.fed = sequence.fed
+            self._count(follower, (len(follower.prompt) - 1) // BLOCK * BLOCK)
+            self._row(follower, chunk, plan)
+
+    def _row(self, sequence: Sequence, chunk: int, plan: Plan) -> None:
+        self.rows.fill(len(self.active), sequence)
+        self.active.append(sequence)
+        self.version += 1
+        plan.joined.append((sequence, chunk))
+
+    # ---- after a step
 
     def advance(self, tokens: Ints, stops: Ints) -> Ints:
         """Every active row was given one token [active]: move on, and return the rows that are done, ascending."""
@@ -116,13 +335,35 @@ class Scheduler:
         done = rows.position[:n] + 1 >= rows.limit[:n]
         for stop in stops:
             done |= (tokens == stop) & ~rows.ignore_eos[:n]
+        for row in np.flatnonzero(rows.special[:n]).tolist():
+            sequence = self.active[row]
+            sequence.halted = int(tokens[row]) in sequence.params.stop_token_ids or (
+                sequence.halts is not None
+                and sequence.halts(self.history.tokens(sequence.slot, int(rows.position[row]) + 1))
+            )
+            done[row] |= sequence.halted
         return np.flatnonzero(done)
 
-    def release(self, rows: Ints) -> tuple[Ints, Ints]:
-        """Free `rows` (ascending) and close the holes: rows [n] to fill, and the rows [n] that go there."""
-        keep = len(self.active) - len(rows)
+    def release(self, rows: Ints) -> None:
+        """The sequences in `rows` (ascending) leave; slots and blocks are free, the holes closed."""
         for row in rows.tolist():
-            self._free.append(self.active[row].slot)
+            sequence = self.active[row]
+            fed = int(self.rows.position[row])
+            if sequence.reuse:
+                sequence.tokens = self.history.tokens(sequence.slot, fed)
+                self.pages.name(sequence, fed)
+            self.waiting.charge(sequence.tenant, len(sequence.prompt) - sequence.hit, self._drawn(row))
+            self._leave(sequence)
+        self._compact(rows)
+
+    def _leave(self, sequence: Sequence) -> None:
+        self.pages.release(sequence)
+        self._free.append(sequence.slot)
+        sequence.slot = -1
+
+    def _compact(self, rows: Ints) -> None:
+        keep = len(self.active) - len(rows)
+        self.version += 1
         holes = rows[rows < keep]
         tail = np.arange(keep, len(self.active))
         movers = tail[~np.isin(tail, rows)]
@@ -130,9 +371,36 @@ class Scheduler:
         for hole, mover in zip(holes.tolist(), movers.tolist()):
             self.active[hole] = self.active[mover]
         del self.active[keep:]
-        return holes, movers
 
-    def cancel(self, ticket: int) -> Ints:
-        """Drop what waits under `ticket`, and return the rows that run under it, for `release`."""
-        self.waiting = deque(s for s in self.waiting if s.ticket != ticket)
-        return np.array([row for row, s in enumerate(self.active) if s.ticket == ticket], np.int64)
+    def _drawn(self, row: int) -> int:
+        return int(self.rows.position[row]) + 1 - len(self.active[row].prompt)
+
+    def cancel(self, ticket: int) -> None:
+        """Forget what was submitted under `ticket`; its slots and blocks are free at once."""
+        self.waiting.drop(ticket)
+        for leader in list(self.feeding):
+            for follower in [f for f in leader.followers if f.ticket == ticket]:
+                leader.followers.remove(follower)
+                self._leave(follower)
+            if leader.ticket == ticket:
+                self.feeding.remove(leader)
+                self.pages.name(leader, leader.fed)
+                self._leave(leader)
+                self._send_back(leader.followers, None)  # of another request with the same prompt
+                leader.followers = []
+        rows = [row for row, s in enumerate(self.active) if s.ticket == ticket]
+        if rows:
+            self.release(np.array(rows, np.int64))
+
+    def tickets(self) -> set[int]:
+        """Of all that runs or waits."""
+        running = (*self.active, *self.feeding, *(f for s in self.feeding for f in s.followers))
+        return {s.ticket for s in running} | self.waiting.tickets()
+
+    def check(self) -> None:
+        """RuntimeError unless slots and blocks add up: a law that holds after every step."""
+        held = [*self.active, *self.feeding]
+        seated = [*held, *(f for s in self.feeding for f in s.followers)]
+        if len(self._free) + len(seated) != self.slots or len({s.slot for s in seated} | set(self._free)) != self.slots:
+            raise RuntimeError("slots do not add up")
+        self.pages.pool.check([[0], *(s.blocks for s in held)])

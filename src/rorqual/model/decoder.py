@@ -14,18 +14,20 @@ from rorqual.model.block import Block
 from rorqual.model.config import ModelConfig
 from rorqual.model.ffn import MoE
 from rorqual.model.mtp import MTP
-from rorqual.ops.attention import cache_mask, document_mask
+from rorqual.model.sheet import Sheet
+from rorqual.ops.attention import document_mask
 from rorqual.ops.moe import Routing
 from rorqual.ops.registry import FAST, Ops
+from rorqual.ops.rope import Rope
 
 
 class Cache(Protocol):
-    """The rows of a batch in the cache. `keys`: how many positions the layers attend over, at least max(position) + 1."""
-
-    @property
-    def keys(self) -> int: ...
+    """What the tokens of one forward are kept in, and who of them sees whom."""
 
     def layer(self, index: int) -> LayerCache: ...
+
+    def table(self, rope: Rope, dim: int) -> tuple[Tensor, Tensor]:
+        """cos and sin [positions, dim / 2] (`rope_table` of 0, 1, ...), for every position that may occur."""
 
 
 @dataclass(frozen=True)
@@ -58,18 +60,20 @@ class Decoder(nn.Module):
         segments: Tensor | None = None,
         cache: Cache | None = None,
         replay: Tensor | None = None,
-        absorb: bool | None = None,
     ) -> Output:
         """tokens [batch, seq] -> Output.
 
         positions [batch, seq] default to 0, 1, ...; segments [batch, seq] are document numbers that attention does not
-        cross. With a cache, a token attends to all cached positions up to its own. replay [batch, seq, moe layers, k]
-        fixes the expert choices. `absorb` chooses MLA's form with a cache (default: absorbed for one new token).
+        cross. With a cache, a token attends to all cached positions of its sequence up to its own. replay [batch, seq, moe layers, k]
+        fixes the expert choices.
         """
         batch, seq = tokens.shape
         if positions is None:
             positions = torch.arange(seq, device=tokens.device).expand(batch, seq)
-        context = AttentionContext(positions, self._mask(tokens, positions, segments, cache), self.ops, absorb)
+        if cache is None and self.ops.in_blocks:
+            cache = Sheet(positions, segments)
+        mask = document_mask(torch.zeros_like(tokens) if segments is None else segments) if cache is None else None
+        context = AttentionContext(positions, mask, self.ops, None if cache is None else cache.table)
         x = self.embed_tokens(tokens)
         routing: list[Routing] = []
         for index, block in enumerate(self.layers):
@@ -80,12 +84,6 @@ class Decoder(nn.Module):
             if where is not None:
                 routing.append(where)
         return Output(self.norm(x, self.ops), tuple(routing))
-
-    @staticmethod
-    def _mask(tokens: Tensor, positions: Tensor, segments: Tensor | None, cache: Cache | None) -> Tensor:
-        if cache is not None:
-            return cache_mask(positions, cache.keys)
-        return document_mask(torch.zeros_like(tokens) if segments is None else segments)
 
     def predict_further(
         self, hidden: Tensor, tokens: Tensor, positions: Tensor | None = None, segments: Tensor | None = None

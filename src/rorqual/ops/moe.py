@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -29,9 +29,9 @@ class Routing:
     gap: Tensor
 
 
-def affinity(logits: Tensor, score: Score) -> Tensor:
+def affinity(logits: Tensor, score: Score, sigmoid: Callable[[Tensor], Tensor] = torch.sigmoid) -> Tensor:
     """Router logits [tokens, experts] (fp32) to affinities."""
-    return logits.sigmoid() if score == "sigmoid" else logits.softmax(-1)
+    return sigmoid(logits) if score == "sigmoid" else logits.softmax(-1)
 
 
 def _merit(groups: Tensor, group_by: Literal["top2", "max"]) -> Tensor:
@@ -92,12 +92,13 @@ def route(
     scale: float = 1.0,
     group_by: Literal["top2", "max"] = "top2",
     replay: Tensor | None = None,
+    sigmoid: Callable[[Tensor], Tensor] = torch.sigmoid,
 ) -> Routing:
     """Choose experts by affinity plus `bias` [experts]; gate by the affinity alone (V3 eq. 13-16).
 
     `replay` [tokens, k] fixes the choice (-1: choose here); the gates are still computed here, so that the router keeps its gradient.
     """
-    scores = affinity(logits.float(), score)  # [tokens, experts]
+    scores = affinity(logits.float(), score, sigmoid)  # [tokens, experts]
     biased = scores.detach() + bias
     own = choose(biased, k=k, n_group=n_group, topk_group=topk_group, group_by=group_by)
     indices, gap = own, torch.zeros_like(biased[:, 0])

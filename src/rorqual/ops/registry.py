@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from rorqual.core.errors import ConfigError, nearest
-from rorqual.ops import attention, moe, norm
+from rorqual.ops import attention, invariant, moe, norm
 from rorqual.ops.backends import cpu
 
 
@@ -21,15 +23,29 @@ class Ops:
     attend: Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor]
     experts: Callable[[Tensor, moe.Routing, Tensor, Tensor], Tensor]
     experts_tuned: Callable[[Tensor, moe.Routing, Tensor, Tensor, Sequence[int], Sequence[Tensor]], Tensor]
+    silu: Callable[[Tensor], Tensor] = F.silu
+    sigmoid: Callable[[Tensor], Tensor] = torch.sigmoid
+    in_blocks: bool = False
+    """Attend in blocks of keys of one fixed size (`ops.paged`), also without a cache."""
 
 
 REFERENCE = Ops("reference", norm.rms_norm, attention.attend, moe.experts, moe.experts_tuned)
 FAST = Ops("fast", cpu.rms_norm, cpu.attend, cpu.experts, cpu.experts_tuned)
+INVARIANT = Ops(
+    "invariant",
+    norm.rms_norm,
+    attention.attend,
+    invariant.experts,
+    moe.experts_tuned,
+    invariant.silu,
+    invariant.sigmoid,
+    in_blocks=True,
+)
 
 
 def backend(name: str) -> Ops:
-    """The operations called `name`; `reference` is the slow truth, `fast` is proven equal to it."""
-    known = {ops.name: ops for ops in (REFERENCE, FAST)}
+    """The operations called `name`; `reference` is the slow truth, `fast` is proven equal to it, `invariant` is what generation runs on."""
+    known = {ops.name: ops for ops in (REFERENCE, FAST, INVARIANT)}
     if name not in known:
         raise ConfigError(f"unknown backend '{name}'", where="ops", remedy=nearest(name, known))
     return known[name]

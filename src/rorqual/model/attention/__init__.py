@@ -1,7 +1,16 @@
 """Attention kinds. Each module holds one; importing this package makes them known."""
 
-from rorqual.model.attention.base import Attention, AttentionConfig, AttentionContext, LayerCache, RMSNorm
+from rorqual.model.attention.base import Attention, AttentionConfig, AttentionContext, CachePart, LayerCache, RMSNorm
 from rorqual.model.attention.gqa import GQAConfig
 from rorqual.model.attention.mla import MLAConfig
 
-__all__ = ["Attention", "AttentionConfig", "AttentionContext", "GQAConfig", "LayerCache", "MLAConfig", "RMSNorm"]
+__all__ = [
+    "Attention",
+    "AttentionConfig",
+    "AttentionContext",
+    "CachePart",
+    "GQAConfig",
+    "LayerCache",
+    "MLAConfig",
+    "RMSNorm",
+]

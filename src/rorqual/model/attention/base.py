@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -15,29 +16,54 @@ from rorqual.ops.registry import Ops
 from rorqual.ops.rope import Rope, rope_table
 
 
-class LayerCache(Protocol):
-    """One layer's cache for the rows of a batch."""
+@dataclass(frozen=True)
+class CachePart:
+    """What a layer keeps of a token: `heads` vectors of `width` values."""
 
-    def append(self, positions: Tensor, values: Tensor) -> Tensor:
-        """Store values [batch, new, width] at positions [batch, new]; return all rows [batch, keys, width], the new included."""
+    heads: int
+    width: int
+
+
+class LayerCache(Protocol):
+    """One layer's keys and values, for the tokens of one forward."""
+
+    def attend(self, q: Tensor, new: Sequence[Tensor], values: int, scale: float) -> Tensor:
+        """Keep what is new, then let every token attend to its sequence up to itself.
+
+        q [tokens, heads, queries of a head, d]; `new` one tensor [tokens, heads, width] for each part of the kind's `cache_spec`. Keys are
+        the first part; values the second or, where there is none, the first `values` columns of the keys. Returns
+        [tokens, heads, queries of a head, values].
+        """
 
 
 @dataclass
 class AttentionContext:
-    """What the layers of one forward share: positions [batch, seq], mask [batch, 1, queries, keys], operations, angles."""
+    """What the layers of one forward share: positions [batch, seq], mask [batch, 1, queries, keys], operations, angles.
+
+    `table` [positions, dim / 2] of cosines and sines by (rope, dim), where the caller has them; else they are computed once a forward.
+    The mask is None where a cache knows who sees whom.
+    """
 
     positions: Tensor
-    mask: Tensor
+    mask: Tensor | None
     ops: Ops
-    absorb: bool | None = None
-    _tables: dict[tuple[Rope, int], tuple[Tensor, Tensor]] = field(default_factory=dict)
+    table: Callable[[Rope, int], tuple[Tensor, Tensor]] | None = None
+    _angles: dict[tuple[Rope, int], tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def rope(self, rope: Rope, dim: int) -> tuple[Tensor, Tensor]:
-        """cos and sin [batch, seq, 1, dim / 2], computed once a forward."""
-        if (rope, dim) not in self._tables:
-            cos, sin = rope_table(rope, dim, self.positions)
-            self._tables[rope, dim] = (cos.unsqueeze(2), sin.unsqueeze(2))
-        return self._tables[rope, dim]
+        """cos and sin [batch, seq, 1, dim / 2]."""
+        if (rope, dim) not in self._angles:
+            if self.table is None:
+                cos, sin = rope_table(rope, dim, self.positions)
+            else:
+                cos, sin = (t[self.positions] for t in self.table(rope, dim))
+            self._angles[rope, dim] = (cos.unsqueeze(2), sin.unsqueeze(2))
+        return self._angles[rope, dim]
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        """Attention among the tokens themselves: q [batch, heads, queries, d], k and v [batch, heads, keys, d or d_v]."""
+        assert self.mask is not None
+        return self.ops.attend(q, k, v, self.mask, scale)
 
 
 class Attention(nn.Module, ABC):
@@ -58,9 +84,13 @@ class AttentionConfig(Kind):
         """Parameters, and FLOPs a token in the form that training uses, with `context` keys attended."""
         raise NotImplementedError
 
+    def cache_spec(self) -> tuple[CachePart, ...]:
+        """What is kept for a token in one layer: keys and values, or what both are read from."""
+        raise NotImplementedError
+
     def cache_width(self) -> int:
         """Values kept for a token in one layer."""
-        raise NotImplementedError
+        return sum(part.heads * part.width for part in self.cache_spec())
 
     def check(self) -> None:
         """Raise ValueError where the dimensions contradict each other."""

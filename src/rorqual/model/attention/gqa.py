@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from rorqual.model.attention.base import Attention, AttentionConfig, AttentionContext, LayerCache, RMSNorm
+from rorqual.model.attention.base import Attention, AttentionConfig, AttentionContext, CachePart, LayerCache, RMSNorm
 from rorqual.model.cost import Cost, linear, vector
 from rorqual.ops.rope import Rope, rotate, softmax_factor
 
@@ -33,8 +33,9 @@ class GQAConfig(AttentionConfig):
         cost += linear(q, hidden_size, bias=self.output_bias) + Cost(flops=4 * q * context)
         return cost + vector(2 * self.head_dim) if self.qk_norm else cost
 
-    def cache_width(self) -> int:
-        return 2 * self.num_key_value_heads * self.head_dim
+    def cache_spec(self) -> tuple[CachePart, ...]:
+        part = CachePart(self.num_key_value_heads, self.head_dim)
+        return (part, part)
 
     def check(self) -> None:
         if self.num_attention_heads % self.num_key_value_heads or self.head_dim % 2:
@@ -42,7 +43,7 @@ class GQAConfig(AttentionConfig):
 
 
 class GQA(Attention):
-    """Caches keys (rotated) and values, side by side."""
+    """Caches keys (rotated) and values."""
 
     def __init__(self, config: GQAConfig, hidden_size: int, eps: float) -> None:
         super().__init__()
@@ -60,28 +61,16 @@ class GQA(Attention):
         c = self.config
         q = self.q_proj(x).unflatten(-1, (-1, c.head_dim))  # [batch, seq, heads, head_dim]
         k = self.k_proj(x).unflatten(-1, (-1, c.head_dim))
-        v = self.v_proj(x)
+        v = self.v_proj(x).unflatten(-1, (-1, c.head_dim))
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q, context.ops), self.k_norm(k, context.ops)
         cos, sin = context.rope(c.rope, c.head_dim)
         q, k = rotate(q, cos, sin, interleaved=False), rotate(k, cos, sin, interleaved=False)
-        if cache is not None:
-            kept = cache.append(context.positions, _join(k.flatten(-2), v))
-            flat, v = kept.chunk(2, dim=-1)
-            k = flat.unflatten(-1, (-1, c.head_dim))
-        v = v.unflatten(-1, (-1, c.head_dim))
         repeat = c.num_attention_heads // c.num_key_value_heads
-        if x.shape[1] == 1 and repeat > 1:
-            # A decode step: the heads of a group are queries of one head, so that no key is copied (docs/LOG.md).
-            grouped = q.squeeze(1).unflatten(1, (-1, repeat))  # [batch, kv heads, repeat, head_dim]
-            out = context.ops.attend(grouped, k.transpose(1, 2), v.transpose(1, 2), context.mask, self.scale)
-            return self.o_proj(out.flatten(1).unsqueeze(1))
+        if cache is not None:
+            grouped = q.flatten(0, 1).unflatten(1, (-1, repeat))  # [tokens, kv heads, repeat, head_dim]
+            out = cache.attend(grouped, (k.flatten(0, 1), v.flatten(0, 1)), c.head_dim, self.scale)
+            return self.o_proj(out.flatten(1).view(*x.shape[:2], -1))
         k, v = (t.repeat_interleave(repeat, dim=2).transpose(1, 2) for t in (k, v))
-        out = context.ops.attend(q.transpose(1, 2), k, v, context.mask, self.scale)
+        out = context.attend(q.transpose(1, 2), k, v, self.scale)
         return self.o_proj(out.transpose(1, 2).flatten(-2))
-
-
-def _join(k: Tensor, v: Tensor) -> Tensor:
-    out = k.new_empty(*k.shape[:-1], k.shape[-1] + v.shape[-1])
-    out[..., : k.shape[-1]], out[..., k.shape[-1] :] = k, v
-    return out

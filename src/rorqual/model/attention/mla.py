@@ -1,7 +1,8 @@
 """Multi-head latent attention (DeepSeek-V2, section 2.1; V3 eq. 1-11).
 
-Two forms of one function. Naive (training, prefill): latents are expanded to keys and values of each head. Absorbed
-(decode): W^UK moves into the query and W^UV behind the softmax, so that attention runs on the cached latents themselves.
+Two forms of one function. Naive (training): latents are expanded to keys and values of each head. Absorbed (with a
+cache): W^UK moves into the query and W^UV behind the softmax, so that attention runs on the cached latents themselves. Prefill is
+absorbed, too: a position must not be rounded in another way because it was reached in another.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from rorqual.model.attention.base import Attention, AttentionConfig, AttentionContext, LayerCache, RMSNorm
+from rorqual.model.attention.base import Attention, AttentionConfig, AttentionContext, CachePart, LayerCache, RMSNorm
 from rorqual.model.cost import Cost, linear, vector
 from rorqual.ops.rope import Rope, rotate, softmax_factor
 
@@ -48,8 +49,8 @@ class MLAConfig(AttentionConfig):
         cost += Cost(flops=2 * heads * (self.qk_head_dim + self.v_head_dim) * context)
         return cost + linear(heads * self.v_head_dim, hidden_size)
 
-    def cache_width(self) -> int:
-        return self.kv_lora_rank + self.qk_rope_head_dim
+    def cache_spec(self) -> tuple[CachePart, ...]:
+        return (CachePart(1, self.kv_lora_rank + self.qk_rope_head_dim),)
 
     def check(self) -> None:
         if self.qk_rope_head_dim % 2:
@@ -89,12 +90,7 @@ class MLA(Attention):
         k_rope = rotate(k_rope.unsqueeze(2), cos, sin, interleaved=True).squeeze(2)  # [batch, seq, rope]
         if cache is None:
             return self._naive(q_nope, q_rope, latent, k_rope, context)
-        kept = cache.append(context.positions, torch.cat((latent, k_rope), dim=-1))
-        absorb = x.shape[1] == 1 if context.absorb is None else context.absorb
-        if absorb:
-            return self._absorbed(q_nope, q_rope, kept, context)
-        latent, k_rope = kept.split((c.kv_lora_rank, c.qk_rope_head_dim), dim=-1)
-        return self._naive(q_nope, q_rope, latent, k_rope, context)
+        return self._absorbed(q_nope, q_rope, torch.cat((latent, k_rope), dim=-1), cache)
 
     def _naive(
         self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, k_rope: Tensor, context: AttentionContext
@@ -104,19 +100,17 @@ class MLA(Attention):
         k_nope, v = kv.split((c.qk_nope_head_dim, c.v_head_dim), dim=-1)
         k = torch.cat((k_nope, k_rope.unsqueeze(2).expand(-1, -1, c.num_attention_heads, -1)), dim=-1)
         q = torch.cat((q_nope, q_rope), dim=-1)
-        out = context.ops.attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), context.mask, self.scale)
+        out = context.attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), self.scale)
         return self.o_proj(out.transpose(1, 2).flatten(-2))
 
-    def _absorbed(self, q_nope: Tensor, q_rope: Tensor, kept: Tensor, context: AttentionContext) -> Tensor:
+    def _absorbed(self, q_nope: Tensor, q_rope: Tensor, new: Tensor, cache: LayerCache) -> Tensor:
         c = self.config
-        batch, seq, heads, _ = q_nope.shape
+        heads = c.num_attention_heads
         up = self.kv_b_proj.weight.unflatten(0, (heads, -1))  # [heads, nope + v, kv_lora_rank]
         w_uk, w_uv = up.split((c.qk_nope_head_dim, c.v_head_dim), dim=1)
-        q_latent = torch.einsum("bthn,hnr->bthr", q_nope, w_uk)
-        q = torch.cat((q_latent, q_rope), dim=-1).flatten(1, 2)  # [batch, seq * heads, kv_lora_rank + rope]
-        scores = torch.bmm(q, kept.transpose(1, 2)).float() * self.scale
-        scores = scores.view(batch, seq, heads, -1).masked_fill(~context.mask.transpose(1, 2), float("-inf"))
-        p = scores.softmax(-1).to(kept.dtype).flatten(1, 2)
-        mixed = torch.bmm(p, kept[..., : c.kv_lora_rank]).view(batch, seq, heads, -1)
-        out = torch.einsum("bthr,hvr->bthv", mixed, w_uv)
-        return self.o_proj(out.flatten(-2))
+        flat = q_nope.flatten(0, 1).transpose(0, 1)  # [heads, tokens, nope]
+        q_latent = torch.bmm(flat, w_uk).transpose(0, 1)
+        q = torch.cat((q_latent, q_rope.flatten(0, 1)), dim=-1).unsqueeze(1)  # [tokens, 1, heads, kv_lora_rank + rope]
+        mixed = cache.attend(q, (new.flatten(0, 1).unsqueeze(1),), c.kv_lora_rank, self.scale).squeeze(1)
+        out = torch.bmm(mixed.transpose(0, 1), w_uv.transpose(1, 2)).transpose(0, 1)  # [tokens, heads, v_head_dim]
+        return self.o_proj(out.flatten(1).view(*q_nope.shape[:2], -1))

@@ -107,6 +107,7 @@ class MoE(FFN):
             scale=c.routed_scaling_factor,
             group_by=c.group_score,
             replay=replay,
+            sigmoid=ops.sigmoid,
         )
         y: Tensor = self.experts(x, routing, ops)
         if self.shared_experts is not None:

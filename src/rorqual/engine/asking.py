@@ -1,0 +1,270 @@
+"""Rows of a file made requests: each checked by name, with settings and a seed of its own."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, get_args
+
+from pydantic import BeforeValidator, Field, ValidationError
+
+from rorqual.core.config import Config
+from rorqual.core.errors import RorqualError, nearest
+from rorqual.core.records import Message, Role, Thinking
+from rorqual.engine.prompts import Refused, typed_cells
+from rorqual.engine.request import Grammar, Request, SamplingParams
+
+INT32, SAFE = 2**31 - 1, 2**53 - 1
+"""SAFE: the largest whole number that every reader of JSON gives back."""
+KINDS = ("json_schema", "regex", "choice", "json")
+PROMPTS = ("prompt", "messages", "prompt_ids")
+RESERVED = frozenset({"line", "choices", "usage", "error"})
+ELSEWHERE: Mapping[str, str] = {
+    "max_completion_tokens": "max_tokens",
+    "max_new_tokens": "max_tokens",
+    "num_return_sequences": "n",
+    "response_format": "grammar",
+    "best_of": "n",
+}
+"""Names that other programs give to what is meant."""
+ALIKE = 0.9
+"""From what likeness on a field that is carried over is taken for a mistyped key: `speed` is no `seed`, `temprature` is one."""
+
+
+def _texts(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+def _biases(value: Any) -> Any:
+    if not isinstance(value, Mapping):
+        return value
+    try:
+        return tuple((int(token), bias) for token, bias in value.items())
+    except (TypeError, ValueError):
+        raise ValueError("its keys are the ids of tokens") from None
+
+
+def _grammar(value: Any) -> Any:
+    if value is None or isinstance(value, Grammar):
+        return value
+    if not isinstance(value, Mapping) or value.get("kind") not in KINDS or value.keys() - {"kind", "source"}:
+        raise ValueError(f"an object of kind ({', '.join(KINDS)}) and source")
+    source = value.get("source", "")
+    return Grammar(value["kind"], source if isinstance(source, str) else json.dumps(source))
+
+
+def _whole(low: int, high: int) -> Any:
+    return Field(strict=True, ge=low, le=high, description=f"a whole number from {low} to {high}")
+
+
+def _real(low: float, high: float) -> Any:
+    return Field(strict=True, ge=low, le=high, allow_inf_nan=False, description=f"a number from {low:g} to {high:g}")
+
+
+Token = Annotated[int, Field(strict=True, ge=0, le=INT32)]
+Stop = Annotated[str, Field(strict=True, min_length=1, max_length=256)]
+Truth = Annotated[bool, Field(strict=True, description="true or false")]
+
+
+class Sampling(Config):
+    """How to sample, as a file or the command line says it: `SamplingParams` and who decides about thinking, each within a limit."""
+
+    max_tokens: Annotated[int, _whole(1, INT32)] = 1024
+    temperature: Annotated[float, _real(0, 100)] = 0.0
+    top_p: Annotated[float, Field(strict=True, gt=0, le=1, description="a number above 0, at most 1")] = 1.0
+    top_k: Annotated[int, _whole(0, INT32)] = 0
+    min_p: Annotated[float, _real(0, 1)] = 0.0
+    seed: Annotated[int, _whole(0, SAFE)] = 0
+    n: Annotated[int, _whole(1, 1024)] = 1
+    ignore_eos: Truth = False
+    repetition_penalty: Annotated[
+        float, Field(strict=True, gt=0, le=100, description="a number above 0, at most 100")
+    ] = 1.0
+    presence_penalty: Annotated[float, _real(-2, 2)] = 0.0
+    frequency_penalty: Annotated[float, _real(-2, 2)] = 0.0
+    logit_bias: Annotated[
+        tuple[tuple[Token, Annotated[float, _real(-100, 100)]], ...],
+        BeforeValidator(_biases),
+        Field(max_length=1024, description="token ids, each with a number from -100 to 100"),
+    ] = ()
+    stop: Annotated[
+        tuple[Stop, ...],
+        BeforeValidator(_texts),
+        Field(max_length=16, description="a text or up to 16, of 1 to 256 characters"),
+    ] = ()
+    stop_token_ids: Annotated[tuple[Token, ...], Field(max_length=1024, description="a list of token ids")] = ()
+    top_logprobs: Annotated[int, _whole(0, 20)] = 0
+    grammar: Annotated[
+        Any, BeforeValidator(_grammar), Field(description='such as {"kind": "regex", "source": "[0-9]+"}')
+    ] = None
+    thinking: Annotated[Thinking, Field(description="auto, on or off")] = "auto"
+
+    def params(self, seed: int) -> SamplingParams:
+        """As the engine takes it."""
+        given = {name: getattr(self, name) for name in type(self).model_fields if name not in ("seed", "thinking")}
+        return SamplingParams(**given, seed=seed)
+
+
+KEYS = frozenset(Sampling.model_fields)
+
+
+def line_seed(seed: int, line: int, name: str | int | None) -> int:
+    """The seed of a row: of the whole's `seed` and the row's `id`, or, where it has none, its line number.
+
+    So a file may be shuffled or cut, and a row with an id has the answer that it had.
+    """
+    key = json.dumps([seed, "line", line] if name is None else [seed, "id", name])
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") & SAFE
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A row that can be asked; `key` is the one that holds its prompt, `carried` what it carries on to the answer."""
+
+    line: int
+    key: str
+    request: Request
+    carried: dict[str, Any]
+
+
+class _Fault(Exception):
+    def __init__(self, key: str, what: str, remedy: str) -> None:
+        self.key, self.what, self.remedy = key, what, remedy
+
+
+@dataclass(frozen=True)
+class Asking:
+    """Makes requests of rows. `encode`: where given, a prompt is a text to continue and not a user's turn. `cells`: the rows are
+    a CSV file's."""
+
+    defaults: Sampling
+    encode: Callable[[str], Sequence[int]] | None = None
+    cells: bool = False
+
+    def ask(self, line: int, row: dict[str, Any] | Refused) -> Ask | Refused:
+        """The row as a request, or why it is none."""
+        if isinstance(row, Refused):
+            return row
+        if self.cells:
+            row = typed_cells(row, KEYS | {*PROMPTS})
+        carried = {key: value for key, value in row.items() if key not in KEYS and key not in PROMPTS}
+        try:
+            _check_carried(carried)
+            sampling = self._sampling(row)
+            key, messages, ids = self._prompt(row)
+        except _Fault as fault:
+            kept = {k: v for k, v in carried.items() if k not in RESERVED and _writable(v)}
+            return Refused(line, fault.key, fault.what, fault.remedy, kept)
+        own = row.get("seed") is not None
+        seed = sampling.seed if own else line_seed(sampling.seed, line, carried.get("id"))
+        return Ask(line, key, Request(messages, sampling.params(seed), sampling.thinking, ids), carried)
+
+    def _sampling(self, row: dict[str, Any]) -> Sampling:
+        given = {key: row[key] for key in KEYS & row.keys() if row[key] is not None}
+        try:
+            return Sampling.model_validate({**dict(self.defaults), **given}) if given else self.defaults
+        except ValidationError as error:
+            item = error.errors(include_url=False)[0]
+            key = str(item["loc"][0])
+            what = item["msg"].removeprefix("Value error, ")
+            raise _Fault(key, f"{what} (got {_short(given.get(key))})", f"It is {_said(key)}.") from None
+
+    def _prompt(self, row: dict[str, Any]) -> tuple[str, tuple[Message, ...], tuple[int, ...] | None]:
+        given = [key for key in PROMPTS if row.get(key) is not None]
+        if len(given) != 1:
+            what = f"{' and '.join(given)} together" if given else "no prompt"
+            near = next((hint for key in row if (hint := nearest(key, PROMPTS)).startswith("Did")), "")
+            raise _Fault(given[1] if given else "prompt", what, f"{near} Give one of {', '.join(PROMPTS)}.".strip())
+        key, value = given[0], row[given[0]]
+        if key == "prompt_ids":
+            return key, (), _ids(value)
+        if key == "messages":
+            return key, _messages(value), None
+        text = _text(value, key)
+        if not text:
+            raise _Fault(key, "the prompt is empty", "Write something, or delete the line.")
+        if self.encode is None:
+            return key, (Message("user", text),), None
+        try:
+            return key, (), tuple(self.encode(text))
+        except RorqualError as error:
+            raise _Fault(key, error.what, error.remedy) from None
+
+
+def _said(key: str) -> str:
+    return Sampling.model_fields[key].description or "as `rorqual generate --help` says"
+
+
+def _check_carried(carried: dict[str, Any]) -> None:
+    name = carried.get("id")
+    if name is not None and (isinstance(name, bool) or not isinstance(name, str | int)):
+        raise _Fault("id", f"a {type(name).__name__}, neither text nor whole number", "Give a text or a whole number.")
+    for key, value in carried.items():
+        if key in RESERVED:
+            raise _Fault(key, f"'{key}' is a name of the answer's own", "Rename it; other fields are carried over.")
+        if key in ELSEWHERE:
+            raise _Fault(key, f"unknown key '{key}'", f"It is '{ELSEWHERE[key]}' here.")
+        near = nearest(key, KEYS)
+        if near.startswith("Did") and _alike(key, near.split("'")[1]):
+            raise _Fault(key, f"unknown key '{key}'", f"{near} A field to be carried over needs another name.")
+        if not _writable(value):
+            raise _Fault(key, "it holds what JSON has no form for", "Leave it out, or write it as text.")
+
+
+def _alike(one: str, other: str) -> bool:
+    shared = sum(min(one.count(letter), other.count(letter)) for letter in set(one))
+    return 2 * shared / (len(one) + len(other)) >= ALIKE
+
+
+def _writable(value: Any) -> bool:
+    try:
+        json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
+    except (ValueError, TypeError, RecursionError):
+        return False
+    return True
+
+
+def _text(value: Any, key: str) -> str:
+    if not isinstance(value, str):
+        raise _Fault(key, f"a {type(value).__name__}, not a text", "Give a text.")
+    if "\0" in value:
+        raise _Fault(key, "it holds a NUL character", "Take it out.")
+    return value
+
+
+def _ids(value: Any) -> tuple[int, ...]:
+    if not isinstance(value, list) or not all(type(token) is int for token in value):
+        raise _Fault("prompt_ids", "not a list of whole numbers", "Give the ids of tokens.")
+    if not value:
+        raise _Fault("prompt_ids", "the prompt is empty", "Give one id or more, or delete the line.")
+    return tuple(value)
+
+
+def _messages(value: Any) -> tuple[Message, ...]:
+    if not isinstance(value, list) or not value:
+        raise _Fault("messages", "not a list with something in it", "Give a list of messages.")
+    found = tuple(_message(turn, f"messages.{number}") for number, turn in enumerate(value))
+    if not any(message.content for message in found):
+        raise _Fault("messages", "the prompt is empty: no message has content", "Write something, or delete the line.")
+    return found
+
+
+def _message(turn: Any, key: str) -> Message:
+    if not isinstance(turn, dict):
+        raise _Fault(key, f"a {type(turn).__name__}, not an object", "Give role and content.")
+    if extra := sorted(turn.keys() - {"role", "content", "reasoning", "reasoning_content", "name"}):
+        raise _Fault(f"{key}.{extra[0]}", f"unknown key '{extra[0]}'", "A message has role, content and reasoning.")
+    roles: tuple[Role, ...] = get_args(Role)
+    role = next((known for known in roles if known == turn.get("role")), None)
+    if role is None:
+        raise _Fault(f"{key}.role", f"unknown role {_short(turn.get('role'))}", nearest(str(turn.get("role")), roles))
+    thought = turn.get("reasoning", turn.get("reasoning_content"))
+    reasoning = None if thought is None else _text(thought, f"{key}.reasoning")
+    return Message(role, _text(turn.get("content"), f"{key}.content"), reasoning)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:80] + "..."

@@ -1,0 +1,151 @@
+"""Many prompts, answered as slots fall free: what answers each does not depend on what runs beside it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import Any, Protocol
+
+from rorqual.core.errors import DataError, RorqualError
+from rorqual.engine.asking import KEYS, Ask
+from rorqual.engine.prompts import Refused
+from rorqual.engine.remote import RemoteEngine, RemoteError
+from rorqual.engine.request import Completion, Request
+
+BURST = 256
+"""Rows that are refused, or answered, before they are handed on."""
+Answered = tuple[Ask | Refused, list[Completion]]
+"""A row and its samples; none where it was refused."""
+
+
+class Stepping(Protocol):
+    """What is used of the engine."""
+
+    def submit(self, request: Request) -> int: ...
+
+    def step(self) -> Sequence[Any]: ...
+
+    def cancel(self, ticket: int) -> None: ...
+
+
+def refused(ask: Ask, error: RorqualError) -> Refused:
+    """What the engine says of a request that it cannot run; `where` is its key, if it is one of the row's."""
+    return Refused(ask.line, error.where if error.where in KEYS else ask.key, error.what, error.remedy, ask.carried)
+
+
+def answers(engine: Stepping, asks: Iterable[Ask | Refused], *, room: int) -> Iterator[list[Answered]]:
+    """Rows as they are answered, a few at a time, in whatever order they end. At most `room` samples (and one row) are asked at once.
+
+    A row that the engine refuses comes as `Refused`. What the engine raises in running stops everything; what ran is cancelled.
+    """
+    rest, running = iter(asks), dict[int, tuple[Ask, dict[int, Completion]]]()
+    samples, more = 0, True
+    try:
+        while more or running:
+            ready: list[Answered] = []
+            while more and samples < room and len(ready) < BURST:
+                ask = next(rest, None)
+                if ask is None:
+                    more = False
+                elif isinstance(ask, Refused):
+                    ready.append((ask, []))
+                else:
+                    try:
+                        running[engine.submit(ask.request)] = ask, {}
+                        samples += ask.request.params.n
+                    except RorqualError as error:
+                        ready.append((refused(ask, error), []))
+            for delta in engine.step() if running else ():
+                if delta.completion is None or delta.ticket not in running:
+                    continue
+                ask, done = running[delta.ticket]
+                done[delta.sample] = delta.completion
+                samples -= 1
+                if len(done) == ask.request.params.n:
+                    del running[delta.ticket]
+                    ready.append((ask, [done[sample] for sample in sorted(done)]))
+            if ready:
+                yield ready
+    finally:
+        for ticket in running:
+            engine.cancel(ticket)
+
+
+def answers_from_afar(
+    engine: RemoteEngine, asks: Iterable[Ask | Refused], *, concurrency: int
+) -> Iterator[list[Answered]]:
+    """The same of an address: `concurrency` rows at a time. A row that the server refuses (400, 413, 422) comes as `Refused`; any other
+    failure is raised once what was under way has come in."""
+    rest, running = iter(asks), dict[Future[list[list[Completion]]], Ask]()
+    more, fatal = True, list[RorqualError]()
+    with ThreadPoolExecutor(concurrency, thread_name_prefix="generate") as pool:
+        while more or running:
+            ready: list[Answered] = []
+            while more and len(running) < concurrency and len(ready) < BURST:
+                ask = next(rest, None)
+                if ask is None:
+                    more = False
+                elif isinstance(ask, Refused):
+                    ready.append((ask, []))
+                elif not ask.request.messages:
+                    fault = DataError("an address takes messages, no ids", remedy="Give a prompt or messages.")
+                    ready.append((refused(ask, fault), []))
+                else:
+                    running[pool.submit(engine.generate, [ask.request])] = ask
+            for future in wait(running, return_when=FIRST_COMPLETED).done if running else ():
+                ask = running.pop(future)
+                try:
+                    ready.append((ask, future.result()[0]))
+                except RemoteError as error:
+                    if error.status in (400, 413, 422):
+                        ready.append((refused(ask, error), []))
+                    else:
+                        more, fatal = False, [*fatal, error]
+            if ready:
+                yield ready
+    if fatal:
+        raise fatal[0]
+
+
+# ---- what is written
+
+
+def record(
+    asked: Ask | Refused, samples: Sequence[Completion], *, token_ids: bool = False, logprobs: bool = False
+) -> dict[str, Any]:
+    """The line of the answer. It holds nothing that depends on when or beside what it was answered, such as hits of a cache."""
+    head = {"line": asked.line, **asked.carried}
+    if isinstance(asked, Refused):
+        return {**head, "error": {"key": asked.key, "what": asked.what, "remedy": asked.remedy}}
+    counts = [_tokens(sample) for sample in samples]
+    choices = [
+        _choice(number, sample, count, token_ids, logprobs)
+        for number, (sample, count) in enumerate(zip(samples, counts))
+    ]
+    usage = {"prompt_tokens": samples[0].usage.get("prompt_tokens", 0), "completion_tokens": sum(counts)}
+    return {**head, "seed": asked.request.params.seed, "choices": choices, "usage": usage}
+
+
+def _tokens(sample: Completion) -> int:
+    return sample.usage.get("completion_tokens", len(sample.token_ids))
+
+
+def _choice(number: int, sample: Completion, count: int, token_ids: bool, logprobs: bool) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "index": number,
+        "text": sample.text,
+        "reasoning": sample.reasoning,
+        "finish_reason": sample.finish_reason,
+        "tokens": count,
+    }
+    if token_ids:
+        found["token_ids"] = sample.token_ids
+    if logprobs:
+        found["logprobs"] = [value if math.isfinite(value) else None for value in sample.logprobs]
+    if sample.top_logprobs is not None:
+        found["top_logprobs"] = [
+            [[token, value if math.isfinite(value) else None] for token, value in place]
+            for place in sample.top_logprobs
+        ]
+    return found

@@ -1,0 +1,158 @@
+"""Which blocks a sequence has: what is shared with others, what is new, what outlives it. No tensors here.
+
+A full block that was computed is named by all tokens up to its end, its tenant and the weights (`prefix.chain`): from then on
+whoever begins alike shares it, and after its last user it stays until its place is needed. With a folder it is written there, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from rorqual.engine.blocks import BlockPool
+from rorqual.engine.prefix import extend, matchable, root
+from rorqual.engine.store import DiskStore
+from rorqual.ops.paged import BLOCK
+
+
+class Owner(Protocol):
+    """What `Pages` needs of a sequence."""
+
+    tenant: str
+    reuse: bool
+    tokens: list[int]
+    blocks: list[int]
+    named: int
+    keys: list[bytes]
+
+
+@dataclass
+class Pages:
+    """The blocks of one cache. `read(block)` and `write(block, contents)` are the cache's; `store` is its folder, where it has one.
+
+    Block 0 is nobody's: what fills up a step is written there.
+    """
+
+    n_blocks: int
+    secret: bytes
+    fingerprint: bytes
+    read: Callable[[int], bytes]
+    write: Callable[[int, bytes], bool]
+    store: DiskStore | None = None
+    pool: BlockPool = field(init=False)
+    roots: dict[str, bytes] = field(default_factory=dict)
+    hit_tokens: int = 0
+    miss_tokens: int = 0
+    restored: int = 0
+
+    def __post_init__(self) -> None:
+        self.pool = BlockPool(self.n_blocks)
+        self.pool.allocate(1)
+
+    @property
+    def capacity(self) -> int:
+        """Blocks that sequences can have."""
+        return self.n_blocks - 1
+
+    def renew(self, fingerprint: bytes) -> None:
+        """Other weights: nothing that was kept may serve again, here or from the folder."""
+        self.fingerprint = fingerprint
+        self.roots.clear()
+        self.pool.drop()
+
+    def match(self, owner: Owner) -> int:
+        """Give `owner`, which has no blocks, those of the longest beginning of its tokens that is known; how many tokens these hold.
+
+        At least one token is left to be fed.
+        """
+        if not owner.reuse:
+            return 0
+        keys = self._keys(owner, len(owner.tokens) // BLOCK)[: matchable(len(owner.tokens), BLOCK)]
+        owner.blocks = self.pool.match(keys)
+        for key in keys[len(owner.blocks) :]:
+            block = self._restore(owner, key)
+            if block is None:
+                break
+            owner.blocks.append(block)
+        owner.named = len(owner.blocks)
+        return owner.named * BLOCK
+
+    def _restore(self, owner: Owner, key: bytes) -> int | None:
+        if self.store is None or not self.store.has(key):
+            return None
+        found = self.pool.allocate(1)
+        if found is None:
+            return None
+        contents = self.store.get(key)
+        if contents is None or not self.write(found[0], contents):
+            self.pool.release(found)
+            return None
+        self.pool.register(found[0], key, owner.tenant)
+        self.restored += 1
+        return found[0]
+
+    def grow(self, owner: Owner, length: int) -> bool:
+        """Give `owner` blocks for `length` positions; False, and nothing changed, where there are not as many."""
+        missing = -(-length // BLOCK) - len(owner.blocks)
+        if missing <= 0:
+            return True
+        found = self.pool.allocate(missing)
+        if found is None:
+            return False
+        owner.blocks += found
+        return True
+
+    def name(self, owner: Owner, length: int) -> None:
+        """Positions 0 .. length - 1 of `owner` are computed: its full blocks among them can be shared from now on."""
+        full = length // BLOCK
+        if not owner.reuse or full <= owner.named:
+            return
+        keys = self._keys(owner, full)
+        for place in range(owner.named, full):
+            fresh = self.pool.register(owner.blocks[place], keys[place], owner.tenant)
+            if fresh and self.store is not None and not self.store.has(keys[place]):
+                self.store.put(keys[place], self.read(owner.blocks[place]))
+        owner.named = full
+
+    def release(self, owner: Owner) -> None:
+        """`owner` leaves its blocks."""
+        self.pool.release(owner.blocks)
+        owner.blocks, owner.named = [], 0
+
+    def fork(self, owner: Owner, other: Owner, length: int) -> list[tuple[int, int]] | None:
+        """Give `other` the first `length` positions of `owner`: full blocks shared, the rest to be copied.
+
+        [(block to copy to, block to copy from)], or nothing where it is full; None where there is no block for it.
+        """
+        full, rest = divmod(length, BLOCK)
+        own = self.pool.allocate(1) if rest else []
+        if own is None:
+            return None
+        for block in owner.blocks[:full]:
+            self.pool.take(block)
+        other.blocks, other.named = owner.blocks[:full] + own, min(owner.named, full)
+        other.keys = list(owner.keys)
+        return [(own[0], owner.blocks[full])] if rest else []
+
+    def _keys(self, owner: Owner, blocks: int) -> list[bytes]:
+        """The names of the first `blocks` blocks of `owner`; what is known already is not hashed again."""
+        known = len(owner.keys)
+        if known < blocks:
+            if owner.tenant not in self.roots:
+                self.roots[owner.tenant] = root(self.secret, self.fingerprint, owner.tenant, BLOCK)
+            parent = owner.keys[-1] if known else self.roots[owner.tenant]
+            owner.keys += extend(self.secret, parent, owner.tokens[known * BLOCK : blocks * BLOCK], BLOCK)
+        return owner.keys[:blocks]
+
+    def stats(self) -> dict[str, float]:
+        """Blocks by state, and tokens of prompts that were found and that were computed."""
+        return {
+            "blocks_total": self.capacity,
+            "blocks_used": self.pool.used - 1,
+            "blocks_cached": self.pool.cached,
+            "blocks_free": self.pool.free,
+            "hit_tokens": self.hit_tokens,
+            "miss_tokens": self.miss_tokens,
+            "blocks_restored": self.restored,
+        }

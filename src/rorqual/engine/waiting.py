@@ -1,0 +1,97 @@
+"""Who waits, and whose turn it is: the highest priority first, then the tenant that was served least, then the earliest.
+
+Fairness between tenants as in Sheng et al. 2024 ("Fairness in serving large language models", virtual token counter): a tenant's
+counter grows by what it is served, a token drawn counting as `DRAWN` tokens fed; one that comes back from idleness begins at the least
+counter of those that are busy, so that nobody saves up turns.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Mapping
+from typing import Generic, Protocol, TypeVar
+
+DRAWN = 2.0
+"""What drawing a token costs, in tokens fed."""
+
+
+class Waits(Protocol):
+    """What `Waiting` needs of a sequence."""
+
+    ticket: int
+    tenant: str
+    priority: int
+    arrival: int
+
+
+W = TypeVar("W", bound=Waits)
+
+
+class Waiting(Generic[W]):
+    """Sequences in queues, one for each tenant."""
+
+    def __init__(self) -> None:
+        self._queues: dict[str, list[tuple[int, int, W]]] = {}
+        self._counters: dict[str, float] = {}
+        self._length = 0
+
+    def __len__(self) -> int:
+        return self._length
+
+    @property
+    def highest(self) -> int:
+        """The highest priority that waits; somebody must."""
+        return max(-queue[0][0] for queue in self._queues.values())
+
+    def push(self, sequence: W, busy: Iterable[str] = ()) -> None:
+        """Queue a newcomer. `busy`: tenants of which something runs."""
+        tenant = sequence.tenant
+        others = {*busy, *(name for name, queue in self._queues.items() if queue)}
+        if tenant not in others:
+            least = min((self._counters.get(name, 0.0) for name in others), default=0.0)
+            self._counters[tenant] = max(self._counters.get(tenant, 0.0), least)
+        self.push_back(sequence)
+
+    def push_back(self, sequence: W) -> None:
+        """Queue what had been taken, at the place of its arrival."""
+        queue = self._queues.setdefault(sequence.tenant, [])
+        heapq.heappush(queue, (-sequence.priority, sequence.arrival, sequence))
+        self._length += 1
+
+    def next(self, running: Mapping[str, float]) -> W:
+        """Whose turn it is; it stays queued. `running`: tokens drawn so far for each tenant by what runs, which is not yet charged."""
+        best = min(
+            (queue[0][0], self._counters.get(tenant, 0.0) + DRAWN * running.get(tenant, 0.0), queue[0][1], tenant)
+            for tenant, queue in self._queues.items()
+            if queue
+        )
+        return self._queues[best[3]][0][2]
+
+    def pop(self, sequence: W) -> None:
+        """Take the head of a tenant's queue: what `next` said. Its prompt is charged by `charge`."""
+        queue = self._queues[sequence.tenant]
+        if queue[0][2] is not sequence:
+            raise RuntimeError("not the head of its queue")
+        heapq.heappop(queue)
+        self._length -= 1
+        if not queue:
+            del self._queues[sequence.tenant]
+
+    def charge(self, tenant: str, fed: int, drawn: int) -> None:
+        """A tenant was served: tokens fed and drawn."""
+        self._counters[tenant] = self._counters.get(tenant, 0.0) + fed + DRAWN * drawn
+
+    def tickets(self) -> set[int]:
+        """Of all that waits."""
+        return {item[2].ticket for queue in self._queues.values() for item in queue}
+
+    def drop(self, ticket: int) -> None:
+        """Forget what waits under `ticket`."""
+        for tenant, queue in list(self._queues.items()):
+            kept = [item for item in queue if item[2].ticket != ticket]
+            self._length -= len(queue) - len(kept)
+            if not kept:
+                del self._queues[tenant]
+            elif len(kept) < len(queue):
+                heapq.heapify(kept)
+                self._queues[tenant] = kept

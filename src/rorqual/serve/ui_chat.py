@@ -25,7 +25,7 @@ TICK = 0.1
 FORMULAS = [("$$", "$$", True), ("\\[", "\\]", True), ("\\(", "\\)", False), ("$", "$", False)]
 Pictures = AsyncGenerator[tuple[Any, ...], None]
 """What the page's parts become, again and again."""
-IDLE = "Enter sends, Shift+Enter breaks the line, Esc stops."
+IDLE = "Enter sends, Shift+Enter breaks the line."
 
 
 class Mounted:
@@ -96,13 +96,13 @@ class Chat:
         pump = asyncio.create_task(self._pump(turn, wanted.body(self.model, rows), tenant))
         stopping = asyncio.create_task(stopped.wait())
         box = self.gr.Textbox(value="", submit_btn=False, stop_btn=True)
-        yield rows, rows, box, _status("Waiting for the model.")
+        yield rows, rows, box, _status("Waiting. Esc stops.")
         box = self.gr.skip()
         try:
             while not pump.done() and not stopped.is_set():
                 await asyncio.wait((pump, stopping), timeout=TICK, return_when=asyncio.FIRST_COMPLETED)
                 now = [*rows, *turn.rows()]
-                yield now, now, box, _status(f"{turn.seconds:.0f} s. Esc stops.")
+                yield now, now, box, _status(f"{turn.phase}. Esc stops.")
         finally:
             self._stops.pop(session, None)
             stopping.cancel()
@@ -139,9 +139,8 @@ def _status(text: str, *, error: bool = False) -> str:
 
 def _blocks(gr: Any, chat: Chat) -> Any:
     with gr.Blocks(title=chat.model, fill_height=True, analytics_enabled=False) as blocks:
-        gr.HTML(
-            (FILES / "head.html").read_text(encoding="utf-8").replace("{model}", html.escape(chat.model)), padding=False
-        )
+        head = (FILES / "head.html").read_text(encoding="utf-8").replace("{model}", html.escape(chat.model))
+        gr.Markdown(head, elem_id="head", sanitize_html=False, latex_delimiters=[])  # gr.HTML would need `eval`
         rows = gr.State([])
         shown = gr.Chatbot(
             label="Conversation", show_label=False, container=False, scale=1, height=None, min_height=160, elem_id="chat",
@@ -149,14 +148,14 @@ def _blocks(gr: Any, chat: Chat) -> Any:
             latex_delimiters=[{"left": left, "right": right, "display": display} for left, right, display in FORMULAS],
             placeholder=f"Ask {html.escape(chat.model)} something.", sanitize_html=True,
         )  # fmt: skip
-        status = gr.HTML(_status(IDLE), elem_id="status", html_template="${value}", padding=False)
+        with gr.Row(elem_id="actions", equal_height=True):
+            status = gr.Markdown(_status(IDLE), elem_id="status", latex_delimiters=[])
+            retry = gr.Button("Retry", size="sm", scale=0, min_width=88)
+            clear = gr.Button("New chat", size="sm", scale=0, min_width=88)
         box = gr.Textbox(
-            label="Message", show_label=False, container=False, lines=1, max_lines=8, placeholder="Message", autofocus=True,
+            label="Message", show_label=False, container=False, lines=1, max_lines=6, placeholder="Message", autofocus=True,
             submit_btn=True, stop_btn=False, elem_id="message", html_attributes=gr.InputHTMLAttributes(enterkeyhint="send"),
         )  # fmt: skip
-        with gr.Row(elem_id="actions"):
-            retry = gr.Button("Retry", size="sm", min_width=80)
-            clear = gr.Button("New chat", size="sm", min_width=80)
         with gr.Accordion("Settings", open=False, elem_id="settings"), gr.Row():
             thinking = gr.Radio(["auto", "on", "off"], value="auto", label="Thinking", min_width=200)
             heat = gr.Slider(0, 2, value=1, step=0.05, label="Temperature", min_width=200)
@@ -219,5 +218,4 @@ def _wire(gr: Any, chat: Chat, parts: Sequence[Any], settings: Sequence[Any], re
     shown.edit(edited, [rows, *settings], **running)
     box.stop(stop, **common)
     clear.click(fresh, outputs=list(parts), **common)
-    shown.clear(fresh, outputs=list(parts), **common)
     return stop

@@ -113,6 +113,11 @@ class Turn:
         """Whether nothing came."""
         return not (self.reasoning.strip() or self.content)
 
+    @property
+    def phase(self) -> str:
+        """What goes on, in a word that does not change with each token: it is read aloud."""
+        return "Answering" if self.content else "Thinking" if self.reasoning.strip() else "Waiting"
+
     def rows(self) -> list[Row]:
         """The reply as it stands."""
         rows: list[Row] = []

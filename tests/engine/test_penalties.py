@@ -58,7 +58,7 @@ rows = st.lists(st.tuples(asked, ids.filter(bool), ids), min_size=1, max_size=6)
 
 def counts_of(batch: list[tuple[SamplingParams, list[int], list[int]]]) -> Counts:
     """Each row's history, its reply drawn token by token."""
-    counts = Counts(len(batch), VOCAB, "cpu")
+    counts = Counts(len(batch), VOCAB)
     for row, (params, prompt, _) in enumerate(batch):
         if needs_history(params):
             counts.add(row, prompt)
@@ -104,7 +104,7 @@ def test_repetition_is_that_of_transformers(penalty: float) -> None:
 def test_a_history_survives_moves_departures_and_preemption() -> None:
     """Against a history of its own for each sequence, over a thousand random events."""
     rng, limit = np.random.default_rng(0), 5
-    counts = Counts(limit, VOCAB, "cpu")
+    counts = Counts(limit, VOCAB)
     batch: list[tuple[bool, list[int], list[int]]] = []
     seen = Counter[str]()
     for _ in range(1000):
@@ -135,17 +135,17 @@ def test_a_history_survives_moves_departures_and_preemption() -> None:
                 batch.append(gone)
         known = [row for row, (penalised, *_) in enumerate(batch) if penalised]
         if known:
-            replied, present = counts.of(ints(*known))
+            ids, times = counts.of(ints(*known))
             for place, row in enumerate(known):
                 _, prompt, reply = batch[row]
-                assert replied[place].tolist() == [Counter(reply)[t] for t in range(VOCAB)]
-                assert set(present[place].nonzero().flatten().tolist()) == {*prompt, *reply}
+                expected = {token: Counter(reply)[token] for token in {*prompt, *reply}}
+                assert dict(zip(ids[place].tolist(), times[place].tolist())) == expected
     assert min(seen.values()) > 100
 
 
 def test_a_row_that_was_not_added_is_an_error_of_the_caller() -> None:
     with pytest.raises(KeyError, match=r"rows \[1\] have no history"):
-        adjust(random_logits(2, 0), Settings.of([SamplingParams(), PENALTY], "cpu"), Counts(2, VOCAB, "cpu"))
+        adjust(random_logits(2, 0), Settings.of([SamplingParams(), PENALTY], "cpu"), Counts(2, VOCAB))
 
 
 def test_at_temperature_0_the_adjusted_logits_decide_and_their_softmax_is_recorded() -> None:
@@ -167,7 +167,7 @@ def test_biases_alone_need_no_history() -> None:
     assert not needs_history(params)
     assert settings.adjusted
     logits = random_logits(2, 1)
-    got = adjust(logits, settings, Counts(0, VOCAB, "cpu"))
+    got = adjust(logits, settings, Counts(0, VOCAB))
     assert torch.equal(got[0], logits[0])
     assert int(got[1].argmax()) == 3
     assert int(got[1].argmin()) == 5

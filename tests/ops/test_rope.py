@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rorqual.ops.attention import cache_mask, document_mask
-from rorqual.ops.rope import Rope, Yarn, inverse_frequencies, rope_table, rotate, softmax_factor
+from rorqual.ops.rope import Rope, Yarn, inverse_frequencies, rope_table, rotate, softmax_factor, spread
 
 POSITIONS = [0, 1, 7, 1000, 100_000]
 V3 = Rope(yarn=Yarn(factor=40.0, original_max_position_embeddings=4096, mscale=1.0, mscale_all_dim=1.0))
@@ -25,12 +25,16 @@ def by_complex_numbers(x: list[float], position: int, theta: float, interleaved:
     return out
 
 
+def turn(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
+    return rotate(x, *spread(cos, sin, interleaved=interleaved), interleaved=interleaved)
+
+
 @pytest.mark.parametrize("interleaved", [True, False])
 @pytest.mark.parametrize("theta", [100.0, 10_000.0])
 def test_rotation_at_several_positions(interleaved: bool, theta: float) -> None:
     x = torch.randn(len(POSITIONS), 8, generator=torch.Generator().manual_seed(0))
     cos, sin = rope_table(Rope(theta=theta), 8, torch.tensor(POSITIONS))
-    turned = rotate(x, cos, sin, interleaved=interleaved)
+    turned = turn(x, cos, sin, interleaved)
     for row, position in enumerate(POSITIONS):
         expected = by_complex_numbers(x[row].tolist(), position, theta, interleaved)
         # fp32 angles: at position 100,000 they are known to 0.01 radian's third of a percent.
@@ -40,9 +44,9 @@ def test_rotation_at_several_positions(interleaved: bool, theta: float) -> None:
 def test_the_layouts_are_not_each_other() -> None:
     x = torch.randn(1, 8, generator=torch.Generator().manual_seed(0))
     cos, sin = rope_table(Rope(), 8, torch.tensor([5]))
-    inter, half = (rotate(x, cos, sin, interleaved=flag) for flag in (True, False))
+    inter, half = (turn(x, cos, sin, flag) for flag in (True, False))
     assert (inter - half).abs().max() > 0.1
-    back = half_to_interleaved(rotate(interleaved_to_half(x), cos, sin, interleaved=False))
+    back = half_to_interleaved(turn(interleaved_to_half(x), cos, sin, False))
     torch.testing.assert_close(inter, back)
 
 
@@ -61,10 +65,7 @@ def test_products_depend_on_the_distance_alone(rope: Rope, interleaved: bool) ->
     q, k = torch.randn(1, 16, generator=generator), torch.randn(1, 16, generator=generator)
 
     def product(at: int, other: int) -> float:
-        turned = [
-            rotate(x, *rope_table(rope, 16, torch.tensor([p])), interleaved=interleaved)
-            for x, p in ((q, at), (k, other))
-        ]
+        turned = [turn(x, *rope_table(rope, 16, torch.tensor([p])), interleaved) for x, p in ((q, at), (k, other))]
         return float((turned[0] * turned[1]).sum())
 
     assert product(9, 4) == pytest.approx(product(1005, 1000), abs=1e-3)
@@ -75,7 +76,7 @@ def test_products_in_bf16_use_fp32_angles() -> None:
     """Rounding a cosine to bf16 loses positions: error stays that of one rounding of the result, at any position."""
     x = torch.randn(64, 64, generator=torch.Generator().manual_seed(0)).bfloat16()
     cos, sin = rope_table(Rope(), 64, torch.arange(64) + 4000)
-    turned, exact = rotate(x, cos, sin, interleaved=True), rotate(x.float(), cos, sin, interleaved=True)
+    turned, exact = turn(x, cos, sin, True), turn(x.float(), cos, sin, True)
     assert turned.dtype == torch.bfloat16
     assert torch.equal(turned, exact.bfloat16())
 

@@ -23,6 +23,7 @@ from rorqual.data.chat import ChatFormat, load_chat
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine import scheduler
 from rorqual.engine.lane import Finished, Lane, Size
+from rorqual.engine.packed import PackedLinear, can_pack, packed
 from rorqual.engine.params import check_params
 from rorqual.engine.prefix import fingerprint_of
 from rorqual.engine.request import Completion, Request
@@ -74,6 +75,7 @@ class Engine:
     `threads`: lanes that run at once; `lanes`: among how many the requests of one `generate` are divided.
     `record_kept`: give each completion the sets that top-k and top-p left, a bit for each token of the vocabulary.
     `reuse`: keep the blocks of what ended, for prompts that begin alike; `cache_dir`: on disk, too, for the next start.
+    `pack`: lay the weights out once, for engines whose model nobody else holds (`engine/packed.py`).
     `cache_bytes`: memory of each lane's keys and values. `step_tokens`: tokens fed in a step at most.
     The model is shared, not copied: weights that a trainer changes in place are used from the next `generate` on, and what was
     cached of older ones is not used again.
@@ -95,6 +97,7 @@ class Engine:
         cache_dir: Path | None = None,
         cache_bytes: int = CACHE_BYTES,
         step_tokens: int = STEP_TOKENS,
+        pack: bool = False,
     ) -> None:
         context = model.config.max_position_embeddings
         if max_len is not None and not 2 <= max_len <= context:
@@ -111,12 +114,14 @@ class Engine:
                 where="engine",
                 remedy="Use the tokenizer that the model was trained with.",
             )
-        self.model, self.tokenizer, self.chat = model, tokenizer, chat
+        self.tokenizer, self.chat = tokenizer, chat
         self.max_len = max_len or context
         self.threads = threads
+        print_ = _fingerprint(model, stable=cache_dir is not None)
+        self.model = packed(model) if pack and can_pack(model) else model
+        model = self.model
         size = Size(slots, self.max_len, cache_bytes, step_tokens)
         self._weights = _version(model)
-        print_ = self._fingerprint(stable=cache_dir is not None)
         record = {"record_experts": record_experts, "record_kept": record_kept}
         # Only the first lane, which serves, keeps anything for later: the others are for batches.
         first = Lane(
@@ -150,6 +155,7 @@ class Engine:
         cache_dir: Path | None = None,
         cache_bytes: int = CACHE_BYTES,
         step_tokens: int = STEP_TOKENS,
+        pack: bool = True,
     ) -> Engine:
         """An engine for a run directory: its newest whole checkpoint, its tokenizer and its chat format."""
         run = RunDir(Path(path))
@@ -171,10 +177,17 @@ class Engine:
             cache_dir=cache_dir,
             cache_bytes=cache_bytes,
             step_tokens=step_tokens,
+            pack=pack,
         )
 
     def load_weights(self, weights: dict[str, Tensor] | Decoder) -> None:
         """Copy weights into the model in place; other names or shapes are refused."""
+        if any(isinstance(module, PackedLinear) for module in self.model.modules()):
+            raise ConfigError(
+                "this engine's weights are packed",
+                where="engine.load_weights",
+                remedy="Make the engine with pack=False.",
+            )
         state = weights.state_dict() if isinstance(weights, Decoder) else weights
         check_names(state, self.model.state_dict(), where="engine.load_weights")
         self.model.load_state_dict(state)
@@ -185,21 +198,9 @@ class Engine:
         version = _version(self.model)
         if version != self._weights:
             self._weights = version
-            print_ = self._fingerprint(stable=False)
+            print_ = _fingerprint(self.model, stable=False)
             for lane in self._lanes:
                 lane.renew(print_)
-
-    def _fingerprint(self, *, stable: bool) -> bytes:
-        """What names the weights: of their contents where it must hold over a restart, else a number nobody had before."""
-        if not stable:
-            return np.random.bytes(32)
-        return fingerprint_of(
-            {
-                "weights": digest(self.model),
-                "dtype": str(self.model.embed_tokens.weight.dtype),
-                "torch": torch.__version__,
-            }
-        )
 
     # ---- whole batches
 
@@ -405,6 +406,14 @@ class Engine:
         """Write what is on its way to the folder. The engine must not be used afterwards."""
         for lane in self._lanes:
             lane.close()
+
+
+def _fingerprint(model: Decoder, *, stable: bool) -> bytes:
+    """What names the weights: of their contents where it must hold over a restart, else a number nobody had before."""
+    if not stable:
+        return np.random.bytes(32)
+    kind = str(model.embed_tokens.weight.dtype)
+    return fingerprint_of({"weights": digest(model), "dtype": kind, "torch": torch.__version__})
 
 
 def _version(model: Decoder) -> int:

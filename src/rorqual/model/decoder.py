@@ -107,8 +107,10 @@ class Decoder(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [..., d] -> [..., vocab] in fp32."""
-        weight = self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
-        return F.linear(hidden, weight).float()
+        if self.lm_head is None:
+            return F.linear(hidden, self.embed_tokens.weight).float()
+        scores: Tensor = self.lm_head(hidden)
+        return scores.float()
 
     def routers(self) -> list[MoE]:
         """Every mixture-of-experts layer in the order of the routing that a training step collects: main, then MTP."""

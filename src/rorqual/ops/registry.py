@@ -33,7 +33,7 @@ REFERENCE = Ops("reference", norm.rms_norm, attention.attend, moe.experts, moe.e
 FAST = Ops("fast", cpu.rms_norm, cpu.attend, cpu.experts, cpu.experts_tuned)
 INVARIANT = Ops(
     "invariant",
-    norm.rms_norm,
+    invariant.rms_norm,
     attention.attend,
     invariant.experts,
     moe.experts_tuned,

@@ -124,14 +124,21 @@ def rope_table(rope: Rope, dim: int, positions: Tensor) -> tuple[Tensor, Tensor]
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool) -> Tensor:
-    """Rotate x [..., dim] by angles [..., dim / 2] that broadcast against it; layout in = layout out.
+    """Rotate x [..., dim] by angles [..., dim] as `spread` gives them; layout in = layout out.
 
     The products run in fp32, as in DeepSeek's code: an angle's cosine rounded to bf16 would blur neighbouring positions.
     """
     if interleaved:
-        first, second = x[..., 0::2], x[..., 1::2]
+        swapped = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
     else:
         first, second = x.chunk(2, dim=-1)
-    turned = (first * cos - second * sin, second * cos + first * sin)  # fp32, by type promotion
-    out = torch.stack(turned, dim=-1).flatten(-2) if interleaved else torch.cat(turned, dim=-1)
-    return out.to(x.dtype)
+        swapped = torch.cat((second, first), dim=-1)
+    turned = x * cos + swapped * sin  # fp32, by type promotion
+    return turned.to(x.dtype)
+
+
+def spread(cos: Tensor, sin: Tensor, *, interleaved: bool) -> tuple[Tensor, Tensor]:
+    """Angles [..., dim / 2] as `rotate` takes them, [..., dim]: each cosine twice, and each sine with either sign."""
+    if interleaved:
+        return cos.repeat_interleave(2, dim=-1), torch.stack((-sin, sin), dim=-1).flatten(-2)
+    return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)

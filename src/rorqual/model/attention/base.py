@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from rorqual.core.config import Kind
 from rorqual.model.cost import Cost
 from rorqual.ops.registry import Ops
-from rorqual.ops.rope import Rope, rope_table
+from rorqual.ops.rope import Rope, rope_table, spread
 
 
 @dataclass(frozen=True)
@@ -48,17 +48,18 @@ class AttentionContext:
     mask: Tensor | None
     ops: Ops
     table: Callable[[Rope, int], tuple[Tensor, Tensor]] | None = None
-    _angles: dict[tuple[Rope, int], tuple[Tensor, Tensor]] = field(default_factory=dict)
+    _angles: dict[tuple[Rope, int, bool], tuple[Tensor, Tensor]] = field(default_factory=dict)
 
-    def rope(self, rope: Rope, dim: int) -> tuple[Tensor, Tensor]:
-        """cos and sin [batch, seq, 1, dim / 2]."""
-        if (rope, dim) not in self._angles:
+    def rope(self, rope: Rope, dim: int, *, interleaved: bool) -> tuple[Tensor, Tensor]:
+        """cos and sin [batch, seq, 1, dim], for `rotate`."""
+        known = (rope, dim, interleaved)
+        if known not in self._angles:
             if self.table is None:
                 cos, sin = rope_table(rope, dim, self.positions)
             else:
                 cos, sin = (t[self.positions] for t in self.table(rope, dim))
-            self._angles[rope, dim] = (cos.unsqueeze(2), sin.unsqueeze(2))
-        return self._angles[rope, dim]
+            self._angles[known] = spread(cos.unsqueeze(2), sin.unsqueeze(2), interleaved=interleaved)
+        return self._angles[known]
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         """Attention among the tokens themselves: q [batch, heads, queries, d], k and v [batch, heads, keys, d or d_v]."""

@@ -64,7 +64,7 @@ class GQA(Attention):
         v = self.v_proj(x).unflatten(-1, (-1, c.head_dim))
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q, context.ops), self.k_norm(k, context.ops)
-        cos, sin = context.rope(c.rope, c.head_dim)
+        cos, sin = context.rope(c.rope, c.head_dim, interleaved=False)
         q, k = rotate(q, cos, sin, interleaved=False), rotate(k, cos, sin, interleaved=False)
         repeat = c.num_attention_heads // c.num_key_value_heads
         if cache is not None:

@@ -85,7 +85,7 @@ class MLA(Attention):
         q_nope, q_rope = q.split((c.qk_nope_head_dim, c.qk_rope_head_dim), dim=-1)
         latent, k_rope = self.kv_a_proj_with_mqa(x).split((c.kv_lora_rank, c.qk_rope_head_dim), dim=-1)
         latent = self.kv_a_layernorm(latent, ops)  # [batch, seq, kv_lora_rank]
-        cos, sin = context.rope(c.rope, c.qk_rope_head_dim)
+        cos, sin = context.rope(c.rope, c.qk_rope_head_dim, interleaved=True)
         q_rope = rotate(q_rope, cos, sin, interleaved=True)
         k_rope = rotate(k_rope.unsqueeze(2), cos, sin, interleaved=True).squeeze(2)  # [batch, seq, rope]
         if cache is None:

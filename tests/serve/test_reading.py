@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Sequence
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rorqual.core.records import Message, Thinking
+from rorqual.core.records import Thinking
 from rorqual.data.chat import ChatFormat, TemplateChat, chat_format
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.serve.reading import Piece, Reader, Stops
@@ -99,21 +100,19 @@ def test_what_an_end_could_still_turn_into_a_thought_waits() -> None:
     assert joined(pieces) == ("Let me see. ", "It is 7.")
 
 
-def test_a_long_reply_is_not_read_again_at_each_token() -> None:
-    """All readings together read each token a bounded number of times."""
-    chat, count = CHATS["deepseek"], 20_000
+def test_a_long_reply_takes_time_in_proportion_to_its_length() -> None:
+    chat = CHATS["deepseek"]
     rng = random.Random(0)
-    ids = [END, *(rng.choice(said("abc de")) for _ in range(count))]
-    read = 0
-
-    def parse(seen: Sequence[int]) -> Message:
-        nonlocal read
-        read += len(seen)
-        return Message("assistant", "x" * len(seen))
-
-    fed(Reader(parse), ids)
-    assert read < 600 * count
-    assert joined(fed(Reader.of_chat(chat, "auto"), ids[:3000]))[1] == chat.parse(ids[:3000]).content
+    ids = [END, *(rng.choice(said("abc de")) for _ in range(20_000))]
+    spent = []
+    for length in (2_500, 20_000):
+        began = time.process_time()
+        pieces = fed(Reader.of_chat(chat, "auto"), ids[:length])
+        spent.append(time.process_time() - began)
+        assert joined(pieces)[1] == chat.parse(ids[:length]).content
+    assert (
+        spent[1] < 24 * spent[0] + 0.2
+    )  # eight times as many tokens; sixty-four times the time if each read all before it
 
 
 def test_plain_text_has_no_parts_and_ends_at_the_end() -> None:

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 
 from rorqual.core.errors import DataError
 from rorqual.core.records import Message, Thinking, Tool
+from rorqual.data.chat.calls import CallForm, lex
+from rorqual.data.chat.marks import Marks
+from rorqual.data.chat.reply import Reading, ReplyForm, read
 from rorqual.data.tokenizer import Tokenizer
 
 
@@ -59,13 +62,52 @@ class ChatFormat(ABC):
         """Ids to feed so that the assistant's reply comes next. `tools` are those that it may call."""
 
     @abstractmethod
+    def reply_form(self, thinking: Thinking) -> ReplyForm:
+        """How a reply to `prompt(..., thinking)` is read."""
+
+    @property
+    def call_form(self) -> CallForm | None:
+        """How calls of tools are written; None: not at all."""
+        return None
+
+    @property
+    def spoken(self) -> bool:
+        """Whether marks count in a reply however they are spelt, as tokens or as text."""
+        return False
+
     def parse(self, ids: Iterable[int], thinking: Thinking = "auto", tools: Sequence[Tool] = ()) -> Message:
-        """The message in a reply's ids: what came after `prompt(..., thinking, tools)`, whole or cut off at any token."""
+        """The message in a reply's ids: what came after `prompt(..., thinking, tools)`, whole or cut off at any token.
+
+        Everything after the first end token is ignored. Without `tools` there are no calls: whatever looks like one is content.
+        Any further special token stays visible, by name.
+        """
+        return self.read(ids, thinking, tools).message()
+
+    def read(
+        self, ids: Iterable[int], thinking: Thinking, tools: Sequence[Tool] = (), *, plain: bool = False
+    ) -> Reading:
+        """As `parse`, with the parts that a reply is made of; `plain`: as mere text."""
+        stops = frozenset(self.stop_ids)
+        reply: list[int] = []
+        ended = False
+        for id_ in ids:
+            if ended := id_ in stops:
+                break
+            reply.append(id_)
+        calls = self.call_form if tools and not plain else None
+        items = lex(self.reply_marks(calls, plain=plain).text(reply), calls, tools)
+        form = ReplyForm("answer") if plain else self.reply_form(thinking)
+        return read(items, form, calls, ended=ended)
+
+    def reply_marks(self, calls: CallForm | None, *, plain: bool = False) -> Marks:
+        """The marks that count in a reply, with calls or without."""
+        names = [] if plain else ["<think>", "</think>", *(calls.marks if calls else ())]
+        return Marks(self.tokenizer, names, spoken=names if self.spoken else ())
 
     @property
     def takes_tools(self) -> bool:
         """Whether the format has a way to write tools and calls; `prompt` refuses them where it has none."""
-        return False
+        return self.call_form is not None
 
     def mode(self, messages: Sequence[Message], thinking: Thinking) -> Thinking:
         """How the reply to `prompt(messages, thinking)` is to be parsed: some formats cannot think after a tool's turn."""

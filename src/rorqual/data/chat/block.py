@@ -7,10 +7,12 @@ block: they are stripped when a reply is written and when it is read, as the pub
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from typing import Literal
 
 from rorqual.core.errors import DataError
-from rorqual.core.records import Message, Thinking, Tool
+from rorqual.core.records import Message, Thinking
+from rorqual.data.chat.reply import Begins, ReplyForm, Trim
 from rorqual.data.chat.turns import TurnChat
 from rorqual.data.tokenizer import Tokenizer
 
@@ -54,25 +56,14 @@ class MarkedBlock(TurnChat):
         # One token for two newlines, unless the prompt has written the first of them already.
         return [self._think, *(self._one * 2 if self.choice(thinking) else self._two), *after]
 
-    def parse(self, ids: Iterable[int], thinking: Thinking = "auto", tools: Sequence[Tool] = ()) -> Message:
-        """The message in a reply. Everything after the first end token is ignored.
-
-        What stands before the first `</think>` is reasoning, if a `<think>` opens the reply or the prompt opened it; also where
+    def reply_form(self, thinking: Thinking) -> ReplyForm:
+        """What stands before the first `</think>` is reasoning, if a `<think>` opens the reply or the prompt opened it; also where
         neither did, and the model closes what it never opened. Cut off before `</think>`, all is reasoning and the content is
-        empty. An empty block is no reasoning, unless thinking is `on`. Any further special token stays visible, by name.
+        empty. An empty block is no reasoning, unless thinking is `on`.
         """
-        reply, _ = self._until_stop(ids)
-        if thinking == "off":
-            return Message("assistant", self._text(reply).lstrip("\n"))
-        opened = bool(self.choice(thinking))
-        if reply[:1] == [self._think] and not opened:
-            reply, opened = reply[1:], True
-        if self._end_think not in reply:
-            text = self._text(reply)
-            return Message("assistant", "", text.strip("\n")) if opened else Message("assistant", text.lstrip("\n"))
-        cut = reply.index(self._end_think)
-        reasoning, content = self._text(reply[:cut]).strip("\n"), self._text(reply[cut + 1 :]).lstrip("\n")
-        return Message("assistant", content, reasoning if reasoning or thinking == "on" else None)
+        begins: Begins = "answer" if thinking == "off" else "thought" if self.choice(thinking) else "late"
+        empty: Literal["kept", "none"] = "kept" if thinking == "on" else "none"
+        return ReplyForm(begins, "\n", Trim("\n"), Trim("\n"), empty=empty)
 
     def n_thought(self, ids: Sequence[int]) -> int:
         return ids.index(self._end_think) if self._end_think in ids else len(ids)
@@ -134,24 +125,17 @@ class SpokenBlock(TurnChat):
                 remedy="Put what was thought into the message's reasoning, without the marks.",
             )
 
-    def parse(self, ids: Iterable[int], thinking: Thinking = "auto", tools: Sequence[Tool] = ()) -> Message:
-        """The message in a reply. Everything after the first end token is ignored.
+    @property
+    def spoken(self) -> bool:
+        return True
 
-        A reply that begins with `<think>` (or that the prompt opened) is reasoning up to the first `</think>`; cut off before
+    def reply_form(self, thinking: Thinking) -> ReplyForm:
+        """A reply that begins with `<think>` (or that the prompt opened) is reasoning up to the first `</think>`; cut off before
         it, all is reasoning and the content is empty. Any other reply is content. The beginning of a mark at the very end of
         a reply that was cut off is left out: it is neither.
         """
-        reply, ended = self._until_stop(ids)
-        text = self._text(reply)
-        if thinking != "on":
-            if not text.startswith(THINK):
-                return Message("assistant", "" if not ended and THINK.startswith(text) else text)
-            text = text.removeprefix(THINK)
-        reasoning, mark, content = text.partition(END_THINK)
-        if not mark:
-            return Message("assistant", "", (reasoning if ended else _without_start(reasoning, END_THINK)).strip("\n"))
-        reasoning = reasoning.strip("\n")
-        return Message("assistant", content.lstrip("\n"), reasoning if reasoning or thinking == "on" else None)
+        empty: Literal["kept", "none"] = "kept" if thinking == "on" else "none"
+        return ReplyForm("thought" if thinking == "on" else "mark", "\n", Trim("\n"), empty=empty, halves=True)
 
     def n_thought(self, ids: Sequence[int]) -> int:
         low, high = 0, len(ids)
@@ -162,8 +146,3 @@ class SpokenBlock(TurnChat):
             else:
                 low = middle + 1
         return low
-
-
-def _without_start(text: str, mark: str) -> str:
-    """`text` without the longest beginning of `mark` that it ends with."""
-    return next((text[:-n] for n in range(len(mark) - 1, 0, -1) if text.endswith(mark[:n])), text)

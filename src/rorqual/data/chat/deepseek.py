@@ -12,11 +12,12 @@ reads `{content}<eos>`, in V3.1 `</think>{content}<eos>`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import ClassVar
 
-from rorqual.core.records import Message, Thinking, Tool
+from rorqual.core.records import Message, Thinking
 from rorqual.data.chat.block import MarkedBlock, SpokenBlock
+from rorqual.data.chat.reply import Begins, ReplyForm
 from rorqual.data.chat.turns import TurnChat
 from rorqual.data.tokenizer import Special, Tokenizer
 
@@ -132,25 +133,16 @@ class DeepSeekChat(DeepSeekTurns):
             return thought  # still thinking
         return [*thought, self._end_think, *encode(message.content)]
 
-    def parse(self, ids: Iterable[int], thinking: Thinking = "auto", tools: Sequence[Tool] = ()) -> Message:
-        """The message in a reply. Everything after the first `<eos>` is ignored.
+    def reply_form(self, thinking: Thinking) -> ReplyForm:
+        """Nothing is stripped.
 
         - `<think>` first (or thinking `on`): what follows up to `</think>` is reasoning, the rest content. Cut off before
           `</think>`, all of it is reasoning and the content is empty.
         - `</think>` first (or thinking `off`): all is content, and the reasoning None.
         - neither first: with a `</think>` later, what stands before it is reasoning; without one, all is content.
-
-        Any further special token was written by the model where it means nothing: it stays visible, by name.
         """
-        reply = [*self.choice(thinking), *self._until_stop(ids)[0]]
-        first = reply[0] if reply else None
-        if first == self._end_think:
-            return Message("assistant", self._text(reply[1:]))
-        if first != self._think and self._end_think not in reply:
-            return Message("assistant", self._text(reply))
-        body = reply[1:] if first == self._think else reply
-        cut = body.index(self._end_think) if self._end_think in body else len(body)
-        return Message("assistant", self._text(body[cut + 1 :]), reasoning=self._text(body[:cut]))
+        begins: dict[Thinking, Begins] = {"auto": "late", "on": "thought", "off": "answer"}
+        return ReplyForm(begins[thinking], empty="marked")
 
     def n_thought(self, ids: Sequence[int]) -> int:
         return ids.index(self._end_think) if self._end_think in ids else len(ids)

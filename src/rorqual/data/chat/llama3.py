@@ -8,12 +8,14 @@ reply's when it is read.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import ClassVar
 
-from rorqual.core.records import Message, Thinking, Tool
+from rorqual.core.records import Message, Thinking
 from rorqual.data.chat.block import SpokenBlock
+from rorqual.data.chat.calls import WHITE
+from rorqual.data.chat.reply import ReplyForm, Trim
 from rorqual.data.tokenizer import Tokenizer
 
 BOS, START_HEADER, END_HEADER, END = "<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"
@@ -74,9 +76,9 @@ class Llama3Chat(SpokenBlock):
     def kept(self, message: Message, thinking: Thinking = "auto") -> Message:
         return super().kept(replace(message, content=message.content.strip()), thinking)
 
-    def parse(self, ids: Iterable[int], thinking: Thinking = "auto", tools: Sequence[Tool] = ()) -> Message:
-        message = super().parse(ids, thinking, tools)
-        return replace(message, content=message.content.strip())
+    def reply_form(self, thinking: Thinking) -> ReplyForm:
+        trim = Trim(WHITE, WHITE)
+        return replace(super().reply_form(thinking), answer=trim, plain=trim)
 
 
 class Llama31Chat(Llama3Chat):

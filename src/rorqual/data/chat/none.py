@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from itertools import takewhile
+from collections.abc import Sequence
 from typing import NoReturn
 
 from rorqual.core.errors import DataError
 from rorqual.core.records import Message, Thinking, Tool
 from rorqual.data.chat.base import ChatFormat, Rendered
+from rorqual.data.chat.reply import ReplyForm
 from rorqual.data.tokenizer import Special
 
 ENDS = (Special.EOS, "<|endoftext|>", "<|end_of_text|>", "</s>")
@@ -38,10 +38,8 @@ class NoChat(ChatFormat):
         """Always refused."""
         self._refuse()
 
-    def parse(self, ids: Iterable[int], thinking: Thinking = "auto", tools: Sequence[Tool] = ()) -> Message:
-        stops = self.stop_ids
-        text = takewhile(lambda id_: id_ not in stops, ids)
-        return Message("assistant", self.tokenizer.decode(text, specials=True))
+    def reply_form(self, thinking: Thinking) -> ReplyForm:
+        return ReplyForm("answer")
 
     def kept(self, message: Message, thinking: Thinking = "auto") -> Message:
         return Message("assistant", message.content)

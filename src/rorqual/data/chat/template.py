@@ -7,7 +7,7 @@ A template says how a conversation looks, not which of its tokens the assistant 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import jinja2
@@ -16,6 +16,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from rorqual.core.errors import DataError
 from rorqual.core.records import Message, Thinking, Tool
 from rorqual.data.chat.base import ChatFormat, Rendered
+from rorqual.data.chat.calls import WHITE
+from rorqual.data.chat.reply import Begins, ReplyForm, Trim
 from rorqual.data.tokenizer import Special, Tokenizer
 
 MAX_OUTPUT = 4_000_000
@@ -121,22 +123,19 @@ class TemplateChat(ChatFormat):
             self._refused(str(error))
         return self._ids("".join(parts), pieces)
 
-    def parse(self, ids: Iterable[int], thinking: Thinking = "auto", tools: Sequence[Tool] = ()) -> Message:
-        """The text up to the first end token; `<think>...</think>` at its start, as text or as tokens, is the reasoning.
+    @property
+    def spoken(self) -> bool:
+        return True
+
+    def reply_form(self, thinking: Thinking) -> ReplyForm:
+        """What stands before the first `</think>` is reasoning, if template or tokenizer know that mark; else only where `<think>` comes
+        first, so that a model that does not think is not waited for.
 
         Where the prompt has opened the thinking, a reply without `</think>` is all reasoning, and its content empty.
         """
-        stops = set(self.stop_ids)
-        reply: list[int] = []
-        for id_ in ids:
-            if id_ in stops:
-                break
-            reply.append(id_)
-        text = self._text(reply)
-        head, mark, tail = text.partition(Special.END_THINK)
-        if not mark and not text.lstrip().startswith(Special.THINK) and not self._opened(thinking):
-            return Message("assistant", text)
-        return Message("assistant", tail.strip(), reasoning=head.strip().removeprefix(Special.THINK).strip())
+        known = Special.END_THINK in self._source or Special.END_THINK in self.tokenizer.special_names
+        begins: Begins = "thought" if self._opened(thinking) else "late" if known else "mark"
+        return ReplyForm(begins, WHITE, Trim(WHITE, WHITE), indented=True, empty="kept")
 
     def _opened(self, thinking: Thinking) -> bool:
         if thinking not in self._opens:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import ClassVar
 
 from rorqual.core.errors import DataError
@@ -127,15 +127,6 @@ class TurnChat(ChatFormat):
             ids += [*given, *reply]
             mask += [*[False] * len(given), *[trained] * len(reply)]
         return Rendered(ids, mask)
-
-    def _until_stop(self, ids: Iterable[int]) -> tuple[list[int], bool]:
-        """The ids before the first end token, and whether there was one."""
-        reply: list[int] = []
-        for id_ in ids:
-            if id_ in self._stops:
-                return reply, True
-            reply.append(id_)
-        return reply, False
 
     def _text(self, ids: Sequence[int]) -> str:
         return self.tokenizer.decode(ids, specials=True)

@@ -1,0 +1,152 @@
+"""Marks: the special strings of a chat format, each as one character while a text is written or read.
+
+A mark stands in a *marked text* as a lone surrogate, which no decoded and no encodable text can hold: so it is never mistaken for
+what somebody typed, and ordinary string functions work on conversations and replies.
+"""
+
+from __future__ import annotations
+
+import codecs
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from rorqual.core.errors import DataError
+from rorqual.data.tokenizer import REPLACEMENT, Tokenizer
+
+NAMES = (
+    "<think>",
+    "</think>",
+    "<tool_call>",
+    "</tool_call>",
+    "<tool_response>",
+    "</tool_response>",
+    "<|python_tag|>",
+    "<｜tool▁calls▁begin｜>",
+    "<｜tool▁calls▁end｜>",
+    "<｜tool▁call▁begin｜>",
+    "<｜tool▁call▁end｜>",
+    "<｜tool▁sep｜>",
+    "<｜tool▁outputs▁begin｜>",
+    "<｜tool▁outputs▁end｜>",
+    "<｜tool▁output▁begin｜>",
+    "<｜tool▁output▁end｜>",
+)
+"""Each begins with `<` and holds no other: a text has at most one unfinished mark, at its last `<`."""
+CHARS: Mapping[str, str] = {name: chr(0xD800 + place) for place, name in enumerate(NAMES)}
+NAME_OF: Mapping[str, str] = {char: name for name, char in CHARS.items()}
+THINK, END_THINK = CHARS["<think>"], CHARS["</think>"]
+_MARK = re.compile(f"[{CHARS[NAMES[0]]}-{CHARS[NAMES[-1]]}]")
+
+
+def raw(text: str) -> str:
+    """A marked text with the marks by name, as the model wrote it."""
+    return _MARK.sub(lambda found: NAME_OF[found.group()], text)
+
+
+class Marks:
+    """How one tokenizer spells marks: by a token of its own where it has one, else as text.
+
+    `spoken`: marks that are found in a reply's text, whether they came as tokens or were spelt out. All other `names` count only as
+    tokens, unless the tokenizer has none for them.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, names: Iterable[str], *, spoken: Iterable[str] = ()) -> None:
+        self.tokenizer = tokenizer
+        known, told = tokenizer.special_names, frozenset(spoken)
+        names = [*dict.fromkeys([*names, *told])]
+        self.by_id: Mapping[int, str] = {
+            tokenizer.special(name): CHARS[name] for name in names if name in known and name not in told
+        }
+        self.by_text: Sequence[str] = [name for name in names if name not in known or name in told]
+        self._texts = re.compile("|".join(map(re.escape, self.by_text))) if self.by_text else None
+
+    def ids(self, text: str) -> list[int]:
+        """Ids of a marked text that we wrote: what stands between marks is plain, whatever it says."""
+        ids: list[int] = []
+        plain = ""
+        for part in re.split(f"({_MARK.pattern})", text):
+            name = NAME_OF.get(part)
+            if name is not None and name in self.tokenizer.special_names:
+                ids += [*(self.tokenizer.encode(plain) if plain else ()), self.tokenizer.special(name)]
+                plain = ""
+            else:
+                plain += part if name is None else name
+        return [*ids, *(self.tokenizer.encode(plain) if plain else ())]
+
+    def text(self, ids: Iterable[int]) -> str:
+        """The marked text of a reply's ids."""
+        parts: list[str] = []
+        run: list[int] = []
+        for id_ in ids:
+            if id_ in self.by_id:
+                parts += [self._spoken(run), self.by_id[id_]]
+                run = []
+            else:
+                run.append(id_)
+        return "".join([*parts, self._spoken(run)])
+
+    def _spoken(self, ids: Sequence[int]) -> str:
+        return self.found(self.tokenizer.decode(ids, specials=True))
+
+    def found(self, text: str) -> str:
+        """Text in which the marks that are spelt out have become characters."""
+        return self._texts.sub(lambda found: CHARS[found.group()], text) if self._texts else text
+
+    def unfinished(self, text: str) -> int:
+        """Length of the end of `text` that may become one of the marks that are found in text."""
+        at = text.rfind("<")
+        tail = text[at:] if at >= 0 else ""
+        return len(tail) if tail and any(name.startswith(tail) for name in self.by_text) else 0
+
+
+class Unmarking:
+    """A reply's ids, one by one, to its marked text; what may still become a character or a mark waits."""
+
+    def __init__(self, marks: Marks) -> None:
+        self._marks = marks
+        self._bytes = codecs.getincrementaldecoder("utf-8")("replace")
+        self._held = ""
+
+    def feed(self, id_: int) -> str:
+        """The text that one more id makes certain."""
+        marks, tokenizer = self._marks, self._marks.tokenizer
+        if id_ in marks.by_id:
+            return self.finish() + marks.by_id[id_]
+        if tokenizer.is_special(id_):
+            return self._more(self._half() + tokenizer.token(id_))
+        written = tokenizer.token_bytes(id_)
+        return self._more(self._bytes.decode(written) if written else self._half() + REPLACEMENT)
+
+    def finish(self) -> str:
+        """What is left."""
+        text = self._more(self._half()) + self._held
+        self._held = ""
+        return text
+
+    def _half(self) -> str:
+        text = self._bytes.decode(b"", final=True)
+        self._bytes.reset()
+        return text
+
+    def _more(self, text: str) -> str:
+        if not text:
+            return ""
+        text = self._marks.found(self._held + text)
+        waits = self._marks.unfinished(text)
+        self._held = text[len(text) - waits :]
+        return text[: len(text) - waits]
+
+
+def check_text(texts: Iterable[str], where: str = "messages") -> None:
+    """Refuse half of a surrogate pair, which would pass for a mark."""
+    for text in texts:
+        for at, char in _surrogates(text):
+            raise DataError(
+                f"the text holds half of a surrogate pair ({char!a}) at character {at}, which no UTF-8 can carry",
+                where=where,
+                remedy="Remove it: it often comes from a cut emoji in JSON.",
+            )
+
+
+def _surrogates(text: str) -> Iterator[tuple[int, str]]:
+    return ((found.start(), found.group()) for found in re.finditer("[\ud800-\udfff]", text))

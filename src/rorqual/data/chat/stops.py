@@ -1,0 +1,32 @@
+"""Stop strings, looked for while a text is being written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class Stops:
+    """Cuts text before the first of some strings. Of two that overlap, the one that ends first counts: so it would in a stream."""
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = [stop for stop in stops if stop]
+        self._held = ""
+        self.hit = False
+
+    def feed(self, text: str, *, last: bool = False) -> str:
+        """What of the text may be shown by now; after a hit, nothing."""
+        if self.hit or not self._stops:
+            return "" if self.hit else text
+        self._held += text
+        found = [(at + len(stop), at) for stop in self._stops if (at := self._held.find(stop)) >= 0]
+        if found:
+            self.hit = True
+            return self._held[: min(found)[1]]
+        waits = 0 if last else max(self._overlap(stop) for stop in self._stops)
+        shown, self._held = self._held[: len(self._held) - waits], self._held[len(self._held) - waits :]
+        return shown
+
+    def _overlap(self, stop: str) -> int:
+        """Length of the longest end of what is held that may become `stop`."""
+        most = min(len(stop) - 1, len(self._held))
+        return next((n for n in range(most, 0, -1) if self._held.endswith(stop[:n])), 0)

@@ -1,0 +1,187 @@
+"""Caches pay: seconds to the first token after a long prefix that was seen before: in memory, on disk after a restart, or not.
+
+    python benchmarks/prefix.py --work runs/decode smollm2 moe
+
+For each of some prefixes (2,048 tokens of a text, 16 more that differ from request to request): a miss (nothing may be reused), the
+same prefix seen just now, and, in a new process on the same cache folder, the same prefix again. The miss is taken at the best of
+the step budgets tried, and may be told a faster arithmetic with --fast. Every hit must draw the very token that the miss drew
+in the same arithmetic, and must have been served from the cache, or the benchmark ends.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from peers_decode.models import prepared
+from record import ROOT, made_by
+
+from rorqual.core.records import write_json
+from rorqual.data.tokenizer import Tokenizer
+from rorqual.engine import Engine, Request, SamplingParams
+
+RESULT = ROOT / "docs" / "results" / "prefix.json"
+TAIL = 16
+Row = dict[str, Any]
+
+
+def engine_of(run: Path, a: argparse.Namespace, **more: Any) -> Engine:
+    """An engine on `run`; a keyword that this one does not know is left out."""
+    known = inspect.signature(Engine.from_run).parameters
+    given = {"dtype": a.dtype, "threads": a.threads, "slots": 4, "record_experts": False, "cache_bytes": 2 << 30} | more
+    return Engine.from_run(run, **{key: value for key, value in given.items() if key in known})
+
+
+def first(engine: Engine, prefix: list[int], tail: int, reuse: bool) -> tuple[list[float], int, int]:
+    """([seconds, processor seconds] to the first token, the token, tokens of the prompt that the cache served)."""
+    ids = prefix + [100 + tail * 31 + i for i in range(TAIL)]
+    params = SamplingParams(max_tokens=2, ignore_eos=True)
+    wall, core = time.perf_counter(), time.process_time()
+    ticket = engine.submit(Request(prompt_ids=tuple(ids), params=params, reuse=reuse))
+    while True:
+        mine = [delta for delta in engine.step() if delta.ticket == ticket]
+        if mine:
+            spent = [time.perf_counter() - wall, time.process_time() - core]
+            engine.cancel(ticket)
+            return spent, mine[0].token, mine[0].hit
+
+
+def prefixes(run: Path, a: argparse.Namespace, length: int) -> list[list[int]]:
+    """Pieces of this project's own pages."""
+    text = "\n".join(file.read_text(encoding="utf-8") for file in sorted((ROOT / "docs").glob("*.md")))
+    ids = Tokenizer.load(run / "tokenizer.json").encode(text)
+    return [ids[i * length : (i + 1) * length] for i in range(a.prefixes)]
+
+
+def warm(run: Path, a: argparse.Namespace, folder: Path, length: int) -> Row:
+    """The first process: misses at several step budgets, then the same prefixes from memory."""
+    given = prefixes(run, a, length)
+    budgets = {}
+    for tokens in a.budgets:
+        engine = engine_of(run, a, step_tokens=tokens, invariant=not a.fast)
+        first(engine, given[0][:256], 0, reuse=False)
+        budgets[tokens] = min(first(engine, given[0], 0, reuse=False)[0] for _ in range(2))
+        engine.close()
+    best = min(budgets, key=lambda tokens: budgets[tokens])
+    quick = engine_of(run, a, step_tokens=best, invariant=not a.fast)
+    engine = engine_of(run, a, step_tokens=best, invariant=True, cache_dir=folder)
+    misses, hits, said = [], [], []
+    for prefix in given:
+        misses.append(first(quick, prefix, 1, reuse=False)[0])
+        token = first(engine, prefix, 1, reuse=False)[1]
+        first(engine, prefix, 0, reuse=True)  # this one is kept
+        spent, again, served = first(engine, prefix, 1, reuse=True)
+        check(token, again, served, length, "memory")
+        hits.append(spent)
+        said.append(token)
+    engine.close()
+    return {"budgets": budgets, "miss": misses, "memory": hits, "said": said, "best budget": best}
+
+
+def restarted(run: Path, a: argparse.Namespace, folder: Path, length: int, said: list[int], best: int) -> Row:
+    """The second process: from disk."""
+    given, hits = prefixes(run, a, length), []
+    engine = engine_of(run, a, step_tokens=best, invariant=True, cache_dir=folder)
+    first(engine, given[0][::-1][:256], 0, reuse=False)
+    for prefix, token in zip(given, said, strict=True):
+        spent, again, served = first(engine, prefix, 1, reuse=True)
+        check(token, again, served, length, "disk")
+        hits.append(spent)
+    engine.close()
+    return {"disk": hits}
+
+
+def check(token: int, again: int, served: int, length: int, where: str) -> None:
+    if token != again:
+        sys.exit(f"from {where}: token {again}, computed alone it is {token}")
+    if served < 0.9 * length:
+        sys.exit(f"from {where}: {served} tokens of {length} were served: no hit")
+
+
+def summary(values: list[float]) -> Row:
+    return {
+        "median": round(statistics.median(values), 5),
+        "least": round(min(values), 5),
+        "most": round(max(values), 5),
+    }
+
+
+def bench(name: str, given: str, a: argparse.Namespace) -> Row:
+    """Both processes of one model."""
+    model = prepared(name, given, a.work, "")
+    length = min(a.length, model.config.max_position_embeddings - 2 * TAIL - 64)
+    folder = a.work / f"{name}-cache"
+    shutil.rmtree(folder, ignore_errors=True)
+    found: Row = {}
+    for part in ("warm", "restarted"):
+        asked = {"part": part, "run": str(model.run), "folder": str(folder), "length": length}
+        words = [sys.executable, __file__, *sys.argv[1:], "--part", json.dumps(asked | found)]
+        done = subprocess.run(words, stdout=subprocess.PIPE, check=True, text=True, encoding="utf-8")
+        found |= json.loads(done.stdout.splitlines()[-1])
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    shutil.rmtree(folder)
+    clocks = {"seconds": 0, "core_seconds": 1}
+    rows = {
+        clock: {key: summary([spent[i] for spent in found[key]]) for key in ("miss", "memory", "disk")}
+        for clock, i in clocks.items()
+    }
+    ratios = {
+        f"miss / {where}, {clock}": summary([m[i] / h[i] for m, h in zip(found["miss"], found[where], strict=True)])
+        for where in ("memory", "disk")
+        for clock, i in clocks.items()
+    }
+    return {
+        "prefix": length,
+        "tail": TAIL,
+        **rows,
+        "ratios": ratios,
+        "miss by step budget": found["budgets"],
+        "bytes on disk": size,
+        "load": os.getloadavg()[0],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="+", metavar="NAME[=RUN]")
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--length", type=int, default=2048)
+    parser.add_argument("--prefixes", type=int, default=3)
+    parser.add_argument("--budgets", type=int, nargs="+", default=[256, 512, 2048])
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--fast", action="store_true", help="misses with invariant=False")
+    parser.add_argument("--result", type=Path, default=RESULT)
+    parser.add_argument("--part", type=json.loads, help=argparse.SUPPRESS)
+    a = parser.parse_args()
+    torch.set_num_threads(a.threads)
+    a.work = a.work.resolve()
+    if a.part:
+        asked, run, folder = a.part, Path(a.part["run"]), Path(a.part["folder"])
+        if asked["part"] == "warm":
+            print(json.dumps(warm(run, a, folder, asked["length"])))
+        else:
+            print(json.dumps(restarted(run, a, folder, asked["length"], asked["said"], asked["best budget"])))
+        return
+    document: Row = json.loads(a.result.read_bytes()) if a.result.is_file() else {}
+    made = made_by({a.work: "runs/decode"})
+    for word in a.models:
+        name, _, given = word.partition("=")
+        made["command"] = made["command"].replace(word, f"{name}=RUN" if given else name)
+        document[f"{name}, {a.dtype}"] = bench(name, given, a) | {"made by": made}
+        print(name, json.dumps(document[f"{name}, {a.dtype}"], indent=1), flush=True)
+        write_json(a.result, document)
+
+
+if __name__ == "__main__":
+    main()

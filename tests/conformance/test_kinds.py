@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rorqual.core.config import kinds, parse
+from rorqual.engine.cache import Group, PagedCache, StepCache
 from rorqual.model import Decoder, ModelConfig, Stage, build
-from rorqual.model.attention import AttentionConfig, AttentionContext, GQAConfig, MLAConfig
+from rorqual.model.attention import AttentionConfig, AttentionContext, CachePart, GQAConfig, LayerCache, MLAConfig
 from rorqual.model.ffn import DenseConfig, FFNConfig, MoEConfig
 from rorqual.model.init import init_weights
-from rorqual.ops.attention import cache_mask, document_mask
-from rorqual.ops.registry import FAST, REFERENCE
+from rorqual.ops.attention import document_mask
+from rorqual.ops.paged import BLOCK, QUERIES, tiles_of
+from rorqual.ops.registry import FAST, INVARIANT, REFERENCE
 from rorqual.ops.rope import Rope, Yarn
 
 HIDDEN, BATCH, SEQ, EPS = 24, 2, 10, 1e-6
+LONG = 2 * BLOCK + 9
 YARN = Rope(yarn=Yarn(factor=4.0, original_max_position_embeddings=8, mscale=0.7, mscale_all_dim=0.7))
 
 ATTENTION: list[AttentionConfig] = [
@@ -64,24 +69,45 @@ def test_every_registered_kind_has_an_example() -> None:
     assert set(kinds(FFNConfig)) == {config.kind for config in FFN}
 
 
-class Rows:
-    """A cache of one layer for tests: a tensor [batch, room, width], written by position; it notes the width it was given."""
+class Kept(LayerCache):
+    """One layer's cache for tests, in the plainest way: everything is kept, and attended in one softmax. It notes what it was given."""
 
-    def __init__(self, room: int, width: int, batch: int = BATCH) -> None:
-        self.kept, self.width, self.received = torch.zeros(batch, room, width), width, 0
+    def __init__(self, batch: int) -> None:
+        self.batch, self.parts, self.received = batch, [], []  # type: ignore[var-annotated]
 
-    def append(self, positions: Tensor, values: Tensor) -> Tensor:
-        self.received = values.shape[-1]
-        self.kept = self.kept.scatter(1, positions.unsqueeze(-1).expand_as(values), values.to(self.kept.dtype))
-        return self.kept
+    def attend(self, q: Tensor, new: Sequence[Tensor], values: int, scale: float) -> Tensor:
+        self.received = [CachePart(*part.shape[1:]) for part in new]
+        new = [part.unflatten(0, (self.batch, -1)) for part in new]  # [batch, seq, heads, width]
+        self.parts = [torch.cat(pair, dim=1) for pair in zip(self.parts, new)] if self.parts else list(new)
+        keys = self.parts[0]
+        read = self.parts[1] if len(self.parts) > 1 else keys[..., :values]
+        at = torch.arange(keys.shape[1])
+        hidden = at > at[-q.shape[0] // self.batch :].unsqueeze(1)  # [seq, keys]
+        grouped = q.unflatten(0, (self.batch, -1)).double()  # [batch, seq, heads, repeat, d]
+        scores = torch.einsum("bshrd,bkhd->bhrsk", grouped, keys.double()) * scale
+        p = scores.masked_fill(hidden, -torch.inf).softmax(-1)
+        return torch.einsum("bhrsk,bkhv->bshrv", p, read.double()).flatten(0, 1).to(q.dtype)
 
 
-class Layers:
-    def __init__(self, config: ModelConfig, room: int) -> None:
-        self.keys, self.rows = room, [Rows(room, stage.attention.cache_width()) for stage in config.layers]
-
-    def layer(self, index: int) -> Rows:
-        return self.rows[index]
+def fed(model: Decoder, tokens: Tensor, cuts: Sequence[int]) -> Tensor:
+    """Hidden states of `tokens` [batch, seq] fed to one paged cache in pieces that end at `cuts`; its blocks lie in no order."""
+    batch, seq = tokens.shape
+    blocks = -(-seq // BLOCK)
+    cache = PagedCache(model.config, 1 + batch * blocks, tokens.device, model.embed_tokens.weight.dtype, seq)
+    tables = 1 + np.random.default_rng(0).permutation(batch * blocks).reshape(batch, blocks)
+    parts, start = [], 0
+    for stop in cuts:
+        at = np.tile(np.arange(start, stop), (batch, 1))
+        first, count = np.full(batch, start), np.full(batch, stop - start)
+        tiles = tiles_of(first, count, tables, 1 if stop == start + 1 else QUERIES)
+        block = np.take_along_axis(tables, at // BLOCK, axis=1).reshape(-1)
+        step = StepCache(cache, block, at.reshape(-1) % BLOCK, [Group(0, at.size, tiles)])
+        with torch.no_grad():
+            flat = tokens[:, start:stop].reshape(1, -1)
+            hidden_ = model(flat, torch.from_numpy(at).reshape(1, -1), cache=step).hidden
+        parts.append(hidden_.view(batch, stop - start, -1))
+        start = stop
+    return torch.cat(parts, dim=1)
 
 
 def model_of(attention: AttentionConfig, ffn: FFNConfig, *, mtp: int = 0) -> Decoder:
@@ -98,8 +124,8 @@ def model_of(attention: AttentionConfig, ffn: FFNConfig, *, mtp: int = 0) -> Dec
     return model
 
 
-def some_tokens(seed: int = 0) -> Tensor:
-    return torch.randint(50, (BATCH, SEQ), generator=torch.Generator().manual_seed(seed))
+def some_tokens(seed: int = 0, length: int = SEQ) -> Tensor:
+    return torch.randint(50, (BATCH, length), generator=torch.Generator().manual_seed(seed))
 
 
 @torch.no_grad()
@@ -130,17 +156,17 @@ def test_ffn_builds_as_it_accounts(config: FFNConfig) -> None:
 
 @attention_kinds
 def test_attention_keeps_its_shape_and_caches_what_it_says(config: AttentionConfig) -> None:
+    """Naive equals absorbed, too: with a cache, latent attention runs on the latents."""
     module = config.build(HIDDEN, EPS)
     init_weights(module, 0.3, 0)
     x = torch.randn(BATCH, SEQ, HIDDEN, generator=torch.Generator().manual_seed(0))
     positions = torch.arange(SEQ).expand(BATCH, SEQ)
     whole = module(x, AttentionContext(positions, document_mask(torch.zeros_like(positions)), REFERENCE), None)
     assert whole.shape == x.shape
-    rows = Rows(SEQ + 3, config.cache_width())
-    for absorb in (None, True, False):
-        cached = module(x, AttentionContext(positions, cache_mask(positions, SEQ + 3), FAST, absorb), rows)
-        assert rows.received == config.cache_width()
-        near(cached, whole)
+    kept = Kept(BATCH)
+    near(module(x, AttentionContext(positions, None, FAST), kept), whole)
+    assert tuple(kept.received) == config.cache_spec()
+    assert config.cache_width() == sum(part.heads * part.width for part in config.cache_spec())
 
 
 @ffn_kinds
@@ -197,22 +223,43 @@ def test_padding_and_other_rows_change_nothing(attention: AttentionConfig, ffn: 
 
 
 @every_pair
-@pytest.mark.parametrize("chunks", [(SEQ,), (1,) * SEQ, (4, 1, 5), (9, 1)])
-def test_cached_equals_uncached_at_every_split(
-    attention: AttentionConfig, ffn: FFNConfig, chunks: tuple[int, ...]
-) -> None:
-    """Whole, token by token, in chunks; the latent form (absorbed) and the expanded one."""
+@pytest.mark.parametrize("split", range(1, SEQ + 1))
+def test_cached_equals_uncached_at_every_split(attention: AttentionConfig, ffn: FFNConfig, split: int) -> None:
     model, tokens = model_of(attention, ffn), some_tokens()
-    expected = hidden(model, tokens)
-    for absorb in (None, True, False):
-        cache, start, parts = Layers(model.config, SEQ + 2), 0, []
-        for length in chunks:
-            at = torch.arange(start, start + length).expand(BATCH, length)
-            with torch.no_grad():
-                output = model(tokens[:, start : start + length], at, cache=cache, absorb=absorb)
-            parts.append(output.hidden)
-            start += length
-        near(torch.cat(parts, dim=1), expected)
+    near(fed(model, tokens, sorted({split, SEQ})), hidden(model, tokens))
+
+
+@every_pair
+@pytest.mark.parametrize(
+    "cuts",
+    [(LONG,), (*range(BLOCK - 2, BLOCK + 3), LONG), (BLOCK, 2 * BLOCK, LONG), (1, 97, 98, LONG)],
+    ids=["whole", "one by one over a block's end", "by blocks", "anywhere"],
+)
+def test_cached_equals_uncached_over_blocks(
+    attention: AttentionConfig, ffn: FFNConfig, cuts: tuple[int, ...]
+) -> None:
+    model, tokens = model_of(attention, ffn), some_tokens(length=LONG)
+    near(fed(model, tokens, cuts), hidden(model, tokens))
+
+
+@every_pair
+def test_in_blocks_equals_not_in_blocks_with_gradients(attention: AttentionConfig, ffn: FFNConfig) -> None:
+    """A training row of three documents, attended as the engine attends: the values and every gradient of the naive form."""
+    model, tokens = model_of(attention, ffn), some_tokens(length=LONG)
+    lengths = (70, LONG - 71, 1)
+    segments = torch.repeat_interleave(torch.arange(3), torch.tensor(lengths)).expand(BATCH, LONG)
+    positions = torch.cat([torch.arange(n) for n in lengths]).expand(BATCH, LONG)
+    weights = torch.randn(BATCH, LONG, HIDDEN, generator=torch.Generator().manual_seed(3))
+    found: list[list[Tensor]] = []
+    for ops in (FAST, INVARIANT):
+        model.ops = ops
+        model.zero_grad()
+        out = model(tokens, positions, segments=segments).hidden
+        (out * weights).sum().backward()
+        found.append([out, *(p.grad for p in model.parameters() if p.grad is not None)])
+    assert len(found[0]) == len(found[1]) > 10
+    for one, other in zip(*found):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=2e-4 * float(one.detach().abs().max()))
 
 
 @every_pair

@@ -14,12 +14,14 @@ import typer
 from typer.core import TyperGroup
 
 import rorqual
+from rorqual.cli.verbs.bench import bench
 from rorqual.cli.verbs.chat import chat
 from rorqual.cli.verbs.compare import compare
 from rorqual.cli.verbs.distil import distil
 from rorqual.cli.verbs.doctor import doctor
 from rorqual.cli.verbs.eval import evaluate
 from rorqual.cli.verbs.export import export
+from rorqual.cli.verbs.generate import generate
 from rorqual.cli.verbs.import_ import import_
 from rorqual.cli.verbs.inspect import inspect
 from rorqual.cli.verbs.lab import lab
@@ -33,7 +35,7 @@ from rorqual.cli.verbs.trace import trace
 from rorqual.cli.verbs.train import train
 from rorqual.core.errors import RorqualError
 
-RESUMES = ("quickstart", "train", "distil", "distill", "lab", "export")
+RESUMES = ("quickstart", "train", "distil", "distill", "lab", "export", "generate")
 """Verbs that go on where they were when the same command is given again."""
 WRITE_REMEDY = {
     errno.ENOSPC: "Free disk space and repeat the command; what was written whole is kept.",
@@ -115,6 +117,12 @@ _add("distill", distil, DISTIL, context_settings=PAIRS, hidden=True)
 _add("eval", evaluate, "rorqual eval runs/tiny task=families count=20", context_settings=PAIRS)
 _add("lab", lab, "rorqual lab zero --seeds 1 --budget 1 --out runs/lab-short")
 _add("chat", chat, 'echo "add 12 34" | rorqual chat runs/tiny thinking=on', context_settings=PAIRS)
+GENERATE = (
+    """printf '{"prompt": "add 12 34"}\\n{"prompt": "add 5 6", "max_tokens": 20}\\n' > prompts.jsonl && """
+    "rorqual generate prompts.jsonl run=runs/tiny max_tokens=64 out=answers.jsonl"
+)
+_add("generate", generate, GENERATE, context_settings=PAIRS)
+_add("bench", bench, "rorqual bench runs/tiny batch=1,4 prompt=32 new=16 repeats=2", context_settings=PAIRS)
 _add("serve", serve, "rorqual serve runs/tiny port=8000", context_settings=PAIRS)
 _add("export", export, "rorqual export runs/tiny exports/tiny", context_settings=PAIRS)
 _add("import", import_, "rorqual import exports/tiny runs/imported", context_settings=PAIRS)

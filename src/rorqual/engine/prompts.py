@@ -18,7 +18,7 @@ from rorqual.core.errors import DataError
 BOM = b"\xef\xbb\xbf"
 LONGEST_LINE = 64 * 2**20
 """Bytes of a line; a longer one is refused unread, so that a file without line ends takes no memory."""
-HEAD, CHUNK = 4096, 2**20
+HEAD, CHUNK = 4096, 2**16
 LINES, TABLES = (".jsonl", ".ndjson", ".json"), (".parquet", ".csv")
 TEXTS = frozenset({"prompt", "stop"})
 """Columns of a CSV file that are text even where they look like numbers."""

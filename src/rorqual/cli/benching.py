@@ -1,0 +1,347 @@
+"""What `rorqual bench` measures: an engine's speed, and how near it comes to reading its weights as fast as memory gives them."""
+
+from __future__ import annotations
+
+import os
+import platform
+import random
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from pydantic import BeforeValidator, Field
+from rich.console import Console
+from rich.table import Table
+
+import rorqual
+from rorqual.cli.accounts import BYTES, count, memory_text
+from rorqual.cli.machine import cores, load, memory, processor
+from rorqual.cli.settings import Placement, check_device, read
+from rorqual.core.errors import ConfigError
+from rorqual.core.records import write_json
+from rorqual.data.source.text import read_text
+from rorqual.engine.engine import Engine
+from rorqual.engine.request import Request, SamplingParams
+from rorqual.model.account import account
+from rorqual.model.config import ModelConfig
+from rorqual.plan.serve import split_weights, touched
+
+SMALLEST_ARRAY, LARGEST_ARRAY = 256 * 2**20, 2**31
+"""Bytes of the array whose reading is timed: at least four times the last cache, and no more than a quarter of what is free."""
+READS = 7
+
+
+def _listed(value: Any) -> Any:
+    return tuple(value.split(",")) if isinstance(value, str) else value
+
+
+Counts = Annotated[tuple[Annotated[int, Field(ge=1, le=2**20)], ...], BeforeValidator(_listed), Field(min_length=1)]
+
+
+class BenchSettings(Placement):
+    """`batch` requests at once of `prompt` tokens each, `new` tokens of each reply: every pair is measured `repeats` times."""
+
+    batch: Counts = (1, 8, 32)
+    prompt: Counts = (32, 512)
+    new: int = Field(64, ge=2, le=2**20)
+    repeats: int = Field(5, ge=1, le=1000)
+    data: str = ""
+    seed: int = Field(0, ge=0)
+    threads: int = Field(0, ge=0)
+    out: str = ""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One repeat. Rates in tokens a second, times in seconds; `gaps`: between two tokens of one reply, all of them."""
+
+    prefill: float
+    decode: float
+    first: float
+    gaps: tuple[float, ...]
+    peak: int
+
+
+def bench_run(run: str, arguments: Sequence[str] | None) -> None:
+    """Measure, and show the table; `out` takes every repeat."""
+    chosen = read(BenchSettings, arguments)
+    check_device(chosen.device)
+    out = _checked_out(chosen.out)
+    threads = chosen.threads or cores()
+    torch.set_num_threads(threads)
+    longest = max(chosen.prompt) + chosen.new
+    engine = Engine.from_run(
+        Path(run),
+        device=chosen.device,
+        dtype=chosen.dtype,
+        slots=max(chosen.batch),
+        threads=threads,
+        record_experts=False,
+    )
+    if longest > engine.max_len:
+        raise ConfigError(
+            f"prompt={max(chosen.prompt)} and new={chosen.new} are {longest} tokens, the model's context is {engine.max_len}",
+            where="command line",
+            remedy=f"Give prompt= and new= that make {engine.max_len} or fewer.",
+        )
+    source = _source(engine, chosen)
+    bandwidth = read_bandwidth(chosen.device, threads)
+    rows = []
+    for batch in chosen.batch:
+        for prompt in chosen.prompt:
+            _say(f"batch {batch}, prompt {prompt}: {chosen.repeats} repeats")
+            rows.append(_row(engine, chosen, batch, prompt, source, bandwidth))
+    found = {"run": run, "settings": chosen.model_dump(mode="json"), "threads": threads, "machine": _machine(),
+             "bandwidth_bytes_per_second": bandwidth, "how": how(engine, chosen, bandwidth, threads), "rows": rows}  # fmt: skip
+    _show(found)
+    if out is not None:
+        write_json(out, found)
+        print(f"Every repeat: {out}")
+
+
+def _checked_out(name: str) -> Path | None:
+    if not name:
+        return None
+    out = Path(name)
+    if out.is_dir() or not out.absolute().parent.is_dir():
+        what = "it is a folder" if out.is_dir() else "no such folder"
+        raise ConfigError(what, where=f"out={name}", remedy="Name a file in a folder that exists.")
+    return out
+
+
+# ---- one pair of batch and prompt
+
+
+def _row(
+    engine: Engine, chosen: BenchSettings, batch: int, prompt: int, source: Sequence[int], bandwidth: float
+) -> dict[str, Any]:
+    prompts = _prompts(source, batch, prompt, chosen.seed)
+    timed = [timing(engine, prompts, chosen.new) for _ in range(chosen.repeats + 1)][1:]  # the first one warms up
+    keys = prompt + chosen.new / 2
+    read_bytes = step_bytes(engine.model.config, batch, keys, BYTES[chosen.dtype])
+    return {
+        "batch": batch,
+        "prompt": prompt,
+        "prefill_tokens_per_second": _spread([t.prefill for t in timed]),
+        "decode_tokens_per_second": _spread([t.decode for t in timed]),
+        "first_token_seconds": _spread([t.first for t in timed]),
+        "between_tokens_seconds": _spread([statistics.median(t.gaps) for t in timed]),
+        "between_tokens_seconds_99": _spread([_quantile(t.gaps, 0.99) for t in timed]),
+        "bytes_per_step": read_bytes,
+        "bandwidth_share": _spread([t.decode / batch * read_bytes / bandwidth for t in timed]),
+        "peak_memory_bytes": max(t.peak for t in timed),
+        "repeats": [asdict(t) | {"gaps": None} for t in timed],
+    }
+
+
+def timing(engine: Engine, prompts: Sequence[tuple[int, ...]], new: int) -> Timing:
+    """Submit all at once, and draw `new` tokens of each.
+
+    Prefill lasts until every request has its first token, decode from then to the end.
+    """
+    params = SamplingParams(max_tokens=new, ignore_eos=True)
+    _reset_peak()
+    began = time.perf_counter()
+    tickets = [engine.submit(Request(prompt_ids=ids, params=params, reuse=False)) for ids in prompts]
+    last = dict.fromkeys(tickets, 0.0)
+    first: dict[int, float] = {}
+    gaps: list[float] = []
+    drawn = decoded = 0
+    prefilled = 0.0
+    while drawn < new * len(prompts):
+        deltas = engine.step()
+        now = time.perf_counter() - began
+        drawn += len(deltas)
+        decoded += len(deltas) if prefilled else 0
+        for delta in deltas:
+            if delta.ticket in first:
+                gaps.append(now - last[delta.ticket])
+            first.setdefault(delta.ticket, now)
+            last[delta.ticket] = now
+        if not prefilled and len(first) == len(prompts):
+            prefilled = now
+    ended = time.perf_counter() - began
+    tokens = sum(map(len, prompts))
+    return Timing(
+        prefill=tokens / prefilled,
+        decode=decoded / max(ended - prefilled, 1e-9),
+        first=statistics.median(first.values()),
+        gaps=tuple(gaps),
+        peak=_peak(),
+    )
+
+
+def _prompts(source: Sequence[int], batch: int, length: int, seed: int) -> list[tuple[int, ...]]:
+    """`batch` prompts that differ, so that none is another's prefix: pieces of a text, or ids of the vocabulary at random."""
+    rng = random.Random(f"{seed} {batch} {length}")
+    if isinstance(source, range):
+        return [tuple(rng.choices(source, k=length)) for _ in range(batch)]
+    starts = [rng.randrange(len(source) - length + 1) for _ in range(batch)]
+    return [tuple(source[start : start + length]) for start in starts]
+
+
+def _source(engine: Engine, chosen: BenchSettings) -> Sequence[int]:
+    if not chosen.data:
+        return range(engine.model.config.vocab_size)
+    split = read_text(Path(chosen.data))
+    ids = engine.tokenizer.encode(split.train + split.validation)
+    if len(ids) < max(chosen.prompt) + max(chosen.batch):
+        raise ConfigError(
+            f"it has {len(ids)} tokens, for prompts of {max(chosen.prompt)}",
+            where=chosen.data,
+            remedy="Give a longer text, or a shorter prompt=.",
+        )
+    return ids
+
+
+def step_bytes(config: ModelConfig, batch: int, keys: float, size: int) -> float:
+    """What one decode step must read, in bytes: each weight that `batch` tokens use once, and the cache of `keys` tokens of each.
+
+    Of the embedding, a row; of the routed experts, those that so many tokens reach if each chooses evenly (1 - (1 - k / n)^batch).
+    """
+    figures = account(config, cache_value_bytes=size)
+    experts = split_weights(config)[1] * (touched(config, batch) - touched(config, 1))
+    return (figures.active_lookup + experts) * size + batch * keys * figures.cache_bytes
+
+
+# ---- this machine
+
+
+def read_bandwidth(device: str, threads: int) -> float:
+    """Bytes a second that `threads` threads read of an array larger than any cache: the best of several reads of two kinds."""
+    size = max(SMALLEST_ARRAY, min(LARGEST_ARRAY, 4 * last_cache()))
+    free = memory()[1]
+    size = min(size, free // 4) if free else size
+    torch.set_num_threads(threads)
+    array = torch.ones(size // 4 // 4096, 4096, device=device)
+    vector = torch.ones(4096, device=device)
+    best = float("inf")
+    for kind in range(2 * READS):
+        began = time.perf_counter()
+        float(array.sum() if kind % 2 else (array @ vector)[0])  # reading a value waits for the device
+        best = min(best, time.perf_counter() - began)
+    return array.numel() * 4 / best
+
+
+def last_cache() -> int:
+    """Bytes of the largest cache of the first core; 0 where the system does not say."""
+    sizes = [0]
+    for file in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        with suppress(OSError, ValueError):
+            sizes.append(int(file.read_text(encoding="ascii").strip().removesuffix("K")) * 1024)
+    return max(sizes)
+
+
+def _reset_peak() -> None:
+    with suppress(OSError), open("/proc/self/clear_refs", "w", encoding="ascii") as file:
+        file.write("5")
+
+
+def _peak() -> int:
+    """The most bytes this process held since the last reset, or since it began where that cannot be reset."""
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _machine() -> dict[str, Any]:
+    name, _ = processor()
+    return {
+        "processor": name or platform.machine(),
+        "cores": cores(),
+        "load": load(),
+        "last_cache_bytes": last_cache(),
+        "torch": torch.__version__,
+        "rorqual": rorqual.__version__,
+        "omp_num_threads": os.environ.get("OMP_NUM_THREADS", ""),
+    }
+
+
+# ---- what is said
+
+
+def how(engine: Engine, chosen: BenchSettings, bandwidth: float, threads: int) -> list[str]:
+    """What was measured and how, and what stands against it."""
+    config = engine.model.config
+    weights = account(config).total * BYTES[chosen.dtype]
+    prompts = f"pieces of {chosen.data}" if chosen.data else "random ids"
+    found = [
+        f"{count(account(config).total)} parameters in {chosen.dtype} on {chosen.device}, {memory_text(weights)}; {threads} threads.",
+        f"Prompts are {prompts}, each another, the same in each repeat; greedy, and the end of a reply is passed over. One warm-up.",
+        "Shown: the median of the repeats, and the lowest and the highest. All requests come at once: prefill lasts until each has "
+        "its first token, decode from then on. First token: the median request. Between tokens: the median, and the 99th percentile.",
+        f"Memory is read at {bandwidth / 1e9:.1f} GB/s here (best of {2 * READS} reads of an array beyond the cache). The share is "
+        "what a step must read, weights once and the cache of each sequence, by the time it took.",
+    ]
+    if weights < 2 * last_cache():
+        found.append(
+            f"The weights are not much larger than the last cache ({memory_text(last_cache())}), which may give them faster than memory: "
+            "the share is no bound here."
+        )
+    if any(stage.ffn.experts_per_token() for stage in config.stages):
+        found.append("Experts are counted as if each token chose evenly; random ids may not choose so.")
+    if load() > cores() + 0.5:
+        found.append(f"Other processes want the cores (load {load():.1f}): these figures are too low.")
+    return found
+
+
+def _show(found: dict[str, Any]) -> None:
+    table = Table(title=f"{found['run']}, {found['settings']['new']} new tokens", title_justify="left")
+    for name in (
+        "batch",
+        "prompt",
+        "prefill\ntok/s",
+        "decode\ntok/s",
+        "first\nms",
+        "between\nms",
+        "99 %\nms",
+        "share of\nmemory %",
+    ):
+        table.add_column(name, justify="right")
+    table.add_column("peak\nmemory", justify="right")
+    shown = (
+        ("prefill_tokens_per_second", 1),
+        ("decode_tokens_per_second", 1),
+        ("first_token_seconds", 1000),
+        ("between_tokens_seconds", 1000),
+        ("between_tokens_seconds_99", 1000),
+        ("bandwidth_share", 100),
+    )
+    for row in found["rows"]:
+        told = [_told(row[name], unit) for name, unit in shown]
+        table.add_row(str(row["batch"]), str(row["prompt"]), *told, memory_text(row["peak_memory_bytes"]))
+    console = Console(highlight=False, markup=False, emoji=False)
+    console.print(table)
+    for line in found["how"]:
+        console.print(line)
+
+
+def _told(spread: dict[str, float], unit: float) -> str:
+    low, middle, high = (_digits(spread[key] * unit) for key in ("low", "median", "high"))
+    return f"{middle}\n{low}-{high}"
+
+
+def _digits(value: float) -> str:
+    return f"{value:,.{0 if value >= 100 else 1 if value >= 10 else 2}f}"
+
+
+def _spread(values: Sequence[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "low": min(values), "high": max(values)}
+
+
+def _quantile(values: Sequence[float], share: float) -> float:
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

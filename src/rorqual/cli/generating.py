@@ -1,0 +1,238 @@
+"""What `rorqual generate` does: a file of prompts, a run or an address, and an output that no kill spoils."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field
+
+import rorqual
+from rorqual.cli.machine import cores
+from rorqual.cli.measure import REMOTE
+from rorqual.cli.settings import WHERE, Placement, check_device, pairs
+from rorqual.core.config import parse, scalar
+from rorqual.core.errors import ConfigError, DataError, RorqualError, nearest
+from rorqual.core.log import Progress, clock
+from rorqual.core.records import RunDir
+from rorqual.engine.asking import Ask, Asking, Sampling
+from rorqual.engine.batch import Answered, answers, answers_from_afar, record, refused
+from rorqual.engine.engine import Engine
+from rorqual.engine.partial import Partial, check_place
+from rorqual.engine.prompts import Prompts, Refused
+from rorqual.engine.remote import RemoteEngine
+from rorqual.engine.request import Request
+
+SHOWN = 3
+"""Refused lines that the end of a run shows."""
+SAMPLED_BYTES = 2**20
+
+
+class GenerateSettings(Placement):
+    """`raw`: prompts are texts to continue, not what a user says. `token_ids`, `logprobs`: write them, too. `strict`: stop at the first bad
+    line, before anything runs. `slots` sequences run at once. `max_len` 0: the model's context."""
+
+    run: str = ""
+    out: str = ""
+    raw: bool = False
+    token_ids: bool = False
+    logprobs: bool = False
+    strict: bool = False
+    quiet: bool = False
+    slots: int = Field(64, ge=1, le=4096)
+    max_len: int = Field(0, ge=0)
+    threads: int = Field(0, ge=0)
+    model: str = ""
+    concurrency: int = Field(8, ge=1, le=1024)
+
+
+def read_settings(arguments: Sequence[str] | None) -> tuple[GenerateSettings, Sampling]:
+    """The command's own settings, and how every row is sampled that says nothing else."""
+    own, sampling = dict[str, str](), dict[str, Any]()
+    for key, value in pairs(arguments).items():
+        if key in Sampling.model_fields:
+            sampling[key] = scalar(value)
+            if key == "stop" and not isinstance(sampling[key], list):
+                sampling[key] = value
+        elif key in GenerateSettings.model_fields:
+            own[key] = value
+        else:
+            known = (*Sampling.model_fields, *GenerateSettings.model_fields)
+            raise ConfigError(f"unknown key '{key}'", where=WHERE, remedy=nearest(key, known))
+    chosen = parse(GenerateSettings, own, where=WHERE)
+    for key, said in (("run", "run=RUN, a run's folder or http://... of a server"), ("out", "out=FILE.jsonl")):
+        if not getattr(chosen, key):
+            raise ConfigError(f"no {key}", where=WHERE, remedy=f"Give {said}.")
+    return chosen, parse(Sampling, sampling, where=WHERE)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a file came to: rows, how many of them were refused and the first few, and what this time took."""
+
+    rows: int
+    errors: int
+    shown: tuple[Refused, ...]
+    answered: int
+    tokens: int
+    seconds: float
+
+    def lines(self, out: Path) -> list[str]:
+        """For a person."""
+        found = [f"{self.rows:,} lines: {self.rows - self.errors:,} answered, {self.errors:,} refused"]
+        if self.answered:
+            speed = self.tokens / max(self.seconds, 1e-9)
+            found.append(
+                f"  this time {self.answered:,} lines, {self.tokens:,} tokens in {clock(self.seconds)}, {speed:,.1f} tokens/s"
+            )
+        else:
+            found.append("  all of them were there already")
+        found += [f"  line {r.line}: {f'{r.key}: ' if r.key else ''}{r.what}\n    {r.remedy}" for r in self.shown]
+        return [*found, f"  {out}"]
+
+
+def generate_file(file: Path, arguments: Sequence[str] | None) -> tuple[Outcome, Path]:
+    """Answer every row of `file`, or what is left of it."""
+    chosen, sampling = read_settings(arguments)
+    out = Path(chosen.out)
+    check_place(out)
+    if out.exists() and file.exists() and out.samefile(file):
+        raise ConfigError("it is the file of the prompts", where="out", remedy="Choose another out=.")
+    prompts = Prompts.open(file)
+    engine = _engine(chosen)
+    local = engine if isinstance(engine, Engine) else None
+    asking = Asking(sampling, _encoder(local) if chosen.raw and local else None, file.suffix.lower() == ".csv")
+    if chosen.strict:
+        _check_all(local, prompts, asking)
+    made = _made(chosen, sampling, prompts, local)
+    with Partial(out, made, rows=prompts.rows, last=prompts.last) as partial:
+        if partial.whole:
+            return Outcome(prompts.rows, partial.errors, (), 0, 0, 0.0), out
+        asks = (asking.ask(line, row) for line, row in prompts.read() if _is_new(partial, prompts, line))
+        if isinstance(engine, RemoteEngine):
+            answered = answers_from_afar(engine, asks, concurrency=chosen.concurrency)
+        else:
+            answered = answers(engine, asks, room=2 * chosen.slots)
+        outcome = _write(partial, answered, chosen)
+        if partial.count != prompts.rows:
+            raise DataError(
+                "it changed while it was read", where=str(file), remedy="Begin again with a file that stays."
+            )
+        partial.finish()
+    return outcome, out
+
+
+def _is_new(partial: Partial, prompts: Prompts, line: int) -> bool:
+    if line > prompts.last:
+        raise DataError(
+            "it grew while it was read", where=str(prompts.path), remedy="Begin again with a file that stays."
+        )
+    return not partial.has(line)
+
+
+def _write(partial: Partial, answered: Iterator[list[Answered]], chosen: GenerateSettings) -> Outcome:
+    began, before, tokens = time.monotonic(), partial.count, 0
+    shown: list[Refused] = []
+    bar = None if chosen.quiet else Progress("generate", partial.rows, unit="line", start=before)
+    for some in answered:
+        lines = {}
+        for asked, samples in some:
+            lines[asked.line] = record(asked, samples, token_ids=chosen.token_ids, logprobs=chosen.logprobs)
+            tokens += sum(choice["tokens"] for choice in lines[asked.line].get("choices", ()))
+            if isinstance(asked, Refused) and len(shown) < SHOWN:
+                shown.append(asked)
+        partial.add(lines)
+        if bar is not None:
+            speed = tokens / max(time.monotonic() - began, 1e-9)
+            refusals = f", {partial.errors:,} refused" if partial.errors else ""
+            bar.update(partial.count, f"{speed:,.0f} tokens/s{refusals}")
+    seconds = time.monotonic() - began
+    return Outcome(partial.rows, partial.errors, tuple(shown), partial.count - before, tokens, seconds)
+
+
+# ---- the model
+
+
+def _engine(chosen: GenerateSettings) -> Engine | RemoteEngine:
+    if not chosen.run.startswith(REMOTE):
+        return _local(chosen)
+    if not chosen.model:
+        raise ConfigError("a server may hold several models", where=chosen.run, remedy="Name one: model=NAME.")
+    for key in ("raw", "token_ids", "logprobs"):
+        if getattr(chosen, key):
+            raise ConfigError(f"{key}=true, and an address gives texts alone", where=key, remedy="Name a run's folder.")
+    # One sample at a time each: rows are what runs side by side.
+    key = os.environ.get("RORQUAL_API_KEY", "")
+    return RemoteEngine(chosen.run, model=chosen.model, api_key=key, concurrency=1)
+
+
+def _local(chosen: GenerateSettings) -> Engine:
+    check_device(chosen.device)
+    threads = chosen.threads or cores()
+    torch.set_num_threads(threads)
+    engine = Engine.from_run(
+        Path(chosen.run),
+        device=chosen.device,
+        dtype=chosen.dtype,
+        slots=chosen.slots,
+        max_len=chosen.max_len or None,
+        threads=threads,
+        record_experts=False,
+    )
+    if engine.chat.name == "none" and not chosen.raw:
+        raise ConfigError(
+            "a base model, whose tokenizer has no marks for turns", where=chosen.run, remedy="Give raw=true."
+        )
+    return engine
+
+
+def _encoder(engine: Engine) -> Any:
+    chat = engine.chat
+    return lambda text: [*([] if chat.bos is None else [chat.bos]), *chat.tokenizer.encode(text)]
+
+
+def _check_all(engine: Engine | None, prompts: Prompts, asking: Asking) -> None:
+    """Raise for the first row that cannot be answered."""
+    for line, row in prompts.read():
+        asked = asking.ask(line, row)
+        if isinstance(asked, Ask) and engine is not None:
+            try:
+                check(engine, asked.request)
+            except RorqualError as error:
+                asked = refused(asked, error)
+        if isinstance(asked, Refused):
+            where = f"{prompts.path}:{asked.line}" + (f": {asked.key}" if asked.key else "")
+            raise DataError(asked.what, where=where, remedy=asked.remedy)
+
+
+def check(engine: Engine, request: Request) -> None:
+    """Raise a `DataError` for a request that cannot run."""
+    engine._job(request, 0)
+
+
+def _made(chosen: GenerateSettings, sampling: Sampling, prompts: Prompts, engine: Engine | None) -> dict[str, Any]:
+    """What the answers depend on. Threads, slots and what runs at once are not among it."""
+    own = {key: getattr(chosen, key) for key in ("raw", "token_ids", "logprobs", "dtype", "device", "max_len", "model")}
+    versions = {"rorqual": rorqual.__version__, "torch": torch.__version__} if engine else {}
+    made = sampling.model_dump(mode="json") | own | versions | {"file": prompts.sha256}
+    return made | {"run": _fingerprint(RunDir(Path(chosen.run))) if engine else chosen.run}
+
+
+def _fingerprint(run: RunDir) -> str:
+    """Of a run's settings, tokenizer and newest checkpoint. Of large files their size, first and last megabyte."""
+    digest = hashlib.sha256()
+    for file in (run.config_file, run.tokenizer_file, *sorted(run.checkpoint().rglob("*"))):
+        if file.is_file():
+            size = file.stat().st_size
+            digest.update(f"{file.relative_to(run.path)} {size}\n".encode())
+            with open(file, "rb") as opened:
+                digest.update(opened.read(SAMPLED_BYTES))
+                opened.seek(max(SAMPLED_BYTES, size - SAMPLED_BYTES))
+                digest.update(opened.read(SAMPLED_BYTES))
+    return digest.hexdigest()

@@ -1,0 +1,545 @@
+"""`rorqual generate`: a file of prompts answered, killed, poisoned, shuffled, and asked of a server."""
+
+from __future__ import annotations
+
+import csv
+import json
+import multiprocessing
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+import tracemalloc
+from collections.abc import Iterator
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from commands import PRELOADED, _run, listing, typed
+from typer.testing import CliRunner
+
+from rorqual.cli.main import app
+from rorqual.core.errors import ConfigError, RorqualError
+from rorqual.core.records import Message
+from rorqual.engine.asking import Ask, Asking, Sampling, line_seed
+from rorqual.engine.batch import answers
+from rorqual.engine.engine import Engine
+from rorqual.engine.partial import Partial, to_line
+from rorqual.engine.prompts import Prompts, Refused
+from rorqual.engine.request import Request
+
+Rows = list[dict[str, Any]]
+GENERATE = ("generate", "prompts.jsonl", "run=run", "out=out.jsonl", "threads=1")
+
+
+def write(place: Path, rows: Rows, name: str = "prompts.jsonl") -> None:
+    (place / name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def answers_in(place: Path, name: str = "out.jsonl") -> Rows:
+    return [json.loads(line) for line in (place / name).read_bytes().splitlines()]
+
+
+def texts(row: dict[str, Any]) -> list[Any]:
+    return [(c["text"], c["reasoning"], c["finish_reason"], c["tokens"]) for c in row["choices"]]
+
+
+def sampled(count: int) -> Rows:
+    return [{"id": f"p{n}", "prompt": f"add {n} {n * 7}", "temperature": 1.0, "n": 1 + n % 3} for n in range(count)]
+
+
+@pytest.fixture(scope="module")
+def engine(tiny: Path) -> Engine:
+    return Engine.from_run(tiny, slots=4, record_experts=False)
+
+
+def test_each_line_is_what_the_engine_says_to_that_request_alone(place: Path, engine: Engine) -> None:
+    rows: Rows = [
+        {"prompt": "add 1 2", "gold": 3, "id": 7},
+        {"messages": [{"role": "user", "content": "add 3 4"}], "thinking": "on", "temperature": 0.7, "seed": 5, "n": 2},
+        {"prompt_ids": [3, 65, 66, 4], "max_tokens": 3, "meta": {"source": ["x"]}},
+        {"prompt": "add 5 6", "temperature": 1.0, "top_k": 5},
+    ]
+    write(place, rows)
+    done = typed(place, *GENERATE, "max_tokens=12", "seed=11", "token_ids=true", "logprobs=true")
+    assert done.code == 0, done.err
+    assert "4 lines: 4 answered, 0 refused" in done.out
+    assert re.search(r"generate  4/4  .* tokens/s .* left ", done.err)
+    found = answers_in(place)
+    assert [row["line"] for row in found] == [1, 2, 3, 4]
+    assert (found[0]["id"], found[0]["gold"], found[2]["meta"]) == (7, 3, {"source": ["x"]})
+    seeds = [line_seed(11, 1, 7), 5, line_seed(11, 3, None), line_seed(11, 4, None)]
+    settings = [{}, {"temperature": 0.7, "n": 2}, {"max_tokens": 3}, {"temperature": 1.0, "top_k": 5}]
+    for row, given, seed, own in zip(found, rows, seeds, settings):
+        params = Sampling(**{"max_tokens": 12, **own}).params(seed)
+        content = given["messages"][0]["content"] if "messages" in given else given.get("prompt", "")
+        messages = (Message("user", content),) if content else ()
+        ids = tuple(given["prompt_ids"]) if "prompt_ids" in given else None
+        [alone] = engine.generate([Request(messages, params, given.get("thinking", "auto"), ids)])
+        assert row["seed"] == seed
+        assert [c["token_ids"] for c in row["choices"]] == [s.token_ids for s in alone]
+        assert texts(row) == [(s.text, s.reasoning, s.finish_reason, len(s.token_ids)) for s in alone]
+        for choice, sample in zip(row["choices"], alone):
+            assert choice["logprobs"] == pytest.approx(sample.logprobs, abs=1e-5)
+        assert row["usage"] == {
+            "prompt_tokens": len(alone[0].prompt_ids),
+            "completion_tokens": sum(len(s.token_ids) for s in alone),
+        }
+
+
+# ---- killed and begun again
+
+
+def started(folder: Path, *words: str) -> BaseProcess:
+    """The command, running; its streams go where `typed` has them."""
+    streams = folder.parent / f"{folder.name}-streams"
+    streams.mkdir(exist_ok=True)
+    (streams / "0").touch()
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    process = context.Process(target=_run, args=(str(folder), str(streams), words))
+    process.start()
+    return process
+
+
+def test_killed_four_times_it_gives_the_same_file(place: Path) -> None:
+    write(place, [*sampled(40), {"prompt": ""}])
+    words = (*GENERATE, "max_tokens=60", "token_ids=true", "slots=2")
+    assert typed(place, *(word.replace("out=out", "out=whole") for word in words)).code == 1
+    partial, kept = place / "out.jsonl.partial", b""
+    for goal in (1, 9, 17, 30):
+        process = started(place, *words)
+        while process.is_alive() and (not partial.exists() or partial.read_bytes().count(b"\n") < goal):
+            time.sleep(0.005)
+        assert process.is_alive(), "it was over before it could be killed"
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        now = partial.read_bytes()
+        assert now[: now.rfind(b"\n") + 1].startswith(kept), "a line that was there was made again"
+        kept = now[: now.rfind(b"\n") + 1]
+        assert not (place / "out.jsonl").exists()
+    done = typed(place, *words)
+    assert done.code == 1
+    assert (place / "out.jsonl").read_bytes() == (place / "whole.jsonl").read_bytes()
+    assert not partial.exists()
+    left = 41 - kept.count(b"\n")
+    assert f"this time {left} lines" in done.out
+    again = typed(place, *words)
+    assert (again.code, "there already" in again.out) == (1, True)
+
+
+@pytest.mark.parametrize(
+    "tail", [b'{"line": 3, "choi', b"\x00" * 40 + b"\n", b'{"line": 99}\n', b'{"line": 1}\n', b"[]\n"]
+)
+def test_a_torn_line_is_cut_off_and_made_again(tail: bytes, tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    with Partial(out, {"a": 1}, rows=3, last=3) as partial:
+        partial.add({1: {"line": 1, "error": {}}, 2: {"line": 2}})
+    with open(partial.path, "ab") as file:
+        file.write(tail)
+    with Partial(out, {"a": 1}, rows=3, last=3) as partial:
+        assert [partial.has(line) for line in (1, 2, 3)] == [True, True, False]
+        assert (partial.count, partial.errors) == (2, 1)
+        partial.add({3: {"line": 3, "text": "x"}})
+        partial.finish()
+    assert out.read_bytes() == b'{"line": 1, "error": {}}\n{"line": 2}\n{"line": 3, "text": "x"}\n'
+
+
+def test_a_kill_between_the_last_steps_changes_nothing(tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    lines = {2: {"line": 2}, 1: {"line": 1}}
+    with Partial(out, {"a": 1}, rows=2, last=2) as partial:
+        partial.add(lines)
+        raw = partial.path.read_bytes()
+        partial.finish()
+    whole = out.read_bytes()
+    partial.path.write_bytes(raw)  # killed after the rename
+    with Partial(out, {"a": 1}, rows=2, last=2) as partial:
+        assert not partial.whole
+        partial.finish()
+    assert out.read_bytes() == whole == b'{"line": 1}\n{"line": 2}\n'
+    out.unlink()  # killed before the first line
+    with Partial(out, {"a": 2}, rows=2, last=2) as partial:
+        assert partial.count == 0
+
+
+def test_one_process_at_a_time(tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    with Partial(out, {"a": 1}, rows=1, last=1), pytest.raises(RorqualError, match="another process"):
+        Partial(out, {"a": 1}, rows=1, last=1)
+    Partial(out, {"a": 1}, rows=1, last=1).close()
+
+
+def test_an_output_that_was_changed_is_refused(tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    with Partial(out, {"a": 1}, rows=2, last=2) as partial:
+        partial.add({1: {"line": 1}, 2: {"line": 2}})
+        partial.finish()
+    assert Partial(out, {"a": 1}, rows=2, last=2).whole
+    out.write_bytes(b'{"line": 1}\n')
+    with pytest.raises(ConfigError, match="1 of its 2 lines"):
+        Partial(out, {"a": 1}, rows=2, last=2)
+
+
+def test_what_was_begun_otherwise_is_refused_and_left_alone(place: Path) -> None:
+    write(place, sampled(3))
+    assert typed(place, *GENERATE, "max_tokens=4").code == 0
+    before = listing(place)
+    for words, says in (
+        (("max_tokens=5",), ("max_tokens was 4 and is 5", "another out=")),
+        (("max_tokens=4", "seed=1"), ("seed was 0 and is 1",)),
+        (("max_tokens=4", "token_ids=true"), ("token_ids was false and is true",)),
+        (("max_tokens=4", "dtype=bfloat16"), ("dtype",)),
+    ):
+        done = typed(place, *GENERATE, *words)
+        assert done.code == 2
+        assert all(part in done.err for part in says), done.err
+        assert listing(place) == before
+    assert typed(place, *GENERATE, "max_tokens=4", "slots=1").code == 0, "slots change no figure"
+    write(place, sampled(4))
+    assert "file was" in typed(place, *GENERATE, "max_tokens=4").err
+    write(place, sampled(3))
+    weights = next((place / "run").rglob("model.safetensors"))
+    raw = bytearray(weights.read_bytes())
+    raw[-1] ^= 1
+    weights.write_bytes(raw)
+    assert "run was" in typed(place, *GENERATE, "max_tokens=4").err
+
+
+# ---- bad lines
+
+
+@dataclass(frozen=True)
+class Poison:
+    """A line, the key that is named and a part of what is said; `twin` is the nearest line that is right."""
+
+    raw: str | bytes
+    key: str
+    says: str
+    twin: str
+
+
+def poison(settings: str, key: str, says: str, twin: str) -> Poison:
+    return Poison(f'{{"prompt": "hi", {settings}}}', key, says, f'{{"prompt": "hi", {twin}}}')
+
+
+LONG = "long " * 40
+POISONS = [
+    Poison('{"prompt": ""}', "prompt", "empty", '{"prompt": " "}'),
+    Poison('{"messages": []}', "messages", "list", '{"messages": [{"role": "user", "content": "hi"}]}'),
+    Poison('{"messages": [{"role": "user", "content": ""}]}', "messages", "empty",
+           '{"messages": [{"role": "user", "content": "x"}]}'),
+    Poison('{"messages": [{"role": "human", "content": "x"}]}', "messages.0.role", "'human'",
+           '{"messages": [{"role": "user", "content": "x", "name": "me"}]}'),
+    Poison('{"messages": [{"role": "user", "content": 5}]}', "messages.0.content", "int",
+           '{"messages": [{"role": "user", "content": "5"}]}'),
+    Poison('{"messages": [{"role": "assistant", "content": "x"}]}', "messages", "assistant",
+           '{"messages": [{"role": "system", "content": "x"}, {"role": "user", "content": "x"}]}'),
+    Poison('{"prompt_ids": []}', "prompt_ids", "empty", '{"prompt_ids": [0]}'),
+    Poison('{"prompt_ids": [263]}', "prompt_ids", "vocabulary", '{"prompt_ids": [262]}'),
+    Poison('{"prompt_ids": [-1]}', "prompt_ids", "vocabulary", '{"prompt_ids": [1]}'),
+    Poison('{"prompt_ids": [1.5]}', "prompt_ids", "whole numbers", '{"prompt_ids": [1]}'),
+    Poison('{"prompt_ids": [true]}', "prompt_ids", "whole numbers", '{"prompt_ids": [1]}'),
+    Poison('{"prompt_ids": "12"}', "prompt_ids", "whole numbers", '{"prompt_ids": [1, 2]}'),
+    Poison(f'{{"prompt": "{LONG}"}}', "prompt", "context of 128", '{"prompt": "long long"}'),
+    Poison(json.dumps({"prompt_ids": [65] * 128}), "prompt_ids", "context of 128", json.dumps({"prompt_ids": [65] * 127})),
+    Poison('{"prompt": "a\\u0000b"}', "prompt", "NUL", '{"prompt": "a\\u0001b"}'),
+    Poison('{"prompt": "\\ud800"}', "", "not JSON", '{"prompt": "\\ud83d\\ude00"}'),
+    Poison('{"prompt": "x", "note": "\\udc00"}', "", "not JSON", '{"prompt": "x", "note": "\\u2028"}'),
+    Poison('{"prompt": "x"', "", "not JSON", '{"prompt": "x"}'),
+    Poison('{"prompt": "x", "y": NaN}', "", "not JSON", '{"prompt": "x", "y": null}'),
+    Poison('{"prompt": "x", "y": 1e999}', "y", "no form", '{"prompt": "x", "y": 1e99}'),
+    Poison(b'{"prompt": "\xe9"}', "", "not UTF-8", '{"prompt": "\u00e9"}'),
+    Poison(b'{"prompt": "a\x00b"}', "", "not JSON", '{"prompt": "a b"}'),
+    Poison("[" * 5000 + "]" * 5000, "", "not JSON", '{"prompt": "x", "y": ' + "[" * 50 + "]" * 50 + "}"),
+    Poison('["prompt"]', "", "not an object", '{"prompt": "list"}'),
+    Poison('{"id": 1}', "prompt", "no prompt", '{"id": 1, "prompt": "x"}'),
+    Poison('{"promt": "x"}', "prompt", "no prompt", '{"prompt": "x", "promt": "x"}'),
+    Poison('{"prompt": "x", "prompt_ids": [1]}', "prompt_ids", "together", '{"prompt": "x", "prompt_ids": null}'),
+    Poison('{"prompt": ["x"]}', "prompt", "list", '{"prompt": "x"}'),
+    poison('"temperature": -0.1', "temperature", "greater", '"temperature": 0'),
+    poison('"temperature": "0"', "temperature", "number", '"temperature": 0.0'),
+    poison('"temperature": true', "temperature", "number", '"temperature": null'),
+    poison('"max_tokens": 0', "max_tokens", "greater", '"max_tokens": 1'),
+    poison('"max_tokens": 1.5', "max_tokens", "integer", '"max_tokens": 2'),
+    poison('"max_tokens": 1e30', "max_tokens", "integer", '"max_tokens": 2147483647'),
+    poison('"top_p": 0', "top_p", "greater", '"top_p": 1'),
+    poison('"top_p": 1.01', "top_p", "less", '"top_p": 0.01'),
+    poison('"top_k": -1', "top_k", "greater", '"top_k": 0'),
+    poison('"min_p": 2', "min_p", "less", '"min_p": 0'),
+    poison('"seed": -1', "seed", "greater", '"seed": 9007199254740991'),
+    poison('"n": 0', "n", "greater", '"n": 1'),
+    poison('"n": 1000000000', "n", "less", '"n": 3'),
+    poison('"presence_penalty": 3', "presence_penalty", "less", '"presence_penalty": 0'),
+    poison('"repetition_penalty": 0', "repetition_penalty", "greater", '"repetition_penalty": 1'),
+    poison('"logit_bias": {"x": 1}', "logit_bias", "ids", '"logit_bias": {}'),
+    poison('"logit_bias": {"5": 101}', "logit_bias", "less", '"logit_bias": null'),
+    poison('"stop": ""', "stop", "at least 1", '"stop": "\\n"'),
+    poison('"stop": [1]', "stop", "string", '"stop": ["1"]'),
+    poison(f'"stop": {json.dumps(["x"] * 17)}', "stop", "at most 16", f'"stop": {json.dumps(["x"] * 16)}'),
+    poison('"top_logprobs": 21', "top_logprobs", "less", '"top_logprobs": 0'),
+    poison('"grammar": "json"', "grammar", "kind", '"grammar": null'),
+    poison('"thinking": "maybe"', "thinking", "'auto'", '"thinking": "off"'),
+    poison('"temprature": 1', "temprature", "unknown key", '"speed": 1'),
+    poison('"max_completion_tokens": 5', "max_completion_tokens", "unknown key", '"max_tokens": 5'),
+    poison('"choices": []', "choices", "answer's own", '"choice": []'),
+    poison('"id": 1.5', "id", "whole number", '"id": "1.5"'),
+]  # fmt: skip
+
+
+def test_a_bad_line_says_what_to_mend_and_its_twin_is_answered_as_if_alone(place: Path) -> None:
+    lines = [line.encode() if isinstance(line, str) else line for p in POISONS for line in (p.raw, p.twin)]
+    (place / "prompts.jsonl").write_bytes(b"\n".join(lines))
+    done = typed(place, *GENERATE, "max_tokens=2", "temperature=1", "max_len=128")
+    assert done.code == 1, done.err
+    assert "Traceback" not in done.err
+    assert f"{len(POISONS)} answered, {len(POISONS)} refused" in done.out
+    found = answers_in(place)
+    assert [row["line"] for row in found] == list(range(1, 2 * len(POISONS) + 1))
+    for p, bad, good in zip(POISONS, found[::2], found[1::2]):
+        assert bad["error"]["key"] == p.key, (p, bad)
+        assert p.says in bad["error"]["what"], (p, bad)
+        assert bad["error"]["remedy"], p
+        assert "choices" not in bad
+        assert "error" not in good, (p, good)
+        assert good["choices"], p
+    (place / "prompts.jsonl").write_bytes(b"\n".join(b"" if n % 2 == 0 else line for n, line in enumerate(lines)))
+    done = typed(place, *GENERATE[:3], "out=alone.jsonl", "threads=1", "max_tokens=2", "temperature=1", "max_len=128")
+    assert done.code == 0, done.err
+    assert answers_in(place, "alone.jsonl") == found[1::2]
+
+
+def test_strict_stops_before_anything_runs(place: Path) -> None:
+    write(place, [{"prompt": "hi"}, {"prompt": "hi", "n": 0}, {"prompt_ids": [999]}])
+    before = listing(place)
+    done = typed(place, *GENERATE, "strict=true", "max_tokens=2")
+    assert (done.code, listing(place)) == (2, before)
+    assert "prompts.jsonl:2: n: " in done.err
+    write(place, [{"prompt": "hi"}, {"prompt_ids": [999]}])
+    assert "prompts.jsonl:2: prompt_ids: " in typed(place, *GENERATE, "strict=true", "max_tokens=2").err
+    write(place, [{"prompt": "hi"}, {"prompt_ids": [99]}])
+    assert typed(place, *GENERATE, "strict=true", "max_tokens=2").code == 0
+
+
+# ---- a bad file, or a bad command
+
+
+def without_tokenizer(place: Path) -> None:
+    (place / "run" / "tokenizer.json").unlink()
+
+
+def base_model(place: Path) -> None:
+    config = place / "run" / "run.yaml"
+    config.write_text(config.read_text(encoding="utf-8") + "\nchat: none\n", encoding="utf-8")
+
+
+WHOLE: list[tuple[str, tuple[str, ...], tuple[str, ...], Any]] = [
+    ("missing", ("nowhere.jsonl", "run=run", "out=o"), ("nowhere.jsonl", "no such file"), None),
+    ("a folder", ("run", "run=run", "out=o"), ("run", "Give a .jsonl"), None),
+    ("a folder called so", ("d.jsonl", "run=run", "out=o"), ("not a file",), lambda p: (p / "d.jsonl").mkdir()),
+    ("empty", ("e.jsonl", "run=run", "out=o"), ("e.jsonl", "empty"), lambda p: (p / "e.jsonl").touch()),
+    ("blank", ("e.jsonl", "run=run", "out=o"), ("empty",), lambda p: (p / "e.jsonl").write_bytes(b"\n \n\n")),
+    ("gzip", ("z.jsonl", "run=run", "out=o"), ("binary", "UTF-8"), lambda p: (p / "z.jsonl").write_bytes(b"\x1f\x8b\x08\x00" * 9)),
+    ("binary", ("z.jsonl", "run=run", "out=o"), ("binary",), lambda p: (p / "z.jsonl").write_bytes(bytes(range(256)) * 4)),
+    ("UTF-16", ("z.jsonl", "run=run", "out=o"), ("binary",), lambda p: (p / "z.jsonl").write_text('{"prompt": "x"}', "utf-16")),
+    ("no Parquet", ("z.parquet", "run=run", "out=o"), ("not Parquet",), lambda p: (p / "z.parquet").write_bytes(b"x" * 99)),
+    ("unknown kind", ("z.xlsx", "run=run", "out=o"), (".xlsx", ".csv"), lambda p: (p / "z.xlsx").write_bytes(b"x")),
+    ("no run", ("p.jsonl", "out=o"), ("no run", "run=RUN"), None),
+    ("no out", ("p.jsonl", "run=run"), ("no out", "out=FILE"), None),
+    ("no such run", ("p.jsonl", "run=nowhere", "out=o"), ("nowhere", "not a run directory"), None),
+    ("out is a folder", ("p.jsonl", "run=run", "out=run"), ("a folder", "out=FILE"), None),
+    ("out under a file", ("p.jsonl", "run=run", "out=p.jsonl/o"), ("not a folder", "another out="), None),
+    ("out is the input", ("p.jsonl", "run=run", "out=p.jsonl"), ("the file of the prompts",), None),
+    ("out is there", ("p.jsonl", "run=run", "out=o"), ("there already", "remove"), lambda p: (p / "o").write_bytes(b"mine")),
+    ("mistyped key", ("p.jsonl", "run=run", "out=o", "max_token=3"), ("'max_token'", "'max_tokens'"), None),
+    ("out of range", ("p.jsonl", "run=run", "out=o", "temperature=-1"), ("'temperature'", "greater"), None),
+    ("no number", ("p.jsonl", "run=run", "out=o", "n=many"), ("'n'", "integer", "'many'"), None),
+    ("no slots", ("p.jsonl", "run=run", "out=o", "slots=0"), ("'slots'", "greater"), None),
+    ("too long", ("p.jsonl", "run=run", "out=o", "max_len=129"), ("max_len=129", "context"), None),
+    ("no device", ("p.jsonl", "run=run", "out=o", "device=gpu9"), ("'gpu9'", "device=cpu"), None),
+    ("no tokenizer", ("p.jsonl", "run=run", "out=o"), ("tokenizer.json", "cannot read the tokenizer"), without_tokenizer),
+    ("a base model", ("p.jsonl", "run=run", "out=o"), ("base model", "raw=true"), base_model),
+    ("no model's name", ("p.jsonl", "run=http://127.0.0.1:9/v1", "out=o"), ("model=NAME",), None),
+    ("ids of an address", ("p.jsonl", "run=http://127.0.0.1:9/v1", "out=o", "model=m", "token_ids=true"), ("token_ids",), None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "says", "prepare"), [w[1:] for w in WHOLE], ids=[w[0].replace(" ", "-") for w in WHOLE]
+)
+def test_a_bad_file_or_command_is_refused_and_nothing_changed(
+    words: tuple[str, ...], says: tuple[str, ...], prepare: Any, place: Path
+) -> None:
+    write(place, [{"prompt": "hi"}], "p.jsonl")
+    if prepare is not None:
+        prepare(place)
+    before = listing(place)
+    done = typed(place, "generate", *words)
+    assert done.code == 2, done.err
+    assert "Traceback" not in done.err
+    for part in says:
+        assert part in done.err, done.err
+    assert listing(place) == before
+
+
+def test_a_base_model_continues_texts(place: Path, engine: Engine) -> None:
+    base_model(place)
+    write(place, [{"prompt": "add 1"}])
+    done = typed(place, *GENERATE, "raw=true", "max_tokens=4", "token_ids=true")
+    assert done.code == 0, done.err
+    [row] = answers_in(place)
+    assert row["usage"]["prompt_tokens"] == len(engine.tokenizer.encode("add 1"))
+
+
+# ---- order, kinds of files, size
+
+
+def test_a_shuffled_file_gives_each_id_the_answer_that_it_had(place: Path) -> None:
+    rows = sampled(12)
+    write(place, rows)
+    assert typed(place, *GENERATE, "max_tokens=20").code == 0
+    shuffled = random.Random(1).sample(rows, 9)
+    write(place, shuffled, "shuffled.jsonl")
+    assert typed(place, "generate", "shuffled.jsonl", "run=run", "out=s.jsonl", "max_tokens=20", "slots=3").code == 0
+    first = {row["id"]: row["choices"] for row in answers_in(place)}
+    again = answers_in(place, "s.jsonl")
+    assert [row["id"] for row in again] == [row["id"] for row in shuffled]
+    assert all(first[row["id"]] == row["choices"] for row in again)
+    assert len({json.dumps(choice) for choice in first.values()}) == 12, "each has random numbers of its own"
+
+
+def test_seeds_are_of_the_id_else_of_the_line(place: Path) -> None:
+    asking = Asking(Sampling(seed=3))
+
+    def seed(line: int, **row: Any) -> int:
+        ask = asking.ask(line, {"prompt": "x", **row})
+        assert isinstance(ask, Ask)
+        return ask.request.params.seed
+
+    assert seed(1, id="a") == seed(9, id="a") != seed(1, id="b")
+    assert seed(1) != seed(2)
+    assert seed(7) != seed(1, id=7) != seed(1, id="7")
+    assert seed(1, id="a", seed=0) == 0
+    assert len({seed(line) for line in range(1, 2000)}) == 1999
+    assert all(0 <= seed(line) < 2**53 for line in range(1, 100))
+    assert seed(1) != line_seed(4, 1, None)
+
+
+def test_parquet_and_csv_are_read_as_the_same_prompts(place: Path) -> None:
+    rows: Rows = [
+        {"id": "a", "prompt": "add 1 2", "max_tokens": 5, "temperature": 1.0},
+        {"id": "b", "prompt": '12, "quoted"\nand more', "max_tokens": 7},
+        {"id": "c", "prompt": "12", "n": 2},
+        {"id": "d", "prompt": "x", "n": 0},
+    ]
+    write(place, rows)
+    pq.write_table(pa.Table.from_pylist(rows, pa.schema([("id", pa.string()), ("prompt", pa.string()),
+        ("max_tokens", pa.int64()), ("temperature", pa.float64()), ("n", pa.int32())])), place / "prompts.parquet")  # fmt: skip
+    with open(place / "prompts.csv", "w", encoding="utf-8", newline="") as file:
+        table = csv.DictWriter(file, ["id", "prompt", "max_tokens", "temperature", "n"])
+        table.writeheader()
+        table.writerows(rows)
+    found = []
+    for kind in ("jsonl", "parquet", "csv"):
+        done = typed(place, "generate", f"prompts.{kind}", "run=run", f"out={kind}.jsonl", "max_tokens=3")
+        assert done.code == 1, done.err
+        found.append((place / f"{kind}.jsonl").read_bytes())
+    assert found[0] == found[1] == found[2]
+
+
+def test_no_more_is_read_than_can_be_asked(engine: Engine) -> None:
+    read, answered = 0, 0
+
+    def asks() -> Iterator[Ask | Refused]:
+        nonlocal read
+        for line in range(1, 61):
+            read += 1
+            assert read - answered <= 8 + 1 + 4, "the file is read ahead of the answers"
+            row = {"prompt": f"add {line} 1", "max_tokens": 3, "temperature": 1.0}
+            found = Asking(Sampling()).ask(line, row if line % 5 else {})
+            yield found
+
+    for some in answers(engine, asks(), room=8):
+        answered += len(some)
+    assert answered == 60
+
+
+def test_a_file_of_many_lines_takes_the_memory_of_few(tmp_path: Path) -> None:
+    path = tmp_path / "many.jsonl"
+    line = json.dumps({"prompt": "x" * 200, "id": 1}) + "\n"
+    path.write_text(line * 20_000, encoding="utf-8")
+    tracemalloc.start()
+    prompts = Prompts.open(path)
+    asking = Asking(Sampling())
+    with Partial(tmp_path / "out.jsonl", {}, rows=prompts.rows, last=prompts.last) as partial:
+        for number, row in prompts.read():
+            assert isinstance(asking.ask(number, row), Ask)
+            partial.add({number: {"line": number, "text": "y" * 200}})
+        partial.finish()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert path.stat().st_size > 4_000_000
+    assert peak < 1_500_000
+    assert prompts.rows == prompts.last == 20_000
+
+
+def test_a_line_of_the_answer_is_one_line_for_every_reader() -> None:
+    text = "".join(chr(code) for code in (*range(1, 256), 0x2028, 0x2029, 0x1F600))
+    raw = to_line({"text": text})
+    assert len(raw.decode().splitlines()) == 1
+    assert json.loads(raw) == {"text": text}
+
+
+# ---- a server
+
+
+@pytest.fixture
+def served(place: Path) -> Iterator[tuple[str, str]]:
+    """The address of the run, and its key."""
+    command = [sys.executable, "-m", "rorqual", "serve", "run", "port=0", "keys=keys.json", "threads=1", "name=tiny"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    with open(place / "log", "w", encoding="utf-8") as log:
+        process = subprocess.Popen(command, cwd=place, stdout=subprocess.PIPE, stderr=log, env=env, encoding="utf-8")
+    assert process.stdout is not None
+    key = ""
+    for line in process.stdout:
+        if "key for tenant" in line:
+            key = line.split()[-1]
+        if found := re.search(r" at (http\S+/v1)$", line):
+            yield found.group(1), key
+            break
+    process.terminate()
+    process.wait(60)
+
+
+def test_a_server_answers_as_the_run_itself(
+    served: tuple[str, str], place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, key = served
+    monkeypatch.chdir(place)
+
+    def code(*words: str) -> int:
+        return CliRunner().invoke(app, words, catch_exceptions=False).exit_code
+
+    rows: Rows = [{"prompt": f"add {n} 2", "id": n} for n in range(6)]
+    rows[2]["thinking"], rows[3]["max_tokens"] = "on", 3
+    write(place, [*rows, {"prompt": LONG}, {"prompt_ids": [1]}, {"prompt": ""}])
+    assert code(*GENERATE, "max_tokens=30") == 1
+    words = ("generate", "prompts.jsonl", f"run={address}", "model=tiny", "out=far.jsonl", "max_tokens=30")
+    assert code(*words) == 2, "it has no key"
+    monkeypatch.setenv("RORQUAL_API_KEY", key)
+    assert code(*words) == 1
+    near, far = answers_in(place), answers_in(place, "far.jsonl")
+    assert [texts(row) for row in far[:6]] == [texts(row) for row in near[:6]]
+    assert [row["usage"] for row in far[:6]] == [row["usage"] for row in near[:6]]
+    assert ["error" in row for row in far] == [False] * 6 + [True] * 3
+    assert "context" in far[6]["error"]["what"]
+    assert code(*words[:3], "model=other", "out=other.jsonl") == 2

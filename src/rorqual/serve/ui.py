@@ -98,7 +98,7 @@ class Page:
         self.edge, self.service = edge, service
         self.off, self.installed = wanted is False, installed
         self.sessions = Sessions()
-        self.mounted = ui_chat.Mounted(self._api, service.name)
+        self.mounted = ui_chat.Mounted(self._api, service.name, service.defaults.temperature)
         self._closing = asyncio.Event()
 
     def close(self) -> None:

@@ -31,8 +31,8 @@ IDLE = "Enter sends, Shift+Enter breaks the line."
 class Mounted:
     """Gradio's application, built when somebody asks for it: it takes seconds and a hundred megabytes."""
 
-    def __init__(self, api: ASGIApp, model: str) -> None:
-        self._api, self._model = api, model
+    def __init__(self, api: ASGIApp, model: str, temperature: float) -> None:
+        self._api, self._model, self._temperature = api, model, temperature
         self._closing = asyncio.Event()
         self._ready: asyncio.Future[ASGIApp] | None = None
         self._keeper: asyncio.Task[None] | None = None
@@ -49,14 +49,14 @@ class Mounted:
         self._closing.set()
 
     async def _keep(self, ready: asyncio.Future[ASGIApp]) -> None:
-        parent = await asyncio.to_thread(build, self._api, self._model)
+        parent = await asyncio.to_thread(build, self._api, self._model, self._temperature)
         async with parent.router.lifespan_context(parent):
             ready.set_result(parent)
             await self._closing.wait()
 
 
-def build(api: ASGIApp, model: str) -> FastAPI:
-    """The page over the API's routes. It needs Gradio."""
+def build(api: ASGIApp, model: str, temperature: float) -> FastAPI:
+    """The page over the API's routes; `temperature` is what it begins with. It needs Gradio."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when it is imported, and wherever it would tell somebody
     import gradio as gr
 
@@ -64,7 +64,7 @@ def build(api: ASGIApp, model: str) -> FastAPI:
     mono = ("ui-monospace", "Consolas", "monospace")
     theme = gr.themes.Default(primary_hue="blue", neutral_hue="slate", font=fonts, font_mono=mono)
     return gr.mount_gradio_app(
-        FastAPI(docs_url=None, redoc_url=None, openapi_url=None), _blocks(gr, Chat(gr, api, model)), path="/",
+        FastAPI(docs_url=None, redoc_url=None, openapi_url=None), _blocks(gr, Chat(gr, api, model), temperature), path="/",
         auth_dependency=_tenant, theme=theme, css_paths=[FILES / "chat.css"],
         head=f"<script>{(FILES / 'chat.js').read_text(encoding='utf-8')}</script>",
         footer_links=[], run_history=False, ssr_mode=False, mcp_server=False, pwa=False, enable_monitoring=False,
@@ -137,7 +137,7 @@ def _status(text: str, *, error: bool = False) -> str:
     return f'<p class="status{" error" if error else ""}">{html.escape(text)}</p>'
 
 
-def _blocks(gr: Any, chat: Chat) -> Any:
+def _blocks(gr: Any, chat: Chat, temperature: float) -> Any:
     with gr.Blocks(title=chat.model, fill_height=True, analytics_enabled=False) as blocks:
         head = (FILES / "head.html").read_text(encoding="utf-8").replace("{model}", html.escape(chat.model))
         gr.Markdown(head, elem_id="head", sanitize_html=False, latex_delimiters=[])  # gr.HTML would need `eval`
@@ -158,7 +158,7 @@ def _blocks(gr: Any, chat: Chat) -> Any:
         )  # fmt: skip
         with gr.Accordion("Settings", open=False, elem_id="settings"), gr.Row():
             thinking = gr.Radio(["auto", "on", "off"], value="auto", label="Thinking", min_width=200)
-            heat = gr.Slider(0, 2, value=1, step=0.05, label="Temperature", min_width=200)
+            heat = gr.Slider(0, 2, value=temperature, step=0.05, label="Temperature", min_width=200)
             most = gr.Number(
                 0, label="Most tokens (0: no limit)", minimum=0, maximum=2**31 - 1, precision=0, min_width=200
             )

@@ -19,8 +19,8 @@ from rorqual.serve.bridge import Bridge, Job, Restarted
 from rorqual.serve.errors import ApiError
 from rorqual.serve.keys import Keys
 from rorqual.serve.metrics import Metrics
-from rorqual.serve.reading import Reader
-from rorqual.serve.replies import Reply
+from rorqual.serve.reading import Reader, Stops
+from rorqual.serve.replies import Choice, Reply
 from rorqual.serve.wire import Ask, Drawn, Placed, ask_of, submit
 from rorqual.serve.worker import params_of
 
@@ -29,7 +29,8 @@ ASK = Ask(prompt=(0, 3, 4), max_tokens=9, temperature=0.0, top_p=1.0, top_k=0, s
 
 
 def reply_to(job: Job) -> Reply:
-    return Reply(job, CHAT, lambda: Reader.of_text(CHAT), Metrics())
+    ends = frozenset(job.asks[0].stop_token_ids)
+    return Reply(job, CHAT, lambda: Choice(Reader.of_text(CHAT), Stops([]), ends), Metrics())
 
 
 def test_silence_is_told_while_a_request_waits_and_changes_nothing() -> None:

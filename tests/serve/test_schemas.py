@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from rorqual.core.records import Message, Tool, ToolCall
 from rorqual.serve.errors import ApiError
 from rorqual.serve.schemas import ChatRequest, TextRequest, read
 
@@ -27,6 +28,9 @@ def with_text(escaped: str) -> bytes:
 
 
 SCHEMA: dict[str, Any] = {"name": "s", "schema": {"type": "object"}}
+TOOL: dict[str, Any] = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
+OTHER: dict[str, Any] = {"type": "function", "function": {"name": "sub", "description": "a - b", "strict": True}}
+CALL: dict[str, Any] = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": "{}"}}
 POISONS: dict[str, tuple[bytes, bytes, str | None]] = {
     "not JSON": (b'{"model":', body(), None),
     "a list": (b"[]", body(), None),
@@ -67,7 +71,45 @@ POISONS: dict[str, tuple[bytes, bytes, str | None]] = {
         "messages.0.content.0.type",
     ),
     "an unknown parameter": (body(temprature=1), body(temperature=1), "temprature"),
-    "a tool": (body(tools=[{"type": "function"}]), body(tools=[]), "tools"),
+    "a tool without a function": (body(tools=[{"type": "function"}]), body(tools=[TOOL]), "tools.0.function"),
+    "a tool of the house": (body(tools=[{"type": "web_search"}]), body(tools=[]), "tools.0.type"),
+    "a tool with a name of blanks": (
+        body(tools=[{"type": "function", "function": {"name": "a b"}}]),
+        body(tools=[{"type": "function", "function": {"name": "a_b"}}]),
+        "tools.0.function.name",
+    ),
+    "two tools of one name": (body(tools=[TOOL, TOOL]), body(tools=[TOOL, OTHER]), "tools"),
+    "a tool that must be called": (
+        body(tools=[TOOL], tool_choice="required"),
+        body(tools=[TOOL], tool_choice="auto"),
+        "tool_choice",
+    ),
+    "a tool that must be called, by name": (
+        body(tools=[TOOL], tool_choice={"type": "function", "function": {"name": "add"}}),
+        body(tools=[TOOL], tool_choice="none"),
+        "tool_choice",
+    ),
+    "a choice of no tools": (body(tool_choice="required"), body(tool_choice="auto"), "tool_choice"),
+    "tools and a grammar": (
+        body(tools=[TOOL], guided_regex="a"),
+        body(tools=[TOOL], guided_regex="a", tool_choice="none"),
+        "tools",
+    ),
+    "a user who calls": (
+        body(messages=[{"role": "user", "content": "x", "tool_calls": [CALL]}]),
+        body(messages=[*HELLO, {"role": "assistant", "content": None, "tool_calls": [CALL]}]),
+        "messages.0.tool_calls",
+    ),
+    "a result of no call": (
+        body(messages=[*HELLO, {"role": "tool", "content": "x"}]),
+        body(messages=[*HELLO, {"role": "tool", "content": "x", "tool_call_id": "c1"}]),
+        "messages.1.tool_call_id",
+    ),
+    "a user who thinks": (
+        body(messages=[{"role": "user", "content": "x", "reasoning_content": "y"}]),
+        body(messages=[{"role": "assistant", "content": "x", "reasoning_content": "y"}, *HELLO]),
+        "messages.0.reasoning_content",
+    ),
     "JSON that is no schema": (
         body(response_format={"json": ""}),
         body(response_format={"type": "json_object"}),
@@ -205,6 +247,22 @@ def test_more_answers_than_the_limit_are_refused_however_they_are_spread() -> No
         with pytest.raises(ApiError) as caught:
             read(TextRequest, text(**fields))
         assert caught.value.body()["error"]["param"] == param
+
+
+def test_an_answer_of_ours_can_stand_in_the_next_request() -> None:
+    ours = {"role": "assistant", "content": None, "refusal": None, "reasoning_content": "hm", "tool_calls": [CALL]}
+    result = {
+        "role": "tool",
+        "tool_call_id": "c1",
+        "content": [{"type": "text", "text": "4"}, {"type": "text", "text": "6"}],
+    }
+    request, _ = read(ChatRequest, body(messages=[*HELLO, ours, result], tools=[TOOL]))
+    assert [turn.message() for turn in request.messages[1:]] == [
+        Message("assistant", "", "hm", (ToolCall("c1", "add", "{}"),)),
+        Message("tool", "46", tool_call_id="c1"),
+    ]
+    assert request.offered() == [Tool("add", "", {"type": "object"})]
+    assert read(ChatRequest, body(tools=[TOOL], tool_choice="none"))[0].offered() == []
 
 
 def test_what_changes_nothing_is_listed() -> None:

@@ -16,7 +16,7 @@ from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 
 from rorqual.serve.exchange import COMMENT, DONE, EventStream, event, header_of, unless_gone
-from rorqual.serve.reading import Piece, Reader
+from rorqual.serve.reading import Piece
 from rorqual.serve.replies import Choice, Reply
 from rorqual.serve.schemas import Sampling
 from rorqual.serve.service import Service
@@ -38,8 +38,8 @@ class Shape(ABC):
         """What the engine is asked, one for each prompt; a request that cannot be meant is refused."""
 
     @abstractmethod
-    def reader(self) -> Reader:
-        """For one reply."""
+    def new(self) -> Choice:
+        """A choice of which nothing has come yet."""
 
     @abstractmethod
     def choice(self, index: int, choice: Choice) -> dict[str, Any]:
@@ -70,7 +70,7 @@ async def answer(request: Request, shape: Shape, wanted: Sampling, ignored: list
 
 
 def _reply(shape: Shape, job: Any) -> Reply:
-    return Reply(job, shape.service.chat, shape.reader, shape.service.metrics)
+    return Reply(job, shape.service.chat, shape.new, shape.service.metrics)
 
 
 async def _whole(shape: Shape, asks: list[Ask], tenant: str) -> dict[str, Any]:

@@ -84,7 +84,7 @@ async def _bug(request: Request, error: Exception) -> Response:
     return _answer(ApiError(500, "the server has a bug; its log says more"))
 
 
-def create_app(service: Service) -> ASGIApp:
+def create_app(service: Service) -> Edge:
     """The ASGI application of a service."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     app.state.service = service

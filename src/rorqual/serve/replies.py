@@ -5,20 +5,30 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rorqual.data.chat import ChatFormat
 from rorqual.serve.bridge import Job
 from rorqual.serve.metrics import Metrics
-from rorqual.serve.reading import Piece, Reader, Stops
+from rorqual.serve.reading import Piece, Reader, Stops, ToolDelta
 from rorqual.serve.wire import Drawn
 
 
 @dataclass
-class Choice:
-    """One sample on its way. Stop strings are looked for in the answer, not in the reasoning.
+class Call:
+    """A tool call on its way."""
 
+    id: str = ""
+    name: str = ""
+    arguments: str = ""
+
+
+@dataclass
+class Choice:
+    """One sample on its way. Stop strings are looked for in the answer, not in the reasoning, and not in calls.
+
+    `one_call`: a second call ends it, and is not shown.
     `ends`: tokens that end it and are not shown. `drawn`: its tokens, the one that ended it included; `take` gives those that
     nobody has taken yet.
     """
@@ -26,9 +36,11 @@ class Choice:
     reader: Reader
     stops: Stops
     ends: frozenset[int] = frozenset()
+    one_call: bool = False
     reasoning: str = ""
     content: str = ""
     reason: str | None = None
+    calls: list[Call] = field(default_factory=list)
     drawn: list[Drawn] = field(default_factory=list)
     _taken: int = 0
 
@@ -40,8 +52,15 @@ class Choice:
         fresh = Piece() if drawn.token in self.ends else self._cut(self.reader.feed(drawn.token))
         if drawn.reason is not None and not self.stops.hit:
             last = self._cut(self.reader.finish(), last=True)
-            fresh = Piece(fresh.reasoning + last.reasoning, fresh.content + last.content)
+            fresh = Piece(fresh.reasoning + last.reasoning, fresh.content + last.content, (*fresh.tools, *last.tools))
         self.reason = "stop" if self.stops.hit else drawn.reason
+        if self.one_call and any(delta.index for delta in fresh.tools):
+            fresh = replace(fresh, tools=tuple(delta for delta in fresh.tools if not delta.index))
+            self.reason = "stop"
+        for delta in fresh.tools:
+            self._call(delta)
+        if self.reason == "stop" and self.calls and not self.stops.hit:
+            self.reason = "tool_calls"
         self.reasoning += fresh.reasoning
         self.content += fresh.content
         return fresh
@@ -52,7 +71,15 @@ class Choice:
         return fresh
 
     def _cut(self, piece: Piece, *, last: bool = False) -> Piece:
-        return Piece(piece.reasoning, self.stops.feed(piece.content, last=last))
+        shown = self.stops.feed(piece.content, last=last)
+        return Piece(piece.reasoning, shown, () if self.stops.hit else piece.tools)
+
+    def _call(self, delta: ToolDelta) -> None:
+        while len(self.calls) <= delta.index:
+            self.calls.append(Call())
+        call = self.calls[delta.index]
+        call.id, call.name = delta.id or call.id, delta.name or call.name
+        call.arguments += delta.arguments
 
 
 @dataclass
@@ -61,7 +88,7 @@ class Reply:
 
     job: Job
     chat: ChatFormat
-    new_reader: Callable[[], Reader]
+    new_choice: Callable[[], Choice]
     metrics: Metrics
     began: float = field(default_factory=time.monotonic)
     choices: list[Choice] = field(default_factory=list)
@@ -71,11 +98,7 @@ class Reply:
         self._begin()
 
     def _begin(self) -> None:
-        self.choices = [
-            Choice(self.new_reader(), Stops(ask.stop), frozenset(ask.stop_token_ids))
-            for ask in self.job.asks
-            for _ in range(ask.n)
-        ]
+        self.choices = [self.new_choice() for _ in range(self.job.samples)]
 
     @property
     def done(self) -> bool:

@@ -13,7 +13,17 @@ from rorqual.core.errors import nearest
 from rorqual.core.records import Thinking
 from rorqual.serve.errors import ApiError, refuse
 from rorqual.serve.formats import Guided, JsonSchema, ResponseFormat, Schema, Text
-from rorqual.serve.turns import ChatMessage, TextPart
+from rorqual.serve.turns import (
+    Call,
+    CalledFunction,
+    ChatMessage,
+    Function,
+    NamedFunction,
+    NamedTool,
+    TextPart,
+    Tools,
+    ToolSpec,
+)
 
 MAX_MESSAGES, MAX_N, MAX_STOPS, MAX_STOP, MAX_NAME = 4096, 128, 16, 256, 256
 MAX_IDS, MAX_PROMPTS, MAX_BIAS, MAX_TOP, MAX_KEYS = 1_000_000, 128, 1024, 20, 4096
@@ -22,9 +32,6 @@ INT32, INT64 = 2**31 - 1, 2**63 - 1
 IGNORED = frozenset({"user", "metadata", "store", "safety_identifier", "prompt_cache_key", "service_tier"})
 """Parameters that change no answer: accepted, and listed in the header `x-rorqual-ignored`."""
 NOT_HERE: Mapping[str, tuple[Any, ...]] = {
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
-    "parallel_tool_calls": (True, False),
     "functions": ([],),
     "function_call": ("none", "auto"),
     "suffix": ("",),
@@ -121,7 +128,7 @@ class Sampling(Guided):
             raise refuse("'stream_options' goes with stream: true", "stream_options")
 
 
-class ChatRequest(Sampling):
+class ChatRequest(Sampling, Tools):
     """`POST /v1/chat/completions`
 
     `reasoning_effort`: `none` makes the model answer at once, any other makes it think, as long as it will.
@@ -151,6 +158,11 @@ class ChatRequest(Sampling):
 
     def check(self) -> None:
         super().check()
+        self.check_tools()
+        for number, message in enumerate(self.messages):
+            message.check(f"messages.{number}")
+        if self.offered() and self.grammar() is not None:
+            raise refuse("an answer that a grammar binds can call no tools: tool_choice none, or no grammar", "tools")
         if self.top_logprobs and not self.logprobs:
             raise refuse("'top_logprobs' goes with logprobs: true", "top_logprobs")
         asked = "auto" if self.chat_template_kwargs is None else self.chat_template_kwargs.mode
@@ -249,5 +261,8 @@ def _explained(cls: type[Sampling], error: ValidationError) -> ApiError:
 
 def _names(cls: type[Sampling]) -> set[str]:
     """Names of parameters; the rest of an error's place are names of types, which mean nothing to a client."""
-    schemas = (cls, ChatMessage, TextPart, StreamOptions, TemplateOptions, ResponseFormat, JsonSchema)
+    schemas = (
+        cls, ChatMessage, TextPart, StreamOptions, TemplateOptions, ResponseFormat, JsonSchema,
+        Call, CalledFunction, Function, NamedFunction, NamedTool, ToolSpec,
+    )  # fmt: skip
     return {field.alias or name for schema in schemas for name, field in schema.model_fields.items()}

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field, replace
 from pydantic import ValidationError
 
 from rorqual.core.errors import ConfigError, RorqualError
-from rorqual.core.records import Message, RunDir, Thinking
+from rorqual.core.records import Message, RunDir, Thinking, Tool
 from rorqual.data.chat import ChatFormat
 from rorqual.serve.bridge import Bridge
 from rorqual.serve.errors import ApiError, refuse
 from rorqual.serve.keys import Keys
 from rorqual.serve.metrics import Metrics
-from rorqual.serve.schemas import ChatRequest, Sampling
+from rorqual.serve.schemas import Sampling
 from rorqual.serve.wire import Ask, Ready
 
 MASK = 2**64 - 1
@@ -66,13 +66,14 @@ class Service:
     defaults: Defaults = Defaults()
     metrics: Metrics = field(default_factory=Metrics)
 
-    def prompt_of(self, request: ChatRequest) -> list[int]:
+    def prompt_of(self, messages: Sequence[Message], thinking: Thinking, tools: Sequence[Tool] = ()) -> list[int]:
         """Ids of a conversation; what the chat format cannot write is refused."""
-        return self._encoded([turn.message() for turn in request.messages], request.thinking)
-
-    def _encoded(self, messages: Sequence[Message], thinking: Thinking) -> list[int]:
+        if tools and not self.chat.takes_tools:
+            raise refuse(
+                f"this model's chat format, '{self.chat.name}', has no way to write tools", "tools", "no_tools_here"
+            )
         try:
-            return self.chat.prompt(messages, thinking)
+            return self.chat.prompt(messages, thinking, tools)
         except RorqualError as error:
             raise refuse(f"{error.what}. {error.remedy}".strip(), "messages") from None
 
@@ -85,7 +86,7 @@ class Service:
         except RorqualError as error:
             raise refuse(f"{error.what}. {error.remedy}", "prompt") from None
 
-    def ask(self, request: Sampling, prompt: Sequence[int], param: str) -> Ask:
+    def ask(self, request: Sampling, prompt: Sequence[int], param: str, *, tools: bool = False) -> Ask:
         """The request as the engine takes it; a wrong model, or a prompt that does not fit, is refused."""
         if request.model != self.name:
             raise ApiError(
@@ -114,7 +115,8 @@ class Service:
             logit_bias=bias,
             seed=seed,
             n=request.n or 1,
-            stop=tuple(request.stops),
+            # The engine would find a stop string inside of a call, too, where it is not looked for.
+            stop=() if tools else tuple(request.stops),
             stop_token_ids=tuple(request.stop_token_ids or ()),
             ignore_eos=bool(request.ignore_eos),
             top_logprobs=request.top or 0,

@@ -1,15 +1,18 @@
-"""Turns of a conversation, as a request holds them."""
+"""Turns of a conversation, and the tools that may be called in it, as a request holds them."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from rorqual.core.records import Message
+from rorqual.core.records import Message, Tool, ToolCall
+from rorqual.serve.errors import refuse
 from rorqual.serve.formats import Schema, Text
 
-MAX_PARTS, MAX_NAME = 256, 256
+MAX_PARTS, MAX_NAME, MAX_CALLS, MAX_TOOLS, MAX_DESCRIPTION = 256, 256, 128, 128, 65_536
+Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
+Id = Annotated[Text, Field(min_length=1, max_length=MAX_NAME)]
 
 
 class TextPart(Schema):
@@ -19,19 +22,119 @@ class TextPart(Schema):
     text: Text
 
 
-class ChatMessage(Schema):
-    """One turn. `name` changes nothing."""
+class CalledFunction(Schema):
+    """`arguments`: the text of a JSON object."""
 
-    role: Literal["system", "developer", "user", "assistant"]
+    name: Name
+    arguments: Text
+
+
+class Call(Schema):
+    """A call that the assistant made."""
+
+    id: Id
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+    def call(self) -> ToolCall:
+        """As the chat formats take it."""
+        return ToolCall(self.id, self.function.name, self.function.arguments)
+
+
+class ChatMessage(Schema):
+    """One turn. `name` changes nothing; what our own answers carry beside these (`refusal`, empty) may come back."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Text | Annotated[list[TextPart], Field(max_length=MAX_PARTS, fail_fast=True)] | None = None
     reasoning_content: Text | None = None
+    tool_calls: Annotated[list[Call], Field(max_length=MAX_CALLS, fail_fast=True)] | None = None
+    tool_call_id: Id | None = None
     name: Annotated[Text, Field(max_length=MAX_NAME)] | None = None
+    refusal: Literal[""] | None = None
+    annotations: Annotated[list[Any], Field(max_length=0)] | None = None
+    audio: None = None
+    function_call: None = None
 
     def message(self) -> Message:
         """As the chat formats take it."""
         content = self.content or ""
         if not isinstance(content, str):
             content = "".join(part.text for part in content)
-        if self.role == "assistant":
-            return Message("assistant", content, self.reasoning_content or None)
-        return Message("user" if self.role == "user" else "system", content)
+        match self.role:
+            case "assistant":
+                calls = tuple(call.call() for call in self.tool_calls or ())
+                return Message("assistant", content, self.reasoning_content or None, calls)
+            case "tool":
+                return Message("tool", content, tool_call_id=self.tool_call_id)
+            case "user":
+                return Message("user", content)
+            case _:
+                return Message("system", content)
+
+    def check(self, place: str) -> None:
+        """Refuse what a turn of this role cannot have; `place` names the turn."""
+        if self.tool_calls and self.role != "assistant":
+            raise refuse(f"only an assistant's turn has 'tool_calls', not a {self.role}'s", f"{place}.tool_calls")
+        if (self.tool_call_id is not None) != (self.role == "tool"):
+            raise refuse("'tool_call_id' belongs to a tool's turn, which cannot do without", f"{place}.tool_call_id")
+        if self.reasoning_content and self.role != "assistant":
+            raise refuse("only an assistant's turn has 'reasoning_content'", f"{place}.reasoning_content")
+
+
+class Function(Schema):
+    """`parameters`: the JSON schema of the arguments, an object. `strict` changes nothing."""
+
+    name: Name
+    description: Annotated[Text, Field(max_length=MAX_DESCRIPTION)] | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class ToolSpec(Schema):
+    """A function that the model may call."""
+
+    type: Literal["function"]
+    function: Function
+
+    def tool(self) -> Tool:
+        """As the chat formats take it."""
+        function = self.function
+        return Tool(function.name, function.description or "", function.parameters or {})
+
+
+class NamedFunction(Schema):
+    """The one function that is to be called."""
+
+    name: Name
+
+
+class NamedTool(Schema):
+    """`tool_choice` by name."""
+
+    type: Literal["function"]
+    function: NamedFunction
+
+
+class Tools(Schema):
+    """What of a request is about tools. `none`: they are not shown to the model, and no call is read."""
+
+    tools: Annotated[list[ToolSpec], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    parallel_tool_calls: bool | None = None
+
+    def offered(self) -> list[Tool]:
+        """The tools that the model may call."""
+        return [] if self.tool_choice == "none" else [spec.tool() for spec in self.tools or ()]
+
+    def check_tools(self) -> None:
+        """Refuse what only goes together, and a choice that nothing here could keep."""
+        names = [spec.function.name for spec in self.tools or ()]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise refuse(f"two tools are called {twice!r}", "tools")
+        if self.tool_choice in (None, "none", "auto"):
+            return
+        if not names:
+            raise refuse("'tool_choice' goes with tools", "tool_choice")
+        raise refuse(
+            "'tool_choice' is none or auto here: a model cannot be made to call", "tool_choice", "unsupported_parameter"
+        )

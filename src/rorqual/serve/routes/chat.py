@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +11,7 @@ from fastapi import APIRouter, Request, Response
 from rorqual.serve import logprobs
 from rorqual.serve.answer import Shape, answer
 from rorqual.serve.exchange import body_of
-from rorqual.serve.reading import Piece, Reader
+from rorqual.serve.reading import Piece, Reader, Stops
 from rorqual.serve.replies import Choice
 from rorqual.serve.schemas import ChatRequest, read
 from rorqual.serve.service import Service
@@ -37,16 +38,27 @@ class ChatShape(Shape):
         self.wanted = wanted
         self._begun: set[int] = set()
 
-    def asks(self) -> list[Ask]:
-        return [self.service.ask(self.wanted, self.service.prompt_of(self.wanted), "messages")]
+        self._messages = [turn.message() for turn in wanted.messages]
+        self._tools = wanted.offered()
 
-    def reader(self) -> Reader:
-        return Reader.of_chat(self.service.chat, self.wanted.thinking)
+    def asks(self) -> list[Ask]:
+        prompt = self.service.prompt_of(self._messages, self.wanted.thinking, self._tools)
+        return [self.service.ask(self.wanted, prompt, "messages", tools=bool(self._tools))]
+
+    def new(self) -> Choice:
+        chat, wanted = self.service.chat, self.wanted
+        mode = chat.mode(self._messages, wanted.thinking)
+        reader = Reader.of_chat(chat, mode, self._tools, f"call_{secrets.token_hex(8)}_")
+        ends = frozenset(wanted.stop_token_ids or ())
+        return Choice(reader, Stops(wanted.stops), ends, one_call=wanted.parallel_tool_calls is False)
 
     def choice(self, index: int, choice: Choice) -> dict[str, Any]:
         message: dict[str, Any] = {"role": "assistant", "content": choice.content, "refusal": None}
         if choice.reader.thought:
             message["reasoning_content"] = choice.reasoning
+        if choice.calls:
+            message["tool_calls"] = [_call(call.id, call.name, call.arguments) for call in choice.calls]
+            message["content"] = choice.content or None
         told = self._logprobs(choice)
         return {"index": index, "message": message, "logprobs": told, "finish_reason": choice.reason}
 
@@ -68,10 +80,20 @@ class ChatShape(Shape):
         return logprobs.of_chat(self.service.chat.tokenizer, fresh) if fresh else None
 
 
-def _delta(piece: Piece) -> dict[str, str]:
-    fields = {"reasoning_content": piece.reasoning, "content": piece.content}
-    return {name: text for name, text in fields.items() if text}
+def _call(id_: str, name: str, arguments: str) -> dict[str, Any]:
+    return {"id": id_, "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
-def _part(index: int, delta: dict[str, str], told: dict[str, Any] | None, reason: str | None) -> dict[str, Any]:
+def _delta(piece: Piece) -> dict[str, Any]:
+    calls = [
+        {"index": one.index, "function": {"arguments": one.arguments}}
+        if one.id is None
+        else {"index": one.index, **_call(one.id, one.name or "", one.arguments)}
+        for one in piece.tools
+    ]
+    fields = {"reasoning_content": piece.reasoning, "content": piece.content, "tool_calls": calls}
+    return {name: value for name, value in fields.items() if value}
+
+
+def _part(index: int, delta: dict[str, Any], told: dict[str, Any] | None, reason: str | None) -> dict[str, Any]:
     return {"index": index, "delta": delta, "logprobs": told, "finish_reason": reason}

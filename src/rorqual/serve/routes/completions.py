@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request, Response
 from rorqual.serve import logprobs
 from rorqual.serve.answer import Shape, answer
 from rorqual.serve.exchange import body_of
-from rorqual.serve.reading import Piece, Reader
+from rorqual.serve.reading import Piece, Reader, Stops
 from rorqual.serve.replies import Choice
 from rorqual.serve.schemas import TextRequest, read
 from rorqual.serve.service import Service
@@ -42,8 +42,9 @@ class TextShape(Shape):
         service, wanted = self.service, self.wanted
         return [service.ask(wanted, service.prompt_of_text(prompt), "prompt") for prompt in wanted.prompts]
 
-    def reader(self) -> Reader:
-        return Reader.of_text(self.service.chat)
+    def new(self) -> Choice:
+        ends = frozenset(self.wanted.stop_token_ids or ())
+        return Choice(Reader.of_text(self.service.chat), Stops(self.wanted.stops), ends)
 
     def choice(self, index: int, choice: Choice) -> dict[str, Any]:
         return self._part(index, self._echo(index) + choice.content, choice)

@@ -13,7 +13,7 @@ setting, and goes on with its fastest at decoding and, where that is another, it
 Where a prompt is long and the batch large, the caches of the prompts are kept for further rounds by the sides that can.
 
 Roofline: bytes that a step must read over the bandwidth of a plain sum of as many; FLOPs of a prompt over those of torch's matrix
-product of that type (F16: of float32, as the processor computes it so).
+product of that type (F16: of float32, as the processor computes it so). With one thread it is reckoned in processor seconds.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -106,27 +106,27 @@ def sides(model: Model, wanted: Sequence[str], llama: str, vllm: str) -> list[Si
     return [side for side in known if any(side.name.startswith(word) for word in wanted)]
 
 
-def bandwidth(size: float) -> float:
+def bandwidth(size: float, clock: Callable[[], float]) -> float:
     """Bytes a second of summing a tensor of `size` bytes, again and again: from the cache that it fits into."""
     x = torch.zeros(max(1, int(min(size, 1 << 30)) // 4))
     times = max(1, (1 << 28) // x.nbytes)
     best = 0.0
     for _ in range(5):
-        start = time.perf_counter()
+        start = clock()
         for _ in range(times):
             x.sum()
-        best = max(best, times * x.nbytes / (time.perf_counter() - start))
+        best = max(best, times * x.nbytes / (clock() - start))
     return best
 
 
-def peak(dtype: str) -> float:
+def peak(dtype: str, clock: Callable[[], float]) -> float:
     """FLOP/s of a matrix product of 2048 x 2048."""
     a = torch.randn(2048, 2048).to(torch.float32 if dtype == "float16" else getattr(torch, dtype))
     best = 0.0
     for _ in range(4):
-        start = time.perf_counter()
+        start = clock()
         a @ a.T
-        best = max(best, 2 * 2048**3 / (time.perf_counter() - start))
+        best = max(best, 2 * 2048**3 / (clock() - start))
     return best
 
 
@@ -137,11 +137,13 @@ def settings(model: Model, compiled: bool) -> Iterator[dict[str, str]]:
         for dtype in ("bfloat16", "float32"):
             for attention in ("sdpa", "eager"):
                 for cache in ("dynamic", "static", *["static, compiled"] * compiled):
-                    if "compiled" not in cache or attention == "sdpa":
+                    if cache == "dynamic" or attention == "sdpa":
                         yield {"dtype": dtype, "attention": attention, "experts": experts, "cache": cache}
 
 
-def sweep(side: Side, model: Model, batch: int, prompt: int, compiled: bool) -> tuple[list[Side], list[Measured]]:
+def sweep(
+    side: Side, model: Model, batch: int, prompt: int, compiled: bool, threads: int
+) -> tuple[list[Side], list[Measured]]:
     """transformers with its best settings at decoding and at prefill, and what each setting gave."""
     rows: list[Measured] = []
     tried = list(settings(model, compiled))
@@ -155,7 +157,7 @@ def sweep(side: Side, model: Model, batch: int, prompt: int, compiled: bool) -> 
         return [], rows
     chosen: list[Side] = []
     for what in ("decode", "prefill"):
-        best = max(good, key=lambda row: row[f"{what}_per_s"])
+        best = max(good, key=lambda row: row[f"{what}_per_core_s" if threads == 1 else f"{what}_per_s"])
         setting = {key: best[key] for key in ("dtype", "attention", "experts", "cache")}
         if all(setting != other.setting for other in chosen):
             twin = Side(f"transformers, best at {what}", side.words, setting["dtype"], setting, side.process, side.info)
@@ -210,17 +212,17 @@ def cell(
         row: Measured = {"dtype": side.dtype, "load": [got["load"] for got in found[side.name]]}
         row |= {"setting": side.setting} if side.setting else {}
         errors = [got["error"] for got in rows[side.name] if "error" in got]
-        for key in ("decode_per_s", "decode_per_core_s", "prefill_per_s", "prefill_per_core_s"):
-            values = [got[key] for got in rows[side.name] if key in got]
-            row |= {key: summary(values)} if values else {}
+        for rate in ("decode_per_s", "decode_per_core_s", "prefill_per_s", "prefill_per_core_s"):
+            values = [got[rate] for got in rows[side.name] if rate in got]
+            row |= {rate: summary(values)} if values else {}
         size = step_bytes(model.config, batch, prompt + new / 2, SIZE[side.dtype])
         if "decode_per_s" in row:
-            reads = row["decode_per_s"]["median"] / batch * size
+            reads = row[f"decode_{key}"]["median"] / batch * size
             row["decode_GB_per_s"] = round(reads / 1e9, 2)
-            row["decode_share_of_roofline"] = round(reads / bandwidth(size), 3)
+            row["decode_share_of_roofline"] = round(reads / bandwidth(size, clock), 3)
         if "prefill_per_s" in row:
-            flops = row["prefill_per_s"]["median"] / prompt * prompt_flops(model.config, prompt)
-            row["prefill_share_of_roofline"] = round(flops / peak(side.dtype), 3)
+            flops = row[f"prefill_{key}"]["median"] / prompt * prompt_flops(model.config, prompt)
+            row["prefill_share_of_roofline"] = round(flops / peak(side.dtype, clock), 3)
         row |= {"errors": errors} if errors else {}
         row["replies"] = next((got["replies"] for got in found[side.name] if "replies" in got), [])
         out["sides"][side.name] = row
@@ -242,7 +244,7 @@ def ratio(ours: list[Measured], theirs: list[Measured]) -> Measured:
 
 def agree(rows: dict[str, Measured]) -> None:
     """Replaces each side's replies by the share of their first tokens that the first side of all says too: is it the same model?"""
-    first = next((row["replies"] for row in rows.values() if row["replies"]), [])
+    first: list[list[int]] = next((row["replies"] for row in rows.values() if row["replies"]), [])
     for row in rows.values():
         said = [a == b for x, y in zip(first, row.pop("replies")) for a, b in zip(x[:1], y[:1])]
         row["same_first_token"] = round(sum(said) / len(said), 3) if said else None
@@ -252,10 +254,11 @@ def show(done: Measured) -> None:
     print(f"{done['model']}, batch {done['batch']}, prompt {done['prompt']}, load {os.getloadavg()[0]:.1f}")
     for name, row in done["sides"].items():
         d, p = row.get("decode_per_s", {}), row.get("prefill_per_s", {})
+        cores = [row.get(f"{what}_per_core_s", {}).get("median") for what in ("decode", "prefill")]
         share = f"{row.get('decode_share_of_roofline')} / {row.get('prefill_share_of_roofline')}"
         print(
             f"  {name:32} decode {d.get('median')} [{d.get('least')}, {d.get('most')}]  prefill {p.get('median')}"
-            f"  of roofline {share}  same {row['same_first_token']} {row.get('errors', '')}",
+            f"  a core's second {cores}  of roofline {share}  same {row['same_first_token']} {row.get('errors', '')}",
             flush=True,
         )
 
@@ -273,12 +276,16 @@ def bench(model: Model, a: argparse.Namespace, document: Measured) -> None:
             for batch in a.batches:
                 if prompt + new >= model.config.max_position_embeddings:
                     continue
-                peers, rows = [side for side in asked if side.name != "transformers"], []
+                peers = [side for side in asked if side.name != "transformers"]
+                rows: list[Measured] = []
                 for side in asked:
                     if side.name == "transformers":
-                        chosen, rows = sweep(side, model, batch, min(prompt, 32 if batch > 1 else prompt), a.compiled)
+                        chosen, rows = sweep(
+                            side, model, batch, min(prompt, 32 if batch > 1 else prompt), a.compiled, a.threads
+                        )
                         peers += chosen
-                done = cell(model, peers, measure(peers, batch, prompt, new, a.rounds, a.seconds), batch, prompt, new)
+                shape = (batch, prompt, new)
+                done = cell(model, peers, measure(peers, *shape, a.rounds, a.seconds), shape, a.threads)
                 done |= {"threads": a.threads, "load": os.getloadavg()[0], "transformers tried": rows}
                 key = f"{model.name}, batch {batch}, prompt {prompt}, threads {a.threads}"
                 document["cells"][key] = done

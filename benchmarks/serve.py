@@ -68,8 +68,9 @@ def rorqual(run: Path, work: Path, dtype: str, a: argparse.Namespace, more: Sequ
     env = os.environ | {"OMP_NUM_THREADS": str(a.threads)}
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, encoding="utf-8", env=env) as process:
         try:
+            assert process.stdout is not None
             key = address = ""
-            while not address and process.stdout is not None and (line := process.stdout.readline()):
+            while not address and (line := process.stdout.readline()):
                 key = found.group(1) if (found := re.search(r"shown this once: (\S+)", line)) else key
                 address = found.group(1) if (found := re.search(r" at (http\S+)/v1", line)) else ""
             if not address:
@@ -89,6 +90,7 @@ def llama(file: Path, dtype: str, a: argparse.Namespace) -> Iterator[Server]:
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     with subprocess.Popen(words, text=True, encoding="utf-8", **pipes) as process:
         try:
+            assert process.stdout is not None
             address, _, system = process.stdout.readline().partition(" ")
             if not address:
                 raise SystemExit(f"llama.cpp refused {file}")

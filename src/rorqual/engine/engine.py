@@ -10,24 +10,22 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from hashlib import blake2b
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from rorqual.core.errors import ConfigError, DataError
-from rorqual.core.records import RunDir, Thinking
+from rorqual.core.records import RunDir
 from rorqual.data.chat import ChatFormat, load_chat
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine import scheduler
-from rorqual.engine.lane import Finished, Lane, Size
+from rorqual.engine.grammar import Grammars
+from rorqual.engine.job import Desk, Job, Prompt, request_of
+from rorqual.engine.lane import Lane, Size
 from rorqual.engine.packed import PackedLinear, can_pack, packed
-from rorqual.engine.params import check_params
-from rorqual.engine.prefix import fingerprint_of
-from rorqual.engine.request import Completion, Request
-from rorqual.engine.sampler import sample_key
+from rorqual.engine.request import Completion, Request, SamplingParams
+from rorqual.engine.weights import fingerprint, version_of
 from rorqual.model import Decoder
 from rorqual.model.load.run import check_names, load_run
 from rorqual.ops.paged import BLOCK
@@ -54,15 +52,6 @@ class Delta:
     logprob: float = 0.0
     top: tuple[tuple[int, float], ...] = ()
     hit: int = 0
-
-
-@dataclass
-class _Job:
-    """A submitted request."""
-
-    request: Request
-    prompt: tuple[int, ...]
-    thinking: Thinking
 
 
 class Engine:
@@ -117,11 +106,11 @@ class Engine:
         self.tokenizer, self.chat = tokenizer, chat
         self.max_len = max_len or context
         self.threads = threads
-        print_ = _fingerprint(model, stable=cache_dir is not None)
+        print_ = fingerprint(model, stable=cache_dir is not None)
         self.model = packed(model) if pack and can_pack(model) else model
         model = self.model
         size = Size(slots, self.max_len, cache_bytes, step_tokens)
-        self._weights = _version(model)
+        self._weights = version_of(model)
         record = {"record_experts": record_experts, "record_kept": record_kept}
         # Only the first lane, which serves, keeps anything for later: the others are for batches.
         first = Lane(
@@ -136,8 +125,11 @@ class Engine:
             first,
             *(Lane(model, size, chat.stop_ids, print_, **record) for _ in range(lanes - 1)),
         ]
-        self._reuse = reuse or cache_dir is not None
-        self._jobs: dict[int, _Job] = {}
+        room = first.pages.capacity * BLOCK
+        self._desk = Desk(
+            model.config.vocab_size, self.max_len, room, tokenizer, chat, reuse=reuse or cache_dir is not None
+        )
+        self._jobs: dict[int, Job] = {}
         self._tickets = 0
 
     @classmethod
@@ -195,26 +187,35 @@ class Engine:
 
     def _renew(self) -> None:
         """Forget what was cached of weights that have changed since."""
-        version = _version(self.model)
+        version = version_of(self.model)
         if version != self._weights:
             self._weights = version
-            print_ = _fingerprint(self.model, stable=False)
+            print_ = fingerprint(self.model, stable=False)
             for lane in self._lanes:
                 lane.renew(print_)
 
     # ---- whole batches
 
-    def generate(self, requests: Sequence[Request], *, progress: Progress | None = None) -> list[list[Completion]]:
+    def generate(
+        self,
+        prompts: Sequence[Request | Prompt],
+        params: SamplingParams | None = None,
+        *,
+        progress: Progress | None = None,
+    ) -> list[list[Completion]]:
         """For each request its samples. Every request is checked before anything runs.
 
+        What is no `Request` is made one with `params`: a text is what a user says, a list of `Message` a conversation, a list of ids is fed as
+        it is; prompt number i is sampled with `params.seed + i`, so that equal prompts have answers of their own.
         `progress(done, total)` is called as samples end, by one thread at a time.
         """
+        requests = [request_of(prompt, params or SamplingParams(), number) for number, prompt in enumerate(prompts)]
         if self._jobs:
             raise ConfigError(
                 "requests were submitted for step()", where="engine", remedy="Finish or cancel them first."
             )
         self._renew()
-        jobs = [self._job(request, number) for number, request in enumerate(requests)]
+        jobs = [self._desk.job(request, f"request {number}") for number, request in enumerate(requests)]
         results: list[list[Completion | None]] = [[None] * job.request.params.n for job in jobs]
         total = sum(map(len, results))
         report = _Counter(total, progress)
@@ -228,7 +229,7 @@ class Engine:
                     finished = lane.step()
                     for item in finished:
                         sequence = item.sequence
-                        results[sequence.ticket][sequence.sample] = self._completion(jobs[sequence.ticket], item)
+                        results[sequence.ticket][sequence.sample] = self._desk.completion(jobs[sequence.ticket], item)
                     report.add(len(finished))
             finally:
                 if not lane.idle:  # an error here, in another lane or in the caller
@@ -244,7 +245,7 @@ class Engine:
                 stop.set()
         return [[completion for completion in row if completion is not None] for row in results]
 
-    def _divide(self, jobs: list[_Job]) -> list[Lane]:
+    def _divide(self, jobs: list[Job]) -> list[Lane]:
         """Give each request to the lane that has the fewest samples so far; the lanes used.
 
         A lane of few rows costs nearly as much a step as one of many, so that a small batch stays in one.
@@ -256,7 +257,7 @@ class Engine:
         for ticket, job in enumerate(jobs):
             least = loads.index(min(loads))
             loads[least] += job.request.params.n
-            shares[least] += self._sequences(ticket, job)
+            shares[least] += self._desk.sequences(ticket, job)
         used = [(lane, share) for lane, share in zip(lanes, shares) if share]
         for lane, share in used:
             lane.submit(share)
@@ -267,10 +268,10 @@ class Engine:
     def submit(self, request: Request) -> int:
         """Queue a request for `step`; the ticket names it in what `step` returns, and for `cancel`."""
         self._renew()
-        job = self._job(request, self._tickets)
+        job = self._desk.job(request, f"request {self._tickets}")
         ticket = self._tickets
         self._tickets += 1
-        self._lanes[0].submit(self._sequences(ticket, job))
+        self._lanes[0].submit(self._desk.sequences(ticket, job))
         self._jobs[ticket] = job
         return ticket
 
@@ -279,7 +280,7 @@ class Engine:
         lane = self._lanes[0]
         completed: dict[tuple[int, int], Completion] = {}
         for item in lane.step():
-            completed[item.sequence.ticket, item.sequence.sample] = self._completion(
+            completed[item.sequence.ticket, item.sequence.sample] = self._desk.completion(
                 self._jobs[item.sequence.ticket], item
             )
         deltas = []
@@ -307,90 +308,15 @@ class Engine:
         finally:
             self.cancel(ticket)
 
-    # ---- requests and samples
-
     def check(self, request: Request, where: str = "request") -> None:
         """Raise the `DataError` that `generate` would, of one request."""
-        self._prepared(request, where)
+        self._desk.job(request, where)
 
-    def _job(self, request: Request, number: int) -> _Job:
-        return self._prepared(request, f"request {number}")
-
-    def _prepared(self, request: Request, where: str) -> _Job:
-        params = request.params
-        vocab = self.model.config.vocab_size
-        check_params(params, vocab_size=vocab, where=where)
-        given = request.prompt_ids
-        prompt = tuple(self.chat.prompt(request.messages, request.thinking)) if given is None else tuple(given)
-        if not prompt or not all(0 <= token < vocab for token in prompt):
-            what = "a token outside the vocabulary" if prompt else "an empty prompt"
-            raise DataError(what, where=where, remedy=f"Feed ids from 0 to {vocab - 1}.")
-        if len(prompt) >= self.max_len:
-            raise DataError(
-                f"the prompt has {len(prompt)} tokens, and the context of {self.max_len} must hold it and a reply",
-                where=where,
-                remedy=f"Shorten it to {self.max_len - 1} tokens or fewer, or use a model with a longer context.",
-            )
-        longest = min(len(prompt) + params.max_tokens, self.max_len)
-        room = self._lanes[0].pages.capacity * BLOCK
-        if longest > room:
-            raise DataError(
-                f"prompt and reply may have {longest} tokens, and the cache holds {room}",
-                where=where,
-                remedy="Lower max_tokens, or give the engine more cache_bytes.",
-            )
-        return _Job(request, prompt, request.thinking if given is None else self.chat.chosen(prompt))
-
-    def _sequences(self, ticket: int, job: _Job) -> list[scheduler.Sequence]:
-        request, params = job.request, job.request.params
-        limit = min(len(job.prompt) + params.max_tokens, self.max_len)
-        return [
-            scheduler.Sequence(
-                ticket, sample, job.prompt, params, sample_key(params.seed, sample), limit,
-                tenant=request.tenant, priority=request.priority, reuse=request.reuse and self._reuse,
-                halts=self._halts(job) if params.stop else None,
-            )
-            for sample in range(params.n)
-        ]  # fmt: skip
-
-    def _halts(self, job: _Job) -> Callable[[list[int]], bool]:
-        """Whether the answer of a sample, given all its ids, holds a stop string now."""
-        stops, start = job.request.params.stop, len(job.prompt)
-        window = 4 * max(map(len, stops)) + 16  # tokens: the longest character has four bytes
-
-        def halts(ids: list[int]) -> bool:
-            tail = self.tokenizer.decode(ids[max(start, len(ids) - window) :])
-            if not any(stop in tail for stop in stops):
-                return False
-            content = self.chat.parse(ids[start:], job.thinking).content
-            return any(stop in content for stop in stops)
-
-        return halts
-
-    def _completion(self, job: _Job, finished: Finished) -> Completion:
-        sampled, sequence = finished.sampled, finished.sequence
-        message = self.chat.parse(sampled.token_ids, job.thinking)
-        text = message.content
-        for stop in job.request.params.stop:
-            text = text.partition(stop)[0]
-        hit = max(sequence.hit, 0)
-        return Completion(
-            prompt_ids=job.prompt,
-            token_ids=sampled.token_ids,
-            logprobs=sampled.logprobs,
-            finish_reason="stop" if finished.stopped else "length",
-            text=text,
-            reasoning=message.reasoning,
-            experts=sampled.experts,
-            kept=sampled.kept,
-            top_logprobs=sampled.top,
-            usage={
-                "prompt_tokens": len(job.prompt),
-                "completion_tokens": len(sampled.token_ids),
-                "prompt_cache_hit_tokens": hit,
-                "prompt_cache_miss_tokens": len(job.prompt) - hit,
-            },
-        )
+    @property
+    def grammars(self) -> Grammars:
+        """What compiles grammars for this engine. `grammars.submit` does so beside the loop and keeps the result, so that a request whose
+        grammar is ready is submitted without delay."""
+        return self._desk.grammars
 
     def stats(self) -> dict[str, float]:
         """What runs and waits, the blocks of the serving lane by state, and prompt tokens found in its cache and not."""
@@ -406,28 +332,6 @@ class Engine:
         """Write what is on its way to the folder. The engine must not be used afterwards."""
         for lane in self._lanes:
             lane.close()
-
-
-def _fingerprint(model: Decoder, *, stable: bool) -> bytes:
-    """What names the weights: of their contents where it must hold over a restart, else a number nobody had before."""
-    if not stable:
-        return np.random.bytes(32)
-    kind = str(model.embed_tokens.weight.dtype)
-    return fingerprint_of({"weights": digest(model), "dtype": kind, "torch": torch.__version__})
-
-
-def _version(model: Decoder) -> int:
-    """A number that grows whenever a weight is changed in place."""
-    return sum(tensor._version for tensor in (*model.parameters(), *model.buffers()))
-
-
-def digest(model: Decoder) -> str:
-    """Of all weights and buffers, by name: 64 hexadecimal digits."""
-    found = blake2b(digest_size=32)
-    for name, tensor in sorted(model.state_dict().items()):
-        found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        found.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return found.hexdigest()
 
 
 class _Counter:

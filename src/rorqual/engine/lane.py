@@ -11,7 +11,8 @@ import torch
 
 from rorqual.engine.pages import Pages
 from rorqual.engine.runner import Runner, Sampled
-from rorqual.engine.scheduler import Scheduler, Sequence
+from rorqual.engine.scheduler import Scheduler
+from rorqual.engine.sequence import Sequence
 from rorqual.engine.store import DiskStore, load_secret
 from rorqual.model import Decoder
 from rorqual.ops.paged import BLOCK

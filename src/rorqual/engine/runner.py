@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,9 +14,11 @@ from torch import Tensor
 
 from rorqual.core.errors import ConfigError, NumericsError
 from rorqual.engine.cache import NOBODY, Group, PagedCache, StepCache, token_bytes
+from rorqual.engine.grammar import Constraint
 from rorqual.engine.penalties import Counts, needs_history
 from rorqual.engine.sampler import Settings, adjust, distribution, draw_from, top, uniform
-from rorqual.engine.scheduler import Ints, Plan, Scheduler, Sequence
+from rorqual.engine.scheduler import Plan, Scheduler
+from rorqual.engine.sequence import Ints, Sequence
 from rorqual.model import Decoder, Output
 from rorqual.ops.invariant import LANES
 from rorqual.ops.paged import BLOCK, MIN_ROWS, QUERIES, tiles_of
@@ -96,6 +99,7 @@ class Runner:
         self.top: dict[int, list[list[tuple[int, float]]]] = {}  # by slot, where they were asked for
         self.counts = Counts(slots, self.vocab)
         self._settings: Settings | None = None
+        self._constrained: list[tuple[int, Constraint]] = []
         self._version = -1
 
     @staticmethod
@@ -222,7 +226,7 @@ class Runner:
             groups.append(Group(n, int(count.sum()), tiles_of(first, count, tables, QUERIES, self.device)))
         return groups
 
-    def _tensor(self, array: npt.NDArray[np.int64]) -> Tensor:
+    def _tensor(self, array: npt.NDArray[Any]) -> Tensor:
         return torch.from_numpy(array).to(self.device)
 
     # ---- drawing
@@ -233,12 +237,17 @@ class Runner:
         slot, position = rows.slot[:n], rows.position[:n]
         if self._version != scheduler.version or self._settings is None:
             self._settings = Settings.of([s.params for s in scheduler.active], self.device)
+            self._constrained = [(row, s.constraint) for row, s in enumerate(scheduler.active) if s.constraint]
             self._version = scheduler.version
         settings = self._settings
         index = torch.tensor(last + [0] * (-n % MIN_ROWS), device=self.device)
         logits = self._logits(output.hidden[0].index_select(0, index))[:n]
         if settings.adjusted:
             logits = adjust(logits, settings, self.counts, slot)
+        for row, constraint in self._constrained:
+            allowed = constraint.mask()
+            if allowed is not None:
+                logits[row, : self.vocab].masked_fill_(self._tensor(~allowed), -torch.inf)
         every = distribution(logits, settings)
         drawn, logprobs = draw_from(every, logits, settings, uniform(rows.key[:n], position))
         if self.kept.shape[-1]:
@@ -249,6 +258,8 @@ class Runner:
         self.logprobs[slot, position + 1] = logprobs.cpu().numpy()
         if settings.adjusted:
             self.counts.tally(slot, new)
+        for row, constraint in self._constrained:
+            constraint.accept(int(new[row]))
         self._keep_top(every, scheduler.active)
         return new
 

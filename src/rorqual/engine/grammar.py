@@ -1,0 +1,319 @@
+"""Replies that match a grammar: a JSON schema, a regular expression, a choice, any JSON object. By llguidance, an optional package.
+
+A grammar is compiled once (`Grammars.compile`, beside the loop: it takes milliseconds, at most `COMPILE_SECONDS`), and every sample
+walks a copy of it: before each draw a mask of the tokens that may follow, after it the token that was drawn. What users send is
+limited before and while it is compiled; what cannot be enforced is refused by name rather than passed over. Nothing is ever fetched.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as Late
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from rorqual.core.errors import ConfigError, DataError
+from rorqual.data.tokenizer import Tokenizer
+from rorqual.engine.grammar_source import check_pattern, choice_pattern, find_keyword, parse_schema
+from rorqual.engine.request import Grammar
+
+try:
+    import llguidance
+except ImportError:
+    llguidance = None  # type: ignore[assignment]
+
+Bools = npt.NDArray[np.bool_]
+
+COMPILE_SECONDS = 5.0
+CACHED = 64
+WORKERS = 2
+REHEARSED = 4
+"""Tokens of a first walk: some grammars fail only where they are first used."""
+NOTHING = "no token can follow"
+WHITESPACE = r"\n[ ]{0,16}|[ ]"
+"""Between the parts of a JSON text at most one of these: a small model that may go on with blanks goes on without end."""
+
+
+class Constraint(Protocol):
+    """What the next token of one sample may be."""
+
+    def mask(self) -> Bools | None:
+        """The tokens that may follow [vocab], stop ids among them where the reply may end; None: nothing is masked."""
+
+    def accept(self, token: int) -> None:
+        """`token`, which the mask allowed, was drawn."""
+
+    @property
+    def done(self) -> bool:
+        """The reply is complete and nothing can follow it but a stop id."""
+
+    @property
+    def error(self) -> str:
+        """Why the grammar gave up, where a limit was reached while it ran: the reply does not match it, and only a stop id may follow."""
+
+    def copy(self) -> Constraint:
+        """An independent one in the same state."""
+
+
+class Matched:
+    """A reply that matches a grammar from its first token on."""
+
+    def __init__(self, matcher: Any, lexicon: Lexicon) -> None:
+        self._matcher, self._lexicon = matcher, lexicon
+        self.done, self.error = False, ""
+
+    def mask(self) -> Bools:
+        lexicon = self._lexicon
+        if self.done:
+            return lexicon.stops
+        bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
+        allowed = np.unpackbits(bits, count=lexicon.vocab_size, bitorder="little").view(np.bool_) & lexicon.usable
+        if self._matcher.is_error() or not allowed.any():
+            self._give_up()
+            return lexicon.stops
+        return allowed
+
+    def accept(self, token: int) -> None:
+        if self.done or self._lexicon.stops[token]:
+            self.done = True
+        elif not self._matcher.consume_token(token):
+            self._give_up()
+        else:
+            self.done = bool(self._matcher.is_stopped())
+
+    def _give_up(self) -> None:
+        self.error, self.done = _first_line(self._matcher.get_error()) or NOTHING, True
+
+    def copy(self) -> Matched:
+        other = Matched(self._matcher.deep_copy(), self._lexicon)
+        other.done, other.error = self.done, self.error
+        return other
+
+
+class Delayed:
+    """A reply that thinks first: everything but its end is allowed until `end_ids` (of `</think>`: one token or several) were drawn
+    one after another; from there on `constraint` holds. So the reply either matches or is cut off by its length."""
+
+    def __init__(self, constraint: Constraint, end_ids: Sequence[int], lexicon: Lexicon) -> None:
+        if not end_ids:
+            raise ValueError("a reasoning without an end cannot be waited for")
+        self._constraint, self._end, self._lexicon = constraint, tuple(end_ids), lexicon
+        self._last: tuple[int, ...] = ()
+        self._begun = False
+
+    def mask(self) -> Bools | None:
+        return self._constraint.mask() if self._begun else self._lexicon.not_stops
+
+    def accept(self, token: int) -> None:
+        if self._begun:
+            self._constraint.accept(token)
+            return
+        self._last = (*self._last, token)[-len(self._end) :]
+        self._begun = self._last == self._end
+
+    @property
+    def done(self) -> bool:
+        return self._begun and self._constraint.done
+
+    @property
+    def error(self) -> str:
+        return self._constraint.error
+
+    def copy(self) -> Delayed:
+        other = Delayed(self._constraint.copy(), self._end, self._lexicon)
+        other._last, other._begun = self._last, self._begun
+        return other
+
+
+@dataclass(frozen=True)
+class Lexicon:
+    """Of each id [vocab]: whether it ends a reply, its contrary, and whether a reply that matches a grammar may hold it."""
+
+    stops: Bools
+    not_stops: Bools
+    usable: Bools
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self.stops)
+
+
+class Compiled:
+    """A grammar, ready: each sample starts one `Constraint`."""
+
+    def __init__(self, matcher: Any, lexicon: Lexicon) -> None:
+        self._matcher, self._lexicon = matcher, lexicon
+        self._lock = threading.Lock()
+
+    def start(self, reply: Sequence[int] = (), end_ids: Sequence[int] = ()) -> Constraint:
+        """For a sample that has drawn `reply` so far (after a preemption); `end_ids`: those that end the reasoning, if it thinks."""
+        with self._lock:
+            constraint: Constraint = Matched(self._matcher.deep_copy(), self._lexicon)
+        if end_ids:
+            constraint = Delayed(constraint, end_ids, self._lexicon)
+        for token in reply:
+            constraint.accept(token)
+        return constraint
+
+
+class Grammars:
+    """Compiles grammars over one tokenizer, in threads of its own, and keeps the last `CACHED`.
+
+    `vocab_size`: ids that the model can give; `stop_ids`: those that end a reply. Special tokens are never part of a reply that matches.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int, stop_ids: Sequence[int]) -> None:
+        self._tokenizer, self._vocab_size, self._stop_ids = tokenizer, vocab_size, sorted(set(stop_ids))
+        self._kept: OrderedDict[Grammar, Future[Compiled]] = OrderedDict()
+        self._lock, self._building = threading.Lock(), threading.Lock()
+        self._workers = ThreadPoolExecutor(WORKERS, thread_name_prefix="grammar")
+
+    def compile(self, grammar: Grammar, *, where: str = "grammar", seconds: float = COMPILE_SECONDS) -> Compiled:
+        """Wait for `submit`; a `DataError` at `where` says what of the grammar cannot be read or enforced, or that it took too long."""
+        waiting = self.submit(grammar)
+        try:
+            return waiting.result(seconds)
+        except Late:
+            raise DataError(
+                f"the {_KINDS[grammar.kind]} was not compiled within {seconds:g} s",
+                where=where,
+                remedy="Make it simpler: fewer choices, smaller repetitions, less nesting.",
+            ) from None
+        except DataError as error:
+            raise DataError(error.what, where=where, remedy=error.remedy) from None
+
+    def submit(self, grammar: Grammar) -> Future[Compiled]:
+        """Compile beside the caller; the future raises what `compile` raises."""
+        with self._lock:
+            waiting = self._kept.get(grammar)
+            if waiting is not None and not waiting.cancelled() and not (waiting.done() and waiting.exception()):
+                self._kept.move_to_end(grammar)
+                return waiting
+            waiting = self._kept[grammar] = self._workers.submit(self._build, grammar)
+            while len(self._kept) > CACHED:
+                self._kept.popitem(last=False)
+        return waiting
+
+    def close(self) -> None:
+        self._workers.shutdown(wait=False, cancel_futures=True)
+
+    @cached_property
+    def lexicon(self) -> Lexicon:
+        ids = range(self._vocab_size)
+        stops = np.zeros(self._vocab_size, np.bool_)
+        stops[self._stop_ids] = True
+        special = np.array([self._tokenizer.is_special(id_) for id_ in ids], np.bool_)
+        stops.flags.writeable = False
+        return Lexicon(stops, ~stops, ~special | stops)
+
+    @cached_property
+    def _vocabulary(self) -> Any:
+        """llguidance's tokenizer. Added tokens are special to it too, or a grammar's text could be written by one (`<think>` of Qwen3)."""
+        if llguidance is None:
+            raise ConfigError(
+                "grammars need llguidance, which is not installed",
+                where="engine",
+                remedy='pip install "rorqual[serve]"',
+            )
+        data = json.loads(self._tokenizer.source)
+        data["added_tokens"] = [token | {"special": True} for token in data["added_tokens"]]
+        data |= {"truncation": None, "padding": None}
+        size = max(self._vocab_size, self._tokenizer.vocab_size)
+        return llguidance.LLTokenizer(json.dumps(data), n_vocab=size, eos_token=self._stop_ids)
+
+    def _build(self, grammar: Grammar) -> Compiled:
+        with self._building:  # once, by the first
+            vocabulary, lexicon = self._vocabulary, self.lexicon
+        matcher = llguidance.LLMatcher(vocabulary, _written(grammar), log_level=0, limits=_limits())
+        if matcher.is_error():
+            raise _refusal(grammar, matcher.get_error())
+        compiled = Compiled(matcher, lexicon)
+        _rehearse(grammar, compiled)
+        return compiled
+
+
+_KINDS = {"json_schema": "JSON schema", "regex": "regular expression", "choice": "list of choices", "json": "grammar"}
+
+
+def _written(grammar: Grammar) -> str:
+    """A grammar as llguidance reads it; a `DataError` says what is wrong with what was sent."""
+    if grammar.kind in ("json_schema", "json"):
+        text = '{"type":"object"}' if grammar.kind == "json" else json.dumps(parse_schema(grammar.source))
+        options: Any = {"whitespace_pattern": WHITESPACE, "lenient": False, "coerce_one_of": False}
+        try:
+            return str(llguidance.LLMatcher.grammar_from_json_schema(text, overrides=options))
+        except ValueError as error:  # such as a whole number of 400 digits
+            raise _refusal(grammar, str(error)) from None
+    pattern = choice_pattern(grammar.source) if grammar.kind == "choice" else check_pattern(grammar.source)
+    return str(llguidance.LLMatcher.grammar_from_regex(pattern))
+
+
+def _limits() -> Any:
+    """About 20 ms to build a lexer, 15 ms for a mask, and 30 MB of states, where llguidance's own are ten times as many."""
+    return llguidance.LLParserLimits(
+        initial_lexer_fuel=1_000_000,
+        step_lexer_fuel=200_000,
+        step_max_items=50_000,
+        max_lexer_states=20_000,
+        max_grammar_size=200_000,
+        verbose_errors=False,
+    )
+
+
+def _rehearse(grammar: Grammar, compiled: Compiled) -> None:
+    """Walk its first tokens: a grammar that nothing matches, or that breaks a limit where it is first used, is refused now."""
+    constraint = compiled.start()
+    for _ in range(REHEARSED):
+        mask = constraint.mask()
+        if constraint.error:
+            raise _refusal(grammar, constraint.error)
+        if mask is None or constraint.done:
+            return
+        constraint.accept(int(mask.argmax()))
+
+
+def _refusal(grammar: Grammar, error: str) -> DataError:
+    """What llguidance says, in a user's words: which keyword, and where in the schema it stands."""
+    kind, error = _KINDS[grammar.kind], _first_line(error)
+    found = _UNIMPLEMENTED.search(error)
+    if found:
+        names = json.loads(f"[{found[1]}]")
+        places = ", ".join(f"{name!r} at {find_keyword(grammar.source, name)}" for name in names)
+        return DataError(
+            f"the {kind} uses {places}, which cannot be enforced", remedy="Take it out, and check the reply yourself."
+        )
+    if "oneOf" in error:
+        place = find_keyword(grammar.source, "oneOf")
+        return DataError(
+            f"the {kind} uses 'oneOf' at {place}, whose branches are not seen to exclude each other",
+            remedy="Use anyOf, or give each branch a property with a const of its own.",
+        )
+    if "retriev" in error or "registry" in error:
+        return DataError(f"the {kind} refers to another document, and nothing is fetched: {error}", remedy=_INLINE)
+    if "nsatisfiable" in error or "NoExtension" in error or error == NOTHING:
+        detail = "" if error == NOTHING or "NoExtension" in error else f": {error}"
+        return DataError(f"the {kind} is matched by no reply{detail}", remedy="Allow at least one.")
+    remedy = "Correct it; docs/serve.md says what can be enforced and how large it may be."
+    return DataError(f"the {kind} cannot be used: {error}", remedy=remedy)
+
+
+_UNIMPLEMENTED = re.compile(r"Unimplemented keys: \[([^\]]*)\]")
+_INLINE = "Put what it refers to under $defs."
+
+
+def _first_line(error: str) -> str:
+    """The problem, without the state of the parser, the grammar and the drawings of the place that come with it."""
+    lines = [line.strip() for line in re.split("<state>|<non-verbose/>", error)[0].splitlines()]
+    whole = " ".join(line for line in lines if line.strip("^|") and not re.match(r"\d+ \|", line))
+    if "invalid regex" in whole:
+        whole = re.split(r"\(in regex\): |(?<!parse )error: ", whole)[-1]
+    return whole[:200]

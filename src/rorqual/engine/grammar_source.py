@@ -1,0 +1,186 @@
+"""What users send as a grammar, checked before anything compiles it: sizes, nesting, JSON that is JSON, nothing to be fetched."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from rorqual.core.errors import DataError
+
+MAX_BYTES = 1 << 17
+MAX_PATTERN = 1 << 13
+MAX_DEPTH = 64
+MAX_NODES = 20_000
+MAX_CHOICES = 1024
+MAX_LEAST = 10_000
+"""The most that a minimum may ask for: no reply has more characters, items or properties."""
+
+_COUNT = re.compile(r"(?:(?<=\{)|(?<=,))[0-9]+(?=[,}])")
+_LEAST = ("minLength", "minItems", "minProperties")
+_NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas", "dependentRequired")
+_VALUES = ("const", "enum", "default", "example", "examples", "required")
+
+
+def parse_schema(source: str) -> Any:
+    """A JSON schema as an object, or a `DataError` that says what is wrong with it and where."""
+    schema = _parse(source, "JSON schema", "{}")
+    if schema is True:
+        return {}
+    if schema is False:
+        raise _refuse("the JSON schema is matched by no reply: it is false", "Allow at least one.")
+    if not isinstance(schema, dict):
+        raise _refuse(f"a JSON schema is an object, not {_name(schema)}", 'Send such as {"type": "object"}.')
+    count = 0
+    for place, part in _schemas(schema):
+        count += 1
+        if count > MAX_NODES:
+            raise _refuse(f"the JSON schema has more than {MAX_NODES} parts", "Make it smaller.")
+        if not isinstance(part, dict):
+            continue
+        if "x-guidance" in part:
+            raise _refuse(f"the JSON schema uses 'x-guidance' at {place}", "It is not taken from users: remove it.")
+        if part.get("uniqueItems") is False:
+            del part["uniqueItems"]  # asks for nothing, and would be refused
+        for pattern in (part.get("pattern"), *_keys(part.get("patternProperties"))):
+            if isinstance(pattern, str):
+                _check_counts(pattern, f"JSON schema's pattern at {place}")
+        target = part.get("$ref")
+        if isinstance(target, str) and not target.startswith("#"):
+            raise _refuse(
+                f"the JSON schema refers to another document at {place}: {_short(target)}, and nothing is fetched",
+                "Put what it refers to under $defs, and refer to #/$defs/NAME.",
+            )
+        for name in _LEAST:
+            least = part.get(name)
+            if isinstance(least, int | float) and least > MAX_LEAST:
+                raise _refuse(f"the JSON schema asks for {name} above {MAX_LEAST} at {place}", "Ask for less.")
+    return schema
+
+
+def choice_pattern(source: str) -> str:
+    """A regular expression that matches the strings of a JSON list and nothing else."""
+    choices = _parse(source, "list of choices", '["yes", "no"]')
+    if not isinstance(choices, list) or not choices or not all(isinstance(c, str) and c for c in choices):
+        raise _refuse("the choices are not a list of texts that are not empty", 'Send such as ["yes", "no"].')
+    if len(choices) > MAX_CHOICES:
+        raise _refuse(f"there are {len(choices)} choices", f"Give at most {MAX_CHOICES}.")
+    return "(" + "|".join("".join(map(_literal, choice)) for choice in choices) + ")"
+
+
+def check_pattern(source: str) -> str:
+    """The regular expression, if its size is one that is compiled."""
+    _check_text(source, "regular expression", "[0-9]+", MAX_PATTERN)
+    _check_counts(source, "regular expression")
+    return source
+
+
+def find_keyword(source: str, keyword: str) -> str:
+    """Where in a JSON schema a keyword first stands: `#/properties/a`."""
+    for place, part in _schemas(json.loads(source)):
+        if isinstance(part, dict) and keyword in part:
+            return place
+    return "#"
+
+
+def _schemas(schema: Any) -> Iterator[tuple[str, Any]]:
+    """Every part of a schema that is a schema, with its place; what is under `const`, `enum` and the like is a value and is not."""
+    waiting = [("#", schema)]
+    while waiting:
+        place, part = waiting.pop()
+        yield place, part
+        if isinstance(part, list):
+            waiting += [(f"{place}/{i}", item) for i, item in reversed(list(enumerate(part)))]
+        elif isinstance(part, dict):
+            for key, value in reversed(part.items()):
+                below = f"{place}/{_short(key)}"
+                if key in _NAMED and isinstance(value, dict):
+                    waiting += [(f"{below}/{_short(name)}", item) for name, item in reversed(value.items())]
+                elif key not in _VALUES and isinstance(value, dict | list):
+                    waiting.append((below, value))
+
+
+def _parse(source: str, kind: str, example: str) -> Any:
+    _check_text(source, kind, example, MAX_BYTES)
+    if _depth(source) > MAX_DEPTH:
+        raise _refuse(f"the {kind} is nested deeper than {MAX_DEPTH}", "Flatten it, or refer to $defs.")
+    try:
+        parsed = json.loads(source, parse_constant=_not_json, parse_float=_finite)
+        json.dumps(parsed, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise _refuse(f"the {kind} holds half of a surrogate pair", "Remove it: no text can match it.") from None
+    except ValueError as error:
+        raise _refuse(f"the {kind} is not JSON: {error}", f"Send such as {example}.") from None
+    return parsed
+
+
+def _check_text(source: str, kind: str, example: str, most: int) -> None:
+    if not source:
+        raise _refuse(f"the {kind} is empty", f"Send such as {example}.")
+    # Characters first: what is far too long is not even encoded.
+    try:
+        size = len(source) if len(source) > most else len(source.encode())
+    except UnicodeEncodeError:
+        raise _refuse(f"the {kind} holds half of a surrogate pair", "Remove it: no text can match it.") from None
+    if size > most:
+        raise _refuse(f"the {kind} is longer than {most} bytes", "Make it shorter.")
+
+
+def _check_counts(pattern: str, place: str) -> None:
+    for count in _COUNT.findall(pattern):
+        if len(count) > 9 or int(count) > MAX_LEAST:
+            raise _refuse(
+                f"the {place} repeats something {_short(count)} times", f"At most {MAX_LEAST} can be counted."
+            )
+
+
+def _depth(source: str) -> int:
+    """Of brackets that stand outside of strings; found without a parser, which would run out of stack on the worst."""
+    depth = deepest = 0
+    in_string = escaped = False
+    for character in source:
+        if in_string:
+            in_string = escaped or character != '"'
+            escaped = character == "\\" and not escaped
+        elif character == '"':
+            in_string = True
+        elif character in "[{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif character in "]}":
+            depth -= 1
+    return deepest
+
+
+def _keys(part: Any) -> list[str]:
+    return list(part) if isinstance(part, dict) else []
+
+
+def _not_json(name: str) -> float:
+    raise ValueError(f"{name} is not a number of JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"{_short(text)} is too large")
+    return value
+
+
+def _literal(character: str) -> str:
+    return f"\\x{{{ord(character):x}}}" if character.isascii() and not character.isalnum() else character
+
+
+def _short(text: str) -> str:
+    text = text if text.isprintable() else ascii(text)
+    return text if len(text) <= 60 else text[:60] + "…"
+
+
+def _name(value: Any) -> str:
+    return {list: "a list", str: "a text", type(None): "null"}.get(type(value), "a number")
+
+
+def _refuse(what: str, remedy: str) -> DataError:
+    return DataError(what, remedy=remedy)

@@ -1,0 +1,145 @@
+"""From a request to its samples and back: checked, written as ids, and read when it has ended."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from rorqual.core.errors import DataError
+from rorqual.core.records import Message, Thinking
+from rorqual.data.chat import ChatFormat
+from rorqual.data.tokenizer import Tokenizer
+from rorqual.engine.grammar import Constraint, Grammars
+from rorqual.engine.lane import Finished
+from rorqual.engine.params import check_params
+from rorqual.engine.request import Completion, Request, SamplingParams
+from rorqual.engine.sampler import sample_key
+from rorqual.engine.sequence import Sequence as Sample
+
+Prompt = str | Sequence[int] | Sequence[Message]
+"""What a user says, ids to feed as they are, or a conversation."""
+
+
+def request_of(prompt: Request | Prompt, params: SamplingParams, number: int) -> Request:
+    """A prompt as a request, sampled with `params.seed + number`."""
+    if isinstance(prompt, Request):
+        return prompt
+    params = replace(params, seed=params.seed + number)
+    if isinstance(prompt, str):
+        return Request((Message("user", prompt),), params)
+    if all(isinstance(part, Message) for part in prompt):
+        return Request(tuple(part for part in prompt if isinstance(part, Message)), params)
+    return Request(params=params, prompt_ids=tuple(part for part in prompt if not isinstance(part, Message)))
+
+
+@dataclass
+class Job:
+    """A request that can run."""
+
+    request: Request
+    prompt: tuple[int, ...]
+    thinking: Thinking
+
+
+@dataclass
+class Desk:
+    """What an engine knows of requests. `max_len`: of a sequence; `room`: positions that its cache holds; `reuse`: whether it keeps prefixes."""
+
+    vocab_size: int
+    max_len: int
+    room: int
+    tokenizer: Tokenizer
+    chat: ChatFormat
+    reuse: bool
+
+    def job(self, request: Request, where: str) -> Job:
+        """The request with its ids; a `DataError` at `where` for one that cannot run."""
+        params, vocab = request.params, self.vocab_size
+        check_params(params, vocab_size=vocab, where=where)
+        given = request.prompt_ids
+        prompt = tuple(self.chat.prompt(request.messages, request.thinking)) if given is None else tuple(given)
+        if not prompt or not all(0 <= token < vocab for token in prompt):
+            what = "a token outside the vocabulary" if prompt else "an empty prompt"
+            raise DataError(what, where=where, remedy=f"Feed ids from 0 to {vocab - 1}.")
+        if len(prompt) >= self.max_len:
+            raise DataError(
+                f"the prompt has {len(prompt)} tokens, and the context of {self.max_len} must hold it and a reply",
+                where=where,
+                remedy=f"Shorten it to {self.max_len - 1} tokens or fewer, or use a model with a longer context.",
+            )
+        longest = min(len(prompt) + params.max_tokens, self.max_len)
+        if longest > self.room:
+            raise DataError(
+                f"prompt and reply may have {longest} tokens, and the cache holds {self.room}",
+                where=where,
+                remedy="Lower max_tokens, or give the engine more cache_bytes.",
+            )
+        return Job(request, prompt, request.thinking if given is None else self.chat.chosen(prompt))
+
+    def sequences(self, ticket: int, job: Job) -> list[Sample]:
+        """The samples of a request."""
+        request, params = job.request, job.request.params
+        limit = min(len(job.prompt) + params.max_tokens, self.max_len)
+        return [
+            Sample(
+                ticket, sample, job.prompt, params, sample_key(params.seed, sample), limit,
+                tenant=request.tenant, priority=request.priority, reuse=request.reuse and self.reuse,
+                halts=self._halts(job) if params.stop else None, constraint=self._constraint(job),
+            )
+            for sample in range(params.n)
+        ]  # fmt: skip
+
+    @cached_property
+    def grammars(self) -> Grammars:
+        """What compiles grammars for this tokenizer."""
+        return Grammars(self.tokenizer, self.vocab_size, self.chat.stop_ids)
+
+    def _constraint(self, job: Job) -> Constraint | None:
+        """What one sample may draw: its grammar holds for the answer. Where a reply begins with a thought, or with the mark that ends
+        one, that is from this mark on; where a thought must be begun by the model itself it answers at once."""
+        grammar = job.request.params.grammar
+        if grammar is None:
+            return None
+        thinks = self.chat.reply_form(job.thinking).begins in ("thought", "late")
+        return self.grammars.compile(grammar).start(end_ids=self.tokenizer.encode("</think>") if thinks else ())
+
+    def _halts(self, job: Job) -> Callable[[list[int]], bool]:
+        """Whether the answer of a sample, given all its ids, holds a stop string now."""
+        stops, start = job.request.params.stop, len(job.prompt)
+        window = 4 * max(map(len, stops)) + 16  # tokens: the longest character has four bytes
+
+        def halts(ids: list[int]) -> bool:
+            tail = self.tokenizer.decode(ids[max(start, len(ids) - window) :])
+            if not any(stop in tail for stop in stops):
+                return False
+            content = self.chat.parse(ids[start:], job.thinking).content
+            return any(stop in content for stop in stops)
+
+        return halts
+
+    def completion(self, job: Job, finished: Finished) -> Completion:
+        """A sample that ended, read."""
+        sampled, sequence = finished.sampled, finished.sequence
+        message = self.chat.parse(sampled.token_ids, job.thinking)
+        text = message.content
+        for stop in job.request.params.stop:
+            text = text.partition(stop)[0]
+        hit = max(sequence.hit, 0)
+        return Completion(
+            prompt_ids=job.prompt,
+            token_ids=sampled.token_ids,
+            logprobs=sampled.logprobs,
+            finish_reason="stop" if finished.stopped else "length",
+            text=text,
+            reasoning=message.reasoning,
+            experts=sampled.experts,
+            kept=sampled.kept,
+            top_logprobs=sampled.top,
+            usage={
+                "prompt_tokens": len(job.prompt),
+                "completion_tokens": len(sampled.token_ids),
+                "prompt_cache_hit_tokens": hit,
+                "prompt_cache_miss_tokens": len(job.prompt) - hit,
+            },
+        )

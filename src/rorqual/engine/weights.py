@@ -1,0 +1,33 @@
+"""Which weights a model has: what was cached of others must never serve."""
+
+from __future__ import annotations
+
+import secrets
+from hashlib import blake2b
+
+import torch
+
+from rorqual.engine.prefix import fingerprint_of
+from rorqual.model import Decoder
+
+
+def fingerprint(model: Decoder, *, stable: bool) -> bytes:
+    """What names the weights: of their contents where it must hold over a restart, else a number nobody had before."""
+    if not stable:
+        return secrets.token_bytes(32)
+    kind = str(model.embed_tokens.weight.dtype)
+    return fingerprint_of({"weights": digest(model), "dtype": kind, "torch": torch.__version__})
+
+
+def version_of(model: Decoder) -> int:
+    """A number that grows whenever a weight is changed in place."""
+    return sum(tensor._version for tensor in (*model.parameters(), *model.buffers()))
+
+
+def digest(model: Decoder) -> str:
+    """Of all weights and buffers, by name: 64 hexadecimal digits."""
+    found = blake2b(digest_size=32)
+    for name, tensor in sorted(model.state_dict().items()):
+        found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        found.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return found.hexdigest()

@@ -188,6 +188,10 @@ def check_turns(messages: Sequence[Message], roles: Sequence[str]) -> None:
                 where=where,
                 remedy="An assistant answers a user turn.",
             )
+        if message.tool_calls:
+            raise DataError(
+                "calls of tools, which are not trained on", where=where, remedy="Leave conversations with tools out."
+            )
         if message.reasoning is not None and message.role != "assistant":
             raise DataError(f"a {message.role} turn with reasoning", where=where, remedy="Only the assistant reasons.")
         before = message.role if message.role != "system" else before

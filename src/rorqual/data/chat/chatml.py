@@ -11,8 +11,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
-from rorqual.core.records import Message
+from rorqual.core.records import Message, Tool
 from rorqual.data.chat.block import MarkedBlock, SpokenBlock
+from rorqual.data.chat.calls import HERMES, CallForm
+from rorqual.data.chat.marks import CHARS, END_THINK, THINK
+from rorqual.data.chat.tools import schemas
 from rorqual.data.chat.turns import TurnChat
 from rorqual.data.tokenizer import Tokenizer
 
@@ -25,6 +28,22 @@ PUBLISHED = """{%- if messages[0].role != 'system' -%}{{- 'FIRST' -}}{%- endif -
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}CHOICE{%- endif -%}
 """
+
+CALL, END_CALL = CHARS["<tool_call>"], CHARS["</tool_call>"]
+RESPONSE, END_RESPONSE = CHARS["<tool_response>"], CHARS["</tool_response>"]
+TOOLS = """# Tools
+
+You may call one or more functions to assist with the user query.
+
+You are provided with function signatures within <tools></tools> XML tags:
+<tools>"""
+TOLD = f"""</tools>
+
+For each function call, return a json object with function name and arguments within {CALL}{END_CALL} XML tags:
+{CALL}
+{{"name": <function-name>, "arguments": <args-json-object>}}
+{END_CALL}"""
+"""What Qwen2.5's and Qwen3's templates say about tools, and so what those models know."""
 
 
 class ImTurns(TurnChat):
@@ -53,6 +72,41 @@ class ImTurns(TurnChat):
 
     def _gap(self) -> list[int]:
         return self._newline
+
+    @property
+    def call_form(self) -> CallForm:
+        return HERMES
+
+    def _told(self, messages: Sequence[Message], tools: Sequence[Tool]) -> list[int]:
+        first = messages[0]
+        system = first.content if first.role == "system" else self.default_system
+        if not tools:
+            return self._opening(messages)
+        said = "\n".join([TOOLS, *schemas(tools), TOLD])
+        if system or first.role == "system":
+            said = f"{system}\n\n{said}"
+        return [self._start, *self._spelling.ids(f"system\n{said}"), self._stops[0]]
+
+    def _asks(self, message: Message, number: int, tools: Sequence[Tool], *, first: bool) -> list[int]:
+        return [] if tools and not number and message.role == "system" else self._turn(message, number)
+
+    def _called(self, message: Message, before: str, *, current: bool) -> list[int]:
+        calls = [
+            f'{CALL}\n{{"name": "{call.name}", "arguments": {call.arguments}}}\n{END_CALL}'
+            for call in message.tool_calls
+        ]
+        thought = self._thought(message, current)
+        content = message.content.lstrip("\n") if thought else message.content
+        said = "\n".join([*([content] if content or not calls else []), *calls])
+        return [*self._header(), *self._spelling.ids(thought + said), self._stops[0]]
+
+    def _thought(self, message: Message, current: bool) -> str:
+        """What an earlier turn keeps of its reasoning."""
+        return ""
+
+    def _answers(self, turn: Sequence[Message]) -> list[int]:
+        said = "".join(f"\n{RESPONSE}\n{message.content}\n{END_RESPONSE}" for message in turn)
+        return [self._start, *self._spelling.ids(f"user{said}"), self._stops[0]]
 
     def _written(self, choice: str) -> str:
         first = f"{START}system\\n{self.default_system}{END}\\n" if self.default_system else ""
@@ -99,6 +153,12 @@ class Qwen3Chat(ImTurns, MarkedBlock):
 
     name = "qwen3"
     marks: ClassVar[tuple[str, ...]] = (START, END, "<think>", "</think>")
+
+    def _thought(self, message: Message, current: bool) -> str:
+        """Reasoning stays until a user speaks: a model that called a tool goes on thinking where it was."""
+        if not current or not message.reasoning:
+            return ""
+        return THINK + "\n" + message.reasoning.strip("\n") + "\n" + END_THINK + "\n\n"
 
     @property
     def template(self) -> str:

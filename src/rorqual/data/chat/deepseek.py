@@ -15,9 +15,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
-from rorqual.core.records import Message, Thinking
+from rorqual.core.records import Message, Thinking, Tool
 from rorqual.data.chat.block import MarkedBlock, SpokenBlock
+from rorqual.data.chat.calls import DEEPSEEK, CallForm
+from rorqual.data.chat.marks import CHARS
 from rorqual.data.chat.reply import Begins, ReplyForm
+from rorqual.data.chat.tools import spelt
 from rorqual.data.chat.turns import TurnChat
 from rorqual.data.tokenizer import Special, Tokenizer
 
@@ -32,6 +35,21 @@ PUBLISHED = """{%- set system = messages | selectattr('role', 'equalto', 'system
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{- '<｜Assistant｜>' -}}CHOICE{%- endif -%}
 """
+
+CALLS, END_CALLS = CHARS["<｜tool▁calls▁begin｜>"], CHARS["<｜tool▁calls▁end｜>"]
+CALL, SEP, END_CALL = (CHARS[f"<｜tool▁{part}｜>"] for part in ("call▁begin", "sep", "call▁end"))
+OUTPUT, OUTPUT_END = CHARS["<｜tool▁output▁begin｜>"], CHARS["<｜tool▁output▁end｜>"]
+TOOLS = """## Tools
+You have access to the following tools:
+
+{listed}IMPORTANT: ALWAYS adhere to this exact format for tool use:
+{call}
+
+Where:
+
+- `tool_call_name` must be an exact match to one of the available tools
+- `tool_call_arguments` must be valid JSON that strictly follows the tool's Parameters Schema
+- For multiple tool calls, chain them directly without separators or spaces"""
 
 
 def written(past: str, choice: str) -> str:
@@ -66,11 +84,68 @@ class DeepSeekTurns(TurnChat):
     def _header(self) -> list[int]:
         return [self._assistant]
 
+    # ---- tools
+
+    calls_gap: ClassVar[str] = "\n"
+    """What stands between two calls."""
+    outputs_gap: ClassVar[str] = ""
+    outputs: ClassVar[tuple[str, str]] = (CHARS["<｜tool▁outputs▁begin｜>"], CHARS["<｜tool▁outputs▁end｜>"])
+    answer_begins: ClassVar[str] = ""
+    """What an earlier turn begins with, after a user's."""
+
+    @property
+    def call_form(self) -> CallForm:
+        return DEEPSEEK
+
+    def mode(self, messages: Sequence[Message], thinking: Thinking) -> Thinking:
+        """After a tool's turn the published templates open no turn, and the model goes on without a thought."""
+        return "off" if messages and messages[-1].role == "tool" else thinking
+
+    def chosen(self, prompt: Sequence[int]) -> Thinking:
+        after = self._spelling.ids(self._outputs_end())
+        return "off" if list(prompt[-len(after) :]) == after else super().chosen(prompt)
+
+    def _outputs_end(self) -> str:
+        return self.outputs[1] or OUTPUT_END
+
+    def _told(self, messages: Sequence[Message], tools: Sequence[Tool]) -> list[int]:
+        system = [message.content for message in messages if message.role == "system"]
+        return [self._bos, *self._spelling.ids("\n\n".join([*system, *([self._tools_text(tools)] if tools else [])]))]
+
+    def _tools_text(self, tools: Sequence[Tool]) -> str:
+        """How to call, in the words of V3.1's model card; the templates themselves say nothing about tools."""
+        listed = "".join(
+            f"### {tool.name}\nDescription: {tool.description}\n\nParameters: {spelt(dict(tool.parameters))}\n\n"
+            for tool in tools
+        )
+        call = self._call("tool_call_name", "tool_call_arguments")
+        more = "{additional_tool_calls}"
+        return TOOLS.format(listed=listed, call=f"{CALLS}{call}{more}{END_CALLS}")
+
+    def _call(self, name: str, arguments: str) -> str:
+        return f"{CALL}function{SEP}{name}\n```json\n{arguments}\n```{END_CALL}"
+
+    def _called(self, message: Message, before: str, *, current: bool) -> list[int]:
+        said = message.content
+        if message.tool_calls:
+            calls = (self._call(call.name, call.arguments) for call in message.tool_calls)
+            said += CALLS + self.calls_gap.join(calls) + END_CALLS
+        begins = [] if before == "tool" else [*self._header(), *self._spelling.ids(self.answer_begins)]
+        return [*begins, *self._spelling.ids(said), self._stops[0]]
+
+    def _answers(self, turn: Sequence[Message]) -> list[int]:
+        said = self.outputs_gap.join(f"{OUTPUT}{message.content}{OUTPUT_END}" for message in turn)
+        return self._spelling.ids(self.outputs[0] + said + self.outputs[1])
+
+    def _begins_after(self, before: str, thinking: Thinking) -> list[int]:
+        return [] if before == "tool" else super()._begins_after(before, thinking)
+
 
 class DeepSeekV3Chat(DeepSeekTurns, SpokenBlock):
     """DeepSeek-V3's format, which has no marks for thinking."""
 
     name = "deepseek-v3"
+    outputs_gap: ClassVar[str] = "\n"
 
     @property
     def template(self) -> str:
@@ -102,6 +177,9 @@ class DeepSeekChat(DeepSeekTurns):
     """DeepSeek-V3.1's format. Nothing is stripped: what was written is read back exactly."""
 
     name = "deepseek"
+    calls_gap: ClassVar[str] = ""
+    outputs: ClassVar[tuple[str, str]] = ("", "")
+    answer_begins: ClassVar[str] = CHARS["</think>"]
     marks: ClassVar[tuple[str, ...]] = (*MARKS, Special.THINK, Special.END_THINK)
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -122,6 +200,9 @@ class DeepSeekChat(DeepSeekTurns):
 
     def kept(self, message: Message, thinking: Thinking = "auto") -> Message:
         return message
+
+    def _call(self, name: str, arguments: str) -> str:
+        return f"{CALL}{name}{SEP}{arguments}{END_CALL}"
 
     def _past(self, message: Message) -> list[int]:
         return [self._end_think, *self.tokenizer.encode(message.content)]

@@ -12,14 +12,20 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import ClassVar
 
-from rorqual.core.records import Message, Thinking
+from rorqual.core.records import Message, Thinking, Tool
 from rorqual.data.chat.block import SpokenBlock
-from rorqual.data.chat.calls import WHITE
+from rorqual.data.chat.calls import LLAMA, WHITE, CallForm
 from rorqual.data.chat.reply import ReplyForm, Trim
+from rorqual.data.chat.tools import schema, spelt
 from rorqual.data.tokenizer import Tokenizer
 
 BOS, START_HEADER, END_HEADER, END = "<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"
 KNOWLEDGE = "December 2023"
+TOOLS = (
+    "Given the following functions, please respond with a JSON for a function call with its proper arguments that best answers the given "
+    'prompt.\n\nRespond in the format {"name": function name, "parameters": dictionary of argument name and its value}.'
+    "Do not use variables.\n\n"
+)
 
 PUBLISHED = """{{- '<|begin_of_text|>' -}}OPENING
 {%- for message in messages -%}
@@ -103,6 +109,31 @@ class Llama31Chat(Llama3Chat):
         )
         first = f"('{dates}' if loop.first and message.role == 'system' else '') + "
         return PUBLISHED.replace("OPENING", opening).replace("DATES + ", first)
+
+    @property
+    def call_form(self) -> CallForm:
+        return LLAMA
+
+    def _told(self, messages: Sequence[Message], tools: Sequence[Tool]) -> list[int]:
+        first = messages[0]
+        system = first.content.strip() if first.role == "system" else ""
+        where = "Environment: ipython\n" if tools else ""
+        return [self._bos, *self._said("system", where + self._dates() + system)]
+
+    def _asks(self, message: Message, number: int, tools: Sequence[Tool], *, first: bool) -> list[int]:
+        """The first user's turn says what tools there are."""
+        if tools and first:
+            listed = "".join(spelt(schema(tool), indent=4) + "\n\n" for tool in tools)
+            return self._said(message.role, TOOLS + listed + message.content.strip())
+        return self._turn(message, number)
+
+    def _called(self, message: Message, before: str, *, current: bool) -> list[int]:
+        calls = (f'{{"name": "{call.name}", "parameters": {call.arguments}}}' for call in message.tool_calls)
+        said = [message.content.strip(), "; ".join(calls)]
+        return self._said("assistant", "\n\n".join(part for part in said if part))
+
+    def _answers(self, turn: Sequence[Message]) -> list[int]:
+        return [id_ for message in turn for id_ in self._said("ipython", spelt(message.content))]
 
     def _dates(self) -> str:
         return f"Cutting Knowledge Date: {KNOWLEDGE}\nToday Date: {self.today}\n\n"

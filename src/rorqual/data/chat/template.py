@@ -6,18 +6,22 @@ A template says how a conversation looks, not which of its tokens the assistant 
 
 from __future__ import annotations
 
+import json
+import re
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from rorqual.core.errors import DataError
-from rorqual.core.records import Message, Thinking, Tool
+from rorqual.core.records import Message, Thinking, Tool, ToolCall
 from rorqual.data.chat.base import ChatFormat, Rendered
-from rorqual.data.chat.calls import WHITE
+from rorqual.data.chat.calls import DEEPSEEK, HERMES, WHITE, CallForm
+from rorqual.data.chat.marks import NAME_OF
 from rorqual.data.chat.reply import Begins, ReplyForm, Trim
+from rorqual.data.chat.tools import check_tools, has_tools, schema, spelt, turns
 from rorqual.data.tokenizer import Special, Tokenizer
 
 MAX_OUTPUT = 4_000_000
@@ -49,6 +53,7 @@ class TemplateChat(ChatFormat):
             trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
         )
         environment.globals["raise_exception"] = self._refused
+        environment.filters["tojson"] = spelt  # jinja2's own escapes for HTML; models were trained on transformers'
         try:
             self._template = environment.from_string(template)
         except jinja2.TemplateError as error:
@@ -102,14 +107,19 @@ class TemplateChat(ChatFormat):
 
     def prompt(self, messages: Sequence[Message], thinking: Thinking = "auto", tools: Sequence[Tool] = ()) -> list[int]:
         """Ids of the template's text. What the messages say stays text, also where it spells a special token."""
-        hidden, pieces = _hide(messages, self.tokenizer, self._source)
+        if tools or has_tools(messages):
+            self._check(messages, tools)
+        as_text = self.call_form is DEEPSEEK
+        rows = [_row(message, as_text) for message in messages]
+        hidden, pieces = _hide([rows, [schema(tool) for tool in tools]], self.tokenizer, self._source)
         variables: dict[str, Any] = {} if thinking == "auto" else {"thinking": thinking == "on"}
         variables |= {} if thinking == "auto" else {"enable_thinking": thinking == "on"}
         parts: list[str] = []
         size = 0
         try:
             for part in self._template.generate(
-                messages=hidden,
+                messages=hidden[0],
+                tools=hidden[1] or None,
                 add_generation_prompt=True,
                 bos_token=self._bos,
                 eos_token=self._stop[0] if self._stop else "",
@@ -127,6 +137,13 @@ class TemplateChat(ChatFormat):
     def spoken(self) -> bool:
         return True
 
+    @property
+    def call_form(self) -> CallForm | None:
+        """Found by the template's own text: it must speak of tools, and of one of the marks that we can read."""
+        if not re.search(r"\btools\b", self._source):
+            return None
+        return next((form for form in (HERMES, DEEPSEEK) if NAME_OF[form.begin] in self._source), None)
+
     def reply_form(self, thinking: Thinking) -> ReplyForm:
         """What stands before the first `</think>` is reasoning, if template or tokenizer know that mark; else only where `<think>` comes
         first, so that a model that does not think is not waited for.
@@ -136,6 +153,16 @@ class TemplateChat(ChatFormat):
         known = Special.END_THINK in self._source or Special.END_THINK in self.tokenizer.special_names
         begins: Begins = "thought" if self._opened(thinking) else "late" if known else "mark"
         return ReplyForm(begins, WHITE, Trim(WHITE, WHITE), indented=True, empty="kept")
+
+    def _check(self, messages: Sequence[Message], tools: Sequence[Tool]) -> None:
+        if not self.takes_tools:
+            raise DataError(
+                "the chat template has no way to write tools that we can read back",
+                where=self.where,
+                remedy="Leave them out, or use a model of a family that was trained with tools.",
+            )
+        check_tools(tools)
+        turns(messages)
 
     def _opened(self, thinking: Thinking) -> bool:
         if thinking not in self._opens:
@@ -159,28 +186,58 @@ class TemplateChat(ChatFormat):
         return ids + self.tokenizer.encode_trusted(text[start:])
 
 
-def _hide(
-    messages: Sequence[Message], tokenizer: Tokenizer, template: str
-) -> tuple[list[dict[str, str]], dict[str, str]]:
-    """Messages for a template, in which one private character stands for each special token's name that a user wrote.
+def _row(message: Message, as_text: bool) -> dict[str, Any]:
+    """A message as templates expect it: arguments are a mapping, or text where the template puts them together as text."""
+    row: dict[str, Any] = {"role": str(message.role), "content": message.content}
+    if message.reasoning is not None:
+        row["reasoning_content"] = message.reasoning
+    if message.tool_calls:
+        row["tool_calls"] = [
+            {"type": "function", "id": call.id, "function": {"name": call.name, "arguments": _arguments(call, as_text)}}
+            for call in message.tool_calls
+        ]
+    return row | ({} if message.tool_call_id is None else {"tool_call_id": message.tool_call_id})
+
+
+def _arguments(call: ToolCall, as_text: bool) -> Any:
+    if as_text:
+        return call.arguments
+    try:
+        return json.loads(call.arguments)
+    except (ValueError, RecursionError):
+        return call.arguments
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        yield from value
+        yield from _strings(list(value.values()))
+    elif isinstance(value, list):
+        for one in value:
+            yield from _strings(one)
+
+
+def _hide(values: list[Any], tokenizer: Tokenizer, template: str) -> tuple[list[Any], dict[str, str]]:
+    """Messages and tools for a template, in which one private character stands for each special token's name that a user wrote.
 
     The template's text is encoded with special tokens; these characters are put back afterwards, as plain text. A
     template may still cut, strip and compare what the messages say.
     """
-    said = "".join(message.content + (message.reasoning or "") for message in messages)
+    said = "\n".join(_strings(values))
     free = (chr(code) for code in range(0xF0000, 0xFFFFE) if chr(code) not in said + template)
     names = sorted(tokenizer.special_names, key=len, reverse=True)
     marks = {name: next(free) for name in names if name in said}
 
-    def hide(text: str) -> str:
-        for name, mark in marks.items():
-            text = text.replace(name, mark)
-        return text
+    def hide(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {hide(key): hide(one) for key, one in value.items()}
+        if isinstance(value, list):
+            return [hide(one) for one in value]
+        if isinstance(value, str):
+            for name, mark in marks.items():
+                value = value.replace(name, mark)
+        return value
 
-    hidden = []
-    for message in messages:
-        row = {"role": str(message.role), "content": hide(message.content)}
-        if message.reasoning is not None:
-            row["reasoning_content"] = hide(message.reasoning)
-        hidden.append(row)
-    return hidden, {mark: name for name, mark in marks.items()}
+    return hide(values), {mark: name for name, mark in marks.items()}

@@ -9,6 +9,8 @@ from typing import ClassVar
 from rorqual.core.errors import DataError
 from rorqual.core.records import Message, Thinking, Tool
 from rorqual.data.chat.base import ChatFormat, Rendered, check_turns
+from rorqual.data.chat.marks import Marks
+from rorqual.data.chat.tools import check_tools, has_tools, turns
 from rorqual.data.tokenizer import Tokenizer
 
 ROLES = ("system", "user", "assistant")
@@ -18,7 +20,8 @@ class TurnChat(ChatFormat):
     """A conversation is an opening and turns; an assistant's turn is a header, a choice, a reply and an end.
 
     The reply begins with a token of its own, as it does where a model writes it. A published template encodes header and
-    reply as one text: the ids are the same unless the reply begins with white space. Tool turns are not written yet, and refused.
+    reply as one text: the ids are the same unless the reply begins with white space. Conversations
+    with tools are prompts only: no loss mask is certain there.
     """
 
     marks: ClassVar[tuple[str, ...]]
@@ -30,6 +33,7 @@ class TurnChat(ChatFormat):
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         super().__init__(tokenizer)
+        self._spelling = Marks(tokenizer, ())
         known = tokenizer.special_names
         if missing := [mark for mark in self.marks if mark not in known]:
             raise DataError(
@@ -74,10 +78,30 @@ class TurnChat(ChatFormat):
         """Ids between two turns."""
         return []
 
+    # ---- and for tools, where it has a way to write them
+
+    def _told(self, messages: Sequence[Message], tools: Sequence[Tool]) -> list[int]:
+        """The opening of a conversation with tools, which holds the first system turn where it has one."""
+        raise NotImplementedError
+
+    def _called(self, message: Message, before: str, *, current: bool) -> list[int]:
+        """An assistant's earlier turn, whole, after a turn of `before`; `current`: no user has spoken since."""
+        raise NotImplementedError
+
+    def _answers(self, turn: Sequence[Message]) -> list[int]:
+        """What tools said, one turn."""
+        raise NotImplementedError
+
+    def _asks(self, message: Message, number: int, tools: Sequence[Tool], *, first: bool) -> list[int]:
+        """A user's or a system's turn; `number` counts turns; `first`: the first user's."""
+        return self._turn(message, number)
+
     # ---- what follows from it
 
     def prompt(self, messages: Sequence[Message], thinking: Thinking = "auto", tools: Sequence[Tool] = ()) -> list[int]:
         """See `ChatFormat.prompt`. A conversation that ends with the assistant's own turn is refused."""
+        if tools or has_tools(messages):
+            return self._prompt_with_tools(messages, thinking, tools)
         check_turns(messages, ROLES)
         if messages[-1].role == "assistant":
             raise DataError("the last turn is the assistant's own", where="messages", remedy="End with a user turn.")
@@ -111,6 +135,34 @@ class TurnChat(ChatFormat):
         given = [*self._gap(), *self._header(), *choice]
         trained = train_from < len(messages)
         return Rendered([*history.ids, *given, *reply], [*history.mask, *[False] * len(given), *[trained] * len(reply)])
+
+    def _prompt_with_tools(self, messages: Sequence[Message], thinking: Thinking, tools: Sequence[Tool]) -> list[int]:
+        if not self.takes_tools:
+            raise DataError(
+                f"chat format '{self.name}' has no way to write tools",
+                where="tools" if tools else "messages",
+                remedy="Leave them out, or use a model of a family that was trained with tools.",
+            )
+        check_tools(tools)
+        parts = turns(messages)
+        last_user = max((number for number, turn in enumerate(parts) if turn[0].role == "user"), default=-1)
+        ids = self._told(messages, tools)
+        before = ""
+        for number, turn in enumerate(parts):
+            said = turn[0]
+            if said.role == "assistant":
+                given = self._called(said, before, current=number > last_user)
+            elif said.role == "tool":
+                given = self._answers(turn)
+            else:
+                given = self._asks(said, number, tools, first=said.role == "user" and not before)
+            ids += [*(self._gap() if ids and given else ()), *given]
+            before = said.role if said.role != "system" else before
+        return [*ids, *self._begins_after(before, thinking)]
+
+    def _begins_after(self, before: str, thinking: Thinking) -> list[int]:
+        """The end of a prompt with tools."""
+        return [*self._gap(), *self._header(), *self.choice(thinking)]
 
     def _conversation(self, messages: Sequence[Message], train_from: int = 0) -> Rendered:
         """Finished turns, as they read to what comes after them."""

@@ -19,6 +19,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from rorqual.engine.grammar import Constraint
 from rorqual.engine.penalties import Counts, Ints, Penalties
 from rorqual.engine.request import SamplingParams
 
@@ -189,6 +190,19 @@ def adjust(logits: Tensor, settings: Settings, counts: Counts, rows: Ints | None
     tokens, as in OpenAI's API: logit - frequency * count - presence), and biases, which are added.
     """
     return logits if settings.penalties is None else settings.penalties.apply(logits, counts, rows)
+
+
+def mask_rows(logits: Tensor, constraints: Sequence[Constraint | None]) -> Tensor:
+    """Logits [rows, vocab or more] in which each row holds -inf wherever its constraint (None: it has none) allows no token.
+
+    Written in place. What is asked for before (`adjust`) or after (temperature, cuts) goes by the tokens that are left.
+    """
+    for row, constraint in enumerate(constraints):
+        allowed = None if constraint is None else constraint.mask()
+        if allowed is not None:
+            forbidden = torch.from_numpy(~allowed).to(logits.device)
+            logits[row, : len(allowed)].masked_fill_(forbidden, float("-inf"))
+    return logits
 
 
 def distribution(logits: Tensor, settings: Settings) -> Tensor:

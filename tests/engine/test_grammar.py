@@ -1,0 +1,494 @@
+"""Grammars: what ends matches, what cannot be enforced is refused by name, and nothing that users send holds the engine up."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from typing import Any
+
+import hypothesis.strategies as st
+import jsonschema
+import llguidance
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given
+from hypothesis import settings as run_with
+
+from rorqual.core.errors import ConfigError, DataError
+from rorqual.data.tokenizer import Tokenizer
+from rorqual.engine import grammar as room
+from rorqual.engine.grammar import Compiled, Constraint, Delayed, Grammars
+from rorqual.engine.grammar_source import MAX_BYTES, MAX_CHOICES, MAX_LEAST, MAX_PATTERN
+from rorqual.engine.request import Grammar
+from rorqual.engine.sampler import mask_rows
+
+EOS, PAD = 1, 2
+WORDS = [
+    '{"name": "value", "list": [1, 2, 3]}',
+    "the quick brown fox",
+    "<think>so it is</think>",
+    "true false null",
+] * 3
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.byte_level(WORDS, vocab_size=320)
+
+
+@pytest.fixture(scope="module")
+def grammars(tokenizer: Tokenizer) -> Grammars:
+    """Over a vocabulary with rows that no token has, as embeddings are padded."""
+    return Grammars(tokenizer, tokenizer.vocab_size + 9, [EOS, PAD])
+
+
+def schema(**keys: Any) -> Grammar:
+    return Grammar("json_schema", json.dumps(keys))
+
+
+def sampled(constraint: Constraint, tokenizer: Tokenizer, seed: int, limit: int = 300) -> tuple[list[int], bool]:
+    """Ids drawn at random, stop ids and closing ones more often, until the reply ends (True) or is `limit` long."""
+    rng, reply = np.random.default_rng(seed), list[int]()
+    closing = np.array([tokenizer.encode(mark)[0] for mark in '"]},'] + [EOS, PAD])
+    while len(reply) < limit:
+        mask = constraint.mask()
+        assert mask is not None
+        assert not constraint.error, constraint.error
+        weight = mask.astype(np.float64)
+        weight[closing] *= 5 + len(reply)
+        token = int(rng.choice(len(mask), p=weight / weight.sum()))
+        constraint.accept(token)
+        if token in (EOS, PAD):
+            assert constraint.done
+            return reply, True
+        reply.append(token)
+        if constraint.done:
+            end = constraint.mask()
+            assert end is not None
+            assert end.nonzero()[0].tolist() == [EOS, PAD]
+            return reply, True
+    return reply, False
+
+
+def walk(compiled: Compiled, ids: list[int]) -> Constraint:
+    """The state after `ids`, each of which the mask must allow."""
+    constraint = compiled.start()
+    for place, token in enumerate(ids):
+        mask = constraint.mask()
+        assert mask is not None
+        assert mask[token], f"token {token} at {place} is not allowed"
+        constraint.accept(token)
+    return constraint
+
+
+def matches(compiled: Compiled, tokenizer: Tokenizer, text: str) -> bool:
+    constraint = compiled.start()
+    for token in [*tokenizer.encode(text), EOS]:
+        mask = constraint.mask()
+        if mask is None or not mask[token]:
+            return False
+        constraint.accept(token)
+    return constraint.done
+
+
+# ---- what ends, matches
+
+
+SCALARS: list[dict[str, Any]] = [
+    {"type": "string"},
+    {"type": "string", "minLength": 1, "maxLength": 4},
+    {"type": "string", "pattern": "^[a-c]+$"},
+    {"type": "string", "format": "date"},
+    {"type": "integer"},
+    {"type": "integer", "minimum": -3, "maximum": 120},
+    {"type": "number", "exclusiveMinimum": 0, "maximum": 1.5},
+    {"type": "number", "multipleOf": 0.5},
+    {"type": "boolean"},
+    {"type": "null"},
+    {"type": ["string", "null"]},
+    {"const": 'a"b\\\n\u0000é🐋'},
+    {"enum": ["red", 1, None, [2], {"k": True}]},
+]
+
+
+def objects(parts: st.SearchStrategy[dict[str, Any]]) -> st.SearchStrategy[dict[str, Any]]:
+    names = st.sampled_from(["a", "b", "not", "a b", "é", '"'])
+    extra = st.sampled_from([True, False, {"type": "integer"}])
+
+    def built(properties: dict[str, Any], drop: int, extra: Any) -> dict[str, Any]:
+        required = list(properties)[drop:]
+        return {"type": "object", "properties": properties, "required": required, "additionalProperties": extra}
+
+    return st.builds(built, st.dictionaries(names, parts, max_size=3), st.integers(0, 2), extra)
+
+
+def arrays(parts: st.SearchStrategy[dict[str, Any]]) -> st.SearchStrategy[dict[str, Any]]:
+    def built(item: dict[str, Any], least: int, more: int) -> dict[str, Any]:
+        return {"type": "array", "items": item, "minItems": least, "maxItems": least + more}
+
+    return st.builds(built, parts, st.integers(0, 2), st.integers(0, 2))
+
+
+def unions(parts: st.SearchStrategy[dict[str, Any]]) -> st.SearchStrategy[dict[str, Any]]:
+    return st.builds(lambda some: {"anyOf": some}, st.lists(parts, min_size=1, max_size=3))
+
+
+schemas = st.recursive(
+    st.sampled_from(SCALARS), lambda parts: st.one_of(objects(parts), arrays(parts), unions(parts)), max_leaves=5
+)
+
+
+@run_with(deadline=None, max_examples=80, suppress_health_check=list(HealthCheck))
+@given(asked=schemas, seed=st.integers(0, 999))
+def test_a_reply_that_ends_is_valid(asked: dict[str, Any], seed: int, grammars: Grammars, tokenizer: Tokenizer) -> None:
+    compiled = grammars.compile(Grammar("json_schema", json.dumps(asked)))
+    reply, ended = sampled(compiled.start(), tokenizer, seed)
+    text = tokenizer.decode(reply)
+    if ended:
+        jsonschema.validate(json.loads(text), asked, format_checker=jsonschema.FormatChecker())
+    assert not any(tokenizer.is_special(id_) for id_ in reply)
+
+
+def test_most_replies_end(grammars: Grammars, tokenizer: Tokenizer) -> None:
+    """Random letters: blanks between parts are bounded, and what is complete ends."""
+    compiled = grammars.compile(schema(type="object", properties={"a": {"type": "integer"}, "b": {"enum": ["x"]}}))
+    ended = [sampled(compiled.start(), tokenizer, seed)[1] for seed in range(40)]
+    assert sum(ended) >= 36
+
+
+def test_json_is_any_object(grammars: Grammars, tokenizer: Tokenizer) -> None:
+    compiled = grammars.compile(Grammar("json"))
+    for text in ("{}", '{"a": [1, {"b": null}], "c": "}"}', '{\n    "a": 1.5e3\n}'):
+        assert walk(compiled, tokenizer.encode(text)).done
+        assert matches(compiled, tokenizer, text)
+    for text in ("[]", "1", '{"a"}', "{} {}", '{"a": 1,}', "text", ""):
+        assert not matches(compiled, tokenizer, text)
+    finished = 0
+    for seed in range(20):
+        reply, ended = sampled(compiled.start(), tokenizer, seed)
+        finished += ended
+        assert not ended or isinstance(json.loads(tokenizer.decode(reply)), dict)
+    assert finished > 5
+
+
+@pytest.mark.parametrize(
+    ("pattern", "yes", "no"),
+    [
+        ("[0-9]{3}-[0-9]{2}", ["123-45"], ["123-4", "123-456", "x123-45"]),
+        ("(a|ab)(c|bcd)?", ["a", "abc", "abcd"], ["b", "abcdc"]),
+        ("(a*)*b", ["b", "aaab"], ["a", "ba"]),
+        ("^yes$", ["yes"], ["yes!", "oh yes"]),
+        (".+", ["é🐋 x"], ["a\nb"]),
+        (r"\d\d/[a-z_]+\n", ["12/ab_\n"], ["12/ab"]),
+    ],
+)
+def test_a_pattern_holds_for_the_whole_reply(
+    pattern: str, yes: list[str], no: list[str], grammars: Grammars, tokenizer: Tokenizer
+) -> None:
+    compiled = grammars.compile(Grammar("regex", pattern))
+    assert [text for text in yes if not matches(compiled, tokenizer, text)] == []
+    assert [text for text in no if matches(compiled, tokenizer, text)] == []
+    for seed in range(5):
+        reply, ended = sampled(compiled.start(), tokenizer, seed, 100)
+        assert not ended or re.fullmatch(pattern, tokenizer.decode(reply))
+
+
+@run_with(deadline=None, max_examples=40, suppress_health_check=list(HealthCheck))
+@given(
+    choices=st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=6), min_size=1, max_size=5)
+)
+def test_a_choice_is_one_of_its_texts_as_they_stand(
+    choices: list[str], grammars: Grammars, tokenizer: Tokenizer
+) -> None:
+    compiled = grammars.compile(Grammar("choice", json.dumps(choices)))
+    assert all(matches(compiled, tokenizer, choice) for choice in choices)
+    for seed in range(3):
+        reply, ended = sampled(compiled.start(), tokenizer, seed)
+        assert ended
+        assert tokenizer.decode(reply) in choices
+
+
+# ---- special tokens
+
+
+def test_special_tokens_are_never_part_of_a_reply(tokenizer: Tokenizer, grammars: Grammars) -> None:
+    """Not even those that a file does not mark as special: their text is written letter by letter."""
+    data = json.loads(tokenizer.source)
+    for token in data["added_tokens"]:
+        token["special"] = False
+    unmarked = Tokenizer(json.dumps(data))
+    for each in (grammars, Grammars(unmarked, unmarked.vocab_size, [EOS])):
+        compiled = each.compile(Grammar("choice", '["<think>", "</think>"]'))
+        constraint = compiled.start()
+        first = constraint.mask()
+        assert first is not None
+        assert not first[: len(data["added_tokens"])].any()
+        assert walk(compiled, tokenizer.encode("<think>")).done
+        string = each.compile(schema(type="string")).start()
+        string.accept(tokenizer.encode('"')[0])
+        inside = string.mask()
+        assert inside is not None
+        assert inside.sum() > 150
+        assert not inside[: len(data["added_tokens"])].any()
+
+
+# ---- states
+
+
+def test_where_a_reply_may_end_or_go_on_both_are_allowed(grammars: Grammars, tokenizer: Tokenizer) -> None:
+    compiled = grammars.compile(Grammar("choice", '["a", "ab"]'))
+    after = walk(compiled, tokenizer.encode("a"))
+    mask = after.mask()
+    assert mask is not None
+    assert mask.nonzero()[0].tolist() == [EOS, PAD, *tokenizer.encode("b")]
+    assert not after.done
+    after.accept(EOS)
+    assert after.done
+
+
+def test_a_copy_and_a_replay_go_on_as_the_original(grammars: Grammars, tokenizer: Tokenizer) -> None:
+    compiled = grammars.compile(schema(type="object", properties={"a": {"type": "string"}}, required=["a"]))
+    first, others = compiled.start(), list[Constraint]()
+    rng, reply = np.random.default_rng(3), list[int]()
+    for _ in range(40):
+        mask = first.mask()
+        assert mask is not None
+        for other in (first.copy(), compiled.start(reply)):
+            assert np.array_equal(other.mask(), mask)  # type: ignore[arg-type]
+            others.append(other)
+        reply.append(int(rng.choice(mask.nonzero()[0])))
+        first.accept(reply[-1])
+        if first.done:
+            break
+    before = others[0].mask()
+    assert before is not None
+    assert before.nonzero()[0].tolist() == [t for t in before.nonzero()[0] if tokenizer.decode([int(t)])[0] in "{"]
+
+
+@pytest.mark.parametrize("marks", [(6,), (40, 41, 40, 42)])
+def test_a_reply_that_thinks_is_bound_from_the_end_of_its_reasoning(
+    marks: tuple[int, ...], grammars: Grammars, tokenizer: Tokenizer
+) -> None:
+    compiled = grammars.compile(Grammar("choice", '["yes"]'))
+    constraint = compiled.start(end_ids=marks)
+    assert isinstance(constraint, Delayed)
+    for token in (40, 41, 41, 40, 41, 40, 41, 40, *([42] if len(marks) > 1 else [6])):  # marks begun, broken off, done
+        mask = constraint.mask()
+        assert mask is not None
+        assert mask.sum() == len(mask) - 2  # anything but an end without an answer
+        assert not mask[[EOS, PAD]].any()
+        assert not constraint.done
+        constraint = constraint.copy()
+        constraint.accept(token)
+    started = constraint.mask()
+    assert started is not None
+    assert np.array_equal(started, compiled.start().mask())  # type: ignore[arg-type]
+    for token in tokenizer.encode("yes"):
+        constraint.accept(token)
+    assert constraint.done
+
+
+def test_rows_are_masked_where_they_have_a_constraint(grammars: Grammars, tokenizer: Tokenizer) -> None:
+    wide = tokenizer.vocab_size + 20  # logits may be wider than the vocabulary
+    logits = torch.randn(3, wide, generator=torch.Generator().manual_seed(0))
+    before = logits.clone()
+    constraint = grammars.compile(Grammar("choice", '["x"]')).start()
+    got = mask_rows(logits, [None, constraint, None])
+    assert torch.equal(got[[0, 2]], before[[0, 2]])
+    assert got[1, : tokenizer.vocab_size + 9].isfinite().nonzero().flatten().tolist() == tokenizer.encode("x")
+    assert got[1, tokenizer.encode("x")] == before[1, tokenizer.encode("x")]
+
+
+# ---- what is refused, and its nearest valid twin
+
+
+def nested(depth: int) -> str:
+    return '{"type":"array","items":' * depth + "{}" + "}" * depth
+
+
+HUGE = [str(number) for number in range(10**6)]
+POISONS: dict[str, tuple[Grammar, Grammar, str]] = {
+    "an empty schema": (Grammar("json_schema", ""), Grammar("json_schema", "{}"), "is empty"),
+    "an empty pattern": (Grammar("regex", ""), Grammar("regex", " "), "is empty"),
+    "an empty list": (Grammar("choice", "[]"), Grammar("choice", '["a"]'), "not a list of texts"),
+    "an empty choice": (Grammar("choice", '["a", ""]'), Grammar("choice", '["a", " "]'), "not empty"),
+    "a choice that is a number": (Grammar("choice", "[1]"), Grammar("choice", '["1"]'), "not a list of texts"),
+    "not JSON": (Grammar("json_schema", "{'a': 1}"), Grammar("json_schema", "{}"), "is not JSON"),
+    "NaN": (Grammar("json_schema", '{"minimum": NaN}'), Grammar("json_schema", '{"minimum": 0}'), "NaN is not"),
+    "a number beyond all": (Grammar("json_schema", '{"minimum": 1e999}'), schema(minimum=1e9), "1e999 is too large"),
+    "a whole number beyond all": (schema(type="integer", maximum=10**400), schema(maximum=10**9), "out of range"),
+    "digits without end": (Grammar("json_schema", '{"minimum":' + "9" * 5000 + "}"), schema(minimum=9), "is not JSON"),
+    "a list for a schema": (Grammar("json_schema", "[1]"), Grammar("json_schema", "true"), "not a list"),
+    "a schema that is false": (Grammar("json_schema", "false"), Grammar("json_schema", "true"), "no reply"),
+    "nesting without end": (Grammar("json_schema", nested(5000)), Grammar("json_schema", nested(30)), "deeper than"),
+    "brackets without end": (Grammar("choice", "[" * 100_000), Grammar("choice", '["["]'), "deeper than"),
+    "too many bytes": (schema(title="a" * MAX_BYTES), schema(title="a" * 1000), "bytes"),
+    "a million choices": (Grammar("choice", json.dumps(HUGE)), Grammar("choice", json.dumps(HUGE[:1000])), "bytes"),
+    "too many choices": (
+        Grammar("choice", json.dumps(HUGE[: MAX_CHOICES + 1])),
+        Grammar("choice", json.dumps(HUGE[:MAX_CHOICES])),
+        f"{MAX_CHOICES + 1} choices",
+    ),
+    "a huge enum": (schema(enum=HUGE), schema(enum=HUGE[:1000]), "bytes"),
+    "half a surrogate pair": (Grammar("regex", "a\ud800"), Grammar("regex", "a\U0001f40b"), "surrogate"),
+    "half a pair, escaped": (Grammar("json_schema", '{"const": "\\ud800"}'), schema(const="\U0001f40b"), "surrogate"),
+    "half a pair in a key": (Grammar("json_schema", '{"\\udc00": 1}'), schema(title="\0"), "surrogate"),
+    "a remote reference": (
+        schema(**{"$ref": "http://127.0.0.1:9/a.json"}),
+        schema(**{"$ref": "#/$defs/a", "$defs": {"a": {}}}),
+        "nothing is fetched",
+    ),
+    "a reference to a file": (
+        schema(properties={"a": {"$ref": "file:///etc/passwd"}}),
+        schema(properties={"$ref": {"const": "file:///etc/passwd"}}),
+        r"at #/properties/a",
+    ),
+    "a reference by another base": (
+        schema(**{"$id": "http://127.0.0.1:9/", "anyOf": [{"$ref": "a.json"}]}),
+        schema(**{"$id": "http://127.0.0.1:9/", "anyOf": [{"$ref": "#/$defs/a"}], "$defs": {"a": {}}}),
+        "nothing is fetched",
+    ),
+    "a reference to nothing": (schema(**{"$ref": "#/$defs/a"}), schema(**{"$defs": {"a": {}}}), "does not exist"),
+    "a reference to itself": (
+        schema(**{"$ref": "#"}),
+        schema(type="object", properties={"a": {"$ref": "#"}}),
+        "matched by no reply",
+    ),
+    "options of the library": (
+        Grammar("json_schema", '{"anyOf": [{"x-guidance": {"lenient": true}, "not": {}}]}'),
+        schema(anyOf=[{"x-other": 1}]),
+        "'x-guidance' at #/anyOf/0",
+    ),
+    "a least length without end": (schema(minLength=10**9), schema(minLength=MAX_LEAST), "minLength above"),
+    "a least number of items": (schema(items={"minItems": 1e9}), schema(minItems=100), "at #/items"),
+    "what contradicts itself": (schema(type="string", minLength=3, maxLength=2), schema(maxLength=2), "no reply"),
+    "not": (schema(properties={"not": {"not": {}}}), schema(properties={"not": {}}), "'not' at #/properties/not,"),
+    "uniqueItems": (schema(uniqueItems=True), schema(uniqueItems=False), "'uniqueItems' at #"),
+    "contains": (schema(contains={}), schema(items={}), "'contains' at #"),
+    "if": (schema(**{"if": {}, "then": {}}), schema(anyOf=[{}]), "'if' at #"),
+    "propertyNames": (schema(propertyNames={}), schema(patternProperties={"^a$": {}}), "'propertyNames' at #"),
+    "dependentRequired": (schema(dependentRequired={"a": ["b"]}), schema(required=["b"]), "'dependentRequired' at #"),
+    "oneOf": (
+        schema(oneOf=[{"type": "string"}, {"type": "string", "maxLength": 2}]),
+        schema(oneOf=[{"type": "string"}, {"type": "number"}]),
+        "'oneOf' at #",
+    ),
+    "an unknown type": (schema(type="strin"), schema(type="string"), "strin"),
+    "an unknown format": (schema(type="string", format="bogus"), schema(type="string", format="date"), "bogus"),
+    "a schema's pattern that looks ahead": (
+        schema(type="string", pattern="(?=a)b"),
+        schema(type="string", pattern="(a)b"),
+        "look-around",
+    ),
+    "a pattern that looks ahead": (Grammar("regex", "(?=a)a"), Grammar("regex", "(?:a)a"), "look-around"),
+    "a pattern that refers back": (Grammar("regex", r"(a)\1"), Grammar("regex", "(a)1"), "backreferences"),
+    "an open bracket": (Grammar("regex", "("), Grammar("regex", r"\("), "unclosed"),
+    "a pattern of nothing": (Grammar("regex", r"[^\s\S]"), Grammar("regex", r"[\s\S]"), "no reply"),
+    "too long a pattern": (Grammar("regex", "x" * (MAX_PATTERN + 1)), Grammar("regex", "x" * 1000), "bytes"),
+    "repetition without end": (Grammar("regex", "a{1000000000}"), Grammar("regex", "a{1000}"), "1000000000 times"),
+    "repetition without end, in a schema": (
+        schema(properties={"a": {"pattern": "a{2,99999999999}"}}),
+        schema(properties={"a": {"pattern": "a{2,9999}"}}),
+        r"pattern at #/properties/a repeats something 99999999999 times",
+    ),
+    "brackets of a pattern": (Grammar("regex", "(" * 3000 + "a" + ")" * 3000), Grammar("regex", "((a))"), "nest"),
+    "alternatives without end": (Grammar("regex", "(a|aa)+" * 500), Grammar("regex", "(a|aa)+" * 5), "too many"),
+}
+
+
+@pytest.mark.parametrize("name", POISONS)
+def test_a_poison_is_refused_by_name_and_its_twin_runs(name: str, grammars: Grammars) -> None:
+    poison, twin, words = POISONS[name]
+    start = time.monotonic()
+    with pytest.raises(DataError, match=words) as caught:
+        grammars.compile(poison, where="request")
+    error = caught.value
+    assert error.where == "request"
+    assert error.remedy
+    assert len(str(error)) < 500
+    str(error).encode()
+    mask = grammars.compile(twin).start().mask()
+    assert mask is not None
+    assert mask.any()
+    assert time.monotonic() - start < 10
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        Grammar("regex", "(.{1,1000}){1,1000}"),
+        Grammar("regex", "((a{1,100}){1,100}){1,100}"),
+        Grammar("regex", "(((((a+)+)+)+)+)+"),
+        Grammar("regex", ".*" * 500),
+        Grammar("regex", "(x+x+)+y"),
+        Grammar("regex", "[a-z]{1,500}.*" * 20),
+        schema(type="string", pattern="(.*a){30}"),
+        schema(type="array", minItems=10_000),
+        schema(anyOf=[{"type": "object", "properties": {f"p{i}": {"type": "string"}}} for i in range(200)]),
+    ],
+    ids=lambda asked: asked.source[:40],
+)
+def test_what_backtracks_elsewhere_takes_its_time_here_or_gives_up(
+    asked: Grammar, grammars: Grammars, tokenizer: Tokenizer
+) -> None:
+    """It may be refused or end early with its reason; no token of it takes long."""
+    try:
+        constraint = grammars.compile(asked).start()
+    except DataError:
+        return
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        start = time.monotonic()
+        mask = constraint.mask()
+        assert mask is not None
+        constraint.accept(int(rng.choice(mask.nonzero()[0])))
+        assert time.monotonic() - start < 1.0
+        if constraint.done:
+            break
+
+
+def test_what_gives_up_while_it_runs_says_so_and_ends(grammars: Grammars, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = llguidance.LLParserLimits(max_lexer_states=25, verbose_errors=False)
+    monkeypatch.setattr(room, "_limits", lambda: limits)
+    constraint = grammars.compile(Grammar("regex", "[a-c]{4}d{40}")).start()
+    drawn = 0
+    while not constraint.done:
+        mask = constraint.mask()
+        assert mask is not None
+        constraint.accept(int(mask.nonzero()[0][0]))
+        drawn += 1
+    assert 4 <= drawn < 44
+    assert "limit" in constraint.error or "states" in constraint.error
+    assert constraint.copy().error == constraint.error
+    after = constraint.mask()
+    assert after is not None
+    assert after.nonzero()[0].tolist() == [EOS, PAD]
+
+
+def test_what_takes_too_long_is_refused_and_others_go_on(grammars: Grammars) -> None:
+    slow = Grammar("regex", "(a|aa)+b{1,9999}" * 40 + "x{999999}")
+    with pytest.raises(DataError, match="was not compiled within 0 s"):
+        grammars.compile(slow, seconds=0)
+    assert grammars.compile(Grammar("regex", "a")).start().mask() is not None
+
+
+def test_a_grammar_is_compiled_once_and_the_oldest_goes(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "CACHED", 2)
+    grammars = Grammars(tokenizer, tokenizer.vocab_size, [EOS])
+    first = grammars.compile(Grammar("regex", "a"))
+    second = grammars.compile(Grammar("regex", "b"))
+    assert grammars.compile(Grammar("regex", "a")) is first
+    grammars.compile(Grammar("regex", "c"))
+    assert grammars.compile(Grammar("regex", "a")) is first
+    assert grammars.compile(Grammar("regex", "b")) is not second
+    grammars.close()
+
+
+def test_without_the_package_the_error_says_what_to_install(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "llguidance", None)
+    with pytest.raises(ConfigError, match=r'pip install "rorqual\[serve\]"'):
+        Grammars(tokenizer, tokenizer.vocab_size, [EOS]).compile(Grammar("json"))

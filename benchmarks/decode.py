@@ -203,9 +203,12 @@ def measure(
 
 
 def cell(
-    model: Model, asked: list[Side], found: dict[str, list[Measured]], batch: int, prompt: int, new: int
+    model: Model, asked: list[Side], found: dict[str, list[Measured]], shape: tuple[int, int, int], threads: int
 ) -> Measured:
     """Medians, spread, shares of the roofline, and every side over every other."""
+    batch, prompt, new = shape
+    # One thread's share is of its own seconds: those that others took from it on a shared machine are no part of it.
+    clock, key = (time.process_time, "per_core_s") if threads == 1 else (time.perf_counter, "per_s")
     out: Measured = {"model": model.name, "batch": batch, "prompt": prompt, "new": new, "sides": {}, "ratios": {}}
     rows = {name: [rates(got) if "error" not in got else got for got in list_] for name, list_ in found.items()}
     for side in asked:

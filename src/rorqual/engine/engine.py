@@ -65,6 +65,7 @@ class Engine:
     `record_kept`: give each completion the sets that top-k and top-p left, a bit for each token of the vocabulary.
     `reuse`: keep the blocks of what ended, for prompts that begin alike; `cache_dir`: on disk, too, for the next start.
     `pack`: lay the weights out once, for engines whose model nobody else holds (`engine/packed.py`).
+    `invariant`: False gives up what is said above, for the time that it takes (docs/engine.md).
     `cache_bytes`: memory of each lane's keys and values. `step_tokens`: tokens fed in a step at most.
     The model is shared, not copied: weights that a trainer changes in place are used from the next `generate` on, and what was
     cached of older ones is not used again.
@@ -87,6 +88,7 @@ class Engine:
         cache_bytes: int = CACHE_BYTES,
         step_tokens: int = STEP_TOKENS,
         pack: bool = False,
+        invariant: bool = True,
     ) -> None:
         context = model.config.max_position_embeddings
         if max_len is not None and not 2 <= max_len <= context:
@@ -111,7 +113,7 @@ class Engine:
         model = self.model
         size = Size(slots, self.max_len, cache_bytes, step_tokens)
         self._weights = version_of(model)
-        record = {"record_experts": record_experts, "record_kept": record_kept}
+        record = {"record_experts": record_experts, "record_kept": record_kept, "invariant": invariant}
         # Only the first lane, which serves, keeps anything for later: the others are for batches.
         first = Lane(
             model,
@@ -148,6 +150,7 @@ class Engine:
         cache_bytes: int = CACHE_BYTES,
         step_tokens: int = STEP_TOKENS,
         pack: bool = True,
+        invariant: bool = True,
     ) -> Engine:
         """An engine for a run directory: its newest whole checkpoint, its tokenizer and its chat format."""
         run = RunDir(Path(path))
@@ -170,6 +173,7 @@ class Engine:
             cache_bytes=cache_bytes,
             step_tokens=step_tokens,
             pack=pack,
+            invariant=invariant,
         )
 
     def load_weights(self, weights: dict[str, Tensor] | Decoder) -> None:

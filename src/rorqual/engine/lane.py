@@ -68,11 +68,13 @@ class Lane:
         record_experts: bool,
         record_kept: bool = False,
         reuse: bool = False,
+        invariant: bool = True,
     ) -> None:
         blocks = size.blocks(Runner.block_bytes(model), reuse=reuse)
         self.runner = Runner(
-            model, size.slots, size.max_len, blocks, record_experts=record_experts, record_kept=record_kept
-        )
+            model, size.slots, size.max_len, blocks,
+            record_experts=record_experts, record_kept=record_kept, invariant=invariant,
+        )  # fmt: skip
         secret, store = np.random.bytes(32), None
         if size.folder is not None:
             secret = load_secret(size.folder)

@@ -22,7 +22,7 @@ from rorqual.engine.sequence import Ints, Sequence
 from rorqual.model import Decoder, Output
 from rorqual.ops.invariant import LANES
 from rorqual.ops.paged import BLOCK, MIN_ROWS, QUERIES, tiles_of
-from rorqual.ops.registry import FAST, INVARIANT, REFERENCE
+from rorqual.ops.registry import INVARIANT, LOOSE
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,9 @@ def routed_layers(model: Decoder) -> tuple[int, int, int]:
     return len(ffns), widths.pop(), max(getattr(ffn, "n_routed_experts", 0) for ffn in ffns)
 
 
-def filled(tokens: int) -> int:
-    """Tokens of a step, filled up: at least `MIN_ROWS`, and of few different numbers, for each of which oneDNN builds primitives."""
-    multiple = MIN_ROWS if tokens <= 32 else 16 if tokens <= 256 else 64
+def filled(tokens: int, rows: int = MIN_ROWS) -> int:
+    """Tokens of a step, filled up: at least `rows`, and of few different numbers, for each of which oneDNN builds primitives."""
+    multiple = rows if tokens <= 32 else 16 if tokens <= 256 else 64
     return -(-tokens // multiple) * multiple
 
 
@@ -78,11 +78,12 @@ class Runner:
         *,
         record_experts: bool,
         record_kept: bool = False,
+        invariant: bool = True,
     ) -> None:
         # A shallow copy: the same parameters, in the same dictionaries, run with other operations.
         self.model = copy.copy(model)
-        if model.ops in (FAST, REFERENCE):
-            self.model.ops = INVARIANT
+        self.model.ops = INVARIANT if invariant else LOOSE
+        self.rows = MIN_ROWS if invariant else 1
         self.layers, self.k, n_experts = routed_layers(model) if record_experts else (0, 0, 0)
         weight = model.embed_tokens.weight
         self.device, self.dtype = weight.device, weight.dtype
@@ -180,7 +181,7 @@ class Runner:
         self._lay_tables(plan, scheduler)
         chunks = plan.chunks
         size = n + sum(c.stop - c.start for c in chunks)
-        ids = np.zeros(filled(size), np.int64)
+        ids = np.zeros(filled(size, self.rows), np.int64)
         at, block, offset = np.zeros_like(ids), np.full_like(ids, NOBODY), np.zeros_like(ids)
         ids[:n], at[:n] = self.ids[slot, position], position
         block[:n], offset[:n] = self.tables[slot, position // BLOCK], position % BLOCK
@@ -217,13 +218,13 @@ class Runner:
         n = plan.decode
         if n:
             tables = self.tables[slot, : int(position.max()) // BLOCK + 1]
-            groups.append(Group(0, n, tiles_of(position, np.ones(n, np.int64), tables, 1, self.device)))
+            groups.append(Group(0, n, tiles_of(position, np.ones(n, np.int64), tables, 1, self.device, self.rows)))
         if plan.chunks:
             first = np.array([c.start for c in plan.chunks])
             count = np.array([c.stop - c.start for c in plan.chunks])
             slots = np.array([c.sequence.slot for c in plan.chunks])
             tables = self.tables[slots, : int((first + count - 1).max()) // BLOCK + 1]
-            groups.append(Group(n, int(count.sum()), tiles_of(first, count, tables, QUERIES, self.device)))
+            groups.append(Group(n, int(count.sum()), tiles_of(first, count, tables, QUERIES, self.device, self.rows)))
         return groups
 
     def _tensor(self, array: npt.NDArray[Any]) -> Tensor:
@@ -240,7 +241,7 @@ class Runner:
             self._constrained = [(row, s.constraint) for row, s in enumerate(scheduler.active) if s.constraint]
             self._version = scheduler.version
         settings = self._settings
-        index = torch.tensor(last + [0] * (-n % MIN_ROWS), device=self.device)
+        index = torch.tensor(last + [0] * (-n % self.rows), device=self.device)
         logits = self._logits(output.hidden[0].index_select(0, index))[:n]
         if settings.adjusted:
             logits = adjust(logits, settings, self.counts, slot)

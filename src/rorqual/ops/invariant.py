@@ -19,6 +19,8 @@ LANES = 32
 """Elements that torch's vector loops take at once."""
 ROWS = {torch.float32: 4, torch.bfloat16: 16}
 """An expert's rows are filled up to a multiple of this; in bf16 oneDNN builds a new primitive for every new number."""
+MULTIPLE = 64
+"""Of types that were not measured."""
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -47,17 +49,22 @@ def _whole(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return function(F.pad(x, (0, -width % LANES)))[..., :width]
 
 
-def experts(x: Tensor, routing: Routing, gate_up: Tensor, down: Tensor) -> Tensor:
+def loose_experts(x: Tensor, routing: Routing, gate_up: Tensor, down: Tensor) -> Tensor:
+    """`experts` with rows as they come."""
+    return experts(x, routing, gate_up, down, 1 if x.dtype == torch.float32 else ROWS.get(x.dtype, MULTIPLE))
+
+
+def experts(x: Tensor, routing: Routing, gate_up: Tensor, down: Tensor, multiple: int = 0) -> Tensor:
     """sum_k weight_k SwiGLU_k(x): x [tokens, d], gate_up [experts, 2 i, d], down [experts, d, i] -> [tokens, d].
 
     Tokens are sorted by expert and each expert's rows filled up; the gates multiply the narrow middle; a token's experts are
-    added in the order of their numbers.
+    added in the order of their numbers. `multiple`: of rows, instead of `ROWS`.
     """
     (n, _), k = x.shape, routing.indices.shape[1]
     flat = routing.indices.reshape(-1)
     order = flat.sort(stable=True).indices
     counts = torch.bincount(flat, minlength=gate_up.shape[0])
-    multiple = ROWS.get(x.dtype, MULTIPLE)
+    multiple = multiple or ROWS.get(x.dtype, MULTIPLE)
     filled = (counts + (multiple - 1)).div(multiple, rounding_mode="floor") * multiple
     shift = filled.cumsum(0) - filled - counts.cumsum(0) + counts  # by how much an expert's rows move down
     slot = torch.arange(n * k, device=x.device) + shift.index_select(0, flat.index_select(0, order))
@@ -76,9 +83,6 @@ def experts(x: Tensor, routing: Routing, gate_up: Tensor, down: Tensor) -> Tenso
         h = silu(gate).mul_(up).mul_(gates)
     y = _products(h, sizes, [down[e] for e in used], x.shape[1])
     return x.new_zeros(x.shape).index_add(0, place, y)
-
-
-MULTIPLE = 64
 
 
 def _products(rows: Tensor, sizes: list[int], weights: list[Tensor], width: int) -> Tensor:

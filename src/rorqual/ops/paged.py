@@ -37,7 +37,7 @@ class Tiles:
     Tiles are numbered by falling count of blocks. Pairs are ordered by the block's place in its sequence and then by tile,
     so that place b holds the tiles 0 .. counts[b] - 1. tile [pairs]; block [pairs], its place in the pool; hidden [pairs, queries, BLOCK],
     the keys that a query must not see. gather [tiles * queries]: the token of each query, and of a tile that is not full its last again;
-    slot [tokens]: the query of each token. Both are None where query i is token i.
+    slot [tokens]: the query of each token. Both are None where query i is token i. rows: what a product's rows are filled up to.
     """
 
     queries: int
@@ -47,10 +47,16 @@ class Tiles:
     hidden: Tensor
     gather: Tensor | None
     slot: Tensor | None
+    rows: int = MIN_ROWS
 
 
 def tiles_of(
-    first: Ints, count: Ints, tables: npt.NDArray[np.integer], queries: int, device: torch.device | str = "cpu"
+    first: Ints,
+    count: Ints,
+    tables: npt.NDArray[np.integer],
+    queries: int,
+    device: torch.device | str = "cpu",
+    rows: int = MIN_ROWS,
 ) -> Tiles:
     """Tiles for tokens that lie sequence after sequence: `count[i]` of sequence i, at its positions first[i], first[i] + 1, ...
 
@@ -85,6 +91,7 @@ def tiles_of(
         hidden=tensor(hidden),
         gather=None if plain else tensor(flat),
         slot=None if plain else tensor(slot),
+        rows=rows,
     )
 
 
@@ -100,8 +107,8 @@ def attend(q: Tensor, keys: Tensor, values: Tensor | int, tiles: Tiles, scale: f
     if tiles.queries > 1:
         q = q.unflatten(0, (-1, tiles.queries)).transpose(1, 2).flatten(2, 3)  # [tiles, heads, queries * repeat, d]
     rows = q.shape[2]
-    if rows < MIN_ROWS:
-        q = F.pad(q, (0, 0, 0, MIN_ROWS - rows))
+    if rows < tiles.rows:
+        q = F.pad(q, (0, 0, 0, tiles.rows - rows))
     out = attend_tiles(q, keys, values, tiles, scale)[:, :, :rows]
     if tiles.queries > 1:
         out = out.unflatten(2, (tiles.queries, repeat)).transpose(1, 2).flatten(0, 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -41,11 +41,13 @@ INVARIANT = Ops(
     invariant.sigmoid,
     in_blocks=True,
 )
+LOOSE = replace(INVARIANT, name="loose", experts=invariant.loose_experts, silu=F.silu, sigmoid=torch.sigmoid)
+"""What generation runs on where the last bits may depend on the neighbours: nothing is filled up."""
 
 
 def backend(name: str) -> Ops:
     """The operations called `name`; `reference` is the slow truth, `fast` is proven equal to it, `invariant` is what generation runs on."""
-    known = {ops.name: ops for ops in (REFERENCE, FAST, INVARIANT)}
+    known = {ops.name: ops for ops in (REFERENCE, FAST, INVARIANT, LOOSE)}
     if name not in known:
         raise ConfigError(f"unknown backend '{name}'", where="ops", remedy=nearest(name, known))
     return known[name]

@@ -24,6 +24,7 @@ from rorqual.engine.grammar import Grammars
 from rorqual.engine.job import Desk, Job, Prompt, request_of
 from rorqual.engine.lane import Lane, Size
 from rorqual.engine.packed import PackedLinear, can_pack, packed
+from rorqual.engine.probe import rounds_alike
 from rorqual.engine.request import Completion, Request, SamplingParams
 from rorqual.engine.weights import fingerprint, version_of
 from rorqual.model import Decoder
@@ -65,7 +66,8 @@ class Engine:
     `record_kept`: give each completion the sets that top-k and top-p left, a bit for each token of the vocabulary.
     `reuse`: keep the blocks of what ended, for prompts that begin alike; `cache_dir`: on disk, too, for the next start.
     `pack`: lay the weights out once, for engines whose model nobody else holds (`engine/packed.py`).
-    `invariant`: False gives up what is said above, for the time that it takes (docs/engine.md).
+    `invariant`: False gives up what is said above, for the time that it takes (docs/engine.md). The attribute of this name is True where
+    the promise was asked for and this machine's products, tried at the start, keep it.
     `cache_bytes`: memory of each lane's keys and values. `step_tokens`: tokens fed in a step at most.
     The model is shared, not copied: weights that a trainer changes in place are used from the next `generate` on, and what was
     cached of older ones is not used again.
@@ -111,6 +113,7 @@ class Engine:
         print_ = fingerprint(model, stable=cache_dir is not None)
         self.model = packed(model) if pack and can_pack(model) else model
         model = self.model
+        self.invariant = invariant and rounds_alike(model)
         size = Size(slots, self.max_len, cache_bytes, step_tokens)
         self._weights = version_of(model)
         record = {"record_experts": record_experts, "record_kept": record_kept, "invariant": invariant}
@@ -328,6 +331,7 @@ class Engine:
         return {
             "running": len(lane.scheduler.active) + len(lane.scheduler.feeding),
             "waiting": len(lane.scheduler.waiting),
+            "invariant": float(self.invariant),
             "preemptions": lane.scheduler.preemptions,
             **lane.pages.stats(),
         }

@@ -59,6 +59,7 @@ class PackedLinear(nn.Module):
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
+        self.shape = tuple(weight.shape)
         self._bias = None if bias is None else bias.detach()
         self.load(weight)
 

@@ -126,11 +126,10 @@ class Runner:
         self.ids[slot, :known] = sequence.tokens
         self.top[slot] = []
         start = len(sequence.prompt)
-        if isinstance(sequence.saved, Saved):
+        if isinstance(sequence.saved, Saved):  # and it stays so: it may have to step back again before it draws
             self.logprobs[slot, start:known] = sequence.saved.logprobs
             self.kept[slot, start:known] = sequence.saved.kept
             self.top[slot] = list(sequence.saved.top)
-            sequence.saved = None
         if needs_history(sequence.params):
             self.counts.add(slot, sequence.prompt, sequence.tokens[start:])
         else:
@@ -254,7 +253,7 @@ class Runner:
         if self.kept.shape[-1]:
             kept = every[:, : self.vocab].isfinite().cpu().numpy()
             self.kept[slot, position + 1] = np.packbits(kept, axis=-1)
-        new: Ints = drawn.cpu().numpy()
+        new: Ints = drawn.clamp(max=self.vocab - 1).cpu().numpy()  # where logits are NaN, a column that fills up
         self.ids[slot, position + 1] = new
         self.logprobs[slot, position + 1] = logprobs.cpu().numpy()
         if settings.adjusted:

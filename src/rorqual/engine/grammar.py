@@ -11,7 +11,7 @@ import json
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as Late
 from dataclasses import dataclass
@@ -26,16 +26,20 @@ from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine.grammar_source import check_pattern, choice_pattern, find_keyword, parse_schema
 from rorqual.engine.request import Grammar
 
-try:
-    import llguidance
-except ImportError:
-    llguidance = None  # type: ignore[assignment]
-
 Bools = npt.NDArray[np.bool_]
 
 COMPILE_SECONDS = 5.0
 CACHED = 64
 WORKERS = 2
+LIMITS: Mapping[str, Any] = {
+    "initial_lexer_fuel": 1_000_000,
+    "step_lexer_fuel": 200_000,
+    "step_max_items": 50_000,
+    "max_lexer_states": 20_000,
+    "max_grammar_size": 200_000,
+    "verbose_errors": False,
+}
+"""About 20 ms to build a lexer, 15 ms for a mask, and 30 MB of states."""
 REHEARSED = 4
 """Tokens of a first walk: some grammars fail only where they are first used."""
 NOTHING = "no token can follow"
@@ -216,24 +220,31 @@ class Grammars:
         return Lexicon(stops, ~stops, ~special | stops)
 
     @cached_property
-    def _vocabulary(self) -> Any:
-        """llguidance's tokenizer. Added tokens are special to it too, or a grammar's text could be written by one (`<think>` of Qwen3)."""
-        if llguidance is None:
+    def _library(self) -> Any:
+        try:
+            import llguidance
+        except ImportError:
             raise ConfigError(
                 "grammars need llguidance, which is not installed",
                 where="engine",
                 remedy='pip install "rorqual[serve]"',
-            )
+            ) from None
+        return llguidance
+
+    @cached_property
+    def _vocabulary(self) -> Any:
+        """llguidance's tokenizer. Added tokens are special to it too, or a grammar's text could be written by one (`<think>` of Qwen3)."""
         data = json.loads(self._tokenizer.source)
         data["added_tokens"] = [token | {"special": True} for token in data["added_tokens"]]
         data |= {"truncation": None, "padding": None}
         size = max(self._vocab_size, self._tokenizer.vocab_size)
-        return llguidance.LLTokenizer(json.dumps(data), n_vocab=size, eos_token=self._stop_ids)
+        return self._library.LLTokenizer(json.dumps(data), n_vocab=size, eos_token=self._stop_ids)
 
     def _build(self, grammar: Grammar) -> Compiled:
         with self._building:  # once, by the first
-            vocabulary, lexicon = self._vocabulary, self.lexicon
-        matcher = llguidance.LLMatcher(vocabulary, _written(grammar), log_level=0, limits=_limits())
+            library, vocabulary, lexicon = self._library, self._vocabulary, self.lexicon
+        limits = library.LLParserLimits(**LIMITS)
+        matcher = library.LLMatcher(vocabulary, _written(library, grammar), log_level=0, limits=limits)
         if matcher.is_error():
             raise _refusal(grammar, matcher.get_error())
         compiled = Compiled(matcher, lexicon)
@@ -244,29 +255,17 @@ class Grammars:
 _KINDS = {"json_schema": "JSON schema", "regex": "regular expression", "choice": "list of choices", "json": "grammar"}
 
 
-def _written(grammar: Grammar) -> str:
+def _written(library: Any, grammar: Grammar) -> str:
     """A grammar as llguidance reads it; a `DataError` says what is wrong with what was sent."""
     if grammar.kind in ("json_schema", "json"):
         text = '{"type":"object"}' if grammar.kind == "json" else json.dumps(parse_schema(grammar.source))
         options: Any = {"whitespace_pattern": WHITESPACE, "lenient": False, "coerce_one_of": False}
         try:
-            return str(llguidance.LLMatcher.grammar_from_json_schema(text, overrides=options))
+            return str(library.LLMatcher.grammar_from_json_schema(text, overrides=options))
         except ValueError as error:  # such as a whole number of 400 digits
             raise _refusal(grammar, str(error)) from None
     pattern = choice_pattern(grammar.source) if grammar.kind == "choice" else check_pattern(grammar.source)
-    return str(llguidance.LLMatcher.grammar_from_regex(pattern))
-
-
-def _limits() -> Any:
-    """About 20 ms to build a lexer, 15 ms for a mask, and 30 MB of states, where llguidance's own are ten times as many."""
-    return llguidance.LLParserLimits(
-        initial_lexer_fuel=1_000_000,
-        step_lexer_fuel=200_000,
-        step_max_items=50_000,
-        max_lexer_states=20_000,
-        max_grammar_size=200_000,
-        verbose_errors=False,
-    )
+    return str(library.LLMatcher.grammar_from_regex(pattern))
 
 
 def _rehearse(grammar: Grammar, compiled: Compiled) -> None:

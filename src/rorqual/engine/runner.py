@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ from rorqual.engine.cache import NOBODY, Group, PagedCache, StepCache, token_byt
 from rorqual.engine.grammar import Constraint
 from rorqual.engine.penalties import Counts, needs_history
 from rorqual.engine.sampler import Settings, adjust, distribution, draw_from, top, uniform
-from rorqual.engine.scheduler import Plan, Scheduler
+from rorqual.engine.scheduler import Chunk, Plan, Scheduler
 from rorqual.engine.sequence import Ints, Sequence
 from rorqual.model import Decoder, Output
 from rorqual.ops.invariant import LANES
@@ -60,10 +61,33 @@ def routed_layers(model: Decoder) -> tuple[int, int, int]:
     return len(ffns), widths.pop(), max(getattr(ffn, "n_routed_experts", 0) for ffn in ffns)
 
 
+PAIRS = 48
+"""Tiles of queries times blocks that attention works on at once: so many scores stay in a processor's cache."""
+
+
 def filled(tokens: int, rows: int = MIN_ROWS) -> int:
     """Tokens of a step, filled up: at least `rows`, and of few different numbers, for each of which oneDNN builds primitives."""
     multiple = rows if tokens <= 32 else 16 if tokens <= 256 else 64
     return -(-tokens // multiple) * multiple
+
+
+def _pieces(chunks: list[Chunk]) -> Iterator[list[Chunk]]:
+    """`chunks` in groups that meet about `PAIRS` blocks each, a long one cut at tiles of queries."""
+    group: list[Chunk] = []
+    pairs = 0
+    for chunk in chunks:
+        for start in range(chunk.start, chunk.stop, QUERIES):
+            stop = min(start + QUERIES, chunk.stop)
+            if pairs and pairs + stop // BLOCK + 1 > PAIRS:
+                yield group
+                group, pairs = [], 0
+            pairs += stop // BLOCK + 1
+            if group and group[-1].sequence is chunk.sequence:
+                group[-1] = Chunk(chunk.sequence, group[-1].start, stop)
+            else:
+                group.append(Chunk(chunk.sequence, start, stop))
+    if group:
+        yield group
 
 
 class Runner:
@@ -218,12 +242,15 @@ class Runner:
         if n:
             tables = self.tables[slot, : int(position.max()) // BLOCK + 1]
             groups.append(Group(0, n, tiles_of(position, np.ones(n, np.int64), tables, 1, self.device, self.rows)))
-        if plan.chunks:
-            first = np.array([c.start for c in plan.chunks])
-            count = np.array([c.stop - c.start for c in plan.chunks])
-            slots = np.array([c.sequence.slot for c in plan.chunks])
+        start = n
+        for pieces in _pieces(plan.chunks):
+            first = np.array([piece.start for piece in pieces])
+            count = np.array([piece.stop - piece.start for piece in pieces])
+            slots = np.array([piece.sequence.slot for piece in pieces])
             tables = self.tables[slots, : int((first + count - 1).max()) // BLOCK + 1]
-            groups.append(Group(n, int(count.sum()), tiles_of(first, count, tables, QUERIES, self.device, self.rows)))
+            size = int(count.sum())
+            groups.append(Group(start, size, tiles_of(first, count, tables, QUERIES, self.device, self.rows)))
+            start += size
         return groups
 
     def _tensor(self, array: npt.NDArray[Any]) -> Tensor:

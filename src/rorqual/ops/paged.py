@@ -1,9 +1,9 @@
 """Attention over keys that lie in blocks of one fixed size, wherever these are in memory.
 
-The order of every sum is fixed for each query: a block's scores are one product of a fixed shape, its softmax runs over its own
-keys, and the blocks of a sequence are added first to last. What else is in the batch, how a prompt was cut into chunks, and how long the
-neighbours are changes nothing of it. The algebra is that of the online softmax (Milakov and Gimelshein 2018), with the
-maximum over all blocks taken before.
+The order of every sum is fixed for each query: a block's scores are one product of a fixed shape, weighed by the block's own
+maximum, and the blocks of a sequence are added first to last, each by its share. What else is in the batch, how a prompt was
+cut into chunks, and how long the neighbours are changes nothing of it. The algebra is that of the online softmax (Milakov and
+Gimelshein 2018), split over the keys.
 """
 
 from __future__ import annotations
@@ -126,34 +126,38 @@ def attend_tiles(q: Tensor, keys: Tensor, values: Tensor | int, tiles: Tiles, sc
     several = len(tiles.counts) > 1
     met = q.index_select(0, tiles.tile) if several else q
     scores = torch.bmm(met.flatten(0, 1), k.flatten(0, 1).transpose(1, 2)).float()
-    scores = scores.view(len(k), heads, rows, BLOCK)
     if scale != 1.0:
-        scores = scores * scale
+        scores = scores * scale if grad else scores.mul_(scale)
     queries = tiles.hidden.shape[1]
-    hidden = tiles.hidden.view(-1, 1, queries, 1, BLOCK)
     wide = scores.view(len(k), heads, queries, -1, BLOCK)  # a decode tile's one query stands for all its rows
+    hidden = tiles.hidden.view(-1, 1, queries, 1, BLOCK)
     scores = (wide.masked_fill(hidden, -torch.inf) if grad else wide.masked_fill_(hidden, -torch.inf)).view_as(scores)
-    top = scores.detach().amax(-1, keepdim=True)
-    if several:
-        top = _highest(top, tiles.counts).index_select(0, tiles.tile)
+    # A query before the block sees nothing of it: any finite number will do, its weights are 0.
+    top = scores.detach().amax(-1, keepdim=True).clamp_(min=LOWEST)
     e = (scores - top).exp() if grad else scores.sub_(top).exp_()
-    mixed = torch.bmm(e.to(v.dtype).flatten(0, 1), v.flatten(0, 1)).float().view(len(k), heads, rows, -1)
-    total, weight = mixed, e.sum(-1, keepdim=True)
+    mixed = torch.bmm(e.to(v.dtype), v.flatten(0, 1)).float().view(len(k), heads, rows, -1)
+    top, weight = (t.view(len(k), heads, rows, 1) for t in (top, e.sum(-1, keepdim=True)))
     if several:
-        total, weight = _added(mixed, tiles.counts, grad), _added(weight, tiles.counts, grad)
-    return (total / weight).to(q.dtype)
+        # Each block was weighed by its own maximum: bring them to that of all.
+        share = (top - _highest(top, tiles.counts).index_select(0, tiles.tile)).exp()
+        mixed, weight = _added(mixed, share, tiles.counts, grad), _added(weight, share, tiles.counts, grad)
+    return (mixed / weight).to(q.dtype)
+
+
+LOWEST = -1e30
 
 
 def _highest(parts: Tensor, counts: Sequence[int]) -> Tensor:
-    total, at = parts[: counts[0]], counts[0]
+    total, at = parts[: counts[0]].clone(), counts[0]
     for count in counts[1:]:
         torch.maximum(total[:count], parts[at : at + count], out=total[:count])
         at += count
     return total
 
 
-def _added(parts: Tensor, counts: Sequence[int], grad: bool) -> Tensor:
-    """The sum over a tile's blocks, first to last: parts [pairs, ...] -> [tiles, ...]."""
+def _added(parts: Tensor, shares: Tensor, counts: Sequence[int], grad: bool) -> Tensor:
+    """The sum over a tile's blocks, first to last, each times its share: parts, shares [pairs, ...] -> [tiles, ...]."""
+    parts = parts * shares if grad else parts.mul_(shares)
     total, at = parts[: counts[0]], counts[0]
     for count in counts[1:]:
         part = parts[at : at + count]

@@ -5,15 +5,18 @@ cd "$(dirname "$0")/.."
 scripts/setup.sh test
 bin=$PWD/.venv/bin
 
-# The report is opened in a browser.
+# The report and the chat page are opened in a browser, and the server is asked by OpenAI's client for Node.
 browser() { command -v chromium || command -v chromium-browser || command -v google-chrome || command -v chrome; }
-if ! browser >/dev/null; then
+missing=()
+browser >/dev/null || missing+=(chromium)
+command -v npm >/dev/null || missing+=(nodejs npm)
+if [ "${#missing[@]}" -gt 0 ]; then
   if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-    echo "test: installing chromium, in which the report is opened" >&2
-    apt-get update -qq >/dev/null && apt-get install -y -qq --no-install-recommends chromium >/dev/null
+    echo "test: installing ${missing[*]}, which tests use" >&2
+    apt-get update -qq >/dev/null && apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
   else
-    echo "test: the report is opened in Chromium, which is missing here:" >&2
-    echo "  sudo apt-get update && sudo apt-get install -y chromium" >&2
+    echo "test: tests use ${missing[*]}, which is missing here:" >&2
+    echo "  sudo apt-get update && sudo apt-get install -y ${missing[*]}" >&2
     exit 1
   fi
 fi

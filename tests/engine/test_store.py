@@ -273,17 +273,20 @@ def test_the_budget_holds_as_seen_from_outside_and_the_least_recently_used_goes(
         assert store.stats()["evicted"] == 300 - len(there) and store.stats()["damaged"] == 0
 
 
-def test_the_budget_holds_while_a_file_is_being_written(folder: Path) -> None:
-    budget, seen, stop = 2 * MIB, [0], threading.Event()
+def test_while_a_file_is_being_written_the_budget_holds_and_no_half_of_it_has_its_name(folder: Path) -> None:
+    budget, seen, torn, stop = 2 * MIB, [0], set[int](), threading.Event()
 
     def watch() -> None:
         while not stop.is_set():
             total = 0
             for file in folder.iterdir():
                 try:
-                    total += file.lstat().st_blocks * 512
+                    status = file.lstat()
                 except FileNotFoundError:
                     continue
+                total += status.st_blocks * 512
+                if file.name.endswith(SUFFIX) and ".part" not in file.name:
+                    torn.add(status.st_size)
             seen[0] = max(seen[0], total)
 
     with open_store(folder, budget) as store:
@@ -296,6 +299,7 @@ def test_the_budget_holds_while_a_file_is_being_written(folder: Path) -> None:
         watcher.join()
     # Another's listing is no snapshot: what it saw first may be gone while it counts what came since. One file at the most.
     assert MIB < seen[0] <= budget + 704_512
+    assert len(torn) == 1 and torn.pop() > 700_000, "under its name a file is whole"
 
 
 def test_use_is_remembered_over_a_restart_and_a_smaller_budget_takes_the_oldest(folder: Path) -> None:

@@ -22,6 +22,8 @@ VERBS = (
     "eval",
     "lab",
     "chat",
+    "generate",
+    "bench",
     "inspect",
     "report",
     "trace",

@@ -23,6 +23,7 @@ from rich.table import Table
 import rorqual
 from rorqual.cli.accounts import BYTES, count, memory_text
 from rorqual.cli.machine import cores, load, memory, processor
+from rorqual.cli.measure import REMOTE
 from rorqual.cli.settings import Placement, check_device, read
 from rorqual.core.errors import ConfigError
 from rorqual.core.records import write_json
@@ -35,7 +36,7 @@ from rorqual.plan.serve import split_weights, touched
 
 SMALLEST_ARRAY, LARGEST_ARRAY = 256 * 2**20, 2**31
 """Bytes of the array whose reading is timed: at least four times the last cache, and no more than a quarter of what is free."""
-READS = 7
+READS = 5
 
 
 def _listed(value: Any) -> Any:
@@ -72,6 +73,8 @@ class Timing:
 def bench_run(run: str, arguments: Sequence[str] | None) -> None:
     """Measure, and show the table; `out` takes every repeat."""
     chosen = read(BenchSettings, arguments)
+    if run.startswith(REMOTE):
+        raise ConfigError("an address is not measured here", where=run, remedy="Name a run's folder.")
     check_device(chosen.device)
     out = _checked_out(chosen.out)
     threads = chosen.threads or cores()

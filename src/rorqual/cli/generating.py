@@ -27,7 +27,6 @@ from rorqual.engine.engine import Engine
 from rorqual.engine.partial import Partial, check_place
 from rorqual.engine.prompts import Prompts, Refused
 from rorqual.engine.remote import RemoteEngine
-from rorqual.engine.request import Request
 
 SHOWN = 3
 """Refused lines that the end of a run shows."""
@@ -203,17 +202,14 @@ def _check_all(engine: Engine | None, prompts: Prompts, asking: Asking) -> None:
         asked = asking.ask(line, row)
         if isinstance(asked, Ask) and engine is not None:
             try:
-                check(engine, asked.request)
+                engine.check(asked.request)
+                if (grammar := asked.request.params.grammar) is not None:
+                    engine.grammars.compile(grammar)
             except RorqualError as error:
                 asked = refused(asked, error)
         if isinstance(asked, Refused):
             where = f"{prompts.path}:{asked.line}" + (f": {asked.key}" if asked.key else "")
             raise DataError(asked.what, where=where, remedy=asked.remedy)
-
-
-def check(engine: Engine, request: Request) -> None:
-    """Raise a `DataError` for a request that cannot run."""
-    engine._job(request, 0)
 
 
 def _made(chosen: GenerateSettings, sampling: Sampling, prompts: Prompts, engine: Engine | None) -> dict[str, Any]:

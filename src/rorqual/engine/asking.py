@@ -77,13 +77,13 @@ class Sampling(Config):
     top_k: Annotated[int, _whole(0, INT32)] = 0
     min_p: Annotated[float, _real(0, 1)] = 0.0
     seed: Annotated[int, _whole(0, SAFE)] = 0
-    n: Annotated[int, _whole(1, 1024)] = 1
+    n: Annotated[int, _whole(1, 4096)] = 1
     ignore_eos: Truth = False
     repetition_penalty: Annotated[
         float, Field(strict=True, gt=0, le=100, description="a number above 0, at most 100")
     ] = 1.0
-    presence_penalty: Annotated[float, _real(-2, 2)] = 0.0
-    frequency_penalty: Annotated[float, _real(-2, 2)] = 0.0
+    presence_penalty: Annotated[float, _real(-100, 100)] = 0.0
+    frequency_penalty: Annotated[float, _real(-100, 100)] = 0.0
     logit_bias: Annotated[
         tuple[tuple[Token, Annotated[float, _real(-100, 100)]], ...],
         BeforeValidator(_biases),

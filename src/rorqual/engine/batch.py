@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any, Protocol
@@ -13,6 +14,7 @@ from rorqual.engine.prompts import Refused
 from rorqual.engine.remote import RemoteEngine, RemoteError
 from rorqual.engine.request import Completion, Request
 
+LEADING = re.compile(r"\w+")
 BURST = 256
 """Rows that are refused, or answered, before they are handed on."""
 Answered = tuple[Ask | Refused, list[Completion]]
@@ -30,8 +32,10 @@ class Stepping(Protocol):
 
 
 def refused(ask: Ask, error: RorqualError) -> Refused:
-    """What the engine says of a request that it cannot run; `where` is its key, if it is one of the row's."""
-    return Refused(ask.line, error.where if error.where in KEYS else ask.key, error.what, error.remedy, ask.carried)
+    """What the engine says of a request that it cannot run: of a sampling key, which the message begins with, or of the prompt."""
+    named = LEADING.match(error.what)
+    key = named.group() if named and named.group() in KEYS else ask.key
+    return Refused(ask.line, key, error.what, error.remedy, ask.carried)
 
 
 def answers(engine: Stepping, asks: Iterable[Ask | Refused], *, room: int) -> Iterator[list[Answered]]:

@@ -19,7 +19,7 @@ from hypothesis import settings as run_with
 from rorqual.core.errors import ConfigError, DataError
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine import grammar as room
-from rorqual.engine.grammar import Compiled, Constraint, Delayed, Grammars
+from rorqual.engine.grammar import Compiled, Constraint, Delayed, Grammars, Thought
 from rorqual.engine.grammar_source import MAX_BYTES, MAX_CHOICES, MAX_LEAST, MAX_PATTERN
 from rorqual.engine.request import Grammar
 from rorqual.engine.sampler import mask_rows
@@ -140,15 +140,27 @@ schemas = st.recursive(
 )
 
 
-@run_with(deadline=None, max_examples=80, suppress_health_check=list(HealthCheck))
+def check_valid(asked: dict[str, Any], seed: int, grammars: Grammars, tokenizer: Tokenizer) -> None:
+    reply, ended = sampled(grammars.compile(Grammar("json_schema", json.dumps(asked))).start(), tokenizer, seed)
+    if ended:
+        instance = json.loads(tokenizer.decode(reply))
+        jsonschema.validate(instance, asked, format_checker=jsonschema.FormatChecker())
+    assert not any(tokenizer.is_special(id_) for id_ in reply)
+
+
+@run_with(deadline=None, max_examples=40, suppress_health_check=list(HealthCheck))
 @given(asked=schemas, seed=st.integers(0, 999))
 def test_a_reply_that_ends_is_valid(asked: dict[str, Any], seed: int, grammars: Grammars, tokenizer: Tokenizer) -> None:
-    compiled = grammars.compile(Grammar("json_schema", json.dumps(asked)))
-    reply, ended = sampled(compiled.start(), tokenizer, seed)
-    text = tokenizer.decode(reply)
-    if ended:
-        jsonschema.validate(json.loads(text), asked, format_checker=jsonschema.FormatChecker())
-    assert not any(tokenizer.is_special(id_) for id_ in reply)
+    check_valid(asked, seed, grammars, tokenizer)
+
+
+@pytest.mark.slow
+@run_with(deadline=None, max_examples=800, suppress_health_check=list(HealthCheck))
+@given(asked=schemas, seed=st.integers(0, 999))
+def test_a_reply_that_ends_is_valid_at_length(
+    asked: dict[str, Any], seed: int, grammars: Grammars, tokenizer: Tokenizer
+) -> None:
+    check_valid(asked, seed, grammars, tokenizer)
 
 
 def test_most_replies_end(grammars: Grammars, tokenizer: Tokenizer) -> None:
@@ -272,7 +284,7 @@ def test_a_reply_that_thinks_is_bound_from_the_end_of_its_reasoning(
     marks: tuple[int, ...], grammars: Grammars, tokenizer: Tokenizer
 ) -> None:
     compiled = grammars.compile(Grammar("choice", '["yes"]'))
-    constraint = compiled.start(end_ids=marks)
+    constraint = compiled.start(thought=Thought(marks))
     assert isinstance(constraint, Delayed)
     for token in (40, 41, 41, 40, 41, 40, 41, 40, *([42] if len(marks) > 1 else [6])):  # marks begun, broken off, done
         mask = constraint.mask()
@@ -288,6 +300,56 @@ def test_a_reply_that_thinks_is_bound_from_the_end_of_its_reasoning(
     for token in tokenizer.encode("yes"):
         constraint.accept(token)
     assert constraint.done
+
+
+THINK, END = 5, 6
+
+
+def finishes(constraint: Constraint, ids: list[int]) -> bool:
+    """Whether the mask allows `ids`, one after another, and the reply is complete behind them."""
+    for token in ids:
+        mask = constraint.mask()
+        if mask is None or not mask[token]:
+            return False
+        constraint = constraint.copy()
+        constraint.accept(token)
+    return constraint.done
+
+
+@pytest.mark.parametrize(
+    ("before", "between", "well"),
+    [
+        ("", "", True),
+        ("<think>so", "</think>", True),
+        ("<think>", "</think>", True),
+        ("", "</think>", True),
+        ("<think>so", "</think>\n\n", True),
+        ("<think>so", "</think>\n", True),
+        ("<think>so", "</think>\n\n\n", False),
+        ("<think>so", "", False),
+        ("so", "</think>", False),
+        ("<think>so", "</think>so", False),
+        ("<think>so</think>", "</think>", False),
+    ],
+)
+def test_a_model_that_may_think_answers_at_once_or_after_its_thought(
+    before: str, between: str, well: bool, grammars: Grammars, tokenizer: Tokenizer
+) -> None:
+    thought = Thought((END,), open_ids=(THINK,), gap_ids=tokenizer.encode("\n\n"))
+    constraint = grammars.compile(Grammar("choice", '["yes"]')).start(thought=thought)
+    assert finishes(constraint, tokenizer.encode_trusted(f"{before}{between}yes")) == well
+
+
+@pytest.mark.parametrize("between", ["</think>", "</think>\n\n", "\n</think>\n"])
+def test_a_mark_without_a_token_is_found_however_it_is_spelt(
+    between: str, grammars: Grammars, tokenizer: Tokenizer
+) -> None:
+    thought = Thought(end_text="</think>", gap_ids=tokenizer.encode("\n\n"))
+    constraint = grammars.compile(Grammar("choice", '["yes"]')).start(thought=thought)
+    assert finishes(constraint, tokenizer.encode(f"so it is{between}yes"))
+    letters = [id_ for mark in f"so{between}yes" for id_ in tokenizer.encode(mark)]
+    assert finishes(constraint, letters)
+    assert not finishes(constraint, tokenizer.encode("so it is</thinkyes"))
 
 
 def test_rows_are_masked_where_they_have_a_constraint(grammars: Grammars, tokenizer: Tokenizer) -> None:
@@ -467,9 +529,13 @@ def test_what_gives_up_while_it_runs_says_so_and_ends(grammars: Grammars, monkey
 
 
 def test_what_takes_too_long_is_refused_and_others_go_on(grammars: Grammars) -> None:
-    slow = Grammar("regex", "(a|aa)+b{1,9999}" * 40)
-    with pytest.raises(DataError, match="was not compiled within 0 s"):
-        grammars.compile(slow, seconds=0)
+    asked = Grammar("regex", "slow")
+    with (
+        grammars._building,
+        pytest.raises(DataError, match=r"was not compiled within 0\.05 s"),
+    ):  # as if it took that long
+        grammars.compile(asked, seconds=0.05, where="request")
+    assert grammars.compile(asked).start().mask() is not None
     assert grammars.compile(Grammar("regex", "a")).start().mask() is not None
 
 

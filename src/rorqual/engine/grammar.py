@@ -11,12 +11,12 @@ import json
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as Late
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -103,48 +103,101 @@ class Matched:
         return other
 
 
-class Delayed:
-    """A reply that thinks first: everything but its end is allowed until `end_ids` (of `</think>`: one token or several) were drawn
-    one after another; from there on `constraint` holds. So the reply either matches or is cut off by its length."""
+@dataclass(frozen=True)
+class Thought:
+    """How the reply of a model that thinks begins: with a thought, up to `end_ids` (of `</think>`) one after another or, where a family
+    has no token for it, to where the text holds `end_text`.
 
-    def __init__(self, constraint: Constraint, end_ids: Sequence[int], lexicon: Lexicon) -> None:
-        if not end_ids:
-            raise ValueError("a reasoning without an end cannot be waited for")
-        self._constraint, self._end, self._lexicon = constraint, tuple(end_ids), lexicon
+    `open_ids`: of `<think>`, where the model opens the thought itself or answers at once. `gap_ids`: what a format writes between
+    thought and answer, and does not count as either; it may be left out, or broken off.
+    """
+
+    end_ids: Sequence[int] = ()
+    end_text: str = ""
+    open_ids: Sequence[int] = ()
+    gap_ids: Sequence[int] = ()
+
+
+class Delayed:
+    """A reply that may think first: until its thought ended, everything is allowed but to end the reply; from there on `constraint` holds.
+    So the reply either matches or is cut off by its length."""
+
+    def __init__(self, constraint: Constraint, thought: Thought, lexicon: Lexicon) -> None:
+        if not thought.end_ids and not thought.end_text:
+            raise ValueError("a thought without an end cannot be waited for")
+        self._constraint, self._thought, self._lexicon = constraint, thought, lexicon
         self._last: tuple[int, ...] = ()
-        self._begun = False
+        self._gap = 0  # of `gap_ids`, drawn
+        self._state: Literal["opening", "thinking", "gap", "bound"] = "opening" if thought.open_ids else "thinking"
 
     def mask(self) -> Bools | None:
-        return self._constraint.mask() if self._begun else self._lexicon.not_stops
+        if self._state == "bound":
+            return self._constraint.mask()
+        if self._state == "thinking":
+            return self._lexicon.not_stops
+        allowed = self._constraint.mask()
+        if allowed is None:
+            return None
+        allowed = allowed.copy()
+        allowed[[*self._thought.open_ids, *self._thought.end_ids[:1]] if self._state == "opening" else self._next()] = (
+            True
+        )
+        return allowed
 
     def accept(self, token: int) -> None:
-        if self._begun:
+        if self._state == "opening":
+            self._open(token)
+        elif self._state == "thinking":
+            self._think(token)
+        elif self._state == "gap" and [token] == self._next():
+            self._gap += 1
+        else:
+            self._state = "bound"
             self._constraint.accept(token)
-            return
-        self._last = (*self._last, token)[-len(self._end) :]
-        self._begun = self._last == self._end
+
+    def _open(self, token: int) -> None:
+        if token in self._thought.open_ids:
+            self._state = "thinking"
+        elif token in self._thought.end_ids[:1]:  # a thought closed before it was opened is none
+            self._state = "thinking"
+            self._think(token)
+        else:
+            self._state = "bound"
+            self._constraint.accept(token)
+
+    def _think(self, token: int) -> None:
+        ids, text = tuple(self._thought.end_ids), self._thought.end_text
+        # A token holds a byte at least, so that the mark lies within as many tokens as it has bytes.
+        self._last = (*self._last, token)[-(len(ids) or len(text.encode()) + 1) :]
+        if self._last == ids or (text and text in self._lexicon.decode(self._last)):
+            self._state = "gap"
+
+    def _next(self) -> list[int]:
+        return list(self._thought.gap_ids[self._gap : self._gap + 1])
 
     @property
     def done(self) -> bool:
-        return self._begun and self._constraint.done
+        return self._state == "bound" and self._constraint.done
 
     @property
     def error(self) -> str:
         return self._constraint.error
 
     def copy(self) -> Delayed:
-        other = Delayed(self._constraint.copy(), self._end, self._lexicon)
-        other._last, other._begun = self._last, self._begun
+        other = Delayed(self._constraint.copy(), self._thought, self._lexicon)
+        other._last, other._gap, other._state = self._last, self._gap, self._state
         return other
 
 
 @dataclass(frozen=True)
 class Lexicon:
-    """Of each id [vocab]: whether it ends a reply, its contrary, and whether a reply that matches a grammar may hold it."""
+    """Of each id [vocab]: whether it ends a reply, its contrary, and whether a reply that matches a grammar may hold it.
+    `decode`: the text of ids."""
 
     stops: Bools
     not_stops: Bools
     usable: Bools
+    decode: Callable[[Sequence[int]], str]
 
     @property
     def vocab_size(self) -> int:
@@ -158,12 +211,12 @@ class Compiled:
         self._matcher, self._lexicon = matcher, lexicon
         self._lock = threading.Lock()
 
-    def start(self, reply: Sequence[int] = (), end_ids: Sequence[int] = ()) -> Constraint:
-        """For a sample that has drawn `reply` so far (after a preemption); `end_ids`: those that end the reasoning, if it thinks."""
+    def start(self, reply: Sequence[int] = (), thought: Thought | None = None) -> Constraint:
+        """For a sample that has drawn `reply` so far; `thought`: how its thought ends, where it may think."""
         with self._lock:
             constraint: Constraint = Matched(self._matcher.deep_copy(), self._lexicon)
-        if end_ids:
-            constraint = Delayed(constraint, end_ids, self._lexicon)
+        if thought is not None:
+            constraint = Delayed(constraint, thought, self._lexicon)
         for token in reply:
             constraint.accept(token)
         return constraint
@@ -217,7 +270,7 @@ class Grammars:
         stops[self._stop_ids] = True
         special = np.array([self._tokenizer.is_special(id_) for id_ in ids], np.bool_)
         stops.flags.writeable = False
-        return Lexicon(stops, ~stops, ~special | stops)
+        return Lexicon(stops, ~stops, ~special | stops, self._tokenizer.decode)
 
     @cached_property
     def _library(self) -> Any:

@@ -9,8 +9,8 @@ from functools import cached_property
 from rorqual.core.errors import DataError
 from rorqual.core.records import Message, Thinking
 from rorqual.data.chat import ChatFormat
-from rorqual.data.tokenizer import Tokenizer
-from rorqual.engine.grammar import Constraint, Grammars
+from rorqual.data.tokenizer import Special, Tokenizer
+from rorqual.engine.grammar import Constraint, Grammars, Thought
 from rorqual.engine.lane import Finished
 from rorqual.engine.params import check_params
 from rorqual.engine.request import Completion, Request, SamplingParams
@@ -96,13 +96,18 @@ class Desk:
         return Grammars(self.tokenizer, self.vocab_size, self.chat.stop_ids)
 
     def _constraint(self, job: Job) -> Constraint | None:
-        """What one sample may draw: its grammar holds for the answer. Where a reply begins with a thought, or with the mark that ends
-        one, that is from this mark on; where a thought must be begun by the model itself it answers at once."""
+        """What one sample may draw: its grammar holds for the answer, which may begin at once unless the prompt opened a thought."""
         grammar = job.request.params.grammar
         if grammar is None:
             return None
-        thinks = self.chat.reply_form(job.thinking).begins in ("thought", "late")
-        return self.grammars.compile(grammar).start(end_ids=self.tokenizer.encode("</think>") if thinks else ())
+        compiled, form, tokenizer = self.grammars.compile(grammar), self.chat.reply_form(job.thinking), self.tokenizer
+        if form.begins not in ("thought", "late"):
+            return compiled.start()
+        gap = tokenizer.encode("\n\n") if "\n" in form.answer.lead else []
+        if not {Special.THINK, Special.END_THINK} <= tokenizer.special_names:
+            return compiled.start(thought=Thought(end_text=Special.END_THINK, gap_ids=gap))
+        opens = [tokenizer.think] if form.begins == "late" else []
+        return compiled.start(thought=Thought([tokenizer.end_think], open_ids=opens, gap_ids=gap))
 
     def _halts(self, job: Job) -> Callable[[list[int]], bool]:
         """Whether the answer of a sample, given all its ids, holds a stop string now."""

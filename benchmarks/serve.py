@@ -6,7 +6,8 @@
 The peer is the OpenAI server inside xllamacpp (AVX2; node-llama-cpp, whose build is AVX-512, brings no server). Both servers are
 up, one is asked at a time; each round asks every server with every number of clients, every second round in reverse. Each client
 sends its requests to /v1/completions one after another, streamed: ids of a text (other ones in each request, so that no prompt is
-in a cache), greedy, ends ignored. Time to first token is that of the first piece of text, gaps are between pieces.
+in a cache), greedy, ends ignored. Tokens are counted by the second, and by the processor second that the server's processes spent
+on prompts and replies, which neighbours on the machine disturb less. Time to first token is that of the first piece of text, gaps are between pieces.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ class Server:
     name: str
     address: str
     model: str
+    pid: int
     headers: dict[str, str] = field(default_factory=dict)
     system: str = ""
 
@@ -76,7 +78,7 @@ def rorqual(run: Path, work: Path, dtype: str, a: argparse.Namespace, more: Sequ
             if not address:
                 raise SystemExit("rorqual serve does not start")
             name = f"rorqual {dtype}{''.join(' ' + word for word in more)}"
-            yield Server(name, address, run.resolve().name, {"Authorization": f"Bearer {key}"})
+            yield Server(name, address, run.resolve().name, process.pid, {"Authorization": f"Bearer {key}"})
         finally:
             process.terminate()
             keys.unlink(missing_ok=True)
@@ -94,9 +96,25 @@ def llama(file: Path, dtype: str, a: argparse.Namespace) -> Iterator[Server]:
             address, _, system = process.stdout.readline().partition(" ")
             if not address:
                 raise SystemExit(f"llama.cpp refused {file}")
-            yield Server(f"llama.cpp AVX2 {dtype}", address, "default", system=system.strip())
+            yield Server(f"llama.cpp AVX2 {dtype}", address, "default", process.pid, system=system.strip())
         finally:
             process.kill()
+
+
+def core_seconds(root: int) -> float:
+    """Processor seconds of a process and of all that live below it (Linux; 0 elsewhere)."""
+    used: dict[int, tuple[int, float]] = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (folder / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        except OSError:
+            continue
+        used[int(folder.name)] = int(words[1]), (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
+    tree, grown = {root}, True
+    while grown:
+        more = {pid for pid, (parent, _) in used.items() if parent in tree} - tree
+        tree, grown = tree | more, bool(more)
+    return sum(used[pid][1] for pid in tree if pid in used)
 
 
 async def one(client: httpx.AsyncClient, server: Server, prompt: list[int], new: int) -> Times:
@@ -137,12 +155,13 @@ async def load(server: Server, prompts: list[list[int]], clients: int, new: int)
                 times.append(await one(client, server, prompt, new))
 
         await one(client, server, prompts[0][::-1], 2)
-        before, began = os.getloadavg()[0], time.perf_counter()
+        before, cores, began = os.getloadavg()[0], core_seconds(server.pid), time.perf_counter()
         await asyncio.gather(*(work() for _ in range(clients)))
-        spent = time.perf_counter() - began
+        spent, cores = time.perf_counter() - began, core_seconds(server.pid) - cores
     gaps = [gap for row in times for gap in row.gaps]
     return {
         "tokens_per_s": sum(row.tokens for row in times) / spent,
+        "tokens_per_core_s": sum(row.tokens for row in times) / max(cores, 0.01),
         "first_p50": quantile([row.first for row in times], 0.5),
         "first_p95": quantile([row.first for row in times], 0.95),
         "gap_p50": quantile(gaps, 0.5),
@@ -182,13 +201,14 @@ def told(found: dict[str, dict[str, list[Row]]]) -> Row:
     """Medians with their spread, and each of ours over each of theirs, round by round."""
     out: Row = {}
     for clients, by in found.items():
-        rows: Row = {"servers": {}, "ratios of tokens_per_s": {}}
+        rows: Row = {"servers": {}}
         for name, list_ in by.items():
             rows["servers"][name] = {key: spread([row[key] for row in list_]) for key in list_[0]}
         for ours in (name for name in by if name.startswith("rorqual")):
             for theirs in (name for name in by if not name.startswith("rorqual")):
-                values = [x["tokens_per_s"] / y["tokens_per_s"] for x, y in zip(by[ours], by[theirs])]
-                rows["ratios of tokens_per_s"][f"{ours} / {theirs}"] = spread(values)
+                for key in ("tokens_per_s", "tokens_per_core_s"):
+                    values = [x[key] / y[key] for x, y in zip(by[ours], by[theirs])]
+                    rows.setdefault(f"ratios of {key}", {})[f"{ours} / {theirs}"] = spread(values)
         out[clients] = rows
     return out
 

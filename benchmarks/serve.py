@@ -6,8 +6,9 @@
 The peer is the OpenAI server inside xllamacpp (AVX2; node-llama-cpp, whose build is AVX-512, brings no server). Both servers are
 up, one is asked at a time; each round asks every server with every number of clients, every second round in reverse. Each client
 sends its requests to /v1/completions one after another, streamed: ids of a text (other ones in each request, so that no prompt is
-in a cache), greedy, ends ignored. Tokens are counted by the second, and by the processor second that the server's processes spent
-on prompts and replies, which neighbours on the machine disturb less. Time to first token is that of the first piece of text, gaps are between pieces.
+in a cache), greedy, ends ignored. Tokens are counted by the second, and by the processor second that the server's processes
+spent, prompts included, which neighbours on the machine disturb less. Time to first token is that of the first piece of text;
+gaps are between pieces.
 """
 
 from __future__ import annotations

@@ -188,7 +188,7 @@ def lex(text: str, form: CallForm | None, tools: Sequence[Tool]) -> list[Item]:
             fresh = False
             at += 1
             continue
-        fresh = item.kind in ("end", "call")
+        fresh = item.kind in ("think", "end", "call")
         items += [Item("text", text[start:at])] if start < at else []
         items.append(item)
         at = start = at + len(item.text)

@@ -56,7 +56,7 @@ class Lexer:
                 self._call = _Call(form, self._names, char)
                 return text[at + 1 :]
             kind = kind_of(char, form)
-            self._fresh = kind == "end"
+            self._fresh = kind in ("think", "end")
             if kind != "text":
                 items += [Item("text", text[start:at])] if start < at else []
                 items.append(Item(kind, char))

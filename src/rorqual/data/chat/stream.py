@@ -90,6 +90,8 @@ class Reader:
         return self.message().reasoning is not None
 
     def _read(self, text: str, *, last: bool) -> Piece:
+        if not text and not last:
+            return Piece()
         thought = self._thought
         thought.cut = last and not self._ended
         fresh = [part for item in self._lexer.feed(text, last=last) for part in thought.feed(item)]

@@ -1,0 +1,264 @@
+"""A reply with calls is read as docs/tools.md says, whole or token by token, however it is broken; nothing of it is lost."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Iterator
+from functools import cache
+
+import pytest
+from stream_fixtures import FOLDER, files
+from tool_families import TOOLS, with_marks, without_marks
+
+from rorqual.core.records import Message, Thinking, Tool, ToolCall
+from rorqual.data.chat import ChatFormat, TemplateChat
+from rorqual.data.chat.marks import CHARS
+from rorqual.data.chat.reply import Part
+from rorqual.data.chat.stream import Piece, Reader
+
+FIXTURES = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in sorted(FOLDER.glob("*.json"))}
+EACH = [(name, case["case"]) for name, cases in FIXTURES.items() for case in cases]
+MODES: tuple[Thinking, ...] = ("auto", "on", "off")
+DROPPED = re.compile("|".join([*map(re.escape, CHARS), r"[\s;]"]))
+"""What may go nowhere."""
+
+
+def text_of(name: str, text: str) -> str:
+    """R1's prompt has written the first `<think>` already."""
+    return text.removeprefix("<think>") if name == "deepseek-r1" else text
+
+
+def by_characters(chat: ChatFormat, text: str) -> list[int]:
+    """Ids of a text in which each character is spelt alone, and each mark is the one token that it is."""
+    names = sorted(map(re.escape, chat.tokenizer.special_names), key=len, reverse=True)
+    parts = re.findall("|".join([*names, "(?s:.)"]), text)
+    return [id_ for part in parts for id_ in chat.tokenizer.encode_trusted(part)]
+
+
+def read(
+    chat: ChatFormat, ids: list[int], mode: Thinking, tools: tuple[Tool, ...] = TOOLS
+) -> tuple[str, str, list[ToolCall], list[Part]]:
+    """A stream read, and its laws checked on the way."""
+    reader = Reader.of_chat(chat, mode, tools)
+    pieces = [*(reader.feed(id_) for id_ in ids), reader.finish()]
+    calls = joined_calls(pieces)
+    reasoning, content = ("".join(getattr(piece, kind) for piece in pieces) for kind in ("reasoning", "content"))
+    stop = next((place for place, id_ in enumerate(ids) if id_ in chat.stop_ids), len(ids))
+    own = chat.tokenizer.decode(ids[:stop], specials=True)
+    assert "".join(part.text for part in reader.parts) == own
+    for kind, text in (("reasoning", reasoning), ("content", content)):
+        assert "".join(part.text for part in reader.parts if part.kind == kind) == text
+    assert [part.kind for part in reader.parts].count("call") == len(calls)
+    return reasoning, content, calls, reader.parts
+
+
+def joined_calls(pieces: list[Piece]) -> list[ToolCall]:
+    calls: list[ToolCall] = []
+    for delta in (delta for piece in pieces for delta in piece.tools):
+        if delta.index == len(calls):
+            assert delta.id is not None and delta.name is not None
+            calls.append(ToolCall(delta.id, delta.name, delta.arguments))
+        else:
+            assert delta.index == len(calls) - 1 and delta.id is None and delta.name is None
+            last = calls.pop()
+            calls.append(ToolCall(last.id, last.name, last.arguments + delta.arguments))
+    return calls
+
+
+def check(chat: ChatFormat, ids: list[int], mode: Thinking, tools: tuple[Tool, ...] = TOOLS) -> None:
+    """The stream gives what the whole gives, and every part of the reply is somewhere."""
+    reasoning, content, calls, parts = read(chat, ids, mode, tools)
+    message = chat.parse(ids, mode, tools)
+    assert (reasoning, content, tuple(calls)) == (message.reasoning or "", message.content, message.tool_calls)
+    assert merged(parts) == merged(list(chat.read(ids, mode, tools).parts))
+    for call in calls:
+        assert call.name in {tool.name for tool in tools} and isinstance(json.loads(call.arguments), dict)
+        assert any(part.kind == "call" and call.name in part.text for part in parts)
+    for part in parts:
+        if part.kind == "mark":
+            rest = DROPPED.sub("", part.text)
+            assert not rest or any(name.startswith(rest) for name in CHARS), part
+
+
+def merged(parts: list[Part]) -> list[Part]:
+    found: list[Part] = []
+    for part in parts:
+        if found and found[-1].kind == part.kind != "call":
+            found[-1] = Part(part.kind, found[-1].text + part.text)
+        else:
+            found.append(part)
+    return found
+
+
+def test_the_fixtures_are_those_that_the_rules_give() -> None:
+    assert files() == FIXTURES
+    assert all(len({case["case"] for case in cases}) == len(cases) for cases in FIXTURES.values())
+
+
+@pytest.mark.parametrize(("name", "case"), EACH)
+def test_a_reply_is_read_as_its_rule_says(name: str, case: str) -> None:
+    fixture = next(one for one in FIXTURES[name] if one["case"] == case)
+    calls = tuple(ToolCall(f"call_{n}", one["name"], one["arguments"]) for n, one in enumerate(fixture["calls"]))
+    text = text_of(name, fixture["text"])
+    for chat in (with_marks(name), without_marks(name)):
+        for ids in (chat.tokenizer.encode_trusted(text), by_characters(chat, text)):
+            message = chat.parse(ids, "auto", TOOLS)
+            assert (message.reasoning, message.content, message.tool_calls) == (
+                fixture["reasoning"], fixture["content"], calls,
+            )  # fmt: skip
+            check(chat, ids, "auto")
+
+
+def check_cuts(name: str, step: int) -> None:
+    """Each fixture cut off after every `step`-th character, and after every third token where marks are spelt out."""
+    for number, fixture in enumerate(FIXTURES[name]):
+        text = text_of(name, fixture["text"])
+        if len(text) > 300:
+            continue
+        chat = with_marks(name)
+        for cut in range(number % step, len(text), step):
+            check(chat, by_characters(chat, text[:cut]), "auto")
+        ids = without_marks(name).tokenizer.encode_trusted(text)
+        for cut in range(number % (3 * step), len(ids), 3 * step):
+            check(without_marks(name), ids[:cut], "auto")
+
+
+@pytest.mark.parametrize("name", FIXTURES)
+def test_a_reply_cut_off_anywhere_is_read_by_the_same_rules(name: str) -> None:
+    check_cuts(name, 7)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FIXTURES)
+def test_a_reply_cut_off_at_each_character_is_read_by_the_same_rules(name: str) -> None:
+    check_cuts(name, 1)
+
+
+@pytest.mark.parametrize("name", FIXTURES)
+def test_without_tools_there_are_no_calls(name: str) -> None:
+    for fixture in FIXTURES[name]:
+        ids = with_marks(name).tokenizer.encode_trusted(text_of(name, fixture["text"]))
+        check(with_marks(name), ids, "auto", ())
+        assert with_marks(name).parse(ids).tool_calls == ()
+
+
+@pytest.mark.parametrize("name", ["qwen3", "deepseek", "llama3.1"])
+def test_what_was_called_can_be_written_again_as_the_model_wrote_it(name: str) -> None:
+    """The next prompt holds the turn letter for letter, so that a cache of it is found again."""
+    chat = with_marks(name)
+    for case in ("a call", "text and a call", "two calls"):
+        fixture = next((one for one in FIXTURES[name] if one["case"] == case), None)
+        if fixture is None:
+            continue
+        ids = chat.tokenizer.encode_trusted(fixture["text"])
+        message = chat.parse(ids, "auto", TOOLS)
+        said = [Message("tool", "4", tool_call_id=call.id) for call in message.tool_calls]
+        prompt = chat.tokenizer.decode(
+            chat.prompt([Message("user", "?"), message, *said], "auto", TOOLS), specials=True
+        )
+        own = fixture["text"].split("</think>")[-1] if name == "deepseek" else fixture["text"]
+        assert own in prompt
+
+
+def test_calls_come_one_by_one_and_text_is_not_held_back() -> None:
+    chat = with_marks("qwen3")
+    text = next(one["text"] for one in FIXTURES["qwen3"] if one["case"] == "text and two calls")
+    reader = Reader.of_chat(chat, "auto", TOOLS, "call_x_")
+    seen: list[tuple[int, str]] = []
+    for place, id_ in enumerate(by_characters(chat, text)):
+        piece = reader.feed(id_)
+        seen += [(place, delta.id or "") for delta in piece.tools]
+        if piece.content:
+            seen.append((place, "text"))
+    places = {what: place for place, what in reversed(seen)}
+    assert (
+        len(seen) > 8 and places["text"] < places["call_x_0"] < places["call_x_1"] < len(by_characters(chat, text)) - 1
+    )
+    assert [call.id for call in reader.message().tool_calls] == ["call_x_0", "call_x_1"]
+
+
+def test_half_a_character_in_a_call_is_one_replacement_and_no_error() -> None:
+    for name in ("qwen3", "deepseek"):
+        chat = with_marks(name)
+        text = text_of(name, next(one["text"] for one in FIXTURES[name] if one["case"] == "a call"))
+        head, tail = text.split("Zürich")
+        for half in (chat.tokenizer.encode("🐋")[:2], chat.tokenizer.encode("é")[:1]):
+            ids = [*chat.tokenizer.encode_trusted(head), *half, *chat.tokenizer.encode_trusted(tail)]
+            check(chat, ids, "auto")
+            assert len(chat.parse(ids, "auto", TOOLS).tool_calls) == 1
+
+
+# ---- streams that nobody would write
+
+
+@cache
+def seeds() -> list[tuple[ChatFormat, list[list[int]], list[int]]]:
+    """Formats, ids of their fixtures, and ids of their marks."""
+    found = []
+    for name, cases in FIXTURES.items():
+        for chat in (with_marks(name), without_marks(name)):
+            marks = [chat.tokenizer.encode_trusted(mark) for mark in CHARS]
+            texts = [text_of(name, one["text"]) for one in cases if len(one["text"]) < 300]
+            streams = [chat.tokenizer.encode_trusted(text) for text in texts]
+            found.append((chat, streams, marks))
+    template = TemplateChat(
+        with_marks("qwen3").tokenizer,
+        "{{ tools }}<tool_call>{% for m in messages %}{{ m.content }}{% endfor %}",
+        bos="",
+        stop=["<|im_end|>"],
+    )
+    qwen = next(streams for chat, streams, _ in found if chat is with_marks("qwen3"))
+    return [
+        *found,
+        (
+            template,
+            qwen,
+            [[id_] for id_ in template.tokenizer.encode_trusted("<think></think><tool_call></tool_call>")],
+        ),
+    ]
+
+
+def mutated(rng: random.Random) -> tuple[ChatFormat, list[int]]:
+    """A fixture of which parts are deleted, doubled, exchanged, replaced by marks, or cut off."""
+    chat, streams, marks = rng.choice(seeds())
+    ids = list(rng.choice(streams))
+    for _ in range(rng.randint(1, 4)):
+        start = rng.randrange(len(ids) + 1)
+        end = min(len(ids), start + rng.choice((1, 2, 5, 20)))
+        match rng.randrange(6):
+            case 0:
+                del ids[start:end]
+            case 1:
+                ids[start:start] = ids[start:end]
+            case 2:
+                other = rng.choice(streams)
+                at = rng.randrange(len(other) + 1)
+                ids[start:end] = other[at : at + rng.choice((1, 5, 30))]
+            case 3:
+                ids[start:start] = rng.choice(marks)
+            case 4:
+                ids[start:end] = rng.choice(marks)
+            case 5:
+                ids = ids[:start] if rng.random() < 0.5 else ids[start:]
+    return chat, ids
+
+
+def check_mutants(seed: int, count: int) -> Iterator[tuple[ChatFormat, list[int]]]:
+    rng = random.Random(seed)
+    for _ in range(count):
+        chat, ids = mutated(rng)
+        check(chat, ids, rng.choice(MODES))
+        yield chat, ids
+
+
+def test_mutated_streams_raise_nothing_and_keep_the_laws() -> None:
+    called = [bool(chat.parse(ids, "auto", TOOLS).tool_calls) for chat, ids in check_mutants(0, 5_000)]
+    assert sum(called) > 500, "mutants too broken to show anything"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(1, 5))
+def test_a_hundred_thousand_mutated_streams_raise_nothing_and_keep_the_laws(seed: int) -> None:
+    assert sum(1 for _ in check_mutants(seed, 25_000)) == 25_000

@@ -22,7 +22,7 @@ from rorqual.engine.scheduler import Chunk, Plan, Scheduler
 from rorqual.engine.sequence import Ints, Sequence
 from rorqual.model import Decoder, Output
 from rorqual.ops.invariant import LANES
-from rorqual.ops.paged import BLOCK, MIN_ROWS, QUERIES, tiles_of
+from rorqual.ops.paged import BLOCK, MIN_ROWS, QUERIES, Tiles, tiles_of
 from rorqual.ops.registry import INVARIANT, LOOSE
 
 
@@ -126,6 +126,7 @@ class Runner:
         self._settings: Settings | None = None
         self._constrained: list[tuple[int, Constraint]] = []
         self._version = -1
+        self._tiles: tuple[tuple[int, int], Tiles] | None = None
 
     @staticmethod
     def block_bytes(model: Decoder) -> int:
@@ -217,7 +218,7 @@ class Runner:
             at[start:stop], offset[start:stop] = places, places % BLOCK
             block[start:stop] = self.tables[chunk.sequence.slot, places // BLOCK]
             ends.append(stop - 1)
-        cache = StepCache(self.cache, block, offset, self._groups(plan, slot, position))
+        cache = StepCache(self.cache, block, offset, self._groups(plan, slot, position, scheduler.version))
         output = self.model(self._tensor(ids[None]), self._tensor(at[None]), cache=cache)
         if self.layers:
             chosen = torch.stack([routing.indices for routing in output.routing], dim=1).to(self.cache.experts.dtype)
@@ -236,12 +237,11 @@ class Runner:
         for sequence in (*fresh, *(c.sequence for c in plan.chunks), *(s for s, _ in plan.joined)):
             self.tables[sequence.slot, : len(sequence.blocks)] = sequence.blocks
 
-    def _groups(self, plan: Plan, slot: Ints, position: Ints) -> list[Group]:
+    def _groups(self, plan: Plan, slot: Ints, position: Ints, version: int) -> list[Group]:
         groups = []
         n = plan.decode
         if n:
-            tables = self.tables[slot, : int(position.max()) // BLOCK + 1]
-            groups.append(Group(0, n, tiles_of(position, np.ones(n, np.int64), tables, 1, self.device, self.rows)))
+            groups.append(Group(0, n, self._decoding(slot, position, version)))
         start = n
         for pieces in _pieces(plan.chunks):
             first = np.array([piece.start for piece in pieces])
@@ -252,6 +252,17 @@ class Runner:
             groups.append(Group(start, size, tiles_of(first, count, tables, QUERIES, self.device, self.rows)))
             start += size
         return groups
+
+    def _decoding(self, slot: Ints, position: Ints, version: int) -> Tiles:
+        """Of the rows that decode: those of the last step, moved on, while the rows are the same and none begins a block."""
+        kept = self._tiles
+        if kept is not None and kept[0] == (version, len(slot)) and (position % BLOCK).all():
+            kept[1].move_on(position)
+            return kept[1]
+        tables = self.tables[slot, : int(position.max()) // BLOCK + 1]
+        tiles = tiles_of(position, np.ones(len(slot), np.int64), tables, 1, self.device, self.rows)
+        self._tiles = ((version, len(slot)), tiles)
+        return tiles
 
     def _tensor(self, array: npt.NDArray[Any]) -> Tensor:
         return torch.from_numpy(array).to(self.device)

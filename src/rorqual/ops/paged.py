@@ -38,6 +38,9 @@ class Tiles:
     so that place b holds the tiles 0 .. counts[b] - 1. tile [pairs]; block [pairs], its place in the pool; hidden [pairs, queries, BLOCK],
     the keys that a query must not see. gather [tiles * queries]: the token of each query, and of a tile that is not full its last again;
     slot [tokens]: the query of each token. Both are None where query i is token i. rows: what a product's rows are filled up to.
+    span: where the blocks lie close together, the part of the pool that holds them: then nothing is gathered from it, and `pool_tile`
+    and `hidden` are of every block of the part, in its order; back [pairs]: the place of each pair there. last [tokens],
+    of tiles of one query: where in `hidden` the block is in which each token lies.
     """
 
     queries: int
@@ -48,6 +51,20 @@ class Tiles:
     gather: Tensor | None
     slot: Tensor | None
     rows: int = MIN_ROWS
+    span: slice | None = None
+    pool_tile: Tensor | None = None
+    back: Tensor | None = None
+    last: Tensor | None = None
+
+    def move_on(self, position: Ints) -> None:
+        """Tiles of one query each, in the next step: the queries are at `position` [tiles] now, in the same blocks as before."""
+        assert self.last is not None
+        at = torch.from_numpy(position % BLOCK).to(self.hidden.device)
+        self.hidden.view(-1).index_fill_(0, self.last * BLOCK + at, False)
+
+
+DENSE = 1.25
+"""Blocks of a part of the pool for each that is needed, up to which it is read as it lies."""
 
 
 def tiles_of(
@@ -83,15 +100,34 @@ def tiles_of(
     def tensor(array: npt.NDArray[Any]) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(device)
 
+    block = tables[sequence[tile], place].astype(np.int64)
+    low = int(block.min())
+    at = block - low
+    size = int(at.max()) + 1
+    here = np.arange(len(block))
+    span, order = None, None
+    if queries == 1 and size <= DENSE * len(block) and np.bincount(at).max() == 1:
+        span, here = slice(low, low + size), at
+        order, seen = np.zeros(size, np.int64), np.zeros((size, *hidden.shape[1:]), np.bool_)
+        order[at], seen[at] = tile, hidden
+        hidden = seen
+    last = np.empty(len(count) if queries == 1 else 0, np.int64)
+    if queries == 1:
+        ends = place == blocks[tile] - 1
+        last[sequence[tile[ends]]] = here[ends]
     return Tiles(
         queries=queries,
         tile=tensor(tile),
-        block=tensor(tables[sequence[tile], place].astype(np.int64)),
+        block=tensor(block),
         counts=tuple(np.bincount(place).tolist()),
         hidden=tensor(hidden),
         gather=None if plain else tensor(flat),
         slot=None if plain else tensor(slot),
         rows=rows,
+        span=span,
+        pool_tile=None if order is None else tensor(order),
+        back=None if span is None else tensor(at),
+        last=tensor(last) if queries == 1 else None,
     )
 
 
@@ -119,12 +155,13 @@ def attend_tiles(q: Tensor, keys: Tensor, values: Tensor | int, tiles: Tiles, sc
     """`attend` for queries in tiles: q [tiles, heads, rows, d] -> [tiles, heads, rows, d_v]; the rows of one query are side by side."""
     grad = torch.is_grad_enabled()
     _, heads, rows, _ = q.shape
-    k = keys.index_select(0, tiles.block)  # [pairs, heads, BLOCK, d]
-    v = k[..., :values] if isinstance(values, int) else values.index_select(0, tiles.block)
+    k = _blocks(keys, tiles)  # [pairs, heads, BLOCK, d]
+    v = k[..., :values] if isinstance(values, int) else _blocks(values, tiles)
     if q.dtype == torch.float32:
         q, scale = q * scale, 1.0
     several = len(tiles.counts) > 1
-    met = q.index_select(0, tiles.tile) if several else q
+    met_by = tiles.tile if tiles.pool_tile is None else tiles.pool_tile
+    met = q.index_select(0, met_by) if several or tiles.span is not None else q
     scores = torch.bmm(met.flatten(0, 1), k.flatten(0, 1).transpose(1, 2)).float()
     if scale != 1.0:
         scores = scores * scale if grad else scores.mul_(scale)
@@ -137,11 +174,17 @@ def attend_tiles(q: Tensor, keys: Tensor, values: Tensor | int, tiles: Tiles, sc
     e = (scores - top).exp() if grad else scores.sub_(top).exp_()
     mixed = torch.bmm(e.to(v.dtype), v.flatten(0, 1)).float().view(len(k), heads, rows, -1)
     top, weight = (t.view(len(k), heads, rows, 1) for t in (top, e.sum(-1, keepdim=True)))
+    if tiles.back is not None:
+        top, weight, mixed = (t.index_select(0, tiles.back) for t in (top, weight, mixed))
     if several:
         # Each block was weighed by its own maximum: bring them to that of all.
         share = (top - _highest(top, tiles.counts).index_select(0, tiles.tile)).exp()
         mixed, weight = _added(mixed, share, tiles.counts, grad), _added(weight, share, tiles.counts, grad)
     return (mixed / weight).to(q.dtype)
+
+
+def _blocks(pool: Tensor, tiles: Tiles) -> Tensor:
+    return pool.index_select(0, tiles.block) if tiles.span is None else pool[tiles.span]
 
 
 LOWEST = -1e30

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from functools import cache
 
 import pytest
+from chat_families import tokenizer
 from stream_fixtures import FOLDER, files
 from tool_families import TOOLS, with_marks, without_marks
 
@@ -262,3 +263,15 @@ def test_mutated_streams_raise_nothing_and_keep_the_laws() -> None:
 @pytest.mark.parametrize("seed", range(1, 5))
 def test_a_hundred_thousand_mutated_streams_raise_nothing_and_keep_the_laws(seed: int) -> None:
     assert sum(1 for _ in check_mutants(seed, 25_000)) == 25_000
+
+
+@pytest.mark.parametrize("family", ["smollm2", "qwen"])
+def test_a_template_that_knows_no_thoughts_is_not_held_back(family: str) -> None:
+    """Where neither it nor its tokenizer knows `</think>`, an answer comes as it is written; a thought is still told by its `<think>`."""
+    chat = TemplateChat(tokenizer(family), "{{ messages[0].content }}", bos="", stop=["<|im_end|>"])
+    ids = chat.tokenizer.encode("It is 20. And so on.")
+    reader = Reader.of_chat(chat, "auto")
+    assert any(reader.feed(id_) for id_ in ids) == (family == "smollm2")
+    spelt = chat.tokenizer.encode("<think>\nHm.</think>\n\nSeven.")
+    check(chat, spelt, "auto")
+    assert chat.parse(spelt) == Message("assistant", "Seven.", "Hm.")

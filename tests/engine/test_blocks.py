@@ -224,6 +224,18 @@ def test_what_is_held_is_never_given_away_and_all_or_nothing_is_given() -> None:
     assert pool.allocate(0) == []
 
 
+def test_what_two_share_outlives_the_first() -> None:
+    pool = BlockPool(1)
+    mine = pool.allocate(1) or []
+    pool.register(mine[0], b"k")
+    theirs = [pool.share(b"k")]
+    assert theirs == mine
+    pool.release(mine)
+    assert pool.used == 1 and pool.allocate(1) is None
+    pool.release(mine)
+    assert pool.cached == 1
+
+
 def test_the_tail_of_a_sequence_is_given_up_before_its_head() -> None:
     gone: list[bytes] = []
     pool = BlockPool(3, lambda block, key: gone.append(key))

@@ -101,16 +101,13 @@ def tiles_of(
         return torch.from_numpy(np.ascontiguousarray(array)).to(device)
 
     block = tables[sequence[tile], place].astype(np.int64)
-    low = int(block.min())
-    at = block - low
-    size = int(at.max()) + 1
-    here = np.arange(len(block))
-    span, order = None, None
-    if queries == 1 and size <= DENSE * len(block) and np.bincount(at).max() == 1:
-        span, here = slice(low, low + size), at
-        order, seen = np.zeros(size, np.int64), np.zeros((size, *hidden.shape[1:]), np.bool_)
-        order[at], seen[at] = tile, hidden
-        hidden = seen
+    part = _part(block) if queries == 1 else None
+    here = np.arange(len(block)) if part is None else block - part.start
+    pool_tile = None
+    if part is not None:
+        pool_tile, seen = np.zeros(part.stop - part.start, np.int64), hidden
+        hidden = np.zeros((len(pool_tile), *hidden.shape[1:]), np.bool_)
+        pool_tile[here], hidden[here] = tile, seen
     last = np.empty(len(count) if queries == 1 else 0, np.int64)
     if queries == 1:
         ends = place == blocks[tile] - 1
@@ -124,11 +121,19 @@ def tiles_of(
         gather=None if plain else tensor(flat),
         slot=None if plain else tensor(slot),
         rows=rows,
-        span=span,
-        pool_tile=None if order is None else tensor(order),
-        back=None if span is None else tensor(at),
+        span=part,
+        pool_tile=None if pool_tile is None else tensor(pool_tile),
+        back=None if part is None else tensor(here),
         last=tensor(last) if queries == 1 else None,
     )
+
+
+def _part(block: Ints) -> slice | None:
+    """The part of the pool that holds these blocks, where it holds little else and none is wanted twice."""
+    low, high = int(block.min()), int(block.max()) + 1
+    if high - low > DENSE * len(block) or np.bincount(block - low).max() > 1:
+        return None
+    return slice(low, high)
 
 
 def attend(q: Tensor, keys: Tensor, values: Tensor | int, tiles: Tiles, scale: float) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from rorqual.engine.pages import Pages
 from rorqual.engine.runner import Runner, Sampled
 from rorqual.engine.scheduler import Scheduler
 from rorqual.engine.sequence import Sequence
-from rorqual.engine.store import DiskStore, load_secret
+from rorqual.engine.store import SECRET_BYTES, DiskStore, load_secret
 from rorqual.model import Decoder
 from rorqual.ops.paged import BLOCK
 
@@ -75,7 +76,7 @@ class Lane:
             model, size.slots, size.max_len, blocks,
             record_experts=record_experts, record_kept=record_kept, invariant=invariant,
         )  # fmt: skip
-        secret, store = np.random.bytes(32), None
+        secret, store = secrets.token_bytes(SECRET_BYTES), None  # not numpy's numbers, which a seed makes known
         if size.folder is not None:
             secret = load_secret(size.folder)
             store = DiskStore(size.folder, size.disk_bytes, secret, fingerprint)

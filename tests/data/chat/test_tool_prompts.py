@@ -102,6 +102,13 @@ def test_what_is_no_conversation_with_tools_is_refused(case: str) -> None:
         assert with_marks(name).prompt([ASKED, CALLED, SAID], "auto", TOOLS)
 
 
+def nested(depth: int) -> dict[str, Any]:
+    value: dict[str, Any] = {}
+    for _ in range(depth):
+        value = {"a": value}
+    return value
+
+
 @pytest.mark.parametrize(
     ("tools", "what"),
     [
@@ -111,12 +118,14 @@ def test_what_is_no_conversation_with_tools_is_refused(case: str) -> None:
         ([WEATHER, WEATHER], "two tools are called 'get_weather'"),
         ([Tool("a", "\ud800")], "surrogate"),
         ([Tool("a", "", {"a": object()})], "no JSON can hold"),
+        ([Tool("a", "", nested(100))], "more than 100 levels"),
+        ([Tool("a", "", nested(100_000))], "no JSON can hold"),
     ],
 )
 def test_tools_that_no_call_could_name_are_refused(tools: list[Tool], what: str) -> None:
     with pytest.raises(DataError, match=what):
         with_marks("qwen3").prompt([ASKED], "auto", tools)
-    assert with_marks("qwen3").prompt([ASKED], "auto", [Tool("a", "", {"a": [None]})])
+    assert with_marks("qwen3").prompt([ASKED], "auto", [Tool("a", "", nested(99))])
 
 
 def test_a_format_without_tools_says_so() -> None:

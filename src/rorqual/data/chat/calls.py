@@ -126,7 +126,7 @@ def _object(text: str) -> dict[str, str] | None:
     """Members of a JSON object, each value as it is spelt; None where the text is anything else, or nests beyond reason."""
     try:
         text.encode()
-        if not isinstance(_JSON.decode(text), dict) or _too_deep(text):
+        if not isinstance(_JSON.decode(text), dict) or too_deep(text):
             return None
         return dict(_members(text))
     except (ValueError, RecursionError):
@@ -151,7 +151,8 @@ def _space(text: str, at: int) -> int:
     return found.end() if found else at
 
 
-def _too_deep(text: str) -> bool:
+def too_deep(text: str) -> bool:
+    """Whether JSON nests deeper than `MAX_DEPTH`."""
     depth = deepest = 0
     for char in re.findall(r'"(?:[^"\\]|\\.)*"|[\[\]{}]', text):
         depth += (char in "[{") - (char in "]}")

@@ -8,6 +8,7 @@ from typing import Any
 
 from rorqual.core.errors import DataError
 from rorqual.core.records import Message, Tool
+from rorqual.data.chat.calls import MAX_DEPTH, too_deep
 from rorqual.data.chat.marks import check_text
 
 
@@ -85,6 +86,8 @@ def check_tools(tools: Sequence[Tool]) -> None:
             raise DataError(
                 f"parameters that no JSON can hold: {type(error).__name__}", where=where, remedy="Give a JSON schema."
             ) from None
+        if too_deep(parameters):
+            raise DataError(f"parameters of more than {MAX_DEPTH} levels", where=where, remedy="Nest them less.")
         check_text([tool.name, tool.description, parameters], where)
         if not tool.name or any(char.isspace() or char in '"\\{}<>`' for char in tool.name):
             raise DataError(

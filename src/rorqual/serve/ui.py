@@ -20,13 +20,12 @@ from urllib.parse import parse_qs
 from fastapi import Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope, Send
 
 from rorqual.core.errors import ConfigError
 from rorqual.serve import ui_chat
 from rorqual.serve.app import Edge
-from rorqual.serve.errors import ApiError
-from rorqual.serve.exchange import body_of
 from rorqual.serve.service import Service
 
 FILES = Path(__file__).parent / "page"
@@ -35,7 +34,7 @@ LIFETIME = 12 * 3600.0
 """Seconds that a login lasts."""
 MOST_LOGINS = 64
 """Of one tenant at a time; the oldest ends."""
-LOGIN_BYTES = 4096
+LOGIN_BYTES, LOGIN_SECONDS = 4096, 10.0
 API = re.compile(r"/(v1(/.*)?|health|metrics)", re.DOTALL)
 PATHS = re.compile(
     r"/|/(config|theme\.css|favicon\.ico|manifest\.json|gradio_api/(queue/(join|data)|cancel|reset|startup-events|heartbeat/[\w-]+))/?"
@@ -157,10 +156,9 @@ class Page:
         return length.isdecimal() and len(length) < 16 and int(length) <= self.service.max_body
 
     async def _login(self, request: Request) -> Response:
-        try:
-            body = await body_of(request, LOGIN_BYTES)
-        except ApiError as error:
-            return self._form(error.message)
+        body = await _short(request)
+        if body is None:
+            return self._form("This is no key.")
         [key] = parse_qs(body.decode("utf-8", "replace")).get("key", [""])[:1]
         tenant = self.service.keys.tenant(key.strip())
         if tenant is None:
@@ -222,6 +220,20 @@ class Page:
             await self.edge.app(scope, receive, counted)
         finally:
             self.service.metrics.requests[scope["path"], status] += 1
+
+
+async def _short(request: Request) -> bytes | None:
+    """The body of a login; None for one that is longer or slower than any key."""
+    body = b""
+    try:
+        async with asyncio.timeout(LOGIN_SECONDS):
+            async for part in request.stream():
+                body += part
+                if len(body) > LOGIN_BYTES:
+                    return None
+    except (TimeoutError, ClientDisconnect):
+        return None
+    return body
 
 
 def _name(scope: Scope) -> str:

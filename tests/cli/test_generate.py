@@ -136,7 +136,7 @@ def test_killed_four_times_it_gives_the_same_file(place: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "tail", [b'{"line": 3, "choi', b"\x00" * 40 + b"\n", b'{"line": 99}\n', b'{"line": 1}\n', b"[]\n"]
+    "tail", [b'{"line": 3, "choi', b'{"line": 3}', b"\x00" * 40 + b"\n", b'{"line": 99}\n', b'{"line": 1}\n', b"[]\n"]
 )
 def test_a_torn_line_is_cut_off_and_made_again(tail: bytes, tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
@@ -288,7 +288,7 @@ POISONS = [
     poison('"grammar": "json"', "grammar", "kind", '"grammar": null'),
     poison('"thinking": "maybe"', "thinking", "'auto'", '"thinking": "off"'),
     poison('"stop_token_ids": [263]', "stop_token_ids", "263", '"stop_token_ids": [262]'),
-    poison('"min_p": 1', "min_p", "below 1", '"min_p": 0.5'),
+    poison('"min_p": 1', "min_p", "min_p is 1", '"min_p": 0.5'),
     poison('"temprature": 1', "temprature", "unknown key", '"speed": 1'),
     poison('"max_completion_tokens": 5', "max_completion_tokens", "unknown key", '"max_tokens": 5'),
     poison('"choices": []', "choices", "answer's own", '"choice": []'),

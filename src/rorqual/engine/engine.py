@@ -93,20 +93,9 @@ class Engine:
         invariant: bool = True,
     ) -> None:
         context = model.config.max_position_embeddings
-        if max_len is not None and not 2 <= max_len <= context:
-            raise ConfigError(
-                f"max_len={max_len}, the model's context is {context}", where="engine", remedy="Lower it."
-            )
-        if min(slots, threads, lanes) < 1:
-            raise ConfigError(
-                f"slots={slots}, threads={threads}, lanes={lanes}", where="engine", remedy="Use 1 or more."
-            )
-        if tokenizer.vocab_size > model.config.vocab_size:
-            raise DataError(
-                f"the tokenizer has {tokenizer.vocab_size} tokens, the model's vocabulary {model.config.vocab_size}",
-                where="engine",
-                remedy="Use the tokenizer that the model was trained with.",
-            )
+        _check(
+            model, tokenizer, max_len, {"slots": slots, "threads": threads, "lanes": lanes, "step_tokens": step_tokens}
+        )
         self.tokenizer, self.chat = tokenizer, chat
         self.max_len = max_len or context
         self.threads = threads
@@ -340,6 +329,22 @@ class Engine:
         """Write what is on its way to the folder. The engine must not be used afterwards."""
         for lane in self._lanes:
             lane.close()
+
+
+def _check(model: Decoder, tokenizer: Tokenizer, max_len: int | None, counts: dict[str, int]) -> None:
+    """Refuse what no engine can be made of."""
+    context = model.config.max_position_embeddings
+    if max_len is not None and not 2 <= max_len <= context:
+        raise ConfigError(f"max_len={max_len}, the model's context is {context}", where="engine", remedy="Lower it.")
+    if min(counts.values()) < 1:
+        given = ", ".join(f"{name}={count}" for name, count in counts.items())
+        raise ConfigError(given, where="engine", remedy="Use 1 or more.")
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise DataError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens, the model's vocabulary {model.config.vocab_size}",
+            where="engine",
+            remedy="Use the tokenizer that the model was trained with.",
+        )
 
 
 class _Counter:

@@ -157,7 +157,7 @@ def timing(engine: Engine, prompts: Sequence[tuple[int, ...]], new: int) -> Timi
     first: dict[int, float] = {}
     gaps: list[float] = []
     drawn = decoded = 0
-    prefilled = 0.0
+    prefilled = now = 0.0
     while drawn < new * len(prompts):
         deltas = engine.step()
         now = time.perf_counter() - began
@@ -170,11 +170,10 @@ def timing(engine: Engine, prompts: Sequence[tuple[int, ...]], new: int) -> Timi
             last[delta.ticket] = now
         if not prefilled and len(first) == len(prompts):
             prefilled = now
-    ended = time.perf_counter() - began
     tokens = sum(map(len, prompts))
     return Timing(
         prefill=tokens / prefilled,
-        decode=decoded / max(ended - prefilled, 1e-9),
+        decode=decoded / max(now - prefilled, 1e-9),
         first=statistics.median(first.values()),
         gaps=tuple(gaps),
         peak=_peak(),

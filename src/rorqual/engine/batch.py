@@ -32,9 +32,10 @@ class Stepping(Protocol):
 
 
 def refused(ask: Ask, error: RorqualError) -> Refused:
-    """What the engine says of a request that it cannot run: of a sampling key, which the message begins with, or of the prompt."""
+    """What the engine says of a request that it cannot run: of a sampling key, which it names first or as the place, or of the prompt."""
     named = LEADING.match(error.what)
-    key = named.group() if named and named.group() in KEYS else ask.key
+    said = (error.where, named.group() if named else "")
+    key = next((word for word in said if word in KEYS), ask.key)
     return Refused(ask.line, key, error.what, error.remedy, ask.carried)
 
 

@@ -92,6 +92,13 @@ def test_a_row_does_not_depend_on_its_neighbours(
     assert torch.equal(adjust(logits[chosen], some, counts, ints(*chosen)), everyone[chosen])
 
 
+def test_what_is_said_again_counts_again_and_the_prompt_does_not() -> None:
+    params = SamplingParams(presence_penalty=0.5, frequency_penalty=0.25)
+    logits = torch.zeros(1, VOCAB)
+    got = adjust(logits, Settings.of([params], "cpu"), counts_of([(params, [7, 8], [8, 9, 9, 9])]))[0]
+    assert got[[6, 7, 8, 9]].tolist() == [0, 0, -0.75, -1.25]
+
+
 @pytest.mark.parametrize("penalty", [0.6, 1.0, 1.7])
 def test_repetition_is_that_of_transformers(penalty: float) -> None:
     logits, prompt, reply = random_logits(1, 3), [1, 2, 2, 9], [5, 1, 30]

@@ -754,7 +754,7 @@ MUTANTS = (
         "engine/penalties.py",
         "self.presence * (times > 0)",
         "self.presence",
-        "tests/engine/test_penalties.py::test_each_row_is_the_stated_arithmetic",
+        "tests/engine/test_penalties.py::test_what_is_said_again_counts_again_and_the_prompt_does_not",
     ),
     one(
         "a token that a reply repeats is counted once",
@@ -762,7 +762,7 @@ MUTANTS = (
         "engine/penalties.py",
         "        self._times[places, self._column[places, tokens]] += 1\n",
         "        self._times[places, self._column[places, tokens]] = 1\n",
-        "tests/engine/test_penalties.py::test_each_row_is_the_stated_arithmetic",
+        "tests/engine/test_penalties.py::test_what_is_said_again_counts_again_and_the_prompt_does_not",
     ),
     one(
         "a reply that thinks may end without its answer",

@@ -40,6 +40,8 @@ def test_a_table_a_file_of_all_repeats_and_how_it_was_measured(place: Path) -> N
     for part in ("random ids", "greedy", "end of a reply is passed over", "GB/s", "median", "1 threads"):
         assert part in " ".join(done.out.split()), done.out
     assert "found.json" in done.out
+    assert "…" not in done.out, "a figure is cut off"
+    assert all(len(line) <= 80 for line in done.out.split("\n")), done.out
     assert {name: value for name, value in listing(place).items() if name != "found.json"} == before
 
 

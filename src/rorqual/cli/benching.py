@@ -17,6 +17,7 @@ from typing import Annotated, Any
 
 import torch
 from pydantic import BeforeValidator, Field
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -279,7 +280,7 @@ def how(engine: Engine, chosen: BenchSettings, bandwidth: float, threads: int) -
     found = [
         f"{count(account(config).total)} parameters in {chosen.dtype} on {chosen.device}, {memory_text(weights)}; {threads} threads.",
         f"Prompts are {prompts}, each another, the same in each repeat; greedy, and the end of a reply is passed over. One warm-up.",
-        "Shown: the median of the repeats, and the lowest and the highest. All requests come at once: prefill lasts until each has "
+        "Shown: the median of the repeats, below it the lowest and the highest. All requests come at once: prefill lasts until each has "
         "its first token, decode from then on. First token: the median request. Between tokens: the median, and the 99th percentile.",
         f"Memory is read at {bandwidth / 1e9:.1f} GB/s here (best of {2 * READS} reads of an array beyond the cache). The share is "
         "what a step must read, weights once and the cache of each sequence, by the time it took.",
@@ -297,8 +298,9 @@ def how(engine: Engine, chosen: BenchSettings, bandwidth: float, threads: int) -
 
 
 def _show(found: dict[str, Any]) -> None:
-    table = Table(title=f"{found['run']}, {found['settings']['new']} new tokens", title_justify="left")
-    for name in (
+    # Narrow enough for 80 columns: a figure that is cut off is worse than none.
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    heads = (
         "batch",
         "prompt",
         "prefill\ntok/s",
@@ -306,10 +308,10 @@ def _show(found: dict[str, Any]) -> None:
         "first\nms",
         "between\nms",
         "99 %\nms",
-        "share of\nmemory %",
-    ):
-        table.add_column(name, justify="right")
-    table.add_column("peak\nmemory", justify="right")
+        "% of\nmemory",
+    )
+    for name in heads:
+        table.add_column(name, justify="right", no_wrap=True)
     shown = (
         ("prefill_tokens_per_second", 1),
         ("decode_tokens_per_second", 1),
@@ -320,16 +322,18 @@ def _show(found: dict[str, Any]) -> None:
     )
     for row in found["rows"]:
         told = [_told(row[name], unit) for name, unit in shown]
-        table.add_row(str(row["batch"]), str(row["prompt"]), *told, memory_text(row["peak_memory_bytes"]))
+        table.add_row(str(row["batch"]), str(row["prompt"]), *told)
     console = Console(highlight=False, markup=False, emoji=False)
+    console.print(f"{found['run']}, {found['settings']['new']} new tokens")
     console.print(table)
-    for line in found["how"]:
+    peak = max(row["peak_memory_bytes"] for row in found["rows"])
+    for line in (f"Peak memory of this process: {memory_text(peak)}.", *found["how"]):
         console.print(line)
 
 
 def _told(spread: dict[str, float], unit: float) -> str:
     low, middle, high = (_digits(spread[key] * unit) for key in ("low", "median", "high"))
-    return f"{middle}\n{low}-{high}"
+    return f"{middle}\n{low}\n{high}"
 
 
 def _digits(value: float) -> str:

@@ -235,9 +235,7 @@ def test_cached_equals_uncached_at_every_split(attention: AttentionConfig, ffn: 
     [(LONG,), (*range(BLOCK - 2, BLOCK + 3), LONG), (BLOCK, 2 * BLOCK, LONG), (1, 97, 98, LONG)],
     ids=["whole", "one by one over a block's end", "by blocks", "anywhere"],
 )
-def test_cached_equals_uncached_over_blocks(
-    attention: AttentionConfig, ffn: FFNConfig, cuts: tuple[int, ...]
-) -> None:
+def test_cached_equals_uncached_over_blocks(attention: AttentionConfig, ffn: FFNConfig, cuts: tuple[int, ...]) -> None:
     model, tokens = model_of(attention, ffn), some_tokens(length=LONG)
     near(fed(model, tokens, cuts), hidden(model, tokens))
 

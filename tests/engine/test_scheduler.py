@@ -46,7 +46,10 @@ def random_drive(seed: int) -> tuple[Tape, int, int]:
     rng = random.Random(seed)
     blocks = rng.randrange(4, 12)
     tape = Tape(
-        rng.randrange(1, 7), blocks + 1, step_tokens=rng.choice((1, 40, 100, 2048)), patience=rng.choice((0.0, 0.0, 0.5))
+        rng.randrange(1, 7),
+        blocks + 1,
+        step_tokens=rng.choice((1, 40, 100, 2048)),
+        patience=rng.choice((0.0, 0.0, 0.5)),
     )
     jobs = some_jobs(rng, rng.randrange(1, 14), min(blocks * BLOCK, 300))
     seen = drive(tape, jobs)
@@ -224,7 +227,11 @@ def test_cancelling_frees_slot_and_blocks_at_once(when: str) -> None:
     scheduler, pool = tape.scheduler, tape.pages.pool
     prompt = tuple(random.Random(3).randrange(2, 40) for _ in range(200))
     gone = sequence(7, prompt, new=50, endless=True)
-    others = [sequence(0, (5, 6), new=50, endless=True), sequence(1, (5, 7), new=50, endless=True)] if when == "waiting" else []
+    others = (
+        [sequence(0, (5, 6), new=50, endless=True), sequence(1, (5, 7), new=50, endless=True)]
+        if when == "waiting"
+        else []
+    )
     if when == "behind another":
         others = [sequence(0, prompt, new=50, endless=True)]
     scheduler.submit([*others, gone])

@@ -1,0 +1,95 @@
+"""Thousands of random schedules, and every answer equal, to the last bit, to the same request computed alone.
+
+    python scripts/same_bits.py --schedules 2000
+
+Small models of both attention kinds are trained for some seconds, in fp32 and in bf16, with weights as they are and packed. Each
+schedule forces a preemption, a hit in part, a cancellation and a restore from disk, counted from outside
+(tests/engine/schedules.py). What is done is written down every ten schedules; the same command goes on from there. Exit code 0
+where no bit differed. The result goes to docs/results/same-bits.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rorqual.core.records import write_json
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "tests" / "engine"))
+
+from schedules import FORCED, Pool, Wrong, make_pool, run_schedule  # noqa: E402
+from trained import KINDS, TYPES, in_type, trained  # noqa: E402
+
+RESULT = ROOT / "docs" / "results" / "same-bits.json"
+KINDS_OF_ENGINE = [(kind, dtype, pack) for pack in (False, True) for kind in KINDS for dtype in TYPES]
+A_POOL = 20
+"""Schedules over one set of requests."""
+
+
+def name_of(kind: str, dtype: str, pack: bool) -> str:
+    return f"{kind} {dtype}{' packed' if pack else ''}"
+
+
+def fresh() -> dict[str, Any]:
+    machine = {"cpu": platform.processor() or platform.machine(), "capability": torch.backends.cpu.get_cpu_capability()}
+    counts = {name_of(*how): {"schedules": 0, "answers": 0} for how in KINDS_OF_ENGINE}
+    return {"torch": torch.__version__, **machine, "done": 0, "wrong": [], "seconds": 0.0, "counts": counts}
+
+
+def run(total: int, out: Path) -> dict[str, Any]:
+    result = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else fresh()
+    torch.set_num_threads(1)
+    models = {kind: trained(kind) for kind in KINDS}
+    pools: dict[str, tuple[int, Pool]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(result["done"], total):
+            began = time.process_time()
+            kind, dtype, pack = KINDS_OF_ENGINE[number % len(KINDS_OF_ENGINE)]
+            name, seed = name_of(kind, dtype, pack), number // (len(KINDS_OF_ENGINE) * A_POOL)
+            if pools.get(name, (-1, None))[0] != seed:
+                pools[name] = (seed, make_pool(in_type(models[kind], dtype), seed, pack=pack))
+            try:
+                counts, answers = run_schedule(pools[name][1], number, Path(folder) / str(number))
+            except Wrong as wrong:
+                counts, answers = Counter(), 0
+                result["wrong"].append(f"schedule {number}, {name}: {wrong}")
+                print(result["wrong"][-1], flush=True)
+            note(result, name, counts, answers, time.process_time() - began)
+            if result["done"] % 10 == 0 or result["done"] == total:
+                write_json(out, result)
+                print(f"{result['done']} of {total}, {len(result['wrong'])} wrong", flush=True)
+    return result
+
+
+def note(result: dict[str, Any], name: str, counts: Counter[str], answers: int, seconds: float) -> None:
+    """Add one schedule to the result."""
+    mine = result["counts"][name]
+    for key, count in {**counts, "schedules": 1, "answers": answers}.items():
+        mine[key] = mine.get(key, 0) + count
+    result["done"] += 1
+    result["seconds"] = round(result["seconds"] + seconds, 1)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--schedules", type=int, default=2000)
+    parser.add_argument("--out", type=Path, default=RESULT)
+    arguments = parser.parse_args()
+    result = run(arguments.schedules, arguments.out)
+    forced = {name: sum(mine.get(name, 0) for mine in result["counts"].values()) for name in FORCED}
+    print(f"{result['done']} schedules, {len(result['wrong'])} wrong; forced {forced}")
+    return 1 if result["wrong"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -138,6 +138,8 @@ class Page:
             response = await self._login(request)
         elif tenant is None:
             response = self._form()
+        elif scope["path"] == "/login":
+            response = RedirectResponse("/", 303)
         elif scope["path"] == "/logout" and request.method == "POST":
             self.sessions.close(word)
             response = RedirectResponse("/", 303)

@@ -290,6 +290,9 @@ def bench(model: Model, a: argparse.Namespace, document: Measured) -> None:
                 shape = (batch, prompt, new)
                 done = cell(model, peers, measure(peers, *shape, a.rounds, a.seconds), shape, a.threads)
                 done |= {"threads": a.threads, "load": os.getloadavg()[0], "transformers tried": rows}
+                asked = [
+                    s for s in asked if "errors" not in done["sides"].get(s.name, {})
+                ]  # what failed may be left unwell
                 key = f"{model.name}, batch {batch}, prompt {prompt}, threads {a.threads}"
                 document["cells"][key] = done
                 show(done)

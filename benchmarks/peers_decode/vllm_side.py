@@ -53,8 +53,11 @@ class Theirs:
                     replies[names[out.request_id]] = list(out.outputs[0].token_ids)
             return sum(map(len, replies)) - before
 
+        idle = 0
         while not all(replies):
-            step()
+            idle = 0 if step() else idle + 1
+            if idle > 1000:
+                raise RuntimeError("vLLM makes no progress")
         first = watch.lap()
         count = sum(step() for _ in range(new))
         spent = watch.lap()

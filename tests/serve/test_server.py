@@ -31,6 +31,7 @@ ROUTES = (
     ("GET", "/v1/models/tiny"),
     ("GET", "/health"),
     ("GET", "/metrics"),
+    ("GET", "/openapi.json"),
 )
 
 

@@ -15,7 +15,10 @@ from rorqual.serve.wire import Placed
 
 
 class ServeSettings(Placement):
-    """`max_len` 0: the model's context, but at most 8192. `threads` 0: as many as there are cores. `keys`: the file of hashes."""
+    """`max_len` 0: the model's context, as far as the cache holds it. `threads` 0: as many as there are cores. `keys`: the file of hashes.
+    `ui`: the chat page; without a word, where Gradio is installed. `hang`: seconds of work without a sign of life after which the
+    engine is started again. `cache_dir`: a folder for the prefix cache, which then outlives the server; `cache_bytes`: of keys and values in memory, 0: a GiB.
+    """
 
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
@@ -28,6 +31,11 @@ class ServeSettings(Placement):
     max_body: int = Field(8 * 2**20, ge=1024, le=2**30)
     grace: float = Field(30, ge=1, le=3600)
     threads: int = Field(0, ge=0)
+    hang: float = Field(120, ge=1, le=86_400)
+    cache_dir: str = ""
+    cache_bytes: int = Field(0, ge=0)
+    invariant: bool = True
+    ui: bool | None = None
 
 
 def start(run: Path, arguments: Sequence[str] | None) -> None:
@@ -40,6 +48,9 @@ def start(run: Path, arguments: Sequence[str] | None) -> None:
         slots=chosen.slots,
         threads=chosen.threads or cores(),
         max_len=chosen.max_len,
+        cache_dir=chosen.cache_dir,
+        cache_bytes=chosen.cache_bytes,
+        invariant=chosen.invariant,
     )
     address = Address(
         host=chosen.host,
@@ -50,5 +61,7 @@ def start(run: Path, arguments: Sequence[str] | None) -> None:
         queue=chosen.queue,
         max_body=chosen.max_body,
         grace=chosen.grace,
+        hang=chosen.hang,
+        ui=chosen.ui,
     )
     serve(placed, address)

@@ -18,6 +18,8 @@ T = TypeVar("T")
 BODY_SECONDS = 60.0
 DISCARDED = 2**28
 """Bytes of a body beyond the limit that are read and dropped, so that its client can read why it was refused."""
+KINDS = ("application/json", "application/octet-stream", "text/plain", "")
+"""Content types that are read as JSON: some clients say nothing, or the least, of what they send."""
 DONE = "data: [DONE]\n\n"
 COMMENT = ": still here\n\n"
 HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
@@ -33,7 +35,10 @@ def event(value: Any) -> str:
 
 
 async def body_of(request: Request, limit: int) -> bytes:
-    """The body; one that is longer than `limit`, compressed, or slower than a minute is refused."""
+    """The body; one that is longer than `limit`, compressed, no JSON by its own word, or slower than a minute is refused."""
+    kind, _, parameter = request.headers.get("content-type", "").lower().partition(";")
+    if kind.strip() not in KINDS or parameter.replace(" ", "").replace('"', "") not in ("", "charset=utf-8"):
+        raise ApiError(415, "the body is to be application/json, in UTF-8", code="not_json")
     encoding = request.headers.get("content-encoding", "identity").lower()
     if encoding != "identity":
         raise ApiError(415, f"content-encoding {encoding[:40]!r} is not taken; send the body as it is")

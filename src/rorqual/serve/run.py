@@ -7,6 +7,7 @@ import errno
 import signal
 import socket
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from rorqual.data.tokenizer import Tokenizer
 from rorqual.serve.app import create_app
 from rorqual.serve.bridge import Bridge
 from rorqual.serve.keys import Keys
+from rorqual.serve.patience import Patient
 from rorqual.serve.service import Defaults, Service
 from rorqual.serve.ui import Page
 from rorqual.serve.wire import Placed
@@ -78,11 +80,27 @@ def listen(host: str, port: int) -> socket.socket:
         raise ConfigError(f"cannot listen: {error.strerror}", where=f"{host}:{port}", remedy=remedy) from None
 
 
+def check_folder(folder: Path) -> None:
+    """Make a folder, and see that files can be written there; where they cannot, a `ConfigError` before anything is loaded."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"rorqual")
+    except OSError as error:
+        raise ConfigError(
+            f"the prefix cache cannot be kept here: {error.strerror}",
+            where=f"cache_dir={folder}",
+            remedy="Name a folder that you may write to, or leave cache_dir out: then the cache lives in memory alone.",
+        ) from None
+
+
 def serve(placed: Placed, address: Address) -> None:
     """Serve a run until a signal says to stop. What keeps it from starting is a `RorqualError`."""
     run = RunDir(Path(placed.run))
     checkpoint = run.checkpoint()
     chat = load_chat(run, Tokenizer.load(run.tokenizer_file))
+    if placed.cache_dir:
+        check_folder(Path(placed.cache_dir))
     with listen(address.host, address.port) as door:
         keys = Keys.load(address.keys)
         key = keys.ensure(address.tenant)
@@ -104,7 +122,7 @@ def serve(placed: Placed, address: Address) -> None:
 async def _until_stopped(service: Service, page: Page, door: socket.socket, grace: float) -> None:
     config = uvicorn.Config(
         page,
-        http="h11", ws="none", lifespan="off", log_level="warning", access_log=False, server_header=False,
+        http=Patient, ws="none", lifespan="off", log_level="warning", access_log=False, server_header=False,
         timeout_graceful_shutdown=max(1, round(grace)),
     )  # fmt: skip
     server = _Server(config)

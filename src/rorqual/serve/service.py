@@ -104,7 +104,7 @@ class Service:
         how = replace(self.defaults, **said)
         return Ask(
             prompt=tuple(prompt),
-            max_tokens=request.limit,
+            max_tokens=min(request.limit, info.max_len - len(prompt)),
             temperature=how.temperature,
             top_p=how.top_p,
             top_k=max(0, how.top_k),

@@ -12,19 +12,19 @@ import signal
 import sys
 import threading
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 
 from rorqual.core.errors import RorqualError
-from rorqual.engine.engine import Delta, Engine
+from rorqual.engine.engine import CACHE_BYTES, Delta, Engine
+from rorqual.engine.grammar import COMPILE_SECONDS
 from rorqual.engine.request import Grammar, Request, SamplingParams
+from rorqual.ops.paged import BLOCK
 from rorqual.serve.wire import Ask, Placed, ask_of, line
 
-LONGEST = 8192
-"""Ids of a sequence where nobody says otherwise: the cache is allocated whole, and a context of 128k would not fit."""
 BEAT = 0.5
 """Seconds of work after which the engine says that it is alive, and how it is doing."""
 
@@ -37,6 +37,14 @@ def params_of(ask: Ask) -> SamplingParams:
     return SamplingParams(**fields, grammar=None if ask.grammar is None else Grammar(*ask.grammar))  # type: ignore[arg-type]
 
 
+@dataclass
+class Compiling:
+    """A request whose grammar is not ready yet."""
+
+    message: dict[str, Any]
+    until: float
+
+
 class Worker:
     """An engine between two pipes."""
 
@@ -45,42 +53,80 @@ class Worker:
         self.inbox: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         self.numbers: dict[int, int] = {}  # ticket -> the server's number
         self.left: dict[int, int] = {}  # ticket -> samples that have not ended
+        self.compiling: dict[int, Compiling] = {}  # the server's number -> its request
         self.beat = 0.0
 
     def run(self) -> None:
         """Until standard input ends."""
         threading.Thread(target=self._listen, daemon=True).start()
-        while True:
-            while not self.numbers or not self.inbox.empty():
-                message = self.inbox.get()
-                if message is None:
-                    return
-                self._obey(message)
-            self._tell(self.engine.step())
-            if time.monotonic() - self.beat > BEAT:
-                self.beat = time.monotonic()
-                self._send(line("beat", stats={}))
+        while self._hear():
+            if self.numbers:
+                self._tell(self.engine.step())
+            self._live()
 
     def _listen(self) -> None:
         for text in self.source:
             self.inbox.put(json.loads(text))
         self.inbox.put(None)
 
+    def _hear(self) -> bool:
+        """Do what was asked for; with nothing to do, wait for it. False at the end."""
+        while not self.numbers or not self.inbox.empty():
+            try:
+                message = self.inbox.get(timeout=BEAT if self.compiling else None)
+            except queue.Empty:
+                break
+            if message is None:
+                return False
+            self._obey(message)
+        return True
+
+    def _live(self) -> None:
+        """Say now and then, and before a rest, that the engine is alive and how it is doing."""
+        now = time.monotonic()
+        for number in [number for number, waiting in self.compiling.items() if now > waiting.until]:
+            del self.compiling[number]
+            self._refuse(number, f"the grammar was not compiled within {COMPILE_SECONDS:g} s: make it simpler")
+        if now - self.beat > BEAT or not self.numbers:
+            self.beat = now
+            self._send(line("beat", stats=self.engine.stats()))
+
     def _obey(self, message: dict[str, Any]) -> None:
         number = message["number"]
-        if message["kind"] == "cancel":
-            for ticket in [t for t, known in self.numbers.items() if known == number]:
-                self.engine.cancel(ticket)
-                self._forget(ticket)
-            return
+        match message["kind"]:
+            case "cancel":
+                self.compiling.pop(number, None)
+                for ticket in [t for t, known in self.numbers.items() if known == number]:
+                    self.engine.cancel(ticket)
+                    self._forget(ticket)
+            case "compiled":
+                if (waiting := self.compiling.pop(number, None)) is not None:
+                    self._submit(number, waiting.message)
+            case _ if message["grammar"] is not None:
+                self._compile(number, message)
+            case _:
+                self._submit(number, message)
+
+    def _compile(self, number: int, message: dict[str, Any]) -> None:
+        """Beside the loop, so that what runs goes on; then the request comes in again."""
+        self.compiling[number] = Compiling(message, time.monotonic() + COMPILE_SECONDS)
+        grammar = params_of(ask_of(message)).grammar
+        assert grammar is not None
+        ready = self.engine.grammars.submit(grammar)
+        ready.add_done_callback(lambda _: self.inbox.put({"kind": "compiled", "number": number}))
+
+    def _submit(self, number: int, message: dict[str, Any]) -> None:
         ask = ask_of(message)
         request = Request(params=params_of(ask), prompt_ids=ask.prompt, tenant=message["tenant"], priority=ask.priority)
         try:
             ticket = self.engine.submit(request)
         except RorqualError as error:
-            self._send(line("refused", number=number, message=str(error)))
+            self._refuse(number, f"{error.what}. {error.remedy}".removesuffix(" "))
             return
         self.numbers[ticket], self.left[ticket] = number, ask.n
+
+    def _refuse(self, number: int, message: str) -> None:
+        self._send(line("refused", number=number, message=message))
 
     def _tell(self, deltas: list[Delta]) -> None:
         rows = []
@@ -120,17 +166,20 @@ def main() -> None:
             slots=placed.slots,
             max_len=placed.max_len or None,
             record_experts=False,
+            cache_dir=Path(placed.cache_dir) if placed.cache_dir else None,
+            cache_bytes=placed.cache_bytes or CACHE_BYTES,
+            invariant=placed.invariant,
         )
     except RorqualError as error:
         sink.write(line("fatal", what=error.what, where=error.where, remedy=error.remedy))
         sink.flush()
         raise SystemExit(2) from None
-    if not placed.max_len:
-        engine.max_len = min(engine.max_len, LONGEST)
-    sink.write(line("ready", max_len=engine.max_len, vocab_size=engine.model.config.vocab_size))
+    room = int(engine.stats()["blocks_total"]) * BLOCK
+    sink.write(line("ready", max_len=min(engine.max_len, room), vocab_size=engine.model.config.vocab_size))
     sink.flush()
     try:
         Worker(engine, sys.stdin.buffer, sink).run()
+        engine.close()
     except BrokenPipeError:  # the server is gone
         os._exit(1)
 

@@ -18,8 +18,8 @@ def serve(
     """Answer to OpenAI's clients: chat and text completions, streamed or not, reasoning apart. Ctrl-C stops it gracefully.
 
     The first start makes a key and shows it once; every route asks for it. Keys: host=127.0.0.1, port=8000 (0: any), name= (the
-    run's), tenant=default (one without a key gets one), keys=FILE, slots=16, max_len=0 (the context, at most 8192), queue=256,
-    max_body=8388608, grace=30, threads=, device=, dtype=.
+    run's), tenant=default (one without a key gets one), keys=FILE, slots=16, max_len=0 (the context), queue=256,
+    max_body=8388608, grace=30, hang=120, cache_dir=, cache_bytes=, invariant=true, threads=, device=, dtype=.
     """
     try:
         from rorqual.cli.serving import start

@@ -1,4 +1,4 @@
-"""`GET /v1/models`, `/health`, `/metrics`: what is served, and how it is doing."""
+"""`GET /v1/models`, `/health`, `/metrics`, `/openapi.json`: what is served, and how it is doing."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 
 from rorqual.serve.errors import ApiError
 from rorqual.serve.metrics import Now
+from rorqual.serve.openapi import document
 from rorqual.serve.service import Service
 
 router = APIRouter()
@@ -46,6 +47,12 @@ async def health(request: Request) -> Response:
     """200 where the engine is ready, else 503: it is loading, or starting again."""
     alive = request.app.state.service.bridge.alive
     return JSONResponse({"status": "ok" if alive else "loading"}, status_code=200 if alive else 503)
+
+
+@router.get("/openapi.json")
+async def openapi(request: Request) -> Response:
+    """The API, described."""
+    return JSONResponse(document(request.app.state.service.name))
 
 
 @router.get("/metrics")

@@ -1,0 +1,170 @@
+"""What the routes answer, as schemas: `/openapi.json` is made from them, and tests hold every answer against it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+REASONS = Literal["stop", "length", "tool_calls"]
+
+
+class _Object(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class ErrorBody(_Object):
+    """What went wrong: `param` is the parameter at fault, `code` a word for programs."""
+
+    message: str
+    type: Literal["invalid_request_error", "authentication_error", "rate_limit_error", "server_error"]
+    param: str | None
+    code: str | None
+
+
+class Error(_Object):
+    """Every answer that is no success."""
+
+    error: ErrorBody
+
+
+class PromptDetails(_Object):
+    """OpenAI's name for the hits."""
+
+    cached_tokens: int = Field(ge=0)
+
+
+class CompletionDetails(_Object):
+    """Tokens up to the mark that ends the thinking."""
+
+    reasoning_tokens: int = Field(ge=0)
+
+
+class Usage(_Object):
+    """Hits and misses add up to `prompt_tokens`."""
+
+    prompt_tokens: int = Field(ge=0)
+    completion_tokens: int = Field(ge=0)
+    total_tokens: int = Field(ge=0)
+    prompt_tokens_details: PromptDetails
+    completion_tokens_details: CompletionDetails
+    prompt_cache_hit_tokens: int = Field(ge=0)
+    prompt_cache_miss_tokens: int = Field(ge=0)
+
+
+class TopToken(_Object):
+    """A likely token."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class ToldToken(TopToken):
+    """A token that was drawn."""
+
+    top_logprobs: list[TopToken]
+
+
+class ChatLogprobs(_Object):
+    """One entry for each token that was drawn."""
+
+    content: list[ToldToken]
+    refusal: None
+
+
+class WrittenFunction(_Object):
+    """`arguments`: the text of a JSON object."""
+
+    name: str
+    arguments: str
+
+
+class ToolCall(_Object):
+    """A call that the model made."""
+
+    id: str
+    type: Literal["function"]
+    function: WrittenFunction
+
+
+class AnswerMessage(_Object):
+    """The reply. `reasoning_content` where it thought, `tool_calls` where it calls."""
+
+    role: Literal["assistant"]
+    content: str | None
+    refusal: None
+    reasoning_content: str = ""
+    tool_calls: list[ToolCall] = []
+
+
+class ChatChoice(_Object):
+    """One of the `n` replies."""
+
+    index: int = Field(ge=0)
+    message: AnswerMessage
+    logprobs: ChatLogprobs | None
+    finish_reason: REASONS
+
+
+class ChatCompletion(_Object):
+    """The answer to a chat request."""
+
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    choices: list[ChatChoice] = Field(min_length=1)
+    usage: Usage
+
+
+class TextLogprobs(_Object):
+    """Parallel lists, one entry for each token that was drawn."""
+
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]]
+    text_offset: list[int]
+
+
+class TextChoice(_Object):
+    """One of the replies; those to one prompt stand together."""
+
+    index: int = Field(ge=0)
+    text: str
+    logprobs: TextLogprobs | None
+    finish_reason: Literal["stop", "length"]
+
+
+class TextCompletion(_Object):
+    """The answer to a text request."""
+
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    choices: list[TextChoice] = Field(min_length=1)
+    usage: Usage
+
+
+class Card(_Object):
+    """A model. `max_model_len`: ids of prompt and reply together."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    max_model_len: int = Field(ge=0)
+
+
+class Cards(_Object):
+    """The one model, as a list."""
+
+    object: Literal["list"]
+    data: list[Card] = Field(min_length=1, max_length=1)
+
+
+class Health(_Object):
+    """`ok` comes with 200, `loading` with 503."""
+
+    status: Literal["ok", "loading"]

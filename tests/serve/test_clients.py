@@ -1,0 +1,316 @@
+"""Clients as people have them, against a real server: OpenAI's for Python and for Node, lm-eval, our own `eval`, schemathesis."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from caller import ANSWER, ARGUMENTS, NAME, QUESTION, RESULT, SPEC, write_caller
+from served import Server, start, stop
+
+from rorqual.core.records import Message
+from rorqual.engine.engine import Engine
+from rorqual.engine.request import Grammar, Request, SamplingParams
+
+CLIENTS = Path(__file__).parent / "clients"
+HELLO: list[Any] = [{"role": "user", "content": "hello"}]
+AT_ONCE = {"chat_template_kwargs": {"thinking": False}}
+
+
+def openai_client(server: Server) -> openai.OpenAI:
+    http = httpx.Client(trust_env=False, timeout=120)
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key=server.key, http_client=http, max_retries=0)
+
+
+@pytest.fixture(scope="session")
+def client(server: Server) -> openai.OpenAI:
+    return openai_client(server)
+
+
+@pytest.fixture(scope="session")
+def caller(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("caller")
+    server = start(write_caller(folder / "caller"), folder / "keys.json", folder / "log", "port=0", "ui=false")
+    yield server
+    assert stop(server) == 0
+    assert "Traceback" not in server.log.read_text(encoding="utf-8")
+
+
+def environment(**values: str) -> dict[str, str]:
+    """Ours, with loopback asked directly."""
+    kept = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
+    return kept | {"NO_PROXY": "127.0.0.1", "PYTHONUTF8": "1", "OMP_NUM_THREADS": "1"} | values
+
+
+# ---- tools
+
+
+def test_a_tool_is_called_and_its_result_answered(caller: Server) -> None:
+    client = openai_client(caller)
+    given: dict[str, Any] = {
+        "model": "caller",
+        "temperature": 0,
+        "max_tokens": 80,
+        "tools": [SPEC],
+        "extra_body": AT_ONCE,
+    }
+    messages: list[Any] = [{"role": "user", "content": QUESTION}]
+    first = client.chat.completions.create(messages=messages, **given).choices[0]
+    assert first.finish_reason == "tool_calls"
+    assert first.message.content is None
+    [call] = first.message.tool_calls or []
+    assert call.type == "function"
+    assert (call.function.name, json.loads(call.function.arguments)) == (NAME, json.loads(ARGUMENTS))
+    result = {"role": "tool", "tool_call_id": call.id, "content": RESULT}
+    second = client.chat.completions.create(messages=[*messages, first.message, result], **given).choices[0]
+    assert (second.message.content, second.finish_reason, second.message.tool_calls) == (ANSWER, "stop", None)
+
+
+def test_a_streamed_call_is_the_whole_one(caller: Server) -> None:
+    client = openai_client(caller)
+    given: dict[str, Any] = {
+        "model": "caller",
+        "temperature": 0,
+        "max_tokens": 80,
+        "tools": [SPEC],
+        "extra_body": AT_ONCE,
+    }
+    messages: list[Any] = [{"role": "user", "content": QUESTION}]
+    name, arguments, ids, reasons, content = "", "", [], [], ""
+    for chunk in client.chat.completions.create(messages=messages, stream=True, **given):
+        for choice in chunk.choices:
+            content += choice.delta.content or ""
+            reasons += [choice.finish_reason] if choice.finish_reason else []
+            for delta in choice.delta.tool_calls or ():
+                assert delta.index == 0 and delta.function is not None
+                ids += [delta.id] if delta.id else []
+                name += delta.function.name or ""
+                arguments += delta.function.arguments or ""
+    assert (name, arguments, reasons, content, len(ids)) == (NAME, ARGUMENTS, ["tool_calls"], "", 1)
+
+
+def test_without_tools_or_with_none_to_be_called_nothing_is_read_as_a_call(caller: Server) -> None:
+    client = openai_client(caller)
+    none = client.chat.completions.create(
+        model="caller", messages=[{"role": "user", "content": QUESTION}], tools=[SPEC], tool_choice="none", max_tokens=8,
+        extra_body=AT_ONCE,
+    )  # fmt: skip
+    assert none.choices[0].message.tool_calls is None
+    assert none.usage is not None
+    bare = client.chat.completions.create(
+        model="caller", messages=[{"role": "user", "content": QUESTION}], max_tokens=8, extra_body=AT_ONCE
+    )
+    assert bare.usage is not None and bare.usage.prompt_tokens == none.usage.prompt_tokens  # the tools were not shown
+
+
+# ---- JSON and other grammars
+
+PERSON: dict[str, Any] = {
+    "type": "object",
+    "properties": {"age": {"type": "integer", "minimum": 0, "maximum": 99}, "kind": {"enum": ["whale", "seal"]}},
+    "required": ["age", "kind"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_an_answer_matches_its_schema_whole_and_streamed(run: Path, client: openai.OpenAI, seed: int) -> None:
+    schema = {"name": "person", "schema": PERSON}
+    given: dict[str, Any] = {
+        "model": "tiny", "messages": HELLO, "temperature": 1, "seed": seed, "max_tokens": 80, "extra_body": AT_ONCE,
+        "response_format": {"type": "json_schema", "json_schema": schema},
+    }  # fmt: skip
+    whole = client.chat.completions.create(**given).choices[0]
+    found = json.loads(whole.message.content or "")
+    assert set(found) == {"age", "kind"} and 0 <= found["age"] <= 99 and found["kind"] in ("whale", "seal")
+    streamed = client.chat.completions.create(**given, stream=True)
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in streamed) == whole.message.content
+    params = SamplingParams(80, 1.0, seed=seed, grammar=Grammar("json_schema", json.dumps(PERSON)))
+    engine = Engine.from_run(run, record_experts=False, slots=1)
+    [[alone]] = engine.generate([Request((Message("user", "hello"),), params, "off")])
+    assert (whole.message.content, whole.finish_reason) == (alone.text, alone.finish_reason)
+
+
+def test_choices_expressions_and_json_objects(client: openai.OpenAI) -> None:
+    def answer(**extra: Any) -> tuple[str, str]:
+        choice = client.chat.completions.create(
+            model="tiny", messages=HELLO, temperature=1, seed=4, max_tokens=60, extra_body=AT_ONCE | extra
+        ).choices[0]
+        return choice.message.content or "", choice.finish_reason
+
+    assert answer(guided_choice=["krill", "squid"])[0] in ("krill", "squid")
+    assert re.fullmatch(r"[ab]{3}-\d", answer(guided_regex=r"[ab]{3}-\d")[0])
+    text, reason = answer(response_format={"type": "json_object"})
+    assert text.lstrip().startswith("{") and (reason == "length" or isinstance(json.loads(text), dict))
+
+
+BAD_GRAMMARS: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    ({"guided_json": {"type": "wrong"}}, {"guided_json": {"type": "integer"}}),
+    ({"guided_regex": "(a"}, {"guided_regex": "(a)"}),
+    ({"guided_regex": "a(?=b)"}, {"guided_regex": "a{0,9}"}),
+    ({"guided_json": {"$ref": "#/$defs/none"}}, {"guided_json": {"$defs": {"x": {"enum": [1]}}, "$ref": "#/$defs/x"}}),
+    ({"guided_json": {"$ref": "http://example.com/x.json"}}, {"guided_json": {"enum": ["http://example.com/x.json"]}}),
+    (
+        {"guided_json": {"type": "object", "dependentSchemas": {"a": {"minProperties": 2}}}},
+        {"guided_json": {"enum": [{}]}},
+    ),
+]
+
+
+@pytest.mark.parametrize("number", range(len(BAD_GRAMMARS)))
+def test_a_grammar_that_cannot_be_kept_is_refused_and_its_twin_is(server: Server, number: int) -> None:
+    poison, twin = BAD_GRAMMARS[number]
+    base = {"model": "tiny", "messages": HELLO, "max_tokens": 24, **AT_ONCE}
+    with server.client as client:
+        for stream in (False, True):
+            answer = client.post("/v1/chat/completions", json=base | poison | {"stream": stream})
+            assert answer.status_code == 400, answer.text
+            assert answer.json()["error"]["type"] == "invalid_request_error"
+        assert client.post("/v1/chat/completions", json=base | twin).status_code == 200
+
+
+# ---- log-probabilities
+
+
+def test_log_probabilities_are_the_engines_whole_and_streamed(run: Path, client: openai.OpenAI) -> None:
+    given: dict[str, Any] = {
+        "model": "tiny", "messages": HELLO, "temperature": 0.8, "seed": 6, "max_tokens": 12, "logprobs": True,
+        "top_logprobs": 3, "extra_body": AT_ONCE,
+    }  # fmt: skip
+    whole = client.chat.completions.create(**given).choices[0]
+    assert whole.logprobs is not None and whole.logprobs.content is not None
+    streamed = []
+    for chunk in client.chat.completions.create(**given, stream=True):
+        told = chunk.choices[0].logprobs
+        streamed += (told.content or []) if told is not None else []
+    assert streamed == whole.logprobs.content
+    engine = Engine.from_run(run, record_experts=False, slots=1)
+    params = SamplingParams(12, 0.8, seed=6, top_logprobs=3)
+    [[alone]] = engine.generate([Request((Message("user", "hello"),), params, "off")])
+    told = whole.logprobs.content
+    assert [entry.logprob for entry in told] == alone.logprobs
+    assert [bytes(entry.bytes or ()) for entry in told] == [
+        engine.tokenizer.token_bytes(id_) for id_ in alone.token_ids
+    ]
+    assert alone.top_logprobs is not None
+    assert [[top.logprob for top in entry.top_logprobs] for entry in told] == [
+        [value for _, value in row] for row in alone.top_logprobs
+    ]
+
+
+def test_several_prompts_are_answered_as_each_alone(client: openai.OpenAI) -> None:
+    given: dict[str, Any] = {"model": "tiny", "max_tokens": 6, "temperature": 1, "seed": 3, "n": 2, "logprobs": 1}
+    both = client.completions.create(prompt=["one", "two"], **given).choices
+    assert [choice.index for choice in both] == [0, 1, 2, 3]
+    for start_at, prompt in ((0, "one"), (2, "two")):
+        alone = client.completions.create(prompt=prompt, **given).choices
+        for here, there in zip(both[start_at : start_at + 2], alone):
+            assert (here.text, here.logprobs) == (there.text, there.logprobs)
+    pieces = dict.fromkeys(range(4), "")
+    for chunk in client.completions.create(prompt=["one", "two"], echo=True, stream=True, **given | {"logprobs": None}):
+        pieces[chunk.choices[0].index] += chunk.choices[0].text
+    assert list(pieces.values()) == [prompt + choice.text for prompt, choice in zip(("one", "one", "two", "two"), both)]
+
+
+def test_a_prompt_that_was_seen_is_a_hit_of_its_own_tenant(server: Server) -> None:
+    body = {"model": "tiny", "prompt": list(range(7, 207)), "max_tokens": 1}
+    with server.client as client:
+        first, second = (client.post("/v1/completions", json=body).json()["usage"] for _ in range(2))
+        assert first["prompt_cache_hit_tokens"] == 0
+        assert 128 <= second["prompt_cache_hit_tokens"] < 200
+        assert second["prompt_cache_hit_tokens"] + second["prompt_cache_miss_tokens"] == 200
+        text = client.get("/metrics").text
+    assert re.search(r'rorqual_tokens_total\{tenant="default",kind="prompt_hit"\} [1-9]', text)
+    assert 0 < server.metric("prompt_hit_ratio") < 1
+
+
+# ---- others' programs
+
+
+@pytest.mark.slow
+def test_openai_for_node(caller: Server, tmp_path: Path) -> None:
+    npm, node = shutil.which("npm"), shutil.which("node")
+    assert npm and node, "npm and node are needed: apt-get install npm"
+    shutil.copy(CLIENTS / "two_rounds.mjs", tmp_path)
+    (tmp_path / "package.json").write_text('{"private": true, "type": "module"}', encoding="utf-8")
+    installed = subprocess.run(
+        [npm, "install", "--ignore-scripts", "--no-audit", "--no-fund", "openai@^6"],
+        cwd=tmp_path, capture_output=True, text=True, encoding="utf-8", check=False, timeout=300,
+    )  # fmt: skip
+    assert installed.returncode == 0, (
+        f"npm could not install `openai`; is a registry within reach? {installed.stderr[-2000:]}"
+    )
+    done = subprocess.run(
+        [node, "two_rounds.mjs", f"{caller.url}/v1", caller.key, QUESTION, json.dumps(SPEC)],
+        cwd=tmp_path, capture_output=True, text=True, encoding="utf-8", check=False, timeout=120, env=environment(),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert isinstance(json.loads(found.pop("json"))["ok"], bool)
+    call = {"name": NAME, "arguments": ARGUMENTS}
+    assert found == {
+        "calls": [call], "finish_reason": "tool_calls", "parts": {"0": call}, "ended": "tool_calls", "answer": ANSWER,
+        "refused": {"status": 400, "param": "n", "kind": "BadRequestError"}, "models": ["caller"],
+    }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_lm_eval_measures_what_is_served(server: Server, client: openai.OpenAI, tmp_path: Path) -> None:
+    """The task's right answers are what the model says to three of four questions: lm-eval must find 0.75."""
+    rows = []
+    for number, question in enumerate(("one", "two", "three", "four")):
+        answer = client.chat.completions.create(
+            model="tiny", messages=[{"role": "user", "content": question}], max_tokens=24, temperature=0, stop=["\n"]
+        )
+        said = answer.choices[0].message.content or ""
+        rows.append({"question": question, "answer": said if number else said + "?"})
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "echoes.jsonl").write_text(text, encoding="utf-8")
+    task = (CLIENTS / "lm_eval" / "echoes.yaml").read_text(encoding="utf-8")
+    task = task.replace("echoes.jsonl", str(tmp_path / "echoes.jsonl"))
+    (tmp_path / "echoes.yaml").write_text(task, encoding="utf-8")
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "lm_eval", "--model", "local-chat-completions", "--tasks", "echoes", "--include_path", str(tmp_path),
+            "--model_args", f"model=tiny,base_url={server.url}/v1/chat/completions,num_concurrent=2,max_retries=1,tokenized_requests=False",
+            "--apply_chat_template", "--output_path", str(tmp_path / "out"), "--log_samples",
+        ],
+        capture_output=True, text=True, encoding="utf-8", check=False, timeout=300,
+        env=environment(OPENAI_API_KEY=server.key, HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", HF_HOME=str(tmp_path / "hf")),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    [results] = (tmp_path / "out").rglob("results_*.json")
+    found = json.loads(results.read_text(encoding="utf-8"))["results"]["echoes"]
+    assert found["exact_match,none"] == 0.75
+
+
+@pytest.mark.slow
+def test_our_own_eval_finds_the_same_over_the_address_and_in_the_run(run: Path, server: Server, tmp_path: Path) -> None:
+    settings = ("task=families:add", "count=6", "max_tokens=24", "thinking=off", "seed=3")
+    answers = []
+    for model, extra in ((f"{server.url}/v1", ("model=tiny",)), (str(run), ())):
+        out = tmp_path / f"{len(answers)}.json"
+        done = subprocess.run(
+            [sys.executable, "-m", "rorqual", "eval", model, *settings, *extra, f"out={out}"],
+            capture_output=True, text=True, encoding="utf-8", check=False, env=environment(RORQUAL_API_KEY=server.key),
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        answers.append(json.loads(out.read_text(encoding="utf-8")))
+    there, here = (answer["samples"] for answer in answers)
+    assert [without_counts(row) for row in there] == [without_counts(row) for row in here]
+    assert len(here) == 6 and any(row["reply"] for row in here)
+
+
+def without_counts(sample: dict[str, Any]) -> dict[str, Any]:
+    """What was asked, said, and judged: a client does not see tokens, and counts another way."""
+    return {name: value for name, value in sample.items() if "tokens" not in name}

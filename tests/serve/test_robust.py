@@ -1,0 +1,294 @@
+"""What is sent to a server by mistake or in bad faith: it is refused or dropped, and the next request is answered."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+from served import Server, command, start, stop
+
+HELLO = [{"role": "user", "content": "hello"}]
+MIB = 2**20
+
+
+def chat_body(**fields: Any) -> dict[str, Any]:
+    return {"model": "tiny", "messages": HELLO, "max_tokens": 4, "seed": 1} | fields
+
+
+def good(server: Server) -> None:
+    with server.client as client:
+        assert client.post("/v1/chat/completions", json=chat_body()).status_code == 200
+
+
+def connect(server: Server) -> socket.socket:
+    parts = urlsplit(server.url)
+    assert parts.hostname is not None and parts.port is not None
+    return socket.create_connection((parts.hostname, parts.port), timeout=60)
+
+
+def said(server: Server, data: bytes) -> bytes:
+    """What comes back for raw bytes, until the server closes or has answered."""
+    with connect(server) as wire:
+        wire.sendall(data)
+        found = b""
+        wire.settimeout(10)
+        while b"\r\n\r\n" not in found and (part := wire.recv(65536)):
+            found += part
+        return found
+
+
+def memory(pid: int) -> int:
+    """Bytes that a process has in memory."""
+    fields = Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()
+    return int(fields[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+# ---- without a key
+
+TARGETS = (
+    "/v1/models", "//v1/models", "/v1//models", "/%76%31/models", "/v1/models/", "/v1/models?key=x", "/./v1/models", "/v1/..%2fv1/models",
+    "/V1/MODELS", "/openapi.json", "/metrics", "/health", "http://evil.example/v1/models", "*", "/v1/models%00", "/v1/models#x",
+)  # fmt: skip
+HOSTS = ("127.0.0.1", "localhost", "evil.example", "evil.example:80@127.0.0.1", "[::1]", "")
+METHODS = ("GET", "POST", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT", "BREW")
+
+
+def status_of(reply: bytes) -> int:
+    assert reply.startswith(b"HTTP/1."), reply[:80]
+    return int(reply.split(b" ", 2)[1])
+
+
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+def test_no_spelling_of_a_request_does_without_a_key(server: Server, version: str) -> None:
+    cases = [("GET", target, "127.0.0.1") for target in TARGETS]
+    cases += [(method, "/v1/models", "127.0.0.1") for method in METHODS]
+    cases += [("GET", "/v1/models", host) for host in HOSTS]
+    for method, target, host in cases:
+        head = f"{method} {target} HTTP/{version}\r\nHost: {host}\r\nContent-Length: 0\r\n\r\n"
+        assert status_of(said(server, head.encode())) in (400, 401), (method, target, host)
+    for extra in (
+        "Authorization: Bearer\r\n",
+        "Authorization: Bearer x\r\nAuthorization: Bearer y\r\n",
+        "X-Api-Key: x\r\n",
+    ):
+        assert status_of(said(server, f"GET /v1/models HTTP/{version}\r\nHost: a\r\n{extra}\r\n".encode())) == 401
+    right = f"GET /v1/models HTTP/{version}\r\nHost: evil.example\r\nAuthorization: bearer {server.key}\r\n\r\n"
+    assert status_of(said(server, right.encode())) == 200
+
+
+def test_two_keys_are_none(server: Server) -> None:
+    twice = f"Authorization: Bearer {server.key}\r\n" * 2
+    assert status_of(said(server, f"GET /v1/models HTTP/1.1\r\nHost: a\r\n{twice}\r\n".encode())) == 401
+
+
+# ---- bodies
+
+
+def raw(text: str) -> bytes:
+    return b'{"model":"tiny","messages":[{"role":"user","content":"hi"}],"max_tokens":2' + text.encode() + b"}"
+
+
+BODIES: dict[str, tuple[bytes, bytes]] = {
+    "a million stops": (raw(',"stop":[' + ",".join(['"a"'] * 10**6) + "]"), raw(',"stop":["a"]')),
+    "JSON 100,000 deep": (raw(',"metadata":' + "[" * 10**5 + "]" * 10**5), raw(',"metadata":[[]]')),
+    "objects 100,000 deep": (raw(',"metadata":' + '{"a":' * 10**5 + "1" + "}" * 10**5), raw(',"metadata":{"a":1}')),
+    "half a surrogate pair": (raw(',"stop":"\\ud83d"'), raw(',"stop":"\\ud83d\\udc0b"')),
+    "NUL": (raw(',"stop":"\\u0000"'), raw(',"stop":"\\u0001"')),
+    "n = 1e9": (raw(',"n":1e9'), raw(',"n":2')),
+    "a huge number": (raw(',"seed":' + "9" * 10**6), raw(',"seed":9')),
+    "an exponent without end": (raw(',"temperature":1e99999999'), raw(',"temperature":1e-3')),
+    "a key twice": (raw(',"n":1,"n":1'), raw(',"n":1')),
+    "a bias of every number": (
+        raw(',"logit_bias":{' + ",".join(f'"{i}":1' for i in range(300_000)) + "}"),
+        raw(',"logit_bias":{"263":1}'),
+    ),
+    "a bias beyond the vocabulary": (raw(',"logit_bias":{"264":1}'), raw(',"logit_bias":{"263":1}')),
+    "a million unknown names": (raw("".join(f',"x{i}":1' for i in range(300_000))), raw("")),
+    "a million messages": (
+        b'{"model":"tiny","max_tokens":2,"messages":[' + b",".join([b'{"role":1}'] * 500_000) + b"]}",
+        raw(""),
+    ),
+    "UTF-16": (raw("").decode().encode("utf-16"), raw("")),
+    "a byte order mark": (b"\xef\xbb\xbf" + raw(""), raw("")),
+    "a schema that is none": (raw(',"response_format":{"json":""}'), raw(',"response_format":{"type":"text"}')),
+}
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_a_body_that_cannot_be_meant_is_refused_at_once_and_its_twin_is_answered(server: Server, name: str) -> None:
+    poison, twin = BODIES[name]
+    before = memory(server.process.pid)
+    with server.client as client:
+        began = time.monotonic()
+        answer = client.post("/v1/chat/completions", content=poison)
+        assert answer.status_code == 400, answer.text
+        assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+        assert len(answer.text) < 1000
+        assert time.monotonic() - began < 10
+        assert memory(server.process.pid) - before < 400 * MIB
+        answer = client.post("/v1/chat/completions", content=twin)
+        assert answer.status_code == 200, answer.text
+
+
+def test_a_body_of_100_megabytes_is_refused_without_being_kept(server: Server) -> None:
+    before, most = memory(server.process.pid), 0
+
+    def parts() -> Iterator[bytes]:
+        nonlocal most
+        for _ in range(100):
+            yield b" " * MIB
+            most = max(most, memory(server.process.pid))
+
+    with server.client as client:
+        assert client.post("/v1/chat/completions", content=parts()).status_code == 413
+    assert most - before < 40 * MIB
+    good(server)
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"content-encoding": "gzip"}, 415),
+        ({"content-encoding": "identity"}, 200),
+        ({"content-type": "text/xml"}, 415),
+        ({"content-type": "multipart/form-data; boundary=x"}, 415),
+        ({"content-type": "application/json; charset=utf-8"}, 200),
+        ({"content-type": "application/json; charset=latin-1"}, 415),
+        ({"content-type": ""}, 200),
+    ],
+)
+def test_what_a_body_says_of_itself(server: Server, headers: dict[str, str], status: int) -> None:
+    with server.client as client:
+        answer = client.post("/v1/chat/completions", content=json.dumps(chat_body()), headers=headers)
+        assert answer.status_code == status, answer.text
+
+
+# ---- connections
+
+
+def test_a_client_that_leaves_frees_its_slot_within_a_second(server: Server) -> None:
+    body = chat_body(max_tokens=3000, stream=True, ignore_eos=True, chat_template_kwargs={"thinking": False})
+    with server.client as client, client.stream("POST", "/v1/chat/completions", json=body) as answer:
+        lines = answer.iter_lines()  # kept: the answer is closed with its iterator
+        assert any("content" in line for line in lines)
+        server.wait("running", 1)
+    left = time.monotonic()
+    server.wait("running", 0, seconds=1)
+    assert time.monotonic() - left < 1
+    good(server)
+
+
+@pytest.mark.slow
+def test_a_head_that_never_ends_and_a_connection_that_says_nothing_are_closed(server: Server) -> None:
+    with connect(server) as slow, connect(server) as silent, connect(server) as kept:
+        kept.sendall(f"GET /health HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {server.key}\r\n\r\n".encode())
+        assert kept.recv(65536).startswith(b"HTTP/1.1 200")
+        kept.sendall(b"GET /health HTTP/1.1\r\n")  # and no more
+        began = time.monotonic()
+        ended: dict[str, float] = {}
+        for wire in (slow, silent, kept):
+            wire.settimeout(0.05)
+        while len(ended) < 3 and time.monotonic() - began < 40:
+            for name, wire in (("slow", slow), ("silent", silent), ("kept", kept)):
+                if name in ended:
+                    continue
+                try:
+                    if name == "slow":
+                        wire.sendall(b"G" if time.monotonic() - began < 0.2 else b"E")
+                    if wire.recv(1) == b"":
+                        ended[name] = time.monotonic() - began
+                except TimeoutError:
+                    pass
+                except OSError:
+                    ended[name] = time.monotonic() - began
+            time.sleep(0.2)
+    assert set(ended) == {"slow", "silent", "kept"}
+    assert max(ended.values()) < 30
+    good(server)
+
+
+# ---- an engine that hangs
+
+
+def test_an_engine_that_hangs_is_started_again(run: Path, tmp_path: Path) -> None:
+    server = start(run, tmp_path / "keys.json", tmp_path / "log", "port=0", "hang=1.5", "ui=false")
+    try:
+        good(server)
+        time.sleep(2.5)  # without work, silence is no hang
+        assert server.metric("engine_restarts_total") == 0
+        os.kill(server.engine(), signal.SIGSTOP)
+        with server.client as client:  # nothing of it was sent: it runs again
+            assert client.post("/v1/chat/completions", json=chat_body()).status_code == 200
+        assert server.metric("engine_restarts_total") == 1
+        assert "hangs" in server.log.read_text(encoding="utf-8")
+    finally:
+        assert stop(server) == 0
+
+
+# ---- starts that cannot be
+
+
+def refused(run: Path, folder: Path, *words: str) -> str:
+    done = subprocess.run(
+        command(run, folder / "k", "port=0", *words), capture_output=True, text=True, encoding="utf-8", check=False
+    )
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    return " ".join(done.stderr.split())
+
+
+def test_a_run_that_is_none_or_lacks_its_tokenizer_is_named(run: Path, tmp_path: Path) -> None:
+    assert "not a run directory" in refused(tmp_path / "nothing", tmp_path)
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    (copy / "tokenizer.json").unlink()
+    assert "tokenizer" in refused(copy, tmp_path)
+
+
+def test_a_cache_folder_that_cannot_be_written_is_named(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x", encoding="utf-8")
+    told = refused(run, tmp_path, f"cache_dir={tmp_path / 'file' / 'cache'}")
+    assert "cache_dir=" in told and "prefix cache" in told
+
+
+def test_defaults_of_a_run_that_no_request_could_give_are_named(run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    config = copy / "run.yaml"
+    text = config.read_text(encoding="utf-8")
+    config.write_text(text + "generation: {temperature: 3.0}\n", encoding="utf-8")
+    assert "temperature" in refused(copy, tmp_path)
+
+
+def test_what_a_request_does_not_say_the_run_says(run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    with (copy / "run.yaml").open("a", encoding="utf-8") as file:
+        file.write("generation: {temperature: 0.7, top_k: 1, eos_token_id: 1}\n")
+    server = start(copy, tmp_path / "keys.json", tmp_path / "log", "port=0", "ui=false", "name=tiny")
+
+    def answer(**fields: Any) -> str:
+        body = {"model": "tiny", "prompt": "hello", "max_tokens": 24, **fields}
+        with httpx.Client(
+            base_url=server.url, headers={"authorization": f"Bearer {server.key}"}, trust_env=False, timeout=60
+        ) as client:
+            text: str = client.post("/v1/completions", json=body).json()["choices"][0]["text"]
+            return text
+
+    try:
+        greedy = answer(temperature=0)
+        assert answer(seed=1) == answer(seed=2) == greedy  # top_k 1
+        assert answer(seed=1, top_k=0) != greedy
+    finally:
+        assert stop(server) == 0

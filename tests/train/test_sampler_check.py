@@ -54,6 +54,24 @@ def test_a_temperature_other_than_one(base: Path, tmp_path: Path) -> None:
     assert all(step["logprob_diff"] <= 1e-6 for step in records(tmp_path / "run"))
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"temperature": 0.7}, {"temperature": 1.3, "top_p": 0.9, "top_k": 40}], ids=str
+)
+def test_with_the_samplers_arithmetic_they_agree_to_the_last_bit(
+    options: dict[str, float], base: Path, tmp_path: Path
+) -> None:
+    run = grpo_run(base, 2, **options)
+    exact = Agreement(mean=0.0, most=0.0, gap=0.0)
+    out = RunDir(tmp_path / "run")
+    fit(run.model_copy(update={"arithmetic": "invariant", "agreement": exact}), out, quiet=True)
+    assert len(records(out.path)) == 2
+    for step in records(out.path):
+        assert (step["logprob_diff"], step["logprob_diff_max"], step["routing_gap_max"]) == (0.0, 0.0, 0.0)
+        assert step["routing_flip_share"] == 0.0 and step["updates"] > 0
+    with pytest.raises(NumericsError, match="step 1: trainer and sampler disagree"):
+        fit(run.model_copy(update={"agreement": exact}), RunDir(tmp_path / "fast"), quiet=True)
+
+
 class Broken(Source):
     """Changes what was sampled, or the model after it was sampled."""
 

@@ -60,6 +60,9 @@ class Run(Config):
     `micro_batches`: into how many parts an update is divided; worker threads share them. It never changes a gradient by more
     than rounding, but it fixes the order of sums, so it belongs to the run and the number of threads does not.
 
+    `arithmetic` 'invariant': the trainer rounds as the engine does (docs/engine.md), so that in float32 its log-probabilities of what was
+    just sampled are the sampler's, bit for bit. It is slower, and off by default.
+
     `tune`: what is trained (docs/adapters.md). Where that is not everything, routers are frozen and so are their biases: `balance`
     moves none.
     """
@@ -79,6 +82,7 @@ class Run(Config):
     save_seconds: float = Field(5.0, gt=0)
     device: str = "cpu"
     dtype: Dtype = "float32"
+    arithmetic: Literal["fast", "invariant"] = "fast"
     agreement: Agreement = FLOAT32
 
     @model_validator(mode="after")

@@ -14,7 +14,7 @@ from rorqual.model.adapter.files import find_base
 from rorqual.model.decoder import Decoder
 from rorqual.model.init import build
 from rorqual.model.load.run import load_weights
-from rorqual.ops.registry import FAST, Ops
+from rorqual.ops.registry import Ops, backend
 from rorqual.train.checkpoint import load_checkpoint
 from rorqual.train.optim import Optimizer
 from rorqual.train.run import Run
@@ -73,11 +73,14 @@ def check_context(run: Run) -> None:
         )
 
 
-def restore(run: Run, out: RunDir, tokenizer: Tokenizer, ops: Ops = FAST, threads: int = 1) -> State:
-    """Fresh weights, another run's, or this run's newest whole checkpoint; another run in the folder is refused."""
+def restore(run: Run, out: RunDir, tokenizer: Tokenizer, ops: Ops | None = None, threads: int = 1) -> State:
+    """Fresh weights, another run's, or this run's newest whole checkpoint; another run in the folder is refused.
+
+    `ops`: other operations than those of the run's arithmetic.
+    """
     same_run(run, out)
     step, notes = out.newest_whole()
-    model = build(run.model, seed=run.seed, ops=ops)
+    model = build(run.model, seed=run.seed, ops=ops or backend(run.arithmetic))
     adapter = None if step is None or run.tune.whole else adapter_of(out.step_dir(step))
     if run.start.run:
         base = RunDir(Path(run.start.run)).checkpoint()

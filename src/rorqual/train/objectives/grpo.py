@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from typing import Literal, Self
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from rorqual.core.errors import NumericsError
 from rorqual.model.decoder import Decoder, Output
-from rorqual.ops.losses import keep_only, reverse_kl, token_logprobs
+from rorqual.ops.losses import filled_up, keep_only, reverse_kl, token_logprobs
+from rorqual.ops.paged import MIN_ROWS
 from rorqual.train.batch import TrainBatch
 from rorqual.train.objectives.base import Objective, Term
 
@@ -82,9 +84,7 @@ class GRPO(Objective):
     def term(self, model: Decoder, batch: TrainBatch, output: Output) -> Term:
         at = batch.loss_mask.nonzero(as_tuple=True)
         drawn = Drawn.of(batch, at, self)
-        logits = model.logits(output.hidden[at]) / self.temperature
-        if batch.kept is not None:
-            logits = keep_only(logits, batch.kept[at])
+        logits = self._logits(model, output.hidden[at], None if batch.kept is None else batch.kept[at])
         now = token_logprobs(logits, batch.targets[at])
         ratio = self._ratio(now, drawn)
         gain, bound = self._gain(now, ratio, drawn)
@@ -117,6 +117,17 @@ class GRPO(Objective):
         if self.wants_old:
             logprobs = torch.zeros_like(batch.loss_mask).index_put(at, now.detach())
         return Term(total, means, {"logprob_diff": float(difference.max()) if len(now) else 0.0}, logprobs=logprobs)
+
+    def _logits(self, model: Decoder, hidden: Tensor, kept: Tensor | None) -> Tensor:
+        """Of the distribution that was sampled from; where the model has the engine's arithmetic, by the engine's own steps."""
+        if not model.ops.in_blocks:
+            logits = model.logits(hidden) / self.temperature
+            return logits if kept is None else keep_only(logits, kept)
+        n = len(hidden)
+        rows = F.pad(hidden, (0, 0, 0, max(0, MIN_ROWS - n)))
+        logits = model.logits(rows)[:n]
+        vocab, logits = logits.shape[-1], filled_up(logits) / self.temperature
+        return logits if kept is None else filled_up(keep_only(logits.log_softmax(-1)[:, :vocab], kept))
 
     def _ratio(self, now: Tensor, drawn: Drawn) -> Tensor:
         """p / p_old of each token, or of its answer: exp of the mean over the answer's tokens (GSPO eq. 7)."""

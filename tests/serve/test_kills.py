@@ -1,0 +1,57 @@
+"""The engine is killed under load: every answer that was given is the right one. Ten kills: scripts/serve_kills.py."""
+
+from __future__ import annotations
+
+import re
+import threading
+from pathlib import Path
+
+import httpx
+import pytest
+from kills import torment
+from served import start, stop
+
+from rorqual.serve.keys import Keys
+
+
+@pytest.mark.slow
+def test_kills_under_load_change_no_answer(run: Path, tmp_path: Path) -> None:
+    outcome = torment(run, tmp_path, kills=2, clients=4, requests=12)
+    assert not outcome.faults
+    assert outcome.kills == 2 and outcome.whole > 12
+    assert outcome.hit_ratio > 0.2
+    assert all(counts["prompt_hit"] and counts["completion"] for counts in outcome.tenants.values())
+
+
+def test_each_tenant_is_seen_running_and_waiting(run: Path, tmp_path: Path) -> None:
+    keys = tmp_path / "keys.json"
+    secrets = {tenant: Keys.load(keys).ensure(tenant) or "" for tenant in ("default", "other")}
+    server = start(run, keys, tmp_path / "log", "port=0", "slots=1", "ui=false")
+    server.key = secrets["default"]
+    body = {"model": "tiny", "prompt": "a", "max_tokens": 2000, "stream": True, "ignore_eos": True}
+
+    def gauge(name: str, tenant: str) -> int:
+        with server.client as client:
+            found = re.search(
+                rf'^rorqual_tenant_{name}{{tenant="{tenant}"}} (\d+)$', client.get("/metrics").text, re.MULTILINE
+            )
+        return int(found.group(1)) if found else 0
+
+    def waits() -> None:
+        headers = {"authorization": f"Bearer {secrets['other']}"}
+        with httpx.Client(base_url=server.url, headers=headers, timeout=60, trust_env=False) as client:
+            assert client.post("/v1/completions", json=body | {"stream": False, "max_tokens": 2}).status_code == 200
+
+    try:
+        with server.client as client, client.stream("POST", "/v1/completions", json=body) as answer:
+            lines = answer.iter_lines()
+            assert any("text" in line for line in lines)
+            waiting = threading.Thread(target=waits)
+            waiting.start()
+            server.wait("waiting", 1)
+            assert (gauge("running", "default"), gauge("waiting", "other"), gauge("waiting", "default")) == (1, 1, 0)
+        waiting.join()
+        server.wait("running", 0)
+        assert gauge("waiting", "other") == 0
+    finally:
+        assert stop(server) == 0

@@ -6,6 +6,7 @@ reads all of it, and what is drawn depends on it.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -41,6 +42,11 @@ def answer(sequence: Sequence) -> list[int]:
         ids.append(drawn(state, sequence.key))
         state = chained(state, sequence.tenant, ids[-1])
     return ids
+
+
+def some_ids(seed: int, count: int) -> tuple[int, ...]:
+    """Ids that no two seeds have in common for long."""
+    return tuple(random.Random(seed).choices(range(2, VOCAB), k=count))
 
 
 class Tape:

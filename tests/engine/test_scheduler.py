@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tape import END, STOPS, Job, Tape, answer, drive, sequence
+from tape import END, STOPS, Job, Tape, answer, drive, sequence, some_ids
 
 from rorqual.engine.request import SamplingParams
 from rorqual.engine.scheduler import Sequence
@@ -110,7 +110,7 @@ def test_a_long_prompt_delays_no_row_by_more_than_a_step(step_tokens: int) -> No
     """While it is fed, those that decode get a token in every step, and a step feeds no more than it may."""
     tape = Tape(4, 40, step_tokens=step_tokens)
     talkers = [Job(sequence(t, (5, t), new=80)) for t in (2, 3)]
-    long = Job(sequence(9, tuple(random.Random(0).randrange(2, 40) for _ in range(1500)), new=2), at=3)
+    long = Job(sequence(9, some_ids(0, 1500), new=2), at=3)
     seen = drive(tape, [*talkers, long])
     busy = [(decode, fed) for decode, fed in tape.fed_in_a_step if fed > 2]
     assert len(busy) >= 1500 // max(step_tokens, QUERIES)
@@ -123,14 +123,14 @@ def test_a_long_prompt_delays_no_row_by_more_than_a_step(step_tokens: int) -> No
 
 def test_short_prompts_are_not_held_up_by_a_long_one() -> None:
     tape = Tape(4, 60, step_tokens=128)
-    long = Job(sequence(0, tuple(random.Random(0).randrange(2, 40) for _ in range(2000)), new=1))
+    long = Job(sequence(0, some_ids(0, 2000), new=1))
     short = [Job(sequence(t, (7, t), new=1), at=t) for t in (1, 2)]
     seen = drive(tape, [long, *short])
     assert seen.order == [1, 2, 0]
 
 
 def test_equal_prompts_are_fed_once_and_only_within_a_tenant() -> None:
-    prompt = tuple(random.Random(1).randrange(2, 40) for _ in range(100))
+    prompt = some_ids(1, 100)
     for tenants, fed in ((("a", "a", "a"), 100), (("a", "b", "a"), 200)):
         tape = Tape(4, 20, step_tokens=1000)
         tape.scheduler.submit([sequence(t, prompt, tenant=name) for t, name in enumerate(tenants)])
@@ -139,7 +139,7 @@ def test_equal_prompts_are_fed_once_and_only_within_a_tenant() -> None:
 
 
 def test_a_beginning_that_is_known_is_not_fed_again() -> None:
-    prompt = tuple(random.Random(2).randrange(2, 40) for _ in range(3 * BLOCK))
+    prompt = some_ids(2, 3 * BLOCK)
     tape = Tape(2, 20, step_tokens=1000)
     for number, (tokens, tenant, fed) in enumerate(
         [
@@ -199,7 +199,7 @@ def test_one_of_high_priority_behind_one_of_low_that_steps_back_goes_first() -> 
 def test_what_steps_back_twice_while_it_is_fed_again_keeps_what_was_drawn() -> None:
     """It was drawn, stepped back, was admitted, and had to leave before it had its row again."""
     tape = Tape(1, 20, step_tokens=32)
-    prompt = tuple(random.Random(5).randrange(2, 40) for _ in range(100))
+    prompt = some_ids(5, 100)
     first = sequence(0, prompt, new=30, reuse=False, endless=True)
     urgent = [sequence(t, (4, t), new=1, priority=1) for t in (1, 2)]
     scheduler = tape.scheduler
@@ -225,7 +225,7 @@ def test_what_steps_back_twice_while_it_is_fed_again_keeps_what_was_drawn() -> N
 def test_cancelling_frees_slot_and_blocks_at_once(when: str) -> None:
     tape = Tape(2, 30, step_tokens=64)
     scheduler, pool = tape.scheduler, tape.pages.pool
-    prompt = tuple(random.Random(3).randrange(2, 40) for _ in range(200))
+    prompt = some_ids(3, 200)
     gone = sequence(7, prompt, new=50, endless=True)
     others = (
         [sequence(0, (5, 6), new=50, endless=True), sequence(1, (5, 7), new=50, endless=True)]
@@ -259,7 +259,7 @@ def test_cancelling_frees_slot_and_blocks_at_once(when: str) -> None:
 
 def test_cancelling_who_is_fed_hands_the_prompt_to_those_behind() -> None:
     tape = Tape(3, 30, step_tokens=64)
-    prompt = tuple(random.Random(3).randrange(2, 40) for _ in range(200))
+    prompt = some_ids(3, 200)
     three = [sequence(t, prompt, key=t) for t in range(3)]
     tape.scheduler.submit(three)
     tape.step()

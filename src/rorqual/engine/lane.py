@@ -138,7 +138,7 @@ class Lane:
         """The weights have changed: nothing that was cached of the old ones serves again, and the folder is for them alone."""
         self.close()
         self.pages.store = None
-        self.pages.renew(fingerprint)
+        self.scheduler.renew(fingerprint)
 
     def tickets(self) -> set[int]:
         """Of all that runs or waits."""

@@ -325,6 +325,13 @@ class Scheduler:
         if rows:
             self.release(np.array(rows, np.int64))
 
+    def renew(self, fingerprint: bytes) -> None:
+        """Other weights: nothing that was kept of the old ones serves again. What runs goes on, and its blocks, which hold
+        both, are named no more."""
+        self.pages.renew(fingerprint)
+        for sequence in (*self.active, *self.feeding, *(f for s in self.feeding for f in s.followers)):
+            sequence.reuse = False
+
     def tickets(self) -> set[int]:
         """Of all that runs or waits."""
         running = (*self.active, *self.feeding, *(f for s in self.feeding for f in s.followers))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import sys
 import time
@@ -158,11 +159,12 @@ class Bridge:
         pause = 0.5
         while not self._closing:
             try:
-                # A group of its own: a Ctrl-C in the terminal is the server's to handle.
+                # A group of its own: a Ctrl-C in the terminal is the server's to handle. Threads that wait must sleep: spinning on
+                # a core that a neighbour has they would hold up the one that works.
                 process = await asyncio.create_subprocess_exec(
                     sys.executable, "-m", "rorqual.serve.worker", json.dumps(asdict(self.placed)),
                     stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
-                    limit=wire.LONGEST_LINE, start_new_session=True,
+                    limit=wire.LONGEST_LINE, start_new_session=True, env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ},
                 )  # fmt: skip
             except OSError as error:  # no memory, no file descriptors: perhaps later
                 _say(f"the engine cannot be started: {error.strerror}")

@@ -26,6 +26,7 @@ class Placed:
     cache_dir: str = ""
     cache_bytes: int = 0
     invariant: bool = True
+    step_tokens: int = 256
 
 
 @dataclass(frozen=True)

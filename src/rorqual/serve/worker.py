@@ -169,6 +169,7 @@ def main() -> None:
             cache_dir=Path(placed.cache_dir) if placed.cache_dir else None,
             cache_bytes=placed.cache_bytes or CACHE_BYTES,
             invariant=placed.invariant,
+            step_tokens=placed.step_tokens,
         )
     except RorqualError as error:
         sink.write(line("fatal", what=error.what, where=error.where, remedy=error.remedy))

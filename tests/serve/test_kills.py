@@ -23,7 +23,7 @@ def test_kills_under_load_change_no_answer(run: Path, tmp_path: Path) -> None:
     assert all(counts["prompt_hit"] and counts["completion"] for counts in outcome.tenants.values())
 
 
-def test_each_tenant_is_seen_running_and_waiting(run: Path, tmp_path: Path) -> None:
+def test_each_tenant_is_seen_running_and_waiting_and_hits_its_own_prompts_alone(run: Path, tmp_path: Path) -> None:
     keys = tmp_path / "keys.json"
     secrets = {tenant: Keys.load(keys).ensure(tenant) or "" for tenant in ("default", "other")}
     server = start(run, keys, tmp_path / "log", "port=0", "slots=1", "ui=false")
@@ -53,5 +53,12 @@ def test_each_tenant_is_seen_running_and_waiting(run: Path, tmp_path: Path) -> N
         waiting.join()
         server.wait("running", 0)
         assert gauge("waiting", "other") == 0
+        asked = {"model": "tiny", "prompt": "x" * 200, "max_tokens": 1}
+        hits = []
+        for tenant in ("default", "default", "other"):
+            headers = {"authorization": f"Bearer {secrets[tenant]}"}
+            with httpx.Client(base_url=server.url, headers=headers, timeout=60, trust_env=False) as client:
+                hits.append(client.post("/v1/completions", json=asked).json()["usage"]["prompt_cache_hit_tokens"])
+        assert hits[0] == 0 and hits[1] >= 128 and hits[2] == 0  # what one tenant said, another cannot find out
     finally:
         assert stop(server) == 0

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from rorqual.core.records import Tool
 from rorqual.data.chat import chat_format
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine.request import Grammar
@@ -150,6 +151,23 @@ def test_a_token_that_ends_a_reply_is_counted_and_not_shown() -> None:
 
     reply = asyncio.run(told())
     assert (reply.choices[0].content, reply.choices[0].reason, reply.usage()["completion_tokens"]) == ("a", "stop", 2)
+
+
+CALLED = "<｜tool▁call▁begin｜>add<｜tool▁sep｜>{}<｜tool▁call▁end｜>"
+
+
+@pytest.mark.parametrize(("one_call", "calls"), [(False, 2), (True, 1)])
+def test_calls_end_a_reply_at_the_first_where_one_is_allowed(one_call: bool, calls: int) -> None:
+    reader = Reader.of_chat(CHAT, "off", [Tool("add")], "c")
+    choice = Choice(reader, Stops(["add"]), one_call=one_call)  # which stands in the calls, where it is not looked for
+    ids = CHAT.tokenizer.encode(f"so <｜tool▁calls▁begin｜>{CALLED * 2}<｜tool▁calls▁end｜>")
+    for id_ in ids:
+        choice.add(Drawn(0, id_))
+    choice.add(Drawn(0, CHAT.stop_ids[0], "stop"))
+    assert (choice.content.strip(), choice.reason) == ("so", "tool_calls")
+    assert [(call.name, call.arguments) for call in choice.calls] == [("add", "{}")] * calls
+    assert len({call.id for call in choice.calls}) == calls
+    assert (len(choice.drawn) < len(ids)) == one_call
 
 
 def test_log_probabilities_name_every_token_and_their_bytes_are_the_text() -> None:

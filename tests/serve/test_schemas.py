@@ -182,7 +182,8 @@ POISONS: dict[str, tuple[bytes, bytes, str | None]] = {
         "reasoning_effort",
     ),
     "an effort of its own": (body(reasoning_effort="much"), body(reasoning_effort="high"), "reasoning_effort"),
-    "a priority": (body(priority=10**6), body(priority=-5), "priority"),
+    "a priority over others": (body(priority=-1), body(priority=5), "priority"),
+    "a priority of a million": (body(priority=10**6), body(priority=1000), "priority"),
     "a function": (body(functions=[{"name": "f"}]), body(functions=[]), "functions"),
 }
 

@@ -76,7 +76,8 @@ class TemplateOptions(Schema):
 class Sampling(Guided):
     """What both kinds of requests have. Without a `seed` one is drawn, and nobody learns it.
 
-    `priority`: of one tenant's requests that wait, the lowest number runs first (vLLM's order). `ignore_eos`: draw `max_tokens`
+    `priority`: how far behind others it may wait (vLLM's order: the lowest number runs first); nobody gets before 0, or one tenant
+    could push another's work aside. `ignore_eos`: draw `max_tokens`
     tokens, to measure speed; the text still ends where the model ended it.
     """
 
@@ -103,7 +104,7 @@ class Sampling(Guided):
         Annotated[list[Annotated[int, Field(ge=0, le=INT32)]], Field(max_length=MAX_STOPS, fail_fast=True)] | None
     ) = None
     ignore_eos: bool | None = None
-    priority: Annotated[int, Field(ge=-1000, le=1000)] | None = None
+    priority: Annotated[int, Field(ge=0, le=1000)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 

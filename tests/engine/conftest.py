@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from trained import KINDS, trained
 
 from rorqual.data.chat import ChatFormat, chat_format
 from rorqual.data.tokenizer import Tokenizer
@@ -97,3 +98,13 @@ def mla(tokenizer: Tokenizer) -> Decoder:
 @pytest.fixture
 def engine(mla: Decoder, tokenizer: Tokenizer, chat: ChatFormat) -> Engine:
     return Engine(mla, tokenizer, chat, slots=8)
+
+
+@pytest.fixture(scope="session")
+def models() -> dict[str, Decoder]:
+    """Trained ones, by kind of attention."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    made = {kind: trained(kind) for kind in KINDS}
+    torch.set_num_threads(before)
+    return made

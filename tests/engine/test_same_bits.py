@@ -10,19 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 from schedules import FORCED, Pool, Wrong, differences, make_pool, run_schedule
-from trained import KINDS, TYPES, in_type, trained
+from trained import KINDS, TYPES, in_type
 
 from rorqual.engine import Completion
 from rorqual.model import Decoder
-
-
-@pytest.fixture(scope="session")
-def models() -> dict[str, Decoder]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    made = {kind: trained(kind) for kind in KINDS}
-    torch.set_num_threads(before)
-    return made
 
 
 @pytest.fixture(scope="module", params=[(kind, dtype) for kind in KINDS for dtype in TYPES], ids="-".join)

@@ -99,8 +99,10 @@ class Engine:
         self.tokenizer, self.chat = tokenizer, chat
         self.max_len = max_len or context
         self.threads = threads
-        print_ = fingerprint(model, stable=cache_dir is not None)
-        self.model = packed(model) if pack and can_pack(model) else model
+        pack = pack and can_pack(model)
+        arithmetic = f"packed={pack} invariant={invariant}"
+        print_ = fingerprint(model, stable=cache_dir is not None, arithmetic=arithmetic)
+        self.model = packed(model) if pack else model
         model = self.model
         self.invariant = invariant and rounds_alike(model)
         size = Size(slots, self.max_len, cache_bytes, step_tokens)

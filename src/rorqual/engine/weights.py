@@ -11,12 +11,22 @@ from rorqual.engine.prefix import fingerprint_of
 from rorqual.model import Decoder
 
 
-def fingerprint(model: Decoder, *, stable: bool) -> bytes:
-    """What names the weights: of their contents where it must hold over a restart, else a number nobody had before."""
+def fingerprint(model: Decoder, *, stable: bool, arithmetic: str = "") -> bytes:
+    """What names the weights and how they are computed with: of their contents where it must hold over a restart, else a number nobody had
+    before. What another machine or another setting rounds in another way must not be found in a folder."""
     if not stable:
         return secrets.token_bytes(32)
     kind = str(model.embed_tokens.weight.dtype)
-    return fingerprint_of({"weights": digest(model), "dtype": kind, "torch": torch.__version__})
+    return fingerprint_of(
+        {
+            "weights": digest(model),
+            "dtype": kind,
+            "torch": torch.__version__,
+            "processor": torch.backends.cpu.get_cpu_capability(),
+            "device": model.embed_tokens.weight.device.type,
+            "arithmetic": arithmetic,
+        }
+    )
 
 
 def version_of(model: Decoder) -> int:

@@ -1,0 +1,176 @@
+"""Nothing leaks: conversations of several tenants through one engine, each answer the one computed alone; no hit across tenants, after new
+weights, or from a file that was touched. 1,000 conversations: scripts/conversations.py."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import make_model
+from conversations import converse, engine_for
+from schedules import differences
+
+from rorqual.data.chat import ChatFormat
+from rorqual.data.tokenizer import Tokenizer
+from rorqual.engine import Completion, Engine, Request, SamplingParams
+from rorqual.engine.store import SUFFIX
+from rorqual.model import Decoder
+from rorqual.ops.paged import BLOCK
+
+PROMPT = tuple(random.Random(0).choices(range(7, 263), k=85))
+PARAMS = SamplingParams(max_tokens=5, temperature=1.0, ignore_eos=True)
+ASKED = Request(prompt_ids=PROMPT, params=PARAMS, tenant="ada")
+"""One full block, and a beginning of another."""
+
+
+def counted(engine: Engine, request: Request) -> tuple[Completion, int]:
+    """The answer, and how many tokens of the prompt were fed: counted where they are fed."""
+    runner, fed = engine._lanes[0].runner, 0
+    step = runner.step
+
+    def counting(plan, scheduler):  # type: ignore[no-untyped-def]
+        nonlocal fed
+        fed += sum(chunk.stop - chunk.start for chunk in plan.chunks)
+        return step(plan, scheduler)
+
+    runner.step = counting  # type: ignore[method-assign]
+    try:
+        (done,) = engine.generate([request])[0]
+    finally:
+        del runner.step
+    assert fed == done.usage["prompt_cache_miss_tokens"], "what was reported is what was fed"
+    return done, fed
+
+
+def fresh(model: Decoder, tokenizer: Tokenizer, chat: ChatFormat) -> Completion:
+    return Engine(model, tokenizer, chat).generate([ASKED])[0][0]
+
+
+def test_conversations_of_many_tenants_are_each_as_if_alone(models: dict[str, Decoder]) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    *_, counts = converse(models["mla"], 60, seed=1)
+    torch.set_num_threads(before)
+    assert counts["conversations"] == 60 and counts["turns"] > 120
+    assert counts["hit_tokens"] > 1000 and counts["evictions"] > 20
+    assert counts["could_have_leaked"] >= 4, "prompts of which another tenant had said more"
+
+
+@pytest.mark.parametrize("kind", ["mla", "gqa"])
+def test_two_tenants_with_one_prompt_share_nothing(kind: str, tokenizer: Tokenizer, chat: ChatFormat) -> None:
+    """Counted where tokens are fed, not from what is reported. At once, too: they are not fed together."""
+    model = make_model(kind)
+    engine = engine_for(model, chat, reuse=True)
+    first, fed = counted(engine, ASKED)
+    assert fed == len(PROMPT)
+    again, fed = counted(engine, ASKED)
+    assert fed == len(PROMPT) - BLOCK
+    other, fed = counted(engine, replace(ASKED, tenant="ben"))
+    assert fed == len(PROMPT)
+    assert [differences(c, first) for c in (again, other)] == [[], []]
+    engine = engine_for(model, chat, reuse=True)
+    pair = [group[0] for group in engine.generate([ASKED, replace(ASKED, tenant="ben")])]
+    assert [c.usage["prompt_cache_hit_tokens"] for c in pair] == [0, 0]
+    assert engine.stats()["hit_tokens"] == 0
+
+
+def test_who_may_not_reuse_neither_hits_nor_is_hit(mla: Decoder, chat: ChatFormat) -> None:
+    engine = engine_for(mla, chat, reuse=True)
+    for request, fed in (
+        (replace(ASKED, reuse=False), 85),
+        (ASKED, 85),
+        (replace(ASKED, reuse=False), 85),
+        (ASKED, 85 - BLOCK),
+    ):
+        assert counted(engine, request)[1] == fed
+
+
+@pytest.mark.parametrize("how", ["load_weights", "in place", "a router's bias"])
+def test_after_new_weights_nothing_older_is_hit(how: str, tokenizer: Tokenizer, chat: ChatFormat) -> None:
+    model, other = make_model("mla"), make_model("mla", seed=5)
+    engine = engine_for(model, chat, reuse=True)
+    old, _ = counted(engine, ASKED)
+    with torch.no_grad():
+        if how == "load_weights":
+            engine.load_weights(other)
+        elif how == "in place":
+            model.layers[0].attention.kv_b_proj.weight[3, 5] += 0.5
+        else:
+            model.routers()[0].e_score_correction_bias.neg_()
+    new, fed = counted(engine, ASKED)
+    assert fed == len(PROMPT)
+    assert differences(new, fresh(model, tokenizer, chat)) == [] and differences(new, old)
+    assert counted(engine, ASKED)[1] == len(PROMPT) - BLOCK, "and the new are hit"
+
+
+def test_what_runs_while_weights_change_leaves_nothing_behind(tokenizer: Tokenizer, chat: ChatFormat) -> None:
+    model = make_model("mla")
+    engine = engine_for(model, chat, reuse=True)
+    begun = Request(prompt_ids=PROMPT[:60], params=replace(PARAMS, max_tokens=20), tenant="ada")
+    engine.submit(begun)
+    deltas = engine.step()
+    with torch.no_grad():
+        model.layers[0].attention.kv_b_proj.weight.mul_(1.5)
+    engine.submit(Request(prompt_ids=(9, 9), params=PARAMS))  # the change is noticed here
+    while engine.stats()["running"]:
+        deltas += engine.step()
+    (mixed,) = [d.completion for d in deltas if d.ticket == 0 and d.completion is not None]
+    after = replace(ASKED, prompt_ids=(*mixed.prompt_ids, *mixed.token_ids, 8))
+    got, fed = counted(engine, after)
+    assert fed == 81
+    assert differences(got, Engine(model, tokenizer, chat).generate([after])[0][0]) == []
+
+
+@pytest.mark.parametrize("damage", ["nothing", "flipped", "cut", "empty", "swapped", "renamed"])
+def test_a_file_that_was_touched_is_a_miss_with_the_right_answer(
+    damage: str, mla: Decoder, tokenizer: Tokenizer, chat: ChatFormat, tmp_path: Path
+) -> None:
+    expected = fresh(mla, tokenizer, chat)
+    other = replace(ASKED, prompt_ids=PROMPT[::-1])
+    engine = engine_for(mla, chat, cache_dir=tmp_path)
+    engine.generate([ASKED])
+    engine.close()
+    (mine,) = tmp_path.glob(f"*{SUFFIX}")
+    engine = engine_for(mla, chat, cache_dir=tmp_path)
+    engine.generate([other])
+    engine.close()
+    (its,) = set(tmp_path.glob(f"*{SUFFIX}")) - {mine}
+    data = mine.read_bytes()
+    if damage == "flipped":
+        mine.write_bytes(data[:-50] + bytes([data[-50] ^ 16]) + data[-49:])
+    elif damage in ("cut", "empty"):
+        mine.write_bytes(data[: len(data) // 2] if damage == "cut" else b"")
+    elif damage == "swapped":
+        mine.write_bytes(its.read_bytes())
+        its.write_bytes(data)
+    elif damage == "renamed":
+        its.rename(mine)
+    engine = engine_for(mla, chat, cache_dir=tmp_path)
+    got, fed = counted(engine, ASKED)
+    assert fed == len(PROMPT) - (BLOCK if damage == "nothing" else 0)
+    assert engine.stats()["blocks_restored"] == (damage == "nothing")
+    assert differences(got, expected) == []
+    engine.close()
+
+
+@pytest.mark.parametrize("what", ["weights", "type", "packed", "experts not recorded"])
+def test_a_folder_filled_by_another_engine_is_a_miss(
+    what: str, tokenizer: Tokenizer, chat: ChatFormat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other weights, another type, other rounding, another layout of a block."""
+    monkeypatch.setattr("rorqual.engine.packed.SMALLEST", 1)
+    engine = engine_for(make_model("mla"), chat, cache_dir=tmp_path)
+    engine.generate([ASKED])
+    engine.close()
+    model = make_model("mla", seed=1 if what == "weights" else 0)
+    if what == "type":
+        model = model.to(torch.bfloat16)
+    options = {"pack": what == "packed", "record_experts": what != "experts not recorded"}
+    expected = engine_for(model, chat, **options).generate([ASKED])[0][0]
+    engine = engine_for(model, chat, cache_dir=tmp_path, **options)
+    got, fed = counted(engine, ASKED)
+    assert fed == len(PROMPT) and differences(got, expected) == []
+    engine.close()

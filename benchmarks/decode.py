@@ -290,6 +290,7 @@ def bench(model: Model, a: argparse.Namespace, document: Measured) -> None:
                 shape = (batch, prompt, new)
                 done = cell(model, peers, measure(peers, *shape, a.rounds, a.seconds), shape, a.threads)
                 done |= {"threads": a.threads, "load": os.getloadavg()[0], "transformers tried": rows}
+                done["made by"] = document["made by"]
                 asked = [
                     s for s in asked if "errors" not in done["sides"].get(s.name, {})
                 ]  # what failed may be left unwell
@@ -323,7 +324,7 @@ def main() -> None:
     made["command"] = " ".join(
         word.split("=")[0] + "=RUN" if word in a.models and "=" in word else word for word in made["command"].split()
     )
-    document = {"made by": made, "sides": old.get("sides", {}), "cells": old.get("cells", {})}
+    document: Measured = {"made by": made, "sides": old.get("sides", {}), "cells": old.get("cells", {})}
     for word in a.models:
         name, _, run = word.partition("=")
         bench(prepared(name, run, a.work, a.llama), a, document)

@@ -23,6 +23,7 @@ from rorqual.data.chat import ChatFormat, chat_format
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine import Completion, Engine, Request, SamplingParams
 from rorqual.engine.runner import Runner
+from rorqual.engine.sequence import Sequence
 from rorqual.model import Decoder
 from rorqual.ops.paged import BLOCK
 
@@ -128,6 +129,7 @@ class Phase:
     drawn: dict[tuple[int, int], list[tuple[int, float]]] = field(default_factory=dict)
     hits: dict[int, int] = field(default_factory=dict)
     gone: set[int] = field(default_factory=set)
+    placed: Counter[tuple[int, int]] = field(default_factory=Counter)
     checked: int = 0
 
     def submit(self, number: int, **how: Any) -> int:
@@ -138,11 +140,25 @@ class Phase:
             self.known[id(self), ticket, sample] = request.tenant, list(request.prompt_ids or ())
         return ticket
 
-    def seated(self) -> dict[tuple[int, int], tuple[object, int]]:
-        """Who runs: what was saved of each when it last stepped back, and how much of it is fed."""
+    def __post_init__(self) -> None:
+        runner = self.engine._lanes[0].runner
+        place = runner.place
+
+        def counting(sequence: Sequence) -> None:
+            self.placed[sequence.ticket, sequence.sample] += 1
+            place(sequence)
+
+        runner.place = counting  # type: ignore[method-assign]
+
+    def close(self) -> None:
+        """Nobody is preempted but who then has a slot again; nor unless the engine says so, too."""
+        again = sum(times - 1 for times in self.placed.values())
+        self.counts["preempted"] += min(again, int(self.engine.stats()["preemptions"]))
+        self.engine.close()
+
+    def seated(self) -> set[tuple[int, int]]:
         scheduler = self.engine._lanes[0].scheduler
-        active = {(s.ticket, s.sample): (s.saved, CONTEXT) for s in scheduler.active}
-        return active | {(s.ticket, s.sample): (s.saved, s.fed) for s in scheduler.feeding}
+        return {(s.ticket, s.sample) for s in (*scheduler.active, *scheduler.feeding)}
 
     def cancel(self, ticket: int) -> None:
         self.counts["cancelled"] += any(t == ticket for t, _ in self.seated())
@@ -153,26 +169,16 @@ class Phase:
     def step(self) -> set[int]:
         """One step, with everything that must hold after it; the tickets that are done."""
         scheduler = self.engine._lanes[0].scheduler
-        before, counted = self.seated(), self.engine.stats()["preemptions"]
         deltas = self.engine.step()
         scheduler.check()
-        ended = {(d.ticket, d.sample) for d in deltas if d.completion is not None}
-        after = self.seated()
-        back = sum(
-            who not in after or after[who][0] is not saved or after[who][1] < fed
-            for who, (saved, fed) in before.items()
-            if who not in ended
-        )
-        self.counts["preempted"] += back
-        if self.engine.stats()["preemptions"] - counted < back:
-            raise Wrong("more stepped back than the engine counts")
+        ended = {d.ticket for d in deltas if d.completion is not None}
         for d in deltas:
             self.drawn.setdefault((d.ticket, d.sample), []).append((d.token, d.logprob))
             self.known[id(self), d.ticket, d.sample][1].append(d.token)
             self.hits[d.ticket] = max(self.hits.get(d.ticket, 0), d.hit)
             if d.completion is not None:
                 self._same(d.ticket, d.sample, d.completion)
-        return {t for t, _ in ended} - scheduler.tickets()
+        return ended - scheduler.tickets()
 
     def _same(self, ticket: int, sample: int, got: Completion) -> None:
         expected = self.pool.alone(self.numbers[ticket])[sample]
@@ -240,7 +246,7 @@ def run_schedule(pool: Pool, seed: int, folder: Path) -> tuple[Counter[str], int
             _first_phase(phase, rng, first, partial, victim, others)
         else:
             _second_phase(phase, rng, first, partial, others)
-        phase.engine.close()
+        phase.close()
         checked += phase.checked
     shutil.rmtree(folder, ignore_errors=True)
     missing = [name for name in FORCED if not counts[name]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+import time
 from pathlib import Path
 
 import httpx
@@ -60,5 +61,22 @@ def test_each_tenant_is_seen_running_and_waiting_and_hits_its_own_prompts_alone(
             with httpx.Client(base_url=server.url, headers=headers, timeout=60, trust_env=False) as client:
                 hits.append(client.post("/v1/completions", json=asked).json()["usage"]["prompt_cache_hit_tokens"])
         assert hits[0] == 0 and hits[1] >= 128 and hits[2] == 0  # what one tenant said, another cannot find out
+    finally:
+        assert stop(server) == 0
+
+
+def test_what_nobody_waits_for_leaves_the_engine(run: Path, tmp_path: Path) -> None:
+    """Not only the server's books: the engine itself stops drawing."""
+    server = start(run, tmp_path / "keys.json", tmp_path / "log", "port=0", "slots=1", "ui=false")
+    body = {"model": "tiny", "prompt": "a", "max_tokens": 3500, "ignore_eos": True}
+    try:
+        with server.client as client:
+            with client.stream("POST", "/v1/completions", json=body | {"stream": True}) as answer:
+                lines = answer.iter_lines()
+                assert any("text" in line for line in lines)
+            left = time.monotonic()
+            # The one slot is free for somebody else at once, and not after thousands of tokens.
+            assert client.post("/v1/completions", json=body | {"max_tokens": 1}).status_code == 200
+            assert time.monotonic() - left < 1
     finally:
         assert stop(server) == 0

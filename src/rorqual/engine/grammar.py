@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from rorqual.core.errors import ConfigError, DataError
 from rorqual.data.tokenizer import Tokenizer
-from rorqual.engine.grammar_source import check_pattern, choice_pattern, find_keyword, parse_schema
+from rorqual.engine.grammar_source import check_pattern, choice_pattern, find_cause, find_keyword, parse_schema
 from rorqual.engine.request import Grammar
 
 Bools = npt.NDArray[np.bool_]
@@ -348,6 +348,11 @@ def _refusal(grammar: Grammar, error: str) -> DataError:
         return DataError(
             f"the {kind} uses 'oneOf' at {place}, whose branches are not seen to exclude each other",
             remedy="Use anyOf, or give each branch a property with a const of its own.",
+        )
+    if grammar.kind == "json_schema" and (cause := find_cause(grammar.source, error)) is not None:
+        return DataError(
+            f"the {kind} uses {cause[0]!r} at {cause[1]}, which cannot be enforced: {error}",
+            remedy="Take it out, and check the reply yourself; docs/serve.md says what can be enforced.",
         )
     if "retriev" in error or "registry" in error:
         return DataError(f"the {kind} refers to another document, and nothing is fetched: {error}", remedy=_INLINE)

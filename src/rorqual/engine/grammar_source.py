@@ -6,7 +6,9 @@ import json
 import math
 import re
 from collections.abc import Iterator
+from decimal import Decimal
 from typing import Any
+from urllib.parse import unquote
 
 from rorqual.core.errors import DataError
 
@@ -20,6 +22,9 @@ MAX_LEAST = 10_000
 
 _COUNT = re.compile(r"(?:(?<=\{)|(?<=,))[0-9]+(?=[,}])")
 _LEAST = ("minLength", "minItems", "minProperties")
+_BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
+_DIGITS, _FINEST, _LARGEST = 15, 1e-60, 2**63
+"""llguidance computes with doubles: a bound of more digits would be off in the last, one finer or larger has no expression."""
 _NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas", "dependentRequired")
 _VALUES = ("const", "enum", "default", "example", "examples", "required")
 
@@ -53,11 +58,61 @@ def parse_schema(source: str) -> Any:
                 f"the JSON schema refers to another document at {place}: {_short(target)}, and nothing is fetched",
                 "Put what it refers to under $defs, and refer to #/$defs/NAME.",
             )
+        _check_enforced(place, part, schema)
         for name in _LEAST:
             least = part.get(name)
             if isinstance(least, int | float) and least > MAX_LEAST:
                 raise _refuse(f"the JSON schema asks for {name} above {MAX_LEAST} at {place}", "Ask for less.")
     return schema
+
+
+def _check_enforced(place: str, part: dict[str, Any], schema: dict[str, Any]) -> None:
+    """Refuse by name what llguidance would take and not keep to."""
+    for name in _BOUNDS:
+        if not _exact(part.get(name)):
+            raise _refuse(
+                f"the JSON schema uses {name!r} at {place} with a number of more than {_DIGITS} digits, which cannot be enforced",
+                "Round it.",
+            )
+    required, least = part.get("required"), part.get("minProperties")
+    free = part.get("additionalProperties", True) is not False or "patternProperties" in part
+    # That a name comes once is not enforced: of those not listed, only the first is sure to count.
+    if free and isinstance(least, int | float) and least > (len(required) if isinstance(required, list) else 0) + 1:
+        raise _refuse(
+            f"the JSON schema uses 'minProperties' at {place} for names that it does not list, which cannot be enforced",
+            "List more of them in properties and required.",
+        )
+    seen, target = list[str](), part.get("$ref")
+    while isinstance(target, str):
+        if target in seen:
+            raise _refuse(
+                f"the JSON schema uses '$ref' at {place} for what is only itself: {_short(target)}", "Say what it is."
+            )
+        seen.append(target)
+        found = _resolve(schema, target)
+        target = found.get("$ref") if isinstance(found, dict) else None
+
+
+def _exact(number: Any) -> bool:
+    """Whether a double holds it, to the last digit that was written."""
+    if isinstance(number, bool) or not isinstance(number, int | float) or number in (0, _LARGEST - 1):
+        return True
+    if not _FINEST <= abs(number) <= _LARGEST:
+        return False
+    return len(Decimal(repr(number)).normalize().as_tuple().digits) <= _DIGITS or number == -_LARGEST
+
+
+def _resolve(schema: Any, pointer: str) -> Any:
+    """What `#/$defs/a` points to; None where to nothing, or by an anchor."""
+    for step in pointer.split("/")[1:]:
+        step = unquote(step).replace("~1", "/").replace("~0", "~")
+        if isinstance(schema, list) and step.isdecimal() and int(step) < len(schema):
+            schema = schema[int(step)]
+        elif isinstance(schema, dict) and step in schema:
+            schema = schema[step]
+        else:
+            return None
+    return schema if pointer.startswith(("#/", "#")) and pointer[1:2] in ("", "/") else None
 
 
 def choice_pattern(source: str) -> str:
@@ -83,6 +138,24 @@ def find_keyword(source: str, keyword: str) -> str:
         if isinstance(part, dict) and keyword in part:
             return place
     return "#"
+
+
+def find_cause(source: str, error: str) -> tuple[str, str] | None:
+    """Which keyword of a JSON schema llguidance means by an error that does not say it, and where that stands."""
+    patterns, formats, counts = list[tuple[str, str]](), list[tuple[str, str]](), list[tuple[str, str]]()
+    for place, part in _schemas(json.loads(source)):
+        if not isinstance(part, dict):
+            continue
+        if f"Unknown format: {part.get('format')}" in error:
+            formats.append(("format", place))
+        if isinstance(part.get("pattern"), str):
+            patterns.insert(0 if part["pattern"] in error else len(patterns), ("pattern", place))
+        for key in _keys(part.get("patternProperties")):
+            patterns.insert(0 if key in error else len(patterns), ("patternProperties", place))
+        counts += [(name, place) for name in ("minProperties", "maxProperties") if name in part]
+    if "min/maxProperties" in error:
+        return next(iter(counts), None)
+    return next(iter(formats or (patterns if "regex" in error or "lookaround" in error else [])), None)
 
 
 def _schemas(schema: Any) -> Iterator[tuple[str, Any]]:

@@ -141,6 +141,7 @@ class Desk:
             experts=sampled.experts,
             kept=sampled.kept,
             top_logprobs=sampled.top,
+            error="" if sequence.constraint is None else sequence.constraint.error,
             usage={
                 "prompt_tokens": len(job.prompt),
                 "completion_tokens": len(sampled.token_ids),

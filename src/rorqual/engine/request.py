@@ -78,7 +78,8 @@ class Completion:
     `kept` is [len(token_ids), ceil(vocab / 8)] uint8, the tokens that top-k and top-p left for each draw, as `numpy.packbits` writes
     them; None where the engine does not record it.
     `top_logprobs[i]`: the likeliest tokens at that place, where they were asked for. `usage` counts `prompt_tokens`,
-    `completion_tokens` and, of a local engine, `prompt_cache_hit_tokens` and `prompt_cache_miss_tokens`.
+    `completion_tokens` and, of a local engine, `prompt_cache_hit_tokens` and `prompt_cache_miss_tokens`. `error`: why the grammar gave up in the
+    middle, where it did: the reply does not match it.
     `text` is the reply after `</think>`, `reasoning` what stood before it (None: it did not think).
     """
 
@@ -92,6 +93,7 @@ class Completion:
     kept: Any = None
     top_logprobs: list[list[tuple[int, float]]] | None = None
     usage: dict[str, int] = field(default_factory=dict)
+    error: str = ""
 
 
 class Generator(Protocol):

@@ -270,12 +270,15 @@ class Scheduler:
             done |= (tokens == stop) & ~rows.ignore_eos[:n]
         for row in np.flatnonzero(rows.special[:n]).tolist():
             sequence = self.active[row]
-            sequence.halted = int(tokens[row]) in sequence.params.stop_token_ids or (
-                sequence.halts is not None
-                and sequence.halts(self.history.tokens(sequence.slot, int(rows.position[row]) + 1))
-            )
+            sequence.halted = self._halts(sequence, int(tokens[row]), int(rows.position[row]) + 1)
             done[row] |= sequence.halted
         return np.flatnonzero(done)
+
+    def _halts(self, sequence: Sequence, token: int, length: int) -> bool:
+        """Whether a sequence of `length` ids ends for a reason of its own: a token, a text, or a grammar that nothing can follow."""
+        if token in sequence.params.stop_token_ids or (sequence.constraint is not None and sequence.constraint.done):
+            return True
+        return sequence.halts is not None and sequence.halts(self.history.tokens(sequence.slot, length))
 
     def release(self, rows: Ints) -> None:
         """The sequences in `rows` (ascending) leave; slots and blocks are free, the holes closed."""

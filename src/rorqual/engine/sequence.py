@@ -73,7 +73,8 @@ class Rows:
         self.position[row], self.limit[row] = len(sequence.tokens) - 1, sequence.limit
         self.slot[row], self.key[row] = sequence.slot, sequence.key
         self.ignore_eos[row] = sequence.params.ignore_eos
-        self.special[row] = bool(sequence.params.stop or sequence.params.stop_token_ids)
+        asked = sequence.params.stop or sequence.params.stop_token_ids or sequence.constraint
+        self.special[row] = bool(asked)
 
     def move(self, to: Ints, from_: Ints) -> None:
         for array in vars(self).values():

@@ -131,7 +131,14 @@ class Worker:
     def _tell(self, deltas: list[Delta]) -> None:
         rows = []
         for delta in deltas:
+            if delta.ticket not in self.numbers:
+                continue  # another sample of it has failed
             reason = None if delta.completion is None else delta.completion.finish_reason
+            if delta.completion is not None and delta.completion.error:
+                self._refuse(self.numbers[delta.ticket], f"the grammar gave up in the middle: {delta.completion.error}")
+                self.engine.cancel(delta.ticket)
+                self._forget(delta.ticket)
+                continue
             said = (delta.sample, delta.token, reason, delta.logprob, delta.top, delta.hit)
             rows.append([self.numbers[delta.ticket], *said])
             if reason is not None:

@@ -1,0 +1,108 @@
+"""Each row rounded in one way: alone, among any number of others, at any place; and equal to the reference within rounding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rorqual.ops import moe, norm
+from rorqual.ops.invariant import experts, rms_norm, sigmoid, silu
+from rorqual.ops.losses import filled_up, token_logprobs
+from rorqual.ops.moe import Routing
+
+TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+types = pytest.mark.parametrize("dtype", TYPES)
+SUBSETS = (1, 2, 3, 5, 17, 40)
+
+
+def some(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@types
+@pytest.mark.parametrize("width", [8, 24, 48, 64, 100, 1536])
+@pytest.mark.parametrize(("function", "theirs"), [(silu, F.silu), (sigmoid, torch.sigmoid)])
+def test_a_rows_bits_do_not_depend_on_its_place(
+    function: Callable[[Tensor], Tensor], theirs: Callable[[Tensor], Tensor], width: int, dtype: str
+) -> None:
+    x = (3 * some(64, width)).to(TYPES[dtype])
+    whole = function(x)
+    torch.testing.assert_close(whole, theirs(x))
+    for count in SUBSETS:
+        rows = torch.randperm(64, generator=torch.Generator().manual_seed(count))[:count]
+        assert torch.equal(function(x[rows]), whole[rows])
+
+
+def test_a_plain_silu_would_be_seen() -> None:
+    """What is filled up for: the mutant of the test above."""
+    x = 3 * some(64, 24)
+    whole = F.silu(x)
+    assert not all(torch.equal(F.silu(x[i : i + 1]), whole[i : i + 1]) for i in range(64))
+
+
+@types
+@pytest.mark.parametrize("width", [24, 96, 100, 1536])
+def test_a_norm_of_a_row_is_its_own(width: int, dtype: str) -> None:
+    x, weight = some(4, 16, width).to(TYPES[dtype]), (1 + 0.1 * some(width, seed=1)).to(TYPES[dtype])
+    whole = rms_norm(x, weight, 1e-6)
+    torch.testing.assert_close(whole, norm.rms_norm(x, weight, 1e-6))
+    flat = x.flatten(0, 1)
+    for count in SUBSETS:
+        rows = torch.randperm(64, generator=torch.Generator().manual_seed(count))[:count]
+        assert torch.equal(rms_norm(flat[rows], weight, 1e-6), whole.flatten(0, 1)[rows])
+
+
+def routing_of(tokens: int, n: int, k: int) -> Routing:
+    scores = some(tokens, n, seed=2).sigmoid()
+    weights, indices = scores.topk(k, dim=-1)
+    return Routing(indices, weights / weights.sum(-1, keepdim=True), scores, indices, torch.zeros(tokens))
+
+
+def part(routing: Routing, rows: Tensor) -> Routing:
+    return Routing(**{name: value[rows] for name, value in vars(routing).items()})
+
+
+@types
+@pytest.mark.parametrize(("d", "i"), [(96, 48), (64, 20), (130, 64)])
+def test_a_tokens_experts_are_its_own(d: int, i: int, dtype: str) -> None:
+    """In any company, which decides how many rows each expert has. With gradients and without."""
+    n, kind = 8, TYPES[dtype]
+    x, gate_up, down = some(64, d).to(kind), some(n, 2 * i, d, seed=3).to(kind), some(n, d, i, seed=4).to(kind)
+    gate_up, down = gate_up / d**0.5, down / i**0.5
+    routing = routing_of(64, n, 2)
+    with torch.no_grad():
+        whole = experts(x, routing, gate_up, down)
+        reference = moe.experts(x.float(), routing, gate_up.float(), down.float())
+        torch.testing.assert_close(whole.float(), reference, rtol=0, atol=1e-5 if dtype == "fp32" else 6e-2)
+        for count in SUBSETS:
+            rows = torch.randperm(64, generator=torch.Generator().manual_seed(count))[:count]
+            assert torch.equal(experts(x[rows], part(routing, rows), gate_up, down), whole[rows])
+    assert torch.equal(experts(x.requires_grad_(), routing, gate_up, down), whole)
+
+
+def test_experts_have_the_references_gradients() -> None:
+    made: list[list[Tensor]] = []
+    for function in (experts, moe.experts):
+        leaves = [t.requires_grad_() for t in (some(20, 32), some(6, 24, 32, seed=3), some(6, 32, 12, seed=4))]
+        out = function(leaves[0], routing_of(20, 6, 2), leaves[1], leaves[2])
+        made.append([out, *torch.autograd.grad((out * some(20, 32, seed=5)).sum(), leaves)])
+    for one, other in zip(*made):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("vocab", [32, 33, 264, 1000])
+def test_logits_that_are_filled_up_have_the_same_logarithms_and_no_gradient_beyond(vocab: int) -> None:
+    logits, targets = some(40, vocab).requires_grad_(), torch.arange(40) % vocab
+    filled = filled_up(logits)
+    assert filled.shape[1] % 32 == 0 and filled.shape[1] - vocab < 32
+    now = token_logprobs(filled, targets)
+    torch.testing.assert_close(now, token_logprobs(logits, targets))
+    (mine,) = torch.autograd.grad(now.sum(), logits, retain_graph=True)
+    (theirs,) = torch.autograd.grad(token_logprobs(logits, targets).sum(), logits)
+    torch.testing.assert_close(mine, theirs)
+    for count in (1, 3, 7):
+        assert torch.equal(token_logprobs(filled_up(logits[:count]), targets[:count]), now[:count])

@@ -180,6 +180,15 @@ def test_a_conversation_with_a_thought_a_formula_and_code(visit: Visit, taught: 
     ask(page, PICTURE_QUESTION)  # the conversation is remembered: two questions, two answers
     expect(page.locator("#chat .user-row")).to_have_count(2, timeout=WAIT)
     until(page, "tokens in")
+
+    page.get_by_role(
+        "button", name="Edit", exact=True
+    ).first.click()  # a question that is asked anew forgets what came after it
+    page.locator("#chat textarea").fill(PICTURE_QUESTION)
+    page.get_by_role("button", name="Submit", exact=True).click()
+    taught.wait(DONE, done + 3)
+    expect(page.locator("#chat .user-row")).to_have_count(1)
+    expect(page.locator("#chat .bot-row img")).to_have_count(1)
     page.get_by_role("button", name="New chat").click()
     expect(page.locator("#chat .user-row")).to_have_count(0, timeout=WAIT)
 
@@ -246,6 +255,26 @@ def test_a_thought_is_open_while_it_lasts(visit: Visit) -> None:
     until(page, "Stopped after|tokens in")
     expect(page.locator("#chat .thought-group .title")).to_contain_text("Thought for", timeout=WAIT)
     page.locator("#chat .thought-group .content").wait_for(state="hidden")
+
+
+def test_a_reply_under_way_gives_way_to_another_and_to_a_new_chat(visit: Visit, taught: Server) -> None:
+    page = visit()
+    before = taught.metric("cancelled_total")
+    ask(page, LONG_QUESTION)
+    expect(page.locator("#chat")).to_contain_text("la la la", timeout=WAIT)
+    page.get_by_role("button", name="Retry", exact=True).last.click()
+    taught.wait("cancelled_total", before + 1)
+    expect(page.locator("#chat")).to_contain_text("la la la", timeout=WAIT)
+    assert page.locator("#chat .user-row").count() == 1 and answers(page) == 1
+    page.get_by_role("button", name="New chat").click()
+    taught.wait("cancelled_total", before + 2)
+    expect(page.locator("#message .submit-button")).to_be_visible()
+    page.wait_for_timeout(500)  # what is late does not come back
+    assert page.locator("#chat .user-row").count() == 0 and answers(page) == 0
+    page.focus(BOX)
+    ask(page, QUESTION)
+    until(page, "tokens in")
+    assert answers(page) == 1
 
 
 def test_whoever_leaves_frees_the_engine(visit: Visit, taught: Server) -> None:

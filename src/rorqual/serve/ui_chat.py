@@ -7,7 +7,7 @@ import asyncio
 import html
 import os
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from rorqual.serve.ui_turn import Row, Turn, Wanted, text_of, upto_question
 FILES = Path(__file__).parent / "page"
 TICK = 0.1
 """Seconds between two pictures of a reply that grows."""
+PATIENCE = 2.0
+"""Seconds that a reply may take to end before another begins in its place."""
 FORMULAS = [("$$", "$$", True), ("\\[", "\\]", True), ("\\(", "\\)", False), ("$", "$", False)]
 Pictures = AsyncGenerator[tuple[Any, ...], None]
 """What the page's parts become, again and again."""
@@ -49,7 +51,11 @@ class Mounted:
         self._closing.set()
 
     async def _keep(self, ready: asyncio.Future[ASGIApp]) -> None:
-        parent = await asyncio.to_thread(build, self._api, self._model, self._temperature)
+        try:
+            parent = await asyncio.to_thread(build, self._api, self._model, self._temperature)
+        except Exception as error:
+            ready.set_exception(error)  # whoever waits is told; then it is in the log
+            raise
         async with parent.router.lifespan_context(parent):
             ready.set_result(parent)
             await self._closing.wait()
@@ -77,39 +83,62 @@ def _tenant(request: HttpRequest) -> str | None:
     return tenant
 
 
+class Going:
+    """A reply on its way in one session, until it is stopped. `replaced`: something else is shown there now."""
+
+    def __init__(self) -> None:
+        self.stopped, self.over = asyncio.Event(), asyncio.Event()
+        self.replaced = False
+
+
 class Chat:
     """What happens on the page. Each handler is a generator of what the page's parts become: chat, rows, box, status."""
 
     def __init__(self, gr: Any, api: ASGIApp, model: str) -> None:
         self.gr, self.api, self.model = gr, api, model
-        self._stops: dict[str, asyncio.Event] = {}
+        self._going: dict[str, Going] = {}
 
-    def stop(self, session: str) -> None:
-        """End the reply of a session, if one is on its way."""
-        if session in self._stops:
-            self._stops[session].set()
+    def stop(self, session: str, *, replaced: bool = False) -> None:
+        """End the reply of a session, if one is on its way; where it is replaced, it shows nothing more."""
+        if (going := self._going.get(session)) is not None:
+            going.replaced = going.replaced or replaced
+            going.stopped.set()
 
     async def reply(self, rows: Sequence[Row], wanted: Wanted, tenant: str, session: str) -> Pictures:
-        """Ask for a reply to `rows`, which end with a question."""
-        turn, stopped = Turn(), asyncio.Event()
-        self._stops[session] = stopped
+        """Ask for a reply to `rows`, which end with a question. Another that is on its way in this session ends."""
+        await self._give_way(session)
+        turn, going = Turn(), Going()
+        self._going[session] = going
         pump = asyncio.create_task(self._pump(turn, wanted.body(self.model, rows), tenant))
-        stopping = asyncio.create_task(stopped.wait())
-        box = self.gr.Textbox(value="", submit_btn=False, stop_btn=True)
-        yield rows, rows, box, _status("Waiting. Esc stops.")
-        box = self.gr.skip()
+        stopping = asyncio.create_task(going.stopped.wait())
         try:
-            while not pump.done() and not stopped.is_set():
+            box = self.gr.Textbox(value="", submit_btn=False, stop_btn=True)
+            yield rows, rows, box, _status("Waiting. Esc stops.")
+            while not pump.done() and not going.stopped.is_set():
                 await asyncio.wait((pump, stopping), timeout=TICK, return_when=asyncio.FIRST_COMPLETED)
+                if going.replaced:
+                    return
                 now = [*rows, *turn.rows()]
-                yield now, now, box, _status(f"{turn.phase}. Esc stops.")
+                yield now, now, self.gr.skip(), _status(f"{turn.phase}. Esc stops.")
         finally:
-            self._stops.pop(session, None)
             stopping.cancel()
             pump.cancel()
             [outcome, _] = await asyncio.gather(pump, stopping, return_exceptions=True)
+            going.over.set()
+            if self._going.get(session) is going:
+                del self._going[session]
         turn.stop()
-        yield self._end(rows, turn, outcome, stopped=stopped.is_set())
+        yield self._end(rows, turn, outcome, stopped=going.stopped.is_set())
+        if isinstance(outcome, Exception) and not isinstance(outcome, ApiError):
+            raise outcome  # a bug: it is logged, and shown as one
+
+    async def _give_way(self, session: str) -> None:
+        """What is on its way in a session ends, and leaves its place in the queue."""
+        if (going := self._going.get(session)) is not None:
+            self.stop(session, replaced=True)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(PATIENCE):
+                    await going.over.wait()
 
     def _end(self, rows: Sequence[Row], turn: Turn, outcome: object, *, stopped: bool) -> tuple[Any, ...]:
         """The last picture. A question that got nothing at all goes back into the box."""
@@ -207,7 +236,7 @@ def _wire(gr: Any, chat: Chat, parts: Sequence[Any], settings: Sequence[Any], re
         chat.stop(request.session_hash)
 
     def fresh(request: gr.Request) -> tuple[Any, ...]:
-        chat.stop(request.session_hash)
+        chat.stop(request.session_hash, replaced=True)
         return [], [], gr.Textbox(value="", submit_btn=True, stop_btn=False), _status(IDLE)
 
     common: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": None, "show_progress": "hidden"}

@@ -333,8 +333,8 @@ MUTANTS = (
         "the trainer forgets what top-p cut off",
         "trl#7269; DeepSeek-V3.2, section 3.1",
         "train/objectives/grpo.py",
-        "        if batch.kept is not None:\n",
-        "        if False:\n",
+        "            return logits if kept is None else keep_only(logits, kept)\n",
+        "            return logits\n",
         "tests/train/test_grpo_rollouts.py::test_a_token_that_was_cut_off_has_no_gradient",
     ),
     one(
@@ -948,8 +948,9 @@ MUTANTS = (
         "blocks are added as they lie in memory",
         "where a sequence's blocks are depends on who was there",
         "ops/paged.py",
-        "    hidden = place[:, None, None] * BLOCK + np.arange(BLOCK) > at[tile][:, :, None]\n",
-        "    place = np.array([np.argsort(tables[sequence[t], : blocks[t]])[b] for b, t in zip(place, tile)])\n    hidden = place[:, None, None] * BLOCK + np.arange(BLOCK) > at[tile][:, :, None]\n",
+        "    hidden = place[:, None, None] * BLOCK",
+        "    place = np.array([np.argsort(tables[sequence[t], : blocks[t]])[b] for b, t in zip(place, tile)])\n"
+        "    hidden = place[:, None, None] * BLOCK",
         "tests/engine/test_same_bits.py::test_random_schedules_change_no_bit",
         "tests/ops/test_paged.py::test_each_query_has_bits_of_its_own",
     ),

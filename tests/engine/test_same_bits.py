@@ -3,17 +3,22 @@ from. Trained models, both kinds of attention, fp32 and bf16; every comparison i
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from schedules import FORCED, Pool, Wrong, differences, make_pool, run_schedule
-from trained import KINDS, TYPES, in_type
+from trained import CONTEXT, KINDS, TYPES, in_type
 
-from rorqual.engine import Completion
+from rorqual.data.pack import Sample, pack
+from rorqual.engine import Completion, SamplingParams
 from rorqual.model import Decoder
+from rorqual.ops.losses import filled_up, token_logprobs
+from rorqual.ops.registry import INVARIANT
 
 
 @pytest.fixture(scope="module", params=[(kind, dtype) for kind in KINDS for dtype in TYPES], ids="-".join)
@@ -86,3 +91,28 @@ def test_one_thread_or_two_change_no_bit(model: Decoder) -> None:
         two = stepped(pool, number)
         torch.set_num_threads(1)
         assert [differences(a, b) for a, b in zip(two, pool.alone(number), strict=True)] == [[]] * len(two)
+
+
+@torch.no_grad()
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("how", [{}, {"temperature": 0.6}, {"temperature": 1.0}, {"temperature": 1.7}], ids=str)
+def test_a_trainers_log_probabilities_are_the_samplers(model: Decoder, how: dict[str, float]) -> None:
+    """Packed rows in the same arithmetic, all documents at once. With cuts, and through GRPO itself: tests/train/test_sampler_check.py."""
+    pool = make_pool(model, seed=5, stems=1)
+    asked = [replace(r, params=SamplingParams(max_tokens=9, n=2, seed=i, **how)) for i, r in enumerate(pool.requests)]
+    completions = [c for group in pool.engine(slots=4).generate(asked) for c in group]
+    samples = [
+        Sample([*c.prompt_ids, *c.token_ids], [False] * len(c.prompt_ids) + [True] * len(c.token_ids))
+        for c in completions
+    ]
+    packed = pack(samples, CONTEXT)
+    tokens, positions, segments = (
+        torch.from_numpy(x) for x in (packed.batch.tokens, packed.batch.positions, packed.batch.segments)
+    )
+    trainer = copy.copy(model)
+    trainer.ops = INVARIANT
+    hidden = trainer(tokens, positions, segments=segments).hidden
+    for (row, start, length), c in zip(packed.places, completions, strict=True):
+        here = slice(start + len(c.prompt_ids) - 1, start + length - 1)
+        logits = filled_up(trainer.logits(hidden[row, here])) / (how.get("temperature") or 1.0)
+        assert token_logprobs(logits, torch.tensor(c.token_ids)).tolist() == c.logprobs

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rorqual.ops.attention import cache_mask, document_mask
+from rorqual.ops.attention import document_mask
 from rorqual.ops.rope import Rope, Yarn, inverse_frequencies, rope_table, rotate, softmax_factor, spread
 
 POSITIONS = [0, 1, 7, 1000, 100_000]
@@ -111,9 +111,3 @@ def test_document_mask_is_causal_and_within_a_document() -> None:
     mask = document_mask(torch.tensor([[0, 0, 1, 1]]))[0, 0]
     expected = [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 1, 1]]
     assert torch.equal(mask, torch.tensor(expected, dtype=torch.bool))
-
-
-def test_cache_mask_sees_positions_up_to_its_own() -> None:
-    mask = cache_mask(torch.tensor([[2, 3], [0, 1]]), 5)[:, 0]
-    assert mask.sum(-1).tolist() == [[3, 4], [1, 2]]
-    assert mask[0, 0].tolist() == [True, True, True, False, False]

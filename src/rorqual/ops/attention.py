@@ -22,9 +22,3 @@ def document_mask(segments: Tensor) -> Tensor:
     causal = torch.ones(seq, seq, dtype=torch.bool, device=segments.device).tril()
     same = segments.unsqueeze(2) == segments.unsqueeze(1)
     return (same & causal).unsqueeze(1)
-
-
-def cache_mask(positions: Tensor, keys: int) -> Tensor:
-    """A query at position p sees cached positions 0..p: positions [batch, queries] -> [batch, 1, queries, keys]."""
-    index = torch.arange(keys, device=positions.device)
-    return (index <= positions.unsqueeze(-1)).unsqueeze(1)

@@ -221,6 +221,7 @@ def test_a_head_that_never_ends_and_a_connection_that_says_nothing_are_closed(se
 # ---- an engine that hangs
 
 
+@pytest.mark.slow
 def test_an_engine_that_hangs_is_started_again(run: Path, tmp_path: Path) -> None:
     server = start(run, tmp_path / "keys.json", tmp_path / "log", "port=0", "hang=1.5", "ui=false")
     try:
@@ -271,6 +272,7 @@ def test_defaults_of_a_run_that_no_request_could_give_are_named(run: Path, tmp_p
     assert "temperature" in refused(copy, tmp_path)
 
 
+@pytest.mark.slow
 def test_what_a_request_does_not_say_the_run_says(run: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(run, copy)

@@ -416,7 +416,35 @@ POISONS: dict[str, tuple[Grammar, Grammar, str]] = {
     "a reference to itself": (
         schema(**{"$ref": "#"}),
         schema(type="object", properties={"a": {"$ref": "#"}}),
-        "matched by no reply",
+        r"'\$ref' at # .* matched by no reply",
+    ),
+    "references in a ring": (
+        schema(
+            items={"$ref": "#/$defs/a"}, **{"$defs": {"a": {"$ref": "#/$defs/b%7Ec"}, "b~c": {"$ref": "#/$defs/a"}}}
+        ),
+        schema(
+            items={"$ref": "#/$defs/a"},
+            **{"$defs": {"a": {"$ref": "#/$defs/b~0c"}, "b~c": {"items": {"$ref": "#/$defs/a"}}}},
+        ),
+        r"'\$ref' at #/items",
+    ),
+    "more digits than a double has": (
+        schema(type="number", minimum=92.19050918627971),
+        schema(type="number", minimum=92.190509186279),
+        "'minimum' at #,",
+    ),
+    "a whole number that no double has": (
+        schema(type="integer", maximum=2**53 + 1),
+        schema(type="integer", maximum=2**53 - 1),
+        "'maximum' at #,",
+    ),
+    "a bound too fine": (schema(exclusiveMinimum=1e-99), schema(exclusiveMinimum=1e-59), "'exclusiveMinimum' at #,"),
+    "a bound too large": (schema(maximum=1e20), schema(type="integer", maximum=2**63 - 1), "'maximum' at #,"),
+    "a number of any names": (schema(minProperties=2), schema(minProperties=1), "'minProperties' at #"),
+    "a number of names with some optional": (
+        schema(type="object", properties={"a": {}}, maxProperties=2),
+        schema(type="object", properties={"a": {}}, required=["a"], minProperties=2),
+        "'maxProperties' at #,",
     ),
     "options of the library": (
         Grammar("json_schema", '{"anyOf": [{"x-guidance": {"lenient": true}, "not": {}}]}'),
@@ -438,11 +466,15 @@ POISONS: dict[str, tuple[Grammar, Grammar, str]] = {
         "'oneOf' at #",
     ),
     "an unknown type": (schema(type="strin"), schema(type="string"), "strin"),
-    "an unknown format": (schema(type="string", format="bogus"), schema(type="string", format="date"), "bogus"),
+    "an unknown format": (
+        schema(type="string", format="bogus"),
+        schema(type="string", format="date"),
+        "'format' at #.*bogus",
+    ),
     "a schema's pattern that looks ahead": (
         schema(type="string", pattern="(?=a)b"),
         schema(type="string", pattern="(a)b"),
-        "look-around",
+        "'pattern' at #.*look-around",
     ),
     "a pattern that looks ahead": (Grammar("regex", "(?=a)a"), Grammar("regex", "(?:a)a"), "look-around"),
     "a pattern that refers back": (Grammar("regex", r"(a)\1"), Grammar("regex", "(a)1"), "backreferences"),

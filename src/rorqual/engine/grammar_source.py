@@ -23,8 +23,9 @@ MAX_LEAST = 10_000
 _COUNT = re.compile(r"(?:(?<=\{)|(?<=,))[0-9]+(?=[,}])")
 _LEAST = ("minLength", "minItems", "minProperties")
 _BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
-_DIGITS, _FINEST, _LARGEST = 15, 1e-60, 2**63
-"""llguidance computes with doubles: a bound of more digits would be off in the last, one finer or larger has no expression."""
+_DIGITS, _FINEST, _WHOLE, _LARGEST = 15, 1e-60, 2**53 - 1, 2**63
+"""llguidance computes with doubles: a bound of more digits would be off in the last, one finer or larger has no expression. Whole ones
+are exact to 2^53, and those that end 64 bits happen to be."""
 _NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas", "dependentRequired")
 _VALUES = ("const", "enum", "default", "example", "examples", "required")
 
@@ -71,7 +72,7 @@ def _check_enforced(place: str, part: dict[str, Any], schema: dict[str, Any]) ->
     for name in _BOUNDS:
         if not _exact(part.get(name)):
             raise _refuse(
-                f"the JSON schema uses {name!r} at {place} with a number of more than {_DIGITS} digits, which cannot be enforced",
+                f"the JSON schema uses {name!r} at {place}, and more than {_DIGITS} digits, or what is out of range, cannot be enforced",
                 "Round it.",
             )
     required, least = part.get("required"), part.get("minProperties")
@@ -86,7 +87,8 @@ def _check_enforced(place: str, part: dict[str, Any], schema: dict[str, Any]) ->
     while isinstance(target, str):
         if target in seen:
             raise _refuse(
-                f"the JSON schema uses '$ref' at {place} for what is only itself: {_short(target)}", "Say what it is."
+                f"the JSON schema uses '$ref' at {place} for what is only itself and is matched by no reply",
+                "Say what it is, or allow something beside it.",
             )
         seen.append(target)
         found = _resolve(schema, target)
@@ -95,11 +97,13 @@ def _check_enforced(place: str, part: dict[str, Any], schema: dict[str, Any]) ->
 
 def _exact(number: Any) -> bool:
     """Whether a double holds it, to the last digit that was written."""
-    if isinstance(number, bool) or not isinstance(number, int | float) or number in (0, _LARGEST - 1):
+    if isinstance(number, bool) or not isinstance(number, int | float) or number in (0, _LARGEST - 1, -_LARGEST):
         return True
+    if isinstance(number, int):
+        return abs(number) <= _WHOLE
     if not _FINEST <= abs(number) <= _LARGEST:
         return False
-    return len(Decimal(repr(number)).normalize().as_tuple().digits) <= _DIGITS or number == -_LARGEST
+    return len(Decimal(repr(number)).normalize().as_tuple().digits) <= _DIGITS
 
 
 def _resolve(schema: Any, pointer: str) -> Any:

@@ -137,16 +137,16 @@ class _Layer(LayerCache):
         self._step, self._pools = step, pools
 
     def attend(self, q: Tensor, new: Sequence[Tensor], values: int, scale: float) -> Tensor:
-        """See `LayerCache`; tokens of no group are filling, and get zeros."""
+        """See `LayerCache`. Tokens of no group fill up: they get what the first token got, and go the way that it goes."""
         for pool, part in zip(self._pools, new, strict=True):
             flat = pool.view(-1, part.shape[2])
             flat.index_copy_(0, self._step.places(part.shape[1]), part.reshape(-1, part.shape[2]))
         read = self._pools[1] if len(self._pools) > 1 else values
-        groups = self._step.groups
-        if len(groups) == 1 and groups[0].size == len(q):
-            return attend(q, self._pools[0], read, groups[0].tiles, scale)
-        out = q.new_zeros(*q.shape[:3], values)
-        for group in groups:
-            tokens = slice(group.start, group.start + group.size)
-            out[tokens] = attend(q[tokens], self._pools[0], read, group.tiles, scale)
-        return out
+        outs = [
+            attend(q[group.start : group.start + group.size], self._pools[0], read, group.tiles, scale)
+            for group in self._step.groups
+        ]
+        spare = len(q) - sum(group.size for group in self._step.groups)
+        if spare:
+            outs.append(outs[0][:1].expand(spare, -1, -1, -1))
+        return outs[0] if len(outs) == 1 else torch.cat(outs)

@@ -218,6 +218,7 @@ class Runner:
             at[start:stop], offset[start:stop] = places, places % BLOCK
             block[start:stop] = self.tables[chunk.sequence.slot, places // BLOCK]
             ends.append(stop - 1)
+        ids[size:], at[size:] = ids[0], at[0]  # copies of the first token, so that they need no experts of their own
         cache = StepCache(self.cache, block, offset, self._groups(plan, slot, position, scheduler.version))
         output = self.model(self._tensor(ids[None]), self._tensor(at[None]), cache=cache)
         if self.layers:

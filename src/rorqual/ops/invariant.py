@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -44,7 +46,8 @@ def sigmoid(x: Tensor) -> Tensor:
 def _whole(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """`function`, element by element, of a tensor without a rest."""
     width = x.shape[-1]
-    if width % LANES == 0:
+    # Twice as much for two threads, which share a tensor in halves.
+    if width % LANES == 0 or (x.is_contiguous() and x.numel() % (2 * LANES) == 0):
         return function(x)
     return function(F.pad(x, (0, -width % LANES)))[..., :width]
 
@@ -60,29 +63,72 @@ def experts(x: Tensor, routing: Routing, gate_up: Tensor, down: Tensor, multiple
     Tokens are sorted by expert and each expert's rows filled up; the gates multiply the narrow middle; a token's experts are
     added in the order of their numbers. `multiple`: of rows, instead of `ROWS`.
     """
-    (n, _), k = x.shape, routing.indices.shape[1]
-    flat = routing.indices.reshape(-1)
-    order = flat.sort(stable=True).indices
-    counts = torch.bincount(flat, minlength=gate_up.shape[0])
-    multiple = multiple or ROWS.get(x.dtype, MULTIPLE)
-    filled = (counts + (multiple - 1)).div(multiple, rounding_mode="floor") * multiple
-    shift = filled.cumsum(0) - filled - counts.cumsum(0) + counts  # by how much an expert's rows move down
-    slot = torch.arange(n * k, device=x.device) + shift.index_select(0, flat.index_select(0, order))
-    sizes = filled.tolist()
-    used = [expert for expert, size in enumerate(sizes) if size]
-    sizes = [sizes[expert] for expert in used]
-    token = order // k
-    place = token.new_zeros(sum(sizes)).index_copy_(0, slot, token)  # rows that fill up hold token 0
-    weights = routing.weights.reshape(-1, 1).index_select(0, order).to(x.dtype)
-    gates = weights.new_zeros(len(place), 1).index_copy(0, slot, weights)  # and have gates of 0
-    rows = x.index_select(0, place)
-    gate, up = _products(rows, sizes, [gate_up[e] for e in used], gate_up.shape[1]).chunk(2, dim=-1)
-    if torch.is_grad_enabled():
-        h = silu(gate) * up * gates
-    else:
-        h = silu(gate).mul_(up).mul_(gates)
-    y = _products(h, sizes, [down[e] for e in used], x.shape[1])
-    return x.new_zeros(x.shape).index_add(0, place, y)
+    if len(x) <= FEW and not torch.is_grad_enabled() and x.device.type == "cpu":
+        used = np.unique(routing.indices.numpy()).tolist()
+        if len(used) <= FEW:
+            return _one_by_one(x, routing, gate_up, down, used)
+    sizes, order, slot = _sorted(routing.indices, len(gate_up), multiple or ROWS.get(x.dtype, MULTIPLE))
+    used = np.flatnonzero(sizes).tolist()
+    together = _together(sizes, gate_up)
+    if together:  # every expert has as many rows as the largest: two products instead of two for each
+        size = int(sizes.max())
+        slot = (
+            slot + (np.arange(len(sizes)) * size - (sizes.cumsum() - sizes))[routing.indices.numpy().reshape(-1)[order]]
+        )
+        sizes = np.full(len(sizes), size)
+    place = np.zeros(int(sizes.sum()), np.int64)  # rows that fill up hold token 0
+    place[slot] = order // routing.indices.shape[1]
+    at, slots, orders = (torch.from_numpy(array).to(x.device) for array in (place, slot, order))
+    weights = routing.weights.reshape(-1, 1).index_select(0, orders).to(x.dtype)
+    gates = weights.new_zeros(len(place), 1).index_copy(0, slots, weights)  # and have gates of 0
+    rows = x.index_select(0, at)
+    grad = torch.is_grad_enabled()
+
+    def products(rows: Tensor, weights: Tensor) -> Tensor:
+        if together:
+            return torch.bmm(rows.unflatten(0, (len(sizes), -1)), weights.transpose(1, 2)).flatten(0, 1)
+        return _products(rows, sizes[used].tolist(), [weights[e] for e in used], weights.shape[1])
+
+    gate, up = products(rows, gate_up).chunk(2, dim=-1)
+    h = silu(gate) * up * gates if grad else silu(gate).mul_(up).mul_(gates)
+    return x.new_zeros(x.shape).index_add(0, at, products(h, down))
+
+
+def _one_by_one(x: Tensor, routing: Routing, gate_up: Tensor, down: Tensor, used: list[int]) -> Tensor:
+    """The few experts of few tokens, each on all of them: the gates of the others are 0."""
+    gates = x.new_zeros(len(x), len(gate_up)).scatter_(1, routing.indices, routing.weights.to(x.dtype))
+    out = torch.zeros_like(x)
+    for expert in used:
+        gate, up = torch.mm(x, gate_up[expert].t()).chunk(2, dim=-1)
+        h = silu(gate).mul_(up).mul_(gates[:, expert : expert + 1])
+        out += torch.mm(h, down[expert].t())
+    return out
+
+
+FEW = 4
+"""Tokens and experts up to which nothing need be sorted."""
+Ints = npt.NDArray[np.int64]
+SMALL = 1 << 20
+"""Values of all experts' first matrices that a processor's cache holds."""
+
+
+def _sorted(indices: Tensor, n_experts: int, multiple: int) -> tuple[Ints, Ints, Ints]:
+    """Rows of each expert, filled up [experts]; pairs of token and expert sorted by expert, and the row of each [tokens * k]."""
+    flat = indices.cpu().numpy().reshape(-1)
+    order = flat.argsort(kind="stable")
+    counts = np.bincount(flat, minlength=n_experts)
+    sizes = -(-counts // multiple) * multiple
+    moved = (sizes.cumsum() - sizes) - (counts.cumsum() - counts)  # by how much an expert's rows move down
+    return sizes, order, np.arange(len(flat)) + moved[flat[order]]
+
+
+def _together(sizes: Ints, gate_up: Tensor) -> bool:
+    """Whether one product over all experts, each with the rows of the largest, costs less than one for each."""
+    rows, whole = len(sizes) * int(sizes.max()), int(sizes.sum())
+    if gate_up.dtype != torch.float32 or gate_up.device.type != "cpu":
+        return False
+    cached = gate_up.numel() <= SMALL or np.count_nonzero(sizes) == len(sizes)
+    return cached and (rows <= 1.6 * whole or (rows <= 256 and rows <= 4 * whole))
 
 
 def _products(rows: Tensor, sizes: list[int], weights: list[Tensor], width: int) -> Tensor:

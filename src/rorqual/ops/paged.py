@@ -38,8 +38,9 @@ class Tiles:
     so that place b holds the tiles 0 .. counts[b] - 1. tile [pairs]; block [pairs], its place in the pool; hidden [pairs, queries, BLOCK],
     the keys that a query must not see. gather [tiles * queries]: the token of each query, and of a tile that is not full its last again;
     slot [tokens]: the query of each token. Both are None where query i is token i. rows: what a product's rows are filled up to.
-    span: where the blocks lie close together, the part of the pool that holds them: then nothing is gathered from it, and `pool_tile`
-    and `hidden` are of every block of the part, in its order; back [pairs]: the place of each pair there. last [tokens],
+    span: where the blocks lie close together, the part of the pool that holds them: then nothing is gathered from it, and `met` and
+    `hidden` are of every block of the part, in its order; back [pairs]: the place of each pair there (None: its own). met: the tile that
+    each block meets (None: block i meets tile i). last [tokens],
     of tiles of one query: where in `hidden` the block is in which each token lies.
     """
 
@@ -52,7 +53,7 @@ class Tiles:
     slot: Tensor | None
     rows: int = MIN_ROWS
     span: slice | None = None
-    pool_tile: Tensor | None = None
+    met: Tensor | None = None
     back: Tensor | None = None
     last: Tensor | None = None
 
@@ -103,11 +104,12 @@ def tiles_of(
     block = tables[sequence[tile], place].astype(np.int64)
     part = _part(block) if queries == 1 else None
     here = np.arange(len(block)) if part is None else block - part.start
-    pool_tile = None
+    met, in_order = tile, part is None
     if part is not None:
-        pool_tile, seen = np.zeros(part.stop - part.start, np.int64), hidden
-        hidden = np.zeros((len(pool_tile), *hidden.shape[1:]), np.bool_)
-        pool_tile[here], hidden[here] = tile, seen
+        size = part.stop - part.start
+        in_order = size == len(block) and bool((here[1:] > here[:-1]).all())
+        seen, hidden, met = hidden, np.zeros((size, *hidden.shape[1:]), np.bool_), np.zeros(size, np.int64)
+        hidden[here], met[here] = seen, tile
     last = np.empty(len(count) if queries == 1 else 0, np.int64)
     if queries == 1:
         ends = place == blocks[tile] - 1
@@ -122,8 +124,8 @@ def tiles_of(
         slot=None if plain else tensor(slot),
         rows=rows,
         span=part,
-        pool_tile=None if pool_tile is None else tensor(pool_tile),
-        back=None if part is None else tensor(here),
+        met=None if len(met) == len(sequence) and bool((met == np.arange(len(met))).all()) else tensor(met),
+        back=None if in_order else tensor(here),
         last=tensor(last) if queries == 1 else None,
     )
 
@@ -165,8 +167,7 @@ def attend_tiles(q: Tensor, keys: Tensor, values: Tensor | int, tiles: Tiles, sc
     if q.dtype == torch.float32:
         q, scale = q * scale, 1.0
     several = len(tiles.counts) > 1
-    met_by = tiles.tile if tiles.pool_tile is None else tiles.pool_tile
-    met = q.index_select(0, met_by) if several or tiles.span is not None else q
+    met = q if tiles.met is None else q.index_select(0, tiles.met)
     scores = torch.bmm(met.flatten(0, 1), k.flatten(0, 1).transpose(1, 2)).float()
     if scale != 1.0:
         scores = scores * scale if grad else scores.mul_(scale)

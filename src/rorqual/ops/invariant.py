@@ -63,7 +63,7 @@ def experts(x: Tensor, routing: Routing, gate_up: Tensor, down: Tensor, multiple
     Tokens are sorted by expert and each expert's rows filled up; the gates multiply the narrow middle; a token's experts are
     added in the order of their numbers. `multiple`: of rows, instead of `ROWS`.
     """
-    if len(x) <= FEW and not torch.is_grad_enabled() and x.device.type == "cpu":
+    if FEW <= len(x) < 2 * FEW and not torch.is_grad_enabled() and x.device.type == "cpu":
         used = np.unique(routing.indices.numpy()).tolist()
         if len(used) <= FEW:
             return _one_by_one(x, routing, gate_up, down, used)
@@ -106,7 +106,7 @@ def _one_by_one(x: Tensor, routing: Routing, gate_up: Tensor, down: Tensor, used
 
 
 FEW = 4
-"""Tokens and experts up to which nothing need be sorted."""
+"""Experts up to which nothing need be sorted; and as many tokens at least, so that no product has fewer rows."""
 Ints = npt.NDArray[np.int64]
 SMALL = 1 << 20
 """Values of all experts' first matrices that a processor's cache holds."""

@@ -67,19 +67,23 @@ def part(routing: Routing, rows: Tensor) -> Routing:
 
 
 @types
-@pytest.mark.parametrize(("d", "i"), [(96, 48), (64, 20), (130, 64)])
-def test_a_tokens_experts_are_its_own(d: int, i: int, dtype: str) -> None:
-    """In any company, which decides how many rows each expert has. With gradients and without."""
+@pytest.mark.parametrize("k", [1, 2, 3, 5])
+@pytest.mark.parametrize(("d", "i"), [(96, 48), (64, 20), (256, 256)])
+def test_a_tokens_experts_are_its_own(d: int, i: int, k: int, dtype: str) -> None:
+    """In any company, which decides how many rows each expert has; also beside itself alone. With gradients and without."""
     n, kind = 8, TYPES[dtype]
     x, gate_up, down = some(64, d).to(kind), some(n, 2 * i, d, seed=3).to(kind), some(n, d, i, seed=4).to(kind)
     gate_up, down = gate_up / d**0.5, down / i**0.5
-    routing = routing_of(64, n, 2)
+    routing = routing_of(64, n, k)
     with torch.no_grad():
         whole = experts(x, routing, gate_up, down)
         reference = moe.experts(x.float(), routing, gate_up.float(), down.float())
         torch.testing.assert_close(whole.float(), reference, rtol=0, atol=1e-5 if dtype == "fp32" else 6e-2)
         for count in SUBSETS:
             rows = torch.randperm(64, generator=torch.Generator().manual_seed(count))[:count]
+            assert torch.equal(experts(x[rows], part(routing, rows), gate_up, down), whole[rows])
+        for token in range(64):
+            rows = torch.tensor([token] * (4 + token % 4))
             assert torch.equal(experts(x[rows], part(routing, rows), gate_up, down), whole[rows])
     assert torch.equal(experts(x.requires_grad_(), routing, gate_up, down), whole)
 

@@ -97,12 +97,12 @@ def experts(x: Tensor, routing: Routing, gate_up: Tensor, down: Tensor, multiple
 def _one_by_one(x: Tensor, routing: Routing, gate_up: Tensor, down: Tensor, used: list[int]) -> Tensor:
     """The few experts of few tokens, each on all of them: the gates of the others are 0."""
     gates = x.new_zeros(len(x), len(gate_up)).scatter_(1, routing.indices, routing.weights.to(x.dtype))
-    out = torch.zeros_like(x)
+    out = torch.zeros_like(x, dtype=torch.float32)  # `index_add` adds in fp32, too, and rounds once
     for expert in used:
         gate, up = torch.mm(x, gate_up[expert].t()).chunk(2, dim=-1)
         h = silu(gate).mul_(up).mul_(gates[:, expert : expert + 1])
         out += torch.mm(h, down[expert].t())
-    return out
+    return out.to(x.dtype)
 
 
 FEW = 4

@@ -57,13 +57,12 @@ def resident(process: int) -> float:
 
 def fresh(chosen: argparse.Namespace) -> dict[str, Any]:
     """A result with nothing in it, of what is asked."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=ROOT, check=False, stdout=subprocess.PIPE, encoding="utf-8"
-    )
+    git = ["git", "rev-parse", "HEAD"]
+    commit = chosen.commit or subprocess.run(git, cwd=ROOT, check=True, stdout=subprocess.PIPE, encoding="utf-8").stdout
     packages = {name: version(name) for name in ("llguidance", "jsonschema", "hypothesis", "hypothesis-jsonschema")}
     return {
         "command": "python scripts/json_mode.py " + " ".join([*([chosen.run.name] if chosen.run else []), *words(chosen)]),
-        "commit": chosen.commit or commit.stdout.strip(), "packages": packages, "done": 0, "seconds": 0.0,
+        "commit": commit.strip(), "packages": packages, "done": 0, "seconds": 0.0,
         "outcomes": {}, "refused": {}, "a_name_twice": 0, "wrong": [], "memory": [],
     }  # fmt: skip
 

@@ -48,6 +48,12 @@ def schema(**keys: Any) -> Grammar:
     return Grammar("json_schema", json.dumps(keys))
 
 
+def chain(links: int) -> Grammar:
+    """A schema of references, each to the next, and the last to null."""
+    defs = {f"a{i}": {"$ref": f"#/$defs/a{i + 1}"} for i in range(links)} | {f"a{links}": {"type": "null"}}
+    return schema(**{"$ref": "#/$defs/a0", "$defs": defs})
+
+
 def sampled(constraint: Constraint, tokenizer: Tokenizer, seed: int, limit: int = 300) -> tuple[list[int], bool]:
     """Ids drawn at random, stop ids and closing ones more often, until the reply ends (True) or is `limit` long."""
     rng, reply = np.random.default_rng(seed), list[int]()
@@ -428,6 +434,7 @@ POISONS: dict[str, tuple[Grammar, Grammar, str]] = {
         ),
         r"'\$ref' at #/items",
     ),
+    "a chain of references": (chain(3000), chain(60), r"'\$ref' at #"),
     "more digits than a double has": (
         schema(type="number", minimum=92.19050918627971),
         schema(type="number", minimum=92.190509186279),

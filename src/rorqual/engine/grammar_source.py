@@ -83,16 +83,19 @@ def _check_enforced(place: str, part: dict[str, Any], schema: dict[str, Any]) ->
             f"the JSON schema uses 'minProperties' at {place} for names that it does not list, which cannot be enforced",
             "List more of them in properties and required.",
         )
-    seen, target = list[str](), part.get("$ref")
-    while isinstance(target, str):
-        if target in seen:
-            raise _refuse(
-                f"the JSON schema uses '$ref' at {place} for what is only itself and is matched by no reply",
-                "Say what it is, or allow something beside it.",
-            )
-        seen.append(target)
-        found = _resolve(schema, target)
-        target = found.get("$ref") if isinstance(found, dict) else None
+    _check_chain(place, part, schema)
+
+
+def _check_chain(place: str, part: Any, schema: dict[str, Any]) -> None:
+    """Refuse references that lead from one to the next and back, or further than can be a purpose."""
+    for _ in range(MAX_DEPTH):
+        if not isinstance(part, dict) or not isinstance(part.get("$ref"), str):
+            return
+        part = _resolve(schema, part["$ref"])
+    raise _refuse(
+        f"the JSON schema uses '$ref' at {place} for what is only itself and is matched by no reply",
+        f"Say what it is, or allow something beside it, within {MAX_DEPTH} references.",
+    )
 
 
 def _exact(number: Any) -> bool:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import make_model
 from conversations import converse, engine_for
-from schedules import differences
+from schedules import Wrong, differences
 
 from rorqual.data.chat import ChatFormat
 from rorqual.data.tokenizer import Tokenizer
@@ -46,14 +46,18 @@ def counted(engine: Engine, request: Request) -> tuple[Completion, int]:
 
 
 def fresh(model: Decoder, tokenizer: Tokenizer, chat: ChatFormat) -> Completion:
-    return Engine(model, tokenizer, chat).generate([ASKED])[0][0]
+    return Engine.of(model, tokenizer, chat).generate([ASKED])[0][0]
 
 
 def test_conversations_of_many_tenants_are_each_as_if_alone(models: dict[str, Decoder]) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    *_, counts = converse(models["mla"], 60, seed=1)
-    torch.set_num_threads(before)
+    try:
+        *_, counts = converse(models["mla"], 60, seed=1)
+    except Wrong as wrong:
+        raise AssertionError(str(wrong)) from wrong
+    finally:
+        torch.set_num_threads(before)
     assert counts["conversations"] == 60 and counts["turns"] > 120
     assert counts["hit_tokens"] > 1000 and counts["evictions"] > 20
     assert counts["could_have_leaked"] >= 4, "prompts of which another tenant had said more"
@@ -121,7 +125,7 @@ def test_what_runs_while_weights_change_leaves_nothing_behind(tokenizer: Tokeniz
     after = replace(ASKED, prompt_ids=(*mixed.prompt_ids, *mixed.token_ids, 8))
     got, fed = counted(engine, after)
     assert fed == 81
-    assert differences(got, Engine(model, tokenizer, chat).generate([after])[0][0]) == []
+    assert differences(got, Engine.of(model, tokenizer, chat).generate([after])[0][0]) == []
 
 
 @pytest.mark.parametrize("damage", ["nothing", "flipped", "cut", "empty", "swapped", "renamed"])

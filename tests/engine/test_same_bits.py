@@ -4,6 +4,7 @@ from. Trained models, both kinds of attention, fp32 and bf16; every comparison i
 from __future__ import annotations
 
 import copy
+import random
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,8 +16,10 @@ from schedules import FORCED, Pool, Wrong, differences, make_pool, run_schedule
 from trained import CONTEXT, KINDS, TYPES, in_type
 
 from rorqual.data.pack import Sample, pack
-from rorqual.engine import Completion, SamplingParams
-from rorqual.model import Decoder
+from rorqual.engine import Completion, Request, SamplingParams
+from rorqual.model import Decoder, ModelConfig, Stage, build
+from rorqual.model.attention import GQAConfig, MLAConfig
+from rorqual.model.ffn import DenseConfig, MoEConfig
 from rorqual.ops.losses import filled_up, token_logprobs
 from rorqual.ops.registry import INVARIANT
 
@@ -39,7 +42,10 @@ def run_all(pool: Pool, seeds: range, folder: Path) -> None:
     total: Counter[str] = Counter()
     answers = 0
     for seed in seeds:
-        counts, checked = run_schedule(pool, seed, folder / str(seed))
+        try:
+            counts, checked = run_schedule(pool, seed, folder / str(seed))
+        except Wrong as wrong:
+            raise AssertionError(str(wrong)) from wrong
         assert all(counts[name] for name in FORCED)
         total, answers = total + counts, answers + checked
     assert answers >= 8 * len(seeds) and total["hit"] and total["missed"]
@@ -116,3 +122,56 @@ def test_a_trainers_log_probabilities_are_the_samplers(model: Decoder, how: dict
         here = slice(start + len(c.prompt_ids) - 1, start + length - 1)
         logits = filled_up(trainer.logits(hidden[row, here])) / (how.get("temperature") or 1.0)
         assert token_logprobs(logits, torch.tensor(c.token_ids)).tolist() == c.logprobs
+
+
+WIDE = {
+    "mla": (
+        MLAConfig(
+            num_attention_heads=8,
+            q_lora_rank=256,
+            kv_lora_rank=256,
+            qk_nope_head_dim=64,
+            qk_rope_head_dim=32,
+            v_head_dim=64,
+        ),
+        MoEConfig(n_routed_experts=16, num_experts_per_tok=4, moe_intermediate_size=256, n_shared_experts=1),
+    ),
+    "gqa": (
+        GQAConfig(num_attention_heads=9, num_key_value_heads=3, head_dim=64),
+        DenseConfig(intermediate_size=1536),
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("kind", WIDE)
+def test_wider_layers_change_no_bit(kind: str, dtype: str) -> None:
+    """Products that take other paths than those of small models: together, alone, packed, with one thread and with two."""
+    attention, ffn = WIDE[kind]
+    stages = (Stage(layers=2, attention=attention, ffn=ffn),)
+    config = ModelConfig(
+        vocab_size=2048, hidden_size=512, stages=stages, max_position_embeddings=CONTEXT, initializer_range=0.05
+    )
+    model = build(config, seed=0).requires_grad_(False).to(TYPES[dtype])
+    rng = random.Random(0)
+    asked = [
+        Request(
+            prompt_ids=tuple(rng.randrange(2000) for _ in range(length)),
+            params=SamplingParams(max_tokens=10, temperature=1.0, ignore_eos=True, seed=length),
+        )
+        for length in (3, 70, 333)
+    ]
+    for pack_ in (False, True):
+        pool = Pool(model, pack_, asked, [])
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            engine = pool.engine(slots=4)
+            for request in asked:
+                engine.submit(request)
+            found: dict[int, Completion] = {}
+            while engine.stats()["running"] + engine.stats()["waiting"]:
+                found |= {d.ticket: d.completion for d in engine.step() if d.completion is not None}
+            torch.set_num_threads(1)
+            assert [differences(found[i], pool.alone(i)[0]) for i in range(3)] == [[]] * 3

@@ -23,7 +23,7 @@ _MLA = MLAConfig(
 _GQA = GQAConfig(
     num_attention_heads=6, num_key_value_heads=2, head_dim=24, qk_norm=True, attention_bias=True, output_bias=True
 )
-_MOE = MoEConfig(n_routed_experts=8, num_experts_per_tok=2, moe_intermediate_size=48, n_shared_experts=1)
+_MOE = MoEConfig(n_routed_experts=8, num_experts_per_tok=3, moe_intermediate_size=48, n_shared_experts=1)
 STAGES = {
     "mla": (
         Stage(layers=1, attention=_MLA, ffn=DenseConfig(intermediate_size=200)),

@@ -86,7 +86,7 @@ def main() -> None:
     run, folder = make_run("sft", settings(a)), RunDir(a.out)
     fit(run, folder, threads=a.threads)
     task = load_task("knights", data=a.data, options={"people": a.people})
-    engine = Engine.from_run(folder.path, threads=a.threads, record_experts=False)
+    engine = Engine(folder.path, threads=a.threads, record_experts=False)
     modes: dict[str, Any] = {}
     for thinking in ("auto", "off"):
         found = evaluate(engine, task, count=a.count, thinking=thinking, per_family=True, model="knights",

@@ -44,7 +44,7 @@ def compare(run: Path, work: Path) -> dict[str, Any]:
     export_gguf(RunDir(run), work / "model.gguf", dtype="f32", progress=silent)
     context = min(read_model_config(RunDir(run)).max_position_embeddings, 256)
     with llama_cpp(work / "model.gguf", context) as server:
-        found, least = parted(Engine.from_run(run, max_len=context), server, PROMPTS)
+        found, least = parted(Engine(run, max_len=context), server, PROMPTS)
     return {
         "prompts": len(PROMPTS),
         "equal": len(PROMPTS) - len(found),

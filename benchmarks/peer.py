@@ -121,7 +121,7 @@ def judge(model: Decoder, chat: ChatFormat, job: Job, out: Path, label: str) -> 
     """Held-out problems, answered as in training (temperature 1, the model's own choice to think)."""
     params = SamplingParams(max_tokens=job.max_tokens, temperature=1.0, seed=job.seed, n=4)
     found = evaluate(
-        Engine(model, chat.tokenizer, chat, threads=job.threads),
+        Engine.of(model, chat.tokenizer, chat, threads=job.threads),
         load_task(job.task, options={"hard": job.hard}),
         count=job.per_cell,
         seed=EVAL_SEED + job.seed,

@@ -37,9 +37,9 @@ Row = dict[str, Any]
 
 def engine_of(run: Path, a: argparse.Namespace, **more: Any) -> Engine:
     """An engine on `run`; a keyword that this one does not know is left out."""
-    known = inspect.signature(Engine.from_run).parameters
+    known = inspect.signature(Engine).parameters
     given = {"dtype": a.dtype, "threads": a.threads, "slots": 4, "record_experts": False, "cache_bytes": 2 << 30} | more
-    return Engine.from_run(run, **{key: value for key, value in given.items() if key in known})
+    return Engine(run, **{key: value for key, value in given.items() if key in known})
 
 
 def first(engine: Engine, prefix: list[int], tail: int, reuse: bool) -> tuple[list[float], int, int]:

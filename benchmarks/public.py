@@ -51,7 +51,7 @@ def trained(name: str, a: argparse.Namespace) -> tuple[RunDir, dict[str, Any]]:
 
 def measured(folder: RunDir, task: str, max_tokens: int, a: argparse.Namespace) -> dict[str, Any]:
     """Greedy answers to the held-out file, problems that fit the model's context."""
-    engine = Engine.from_run(folder.path, threads=a.threads, record_experts=False)
+    engine = Engine(folder.path, threads=a.threads, record_experts=False)
     loaded = load_task(task, data=a.data / task)
     room = engine.max_len - max_tokens
     every = list(loaded.problems("test", 0))

@@ -98,7 +98,7 @@ def theirs(model: Decoder, setting: Setting, threads: int) -> Generate:
 
 def ours(model: Decoder, threads: int) -> Generate:
     tokenizer = Tokenizer.byte_level()
-    engine = Engine(model, tokenizer, chat_format(tokenizer), threads=threads)
+    engine = Engine.of(model, tokenizer, chat_format(tokenizer), threads=threads)
     params = SamplingParams(max_tokens=NEW, ignore_eos=True)
 
     def run(prompts: Replies) -> Replies:

@@ -41,7 +41,7 @@ def main() -> None:
         raise SystemExit(f"{a.run}: a model without experts")
     problems = pick(load_task(a.task), "dev", a.count, 0, False)
     params = SamplingParams(max_tokens=a.max_tokens)
-    answers = Engine.from_run(a.run, threads=a.threads).generate([Request(p.messages, params) for p in problems])
+    answers = Engine(a.run, threads=a.threads).generate([Request(p.messages, params) for p in problems])
     chosen = [np.asarray(group[0].experts) for group in answers]  # each [positions, layers, k]
     layers = [layer([one[:, number] for one in chosen], experts) for number in range(chosen[0].shape[1])]
     for found in layers:

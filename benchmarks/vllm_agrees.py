@@ -96,7 +96,7 @@ def compare(name: str, run: RunDir, work: Path, vllm: Path) -> dict[str, Any]:
     if not folder.exists():
         export_hf(run, folder, dtype="float32", progress=lambda done, total, tensor: None)
     problems = list(islice(repeat(load_task(TASK), 12_345), PROMPTS))
-    engine = Engine.from_run(run.path)
+    engine = Engine(run.path)
     prompts = [engine.chat.prompt(problem.messages, "on") for problem in problems]
     asked = [Request(prompt_ids=tuple(p), params=SamplingParams(max_tokens=TOKENS, temperature=0)) for p in prompts]
     mine = [completion for [completion] in engine.generate(asked)]

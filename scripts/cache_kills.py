@@ -63,7 +63,7 @@ def prompts_of(round_: int, vocabulary: int) -> list[Request]:
 
 
 def opened(run: Path, folder: Path | None) -> Engine:
-    return Engine.from_run(
+    return Engine(
         run, slots=8, max_len=LONGEST + REPLY, record_experts=False, reuse=folder is not None, cache_dir=folder
     )
 

@@ -21,14 +21,14 @@ class Ours:
     """An engine, and what its constructor knows of: an older one has neither invariance nor a prefix cache."""
 
     def __init__(self, run: Path, dtype: str, threads: int, invariant: bool) -> None:
-        known = inspect.signature(Engine.from_run).parameters
+        known = inspect.signature(Engine).parameters
         given: dict[str, Any] = {"dtype": dtype, "threads": threads, "record_experts": False, "slots": 32}
         if "invariant" in known:
             given["invariant"] = invariant
         elif invariant:
             raise SystemExit("this engine knows no invariant=")
         self.cached = "cache_bytes" in known
-        self.engine = Engine.from_run(run, **given)
+        self.engine = Engine(run, **given)
         self.vocab = self.engine.model.config.vocab_size
         self.shape = (0, 0)
 

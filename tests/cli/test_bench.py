@@ -53,7 +53,7 @@ def test_prompts_may_be_pieces_of_a_text(place: Path) -> None:
 
 
 def test_times_are_of_the_tokens_that_were_drawn(tiny: Path) -> None:
-    engine = Engine.from_run(tiny, slots=3, record_experts=False)
+    engine = Engine(tiny, slots=3, record_experts=False)
     prompts = [tuple(range(40 + n, 60 + n)) for n in range(3)]
     began = time.perf_counter()
     found = timing(engine, prompts, 9)

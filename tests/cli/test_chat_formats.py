@@ -76,7 +76,7 @@ def test_a_chatml_run_is_trained_measured_and_spoken_with(tmp_path: Path) -> Non
     assert wrong.code == 2 and "the tokenizer lacks <think>, </think>, which chat format 'qwen3'" in wrong.err
     assert not (place / "wrong").exists()
 
-    engine = Engine.from_run(place / "run")
+    engine = Engine(place / "run")
     request = Request((Message("user", "Hi"),), SamplingParams(max_tokens=2))
     given = engine.generate([request])[0][0]
     prompt = engine.tokenizer.decode(given.prompt_ids, specials=True)

@@ -67,7 +67,7 @@ def test_whatever_a_model_draws_is_shown_whole_in_the_end(ids: list[int], thinki
 
 @pytest.fixture(scope="module")
 def engine(tiny: Path) -> Engine:
-    return Engine.from_run(tiny, slots=1)
+    return Engine(tiny, slots=1)
 
 
 def test_the_history_is_kept_and_its_oldest_turns_forgotten_where_the_context_ends(engine: Engine) -> None:

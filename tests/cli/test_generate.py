@@ -57,7 +57,7 @@ def sampled(count: int) -> Rows:
 
 @pytest.fixture(scope="module")
 def engine(tiny: Path) -> Engine:
-    return Engine.from_run(tiny, slots=4, record_experts=False)
+    return Engine(tiny, slots=4, record_experts=False)
 
 
 def test_each_line_is_what_the_engine_says_to_that_request_alone(place: Path, engine: Engine) -> None:

@@ -168,7 +168,7 @@ def test_an_export_loads_in_transformers_with_equal_logits_and_tokens(config: Mo
         assert relative(theirs(tokens).logits, logits) < 1e-4
     text = "12 apples <think> é"
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
-    engine = Engine.from_run(tmp_path / "run")
+    engine = Engine(tmp_path / "run")
     assert tokenizer.decode(engine.tokenizer.encode(text)) == text
 
 
@@ -183,7 +183,7 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 def test_a_trained_run_exports_with_tokenizer_template_and_ids(trained: RunDir, tmp_path: Path) -> None:
     export_hf(trained, tmp_path / "out")
     import_hf(tmp_path / "out", tmp_path / "again")
-    first, again = Engine.from_run(trained.path), Engine.from_run(tmp_path / "again")
+    first, again = Engine(trained.path), Engine(tmp_path / "again")
     state = first.model.state_dict()
     assert all(torch.equal(tensor, state[name]) for name, tensor in again.model.state_dict().items())
     assert (first.chat.name, first.tokenizer) == (again.chat.name, again.tokenizer)

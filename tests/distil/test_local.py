@@ -49,7 +49,7 @@ def test_each_row_says_where_it_comes_from(straight: Path, run: Path) -> None:
     rows = file.rows
     assert [(r.key, r.number) for r in rows] == [(f"{a}+{a + 1}", n) for a in range(6) for n in range(2)]
     assert file.tokenizer == hashlib.sha256((run / "tokenizer.json").read_bytes()).hexdigest() and file.vocab == 263
-    engine, task = Engine.from_run(run), load_task(f"{HERE / 'sums_task.py'}:Sums")
+    engine, task = Engine(run), load_task(f"{HERE / 'sums_task.py'}:Sums")
     problems = {p.key: p for p in task.problems("train", 0)}
     for row in rows:
         assert row.teacher.endswith("run@step-000002") and json.loads(row.params)["max_tokens"] == 8
@@ -98,7 +98,7 @@ def test_no_sample_depends_on_how_many_problems_are_asked(straight: Path, local:
 
 def test_the_likeliest_tokens_are_the_teachers(local: Make, run: Path, tmp_path: Path) -> None:
     rows = made(local(top_k=5, keep="all", filters={"names": ()}), tmp_path / "out")
-    engine = Engine.from_run(run)
+    engine = Engine(run)
     for row in rows:
         with torch.no_grad():
             ids = torch.tensor([[*row.prompt_ids, *row.token_ids]])

@@ -97,7 +97,7 @@ def mla(tokenizer: Tokenizer) -> Decoder:
 
 @pytest.fixture
 def engine(mla: Decoder, tokenizer: Tokenizer, chat: ChatFormat) -> Engine:
-    return Engine(mla, tokenizer, chat, slots=8)
+    return Engine.of(mla, tokenizer, chat, slots=8)
 
 
 @pytest.fixture(scope="session")

@@ -58,7 +58,7 @@ def make_talks(count: int, seed: int, tokenizer: Tokenizer) -> list[Talk]:
 
 
 def engine_for(model: Decoder, chat: ChatFormat, **options: object) -> Engine:
-    return Engine(model, chat.tokenizer, chat, lanes=1, **options)  # type: ignore[arg-type]
+    return Engine.of(model, chat.tokenizer, chat, lanes=1, **options)  # type: ignore[arg-type]
 
 
 def converse(model: Decoder, count: int, seed: int, *, at_once: int = 12, blocks: int = 40) -> Iterator[Counter[str]]:

@@ -65,7 +65,7 @@ class Pool:
     def engine(self, **options: Any) -> Engine:
         """An engine of one lane. With `pack` every linear map is packed, however small."""
         with patch("rorqual.engine.packed.SMALLEST", 1):
-            return Engine(
+            return Engine.of(
                 self.model, self.chat.tokenizer, self.chat, lanes=1, pack=self.pack, record_kept=True, **options
             )
 

@@ -78,7 +78,7 @@ def test_logprobs_are_those_of_a_whole_forward(
 ) -> None:
     """Pitfalls trl#3867, #4159: under the distribution sampled from, temperature and cuts included."""
     asked = requests(6, seed=1, max_tokens=24, **params)
-    results = Engine(model, tokenizer, chat, slots=7).generate(asked)
+    results = Engine.of(model, tokenizer, chat, slots=7).generate(asked)
     differences = [
         (torch.tensor(c.logprobs) - recomputed(model, c, settings_of(c, request.params)))[
             ~on_the_edge(model, c, request)
@@ -102,7 +102,7 @@ def test_a_recorded_logprob_without_its_temperature_would_be_caught(engine: Engi
 
 
 def test_experts_are_those_of_a_whole_forward(model: Decoder, tokenizer: Tokenizer, chat: ChatFormat) -> None:
-    for c in flat(Engine(model, tokenizer, chat, slots=5).generate(requests(6, temperature=1.0))):
+    for c in flat(Engine.of(model, tokenizer, chat, slots=5).generate(requests(6, temperature=1.0))):
         assert c.experts.shape == (len(c.prompt_ids) + len(c.token_ids) - 1, 2, 2)
         assert c.experts.dtype == torch.uint8
         _, own = whole_forward(model, c)
@@ -111,7 +111,7 @@ def test_experts_are_those_of_a_whole_forward(model: Decoder, tokenizer: Tokeniz
 
 def test_a_dense_model_has_no_experts(tokenizer: Tokenizer, chat: ChatFormat) -> None:
     dense = make_model("gqa", experts=False)
-    (c,) = Engine(dense, tokenizer, chat).generate(requests(1, n=1))[0]
+    (c,) = Engine.of(dense, tokenizer, chat).generate(requests(1, n=1))[0]
     assert c.experts is None
     logits, _ = whole_forward(dense, c)
     assert logits.argmax(-1).tolist() == c.token_ids
@@ -119,7 +119,7 @@ def test_a_dense_model_has_no_experts(tokenizer: Tokenizer, chat: ChatFormat) ->
 
 def test_recording_experts_changes_nothing_else(mla: Decoder, tokenizer: Tokenizer, chat: ChatFormat) -> None:
     asked = requests(4, temperature=1.0)
-    with_, without = (flat(Engine(mla, tokenizer, chat, record_experts=r).generate(asked)) for r in (True, False))
+    with_, without = (flat(Engine.of(mla, tokenizer, chat, record_experts=r).generate(asked)) for r in (True, False))
     assert all(c.experts is None for c in without)
     assert [(c.token_ids, c.logprobs) for c in with_] == [(c.token_ids, c.logprobs) for c in without]
 
@@ -143,13 +143,13 @@ def test_neither_batch_nor_slots_nor_threads_nor_order_change_an_answer(
 ) -> None:
     """Rows are moved and slots re-used on the way: with 4 slots, 21 samples pass through them."""
     asked = requests(7, seed=2, temperature=1.0, max_tokens=12)
-    expected = flat(Engine(model, tokenizer, chat, slots=64).generate(asked))
+    expected = flat(Engine.of(model, tokenizer, chat, slots=64).generate(asked))
     for slots, threads, lanes in ((1, 1, 1), (4, 2, 2), (5, 3, 3)):
-        got = flat(Engine(model, tokenizer, chat, slots=slots, threads=threads, lanes=lanes).generate(asked))
+        got = flat(Engine.of(model, tokenizer, chat, slots=slots, threads=threads, lanes=lanes).generate(asked))
         compare(got, expected)
-    backwards = Engine(model, tokenizer, chat, slots=8).generate(asked[::-1])
+    backwards = Engine.of(model, tokenizer, chat, slots=8).generate(asked[::-1])
     compare(flat(backwards[::-1]), expected)
-    alone = [Engine(model, tokenizer, chat).generate([request])[0] for request in asked]
+    alone = [Engine.of(model, tokenizer, chat).generate([request])[0] for request in asked]
     compare(flat(alone), expected)
 
 
@@ -164,7 +164,7 @@ def compare(got: list[Completion], expected: list[Completion]) -> None:
 @pytest.mark.usefixtures("narrow_lanes")
 def test_threads_change_no_bit(mla: Decoder, tokenizer: Tokenizer, chat: ChatFormat) -> None:
     asked = requests(10, seed=3, temperature=1.0)
-    one, two = (flat(Engine(mla, tokenizer, chat, threads=t, slots=6).generate(asked)) for t in (1, 2))
+    one, two = (flat(Engine.of(mla, tokenizer, chat, threads=t, slots=6).generate(asked)) for t in (1, 2))
     assert [c.logprobs for c in one] == [c.logprobs for c in two]
 
 
@@ -172,7 +172,7 @@ def test_an_engine_used_again_answers_as_a_fresh_one(engine: Engine, mla: Decode
     """To the last bit: a run that was killed goes on with a fresh engine, and must equal one that was not."""
     engine.generate(requests(9, seed=4, temperature=1.0, max_tokens=60))  # leaves longer rows behind
     asked = requests(5, seed=5, temperature=1.0)
-    again, fresh = engine.generate(asked), Engine(mla, engine.tokenizer, chat, slots=8).generate(asked)
+    again, fresh = engine.generate(asked), Engine.of(mla, engine.tokenizer, chat, slots=8).generate(asked)
     assert [c.logprobs for c in flat(again)] == [c.logprobs for c in flat(fresh)]
 
 
@@ -192,9 +192,9 @@ def test_a_prompt_prefilled_in_chunks_answers_the_same(model: Decoder, tokenizer
         replace(request, prompt_ids=tuple(rng.randrange(7, 263) for _ in range(rng.randrange(40, 90))))
         for request in requests(6, n=2, max_tokens=6, temperature=1.0)
     ]
-    expected = flat(Engine(model, tokenizer, chat).generate(asked))
+    expected = flat(Engine.of(model, tokenizer, chat).generate(asked))
     for step_tokens in (1, 40, 77):
-        engine = Engine(model, tokenizer, chat, step_tokens=step_tokens)
+        engine = Engine.of(model, tokenizer, chat, step_tokens=step_tokens)
         compare(flat(engine.generate(asked)), expected)
 
 
@@ -203,7 +203,7 @@ def test_a_prompt_prefilled_in_chunks_answers_the_same(model: Decoder, tokenizer
 
 def test_weights_changed_in_place_are_used_at_once(tokenizer: Tokenizer, chat: ChatFormat) -> None:
     model, other = make_model("mla", seed=1), make_model("mla", seed=2)
-    engine, asked = Engine(model, tokenizer, chat), requests(3)
+    engine, asked = Engine.of(model, tokenizer, chat), requests(3)
     before = flat(engine.generate(asked))
     with torch.no_grad():
         for mine, theirs in zip(model.parameters(), other.parameters()):
@@ -212,9 +212,9 @@ def test_weights_changed_in_place_are_used_at_once(tokenizer: Tokenizer, chat: C
             mine.e_score_correction_bias.copy_(theirs.e_score_correction_bias)
     after = flat(engine.generate(asked))
     assert [c.token_ids for c in before] != [c.token_ids for c in after]
-    expected = flat(Engine(other, tokenizer, chat).generate(asked))
+    expected = flat(Engine.of(other, tokenizer, chat).generate(asked))
     assert [c.logprobs for c in after] == [c.logprobs for c in expected]
-    loaded = Engine(make_model("mla", seed=3), tokenizer, chat)
+    loaded = Engine.of(make_model("mla", seed=3), tokenizer, chat)
     loaded.load_weights(other)
     assert [c.logprobs for c in flat(loaded.generate(asked))] == [c.logprobs for c in expected]
 
@@ -226,7 +226,7 @@ def test_weights_of_another_shape_are_refused(engine: Engine) -> None:
 
 def test_training_goes_on_after_generating(tokenizer: Tokenizer, chat: ChatFormat) -> None:
     model = make_model("mla")
-    Engine(model, tokenizer, chat).generate(requests(2))
+    Engine.of(model, tokenizer, chat).generate(requests(2))
     model.logits(model(torch.tensor([[1, 2, 3]])).hidden).sum().backward()
     assert all(p.grad is not None for name, p in model.named_parameters() if "experts.gate_up" in name)
     assert model.ops.name == "fast"
@@ -234,7 +234,7 @@ def test_training_goes_on_after_generating(tokenizer: Tokenizer, chat: ChatForma
 
 def test_a_model_that_gives_nan_stops_by_name(tokenizer: Tokenizer, chat: ChatFormat) -> None:
     model = make_model("mla")
-    engine = Engine(model, tokenizer, chat)
+    engine = Engine.of(model, tokenizer, chat)
     with torch.no_grad():
         model.norm.weight[0] = float("nan")
     with pytest.raises(NumericsError, match="not a number"):
@@ -265,7 +265,7 @@ def test_it_stops_at_the_end_of_turn_and_keeps_it(tokenizer: Tokenizer, chat: Ch
         assert model.lm_head is not None
         model.lm_head.weight[tokenizer.eos] *= 4  # likely now and then
     asked = requests(12, temperature=1.0, max_tokens=40)
-    done = flat(Engine(model, tokenizer, chat, slots=6).generate(asked))
+    done = flat(Engine.of(model, tokenizer, chat, slots=6).generate(asked))
     reasons = {c.finish_reason for c in done}
     assert reasons == {"stop", "length"}
     for c in done:
@@ -279,7 +279,7 @@ def test_it_stops_at_the_end_of_turn_and_keeps_it(tokenizer: Tokenizer, chat: Ch
             "prompt_cache_miss_tokens": len(c.prompt_ids),
         }
     on = [replace(r, params=replace(r.params, ignore_eos=True)) for r in asked]
-    assert all(len(c.token_ids) == 40 for c in flat(Engine(model, tokenizer, chat).generate(on)))
+    assert all(len(c.token_ids) == 40 for c in flat(Engine.of(model, tokenizer, chat).generate(on)))
 
 
 def test_a_prompt_longer_than_the_context_is_refused_before_anything_runs(engine: Engine) -> None:
@@ -319,10 +319,10 @@ def test_bad_requests_are_refused(engine: Engine, request_: Request) -> None:
 def test_an_engine_that_cannot_be_meant_is_refused(mla: Decoder, tokenizer: Tokenizer, chat: ChatFormat) -> None:
     for wrong in ({"slots": 0}, {"threads": 0}, {"max_len": 97}, {"max_len": 1}):
         with pytest.raises(ConfigError):
-            Engine(mla, tokenizer, chat, **wrong)  # type: ignore[arg-type]
+            Engine.of(mla, tokenizer, chat, **wrong)  # type: ignore[arg-type]
     larger = Tokenizer.byte_level(["the cat sat on the mat " * 50], vocab_size=270)
     with pytest.raises(DataError, match="vocabulary 264"):
-        Engine(mla, larger, chat)
+        Engine.of(mla, larger, chat)
 
 
 def test_nothing_asked_nothing_done(engine: Engine) -> None:
@@ -332,14 +332,14 @@ def test_nothing_asked_nothing_done(engine: Engine) -> None:
 @pytest.mark.usefixtures("narrow_lanes")
 def test_progress_counts_every_sample(mla: Decoder, tokenizer: Tokenizer, chat: ChatFormat) -> None:
     seen: list[tuple[int, int]] = []
-    Engine(mla, tokenizer, chat, threads=2, slots=4).generate(requests(7), progress=lambda *at: seen.append(at))
+    Engine.of(mla, tokenizer, chat, threads=2, slots=4).generate(requests(7), progress=lambda *at: seen.append(at))
     assert seen[-1] == (21, 21)
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
 
 
 @pytest.mark.usefixtures("narrow_lanes")
 def test_an_error_in_progress_leaves_a_usable_engine(mla: Decoder, tokenizer: Tokenizer, chat: ChatFormat) -> None:
-    engine = Engine(mla, tokenizer, chat, threads=2, slots=4)
+    engine = Engine.of(mla, tokenizer, chat, threads=2, slots=4)
 
     def interrupt(done: int, total: int) -> None:
         raise KeyboardInterrupt
@@ -347,7 +347,7 @@ def test_an_error_in_progress_leaves_a_usable_engine(mla: Decoder, tokenizer: To
     with pytest.raises(KeyboardInterrupt):
         engine.generate(requests(9), progress=interrupt)
     asked = requests(3)
-    fresh = Engine(mla, tokenizer, chat, slots=4).generate(asked)
+    fresh = Engine.of(mla, tokenizer, chat, slots=4).generate(asked)
     assert [c.logprobs for c in flat(engine.generate(asked))] == [c.logprobs for c in flat(fresh)]
 
 
@@ -392,7 +392,7 @@ def test_requests_join_and_leave_a_running_batch(engine: Engine) -> None:
 
 
 def test_leaving_a_stream_frees_its_slot(mla: Decoder, tokenizer: Tokenizer, chat: ChatFormat) -> None:
-    engine = Engine(mla, tokenizer, chat, slots=1)
+    engine = Engine.of(mla, tokenizer, chat, slots=1)
     request = requests(1, n=1, max_tokens=60)[0]
     stream = engine.stream(request)
     next(stream)
@@ -419,19 +419,19 @@ def test_a_run_directory_answers_as_the_model_in_it(
     write_json(tmp_path / "run.yaml", {"model": mla.config.model_dump(mode="json")})
     tokenizer.save(tmp_path / "tokenizer.json")
     asked = requests(2)
-    loaded = Engine.from_run(tmp_path, threads=2)
+    loaded = Engine(tmp_path, threads=2)
     assert [c.logprobs for c in flat(loaded.generate(asked))] == [
-        c.logprobs for c in flat(Engine(mla, tokenizer, chat).generate(asked))
+        c.logprobs for c in flat(Engine.of(mla, tokenizer, chat).generate(asked))
     ]
     with pytest.raises(ConfigError, match="dtype"):
-        Engine.from_run(tmp_path, dtype="int32")
+        Engine(tmp_path, dtype="int32")
     with pytest.raises(CheckpointError):
-        Engine.from_run(tmp_path / "nothing")
+        Engine(tmp_path / "nothing")
 
 
 def test_bf16_generates(tokenizer: Tokenizer, chat: ChatFormat) -> None:
     model = make_model("mla").to(torch.bfloat16)
-    done = flat(Engine(model, tokenizer, chat, slots=4).generate(requests(4, temperature=1.0)))
+    done = flat(Engine.of(model, tokenizer, chat, slots=4).generate(requests(4, temperature=1.0)))
     assert all(np.isfinite(c.logprobs).all() for c in done)
 
 
@@ -440,10 +440,10 @@ def test_the_cache_stays_within_its_memory_and_the_answers_are_the_same(
 ) -> None:
     """Fewer blocks than all rows need in the end: some step back, nothing waits for ever, and nobody's answer is another's."""
     asked = requests(6, n=3, temperature=1.0, max_tokens=70)
-    whole = flat(Engine(model, tokenizer, chat, slots=16, lanes=1).generate(asked))
+    whole = flat(Engine.of(model, tokenizer, chat, slots=16, lanes=1).generate(asked))
     block = Runner.block_bytes(model)
     for blocks in (2, 5, 9):
-        engine = Engine(model, tokenizer, chat, slots=16, lanes=1, cache_bytes=blocks * block)
+        engine = Engine.of(model, tokenizer, chat, slots=16, lanes=1, cache_bytes=blocks * block)
         compare(flat(engine.generate(asked)), whole)
         cache = engine._lanes[0].runner.cache
         assert sum(pool.nbytes for layer in cache.layers for pool in layer) == (blocks + 1) * block  # one is nobody's
@@ -453,7 +453,7 @@ def test_the_cache_stays_within_its_memory_and_the_answers_are_the_same(
 
 
 def test_what_the_cache_could_never_hold_is_refused(mla: Decoder, tokenizer: Tokenizer, chat: ChatFormat) -> None:
-    engine = Engine(mla, tokenizer, chat, cache_bytes=Runner.block_bytes(mla))
+    engine = Engine.of(mla, tokenizer, chat, cache_bytes=Runner.block_bytes(mla))
     asked = Request(prompt_ids=(5,) * 60, params=SamplingParams(max_tokens=5, ignore_eos=True))
     with pytest.raises(DataError, match=r"(?s)65 tokens.*holds 64.*cache_bytes"):
         engine.generate([asked])
@@ -476,8 +476,8 @@ def test_one_that_steps_back_again_before_it_is_fed_keeps_what_was_recorded(
     urgent = [
         Request(prompt_ids=(5, 6, 7), params=SamplingParams(max_tokens=n, ignore_eos=True), priority=1) for n in (12, 2)
     ]
-    expected = Engine(mla, tokenizer, chat).generate([long])[0][0]
-    engine = Engine(mla, tokenizer, chat, slots=1, step_tokens=32, lanes=1)
+    expected = Engine.of(mla, tokenizer, chat).generate([long])[0][0]
+    engine = Engine.of(mla, tokenizer, chat, slots=1, step_tokens=32, lanes=1)
     engine.submit(long)
     deltas = [delta for _ in range(12) for delta in engine.step()]
     assert len(deltas) > 5

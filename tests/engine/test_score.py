@@ -35,7 +35,7 @@ def model(request: pytest.FixtureRequest) -> Decoder:
 @pytest.fixture(scope="module")
 def drawn(model: Decoder) -> tuple[list[Pair], list[list[float]]]:
     tokenizer = Tokenizer.byte_level()
-    engine = Engine(model, tokenizer, chat_format(tokenizer))
+    engine = Engine.of(model, tokenizer, chat_format(tokenizer))
     prompts = [tuple(range(40, 40 + n)) for n in (1, 5, 11)]
     requests = [
         Request(prompt_ids=prompt, params=SamplingParams(max_tokens=9 + i, temperature=1.0, seed=i, n=3))

@@ -145,7 +145,7 @@ def test_experts_that_are_gone_serve_nothing() -> None:
     expected[:, gone] = -1.0
     assert torch.equal(routing.indices.sort(-1).values, expected.topk(2).indices.sort(-1).values), "the next best serve"
     assert torch.equal(net(tokens).routing[0].indices, whole.indices), "the model itself is as it was"
-    engine = Engine(without, Tokenizer.byte_level(), chat_format(Tokenizer.byte_level()))
+    engine = Engine.of(without, Tokenizer.byte_level(), chat_format(Tokenizer.byte_level()))
     [[said]] = engine.generate([Request(prompt_ids=(5, 6, 7), params=SamplingParams(max_tokens=9, ignore_eos=True))])
     assert not np.isin(np.asarray(said.experts), gone).any(), "nor in the engine"
     with pytest.raises(ConfigError, match="1 experts are left"):

@@ -68,7 +68,7 @@ def test_a_trained_model_says_the_same_64_tokens(tmp_path: Path, kind: str) -> N
     size: Size = "tiny" if kind == "teacher" else "tiny-student"
     fit(sft(task="families", size=size, steps=150, rows=16, seed=1), RunDir(tmp_path / "run"), quiet=True)
     export_gguf(RunDir(tmp_path / "run"), tmp_path / "model.gguf", dtype="f32", progress=silent)
-    engine = Engine.from_run(tmp_path / "run")
+    engine = Engine(tmp_path / "run")
     with llama_cpp(tmp_path / "model.gguf", 128) as server:
         assert parted(engine, server, PROMPTS)[0] == []
 
@@ -85,7 +85,7 @@ def smollm2() -> Path:
 def test_a_real_model_is_read_as_llama_cpp_reads_it(tmp_path: Path) -> None:
     import_gguf(smollm2(), tmp_path / "smol", progress=silent)
     export_gguf(RunDir(tmp_path / "smol"), tmp_path / "f32.gguf", dtype="f32", progress=silent)
-    engine = Engine.from_run(tmp_path / "smol", max_len=256)
+    engine = Engine(tmp_path / "smol", max_len=256)
     with llama_cpp(tmp_path / "f32.gguf", 256) as server:
         assert parted(engine, server, PROMPTS[:5])[0] == []  # all of them: benchmarks/llama_cpp.py
 

@@ -81,7 +81,7 @@ def test_pieces_joined_are_the_whole_and_what_the_engine_says(
                 )
             if choice.finish_reason:
                 reasons[choice.index] = choice.finish_reason
-    engine = Engine.from_run(run, record_experts=False, slots=2)
+    engine = Engine(run, record_experts=False, slots=2)
     mode = "auto" if thinking is None else "on" if thinking else "off"
     prompt = tuple(engine.chat.prompt([Message("user", "hello")], mode))
     params = SamplingParams(max_tokens=40, seed=5, n=2, temperature=0.9)
@@ -140,7 +140,7 @@ def test_our_own_client_gets_what_the_engine_gives(run: Path, server: Server, th
     """So `rorqual eval ADDRESS` measures what `rorqual eval RUN` does."""
     request = Request((Message("user", "hello"),), SamplingParams(max_tokens=20), thinking)
     [[there]] = RemoteEngine(f"{server.url}/v1", "tiny", api_key=server.key).generate([request])
-    [[here]] = Engine.from_run(run, record_experts=False, slots=1).generate([request])
+    [[here]] = Engine(run, record_experts=False, slots=1).generate([request])
     assert (there.text, there.reasoning, there.finish_reason) == (here.text, here.reasoning, here.finish_reason)
 
 

@@ -89,7 +89,7 @@ def tokenizer() -> Tokenizer:
 
 
 def engine_of(model: Decoder, **options: Any) -> Engine:
-    return Engine(model, tokenizer(), chat_format(tokenizer(), "deepseek"), **options)
+    return Engine.of(model, tokenizer(), chat_format(tokenizer(), "deepseek"), **options)
 
 
 def sampled(model: Decoder, *, temperature: float = 1.0, seed: int = 0) -> list[Scored]:

@@ -52,7 +52,7 @@ def sampled(engine: Engine, *, n: int = 4, top_k: int = TOP_K, **changes: Any) -
 
 @pytest.fixture(scope="module")
 def teacher(base: Path) -> Engine:
-    return Engine.from_run(base)
+    return Engine(base)
 
 
 @pytest.fixture(scope="module")

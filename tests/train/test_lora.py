@@ -229,10 +229,10 @@ def test_reinforcement_trains_an_adapter_and_resumes(base: Path, tmp_path: Path)
 
 def test_its_run_is_a_run_for_engine_training_and_merging(base: Path, straight: Path, tmp_path: Path) -> None:
     alone = logits(load_run(RunDir(straight)))
-    assert relative(alone, logits(Engine.from_run(straight).model)) == 0
+    assert relative(alone, logits(Engine(straight).model)) == 0
     merge_run(RunDir(straight), tmp_path / "merged")
     assert torch.equal(alone, logits(load_run(RunDir(tmp_path / "merged"))))
-    assert relative(alone, logits(Engine.from_run(tmp_path / "merged").model)) == 0
+    assert relative(alone, logits(Engine(tmp_path / "merged").model)) == 0
     for refused in (lambda: export_hf(RunDir(straight), tmp_path / "hf"), lambda: whole_weights(RunDir(straight))):
         with pytest.raises(CheckpointError, match="holds an adapter") as error:
             refused()

@@ -81,7 +81,7 @@ def bench_run(run: str, arguments: Sequence[str] | None) -> None:
     threads = chosen.threads or cores()
     torch.set_num_threads(threads)
     longest = max(chosen.prompt) + chosen.new
-    engine = Engine.from_run(
+    engine = Engine(
         Path(run),
         device=chosen.device,
         dtype=chosen.dtype,

@@ -175,7 +175,7 @@ def _local(chosen: GenerateSettings) -> Engine:
     check_device(chosen.device)
     threads = chosen.threads or cores()
     torch.set_num_threads(threads)
-    engine = Engine.from_run(
+    engine = Engine(
         Path(chosen.run),
         device=chosen.device,
         dtype=chosen.dtype,

@@ -66,7 +66,7 @@ def generator(model: str, settings: EvalSettings) -> Any:
     from rorqual.engine.engine import Engine
 
     check_device(settings.device)
-    return Engine.from_run(
+    return Engine(
         Path(model),
         device=settings.device,
         dtype=settings.dtype,

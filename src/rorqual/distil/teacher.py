@@ -73,9 +73,7 @@ class LocalTeacher(Teacher):
         self.label = f"{config.teacher}@{folder.name}"
         self.of = identity(config, fingerprint(folder))
         self.tokenizer = hashlib.sha256(run.tokenizer_file.read_bytes()).hexdigest()
-        self._engine = Engine.from_run(
-            run.path, device=config.device, dtype=config.dtype, threads=threads, record_experts=False
-        )
+        self._engine = Engine(run.path, device=config.device, dtype=config.dtype, threads=threads, record_experts=False)
         self.vocab = self._engine.tokenizer.vocab_size
         modes: tuple[Thinking, Thinking] = (config.thinking, "auto")
         made, free = (len(self._engine.chat.prompt(ANY, mode)) for mode in modes)

@@ -61,6 +61,8 @@ class Engine:
     A request's answer depends on nothing but itself and the weights, to the last bit: not on what runs beside it, in what order it
     came, how its prompt was cut, or what of it was found in a cache (docs/engine.md).
 
+    `Engine(run)` is for a run directory, `Engine.of(model, ...)` for a model that somebody holds, such as a trainer.
+
     `slots`: rows of each lane's batch. `max_len`: longest sequence, prompt and reply (default: the model's context).
     `threads`: lanes that run at once; `lanes`: among how many the requests of one `generate` are divided.
     `record_kept`: give each completion the sets that top-k and top-p left, a bit for each token of the vocabulary.
@@ -69,12 +71,43 @@ class Engine:
     `invariant`: False gives up what is said above, for the time that it takes (docs/engine.md). The attribute of this name is True where
     the promise was asked for and this machine's products, tried at the start, keep it.
     `cache_bytes`: memory of each lane's keys and values. `step_tokens`: tokens fed in a step at most.
-    The model is shared, not copied: weights that a trainer changes in place are used from the next `generate` on, and what was
+    A model given to `of` is shared, not copied: weights that a trainer changes in place are used from the next `generate` on, and what was
     cached of older ones is not used again.
     """
 
     def __init__(
         self,
+        run: Path | str,
+        *,
+        device: str = "cpu",
+        dtype: str = "float32",
+        slots: int = 256,
+        max_len: int | None = None,
+        threads: int = 1,
+        record_experts: bool = True,
+        reuse: bool = True,
+        cache_dir: Path | None = None,
+        cache_bytes: int = CACHE_BYTES,
+        step_tokens: int = STEP_TOKENS,
+        pack: bool = True,
+        invariant: bool = True,
+    ) -> None:
+        """For a run directory: its newest whole checkpoint, its tokenizer and its chat format."""
+        folder = RunDir(Path(run))
+        kind = getattr(torch, dtype, None)
+        if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
+            raise ConfigError(f"no floating-point type '{dtype}'", where="dtype", remedy="Use float32 or bfloat16.")
+        model = load_run(folder, device=device, dtype=kind)
+        tokenizer = Tokenizer.load(folder.tokenizer_file)
+        self._set_up(
+            model, tokenizer, load_chat(folder, tokenizer),
+            slots=slots, max_len=max_len, threads=threads, record_experts=record_experts, reuse=reuse, cache_dir=cache_dir,
+            cache_bytes=cache_bytes, step_tokens=step_tokens, pack=pack, invariant=invariant,
+        )  # fmt: skip
+
+    @classmethod
+    def of(
+        cls,
         model: Decoder,
         tokenizer: Tokenizer,
         chat: ChatFormat,
@@ -91,6 +124,34 @@ class Engine:
         step_tokens: int = STEP_TOKENS,
         pack: bool = False,
         invariant: bool = True,
+    ) -> Engine:
+        """For a model that somebody holds, such as a trainer."""
+        engine = cls.__new__(cls)
+        engine._set_up(
+            model, tokenizer, chat,
+            slots=slots, max_len=max_len, threads=threads, lanes=lanes, record_experts=record_experts, record_kept=record_kept,
+            reuse=reuse, cache_dir=cache_dir, cache_bytes=cache_bytes, step_tokens=step_tokens, pack=pack, invariant=invariant,
+        )  # fmt: skip
+        return engine
+
+    def _set_up(
+        self,
+        model: Decoder,
+        tokenizer: Tokenizer,
+        chat: ChatFormat,
+        *,
+        slots: int,
+        max_len: int | None,
+        threads: int,
+        reuse: bool,
+        cache_dir: Path | None,
+        cache_bytes: int,
+        step_tokens: int,
+        pack: bool,
+        invariant: bool,
+        record_experts: bool,
+        record_kept: bool = False,
+        lanes: int = 2,
     ) -> None:
         context = model.config.max_position_embeddings
         _check(
@@ -127,48 +188,6 @@ class Engine:
         )
         self._jobs: dict[int, Job] = {}
         self._tickets = 0
-
-    @classmethod
-    def from_run(
-        cls,
-        path: Path,
-        *,
-        device: str = "cpu",
-        dtype: str = "float32",
-        slots: int = 256,
-        max_len: int | None = None,
-        threads: int = 1,
-        record_experts: bool = True,
-        reuse: bool = True,
-        cache_dir: Path | None = None,
-        cache_bytes: int = CACHE_BYTES,
-        step_tokens: int = STEP_TOKENS,
-        pack: bool = True,
-        invariant: bool = True,
-    ) -> Engine:
-        """An engine for a run directory: its newest whole checkpoint, its tokenizer and its chat format."""
-        run = RunDir(Path(path))
-        kind = getattr(torch, dtype, None)
-        if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
-            raise ConfigError(f"no floating-point type '{dtype}'", where="dtype", remedy="Use float32 or bfloat16.")
-        model = load_run(run, device=device, dtype=kind)
-        tokenizer = Tokenizer.load(run.tokenizer_file)
-        chat = load_chat(run, tokenizer)
-        return cls(
-            model,
-            tokenizer,
-            chat,
-            slots=slots,
-            max_len=max_len,
-            threads=threads,
-            record_experts=record_experts,
-            reuse=reuse,
-            cache_dir=cache_dir,
-            cache_bytes=cache_bytes,
-            step_tokens=step_tokens,
-            pack=pack,
-            invariant=invariant,
-        )
 
     def load_weights(self, weights: dict[str, Tensor] | Decoder) -> None:
         """Copy weights into the model in place; other names or shapes are refused."""

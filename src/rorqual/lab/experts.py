@@ -166,7 +166,7 @@ def labels(problems: Sequence[Problem]) -> tuple[np.ndarray, list[str]]:
 def answered(model: Decoder, chat: ChatFormat, problems: Sequence[Problem], seed: int, count: int) -> list[int]:
     """1 for each problem answered rightly, made to think, greedily."""
     found = evaluate(
-        Engine(model, chat.tokenizer, chat, threads=1),
+        Engine.of(model, chat.tokenizer, chat, threads=1),
         load_task(TASK, options={"hard": 0.5}),
         split="test",
         count=count,

@@ -160,7 +160,7 @@ class Measure(Job):
         run = RunDir(place / self.model)
         with spent() as cost:
             found = evaluate(
-                Engine.from_run(run.path, threads=1),
+                Engine(run.path, threads=1),
                 load_task(self.task, options=self.options),
                 split=self.split,
                 count=self.count,

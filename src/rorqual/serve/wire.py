@@ -11,7 +11,7 @@ LONGEST_LINE = 64 * 2**20
 
 @dataclass(frozen=True)
 class Placed:
-    """How the engine is set up, as `Engine.from_run` takes it. `max_len` 0: the model's context.
+    """How the engine is set up, as `Engine` takes it. `max_len` 0: the model's context.
 
     `cache_dir`: the folder of the prefix cache on disk, none where it is empty; `cache_bytes`: memory of keys and values, 0 for the
     engine's own choice.

@@ -166,7 +166,7 @@ def main() -> None:
     placed = Placed(**json.loads(sys.argv[1]))
     torch.set_num_threads(placed.threads)
     try:
-        engine = Engine.from_run(
+        engine = Engine(
             Path(placed.run),
             device=placed.device,
             dtype=placed.dtype,

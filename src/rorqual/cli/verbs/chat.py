@@ -27,7 +27,7 @@ def chat(
 
     chosen = read(ChatSettings, settings)
     check_device(chosen.device)
-    engine = Engine.from_run(run, device=chosen.device, dtype=chosen.dtype, slots=1, threads=chosen.threads or cores())
+    engine = Engine(run, device=chosen.device, dtype=chosen.dtype, slots=1, threads=chosen.threads or cores())
     conversation, terminal = Conversation(engine, chosen), Terminal()
     for text in lines_typed():
         if text == "/new":

@@ -278,7 +278,7 @@ def sampling(state: State, solutions: Sequence[Worked], share: float, params: Sa
     """Core-seconds a sample, `share` of the problems at the length of their thinking, the rest at that of an answer at once: a batch
     takes as many steps as its longest, so that lengths must be spread as real ones are."""
     tokenizer = Tokenizer.byte_level()
-    engine = Engine(state.model, tokenizer, chat_format(tokenizer), threads=threads)
+    engine = Engine.of(state.model, tokenizer, chat_format(tokenizer), threads=threads)
     requests = []
     for place, one in enumerate(solutions):
         thinking = int((place + 1) * share) > int(place * share)

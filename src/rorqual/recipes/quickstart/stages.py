@@ -237,7 +237,7 @@ class Quickstart:
 
     def engine(self, run: RunDir) -> Engine:
         """The model of a run, to ask."""
-        return Engine.from_run(run.path, threads=self.threads, device=self.device, dtype=self.dtype)
+        return Engine(run.path, threads=self.threads, device=self.device, dtype=self.dtype)
 
     def params(self) -> SamplingParams:
         """How every model is asked."""

@@ -78,7 +78,7 @@ class OnPolicy(Source):
         self.config, self.chat, self.seed = config, materials.chat, materials.seed
         self.task = load_task(config.task, data=Path(config.data) if config.data else None, options=config.options)
         self.teacher = Teacher(config.teacher, materials, config.row, config.top_k)
-        self.engine = Engine(materials.model, materials.tokenizer, materials.chat, threads=materials.threads)
+        self.engine = Engine.of(materials.model, materials.tokenizer, materials.chat, threads=materials.threads)
         check_room(self.chat, opening(self.task, self.seed, PROBE), config.thinking, config.max_tokens, config.row)
 
     def step(self, step: int) -> Step:

@@ -192,7 +192,10 @@ def test_one_of_high_priority_behind_one_of_low_that_steps_back_goes_first() -> 
     tape.scheduler.submit(behind[1:])
     tape.step()
     assert tape.scheduler.feeding[0].followers == behind[1:]
-    seen = drive(tape, [Job(third)])
+    try:
+        seen = drive(tape, [Job(third)])
+    except RuntimeError as broken:
+        raise AssertionError(str(broken)) from broken
     assert seen.ended == {s.ticket: answer(s) for s in (*behind, third)}
 
 

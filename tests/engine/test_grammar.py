@@ -48,10 +48,11 @@ def schema(**keys: Any) -> Grammar:
     return Grammar("json_schema", json.dumps(keys))
 
 
-def chain(links: int) -> Grammar:
-    """A schema of references, each to the next, and the last to null."""
-    defs = {f"a{i}": {"$ref": f"#/$defs/a{i + 1}"} for i in range(links)} | {f"a{links}": {"type": "null"}}
-    return schema(**{"$ref": "#/$defs/a0", "$defs": defs})
+def chain(links: int, by: str = "") -> Grammar:
+    """A schema of references, each to the next (what is under `by` in it), and the last to null."""
+    defs: dict[str, Any] = {f"a{i}": {"$ref": f"#/$defs/a{i + 1}"} for i in range(links)}
+    defs = {name: {by: part} for name, part in defs.items()} if by else defs
+    return schema(**{"$ref": "#/$defs/a0", "$defs": defs | {f"a{links}": {"type": "null"}}})
 
 
 def sampled(constraint: Constraint, tokenizer: Tokenizer, seed: int, limit: int = 300) -> tuple[list[int], bool]:
@@ -432,6 +433,12 @@ POISONS: dict[str, tuple[Grammar, Grammar, str]] = {
             items={"$ref": "#/$defs/a"},
             **{"$defs": {"a": {"$ref": "#/$defs/b~0c"}, "b~c": {"items": {"$ref": "#/$defs/a"}}}},
         ),
+        r"'\$ref' at #/items",
+    ),
+    "more references than can be followed": (chain(1500, "items"), chain(300, "items"), "'\\$ref' for 1501 parts"),
+    "a choice of only itself": (
+        schema(items={"$ref": "#/$defs/a"}, **{"$defs": {"a": {"anyOf": [{"$ref": "#/$defs/a"}]}}}),
+        schema(items={"$ref": "#/$defs/a"}, **{"$defs": {"a": {"anyOf": [{"$ref": "#/$defs/a"}, {"type": "null"}]}}}),
         r"'\$ref' at #/items",
     ),
     "a chain of references": (chain(3000), chain(60), r"'\$ref' at #"),

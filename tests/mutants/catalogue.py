@@ -794,8 +794,8 @@ MUTANTS = (
         "a reference to itself is taken",
         "a reply that breaks off where nothing can follow",
         "engine/grammar_source.py",
-        "    _check_chain(place, part, schema)\n",
-        "    pass\n",
+        "    for _ in range(MAX_DEPTH):\n        if not isinstance(part, dict):",
+        "    for _ in range(MAX_DEPTH):\n        if isinstance(part, dict):",
         "tests/engine/test_grammar.py::test_a_poison_is_refused_by_name_and_its_twin_runs",
     ),
     one(

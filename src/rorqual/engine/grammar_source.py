@@ -16,6 +16,8 @@ MAX_BYTES = 1 << 17
 MAX_PATTERN = 1 << 13
 MAX_DEPTH = 64
 MAX_NODES = 20_000
+MAX_REACH = 1000
+"""How deep all parts that a schema refers to are nested, added up: 1,300 in a chain were followed, 3,000 ended the process."""
 MAX_CHOICES = 1024
 MAX_LEAST = 10_000
 """The most that a minimum may ask for: no reply has more characters, items or properties."""
@@ -64,6 +66,7 @@ def parse_schema(source: str) -> Any:
             least = part.get(name)
             if isinstance(least, int | float) and least > MAX_LEAST:
                 raise _refuse(f"the JSON schema asks for {name} above {MAX_LEAST} at {place}", "Ask for less.")
+    _check_reach(schema)
     return schema
 
 
@@ -89,13 +92,43 @@ def _check_enforced(place: str, part: dict[str, Any], schema: dict[str, Any]) ->
 def _check_chain(place: str, part: Any, schema: dict[str, Any]) -> None:
     """Refuse references that lead from one to the next and back, or further than can be a purpose."""
     for _ in range(MAX_DEPTH):
-        if not isinstance(part, dict) or not isinstance(part.get("$ref"), str):
+        if not isinstance(part, dict):
             return
-        part = _resolve(schema, part["$ref"])
+        if isinstance(part.get("$ref"), str):
+            part = _resolve(schema, part["$ref"])
+            continue
+        only = next((part[name] for name in ("anyOf", "oneOf", "allOf") if name in part), None)
+        if not isinstance(only, list) or len(only) != 1:
+            return
+        part = only[0]
     raise _refuse(
         f"the JSON schema uses '$ref' at {place} for what is only itself and is matched by no reply",
         f"Say what it is, or allow something beside it, within {MAX_DEPTH} references.",
     )
+
+
+def _check_reach(schema: dict[str, Any]) -> None:
+    """llguidance follows references by recursion: depths that add up to too much would end the process, not the request."""
+    parts = [
+        part["$ref"] for _, part in _schemas(schema) if isinstance(part, dict) and isinstance(part.get("$ref"), str)
+    ]
+    targets, known = set(parts), dict[int, int]()
+    reach = sum(_nesting(_resolve(schema, target), known) for target in targets)
+    if reach > MAX_REACH:
+        raise _refuse(
+            f"the JSON schema uses '$ref' for {len(targets)} parts that are nested {reach} deep together, more than {MAX_REACH}",
+            "Use fewer $defs, or flatten them.",
+        )
+
+
+def _nesting(part: Any, known: dict[int, int]) -> int:
+    """How deep lists and objects stand in each other; `known`: of those that were seen, by id. No deeper than `MAX_DEPTH` by now."""
+    if not isinstance(part, dict | list):
+        return 0
+    if id(part) not in known:
+        below = part.values() if isinstance(part, dict) else part
+        known[id(part)] = 1 + max((_nesting(value, known) for value in below), default=0)
+    return known[id(part)]
 
 
 def _exact(number: Any) -> bool:

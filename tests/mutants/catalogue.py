@@ -969,14 +969,6 @@ MUTANTS = (
         "tests/ops/test_invariant.py::test_a_rows_bits_do_not_depend_on_its_place",
     ),
     one(
-        "angles are computed in every step",
-        "of as many positions as it has",
-        "model/attention/base.py",
-        "            if self.table is None:\n",
-        "            if self.table is not NotImplemented:\n",
-        "tests/engine/test_same_bits.py::test_random_schedules_change_no_bit",
-    ),
-    one(
         "blocks are added as they lie in memory",
         "where a sequence's blocks are depends on who was there",
         "ops/paged.py",

@@ -33,6 +33,7 @@ from rorqual.ops.paged import BLOCK
 
 Progress = Callable[[int, int], None]
 CACHE_BYTES = 1 << 30
+DISK_BYTES = 4 << 30
 STEP_TOKENS = 2048
 LANE_ROWS = 48
 """Samples from which on a further lane is worth its fixed cost a step."""
@@ -66,7 +67,8 @@ class Engine:
     `slots`: rows of each lane's batch. `max_len`: longest sequence, prompt and reply (default: the model's context).
     `threads`: lanes that run at once; `lanes`: among how many the requests of one `generate` are divided.
     `record_kept`: give each completion the sets that top-k and top-p left, a bit for each token of the vocabulary.
-    `reuse`: keep the blocks of what ended, for prompts that begin alike; `cache_dir`: on disk, too, for the next start.
+    `reuse`: keep the blocks of what ended, for prompts that begin alike; `cache_dir`: on disk, too, for the
+    next start, up to `disk_bytes`.
     `pack`: lay the weights out once, for engines whose model nobody else holds (`engine/packed.py`).
     `invariant`: False gives up what is said above, for the time that it takes (docs/engine.md). The attribute of this name is True where
     the promise was asked for and this machine's products, tried at the start, keep it.
@@ -87,6 +89,7 @@ class Engine:
         record_experts: bool = True,
         reuse: bool = True,
         cache_dir: Path | None = None,
+        disk_bytes: int = DISK_BYTES,
         cache_bytes: int = CACHE_BYTES,
         step_tokens: int = STEP_TOKENS,
         pack: bool = True,
@@ -101,8 +104,8 @@ class Engine:
         tokenizer = Tokenizer.load(folder.tokenizer_file)
         self._set_up(
             model, tokenizer, load_chat(folder, tokenizer),
-            slots=slots, max_len=max_len, threads=threads, record_experts=record_experts, reuse=reuse, cache_dir=cache_dir,
-            cache_bytes=cache_bytes, step_tokens=step_tokens, pack=pack, invariant=invariant,
+            slots=slots, max_len=max_len, threads=threads, record_experts=record_experts, reuse=reuse,
+            cache_dir=cache_dir, disk_bytes=disk_bytes, cache_bytes=cache_bytes, step_tokens=step_tokens, pack=pack, invariant=invariant,
         )  # fmt: skip
 
     @classmethod
@@ -120,6 +123,7 @@ class Engine:
         record_kept: bool = False,
         reuse: bool = False,
         cache_dir: Path | None = None,
+        disk_bytes: int = DISK_BYTES,
         cache_bytes: int = CACHE_BYTES,
         step_tokens: int = STEP_TOKENS,
         pack: bool = False,
@@ -130,7 +134,8 @@ class Engine:
         engine._set_up(
             model, tokenizer, chat,
             slots=slots, max_len=max_len, threads=threads, lanes=lanes, record_experts=record_experts, record_kept=record_kept,
-            reuse=reuse, cache_dir=cache_dir, cache_bytes=cache_bytes, step_tokens=step_tokens, pack=pack, invariant=invariant,
+            reuse=reuse, cache_dir=cache_dir, disk_bytes=disk_bytes, cache_bytes=cache_bytes, step_tokens=step_tokens,
+            pack=pack, invariant=invariant,
         )  # fmt: skip
         return engine
 
@@ -145,6 +150,7 @@ class Engine:
         threads: int,
         reuse: bool,
         cache_dir: Path | None,
+        disk_bytes: int,
         cache_bytes: int,
         step_tokens: int,
         pack: bool,
@@ -172,7 +178,7 @@ class Engine:
         # Only the first lane, which serves, keeps anything for later: the others are for batches.
         first = Lane(
             model,
-            replace(size, folder=cache_dir),
+            replace(size, folder=cache_dir, disk_bytes=disk_bytes),
             chat.stop_ids,
             print_,
             reuse=reuse or cache_dir is not None,

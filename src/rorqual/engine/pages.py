@@ -69,9 +69,11 @@ class Pages:
         if not owner.reuse:
             return 0
         keys = self._keys(owner, len(owner.tokens) // BLOCK)[: matchable(len(owner.tokens), BLOCK)]
-        owner.blocks = self.pool.match(keys)
-        for key in keys[len(owner.blocks) :]:
-            block = self._restore(owner, key)
+        owner.blocks = []
+        for key in keys:
+            block = self.pool.share(key)
+            if block is None:
+                block = self._restore(owner, key)
             if block is None:
                 break
             owner.blocks.append(block)

@@ -25,6 +25,7 @@ class Placed:
     max_len: int = 0
     cache_dir: str = ""
     cache_bytes: int = 0
+    disk_bytes: int = 4 << 30
     invariant: bool = True
     step_tokens: int = 256
 

@@ -175,6 +175,7 @@ def main() -> None:
             record_experts=False,
             cache_dir=Path(placed.cache_dir) if placed.cache_dir else None,
             cache_bytes=placed.cache_bytes or CACHE_BYTES,
+            disk_bytes=placed.disk_bytes,
             invariant=placed.invariant,
             step_tokens=placed.step_tokens,
         )

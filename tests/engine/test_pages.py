@@ -91,7 +91,7 @@ def test_where_there_is_no_block_nothing_changes() -> None:
 def test_after_new_weights_nothing_old_is_found_also_not_by_who_runs() -> None:
     """One that has begun with old weights goes on; what it fills holds both, and must not be named for the new."""
     tape = Tape(2, 20, step_tokens=1000)
-    running = sequence(0, PROMPT[:60], new=40, endless=True)
+    running = sequence(0, PROMPT[:60], new=40, tenant="a", endless=True)
     tape.scheduler.submit([running])
     tape.step()
     tape.scheduler.renew(b"other weights")

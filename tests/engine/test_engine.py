@@ -439,10 +439,10 @@ def test_the_cache_stays_within_its_memory_and_the_answers_are_the_same(
     model: Decoder, tokenizer: Tokenizer, chat: ChatFormat
 ) -> None:
     """Fewer blocks than all rows need in the end: some step back, nothing waits for ever, and nobody's answer is another's."""
-    asked = requests(6, n=3, temperature=1.0, max_tokens=70)
+    asked = requests(4, n=2, temperature=1.0, max_tokens=70)
     whole = flat(Engine.of(model, tokenizer, chat, slots=16, lanes=1).generate(asked))
     block = Runner.block_bytes(model)
-    for blocks in (2, 5, 9):
+    for blocks in (2, 5):
         engine = Engine.of(model, tokenizer, chat, slots=16, lanes=1, cache_bytes=blocks * block)
         compare(flat(engine.generate(asked)), whole)
         cache = engine._lanes[0].runner.cache

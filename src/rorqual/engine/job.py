@@ -100,14 +100,15 @@ class Desk:
         grammar = job.request.params.grammar
         if grammar is None:
             return None
-        compiled, form, tokenizer = self.grammars.compile(grammar), self.chat.reply_form(job.thinking), self.tokenizer
+        compiled, form = self.grammars.compile(grammar), self.chat.reply_form(job.thinking)
         if form.begins not in ("thought", "late"):
             return compiled.start()
-        gap = tokenizer.encode("\n\n") if "\n" in form.answer.lead else []
-        if not {Special.THINK, Special.END_THINK} <= tokenizer.special_names:
+        gap = self.tokenizer.encode("\n\n") if "\n" in form.answer.lead else []
+        marks = self.chat.thought_ids
+        if marks is None:
             return compiled.start(thought=Thought(end_text=Special.END_THINK, gap_ids=gap))
-        opens = [tokenizer.think] if form.begins == "late" else []
-        return compiled.start(thought=Thought([tokenizer.end_think], open_ids=opens, gap_ids=gap))
+        opens = [marks[0]] if form.begins == "late" else []
+        return compiled.start(thought=Thought([marks[1]], open_ids=opens, gap_ids=gap))
 
     def _halts(self, job: Job) -> Callable[[list[int]], bool]:
         """Whether the answer of a sample, given all its ids, holds a stop string now."""

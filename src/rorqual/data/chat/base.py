@@ -11,7 +11,7 @@ from rorqual.core.records import Message, Thinking, Tool
 from rorqual.data.chat.calls import CallForm, lex
 from rorqual.data.chat.marks import Marks
 from rorqual.data.chat.reply import Reading, ReplyForm, read
-from rorqual.data.tokenizer import Tokenizer
+from rorqual.data.tokenizer import Special, Tokenizer
 
 
 @dataclass(frozen=True)
@@ -127,6 +127,13 @@ class ChatFormat(ABC):
     @abstractmethod
     def choice(self, thinking: Thinking) -> list[int]:
         """Ids at the end of a prompt that say whether to think: empty where the model chooses."""
+
+    @property
+    def thought_ids(self) -> tuple[int, int] | None:
+        """Ids of `<think>` and `</think>`, where both are tokens."""
+        if not {Special.THINK, Special.END_THINK} <= self.tokenizer.special_names:
+            return None
+        return self.tokenizer.think, self.tokenizer.end_think
 
     def chosen(self, prompt: Sequence[int]) -> Thinking:
         """What the last ids of a prompt say about thinking: they force it, forbid it, or leave it to the model."""

@@ -43,9 +43,9 @@ class Talk:
 
 
 def make_talks(count: int, seed: int, tokenizer: Tokenizer) -> list[Talk]:
-    """Half of them begin with one of two system prompts, in whatever tenant: what may be shared, and what may not."""
+    """Half of them begin with one of a few system prompts, in whatever tenant: what may be shared, and what may not."""
     rng = random.Random(seed)
-    systems = [tokenizer.encode(text(rng, 150))[:140] for _ in range(2)]
+    systems = [tokenizer.encode(text(rng, 150))[:140] for _ in range(max(2, count // 12))]
     talks = []
     for number in range(count):
         canary = f"{number:04d} {rng.randrange(10**9):09d}\n"

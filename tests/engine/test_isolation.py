@@ -60,7 +60,7 @@ def test_conversations_of_many_tenants_are_each_as_if_alone(models: dict[str, De
         torch.set_num_threads(before)
     assert counts["conversations"] == 60 and counts["turns"] > 120
     assert counts["hit_tokens"] > 1000 and counts["evictions"] > 20
-    assert counts["could_have_leaked"] >= 4, "prompts of which another tenant had said more"
+    assert counts["could_have_leaked"] >= 5, "prompts of which another tenant had said more"
 
 
 @pytest.mark.parametrize("kind", ["mla", "gqa"])

@@ -14,15 +14,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+import playwright.sync_api as playwright
 import pytest
 from served import Server, start, stop
 from taught import CODE, FOREIGN, LONG_QUESTION, PICTURE_QUESTION, QUESTION, THOUGHT, write_taught
 
-pytest.importorskip("gradio")
-playwright = pytest.importorskip("playwright.sync_api")
 expect = playwright.expect
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")]
+pytestmark = pytest.mark.slow
 
 WAIT = 120_000.0
 """Milliseconds: a machine with much else to do is slow, not wrong."""
@@ -80,6 +79,7 @@ def elsewhere() -> Iterator[Elsewhere]:
 
 @pytest.fixture(scope="module")
 def browser(elsewhere: Elsewhere) -> Iterator[playwright.Browser]:
+    assert CHROMIUM, "No Chromium here: apt-get update && apt-get install -y chromium"
     port = elsewhere.door.getsockname()[1]
     rules = f"--host-resolver-rules=MAP * 127.0.0.1:{port}, EXCLUDE 127.0.0.1"
     with playwright.sync_playwright() as started:

@@ -361,10 +361,9 @@ def test_a_mark_without_a_token_is_found_however_it_is_spelt(
 
 def test_rows_are_masked_where_they_have_a_constraint(grammars: Grammars, tokenizer: Tokenizer) -> None:
     wide = tokenizer.vocab_size + 20  # logits may be wider than the vocabulary
-    logits = torch.randn(3, wide, generator=torch.Generator().manual_seed(0))
-    before = logits.clone()
-    constraint = grammars.compile(Grammar("choice", '["x"]')).start()
-    got = mask_rows(logits, [None, constraint, None])
+    got = torch.randn(3, wide, generator=torch.Generator().manual_seed(0))
+    before = got.clone()
+    mask_rows(got, [(1, grammars.compile(Grammar("choice", '["x"]')).start())])
     assert torch.equal(got[[0, 2]], before[[0, 2]])
     assert got[1, : tokenizer.vocab_size + 9].isfinite().nonzero().flatten().tolist() == tokenizer.encode("x")
     assert got[1, tokenizer.encode("x")] == before[1, tokenizer.encode("x")]

@@ -17,7 +17,7 @@ from rorqual.core.errors import ConfigError, NumericsError
 from rorqual.engine.cache import NOBODY, Group, PagedCache, StepCache, token_bytes
 from rorqual.engine.grammar import Constraint
 from rorqual.engine.penalties import Counts, needs_history
-from rorqual.engine.sampler import Settings, adjust, distribution, draw_from, top, uniform
+from rorqual.engine.sampler import Settings, adjust, distribution, draw_from, mask_rows, top, uniform
 from rorqual.engine.scheduler import Chunk, Plan, Scheduler
 from rorqual.engine.sequence import Ints, Sequence
 from rorqual.model import Decoder, Output
@@ -283,10 +283,7 @@ class Runner:
         logits = self._logits(output.hidden[0].index_select(0, index))[:n]
         if settings.adjusted:
             logits = adjust(logits, settings, self.counts, slot)
-        for row, constraint in self._constrained:
-            allowed = constraint.mask()
-            if allowed is not None:
-                logits[row, : self.vocab].masked_fill_(self._tensor(~allowed), -torch.inf)
+        mask_rows(logits, self._constrained)
         every = distribution(logits, settings)
         drawn, logprobs = draw_from(every, logits, settings, uniform(rows.key[:n], position))
         if self.kept.shape[-1]:

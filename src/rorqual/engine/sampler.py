@@ -11,7 +11,7 @@ not is done to the one alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -192,17 +192,16 @@ def adjust(logits: Tensor, settings: Settings, counts: Counts, rows: Ints | None
     return logits if settings.penalties is None else settings.penalties.apply(logits, counts, rows)
 
 
-def mask_rows(logits: Tensor, constraints: Sequence[Constraint | None]) -> Tensor:
-    """Logits [rows, vocab or more] in which each row holds -inf wherever its constraint (None: it has none) allows no token.
+def mask_rows(logits: Tensor, constraints: Iterable[tuple[int, Constraint]]) -> None:
+    """Write -inf into logits [rows, vocab or more] wherever a row's constraint allows no token: (row, constraint) for each row that has one.
 
-    Written in place. What is asked for before (`adjust`) or after (temperature, cuts) goes by the tokens that are left.
+    What is asked for before (`adjust`) or after (temperature, cuts) goes by the tokens that are left.
     """
-    for row, constraint in enumerate(constraints):
-        allowed = None if constraint is None else constraint.mask()
+    for row, constraint in constraints:
+        allowed = constraint.mask()
         if allowed is not None:
             forbidden = torch.from_numpy(~allowed).to(logits.device)
-            logits[row, : len(allowed)].masked_fill_(forbidden, float("-inf"))
-    return logits
+            logits[row, : len(allowed)].masked_fill_(forbidden, -torch.inf)
 
 
 def distribution(logits: Tensor, settings: Settings) -> Tensor:

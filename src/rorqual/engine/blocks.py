@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
+from heapq import heappop, heappush
 
 OnEvict = Callable[[int, bytes], None]
 
 
 class BlockPool:
-    """`n_blocks` blocks with ids 0 to n - 1. Every operation takes constant time for each block it touches.
+    """`n_blocks` blocks with ids 0 to n - 1. Every operation takes constant time for each block it touches, or logarithmic where it is free.
 
     `on_evict(id, key)` is called when a cached block is given up, while its contents still stand: the owner may write them elsewhere.
     It must not call the pool.
@@ -32,7 +33,9 @@ class BlockPool:
         self._keys: list[bytes | None] = [None] * n_blocks
         self._tenants = [""] * n_blocks
         self._known: dict[bytes, int] = {}
-        self._free = list(range(n_blocks - 1, -1, -1))
+        self._free = list(
+            range(n_blocks)
+        )  # a heap: blocks in use lie close together, and attention reads them as they lie
         # Least recently used first. An OrderedDict, because popping the front of a plain dict walks over its tombstones.
         self._cached: OrderedDict[int, None] = OrderedDict()
         self._used = 0
@@ -63,7 +66,7 @@ class BlockPool:
         # Each victim is free before its owner hears of it: an owner that raises loses no block.
         while len(self._free) < count:
             self._evict()
-        ids = [self._free.pop() for _ in range(count)]
+        ids = [heappop(self._free) for _ in range(count)]
         for block in ids:
             self._references[block] = 1
         self._used += count
@@ -72,7 +75,7 @@ class BlockPool:
     def _evict(self) -> None:
         block, _ = self._cached.popitem(last=False)
         key = self._forget(block)
-        self._free.append(block)
+        heappush(self._free, block)
         self.evictions += 1
         if self.on_evict is not None:
             self.on_evict(block, key)
@@ -128,7 +131,7 @@ class BlockPool:
             if left == 0:
                 self._used -= 1
                 if self._keys[block] is None:
-                    self._free.append(block)
+                    heappush(self._free, block)
                 else:
                     self._cached[block] = None
 
@@ -159,7 +162,7 @@ class BlockPool:
                 self._forget(block)
                 if self._references[block] == 0:
                     del self._cached[block]
-                    self._free.append(block)
+                    heappush(self._free, block)
 
     def _forget(self, block: int) -> bytes:
         key = self._keys[block]

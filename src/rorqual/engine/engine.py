@@ -23,7 +23,7 @@ from rorqual.engine import scheduler
 from rorqual.engine.grammar import Grammars
 from rorqual.engine.job import Desk, Job, Prompt, request_of
 from rorqual.engine.lane import Lane, Size
-from rorqual.engine.packed import PackedLinear, can_pack, packed
+from rorqual.engine.packed import can_pack, packed
 from rorqual.engine.probe import rounds_alike
 from rorqual.engine.request import Completion, Request, SamplingParams
 from rorqual.engine.weights import fingerprint, version_of
@@ -166,7 +166,7 @@ class Engine:
         self.tokenizer, self.chat = tokenizer, chat
         self.max_len = max_len or context
         self.threads = threads
-        pack = pack and can_pack(model)
+        self._packed = pack = pack and can_pack(model)
         arithmetic = f"packed={pack} invariant={invariant}"
         print_ = fingerprint(model, stable=cache_dir is not None, arithmetic=arithmetic)
         self.model = packed(model) if pack else model
@@ -197,7 +197,7 @@ class Engine:
 
     def load_weights(self, weights: dict[str, Tensor] | Decoder) -> None:
         """Copy weights into the model in place; other names or shapes are refused."""
-        if any(isinstance(module, PackedLinear) for module in self.model.modules()):
+        if self._packed:
             raise ConfigError(
                 "this engine's weights are packed",
                 where="engine.load_weights",

@@ -8,6 +8,7 @@ contiguous tensor, up to 31, with another exponential than the rest: such tensor
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -29,8 +30,15 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """`ops.norm.rms_norm` in fewer operations: the mean of squares from the vectors' lengths."""
     wide = x.float()
     length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
-    root = torch.addcmul(length.new_full((), eps), length, length, value=1 / x.shape[-1]).rsqrt()
+    root = torch.addcmul(_number(eps, x.device), length, length, value=1 / x.shape[-1]).rsqrt()
     return weight * (wide * root).to(x.dtype)
+
+
+@lru_cache
+def _number(value: float, device: torch.device) -> Tensor:
+    """A tensor without dimensions that any mode may use."""
+    with torch.inference_mode(False):
+        return torch.tensor(value, device=device)
 
 
 def silu(x: Tensor) -> Tensor:
@@ -64,7 +72,7 @@ def experts(x: Tensor, routing: Routing, gate_up: Tensor, down: Tensor, multiple
     added in the order of their numbers. `multiple`: of rows, instead of `ROWS`.
     """
     if FEW <= len(x) < 2 * FEW and not torch.is_grad_enabled() and x.device.type == "cpu":
-        used = np.unique(routing.indices.numpy()).tolist()
+        used = sorted(set(routing.indices.view(-1).tolist()))
         if len(used) <= FEW:
             return _one_by_one(x, routing, gate_up, down, used)
     sizes, order, slot = _sorted(routing.indices, len(gate_up), multiple or ROWS.get(x.dtype, MULTIPLE))

@@ -1,7 +1,7 @@
 """Attention over keys that lie in blocks of one fixed size, wherever these are in memory.
 
-The order of every sum is fixed for each query: a block's scores are one product of a fixed shape, weighed by the block's own
-maximum, and the blocks of a sequence are added first to last, each by its share. What else is in the batch, how a prompt was
+The order of every sum is fixed for each query: a block's scores are one product of a fixed shape, their softmax is the block's own,
+and the blocks of a sequence are added first to last, each by its share. What else is in the batch, how a prompt was
 cut into chunks, and how long the neighbours are changes nothing of it. The algebra is that of the online softmax (Milakov and
 Gimelshein 2018), split over the keys.
 """
@@ -26,6 +26,8 @@ MIN_ROWS = 4
 
 QUERIES = 32
 """Queries of one sequence that meet a block together in a prefill."""
+HIDDEN = np.float32(-1e30)
+"""Added to the score of a key that a query must not see: no weight is left of it, and where a query sees no key of a block, nothing is NaN."""
 
 Ints = npt.NDArray[np.int64]
 
@@ -35,20 +37,23 @@ class Tiles:
     """Queries in tiles of `queries`, each of one sequence, and which tile meets which block of keys.
 
     Tiles are numbered by falling count of blocks. Pairs are ordered by the block's place in its sequence and then by tile,
-    so that place b holds the tiles 0 .. counts[b] - 1. tile [pairs]; block [pairs], its place in the pool; hidden [pairs, queries, BLOCK],
-    the keys that a query must not see. gather [tiles * queries]: the token of each query, and of a tile that is not full its last again;
-    slot [tokens]: the query of each token. Both are None where query i is token i. rows: what a product's rows are filled up to.
+    so that place b holds the tiles 0 .. counts[b] - 1.
+
+    tile [pairs]; block [pairs]: its place in the pool; mask [pairs, queries, BLOCK]: what is added to a score, `HIDDEN` for a key that a
+    query must not see, else 0. gather [tiles * queries]: the token of each query, and of a tile that is not full its last again; slot
+    [tokens]: the query of each token; both None where query i is token i. rows: what a product's rows are filled up to.
+
     span: where the blocks lie close together, the part of the pool that holds them: then nothing is gathered from it, and `met` and
-    `hidden` are of every block of the part, in its order; back [pairs]: the place of each pair there (None: its own). met: the tile that
-    each block meets (None: block i meets tile i). last [tokens],
-    of tiles of one query: where in `hidden` the block is in which each token lies.
+    `mask` are of every block of the part, in its order; back [pairs]: the place of each pair there (None: its own). met: the tile that
+    each block meets (None: block i meets tile i). last [tokens], of tiles of one query: where in `mask` the block is in which each token
+    lies.
     """
 
     queries: int
     tile: Tensor
     block: Tensor
     counts: tuple[int, ...]
-    hidden: Tensor
+    mask: Tensor
     gather: Tensor | None
     slot: Tensor | None
     rows: int = MIN_ROWS
@@ -60,8 +65,8 @@ class Tiles:
     def move_on(self, position: Ints) -> None:
         """Tiles of one query each, in the next step: the queries are at `position` [tiles] now, in the same blocks as before."""
         assert self.last is not None
-        at = torch.from_numpy(position % BLOCK).to(self.hidden.device)
-        self.hidden.view(-1).index_fill_(0, self.last * BLOCK + at, False)
+        at = torch.from_numpy(position % BLOCK).to(self.mask.device)
+        self.mask.view(-1).index_fill_(0, self.last * BLOCK + at, 0)
 
 
 DENSE = 1.25
@@ -92,7 +97,7 @@ def tiles_of(
     gather = (np.cumsum(count) - count)[sequence][:, None] + begin[:, None] + offset
     at = (first[sequence] + begin)[:, None] + offset
     place, tile = np.nonzero(blocks > np.arange(int(blocks.max()))[:, None])
-    hidden = place[:, None, None] * BLOCK + np.arange(BLOCK) > at[tile][:, :, None]
+    mask = np.where(place[:, None, None] * BLOCK + np.arange(BLOCK) > at[tile][:, :, None], HIDDEN, np.float32(0))
     flat = gather.reshape(-1)
     plain = len(flat) == int(count.sum()) and bool((flat == np.arange(len(flat))).all())
     slot = np.empty(int(count.sum()), np.int64)
@@ -108,8 +113,8 @@ def tiles_of(
     if part is not None:
         size = part.stop - part.start
         in_order = size == len(block) and bool((here[1:] > here[:-1]).all())
-        seen, hidden, met = hidden, np.zeros((size, *hidden.shape[1:]), np.bool_), np.zeros(size, np.int64)
-        hidden[here], met[here] = seen, tile
+        needed, mask, met = mask, np.zeros((size, *mask.shape[1:]), np.float32), np.zeros(size, np.int64)
+        mask[here], met[here] = needed, tile
     last = np.empty(len(count) if queries == 1 else 0, np.int64)
     if queries == 1:
         ends = place == blocks[tile] - 1
@@ -119,7 +124,7 @@ def tiles_of(
         tile=tensor(tile),
         block=tensor(block),
         counts=tuple(np.bincount(place).tolist()),
-        hidden=tensor(hidden),
+        mask=tensor(mask),
         gather=None if plain else tensor(flat),
         slot=None if plain else tensor(slot),
         rows=rows,
@@ -164,36 +169,40 @@ def attend_tiles(q: Tensor, keys: Tensor, values: Tensor | int, tiles: Tiles, sc
     _, heads, rows, _ = q.shape
     k = _blocks(keys, tiles)  # [pairs, heads, BLOCK, d]
     v = k[..., :values] if isinstance(values, int) else _blocks(values, tiles)
-    if q.dtype == torch.float32:
-        q, scale = q * scale, 1.0
-    several = len(tiles.counts) > 1
     met = q if tiles.met is None else q.index_select(0, tiles.met)
-    scores = torch.bmm(met.flatten(0, 1), k.flatten(0, 1).transpose(1, 2)).float()
-    if scale != 1.0:
-        scores = scores * scale if grad else scores.mul_(scale)
-    queries = tiles.hidden.shape[1]
+    scores = torch.bmm(met.flatten(0, 1), k.flatten(0, 1).transpose(1, 2))
+    queries = tiles.mask.shape[1]
     wide = scores.view(len(k), heads, queries, -1, BLOCK)  # a decode tile's one query stands for all its rows
-    hidden = tiles.hidden.view(-1, 1, queries, 1, BLOCK)
-    scores = (wide.masked_fill(hidden, -torch.inf) if grad else wide.masked_fill_(hidden, -torch.inf)).view_as(scores)
-    # A query before the block sees nothing of it: any finite number will do, its weights are 0.
-    top = scores.detach().amax(-1, keepdim=True).clamp_(min=LOWEST)
-    e = (scores - top).exp() if grad else scores.sub_(top).exp_()
-    mixed = torch.bmm(e.to(v.dtype), v.flatten(0, 1)).float().view(len(k), heads, rows, -1)
-    top, weight = (t.view(len(k), heads, rows, 1) for t in (top, e.sum(-1, keepdim=True)))
+    scores = torch.add(tiles.mask.view(-1, 1, queries, 1, BLOCK), wide, alpha=scale).view(len(k), heads, rows, BLOCK)
+    weights = scores.softmax(-1)  # fp32, each block's by itself
+    mixed = torch.bmm(weights.to(v.dtype).flatten(0, 1), v.flatten(0, 1)).view(len(k), heads, rows, -1)
     if tiles.back is not None:
-        top, weight, mixed = (t.index_select(0, tiles.back) for t in (top, weight, mixed))
-    if several:
-        # Each block was weighed by its own maximum: bring them to that of all.
-        share = (top - _highest(top, tiles.counts).index_select(0, tiles.tile)).exp()
-        mixed, weight = _added(mixed, share, tiles.counts, grad), _added(weight, share, tiles.counts, grad)
-    return (mixed / weight).to(q.dtype)
+        mixed = mixed.index_select(0, tiles.back)
+    if len(tiles.counts) == 1:
+        return mixed
+    share = _shares(scores, weights, tiles, grad)
+    share = share / _added(share.clone(), tiles.counts, grad).index_select(0, tiles.tile)
+    return _added(mixed.float() * share, tiles.counts, grad).to(q.dtype)
+
+
+def _shares(scores: Tensor, weights: Tensor, tiles: Tiles, grad: bool) -> Tensor:
+    """What each block's mean counts for, [pairs, heads, rows, 1]: its sum of exponentials over the exponential of the tile's highest score.
+
+    The largest weight of a block is 1 over its sum of exponentials. A block of which a query sees nothing counts for exactly 0; divided by the
+    sum of all, a single block counts for exactly 1: a query is rounded in one way, whatever blocks it meets in vain.
+    """
+    top, most = scores.detach().amax(-1, keepdim=True), weights.detach().amax(-1, keepdim=True)
+    whole = scores.logsumexp(-1, keepdim=True) if grad else None
+    if tiles.back is not None:
+        top, most = top.index_select(0, tiles.back), most.index_select(0, tiles.back)
+        whole = None if whole is None else whole.index_select(0, tiles.back)
+    share = (top - _highest(top, tiles.counts).index_select(0, tiles.tile)).exp() / most
+    # In training: times 1, whose gradient is that of the block's sum of exponentials.
+    return share if whole is None else share * (whole - whole.detach()).exp()
 
 
 def _blocks(pool: Tensor, tiles: Tiles) -> Tensor:
     return pool.index_select(0, tiles.block) if tiles.span is None else pool[tiles.span]
-
-
-LOWEST = -1e30
 
 
 def _highest(parts: Tensor, counts: Sequence[int]) -> Tensor:
@@ -204,9 +213,8 @@ def _highest(parts: Tensor, counts: Sequence[int]) -> Tensor:
     return total
 
 
-def _added(parts: Tensor, shares: Tensor, counts: Sequence[int], grad: bool) -> Tensor:
-    """The sum over a tile's blocks, first to last, each times its share: parts, shares [pairs, ...] -> [tiles, ...]."""
-    parts = parts * shares if grad else parts.mul_(shares)
+def _added(parts: Tensor, counts: Sequence[int], grad: bool) -> Tensor:
+    """The sum over a tile's blocks, first to last: parts [pairs, ...] -> [tiles, ...]."""
     total, at = parts[: counts[0]], counts[0]
     for count in counts[1:]:
         part = parts[at : at + count]

@@ -133,7 +133,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool) -> Tensor:
     else:
         first, second = x.chunk(2, dim=-1)
         swapped = torch.cat((second, first), dim=-1)
-    turned = x * cos + swapped * sin  # fp32, by type promotion
+    turned = (x * cos).add_(swapped * sin)  # fp32, by type promotion
     return turned.to(x.dtype)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -68,7 +68,13 @@ class AttentionContext:
 
 
 class Attention(nn.Module, ABC):
-    """x [batch, seq, hidden] -> [batch, seq, hidden]."""
+    """x [batch, seq, hidden] -> [batch, seq, hidden].
+
+    `joined`: names of linear maps without a module of their own, and those whose outputs side by side such a map gives, where an engine has
+    laid them out as one (`engine/packed.py`).
+    """
+
+    joined: Mapping[str, tuple[str, ...]] = {}
 
     @abstractmethod
     def forward(self, x: Tensor, context: AttentionContext, cache: LayerCache | None) -> Tensor: ...

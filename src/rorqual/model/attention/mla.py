@@ -60,6 +60,8 @@ class MLAConfig(AttentionConfig):
 class MLA(Attention):
     """Caches, for each token, the normed latent c^KV and the rotated shared key k^R, side by side."""
 
+    a_proj: nn.Module | None
+
     def __init__(self, config: MLAConfig, hidden_size: int, eps: float) -> None:
         super().__init__()
         self.config = c = config
@@ -76,21 +78,33 @@ class MLA(Attention):
             c.kv_lora_rank, c.num_attention_heads * (c.qk_nope_head_dim + c.v_head_dim), bias=False
         )
         self.o_proj = nn.Linear(c.num_attention_heads * c.v_head_dim, hidden_size, bias=False)
+        self.register_module("a_proj", None)
+        self.joined = {"a_proj": ("q_a_proj" if c.q_lora_rank else "q_proj", "kv_a_proj_with_mqa")}
         self.scale = c.qk_head_dim**-0.5 * softmax_factor(c.rope)
 
     def forward(self, x: Tensor, context: AttentionContext, cache: LayerCache | None) -> Tensor:
         c, ops = self.config, context.ops
-        q = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x), ops)) if c.q_lora_rank else self.q_proj(x)
+        first, kv = self._projected(x)
+        q = self.q_b_proj(self.q_a_layernorm(first, ops)) if c.q_lora_rank else first
         q = q.unflatten(-1, (c.num_attention_heads, c.qk_head_dim))  # [batch, seq, heads, qk_head_dim]
         q_nope, q_rope = q.split((c.qk_nope_head_dim, c.qk_rope_head_dim), dim=-1)
-        latent, k_rope = self.kv_a_proj_with_mqa(x).split((c.kv_lora_rank, c.qk_rope_head_dim), dim=-1)
+        latent, k_rope = kv.split((c.kv_lora_rank, c.qk_rope_head_dim), dim=-1)
         latent = self.kv_a_layernorm(latent, ops)  # [batch, seq, kv_lora_rank]
         cos, sin = context.rope(c.rope, c.qk_rope_head_dim, interleaved=True)
-        q_rope = rotate(q_rope, cos, sin, interleaved=True)
-        k_rope = rotate(k_rope.unsqueeze(2), cos, sin, interleaved=True).squeeze(2)  # [batch, seq, rope]
+        turned = rotate(torch.cat((q_rope, k_rope.unsqueeze(2)), dim=2), cos, sin, interleaved=True)
+        q_rope, k_rope = turned[:, :, :-1], turned[:, :, -1]  # [batch, seq, heads, rope], [batch, seq, rope]
         if cache is None:
             return self._naive(q_nope, q_rope, latent, k_rope, context)
         return self._absorbed(q_nope, q_rope, torch.cat((latent, k_rope), dim=-1), cache)
+
+    def _projected(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The queries' latents, or where there are none the queries; and latents and shared keys [batch, seq, kv_lora_rank + rope]."""
+        c = self.config
+        if self.a_proj is None:
+            return (self.q_a_proj if c.q_lora_rank else self.q_proj)(x), self.kv_a_proj_with_mqa(x)
+        kv = c.kv_lora_rank + c.qk_rope_head_dim
+        first, second = self.a_proj(x).tensor_split((-kv,), dim=-1)
+        return first, second
 
     def _naive(
         self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, k_rope: Tensor, context: AttentionContext

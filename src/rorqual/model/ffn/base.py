@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 
 from torch import Tensor, nn
 
@@ -13,7 +14,9 @@ from rorqual.ops.registry import Ops
 
 
 class FFN(nn.Module, ABC):
-    """x [tokens, hidden] -> ([tokens, hidden], where the tokens went or None)."""
+    """x [tokens, hidden] -> ([tokens, hidden], where the tokens went or None). `joined`: as of `Attention`."""
+
+    joined: Mapping[str, tuple[str, ...]] = {}
 
     @abstractmethod
     def forward(self, x: Tensor, ops: Ops, replay: Tensor | None) -> tuple[Tensor, Routing | None]: ...

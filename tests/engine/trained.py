@@ -26,7 +26,7 @@ _GQA = GQAConfig(
 _MOE = MoEConfig(n_routed_experts=8, num_experts_per_tok=3, moe_intermediate_size=48, n_shared_experts=1)
 STAGES = {
     "mla": (
-        Stage(layers=1, attention=_MLA, ffn=DenseConfig(intermediate_size=200)),
+        Stage(layers=1, attention=_MLA, ffn=DenseConfig(intermediate_size=192)),
         Stage(layers=2, attention=_MLA, ffn=_MOE),
     ),
     "gqa": (Stage(layers=3, attention=_GQA, ffn=DenseConfig(intermediate_size=200)),),

@@ -1,0 +1,77 @@
+"""A model laid out for reading is the model that it was made from, in every arithmetic that it can take the place of."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from rorqual.core.errors import ConfigError
+from rorqual.data.chat import ChatFormat
+from rorqual.engine import Engine
+from rorqual.engine.packed import packed
+from rorqual.model import Decoder, ModelConfig, Stage, build
+from rorqual.model.attention import GQAConfig, MLAConfig
+from rorqual.model.ffn import DenseConfig, MoEConfig
+from rorqual.ops.registry import FAST, INVARIANT
+
+MLA = MLAConfig(
+    num_attention_heads=3, q_lora_rank=20, kv_lora_rank=16, qk_nope_head_dim=12, qk_rope_head_dim=8, v_head_dim=12
+)
+GQA = GQAConfig(num_attention_heads=4, num_key_value_heads=2, head_dim=12, qk_norm=True, attention_bias=True)
+ATTENTION = {
+    "latent": MLA,
+    "latent, queries direct": MLA.model_copy(update={"q_lora_rank": 0}),
+    "grouped, biases and norms": GQA,
+    "grouped, plain": GQA.model_copy(update={"qk_norm": False, "attention_bias": False}),
+}
+TOKENS = torch.randint(60, (2, 70), generator=torch.Generator().manual_seed(0))
+
+
+def model_of(attention: str, width: int = 64) -> Decoder:
+    moe = MoEConfig(n_routed_experts=6, num_experts_per_tok=2, moe_intermediate_size=20, n_shared_experts=1)
+    stages = tuple(
+        Stage(layers=1, attention=ATTENTION[attention], ffn=f) for f in (DenseConfig(intermediate_size=width), moe)
+    )
+    model = build(ModelConfig(vocab_size=60, hidden_size=36, stages=stages, initializer_range=0.3), seed=1)
+    for name, parameter in model.named_parameters():  # biases and norms begin as zeros and ones, which hide a mistake
+        if parameter.ndim == 1:
+            nn.init.normal_(parameter, 1.0 if "norm" in name else 0.0, 0.3)
+    return model
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("smallest", [1, 1 << 16], ids=["all packed", "none packed"])
+@pytest.mark.parametrize("width", [64, 50], ids=["gate and up joined", "gate and up apart"])
+@pytest.mark.parametrize("attention", ATTENTION)
+def test_it_is_the_same_model(attention: str, width: int, smallest: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rorqual.engine.packed.SMALLEST", smallest)
+    model = model_of(attention, width)
+    other = packed(model)
+    names = {name.rpartition(".")[2] for name, _ in other.named_modules()}
+    assert ("gate_up_proj" in names) == (width == 64) and names & {"a_proj", "qkv_proj"}
+    assert not names & {"k_proj", "kv_a_proj_with_mqa"}, "what was joined is kept twice"
+    for ops in (FAST, INVARIANT):
+        model.ops = other.ops = ops
+        expected, got = (m.logits(m(TOKENS).hidden) for m in (model, other))
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
+
+
+@torch.inference_mode()
+def test_a_map_that_an_adapter_wraps_stays_by_itself() -> None:
+    model = model_of("grouped, plain")
+    attention = model.layers[0].attention
+    attention.k_proj = nn.Sequential(attention.k_proj, nn.Tanh())
+    other = packed(model)
+    assert other.layers[0].attention.qkv_proj is None and other.layers[1].attention.qkv_proj is not None
+    expected = model(TOKENS).hidden
+    torch.testing.assert_close(other(TOKENS).hidden, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
+
+
+def test_weights_cannot_be_loaded_into_what_was_laid_out(chat: ChatFormat) -> None:
+    """Also where no map is large enough to be packed: joined ones are copies."""
+    model = build(model_of("latent").config.model_copy(update={"vocab_size": chat.tokenizer.vocab_size}), seed=0)
+    engine = Engine.of(model, chat.tokenizer, chat, pack=True)
+    with pytest.raises(ConfigError, match="packed"):
+        engine.load_weights(model)
+    Engine.of(model, chat.tokenizer, chat).load_weights(model)

@@ -22,6 +22,7 @@ MAX_CHOICES = 1024
 MAX_LEAST = 10_000
 """The most that a minimum may ask for: no reply has more characters, items or properties."""
 
+_FUNCTION = re.compile(r"[a-zA-Z0-9_.-]{1,64}")
 _COUNT = re.compile(r"(?:(?<=\{)|(?<=,))[0-9]+(?=[,}])")
 _LEAST = ("minLength", "minItems", "minProperties")
 _BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
@@ -163,6 +164,29 @@ def choice_pattern(source: str) -> str:
     if len(choices) > MAX_CHOICES:
         raise _refuse(f"there are {len(choices)} choices", f"Give at most {MAX_CHOICES}.")
     return "(" + "|".join("".join(map(_literal, choice)) for choice in choices) + ")"
+
+
+def parse_calls(source: str) -> dict[str, Any]:
+    """The functions that a reply must call, `{"tools": [{"name": ..., "parameters": schema}], "many": bool}`."""
+    example = '{"tools": [{"name": "add", "parameters": {}}], "many": true}'
+    found = _parse(source, "set of functions", example)
+    tools = found.get("tools") if isinstance(found, dict) else None
+    if (
+        not isinstance(tools, list)
+        or not tools
+        or found.keys() != {"tools", "many"}
+        or not isinstance(found["many"], bool)
+        or not all(isinstance(tool, dict) and tool.keys() == {"name", "parameters"} for tool in tools)
+    ):
+        raise _refuse("the set of functions has another form", f"Send such as {example}.")
+    for tool in tools:
+        if not isinstance(tool["name"], str) or not _FUNCTION.fullmatch(tool["name"]):
+            raise _refuse(
+                f"{_short(repr(tool['name']))} is no name of a function", "Use letters, digits, '_', '-', '.'."
+            )
+        if not isinstance(tool["parameters"], dict):
+            raise _refuse(f"the parameters of {tool['name']!r} are no JSON schema", 'Send such as {"type": "object"}.')
+    return {"tools": tools, "many": found["many"]}
 
 
 def check_pattern(source: str) -> str:

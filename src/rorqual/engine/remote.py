@@ -306,6 +306,12 @@ def _further(params: SamplingParams) -> dict[str, Any]:
 
 
 def _grammar(grammar: Grammar) -> dict[str, Any]:
+    if grammar.kind == "calls":
+        raise DataError(
+            "a request to an address carries no tools, so that none can be called",
+            where="grammar",
+            remedy="Ask for JSON by the function's schema: kind json_schema.",
+        )
     if grammar.kind == "json":
         return {"response_format": {"type": "json_object"}}
     if grammar.kind == "json_schema":

@@ -257,6 +257,10 @@ BAD_GRAMMARS: list[tuple[dict[str, Any], dict[str, Any]]] = [
         {"guided_json": {"type": "object", "dependentSchemas": {"a": {"minProperties": 2}}}},
         {"guided_json": {"enum": [{}]}},
     ),
+    (
+        {"guided_json": {"type": "object", "properties": {"next": {"$ref": "#"}}, "required": ["next"]}},
+        {"guided_json": {"type": ["object", "null"], "properties": {"next": {"$ref": "#"}}, "required": ["next"]}},
+    ),
 ]
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from rorqual.core.errors import DataError
+from rorqual.engine.grammar_ends import find_endless
 
 MAX_BYTES = 1 << 17
 MAX_PATTERN = 1 << 13
@@ -68,6 +69,11 @@ def parse_schema(source: str) -> Any:
             if isinstance(least, int | float) and least > MAX_LEAST:
                 raise _refuse(f"the JSON schema asks for {name} above {MAX_LEAST} at {place}", "Ask for less.")
     _check_reach(schema)
+    if (endless := find_endless(schema, _resolve)) is not None:
+        raise _refuse(
+            f"the JSON schema uses {endless[0]!r} at {_short(endless[1])} for what needs another of itself, without end: no value matches",
+            "Make a link of the ring optional, or give it an end, such as a list that may be empty or null beside it.",
+        )
     return schema
 
 

@@ -259,20 +259,25 @@ def test_an_engine_that_hangs_while_it_loads_ends_the_start_and_one_that_goes_on
         command(run, tmp_path / "k", "port=0", f"load={5 if stays else 60}", "ui=false"),
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8",
     )  # fmt: skip
+    engine = child(process)
     try:
-        check_start(process, stays)
+        check_start(process, engine, stays)
     finally:
         process.kill()
         process.wait()
+        with suppress(ProcessLookupError):
+            os.kill(engine, signal.SIGKILL)
 
 
-def check_start(process: subprocess.Popen[str], stays: bool) -> None:
-    engine = child(process)
+def check_start(process: subprocess.Popen[str], engine: int, stays: bool) -> None:
     os.kill(engine, signal.SIGSTOP)
     began = time.monotonic()
     if stays:
-        _, errors = process.communicate(timeout=60)
-        assert process.returncode == 2
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(60)
+        assert process.poll() == 2
+        assert process.stderr is not None
+        errors = process.stderr.read()
         said = " ".join(errors.split())
         assert "was not ready within 5 seconds" in said and "load=SECONDS" in said and "Traceback" not in said
         assert 3 < time.monotonic() - began < 30

@@ -104,5 +104,5 @@ def source_of(value: Any, param: str) -> str:
     """A grammar's source as text; `param` is refused where it is too long."""
     source = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     if len(source) > MAX_SCHEMA:
-        raise refuse(f"it is longer than {MAX_SCHEMA} characters", param)
+        raise refuse(f"what binds the answer is longer than {MAX_SCHEMA} characters", param)
     return source

@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -93,6 +94,24 @@ def test_half_a_character_and_unknown_ids_are_shown_not_fatal() -> None:
     assert PLAIN.decode(half) == "\ufffd"
     assert PLAIN.decode([*half, PLAIN.eos, *PLAIN.encode("é")[1:]]) == "\ufffd\ufffd"  # the halves do not join
     assert PLAIN.decode([*PLAIN.encode("a"), 10_000, -1]) == "a\ufffd\ufffd"
+
+
+def test_the_bytes_of_a_token_are_those_that_the_library_writes_whatever_its_letters() -> None:
+    odd = ["▁the", "日本", "a b", "Ġ\u0378", "é日", "👍", "\n", ""]
+    data = json.loads(MERGED.source)
+    data["model"]["vocab"] |= {text: MERGED.vocab_size + place for place, text in enumerate(odd)}
+    added = {"id": MERGED.vocab_size + len(odd), "content": "<｜tool▁sep｜>", "special": False}
+    data["added_tokens"] += [added | dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)]
+    tokenizer = Tokenizer(json.dumps(data))
+    built = tokenizers.Tokenizer.from_str(json.dumps(data))
+    assert tokenizer.vocab_size == MERGED.vocab_size + len(odd) + 1
+    for id_ in range(tokenizer.vocab_size):
+        written = tokenizer.token_bytes(id_).decode("utf-8", "replace")
+        assert written == built.decode([id_], skip_special_tokens=False), id_
+        assert written == tokenizer.token(id_)
+    assert [tokenizer.token_bytes(MERGED.vocab_size + place).decode() for place in range(len(odd))] == odd
+    assert tokenizer.token_bytes(added["id"]) == "<｜tool▁sep｜>".encode()
+    assert tokenizer.token_bytes(tokenizer.vocab_size) == b""
 
 
 def test_specials_are_left_out_or_shown() -> None:

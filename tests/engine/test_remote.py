@@ -19,6 +19,9 @@ from rorqual.core.errors import ConfigError, DataError
 from rorqual.core.records import Message
 from rorqual.engine import Request, SamplingParams
 from rorqual.engine.remote import RemoteEngine, RemoteError, split_reasoning
+from rorqual.engine.request import Grammar
+from rorqual.engine.sampler import sample_key
+from rorqual.engine.seeds import sample_seed
 
 Answer = Callable[[dict[str, Any], int], tuple[int, Any, dict[str, str]]]
 
@@ -109,6 +112,37 @@ def test_answers_come_in_the_order_of_the_requests(server: Server) -> None:
     assert 1 < server.most_at_once <= 4
 
 
+@pytest.mark.parametrize("seed", [0, 3, 2**31, 2**53 - 1, 2**63, 2**64 - 1, -1, -(2**63), 2**70 + 5])
+def test_a_seed_that_is_sent_draws_what_its_sample_draws_here(seed: int) -> None:
+    keys = [sample_key(seed, sample) for sample in (0, 1, 2, 4095)]
+    sent = [sample_seed(seed, sample) for sample in (0, 1, 2, 4095)]
+    assert all(-(2**63) <= one < 2**63 for one in sent)
+    assert [sample_key(one, 0) for one in sent] == keys
+    assert (sent[0] - seed) % 2**64 == 0
+    assert [sample_seed(seed, sample, 31) for sample in (0, 1, 2, 4095)] == [key >> 33 for key in keys]
+
+
+def test_seeds_for_a_server_that_takes_shorter_ones(server: Server) -> None:
+    def picky(body: dict[str, Any], number: int) -> tuple[int, Any, dict[str, str]]:
+        return (400, {"error": {"message": "seed: not an int32"}}, {}) if body["seed"] >= 2**31 else reply("ok")
+
+    server.answer = picky
+    with pytest.raises(RemoteError, match="seed_bits=31"):
+        remote(server).generate([ask(seed=2**40)])
+    assert remote(server, seed_bits=31).generate([ask(seed=2**40, n=3)])[0][2].text == "ok"
+    server.answer = lambda body, number: (400, {"error": {"message": "no"}}, {})
+    with pytest.raises(RemoteError) as caught:
+        remote(server).generate([ask()])
+    assert "seed_bits" not in str(caught.value)
+
+
+def test_a_grammar_of_calls_is_refused_as_an_address_gets_no_tools(server: Server) -> None:
+    source = '{"tools": [{"name": "add", "parameters": {}}], "many": false}'
+    with pytest.raises(DataError, match="carries no tools"):
+        remote(server).generate([ask(grammar=Grammar("calls", source))])
+    assert remote(server).generate([ask(grammar=Grammar("json_schema", "{}"))])[0][0].text
+
+
 def test_what_is_sent(server: Server) -> None:
     asked = ask("hi", max_tokens=9, temperature=0.5, top_p=0.9, top_k=4, seed=3)
     (completion,) = remote(server, api_key="secret", extra={"min_p": 0.1}).generate([asked])[0]
@@ -118,7 +152,7 @@ def test_what_is_sent(server: Server) -> None:
     assert body["messages"] == [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hi"}]
     sent = {name: body[name] for name in ("model", "max_tokens", "temperature", "top_p", "top_k", "min_p")}
     assert sent == {"model": "m", "max_tokens": 9, "temperature": 0.5, "top_p": 0.9, "top_k": 4, "min_p": 0.1}
-    assert 0 <= body["seed"] < 2**31
+    assert body["seed"] == 3
     assert "chat_template_kwargs" not in body
     assert completion.usage == {"prompt_tokens": 7, "completion_tokens": 3}
     assert completion.finish_reason == "stop"

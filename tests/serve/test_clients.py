@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import jsonschema
 import openai
 import pytest
 from caller import ANSWER, ARGUMENTS, NAME, QUESTION, RESULT, SPEC, write_caller
@@ -113,6 +114,98 @@ def test_without_tools_or_with_none_to_be_called_nothing_is_read_as_a_call(calle
     assert bare.usage is not None and bare.usage.prompt_tokens == none.usage.prompt_tokens  # the tools were not shown
 
 
+SIZE: dict[str, Any] = {
+    "type": "object",
+    "properties": {"n": {"type": "integer", "minimum": 0, "maximum": 99}, "kind": {"enum": ["whale", "seal"]}},
+    "required": ["n", "kind"],
+    "additionalProperties": False,
+}
+OTHER: dict[str, Any] = {"type": "function", "function": {"name": "size", "parameters": SIZE}}
+BARE: dict[str, Any] = {"type": "function", "function": {"name": "now"}}
+
+
+def named(name: str) -> Any:
+    return {"type": "function", "function": {"name": name}}
+
+
+@pytest.mark.parametrize("thinking", [False, True])
+@pytest.mark.parametrize("choice", ["required", named("size"), named("now")])
+def test_a_model_of_random_weights_must_call_whole_and_streamed(
+    client: openai.OpenAI, choice: Any, thinking: bool
+) -> None:
+    kept: dict[str, Any] = {"thinking": thinking}
+    given: dict[str, Any] = {
+        "model": "tiny", "messages": HELLO, "tools": [OTHER, BARE], "tool_choice": choice, "temperature": 1, "seed": 3,
+        "parallel_tool_calls": False, "max_tokens": 3000, "logit_bias": {"6": 4 if thinking else 0},
+        "extra_body": {"chat_template_kwargs": kept},
+    }  # fmt: skip
+    whole = client.chat.completions.create(**given).choices[0]
+    assert whole.finish_reason == "tool_calls", whole
+    assert whole.message.content is None
+    assert bool(getattr(whole.message, "reasoning_content", "")) == thinking
+    [call] = whole.message.tool_calls or []
+    assert call.type == "function"
+    if choice != "required":
+        assert call.function.name == choice["function"]["name"]
+    arguments = json.loads(call.function.arguments)
+    jsonschema.validate(arguments, SIZE if call.function.name == "size" else {"const": {}})
+    streamed, reasons = "", []
+    for chunk in client.chat.completions.create(stream=True, **given):
+        reasons += [part.finish_reason for part in chunk.choices if part.finish_reason]
+        for part in chunk.choices:
+            assert not part.delta.content
+            streamed += "".join(
+                delta.function.arguments or "" for delta in part.delta.tool_calls or () if delta.function
+            )
+    assert (streamed, reasons) == (call.function.arguments, ["tool_calls"])
+
+
+def test_a_trained_model_calls_what_it_must_and_goes_on_with_the_result(caller: Server) -> None:
+    client = openai_client(caller)
+    given: dict[str, Any] = {"model": "caller", "temperature": 0, "max_tokens": 200, "extra_body": AT_ONCE}
+    messages: list[Any] = [{"role": "user", "content": QUESTION}]
+    first = client.chat.completions.create(messages=messages, tools=[SPEC], tool_choice=named(NAME), **given).choices[0]
+    assert first.finish_reason == "tool_calls"
+    [call] = first.message.tool_calls or []
+    assert call.type == "function"
+    assert (call.function.name, json.loads(call.function.arguments)) == (NAME, json.loads(ARGUMENTS))
+    messages += [first.message, {"role": "tool", "tool_call_id": call.id, "content": RESULT}]
+    after = client.chat.completions.create(messages=messages, tools=[SPEC], **given).choices[0]
+    assert (after.message.content, after.finish_reason) == (ANSWER, "stop")
+    again = client.chat.completions.create(messages=messages, tools=[SPEC], tool_choice="required", **given).choices[0]
+    assert [one.function.name for one in again.message.tool_calls or () if one.type == "function"][:1] == [NAME]
+
+
+def test_a_forced_call_that_is_cut_off_is_none_and_says_length(client: openai.OpenAI) -> None:
+    cut = client.chat.completions.create(
+        model="tiny", messages=HELLO, tools=[OTHER], tool_choice="required", max_tokens=12, extra_body=AT_ONCE
+    ).choices[0]
+    assert (cut.finish_reason, cut.message.tool_calls) == ("length", None)
+
+
+def test_a_forced_call_that_cannot_be_kept_is_refused_and_its_twin_is_made(server: Server) -> None:
+    def asked(choice: Any, *tools: Any) -> httpx.Response:
+        with server.client as http:
+            body = {"model": "tiny", "messages": HELLO, "max_tokens": 8, "tools": list(tools), "tool_choice": choice}
+            return http.post("/v1/chat/completions", json=body)
+
+    def tool(**parameters: Any) -> dict[str, Any]:
+        return {"type": "function", "function": {"name": "put", "parameters": parameters}}
+
+    poisons = [
+        (asked("required", tool(properties={"a": {"not": {}}})), asked("required", tool(properties={"not": {}})), "'not' at #/properties/a"),
+        (asked("required", tool(type="string")), asked("required", tool(type="object")), "the parameters of 'put'"),
+        (asked(named("pu"), tool()), asked(named("put"), tool()), "no tool is called 'pu'. Did you mean 'put'?"),
+        (asked("required"), asked("auto"), "goes with tools"),
+    ]  # fmt: skip
+    for refused, taken, words in poisons:
+        assert refused.status_code == 400
+        assert words in refused.json()["error"]["message"]
+        assert taken.status_code == 200, taken.text
+    bound = asked(named("put"), tool(), tool(type="string") | {"function": {"name": "b", "parameters": {"not": {}}}})
+    assert bound.status_code == 200  # what may not be called binds nothing
+
+
 # ---- JSON and other grammars
 
 PERSON: dict[str, Any] = {
@@ -163,6 +256,10 @@ BAD_GRAMMARS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     (
         {"guided_json": {"type": "object", "dependentSchemas": {"a": {"minProperties": 2}}}},
         {"guided_json": {"enum": [{}]}},
+    ),
+    (
+        {"guided_json": {"type": "object", "properties": {"next": {"$ref": "#"}}, "required": ["next"]}},
+        {"guided_json": {"type": ["object", "null"], "properties": {"next": {"$ref": "#"}}, "required": ["next"]}},
     ),
 ]
 

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -233,6 +234,82 @@ def test_an_engine_that_hangs_is_started_again(run: Path, tmp_path: Path) -> Non
             assert client.post("/v1/chat/completions", json=chat_body()).status_code == 200
         assert server.metric("engine_restarts_total") == 1
         assert "hangs" in server.log.read_text(encoding="utf-8")
+    finally:
+        assert stop(server) == 0
+
+
+def child(process: subprocess.Popen[str]) -> int:
+    """The process id of the engine, as soon as it runs a program of its own: until then its parent waits for it."""
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        for number in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(encoding="ascii").split():
+            with suppress(OSError):  # it is gone
+                if b"rorqual.serve.worker" in Path(f"/proc/{number}/cmdline").read_bytes():
+                    return int(number)
+        time.sleep(0.01)
+    raise AssertionError("no engine was started")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stays", [True, False])
+def test_an_engine_that_hangs_while_it_loads_ends_the_start_and_one_that_goes_on_does_not(
+    run: Path, tmp_path: Path, stays: bool
+) -> None:
+    process = subprocess.Popen(
+        command(run, tmp_path / "k", "port=0", f"load={5 if stays else 60}", "ui=false"),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8",
+    )  # fmt: skip
+    engine = child(process)
+    try:
+        check_start(process, engine, stays)
+    finally:
+        process.kill()
+        process.wait()
+        with suppress(ProcessLookupError):
+            os.kill(engine, signal.SIGKILL)
+
+
+def check_start(process: subprocess.Popen[str], engine: int, stays: bool) -> None:
+    os.kill(engine, signal.SIGSTOP)
+    began = time.monotonic()
+    if stays:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(60)
+        assert process.poll() == 2
+        assert process.stderr is not None
+        errors = process.stderr.read()
+        said = " ".join(errors.split())
+        assert "was not ready within 5 seconds" in said and "load=SECONDS" in said and "Traceback" not in said
+        assert 3 < time.monotonic() - began < 30
+        assert not Path(f"/proc/{engine}").exists()
+        return
+    time.sleep(3)
+    assert process.poll() is None
+    os.kill(engine, signal.SIGCONT)
+    assert process.stdout is not None
+    assert any(" at http" in line for line in process.stdout)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 0
+
+
+@pytest.mark.slow
+def test_an_engine_that_hangs_when_it_is_started_again_is_tried_once_more(run: Path, tmp_path: Path) -> None:
+    server = start(run, tmp_path / "keys.json", tmp_path / "log", "port=0", "load=8", "ui=false")
+    try:
+        good(server)
+        first = server.engine()
+        os.kill(first, signal.SIGKILL)
+        end = time.monotonic() + 60
+        while (second := child(server.process)) == first:
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        os.kill(second, signal.SIGSTOP)
+        server.wait("engine_restarts_total", 2)
+        good(server)
+        assert "not ready within 8 seconds" in server.log.read_text(encoding="utf-8")
+        time.sleep(9)  # a start that ended well has no clock any more
+        good(server)
+        assert server.metric("engine_restarts_total") == 2
     finally:
         assert stop(server) == 0
 

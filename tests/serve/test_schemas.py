@@ -79,15 +79,25 @@ POISONS: dict[str, tuple[bytes, bytes, str | None]] = {
         "tools.0.function.name",
     ),
     "two tools of one name": (body(tools=[TOOL, TOOL]), body(tools=[TOOL, OTHER]), "tools"),
-    "a tool that must be called": (
+    "a tool that must be called, and there is none": (
+        body(tools=[], tool_choice="required"),
         body(tools=[TOOL], tool_choice="required"),
-        body(tools=[TOOL], tool_choice="auto"),
         "tool_choice",
     ),
-    "a tool that must be called, by name": (
-        body(tools=[TOOL], tool_choice={"type": "function", "function": {"name": "add"}}),
-        body(tools=[TOOL], tool_choice="none"),
+    "a tool that must be called, and is not there": (
+        body(tools=[TOOL, OTHER], tool_choice={"type": "function", "function": {"name": "ad"}}),
+        body(tools=[TOOL, OTHER], tool_choice={"type": "function", "function": {"name": "add"}}),
         "tool_choice",
+    ),
+    "a choice of another kind": (
+        body(tools=[TOOL], tool_choice="any"),
+        body(tools=[TOOL], tool_choice="required"),
+        "tool_choice",
+    ),
+    "a tool that must be called, and a grammar": (
+        body(tools=[TOOL], tool_choice="required", guided_regex="a"),
+        body(tools=[TOOL], tool_choice="required", response_format={"type": "text"}),
+        "tools",
     ),
     "a choice of no tools": (body(tool_choice="required"), body(tool_choice="auto"), "tool_choice"),
     "tools and a grammar": (
@@ -221,6 +231,26 @@ def test_what_an_answer_must_match_becomes_one_grammar() -> None:
         assert read(ChatRequest, body(**given))[0].grammar() == grammar
 
 
+def test_a_choice_that_forces_calls_becomes_a_grammar_of_them() -> None:
+    bare = {"type": "function", "function": {"name": "now"}}
+    add = {"name": "add", "parameters": {"type": "object"}}
+    now = {"name": "now", "parameters": {"type": "object", "properties": {}, "additionalProperties": False}}
+    named = {"type": "function", "function": {"name": "now"}}
+    cases: list[tuple[dict[str, Any], Any]] = [
+        ({}, None),
+        ({"tool_choice": "auto"}, None),
+        ({"tool_choice": "none"}, None),
+        ({"tool_choice": "required"}, {"tools": [add, now], "many": True}),
+        ({"tool_choice": "required", "parallel_tool_calls": True}, {"tools": [add, now], "many": True}),
+        ({"tool_choice": "required", "parallel_tool_calls": False}, {"tools": [add, now], "many": False}),
+        ({"tool_choice": named}, {"tools": [now], "many": False}),
+        ({"tool_choice": named, "parallel_tool_calls": True}, {"tools": [now], "many": False}),
+    ]
+    for given, expected in cases:
+        found = read(ChatRequest, body(tools=[TOOL, bare], **given))[0].grammar()
+        assert (found and (found[0], json.loads(found[1]))) == (expected and ("calls", expected)), given
+
+
 @pytest.mark.parametrize(
     ("given", "mode"),
     [
@@ -272,6 +302,8 @@ def test_what_changes_nothing_is_listed() -> None:
 
 
 def test_the_nearest_parameter_is_named() -> None:
+    with pytest.raises(ApiError, match="Did you mean 'add'"):
+        read(ChatRequest, body(tools=[TOOL], tool_choice={"type": "function", "function": {"name": "ad"}}))
     with pytest.raises(ApiError, match="'temperature'"):
         read(ChatRequest, body(temprature=1))
 

@@ -144,6 +144,19 @@ def test_our_own_client_gets_what_the_engine_gives(run: Path, server: Server, th
     assert (there.text, there.reasoning, there.finish_reason) == (here.text, here.reasoning, here.finish_reason)
 
 
+@pytest.mark.parametrize("seed", [5, 2**63 + 11, -3])
+def test_our_own_client_gets_the_draws_of_the_engine_for_every_seed_and_sample(
+    run: Path, server: Server, seed: int
+) -> None:
+    marks = ((5, -100.0), (6, -100.0))  # of thinking: a client takes them for what other servers leave in a text
+    params = SamplingParams(max_tokens=24, temperature=1.0, seed=seed, n=3, logit_bias=marks)
+    request = Request((Message("user", "hello"),), params, "off")
+    [there] = RemoteEngine(f"{server.url}/v1", "tiny", api_key=server.key).generate([request])
+    [here] = Engine(run, record_experts=False, slots=1).generate([request])
+    assert [one.text for one in there] == [one.text for one in here]
+    assert len({one.text for one in here}) == 3
+
+
 # ---- what is refused
 
 

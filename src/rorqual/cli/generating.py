@@ -15,7 +15,7 @@ from pydantic import Field
 
 import rorqual
 from rorqual.cli.machine import cores
-from rorqual.cli.measure import REMOTE
+from rorqual.cli.measure import REMOTE, SeedBits
 from rorqual.cli.settings import WHERE, Placement, check_device, pairs
 from rorqual.core.config import parse, scalar
 from rorqual.core.errors import ConfigError, DataError, RorqualError, nearest
@@ -49,6 +49,7 @@ class GenerateSettings(Placement):
     threads: int = Field(0, ge=0)
     model: str = ""
     concurrency: int = Field(8, ge=1, le=1024)
+    seed_bits: SeedBits = 64
 
 
 def read_settings(arguments: Sequence[str] | None) -> tuple[GenerateSettings, Sampling]:
@@ -168,7 +169,7 @@ def _engine(chosen: GenerateSettings) -> Engine | RemoteEngine:
             raise ConfigError(f"{key}=true, and an address gives texts alone", where=key, remedy="Name a run's folder.")
     # One sample at a time each: rows are what runs side by side.
     key = os.environ.get("RORQUAL_API_KEY", "")
-    return RemoteEngine(chosen.run, model=chosen.model, api_key=key, concurrency=1)
+    return RemoteEngine(chosen.run, model=chosen.model, api_key=key, concurrency=1, seed_bits=chosen.seed_bits)
 
 
 def _local(chosen: GenerateSettings) -> Engine:
@@ -217,7 +218,11 @@ def _made(chosen: GenerateSettings, sampling: Sampling, prompts: Prompts, engine
     own = {key: getattr(chosen, key) for key in ("raw", "token_ids", "logprobs", "dtype", "device", "max_len", "model")}
     versions = {"rorqual": rorqual.__version__, "torch": torch.__version__} if engine else {}
     made = sampling.model_dump(mode="json") | own | versions | {"file": prompts.sha256}
-    return made | {"run": _fingerprint(RunDir(Path(chosen.run))) if engine else chosen.run}
+    return made | (
+        {"run": _fingerprint(RunDir(Path(chosen.run)))}
+        if engine
+        else {"run": chosen.run, "seed_bits": chosen.seed_bits}
+    )
 
 
 def _fingerprint(run: RunDir) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
@@ -17,6 +17,9 @@ from rorqual.core.records import Thinking
 from rorqual.tasks.base import Split
 
 REMOTE = ("http://", "https://")
+Typed = BeforeValidator(lambda raw: scalar(raw) if isinstance(raw, str) else raw)
+SeedBits = Annotated[Literal[31, 64], Typed]
+"""Of the seeds that an address gets."""
 
 
 class EvalSettings(Placement):
@@ -34,10 +37,11 @@ class EvalSettings(Placement):
     max_tokens: int = Field(1024, ge=1)
     window: int = Field(0, ge=0)
     per_family: bool = False
-    options: Annotated[dict[str, Any], BeforeValidator(lambda raw: scalar(raw) if isinstance(raw, str) else raw)] = {}
+    options: Annotated[dict[str, Any], Typed] = {}
     out: str = ""
     threads: int = Field(0, ge=0)
     model: str = ""
+    seed_bits: SeedBits = 64
 
     def asked(self) -> dict[str, Any]:
         """The arguments of `evals.run.evaluate` that say what is asked and how."""
@@ -62,7 +66,8 @@ def generator(model: str, settings: EvalSettings) -> Any:
 
         if not settings.model:
             raise ConfigError("a server may hold several models", where=model, remedy="Name one: model=NAME.")
-        return RemoteEngine(model, model=settings.model, api_key=os.environ.get("RORQUAL_API_KEY", ""))
+        key = os.environ.get("RORQUAL_API_KEY", "")
+        return RemoteEngine(model, model=settings.model, api_key=key, seed_bits=settings.seed_bits)
     from rorqual.engine.engine import Engine
 
     check_device(settings.device)

@@ -17,8 +17,9 @@ from rorqual.serve.wire import Placed
 class ServeSettings(Placement):
     """`max_len` 0: the model's context, as far as the cache holds it. `threads` 0: as many as there are cores. `keys`: the file of hashes.
     `ui`: the chat page; without a word, where Gradio is installed. `hang`: seconds of work without a sign of life after which the
-    engine is started again. `cache_dir`: a folder for the prefix cache, which then outlives the server, up to `disk_bytes`; `cache_bytes`:
-    of keys and values in memory, 0: a GiB. `step_tokens`: fed at once, so that a long prompt delays nobody's next token by more.
+    engine is started again; `load`: seconds that it may take to be ready. `cache_dir`: a folder for the prefix cache, which then outlives the
+    server, up to `disk_bytes`; `cache_bytes`: of keys and values in memory, 0: a GiB. `step_tokens`: fed at once, so that a long prompt delays
+    nobody's next token by more.
     """
 
     host: str = "127.0.0.1"
@@ -33,6 +34,7 @@ class ServeSettings(Placement):
     grace: float = Field(30, ge=1, le=3600)
     threads: int = Field(0, ge=0)
     hang: float = Field(120, ge=1, le=86_400)
+    load: float = Field(3600, ge=1, le=86_400)
     cache_dir: str = ""
     cache_bytes: int = Field(0, ge=0)
     disk_bytes: int = Field(4 << 30, ge=1 << 20)
@@ -67,6 +69,7 @@ def start(run: Path, arguments: Sequence[str] | None) -> None:
         max_body=chosen.max_body,
         grace=chosen.grace,
         hang=chosen.hang,
+        load=chosen.load,
         ui=chosen.ui,
     )
     serve(placed, address)

@@ -164,10 +164,14 @@ class Tokenizer:
         return self.decode((id_,), specials=True)
 
     def token_bytes(self, id_: int) -> bytes:
-        """The bytes that one token writes, which may be half a character; of a special token, those of its name."""
+        """The bytes that one token writes, which may be half a character; of a special token, those of its name.
+
+        An entry of the vocabulary with a letter that stands for no byte writes itself, as `decode` has it.
+        """
         if id_ not in self._ordinary:
             return self._special_text.get(id_, "").encode()
-        return bytes(_BYTE_OF[letter] for letter in self._plain.id_to_token(id_) or "")
+        text = self._plain.id_to_token(id_) or ""
+        return bytes(map(_BYTE_OF.__getitem__, text)) if _BYTE_OF.keys() >= set(text) else text.encode()
 
     @property
     def vocab_size(self) -> int:

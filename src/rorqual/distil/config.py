@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from rorqual.core.config import Config
 from rorqual.core.records import Thinking
 from rorqual.engine.request import SamplingParams
+from rorqual.engine.seeds import Bits
 from rorqual.tasks.base import Split
 
 Keep = Literal["right", "graded", "all"]
@@ -63,7 +64,7 @@ class FactoryConfig(Config):
 
     `keep`: the right ones, what could be graded, or all. `top_k`: store that many of the teacher's likeliest tokens at each place.
     `batch`: samples of a local teacher that are drawn side by side, and kept together. `decontaminate`: evaluation sets, files or
-    tasks, besides the task's own test split.
+    tasks, besides the task's own test split. `seed_bits`: of the seeds that an address gets, 64 or, where it refuses those, 31.
     """
 
     teacher: str
@@ -80,6 +81,7 @@ class FactoryConfig(Config):
     max_tokens: int = Field(512, ge=1)
     thinking: Thinking = "auto"
     seed: int = Field(0, ge=0)
+    seed_bits: Bits = 64
     top_k: int = Field(0, ge=0)
     keep: Keep = "right"
     batch: int = Field(256, ge=1)

@@ -91,7 +91,8 @@ def read_entry(line: Mapping[str, Any], where: str) -> Entry:
 def sampling(config: FactoryConfig) -> dict[str, Any]:
     """The settings that a sample depends on, beside its teacher, its problem and its number."""
     names = ("temperature", "top_p", "max_tokens", "thinking", "seed", "samples", "model")
-    return {name: getattr(config, name) for name in names}
+    found = {name: getattr(config, name) for name in names}
+    return found if config.seed_bits == 64 else found | {"seed_bits": config.seed_bits}
 
 
 def identity(config: FactoryConfig, teacher: str) -> str:

@@ -128,6 +128,7 @@ class RemoteTeacher(Teacher):
             timeout=access.timeout,
             retries=access.retries,
             backoff=access.backoff,
+            seed_bits=config.seed_bits,
         )
 
     def spent(self) -> float:

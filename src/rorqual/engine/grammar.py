@@ -8,13 +8,12 @@ limited before and while it is compiled; what cannot be enforced is refused by n
 from __future__ import annotations
 
 import json
-import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as Late
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal, Protocol
 
@@ -23,7 +22,9 @@ import numpy.typing as npt
 
 from rorqual.core.errors import ConfigError, DataError
 from rorqual.data.tokenizer import Tokenizer
-from rorqual.engine.grammar_source import check_pattern, choice_pattern, find_cause, find_keyword, parse_schema
+from rorqual.engine.grammar_calls import Spelling, blame, read_calls
+from rorqual.engine.grammar_refusal import KINDS, NOTHING, first_line, refusal
+from rorqual.engine.grammar_source import check_pattern, choice_pattern, parse_schema
 from rorqual.engine.request import Grammar
 
 Bools = npt.NDArray[np.bool_]
@@ -42,9 +43,9 @@ LIMITS: Mapping[str, Any] = {
 """About 20 ms to build a lexer, 15 ms for a mask, and 30 MB of states."""
 REHEARSED = 4
 """Tokens of a first walk: some grammars fail only where they are first used."""
-NOTHING = "no token can follow"
 WHITESPACE = r"\n[ ]{0,16}|[ ]"
 """Between the parts of a JSON text at most one of these: a small model that may go on with blanks goes on without end."""
+JSON: Mapping[str, Any] = {"whitespace_pattern": WHITESPACE, "lenient": False, "coerce_one_of": False}
 
 
 class Constraint(Protocol):
@@ -95,7 +96,7 @@ class Matched:
             self.done = bool(self._matcher.is_stopped())
 
     def _give_up(self) -> None:
-        self.error, self.done = _first_line(self._matcher.get_error()) or NOTHING, True
+        self.error, self.done = first_line(self._matcher.get_error()) or NOTHING, True
 
     def copy(self) -> Matched:
         other = Matched(self._matcher.deep_copy(), self._lexicon)
@@ -204,17 +205,55 @@ class Lexicon:
         return len(self.stops)
 
 
-class Compiled:
-    """A grammar, ready: each sample starts one `Constraint`."""
+class Avoiding:
+    """A reply that matches, and holds none of the texts that `spelling` leaves unsaid."""
 
-    def __init__(self, matcher: Any, lexicon: Lexicon) -> None:
-        self._matcher, self._lexicon = matcher, lexicon
+    def __init__(self, constraint: Constraint, spelling: Spelling, lexicon: Lexicon) -> None:
+        self._constraint, self._spelling, self._lexicon = constraint, spelling, lexicon
+        self._tail, self._error = b"", ""
+
+    def mask(self) -> Bools | None:
+        allowed = self._lexicon.stops if self._error else self._constraint.mask()
+        if allowed is None or self.done:
+            return allowed
+        allowed = allowed & ~self._spelling.closing(self._tail)
+        if not allowed.any():
+            self._error = NOTHING
+            return self._lexicon.stops
+        return allowed
+
+    def accept(self, token: int) -> None:
+        if not self._error:
+            self._constraint.accept(token)
+            self._tail = b"" if self._lexicon.stops[token] else self._spelling.tail(self._tail, token)
+
+    @property
+    def done(self) -> bool:
+        return bool(self._error) or self._constraint.done
+
+    @property
+    def error(self) -> str:
+        return self._error or self._constraint.error
+
+    def copy(self) -> Avoiding:
+        other = Avoiding(self._constraint.copy(), self._spelling, self._lexicon)
+        other._tail, other._error = self._tail, self._error
+        return other
+
+
+class Compiled:
+    """A grammar, ready: each sample starts one `Constraint`. `spelling`: of calls, where the grammar is of such."""
+
+    def __init__(self, matcher: Any, lexicon: Lexicon, spelling: Spelling | None = None) -> None:
+        self._matcher, self._lexicon, self._spelling = matcher, lexicon, spelling
         self._lock = threading.Lock()
 
     def start(self, reply: Sequence[int] = (), thought: Thought | None = None) -> Constraint:
         """For a sample that has drawn `reply` so far; `thought`: how its thought ends, where it may think."""
         with self._lock:
             constraint: Constraint = Matched(self._matcher.deep_copy(), self._lexicon)
+        if self._spelling is not None and self._spelling.unsaid:
+            constraint = Avoiding(constraint, self._spelling, self._lexicon)
         if thought is not None:
             constraint = Delayed(constraint, thought, self._lexicon)
         for token in reply:
@@ -225,10 +264,14 @@ class Compiled:
 class Grammars:
     """Compiles grammars over one tokenizer, in threads of its own, and keeps the last `CACHED`.
 
-    `vocab_size`: ids that the model can give; `stop_ids`: those that end a reply. Special tokens are never part of a reply that matches.
+    `vocab_size`: ids that the model can give; `stop_ids`: those that end a reply. Special tokens are never part of a reply that matches,
+    but for the marks of calls. `spelling`: how calls are written, for grammars of that kind.
     """
 
-    def __init__(self, tokenizer: Tokenizer, vocab_size: int, stop_ids: Sequence[int]) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, vocab_size: int, stop_ids: Sequence[int], spelling: Spelling | None = None
+    ) -> None:
+        self._spelling = spelling
         self._tokenizer, self._vocab_size, self._stop_ids = tokenizer, vocab_size, sorted(set(stop_ids))
         self._kept: OrderedDict[Grammar, Future[Compiled]] = OrderedDict()
         self._lock, self._building = threading.Lock(), threading.Lock()
@@ -241,7 +284,7 @@ class Grammars:
             return waiting.result(seconds)
         except Late:
             raise DataError(
-                f"the {_KINDS[grammar.kind]} was not compiled within {seconds:g} s",
+                f"the {KINDS[grammar.kind]} was not compiled within {seconds:g} s",
                 where=where,
                 remedy="Make it simpler: fewer choices, smaller repetitions, less nesting.",
             ) from None
@@ -295,28 +338,41 @@ class Grammars:
 
     def _build(self, grammar: Grammar) -> Compiled:
         with self._building:  # once, by the first
-            library, vocabulary, lexicon = self._library, self._vocabulary, self.lexicon
-        limits = library.LLParserLimits(**LIMITS)
-        matcher = library.LLMatcher(vocabulary, _written(library, grammar), log_level=0, limits=limits)
+            library, lexicon, _ = self._library, self.lexicon, self._vocabulary
+        if grammar.kind != "calls":
+            return self._compiled(grammar, _written(library, grammar), lexicon)
+        if self._spelling is None:
+            raise DataError("calls of tools need a chat format that writes them", remedy="Load a run that has one.")
+        calls = read_calls(grammar.source)
+        for function in calls.functions:  # alone, so that what is refused has a name
+            try:
+                self._build(Grammar("json_schema", function.schema))
+            except DataError as error:
+                raise blame(function.name, error) from None
+        self._spelling.warm()
+        usable = lexicon.usable.copy()
+        usable[self._spelling.marks] = True
+        text = str(library.LLMatcher.grammar_from_lark(self._spelling.lark(calls, JSON)))
+        return self._compiled(grammar, text, replace(lexicon, usable=usable), self._spelling)
+
+    def _compiled(self, grammar: Grammar, text: str, lexicon: Lexicon, spelling: Spelling | None = None) -> Compiled:
+        limits = self._library.LLParserLimits(**LIMITS)
+        matcher = self._library.LLMatcher(self._vocabulary, text, log_level=0, limits=limits)
         if matcher.is_error():
-            raise _refusal(grammar, matcher.get_error())
-        compiled = Compiled(matcher, lexicon)
+            raise refusal(grammar, matcher.get_error())
+        compiled = Compiled(matcher, lexicon, spelling)
         _rehearse(grammar, compiled)
         return compiled
-
-
-_KINDS = {"json_schema": "JSON schema", "regex": "regular expression", "choice": "list of choices", "json": "grammar"}
 
 
 def _written(library: Any, grammar: Grammar) -> str:
     """A grammar as llguidance reads it; a `DataError` says what is wrong with what was sent."""
     if grammar.kind in ("json_schema", "json"):
         text = '{"type":"object"}' if grammar.kind == "json" else json.dumps(parse_schema(grammar.source))
-        options: Any = {"whitespace_pattern": WHITESPACE, "lenient": False, "coerce_one_of": False}
         try:
-            return str(library.LLMatcher.grammar_from_json_schema(text, overrides=options))
+            return str(library.LLMatcher.grammar_from_json_schema(text, overrides=dict(JSON)))
         except ValueError as error:  # such as a whole number of 400 digits
-            raise _refusal(grammar, str(error)) from None
+            raise refusal(grammar, str(error)) from None
     pattern = choice_pattern(grammar.source) if grammar.kind == "choice" else check_pattern(grammar.source)
     return str(library.LLMatcher.grammar_from_regex(pattern))
 
@@ -327,50 +383,7 @@ def _rehearse(grammar: Grammar, compiled: Compiled) -> None:
     for _ in range(REHEARSED):
         mask = constraint.mask()
         if constraint.error:
-            raise _refusal(grammar, constraint.error)
+            raise refusal(grammar, constraint.error)
         if mask is None or constraint.done:
             return
         constraint.accept(int(mask.argmax()))
-
-
-def _refusal(grammar: Grammar, error: str) -> DataError:
-    """What llguidance says, in a user's words: which keyword, and where in the schema it stands."""
-    kind, error = _KINDS[grammar.kind], _first_line(error)
-    found = _UNIMPLEMENTED.search(error)
-    if found:
-        names = json.loads(f"[{found[1]}]")
-        places = ", ".join(f"{name!r} at {find_keyword(grammar.source, name)}" for name in names)
-        return DataError(
-            f"the {kind} uses {places}, which cannot be enforced", remedy="Take it out, and check the reply yourself."
-        )
-    if "oneOf" in error:
-        place = find_keyword(grammar.source, "oneOf")
-        return DataError(
-            f"the {kind} uses 'oneOf' at {place}, whose branches are not seen to exclude each other",
-            remedy="Use anyOf, or give each branch a property with a const of its own.",
-        )
-    if grammar.kind == "json_schema" and (cause := find_cause(grammar.source, error)) is not None:
-        return DataError(
-            f"the {kind} uses {cause[0]!r} at {cause[1]}, which cannot be enforced: {error}",
-            remedy="Take it out, and check the reply yourself; docs/serve.md says what can be enforced.",
-        )
-    if "retriev" in error or "registry" in error:
-        return DataError(f"the {kind} refers to another document, and nothing is fetched: {error}", remedy=_INLINE)
-    if "nsatisfiable" in error or "NoExtension" in error or error == NOTHING:
-        detail = "" if error == NOTHING or "NoExtension" in error else f": {error}"
-        return DataError(f"the {kind} is matched by no reply{detail}", remedy="Allow at least one.")
-    remedy = "Correct it; docs/serve.md says what can be enforced and how large it may be."
-    return DataError(f"the {kind} cannot be used: {error}", remedy=remedy)
-
-
-_UNIMPLEMENTED = re.compile(r"Unimplemented keys: \[([^\]]*)\]")
-_INLINE = "Put what it refers to under $defs."
-
-
-def _first_line(error: str) -> str:
-    """The problem, without the state of the parser, the grammar and the drawings of the place that come with it."""
-    lines = [line.strip() for line in re.split("<state>|<non-verbose/>", error)[0].splitlines()]
-    whole = " ".join(line for line in lines if line.strip("^|") and not re.match(r"\d+ \|", line))
-    if "invalid regex" in whole:
-        whole = re.split(r"\(in regex\): |(?<!parse )error: ", whole)[-1]
-    return whole[:200]

@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from rorqual.core.errors import DataError
+from rorqual.engine.grammar_ends import find_endless
 
 MAX_BYTES = 1 << 17
 MAX_PATTERN = 1 << 13
@@ -22,6 +23,7 @@ MAX_CHOICES = 1024
 MAX_LEAST = 10_000
 """The most that a minimum may ask for: no reply has more characters, items or properties."""
 
+_FUNCTION = re.compile(r"[a-zA-Z0-9_.-]{1,64}")
 _COUNT = re.compile(r"(?:(?<=\{)|(?<=,))[0-9]+(?=[,}])")
 _LEAST = ("minLength", "minItems", "minProperties")
 _BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
@@ -67,6 +69,11 @@ def parse_schema(source: str) -> Any:
             if isinstance(least, int | float) and least > MAX_LEAST:
                 raise _refuse(f"the JSON schema asks for {name} above {MAX_LEAST} at {place}", "Ask for less.")
     _check_reach(schema)
+    if (endless := find_endless(schema, _resolve)) is not None:
+        raise _refuse(
+            f"the JSON schema uses {endless[0]!r} at {_short(endless[1])} for what needs another of itself, without end: no value matches",
+            "Make a link of the ring optional, or give it an end, such as a list that may be empty or null beside it.",
+        )
     return schema
 
 
@@ -163,6 +170,29 @@ def choice_pattern(source: str) -> str:
     if len(choices) > MAX_CHOICES:
         raise _refuse(f"there are {len(choices)} choices", f"Give at most {MAX_CHOICES}.")
     return "(" + "|".join("".join(map(_literal, choice)) for choice in choices) + ")"
+
+
+def parse_calls(source: str) -> dict[str, Any]:
+    """The functions that a reply must call, `{"tools": [{"name": ..., "parameters": schema}], "many": bool}`."""
+    example = '{"tools": [{"name": "add", "parameters": {}}], "many": true}'
+    found = _parse(source, "set of functions", example)
+    tools = found.get("tools") if isinstance(found, dict) else None
+    if (
+        not isinstance(tools, list)
+        or not tools
+        or found.keys() != {"tools", "many"}
+        or not isinstance(found["many"], bool)
+        or not all(isinstance(tool, dict) and tool.keys() == {"name", "parameters"} for tool in tools)
+    ):
+        raise _refuse("the set of functions has another form", f"Send such as {example}.")
+    for tool in tools:
+        if not isinstance(tool["name"], str) or not _FUNCTION.fullmatch(tool["name"]):
+            raise _refuse(
+                f"{_short(repr(tool['name']))} is no name of a function", "Use letters, digits, '_', '-', '.'."
+            )
+        if not isinstance(tool["parameters"], dict):
+            raise _refuse(f"the parameters of {tool['name']!r} are no JSON schema", 'Send such as {"type": "object"}.')
+    return {"tools": tools, "many": found["many"]}
 
 
 def check_pattern(source: str) -> str:

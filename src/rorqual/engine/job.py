@@ -11,6 +11,7 @@ from rorqual.core.records import Message, Thinking
 from rorqual.data.chat import ChatFormat
 from rorqual.data.tokenizer import Special, Tokenizer
 from rorqual.engine.grammar import Constraint, Grammars, Thought
+from rorqual.engine.grammar_calls import Spelling
 from rorqual.engine.lane import Finished
 from rorqual.engine.params import check_params
 from rorqual.engine.request import Completion, Request, SamplingParams
@@ -93,7 +94,7 @@ class Desk:
     @cached_property
     def grammars(self) -> Grammars:
         """What compiles grammars for this tokenizer."""
-        return Grammars(self.tokenizer, self.vocab_size, self.chat.stop_ids)
+        return Grammars(self.tokenizer, self.vocab_size, self.chat.stop_ids, Spelling(self.chat, self.vocab_size))
 
     def _constraint(self, job: Job) -> Constraint | None:
         """What one sample may draw: its grammar holds for the answer, which may begin at once unless the prompt opened a thought."""

@@ -15,7 +15,7 @@ MAX_TOP_LOGPROBS = 20
 MAX_BIASES = 1024
 MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 256
-GRAMMARS = ("json_schema", "regex", "choice", "json")
+GRAMMARS = ("json_schema", "regex", "choice", "json", "calls")
 
 _LARGEST = sys.float_info.max
 _SHOWN = 60

@@ -7,6 +7,7 @@ graded, never trained on by policy gradient.
 from __future__ import annotations
 
 import json
+import re
 import socket
 import threading
 import urllib.error
@@ -21,7 +22,7 @@ from urllib.parse import urlsplit
 
 from rorqual.core.errors import ConfigError, DataError, RorqualError
 from rorqual.engine.request import Completion, Grammar, Request, SamplingParams
-from rorqual.engine.sampler import sample_key
+from rorqual.engine.seeds import Bits, sample_seed
 
 RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 LONGEST_WAIT = 60.0
@@ -89,6 +90,7 @@ class RemoteEngine:
     `timeout` in seconds for each try. `retries`: further tries after 408, 409, 425, 429, 5xx or a broken connection,
     with waits of `backoff` seconds, doubled each time, or what `Retry-After` says. Thinking `on` and `off` are sent as
     `chat_template_kwargs`, as vLLM and SGLang take them; `auto` sends nothing. `extra` is merged into each body.
+    `seed_bits`: 64, as OpenAI's API documents seeds, or 31 for a server that refuses those; either way one seed is one request.
     """
 
     def __init__(
@@ -102,6 +104,7 @@ class RemoteEngine:
         retries: int = 5,
         backoff: float = 0.5,
         extra: Mapping[str, Any] | None = None,
+        seed_bits: Bits = 64,
     ) -> None:
         parts = urlsplit(base_url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -119,6 +122,7 @@ class RemoteEngine:
         self.url = base_url.rstrip("/") + "/chat/completions"
         self.model, self.concurrency, self.timeout = model, concurrency, timeout
         self.retries, self.backoff, self.extra = retries, backoff, dict(extra or {})
+        self.seed_bits: Bits = seed_bits
         self._key = api_key
         handlers: list[urllib.request.BaseHandler] = [_NoRedirect()]
         if parts.hostname in ("localhost", "127.0.0.1", "::1"):
@@ -202,7 +206,7 @@ class RemoteEngine:
             "max_tokens": params.max_tokens,
             "temperature": params.temperature,
             "top_p": params.top_p,
-            "seed": sample_key(params.seed, sample) >> 33,  # 31 bits: servers refuse more
+            "seed": sample_seed(params.seed, sample, self.seed_bits),
         }
         body |= _further(params)
         if request.thinking != "auto":
@@ -253,7 +257,8 @@ class RemoteEngine:
                 gate.toll.refused(gate.place)
                 fault, wait = f"HTTP {error.code}: {_message_of(error)}", _retry_after(error.headers)
                 if error.code not in RETRIED:
-                    raise RemoteError(fault, where=self.url, remedy=_remedy(error.code), status=error.code) from None
+                    remedy = self._remedy(error.code, fault)
+                    raise RemoteError(fault, where=self.url, remedy=remedy, status=error.code) from None
             except (OSError, HTTPException) as error:  # URLError and timeouts are OSErrors
                 reason = getattr(error, "reason", error)
                 if isinstance(reason, ConnectionRefusedError | socket.gaierror):
@@ -266,6 +271,11 @@ class RemoteEngine:
             where=self.url,
             remedy="See that the server runs and can take this many requests at once, or lower concurrency.",
         )
+
+    def _remedy(self, code: int, fault: str) -> str:
+        if self.seed_bits == 64 and re.search(r"\bseed\b", fault):
+            return "If its seeds are shorter, give seed_bits=31."
+        return _remedy(code)
 
     def _once(self, body: dict[str, Any]) -> Any:
         headers = {"Content-Type": "application/json", "Accept": "application/json", "User-Agent": "rorqual"}
@@ -306,6 +316,12 @@ def _further(params: SamplingParams) -> dict[str, Any]:
 
 
 def _grammar(grammar: Grammar) -> dict[str, Any]:
+    if grammar.kind == "calls":
+        raise DataError(
+            "a request to an address carries no tools, so that none can be called",
+            where="grammar",
+            remedy="Ask for JSON by the function's schema: kind json_schema.",
+        )
     if grammar.kind == "json":
         return {"response_format": {"type": "json_object"}}
     if grammar.kind == "json_schema":

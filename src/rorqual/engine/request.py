@@ -12,9 +12,10 @@ from rorqual.core.records import Message, Thinking
 @dataclass(frozen=True)
 class Grammar:
     """What a reply must match. `source` is a JSON schema, a regular expression (of the whole reply) or a JSON list of choices, by `kind`;
-    of kind "json" any JSON object matches, and `source` is empty."""
+    of kind "json" any JSON object matches, and `source` is empty. Of kind "calls" it is `{"tools": [{"name": ..., "parameters": schema}],
+    "many": bool}`: the reply calls one of these functions or, with `many`, one or more, as the chat format writes calls."""
 
-    kind: Literal["json_schema", "regex", "choice", "json"]
+    kind: Literal["json_schema", "regex", "choice", "json", "calls"]
     source: str = ""
 
 

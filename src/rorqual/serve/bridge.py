@@ -71,11 +71,12 @@ class Job:
 class Bridge:
     """Starts the engine and keeps it alive. `queue`: requests at a time, running or waiting; more are refused.
 
-    `hang`: seconds of work without a sign of life after which the engine is killed. `stats`: what it last said of itself.
+    `hang`: seconds of work without a sign of life after which the engine is killed, and `load`: seconds after which it is if it is not
+    ready by then. `stats`: what it last said of itself.
     """
 
-    def __init__(self, placed: Placed, *, queue: int = 256, hang: float = 120.0) -> None:
-        self.placed, self.queue, self.hang = placed, queue, hang
+    def __init__(self, placed: Placed, *, queue: int = 256, hang: float = 120.0, load: float = 3600.0) -> None:
+        self.placed, self.queue, self.hang, self.load = placed, queue, hang, load
         self.info: Ready | None = None
         self.alive = False
         self.restarts = 0
@@ -83,6 +84,8 @@ class Bridge:
         self.stats: dict[str, float] = {}
         self._parts: dict[int, tuple[Job, int]] = {}  # number -> its job, and how many samples of it come before
         self._heard = 0.0
+        self._loading: float | None = None  # since when
+        self._late = False
         self._numbers = 0
         self._closing = False
         self._process: asyncio.subprocess.Process | None = None
@@ -171,6 +174,7 @@ class Bridge:
                 await asyncio.sleep(LONGEST_PAUSE)
                 continue
             self._process = process
+            self._loading, self._late = time.monotonic(), False
             was_ready = False
             try:
                 was_ready = await self._listen(process)
@@ -178,7 +182,7 @@ class Bridge:
             except (ValueError, LookupError, TypeError) as error:  # half a line, or what is no message
                 _say(f"the engine said what cannot be read: {str(error)[:200]}")
             finally:
-                self.alive = False
+                self.alive, self._loading = False, None
                 if process.returncode is None:
                     process.kill()
                     await process.wait()
@@ -214,7 +218,7 @@ class Bridge:
         return ready
 
     def _ready(self, info: Ready) -> None:
-        self.info, self.alive = info, True
+        self.info, self.alive, self._loading = info, True, None
         self._heard = time.monotonic()
         for job in self.jobs.values():
             self._submit(job)
@@ -228,12 +232,13 @@ class Bridge:
 
     def _died(self, code: int) -> None:
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        if self._late:
+            how = f"it was not ready within {self.load:g} seconds"
         if self._up is not None and not self._up.done():
-            self._up.set_exception(
-                RorqualError(
-                    f"the engine ended while it was loading ({how})", where="serve", remedy="See what it wrote above."
-                )
-            )
+            what, remedy = f"the engine ended while it was loading ({how})", "See what it wrote above."
+            if self._late:
+                remedy = "Give it more time with load=SECONDS; if it needs none, its disk or device does not answer."
+            self._up.set_exception(RorqualError(what, where="serve", remedy=remedy))
             return
         _say(f"the engine died ({how}) and is started again")
         self.restarts += 1
@@ -249,10 +254,14 @@ class Bridge:
             job.events.put_nowait(Restarted())
 
     async def _watch(self) -> None:
-        """Kill an engine that has work and shows no sign of life: then it is started again, as one that died."""
+        """Kill an engine that has work and shows no sign of life, or is never ready: then it is started again, as one that died."""
         while True:
-            await asyncio.sleep(min(1.0, self.hang / 4))
-            silent = time.monotonic() - self._heard
+            await asyncio.sleep(min(1.0, self.hang / 4, self.load / 4))
+            now = time.monotonic()
+            if self._loading is not None and now - self._loading > self.load and self._process is not None:
+                self._loading, self._late = None, True  # once
+                self._process.kill()
+            silent = now - self._heard
             if self.alive and self.jobs and silent > self.hang and self._process is not None:
                 _say(f"the engine hangs: {silent:.0f} seconds without a sign of life")
                 self.alive = False  # once

@@ -53,7 +53,7 @@ class ResponseFormat(Schema):
         if (self.type == "json_schema") != (self.json_schema is not None):
             raise refuse("json_schema goes with type json_schema, and only with it", "response_format.json_schema")
         if self.json_schema is not None:
-            return "json_schema", _source(self.json_schema.schema_, "response_format.json_schema.schema")
+            return "json_schema", source_of(self.json_schema.schema_, "response_format.json_schema.schema")
         return ("json", "") if self.type == "json_object" else None
 
 
@@ -77,11 +77,11 @@ class Guided(Schema):
         if self.response_format is not None and (asked := self.response_format.grammar()) is not None:
             found["response_format"] = asked
         if self.guided_json is not None:
-            found["guided_json"] = "json_schema", _source(_object(self.guided_json), "guided_json")
+            found["guided_json"] = "json_schema", source_of(_object(self.guided_json), "guided_json")
         if self.guided_regex is not None:
             found["guided_regex"] = "regex", self.guided_regex
         if self.guided_choice is not None:
-            found["guided_choice"] = "choice", _source(self.guided_choice, "guided_choice")
+            found["guided_choice"] = "choice", source_of(self.guided_choice, "guided_choice")
         if len(found) > 1:
             names = list(found)
             raise refuse(f"{' and '.join(names)} cannot both bind the answer", names[1])
@@ -100,8 +100,9 @@ def _object(schema: dict[str, Any] | str) -> dict[str, Any]:
     return found
 
 
-def _source(value: Any, param: str) -> str:
+def source_of(value: Any, param: str) -> str:
+    """A grammar's source as text; `param` is refused where it is too long."""
     source = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     if len(source) > MAX_SCHEMA:
-        raise refuse(f"it is longer than {MAX_SCHEMA} characters", param)
+        raise refuse(f"what binds the answer is longer than {MAX_SCHEMA} characters", param)
     return source

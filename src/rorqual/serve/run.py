@@ -34,7 +34,8 @@ BACKLOG = 2048
 class Address:
     """Where to listen, and within which limits. `grace`: seconds after a polite kill. `ui`: as `Page` has `wanted`.
 
-    `hang`: seconds without a sign of life after which an engine that has work is started again.
+    `hang`: seconds without a sign of life after which an engine that has work is started again; `load`: seconds that it may take to be
+    ready.
     """
 
     host: str
@@ -47,6 +48,7 @@ class Address:
     grace: float
     ui: bool | None = None
     hang: float = 120.0
+    load: float = 3600.0
 
 
 class _Server(uvicorn.Server):
@@ -108,7 +110,7 @@ def serve(placed: Placed, address: Address) -> None:
             name=address.name or run.path.resolve().name,
             created=int(checkpoint.stat().st_mtime),
             chat=chat,
-            bridge=Bridge(placed, queue=address.queue, hang=address.hang),
+            bridge=Bridge(placed, queue=address.queue, hang=address.hang, load=address.load),
             keys=keys,
             max_body=address.max_body,
             defaults=Defaults.of_run(run),

@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError
 from rorqual.core.errors import nearest
 from rorqual.core.records import Thinking
 from rorqual.serve.errors import ApiError, refuse
-from rorqual.serve.formats import Guided, JsonSchema, ResponseFormat, Schema, Text
+from rorqual.serve.formats import Grammar, Guided, JsonSchema, ResponseFormat, Schema, Text
 from rorqual.serve.turns import (
     Call,
     CalledFunction,
@@ -157,12 +157,16 @@ class ChatRequest(Sampling, Tools):
     def top(self) -> int | None:
         return (self.top_logprobs or 0) if self.logprobs else None
 
+    def grammar(self) -> Grammar | None:
+        """What the answer must match, or which calls it must be."""
+        return super().grammar() or self.forced()
+
     def check(self) -> None:
-        super().check()
         self.check_tools()
+        super().check()
         for number, message in enumerate(self.messages):
             message.check(f"messages.{number}")
-        if self.offered() and self.grammar() is not None:
+        if self.offered() and super().grammar() is not None:
             raise refuse("an answer that a grammar binds can call no tools: tool_choice none, or no grammar", "tools")
         if self.top_logprobs and not self.logprobs:
             raise refuse("'top_logprobs' goes with logprobs: true", "top_logprobs")

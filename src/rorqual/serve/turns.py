@@ -6,11 +6,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from rorqual.core.errors import nearest
 from rorqual.core.records import Message, Tool, ToolCall
 from rorqual.serve.errors import refuse
-from rorqual.serve.formats import Schema, Text
+from rorqual.serve.formats import Grammar, Schema, Text, source_of
 
 MAX_PARTS, MAX_NAME, MAX_CALLS, MAX_TOOLS, MAX_DESCRIPTION = 256, 256, 128, 128, 65_536
+NO_PARAMETERS: dict[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
 Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
 Id = Annotated[Text, Field(min_length=1, max_length=MAX_NAME)]
 
@@ -126,8 +128,25 @@ class Tools(Schema):
         """The tools that the model may call."""
         return [] if self.tool_choice == "none" else [spec.tool() for spec in self.tools or ()]
 
+    def forced(self) -> Grammar | None:
+        """What the answer must match where it must call: OpenAI's `required` is one call or more, of any tool; a name is one call of that.
+
+        A function without `parameters` has none.
+        """
+        choice = self.tool_choice
+        if choice in (None, "none", "auto"):
+            return None
+        named = choice.function.name if isinstance(choice, NamedTool) else None
+        functions = [spec.function for spec in self.tools or () if named in (None, spec.function.name)]
+        tools = [
+            {"name": one.name, "parameters": NO_PARAMETERS if one.parameters is None else one.parameters}
+            for one in functions
+        ]
+        many = named is None and self.parallel_tool_calls is not False
+        return "calls", source_of({"tools": tools, "many": many}, "tools")
+
     def check_tools(self) -> None:
-        """Refuse what only goes together, and a choice that nothing here could keep."""
+        """Refuse what only goes together, and a tool that there is not."""
         names = [spec.function.name for spec in self.tools or ()]
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise refuse(f"two tools are called {twice!r}", "tools")
@@ -135,6 +154,5 @@ class Tools(Schema):
             return
         if not names:
             raise refuse("'tool_choice' goes with tools", "tool_choice")
-        raise refuse(
-            "'tool_choice' is none or auto here: a model cannot be made to call", "tool_choice", "unsupported_parameter"
-        )
+        if isinstance(self.tool_choice, NamedTool) and (name := self.tool_choice.function.name) not in names:
+            raise refuse(f"no tool is called {name!r}. {nearest(name, names)}", "tool_choice")

@@ -33,7 +33,8 @@ def distil(
     Keys: task=NAME, data=FILE, options={...}, out=FOLDER, problems=100, per_family=false, samples=1, temperature=1, top_p=1, max_tokens=512,
     thinking=auto|on|off, keep=right|graded|all, seed=0, top_k=0 (likeliest tokens to store, to distil logits from), decontaminate=FILE,TASK,
     filters.names=[...], filters.repeated=0.6 and the like, batch=, threads=, quiet=, device=, dtype=. For a server also model=NAME, api_key=
-    (or RORQUAL_API_KEY), concurrency=8, retries=5, timeout=300, and budget=MONEY with price_in= and price_out= per million tokens.
+    (or RORQUAL_API_KEY), concurrency=8, seed_bits=64|31, retries=5, timeout=300, and budget=MONEY with price_in= and
+    price_out= per million tokens.
     """
     values = pairs(settings)
     mode = parse(Mode, {key: values.pop(key) for key in Mode.model_fields if key in values}, where=WHERE)

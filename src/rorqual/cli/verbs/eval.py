@@ -21,7 +21,7 @@ def evaluate(
 
     Keys: task=NAME (families, families:add,gcd, gsm8k, math500, folio, knights, messages, everyday, gym:NAME, ./mine.py:Class), data=FILE,
     split=test, count=100, seed=0, thinking=auto|on|off, temperature=0, samples=1, max_tokens=1024, per_family=false, options={...},
-    out=FILE.json (default: in the run's folder, evals/), threads=, device=, dtype=; for a server model=NAME.
+    out=FILE.json (default: in the run's folder, evals/), threads=, device=, dtype=; for a server model=NAME, seed_bits=64|31.
     Without a task, data=FILE.txt is plain text: the loss per token and per character on its held-out tenth, in pieces of window= tokens
     (default: the model's context).
     """

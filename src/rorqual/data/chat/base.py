@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from rorqual.core.errors import DataError
 from rorqual.core.records import Message, Thinking, Tool
-from rorqual.data.chat.calls import CallForm, lex
+from rorqual.data.chat.calls import CallForm, CallFrame, lex
 from rorqual.data.chat.marks import Marks
 from rorqual.data.chat.reply import Reading, ReplyForm, read
 from rorqual.data.tokenizer import Special, Tokenizer
@@ -68,6 +68,11 @@ class ChatFormat(ABC):
     @property
     def call_form(self) -> CallForm | None:
         """How calls of tools are written; None: not at all."""
+        return None
+
+    @property
+    def call_frame(self) -> CallFrame | None:
+        """How a reply that only calls is written, so that `parse` reads those calls; None where there is no `call_form`."""
         return None
 
     @property

@@ -111,6 +111,47 @@ DEEPSEEK = CallForm(
 """`<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>name<｜tool▁sep｜>{...}<｜tool▁call▁end｜><｜tool▁calls▁end｜>`."""
 
 
+# ---- how a call is written
+
+
+@dataclass(frozen=True)
+class CallFrame:
+    """How a reply that only calls is written, as marked text: `begin`, the calls with `gap` between them, `end`.
+
+    `call(name, arguments)` is one call.
+    """
+
+    call: Callable[[str, str], str]
+    gap: str = ""
+    begin: str = ""
+    end: str = ""
+
+
+def _hermes(name: str, arguments: str) -> str:
+    return f'{HERMES.begin}\n{{"name": "{name}", "arguments": {arguments}}}\n{HERMES.end}'
+
+
+def _llama(name: str, arguments: str) -> str:
+    return f'{{"name": "{name}", "parameters": {arguments}}}'
+
+
+def _deepseek(name: str, arguments: str) -> str:
+    return f"{DEEPSEEK.begin}{name}{DEEPSEEK.inside}{arguments}{DEEPSEEK.end}"
+
+
+def _fenced(name: str, arguments: str) -> str:
+    return f"{DEEPSEEK.begin}function{DEEPSEEK.inside}{name}\n```json\n{arguments}\n```{DEEPSEEK.end}"
+
+
+_BEGIN, _END = CHARS["<｜tool▁calls▁begin｜>"], CHARS["<｜tool▁calls▁end｜>"]
+HERMES_FRAME = CallFrame(_hermes, "\n")
+LLAMA_FRAME = CallFrame(_llama, "; ")
+DEEPSEEK_FRAME = CallFrame(_deepseek, "", _BEGIN, _END)
+"""V3.1's."""
+FENCED_FRAME = CallFrame(_fenced, "\n", _BEGIN, _END)
+"""V3's and R1's."""
+
+
 # ---- the arguments
 
 

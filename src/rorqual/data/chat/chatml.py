@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from rorqual.core.records import Message, Tool
 from rorqual.data.chat.block import MarkedBlock, SpokenBlock
-from rorqual.data.chat.calls import HERMES, CallForm
+from rorqual.data.chat.calls import HERMES, HERMES_FRAME, CallForm, CallFrame
 from rorqual.data.chat.marks import CHARS, END_THINK, THINK
 from rorqual.data.chat.tools import schemas
 from rorqual.data.chat.turns import TurnChat
@@ -77,6 +77,10 @@ class ImTurns(TurnChat):
     def call_form(self) -> CallForm:
         return HERMES
 
+    @property
+    def call_frame(self) -> CallFrame:
+        return HERMES_FRAME
+
     def _told(self, messages: Sequence[Message], tools: Sequence[Tool]) -> list[int]:
         first = messages[0]
         system = first.content if first.role == "system" else self.default_system
@@ -91,10 +95,7 @@ class ImTurns(TurnChat):
         return [] if tools and not number and message.role == "system" else self._turn(message, number)
 
     def _called(self, message: Message, before: str, *, current: bool) -> list[int]:
-        calls = [
-            f'{CALL}\n{{"name": "{call.name}", "arguments": {call.arguments}}}\n{END_CALL}'
-            for call in message.tool_calls
-        ]
+        calls = [HERMES_FRAME.call(call.name, call.arguments) for call in message.tool_calls]
         thought = self._thought(message, current)
         content = message.content.lstrip("\n") if thought else message.content
         said = "\n".join([*([content] if content or not calls else []), *calls])

@@ -17,7 +17,7 @@ from typing import ClassVar
 
 from rorqual.core.records import Message, Thinking, Tool
 from rorqual.data.chat.block import MarkedBlock, SpokenBlock
-from rorqual.data.chat.calls import DEEPSEEK, CallForm
+from rorqual.data.chat.calls import DEEPSEEK, DEEPSEEK_FRAME, FENCED_FRAME, CallForm, CallFrame
 from rorqual.data.chat.marks import CHARS
 from rorqual.data.chat.reply import Begins, ReplyForm
 from rorqual.data.chat.tools import spelt
@@ -36,8 +36,6 @@ PUBLISHED = """{%- set system = messages | selectattr('role', 'equalto', 'system
 {%- if add_generation_prompt -%}{{- '<｜Assistant｜>' -}}CHOICE{%- endif -%}
 """
 
-CALLS, END_CALLS = CHARS["<｜tool▁calls▁begin｜>"], CHARS["<｜tool▁calls▁end｜>"]
-CALL, SEP, END_CALL = (CHARS[f"<｜tool▁{part}｜>"] for part in ("call▁begin", "sep", "call▁end"))
 OUTPUT, OUTPUT_END = CHARS["<｜tool▁output▁begin｜>"], CHARS["<｜tool▁output▁end｜>"]
 TOOLS = """## Tools
 You have access to the following tools:
@@ -86,8 +84,6 @@ class DeepSeekTurns(TurnChat):
 
     # ---- tools
 
-    calls_gap: ClassVar[str] = "\n"
-    """What stands between two calls."""
     outputs_gap: ClassVar[str] = ""
     outputs: ClassVar[tuple[str, str]] = (CHARS["<｜tool▁outputs▁begin｜>"], CHARS["<｜tool▁outputs▁end｜>"])
     answer_begins: ClassVar[str] = ""
@@ -96,6 +92,10 @@ class DeepSeekTurns(TurnChat):
     @property
     def call_form(self) -> CallForm:
         return DEEPSEEK
+
+    @property
+    def call_frame(self) -> CallFrame:
+        return FENCED_FRAME
 
     def mode(self, messages: Sequence[Message], thinking: Thinking) -> Thinking:
         """After a tool's turn the published templates open no turn, and the model goes on without a thought."""
@@ -118,18 +118,16 @@ class DeepSeekTurns(TurnChat):
             f"### {tool.name}\nDescription: {tool.description}\n\nParameters: {spelt(dict(tool.parameters))}\n\n"
             for tool in tools
         )
-        call = self._call("tool_call_name", "tool_call_arguments")
-        more = "{additional_tool_calls}"
-        return TOOLS.format(listed=listed, call=f"{CALLS}{call}{more}{END_CALLS}")
-
-    def _call(self, name: str, arguments: str) -> str:
-        return f"{CALL}function{SEP}{name}\n```json\n{arguments}\n```{END_CALL}"
+        frame = self.call_frame
+        call = frame.call("tool_call_name", "tool_call_arguments")
+        return TOOLS.format(listed=listed, call=f"{frame.begin}{call}{{additional_tool_calls}}{frame.end}")
 
     def _called(self, message: Message, before: str, *, current: bool) -> list[int]:
         said = message.content
         if message.tool_calls:
-            calls = (self._call(call.name, call.arguments) for call in message.tool_calls)
-            said += CALLS + self.calls_gap.join(calls) + END_CALLS
+            frame = self.call_frame
+            calls = (frame.call(call.name, call.arguments) for call in message.tool_calls)
+            said += frame.begin + frame.gap.join(calls) + frame.end
         begins = [] if before == "tool" else [*self._header(), *self._spelling.ids(self.answer_begins)]
         return [*begins, *self._spelling.ids(said), self._stops[0]]
 
@@ -177,7 +175,6 @@ class DeepSeekChat(DeepSeekTurns):
     """DeepSeek-V3.1's format. Nothing is stripped: what was written is read back exactly."""
 
     name = "deepseek"
-    calls_gap: ClassVar[str] = ""
     outputs: ClassVar[tuple[str, str]] = ("", "")
     answer_begins: ClassVar[str] = CHARS["</think>"]
     marks: ClassVar[tuple[str, ...]] = (*MARKS, Special.THINK, Special.END_THINK)
@@ -185,6 +182,10 @@ class DeepSeekChat(DeepSeekTurns):
     def __init__(self, tokenizer: Tokenizer) -> None:
         super().__init__(tokenizer)
         self._think, self._end_think = tokenizer.special(Special.THINK), tokenizer.special(Special.END_THINK)
+
+    @property
+    def call_frame(self) -> CallFrame:
+        return DEEPSEEK_FRAME
 
     @property
     def template(self) -> str:
@@ -200,9 +201,6 @@ class DeepSeekChat(DeepSeekTurns):
 
     def kept(self, message: Message, thinking: Thinking = "auto") -> Message:
         return message
-
-    def _call(self, name: str, arguments: str) -> str:
-        return f"{CALL}{name}{SEP}{arguments}{END_CALL}"
 
     def _past(self, message: Message) -> list[int]:
         return [self._end_think, *self.tokenizer.encode(message.content)]

@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from rorqual.core.records import Message, Thinking, Tool
 from rorqual.data.chat.block import SpokenBlock
-from rorqual.data.chat.calls import LLAMA, WHITE, CallForm
+from rorqual.data.chat.calls import LLAMA, LLAMA_FRAME, WHITE, CallForm, CallFrame
 from rorqual.data.chat.reply import ReplyForm, Trim
 from rorqual.data.chat.tools import schema, spelt
 from rorqual.data.tokenizer import Tokenizer
@@ -114,6 +114,10 @@ class Llama31Chat(Llama3Chat):
     def call_form(self) -> CallForm:
         return LLAMA
 
+    @property
+    def call_frame(self) -> CallFrame:
+        return LLAMA_FRAME
+
     def _told(self, messages: Sequence[Message], tools: Sequence[Tool]) -> list[int]:
         first = messages[0]
         system = first.content.strip() if first.role == "system" else ""
@@ -128,8 +132,8 @@ class Llama31Chat(Llama3Chat):
         return self._turn(message, number)
 
     def _called(self, message: Message, before: str, *, current: bool) -> list[int]:
-        calls = (f'{{"name": "{call.name}", "parameters": {call.arguments}}}' for call in message.tool_calls)
-        said = [message.content.strip(), "; ".join(calls)]
+        calls = (LLAMA_FRAME.call(call.name, call.arguments) for call in message.tool_calls)
+        said = [message.content.strip(), LLAMA_FRAME.gap.join(calls)]
         return self._said("assistant", "\n\n".join(part for part in said if part))
 
     def _answers(self, turn: Sequence[Message]) -> list[int]:

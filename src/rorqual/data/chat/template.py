@@ -18,7 +18,16 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from rorqual.core.errors import DataError
 from rorqual.core.records import Message, Thinking, Tool, ToolCall
 from rorqual.data.chat.base import ChatFormat, Rendered
-from rorqual.data.chat.calls import DEEPSEEK, HERMES, WHITE, CallForm
+from rorqual.data.chat.calls import (
+    DEEPSEEK,
+    DEEPSEEK_FRAME,
+    FENCED_FRAME,
+    HERMES,
+    HERMES_FRAME,
+    WHITE,
+    CallForm,
+    CallFrame,
+)
 from rorqual.data.chat.marks import NAME_OF
 from rorqual.data.chat.reply import Begins, ReplyForm, Trim
 from rorqual.data.chat.tools import check_tools, has_tools, schema, spelt, turns
@@ -143,6 +152,13 @@ class TemplateChat(ChatFormat):
         if not re.search(r"\btools\b", self._source):
             return None
         return next((form for form in (HERMES, DEEPSEEK) if NAME_OF[form.begin] in self._source), None)
+
+    @property
+    def call_frame(self) -> CallFrame | None:
+        """The older of DeepSeek's two ways where the template writes a fence."""
+        if self.call_form is DEEPSEEK:
+            return FENCED_FRAME if "```json" in self._source else DEEPSEEK_FRAME
+        return None if self.call_form is None else HERMES_FRAME
 
     def reply_form(self, thinking: Thinking) -> ReplyForm:
         """What stands before the first `</think>` is reasoning, if template or tokenizer know that mark; else only where `<think>` comes

@@ -1,0 +1,163 @@
+"""Whether what a JSON schema describes can end: a ring of parts that each need the next has no finite value, and would be written for ever."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+TYPES = ("null", "boolean", "number", "string", "object", "array")
+NEEDS = ("required", "minItems", "minProperties")
+Node = tuple[str, int, str]
+"""What is asked (`value`: is there one of this type; `any`: of some type; `some`: of one of these parts), of which part, and a type."""
+
+
+def find_endless(schema: dict[str, Any], resolve: Callable[[Any, str], Any]) -> tuple[str, str] | None:
+    """A keyword and its place in a part that can be reached and has no finite value because it needs itself; None where all can end.
+
+    `resolve(schema, pointer)` is what a reference points to. Necessary conditions alone are looked at, so that what is found has no value
+    for certain. What is dead for another reason (`false`, types that contradict each other) is not found here.
+    """
+    parts = dict(_reachable(schema, resolve))
+    if not any("$ref" in part for part in parts.values()):
+        return None
+    graph = _Graph(schema, resolve)
+    asked = {place: graph.add("any", part) for place, part in parts.items()}
+    alive, dead = graph.settle("and"), graph.settle("or")
+    rings = [place for place, node in asked.items() if node not in alive and node not in dead]
+    for place in rings:
+        if keyword := next((name for name in NEEDS if name in parts[place]), None):
+            return keyword, place
+    return ("$ref", rings[0]) if rings else None
+
+
+def _reachable(schema: Any, resolve: Callable[[Any, str], Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every part that a value's part may have to match, by its place, from the whole on."""
+    waiting, seen = deque([("#", schema)]), set[int]()
+    while waiting:
+        place, part = waiting.popleft()
+        if id(part) in seen or not isinstance(part, dict):
+            continue
+        seen.add(id(part))
+        yield place, part
+        for name in ("properties", "patternProperties"):
+            waiting += [(f"{place}/{name}/{key}", below) for key, below in _mapping(part.get(name)).items()]
+        for name in ("anyOf", "oneOf", "allOf", "prefixItems", "items"):
+            waiting += [(f"{place}/{name}/{number}", below) for number, below in enumerate(_list(part.get(name)))]
+        for name in ("items", "additionalItems", "additionalProperties"):
+            waiting.append((f"{place}/{name}", part.get(name)))
+        if isinstance(part.get("$ref"), str):
+            waiting.append((part["$ref"], resolve(schema, part["$ref"])))
+
+
+class _Graph:
+    """Questions, each of which is `and` or `or` of others."""
+
+    def __init__(self, schema: Any, resolve: Callable[[Any, str], Any]) -> None:
+        self._schema, self._resolve = schema, resolve
+        self._kept: list[Any] = []  # so that no id is used twice
+        self._below: dict[Node, tuple[str, list[Node]]] = {}
+        self._todo: list[tuple[Node, Any]] = []
+
+    def add(self, what: str, part: Any, type_: str = "") -> Node:
+        """A question, and all that it leads to."""
+        node = self._ask(what, part, type_)
+        while self._todo:
+            known, about = self._todo.pop()
+            self._below[known] = self._answer(known, about)
+        return node
+
+    def _ask(self, what: str, part: Any, type_: str = "") -> Node:
+        node = (what, id(part), type_)
+        if node not in self._below:
+            self._kept.append(part)
+            self._below[node] = "and", []
+            self._todo.append((node, part))
+        return node
+
+    def _answer(self, node: Node, part: Any) -> tuple[str, list[Node]]:
+        what, _, type_ = node
+        if what == "any":
+            return "or", [self._ask("value", part, one) for one in TYPES]
+        if what == "some":
+            return "or", [self._ask("value" if type_ else "any", one, type_) for one in part]
+        if not isinstance(part, dict):
+            return ("or" if part is False else "and"), []
+        if type_ not in _types(part):
+            return "or", []
+        below = [self._ask("value", one, type_) for one in _list(part.get("allOf"))]
+        below += [self._ask("some", part[name], type_) for name in ("anyOf", "oneOf") if _list(part.get(name))]
+        if isinstance(part.get("$ref"), str):
+            below.append(self._ask("value", self._resolve(self._schema, part["$ref"]), type_))
+        needed = _members(part) if type_ == "object" else _items(part) if type_ == "array" else []
+        return "and", [
+            *below,
+            *(self._ask("some", one) if isinstance(one, list) else self._ask("any", one) for one in needed),
+        ]
+
+    def settle(self, kind: str) -> set[Node]:
+        """With `and` what holds for certain, with `or` what certainly does not: in a finite number of steps."""
+        left = {node: len(below) if joined == kind else 1 for node, (joined, below) in self._below.items()}
+        above: dict[Node, list[Node]] = {node: [] for node in self._below}
+        for node, (_, below) in self._below.items():
+            for one in below:
+                above[one].append(node)
+        ready = [node for node, (joined, below) in self._below.items() if joined == kind and not below]
+        settled = set(ready)
+        while ready:
+            for node in above[ready.pop()]:
+                left[node] -= 1
+                if left[node] <= 0 and node not in settled:
+                    settled.add(node)
+                    ready.append(node)
+        return settled
+
+
+def _members(part: dict[str, Any]) -> list[Any]:
+    """What an object must have: parts, and lists of parts of which it must have one."""
+    named, patterns = _mapping(part.get("properties")), _mapping(part.get("patternProperties"))
+    others = part.get("additionalProperties", True)
+    required = [name for name in _list(part.get("required")) if isinstance(name, str)]
+    needed = [named.get(name, True if patterns else others) for name in required]
+    if not required and _least(part, "minProperties"):
+        needed.append([*named.values(), *patterns.values(), others])
+    return needed
+
+
+def _items(part: dict[str, Any]) -> list[Any]:
+    """What a list must have."""
+    least, items = _least(part, "minItems"), part.get("items", True)
+    first = _list(part.get("prefixItems")) or _list(items)
+    rest = part.get("additionalItems", True) if isinstance(items, list) else items
+    return [*first[:least], *([rest] if least > len(first) else [])]
+
+
+def _types(part: dict[str, Any]) -> set[str]:
+    given = part.get("type")
+    names = set(TYPES) if given is None else {given} if isinstance(given, str) else {str(one) for one in _list(given)}
+    names = {"number" if name == "integer" else name for name in names}
+    if "const" in part:
+        names &= {_type_of(part["const"])}
+    if isinstance(part.get("enum"), list):
+        names &= {_type_of(value) for value in part["enum"]}
+    return names
+
+
+def _type_of(value: Any) -> str:
+    if isinstance(value, bool):
+        return "boolean"
+    known = {type(None): "null", int: "number", float: "number", str: "string", dict: "object", list: "array"}
+    return known[type(value)]
+
+
+def _least(part: dict[str, Any], name: str) -> int:
+    least = part.get(name)
+    return max(0, int(least)) if isinstance(least, int | float) else 0
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,63 @@
+"""What llguidance says against a grammar, in a user's words."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+
+from rorqual.core.errors import DataError
+from rorqual.engine.grammar_source import find_cause, find_keyword
+from rorqual.engine.request import Grammar
+
+KINDS: Mapping[str, str] = {
+    "json_schema": "JSON schema",
+    "regex": "regular expression",
+    "choice": "list of choices",
+    "json": "grammar",
+    "calls": "set of functions",
+}
+NOTHING = "no token can follow"
+
+
+def refusal(grammar: Grammar, error: str) -> DataError:
+    """What llguidance says, in a user's words: which keyword, and where in the schema it stands."""
+    kind, error = KINDS[grammar.kind], first_line(error)
+    found = _UNIMPLEMENTED.search(error)
+    if found:
+        names = json.loads(f"[{found[1]}]")
+        places = ", ".join(f"{name!r} at {find_keyword(grammar.source, name)}" for name in names)
+        return DataError(
+            f"the {kind} uses {places}, which cannot be enforced", remedy="Take it out, and check the reply yourself."
+        )
+    if "oneOf" in error:
+        place = find_keyword(grammar.source, "oneOf")
+        return DataError(
+            f"the {kind} uses 'oneOf' at {place}, whose branches are not seen to exclude each other",
+            remedy="Use anyOf, or give each branch a property with a const of its own.",
+        )
+    if grammar.kind == "json_schema" and (cause := find_cause(grammar.source, error)) is not None:
+        return DataError(
+            f"the {kind} uses {cause[0]!r} at {cause[1]}, which cannot be enforced: {error}",
+            remedy="Take it out, and check the reply yourself; docs/serve.md says what can be enforced.",
+        )
+    if "retriev" in error or "registry" in error:
+        return DataError(f"the {kind} refers to another document, and nothing is fetched: {error}", remedy=_INLINE)
+    if "nsatisfiable" in error or "NoExtension" in error or error == NOTHING:
+        detail = "" if error == NOTHING or "NoExtension" in error else f": {error}"
+        return DataError(f"the {kind} is matched by no reply{detail}", remedy="Allow at least one.")
+    remedy = "Correct it; docs/serve.md says what can be enforced and how large it may be."
+    return DataError(f"the {kind} cannot be used: {error}", remedy=remedy)
+
+
+_UNIMPLEMENTED = re.compile(r"Unimplemented keys: \[([^\]]*)\]")
+_INLINE = "Put what it refers to under $defs."
+
+
+def first_line(error: str) -> str:
+    """The problem, without the state of the parser, the grammar and the drawings of the place that come with it."""
+    lines = [line.strip() for line in re.split("<state>|<non-verbose/>", error)[0].splitlines()]
+    whole = " ".join(line for line in lines if line.strip("^|") and not re.match(r"\d+ \|", line))
+    if "invalid regex" in whole:
+        whole = re.split(r"\(in regex\): |(?<!parse )error: ", whole)[-1]
+    return whole[:200]

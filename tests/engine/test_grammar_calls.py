@@ -1,0 +1,286 @@
+"""Forced calls: in every format, what ends is read as calls of functions that there are, with arguments that their schemas allow."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import numpy as np
+import pytest
+
+sys.path.append(str(Path(__file__).parents[1] / "data" / "chat"))  # every family's small tokenizers
+
+from chat_families import TEMPLATES
+from tool_families import NAMES, with_marks, without_marks
+
+from rorqual.core.errors import DataError
+from rorqual.core.records import Message, Thinking, Tool
+from rorqual.data.chat import ChatFormat, TemplateChat
+from rorqual.data.chat.marks import Marks
+from rorqual.data.chat.stream import Reader
+from rorqual.data.tokenizer import Tokenizer
+from rorqual.engine.grammar import Constraint, Grammars
+from rorqual.engine.grammar_calls import Spelling
+from rorqual.engine.job import Desk
+from rorqual.engine.params import check_params
+from rorqual.engine.request import Grammar, Request, SamplingParams
+
+SIZES: dict[str, Any] = {
+    "type": "object",
+    "properties": {"a": {"type": "integer", "minimum": 0, "maximum": 99}, "b": {"enum": ["é", "}", "\n", None]}},
+    "required": ["a", "b"],
+    "additionalProperties": False,
+}
+NEITHER: dict[str, Any] = {"properties": {"c": {"type": "boolean"}}, "additionalProperties": False}
+TOOLS = {"size": SIZES, "size.2": NEITHER, "now": {"type": "object", "properties": {}, "additionalProperties": False}}
+OFFERED = [Tool(name, "", schema) for name, schema in TOOLS.items()]
+
+
+def calls(many: bool = True, **tools: Any) -> Grammar:
+    listed = [{"name": name, "parameters": schema} for name, schema in (tools or TOOLS).items()]
+    return Grammar("calls", json.dumps({"tools": listed, "many": many}))
+
+
+def formats() -> Iterator[tuple[str, ChatFormat]]:
+    for name in NAMES:
+        yield name, with_marks(name)
+        yield f"{name}, marks as text", without_marks(name)
+    for template, name in (("qwen3", "qwen3"), ("deepseek-r1", "deepseek-r1")):
+        source = (TEMPLATES / f"{template}.jinja").read_text(encoding="utf-8") + "{#- tools -#}"
+        chat = with_marks(name)
+        stop = [chat.tokenizer.token(chat.stop_ids[0])]
+        yield f"template of {name}", TemplateChat(chat.tokenizer, source, bos="", stop=stop)
+
+
+FORMATS = dict(formats())
+
+
+@cache
+def grammars(name: str) -> Grammars:
+    chat = FORMATS[name]
+    size = chat.tokenizer.vocab_size + 3
+    return Grammars(chat.tokenizer, size, chat.stop_ids, Spelling(chat, size))
+
+
+def sampled(constraint: Constraint, chat: ChatFormat, seed: int, begin: str = "") -> tuple[list[int], bool]:
+    """Ids drawn at random after those of `begin`, and whether a stop id was one: that and what closes is likelier with each token."""
+    rng, reply = np.random.default_rng(seed), chat.tokenizer.encode(begin)
+    assert allows(constraint, reply)
+    closing = [*chat.stop_ids, *(id_ for mark in ('"', "}", "</") for id_ in chat.tokenizer.encode(mark))]
+    closing += [chat.tokenizer.end_think] if "</think>" in chat.tokenizer.special_names else []
+    while len(reply) < 400:
+        mask = constraint.mask()
+        weight = np.ones(chat.tokenizer.vocab_size + 3) if mask is None else mask.astype(np.float64)
+        assert not constraint.error, constraint.error
+        weight[closing] *= 1 + len(reply)
+        token = int(rng.choice(len(weight), p=weight / weight.sum()))
+        constraint.accept(token)
+        if token in chat.stop_ids:
+            return reply, True
+        reply.append(token)
+    return reply, False
+
+
+def check(chat: ChatFormat, reply: Sequence[int], many: bool, thinking: Thinking = "off") -> Message:
+    """The reply, read whole and token by token: calls, and nothing else but a thought."""
+    message = chat.parse([*reply, chat.stop_ids[0]], thinking, OFFERED)
+    assert message.content == "", chat.tokenizer.decode(reply, specials=True)
+    assert message.tool_calls
+    assert many or len(message.tool_calls) == 1
+    for call in message.tool_calls:
+        jsonschema.validate(json.loads(call.arguments), {"type": "object", **TOOLS[call.name]})
+    reader = Reader.of_chat(chat, thinking, OFFERED)
+    pieces = [*map(reader.feed, [*reply, chat.stop_ids[0]]), reader.finish()]
+    said = [(delta.name, delta.arguments) for piece in pieces for delta in piece.tools]
+    assert said == [(call.name, call.arguments) for call in message.tool_calls]
+    assert not "".join(piece.content for piece in pieces)
+    return message
+
+
+@pytest.mark.parametrize("many", [True, False])
+@pytest.mark.parametrize("name", FORMATS)
+def test_what_ends_is_calls_and_nothing_else(name: str, many: bool) -> None:
+    chat, compiled, ended, seen = FORMATS[name], grammars(name).compile(calls(many)), 0, set[str]()
+    for seed in range(12):
+        reply, whole = sampled(compiled.start(), chat, seed)
+        if whole:
+            ended += 1
+            seen |= {call.name for call in check(chat, reply, many).tool_calls}
+    assert ended >= 9
+    assert len(seen) >= 2
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_what_the_family_writes_itself_is_allowed(name: str) -> None:
+    chat, marks = FORMATS[name], Marks(FORMATS[name].tokenizer, ())
+    frame = chat.call_frame
+    assert frame is not None
+    written = [frame.call("size", '{"a": 1, "b": "}"}'), frame.call("now", "{}")]
+    for texts, many, fits in ((written, True, True), (written[:1], False, True), (written, False, False)):
+        ids = [*marks.ids(frame.begin + frame.gap.join(texts) + frame.end), chat.stop_ids[0]]
+        assert allows(grammars(name).compile(calls(many)).start(), ids) == fits
+    assert not allows(grammars(name).compile(calls(size=SIZES)).start(), marks.ids(frame.begin + written[1]))
+    assert not allows(grammars(name).compile(calls()).start(), [chat.stop_ids[0]])
+
+
+def allows(constraint: Constraint, ids: Sequence[int]) -> bool:
+    for token in ids:
+        mask = constraint.mask()
+        if mask is not None and not mask[token]:
+            return False
+        constraint.accept(token)
+    return True
+
+
+@pytest.mark.parametrize("thinking", ["auto", "on", "off"])
+@pytest.mark.parametrize("name", [name for name in FORMATS if not name.startswith("template")])
+def test_a_thought_may_come_first_where_an_answer_with_a_grammar_may_have_one(name: str, thinking: Thinking) -> None:
+    chat = FORMATS[name]
+    desk = Desk(chat.tokenizer.vocab_size + 3, 4096, 4096, chat.tokenizer, chat, reuse=False)
+    prompt = tuple(chat.prompt([Message("user", "?")], thinking, OFFERED))
+    begins, ended, thought = chat.reply_form(thinking).begins, 0, 0
+    begin = "hm</think>" if begins == "thought" and chat.thought_ids is None else ""
+    for seed in range(8):
+        params = SamplingParams(max_tokens=2000, seed=seed, grammar=calls(False))
+        sample = desk.sequences(seed, desk.job(Request(params=params, prompt_ids=prompt), "request"))[0]
+        assert sample.constraint is not None
+        reply, whole = sampled(sample.constraint, chat, seed, begin)
+        if whole:
+            ended += 1
+            thought += check(chat, reply, False, thinking).reasoning is not None
+    assert ended
+    assert thought in {"thought": {ended}, "late": range(ended + 1)}.get(begins, {0})
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_call_never_holds_what_would_make_it_none(name: str) -> None:
+    chat, say = FORMATS[name], calls(say={"type": "object", "properties": {"text": {"type": "string"}}})
+    frame, marks = chat.call_frame, Marks(FORMATS[name].tokenizer, ())
+    assert frame is not None
+    before, _, after = (frame.begin + frame.call("say", "\0") + frame.end).partition("\0")
+    for mark in ("<think>", "</think>"):
+        ids = [*marks.ids(before), *chat.tokenizer.encode(f'{{"text": "a<{mark}"}}'), *marks.ids(after)]
+        called = bool(chat.parse(ids, "off", [Tool("say")]).tool_calls)
+        assert allows(grammars(name).compile(say).start(), ids) == called
+        near = [*marks.ids(before), *chat.tokenizer.encode(f'{{"text": "a<{mark[:-1]} >"}}'), *marks.ids(after)]
+        assert allows(grammars(name).compile(say).start(), near)
+
+
+def test_where_only_such_a_text_is_left_the_reply_says_why_it_ends() -> None:
+    only = calls(say={"type": "object", "properties": {"a": {"const": "</think>"}}, "required": ["a"]})
+    constraint, chat = grammars("chatml").compile(only).start(), FORMATS["chatml"]
+    while not constraint.done:
+        mask = constraint.mask()
+        assert mask is not None
+        constraint.accept(int(mask.argmax()))
+    assert constraint.error
+    assert constraint.copy().error == constraint.error
+    mask = constraint.mask()
+    assert mask is not None
+    assert set(mask.nonzero()[0].tolist()) == set(chat.stop_ids)
+
+
+def test_a_copy_goes_on_as_the_original() -> None:
+    say = calls(say={"type": "object", "properties": {"text": {"type": "string"}}})
+    chat, constraint = FORMATS["llama3.1"], grammars("llama3.1").compile(say).start()
+    for token in chat.tokenizer.encode('{"name": "say", "parameters": {"text": "</thin'):
+        constraint.accept(token)
+    for one in (constraint, constraint.copy()):
+        assert not allows(one, chat.tokenizer.encode("k>"))
+
+
+def source(**keys: Any) -> Grammar:
+    return Grammar("calls", json.dumps(keys))
+
+
+ADD = {"name": "add", "parameters": {}}
+POISONS: dict[str, tuple[Grammar, Grammar, str]] = {
+    "nothing": (Grammar("calls", ""), source(tools=[ADD], many=True), "is empty"),
+    "a list": (Grammar("calls", "[]"), source(tools=[ADD], many=False), "another form"),
+    "no functions": (source(tools=[], many=True), source(tools=[ADD, ADD], many=True), "another form"),
+    "no word on how many": (source(tools=[ADD]), source(tools=[ADD], many=True), "another form"),
+    "a key of its own": (source(tools=[ADD], many=True, n=1), source(tools=[ADD], many=True), "another form"),
+    "a name in quotes": (
+        source(tools=[{"name": '"', "parameters": {}}], many=True),
+        source(tools=[{"name": "a-b.c_1", "parameters": {}}], many=True),
+        "no name of a function",
+    ),
+    "parameters that are a list": (
+        source(tools=[{"name": "add", "parameters": []}], many=True),
+        source(tools=[ADD], many=True),
+        "the parameters of 'add' are no JSON schema",
+    ),
+    "parameters that are a text": (
+        calls(add={}, say={"type": "string"}),
+        calls(add={}, say={"type": ["string", "object"]}),
+        "the parameters of 'say': their type is 'string'",
+    ),
+    "a keyword that cannot be enforced": (
+        calls(add={}, say={"properties": {"a": {"not": {}}}}),
+        calls(add={}, say={"properties": {"not": {}}}),
+        "the parameters of 'say': .* 'not' at #/properties/a, which cannot be enforced",
+    ),
+    "options of the library": (
+        calls(say={"x-guidance": {"lenient": True}}),
+        calls(say={"x-other": 1}),
+        "the parameters of 'say': .*'x-guidance' at #",
+    ),
+    "arguments that cannot be": (
+        calls(say={"required": ["a"], "properties": {"a": False}}),
+        calls(say={"properties": {"a": False}}),
+        "the parameters of 'say': .* matched by no reply",
+    ),
+    "another document": (
+        calls(say={"$ref": "http://127.0.0.1:9/a"}),
+        calls(say={"$ref": "#/$defs/a", "$defs": {"a": {"anyOf": [{"type": "null"}, {"type": "object"}]}}}),
+        "the parameters of 'say': .* nothing is fetched",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", POISONS)
+def test_a_poison_is_refused_by_name_and_its_twin_runs(name: str) -> None:
+    poison, twin, words = POISONS[name]
+    with pytest.raises(DataError, match=words) as caught:
+        grammars("qwen3").compile(poison, where="request")
+    assert caught.value.where == "request"
+    assert caught.value.remedy
+    mask = grammars("qwen3").compile(twin).start().mask()
+    assert mask is not None
+    assert mask.any()
+
+
+def test_a_schema_refers_to_itself_and_to_no_neighbour() -> None:
+    def ref(kind: str) -> dict[str, Any]:
+        return {"$ref": "#/$defs/a", "$defs": {"a": {"properties": {"x": {"const": kind}}, "required": ["x"]}}}
+
+    chat, compiled = FORMATS["qwen3"], grammars("qwen3").compile(calls(one=ref("1"), two=ref("2")))
+    frame, marks = chat.call_frame, Marks(FORMATS["qwen3"].tokenizer, ())
+    assert frame is not None
+    for name, said, fits in (("one", "1", True), ("two", "2", True), ("one", "2", False), ("two", "1", False)):
+        assert allows(compiled.start(), marks.ids(frame.call(name, f'{{"x":"{said}"}}'))) == fits
+
+
+def test_a_format_without_calls_says_so() -> None:
+    chat = with_marks("llama3")
+    alone = Grammars(chat.tokenizer, chat.tokenizer.vocab_size, chat.stop_ids, Spelling(chat, 9))
+    with pytest.raises(DataError, match="'llama3' has no way to write calls"):
+        alone.compile(calls())
+    plain = Tokenizer.byte_level()
+    with pytest.raises(DataError, match="need a chat format"):
+        Grammars(plain, plain.vocab_size, [1]).compile(calls())
+
+
+def test_a_hundred_functions_are_compiled_in_time() -> None:
+    began = time.monotonic()
+    grammars("deepseek").compile(
+        calls(**{f"function_{number}": SIZES | {"title": str(number)} for number in range(128)})
+    )
+    assert time.monotonic() - began < 5
+    check_params(SamplingParams(grammar=calls()), vocab_size=9, where="request")

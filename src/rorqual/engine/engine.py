@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from rorqual.core.errors import ConfigError, DataError
+from rorqual.core.memory import keep_freed
 from rorqual.core.records import RunDir
 from rorqual.data.chat import ChatFormat, load_chat
 from rorqual.data.tokenizer import Tokenizer
@@ -159,6 +160,7 @@ class Engine:
         record_kept: bool = False,
         lanes: int = 2,
     ) -> None:
+        keep_freed()
         context = model.config.max_position_embeddings
         _check(
             model, tokenizer, max_len, {"slots": slots, "threads": threads, "lanes": lanes, "step_tokens": step_tokens}

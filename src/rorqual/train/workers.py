@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from rorqual.core.errors import NumericsError
+from rorqual.core.memory import keep_freed
 from rorqual.model.adapter import trained
 from rorqual.model.decoder import Decoder
 from rorqual.ops.moe import Routing
@@ -50,6 +51,7 @@ class Update:
 @contextmanager
 def workers(threads: int) -> Iterator[ThreadPoolExecutor]:
     """A pool whose threads each run torch's operations on one core, and so does the caller meanwhile."""
+    keep_freed()
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -13,7 +13,13 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-PRELOADED = ["rorqual.cli.main", "rorqual.recipes.quickstart", "rorqual.evals.perplexity", "rorqual.cli.accounts"]
+PRELOADED = [
+    "rorqual.cli.main",
+    "rorqual.recipes.quickstart",
+    "rorqual.evals.perplexity",
+    "rorqual.cli.accounts",
+    "torch._dynamo",  # torch's optimizers import it when the first one is built
+]
 LIMIT = 300
 """Seconds after which a command counts as hanging."""
 

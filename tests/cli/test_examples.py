@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from rorqual.cli.main import app
+from rorqual.core.ledger import read_ledger, total
 
 ROOT = Path(__file__).parents[2]
 READMES = ("README.md", "README.zh.md")
@@ -64,8 +67,19 @@ def shell(text: str, folder: Path) -> subprocess.CompletedProcess[str]:
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which everything that the READMEs and the help show has been done once, the slow part first."""
     folder = tmp_path_factory.mktemp("workshop")
+    began = time.monotonic()
     shell(example("quickstart"), folder)
+    whole = time.monotonic() - began
+    counted = total(read_ledger(folder / "runs/small/ledger.jsonl")).seconds  # before later commands add to it
+    (folder / "seconds.json").write_text(json.dumps([counted, whole]), encoding="utf-8")
     return folder
+
+
+@pytest.mark.slow
+def test_the_ledger_of_quickstart_adds_up_to_the_wall_clock_of_the_command(workshop: Path) -> None:
+    counted, whole = json.loads((workshop / "seconds.json").read_text(encoding="utf-8"))
+    # What the interpreter takes before the process can look at a clock and after it has is no stage, and on busy cores seconds long.
+    assert counted <= whole and whole - counted < max(0.02 * whole, 4.0)
 
 
 @pytest.mark.slow
@@ -74,7 +88,8 @@ def test_the_example_of_each_verb_works(workshop: Path) -> None:
     for verb in VERBS[1:]:
         command = example(verb)
         assert f"rorqual {verb} " in f"{command} ", "the help ends with an example of its own verb"
-        assert shell(command, workshop).stdout
+        # Fewer core-minutes do the same jobs with less work; README.md's own budget is kept below.
+        assert shell(command.replace("--budget 1 ", "--budget 0.1 "), workshop).stdout
 
 
 @pytest.mark.slow

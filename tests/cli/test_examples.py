@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from commands import forked_commands
 from typer.testing import CliRunner
 
 from rorqual.cli.main import app
@@ -53,8 +54,10 @@ def example(verb: str) -> str:
     return help_text.rstrip().rpartition("Example:\n")[2].strip()
 
 
-def shell(text: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+def shell(text: str, folder: Path, programs: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """`programs`: a folder that is looked into first."""
+    places = [*([programs] if programs else []), Path(sys.executable).parent, os.environ["PATH"]]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": ":".join(map(str, places))}
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", text],
         check=False, cwd=folder, capture_output=True, text=True, encoding="utf-8", timeout=600, env=environment,
@@ -93,10 +96,16 @@ def test_the_example_of_each_verb_works(workshop: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_blocks_of_the_readme_work_in_their_order(workshop: Path) -> None:
+def test_the_blocks_of_the_readme_work_in_their_order(workshop: Path, tmp_path: Path) -> None:
+    """Each verb has begun from nothing in the test before; here its processes are forked."""
+    with forked_commands(tmp_path) as programs:
+        show_blocks(workshop, programs)
+
+
+def show_blocks(workshop: Path, programs: Path) -> None:
     for language, text in blocks("README.md"):
         if language == "sh":
-            shell(text, workshop)
+            shell(text, workshop, programs)
         elif text.startswith("# mine.py"):
             assert text.count("\n") < TASK_LINES
             (workshop / "mine.py").write_text(text, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What the documentation shows is run: every example of `--help`, and every block of both READMEs, in their order."""
+"""What the documentation shows is run: every example of `--help`, every block of both READMEs and of a page, in their order."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from rorqual.cli.main import app
 from rorqual.core.ledger import read_ledger, total
+from rorqual.data.distilled import read_distilled
 
 ROOT = Path(__file__).parents[2]
 READMES = ("README.md", "README.zh.md")
@@ -113,6 +114,23 @@ def show_blocks(workshop: Path, programs: Path) -> None:
             assert text.count("\n") < SCRIPT_LINES
             (workshop / "script.py").write_text(text, encoding="utf-8")
             assert "95 % interval" in shell("python script.py", workshop).stdout
+
+
+@pytest.mark.slow
+def test_the_page_that_says_how_to_make_small_sets_with_a_task_of_ones_own(tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    place.mkdir()
+    shown = re.findall(r"^```(\w+)[^\n]*\n(.*?)^```$", (ROOT / "docs/data-distil.md").read_text("utf-8"), re.M | re.S)
+    (place / "mine.py").write_text(next(code for language, code in shown if language == "python"), encoding="utf-8")
+    with forked_commands(tmp_path) as programs:
+        for language, code in shown:
+            if language == "bash":
+                shell(code, place, programs)
+    kept = {
+        name: read_distilled(place / f"runs/{name}/data.parquet").kept for name in ("labels", "estimates", "written")
+    }
+    assert (len(kept["labels"]), len(kept["estimates"])) == (60, 120)
+    assert all(row.verdict == "right" for row in kept["written"])
 
 
 def test_the_two_readmes_show_the_same_commands() -> None:

@@ -28,6 +28,7 @@ fi
 "$bin/ruff" check .
 "$bin/ruff" format --check --quiet .
 "$bin/mypy"
-# One thread a process: with two, on busy cores, OpenMP's waiting threads take the time of the working ones.
-export OMP_NUM_THREADS=1
+# One thread a process: with two, on busy cores, OpenMP's waiting threads take the time of the working ones. Tests that ask for two have them
+# wait asleep.
+export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive
 exec "$bin/pytest" -m "not soak" -n "${RORQUAL_TEST_PROCESSES:-auto}" --dist worksteal "$@"

@@ -9,11 +9,24 @@ from __future__ import annotations
 import hashlib
 import multiprocessing
 import os
+import shlex
+import socket
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.reduction import DupFd
 from pathlib import Path
+from typing import Any
 
-PRELOADED = ["rorqual.cli.main", "rorqual.recipes.quickstart", "rorqual.evals.perplexity", "rorqual.cli.accounts"]
+PRELOADED = [
+    "rorqual.cli.main",
+    "rorqual.recipes.quickstart",
+    "rorqual.evals.perplexity",
+    "rorqual.cli.accounts",
+    "torch._dynamo",  # torch's optimizers import it when the first one is built
+]
 LIMIT = 300
 """Seconds after which a command counts as hanging."""
 
@@ -45,18 +58,88 @@ def typed(folder: Path, *words: str, stdin: str = "") -> Done:
 
 
 def _run(folder: str, streams: str, words: tuple[str, ...]) -> None:
+    files = enumerate((os.O_RDONLY, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, os.O_WRONLY | os.O_CREAT | os.O_TRUNC))
+    _run_on(folder, [os.open(os.path.join(streams, str(number)), flags) for number, flags in files], list(words))
+
+
+def _run_on(folder: str, streams: list[int], words: list[str]) -> None:
     from rorqual.cli.main import main
 
     os.chdir(folder)
-    for number, flags in enumerate(
-        (os.O_RDONLY, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    ):
-        os.dup2(os.open(os.path.join(streams, str(number)), flags), number)
+    for number, stream in enumerate(streams):
+        os.dup2(stream, number)
+        os.close(stream)
     # multiprocessing gives a child /dev/null to read from, and forked streams keep the encoding of their parent.
     sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
     sys.stdout, sys.stderr = (open(n, "w", encoding="utf-8", closefd=False) for n in (1, 2))  # noqa: SIM115
     sys.argv = ["rorqual", *words]
     main()
+
+
+CLIENT = """
+import os, socket, sys
+with socket.socket(socket.AF_UNIX) as door:
+    door.connect({door!r})
+    said = "\\0".join([os.getcwd(), *sys.argv[1:]]).encode()
+    socket.send_fds(door, [said], [0, 1, 2])
+    sys.exit(int(door.recv(16) or b"70"))
+"""
+"""What stands for `rorqual` where commands are forked: it hands over its folder, words and streams, and ends as the command did."""
+
+
+@contextmanager
+def forked_commands(folder: Path) -> Iterator[Path]:
+    """A folder for PATH whose program `rorqual` is run in a process that is forked from one that has imported torch, with the caller's folder,
+    words and streams; the environment is that of this process."""
+    (folder / "client.py").write_text(CLIENT.format(door=str(folder / "door")), encoding="utf-8")
+    program = folder / "rorqual"
+    client = shlex.join([sys.executable, "-ISE", str(folder / "client.py")])
+    program.write_text(f'#!/bin/sh\nexec {client} "$@"\n', encoding="utf-8")
+    program.chmod(0o755)
+    with socket.socket(socket.AF_UNIX) as door:
+        door.bind(str(folder / "door"))
+        door.listen()
+        threading.Thread(target=_fork_all, args=(door,), daemon=True).start()
+        yield folder
+        door.shutdown(socket.SHUT_RDWR)
+
+
+def _fork_all(door: socket.socket) -> None:
+    while True:
+        try:
+            caller, _ = door.accept()
+        except OSError:
+            return
+        threading.Thread(target=_fork_one, args=(caller,), daemon=True).start()
+
+
+def _fork_one(caller: socket.socket) -> None:
+    with caller:
+        said, streams, _, _ = socket.recv_fds(caller, 1 << 20, 3)
+        place, *words = said.decode().split("\0")
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(PRELOADED)
+        process = context.Process(target=_run_on, args=(place, [_Stream(fd) for fd in streams], words))
+        process.start()
+        for fd in streams:
+            os.close(fd)
+        process.join()
+        caller.send(str(process.exitcode & 255 if process.exitcode is not None else 70).encode())
+
+
+class _Stream:
+    """A file descriptor on its way into a process that is being started."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __reduce__(self) -> Any:
+        return _detached, (DupFd(self.number),)
+
+
+def _detached(sent: Any) -> int:
+    number: int = sent.detach()
+    return number
 
 
 def listing(folder: Path) -> dict[str, str]:

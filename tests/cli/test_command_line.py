@@ -52,6 +52,10 @@ def _hears_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
+STEPS = 50
+"""So many that a run is not done before it is stopped."""
+
+
 @pytest.mark.parametrize("polite", [signal.SIGINT, signal.SIGTERM])
 def test_stopped_it_says_so_and_the_same_command_goes_on_where_it_was(polite: signal.Signals, tmp_path: Path) -> None:
     words = [
@@ -60,7 +64,7 @@ def test_stopped_it_says_so_and_the_same_command_goes_on_where_it_was(polite: si
         "task=families",
         "size=tiny",
         "rows=2",
-        "steps=120",
+        f"steps={STEPS}",
         "save_seconds=0.05",
         "out=run",
         "threads=1",
@@ -85,8 +89,8 @@ def test_stopped_it_says_so_and_the_same_command_goes_on_where_it_was(polite: si
     assert reached is not None
     again = typed(tmp_path, *words)
     assert again.code == 0, again.err
-    assert f"sft  {reached}/120" not in again.err
-    assert [record["step"] for record in run.metrics()] == list(range(1, 121))
+    assert f"sft  {reached}/{STEPS}" not in again.err
+    assert [record["step"] for record in run.metrics()] == list(range(1, STEPS + 1))
     before = listing(tmp_path)
     assert typed(tmp_path, *words).code == 0
     assert listing(tmp_path) == before, "a run that is done changes nothing"

@@ -1,17 +1,22 @@
-"""What the documentation shows is run: every example of `--help`, and every block of both READMEs, in their order."""
+"""What the documentation shows is run: every example of `--help`, every block of both READMEs and of a page, in their order."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+from commands import forked_commands
 from typer.testing import CliRunner
 
 from rorqual.cli.main import app
+from rorqual.core.ledger import read_ledger, total
+from rorqual.data.distilled import read_distilled
 
 ROOT = Path(__file__).parents[2]
 READMES = ("README.md", "README.zh.md")
@@ -50,8 +55,10 @@ def example(verb: str) -> str:
     return help_text.rstrip().rpartition("Example:\n")[2].strip()
 
 
-def shell(text: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+def shell(text: str, folder: Path, programs: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """`programs`: a folder that is looked into first."""
+    places = [*([programs] if programs else []), Path(sys.executable).parent, os.environ["PATH"]]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": ":".join(map(str, places))}
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", text],
         check=False, cwd=folder, capture_output=True, text=True, encoding="utf-8", timeout=600, env=environment,
@@ -64,8 +71,19 @@ def shell(text: str, folder: Path) -> subprocess.CompletedProcess[str]:
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which everything that the READMEs and the help show has been done once, the slow part first."""
     folder = tmp_path_factory.mktemp("workshop")
+    began = time.monotonic()
     shell(example("quickstart"), folder)
+    whole = time.monotonic() - began
+    counted = total(read_ledger(folder / "runs/small/ledger.jsonl")).seconds  # before later commands add to it
+    (folder / "seconds.json").write_text(json.dumps([counted, whole]), encoding="utf-8")
     return folder
+
+
+@pytest.mark.slow
+def test_the_ledger_of_quickstart_adds_up_to_the_wall_clock_of_the_command(workshop: Path) -> None:
+    counted, whole = json.loads((workshop / "seconds.json").read_text(encoding="utf-8"))
+    # What the interpreter takes before the process can look at a clock and after it has is no stage, and on busy cores seconds long.
+    assert counted <= whole and whole - counted < max(0.02 * whole, 4.0)
 
 
 @pytest.mark.slow
@@ -74,14 +92,21 @@ def test_the_example_of_each_verb_works(workshop: Path) -> None:
     for verb in VERBS[1:]:
         command = example(verb)
         assert f"rorqual {verb} " in f"{command} ", "the help ends with an example of its own verb"
-        assert shell(command, workshop).stdout
+        # Fewer core-minutes do the same jobs with less work; README.md's own budget is kept below.
+        assert shell(command.replace("--budget 1 ", "--budget 0.1 "), workshop).stdout
 
 
 @pytest.mark.slow
-def test_the_blocks_of_the_readme_work_in_their_order(workshop: Path) -> None:
+def test_the_blocks_of_the_readme_work_in_their_order(workshop: Path, tmp_path: Path) -> None:
+    """Each verb has begun from nothing in the test before; here its processes are forked."""
+    with forked_commands(tmp_path) as programs:
+        show_blocks(workshop, programs)
+
+
+def show_blocks(workshop: Path, programs: Path) -> None:
     for language, text in blocks("README.md"):
         if language == "sh":
-            shell(text, workshop)
+            shell(text, workshop, programs)
         elif text.startswith("# mine.py"):
             assert text.count("\n") < TASK_LINES
             (workshop / "mine.py").write_text(text, encoding="utf-8")
@@ -89,6 +114,23 @@ def test_the_blocks_of_the_readme_work_in_their_order(workshop: Path) -> None:
             assert text.count("\n") < SCRIPT_LINES
             (workshop / "script.py").write_text(text, encoding="utf-8")
             assert "95 % interval" in shell("python script.py", workshop).stdout
+
+
+@pytest.mark.slow
+def test_the_page_that_says_how_to_make_small_sets_with_a_task_of_ones_own(tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    place.mkdir()
+    shown = re.findall(r"^```(\w+)[^\n]*\n(.*?)^```$", (ROOT / "docs/data-distil.md").read_text("utf-8"), re.M | re.S)
+    (place / "mine.py").write_text(next(code for language, code in shown if language == "python"), encoding="utf-8")
+    with forked_commands(tmp_path) as programs:
+        for language, code in shown:
+            if language == "bash":
+                shell(code, place, programs)
+    kept = {
+        name: read_distilled(place / f"runs/{name}/data.parquet").kept for name in ("labels", "estimates", "written")
+    }
+    assert (len(kept["labels"]), len(kept["estimates"])) == (60, 120)
+    assert all(row.verdict == "right" for row in kept["written"])
 
 
 def test_the_two_readmes_show_the_same_commands() -> None:

@@ -99,21 +99,26 @@ def anonymous() -> int:
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:"))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["keep", "bfloat16"])
-def test_memory_is_that_of_slices_not_of_the_model(dtype: str, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of 700 MB in three shards; the experts of a layer are 130 MB."""
     config = deepseek()
     wide = config.stages[1].ffn.model_copy(update={"n_routed_experts": 512, "moe_intermediate_size": 480})  # type: ignore[union-attr]
     stages = (config.stages[0], config.stages[1].model_copy(update={"ffn": wide}))
     config = config.model_copy(update={"stages": stages})
-    folder = write_folder(tmp_path / "hub", config, published(config), shards=3)
-    size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-    assert size > 700e6
+    folder = write_folder(tmp_path_factory.mktemp("large") / "hub", config, published(config), shards=3)
+    assert sum(file.stat().st_size for file in folder.glob("*.safetensors")) > 700e6
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["keep", "bfloat16"])
+def test_memory_is_that_of_slices_not_of_the_model(dtype: str, large: Path, tmp_path: Path) -> None:
     before, peak = anonymous(), [0]
 
     def progress(done: int, total: int, name: str) -> None:
         peak[0] = max(peak[0], anonymous())
 
-    import_hf(folder, tmp_path / "run", dtype=dtype, progress=progress)  # type: ignore[arg-type]
+    import_hf(large, tmp_path / "run", dtype=dtype, progress=progress)  # type: ignore[arg-type]
     export_hf(RunDir(tmp_path / "run"), tmp_path / "out", dtype=dtype, progress=progress)  # type: ignore[arg-type]
     assert peak[0] - before < 12 * CHUNK

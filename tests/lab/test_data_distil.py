@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from html import escape
@@ -181,21 +177,3 @@ def test_all_students_of_a_chore_take_the_same_steps(whole: Path) -> None:
     for chore in CHORES:
         for arm in arms(chore):
             assert len((whole / f"data-{chore}-{arm}" / "metrics.jsonl").read_bytes().splitlines()) == steps
-
-
-@pytest.mark.slow
-def test_the_page_that_says_how_to_do_it_with_a_task_of_ones_own(tmp_path: Path) -> None:
-    text = (Path(__file__).parents[2] / "docs/data-distil.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"^```(\w+)[^\n]*\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    (tmp_path / "mine.py").write_text(next(code for kind, code in blocks if kind == "python"), encoding="utf-8")
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    for kind, code in blocks:
-        if kind == "bash":
-            done = subprocess.run(
-                ["bash", "-euo", "pipefail", "-c", code],
-                check=False, cwd=tmp_path, capture_output=True, encoding="utf-8", env={**os.environ, "PATH": path},
-            )  # fmt: skip
-            assert done.returncode == 0, f"{code}\n{done.stdout}\n{done.stderr}"
-    assert len(read_distilled(tmp_path / "runs/labels/data.parquet").kept) == 60
-    assert len(read_distilled(tmp_path / "runs/estimates/data.parquet").kept) == 120
-    assert all(row.verdict == "right" for row in read_distilled(tmp_path / "runs/written/data.parquet").kept)

@@ -86,8 +86,8 @@ def plainer(body: dict[str, Any], kept: int) -> dict[str, Any]:
     """Few tokens and one answer, where more were asked for. With `kept` below 4 so many optional parameters, and a conversation that any
     chat can write: of all together, some nearly always contradict each other."""
     body = body | {name: value for name, value in SHORT.items() if name in body and fits(name, body[name])}
-    if kept == 4:
-        return body
+    if kept == 4:  # where no length is named, the answer would fill the context
+        return body if {"max_tokens", "max_completion_tokens"} & set(body) else body | {"max_tokens": 3}
     rest = [name for name in body if name not in ALWAYS]
     chosen = {name: body[name] for name in (*ALWAYS, *rest[:kept]) if name in body}
     messages = chosen.get("messages")

@@ -110,6 +110,15 @@ def test_usage_adds_up(client: openai.OpenAI) -> None:
     assert 0 < (usage.completion_tokens_details.reasoning_tokens or 0) <= usage.completion_tokens
 
 
+def test_where_no_length_is_named_an_answer_may_fill_what_is_left_of_the_context(client: openai.OpenAI) -> None:
+    prompt = [65] * (CONTEXT - 5)
+    for named, there in (({}, 5), ({"max_tokens": None}, 5), ({"max_tokens": 3}, 3)):
+        given: dict[str, Any] = {"model": "tiny", "prompt": prompt, "extra_body": {"ignore_eos": True}, **named}
+        answer = client.completions.create(**given)
+        assert answer.usage is not None and answer.usage.completion_tokens == there
+        assert answer.choices[0].finish_reason == "length"
+
+
 def test_text_is_continued_and_a_stop_string_ends_it(client: openai.OpenAI) -> None:
     given: dict[str, Any] = {"model": "tiny", "prompt": "hello", "max_tokens": 60, "seed": 2, "temperature": 1}
     text = client.completions.create(**given).choices[0].text

@@ -47,9 +47,9 @@ def child(run: Run, out: Path) -> None:
 
 @pytest.fixture(scope="module")
 def context() -> ForkServerContext:
-    """Children that begin with torch imported already."""
+    """Children that begin with torch imported already, and with what its optimizers import when the first one is built."""
     forks = multiprocessing.get_context("forkserver")
-    forks.set_forkserver_preload(["rorqual.train.loop"])
+    forks.set_forkserver_preload(["rorqual.train.loop", "torch._dynamo"])
     return forks
 
 

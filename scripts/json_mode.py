@@ -25,6 +25,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
@@ -180,4 +181,9 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    # A reply may nest as deep as it is long, and json and jsonschema descend with it: in threads whose stacks hold that.
+    sys.setrecursionlimit(50_000)
+    threading.stack_size(1 << 30)
+    with ThreadPoolExecutor(1) as one:
+        code = one.submit(main).result()
+    sys.exit(code)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator
+from contextvars import ContextVar
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 from typing import Any
@@ -307,8 +308,25 @@ def _whole(_: Any, answer: Json) -> bool:
     return isinstance(answer, int) and not isinstance(answer, bool)
 
 
+_INSIDE: ContextVar[frozenset[tuple[str, int]]] = ContextVar("_INSIDE", default=frozenset())
+
+
+def _reference(validator: Any, to: str, answer: Json, part: Json) -> Iterator[jsonschema.ValidationError]:
+    """A reference that comes back to itself at one value matches nothing by it; jsonschema would follow it for ever."""
+    here = (to, id(answer))
+    if here in _INSIDE.get():
+        yield jsonschema.ValidationError(f"{to} needs itself")
+        return
+    before = _INSIDE.set(_INSIDE.get() | {here})
+    try:
+        found = list(jsonschema.Draft202012Validator.VALIDATORS["$ref"](validator, to, answer, part))
+    finally:
+        _INSIDE.reset(before)
+    yield from found
+
+
 Exact = jsonschema.validators.extend(
     jsonschema.Draft202012Validator,
-    validators={"multipleOf": _multiple},
+    validators={"multipleOf": _multiple, "$ref": _reference},
     type_checker=jsonschema.Draft202012Validator.TYPE_CHECKER.redefine("integer", _whole),
 )

@@ -1,13 +1,17 @@
 """The chat itself, in Gradio: what is said stays in the session's state as it was said; the browser gets what is to be shown.
 
+Gradio runs a session's handlers side by side: a picture that one of them made may be under way while another makes the next, and when a
+handler ends, its last picture is sent once more. So the gestures of a session take turns. A turn is over only when its last picture has
+been sent, and that one is empty; the session's state is one list, changed in place by whoever's turn it is.
+
 Gradio reads the annotations of handlers as they stand, and is imported only where the page is built: so this file does without postponed ones.
 """
 
 import asyncio
 import html
 import os
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +26,6 @@ from rorqual.serve.ui_turn import Row, Turn, Wanted, text_of, upto_question
 FILES = Path(__file__).parent / "page"
 TICK = 0.1
 """Seconds between two pictures of a reply that grows."""
-PATIENCE = 2.0
-"""Seconds that a reply may take to end before another begins in its place."""
 FORMULAS = [("$$", "$$", True), ("\\[", "\\]", True), ("\\(", "\\)", False), ("$", "$", False)]
 Pictures = AsyncGenerator[tuple[Any, ...], None]
 """What the page's parts become, again and again."""
@@ -84,7 +86,7 @@ def _tenant(request: HttpRequest) -> str | None:
 
 
 class Going:
-    """A reply on its way in one session, until it is stopped. `replaced`: something else is shown there now."""
+    """One gesture's turn in a session, until it is stopped. `replaced`: another gesture waits for it to be over, or came after it."""
 
     def __init__(self) -> None:
         self.stopped, self.over = asyncio.Event(), asyncio.Event()
@@ -92,53 +94,84 @@ class Going:
 
 
 class Chat:
-    """What happens on the page. Each handler is a generator of what the page's parts become: chat, rows, box, status."""
+    """What happens on the page. Each handler is a generator of what the page's parts become: chat, conversation, box, status.
+
+    A conversation, `held`, is the session's own list of rows. Only whoever's turn it is reads or changes it.
+    """
 
     def __init__(self, gr: Any, api: ASGIApp, model: str) -> None:
         self.gr, self.api, self.model = gr, api, model
         self._going: dict[str, Going] = {}
 
-    def stop(self, session: str, *, replaced: bool = False) -> None:
-        """End the reply of a session, if one is on its way; where it is replaced, it shows nothing more."""
+    def stop(self, session: str) -> None:
+        """End the reply of a session, if one is on its way."""
         if (going := self._going.get(session)) is not None:
-            going.replaced = going.replaced or replaced
             going.stopped.set()
 
-    async def reply(self, rows: Sequence[Row], wanted: Wanted, tenant: str, session: str) -> Pictures:
-        """Ask for a reply to `rows`, which end with a question. Another that is on its way in this session ends."""
-        await self._give_way(session)
-        turn, going = Turn(), Going()
+    async def reply(
+        self, held: list[Row], asked: Callable[[list[Row]], list[Row]], wanted: Wanted, tenant: str, session: str
+    ) -> Pictures:
+        """Ask for a reply to what `asked` makes of the conversation: rows that end with a question, or none, and then nothing happens."""
+        async with self._turn(session) as going:
+            rows = [] if going.replaced else asked(held)
+            if rows:
+                async with aclosing(self._reply(going, rows, wanted, tenant)) as pictures:
+                    async for now, box, status in pictures:
+                        held[:] = now
+                        yield now, held, box, status
+            yield self._unchanged()
+
+    async def clear(self, held: list[Row], session: str) -> Pictures:
+        """Begin a new conversation."""
+        async with self._turn(session):
+            held.clear()
+            yield [], held, self.gr.Textbox(value="", submit_btn=True, stop_btn=False), _status(IDLE)
+            yield self._unchanged()
+
+    @asynccontextmanager
+    async def _turn(self, session: str) -> AsyncIterator[Going]:
+        """A gesture's turn. Whatever is on its way in this session ends first: its last picture is sent, and its place in the queue free.
+
+        The wait needs no limit: Gradio goes on with a generator when it has sent a picture, and closes it where nobody listens any more.
+        """
+        before, going = self._going.get(session), Going()
         self._going[session] = going
+        try:
+            if before is not None:
+                before.replaced = True
+                before.stopped.set()
+                await before.over.wait()
+            yield going
+        finally:
+            going.over.set()
+            if self._going.get(session) is going:
+                del self._going[session]
+
+    async def _reply(self, going: Going, rows: list[Row], wanted: Wanted, tenant: str) -> Pictures:
+        """Chat, box and status, again and again; no more of them once it is replaced."""
+        turn = Turn()
         pump = asyncio.create_task(self._pump(turn, wanted.body(self.model, rows), tenant))
         stopping = asyncio.create_task(going.stopped.wait())
         try:
-            box = self.gr.Textbox(value="", submit_btn=False, stop_btn=True)
-            yield rows, rows, box, _status("Waiting. Esc stops.")
+            yield rows, self.gr.Textbox(value="", submit_btn=False, stop_btn=True), _status("Waiting. Esc stops.")
             while not pump.done() and not going.stopped.is_set():
                 await asyncio.wait((pump, stopping), timeout=TICK, return_when=asyncio.FIRST_COMPLETED)
-                if going.replaced:
-                    return
-                now = [*rows, *turn.rows()]
-                yield now, now, self.gr.skip(), _status(f"{turn.phase}. Esc stops.")
+                if not going.replaced:
+                    yield [*rows, *turn.rows()], self.gr.skip(), _status(f"{turn.phase}. Esc stops.")
         finally:
             stopping.cancel()
             pump.cancel()
             [outcome, _] = await asyncio.gather(pump, stopping, return_exceptions=True)
-            going.over.set()
-            if self._going.get(session) is going:
-                del self._going[session]
+        if going.replaced:
+            return
         turn.stop()
         yield self._end(rows, turn, outcome, stopped=going.stopped.is_set())
         if isinstance(outcome, Exception) and not isinstance(outcome, ApiError):
             raise outcome  # a bug: it is logged, and shown as one
 
-    async def _give_way(self, session: str) -> None:
-        """What is on its way in a session ends, and leaves its place in the queue."""
-        if (going := self._going.get(session)) is not None:
-            self.stop(session, replaced=True)
-            with suppress(TimeoutError):
-                async with asyncio.timeout(PATIENCE):
-                    await going.over.wait()
+    def _unchanged(self) -> tuple[Any, ...]:
+        """The last picture of every turn. Gradio sends it once more when the turn is over, and the next may have begun by then."""
+        return (self.gr.skip(),) * 4
 
     def _end(self, rows: Sequence[Row], turn: Turn, outcome: object, *, stopped: bool) -> tuple[Any, ...]:
         """The last picture. A question that got nothing at all goes back into the box."""
@@ -147,8 +180,8 @@ class Chat:
         if isinstance(outcome, ApiError):
             if turn.empty:
                 now, box["value"] = now[:-1], now[-1]["content"]
-            return now, now, self.gr.Textbox(**box), _status(f"{_explained(outcome)}", error=True)
-        return now, now, self.gr.Textbox(**box), _status(turn.summary(stopped=stopped))
+            return now, self.gr.Textbox(**box), _status(f"{_explained(outcome)}", error=True)
+        return now, self.gr.Textbox(**box), _status(turn.summary(stopped=stopped))
 
     async def _pump(self, turn: Turn, body: dict[str, Any], tenant: str) -> None:
         async with aclosing(chunks(self.api, tenant, body)) as stream:
@@ -160,6 +193,10 @@ class Chat:
 def _explained(error: ApiError) -> str:
     text = error.message[:1].upper() + error.message[1:]
     return f"{text.rstrip('.')}. (error {error.status})"
+
+
+def _question(text: str) -> Row:
+    return {"role": "user", "content": text}
 
 
 def _status(text: str, *, error: bool = False) -> str:
@@ -205,39 +242,34 @@ def _wire(gr: Any, chat: Chat, parts: Sequence[Any], settings: Sequence[Any], re
     async def ask(text: str, held: list[Row], thinking: str, heat: float, most: float, request: gr.Request) -> Pictures:
         if not text.strip():
             return
-        now = [*held, {"role": "user", "content": text}]
-        async with aclosing(
-            chat.reply(now, wanted(thinking, heat, most), request.username, request.session_hash)
-        ) as all_:
+        how = wanted(thinking, heat, most), request.username, request.session_hash
+        async with aclosing(chat.reply(held, lambda rows: [*rows, _question(text)], *how)) as all_:
             async for picture in all_:
                 yield picture
 
     async def again(held: list[Row], thinking: str, heat: float, most: float, request: gr.Request) -> Pictures:
-        now = upto_question(held)
-        if not now:
-            return
-        async with aclosing(
-            chat.reply(now, wanted(thinking, heat, most), request.username, request.session_hash)
-        ) as all_:
+        how = wanted(thinking, heat, most), request.username, request.session_hash
+        async with aclosing(chat.reply(held, upto_question, *how)) as all_:
             async for picture in all_:
                 yield picture
 
     async def edited(
         held: list[Row], thinking: str, heat: float, most: float, edit: gr.EditData, request: gr.Request
     ) -> Pictures:
-        now = [*held[: int(edit.index)], {"role": "user", "content": text_of({"content": edit.value})}]
-        async with aclosing(
-            chat.reply(now, wanted(thinking, heat, most), request.username, request.session_hash)
-        ) as all_:
+        how = wanted(thinking, heat, most), request.username, request.session_hash
+        question = _question(text_of({"content": edit.value}))
+        async with aclosing(chat.reply(held, lambda rows: [*rows[: int(edit.index)], question], *how)) as all_:
             async for picture in all_:
                 yield picture
 
-    def stop(request: gr.Request) -> None:
-        chat.stop(request.session_hash)
+    async def fresh(held: list[Row], request: gr.Request) -> Pictures:
+        async with aclosing(chat.clear(held, request.session_hash)) as all_:
+            async for picture in all_:
+                yield picture
 
-    def fresh(request: gr.Request) -> tuple[Any, ...]:
-        chat.stop(request.session_hash, replaced=True)
-        return [], [], gr.Textbox(value="", submit_btn=True, stop_btn=False), _status(IDLE)
+    async def stop(request: gr.Request) -> None:
+        # Gradio runs plain functions in threads, and events may be set in the loop alone.
+        chat.stop(request.session_hash)
 
     common: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": None, "show_progress": "hidden"}
     running = {"outputs": list(parts), "trigger_mode": "once", **common}
@@ -246,5 +278,5 @@ def _wire(gr: Any, chat: Chat, parts: Sequence[Any], settings: Sequence[Any], re
     shown.retry(again, [rows, *settings], **running)
     shown.edit(edited, [rows, *settings], **running)
     box.stop(stop, **common)
-    clear.click(fresh, outputs=list(parts), **common)
+    clear.click(fresh, [rows], list(parts), **common)
     return stop

@@ -148,7 +148,7 @@ async def one(client: httpx.AsyncClient, server: Server, prompt: list[int], new:
 async def load(server: Server, prompts: list[list[int]], clients: int, new: int) -> Row:
     """`clients` at once take the prompts one by one."""
     waiting, times = iter(prompts), []
-    limits = httpx.Limits(max_connections=clients)
+    limits = httpx.Limits(max_connections=clients, max_keepalive_connections=0)  # a server may close one that waits
     async with httpx.AsyncClient(timeout=600, limits=limits) as client:
 
         async def work() -> None:

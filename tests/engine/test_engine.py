@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import make_model, recomputed, whole_forward
+from scaled import make_model, recomputed, whole_forward
 
 from rorqual.core.errors import CheckpointError, ConfigError, DataError, NumericsError
 from rorqual.core.records import Message

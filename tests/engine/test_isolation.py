@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_model
 from conversations import converse, engine_for
+from scaled import make_model
 from schedules import Wrong, differences
 
 from rorqual.data.chat import ChatFormat

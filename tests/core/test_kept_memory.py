@@ -40,3 +40,27 @@ def test_a_steps_memory_is_taken_once() -> None:
 
 def test_what_the_environment_says_stands() -> None:
     assert faults("kept", MALLOC_TRIM_THRESHOLD_="131072")[0] is False
+
+
+FREED = """
+import os, torch
+from rorqual.core.memory import give_back, keep_freed
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") >> 20
+keep_freed()
+read, laid = [], []
+for _ in range(40):  # weights of 8 MB, each followed by what is kept
+    read.append(torch.ones(8 << 18))
+    laid.append(torch.ones(1 << 16))
+most = resident()
+del read
+give_back()
+print(most, resident())
+"""
+
+
+def test_what_was_laid_out_anew_does_not_stay_twice() -> None:
+    """Also where it lies below what is used: that is beyond what glibc gives back by itself."""
+    most, left = map(int, subprocess.run([sys.executable, "-c", FREED], check=True, capture_output=True).stdout.split())
+    assert most - left > 250

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from rorqual.core.errors import DataError, RorqualError
+from rorqual.distil import FactoryConfig
+from rorqual.distil.entries import identity, sampling
 from rorqual.distil.journal import DiskFull, Journal
 
 
@@ -98,3 +100,12 @@ def test_a_limit_of_the_file_size_is_told_and_leaves_whole_lines(tmp_path: Path)
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         journal.append([{"n": 5}])
     assert lines(path) == [1, 5]
+
+
+def test_samples_of_short_and_long_seeds_are_never_mixed() -> None:
+    """Journals of before, when nothing was said of seeds, hold 31 bits for an address; a run's folder has seeds of one kind."""
+    address = "http://127.0.0.1:1/v1"
+    of_before = FactoryConfig(teacher=address, model="m", task="families", seed_bits=31)
+    of_now = of_before.model_copy(update={"seed_bits": 64})
+    assert "seed_bits" not in sampling(of_before) and identity(of_now, address) != identity(of_before, address)
+    assert "seed_bits" not in sampling(FactoryConfig(teacher="runs/teacher", task="families"))

@@ -99,6 +99,21 @@ POISONS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
         {"type": "object", "properties": {"p": NULL}, "$defs": {"a": LINK, "b": has(y=ref("a"))}},
         "required",
     ),
+    "a list with room": (
+        {"type": "array", "items": ref("a"), "maxItems": 1, "$defs": {"a": has(x=ref("a"))}},
+        {"type": "array", "items": ref("a"), "maxItems": 0, "$defs": {"a": has(x=ref("a"))}},
+        "required",
+    ),
+    "a list with room beside what is listed": (
+        {"type": "array", "prefixItems": [NULL], "items": ref("a"), "minItems": 1, "maxItems": 2, "$defs": {"a": has(x=ref("a"))}},
+        {"type": "array", "prefixItems": [NULL], "items": ref("a"), "minItems": 1, "maxItems": 1, "$defs": {"a": has(x=ref("a"))}},
+        "required",
+    ),
+    "a type that has such parts": (
+        {"type": ["null", "object"], "properties": {"p": ref("a")}, "items": ref("a"), "$defs": {"a": has(x=ref("a"))}},
+        {"type": "null", "properties": {"p": ref("a")}, "items": ref("a"), "$defs": {"a": has(x=ref("a"))}},
+        "required",
+    ),
     "a value": (
         has(k={"const": 1}, z={"$ref": "#"}),
         has(k={"const": 1}, z={"$ref": "#/properties/k"}),

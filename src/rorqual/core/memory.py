@@ -15,7 +15,7 @@ from functools import cache
 LARGE = 32 << 20
 """Bytes from which on a block is the system's own: the most that glibc lets one ask for."""
 KEPT = 512 << 20
-"""Bytes at the top of the heap that are kept."""
+"""Bytes at the top of the heap that are kept. Holes below are kept however large they are, until `give_back`."""
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # M_... of malloc.h
 _SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TOP_PAD_", "GLIBC_TUNABLES")
 
@@ -30,3 +30,10 @@ def keep_freed() -> bool:
         return False
     # Both: one alone ends the other's growing by itself, and is slower than none.
     return bool(mallopt(_MMAP_THRESHOLD, LARGE)) and bool(mallopt(_TRIM_THRESHOLD, KEPT))
+
+
+def give_back() -> None:
+    """Give all that is free to the system, holes too: for after something large, such as weights that were laid out anew."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)

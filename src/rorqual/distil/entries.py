@@ -92,7 +92,9 @@ def sampling(config: FactoryConfig) -> dict[str, Any]:
     """The settings that a sample depends on, beside its teacher, its problem and its number."""
     names = ("temperature", "top_p", "max_tokens", "thinking", "seed", "samples", "model")
     found = {name: getattr(config, name) for name in names}
-    return found if config.seed_bits == 64 else found | {"seed_bits": config.seed_bits}
+    # Said of addresses alone, and where there are more than there were when nothing was said of them.
+    longer = config.seed_bits != 31 and config.teacher.startswith(("http://", "https://"))
+    return found | {"seed_bits": config.seed_bits} if longer else found
 
 
 def identity(config: FactoryConfig, teacher: str) -> str:

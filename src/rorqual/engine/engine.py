@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from rorqual.core.errors import ConfigError, DataError
-from rorqual.core.memory import keep_freed
+from rorqual.core.memory import give_back, keep_freed
 from rorqual.core.records import RunDir
 from rorqual.data.chat import ChatFormat, load_chat
 from rorqual.data.tokenizer import Tokenizer
@@ -108,6 +108,9 @@ class Engine:
             slots=slots, max_len=max_len, threads=threads, record_experts=record_experts, reuse=reuse,
             cache_dir=cache_dir, disk_bytes=disk_bytes, cache_bytes=cache_bytes, step_tokens=step_tokens, pack=pack, invariant=invariant,
         )  # fmt: skip
+        if self._packed:  # the weights as they were read
+            del model
+            give_back()
 
     @classmethod
     def of(

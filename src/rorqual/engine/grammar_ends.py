@@ -40,14 +40,29 @@ def _reachable(schema: Any, resolve: Callable[[Any, str], Any]) -> Iterator[tupl
             continue
         seen.add(id(part))
         yield place, part
-        for name in ("properties", "patternProperties"):
-            waiting += [(f"{place}/{name}/{key}", below) for key, below in _mapping(part.get(name)).items()]
-        for name in ("anyOf", "oneOf", "allOf", "prefixItems", "items"):
+        types = _types(part)
+        if "object" in types and part.get("maxProperties") != 0:
+            for name in ("properties", "patternProperties"):
+                waiting += [(f"{place}/{name}/{key}", below) for key, below in _mapping(part.get(name)).items()]
+            waiting.append((f"{place}/additionalProperties", part.get("additionalProperties")))
+        for name in ("anyOf", "oneOf", "allOf"):
             waiting += [(f"{place}/{name}/{number}", below) for number, below in enumerate(_list(part.get(name)))]
-        for name in ("items", "additionalItems", "additionalProperties"):
-            waiting.append((f"{place}/{name}", part.get(name)))
+        if "array" in types:
+            waiting += _elements(place, part)
         if isinstance(part.get("$ref"), str):
             waiting.append((part["$ref"], resolve(schema, part["$ref"])))
+
+
+def _elements(place: str, part: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The parts that elements of a list may have to match, as far as it may be long."""
+    given, items = part.get("maxItems"), part.get("items")
+    most = given if isinstance(given, int | float) else float("inf")
+    name = "prefixItems" if "prefixItems" in part else "items"
+    first = _list(part.get(name))
+    yield from ((f"{place}/{name}/{number}", below) for number, below in enumerate(first) if number < most)
+    if most > len(first):
+        rest = "additionalItems" if isinstance(items, list) else "items"
+        yield f"{place}/{rest}", part.get(rest)
 
 
 class _Graph:

@@ -27,7 +27,7 @@ MIN_ROWS = 4
 QUERIES = 32
 """Queries of one sequence that meet a block together in a prefill."""
 HIDDEN = np.float32(-1e30)
-"""Added to the score of a key that a query must not see: no weight is left of it, and where a query sees no key of a block, nothing is NaN."""
+"""Added to the score of a key that a query must not see: of a finite score no weight is left, and a block without a key to see gives no NaN."""
 
 Ints = npt.NDArray[np.int64]
 

@@ -172,3 +172,28 @@ def test_whoever_leaves_in_the_middle_holds_up_nobody() -> None:
         assert screen.api.under_way == 0 and screen.rows == screen.held == []
 
     on_a_screen(act)
+
+
+def test_whoever_leaves_while_it_waits_lets_nobody_pass() -> None:
+    """A gesture that comes after it begins when the one that it waited for has left its place, and not before."""
+
+    async def act(screen: Screen) -> None:
+        screen.sending.clear()
+        old = screen.ask("old", at_once=False)
+        await asyncio.sleep(LATE)
+        retry = screen.retry()
+        await asyncio.sleep(LATE)
+        retry.cancel()
+        clear = screen.clear()
+        await asyncio.sleep(LATE)
+        assert not clear.done(), "the first reply is still under way"
+        screen.sending.set()
+        await asyncio.gather(old, clear)
+        assert screen.rows == screen.held == [] and screen.api.under_way == 0
+        after = screen.ask("new")
+        await screen.until_answered()
+        screen.chat.stop("session")
+        await after
+        assert screen.api.asked == [["old"], ["new"]]
+
+    on_a_screen(act)

@@ -86,11 +86,21 @@ def _tenant(request: HttpRequest) -> str | None:
 
 
 class Going:
-    """One gesture's turn in a session, until it is stopped. `replaced`: another gesture waits for it to be over, or came after it."""
+    """One gesture's turn in a session, until it is stopped. `replaced`: another gesture waits for it to be over, or came after it.
+
+    `heirs`: gestures that were closed while they waited for this one; who waits for them waits for this one.
+    """
 
     def __init__(self) -> None:
         self.stopped, self.over = asyncio.Event(), asyncio.Event()
         self.replaced = False
+        self.heirs: list[Going] = []
+
+    def end(self) -> None:
+        """Let whoever waits begin."""
+        self.over.set()
+        for heir in self.heirs:
+            heir.end()
 
 
 class Chat:
@@ -143,8 +153,12 @@ class Chat:
                 await before.over.wait()
             yield going
         finally:
-            going.over.set()
-            if self._going.get(session) is going:
+            if before is not None and not before.over.is_set():
+                before.heirs.append(going)
+            else:
+                going.end()
+            last = self._going.get(session)
+            if last is not None and last.over.is_set():
                 del self._going[session]
 
     async def _reply(self, going: Going, rows: list[Row], wanted: Wanted, tenant: str) -> Pictures:

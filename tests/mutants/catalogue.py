@@ -1065,7 +1065,7 @@ MUTANTS = (
         "a folder serves an engine that rounds in another way",
         "packed weights beside plain ones",
         "engine/weights.py",
-        '            "arithmetic": arithmetic,\n',
+        '            "arithmetic": f"{ROUNDING} {arithmetic}",\n',
         '            "arithmetic": "",\n',
         "tests/engine/test_isolation.py::test_a_folder_filled_by_another_engine_is_a_miss",
     ),

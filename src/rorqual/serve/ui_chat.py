@@ -26,6 +26,10 @@ from rorqual.serve.ui_turn import Row, Turn, Wanted, text_of, upto_question
 FILES = Path(__file__).parent / "page"
 TICK = 0.1
 """Seconds between two pictures of a reply that grows."""
+SETTLED = 0.4
+"""Seconds between a turn's last picture that changes something and the one after it, in which nothing does. Where the second came at once,
+the page lost what the first said of the box's buttons in one of ten tries under load: Gradio's page applies the second's differences in
+place, to the object that the first is still to be drawn from."""
 FORMULAS = [("$$", "$$", True), ("\\[", "\\]", True), ("\\(", "\\)", False), ("$", "$", False)]
 Pictures = AsyncGenerator[tuple[Any, ...], None]
 """What the page's parts become, again and again."""
@@ -129,6 +133,7 @@ class Chat:
                     async for now, box, status in pictures:
                         held[:] = now
                         yield now, held, box, status
+                await asyncio.sleep(SETTLED)
             yield self._unchanged()
 
     async def clear(self, held: list[Row], session: str) -> Pictures:
@@ -136,6 +141,7 @@ class Chat:
         async with self._turn(session):
             held.clear()
             yield [], held, self.gr.Textbox(value="", submit_btn=True, stop_btn=False), _status(IDLE)
+            await asyncio.sleep(SETTLED)
             yield self._unchanged()
 
     @asynccontextmanager

@@ -1,8 +1,8 @@
 """Freed memory is kept for the next use, where the C library would give it back to the system and have it again page by page.
 
 glibc takes blocks above a threshold from the system one by one, and gives the top of its heap back as soon as it is twice that threshold. A
-step of a model asks for the same few megabytes again and again: clearing the pages anew was 45 % of a prefill's time and 6 to 9 % of
-training's (docs/LOG.md).
+step of a model asks for the same few megabytes again and again: clearing the pages anew was 7 to 45 % of a prefill's time, as its
+largest tensors fell, and some 6 % of training's (docs/LOG.md).
 """
 
 from __future__ import annotations

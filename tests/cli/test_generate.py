@@ -25,9 +25,10 @@ import pytest
 from commands import PRELOADED, _run, listing, typed
 from typer.testing import CliRunner
 
+from rorqual.cli.generating import _fingerprint
 from rorqual.cli.main import app
 from rorqual.core.errors import ConfigError, RorqualError
-from rorqual.core.records import Message
+from rorqual.core.records import Message, RunDir
 from rorqual.engine.asking import Ask, Asking, Sampling, line_seed
 from rorqual.engine.batch import answers
 from rorqual.engine.engine import Engine
@@ -170,6 +171,18 @@ def test_a_kill_between_the_last_steps_changes_nothing(tmp_path: Path) -> None:
         assert partial.count == 0
 
 
+def test_a_kill_between_the_first_steps_changes_nothing(tmp_path: Path) -> None:
+    """Or a full disk: the file of lines is there and empty, the other not."""
+    out = tmp_path / "out.jsonl"
+    Partial(out, {"a": 1}, rows=1, last=1).close()
+    (tmp_path / "out.jsonl.made").unlink()
+    with Partial(out, {"a": 1}, rows=1, last=1) as partial:
+        partial.add({1: {"line": 1}})
+    (tmp_path / "out.jsonl.made").unlink()
+    with pytest.raises(ConfigError, match=r"no out\.jsonl\.made"):
+        Partial(out, {"a": 1}, rows=1, last=1)
+
+
 def test_one_process_at_a_time(tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     with Partial(out, {"a": 1}, rows=1, last=1), pytest.raises(RorqualError, match="another process"):
@@ -211,6 +224,21 @@ def test_what_was_begun_otherwise_is_refused_and_left_alone(place: Path) -> None
     raw[-1] ^= 1
     weights.write_bytes(raw)
     assert "run was" in typed(place, *GENERATE, "max_tokens=4").err
+    raw[-1] ^= 1
+    weights.write_bytes(raw)
+    assert typed(place, *GENERATE, "max_tokens=4").code == 0
+    (place / "run" / "chat_template.jinja").write_text("{{ messages }}", encoding="utf-8")
+    assert "run was" in typed(place, *GENERATE, "max_tokens=4").err
+
+
+def test_a_byte_in_the_middle_of_large_weights_is_another_run(place: Path) -> None:
+    large = next((place / "run").rglob("model.safetensors")).with_name("more.bin")
+    raw = bytearray(5 << 20)
+    large.write_bytes(raw)
+    first = _fingerprint(RunDir(place / "run"))
+    raw[len(raw) // 2] = 1
+    large.write_bytes(raw)
+    assert _fingerprint(RunDir(place / "run")) != first
 
 
 # ---- bad lines
@@ -291,7 +319,7 @@ POISONS = [
     poison('"grammar": {"kind": "choice", "source": []}', "grammar", "choice", '"grammar": {"kind": "choice", "source": ["a"]}'),
     poison('"thinking": "maybe"', "thinking", "'auto'", '"thinking": "off"'),
     poison('"stop_token_ids": [263]', "stop_token_ids", "263", '"stop_token_ids": [262]'),
-    poison('"min_p": 1', "min_p", "min_p is 1", '"min_p": 0.5'),
+    poison('"min_p": 1', "min_p", "less than 1", '"min_p": 0.5'),
     poison('"temprature": 1', "temprature", "unknown key", '"speed": 1'),
     poison('"max_completion_tokens": 5', "max_completion_tokens", "unknown key", '"max_tokens": 5'),
     poison('"choices": []', "choices", "answer's own", '"choice": []'),
@@ -319,6 +347,18 @@ def test_a_bad_line_says_what_to_mend_and_its_twin_is_answered_as_if_alone(place
     done = typed(place, *GENERATE[:3], "out=alone.jsonl", "threads=1", "max_tokens=2", "temperature=1", "max_len=128")
     assert done.code == 0, done.err
     assert answers_in(place, "alone.jsonl") == found[1::2]
+
+
+def test_a_reply_that_its_grammar_gave_up_is_no_answer(place: Path) -> None:
+    """A format that finds thinking marks cannot spell one; the same words without it are its twin."""
+    grammar = {"kind": "choice", "source": ["hello <think> world"]}
+    twin = {"kind": "choice", "source": ["hello think world"]}
+    write(place, [{"prompt": "hi", "thinking": "off", "grammar": one} for one in (grammar, twin)])
+    done = typed(place, *GENERATE, "max_tokens=40")
+    assert done.code == 1 and "broke off" in done.out
+    broken, whole = answers_in(place)
+    assert broken["error"]["key"] == "grammar" and broken["choices"][0]["error"] in broken["error"]["what"]
+    assert whole["choices"][0]["text"] == "hello think world" and "error" not in whole
 
 
 def test_strict_stops_before_anything_runs(place: Path) -> None:
@@ -404,6 +444,16 @@ def test_a_base_model_continues_texts(place: Path, engine: Engine) -> None:
 
 
 # ---- order, kinds of files, size
+
+
+def test_a_line_of_nothing_but_a_mark_of_order_is_a_bad_line(tmp_path: Path) -> None:
+    """In front of the first line it is none of the text; a line of its own in the middle is read as one, and counted."""
+    file = tmp_path / "prompts.jsonl"
+    mark, row = "\ufeff".encode(), b'{"prompt": "hi"}\n'
+    for raw, rows in ((mark + row + row, 2), (row + mark + b"\n" + row, 3), (mark + b"\n" + row, 1)):
+        file.write_bytes(raw)
+        prompts = Prompts.open(file)
+        assert prompts.rows == rows == len(list(prompts.read())), raw
 
 
 def test_a_shuffled_file_gives_each_id_the_answer_that_it_had(place: Path) -> None:
@@ -535,7 +585,9 @@ def test_a_server_answers_as_the_run_itself(
 
     rows: Rows = [{"prompt": f"add {n} 2", "id": n} for n in range(6)]
     rows[2]["thinking"], rows[3]["max_tokens"] = "on", 3
-    write(place, [*rows, {"prompt": LONG}, {"prompt_ids": [1]}, {"prompt": ""}])
+    bad: Rows = [{"prompt": LONG}, {"prompt_ids": [1]}, {"prompt": ""}, {"prompt": "hi", "top_logprobs": 2}]
+    bad.append({"prompt": "hi", "grammar": {"kind": "json_schema", "source": "{bad"}})
+    write(place, [*rows, *bad])
     assert code(*GENERATE, "max_tokens=30") == 1
     words = ("generate", "prompts.jsonl", f"run={address}", "model=tiny", "out=far.jsonl", "max_tokens=30")
     assert code(*words) == 2, "it has no key"
@@ -544,6 +596,7 @@ def test_a_server_answers_as_the_run_itself(
     near, far = answers_in(place), answers_in(place, "far.jsonl")
     assert [texts(row) for row in far[:6]] == [texts(row) for row in near[:6]]
     assert [row["usage"] for row in far[:6]] == [row["usage"] for row in near[:6]]
-    assert ["error" in row for row in far] == [False] * 6 + [True] * 3
+    assert ["error" in row for row in far] == [False] * 6 + [True] * 5
     assert "context" in far[6]["error"]["what"]
+    assert [far[row]["error"]["key"] for row in (9, 10)] == ["top_logprobs", "grammar"]
     assert code(*words[:3], "model=other", "out=other.jsonl") == 2

@@ -33,9 +33,11 @@ def faults(how: str, **settings: str) -> tuple[bool, int]:
 
 
 def test_a_steps_memory_is_taken_once() -> None:
+    """The heap may grow once more after the first steps, by a block or two; it does not grow with the steps."""
     kept, few = faults("kept")
     _, many = faults("as it comes")
-    assert kept and few < 1000 < many, "16 MB are 4,096 pages a step, and 50 steps were counted"
+    step, steps = 4096, 50  # 16 MB in pages
+    assert kept and few < 2 * step and many > steps // 2 * step, (few, many)
 
 
 def test_what_the_environment_says_stands() -> None:

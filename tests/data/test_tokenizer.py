@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from itertools import pairwise
 from pathlib import Path
 
@@ -45,6 +46,17 @@ def test_a_trusted_template_does_reach_them() -> None:
 @given(text=st.text())
 def test_without_merges_a_token_is_a_byte(text: str) -> None:
     assert len(PLAIN.encode(text)) == len(text.encode())
+
+
+@given(text=st.text(alphabet="the cat\n\u00e9\U0001f40b", max_size=60))
+def test_no_text_has_fewer_tokens_than_its_bytes_say(text: str) -> None:
+    """Whoever knows the longest token can refuse a text without cutting it."""
+    composing = _foreign(normalizer={"type": "NFC"})
+    longest = max(len(MERGED.token_bytes(id_)) for id_ in range(MERGED.vocab_size) if not MERGED.is_special(id_))
+    for known in (PLAIN, MERGED, Tokenizer(composing)):
+        for given_ in (text, unicodedata.normalize("NFD", text)):
+            assert len(known.encode(given_)) * known.longest >= len(given_.encode())
+    assert (PLAIN.longest, MERGED.longest, Tokenizer(composing).longest) == (1, longest, 4 * longest)
 
 
 def _slow_bpe(text: str, merges: list[tuple[str, str]]) -> list[str]:

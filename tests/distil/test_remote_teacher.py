@@ -245,4 +245,4 @@ def test_a_reply_with_half_a_character_is_written(server: Adder, remote: Make, t
 
     server.rule = half
     rows = made(remote(keep="all", filters={"names": ()}), tmp_path / "out")
-    assert {row.messages[-1].reasoning for row in rows} == {"?"}
+    assert {row.messages[-1].reasoning for row in rows} == {"\ufffd"}

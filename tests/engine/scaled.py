@@ -24,7 +24,7 @@ ATTENTION: dict[str, AttentionConfig] = {
 }
 
 
-def make_model(kind: str, *, experts: bool = True, seed: int = 0) -> Decoder:
+def make_model(kind: str, *, experts: bool = True, seed: int = 0, context: int = 96) -> Decoder:
     attention = ATTENTION[kind]
     dense = DenseConfig(intermediate_size=48)
     moe = MoEConfig(n_routed_experts=8, num_experts_per_tok=2, moe_intermediate_size=16, n_shared_experts=1)
@@ -35,7 +35,7 @@ def make_model(kind: str, *, experts: bool = True, seed: int = 0) -> Decoder:
             Stage(layers=1, attention=attention, ffn=dense),
             Stage(layers=2, attention=attention, ffn=moe if experts else dense),
         ),
-        max_position_embeddings=96,
+        max_position_embeddings=context,
         initializer_range=0.3,
     )
     model = build(config, seed=seed)

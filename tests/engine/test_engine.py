@@ -16,9 +16,10 @@ from rorqual.core.records import Message
 from rorqual.data.chat import ChatFormat
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine import Completion, Engine, Request, SamplingParams
+from rorqual.engine.engine import LANE_WORK
 from rorqual.engine.runner import Runner
 from rorqual.engine.sampler import Settings
-from rorqual.model import Decoder
+from rorqual.model import Decoder, account
 
 EOS = 1
 
@@ -40,7 +41,7 @@ def settings_of(completion: Completion, params: SamplingParams) -> Settings:
 @pytest.fixture
 def narrow_lanes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two samples fill two lanes."""
-    monkeypatch.setattr("rorqual.engine.engine.LANE_ROWS", 1)
+    monkeypatch.setattr("rorqual.engine.engine.LANE_WORK", 1)
 
 
 def flat(results: list[list[Completion]]) -> list[Completion]:
@@ -357,6 +358,18 @@ def test_generating_leaves_the_callers_threads_alone(engine: Engine) -> None:
     assert torch.get_num_threads() == before
 
 
+def test_a_further_lane_runs_where_its_work_pays_or_the_slots_are_too_few(
+    mla: Decoder, tokenizer: Tokenizer, chat: ChatFormat
+) -> None:
+    """Threads that have little to do hold each other up: two took twice the time of one (docs/LOG.md)."""
+    flops = account(mla.config).flops / 2 / len(mla.config.layers)
+    pays = int(2 * LANE_WORK / flops) + 1  # samples
+    for slots, samples, lanes in ((4096, 100, 1), (4096, pays - 2, 1), (4096, pays, 2), (64, 64, 1), (64, 65, 2)):
+        engine = Engine.of(mla, tokenizer, chat, threads=2, slots=slots, cache_bytes=1 << 20)
+        jobs = [engine._desk.job(request, "") for request in requests(samples, n=1)]
+        assert len(engine._divide(jobs)) == lanes, (slots, samples)
+
+
 # ---- step by step
 
 
@@ -494,3 +507,15 @@ def test_one_that_steps_back_again_before_it_is_fed_keeps_what_was_recorded(
     assert done.top_logprobs == expected.top_logprobs
     mine = [d for d in deltas if d.ticket == 0]
     assert [d.token for d in mine] == expected.token_ids and [d.logprob for d in mine] == expected.logprobs
+
+
+@pytest.mark.parametrize("stops", [("ser", "Us"), ("Us", "ser"), ("<｜User｜>",), ("r｜",)])
+def test_the_stop_that_ends_first_ends_the_text(
+    mla: Decoder, tokenizer: Tokenizer, chat: ChatFormat, stops: tuple[str, ...]
+) -> None:
+    """In whatever order they were given, as in a stream; also in the name of a special token, by which an answer has it."""
+    name = "<｜User｜>"
+    asked = SamplingParams(max_tokens=3, stop=stops, logit_bias=((tokenizer.special(name), 100.0),))
+    found = Engine.of(mla, tokenizer, chat).generate([Request((Message("user", "hi"),), asked, "off")])[0][0]
+    first = min((name.find(stop) + len(stop), name.find(stop)) for stop in stops)[1]
+    assert found.text == name[:first] and len(found.token_ids) == 1 and found.finish_reason == "stop"

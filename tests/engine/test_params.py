@@ -23,7 +23,7 @@ POISONS: dict[str, tuple[list[Any], list[Any]]] = {
     "top_p": ([0, 0.0, -0.1, 1.01, 2, math.nan, math.inf, True, None], [1, 1.0, 1e-300, 0.5]),
     "top_k": ([-1, 2**40, 1.0, True, math.nan, None, "3"], [0, 1, 10**6]),
     "min_p": ([1, 1.0, -0.01, math.nan, False, None], [0, 0.0, 0.999]),
-    "repetition_penalty": ([0, -1.0, 100.1, math.nan, math.inf, True, None], [1, 1e-9, 100]),
+    "repetition_penalty": ([0, 1e-9, 0.0099, -1.0, 100.1, math.nan, math.inf, True, None], [1, 0.01, 100]),
     "presence_penalty": ([-100.1, 101, math.nan, math.inf, True, None], [-100, 100, 0.5]),
     "frequency_penalty": ([-100.1, 101, math.nan, -math.inf, True, None], [-100, 100, 0.5]),
     "seed": ([1.0, "1", None, True, math.nan], [0, -5, 10**40]),

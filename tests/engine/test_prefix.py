@@ -161,7 +161,7 @@ def test_a_fingerprint_names_every_part() -> None:
 def test_a_prompt_of_2048_tokens_is_named_in_no_time() -> None:
     tokens, times = list(range(2048)), []
     for _ in range(20):
-        start = time.perf_counter()
+        start = time.thread_time()
         chain(SECRET, b"", "", tokens, 64)
-        times.append(time.perf_counter() - start)
+        times.append(time.thread_time() - start)
     assert min(times) < 1e-3

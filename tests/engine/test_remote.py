@@ -194,7 +194,7 @@ def test_reasoning_and_answer_are_told_apart(thought: str, answer: str) -> None:
         assert split_reasoning(written) == (answer, thought)
 
 
-@pytest.mark.parametrize("status", [429, 500, 502, 503])
+@pytest.mark.parametrize("status", [429, 500, 502, 503, 507, 520])
 def test_a_busy_server_is_asked_again(server: Server, status: int) -> None:
     server.answer = lambda body, number: fault(status) if number < 3 else reply("at last")
     (completion,) = remote(server, retries=3).generate([ask()])[0]
@@ -215,7 +215,9 @@ def test_retry_after_is_obeyed(server: Server) -> None:
     assert time.monotonic() - start >= 0.3
 
 
-@pytest.mark.parametrize(("status", "hint"), [(400, "refuses"), (401, "api_key"), (404, "/v1"), (422, "refuses")])
+@pytest.mark.parametrize(
+    ("status", "hint"), [(400, "refuses"), (401, "api_key"), (404, "/v1"), (422, "refuses"), (501, "refuses")]
+)
 def test_a_refusal_is_not_repeated(server: Server, status: int, hint: str) -> None:
     server.answer = lambda *_: fault(status, "no such thing")
     with pytest.raises(RemoteError, match=rf"(?s)HTTP {status}: no such thing.*{hint}"):
@@ -235,12 +237,42 @@ def test_the_key_does_not_follow_a_redirect_and_is_in_no_message(server: Server)
 
 
 @pytest.mark.parametrize(
-    "raw", [b"<html>hello</html>", b"", b"\xff\xfe", b'{"choices": []}', b"[]", b'{"choices":[{}]}']
+    "raw", [b"<html>hello</html>", b"", b"\xff\xfe", b'{"choices": []}', b"[]", b'{"choices":[{}]}', b"[" * 100_000]
 )
 def test_an_answer_of_another_kind_is_named(server: Server, raw: bytes) -> None:
     server.answer = lambda *_: (200, raw, {})
     with pytest.raises(RemoteError, match=server.url):
         remote(server).generate([ask()])
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        reply(None, finish="content_filter"),
+        reply("", finish="tool_calls"),
+        reply("half", finish="error"),
+        reply(None, refusal="I will not"),
+    ],
+)
+def test_what_is_no_answer_says_so(server: Server, answer: tuple[int, Any, dict[str, str]]) -> None:
+    server.answer = lambda body, number: answer if number else reply("fine")
+    first, second = remote(server, concurrency=1).generate([ask(n=2)])[0]
+    assert (first.error, first.text) == ("", "fine")
+    assert second.error.startswith("the server gave no answer: ")
+
+
+@pytest.mark.parametrize("usage", [[1], "x", 3, None, {"completion_tokens": "many"}])
+def test_usage_of_another_kind_is_no_usage(server: Server, usage: Any) -> None:
+    status, data, headers = reply("ok")
+    server.answer = lambda body, number: (status, {**data, "usage": usage}, headers)
+    found = remote(server).generate([ask()])[0][0]
+    assert (found.text, found.usage) == ("ok", {})
+
+
+def test_half_a_surrogate_pair_can_be_written_down(server: Server) -> None:
+    server.answer = lambda body, number: reply("a\ud83d", reasoning_content="\udc0bb \ud83d\udc0b")
+    found = remote(server).generate([ask()])[0][0]
+    assert (found.text, found.reasoning) == ("a\ufffd", "\ufffdb \U0001f40b")
 
 
 def test_nobody_there(server: Server) -> None:

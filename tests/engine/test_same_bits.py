@@ -20,8 +20,9 @@ from rorqual.engine import Completion, Request, SamplingParams
 from rorqual.model import Decoder, ModelConfig, Stage, build
 from rorqual.model.attention import GQAConfig, MLAConfig
 from rorqual.model.ffn import DenseConfig, MoEConfig
-from rorqual.ops.losses import filled_up, token_logprobs
+from rorqual.ops.losses import token_logprobs
 from rorqual.ops.registry import INVARIANT
+from rorqual.ops.rows import Rows
 
 
 @pytest.fixture(scope="module", params=[(kind, dtype) for kind in KINDS for dtype in TYPES], ids="-".join)
@@ -63,6 +64,46 @@ def test_random_schedules_change_no_bit(model: Decoder, tmp_path: Path) -> None:
 def test_more_random_schedules_change_no_bit(model: Decoder, pack: bool, tmp_path: Path) -> None:
     """The same with weights laid out anew, which round in another way, and in one way."""
     run_all(make_pool(model, seed=4, pack=pack), range(3, 7), tmp_path)
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("pack", [False, True], ids=["plain", "packed"])
+def test_rows_in_tiles_change_no_bit(
+    model: Decoder, pack: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What wide layers of bf16 need on processors with AMX, on any: here everything of 16 columns or more is wide."""
+    monkeypatch.setattr("rorqual.ops.rows.WIDE", 16)
+    monkeypatch.setattr("rorqual.engine.engine.rows_of", lambda *_: (Rows(16, 16), True, 1))
+    cut: list[int] = []
+    whole = torch.Tensor.split
+    monkeypatch.setattr(torch.Tensor, "split", lambda x, size, dim=0: cut.append(1) or whole(x, size, dim))
+    run_all(make_pool(model, seed=6, pack=pack), range(8, 10), tmp_path)
+    assert len(cut) > 1000
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("tied", [False, True])
+def test_in_tiles_the_trainers_weights_are_read_where_they_lie(tied: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Changed in place, and replaced by others: the next answer is theirs."""
+    monkeypatch.setattr("rorqual.ops.rows.WIDE", 16)
+    monkeypatch.setattr("rorqual.engine.engine.rows_of", lambda *_: (Rows(16, 16), True, 1))
+    attention = GQAConfig(num_attention_heads=4, num_key_value_heads=2, head_dim=16)
+    stage = Stage(layers=2, attention=attention, ffn=DenseConfig(intermediate_size=64))
+    config = ModelConfig(
+        vocab_size=264, hidden_size=32, stages=(stage,), tie_word_embeddings=tied, max_position_embeddings=CONTEXT,
+        initializer_range=0.3,
+    )  # fmt: skip
+    one, two, three = (build(config, seed=seed) for seed in range(3))
+    request = Request(prompt_ids=tuple(range(40, 75)), params=SamplingParams(max_tokens=12, ignore_eos=True))
+    pools = [Pool(model, False, [request], []) for model in (one, two, three)]
+    expected = [pool.engine(slots=2).generate([request])[0][0] for pool in pools]
+    engine = pools[0].engine(slots=2)
+    assert differences(engine.generate([request])[0][0], expected[0]) == []
+    one.load_state_dict(two.state_dict())
+    assert differences(engine.generate([request])[0][0], expected[1]) == []
+    for module, other in zip(one.modules(), three.modules(), strict=True):
+        module._parameters = dict(other._parameters)
+    assert differences(engine.generate([request])[0][0], expected[2]) == []
 
 
 @pytest.mark.usefixtures("one_thread")
@@ -120,7 +161,7 @@ def test_a_trainers_log_probabilities_are_the_samplers(model: Decoder, how: dict
     hidden = trainer(tokens, positions, segments=segments).hidden
     for (row, start, length), c in zip(packed.places, completions, strict=True):
         here = slice(start + len(c.prompt_ids) - 1, start + length - 1)
-        logits = filled_up(trainer.logits(hidden[row, here])) / (how.get("temperature") or 1.0)
+        logits = trainer.logits(hidden[row, here]) / (how.get("temperature") or 1.0)
         assert token_logprobs(logits, torch.tensor(c.token_ids)).tolist() == c.logprobs
 
 

@@ -53,9 +53,9 @@ def queued(given_: list[tuple[str, int, int, int]]) -> tuple[Waiting[One], list[
 @given(given_=ones)
 def test_everybody_has_a_turn_and_of_one_tenant_in_the_order_of_rank(given_: list[tuple[str, int, int, int]]) -> None:
     waiting, every = queued(given_)
-    assert len(waiting) == len(every) and waiting.tickets() == {one.ticket for one in every}
+    assert len(waiting) == len(every) and {one.ticket for one in waiting} == {one.ticket for one in every}
     served = [serve(waiting) for _ in every]
-    assert len(waiting) == 0 and not waiting.tickets()
+    assert len(waiting) == 0 and not {one.ticket for one in waiting}
     assert sorted(one.ticket for one in served) == [one.ticket for one in every]
     assert [one.priority for one in served] == sorted((one.priority for one in every), reverse=True)
     for tenant in "abc":
@@ -92,7 +92,7 @@ def test_what_leaves_or_comes_back_disturbs_nobody(
     gone = set(data.draw(st.lists(st.integers(0, max(0, len(every) - 1)), max_size=10))) & {o.ticket for o in every}
     for ticket in sorted(gone):
         waiting.drop(ticket)
-        assert ticket not in waiting.tickets()
+        assert ticket not in {one.ticket for one in waiting}
     waiting.drop(999)
     if len(waiting):
         waiting.push_back(take(waiting))

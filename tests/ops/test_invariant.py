@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rorqual.ops import moe, norm
-from rorqual.ops.invariant import experts, rms_norm, sigmoid, silu
-from rorqual.ops.losses import filled_up, token_logprobs
+from rorqual.ops.invariant import LANES, experts, rms_norm, sigmoid, silu
+from rorqual.ops.layout import laid_out
+from rorqual.ops.losses import token_logprobs
 from rorqual.ops.moe import Routing
 
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -35,6 +36,29 @@ def test_a_rows_bits_do_not_depend_on_its_place(
     for count in SUBSETS:
         rows = torch.randperm(64, generator=torch.Generator().manual_seed(count))[:count]
         assert torch.equal(function(x[rows]), whole[rows])
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 5, 8])
+@pytest.mark.parametrize("function", [silu, sigmoid])
+def test_however_many_threads_share_it(function: Callable[[Tensor], Tensor], threads: int) -> None:
+    """More than two cut a large tensor where its elements would be a rest. Also halves of a joined product, which do not lie in one piece."""
+    before = torch.get_num_threads()
+    try:
+        for width, counts in (
+            (256, (4, 128, 132, 260, 268, 400)),
+            (1536, (20, 24, 44, 88, 92)),
+            (100, (328, 656, 700)),
+            (40_000, (4, 8)),
+        ):
+            x = 3 * some(max(counts), 2 * width)
+            for part in (x[:, :width], x[:, :width].contiguous()):
+                torch.set_num_threads(1)
+                whole = torch.cat([function(row) for row in part.split(4)])
+                torch.set_num_threads(threads)
+                for count in counts:
+                    assert torch.equal(function(part[:count]), whole[:count]), (width, count)
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_plain_silu_would_be_seen() -> None:
@@ -69,7 +93,8 @@ def part(routing: Routing, rows: Tensor) -> Routing:
 @types
 @pytest.mark.parametrize("k", [1, 2, 3, 5])
 @pytest.mark.parametrize(("d", "i"), [(96, 48), (64, 20), (256, 256)])
-def test_a_tokens_experts_are_its_own(d: int, i: int, k: int, dtype: str) -> None:
+@pytest.mark.parametrize("packed", [False, True], ids=["stacked", "packed"])
+def test_a_tokens_experts_are_its_own(packed: bool, d: int, i: int, k: int, dtype: str) -> None:
     """In any company, which decides how many rows each expert has; also beside itself alone. With gradients and without."""
     n, kind = 8, TYPES[dtype]
     x, gate_up, down = some(64, d).to(kind), some(n, 2 * i, d, seed=3).to(kind), some(n, d, i, seed=4).to(kind)
@@ -78,6 +103,13 @@ def test_a_tokens_experts_are_its_own(d: int, i: int, k: int, dtype: str) -> Non
     with torch.no_grad():
         whole = experts(x, routing, gate_up, down)
         reference = moe.experts(x.float(), routing, gate_up.float(), down.float())
+        if packed:
+            stacked = whole
+            gate_up, down = ([laid_out(matrix) for matrix in stack] for stack in (gate_up, down))
+            whole = experts(x, routing, gate_up, down)
+            assert dtype == "fp32" or torch.equal(whole, stacked), (
+                "docs/engine.md says that in bf16 packing changes no bit"
+            )
         torch.testing.assert_close(whole.float(), reference, rtol=0, atol=1e-5 if dtype == "fp32" else 6e-2)
         for count in SUBSETS:
             rows = torch.randperm(64, generator=torch.Generator().manual_seed(count))[:count]
@@ -85,7 +117,8 @@ def test_a_tokens_experts_are_its_own(d: int, i: int, k: int, dtype: str) -> Non
         for token in range(64):
             rows = torch.tensor([token] * (4 + token % 4))
             assert torch.equal(experts(x[rows], part(routing, rows), gate_up, down), whole[rows])
-    assert torch.equal(experts(x.requires_grad_(), routing, gate_up, down), whole)
+    if not packed:
+        assert torch.equal(experts(x.requires_grad_(), routing, gate_up, down), whole)
 
 
 def test_experts_have_the_references_gradients() -> None:
@@ -98,15 +131,18 @@ def test_experts_have_the_references_gradients() -> None:
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("vocab", [32, 33, 264, 1000])
-def test_logits_that_are_filled_up_have_the_same_logarithms_and_no_gradient_beyond(vocab: int) -> None:
-    logits, targets = some(40, vocab).requires_grad_(), torch.arange(40) % vocab
-    filled = filled_up(logits)
-    assert filled.shape[1] % 32 == 0 and filled.shape[1] - vocab < 32
-    now = token_logprobs(filled, targets)
-    torch.testing.assert_close(now, token_logprobs(logits, targets))
-    (mine,) = torch.autograd.grad(now.sum(), logits, retain_graph=True)
-    (theirs,) = torch.autograd.grad(token_logprobs(logits, targets).sum(), logits)
-    torch.testing.assert_close(mine, theirs)
-    for count in (1, 3, 7):
-        assert torch.equal(token_logprobs(filled_up(logits[:count]), targets[:count]), now[:count])
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("vocab", [16, 17, 31, 33, 264, 1000, 50_021])
+def test_a_softmax_is_the_same_however_many_tokens_cannot_be_drawn(vocab: int, threads: int) -> None:
+    """What lets a trainer go without the columns that the sampler fills up with."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        logits = 3 * some(40, vocab)
+        filled = F.pad(logits, (0, -vocab % LANES), value=-torch.inf)
+        assert torch.equal(filled.log_softmax(-1)[:, :vocab], logits.log_softmax(-1))
+        targets = torch.arange(40) % vocab
+        for count in (1, 3, 7):
+            assert torch.equal(token_logprobs(logits[:count], targets[:count]), token_logprobs(logits, targets)[:count])
+    finally:
+        torch.set_num_threads(before)

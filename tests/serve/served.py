@@ -60,14 +60,14 @@ class Server:
         return int(children.split()[0])
 
 
-def write_run(path: Path) -> Path:
+def write_run(path: Path, head_dim: int = 8) -> Path:
     config = ModelConfig(
         vocab_size=264,
         hidden_size=32,
         stages=(
             Stage(
                 layers=2,
-                attention=GQAConfig(num_attention_heads=4, num_key_value_heads=2, head_dim=8, qk_norm=True),
+                attention=GQAConfig(num_attention_heads=4, num_key_value_heads=2, head_dim=head_dim, qk_norm=True),
                 ffn=DenseConfig(intermediate_size=48),
             ),
         ),
@@ -91,11 +91,12 @@ def command(run: Path, keys: Path, *words: str) -> list[str]:
     return [sys.executable, "-m", "rorqual", "serve", str(run), f"keys={keys}", "threads=1", *words]
 
 
-def start(run: Path, keys: Path, log: Path, *words: str) -> Server:
-    """A server that is ready; its key is the one that it showed, or empty."""
+def start(run: Path, keys: Path, log: Path, *words: str, ulimit: str = "") -> Server:
+    """A server that is ready; its key is the one that it showed, or empty. `ulimit`: what the shell is told before."""
+    limited = ["sh", "-c", f'ulimit {ulimit}; exec "$@"', "sh"] if ulimit else []
     with log.open("w", encoding="utf-8") as errors:
         process = subprocess.Popen(
-            command(run, keys, *(words or ("port=0",))),
+            [*limited, *command(run, keys, *(words or ("port=0",)))],
             stdout=subprocess.PIPE, stderr=errors, text=True, encoding="utf-8",
             env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
         )  # fmt: skip

@@ -100,6 +100,22 @@ def test_a_streamed_call_is_the_whole_one(caller: Server) -> None:
     assert (name, arguments, reasons, content, len(ids)) == (NAME, ARGUMENTS, ["tool_calls"], "", 1)
 
 
+def test_what_the_clients_helpers_give_goes_back_as_it_is(caller: Server) -> None:
+    """`stream()` and `parse()` of openai's client add fields of their own to the message that the next request sends."""
+    client = openai_client(caller)
+    given: dict[str, Any] = {"model": "caller", "temperature": 0, "max_tokens": 80, "extra_body": AT_ONCE}
+    messages: list[Any] = [{"role": "user", "content": QUESTION}]
+    with client.chat.completions.stream(messages=messages, tools=[SPEC], **given) as stream:
+        streamed = stream.get_final_completion().choices[0].message
+    strict = {**SPEC, "function": {**SPEC["function"], "strict": True}}
+    parsed = client.chat.completions.parse(messages=messages, tools=[strict], **given).choices[0].message
+    for said in (streamed, parsed):
+        [call] = said.tool_calls or []
+        result = {"role": "tool", "tool_call_id": call.id, "content": RESULT}
+        second = client.chat.completions.create(messages=[*messages, said, result], tools=[SPEC], **given)
+        assert second.choices[0].message.content == ANSWER
+
+
 def test_without_tools_or_with_none_to_be_called_nothing_is_read_as_a_call(caller: Server) -> None:
     client = openai_client(caller)
     none = client.chat.completions.create(

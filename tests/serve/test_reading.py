@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import time
 from collections.abc import Sequence
@@ -105,14 +106,21 @@ def test_a_long_reply_takes_time_in_proportion_to_its_length() -> None:
     rng = random.Random(0)
     ids = [END, *(rng.choice(said("abc de")) for _ in range(20_000))]
     spent = []
-    for length in (2_500, 20_000):
-        began = time.process_time()
-        pieces = fed(Reader.of_chat(chat, "auto"), ids[:length])
-        spent.append(time.process_time() - began)
-        assert joined(pieces)[1] == chat.parse(ids[:length]).content
-    assert (
-        spent[1] < 24 * spent[0] + 0.2
-    )  # eight times as many tokens; sixty-four times the time if each read all before it
+    gc.collect()
+    gc.disable()  # a collection takes its time in proportion to all that the other tests hold
+    try:
+        for length in (2_500, 20_000):
+            times = []
+            for _ in range(5):
+                began = time.thread_time()
+                pieces = fed(Reader.of_chat(chat, "auto"), ids[:length])
+                times.append(time.thread_time() - began)
+            spent.append(min(times))
+            assert joined(pieces)[1] == chat.parse(ids[:length]).content
+    finally:
+        gc.enable()
+    # Eight times as many tokens; sixty-four times the time if each read all before it.
+    assert spent[1] < 24 * spent[0]
 
 
 def test_plain_text_has_no_parts_and_ends_at_the_end() -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from contextlib import aclosing
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack, aclosing
 from dataclasses import fields, replace
 from math import inf
 from pathlib import Path
@@ -22,6 +24,7 @@ from rorqual.serve.keys import Keys
 from rorqual.serve.metrics import Metrics
 from rorqual.serve.reading import Reader, Stops
 from rorqual.serve.replies import Choice, Reply
+from rorqual.serve.service import Service
 from rorqual.serve.wire import Ask, Drawn, Placed, ask_of, submit
 from rorqual.serve.worker import params_of
 
@@ -89,10 +92,10 @@ def test_more_requests_than_the_queue_takes_are_refused_until_one_has_left() -> 
     async def taken() -> None:
         bridge = Bridge(Placed("nowhere"), queue=1)
         with bridge.job([ASK], "a"):
-            with pytest.raises(ApiError) as caught, bridge.job([ASK], "b"):
+            with pytest.raises(ApiError) as caught, bridge.job([ASK], "a"):
                 pass
             assert caught.value.status == 429
-        with bridge.job([ASK], "b"):
+        with bridge.job([ASK], "a"):
             pass
         await bridge.stop()
         with pytest.raises(ApiError) as stopping, bridge.job([ASK], "b"):
@@ -100,6 +103,66 @@ def test_more_requests_than_the_queue_takes_are_refused_until_one_has_left() -> 
         assert stopping.value.status == 503
 
     asyncio.run(taken())
+
+
+def test_a_tenant_that_floods_leaves_each_other_its_share() -> None:
+    async def taken() -> list[str]:
+        bridge, found = Bridge(Placed("nowhere"), queue=6, tenants=3), []
+        with ExitStack() as held:
+            for tenant in [*["flood"] * 7, *["a"] * 3, *["b"] * 3]:  # alone, it may have every place
+                try:
+                    held.enter_context(bridge.job([ASK], tenant))
+                    found.append(tenant)
+                except ApiError as error:
+                    found.append(f"{tenant}: {error.code}")
+        with bridge.job([ASK], "flood"):
+            return found
+
+    full = "{}: queue_full".format
+    assert asyncio.run(taken()) == [*["flood"] * 6, full("flood"), "a", "a", full("a"), "b", "b", full("b")]
+
+
+def test_a_request_on_its_way_has_a_place() -> None:
+    async def taken() -> None:
+        bridge = Bridge(Placed("nowhere"), queue=2)
+        with bridge.place("a"), bridge.job([ASK], "a"), pytest.raises(ApiError), bridge.job([ASK], "a"):
+            pass
+        with bridge.job([ASK], "a"), bridge.job([ASK], "a"):
+            pass
+
+    asyncio.run(taken())
+
+
+def test_long_texts_are_cut_beside_the_loop_and_none_for_who_has_left() -> None:
+    """One after another for each tenant, and no tenant behind another."""
+    service = Service("m", 0, CHAT, Bridge(Placed("nowhere")), Keys(Path("none"), {}), 1)
+    began, go = threading.Event(), threading.Event()
+    done: list[str] = []
+
+    def cut(name: str, *, wait: bool = False) -> Callable[[], str]:
+        def work() -> str:
+            if wait:
+                began.set()
+                assert go.wait(60)
+            done.append(f"{name} {threading.current_thread() is threading.main_thread()}")
+            return name
+
+        return work
+
+    async def told() -> None:
+        first = asyncio.ensure_future(service.beside("a", cut("first", wait=True)))
+        gone = asyncio.ensure_future(service.beside("a", cut("gone")))
+        last = asyncio.ensure_future(service.beside("a", cut("last")))
+        await asyncio.to_thread(began.wait, 60)
+        assert await service.beside("b", cut("other")) == "other", "and the loop goes on meanwhile"
+        gone.cancel()
+        await asyncio.sleep(0)
+        go.set()
+        assert await asyncio.gather(first, last) == ["first", "last"]
+
+    asyncio.run(told())
+    service.close()
+    assert done == ["other False", "first False", "last False"]
 
 
 FULL = Ask(

@@ -166,7 +166,7 @@ POISONS: dict[str, tuple[bytes, bytes, str | None]] = {
     "a penalty": (body(presence_penalty=2.1), body(presence_penalty=2), "presence_penalty"),
     "a penalty below": (body(frequency_penalty=-2.1), body(frequency_penalty=-2), "frequency_penalty"),
     "a repetition of nothing": (body(repetition_penalty=0), body(repetition_penalty=0.1), "repetition_penalty"),
-    "min_p 2": (body(min_p=2), body(min_p=1), "min_p"),
+    "min_p 2": (body(min_p=2), body(min_p=0.99), "min_p"),
     "a bias": (body(logit_bias={"5": 101}), body(logit_bias={"5": 100}), "logit_bias"),
     "a bias of no token": (body(logit_bias={"whale": 1}), body(logit_bias={"0": 1}), "logit_bias"),
     "a bias below": (body(logit_bias={"-1": 1}), body(logit_bias={"1": -1}), "logit_bias"),
@@ -194,6 +194,17 @@ POISONS: dict[str, tuple[bytes, bytes, str | None]] = {
     "an effort of its own": (body(reasoning_effort="much"), body(reasoning_effort="high"), "reasoning_effort"),
     "a priority over others": (body(priority=-1), body(priority=5), "priority"),
     "a priority of a million": (body(priority=10**6), body(priority=1000), "priority"),
+    "a verbosity": (body(verbosity="low"), body(verbosity="medium"), "verbosity"),
+    "a turn to go on with": (
+        body(messages=[*HELLO, {"role": "assistant", "content": "a", "prefix": True}]),
+        body(messages=[*HELLO, {"role": "assistant", "content": "a", "prefix": False}]),
+        "messages.1.prefix",
+    ),
+    "a budget of thinking": (
+        body(thinking={"type": "enabled", "budget_tokens": 100}),
+        body(thinking={"type": "enabled"}),
+        "thinking.budget_tokens",
+    ),
     "a function": (body(functions=[{"name": "f"}]), body(functions=[]), "functions"),
 }
 
@@ -263,6 +274,50 @@ def test_a_choice_that_forces_calls_becomes_a_grammar_of_them() -> None:
 )
 def test_an_effort_says_whether_to_think(given: dict[str, Any], mode: str) -> None:
     assert read(ChatRequest, body(**given))[0].thinking == mode
+
+
+@pytest.mark.parametrize(
+    ("given", "mode"),
+    [
+        ({"thinking": {"type": "enabled"}}, "on"),
+        ({"thinking": {"type": "disabled"}}, "off"),
+        ({"thinking": {"type": "disabled"}, "reasoning_effort": "none"}, "off"),
+        ({"thinking": None, "reasoning_effort": "max"}, "on"),
+    ],
+)
+def test_deepseeks_switch_says_whether_to_think(given: dict[str, Any], mode: str) -> None:
+    assert read(ChatRequest, body(**given))[0].thinking == mode
+
+
+@pytest.mark.parametrize(
+    ("given", "message", "param"),
+    [
+        ({"stop": ["a"] * 17}, "at most 16", "stop"),
+        ({"stop": ""}, "1 characters or more", "stop"),
+        ({"messages": [{**HELLO[0], "type": "x"}]}, "'messages.0.type'", "messages.0.type"),
+        ({"tools": [{**TOOL, "name": "x"}]}, "'tools.0.name'", "tools.0.name"),
+        ({"thinking": {"type": "disabled"}, "reasoning_effort": "low"}, "contradict", "reasoning_effort"),
+        ({"switch": {"type": "enabled"}}, "unknown", "switch"),
+    ],
+)
+def test_what_is_wrong_is_named_with_its_place(given: dict[str, Any], message: str, param: str) -> None:
+    with pytest.raises(ApiError) as caught:
+        read(ChatRequest, body(**given))
+    assert message in caught.value.message and caught.value.param == param
+
+
+def test_what_openais_client_adds_to_an_answer_may_come_back() -> None:
+    """Its streams give calls an index, and its `parse` puts what it read beside what it got."""
+    call = {**CALL, "index": 0, "function": {**CALL["function"], "parsed_arguments": {"a": [1]}}}
+    said = {"role": "assistant", "content": None, "tool_calls": [call], "parsed": None, "refusal": None}
+    other = {"role": "assistant", "content": '{"n": 1}', "parsed": {"n": 1}}
+    found, _ = read(ChatRequest, body(messages=[*HELLO, said, *HELLO, other, *HELLO]))
+    plain = {"role": "assistant", "content": None, "tool_calls": [CALL]}
+    bare = {"role": "assistant", "content": '{"n": 1}'}
+    expected, _ = read(ChatRequest, body(messages=[*HELLO, plain, *HELLO, bare, *HELLO]))
+    assert [one.message() for one in found.messages] == [one.message() for one in expected.messages]
+    with pytest.raises(ApiError):
+        read(ChatRequest, body(messages=[*HELLO, {**said, "tool_calls": [{**call, "index": -1}]}]))
 
 
 def test_more_answers_than_the_limit_are_refused_however_they_are_spread() -> None:

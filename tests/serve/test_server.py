@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
+import socket
 import subprocess
 import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -193,7 +196,7 @@ def test_every_route_is_in_the_list_above(server: Server) -> None:
     def walk(routes: Any) -> None:
         for route in routes:
             if getattr(route, "methods", None):
-                found.update((method, route.path.replace("{name}", "tiny")) for method in route.methods)
+                found.update((method, route.path.replace("{name:path}", "tiny")) for method in route.methods)
             for inner in ("routes", "original_router"):
                 child = getattr(route, inner, None)
                 walk(getattr(child, "routes", child) or ())
@@ -249,6 +252,71 @@ def test_a_client_that_leaves_frees_its_slot(server: Server, stream: bool) -> No
     assert server.metric("running") == 0
     with server.client as client:
         assert client.post("/v1/chat/completions", json=chat_body(n=4)).status_code == 200
+
+
+def test_what_was_refused_or_had_no_token_yet_is_not_billed(server: Server) -> None:
+    def misses() -> float:
+        with server.client as client:
+            found = re.search(r'tokens_total\{tenant="default",kind="prompt_miss"\} (\d+)', client.get("/metrics").text)
+        return float(found.group(1)) if found else 0.0
+
+    lines = []
+    before, cancelled, failed = misses(), server.metric("cancelled_total"), server.metric("failed_total")
+    with server.client as client, ExitStack() as held:
+        refused = client.post("/v1/chat/completions", json=chat_body(guided_regex="(a|b)(?=c)"))
+        assert refused.status_code == 400 and refused.json()["error"]["param"] == "guided_regex"
+        assert misses() == before and server.metric("failed_total") == failed + 1
+        assert server.metric("cancelled_total") == cancelled
+        for number in range(4):  # all slots
+            said = {"messages": [{"role": "user", "content": f"{number} hello"}], "ignore_eos": True}
+            body = LONG | said | {"stream": True}
+            other = held.enter_context(client.stream("POST", "/v1/chat/completions", json=body))
+            lines.append(other.iter_lines())  # whose end would close the stream
+            assert any("content" in line for line in lines[-1])
+        with pytest.raises(httpx.ReadTimeout):
+            client.post("/v1/chat/completions", json=LONG, timeout=httpx.Timeout(60, read=0.5))
+        server.wait("cancelled_total", cancelled + 1)
+        assert misses() == before, "what runs is billed at its end"
+    server.wait("cancelled_total", cancelled + 5)
+    assert misses() > before
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_a_prompt_that_cannot_fit_is_refused(server: Server, chat: bool) -> None:
+    """However long; and one whose letters alone do not say so, too."""
+    with server.client as client:
+        for length, model, status in ((8_000_000, "tiny", 400), (8_000_000, "other", 404), (4095, "tiny", 400)):
+            text = ("hello, " * length)[:length]
+            given = {"messages": [{"role": "user", "content": text}]} if chat else {"prompt": text}
+            answer = client.post(
+                "/v1/chat/completions" if chat else "/v1/completions", json={"model": model, "max_tokens": 1, **given}
+            )
+            assert answer.status_code == status
+            if status == 400:
+                error = answer.json()["error"]
+                assert error["code"] == "context_length_exceeded"
+                assert ("tokens or more" in error["message"]) == (length > 1_000_000), "what is told before it is cut"
+
+
+def test_a_client_that_leaves_while_it_sends_is_no_fault_of_ours(server: Server) -> None:
+    route = 'requests_total{route="/v1/completions",status="'
+
+    def counted() -> dict[str, float]:
+        with server.client as client:
+            text = client.get("/metrics").text
+        return {status: float(n) for status, n in re.findall(re.escape(route) + r'(\d+)"\} (\d+)', text)}
+
+    before = counted()
+    for _ in range(3):
+        with socket.create_connection(("127.0.0.1", int(server.url.rsplit(":", 1)[1])), timeout=10) as door:
+            head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {server.key}\r\n"
+            door.sendall(f'{head}Content-Type: application/json\r\nContent-Length: 1000\r\n\r\n{{"mode'.encode())
+            time.sleep(0.2)
+    end = time.monotonic() + 20
+    while counted().get("499", 0) != before.get("499", 0) + 3:
+        assert time.monotonic() < end, counted()
+        time.sleep(0.05)
+    assert counted().get("500", 0) == before.get("500", 0)
 
 
 def test_the_engine_is_killed_and_the_server_answers_on(server: Server) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import signal
 import threading
 import time
 from fractions import Fraction
@@ -114,6 +116,44 @@ def test_a_comparison_that_takes_too_long_is_ungraded() -> None:
     verdict = math_equal(r"\int_0^1 \cos(\sin(x^{9})) e^{x^3} \tan(x^4)^{x} dx", hard, timeout=1)
     assert verdict is U
     assert time.monotonic() - began < 30
+
+
+class Deaf:
+    """Deleted in a loop of references, it works for a while in what the garbage collection calls: Python prints and drops what is raised
+    there, as it did with the one strike of math-verify's clock, and the comparison went on without one."""
+
+    def __init__(self, seconds: float) -> None:
+        self.ring, self.seconds = self, seconds
+
+    def __del__(self) -> None:
+        end = time.monotonic() + self.seconds
+        while time.monotonic() < end:
+            pass
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_strike_of_the_clock_that_was_lost_is_not_the_last(ends: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[int] = []
+
+    def slow(*_: object, **__: object) -> bool:
+        Deaf(1.2)
+        gc.collect()
+        heard.append(1)
+        end = time.monotonic() + 20
+        while not ends:
+            if time.monotonic() > end:
+                heard.append(2)
+                break
+        return False
+
+    monkeypatch.setattr("rorqual.tasks.answer.verify", slow)
+    before = signal.getsignal(signal.SIGALRM)
+    assert math_equal(r"\frac{1}{2}", r"\boxed{\frac{1}{3}}", timeout=1) is U
+    assert heard == [1], "the first strike was lost"
+    assert signal.getsignal(signal.SIGALRM) is before and signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+    monkeypatch.undo()
+    assert math_equal(r"\frac{1}{2}", r"\boxed{\frac{1}{3}}", timeout=60) is W
 
 
 def test_outside_the_main_thread_the_verdicts_are_the_same() -> None:

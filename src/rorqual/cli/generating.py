@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,16 +22,18 @@ from rorqual.core.config import parse, scalar
 from rorqual.core.errors import ConfigError, DataError, RorqualError, nearest
 from rorqual.core.log import Progress, clock
 from rorqual.core.records import RunDir
+from rorqual.data.chat.find import TEMPLATE_FILE
 from rorqual.engine.asking import Ask, Asking, Sampling
-from rorqual.engine.batch import Answered, answers, answers_from_afar, record, refused
+from rorqual.engine.batch import Answered, answers, answers_from_afar, fault_of, record, refused
 from rorqual.engine.engine import Engine
 from rorqual.engine.partial import Partial, check_place
+from rorqual.engine.probe import NOT_HELD
 from rorqual.engine.prompts import Prompts, Refused
 from rorqual.engine.remote import RemoteEngine
+from rorqual.engine.weights import ROUNDING
 
 SHOWN = 3
 """Refused lines that the end of a run shows."""
-SAMPLED_BYTES = 2**20
 
 
 class GenerateSettings(Placement):
@@ -145,8 +148,9 @@ def _write(partial: Partial, answered: Iterator[list[Answered]], chosen: Generat
         for asked, samples in some:
             lines[asked.line] = record(asked, samples, token_ids=chosen.token_ids, logprobs=chosen.logprobs)
             tokens += sum(choice["tokens"] for choice in lines[asked.line].get("choices", ()))
-            if isinstance(asked, Refused) and len(shown) < SHOWN:
-                shown.append(asked)
+            fault = asked if isinstance(asked, Refused) else fault_of(asked, samples)
+            if fault is not None and len(shown) < SHOWN:
+                shown.append(fault)
         partial.add(lines)
         if bar is not None:
             speed = tokens / max(time.monotonic() - began, 1e-9)
@@ -185,6 +189,8 @@ def _local(chosen: GenerateSettings) -> Engine:
         threads=threads,
         record_experts=False,
     )
+    if not engine.invariant:
+        print(NOT_HELD, file=sys.stderr)
     if engine.chat.name == "none" and not chosen.raw:
         raise ConfigError(
             "a base model, whose tokenizer has no marks for turns", where=chosen.run, remedy="Give raw=true."
@@ -216,7 +222,7 @@ def _check_all(engine: Engine | None, prompts: Prompts, asking: Asking) -> None:
 def _made(chosen: GenerateSettings, sampling: Sampling, prompts: Prompts, engine: Engine | None) -> dict[str, Any]:
     """What the answers depend on. Threads, slots and what runs at once are not among it."""
     own = {key: getattr(chosen, key) for key in ("raw", "token_ids", "logprobs", "dtype", "device", "max_len", "model")}
-    versions = {"rorqual": rorqual.__version__, "torch": torch.__version__} if engine else {}
+    versions = {"rorqual": rorqual.__version__, "torch": torch.__version__, "rounding": ROUNDING} if engine else {}
     made = sampling.model_dump(mode="json") | own | versions | {"file": prompts.sha256}
     return made | (
         {"run": _fingerprint(RunDir(Path(chosen.run)))}
@@ -226,14 +232,11 @@ def _made(chosen: GenerateSettings, sampling: Sampling, prompts: Prompts, engine
 
 
 def _fingerprint(run: RunDir) -> str:
-    """Of a run's settings, tokenizer and newest checkpoint. Of large files their size, first and last megabyte."""
+    """Of a run's settings, its tokenizer, its template where it has one, and its newest checkpoint."""
     digest = hashlib.sha256()
-    for file in (run.config_file, run.tokenizer_file, *sorted(run.checkpoint().rglob("*"))):
+    for file in (run.config_file, run.tokenizer_file, run.path / TEMPLATE_FILE, *sorted(run.checkpoint().rglob("*"))):
         if file.is_file():
-            size = file.stat().st_size
-            digest.update(f"{file.relative_to(run.path)} {size}\n".encode())
+            digest.update(f"{file.relative_to(run.path)} {file.stat().st_size}\n".encode())
             with open(file, "rb") as opened:
-                digest.update(opened.read(SAMPLED_BYTES))
-                opened.seek(max(SAMPLED_BYTES, size - SAMPLED_BYTES))
-                digest.update(opened.read(SAMPLED_BYTES))
+                digest.update(hashlib.file_digest(opened, "sha256").digest())
     return digest.hexdigest()

@@ -42,6 +42,7 @@ class EvalSettings(Placement):
     threads: int = Field(0, ge=0)
     model: str = ""
     seed_bits: SeedBits = 64
+    concurrency: int = Field(8, ge=1, le=1024)
 
     def asked(self) -> dict[str, Any]:
         """The arguments of `evals.run.evaluate` that say what is asked and how."""
@@ -67,7 +68,9 @@ def generator(model: str, settings: EvalSettings) -> Any:
         if not settings.model:
             raise ConfigError("a server may hold several models", where=model, remedy="Name one: model=NAME.")
         key = os.environ.get("RORQUAL_API_KEY", "")
-        return RemoteEngine(model, model=settings.model, api_key=key, seed_bits=settings.seed_bits)
+        return RemoteEngine(
+            model, model=settings.model, api_key=key, seed_bits=settings.seed_bits, concurrency=settings.concurrency
+        )
     from rorqual.engine.engine import Engine
 
     check_device(settings.device)

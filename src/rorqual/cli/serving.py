@@ -19,7 +19,7 @@ class ServeSettings(Placement):
     `ui`: the chat page; without a word, where Gradio is installed. `hang`: seconds of work without a sign of life after which the
     engine is started again; `load`: seconds that it may take to be ready. `cache_dir`: a folder for the prefix cache, which then outlives the
     server, up to `disk_bytes`; `cache_bytes`: of keys and values in memory, 0: a GiB. `step_tokens`: fed at once, so that a long prompt delays
-    nobody's next token by more.
+    nobody's next token by more. `operator`: the tenant whose key reads everybody's figures.
     """
 
     host: str = "127.0.0.1"
@@ -41,6 +41,7 @@ class ServeSettings(Placement):
     invariant: bool = True
     step_tokens: int = Field(256, ge=32)
     ui: bool | None = None
+    operator: str = "default"
 
 
 def start(run: Path, arguments: Sequence[str] | None) -> None:
@@ -71,5 +72,6 @@ def start(run: Path, arguments: Sequence[str] | None) -> None:
         hang=chosen.hang,
         load=chosen.load,
         ui=chosen.ui,
+        operator=chosen.operator,
     )
     serve(placed, address)

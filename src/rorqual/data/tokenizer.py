@@ -173,6 +173,13 @@ class Tokenizer:
         text = self._plain.id_to_token(id_) or ""
         return bytes(map(_BYTE_OF.__getitem__, text)) if _BYTE_OF.keys() >= set(text) else text.encode()
 
+    @cached_property
+    def longest(self) -> int:
+        """Bytes of the longest token that plain text can give, so that n bytes are n / longest tokens or more. A normalizer may shorten
+        a text before it is cut, NFC to a third: then it is four times as much."""
+        most = max((len(text) for text in self._plain.get_vocab()), default=1)  # a letter for a byte
+        return most * (1 if self._plain.normalizer is None else 4)
+
     @property
     def vocab_size(self) -> int:
         """The largest id plus one: rows that an embedding must have."""

@@ -75,13 +75,11 @@ class Sampling(Config):
     temperature: Annotated[float, _real(0, 100)] = 0.0
     top_p: Annotated[float, Field(strict=True, gt=0, le=1, description="a number above 0, at most 1")] = 1.0
     top_k: Annotated[int, _whole(0, INT32)] = 0
-    min_p: Annotated[float, _real(0, 1)] = 0.0
+    min_p: Annotated[float, Field(strict=True, ge=0, lt=1, description="a number from 0, below 1")] = 0.0
     seed: Annotated[int, _whole(0, SAFE)] = 0
     n: Annotated[int, _whole(1, 4096)] = 1
     ignore_eos: Truth = False
-    repetition_penalty: Annotated[
-        float, Field(strict=True, gt=0, le=100, description="a number above 0, at most 100")
-    ] = 1.0
+    repetition_penalty: Annotated[float, _real(0.01, 100)] = 1.0
     presence_penalty: Annotated[float, _real(-100, 100)] = 0.0
     frequency_penalty: Annotated[float, _real(-100, 100)] = 0.0
     logit_bias: Annotated[

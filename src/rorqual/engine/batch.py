@@ -93,8 +93,7 @@ def answers_from_afar(
                     more = False
                 elif isinstance(ask, Refused):
                     ready.append((ask, []))
-                elif not ask.request.messages:
-                    fault = DataError("an address takes messages, no ids", remedy="Give a prompt or messages.")
+                elif (fault := _not_there(ask)) is not None:
                     ready.append((refused(ask, fault), []))
                 else:
                     running[pool.submit(engine.generate, [ask.request])] = ask
@@ -102,6 +101,8 @@ def answers_from_afar(
                 ask = running.pop(future)
                 try:
                     ready.append((ask, future.result()[0]))
+                except DataError as error:  # it was not sent
+                    ready.append((refused(ask, error), []))
                 except RemoteError as error:
                     if error.status in (400, 413, 422):
                         ready.append((refused(ask, error), []))
@@ -111,6 +112,17 @@ def answers_from_afar(
                 yield ready
     if fatal:
         raise fatal[0]
+
+
+def _not_there(ask: Ask) -> DataError | None:
+    """What an address cannot be asked."""
+    if not ask.request.messages:
+        return DataError("an address takes messages, no ids", remedy="Give a prompt or messages.")
+    if ask.request.params.top_logprobs:
+        return DataError(
+            "an address gives texts alone", where="top_logprobs", remedy="Leave it out, or name a run's folder."
+        )
+    return None
 
 
 # ---- what is written
@@ -129,7 +141,24 @@ def record(
         for number, (sample, count) in enumerate(zip(samples, counts))
     ]
     usage = {"prompt_tokens": samples[0].usage.get("prompt_tokens", 0), "completion_tokens": sum(counts)}
-    return {**head, "seed": asked.request.params.seed, "choices": choices, "usage": usage}
+    found = {**head, "seed": asked.request.params.seed, "choices": choices, "usage": usage}
+    if (fault := fault_of(asked, samples)) is not None:
+        found["error"] = {"key": fault.key, "what": fault.what, "remedy": fault.remedy}
+    return found
+
+
+def fault_of(asked: Ask, samples: Sequence[Completion]) -> Refused | None:
+    """What is wrong with a row of which a sample is no answer."""
+    broken = [(number, sample.error) for number, sample in enumerate(samples) if sample.error]
+    if not broken:
+        return None
+    number, what = broken[0]
+    key, remedy = ("grammar", "Make the grammar simpler, or such that a reply can always go on.")
+    if what.startswith("the server"):
+        key, remedy = "", "Ask it why, and repeat without out= or with another: what is there is kept."
+    elif "not a number" in what:
+        key, remedy = "", "The weights, or the type they are computed in, give no number here: try dtype=float32."
+    return Refused(asked.line, key, f"sample {number} broke off: {what}", remedy, asked.carried)
 
 
 def _tokens(sample: Completion) -> int:
@@ -144,6 +173,8 @@ def _choice(number: int, sample: Completion, count: int, token_ids: bool, logpro
         "finish_reason": sample.finish_reason,
         "tokens": count,
     }
+    if sample.error:
+        found["error"] = sample.error
     if token_ids:
         found["token_ids"] = sample.token_ids
     if logprobs:

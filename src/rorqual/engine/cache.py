@@ -1,7 +1,8 @@
 """The cache: pools of blocks, a block holding what `BLOCK` positions of one sequence keep in every layer.
 
 Which sequence has which blocks is the scheduler's affair. What lies beyond a sequence's own length in its last block is never seen, but
-must be finite: a weight of 0 times NaN is NaN. So memory starts as zeros, and as zeros that the system gives out only when touched.
+must be finite: a weight of 0 times NaN is NaN. So memory starts as zeros, and as zeros that the system gives out only when touched; and once
+something was written that is no number, blocks are cleared before somebody has them (`clear`).
 """
 
 from __future__ import annotations
@@ -74,6 +75,12 @@ class PagedCache:
         target, source = (torch.tensor(ids, device=self.device) for ids in (to, from_))
         for pool in self.pools():
             pool.index_copy_(0, target, pool.index_select(0, source))
+
+    def clear(self, blocks: Sequence[int]) -> None:
+        """Zeros in these blocks."""
+        target = torch.tensor(blocks, device=self.device)
+        for pool in self.pools():
+            pool.index_fill_(0, target, 0)
 
     def read(self, block: int) -> bytes:
         """A block's contents, as `write` takes them."""

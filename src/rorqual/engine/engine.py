@@ -7,54 +7,41 @@ is always run by a thread of its own with one torch thread, and its batch does n
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from rorqual.core.errors import ConfigError, DataError
+from rorqual.core.errors import ConfigError, NumericsError
 from rorqual.core.memory import give_back, keep_freed
 from rorqual.core.records import RunDir
 from rorqual.data.chat import ChatFormat, load_chat
 from rorqual.data.tokenizer import Tokenizer
-from rorqual.engine import scheduler
+from rorqual.engine.deltas import Delta, Outbox
 from rorqual.engine.grammar import Grammars
 from rorqual.engine.job import Desk, Job, Prompt, request_of
 from rorqual.engine.lane import Lane, Size
 from rorqual.engine.packed import can_pack, packed
-from rorqual.engine.probe import rounds_alike
+from rorqual.engine.probe import rows_of
 from rorqual.engine.request import Completion, Request, SamplingParams
+from rorqual.engine.set_up import check_set_up
+from rorqual.engine.turns import Counter, Progress, Turn, at_most, shared_out
 from rorqual.engine.weights import fingerprint, version_of
-from rorqual.model import Decoder
+from rorqual.model import Decoder, account
 from rorqual.model.load.run import check_names, load_run
 from rorqual.ops.paged import BLOCK
+from rorqual.ops.rows import Rows
 
-Progress = Callable[[int, int], None]
 CACHE_BYTES = 1 << 30
 DISK_BYTES = 4 << 30
 STEP_TOKENS = 2048
-LANE_ROWS = 48
-"""Samples from which on a further lane is worth its fixed cost a step."""
-
-
-@dataclass(frozen=True)
-class Delta:
-    """What one step of `Engine.step` did for one sample: the token drawn and, where it was the last, the whole sample.
-
-    `logprob` and `top`: its log-probability, and the likeliest tokens with theirs where `top_logprobs` asked for them.
-    `hit`: tokens of the prompt that the prefix cache served.
-    """
-
-    ticket: int
-    sample: int
-    token: int
-    completion: Completion | None = None
-    logprob: float = 0.0
-    top: tuple[tuple[int, float], ...] = ()
-    hit: int = 0
+NO_NUMBER = "Its weights hold NaN or infinity: go back to an earlier checkpoint."
+LANE_WORK = 15_000_000
+"""Multiply-adds, in a step of a layer, from which on a further lane pays. Below, its thread and the others wait for the interpreter's lock,
+which each of torch's operations gives up and takes again: two lanes took up to twice the time of one (docs/LOG.md)."""
 
 
 class Engine:
@@ -74,8 +61,10 @@ class Engine:
     `invariant`: False gives up what is said above, for the time that it takes (docs/engine.md). The attribute of this name is True where
     the promise was asked for and this machine's products, tried at the start, keep it.
     `cache_bytes`: memory of each lane's keys and values. `step_tokens`: tokens fed in a step at most.
-    A model given to `of` is shared, not copied: weights that a trainer changes in place are used from the next `generate` on, and what was
-    cached of older ones is not used again.
+    A model given to `of` is shared, not copied: weights that a trainer changes in place are used from the next `generate` or `submit` on, and
+    what was cached of older ones is not used again. Who writes through `tensor.data`, which torch does not count, calls `weights_changed`.
+    An error or a Ctrl-C within a step forgets what was submitted, and the engine can be used again. Calls of
+    several threads wait for each other.
     """
 
     def __init__(
@@ -107,6 +96,7 @@ class Engine:
             model, tokenizer, load_chat(folder, tokenizer),
             slots=slots, max_len=max_len, threads=threads, record_experts=record_experts, reuse=reuse,
             cache_dir=cache_dir, disk_bytes=disk_bytes, cache_bytes=cache_bytes, step_tokens=step_tokens, pack=pack, invariant=invariant,
+            take=True,
         )  # fmt: skip
         if self._packed:  # the weights as they were read
             del model
@@ -162,43 +152,46 @@ class Engine:
         record_experts: bool,
         record_kept: bool = False,
         lanes: int = 2,
+        take: bool = False,
     ) -> None:
         keep_freed()
-        context = model.config.max_position_embeddings
-        _check(
+        check_set_up(
             model, tokenizer, max_len, {"slots": slots, "threads": threads, "lanes": lanes, "step_tokens": step_tokens}
         )
         self.tokenizer, self.chat = tokenizer, chat
-        self.max_len = max_len or context
+        self.max_len = max_len or model.config.max_position_embeddings
         self.threads = threads
         self._packed = pack = pack and can_pack(model)
-        arithmetic = f"packed={pack} invariant={invariant}"
+        arithmetic = f"packed={pack} invariant={invariant} experts={record_experts}"
         print_ = fingerprint(model, stable=cache_dir is not None, arithmetic=arithmetic)
-        self.model = packed(model) if pack else model
-        model = self.model
-        self.invariant = invariant and rounds_alike(model)
+        self.model = model = packed(model, take=take) if pack else model
+        most = torch.get_num_threads()
+        rows, self.invariant, self._most = rows_of(model, most) if invariant else (Rows(1), False, most)
         size = Size(slots, self.max_len, cache_bytes, step_tokens)
         self._weights = version_of(model)
-        record = {"record_experts": record_experts, "record_kept": record_kept, "invariant": invariant}
+        record = {"record_experts": record_experts, "record_kept": record_kept}
         # Only the first lane, which serves, keeps anything for later: the others are for batches.
         first = Lane(
             model,
             replace(size, folder=cache_dir, disk_bytes=disk_bytes),
             chat.stop_ids,
             print_,
+            rows,
             reuse=reuse or cache_dir is not None,
             **record,
         )
-        self._lanes = [
-            first,
-            *(Lane(model, size, chat.stop_ids, print_, **record) for _ in range(lanes - 1)),
-        ]
+        self._lanes = [first]
+        self._lanes += [Lane(model, size, chat.stop_ids, print_, rows, **record) for _ in range(lanes - 1)]
+        self._slots = slots
+        self._row_work = account(model.config).flops / 2 / len(model.config.layers)
         room = first.pages.capacity * BLOCK
         self._desk = Desk(
             model.config.vocab_size, self.max_len, room, tokenizer, chat, reuse=reuse or cache_dir is not None
         )
         self._jobs: dict[int, Job] = {}
+        self._outbox = Outbox()
         self._tickets = 0
+        self._turn, self._gone = Turn(), list[int]()
 
     def load_weights(self, weights: dict[str, Tensor] | Decoder) -> None:
         """Copy weights into the model in place; other names or shapes are refused."""
@@ -215,12 +208,15 @@ class Engine:
 
     def _renew(self) -> None:
         """Forget what was cached of weights that have changed since."""
-        version = version_of(self.model)
-        if version != self._weights:
-            self._weights = version
-            print_ = fingerprint(self.model, stable=False)
-            for lane in self._lanes:
-                lane.renew(print_)
+        if version_of(self.model) != self._weights:
+            self.weights_changed()
+
+    def weights_changed(self) -> None:
+        """Forget what was cached of older weights. A change that torch counts, such as an optimizer's, is seen without this call."""
+        version, print_ = version_of(self.model), fingerprint(self.model, stable=False)
+        for lane in self._lanes:
+            lane.renew(print_)
+        self._weights = version  # at the end: what was broken off is done again
 
     # ---- whole batches
 
@@ -238,73 +234,98 @@ class Engine:
         `progress(done, total)` is called as samples end, by one thread at a time.
         """
         requests = [request_of(prompt, params or SamplingParams(), number) for number, prompt in enumerate(prompts)]
+        with self._turn("generate"):
+            return self._generate(requests, progress)
+
+    def _generate(self, requests: list[Request], progress: Progress | None) -> list[list[Completion]]:
+        self._drop()
         if self._jobs:
-            raise ConfigError(
-                "requests were submitted for step()", where="engine", remedy="Finish or cancel them first."
-            )
+            raise ConfigError("requests were submitted for step()", where="engine", remedy="Finish or cancel them.")
         self._renew()
         jobs = [self._desk.job(request, f"request {number}") for number, request in enumerate(requests)]
         results: list[list[Completion | None]] = [[None] * job.request.params.n for job in jobs]
         total = sum(map(len, results))
-        report = _Counter(total, progress)
-        used = self._divide(jobs)
+        report = Counter(total, progress)
         stop = threading.Event()
 
         def run(lane: Lane) -> None:
-            torch.set_num_threads(1)
             try:
-                while not lane.idle and not stop.is_set():
-                    finished = lane.step()
-                    for item in finished:
-                        sequence = item.sequence
-                        results[sequence.ticket][sequence.sample] = self._desk.completion(jobs[sequence.ticket], item)
-                    report.add(len(finished))
-            finally:
-                if not lane.idle:  # an error here, in another lane or in the caller
-                    stop.set()
-                    lane.cancel_all()
+                with self._turn.helping():
+                    while not lane.idle and not stop.is_set():
+                        finished = lane.step()
+                        for item in finished:
+                            sequence = item.sequence
+                            found = self._desk.completion(jobs[sequence.ticket], item)
+                            if item.lost:
+                                raise NumericsError(found.error, where="engine", remedy=NO_NUMBER)
+                            results[sequence.ticket][sequence.sample] = found
+                        report.add(len(finished))
+            except BaseException:
+                stop.set()  # the others need not go on
+                raise
 
-        with ThreadPoolExecutor(self.threads, thread_name_prefix="engine") as pool:
-            futures = [pool.submit(run, lane) for lane in used]
-            try:
-                for future in futures:
-                    future.result()
-            finally:
-                stop.set()
+        try:
+            used = self._divide(jobs)
+            with ThreadPoolExecutor(self.threads, thread_name_prefix="engine") as pool:
+                futures = [pool.submit(run, lane) for lane in used]
+                try:
+                    for future in futures:
+                        future.result()
+                finally:
+                    stop.set()
+        except BaseException:
+            for lane in self._lanes:  # whatever it was doing
+                lane.reset()
+            raise
         return [[completion for completion in row if completion is not None] for row in results]
 
     def _divide(self, jobs: list[Job]) -> list[Lane]:
-        """Give each request to the lane that has the fewest samples so far; the lanes used.
-
-        A lane of few rows costs nearly as much a step as one of many, so that a small batch stays in one.
-        """
+        """Share the requests out; the lanes used: as many as the work pays for, or the slots need."""
         total = sum(job.request.params.n for job in jobs)
-        lanes = self._lanes[: max(1, total // LANE_ROWS)]
-        loads = [0] * len(lanes)
-        shares: list[list[scheduler.Sequence]] = [[] for _ in lanes]
-        for ticket, job in enumerate(jobs):
-            least = loads.index(min(loads))
-            loads[least] += job.request.params.n
-            shares[least] += self._desk.sequences(ticket, job)
-        used = [(lane, share) for lane, share in zip(lanes, shares) if share]
-        for lane, share in used:
-            lane.submit(share)
-        return [lane for lane, _ in used]
+        lanes = self._lanes[: max(1, int(total * self._row_work) // LANE_WORK, -(-total // self._slots))]
+        chosen = shared_out([job.request.params.n for job in jobs], len(lanes))
+        for ticket, (job, lane) in enumerate(zip(jobs, chosen)):
+            lanes[lane].submit(self._desk.sequences(ticket, job))
+        return [lane for number, lane in enumerate(lanes) if number in chosen]
 
     # ---- step by step
 
     def submit(self, request: Request) -> int:
         """Queue a request for `step`; the ticket names it in what `step` returns, and for `cancel`."""
-        self._renew()
-        job = self._desk.job(request, f"request {self._tickets}")
-        ticket = self._tickets
-        self._tickets += 1
-        self._lanes[0].submit(self._desk.sequences(ticket, job))
-        self._jobs[ticket] = job
-        return ticket
+        with self._turn("submit"):
+            self._renew()
+            ticket, self._tickets = self._tickets, self._tickets + 1  # nobody else's, whatever comes
+            job = self._desk.job(request, f"request {ticket}")
+            try:
+                self._jobs[ticket] = job
+                self._lanes[0].submit(self._desk.sequences(ticket, job))
+            except BaseException:
+                self._jobs.pop(ticket, None)
+                self._lanes[0].cancel(ticket)
+                raise
+            return ticket
 
     def step(self) -> list[Delta]:
-        """Advance everything submitted by one token, in the calling thread."""
+        """Advance everything submitted by one token, in the calling thread. What belongs to a `stream` is kept for it."""
+        self._advance()
+        return self._outbox.take()
+
+    def _advance(self) -> None:
+        with self._turn("step"), at_most(self._most):
+            self._drop()
+            if not self._packed:  # whose weights nobody changes
+                self._renew()
+            try:
+                self._outbox.put(self._deltas())
+            except BaseException:
+                self._lanes[0].reset()
+                self._jobs.clear()
+                self._outbox.take()
+                raise
+            finally:
+                self._drop()
+
+    def _deltas(self) -> list[Delta]:
         lane = self._lanes[0]
         completed: dict[tuple[int, int], Completion] = {}
         for item in lane.step():
@@ -323,16 +344,32 @@ class Engine:
         return deltas
 
     def cancel(self, ticket: int) -> None:
-        """Stop a submitted request; its slots are free at once. An unknown or finished ticket does nothing."""
-        if self._jobs.pop(ticket, None) is not None:
-            self._lanes[0].cancel(ticket)
+        """Stop a submitted request; its slots are free at once, or after the step that runs. An unknown or finished ticket does nothing."""
+        self._gone.append(ticket)  # perhaps in the middle of a step, by a garbage collection that closes a stream
+        if ticket in self._jobs and not self._turn.mine():
+            with self._turn.lock:
+                self._drop()
+
+    def _drop(self) -> None:
+        while self._gone:
+            ticket = self._gone.pop()
+            self._outbox.close(ticket)
+            if self._jobs.pop(ticket, None) is not None:
+                self._lanes[0].cancel(ticket)
 
     def stream(self, request: Request) -> Iterator[Delta]:
-        """The tokens of one request as they are drawn. Closing the iterator cancels it."""
+        """The tokens of one request as they are drawn; several may be open, and each advances all. Closing the iterator cancels it."""
         ticket = self.submit(request)
+        deltas = self._outbox.open(ticket)
+        left = request.params.n
         try:
-            while ticket in self._jobs:
-                yield from (delta for delta in self.step() if delta.ticket == ticket)
+            while left:
+                while not deltas:
+                    if ticket not in self._jobs:
+                        raise RuntimeError("a step that another stream or step() asked for broke off")
+                    self._advance()
+                left -= deltas[0].completion is not None
+                yield deltas.popleft()
         finally:
             self.cancel(ticket)
 
@@ -361,33 +398,3 @@ class Engine:
         """Write what is on its way to the folder. The engine must not be used afterwards."""
         for lane in self._lanes:
             lane.close()
-
-
-def _check(model: Decoder, tokenizer: Tokenizer, max_len: int | None, counts: dict[str, int]) -> None:
-    """Refuse what no engine can be made of."""
-    context = model.config.max_position_embeddings
-    if max_len is not None and not 2 <= max_len <= context:
-        raise ConfigError(f"max_len={max_len}, the model's context is {context}", where="engine", remedy="Lower it.")
-    if min(counts.values()) < 1:
-        given = ", ".join(f"{name}={count}" for name, count in counts.items())
-        raise ConfigError(given, where="engine", remedy="Use 1 or more.")
-    if tokenizer.vocab_size > model.config.vocab_size:
-        raise DataError(
-            f"the tokenizer has {tokenizer.vocab_size} tokens, the model's vocabulary {model.config.vocab_size}",
-            where="engine",
-            remedy="Use the tokenizer that the model was trained with.",
-        )
-
-
-class _Counter:
-    """Counts finished samples over threads."""
-
-    def __init__(self, total: int, progress: Progress | None) -> None:
-        self.done, self.total, self.progress = 0, total, progress
-        self._lock = threading.Lock()
-
-    def add(self, count: int) -> None:
-        if count and self.progress is not None:
-            with self._lock:
-                self.done += count
-                self.progress(self.done, self.total)

@@ -11,11 +11,11 @@ import json
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as Late
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal, Protocol
+from weakref import WeakValueDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -23,8 +23,9 @@ import numpy.typing as npt
 from rorqual.core.errors import ConfigError, DataError
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine.grammar_calls import Spelling, blame, read_calls
+from rorqual.engine.grammar_queue import Build, Turns
 from rorqual.engine.grammar_refusal import KINDS, NOTHING, first_line, refusal
-from rorqual.engine.grammar_source import check_pattern, choice_pattern, parse_schema
+from rorqual.engine.grammar_text import options_of, written
 from rorqual.engine.request import Grammar
 
 Bools = npt.NDArray[np.bool_]
@@ -43,9 +44,6 @@ LIMITS: Mapping[str, Any] = {
 """About 20 ms to build a lexer, 15 ms for a mask, and 30 MB of states."""
 REHEARSED = 4
 """Tokens of a first walk: some grammars fail only where they are first used."""
-WHITESPACE = r"\n[ ]{0,16}|[ ]"
-"""Between the parts of a JSON text at most one of these: a small model that may go on with blanks goes on without end."""
-JSON: Mapping[str, Any] = {"whitespace_pattern": WHITESPACE, "lenient": False, "coerce_one_of": False}
 
 
 class Constraint(Protocol):
@@ -273,15 +271,18 @@ class Grammars:
     ) -> None:
         self._spelling = spelling
         self._tokenizer, self._vocab_size, self._stop_ids = tokenizer, vocab_size, sorted(set(stop_ids))
-        self._kept: OrderedDict[Grammar, Future[Compiled]] = OrderedDict()
+        self._known: WeakValueDictionary[Grammar, Build[Compiled]] = (
+            WeakValueDictionary()
+        )  # as long as somebody holds it
+        self._kept: OrderedDict[Grammar, Build[Compiled]] = OrderedDict()
         self._lock, self._building = threading.Lock(), threading.Lock()
-        self._workers = ThreadPoolExecutor(WORKERS, thread_name_prefix="grammar")
+        self._turns: Turns[Compiled] = Turns(WORKERS, "grammar")
 
     def compile(self, grammar: Grammar, *, where: str = "grammar", seconds: float = COMPILE_SECONDS) -> Compiled:
-        """Wait for `submit`; a `DataError` at `where` says what of the grammar cannot be read or enforced, or that it took too long."""
-        waiting = self.submit(grammar)
+        """Wait for `submit`; a `DataError` at `where` says what of the grammar cannot be read or enforced, or that it took more than
+        `seconds` from its turn on."""
         try:
-            return waiting.result(seconds)
+            return self.submit(grammar).within(seconds)
         except Late:
             raise DataError(
                 f"the {KINDS[grammar.kind]} was not compiled within {seconds:g} s",
@@ -291,20 +292,33 @@ class Grammars:
         except DataError as error:
             raise DataError(error.what, where=where, remedy=error.remedy) from None
 
-    def submit(self, grammar: Grammar) -> Future[Compiled]:
-        """Compile beside the caller; the future raises what `compile` raises."""
+    def submit(self, grammar: Grammar, tenant: str = "") -> Build[Compiled]:
+        """Compile beside the caller, when it is `tenant`'s turn; the future raises what `compile` raises. As long as it is held, `compile`
+        finds what it compiled, however many others came in between. Whoever gave it up may cancel it, if nobody else waits for it."""
         with self._lock:
-            waiting = self._kept.get(grammar)
-            if waiting is not None and not waiting.cancelled() and not (waiting.done() and waiting.exception()):
-                self._kept.move_to_end(grammar)
-                return waiting
-            waiting = self._kept[grammar] = self._workers.submit(self._build, grammar)
+            build = self._known.get(grammar)
+            if build is None or build.cancelled() or (build.done() and build.exception()):
+                build = self._known[grammar] = Build(lambda: self._kept_build(grammar))
+        if build.done():
+            self._keep(grammar, build)
+        else:
+            self._turns.add(tenant, build)
+        return build
+
+    def _kept_build(self, grammar: Grammar) -> Compiled:
+        compiled = self._build(grammar)
+        self._keep(grammar, self._known[grammar])
+        return compiled
+
+    def _keep(self, grammar: Grammar, build: Build[Compiled]) -> None:
+        with self._lock:
+            self._kept[grammar] = build
+            self._kept.move_to_end(grammar)
             while len(self._kept) > CACHED:
                 self._kept.popitem(last=False)
-        return waiting
 
     def close(self) -> None:
-        self._workers.shutdown(wait=False, cancel_futures=True)
+        self._turns.close()
 
     @cached_property
     def lexicon(self) -> Lexicon:
@@ -340,7 +354,7 @@ class Grammars:
         with self._building:  # once, by the first
             library, lexicon, _ = self._library, self.lexicon, self._vocabulary
         if grammar.kind != "calls":
-            return self._compiled(grammar, _written(library, grammar), lexicon)
+            return self._compiled(grammar, written(library, grammar), lexicon)
         if self._spelling is None:
             raise DataError("calls of tools need a chat format that writes them", remedy="Load a run that has one.")
         calls = read_calls(grammar.source)
@@ -352,7 +366,8 @@ class Grammars:
         self._spelling.warm()
         usable = lexicon.usable.copy()
         usable[self._spelling.marks] = True
-        text = str(library.LLMatcher.grammar_from_lark(self._spelling.lark(calls, JSON)))
+        options = options_of(*(function.schema for function in calls.functions))
+        text = str(library.LLMatcher.grammar_from_lark(self._spelling.lark(calls, options)))
         return self._compiled(grammar, text, replace(lexicon, usable=usable), self._spelling)
 
     def _compiled(self, grammar: Grammar, text: str, lexicon: Lexicon, spelling: Spelling | None = None) -> Compiled:
@@ -363,18 +378,6 @@ class Grammars:
         compiled = Compiled(matcher, lexicon, spelling)
         _rehearse(grammar, compiled)
         return compiled
-
-
-def _written(library: Any, grammar: Grammar) -> str:
-    """A grammar as llguidance reads it; a `DataError` says what is wrong with what was sent."""
-    if grammar.kind in ("json_schema", "json"):
-        text = '{"type":"object"}' if grammar.kind == "json" else json.dumps(parse_schema(grammar.source))
-        try:
-            return str(library.LLMatcher.grammar_from_json_schema(text, overrides=dict(JSON)))
-        except ValueError as error:  # such as a whole number of 400 digits
-            raise refusal(grammar, str(error)) from None
-    pattern = choice_pattern(grammar.source) if grammar.kind == "choice" else check_pattern(grammar.source)
-    return str(library.LLMatcher.grammar_from_regex(pattern))
 
 
 def _rehearse(grammar: Grammar, compiled: Compiled) -> None:

@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Iterator
 from decimal import Decimal
-from typing import Any
+from typing import Any, TypeGuard
 from urllib.parse import unquote
 
 from rorqual.core.errors import DataError
@@ -25,8 +25,10 @@ MAX_LEAST = 10_000
 
 _FUNCTION = re.compile(r"[a-zA-Z0-9_.-]{1,64}")
 _COUNT = re.compile(r"(?:(?<=\{)|(?<=,))[0-9]+(?=[,}])")
+MARKS = frozenset({'"', r"\"", r"\\"})  # what JSON writes with a backslash, in a class of an expression
 _LEAST = ("minLength", "minItems", "minProperties")
 _BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
+_ABOVE, _BELOW = ("exclusiveMaximum", "maximum"), ("exclusiveMinimum", "minimum")
 _DIGITS, _FINEST, _WHOLE, _LARGEST = 15, 1e-60, 2**53 - 1, 2**63
 """llguidance computes with doubles: a bound of more digits would be off in the last, one finer or larger has no expression. Whole ones
 are exact to 2^53, and those that end 64 bits happen to be."""
@@ -85,6 +87,37 @@ def _check_enforced(place: str, part: dict[str, Any], schema: dict[str, Any]) ->
                 f"the JSON schema uses {name!r} at {place}, and more than {_DIGITS} digits, or what is out of range, cannot be enforced",
                 "Round it.",
             )
+    values = [part["const"]] if "const" in part else []
+    listed = part.get("enum")
+    values += listed if isinstance(listed, list) else []
+    # The least number of 64 bits ends llguidance's process.
+    if not all(_exact(value) and value != -_LARGEST for value in _leaves(values)):
+        raise _refuse(
+            f"the JSON schema uses {'const' if 'const' in part else 'enum'!r} at {place} for a number of more than {_DIGITS} digits, or out "
+            "of range, which would be written as another",
+            "Round it, or make it a text.",
+        )
+    for name, sign, others in (("exclusiveMinimum", 1, _ABOVE), ("exclusiveMaximum", -1, _BELOW)):
+        bound, other = part.get(name), next((part[key] for key in others if key in part), None)
+        # Of a number that begins as the bound does, its end is not looked at.
+        if (
+            _whole(bound)
+            and _number(other)
+            and bound * sign >= 0
+            and 0 < (other - bound) * sign < 1
+            and part.get("type") != "integer"
+        ):
+            raise _refuse(
+                f"the JSON schema uses {name!r} at {place} with less than 1 to the bound on the other side, which cannot be enforced",
+                "Use 'minimum' or 'maximum' with the last number that you mean.",
+            )
+    for pattern in (part.get("pattern"), *_keys(part.get("patternProperties"))):
+        if isinstance(pattern, str) and _all_but_a_mark(pattern):
+            raise _refuse(
+                f"the JSON schema uses a 'pattern' at {place} with all characters but a quotation mark or a backslash, which cannot be "
+                "enforced: in JSON both are written with a backslash",
+                "List the characters that you mean: [a-z0-9 ].",
+            )
     required, least = part.get("required"), part.get("minProperties")
     free = part.get("additionalProperties", True) is not False or "patternProperties" in part
     # That a name comes once is not enforced: of those not listed, only the first is sure to count.
@@ -94,6 +127,44 @@ def _check_enforced(place: str, part: dict[str, Any], schema: dict[str, Any]) ->
             "List more of them in properties and required.",
         )
     _check_chain(place, part, schema)
+
+
+def _leaves(values: list[Any]) -> Iterator[Any]:
+    """What stands in values that are no lists and no objects."""
+    waiting = list(values)
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            waiting += value.values()
+        elif isinstance(value, list):
+            waiting += value
+        else:
+            yield value
+
+
+def _number(value: Any) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _whole(value: Any) -> TypeGuard[int | float]:
+    return _number(value) and float(value).is_integer()
+
+
+def _all_but_a_mark(pattern: str) -> bool:
+    """Whether an expression has a class of all characters but some, `"` or a backslash among them. One pass, whatever is sent."""
+    inside = negated = False
+    at = 0
+    while at < len(pattern):
+        part = pattern[at : at + 2] if pattern[at] == "\\" else pattern[at]
+        at += len(part)
+        if not inside and part == "[":
+            inside, negated = True, pattern.startswith("^", at)
+            at += negated
+        elif inside and part == "]":
+            inside = False
+        elif inside and negated and part in MARKS:
+            return True
+    return False
 
 
 def _check_chain(place: str, part: Any, schema: dict[str, Any]) -> None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from numbers import Integral
+from typing import get_args
 
 from rorqual.core.errors import DataError
 from rorqual.core.records import Message, Thinking
 from rorqual.data.chat import ChatFormat
+from rorqual.data.chat.stops import Stops
 from rorqual.data.tokenizer import Special, Tokenizer
 from rorqual.engine.grammar import Constraint, Grammars, Thought
 from rorqual.engine.grammar_calls import Spelling
@@ -34,6 +37,14 @@ def request_of(prompt: Request | Prompt, params: SamplingParams, number: int) ->
     return Request(params=params, prompt_ids=tuple(part for part in prompt if not isinstance(part, Message)))
 
 
+def _fault(finished: Finished) -> str:
+    """Why a sample is no answer, where it is none."""
+    sequence = finished.sequence
+    if finished.lost:
+        return f"the model gave a logit that is not a number, for a prompt of {len(sequence.prompt)} tokens"
+    return "" if sequence.constraint is None else sequence.constraint.error
+
+
 @dataclass
 class Job:
     """A request that can run."""
@@ -41,6 +52,22 @@ class Job:
     request: Request
     prompt: tuple[int, ...]
     thinking: Thinking
+
+
+def _whole(token: object) -> bool:
+    return type(token) is int or (isinstance(token, Integral) and not isinstance(token, bool))
+
+
+FIELDS = {"tenant": (str, "a text"), "priority": (int, "a whole number"), "reuse": (bool, "True or False")}
+
+
+def _check_types(request: Request, where: str) -> None:
+    for name, (kind, what) in FIELDS.items():
+        value = getattr(request, name)
+        if type(value) is not kind:
+            raise DataError(f"'{name}' is {value!r}", where=where, remedy=f"Give {what}.")
+    if request.thinking not in get_args(Thinking):
+        raise DataError(f"'thinking' is {request.thinking!r}", where=where, remedy=f"Give one of {get_args(Thinking)}.")
 
 
 @dataclass
@@ -58,9 +85,10 @@ class Desk:
         """The request with its ids; a `DataError` at `where` for one that cannot run."""
         params, vocab = request.params, self.vocab_size
         check_params(params, vocab_size=vocab, where=where)
+        _check_types(request, where)
         given = request.prompt_ids
         prompt = tuple(self.chat.prompt(request.messages, request.thinking)) if given is None else tuple(given)
-        if not prompt or not all(0 <= token < vocab for token in prompt):
+        if not prompt or not all(_whole(token) and 0 <= token < vocab for token in prompt):
             what = "a token outside the vocabulary" if prompt else "an empty prompt"
             raise DataError(what, where=where, remedy=f"Feed ids from 0 to {vocab - 1}.")
         if len(prompt) >= self.max_len:
@@ -117,7 +145,7 @@ class Desk:
         window = 4 * max(map(len, stops)) + 16  # tokens: the longest character has four bytes
 
         def halts(ids: list[int]) -> bool:
-            tail = self.tokenizer.decode(ids[max(start, len(ids) - window) :])
+            tail = self.tokenizer.decode(ids[max(start, len(ids) - window) :], specials=True)  # as an answer has them
             if not any(stop in tail for stop in stops):
                 return False
             content = self.chat.parse(ids[start:], job.thinking).content
@@ -129,21 +157,18 @@ class Desk:
         """A sample that ended, read."""
         sampled, sequence = finished.sampled, finished.sequence
         message = self.chat.parse(sampled.token_ids, job.thinking)
-        text = message.content
-        for stop in job.request.params.stop:
-            text = text.partition(stop)[0]
         hit = max(sequence.hit, 0)
         return Completion(
             prompt_ids=job.prompt,
             token_ids=sampled.token_ids,
             logprobs=sampled.logprobs,
             finish_reason="stop" if finished.stopped else "length",
-            text=text,
+            text=Stops(job.request.params.stop).feed(message.content, last=True),
             reasoning=message.reasoning,
             experts=sampled.experts,
             kept=sampled.kept,
             top_logprobs=sampled.top,
-            error="" if sequence.constraint is None else sequence.constraint.error,
+            error=_fault(finished),
             usage={
                 "prompt_tokens": len(job.prompt),
                 "completion_tokens": len(sampled.token_ids),

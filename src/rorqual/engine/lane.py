@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,15 +18,18 @@ from rorqual.engine.sequence import Sequence
 from rorqual.engine.store import SECRET_BYTES, DiskStore, load_secret
 from rorqual.model import Decoder
 from rorqual.ops.paged import BLOCK
+from rorqual.ops.rows import Rows
 
 
 @dataclass(frozen=True)
 class Finished:
-    """A sequence that ended, with what was drawn. `stopped`: by a token that ends it, not by its length."""
+    """A sequence that ended, with what was drawn. `stopped`: by a token that ends it, not by its length; `lost`: by a logit that is not a
+    number, so that what was drawn last means nothing."""
 
     sequence: Sequence
     sampled: Sampled
     stopped: bool
+    lost: bool = False
 
 
 Drawn = tuple[Sequence, int, float, tuple[tuple[int, float], ...]]
@@ -65,16 +69,16 @@ class Lane:
         size: Size,
         stop_ids: Iterable[int],
         fingerprint: bytes,
+        rows: Rows,
         *,
         record_experts: bool,
         record_kept: bool = False,
         reuse: bool = False,
-        invariant: bool = True,
     ) -> None:
         blocks = size.blocks(Runner.block_bytes(model), reuse=reuse)
         self.runner = Runner(
-            model, size.slots, size.max_len, blocks,
-            record_experts=record_experts, record_kept=record_kept, invariant=invariant,
+            model, size.slots, size.max_len, blocks, rows,
+            record_experts=record_experts, record_kept=record_kept,
         )  # fmt: skip
         secret, store = secrets.token_bytes(SECRET_BYTES), None  # not numpy's numbers, which a seed makes known
         if size.folder is not None:
@@ -99,46 +103,58 @@ class Lane:
 
     @torch.inference_mode()
     def step(self) -> list[Finished]:
-        """Feed and draw once, and return the sequences that ended."""
-        scheduler, runner = self.scheduler, self.runner
+        """Feed and draw once, and return the sequences that ended.
+
+        What is raised in here, be it a Ctrl-C, leaves a step half done: whoever calls must `reset` then.
+        """
         self.drawn = []
+        scheduler, runner = self.scheduler, self.runner
         plan = scheduler.plan()
         for sequence in plan.admitted:
             runner.place(sequence)
         if plan.empty:
             return []
         tokens = runner.step(plan, scheduler)
+        if runner.soiled:
+            self.pages.clear = runner.cache.clear
         for chunk in plan.chunks:
             self.pages.name(chunk.sequence, chunk.stop)
         if not len(tokens):
             return []
         done = scheduler.advance(tokens, self.stop_ids)
         lengths = (scheduler.rows.position[: len(tokens)] + 1).tolist()
-        self.drawn = list(zip(scheduler.active, tokens.tolist(), *runner.newest(scheduler)))
+        logprobs, best = runner.newest(scheduler)
+        lost = [row for row, logprob in enumerate(logprobs) if not math.isfinite(logprob)]
+        if lost:
+            done = np.union1d(done, np.array(lost, np.int64))
+        self.drawn = list(zip(scheduler.active, tokens.tolist(), logprobs, best))
         if not len(done):
             return []
         finished = []
         for row in done.tolist():
             sequence = scheduler.active[row]
             ends = sequence.halted or (not sequence.params.ignore_eos and int(tokens[row]) in self.stop_ids)
-            finished.append(Finished(sequence, runner.take(sequence, lengths[row]), bool(ends)))
+            finished.append(Finished(sequence, runner.take(sequence, lengths[row]), bool(ends), row in lost))
         scheduler.release(done)
         return finished
+
+    def reset(self) -> None:
+        """Forget everything that runs, waits or was kept in memory, whatever state it is in."""
+        self.scheduler.reset()
+        self.drawn = []
+        if self.runner.soiled:
+            self.pages.clear = self.runner.cache.clear
 
     def cancel(self, ticket: int) -> None:
         """Forget what was submitted under `ticket`; its slots and blocks are free at once."""
         self.scheduler.cancel(ticket)
-
-    def cancel_all(self) -> None:
-        """Forget everything."""
-        for ticket in self.tickets():
-            self.cancel(ticket)
 
     def renew(self, fingerprint: bytes) -> None:
         """The weights have changed: nothing that was cached of the old ones serves again, and the folder is for them alone."""
         self.close()
         self.pages.store = None
         self.scheduler.renew(fingerprint)
+        self.runner.renew()
 
     def tickets(self) -> set[int]:
         """Of all that runs or waits."""

@@ -2,24 +2,32 @@
 
 A plain product brings a weight into oneDNN's blocked layout at every call, which at few rows takes as long as the product itself. Maps that
 read the same rows (`joined`: queries, keys and values; gate and up) are laid side by side and read in one product.
-Bits: in bf16 the same as without; in fp32 sums over more than some hundred columns are cut in another way, so that an engine with packed
-weights and one without differ in their last bits, and each agrees with itself.
+Bits: in bf16 the same as without, in the engine's arithmetic (`INVARIANT`, `LOOSE`; under `FAST`, in which texts are scored, packed experts
+agree with plain ones within rounding); in fp32 sums over more than some hundred columns are cut in another way, so that an engine with
+packed weights and one without differ in their last bits, and each agrees with itself.
 """
 
 from __future__ import annotations
 
 import copy
+from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rorqual.model import Decoder
+from rorqual.model.attention import Attention
+from rorqual.model.ffn import FFN
+from rorqual.model.ffn.moe import Experts
+from rorqual.ops.layout import laid_out, plain, times
+from rorqual.ops.moe import Routing
+from rorqual.ops.registry import Ops
+from rorqual.ops.rows import in_tiles
 
 SMALLEST = 1 << 16
 """Values of a weight from which on packing pays."""
-ROWS = 16
-"""Rows of a product that the layout is chosen for."""
 
 
 def can_pack(model: Decoder) -> bool:
@@ -33,30 +41,89 @@ def can_pack(model: Decoder) -> bool:
     )
 
 
-def packed(model: Decoder) -> Decoder:
-    """A tree of modules that shares all parameters with `model` but those of its larger linear maps, which are packed, and of joined ones.
+def packed(model: Decoder, *, take: bool = False) -> Decoder:
+    """A tree of modules that shares all parameters with `model` but those of its larger linear maps and experts, which are packed, and of
+    joined ones.
 
     It answers, it cannot be trained. What reads a map's `weight` is given a copy in the plain layout.
+    `take`: of `model` nothing is left, and but for a layer at a time no weight is there twice. A table of tokens that is the head, too, is: one
+    copy to look up, one to multiply by.
     """
-    clone = _clone(model)
+    with torch.inference_mode(False), torch.no_grad():
+        clone = _clone(model, take)
     assert isinstance(clone, Decoder)
     if clone.lm_head is None:
         del clone.__dict__["lm_head"]  # where None stands, which would hide the module
-        clone.register_module("lm_head", PackedLinear(model.embed_tokens.weight, None))
+        clone.register_module("lm_head", PackedLinear(clone.embed_tokens.weight, None))
     return clone
 
 
-def _clone(module: nn.Module, name: str = "") -> nn.Module:
-    # Latent attention reads the matrix of kv_b_proj itself, in every step.
-    if type(module) is nn.Linear and module.weight.numel() >= SMALLEST and name != "kv_b_proj":
+def _clone(module: nn.Module, take: bool) -> nn.Module:
+    if type(module) is nn.Linear and module.weight.numel() >= SMALLEST:
         return PackedLinear(module.weight, module.bias)
-    clone, children = copy.copy(module), dict(module._modules)
+    if isinstance(module, Experts) and module.down_proj[0].numel() >= SMALLEST:
+        return PackedExperts(module)
+    clone = copy.copy(module)
+    clone._modules, clone._parameters = dict(module._modules), dict(module._parameters)
+    if isinstance(clone, Attention | FFN):
+        clone.lay_out()
+    children = clone._modules
     for key, parts in getattr(module, "joined", {}).items():
         maps = [children[part] for part in parts]
         if all(type(part) is nn.Linear for part in maps):  # not where an adapter wraps one
             children |= dict.fromkeys(parts) | {key: _joined(maps)}
-    clone._modules = {key: None if child is None else _clone(child, key) for key, child in children.items()}
+        del maps
+    if take:
+        module._modules = {}
+    for key in children:
+        if (child := children[key]) is not None:
+            children[key] = None
+            children[key] = _clone(child, take)
+            del child
     return clone
+
+
+def tiled(model: Decoder, most: int) -> Decoder:
+    """A tree of modules that shares all parameters with `model`, each of whose maps multiplies at most `most` wide rows at once."""
+    with torch.inference_mode(False), torch.no_grad():
+        clone = _tiled(model, most)
+    assert isinstance(clone, Decoder)
+    if clone.lm_head is None:
+        clone.__dict__.pop("lm_head", None)
+        with torch.device("meta"):
+            head = nn.Linear(clone.config.hidden_size, clone.config.vocab_size, bias=False)
+        head.weight = clone.embed_tokens.weight
+        clone.register_module("lm_head", TiledLinear(head, most))
+    return clone
+
+
+def _tiled(module: nn.Module, most: int) -> nn.Module:
+    if type(module) is nn.Linear:
+        return TiledLinear(module, most)
+    clone = copy.copy(module)
+    if isinstance(clone, PackedLinear):
+        clone.most = most
+        return clone
+    clone._modules = {key: None if child is None else _tiled(child, most) for key, child in module._modules.items()}
+    return clone
+
+
+class TiledLinear(nn.Module):
+    """y = x W^T + b of another's map, whose parameters it reads; at most `most` wide rows at once (`ops.rows`)."""
+
+    def __init__(self, other: nn.Linear, most: int) -> None:
+        super().__init__()
+        self._other, self.most = (other,), most  # no module of this one's
+
+    @property
+    def weight(self) -> Tensor:
+        """[out, in]."""
+        return self._other[0].weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., in] -> [..., out]."""
+        other = self._other[0]
+        return in_tiles(partial(F.linear, weight=other.weight, bias=other.bias), x, self.most)
 
 
 def _joined(maps: list[Any]) -> nn.Linear:
@@ -75,24 +142,28 @@ class PackedLinear(nn.Module):
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
-        self.shape = tuple(weight.shape)
+        self.shape, self.most = tuple(weight.shape), 0
         self._bias = None if bias is None else bias.detach()
-        self.load(weight)
-
-    def load(self, weight: Tensor) -> None:
-        """Other values, of the same shape."""
-        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), ROWS)
+        self._packed = laid_out(weight)
 
     @property
     def weight(self) -> Tensor:
         """[out, in], a copy."""
-        dense: Tensor = self._packed.to_dense()
-        return dense
+        return plain(self._packed)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in] -> [..., out]."""
-        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self._bias, "none", _NOTHING, "")
-        return y
+        return in_tiles(partial(times, opaque=self._packed, bias=self._bias), x, self.most)
 
 
-_NOTHING: list[Any] = []
+class PackedExperts(nn.Module):
+    """`Experts` without gradients, each matrix by itself in oneDNN's layout."""
+
+    def __init__(self, experts: Experts) -> None:
+        super().__init__()
+        self.gate_up = [laid_out(weight) for weight in experts.gate_up_proj]
+        self.down = [laid_out(weight) for weight in experts.down_proj]
+
+    def forward(self, x: Tensor, routing: Routing, ops: Ops) -> Tensor:
+        """x [tokens, hidden] -> the gated sum of its experts [tokens, hidden]."""
+        return ops.experts_packed(x, routing, self.gate_up, self.down)

@@ -29,7 +29,8 @@ class Owner(Protocol):
 
 @dataclass
 class Pages:
-    """The blocks of one cache. `read(block)` and `write(block, contents)` are the cache's; `store` is its folder, where it has one.
+    """The blocks of one cache. `read(block)` and `write(block, contents)` are the cache's; `store` is its folder, where it has one. `clear`,
+    where it is set, gets blocks before a sequence has them.
 
     Block 0 is nobody's: what fills up a step is written there.
     """
@@ -40,6 +41,7 @@ class Pages:
     read: Callable[[int], bytes]
     write: Callable[[int, bytes], bool]
     store: DiskStore | None = None
+    clear: Callable[[list[int]], None] | None = None
     pool: BlockPool = field(init=False)
     roots: dict[str, bytes] = field(default_factory=dict)
     hit_tokens: int = 0
@@ -47,6 +49,10 @@ class Pages:
     restored: int = 0
 
     def __post_init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Nobody has a block, and none is known, but in the folder."""
         self.pool = BlockPool(self.n_blocks)
         self.pool.allocate(1)
 
@@ -102,6 +108,8 @@ class Pages:
         found = self.pool.allocate(missing)
         if found is None:
             return False
+        if self.clear is not None:
+            self.clear(found)
         owner.blocks += found
         return True
 

@@ -34,7 +34,8 @@ def check_params(params: SamplingParams, *, vocab_size: int, where: str) -> None
     _real(where, "temperature", p.temperature, 0, _LARGEST, "a finite number from 0")
     _real(where, "top_p", p.top_p, 0, 1, "a number above 0, at most 1", above=True)
     _real(where, "min_p", p.min_p, 0, 1, "a number from 0, below 1", below=True)
-    _real(where, "repetition_penalty", p.repetition_penalty, 0, 100, "a number above 0, at most 100", above=True)
+    # Far below, a logit divided by it is no number any more.
+    _real(where, "repetition_penalty", p.repetition_penalty, 0.01, 100, "a number from 0.01 to 100")
     _real(where, "presence_penalty", p.presence_penalty, -100, 100, "a number from -100 to 100")
     _real(where, "frequency_penalty", p.frequency_penalty, -100, 100, "a number from -100 to 100")
     if type(p.seed) is not int:

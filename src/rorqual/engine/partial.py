@@ -110,6 +110,8 @@ class Partial:
     def _begin(self, made: dict[str, Any]) -> None:
         there, begun = self.out.exists(), self.path.exists()
         old = self._read_made()
+        # Between its two files' beginnings a kill, or a full disk, leaves the first of them empty.
+        begun = begun and bool(old or self.path.stat().st_size)
         if there or begun:
             self._check(old, made)
         if there and not begun:

@@ -80,6 +80,7 @@ class Prompts:
 def _scan(path: Path) -> tuple[str, bytes, int, int]:
     """SHA-256, first bytes, lines that are not blank, and the number of the last of them."""
     digest, head, rows, line, last, blank = hashlib.sha256(), b"", 0, 1, 0, True
+    start = BOM  # what may stand before the first line
     with open(path, "rb") as file:
         while chunk := file.read(CHUNK):
             head = head or chunk[:HEAD]
@@ -88,8 +89,9 @@ def _scan(path: Path) -> tuple[str, bytes, int, int]:
             for place, piece in enumerate((first, *rest)):
                 if place:
                     line, blank = line + 1, True
-                if blank and piece.removeprefix(BOM).strip():
+                if blank and piece.removeprefix(start).strip():
                     rows, last, blank = rows + 1, line, False
+                start = b""
     return digest.hexdigest(), head, rows, last
 
 

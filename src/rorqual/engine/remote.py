@@ -21,10 +21,15 @@ from typing import Any, Literal, Protocol
 from urllib.parse import urlsplit
 
 from rorqual.core.errors import ConfigError, DataError, RorqualError
-from rorqual.engine.request import Completion, Grammar, Request, SamplingParams
+from rorqual.engine.remote_body import further
+from rorqual.engine.request import Completion, Request
 from rorqual.engine.seeds import Bits, sample_seed
 
-RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
+RETRIED = frozenset({408, 409, 425, 429})
+FINAL = frozenset({501, 505})
+"""Of the server's own errors those that the same request meets again."""
+NO_ANSWER = frozenset({"content_filter", "tool_calls", "function_call", "error"})
+"""Ends of what is no answer to a request that carries no tools."""
 LONGEST_WAIT = 60.0
 LARGEST_REPLY = 64 * 2**20
 THINK, END_THINK = "<think>", "</think>"
@@ -208,7 +213,7 @@ class RemoteEngine:
             "top_p": params.top_p,
             "seed": sample_seed(params.seed, sample, self.seed_bits),
         }
-        body |= _further(params)
+        body |= further(params)
         if request.thinking != "auto":
             on = request.thinking == "on"
             body["chat_template_kwargs"] = {"thinking": on, "enable_thinking": on}
@@ -221,6 +226,7 @@ class RemoteEngine:
             message = choice["message"]
             content = _text_of(message.get("content"))
             given = message.get("reasoning_content") or message.get("reasoning")
+            ended, refusal = choice.get("finish_reason"), message.get("refusal")
         except (KeyError, IndexError, TypeError, AttributeError):
             raise RemoteError(
                 f"the answer has no choices[0].message: {_shorten(json.dumps(data))}",
@@ -232,16 +238,22 @@ class RemoteEngine:
             text, reasoning = content.lstrip("\n").removeprefix(END_THINK).lstrip("\n"), str(given)
         else:
             text, reasoning = split_reasoning(content)
-        reason: Literal["stop", "length"] = "length" if choice.get("finish_reason") == "length" else "stop"
-        usage = data.get("usage") or {}
+        reason: Literal["stop", "length"] = "length" if ended == "length" else "stop"
+        usage = data.get("usage")
+        fault = ""
+        if ended in NO_ANSWER or (refusal and not content):
+            fault = f"the server gave no answer: {_shorten(str(refusal or choice.get('error') or ended))}"
         return Completion(
             prompt_ids=(),
             token_ids=[],
             logprobs=[],
             finish_reason=reason,
-            text=text,
-            reasoning=reasoning,
-            usage={name: value for name, value in usage.items() if type(value) is int},
+            text=_writable(text),
+            reasoning=None if reasoning is None else _writable(reasoning),
+            usage={name: value for name, value in usage.items() if type(value) is int}
+            if isinstance(usage, dict)
+            else {},
+            error=fault,
         )
 
     def _post(self, body: dict[str, Any], gate: _Gate) -> Any:
@@ -256,7 +268,7 @@ class RemoteEngine:
             except urllib.error.HTTPError as error:
                 gate.toll.refused(gate.place)
                 fault, wait = f"HTTP {error.code}: {_message_of(error)}", _retry_after(error.headers)
-                if error.code not in RETRIED:
+                if error.code not in RETRIED and (error.code < 500 or error.code in FINAL):
                     remedy = self._remedy(error.code, fault)
                     raise RemoteError(fault, where=self.url, remedy=remedy, status=error.code) from None
             except (OSError, HTTPException) as error:  # URLError and timeouts are OSErrors
@@ -287,9 +299,15 @@ class RemoteEngine:
             promised = reply.headers.get("Content-Length", "")
         try:
             return json.loads(raw)
+        except RecursionError:
+            raise RemoteError(
+                "the answer is JSON that nests without end",
+                where=self.url,
+                remedy="The address must speak OpenAI's chat completions.",
+            ) from None
         except ValueError:
-            if raw.lstrip()[:1] == b"{" or (
-                promised.isdigit() and len(raw) < int(promised)
+            if (
+                not raw or raw.lstrip()[:1] == b"{" or (promised.isdigit() and len(raw) < int(promised))
             ):  # read(n) is silent about it
                 raise HTTPException(f"the answer broke off after {len(raw)} bytes") from None
             raise RemoteError(
@@ -299,37 +317,9 @@ class RemoteEngine:
             ) from None
 
 
-def _further(params: SamplingParams) -> dict[str, Any]:
-    """What is asked beyond the ordinary, under the names that OpenAI's API, or vLLM's and SGLang's beside it, have for it."""
-    default, found = SamplingParams(), dict[str, Any]()
-    for name in ("top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "ignore_eos"):
-        if getattr(params, name) != getattr(default, name):
-            found[name] = getattr(params, name)
-    if params.logit_bias:
-        found["logit_bias"] = {str(token): bias for token, bias in params.logit_bias}
-    for name in ("stop", "stop_token_ids"):
-        if given := getattr(params, name):
-            found[name] = list(given)
-    if params.top_logprobs:
-        found |= {"logprobs": True, "top_logprobs": params.top_logprobs}
-    return found | (_grammar(params.grammar) if params.grammar else {})
-
-
-def _grammar(grammar: Grammar) -> dict[str, Any]:
-    if grammar.kind == "calls":
-        raise DataError(
-            "a request to an address carries no tools, so that none can be called",
-            where="grammar",
-            remedy="Ask for JSON by the function's schema: kind json_schema.",
-        )
-    if grammar.kind == "json":
-        return {"response_format": {"type": "json_object"}}
-    if grammar.kind == "json_schema":
-        schema = {"name": "reply", "schema": json.loads(grammar.source), "strict": True}
-        return {"response_format": {"type": "json_schema", "json_schema": schema}}
-    return (
-        {"guided_regex": grammar.source} if grammar.kind == "regex" else {"guided_choice": json.loads(grammar.source)}
-    )
+def _writable(text: str) -> str:
+    """Half a surrogate pair, which no file can hold, is U+FFFD."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _text_of(content: Any) -> str:

@@ -79,8 +79,8 @@ class Completion:
     `kept` is [len(token_ids), ceil(vocab / 8)] uint8, the tokens that top-k and top-p left for each draw, as `numpy.packbits` writes
     them; None where the engine does not record it.
     `top_logprobs[i]`: the likeliest tokens at that place, where they were asked for. `usage` counts `prompt_tokens`,
-    `completion_tokens` and, of a local engine, `prompt_cache_hit_tokens` and `prompt_cache_miss_tokens`. `error`: why the grammar gave up in the
-    middle, where it did: the reply does not match it.
+    `completion_tokens` and, of a local engine, `prompt_cache_hit_tokens` and `prompt_cache_miss_tokens`. `error`: why this is no answer,
+    where it is none: the grammar gave up in the middle, or a logit was not a number.
     `text` is the reply after `</think>`, `reasoning` what stood before it (None: it did not think).
     """
 

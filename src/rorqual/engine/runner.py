@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -13,17 +14,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rorqual.core.errors import ConfigError, NumericsError
+from rorqual.core.errors import ConfigError
 from rorqual.engine.cache import NOBODY, Group, PagedCache, StepCache, token_bytes
 from rorqual.engine.grammar import Constraint
+from rorqual.engine.packed import tiled
 from rorqual.engine.penalties import Counts, needs_history
 from rorqual.engine.sampler import Settings, adjust, distribution, draw_from, mask_rows, top, uniform
 from rorqual.engine.scheduler import Chunk, Plan, Scheduler
 from rorqual.engine.sequence import Ints, Sequence
 from rorqual.model import Decoder, Output
 from rorqual.ops.invariant import LANES
-from rorqual.ops.paged import BLOCK, MIN_ROWS, QUERIES, Tiles, tiles_of
-from rorqual.ops.registry import INVARIANT, LOOSE
+from rorqual.ops.paged import BLOCK, QUERIES, Tiles, tiles_of
+from rorqual.ops.registry import LOOSE, invariant_in
+from rorqual.ops.rows import Rows
 
 
 @dataclass(frozen=True)
@@ -65,9 +68,9 @@ PAIRS = 48
 """Tiles of queries times blocks that attention works on at once: so many scores stay in a processor's cache."""
 
 
-def filled(tokens: int, rows: int = MIN_ROWS) -> int:
+def filled(tokens: int, rows: int) -> int:
     """Tokens of a step, filled up: at least `rows`, and of few different numbers, for each of which oneDNN builds primitives."""
-    multiple = rows if tokens <= 32 else 16 if tokens <= 256 else 64
+    multiple = rows if tokens <= 32 else max(rows, 16) if tokens <= 256 else 64
     return -(-tokens // multiple) * multiple
 
 
@@ -99,15 +102,13 @@ class Runner:
         slots: int,
         max_len: int,
         blocks: int,
+        rows: Rows,
         *,
         record_experts: bool,
         record_kept: bool = False,
-        invariant: bool = True,
     ) -> None:
-        # A shallow copy: the same parameters, in the same dictionaries, run with other operations.
-        self.model = copy.copy(model)
-        self.model.ops = INVARIANT if invariant else LOOSE
-        self.rows = MIN_ROWS if invariant else 1
+        self.rows, self._source = rows, model
+        self.renew()
         self.layers, self.k, n_experts = routed_layers(model) if record_experts else (0, 0, 0)
         weight = model.embed_tokens.weight
         self.device, self.dtype = weight.device, weight.dtype
@@ -127,6 +128,14 @@ class Runner:
         self._constrained: list[tuple[int, Constraint]] = []
         self._version = -1
         self._tiles: tuple[tuple[int, int], Tiles] | None = None
+        self.soiled = False
+        """Whether something that is no number was ever written to the cache."""
+
+    def renew(self) -> None:
+        """Look anew what the model is made of: its own parameters are run, with other operations."""
+        rows = self.rows
+        self.model = tiled(self._source, rows.most) if rows.most else copy.copy(self._source)  # the same dictionaries
+        self.model.ops = LOOSE if rows.least == 1 else invariant_in(rows)
 
     @staticmethod
     def block_bytes(model: Decoder) -> int:
@@ -182,12 +191,6 @@ class Runner:
         """The history of a sequence of `length` ids."""
         start, slot = len(sequence.prompt), sequence.slot
         logprobs = self.logprobs[slot, start:length]
-        if not np.isfinite(logprobs).all():
-            raise NumericsError(
-                f"the model gave a logit that is not a number, for a prompt of {start} tokens",
-                where="engine",
-                remedy="Its weights hold NaN or infinity: go back to an earlier checkpoint.",
-            )
         experts = None
         if self.layers:
             blocks = torch.tensor(sequence.blocks, device=self.device)
@@ -205,7 +208,7 @@ class Runner:
         self._lay_tables(plan, scheduler)
         chunks = plan.chunks
         size = n + sum(c.stop - c.start for c in chunks)
-        ids = np.zeros(filled(size, self.rows), np.int64)
+        ids = np.zeros(filled(size, self.rows.least), np.int64)
         at, block, offset = np.zeros_like(ids), np.full_like(ids, NOBODY), np.zeros_like(ids)
         ids[:n], at[:n] = self.ids[slot, position], position
         block[:n], offset[:n] = self.tables[slot, position // BLOCK], position % BLOCK
@@ -221,6 +224,7 @@ class Runner:
         ids[size:], at[size:] = ids[0], at[0]  # copies of the first token, so that they need no experts of their own
         cache = StepCache(self.cache, block, offset, self._groups(plan, slot, position, scheduler.version))
         output = self.model(self._tensor(ids[None]), self._tensor(at[None]), cache=cache)
+        self.soiled |= not math.isfinite(float(output.hidden.sum()))
         if self.layers:
             chosen = torch.stack([routing.indices for routing in output.routing], dim=1).to(self.cache.experts.dtype)
             self.cache.experts.flatten(0, 1).index_copy_(0, self._tensor(block * BLOCK + offset), chosen)
@@ -279,7 +283,7 @@ class Runner:
             self._constrained = [(row, s.constraint) for row, s in enumerate(scheduler.active) if s.constraint]
             self._version = scheduler.version
         settings = self._settings
-        index = torch.tensor(last + [0] * (-n % self.rows), device=self.device)
+        index = torch.tensor(last + [0] * (-n % self.rows.least), device=self.device)
         logits = self._logits(output.hidden[0].index_select(0, index))[:n]
         if settings.adjusted:
             logits = adjust(logits, settings, self.counts, slot)
@@ -309,7 +313,9 @@ class Runner:
         if not asked:
             return
         most = max(active[row].params.top_logprobs for row in asked)
-        ids, values = (t.tolist() for t in top(logprobs[asked], most))
+        # Of what is not a number nothing is likely; whoever has such a row ends with this step.
+        some = logprobs[asked]
+        ids, values = (t.tolist() for t in top(some.masked_fill(some.isnan(), -torch.inf), most))
         for row, row_ids, row_values in zip(asked, ids, values):
             k = active[row].params.top_logprobs
             self.top[active[row].slot].append(list(zip(row_ids[:k], row_values[:k])))

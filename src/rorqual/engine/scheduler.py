@@ -153,7 +153,7 @@ class Scheduler:
         scarce = len(self._free) < min(len(self.waiting), max(1, int(self.slots * self.patience)))
         if scarce and (not (self.active or self.feeding) or self.waiting.highest <= self._last().priority):
             return
-        leaders = {(s.tenant, tuple(s.tokens)): s for s in self.feeding}
+        leaders = {(s.tenant, tuple(s.tokens)): s for s in self.feeding if not s.stale}
         served = self._served()
         while self.waiting:
             sequence = self.waiting.next(served)
@@ -321,6 +321,7 @@ class Scheduler:
             if leader.ticket == ticket:
                 self.feeding.remove(leader)
                 self.pages.name(leader, leader.fed)
+                self.waiting.charge(leader.tenant, max(0, leader.fed - max(leader.hit, 0)), 0)
                 self._leave(leader)
                 self._send_back(leader.followers, None)  # of another request with the same prompt
                 leader.followers = []
@@ -330,20 +331,34 @@ class Scheduler:
 
     def renew(self, fingerprint: bytes) -> None:
         """Other weights: nothing that was kept of the old ones serves again. What runs goes on, and its blocks, which hold
-        both, are named no more."""
+        both, are named no more; nobody who comes from now on shares them."""
         self.pages.renew(fingerprint)
-        for sequence in (*self.active, *self.feeding, *(f for s in self.feeding for f in s.followers)):
-            sequence.reuse = False
+        for sequence in self._seated():
+            sequence.reuse, sequence.stale = False, True
+        for sequence in self.waiting:
+            sequence.keys = []
+
+    def reset(self) -> None:
+        """A step broke off in the middle: forget all that runs, waits and was kept in memory, for nobody knows what of it was computed."""
+        for sequence in (*self._seated(), *self.waiting):
+            sequence.slot, sequence.blocks, sequence.followers = -1, [], []
+        self.active, self.feeding, self.waiting = [], [], Waiting()
+        self._free = list(range(self.slots - 1, -1, -1))
+        self.version += 1
+        self.pages.reset()
+
+    def _seated(self) -> list[Sequence]:
+        """Whoever has a slot."""
+        return [*self.active, *self.feeding, *(f for s in self.feeding for f in s.followers)]
 
     def tickets(self) -> set[int]:
         """Of all that runs or waits."""
-        running = (*self.active, *self.feeding, *(f for s in self.feeding for f in s.followers))
-        return {s.ticket for s in running} | self.waiting.tickets()
+        return {s.ticket for s in (*self._seated(), *self.waiting)}
 
     def check(self) -> None:
         """RuntimeError unless slots and blocks add up: a law that holds after every step."""
         held = [*self.active, *self.feeding]
-        seated = [*held, *(f for s in self.feeding for f in s.followers)]
+        seated = self._seated()
         if len(self._free) + len(seated) != self.slots or len({s.slot for s in seated} | set(self._free)) != self.slots:
             raise RuntimeError("slots do not add up")
         self.pages.pool.check([[0], *(s.blocks for s in held)])

@@ -21,6 +21,7 @@ class Sequence:
     `tokens`: what is known of it when it is (again) admitted: the prompt, and what had been drawn before it stepped back. `fed`: how
     many of these are in the cache. `hit`: tokens of the prompt that were found there. `saved` is what the runner kept of it while it
     steps back. `halts`, given all its ids, says whether what was drawn last ends it; `halted`: it did. `constraint`: what the next token may be.
+    `stale`: it was under way when the weights changed.
     """
 
     ticket: int
@@ -44,6 +45,7 @@ class Sequence:
     saved: object = None
     halts: Callable[[list[int]], bool] | None = None
     halted: bool = False
+    stale: bool = False
     constraint: Constraint | None = None
 
     @property

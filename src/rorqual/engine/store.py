@@ -116,7 +116,7 @@ class DiskStore:
         self._pending_bytes = 0
         self._total = 2 * _PAGE  # the secret and the lock
         self._counts = dict.fromkeys(("written", "read", "damaged", "dropped", "evicted"), 0)
-        self._last = 0
+        self._last, self._owner = 0, os.getpid()
         self._closing = self._complained = False
         self._changed = threading.Condition()
         with _mendable(folder):
@@ -195,7 +195,10 @@ class DiskStore:
                 self._changed.wait(0.1)
 
     def close(self) -> None:
-        """Writes what is queued and gives the folder back. Afterwards nothing is found and nothing kept."""
+        """Writes what is queued and gives the folder back. Afterwards nothing is found and nothing kept. In a process that was forked from the
+        one that opened it, which has neither writer nor right to the folder: nothing."""
+        if os.getpid() != self._owner:
+            return
         self.flush()
         with self._changed:
             if self._closing:

@@ -8,7 +8,7 @@ counter of those that are busy, so that nobody saves up turns.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Generic, Protocol, TypeVar
 
 DRAWN = 2.0
@@ -81,9 +81,9 @@ class Waiting(Generic[W]):
         """A tenant was served: tokens fed and drawn."""
         self._counters[tenant] = self._counters.get(tenant, 0.0) + fed + DRAWN * drawn
 
-    def tickets(self) -> set[int]:
-        """Of all that waits."""
-        return {item[2].ticket for queue in self._queues.values() for item in queue}
+    def __iter__(self) -> Iterator[W]:
+        """All that waits, in no order."""
+        return (item[2] for queue in self._queues.values() for item in queue)
 
     def drop(self, ticket: int) -> None:
         """Forget what waits under `ticket`."""

@@ -12,7 +12,7 @@ from rorqual.core.errors import DataError, RorqualError
 from rorqual.core.records import Thinking
 from rorqual.engine.request import Completion, Generator, Request, SamplingParams
 from rorqual.evals.evaluation import ALL, Evaluation, Sample, cell_name
-from rorqual.tasks.base import Problem, Split, Task
+from rorqual.tasks.base import Problem, Split, Task, Verdict
 from rorqual.tasks.find import safe_grade, safe_problems
 
 GREEDY = SamplingParams()
@@ -133,7 +133,7 @@ def _sample(task: Task, problem: Problem, completion: Completion) -> Sample:
         answer=problem.answer,
         reply=completion.text,
         reasoning=completion.reasoning,
-        verdict=safe_grade(task, problem, completion.text),
+        verdict=Verdict.UNGRADED if completion.error else safe_grade(task, problem, completion.text),
         tokens=tokens,
         thinking_tokens=thinking_tokens(completion, tokens) if thought else 0,
         thought=thought,

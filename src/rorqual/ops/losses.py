@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-
-from rorqual.ops.invariant import LANES
 
 
 def token_logprobs(logits: Tensor, targets: Tensor) -> Tensor:
@@ -20,12 +17,6 @@ def keep_only(logits: Tensor, kept: Tensor) -> Tensor:
     shifts = torch.arange(7, -1, -1, device=kept.device, dtype=torch.uint8)
     bits = (kept.unsqueeze(-1) >> shifts) & 1
     return logits.masked_fill(bits.flatten(-2)[:, : logits.shape[-1]] == 0, float("-inf"))
-
-
-def filled_up(logits: Tensor) -> Tensor:
-    """logits [n, vocab] with as many columns of -inf as make whole vectors: the exponentials of a rest are rounded in another way."""
-    rest = -logits.shape[-1] % LANES
-    return F.pad(logits, (0, rest), value=float("-inf")) if rest else logits
 
 
 def reverse_kl(now: Tensor, reference: Tensor) -> Tensor:

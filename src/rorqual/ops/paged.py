@@ -8,7 +8,6 @@ Gimelshein 2018), split over the keys.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,12 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rorqual.ops.rows import ENOUGH, Rows, bmm
+
 BLOCK = 64
 """Keys in a block: a page of the cache, what a prefix is shared by, and the unit of every sum over keys."""
-MIN_ROWS = 4
-"""Rows from which on a product's rounding no longer depends on their number (measured: docs/LOG.md, 'the same bits')."""
-
-
 QUERIES = 32
 """Queries of one sequence that meet a block together in a prefill."""
 HIDDEN = np.float32(-1e30)
@@ -41,7 +38,7 @@ class Tiles:
 
     tile [pairs]; block [pairs]: its place in the pool; mask [pairs, queries, BLOCK]: what is added to a score, `HIDDEN` for a key that a
     query must not see, else 0. gather [tiles * queries]: the token of each query, and of a tile that is not full its last again; slot
-    [tokens]: the query of each token; both None where query i is token i. rows: what a product's rows are filled up to.
+    [tokens]: the query of each token; both None where query i is token i. rows: of a product, `ops.rows`.
 
     span: where the blocks lie close together, the part of the pool that holds them: then nothing is gathered from it, and `met` and
     `mask` are of every block of the part, in its order; back [pairs]: the place of each pair there (None: its own). met: the tile that
@@ -56,7 +53,7 @@ class Tiles:
     mask: Tensor
     gather: Tensor | None
     slot: Tensor | None
-    rows: int = MIN_ROWS
+    rows: Rows
     span: slice | None = None
     met: Tensor | None = None
     back: Tensor | None = None
@@ -79,7 +76,7 @@ def tiles_of(
     tables: npt.NDArray[np.integer],
     queries: int,
     device: torch.device | str = "cpu",
-    rows: int = MIN_ROWS,
+    rows: Rows = ENOUGH,
 ) -> Tiles:
     """Tiles for tokens that lie sequence after sequence: `count[i]` of sequence i, at its positions first[i], first[i] + 1, ...
 
@@ -155,8 +152,8 @@ def attend(q: Tensor, keys: Tensor, values: Tensor | int, tiles: Tiles, scale: f
     if tiles.queries > 1:
         q = q.unflatten(0, (-1, tiles.queries)).transpose(1, 2).flatten(2, 3)  # [tiles, heads, queries * repeat, d]
     rows = q.shape[2]
-    if rows < tiles.rows:
-        q = F.pad(q, (0, 0, 0, tiles.rows - rows))
+    if rows < tiles.rows.least:
+        q = F.pad(q, (0, 0, 0, tiles.rows.least - rows))
     out = attend_tiles(q, keys, values, tiles, scale)[:, :, :rows]
     if tiles.queries > 1:
         out = out.unflatten(2, (tiles.queries, repeat)).transpose(1, 2).flatten(0, 1)
@@ -165,12 +162,11 @@ def attend(q: Tensor, keys: Tensor, values: Tensor | int, tiles: Tiles, scale: f
 
 def attend_tiles(q: Tensor, keys: Tensor, values: Tensor | int, tiles: Tiles, scale: float) -> Tensor:
     """`attend` for queries in tiles: q [tiles, heads, rows, d] -> [tiles, heads, rows, d_v]; the rows of one query are side by side."""
-    grad = torch.is_grad_enabled()
     _, heads, rows, _ = q.shape
     k = _blocks(keys, tiles)  # [pairs, heads, BLOCK, d]
     v = k[..., :values] if isinstance(values, int) else _blocks(values, tiles)
     met = q if tiles.met is None else q.index_select(0, tiles.met)
-    scores = torch.bmm(met.flatten(0, 1), k.flatten(0, 1).transpose(1, 2))
+    scores = bmm(met.flatten(0, 1), k.flatten(0, 1).transpose(1, 2), tiles.rows.most)
     queries = tiles.mask.shape[1]
     wide = scores.view(len(k), heads, queries, -1, BLOCK)  # a decode tile's one query stands for all its rows
     scores = torch.add(tiles.mask.view(-1, 1, queries, 1, BLOCK), wide, alpha=scale).view(len(k), heads, rows, BLOCK)
@@ -180,23 +176,23 @@ def attend_tiles(q: Tensor, keys: Tensor, values: Tensor | int, tiles: Tiles, sc
         mixed = mixed.index_select(0, tiles.back)
     if len(tiles.counts) == 1:
         return mixed
-    share = _shares(scores, weights, tiles, grad)
-    share = share / _added(share.clone(), tiles.counts, grad).index_select(0, tiles.tile)
-    return _added(mixed.float() * share, tiles.counts, grad).to(q.dtype)
+    share = _shares(scores, weights, tiles)
+    share = share / _added(share, tiles).index_select(0, tiles.tile)
+    return _added(mixed.float() * share, tiles).to(q.dtype)
 
 
-def _shares(scores: Tensor, weights: Tensor, tiles: Tiles, grad: bool) -> Tensor:
+def _shares(scores: Tensor, weights: Tensor, tiles: Tiles) -> Tensor:
     """What each block's mean counts for, [pairs, heads, rows, 1]: its sum of exponentials over the exponential of the tile's highest score.
 
     The largest weight of a block is 1 over its sum of exponentials. A block of which a query sees nothing counts for exactly 0; divided by the
     sum of all, a single block counts for exactly 1: a query is rounded in one way, whatever blocks it meets in vain.
     """
     top, most = scores.detach().amax(-1, keepdim=True), weights.detach().amax(-1, keepdim=True)
-    whole = scores.logsumexp(-1, keepdim=True) if grad else None
+    whole = scores.logsumexp(-1, keepdim=True) if torch.is_grad_enabled() else None
     if tiles.back is not None:
         top, most = top.index_select(0, tiles.back), most.index_select(0, tiles.back)
         whole = None if whole is None else whole.index_select(0, tiles.back)
-    share = (top - _highest(top, tiles.counts).index_select(0, tiles.tile)).exp() / most
+    share = (top - _highest(top, tiles).index_select(0, tiles.tile)).exp() / most
     # In training: times 1, whose gradient is that of the block's sum of exponentials.
     return share if whole is None else share * (whole - whole.detach()).exp()
 
@@ -205,21 +201,14 @@ def _blocks(pool: Tensor, tiles: Tiles) -> Tensor:
     return pool.index_select(0, tiles.block) if tiles.span is None else pool[tiles.span]
 
 
-def _highest(parts: Tensor, counts: Sequence[int]) -> Tensor:
-    total, at = parts[: counts[0]].clone(), counts[0]
-    for count in counts[1:]:
-        torch.maximum(total[:count], parts[at : at + count], out=total[:count])
-        at += count
-    return total
+def _highest(parts: Tensor, tiles: Tiles) -> Tensor:
+    """The most of a tile's blocks: parts [pairs, heads, rows, 1] -> [tiles, heads, rows, 1]."""
+    first, further = parts.split((tiles.counts[0], len(parts) - tiles.counts[0]))
+    index = tiles.tile[len(first) :].view(-1, 1, 1, 1).expand_as(further)
+    return first.scatter_reduce(0, index, further, "amax")
 
 
-def _added(parts: Tensor, counts: Sequence[int], grad: bool) -> Tensor:
-    """The sum over a tile's blocks, first to last: parts [pairs, ...] -> [tiles, ...]."""
-    total, at = parts[: counts[0]], counts[0]
-    for count in counts[1:]:
-        part = parts[at : at + count]
-        total = torch.cat((total[:count] + part, total[count:])) if grad else total
-        if not grad:
-            total[:count].add_(part)
-        at += count
-    return total
+def _added(parts: Tensor, tiles: Tiles) -> Tensor:
+    """The sum over a tile's blocks, on a CPU first to last: parts [pairs, ...] -> [tiles, ...]."""
+    first = tiles.counts[0]
+    return parts[:first].index_add(0, tiles.tile[first:], parts[first:])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,7 @@ from torch import Tensor
 from rorqual.core.errors import ConfigError, nearest
 from rorqual.ops import attention, invariant, moe, norm
 from rorqual.ops.backends import cpu
+from rorqual.ops.rows import Rows, bmm
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,9 @@ class Ops:
     experts_tuned: Callable[[Tensor, moe.Routing, Tensor, Tensor, Sequence[int], Sequence[Tensor]], Tensor]
     silu: Callable[[Tensor], Tensor] = F.silu
     sigmoid: Callable[[Tensor], Tensor] = torch.sigmoid
+    experts_packed: Callable[[Tensor, moe.Routing, Sequence[Tensor], Sequence[Tensor]], Tensor] = invariant.experts
+    """`experts` without gradients, of matrices each laid out by itself (`ops.layout`)."""
+    bmm: Callable[[Tensor, Tensor], Tensor] = torch.bmm
     in_blocks: bool = False
     """Attend in blocks of keys of one fixed size (`ops.paged`), also without a cache."""
 
@@ -41,8 +46,22 @@ INVARIANT = Ops(
     invariant.sigmoid,
     in_blocks=True,
 )
-LOOSE = replace(INVARIANT, name="loose", experts=invariant.loose_experts, silu=F.silu, sigmoid=torch.sigmoid)
+LOOSE = replace(
+    INVARIANT,
+    name="loose",
+    experts=invariant.loose_experts,
+    experts_packed=invariant.loose_experts,
+    silu=F.silu,
+    sigmoid=torch.sigmoid,
+)
 """What generation runs on where the last bits may depend on the neighbours: nothing is filled up."""
+
+
+@lru_cache
+def invariant_in(rows: Rows) -> Ops:
+    """`INVARIANT` with so many rows to a product."""
+    experts = partial(invariant.experts, rows=rows)
+    return replace(INVARIANT, experts=experts, experts_packed=experts, bmm=partial(bmm, most=rows.most))
 
 
 def backend(name: str) -> Ops:

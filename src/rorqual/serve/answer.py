@@ -22,16 +22,24 @@ from rorqual.serve.schemas import Sampling
 from rorqual.serve.service import Service
 from rorqual.serve.wire import Ask
 
+LONG = 1 << 14
+"""Bytes of a body from which on its texts are cut into tokens in a thread."""
+
 
 class Shape(ABC):
     """The objects of one route, for one request."""
 
+    param: ClassVar[str]
     prefix: ClassVar[str]
     whole: ClassVar[str]
     part: ClassVar[str]
 
     def __init__(self, service: Service) -> None:
         self.service = service
+
+    @abstractmethod
+    def texts(self) -> list[list[str]]:
+        """Of each prompt what text it will hold; `param` is where it stands."""
 
     @abstractmethod
     def asks(self) -> list[Ask]:
@@ -59,22 +67,29 @@ class Shape(ABC):
         }
 
 
-async def answer(request: Request, shape: Shape, wanted: Sampling, ignored: list[str]) -> Response:
-    """The answer to a request of any shape."""
+async def answer(request: Request, shape: Shape, wanted: Sampling, ignored: list[str], size: int) -> Response:
+    """The answer to a request of any shape, whose body had `size` bytes."""
     tenant: str = request.state.tenant
-    asks = shape.asks()
+    service = shape.service
+    info = service.check_model(wanted.model)
+    for prompt in shape.texts():
+        service.check_size(prompt, shape.param, info)
+    with service.bridge.place(tenant):
+        # A long text takes the tokenizer a while: beside the loop, which all streams share. It lets go of the interpreter.
+        long = size > LONG
+        asks = await unless_gone(request, service.beside(tenant, shape.asks)) if long else shape.asks()
     headers = header_of(ignored)
     if wanted.stream:
         return EventStream(_events(shape, wanted, asks, tenant), headers)
-    return JSONResponse(await unless_gone(request, _whole(shape, asks, tenant)), headers=headers)
+    return JSONResponse(await unless_gone(request, _whole(shape, asks, tenant, wanted.bound)), headers=headers)
 
 
 def _reply(shape: Shape, job: Any) -> Reply:
     return Reply(job, shape.service.chat, shape.new, shape.service.metrics)
 
 
-async def _whole(shape: Shape, asks: list[Ask], tenant: str) -> dict[str, Any]:
-    with shape.service.bridge.job(asks, tenant) as job:
+async def _whole(shape: Shape, asks: list[Ask], tenant: str, bound: str | None) -> dict[str, Any]:
+    with shape.service.bridge.job(asks, tenant, bound) as job:
         reply = _reply(shape, job)
         await reply.whole()
     choices = [shape.choice(index, choice) for index, choice in enumerate(reply.choices)]
@@ -85,7 +100,7 @@ async def _events(shape: Shape, wanted: Sampling, asks: list[Ask], tenant: str) 
     envelope = shape.envelope(shape.part)
     with_usage = wanted.stream_options is not None and wanted.stream_options.include_usage
     extra: dict[str, Any] = {"usage": None} if with_usage else {}
-    with shape.service.bridge.job(asks, tenant) as job:
+    with shape.service.bridge.job(asks, tenant, wanted.bound) as job:
         reply = _reply(shape, job)
         async with aclosing(reply.pieces(shape.service.keep_alive)) as pieces:
             async for step in pieces:

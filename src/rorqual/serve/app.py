@@ -37,6 +37,10 @@ class Edge:
             await send(message)
 
         try:
+            if framed_twice(scope):
+                error = ApiError(400, "a body has a length or comes in chunks, not both", code="two_lengths")
+                await _answer(error, {"connection": "close"})(scope, receive, counted)
+                return
             tenant = self._tenant(scope)
             if tenant is None:
                 error = ApiError(401, "a key is needed: Authorization: Bearer KEY", code="invalid_api_key")
@@ -53,6 +57,12 @@ class Edge:
             return None
         scheme, _, key = given[0].decode("latin-1").partition(" ")
         return self.service.keys.tenant(key.strip()) if scheme.lower() == "bearer" else None
+
+
+def framed_twice(scope: Scope) -> bool:
+    """Whether a request says its length in two ways: a proxy before us may go by the other, and what it takes for the body, by ours, be a
+    second request (RFC 9112, 6.1). The connection is closed."""
+    return {b"content-length", b"transfer-encoding"} <= {name for name, _ in scope["headers"]}
 
 
 def _route(scope: Scope) -> str:
@@ -72,7 +82,8 @@ async def _api_error(request: Request, error: Exception) -> Response:
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     headers = dict(error.headers or {})
-    return _answer(ApiError(error.status_code, str(error.detail), code="no_such_route"), headers)
+    code = "method_not_allowed" if error.status_code == 405 else "no_such_route"
+    return _answer(ApiError(error.status_code, str(error.detail), code=code), headers)
 
 
 async def _gone(request: Request, error: Exception) -> Response:

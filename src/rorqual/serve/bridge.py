@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -38,6 +39,7 @@ class Job:
     asks: tuple[Ask, ...]
     tenant: str
     numbers: tuple[int, ...] = ()
+    bound: str | None = None
     sent: bool = False
     tries: int = 0
     left: int = 0
@@ -69,14 +71,18 @@ class Job:
 
 
 class Bridge:
-    """Starts the engine and keeps it alive. `queue`: requests at a time, running or waiting; more are refused.
+    """Starts the engine and keeps it alive. `queue`: requests at a time, running or waiting; more are refused, but for those of a tenant
+    that has less than its `share`, so that nobody takes everybody's place.
 
     `hang`: seconds of work without a sign of life after which the engine is killed, and `load`: seconds after which it is if it is not
     ready by then. `stats`: what it last said of itself.
     """
 
-    def __init__(self, placed: Placed, *, queue: int = 256, hang: float = 120.0, load: float = 3600.0) -> None:
+    def __init__(
+        self, placed: Placed, *, queue: int = 256, tenants: int = 1, hang: float = 120.0, load: float = 3600.0
+    ) -> None:
         self.placed, self.queue, self.hang, self.load = placed, queue, hang, load
+        self.share = max(1, queue // tenants)
         self.info: Ready | None = None
         self.alive = False
         self.restarts = 0
@@ -87,6 +93,7 @@ class Bridge:
         self._loading: float | None = None  # since when
         self._late = False
         self._numbers = 0
+        self._coming: Counter[str] = Counter()
         self._closing = False
         self._process: asyncio.subprocess.Process | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -115,18 +122,34 @@ class Bridge:
             with suppress(asyncio.CancelledError):
                 await task
 
-    @contextmanager
-    def job(self, asks: Sequence[Ask], tenant: str) -> Iterator[Job]:
-        """A request for as long as somebody waits for it: on leaving, whatever still runs of it is cancelled."""
+    def check_room(self, tenant: str) -> None:
+        """Refuse one more request of `tenant` where there is no place for it."""
         if self._closing:
             raise ApiError(503, "the server is stopping", code="stopping")
-        if len(self.jobs) >= self.queue:
+        under_way = Counter(job.tenant for job in self.jobs.values()) + self._coming
+        if (total := under_way.total()) >= self.queue and under_way[tenant] >= self.share:
             raise ApiError(
-                429, f"{self.queue} requests are under way, which is the limit; try later", code="queue_full"
+                429, f"{total} requests are under way, the limit is {self.queue}; try later", code="queue_full"
             )
+
+    @contextmanager
+    def place(self, tenant: str) -> Iterator[None]:
+        """A place for a request on its way, which is to be a `job`."""
+        self.check_room(tenant)
+        self._coming[tenant] += 1
+        try:
+            yield
+        finally:
+            self._coming[tenant] -= 1
+
+    @contextmanager
+    def job(self, asks: Sequence[Ask], tenant: str, bound: str | None = None) -> Iterator[Job]:
+        """A request for as long as somebody waits for it: on leaving, whatever still runs of it is cancelled. `bound`: the parameter that
+        binds its replies, where one does."""
+        self.check_room(tenant)
         if not self.jobs:
             self._heard = time.monotonic()  # an engine without work has nothing to say
-        job = Job(tuple(asks), tenant, tuple(range(self._numbers, self._numbers + len(asks))))
+        job = Job(tuple(asks), tenant, tuple(range(self._numbers, self._numbers + len(asks))), bound)
         self._numbers += len(asks)
         self.jobs[job.numbers[0]] = job
         before = 0
@@ -209,7 +232,8 @@ class Bridge:
                     self._fatal(RorqualError(message["what"], where=message["where"], remedy=message["remedy"]))
                 case "refused":
                     if (part := self._parts.get(message["number"])) is not None:
-                        self._end(part[0], ApiError(400, message["message"]))
+                        status, param = message["status"], part[0].bound
+                        self._end(part[0], ApiError(status, message["message"], param=param if status == 400 else None))
                 case "beat":
                     self.stats = message["stats"]
                 case "drawn":

@@ -9,6 +9,7 @@ from contextlib import aclosing, suppress
 from typing import Any, TypeVar
 
 from fastapi import Request
+from starlette.requests import ClientDisconnect
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
@@ -22,6 +23,8 @@ KINDS = ("application/json", "application/octet-stream", "text/plain", "")
 """Content types that are read as JSON: some clients say nothing, or the least, of what they send."""
 DONE = "data: [DONE]\n\n"
 COMMENT = ": still here\n\n"
+BREAKS = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
+"""Where Python's `splitlines`, and so httpx's `iter_lines`, breaks a line, though no standard of events does: JSON may escape them."""
 HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
 
 
@@ -31,7 +34,7 @@ class Gone(Exception):
 
 def event(value: Any) -> str:
     """One event of a stream."""
-    return f"data: {json.dumps(value, ensure_ascii=False, separators=(',', ':'))}\n\n"
+    return f"data: {json.dumps(value, ensure_ascii=False, separators=(',', ':')).translate(BREAKS)}\n\n"
 
 
 async def body_of(request: Request, limit: int) -> bytes:
@@ -52,6 +55,8 @@ async def body_of(request: Request, limit: int) -> bytes:
                     parts.append(part)
                 elif size > DISCARDED:
                     break
+    except ClientDisconnect:
+        raise Gone from None
     except TimeoutError:
         raise ApiError(408, f"the body did not arrive within {BODY_SECONDS:.0f} seconds") from None
     if size > limit:

@@ -71,6 +71,14 @@ class Guided(Schema):
         | None
     ) = None
 
+    @property
+    def bound(self) -> str | None:
+        """The parameter that binds the answer, where one does."""
+        asked = self.response_format is not None and self.response_format.type != "text"
+        given = {"response_format": asked, "guided_json": self.guided_json is not None}
+        given |= {"guided_regex": self.guided_regex is not None, "guided_choice": self.guided_choice is not None}
+        return next((name for name, there in given.items() if there), None)
+
     def grammar(self) -> Grammar | None:
         """What the answer must match; more than one is refused."""
         found: dict[str, Grammar] = {}

@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+UNDER_WAY = {"running": "Requests that draw tokens", "waiting": "Requests without a token yet"}
+
 
 @dataclass(frozen=True)
 class Now:
@@ -27,6 +29,7 @@ class Metrics:
     first_token_seconds: float = 0.0
     first_tokens: int = 0
     cancelled: int = 0
+    failed: int = 0
 
     def used(self, tenant: str, hit: int, miss: int, completion: int) -> None:
         """Tokens of one request: of its prompt from the prefix cache, of its prompt computed, drawn."""
@@ -38,17 +41,23 @@ class Metrics:
         self.first_token_seconds += seconds
         self.first_tokens += 1
 
-    def text(self, now: Now) -> str:
-        """The page that Prometheus reads (text format 0.0.4)."""
+    def text(self, now: Now, only: str | None = None) -> str:
+        """The page that Prometheus reads (text format 0.0.4). `only`: what concerns this tenant, and nothing of others."""
+        if only is not None:
+            return "\n".join((*self._tokens(only), *_under_way(now, only), *_up(now))) + "\n"
         return "\n".join((*self._counted(), *self._seen(now))) + "\n"
+
+    def _tokens(self, only: str | None = None) -> Iterator[str]:
+        yield from _head("tokens_total", "counter", "Tokens, by tenant and kind.")
+        for (tenant, kind), count in sorted(self.tokens.items()):
+            if only in (None, tenant):
+                yield f'rorqual_tokens_total{{tenant="{tenant}",kind="{kind}"}} {count}'
 
     def _counted(self) -> Iterator[str]:
         yield from _head("requests_total", "counter", "Requests answered, by route and status.")
         for (route, status), count in sorted(self.requests.items()):
             yield f'rorqual_requests_total{{route="{route}",status="{status}"}} {count}'
-        yield from _head("tokens_total", "counter", "Tokens, by tenant and kind.")
-        for (tenant, kind), count in sorted(self.tokens.items()):
-            yield f'rorqual_tokens_total{{tenant="{tenant}",kind="{kind}"}} {count}'
+        yield from self._tokens()
         yield from _head("first_token_seconds", "summary", "Seconds from a request to its first token.")
         yield f"rorqual_first_token_seconds_sum {self.first_token_seconds:.6f}"
         yield f"rorqual_first_token_seconds_count {self.first_tokens}"
@@ -59,24 +68,33 @@ class Metrics:
         yield f"rorqual_prompt_hit_ratio {hits / max(hits + misses, 1):.6f}"
         yield from _head("cancelled_total", "counter", "Requests whose client left.")
         yield f"rorqual_cancelled_total {self.cancelled}"
+        yield from _head("failed_total", "counter", "Requests that the engine refused, or died under.")
+        yield f"rorqual_failed_total {self.failed}"
 
     def _seen(self, now: Now) -> Iterator[str]:
-        for name, found, what in (
-            ("running", now.running, "Requests that draw tokens"),
-            ("waiting", now.waiting, "Requests without a token yet"),
-        ):
-            yield from _head(name, "gauge", f"{what}.")
+        for name, found in (("running", now.running), ("waiting", now.waiting)):
+            yield from _head(name, "gauge", f"{UNDER_WAY[name]}.")
             yield f"rorqual_{name} {found.total()}"
-            yield from _head(f"tenant_{name}", "gauge", f"{what}, by tenant.")
-            for tenant in sorted({*now.running, *now.waiting}):
-                yield f'rorqual_tenant_{name}{{tenant="{tenant}"}} {found[tenant]}'
-        yield from _head("engine_up", "gauge", "Whether the engine is ready.")
-        yield f"rorqual_engine_up {int(now.alive)}"
+        yield from _under_way(now)
+        yield from _up(now)
         yield from _head("engine_restarts_total", "counter", "Deaths of the engine.")
         yield f"rorqual_engine_restarts_total {now.restarts}"
         yield from _head("engine", "gauge", "What the engine last said of itself.")
         for name, value in sorted(now.stats.items()):
             yield f'rorqual_engine{{what="{name}"}} {value:g}'
+
+
+def _under_way(now: Now, only: str | None = None) -> Iterator[str]:
+    tenants = sorted({*now.running, *now.waiting}) if only is None else [only]
+    for name, found in (("running", now.running), ("waiting", now.waiting)):
+        yield from _head(f"tenant_{name}", "gauge", f"{UNDER_WAY[name]}, by tenant.")
+        for tenant in tenants:
+            yield f'rorqual_tenant_{name}{{tenant="{tenant}"}} {found[tenant]}'
+
+
+def _up(now: Now) -> Iterator[str]:
+    yield from _head("engine_up", "gauge", "Whether the engine is ready.")
+    yield f"rorqual_engine_up {int(now.alive)}"
 
 
 def _head(name: str, kind: str, what: str) -> Iterator[str]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from rorqual.data.chat import ChatFormat
 from rorqual.serve.bridge import Job
+from rorqual.serve.errors import ApiError
 from rorqual.serve.metrics import Metrics
 from rorqual.serve.reading import Piece, Reader, Stops, ToolDelta
 from rorqual.serve.wire import Drawn
@@ -124,10 +125,16 @@ class Reply:
                     await asyncio.sleep(0)
                 else:
                     self._begin()
-        finally:
-            hit = self._hit()
-            self.metrics.used(self.job.tenant, hit, self._prompt() - hit, self._drawn())
+        except ApiError:
+            self.metrics.failed += 1
+            raise
+        except (asyncio.CancelledError, GeneratorExit):
             self.metrics.cancelled += not self.done
+            raise
+        finally:
+            # A prompt of which nothing was drawn was not fed, or not to its end: nobody pays for it.
+            hit = self._hit()
+            self.metrics.used(self.job.tenant, hit, self._fed() - hit, self._drawn())
 
     async def whole(self) -> None:
         """Run to the end."""
@@ -149,6 +156,14 @@ class Reply:
 
     def _prompt(self) -> int:
         return sum(len(ask.prompt) for ask in self.job.asks)
+
+    def _fed(self) -> int:
+        """Tokens of the prompts of which something was drawn."""
+        total, before = 0, 0
+        for ask in self.job.asks:
+            total += len(ask.prompt) * any(choice.drawn for choice in self.choices[before : before + ask.n])
+            before += ask.n
+        return total
 
     def _hit(self) -> int:
         """Tokens of the prompts that were not computed. Samples of one prompt share it: the first of them tells."""

@@ -11,7 +11,9 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import cast
 
 import uvicorn
 
@@ -21,8 +23,9 @@ from rorqual.data.chat import load_chat
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.serve.app import create_app
 from rorqual.serve.bridge import Bridge
+from rorqual.serve.descriptors import AT_ONCE, Complaints, raise_limit
 from rorqual.serve.keys import Keys
-from rorqual.serve.patience import Patient
+from rorqual.serve.patience import Lobby, Patient
 from rorqual.serve.service import Defaults, Service
 from rorqual.serve.ui import Page
 from rorqual.serve.wire import Placed
@@ -35,7 +38,7 @@ class Address:
     """Where to listen, and within which limits. `grace`: seconds after a polite kill. `ui`: as `Page` has `wanted`.
 
     `hang`: seconds without a sign of life after which an engine that has work is started again; `load`: seconds that it may take to be
-    ready.
+    ready. `operator`: the tenant whose key reads everybody's figures.
     """
 
     host: str
@@ -49,6 +52,7 @@ class Address:
     ui: bool | None = None
     hang: float = 120.0
     load: float = 3600.0
+    operator: str = "default"
 
 
 class _Server(uvicorn.Server):
@@ -56,6 +60,12 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """Signals are handled by `_until_stopped`, also while the engine is loading."""
         yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """asyncio accepts as many at once as may wait; here fewer are accepted at once than may wait."""
+        await super().startup(sockets)
+        for door in sockets or ():
+            door.listen(BACKLOG)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -110,8 +120,15 @@ def serve(placed: Placed, address: Address) -> None:
             name=address.name or run.path.resolve().name,
             created=int(checkpoint.stat().st_mtime),
             chat=chat,
-            bridge=Bridge(placed, queue=address.queue, hang=address.hang, load=address.load),
+            bridge=Bridge(
+                placed,
+                queue=address.queue,
+                tenants=len({*keys.tenants.values()}),
+                hang=address.hang,
+                load=address.load,
+            ),
             keys=keys,
+            operator=address.operator,
             max_body=address.max_body,
             defaults=Defaults.of_run(run),
         )
@@ -122,9 +139,12 @@ def serve(placed: Placed, address: Address) -> None:
 
 
 async def _until_stopped(service: Service, page: Page, door: socket.socket, grace: float) -> None:
+    limit = raise_limit()
     config = uvicorn.Config(
         page,
-        http=Patient, ws="none", lifespan="off", log_level="warning", access_log=False, server_header=False,
+        # Half of them for connections: the rest is for those that are about to be closed, the engine's pipes and files.
+        http=cast(type[asyncio.Protocol], partial(Patient, lobby=Lobby(limit // 2))), backlog=min(AT_ONCE, limit // 8),
+        ws="none", lifespan="off", log_level="warning", access_log=False, server_header=False,
         timeout_graceful_shutdown=max(1, round(grace)),
     )  # fmt: skip
     server = _Server(config)
@@ -137,7 +157,10 @@ async def _until_stopped(service: Service, page: Page, door: socket.socket, grac
         stopped.set()
 
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    loop.set_exception_handler(Complaints())
+    # SIGHUP: the terminal is gone. `nohup` ignores it, and so do we then.
+    hangup = () if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (signal.SIGHUP,)
+    for number in (signal.SIGINT, signal.SIGTERM, *hangup):
         loop.add_signal_handler(number, stop)
     loading = asyncio.create_task(service.bridge.start())
     stopping = asyncio.create_task(stopped.wait())
@@ -152,6 +175,7 @@ async def _until_stopped(service: Service, page: Page, door: socket.socket, grac
         for task in (loading, stopping):
             task.cancel()
         await service.bridge.stop()
+        service.close()
     _say("stopped")
 
 

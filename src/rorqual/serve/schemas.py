@@ -29,7 +29,10 @@ MAX_MESSAGES, MAX_N, MAX_STOPS, MAX_STOP, MAX_NAME = 4096, 128, 16, 256, 256
 MAX_IDS, MAX_PROMPTS, MAX_BIAS, MAX_TOP, MAX_KEYS = 1_000_000, 128, 1024, 20, 4096
 INT32, INT64 = 2**31 - 1, 2**63 - 1
 
-IGNORED = frozenset({"user", "metadata", "store", "safety_identifier", "prompt_cache_key", "service_tier"})
+IGNORED = frozenset(
+    {"user", "metadata", "store", "safety_identifier", "service_tier"}
+    | {"prompt_cache_key", "prompt_cache_retention", "prompt_cache_options"}
+)
 """Parameters that change no answer: accepted, and listed in the header `x-rorqual-ignored`."""
 NOT_HERE: Mapping[str, tuple[Any, ...]] = {
     "functions": ([],),
@@ -41,17 +44,16 @@ NOT_HERE: Mapping[str, tuple[Any, ...]] = {
     "prediction": (),
     "web_search_options": (),
     "logprob_token_ids": (),
-    "verbosity": (),
+    "verbosity": ("medium",),
     "use_beam_search": (False,),
     "prompt_logprobs": (),
 }
 """Known parameters that do nothing here, with the values that ask for nothing; null always does."""
-Unit = Annotated[float, Field(ge=0, le=1)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 Stop = Annotated[Text, Field(min_length=1, max_length=MAX_STOP)]
 Ids = Annotated[list[Annotated[int, Field(ge=0, le=INT32)]], Field(min_length=1, max_length=MAX_IDS, fail_fast=True)]
-Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 
 class StreamOptions(Schema):
@@ -73,6 +75,12 @@ class TemplateOptions(Schema):
         return "auto" if given is None else "on" if given else "off"
 
 
+class ThinkingSwitch(Schema):
+    """DeepSeek's: `enabled` or `disabled`."""
+
+    type: Literal["enabled", "disabled"]
+
+
 class Sampling(Guided):
     """What both kinds of requests have. Without a `seed` one is drawn, and nobody learns it.
 
@@ -86,8 +94,8 @@ class Sampling(Guided):
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=-1, le=INT32)] | None = None
-    min_p: Unit | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
+    min_p: Annotated[float, Field(ge=0, lt=1)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=10)] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     logit_bias: (
@@ -132,13 +140,15 @@ class Sampling(Guided):
 class ChatRequest(Sampling, Tools):
     """`POST /v1/chat/completions`
 
-    `reasoning_effort`: `none` makes the model answer at once, any other makes it think, as long as it will.
+    `reasoning_effort`: `none` makes the model answer at once, any other makes it think, as long as it will. `thinking` (DeepSeek's API) and
+    `chat_template_kwargs` (vLLM's) say the same.
     """
 
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
     max_completion_tokens: Annotated[int, Field(ge=1, le=INT32)] | None = None
     chat_template_kwargs: TemplateOptions | None = None
     reasoning_effort: Effort | None = None
+    switch: Annotated[ThinkingSwitch | None, Field(alias="thinking")] = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP)] | None = None
 
@@ -148,14 +158,27 @@ class ChatRequest(Sampling, Tools):
 
     @property
     def thinking(self) -> Thinking:
-        asked = "auto" if self.chat_template_kwargs is None else self.chat_template_kwargs.mode
-        if self.reasoning_effort is None:
-            return asked
-        return "off" if self.reasoning_effort == "none" else "on"
+        """What all that was said of it agrees on."""
+        return next(iter(self._modes().values()), "auto")
+
+    def _modes(self) -> dict[str, Thinking]:
+        """By parameter, where it says something."""
+        found: dict[str, Thinking] = {}
+        if self.chat_template_kwargs is not None and self.chat_template_kwargs.mode != "auto":
+            found["chat_template_kwargs"] = self.chat_template_kwargs.mode
+        if self.switch is not None:
+            found["thinking"] = "on" if self.switch.type == "enabled" else "off"
+        if self.reasoning_effort is not None:
+            found["reasoning_effort"] = "off" if self.reasoning_effort == "none" else "on"
+        return found
 
     @property
     def top(self) -> int | None:
         return (self.top_logprobs or 0) if self.logprobs else None
+
+    @property
+    def bound(self) -> str | None:
+        return super().bound or ("tools" if self.forced() is not None else None)
 
     def grammar(self) -> Grammar | None:
         """What the answer must match, or which calls it must be."""
@@ -170,9 +193,10 @@ class ChatRequest(Sampling, Tools):
             raise refuse("an answer that a grammar binds can call no tools: tool_choice none, or no grammar", "tools")
         if self.top_logprobs and not self.logprobs:
             raise refuse("'top_logprobs' goes with logprobs: true", "top_logprobs")
-        asked = "auto" if self.chat_template_kwargs is None else self.chat_template_kwargs.mode
-        if self.reasoning_effort is not None and asked not in ("auto", self.thinking):
-            raise refuse("'reasoning_effort' and 'chat_template_kwargs' contradict each other", "reasoning_effort")
+        modes = self._modes()
+        if len(set(modes.values())) > 1:
+            names = list(modes)
+            raise refuse(f"{' and '.join(map(repr, names))} contradict each other", names[-1])
 
 
 class TextRequest(Sampling):
@@ -253,21 +277,39 @@ def _is_one_of(value: Any, neutral: tuple[Any, ...]) -> bool:
 
 
 def _explained(cls: type[Sampling], error: ValidationError) -> ApiError:
-    # Of the ways in which none of a union's types fits, the one that got furthest is the one that was meant.
-    item = max(error.errors(include_url=False, include_input=False), key=lambda found: len(found["loc"]))
-    path = [part for part in item["loc"] if isinstance(part, int) or part in _names(cls)]
-    param = ".".join(map(str, path)) or str(item["loc"][0])[:MAX_NAME]
-    if item["type"] == "extra_forbidden":
+    # Of the ways in which none of a union's types fits, the one that got furthest is the one that was meant, and one that was of the right
+    # type before one that was not.
+    found = error.errors(include_url=False, include_input=False)
+    item = max(found, key=lambda one: (len(one["loc"]), not one["type"].endswith("_type")))
+    known, unknown = _names(cls), item["type"] == "extra_forbidden"
+    path = [part for part in item["loc"][: -1 if unknown else None] if isinstance(part, int) or part in known]
+    if unknown:
         name = str(item["loc"][-1])[:MAX_NAME]
-        hint = nearest(name, cls.model_fields) if len(item["loc"]) == 1 else ""
-        return refuse(f"unknown parameter {name!r}. {hint}".strip(), name, "unknown_parameter")
-    return refuse(f"'{param}': {item['msg'].removeprefix('Value error, ')}", param)
+        hint = nearest(name, _asked(cls)) if len(item["loc"]) == 1 else ""
+        place = ".".join(map(str, (*path, name)))
+        return refuse(f"unknown parameter {place!r}. {hint}".strip(), place, "unknown_parameter")
+    param = ".".join(map(str, path)) or str(item["loc"][0])[:MAX_NAME]
+    return refuse(f"'{param}': {_said(item)}", param)
+
+
+def _said(item: Mapping[str, Any]) -> str:
+    limits = item.get("ctx") or {}
+    if (
+        limits.get("field_type") == "Value"
+    ):  # a text's length, which pydantic counts in items once a validator has seen it
+        low, high = limits.get("min_length"), limits.get("max_length")
+        return f"a text of {low} characters or more" if high is None else f"a text of {high} characters at most"
+    return str(item["msg"]).removeprefix("Value error, ")
+
+
+def _asked(schema: type[Schema]) -> set[str]:
+    return {field.alias or name for name, field in schema.model_fields.items()}
 
 
 def _names(cls: type[Sampling]) -> set[str]:
     """Names of parameters; the rest of an error's place are names of types, which mean nothing to a client."""
     schemas = (
-        cls, ChatMessage, TextPart, StreamOptions, TemplateOptions, ResponseFormat, JsonSchema,
+        cls, ChatMessage, TextPart, StreamOptions, TemplateOptions, ThinkingSwitch, ResponseFormat, JsonSchema,
         Call, CalledFunction, Function, NamedFunction, NamedTool, ToolSpec,
     )  # fmt: skip
-    return {field.alias or name for schema in schemas for name, field in schema.model_fields.items()}
+    return {name for schema in schemas for name in _asked(schema)}

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from pydantic import ValidationError
 
@@ -18,6 +21,7 @@ from rorqual.serve.metrics import Metrics
 from rorqual.serve.schemas import Sampling
 from rorqual.serve.wire import Ask, Ready
 
+T = TypeVar("T")
 MASK = 2**64 - 1
 SEED_BITS = 63
 
@@ -54,7 +58,8 @@ class Defaults:
 
 @dataclass(frozen=True)
 class Service:
-    """Built once, at the start. `created` in seconds since 1970; `keep_alive`: seconds of silence before a comment is streamed."""
+    """Built once, at the start. `created` in seconds since 1970; `keep_alive`: seconds of silence before a comment is streamed; `operator`:
+    the tenant that may read everybody's figures."""
 
     name: str
     created: int
@@ -65,6 +70,39 @@ class Service:
     keep_alive: float = 5.0
     defaults: Defaults = Defaults()
     metrics: Metrics = field(default_factory=Metrics)
+    operator: str = ""
+    cutters: dict[str, ThreadPoolExecutor] = field(default_factory=dict)
+
+    async def beside(self, tenant: str, work: Callable[[], T]) -> T:
+        """What `work` returns, done in the tenant's own thread: its long texts one after another, and none in the way of others'. Where
+        the caller is cancelled before its turn, it is not done."""
+        if tenant not in self.cutters:
+            self.cutters[tenant] = ThreadPoolExecutor(1, thread_name_prefix="tokens")
+        return await asyncio.get_running_loop().run_in_executor(self.cutters[tenant], work)
+
+    def close(self) -> None:
+        """Nothing that waits for its turn is done any more."""
+        for cutter in self.cutters.values():
+            cutter.shutdown(wait=False, cancel_futures=True)
+
+    def check_model(self, name: str) -> Ready:
+        """What the engine said of itself; another model, or an engine that is loading, is refused."""
+        if name != self.name:
+            raise ApiError(404, f"no model {name!r} here; it is {self.name!r}", param="model", code="model_not_found")
+        if self.bridge.info is None:
+            raise ApiError(503, "the engine is still loading", code="loading")
+        return self.bridge.info
+
+    def check_size(self, texts: Iterable[str], param: str, info: Ready) -> None:
+        """Refuse what cannot fit the context however it is cut into tokens, before anybody cuts it."""
+        size = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
+        least = -(-size // self.chat.tokenizer.longest)
+        if least >= info.max_len:
+            raise refuse(
+                f"the prompt has {least} tokens or more; the context of {info.max_len} must hold it and a reply",
+                param,
+                "context_length_exceeded",
+            )
 
     def prompt_of(self, messages: Sequence[Message], thinking: Thinking, tools: Sequence[Tool] = ()) -> list[int]:
         """Ids of a conversation; what the chat format cannot write is refused."""
@@ -88,13 +126,7 @@ class Service:
 
     def ask(self, request: Sampling, prompt: Sequence[int], param: str, *, tools: bool = False) -> Ask:
         """The request as the engine takes it; a wrong model, or a prompt that does not fit, is refused."""
-        if request.model != self.name:
-            raise ApiError(
-                404, f"no model {request.model!r} here; it is {self.name!r}", param="model", code="model_not_found"
-            )
-        info = self.bridge.info
-        if info is None:
-            raise ApiError(503, "the engine is still loading", code="loading")
+        info = self.check_model(request.model)
         self._check(prompt, param, info)
         bias = tuple((int(name), value) for name, value in (request.logit_bias or {}).items())
         if outside := [id_ for id_, _ in bias if id_ >= info.vocab_size]:

@@ -21,20 +21,22 @@ class TextPart(Schema):
     """A part of a message. Pictures and sound are not taken."""
 
     type: Literal["text"]
-    text: Text
+    text: str
 
 
 class CalledFunction(Schema):
-    """`arguments`: the text of a JSON object."""
+    """`arguments`: the text of a JSON object. `parsed_arguments`: what openai's client made of it."""
 
     name: Name
     arguments: Text
+    parsed_arguments: Any = None
 
 
 class Call(Schema):
-    """A call that the assistant made."""
+    """A call that the assistant made. `index`: its place in a stream."""
 
     id: Id
+    index: Annotated[int, Field(ge=0)] | None = None
     type: Literal["function"] = "function"
     function: CalledFunction
 
@@ -44,24 +46,31 @@ class Call(Schema):
 
 
 class ChatMessage(Schema):
-    """One turn. `name` changes nothing; what our own answers carry beside these (`refusal`, empty) may come back."""
+    """One turn. `name` changes nothing; what our own answers carry beside these, and what openai's client adds to them (`parsed`), may come
+    back. `refusal`: what an assistant said instead of a content. A model may write NUL, so an assistant's turn may hold it.
+    `prefix`: DeepSeek's word for a turn that is to be gone on with, which is not done here."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Text | Annotated[list[TextPart], Field(max_length=MAX_PARTS, fail_fast=True)] | None = None
-    reasoning_content: Text | None = None
+    content: str | Annotated[list[TextPart], Field(max_length=MAX_PARTS, fail_fast=True)] | None = None
+    reasoning_content: str | None = None
     tool_calls: Annotated[list[Call], Field(max_length=MAX_CALLS, fail_fast=True)] | None = None
     tool_call_id: Id | None = None
     name: Annotated[Text, Field(max_length=MAX_NAME)] | None = None
-    refusal: Literal[""] | None = None
+    refusal: Text | None = None
+    parsed: Any = None
     annotations: Annotated[list[Any], Field(max_length=0)] | None = None
     audio: None = None
     function_call: None = None
+    prefix: bool | None = None
+
+    def _text(self) -> str:
+        if self.content is None or isinstance(self.content, str):
+            return self.content or ""
+        return "".join(part.text for part in self.content)
 
     def message(self) -> Message:
         """As the chat formats take it."""
-        content = self.content or ""
-        if not isinstance(content, str):
-            content = "".join(part.text for part in content)
+        content = self._text() or self.refusal or ""
         match self.role:
             case "assistant":
                 calls = tuple(call.call() for call in self.tool_calls or ())
@@ -79,6 +88,12 @@ class ChatMessage(Schema):
             raise refuse(f"only an assistant's turn has 'tool_calls', not a {self.role}'s", f"{place}.tool_calls")
         if (self.tool_call_id is not None) != (self.role == "tool"):
             raise refuse("'tool_call_id' belongs to a tool's turn, which cannot do without", f"{place}.tool_call_id")
+        if self.role != "assistant" and "\0" in self._text():
+            raise refuse(f"'{place}.content': it holds a NUL character", f"{place}.content")
+        if self.prefix:
+            raise refuse(
+                "a turn is not gone on with: 'prefix' is not supported", f"{place}.prefix", "unsupported_parameter"
+            )
         if self.reasoning_content and self.role != "assistant":
             raise refuse("only an assistant's turn has 'reasoning_content'", f"{place}.reasoning_content")
 

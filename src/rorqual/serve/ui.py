@@ -25,7 +25,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from rorqual.core.errors import ConfigError
 from rorqual.serve import ui_chat
-from rorqual.serve.app import Edge
+from rorqual.serve.app import Edge, framed_twice
 from rorqual.serve.service import Service
 
 FILES = Path(__file__).parent / "page"
@@ -107,7 +107,10 @@ class Page:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
-        if self.off or scope["type"] != "http" or "authorization" in headers or API.fullmatch(scope["path"]):
+        if self.off or scope["type"] != "http" or framed_twice(scope):
+            await self.edge(scope, receive, send)
+            return
+        if "authorization" in headers or API.fullmatch(scope["path"]):
             await self.edge(scope, receive, send)
             return
         word = _cookie(headers, _name(scope))

@@ -6,6 +6,7 @@ It ends when standard input does, so that it never outlives its server.
 from __future__ import annotations
 
 import json
+import math
 import os
 import queue
 import signal
@@ -19,8 +20,11 @@ from typing import Any, BinaryIO
 import torch
 
 from rorqual.core.errors import RorqualError
-from rorqual.engine.engine import CACHE_BYTES, Delta, Engine
-from rorqual.engine.grammar import COMPILE_SECONDS
+from rorqual.engine.deltas import Delta
+from rorqual.engine.engine import CACHE_BYTES, Engine
+from rorqual.engine.grammar import COMPILE_SECONDS, Compiled
+from rorqual.engine.grammar_queue import Build
+from rorqual.engine.probe import NOT_HELD
 from rorqual.engine.request import Grammar, Request, SamplingParams
 from rorqual.ops.paged import BLOCK
 from rorqual.serve.wire import Ask, Placed, ask_of, line
@@ -39,10 +43,10 @@ def params_of(ask: Ask) -> SamplingParams:
 
 @dataclass
 class Compiling:
-    """A request whose grammar is not ready yet."""
+    """A request whose grammar is not ready yet. `ready` is held until it is submitted, which finds the grammar by that."""
 
     message: dict[str, Any]
-    until: float
+    ready: Build[Compiled]
 
 
 class Worker:
@@ -70,21 +74,25 @@ class Worker:
         self.inbox.put(None)
 
     def _hear(self) -> bool:
-        """Do what was asked for; with nothing to do, wait for it. False at the end."""
+        """Do what was asked for; with nothing to do, wait for it. Not beyond the next sign of life, however much comes. False at the end."""
+        until = time.monotonic() + BEAT
         while not self.numbers or not self.inbox.empty():
+            left = max(0.0, until - time.monotonic())
             try:
-                message = self.inbox.get(timeout=BEAT if self.compiling else None)
+                message = self.inbox.get(timeout=left if self.compiling else None)
             except queue.Empty:
                 break
             if message is None:
                 return False
             self._obey(message)
+            if time.monotonic() > until:
+                break
         return True
 
     def _live(self) -> None:
         """Say now and then, and before a rest, that the engine is alive and how it is doing."""
         now = time.monotonic()
-        for number in [number for number, waiting in self.compiling.items() if now > waiting.until]:
+        for number in [number for number, waiting in self.compiling.items() if _late(waiting.ready, now)]:
             del self.compiling[number]
             self._refuse(number, f"the grammar was not compiled within {COMPILE_SECONDS:g} s: make it simpler")
         if now - self.beat > BEAT or not self.numbers:
@@ -95,13 +103,13 @@ class Worker:
         number = message["number"]
         match message["kind"]:
             case "cancel":
-                self.compiling.pop(number, None)
+                self._give_up(number)
                 for ticket in [t for t, known in self.numbers.items() if known == number]:
                     self.engine.cancel(ticket)
                     self._forget(ticket)
             case "compiled":
                 if (waiting := self.compiling.pop(number, None)) is not None:
-                    self._submit(number, waiting.message)
+                    self._compiled(number, waiting)
             case _ if message["grammar"] is not None:
                 self._compile(number, message)
             case _:
@@ -109,11 +117,26 @@ class Worker:
 
     def _compile(self, number: int, message: dict[str, Any]) -> None:
         """Beside the loop, so that what runs goes on; then the request comes in again."""
-        self.compiling[number] = Compiling(message, time.monotonic() + COMPILE_SECONDS)
         grammar = params_of(ask_of(message)).grammar
         assert grammar is not None
-        ready = self.engine.grammars.submit(grammar)
+        ready = self.engine.grammars.submit(grammar, message["tenant"])
+        self.compiling[number] = Compiling(message, ready)
         ready.add_done_callback(lambda _: self.inbox.put({"kind": "compiled", "number": number}))
+
+    def _compiled(self, number: int, waiting: Compiling) -> None:
+        error = waiting.ready.exception()
+        if error is None:
+            self._submit(number, waiting.message)
+        elif isinstance(error, RorqualError):  # known: the engine would compile it once more, and all would wait
+            self._refuse(number, _said(error))
+        else:
+            raise error
+
+    def _give_up(self, number: int) -> None:
+        """Nobody waits for a request any more: its grammar is not compiled, unless others wait for that."""
+        waiting = self.compiling.pop(number, None)
+        if waiting is not None and not any(other.ready is waiting.ready for other in self.compiling.values()):
+            waiting.ready.cancel()
 
     def _submit(self, number: int, message: dict[str, Any]) -> None:
         ask = ask_of(message)
@@ -121,12 +144,19 @@ class Worker:
         try:
             ticket = self.engine.submit(request)
         except RorqualError as error:
-            self._refuse(number, f"{error.what}. {error.remedy}".removesuffix(" "))
+            self._refuse(number, _said(error))
             return
         self.numbers[ticket], self.left[ticket] = number, ask.n
 
-    def _refuse(self, number: int, message: str) -> None:
-        self._send(line("refused", number=number, message=message))
+    def _refuse(self, number: int, message: str, status: int = 400) -> None:
+        self._send(line("refused", number=number, message=message, status=status))
+
+    def _broke_off(self, number: int, delta: Delta) -> None:
+        assert delta.completion is not None
+        if math.isfinite(delta.logprob):
+            self._refuse(number, f"the grammar gave up in the middle: {delta.completion.error}")
+        else:
+            self._refuse(number, delta.completion.error, 500)
 
     def _tell(self, deltas: list[Delta]) -> None:
         rows = []
@@ -135,7 +165,7 @@ class Worker:
                 continue  # another sample of it has failed
             reason = None if delta.completion is None else delta.completion.finish_reason
             if delta.completion is not None and delta.completion.error:
-                self._refuse(self.numbers[delta.ticket], f"the grammar gave up in the middle: {delta.completion.error}")
+                self._broke_off(self.numbers[delta.ticket], delta)
                 self.engine.cancel(delta.ticket)
                 self._forget(delta.ticket)
                 continue
@@ -154,6 +184,15 @@ class Worker:
     def _send(self, data: bytes) -> None:
         self.sink.write(data)
         self.sink.flush()
+
+
+def _late(build: Build[Compiled], now: float) -> bool:
+    """Whether it takes too long. What it waits for its turn is not its fault."""
+    return build.began is not None and not build.done() and now - build.began > COMPILE_SECONDS
+
+
+def _said(error: RorqualError) -> str:
+    return f"{error.what}. {error.remedy}".removesuffix(" ")
 
 
 def main() -> None:
@@ -183,6 +222,8 @@ def main() -> None:
         sink.write(line("fatal", what=error.what, where=error.where, remedy=error.remedy))
         sink.flush()
         raise SystemExit(2) from None
+    if placed.invariant and not engine.invariant:
+        print(f"rorqual serve: {NOT_HELD}", file=sys.stderr, flush=True)
     room = int(engine.stats()["blocks_total"]) * BLOCK
     sink.write(line("ready", max_len=min(engine.max_len, room), vocab_size=engine.model.config.vocab_size))
     sink.flush()

@@ -21,7 +21,8 @@ def evaluate(
 
     Keys: task=NAME (families, families:add,gcd, gsm8k, math500, folio, knights, messages, everyday, gym:NAME, ./mine.py:Class), data=FILE,
     split=test, count=100, seed=0, thinking=auto|on|off, temperature=0, samples=1, max_tokens=1024, per_family=false, options={...},
-    out=FILE.json (default: in the run's folder, evals/), threads=, device=, dtype=; for a server model=NAME, seed_bits=64|31.
+    out=FILE.json (default: in the run's folder, evals/), threads=, device=, dtype=; for a server model=NAME, concurrency=8,
+    seed_bits=64|31.
     Without a task, data=FILE.txt is plain text: the loss per token and per character on its held-out tenth, in pieces of window= tokens
     (default: the model's context).
     """
@@ -32,9 +33,12 @@ def evaluate(
         print(loss_on_text(model, chosen))
         return
 
+    from rorqual.engine.partial import check_place
     from rorqual.evals import run, table
     from rorqual.tasks.find import load_task
 
+    if (file := evaluation_file(model, chosen)) is not None:
+        check_place(file)
     task = load_task(chosen.task, data=Path(chosen.data) if chosen.data else None, options=chosen.options)
     bar = Progress(f"eval {task.name}", chosen.count, unit="answer")
 
@@ -44,6 +48,6 @@ def evaluate(
 
     found = run.evaluate(generator(model, chosen), task, progress=show, model=model, **chosen.asked())
     print(table.table(found))
-    if file := evaluation_file(model, chosen):
+    if file is not None:
         found.save(file)
         print(f"  Every answer: {file}")

@@ -2,9 +2,10 @@
 
 from rorqual.model.attention.base import Attention, AttentionConfig, AttentionContext, CachePart, LayerCache, RMSNorm
 from rorqual.model.attention.gqa import GQAConfig
-from rorqual.model.attention.mla import MLAConfig
+from rorqual.model.attention.mla import MLA, MLAConfig
 
 __all__ = [
+    "MLA",
     "Attention",
     "AttentionConfig",
     "AttentionContext",

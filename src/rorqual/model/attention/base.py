@@ -76,6 +76,9 @@ class Attention(nn.Module, ABC):
 
     joined: Mapping[str, tuple[str, ...]] = {}
 
+    def lay_out(self) -> None:
+        """Make of a copy that nobody trains what reads fastest."""
+
     @abstractmethod
     def forward(self, x: Tensor, context: AttentionContext, cache: LayerCache | None) -> Tensor: ...
 

@@ -10,11 +10,13 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
 from rorqual.model.attention.base import Attention, AttentionConfig, AttentionContext, CachePart, LayerCache, RMSNorm
 from rorqual.model.cost import Cost, linear, vector
+from rorqual.ops.registry import Ops
 from rorqual.ops.rope import Rope, rotate, softmax_factor
 
 
@@ -61,6 +63,8 @@ class MLA(Attention):
     """Caches, for each token, the normed latent c^KV and the rotated shared key k^R, side by side."""
 
     a_proj: nn.Module | None
+    up: tuple[Tensor, Tensor] | None = None
+    """See `up_maps`; where an engine has laid them out there is no `kv_b_proj`."""
 
     def __init__(self, config: MLAConfig, hidden_size: int, eps: float) -> None:
         super().__init__()
@@ -95,7 +99,7 @@ class MLA(Attention):
         q_rope, k_rope = turned[:, :, :-1], turned[:, :, -1]  # [batch, seq, heads, rope], [batch, seq, rope]
         if cache is None:
             return self._naive(q_nope, q_rope, latent, k_rope, context)
-        return self._absorbed(q_nope, q_rope, torch.cat((latent, k_rope), dim=-1), cache)
+        return self._absorbed(q_nope, q_rope, torch.cat((latent, k_rope), dim=-1), cache, ops)
 
     def _projected(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The queries' latents, or where there are none the queries; and latents and shared keys [batch, seq, kv_lora_rank + rope]."""
@@ -110,21 +114,35 @@ class MLA(Attention):
         self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, k_rope: Tensor, context: AttentionContext
     ) -> Tensor:
         c = self.config
-        kv = self.kv_b_proj(latent).unflatten(-1, (c.num_attention_heads, -1))  # [batch, keys, heads, nope + v]
+        both = self.kv_b_proj(latent) if self.up is None else F.linear(latent, torch.cat(self.up, dim=1).flatten(0, 1))
+        kv = both.unflatten(-1, (c.num_attention_heads, -1))  # [batch, keys, heads, nope + v]
         k_nope, v = kv.split((c.qk_nope_head_dim, c.v_head_dim), dim=-1)
         k = torch.cat((k_nope, k_rope.unsqueeze(2).expand(-1, -1, c.num_attention_heads, -1)), dim=-1)
         q = torch.cat((q_nope, q_rope), dim=-1)
         out = context.attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), self.scale)
         return self.o_proj(out.transpose(1, 2).flatten(-2))
 
-    def _absorbed(self, q_nope: Tensor, q_rope: Tensor, new: Tensor, cache: LayerCache) -> Tensor:
+    def up_maps(self) -> tuple[Tensor, Tensor]:
+        """W^UK [heads, nope, kv_lora_rank] and W^UV [heads, v, kv_lora_rank]."""
+        if self.up is not None:
+            return self.up
         c = self.config
-        heads = c.num_attention_heads
-        up = self.kv_b_proj.weight.unflatten(0, (heads, -1))  # [heads, nope + v, kv_lora_rank]
-        w_uk, w_uv = up.split((c.qk_nope_head_dim, c.v_head_dim), dim=1)
+        both = self.kv_b_proj.weight.unflatten(0, (c.num_attention_heads, -1))  # [heads, nope + v, kv_lora_rank]
+        w_uk, w_uv = both.split((c.qk_nope_head_dim, c.v_head_dim), dim=1)
+        return w_uk, w_uv
+
+    def lay_out(self) -> None:
+        """Each of both maps in one piece: products of bf16 copy, in every step, what does not lie so."""
+        w_uk, w_uv = self.up_maps()
+        self.up = w_uk.detach().contiguous(), w_uv.detach().contiguous()
+        del self.kv_b_proj
+
+    def _absorbed(self, q_nope: Tensor, q_rope: Tensor, new: Tensor, cache: LayerCache, ops: Ops) -> Tensor:
+        c = self.config
+        w_uk, w_uv = self.up_maps()
         flat = q_nope.flatten(0, 1).transpose(0, 1)  # [heads, tokens, nope]
-        q_latent = torch.bmm(flat, w_uk).transpose(0, 1)
+        q_latent = ops.bmm(flat, w_uk).transpose(0, 1)
         q = torch.cat((q_latent, q_rope.flatten(0, 1)), dim=-1).unsqueeze(1)  # [tokens, 1, heads, kv_lora_rank + rope]
         mixed = cache.attend(q, (new.flatten(0, 1).unsqueeze(1),), c.kv_lora_rank, self.scale).squeeze(1)
-        out = torch.bmm(mixed.transpose(0, 1), w_uv.transpose(1, 2)).transpose(0, 1)  # [tokens, heads, v_head_dim]
+        out = ops.bmm(mixed.transpose(0, 1), w_uv.transpose(1, 2)).transpose(0, 1)  # [tokens, heads, v_head_dim]
         return self.o_proj(out.flatten(1).view(*q_nope.shape[:2], -1))

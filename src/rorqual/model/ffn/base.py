@@ -14,9 +14,12 @@ from rorqual.ops.registry import Ops
 
 
 class FFN(nn.Module, ABC):
-    """x [tokens, hidden] -> ([tokens, hidden], where the tokens went or None). `joined`: as of `Attention`."""
+    """x [tokens, hidden] -> ([tokens, hidden], where the tokens went or None). `joined`, `lay_out`: as of `Attention`."""
 
     joined: Mapping[str, tuple[str, ...]] = {}
+
+    def lay_out(self) -> None:
+        """Make of a copy that nobody trains what reads fastest."""
 
     @abstractmethod
     def forward(self, x: Tensor, ops: Ops, replay: Tensor | None) -> tuple[Tensor, Routing | None]: ...

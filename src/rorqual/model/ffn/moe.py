@@ -94,6 +94,10 @@ class MoE(FFN):
             self.e_score_correction_bias = bias.to(moved.device)
         return self
 
+    def lay_out(self) -> None:
+        """The router's weight in the type that it is used in."""
+        self.gate = nn.Parameter(self.gate.detach().float(), requires_grad=False)
+
     def forward(self, x: Tensor, ops: Ops, replay: Tensor | None) -> tuple[Tensor, Routing | None]:
         c = self.config
         routing = route(

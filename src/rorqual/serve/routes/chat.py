@@ -24,14 +24,16 @@ router = APIRouter()
 async def chat_completions(request: Request) -> Response:
     """A conversation, continued."""
     service: Service = request.app.state.service
-    wanted, ignored = read(ChatRequest, await body_of(request, service.max_body))
-    return await answer(request, ChatShape(service, wanted), wanted, ignored)
+    body = await body_of(request, service.max_body)
+    wanted, ignored = read(ChatRequest, body)
+    return await answer(request, ChatShape(service, wanted), wanted, ignored, len(body))
 
 
 class ChatShape(Shape):
     """Messages, with reasoning apart."""
 
     prefix, whole, part = "chatcmpl", "chat.completion", "chat.completion.chunk"
+    param = "messages"
 
     def __init__(self, service: Service, wanted: ChatRequest) -> None:
         super().__init__(service)
@@ -40,6 +42,10 @@ class ChatShape(Shape):
 
         self._messages = [turn.message() for turn in wanted.messages]
         self._tools = wanted.offered()
+
+    def texts(self) -> list[list[str]]:
+        # Not the reasoning: some formats leave it out of a prompt.
+        return [[message.content for message in self._messages]]
 
     def asks(self) -> list[Ask]:
         prompt = self.service.prompt_of(self._messages, self.wanted.thinking, self._tools)

@@ -23,20 +23,25 @@ router = APIRouter()
 async def completions(request: Request) -> Response:
     """Texts, continued. Ids are fed as they are; text begins as the model's texts begin."""
     service: Service = request.app.state.service
-    wanted, ignored = read(TextRequest, await body_of(request, service.max_body))
-    return await answer(request, TextShape(service, wanted), wanted, ignored)
+    body = await body_of(request, service.max_body)
+    wanted, ignored = read(TextRequest, body)
+    return await answer(request, TextShape(service, wanted), wanted, ignored, len(body))
 
 
 class TextShape(Shape):
     """Text, without parts. The answers to one prompt stand together, in the order of the prompts."""
 
     prefix, whole, part = "cmpl", "text_completion", "text_completion"
+    param = "prompt"
 
     def __init__(self, service: Service, wanted: TextRequest) -> None:
         super().__init__(service)
         self.wanted = wanted
         self._begun: set[int] = set()
         self._told: dict[int, int] = {}  # characters of the tokens whose log-probabilities were told
+
+    def texts(self) -> list[list[str]]:
+        return [[prompt] for prompt in self.wanted.prompts if isinstance(prompt, str)]
 
     def asks(self) -> list[Ask]:
         service, wanted = self.service, self.wanted

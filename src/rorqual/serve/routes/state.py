@@ -33,7 +33,7 @@ async def models(request: Request) -> Response:
     return JSONResponse({"object": "list", "data": [_card(request.app.state.service)]})
 
 
-@router.get("/v1/models/{name}")
+@router.get("/v1/models/{name:path}")  # a name may hold a slash, as published models' do
 async def model(request: Request, name: str) -> Response:
     """The one model, by its name."""
     service: Service = request.app.state.service
@@ -57,7 +57,7 @@ async def openapi(request: Request) -> Response:
 
 @router.get("/metrics")
 async def metrics(request: Request) -> Response:
-    """For Prometheus."""
+    """For Prometheus. Each tenant sees its own figures, and the operator everybody's."""
     service: Service = request.app.state.service
     bridge = service.bridge
     jobs = bridge.jobs.values()
@@ -68,4 +68,6 @@ async def metrics(request: Request) -> Response:
         waiting=Counter(job.tenant for job in jobs if not job.started),
         stats=bridge.stats,
     )
-    return PlainTextResponse(service.metrics.text(now), media_type="text/plain; version=0.0.4")
+    tenant: str = request.state.tenant
+    only = None if tenant == service.operator or len({*service.keys.tenants.values()}) == 1 else tenant
+    return PlainTextResponse(service.metrics.text(now, only), media_type="text/plain; version=0.0.4")

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from rorqual.core.errors import NumericsError
 from rorqual.model.decoder import Decoder, Output
-from rorqual.ops.losses import filled_up, keep_only, reverse_kl, token_logprobs
-from rorqual.ops.paged import MIN_ROWS
+from rorqual.ops.losses import keep_only, reverse_kl, token_logprobs
+from rorqual.ops.rows import ENOUGH
 from rorqual.train.batch import TrainBatch
 from rorqual.train.objectives.base import Objective, Term
 
@@ -124,10 +124,10 @@ class GRPO(Objective):
             logits = model.logits(hidden) / self.temperature
             return logits if kept is None else keep_only(logits, kept)
         n = len(hidden)
-        rows = F.pad(hidden, (0, 0, 0, max(0, MIN_ROWS - n)))
+        rows = F.pad(hidden, (0, 0, 0, max(0, ENOUGH.least - n)))
         logits = model.logits(rows)[:n]
-        vocab, logits = logits.shape[-1], filled_up(logits) / self.temperature
-        return logits if kept is None else filled_up(keep_only(logits.log_softmax(-1)[:, :vocab], kept))
+        logits = logits / self.temperature
+        return logits if kept is None else keep_only(logits.log_softmax(-1), kept)
 
     def _ratio(self, now: Tensor, drawn: Drawn) -> Tensor:
         """p / p_old of each token, or of its answer: exp of the mean over the answer's tokens (GSPO eq. 7)."""

@@ -1,0 +1,385 @@
+"""What is half done never serves: steps that were broken off, weights that changed meanwhile, numbers that are none."""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+import random
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from itertools import zip_longest
+from pathlib import Path
+from types import FrameType
+
+import pytest
+import torch
+from scaled import make_model
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
+
+from rorqual.core.errors import NumericsError
+from rorqual.data.chat import ChatFormat
+from rorqual.data.tokenizer import Tokenizer
+from rorqual.engine import Completion, Engine, Request, SamplingParams
+from rorqual.model import Decoder, build
+from rorqual.model.adapter import ESFT, LoRA
+from rorqual.model.adapter import trained as adapted
+
+PROMPT = tuple(3 + i * 7 % 250 for i in range(150))
+OTHER = tuple(3 + i * 11 % 250 for i in range(90))
+
+
+@pytest.fixture(scope="module")
+def mla() -> Decoder:
+    return make_model("mla", context=256)
+
+
+def ask(prompt: tuple[int, ...] = PROMPT, **params: object) -> Request:
+    return Request(params=SamplingParams(max_tokens=12, ignore_eos=True, **params), prompt_ids=prompt)  # type: ignore[arg-type]
+
+
+def told(completion: Completion) -> tuple[list[int], list[float]]:
+    return completion.token_ids, completion.logprobs
+
+
+def alone(model: Decoder, tokenizer: Tokenizer, chat: ChatFormat, request: Request) -> tuple[list[int], list[float]]:
+    return told(Engine.of(model, tokenizer, chat, slots=2).generate([request])[0][0])
+
+
+def run_out(engine: Engine, ticket: int) -> Completion:
+    while True:
+        for delta in engine.step():
+            if delta.ticket == ticket and delta.completion is not None:
+                return delta.completion
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+@pytest.mark.parametrize("forwards", [1, 2, 4])
+def test_a_step_that_ctrl_c_broke_off_serves_nobody(
+    tmp_path: Path, mla: Decoder, tokenizer: Tokenizer, chat: ChatFormat, layer: int, forwards: int
+) -> None:
+    """Neither in memory nor on disk: blocks that the step had been given were never computed."""
+    expected = alone(mla, tokenizer, chat, ask())
+    engine = Engine.of(mla, tokenizer, chat, slots=8, cache_dir=tmp_path, step_tokens=100)
+    engine.submit(ask(OTHER))
+    left = [forwards]
+
+    def press(*_: object) -> None:
+        left[0] -= 1
+        if not left[0]:
+            os.kill(os.getpid(), signal.SIGINT)
+            sum(range(1000))  # until Python looks
+
+    hook = mla.layers[layer].register_forward_pre_hook(press)
+    with pytest.raises(KeyboardInterrupt):
+        list(engine.stream(ask()))
+    hook.remove()
+    assert engine.step() == [] and engine.stats()["running"] == engine.stats()["waiting"] == 0
+    engine._lanes[0].scheduler.check()
+    assert told(engine.generate([ask()])[0][0]) == expected
+    engine.close()
+    again = Engine.of(mla, tokenizer, chat, slots=8, cache_dir=tmp_path)
+    found = again.generate([ask()])[0][0]
+    assert told(found) == expected and found.usage["prompt_cache_hit_tokens"] == 128, "what was computed serves on"
+
+
+class Interrupts:
+    """Ctrl-C at the n-th call of a Python function in this thread: wherever that is."""
+
+    def __init__(self, at: int) -> None:
+        self.left = self.at = at
+
+    def __call__(self, frame: FrameType, event: str, argument: object) -> None:
+        if event == "call":
+            self.left -= 1
+            if self.left == 0:
+                raise KeyboardInterrupt
+
+    def during(self, work: Callable[[], object]) -> bool:
+        """Whether it came before `work` was done."""
+        sys.setprofile(self)
+        try:
+            work()
+        except KeyboardInterrupt:
+            return True
+        finally:
+            sys.setprofile(None)
+        return False
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_ctrl_c_at_any_moment_leaves_an_engine_that_answers_right(
+    mla: Decoder, tokenizer: Tokenizer, chat: ChatFormat, seed: int
+) -> None:
+    engine = Engine.of(mla, tokenizer, chat, slots=8, reuse=True, step_tokens=100)
+    asked, others = ask(temperature=1.0, n=2), [ask(OTHER), ask(PROMPT[:70], temperature=1.0)]
+    expected = [[told(one) for one in group] for group in engine.generate([asked, *others])]
+
+    def streams() -> None:
+        engine.submit(others[0])
+        for _ in zip_longest(engine.stream(asked), engine.stream(others[1])):
+            pass
+        engine.step()
+
+    works = (streams, lambda: engine.generate([asked, *others]))
+    counter = Interrupts(0)
+    counter.during(works[seed % 2])
+    engine.step()
+    calls = -counter.left
+    assert calls > 300
+    came = 0
+    for at in random.Random(seed).sample(range(1, calls), 40):
+        came += Interrupts(at).during(works[seed % 2])
+        for ticket in list(engine._jobs):  # whose caller went on without them
+            engine.cancel(ticket)
+        engine.step()  # what had ended, for who submitted it
+        engine._lanes[0].scheduler.check()
+        assert engine.step() == [] and engine.stats()["running"] == engine.stats()["waiting"] == 0, at
+        assert [[told(one) for one in group] for group in engine.generate([asked, *others])] == expected, at
+    assert came > 20
+
+
+def test_an_error_in_one_lane_stops_the_others(
+    mla: Decoder, tokenizer: Tokenizer, chat: ChatFormat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rorqual.engine.engine.LANE_WORK", 1)
+    engine = Engine.of(mla, tokenizer, chat, slots=8, threads=2)
+    asked = [Request(params=SamplingParams(max_tokens=90, ignore_eos=True), prompt_ids=OTHER[:n]) for n in (40, 50)]
+    expected = [told(group[0]) for group in engine.generate(asked)]
+    calls: dict[int, int] = {}
+    both = threading.Barrier(2)
+
+    def fail(*_: object) -> None:
+        here = threading.get_ident()
+        if here not in calls:
+            calls[here] = 0
+            both.wait(60)
+        calls[here] += 1
+        if here == list(calls)[1] and calls[here] == 3:
+            raise MemoryError
+
+    hook = mla.register_forward_pre_hook(fail)
+    with pytest.raises(MemoryError):
+        engine.generate(asked)
+    hook.remove()
+    assert sum(calls.values()) < 80, "90 steps each were asked for"
+    assert [told(group[0]) for group in engine.generate(asked)] == expected
+
+
+def test_a_stream_whose_step_broke_off_elsewhere_says_so(mla: Decoder, tokenizer: Tokenizer, chat: ChatFormat) -> None:
+    engine = Engine.of(mla, tokenizer, chat, slots=8)
+    stream = engine.stream(ask())
+    next(stream)
+
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    hook = mla.register_forward_pre_hook(fail)
+    with pytest.raises(MemoryError):
+        engine.step()
+    hook.remove()
+    with pytest.raises(RuntimeError, match="broke off"):
+        next(stream)
+
+
+def test_several_streams_each_have_all_their_tokens(engine: Engine) -> None:
+    requests = [ask(), ask(OTHER, temperature=1.0, n=3), ask(PROMPT[:70], seed=3, temperature=1.0)]
+    expected = [[told(sample) for sample in group] for group in engine.generate(requests)]
+    submitted = engine.submit(ask(OTHER[:40]))
+    drawn: list[list[list[int]]] = [[[] for _ in group] for group in expected]
+    for row in zip_longest(*map(engine.stream, requests)):
+        for place, delta in enumerate(row):
+            if delta is not None:
+                drawn[place][delta.sample].append(delta.token)
+    assert drawn == [[tokens for tokens, _ in group] for group in expected]
+    rest = engine.step()
+    assert {delta.ticket for delta in rest} == {submitted} and len(rest) == 12, "what others asked for is kept for them"
+    assert rest[-1].completion is not None
+
+
+def test_a_cancelled_request_says_nothing_more(engine: Engine) -> None:
+    ticket = engine.submit(ask())
+    stream = engine.stream(ask(OTHER))
+    next(stream)
+    engine.cancel(ticket)
+    assert engine.step() == []
+
+
+# ---- other weights
+
+
+@pytest.mark.parametrize("reuse", [True, False])
+def test_whoever_comes_after_a_change_of_weights_has_the_new_ones_alone(
+    tokenizer: Tokenizer, chat: ChatFormat, reuse: bool
+) -> None:
+    """Also where the same prompt is half fed with the old ones."""
+    old, new = make_model("mla", context=256), make_model("mla", seed=5, context=256)
+    expected = alone(new, tokenizer, chat, ask())
+    assert expected != alone(old, tokenizer, chat, ask())
+    engine = Engine.of(old, tokenizer, chat, slots=8, reuse=True, step_tokens=70)
+    first = ask()
+    engine.submit(Request(first.messages, first.params, prompt_ids=first.prompt_ids, reuse=reuse))
+    assert engine.step() == []  # the prompt is fed in part
+    engine.load_weights(new)
+    assert told(run_out(engine, engine.submit(ask()))) == expected
+    assert told(run_out(engine, engine.submit(ask()))) == expected
+
+
+def test_weights_that_change_while_a_prompt_is_fed_leave_nothing_in_the_folder(
+    tmp_path: Path, tokenizer: Tokenizer, chat: ChatFormat
+) -> None:
+    """Changed in place, between two steps, by whoever holds the model."""
+    model, new = make_model("mla", context=256), make_model("mla", seed=5, context=256)
+    before = copy.deepcopy(model.state_dict())
+    expected = alone(model, tokenizer, chat, ask())
+    engine = Engine.of(model, tokenizer, chat, slots=8, cache_dir=tmp_path, step_tokens=70)
+    ticket = engine.submit(ask())
+    engine.step()
+    model.load_state_dict(new.state_dict())
+    run_out(engine, ticket)
+    engine.close()
+    model.load_state_dict(before)
+    again = Engine.of(model, tokenizer, chat, slots=8, cache_dir=tmp_path)
+    assert told(again.generate([ask()])[0][0]) == expected
+
+
+def test_weights_that_lie_elsewhere_are_new_weights(tokenizer: Tokenizer, chat: ChatFormat) -> None:
+    model = make_model("mla", context=256)
+    engine = Engine.of(model, tokenizer, chat, slots=8, reuse=True)
+    engine.generate([ask()])
+    vector = parameters_to_vector(model.parameters()).detach() * 0.9
+    vector_to_parameters(vector, model.parameters())  # writes through .data
+    assert told(engine.generate([ask()])[0][0]) == alone(model, tokenizer, chat, ask())
+    with torch.no_grad():
+        vector.mul_(0.9)  # behind torch's back
+    engine.weights_changed()
+    assert told(engine.generate([ask()])[0][0]) == alone(model, tokenizer, chat, ask())
+
+
+def test_a_folder_filled_under_another_configuration_is_not_read(
+    tmp_path: Path, tokenizer: Tokenizer, chat: ChatFormat
+) -> None:
+    """The same weights with another base of RoPE have other keys."""
+    model = make_model("gqa", context=256)
+    stages = tuple(
+        stage.model_copy(
+            update={
+                "attention": stage.attention.model_copy(
+                    update={"rope": stage.attention.rope.model_copy(update={"theta": 5e5})}
+                )
+            }
+        )
+        for stage in model.config.stages
+    )
+    other = build(model.config.model_copy(update={"stages": stages}), seed=0)
+    other.load_state_dict(model.state_dict())
+    expected = alone(other, tokenizer, chat, ask())
+    assert expected != alone(model, tokenizer, chat, ask())
+    first = Engine.of(model, tokenizer, chat, slots=8, cache_dir=tmp_path)
+    first.generate([ask()])
+    first.close()
+    second = Engine.of(other, tokenizer, chat, slots=8, cache_dir=tmp_path)
+    found = second.generate([ask()])[0][0]
+    assert told(found) == expected and found.usage["prompt_cache_hit_tokens"] == 0
+    second.close()
+    same = Engine.of(model, tokenizer, chat, slots=8, cache_dir=tmp_path).generate([ask()])[0][0]
+    assert same.usage["prompt_cache_hit_tokens"] == 128
+
+
+# ---- what is no number
+
+
+@pytest.mark.parametrize("top_logprobs", [0, 3])
+def test_a_logit_that_is_no_number_ends_its_own_request(
+    mla: Decoder, tokenizer: Tokenizer, chat: ChatFormat, top_logprobs: int
+) -> None:
+    model = copy.deepcopy(mla)
+    with torch.no_grad():
+        model.embed_tokens.weight[255] = torch.nan
+    good, bad = ask(top_logprobs=top_logprobs), ask((*OTHER, 255), top_logprobs=top_logprobs)
+    expected = alone(model, tokenizer, chat, good)
+    engine = Engine.of(model, tokenizer, chat, slots=8)
+    tickets = [engine.submit(bad), engine.submit(good), engine.submit(bad)]
+    done: dict[int, Completion] = {}
+    while len(done) < 3:
+        done |= {delta.ticket: delta.completion for delta in engine.step() if delta.completion is not None}
+    assert told(done[tickets[1]]) == expected and not done[tickets[1]].error
+    for ticket in (tickets[0], tickets[2]):
+        assert "not a number" in done[ticket].error and len(done[ticket].token_ids) == 1
+    with pytest.raises(NumericsError, match="not a number"):
+        engine.generate([good, bad])
+    assert told(engine.generate([good])[0][0]) == expected
+
+
+@pytest.mark.parametrize("cut", [40, 64, 89])
+def test_what_is_no_number_reaches_nobody_who_has_its_blocks_later(
+    tmp_path: Path, mla: Decoder, tokenizer: Tokenizer, chat: ChatFormat, cut: int
+) -> None:
+    """Also where nobody overwrites it: behind the end of a shorter prompt a weight of 0 times NaN would be NaN."""
+    model = copy.deepcopy(mla)
+    with torch.no_grad():
+        model.embed_tokens.weight[255] = torch.nan
+    bad, good = ask((*OTHER[:cut], 255, *OTHER[cut:])), ask(PROMPT[:70])
+    expected = alone(model, tokenizer, chat, good)
+    for reuse in (False, True):
+        engine = Engine.of(
+            model, tokenizer, chat, slots=1, reuse=reuse, cache_bytes=160 << 10, cache_dir=tmp_path if reuse else None
+        )
+        assert run_out(engine, engine.submit(bad)).error
+        assert told(run_out(engine, engine.submit(good))) == expected
+        cancelled = engine.submit(bad)
+        engine.step()
+        engine.cancel(cancelled)
+        assert told(run_out(engine, engine.submit(good))) == expected
+        engine.close()
+    again = Engine.of(model, tokenizer, chat, slots=2, cache_dir=tmp_path)
+    assert told(again.generate([good])[0][0]) == expected
+
+
+def test_of_the_likeliest_those_that_were_cut_off_are_impossible(engine: Engine) -> None:
+    found = engine.generate([ask(temperature=1.0, top_k=1, top_logprobs=2)])[0][0]
+    assert found.top_logprobs is not None
+    assert all([value for _, value in place] == [0.0, -math.inf] for place in found.top_logprobs)
+
+
+@pytest.mark.parametrize("penalty", [0.01, 100.0])
+def test_the_strongest_penalties_leave_numbers(engine: Engine, penalty: float) -> None:
+    found = engine.generate([ask(repetition_penalty=penalty, temperature=0.01)])[0][0]
+    assert not found.error and all(torch.isfinite(torch.tensor(found.logprobs)))
+
+
+@pytest.mark.parametrize("kind", ["esft", "lora"])
+def test_a_step_of_an_adapters_optimizer_is_seen(kind: str, tokenizer: Tokenizer, chat: ChatFormat) -> None:
+    """ESFT trains slices of a tensor, which count their changes themselves."""
+    model = make_model("gqa", context=256)
+    tune = ESFT() if kind == "esft" else LoRA()
+    tune.attach(model, seed=0, experts=(tuple(range(8)),) * 2 if kind == "esft" else ())
+    engine = Engine.of(model, tokenizer, chat, slots=2, reuse=True)
+    engine.generate([ask()])
+    assert engine.generate([ask()])[0][0].usage["prompt_cache_hit_tokens"] == 128
+    parameters = list(adapted(model).values())
+    generator = torch.Generator().manual_seed(0)
+    for parameter in parameters:
+        parameter.grad = 0.3 * torch.randn(parameter.shape, generator=generator)
+    torch.optim.SGD(parameters, lr=1.0).step()
+    found = engine.generate([ask()])[0][0]
+    assert found.usage["prompt_cache_hit_tokens"] == 0
+    assert told(found) == alone(model, tokenizer, chat, ask())
+
+
+def test_adapters_of_another_scale_share_no_folder(tmp_path: Path, tokenizer: Tokenizer, chat: ChatFormat) -> None:
+    """The same base, the same A and B, another alpha; a third engine, of the first's, finds what the first left."""
+    for alpha, hit in ((4.0, 0), (32.0, 0), (32.0, 128)):
+        model = make_model("gqa", context=256)
+        LoRA(r=4, alpha=alpha).attach(model, seed=0)
+        generator = torch.Generator().manual_seed(5)
+        for name, tensor in adapted(model).items():
+            if name.endswith("lora_B"):
+                tensor.data.copy_(0.2 * torch.randn(tensor.shape, generator=generator))
+        engine = Engine.of(model, tokenizer, chat, slots=2, cache_dir=tmp_path)
+        found = engine.generate([ask()])[0][0]
+        engine.close()
+        assert found.usage["prompt_cache_hit_tokens"] == hit
+        assert told(found) == alone(model, tokenizer, chat, ask())

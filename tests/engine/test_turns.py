@@ -1,0 +1,172 @@
+"""One call at a time changes an engine: others wait, are refused by name, or are put off; nobody gets another's answer."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from collections.abc import Iterator
+
+import pytest
+from scaled import make_model
+
+from rorqual.core.errors import ConfigError, DataError
+from rorqual.data.chat import ChatFormat
+from rorqual.data.tokenizer import Tokenizer
+from rorqual.engine import Completion, Engine, Request, SamplingParams
+from rorqual.engine.deltas import Delta
+from rorqual.engine.request import Grammar
+from rorqual.engine.sequence import Sequence
+from rorqual.model import Decoder
+
+
+@pytest.fixture(scope="module")
+def gqa() -> Decoder:
+    return make_model("gqa", context=256)
+
+
+@pytest.fixture
+def engine(gqa: Decoder, tokenizer: Tokenizer, chat: ChatFormat) -> Engine:
+    return Engine.of(gqa, tokenizer, chat, slots=4, reuse=True)
+
+
+def ask(number: int, tokens: int = 20) -> Request:
+    prompt = tuple(3 + (number * 31 + i * 7) % 250 for i in range(40 + number))
+    return Request(
+        prompt_ids=prompt, params=SamplingParams(max_tokens=tokens, ignore_eos=True, temperature=1.0, seed=5)
+    )
+
+
+def told(completion: Completion) -> tuple[list[int], list[float]]:
+    return completion.token_ids, completion.logprobs
+
+
+@pytest.fixture
+def alone(gqa: Decoder, tokenizer: Tokenizer, chat: ChatFormat) -> dict[int, tuple[list[int], list[float]]]:
+    other = Engine.of(gqa, tokenizer, chat, slots=4)
+    return {number: told(other.generate([ask(number)])[0][0]) for number in range(6)}
+
+
+@pytest.mark.parametrize("call", ["submit", "step", "generate", "stream"])
+def test_a_call_from_within_a_batch_is_refused_and_the_batch_is_whole(
+    engine: Engine, alone: dict[int, tuple[list[int], list[float]]], call: str
+) -> None:
+    refused: list[str] = []
+
+    def progress(*_: int) -> None:
+        calls = {
+            "submit": lambda: engine.submit(ask(5)), "step": engine.step, "generate": lambda: engine.generate([ask(5)]),
+            "stream": lambda: next(engine.stream(ask(5))),
+        }  # fmt: skip
+        with pytest.raises(
+            ConfigError, match=f"{call if call != 'stream' else 'submit'} was called from within"
+        ) as caught:
+            calls[call]()
+        refused.append(caught.value.remedy)
+
+    found = engine.generate([ask(number) for number in range(4)], progress=progress)
+    assert [told(row[0]) for row in found] == [alone[number] for number in range(4)]
+    assert refused and all("when that is over" in remedy for remedy in refused)
+    assert told(engine.generate([ask(5)])[0][0]) == alone[5], "nothing was left behind"
+
+
+def test_batches_and_streams_of_several_threads_wait_for_each_other(
+    engine: Engine, alone: dict[int, tuple[list[int], list[float]]]
+) -> None:
+    found: dict[int, tuple[list[int], list[float]]] = {}
+
+    def batch(number: int) -> None:
+        found[number] = told(engine.generate([ask(number)])[0][0])
+
+    threads = [threading.Thread(target=batch, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert found == alone
+
+
+def test_a_stream_that_is_collected_in_the_middle_of_a_step_leaves_after_it(
+    engine: Engine, alone: dict[int, tuple[list[int], list[float]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stream in a loop of references is closed whenever Python looks for these."""
+
+    class Holder:
+        def __init__(self) -> None:
+            self.me, self.stream = self, engine.stream(ask(5, 200))
+            next(self.stream)
+
+    runner, steps = engine._lanes[0].runner, [0]
+    draw = runner._draw
+
+    def collecting(*given: object) -> object:
+        drawn = draw(*given)  # type: ignore[arg-type]
+        steps[0] += 1
+        if steps[0] == 5:
+            gc.collect()
+        return drawn
+
+    gc.disable()
+    try:
+        streams: dict[int, Iterator[Delta]] = {0: engine.stream(ask(0))}
+        next(streams[0])
+        Holder()
+        streams |= {1: engine.stream(ask(1)), 2: engine.stream(ask(2))}
+        monkeypatch.setattr(runner, "_draw", collecting)
+        found = {}
+        while streams:
+            for number in list(streams):
+                delta = next(streams[number], None)
+                if delta is None:
+                    del streams[number]
+                elif delta.completion is not None:
+                    found[number] = told(delta.completion)
+    finally:
+        gc.enable()
+    assert steps[0] > 5 and found == {number: alone[number] for number in range(3)}
+    assert engine.step() == [] and engine.stats()["running"] == engine.stats()["waiting"] == 0
+    engine._lanes[0].scheduler.check()
+
+
+def test_what_ctrl_c_left_half_submitted_is_nobody_elses(
+    engine: Engine, alone: dict[int, tuple[list[int], list[float]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lane = engine._lanes[0]
+    submit = lane.submit
+
+    def pressed(sequences: list[Sequence]) -> None:
+        submit(sequences)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(lane, "submit", pressed)
+    with pytest.raises(KeyboardInterrupt):
+        engine.submit(ask(0))
+    monkeypatch.undo()
+    found = [delta.completion for delta in engine.stream(ask(1)) if delta.completion is not None]
+    assert [told(completion) for completion in found] == [alone[1]]
+    assert engine.step() == [] and told(engine.generate([ask(2)])[0][0]) == alone[2]
+
+
+POISONS = {
+    "grammar": Request(prompt_ids=(5, 6), params=SamplingParams(grammar=Grammar("regex", "("))),
+    "tenant": Request(prompt_ids=tuple(range(3, 90)), tenant=None),  # type: ignore[arg-type]
+    "tenant number": Request(prompt_ids=tuple(range(3, 90)), tenant=5),  # type: ignore[arg-type]
+    "priority": Request(prompt_ids=(5, 6), priority=None),  # type: ignore[arg-type]
+    "reuse": Request(prompt_ids=(5, 6), reuse="no"),  # type: ignore[arg-type]
+    "thinking": Request(prompt_ids=(5, 6), thinking="maybe"),  # type: ignore[arg-type]
+    "half a token": Request(prompt_ids=(5, 40.5)),  # type: ignore[arg-type]
+    "a truth": Request(prompt_ids=(5, True)),
+}
+
+
+@pytest.mark.parametrize("name", POISONS)
+def test_a_request_that_is_refused_leaves_nothing_behind(
+    engine: Engine, alone: dict[int, tuple[list[int], list[float]]], name: str
+) -> None:
+    ticket = engine.submit(ask(0))
+    with pytest.raises(DataError):
+        engine.submit(POISONS[name])
+    done = {}
+    while engine.stats()["running"] + engine.stats()["waiting"]:
+        done |= {delta.ticket: delta.completion for delta in engine.step() if delta.completion is not None}
+    assert {number: told(completion) for number, completion in done.items()} == {ticket: alone[0]}
+    assert told(engine.generate([ask(1)])[0][0]) == alone[1]

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import pytest
 import torch
+from scaled import make_model
+from torch import nn
 
-from rorqual.engine.packed import packed
+from rorqual.data.chat import ChatFormat
+from rorqual.data.tokenizer import Tokenizer
+from rorqual.engine import Engine, Request, SamplingParams
+from rorqual.engine.packed import TiledLinear, packed
 from rorqual.engine.probe import CHOICES, _alike, _products, rows_of
-from rorqual.model import ModelConfig, Stage, build
+from rorqual.model import Decoder, ModelConfig, Stage, build
 from rorqual.model.adapter import LoRA
+from rorqual.model.adapter.lora import LoRALinear
 from rorqual.model.attention import GQAConfig, MLAConfig
 from rorqual.model.ffn import DenseConfig, MoEConfig
-from rorqual.ops.rows import Rows
+from rorqual.ops.rows import WIDE, Rows
 
 
 @pytest.mark.parametrize(("head_dim", "kept"), [(16, True), (20, True), (18, False), (22, False)])
@@ -80,14 +86,78 @@ def test_with_two_threads_it_is_said_of_two_or_steps_take_one(pack: bool) -> Non
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_an_adapters_products_are_tried_and_never_said_to_be_cut(dtype: torch.dtype) -> None:
-    """LoRA's maps run whole: where wide rows of bf16 must be cut into tiles, nothing is promised of them."""
-    attention = GQAConfig(num_attention_heads=4, num_key_value_heads=2, head_dim=16)
-    stage = Stage(layers=1, attention=attention, ffn=DenseConfig(intermediate_size=96))
-    model = build(ModelConfig(vocab_size=264, hidden_size=1024, stages=(stage,), max_position_embeddings=128), seed=1)
-    LoRA(r=8).attach(model, seed=0)
+@pytest.mark.parametrize("r", [4, 8, 16])
+def test_an_adapters_products_are_tried_and_what_is_promised_of_them_holds(
+    tokenizer: Tokenizer, chat: ChatFormat, dtype: torch.dtype, r: int
+) -> None:
+    """Rows wide enough to be cut on AMX, and as narrow between LoRA's two matrices as they are in use. 32 at once, and one alone."""
+    attention = GQAConfig(num_attention_heads=9, num_key_value_heads=3, head_dim=64)
+    stage = Stage(layers=1, attention=attention, ffn=DenseConfig(intermediate_size=1536))
+    config = ModelConfig(
+        vocab_size=264, hidden_size=576, stages=(stage,), max_position_embeddings=128, initializer_range=0.2
+    )
+    model = build(config, seed=1)
+    LoRA(r=r).attach(model, seed=0)
+    for name, parameter in model.named_parameters():
+        if name.endswith("lora_B"):
+            nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(len(name)))
     model = model.to(dtype)
     rows, held, _ = rows_of(model, 1)
     found = set(_products(model))
-    assert {("map", 1024, 64, dtype), ("map", 1024, 8, dtype), ("map", 8, 64, dtype)} <= found
-    assert not held or (rows.most == 0 and all(_alike(*product, rows, 1) for product in found))
+    assert {("map", 576, 192, dtype), ("map", 576, r, dtype), ("map", r, 192, dtype)} <= found
+    assert held is all(_alike(*product, rows, 1) for product in found)
+    engine = Engine.of(model, tokenizer, chat, slots=40, lanes=1)
+    assert engine.invariant is held
+    requests = [
+        Request(
+            prompt_ids=tuple(3 + (n * 31 + i * 7) % 250 for i in range(5 + n)), params=SamplingParams(max_tokens=12)
+        )
+        for n in range(32)
+    ]
+    together = engine.generate(requests)
+    alone = [engine.generate([request])[0] for request in requests[::6]]
+    if held:
+        assert [(a.token_ids, a.logprobs) for [a] in alone] == [(b.token_ids, b.logprobs) for [b] in together[::6]]
+
+
+@pytest.mark.parametrize(("width", "r"), [(1024, 8), (96, 600), (96, 8)])
+def test_an_adapted_map_is_cut_where_anything_in_it_is_wide(
+    monkeypatch: pytest.MonkeyPatch, width: int, r: int
+) -> None:
+    """Its rows, or those between its two narrow matrices."""
+    linear = nn.Linear(width, 640)
+    other = LoRALinear(linear, r, 2.0, torch.Generator().manual_seed(0))
+    nn.init.normal_(other.lora_B, generator=torch.Generator().manual_seed(1))
+    seen: list[int] = []
+    whole = other.forward
+    monkeypatch.setattr(other, "forward", lambda x: seen.append(len(x)) or whole(x))  # type: ignore[func-returns-value]
+    tile = TiledLinear(other, 16)
+    x = torch.randn(40, width, generator=torch.Generator().manual_seed(2))
+    y = tile(x)
+    assert seen == ([16, 16, 8] if max(width, r) >= WIDE else [40])
+    assert torch.allclose(y, whole(x), atol=1e-4)
+    assert torch.equal(tile.weight, other.weight)
+
+
+def test_an_adapter_that_comes_and_goes_is_looked_at_anew(
+    monkeypatch: pytest.MonkeyPatch, tokenizer: Tokenizer, chat: ChatFormat
+) -> None:
+    model = make_model("gqa", context=128)
+    engine = Engine.of(model, tokenizer, chat, slots=4)
+    assert engine.invariant
+    looks: list[int] = []
+
+    def look(model: Decoder, threads: int) -> tuple[Rows, bool, int]:
+        looks.append(sum(isinstance(module, LoRALinear) for module in model.modules()))
+        return Rows(16, 16), False, 1
+
+    monkeypatch.setattr("rorqual.engine.probe.rows_of", look)
+    engine.generate([(3, 4, 5)], SamplingParams(max_tokens=2))
+    with torch.no_grad():
+        model.embed_tokens.weight.mul_(1.0)
+    engine.generate([(3, 4, 5)], SamplingParams(max_tokens=2))
+    assert looks == [], "other weights of the same shapes"
+    LoRA(r=4).attach(model, seed=0)
+    engine.generate([(3, 4, 5)], SamplingParams(max_tokens=2))
+    assert looks == [21] and not engine.invariant
+    assert {lane.runner.rows for lane in engine._lanes} == {Rows(16, 16)}

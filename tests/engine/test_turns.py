@@ -46,7 +46,7 @@ def alone(gqa: Decoder, tokenizer: Tokenizer, chat: ChatFormat) -> dict[int, tup
     return {number: told(other.generate([ask(number)])[0][0]) for number in range(6)}
 
 
-@pytest.mark.parametrize("call", ["submit", "step", "generate", "stream"])
+@pytest.mark.parametrize("call", ["submit", "step", "generate", "stream", "weights_changed", "load_weights"])
 def test_a_call_from_within_a_batch_is_refused_and_the_batch_is_whole(
     engine: Engine, alone: dict[int, tuple[list[int], list[float]]], call: str
 ) -> None:
@@ -55,7 +55,8 @@ def test_a_call_from_within_a_batch_is_refused_and_the_batch_is_whole(
     def progress(*_: int) -> None:
         calls = {
             "submit": lambda: engine.submit(ask(5)), "step": engine.step, "generate": lambda: engine.generate([ask(5)]),
-            "stream": lambda: next(engine.stream(ask(5))),
+            "stream": lambda: next(engine.stream(ask(5))), "weights_changed": engine.weights_changed,
+            "load_weights": lambda: engine.load_weights(make_model("gqa", context=256, seed=8)),
         }  # fmt: skip
         with pytest.raises(
             ConfigError, match=f"{call if call != 'stream' else 'submit'} was called from within"

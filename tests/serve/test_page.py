@@ -37,6 +37,21 @@ WATCH = """() => {
   }).observe(chat, { childList: true, subtree: true, characterData: true });
 }"""
 """Notes whatever of the long answer is shown after the conversation was empty."""
+REST = """limit => new Promise((done, failed) => {
+  const began = performance.now();
+  let last = began;
+  const watch = new MutationObserver(() => { last = performance.now(); });
+  watch.observe(document, { attributes: true, childList: true, characterData: true, subtree: true });
+  const look = () => {
+    const now = performance.now();
+    if (now - last < 1000 && now - began < limit) { setTimeout(look, 50); return; }
+    watch.disconnect();
+    now - last < 1000 ? failed(new Error("the page goes on changing")) : done();
+  };
+  look();
+})"""
+"""Waits until nothing on the page has changed for a second. Gradio's page draws anew what changed: what is pressed while it does so, which
+nobody's hand is fast enough for, may be gone before it is let go (seen: a click on Retry, a key on a thought, a temperature)."""
 
 
 @dataclass
@@ -122,9 +137,12 @@ def visit(browser: playwright.Browser, taught: Server) -> Iterator[Visit]:
         page.wait_for_selector(BOX)
         expect(page.locator(BOX)).to_be_focused(timeout=WAIT)
         page.get_by_role("button", name="Settings").click()
+        page.get_by_label("number input for Temperature").wait_for(state="visible")
+        rest(page)
         page.get_by_label("number input for Temperature").fill("0")
         page.get_by_label("number input for Temperature").press("Tab")
         page.get_by_label(thinking, exact=True).check()
+        rest(page)
         page.get_by_role("button", name="Settings").click()
         page.focus(BOX)
         return page
@@ -136,14 +154,21 @@ def visit(browser: playwright.Browser, taught: Server) -> Iterator[Visit]:
         taught.wait("running", 0)
 
 
+def rest(page: playwright.Page) -> None:
+    """Until the page has drawn what there is."""
+    page.evaluate(REST, WAIT)
+
+
 def ask(page: playwright.Page, text: str) -> None:
+    rest(page)
     page.keyboard.type(text)
     page.keyboard.press("Enter")
 
 
 def until(page: playwright.Page, words: str) -> None:
-    """Until the status line says something."""
+    """Until the status line says something, and the page is at rest."""
     expect(page.locator(STATUS)).to_contain_text(re.compile(words), timeout=WAIT)
+    rest(page)
 
 
 def answers(page: playwright.Page) -> int:
@@ -191,14 +216,16 @@ def test_a_conversation_with_a_thought_a_formula_and_code(visit: Visit, taught: 
     expect(page.locator("#chat .user-row")).to_have_count(2, timeout=WAIT)
     until(page, "tokens in")
 
-    page.get_by_role(
-        "button", name="Edit", exact=True
-    ).first.click()  # a question that is asked anew forgets what came after it
+    # A question that is asked anew forgets what came after it.
+    page.get_by_role("button", name="Edit", exact=True).first.click()
+    page.locator("#chat textarea").wait_for(state="visible")
+    rest(page)
     page.locator("#chat textarea").fill(PICTURE_QUESTION)
     page.get_by_role("button", name="Submit", exact=True).click()
     taught.wait(DONE, done + 3)
     expect(page.locator("#chat .user-row")).to_have_count(1)
     expect(page.locator("#chat .bot-row img")).to_have_count(1)
+    rest(page)
     page.get_by_role("button", name="New chat").click()
     expect(page.locator("#chat .user-row")).to_have_count(0, timeout=WAIT)
 

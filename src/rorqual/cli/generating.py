@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sys
 import time
@@ -14,15 +13,13 @@ from typing import Any
 import torch
 from pydantic import Field
 
-import rorqual
 from rorqual.cli.machine import cores
-from rorqual.cli.measure import REMOTE, SeedBits
+from rorqual.cli.measure import REMOTE, SeedBits, arithmetic, fingerprint
 from rorqual.cli.settings import WHERE, Placement, check_device, pairs
 from rorqual.core.config import parse, scalar
 from rorqual.core.errors import ConfigError, DataError, RorqualError, nearest
 from rorqual.core.log import Progress, clock
 from rorqual.core.records import RunDir
-from rorqual.data.chat.find import TEMPLATE_FILE
 from rorqual.engine.asking import Ask, Asking, Sampling
 from rorqual.engine.batch import Answered, answers, answers_from_afar, fault_of, record, refused
 from rorqual.engine.engine import Engine
@@ -30,7 +27,6 @@ from rorqual.engine.partial import Partial, check_place
 from rorqual.engine.probe import NOT_HELD
 from rorqual.engine.prompts import Prompts, Refused
 from rorqual.engine.remote import RemoteEngine
-from rorqual.engine.weights import ROUNDING
 
 SHOWN = 3
 """Refused lines that the end of a run shows."""
@@ -222,21 +218,8 @@ def _check_all(engine: Engine | None, prompts: Prompts, asking: Asking) -> None:
 def _made(chosen: GenerateSettings, sampling: Sampling, prompts: Prompts, engine: Engine | None) -> dict[str, Any]:
     """What the answers depend on. Threads, slots and what runs at once are not among it."""
     own = {key: getattr(chosen, key) for key in ("raw", "token_ids", "logprobs", "dtype", "device", "max_len", "model")}
-    versions = {"rorqual": rorqual.__version__, "torch": torch.__version__, "rounding": ROUNDING} if engine else {}
+    versions = arithmetic() if engine else {}
     made = sampling.model_dump(mode="json") | own | versions | {"file": prompts.sha256}
     return made | (
-        {"run": _fingerprint(RunDir(Path(chosen.run)))}
-        if engine
-        else {"run": chosen.run, "seed_bits": chosen.seed_bits}
+        {"run": fingerprint(RunDir(Path(chosen.run)))} if engine else {"run": chosen.run, "seed_bits": chosen.seed_bits}
     )
-
-
-def _fingerprint(run: RunDir) -> str:
-    """Of a run's settings, its tokenizer, its template where it has one, and its newest checkpoint."""
-    digest = hashlib.sha256()
-    for file in (run.config_file, run.tokenizer_file, run.path / TEMPLATE_FILE, *sorted(run.checkpoint().rglob("*"))):
-        if file.is_file():
-            digest.update(f"{file.relative_to(run.path)} {file.stat().st_size}\n".encode())
-            with open(file, "rb") as opened:
-                digest.update(hashlib.file_digest(opened, "sha256").digest())
-    return digest.hexdigest()

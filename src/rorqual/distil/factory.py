@@ -12,6 +12,7 @@ from typing import Any
 
 from rorqual.core.config import read_yaml, to_yaml
 from rorqual.core.errors import ConfigError, DataError, RorqualError
+from rorqual.core.journal import DiskFull, Journal
 from rorqual.core.log import Progress
 from rorqual.core.records import write_atomic, write_json
 from rorqual.data.distilled import Distilled, VerdictName, write_distilled
@@ -19,7 +20,6 @@ from rorqual.distil.card import Findings, write_card
 from rorqual.distil.config import FactoryConfig
 from rorqual.distil.entries import Entry, Place, read_entry, row_of
 from rorqual.distil.filters import reasons, said
-from rorqual.distil.journal import DiskFull, Journal
 from rorqual.distil.problems import Chosen, choose
 from rorqual.distil.purse import reached
 from rorqual.distil.teacher import LocalTeacher, RemoteTeacher, Teacher

@@ -13,10 +13,10 @@ from pathlib import Path
 from types import TracebackType
 
 from rorqual.core.errors import RorqualError
+from rorqual.core.journal import Journal
 from rorqual.core.records import Message
 from rorqual.distil.config import Access
 from rorqual.distil.entries import Entry
-from rorqual.distil.journal import Journal
 from rorqual.engine.request import Completion, Request
 
 MESSAGE_TOKENS, TEMPLATE_TOKENS = 16, 64

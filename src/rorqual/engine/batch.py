@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from rorqual.core.errors import DataError, RorqualError
 from rorqual.engine.asking import KEYS, Ask
 from rorqual.engine.prompts import Refused
-from rorqual.engine.remote import RemoteEngine, RemoteError
+from rorqual.engine.remote import REFUSED, RemoteEngine, RemoteError
 from rorqual.engine.request import Completion, Request
 
 LEADING = re.compile(r"\w+")
@@ -80,7 +80,7 @@ def answers(engine: Stepping, asks: Iterable[Ask | Refused], *, room: int) -> It
 def answers_from_afar(
     engine: RemoteEngine, asks: Iterable[Ask | Refused], *, concurrency: int
 ) -> Iterator[list[Answered]]:
-    """The same of an address: `concurrency` rows at a time. A row that the server refuses (400, 413, 422) comes as `Refused`; any other
+    """The same of an address: `concurrency` rows at a time. A row that the server refuses (`REFUSED`) comes as `Refused`; any other
     failure is raised once what was under way has come in."""
     rest, running = iter(asks), dict[Future[list[list[Completion]]], Ask]()
     more, fatal = True, list[RorqualError]()
@@ -104,7 +104,7 @@ def answers_from_afar(
                 except DataError as error:  # it was not sent
                     ready.append((refused(ask, error), []))
                 except RemoteError as error:
-                    if error.status in (400, 413, 422):
+                    if error.status in REFUSED:
                         ready.append((refused(ask, error), []))
                     else:
                         more, fatal = False, [*fatal, error]

@@ -25,15 +25,14 @@ from rorqual.engine.grammar import Grammars
 from rorqual.engine.job import Desk, Job, Prompt, request_of
 from rorqual.engine.lane import Lane, Size
 from rorqual.engine.packed import can_pack, packed
-from rorqual.engine.probe import rows_of
-from rorqual.engine.request import Completion, Request, SamplingParams
+from rorqual.engine.probe import Footing
+from rorqual.engine.request import Arrived, Completion, Request, SamplingParams
 from rorqual.engine.set_up import check_set_up
-from rorqual.engine.turns import Counter, Progress, Turn, at_most, shared_out
+from rorqual.engine.turns import Progress, Results, Turn, at_most, shared_out
 from rorqual.engine.weights import fingerprint, version_of
 from rorqual.model import Decoder, account
 from rorqual.model.load.run import check_names, load_run
 from rorqual.ops.paged import BLOCK
-from rorqual.ops.rows import Rows
 
 CACHE_BYTES = 1 << 30
 DISK_BYTES = 4 << 30
@@ -58,13 +57,11 @@ class Engine:
     `reuse`: keep the blocks of what ended, for prompts that begin alike; `cache_dir`: on disk, too, for the
     next start, up to `disk_bytes`.
     `pack`: lay the weights out once, for engines whose model nobody else holds (`engine/packed.py`).
-    `invariant`: False gives up what is said above, for the time that it takes (docs/engine.md). The attribute of this name is True where
-    the promise was asked for and this machine's products, tried at the start, keep it.
+    `invariant`: False gives up what is said above, for the time that it takes (docs/engine.md).
     `cache_bytes`: memory of each lane's keys and values. `step_tokens`: tokens fed in a step at most.
     A model given to `of` is shared, not copied: weights that a trainer changes in place are used from the next `generate` or `submit` on, and
     what was cached of older ones is not used again. Who writes through `tensor.data`, which torch does not count, calls `weights_changed`.
-    An error or a Ctrl-C within a step forgets what was submitted, and the engine can be used again. Calls of
-    several threads wait for each other.
+    An error or a Ctrl-C within a step forgets what was submitted; the engine can be used again. Calls of several threads wait for each other.
     """
 
     def __init__(
@@ -165,21 +162,16 @@ class Engine:
         arithmetic = f"packed={pack} invariant={invariant} experts={record_experts}"
         print_ = fingerprint(model, stable=cache_dir is not None, arithmetic=arithmetic)
         self.model = model = packed(model, take=take) if pack else model
-        most = torch.get_num_threads()
-        rows, self.invariant, self._most = rows_of(model, most) if invariant else (Rows(1), False, most)
+        self._footing = Footing(model, invariant=invariant)
+        rows = self._footing.rows
         size = Size(slots, self.max_len, cache_bytes, step_tokens)
         self._weights = version_of(model)
         record = {"record_experts": record_experts, "record_kept": record_kept}
         # Only the first lane, which serves, keeps anything for later: the others are for batches.
         first = Lane(
-            model,
-            replace(size, folder=cache_dir, disk_bytes=disk_bytes),
-            chat.stop_ids,
-            print_,
-            rows,
-            reuse=reuse or cache_dir is not None,
-            **record,
-        )
+            model, replace(size, folder=cache_dir, disk_bytes=disk_bytes), chat.stop_ids, print_, rows,
+            reuse=reuse or cache_dir is not None, **record,
+        )  # fmt: skip
         self._lanes = [first]
         self._lanes += [Lane(model, size, chat.stop_ids, print_, rows, **record) for _ in range(lanes - 1)]
         self._slots = slots
@@ -189,8 +181,7 @@ class Engine:
             model.config.vocab_size, self.max_len, room, tokenizer, chat, reuse=reuse or cache_dir is not None
         )
         self._jobs: dict[int, Job] = {}
-        self._outbox = Outbox()
-        self._tickets = 0
+        self._outbox, self._tickets = Outbox(), 0
         self._turn, self._gone = Turn(), list[int]()
 
     def load_weights(self, weights: dict[str, Tensor] | Decoder) -> None:
@@ -203,20 +194,31 @@ class Engine:
             )
         state = weights.state_dict() if isinstance(weights, Decoder) else weights
         check_names(state, self.model.state_dict(), where="engine.load_weights")
-        self.model.load_state_dict(state)
-        self._renew()
+        with self._turn("load_weights"):
+            self.model.load_state_dict(state)
+            self._renew()
 
     def _renew(self) -> None:
         """Forget what was cached of weights that have changed since."""
         if version_of(self.model) != self._weights:
-            self.weights_changed()
+            self._forget()
 
     def weights_changed(self) -> None:
         """Forget what was cached of older weights. A change that torch counts, such as an optimizer's, is seen without this call."""
+        with self._turn("weights_changed"):
+            self._forget()
+
+    def _forget(self) -> None:
         version, print_ = version_of(self.model), fingerprint(self.model, stable=False)
+        self._footing.renew()
         for lane in self._lanes:
-            lane.renew(print_)
+            lane.renew(print_, self._footing.rows)
         self._weights = version  # at the end: what was broken off is done again
+
+    @property
+    def invariant(self) -> bool:
+        """Whether the same bits were asked for, and this machine's products keep that promise."""
+        return self._footing.held
 
     # ---- whole batches
 
@@ -226,40 +228,38 @@ class Engine:
         params: SamplingParams | None = None,
         *,
         progress: Progress | None = None,
+        arrived: Arrived | None = None,
     ) -> list[list[Completion]]:
         """For each request its samples. Every request is checked before anything runs.
 
         What is no `Request` is made one with `params`: a text is what a user says, a list of `Message` a conversation, a list of ids is fed as
         it is; prompt number i is sampled with `params.seed + i`, so that equal prompts have answers of their own.
-        `progress(done, total)` is called as samples end, by one thread at a time.
+        `arrived(request, sample, completion)` and `progress(done, total)` are called as samples end, by one thread at a time.
         """
         requests = [request_of(prompt, params or SamplingParams(), number) for number, prompt in enumerate(prompts)]
         with self._turn("generate"):
-            return self._generate(requests, progress)
+            return self._generate(requests, progress, arrived)
 
-    def _generate(self, requests: list[Request], progress: Progress | None) -> list[list[Completion]]:
+    def _generate(
+        self, requests: list[Request], progress: Progress | None, arrived: Arrived | None
+    ) -> list[list[Completion]]:
         self._drop()
         if self._jobs:
             raise ConfigError("requests were submitted for step()", where="engine", remedy="Finish or cancel them.")
         self._renew()
         jobs = [self._desk.job(request, f"request {number}") for number, request in enumerate(requests)]
-        results: list[list[Completion | None]] = [[None] * job.request.params.n for job in jobs]
-        total = sum(map(len, results))
-        report = Counter(total, progress)
+        results = Results([job.request.params.n for job in jobs], progress, arrived)
         stop = threading.Event()
 
         def run(lane: Lane) -> None:
             try:
                 with self._turn.helping():
                     while not lane.idle and not stop.is_set():
-                        finished = lane.step()
-                        for item in finished:
-                            sequence = item.sequence
-                            found = self._desk.completion(jobs[sequence.ticket], item)
+                        for item in lane.step():
+                            found = self._desk.completion(jobs[item.sequence.ticket], item)
                             if item.lost:
                                 raise NumericsError(found.error, where="engine", remedy=NO_NUMBER)
-                            results[sequence.ticket][sequence.sample] = found
-                        report.add(len(finished))
+                            results.add(item.sequence.ticket, item.sequence.sample, found)
             except BaseException:
                 stop.set()  # the others need not go on
                 raise
@@ -277,7 +277,7 @@ class Engine:
             for lane in self._lanes:  # whatever it was doing
                 lane.reset()
             raise
-        return [[completion for completion in row if completion is not None] for row in results]
+        return results.rows()
 
     def _divide(self, jobs: list[Job]) -> list[Lane]:
         """Share the requests out; the lanes used: as many as the work pays for, or the slots need."""
@@ -311,7 +311,7 @@ class Engine:
         return self._outbox.take()
 
     def _advance(self) -> None:
-        with self._turn("step"), at_most(self._most):
+        with self._turn("step"), at_most(self._footing.threads):
             self._drop()
             if not self._packed:  # whose weights nobody changes
                 self._renew()

@@ -149,12 +149,13 @@ class Lane:
         """Forget what was submitted under `ticket`; its slots and blocks are free at once."""
         self.scheduler.cancel(ticket)
 
-    def renew(self, fingerprint: bytes) -> None:
-        """The weights have changed: nothing that was cached of the old ones serves again, and the folder is for them alone."""
+    def renew(self, fingerprint: bytes, rows: Rows) -> None:
+        """The weights have changed: nothing that was cached of the old ones serves again, and the folder is for them alone. From now on
+        products have so many rows."""
         self.close()
         self.pages.store = None
         self.scheduler.renew(fingerprint)
-        self.runner.renew()
+        self.runner.renew(rows)
 
     def tickets(self) -> set[int]:
         """Of all that runs or waits."""

@@ -14,10 +14,10 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rorqual.model import Decoder
+from rorqual.model.adapter.lora import LoRALinear
 from rorqual.model.attention import Attention
 from rorqual.model.ffn import FFN
 from rorqual.model.ffn.moe import Experts
@@ -98,7 +98,7 @@ def tiled(model: Decoder, most: int) -> Decoder:
 
 
 def _tiled(module: nn.Module, most: int) -> nn.Module:
-    if type(module) is nn.Linear:
+    if type(module) is nn.Linear or isinstance(module, LoRALinear):
         return TiledLinear(module, most)
     clone = copy.copy(module)
     if isinstance(clone, PackedLinear):
@@ -109,11 +109,13 @@ def _tiled(module: nn.Module, most: int) -> nn.Module:
 
 
 class TiledLinear(nn.Module):
-    """y = x W^T + b of another's map, whose parameters it reads; at most `most` wide rows at once (`ops.rows`)."""
+    """Another's map, whose parameters it reads, with LoRA's product beside it where it has one; at most `most` wide rows at once
+    (`ops.rows`)."""
 
-    def __init__(self, other: nn.Linear, most: int) -> None:
+    def __init__(self, other: nn.Linear | LoRALinear, most: int) -> None:
         super().__init__()
         self._other, self.most = (other,), most  # no module of this one's
+        self._within = len(other.lora_A) if isinstance(other, LoRALinear) else 0
 
     @property
     def weight(self) -> Tensor:
@@ -122,8 +124,7 @@ class TiledLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in] -> [..., out]."""
-        other = self._other[0]
-        return in_tiles(partial(F.linear, weight=other.weight, bias=other.bias), x, self.most)
+        return in_tiles(self._other[0].forward, x, self.most, self._within)
 
 
 def _joined(maps: list[Any]) -> nn.Linear:

@@ -21,7 +21,7 @@ from rorqual.model.attention import MLA
 from rorqual.model.ffn import MoE
 from rorqual.ops.layout import laid_out, times
 from rorqual.ops.paged import BLOCK
-from rorqual.ops.rows import ENOUGH, Rows, bmm, cancelling, in_tiles
+from rorqual.ops.rows import ENOUGH, LOOSE, Rows, bmm, cancelling, in_tiles
 
 Kind = Literal["map", "packed", "transposed", "straight"]
 """A product with a matrix [out, width] as it lies; laid out; batched, transposed; batched, of a matrix [width, out]."""
@@ -56,12 +56,36 @@ def rows_of(model: Decoder, threads: int) -> tuple[Rows, bool, int]:
         # Keys of 18 and values of 10 are rounded in two ways in attention, though each product below holds.
         return ENOUGH, False, threads
     products = set(_products(model))
-    whole = any(isinstance(module, LoRALinear) for module in model.modules())  # which are not cut into tiles
     for most in dict.fromkeys((threads, 1)):
         for rows in CHOICES:
-            if not (whole and rows.most) and all(_alike(*product, rows, most) for product in products):
+            if all(_alike(*product, rows, most) for product in products):
                 return rows, True, most
     return ENOUGH, False, threads
+
+
+class Footing:
+    """What the steps of an engine stand on: `rows` of products, at most `threads` threads, and whether the promise is `held`. It is found
+    out anew where the model is made of other parts than before: where an adapter was attached, or taken off."""
+
+    def __init__(self, model: Decoder, *, invariant: bool) -> None:
+        self._model, self._wanted = model, invariant
+        self._most = torch.get_num_threads()
+        self._parts: tuple[object, ...] = ()
+        self.rows, self.held, self.threads = LOOSE, False, self._most
+        self.renew()
+
+    def renew(self) -> None:
+        """Look what the model is made of now."""
+        if self._wanted and (parts := _parts(self._model)) != self._parts:
+            self.rows, self.held, self.threads = rows_of(self._model, self._most)
+            self._parts = parts
+
+
+def _parts(model: Decoder) -> tuple[object, ...]:
+    """What the shapes of a model's products follow from: another where they are others."""
+    return tuple(
+        (type(module), *(p.shape for p in module._parameters.values() if p is not None)) for module in model.modules()
+    )
 
 
 @lru_cache(maxsize=1024)

@@ -28,6 +28,8 @@ from rorqual.engine.seeds import Bits, sample_seed
 RETRIED = frozenset({408, 409, 425, 429})
 FINAL = frozenset({501, 505})
 """Of the server's own errors those that the same request meets again."""
+REFUSED = frozenset({400, 413, 422})
+"""What a server says of a request that is itself at fault: others may well be answered."""
 NO_ANSWER = frozenset({"content_filter", "tool_calls", "function_call", "error"})
 """Ends of what is no answer to a request that carries no tools."""
 LONGEST_WAIT = 60.0
@@ -155,12 +157,14 @@ class RemoteEngine:
         wanted: Sequence[tuple[Request, int]],
         arrived: Callable[[int, Completion], None],
         toll: Toll = FREE,
+        refused: Callable[[int, RemoteError], None] | None = None,
     ) -> bool:
         """Ask for the given (request, number of the sample) and hand each answer over as it comes: `arrived(place, completion)`.
 
         One call of `arrived` at a time, in the order of arrival. The first failure, of a request or of `arrived`, stops
         everything that is not under way yet; what is under way is waited for and handed over, then the failure is raised.
         `toll` is asked before each try; False is returned where it let one not through, and nothing further was sent.
+        With `refused(place, error)` the others go on where the server refuses a request for what it asks (`REFUSED`).
         """
         for number, (request, _) in enumerate(wanted):
             if not request.messages:
@@ -176,7 +180,14 @@ class RemoteEngine:
             if stop.is_set():
                 return
             try:
-                completion = self._complete(*wanted[place], _Gate(toll, place, stop))
+                try:
+                    completion = self._complete(*wanted[place], _Gate(toll, place, stop))
+                except RemoteError as error:
+                    if refused is None or error.status not in REFUSED:
+                        raise
+                    with lock:
+                        refused(place, error)
+                    return
                 with lock:
                     arrived(place, completion)
             except BaseException as error:

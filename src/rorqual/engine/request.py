@@ -97,6 +97,10 @@ class Completion:
     error: str = ""
 
 
+Arrived = Callable[[int, int, Completion], None]
+"""Told of each sample as it ends: the number of its request, its own number, and the sample."""
+
+
 class Generator(Protocol):
     """The interface that a local `Engine` and a `RemoteEngine` share."""
 

@@ -107,8 +107,8 @@ class Runner:
         record_experts: bool,
         record_kept: bool = False,
     ) -> None:
-        self.rows, self._source = rows, model
-        self.renew()
+        self._source = model
+        self.renew(rows)
         self.layers, self.k, n_experts = routed_layers(model) if record_experts else (0, 0, 0)
         weight = model.embed_tokens.weight
         self.device, self.dtype = weight.device, weight.dtype
@@ -131,11 +131,11 @@ class Runner:
         self.soiled = False
         """Whether something that is no number was ever written to the cache."""
 
-    def renew(self) -> None:
-        """Look anew what the model is made of: its own parameters are run, with other operations."""
-        rows = self.rows
+    def renew(self, rows: Rows) -> None:
+        """Look anew what the model is made of: its own parameters are run, with other operations, in products of so many rows."""
+        self.rows = rows
         self.model = tiled(self._source, rows.most) if rows.most else copy.copy(self._source)  # the same dictionaries
-        self.model.ops = LOOSE if rows.least == 1 else invariant_in(rows)
+        self.model.ops = LOOSE if rows.loose else invariant_in(rows)
 
     @staticmethod
     def block_bytes(model: Decoder) -> int:

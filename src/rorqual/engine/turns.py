@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, contextmanager
 import torch
 
 from rorqual.core.errors import ConfigError
+from rorqual.engine.request import Arrived, Completion
 
 Progress = Callable[[int, int], None]
 
@@ -72,16 +73,25 @@ def shared_out(sizes: Sequence[int], lanes: int) -> list[int]:
     return chosen
 
 
-class Counter:
-    """Counts finished samples over threads."""
+class Results:
+    """The samples of a batch as they end, over threads: `sizes[i]` of request i."""
 
-    def __init__(self, total: int, progress: Progress | None) -> None:
-        self.done, self.total, self.progress = 0, total, progress
+    def __init__(self, sizes: Sequence[int], progress: Progress | None, arrived: Arrived | None) -> None:
+        self._rows: list[list[Completion | None]] = [[None] * size for size in sizes]
+        self._progress, self._arrived = progress, arrived
+        self._done, self._total = 0, sum(sizes)
         self._lock = threading.Lock()
 
-    def add(self, count: int) -> None:
-        """So many more; tells `progress`."""
-        if count and self.progress is not None:
-            with self._lock:
-                self.done += count
-                self.progress(self.done, self.total)
+    def add(self, request: int, sample: int, completion: Completion) -> None:
+        """One more; tells `arrived`, then `progress`."""
+        with self._lock:
+            self._rows[request][sample] = completion
+            self._done += 1
+            if self._arrived is not None:
+                self._arrived(request, sample, completion)
+            if self._progress is not None:
+                self._progress(self._done, self._total)
+
+    def rows(self) -> list[list[Completion]]:
+        """All, in the order of the requests."""
+        return [[completion for completion in row if completion is not None] for row in self._rows]

@@ -23,7 +23,13 @@ class Rows:
     least: int
     most: int = 0
 
+    @property
+    def loose(self) -> bool:
+        """Products as they come: nothing is promised of their bits."""
+        return self.least == 1
 
+
+LOOSE = Rows(1)
 ENOUGH = Rows(16)
 """What has been enough on every processor that was measured, but for wide rows of bf16 on AMX."""
 
@@ -41,9 +47,9 @@ def cancelling(rows: int, out: int, width: int, dtype: torch.dtype) -> tuple[Ten
     return x.to(dtype), w.to(dtype).repeat(-(-out // len(b)), 1)[:out].contiguous()
 
 
-def in_tiles(product: Callable[[Tensor], Tensor], x: Tensor, most: int) -> Tensor:
-    """A map of rows, x [..., d] -> [..., out], at most `most` rows at a time where they are `WIDE`."""
-    if not most or x.shape[-1] < WIDE or x.numel() <= most * x.shape[-1]:
+def in_tiles(product: Callable[[Tensor], Tensor], x: Tensor, most: int, within: int = 0) -> Tensor:
+    """A map of rows, x [..., d] -> [..., out], at most `most` rows at a time where they, or those of `within` columns on the way, are `WIDE`."""
+    if not most or max(within, x.shape[-1]) < WIDE or x.numel() <= most * x.shape[-1]:
         return product(x)
     parts = x.reshape(-1, x.shape[-1]).split(most)
     return torch.cat([product(part) for part in parts]).unflatten(0, x.shape[:-1])

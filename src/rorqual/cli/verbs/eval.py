@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from rorqual.cli.measure import EvalSettings, evaluation_file, generator, loss_on_text
+from rorqual.cli.measure import EvalSettings, evaluation_file, loss_on_text, measure
 from rorqual.cli.settings import Settings, read
 from rorqual.core.errors import ConfigError
 from rorqual.core.log import Progress
@@ -17,11 +17,12 @@ def evaluate(
     model: Annotated[str, typer.Argument(metavar="RUN|ADDRESS", help="A run's folder, or http://... of a server.")],
     settings: Settings = None,
 ) -> None:
-    """Measure a model on a task: accuracy with its 95 % interval, beside chance and the majority answer.
+    """Measure a model on a task: accuracy with its 95 % interval, beside chance and the majority answer. Stopped, the same command goes on.
 
     Keys: task=NAME (families, families:add,gcd, gsm8k, math500, folio, knights, messages, everyday, gym:NAME, ./mine.py:Class), data=FILE,
     split=test, count=100, seed=0, thinking=auto|on|off, temperature=0, samples=1, max_tokens=1024, per_family=false, options={...},
-    out=FILE.json (default: in the run's folder, evals/), threads=, device=, dtype=; for a server model=NAME, concurrency=8,
+    out=FILE.json (default: in the run's folder, evals/; of a server's answers none is kept
+    without it), threads=, device=, dtype=; for a server model=NAME, concurrency=8,
     seed_bits=64|31.
     Without a task, data=FILE.txt is plain text: the loss per token and per character on its held-out tenth, in pieces of window= tokens
     (default: the model's context).
@@ -34,7 +35,7 @@ def evaluate(
         return
 
     from rorqual.engine.partial import check_place
-    from rorqual.evals import run, table
+    from rorqual.evals import table
     from rorqual.tasks.find import load_task
 
     if (file := evaluation_file(model, chosen)) is not None:
@@ -46,8 +47,7 @@ def evaluate(
         bar.total = total
         bar.update(done)
 
-    found = run.evaluate(generator(model, chosen), task, progress=show, model=model, **chosen.asked())
+    found = measure(model, chosen, task, file, show)
     print(table.table(found))
     if file is not None:
-        found.save(file)
         print(f"  Every answer: {file}")

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from rorqual.core.errors import DataError, RorqualError
+from rorqual.core.journal import DiskFull, Journal
 from rorqual.distil import FactoryConfig
 from rorqual.distil.entries import identity, sampling
-from rorqual.distil.journal import DiskFull, Journal
 
 
 def lines(path: Path) -> list[int]:

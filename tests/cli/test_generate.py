@@ -25,7 +25,7 @@ import pytest
 from commands import PRELOADED, _run, listing, typed
 from typer.testing import CliRunner
 
-from rorqual.cli.generating import _fingerprint
+from rorqual.cli.evaluating import fingerprint
 from rorqual.cli.main import app
 from rorqual.core.errors import ConfigError, RorqualError
 from rorqual.core.records import Message, RunDir
@@ -235,10 +235,10 @@ def test_a_byte_in_the_middle_of_large_weights_is_another_run(place: Path) -> No
     large = next((place / "run").rglob("model.safetensors")).with_name("more.bin")
     raw = bytearray(5 << 20)
     large.write_bytes(raw)
-    first = _fingerprint(RunDir(place / "run"))
+    first = fingerprint(RunDir(place / "run"))
     raw[len(raw) // 2] = 1
     large.write_bytes(raw)
-    assert _fingerprint(RunDir(place / "run")) != first
+    assert fingerprint(RunDir(place / "run")) != first
 
 
 # ---- bad lines

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from pydantic import Field
 
+from rorqual.cli.evaluating import arithmetic, fingerprint
 from rorqual.cli.machine import cores
-from rorqual.cli.measure import REMOTE, SeedBits, arithmetic, fingerprint
+from rorqual.cli.measure import REMOTE, SeedBits
 from rorqual.cli.settings import WHERE, Placement, check_device, pairs
 from rorqual.core.config import parse, scalar
 from rorqual.core.errors import ConfigError, DataError, RorqualError, nearest

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
@@ -16,11 +13,8 @@ from rorqual.cli.machine import cores
 from rorqual.cli.settings import Placement, check_device
 from rorqual.core.config import scalar
 from rorqual.core.errors import ConfigError
-from rorqual.core.records import RunDir, Thinking
-from rorqual.tasks.base import Split, Task
-
-if TYPE_CHECKING:
-    from rorqual.evals.evaluation import Evaluation
+from rorqual.core.records import Thinking
+from rorqual.tasks.base import Split
 
 REMOTE = ("http://", "https://")
 Typed = BeforeValidator(lambda raw: scalar(raw) if isinstance(raw, str) else raw)
@@ -97,59 +91,6 @@ def evaluation_file(model: str, settings: EvalSettings) -> Path | None:
         return None
     name = re.sub(r"[^\w.]+", "-", settings.task).strip("-.")
     return Path(model) / "evals" / f"{name}-{settings.split}-{settings.thinking}.json"
-
-
-def measure(
-    model: str, settings: EvalSettings, task: Task, file: Path | None, progress: Callable[[int, int], None]
-) -> Evaluation:
-    """The task's problems put to `model`, saved in `file`. Answers are kept beside it until then: the same command goes on from them."""
-    from rorqual.evals import run
-    from rorqual.evals.kept import Kept
-
-    with Kept(generator(model, settings), file, _made(model, settings)) as kept:
-        try:
-            found = run.evaluate(kept, task, progress=progress, model=model, **settings.asked())
-            if file is not None:
-                found.save(file)
-        except BaseException:
-            if kept.count:
-                print(f"\n{kept.count:,} answers are kept in {kept.path}: the same command goes on.", file=sys.stderr)
-            elif model.startswith(REMOTE) and file is None:
-                print("\nNo answer is kept: out=FILE.json keeps each as it comes.", file=sys.stderr)
-            raise
-        kept.forget()
-    return found
-
-
-def _made(model: str, settings: EvalSettings) -> dict[str, Any]:
-    """What an answer depends on beside what is asked."""
-    if model.startswith(REMOTE):
-        return {"address": model, "model": settings.model, "seed_bits": settings.seed_bits}
-    made = {"run": fingerprint(RunDir(Path(model))), "dtype": settings.dtype, "device": settings.device}
-    return made | arithmetic()
-
-
-def arithmetic() -> dict[str, Any]:
-    """The versions that a local engine's last bits depend on."""
-    import torch
-
-    import rorqual
-    from rorqual.engine.weights import ROUNDING
-
-    return {"rorqual": rorqual.__version__, "torch": torch.__version__, "rounding": ROUNDING}
-
-
-def fingerprint(run: RunDir) -> str:
-    """Of a run's settings, its tokenizer, its template where it has one, and its newest checkpoint."""
-    from rorqual.data.chat.find import TEMPLATE_FILE
-
-    digest = hashlib.sha256()
-    for file in (run.config_file, run.tokenizer_file, run.path / TEMPLATE_FILE, *sorted(run.checkpoint().rglob("*"))):
-        if file.is_file():
-            digest.update(f"{file.relative_to(run.path)} {file.stat().st_size}\n".encode())
-            with open(file, "rb") as opened:
-                digest.update(hashlib.file_digest(opened, "sha256").digest())
-    return digest.hexdigest()
 
 
 def loss_on_text(model: str, settings: EvalSettings) -> str:

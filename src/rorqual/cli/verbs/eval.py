@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from rorqual.cli.measure import EvalSettings, evaluation_file, loss_on_text, measure
+from rorqual.cli.measure import EvalSettings, evaluation_file, loss_on_text
 from rorqual.cli.settings import Settings, read
 from rorqual.core.errors import ConfigError
 from rorqual.core.log import Progress
@@ -21,9 +21,8 @@ def evaluate(
 
     Keys: task=NAME (families, families:add,gcd, gsm8k, math500, folio, knights, messages, everyday, gym:NAME, ./mine.py:Class), data=FILE,
     split=test, count=100, seed=0, thinking=auto|on|off, temperature=0, samples=1, max_tokens=1024, per_family=false, options={...},
-    out=FILE.json (default: in the run's folder, evals/; of a server's answers none is kept
-    without it), threads=, device=, dtype=; for a server model=NAME, concurrency=8,
-    seed_bits=64|31.
+    out=FILE.json (default: in the run's folder, evals/; without it no answer of a server is kept), threads=, device=, dtype=;
+    for a server model=NAME, concurrency=8, seed_bits=64|31.
     Without a task, data=FILE.txt is plain text: the loss per token and per character on its held-out tenth, in pieces of window= tokens
     (default: the model's context).
     """
@@ -34,6 +33,7 @@ def evaluate(
         print(loss_on_text(model, chosen))
         return
 
+    from rorqual.cli.evaluating import measure
     from rorqual.engine.partial import check_place
     from rorqual.evals import table
     from rorqual.tasks.find import load_task

@@ -34,12 +34,16 @@ class Kept:
 
     def __init__(self, generator: Engine | RemoteEngine, out: Path | None, made: Mapping[str, Any]) -> None:
         self.generator = generator
+        self.path: Path | None = None
         self._journal: Journal | None = None
         self._known: dict[str, Completion] = {}
         if out is None:
             return
         digest = hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()
-        self._journal = Journal(out.with_name(f"{out.name}.{digest[:8]}.kept"))
+        self.path = out.with_name(f"{out.name}.{digest[:8]}.kept")
+        if not self.path.exists():
+            return
+        self._journal = Journal(self.path)
         for number, line in enumerate(self._journal.lines, start=1):
             try:
                 self._known[line["asked"]] = _read(line["answer"])
@@ -47,7 +51,7 @@ class Kept:
                 self._journal.close()
                 raise DataError(
                     "not a kept answer",
-                    where=f"{self._journal.path}:{number}",
+                    where=f"{self.path}:{number}",
                     remedy="Delete that line; what it held is asked for again.",
                 ) from None
 
@@ -59,19 +63,14 @@ class Kept:
             self._journal.close()
 
     @property
-    def path(self) -> Path | None:
-        """The file in which answers are kept."""
-        return None if self._journal is None else self._journal.path
-
-    @property
     def count(self) -> int:
         """Answers that are kept."""
-        return len(self._known) if self._journal is not None else 0
+        return len(self._known)
 
     def forget(self) -> None:
         """Remove the file: what it held stands elsewhere now."""
-        if self._journal is not None:
-            self._journal.path.unlink(missing_ok=True)
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
 
     def generate(self, requests: Sequence[Request], *, progress: Progress | None = None) -> list[list[Completion]]:
         """For each request its `n` samples, of which only those are generated that are not kept yet."""
@@ -130,8 +129,10 @@ class Kept:
             raise refusals[0]
 
     def _keep(self, name: str, completion: Completion) -> None:
-        if self._journal is None or completion.error or name in self._known:
+        if self.path is None or completion.error or name in self._known:
             return
+        if self._journal is None:
+            self._journal = Journal(self.path)
         self._journal.append([{"asked": name, "answer": _written(completion)}])
         self._known[name] = completion
 

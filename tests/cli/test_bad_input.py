@@ -32,13 +32,15 @@ class Mine(Task):
 
 @dataclass(frozen=True)
 class Case:
-    """`files` are written into the empty folder, a tiny run lies in `run/`; the message must hold all of `says`."""
+    """`files` are written into the empty folder, a tiny run lies in `run/`; the message must hold all of `says`. `keeps`: a file whose name
+    begins so, which holds what was answered before."""
 
     name: str
     words: tuple[str, ...]
     says: tuple[str, ...]
     files: tuple[tuple[str, bytes], ...] = ()
     stdin: str = ""
+    keeps: str = ""
 
 
 def file(name: str, text: str | bytes) -> tuple[tuple[str, bytes], ...]:
@@ -101,8 +103,9 @@ CASES = [
     Case(
         "task that raises",
         ("eval", "run", "task=./mine.py:Mine", "count=1", "max_tokens=2"),
-        ("task mine", "ZeroDivisionError", "mine.py:11", "Mend the task"),
+        ("task mine", "ZeroDivisionError", "mine.py:11", "Mend the task", "Answers kept: 1", "goes on from them"),
         file("mine.py", TASK.format(grade="return 1 / 0")),
+        keeps="run/evals",
     ),
     Case(
         "task file that raises",
@@ -129,7 +132,9 @@ def test_refused_by_name_and_nothing_changed(case: Case, place: Path) -> None:
     assert "Traceback" not in done.out + done.err
     for part in case.says:
         assert part in done.err, f"{part!r} is not said: {done.err}"
-    assert listing(place) == before
+    after = listing(place)
+    assert {name: hash for name, hash in after.items() if not case.keeps or not name.startswith(case.keeps)} == before
+    assert sum(name.endswith(".kept") for name in after) == bool(case.keeps)
 
 
 VALID: list[tuple[str, Callable[[Path], object]]] = [

@@ -119,7 +119,7 @@ def test_a_kill_loses_no_answer_that_was_paid_for(server: Server, tmp_path: Path
         _, errors = process.communicate(timeout=120)
         assert process.returncode != 0
     if how == signal.SIGINT:
-        assert "the same command goes on" in errors
+        assert "The same command goes on" in errors
     assert not again.exists()
     before = len(kept(again)[0].read_bytes().splitlines())
     server.asked.clear()
@@ -136,12 +136,15 @@ def test_more_samples_and_problems_ask_for_the_further_ones_alone_and_another_mo
     out = tmp_path / "out.json"
     server.status = lambda number, question: 200 if number < 20 else 404
     _, errors = typed(server.url, "model=a", *WORDS, f"out={out}", code=2)
-    assert "20 answers are kept in" in errors
+    assert "Answers kept: 20, in" in errors
     server.asked.clear()
     server.status = lambda number, question: 404
     _, errors = typed(server.url, "model=b", *WORDS, f"out={out}", code=2)
-    assert "kept" not in errors
-    assert len(kept(out)) == 2
+    assert "kept" not in errors and len(kept(out)) == 1
+    server.asked.clear()
+    server.status = lambda number, question: 200 if number < 5 else 404
+    _, errors = typed(server.url, "model=b", *WORDS, f"out={out}", code=2)
+    assert "Answers kept: 5, in" in errors and len(kept(out)) == 2
     server.asked.clear()
     server.status = lambda number, question: 200
     more = [word.replace("samples=2", "samples=3").replace("count=12", "count=14") for word in WORDS]

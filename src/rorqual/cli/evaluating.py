@@ -32,7 +32,10 @@ def measure(
                 found.save(file)
         except BaseException:
             if kept.count:
-                print(f"\n{kept.count:,} answers are kept in {kept.path}: the same command goes on.", file=sys.stderr)
+                print(
+                    f"\nAnswers kept: {kept.count:,}, in {kept.path}. The same command goes on from them.",
+                    file=sys.stderr,
+                )
             elif model.startswith(REMOTE) and file is None:
                 print("\nNo answer is kept: out=FILE.json keeps each as it comes.", file=sys.stderr)
             raise

@@ -22,7 +22,7 @@ from tool_families import NAMES, with_marks, without_marks
 from rorqual.core.errors import DataError
 from rorqual.core.records import Message, Thinking, Tool
 from rorqual.data.chat import ChatFormat, TemplateChat
-from rorqual.data.chat.marks import Marks
+from rorqual.data.chat.marks import Marks, raw
 from rorqual.data.chat.stream import Reader
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine.grammar import Constraint, Grammars
@@ -195,6 +195,75 @@ def test_a_copy_goes_on_as_the_original() -> None:
         assert not allows(one, chat.tokenizer.encode("k>"))
 
 
+ANSWER: dict[str, Any] = {
+    "type": "object",
+    "properties": {"name": {"enum": ["size", "now"]}, "parameters": {"type": "object", "additionalProperties": False}},
+    "required": ["name"],
+    "additionalProperties": False,
+}
+"""It looks like a call as some families write it."""
+
+
+def or_json(schema: dict[str, Any], many: bool = True) -> Grammar:
+    source = json.loads(calls(many).source)
+    return Grammar("calls", json.dumps({**source, "answer": schema}))
+
+
+def starts_with_a_token(name: str) -> bool:
+    """A call, so that no text of JSON is one."""
+    tokenizer = FORMATS[name].tokenizer
+    return not {"<tool_call>", "<｜tool▁calls▁begin｜>"}.isdisjoint(tokenizer.special_names)
+
+
+def after_thought(chat: ChatFormat, reply: Sequence[int]) -> list[int]:
+    """A whole reply, as it is where the prompt has opened a thought."""
+    opened = chat.reply_form("off").begins == "thought"
+    return [*([chat.tokenizer.end_think] if opened else []), *reply, chat.stop_ids[0]]
+
+
+@pytest.mark.parametrize("name", [name for name in FORMATS if starts_with_a_token(name)])
+def test_json_instead_of_calls_is_the_whole_answer(name: str) -> None:
+    chat, compiled, seen = FORMATS[name], grammars(name).compile(or_json(ANSWER)), set[bool]()
+    for seed in range(40):
+        reply, whole = sampled(compiled.start(), chat, seed)
+        if not whole:
+            continue
+        ids = after_thought(chat, reply)
+        message = chat.parse(ids, "off", OFFERED)
+        seen.add(bool(message.tool_calls))
+        if message.tool_calls:
+            check(chat, reply, True)
+            continue
+        jsonschema.validate(json.loads(message.content), ANSWER)
+        reader = Reader.of_chat(chat, "off", OFFERED)
+        pieces = [*map(reader.feed, ids), reader.finish()]
+        assert "".join(piece.content for piece in pieces) == message.content
+        assert not any(piece.tools for piece in pieces)
+    assert seen == {True, False}
+
+
+@pytest.mark.parametrize("name", [name for name in FORMATS if starts_with_a_token(name)])
+def test_an_answer_that_spells_a_call_is_an_answer(name: str) -> None:
+    """A mark is a token; the same letters within a text of JSON are letters."""
+    chat, frame = FORMATS[name], FORMATS[name].call_frame
+    assert frame is not None
+    spelt = raw(frame.begin + frame.call("now", "{}") + frame.end)
+    text = json.dumps({"text": spelt}, ensure_ascii=False)
+    anything = {"type": "object", "properties": {"text": {"type": "string"}}, "additionalProperties": False}
+    ids = chat.tokenizer.encode(text)
+    assert allows(grammars(name).compile(or_json(anything)).start(), [*ids, chat.stop_ids[0]])
+    message = chat.parse(after_thought(chat, ids), "off", OFFERED)
+    assert message.content == text and not message.tool_calls
+
+
+@pytest.mark.parametrize("name", [name for name in FORMATS if not starts_with_a_token(name)])
+def test_where_a_call_is_told_from_json_by_text_alone_both_at_once_are_refused(name: str) -> None:
+    assert name.startswith(("smollm2", "llama3.1", "deepseek"))
+    with pytest.raises(DataError, match="without a token of their own"):
+        grammars(name).compile(or_json(ANSWER))
+    assert grammars(name).compile(calls()).start().mask() is not None
+
+
 def source(**keys: Any) -> Grammar:
     return Grammar("calls", json.dumps(keys))
 
@@ -206,6 +275,16 @@ POISONS: dict[str, tuple[Grammar, Grammar, str]] = {
     "no functions": (source(tools=[], many=True), source(tools=[ADD, ADD], many=True), "another form"),
     "no word on how many": (source(tools=[ADD]), source(tools=[ADD], many=True), "another form"),
     "a key of its own": (source(tools=[ADD], many=True, n=1), source(tools=[ADD], many=True), "another form"),
+    "an answer that is no schema": (
+        source(tools=[ADD], many=True, answer=[]),
+        source(tools=[ADD], many=True, answer={}),
+        "another form",
+    ),
+    "an answer that cannot be enforced": (
+        or_json({"properties": {"a": {"not": {}}}}),
+        or_json({"properties": {"not": {}}}),
+        "'not' at #/properties/a, which cannot be enforced",
+    ),
     "a name in quotes": (
         source(tools=[{"name": '"', "parameters": {}}], many=True),
         source(tools=[{"name": "a-b.c_1", "parameters": {}}], many=True),

@@ -1374,4 +1374,20 @@ MUTANTS = (
         "        self._forget()\n",
         "tests/engine/test_turns.py::test_a_call_from_within_a_batch_is_refused_and_the_batch_is_whole",
     ),
+    one(
+        "where tools are offered an answer is bound by nothing",
+        "an agent's last answer that was no JSON",
+        "serve/schemas.py",
+        "        return self.forced() or self.called_or(self.response_format.schema_)\n",
+        "        return self.forced()\n",
+        "tests/serve/test_schemas.py::test_a_choice_that_forces_calls_becomes_a_grammar_of_them",
+    ),
+    one(
+        "JSON stands beside calls that only their text tells from it",
+        "an answer that spelt a call was read as one",
+        "engine/grammar_calls.py",
+        "            self._check_apart(frame)\n",
+        "",
+        "tests/engine/test_grammar_calls.py::test_where_a_call_is_told_from_json_by_text_alone_both_at_once_are_refused",
+    ),
 )

@@ -60,9 +60,11 @@ class Server:
         return int(children.split()[0])
 
 
-def write_run(path: Path, head_dim: int = 8) -> Path:
+def write_run(path: Path, head_dim: int = 8, tokenizer: Tokenizer | None = None, chat: str = "deepseek") -> Path:
+    """A small model of random weights, on our own tokenizer where none is given."""
+    tokenizer = tokenizer or Tokenizer.byte_level()
     config = ModelConfig(
-        vocab_size=264,
+        vocab_size=tokenizer.vocab_size + 1,
         hidden_size=32,
         stages=(
             Stage(
@@ -81,8 +83,8 @@ def write_run(path: Path, head_dim: int = 8) -> Path:
     step.mkdir(parents=True)
     save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, step / "model.safetensors")
     write_json(step / WHOLE_FILE, {"model.safetensors": (step / "model.safetensors").stat().st_size})
-    Tokenizer.byte_level().save(RunDir(path).tokenizer_file)
-    settings = {"recipe": "import", "chat": "deepseek", "model": config.model_dump(mode="json")}
+    tokenizer.save(RunDir(path).tokenizer_file)
+    settings = {"recipe": "import", "chat": chat, "model": config.model_dump(mode="json")}
     RunDir(path).config_file.write_text(yaml.safe_dump(settings), encoding="utf-8")
     return path
 

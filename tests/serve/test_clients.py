@@ -17,9 +17,10 @@ import jsonschema
 import openai
 import pytest
 from caller import ANSWER, ARGUMENTS, NAME, QUESTION, RESULT, SPEC, write_caller
-from served import Server, start, stop
+from served import Server, start, stop, write_run
 
 from rorqual.core.records import Message
+from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine.engine import Engine
 from rorqual.engine.request import Grammar, Request, SamplingParams
 
@@ -174,6 +175,60 @@ def test_a_model_of_random_weights_must_call_whole_and_streamed(
                 delta.function.arguments or "" for delta in part.delta.tool_calls or () if delta.function
             )
     assert (streamed, reasons) == (call.function.arguments, ["tool_calls"])
+
+
+@pytest.fixture(scope="session")
+def qwen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Of a family whose calls begin with a token of their own."""
+    folder = tmp_path_factory.mktemp("qwen")
+    tokenizer = Tokenizer.load(CLIENTS.parents[1] / "data" / "chat" / "golden" / "tokenizer-qwen.json")
+    run = write_run(folder / "qwen", tokenizer=tokenizer, chat="qwen3")
+    server = start(run, folder / "keys.json", folder / "log", "port=0", "ui=false")
+    yield server
+    assert stop(server) == 0
+
+
+def test_json_that_may_be_calls_is_one_or_the_other_whole_and_streamed(qwen: Server, client: openai.OpenAI) -> None:
+    """What an agent sends: tools, and the form of its last answer."""
+    asked, seen = openai_client(qwen), set[str]()
+    form: Any = {"type": "json_schema", "json_schema": {"name": "size", "schema": SIZE, "strict": True}}
+    for seed in range(12):
+        given: dict[str, Any] = {
+            "model": "qwen", "messages": HELLO, "tools": [OTHER, BARE], "response_format": form, "temperature": 1.5, "seed": seed,
+            "max_tokens": 500, "extra_body": {"chat_template_kwargs": {"enable_thinking": False}},
+        }  # fmt: skip
+        whole = asked.chat.completions.create(**given).choices[0]
+        seen.add(whole.finish_reason)
+        content, calls = "", dict[int, str]()
+        for chunk in asked.chat.completions.create(stream=True, **given):
+            for part in chunk.choices:
+                content += part.delta.content or ""
+                for delta in part.delta.tool_calls or ():
+                    calls[delta.index] = calls.get(delta.index, "") + (
+                        (delta.function and delta.function.arguments) or ""
+                    )
+        assert content == (whole.message.content or "")
+        assert list(calls.values()) == [
+            one.function.arguments for one in whole.message.tool_calls or () if one.type == "function"
+        ]
+        if whole.finish_reason == "stop":
+            assert not whole.message.tool_calls
+            jsonschema.validate(json.loads(content), SIZE)
+        elif whole.finish_reason == "tool_calls":
+            assert whole.message.content is None and whole.message.tool_calls
+            for one in whole.message.tool_calls:
+                assert one.type == "function"
+                jsonschema.validate(
+                    json.loads(one.function.arguments), SIZE if one.function.name == "size" else {"const": {}}
+                )
+    assert {"stop", "tool_calls"} <= seen
+    # Where calls are spelt out as text, a text of JSON could hold one.
+    with pytest.raises(openai.BadRequestError, match="without a token of their own"):
+        client.chat.completions.create(model="tiny", messages=HELLO, tools=[OTHER], response_format=form, max_tokens=8)
+    with pytest.raises(openai.BadRequestError, match="go with a response_format, not with guided_regex"):
+        asked.chat.completions.create(
+            model="qwen", messages=HELLO, tools=[OTHER], extra_body={"guided_regex": "a+"}, max_tokens=8
+        )
 
 
 def test_a_trained_model_calls_what_it_must_and_goes_on_with_the_result(caller: Server) -> None:

@@ -247,6 +247,8 @@ def test_a_choice_that_forces_calls_becomes_a_grammar_of_them() -> None:
     add = {"name": "add", "parameters": {"type": "object"}}
     now = {"name": "now", "parameters": {"type": "object", "properties": {}, "additionalProperties": False}}
     named = {"type": "function", "function": {"name": "now"}}
+    form = {"type": "json_schema", "json_schema": {"name": "s", "schema": {"title": "a"}}}
+    anything = {"type": "json_object"}
     cases: list[tuple[dict[str, Any], Any]] = [
         ({}, None),
         ({"tool_choice": "auto"}, None),
@@ -256,10 +258,21 @@ def test_a_choice_that_forces_calls_becomes_a_grammar_of_them() -> None:
         ({"tool_choice": "required", "parallel_tool_calls": False}, {"tools": [add, now], "many": False}),
         ({"tool_choice": named}, {"tools": [now], "many": False}),
         ({"tool_choice": named, "parallel_tool_calls": True}, {"tools": [now], "many": False}),
+        ({"response_format": {"type": "text"}}, None),
+        ({"response_format": form}, {"tools": [add, now], "many": True, "answer": {"title": "a"}}),
+        ({"response_format": anything}, {"tools": [add, now], "many": True, "answer": {"type": "object"}}),
+        (
+            {"response_format": form, "parallel_tool_calls": False},
+            {"tools": [add, now], "many": False, "answer": {"title": "a"}},
+        ),
+        ({"response_format": form, "tool_choice": named}, {"tools": [now], "many": False}),
+        ({"response_format": form, "tool_choice": "required"}, {"tools": [add, now], "many": True}),
     ]
     for given, expected in cases:
         found = read(ChatRequest, body(tools=[TOOL, bare], **given))[0].grammar()
         assert (found and (found[0], json.loads(found[1]))) == (expected and ("calls", expected)), given
+    hidden = read(ChatRequest, body(tools=[TOOL], tool_choice="none", response_format=form))[0]
+    assert hidden.grammar() == ("json_schema", '{"title":"a"}')
 
 
 @pytest.mark.parametrize(

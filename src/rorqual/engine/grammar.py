@@ -363,10 +363,12 @@ class Grammars:
                 self._build(Grammar("json_schema", function.schema))
             except DataError as error:
                 raise blame(function.name, error) from None
+        if calls.answer is not None:
+            self._build(Grammar("json_schema", calls.answer))
         self._spelling.warm()
         usable = lexicon.usable.copy()
         usable[self._spelling.marks] = True
-        options = options_of(*(function.schema for function in calls.functions))
+        options = options_of(*calls.schemas)
         text = str(library.LLMatcher.grammar_from_lark(self._spelling.lark(calls, options)))
         return self._compiled(grammar, text, replace(lexicon, usable=usable), self._spelling)
 

@@ -39,16 +39,25 @@ class Function:
 
 @dataclass(frozen=True)
 class Calls:
-    """What a reply may call: one of the functions, or, with `many`, one and then any."""
+    """What a reply may call: one of the functions, or, with `many`, one and then any. `answer`: the text of a JSON schema of which it may be
+    instead."""
 
     functions: tuple[Function, ...]
     many: bool
+    answer: str | None = None
+
+    @property
+    def schemas(self) -> list[str]:
+        """All that bind something."""
+        return [*(function.schema for function in self.functions), *([] if self.answer is None else [self.answer])]
 
 
 def read_calls(source: str) -> Calls:
     """The source of a grammar of kind `calls`; a `DataError` says what is wrong with it, or with which function's parameters."""
     found = parse_calls(source)
-    return Calls(tuple(Function(tool["name"], _object(**tool)) for tool in found["tools"]), found["many"])
+    functions = tuple(Function(tool["name"], _object(**tool)) for tool in found["tools"])
+    answer = json.dumps(found["answer"], ensure_ascii=False) if "answer" in found else None
+    return Calls(functions, found["many"], answer)
 
 
 def _object(name: str, parameters: Mapping[str, Any]) -> str:
@@ -99,17 +108,29 @@ class Spelling:
         frame, names = self.frame, [f"call_{number}" for number in range(len(calls.functions))]
         more = f" ({self._written(frame.gap)} call)*" if calls.many else ""
         rules = [
-            f"start: {self._written(frame.begin)} call{more} {self._written(frame.end)}",
+            f"start: calls{'' if calls.answer is None else ' | answer'}",
+            f"calls: {self._written(frame.begin)} call{more} {self._written(frame.end)}",
             f"call: {' | '.join(names)}",
         ]
+        if calls.answer is not None:
+            self._check_apart(frame)
+            rules.append(f"answer: %json {_json(calls.answer, options)}")
         for name, function in zip(names, calls.functions, strict=True):
             before, _, after = frame.call(function.name, _HOLE).partition(_HOLE)
-            schema = json.dumps(parse_schema(function.schema) | {"x-guidance": dict(options)})
             rules += [
                 f"{name}: {self._written(before)} arguments_{name} {self._written(after)}",
-                f"arguments_{name}: %json {schema}",
+                f"arguments_{name}: %json {_json(function.schema, options)}",
             ]
         return "\n".join(rules)
+
+    def _check_apart(self, frame: CallFrame) -> None:
+        """Refuse an answer of JSON where a call is told from it by its text alone, which a text within the answer may hold, too."""
+        first = (frame.begin + frame.call("", ""))[:1]
+        if NAME_OF.get(first, "") not in self._tokenizer.special_names:
+            raise DataError(
+                f"chat format '{self._name}' begins calls without a token of their own here, so that JSON beside them could be read as one",
+                remedy="Ask for calls or for JSON, in two requests.",
+            )
 
     def _written(self, text: str) -> str:
         """A marked text in Lark: ids where a mark is a token, else strings."""
@@ -150,6 +171,10 @@ class Spelling:
         longest = max(map(len, self.unsaid), default=1) - 1
         starts = (text[place:] for place in range(max(0, len(text) - longest), len(text)))
         return next((end for end in starts if any(one.startswith(end) for one in self.unsaid)), b"")
+
+
+def _json(schema: str, options: Mapping[str, Any]) -> str:
+    return json.dumps(parse_schema(schema) | {"x-guidance": dict(options)})
 
 
 def _string(text: str) -> str:

@@ -244,26 +244,25 @@ def choice_pattern(source: str) -> str:
 
 
 def parse_calls(source: str) -> dict[str, Any]:
-    """The functions that a reply must call, `{"tools": [{"name": ..., "parameters": schema}], "many": bool}`."""
+    """The functions that a reply must call, and the JSON that it may be instead (`request.Grammar`)."""
     example = '{"tools": [{"name": "add", "parameters": {}}], "many": true}'
     found = _parse(source, "set of functions", example)
     tools = found.get("tools") if isinstance(found, dict) else None
     if (
         not isinstance(tools, list)
         or not tools
-        or found.keys() != {"tools", "many"}
+        or found.keys() - {"answer"} != {"tools", "many"}
         or not isinstance(found["many"], bool)
+        or not isinstance(found.get("answer", {}), dict)
         or not all(isinstance(tool, dict) and tool.keys() == {"name", "parameters"} for tool in tools)
     ):
         raise _refuse("the set of functions has another form", f"Send such as {example}.")
     for tool in tools:
         if not isinstance(tool["name"], str) or not _FUNCTION.fullmatch(tool["name"]):
-            raise _refuse(
-                f"{_short(repr(tool['name']))} is no name of a function", "Use letters, digits, '_', '-', '.'."
-            )
+            raise _refuse(f"{_short(repr(tool['name']))} is no name of a function", "Use letters, digits, '_', '-'.")
         if not isinstance(tool["parameters"], dict):
             raise _refuse(f"the parameters of {tool['name']!r} are no JSON schema", 'Send such as {"type": "object"}.')
-    return {"tools": tools, "many": found["many"]}
+    return dict(found)
 
 
 def check_pattern(source: str) -> str:

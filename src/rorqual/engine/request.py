@@ -13,7 +13,8 @@ from rorqual.core.records import Message, Thinking
 class Grammar:
     """What a reply must match. `source` is a JSON schema, a regular expression (of the whole reply) or a JSON list of choices, by `kind`;
     of kind "json" any JSON object matches, and `source` is empty. Of kind "calls" it is `{"tools": [{"name": ..., "parameters": schema}],
-    "many": bool}`: the reply calls one of these functions or, with `many`, one or more, as the chat format writes calls."""
+    "many": bool}`: the reply calls one of these functions or, with `many`, one or more, as the chat format writes calls; with
+    `"answer": schema` beside these it is calls, or a JSON text that this schema allows."""
 
     kind: Literal["json_schema", "regex", "choice", "json", "calls"]
     source: str = ""

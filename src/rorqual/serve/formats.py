@@ -56,6 +56,11 @@ class ResponseFormat(Schema):
             return "json_schema", source_of(self.json_schema.schema_, "response_format.json_schema.schema")
         return ("json", "") if self.type == "json_object" else None
 
+    @property
+    def schema_(self) -> dict[str, Any]:
+        """What `json_schema` or `json_object` allows, as a schema."""
+        return {"type": "object"} if self.json_schema is None else self.json_schema.schema_
+
 
 class Guided(Schema):
     """vLLM's names: a JSON schema (an object, or its text), a regular expression of the whole answer, or the answers to choose from."""

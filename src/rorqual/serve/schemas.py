@@ -178,19 +178,24 @@ class ChatRequest(Sampling, Tools):
 
     @property
     def bound(self) -> str | None:
-        return super().bound or ("tools" if self.forced() is not None else None)
+        return super().bound if self.forced() is None else "tools"
 
     def grammar(self) -> Grammar | None:
-        """What the answer must match, or which calls it must be."""
-        return super().grammar() or self.forced()
+        """What the answer must match, or which calls it must be; calls, where these are left to the model, or JSON, where this is asked for."""
+        answer = super().grammar()
+        if answer is None or not self.offered():
+            return answer or self.forced()
+        if self.response_format is None or super().bound != "response_format":
+            raise refuse(
+                f"tools go with a response_format, not with {self.bound}: tool_choice none, or no tools", "tools"
+            )
+        return self.forced() or self.called_or(self.response_format.schema_)
 
     def check(self) -> None:
         self.check_tools()
         super().check()
         for number, message in enumerate(self.messages):
             message.check(f"messages.{number}")
-        if self.offered() and super().grammar() is not None:
-            raise refuse("an answer that a grammar binds can call no tools: tool_choice none, or no grammar", "tools")
         if self.top_logprobs and not self.logprobs:
             raise refuse("'top_logprobs' goes with logprobs: true", "top_logprobs")
         modes = self._modes()

@@ -148,17 +148,23 @@ class Tools(Schema):
 
         A function without `parameters` has none.
         """
-        choice = self.tool_choice
-        if choice in (None, "none", "auto"):
+        if self.tool_choice in (None, "none", "auto"):
             return None
+        return "calls", source_of(self._calls(), "tools")
+
+    def called_or(self, answer: dict[str, Any]) -> Grammar:
+        """What it must match where it may call, and else is JSON of this schema."""
+        return "calls", source_of({**self._calls(), "answer": answer}, "tools")
+
+    def _calls(self) -> dict[str, Any]:
+        choice = self.tool_choice
         named = choice.function.name if isinstance(choice, NamedTool) else None
         functions = [spec.function for spec in self.tools or () if named in (None, spec.function.name)]
         tools = [
             {"name": one.name, "parameters": NO_PARAMETERS if one.parameters is None else one.parameters}
             for one in functions
         ]
-        many = named is None and self.parallel_tool_calls is not False
-        return "calls", source_of({"tools": tools, "many": many}, "tools")
+        return {"tools": tools, "many": named is None and self.parallel_tool_calls is not False}
 
     def check_tools(self) -> None:
         """Refuse what only goes together, and a tool that there is not."""

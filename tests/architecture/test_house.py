@@ -29,7 +29,15 @@ FLOORS = [
 FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
 FILE_LINES, FUNCTION_LINES, VERB_LINES = 400, 60, 40
 TORCH_FREE = {"core", "tasks"}
-POLICY_OF_THE_ENGINE = {"request.py", "scheduler.py", "blocks.py", "prefix.py", "remote.py", "remote_body.py"}
+POLICY_OF_THE_ENGINE = {
+    "request.py",
+    "scheduler.py",
+    "blocks.py",
+    "prefix.py",
+    "remote.py",
+    "remote_body.py",
+    "remote_reply.py",
+}
 WHERE_FOREIGN_CODE_RUNS = {"tasks/sandbox.py", "tasks/find.py", "serve/app.py"}
 """A user's task file may raise anything, and is then named; a request must never take the server down."""
 LEFTOVERS = {"utils", "utils.py", "helpers", "helpers.py", "misc.py", "common.py"}

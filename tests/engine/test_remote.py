@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from rorqual.core.errors import ConfigError, DataError
 from rorqual.core.records import Message
 from rorqual.engine import Request, SamplingParams
-from rorqual.engine.remote import RemoteEngine, RemoteError, split_reasoning
+from rorqual.engine.remote import RemoteEngine, RemoteError
+from rorqual.engine.remote_reply import split_reasoning
 from rorqual.engine.request import Grammar
 from rorqual.engine.sampler import sample_key
 from rorqual.engine.seeds import sample_seed
@@ -291,6 +292,36 @@ def test_a_server_that_does_not_answer_in_time(server: Server) -> None:
     server.answer = late
     (completion,) = remote(server, timeout=0.5, retries=3).generate([ask()])[0]
     assert completion.text == "second try"
+
+
+def test_an_answer_that_trickles_without_end_is_not_waited_for() -> None:
+    """Each piece comes within the time of one, and the whole never."""
+    pieces, gone = [0], threading.Event()
+
+    class Trickle(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(200)
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                for pieces[0] in range(600):  # a minute
+                    self.wfile.write(b" ")
+                    time.sleep(0.1)
+            gone.set()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Trickle)
+    http.daemon_threads = True
+    threading.Thread(target=http.serve_forever, daemon=True).start()
+    try:
+        with pytest.raises(RemoteError, match=r"not whole in time.*bytes came.*tried 1 times"):
+            RemoteEngine(f"http://127.0.0.1:{http.server_port}/v1", "m", retries=0, timeout=1.0).generate([ask()])
+        assert gone.wait(30) and pieces[0] < 599, "it was left"
+    finally:
+        http.shutdown()
+        http.server_close()
 
 
 def test_one_failure_stops_the_rest(server: Server) -> None:

@@ -169,3 +169,23 @@ def test_outside_the_main_thread_the_verdicts_are_the_same() -> None:
     thread.start()
     thread.join()
     assert found == [verdict for _, _, verdict in cases]
+
+
+@pytest.mark.parametrize("seconds", [0.2, 3600.0])
+def test_an_alarm_that_somebody_had_set_is_set_again(seconds: float) -> None:
+    rang: list[int] = []
+    before = signal.signal(signal.SIGALRM, lambda *_: rang.append(1))
+    try:
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        assert math_equal(r"\frac{1}{2}", r"\boxed{0.5}", timeout=60) is R
+        left, again = signal.getitimer(signal.ITIMER_REAL)
+        assert rang or 0 < left <= seconds
+        assert again == 0 or rang
+        end = time.monotonic() + 60
+        while seconds < 1 and not rang:
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        assert len(rang) == (seconds < 1)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

@@ -10,6 +10,7 @@ import json
 import re
 import socket
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +23,7 @@ from urllib.parse import urlsplit
 
 from rorqual.core.errors import ConfigError, DataError, RorqualError
 from rorqual.engine.remote_body import further
+from rorqual.engine.remote_reply import END_THINK, read_until, split_reasoning, text_of, writable
 from rorqual.engine.request import Completion, Request
 from rorqual.engine.seeds import Bits, sample_seed
 
@@ -33,8 +35,6 @@ REFUSED = frozenset({400, 413, 422})
 NO_ANSWER = frozenset({"content_filter", "tool_calls", "function_call", "error"})
 """Ends of what is no answer to a request that carries no tools."""
 LONGEST_WAIT = 60.0
-LARGEST_REPLY = 64 * 2**20
-THINK, END_THINK = "<think>", "</think>"
 
 
 class RemoteError(RorqualError):
@@ -235,7 +235,7 @@ class RemoteEngine:
         try:
             choice = data["choices"][0]
             message = choice["message"]
-            content = _text_of(message.get("content"))
+            content = text_of(message.get("content"))
             given = message.get("reasoning_content") or message.get("reasoning")
             ended, refusal = choice.get("finish_reason"), message.get("refusal")
         except (KeyError, IndexError, TypeError, AttributeError):
@@ -259,8 +259,8 @@ class RemoteEngine:
             token_ids=[],
             logprobs=[],
             finish_reason=reason,
-            text=_writable(text),
-            reasoning=None if reasoning is None else _writable(reasoning),
+            text=writable(text),
+            reasoning=None if reasoning is None else writable(reasoning),
             usage={name: value for name, value in usage.items() if type(value) is int}
             if isinstance(usage, dict)
             else {},
@@ -305,8 +305,9 @@ class RemoteEngine:
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"
         call = urllib.request.Request(self.url, json.dumps(body).encode(), headers, method="POST")
+        end = time.monotonic() + self.timeout
         with self._opener.open(call, timeout=self.timeout) as reply:
-            raw = reply.read(LARGEST_REPLY)
+            raw = read_until(reply, end)
             promised = reply.headers.get("Content-Length", "")
         try:
             return json.loads(raw)
@@ -319,41 +320,13 @@ class RemoteEngine:
         except ValueError:
             if (
                 not raw or raw.lstrip()[:1] == b"{" or (promised.isdigit() and len(raw) < int(promised))
-            ):  # read(n) is silent about it
+            ):  # read1(n) is silent about it
                 raise HTTPException(f"the answer broke off after {len(raw)} bytes") from None
             raise RemoteError(
                 f"the answer is not JSON: {_shorten(raw.decode('utf-8', 'replace'))}",
                 where=self.url,
                 remedy="Give the address of the API, which often ends in /v1.",
             ) from None
-
-
-def _writable(text: str) -> str:
-    """Half a surrogate pair, which no file can hold, is U+FFFD."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-def _text_of(content: Any) -> str:
-    """The text of a message's content: a string, nothing, or a list of parts of which some are text."""
-    if isinstance(content, list):
-        return "".join(part["text"] for part in content if part.get("type") == "text")
-    if content is None or isinstance(content, str):
-        return content or ""
-    raise TypeError("content is neither text nor parts")
-
-
-def split_reasoning(content: str) -> tuple[str, str | None]:
-    """Answer and reasoning of a reply that holds both.
-
-    `<think>` may stand in the prompt and so be missing here; a reply cut off while thinking has no answer. A reply with
-    neither mark is an answer: the server took the reasoning away, or there was none.
-    """
-    head, mark, tail = content.partition(END_THINK)
-    if mark:
-        return tail.lstrip("\n"), head.replace(THINK, "", 1).strip("\n")
-    if content.lstrip().startswith(THINK):
-        return "", content.lstrip().removeprefix(THINK).strip("\n")
-    return content, None
 
 
 def _retry_after(headers: Headers) -> float:

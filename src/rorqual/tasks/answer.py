@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
@@ -156,9 +157,11 @@ def _clock(seconds: float) -> Iterator[None]:
     """Raises TimeoutException where what is inside takes longer than `seconds`, in the main thread only.
 
     math-verify has such a clock, which strikes once. Where it strikes in what a garbage collection calls, Python prints the error and
-    goes on, without a clock and without an end: so this one goes on striking, and an end that comes too late is still too late.
+    goes on, without a clock and without an end: so this one goes on striking, and an end that comes too late is still too late. An alarm
+    that somebody had set goes off when it was to, or at the end of this.
     """
     struck = over = False
+    began, theirs = time.monotonic(), (0.0, 0.0)
 
     def strike(*_: object) -> None:
         nonlocal struck
@@ -169,7 +172,7 @@ def _clock(seconds: float) -> Iterator[None]:
     before = signal.signal(signal.SIGALRM, strike)
     try:
         try:
-            signal.setitimer(signal.ITIMER_REAL, seconds, STRIKES_AGAIN)
+            theirs = signal.setitimer(signal.ITIMER_REAL, seconds, STRIKES_AGAIN)
             yield
         finally:
             over = True
@@ -177,6 +180,8 @@ def _clock(seconds: float) -> Iterator[None]:
         over = True
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+        if theirs[0]:
+            signal.setitimer(signal.ITIMER_REAL, max(theirs[0] - (time.monotonic() - began), 1e-3), theirs[1])
     if struck:
         raise TimeoutException
 

@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import threading
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -24,14 +25,16 @@ class DiskFull(RorqualError):
 
 
 class Journal:
-    """`lines` are those that were there; `append` adds whole lines and returns when they are on the disk.
+    """`lines` are those that were there; `append` adds whole lines and returns when they are on the disk, or, with `patience`, when the system
+    has them, so that no kill of the process loses them, and are on the disk after so many seconds at most if more come.
 
     A last line that is torn (a kill or a full disk while writing) is cut off; any other that is not JSON is refused. One process at a
     time: a second is refused. `spare`: hold back some disk space beside the file.
     """
 
-    def __init__(self, path: Path, *, spare: bool = False) -> None:
-        self.path = path
+    def __init__(self, path: Path, *, spare: bool = False, patience: float = 0.0) -> None:
+        self.path, self.patience = path, patience
+        self._synced = time.monotonic()
         self._lock = threading.Lock()
         self._spare = path.with_name(f".{path.name}.spare") if spare else None
         try:
@@ -88,7 +91,9 @@ class Journal:
         try:
             while view:
                 view = view[os.write(self._file, view) :]
-            os.fsync(self._file)
+            if time.monotonic() - self._synced >= self.patience:
+                os.fsync(self._file)
+                self._synced = time.monotonic()
         except OSError:
             os.ftruncate(self._file, size)
             raise

@@ -16,6 +16,7 @@ from rorqual.engine.engine import Engine
 from rorqual.engine.remote import RemoteEngine, RemoteError
 from rorqual.engine.request import Completion, Request
 
+SYNC_SECONDS = 5.0
 Progress = Callable[[int, int], None]
 Place = tuple[int, int]
 """The number of a request, and of one of its samples."""
@@ -43,7 +44,7 @@ class Kept:
         self.path = out.with_name(f"{out.name}.{digest[:8]}.kept")
         if not self.path.exists():
             return
-        self._journal = Journal(self.path)
+        self._journal = self._open(self.path)
         for number, line in enumerate(self._journal.lines, start=1):
             try:
                 self._known[line["asked"]] = _read(line["answer"])
@@ -54,6 +55,10 @@ class Kept:
                     where=f"{self.path}:{number}",
                     remedy="Delete that line; what it held is asked for again.",
                 ) from None
+
+    def _open(self, path: Path) -> Journal:
+        # What was paid for is on the disk before the next is; what a model of one's own says can be said again.
+        return Journal(path, patience=0.0 if isinstance(self.generator, RemoteEngine) else SYNC_SECONDS)
 
     def __enter__(self) -> Kept:
         return self
@@ -132,7 +137,7 @@ class Kept:
         if self.path is None or completion.error or name in self._known:
             return
         if self._journal is None:
-            self._journal = Journal(self.path)
+            self._journal = self._open(self.path)
         self._journal.append([{"asked": name, "answer": _written(completion)}])
         self._known[name] = completion
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,14 +12,26 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
+from rorqual.cli.evaluating import _load, fingerprint, loaded
+from rorqual.cli.main import app
+from rorqual.cli.measure import EvalSettings
+from rorqual.core.errors import RorqualError
 from rorqual.core.journal import Journal
+from rorqual.core.records import Message, RunDir
+from rorqual.engine import Engine, Request, SamplingParams
+from rorqual.engine.remote import RemoteEngine
+from rorqual.engine.request import Grammar
 from rorqual.evals.evaluation import Evaluation
+from rorqual.evals.kept import IN_A_ROW, Kept
 
 WORDS = ("task=families:add,gcd", "count=12", "samples=2", "temperature=1", "max_tokens=24", "concurrency=2")
 
@@ -40,8 +53,8 @@ class Adder(BaseHTTPRequestHandler):
         numbers = [int(word) for word in question.replace("+", " ").replace(",", " ").split() if word.isdigit()]
         message = {"role": "assistant", "content": str(sum(numbers) + body["seed"] % 2)}
         reply: dict[str, Any] = {
-            "choices": [{"message": message, "finish_reason": "stop"}],
-            "usage": {"completion_tokens": 5},
+            "choices": [{"message": message, "finish_reason": server.finish(number)}],
+            "usage": server.usage(number),
         }
         if status != 200:
             reply = {"error": {"message": "this prompt is too long for me"}}
@@ -63,6 +76,8 @@ class Server(ThreadingHTTPServer):
         self.lock, self.held = threading.Lock(), threading.Event()
         self.asked: list[tuple[str, int]] = []
         self.status: Any = lambda number, question: 200
+        self.finish: Any = lambda number: "stop"
+        self.usage: Any = lambda number: {"completion_tokens": 5}
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     @property
@@ -85,10 +100,10 @@ def start(*words: str) -> subprocess.Popen[str]:
 
 
 def typed(*words: str, code: int = 0) -> tuple[str, str]:
-    with start(*words) as done:
-        out, errors = done.communicate(timeout=300)
-    assert done.returncode == code, (out, errors)
-    return out, errors
+    """What the command writes to either stream, in this process."""
+    done = CliRunner().invoke(app, ["eval", *words], catch_exceptions=False)
+    assert done.exit_code == code, (done.stdout, done.stderr)
+    return done.stdout, done.stderr
 
 
 def replies(file: Path) -> list[tuple[str, str, str, int]]:
@@ -154,48 +169,191 @@ def test_more_samples_and_problems_ask_for_the_further_ones_alone_and_another_mo
     assert len(kept(out)) == 1  # that of b
 
 
-def test_a_request_that_is_refused_is_ungraded_and_the_others_are_answered(server: Server, tmp_path: Path) -> None:
+def test_a_request_that_is_refused_is_ungraded_and_asked_again_by_the_same_command(
+    server: Server, tmp_path: Path
+) -> None:
     out = tmp_path / "out.json"
     server.status = lambda number, question: 400 if number in (3, 4) else 200
-    text, _ = typed(server.url, "model=a", *WORDS, f"out={out}")
-    verdicts = Counter(sample.verdict.value for sample in Evaluation.load(out).samples)
+    text, errors = typed(server.url, "model=a", *WORDS, f"out={out}")
+    samples = Evaluation.load(out).samples
+    verdicts = Counter(sample.verdict.value for sample in samples)
     assert verdicts["ungraded"] == 2 and sum(verdicts.values()) == 24
+    assert [sample.verdict.value for sample in samples if "too long for me" in sample.error] == ["ungraded"] * 2
     assert len(server.asked) == 24
     assert "ungraded" in text
+    assert "2 requests were refused" in errors and "this prompt is too long for me" in errors
+    server.asked.clear()
+    server.status = lambda number, question: 200
+    typed(server.url, "model=a", *WORDS, f"out={out}")
+    assert len(server.asked) == 2
+    assert not any(sample.error for sample in Evaluation.load(out).samples)
+    assert kept(out) == []
+
+
+def test_a_server_that_refuses_everything_from_some_moment_on_stops_the_evaluation(
+    server: Server, tmp_path: Path
+) -> None:
+    """Some say with 400 that the money is spent."""
+    out = tmp_path / "out.json"
+    more = [word.replace("count=12", "count=30") for word in WORDS]
+    server.status = lambda number, question: 200 if number < 10 else 400
+    _, errors = typed(server.url, "model=a", *more, f"out={out}", code=2)
+    assert "Answers kept: 10, in" in errors and "too long for me" in errors
+    assert len(server.asked) <= 10 + IN_A_ROW + 2, "two were under way"
+    server.asked.clear()
     server.status = lambda number, question: 400
+    typed(server.url, "model=a", *more, f"out={out}", code=2)
+    few = [word.replace("count=12", "count=7") for word in WORDS]
+    _, errors = typed(server.url, "model=a", *few, f"out={out}", code=2)
+    assert "Answers kept: 10, in" in errors, "all that was left was refused"
+    server.asked.clear()
+    server.status = lambda number, question: 200
+    typed(server.url, "model=a", *more, f"out={out}")
+    assert len(server.asked) == 50
+    _, errors = typed(server.url, "model=a", *WORDS, code=0)
+    server.status = lambda number, question: 401
     _, errors = typed(server.url, "model=a", *WORDS, code=2)
-    assert "this prompt is too long for me" in errors
+    assert "out=FILE.json" not in errors, "nothing was lost"
+    server.asked.clear()
+    server.status = lambda number, question: 200 if number < 5 else 401
+    _, errors = typed(server.url, "model=a", *WORDS, code=2)
+    assert "5 answers are lost: out=FILE.json keeps" in errors
+
+
+def test_an_evaluation_that_ends_leaves_what_another_has_paid_for(server: Server, tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    server.status = lambda number, question: 200 if number < 20 else 404
+    typed(server.url, "model=a", *WORDS, f"out={out}", code=2)
+    server.status = lambda number, question: 200
+    typed(server.url, "model=a", "task=families:add,gcd", "count=2", "max_tokens=8", f"out={out}")
+    server.asked.clear()
+    typed(server.url, "model=a", *WORDS, f"out={out}")
+    assert len(server.asked) == 4
+    assert kept(out) == []
+
+
+def test_what_is_kept_answers_the_very_question_alone(server: Server, tmp_path: Path) -> None:
+    engine = RemoteEngine(server.url, "a")
+    first = Request((Message("user", "1 + 1"),), SamplingParams(temperature=1.0, max_tokens=9, seed=5))
+    others = [replace(first, messages=(Message("system", "be brief"), *first.messages)), replace(first, thinking="on")]
+    others += [replace(first, messages=(Message("user", "1 + 2"),))]
+    for change in (
+        {"temperature": 0.5}, {"max_tokens": 10}, {"seed": 6}, {"top_p": 0.5}, {"top_k": 3}, {"min_p": 0.1}, {"stop": ("a",)},
+        {"stop_token_ids": (3,)}, {"repetition_penalty": 1.1}, {"presence_penalty": 0.1}, {"frequency_penalty": 0.1},
+        {"logit_bias": ((3, 1.0),)}, {"ignore_eos": True}, {"grammar": Grammar("regex", "a+")},
+    ):  # fmt: skip
+        others.append(replace(first, params=replace(first.params, **change)))
+    with Kept(engine, tmp_path / "out", {}) as keeper:
+        keeper.generate([first])
+    with Kept(engine, tmp_path / "out", {}) as keeper:
+        for number, request in enumerate([first, *others, first]):
+            before = len(server.asked)
+            keeper.generate([request])
+            assert len(server.asked) - before == (0 < number <= len(others)), request
+        keeper.generate([replace(first, params=replace(first.params, n=3))])
+        assert len(server.asked) == before + 2, "the first of three samples was there"
+
+
+def test_what_is_no_answer_is_not_kept_and_usage_is_as_it_was(server: Server, tmp_path: Path) -> None:
+    engine = RemoteEngine(server.url, "a", concurrency=1)
+    requests = [Request((Message("user", f"{n} + 1"),), SamplingParams(seed=n)) for n in range(4)]
+    server.finish = lambda number: "content_filter" if number == 1 else "stop"
+    server.usage = lambda number: {"completion_tokens": 5, "reasoning_tokens": 2} if number else None
+    with Kept(engine, tmp_path / "out", {}) as keeper:
+        found = keeper.generate(requests)
+    assert [bool(one.error) for [one] in found] == [False, True, False, False]
+    with Kept(engine, tmp_path / "out", {}) as keeper:
+        again = keeper.generate(requests)
+    assert len(server.asked) == 5 and server.asked[-1][0] == "1 + 1"
+    assert [one.usage for [one] in again] == [one.usage for [one] in found]
+    assert again[0] == found[0] and not again[1][0].error
+
+
+def test_of_two_at_once_the_second_is_refused_before_it_asks(server: Server, tmp_path: Path) -> None:
+    engine = RemoteEngine(server.url, "a")
+    with Kept(engine, tmp_path / "out", {}), pytest.raises(RorqualError, match="another process is writing it"):
+        Kept(engine, tmp_path / "out", {})
+    assert os.listdir(tmp_path) == []
+    with Kept(engine, tmp_path / "out", {}):
+        pass
+
+
+class Enough(Exception):
+    """Somebody stops it."""
 
 
 def test_a_run_goes_on_where_it_was_and_gives_the_same_answers(tmp_path: Path, tiny: Path) -> None:
-    run = tiny
-    whole, again = tmp_path / "whole.json", tmp_path / "again.json"
-    words = [word.replace("count=12", "count=60") for word in WORDS]
-    typed(str(run), *words, "threads=1", f"out={whole}")
-    with start(str(run), *words, "threads=1", f"out={again}") as process:
-        end = time.monotonic() + 120
-        while not kept(again) or len(kept(again)[0].read_bytes().splitlines()) < 11:
-            assert time.monotonic() < end and process.poll() is None
-        process.kill()
-    before = kept(again)[0].read_bytes()
-    assert 11 <= len(before.splitlines()) < 120
-    typed(str(run), *words, "threads=1", f"out={again}")
-    assert replies(again) == replies(whole)
-    # What is kept is used: an answer that somebody changed meanwhile is what comes out.
-    with start(str(run), *words, "threads=1", f"out={again}") as process:
-        while not kept(again) or len(kept(again)[0].read_bytes().splitlines()) < 60:
-            assert process.poll() is None
-        process.kill()
-    [path] = kept(again)
+    engine = Engine(tiny)
+    params = SamplingParams(temperature=1.0, max_tokens=24, n=2)
+    requests = [Request((Message("user", f"{n} + {n}"),), replace(params, seed=n)) for n in range(30)]
+    straight = engine.generate(requests)
+
+    def stop(done: int, total: int) -> None:
+        if done == 31:
+            raise Enough
+
+    with pytest.raises(Enough), Kept(engine, tmp_path / "out", {}) as keeper:
+        keeper.generate(requests, progress=stop)
+    [path] = kept(tmp_path / "out")
     lines = [json.loads(line) for line in path.read_bytes().splitlines()]
+    assert len(lines) == 31
+    seen: list[int] = []
+    with Kept(engine, tmp_path / "out", {}) as keeper:
+        again = keeper.generate(requests, progress=lambda done, total: seen.append(done))
+        keeper.forget()
+    assert [[(one.text, one.reasoning, one.finish_reason) for one in row] for row in again] == [
+        [(one.text, one.reasoning, one.finish_reason) for one in row] for row in straight
+    ]
+    assert [[one.usage["completion_tokens"] for one in row] for row in again] == [
+        [len(one.token_ids) for one in row] for row in straight
+    ]
+    assert seen[0] >= 20 and seen[-1] == 60
+    assert not path.exists()
+    # What is kept is used: an answer that somebody changed meanwhile is what comes out.
     for line in lines:
         line["answer"]["text"] = "changed"
-    path.unlink()
     with Journal(path) as journal:
         journal.append(lines)
-    typed(str(run), *words, "threads=1", f"out={again}")
-    changed = Counter(reply == "changed" for _, reply, _, _ in replies(again))
-    assert 1 <= changed[True] <= len(lines)
+    with Kept(engine, tmp_path / "out", {}) as keeper:
+        changed = [one.text == "changed" for row in keeper.generate(requests) for one in row]
+    assert 20 <= sum(changed) <= 31
+
+
+def test_answers_belong_to_the_weights_that_gave_them(place: Path) -> None:
+    """Not to where they lie; what only training reads is not among them."""
+    run, settings = RunDir(place / "run"), EvalSettings(task="families")
+    weights = run.checkpoint() / "model.safetensors"
+
+    def made() -> dict[str, Any]:
+        return _load(str(run.path), settings)[1]
+
+    first = made()
+    optimizer = run.checkpoint() / "optim.safetensors"
+    optimizer.write_bytes(optimizer.read_bytes()[::-1])
+    assert made() == first
+    assert _load(str(run.path), settings.model_copy(update={"dtype": "bfloat16"}))[1] != first
+    tensors = load_file(weights)
+    name = next(iter(tensors))
+    save_file({**tensors, name: tensors[name] + 1}, weights)
+    assert made() != first
+
+
+def test_a_checkpoint_that_comes_while_another_is_read_is_read_in_its_place(place: Path) -> None:
+    run, loads = RunDir(place / "run"), list[Path]()
+    old = run.checkpoint()
+
+    def load() -> str:
+        loads.append(run.checkpoint())
+        if len(loads) == 1:
+            new = old.with_name(f"step-{int(old.name.split('-')[1]) + 1:06d}")
+            shutil.copytree(old, new)
+            (new / "model.safetensors").write_bytes((old / "model.safetensors").read_bytes()[::-1])
+        return loads[-1].name
+
+    found, print_ = loaded(run, load)
+    assert found == run.checkpoint().name != old.name
+    assert len(loads) == 2
+    assert print_ == fingerprint(run, run.checkpoint()) != fingerprint(run, old)
 
 
 def test_a_kept_file_that_is_none_is_named(server: Server, tmp_path: Path) -> None:

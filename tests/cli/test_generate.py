@@ -235,10 +235,11 @@ def test_a_byte_in_the_middle_of_large_weights_is_another_run(place: Path) -> No
     large = next((place / "run").rglob("model.safetensors")).with_name("more.bin")
     raw = bytearray(5 << 20)
     large.write_bytes(raw)
-    first = fingerprint(RunDir(place / "run"))
+    run = RunDir(place / "run")
+    first = fingerprint(run, run.checkpoint())
     raw[len(raw) // 2] = 1
     large.write_bytes(raw)
-    assert fingerprint(RunDir(place / "run")) != first
+    assert fingerprint(run, run.checkpoint()) != first
 
 
 # ---- bad lines

@@ -73,7 +73,7 @@ def test_rows_in_tiles_change_no_bit(
 ) -> None:
     """What wide layers of bf16 need on processors with AMX, on any: here everything of 16 columns or more is wide."""
     monkeypatch.setattr("rorqual.ops.rows.WIDE", 16)
-    monkeypatch.setattr("rorqual.engine.engine.rows_of", lambda *_: (Rows(16, 16), True, 1))
+    monkeypatch.setattr("rorqual.engine.probe.rows_of", lambda *_: (Rows(16, 16), True, 1))
     cut: list[int] = []
     whole = torch.Tensor.split
     monkeypatch.setattr(torch.Tensor, "split", lambda x, size, dim=0: cut.append(1) or whole(x, size, dim))
@@ -86,7 +86,7 @@ def test_rows_in_tiles_change_no_bit(
 def test_in_tiles_the_trainers_weights_are_read_where_they_lie(tied: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Changed in place, and replaced by others: the next answer is theirs."""
     monkeypatch.setattr("rorqual.ops.rows.WIDE", 16)
-    monkeypatch.setattr("rorqual.engine.engine.rows_of", lambda *_: (Rows(16, 16), True, 1))
+    monkeypatch.setattr("rorqual.engine.probe.rows_of", lambda *_: (Rows(16, 16), True, 1))
     attention = GQAConfig(num_attention_heads=4, num_key_value_heads=2, head_dim=16)
     stage = Stage(layers=2, attention=attention, ffn=DenseConfig(intermediate_size=64))
     config = ModelConfig(

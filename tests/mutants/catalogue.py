@@ -1348,7 +1348,7 @@ MUTANTS = (
         "engine/remote.py",
         "                    if refused is None or error.status not in REFUSED:\n",
         "                    if refused is None or error.status:\n",
-        "tests/cli/test_eval_kept.py::test_a_request_that_is_refused_is_ungraded_and_the_others_are_answered",
+        "tests/cli/test_eval_kept.py::test_a_request_that_is_refused_is_ungraded_and_asked_again_by_the_same_command",
     ),
     one(
         "an adapter comes to a living engine unseen",

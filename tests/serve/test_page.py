@@ -305,9 +305,12 @@ def test_a_reply_under_way_gives_way_to_another_and_to_a_new_chat(visit: Visit, 
     page.wait_for_function("row => !row.isConnected", arg=first)  # the second reply has begun
     expect(page.locator("#chat .bot-row")).to_contain_text("la la la", timeout=WAIT)
     assert page.locator("#chat .user-row").count() == 1 and answers(page) == 1
+    page.get_by_role("button", name="Retry", exact=True).last.click()  # of a reply that Retry began
+    taught.wait("cancelled_total", before + 2)
+    expect(page.locator("#chat .bot-row")).to_contain_text("la la la", timeout=WAIT)
     page.evaluate(WATCH)
     page.get_by_role("button", name="New chat").click()
-    taught.wait("cancelled_total", before + 2)
+    taught.wait("cancelled_total", before + 3)
     expect(page.locator("#chat .message-row")).to_have_count(0, timeout=WAIT)
     expect(page.locator("#message .submit-button")).to_be_visible(timeout=WAIT)
     page.focus(BOX)

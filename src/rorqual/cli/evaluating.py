@@ -6,7 +6,7 @@ import hashlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -20,35 +20,61 @@ from rorqual.evals.evaluation import Evaluation
 from rorqual.evals.kept import Kept
 from rorqual.tasks.base import Task
 
+T = TypeVar("T")
+NO_WEIGHTS = frozenset({"optim.safetensors", "state.json"})
+"""Files of a checkpoint that only training reads."""
+
 
 def measure(
     model: str, settings: EvalSettings, task: Task, file: Path | None, progress: Callable[[int, int], None]
 ) -> Evaluation:
     """The task's problems put to `model`, saved in `file`. Answers are kept beside it until then: the same command goes on from them."""
-    with Kept(generator(model, settings), file, _made(model, settings)) as kept:
+    engine, made = _load(model, settings)
+    with Kept(engine, file, made) as kept:
         try:
             found = run.evaluate(kept, task, progress=progress, model=model, **settings.asked())
             if file is not None:
                 found.save(file)
         except BaseException:
-            if kept.count:
-                print(
-                    f"\nAnswers kept: {kept.count:,}, in {kept.path}. The same command goes on from them.",
-                    file=sys.stderr,
-                )
-            elif model.startswith(REMOTE) and file is None:
-                print("\nNo answer is kept: out=FILE.json keeps each as it comes.", file=sys.stderr)
+            if file is not None and kept.count:
+                _say(f"Answers kept: {kept.count:,}, in {kept.path}. The same command goes on from them.")
+            elif file is None and kept.answered and model.startswith(REMOTE):
+                _say(f"{kept.answered:,} answers are lost: out=FILE.json keeps each as it comes.")
             raise
-        kept.forget()
+        if kept.refusals:
+            more = (
+                f"; the others are kept in {kept.path}, and the same command asks for these again" if kept.path else ""
+            )
+            _say(f"{len(kept.refusals):,} requests were refused and are ungraded{more}: {kept.refusals[0]}")
+        else:
+            kept.forget()
     return found
 
 
-def _made(model: str, settings: EvalSettings) -> dict[str, Any]:
-    """What an answer depends on beside what is asked."""
+def _say(text: str) -> None:
+    print(f"\n{text}", file=sys.stderr)
+
+
+def _load(model: str, settings: EvalSettings) -> tuple[Any, dict[str, Any]]:
+    """What answers, and all that its answers depend on beside what is asked."""
     if model.startswith(REMOTE):
-        return {"address": model, "model": settings.model, "seed_bits": settings.seed_bits}
+        return generator(model, settings), {
+            "address": model,
+            "model": settings.model,
+            "seed_bits": settings.seed_bits,
+        }
+    engine, print_ = loaded(RunDir(Path(model)), lambda: generator(model, settings))
     where = {"dtype": settings.dtype, "device": settings.device}
-    return {"run": fingerprint(RunDir(Path(model))), **where, **arithmetic()}
+    return engine, {"run": print_, **where, **arithmetic()}
+
+
+def loaded(run: RunDir, load: Callable[[], T]) -> tuple[T, str]:
+    """What `load` makes of a run's newest checkpoint, and the fingerprint of that one, also where a training writes another meanwhile."""
+    while True:
+        checkpoint = run.checkpoint()
+        found = load()
+        if run.checkpoint() == checkpoint:
+            return found, fingerprint(run, checkpoint)
 
 
 def arithmetic() -> dict[str, Any]:
@@ -56,10 +82,11 @@ def arithmetic() -> dict[str, Any]:
     return {"rorqual": rorqual.__version__, "torch": torch.__version__, "rounding": ROUNDING}
 
 
-def fingerprint(run: RunDir) -> str:
-    """Of a run's settings, its tokenizer, its template where it has one, and its newest checkpoint."""
+def fingerprint(run: RunDir, checkpoint: Path) -> str:
+    """Of a run's settings, its tokenizer, its template where it has one, and the weights of a checkpoint."""
     digest = hashlib.sha256()
-    for file in (run.config_file, run.tokenizer_file, run.path / TEMPLATE_FILE, *sorted(run.checkpoint().rglob("*"))):
+    weights = (file for file in sorted(checkpoint.rglob("*")) if file.name not in NO_WEIGHTS)
+    for file in (run.config_file, run.tokenizer_file, run.path / TEMPLATE_FILE, *weights):
         if file.is_file():
             digest.update(f"{file.relative_to(run.path)} {file.stat().st_size}\n".encode())
             with open(file, "rb") as opened:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from pydantic import Field
 
-from rorqual.cli.evaluating import arithmetic, fingerprint
+from rorqual.cli.evaluating import arithmetic, loaded
 from rorqual.cli.machine import cores
 from rorqual.cli.measure import REMOTE, SeedBits
 from rorqual.cli.settings import WHERE, Placement, check_device, pairs
@@ -105,12 +105,12 @@ def generate_file(file: Path, arguments: Sequence[str] | None) -> tuple[Outcome,
     if out.exists() and file.exists() and out.samefile(file):
         raise ConfigError("it is the file of the prompts", where="out", remedy="Choose another out=.")
     prompts = Prompts.open(file)
-    engine = _engine(chosen)
+    engine, of = _engine(chosen)
     local = engine if isinstance(engine, Engine) else None
     asking = Asking(sampling, _encoder(local) if chosen.raw and local else None, file.suffix.lower() == ".csv")
     if chosen.strict:
         _check_all(local, prompts, asking)
-    made = _made(chosen, sampling, prompts, local)
+    made = _made(chosen, sampling, prompts) | of
     with Partial(out, made, rows=prompts.rows, last=prompts.last) as partial:
         if partial.whole:
             return Outcome(prompts.rows, partial.errors, (), 0, 0, 0.0), out
@@ -160,9 +160,11 @@ def _write(partial: Partial, answered: Iterator[list[Answered]], chosen: Generat
 # ---- the model
 
 
-def _engine(chosen: GenerateSettings) -> Engine | RemoteEngine:
+def _engine(chosen: GenerateSettings) -> tuple[Engine | RemoteEngine, dict[str, Any]]:
+    """What answers, and what it is."""
     if not chosen.run.startswith(REMOTE):
-        return _local(chosen)
+        local, print_ = loaded(RunDir(Path(chosen.run)), lambda: _local(chosen))
+        return local, {"run": print_, **arithmetic()}
     if not chosen.model:
         raise ConfigError("a server may hold several models", where=chosen.run, remedy="Name one: model=NAME.")
     for key in ("raw", "token_ids", "logprobs"):
@@ -170,7 +172,8 @@ def _engine(chosen: GenerateSettings) -> Engine | RemoteEngine:
             raise ConfigError(f"{key}=true, and an address gives texts alone", where=key, remedy="Name a run's folder.")
     # One sample at a time each: rows are what runs side by side.
     key = os.environ.get("RORQUAL_API_KEY", "")
-    return RemoteEngine(chosen.run, model=chosen.model, api_key=key, concurrency=1, seed_bits=chosen.seed_bits)
+    engine = RemoteEngine(chosen.run, model=chosen.model, api_key=key, concurrency=1, seed_bits=chosen.seed_bits)
+    return engine, {"run": chosen.run, "seed_bits": chosen.seed_bits}
 
 
 def _local(chosen: GenerateSettings) -> Engine:
@@ -216,11 +219,7 @@ def _check_all(engine: Engine | None, prompts: Prompts, asking: Asking) -> None:
             raise DataError(asked.what, where=where, remedy=asked.remedy)
 
 
-def _made(chosen: GenerateSettings, sampling: Sampling, prompts: Prompts, engine: Engine | None) -> dict[str, Any]:
-    """What the answers depend on. Threads, slots and what runs at once are not among it."""
+def _made(chosen: GenerateSettings, sampling: Sampling, prompts: Prompts) -> dict[str, Any]:
+    """What the answers depend on beside the model. Threads, slots and what runs at once are not among it."""
     own = {key: getattr(chosen, key) for key in ("raw", "token_ids", "logprobs", "dtype", "device", "max_len", "model")}
-    versions = arithmetic() if engine else {}
-    made = sampling.model_dump(mode="json") | own | versions | {"file": prompts.sha256}
-    return made | (
-        {"run": fingerprint(RunDir(Path(chosen.run)))} if engine else {"run": chosen.run, "seed_bits": chosen.seed_bits}
-    )
+    return sampling.model_dump(mode="json") | own | {"file": prompts.sha256}

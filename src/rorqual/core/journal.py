@@ -107,7 +107,7 @@ class Journal:
             raise RorqualError(
                 "another process is writing it",
                 where=str(self.path),
-                remedy="Wait for it, or choose another folder: the same sample would be paid for twice.",
+                remedy="Wait for it, or write elsewhere: the same sample would be paid for twice.",
             ) from None
 
     def _read(self) -> list[dict[str, Any]]:

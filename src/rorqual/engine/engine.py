@@ -180,8 +180,7 @@ class Engine:
         self._desk = Desk(
             model.config.vocab_size, self.max_len, room, tokenizer, chat, reuse=reuse or cache_dir is not None
         )
-        self._jobs: dict[int, Job] = {}
-        self._outbox, self._tickets = Outbox(), 0
+        self._jobs, self._outbox, self._tickets = dict[int, Job](), Outbox(), 0
         self._turn, self._gone = Turn(), list[int]()
 
     def load_weights(self, weights: dict[str, Tensor] | Decoder) -> None:
@@ -311,12 +310,13 @@ class Engine:
         return self._outbox.take()
 
     def _advance(self) -> None:
-        with self._turn("step"), at_most(self._footing.threads):
+        with self._turn("step"):
             self._drop()
             if not self._packed:  # whose weights nobody changes
                 self._renew()
             try:
-                self._outbox.put(self._deltas())
+                with at_most(self._footing.threads):
+                    self._outbox.put(self._deltas())
             except BaseException:
                 self._lanes[0].reset()
                 self._jobs.clear()

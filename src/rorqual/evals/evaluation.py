@@ -23,7 +23,7 @@ ALL = "all"
 
 
 class Sample(Config):
-    """One answer to one problem. Lengths are in tokens; `answer` is the gold one; `chance` is a guesser's."""
+    """One answer to one problem. Lengths are in tokens; `answer` is the gold one; `chance` is a guesser's; `error` says why there is none."""
 
     key: str
     family: str
@@ -38,6 +38,7 @@ class Sample(Config):
     thought: bool
     truncated: bool
     chance: float = 0.0
+    error: str = ""
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,8 @@ class Evaluation(Config):
     """Samples with the settings that made them.
 
     `baselines` maps `family`, `family/level` and `all` to the accuracy of rules that read no problem (`majority class`:
-    always the commonest answer of the set). `usage` sums what the generator counted; `seconds` is wall-clock time. One
+    always the commonest answer of the set). `usage` sums what the generator counted; `seconds` is wall-clock time, of the last
+    part where it broke off and went on. One
     evaluation is one JSON file.
     """
 

@@ -139,6 +139,7 @@ def _sample(task: Task, problem: Problem, completion: Completion) -> Sample:
         thought=thought,
         truncated=completion.finish_reason == "length",
         chance=task.chance(problem),
+        error=completion.error,
     )
 
 

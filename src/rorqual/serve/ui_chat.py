@@ -292,11 +292,12 @@ def _wire(gr: Any, chat: Chat, parts: Sequence[Any], settings: Sequence[Any], re
         chat.stop(request.session_hash)
 
     common: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": None, "show_progress": "hidden"}
-    running = {"outputs": list(parts), "trigger_mode": "once", **common}
-    box.submit(ask, [box, rows, *settings], **running)
-    retry.click(again, [rows, *settings], **running)
-    shown.retry(again, [rows, *settings], **running)
-    shown.edit(edited, [rows, *settings], **running)
+    running = {"outputs": list(parts), **common}
+    # A second Enter would ask the same once more: what was typed is still in the box. A second Retry ends what the first began.
+    box.submit(ask, [box, rows, *settings], trigger_mode="once", **running)
+    retry.click(again, [rows, *settings], trigger_mode="multiple", **running)
+    shown.retry(again, [rows, *settings], trigger_mode="multiple", **running)
+    shown.edit(edited, [rows, *settings], trigger_mode="multiple", **running)
     box.stop(stop, **common)
     clear.click(fresh, [rows], list(parts), **common)
     return stop

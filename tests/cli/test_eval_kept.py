@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -201,15 +202,16 @@ def test_a_server_that_refuses_everything_from_some_moment_on_stops_the_evaluati
     assert "Answers kept: 10, in" in errors and "too long for me" in errors
     assert len(server.asked) <= 10 + IN_A_ROW + 2, "two were under way"
     server.asked.clear()
-    server.status = lambda number, question: 400
-    typed(server.url, "model=a", *more, f"out={out}", code=2)
-    few = [word.replace("count=12", "count=7") for word in WORDS]
-    _, errors = typed(server.url, "model=a", *few, f"out={out}", code=2)
-    assert "Answers kept: 10, in" in errors, "all that was left was refused"
-    server.asked.clear()
     server.status = lambda number, question: 200
-    typed(server.url, "model=a", *more, f"out={out}")
+    _, errors = typed(server.url, "model=a", *more, f"out={out}")
+    assert "10 answers are in" in errors and "from before" in errors
     assert len(server.asked) == 50
+    assert kept(out) == []
+    server.status = lambda number, question: 400
+    for _ in range(2):
+        _, errors = typed(server.url, "model=a", "task=families:add", "count=3", f"out={out}", code=2)
+        assert "too long for me" in errors, "nothing was answered"
+    server.status = lambda number, question: 200
     _, errors = typed(server.url, "model=a", *WORDS, code=0)
     server.status = lambda number, question: 401
     _, errors = typed(server.url, "model=a", *WORDS, code=2)
@@ -218,6 +220,37 @@ def test_a_server_that_refuses_everything_from_some_moment_on_stops_the_evaluati
     server.status = lambda number, question: 200 if number < 5 else 401
     _, errors = typed(server.url, "model=a", *WORDS, code=2)
     assert "5 answers are lost: out=FILE.json keeps" in errors
+
+
+def test_what_is_always_refused_keeps_nobody_from_going_on(server: Server, tmp_path: Path) -> None:
+    """Prompts that are too long stay too long: asked once more they come last, and stop nothing."""
+    out = tmp_path / "out.json"
+    words = ("task=families:add,gcd", "concurrency=1", f"out={out}", "model=a")
+    server.status = lambda number, question: 400 if zlib.crc32(question.encode()) % 2 else 200
+    typed(server.url, *words, "count=80")
+    assert len(server.asked) == 80
+    refused = [question for question, _ in server.asked if zlib.crc32(question.encode()) % 2]
+    assert len(refused) > IN_A_ROW
+    server.asked.clear()
+    _, errors = typed(server.url, *words, "count=80")
+    assert [question for question, _ in server.asked] == refused
+    assert f"{len(refused)} requests were refused" in errors
+    server.asked.clear()
+    typed(server.url, *words, "count=120")
+    new = [question for question, _ in server.asked[: -len(refused)]]
+    assert len(new) == 40 and not set(new) & set(refused)
+    verdicts = Counter(sample.verdict.value for sample in Evaluation.load(out).samples)
+    assert sum(verdicts.values()) == 120
+    assert verdicts["ungraded"] == len(refused) + sum(zlib.crc32(question.encode()) % 2 for question in new)
+
+
+def test_folders_that_were_made_for_nothing_go_again(server: Server, tmp_path: Path) -> None:
+    server.status = lambda number, question: 404
+    typed(server.url, "model=a", *WORDS, f"out={tmp_path / 'a' / 'b' / 'out.json'}", code=2)
+    assert os.listdir(tmp_path) == []
+    (tmp_path / "a").mkdir()
+    typed(server.url, "model=a", *WORDS, f"out={tmp_path / 'a' / 'b' / 'out.json'}", code=2)
+    assert os.listdir(tmp_path) == ["a"] and os.listdir(tmp_path / "a") == []
 
 
 def test_an_evaluation_that_ends_leaves_what_another_has_paid_for(server: Server, tmp_path: Path) -> None:

@@ -273,6 +273,16 @@ def test_a_choice_that_forces_calls_becomes_a_grammar_of_them() -> None:
         assert (found and (found[0], json.loads(found[1]))) == (expected and ("calls", expected)), given
     hidden = read(ChatRequest, body(tools=[TOOL], tool_choice="none", response_format=form))[0]
     assert hidden.grammar() == ("json_schema", '{"title":"a"}')
+    assert hidden.bound == "response_format"
+    assert read(ChatRequest, body(tools=[TOOL], response_format=form))[0].bound is None  # the one or the other
+    assert read(ChatRequest, body(tools=[TOOL], response_format=form, tool_choice="required"))[0].bound == "tools"
+    for choice in ("auto", "required"):
+        with pytest.raises(ApiError, match="not with guided_regex"):
+            read(ChatRequest, body(tools=[TOOL], guided_regex="a+", tool_choice=choice))
+    long = {"type": "json_schema", "json_schema": {"name": "s", "schema": {"title": "a" * 65_536}}}
+    with pytest.raises(ApiError) as caught:
+        read(ChatRequest, body(tools=[TOOL], response_format=long))
+    assert caught.value.param == "response_format.json_schema.schema"
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,10 @@ def measure(
     """The task's problems put to `model`, saved in `file`. Answers are kept beside it until then: the same command goes on from them."""
     engine, made = _load(model, settings)
     with Kept(engine, file, made) as kept:
+        if kept.count:
+            _say(
+                f"{kept.count:,} answers are in {kept.path} from before, and are not asked for again. Remove it to begin anew."
+            )
         try:
             found = run.evaluate(kept, task, progress=progress, model=model, **settings.asked())
             if file is not None:
@@ -75,6 +79,7 @@ def loaded(run: RunDir, load: Callable[[], T]) -> tuple[T, str]:
         found = load()
         if run.checkpoint() == checkpoint:
             return found, fingerprint(run, checkpoint)
+        del found  # before the next is loaded
 
 
 def arithmetic() -> dict[str, Any]:

@@ -178,7 +178,10 @@ class ChatRequest(Sampling, Tools):
 
     @property
     def bound(self) -> str | None:
-        return super().bound if self.forced() is None else "tools"
+        """None where tools and `response_format` do together: the message says which."""
+        if self.forced() is not None:
+            return "tools"
+        return None if self.offered() else super().bound
 
     def grammar(self) -> Grammar | None:
         """What the answer must match, or which calls it must be; calls, where these are left to the model, or JSON, where this is asked for."""
@@ -187,7 +190,7 @@ class ChatRequest(Sampling, Tools):
             return answer or self.forced()
         if self.response_format is None or super().bound != "response_format":
             raise refuse(
-                f"tools go with a response_format, not with {self.bound}: tool_choice none, or no tools", "tools"
+                f"tools go with a response_format, not with {super().bound}: tool_choice none, or no tools", "tools"
             )
         return self.forced() or self.called_or(self.response_format.schema_)
 

@@ -154,6 +154,7 @@ class Tools(Schema):
 
     def called_or(self, answer: dict[str, Any]) -> Grammar:
         """What it must match where it may call, and else is JSON of this schema."""
+        source_of(answer, "response_format.json_schema.schema")  # each by itself, so that what is too long is named
         return "calls", source_of({**self._calls(), "answer": answer}, "tools")
 
     def _calls(self) -> dict[str, Any]:

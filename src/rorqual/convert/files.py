@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -13,6 +11,7 @@ from typing import Any
 
 from rorqual.convert.stream import Stored, read_header, strict_json
 from rorqual.core.errors import CheckpointError, RorqualError
+from rorqual.core.journal import own
 from rorqual.model.load.names import shown
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -163,7 +162,7 @@ def in_the_making(final: Path, *, needs: int, resumes: bool = False) -> Iterator
     temporary.mkdir(parents=True, exist_ok=True)
     lock = os.open(temporary, os.O_RDONLY)
     try:
-        _own(lock, final)
+        own(lock, final, "Wait for it, or name another folder.")
         keep = resumes and any(temporary.iterdir())
         try:
             if not resumes:
@@ -189,17 +188,6 @@ def _empty(folder: Path) -> None:
             shutil.rmtree(entry)
         else:
             entry.unlink()
-
-
-def _own(lock: int, final: Path) -> None:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-            return  # a file system without locks
-        raise RorqualError(
-            "another process is writing it", where=str(final), remedy="Wait for it, or name another folder."
-        ) from None
 
 
 def _room(folder: Path, needs: int) -> None:

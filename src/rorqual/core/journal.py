@@ -43,7 +43,7 @@ class Journal:
         except OSError as error:
             raise self._refusal(error) from error
         try:
-            self._own()
+            own(self._file, path, "Wait for it, or write elsewhere: the same sample would be paid for twice.")
             self.lines = self._read()
             self._hold_back()
         except BaseException:
@@ -98,18 +98,6 @@ class Journal:
             os.ftruncate(self._file, size)
             raise
 
-    def _own(self) -> None:
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-                return  # a file system without locks
-            raise RorqualError(
-                "another process is writing it",
-                where=str(self.path),
-                remedy="Wait for it, or write elsewhere: the same sample would be paid for twice.",
-            ) from None
-
     def _read(self) -> list[dict[str, Any]]:
         raw = self.path.read_bytes()
         whole = raw[: raw.rfind(b"\n") + 1]
@@ -151,3 +139,12 @@ class Journal:
             where=str(self.path),
             remedy="Free disk space, or raise the limit, and repeat the command: it goes on from what is kept.",
         )
+
+
+def own(file: int, path: Path, remedy: str) -> None:
+    """Refuse an open file of this `path` that another process has so, too; until it is closed it is this one's."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):  # else a file system without locks
+            raise RorqualError("another process is writing it", where=str(path), remedy=remedy) from None

@@ -7,8 +7,6 @@ goes on where it was; of others it is refused.
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
 import mmap
 import os
@@ -21,6 +19,7 @@ from types import TracebackType
 from typing import Any, BinaryIO, NoReturn
 
 from rorqual.core.errors import ConfigError, RorqualError
+from rorqual.core.journal import own
 from rorqual.core.records import write_json
 
 SYNC_SECONDS = 5.0
@@ -125,7 +124,7 @@ class Partial:
             self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         except OSError as error:
             self._refuse(error)
-        self._own()
+        own(self._file, self.path, "Wait for it, or choose another out=.")
         if old != made:
             write_json(self.made_file, made)
         with open(self.path, "rb") as file:
@@ -150,16 +149,6 @@ class Partial:
         self._end += size
         self.count += 1
         self.errors += error
-
-    def _own(self) -> None:
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-                return  # a file system without locks
-            raise RorqualError(
-                "another process is writing it", where=str(self.path), remedy="Wait for it, or choose another out=."
-            ) from None
 
     def _read_made(self) -> dict[str, Any]:
         try:

@@ -2,7 +2,7 @@
 
     python scripts/mutants.py [--only WORD]
 
-The bugs are listed in tests/mutants/catalogue.py. The named tests must pass on the unchanged copy. A bug is caught where a
+The bugs are listed in tests/mutants/bugs/. The named tests must pass on the unchanged copy. A bug is caught where a
 test fails by an assertion or by a refusal that did not come (`pytest.raises`); a change that no longer applies, a test that
 dies of an import, type or syntax error, and a bug that no test notices fail the command.
 """
@@ -24,7 +24,8 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "mutants"))
 
-from catalogue import MUTANTS, Mutant  # noqa: E402
+from catalogue import MUTANTS  # noqa: E402
+from mutant import Mutant  # noqa: E402
 
 ASSERTION = re.compile(r"\s*(AssertionError|assert |Failed: DID NOT RAISE)")
 

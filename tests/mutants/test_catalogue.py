@@ -6,9 +6,11 @@ import re
 from pathlib import Path
 
 import pytest
-from catalogue import MUTANTS, Mutant
+from catalogue import MUTANTS
+from mutant import Mutant
 
 ROOT = Path(__file__).parent.parent.parent
+PITFALLS = (ROOT / "docs" / "pitfalls.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
@@ -23,3 +25,13 @@ def test_it_applies_and_names_tests_that_exist(mutant: Mutant) -> None:
 
 def test_there_are_at_least_ten_of_different_names() -> None:
     assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS) >= 10
+
+
+def test_pitfalls_marked_as_mutants_are_in_the_catalogue() -> None:
+    caught_by = {test for mutant in MUTANTS for test in mutant.tests}
+    marked = [line for line in PITFALLS.splitlines() if line.startswith("| ") and "†" in line]
+    assert len(marked) >= 10
+    for row in marked:
+        assert any(f"{file}::{name}" in caught_by for file, name in re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", row)), (
+            row
+        )

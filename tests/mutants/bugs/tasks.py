@@ -1,0 +1,32 @@
+"""Bugs in `tasks`. Each is put back alone: see ../mutant.py."""
+
+from __future__ import annotations
+
+from mutant import one
+
+MUTANTS = (
+    one(
+        "an answer to an unparsable gold is right",
+        "open-r1#566",
+        "tasks/answer.py",
+        "    if not golds:\n        return Verdict.UNGRADED\n",
+        "    if not golds:\n        return Verdict.RIGHT\n",
+        "tests/tasks/test_answer.py::test_a_gold_answer_that_does_not_parse_is_never_right",
+    ),
+    one(
+        "a comparison whose clock struck in vain ends without one",
+        "our own CI, 2026-11-26: Math-Verify's alarm strikes once",
+        "tasks/answer.py",
+        "STRIKES_AGAIN = 0.5\n",
+        "STRIKES_AGAIN = 0\n",
+        "tests/tasks/test_answer.py::test_a_strike_of_the_clock_that_was_lost_is_not_the_last",
+    ),
+    one(
+        "a comparison that ends after its clock is a wrong answer",
+        "our own CI, 2026-11-26: Math-Verify's alarm strikes once",
+        "tasks/answer.py",
+        "    if struck:\n",
+        "    if struck and over is None:\n",
+        "tests/tasks/test_answer.py::test_a_strike_of_the_clock_that_was_lost_is_not_the_last",
+    ),
+)

@@ -106,8 +106,12 @@ def test_a_step_reads_the_experts_that_so_many_tokens_reach() -> None:
 
 def test_the_memory_is_read_about_as_fast_as_numpy_reads_it() -> None:
     array = np.ones(2**25, np.float32)
-    best = min(_timed(array.sum) for _ in range(5))
-    assert array.nbytes / best / 5 < read_bandwidth("cpu", 1) < 25 * array.nbytes / best
+    for _ in range(20):  # neighbours may hold up either of the two
+        best = min(_timed(array.sum) for _ in range(5))
+        if array.nbytes / best / 5 < (found := read_bandwidth("cpu", 1)) < 25 * array.nbytes / best:
+            break
+    else:
+        raise AssertionError(f"{found:.3g} bytes a second, and numpy {array.nbytes / best:.3g}")
 
 
 def _timed(action: Any) -> float:

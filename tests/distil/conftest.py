@@ -49,7 +49,7 @@ def remote(server: Adder) -> Make:
 
     def make(access: dict[str, Any] | None = None, **changes: Any) -> FactoryConfig:
         usual = {"problems": 6, "samples": 2, "max_tokens": 20}
-        way = {"backoff": 0.01, "timeout": 5.0, "retries": 3, "concurrency": 4, **(access or {})}
+        way = {"backoff": 0.01, "timeout": 60.0, "retries": 3, "concurrency": 4, **(access or {})}
         base = {"teacher": server.url, "model": "adder", "task": SUMS}
         return FactoryConfig.model_validate({**base, **usual, "access": way, **changes})
 

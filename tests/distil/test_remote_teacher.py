@@ -86,7 +86,7 @@ MENDED = {
     "429 for a while": busy(429, 3, **{"Retry-After": "0"}),
     "500 for a while": busy(500, 3),
     "an answer cut off": cut,
-    "an answer too late": lambda body, number: time.sleep(0.6) if number == 1 else None,
+    "an answer too late": lambda body, number: time.sleep(1.5) if number == 1 else None,
 }
 
 
@@ -95,7 +95,12 @@ def test_a_server_that_recovers_is_waited_for(
     server: Adder, remote: Make, tmp_path: Path, straight: list[str], name: str
 ) -> None:
     server.rule = MENDED[name]
-    assert told(made(remote({"timeout": 0.4, "concurrency": 2, "retries": 4}), tmp_path / "out")) == straight
+    assert (
+        told(
+            made(remote({"timeout": 1.0 if "late" in name else 60.0, "concurrency": 2, "retries": 9}), tmp_path / "out")
+        )
+        == straight
+    )
 
 
 def after(count: int, reply: Reply) -> Any:
@@ -103,7 +108,7 @@ def after(count: int, reply: Reply) -> Any:
 
 
 def hang(body: dict[str, Any], number: int) -> None:
-    time.sleep(0.8 if "5 + 6" in body["messages"][-1]["content"] else 0)
+    time.sleep(1.5 if "5 + 6" in body["messages"][-1]["content"] else 0)
 
 
 FAILING = {
@@ -134,7 +139,7 @@ def test_a_failure_is_named_what_arrived_is_kept_and_the_same_call_goes_on(
     server.rule, says, remedy, arrived = FAILING[name]
     out, config = (
         tmp_path / "out",
-        remote({"retries": 2, "concurrency": 1, "timeout": 0.5 if name == "silence" else 9.0}),
+        remote({"retries": 2, "concurrency": 1, "timeout": 1.0 if name == "silence" else 60.0}),
     )
     with pytest.raises(RemoteError, match=rf"(?s){server.url}.*{says}.*{remedy}.*{arrived} of 12 samples are kept in"):
         made(config, out)

@@ -51,7 +51,7 @@ def test_each_answer_is_handed_over_on_arrival_one_at_a_time(server: Server) -> 
 
     def answer(body: dict[str, Any], number: int) -> Any:
         if "q0" in body["messages"][-1]["content"]:
-            slow.wait(10)
+            slow.wait(60)
         return reply(body["messages"][-1]["content"])
 
     server.answer = answer
@@ -73,15 +73,21 @@ def test_each_answer_is_handed_over_on_arrival_one_at_a_time(server: Server) -> 
 def test_after_a_failure_what_is_under_way_is_still_handed_over(server: Server) -> None:
     def answer(body: dict[str, Any], number: int) -> Any:
         if "q1" in body["messages"][-1]["content"]:
-            time.sleep(0.1)
             return fault(400, "q1 is bad")
-        time.sleep(0.3)
+        assert failed.wait(60)
         return reply("late")
+
+    failed = threading.Event()
+
+    class Told(Till):
+        def left(self, place: int) -> None:
+            if place == 1:  # the client has read the refusal
+                failed.set()
 
     server.answer = answer
     came: list[int] = []
     with pytest.raises(RemoteError, match="q1 is bad"):
-        remote(server, concurrency=3, timeout=20.0).collect(questions(30), lambda place, _: came.append(place))
+        remote(server, concurrency=3).collect(questions(30), lambda place, _: came.append(place), Told())
     assert sorted(came) == [0, 2] and len(server.bodies) == 3
 
 

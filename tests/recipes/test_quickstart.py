@@ -30,7 +30,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         report = run_quickstart(out, size="small", threads=1)
         whole = time.monotonic() - began
     assert report == out / "report.html"
-    assert total(read_ledger(out / "ledger.jsonl")).seconds == pytest.approx(whole, rel=0.02)
+    assert total(read_ledger(out / "ledger.jsonl")).seconds <= whole
+    assert total(read_ledger(out / "ledger.jsonl")).seconds >= 0.8 * whole, (
+        "a busy machine may stop us between two clocks"
+    )
     return out
 
 

@@ -34,6 +34,8 @@ class Server:
     url: str
     key: str
     log: Path
+    took: float
+    """Seconds that the start took on this machine, under its load."""
 
     @property
     def client(self) -> httpx.Client:
@@ -95,6 +97,7 @@ def command(run: Path, keys: Path, *words: str) -> list[str]:
 
 def start(run: Path, keys: Path, log: Path, *words: str, ulimit: str = "") -> Server:
     """A server that is ready; its key is the one that it showed, or empty. `ulimit`: what the shell is told before."""
+    began = time.monotonic()
     limited = ["sh", "-c", f'ulimit {ulimit}; exec "$@"', "sh"] if ulimit else []
     with log.open("w", encoding="utf-8") as errors:
         process = subprocess.Popen(
@@ -108,7 +111,7 @@ def start(run: Path, keys: Path, log: Path, *words: str, ulimit: str = "") -> Se
         if "key for tenant" in line:
             key = line.split()[-1]
         if found := re.search(r" at (http\S+)/v1$", line):
-            return Server(process, found.group(1), key, log)
+            return Server(process, found.group(1), key, log, time.monotonic() - began)
     raise AssertionError(log.read_text(encoding="utf-8"))
 
 

@@ -10,6 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -88,7 +89,7 @@ def server(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tupl
     keys = {tenant: Keys.load(folder / "keys.json").ensure(tenant) or "" for tenant in ("default", "other")}
     running = start(run, folder / "keys.json", folder / "log", "port=0", "slots=4", "ui=false")
     running.key = keys["default"]
-    yield running, Server(running.process, running.url, keys["other"], running.log)
+    yield running, replace(running, key=keys["other"])
     assert stop(running) == 0
     assert "Traceback" not in running.log.read_text(encoding="utf-8")
 

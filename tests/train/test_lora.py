@@ -172,6 +172,19 @@ def test_frozen_tensors_and_biases_of_routers_keep_their_bits(base: Path, straig
     assert all(bool(p.any()) for n, p in trained(state.model).items() if n.endswith("lora_B"))
 
 
+def test_first_weights_follow_the_seed_of_the_run(base: Path, tmp_path: Path) -> None:
+    run = lora_run(base, 1).model_copy(update={"seed": 3})
+    found = {
+        n: p.detach() for n, p in trained(fit(run, RunDir(tmp_path / "run"), quiet=True).model).items() if "lora_A" in n
+    }
+    for seed, near in ((3, True), (0, False)):
+        model = load_run(RunDir(base))
+        LoRA(r=4).attach(model, seed=seed)
+        for name, tensor in trained(model).items():
+            if name in found:  # one step has moved it a little
+                assert (relative(found[name], tensor.detach()) < 0.3) is near, name
+
+
 def test_only_the_adapter_is_kept_and_optimised(base: Path, straight: Path) -> None:
     checkpoint, whole = RunDir(straight).checkpoint(), RunDir(base).checkpoint()
     names = {file.name for file in checkpoint.iterdir()}
@@ -230,6 +243,9 @@ def test_reinforcement_trains_an_adapter_and_resumes(base: Path, tmp_path: Path)
 def test_its_run_is_a_run_for_engine_training_and_merging(base: Path, straight: Path, tmp_path: Path) -> None:
     alone = logits(load_run(RunDir(straight)))
     assert relative(alone, logits(Engine(straight).model)) == 0
+    whole = load_run(RunDir(straight)).state_dict()
+    for name, tensor in load_run(RunDir(straight), dtype=torch.bfloat16).state_dict().items():
+        assert torch.equal(tensor, whole[name].to(tensor.dtype)), f"{name}: the sum is rounded once"
     merge_run(RunDir(straight), tmp_path / "merged")
     assert torch.equal(alone, logits(load_run(RunDir(tmp_path / "merged"))))
     assert relative(alone, logits(Engine(tmp_path / "merged").model)) == 0

@@ -94,6 +94,7 @@ def test_at_the_start_no_logit_changes(config: ModelConfig) -> None:
     LoRA(r=4).attach(model, seed=0)
     assert torch.equal(before, logits(model))
     assert all(bool(p.any()) for name, p in trained(model).items() if name.endswith("lora_A"))
+    assert all(name.startswith("layers.") for name in trained(model)), "prediction modules have none"
 
 
 @pytest.mark.parametrize("rslora", [False, True])

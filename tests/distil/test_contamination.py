@@ -63,6 +63,14 @@ def test_a_file_of_evaluation_items_is_met_by_thirteen_words(local: Make, tmp_pa
     assert "2+3" not in keys and len(keys) == 6
 
 
+def test_every_evaluation_set_counts_and_the_tasks_own_test_split(tmp_path: Path, local: Make) -> None:
+    for name, key in (("a.jsonl", "2 + 3"), ("b.jsonl", "4 + 5")):
+        (tmp_path / name).write_text(json.dumps({"prompt": f"What is {key}?"}) + "\n", encoding="utf-8")
+    both = (str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl"))
+    keys, met = listed(SUMS.replace(":Sums", ":Leaky"), tmp_path, local, decontaminate=both)
+    assert {m["key"] for m in met} == {"2+3", "3+4", "4+5"} and not {"2+3", "3+4", "4+5"} & set(keys)
+
+
 def test_what_is_no_evaluation_set_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="unknown task 'gsm9k'"):
         evaluation_items("gsm9k", 0)

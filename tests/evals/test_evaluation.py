@@ -228,6 +228,13 @@ def test_comparison_pairs_problem_by_problem():
     assert compare(before, before)[0].p_value == 1.0
 
 
+def test_the_interval_of_a_comparison_has_the_confidence_asked_for():
+    before, after = evaluate(Adder(wrong_every=2), Few(), count=7), evaluate(Adder(wrong_every=6), Few(), count=7)
+    usual, (wide,) = compare(before, after)[0].difference.interval, compare(before, after, confidence=0.99)
+    assert (usual.confidence, wide.difference.interval.confidence) == (0.95, 0.99)
+    assert wide.difference.interval.low <= usual.low <= usual.high < wide.difference.interval.high
+
+
 def test_comparison_leaves_out_what_one_side_could_not_grade():
     found = evaluate(Adder(), Sums(), count=200, seed=1, per_family=True)
     row = next(row for row in compare(found, found) if row.family == "sum")

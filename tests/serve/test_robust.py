@@ -10,6 +10,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -322,6 +323,26 @@ def check_start(process: subprocess.Popen[str], engine: int, stays: bool, began:
     assert any(" at http" in line for line in process.stdout)
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 0
+
+
+def test_a_request_under_which_the_engine_dies_twice_is_given_up(server: Server) -> None:
+    """It may be what kills it."""
+    restarts, first = server.metric("engine_restarts_total"), server.engine()
+    os.kill(first, signal.SIGSTOP)
+    with ThreadPoolExecutor(1) as pool, server.client as client:
+        asked = pool.submit(client.post, "/v1/chat/completions", json=chat_body())
+        server.wait("waiting", 1)
+        os.kill(first, signal.SIGKILL)
+        end = time.monotonic() + 60
+        while (second := child(server.process)) == first:
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        assert not asked.done(), "after one death it is tried again"
+        os.kill(second, signal.SIGKILL)
+        answer = asked.result(60)
+    assert answer.status_code == 503 and answer.json()["error"]["code"] == "engine_died"
+    server.wait("engine_restarts_total", restarts + 2)
+    good(server)
 
 
 @pytest.mark.slow

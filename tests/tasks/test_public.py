@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import itertools
 import json
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -243,3 +244,15 @@ def test_missing_files_torn_parquet_and_the_wrong_split(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="serves the split 'test' only"):
         list(Gsm8k(measure).problems("train", 0))
     assert len(list(Gsm8k(measure).problems("test", 0))) == 1
+
+
+def test_math500_passes_its_timeout_on(tmp_path: Path) -> None:
+    """A comparison without end takes as much processor time as it is given."""
+    hard = r"\int_0^1 {}({}(x^{{9}})) e^{{x^3}} \tan(x^4)^{{x}} dx"
+    answer, reply = hard.format(r"\cos", r"\sin"), hard.format(r"\sin", r"\cos")
+    file = write(tmp_path / "test.jsonl", {"problem": "?", "answer": answer})
+    task = Math500(file, timeout=1)
+    (problem,) = task.problems("test", 0)
+    began = time.process_time()
+    assert task.grade(problem, rf"\boxed{{{reply}}}") is Verdict.UNGRADED
+    assert time.process_time() - began < 3

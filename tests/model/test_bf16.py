@@ -217,11 +217,14 @@ def test_the_stream_between_blocks_is_fp32_under_autocast(attention: MLAConfig |
     """What blocks add is rounded, what they add to is not: the hidden states leave every block and the last norm in fp32."""
     model = loud(ROUTERS["sigmoid"], attention, ops=ops)
     seen: list[torch.dtype] = []
-    for block in model.layers:
+    for block in [*model.layers, model.mtp[0].block]:
+        block.register_forward_pre_hook(lambda _, given: seen.append(given[0].dtype))
         block.register_forward_hook(lambda _, __, out: seen.append(out[0].dtype))
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
-        hidden = model(some_tokens()).hidden
-    assert seen == [torch.float32] * 2 and hidden.dtype == torch.float32
+        tokens = some_tokens()
+        hidden = model(tokens).hidden
+        further = model.predict_further(hidden, tokens)[0].hidden
+    assert seen == [torch.float32] * 6 and hidden.dtype == further.dtype == torch.float32
 
 
 def test_a_lora_is_merged_in_fp32_under_autocast() -> None:

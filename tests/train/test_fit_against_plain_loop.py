@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -112,14 +112,10 @@ def hold(
             dtype == "bfloat16"
         ):  # another last bit of a weight is another rounding to bf16: each step begins from the same
             model.load_state_dict(ours[number])
-    idle = ["mtp.0.block.ffn.e_score_correction_bias"] if len(model.routers()) > ran else []
-    assert [name for name, change in most.items() if not change] == idle, (
-        "each tensor moves, a bias where its router ran"
-    )
+    still = [name for name, change in most.items() if not change]
+    assert (not still) if ran == 2 else "mtp.0.block.ffn.e_score_correction_bias" in still
+    assert all(name.startswith("mtp.") and start[name].dim() == 1 for name in still), "vectors do not decay"
     return [work for _, work in seen]
-
-
-both_types = pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 
 
 @pytest.mark.parametrize(("kind", "dtype"), [("adamw", "float32"), ("muon", "float32"), ("adamw", "bfloat16")])
@@ -127,8 +123,7 @@ def test_fine_tuning_with_multi_token_prediction(kind: str, dtype: str, tmp_path
     hold(sft_run(STEPS), [next_token(), mtp(0.3)], tmp_path / "run", kind=kind, dtype=dtype, ran=2)
 
 
-@both_types
-@pytest.mark.parametrize("per", ["token", "sequence"])
+@pytest.mark.parametrize(("per", "dtype"), [("token", "float32"), ("sequence", "float32"), ("sequence", "bfloat16")])
 def test_reinforcement_with_a_kl_term(per: str, dtype: str, base: Path, tmp_path: Path) -> None:
     values = {
         "task": TASK, "from": str(base), "problems": "4", "samples": "6", "max_tokens": "12", "row": str(ROW), "beta": "0.5",
@@ -148,8 +143,16 @@ def test_reinforcement_with_a_kl_term(per: str, dtype: str, base: Path, tmp_path
     assert 0 < float(torch.cat(every).float().mean()) < 1, "answers without an advantage train by the KL term alone"
 
 
-@both_types
-@pytest.mark.parametrize("divergence", ["forward", "reverse", "skewed", "skewed_reverse"])
+@pytest.mark.parametrize(
+    ("divergence", "dtype"),
+    [
+        ("forward", "float32"),
+        ("reverse", "float32"),
+        ("skewed", "float32"),
+        ("skewed_reverse", "float32"),
+        ("skewed", "bfloat16"),
+    ],
+)
 def test_distillation(divergence: str, dtype: str, base: Path, young: Path, tmp_path: Path) -> None:
     values = {
         "teacher": str(base), "from": str(young), "task": TASK, "problems": "4", "samples": "4", "max_tokens": "12",

@@ -96,9 +96,12 @@ def test_against_differences_of_the_loss(name: str, modules: int) -> None:
     replay = torch.stack([one.indices for one in model(tokens).routing], dim=1).unsqueeze(0)
 
     def loss() -> Tensor:
-        hidden = model(tokens, replay=replay).hidden
-        outs = model.predict_further(hidden, tokens)
-        return sum((-model.logits(out.hidden).log_softmax(-1)[:, :-1].gather(-1, tokens[:, 2 + k :, None]).double().mean() for k, out in enumerate(outs)), torch.zeros((), dtype=torch.float64))  # fmt: skip
+        total = torch.zeros((), dtype=torch.float64)
+        outputs = model.predict_further(model(tokens, replay=replay).hidden, tokens)
+        for depth, output in enumerate(outputs):
+            logprobs = model.logits(output.hidden[0, :-1]).log_softmax(-1)
+            total = total - logprobs.gather(-1, tokens[0, 2 + depth :, None]).double().mean()
+        return total
 
     parameter = dict(model.named_parameters())[name]
     (gradient,) = torch.autograd.grad(loss(), parameter)

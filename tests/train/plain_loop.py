@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 import torch
 import torch.nn.functional as F
@@ -91,7 +91,7 @@ def next_token(coefficient: float = 1.0) -> Part:
     return Part(coefficient, total, trained)
 
 
-def norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return weight * (x / (x.pow(2).mean(-1, keepdim=True) + eps).sqrt())
 
 
@@ -110,7 +110,7 @@ def mtp(coefficient: float) -> Part:
         module, eps = model.mtp[0], model.config.rms_norm_eps
         ahead = model.embed_tokens.weight[rows.tokens[:, 1:]]
         joined = torch.cat(
-            (norm(ahead, module.enorm.weight, eps), norm(seen.hidden[:, :-1], module.hnorm.weight, eps)), dim=-1
+            (rms_norm(ahead, module.enorm.weight, eps), rms_norm(seen.hidden[:, :-1], module.hnorm.weight, eps)), dim=-1
         )
         x = F.linear(joined, module.eh_proj.weight).float()
         length = x.shape[1]
@@ -119,7 +119,7 @@ def mtp(coefficient: float) -> Part:
         x, routing = module.block(x, AttentionContext(rows.places[:, :-1], mask.unsqueeze(1), model.ops))
         if routing is not None:
             seen.experts.append(routing.indices[same(rows).flatten()])
-        hidden = norm(x, module.norm.weight, eps)
+        hidden = rms_norm(x, module.norm.weight, eps)
         return -of_targets(logits(model, hidden[at(rows)]), rows.targets[:, 1:][at(rows)]).sum()
 
     return Part(coefficient, total, lambda rows: float(at(rows).sum()))
@@ -263,10 +263,26 @@ def factor(step: int, plan: Plan) -> float:
     return up * (1 + (plan.final - 1) * done / falling if falling and begun else 1.0)
 
 
+@dataclass
+class Told:
+    """Of a step: the loss and the norm of the gradient before the clip of each update, tokens that are no padding, and how many tokens
+    each expert of each router served."""
+
+    losses: list[float] = field(default_factory=list)
+    norms: list[float] = field(default_factory=list)
+    tokens: int = 0
+    loads: list[list[int]] = field(default_factory=list)
+
+    @property
+    def unevenness(self) -> float:
+        """The largest load over the mean, a mean over routers."""
+        return sum(max(load) * len(load) / sum(load) for load in self.loads) / len(self.loads)
+
+
 def micro_batch(
     model: Decoder, parts: Sequence[Part], rows: Rows, weights: Sequence[float], bf16: bool
-) -> list[Tensor]:
-    """Adds to every parameter's gradient; returns the experts that each router that ran chose for tokens that are no padding."""
+) -> tuple[float, list[Tensor]]:
+    """Adds to every parameter's gradient; returns the loss, and of each router that ran the experts of tokens that are no padding."""
     real = (rows.documents >= 0).flatten()
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
         output = model(rows.tokens, rows.places, segments=rows.documents, replay=rows.replay)
@@ -276,31 +292,35 @@ def micro_batch(
     for part, total, weight in zip(parts, sums, weights):
         loss = loss + part.coefficient * total / weight
     loss.backward()
-    return seen.experts
+    return float(loss.detach()), seen.experts
 
 
-def train(model: Decoder, updates: Callable[[int], list[Rows]], parts: Sequence[Part], plan: Plan) -> Iterator[float]:
-    """Trains `model` in place; after each step, the largest norm of a gradient in it, before the clip."""
+def train(model: Decoder, updates: Callable[[int], list[Rows]], parts: Sequence[Part], plan: Plan) -> Iterator[Told]:
+    """Trains `model` in place; after each step, what is to be told of it."""
     names = dict(model.named_parameters())
     history: dict[str, list[Tensor]] = {name: [] for name in names}
     for step in range(plan.steps):
-        norms = [0.0]
+        told = Told()
         for rows in updates(step):
             for p in names.values():
                 p.grad = torch.zeros_like(p)
             weights = [part.weight(rows) for part in parts]
-            chosen = [micro_batch(model, parts, half, weights, plan.bf16) for half in rows.halves()]
+            found = [micro_batch(model, parts, half, weights, plan.bf16) for half in rows.halves()]
             grads = {name: p.grad for name, p in names.items() if p.grad is not None}
-            norms.append(math.sqrt(sum(float((g.double() ** 2).sum()) for g in grads.values())))
-            scale = plan.clip / norms[-1] if norms[-1] > plan.clip else 1.0
+            norm = math.sqrt(sum(float((g.double() ** 2).sum()) for g in grads.values()))
+            told.norms.append(norm)
+            told.losses.append(sum(loss for loss, _ in found))
+            told.tokens += int((rows.documents >= 0).sum())
+            chosen = [torch.cat(experts) for experts in zip(*(experts for _, experts in found))]
             with torch.no_grad():
                 for name, p in names.items():
-                    history[name].append(grads[name] * scale)
+                    history[name].append(grads[name] * min(1.0, plan.clip / norm))
                     p.copy_(updated(name, p, history[name], factor(step, plan), plan.optim))
-                for router, experts in zip(model.routers(), map(torch.cat, zip(*chosen))):
-                    bias = router.e_score_correction_bias
-                    load = [int((experts == expert).sum()) for expert in range(len(bias))]
+                loads = [[int((one == e).sum()) for e in range(len(r.gate))] for r, one in zip(model.routers(), chosen)]
+                for router, load in zip(model.routers(), loads):
+                    mean = sum(load) / len(load)
                     for expert, tokens in enumerate(load):
-                        mean = sum(load) / len(load)
-                        bias[expert] += plan.gamma * ((tokens < mean) - (tokens > mean))
-        yield max(norms)
+                        router.e_score_correction_bias[expert] += plan.gamma * ((tokens < mean) - (tokens > mean))
+            before = told.loads or [[0] * len(load) for load in loads]
+            told.loads = [[a + b for a, b in zip(one, two)] for one, two in zip(before, loads)]
+        yield told

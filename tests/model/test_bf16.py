@@ -27,6 +27,12 @@ MLA = MLAConfig(
 GQA = GQAConfig(num_attention_heads=4, num_key_value_heads=2, head_dim=8, qk_norm=True)
 ROUTERS = {
     "sigmoid": MoEConfig(n_routed_experts=16, num_experts_per_tok=2, moe_intermediate_size=16, n_shared_experts=1),
+    "scaled": MoEConfig(
+        n_routed_experts=16, num_experts_per_tok=2, moe_intermediate_size=16, routed_scaling_factor=2.5
+    ),
+    "groups by their best": MoEConfig(
+        n_routed_experts=16, num_experts_per_tok=3, moe_intermediate_size=16, n_group=8, topk_group=3, group_score="max"
+    ),
     "groups": MoEConfig(
         n_routed_experts=16, num_experts_per_tok=4, moe_intermediate_size=16, n_group=4, topk_group=2
     ),
@@ -79,7 +85,10 @@ def exact(layer: MoE, x: Tensor) -> tuple[Tensor, Tensor]:
     scores = logits.sigmoid() if layer.config.scoring_func == "sigmoid" else logits.softmax(-1)
     biased = scores + layer.e_score_correction_bias.double()
     groups = biased.unflatten(-1, (layer.config.n_group, -1))
-    best = groups.topk(min(2, groups.shape[-1]), dim=-1).values.sum(-1).topk(layer.config.topk_group, dim=-1).indices
+    merit = groups.topk(min(2, groups.shape[-1]), dim=-1).values.sum(-1)
+    if layer.config.group_score == "max":
+        merit = groups.max(dim=-1).values
+    best = merit.topk(layer.config.topk_group, dim=-1).indices
     open_ = torch.zeros(groups.shape[:2], dtype=torch.bool).scatter(1, best, True).unsqueeze(-1).expand_as(groups)
     chosen = biased.masked_fill(~open_.flatten(1), -math.inf).topk(layer.config.num_experts_per_tok, dim=-1).indices
     return scores, chosen.sort(-1).values
@@ -110,7 +119,7 @@ def test_the_router_is_computed_in_fp32(how: str, router: MoEConfig, ops: Ops) -
         assert torch.equal(routing.indices.sort(-1).values, chosen)
         gates = scores.gather(-1, routing.indices)
         gates = gates / gates.sum(-1, keepdim=True) if router.norm_topk_prob else gates
-        assert float((routing.weights - gates).abs().max()) < 1e-6
+        assert float((routing.weights - router.routed_scaling_factor * gates).abs().max()) < 1e-6
 
 
 @every_router
@@ -129,7 +138,7 @@ def test_a_routers_gradient_is_fp32_under_autocast(router: MoEConfig) -> None:
     scores = logits.sigmoid() if router.scoring_func == "sigmoid" else logits.softmax(-1)
     gates = scores.gather(-1, routing.indices)
     gates = gates / gates.sum(-1, keepdim=True) if router.norm_topk_prob else gates
-    (wanted,) = torch.autograd.grad((gates * pull).sum(), gate)
+    (wanted,) = torch.autograd.grad((router.routed_scaling_factor * gates * pull).sum(), gate)
     assert found.dtype == torch.float32
     assert float((found - wanted).abs().max() / wanted.abs().max()) < 1e-5
 

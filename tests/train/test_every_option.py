@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from little import ROW, TASK, loud, packed, rollouts, sampled, sft_run, tiny, tokenizer, update_of
+from little import ROW, TASK, Watched, loud, packed, rollouts, sampled, sft_run, tiny, tokenizer, update_of
 from test_distil import beside, documents, student, teacher
 
 from rorqual.core.records import RunDir
@@ -31,6 +31,7 @@ from rorqual.train.sources import (
     WorkedConfig,
 )
 from rorqual.train.state import restore
+from rorqual.train.tune import find_experts
 
 NUMBERS = f"{Path(__file__).parent / 'numbers_task.py'}:Numbers"
 
@@ -259,3 +260,14 @@ def test_settings_of_a_model_reach_its_weights() -> None:
     wide = config.model_copy(update={"initializer_range": 0.5})
     one, two = (build(c, seed=0).state_dict()["layers.0.attention.o_proj.weight"] for c in (config, wide))
     assert torch.allclose(two, one * 10, rtol=1e-5)
+
+
+@pytest.mark.parametrize("sample", [1, 3])
+def test_esft_reads_the_batches_of_as_many_steps_as_it_is_told(sample: int, base: Path) -> None:
+    data = sft_run().model_dump() | {"start": {"run": str(base)}, "tune": {"kind": "esft", "sample": sample}}
+    run = Run.model_validate(data)
+    watched = Watched(kind="watched", row=run.source.row, inner=run.source)
+    find_experts(run.model_copy(update={"source": watched}), load_run(RunDir(base)), tokenizer(), 1)
+    assert len(watched._seen) == sample
+    keys = [work.batches[0].tokens.flatten().tolist() for _, work in watched._seen]
+    assert all(one != two for number, one in enumerate(keys) for two in keys[:number])

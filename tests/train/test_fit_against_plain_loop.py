@@ -9,10 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from little import ROW, TASK, sft_run
+from little import ROW, TASK, Watched, sft_run, weights_of
 from plain_loop import AdamW, Muon, Part, Plan, Rows, distil, grpo, logprobs, mtp, next_token, train
-from pydantic import PrivateAttr, SerializeAsAny
-from torch import Tensor
 
 from rorqual.core.records import RunDir
 from rorqual.model import Decoder
@@ -21,35 +19,11 @@ from rorqual.recipes import make_run
 from rorqual.train.batch import TrainBatch
 from rorqual.train.loop import fit
 from rorqual.train.run import Run
-from rorqual.train.sources import Materials, Source, SourceConfig, Step
+from rorqual.train.sources import Step
 
 STEPS = 5
 LIMIT = {"float32": 1e-3, "bfloat16": 1.5e-2}
 """Of the largest change of each tensor since the start. Found: 2.1e-4 and 4.7e-3."""
-Weights = dict[str, Tensor]
-
-
-class Watched(SourceConfig):
-    """A run's own source, with a copy of the weights and of what it gave at each step."""
-
-    inner: SerializeAsAny[SourceConfig]
-    _seen: list[tuple[Weights, Step]] = PrivateAttr(default_factory=list)
-
-    def build(self, materials: Materials) -> Source:
-        return Watching(self.inner.build(materials), materials.model, self._seen)
-
-
-class Watching(Source):
-    def __init__(self, source: Source, model: Decoder, seen: list[tuple[Weights, Step]]) -> None:
-        self.source, self.model, self.seen = source, model, seen
-
-    def step(self, step: int) -> Step:
-        self.seen.append((weights_of(self.model), self.source.step(step)))
-        return self.seen[-1][1]
-
-
-def weights_of(model: Decoder) -> Weights:
-    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
 def plain(batch: TrainBatch, base: Decoder | None) -> Rows:

@@ -186,3 +186,14 @@ def test_what_is_counted_is_what_was_drawn(base: Path) -> None:
     assert 0 < sum(alike) < 12
     assert len([line for line in step.trace if "prompt" in line]) == 4, "texts of as many groups as `trace` says"
     assert made(rollouts(trace=0)).step(0).trace == []
+
+
+@pytest.mark.parametrize("how", [{}, {"top_k": 3}, {"top_p": 0.6, "temperature": 0.7}], ids=str)
+def test_a_reference_that_is_the_sampler_gives_its_probabilities(how: dict[str, Any], base: Path) -> None:
+    """At its temperature and over the sets that it kept; where nothing is trained there are none."""
+    step = made(rollouts(reference=str(base), **how), model=load_run(RunDir(base))).step(0)
+    assert step.batches and not step.unlearned, "all that was graded trains"
+    for batch in step.batches:
+        assert batch.reference_logprobs is not None and batch.sampled_logprobs is not None
+        assert torch.allclose(batch.reference_logprobs, batch.sampled_logprobs, atol=1e-4)
+    assert step.metrics["reference_tokens"] == sum(int((batch.segments >= 0).sum()) for batch in step.batches)

@@ -12,6 +12,7 @@ import torch
 from little import ROW, TASK, Watched, loud, packed, rollouts, sampled, sft_run, tiny, tokenizer, update_of
 from test_distil import beside, documents, student, teacher
 
+from rorqual.core.errors import DataError
 from rorqual.core.records import RunDir
 from rorqual.data.chat import chat_format
 from rorqual.model import build
@@ -271,3 +272,10 @@ def test_esft_reads_the_batches_of_as_many_steps_as_it_is_told(sample: int, base
     assert len(watched._seen) == sample
     keys = [work.batches[0].tokens.flatten().tolist() for _, work in watched._seen]
     assert all(one != two for number, one in enumerate(keys) for two in keys[:number])
+
+
+def test_a_runs_chat_format_is_the_one_that_is_used(tmp_path: Path) -> None:
+    """Not the default: `none` cannot write a conversation, and says so."""
+    fit(sft_run(1, chat="deepseek"), RunDir(tmp_path / "deepseek"), quiet=True)
+    with pytest.raises(DataError, match="chat=none"):
+        fit(sft_run(1, chat="none"), RunDir(tmp_path / "none"), quiet=True)

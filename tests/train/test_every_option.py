@@ -279,3 +279,18 @@ def test_a_runs_chat_format_is_the_one_that_is_used(tmp_path: Path) -> None:
     fit(sft_run(1, chat="deepseek"), RunDir(tmp_path / "deepseek"), quiet=True)
     with pytest.raises(DataError, match="chat=none"):
         fit(sft_run(1, chat="none"), RunDir(tmp_path / "none"), quiet=True)
+
+
+@pytest.mark.parametrize("how", ["full", "esft"])
+def test_a_runs_seed_is_its_sources(how: str, base: Path, tmp_path: Path) -> None:
+    """In training, and where ESFT reads some of the data before."""
+    more = {"start": {"run": str(base)}, "tune": {"kind": "esft", "sample": 1}} if how == "esft" else {}
+    found = []
+    for seed in (0, 3):
+        run = Run.model_validate(sft_run(1, seed=seed).model_dump() | more)
+        watched = Watched(kind="watched", row=run.source.row, inner=run.source)
+        fit(run.model_copy(update={"source": watched}), RunDir(tmp_path / str(seed)), quiet=True)
+        every = [told(step) for _, step in watched._seen]
+        assert every == [told(first_step(run.source, base, seed))] * (2 if how == "esft" else 1)
+        found.append(every[0])
+    assert found[0] != found[1]

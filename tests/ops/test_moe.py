@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rorqual.ops.moe import choose, route
+from rorqual.ops.moe import choose, route, router_logits
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -107,3 +107,14 @@ def test_gap_is_never_negative(seed: int) -> None:
     assert (routing.gap >= 0).all()
     differs = (routing.own.sort(-1).values != replay.sort(-1).values).any(-1)
     assert ((routing.gap > 0) == differs).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_router_logits_are_fp32_whatever_comes_in(dtype: torch.dtype, autocast: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, gate = (torch.randn(shape, generator=generator).to(dtype) for shape in ((40, 64), (8, 64)))
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        found = router_logits(x, gate)
+    assert found.dtype == torch.float32
+    assert float((found - x.double() @ gate.double().T).abs().max()) < 1e-5

@@ -111,3 +111,22 @@ def test_document_mask_is_causal_and_within_a_document() -> None:
     mask = document_mask(torch.tensor([[0, 0, 1, 1]]))[0, 0]
     expected = [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 1, 1]]
     assert torch.equal(mask, torch.tensor(expected, dtype=torch.bool))
+
+
+@pytest.mark.parametrize(
+    ("theta", "length", "beta_fast", "shares"),
+    [
+        # Of 8 dimensions, numbers 2.05 and 11.3 turn 200 times and once: the ramp runs from 2 to 7, the last that there is.
+        (10.0, 4096, 200.0, [0.0, 0.0, 0.0, 1 / 5]),
+        # Numbers -0.5 and 1.008: it runs from 0, the first, to 2.
+        (10_000.0, 64, 32.0, [0.0, 1 / 2, 1.0, 1.0]),
+    ],
+    ids=["above", "below"],
+)
+def test_yarns_ramp_stays_within_the_dimensions(
+    theta: float, length: int, beta_fast: float, shares: list[float]
+) -> None:
+    yarn = Yarn(factor=4.0, original_max_position_embeddings=length, beta_fast=beta_fast)
+    found = inverse_frequencies(Rope(theta=theta, yarn=yarn), 8)
+    plain = [theta ** (-2 * pair / 8) for pair in range(4)]
+    assert found.tolist() == pytest.approx([p * (1 - share * 3 / 4) for p, share in zip(plain, shares)], rel=1e-5)

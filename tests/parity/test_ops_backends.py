@@ -14,7 +14,7 @@ from rorqual.ops.moe import Routing, route
 from rorqual.ops.registry import FAST, REFERENCE
 
 # Relative to each tensor's largest value; bf16 has 8 bits of mantissa and the two sum in another order.
-TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1.5e-2}
 TYPES = [torch.float32, torch.bfloat16]
 
 
@@ -110,4 +110,4 @@ def test_whole_model_in_bf16_stays_near_fp32() -> None:
         for ops in (FAST, REFERENCE):
             rounded = loud(config, 5, ops=ops).to(torch.bfloat16)
             error = (rounded.logits(rounded(tokens, positions, replay=replay).hidden) - logits).abs()
-            assert float(error.median()) < 0.05
+            assert float(error.median()) < 0.03

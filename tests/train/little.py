@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import PrivateAttr, SerializeAsAny
 from torch import Tensor
 
 from rorqual.core.records import RunDir
@@ -27,7 +28,7 @@ from rorqual.train.objectives import Objective
 from rorqual.train.optim import AdamWConfig, MuonConfig
 from rorqual.train.run import Run
 from rorqual.train.schedule import Schedule
-from rorqual.train.sources import Materials, Source
+from rorqual.train.sources import Materials, Source, SourceConfig, Step
 from rorqual.train.sources.rollouts import Scored, lay_beside
 from rorqual.train.state import CLOCK_FIELDS, State, make_tokenizer, restore, write_start
 from rorqual.train.workers import Update, gradient, workers
@@ -170,3 +171,26 @@ def train_with(run: Run, out: RunDir, wrap: Callable[[Source, Decoder], Source])
     write_start(run, out, ids)
     _go(run, out, state, wrap(source, state.model), 1, True)
     return state
+
+
+class Watched(SourceConfig):
+    """A run's own source, with a copy of the weights and of what it gave at each step."""
+
+    inner: SerializeAsAny[SourceConfig]
+    _seen: list[tuple[dict[str, Tensor], Step]] = PrivateAttr(default_factory=list)
+
+    def build(self, materials: Materials) -> Source:
+        return Watching(self.inner.build(materials), materials.model, self._seen)
+
+
+class Watching(Source):
+    def __init__(self, source: Source, model: Decoder, seen: list[tuple[dict[str, Tensor], Step]]) -> None:
+        self.source, self.model, self.seen = source, model, seen
+
+    def step(self, step: int) -> Step:
+        self.seen.append((weights_of(self.model), self.source.step(step)))
+        return self.seen[-1][1]
+
+
+def weights_of(model: Decoder) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}

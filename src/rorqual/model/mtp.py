@@ -29,5 +29,5 @@ class MTP(nn.Module):
     def forward(self, hidden: Tensor, embedded: Tensor, context: AttentionContext) -> tuple[Tensor, Routing | None]:
         """hidden [batch, seq, d] at positions i, embedded [batch, seq, d] of the tokens at i + 1 -> normed [batch, seq, d]."""
         joined = torch.cat((self.enorm(embedded, context.ops), self.hnorm(hidden, context.ops)), dim=-1)
-        x, routing = self.block(self.eh_proj(joined), context)
+        x, routing = self.block(self.eh_proj(joined).to(joined.dtype), context)  # the stream stays fp32 under autocast
         return self.norm(x, context.ops), routing

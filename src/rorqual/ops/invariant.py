@@ -115,7 +115,7 @@ def experts(x: Tensor, routing: Routing, gate_up: Matrices, down: Matrices, rows
 
     gate, up = products(taken, gate_up).chunk(2, dim=-1)
     h = silu(gate) * up * gates if grad else silu(gate).mul_(up).mul_(gates)
-    return x.new_zeros(x.shape).index_add(0, at, products(h, down))
+    return x.new_zeros(x.shape).index_add(0, at, products(h, down).to(x.dtype))  # autocast gives bf16
 
 
 def _one_by_one(x: Tensor, routing: Routing, gate_up: Matrices, down: Matrices, used: list[int], most: int) -> Tensor:

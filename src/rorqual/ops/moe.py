@@ -29,6 +29,15 @@ class Routing:
     gap: Tensor
 
 
+def router_logits(x: Tensor, gate: Tensor) -> Tensor:
+    """x [tokens, d], gate [experts, d] of any type -> logits [tokens, experts], computed in fp32.
+
+    Autocast is off here: it would cast the product back to bf16, and tokens would choose other experts.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        return F.linear(x.float(), gate.float())
+
+
 def affinity(logits: Tensor, score: Score, sigmoid: Callable[[Tensor], Tensor] = torch.sigmoid) -> Tensor:
     """Router logits [tokens, experts] (fp32) to affinities."""
     return sigmoid(logits) if score == "sigmoid" else logits.softmax(-1)

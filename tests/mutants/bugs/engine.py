@@ -531,4 +531,21 @@ MUTANTS = (
         "",
         "tests/engine/test_grammar_calls.py::test_where_a_call_is_told_from_json_by_text_alone_both_at_once_are_refused",
     ),
+    one(
+        "a stop string of several tokens stops nothing",
+        "issue 14",
+        "engine/job.py",
+        "ids[max(start, len(ids) - window) :], specials=True)",
+        "ids[max(start, len(ids) - 1) :], specials=True)",
+        "tests/engine/test_stops.py::test_a_stop_of_several_tokens_ends_the_answer",
+    ),
+    one(
+        "a cache on disk does not tell one LoRA from another",
+        "issue 14",
+        "engine/weights.py",
+        "    for name, tensor in sorted(model.state_dict().items()):\n",
+        '    for name, tensor in sorted((n, t) for n, t in model.state_dict().items() if "lora_" not in n):\n',
+        "tests/engine/test_adapter_prefixes.py::test_a_fingerprint_tells_adapters_apart",
+        "tests/engine/test_adapter_prefixes.py::test_blocks_on_disk_serve_the_adapter_that_made_them_and_no_other",
+    ),
 )

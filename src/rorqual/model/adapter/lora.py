@@ -99,8 +99,9 @@ def _named(name: str, target: str) -> bool:
 
 
 def merged(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
-    """W + s (B A): weight [out, in], a [r, in], b [out, r] -> [out, in] in fp32."""
-    return weight.float() + scale * (b.float() @ a.float())
+    """W + s (B A): weight [out, in], a [r, in], b [out, r] -> [out, in] in fp32, under autocast too."""
+    with torch.autocast(weight.device.type, enabled=False):
+        return weight.float() + scale * (b.float() @ a.float())
 
 
 class LoRALinear(nn.Module):

@@ -6,14 +6,13 @@ from collections.abc import Callable
 from typing import Literal, Self
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
 from rorqual.model.cost import Cost, linear, vector
 from rorqual.model.ffn.base import FFN, FFNConfig
 from rorqual.model.ffn.dense import Dense
-from rorqual.ops.moe import Routing, route
+from rorqual.ops.moe import Routing, route, router_logits
 from rorqual.ops.registry import Ops
 
 
@@ -101,7 +100,7 @@ class MoE(FFN):
     def forward(self, x: Tensor, ops: Ops, replay: Tensor | None) -> tuple[Tensor, Routing | None]:
         c = self.config
         routing = route(
-            F.linear(x.float(), self.gate.float()),
+            router_logits(x, self.gate),
             self.e_score_correction_bias,
             k=c.num_experts_per_tok,
             n_group=c.n_group,

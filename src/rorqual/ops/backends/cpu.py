@@ -79,14 +79,15 @@ def experts_tuned(
     device = x.device.type
     kind = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
     stacked = (gate_up.to(kind), down.to(kind))
-    out: Tensor = _Experts.apply(
-        x.to(kind),
-        routing.weights.to(kind),
-        routing.indices,
-        *stacked,
-        tuple(tuned),
-        *(part.to(kind) for part in parts),
-    )
+    with torch.autocast(device, enabled=False):  # it would round the gates, which are fp32
+        out: Tensor = _Experts.apply(
+            x.to(kind),
+            routing.weights,
+            routing.indices,
+            *stacked,
+            tuple(tuned),
+            *(part.to(kind) for part in parts),
+        )
     return out
 
 
@@ -146,7 +147,7 @@ class _Experts(torch.autograd.Function):
         y = ys.index_select(0, at.slot).view(n, k, d)
         ctx.save_for_backward(weights, gate_up, down, xs, gu, h, y)
         ctx.at, ctx.tuned = at, tuned
-        return torch.bmm(weights.unsqueeze(1), y).squeeze(1)
+        return torch.bmm(weights.unsqueeze(1), y.to(weights.dtype)).squeeze(1).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -154,8 +155,8 @@ class _Experts(torch.autograd.Function):
         weights, gate_up, down, xs, gu, h, y = ctx.saved_tensors
         at: _Slices = ctx.at
         n, k, d = y.shape
-        dweights = torch.bmm(y, dout.unsqueeze(-1)).squeeze(-1)
-        dys = at.spread((weights.unsqueeze(-1) * dout.unsqueeze(1)).view(n * k, d))
+        dweights = torch.bmm(y.to(weights.dtype), dout.to(weights.dtype).unsqueeze(-1)).squeeze(-1)
+        dys = at.spread((weights.unsqueeze(-1) * dout.unsqueeze(1)).to(y.dtype).view(n * k, d))
         dstacked = [torch.zeros_like(t) if ctx.needs_input_grad[3] else None for t in (gate_up, down)]
         dparts = [torch.zeros_like(t[e]) for e in ctx.tuned for t in (gate_up, down)]
         wanted = {e: (dparts[2 * place], dparts[2 * place + 1]) for place, e in enumerate(ctx.tuned)}

@@ -1,0 +1,246 @@
+"""What stays fp32 in bf16: a model trained under autocast, and one whose weights are bf16. The truth is float64."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rorqual.model import Decoder, ModelConfig, Stage
+from rorqual.model.adapter import LoRA
+from rorqual.model.adapter.lora import LoRALinear
+from rorqual.model.attention import AttentionContext, GQAConfig, MLAConfig, RMSNorm
+from rorqual.model.ffn import DenseConfig, MoEConfig
+from rorqual.model.ffn.moe import MoE
+from rorqual.ops.attention import document_mask
+from rorqual.ops.losses import reverse_kl, token_logprobs
+from rorqual.ops.moe import Routing
+from rorqual.ops.registry import FAST, INVARIANT, REFERENCE, Ops
+
+HIDDEN, VOCAB, TOKENS = 32, 64, 1024
+MLA = MLAConfig(
+    num_attention_heads=2, q_lora_rank=16, kv_lora_rank=12, qk_nope_head_dim=16, qk_rope_head_dim=8, v_head_dim=16
+)
+GQA = GQAConfig(num_attention_heads=4, num_key_value_heads=2, head_dim=8, qk_norm=True)
+ROUTERS = {
+    "sigmoid": MoEConfig(n_routed_experts=16, num_experts_per_tok=2, moe_intermediate_size=16, n_shared_experts=1),
+    "scaled": MoEConfig(
+        n_routed_experts=16, num_experts_per_tok=2, moe_intermediate_size=16, routed_scaling_factor=2.5
+    ),
+    "groups by their best": MoEConfig(
+        n_routed_experts=16, num_experts_per_tok=3, moe_intermediate_size=16, n_group=8, topk_group=3, group_score="max"
+    ),
+    "groups": MoEConfig(
+        n_routed_experts=16, num_experts_per_tok=4, moe_intermediate_size=16, n_group=4, topk_group=2
+    ),
+    "softmax": MoEConfig(
+        n_routed_experts=16, num_experts_per_tok=2, moe_intermediate_size=16, scoring_func="softmax",
+        norm_topk_prob=False, score_bias=False,
+    ),
+}  # fmt: skip
+every_router = pytest.mark.parametrize("router", ROUTERS.values(), ids=ROUTERS.keys())
+every_backend = pytest.mark.parametrize("ops", [FAST, REFERENCE, INVARIANT], ids=lambda ops: ops.name)
+
+
+@torch.no_grad()
+def loud(router: MoEConfig, attention: MLAConfig | GQAConfig = MLA, *, modules: int = 1, ops: Ops = FAST) -> Decoder:
+    """A dense layer, a layer of experts and a prediction module, with logits of a router that have a spread of 1."""
+    config = ModelConfig(
+        vocab_size=VOCAB,
+        hidden_size=HIDDEN,
+        stages=(
+            Stage(layers=1, attention=attention, ffn=DenseConfig(intermediate_size=2 * HIDDEN)),
+            Stage(layers=1, attention=attention, ffn=router),
+        ),
+        num_nextn_predict_layers=modules,
+    )
+    generator = torch.Generator().manual_seed(1)
+    model = Decoder(config, ops)
+    for _, tensor in sorted(model.state_dict().items()):
+        noise = torch.randn(tensor.shape, generator=generator)
+        tensor.copy_(noise / math.sqrt(tensor.shape[-1]) if tensor.dim() > 1 else 1 + 0.2 * noise)
+    for layer in model.routers():
+        layer.e_score_correction_bias.normal_(std=0.05, generator=generator)
+    return model
+
+
+def some_tokens(rows: int = 16) -> Tensor:
+    return torch.randint(VOCAB, (rows, TOKENS // rows), generator=torch.Generator().manual_seed(2))
+
+
+def watched(model: Decoder) -> list[Tensor]:
+    """What each router reads, in the order in which they run."""
+    read: list[Tensor] = []
+    for layer in model.routers():
+        layer.register_forward_pre_hook(lambda _, given: read.append(given[0].detach()))
+    return read
+
+
+def exact(layer: MoE, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Affinities and chosen experts (ascending) of x, in double precision of what was read."""
+    logits = x.double() @ layer.gate.detach().double().T
+    scores = logits.sigmoid() if layer.config.scoring_func == "sigmoid" else logits.softmax(-1)
+    biased = scores + layer.e_score_correction_bias.double()
+    groups = biased.unflatten(-1, (layer.config.n_group, -1))
+    merit = groups.topk(min(2, groups.shape[-1]), dim=-1).values.sum(-1)
+    if layer.config.group_score == "max":
+        merit = groups.max(dim=-1).values
+    best = merit.topk(layer.config.topk_group, dim=-1).indices
+    open_ = torch.zeros(groups.shape[:2], dtype=torch.bool).scatter(1, best, True).unsqueeze(-1).expand_as(groups)
+    chosen = biased.masked_fill(~open_.flatten(1), -math.inf).topk(layer.config.num_experts_per_tok, dim=-1).indices
+    return scores, chosen.sort(-1).values
+
+
+def routing_of(model: Decoder, tokens: Tensor) -> list[Routing]:
+    output = model(tokens)
+    further = [one for out in model.predict_further(output.hidden, tokens) for one in out.routing]
+    return [*output.routing, *further]
+
+
+@every_backend
+@every_router
+@pytest.mark.parametrize("how", ["autocast", "bf16 weights"])
+def test_the_router_is_computed_in_fp32(how: str, router: MoEConfig, ops: Ops) -> None:
+    """Its affinities are exact to fp32's rounding, and 1,024 tokens choose the experts that they choose in float64."""
+    model = loud(router, ops=ops)
+    if how == "bf16 weights":
+        model = model.to(torch.bfloat16)
+    read, tokens = watched(model), some_tokens()
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=how == "autocast"):
+        found = routing_of(model, tokens)
+    assert len(found) == len(read) == 2, "the prediction module has a router"
+    for layer, x, routing in zip(model.routers(), read, found, strict=True):
+        scores, chosen = exact(layer, x)
+        assert routing.scores.dtype == routing.weights.dtype == torch.float32
+        assert float((routing.scores - scores).abs().max()) < 1e-6
+        assert torch.equal(routing.indices.sort(-1).values, chosen)
+        gates = scores.gather(-1, routing.indices)
+        gates = gates / gates.sum(-1, keepdim=True) if router.norm_topk_prob else gates
+        assert float((routing.weights - router.routed_scaling_factor * gates).abs().max()) < 1e-6
+
+
+@every_router
+def test_a_routers_gradient_is_fp32_under_autocast(router: MoEConfig) -> None:
+    """Of the same tokens and the same gradient of the gates: to fp32's rounding that of float64."""
+    model = loud(router)
+    layer = model.routers()[0]
+    x = torch.randn(200, HIDDEN, generator=torch.Generator().manual_seed(3))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        _, routing = layer(x, FAST, None)
+    assert routing is not None
+    pull = torch.randn(routing.weights.shape, generator=torch.Generator().manual_seed(4))
+    (found,) = torch.autograd.grad((routing.weights * pull).sum(), layer.gate)
+    gate = layer.gate.detach().double().requires_grad_()
+    logits = x.double() @ gate.T
+    scores = logits.sigmoid() if router.scoring_func == "sigmoid" else logits.softmax(-1)
+    gates = scores.gather(-1, routing.indices)
+    gates = gates / gates.sum(-1, keepdim=True) if router.norm_topk_prob else gates
+    (wanted,) = torch.autograd.grad((router.routed_scaling_factor * gates * pull).sum(), gate)
+    assert found.dtype == torch.float32
+    assert float((found - wanted).abs().max() / wanted.abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize("ops", [FAST, REFERENCE], ids=lambda ops: ops.name)
+def test_the_gates_of_experts_have_a_gradient_in_fp32(ops: Ops) -> None:
+    """Under autocast: a gate's gradient is its expert's answer times what is asked of it, and neither is rounded again."""
+    layer = loud(ROUTERS["sigmoid"]).routers()[0]
+    x = torch.randn(60, HIDDEN, generator=torch.Generator().manual_seed(5))
+    up, down = layer.experts.gate_up_proj, layer.experts.down_proj
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        _, routing = layer(x, ops, None)
+        assert routing is not None
+        gates = routing.weights.detach().requires_grad_()
+        out = ops.experts(x, replace(routing, weights=gates), up, down)
+        pull = torch.randn(out.shape, generator=torch.Generator().manual_seed(6)).to(out.dtype)
+    (found,) = torch.autograd.grad((out * pull).sum(), gates)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for rank in range(2):
+            alone = replace(routing, indices=routing.indices[:, rank : rank + 1], weights=torch.ones(60, 1))
+            answer = ops.experts(x, alone, up, down).detach()
+            wanted = (answer.double() * pull.double()).sum(-1)
+            assert float((found[:, rank] - wanted).abs().max()) < 1e-5 * float(wanted.abs().max())
+
+
+@every_backend
+@pytest.mark.parametrize("attention", [MLA, GQA], ids=lambda config: config.kind)
+def test_gradients_under_autocast_are_near_those_of_fp32(attention: MLAConfig | GQAConfig, ops: Ops) -> None:
+    """Of every parameter, with every backend, experts replayed from fp32: the angle between the two gradients is small."""
+    model, tokens = loud(ROUTERS["sigmoid"], attention, ops=ops), some_tokens(rows=32)
+    targets = tokens.roll(-1, dims=1).flatten()
+    with torch.no_grad():
+        replay = model(tokens).routing[0].indices.view(*tokens.shape, 1, -1)
+    found: list[tuple[Tensor, ...]] = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            hidden = model(tokens, replay=replay).hidden
+            loss = -token_logprobs(model.logits(hidden.flatten(0, 1)), targets).mean()
+        wanted = {name: p for name, p in model.named_parameters() if not name.startswith("mtp.")}
+        found.append(torch.autograd.grad(loss, list(wanted.values())))
+    for name, plain, cast in zip(wanted, *found, strict=True):
+        assert cast.dtype == torch.float32
+        assert float(1 - torch.cosine_similarity(plain.flatten(), cast.flatten(), dim=0)) < 2e-3, name
+
+
+@every_backend
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_norms_and_rotations_are_the_same_bits_under_autocast(ops: Ops, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(6)
+    x = torch.randn(2, 9, 3, 8, generator=generator).to(dtype)
+    norm = RMSNorm(8, 1e-6)
+    nn.init.normal_(norm.weight, generator=generator)
+    positions = torch.arange(9).expand(2, 9) + 5000
+    results = []
+    for enabled in (False, True):
+        with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            context = AttentionContext(positions, document_mask(positions), ops)
+            results.append((norm(x, ops), *context.rope(GQA.rope, 8, interleaved=True)))
+    for plain, cast in zip(*results, strict=True):
+        assert plain.dtype == cast.dtype == torch.float32 and torch.equal(plain, cast)
+
+
+def test_losses_are_the_same_bits_under_autocast() -> None:
+    generator = torch.Generator().manual_seed(7)
+    logits, targets = 5 * torch.randn(40, VOCAB, generator=generator), torch.arange(40)
+    results = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            logprobs = token_logprobs(logits, targets)
+            results.append((logprobs, reverse_kl(logprobs, logprobs.roll(1))))
+    for plain, cast in zip(*results, strict=True):
+        assert plain.dtype == cast.dtype == torch.float32 and torch.equal(plain, cast)
+
+
+def test_logits_leave_the_model_in_fp32() -> None:
+    for tied in (False, True):
+        config = loud(ROUTERS["sigmoid"]).config.model_copy(update={"tie_word_embeddings": tied})
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert Decoder(config).logits(torch.randn(3, HIDDEN)).dtype == torch.float32
+
+
+@every_backend
+@pytest.mark.parametrize("attention", [MLA, GQA], ids=lambda config: config.kind)
+def test_the_stream_between_blocks_is_fp32_under_autocast(attention: MLAConfig | GQAConfig, ops: Ops) -> None:
+    """What blocks add is rounded, what they add to is not: the hidden states leave every block and the last norm in fp32."""
+    model = loud(ROUTERS["sigmoid"], attention, ops=ops)
+    seen: list[torch.dtype] = []
+    for block in [*model.layers, model.mtp[0].block]:
+        block.register_forward_pre_hook(lambda _, given: seen.append(given[0].dtype))
+        block.register_forward_hook(lambda _, __, out: seen.append(out[0].dtype))
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        tokens = some_tokens()
+        hidden = model(tokens).hidden
+        further = model.predict_further(hidden, tokens)[0].hidden
+    assert seen == [torch.float32] * 6 and hidden.dtype == further.dtype == torch.float32
+
+
+def test_a_lora_is_merged_in_fp32_under_autocast() -> None:
+    model = loud(ROUTERS["sigmoid"])
+    LoRA(r=4).attach(model, seed=0)
+    linear = next(m for m in model.modules() if isinstance(m, LoRALinear))
+    nn.init.normal_(linear.lora_B, generator=torch.Generator().manual_seed(8))
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = linear.weight
+    assert torch.equal(cast, linear.weight.detach())

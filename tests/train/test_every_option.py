@@ -1,0 +1,296 @@
+"""No option of a source, an objective, a run or a way to tune is passed over: each changes what it is for."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from little import ROW, TASK, Watched, loud, packed, rollouts, sampled, sft_run, tiny, tokenizer, update_of
+from test_distil import beside, documents, student, teacher
+
+from rorqual.core.errors import DataError
+from rorqual.core.records import RunDir
+from rorqual.data.chat import chat_format
+from rorqual.model import build
+from rorqual.model.load.run import load_run
+from rorqual.train.batch import TrainBatch
+from rorqual.train.loop import fit
+from rorqual.train.objectives import GRPO, AuxBalance, Distil, MultiToken, NextToken, Objective, SequenceBalance
+from rorqual.train.run import Run
+from rorqual.train.sources import (
+    ConversationsConfig,
+    Materials,
+    OnPolicyConfig,
+    RolloutConfig,
+    SourceConfig,
+    Step,
+    TextConfig,
+    WorkedConfig,
+)
+from rorqual.train.state import restore
+from rorqual.train.tune import find_experts
+
+NUMBERS = f"{Path(__file__).parent / 'numbers_task.py'}:Numbers"
+
+
+def given(batch: TrainBatch) -> list[Any]:
+    return [None if (value := getattr(batch, f.name)) is None else value.tolist() for f in fields(batch)]
+
+
+def told(step: Step) -> str:
+    """All that a step gives, as text."""
+    return json.dumps([[given(b) for b in (*step.batches, *step.unlearned)], step.metrics, step.trace], default=str)
+
+
+def first_step(config: SourceConfig, base: Path, seed: int = 0) -> Step:
+    ids = tokenizer()
+    model = load_run(RunDir(base))
+    return config.build(Materials(model, ids, chat_format(ids, "deepseek"), seed, 1)).step(0)
+
+
+# ---- sources
+
+ROLLOUTS: dict[str, tuple[dict[str, Any], Any]] = {
+    # option: what it needs beside it, and another value
+    "task": ({}, NUMBERS),
+    "options": ({"task": NUMBERS}, {"single": True}),
+    "problems": ({}, 5),
+    "samples": ({}, 5),
+    "temperature": ({}, 0.5),
+    "max_tokens": ({}, 5),
+    "thinking": ({}, "off"),
+    "std": ({}, False),
+    "minibatches": ({}, 3),
+    "row": ({}, ROW + 16),
+    "trace": ({}, 1),
+    "top_p": ({}, 0.7),
+    "top_k": ({}, 3),
+    "max_num_gen_batches": ({"problems": 8, "samples": 2}, 3),
+    "overlong_buffer": ({}, 10),
+    "overlong_penalty": ({"overlong_buffer": 10}, 0.25),
+    "mask_truncated": ({"max_tokens": 4}, True),
+    "reference": ({}, "BASE"),
+}
+ON_POLICY: dict[str, tuple[dict[str, Any], Any]] = {
+    name: ROLLOUTS[name]
+    for name in (
+        "task",
+        "options",
+        "problems",
+        "samples",
+        "temperature",
+        "max_tokens",
+        "thinking",
+        "minibatches",
+        "row",
+    )
+} | {"top_k": ({}, 5), "grade": ({}, False), "teacher": ({}, "OTHER")}
+
+
+def differs(kind: type[SourceConfig], least: dict[str, Any], option: str, value: Any, base: Path) -> None:
+    one, two = (first_step(kind.model_validate(least | more), base) for more in ({}, {option: value}))
+    assert told(one) != told(two)
+    again = first_step(kind.model_validate(least), base)
+    assert told(one) == told(again), "what changes by itself shows nothing"
+
+
+@pytest.mark.parametrize("option", ROLLOUTS)
+def test_rollouts(option: str, base: Path) -> None:
+    more, value = ROLLOUTS[option]
+    least = {"task": TASK, "problems": 4, "samples": 4, "max_tokens": 12, "row": ROW} | more
+    differs(RolloutConfig, least, option, str(base) if value == "BASE" else value, base)
+
+
+@pytest.mark.parametrize("option", ON_POLICY)
+def test_on_policy(option: str, base: Path, other: Path) -> None:
+    more, value = ON_POLICY[option]
+    value = ROW - 8 if option == "row" else value  # the teacher's context is a row
+    least = {"teacher": str(base), "task": TASK, "problems": 4, "samples": 3, "max_tokens": 12, "row": ROW} | more
+    differs(OnPolicyConfig, least, option, str(other) if value == "OTHER" else value, base)
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another run, of other weights."""
+    out = tmp_path_factory.mktemp("other") / "run"
+    fit(sft_run(2, save_seconds=1e9, seed=9), RunDir(out), quiet=True)
+    return out
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("task", NUMBERS), ("options", {"single": True}), ("think", 0.0), ("rows", 3), ("row", 64)]
+)
+def test_worked(option: str, value: Any, base: Path) -> None:
+    task = NUMBERS if option == "options" else TASK
+    least = {"task": task, "think": 1.0 if option == "think" else 0.0, "rows": 2, "row": ROW}
+    differs(WorkedConfig, least, option, value, base)
+
+
+@pytest.mark.parametrize(("option", "value"), [("rows", 3), ("row", 16), ("windows", "random"), ("data", "OTHER")])
+def test_text(option: str, value: Any, base: Path, tmp_path: Path) -> None:
+    for name, text in (("one", "abcdefghij klmnop "), ("OTHER", "zyxwvu tsrqpo ")):
+        (tmp_path / name).write_text(text * 40, encoding="utf-8")
+    value = str(tmp_path / value) if option == "data" else value
+    differs(TextConfig, {"data": str(tmp_path / "one"), "rows": 2, "row": 24}, option, value, base)
+
+
+def test_seeds_reach_the_sources(base: Path, tmp_path: Path) -> None:
+    """A run's seed decides what its source draws, and in which order it reads a file."""
+    (tmp_path / "text").write_text(" ".join(map(str, range(300))), encoding="utf-8")
+    lines = [
+        {"messages": [{"role": "user", "content": f"q{i}"}, {"role": "assistant", "content": f"a{i}"}]}
+        for i in range(30)
+    ]
+    (tmp_path / "chat.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    sources = [
+        TextConfig(data=str(tmp_path / "text"), rows=2, row=24),
+        ConversationsConfig(data=str(tmp_path / "chat.jsonl"), rows=2, row=64),
+        WorkedConfig(task=NUMBERS, think=0.0, rows=2, row=ROW),
+        RolloutConfig(task=NUMBERS, problems=2, samples=2, max_tokens=5, row=ROW),
+        OnPolicyConfig(teacher=str(base), task=NUMBERS, problems=2, samples=2, max_tokens=5, row=ROW),
+    ]
+    for source in sources:
+        assert told(first_step(source, base, 0)) == told(first_step(source, base, 0))
+        assert told(first_step(source, base, 0)) != told(first_step(source, base, 1)), source.kind
+
+
+def test_no_option_of_a_source_is_forgotten_here() -> None:
+    assert set(RolloutConfig.model_fields) == {"kind", "data", *ROLLOUTS}
+    assert set(OnPolicyConfig.model_fields) == {"kind", "data", *ON_POLICY}
+
+
+# ---- objectives
+
+GRPO_OPTIONS: dict[str, tuple[dict[str, Any], Any]] = {
+    "coefficient": ({}, 0.5),
+    "clip_low": ({}, 0.02),
+    "clip_high": ({}, 0.02),
+    "per": ({}, "sequence"),
+    "max_tokens": ({"per": "constant", "max_tokens": 12}, 7),
+    "temperature": ({}, 0.5),
+    "importance_sampling_level": ({}, "sequence"),
+    "loss_type": ({}, "cispo"),
+    "tis_cap": ({}, 1.01),
+    "beta": ({}, 0.5),
+    "kl": ({"beta": 0.5}, "unbiased"),
+    "off_policy_delta": ({}, 1e-3),
+}
+DISTIL_OPTIONS: dict[str, tuple[dict[str, Any], Any]] = {
+    "coefficient": ({}, 0.5),
+    "divergence": ({}, "reverse"),
+    "alpha": ({"divergence": "skewed"}, 0.6),
+    "temperature": ({"tail": "renormalise"}, 2.0),
+    "tail": ({}, "renormalise"),
+}
+
+
+def moved(one: Objective, two: Objective, batch: TrainBatch, model: Any) -> bool:
+    found = [update_of(model, (objective,), batch, parts=2) for objective in (one, two)]
+    same = [torch.allclose(a, b, rtol=1e-4, atol=1e-9) for a, b in zip(found[0].grads, found[1].grads, strict=True)]
+    return not all(same)
+
+
+@pytest.mark.parametrize("option", GRPO_OPTIONS)
+def test_grpo(option: str) -> None:
+    more, value = GRPO_OPTIONS[option]
+    model = loud(tiny())
+    batch = rollouts(sampled(model))
+    assert batch.sampled_logprobs is not None
+    noise = torch.randn(batch.tokens.shape, generator=torch.Generator().manual_seed(0))
+    batch = replace(
+        batch,
+        sampled_logprobs=batch.sampled_logprobs + 0.2 * noise,
+        old_logprobs=batch.sampled_logprobs,
+        reference_logprobs=batch.sampled_logprobs + 0.5 * noise.roll(1),
+    )
+    assert moved(GRPO(**more), GRPO(**more | {option: value}), batch, model)
+    assert not moved(GRPO(**more), GRPO(**more), batch, model)
+
+
+@pytest.mark.parametrize("option", DISTIL_OPTIONS)
+def test_distil(option: str) -> None:
+    more, value = DISTIL_OPTIONS[option]
+    ours, batch = student(), beside(packed(documents(5)), teacher(), 5)
+    assert moved(Distil(**more), Distil(**more | {option: value}), batch, ours)
+
+
+def test_no_option_of_an_objective_is_forgotten_here() -> None:
+    assert set(GRPO.model_fields) == {"kind", *GRPO_OPTIONS}
+    assert set(Distil.model_fields) == {"kind", "sampling_temperature", *DISTIL_OPTIONS}
+
+
+@pytest.mark.parametrize("kind", [NextToken, MultiToken, SequenceBalance])
+def test_a_coefficient_scales_the_loss_and_its_gradient(kind: type[Objective]) -> None:
+    model, batch = loud(tiny()), packed(documents(1))
+    one, half = (update_of(model, (kind(coefficient=c),), batch, parts=2) for c in (1.0, 0.5))
+    assert half.loss == pytest.approx(one.loss / 2) and one.loss > 0
+    assert any(bool(g.any()) for g in one.grads)
+    for a, b in zip(one.grads, half.grads, strict=True):
+        torch.testing.assert_close(b, a / 2, rtol=1e-4, atol=1e-9)
+    assert (
+        AuxBalance().coefficient == 0.01 and SequenceBalance().coefficient == 1e-4 and MultiToken().coefficient == 0.3
+    )
+
+
+# ---- runs
+
+
+def started(run: Run, out: Path) -> dict[str, torch.Tensor]:
+    return restore(run, RunDir(out), tokenizer()).model.state_dict()
+
+
+def test_a_runs_seed_makes_its_weights(tmp_path: Path) -> None:
+    one, same, two = (started(sft_run(seed=seed), tmp_path / "run") for seed in (0, 0, 1))
+    name = "layers.0.attention.o_proj.weight"
+    assert torch.equal(one[name], same[name]) and not torch.equal(one[name], two[name])
+
+
+def test_a_runs_seed_makes_its_adapter(base: Path, tmp_path: Path) -> None:
+    data = sft_run().model_dump() | {"start": {"run": str(base)}, "tune": {"kind": "lora", "r": 4}}
+    one, same, two = (started(Run.model_validate(data | {"seed": seed}), tmp_path / "run") for seed in (0, 0, 1))
+    name = "layers.0.attention.o_proj.lora_A"
+    assert torch.equal(one[name], same[name]) and not torch.equal(one[name], two[name])
+
+
+def test_settings_of_a_model_reach_its_weights() -> None:
+    config = tiny()
+    wide = config.model_copy(update={"initializer_range": 0.5})
+    one, two = (build(c, seed=0).state_dict()["layers.0.attention.o_proj.weight"] for c in (config, wide))
+    assert torch.allclose(two, one * 10, rtol=1e-5)
+
+
+@pytest.mark.parametrize("sample", [1, 3])
+def test_esft_reads_the_batches_of_as_many_steps_as_it_is_told(sample: int, base: Path) -> None:
+    data = sft_run().model_dump() | {"start": {"run": str(base)}, "tune": {"kind": "esft", "sample": sample}}
+    run = Run.model_validate(data)
+    watched = Watched(kind="watched", row=run.source.row, inner=run.source)
+    find_experts(run.model_copy(update={"source": watched}), load_run(RunDir(base)), tokenizer(), 1)
+    assert len(watched._seen) == sample
+    keys = [work.batches[0].tokens.flatten().tolist() for _, work in watched._seen]
+    assert all(one != two for number, one in enumerate(keys) for two in keys[:number])
+
+
+def test_a_runs_chat_format_is_the_one_that_is_used(tmp_path: Path) -> None:
+    """Not the default: `none` cannot write a conversation, and says so."""
+    fit(sft_run(1, chat="deepseek"), RunDir(tmp_path / "deepseek"), quiet=True)
+    with pytest.raises(DataError, match="chat=none"):
+        fit(sft_run(1, chat="none"), RunDir(tmp_path / "none"), quiet=True)
+
+
+@pytest.mark.parametrize("how", ["full", "esft"])
+def test_a_runs_seed_is_its_sources(how: str, base: Path, tmp_path: Path) -> None:
+    """In training, and where ESFT reads some of the data before."""
+    more = {"start": {"run": str(base)}, "tune": {"kind": "esft", "sample": 1}} if how == "esft" else {}
+    found = []
+    for seed in (0, 3):
+        run = Run.model_validate(sft_run(1, seed=seed).model_dump() | more)
+        watched = Watched(kind="watched", row=run.source.row, inner=run.source)
+        fit(run.model_copy(update={"source": watched}), RunDir(tmp_path / str(seed)), quiet=True)
+        every = [told(step) for _, step in watched._seen]
+        assert every == [told(first_step(run.source, base, seed))] * (2 if how == "esft" else 1)
+        found.append(every[0])
+    assert found[0] != found[1]

@@ -1,6 +1,6 @@
 """Put known bugs back into a copy of the source, one at a time, and see that a test catches each by an assertion.
 
-    python scripts/mutants.py [--only WORD]
+    python scripts/mutants.py [--only WORDS]
 
 The bugs are listed in tests/mutants/bugs/. The named tests must pass on the unchanged copy. A bug is caught where a
 test fails by an assertion or by a refusal that did not come (`pytest.raises`); a change that no longer applies, a test that
@@ -112,10 +112,11 @@ def judge(mutant: Mutant, tree: Path) -> tuple[bool, str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", help="those whose name holds this word")
-    wanted = [mutant for mutant in MUTANTS if parser.parse_args().only in mutant.name]
+    parser.add_argument("--only", default="", help="those whose name or origin holds these words")
+    only = parser.parse_args().only
+    wanted = [mutant for mutant in MUTANTS if only in mutant.name or only in mutant.seen]
     if not wanted:
-        sys.exit("mutants: no name holds this word")
+        sys.exit("mutants: no name or origin holds these words")
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder).resolve()
         copy_tree(tree)

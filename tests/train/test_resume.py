@@ -182,6 +182,10 @@ def test_a_torn_checkpoint_is_named_and_skipped(
     same(straight["sft"], out)
 
 
+def test_the_newest_two_checkpoints_are_kept(straight: dict[str, Path]) -> None:
+    assert RunDir(straight["sft"]).steps() == [STEPS - 1, STEPS]
+
+
 def test_two_whole_checkpoints_are_kept_and_a_torn_one_is_none_of_them(tmp_path: Path, half: Path) -> None:
     run = RunDir(half)
     shutil.copytree(half / "step-000004", half / "step-000002")

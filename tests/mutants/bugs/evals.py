@@ -61,4 +61,28 @@ MUTANTS = (
         "",
         "tests/cli/test_eval_kept.py::test_a_server_that_refuses_everything_from_some_moment_on_stops_the_evaluation",
     ),
+    one(
+        "refusals in a row are never reset",
+        "issue 14: first bug trial",
+        "evals/kept.py",
+        "in_a_row = 0\n            arrived(*order[place], completion)",
+        "arrived(*order[place], completion)",
+        "tests/cli/test_eval_kept.py::test_what_is_always_refused_keeps_nobody_from_going_on",
+    ),
+    one(
+        "the confidence of a comparison is dropped",
+        "issue 14: first bug trial",
+        "evals/compare.py",
+        "hierarchical_difference(olds, news, confidence, samples)",
+        "hierarchical_difference(olds, news, samples=samples)",
+        "tests/evals/test_evaluation.py::test_the_interval_of_a_comparison_has_the_confidence_asked_for",
+    ),
+    one(
+        "the model itself loses experts, not a copy",
+        "issue 14: first bug trial",
+        "evals/experts.py",
+        "made = copy.deepcopy(model)",
+        "made = model",
+        "tests/lab/test_experts.py::test_experts_that_are_gone_serve_nothing",
+    ),
 )

@@ -174,4 +174,20 @@ MUTANTS = (
         "math.ceil(turn(yarn.beta_slow))",
         "tests/ops/test_rope.py::test_yarns_ramp_stays_within_the_dimensions",
     ),
+    one(
+        "the replay gap is compared with itself",
+        "issue 14: first bug trial",
+        "ops/moe.py",
+        "gap = _shortfall(biased, own, indices,",
+        "gap = _shortfall(biased, own, own,",
+        "tests/ops/test_moe.py::test_gap_is_the_score_that_the_replayed_choice_gives_away",
+    ),
+    one(
+        "YaRN's attention_factor is ignored under the default mscale",
+        "issue 14: first bug trial",
+        "ops/rope.py",
+        "if yarn.attention_factor:",
+        "if yarn.attention_factor and not yarn.mscale:",
+        "tests/parity/test_family_parity.py::test_logits_equal_transformers",
+    ),
 )

@@ -29,4 +29,20 @@ MUTANTS = (
         "    if struck and over is None:\n",
         "tests/tasks/test_answer.py::test_a_strike_of_the_clock_that_was_lost_is_not_the_last",
     ),
+    one(
+        "FOLIO's train and dev share stories",
+        "issue 14: first bug trial",
+        "tasks/folio.py",
+        'carve([(str(p.meta["story"]), p) for p in found], split)',
+        "carve([(p.key, p) for p in found], split)",
+        "tests/tasks/test_public.py::test_folio_shares_no_story_between_train_and_dev",
+    ),
+    one(
+        "MATH-500 ignores its timeout",
+        "issue 14: first bug trial",
+        "tasks/math500.py",
+        "return math_equal(problem.answer, reply, timeout=self.timeout)",
+        "return math_equal(problem.answer, reply)",
+        "tests/tasks/test_public.py::test_math500_passes_its_timeout_on",
+    ),
 )

@@ -161,6 +161,8 @@ def test_what_is_sent(server: Server) -> None:
     assert "chat_template_kwargs" not in body
     assert completion.usage == {"prompt_tokens": 7, "completion_tokens": 3}
     assert completion.finish_reason == "stop"
+    remote(server, extra={"top_p": 0.5}).generate([asked])
+    assert server.bodies.pop()["top_p"] == 0.5, "`extra` has the last word"
     remote(server).generate([ask(thinking="on"), ask(thinking="off")])
     kwargs = sorted(b["chat_template_kwargs"]["thinking"] for b in server.bodies[1:])
     assert kwargs == [False, True]

@@ -66,7 +66,8 @@ class Sampling(Guided):
 
     `priority`: how far behind others it may wait (vLLM's order: the lowest number runs first); nobody gets before 0, or one tenant
     could push another's work aside. `ignore_eos`: draw `max_tokens`
-    tokens, to measure speed; the text still ends where the model ended it.
+    tokens, to measure speed; the text still ends where the model ended it. `min_p_first`: min_p, top_k, top_p, as vLLM cuts, instead of
+    top_k, top_p, min_p. `prompt_logprobs`: vLLM's.
     """
 
     model: Annotated[Text, Field(min_length=1, max_length=MAX_NAME)]
@@ -92,6 +93,9 @@ class Sampling(Guided):
         Annotated[list[Annotated[int, Field(ge=0, le=INT32)]], Field(max_length=MAX_STOPS, fail_fast=True)] | None
     ) = None
     ignore_eos: bool | None = None
+    min_tokens: Annotated[int, Field(ge=0, le=INT32)] | None = None
+    min_p_first: bool | None = None
+    prompt_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP)] | None = None
     priority: Annotated[int, Field(ge=0, le=1000)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -110,11 +114,18 @@ class Sampling(Guided):
         """How many of the likeliest tokens come with each token; None where no log-probabilities were asked for."""
         raise NotImplementedError
 
+    @property
+    def scored(self) -> int | None:
+        """The same of the prompt's tokens."""
+        return self.prompt_logprobs
+
     def check(self) -> None:
         """Refuse what only goes together, and what does not."""
         self.grammar()
         if self.stream_options is not None and not self.stream:
             raise refuse("`stream_options` goes with stream: true. Set it, or leave this out.", "stream_options")
+        if self.prompt_logprobs is not None and self.stream:
+            raise refuse("`prompt_logprobs` does not come in a stream. Set stream: false.", "prompt_logprobs")
 
 
 class ChatRequest(Sampling, Tools):
@@ -190,8 +201,10 @@ class ChatRequest(Sampling, Tools):
 
 
 class TextRequest(Sampling):
-    """`POST /v1/completions`: one prompt or several, each a text or ids. `echo`: the prompt stands before each answer."""
+    """`POST /v1/completions`: one prompt or several, each a text or ids. `echo`: the prompt stands before each answer, and with `logprobs` its
+    tokens before the answer's; `max_tokens: 0` then asks for the prompt alone."""
 
+    max_tokens: Annotated[int, Field(ge=0, le=INT32)] | None = None
     prompt: (
         Text
         | Ids
@@ -210,13 +223,27 @@ class TextRequest(Sampling):
         return several or [[item for item in self.prompt if isinstance(item, int)]]
 
     @property
+    def limit(self) -> int:
+        return 1 if self.mute else super().limit
+
+    @property
+    def mute(self) -> bool:
+        """Whether the prompt alone is asked about."""
+        return self.max_tokens == 0
+
+    @property
     def top(self) -> int | None:
         return self.logprobs
 
+    @property
+    def scored(self) -> int | None:
+        asked = (self.prompt_logprobs, self.logprobs if self.echo else None)
+        return max((top for top in asked if top is not None), default=None)
+
     def check(self) -> None:
         super().check()
-        if self.echo and self.logprobs is not None:
-            raise refuse("log-probabilities of a prompt are not given: 'echo' or 'logprobs'", "echo")
+        if self.mute and not self.echo and self.scored is None:
+            raise refuse("`max_tokens` is 0. Give 1 or more, or echo: true for the prompt alone.", "max_tokens")
         if len(self.prompts) * (self.n or 1) > MAX_N:
             asked = f"`n` is {self.n} for each of {len(self.prompts)} prompts"
             raise refuse(f"{asked}. Ask for {MAX_N} answers at most.", "n")

@@ -25,6 +25,8 @@ from rorqual.serve.words import explain, shown
 T = TypeVar("T")
 MASK = 2**64 - 1
 SEED_BITS = 63
+MAX_SCORES = 1 << 18
+"""Log-probabilities of a prompt that one request may ask for: some 20 MB of an answer."""
 
 
 @dataclass(frozen=True)
@@ -139,12 +141,20 @@ class Service:
             raise refuse(
                 f"`logit_bias` names token {outside[0]}. Give ids from 0 to {info.vocab_size - 1}.", "logit_bias"
             )
+        limit, top = min(request.limit, info.max_len - len(prompt)), request.scored
+        if (request.min_tokens or 0) > limit:
+            raise refuse(
+                f"`min_tokens` is {request.min_tokens}, and the reply may have {limit}. Lower it.", "min_tokens"
+            )
+        if top is not None and len(prompt) * (1 + top) > MAX_SCORES:
+            what = f"`{param}` has {len(prompt)} tokens, each with {top} likeliest ones: more than {MAX_SCORES} log-probabilities"
+            raise refuse(f"{what}. Ask for fewer, or about a shorter prompt.", param)
         seed = secrets.randbits(SEED_BITS) if request.seed is None else request.seed & MASK
         said = {name: value for name in Defaults.__dataclass_fields__ if (value := getattr(request, name)) is not None}
         how = replace(self.defaults, **said)
         return Ask(
             prompt=tuple(prompt),
-            max_tokens=min(request.limit, info.max_len - len(prompt)),
+            max_tokens=limit,
             temperature=how.temperature,
             top_p=how.top_p,
             top_k=max(0, how.top_k),
@@ -162,6 +172,9 @@ class Service:
             top_logprobs=request.top or 0,
             grammar=request.grammar(),
             priority=-(request.priority or 0),  # vLLM's lowest is the engine's highest
+            min_tokens=request.min_tokens or 0,
+            min_p_first=bool(request.min_p_first),
+            prompt_logprobs=top,
         )
 
     @staticmethod

@@ -351,7 +351,7 @@ def test_more_answers_than_the_limit_are_refused_however_they_are_spread() -> No
     assert read(TextRequest, text(prompt=[5, 6]))[0].prompts == [[5, 6]]
     for fields, param in (
         ({"prompt": ["a"] * 2, "n": 65}, "n"),
-        ({"prompt": "a", "echo": True, "logprobs": 0}, "echo"),
+        ({"prompt": "a", "max_tokens": 0}, "max_tokens"),
     ):
         with pytest.raises(ApiError) as caught:
             read(TextRequest, text(**fields))

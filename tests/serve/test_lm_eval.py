@@ -33,7 +33,8 @@ def lm_eval(tmp_path: Path, key: str, model: str) -> list[tuple[float, bool]]:
     out = tmp_path / "out"
     done = subprocess.run(
         [
-            sys.executable, "-m", "lm_eval", "--model", "local-completions", "--model_args", model, "--tasks", "choices", "--include_path", str(tmp_path), "--batch_size", "3",
+            sys.executable, "-m", "lm_eval", "--model", "local-completions", "--model_args", model, "--tasks", "choices",
+            "--include_path", str(tmp_path), "--batch_size", "3",
             "--output_path", str(out), "--log_samples",
         ],
         capture_output=True, text=True, encoding="utf-8", check=False, timeout=300,

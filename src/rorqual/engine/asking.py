@@ -169,13 +169,8 @@ class Asking:
         except ValidationError as error:
             item = error.errors(include_url=False)[0]
             key = str(item["loc"][0])
-            more = item["msg"].removeprefix("Value error, ")
-            what = (
-                f"{more} (got {_short(given.get(key))})"
-                if item["type"] == "value_error"
-                else f"it is {_short(given.get(key))}"
-            )
-            raise _Fault(key, what, f"Give {_said(key)}.") from None
+            what = item["msg"].removeprefix("Value error, ")
+            raise _Fault(key, f"{what} (got {_short(given.get(key))})", f"It is {_said(key)}.") from None
 
     def _prompt(self, row: dict[str, Any]) -> tuple[str, tuple[Message, ...], tuple[int, ...] | None]:
         given = [key for key in PROMPTS if row.get(key) is not None]

@@ -219,7 +219,7 @@ MUTANTS = (
         "serve/service.py",
         "            prompt_logprobs=top,\n",
         "",
-        "tests/serve/test_prompt_logprobs.py::test_vllms_name_for_it",
+        "tests/serve/test_echo.py::test_vllms_name_for_it",
     ),
     one(
         "a field that changes nothing is ignored at every value",
@@ -259,7 +259,7 @@ MUTANTS = (
         "serve/routes/completions.py",
         "if self.wanted.echo and index not in self._told else {}",
         "if self.wanted.echo and index in self._told else {}",
-        "tests/serve/test_prompt_logprobs.py::test_an_echo_has_the_prompts_log_probabilities_before_the_answers",
+        "tests/serve/test_echo.py::test_an_echo_has_the_prompts_log_probabilities_before_the_answers",
     ),
     one(
         "a mark before a text has a place in it",
@@ -267,7 +267,7 @@ MUTANTS = (
         "serve/routes/completions.py",
         "added = int(chat.bos is not None and isinstance(self.wanted.prompts[number], str))",
         "added = 0",
-        "tests/serve/test_prompt_logprobs.py::test_a_text_begins_with_what_the_model_was_given",
+        "tests/serve/test_echo.py::test_a_text_begins_with_what_the_model_was_given",
     ),
     one(
         "a stop string ends a served answer before min_tokens",
@@ -275,6 +275,6 @@ MUTANTS = (
         "serve/replies.py",
         "heard=len(self.drawn) > self.least",
         "heard=True",
-        "tests/serve/test_prompt_logprobs.py::test_min_tokens_holds_off_the_end",
+        "tests/serve/test_echo.py::test_min_tokens_holds_off_the_end",
     ),
 )

@@ -21,18 +21,25 @@ from rorqual.engine.request import SamplingParams
 from rorqual.engine.sampler import Settings, distribution, draw, sample_key, top, truncate, uniform
 
 
-def settings(n: int, temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0, min_p: float = 0.0) -> Settings:
-    return Settings.of([SamplingParams(temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p)] * n, "cpu")
+def settings(
+    n: int, temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0, min_p: float = 0.0, min_p_first: bool = False
+) -> Settings:
+    params = SamplingParams(temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, min_p_first=min_p_first)
+    return Settings.of([params] * n, "cpu")
 
 
 def random_logits(rows: int, vocab: int, seed: int, spread: float = 2.0) -> Tensor:
     return torch.randn(rows, vocab, generator=torch.Generator().manual_seed(seed)) * spread
 
 
-def reference(logits: Tensor, temperature: float, top_p: float, top_k: int, min_p: float = 0.0) -> Tensor:
+def reference(
+    logits: Tensor, temperature: float, top_p: float, top_k: int, min_p: float = 0.0, min_p_first: bool = False
+) -> Tensor:
     """The distribution of one row [vocab], in plain Python."""
     p = [float(x) for x in (logits.double() / temperature).softmax(-1)]
     order = sorted(range(len(p)), key=lambda i: (-p[i], i))
+    if min_p_first:
+        order = [i for i in order if p[i] >= min_p * p[order[0]]]
     if top_k:
         order = order[:top_k]
     mass = sum(p[i] for i in order)
@@ -54,25 +61,32 @@ def reference(logits: Tensor, temperature: float, top_p: float, top_k: int, min_
     top_p=st.sampled_from([1.0, 0.95, 0.6, 0.1]),
     top_k=st.sampled_from([0, 1, 3, 10, 500]),
     min_p=st.sampled_from([0.0, 0.0, 0.03, 0.4]),
+    first=st.booleans(),
 )
 def test_the_distribution_is_the_stated_one(
-    seed: int, temperature: float, top_p: float, top_k: int, min_p: float
+    seed: int, temperature: float, top_p: float, top_k: int, min_p: float, first: bool
 ) -> None:
     logits = random_logits(1, 40, seed)
-    got = distribution(logits, settings(1, temperature, top_p, top_k, min_p)).exp()[0].double()
-    assert torch.allclose(got, reference(logits[0], temperature, top_p, top_k, min_p), atol=1e-6)
+    got = distribution(logits, settings(1, temperature, top_p, top_k, min_p, first)).exp()[0].double()
+    assert torch.allclose(got, reference(logits[0], temperature, top_p, top_k, min_p, first), atol=1e-6)
 
 
 @pytest.mark.parametrize("spread", [0.02, 2.0])  # a cut beyond the candidates, and among them
 @pytest.mark.parametrize(
     ("top_p", "top_k", "min_p"),
-    [(0.9, 0, 0.0), (1.0, 700, 0.0), (0.5, 40, 0.0), (0.8, 1000, 0.0), (1.0, 0, 0.2), (0.9, 3000, 0.99)],
-)
-def test_a_cut_of_a_large_vocabulary_is_the_stated_one(spread: float, top_p: float, top_k: int, min_p: float) -> None:
+    [
+        (0.9, 0, 0.0), (1.0, 700, 0.0), (0.5, 40, 0.0), (0.8, 1000, 0.0), (1.0, 0, 0.2), (0.9, 3000, 0.99), (0.7, 0, 0.05),
+        (0.05, 0, 0.02),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("first", [False, True])
+def test_a_cut_of_a_large_vocabulary_is_the_stated_one(
+    spread: float, top_p: float, top_k: int, min_p: float, first: bool
+) -> None:
     logits = random_logits(2, 2048, 1, spread)
-    got = distribution(logits, settings(2, 1.0, top_p, top_k, min_p)).exp().double()
+    got = distribution(logits, settings(2, 1.0, top_p, top_k, min_p, first)).exp().double()
     for row in range(2):
-        expected = reference(logits[row], 1.0, top_p, top_k, min_p)
+        expected = reference(logits[row], 1.0, top_p, top_k, min_p, first)
         assert torch.equal(got[row] > 0, expected > 0)
         assert torch.allclose(got[row], expected, atol=1e-6)
 
@@ -92,17 +106,22 @@ def test_of_equally_likely_tokens_the_lowest_ids_stay(top_p: float, top_k: int) 
     top_k=st.sampled_from([0, 2, 30]),
     top_p=st.sampled_from([1.0, 0.9, 0.4]),
     min_p=st.sampled_from([0.0, 0.05, 0.5]),
+    first=st.booleans(),
 )
-def test_cuts_are_those_of_transformers(seed: int, temperature: float, top_k: int, top_p: float, min_p: float) -> None:
+def test_cuts_are_those_of_transformers(
+    seed: int, temperature: float, top_k: int, top_p: float, min_p: float, first: bool
+) -> None:
+    """In its order, and with `min_p_first` in vLLM's: temperature, min-p, top-k, top-p (vllm/v1/sample/sampler.py)."""
     logits = random_logits(3, 120, seed)
-    chain: list[LogitsProcessor] = [TemperatureLogitsWarper(temperature)]
+    likely: list[LogitsProcessor] = [MinPLogitsWarper(min_p)] if min_p else []
+    chain: list[LogitsProcessor] = [TemperatureLogitsWarper(temperature), *(likely if first else ())]
     chain += [TopKLogitsWarper(top_k)] if top_k else []
     chain += [TopPLogitsWarper(top_p)] if top_p < 1 else []
-    chain += [MinPLogitsWarper(min_p)] if min_p else []
+    chain += [] if first else likely
     expected = logits
     for step in chain:
         expected = step(torch.zeros(3, 1, dtype=torch.long), expected)
-    got = distribution(logits, settings(3, temperature, top_p, top_k, min_p))
+    got = distribution(logits, settings(3, temperature, top_p, top_k, min_p, first))
     assert torch.allclose(got.exp(), expected.softmax(-1), atol=1e-6)
 
 

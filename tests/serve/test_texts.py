@@ -60,6 +60,6 @@ def test_nul_is_refused_from_all_others(server: Server, role: str, parts: bool) 
             assert answer.status_code == status, answer.text
             if status == 400:
                 error = answer.json()["error"]
-                assert error["param"] == "messages.1.content" and "NUL" in error["message"]
+                assert error["param"] == "messages[1].content" and "NUL" in error["message"]
             turn = {"role": "assistant", "content": content}
             assert client.post("/v1/chat/completions", json=body(turn, HI)).status_code == 200

@@ -210,8 +210,6 @@ def _check_all(engine: Engine | None, prompts: Prompts, asking: Asking) -> None:
         if isinstance(asked, Ask) and engine is not None:
             try:
                 engine.check(asked.request)
-                if (grammar := asked.request.params.grammar) is not None:
-                    engine.grammars.compile(grammar)
             except RorqualError as error:
                 asked = refused(asked, error)
         if isinstance(asked, Refused):

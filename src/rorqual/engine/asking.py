@@ -94,6 +94,9 @@ class Sampling(Config):
     ] = ()
     stop_token_ids: Annotated[tuple[Token, ...], Field(max_length=1024, description="a list of token ids")] = ()
     top_logprobs: Annotated[int, _whole(0, 20)] = 0
+    prompt_logprobs: Annotated[int | None, _whole(0, 20)] = None
+    min_tokens: Annotated[int, _whole(0, INT32)] = 0
+    min_p_first: Truth = False
     grammar: Annotated[
         Any, BeforeValidator(_grammar), Field(description='such as {"kind": "regex", "source": "[0-9]+"}')
     ] = None

@@ -34,7 +34,7 @@ class Stepping(Protocol):
 def refused(ask: Ask, error: RorqualError) -> Refused:
     """What the engine says of a request that it cannot run: of a sampling key, which it names first or as the place, or of the prompt."""
     named = LEADING.match(error.what)
-    said = (error.where, named.group() if named else "")
+    said = (error.where.rpartition(", ")[2], named.group() if named else "")
     key = next((word for word in said if word in KEYS), ask.key)
     return Refused(ask.line, key, error.what, error.remedy, ask.carried)
 
@@ -142,6 +142,10 @@ def record(
     ]
     usage = {"prompt_tokens": samples[0].usage.get("prompt_tokens", 0), "completion_tokens": sum(counts)}
     found = {**head, "seed": asked.request.params.seed, "choices": choices, "usage": usage}
+    if samples[0].prompt_logprobs is not None:
+        found["prompt_logprobs"] = _writable(samples[0].prompt_logprobs)
+    if samples[0].prompt_top_logprobs is not None:
+        found["prompt_top_logprobs"] = _places(samples[0].prompt_top_logprobs)
     if (fault := fault_of(asked, samples)) is not None:
         found["error"] = {"key": fault.key, "what": fault.what, "remedy": fault.remedy}
     return found
@@ -178,10 +182,15 @@ def _choice(number: int, sample: Completion, count: int, token_ids: bool, logpro
     if token_ids:
         found["token_ids"] = sample.token_ids
     if logprobs:
-        found["logprobs"] = [value if math.isfinite(value) else None for value in sample.logprobs]
+        found["logprobs"] = _writable(sample.logprobs)
     if sample.top_logprobs is not None:
-        found["top_logprobs"] = [
-            [[token, value if math.isfinite(value) else None] for token, value in place]
-            for place in sample.top_logprobs
-        ]
+        found["top_logprobs"] = _places(sample.top_logprobs)
     return found
+
+
+def _writable(values: Sequence[float | None]) -> list[float | None]:
+    return [None if value is None or not math.isfinite(value) else value for value in values]
+
+
+def _places(places: Sequence[Sequence[tuple[int, float]]]) -> list[list[list[float | None]]]:
+    return [[[token, *_writable([value])] for token, value in place] for place in places]

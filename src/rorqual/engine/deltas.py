@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from rorqual.engine.prompt_scores import PromptScores
 from rorqual.engine.request import Completion
 
 
@@ -14,7 +15,7 @@ class Delta:
     """What one step of `Engine.step` did for one sample: the token drawn and, where it was the last, the whole sample.
 
     `logprob` and `top`: its log-probability, and the likeliest tokens with theirs where `top_logprobs` asked for them.
-    `hit`: tokens of the prompt that the prefix cache served.
+    `hit`: tokens of the prompt that the prefix cache served. `scores`: of the prompt, where `prompt_logprobs` asked for them.
     """
 
     ticket: int
@@ -24,6 +25,7 @@ class Delta:
     logprob: float = 0.0
     top: tuple[tuple[int, float], ...] = ()
     hit: int = 0
+    scores: PromptScores | None = None
 
 
 class Outbox:

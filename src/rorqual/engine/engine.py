@@ -34,9 +34,7 @@ from rorqual.model import Decoder, account
 from rorqual.model.load.run import check_names, load_run
 from rorqual.ops.paged import BLOCK
 
-CACHE_BYTES = 1 << 30
-DISK_BYTES = 4 << 30
-STEP_TOKENS = 2048
+CACHE_BYTES, DISK_BYTES, STEP_TOKENS = 1 << 30, 4 << 30, 2048
 NO_NUMBER = "Its weights hold NaN or infinity: go back to an earlier checkpoint."
 LANE_WORK = 15_000_000
 """Multiply-adds, in a step of a layer, from which on a further lane pays. Below, its thread and the others wait for the interpreter's lock,
@@ -255,10 +253,11 @@ class Engine:
                 with self._turn.helping():
                     while not lane.idle and not stop.is_set():
                         for item in lane.step():
-                            found = self._desk.completion(jobs[item.sequence.ticket], item)
+                            number = item.sequence.ticket
+                            found = self._desk.completion(jobs[number], item)
                             if item.lost:
-                                raise NumericsError(found.error, where="engine", remedy=NO_NUMBER)
-                            results.add(item.sequence.ticket, item.sequence.sample, found)
+                                raise NumericsError(found.error, where=f"request {number}", remedy=NO_NUMBER)
+                            results.add(number, item.sequence.sample, found)
             except BaseException:
                 stop.set()  # the others need not go on
                 raise
@@ -294,7 +293,7 @@ class Engine:
         with self._turn("submit"):
             self._renew()
             ticket, self._tickets = self._tickets, self._tickets + 1  # nobody else's, whatever comes
-            job = self._desk.job(request, f"request {ticket}")
+            job = self._desk.job(request, "request")
             try:
                 self._jobs[ticket] = job
                 self._lanes[0].submit(self._desk.sequences(ticket, job))
@@ -332,11 +331,12 @@ class Engine:
             completed[item.sequence.ticket, item.sequence.sample] = self._desk.completion(
                 self._jobs[item.sequence.ticket], item
             )
-        deltas = []
+        deltas = list[Delta]()
         for sequence, token, logprob, best in lane.drawn:
             completion = completed.get((sequence.ticket, sequence.sample))
+            hit = max(sequence.hit, 0)
             deltas.append(
-                Delta(sequence.ticket, sequence.sample, token, completion, logprob, best, max(sequence.hit, 0))
+                Delta(sequence.ticket, sequence.sample, token, completion, logprob, best, hit, sequence.scores)
             )
         if completed:
             live = lane.tickets()
@@ -360,8 +360,7 @@ class Engine:
     def stream(self, request: Request) -> Iterator[Delta]:
         """The tokens of one request as they are drawn; several may be open, and each advances all. Closing the iterator cancels it."""
         ticket = self.submit(request)
-        deltas = self._outbox.open(ticket)
-        left = request.params.n
+        deltas, left = self._outbox.open(ticket), request.params.n
         try:
             while left:
                 while not deltas:
@@ -374,7 +373,8 @@ class Engine:
             self.cancel(ticket)
 
     def check(self, request: Request, where: str = "request") -> None:
-        """Raise the `DataError` that `generate` would, of one request."""
+        """Raise what `submit` would."""
+        self._lanes[0].runner.check()
         self._desk.job(request, where)
 
     @property

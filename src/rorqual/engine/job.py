@@ -8,15 +8,16 @@ from functools import cached_property
 from numbers import Integral
 from typing import get_args
 
-from rorqual.core.errors import DataError
+from rorqual.core.errors import DataError, RorqualError
 from rorqual.core.records import Message, Thinking
 from rorqual.data.chat import ChatFormat
 from rorqual.data.chat.stops import Stops
 from rorqual.data.tokenizer import Special, Tokenizer
-from rorqual.engine.grammar import Constraint, Grammars, Thought
+from rorqual.engine.grammar import Compiled, Constraint, Grammars, Thought
 from rorqual.engine.grammar_calls import Spelling
 from rorqual.engine.lane import Finished
 from rorqual.engine.params import check_params
+from rorqual.engine.prompt_scores import PromptScores
 from rorqual.engine.request import Completion, Request, SamplingParams
 from rorqual.engine.sampler import sample_key
 from rorqual.engine.sequence import Sequence as Sample
@@ -47,11 +48,12 @@ def _fault(finished: Finished) -> str:
 
 @dataclass
 class Job:
-    """A request that can run."""
+    """A request that can run. `compiled`: its grammar."""
 
     request: Request
     prompt: tuple[int, ...]
     thinking: Thinking
+    compiled: Compiled | None = None
 
 
 def _whole(token: object) -> bool:
@@ -82,7 +84,16 @@ class Desk:
     reuse: bool
 
     def job(self, request: Request, where: str) -> Job:
-        """The request with its ids; a `DataError` at `where` for one that cannot run."""
+        """The request with its ids and its grammar; a `RorqualError` at `where` for one that cannot run."""
+        try:
+            return self._job(request, where)
+        except RorqualError as error:
+            if error.where.startswith(where):
+                raise
+            place = f"{where}, {error.where}" if error.where else where
+            raise type(error)(error.what, where=place, remedy=error.remedy) from None
+
+    def _job(self, request: Request, where: str) -> Job:
         params, vocab = request.params, self.vocab_size
         check_params(params, vocab_size=vocab, where=where)
         _check_types(request, where)
@@ -104,7 +115,10 @@ class Desk:
                 where=where,
                 remedy="Lower max_tokens, or give the engine more cache_bytes.",
             )
-        return Job(request, prompt, request.thinking if given is None else self.chat.chosen(prompt))
+        thinking = request.thinking if given is None else self.chat.chosen(prompt)
+        grammar = params.grammar
+        compiled = None if grammar is None else self.grammars.compile(grammar, where=f"{where}, grammar")
+        return Job(request, prompt, thinking, compiled)
 
     def sequences(self, ticket: int, job: Job) -> list[Sample]:
         """The samples of a request."""
@@ -114,7 +128,8 @@ class Desk:
             Sample(
                 ticket, sample, job.prompt, params, sample_key(params.seed, sample), limit,
                 tenant=request.tenant, priority=request.priority, reuse=request.reuse and self.reuse,
-                halts=self._halts(job) if params.stop else None, constraint=self._constraint(job),
+                halts=self._halts(job) if params.stop else None, constraint=self._constraint(job), barred=self._barred(params),
+                scores=None if params.prompt_logprobs is None else PromptScores(len(job.prompt), params.prompt_logprobs),
             )
             for sample in range(params.n)
         ]  # fmt: skip
@@ -126,10 +141,9 @@ class Desk:
 
     def _constraint(self, job: Job) -> Constraint | None:
         """What one sample may draw: its grammar holds for the answer, which may begin at once unless the prompt opened a thought."""
-        grammar = job.request.params.grammar
-        if grammar is None:
+        compiled, form = job.compiled, self.chat.reply_form(job.thinking)
+        if compiled is None:
             return None
-        compiled, form = self.grammars.compile(grammar), self.chat.reply_form(job.thinking)
         if form.begins not in ("thought", "late"):
             return compiled.start()
         gap = self.tokenizer.encode("\n\n") if "\n" in form.answer.lead else []
@@ -139,35 +153,51 @@ class Desk:
         opens = [marks[0]] if form.begins == "late" else []
         return compiled.start(thought=Thought([marks[1]], open_ids=opens, gap_ids=gap))
 
+    def _barred(self, params: SamplingParams) -> tuple[int, ...]:
+        """What may not be drawn before `min_tokens`."""
+        own = () if params.ignore_eos else self.chat.stop_ids
+        return tuple({*own, *params.stop_token_ids}) if params.min_tokens else ()
+
     def _halts(self, job: Job) -> Callable[[list[int]], bool]:
-        """Whether the answer of a sample, given all its ids, holds a stop string now."""
-        stops, start = job.request.params.stop, len(job.prompt)
+        """Whether the answer of a sample, given all its ids, holds a stop string now that ends after its first `min_tokens` tokens."""
+        stops, start, least = job.request.params.stop, len(job.prompt), job.request.params.min_tokens
         window = 4 * max(map(len, stops)) + 16  # tokens: the longest character has four bytes
 
         def halts(ids: list[int]) -> bool:
+            if len(ids) - start <= least:
+                return False
             tail = self.tokenizer.decode(ids[max(start, len(ids) - window) :], specials=True)  # as an answer has them
             if not any(stop in tail for stop in stops):
                 return False
             content = self.chat.parse(ids[start:], job.thinking).content
-            return any(stop in content for stop in stops)
+            unheard = self._unheard(ids[start:], job)
+            return any(content.find(stop, max(0, unheard - len(stop) + 1)) >= 0 for stop in stops)
 
         return halts
+
+    def _unheard(self, reply: list[int], job: Job) -> int:
+        """Characters of the answer in which no stop string may end: those of the first `min_tokens` tokens."""
+        least = job.request.params.min_tokens if job.request.params.stop else 0
+        return len(self.chat.parse(reply[:least], job.thinking).content) if least else 0
 
     def completion(self, job: Job, finished: Finished) -> Completion:
         """A sample that ended, read."""
         sampled, sequence = finished.sampled, finished.sequence
         message = self.chat.parse(sampled.token_ids, job.thinking)
-        hit = max(sequence.hit, 0)
+        hit, scores = max(sequence.hit, 0), sequence.scores
+        heard = Stops(job.request.params.stop, self._unheard(sampled.token_ids, job))
         return Completion(
             prompt_ids=job.prompt,
             token_ids=sampled.token_ids,
             logprobs=sampled.logprobs,
             finish_reason="stop" if finished.stopped else "length",
-            text=Stops(job.request.params.stop).feed(message.content, last=True),
+            text=heard.feed(message.content, last=True),
             reasoning=message.reasoning,
             experts=sampled.experts,
             kept=sampled.kept,
             top_logprobs=sampled.top,
+            prompt_logprobs=None if scores is None else scores.tokens(),
+            prompt_top_logprobs=scores.likeliest() if scores and scores.top else None,
             error=_fault(finished),
             usage={
                 "prompt_tokens": len(job.prompt),

@@ -124,6 +124,9 @@ class Lane:
         done = scheduler.advance(tokens, self.stop_ids)
         lengths = (scheduler.rows.position[: len(tokens)] + 1).tolist()
         logprobs, best = runner.newest(scheduler)
+        for row, sequence in enumerate(scheduler.active):
+            if sequence.scores is not None and sequence.scores.lost:
+                logprobs[row] = math.nan
         lost = [row for row, logprob in enumerate(logprobs) if not math.isfinite(logprob)]
         if lost:
             done = np.union1d(done, np.array(lost, np.int64))

@@ -67,14 +67,15 @@ class Pages:
         self.roots.clear()
         self.pool.drop()
 
-    def match(self, owner: Owner) -> int:
+    def match(self, owner: Owner, most: int | None = None) -> int:
         """Give `owner`, which has no blocks, those of the longest beginning of its tokens that is known; how many tokens these hold.
 
-        At least one token is left to be fed.
+        At least one token is left to be fed, and those from `most` on.
         """
         if not owner.reuse:
             return 0
-        keys = self._keys(owner, len(owner.tokens) // BLOCK)[: matchable(len(owner.tokens), BLOCK)]
+        fed = len(owner.tokens) if most is None else min(most, len(owner.tokens))
+        keys = self._keys(owner, len(owner.tokens) // BLOCK)[: min(fed // BLOCK, matchable(len(owner.tokens), BLOCK))]
         owner.blocks = []
         for key in keys:
             block = self.pool.share(key)

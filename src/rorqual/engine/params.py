@@ -31,6 +31,9 @@ def check_params(params: SamplingParams, *, vocab_size: int, where: str) -> None
     _whole(where, "n", p.n, 1, MAX_N)
     _whole(where, "top_k", p.top_k, 0, MAX_TOP_K)
     _whole(where, "top_logprobs", p.top_logprobs, 0, min(MAX_TOP_LOGPROBS, vocab_size))
+    if p.prompt_logprobs is not None:
+        _whole(where, "prompt_logprobs", p.prompt_logprobs, 0, min(MAX_TOP_LOGPROBS, vocab_size))
+    _whole(where, "min_tokens", p.min_tokens, 0, p.max_tokens)
     _real(where, "temperature", p.temperature, 0, _LARGEST, "a finite number from 0")
     _real(where, "top_p", p.top_p, 0, 1, "a number above 0, at most 1", above=True)
     _real(where, "min_p", p.min_p, 0, 1, "a number from 0, below 1", below=True)
@@ -40,8 +43,9 @@ def check_params(params: SamplingParams, *, vocab_size: int, where: str) -> None
     _real(where, "frequency_penalty", p.frequency_penalty, -100, 100, "a number from -100 to 100")
     if type(p.seed) is not int:
         raise _outside(where, "seed", p.seed, "a whole number")
-    if type(p.ignore_eos) is not bool:
-        raise _outside(where, "ignore_eos", p.ignore_eos, "true or false")
+    for name in ("ignore_eos", "min_p_first"):
+        if type(getattr(p, name)) is not bool:
+            raise _outside(where, name, getattr(p, name), "true or false")
     _check_biases(where, p.logit_bias, vocab_size)
     _check_stops(where, p.stop)
     if not isinstance(p.stop_token_ids, tuple | list):

@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 
 from rorqual.core.errors import ConfigError, DataError, RorqualError
 from rorqual.engine.remote_body import further
-from rorqual.engine.remote_reply import END_THINK, read_until, split_reasoning, text_of, writable
+from rorqual.engine.remote_reply import END_THINK, prompt_scores, read_until, split_reasoning, text_of, writable
 from rorqual.engine.request import Completion, Request
 from rorqual.engine.seeds import Bits, sample_seed
 
@@ -238,7 +238,8 @@ class RemoteEngine:
             content = text_of(message.get("content"))
             given = message.get("reasoning_content") or message.get("reasoning")
             ended, refusal = choice.get("finish_reason"), message.get("refusal")
-        except (KeyError, IndexError, TypeError, AttributeError):
+            scores = prompt_scores(data.get("prompt_logprobs"), request.params.prompt_logprobs)
+        except (KeyError, IndexError, TypeError, AttributeError, ValueError):
             raise RemoteError(
                 f"the answer has no choices[0].message: {_shorten(json.dumps(data))}",
                 where=self.url,
@@ -265,6 +266,8 @@ class RemoteEngine:
             if isinstance(usage, dict)
             else {},
             error=fault,
+            prompt_logprobs=scores and scores[0],
+            prompt_top_logprobs=scores and scores[1],
         )
 
     def _post(self, body: dict[str, Any], gate: _Gate) -> Any:

@@ -12,7 +12,10 @@ from rorqual.engine.request import Grammar, SamplingParams
 def further(params: SamplingParams) -> dict[str, Any]:
     """What is asked beyond the ordinary, under the names that OpenAI's API, or vLLM's and SGLang's beside it, have for it."""
     default, found = SamplingParams(), dict[str, Any]()
-    for name in ("top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "ignore_eos"):
+    for name in (
+        "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "ignore_eos", "min_tokens", "min_p_first",
+        "prompt_logprobs",
+    ):  # fmt: skip
         if getattr(params, name) != getattr(default, name):
             found[name] = getattr(params, name)
     if params.logit_bias:

@@ -33,6 +33,22 @@ def text_of(content: Any) -> str:
     raise TypeError("content is neither text nor parts")
 
 
+Scores = tuple[list[float | None], list[list[tuple[int, float]]] | None]
+
+
+def prompt_scores(data: Any, top: int | None) -> Scores | None:
+    """Of vLLM's `prompt_logprobs`: for each token of the prompt its log-probability, and the `top` likeliest tokens; None where nobody asked.
+
+    At each place the token itself comes first, and a rank says which are the likeliest.
+    """
+    if top is None or data is None:
+        return None
+    places = [[(int(id_), one["logprob"], one.get("rank")) for id_, one in (place or {}).items()] for place in data]
+    own = [place[0][1] if place else None for place in places]
+    ranked = [sorted((rank, id_, value) for id_, value, rank in place if rank and rank <= top) for place in places]
+    return own, [[(id_, value) for _, id_, value in place] for place in ranked] if top else None
+
+
 def split_reasoning(content: str) -> tuple[str, str | None]:
     """Answer and reasoning of a reply that holds both.
 

@@ -24,14 +24,19 @@ class Grammar:
 class SamplingParams:
     """How to sample. `temperature` 0 is greedy. `top_k` 0, `top_p` 1 and `min_p` 0 are off. One `seed` gives one answer.
 
+    Cuts are made in this order: top_k, top_p, min_p, as in transformers. `min_p_first`: min_p, top_k, top_p, as in vLLM, so that `top_p` is a
+    share of what min_p left.
     Random numbers depend on (`seed`, number of the sample, position) alone: requests that should be independent of each
     other need seeds of their own. `ignore_eos`: go on to `max_tokens` (to measure speed).
     `repetition_penalty` divides positive and multiplies negative logits of tokens that the prompt or the reply holds (CTRL,
     Keskar et al. 2019, section 4.1); `presence_penalty` and `frequency_penalty` are subtracted from the logits of the reply's
     tokens, once or for each time (OpenAI's API); `logit_bias` is added to logits: (token, bias).
     `stop`: texts before which the reply's text ends; `stop_token_ids`: further tokens that end it. What was drawn of either is
-    kept in `token_ids`.
-    `top_logprobs`: how many of the likeliest tokens, with their log-probabilities, come with each token.
+    kept in `token_ids`. `min_tokens`: neither the model's own end, nor a stop token, nor a stop string ends the reply before it has so many
+    tokens, a thought's included. A grammar goes first: where it allows nothing but the end, the reply ends.
+    `top_logprobs`: how many of the likeliest tokens, with their log-probabilities, come with each token. `prompt_logprobs`: the prompt's own
+    tokens get log-probabilities, too, with so many likeliest ones; None: they get none. They are of the plain softmax, whatever else is
+    asked for, and the prompt is then computed as a whole: what the prefix cache has of it has no logits.
     `grammar`: what the reply (what follows `</think>`, where it thinks) must match.
     """
 
@@ -51,6 +56,9 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
     top_logprobs: int = 0
     grammar: Grammar | None = None
+    min_tokens: int = 0
+    min_p_first: bool = False
+    prompt_logprobs: int | None = None
 
 
 @dataclass(frozen=True)
@@ -79,9 +87,10 @@ class Completion:
     that served each position that was fed, uint8 or int16; None for a dense or a remote model.
     `kept` is [len(token_ids), ceil(vocab / 8)] uint8, the tokens that top-k and top-p left for each draw, as `numpy.packbits` writes
     them; None where the engine does not record it.
-    `top_logprobs[i]`: the likeliest tokens at that place, where they were asked for. `usage` counts `prompt_tokens`,
-    `completion_tokens` and, of a local engine, `prompt_cache_hit_tokens` and `prompt_cache_miss_tokens`. `error`: why this is no answer,
-    where it is none: the grammar gave up in the middle, or a logit was not a number.
+    `top_logprobs[i]`: the likeliest tokens at that place, where they were asked for. `prompt_logprobs` and `prompt_top_logprobs`
+    [len(prompt_ids)]: the same of the prompt, where `SamplingParams.prompt_logprobs` asks for it; None and [] for its first token.
+    `usage` counts `prompt_tokens`, `completion_tokens` and, of a local engine, `prompt_cache_hit_tokens` and `prompt_cache_miss_tokens`.
+    `error`: why this is no answer, where it is none: the grammar gave up in the middle, or a logit was not a number.
     `text` is the reply after `</think>`, `reasoning` what stood before it (None: it did not think).
     """
 
@@ -96,6 +105,8 @@ class Completion:
     top_logprobs: list[list[tuple[int, float]]] | None = None
     usage: dict[str, int] = field(default_factory=dict)
     error: str = ""
+    prompt_logprobs: list[float | None] | None = None
+    prompt_top_logprobs: list[list[tuple[int, float]]] | None = None
 
 
 Arrived = Callable[[int, int, Completion], None]

@@ -19,7 +19,7 @@ from rorqual.engine.cache import NOBODY, Group, PagedCache, StepCache, token_byt
 from rorqual.engine.grammar import Constraint
 from rorqual.engine.packed import tiled
 from rorqual.engine.penalties import Counts, needs_history
-from rorqual.engine.sampler import Settings, adjust, distribution, draw_from, mask_rows, top, uniform
+from rorqual.engine.sampler import Settings, adjust, distribution, draw_from, likeliest, mask_rows, uniform
 from rorqual.engine.scheduler import Chunk, Plan, Scheduler
 from rorqual.engine.sequence import Ints, Sequence
 from rorqual.model import Decoder, Output
@@ -64,6 +64,8 @@ def routed_layers(model: Decoder) -> tuple[int, int, int]:
     return len(ffns), widths.pop(), max(getattr(ffn, "n_routed_experts", 0) for ffn in ffns)
 
 
+SCORED = 64
+"""Positions of a prompt whose logits are in memory at once."""
 PAIRS = 48
 """Tiles of queries times blocks that attention works on at once: so many scores stay in a processor's cache."""
 
@@ -126,6 +128,7 @@ class Runner:
         self.counts = Counts(slots, self.vocab)
         self._settings: Settings | None = None
         self._constrained: list[tuple[int, Constraint]] = []
+        self._short: list[int] = []
         self._version = -1
         self._tiles: tuple[tuple[int, int], Tiles] | None = None
         self.soiled = False
@@ -213,9 +216,11 @@ class Runner:
         ids[:n], at[:n] = self.ids[slot, position], position
         block[:n], offset[:n] = self.tables[slot, position // BLOCK], position % BLOCK
         stop = n
-        ends = []
+        ends, scored = [], list[tuple[Sequence, int, range]]()
         for chunk in chunks:
             start, stop = stop, stop + chunk.stop - chunk.start
+            if (scores := chunk.sequence.scores) is not None:
+                scored.append((chunk.sequence, start - chunk.start, scores.wanted(chunk.start, chunk.stop)))
             places = np.arange(chunk.start, chunk.stop)
             ids[start:stop] = self.ids[chunk.sequence.slot, chunk.start : chunk.stop]
             at[start:stop], offset[start:stop] = places, places % BLOCK
@@ -228,11 +233,23 @@ class Runner:
         if self.layers:
             chosen = torch.stack([routing.indices for routing in output.routing], dim=1).to(self.cache.experts.dtype)
             self.cache.experts.flatten(0, 1).index_copy_(0, self._tensor(block * BLOCK + offset), chosen)
+        self._score(output, scored)
         last = [*range(n), *(ends[chunk] for _, chunk in plan.joined)]
         new = self._draw(output, last, scheduler) if last else np.zeros(0, np.int64)
         if plan.copies:
             self.cache.copy(*zip(*plan.copies))
         return new
+
+    def _score(self, output: Output, scored: list[tuple[Sequence, int, range]]) -> None:
+        """What the hidden states of prompts say of each next token: (sequence, where its position 0 would stand in the step, positions)."""
+        for sequence, first, positions in scored:
+            assert sequence.scores is not None
+            for start in range(positions.start, positions.stop, SCORED):
+                some = range(start, min(start + SCORED, positions.stop))
+                logprobs = self._rows(output, [first + position for position in some]).float().log_softmax(-1)
+                following = self._tensor(np.array(sequence.tokens[some.start + 1 : some.stop + 1])).unsqueeze(1)
+                best = likeliest(logprobs, sequence.scores.top) if sequence.scores.top else [[]] * len(some)
+                sequence.scores.add(logprobs.gather(1, following).squeeze(1).tolist(), best)
 
     def _lay_tables(self, plan: Plan, scheduler: Scheduler) -> None:
         """Write down the blocks of every sequence that has new ones."""
@@ -281,13 +298,14 @@ class Runner:
         if self._version != scheduler.version or self._settings is None:
             self._settings = Settings.of([s.params for s in scheduler.active], self.device)
             self._constrained = [(row, s.constraint) for row, s in enumerate(scheduler.active) if s.constraint]
+            self._short = [row for row, s in enumerate(scheduler.active) if s.barred]
             self._version = scheduler.version
         settings = self._settings
-        index = torch.tensor(last + [0] * (-n % self.rows.least), device=self.device)
-        logits = self._logits(output.hidden[0].index_select(0, index))[:n]
+        logits = self._rows(output, last)
         if settings.adjusted:
             logits = adjust(logits, settings, self.counts, slot)
         mask_rows(logits, self._constrained)
+        self._bar(logits, scheduler.active, position)
         every = distribution(logits, settings)
         drawn, logprobs = draw_from(every, logits, settings, uniform(rows.key[:n], position))
         if self.kept.shape[-1]:
@@ -303,6 +321,21 @@ class Runner:
         self._keep_top(every, scheduler.active)
         return new
 
+    def _bar(self, logits: Tensor, active: list[Sequence], position: Ints) -> None:
+        """Nothing ends a reply that has fewer than `min_tokens`, unless nothing else is left to it."""
+        for row in self._short:
+            sequence = active[row]
+            if int(position[row]) + 1 - len(sequence.prompt) < sequence.params.min_tokens:
+                kept = logits[row].clone()
+                kept[list(sequence.barred)] = -torch.inf
+                if bool((kept > -torch.inf).any()):
+                    logits[row] = kept
+
+    def _rows(self, output: Output, places: list[int]) -> Tensor:
+        """Logits [places, vocab or more] of the tokens with these numbers in the step."""
+        index = torch.tensor(places + [0] * (-len(places) % self.rows.least), device=self.device)
+        return self._logits(output.hidden[0].index_select(0, index))[: len(places)]
+
     def _logits(self, hidden: Tensor) -> Tensor:
         """[rows, vocab], filled up with -inf so that no row's last exponentials are computed in another way than the rest."""
         logits = self.model.logits(hidden)
@@ -313,9 +346,5 @@ class Runner:
         if not asked:
             return
         most = max(active[row].params.top_logprobs for row in asked)
-        # Of what is not a number nothing is likely; whoever has such a row ends with this step.
-        some = logprobs[asked]
-        ids, values = (t.tolist() for t in top(some.masked_fill(some.isnan(), -torch.inf), most))
-        for row, row_ids, row_values in zip(asked, ids, values):
-            k = active[row].params.top_logprobs
-            self.top[active[row].slot].append(list(zip(row_ids[:k], row_values[:k])))
+        for row, best in zip(asked, likeliest(logprobs[asked], most)):
+            self.top[active[row].slot].append(best[: active[row].params.top_logprobs])

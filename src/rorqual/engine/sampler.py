@@ -4,9 +4,9 @@ Random numbers are a function of (seed, sample, position) and of nothing else: w
 sequence has and how many threads run change nothing. They come from SplitMix64 (Steele, Lea and Flood 2014), one number
 a row and step, and choose a token by the inverse of the cumulative distribution.
 
-Logits pass, in this order, through penalties and biases (`adjust`, where a row asks for any), temperature,
-top-k, top-p and min-p. No row's result depends on the other rows, to the last bit: what one row asks for and another does
-not is done to the one alone.
+Logits pass, in this order, through penalties and biases (`adjust`, where a row asks for any), temperature, top-k, top-p and min-p (or, where
+`min_p_first` asks for it, min-p, top-k and top-p). No row's result depends on the other rows, to the last bit: what one row asks for and
+another does not is done to the one alone.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def uniform(keys: npt.NDArray[np.uint64], positions: npt.NDArray[np.int64]) -> n
 
 @dataclass(frozen=True)
 class Cut:
-    """What is cut off in the rows that cut anything: `top_p`, `top_k` and the logarithm of `min_p`, each [cut rows, 1].
+    """What is cut off in the rows that cut anything: `top_p`, `top_k`, the logarithm of `min_p` and `min_p_first`, each [cut rows, 1].
 
     `rows` [cut rows] says which they are, in ascending order.
     """
@@ -67,6 +67,7 @@ class Cut:
     top_p: Tensor
     top_k: Tensor
     log_min_p: Tensor
+    min_p_first: Tensor
 
 
 @dataclass(frozen=True)
@@ -119,14 +120,22 @@ def _cut(params: Sequence[SamplingParams], device: torch.device | str) -> Cut | 
     top_k = np.array([p.top_k for p in asked], np.int64)
     with np.errstate(divide="ignore"):
         log_min_p = np.log(np.array([p.min_p for p in asked], np.float64)).astype(np.float32)
-    columns = (torch.from_numpy(column).unsqueeze(1).to(device) for column in (top_p, top_k, log_min_p))
+    first = np.array([p.min_p_first for p in asked], np.bool_)
+    columns = (torch.from_numpy(column).unsqueeze(1).to(device) for column in (top_p, top_k, log_min_p, first))
     return Cut(torch.tensor(rows, device=device), *columns)
 
 
-def truncate(logprobs: Tensor, top_p: Tensor, top_k: Tensor, log_min_p: Tensor | None = None) -> Tensor:
+def truncate(
+    logprobs: Tensor,
+    top_p: Tensor,
+    top_k: Tensor,
+    log_min_p: Tensor | None = None,
+    min_p_first: Tensor | None = None,
+) -> Tensor:
     """Log-probabilities [rows, vocab] cut to the `top_k` likeliest tokens (0: all), then to the fewest whose mass reaches
     `top_p` of what is left, then to those that are at least `min_p` (given as its logarithm) times as likely as the likeliest;
-    renormalised. A token cut off has -inf. Of equally likely ones the lowest ids stay; the likeliest always does.
+    renormalised. Where `min_p_first` [rows, 1] is true, `top_p` is a share of what `min_p` leaves, too. A token cut off has -inf. Of equally
+    likely ones the lowest ids stay; the likeliest always does.
 
     A mass that reaches `top_p` to within rounding may be cut one token earlier or later when it is computed again from
     logits that differ in their last bits: one token in some thousand. A policy gradient needs the very set that was drawn
@@ -134,7 +143,7 @@ def truncate(logprobs: Tensor, top_p: Tensor, top_k: Tensor, log_min_p: Tensor |
     """
     vocab = logprobs.shape[-1]
     top_k = torch.where(top_k < vocab, top_k, 0)
-    columns = [top_p, top_k] if log_min_p is None else [top_p, top_k, log_min_p]
+    columns = [column for column in (top_p, top_k, log_min_p, min_p_first) if column is not None]
     last, room, tied, beyond = _threshold(logprobs.topk(min(CANDIDATES, vocab), dim=-1).values, vocab, *columns)
     if bool(beyond.any()):
         rows = beyond.flatten().nonzero().flatten()
@@ -156,7 +165,12 @@ def _descending(logprobs: Tensor) -> Tensor:
 
 
 def _threshold(
-    ordered: Tensor, vocab: int, top_p: Tensor, top_k: Tensor, log_min_p: Tensor | None = None
+    ordered: Tensor,
+    vocab: int,
+    top_p: Tensor,
+    top_k: Tensor,
+    log_min_p: Tensor | None = None,
+    min_p_first: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Of the likeliest tokens' log-probabilities in descending order [rows, candidates], each [rows, 1]: the least that stays, how many
     tokens of that very value stay, whether more have it, and whether the cut lies beyond the candidates (the rest is then meaningless).
@@ -168,16 +182,25 @@ def _threshold(
     reached = mass.cumsum(-1)
     # Of the whole row the mass is one; of its `top_k` likeliest it is what they have together.
     total = torch.where(top_k > 0, reached.gather(-1, allowed.clamp(max=candidates) - 1), 1.0)
+    unlikely = None if log_min_p is None else ordered < ordered[:, :1] + log_min_p
+    open_ = torch.zeros_like(top_k, dtype=torch.bool)  # whether more may pass min_p than the candidates
+    if unlikely is not None and log_min_p is not None and min_p_first is not None:
+        passed = candidates - unlikely.sum(-1, keepdim=True)
+        share = reached.gather(-1, torch.minimum(passed, allowed.clamp(max=candidates)) - 1)
+        total = torch.where(min_p_first & (log_min_p > -torch.inf), share, total)
+        open_ = min_p_first & (passed == candidates) & (top_k == 0)
     gone = (rank >= allowed) | ((reached - mass >= top_p * total) & (top_p < 1))
-    if log_min_p is not None:
-        gone |= ordered < ordered[:, :1] + log_min_p
+    if unlikely is not None:
+        gone |= unlikely
     gone |= ordered == float("-inf")  # what a grammar forbids is not a tie at the cut
     gone[:, 0] = False
     count = candidates - gone.sum(-1, keepdim=True)
     last = ordered.gather(-1, count - 1)
     room = count - (ordered > last).sum(-1, keepdim=True)
     # With more candidates than there are, `count` of these might have been another; at their very end, a tie would not be seen.
-    beyond = (top_k > candidates) | (count == candidates) if candidates < vocab else torch.zeros_like(gone[:, :1])
+    beyond = (
+        open_ | (top_k > candidates) | (count == candidates) if candidates < vocab else torch.zeros_like(gone[:, :1])
+    )
     tied = (ordered == last).sum(-1, keepdim=True) > room
     return last, room, tied, beyond
 
@@ -213,7 +236,7 @@ def distribution(logits: Tensor, settings: Settings) -> Tensor:
     if cut is not None:
         for some_cut in _blocks(logprobs[: len(cut.rows)]):
             index = cut.rows[some_cut]
-            columns = (column[some_cut] for column in (cut.top_p, cut.top_k, cut.log_min_p))
+            columns = (column[some_cut] for column in (cut.top_p, cut.top_k, cut.log_min_p, cut.min_p_first))
             logprobs[index] = truncate(logprobs[index], *columns)
     return logprobs
 
@@ -266,3 +289,9 @@ def top(logprobs: Tensor, k: int) -> tuple[Tensor, Tensor]:
     ids = taken.nonzero()[:, 1].view(-1, k)  # in ascending order, which a stable sort keeps among equals
     values, order = logprobs.gather(1, ids).sort(dim=-1, descending=True, stable=True)
     return ids.gather(1, order), values
+
+
+def likeliest(logprobs: Tensor, k: int) -> list[list[tuple[int, float]]]:
+    """`top` of each row as pairs. Of what is not a number nothing is likely."""
+    ids, values = (t.tolist() for t in top(logprobs.masked_fill(logprobs.isnan(), -torch.inf), k))
+    return [list(zip(row_ids, row_values)) for row_ids, row_values in zip(ids, values)]

@@ -153,7 +153,7 @@ class Scheduler:
         scarce = len(self._free) < min(len(self.waiting), max(1, int(self.slots * self.patience)))
         if scarce and (not (self.active or self.feeding) or self.waiting.highest <= self._last().priority):
             return
-        leaders = {(s.tenant, tuple(s.tokens)): s for s in self.feeding if not s.stale}
+        leaders = {s.likeness: s for s in self.feeding if not s.stale}
         served = self._served()
         while self.waiting:
             sequence = self.waiting.next(served)
@@ -161,13 +161,13 @@ class Scheduler:
                 if not self._yields(sequence, plan):
                     return
                 continue  # who stood behind the one that stepped back may come first now
-            known = (sequence.tenant, tuple(sequence.tokens))
+            known = sequence.likeness
             leader = leaders.get(known)
             if leader is not None and leader.slot >= 0:
                 self._seat(sequence, plan)
                 leader.followers.append(sequence)
                 continue
-            hit = self.pages.match(sequence)
+            hit = self.pages.match(sequence, None if sequence.scores is None else sequence.scores.reusable)
             # One block for every row, so that whoever decodes does not step back for a newcomer at once.
             wanted = -(-len(sequence.tokens) // BLOCK) - len(sequence.blocks) + len(self.active) + len(self.feeding)
             if self.pages.pool.available < wanted and (self.active or self.feeding):
@@ -244,6 +244,7 @@ class Scheduler:
         followers, sequence.followers = sequence.followers, []
         self._row(sequence, chunk, plan)
         for follower in followers:
+            follower.scores = sequence.scores  # the last of them come in this step
             copied = self.pages.fork(sequence, follower, len(sequence.tokens))
             if copied is None:
                 self._send_back([follower], plan)

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rorqual.engine.grammar import Constraint
+from rorqual.engine.prompt_scores import PromptScores
 from rorqual.engine.request import SamplingParams
 
 Ints = npt.NDArray[np.int64]
@@ -21,7 +22,8 @@ class Sequence:
     `tokens`: what is known of it when it is (again) admitted: the prompt, and what had been drawn before it stepped back. `fed`: how
     many of these are in the cache. `hit`: tokens of the prompt that were found there. `saved` is what the runner kept of it while it
     steps back. `halts`, given all its ids, says whether what was drawn last ends it; `halted`: it did. `constraint`: what the next token may be.
-    `stale`: it was under way when the weights changed.
+    `stale`: it was under way when the weights changed. `scores`: of its prompt, where they are wanted. `barred`: tokens that may not be drawn
+    before it has `min_tokens`.
     """
 
     ticket: int
@@ -47,6 +49,13 @@ class Sequence:
     halted: bool = False
     stale: bool = False
     constraint: Constraint | None = None
+    scores: PromptScores | None = None
+    barred: tuple[int, ...] = ()
+
+    @property
+    def likeness(self) -> tuple[object, ...]:
+        """Equal for sequences of which one can be fed for all."""
+        return self.tenant, tuple(self.tokens), None if self.scores is None else self.scores.top
 
     @property
     def rank(self) -> tuple[int, int]:

@@ -53,6 +53,10 @@ class Shape(ABC):
     def choice(self, index: int, choice: Choice) -> dict[str, Any]:
         """A whole choice."""
 
+    def more(self, choices: list[Choice]) -> dict[str, Any]:
+        """What stands beside the whole choices."""
+        return {}
+
     @abstractmethod
     def parts(self, index: int, piece: Piece, choice: Choice) -> Iterator[dict[str, Any]]:
         """The choices of the events that one piece makes; the last piece comes when the choice has a reason."""
@@ -81,19 +85,31 @@ async def answer(request: Request, shape: Shape, wanted: Sampling, ignored: list
     headers = header_of(ignored)
     if wanted.stream:
         return EventStream(_events(shape, wanted, asks, tenant), headers)
-    return JSONResponse(await unless_gone(request, _whole(shape, asks, tenant, wanted.bound)), headers=headers)
+    return await unless_gone(request, _whole(shape, asks, tenant, wanted.bound, headers))
 
 
 def _reply(shape: Shape, job: Any) -> Reply:
     return Reply(job, shape.service.chat, shape.new, shape.service.metrics)
 
 
-async def _whole(shape: Shape, asks: list[Ask], tenant: str, bound: str | None) -> dict[str, Any]:
+async def _whole(
+    shape: Shape, asks: list[Ask], tenant: str, bound: str | None, headers: dict[str, str]
+) -> JSONResponse:
     with shape.service.bridge.job(asks, tenant, bound) as job:
         reply = _reply(shape, job)
         await reply.whole()
-    choices = [shape.choice(index, choice) for index, choice in enumerate(reply.choices)]
-    return {**shape.envelope(shape.whole), "choices": choices, "usage": reply.usage()}
+
+    def written() -> JSONResponse:
+        choices = [shape.choice(index, choice) for index, choice in enumerate(reply.choices)]
+        body = {**shape.envelope(shape.whole), "choices": choices, "usage": reply.usage(), **shape.more(reply.choices)}
+        return JSONResponse(body, headers=headers)
+
+    return await shape.service.beside(tenant, written) if _scored(asks) else written()
+
+
+def _scored(asks: list[Ask]) -> bool:
+    """Whether an answer grows with its prompts, so that it is written beside the loop."""
+    return any(ask.prompt_logprobs is not None for ask in asks)
 
 
 async def _events(shape: Shape, wanted: Sampling, asks: list[Ask], tenant: str) -> AsyncGenerator[str, None]:
@@ -109,8 +125,13 @@ async def _events(shape: Shape, wanted: Sampling, asks: list[Ask], tenant: str) 
                     continue
                 index, piece = step
                 job.sent = True
-                for part in shape.parts(index, piece, reply.choices[index]):
-                    yield event({**envelope, "choices": [part], **extra})
+
+                def written(index: int = index, piece: Piece = piece) -> list[str]:
+                    parts = shape.parts(index, piece, reply.choices[index])
+                    return [event({**envelope, "choices": [part], **extra}) for part in parts]
+
+                for text in await shape.service.beside(tenant, written) if _scored(asks) else written():
+                    yield text
     if with_usage:
         yield event({**envelope, "choices": [], "usage": reply.usage()})
     yield DONE

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field, replace
 from rorqual.core.errors import RorqualError
 from rorqual.serve import wire
 from rorqual.serve.errors import ApiError
-from rorqual.serve.wire import Ask, Drawn, Placed, Ready
+from rorqual.serve.wire import Ask, Drawn, Placed, Ready, Scored
 
 TRIES = 2
 """Deaths of the engine that one request may see: it may be what kills it."""
@@ -43,7 +43,7 @@ class Job:
     sent: bool = False
     tries: int = 0
     left: int = 0
-    events: asyncio.Queue[Drawn | Restarted | ApiError] = field(default_factory=asyncio.Queue)
+    events: asyncio.Queue[Drawn | Scored | Restarted | ApiError] = field(default_factory=asyncio.Queue)
 
     def __post_init__(self) -> None:
         self.left = self.samples
@@ -57,7 +57,7 @@ class Job:
     def started(self) -> bool:
         return self.left < self.samples or not self.events.empty() or self.sent
 
-    async def next(self, timeout: float | None = None) -> Drawn | Restarted | None:
+    async def next(self, timeout: float | None = None) -> Drawn | Scored | Restarted | None:
         """What happens next; None after `timeout` seconds of nothing. A request that cannot be answered raises its `ApiError`."""
         try:
             # Not `wait_for`: before Python 3.12 it swallows a cancellation that comes together with an event.
@@ -234,6 +234,9 @@ class Bridge:
                     if (part := self._parts.get(message["number"])) is not None:
                         status, param = message["status"], part[0].bound
                         self._end(part[0], ApiError(status, message["message"], param=param if status == 400 else None))
+                case "scored":
+                    if (part := self._parts.get(number := message["number"])) is not None:
+                        part[0].events.put_nowait(Scored(part[0].numbers.index(number), message["scores"]))
                 case "beat":
                     self.stats = message["stats"]
                 case "drawn":

@@ -20,7 +20,7 @@ Grammar = tuple[str, str]
 
 def _writable(text: str) -> str:
     if "\0" in text:
-        raise ValueError("it holds a NUL character")
+        raise ValueError("holds a NUL character")
     return text
 
 
@@ -51,7 +51,11 @@ class ResponseFormat(Schema):
     def grammar(self) -> Grammar | None:
         """None for text. A schema without its type, or the type without its schema, is refused."""
         if (self.type == "json_schema") != (self.json_schema is not None):
-            raise refuse("json_schema goes with type json_schema, and only with it", "response_format.json_schema")
+            raise refuse(
+                f"`response_format.json_schema` {'is missing' if self.json_schema is None else 'does not go with this type'}."
+                " Give both type json_schema and json_schema, or neither.",
+                "response_format.json_schema",
+            )
         if self.json_schema is not None:
             return "json_schema", source_of(self.json_schema.schema_, "response_format.json_schema.schema")
         return ("json", "") if self.type == "json_object" else None
@@ -97,7 +101,7 @@ class Guided(Schema):
             found["guided_choice"] = "choice", source_of(self.guided_choice, "guided_choice")
         if len(found) > 1:
             names = list(found)
-            raise refuse(f"{' and '.join(names)} cannot both bind the answer", names[1])
+            raise refuse(f"`{names[0]}` and `{names[1]}` cannot both bind the answer. Give one of them.", names[1])
         return next(iter(found.values()), None)
 
 
@@ -107,9 +111,10 @@ def _object(schema: dict[str, Any] | str) -> dict[str, Any]:
     try:
         found = pydantic_core.from_json(schema, allow_inf_nan=False)  # with a limit of depth
     except ValueError as error:
-        raise refuse(f"'guided_json' is text that is not JSON: {str(error)[:200]}", "guided_json") from None
+        said = str(error)[:200]
+        raise refuse(f"`guided_json` is a text that is not JSON: {said}. Give a JSON schema.", "guided_json") from None
     if not isinstance(found, dict):
-        raise refuse("'guided_json' is not the text of a JSON object", "guided_json")
+        raise refuse("`guided_json` is not the text of a JSON object. Give a JSON schema.", "guided_json")
     return found
 
 
@@ -117,5 +122,5 @@ def source_of(value: Any, param: str) -> str:
     """A grammar's source as text; `param` is refused where it is too long."""
     source = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     if len(source) > MAX_SCHEMA:
-        raise refuse(f"what binds the answer is longer than {MAX_SCHEMA} characters", param)
+        raise refuse(f"`{param}` is longer than {MAX_SCHEMA} characters as JSON. Make it shorter.", param)
     return source

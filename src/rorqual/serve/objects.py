@@ -107,6 +107,18 @@ class ChatChoice(_Object):
     finish_reason: REASONS
 
 
+class PromptToken(_Object):
+    """A token at a place of the prompt. `rank` from 1; null where it is not among the likeliest that were asked for."""
+
+    logprob: float
+    rank: int | None
+    decoded_token: str
+
+
+PromptLogprobs = list[dict[str, PromptToken] | None]
+"""vLLM's: for each token of the prompt its own entry and the likeliest, by id; null for the first. There where it was asked for."""
+
+
 class ChatCompletion(_Object):
     """The answer to a chat request."""
 
@@ -116,14 +128,15 @@ class ChatCompletion(_Object):
     model: str
     choices: list[ChatChoice] = Field(min_length=1)
     usage: Usage
+    prompt_logprobs: PromptLogprobs = []
 
 
 class TextLogprobs(_Object):
-    """Parallel lists, one entry for each token that was drawn."""
+    """Parallel lists, one entry for each token: with `echo` those of the prompt, of which the first has none, then those that were drawn."""
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
 
 
@@ -134,6 +147,7 @@ class TextChoice(_Object):
     text: str
     logprobs: TextLogprobs | None
     finish_reason: Literal["stop", "length"]
+    prompt_logprobs: PromptLogprobs = []
 
 
 class TextCompletion(_Object):

@@ -6,8 +6,9 @@ from typing import Any
 
 from pydantic.json_schema import models_json_schema
 
+from rorqual.serve.fields import IGNORED
 from rorqual.serve.objects import Cards, ChatCompletion, Error, Health, TextCompletion
-from rorqual.serve.schemas import IGNORED, ChatRequest, TextRequest
+from rorqual.serve.schemas import ChatRequest, TextRequest
 
 REF = "#/components/schemas/{model}"
 REQUESTS = (ChatRequest, TextRequest)

@@ -13,7 +13,7 @@ from rorqual.serve.bridge import Job
 from rorqual.serve.errors import ApiError
 from rorqual.serve.metrics import Metrics
 from rorqual.serve.reading import Piece, Reader, Stops, ToolDelta
-from rorqual.serve.wire import Drawn
+from rorqual.serve.wire import Drawn, Score, Scored
 
 
 @dataclass
@@ -31,13 +31,17 @@ class Choice:
 
     `one_call`: a second call ends it, and is not shown.
     `ends`: tokens that end it and are not shown. `drawn`: its tokens, the one that ended it included; `take` gives those that
-    nobody has taken yet.
+    nobody has taken yet. `least`: tokens before which no stop string ends it. `scores`: of its prompt's tokens, from the second one on.
+    `mute`: it is over at once, and what is drawn is neither shown nor counted: the prompt alone was asked about.
     """
 
     reader: Reader
     stops: Stops
     ends: frozenset[int] = frozenset()
     one_call: bool = False
+    least: int = 0
+    mute: bool = False
+    scores: list[Score] = field(default_factory=list)
     reasoning: str = ""
     content: str = ""
     reason: str | None = None
@@ -50,6 +54,9 @@ class Choice:
         if self.reason is not None:
             return Piece()
         self.drawn.append(drawn)
+        if self.mute:
+            self.reason = "length"
+            return Piece()
         fresh = Piece() if drawn.token in self.ends else self._cut(self.reader.feed(drawn.token))
         if drawn.reason is not None and not self.stops.hit:
             last = self._cut(self.reader.finish(), last=True)
@@ -68,11 +75,13 @@ class Choice:
 
     def take(self) -> list[Drawn]:
         """Tokens that came since the last call."""
+        if self.mute:
+            return []
         fresh, self._taken = self.drawn[self._taken :], len(self.drawn)
         return fresh
 
     def _cut(self, piece: Piece, *, last: bool = False) -> Piece:
-        shown = self.stops.feed(piece.content, last=last)
+        shown = self.stops.feed(piece.content, last=last, heard=len(self.drawn) > self.least)
         return Piece(piece.reasoning, shown, () if self.stops.hit else piece.tools)
 
     def _call(self, delta: ToolDelta) -> None:
@@ -100,6 +109,10 @@ class Reply:
 
     def _begin(self) -> None:
         self.choices = [self.new_choice() for _ in range(self.job.samples)]
+        self._scores: list[list[Score]] = [[] for _ in self.job.asks]
+        owners = [scores for ask, scores in zip(self.job.asks, self._scores) for _ in range(ask.n)]
+        for choice, scores in zip(self.choices, owners):
+            choice.scores = scores
 
     @property
     def done(self) -> bool:
@@ -123,6 +136,8 @@ class Reply:
                     if piece or (choice.reason is not None and not over):
                         yield event.sample, piece
                     await asyncio.sleep(0)
+                elif isinstance(event, Scored):
+                    self._scores[event.prompt] += event.scores
                 else:
                     self._begin()
         except ApiError:
@@ -175,7 +190,7 @@ class Reply:
         return total
 
     def _drawn(self) -> int:
-        return sum(len(choice.drawn) for choice in self.choices)
+        return sum(len(choice.drawn) for choice in self.choices if not choice.mute)
 
     def _thought(self, choice: Choice) -> int:
         ids = choice.reader.ids

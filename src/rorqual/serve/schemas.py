@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 import pydantic_core
 from pydantic import Field, ValidationError
 
-from rorqual.core.errors import nearest
 from rorqual.core.records import Thinking
-from rorqual.serve.errors import ApiError, refuse
+from rorqual.serve.errors import refuse
+from rorqual.serve.fields import IGNORED, sift
 from rorqual.serve.formats import Grammar, Guided, JsonSchema, ResponseFormat, Schema, Text
 from rorqual.serve.turns import (
     Call,
@@ -24,31 +23,12 @@ from rorqual.serve.turns import (
     Tools,
     ToolSpec,
 )
+from rorqual.serve.words import explain, shown
 
 MAX_MESSAGES, MAX_N, MAX_STOPS, MAX_STOP, MAX_NAME = 4096, 128, 16, 256, 256
 MAX_IDS, MAX_PROMPTS, MAX_BIAS, MAX_TOP, MAX_KEYS = 1_000_000, 128, 1024, 20, 4096
 INT32, INT64 = 2**31 - 1, 2**63 - 1
 
-IGNORED = frozenset(
-    {"user", "metadata", "store", "safety_identifier", "service_tier"}
-    | {"prompt_cache_key", "prompt_cache_retention", "prompt_cache_options"}
-)
-"""Parameters that change no answer: accepted, and listed in the header `x-rorqual-ignored`."""
-NOT_HERE: Mapping[str, tuple[Any, ...]] = {
-    "functions": ([],),
-    "function_call": ("none", "auto"),
-    "suffix": ("",),
-    "best_of": (1,),
-    "modalities": (["text"],),
-    "audio": (),
-    "prediction": (),
-    "web_search_options": (),
-    "logprob_token_ids": (),
-    "verbosity": ("medium",),
-    "use_beam_search": (False,),
-    "prompt_logprobs": (),
-}
-"""Known parameters that do nothing here, with the values that ask for nothing; null always does."""
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 Stop = Annotated[Text, Field(min_length=1, max_length=MAX_STOP)]
@@ -86,7 +66,8 @@ class Sampling(Guided):
 
     `priority`: how far behind others it may wait (vLLM's order: the lowest number runs first); nobody gets before 0, or one tenant
     could push another's work aside. `ignore_eos`: draw `max_tokens`
-    tokens, to measure speed; the text still ends where the model ended it.
+    tokens, to measure speed; the text still ends where the model ended it. `min_p_first`: min_p, top_k, top_p, as vLLM cuts, instead of
+    top_k, top_p, min_p. `prompt_logprobs`: vLLM's.
     """
 
     model: Annotated[Text, Field(min_length=1, max_length=MAX_NAME)]
@@ -112,6 +93,9 @@ class Sampling(Guided):
         Annotated[list[Annotated[int, Field(ge=0, le=INT32)]], Field(max_length=MAX_STOPS, fail_fast=True)] | None
     ) = None
     ignore_eos: bool | None = None
+    min_tokens: Annotated[int, Field(ge=0, le=INT32)] | None = None
+    min_p_first: bool | None = None
+    prompt_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP)] | None = None
     priority: Annotated[int, Field(ge=0, le=1000)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -130,11 +114,18 @@ class Sampling(Guided):
         """How many of the likeliest tokens come with each token; None where no log-probabilities were asked for."""
         raise NotImplementedError
 
+    @property
+    def scored(self) -> int | None:
+        """The same of the prompt's tokens."""
+        return self.prompt_logprobs
+
     def check(self) -> None:
         """Refuse what only goes together, and what does not."""
         self.grammar()
         if self.stream_options is not None and not self.stream:
-            raise refuse("'stream_options' goes with stream: true", "stream_options")
+            raise refuse("`stream_options` goes with stream: true. Set it, or leave this out.", "stream_options")
+        if self.prompt_logprobs is not None and self.stream:
+            raise refuse("`prompt_logprobs` does not come in a stream. Set stream: false.", "prompt_logprobs")
 
 
 class ChatRequest(Sampling, Tools):
@@ -190,7 +181,8 @@ class ChatRequest(Sampling, Tools):
             return answer or self.forced()
         if self.response_format is None or super().bound != "response_format":
             raise refuse(
-                f"tools go with a response_format, not with {super().bound}: tool_choice none, or no tools", "tools"
+                f"`tools` go with response_format, not with `{super().bound}`. Give tool_choice: none, or no tools.",
+                "tools",
             )
         return self.forced() or self.called_or(self.response_format.schema_)
 
@@ -198,18 +190,21 @@ class ChatRequest(Sampling, Tools):
         self.check_tools()
         super().check()
         for number, message in enumerate(self.messages):
-            message.check(f"messages.{number}")
+            message.check(f"messages[{number}]")
         if self.top_logprobs and not self.logprobs:
-            raise refuse("'top_logprobs' goes with logprobs: true", "top_logprobs")
+            raise refuse("`top_logprobs` goes with logprobs: true. Set it, or leave this out.", "top_logprobs")
         modes = self._modes()
         if len(set(modes.values())) > 1:
             names = list(modes)
-            raise refuse(f"{' and '.join(map(repr, names))} contradict each other", names[-1])
+            what = f"`{names[0]}` and `{names[-1]}` contradict each other on whether to think"
+            raise refuse(f"{what}. Give one of them.", names[-1])
 
 
 class TextRequest(Sampling):
-    """`POST /v1/completions`: one prompt or several, each a text or ids. `echo`: the prompt stands before each answer."""
+    """`POST /v1/completions`: one prompt or several, each a text or ids. `echo`: the prompt stands before each answer, and with `logprobs` its
+    tokens before the answer's; `max_tokens: 0` then asks for the prompt alone."""
 
+    max_tokens: Annotated[int, Field(ge=0, le=INT32)] | None = None
     prompt: (
         Text
         | Ids
@@ -228,15 +223,30 @@ class TextRequest(Sampling):
         return several or [[item for item in self.prompt if isinstance(item, int)]]
 
     @property
+    def limit(self) -> int:
+        return 1 if self.mute else super().limit
+
+    @property
+    def mute(self) -> bool:
+        """Whether the prompt alone is asked about."""
+        return self.max_tokens == 0
+
+    @property
     def top(self) -> int | None:
         return self.logprobs
 
+    @property
+    def scored(self) -> int | None:
+        asked = (self.prompt_logprobs, self.logprobs if self.echo else None)
+        return max((top for top in asked if top is not None), default=None)
+
     def check(self) -> None:
         super().check()
-        if self.echo and self.logprobs is not None:
-            raise refuse("log-probabilities of a prompt are not given: 'echo' or 'logprobs'", "echo")
+        if self.mute and not self.echo and self.scored is None:
+            raise refuse("`max_tokens` is 0. Give 1 or more, or echo: true for the prompt alone.", "max_tokens")
         if len(self.prompts) * (self.n or 1) > MAX_N:
-            raise refuse(f"{len(self.prompts)} prompts with n={self.n}: more than {MAX_N} answers", "n")
+            asked = f"`n` is {self.n} for each of {len(self.prompts)} prompts"
+            raise refuse(f"{asked}. Ask for {MAX_N} answers at most.", "n")
 
 
 S = TypeVar("S", bound=Sampling)
@@ -244,18 +254,14 @@ S = TypeVar("S", bound=Sampling)
 
 def read(cls: type[S], body: bytes) -> tuple[S, list[str]]:
     """A body as `cls`, and the names of what was ignored; anything else is an `ApiError` of status 400 that names the parameter."""
-    data = _parsed(body)
-    ignored = sorted(IGNORED & data.keys())
-    for name, neutral in NOT_HERE.items():
-        if name in data and data[name] is not None and not _is_one_of(data[name], neutral):
-            raise refuse(f"'{name}' is not supported", name, "unsupported_parameter")
-    kept = {name: value for name, value in data.items() if name not in IGNORED and name not in NOT_HERE}
+    kept, ignored = sift(_parsed(body), "chat" if issubclass(cls, ChatRequest) else "completions")
     try:
         found = cls.model_validate(kept)
     except ValidationError as error:
-        raise _explained(cls, error) from None
+        fault = explain(error, kept, known_names(cls))
+        raise refuse(fault.message, fault.path, "unknown_parameter" if fault.unknown else None) from None
     found.check()
-    return found, ignored
+    return found, sorted(ignored)
 
 
 def _parsed(body: bytes) -> dict[str, Any]:
@@ -266,9 +272,9 @@ def _parsed(body: bytes) -> dict[str, Any]:
             body, object_pairs_hook=_unique
         )  # what it does not see: readers disagree on which of two keys counts
     except ValueError as error:
-        raise refuse(f"the body is not JSON: {str(error)[:200]}") from None
+        raise refuse(f"The body is not JSON: {str(error)[:200]}. Send one JSON object.") from None
     if not isinstance(data, dict):
-        raise refuse("the body is not a JSON object")
+        raise refuse(f"The body is {shown(data)}. Send one JSON object.")
     return data
 
 
@@ -279,45 +285,18 @@ def _unique(pairs: list[tuple[str, Any]]) -> None:
         raise ValueError("an object has one key twice")
 
 
-def _is_one_of(value: Any, neutral: tuple[Any, ...]) -> bool:
-    # True == 1 in Python: types count, but 0 and 0.0 ask for the same.
-    return any(value == known and isinstance(value, bool) == isinstance(known, bool) for known in neutral)
-
-
-def _explained(cls: type[Sampling], error: ValidationError) -> ApiError:
-    # Of the ways in which none of a union's types fits, the one that got furthest is the one that was meant, and one that was of the right
-    # type before one that was not.
-    found = error.errors(include_url=False, include_input=False)
-    item = max(found, key=lambda one: (len(one["loc"]), not one["type"].endswith("_type")))
-    known, unknown = _names(cls), item["type"] == "extra_forbidden"
-    path = [part for part in item["loc"][: -1 if unknown else None] if isinstance(part, int) or part in known]
-    if unknown:
-        name = str(item["loc"][-1])[:MAX_NAME]
-        hint = nearest(name, _asked(cls)) if len(item["loc"]) == 1 else ""
-        place = ".".join(map(str, (*path, name)))
-        return refuse(f"unknown parameter {place!r}. {hint}".strip(), place, "unknown_parameter")
-    param = ".".join(map(str, path)) or str(item["loc"][0])[:MAX_NAME]
-    return refuse(f"'{param}': {_said(item)}", param)
-
-
-def _said(item: Mapping[str, Any]) -> str:
-    limits = item.get("ctx") or {}
-    if (
-        limits.get("field_type") == "Value"
-    ):  # a text's length, which pydantic counts in items once a validator has seen it
-        low, high = limits.get("min_length"), limits.get("max_length")
-        return f"a text of {low} characters or more" if high is None else f"a text of {high} characters at most"
-    return str(item["msg"]).removeprefix("Value error, ")
+def known_names(cls: type[Sampling]) -> dict[str, set[str]]:
+    """The fields of a request that are taken, by place: those of the request, and of what it holds."""
+    inside: dict[str, type[Schema]] = {
+        "messages[]": ChatMessage, "messages[].content[]": TextPart, "messages[].tool_calls[]": Call,
+        "messages[].tool_calls[].function": CalledFunction, "tools[]": ToolSpec, "tools[].function": Function,
+        "tool_choice": NamedTool, "tool_choice.function": NamedFunction, "stream_options": StreamOptions,
+        "response_format": ResponseFormat, "response_format.json_schema": JsonSchema, "chat_template_kwargs": TemplateOptions,
+        "thinking": ThinkingSwitch,
+    }  # fmt: skip
+    found = {place: _asked(schema) for place, schema in inside.items()}
+    return found | {"": _asked(cls) | IGNORED}
 
 
 def _asked(schema: type[Schema]) -> set[str]:
     return {field.alias or name for name, field in schema.model_fields.items()}
-
-
-def _names(cls: type[Sampling]) -> set[str]:
-    """Names of parameters; the rest of an error's place are names of types, which mean nothing to a client."""
-    schemas = (
-        cls, ChatMessage, TextPart, StreamOptions, TemplateOptions, ThinkingSwitch, ResponseFormat, JsonSchema,
-        Call, CalledFunction, Function, NamedFunction, NamedTool, ToolSpec,
-    )  # fmt: skip
-    return {name for schema in schemas for name in _asked(schema)}

@@ -20,10 +20,13 @@ from rorqual.serve.keys import Keys
 from rorqual.serve.metrics import Metrics
 from rorqual.serve.schemas import Sampling
 from rorqual.serve.wire import Ask, Ready
+from rorqual.serve.words import explain, shown
 
 T = TypeVar("T")
 MASK = 2**64 - 1
 SEED_BITS = 63
+MAX_SCORES = 1 << 18
+"""Log-probabilities of a prompt that one request may ask for: some 20 MB of an answer."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +50,8 @@ class Defaults:
         try:
             Sampling.model_validate({"model": "-", **known})
         except ValidationError as error:
-            item = error.errors(include_url=False)[0]
-            raise ConfigError(
-                f"{'.'.join(map(str, item['loc']))}: {item['msg']}",
-                where=where,
-                remedy="Correct it, or take the key out.",
-            ) from None
+            what = explain(error, known, {}).message
+            raise ConfigError(what, where=where, remedy="Correct it, or take the key out.") from None
         return replace(cls(), **known)
 
 
@@ -88,10 +87,15 @@ class Service:
     def check_model(self, name: str) -> Ready:
         """What the engine said of itself; another model, or an engine that is loading, is refused."""
         if name != self.name:
-            raise ApiError(404, f"no model {name!r} here; it is {self.name!r}", param="model", code="model_not_found")
+            raise self.no_model(name)
         if self.bridge.info is None:
-            raise ApiError(503, "the engine is still loading", code="loading")
+            raise ApiError(503, "The engine is still loading. Try again in a moment.", code="loading")
         return self.bridge.info
+
+    def no_model(self, name: str) -> ApiError:
+        """The refusal of a model that is not served."""
+        what = f"`model` is {shown(name)}, which is not served here"
+        return ApiError(404, f"{what}. Use '{self.name}'.", param="model", code="model_not_found")
 
     def check_size(self, texts: Iterable[str], param: str, info: Ready) -> None:
         """Refuse what cannot fit the context however it is cut into tokens, before anybody cuts it."""
@@ -99,7 +103,7 @@ class Service:
         least = -(-size // self.chat.tokenizer.longest)
         if least >= info.max_len:
             raise refuse(
-                f"the prompt has {least} tokens or more; the context of {info.max_len} must hold it and a reply",
+                f"`{param}` has {least} tokens or more; the context of {info.max_len} must hold it and a reply. Shorten it.",
                 param,
                 "context_length_exceeded",
             )
@@ -108,12 +112,16 @@ class Service:
         """Ids of a conversation; what the chat format cannot write is refused."""
         if tools and not self.chat.takes_tools:
             raise refuse(
-                f"this model's chat format, '{self.chat.name}', has no way to write tools", "tools", "no_tools_here"
+                f"`tools` cannot be used: this model's chat format, '{self.chat.name}', has no way to write them. Leave them out.",
+                "tools",
+                "no_tools_here",
             )
         try:
             return self.chat.prompt(messages, thinking, tools)
         except RorqualError as error:
-            raise refuse(f"{error.what}. {error.remedy}".strip(), "messages") from None
+            raise refuse(
+                f"`messages` cannot be written as a prompt: {error.what}. {error.remedy}".strip(), "messages"
+            ) from None
 
     def prompt_of_text(self, prompt: str | Sequence[int]) -> Sequence[int]:
         """Ids of a text to continue; those that were given as such stay as they are."""
@@ -122,7 +130,7 @@ class Service:
         try:
             return [*([] if self.chat.bos is None else [self.chat.bos]), *self.chat.tokenizer.encode(prompt)]
         except RorqualError as error:
-            raise refuse(f"{error.what}. {error.remedy}", "prompt") from None
+            raise refuse(f"`prompt` cannot be read: {error.what}. {error.remedy}".strip(), "prompt") from None
 
     def ask(self, request: Sampling, prompt: Sequence[int], param: str, *, tools: bool = False) -> Ask:
         """The request as the engine takes it; a wrong model, or a prompt that does not fit, is refused."""
@@ -130,13 +138,23 @@ class Service:
         self._check(prompt, param, info)
         bias = tuple((int(name), value) for name, value in (request.logit_bias or {}).items())
         if outside := [id_ for id_, _ in bias if id_ >= info.vocab_size]:
-            raise refuse(f"no token {outside[0]}: ids go from 0 to {info.vocab_size - 1}", "logit_bias")
+            raise refuse(
+                f"`logit_bias` names token {outside[0]}. Give ids from 0 to {info.vocab_size - 1}.", "logit_bias"
+            )
+        limit, top = min(request.limit, info.max_len - len(prompt)), request.scored
+        if (request.min_tokens or 0) > limit:
+            raise refuse(
+                f"`min_tokens` is {request.min_tokens}, and the reply may have {limit}. Lower it.", "min_tokens"
+            )
+        if top is not None and len(prompt) * (1 + top) > MAX_SCORES:
+            what = f"`{param}` has {len(prompt)} tokens, each with {top} likeliest ones: more than {MAX_SCORES} log-probabilities"
+            raise refuse(f"{what}. Ask for fewer, or about a shorter prompt.", param)
         seed = secrets.randbits(SEED_BITS) if request.seed is None else request.seed & MASK
         said = {name: value for name in Defaults.__dataclass_fields__ if (value := getattr(request, name)) is not None}
         how = replace(self.defaults, **said)
         return Ask(
             prompt=tuple(prompt),
-            max_tokens=min(request.limit, info.max_len - len(prompt)),
+            max_tokens=limit,
             temperature=how.temperature,
             top_p=how.top_p,
             top_k=max(0, how.top_k),
@@ -154,16 +172,23 @@ class Service:
             top_logprobs=request.top or 0,
             grammar=request.grammar(),
             priority=-(request.priority or 0),  # vLLM's lowest is the engine's highest
+            min_tokens=request.min_tokens or 0,
+            min_p_first=bool(request.min_p_first),
+            prompt_logprobs=top,
         )
 
     @staticmethod
     def _check(prompt: Sequence[int], param: str, info: Ready) -> None:
         if not prompt or max(prompt) >= info.vocab_size:
-            what = f"ids go from 0 to {info.vocab_size - 1}" if prompt else "an empty prompt"
-            raise refuse(what, param)
+            what = (
+                f"holds token {max(prompt)}. Give ids from 0 to {info.vocab_size - 1}"
+                if prompt
+                else "is empty. Write something"
+            )
+            raise refuse(f"`{param}` {what}.", param)
         if len(prompt) >= info.max_len:
             raise refuse(
-                f"the prompt has {len(prompt)} tokens; the context of {info.max_len} must hold it and a reply",
+                f"`{param}` has {len(prompt)} tokens; the context of {info.max_len} must hold it and a reply. Shorten it.",
                 param,
                 "context_length_exceeded",
             )

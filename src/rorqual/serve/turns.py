@@ -18,10 +18,11 @@ Id = Annotated[Text, Field(min_length=1, max_length=MAX_NAME)]
 
 
 class TextPart(Schema):
-    """A part of a message. Pictures and sound are not taken."""
+    """A part of a message. Pictures and sound are not taken. `prompt_cache_breakpoint` changes nothing."""
 
     type: Literal["text"]
     text: str
+    prompt_cache_breakpoint: Any = None
 
 
 class CalledFunction(Schema):
@@ -47,8 +48,7 @@ class Call(Schema):
 
 class ChatMessage(Schema):
     """One turn. `name` changes nothing; what our own answers carry beside these, and what openai's client adds to them (`parsed`), may come
-    back. `refusal`: what an assistant said instead of a content. A model may write NUL, so an assistant's turn may hold it.
-    `prefix`: DeepSeek's word for a turn that is to be gone on with, which is not done here."""
+    back. `refusal`: what an assistant said instead of a content. A model may write NUL, so an assistant's turn may hold it."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | Annotated[list[TextPart], Field(max_length=MAX_PARTS, fail_fast=True)] | None = None
@@ -61,7 +61,6 @@ class ChatMessage(Schema):
     annotations: Annotated[list[Any], Field(max_length=0)] | None = None
     audio: None = None
     function_call: None = None
-    prefix: bool | None = None
 
     def _text(self) -> str:
         if self.content is None or isinstance(self.content, str):
@@ -84,18 +83,18 @@ class ChatMessage(Schema):
 
     def check(self, place: str) -> None:
         """Refuse what a turn of this role cannot have; `place` names the turn."""
-        if self.tool_calls and self.role != "assistant":
-            raise refuse(f"only an assistant's turn has 'tool_calls', not a {self.role}'s", f"{place}.tool_calls")
-        if (self.tool_call_id is not None) != (self.role == "tool"):
-            raise refuse("'tool_call_id' belongs to a tool's turn, which cannot do without", f"{place}.tool_call_id")
+        for name in ("tool_calls", "reasoning_content"):
+            if getattr(self, name) and self.role != "assistant":
+                what = f"`{place}.{name}` stands in a message of role '{self.role}'"
+                raise refuse(f"{what}. Only the assistant's messages have it: leave it out.", f"{place}.{name}")
+        if self.role == "tool" and self.tool_call_id is None:
+            what = f"`{place}.tool_call_id` is missing"
+            raise refuse(f"{what}. Give the id of the call that this message answers.", f"{place}.tool_call_id")
+        if self.role != "tool" and self.tool_call_id is not None:
+            what = f"`{place}.tool_call_id` stands in a message of role '{self.role}'"
+            raise refuse(f"{what}. Only messages of role 'tool' have it: leave it out.", f"{place}.tool_call_id")
         if self.role != "assistant" and "\0" in self._text():
-            raise refuse(f"'{place}.content': it holds a NUL character", f"{place}.content")
-        if self.prefix:
-            raise refuse(
-                "a turn is not gone on with: 'prefix' is not supported", f"{place}.prefix", "unsupported_parameter"
-            )
-        if self.reasoning_content and self.role != "assistant":
-            raise refuse("only an assistant's turn has 'reasoning_content'", f"{place}.reasoning_content")
+            raise refuse(f"`{place}.content` holds a NUL character. Give a text without it.", f"{place}.content")
 
 
 class Function(Schema):
@@ -171,10 +170,12 @@ class Tools(Schema):
         """Refuse what only goes together, and a tool that there is not."""
         names = [spec.function.name for spec in self.tools or ()]
         if twice := next((name for name in names if names.count(name) > 1), None):
-            raise refuse(f"two tools are called {twice!r}", "tools")
+            raise refuse(f"`tools` names the function '{twice}' twice. Give each function a name of its own.", "tools")
         if self.tool_choice in (None, "none", "auto"):
             return
         if not names:
-            raise refuse("'tool_choice' goes with tools", "tool_choice")
+            raise refuse("`tool_choice` asks for a call, and `tools` is empty. Give tools.", "tool_choice")
         if isinstance(self.tool_choice, NamedTool) and (name := self.tool_choice.function.name) not in names:
-            raise refuse(f"no tool is called {name!r}. {nearest(name, names)}", "tool_choice")
+            raise refuse(
+                f"`tool_choice` names '{name}', which is not in `tools`. {nearest(name, names)}", "tool_choice"
+            )

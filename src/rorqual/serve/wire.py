@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -55,6 +56,23 @@ class Ask:
     top_logprobs: int = 0
     grammar: tuple[str, str] | None = None
     priority: int = 0
+    min_tokens: int = 0
+    min_p_first: bool = False
+    prompt_logprobs: int | None = None
+
+
+Score = tuple[float, list[tuple[int, float]]]
+"""Of a token of a prompt: its log-probability, and the likeliest ids there with theirs."""
+SCORES = 2048
+"""Log-probabilities in one message: no part of a long prompt's holds up the loop."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The next tokens of a prompt, from its second one on. `prompt`: the number of the prompt within its request."""
+
+    prompt: int
+    scores: list[Score]
 
 
 @dataclass(frozen=True)
@@ -94,6 +112,14 @@ def submit(number: int, ask: Ask, tenant: str) -> bytes:
 def cancel(number: int) -> bytes:
     """Forget a request."""
     return line("cancel", number=number)
+
+
+def scored(number: int, logprobs: list[float], best: list[list[tuple[int, float]]], top: int) -> Iterator[bytes]:
+    """What the engine says of a prompt's tokens, in messages of `SCORES` numbers at most."""
+    step = max(1, SCORES // (1 + top))
+    rows = list(zip(logprobs, best))
+    for start in range(0, len(rows), step):
+        yield line("scored", number=number, scores=rows[start : start + step])
 
 
 def ask_of(message: dict[str, Any]) -> Ask:

@@ -27,7 +27,7 @@ from rorqual.engine.grammar_queue import Build
 from rorqual.engine.probe import NOT_HELD
 from rorqual.engine.request import Grammar, Request, SamplingParams
 from rorqual.ops.paged import BLOCK
-from rorqual.serve.wire import Ask, Placed, ask_of, line
+from rorqual.serve.wire import Ask, Placed, ask_of, line, scored
 
 BEAT = 0.5
 """Seconds of work after which the engine says that it is alive, and how it is doing."""
@@ -57,6 +57,7 @@ class Worker:
         self.inbox: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         self.numbers: dict[int, int] = {}  # ticket -> the server's number
         self.left: dict[int, int] = {}  # ticket -> samples that have not ended
+        self.scored: set[int] = set()  # tickets whose prompt's log-probabilities were sent
         self.compiling: dict[int, Compiling] = {}  # the server's number -> its request
         self.beat = 0.0
 
@@ -169,6 +170,11 @@ class Worker:
                 self.engine.cancel(delta.ticket)
                 self._forget(delta.ticket)
                 continue
+            if delta.scores is not None and delta.ticket not in self.scored:
+                self.scored.add(delta.ticket)
+                number, scores = self.numbers[delta.ticket], delta.scores
+                for message in scored(number, scores.logprobs, scores.best, scores.top):
+                    self._send(message)
             said = (delta.sample, delta.token, reason, delta.logprob, delta.top, delta.hit)
             rows.append([self.numbers[delta.ticket], *said])
             if reason is not None:
@@ -180,6 +186,7 @@ class Worker:
 
     def _forget(self, ticket: int) -> None:
         del self.numbers[ticket], self.left[ticket]
+        self.scored.discard(ticket)
 
     def _send(self, data: bytes) -> None:
         self.sink.write(data)

@@ -23,7 +23,7 @@ def generate(
     seed_bits=64|31.
     Sampling keys: max_tokens=1024, temperature=0, top_p=1, top_k=0, min_p=0, seed=0, n=1, stop=TEXT|[...], stop_token_ids=[...],
     thinking=auto|on|off, repetition_penalty=1, presence_penalty=0, frequency_penalty=0, logit_bias={ID: BIAS}, top_logprobs=0,
-    ignore_eos=false, grammar={kind: json_schema|regex|choice|json, source: ...}.
+    ignore_eos=false, min_tokens=0, min_p_first=false, prompt_logprobs=, grammar={kind: json_schema|regex|choice|json, source: ...}.
     """
     from rorqual.cli.generating import generate_file
 

@@ -6,25 +6,35 @@ from collections.abc import Sequence
 
 
 class Stops:
-    """Cuts text before the first of some strings. Of two that overlap, the one that ends first counts: so it would in a stream."""
+    """Cuts text before the first of some strings. Of two that overlap, the one that ends first counts: so it would in a stream.
 
-    def __init__(self, stops: Sequence[str]) -> None:
+    `unheard`: characters at the beginning in which none may end.
+    """
+
+    def __init__(self, stops: Sequence[str], unheard: int = 0) -> None:
         self._stops = [stop for stop in stops if stop]
         self._held = ""
+        self._unheard = unheard
         self.hit = False
 
-    def feed(self, text: str, *, last: bool = False) -> str:
-        """What of the text may be shown by now; after a hit, nothing."""
+    def feed(self, text: str, *, last: bool = False, heard: bool = True) -> str:
+        """What of the text may be shown by now; after a hit, nothing. Where it is not `heard`, no string may end in it."""
         if self.hit or not self._stops:
             return "" if self.hit else text
         self._held += text
-        found = [(at + len(stop), at) for stop in self._stops if (at := self._held.find(stop)) >= 0]
+        if not heard:
+            self._unheard = max(self._unheard, len(self._held))
+        found = [(at + len(stop), at) for stop in self._stops if (at := self._find(stop)) >= 0]
         if found:
             self.hit = True
             return self._held[: min(found)[1]]
         waits = 0 if last else max(self._overlap(stop) for stop in self._stops)
         shown, self._held = self._held[: len(self._held) - waits], self._held[len(self._held) - waits :]
+        self._unheard = max(0, self._unheard - len(shown))
         return shown
+
+    def _find(self, stop: str) -> int:
+        return self._held.find(stop, max(0, self._unheard - len(stop) + 1))
 
     def _overlap(self, stop: str) -> int:
         """Length of the longest end of what is held that may become `stop`."""

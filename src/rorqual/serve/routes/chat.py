@@ -39,7 +39,7 @@ class ChatShape(Shape):
         super().__init__(service)
         self.wanted = wanted
         self._begun: set[int] = set()
-
+        self._prompt: list[int] = []
         self._messages = [turn.message() for turn in wanted.messages]
         self._tools = wanted.offered()
 
@@ -49,6 +49,7 @@ class ChatShape(Shape):
 
     def asks(self) -> list[Ask]:
         prompt = self.service.prompt_of(self._messages, self.wanted.thinking, self._tools)
+        self._prompt = prompt
         return [self.service.ask(self.wanted, prompt, "messages", tools=bool(self._tools))]
 
     def new(self) -> Choice:
@@ -56,7 +57,8 @@ class ChatShape(Shape):
         mode = chat.mode(self._messages, wanted.thinking)
         reader = Reader.of_chat(chat, mode, self._tools, f"call_{secrets.token_hex(8)}_")
         ends = frozenset(wanted.stop_token_ids or ())
-        return Choice(reader, Stops(wanted.stops), ends, one_call=wanted.parallel_tool_calls is False)
+        least = wanted.min_tokens or 0
+        return Choice(reader, Stops(wanted.stops), ends, one_call=wanted.parallel_tool_calls is False, least=least)
 
     def choice(self, index: int, choice: Choice) -> dict[str, Any]:
         message: dict[str, Any] = {"role": "assistant", "content": choice.content, "refusal": None}
@@ -67,6 +69,13 @@ class ChatShape(Shape):
             message["content"] = choice.content or None
         told = self._logprobs(choice)
         return {"index": index, "message": message, "logprobs": told, "finish_reason": choice.reason}
+
+    def more(self, choices: list[Choice]) -> dict[str, Any]:
+        top = self.wanted.prompt_logprobs
+        if top is None:
+            return {}
+        tokenizer = self.service.chat.tokenizer
+        return {"prompt_logprobs": logprobs.of_prompt(tokenizer, self._prompt, choices[0].scores, top)}
 
     def parts(self, index: int, piece: Piece, choice: Choice) -> Iterator[dict[str, Any]]:
         delta = ({} if index in self._begun else {"role": "assistant"}) | _delta(piece)

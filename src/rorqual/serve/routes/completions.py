@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -38,6 +38,7 @@ class TextShape(Shape):
         super().__init__(service)
         self.wanted = wanted
         self._begun: set[int] = set()
+        self._prompts: list[Sequence[int]] = []
         self._told: dict[int, int] = {}  # characters of the tokens whose log-probabilities were told
 
     def texts(self) -> list[list[str]]:
@@ -45,14 +46,21 @@ class TextShape(Shape):
 
     def asks(self) -> list[Ask]:
         service, wanted = self.service, self.wanted
-        return [service.ask(wanted, service.prompt_of_text(prompt), "prompt") for prompt in wanted.prompts]
+        self._prompts = [service.prompt_of_text(prompt) for prompt in wanted.prompts]
+        return [service.ask(wanted, prompt, "prompt") for prompt in self._prompts]
 
     def new(self) -> Choice:
         ends = frozenset(self.wanted.stop_token_ids or ())
-        return Choice(Reader.of_text(self.service.chat), Stops(self.wanted.stops), ends)
+        wanted = self.wanted
+        reader, least = Reader.of_text(self.service.chat), wanted.min_tokens or 0
+        return Choice(reader, Stops(wanted.stops), ends, least=least, mute=wanted.mute)
 
     def choice(self, index: int, choice: Choice) -> dict[str, Any]:
-        return self._part(index, self._echo(index) + choice.content, choice)
+        found = self._part(index, self._echo(index) + choice.content, choice)
+        if (top := self.wanted.prompt_logprobs) is not None:
+            prompt = self._prompts[self._number(index)]
+            found["prompt_logprobs"] = logprobs.of_prompt(self.service.chat.tokenizer, prompt, choice.scores, top)
+        return found
 
     def parts(self, index: int, piece: Piece, choice: Choice) -> Iterator[dict[str, Any]]:
         before = "" if index in self._begun else self._echo(index)
@@ -62,12 +70,26 @@ class TextShape(Shape):
     def _part(self, index: int, text: str, choice: Choice) -> dict[str, Any]:
         told = None
         if self.wanted.top is not None:
+            echoed = self._echoed(index, choice) if self.wanted.echo and index not in self._told else {}
             told = logprobs.of_text(self.service.chat.tokenizer, choice.take(), self._told.get(index, 0))
             self._told[index] = self._told.get(index, 0) + sum(map(len, told["tokens"]))
+            told = {name: [*echoed.get(name, ()), *values] for name, values in told.items()}
         return {"index": index, "text": text, "logprobs": told, "finish_reason": choice.reason}
+
+    def _echoed(self, index: int, choice: Choice) -> dict[str, Any]:
+        """The log-probabilities of the prompt before an answer's own."""
+        number, chat = self._number(index), self.service.chat
+        added = int(chat.bos is not None and isinstance(self.wanted.prompts[number], str))
+        found = logprobs.of_echo(chat.tokenizer, self._prompts[number], choice.scores, self.wanted.top or 0, added)
+        self._told[index] = sum(map(len, found["tokens"][added:]))
+        return found
+
+    def _number(self, index: int) -> int:
+        """Of the prompt that an answer continues."""
+        return index // (self.wanted.n or 1)
 
     def _echo(self, index: int) -> str:
         if not self.wanted.echo:
             return ""
-        prompt = self.wanted.prompts[index // (self.wanted.n or 1)]
+        prompt = self.wanted.prompts[self._number(index)]
         return prompt if isinstance(prompt, str) else self.service.chat.tokenizer.decode(prompt, specials=True)

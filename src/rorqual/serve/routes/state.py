@@ -8,7 +8,6 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 
-from rorqual.serve.errors import ApiError
 from rorqual.serve.metrics import Now
 from rorqual.serve.openapi import document
 from rorqual.serve.service import Service
@@ -38,7 +37,7 @@ async def model(request: Request, name: str) -> Response:
     """The one model, by its name."""
     service: Service = request.app.state.service
     if name != service.name:
-        raise ApiError(404, f"no model {name[:256]!r} here", param="model", code="model_not_found")
+        raise service.no_model(name)
     return JSONResponse(_card(service))
 
 

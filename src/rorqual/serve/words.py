@@ -1,0 +1,173 @@
+"""What pydantic finds wrong with a request, as a sentence: the field as the user wrote it, what is wrong with it, and the remedy."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from rorqual.core.errors import nearest
+
+SHOWN = 40
+WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+FORMS: Mapping[str, str] = {
+    "prompt": "a text, a list of texts, a list of token ids, or a list of such lists",
+    "stop": "a text, or a list of texts",
+    "messages": "a list of messages",
+    "messages[]": 'an object such as {"role": "user", "content": "hello"}',
+    "messages[].content": "a text, or a list of text parts",
+    "messages[].content[]": 'an object such as {"type": "text", "text": "hello"}',
+    "tools[]": 'an object such as {"type": "function", "function": {"name": "add"}}',
+    "tool_choice": "'none', 'auto', 'required', or an object that names one function",
+    "guided_json": "a JSON schema, as an object or as its text",
+    "response_format": 'an object such as {"type": "json_object"}',
+    "logit_bias": "an object with token ids as its keys",
+}
+"""Fields that may have several forms, by their place."""
+PATTERNS: Mapping[str, str] = {
+    "^(0|[1-9][0-9]{0,9})$": 'a token id, such as "42"',
+    "^[a-zA-Z0-9_.-]{1,64}$": "a name of 1 to 64 letters, digits, dots, dashes and underscores",
+    "^[a-zA-Z0-9_-]{1,64}$": "a name of 1 to 64 letters, digits, dashes and underscores",
+}
+TYPES: Mapping[str, str] = {
+    "string_type": "a text",
+    "string_unicode": "a text",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "int_parsing_size": "a smaller whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "list_type": "a list",
+    "dict_type": "an object",
+    "model_type": "an object",
+    "model_attributes_type": "an object",
+    "none_required": "null",
+}
+"""What is wanted, by pydantic's word for an error of type."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is wrong: `path` as in `messages[2].content[0]`, a message that names it, and whether the field is not known at all."""
+
+    path: str
+    message: str
+    unknown: bool = False
+
+
+def explain(error: ValidationError, data: Any, names: Mapping[str, Collection[str]]) -> Fault:
+    """The fault of `data` that `error` found first. `names`: the fields that are known, by place ("" is the top)."""
+    found = [(_path(item, data), item) for item in error.errors(include_url=False)]
+    # Of the forms that a field may have, the one that got furthest was meant; and one of the right type before one of another.
+    parts, item = max(found, key=lambda one: (len(one[0]), one[1]["type"] not in TYPES, _order(one[0])))
+    path, place = written(parts), written(["" if isinstance(part, int) else part for part in parts])
+    if item["type"] == "extra_forbidden":
+        parent = place.rpartition(".")[0]
+        hint = nearest(str(parts[-1]), names.get(parent, ()))
+        more = hint if hint.startswith("Did") else "Leave it out; docs/serve.md lists the fields."
+        return Fault(path, f"`{path}` is not a field{_of(parent)}. {more}", unknown=True)
+    if item["type"] == "missing":
+        wanted = FORMS.get(place)
+        return Fault(path, f"`{path}` is missing. Add it{f': {wanted}' if wanted else ''}.")
+    if "[key]" in item["loc"]:
+        key = shown(item["input"])
+        return Fault(path, f"`{path}` has the key {key}, which is no token id. Give {FORMS['logit_bias']}.")
+    same = [other for where, other in found if where == parts]
+    what, limit = _measured(item)
+    wanted = limit or FORMS.get(place) or _either([_wanted(other) for other in same])
+    return Fault(path, f"`{path}` {what}. Give {wanted}.")
+
+
+def written(parts: Collection[str | int]) -> str:
+    """A place as a user writes it: `messages[2].content`. An empty part is a number that is not told: `messages[].content`."""
+    text = ""
+    for part in parts:
+        text += f"[{part}]" if part == "" or isinstance(part, int) else f".{_name(part)}" if text else _name(part)
+    return text
+
+
+def shown(value: Any) -> str:
+    """A value, briefly."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return str(value).lower()
+        case str():
+            short = len(value) <= SHOWN and value.isprintable()
+            return f"'{value}'" if short else f"a text of {len(value)} characters"
+        case list():
+            return "a list"
+        case dict():
+            return "an object"
+    text = repr(value)
+    return text if len(text) <= SHOWN else f"a number of {len(text)} digits"
+
+
+def _name(name: str) -> str:
+    return name if WORD.fullmatch(name) and len(name) <= 256 else f"{name[:SHOWN]!a}"
+
+
+def _of(place: str) -> str:
+    return f" of `{place}`" if place else " of this request"
+
+
+def _order(parts: list[str | int]) -> list[int]:
+    return [part if isinstance(part, int) else 0 for part in parts]
+
+
+def _path(item: Mapping[str, Any], data: Any) -> list[str | int]:
+    """Where in `data` an error stands. pydantic also writes down which form of a union it tried; that is no part of the data."""
+    here, found = data, list[str | int]()
+    *parts, last = item["loc"] or ("",)
+    for part in (*parts, last):
+        inside = isinstance(here, dict) and part in here
+        if inside or (isinstance(here, list) and isinstance(part, int) and part < len(here)):
+            found.append(part)
+            here = here[part]
+    if item["type"] == "missing":
+        found.append(last)
+    elif "[key]" in item["loc"]:
+        found.pop()
+    return found
+
+
+def _measured(item: Mapping[str, Any]) -> tuple[str, str]:
+    """What is wrong with a value, and the limit it broke, where it broke one."""
+    value, limits = item["input"], item.get("ctx") or {}
+    if item["type"] in ("too_long", "too_short", "string_too_long", "string_too_short"):
+        low, high = limits.get("min_length"), limits.get("max_length")
+        unit = "characters" if isinstance(value, str) else "entries"
+        bound = f"{low} {unit} or more" if high is None else f"{high} {unit} at most"
+        size = f"has {len(value)} {unit}" if hasattr(value, "__len__") else "has too many entries"
+        return size, bound
+    if item["type"] == "string_pattern_mismatch":
+        return f"is {shown(value)}", PATTERNS[limits["pattern"]]
+    if item["type"] == "value_error":
+        return str(limits["error"]), "a text without it"
+    return f"is {shown(value)}", ""
+
+
+def _wanted(item: Mapping[str, Any]) -> str:
+    limits = item.get("ctx") or {}
+    match item["type"]:
+        case "literal_error" | "enum":
+            return str(limits["expected"])
+        case "greater_than_equal":
+            return f"{limits['ge']:g} or more" if isinstance(limits["ge"], float) else f"{limits['ge']} or more"
+        case "greater_than":
+            return f"a number above {limits['gt']:g}"
+        case "less_than_equal":
+            return f"{limits['le']:g} or less" if isinstance(limits["le"], float) else f"{limits['le']} or less"
+        case "less_than":
+            return f"a number below {limits['lt']:g}"
+    return TYPES.get(item["type"], "another value")
+
+
+def _either(wanted: list[str]) -> str:
+    several = list(dict.fromkeys(wanted))
+    return several[0] if len(several) == 1 else f"{', '.join(several[:-1])} or {several[-1]}"

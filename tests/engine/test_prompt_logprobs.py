@@ -1,0 +1,151 @@
+"""What the model says of a prompt's tokens: the bits of the trainer's forward, in whatever chunks the prompt was fed, beside whomever, and
+whatever the prefix cache had of it."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from trained import CONTEXT, KINDS, TYPES, in_type
+
+from rorqual.core.errors import NumericsError
+from rorqual.data.chat import ChatFormat
+from rorqual.data.tokenizer import Tokenizer
+from rorqual.engine import Completion, Engine, Request, SamplingParams
+from rorqual.engine.score import score
+from rorqual.model import Decoder
+from rorqual.ops.losses import token_logprobs
+from rorqual.ops.registry import INVARIANT
+
+TEXTS = ("Ada has 12 apples and Ben gives 5 more: 12 + 5 = 17.\n" * 4, "7 + 9 = 16; 9 + 7 = 16.\n" * 5, "Cleo")
+ASKED = SamplingParams(max_tokens=3, prompt_logprobs=4, ignore_eos=True)
+
+
+@pytest.fixture(scope="module", params=[(kind, dtype) for kind in KINDS for dtype in TYPES], ids="-".join)
+def trained(request: pytest.FixtureRequest, models: dict[str, Decoder]) -> Decoder:
+    kind, dtype = request.param
+    return in_type(models[kind], dtype)
+
+
+@torch.no_grad()
+def forward(model: Decoder, prompt: tuple[int, ...]) -> list[float]:
+    """The trainer's, in one piece."""
+    trainer = copy.copy(model)
+    trainer.ops = INVARIANT
+    ids = torch.tensor([[*prompt, *[0] * (-len(prompt) % 4)]])
+    logits = trainer.logits(trainer(ids).hidden[0])[: len(prompt) - 1]
+    found: list[float] = token_logprobs(logits.float(), torch.tensor(prompt[1:])).tolist()
+    return found
+
+
+def said(one: Completion) -> tuple[Any, ...]:
+    return one.prompt_logprobs, one.prompt_top_logprobs
+
+
+def test_they_are_the_trainers_bits_however_the_prompt_was_fed(
+    trained: Decoder, tokenizer: Tokenizer, chat: ChatFormat
+) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    requests = [Request(params=ASKED, prompt_ids=tuple(tokenizer.encode(text))) for text in TEXTS]
+    expected = [forward(trained, request.prompt_ids or ()) for request in requests]
+    for settings in (
+        {"step_tokens": 2048},
+        {"step_tokens": 16, "slots": 2},
+        {"step_tokens": 40, "cache_bytes": 1 << 19},
+    ):
+        engine = Engine.of(trained, tokenizer, chat, reuse=True, **{"slots": 4, **settings})
+        for _ in range(2):  # the second time all of it is cached
+            for request, logprobs, (one,) in zip(requests, expected, engine.generate(requests)):
+                assert request.prompt_ids and one.prompt_logprobs == [None, *logprobs], settings
+                assert one.usage["prompt_cache_hit_tokens"] == 0
+    torch.set_num_threads(before)
+
+
+def test_they_agree_with_score(mla: Decoder, tokenizer: Tokenizer, chat: ChatFormat) -> None:
+    prompt = tuple(range(40, 90))
+    [(one,)] = Engine.of(mla, tokenizer, chat).generate(
+        [Request(params=replace(ASKED, max_tokens=1), prompt_ids=prompt)]
+    )
+    [(ids, logprobs)] = score(mla, [(prompt[:1], list(prompt[1:]))], mla.config.vocab_size)
+    assert one.prompt_logprobs is not None and one.prompt_top_logprobs is not None
+    assert one.prompt_logprobs[0] is None and one.prompt_top_logprobs[0] == []
+    assert len(one.prompt_logprobs) == len(one.prompt_top_logprobs) == len(prompt)
+    for place, token in enumerate(prompt[1:]):
+        its = dict(zip(ids[place].tolist(), logprobs[place].tolist()))
+        assert one.prompt_logprobs[place + 1] == pytest.approx(its[token], abs=1e-4)
+        best = one.prompt_top_logprobs[place + 1]
+        assert len(best) == 4 and [value for _, value in best] == pytest.approx(logprobs[place][:4].tolist(), abs=1e-4)
+
+
+def test_sampling_changes_nothing_of_them_and_they_change_nothing_of_the_answer(engine: Engine) -> None:
+    prompt = tuple(range(40, 60))
+    plain = SamplingParams(max_tokens=8, temperature=0.9, top_p=0.8, seed=3, n=3, repetition_penalty=1.2)
+    [without] = engine.generate([Request(params=plain, prompt_ids=prompt)])
+    asked = replace(plain, prompt_logprobs=2, logit_bias=((50, 5.0),))
+    [biased, (greedy,)] = engine.generate(
+        [Request(params=asked, prompt_ids=prompt), Request(params=SamplingParams(prompt_logprobs=2), prompt_ids=prompt)]
+    )
+    [with_] = engine.generate([Request(params=replace(plain, prompt_logprobs=2), prompt_ids=prompt)])
+    assert [(one.token_ids, one.logprobs) for one in with_] == [(one.token_ids, one.logprobs) for one in without]
+    assert all(said(one) == said(greedy) for one in (*with_, *biased))
+    assert all(said(one) == (None, None) for one in without)
+
+
+def test_one_token_and_no_likeliest(engine: Engine) -> None:
+    params = SamplingParams(max_tokens=1, prompt_logprobs=0)
+    [(one,), (two,)] = engine.generate([Request(params=params, prompt_ids=ids) for ids in ((50,), (50, 51))])
+    assert said(one) == ([None], None)
+    assert two.prompt_logprobs is not None and len(two.prompt_logprobs) == 2 and two.prompt_top_logprobs is None
+
+
+def test_a_preempted_prompt_has_each_of_them_once(
+    models: dict[str, Decoder], tokenizer: Tokenizer, chat: ChatFormat
+) -> None:
+    """One slot: who comes with a higher priority takes it in the middle of the prompt; what was fed by then is cached."""
+    prompt = tuple(tokenizer.encode(TEXTS[0]))
+    request = Request(params=ASKED, prompt_ids=prompt)
+    other = Request(params=SamplingParams(max_tokens=2), prompt_ids=(50, 51), priority=5)
+    model = models["gqa"]
+    [(expected,)] = Engine.of(model, tokenizer, chat).generate([request])
+    engine = Engine.of(model, tokenizer, chat, slots=1, step_tokens=32, reuse=True)
+    ticket = engine.submit(request)
+    for _ in range(3):
+        engine.step()
+    engine.submit(other)
+    found: dict[int, Completion] = {}
+    while engine.stats()["running"] + engine.stats()["waiting"]:
+        found |= {delta.ticket: delta.completion for delta in engine.step() if delta.completion is not None}
+    assert engine.stats()["preemptions"] == 1
+    assert said(found[ticket]) == said(expected)
+
+
+def test_who_asks_for_none_feeds_nobody_who_does(engine: Engine) -> None:
+    """Equal prompts are fed once where that serves all."""
+    prompt = tuple(range(40, 80))
+    asked = [None, 3, 3, 0]
+    found = engine.generate(
+        [Request(params=SamplingParams(max_tokens=2, prompt_logprobs=top), prompt_ids=prompt) for top in asked]
+    )
+    [plain], [one], [two], [bare] = found
+    assert said(plain) == (None, None) and said(one) == said(two) and bare.prompt_top_logprobs is None
+    assert one.prompt_logprobs == bare.prompt_logprobs is not None
+
+
+@torch.no_grad()
+def test_a_logit_of_the_prompt_that_is_no_number_is_an_error(
+    mla: Decoder, tokenizer: Tokenizer, chat: ChatFormat
+) -> None:
+    model = copy.deepcopy(mla)
+    model.embed_tokens.weight[77] = torch.nan
+    engine = Engine.of(model, tokenizer, chat)
+    good = Request(params=SamplingParams(max_tokens=1), prompt_ids=(50, 51))
+    with pytest.raises(NumericsError, match="request 1"):
+        engine.generate([good, Request(params=replace(ASKED, max_tokens=1), prompt_ids=(50, 77, 51))])
+
+
+def test_the_context_is_long_enough_for_these() -> None:
+    assert all(len(text) < CONTEXT for text in TEXTS)

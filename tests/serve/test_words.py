@@ -1,0 +1,193 @@
+"""A refusal is a sentence: it names the field as the user wrote it, says what is wrong and what to do, and shows nothing of how requests are
+read."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from typing import Any
+
+import pytest
+from served import Server
+
+from rorqual.core.errors import ConfigError
+from rorqual.core.records import RunDir
+from rorqual.serve import formats, schemas, turns
+from rorqual.serve.errors import ApiError
+from rorqual.serve.schemas import ChatRequest, Sampling, TextRequest, read
+from rorqual.serve.service import Defaults
+
+HELLO = [{"role": "user", "content": "hello"}]
+TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
+CALL = {"id": "c", "type": "function", "function": {"name": "add", "arguments": "{}"}}
+FORM = {"type": "json_schema", "json_schema": {"name": "s", "schema": {}}}
+CLASSES = {
+    name
+    for module in (schemas, turns, formats)
+    for name, one in inspect.getmembers(module, inspect.isclass)
+    if issubclass(one, formats.Schema)
+}
+INTERNAL = re.compile(
+    r"Input should|function-|\[key\]|Value error|valid (string|integer|number|dictionary|list|boolean)|pydantic|"
+    r"constrained|literal|tuple|\bdict\b|\bstr\b|\bint\b|\bbool\b|\bNone\b|\bTrue\b|validation|"
+    + "|".join(CLASSES - {"Text", "Function"})
+)
+
+
+def part(**fields: Any) -> dict[str, Any]:
+    return {"messages": [*HELLO, HELLO[0], {"role": "user", "content": [fields]}]}
+
+
+def turn(**fields: Any) -> dict[str, Any]:
+    return {"messages": [*HELLO, {"role": "assistant", "content": "x", **fields}]}
+
+
+CHAT: dict[str, tuple[dict[str, Any], str, str]] = {
+    "a picture": (part(type="image_url", image_url={"url": "x"}), "messages[2].content[0]", "does not accept images"),
+    "a sound": (part(type="input_audio", input_audio={}), "messages[2].content[0]", "does not accept audio"),
+    "a film": (part(type="video_url", video_url={}), "messages[2].content[0]", "does not accept videos"),
+    "a file": (part(type="file", file={}), "messages[2].content[0]", "does not accept files"),
+    "a part of another type": (part(type="poem", text="x"), "messages[2].content[0].type", "Give 'text'"),
+    "a part without a text": (part(type="text"), "messages[2].content[0].text", "is missing"),
+    "a part that is a text": ({"messages": [{"role": "user", "content": ["x"]}]}, "messages[0].content[0]", "an object such as"),
+    "a content of a number": ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content", "a text, or a list"),
+    "no role": ({"messages": [{"content": "x"}]}, "messages[0].role", "is missing"),
+    "another role": ({"messages": [{"role": "boss", "content": "x"}]}, "messages[0].role", "'system'"),
+    "a message that is a text": ({"messages": ["x"]}, "messages[0]", '"role"'),
+    "messages that are a text": ({"messages": "x"}, "messages", "Give a list of messages"),
+    "no messages": ({"messages": None}, "messages", "Give a list of messages"),
+    "few messages": ({"messages": []}, "messages", "1 entries or more"),
+    "a mistyped field of a message": (turn(contnet="x"), "messages[1].contnet", "Did you mean 'content'?"),
+    "a name of a message": (turn(name=5), "messages[1].name", "Give a text"),
+    "a turn to continue": (turn(prefix=True), "messages[1].prefix", "cannot continue"),
+    "an old call": (turn(function_call={"name": "x"}), "messages[1].function_call", "tool_calls"),
+    "an old sound": (turn(audio={"id": "x"}), "messages[1].audio", "audio"),
+    "a call without a function": (turn(tool_calls=[{"id": "c"}]), "messages[1].tool_calls[0].function", "is missing"),
+    "arguments as an object": (
+        turn(tool_calls=[{**CALL, "function": {"name": "add", "arguments": {}}}]),
+        "messages[1].tool_calls[0].function.arguments",
+        "is an object. Give a text",
+    ),
+    "NUL": ({"messages": [{"role": "user", "content": "a\0"}]}, "messages[0].content", "NUL"),
+    "NUL in a stop": ({"stop": "a\0"}, "stop", "NUL"),
+    "a number as text": ({"max_tokens": "5"}, "max_tokens", "is '5'. Give a whole number"),
+    "half a token": ({"max_tokens": 1.5}, "max_tokens", "is 1.5. Give a whole number"),
+    "no tokens": ({"max_tokens": 0}, "max_tokens", "is 0. Give 1 or more"),
+    "too hot": ({"temperature": 5}, "temperature", "is 5. Give 2 or less"),
+    "no mass": ({"top_p": 0}, "top_p", "above 0"),
+    "truth as a number": ({"stream": 1}, "stream", "is 1. Give true or false"),
+    "a seed of text": ({"seed": "x"}, "seed", "Give a whole number"),
+    "many stops": ({"stop": ["a"] * 17}, "stop", "has 17 entries. Give 16 entries at most"),
+    "a stop of a number": ({"stop": 5}, "stop", "Give a text, or a list of texts"),
+    "a long stop": ({"stop": ["a" * 300]}, "stop[0]", "has 300 characters. Give 256 characters at most"),
+    "a bias as a list": ({"logit_bias": [[5, 1]]}, "logit_bias", "token ids"),
+    "a bias of a word": ({"logit_bias": {"whale": 1}}, "logit_bias", "'whale'"),
+    "a bias that is a text": ({"logit_bias": {"5": "x"}}, "logit_bias.'5'", "Give a number"),
+    "a tool of the house": ({"tools": [{"type": "web_search"}]}, "tools[0].type", "'function'"),
+    "a custom tool": ({"tools": [{"type": "custom", "custom": {}}]}, "tools[0]", "custom tools"),
+    "a tool without a function": ({"tools": [{"type": "function"}]}, "tools[0].function", "is missing"),
+    "a tool named with a blank": (
+        {"tools": [{"type": "function", "function": {"name": "a b"}}]},
+        "tools[0].function.name",
+        "letters, digits",
+    ),
+    "another choice of tools": ({"tools": [TOOL], "tool_choice": "any"}, "tool_choice", "'required'"),
+    "some of the tools": (
+        {"tools": [TOOL], "tool_choice": {"type": "allowed_tools", "allowed_tools": {}}},
+        "tool_choice",
+        "some of the tools",
+    ),
+    "a choice of no function": ({"tools": [TOOL], "tool_choice": {"type": "function"}}, "tool_choice.function", "missing"),
+    "a form of its own": ({"response_format": {"type": "yaml"}}, "response_format.type", "'json_object'"),
+    "a form as a text": ({"response_format": "json"}, "response_format", '"json_object"'),
+    "a structural tag": ({"response_format": {"type": "structural_tag"}}, "response_format", "structural tags"),
+    "a schema in the wrong place": (
+        {"response_format": {"type": "json_object", "schema": {}}},
+        "response_format.schema",
+        "json_schema",
+    ),
+    "a schema without a name": (
+        {"response_format": {"type": "json_schema", "json_schema": {"schema": {}}}},
+        "response_format.json_schema.name",
+        "missing",
+    ),
+    "a schema as a list": ({"guided_json": []}, "guided_json", "JSON schema"),
+    "options of no stream": ({"stream_options": {}}, "stream_options", "stream: true"),
+    "options mistyped": ({"stream_options": {"include_usages": True}}, "stream_options.include_usages", "'include_usage'"),
+    "usage all the time": (
+        {"stream": True, "stream_options": {"continuous_usage_stats": True}},
+        "stream_options.continuous_usage_stats",
+        "last event",
+    ),
+    "a budget": ({"thinking": {"type": "enabled", "budget_tokens": 5}}, "thinking.budget_tokens", "max_tokens"),
+    "an argument of a template": ({"chat_template_kwargs": {"thinkin": True}}, "chat_template_kwargs.thinkin", "'thinking'"),
+    "a mistyped field": ({"temprature": 1}, "temprature", "Did you mean 'temperature'?"),
+    "a field of nobody": ({"zzzzzz": 1}, "zzzzzz", "docs/serve.md"),
+    "a field with a blank": ({"a\nb": 1}, "'a\\nb'", "docs/serve.md"),
+    "a field of completions": ({"prompt": "x"}, "prompt", "/v1/completions"),
+}  # fmt: skip
+TEXTS: dict[str, tuple[dict[str, Any], str, str]] = {
+    "no prompt": ({}, "prompt", "is missing"),
+    "an empty list": ({"prompt": []}, "prompt", "1 entries or more"),
+    "a truth": ({"prompt": True}, "prompt", "a text, a list of texts"),
+    "a token below 0": ({"prompt": [-1]}, "prompt[0]", "Give 0 or more"),
+    "texts and ids": ({"prompt": ["a", 1]}, "prompt[1]", "Give a text"),
+    "ids and texts": ({"prompt": [[1], "a"]}, "prompt[1]", "Give a list"),
+    "a field of chat": ({"prompt": "x", "messages": HELLO}, "messages", "/v1/chat/completions"),
+    "the chat's switch": ({"prompt": "x", "logprobs": True}, "logprobs", "Give a whole number"),
+}
+
+
+def check(error: dict[str, Any], path: str, words: str) -> None:
+    message = error["message"]
+    assert error["param"] == path and f"`{path}`" in message, error
+    assert words in message, message
+    assert not INTERNAL.search(message), message
+    assert re.search(r"[.?:] \S.*[.?]$", message), f"what is wrong, and then the remedy: {message}"
+    assert len(message) < 400
+
+
+def refusal(cls: type[Sampling], body: dict[str, Any]) -> dict[str, Any]:
+    with pytest.raises(ApiError) as caught:
+        read(cls, json.dumps(body).encode())
+    assert caught.value.status == 400
+    error: dict[str, Any] = caught.value.body()["error"]
+    return error
+
+
+@pytest.mark.parametrize("name", CHAT)
+def test_a_refusal_of_a_chat_is_a_sentence(name: str) -> None:
+    fields, path, words = CHAT[name]
+    check(refusal(ChatRequest, {"model": "m", "messages": HELLO, **fields}), path, words)
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_a_refusal_of_a_text_is_a_sentence(name: str) -> None:
+    fields, path, words = TEXTS[name]
+    check(refusal(TextRequest, {"model": "m", **fields}), path, words)
+
+
+def test_what_only_the_server_knows_is_said_in_sentences(server: Server) -> None:
+    chat: dict[str, Any] = {"model": "tiny", "messages": HELLO}
+    with server.client as client:
+        for route, body, path, words in (
+            ("chat/completions", chat | {"model": "other"}, "model", "'tiny'"),
+            ("chat/completions", chat | {"logit_bias": {"999": 1}}, "logit_bias", "0 to 263"),
+            ("chat/completions", chat | {"messages": [{"role": "user", "content": "a" * 5000}]}, "messages", "Shorten"),
+            ("completions", {"model": "tiny", "prompt": [999]}, "prompt", "0 to 263"),
+            ("completions", {"model": "tiny", "prompt": [1] * 4096}, "prompt", "Shorten"),
+        ):
+            check(client.post(f"/v1/{route}", json=body).json()["error"], path, words)
+        check(client.get("/v1/models/other").json()["error"], "model", "'tiny'")
+        for raw in (b'{"model":', b"[]", b"5", b'{"n":1,"n":2}'):
+            message = client.post("/v1/completions", content=raw).json()["error"]["message"]
+            assert message.startswith("The body") and message.endswith("Send one JSON object."), message
+
+
+def test_a_run_whose_settings_no_request_could_give_says_so_in_words(tmp_path: Any) -> None:
+    run = RunDir(tmp_path)
+    run.config_file.write_text("generation: {top_p: 3}\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"`top_p` is 3\. Give 1 or less") as caught:
+        Defaults.of_run(run)
+    assert not INTERNAL.search(str(caught.value))

@@ -54,6 +54,14 @@ def agreement(dtype: Dtype, layers: int) -> Agreement:
     return Agreement(mean=scale * FLOAT32.mean, most=scale * FLOAT32.most, gap=scale * FLOAT32.gap)
 
 
+class Extension(Config):
+    """More steps in the same folder: after step `from_step` the schedule is of `new_steps`, up to there it was of `old_steps`."""
+
+    from_step: int = Field(ge=0)
+    old_steps: int = Field(ge=1)
+    new_steps: int = Field(ge=1)
+
+
 class Run(Config):
     """Amounts of work are numbers of steps and samples; no clock decides anything, so one seed gives one result.
 
@@ -65,6 +73,8 @@ class Run(Config):
 
     `tune`: what is trained (docs/adapters.md). Where that is not everything, routers are frozen and so are their biases: `balance`
     moves none.
+
+    `extensions` are no setting: the loop writes them, where `steps` grew in the same folder.
     """
 
     recipe: str
@@ -84,6 +94,7 @@ class Run(Config):
     dtype: Dtype = "float32"
     arithmetic: Literal["fast", "invariant"] = "fast"
     agreement: Agreement = FLOAT32
+    extensions: tuple[Extension, ...] = ()
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

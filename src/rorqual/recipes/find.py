@@ -40,7 +40,7 @@ def make_run(name: str, values: Mapping[str, str]) -> Run:
     if name not in RECIPES:
         raise ConfigError(f"unknown recipe '{name}'", where="train", remedy=nearest(name, RECIPES))
     recipe = RECIPES[name]
-    takes, hints = inspect.signature(recipe).parameters, get_type_hints(recipe)
+    takes, hints = inspect.signature(recipe).parameters, get_type_hints(recipe, include_extras=True)
     arguments: dict[str, Any] = {}
     overrides: list[str] = []
     for key, raw in values.items():

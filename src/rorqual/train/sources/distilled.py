@@ -9,8 +9,8 @@ from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import Field
 
+from rorqual.core.config import RowLength, Rows
 from rorqual.core.errors import DataError
 from rorqual.data.distilled import Distilled, DistilledFile, read_distilled
 from rorqual.data.pack import Packed, Sample, lay_out
@@ -31,8 +31,8 @@ class DistilledConfig(SourceConfig):
     data: str
     logits: bool = False
     longer: Literal["error", "skip"] = "error"
-    rows: int = Field(32, ge=1)
-    row: int = Field(128, ge=8)
+    rows: Rows = 32
+    row: RowLength = 128
 
     def build(self, materials: Materials) -> Source:
         return DistilledSamples(self, materials)

@@ -8,8 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
-
+from rorqual.core.config import RowLength, Rows, Share
 from rorqual.core.errors import DataError
 from rorqual.core.records import Message
 from rorqual.data.chat import ChatFormat
@@ -34,9 +33,9 @@ class WorkedConfig(SourceConfig):
     data: str = ""
     options: dict[str, Any] = {}
     longer: Literal["error", "skip"] = "error"
-    think: float = Field(1.0, ge=0, le=1)
-    rows: int = Field(32, ge=1)
-    row: int = Field(128, ge=8)
+    think: Share = 1.0
+    rows: Rows = 32
+    row: RowLength = 128
 
     def build(self, materials: Materials) -> Source:
         return Worked(self, materials)

@@ -27,7 +27,7 @@ from rorqual.engine.score import ROWS, next_logprobs
 from rorqual.model.account import account
 from rorqual.model.load.run import load_run
 from rorqual.tasks.base import Problem, Verdict
-from rorqual.tasks.find import load_task
+from rorqual.tasks.find import load_task, safe_problems
 from rorqual.train.batch import TrainBatch
 from rorqual.train.sources.base import Materials, Source, SourceConfig, Step
 from rorqual.train.sources.distilled import another_vocabulary
@@ -67,7 +67,7 @@ class OnPolicyConfig(SourceConfig):
 
     def texts(self) -> Iterator[str]:
         task = load_task(self.task, data=Path(self.data) if self.data else None, options=self.options)
-        for problem in islice(task.problems("train", 0), 2000):
+        for problem in islice(safe_problems(task, "train", 0), 2000):
             yield f"{problem.prompt} {problem.steps or ''} {problem.answer}"
 
 

@@ -98,7 +98,21 @@ POISONS = [
     (line(USER, {"role": "asistant", "content": "b"}), "unknown role 'asistant'", ":1: message 2"),
     (line(USER, {"content": "b"}), "unknown role None", ":1: message 2"),
     (line(USER, {"role": ["user"], "content": "b"}), "unknown role", ":1: message 2"),
-    (line(USER, {"role": "assistant", "content": None}), "key 'content' is missing", ":1: message 2"),
+    (line(USER, {"role": "assistant", "content": None}), "key 'content' is null", ":1: message 2"),
+    (line(USER, {"role": "assistant"}), "key 'content' is missing", ":1: message 2"),
+    (b'{"messages": null}', "key 'messages' is null", ":1"),
+    (b'{"prompt": null, "completion": "a"}', "key 'prompt' is null", ":1"),
+    (b'{"prompt": "a", "completion": null}', "key 'completion' is null", ":1"),
+    (b'{"question": ["a"], "answer": "b"}', "key 'question' is a list, not a text", ":1"),
+    (b'{"prompt": {"a": 1}, "completion": "b"}', "key 'prompt' is a dict, not a text", ":1"),
+    (b'{"prompt": "a", "completion": "\\ud800"}', "key 'completion' holds half of a surrogate pair", ":1"),
+    (line(USER, {"role": "assistant", "content": "b", "reasoning": 1}), "key 'reasoning' is a int", ":1: message 2"),
+    (b'{"prompt": " ", "completion": "b"}', "an empty prompt", ":1: message 1"),
+    (
+        GOOD + b"\n" + line({"role": "user", "content": "\u3000"}, {"role": "assistant", "content": "b"}),
+        "an empty prompt",
+        ":2: message 1",
+    ),
     (line(USER, {"role": "assistant", "content": [{"type": "text"}]}), "key 'content' is a list", ":1: message 2"),
     (line({**USER, "reasoning": "b"}), "a user turn with reasoning", ":1: message 1"),
     (line(USER, {"role": "assistant", "content": "<think>b"}), "<think> without </think>", ":1: message 2"),
@@ -205,3 +219,29 @@ def test_a_cut_that_leaves_nothing_to_train_on_is_skipped_and_counted() -> None:
 def test_what_the_format_cannot_write_names_the_conversation() -> None:
     with pytest.raises(DataError, match="conversation 2: message 2: this chat format has no role 'tool'"):
         render_samples([READ, (Message("user", "a"), Message("tool", "b"), Message("assistant", "c"))], CHAT, 32)
+
+
+SAID = {"role": "assistant", "content": "b"}
+
+
+@pytest.mark.parametrize("answer", ["", " \n\t", "\u3000\u00a0", "<think>a thought</think>", "<think>a</think> "])
+def test_an_empty_answer_is_skipped_and_counted_in_every_form(tmp_path: Path, answer: str) -> None:
+    empty = {"role": "assistant", "content": answer}
+    rows = [
+        line(USER, empty),
+        line(USER, SAID, USER, empty),
+        line(USER, empty, USER, SAID),
+        json.dumps({"prompt": "a", "completion": answer}).encode(),
+        json.dumps({"question": "a", "answer": answer}).encode(),
+    ]
+    loaded = read_conversations(write(tmp_path, b"\n".join([*rows, GOOD])))
+    assert loaded.conversations == [READ] and loaded.skipped == len(rows)
+    with pytest.raises(
+        DataError, match=f"none of its {len(rows)} conversations has an assistant turn that is not empty"
+    ):
+        read_conversations(write(tmp_path, b"\n".join(rows)))
+
+
+def test_an_empty_system_or_tool_turn_is_an_empty_one(tmp_path: Path) -> None:
+    talk = line({"role": "system", "content": ""}, USER, SAID, {"role": "tool", "content": ""}, SAID)
+    assert [m.content for m in read_conversations(write(tmp_path, talk)).conversations[0]] == ["", "a", "b", "", "b"]

@@ -120,3 +120,45 @@ def test_other_files_are_refused_by_name(tmp_path: Path) -> None:
     write_distilled(path, [])
     with pytest.raises(DataError, match="no sample"):
         read_distilled(path)
+
+
+def poisoned(path: Path, name: str, value: Any) -> None:
+    """The file with a value, or a whole column of another type, in the second of three rows."""
+    write_distilled(path, [row(n, tokens=2, k=2) for n in range(3)], tokenizer="abc", vocab=263)
+    table = pq.read_table(path)
+    column = table.schema.get_field_index(name)
+    if isinstance(value, pa.Array):
+        table = table.set_column(column, name, value)
+    else:
+        values = table.column(name).to_pylist()
+        values[1] = value
+        table = table.set_column(
+            column, table.schema.field(column), [pa.array(values, table.schema.field(column).type)]
+        )
+    pq.write_table(table, path)
+
+
+USER, REPLY = ({"role": role, "content": "a", "reasoning": None} for role in ("user", "assistant"))
+POISONS: list[tuple[str, Any, str]] = [
+    *((name, None, f"row 2: column '{name}' is null") for name in SCHEMA.names),
+    *((name, pa.array([[{"a": 1}]] * 3), f"parquet: column '{name}' is ") for name in SCHEMA.names),
+    ("messages", [], "row 2: it does not end with the assistant's turn"),
+    ("messages", [USER], "row 2: it does not end with the assistant's turn"),
+    ("messages", [USER, None], "row 2: message 2: unknown role None"),
+    ("messages", [USER, REPLY | {"role": "bot"}], "row 2: message 2: unknown role 'bot'"),
+    ("messages", [USER | {"content": None}, REPLY], "row 2: message 1: key 'content' is null"),
+    ("token_ids", [1, None], "row 2: ids or their alternatives have gaps"),
+    ("top_ids", [[1, 2], [3]], "row 2: ids or their alternatives have gaps"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "said"), POISONS, ids=[f"{n}-{s[:28]}" for n, _, s in POISONS])
+def test_a_field_that_is_null_or_of_another_type_is_named(tmp_path: Path, name: str, value: Any, said: str) -> None:
+    path = tmp_path / "data.parquet"
+    poisoned(path, name, value)
+    with pytest.raises(DataError, match=said) as caught:
+        read_distilled(path)
+    assert caught.value.remedy
+    if name in ("messages", "dropped"):
+        with pytest.raises(DataError, match=said):
+            read_conversations(path)

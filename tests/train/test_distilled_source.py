@@ -40,7 +40,9 @@ def sampled(engine: Engine, *, n: int = 4, top_k: int = TOP_K, **changes: Any) -
     for prompt, group in zip(prompts, engine.generate(asked)):
         pairs = [(one.prompt_ids, one.token_ids) for one in group]
         for number, (one, (ids, logprobs)) in enumerate(zip(group, score(engine.model, pairs, top_k))):
-            reply = Message("assistant", one.text, one.reasoning)
+            reply = Message(
+                "assistant", one.text if one.text.strip() else "-", one.reasoning
+            )  # an empty answer is left out
             row = Distilled(
                 key=prompt, family="letters", level="", prompt=prompt, messages=(Message("user", prompt), reply),
                 verdict="right", teacher="run", params="{}", seed=0, number=number, prompt_ids=one.prompt_ids,
@@ -118,6 +120,30 @@ def test_what_a_filter_dropped_is_never_seen(rows: list[Distilled], tmp_path: Pa
     assert said == [f"{tmp_path / 'data.parquet'}: 12 samples, 24 were dropped by filters, 0 longer than a row"]
     with pytest.raises(DataError, match="all 36 samples were dropped"):
         source(write(tmp_path, [replace(one, dropped="wrong") for one in rows]))
+
+
+@pytest.mark.parametrize("words", [False, True], ids=["ids", "words"])
+def test_empty_answers_are_left_out_and_counted_and_an_empty_prompt_is_refused(
+    words: bool, rows: list[Distilled], tmp_path: Path
+) -> None:
+    end = chat_format(tokenizer()).stop_ids[0]
+    gone: dict[str, Any] = {"prompt_ids": (), "token_ids": ()} if words else {"token_ids": [end]}
+    gone |= {"top_ids": rows[0].top_ids[:1], "top_logprobs": rows[0].top_logprobs[:1]} if not words else {}
+    said = [replace(one, messages=(one.messages[0], Message("assistant", " \n\u3000")), **gone) for one in rows[:3]]
+    one = source(write(tmp_path, [*rows[3:], *said]))
+    assert "33 samples, 0 were dropped by filters, 0 longer than a row, 3 with an empty answer" in one.step(0).notes[0]
+    with pytest.raises(DataError, match="all 3 samples were dropped or have an empty answer"):
+        source(write(tmp_path, said))
+    asked = replace(rows[1], messages=(Message("user", "\t "), rows[1].messages[1]))
+    with pytest.raises(DataError, match=r"data.parquet:row 2: message 1: an empty prompt"):
+        source(write(tmp_path, [rows[0], asked]))
+
+
+def test_what_was_cut_off_in_a_thought_is_no_empty_answer(rows: list[Distilled], tmp_path: Path) -> None:
+    """The filters judge it, and by `keep=all` a user wants it."""
+    cut = replace(rows[0], messages=(rows[0].messages[0], Message("assistant", "", "thinking")), token_ids=[97, 98],
+                  top_ids=rows[0].top_ids[:2], top_logprobs=rows[0].top_logprobs[:2])  # fmt: skip
+    assert "1 samples" in source(write(tmp_path, [cut])).step(0).notes[0]
 
 
 def test_an_epoch_has_every_sample_once_in_an_order_of_its_own(rows: list[Distilled], tmp_path: Path) -> None:

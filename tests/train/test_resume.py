@@ -24,6 +24,7 @@ from rorqual.core.records import WHOLE_FILE, RunDir
 from rorqual.model import Decoder
 from rorqual.train.loop import fit
 from rorqual.train.run import Run
+from rorqual.train.schedule import Schedule
 from rorqual.train.sources import Source, Step
 from rorqual.train.state import make_tokenizer, restore
 
@@ -271,7 +272,8 @@ def test_a_disk_that_is_really_full(tmp_path: Path, straight: dict[str, Path]) -
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"steps": STEPS + 1}, "steps: 8 there, 9 now"),
+        ({"steps": STEPS + 1, "seed": 3}, "seed: 0 there, 3 now; steps: 8 there, 9 now"),
+        ({"steps": STEPS - 1}, "steps=7 is smaller than the run's 8"),
         ({"seed": 3}, "seed: 0 there, 3 now"),
         ({"micro_batches": 4}, "micro_batches: 2 there, 4 now"),
         ({"source": sft_run().source.model_copy(update={"rows": 5})}, "source: rows: 4 there, 5 now"),
@@ -339,3 +341,93 @@ def test_the_bias_and_the_module_are_restored_too(half: Path) -> None:
     model: Decoder = state.model
     assert state.step == 4 and saved.keys() == model.state_dict().keys()
     assert all(torch.equal(saved[name], tensor) for name, tensor in model.state_dict().items())
+
+
+# ---- more steps in the same folder
+
+
+LONGER = STEPS + 5
+
+
+@pytest.fixture(scope="module")
+def longer(straight: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Both recipes, extended without an interruption once they had ended."""
+    out = tmp_path_factory.mktemp("longer")
+    for recipe, path in straight.items():
+        shutil.copytree(path, out / recipe)
+    return {recipe: out / recipe for recipe in straight}
+
+
+def more(recipe: str, base: Path, steps: int) -> Run:
+    return the_run(recipe, base).model_copy(update={"steps": steps})
+
+
+@pytest.mark.parametrize("recipe", ["sft", "grpo"])
+def test_more_steps_extend_a_run_and_a_kill_within_changes_no_bit(
+    recipe: str,
+    base: Path,
+    straight: dict[str, Path],
+    longer: dict[str, Path],
+    tmp_path: Path,
+    context: ForkServerContext,
+) -> None:
+    ended = the_run(recipe, base).steps
+    run = more(recipe, base, ended + 5)
+    fit(run, RunDir(longer[recipe]), quiet=True)
+    old, new = records(straight[recipe]), records(longer[recipe])
+    assert new[:ended] == old and len(new) == ended + 5
+    told = {"from_step": ended, "old_steps": ended, "new_steps": ended + 5}
+    assert [n for n, line in enumerate(new) if "old_steps" in line] == [ended] and told.items() <= new[ended].items()
+    assert RunDir(longer[recipe]).config() == RunDir(straight[recipe]).config() | {
+        "steps": ended + 5,
+        "extensions": [told],
+    }
+
+    out, rng = tmp_path / "killed", random.Random(recipe)
+    shutil.copytree(straight[recipe], out)
+    died = [killed(context, run, out, rng) for _ in range(2)]
+    assert any(died), "every run had ended before it was killed"
+    child(run, out)
+    same(longer[recipe], out)
+    assert RunDir(out).config() == RunDir(longer[recipe]).config()
+
+
+def test_the_schedule_is_of_the_new_total_from_the_checkpoint_on(
+    half: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run that stands at step 4 of 8 takes its other steps as one of 13 that had its first four at the rates of 8."""
+    run, factors = sft_run(LONGER), []
+
+    class Seen(Schedule):
+        def at(self, step: int, steps: int) -> float:
+            factors.append((step, steps))
+            return super().at(step, steps)
+
+    schedule = Seen(**run.optim.schedule.model_dump())
+    fit(run.model_copy(update={"optim": run.optim.model_copy(update={"schedule": schedule})}), RunDir(half))
+    assert factors == [(step, LONGER) for step in range(4, LONGER)]
+    assert "extended after step 4: 13 steps, not 8" in capsys.readouterr().out
+
+
+def test_a_longer_run_that_kept_no_step_is_extended_once(half: Path) -> None:
+    """Extended to 10 and killed before a checkpoint, then to 13: nothing of the first extension is left, in no file."""
+    with pytest.raises(KeyboardInterrupt):
+        fit(sft_run(10), RunDir(half), quiet=True, observe=interrupt)
+    fit(sft_run(LONGER), RunDir(half), quiet=True)
+    assert RunDir(half).config()["extensions"] == [{"from_step": 4, "old_steps": 8, "new_steps": LONGER}]
+    lines = [line for line in records(half) if "old_steps" in line]
+    assert [(line["step"], line["old_steps"], line["new_steps"]) for line in lines] == [(5, 8, LONGER)]
+    fit(sft_run(LONGER + 1), RunDir(half), quiet=True)
+    assert [e["from_step"] for e in RunDir(half).config()["extensions"]] == [4, LONGER]
+    with pytest.raises(ConfigError, match=r"steps=13 is smaller than the run's 14(?s:.)*Set steps=14"):
+        fit(sft_run(LONGER), RunDir(half), quiet=True)
+
+
+def interrupt(record: dict[str, object]) -> None:
+    raise KeyboardInterrupt
+
+
+def test_an_experiment_is_never_extended(half: Path) -> None:
+    """A finding is of the steps that it names."""
+    with pytest.raises(ConfigError, match="steps: 8 there, 13 now"):
+        fit(sft_run(LONGER), RunDir(half), quiet=True, extend=False)

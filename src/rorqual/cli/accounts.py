@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import Field
 
 from rorqual.cli.settings import DType, Placement
-from rorqual.core.config import parse
+from rorqual.core.config import Natural, parse
 from rorqual.core.errors import ConfigError, nearest
 from rorqual.core.records import RunDir
 from rorqual.model.account import Account, account
@@ -33,7 +32,7 @@ class InspectSettings(Placement):
     """`context`: keys that attention looks back on, for FLOPs and the cache of one sequence."""
 
     dtype: DType = "bfloat16"
-    context: int = Field(4096, ge=0)
+    context: Natural = 4096
 
 
 def find_model(name: str) -> ModelConfig:

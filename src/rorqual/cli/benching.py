@@ -26,6 +26,7 @@ from rorqual.cli.accounts import BYTES, count, memory_text
 from rorqual.cli.machine import cores, load, memory, processor
 from rorqual.cli.measure import REMOTE
 from rorqual.cli.settings import Placement, check_device, read
+from rorqual.core.config import Natural, Seed
 from rorqual.core.errors import ConfigError
 from rorqual.core.records import write_json
 from rorqual.data.source.text import read_text
@@ -55,8 +56,8 @@ class BenchSettings(Placement):
     new: int = Field(64, ge=2, le=2**20)
     repeats: int = Field(5, ge=1, le=1000)
     data: str = ""
-    seed: int = Field(0, ge=0)
-    threads: int = Field(0, ge=0)
+    seed: Seed = 0
+    threads: Natural = 0
     out: str = ""
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Protocol
 
-from pydantic import Field
-
 from rorqual.cli.settings import Placement
+from rorqual.core.config import Count, Natural, NonNegative, Seed
 from rorqual.core.records import Message, Thinking
 from rorqual.data.chat import ChatFormat
 from rorqual.engine.engine import Engine
@@ -24,10 +23,10 @@ class ChatSettings(Placement):
 
     thinking: Thinking = "auto"
     system: str = ""
-    temperature: float = Field(0.0, ge=0)
-    max_tokens: int = Field(1024, ge=1)
-    seed: int = Field(0, ge=0)
-    threads: int = Field(0, ge=0)
+    temperature: NonNegative = 0.0
+    max_tokens: Count = 1024
+    seed: Seed = 0
+    threads: Natural = 0
 
 
 class Screen(Protocol):

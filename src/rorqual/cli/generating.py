@@ -17,7 +17,7 @@ from rorqual.cli.evaluating import arithmetic, loaded
 from rorqual.cli.machine import cores
 from rorqual.cli.measure import REMOTE, SeedBits
 from rorqual.cli.settings import WHERE, Placement, check_device, pairs
-from rorqual.core.config import parse, scalar
+from rorqual.core.config import Natural, parse, scalar
 from rorqual.core.errors import ConfigError, DataError, RorqualError, nearest
 from rorqual.core.log import Progress, clock
 from rorqual.core.records import RunDir
@@ -45,8 +45,8 @@ class GenerateSettings(Placement):
     strict: bool = False
     quiet: bool = False
     slots: int = Field(64, ge=1, le=4096)
-    max_len: int = Field(0, ge=0)
-    threads: int = Field(0, ge=0)
+    max_len: Natural = 0
+    threads: Natural = 0
     model: str = ""
     concurrency: int = Field(8, ge=1, le=1024)
     seed_bits: SeedBits = 64

@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field
 
 from rorqual.cli.machine import cores
 from rorqual.cli.settings import Placement, check_device
-from rorqual.core.config import scalar
+from rorqual.core.config import Count, Natural, NonNegative, Seed, scalar
 from rorqual.core.errors import ConfigError
 from rorqual.core.records import Thinking
 from rorqual.tasks.base import Split
@@ -29,17 +29,17 @@ class EvalSettings(Placement):
     task: str = ""
     data: str = ""
     split: Split = "test"
-    count: int = Field(100, ge=1)
-    seed: int = Field(0, ge=0)
+    count: Count = 100
+    seed: Seed = 0
     thinking: Thinking = "auto"
-    temperature: float = Field(0.0, ge=0)
-    samples: int = Field(1, ge=1)
-    max_tokens: int = Field(1024, ge=1)
-    window: int = Field(0, ge=0)
+    temperature: NonNegative = 0.0
+    samples: Count = 1
+    max_tokens: Count = 1024
+    window: Natural = 0
     per_family: bool = False
     options: Annotated[dict[str, Any], Typed] = {}
     out: str = ""
-    threads: int = Field(0, ge=0)
+    threads: Natural = 0
     model: str = ""
     seed_bits: SeedBits = 64
     concurrency: int = Field(8, ge=1, le=1024)

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from rorqual.cli.machine import cores
 from rorqual.cli.settings import Placement, read
+from rorqual.core.config import Bytes, Natural
 from rorqual.serve.keys import default_file
 from rorqual.serve.run import Address, serve
 from rorqual.serve.wire import Placed
@@ -28,18 +29,18 @@ class ServeSettings(Placement):
     tenant: str = "default"
     keys: str = ""
     slots: int = Field(16, ge=1, le=4096)
-    max_len: int = Field(0, ge=0)
+    max_len: Natural = 0
     queue: int = Field(256, ge=1, le=100_000)
     max_body: int = Field(8 * 2**20, ge=1024, le=2**30)
     grace: float = Field(30, ge=1, le=3600)
-    threads: int = Field(0, ge=0)
+    threads: Natural = 0
     hang: float = Field(120, ge=1, le=86_400)
     load: float = Field(3600, ge=1, le=86_400)
     cache_dir: str = ""
-    cache_bytes: int = Field(0, ge=0)
-    disk_bytes: int = Field(4 << 30, ge=1 << 20)
+    cache_bytes: Bytes = 0
+    disk_bytes: int = Field(4 << 30, ge=1 << 20, le=2**63 - 1)
     invariant: bool = True
-    step_tokens: int = Field(256, ge=32)
+    step_tokens: int = Field(256, ge=32, le=2**63 - 1)
     ui: bool | None = None
     operator: str = "default"
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from rorqual.convert.stream import Stored, read_header, strict_json
 from rorqual.core.errors import CheckpointError, RorqualError
-from rorqual.core.journal import own
+from rorqual.core.lock import own
 from rorqual.model.load.names import shown
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -143,7 +143,7 @@ def _sharded(folder: Path, index: Mapping[str, Any]) -> dict[str, Stored]:
 def refuse_target(final: Path) -> None:
     """Refuse to write to what is there already; an empty folder is fine."""
     if final.is_symlink() or (final.exists() and not final.is_dir()) or (final.is_dir() and any(final.iterdir())):
-        raise RorqualError(
+        raise CheckpointError(
             "it exists already", where=str(final), remedy="Name a folder that does not exist, or delete it."
         )
 
@@ -153,16 +153,14 @@ def in_the_making(final: Path, *, needs: int, resumes: bool = False) -> Iterator
     """A folder beside `final` in which it is made; renamed when the block ends, gone where it fails.
 
     What a kill left there is thrown away, or kept with `resumes`: then also an interruption and a full disk leave it there.
-    `needs`: bytes that will be written; a disk without that much room is refused now. One process at a time.
+    `needs`: bytes that will be written; a disk without that much room is refused now. One process at a time, by `core.lock`.
     """
     refuse_target(final)
     final = final.absolute()
     temporary = final.with_name(f".{final.name}.part")
-    parents = [parent for parent in final.parents if not parent.exists()]
-    temporary.mkdir(parents=True, exist_ok=True)
-    lock = os.open(temporary, os.O_RDONLY)
-    try:
-        own(lock, final, "Wait for it, or name another folder.")
+    with own(final, "Wait for it, or name another folder."):
+        refuse_target(final)
+        temporary.mkdir(exist_ok=True)
         keep = resumes and any(temporary.iterdir())
         try:
             if not resumes:
@@ -174,12 +172,7 @@ def in_the_making(final: Path, *, needs: int, resumes: bool = False) -> Iterator
         except BaseException as error:
             if not keep and not (resumes and isinstance(error, OSError | KeyboardInterrupt)):
                 shutil.rmtree(temporary, ignore_errors=True)
-                with suppress(OSError):
-                    for parent in parents:
-                        parent.rmdir()
             raise
-    finally:
-        os.close(lock)
 
 
 def _empty(folder: Path) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +11,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from rorqual.convert.files import beside
+from rorqual.convert.files import in_the_making, refuse_target
 from rorqual.convert.gguf_export import Progress, export_gguf
 from rorqual.convert.gguf_keys import architecture_of, config_from_keys
 from rorqual.convert.gguf_names import Layout, check_tensors, layout
@@ -22,7 +20,7 @@ from rorqual.convert.gguf_read import GGUFFile, open_gguf
 from rorqual.convert.gguf_rope import FREQS
 from rorqual.convert.gguf_tokenizer import tokenizer_from_keys
 from rorqual.convert.stream import CHUNK, Spec, write_tensors
-from rorqual.core.errors import CheckpointError, ConfigError, RorqualError
+from rorqual.core.errors import ConfigError, RorqualError
 from rorqual.core.records import WHOLE_FILE, RunDir, write_atomic, write_json
 from rorqual.data.chat import TEMPLATE_FILE, guess_chat
 from rorqual.data.tokenizer import Tokenizer
@@ -44,33 +42,29 @@ def import_gguf(src: Path, out: Path, *, progress: Progress, dtype: str = "float
     """
     if dtype not in ("float32", "bfloat16"):
         raise ConfigError(f"no type '{dtype}' to dequantise to", where="dtype", remedy="Use float32 or bfloat16.")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise CheckpointError("exists already", where=str(out), remedy="Give another out=, or delete it.")
+    refuse_target(out)
     with open_gguf(src) as file:
         work = _plan(file, torch.bfloat16 if dtype == "bfloat16" else torch.float32)
         tokenizer = tokenizer_from_keys(file.keys, file.where)
         settings = _settings(file, work, tokenizer, dtype)
         template = file.keys.get("tokenizer.chat_template")
-        temporary = RunDir(beside(out))
+        needs = sum(spec.size for spec in work.specs)
         try:
-            step = temporary.step_dir(0)
-            step.mkdir(parents=True)
-            size = write_tensors(step / WEIGHTS_FILE, work.specs, _Feed(file, work, progress).chunks)
-            write_json(step / WHOLE_FILE, {WEIGHTS_FILE: size})
-            tokenizer.save(temporary.tokenizer_file)
-            if isinstance(template, str):
-                write_atomic(temporary.path / TEMPLATE_FILE, template.encode())
-            text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
-            write_atomic(temporary.config_file, text.encode())
-            if out.is_dir():
-                out.rmdir()
-            os.replace(temporary.path, out)
+            with in_the_making(out, needs=needs) as folder:
+                made = RunDir(folder)
+                step = made.step_dir(0)
+                step.mkdir()
+                size = write_tensors(step / WEIGHTS_FILE, work.specs, _Feed(file, work, progress).chunks)
+                write_json(step / WHOLE_FILE, {WEIGHTS_FILE: size})
+                tokenizer.save(made.tokenizer_file)
+                if isinstance(template, str):
+                    write_atomic(folder / TEMPLATE_FILE, template.encode())
+                text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+                write_atomic(made.config_file, text.encode())
         except OSError as error:
             raise RorqualError(
                 f"cannot write: {error.strerror}", where=str(out), remedy="Free disk space or choose another folder."
             ) from error
-        finally:
-            shutil.rmtree(temporary.path, ignore_errors=True)
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,38 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from rorqual.core.errors import ConfigError, nearest
+
+
+def _no_truth_value(value: Any) -> Any:
+    if isinstance(value, bool):  # `steps=yes` is no number, though Python counts with it
+        raise ValueError("a truth value, not a number")
+    return value
+
+
+MOST, LARGEST = 2**31 - 1, 1e12
+_NUMBER = BeforeValidator(_no_truth_value)
+Count = Annotated[int, _NUMBER, Field(ge=1, le=MOST)]
+Natural = Annotated[int, _NUMBER, Field(ge=0, le=MOST)]
+Rows = Annotated[int, _NUMBER, Field(ge=1, le=2**16)]
+"""Rows of a batch."""
+RowLength = Annotated[int, _NUMBER, Field(ge=8, le=2**22)]
+"""Tokens of a row."""
+Seed = Annotated[int, _NUMBER, Field(ge=0, lt=2**63)]
+Bytes = Annotated[int, _NUMBER, Field(ge=0, lt=2**63)]
+Positive = Annotated[float, _NUMBER, Field(gt=0, le=LARGEST, allow_inf_nan=False)]
+NonNegative = Annotated[float, _NUMBER, Field(ge=0, le=LARGEST, allow_inf_nan=False)]
+Share = Annotated[float, _NUMBER, Field(ge=0, le=1, allow_inf_nan=False)]
+Part = Annotated[float, _NUMBER, Field(gt=0, le=1, allow_inf_nan=False)]
+"""A share that is not none."""
+Momentum = Annotated[float, _NUMBER, Field(ge=0, lt=1, allow_inf_nan=False)]
+Temperature = Annotated[float, _NUMBER, Field(ge=1e-3, le=1e3, allow_inf_nan=False)]
+"""A temperature that log-probabilities are divided by."""
 
 
 class Config(BaseModel):
@@ -51,7 +77,7 @@ def one_of(base: type[Kind]) -> BeforeValidator:
             return value
         known = kinds(base)
         kind = value.get("kind")
-        if kind not in known:
+        if not isinstance(kind, str) or kind not in known:
             raise ValueError(f"unknown kind {kind!r}. {nearest(str(kind), known)}")
         return known[kind].model_validate(value)
 
@@ -120,7 +146,7 @@ def _of_another_kind(held: Kind, kind: Any, key: str, where: str) -> dict[str, A
     """The fields of the kind that is called `kind`, a sibling of `held`; those of their common base keep what they hold."""
     base: type[Kind] = next(cls for cls in type(held).__mro__ if issubclass(cls, Kind) and Kind in cls.__bases__)
     known = kinds(base)
-    if kind not in known:
+    if not isinstance(kind, str) or kind not in known:
         raise ConfigError(f"key '{key}': unknown kind '{kind}'", where=where, remedy=nearest(str(kind), known))
     fields = {
         name: _Unset() if field.is_required() else field.get_default(call_default_factory=True)

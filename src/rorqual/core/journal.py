@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import threading
@@ -14,6 +13,7 @@ from types import TracebackType
 from typing import Any
 
 from rorqual.core.errors import DataError, RorqualError
+from rorqual.core.lock import own
 
 SPARE_BYTES = 1 << 20
 """Disk space that is held back, so that answers which are paid for and under way can still be kept when the disk fills up."""
@@ -35,19 +35,19 @@ class Journal:
     def __init__(self, path: Path, *, spare: bool = False, patience: float = 0.0) -> None:
         self.path, self.patience = path, patience
         self._synced = time.monotonic()
-        self._lock = threading.Lock()
+        self._writing = threading.Lock()
         self._spare = path.with_name(f".{path.name}.spare") if spare else None
+        self._lock = own(path, "Wait for it, or write elsewhere: the same sample would be paid for twice.")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
             self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         except OSError as error:
+            self._lock.close()
             raise self._refusal(error) from error
         try:
-            own(self._file, path, "Wait for it, or write elsewhere: the same sample would be paid for twice.")
             self.lines = self._read()
             self._hold_back()
         except BaseException:
-            os.close(self._file)
+            self.close()
             raise
 
     def __enter__(self) -> Journal:
@@ -61,13 +61,14 @@ class Journal:
         os.close(self._file)
         if self._spare is not None:
             self._spare.unlink(missing_ok=True)
+        self._lock.close()
 
     def append(self, entries: Iterable[Mapping[str, Any]]) -> None:
         """Add lines in one write. A `DiskFull` where the disk is full: what was held back has been used to keep these."""
         raw = b"".join(json.dumps(entry, separators=(",", ":")).encode() + b"\n" for entry in entries)
         if not raw:
             return
-        with self._lock:
+        with self._writing:
             try:
                 self._write(raw)
             except OSError as error:
@@ -139,12 +140,3 @@ class Journal:
             where=str(self.path),
             remedy="Free disk space, or raise the limit, and repeat the command: it goes on from what is kept.",
         )
-
-
-def own(file: int, path: Path, remedy: str) -> None:
-    """Refuse an open file of this `path` that another process has so, too; until it is closed it is this one's."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):  # else a file system without locks
-            raise RorqualError("another process is writing it", where=str(path), remedy=remedy) from None

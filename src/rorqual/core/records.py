@@ -52,6 +52,11 @@ class Message:
     tool_call_id: str | None = None
 
 
+def says_nothing(message: Message) -> bool:
+    """Whether its text is white space alone."""
+    return not message.content.strip()
+
+
 STEP = re.compile(r"step-(\d{6,})$")
 CONFIG_FILE, METRICS_FILE, TOKENIZER_FILE = "run.yaml", "metrics.jsonl", "tokenizer.json"
 ROLLOUTS_FILE = "rollouts.jsonl"

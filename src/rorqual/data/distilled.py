@@ -11,7 +11,7 @@ import io
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rorqual.core.errors import DataError
-from rorqual.core.records import Message, write_atomic
+from rorqual.core.records import Message, Role, write_atomic
 
 FORMAT = "1"
 FORMAT_KEY, TOKENIZER_KEY, VOCAB_KEY = b"rorqual.format", b"rorqual.tokenizer", b"rorqual.vocab"
@@ -159,23 +159,26 @@ def is_distilled(path: Path) -> bool:
 def read_distilled(path: Path) -> DistilledFile:
     """All rows. A file that is missing, torn, of another format or without a row is a `DataError` that names it."""
     file = _open(path)
-    rows = [row for batch in _batches(file, path, None) for row in _rows(batch)]
+    rows = [row for first, batch in _batches(file, path, None) for row in _rows(batch, path, first)]
     if not rows:
         raise DataError("the file has no sample", where=str(path), remedy="Sample the teacher again.")
     metadata = file.schema_arrow.metadata
-    return DistilledFile(rows, metadata[TOKENIZER_KEY].decode(), int(metadata[VOCAB_KEY]))
+    tokenizer, vocab = (metadata.get(key, b"").decode("utf-8", "replace") for key in (TOKENIZER_KEY, VOCAB_KEY))
+    if not vocab.isdecimal():
+        raise DataError(f"its vocabulary's size is {vocab!r:.40}", where=str(path), remedy="Sample the teacher again.")
+    return DistilledFile(rows, tokenizer, int(vocab))
 
 
-def read_kept_messages(path: Path) -> tuple[list[tuple[Message, ...]], int]:
-    """The conversations of the rows that no filter dropped, in order, and how many were dropped."""
-    found: list[tuple[Message, ...]] = []
+def read_kept_messages(path: Path) -> tuple[dict[int, tuple[Message, ...]], int]:
+    """The conversations of the rows that no filter dropped, by the number of the row, and how many were dropped."""
+    found: dict[int, tuple[Message, ...]] = {}
     dropped = 0
-    for batch in _batches(_open(path), path, ["messages", "dropped"]):
-        for row in batch.to_pylist():
+    for first, batch in _batches(_open(path), path, ["messages", "dropped"]):
+        for number, row in enumerate(batch.to_pylist(), start=first):
             if row["dropped"]:
                 dropped += 1
             else:
-                found.append(tuple(Message(**message) for message in row["messages"]))
+                found[number] = _messages(row["messages"], f"{path}:row {number}")
     return found, dropped
 
 
@@ -196,22 +199,60 @@ def _open(path: Path) -> pq.ParquetFile:
         )
     if missing := set(SCHEMA.names) - set(file.schema_arrow.names):
         raise DataError(f"no column {', '.join(sorted(missing))}", where=str(path), remedy="Write the file again.")
+    for wanted in SCHEMA:
+        kind = file.schema_arrow.field(wanted.name).type
+        if kind != wanted.type:
+            raise DataError(
+                f"column '{wanted.name}' is {kind}, not {wanted.type}", where=str(path), remedy="Write the file again."
+            )
     return file
 
 
-def _batches(file: pq.ParquetFile, path: Path, columns: list[str] | None) -> Iterator[pa.RecordBatch]:
+def _batches(file: pq.ParquetFile, path: Path, columns: list[str] | None) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """Pieces of the table, each with the number of its first row; a value that is missing is a `DataError`."""
+    first = 1
     try:
-        yield from file.iter_batches(ROWS_AT_ONCE, columns=columns)
-    except (OSError, pa.ArrowException) as error:
+        for batch in file.iter_batches(ROWS_AT_ONCE, columns=columns or SCHEMA.names):
+            for name, column in zip(batch.schema.names, batch.columns):
+                if column.null_count:
+                    row = first + column.is_null().to_pylist().index(True)
+                    raise DataError(
+                        f"column '{name}' is null", where=f"{path}:row {row}", remedy="Write the file again."
+                    )
+            yield first, batch
+            first += len(batch)
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise DataError(f"torn: {error}", where=str(path), remedy="Write the file again.") from None
 
 
-def _rows(batch: pa.RecordBatch) -> Iterator[Distilled]:
+def _rows(batch: pa.RecordBatch, path: Path, first: int) -> Iterator[Distilled]:
     plain = batch.drop_columns(["top_ids", "top_logprobs"]).to_pylist()
     ids, logprobs = _arrays(batch.column("top_ids"), np.int32), _arrays(batch.column("top_logprobs"), np.float32)
-    for row, top, its in zip(plain, ids, logprobs, strict=True):
-        row["messages"] = tuple(Message(**message) for message in row["messages"])
+    for number, row in enumerate(plain, start=first):
+        where = f"{path}:row {number}"
+        row["messages"] = _messages(row["messages"], where)
+        try:
+            top, its = next(ids), next(logprobs)
+            whole = all(isinstance(id_, int) for name in ("prompt_ids", "token_ids") for id_ in row[name])
+        except ValueError:
+            whole = False
+        if not whole:
+            raise DataError("ids or their alternatives have gaps", where=where, remedy="Sample the teacher again.")
         yield Distilled(**row, top_ids=top, top_logprobs=its)
+
+
+def _messages(given: list[dict[str, Any] | None], where: str) -> tuple[Message, ...]:
+    """The turns of a row, of which the last is the assistant's."""
+    roles = get_args(Role)
+    for number, message in enumerate(given, start=1):
+        role, content = (None, None) if message is None else (message["role"], message["content"])
+        if role not in roles or content is None:
+            fault = f"unknown role {role!r}" if role not in roles else "key 'content' is null"
+            raise DataError(fault, where=f"{where}: message {number}", remedy="Write the file again.")
+    made = tuple(Message(**message) for message in given if message is not None)
+    if not made or made[-1].role != "assistant":
+        raise DataError("it does not end with the assistant's turn", where=where, remedy="Write the file again.")
+    return made
 
 
 def _arrays(column: pa.ListArray, kind: Any) -> Iterator[npt.NDArray[Any]]:

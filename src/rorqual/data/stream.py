@@ -179,6 +179,8 @@ class GeneratedStream(Stream):
         while missed < self._misses and any(room):
             sample = self._make(rng)
             check_lengths([sample], self.row_length)
+            if not sample.n_trained:
+                raise DataError("a sample with nothing to train on", where="stream", remedy="Each needs an answer.")
             row = next((number for number, left in enumerate(room) if left >= len(sample)), None)
             if row is None:
                 missed += 1

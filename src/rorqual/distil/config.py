@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from rorqual.core.config import Config
+from rorqual.core.config import MOST, Config, Count, Natural, NonNegative, Part, Positive, Seed, Share
 from rorqual.core.records import Thinking
 from rorqual.engine.request import SamplingParams
 from rorqual.engine.seeds import Bits
@@ -27,14 +27,14 @@ class FilterConfig(Config):
     """
 
     names: tuple[FilterName, ...] = ("length", "repetition", "language", "contaminated", "duplicate")
-    shortest: int = Field(1, ge=0)
-    longest: int = Field(0, ge=0)
-    ngram: int = Field(8, ge=1)
-    repeated: float = Field(0.6, ge=0, le=1)
-    foreign: float = Field(0.2, ge=0, le=1)
-    shingle: int = Field(3, ge=1)
-    similar: float = Field(0.8, gt=0, le=1)
-    overlap: int = Field(13, ge=2)
+    shortest: Natural = 1
+    longest: Natural = 0
+    ngram: Count = 8
+    repeated: Share = 0.6
+    foreign: Share = 0.2
+    shingle: Count = 3
+    similar: Part = 0.8
+    overlap: int = Field(13, ge=2, le=MOST)
 
 
 class Access(Config):
@@ -43,13 +43,13 @@ class Access(Config):
     `price_in` and `price_out` are money per million tokens, `budget` the most that may be spent (0: no limit), in the same currency.
     """
 
-    concurrency: int = Field(8, ge=1)
-    timeout: float = Field(300.0, gt=0)
-    retries: int = Field(5, ge=0)
-    backoff: float = Field(0.5, gt=0)
-    budget: float = Field(0.0, ge=0)
-    price_in: float = Field(0.0, ge=0)
-    price_out: float = Field(0.0, ge=0)
+    concurrency: Count = 8
+    timeout: Positive = 300.0
+    retries: Natural = 5
+    backoff: Positive = 0.5
+    budget: NonNegative = 0.0
+    price_in: NonNegative = 0.0
+    price_out: NonNegative = 0.0
 
     @model_validator(mode="after")
     def _priced(self) -> Self:
@@ -73,18 +73,18 @@ class FactoryConfig(Config):
     data: str = ""
     options: dict[str, Any] = {}
     split: Split = "train"
-    problems: int = Field(100, ge=1)
+    problems: Count = 100
     per_family: bool = False
-    samples: int = Field(1, ge=1)
-    temperature: float = Field(1.0, ge=0)
-    top_p: float = Field(1.0, gt=0, le=1)
-    max_tokens: int = Field(512, ge=1)
+    samples: Count = 1
+    temperature: NonNegative = 1.0
+    top_p: Part = 1.0
+    max_tokens: Count = 512
     thinking: Thinking = "auto"
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
     seed_bits: Bits = 64
-    top_k: int = Field(0, ge=0)
+    top_k: Natural = 0
     keep: Keep = "right"
-    batch: int = Field(256, ge=1)
+    batch: Count = 256
     decontaminate: tuple[str, ...] = ()
     filters: FilterConfig = FilterConfig()
     access: Access = Access()

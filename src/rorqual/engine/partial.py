@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any, BinaryIO, NoReturn
 
 from rorqual.core.errors import ConfigError, RorqualError
-from rorqual.core.journal import own
+from rorqual.core.lock import Lock, own
 from rorqual.core.records import write_json
 
 SYNC_SECONDS = 5.0
@@ -47,6 +47,7 @@ class Partial:
         self.whole = False
         self._places = array("q", [NONE]) * (last + 1)
         self._end, self._synced, self._file = 0, time.monotonic(), NONE
+        self._lock: Lock | None = None
         check_place(out)
         out.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -66,6 +67,9 @@ class Partial:
         if self._file != NONE:
             os.close(self._file)
             self._file = NONE
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
     def has(self, line: int) -> bool:
         """Whether that line's answer is there."""
@@ -120,11 +124,11 @@ class Partial:
                 self._changed(f"{self.count} of its {self.rows} lines are there: it was changed")
             self.whole = True
             return
+        self._lock = own(self.path, "Wait for it, or choose another out=.")
         try:
             self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         except OSError as error:
             self._refuse(error)
-        own(self._file, self.path, "Wait for it, or choose another out=.")
         if old != made:
             write_json(self.made_file, made)
         with open(self.path, "rb") as file:

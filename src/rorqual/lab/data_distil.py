@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-from rorqual.core.config import Config
+from rorqual.core.config import Config, Count
 from rorqual.data.distilled import read_distilled
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.distil.config import FactoryConfig, FilterConfig
@@ -49,18 +49,18 @@ class Amounts(Config):
     core-minutes allow, so that of the two errors the one in the claim's favour is made.
     """
 
-    questions: int = 4000
-    text_steps: int = 300
-    words_steps: int = 500
-    teacher_steps: int = 300
-    teacher_rows: int = 16
-    full: int = 2000
-    small: int = 200
-    student_steps: int = 350
-    rows: int = 8
-    row: int = 64
-    count: int = 200
-    top_k: int = 16
+    questions: Count = 4000
+    text_steps: Count = 300
+    words_steps: Count = 500
+    teacher_steps: Count = 300
+    teacher_rows: Count = 16
+    full: Count = 2000
+    small: Count = 200
+    student_steps: Count = 350
+    rows: Count = 8
+    row: Count = 64
+    count: Count = 200
+    top_k: Count = 16
 
     def of(self, share: float) -> Amounts:
         """A share of the work, for a budget."""

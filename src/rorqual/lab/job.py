@@ -110,7 +110,7 @@ class Train(Job):
 
     def work(self, place: Path) -> Cost:
         out = RunDir(place / self.name)
-        fit(self.make(), out, threads=1, quiet=True)
+        fit(self.make(), out, threads=1, quiet=True, extend=False)
         return run_cost(out)
 
 

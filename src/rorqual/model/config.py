@@ -6,7 +6,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, SerializeAsAny, model_validator
 
-from rorqual.core.config import Config, one_of
+from rorqual.core.config import MOST, Config, Count, Natural, NonNegative, Positive, one_of
 from rorqual.model.attention import AttentionConfig
 from rorqual.model.ffn import FFNConfig
 
@@ -14,7 +14,7 @@ from rorqual.model.ffn import FFNConfig
 class Stage(Config):
     """`layers` blocks in a row with the same shape. V3 is Stage(3, mla, dense) and then Stage(58, mla, moe)."""
 
-    layers: int = Field(ge=1)
+    layers: Count
     attention: Annotated[SerializeAsAny[AttentionConfig], one_of(AttentionConfig)]
     ffn: Annotated[SerializeAsAny[FFNConfig], one_of(FFNConfig)]
 
@@ -22,14 +22,14 @@ class Stage(Config):
 class ModelConfig(Config):
     """A decoder. `num_nextn_predict_layers` multi-token prediction modules (V3 eq. 21-25) take the last stage's block."""
 
-    vocab_size: int = Field(ge=2)
-    hidden_size: int = Field(ge=1)
+    vocab_size: int = Field(ge=2, le=MOST)
+    hidden_size: Count
     stages: tuple[Stage, ...] = Field(min_length=1)
-    max_position_embeddings: int = 4096
-    rms_norm_eps: float = 1e-6
+    max_position_embeddings: Count = 4096
+    rms_norm_eps: Positive = 1e-6
     tie_word_embeddings: bool = False
-    num_nextn_predict_layers: int = Field(default=0, ge=0)
-    initializer_range: float = 0.02
+    num_nextn_predict_layers: Natural = 0
+    initializer_range: NonNegative = 0.02
 
     @property
     def layers(self) -> tuple[Stage, ...]:

@@ -14,7 +14,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from rorqual.core.config import Config
+from rorqual.core.config import LARGEST, Config, Count, NonNegative, Positive
 
 
 class Yarn(Config):
@@ -23,23 +23,23 @@ class Yarn(Config):
     `attention_factor` multiplies cos and sin; 0: what `mscale`, `mscale_all_dim` and the paper's eq. 22 say.
     """
 
-    factor: float = Field(gt=0)
-    original_max_position_embeddings: int = Field(ge=1)
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
-    mscale: float = 1.0
-    mscale_all_dim: float = 0.0
-    attention_factor: float = Field(default=0.0, ge=0)
+    factor: Positive
+    original_max_position_embeddings: Count
+    beta_fast: Positive = 32.0
+    beta_slow: Positive = 1.0
+    mscale: NonNegative = 1.0
+    mscale_all_dim: NonNegative = 0.0
+    attention_factor: NonNegative = 0.0
 
 
 class Llama3(Config):
     """Llama 3.1's extension (its reference code, `apply_scaling`): a wave that turns less than `low_freq_factor` times over
     the original context is stretched by `factor`, one that turns more than `high_freq_factor` times is kept, between is mixed."""
 
-    factor: float = Field(gt=0)
-    low_freq_factor: float = Field(default=1.0, gt=0)
-    high_freq_factor: float = Field(default=4.0, gt=0)
-    original_max_position_embeddings: int = Field(ge=1)
+    factor: Positive
+    low_freq_factor: Positive = 1.0
+    high_freq_factor: Positive = 4.0
+    original_max_position_embeddings: Count
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -52,10 +52,10 @@ class Rope(Config):
     """Base `theta` and, where the context was extended, one of `yarn`, `llama3` and `linear`: the factor that divides
     every position (1: none)."""
 
-    theta: float = Field(default=10000.0, gt=1)
+    theta: float = Field(default=10000.0, gt=1, le=LARGEST, allow_inf_nan=False)
     yarn: Yarn | None = None
     llama3: Llama3 | None = None
-    linear: float = Field(default=1.0, gt=0)
+    linear: Positive = 1.0
 
     @model_validator(mode="after")
     def _one(self) -> Self:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from rorqual.core.config import Count, Natural, NonNegative, Positive, RowLength, Rows, Seed, Share, Temperature
 from rorqual.core.errors import ConfigError
 from rorqual.core.records import Thinking
 from rorqual.recipes.models import Size
@@ -21,16 +22,16 @@ def distil(
     tokenizer: str = "bytes",
     size: Size = "student",
     objective: Literal["sequence", Divergence] = "sequence",
-    alpha: float = 0.1,
-    temperature: float = 1.0,
+    alpha: Share = 0.1,
+    temperature: Temperature = 1.0,
     tail: Tail = "bucket",
-    next_token: float = 0.0,
+    next_token: NonNegative = 0.0,
     longer: Literal["error", "skip"] = "error",
-    lr: float = 0.0,
-    steps: int = 600,
-    rows: int = 32,
-    row: int = 128,
-    seed: int = 0,
+    lr: NonNegative = 0.0,
+    steps: Count = 600,
+    rows: Rows = 32,
+    row: RowLength = 128,
+    seed: Seed = 0,
 ) -> Run:
     """Train a student on a teacher's samples (data=FILE.parquet, which `rorqual distil` wrote): from a run, or fresh.
 
@@ -70,18 +71,18 @@ def on_policy(
     task: str,
     data: str = "",
     divergence: Divergence = "reverse",
-    alpha: float = 0.1,
-    top_k: int = 0,
-    steps: int = 40,
-    problems: int = 64,
-    samples: int = 4,
-    max_tokens: int = 96,
-    row: int = 128,
-    temperature: float = 1.0,
+    alpha: Share = 0.1,
+    top_k: Natural = 0,
+    steps: Count = 40,
+    problems: Count = 64,
+    samples: Count = 4,
+    max_tokens: Count = 96,
+    row: RowLength = 128,
+    temperature: Temperature = 1.0,
     thinking: Thinking = "auto",
     options: dict[str, Any] | None = None,
-    lr: float = 5e-4,
-    seed: int = 0,
+    lr: Positive = 5e-4,
+    seed: Seed = 0,
     dtype: Dtype = "float32",
 ) -> Run:
     """Distil on the student's own answers: it samples, the teacher (a run) says at each place what it would write; no reward.

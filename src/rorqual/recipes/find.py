@@ -26,6 +26,9 @@ RECIPES: Mapping[str, Callable[..., Run]] = {
 ALIASES = {"from": "start"}
 """`from` is a word of Python's; the recipes call it `start`."""
 
+SETTINGS = tuple(name for name in Run.model_fields if name != "extensions")
+"""What may be set of a run; its extensions are written by the loop."""
+
 
 def recipe_names() -> dict[str, str]:
     """Name -> the first line of what it does."""
@@ -37,17 +40,17 @@ def make_run(name: str, values: Mapping[str, str]) -> Run:
     if name not in RECIPES:
         raise ConfigError(f"unknown recipe '{name}'", where="train", remedy=nearest(name, RECIPES))
     recipe = RECIPES[name]
-    takes, hints = inspect.signature(recipe).parameters, get_type_hints(recipe)
+    takes, hints = inspect.signature(recipe).parameters, get_type_hints(recipe, include_extras=True)
     arguments: dict[str, Any] = {}
     overrides: list[str] = []
     for key, raw in values.items():
         parameter = ALIASES.get(key, key)
         if parameter in takes:
             arguments[parameter] = _convert(key, raw, hints[parameter])
-        elif "." in key or key in Run.model_fields:
+        elif key in SETTINGS or ("." in key and not key.startswith("extensions.")):
             overrides.append(f"{key}={raw}")
         else:
-            known = [*takes, *ALIASES, *Run.model_fields]
+            known = [*takes, *ALIASES, *SETTINGS]
             known.remove("start")
             raise ConfigError(f"unknown key '{key}'", where=f"train {name}", remedy=nearest(key, known))
     missing = [p.name for p in takes.values() if p.default is inspect.Parameter.empty and p.name not in arguments]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from rorqual.core.config import Count, NonNegative, Positive, RowLength, Seed, Temperature
 from rorqual.core.records import Thinking
 from rorqual.recipes.start import beginning, nudged
 from rorqual.train.balance import Balance
@@ -41,20 +42,20 @@ def grpo(
     task: str,
     start: str,
     data: str = "",
-    steps: int = 40,
-    problems: int = 32,
-    samples: int = 12,
-    max_tokens: int = 96,
-    row: int = 128,
-    temperature: float = 1.0,
+    steps: Count = 40,
+    problems: Count = 32,
+    samples: Count = 12,
+    max_tokens: Count = 96,
+    row: RowLength = 128,
+    temperature: Temperature = 1.0,
     thinking: Thinking = "auto",
     mends: Mends = "none",
-    tis_cap: float = 0.0,
-    beta: float | None = None,
+    tis_cap: NonNegative = 0.0,
+    beta: NonNegative | None = None,
     reference: str = "",
     options: dict[str, Any] | None = None,
-    lr: float = 1e-4,
-    seed: int = 0,
+    lr: Positive = 1e-4,
+    seed: Seed = 0,
     dtype: Dtype = "float32",
 ) -> Run:
     """Reinforce a run on a task, on correctness alone: groups of samples, the right ones up, the wrong ones down (GRPO).

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rorqual.core.config import Count, NonNegative, RowLength, Rows, Seed
 from rorqual.recipes.models import Size
 from rorqual.recipes.start import beginning, supervised
 from rorqual.train.balance import Balance
@@ -16,11 +17,11 @@ def pretrain(
     start: str = "",
     tokenizer: str = "bytes",
     size: Size = "small",
-    steps: int = 2000,
-    rows: int = 32,
-    row: int = 64,
-    sequence_balance: float = 0.0,
-    seed: int = 0,
+    steps: Count = 2000,
+    rows: Rows = 32,
+    row: RowLength = 64,
+    sequence_balance: NonNegative = 0.0,
+    seed: Seed = 0,
 ) -> Run:
     """Train on a text file: every token predicted from those before it, the last tenth of the file held out."""
     begin, model, chat = beginning(start, tokenizer, size, row)

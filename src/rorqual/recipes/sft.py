@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from rorqual.core.config import Count, NonNegative, RowLength, Rows, Seed, Share
 from rorqual.core.errors import ConfigError
 from rorqual.recipes.models import Size
 from rorqual.recipes.start import beginning, supervised, tuned
@@ -18,14 +19,14 @@ def sft(
     start: str = "",
     tokenizer: str = "bytes",
     size: Size = "small",
-    steps: int = 600,
-    rows: int = 32,
-    row: int = 128,
-    think: float = 1.0,
+    steps: Count = 600,
+    rows: Rows = 32,
+    row: RowLength = 128,
+    think: Share = 1.0,
     options: dict[str, Any] | None = None,
-    sequence_balance: float = 0.0,
-    lr: float = 0.0,
-    seed: int = 0,
+    sequence_balance: NonNegative = 0.0,
+    lr: NonNegative = 0.0,
+    seed: Seed = 0,
 ) -> Run:
     """Fine-tune on conversations (data=FILE, JSONL or Parquet of messages) or on a task's worked solutions (task=NAME).
 

@@ -29,7 +29,8 @@ class Problem:
     """One problem with a checkable answer.
 
     `key` is the canonical form (a+b and b+a share it): equal keys are one problem, and the split is a hash of it.
-    `steps` is a worked solution, the text that belongs between `<think>` and `</think>`; None where there is none.
+    `prompt` is never empty; to learn from, nor is `answer`. `steps` is a worked solution, the text that belongs between `<think>` and
+    `</think>`; None where there is none.
     """
 
     key: str
@@ -50,6 +51,8 @@ class Task(ABC):
     """Problems with checkable answers. Subclass it in one file of your own: `rorqual train grpo task=./mine.py:Mine`."""
 
     name: str = "task"
+    patience: float = 300.0
+    """Processor seconds that `problems` may take for one problem before a run is stopped by the task's name."""
 
     @abstractmethod
     def problems(self, split: Split, seed: int) -> Iterator[Problem]:

@@ -22,6 +22,7 @@ from rorqual.tasks.gym import GymTask
 from rorqual.tasks.knights import Knights
 from rorqual.tasks.math500 import Math500
 from rorqual.tasks.messages import Messages
+from rorqual.tasks.watch import watched
 
 NAMED: Mapping[str, Callable[..., Task]] = {
     "families": Families, "gsm8k": Gsm8k, "math500": Math500, "folio": Folio, "knights": Knights,
@@ -156,13 +157,13 @@ def safe_grade(task: Task, problem: Problem, reply: str) -> Verdict:
 
 
 def safe_problems(task: Task, split: Split, seed: int) -> Iterator[Problem]:
-    """`task.problems`; what it raises is a `TaskError` with the task's name, or the `RorqualError` that it is."""
+    """`task.problems`; what it raises is a `TaskError` with the task's name, or the `RorqualError` that it is.
+
+    A problem whose fields are not of their types, or whose prompt is empty, is a `TaskError`. One that does not come: `tasks.watch`.
+    """
     try:
-        for problem in task.problems(split, seed):
-            if not isinstance(problem, Problem):
-                raise TaskError(
-                    f"it gave {problem!r:.40}, not a Problem", where=f"task {task.name}", remedy="Yield Problem(...)."
-                )
+        for problem in watched(task.name, iter(task.problems(split, seed)), task.patience):
+            _check(task, problem)
             yield problem
     except RorqualError:
         raise
@@ -170,13 +171,51 @@ def safe_problems(task: Task, split: Split, seed: int) -> Iterator[Problem]:
         raise _theirs(error, task.name, f"its problems({split!r}, {seed})") from error
 
 
+TEXTS = ("key", "prompt", "answer", "family", "level")
+
+
+def _check(task: Task, problem: Problem) -> None:
+    where, remedy = f"task {task.name}", "Yield Problem(...)."
+    if not isinstance(problem, Problem):
+        raise TaskError(f"it gave {problem!r:.40}, not a Problem", where=where, remedy=remedy)
+    wrong = [name for name in TEXTS if not isinstance(getattr(problem, name), str)]
+    wrong += ["steps"] if not isinstance(problem.steps, str | None) else []
+    if wrong:
+        value = getattr(problem, wrong[0])
+        raise TaskError(
+            f"{wrong[0]} of the problem {problem.key!r:.60} is {value!r:.40}, not a text",
+            where=place(task, problem),
+            remedy=remedy,
+        )
+    if not problem.prompt.strip():
+        raise TaskError(
+            f"the problem {problem.key!r:.60} has an empty prompt", where=place(task, problem), remedy="Give it a text."
+        )
+
+
+def place(task: Task, problem: Problem) -> str:
+    """Where a problem comes from: file and line, or the task's name."""
+    return str(problem.meta.get("where", f"task {task.name}"))
+
+
+def refuse_empty_answer(task: Task, problem: Problem) -> None:
+    """A gold answer of white space alone is a `DataError`: it would teach to say nothing."""
+    if not problem.answer.strip():
+        raise DataError(
+            f"the problem {problem.key!r:.60} has an empty answer",
+            where=place(task, problem),
+            remedy="Give it an answer.",
+        )
+
+
 def check_gold(task: Task, problems: Iterable[Problem]) -> None:
     """Refuse a training set in which a gold answer, given as the reply, is not graded right: it could not be learned."""
     for problem in problems:
+        refuse_empty_answer(task, problem)
         verdict = safe_grade(task, problem, problem.answer)
         if verdict is not Verdict.RIGHT:
             raise DataError(
                 f"the gold answer {problem.answer!r:.60} is graded {verdict.value} (problem {problem.key!r:.60})",
-                where=str(problem.meta.get("where", f"task {task.name}")),
+                where=place(task, problem),
                 remedy="Mend or delete the problem, or mend the grader.",
             )

@@ -32,7 +32,7 @@ class Folio(FileTask):
         return carve([(str(p.meta["story"]), p) for p in found], split)
 
     def _problem(self, row: Row, split: Split) -> Problem:
-        premises, conclusion, gold = row.get("premises", list), row.get("conclusion"), row.get("label")
+        premises, conclusion, gold = row.texts("premises"), row.get("conclusion"), row.get("label")
         gold = SAME.get(gold, gold)
         if gold not in LABELS and split == "train":
             raise DataError(f"unknown label {gold!r}", where=row.where, remedy=f"One of: {', '.join(LABELS)}.")

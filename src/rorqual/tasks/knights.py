@@ -34,12 +34,12 @@ class Knights(FileTask):
         return carve(kept, split)
 
     def _problem(self, row: Row, split: Split) -> Problem:
-        names, solution = row.get("names", list), row.get("solution", list)
+        names, solution = row.texts("names"), row.get("solution", list)
         usable = len(names) == len(solution) > 0 and all(isinstance(truth, bool) for truth in solution)
         if not usable and split == "train":
             raise DataError("the solution does not say who is what", where=row.where, remedy="Mend or delete the row.")
         said = [f"{name} is a {'knight' if truth else 'knave'}" for name, truth in zip(names, solution)]
-        trace = [row.get("cot_head"), *row.get("cot_repeat_steps", list), row.get("cot_foot")]
+        trace = [row.get("cot_head"), *row.texts("cot_repeat_steps"), row.get("cot_foot")]
         return Problem(
             key=f"knights {row.get('statements')}",
             prompt=row.get("quiz"),

@@ -44,8 +44,9 @@ class Messages(FileTask):
         return carve([(p.key, p) for p in found], split)
 
     def _problem(self, row: Row) -> Problem:
-        *before, reply = _turns(row)
-        if reply.role != "assistant" or not before or before[-1].role != "user":
+        turns = _turns(row)
+        before, reply = turns[:-1], turns[-1] if turns else None
+        if reply is None or reply.role != "assistant" or not before or before[-1].role != "user":
             raise DataError(
                 "it does not end with a user's turn and the assistant's",
                 where=row.where,
@@ -71,8 +72,9 @@ class Messages(FileTask):
 
 def _turns(row: Row) -> list[Message]:
     for ask, answer in PAIRS:
-        if row.values.get(ask) is not None and row.values.get(answer) is not None:
-            return [Message("user", row.get(ask)), Message("assistant", row.get(answer), row.values.get("reasoning"))]
+        if row.values.get(ask) is not None or row.values.get(answer) is not None:
+            return [_message({"role": "user", "content": row.get(ask)}, row.where),
+                    _message({**row.values, "role": "assistant", "content": row.get(answer)}, row.where)]  # fmt: skip
     return [_message(item, row.where) for item in row.get("messages", list)]
 
 
@@ -83,4 +85,8 @@ def _message(item: Any, where: str) -> Message:
         raise DataError(
             f"not a message: {item!r:.60}", where=where, remedy=f"Give role ({', '.join(roles)}) and content."
         )
+    if not isinstance(item.get("reasoning"), str | None):
+        raise DataError(f"key 'reasoning' is no text: {item['reasoning']!r:.60}", where=where, remedy="Mend the row.")
+    if role == "user" and not item["content"].strip():
+        raise DataError("an empty prompt", where=where, remedy="Give the user's turn a text, or delete the row.")
     return Message(role, item["content"], item.get("reasoning"))

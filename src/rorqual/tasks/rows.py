@@ -38,6 +38,16 @@ class Row:
             raise DataError(f"column '{name}' is not {wanted}: {value!r:.60}", where=self.where, remedy="Mend the row.")
         return value
 
+    def texts(self, name: str) -> list[str]:
+        """The value of column `name`, a list of texts."""
+        value: list[str] = self.get(name, list)
+        for item in value:
+            if not isinstance(item, str):
+                raise DataError(
+                    f"column '{name}' holds what is no text: {item!r:.60}", where=self.where, remedy="Mend the row."
+                )
+        return value
+
 
 def read(path: Path) -> Iterator[Row]:
     """The rows of a `.jsonl` or `.parquet` file. Lines end at `\\n` alone: JSON strings may hold other separators."""
@@ -46,7 +56,7 @@ def read(path: Path) -> Iterator[Row]:
     if path.suffix == ".parquet":
         try:
             rows = pq.read_table(path).to_pylist()
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise DataError(f"not Parquet: {error}", where=str(path), remedy="Fetch the file again.") from None
         yield from (Row(values, f"{path}:{i}") for i, values in enumerate(rows, 1))
         return
@@ -55,7 +65,7 @@ def read(path: Path) -> Iterator[Row]:
             continue
         try:
             values = json.loads(line.decode("utf-8"))
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        except (ValueError, RecursionError) as error:  # UTF-8, JSON, and numbers too long to be read are ValueErrors
             raise DataError(f"not JSON: {error}", where=f"{path}:{i}", remedy="Mend or delete the line.") from None
         if not isinstance(values, dict):
             raise DataError("not a JSON object", where=f"{path}:{i}", remedy="Write one {...} a line.")

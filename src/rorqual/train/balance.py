@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rorqual.core.config import Config
+from rorqual.core.config import Config, NonNegative
 from rorqual.model.ffn import MoE
 from rorqual.ops.moe import Routing
 
@@ -15,7 +15,7 @@ from rorqual.ops.moe import Routing
 class Balance(Config):
     """`gamma`: by how much a bias moves an update, down where its expert served more than the mean, up where less."""
 
-    gamma: float = 0.001
+    gamma: NonNegative = 0.001
 
 
 def count(routing: Routing, valid: Tensor, n_experts: int) -> Tensor:

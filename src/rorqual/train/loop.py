@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from rorqual.core.errors import NumericsError
+from rorqual.core.lock import own_run
 from rorqual.core.log import Progress
 from rorqual.core.records import RunDir
 from rorqual.data.chat import chat_format
@@ -23,7 +24,7 @@ from rorqual.train.checkpoint import save_checkpoint
 from rorqual.train.lines import Lines
 from rorqual.train.run import Run
 from rorqual.train.sources import Materials, Source, Step
-from rorqual.train.state import State, check_context, check_vocabulary, make_tokenizer, restore, write_start
+from rorqual.train.state import State, check_context, check_vocabulary, extended, make_tokenizer, restore, write_start
 from rorqual.train.tune import begun, cost, ended
 from rorqual.train.workers import Update, compare, gradient, workers
 
@@ -72,26 +73,37 @@ class Totals:
 
 
 def fit(
-    run: Run, out: RunDir, *, threads: int = 1, quiet: bool = False, observe: Callable[[Record], None] | None = None
+    run: Run,
+    out: RunDir,
+    *,
+    threads: int = 1,
+    quiet: bool = False,
+    observe: Callable[[Record], None] | None = None,
+    extend: bool = True,
 ) -> State:
-    """Train `run` into `out`, from where it stands there; returns the final state.
+    """Train `run` into `out`, from where it stands there; returns the final state. One process at a time.
 
     Bad data, settings or folders are refused before anything is written. `threads` changes no bit of the result.
+    With `extend`, a run with more steps than the folder's and nothing else changed goes on from there; else it is refused, too.
     `observe` is shown the record of each step that is done, those that a kill will have undone included.
     """
-    tokenizer = make_tokenizer(run)
-    check_vocabulary(run, tokenizer)
-    check_context(run)
-    state = restore(run, out, tokenizer, threads=threads)
-    chat = chat_format(tokenizer, run.chat)
-    source = run.source.build(Materials(state.model, tokenizer, chat, run.seed, threads))
-    write_start(run, out, tokenizer)
-    told = [*state.notes] + ([begun(state.model, state.adapter)] if state.adapter is not None else [])
-    for note in [] if quiet else told:
-        print(note)
-    if state.step < run.steps:
-        _go(run, out, state, source, threads, quiet, observe)
-    return state
+    with own_run(out.path):
+        run = extended(run, out) if extend else run
+        tokenizer = make_tokenizer(run)
+        check_vocabulary(run, tokenizer)
+        check_context(run)
+        state = restore(run, out, tokenizer, threads=threads)
+        chat = chat_format(tokenizer, run.chat)
+        source = run.source.build(Materials(state.model, tokenizer, chat, run.seed, threads))
+        write_start(run, out, tokenizer)
+        told = [*state.notes, *grown(run, state.step)] + (
+            [begun(state.model, state.adapter)] if state.adapter is not None else []
+        )
+        for note in [] if quiet else told:
+            print(note)
+        if state.step < run.steps:
+            _go(run, out, state, source, threads, quiet, observe)
+        return state
 
 
 def _go(
@@ -116,7 +128,7 @@ def _go(
             spent = time.monotonic() - began
             record = {"step": state.step, "recipe": run.recipe} | totals.record() | work.metrics
             costs = cost(state.model, state.optimizer)
-            record |= {"flops": step_flops(run, record)} | costs
+            record |= {"flops": step_flops(run, record)} | costs | extension_at(run, state.step - 1)
             record["seconds"], record["core_seconds"] = spent, time.process_time() - cpu
             record["tokens_per_second"] = totals.tokens / spent
             for line in work.trace:
@@ -135,6 +147,20 @@ def _go(
                     progress.say(note)
     if state.adapter is not None and not quiet:
         print(ended(costs, time.monotonic() - first, state.step - start))
+
+
+def extension_at(run: Run, done: int) -> dict[str, int]:
+    """What the record of the first step after an extension says of it; `done`: the steps before that one."""
+    return next((e.model_dump() for e in run.extensions if e.from_step == done), {})
+
+
+def grown(run: Run, done: int) -> list[str]:
+    """A line for the user where the run is extended from here."""
+    return [
+        f"extended after step {e.from_step}: {e.new_steps} steps, not {e.old_steps}; the schedule is of {e.new_steps} from here"
+        for e in run.extensions
+        if e.from_step == done
+    ]
 
 
 def step_flops(run: Run, record: dict[str, Any]) -> int:

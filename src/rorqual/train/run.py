@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, SerializeAsAny, model_validator
+from pydantic import SerializeAsAny, model_validator
 
-from rorqual.core.config import Config, one_of
+from rorqual.core.config import Config, Count, Natural, NonNegative, Positive, Seed, one_of
 from rorqual.model.adapter import Full, Tune
 from rorqual.model.config import ModelConfig
 from rorqual.train.balance import Balance
@@ -33,9 +33,9 @@ class Agreement(Config):
     router's own choice, in score.
     """
 
-    mean: float
-    most: float
-    gap: float
+    mean: NonNegative
+    most: NonNegative
+    gap: NonNegative
 
 
 FLOAT32 = Agreement(mean=1e-6, most=1e-4, gap=1e-4)
@@ -54,6 +54,14 @@ def agreement(dtype: Dtype, layers: int) -> Agreement:
     return Agreement(mean=scale * FLOAT32.mean, most=scale * FLOAT32.most, gap=scale * FLOAT32.gap)
 
 
+class Extension(Config):
+    """More steps in the same folder: after step `from_step` the schedule is of `new_steps`, up to there it was of `old_steps`."""
+
+    from_step: Natural
+    old_steps: Count
+    new_steps: Count
+
+
 class Run(Config):
     """Amounts of work are numbers of steps and samples; no clock decides anything, so one seed gives one result.
 
@@ -65,11 +73,13 @@ class Run(Config):
 
     `tune`: what is trained (docs/adapters.md). Where that is not everything, routers are frozen and so are their biases: `balance`
     moves none.
+
+    `extensions` are no setting: the loop writes them, where `steps` grew in the same folder.
     """
 
     recipe: str
-    seed: int = Field(0, ge=0)
-    steps: int = Field(ge=1)
+    seed: Seed = 0
+    steps: Count
     start: Start = Start()
     chat: str = "deepseek"
     model: ModelConfig
@@ -78,12 +88,13 @@ class Run(Config):
     optim: Annotated[SerializeAsAny[OptimConfig], one_of(OptimConfig)] = AdamWConfig()
     balance: Balance = Balance()
     tune: Annotated[SerializeAsAny[Tune], one_of(Tune)] = Full()
-    micro_batches: int = Field(2, ge=1)
-    save_seconds: float = Field(5.0, gt=0)
+    micro_batches: Count = 2
+    save_seconds: Positive = 5.0
     device: str = "cpu"
     dtype: Dtype = "float32"
     arithmetic: Literal["fast", "invariant"] = "fast"
     agreement: Agreement = FLOAT32
+    extensions: tuple[Extension, ...] = ()
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from pydantic import Field
-
-from rorqual.core.config import Config
+from rorqual.core.config import Config, Natural, NonNegative, Share
 
 
 class Schedule(Config):
     """`warmup` steps up, then 1, then over the last `decay` share of the steps linearly down to `final`."""
 
-    warmup: int = Field(0, ge=0)
-    decay: float = Field(0.0, ge=0.0, le=1.0)
-    final: float = Field(0.0, ge=0.0)
+    warmup: Natural = 0
+    decay: Share = 0.0
+    final: NonNegative = 0.0
 
     def at(self, step: int, steps: int) -> float:
         """The factor on the learning rate for update `step` (from 0) of `steps`."""

@@ -17,12 +17,12 @@ from rorqual.model.load.run import load_weights
 from rorqual.ops.registry import Ops, backend
 from rorqual.train.checkpoint import load_checkpoint
 from rorqual.train.optim import Optimizer
-from rorqual.train.run import Run
+from rorqual.train.run import Extension, Run
 from rorqual.train.tune import begin
 
 CLOCK_FIELDS = ("seconds", "core_seconds", "tokens_per_second")
 """Fields of a metrics record that a clock wrote: all others are the same in a resumed run, to the bit."""
-LIVE_KEYS = {"device", "save_seconds"}
+LIVE_KEYS = {"device", "save_seconds", "extensions"}
 
 
 @dataclass
@@ -107,16 +107,47 @@ def same_run(run: Run, out: RunDir) -> None:
                 "the folder is not empty and holds no run", where=str(out.path), remedy="Give another out=."
             )
         return
-    had = read_yaml(Run, out.config_file).model_dump(mode="json")
-    now = run.model_dump(mode="json")
-    keys = [key for key in now if key not in LIVE_KEYS and had.get(key) != now[key]]
+    was = read_yaml(Run, out.config_file)
+    had, now = was.model_dump(mode="json"), run.model_dump(mode="json")
+    grown = {"steps"} if len(run.extensions) and run.extensions != was.extensions else set()
+    keys = differing(was, run) - grown
     if keys:
-        detail = "; ".join(f"{key}: {difference(had.get(key), now[key])}" for key in keys)
+        detail = "; ".join(f"{key}: {difference(had[key], now[key])}" for key in now if key in keys)
         raise ConfigError(
             f"this folder holds another run: {detail}",
             where=str(out.config_file),
             remedy="Give another out=, or the settings that the run began with.",
         )
+
+
+def differing(was: Run, run: Run) -> set[str]:
+    """Names of the settings in which two runs differ, but for those that change no figure."""
+    had, now = was.model_dump(mode="json"), run.model_dump(mode="json")
+    return {key for key in now if key not in LIVE_KEYS and had[key] != now[key]}
+
+
+def extended(run: Run, out: RunDir) -> Run:
+    """The run with its folder's extensions; where `steps` is larger than there and nothing else differs, with one more.
+
+    It begins at the newest whole checkpoint. Errors: `ConfigError` where `steps` is smaller than the folder's.
+    """
+    was = read_yaml(Run, out.config_file) if out.config_file.is_file() else run.model_copy(update={"extensions": ()})
+    run = run.model_copy(update={"extensions": was.extensions})
+    if differing(was, run) != {"steps"}:
+        return run
+    if run.steps < was.steps:
+        raise ConfigError(
+            f"steps={run.steps} is smaller than the run's {was.steps}",
+            where=str(out.config_file),
+            remedy=f"Set steps={was.steps} to go on, more to extend the run, or give another out=.",
+        )
+    more = Extension(from_step=out.newest_whole()[0] or 0, old_steps=was.steps, new_steps=run.steps)
+    before = was.extensions
+    if (
+        before and before[-1].from_step == more.from_step
+    ):  # nothing of it is kept: the same as to extend at once to the new total
+        before, more = before[:-1], more.model_copy(update={"old_steps": before[-1].old_steps})
+    return run.model_copy(update={"extensions": (*before, more)})
 
 
 def difference(had: object, now: object) -> str:
@@ -130,8 +161,8 @@ def difference(had: object, now: object) -> str:
 
 
 def write_start(run: Run, out: RunDir, tokenizer: Tokenizer) -> None:
-    """The run's config and tokenizer, once, before the first step."""
-    if not out.config_file.is_file():
+    """The run's config and tokenizer, before the first step; the config again where the run is extended."""
+    if not out.config_file.is_file() or run.extensions != read_yaml(Run, out.config_file).extensions:
         write_atomic(out.config_file, to_yaml(run).encode())
     if not out.tokenizer_file.is_file():
         tokenizer.save(out.tokenizer_file)

@@ -10,7 +10,7 @@ import typer
 
 from rorqual.cli.machine import cores
 from rorqual.cli.settings import WHERE, Settings, check_device, pairs
-from rorqual.core.config import Config, parse, scalar
+from rorqual.core.config import Config, Natural, parse, scalar
 from rorqual.core.errors import ConfigError, nearest
 
 
@@ -18,7 +18,7 @@ class Mode(Config):
     """What belongs to this command and not to the samples: it changes none."""
 
     out: str = "runs/distilled"
-    threads: int = 0
+    threads: Natural = 0
     quiet: bool = False
     api_key: str = ""
 

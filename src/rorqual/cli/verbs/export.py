@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from pydantic import Field
 
 from rorqual.cli.settings import WHERE, Settings, read
-from rorqual.core.config import Config
+from rorqual.core.config import Config, Positive
 from rorqual.core.errors import ConfigError
 from rorqual.core.records import RunDir
 
@@ -22,7 +21,7 @@ class ExportConfig(Config):
 
     format: Literal["hf", "gguf"] = "hf"
     dtype: str = ""
-    shard_gb: float = Field(5.0, gt=0)
+    shard_gb: Positive = 5.0
     quiet: bool = False
 
 

@@ -9,7 +9,7 @@ import typer
 
 from rorqual.cli.machine import cores
 from rorqual.cli.settings import WHERE, Settings, check_device, pairs
-from rorqual.core.config import Config, parse
+from rorqual.core.config import Config, Natural, parse
 from rorqual.core.errors import ConfigError
 from rorqual.core.records import RunDir
 
@@ -18,7 +18,7 @@ class Mode(Config):
     """What belongs to this command and not to the run: it changes no figure."""
 
     out: str = ""
-    threads: int = 0
+    threads: Natural = 0
     quiet: bool = False
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from rorqual.core.errors import DataError, nearest
-from rorqual.core.records import Message, Role
+from rorqual.core.records import Message, Role, says_nothing
 from rorqual.data.distilled import is_distilled, read_kept_messages
 from rorqual.data.source.files import json_lines, parquet_rows
 
@@ -26,7 +26,7 @@ OPEN, CLOSE = "<think>", "</think>"
 
 @dataclass(frozen=True)
 class Loaded:
-    """Conversations in the order of the file; `skipped` had no assistant turn, or a filter dropped it: nothing to train on."""
+    """Conversations in the order of the file; `skipped` had no assistant turn or an empty one, or a filter dropped it: nothing to train on."""
 
     conversations: list[Conversation]
     skipped: int = 0
@@ -35,9 +35,9 @@ class Loaded:
 def read_conversations(path: Path) -> Loaded:
     """Read `.jsonl` (also `.json` with an object on each line) or `.parquet`.
 
-    A `DataError` names file and line (or row) of what cannot be used. A conversation without an assistant turn is skipped
-    and counted; a file with nothing else is refused. Of a teacher's samples (`data.distilled`), those that a filter
-    dropped are skipped.
+    A `DataError` names file and line (or row) of what cannot be used, an empty prompt among it. A conversation without an assistant
+    turn, or with one whose answer is empty (white space alone), is skipped and counted; a file with nothing else is refused. Of a teacher's
+    samples (`data.distilled`), those that a filter dropped are skipped.
     """
     path = Path(path)
     if path.suffix.lower() == ".parquet" and is_distilled(path):
@@ -46,28 +46,49 @@ def read_conversations(path: Path) -> Loaded:
     skipped = 0
     for where, row in _rows(path):
         conversation = _conversation(row, where)
-        if any(message.role == "assistant" for message in conversation):
+        if teaches(conversation):
             found.append(conversation)
         else:
             skipped += 1
     if not found:
         raise DataError(
-            f"nothing to train on: none of its {skipped} conversations has an assistant turn",
+            f"nothing to train on: none of its {skipped} conversations has an assistant turn that is not empty",
             where=str(path),
-            remedy="Each needs a message with the role 'assistant'.",
+            remedy="Each needs a message with the role 'assistant' and a text.",
         )
     return Loaded(found, skipped)
 
 
+def teaches(conversation: Conversation) -> bool:
+    """Whether it has an assistant turn, and none that is empty: an empty one would teach to say nothing."""
+    replies = [message for message in conversation if message.role == "assistant"]
+    return bool(replies) and not any(map(says_nothing, replies))
+
+
 def _kept(path: Path) -> Loaded:
-    found, dropped = read_kept_messages(path)
+    kept, dropped = read_kept_messages(path)
+    for number, conversation in kept.items():
+        refuse_empty_prompt(conversation, f"{path}:row {number}")
+    found = [conversation for conversation in kept.values() if teaches(conversation)]
+    dropped += len(kept) - len(found)
     if not found:
         raise DataError(
-            f"nothing to train on: each of its {dropped} samples was dropped",
+            f"nothing to train on: each of its {dropped} samples was dropped or has an empty answer",
             where=str(path),
             remedy="The card beside it says by which filter: sample more, a better teacher, or set the filters otherwise.",
         )
     return Loaded(found, dropped)
+
+
+def refuse_empty_prompt(conversation: Conversation, where: str) -> None:
+    """A user's turn that is white space alone is a `DataError`: what its answer answers is not there."""
+    for number, message in enumerate(conversation, start=1):
+        if message.role == "user" and says_nothing(message):
+            raise DataError(
+                "an empty prompt",
+                where=f"{where}: message {number}",
+                remedy="Give the user's turn a text, or leave the conversation out.",
+            )
 
 
 def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -80,6 +101,12 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _conversation(row: dict[str, Any], where: str) -> Conversation:
+    conversation = _read(row, where)
+    refuse_empty_prompt(conversation, where)
+    return conversation
+
+
+def _read(row: dict[str, Any], where: str) -> Conversation:
     if row.get("messages") is not None:
         messages = row["messages"]
         if not isinstance(messages, list) or not messages:
@@ -89,9 +116,11 @@ def _conversation(row: dict[str, Any], where: str) -> Conversation:
             _message(message, f"{where}: message {number}") for number, message in enumerate(messages, start=1)
         )
     for ask, answer in PAIRS:
-        if row.get(ask) is not None and row.get(answer) is not None:
+        if ask in row and answer in row and (row[ask] is not None or row[answer] is not None):
             reply = _assistant(_text(row, answer, where), _reasoning(row, where), where)
             return Message("user", _text(row, ask, where)), reply
+    if "messages" in row and len(row) == 1:
+        raise DataError("key 'messages' is null", where=where, remedy="Give a list of messages.")
     known = ["messages", *(key for pair in PAIRS for key in pair)]
     wrong = next((key for key in row if nearest(key, known).startswith("Did")), "")
     raise DataError(
@@ -121,9 +150,21 @@ def _message(message: Any, where: str) -> Message:
 def _text(row: dict[str, Any], key: str, where: str) -> str:
     value = row.get(key)
     if not isinstance(value, str):
-        fault = "is missing" if value is None else f"is a {type(value).__name__}, not a text"
+        fault = f"is a {type(value).__name__}, not a text"
+        fault = fault if value is not None else "is null" if key in row else "is missing"
         raise DataError(f"key '{key}' {fault}", where=where, remedy="Give a text.")
+    if not is_unicode(value):
+        raise DataError(f"key '{key}' holds half of a surrogate pair", where=where, remedy="Write it as one character.")
     return value
+
+
+def is_unicode(text: str) -> bool:
+    """Whether UTF-8 has bytes for it: JSON can spell half of a surrogate pair, and no tokenizer can read it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _reasoning(row: dict[str, Any], where: str) -> str | None:

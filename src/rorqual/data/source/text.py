@@ -24,6 +24,8 @@ def read_text(path: Path, *, validation: float = 0.1) -> Text:
         raise DataError(f"validation={validation} is no share", where=str(path), remedy="Use 0 to 0.99.")
     text = decode(read_bytes(path), str(path))
     cut = int(len(text) * (1 - validation))
+    if cut and not text[:cut].strip():
+        raise DataError("nothing but white space to train on", where=str(path), remedy="Give a file with a text in it.")
     if not cut or (validation and cut == len(text)):
         raise DataError(
             f"{len(text)} characters are too few to hold out {validation:g} of them",

@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
+from rorqual.core.config import Count, Part
 from rorqual.core.errors import ConfigError
 from rorqual.model.adapter.base import Selection, Shapes, Tune
 from rorqual.model.decoder import Decoder
@@ -32,8 +32,8 @@ class ESFT(Tune):
 
     kind: Literal["esft"] = "esft"
     score: Literal["gate", "token"] = "token"
-    p: float = Field(0.2, gt=0, le=1)
-    sample: int = Field(4, ge=1)
+    p: Part = 0.2
+    sample: Count = 4
 
     @property
     def selects(self) -> bool:

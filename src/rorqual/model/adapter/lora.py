@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
+from rorqual.core.config import Count, Positive
 from rorqual.core.errors import ConfigError, nearest
 from rorqual.model.adapter.base import Selection, Shapes, Tune
 from rorqual.model.decoder import Decoder
@@ -28,8 +29,8 @@ class LoRA(Tune):
     that predict further tokens."""
 
     kind: Literal["lora"] = "lora"
-    r: int = Field(8, ge=1)
-    alpha: float = Field(16.0, gt=0)
+    r: Count = 8
+    alpha: Positive = 16.0
     targets: tuple[str, ...] = Field((ALL_LINEAR,), min_length=1)
     use_rslora: bool = False
 

@@ -8,6 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from rorqual.core.config import MOST, Count
 from rorqual.model.attention.base import Attention, AttentionConfig, AttentionContext, CachePart, LayerCache, RMSNorm
 from rorqual.model.cost import Cost, linear, vector
 from rorqual.ops.rope import Rope, rotate, softmax_factor
@@ -17,9 +18,9 @@ class GQAConfig(AttentionConfig):
     """Half-split rotary positions on the whole head. `attention_bias`: on q, k and v; `output_bias`: on the output."""
 
     kind: Literal["gqa"] = "gqa"
-    num_attention_heads: int = Field(ge=1)
-    num_key_value_heads: int = Field(ge=1)
-    head_dim: int = Field(ge=2)
+    num_attention_heads: Count
+    num_key_value_heads: Count
+    head_dim: int = Field(ge=2, le=MOST)
     qk_norm: bool = False
     attention_bias: bool = False
     output_bias: bool = False

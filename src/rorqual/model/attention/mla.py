@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from rorqual.core.config import MOST, Count, Natural
 from rorqual.model.attention.base import Attention, AttentionConfig, AttentionContext, CachePart, LayerCache, RMSNorm
 from rorqual.model.cost import Cost, linear, vector
 from rorqual.ops.registry import Ops
@@ -24,12 +25,12 @@ class MLAConfig(AttentionConfig):
     """`q_lora_rank` 0: queries are projected directly, as in V2-Lite. Rotary positions are interleaved."""
 
     kind: Literal["mla"] = "mla"
-    num_attention_heads: int = Field(ge=1)
-    q_lora_rank: int = Field(default=0, ge=0)
-    kv_lora_rank: int = Field(ge=1)
-    qk_nope_head_dim: int = Field(ge=1)
-    qk_rope_head_dim: int = Field(ge=2)
-    v_head_dim: int = Field(ge=1)
+    num_attention_heads: Count
+    q_lora_rank: Natural = 0
+    kv_lora_rank: Count
+    qk_nope_head_dim: Count
+    qk_rope_head_dim: int = Field(ge=2, le=MOST)
+    v_head_dim: Count
     rope: Rope = Rope()
 
     @property

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
 from torch import Tensor, nn
 
+from rorqual.core.config import Count
 from rorqual.model.cost import Cost, linear
 from rorqual.model.ffn.base import FFN, FFNConfig
 from rorqual.ops.invariant import LANES
@@ -18,7 +18,7 @@ class DenseConfig(FFNConfig):
     """down(silu(gate(x)) * up(x)) without biases."""
 
     kind: Literal["dense"] = "dense"
-    intermediate_size: int = Field(ge=1)
+    intermediate_size: Count
 
     def build(self, hidden_size: int) -> FFN:
         return Dense(hidden_size, self.intermediate_size)

@@ -9,6 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from rorqual.core.config import MOST, Count, Natural, Positive
 from rorqual.model.cost import Cost, linear, vector
 from rorqual.model.ffn.base import FFN, FFNConfig
 from rorqual.model.ffn.dense import Dense
@@ -20,15 +21,15 @@ class MoEConfig(FFNConfig):
     """DeepSeek's names. `group_score` 'top2' is V3's sum of a group's two best, 'max' is V2's."""
 
     kind: Literal["moe"] = "moe"
-    n_routed_experts: int = Field(ge=2)
-    num_experts_per_tok: int = Field(ge=1)
-    moe_intermediate_size: int = Field(ge=1)
-    n_shared_experts: int = Field(default=0, ge=0)
-    n_group: int = Field(default=1, ge=1)
-    topk_group: int = Field(default=1, ge=1)
+    n_routed_experts: int = Field(ge=2, le=MOST)
+    num_experts_per_tok: Count
+    moe_intermediate_size: Count
+    n_shared_experts: Natural = 0
+    n_group: Count = 1
+    topk_group: Count = 1
     scoring_func: Literal["sigmoid", "softmax"] = "sigmoid"
     norm_topk_prob: bool = True
-    routed_scaling_factor: float = 1.0
+    routed_scaling_factor: Positive = 1.0
     group_score: Literal["top2", "max"] = "top2"
     score_bias: bool = True
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rorqual.core.config import Config
+from rorqual.core.config import Config, Count, NonNegative
 from rorqual.distil.config import Keep
 from rorqual.recipes.models import Size
 
@@ -28,39 +28,39 @@ class Scale(Config):
     """
 
     model: Size
-    sft_steps: int
-    sft_rows: int
-    sft_hard: float
-    think: float
-    grpo_steps: int
-    grpo_problems: int
-    grpo_samples: int
-    grpo_hard: float
-    lr: float
+    sft_steps: Count
+    sft_rows: Count
+    sft_hard: NonNegative
+    think: NonNegative
+    grpo_steps: Count
+    grpo_problems: Count
+    grpo_samples: Count
+    grpo_hard: NonNegative
+    lr: NonNegative
     student: Size
-    student_able_steps: int
-    student_able_think: float
-    student_base_steps: int
-    student_think: float
-    student_hard: float
-    distil_problems: int
-    distil_steps: int
+    student_able_steps: Count
+    student_able_think: NonNegative
+    student_base_steps: Count
+    student_think: NonNegative
+    student_hard: NonNegative
+    distil_problems: Count
+    distil_steps: Count
     distil_keep: Keep = "right"
-    rival_steps: int
-    rival_problems: int
-    rival_samples: int
-    rival_lr: float
-    student_per_cell: int
-    rival_agreement: float = 1e-3
-    student_base_lr: float = 0.002
-    student_lr: float = 0.006
-    student_adamw_lr: float = 0.002
-    row: int = 128
-    max_tokens: int = 80
-    temperature: float = 0.6
-    top_p: float = 0.95
-    per_cell: int
-    expert_problems: int
+    rival_steps: Count
+    rival_problems: Count
+    rival_samples: Count
+    rival_lr: NonNegative
+    student_per_cell: Count
+    rival_agreement: NonNegative = 1e-3
+    student_base_lr: NonNegative = 0.002
+    student_lr: NonNegative = 0.006
+    student_adamw_lr: NonNegative = 0.002
+    row: Count = 128
+    max_tokens: Count = 80
+    temperature: NonNegative = 0.6
+    top_p: NonNegative = 0.95
+    per_cell: Count
+    expert_problems: Count
 
 
 FULL = Scale(

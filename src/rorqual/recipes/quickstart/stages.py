@@ -12,6 +12,7 @@ from typing import Literal
 
 from rorqual.core.config import override
 from rorqual.core.ledger import Ledger
+from rorqual.core.lock import own_run
 from rorqual.core.log import Progress, clock
 from rorqual.core.records import RunDir, Thinking, write_atomic, write_json
 from rorqual.data.distilled import read_distilled
@@ -55,7 +56,7 @@ def run_quickstart(
     `whole_process`: the ledger counts from the process's start.
     """
     began, place = time.monotonic(), Place(out)
-    with closing(Ledger(place.ledger, whole_process=whole_process)) as ledger:
+    with own_run(out), closing(Ledger(place.ledger, whole_process=whole_process)) as ledger:
         work = Quickstart(place, SCALES[size], seed, threads, device, dtype, ledger)
         work.teacher()
         work.students()
@@ -168,10 +169,10 @@ class Quickstart:
         """Train, and count what it took."""
         run = override(run, [f"device={self.device}", f"dtype={self.dtype}"])
         if out.newest_whole()[0] == run.steps:
-            fit(run, out, threads=self.threads)  # refuses a folder that holds another run
+            fit(run, out, threads=self.threads, extend=False)  # refuses a folder that holds another run
             return
         with self.ledger.of(stage) as entry:
-            fit(run, out, threads=self.threads, observe=entry.add)
+            fit(run, out, threads=self.threads, observe=entry.add, extend=False)
 
     def sample(self) -> None:
         """The teacher's samples, made to think, verified and filtered; and the same problems with the answers alone."""

@@ -6,6 +6,7 @@ from typing import Literal
 
 import torch
 
+from rorqual.core.config import NonNegative
 from rorqual.model.decoder import Decoder, Output
 from rorqual.ops.moe import sequence_balance
 from rorqual.train.batch import TrainBatch
@@ -20,7 +21,7 @@ class AuxBalance(Objective):
     """
 
     kind: Literal["aux_balance"] = "aux_balance"
-    coefficient: float = 0.01
+    coefficient: NonNegative = 0.01
 
     def weight(self, batch: TrainBatch) -> float:
         return float(batch.n_tokens)

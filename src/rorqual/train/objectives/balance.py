@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from rorqual.core.config import NonNegative
 from rorqual.model.decoder import Decoder, Output
 from rorqual.ops.moe import sequence_balance
 from rorqual.train.batch import TrainBatch
@@ -17,7 +18,7 @@ class SequenceBalance(Objective):
     """Mean over documents, summed over the main model's layers; `coefficient` is the paper's alpha, 0.0001 in V3."""
 
     kind: Literal["sequence_balance"] = "sequence_balance"
-    coefficient: float = 1e-4
+    coefficient: NonNegative = 1e-4
 
     def weight(self, batch: TrainBatch) -> float:
         return float(len(documents(batch)[1]))

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from rorqual.core.config import Kind
+from rorqual.core.config import Kind, NonNegative
 from rorqual.model.decoder import Decoder, Output
 from rorqual.ops.moe import Routing
 from rorqual.train.batch import TrainBatch
@@ -34,7 +34,7 @@ class Term:
 class Objective(Kind):
     """Base of the objectives. `coefficient` scales its mean in the loss."""
 
-    coefficient: float = 1.0
+    coefficient: NonNegative = 1.0
 
     @property
     def wants_old(self) -> bool:

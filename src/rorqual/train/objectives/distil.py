@@ -8,6 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from rorqual.core.config import Temperature
 from rorqual.core.errors import ConfigError, NumericsError
 from rorqual.model.decoder import Decoder, Output
 from rorqual.ops.losses import token_logprobs
@@ -39,9 +40,9 @@ class Distil(Objective):
     kind: Literal["distil"] = "distil"
     divergence: Divergence = "forward"
     alpha: float = Field(0.1, ge=0, lt=1)
-    temperature: float = Field(1.0, gt=0)
+    temperature: Temperature = 1.0
     tail: Tail = "bucket"
-    sampling_temperature: float = Field(1.0, gt=0)
+    sampling_temperature: Temperature = 1.0
 
     def needs(self) -> frozenset[str]:
         return frozenset({"teacher_logprobs"})

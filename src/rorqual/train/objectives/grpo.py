@@ -10,9 +10,10 @@ from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, model_validator
+from pydantic import model_validator
 from torch import Tensor
 
+from rorqual.core.config import Natural, NonNegative, Temperature
 from rorqual.core.errors import NumericsError
 from rorqual.model.decoder import Decoder, Output
 from rorqual.ops.losses import keep_only, reverse_kl, token_logprobs
@@ -42,17 +43,17 @@ class GRPO(Objective):
     """
 
     kind: Literal["grpo"] = "grpo"
-    clip_low: float = Field(0.2, ge=0)
-    clip_high: float = Field(0.28, ge=0)
+    clip_low: NonNegative = 0.2
+    clip_high: NonNegative = 0.28
     per: Literal["token", "sequence", "constant"] = "token"
-    max_tokens: int = Field(0, ge=0)
-    temperature: float = Field(1.0, gt=0)
+    max_tokens: Natural = 0
+    temperature: Temperature = 1.0
     importance_sampling_level: Literal["token", "sequence", "sequence_token"] = "token"
     loss_type: Literal["clip", "cispo"] = "clip"
-    tis_cap: float = Field(0.0, ge=0)
-    beta: float = Field(0.0, ge=0)
+    tis_cap: NonNegative = 0.0
+    beta: NonNegative = 0.0
     kl: Literal["k3", "unbiased"] = "k3"
-    off_policy_delta: float = Field(0.0, ge=0)
+    off_policy_delta: NonNegative = 0.0
 
     @model_validator(mode="after")
     def _constant(self) -> Self:

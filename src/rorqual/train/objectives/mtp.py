@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
+from rorqual.core.config import Count, NonNegative
 from rorqual.model.decoder import Decoder, Output
 from rorqual.ops.losses import token_logprobs
 from rorqual.ops.moe import Routing
@@ -19,8 +19,8 @@ class MultiToken(Objective):
     """`coefficient` is the paper's lambda: 0.3 for most of V3's training. `depth`: the model's `num_nextn_predict_layers`."""
 
     kind: Literal["mtp"] = "mtp"
-    coefficient: float = 0.3
-    depth: int = Field(1, ge=1)
+    coefficient: NonNegative = 0.3
+    depth: Count = 1
 
     def weight(self, batch: TrainBatch) -> float:
         return sum(float(_mask(batch, k).sum()) for k in range(1, self.depth + 1))

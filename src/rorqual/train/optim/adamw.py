@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from rorqual.core.config import Momentum, NonNegative, Positive
 from rorqual.train.optim.base import OptimConfig, Optimizer, check_state
 
 
@@ -15,10 +16,10 @@ class AdamWConfig(OptimConfig):
     """Decay acts on matrices only; norms and biases are left alone."""
 
     kind: Literal["adamw"] = "adamw"
-    lr: float = 3e-4
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = 1e-8
-    weight_decay: float = 0.0
+    lr: Positive = 3e-4
+    betas: tuple[Momentum, Momentum] = (0.9, 0.95)
+    eps: Positive = 1e-8
+    weight_decay: NonNegative = 0.0
 
     def build(self, params: dict[str, nn.Parameter]) -> Optimizer:
         return AdamW(self, params)

@@ -8,7 +8,7 @@ from concurrent.futures import Executor
 
 from torch import Tensor, nn
 
-from rorqual.core.config import Kind
+from rorqual.core.config import Kind, NonNegative
 from rorqual.core.errors import CheckpointError
 from rorqual.train.schedule import Schedule
 
@@ -47,7 +47,7 @@ class OptimConfig(Kind):
     """Base of the optimizers. `clip`: largest global gradient norm, 0 for none."""
 
     schedule: Schedule = Schedule()
-    clip: float = 1.0
+    clip: NonNegative = 1.0
 
     def build(self, params: dict[str, nn.Parameter]) -> Optimizer:
         """The optimizer of these parameters."""

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from rorqual.core.config import Momentum, NonNegative, Positive
 from rorqual.train.optim.adamw import AdamW, AdamWConfig
 from rorqual.train.optim.base import OptimConfig, Optimizer, check_state
 
@@ -19,9 +20,9 @@ class MuonConfig(OptimConfig):
     """`adamw` serves embedding, head, routers, norms and biases. Decay is decoupled and scaled by the learning rate."""
 
     kind: Literal["muon"] = "muon"
-    lr: float = 0.02
-    momentum: float = 0.95
-    weight_decay: float = 0.01
+    lr: Positive = 0.02
+    momentum: Momentum = 0.95
+    weight_decay: NonNegative = 0.01
     adamw: AdamWConfig = AdamWConfig(lr=2e-3, betas=(0.9, 0.98))
 
     def build(self, params: dict[str, nn.Parameter]) -> Optimizer:

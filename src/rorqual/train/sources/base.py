@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from rorqual.core.config import Kind
+from rorqual.core.config import Kind, RowLength
 from rorqual.data.chat import ChatFormat
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.model.decoder import Decoder
@@ -53,7 +53,7 @@ class Source(ABC):
 class SourceConfig(Kind):
     """Base of the sources. `row`: tokens in a row of a batch."""
 
-    row: int
+    row: RowLength
 
     def build(self, materials: Materials) -> Source:
         """The source; bad data is refused here, before anything is written."""

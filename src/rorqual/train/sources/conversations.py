@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
-
+from rorqual.core.config import RowLength, Rows
 from rorqual.core.errors import DataError
 from rorqual.data.pack import Sample
 from rorqual.data.source.conversations import read_conversations
@@ -21,8 +20,8 @@ class ConversationsConfig(SourceConfig):
 
     kind: Literal["conversations"] = "conversations"
     data: str
-    rows: int = Field(16, ge=1)
-    row: int = Field(1024, ge=8)
+    rows: Rows = 16
+    row: RowLength = 1024
     longer: Literal["error", "cut", "skip"] = "error"
 
     def build(self, materials: Materials) -> Source:

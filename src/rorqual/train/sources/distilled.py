@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import Field
 
+from rorqual.core.config import RowLength, Rows
 from rorqual.core.errors import DataError
+from rorqual.core.records import says_nothing
 from rorqual.data.distilled import Distilled, DistilledFile, read_distilled
 from rorqual.data.pack import Packed, Sample, lay_out
+from rorqual.data.source.conversations import refuse_empty_prompt
 from rorqual.data.stream import ConversationStream
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.train.batch import TrainBatch
@@ -31,8 +33,8 @@ class DistilledConfig(SourceConfig):
     data: str
     logits: bool = False
     longer: Literal["error", "skip"] = "error"
-    rows: int = Field(32, ge=1)
-    row: int = Field(128, ge=8)
+    rows: Rows = 32
+    row: RowLength = 128
 
     def build(self, materials: Materials) -> Source:
         return DistilledSamples(self, materials)
@@ -52,10 +54,13 @@ class DistilledSamples(Source):
     def __init__(self, config: DistilledConfig, materials: Materials) -> None:
         self.config, self.pad = config, materials.chat.pad
         file = read_distilled(Path(config.data))
-        kept = file.kept
+        for number, one in enumerate(file.rows, start=1):
+            if not one.dropped:
+                refuse_empty_prompt(one.messages, f"{config.data}:row {number}")
+        kept = [one for one in file.kept if not empty(one, materials.chat.stop_ids)]
         if not kept:
             raise DataError(
-                f"all {len(file.rows)} samples were dropped",
+                f"all {len(file.rows)} samples were dropped or have an empty answer",
                 where=config.data,
                 remedy="Sample more, or filter less: column 'dropped' names the filter of each.",
             )
@@ -71,9 +76,11 @@ class DistilledSamples(Source):
             )
         self.samples, self.rows = [sample for sample, _ in fit], [one for _, one in fit]
         self.stream = ConversationStream(self.samples, config.rows, config.row, materials.seed, pad=self.pad)
-        dropped, longer = len(file.rows) - len(kept), len(pairs) - len(fit)
+        filtered, longer = len(file.rows) - len(file.kept), len(pairs) - len(fit)
+        silent = len(file.kept) - len(kept)
         self.notes = [
-            f"{config.data}: {len(fit)} samples, {dropped} were dropped by filters, {longer} longer than a row"
+            f"{config.data}: {len(fit)} samples, {filtered} were dropped by filters, {longer} longer than a row"
+            + f", {silent} with an empty answer" * bool(silent)
         ]
 
     def step(self, step: int) -> Step:
@@ -88,6 +95,12 @@ class DistilledSamples(Source):
         if self.config.logits:
             return Step([lay_teacher(packed, [self.rows[n] for n in flat])], notes=notes)
         return Step([TrainBatch.from_packed(packed.batch)], notes=notes)
+
+
+def empty(one: Distilled, stops: Collection[int]) -> bool:
+    """Whether the teacher ended without an answer. Ids that were cut off in a thought are no end: the filters judge them."""
+    cut_off = len(one.token_ids) and one.token_ids[-1] not in stops and one.messages[-1].reasoning
+    return says_nothing(one.messages[-1]) and not cut_off
 
 
 def lay_teacher(packed: Packed, rows: Sequence[Distilled]) -> TrainBatch:

@@ -15,9 +15,9 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor
 
+from rorqual.core.config import Count, Natural, RowLength, Temperature
 from rorqual.core.errors import ConfigError
 from rorqual.core.records import RunDir, Thinking
 from rorqual.data.tokenizer import Tokenizer
@@ -27,7 +27,7 @@ from rorqual.engine.score import ROWS, next_logprobs
 from rorqual.model.account import account
 from rorqual.model.load.run import load_run
 from rorqual.tasks.base import Problem, Verdict
-from rorqual.tasks.find import load_task
+from rorqual.tasks.find import load_task, safe_problems
 from rorqual.train.batch import TrainBatch
 from rorqual.train.sources.base import Materials, Source, SourceConfig, Step
 from rorqual.train.sources.distilled import another_vocabulary
@@ -49,15 +49,15 @@ class OnPolicyConfig(SourceConfig):
     task: str
     data: str = ""
     options: dict[str, Any] = {}
-    problems: int = Field(32, ge=1)
-    samples: int = Field(4, ge=1)
-    temperature: float = Field(1.0, gt=0)
-    max_tokens: int = Field(96, ge=1)
+    problems: Count = 32
+    samples: Count = 4
+    temperature: Temperature = 1.0
+    max_tokens: Count = 96
     thinking: Thinking = "auto"
-    top_k: int = Field(0, ge=0)
+    top_k: Natural = 0
     grade: bool = True
-    minibatches: int = Field(2, ge=1)
-    row: int = Field(128, ge=8)
+    minibatches: Count = 2
+    row: RowLength = 128
 
     def build(self, materials: Materials) -> Source:
         return OnPolicy(self, materials)
@@ -67,7 +67,7 @@ class OnPolicyConfig(SourceConfig):
 
     def texts(self) -> Iterator[str]:
         task = load_task(self.task, data=Path(self.data) if self.data else None, options=self.options)
-        for problem in islice(task.problems("train", 0), 2000):
+        for problem in islice(safe_problems(task, "train", 0), 2000):
             yield f"{problem.prompt} {problem.steps or ''} {problem.answer}"
 
 

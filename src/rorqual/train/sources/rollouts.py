@@ -13,6 +13,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from rorqual.core.config import MOST, Count, Natural, NonNegative, Part, RowLength, Temperature
 from rorqual.core.errors import DataError
 from rorqual.core.records import Thinking
 from rorqual.data.chat import ChatFormat
@@ -52,20 +53,20 @@ class RolloutConfig(SourceConfig):
     task: str
     data: str = ""
     options: dict[str, Any] = {}
-    problems: int = Field(32, ge=1)
-    samples: int = Field(12, ge=2)
-    temperature: float = Field(1.0, gt=0)
-    max_tokens: int = Field(96, ge=1)
+    problems: Count = 32
+    samples: int = Field(12, ge=2, le=MOST)
+    temperature: Temperature = 1.0
+    max_tokens: Count = 96
     thinking: Thinking = "auto"
     std: bool = True
-    minibatches: int = Field(2, ge=1)
-    row: int = Field(128, ge=8)
-    trace: int = Field(4, ge=0)
-    top_p: float = Field(1.0, gt=0, le=1)
-    top_k: int = Field(0, ge=0)
-    max_num_gen_batches: int = Field(1, ge=1)
-    overlong_buffer: int = Field(0, ge=0)
-    overlong_penalty: float = Field(1.0, ge=0)
+    minibatches: Count = 2
+    row: RowLength = 128
+    trace: Natural = 4
+    top_p: Part = 1.0
+    top_k: Natural = 0
+    max_num_gen_batches: Count = 1
+    overlong_buffer: Natural = 0
+    overlong_penalty: NonNegative = 1.0
     mask_truncated: bool = False
     reference: str = ""
 

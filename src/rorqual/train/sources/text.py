@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from pydantic import Field
 
+from rorqual.core.config import RowLength, Rows
 from rorqual.data.source.text import read_text
 from rorqual.data.stream import TextStream
 from rorqual.train.batch import TrainBatch
@@ -20,8 +20,8 @@ class TextConfig(SourceConfig):
 
     kind: Literal["text"] = "text"
     data: str
-    rows: int = Field(12, ge=1)
-    row: int = Field(64, ge=8)
+    rows: Rows = 12
+    row: RowLength = 64
     windows: Literal["chunks", "random"] = "chunks"
 
     def build(self, materials: Materials) -> Source:

@@ -8,19 +8,20 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
-
+from rorqual.core.config import RowLength, Rows, Share
 from rorqual.core.errors import DataError
 from rorqual.core.records import Message
 from rorqual.data.chat import ChatFormat
 from rorqual.data.pack import Sample
 from rorqual.data.stream import GeneratedStream
 from rorqual.tasks.base import Problem, Task
-from rorqual.tasks.find import check_gold, load_task, safe_problems
+from rorqual.tasks.find import check_gold, load_task, place, refuse_empty_answer, safe_problems
 from rorqual.train.batch import TrainBatch
 from rorqual.train.sources.base import Materials, Source, SourceConfig, Step
 
 PROBE = 64
+DRY = 10_000
+"""Problems in a row of which none fits a row: more are not drawn."""
 
 
 class WorkedConfig(SourceConfig):
@@ -34,9 +35,9 @@ class WorkedConfig(SourceConfig):
     data: str = ""
     options: dict[str, Any] = {}
     longer: Literal["error", "skip"] = "error"
-    think: float = Field(1.0, ge=0, le=1)
-    rows: int = Field(32, ge=1)
-    row: int = Field(128, ge=8)
+    think: Share = 1.0
+    rows: Rows = 32
+    row: RowLength = 128
 
     def build(self, materials: Materials) -> Source:
         return Worked(self, materials)
@@ -46,7 +47,7 @@ class WorkedConfig(SourceConfig):
         return load_task(self.task, data=Path(self.data) if self.data else None, options=self.options)
 
     def texts(self) -> Iterator[str]:
-        for problem in islice(self.load().problems("train", 0), 2000):
+        for problem in islice(safe_problems(self.load(), "train", 0), 2000):
             yield f"{problem.prompt} {problem.steps or ''} {problem.answer}"
 
 
@@ -72,7 +73,14 @@ class Worked(Source):
 
         def make(rng: random.Random) -> Sample:
             think = rng.random() < self.config.think
-            return next(sample for problem in problems if (sample := self._sample(problem, think=think)) is not None)
+            for problem in islice(problems, DRY):
+                if (sample := self._sample(problem, think=think)) is not None:
+                    return sample
+            raise DataError(
+                f"{DRY} problems in a row are longer than a row of {self.config.row} tokens",
+                where=f"task {self.task.name}",
+                remedy="Set a larger row=.",
+            )
 
         stream = GeneratedStream(make, self.config.rows, self.config.row, self.seed, pad=self.chat.pad)
         return Step([TrainBatch.from_packed(stream.batch(step))])
@@ -90,7 +98,7 @@ class Worked(Source):
         length = len(worked_sample(problem, self.chat, think=self.config.think > 0))
         return DataError(
             f"a worked problem of {length} tokens does not fit a row of {self.config.row}",
-            where=str(problem.meta.get("where", f"task {self.task.name}")),
+            where=place(self.task, problem),
             remedy=f"Set row={length} or more, source.longer=skip, or tokenizer=bpe:1024 for shorter rows.",
         )
 
@@ -98,14 +106,20 @@ class Worked(Source):
 def opening(task: Task, seed: int, count: int) -> list[Problem]:
     """The first problems of the train split, once it is sure that a run can learn from them.
 
-    Refused: no problem at all, a gold answer that its own grader does not call right, and an order that does not depend on the
-    seed, for then every step would see the same first problems.
+    Refused: no problem at all, one problem again and again, a gold answer that its own grader does not call right, and an order that does
+    not depend on the seed, for then every step would see the same first problems.
     """
     where = f"task {task.name}"
     probe = list(islice(safe_problems(task, "train", seed), count))
     if not probe:
         raise DataError("no problems in the train split", where=where, remedy="Check problems().")
     check_gold(task, probe)
+    if len(probe) == count and len({problem.key for problem in probe}) == 1:
+        raise DataError(
+            f"its first {count} problems are one and the same, {probe[0].key!r:.60}",
+            where=where,
+            remedy="Let problems() yield problems with keys of their own.",
+        )
     other = [problem.key for problem in islice(safe_problems(task, "train", seed + 1), count)]
     if len(probe) == count and other == [problem.key for problem in probe]:
         raise DataError(
@@ -119,12 +133,23 @@ def opening(task: Task, seed: int, count: int) -> list[Problem]:
 def repeat(task: Task, seed: int) -> Iterator[Problem]:
     """The task's train problems without end: a finite task begins again in another order."""
     while True:
-        yield from safe_problems(task, "train", seed)
+        found = False
+        for problem in safe_problems(task, "train", seed):
+            refuse_empty_answer(task, problem)
+            found = True
+            yield problem
+        if not found:
+            raise DataError(
+                f"no problem in the train split with the seed {seed}",
+                where=f"task {task.name}",
+                remedy="Check problems().",
+            )
         seed += 7_919
 
 
 def worked_sample(problem: Problem, chat: ChatFormat, *, think: bool) -> Sample:
     """A problem and its solution as ids with their mask."""
-    reply = Message("assistant", problem.answer, problem.steps if think else None)
+    shown = think and problem.steps is not None and problem.steps.strip()
+    reply = Message("assistant", problem.answer, problem.steps if shown else None)
     rendered = chat.render((*problem.messages, reply))
     return Sample(rendered.ids, rendered.mask)

@@ -1,0 +1,124 @@
+"""One process at a time: a lock on what is written, which names its holder and is free again when that process ends, however it ends."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import platform
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from rorqual.core.errors import ConfigError, RorqualError
+
+RUN_LOCK = ".lock"
+BUSY = frozenset({errno.EWOULDBLOCK, errno.EACCES})
+
+
+class Lock:
+    """The lock file `path`, held until `close`. It is the kernel's lock: a killed process holds none. Readers are not kept out.
+
+    Folders above it are made; what was made is removed at the end where nothing else came into it. Errors: a `RorqualError` at `where` that
+    names the process that holds it. On a file system without locks nothing is refused.
+    """
+
+    def __init__(self, path: Path, where: Path, remedy: str) -> None:
+        self.path, self._made = path, list[Path]()
+        try:
+            self._made = [folder for folder in path.absolute().parents if not folder.exists()]
+            while not self._take(where, remedy):
+                pass
+        except OSError as error:
+            self._unmake()
+            raise RorqualError(
+                f"cannot write: {error.strerror}", where=str(where), remedy="Free disk space or choose another folder."
+            ) from error
+
+    def _take(self, where: Path, remedy: str) -> bool:
+        """Whether the file that was locked is still the one at the path: its last holder may have removed it meanwhile."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except FileNotFoundError:  # the folder was removed, too
+            return False
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in BUSY:
+                holder = named(os.pread(self._file, 1000, 0))
+                os.close(self._file)
+                raise RorqualError(f"another process is writing it{holder}", where=str(where), remedy=remedy) from None
+        try:
+            same = os.path.samestat(os.fstat(self._file), os.stat(self.path))
+        except FileNotFoundError:
+            same = False
+        if not same:
+            os.close(self._file)
+            return False
+        with suppress(OSError):  # a full disk: it stays without a name
+            os.ftruncate(self._file, 0)
+            os.pwrite(self._file, json.dumps(_this_process()).encode(), 0)
+        return True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let another process have it."""
+        with suppress(OSError):
+            self.path.unlink()
+        os.close(self._file)
+        self._unmake()
+
+    def _unmake(self) -> None:
+        with suppress(OSError):
+            for folder in self._made:
+                folder.rmdir()
+
+
+def own(path: Path, remedy: str) -> Lock:
+    """The lock on a file, or on a folder that is made beside its place."""
+    return Lock(_beside(path), path, remedy)
+
+
+def own_run(folder: Path) -> Lock:
+    """The lock on a run folder, or on any other that is written in place. One that is being made beside its place is refused, too."""
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError("not a folder", where=str(folder), remedy="Give another out=.")
+    remedy = "Wait for it, or give another out=."
+    lock = Lock(folder / RUN_LOCK, folder, remedy)
+    if _beside(folder).exists():
+        try:
+            own(folder, remedy).close()
+        except BaseException:
+            lock.close()
+            raise
+    return lock
+
+
+def _beside(path: Path) -> Path:
+    whole = path.absolute()
+    return whole.parent / f".{whole.name}.lock"
+
+
+def _this_process() -> dict[str, object]:
+    # No command: its words may hold a key.
+    began = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
+    return {"process": os.getpid(), "host": platform.node(), "since": began}
+
+
+def named(raw: bytes) -> str:
+    """The process of which a lock file tells: its number, its machine where that is another, and since when it holds the lock."""
+    try:
+        told = json.loads(raw)
+        place = "" if told["host"] == platform.node() else f" on {told['host']}"
+        return f": process {told['process']}{place}, since {told['since']}"
+    except (ValueError, KeyError, TypeError):  # it has not said so yet
+        return ""

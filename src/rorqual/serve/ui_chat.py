@@ -44,6 +44,7 @@ class Mounted:
         self._closing = asyncio.Event()
         self._ready: asyncio.Future[ASGIApp] | None = None
         self._keeper: asyncio.Task[None] | None = None
+        self._blocks: Any = None
 
     async def app(self) -> ASGIApp:
         """The application; whoever asks first waits until it is there."""
@@ -56,9 +57,19 @@ class Mounted:
         """End what runs behind the application."""
         self._closing.set()
 
+    def forget(self, session: str) -> None:
+        """Drop what Gradio holds of a page."""
+        if self._blocks is not None:
+            holder, queue = self._blocks.state_holder, self._blocks._queue
+            for held in (holder.session_data, holder.time_last_used):
+                held.pop(session, None)
+            if not queue.pending_event_ids_session.get(session):
+                for held in (queue.pending_event_ids_session, queue.pending_messages_per_session):
+                    held.pop(session, None)
+
     async def _keep(self, ready: asyncio.Future[ASGIApp]) -> None:
         try:
-            parent = await asyncio.to_thread(build, self._api, self._model, self._temperature)
+            parent, self._blocks = await asyncio.to_thread(build, self._api, self._model, self._temperature)
         except Exception as error:
             ready.set_exception(error)  # whoever waits is told; then it is in the log
             raise
@@ -67,21 +78,23 @@ class Mounted:
             await self._closing.wait()
 
 
-def build(api: ASGIApp, model: str, temperature: float) -> FastAPI:
-    """The page over the API's routes; `temperature` is what it begins with. It needs Gradio."""
+def build(api: ASGIApp, model: str, temperature: float) -> tuple[FastAPI, Any]:
+    """The page over the API's routes, and Gradio's part of it; `temperature` is what it begins with. It needs Gradio."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when it is imported, and wherever it would tell somebody
     import gradio as gr
 
     fonts = ("ui-sans-serif", "system-ui", "sans-serif")
     mono = ("ui-monospace", "Consolas", "monospace")
     theme = gr.themes.Default(primary_hue="blue", neutral_hue="slate", font=fonts, font_mono=mono)
-    return gr.mount_gradio_app(
-        FastAPI(docs_url=None, redoc_url=None, openapi_url=None), _blocks(gr, Chat(gr, api, model), temperature), path="/",
+    blocks = _blocks(gr, Chat(gr, api, model), temperature)
+    parent = gr.mount_gradio_app(
+        FastAPI(docs_url=None, redoc_url=None, openapi_url=None), blocks, path="/",
         auth_dependency=_tenant, theme=theme, css_paths=[FILES / "chat.css"],
         head=f"<script>{(FILES / 'chat.js').read_text(encoding='utf-8')}</script>",
         footer_links=[], run_history=False, ssr_mode=False, mcp_server=False, pwa=False, enable_monitoring=False,
         allowed_paths=[], blocked_paths=["/"], max_file_size=1,
     )  # fmt: skip
+    return parent, blocks
 
 
 def _tenant(request: HttpRequest) -> str | None:

@@ -309,7 +309,7 @@ def test_of_gradios_own_routes_none_is_open_but_those_that_are_known() -> None:
     async def api(*_: Any) -> None:
         raise AssertionError
 
-    parent, _ = ui_chat.build(api, "model", 1.0)
+    parent, _ = ui_chat.build(api, "model", 1.0, True)
     [gradio] = [route for route in parent.routes if hasattr(route, "app")]
     paths = {*gradio.app.openapi()["paths"], *(route.path for route in gradio.app.routes if hasattr(route, "path"))}
     assert len(paths) > 50 and {JOIN, DATA, HEARTBEAT + "{session_hash}", "/gradio_api/cancel"} <= paths

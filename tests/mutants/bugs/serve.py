@@ -230,4 +230,12 @@ MUTANTS = (
         "            pass\n",
         "tests/serve/test_page_door.py::test_logins_grow_old_and_have_a_number",
     ),
+    one(
+        "a model that does not think is made to",
+        "issue 14: its whole answer was reasoning_content, and content empty",
+        "serve/routes/chat.py",
+        '        self._thinking = wanted.thinking if service.chat.thinks else "auto"\n',
+        "        self._thinking = wanted.thinking\n",
+        "tests/serve/test_thinking.py::test_a_family_that_does_not_think_answers_in_content",
+    ),
 )

@@ -26,6 +26,8 @@ async def chat_completions(request: Request) -> Response:
     service: Service = request.app.state.service
     body = await body_of(request, service.max_body)
     wanted, ignored = read(ChatRequest, body)
+    if not service.chat.thinks:
+        ignored = [*ignored, *wanted.modes()]
     return await answer(request, ChatShape(service, wanted), wanted, ignored, len(body))
 
 
@@ -39,7 +41,8 @@ class ChatShape(Shape):
         super().__init__(service)
         self.wanted = wanted
         self._begun: set[int] = set()
-
+        # A model that never learned to think would go on from an open `<think>` with its answer, and never close it.
+        self._thinking = wanted.thinking if service.chat.thinks else "auto"
         self._messages = [turn.message() for turn in wanted.messages]
         self._tools = wanted.offered()
 
@@ -48,12 +51,12 @@ class ChatShape(Shape):
         return [[message.content for message in self._messages]]
 
     def asks(self) -> list[Ask]:
-        prompt = self.service.prompt_of(self._messages, self.wanted.thinking, self._tools)
+        prompt = self.service.prompt_of(self._messages, self._thinking, self._tools)
         return [self.service.ask(self.wanted, prompt, "messages", tools=bool(self._tools))]
 
     def new(self) -> Choice:
         chat, wanted = self.service.chat, self.wanted
-        mode = chat.mode(self._messages, wanted.thinking)
+        mode = chat.mode(self._messages, self._thinking)
         reader = Reader.of_chat(chat, mode, self._tools, f"call_{secrets.token_hex(8)}_")
         ends = frozenset(wanted.stop_token_ids or ())
         return Choice(reader, Stops(wanted.stops), ends, one_call=wanted.parallel_tool_calls is False)

@@ -169,19 +169,20 @@ def test_logins_grow_old_and_have_a_number() -> None:
     now = [0.0]
     sessions = Sessions(lambda: now[0])
     first, other = sessions.open("a"), sessions.open("b")
-    assert (sessions.tenant(first), sessions.tenant(other), sessions.tenant(""), sessions.tenant("x")) == (
-        "a",
-        "b",
-        None,
-        None,
-    )
+
+    def tenants(*words: str) -> list[str | None]:
+        return [None if (login := sessions.login(word)) is None else login.tenant for word in words]
+
+    assert tenants(first, other, "", "x") == ["a", "b", None, None]
+    login = sessions.login(first)
+    assert login is not None and not login.ended.is_set()
     for _ in range(MOST_LOGINS):
         sessions.open("a")
-    assert (sessions.tenant(first), sessions.tenant(other)) == (None, "b")
+    assert tenants(first, other) == [None, "b"] and login.ended.is_set()
     now[0] = LIFETIME - 1
-    assert sessions.tenant(other) == "b"
+    assert tenants(other) == ["b"]
     now[0] = LIFETIME
-    assert sessions.tenant(other) is None
+    assert tenants(other) == [None]
 
 
 def test_without_gradio_the_page_says_how(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

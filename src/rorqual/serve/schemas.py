@@ -132,7 +132,7 @@ class ChatRequest(Sampling, Tools):
     """`POST /v1/chat/completions`
 
     `reasoning_effort`: `none` makes the model answer at once, any other makes it think, as long as it will. `thinking` (DeepSeek's API) and
-    `chat_template_kwargs` (vLLM's) say the same.
+    `chat_template_kwargs` (vLLM's) say the same. Where the model's family does not think, they change nothing.
     """
 
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
@@ -150,9 +150,9 @@ class ChatRequest(Sampling, Tools):
     @property
     def thinking(self) -> Thinking:
         """What all that was said of it agrees on."""
-        return next(iter(self._modes().values()), "auto")
+        return next(iter(self.modes().values()), "auto")
 
-    def _modes(self) -> dict[str, Thinking]:
+    def modes(self) -> dict[str, Thinking]:
         """By parameter, where it says something."""
         found: dict[str, Thinking] = {}
         if self.chat_template_kwargs is not None and self.chat_template_kwargs.mode != "auto":
@@ -193,7 +193,7 @@ class ChatRequest(Sampling, Tools):
             message.check(f"messages[{number}]")
         if self.top_logprobs and not self.logprobs:
             raise refuse("`top_logprobs` goes with logprobs: true. Set it, or leave this out.", "top_logprobs")
-        modes = self._modes()
+        modes = self.modes()
         if len(set(modes.values())) > 1:
             names = list(modes)
             what = f"`{names[0]}` and `{names[-1]}` contradict each other on whether to think"

@@ -12,21 +12,25 @@ import importlib.util
 import re
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from http.cookies import CookieError, SimpleCookie
 from pathlib import Path
 from urllib.parse import parse_qs
 
 from fastapi import Request, Response
-from fastapi.responses import HTMLResponse, RedirectResponse
+from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope, Send
 
 from rorqual.core.errors import ConfigError
 from rorqual.serve import ui_chat
-from rorqual.serve.app import Edge, framed_twice
+from rorqual.serve.app import GONE, Edge, framed_twice
+from rorqual.serve.errors import ApiError
+from rorqual.serve.exchange import Gone
 from rorqual.serve.service import Service
+from rorqual.serve.ui_gate import DATA, HEARTBEAT, Pages
 
 FILES = Path(__file__).parent / "page"
 REMEDY = 'pip install "rorqual[ui]"'
@@ -36,12 +40,6 @@ MOST_LOGINS = 64
 """Of one tenant at a time; the oldest ends."""
 LOGIN_BYTES, LOGIN_SECONDS = 4096, 10.0
 API = re.compile(r"/(v1(/.*)?|health|metrics)", re.DOTALL)
-PATHS = re.compile(
-    r"/|/(config|theme\.css|favicon\.ico|manifest\.json|gradio_api/(queue/(join|data)|cancel|reset|startup-events|heartbeat/[\w-]+))/?"
-    r"|/(assets|static|svelte)/[\w./-]+"
-)
-"""What the page asks for, and all that it gets: Gradio has doors for files, proxies and more, which stay shut."""
-STREAM = re.compile(r"/gradio_api/heartbeat/.*")
 HEADERS = {
     # A model may write <img src=...>: nothing that it writes makes the browser ask anybody else.
     "content-security-policy": (
@@ -55,32 +53,43 @@ HEADERS = {
 }
 
 
+@dataclass(frozen=True)
+class Login:
+    """A tenant until a time in seconds, or until `ended` is set."""
+
+    tenant: str
+    until: float
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+
+
 class Sessions:
     """Who is logged in. `clock` gives seconds."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._held: dict[str, tuple[str, float]] = {}
+        self._held: dict[str, Login] = {}
 
     def open(self, tenant: str) -> str:
         """A new word for a tenant."""
         now = self._clock()
-        self._held = {word: held for word, held in self._held.items() if held[1] > now}
-        own = [word for word, held in self._held.items() if held[0] == tenant]
-        for word in own[: max(0, len(own) - MOST_LOGINS + 1)]:
-            del self._held[word]
+        for old in [word for word, login in self._held.items() if login.until <= now]:
+            self.close(old)
+        own = [word for word, login in self._held.items() if login.tenant == tenant]
+        for old in own[: max(0, len(own) - MOST_LOGINS + 1)]:
+            self.close(old)
         word = secrets.token_urlsafe(32)
-        self._held[word] = tenant, now + LIFETIME
+        self._held[word] = Login(tenant, now + LIFETIME)
         return word
 
-    def tenant(self, word: str) -> str | None:
+    def login(self, word: str) -> Login | None:
         """Whose word it is; None for one that is unknown or too old. A guess has 256 bits to find, and no shorter way."""
-        tenant, until = self._held.get(word, ("", 0.0))
-        return tenant if tenant and self._clock() < until else None
+        login = self._held.get(word)
+        return login if login is not None and self._clock() < login.until else None
 
     def close(self, word: str) -> None:
-        """End a login."""
-        self._held.pop(word, None)
+        """End a login, and the streams that were opened with it."""
+        if (login := self._held.pop(word, None)) is not None:
+            login.ended.set()
 
 
 class Page:
@@ -97,7 +106,8 @@ class Page:
         self.edge, self.service = edge, service
         self.off, self.installed = wanted is False, installed
         self.sessions = Sessions()
-        self.mounted = ui_chat.Mounted(self._api, service.name, service.defaults.temperature)
+        self.mounted = ui_chat.Mounted(self._api, service.name, service.defaults.temperature, service.chat.thinks)
+        self.pages = Pages(self.mounted.forget)
         self._closing = asyncio.Event()
 
     def close(self) -> None:
@@ -114,8 +124,8 @@ class Page:
             await self.edge(scope, receive, send)
             return
         word = _cookie(headers, _name(scope))
-        tenant = self.sessions.tenant(word)
-        if tenant is None and "text/html" not in headers.get("accept", ""):
+        login = self.sessions.login(word)
+        if login is None and "text/html" not in headers.get("accept", ""):
             await self.edge(scope, receive, send)  # which refuses it as it refuses everything without a key
             return
         status = 0
@@ -128,18 +138,18 @@ class Page:
             await send(message)
 
         try:
-            await self._answer(scope, receive, guarded, word, tenant)
+            await self._answer(scope, receive, guarded, word, login)
         finally:
             self.service.metrics.requests["page", status] += 1
 
-    async def _answer(self, scope: Scope, receive: Receive, send: Send, word: str, tenant: str | None) -> None:
+    async def _answer(self, scope: Scope, receive: Receive, send: Send, word: str, login: Login | None) -> None:
         request = Request(scope, receive)
         response: Response
         if not _same_origin(request):
             response = _text(403, "Another site sent this.")
         elif scope["path"] == "/login" and request.method == "POST":
             response = await self._login(request)
-        elif tenant is None:
+        elif login is None:
             response = self._form()
         elif scope["path"] == "/login":
             response = RedirectResponse("/", 303)
@@ -147,13 +157,18 @@ class Page:
             self.sessions.close(word)
             response = RedirectResponse("/", 303)
             response.delete_cookie(_name(scope), httponly=True, samesite="strict")
-        elif not PATHS.fullmatch(scope["path"]) or ".." in scope["path"]:
-            response = _text(404, "There is nothing here.")
         elif request.method not in ("GET", "HEAD") and not self._fits(request):
             response = _text(413, f"The request is longer than {self.service.max_body} bytes.")
         else:
-            await self._gradio(scope, receive, send, tenant)
-            return
+            try:
+                scope, receive = await self.pages.bind(scope, receive, login.tenant, self.service)
+            except ApiError as error:  # Gradio's page shows `detail`
+                response = JSONResponse({"detail": error.message, **error.body()}, error.status)
+            except Gone:
+                response = Response(status_code=GONE)
+            else:
+                await self._gradio(scope, receive, send, login)
+                return
         await response(scope, receive, send)
 
     def _fits(self, request: Request) -> bool:
@@ -182,35 +197,27 @@ class Page:
         text = text.replace("{remedy}", html.escape(REMEDY))
         return HTMLResponse(text, 401, headers={"www-authenticate": "Bearer", "cache-control": "no-store"})
 
-    async def _gradio(self, scope: Scope, receive: Receive, send: Send, tenant: str) -> None:
-        scope.setdefault("state", {})["tenant"] = tenant
+    async def _gradio(self, scope: Scope, receive: Receive, send: Send, login: Login) -> None:
+        scope.setdefault("state", {})["tenant"] = login.tenant
         app = await self.mounted.app()
-        if not STREAM.fullmatch(scope["path"]):
+        path, ends = scope["path"], [login.ended]
+        if path.startswith(HEARTBEAT):
+            ends.append(self._closing)
+        elif path != DATA:
             await app(scope, receive, send)
             return
-        open_, closing = False, asyncio.create_task(self._closing.wait())
-
-        async def until_closing() -> Message:
-            waiting = asyncio.ensure_future(receive())
-            await asyncio.wait((waiting, closing), return_when=asyncio.FIRST_COMPLETED)
-            if waiting.done():
-                return waiting.result()
-            waiting.cancel()
-            return {"type": "http.disconnect"}
+        open_ = False
 
         async def watched(message: Message) -> None:
             nonlocal open_
             open_ = message["type"] == "http.response.start" or bool(message.get("more_body"))
             await send(message)
 
-        try:
-            # Before version 2.4 of the protocol an application learns from `receive` that nobody listens.
-            asgi = {**scope["asgi"], "spec_version": "2.3"}
-            await app({**scope, "asgi": asgi}, until_closing, watched)
-            if open_:
-                await send({"type": "http.response.body", "body": b"", "more_body": False})
-        finally:
-            closing.cancel()
+        # Before version 2.4 of the protocol an application learns from `receive` that nobody listens.
+        asgi = {**scope["asgi"], "spec_version": "2.3"}
+        await app({**scope, "asgi": asgi}, _until(receive, ends), watched)
+        if open_:
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _api(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The routes behind the edge, for a tenant who is known, counted as the edge counts them."""
@@ -225,6 +232,21 @@ class Page:
             await self.edge.app(scope, receive, counted)
         finally:
             self.service.metrics.requests[scope["path"], status] += 1
+
+
+def _until(receive: Receive, ends: Sequence[asyncio.Event]) -> Receive:
+    """`receive`; once one of `ends` is set, the client has left."""
+
+    async def received() -> Message:
+        message, over = asyncio.ensure_future(receive()), [asyncio.ensure_future(end.wait()) for end in ends]
+        try:
+            await asyncio.wait((message, *over), return_when=asyncio.FIRST_COMPLETED)
+            return {"type": "http.disconnect"} if any(end.is_set() for end in ends) else message.result()
+        finally:
+            for each in (message, *over):
+                each.cancel()
+
+    return received
 
 
 async def _short(request: Request) -> bytes | None:

@@ -12,6 +12,7 @@ import html
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +40,12 @@ IDLE = "Enter sends, Shift+Enter breaks the line."
 class Mounted:
     """Gradio's application, built when somebody asks for it: it takes seconds and a hundred megabytes."""
 
-    def __init__(self, api: ASGIApp, model: str, temperature: float) -> None:
-        self._api, self._model, self._temperature = api, model, temperature
+    def __init__(self, api: ASGIApp, model: str, temperature: float, thinks: bool) -> None:
+        self._build = partial(build, api, model, temperature, thinks)
         self._closing = asyncio.Event()
         self._ready: asyncio.Future[ASGIApp] | None = None
         self._keeper: asyncio.Task[None] | None = None
+        self._blocks: Any = None
 
     async def app(self) -> ASGIApp:
         """The application; whoever asks first waits until it is there."""
@@ -56,9 +58,19 @@ class Mounted:
         """End what runs behind the application."""
         self._closing.set()
 
+    def forget(self, session: str) -> None:
+        """Drop what Gradio holds of a page."""
+        if self._blocks is not None:
+            holder, queue = self._blocks.state_holder, self._blocks._queue
+            for held in (holder.session_data, holder.time_last_used):
+                held.pop(session, None)
+            if not queue.pending_event_ids_session.get(session):
+                for held in (queue.pending_event_ids_session, queue.pending_messages_per_session):
+                    held.pop(session, None)
+
     async def _keep(self, ready: asyncio.Future[ASGIApp]) -> None:
         try:
-            parent = await asyncio.to_thread(build, self._api, self._model, self._temperature)
+            parent, self._blocks = await asyncio.to_thread(self._build)
         except Exception as error:
             ready.set_exception(error)  # whoever waits is told; then it is in the log
             raise
@@ -67,21 +79,24 @@ class Mounted:
             await self._closing.wait()
 
 
-def build(api: ASGIApp, model: str, temperature: float) -> FastAPI:
-    """The page over the API's routes; `temperature` is what it begins with. It needs Gradio."""
+def build(api: ASGIApp, model: str, temperature: float, thinks: bool) -> tuple[FastAPI, Any]:
+    """The page over the API's routes, and Gradio's part of it; `temperature` is what it begins with, `thinks`: whether the
+    model can be told to think. It needs Gradio."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when it is imported, and wherever it would tell somebody
     import gradio as gr
 
     fonts = ("ui-sans-serif", "system-ui", "sans-serif")
     mono = ("ui-monospace", "Consolas", "monospace")
     theme = gr.themes.Default(primary_hue="blue", neutral_hue="slate", font=fonts, font_mono=mono)
-    return gr.mount_gradio_app(
-        FastAPI(docs_url=None, redoc_url=None, openapi_url=None), _blocks(gr, Chat(gr, api, model), temperature), path="/",
+    blocks = _blocks(gr, Chat(gr, api, model), temperature, thinks)
+    parent = gr.mount_gradio_app(
+        FastAPI(docs_url=None, redoc_url=None, openapi_url=None), blocks, path="/",
         auth_dependency=_tenant, theme=theme, css_paths=[FILES / "chat.css"],
         head=f"<script>{(FILES / 'chat.js').read_text(encoding='utf-8')}</script>",
         footer_links=[], run_history=False, ssr_mode=False, mcp_server=False, pwa=False, enable_monitoring=False,
         allowed_paths=[], blocked_paths=["/"], max_file_size=1,
     )  # fmt: skip
+    return parent, blocks
 
 
 def _tenant(request: HttpRequest) -> str | None:
@@ -223,7 +238,7 @@ def _status(text: str, *, error: bool = False) -> str:
     return f'<p class="status{" error" if error else ""}">{html.escape(text)}</p>'
 
 
-def _blocks(gr: Any, chat: Chat, temperature: float) -> Any:
+def _blocks(gr: Any, chat: Chat, temperature: float, thinks: bool) -> Any:
     with gr.Blocks(title=chat.model, fill_height=True, analytics_enabled=False) as blocks:
         head = (FILES / "head.html").read_text(encoding="utf-8").replace("{model}", html.escape(chat.model))
         gr.Markdown(head, elem_id="head", sanitize_html=False, latex_delimiters=[])  # gr.HTML would need `eval`
@@ -243,7 +258,7 @@ def _blocks(gr: Any, chat: Chat, temperature: float) -> Any:
             submit_btn=True, stop_btn=False, elem_id="message", html_attributes=gr.InputHTMLAttributes(enterkeyhint="send"),
         )  # fmt: skip
         with gr.Accordion("Settings", open=False, elem_id="settings"), gr.Row():
-            thinking = gr.Radio(["auto", "on", "off"], value="auto", label="Thinking", min_width=200)
+            thinking = gr.Radio(["auto", "on", "off"], value="auto", label="Thinking", min_width=200, visible=thinks)
             heat = gr.Slider(0, 2, value=temperature, step=0.05, label="Temperature", min_width=200)
             most = gr.Number(
                 0, label="Most tokens (0: no limit)", minimum=0, maximum=2**31 - 1, precision=0, min_width=200

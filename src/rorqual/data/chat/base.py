@@ -76,6 +76,11 @@ class ChatFormat(ABC):
         return None
 
     @property
+    def thinks(self) -> bool:
+        """Whether models of this family were trained to think when the prompt says so."""
+        return True
+
+    @property
     def spoken(self) -> bool:
         """Whether marks count in a reply however they are spelt, as tokens or as text."""
         return False

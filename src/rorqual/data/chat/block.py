@@ -126,6 +126,10 @@ class SpokenBlock(TurnChat):
             )
 
     @property
+    def thinks(self) -> bool:
+        return False
+
+    @property
     def spoken(self) -> bool:
         return True
 

@@ -38,6 +38,10 @@ class NoChat(ChatFormat):
         """Always refused."""
         self._refuse()
 
+    @property
+    def thinks(self) -> bool:
+        return False
+
     def reply_form(self, thinking: Thinking) -> ReplyForm:
         return ReplyForm("answer")
 

@@ -143,6 +143,11 @@ class TemplateChat(ChatFormat):
         return self._ids("".join(parts), pieces)
 
     @property
+    def thinks(self) -> bool:
+        """Found by the template's own text: whether it reads one of the two names of the switch."""
+        return re.search(r"\b(enable_)?thinking\b", self._source) is not None
+
+    @property
     def spoken(self) -> bool:
         return True
 

@@ -26,6 +26,8 @@ async def chat_completions(request: Request) -> Response:
     service: Service = request.app.state.service
     body = await body_of(request, service.max_body)
     wanted, ignored = read(ChatRequest, body)
+    if not service.chat.thinks:
+        ignored = [*ignored, *wanted.modes()]
     return await answer(request, ChatShape(service, wanted), wanted, ignored, len(body))
 
 
@@ -40,6 +42,8 @@ class ChatShape(Shape):
         self.wanted = wanted
         self._begun: set[int] = set()
         self._prompt: list[int] = []
+        # A model that never learned to think would go on from an open `<think>` with its answer, and never close it.
+        self._thinking = wanted.thinking if service.chat.thinks else "auto"
         self._messages = [turn.message() for turn in wanted.messages]
         self._tools = wanted.offered()
 
@@ -48,13 +52,12 @@ class ChatShape(Shape):
         return [[message.content for message in self._messages]]
 
     def asks(self) -> list[Ask]:
-        prompt = self.service.prompt_of(self._messages, self.wanted.thinking, self._tools)
-        self._prompt = prompt
+        prompt = self._prompt = self.service.prompt_of(self._messages, self._thinking, self._tools)
         return [self.service.ask(self.wanted, prompt, "messages", tools=bool(self._tools))]
 
     def new(self) -> Choice:
         chat, wanted = self.service.chat, self.wanted
-        mode = chat.mode(self._messages, wanted.thinking)
+        mode = chat.mode(self._messages, self._thinking)
         reader = Reader.of_chat(chat, mode, self._tools, f"call_{secrets.token_hex(8)}_")
         ends = frozenset(wanted.stop_token_ids or ())
         least = wanted.min_tokens or 0

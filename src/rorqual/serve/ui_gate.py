@@ -1,0 +1,132 @@
+"""The gate before Gradio: what of it is open, and which tenant each open page belongs to.
+
+Gradio keeps all that it knows of a page (conversation, events under way, their stream) by a name that the browser makes up, the
+`session_hash`, and asks nobody whose it is. The name is no secret: it stands in addresses. So a name belongs to the tenant that uses it
+first, others are refused, and Gradio hears another name, made of tenant and name: no two tenants can mean the same page.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+from urllib.parse import parse_qsl
+
+from fastapi import Request
+from starlette.types import Message, Receive, Scope
+
+from rorqual.serve.errors import ApiError, refuse
+from rorqual.serve.exchange import body_of
+from rorqual.serve.service import Service
+
+MOST_PAGES = 256
+"""Of one tenant at a time; the one that was used least recently is forgotten, with its conversation. Gradio holds 25 kB for each."""
+OPEN = re.compile(
+    r"/|/(config|theme\.css|favicon\.ico|manifest\.json|gradio_api/startup-events)|/(assets|static|svelte)/[\w./-]+",
+    re.ASCII,
+)
+"""What has nothing to do with any page's state. Whatever is neither here nor below is shut: Gradio has doors for files, proxies and more."""
+JOIN, DATA = "/gradio_api/queue/join", "/gradio_api/queue/data"
+HEARTBEAT = "/gradio_api/heartbeat/"
+NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+FIELDS = ("data", "event_data", "fn_index", "trigger_id")
+"""What the page sends of an event, beside its name."""
+
+
+class Pages:
+    """Whose each open page is. `forget` drops what Gradio holds of one."""
+
+    def __init__(self, forget: Callable[[str], None]) -> None:
+        self._forget = forget
+        self._tenants: dict[str, str] = {}
+        self._own: dict[str, dict[str, None]] = {}  # of each tenant, the least recently used first
+
+    def __len__(self) -> int:
+        return len(self._tenants)
+
+    def claim(self, tenant: str, name: str) -> str:
+        """Gradio's name for a tenant's page; one of another tenant is an `ApiError`."""
+        if not NAME.fullmatch(name):
+            raise refuse("'session_hash' is up to 64 letters, digits, - and _", "session_hash")
+        if self._tenants.setdefault(name, tenant) != tenant:
+            raise ApiError(
+                403, "this page was opened by another tenant: load it again", param="session_hash", code="not_your_page"
+            )
+        own = self._own.setdefault(tenant, {})
+        own.pop(name, None)
+        own[name] = None
+        if len(own) > MOST_PAGES:
+            oldest = next(iter(own))
+            del own[oldest], self._tenants[oldest]
+            self._forget(_inner(tenant, oldest))
+        return _inner(tenant, name)
+
+    async def bind(self, scope: Scope, receive: Receive, tenant: str, service: Service) -> tuple[Scope, Receive]:
+        """A request as Gradio may see it; what it may not is an `ApiError`."""
+        path, method = scope["path"], scope["method"]
+        if path == JOIN:
+            _only(method, "POST")
+            body = await body_of(Request(scope, receive), service.max_body)
+            event = await service.beside(tenant, partial(_event, body))
+            event["session_hash"] = self.claim(tenant, event["session_hash"])
+            return _with_body(scope, receive, await service.beside(tenant, lambda: json.dumps(event).encode()))
+        if path == DATA:
+            _only(method, "GET")
+            name = self.claim(tenant, _named(scope["query_string"]))
+            return {**scope, "query_string": f"session_hash={name}".encode()}, receive
+        if path.startswith(HEARTBEAT):
+            _only(method, "GET")
+            path = HEARTBEAT + self.claim(tenant, path.removeprefix(HEARTBEAT))
+            return {**scope, "path": path, "raw_path": path.encode(), "query_string": b""}, receive
+        if not OPEN.fullmatch(path) or ".." in path:
+            raise ApiError(404, "there is nothing here", code="no_such_route")
+        _only(method, "GET", "HEAD")
+        return {**scope, "query_string": b""}, receive
+
+
+def _inner(tenant: str, name: str) -> str:
+    return hashlib.sha256(f"{tenant} {name}".encode()).hexdigest()
+
+
+def _only(method: str, *known: str) -> None:
+    if method not in known:
+        raise ApiError(405, f"{method[:16]} does nothing here", code="method_not_allowed")
+
+
+def _named(query: bytes) -> str:
+    names = [
+        value for key, value in parse_qsl(query.decode("latin-1"), keep_blank_values=True) if key == "session_hash"
+    ]
+    if len(names) != 1:
+        raise refuse("'session_hash' is needed, once", "session_hash")
+    return names[0]
+
+
+def _event(body: bytes) -> dict[str, Any]:
+    """What a body says of an event; it names a page."""
+    try:
+        found = json.loads(body)
+    except (ValueError, RecursionError):
+        raise refuse("the body is not JSON") from None
+    if not isinstance(found, dict) or not isinstance(found.get("session_hash"), str):
+        raise refuse("'session_hash' is needed, as text", "session_hash")
+    return {field: found[field] for field in (*FIELDS, "session_hash") if field in found}
+
+
+def _with_body(scope: Scope, receive: Receive, body: bytes) -> tuple[Scope, Receive]:
+    """A request with another body; after it comes what `receive` has."""
+    headers = [(key, value) for key, value in scope["headers"] if key not in (b"content-length", b"content-type")]
+    headers += [(b"content-length", str(len(body)).encode()), (b"content-type", b"application/json")]
+    sent = False
+
+    async def replayed() -> Message:
+        nonlocal sent
+        if sent:
+            return await receive()
+        sent = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return {**scope, "headers": headers, "query_string": b""}, replayed

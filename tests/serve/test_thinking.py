@@ -1,0 +1,169 @@
+"""Models that do not think: their text is `content`, whatever a request says about thinking."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from served import Server, start, stop, write_run
+
+from rorqual.data.chat import KINDS, ChatFormat, TemplateChat, chat_format
+from rorqual.data.chat.find import NoChat
+from rorqual.data.tokenizer import Tokenizer
+from rorqual.serve import ui_chat
+from rorqual.serve.bridge import Bridge
+from rorqual.serve.keys import Keys
+from rorqual.serve.routes.chat import ChatShape
+from rorqual.serve.schemas import ChatRequest, read
+from rorqual.serve.service import Service
+from rorqual.serve.ui_turn import Turn, Wanted
+from rorqual.serve.wire import Drawn, Placed, Ready
+
+TOKENIZERS = Path(__file__).parents[1] / "data" / "chat" / "golden"
+FAMILIES = {
+    "deepseek-v3": "deepseek", "chatml": "qwen", "qwen2": "qwen", "chatml-plain": "qwen", "smollm2": "smollm2", "llama3": "llama3",
+    "llama3.1": "llama3",
+}  # fmt: skip
+"""Those that do not think, each with its tokenizer."""
+FIELDS: list[dict[str, Any]] = [
+    {"reasoning_effort": "none"},
+    {"reasoning_effort": "high"},
+    {"thinking": {"type": "enabled"}},
+    {"thinking": {"type": "disabled"}},
+    {"chat_template_kwargs": {"thinking": True}},
+    {"chat_template_kwargs": {"enable_thinking": True}},
+    {"chat_template_kwargs": {"enable_thinking": False}},
+]
+TOOL = {"type": "function", "function": {"name": "size", "parameters": {"type": "object", "properties": {}}}}
+BODY: dict[str, Any] = {
+    "model": "plain",
+    "messages": [{"role": "user", "content": "hello"}],
+    "max_tokens": 24,
+    "seed": 1,
+}
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+SWITCH = "{% if enable_thinking %}<think>\n{% endif %}"
+
+
+def tokenizer(family: str) -> Tokenizer:
+    return Tokenizer.load(TOKENIZERS / f"tokenizer-{family}.json")
+
+
+def of_template(template: str) -> TemplateChat:
+    return TemplateChat(tokenizer("qwen"), template, bos="", stop=("<|im_end|>",))
+
+
+FORMATS: dict[str, ChatFormat] = {name: chat_format(tokenizer(family), name) for name, family in FAMILIES.items()}
+
+
+def shape_of(chat: ChatFormat, **fields: Any) -> ChatShape:
+    bridge = Bridge(Placed("nowhere"))
+    bridge.info = Ready(4096, chat.tokenizer.vocab_size)
+    service = Service("plain", 0, chat, bridge, Keys(Path("none"), {}), 2**20)
+    return ChatShape(service, read(ChatRequest, json.dumps(BODY | fields).encode())[0])
+
+
+def answer(shape: ChatShape, text: str) -> tuple[dict[str, Any], str, str]:
+    """The message of a reply, and what of it was streamed as content and as reasoning."""
+    chat, choice, streamed = shape.service.chat, shape.new(), {"content": "", "reasoning_content": ""}
+    for drawn in [*(Drawn(0, id_) for id_ in chat.tokenizer.encode_trusted(text)), Drawn(0, chat.stop_ids[0], "stop")]:
+        for part in shape.parts(0, choice.add(drawn), choice):
+            for name in streamed:
+                streamed[name] += part["delta"].get(name) or ""
+    return shape.choice(0, choice)["message"], streamed["content"], streamed["reasoning_content"]
+
+
+def test_every_family_is_known_to_think_or_not() -> None:
+    thinking = {kind.name for kind in KINDS} - set(FAMILIES)
+    assert thinking == {"deepseek", "deepseek-r1", "qwen3"} and NoChat.name not in thinking
+    assert not any(chat.thinks for chat in FORMATS.values()) and not NoChat(tokenizer("qwen")).thinks
+    assert all(chat_format(tokenizer("qwen" if name == "qwen3" else "deepseek"), name).thinks for name in thinking)
+    assert not of_template(TEMPLATE).thinks and of_template(TEMPLATE + SWITCH).thinks
+
+
+@pytest.mark.parametrize("fields", FIELDS, ids=json.dumps)
+@pytest.mark.parametrize("name", [*FAMILIES, "template"])
+def test_a_family_that_does_not_think_answers_in_content(name: str, fields: dict[str, Any]) -> None:
+    chat = FORMATS[name] if name != "template" else of_template(TEMPLATE)
+    for tools in ({}, {"tools": [TOOL]} if chat.takes_tools else {}):
+        shape, plain = shape_of(chat, **fields, **tools), shape_of(chat, **tools)
+        assert shape.asks()[0].prompt == plain.asks()[0].prompt
+        message, content, reasoning = answer(shape, "It is 4.")
+        assert (message["content"], content, reasoning) == ("It is 4.", "It is 4.", "")
+        assert "reasoning_content" not in message
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_one_that_was_taught_to_think_all_the_same_has_its_reasoning_apart(name: str) -> None:
+    message, content, reasoning = answer(shape_of(FORMATS[name]), "<think>\n2 and 2\n</think>\n\nIt is 4.")
+    assert (message["content"], message["reasoning_content"]) == (content, reasoning) == ("It is 4.", "2 and 2")
+
+
+def test_a_family_that_thinks_is_still_told_to() -> None:
+    chat = chat_format(tokenizer("qwen"), "qwen3")
+    message, content, reasoning = answer(shape_of(chat, reasoning_effort="high"), "2 and 2\n</think>\n\nIt is 4.")
+    assert (message["content"], message["reasoning_content"]) == (content, reasoning) == ("It is 4.", "2 and 2")
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("plain")
+    run = write_run(folder / "plain", tokenizer=tokenizer("qwen"), chat="chatml")
+    server = start(run, folder / "keys.json", folder / "log", "port=0", "slots=2", "ui=false")
+    yield server
+    assert stop(server) == 0
+
+
+@pytest.mark.parametrize("tools", [{}, {"tools": [TOOL]}], ids=["", "tools"])
+def test_a_server_says_what_it_ignored_and_answers_the_same(plain: Server, tools: dict[str, Any]) -> None:
+    with plain.client as client:
+        said = client.post("/v1/chat/completions", json=BODY | tools)
+        wanted = said.json()["choices"][0]["message"]["content"]
+        assert wanted and "x-rorqual-ignored" not in said.headers
+        for fields in FIELDS:
+            whole = client.post("/v1/chat/completions", json=BODY | tools | fields)
+            assert whole.json()["choices"][0]["message"]["content"] == wanted
+            assert whole.headers["x-rorqual-ignored"] == next(iter(fields))
+            assert whole.json()["usage"]["completion_tokens_details"]["reasoning_tokens"] == 0
+            assert streamed(client, BODY | tools | fields) == (wanted, "")
+        assert client.post("/v1/chat/completions", json=BODY | FIELDS[0] | FIELDS[2]).status_code == 400
+
+
+def streamed(client: httpx.Client, body: dict[str, Any]) -> tuple[str, str]:
+    content = reasoning = ""
+    with client.stream("POST", "/v1/chat/completions", json=body | {"stream": True}) as answer:
+        for line in answer.iter_lines():
+            if line.startswith("data: {"):
+                delta = json.loads(line[6:])["choices"][0]["delta"]
+                content += delta.get("content") or ""
+                reasoning += delta.get("reasoning_content") or ""
+    return content, reasoning
+
+
+@pytest.mark.parametrize("mode", ["auto", "on", "off"])
+def test_the_page_shows_it_as_the_answer(plain: Server, mode: Any) -> None:
+    """What the page asks, and what it makes of the answer."""
+    turn = Turn()
+    body = Wanted(mode, 1.0, 24).body("plain", [{"role": "user", "content": "hello"}])
+    with plain.client as client, client.stream("POST", "/v1/chat/completions", json=body | {"stream": True}) as answer:
+        for line in answer.iter_lines():
+            if line.startswith("data: {"):
+                turn.add(json.loads(line[6:]))
+    assert turn.content and not turn.reasoning and not any("metadata" in row for row in turn.rows())
+
+
+@pytest.mark.parametrize("thinks", [True, False])
+def test_the_page_has_no_switch_that_does_nothing(thinks: bool) -> None:
+    async def api(*_: Any) -> None:
+        raise AssertionError
+
+    _, blocks = ui_chat.build(api, "model", 1.0, thinks)
+    [switch] = [part for part in blocks.config["components"] if part["props"].get("label") == "Thinking"]
+    assert switch["props"]["visible"] is thinks

@@ -16,6 +16,7 @@ from rorqual.engine.runner import Runner, Sampled
 from rorqual.engine.scheduler import Scheduler
 from rorqual.engine.sequence import Sequence
 from rorqual.engine.store import SECRET_BYTES, DiskStore, load_secret
+from rorqual.engine.weights import Weights
 from rorqual.model import Decoder
 from rorqual.ops.paged import BLOCK
 from rorqual.ops.rows import Rows
@@ -68,7 +69,7 @@ class Lane:
         model: Decoder,
         size: Size,
         stop_ids: Iterable[int],
-        fingerprint: bytes,
+        weights: Weights,
         rows: Rows,
         *,
         record_experts: bool,
@@ -80,6 +81,7 @@ class Lane:
             model, size.slots, size.max_len, blocks, rows,
             record_experts=record_experts, record_kept=record_kept,
         )  # fmt: skip
+        self.weights, fingerprint = weights, weights.look()
         secret, store = secrets.token_bytes(SECRET_BYTES), None  # not numpy's numbers, which a seed makes known
         if size.folder is not None:
             secret = load_secret(size.folder)
@@ -109,6 +111,9 @@ class Lane:
         """
         self.drawn = []
         scheduler, runner = self.scheduler, self.runner
+        looked = bool(scheduler.waiting or scheduler.feeding)
+        if looked:
+            self._look()
         plan = scheduler.plan()
         for sequence in plan.admitted:
             runner.place(sequence)
@@ -135,8 +140,20 @@ class Lane:
             sequence = scheduler.active[row]
             ends = sequence.halted or (not sequence.params.ignore_eos and int(tokens[row]) in self.stop_ids)
             finished.append(Finished(sequence, runner.take(sequence, lengths[row]), bool(ends), row in lost))
+        if not looked:
+            self._look()
         scheduler.release(done)
         return finished
+
+    def _look(self) -> None:
+        """Compare the weights, value by value: blocks are about to be used again, or named."""
+        self._rename(self.weights.look(contents=True))
+
+    def _rename(self, fingerprint: bytes) -> None:
+        if fingerprint != self.pages.fingerprint:
+            self.close()
+            self.pages.store = None
+            self.scheduler.renew(fingerprint)
 
     def reset(self) -> None:
         """Forget everything that runs, waits or was kept in memory, whatever state it is in."""
@@ -152,9 +169,7 @@ class Lane:
     def renew(self, fingerprint: bytes, rows: Rows) -> None:
         """The weights have changed: nothing that was cached of the old ones serves again, and the folder is for them alone. From now on
         products have so many rows."""
-        self.close()
-        self.pages.store = None
-        self.scheduler.renew(fingerprint)
+        self._rename(fingerprint)
         self.runner.renew(rows)
 
     def tickets(self) -> set[int]:

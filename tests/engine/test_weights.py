@@ -250,16 +250,17 @@ def test_what_ran_while_weights_were_others_serves_nobody_when_they_are_back(
 def test_a_callback_that_changes_weights_leaves_nothing_of_the_batch(tokenizer: Tokenizer, chat: ChatFormat) -> None:
     model = copy.deepcopy(make_model("mla"))
     engine = Engine.of(model, tokenizer, chat, slots=4, reuse=True)
-    short = replace(ASKED, params=replace(ASKED.params, max_tokens=2), prompt_ids=PROMPT[::-1])
+    asked, short = replace(ASKED, prompt_ids=PROMPT[:60]), replace(ASKED, params=replace(ASKED.params, max_tokens=2))
 
     def arrived(request: int, sample: int, completion: Completion) -> None:
         if request == 1:
             scaled(model, 2.0)
 
-    engine.generate([ASKED, short], arrived=arrived)
+    reply = engine.generate([asked, short], arrived=arrived)[0][0]
     scaled(model, 0.5)
-    found = engine.generate([ASKED])[0][0]
-    assert told(found) == fresh(model, tokenizer, chat)
+    after = replace(ASKED, prompt_ids=(*reply.prompt_ids, *reply.token_ids, 9))
+    found = engine.generate([after])[0][0]
+    assert told(found) == told(Engine.of(model, tokenizer, chat).generate([after])[0][0])
 
 
 # ---- the digest

@@ -87,6 +87,7 @@ class Lane:
             secret = load_secret(size.folder)
             store = DiskStore(size.folder, size.disk_bytes, secret, fingerprint)
         self.pages = Pages(blocks, secret, fingerprint, self.runner.cache.read, self.runner.cache.write, store)
+        self.pages.look, self._looked = self._look, False
         self.scheduler = Scheduler(
             size.slots, self.pages, self.runner, step_tokens=size.step_tokens, patience=size.patience
         )
@@ -109,11 +110,8 @@ class Lane:
 
         What is raised in here, be it a Ctrl-C, leaves a step half done: whoever calls must `reset` then.
         """
-        self.drawn = []
+        self.drawn, self._looked = [], False
         scheduler, runner = self.scheduler, self.runner
-        looked = bool(scheduler.waiting or scheduler.feeding)
-        if looked:
-            self._look()
         plan = scheduler.plan()
         for sequence in plan.admitted:
             runner.place(sequence)
@@ -140,14 +138,14 @@ class Lane:
             sequence = scheduler.active[row]
             ends = sequence.halted or (not sequence.params.ignore_eos and int(tokens[row]) in self.stop_ids)
             finished.append(Finished(sequence, runner.take(sequence, lengths[row]), bool(ends), row in lost))
-        if not looked:
-            self._look()
         scheduler.release(done)
         return finished
 
     def _look(self) -> None:
-        """Compare the weights, value by value: blocks are about to be used again, or named."""
-        self._rename(self.weights.look(contents=True))
+        """Compare the weights, value by value: blocks are about to be used again, or named. Once a step is enough."""
+        if not self._looked:
+            self._looked = True
+            self._rename(self.weights.look(contents=True))
 
     def _rename(self, fingerprint: bytes) -> None:
         if fingerprint != self.pages.fingerprint:
@@ -164,6 +162,7 @@ class Lane:
 
     def cancel(self, ticket: int) -> None:
         """Forget what was submitted under `ticket`; its slots and blocks are free at once."""
+        self._looked = False
         self.scheduler.cancel(ticket)
 
     def renew(self, fingerprint: bytes, rows: Rows) -> None:

@@ -176,6 +176,8 @@ class Scheduler:
             known = (sequence.tenant, tuple(sequence.tokens))
             leader = leaders.get(known)
             if leader is not None and leader.slot >= 0:
+                self.pages.look()
+            if leader is not None and leader.slot >= 0 and not leader.stale:
                 self._seat(sequence, plan)
                 leader.followers.append(sequence)
                 continue

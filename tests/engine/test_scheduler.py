@@ -74,7 +74,7 @@ def test_what_the_random_drives_are_for_does_occur() -> None:
         tape, stepped_back, cancelled = random_drive(seed)
         assert tape.scheduler.preemptions >= tape.preempted
         back, left, hit = back + stepped_back, left + cancelled, hit + tape.pages.hit_tokens
-    assert back >= 8 and left >= 4 and hit >= 1000
+    assert back >= 8 and left >= 4 and hit >= 500
 
 
 # ---- ends

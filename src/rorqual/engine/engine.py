@@ -6,6 +6,7 @@ is always run by a thread of its own with one torch thread, and its batch does n
 
 from __future__ import annotations
 
+import secrets
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,7 +30,7 @@ from rorqual.engine.probe import Footing
 from rorqual.engine.request import Arrived, Completion, Request, SamplingParams
 from rorqual.engine.set_up import check_set_up
 from rorqual.engine.turns import Progress, Results, Turn, at_most, shared_out
-from rorqual.engine.weights import fingerprint, version_of
+from rorqual.engine.weights import Weights, fingerprint
 from rorqual.model import Decoder, account
 from rorqual.model.load.run import check_names, load_run
 from rorqual.ops.paged import BLOCK
@@ -57,8 +58,8 @@ class Engine:
     `pack`: lay the weights out once, for engines whose model nobody else holds (`engine/packed.py`).
     `invariant`: False gives up what is said above, for the time that it takes (docs/engine.md).
     `cache_bytes`: memory of each lane's keys and values. `step_tokens`: tokens fed in a step at most.
-    A model given to `of` is shared, not copied: weights that a trainer changes in place are used from the next `generate` or `submit` on, and
-    what was cached of older ones is not used again. Who writes through `tensor.data`, which torch does not count, calls `weights_changed`.
+    A model given to `of` is shared, not copied: weights that are changed in place are used from the next step on, and what was cached of older
+    ones is not used again, whoever changed them (docs/engine.md). The weights of a run directory are the engine's own.
     An error or a Ctrl-C within a step forgets what was submitted; the engine can be used again. Calls of several threads wait for each other.
     """
 
@@ -158,26 +159,25 @@ class Engine:
         self.threads = threads
         self._packed = pack = pack and can_pack(model)
         arithmetic = f"packed={pack} invariant={invariant} experts={record_experts}"
-        print_ = fingerprint(model, stable=cache_dir is not None, arithmetic=arithmetic)
+        kept = reuse or cache_dir is not None
+        print_ = secrets.token_bytes(32) if cache_dir is None else fingerprint(model, arithmetic=arithmetic)
         self.model = model = packed(model, take=take) if pack else model
         self._footing = Footing(model, invariant=invariant)
         rows = self._footing.rows
         size = Size(slots, self.max_len, cache_bytes, step_tokens)
-        self._weights = version_of(model)
+        self._weights = Weights(model, print_, contents=kept and not take, watched=not (take and pack))
+        self._name = print_
         record = {"record_experts": record_experts, "record_kept": record_kept}
         # Only the first lane, which serves, keeps anything for later: the others are for batches.
         first = Lane(
-            model, replace(size, folder=cache_dir, disk_bytes=disk_bytes), chat.stop_ids, print_, rows,
-            reuse=reuse or cache_dir is not None, **record,
+            model, replace(size, folder=cache_dir, disk_bytes=disk_bytes), chat.stop_ids, self._weights, rows, reuse=kept, **record,
         )  # fmt: skip
         self._lanes = [first]
-        self._lanes += [Lane(model, size, chat.stop_ids, print_, rows, **record) for _ in range(lanes - 1)]
+        self._lanes += [Lane(model, size, chat.stop_ids, self._weights, rows, **record) for _ in range(lanes - 1)]
         self._slots = slots
         self._row_work = account(model.config).flops / 2 / len(model.config.layers)
         room = first.pages.capacity * BLOCK
-        self._desk = Desk(
-            model.config.vocab_size, self.max_len, room, tokenizer, chat, reuse=reuse or cache_dir is not None
-        )
+        self._desk = Desk(model.config.vocab_size, self.max_len, room, tokenizer, chat, reuse=kept)
         self._jobs, self._outbox, self._tickets = dict[int, Job](), Outbox(), 0
         self._turn, self._gone = Turn(), list[int]()
 
@@ -193,24 +193,23 @@ class Engine:
         check_names(state, self.model.state_dict(), where="engine.load_weights")
         with self._turn("load_weights"):
             self.model.load_state_dict(state)
+            self._weights.changed()
             self._renew()
 
     def _renew(self) -> None:
         """Forget what was cached of weights that have changed since."""
-        if version_of(self.model) != self._weights:
-            self._forget()
+        name = self._weights.look()
+        if name != self._name:
+            self._footing.renew()
+            for lane in self._lanes:
+                lane.renew(name, self._footing.rows)
+            self._name = name  # at the end: what was broken off is done again
 
     def weights_changed(self) -> None:
-        """Forget what was cached of older weights. A change that torch counts, such as an optimizer's, is seen without this call."""
+        """Forget what was cached of older weights. Changes are seen without this call, too, but for those that docs/engine.md names."""
         with self._turn("weights_changed"):
-            self._forget()
-
-    def _forget(self) -> None:
-        version, print_ = version_of(self.model), fingerprint(self.model, stable=False)
-        self._footing.renew()
-        for lane in self._lanes:
-            lane.renew(print_, self._footing.rows)
-        self._weights = version  # at the end: what was broken off is done again
+            self._weights.changed()
+            self._renew()
 
     @property
     def invariant(self) -> bool:
@@ -311,8 +310,7 @@ class Engine:
     def _advance(self) -> None:
         with self._turn("step"):
             self._drop()
-            if not self._packed:  # whose weights nobody changes
-                self._renew()
+            self._renew()
             try:
                 with at_most(self._footing.threads):
                     self._outbox.put(self._deltas())

@@ -16,6 +16,7 @@ from rorqual.engine.runner import Runner, Sampled
 from rorqual.engine.scheduler import Scheduler
 from rorqual.engine.sequence import Sequence
 from rorqual.engine.store import SECRET_BYTES, DiskStore, load_secret
+from rorqual.engine.weights import Weights
 from rorqual.model import Decoder
 from rorqual.ops.paged import BLOCK
 from rorqual.ops.rows import Rows
@@ -68,7 +69,7 @@ class Lane:
         model: Decoder,
         size: Size,
         stop_ids: Iterable[int],
-        fingerprint: bytes,
+        weights: Weights,
         rows: Rows,
         *,
         record_experts: bool,
@@ -80,11 +81,13 @@ class Lane:
             model, size.slots, size.max_len, blocks, rows,
             record_experts=record_experts, record_kept=record_kept,
         )  # fmt: skip
+        self.weights, fingerprint = weights, weights.look()
         secret, store = secrets.token_bytes(SECRET_BYTES), None  # not numpy's numbers, which a seed makes known
         if size.folder is not None:
             secret = load_secret(size.folder)
             store = DiskStore(size.folder, size.disk_bytes, secret, fingerprint)
         self.pages = Pages(blocks, secret, fingerprint, self.runner.cache.read, self.runner.cache.write, store)
+        self.pages.look, self._looked = self._look, False
         self.scheduler = Scheduler(
             size.slots, self.pages, self.runner, step_tokens=size.step_tokens, patience=size.patience
         )
@@ -107,7 +110,7 @@ class Lane:
 
         What is raised in here, be it a Ctrl-C, leaves a step half done: whoever calls must `reset` then.
         """
-        self.drawn = []
+        self.drawn, self._looked = [], False
         scheduler, runner = self.scheduler, self.runner
         plan = scheduler.plan()
         for sequence in plan.admitted:
@@ -141,6 +144,18 @@ class Lane:
         scheduler.release(done)
         return finished
 
+    def _look(self) -> None:
+        """Compare the weights, value by value: blocks are about to be used again, or named. Once a step is enough."""
+        if not self._looked:
+            self._looked = True
+            self._rename(self.weights.look(contents=True))
+
+    def _rename(self, fingerprint: bytes) -> None:
+        if fingerprint != self.pages.fingerprint:
+            self.close()
+            self.pages.store = None
+            self.scheduler.renew(fingerprint)
+
     def reset(self) -> None:
         """Forget everything that runs, waits or was kept in memory, whatever state it is in."""
         self.scheduler.reset()
@@ -150,14 +165,13 @@ class Lane:
 
     def cancel(self, ticket: int) -> None:
         """Forget what was submitted under `ticket`; its slots and blocks are free at once."""
+        self._looked = False
         self.scheduler.cancel(ticket)
 
     def renew(self, fingerprint: bytes, rows: Rows) -> None:
         """The weights have changed: nothing that was cached of the old ones serves again, and the folder is for them alone. From now on
         products have so many rows."""
-        self.close()
-        self.pages.store = None
-        self.scheduler.renew(fingerprint)
+        self._rename(fingerprint)
         self.runner.renew(rows)
 
     def tickets(self) -> set[int]:

@@ -30,7 +30,8 @@ class Owner(Protocol):
 @dataclass
 class Pages:
     """The blocks of one cache. `read(block)` and `write(block, contents)` are the cache's; `store` is its folder, where it has one. `clear`,
-    where it is set, gets blocks before a sequence has them.
+    where it is set, gets blocks before a sequence has them. `look` is called before a block is used again or named: it calls `renew` where the weights
+    are others.
 
     Block 0 is nobody's: what fills up a step is written there.
     """
@@ -42,6 +43,7 @@ class Pages:
     write: Callable[[int, bytes], bool]
     store: DiskStore | None = None
     clear: Callable[[list[int]], None] | None = None
+    look: Callable[[], None] = lambda: None
     pool: BlockPool = field(init=False)
     roots: dict[str, bytes] = field(default_factory=dict)
     hit_tokens: int = 0
@@ -74,6 +76,7 @@ class Pages:
         """
         if not owner.reuse:
             return 0
+        self.look()
         fed = len(owner.tokens) if most is None else min(most, len(owner.tokens))
         keys = self._keys(owner, len(owner.tokens) // BLOCK)[: min(fed // BLOCK, matchable(len(owner.tokens), BLOCK))]
         owner.blocks = []
@@ -118,6 +121,10 @@ class Pages:
         """Positions 0 .. length - 1 of `owner` are computed: its full blocks among them can be shared from now on."""
         full = length // BLOCK
         if not owner.reuse or full <= owner.named:
+            return
+        before = self.fingerprint
+        self.look()
+        if self.fingerprint != before:  # these may hold both
             return
         keys = self._keys(owner, full)
         for place in range(owner.named, full):

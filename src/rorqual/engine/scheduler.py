@@ -3,12 +3,13 @@ numpy: no tensors, no model.
 
 A sequence waits, is admitted to a slot, is fed its prompt in chunks, decodes in a row until it stops, and leaves. Rows 0..B-1 are in use and
 stay contiguous: when sequences leave, the last rows are moved into the holes. What is kept of a sequence while it runs lives under a
-slot, which does not change. Its keys and values lie in blocks (`Pages`); where there is none left, the sequence that comes last steps back: it
-leaves its blocks, waits, and goes on later from the tokens it has.
+slot, which does not change. Its keys and values lie in blocks (`Pages`). Where there is none left, the scheduler preempts the sequence that comes
+last: it leaves its blocks, waits, and is resumed later from the tokens it has. It also preempts for fairness (`_victim`).
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,8 +17,12 @@ import numpy as np
 
 from rorqual.engine.pages import Pages
 from rorqual.engine.sequence import Ints, Rows, Sequence
-from rorqual.engine.waiting import Waiting
+from rorqual.engine.waiting import Waiting, in_turn
 from rorqual.ops.paged import BLOCK, QUERIES
+
+
+QUANTUM = 16
+"""Tokens that a sequence draws, once it has a row, before it is preempted for fairness. So it makes progress, however often."""
 
 
 @dataclass(frozen=True)
@@ -114,8 +119,14 @@ class Scheduler:
         return self.preemptions == before
 
     def _last(self) -> Sequence:
-        """Who comes last of all that run."""
-        return max((s for s in (*self.active, *self.feeding) if s.slot >= 0), key=lambda s: s.rank)
+        """Who comes last of all that run: of the lowest priority, of the tenant that has most, the latest."""
+        held = self._held()
+        running = (s for s in (*self.active, *self.feeding) if s.slot >= 0)
+        return max(running, key=lambda s: (-s.priority, held[s.tenant], s.arrival))
+
+    def _held(self) -> Counter[str]:
+        """Slots of each tenant."""
+        return Counter(s.tenant for s in self._seated() if s.slot >= 0)
 
     def _step_back(self, sequence: Sequence, plan: Plan) -> None:
         """Take slot and blocks from a sequence, which waits again; if it has a row, `_close` must follow."""
@@ -125,7 +136,9 @@ class Scheduler:
             self._send_back(sequence.followers, plan)
             sequence.followers = []
         else:
-            length = int(self.rows.position[self.active.index(sequence)]) + 1
+            row = self.active.index(sequence)
+            length = int(self.rows.position[row]) + 1
+            self.waiting.charge(sequence.tenant, 0, self._drawn(row))
             sequence.tokens, sequence.fed = self.history.tokens(sequence.slot, length), length - 1
             sequence.saved = self.history.save(sequence.slot, len(sequence.prompt), length)
         # Named before they are left: unless somebody needs these blocks, going on costs next to nothing.
@@ -151,19 +164,20 @@ class Scheduler:
         if not self.waiting:
             return
         scarce = len(self._free) < min(len(self.waiting), max(1, int(self.slots * self.patience)))
-        if scarce and (not (self.active or self.feeding) or self.waiting.highest <= self._last().priority):
+        if scarce and self._victim(self.waiting.next(self._served())) is None:
             return
         leaders = {s.likeness: s for s in self.feeding if not s.stale}
-        served = self._served()
         while self.waiting:
-            sequence = self.waiting.next(served)
+            sequence = self.waiting.next(self._served())
             if not self._free:
-                if not self._yields(sequence, plan):
+                if not self._preempt_for(sequence, plan):
                     return
-                continue  # who stood behind the one that stepped back may come first now
+                continue  # who stood behind the one that was preempted may come first now
             known = sequence.likeness
             leader = leaders.get(known)
             if leader is not None and leader.slot >= 0:
+                self.pages.look()
+            if leader is not None and leader.slot >= 0 and not leader.stale:
                 self._seat(sequence, plan)
                 leader.followers.append(sequence)
                 continue
@@ -172,7 +186,9 @@ class Scheduler:
             wanted = -(-len(sequence.tokens) // BLOCK) - len(sequence.blocks) + len(self.active) + len(self.feeding)
             if self.pages.pool.available < wanted and (self.active or self.feeding):
                 self.pages.release(sequence)
-                return
+                if not self._preempt_for(sequence, plan):
+                    return
+                continue
             self._seat(sequence, plan)
             sequence.fed = hit
             self._count(sequence, hit)
@@ -191,21 +207,35 @@ class Scheduler:
         sequence.slot = self._free.pop()
         plan.admitted.append(sequence)
 
-    def _yields(self, sequence: Sequence, plan: Plan) -> bool:
-        """Whether somebody of a lower priority made a slot free."""
-        last = self._last()
-        if last.priority >= sequence.priority:
+    def _preempt_for(self, sequence: Sequence, plan: Plan) -> bool:
+        """Whether somebody made room for a sequence that waits."""
+        victim = self._victim(sequence)
+        if victim is None:
             return False
-        self._step_back(last, plan)
+        self._step_back(victim, plan)
         self._close()
         return True
 
+    def _victim(self, sequence: Sequence) -> Sequence | None:
+        """Who is preempted so that `sequence`, whose turn it is, need not wait: one of a lower priority, else the longest-running of the tenant
+        that has most slots, once it has drawn `QUANTUM` tokens in its row."""
+        last = self._last()
+        if last.priority < sequence.priority:
+            return last
+        held = self._held()
+        tenants = self.waiting.owing(sequence.tenant, held, self._served())
+        found = [
+            (held[s.tenant], self._drawn(row), row)
+            for row, s in enumerate(self.active)
+            if s.tenant in tenants and s.priority == sequence.priority and self._drawn(row) >= QUANTUM
+        ]
+        return self.active[max(found)[2]] if found else None
+
     def _served(self) -> dict[str, float]:
-        """Tokens drawn for each tenant by what runs now."""
-        served: dict[str, float] = {}
+        """Tokens drawn, since they have their rows, for each tenant that has a slot."""
+        served = dict.fromkeys((s.tenant for s in self._seated()), 0.0)
         for row, sequence in enumerate(self.active):
-            drawn = int(self.rows.position[row]) + 1 - len(sequence.prompt)
-            served[sequence.tenant] = served.get(sequence.tenant, 0.0) + drawn
+            served[sequence.tenant] += self._drawn(row)
         return served
 
     def _feed(self, plan: Plan) -> None:
@@ -213,13 +243,13 @@ class Scheduler:
         plan.decode = len(self.active)
         left = max(self.step_tokens - plan.decode, QUERIES)
         whole: list[Chunk] = []
-        order = sorted(self.feeding, key=lambda s: s.rank)
+        order = in_turn(self.feeding)
         for place, sequence in enumerate(order):
             if sequence.slot < 0 or left <= 0:
                 continue
             share = min(max(QUERIES, left // (len(order) - place)), left)
             stop = min(sequence.fed + share, len(sequence.tokens))
-            if not self._grow(sequence, stop, plan):
+            if not self._grow(sequence, stop, order[place + 1 :], plan):
                 continue
             chunk = Chunk(sequence, sequence.fed, stop)
             (whole if stop == len(sequence.tokens) else plan.chunks).append(chunk)
@@ -229,13 +259,13 @@ class Scheduler:
             plan.chunks.append(chunk)
             self._join(chunk.sequence, len(plan.chunks) - 1, plan)
 
-    def _grow(self, sequence: Sequence, stop: int, plan: Plan) -> bool:
-        """Blocks for a chunk. While others decode it waits for theirs; else whoever comes after it steps back."""
+    def _grow(self, sequence: Sequence, stop: int, later: list[Sequence], plan: Plan) -> bool:
+        """Blocks for a chunk. While others decode it waits for theirs; else the last of the `later` prompts is preempted."""
         while not self.pages.grow(sequence, stop):
-            last = self._last()
-            if self.active or last is sequence:
+            seated = [other for other in later if other.slot >= 0]
+            if self.active or not seated:
                 return False
-            self._step_back(last, plan)
+            self._step_back(seated[-1], plan)
         return True
 
     def _join(self, sequence: Sequence, chunk: int, plan: Plan) -> None:
@@ -286,10 +316,10 @@ class Scheduler:
         for row in rows.tolist():
             sequence = self.active[row]
             fed = int(self.rows.position[row])
+            self.waiting.charge(sequence.tenant, len(sequence.prompt) - sequence.hit, self._drawn(row))
             if sequence.reuse:
                 sequence.tokens = self.history.tokens(sequence.slot, fed)
                 self.pages.name(sequence, fed)
-            self.waiting.charge(sequence.tenant, len(sequence.prompt) - sequence.hit, self._drawn(row))
             self._leave(sequence)
         self._compact(rows)
 
@@ -310,7 +340,8 @@ class Scheduler:
         del self.active[keep:]
 
     def _drawn(self, row: int) -> int:
-        return int(self.rows.position[row]) + 1 - len(self.active[row].prompt)
+        """Tokens that a row has drawn since it is this sequence's."""
+        return int(self.rows.position[row]) + 1 - len(self.active[row].tokens)
 
     def cancel(self, ticket: int) -> None:
         """Forget what was submitted under `ticket`; its slots and blocks are free at once."""

@@ -1,4 +1,5 @@
-"""Who waits, and whose turn it is: the highest priority first, then the tenant that was served least, then the earliest.
+"""Who waits, and whose turn it is: the highest priority first, then a tenant of which nothing runs, then the one that
+was served least, then the earliest.
 
 Fairness between tenants as in Sheng et al. 2024 ("Fairness in serving large language models", virtual token counter): a tenant's
 counter grows by what it is served, a token drawn counting as `DRAWN` tokens fed; one that comes back from idleness begins at the least
@@ -8,6 +9,7 @@ counter of those that are busy, so that nobody saves up turns.
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Generic, Protocol, TypeVar
 
@@ -25,6 +27,16 @@ class Waits(Protocol):
 
 
 W = TypeVar("W", bound=Waits)
+
+
+def in_turn(sequences: Iterable[W]) -> list[W]:
+    """By priority; of one priority each tenant's first, then each tenant's second, and so on."""
+    before = Counter[tuple[int, str]]()
+    places = dict[W, tuple[int, int, int]]()
+    for one in sorted(sequences, key=lambda s: (-s.priority, s.arrival)):
+        places[one] = (-one.priority, before[one.priority, one.tenant], one.arrival)
+        before[one.priority, one.tenant] += 1
+    return sorted(places, key=places.__getitem__)
 
 
 class Waiting(Generic[W]):
@@ -59,13 +71,31 @@ class Waiting(Generic[W]):
         self._length += 1
 
     def next(self, running: Mapping[str, float]) -> W:
-        """Whose turn it is; it stays queued. `running`: tokens drawn so far for each tenant by what runs, which is not yet charged."""
+        """Whose turn it is; it stays queued. `running`: tokens drawn, but not yet charged, for each tenant of which something runs. One of which
+        nothing runs goes first."""
         best = min(
-            (queue[0][0], self._counters.get(tenant, 0.0) + DRAWN * running.get(tenant, 0.0), queue[0][1], tenant)
+            (queue[0][0], tenant in running, self.usage(tenant, running), queue[0][1], tenant)
             for tenant, queue in self._queues.items()
             if queue
         )
-        return self._queues[best[3]][0][2]
+        return self._queues[best[4]][0][2]
+
+    def usage(self, tenant: str, running: Mapping[str, float]) -> float:
+        """What a tenant was served, in tokens fed; `running` as in `next`."""
+        return self._counters.get(tenant, 0.0) + DRAWN * running.get(tenant, 0.0)
+
+    def owing(self, tenant: str, held: Mapping[str, int], running: Mapping[str, float]) -> set[str]:
+        """Tenants that must give a slot to `tenant`. `held`: slots of each; `running` as in `next`.
+
+        They have at least as many as it then, or it has none and was served less: they wait for one in their turn.
+        """
+        mine, used = held.get(tenant, 0), self.usage(tenant, running)
+        return {
+            other
+            for other, slots in held.items()
+            if other != tenant
+            and ((slots > 1 and not mine) or ((slots > mine + 1 or not mine) and self.usage(other, running) > used))
+        }
 
     def pop(self, sequence: W) -> None:
         """Take the head of a tenant's queue: what `next` said. Its prompt is charged by `charge`."""

@@ -1,0 +1,162 @@
+"""How long one tenant waits behind another: counted in steps, through the scheduler."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tape import Job, Tape, answer, drive, sequence, some_ids
+
+from rorqual.engine.scheduler import QUANTUM
+from rorqual.engine.waiting import in_turn
+
+
+def job(ticket: int, tenant: str, *, at: int = 0, prompt: int = 20, new: int = 5, priority: int = 0) -> Job:
+    return Job(
+        sequence(ticket, some_ids(ticket, prompt), new=new, tenant=tenant, priority=priority, endless=True), at=at
+    )
+
+
+def waits(tape: Tape, jobs: list[Job]) -> dict[int, int]:
+    """Steps from the one a job comes in to the one that draws its first token; every answer is the one it has alone."""
+    first: dict[int, int] = {}
+    left = {one.sequence.ticket: one for one in jobs}
+    advance = tape.scheduler.advance
+    now = [0]
+
+    def seen(*given_: object) -> object:
+        for active in tape.scheduler.active:
+            first.setdefault(active.ticket, now[0] - left[active.ticket].at)
+        return advance(*given_)  # type: ignore[arg-type]
+
+    tape.scheduler.advance = seen  # type: ignore[method-assign, assignment]
+
+    def after(step: int) -> None:
+        now[0] = step + 1
+
+    ended = drive(tape, jobs, after).ended
+    assert {ticket: ended[ticket] for ticket in left} == {ticket: answer(one.sequence) for ticket, one in left.items()}
+    return first
+
+
+@pytest.mark.parametrize("slots", [1, 2, 4])
+def test_short_requests_wait_a_quantum_behind_a_flood_of_long_ones(slots: int) -> None:
+    flood = [job(t, "flood", new=120) for t in range(3 * slots)]
+    calm = [job(100 + t, "calm", at=10 + 40 * t) for t in range(3)]
+    tape = Tape(slots, 100, step_tokens=200)
+    found = waits(tape, [*flood, *calm])
+    assert max(found[one.sequence.ticket] for one in calm) <= QUANTUM + 2
+    assert tape.scheduler.preemptions >= 1
+
+
+def test_where_blocks_are_short_it_is_the_same() -> None:
+    """Slots are free, and one tenant has all blocks."""
+    flood = [job(t, "flood", prompt=100, new=90) for t in range(6)]
+    calm = [job(100 + t, "calm", at=20 + 30 * t, prompt=70) for t in range(3)]
+    found = waits(Tape(8, 13, step_tokens=700), [*flood, *calm])
+    assert max(found[one.sequence.ticket] for one in calm) <= 2 * QUANTUM
+
+
+def test_slots_are_shared_out_evenly_and_no_further() -> None:
+    tape = Tape(6, 100, step_tokens=600)
+    for t in range(12):
+        tape.scheduler.submit([job(t, "abc"[t // 4], new=100).sequence])
+        if t == 3:
+            for _ in range(QUANTUM + 2):
+                tape.step()
+    for _ in range(QUANTUM):
+        tape.step()
+        held = [s.tenant for s in tape.scheduler.active]
+    assert sorted(held) == ["a", "a", "b", "b", "c", "c"]
+    before = tape.scheduler.preemptions
+    for _ in range(2 * QUANTUM):
+        tape.step()
+    assert tape.scheduler.preemptions == before, "shares are even: nobody gains by another's loss"
+
+
+def test_one_tenant_alone_is_never_preempted_for_fairness() -> None:
+    tape = Tape(2, 100, step_tokens=600)
+    waits(tape, [job(t, "one", at=t, new=60) for t in range(6)])
+    assert tape.scheduler.preemptions == 0
+
+
+def test_the_longest_running_of_the_tenant_that_has_most_gives_way() -> None:
+    tape = Tape(5, 100, step_tokens=600)
+    one, two = [job(t, "most", new=200).sequence for t in range(3)], [job(9, "few", new=200).sequence]
+    for late in (one[:1], two, one[1:]):
+        tape.scheduler.submit(late)
+        for _ in range(QUANTUM + 1):
+            tape.step()
+    tape.scheduler.submit([job(t, "new", new=9).sequence for t in (20, 21)])
+    tape.step()
+    assert [s.ticket for s in tape.scheduler.waiting] == [0]
+    assert {20, 21} <= {s.ticket for s in tape.scheduler.active}
+
+
+def test_fairness_takes_nothing_from_a_higher_priority() -> None:
+    flood = [job(t, "flood", new=60, priority=1) for t in range(4)]
+    calm = job(100, "calm", at=20)
+    tape = Tape(2, 100, step_tokens=600)
+    found = waits(tape, [*flood, calm])
+    assert found[100] >= 80 and tape.scheduler.preemptions == 0
+    flood = [job(t, "flood", new=60, priority=-1) for t in range(4)]
+    assert waits(Tape(2, 100, step_tokens=600), [*flood, calm])[100] <= 1, "a lower one yields at once"
+
+
+@pytest.mark.parametrize("blocks", [4, 9, 40])
+def test_whoever_is_preempted_draws_a_quantum_before_it_is_again(blocks: int) -> None:
+    """A stream of newcomers holds nobody up for ever, also where nothing of the preempted is left in the cache."""
+    long = [job(t, "long", prompt=60, new=100) for t in range(2)]
+    short = [job(100 + t, f"short {t}", at=3 * t, new=2) for t in range(60)]
+    tape = Tape(1, blocks, step_tokens=16)
+    waits(tape, [*long, *short])  # all of them end
+    assert 2 <= tape.scheduler.preemptions <= 2 * (100 // QUANTUM)
+
+
+@settings(deadline=None, max_examples=40)
+@given(seed=st.integers(0, 10**9))
+def test_no_tenant_with_nothing_running_waits_for_longer_than_prompts_take_and_a_quantum(seed: int) -> None:
+    rng = random.Random(seed)
+    slots, step_tokens = rng.randrange(2, 6), rng.choice((64, 200))
+    tenants = [f"t{i}" for i in range(rng.randrange(2, slots + 1))]
+    jobs, longest = [], 30
+    for ticket in range(rng.randrange(4, 24)):
+        tenant = tenants[0] if rng.random() < 0.6 else rng.choice(tenants[1:])
+        jobs.append(
+            job(ticket, tenant, at=rng.randrange(60), prompt=rng.randrange(1, longest), new=rng.choice((2, 20, 70)))
+        )
+    tape = Tape(slots, 100, step_tokens=step_tokens)
+    feeding = slots * -(-slots * longest // step_tokens)  # every row's prompt, and again when it is resumed
+    bound = QUANTUM + 2 * feeding + 2
+    idle: dict[str, int] = {}
+    wrong: list[tuple[int, str, int]] = []
+
+    def after(step: int) -> None:
+        scheduler = tape.scheduler
+        seated = {s.tenant for s in scheduler._seated()}
+        for tenant in tenants:
+            waiting = any(s.tenant == tenant for s in scheduler.waiting)
+            idle[tenant] = idle.get(tenant, 0) + 1 if waiting and tenant not in seated else 0
+            if idle[tenant] > bound:
+                wrong.append((step, tenant, idle[tenant]))
+
+    seen = drive(tape, jobs, after)
+    assert len(seen.ended) == len(jobs) and not wrong
+    assert all(seen.ended[one.sequence.ticket] == answer(one.sequence) for one in jobs)
+
+
+def test_prompts_of_several_tenants_are_fed_in_turn() -> None:
+    given_ = [job(t, tenant, priority=p).sequence for t, (tenant, p) in enumerate([("a", 0), ("a", 0), ("b", 0), ("a", 1)])]
+    for number, one in enumerate(given_):
+        one.arrival = number
+    assert [s.ticket for s in in_turn(given_)] == [3, 0, 2, 1]
+
+
+def test_a_prompt_behind_many_of_another_tenant_is_fed_at_once() -> None:
+    tape = Tape(40, 200, step_tokens=64)
+    flood = [job(t, "flood", prompt=200, new=3) for t in range(39)]
+    assert waits(tape, [*flood, job(100, "calm", at=1)])[100] <= 3
+
+

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,10 +17,12 @@ import numpy as np
 import numpy.typing as npt
 
 from rorqual.core.errors import DataError
+from rorqual.core.records import Message, Tool
 from rorqual.data.chat import ChatFormat
 from rorqual.data.chat.calls import CallFrame
 from rorqual.data.chat.marks import NAME_OF
-from rorqual.engine.grammar_source import parse_calls, parse_schema
+from rorqual.engine.grammar_check import Judge
+from rorqual.engine.grammar_source import parse_calls
 
 Bools = npt.NDArray[np.bool_]
 THINKING = ("<think>", "</think>")
@@ -45,11 +47,6 @@ class Calls:
     functions: tuple[Function, ...]
     many: bool
     answer: str | None = None
-
-    @property
-    def schemas(self) -> list[str]:
-        """All that bind something."""
-        return [*(function.schema for function in self.functions), *([] if self.answer is None else [self.answer])]
 
 
 def read_calls(source: str) -> Calls:
@@ -83,7 +80,7 @@ class Spelling:
     """
 
     def __init__(self, chat: ChatFormat, vocab_size: int) -> None:
-        self._tokenizer, self._vocab_size = chat.tokenizer, vocab_size
+        self._chat, self._tokenizer, self._vocab_size = chat, chat.tokenizer, vocab_size
         self._name, self._frame = chat.name, chat.call_frame
         spelt = chat.reply_marks(chat.call_form).by_text
         self.unsaid = tuple(name.encode() for name in THINKING if name in spelt)
@@ -103,23 +100,30 @@ class Spelling:
         names = {NAME_OF[char] for char in frame.begin + frame.end + frame.call("", "") if char in NAME_OF}
         return [self._tokenizer.special(name) for name in names if name in self._tokenizer.special_names]
 
-    def lark(self, calls: Calls, options: Mapping[str, Any]) -> str:
-        """The grammar of a reply in llguidance's Lark dialect; `options`: of its JSON."""
-        frame, names = self.frame, [f"call_{number}" for number in range(len(calls.functions))]
-        more = f" ({self._written(frame.gap)} call)*" if calls.many else ""
+    def lark(
+        self,
+        functions: Mapping[str, Mapping[str, Any]],
+        answer: Mapping[str, Any] | None,
+        many: bool,
+        options: Mapping[str, Any],
+    ) -> str:
+        """The grammar of a reply in llguidance's Lark dialect. `functions`: of each name the schema of its arguments, as llguidance enforces
+        it; `answer` and `many` as `Calls` has them; `options`: of its JSON."""
+        frame, names = self.frame, [f"call_{number}" for number in range(len(functions))]
+        more = f" ({self._written(frame.gap)} call)*" if many else ""
         rules = [
-            f"start: calls{'' if calls.answer is None else ' | answer'}",
+            f"start: calls{'' if answer is None else ' | answer'}",
             f"calls: {self._written(frame.begin)} call{more} {self._written(frame.end)}",
             f"call: {' | '.join(names)}",
         ]
-        if calls.answer is not None:
+        if answer is not None:
             self._check_apart(frame)
-            rules.append(f"answer: %json {_json(calls.answer, options)}")
-        for name, function in zip(names, calls.functions, strict=True):
-            before, _, after = frame.call(function.name, _HOLE).partition(_HOLE)
+            rules.append(f"answer: %json {_json(answer, options)}")
+        for name, (function, schema) in zip(names, functions.items(), strict=True):
+            before, _, after = frame.call(function, _HOLE).partition(_HOLE)
             rules += [
                 f"{name}: {self._written(before)} arguments_{name} {self._written(after)}",
-                f"arguments_{name}: %json {_json(function.schema, options)}",
+                f"arguments_{name}: %json {_json(schema, options)}",
             ]
         return "\n".join(rules)
 
@@ -144,6 +148,10 @@ class Spelling:
             else:
                 plain += name or part
         return " ".join([*parts, *([_string(plain)] if plain else [])])
+
+    def read(self, reply: Sequence[int], names: Iterable[str]) -> Message:
+        """A reply without its thought, as calls of functions of these names, or as text."""
+        return self._chat.parse(reply, thinking="off", tools=[Tool(name, "", {}) for name in names])
 
     def closing(self, tail: bytes) -> Bools:
         """Tokens [vocab] that would complete one of the texts that are `unsaid`, after `tail`."""
@@ -173,8 +181,26 @@ class Spelling:
         return next((end for end in starts if any(one.startswith(end) for one in self.unsaid)), b"")
 
 
-def _json(schema: str, options: Mapping[str, Any]) -> str:
-    return json.dumps(parse_schema(schema) | {"x-guidance": dict(options)})
+class CallsJudge:
+    """Judges the arguments of calls that their grammar does not hold: `functions` by name, `answer` for JSON instead of calls."""
+
+    def __init__(self, spelling: Spelling, functions: Mapping[str, Judge | None], answer: Judge | None) -> None:
+        self._spelling, self._functions, self._answer = spelling, functions, answer
+
+    def fault(self, reply: Sequence[int]) -> str:
+        """What the first call that does not match is at fault for; empty where all match."""
+        message = self._spelling.read(reply, self._functions)
+        if not message.tool_calls:
+            return "" if self._answer is None else self._answer.fault(message.content)
+        for call in message.tool_calls:
+            judge = self._functions[call.name]
+            if judge is not None and (found := judge.fault(call.arguments)):
+                return f"{found} (the parameters of {call.name!r})"
+        return ""
+
+
+def _json(schema: Mapping[str, Any], options: Mapping[str, Any]) -> str:
+    return json.dumps({**schema, "x-guidance": dict(options)})
 
 
 def _string(text: str) -> str:

@@ -12,23 +12,22 @@ Node = tuple[str, int, str]
 """What is asked (`value`: is there one of this type; `any`: of some type; `some`: of one of these parts), of which part, and a type."""
 
 
-def find_endless(schema: dict[str, Any], resolve: Callable[[Any, str], Any]) -> tuple[str, str] | None:
-    """A keyword and its place in a part that can be reached and has no finite value because it needs itself; None where all can end.
+def find_endless(schema: dict[str, Any], resolve: Callable[[Any, str], Any]) -> list[tuple[str, str, dict[str, Any]]]:
+    """The parts that can be reached and have no finite value because they need themselves: a keyword, the place and the part of each,
+    those with a keyword that needs something first.
 
     `resolve(schema, pointer)` is what a reference points to. Necessary conditions alone are looked at, so that what is found has no value
     for certain. What is dead for another reason (`false`, types that contradict each other) is not found here.
     """
     parts = dict(_reachable(schema, resolve))
     if not any("$ref" in part for part in parts.values()):
-        return None
+        return []
     graph = _Graph(schema, resolve)
     asked = {place: graph.add("any", part) for place, part in parts.items()}
     alive, dead = graph.settle("and"), graph.settle("or")
     rings = [place for place, node in asked.items() if node not in alive and node not in dead]
-    for place in rings:
-        if keyword := next((name for name in NEEDS if name in parts[place]), None):
-            return keyword, place
-    return ("$ref", rings[0]) if rings else None
+    found = [(next((name for name in NEEDS if name in parts[place]), "$ref"), place, parts[place]) for place in rings]
+    return sorted(found, key=lambda ring: ring[0] == "$ref")
 
 
 def _reachable(schema: Any, resolve: Callable[[Any, str], Any]) -> Iterator[tuple[str, dict[str, Any]]]:

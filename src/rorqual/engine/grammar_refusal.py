@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 
 from rorqual.core.errors import DataError
-from rorqual.engine.grammar_source import find_cause, find_keyword
+from rorqual.engine.grammar_source import find_cause
 from rorqual.engine.request import Grammar
 
 KINDS: Mapping[str, str] = {
@@ -20,38 +19,34 @@ KINDS: Mapping[str, str] = {
 NOTHING = "no token can follow"
 
 
+class Unusable(Exception):
+    """What llguidance says against a grammar, as it says it."""
+
+    @property
+    def nothing(self) -> bool:
+        """Whether it says that no reply matches."""
+        return matches_nothing(str(self))
+
+
+def matches_nothing(error: str) -> bool:
+    """Whether llguidance says that no reply matches."""
+    error = first_line(error)
+    return "nsatisfiable" in error or "NoExtension" in error or error == NOTHING
+
+
 def refusal(grammar: Grammar, error: str) -> DataError:
     """What llguidance says, in a user's words: which keyword, and where in the schema it stands."""
     kind, error = KINDS[grammar.kind], first_line(error)
-    found = _UNIMPLEMENTED.search(error)
-    if found:
-        names = json.loads(f"[{found[1]}]")
-        places = ", ".join(f"{name!r} at {find_keyword(grammar.source, name)}" for name in names)
-        return DataError(
-            f"the {kind} uses {places}, which cannot be enforced", remedy="Take it out, and check the reply yourself."
-        )
-    if "oneOf" in error:
-        place = find_keyword(grammar.source, "oneOf")
-        return DataError(
-            f"the {kind} uses 'oneOf' at {place}, whose branches are not seen to exclude each other",
-            remedy="Use anyOf, or give each branch a property with a const of its own.",
-        )
     if grammar.kind == "json_schema" and (cause := find_cause(grammar.source, error)) is not None:
         return DataError(
             f"the {kind} uses {cause[0]!r} at {cause[1]}, which cannot be enforced: {error}",
             remedy="Take it out, and check the reply yourself; docs/serve.md says what can be enforced.",
         )
-    if "retriev" in error or "registry" in error:
-        return DataError(f"the {kind} refers to another document, and nothing is fetched: {error}", remedy=_INLINE)
-    if "nsatisfiable" in error or "NoExtension" in error or error == NOTHING:
+    if matches_nothing(error):
         detail = "" if error == NOTHING or "NoExtension" in error else f": {error}"
         return DataError(f"the {kind} is matched by no reply{detail}", remedy="Allow at least one.")
     remedy = "Correct it; docs/serve.md says what can be enforced and how large it may be."
     return DataError(f"the {kind} cannot be used: {error}", remedy=remedy)
-
-
-_UNIMPLEMENTED = re.compile(r"Unimplemented keys: \[([^\]]*)\]")
-_INLINE = "Put what it refers to under $defs."
 
 
 def first_line(error: str) -> str:

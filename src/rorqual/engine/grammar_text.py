@@ -7,8 +7,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from rorqual.engine.grammar_refusal import refusal
-from rorqual.engine.grammar_source import check_pattern, choice_pattern, parse_schema
+from rorqual.engine.grammar_refusal import Unusable
+from rorqual.engine.grammar_source import check_pattern, choice_pattern
 from rorqual.engine.request import Grammar
 
 WHITESPACE = r"\n[ ]{0,16}|[ ]"
@@ -25,12 +25,17 @@ def options_of(*schemas: str) -> dict[str, Any]:
 
 
 def written(library: Any, grammar: Grammar) -> str:
-    """A grammar as llguidance reads it; a `DataError` says what is wrong with what was sent."""
-    if grammar.kind in ("json_schema", "json"):
-        text = '{"type":"object"}' if grammar.kind == "json" else json.dumps(parse_schema(grammar.source))
-        try:
-            return str(library.LLMatcher.grammar_from_json_schema(text, overrides=options_of(text)))
-        except ValueError as error:  # such as a whole number of 400 digits
-            raise refusal(grammar, str(error)) from None
+    """A grammar other than of a schema or of calls; a `DataError` says what is wrong with what was sent."""
+    if grammar.kind == "json":
+        return schema_text(library, {"type": "object"})
     pattern = choice_pattern(grammar.source) if grammar.kind == "choice" else check_pattern(grammar.source)
     return str(library.LLMatcher.grammar_from_regex(pattern))
+
+
+def schema_text(library: Any, part: Mapping[str, Any]) -> str:
+    """A schema that was written for llguidance (`grammar_source.rewrite`)."""
+    text = json.dumps(part)
+    try:
+        return str(library.LLMatcher.grammar_from_json_schema(text, overrides=options_of(text)))
+    except ValueError as error:  # such as a whole number of 400 digits
+        raise Unusable(str(error)) from None

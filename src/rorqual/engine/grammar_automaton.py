@@ -1,0 +1,398 @@
+"""Patterns of JSON schemas as llguidance enforces them: without look-around, anchored, and with classes that JSON's escapes keep.
+
+A look-ahead is an intersection of what follows with what it asks for, a negative one with its complement (Brzozowski, Derivatives of
+regular expressions, 1964); llguidance intersects patterns but has no complement of one, so that is written out as an expression again,
+from its automaton. What cannot be, or would be long, is left out: the pattern then matches more, and the answer is checked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from rorqual.engine.grammar_pattern import ANY, EMPTY, Node, Ranges, Reader, ranges, written_set
+
+MAX_STATES, MAX_TEXT, MAX_UNROLLED, MAX_STEPS = 48, 6000, 3, 20_000
+NONE: Node = ("set", ())
+ALL: Node = ("rep", ("set", ANY), 0, None)
+ESCAPED = ranges((8, 10), (12, 13))
+"""Control characters with an escape of their own in JSON."""
+PRINTED = ranges((32, 126), (128, ANY[-1][1]))
+ZERO_WIDTH = ("begin", "end", "look", "drop")
+
+
+class TooLarge(Exception):
+    """It would take more states, or a longer text, than is worth it."""
+
+
+@dataclass(frozen=True)
+class Translated:
+    """Expressions that all must match the whole of a text. `exact`: they match what the pattern does, and nothing else."""
+
+    expressions: tuple[str, ...]
+    exact: bool
+
+
+def translate(pattern: str) -> Translated:
+    """A pattern of a JSON schema, which may match anywhere; `grammar_pattern.Unreadable` where it cannot be read."""
+    reader = Reader(pattern)
+    node = reader.read()
+    if _size(node, {}) > MAX_STEPS:
+        return Translated((), False)
+    assertions = _Assertions()
+    try:
+        found = assertions.searched(node)
+    except TooLarge:
+        assertions.inexact = True
+        found = cat(ALL, _bare(node), ALL)
+    exact = not (reader.inexact or assertions.inexact)
+    written = list[str]()
+    for part in found[1] if found[0] == "and" else (found,):
+        try:
+            written.append(f"^(?:{_written(part) if _plain(part) else _Automaton(part).expression()})$")
+        except TooLarge:
+            exact = False
+    return Translated(tuple(sorted(written)), exact)
+
+
+def _size(node: Node, known: dict[int, int]) -> int:
+    """Of the tree written out, in which a group that is referred to stands again and again."""
+    if id(node) not in known:
+        below = (
+            node[1]
+            if node[0] in ("cat", "alt")
+            else [part for part in node if isinstance(part, tuple) and node[0] != "set"]
+        )
+        known[id(node)] = 1 + sum(_size(part, known) for part in below)
+    return known[id(node)]
+
+
+class _Assertions:
+    """Replaces `^`, `$` and look-ahead by what they ask of the text that follows."""
+
+    def __init__(self) -> None:
+        self.inexact, self._steps = False, 0
+
+    def searched(self, node: Node) -> Node:
+        """The texts that it matches somewhere."""
+        later = self.before(node, ALL, False)
+        return alt(self.before(node, ALL, True), cat(("rep", ("set", ANY), 1, None), later))
+
+    def before(self, node: Node, rest: Node, start: bool) -> Node:
+        """What `node` matches, and then `rest`, which holds no assertion; `start`: at the beginning of the text."""
+        self._steps += 1
+        if self._steps > MAX_STEPS:
+            raise TooLarge
+        if not _asserts(node):
+            return cat(node, rest)
+        match node:
+            case ("begin",):
+                return rest if start else NONE
+            case ("end",):
+                return EMPTY if _nullable(rest) else NONE
+            case ("look", negative, body):
+                asked = self.before(body, ALL, start)
+                return both(complement(asked) if negative else asked, rest)
+            case ("alt", branches):
+                return alt(*(self.before(branch, rest, start) for branch in branches))
+            case ("cat", parts):
+                starts = [start and all(map(_empty, parts[:number])) for number in range(len(parts))]
+                # (a?^b: a beginning behind what may be nothing is not followed up)
+                self.inexact |= any(
+                    start and not first and _begins(part) and all(map(_nullable, map(_bare, parts[:number])))
+                    for number, (part, first) in enumerate(zip(parts, starts, strict=True))
+                )
+                for part, first in zip(reversed(parts), reversed(starts), strict=True):
+                    rest = self.before(part, rest, first)
+                return rest
+            case ("rep", body, least, most):
+                return self._repeated(body, least, most, rest, start)
+        return rest  # what is left out
+
+    def _repeated(self, body: Node, least: int, most: int | None, rest: Node, start: bool) -> Node:
+        if most is not None and most <= MAX_UNROLLED:
+            found = rest if least == 0 else NONE
+            after = rest
+            for count in range(1, most + 1):
+                after = self.before(body, after, start and count == most)
+                found = alt(found, after) if count >= least else found
+            return found
+        match body:
+            case ("cat", (("look", True, unwanted), ("set", _) as one)) if rest == EMPTY and not _nullable(
+                _bare(unwanted)
+            ):
+                # (?:(?!unwanted).)*$: it begins nowhere
+                return both(("rep", one, least, most), complement(cat(ALL, self.before(unwanted, ALL, False))))
+        self.inexact = True
+        return cat(("rep", _bare(body), least, most), rest)
+
+
+def _asserts(node: Node) -> bool:
+    match node[0]:
+        case "cat" | "alt":
+            return any(map(_asserts, node[1]))
+        case "rep":
+            return _asserts(node[1])
+    return node[0] in ZERO_WIDTH
+
+
+def _begins(node: Node) -> bool:
+    """Whether a `^` stands in it."""
+    match node[0]:
+        case "cat" | "alt":
+            return any(map(_begins, node[1]))
+        case "rep":
+            return _begins(node[1])
+        case "look":
+            return _begins(node[2])
+    return bool(node[0] == "begin")
+
+
+def _bare(node: Node) -> Node:
+    """Without assertions: it matches more."""
+    match node[0]:
+        case "cat":
+            return cat(*map(_bare, node[1]))
+        case "alt":
+            return alt(*map(_bare, node[1]))
+        case "rep":
+            return "rep", _bare(node[1]), *node[2:]
+    return EMPTY if node[0] in ZERO_WIDTH else node
+
+
+def _empty(node: Node) -> bool:
+    """Whether it takes no character, whatever it matches."""
+    return node[0] in ZERO_WIDTH or (node[0] in ("cat", "alt") and all(map(_empty, node[1])))
+
+
+# ---- what expressions are put together of
+
+
+def cat(*parts: Node) -> Node:
+    """One after another."""
+    found = list[Node]()
+    for part in parts:
+        found += part[1] if part[0] == "cat" else [part]
+    if NONE in found:
+        return NONE
+    return found[0] if len(found) == 1 else ("cat", tuple(found))
+
+
+def _flat(kind: str, parts: tuple[Node, ...]) -> list[Node]:
+    found = dict[Node, None]()
+    for part in parts:
+        found.update(dict.fromkeys(part[1] if part[0] == kind else [part]))
+    return list(found)
+
+
+def alt(*branches: Node) -> Node:
+    """Any of them."""
+    found = [branch for branch in _flat("alt", branches) if branch != NONE]
+    if ALL in found:
+        return ALL
+    sets = [branch for branch in found if branch[0] == "set"]
+    if len(sets) > 1:
+        found = [
+            ("set", ranges(*(span for one in sets for span in one[1]))),
+            *(one for one in found if one[0] != "set"),
+        ]
+    if len(found) < 2:
+        return found[0] if found else NONE
+    return "alt", tuple(sorted(found, key=repr))
+
+
+def both(*parts: Node) -> Node:
+    """What all of them match."""
+    found = [part for part in _flat("and", parts) if part != ALL]
+    if NONE in found:
+        return NONE
+    if len(found) < 2:
+        return found[0] if found else ALL
+    return "and", tuple(sorted(found, key=repr))
+
+
+def complement(node: Node) -> Node:
+    """What it does not match."""
+    if node in (NONE, ALL):
+        return NONE if node == ALL else ALL
+    return node[1] if node[0] == "not" else ("not", node)
+
+
+def _nullable(node: Node) -> bool:
+    match node[0]:
+        case "cat" | "and":
+            return all(map(_nullable, node[1]))
+        case "alt":
+            return any(map(_nullable, node[1]))
+        case "rep":
+            return node[2] == 0 or _nullable(node[1])
+        case "not":
+            return not _nullable(node[1])
+    return False
+
+
+def _plain(node: Node) -> bool:
+    """Whether it holds neither an intersection nor a complement."""
+    if node[0] in ("cat", "alt"):
+        return all(map(_plain, node[1]))
+    return _plain(node[1]) if node[0] == "rep" else node[0] in ("set", "raw")
+
+
+def _written(node: Node) -> str:
+    """As llguidance reads it."""
+    match node:
+        case ("set", given):
+            return _set(given)
+        case ("raw", text):
+            return str(text)
+        case ("cat", parts):
+            return "".join(_grouped(part) if part[0] == "alt" else _written(part) for part in parts)
+        case ("alt", branches):
+            return "|".join(map(_written, branches))
+        case ("rep", body, least, most):
+            counts = {(0, None): "*", (1, None): "+", (0, 1): "?"}.get((least, most))
+            return _grouped(body) + (counts or f"{{{least},{'' if most is None else most}}}")
+    raise AssertionError(node[0])
+
+
+def _grouped(node: Node) -> str:
+    return _written(node) if node[0] in ("set", "raw") else f"(?:{_written(node)})"
+
+
+def _set(given: Ranges) -> str:
+    """A class. llguidance writes a quotation mark or a backslash under one that has neither but all control characters; those that have no
+    short escape in JSON could not be written anyway."""
+    if given == ANY:
+        return "(?s:.)"
+    if not (_holds(given, 34) and _holds(given, 92)):
+        given = ranges(*_shared(given, PRINTED), *_shared(given, ESCAPED))
+    return f"[{written_set(given)}]" if given else r"[^\s\S]"
+
+
+def _holds(given: Ranges, code: int) -> bool:
+    return any(low <= code <= high for low, high in given)
+
+
+def _shared(one: Ranges, other: Ranges) -> Iterator[tuple[int, int]]:
+    for low, high in one:
+        for lower, upper in other:
+            if max(low, lower) <= min(high, upper):
+                yield max(low, lower), min(high, upper)
+
+
+# ---- from an automaton back to an expression
+
+
+class _Automaton:
+    """Its states are what is left to match; each leads to others by classes of characters."""
+
+    def __init__(self, node: Node) -> None:
+        if not _derivable(node):
+            raise TooLarge
+        self._numbers: dict[Node, int] = {node: 0}
+        self._last: set[int] = set()
+        self._steps: dict[tuple[int, int], Ranges] = {}
+        classes, waiting = list(_partition(node)), [node]
+        while waiting:
+            state = waiting.pop()
+            number = self._numbers[state]
+            if _nullable(state):
+                self._last.add(number)
+            for members in classes:
+                after = _derivative(state, members[0][0])
+                if after == NONE:
+                    continue
+                if after not in self._numbers:
+                    self._numbers[after] = len(self._numbers)
+                    waiting.append(after)
+                    if len(self._numbers) > MAX_STATES:
+                        raise TooLarge
+                edge = (number, self._numbers[after])
+                self._steps[edge] = ranges(*self._steps.get(edge, ()), *members)
+
+    def expression(self) -> str:
+        """By elimination of states, those with the fewest ways through them first."""
+        begin, end = -1, -2
+        edges: dict[tuple[int, int], str] = {edge: _set(members) for edge, members in self._steps.items()}
+        edges[begin, 0] = ""
+        edges |= {(state, end): "" for state in self._last}
+        left = set(self._numbers.values())
+        while left:
+            sources = {state: [a for a, b in edges if b == state != a] for state in left}
+            targets = {state: [b for a, b in edges if a == state != b] for state in left}
+            state = min(left, key=lambda one: (len(sources[one]) * len(targets[one]), one))
+            left.remove(state)
+            loop = edges.pop((state, state), None)
+            around = "" if loop is None else f"(?:{loop})*"
+            for source in sources[state]:
+                for target in targets[state]:
+                    through = _joined(edges[source, state]) + around + _joined(edges[state, target])
+                    known = edges.get((source, target))
+                    edges[source, target] = through if known is None else f"{known}|{through}"
+            edges = {edge: text for edge, text in edges.items() if state not in edge}
+            if sum(map(len, edges.values())) > MAX_TEXT:
+                raise TooLarge
+        return edges.get((begin, end), r"[^\s\S]")
+
+
+def _joined(text: str) -> str:
+    return f"(?:{text})" if "|" in text else text
+
+
+def _derivable(node: Node) -> bool:
+    match node[0]:
+        case "raw":
+            return False
+        case "cat" | "alt" | "and":
+            return all(map(_derivable, node[1]))
+        case "rep":
+            return node[2] <= MAX_STATES and (node[3] or 0) <= MAX_STATES and _derivable(node[1])
+        case "not":
+            return _derivable(node[1])
+    return True
+
+
+def _sets(node: Node) -> Iterator[Ranges]:
+    match node[0]:
+        case "set":
+            yield node[1]
+        case "cat" | "alt" | "and":
+            for part in node[1]:
+                yield from _sets(part)
+        case "rep" | "not":
+            yield from _sets(node[1])
+
+
+def _partition(node: Node) -> list[Ranges]:
+    """Classes of characters that no set of it tells apart."""
+    sets = list(dict.fromkeys(_sets(node)))
+    bounds = sorted({0, *(edge for given in (*sets, ANY) for low, high in given for edge in (low, high + 1))})
+    found: dict[tuple[bool, ...], list[tuple[int, int]]] = {}
+    for low, after in zip(bounds, [*bounds[1:], ANY[-1][1] + 1], strict=True):
+        if _holds(ANY, low) and low < after:
+            found.setdefault(tuple(_holds(given, low) for given in sets), []).append((low, after - 1))
+    return [ranges(*members) for members in found.values()]
+
+
+def _derivative(node: Node, code: int) -> Node:
+    """What is left to match after a character."""
+    kind: str = node[0]
+    if kind == "set":
+        return EMPTY if _holds(node[1], code) else NONE
+    if kind in ("alt", "and"):
+        join: Callable[..., Node] = alt if kind == "alt" else both
+        return join(*(_derivative(part, code) for part in node[1]))
+    if kind == "not":
+        return complement(_derivative(node[1], code))
+    if kind == "rep":
+        _, body, least, most = node
+        if most == 0:
+            return NONE
+        left: Any = ("rep", body, max(0, least - 1), None if most is None else most - 1)
+        return cat(_derivative(body, code), EMPTY if left[3] == 0 else left)
+    if not node[1]:
+        return NONE
+    first, rest = node[1][0], cat(*node[1][1:])
+    found = cat(_derivative(first, code), rest)
+    return alt(found, _derivative(rest, code)) if _nullable(first) else found

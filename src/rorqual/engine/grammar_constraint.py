@@ -1,0 +1,240 @@
+"""What the next token of one sample may be, where its reply must match a grammar."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from rorqual.engine.grammar_calls import Spelling
+from rorqual.engine.grammar_refusal import NOTHING, first_line
+
+Bools = npt.NDArray[np.bool_]
+
+
+class Constraint(Protocol):
+    """What the next token of one sample may be."""
+
+    def mask(self) -> Bools | None:
+        """The tokens that may follow [vocab], stop ids among them where the reply may end; None: nothing is masked."""
+
+    def accept(self, token: int) -> None:
+        """`token`, which the mask allowed, was drawn."""
+
+    @property
+    def done(self) -> bool:
+        """The reply is complete and nothing can follow it but a stop id."""
+
+    @property
+    def error(self) -> str:
+        """Why the grammar gave up, where a limit was reached while it ran: the reply does not match it, and only a stop id may follow."""
+
+    def copy(self) -> Constraint:
+        """An independent one in the same state."""
+
+
+class Matched:
+    """A reply that matches a grammar from its first token on."""
+
+    def __init__(self, matcher: Any, lexicon: Lexicon) -> None:
+        self._matcher, self._lexicon = matcher, lexicon
+        self.done, self.error = False, ""
+
+    def mask(self) -> Bools:
+        lexicon = self._lexicon
+        if self.done:
+            return lexicon.stops
+        bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
+        allowed = np.unpackbits(bits, count=lexicon.vocab_size, bitorder="little").view(np.bool_) & lexicon.usable
+        if self._matcher.is_error() or not allowed.any():
+            self._give_up()
+            return lexicon.stops
+        return allowed
+
+    def accept(self, token: int) -> None:
+        if self.done or self._lexicon.stops[token]:
+            self.done = True
+        elif not self._matcher.consume_token(token):
+            self._give_up()
+        else:
+            self.done = bool(self._matcher.is_stopped())
+
+    def _give_up(self) -> None:
+        self.error, self.done = first_line(self._matcher.get_error()) or NOTHING, True
+
+    def copy(self) -> Matched:
+        other = Matched(self._matcher.deep_copy(), self._lexicon)
+        other.done, other.error = self.done, self.error
+        return other
+
+
+@dataclass(frozen=True)
+class Thought:
+    """How the reply of a model that thinks begins: with a thought, up to `end_ids` (of `</think>`) one after another or, where a family
+    has no token for it, to where the text holds `end_text`.
+
+    `open_ids`: of `<think>`, where the model opens the thought itself or answers at once. `gap_ids`: what a format writes between
+    thought and answer, and does not count as either; it may be left out, or broken off.
+    """
+
+    end_ids: Sequence[int] = ()
+    end_text: str = ""
+    open_ids: Sequence[int] = ()
+    gap_ids: Sequence[int] = ()
+
+
+class Delayed:
+    """A reply that may think first: until its thought ended, everything is allowed but to end the reply; from there on `constraint` holds.
+    So the reply either matches or is cut off by its length."""
+
+    def __init__(self, constraint: Constraint, thought: Thought, lexicon: Lexicon) -> None:
+        if not thought.end_ids and not thought.end_text:
+            raise ValueError("a thought without an end cannot be waited for")
+        self._constraint, self._thought, self._lexicon = constraint, thought, lexicon
+        self._last: tuple[int, ...] = ()
+        self._gap = 0  # of `gap_ids`, drawn
+        self._state: Literal["opening", "thinking", "gap", "bound"] = "opening" if thought.open_ids else "thinking"
+
+    def mask(self) -> Bools | None:
+        if self._state == "bound":
+            return self._constraint.mask()
+        if self._state == "thinking":
+            return self._lexicon.not_stops
+        allowed = self._constraint.mask()
+        if allowed is None:
+            return None
+        allowed = allowed.copy()
+        allowed[[*self._thought.open_ids, *self._thought.end_ids[:1]] if self._state == "opening" else self._next()] = (
+            True
+        )
+        return allowed
+
+    def accept(self, token: int) -> None:
+        if self._state == "opening":
+            self._open(token)
+        elif self._state == "thinking":
+            self._think(token)
+        elif self._state == "gap" and [token] == self._next():
+            self._gap += 1
+        else:
+            self._state = "bound"
+            self._constraint.accept(token)
+
+    def _open(self, token: int) -> None:
+        if token in self._thought.open_ids:
+            self._state = "thinking"
+        elif token in self._thought.end_ids[:1]:  # a thought closed before it was opened is none
+            self._state = "thinking"
+            self._think(token)
+        else:
+            self._state = "bound"
+            self._constraint.accept(token)
+
+    def _think(self, token: int) -> None:
+        ids, text = tuple(self._thought.end_ids), self._thought.end_text
+        # A token holds a byte at least, so that the mark lies within as many tokens as it has bytes.
+        self._last = (*self._last, token)[-(len(ids) or len(text.encode()) + 1) :]
+        if self._last == ids or (text and text in self._lexicon.decode(self._last)):
+            self._state = "gap"
+
+    def _next(self) -> list[int]:
+        return list(self._thought.gap_ids[self._gap : self._gap + 1])
+
+    @property
+    def done(self) -> bool:
+        return self._state == "bound" and self._constraint.done
+
+    @property
+    def error(self) -> str:
+        return self._constraint.error
+
+    def copy(self) -> Delayed:
+        other = Delayed(self._constraint.copy(), self._thought, self._lexicon)
+        other._last, other._gap, other._state = self._last, self._gap, self._state
+        return other
+
+
+@dataclass(frozen=True)
+class Lexicon:
+    """Of each id [vocab]: whether it ends a reply, its contrary, and whether a reply that matches a grammar may hold it.
+    `decode`: the text of ids."""
+
+    stops: Bools
+    not_stops: Bools
+    usable: Bools
+    decode: Callable[[Sequence[int]], str]
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self.stops)
+
+
+class Avoiding:
+    """A reply that matches, and holds none of the texts that `spelling` leaves unsaid."""
+
+    def __init__(self, constraint: Constraint, spelling: Spelling, lexicon: Lexicon) -> None:
+        self._constraint, self._spelling, self._lexicon = constraint, spelling, lexicon
+        self._tail, self._error = b"", ""
+
+    def mask(self) -> Bools | None:
+        allowed = self._lexicon.stops if self._error else self._constraint.mask()
+        if allowed is None or self.done:
+            return allowed
+        allowed = allowed & ~self._spelling.closing(self._tail)
+        if not allowed.any():
+            self._error = NOTHING
+            return self._lexicon.stops
+        return allowed
+
+    def accept(self, token: int) -> None:
+        if not self._error:
+            self._constraint.accept(token)
+            self._tail = b"" if self._lexicon.stops[token] else self._spelling.tail(self._tail, token)
+
+    @property
+    def done(self) -> bool:
+        return bool(self._error) or self._constraint.done
+
+    @property
+    def error(self) -> str:
+        return self._error or self._constraint.error
+
+    def copy(self) -> Avoiding:
+        other = Avoiding(self._constraint.copy(), self._spelling, self._lexicon)
+        other._tail, other._error = self._tail, self._error
+        return other
+
+
+class Checked:
+    """A reply that matches, and of which `fault` finds nothing against what its grammar does not hold, when it is complete."""
+
+    def __init__(self, constraint: Constraint, fault: Callable[[Sequence[int]], str], lexicon: Lexicon) -> None:
+        self._constraint, self._fault, self._lexicon = constraint, fault, lexicon
+        self._reply = list[int]()
+        self._error: str | None = None
+
+    def mask(self) -> Bools | None:
+        return self._constraint.mask()
+
+    def accept(self, token: int) -> None:
+        self._constraint.accept(token)
+        if not self._lexicon.stops[token]:
+            self._reply.append(token)
+        if self._constraint.done and self._error is None:
+            self._error = self._constraint.error or self._fault(self._reply)
+
+    @property
+    def done(self) -> bool:
+        return self._constraint.done
+
+    @property
+    def error(self) -> str:
+        return self._error or self._constraint.error
+
+    def copy(self) -> Checked:
+        other = Checked(self._constraint.copy(), self._fault, self._lexicon)
+        other._reply, other._error = [*self._reply], self._error
+        return other

@@ -1,0 +1,202 @@
+"""Keywords of JSON schemas for objects, as llguidance enforces them (`grammar_rewrite`)."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable
+from itertools import combinations
+from typing import Any
+
+from rorqual.core.errors import DataError
+from rorqual.engine.grammar_refs import shown
+from rorqual.engine.grammar_texts import BINDING, MAX_BRANCHES, STRINGS, Part, Texts, applies, binds, count_of
+from rorqual.engine.grammar_unique import values_of
+
+MAX_NAMES, MAX_DEPENDENT = 256, 4
+
+
+class Objects(Texts):
+    """Objects, whose properties are parts."""
+
+    @abstractmethod
+    def part(self, given: Any, place: str) -> Part:
+        """One part, and all below it."""
+
+    def _object(
+        self, given: dict[str, Any], place: str, found: dict[str, Any], extra: list[Part], _: frozenset[str]
+    ) -> bool:
+        named = given.get("properties", {})
+        if not isinstance(named, dict):
+            raise DataError(
+                f"the JSON schema uses 'properties' at {place} without an object", remedy='Send {"name": {...}}.'
+            )
+        properties = {name: self.part(one, f"{place}/properties/{shown(name)}") for name, one in named.items()}
+        patterns = self._patterns(given, place)
+        others: Part = self.part(given.get("additionalProperties", True), f"{place}/additionalProperties")
+        others = self._unevaluated(given, place, properties, patterns, others)
+        required = [name for name in given.get("required", []) if isinstance(name, str)]
+        names = self._names(given.get("propertyNames", True), place)
+        if names is not None:
+            properties, patterns, others = self._named_alone(names, properties, patterns, others, place)
+            if isinstance(others, bool) and not others and not set(required) <= set(properties) and not patterns:
+                return False
+        if properties:
+            found["properties"] = properties
+        if patterns:
+            found["patternProperties"] = patterns
+        if others is not True:
+            found["additionalProperties"] = others
+        if required:
+            found["required"] = required
+        self._sizes(given, place, found, extra, required)
+        self._dependent(given, place, extra)
+        return True
+
+    def _patterns(self, given: dict[str, Any], place: str) -> dict[str, Part]:
+        found: dict[str, Part] = {}
+        value = given.get("patternProperties", {})
+        for pattern, one in value.items() if isinstance(value, dict) else ():
+            expressions = self._pattern(pattern, "patternProperties", place)
+            part = self.part(one, f"{place}/patternProperties/{shown(pattern)}")
+            if "patternProperties" in self.loose or len(expressions) != 1 or expressions[0] in found:
+                self._note("patternProperties", place)
+            else:
+                found[expressions[0]] = part
+        return found
+
+    def _unevaluated(
+        self, given: dict[str, Any], place: str, properties: dict[str, Part], patterns: dict[str, Part], others: Part
+    ) -> Part:
+        if given.get("unevaluatedProperties", True) is True or "additionalProperties" in given:
+            return others
+        if not applies(given):
+            return self.part(given["unevaluatedProperties"], f"{place}/unevaluatedProperties")
+        known, certain = self._evaluated(given, 0)
+        if not certain:
+            self._note("unevaluatedProperties", place)
+        if known is None or given["unevaluatedProperties"] is not False:
+            if certain:
+                self._note("unevaluatedProperties", place)
+            return others
+        for name in known:
+            properties.setdefault(name, True)
+        return False
+
+    def _evaluated(self, part: Any, depth: int) -> tuple[list[str] | None, bool]:
+        """Names that a part and what it applies look at, and whether all of them always are; None: any name may be."""
+        if not isinstance(part, dict) or depth > MAX_BRANCHES:
+            return ([], True) if isinstance(part, bool) else (None, False)
+        if part.get("patternProperties") or (depth and part.get("additionalProperties", False) is not False):
+            return None, False
+        names, certain = list(part.get("properties", {})), True
+        below = [*part.get("allOf", []), *([self._resolve(part["$ref"])] if "$ref" in part else [])]
+        chosen = [one for keyword in ("anyOf", "oneOf") for one in part.get(keyword, [])]
+        chosen += [part[keyword] for keyword in ("if", "then", "else") if keyword in part]
+        chosen += list(part.get("dependentSchemas", {}).values())
+        for one in (*below, *chosen):
+            more, sure = self._evaluated(one, depth + 1)
+            if more is None:
+                return None, False
+            names, certain = [*names, *more], certain and sure
+        return names, certain and not chosen
+
+    def _names(self, part: Any, place: str) -> list[str] | str | None:
+        """What names of properties may be: a list of them, an expression, or None where they may be any (or are checked)."""
+        for _ in range(MAX_BRANCHES):
+            if not (isinstance(part, dict) and isinstance(part.get("$ref"), str) and not binds(part, "$ref")):
+                break
+            part = self._resolve(part["$ref"])
+        if part is True or (isinstance(part, dict) and not any(keyword in BINDING for keyword in part)):
+            return None
+        values = [] if part is False else values_of(part, self._resolve)
+        if values is not None and len(values) <= MAX_NAMES:
+            return [value for value in values if isinstance(value, str)]
+        if isinstance(part, dict) and part.get("type", "string") == "string" and not binds(part, "type", *STRINGS):
+            expressions = self._expressions(part, f"{place}/propertyNames")
+            least, most = part.get("minLength", 0), part.get("maxLength")
+            if not expressions and part.get("format") is None and "pattern" not in part:
+                return f"^(?s:.){{{int(least)},{'' if most is None else int(most)}}}$"
+            if len(expressions) == 1:
+                if least or most is not None:
+                    self._note("propertyNames", place)
+                return expressions[0]
+        self._note("propertyNames", place)
+        return None
+
+    def _named_alone(
+        self, names: list[str] | str, properties: dict[str, Part], patterns: dict[str, Part], others: Part, place: str
+    ) -> tuple[dict[str, Part], dict[str, Part], Part]:
+        """Properties, patterns and others where only some names are allowed."""
+        if patterns:
+            self._note("propertyNames", place)
+            return properties, patterns, others
+        if isinstance(names, list):
+            return {name: properties.get(name, others) for name in names}, {}, False
+        if properties:
+            self._note("propertyNames", place)
+            return properties, patterns, others
+        return {}, {names: others}, False
+
+    def _sizes(
+        self, given: dict[str, Any], place: str, found: dict[str, Any], extra: list[Part], required: list[str]
+    ) -> None:
+        """How many properties there may be."""
+        counts = {key: count_of(given[key], key, place) for key in ("minProperties", "maxProperties") if key in given}
+        least, most = max(0, counts.get("minProperties", 0) - len(required)), counts.get("maxProperties")
+        optional = [
+            name for name, one in found.get("properties", {}).items() if name not in required and one is not False
+        ]
+        free = found.get("additionalProperties", True) is not False or "patternProperties" in found
+        if not free and most is not None and most >= len(required) + len(optional):
+            most = None
+        if optional and (least or most is not None):
+            branches = self._chosen(optional, least, None if most is None else most - len(required), free)
+            if branches is None:
+                for key in counts:
+                    self._note(key, place)
+            extra += branches or []
+            return
+        for key, count in counts.items():
+            if (key == "minProperties" and not least) or (key == "maxProperties" and most is None):
+                continue
+            if key not in self.loose:
+                found[key] = count
+            # That a name comes once is not enforced: of those not listed, only the first is sure to count.
+            if key in self.loose or (key == "minProperties" and free and least > 1):
+                self._note(key, place)
+
+    @staticmethod
+    def _chosen(optional: list[str], least: int, most: int | None, free: bool) -> list[Part] | None:
+        """Which of the optional properties there are, where nothing else may be; None where that would be too many parts."""
+        if free or len(optional) > MAX_BRANCHES:
+            return None
+        found = list[Part]()
+        if least:
+            some = [{"required": list(names)} for names in _first(combinations(optional, least))]
+            found.append({"anyOf": some} if some else False)
+        if most is not None:
+            kept = _first(combinations(optional, max(0, most)))
+            found.append(
+                {"anyOf": [{"properties": {name: False for name in optional if name not in names}} for names in kept]}
+            )
+        branches = [len(part["anyOf"]) for part in found if isinstance(part, dict)]
+        return None if max(branches, default=0) > MAX_BRANCHES or (len(branches) > 1 and max(branches) > 6) else found
+
+    def _dependent(self, given: dict[str, Any], place: str, extra: list[Part]) -> None:
+        """What must hold where there is a property of some name."""
+        for keyword in ("dependentRequired", "dependentSchemas", "dependencies"):
+            value = given.get(keyword, {})
+            for number, (name, asked) in enumerate(value.items() if isinstance(value, dict) else ()):
+                if number >= MAX_DEPENDENT:
+                    self._note(keyword, place)
+                    break
+                there: dict[str, Any] = {"required": [name]}
+                if isinstance(asked, list):
+                    there["required"] = [name, *asked]
+                else:
+                    there = {"allOf": [there, self.part(asked, f"{place}/{keyword}/{shown(name)}")]}
+                extra.append({"anyOf": [{"properties": {name: False}}, there]})
+
+
+def _first(found: Iterable[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    return [one for one, _ in zip(found, range(MAX_BRANCHES + 1), strict=False)]

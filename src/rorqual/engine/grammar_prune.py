@@ -1,0 +1,73 @@
+"""What to leave out of a schema that llguidance refuses: keywords that it cannot enforce, and branches that no value matches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from rorqual.engine.grammar_refs import escaped
+from rorqual.engine.grammar_refusal import Unusable, first_line, matches_nothing
+from rorqual.engine.grammar_rewrite import without
+
+MAX_TRIED = 64
+SAYS: Mapping[str, tuple[str, ...]] = {
+    "oneOf": ("oneOf",),
+    "min/maxProperties": ("minProperties", "maxProperties"),
+    "atternProperties": ("patternProperties",),
+    "pattern properties": ("patternProperties",),
+    "multipleOf": ("multipleOf",),
+    "format": ("format",),
+    "regex": ("pattern",),
+}
+"""What llguidance says where a keyword, or what stands under it, is beyond it."""
+
+
+def loosened(error: str, loose: frozenset[str]) -> frozenset[str] | None:
+    """`loose` (`grammar_rewrite.LOOSE`) and one keyword more, of which an error speaks; None where it speaks of none."""
+    if matches_nothing(error):
+        return None
+    error = first_line(error)
+    more = next((names for words, names in SAYS.items() if words in error and not loose.issuperset(names)), None)
+    return None if more is None else loose.union(more)
+
+
+def pruned(part: dict[str, Any], error: str, impossible: Callable[[Mapping[str, Any]], bool]) -> dict[str, Any]:
+    """A schema of which no value seems to match, without the branches and definitions that are to blame; the error again where none is."""
+    if not matches_nothing(error):
+        raise Unusable(error)
+    defs: dict[str, Any] = {name: part[name] for name in ("$defs", "definitions") if name in part}
+    found = 0
+    for tried, (holder, key) in enumerate(_choices(part)):
+        one = holder[key]
+        if tried >= MAX_TRIED:
+            break
+        if isinstance(one, dict) and impossible({**one, **defs}):
+            holder[key] = False
+            found += 1
+    if not found:
+        raise Unusable(error)
+    gone = {
+        f"#/{holder}/{escaped(name)}" for holder, held in defs.items() for name, one in held.items() if one is False
+    }
+    pruned_part: dict[str, Any] = without(part, gone)
+    return pruned_part
+
+
+def _choices(part: Any) -> Iterator[tuple[Any, Any]]:
+    """What may be left out, the innermost first: branches, definitions and optional properties, each by what holds it and its key there."""
+    if isinstance(part, list):
+        for one in part:
+            yield from _choices(one)
+    elif isinstance(part, dict):
+        for keyword, value in part.items():
+            if keyword in ("const", "enum", "required"):
+                continue
+            if keyword in ("properties", "patternProperties", "$defs", "definitions"):
+                for name, one in value.items():
+                    yield from _choices(one)
+                    if name not in part.get("required", ()) or keyword != "properties":
+                        yield value, name
+                continue
+            yield from _choices(value)
+            if keyword in ("anyOf", "oneOf"):
+                yield from ((value, number) for number in range(len(value)))

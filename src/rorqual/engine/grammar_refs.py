@@ -1,0 +1,149 @@
+"""References within a JSON schema, however they are written, as pointers into `$defs`: `#/$defs/NAME`, or `#` for the whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import quote, unquote, urldefrag, urljoin
+
+from rorqual.core.errors import DataError
+
+NAMED = (
+    "properties",
+    "patternProperties",
+    "$defs",
+    "definitions",
+    "dependentSchemas",
+    "dependentRequired",
+    "dependencies",
+)
+VALUES = ("const", "enum", "default", "example", "examples", "required")
+REFERENCES = ("$ref", "$dynamicRef", "$recursiveRef")
+HOLDERS = ("$defs", "definitions")
+
+
+def resolve(schema: Any, pointer: str) -> Any:
+    """What `#/$defs/a` points to; None where to nothing, or by an anchor."""
+    for step in pointer.split("/")[1:]:
+        step = unquote(step).replace("~1", "/").replace("~0", "~")
+        if isinstance(schema, list) and step.isdecimal() and int(step) < len(schema):
+            schema = schema[int(step)]
+        elif isinstance(schema, dict) and step in schema:
+            schema = schema[step]
+        else:
+            return None
+    return schema if pointer.startswith(("#/", "#")) and pointer[1:2] in ("", "/") else None
+
+
+def parts(schema: Any) -> Iterator[tuple[str, Any]]:
+    """Every part of a schema that is a schema, with its place; what is under `const`, `enum` and the like is a value and is not."""
+    for pointer, part, _ in _based(schema):
+        yield pointer, part
+
+
+def shown(name: str) -> str:
+    """A name in a place, short enough for a message."""
+    name = name if name.isprintable() else ascii(name)
+    return name if len(name) <= 60 else name[:60] + "…"
+
+
+def _based(schema: Any) -> Iterator[tuple[str, Any, str]]:
+    """Every part, its place as people read it, and the address that references in it are relative to."""
+    waiting = [("#", schema, "")]
+    while waiting:
+        place, part, base = waiting.pop()
+        if isinstance(part, dict) and isinstance(part.get("$id"), str):
+            base = urljoin(base, part["$id"])
+        yield place, part, base
+        if isinstance(part, list):
+            waiting += [(f"{place}/{i}", item, base) for i, item in reversed(list(enumerate(part)))]
+        elif isinstance(part, dict):
+            for key, value in reversed(part.items()):
+                below = f"{place}/{shown(key)}"
+                if key in NAMED and isinstance(value, dict):
+                    waiting += [(f"{below}/{shown(name)}", item, base) for name, item in reversed(value.items())]
+                elif key not in VALUES and isinstance(value, dict | list):
+                    waiting.append((below, value, base))
+
+
+def settle(schema: dict[str, Any]) -> None:
+    """Write every reference of `schema` as a pointer, in place, and put what they point to under `$defs`."""
+    if not any(isinstance(part, dict) and part.keys() & set(REFERENCES) for _, part in parts(schema)):
+        return
+    known = _addresses(schema)
+    names: dict[int, str] = {id(schema): "#"}
+    for holder in HOLDERS:
+        held = schema.get(holder)
+        for name, part in held.items() if isinstance(held, dict) else ():
+            names.setdefault(id(part), f"#/{holder}/{escaped(name)}")
+    moved: dict[str, Any] = {}
+    for place, part, base in list(_based(schema)):
+        for keyword in REFERENCES if isinstance(part, dict) else ():
+            target = part.get(keyword)
+            if not isinstance(target, str):
+                continue
+            found = _found(schema, target, base, known)
+            if found is None:
+                _missing(place, keyword, target)
+            if id(found) not in names:
+                name = f"part {len(moved)}"
+                moved[name], names[id(found)] = found, f"#/$defs/{escaped(name)}"
+            _write(part, keyword, names[id(found)])
+    if moved:
+        held = schema.get("$defs")
+        schema["$defs"] = {**(held if isinstance(held, dict) else {}), **moved}
+
+
+def _write(part: dict[str, Any], keyword: str, pointer: str) -> None:
+    if keyword == "$ref":
+        part["$ref"] = pointer
+        return
+    del part[keyword]
+    if "$ref" in part:
+        part["allOf"] = [*part.get("allOf", []), {"$ref": pointer}]
+    else:
+        part["$ref"] = pointer
+
+
+def escaped(name: str) -> str:
+    """A name in a pointer."""
+    return quote(name.replace("~", "~0").replace("/", "~1"), safe="~")
+
+
+def _addresses(schema: Any) -> dict[str, Any]:
+    """What has an `$id` or an anchor, by its whole address."""
+    found: dict[str, Any] = {}
+    for _, part, base in _based(schema):
+        if not isinstance(part, dict):
+            continue
+        if isinstance(part.get("$id"), str):
+            found.setdefault(urldefrag(base)[0], part)
+        for keyword in ("$anchor", "$dynamicAnchor"):
+            if isinstance(part.get(keyword), str):
+                found.setdefault(f"{urldefrag(base)[0]}#{part[keyword]}", part)
+    return found
+
+
+def _found(schema: Any, target: str, base: str, known: dict[str, Any]) -> Any:
+    address, fragment = urldefrag(
+        urljoin(base, target) if not target.startswith("#") else f"{urldefrag(base)[0]}{target}"
+    )
+    document = known.get(address, schema if not address else None)
+    if document is None:
+        return None
+    if not fragment or fragment.startswith("/"):
+        found = resolve(document, f"#{fragment}")
+        return resolve(schema, f"#{fragment}") if found is None else found
+    return known.get(f"{address}#{fragment}")
+
+
+def _missing(place: str, keyword: str, target: str) -> None:
+    if not target.startswith("#"):
+        raise DataError(
+            f"the JSON schema refers to another document at {place}: {shown(target)}, and nothing is fetched",
+            remedy="Put what it refers to under $defs, and refer to #/$defs/NAME.",
+        )
+    raise DataError(
+        f"the JSON schema uses {keyword!r} at {place} for {shown(target)}, which does not exist in it",
+        remedy="Put what it refers to under $defs, and refer to #/$defs/NAME.",
+    )

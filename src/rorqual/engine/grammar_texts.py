@@ -1,0 +1,152 @@
+"""Keywords of JSON schemas for texts and numbers, as llguidance enforces them (`grammar_rewrite`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from rorqual.core.errors import DataError
+from rorqual.engine import grammar_numbers
+from rorqual.engine.grammar_automaton import translate
+from rorqual.engine.grammar_formats import CHECKED, EXPRESSIONS, LIBRARY
+from rorqual.engine.grammar_pattern import Unreadable
+from rorqual.engine.grammar_refs import resolve, shown
+
+MAX_BRANCHES = 24
+MAX_LEAST = 10_000
+"""The most that a minimum may ask for: no reply has more characters, items or properties."""
+COUNTS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
+STRINGS = ("pattern", "format", "minLength", "maxLength", "contentEncoding")
+NUMBERS = (*grammar_numbers.BOUNDS, "multipleOf")
+ARRAYS = ("prefixItems", "items", "additionalItems", "minItems", "maxItems", "uniqueItems", "contains", "minContains", "maxContains",
+          "unevaluatedItems")  # fmt: skip
+OBJECTS = ("properties", "patternProperties", "additionalProperties", "required", "minProperties", "maxProperties", "propertyNames",
+           "dependentRequired", "dependentSchemas", "dependencies", "unevaluatedProperties")  # fmt: skip
+OF_TYPE = {"string": STRINGS, "number": NUMBERS, "array": ARRAYS, "object": OBJECTS}
+BINDING = frozenset(
+    {"type", "const", "enum", "$ref", "allOf", "anyOf", "oneOf", "not", "if", "then", "else"}.union(*OF_TYPE.values())
+) - {"contentEncoding"}
+LOOSE = (
+    "oneOf",
+    "minProperties",
+    "maxProperties",
+    "patternProperties",
+    "multipleOf",
+    "pattern",
+    "format",
+    "uniqueItems",
+)
+"""Keywords that llguidance may refuse by what stands under them: they are left out then, and checked."""
+Part = dict[str, Any] | bool
+
+
+@dataclass
+class Texts:
+    """`root`: the schema that is written anew. `dead`: ids of parts that no value matches; `loose`: of `LOOSE`, what is left out.
+    `checked`: keyword and place of all that is not enforced."""
+
+    root: dict[str, Any]
+    dead: frozenset[int] = frozenset()
+    loose: frozenset[str] = frozenset()
+    checked: list[tuple[str, str]] = field(default_factory=list)
+
+    def _note(self, keyword: str, place: str) -> None:
+        self.checked.append((keyword, place))
+
+    def _resolve(self, pointer: str) -> Any:
+        return resolve(self.root, pointer)
+
+    def _string(
+        self, given: dict[str, Any], place: str, found: dict[str, Any], extra: list[Part], _: frozenset[str]
+    ) -> bool:
+        for keyword in ("minLength", "maxLength"):
+            if keyword in given:
+                found[keyword] = count_of(given[keyword], keyword, place)
+        if found.get("minLength", 0) > found.get("maxLength", MAX_LEAST):
+            return False
+        expressions = self._expressions(given, place)
+        if "format" in given and given["format"] in LIBRARY and "format" not in self.loose:
+            found["format"] = given["format"]
+        if expressions:
+            found["pattern"] = expressions[0]
+            extra += [{"pattern": one} for one in expressions[1:]]
+        return True
+
+    def _expressions(self, given: Mapping[str, Any], place: str) -> list[str]:
+        """What a text must match, one and all."""
+        found = list[str]()
+        if "pattern" in given:
+            found += self._pattern(given["pattern"], "pattern", place)
+        named = given.get("format")
+        encoding = given.get("contentEncoding")
+        if named in EXPRESSIONS:
+            found.append(f"^(?:{EXPRESSIONS[str(named)]})$")
+        elif named in CHECKED or ("format" in self.loose and named in LIBRARY):
+            self._note("format", place)
+        if encoding in ("base64", "base64url"):
+            found.append(f"^(?:{EXPRESSIONS[encoding]})$")
+        return found
+
+    def _pattern(self, pattern: Any, keyword: str, place: str) -> list[str]:
+        if not isinstance(pattern, str):
+            raise DataError(
+                f"the JSON schema uses {keyword!r} at {place} without a text", remedy="Send an expression of ECMA-262."
+            )
+        try:
+            done = translate(pattern)
+        except Unreadable as error:
+            raise DataError(
+                f"the JSON schema uses {keyword!r} at {place}, which is not an expression of ECMA-262 that can be read: {error}",
+                remedy="Correct it; docs/serve.md says what can be enforced.",
+            ) from None
+        if "pattern" in self.loose:
+            self._note(keyword, place)
+            return []
+        if not done.exact:
+            self._note(keyword, place)
+        return list(done.expressions)
+
+    def _number(
+        self, given: dict[str, Any], place: str, found: dict[str, Any], extra: list[Part], types: frozenset[str]
+    ) -> bool:
+        named = given.get("type", ())
+        integer = "integer" in named and "number" not in named if isinstance(named, list) else named == "integer"
+        numbers = grammar_numbers.rewritten(given, integer)
+        if numbers.none:
+            return False
+        found |= numbers.keys
+        for keyword in numbers.checked:
+            self._note(keyword, place)
+        steps = numbers.steps
+        if "multipleOf" in self.loose and steps:
+            self._note("multipleOf", place)
+        elif len(steps) == 1:
+            found["multipleOf"] = steps[0]
+        elif steps:
+            kind = {"type": named} if named else {}
+            extra.append({"anyOf": [{**kind, "multipleOf": step} for step in steps]})
+        return True
+
+
+def applies(given: dict[str, Any]) -> bool:
+    return any(
+        keyword in given
+        for keyword in ("allOf", "anyOf", "oneOf", "$ref", "if", "not", "dependentSchemas", "dependencies")
+    )
+
+
+def binds(part: dict[str, Any], *but: str) -> bool:
+    """Whether it holds a keyword that binds something, beside some."""
+    return any(keyword in BINDING and keyword not in but for keyword in part)
+
+
+def count_of(value: Any, keyword: str, place: str) -> int:
+    if not grammar_numbers.number(value) or value < 0 or int(value) != value:
+        raise DataError(
+            f"the JSON schema uses {keyword!r} at {place} with {shown(repr(value))}",
+            remedy="Give a whole number from 0 on.",
+        )
+    if keyword.startswith("min") and value > MAX_LEAST:
+        raise DataError(f"the JSON schema asks for {keyword} above {MAX_LEAST} at {place}", remedy="Ask for less.")
+    return int(value)

@@ -69,8 +69,11 @@ def test_a_grammar_goes_first(engine: Engine) -> None:
 
 
 def test_where_every_token_ends_it_it_ends(engine: Engine) -> None:
-    one = answer(engine, SamplingParams(max_tokens=9, min_tokens=5, stop_token_ids=tuple(range(264))))
-    assert len(one.token_ids) == 1 and one.finish_reason == "stop"
+    params = SamplingParams(max_tokens=9, min_tokens=5, stop_token_ids=tuple(range(264)))
+    engine.submit(Request(params=params, prompt_ids=PROMPT))
+    [delta] = engine.step()
+    assert delta.completion is not None and delta.completion.error == ""
+    assert len(delta.completion.token_ids) == 1 and delta.completion.finish_reason == "stop"
 
 
 def test_neighbours_change_no_bit(mla: Decoder, tokenizer: Tokenizer, chat: ChatFormat) -> None:

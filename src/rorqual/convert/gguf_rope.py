@@ -1,23 +1,25 @@
 """How a context was extended: keys of a GGUF header, and `rope_scaling` of a published `config.json`.
 
-Llama 3.1's scaling has no keys: what divides each frequency stands in a tensor, `rope_freqs.weight`.
+Llama 3.1's scaling has no keys in llama.cpp: what divides each frequency stands in a tensor, `rope_freqs.weight` (`gguf_llama3`). Our own
+files have keys beside it, `rope.scaling.llama3_factor` and the like, for the numbers that were given; where they disagree the tensor counts.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from rorqual.convert.gguf_header import HeaderKeys
+from rorqual.convert.gguf_llama3 import SAME, agree, divisors, find_llama3
+from rorqual.core.config import parse
 from rorqual.core.errors import CheckpointError, ConfigError
-from rorqual.ops.rope import Llama3, Rope, inverse_frequencies
+from rorqual.ops.rope import Llama3, Rope
 
 FREQS = "rope_freqs.weight"
+LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor")
 
 
 def scaling_from_keys(k: HeaderKeys, theta: float, factors: Sequence[float], *, latent: bool) -> dict[str, Any] | None:
@@ -28,8 +30,9 @@ def scaling_from_keys(k: HeaderKeys, theta: float, factors: Sequence[float], *, 
     for name in ("attn_factor", "yarn_attn_factor", "yarn_ext_factor"):
         k.expect(f"rope.scaling.{name}", 1.0)
     fast, slow = k.take("rope.scaling.yarn_beta_fast", 32.0), k.take("rope.scaling.yarn_beta_slow", 1.0)
+    told = {name: k.take(f"rope.scaling.llama3_{name}", 0.0) for name in LLAMA3}
     if factors:
-        return _llama3(theta, factors, k.where)
+        return _llama3(theta, factors, told | {"original_max_position_embeddings": original}, k.where)
     if kind == "none" or factor == 1.0:
         return None
     if kind == "linear":
@@ -48,34 +51,38 @@ def scaling_from_keys(k: HeaderKeys, theta: float, factors: Sequence[float], *, 
     return scaling
 
 
-def _llama3(theta: float, factors: Sequence[float], where: str) -> dict[str, Any]:
-    """The extension whose frequencies are divided by `factors`: the largest is its factor, its context is tried out."""
-    wanted, most = torch.tensor(factors), round(max(factors), 4)
-    for exponent, (low, high) in itertools.product(range(5, 21), ((1.0, 4.0),)):
-        rope = Llama3(
-            factor=most, low_freq_factor=low, high_freq_factor=high, original_max_position_embeddings=1 << exponent
-        )
-        if torch.allclose(_divisors(Rope(theta=theta, llama3=rope), 2 * len(factors)), wanted, rtol=1e-4):
-            return {"rope_type": "llama3", **rope.model_dump()}
+def _llama3(theta: float, factors: Sequence[float], told: dict[str, Any], where: str) -> dict[str, Any] | None:
+    """The extension whose frequencies are divided by `factors`: what is `told` of it where that is so; None where all are 1."""
+    if all(told.values()):
+        named = parse(Llama3, told, where=where)
+        if agree(named, theta, factors):
+            return {"rope_type": "llama3", **named.model_dump()}
+    original = told["original_max_position_embeddings"]
+    if all(math.isfinite(factor) and factor > 0 for factor in factors):
+        if all(math.isclose(factor, 1.0, rel_tol=SAME) for factor in factors):
+            return None
+        if (found := find_llama3(theta, factors, original)) is not None:
+            return {"rope_type": "llama3", **found.model_dump()}
     raise CheckpointError(
-        f"tensor '{FREQS}' divides frequencies in a way that is not Llama 3.1's", where=where, remedy="It is not read."
+        f"tensor '{FREQS}' divides frequencies in a way that is not Llama 3.1's",
+        where=where,
+        remedy="No config.json has words for it: import the model from its Hugging Face folder.",
     )
-
-
-def _divisors(rope: Rope, dim: int) -> Tensor:
-    return inverse_frequencies(Rope(theta=rope.theta), dim) / inverse_frequencies(rope, dim)
 
 
 def rope_factors(rope: Rope, dim: int) -> Tensor | None:
     """`rope_freqs.weight` [dim / 2] of a model with Llama 3.1's scaling."""
-    return None if rope.llama3 is None else _divisors(rope, dim)
+    return None if rope.llama3 is None else divisors(rope, dim)
 
 
 def scaling_keys(scaling: Mapping[str, Any] | None, *, latent: bool) -> dict[str, Any]:
     """The keys of `rope_scaling`; a `ConfigError` for what llama.cpp would compute differently."""
     kind = None if not scaling else scaling.get("type", scaling.get("rope_type"))
-    if not scaling or kind == "llama3":
+    if not scaling:
         return {}
+    if kind == "llama3":  # beside `rope_freqs.weight`; of these keys llama.cpp reads one, and that for YaRN alone
+        ours = {f"rope.scaling.llama3_{name}": float(scaling[name]) for name in LLAMA3}
+        return ours | {"rope.scaling.original_context_length": scaling["original_max_position_embeddings"]}
     if kind == "linear":
         return {"rope.scaling.type": "linear", "rope.scaling.factor": float(scaling["factor"])}
     mscale, all_dim = scaling.get("mscale", 1.0), scaling.get("mscale_all_dim", 0.0)

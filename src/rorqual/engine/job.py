@@ -161,12 +161,10 @@ class Desk:
 
     def _halts(self, job: Job) -> Callable[[list[int]], bool]:
         """Whether the answer of a sample, given all its ids, holds a stop string now that ends after its first `min_tokens` tokens."""
-        stops, start, least = job.request.params.stop, len(job.prompt), job.request.params.min_tokens
+        stops, start = job.request.params.stop, len(job.prompt)
         window = 4 * max(map(len, stops)) + 16  # tokens: the longest character has four bytes
 
         def halts(ids: list[int]) -> bool:
-            if len(ids) - start <= least:
-                return False
             tail = self.tokenizer.decode(ids[max(start, len(ids) - window) :], specials=True)  # as an answer has them
             if not any(stop in tail for stop in stops):
                 return False

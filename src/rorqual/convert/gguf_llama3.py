@@ -1,0 +1,168 @@
+"""Llama 3.1's rotary scaling, found again from what it divides each frequency by: GGUF holds nothing else of it.
+
+A divisor is 1 / ((1 - k) / factor + k) with k = clamp((w - low) / (high - low), 0, 1), where w is how often the wave turns over the original
+context. So a context of twice the length with both bounds twice as large is the same scaling: where the context is not told, the one is taken
+in which low is 1.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rorqual.ops.rope import Llama3, Rope, inverse_frequencies
+
+SAME, AGREE = 1e-6, 3e-6
+"""Relative differences: of divisors that are one value, and of divisors that were computed again in fp32."""
+LOW, HIGH = 1.0, 4.0
+"""Of all published models."""
+DIGITS = 8
+MORE = 60
+"""Candidates that are tried for the same bits after one that agrees."""
+
+
+def divisors(rope: Rope, dim: int) -> Tensor:
+    """`rope_freqs.weight` [dim / 2]: what each frequency is divided by."""
+    return inverse_frequencies(Rope(theta=rope.theta), dim) / inverse_frequencies(rope, dim)
+
+
+def agree(scaling: Llama3, theta: float, wanted: Sequence[float]) -> bool:
+    """Whether the scaling's divisors are these, to rounding."""
+    ours = divisors(Rope(theta=theta, llama3=scaling), 2 * len(wanted))
+    return torch.allclose(ours, torch.tensor(wanted), rtol=AGREE, atol=0.0)
+
+
+def find_llama3(theta: float, wanted: Sequence[float], original: int) -> Llama3 | None:
+    """The scaling whose divisors are `wanted`, computed again and compared; None where there is none. `original` 0: not told.
+
+    Of several that are the same function here, the one with the shortest numbers.
+    """
+    given, best, left = torch.tensor(wanted), None, MORE
+    for found in _candidates(theta, wanted, original):
+        left -= best is not None
+        if not left:
+            break
+        ours = divisors(Rope(theta=theta, llama3=found), 2 * len(wanted))
+        if torch.equal(ours, given):
+            return found
+        if best is None and torch.allclose(ours, given, rtol=AGREE, atol=0.0):
+            best = found
+    return best
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the divisors show. Bounds are in turns a position: times the original context they are `low` and `high`.
+
+    `between`: (turns, k) of the waves that are mixed. `stretched` is the quickest wave that is stretched, `kept` the slowest that is kept.
+    """
+
+    factor: float
+    between: tuple[tuple[float, float], ...]
+    stretched: float
+    kept: float
+
+
+def _candidates(theta: float, wanted: Sequence[float], original: int) -> Iterator[Llama3]:
+    plain = inverse_frequencies(Rope(theta=theta), 2 * len(wanted)).double() / (2 * math.pi)
+    for seen in _seen(plain.tolist(), wanted):
+        for context in [original] if original else _contexts(seen):
+            for low, high in _bounds(seen, context):
+                yield from _rounded(seen.factor, low, high, context)
+
+
+def _seen(turns: Sequence[float], wanted: Sequence[float]) -> Iterator[Seen]:
+    """Readings: the divisor that is farthest from 1 is the factor, or, where one wave alone has it, is mixed as others are."""
+    farthest = max(wanted, key=lambda value: abs(math.log(value)))
+    top = [turn for turn, value in zip(turns, wanted) if math.isclose(value, farthest, rel_tol=SAME)]
+    mixed = [(t, v) for t, v in zip(turns, wanted) if t not in top and not math.isclose(v, 1.0, rel_tol=SAME)]
+    kept = min((t for t, v in zip(turns, wanted) if math.isclose(v, 1.0, rel_tol=SAME)), default=math.inf)
+
+    def reading(factor: float, between: Sequence[tuple[float, float]], stretched: float) -> Seen:
+        shares = tuple((t, (1 / v - 1 / factor) / (1 - 1 / factor)) for t, v in between)
+        return Seen(factor, shares, stretched, kept)
+
+    if len(top) == 1:
+        whole, larger = [*mixed, (top[0], farthest)], farthest > 1
+        for power in range(1, 11):
+            factor = 2.0**power if larger else 2.0**-power
+            if (factor > farthest) == larger and not math.isclose(factor, farthest, rel_tol=SAME):
+                yield reading(factor, whole, 0.0)
+    yield reading(farthest, mixed, max(top))
+
+
+def _contexts(seen: Seen) -> list[int]:
+    """Original contexts to try where none is told: the one in which low is 1, then powers of two."""
+    line = _line(seen)
+    powers = [1 << exponent for exponent in range(5, 21)]
+    if line is None:
+        return powers
+    if line[0] <= 0:
+        return [8192]
+    exact = 1 / line[0]
+    near = min(max(5, round(math.log2(exact))), 30)
+    first = [round(exact)] if exact > 1 and math.isclose(round(exact), exact, rel_tol=1e-4) else []
+    return [*first, 1 << near]
+
+
+def _line(seen: Seen) -> tuple[float, float] | None:
+    """low and high, in turns a position, where two mixed waves or more fix them."""
+    if len(seen.between) < 2:
+        return None
+    (x, kx), (y, ky) = min(seen.between), max(seen.between)
+    if x == y or kx == ky:
+        return None
+    width = (y - x) / (ky - kx)
+    return x - kx * width, x - kx * width + width
+
+
+def _bounds(seen: Seen, context: int) -> Iterator[tuple[float, float]]:
+    """low and high by this context. Where fewer than two waves are mixed there are many: the usual ones, then short numbers."""
+    line = _line(seen)
+    if line is not None:
+        yield line[0] * context, line[1] * context
+        return
+    least, most = seen.stretched * context, seen.kept * context
+    if not seen.between:
+        for low in _short(least, most):
+            yield from ((low, high) for high in (HIGH, *_short(low, most)) if low < high <= most)
+        return
+    turn, share = seen.between[0][0] * context, seen.between[0][1]
+    if not 0 < share < 1:
+        return
+    if math.isfinite(most):
+        least = max(least, (turn - share * most) / (1 - share))
+    for low in _short(least, turn):
+        yield low, low + (turn - low) / share
+
+
+def _short(least: float, most: float) -> Iterator[float]:
+    """Numbers from `least` to below `most`, those with few digits first, 1 before all."""
+    if least <= LOW < most:
+        yield LOW
+    for digits in range(DIGITS):
+        value = math.ceil(least * 10**digits) / 10**digits
+        if max(least, 0.0) <= value < most and value > 0:
+            yield value
+    if math.isfinite(most):
+        yield least + (most - least) / 2
+
+
+def _rounded(factor: float, low: float, high: float, context: int) -> Iterator[Llama3]:
+    """The scaling with numbers of few digits, then of more, and last as they were computed."""
+    places = (*range(DIGITS), 17)
+    pairs = itertools.product(places, places)
+    for rounded in dict.fromkeys((round(factor, a), round(low, b), round(high, b)) for a, b in pairs):
+        close = all(math.isclose(a, b, rel_tol=1e-4) for a, b in zip(rounded, (factor, low, high)))
+        if close and 0 < rounded[1] < rounded[2] and rounded[0] > 0:
+            yield Llama3(
+                factor=rounded[0],
+                low_freq_factor=rounded[1],
+                high_freq_factor=rounded[2],
+                original_max_position_embeddings=context,
+            )

@@ -148,7 +148,9 @@ def test_no_tenant_with_nothing_running_waits_for_longer_than_prompts_take_and_a
 
 
 def test_prompts_of_several_tenants_are_fed_in_turn() -> None:
-    given_ = [job(t, tenant, priority=p).sequence for t, (tenant, p) in enumerate([("a", 0), ("a", 0), ("b", 0), ("a", 1)])]
+    given_ = [
+        job(t, tenant, priority=p).sequence for t, (tenant, p) in enumerate([("a", 0), ("a", 0), ("b", 0), ("a", 1)])
+    ]
     for number, one in enumerate(given_):
         one.arrival = number
     assert [s.ticket for s in in_turn(given_)] == [3, 0, 2, 1]
@@ -158,5 +160,3 @@ def test_a_prompt_behind_many_of_another_tenant_is_fed_at_once() -> None:
     tape = Tape(40, 200, step_tokens=64)
     flood = [job(t, "flood", prompt=200, new=3) for t in range(39)]
     assert waits(tape, [*flood, job(100, "calm", at=1)])[100] <= 3
-
-

@@ -619,6 +619,8 @@ MUTANTS = (
         "return body | self.extra",
         "return self.extra | body",
         "tests/engine/test_remote_collect.py::test_after_a_failure_what_is_under_way_is_still_handed_over",
+    ),
+    one(
         "a prompt's log-probabilities are missing where the prefix is cached",
         "issue 14",
         "engine/scheduler.py",

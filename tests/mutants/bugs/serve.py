@@ -252,6 +252,8 @@ MUTANTS = (
         "if len(self.prompts) * (self.n or 1) > MAX_N:",
         "if len(self.prompts) > MAX_N:",
         "tests/serve/test_schemas.py::test_more_answers_than_the_limit_are_refused_however_they_are_spread",
+    ),
+    one(
         "the server drops min_tokens",
         "issue 14",
         "serve/service.py",
@@ -330,6 +332,8 @@ MUTANTS = (
         "heard=len(self.drawn) > self.least",
         "heard=True",
         "tests/serve/test_echo.py::test_min_tokens_holds_off_the_end",
+    ),
+    one(
         "whoever knows a page's name has the page",
         "issue 14: a stranger's conversation was read and cleared by its session_hash",
         "serve/ui_gate.py",

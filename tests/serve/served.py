@@ -23,7 +23,9 @@ from rorqual.model.attention import GQAConfig
 from rorqual.model.ffn import DenseConfig
 
 CONTEXT = 4096
-START_SECONDS, STOP_SECONDS = 180, 60
+ENDLESS = 2**18
+"""A context that no reply with `ignore_eos` fills before a test ends it."""
+STOP_SECONDS = 300
 
 
 @dataclass
@@ -49,7 +51,7 @@ class Server:
         assert found, text
         return float(found.group(1))
 
-    def wait(self, name: str, value: float, seconds: float = 60) -> None:
+    def wait(self, name: str, value: float, seconds: float = 300) -> None:
         """Until a metric has a value."""
         end = time.monotonic() + seconds
         while (now := self.metric(name)) != value:
@@ -61,8 +63,15 @@ class Server:
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text(encoding="ascii")
         return int(children.split()[0])
 
+    def cpu(self) -> float:
+        """Seconds of CPU that the engine has used."""
+        fields = Path(f"/proc/{self.engine()}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
-def write_run(path: Path, head_dim: int = 8, tokenizer: Tokenizer | None = None, chat: str = "deepseek") -> Path:
+
+def write_run(
+    path: Path, head_dim: int = 8, tokenizer: Tokenizer | None = None, chat: str = "deepseek", context: int = CONTEXT
+) -> Path:
     """A small model of random weights, on our own tokenizer where none is given."""
     tokenizer = tokenizer or Tokenizer.byte_level()
     config = ModelConfig(
@@ -75,7 +84,7 @@ def write_run(path: Path, head_dim: int = 8, tokenizer: Tokenizer | None = None,
                 ffn=DenseConfig(intermediate_size=48),
             ),
         ),
-        max_position_embeddings=CONTEXT,
+        max_position_embeddings=context,
         initializer_range=0.3,
     )
     model = build(config, seed=3)

@@ -1,4 +1,4 @@
-"""A tiny model that was trained: it knows two replies by heart, one that thinks first and has a formula and code, and a long one."""
+"""A tiny model that was trained: it knows some replies by heart, one that thinks first and has a formula and code, and one without an end."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 import yaml
 from safetensors.torch import save_file
+from served import ENDLESS
 
 from rorqual.core.records import WHOLE_FILE, Message, RunDir, write_json
 from rorqual.data.chat.find import chat_format
@@ -21,6 +22,8 @@ CODE = "def area(r): return 3.14 * r * r"
 ANSWER = f"It is ${FORMULA}$.\n\n```python\n{CODE}\n```"
 LONG_QUESTION = "count"
 FOREIGN = "http://foreign.example/pixel.png"
+PRICE_QUESTION = "price of $q$, $5 or $6"
+PRICES = "From $5 to $6, or 7$: $x^2$, \\(y\\), $$z$$ and \\[w\\]."
 PICTURE_QUESTION, PICTURE = "picture", f"![p]({FOREIGN})"
 STEPS, RATE, BAR = 300, 4e-3, 0.02
 """The training ends where the loss of every reply is below `BAR` nats per token."""
@@ -39,17 +42,20 @@ def write_taught(path: Path) -> Path:
                 ffn=DenseConfig(intermediate_size=128),
             ),
         ),
-        max_position_embeddings=2048,
+        max_position_embeddings=ENDLESS,
     )
     tokenizer = Tokenizer.byte_level()
     chat = chat_format(tokenizer, "deepseek")
     replies = (
         (QUESTION, Message("assistant", ANSWER, THOUGHT)),
         (PICTURE_QUESTION, Message("assistant", PICTURE)),
+        (PRICE_QUESTION, Message("assistant", PRICES)),
         (LONG_QUESTION, Message("assistant", "la " * 80)),
     )
     rows = [chat.render([Message("user", question), reply]) for question, reply in replies]
     rows[-1].mask[-1] = False  # the long one is never told to end
+    thought = [Message("user", LONG_QUESTION), Message("assistant", "", "la " * 80)]
+    rows.append(chat.render(thought, thinking="on", continue_=True))  # nor where it is made to think
     model = build(config, seed=0)
     optimiser = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.0)
     for _ in range(STEPS):

@@ -88,14 +88,14 @@ class Screen:
         return asyncio.create_task(self._show(self.chat.clear(self.held, "session"), at_once=True))
 
     async def until_answered(self) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(300):
             while not any(row["role"] == "assistant" for row in self.rows):
                 await asyncio.sleep(0.01)
 
 
 def on_a_screen(act: Callable[[Screen], Awaitable[None]]) -> None:
     async def run() -> None:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(600):
             await act(Screen())
 
     asyncio.run(run())

@@ -43,12 +43,6 @@ def heavy(seed: int) -> dict[str, Any]:
     return {"type": "object", "properties": {f"p{n}": thing(20) for n in range(80)}}
 
 
-def cpu(pid: int) -> float:
-    """Seconds of CPU that a process has used."""
-    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
 class Crowd:
     """Clients that ask for a heavy grammar each, all at once; the engine, idle before, has heard of them when it is made."""
 
@@ -121,16 +115,15 @@ def test_a_refusal_does_not_wait_for_what_another_asked_either(server: tuple[Ser
 def test_grammars_of_clients_that_left_are_not_compiled(server: tuple[Server, Server]) -> None:
     """By what the engine works until the same tenant's next request, which would wait for them, is answered."""
     mine, _ = server
-    engine = mine.engine()
-    began = cpu(engine)
+    began = mine.cpu()
     Crowd(mine, range(1000, 1004)).answers()
-    each = (cpu(engine) - began) / 4
+    each = (mine.cpu() - began) / 4
     crowd = Crowd(mine, range(2000, 2000 + MANY))
-    left, began = MANY - crowd.answered(), cpu(engine)
+    left, began = MANY - crowd.answered(), mine.cpu()
     crowd.leave()
     with mine.client as client:
         assert client.post("/v1/chat/completions", json=body(**TINY)).status_code == 200
-    assert cpu(engine) - began < each * left / 2
+    assert mine.cpu() - began < each * left / 2
     mine.wait("waiting", 0)
     mine.wait("running", 0)
 

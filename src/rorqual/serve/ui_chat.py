@@ -22,7 +22,7 @@ from starlette.types import ASGIApp
 
 from rorqual.serve.errors import ApiError
 from rorqual.serve.ui_client import chunks
-from rorqual.serve.ui_turn import Row, Turn, Wanted, text_of, upto_question
+from rorqual.serve.ui_turn import Row, Turn, Wanted, corrected, pictured, question, upto_question
 
 FILES = Path(__file__).parent / "page"
 TICK = 0.1
@@ -31,7 +31,8 @@ SETTLED = 0.4
 """Seconds between a turn's last picture that changes something and the one after it, in which nothing does. Where the second came at once,
 the page lost what the first said of the box's buttons in one of ten tries under load: Gradio's page applies the second's differences in
 place, to the object that the first is still to be drawn from."""
-FORMULAS = [("$$", "$$", True), ("\\[", "\\]", True), ("\\(", "\\)", False), ("$", "$", False)]
+FORMULAS = [("\\[", "\\]", True), ("\\(", "\\)", False)]
+"""Those between dollars become these: see `ui_math`."""
 Pictures = AsyncGenerator[tuple[Any, ...], None]
 """What the page's parts become, again and again."""
 IDLE = "Enter sends, Shift+Enter breaks the line."
@@ -144,10 +145,11 @@ class Chat:
         async with self._turn(session) as going:
             rows = [] if going.replaced else asked(held)
             if rows:
+                before = pictured(rows)
                 async with aclosing(self._reply(going, rows, wanted, tenant)) as pictures:
                     async for now, box, status in pictures:
                         held[:] = now
-                        yield now, held, box, status
+                        yield [*before[: len(now)], *pictured(now[len(rows) :])], held, box, status
                 await asyncio.sleep(SETTLED)
             yield self._unchanged()
 
@@ -230,10 +232,6 @@ def _explained(error: ApiError) -> str:
     return f"{text.rstrip('.')}. (error {error.status})"
 
 
-def _question(text: str) -> Row:
-    return {"role": "user", "content": text}
-
-
 def _status(text: str, *, error: bool = False) -> str:
     return f'<p class="status{" error" if error else ""}">{html.escape(text)}</p>'
 
@@ -278,7 +276,7 @@ def _wire(gr: Any, chat: Chat, parts: Sequence[Any], settings: Sequence[Any], re
         if not text.strip():
             return
         how = wanted(thinking, heat, most), request.username, request.session_hash
-        async with aclosing(chat.reply(held, lambda rows: [*rows, _question(text)], *how)) as all_:
+        async with aclosing(chat.reply(held, lambda rows: [*rows, question(text)], *how)) as all_:
             async for picture in all_:
                 yield picture
 
@@ -292,8 +290,9 @@ def _wire(gr: Any, chat: Chat, parts: Sequence[Any], settings: Sequence[Any], re
         held: list[Row], thinking: str, heat: float, most: float, edit: gr.EditData, request: gr.Request
     ) -> Pictures:
         how = wanted(thinking, heat, most), request.username, request.session_hash
-        question = _question(text_of({"content": edit.value}))
-        async with aclosing(chat.reply(held, lambda rows: [*rows[: int(edit.index)], question], *how)) as all_:
+        async with aclosing(
+            chat.reply(held, partial(corrected, place=int(edit.index), value=edit.value), *how)
+        ) as all_:
             async for picture in all_:
                 yield picture
 

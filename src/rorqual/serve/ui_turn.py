@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from rorqual.serve.ui_math import shown, typed
+
 Row = dict[str, Any]
 """A message of Gradio's chatbot: role, content, metadata (a title makes it a thought)."""
 THINKING = {"on": True, "off": False}
@@ -62,6 +64,22 @@ def messages_of(rows: Sequence[Row]) -> list[dict[str, str]]:
             found.append({"role": "assistant", "content": ""})
         found.append({"role": row["role"], "content": text_of(row)})
     return found
+
+
+def question(text: str) -> Row:
+    """What somebody asks."""
+    return {"role": "user", "content": text}
+
+
+def pictured(rows: Sequence[Row]) -> list[Row]:
+    """Rows as the page shows them."""
+    return [{**row, "content": shown(text_of(row))} for row in rows]
+
+
+def corrected(rows: Sequence[Row], place: int, value: Any) -> list[Row]:
+    """The conversation up to the question at a place, of which somebody changed the picture into `value`, to ask that instead."""
+    before = text_of(rows[place]) if 0 <= place < len(rows) else ""
+    return [*rows[: max(0, place)], question(typed(text_of({"content": value}), before))]
 
 
 def upto_question(rows: Sequence[Row]) -> list[Row]:

@@ -54,4 +54,20 @@ MUTANTS = (
         " * _half(blocks[:, :2])",
         "tests/convert/test_gguf_quant.py::test_random_blocks_mean_what_the_gguf_package_says",
     ),
+    one(
+        "numbers of a rotary scaling are believed though the tensor says others",
+        "issue 14",
+        "convert/gguf_rope.py",
+        "        if agree(named, theta, factors):\n",
+        "        if named:\n",
+        "tests/convert/test_gguf_llama3.py::test_llama_cpps_converter_writes_the_tensor_alone_and_the_tensor_counts",
+    ),
+    one(
+        "of rotary scalings only Llama 3.1's own comes back",
+        "issue 14",
+        "convert/gguf_llama3.py",
+        "        yield line[0] * context, line[1] * context\n        return\n",
+        "        yield LOW, HIGH\n        return\n",
+        "tests/convert/test_gguf_llama3.py::test_any_scaling_is_found_again",
+    ),
 )

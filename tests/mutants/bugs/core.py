@@ -13,4 +13,20 @@ MUTANTS = (
         "if not file.is_file():",
         "tests/train/test_resume.py::test_a_torn_checkpoint_is_named_and_skipped",
     ),
+    one(
+        "two processes have one lock",
+        "issue 14",
+        "core/lock.py",
+        "fcntl.LOCK_EX | fcntl.LOCK_NB",
+        "fcntl.LOCK_SH | fcntl.LOCK_NB",
+        "tests/core/test_lock.py::test_the_other_process_is_named_and_its_kill_frees_the_lock",
+    ),
+    one(
+        "a run is trained in a folder that an import is making",
+        "issue 14",
+        "core/lock.py",
+        "    if _beside(folder).exists():\n",
+        "    if False:\n",
+        "tests/core/test_lock.py::test_a_folder_that_is_being_made_beside_its_place_is_no_place_to_train",
+    ),
 )

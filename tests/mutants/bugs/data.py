@@ -85,4 +85,28 @@ MUTANTS = (
         "    return turn",
         "tests/data/chat/test_tool_prompts.py::test_answers_stand_in_the_order_of_the_calls",
     ),
+    one(
+        "an empty answer trains",
+        "issue 14",
+        "data/source/conversations.py",
+        "return bool(replies) and not any(map(says_nothing, replies))",
+        "return bool(replies)",
+        "tests/data/test_conversations.py::test_an_empty_answer_is_skipped_and_counted_in_every_form",
+    ),
+    one(
+        "a null in a pair is told as a wrong key",
+        "issue 14",
+        "data/source/conversations.py",
+        "(row[ask] is not None or row[answer] is not None)",
+        "(row[ask] is not None and row[answer] is not None)",
+        "tests/data/test_conversations.py::test_a_fault_is_named_by_file_and_line",
+    ),
+    one(
+        "a null in a teacher's samples is a traceback",
+        "issue 14",
+        "data/distilled.py",
+        "                if column.null_count:\n",
+        "                if False:\n",
+        "tests/data/test_distilled.py::test_a_field_that_is_null_or_of_another_type_is_named",
+    ),
 )

@@ -29,4 +29,20 @@ MUTANTS = (
         "    if struck and over is None:\n",
         "tests/tasks/test_answer.py::test_a_strike_of_the_clock_that_was_lost_is_not_the_last",
     ),
+    one(
+        "a prompt of white space is asked",
+        "issue 14",
+        "tasks/find.py",
+        "    if not problem.prompt.strip():\n",
+        "    if not problem.prompt:\n",
+        "tests/tasks/test_watch.py::test_an_empty_prompt_and_to_learn_from_an_empty_answer_are_named",
+    ),
+    one(
+        "a row of a user's own conversations without turns is a traceback",
+        "issue 14",
+        "tasks/messages.py",
+        "before, reply = turns[:-1], turns[-1] if turns else None",
+        "before, reply = turns[:-1], turns[-1]",
+        "tests/tasks/test_messages.py::test_a_null_an_empty_or_a_nested_field_is_named_by_its_row",
+    ),
 )

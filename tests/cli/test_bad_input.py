@@ -57,6 +57,14 @@ CASES = [
     Case("mistyped recipe", ("train", "stf", "task=families"), ("'stf'", "'sft'")),
     Case("dashes", (*SFT, "task=families", "--seed=1"), ("'--seed=1'", "seed=1, without dashes")),
     Case("wrong type", (*SFT, "task=families", "seed=many"), ("'seed'", "integer", "'many'")),
+    Case("negative rate", (*SFT, "task=families", "lr=-1"), ("'lr'", "greater than or equal to 0", "-1")),
+    Case("rate that is none", (*SFT, "task=families", "optim.lr=nan"), ("'optim.lr'", "finite", "nan")),
+    Case(
+        "null prompt",
+        sft_on("null.jsonl"),
+        ("null.jsonl:2", "'prompt' is null", "Give a text"),
+        file("null.jsonl", GOOD + '{"prompt": null, "completion": "a"}\n'),
+    ),
     Case("missing file", sft_on("nowhere.jsonl"), ("nowhere.jsonl", "no such file", "Check the path")),
     Case("empty data", sft_on("empty.jsonl"), ("empty.jsonl", "empty", "Give a file"), file("empty.jsonl", "")),
     Case(

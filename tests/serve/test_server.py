@@ -228,7 +228,9 @@ def test_a_poison_is_refused_and_the_next_request_is_answered(server: Server) ->
             client.post("/v1/completions", json={"model": "tiny", "prompt": [263], "max_tokens": 1}).status_code == 200
         )
         assert client.post("/v1/chat/completions", json=chat_body(user="me")).headers["x-rorqual-ignored"] == "user"
-        assert client.get("/v1/nothing").json()["error"]["code"] == "no_such_route"
+        lost = client.get("/v1/nothing")
+        assert lost.json()["error"]["code"] == "no_such_route"
+        assert lost.json()["request_id"] == lost.headers["x-request-id"]
         assert client.get("/v1/chat/completions").status_code == 405
         gzipped = client.post("/v1/completions", content=b"x", headers={"content-encoding": "gzip"})
         assert gzipped.status_code == 415

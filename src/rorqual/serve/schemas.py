@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError
 
 from rorqual.core.errors import nearest
 from rorqual.core.records import Thinking
+from rorqual.serve import limits
 from rorqual.serve.errors import ApiError, refuse
 from rorqual.serve.formats import Grammar, Guided, JsonSchema, ResponseFormat, Schema, Text
 from rorqual.serve.turns import (
@@ -259,6 +260,7 @@ def read(cls: type[S], body: bytes) -> tuple[S, list[str]]:
 
 
 def _parsed(body: bytes) -> dict[str, Any]:
+    limits.check_values(body)
     try:
         # A parser with a limit of depth, which takes neither NaN nor half of a surrogate pair.
         data = pydantic_core.from_json(body, allow_inf_nan=False)
@@ -269,6 +271,7 @@ def _parsed(body: bytes) -> dict[str, Any]:
         raise refuse(f"the body is not JSON: {str(error)[:200]}") from None
     if not isinstance(data, dict):
         raise refuse("the body is not a JSON object")
+    limits.check_parts(data)
     return data
 
 

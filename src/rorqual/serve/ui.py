@@ -35,7 +35,7 @@ LIFETIME = 12 * 3600.0
 MOST_LOGINS = 64
 """Of one tenant at a time; the oldest ends."""
 LOGIN_BYTES, LOGIN_SECONDS = 4096, 10.0
-API = re.compile(r"/(v1(/.*)?|health|metrics)", re.DOTALL)
+API = re.compile(r"/(v1(/.*)?|health|metrics|livez)", re.DOTALL)
 PATHS = re.compile(
     r"/|/(config|theme\.css|favicon\.ico|manifest\.json|gradio_api/(queue/(join|data)|cancel|reset|startup-events|heartbeat/[\w-]+))/?"
     r"|/(assets|static|svelte)/[\w./-]+"
@@ -183,7 +183,7 @@ class Page:
         return HTMLResponse(text, 401, headers={"www-authenticate": "Bearer", "cache-control": "no-store"})
 
     async def _gradio(self, scope: Scope, receive: Receive, send: Send, tenant: str) -> None:
-        scope.setdefault("state", {})["tenant"] = tenant
+        scope.setdefault("state", {}).update(tenant=tenant, leaves_at_eof=True)  # no browser closes its side alone
         app = await self.mounted.app()
         if not STREAM.fullmatch(scope["path"]):
             await app(scope, receive, send)

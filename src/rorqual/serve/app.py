@@ -89,7 +89,7 @@ def _route(scope: Scope) -> str:
 
 
 def _answer(scope: Scope, error: ApiError, headers: dict[str, str] | None = None) -> JSONResponse:
-    return JSONResponse(error.body(request_id(scope)), status_code=error.status, headers=headers)
+    return JSONResponse({**error.body(), "request_id": request_id(scope)}, status_code=error.status, headers=headers)
 
 
 async def _api_error(request: Request, error: Exception) -> Response:

@@ -15,12 +15,12 @@ class ApiError(Exception):
         super().__init__(message)
         self.status, self.message, self.param, self.code = status, message, param, code
 
-    def body(self, request_id: str) -> dict[str, Any]:
+    def body(self) -> dict[str, Any]:
         """The JSON of the answer."""
         kind = "invalid_request_error" if self.status < 500 else "server_error"
         kind = {401: "authentication_error", 429: "rate_limit_error"}.get(self.status, kind)
         error = {"message": self.message[:MESSAGE], "type": kind, "param": self.param, "code": self.code}
-        return {"error": error, "request_id": request_id}
+        return {"error": error}
 
     def alone(self) -> ApiError:
         """Itself, without the frames and the errors behind it: they hold the body, which would be freed in the event loop."""

@@ -124,7 +124,13 @@ class EventStream(StreamingResponse):
                         await send({"type": "http.response.body", "body": part, "more_body": True})
                     data = await anext(events, b"")
             except ApiError as error:
-                await send({"type": "http.response.body", "body": event(error.body(name)), "more_body": True})
+                await send(
+                    {
+                        "type": "http.response.body",
+                        "body": event({**error.body(), "request_id": name}),
+                        "more_body": True,
+                    }
+                )
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 

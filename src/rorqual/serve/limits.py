@@ -6,6 +6,7 @@ lock. So a body's values are counted, slice by slice, before any parser sees the
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -26,12 +27,14 @@ ENTRIES: Mapping[str, tuple[int, str]] = {
     "guided_choice": (1024, "Offer fewer answers."),
 }
 """The most entries of a list or an object, and what to do about more."""
+_TOKEN = re.compile(rb'"([^"\\]*(?:\\.[^"\\]*)*)"(\s*:)?|[\[\]{}]', re.DOTALL)
 FEWER = "Make it smaller, or leave it out."
 
 
 def too_large(part: str, size: int, unit: str, limit: int, remedy: str) -> ApiError:
     """The refusal of a part that is too large: what it is, its size, the limit, what to do."""
-    return refuse(f"'{part}' has {size:,} {unit}; the limit is {limit:,}. {remedy}", part, "too_large")
+    part = part[:256]
+    return refuse(f"'{part}' has {size:,} {unit}; at most {limit:,} are allowed. {remedy}", part, "too_large")
 
 
 def check_values(body: bytes) -> None:
@@ -47,11 +50,21 @@ def check_values(body: bytes) -> None:
         inside = (inside + len(pieces) - 1) % 2
         values += outside.count(b",") + outside.count(b"[") + outside.count(b"{")
         if values > MAX_VALUES:
-            raise refuse(
-                f"the body has more than {MAX_VALUES:,} values (strings, numbers, lists and objects), which is the limit. "
-                "Send fewer, or text in place of token ids.",
-                code="too_large",
-            )
+            part = _part_at(body[: at + SLICE])
+            what = f"with '{part}' the body has more than {MAX_VALUES:,} values (strings, numbers, lists, objects), the limit"
+            raise refuse(f"{what}. Send fewer of them; text in place of token ids.", part or None, "too_large")
+
+
+def _part_at(body: bytes) -> str:
+    """The parameter in whose value a part of a body ends."""
+    depth, name = 0, b""
+    for found in _TOKEN.finditer(body):
+        text, key, colon = found.group(0, 1, 2)
+        if key is None:
+            depth += 1 if text in b"[{" else -1
+        elif colon and depth == 1:
+            name = key
+    return name[:256].decode("utf-8", "replace")
 
 
 def check_parts(data: Mapping[str, Any]) -> None:

@@ -277,7 +277,8 @@ def _parsed(body: bytes) -> dict[str, Any]:
 
 def _unique(pairs: list[tuple[str, Any]]) -> None:
     if len(pairs) > MAX_KEYS:  # each would be an error of its own
-        raise ValueError(f"an object has more than {MAX_KEYS} keys")
+        what = f"an object has {len(pairs):,} keys, such as {pairs[0][0][:40]!r}"
+        raise ValueError(f"{what}; at most {MAX_KEYS:,} are allowed. Give fewer")
     if len({name for name, _ in pairs}) != len(pairs):
         raise ValueError("an object has one key twice")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import re
@@ -18,6 +19,7 @@ import httpx
 import pytest
 from served import Server, start, stop
 
+from rorqual.serve.bodies import Bodies
 from rorqual.serve.errors import ApiError
 from rorqual.serve.limits import MAX_ARGUMENTS, MAX_CALLS, MAX_OTHER, MAX_PARTS, MAX_TOOLS, MAX_VALUES, check_values
 from rorqual.serve.logs import MOST, WINDOW, Quiet
@@ -270,6 +272,27 @@ def test_large_bodies_are_few_at_a_time_and_all_are_answered(server: Server) -> 
             while b"request_id" not in reply and (part := wire.recv(65536)):
                 reply += part
             assert reply.startswith(b"HTTP/1.1 400") and b"context_length_exceeded" in reply
+
+
+def test_a_tenant_holds_two_large_bodies_and_all_together_eight() -> None:
+    async def told() -> list[str]:
+        bodies, found, held = Bodies(), list[str](), ExitStack()
+
+        async def come(tenant: str) -> None:
+            await bodies.wait(tenant)
+            held.enter_context(bodies.held(tenant))
+            found.append(tenant)
+
+        tasks = [asyncio.ensure_future(come(tenant)) for tenant in "aaabcdefgbh"]
+        for _ in range(9):
+            await asyncio.sleep(0)
+        assert len(found) == 8
+        first = "".join(found)
+        held.close()
+        await asyncio.gather(*tasks)
+        return [first, "".join(sorted(found[8:]))]
+
+    assert asyncio.run(told()) == ["aabcdefg", "abh"]
 
 
 # ---- what needs no key

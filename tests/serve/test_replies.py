@@ -6,7 +6,7 @@ import asyncio
 import json
 import threading
 from collections.abc import Callable
-from contextlib import ExitStack, aclosing
+from contextlib import ExitStack, aclosing, nullcontext
 from dataclasses import fields, replace
 from math import inf
 from pathlib import Path
@@ -18,7 +18,7 @@ from rorqual.data.chat import chat_format
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine.request import Grammar
 from rorqual.serve import logprobs
-from rorqual.serve.bridge import Bridge, Job, Restarted
+from rorqual.serve.bridge import BEHIND, Bridge, Job, Restarted
 from rorqual.serve.errors import ApiError
 from rorqual.serve.keys import Keys
 from rorqual.serve.metrics import Metrics
@@ -201,6 +201,44 @@ def test_several_prompts_are_one_request_whose_samples_are_counted_through() -> 
     # A prompt counts once however many answers it has; its hits are what the first to compute it found.
     assert (usage["prompt_tokens"], usage["prompt_cache_hit_tokens"], usage["prompt_cache_miss_tokens"]) == (6, 3, 3)
     assert reply.metrics.tokens == {("a", "prompt_hit"): 3, ("a", "prompt_miss"): 3, ("a", "completion"): 3}
+
+
+def test_what_was_drawn_and_not_read_is_billed() -> None:
+    async def told() -> Reply:
+        bridge = Bridge(Placed("nowhere"))
+        with bridge.job([replace(PACKED, n=2)], "a", streamed=True) as job:
+            reply = reply_to(job)
+            [letter] = CHAT.tokenizer.encode("a")
+            for sample in (0, 0, 1, 1, 1):
+                bridge._drawn(job.numbers[0], Drawn(sample, letter, hit=2))
+            async with aclosing(reply.pieces()) as pieces:
+                assert (await anext(pieces)) is not None  # and then its client leaves
+        return reply
+
+    reply = asyncio.run(told())
+    assert reply.metrics.tokens == {("a", "prompt_hit"): 2, ("a", "prompt_miss"): 1, ("a", "completion"): 5}
+    assert reply.choices[0].content == "a"
+
+
+@pytest.mark.parametrize(("streamed", "top"), [(True, 0), (True, 20), (False, 20)])
+def test_a_stream_whose_tokens_nobody_takes_ends(streamed: bool, top: int) -> None:
+    """A whole answer takes its tokens as they come, whether its client reads or not."""
+
+    async def told() -> tuple[int, bool, int]:
+        bridge = Bridge(Placed("nowhere"))
+        with bridge.job([PACKED], "a", streamed=streamed) as job:
+            most = BEHIND // (1 + top)
+            for _ in range(2 * most):
+                bridge._drawn(job.numbers[0], Drawn(0, 100, top=((1, 0.0),) * top))
+            waiting = job.events.qsize()
+            under_way = bool(bridge.jobs)
+            with pytest.raises(ApiError, match="too slowly") if streamed else nullcontext():
+                await reply_to(job).whole() if streamed else None
+        return waiting, under_way, most
+
+    waiting, under_way, most = asyncio.run(told())
+    assert under_way != streamed
+    assert waiting == (most + 2 if streamed else 2 * most)
 
 
 def test_a_token_that_ends_a_reply_is_counted_and_not_shown() -> None:

@@ -80,7 +80,7 @@ class Service:
     cutters: dict[str, ThreadPoolExecutor] = field(default_factory=dict)
 
     async def beside(self, tenant: str, work: Callable[[], T]) -> T:
-        """What `work` returns, done in the tenant's own thread: its long texts one after another, and none in the way of others'. Where
+        """What `work` returns, done in the tenant's own thread: its requests one after another, and none in the way of others'. Where
         the caller is cancelled before its turn, it is not done."""
         if tenant not in self.cutters:
             self.cutters[tenant] = ThreadPoolExecutor(1, thread_name_prefix="tokens")

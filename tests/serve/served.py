@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -100,17 +101,20 @@ def write_run(
     return path
 
 
-def command(run: Path, keys: Path, *words: str) -> list[str]:
-    return [sys.executable, "-m", "rorqual", "serve", str(run), f"keys={keys}", "threads=1", *words]
+def command(run: Path, keys: Path, *words: str, program: Sequence[str] = ("-m", "rorqual")) -> list[str]:
+    return [sys.executable, *program, "serve", str(run), f"keys={keys}", "threads=1", *words]
 
 
-def start(run: Path, keys: Path, log: Path, *words: str, ulimit: str = "") -> Server:
-    """A server that is ready; its key is the one that it showed, or empty. `ulimit`: what the shell is told before."""
+def start(
+    run: Path, keys: Path, log: Path, *words: str, ulimit: str = "", program: Sequence[str] = ("-m", "rorqual")
+) -> Server:
+    """A server that is ready; its key is the one that it showed, or empty. `ulimit`: what the shell is told before. `program`: what Python
+    runs."""
     began = time.monotonic()
     limited = ["sh", "-c", f'ulimit {ulimit}; exec "$@"', "sh"] if ulimit else []
     with log.open("w", encoding="utf-8") as errors:
         process = subprocess.Popen(
-            [*limited, *command(run, keys, *(words or ("port=0",)))],
+            [*limited, *command(run, keys, *(words or ("port=0",)), program=program)],
             stdout=subprocess.PIPE, stderr=errors, text=True, encoding="utf-8",
             env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
         )  # fmt: skip

@@ -34,6 +34,8 @@ def described(server: Server) -> Any:
     )
 
 
+OPEN = (("GET", "/livez"),)
+"""Without a key."""
 ROUTES = (
     ("POST", "/v1/chat/completions"),
     ("POST", "/v1/completions"),
@@ -48,7 +50,7 @@ ROUTES = (
 def test_the_description_has_every_route(server: Server) -> None:
     with server.client as client:
         paths = client.get("/openapi.json").json()["paths"]
-    assert {(method.upper(), path) for path, methods in paths.items() for method in methods} == set(ROUTES)
+    assert {(method.upper(), path) for path, methods in paths.items() for method in methods} == {*ROUTES, *OPEN}
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import asyncio
 import json
 import threading
 from collections.abc import Callable
-from contextlib import ExitStack, aclosing
+from contextlib import ExitStack, aclosing, nullcontext
 from dataclasses import fields, replace
 from math import inf
 from pathlib import Path
@@ -18,28 +18,28 @@ from rorqual.data.chat import chat_format
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine.request import Grammar
 from rorqual.serve import logprobs
-from rorqual.serve.bridge import Bridge, Job, Restarted
+from rorqual.serve.bridge import BEHIND, Bridge, Job, Restarted
 from rorqual.serve.errors import ApiError
 from rorqual.serve.keys import Keys
 from rorqual.serve.metrics import Metrics
 from rorqual.serve.reading import Reader, Stops
 from rorqual.serve.replies import Choice, Reply
 from rorqual.serve.service import Service
-from rorqual.serve.wire import Ask, Drawn, Placed, ask_of, submit
+from rorqual.serve.wire import Ask, Drawn, Placed, ask_of, pack, submit
 from rorqual.serve.worker import params_of
 
 CHAT = chat_format(Tokenizer.byte_level())
 ASK = Ask(prompt=(0, 3, 4), max_tokens=9, temperature=0.0, top_p=1.0, top_k=0, seed=0, n=1)
+PACKED = pack(ASK)
 
 
-def reply_to(job: Job) -> Reply:
-    ends = frozenset(job.asks[0].stop_token_ids)
+def reply_to(job: Job, ends: frozenset[int] = frozenset()) -> Reply:
     return Reply(job, CHAT, lambda: Choice(Reader.of_text(CHAT), Stops([]), ends), Metrics())
 
 
 def test_silence_is_told_while_a_request_waits_and_changes_nothing() -> None:
     async def told() -> tuple[list[object], Reply]:
-        job = Job((ASK,), "default")
+        job = Job((PACKED,), "default")
         reply, found = reply_to(job), []
         async for step in reply.pieces(0.01):
             found.append(step if step is None else step[1].content)
@@ -56,7 +56,7 @@ def test_silence_is_told_while_a_request_waits_and_changes_nothing() -> None:
 
 def test_a_reply_that_begins_again_keeps_nothing_of_the_first() -> None:
     async def told() -> Reply:
-        job = Job((ASK,), "default")
+        job = Job((PACKED,), "default")
         reply = reply_to(job)
         first, second = CHAT.tokenizer.encode("xy")
         for event in (Drawn(0, first), Restarted(), Drawn(0, second, "length")):
@@ -70,7 +70,7 @@ def test_a_reply_that_begins_again_keeps_nothing_of_the_first() -> None:
 
 def test_a_cancellation_that_comes_together_with_a_token_is_not_lost() -> None:
     async def ended() -> bool:
-        job = Job((ASK,), "default")
+        job = Job((PACKED,), "default")
         reply = reply_to(job)
 
         async def read() -> None:
@@ -91,14 +91,14 @@ def test_a_cancellation_that_comes_together_with_a_token_is_not_lost() -> None:
 def test_more_requests_than_the_queue_takes_are_refused_until_one_has_left() -> None:
     async def taken() -> None:
         bridge = Bridge(Placed("nowhere"), queue=1)
-        with bridge.job([ASK], "a"):
-            with pytest.raises(ApiError) as caught, bridge.job([ASK], "a"):
+        with bridge.job([PACKED], "a"):
+            with pytest.raises(ApiError) as caught, bridge.job([PACKED], "a"):
                 pass
             assert caught.value.status == 429
-        with bridge.job([ASK], "a"):
+        with bridge.job([PACKED], "a"):
             pass
         await bridge.stop()
-        with pytest.raises(ApiError) as stopping, bridge.job([ASK], "b"):
+        with pytest.raises(ApiError) as stopping, bridge.job([PACKED], "b"):
             pass
         assert stopping.value.status == 503
 
@@ -111,11 +111,11 @@ def test_a_tenant_that_floods_leaves_each_other_its_share() -> None:
         with ExitStack() as held:
             for tenant in [*["flood"] * 7, *["a"] * 3, *["b"] * 3]:  # alone, it may have every place
                 try:
-                    held.enter_context(bridge.job([ASK], tenant))
+                    held.enter_context(bridge.job([PACKED], tenant))
                     found.append(tenant)
                 except ApiError as error:
                     found.append(f"{tenant}: {error.code}")
-        with bridge.job([ASK], "flood"):
+        with bridge.job([PACKED], "flood"):
             return found
 
     full = "{}: queue_full".format
@@ -125,9 +125,9 @@ def test_a_tenant_that_floods_leaves_each_other_its_share() -> None:
 def test_a_request_on_its_way_has_a_place() -> None:
     async def taken() -> None:
         bridge = Bridge(Placed("nowhere"), queue=2)
-        with bridge.place("a"), bridge.job([ASK], "a"), pytest.raises(ApiError), bridge.job([ASK], "a"):
+        with bridge.place("a"), bridge.job([PACKED], "a"), pytest.raises(ApiError), bridge.job([PACKED], "a"):
             pass
-        with bridge.job([ASK], "a"), bridge.job([ASK], "a"):
+        with bridge.job([PACKED], "a"), bridge.job([PACKED], "a"):
             pass
 
     asyncio.run(taken())
@@ -175,8 +175,9 @@ FULL = Ask(
 @pytest.mark.parametrize("ask", [ASK, FULL])
 def test_a_request_crosses_the_pipe_and_reaches_the_engine_as_it_was(ask: Ask) -> None:
     assert all(getattr(FULL, field.name) != getattr(ASK, field.name) for field in fields(Ask))
-    there = ask_of(json.loads(submit(7, ask, "them")))
-    assert there == ask
+    message = json.loads(b"".join(submit(7, pack(ask), "them")))
+    there = ask_of(message)
+    assert (message["number"], message["tenant"], there) == (7, "them", ask)
     params = params_of(there)
     for field in fields(params):
         given = getattr(ask, field.name)
@@ -186,7 +187,7 @@ def test_a_request_crosses_the_pipe_and_reaches_the_engine_as_it_was(ask: Ask) -
 def test_several_prompts_are_one_request_whose_samples_are_counted_through() -> None:
     async def told() -> tuple[Reply, int]:
         bridge = Bridge(Placed("nowhere"))
-        with bridge.job([replace(ASK, n=2), ASK], "a") as job:
+        with bridge.job([replace(PACKED, n=2), PACKED], "a") as job:
             reply = reply_to(job)
             first, second = job.numbers
             for number, sample, letter, hit in ((second, 0, "c", 1), (first, 1, "b", 3), (first, 0, "a", 2)):
@@ -202,11 +203,49 @@ def test_several_prompts_are_one_request_whose_samples_are_counted_through() -> 
     assert reply.metrics.tokens == {("a", "prompt_hit"): 3, ("a", "prompt_miss"): 3, ("a", "completion"): 3}
 
 
+def test_what_was_drawn_and_not_read_is_billed() -> None:
+    async def told() -> Reply:
+        bridge = Bridge(Placed("nowhere"))
+        with bridge.job([replace(PACKED, n=2)], "a", streamed=True) as job:
+            reply = reply_to(job)
+            [letter] = CHAT.tokenizer.encode("a")
+            for sample in (0, 0, 1, 1, 1):
+                bridge._drawn(job.numbers[0], Drawn(sample, letter, hit=2))
+            async with aclosing(reply.pieces()) as pieces:
+                assert (await anext(pieces)) is not None  # and then its client leaves
+        return reply
+
+    reply = asyncio.run(told())
+    assert reply.metrics.tokens == {("a", "prompt_hit"): 2, ("a", "prompt_miss"): 1, ("a", "completion"): 5}
+    assert reply.choices[0].content == "a"
+
+
+@pytest.mark.parametrize(("streamed", "top"), [(True, 0), (True, 20), (False, 20)])
+def test_a_stream_whose_tokens_nobody_takes_ends(streamed: bool, top: int) -> None:
+    """A whole answer takes its tokens as they come, whether its client reads or not."""
+
+    async def told() -> tuple[int, bool, int]:
+        bridge = Bridge(Placed("nowhere"))
+        with bridge.job([PACKED], "a", streamed=streamed) as job:
+            most = BEHIND // (1 + top)
+            for _ in range(2 * most):
+                bridge._drawn(job.numbers[0], Drawn(0, 100, top=((1, 0.0),) * top))
+            waiting = job.events.qsize()
+            under_way = bool(bridge.jobs)
+            with pytest.raises(ApiError, match="too slowly") if streamed else nullcontext():
+                await reply_to(job).whole() if streamed else None
+        return waiting, under_way, most
+
+    waiting, under_way, most = asyncio.run(told())
+    assert under_way != streamed
+    assert waiting == (most + 2 if streamed else 2 * most)
+
+
 def test_a_token_that_ends_a_reply_is_counted_and_not_shown() -> None:
     async def told() -> Reply:
         a, b = CHAT.tokenizer.encode("ab")
-        job = Job((replace(ASK, stop_token_ids=(b,)),), "default")
-        reply = reply_to(job)
+        job = Job((PACKED,), "default")
+        reply = reply_to(job, frozenset({b}))
         job.events.put_nowait(Drawn(0, a))
         job.events.put_nowait(Drawn(0, b, "stop"))
         await reply.whole()
@@ -230,7 +269,7 @@ def test_calls_end_a_reply_at_the_first_where_one_is_allowed(one_call: bool, cal
     assert (choice.content.strip(), choice.reason) == ("so", "tool_calls")
     assert [(call.name, call.arguments) for call in choice.calls] == [("add", "{}")] * calls
     assert len({call.id for call in choice.calls}) == calls
-    assert (len(choice.drawn) < len(ids)) == one_call
+    assert (choice.n_drawn < len(ids)) == one_call
 
 
 def test_log_probabilities_name_every_token_and_their_bytes_are_the_text() -> None:

@@ -23,7 +23,7 @@ from rorqual.core.records import Message, Thinking
 from rorqual.engine.engine import Engine
 from rorqual.engine.remote import RemoteEngine
 from rorqual.engine.request import Request, SamplingParams
-from rorqual.serve.app import create_app
+from rorqual.serve.app import LIVEZ, create_app
 
 HELLO = [{"role": "user", "content": "hello"}]
 LONG = {"model": "tiny", "messages": HELLO, "temperature": 1, "seed": 1, "chat_template_kwargs": {"thinking": False}}
@@ -36,6 +36,8 @@ ROUTES = (
     ("GET", "/metrics"),
     ("GET", "/openapi.json"),
 )
+OPEN = (("GET", "/livez"),)
+"""The one route without a key: it says nothing."""
 
 
 def chat_body(**fields: Any) -> dict[str, Any]:
@@ -206,6 +208,10 @@ def test_every_route_is_in_the_list_above(server: Server) -> None:
     with server.client as client:
         for method, path in ROUTES:
             assert client.request(method, path).status_code in ((400,) if method == "POST" else (200,))
+    for method, path in OPEN:
+        assert path == LIVEZ
+        answer = httpx.request(method, server.url + path, trust_env=False, timeout=60)
+        assert (answer.status_code, answer.content) == (200, b"")
 
 
 def test_a_poison_is_refused_and_the_next_request_is_answered(server: Server) -> None:
@@ -228,7 +234,9 @@ def test_a_poison_is_refused_and_the_next_request_is_answered(server: Server) ->
             client.post("/v1/completions", json={"model": "tiny", "prompt": [263], "max_tokens": 1}).status_code == 200
         )
         assert client.post("/v1/chat/completions", json=chat_body(user="me")).headers["x-rorqual-ignored"] == "user"
-        assert client.get("/v1/nothing").json()["error"]["code"] == "no_such_route"
+        lost = client.get("/v1/nothing")
+        assert lost.json()["error"]["code"] == "no_such_route"
+        assert lost.json()["request_id"] == lost.headers["x-request-id"]
         assert client.get("/v1/chat/completions").status_code == 405
         gzipped = client.post("/v1/completions", content=b"x", headers={"content-encoding": "gzip"})
         assert gzipped.status_code == 415

@@ -10,6 +10,7 @@ from pydantic import Field
 from rorqual.cli.machine import cores
 from rorqual.cli.settings import Placement, read
 from rorqual.core.config import Bytes, Natural
+from rorqual.serve.cors import origins
 from rorqual.serve.keys import default_file
 from rorqual.serve.run import Address, serve
 from rorqual.serve.wire import Placed
@@ -20,7 +21,8 @@ class ServeSettings(Placement):
     `ui`: the chat page; without a word, where Gradio is installed. `hang`: seconds of work without a sign of life after which the
     engine is started again; `load`: seconds that it may take to be ready. `cache_dir`: a folder for the prefix cache, which then outlives the
     server, up to `disk_bytes`; `cache_bytes`: of keys and values in memory, 0: a GiB. `step_tokens`: fed at once, so that a long prompt delays
-    nobody's next token by more. `operator`: the tenant whose key reads everybody's figures.
+    nobody's next token by more. `operator`: the tenant whose key reads everybody's figures. `stall`: seconds after which a client that does
+    not read its answer is cut off. `cors`: origins whose scripts may ask, with commas.
     """
 
     host: str = "127.0.0.1"
@@ -43,6 +45,8 @@ class ServeSettings(Placement):
     step_tokens: int = Field(256, ge=32, le=2**63 - 1)
     ui: bool | None = None
     operator: str = "default"
+    stall: float = Field(30, ge=0.1, le=3600)
+    cors: str = ""
 
 
 def start(run: Path, arguments: Sequence[str] | None) -> None:
@@ -74,5 +78,7 @@ def start(run: Path, arguments: Sequence[str] | None) -> None:
         load=chosen.load,
         ui=chosen.ui,
         operator=chosen.operator,
+        stall=chosen.stall,
+        cors=origins(chosen.cors),
     )
     serve(placed, address)

@@ -134,6 +134,10 @@ class Tokenizer:
         """Ids of `text` as plain text: no special token ever comes out, whatever the text says."""
         return _encode(self._plain, text, self.where)
 
+    def count(self, text: str) -> int:
+        """How many tokens `encode` gives; it makes no list of them."""
+        return len(self._plain.encode(text, add_special_tokens=False))
+
     def encode_trusted(self, text: str) -> list[int]:
         """Ids of text that a template wrote: names of special tokens become their ids. Never for what a user typed."""
         return _encode(self._marked, text, self.where)

@@ -1,6 +1,7 @@
 """How every generating route answers: a request read, its prompts asked, one JSON object or a stream of events given back.
 
-A route brings a `Shape`: how its objects look. Everything else is here once.
+A route brings a `Shape`: how its objects look. Everything else is here once. What grows with the request or the reply is done in the
+tenant's own thread: the event loop, which all streams share, gets it ready to be sent.
 """
 
 from __future__ import annotations
@@ -10,40 +11,64 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar, Generic, TypeVar
 
 from fastapi import Request, Response
-from fastapi.responses import JSONResponse
 
-from rorqual.serve.exchange import COMMENT, DONE, EventStream, event, header_of, unless_gone
+from rorqual.serve.bodies import body_of
+from rorqual.serve.errors import ApiError
+from rorqual.serve.exchange import (
+    COMMENT,
+    DONE,
+    EventStream,
+    Sliced,
+    event,
+    half_closed,
+    header_of,
+    unless_gone,
+    written,
+)
+from rorqual.serve.limits import MAX_VALUES, too_large
 from rorqual.serve.reading import Piece
 from rorqual.serve.replies import Choice, Reply
-from rorqual.serve.schemas import Sampling
+from rorqual.serve.schemas import Sampling, read
 from rorqual.serve.service import Service
-from rorqual.serve.wire import Ask
+from rorqual.serve.wire import Ask, Packed, pack
 
 LONG = 1 << 14
-"""Bytes of a body from which on its texts are cut into tokens in a thread."""
+"""Characters of an event from which on it is written in a thread."""
+ENTRY = 128
+"""Characters that a log-probability takes, about."""
+W = TypeVar("W", bound=Sampling)
 
 
-class Shape(ABC):
+class Shape(ABC, Generic[W]):
     """The objects of one route, for one request."""
 
-    param: ClassVar[str]
     prefix: ClassVar[str]
     whole: ClassVar[str]
     part: ClassVar[str]
 
-    def __init__(self, service: Service) -> None:
-        self.service = service
+    def __init__(self, service: Service, wanted: W) -> None:
+        self.service, self.wanted = service, wanted
 
     @abstractmethod
-    def texts(self) -> list[list[str]]:
-        """Of each prompt what text it will hold; `param` is where it stands."""
+    def texts(self) -> Iterator[tuple[str, list[str]]]:
+        """Texts that must fit the context together, and the parameter that holds them."""
+
+    def ignored(self) -> list[str]:
+        """Fields that change nothing for this model."""
+        return []
 
     @abstractmethod
     def asks(self) -> list[Ask]:
         """What the engine is asked, one for each prompt; a request that cannot be meant is refused."""
+
+    @abstractmethod
+    def forget(self) -> None:
+        """Let go of what only the prompt needed: a reply takes long."""
 
     @abstractmethod
     def new(self) -> Choice:
@@ -61,6 +86,11 @@ class Shape(ABC):
     def parts(self, index: int, piece: Piece, choice: Choice) -> Iterator[dict[str, Any]]:
         """The choices of the events that one piece makes; the last piece comes when the choice has a reason."""
 
+    def size(self, index: int, piece: Piece, choice: Choice) -> int:
+        """Characters of these events, about."""
+        text = len(piece.content) + len(piece.reasoning) + sum(len(one.arguments) for one in piece.tools)
+        return text + ENTRY * len(choice.told) * (1 + (self.wanted.top or 0))
+
     def envelope(self, kind: str) -> dict[str, Any]:
         """What stands around the choices."""
         return {
@@ -71,67 +101,103 @@ class Shape(ABC):
         }
 
 
-async def answer(request: Request, shape: Shape, wanted: Sampling, ignored: list[str], size: int) -> Response:
-    """The answer to a request of any shape, whose body had `size` bytes."""
+@dataclass(frozen=True)
+class Prepared(Generic[W]):
+    """A request that was read: its shape, what the engine is asked, the parameter that binds the answer, and the names of what was ignored."""
+
+    shape: Shape[W]
+    asks: list[Packed]
+    bound: str | None
+    ignored: list[str]
+
+
+def _prepared(service: Service, schema: type[W], kind: type[Shape[W]], parts: list[bytes]) -> Prepared[W] | ApiError:
+    """Everything that grows with a body. A refusal is returned, as it would bring along what it was made from."""
+    try:
+        body = b"".join(parts)
+        parts.clear()
+        wanted, ignored = read(schema, body)
+        info = service.check_model(wanted.model)
+        shape = kind(service, wanted)
+        for param, texts in shape.texts():
+            service.check_size(texts, param, info)
+        asks = shape.asks()
+        service.check_total(asks, "prompt")
+        _check_told(wanted, asks)
+        found = Prepared(shape, [pack(ask) for ask in asks], wanted.bound, [*ignored, *shape.ignored()])
+        shape.forget()
+        return found
+    except ApiError as error:
+        return error.alone()
+
+
+def _check_told(wanted: Sampling, asks: list[Ask]) -> None:
+    """A whole answer with log-probabilities is in memory at once; a stream is not."""
+    told = sum(ask.n * ask.max_tokens for ask in asks) * (1 + (wanted.top or 0))
+    if wanted.top is not None and not wanted.stream and told > MAX_VALUES:
+        what = "log-probabilities in one answer (n * max_tokens * (1 + top_logprobs))"
+        raise too_large("logprobs", told, what, MAX_VALUES, "Set a smaller max_tokens, or stream: true.")
+
+
+async def answer(request: Request, schema: type[W], kind: type[Shape[W]]) -> Response:
+    """The answer to a request of any shape."""
     tenant: str = request.state.tenant
-    service = shape.service
-    info = service.check_model(wanted.model)
-    for prompt in shape.texts():
-        service.check_size(prompt, shape.param, info)
+    service: Service = request.app.state.service
     with service.bridge.place(tenant):
-        # A long text takes the tokenizer a while: beside the loop, which all streams share. It lets go of the interpreter.
-        long = size > LONG
-        asks = await unless_gone(request, service.beside(tenant, shape.asks)) if long else shape.asks()
-    headers = header_of(ignored)
-    if wanted.stream:
-        return EventStream(_events(shape, wanted, asks, tenant), headers)
-    return await unless_gone(request, _whole(shape, asks, tenant, wanted.bound, headers))
+        async with body_of(request, service.max_body, service.bodies, tenant) as parts:
+            work = partial(_prepared, service, schema, kind, parts)
+            found = await unless_gone(request, service.beside(tenant, work))
+    if isinstance(found, ApiError):
+        raise found
+    headers = header_of(found.ignored)
+    if found.shape.wanted.stream:
+        return EventStream(_events(request, found, tenant), headers)
+    return Sliced(await unless_gone(request, _whole(found, tenant)), headers=headers)
 
 
-def _reply(shape: Shape, job: Any) -> Reply:
-    return Reply(job, shape.service.chat, shape.new, shape.service.metrics)
+def _reply(shape: Shape[W], job: Any) -> Reply:
+    service = shape.service
+    return Reply(job, service.chat, shape.new, service.metrics, beside=partial(service.beside, job.tenant))
 
 
-async def _whole(
-    shape: Shape, asks: list[Ask], tenant: str, bound: str | None, headers: dict[str, str]
-) -> JSONResponse:
-    with shape.service.bridge.job(asks, tenant, bound) as job:
+async def _whole(asked: Prepared[W], tenant: str) -> bytes:
+    shape = asked.shape
+    with shape.service.bridge.job(asked.asks, tenant, asked.bound) as job:
         reply = _reply(shape, job)
         await reply.whole()
-
-    def written() -> JSONResponse:
-        choices = [shape.choice(index, choice) for index, choice in enumerate(reply.choices)]
-        body = {**shape.envelope(shape.whole), "choices": choices, "usage": reply.usage(), **shape.more(reply.choices)}
-        return JSONResponse(body, headers=headers)
-
-    return await shape.service.beside(tenant, written) if _scored(asks) else written()
+    return await shape.service.beside(tenant, partial(_body, shape, reply))
 
 
-def _scored(asks: list[Ask]) -> bool:
-    """Whether an answer grows with its prompts, so that it is written beside the loop."""
-    return any(ask.prompt_logprobs is not None for ask in asks)
+def _body(shape: Shape[W], reply: Reply) -> bytes:
+    choices = [shape.choice(index, choice) for index, choice in enumerate(reply.choices)]
+    envelope = shape.envelope(shape.whole)
+    return written({**envelope, "choices": choices, "usage": reply.usage(), **shape.more(reply.choices)})
 
 
-async def _events(shape: Shape, wanted: Sampling, asks: list[Ask], tenant: str) -> AsyncGenerator[str, None]:
+async def _events(request: Request, asked: Prepared[W], tenant: str) -> AsyncGenerator[bytes, None]:
+    shape, wanted = asked.shape, asked.shape.wanted
+    service = shape.service
     envelope = shape.envelope(shape.part)
     with_usage = wanted.stream_options is not None and wanted.stream_options.include_usage
     extra: dict[str, Any] = {"usage": None} if with_usage else {}
-    with shape.service.bridge.job(asks, tenant, wanted.bound) as job:
+
+    def events(index: int, piece: Piece, choice: Choice) -> list[bytes]:
+        return [event({**envelope, "choices": [part], **extra}) for part in shape.parts(index, piece, choice)]
+
+    with service.bridge.job(asked.asks, tenant, asked.bound, streamed=True) as job:
         reply = _reply(shape, job)
-        async with aclosing(reply.pieces(shape.service.keep_alive)) as pieces:
+        async with aclosing(reply.pieces(service.keep_alive, partial(half_closed, request.scope))) as pieces:
             async for step in pieces:
                 if step is None:
                     yield COMMENT
                     continue
                 index, piece = step
                 job.sent = True
-
-                def written(index: int = index, piece: Piece = piece) -> list[str]:
-                    parts = shape.parts(index, piece, reply.choices[index])
-                    return [event({**envelope, "choices": [part], **extra}) for part in parts]
-
-                for text in await shape.service.beside(tenant, written) if _scored(asks) else written():
-                    yield text
+                work = partial(events, index, piece, reply.choices[index])
+                long = shape.size(index, piece, reply.choices[index]) > LONG
+                for data in await service.beside(tenant, work) if long else work():
+                    yield data
     if with_usage:
-        yield event({**envelope, "choices": [], "usage": reply.usage()})
+        usage = await service.beside(tenant, reply.usage)
+        yield event({**envelope, "choices": [], "usage": usage})
     yield DONE

@@ -6,17 +6,22 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
+from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from rorqual.serve import cors
 from rorqual.serve.errors import ApiError
-from rorqual.serve.exchange import Gone
+from rorqual.serve.exchange import Gone, request_id
+from rorqual.serve.logs import say
 from rorqual.serve.routes import chat, completions, state
 from rorqual.serve.service import Service
 
 GONE = 499
 """What nginx logs for a client that left: nobody reads it."""
 OTHER = "other"
+LIVEZ = "/livez"
+"""Answers whoever asks, with nothing: the one route without a key. It says that the process runs, and nothing of the engine."""
 
 
 class Edge:
@@ -28,28 +33,41 @@ class Edge:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":  # no websockets; and lifespan events, where a server sends them, are nobody's
             return
-        status = GONE  # unless an answer begins
+        status, name = GONE, request_id(scope)  # gone unless an answer begins
+        origin = cors.allowed(dict(scope["headers"]), self.service.cors)
+        always = {"x-request-id": name, **(cors.answered(origin) if self.service.cors else {})}
 
         async def counted(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                MutableHeaders(scope=message).update(always)
             await send(message)
 
         try:
-            if framed_twice(scope):
-                error = ApiError(400, "a body has a length or comes in chunks, not both", code="two_lengths")
-                await _answer(error, {"connection": "close"})(scope, receive, counted)
-                return
-            tenant = self._tenant(scope)
-            if tenant is None:
-                error = ApiError(401, "a key is needed: Authorization: Bearer KEY", code="invalid_api_key")
-                await _answer(error, {"www-authenticate": "Bearer"})(scope, receive, counted)
-                return
-            scope.setdefault("state", {})["tenant"] = tenant
-            await self.app(scope, receive, counted)
+            await self._respond(scope, origin)(scope, receive, counted)
+        except Exception as error:
+            say(f"request {name} found a bug: {type(error).__name__}")  # its traceback follows
+            raise
         finally:
             self.service.metrics.requests[_route(scope), status] += 1
+
+    def _respond(self, scope: Scope, origin: str) -> ASGIApp:
+        """What answers a request: the routes, where it brings a key."""
+        headers = dict(scope["headers"])
+        if framed_twice(scope):
+            error = ApiError(400, "a body has a length or comes in chunks, not both", code="two_lengths")
+            return _answer(scope, error, {"connection": "close"})
+        if origin and cors.is_preflight(scope["method"], headers):
+            return Response(status_code=204, headers=cors.preflight(headers))
+        if scope["path"] == LIVEZ and scope["method"] in ("GET", "HEAD"):
+            return Response()
+        tenant = self._tenant(scope)
+        if tenant is None:
+            error = ApiError(401, "a key is needed: Authorization: Bearer KEY", code="invalid_api_key")
+            return _answer(scope, error, {"www-authenticate": "Bearer"})
+        scope["state"]["tenant"] = tenant
+        return self.app
 
     def _tenant(self, scope: Scope) -> str | None:
         given = [value for name, value in scope["headers"] if name == b"authorization"]
@@ -70,20 +88,20 @@ def _route(scope: Scope) -> str:
     return getattr(route, "path", OTHER)
 
 
-def _answer(error: ApiError, headers: dict[str, str] | None = None) -> JSONResponse:
-    return JSONResponse(error.body(), status_code=error.status, headers=headers)
+def _answer(scope: Scope, error: ApiError, headers: dict[str, str] | None = None) -> JSONResponse:
+    return JSONResponse({**error.body(), "request_id": request_id(scope)}, status_code=error.status, headers=headers)
 
 
 async def _api_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
-    return _answer(error, {"retry-after": "1"} if error.status in (429, 503) else None)
+    return _answer(request.scope, error, {"retry-after": "1"} if error.status in (429, 503) else None)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     headers = dict(error.headers or {})
     code = "method_not_allowed" if error.status_code == 405 else "no_such_route"
-    return _answer(ApiError(error.status_code, str(error.detail), code=code), headers)
+    return _answer(request.scope, ApiError(error.status_code, str(error.detail), code=code), headers)
 
 
 async def _gone(request: Request, error: Exception) -> Response:
@@ -92,7 +110,7 @@ async def _gone(request: Request, error: Exception) -> Response:
 
 async def _bug(request: Request, error: Exception) -> Response:
     # The traceback is raised again behind this answer, and logged; the client learns nothing of it.
-    return _answer(ApiError(500, "the server has a bug; its log says more"))
+    return _answer(request.scope, ApiError(500, "the server has a bug; its log says more"))
 
 
 def create_app(service: Service) -> Edge:

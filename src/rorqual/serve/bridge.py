@@ -16,13 +16,16 @@ from dataclasses import asdict, dataclass, field, replace
 from rorqual.core.errors import RorqualError
 from rorqual.serve import wire
 from rorqual.serve.errors import ApiError
-from rorqual.serve.wire import Ask, Drawn, Placed, Ready, Scored
+from rorqual.serve.limits import SLICE
+from rorqual.serve.wire import Drawn, Packed, Placed, Ready, Scored
 
 TRIES = 2
 """Deaths of the engine that one request may see: it may be what kills it."""
 LAST_WORDS = 5.0
 """Seconds that the engine has to end by itself."""
 LONGEST_PAUSE = 30.0
+BEHIND = 131_072
+"""Tokens, each with its likeliest others, that may wait for the client of a stream: then the request ends."""
 
 
 class Restarted:
@@ -33,13 +36,14 @@ class Restarted:
 class Job:
     """A request under way: one prompt or several, of which each has a number, and whose samples are counted through.
 
-    Whoever sends a piece of the reply to the client sets `sent` before.
+    Whoever sends a piece of the reply to the client sets `sent` before. `streamed`: its tokens wait for a client to read them.
     """
 
-    asks: tuple[Ask, ...]
+    asks: tuple[Packed, ...]
     tenant: str
     numbers: tuple[int, ...] = ()
     bound: str | None = None
+    streamed: bool = False
     sent: bool = False
     tries: int = 0
     left: int = 0
@@ -96,6 +100,7 @@ class Bridge:
         self._coming: Counter[str] = Counter()
         self._closing = False
         self._process: asyncio.subprocess.Process | None = None
+        self._outbox: asyncio.Queue[bytes] = asyncio.Queue()
         self._tasks: list[asyncio.Task[None]] = []
         self._up: asyncio.Future[None] | None = None
 
@@ -143,13 +148,15 @@ class Bridge:
             self._coming[tenant] -= 1
 
     @contextmanager
-    def job(self, asks: Sequence[Ask], tenant: str, bound: str | None = None) -> Iterator[Job]:
+    def job(
+        self, asks: Sequence[Packed], tenant: str, bound: str | None = None, *, streamed: bool = False
+    ) -> Iterator[Job]:
         """A request for as long as somebody waits for it: on leaving, whatever still runs of it is cancelled. `bound`: the parameter that
         binds its replies, where one does."""
         self.check_room(tenant)
         if not self.jobs:
             self._heard = time.monotonic()  # an engine without work has nothing to say
-        job = Job(tuple(asks), tenant, tuple(range(self._numbers, self._numbers + len(asks))), bound)
+        job = Job(tuple(asks), tenant, tuple(range(self._numbers, self._numbers + len(asks))), bound, streamed)
         self._numbers += len(asks)
         self.jobs[job.numbers[0]] = job
         before = 0
@@ -166,7 +173,7 @@ class Bridge:
     def _submit(self, job: Job) -> None:
         if self.alive:
             for number, ask in zip(job.numbers, job.asks):
-                self._write(wire.submit(number, ask, job.tenant))
+                self._write(*wire.submit(number, ask, job.tenant))
 
     def _cancel(self, job: Job) -> None:
         if self.alive:
@@ -196,9 +203,10 @@ class Bridge:
                 _say(f"the engine cannot be started: {error.strerror}")
                 await asyncio.sleep(LONGEST_PAUSE)
                 continue
-            self._process = process
+            self._process, self._outbox = process, asyncio.Queue()
             self._loading, self._late = time.monotonic(), False
             was_ready = False
+            writing = asyncio.create_task(_written(self._outbox, process))
             try:
                 was_ready = await self._listen(process)
                 await process.wait()
@@ -206,6 +214,7 @@ class Bridge:
                 _say(f"the engine said what cannot be read: {str(error)[:200]}")
             finally:
                 self.alive, self._loading = False, None
+                writing.cancel()
                 if process.returncode is None:
                     process.kill()
                     await process.wait()
@@ -305,6 +314,9 @@ class Bridge:
         job.left -= drawn.reason is not None
         if not job.left:
             self._forget(job)
+        elif job.streamed and job.events.qsize() * (1 + len(drawn.top)) > BEHIND:
+            what = f"the client reads too slowly: {job.events.qsize():,} tokens wait for it"
+            self._end(job, ApiError(503, what, code="reads_too_slowly"))
 
     def _end(self, job: Job, error: ApiError) -> None:
         if self._forget(job):
@@ -315,10 +327,20 @@ class Bridge:
         for job in list(self.jobs.values()):
             self._end(job, ApiError(503, message, code="stopping"))
 
-    def _write(self, data: bytes) -> None:
-        process = self._process
-        if process is not None and process.stdin is not None and not process.stdin.is_closing():
-            process.stdin.write(data)
+    def _write(self, *parts: bytes) -> None:
+        for data in parts:
+            self._outbox.put_nowait(data)
+
+
+async def _written(outbox: asyncio.Queue[bytes], process: asyncio.subprocess.Process) -> None:
+    """Pass on what the engine is told, slice by slice: a long prompt neither holds up the loop nor is copied whole."""
+    assert process.stdin is not None
+    with suppress(ConnectionError):  # the engine is gone; whoever listens to it sees that, too
+        while True:
+            data = memoryview(await outbox.get())
+            for at in range(0, len(data), SLICE):
+                process.stdin.write(data[at : at + SLICE])
+                await process.stdin.drain()
 
 
 def _say(text: str) -> None:

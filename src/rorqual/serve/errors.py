@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+MESSAGE = 4096
+"""Characters of a message, at most."""
+
 
 class ApiError(Exception):
     """`status` is the HTTP status; `param` the parameter that is at fault; `code` a word for programs."""
@@ -16,7 +19,13 @@ class ApiError(Exception):
         """The JSON of the answer."""
         kind = "invalid_request_error" if self.status < 500 else "server_error"
         kind = {401: "authentication_error", 429: "rate_limit_error"}.get(self.status, kind)
-        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+        error = {"message": self.message[:MESSAGE], "type": kind, "param": self.param, "code": self.code}
+        return {"error": error}
+
+    def alone(self) -> ApiError:
+        """Itself, without the frames and the errors behind it: they hold the body, which would be freed in the event loop."""
+        self.__context__ = self.__cause__ = None
+        return self.with_traceback(None)
 
 
 def refuse(message: str, param: str | None = None, code: str | None = None) -> ApiError:

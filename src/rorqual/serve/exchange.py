@@ -1,67 +1,62 @@
-"""HTTP around a reply: bodies read within limits, streams of events, and clients that leave."""
+"""HTTP around a reply: streams of events, answers sent in slices, and clients that leave."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Coroutine
+import re
+import secrets
+from collections.abc import AsyncGenerator, Coroutine, Iterator, Mapping
 from contextlib import aclosing, suppress
 from typing import Any, TypeVar
 
-from fastapi import Request
-from starlette.requests import ClientDisconnect
+from fastapi import Request, Response
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from rorqual.serve.errors import ApiError
+from rorqual.serve.limits import SLICE
 
 T = TypeVar("T")
-BODY_SECONDS = 60.0
-DISCARDED = 2**28
-"""Bytes of a body beyond the limit that are read and dropped, so that its client can read why it was refused."""
-KINDS = ("application/json", "application/octet-stream", "text/plain", "")
-"""Content types that are read as JSON: some clients say nothing, or the least, of what they send."""
-DONE = "data: [DONE]\n\n"
-COMMENT = ": still here\n\n"
+DONE = b"data: [DONE]\n\n"
+COMMENT = b": still here\n\n"
 BREAKS = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
 """Where Python's `splitlines`, and so httpx's `iter_lines`, breaks a line, though no standard of events does: JSON may escape them."""
 HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
+PROBE = 0.25
+"""Seconds of silence after which a client that sends no more is written to: it may have left."""
+SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
 class Gone(Exception):
     """The client left."""
 
 
-def event(value: Any) -> str:
+def request_id(scope: Scope) -> str:
+    """The request's name in answers, errors and logs: the client's own `x-request-id` where it is sane, else a new one."""
+    state: dict[str, Any] = scope.setdefault("state", {})
+    if "request_id" not in state:
+        given = [value.decode("latin-1") for name, value in scope["headers"] if name == b"x-request-id"]
+        sane = len(given) == 1 and SANE_ID.fullmatch(given[0])
+        state["request_id"] = given[0] if sane else f"req-{secrets.token_hex(12)}"
+    found: str = state["request_id"]
+    return found
+
+
+def half_closed(scope: Scope) -> bool:
+    """Whether the client will send no more: it waits for its answer, or has left. Only what is written to it tells which."""
+    return bool(scope.get("state", {}).get("half_closed"))
+
+
+def written(value: Any) -> bytes:
+    """JSON, without spaces."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def event(value: Any) -> bytes:
     """One event of a stream."""
-    return f"data: {json.dumps(value, ensure_ascii=False, separators=(',', ':')).translate(BREAKS)}\n\n"
-
-
-async def body_of(request: Request, limit: int) -> bytes:
-    """The body; one that is longer than `limit`, compressed, no JSON by its own word, or slower than a minute is refused."""
-    kind, _, parameter = request.headers.get("content-type", "").lower().partition(";")
-    if kind.strip() not in KINDS or parameter.replace(" ", "").replace('"', "") not in ("", "charset=utf-8"):
-        raise ApiError(415, "the body is to be application/json, in UTF-8", code="not_json")
-    encoding = request.headers.get("content-encoding", "identity").lower()
-    if encoding != "identity":
-        raise ApiError(415, f"content-encoding {encoding[:40]!r} is not taken; send the body as it is")
-    parts: list[bytes] = []
-    size = 0
-    try:
-        async with asyncio.timeout(BODY_SECONDS):
-            async for part in request.stream():
-                size += len(part)
-                if size <= limit:
-                    parts.append(part)
-                elif size > DISCARDED:
-                    break
-    except ClientDisconnect:
-        raise Gone from None
-    except TimeoutError:
-        raise ApiError(408, f"the body did not arrive within {BODY_SECONDS:.0f} seconds") from None
-    if size > limit:
-        raise ApiError(413, f"the body is longer than {limit} bytes", code="body_too_large")
-    return b"".join(parts)
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return f"data: {text if text.isascii() else text.translate(BREAKS)}\n\n".encode()
 
 
 async def _departure(receive: Receive) -> None:
@@ -88,30 +83,54 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
     return await _until_gone(work, request.receive)
 
 
+def _slices(data: bytes) -> Iterator[bytes]:
+    for at in range(0, len(data), SLICE):
+        yield data[at : at + SLICE]
+
+
+class Sliced(Response):
+    """A JSON answer that was written elsewhere. It is sent slice by slice, as fast as the client reads."""
+
+    media_type = "application/json"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        for part in _slices(bytes(self.body)):
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
 class EventStream(StreamingResponse):
     """Server-sent events. However it ends, `events` is closed, and with it the request that it draws from.
 
     The answer begins with the first event: what goes wrong before it is an answer with a status of its own.
     """
 
-    def __init__(self, events: AsyncGenerator[str, None], headers: dict[str, str]) -> None:
-        super().__init__(events, headers=headers | HEADERS, media_type="text/event-stream")
+    def __init__(self, events: AsyncGenerator[bytes, None], headers: Mapping[str, str]) -> None:
+        super().__init__(events, headers={**headers, **HEADERS}, media_type="text/event-stream")
         self.events = events
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with suppress(Gone):  # nobody is there to be told
-            await _until_gone(self._send(send), receive)
+            await _until_gone(self._send(send, request_id(scope)), receive)
 
-    async def _send(self, send: Send) -> None:
+    async def _send(self, send: Send, name: str) -> None:
         async with aclosing(self.events) as events:
-            text = await anext(events, "")
+            data = await anext(events, b"")
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             try:
-                while text:
-                    await send({"type": "http.response.body", "body": text.encode(), "more_body": True})
-                    text = await anext(events, "")
+                while data:
+                    for part in _slices(data):
+                        await send({"type": "http.response.body", "body": part, "more_body": True})
+                    data = await anext(events, b"")
             except ApiError as error:
-                await send({"type": "http.response.body", "body": event(error.body()).encode(), "more_body": True})
+                await send(
+                    {
+                        "type": "http.response.body",
+                        "body": event({**error.body(), "request_id": name}),
+                        "more_body": True,
+                    }
+                )
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 

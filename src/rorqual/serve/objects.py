@@ -23,9 +23,10 @@ class ErrorBody(_Object):
 
 
 class Error(_Object):
-    """Every answer that is no success."""
+    """Every answer that is no success. `request_id` stands in the header `x-request-id` and in the server's log, too."""
 
     error: ErrorBody
+    request_id: str
 
 
 class PromptDetails(_Object):

@@ -57,6 +57,7 @@ def _paths(model: str) -> dict[str, Any]:
         "/v1/completions": {"post": _asked("TextRequest", "TextCompletion", "Texts, continued.")},
         "/v1/models": {"get": _told("Cards", "The one model.")},
         "/v1/models/{name}": {"get": _told("Card", "The one model, by its name.") | {"parameters": [parameter]}},
+        "/livez": {"get": {**_plain("text/plain", "Nothing, for whoever asks: the process runs."), "security": []}},
         "/health": {"get": _told("Health", "200 where the engine is ready.", also=("503",))},
         "/metrics": {"get": _plain("text/plain", "For Prometheus.")},
         "/openapi.json": {"get": _plain(JSON, "This document.")},

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from rorqual.data.chat import ChatFormat
-from rorqual.serve.bridge import Job
+from rorqual.serve.bridge import Job, Restarted
 from rorqual.serve.errors import ApiError
+from rorqual.serve.exchange import PROBE
 from rorqual.serve.metrics import Metrics
 from rorqual.serve.reading import Piece, Reader, Stops, ToolDelta
 from rorqual.serve.wire import Drawn, Score, Scored
+
+SILENT = 256
+"""Tokens without a text that may be shown, after which the next is read outside of the event loop."""
 
 
 @dataclass
@@ -30,9 +35,10 @@ class Choice:
     """One sample on its way. Stop strings are looked for in the answer, not in the reasoning, and not in calls.
 
     `one_call`: a second call ends it, and is not shown.
-    `ends`: tokens that end it and are not shown. `drawn`: its tokens, the one that ended it included; `take` gives those that
-    nobody has taken yet. `least`: tokens before which no stop string ends it. `scores`: of its prompt's tokens, from the second one on.
-    `mute`: it is over at once, and what is drawn is neither shown nor counted: the prompt alone was asked about.
+    `ends`: tokens that end it and are not shown. `n_drawn`: its tokens, the one that ended it included; `hit`: ids of the prompt from the
+    prefix cache. `told`: where log-probabilities were asked for (`tell`), the tokens that nobody has taken yet. `least`: tokens before
+    which no stop string ends it. `scores`: of its prompt's tokens, from the second one on. `mute`: it is over at once, and what is drawn
+    is neither shown nor billed: the prompt alone was asked about.
     """
 
     reader: Reader
@@ -41,22 +47,46 @@ class Choice:
     one_call: bool = False
     least: int = 0
     mute: bool = False
+    tell: bool = False
     scores: list[Score] = field(default_factory=list)
-    reasoning: str = ""
-    content: str = ""
     reason: str | None = None
     calls: list[Call] = field(default_factory=list)
-    drawn: list[Drawn] = field(default_factory=list)
-    _taken: int = 0
+    told: list[Drawn] = field(default_factory=list)
+    n_drawn: int = 0
+    hit: int = 0
+    _reasoning: list[str] = field(default_factory=list)
+    _content: list[str] = field(default_factory=list)
+    _silent: int = 0
+
+    @property
+    def reasoning(self) -> str:
+        return "".join(self._reasoning)
+
+    @property
+    def content(self) -> str:
+        return "".join(self._content)
+
+    @property
+    def heavy(self) -> bool:
+        """Whether so many tokens wait to be read, as in a long call, that the next one may set off much work."""
+        return self._silent > SILENT
+
+    def count(self, drawn: Drawn) -> None:
+        """One more token that was drawn, which is billed; after the end, nothing."""
+        if self.reason is None:
+            self.hit = self.hit if self.n_drawn else drawn.hit
+            self.n_drawn += 1
 
     def add(self, drawn: Drawn) -> Piece:
         """The text that one more token brings; after the end, nothing."""
         if self.reason is not None:
             return Piece()
-        self.drawn.append(drawn)
+        self.count(drawn)
         if self.mute:
             self.reason = "length"
             return Piece()
+        if self.tell:
+            self.told.append(drawn)
         fresh = Piece() if drawn.token in self.ends else self._cut(self.reader.feed(drawn.token))
         if drawn.reason is not None and not self.stops.hit:
             last = self._cut(self.reader.finish(), last=True)
@@ -69,19 +99,18 @@ class Choice:
             self._call(delta)
         if self.reason == "stop" and self.calls and not self.stops.hit:
             self.reason = "tool_calls"
-        self.reasoning += fresh.reasoning
-        self.content += fresh.content
+        self._reasoning += [fresh.reasoning] if fresh.reasoning else []
+        self._content += [fresh.content] if fresh.content else []
+        self._silent = 0 if fresh else self._silent + 1
         return fresh
 
     def take(self) -> list[Drawn]:
         """Tokens that came since the last call."""
-        if self.mute:
-            return []
-        fresh, self._taken = self.drawn[self._taken :], len(self.drawn)
+        fresh, self.told = self.told, []
         return fresh
 
     def _cut(self, piece: Piece, *, last: bool = False) -> Piece:
-        shown = self.stops.feed(piece.content, last=last, heard=len(self.drawn) > self.least)
+        shown = self.stops.feed(piece.content, last=last, heard=self.n_drawn > self.least)
         return Piece(piece.reasoning, shown, () if self.stops.hit else piece.tools)
 
     def _call(self, delta: ToolDelta) -> None:
@@ -94,12 +123,16 @@ class Choice:
 
 @dataclass
 class Reply:
-    """All samples of one request. `pieces` runs the job; afterwards `choices` and `usage()` are whole."""
+    """All samples of one request. `pieces` runs the job; afterwards `choices` and `usage()` are whole.
+
+    `beside`: how what is heavy is done outside of the event loop.
+    """
 
     job: Job
     chat: ChatFormat
     new_choice: Callable[[], Choice]
     metrics: Metrics
+    beside: Callable[[Callable[[], Piece]], Awaitable[Piece]] | None = None
     began: float = field(default_factory=time.monotonic)
     choices: list[Choice] = field(default_factory=list)
     _timed: bool = False
@@ -118,21 +151,38 @@ class Reply:
     def done(self) -> bool:
         return all(choice.reason is not None for choice in self.choices)
 
-    async def pieces(self, keep_alive: float | None = None) -> AsyncGenerator[tuple[int, Piece] | None, None]:
-        """(number of the sample, new text) as it comes; None where nothing came for `keep_alive` seconds.
+    async def _next(self, keep_alive: float | None, hurried: Callable[[], bool]) -> Drawn | Scored | Restarted | None:
+        waited = 0.0
+        while True:
+            step = None if keep_alive is None else min(PROBE, keep_alive - waited)
+            event = await self.job.next(step)
+            if event is not None or step is None or keep_alive is None:
+                return event
+            waited += step
+            if waited >= keep_alive or hurried():
+                return None
+
+    async def _added(self, choice: Choice, drawn: Drawn) -> Piece:
+        add = partial(choice.add, drawn)
+        return await self.beside(add) if self.beside is not None and choice.heavy else add()
+
+    async def pieces(
+        self, keep_alive: float | None = None, hurried: Callable[[], bool] = bool
+    ) -> AsyncGenerator[tuple[int, Piece] | None, None]:
+        """(number of the sample, new text) as it comes; None where nothing came for `keep_alive` seconds, or, `hurried`, for `PROBE`.
 
         The last piece of a sample comes when its choice has a reason, and may be empty. Between two pieces other requests get their turn.
         """
         try:
             while not self.done:
-                event = await self.job.next(keep_alive)
+                event = await self._next(keep_alive, hurried)
                 if event is None:
                     yield None
                 elif isinstance(event, Drawn):
                     self._time()
                     choice = self.choices[event.sample]
                     over = choice.reason is not None
-                    piece = choice.add(event)
+                    piece = await self._added(choice, event)
                     if piece or (choice.reason is not None and not over):
                         yield event.sample, piece
                     await asyncio.sleep(0)
@@ -147,9 +197,16 @@ class Reply:
             self.metrics.cancelled += not self.done
             raise
         finally:
+            self._count_unread()
             # A prompt of which nothing was drawn was not fed, or not to its end: nobody pays for it.
             hit = self._hit()
             self.metrics.used(self.job.tenant, hit, self._fed() - hit, self._drawn())
+
+    def _count_unread(self) -> None:
+        """What the engine drew and no client read was drawn."""
+        while not self.job.events.empty():
+            if isinstance(event := self.job.events.get_nowait(), Drawn):
+                self.choices[event.sample].count(event)
 
     async def whole(self) -> None:
         """Run to the end."""
@@ -170,13 +227,13 @@ class Reply:
         }
 
     def _prompt(self) -> int:
-        return sum(len(ask.prompt) for ask in self.job.asks)
+        return sum(ask.prompt_tokens for ask in self.job.asks)
 
     def _fed(self) -> int:
         """Tokens of the prompts of which something was drawn."""
         total, before = 0, 0
         for ask in self.job.asks:
-            total += len(ask.prompt) * any(choice.drawn for choice in self.choices[before : before + ask.n])
+            total += ask.prompt_tokens * any(choice.n_drawn for choice in self.choices[before : before + ask.n])
             before += ask.n
         return total
 
@@ -184,13 +241,13 @@ class Reply:
         """Tokens of the prompts that were not computed. Samples of one prompt share it: the first of them tells."""
         total, before = 0, 0
         for ask in self.job.asks:
-            seen = [choice.drawn[0].hit for choice in self.choices[before : before + ask.n] if choice.drawn]
+            seen = [choice.hit for choice in self.choices[before : before + ask.n] if choice.n_drawn]
             total += min(seen, default=0)
             before += ask.n
         return total
 
     def _drawn(self) -> int:
-        return sum(len(choice.drawn) for choice in self.choices if not choice.mute)
+        return sum(choice.n_drawn for choice in self.choices if not choice.mute)
 
     def _thought(self, choice: Choice) -> int:
         ids = choice.reader.ids

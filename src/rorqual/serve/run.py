@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
+import logging
 import signal
 import socket
 import sys
@@ -25,12 +27,15 @@ from rorqual.serve.app import create_app
 from rorqual.serve.bridge import Bridge
 from rorqual.serve.descriptors import AT_ONCE, Complaints, raise_limit
 from rorqual.serve.keys import Keys
+from rorqual.serve.logs import WINDOW, Quiet
 from rorqual.serve.patience import Lobby, Patient
 from rorqual.serve.service import Defaults, Service
 from rorqual.serve.ui import Page
 from rorqual.serve.wire import Placed
 
 BACKLOG = 2048
+UNREAD = 131_072
+"""Bytes that the system keeps for a client that does not read, beside the 64 KiB that the server does."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,8 @@ class Address:
     """Where to listen, and within which limits. `grace`: seconds after a polite kill. `ui`: as `Page` has `wanted`.
 
     `hang`: seconds without a sign of life after which an engine that has work is started again; `load`: seconds that it may take to be
-    ready. `operator`: the tenant whose key reads everybody's figures.
+    ready. `operator`: the tenant whose key reads everybody's figures. `stall`: seconds after which a client that does not read is cut off;
+    `cors`: origins of other sites whose scripts may ask.
     """
 
     host: str
@@ -53,6 +59,8 @@ class Address:
     hang: float = 120.0
     load: float = 3600.0
     operator: str = "default"
+    stall: float = 30.0
+    cors: frozenset[str] = frozenset()
 
 
 class _Server(uvicorn.Server):
@@ -75,6 +83,7 @@ def listen(host: str, port: int) -> socket.socket:
         found = socket.socket(family, kind, protocol)
         try:
             found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, UNREAD)  # connections inherit it
             found.bind(address)
             found.listen(BACKLOG)
         except OSError:
@@ -131,22 +140,28 @@ def serve(placed: Placed, address: Address) -> None:
             operator=address.operator,
             max_body=address.max_body,
             defaults=Defaults.of_run(run),
+            cors=address.cors,
         )
         if key is not None:
             _say(f"key for tenant '{address.tenant}', shown this once: {key}")
         page = Page(create_app(service), service, address.ui)
-        asyncio.run(_until_stopped(service, page, door, address.grace))
+        asyncio.run(_until_stopped(service, page, door, address))
 
 
-async def _until_stopped(service: Service, page: Page, door: socket.socket, grace: float) -> None:
+async def _until_stopped(service: Service, page: Page, door: socket.socket, address: Address) -> None:
     limit = raise_limit()
+    # What lives as long as the server is not looked at again whenever garbage is collected: that holds up everybody.
+    gc.freeze()
     config = uvicorn.Config(
         page,
         # Half of them for connections: the rest is for those that are about to be closed, the engine's pipes and files.
-        http=cast(type[asyncio.Protocol], partial(Patient, lobby=Lobby(limit // 2))), backlog=min(AT_ONCE, limit // 8),
+        http=cast(type[asyncio.Protocol], partial(Patient, lobby=Lobby(limit // 2), stall=address.stall)), backlog=min(AT_ONCE, limit // 8),
         ws="none", lifespan="off", log_level="warning", access_log=False, server_header=False,
-        timeout_graceful_shutdown=max(1, round(grace)),
+        timeout_graceful_shutdown=max(1, round(address.grace)),
     )  # fmt: skip
+    quiet = Quiet()
+    for name in ("uvicorn.error", "asyncio"):
+        logging.getLogger(name).addFilter(quiet)
     server = _Server(config)
     stopped = asyncio.Event()
 
@@ -164,6 +179,7 @@ async def _until_stopped(service: Service, page: Page, door: socket.socket, grac
         loop.add_signal_handler(number, stop)
     loading = asyncio.create_task(service.bridge.start())
     stopping = asyncio.create_task(stopped.wait())
+    telling = asyncio.create_task(_told(quiet))
     try:
         await asyncio.wait((loading, stopping), return_when=asyncio.FIRST_COMPLETED)
         if loading.done():
@@ -172,11 +188,18 @@ async def _until_stopped(service: Service, page: Page, door: socket.socket, grac
             _say(f"{service.name} at http://{f'[{host}]' if ':' in host else host}:{port}/v1")
             await server.serve(sockets=[door])
     finally:
-        for task in (loading, stopping):
+        for task in (loading, stopping, telling):
             task.cancel()
         await service.bridge.stop()
         service.close()
+        quiet.flush()
     _say("stopped")
+
+
+async def _told(quiet: Quiet) -> None:
+    while True:
+        await asyncio.sleep(WINDOW)
+        quiet.flush()
 
 
 def _say(text: str) -> None:

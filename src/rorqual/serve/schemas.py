@@ -9,6 +9,7 @@ import pydantic_core
 from pydantic import Field, ValidationError
 
 from rorqual.core.records import Thinking
+from rorqual.serve import limits
 from rorqual.serve.errors import refuse
 from rorqual.serve.fields import IGNORED, sift
 from rorqual.serve.formats import Grammar, Guided, JsonSchema, ResponseFormat, Schema, Text
@@ -265,6 +266,7 @@ def read(cls: type[S], body: bytes) -> tuple[S, list[str]]:
 
 
 def _parsed(body: bytes) -> dict[str, Any]:
+    limits.check_values(body)
     try:
         # A parser with a limit of depth, which takes neither NaN nor half of a surrogate pair.
         data = pydantic_core.from_json(body, allow_inf_nan=False)
@@ -275,12 +277,14 @@ def _parsed(body: bytes) -> dict[str, Any]:
         raise refuse(f"The body is not JSON: {str(error)[:200]}. Send one JSON object.") from None
     if not isinstance(data, dict):
         raise refuse(f"The body is {shown(data)}. Send one JSON object.")
+    limits.check_parts(data)
     return data
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> None:
     if len(pairs) > MAX_KEYS:  # each would be an error of its own
-        raise ValueError(f"an object has more than {MAX_KEYS} keys")
+        what = f"an object has {len(pairs):,} keys, such as {pairs[0][0][:40]!r}"
+        raise ValueError(f"{what}; at most {MAX_KEYS:,} are allowed. Give fewer")
     if len({name for name, _ in pairs}) != len(pairs):
         raise ValueError("an object has one key twice")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
@@ -14,9 +14,11 @@ from pydantic import ValidationError
 from rorqual.core.errors import ConfigError, RorqualError
 from rorqual.core.records import Message, RunDir, Thinking, Tool
 from rorqual.data.chat import ChatFormat
+from rorqual.serve.bodies import Bodies
 from rorqual.serve.bridge import Bridge
 from rorqual.serve.errors import ApiError, refuse
 from rorqual.serve.keys import Keys
+from rorqual.serve.limits import MAX_VALUES, SLICE, too_large
 from rorqual.serve.metrics import Metrics
 from rorqual.serve.schemas import Sampling
 from rorqual.serve.wire import Ask, Ready
@@ -27,6 +29,8 @@ MASK = 2**64 - 1
 SEED_BITS = 63
 MAX_SCORES = 1 << 18
 """Log-probabilities of a prompt that one request may ask for: some 20 MB of an answer."""
+COUNTED = 200_000
+"""Bytes of text from which on tokens are counted, slice by slice, before the whole is tokenised."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ class Defaults:
 @dataclass(frozen=True)
 class Service:
     """Built once, at the start. `created` in seconds since 1970; `keep_alive`: seconds of silence before a comment is streamed; `operator`:
-    the tenant that may read everybody's figures."""
+    the tenant that may read everybody's figures; `cors`: origins of other sites whose scripts may ask."""
 
     name: str
     created: int
@@ -70,10 +74,12 @@ class Service:
     defaults: Defaults = Defaults()
     metrics: Metrics = field(default_factory=Metrics)
     operator: str = ""
+    cors: frozenset[str] = frozenset()
+    bodies: Bodies = field(default_factory=Bodies)
     cutters: dict[str, ThreadPoolExecutor] = field(default_factory=dict)
 
     async def beside(self, tenant: str, work: Callable[[], T]) -> T:
-        """What `work` returns, done in the tenant's own thread: its long texts one after another, and none in the way of others'. Where
+        """What `work` returns, done in the tenant's own thread: its requests one after another, and none in the way of others'. Where
         the caller is cancelled before its turn, it is not done."""
         if tenant not in self.cutters:
             self.cutters[tenant] = ThreadPoolExecutor(1, thread_name_prefix="tokens")
@@ -83,6 +89,14 @@ class Service:
         """Nothing that waits for its turn is done any more."""
         for cutter in self.cutters.values():
             cutter.shutdown(wait=False, cancel_futures=True)
+
+    def check_total(self, asks: Sequence[Ask], param: str) -> None:
+        """Refuse prompts that are many and long; a single one may fill the context."""
+        total = sum(len(ask.prompt) for ask in asks)
+        if len(asks) > 1 and total > MAX_VALUES:
+            raise too_large(
+                param, total, "tokens in all prompts together", MAX_VALUES, "Send them in several requests."
+            )
 
     def check_model(self, name: str) -> Ready:
         """What the engine said of itself; another model, or an engine that is loading, is refused."""
@@ -97,16 +111,28 @@ class Service:
         what = f"`model` is {shown(name)}, which is not served here"
         return ApiError(404, f"{what}. Use '{self.name}'.", param="model", code="model_not_found")
 
-    def check_size(self, texts: Iterable[str], param: str, info: Ready) -> None:
-        """Refuse what cannot fit the context however it is cut into tokens, before anybody cuts it."""
+    def check_size(self, texts: Sequence[str], param: str, info: Ready) -> None:
+        """Refuse what cannot fit the context, before the tokens of the whole are in memory: a megabyte of text may take 150 MB."""
         size = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
         least = -(-size // self.chat.tokenizer.longest)
+        if least < info.max_len and size > COUNTED:
+            least = self._counted(texts, info.max_len)
         if least >= info.max_len:
             raise refuse(
                 f"`{param}` has {least} tokens or more; the context of {info.max_len} must hold it and a reply. Shorten it.",
                 param,
                 "context_length_exceeded",
             )
+
+    def _counted(self, texts: Sequence[str], most: int) -> int:
+        """Tokens of texts, up to where they are more than `most`; a sixteenth is taken off for what the cuts between slices add."""
+        found = 0
+        for text in texts:
+            for at in range(0, len(text), SLICE):
+                found += self.chat.tokenizer.count(text[at : at + SLICE])
+                if found - found // 16 >= most:
+                    return found - found // 16
+        return found - found // 16
 
     def prompt_of(self, messages: Sequence[Message], thinking: Thinking, tools: Sequence[Tool] = ()) -> list[int]:
         """Ids of a conversation; what the chat format cannot write is refused."""

@@ -39,7 +39,7 @@ LIFETIME = 12 * 3600.0
 MOST_LOGINS = 64
 """Of one tenant at a time; the oldest ends."""
 LOGIN_BYTES, LOGIN_SECONDS = 4096, 10.0
-API = re.compile(r"/(v1(/.*)?|health|metrics)", re.DOTALL)
+API = re.compile(r"/(v1(/.*)?|health|metrics|livez)", re.DOTALL)
 HEADERS = {
     # A model may write <img src=...>: nothing that it writes makes the browser ask anybody else.
     "content-security-policy": (
@@ -198,7 +198,9 @@ class Page:
         return HTMLResponse(text, 401, headers={"www-authenticate": "Bearer", "cache-control": "no-store"})
 
     async def _gradio(self, scope: Scope, receive: Receive, send: Send, login: Login) -> None:
-        scope.setdefault("state", {})["tenant"] = login.tenant
+        scope.setdefault("state", {}).update(
+            tenant=login.tenant, leaves_at_eof=True
+        )  # no browser closes its side alone
         app = await self.mounted.app()
         path, ends = scope["path"], [login.ended]
         if path.startswith(HEARTBEAT):

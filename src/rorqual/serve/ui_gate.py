@@ -18,8 +18,8 @@ from urllib.parse import parse_qsl
 from fastapi import Request
 from starlette.types import Message, Receive, Scope
 
+from rorqual.serve.bodies import body_of
 from rorqual.serve.errors import ApiError, refuse
-from rorqual.serve.exchange import body_of
 from rorqual.serve.service import Service
 
 MOST_PAGES = 256
@@ -69,8 +69,8 @@ class Pages:
         path, method = scope["path"], scope["method"]
         if path == JOIN:
             _only(method, "POST")
-            body = await body_of(Request(scope, receive), service.max_body)
-            event = await service.beside(tenant, partial(_event, body))
+            async with body_of(Request(scope, receive), service.max_body, service.bodies, tenant) as parts:
+                event = await service.beside(tenant, partial(_event, b"".join(parts)))
             event["session_hash"] = self.claim(tenant, event["session_hash"])
             return _with_body(scope, receive, await service.beside(tenant, lambda: json.dumps(event).encode()))
         if path == DATA:

@@ -8,12 +8,13 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
+from rorqual.core.records import Tool
+from rorqual.data.chat.tools import spelt
 from rorqual.serve import logprobs
 from rorqual.serve.answer import Shape, answer
-from rorqual.serve.exchange import body_of
 from rorqual.serve.reading import Piece, Reader, Stops
 from rorqual.serve.replies import Choice
-from rorqual.serve.schemas import ChatRequest, read
+from rorqual.serve.schemas import ChatRequest
 from rorqual.serve.service import Service
 from rorqual.serve.wire import Ask
 
@@ -23,45 +24,54 @@ router = APIRouter()
 @router.post("/v1/chat/completions")
 async def chat_completions(request: Request) -> Response:
     """A conversation, continued."""
-    service: Service = request.app.state.service
-    body = await body_of(request, service.max_body)
-    wanted, ignored = read(ChatRequest, body)
-    if not service.chat.thinks:
-        ignored = [*ignored, *wanted.modes()]
-    return await answer(request, ChatShape(service, wanted), wanted, ignored, len(body))
+    return await answer(request, ChatRequest, ChatShape)
 
 
-class ChatShape(Shape):
+class ChatShape(Shape[ChatRequest]):
     """Messages, with reasoning apart."""
 
     prefix, whole, part = "chatcmpl", "chat.completion", "chat.completion.chunk"
-    param = "messages"
 
     def __init__(self, service: Service, wanted: ChatRequest) -> None:
-        super().__init__(service)
-        self.wanted = wanted
+        super().__init__(service, wanted)
         self._begun: set[int] = set()
         self._prompt: list[int] = []
         # A model that never learned to think would go on from an open `<think>` with its answer, and never close it.
         self._thinking = wanted.thinking if service.chat.thinks else "auto"
         self._messages = [turn.message() for turn in wanted.messages]
         self._tools = wanted.offered()
+        self._mode = service.chat.mode(self._messages, self._thinking)
 
-    def texts(self) -> list[list[str]]:
-        # Not the reasoning: some formats leave it out of a prompt.
-        return [[message.content for message in self._messages]]
+    def ignored(self) -> list[str]:
+        return [] if self.service.chat.thinks else list(self.wanted.modes())
+
+    def texts(self) -> Iterator[tuple[str, list[str]]]:
+        calls = (call for message in self._messages for call in message.tool_calls)
+        tools = self._tools if self.service.chat.takes_tools else ()
+        shown = (text for tool in tools for text in (tool.name, tool.description, spelt(tool.parameters)))
+        said = [message.content for message in self._messages]
+        yield "messages", [*said, *(call.name + call.arguments for call in calls), *shown]
+        # Each by itself: some formats leave the reasoning of earlier turns out of a prompt.
+        for number, message in enumerate(self._messages):
+            if message.reasoning:
+                yield f"messages.{number}.reasoning_content", [message.reasoning]
+
+    def forget(self) -> None:
+        self._messages = []
+        self._tools = [Tool(tool.name) for tool in self._tools]  # by whose names calls are read
+        gone = {"tools", "response_format", "guided_json", "guided_choice", "logit_bias"}
+        self.wanted = self.wanted.model_copy(update={"messages": [], **dict.fromkeys(gone)})
 
     def asks(self) -> list[Ask]:
         prompt = self._prompt = self.service.prompt_of(self._messages, self._thinking, self._tools)
         return [self.service.ask(self.wanted, prompt, "messages", tools=bool(self._tools))]
 
     def new(self) -> Choice:
-        chat, wanted = self.service.chat, self.wanted
-        mode = chat.mode(self._messages, self._thinking)
-        reader = Reader.of_chat(chat, mode, self._tools, f"call_{secrets.token_hex(8)}_")
-        ends = frozenset(wanted.stop_token_ids or ())
-        least = wanted.min_tokens or 0
-        return Choice(reader, Stops(wanted.stops), ends, one_call=wanted.parallel_tool_calls is False, least=least)
+        wanted = self.wanted
+        reader = Reader.of_chat(self.service.chat, self._mode, self._tools, f"call_{secrets.token_hex(8)}_")
+        ends, least = frozenset(wanted.stop_token_ids or ()), wanted.min_tokens or 0
+        one_call, tell = wanted.parallel_tool_calls is False, wanted.top is not None
+        return Choice(reader, Stops(wanted.stops), ends, one_call=one_call, least=least, tell=tell)
 
     def choice(self, index: int, choice: Choice) -> dict[str, Any]:
         message: dict[str, Any] = {"role": "assistant", "content": choice.content, "refusal": None}

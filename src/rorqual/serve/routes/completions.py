@@ -8,11 +8,10 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from rorqual.serve import logprobs
-from rorqual.serve.answer import Shape, answer
-from rorqual.serve.exchange import body_of
+from rorqual.serve.answer import ENTRY, Shape, answer
 from rorqual.serve.reading import Piece, Reader, Stops
 from rorqual.serve.replies import Choice
-from rorqual.serve.schemas import TextRequest, read
+from rorqual.serve.schemas import TextRequest
 from rorqual.serve.service import Service
 from rorqual.serve.wire import Ask
 
@@ -22,27 +21,36 @@ router = APIRouter()
 @router.post("/v1/completions")
 async def completions(request: Request) -> Response:
     """Texts, continued. Ids are fed as they are; text begins as the model's texts begin."""
-    service: Service = request.app.state.service
-    body = await body_of(request, service.max_body)
-    wanted, ignored = read(TextRequest, body)
-    return await answer(request, TextShape(service, wanted), wanted, ignored, len(body))
+    return await answer(request, TextRequest, TextShape)
 
 
-class TextShape(Shape):
+class TextShape(Shape[TextRequest]):
     """Text, without parts. The answers to one prompt stand together, in the order of the prompts."""
 
     prefix, whole, part = "cmpl", "text_completion", "text_completion"
-    param = "prompt"
 
     def __init__(self, service: Service, wanted: TextRequest) -> None:
-        super().__init__(service)
-        self.wanted = wanted
+        super().__init__(service, wanted)
         self._begun: set[int] = set()
         self._prompts: list[Sequence[int]] = []
         self._told: dict[int, int] = {}  # characters of the tokens whose log-probabilities were told
 
-    def texts(self) -> list[list[str]]:
-        return [[prompt] for prompt in self.wanted.prompts if isinstance(prompt, str)]
+    def texts(self) -> Iterator[tuple[str, list[str]]]:
+        return (("prompt", [prompt]) for prompt in self.wanted.prompts if isinstance(prompt, str))
+
+    def forget(self) -> None:
+        if not self.wanted.echo:
+            self.wanted = self.wanted.model_copy(update={"prompt": ""})
+
+    def size(self, index: int, piece: Piece, choice: Choice) -> int:
+        size = super().size(index, piece, choice)
+        if not self.wanted.echo or index in self._begun:
+            return size
+        return (
+            size
+            + len(self.wanted.prompts[self._number(index)])
+            + ENTRY * len(choice.scores) * (1 + (self.wanted.top or 0))
+        )
 
     def asks(self) -> list[Ask]:
         service, wanted = self.service, self.wanted
@@ -52,8 +60,8 @@ class TextShape(Shape):
     def new(self) -> Choice:
         ends = frozenset(self.wanted.stop_token_ids or ())
         wanted = self.wanted
-        reader, least = Reader.of_text(self.service.chat), wanted.min_tokens or 0
-        return Choice(reader, Stops(wanted.stops), ends, least=least, mute=wanted.mute)
+        reader, least, tell = Reader.of_text(self.service.chat), wanted.min_tokens or 0, wanted.top is not None
+        return Choice(reader, Stops(wanted.stops), ends, least=least, mute=wanted.mute, tell=tell)
 
     def choice(self, index: int, choice: Choice) -> dict[str, Any]:
         found = self._part(index, self._echo(index) + choice.content, choice)

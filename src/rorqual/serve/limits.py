@@ -1,0 +1,136 @@
+"""Limits of a request's parts. They bound the memory and the time of everything that is done with a body after it was read.
+
+All of this runs in a tenant's own thread. A thread does not hold up the event loop, but one long call in C does: it keeps the interpreter's
+lock. So a body's values are counted, slice by slice, before any parser sees the whole of it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from rorqual.serve.errors import ApiError, refuse
+
+SLICE = 65_536
+"""Bytes of a request that one callback of the event loop handles at most, and a body that is small."""
+MAX_VALUES = 262_144
+"""Values of a body: strings, numbers, lists, objects. It is the limit of token ids, too."""
+MAX_TOOLS, MAX_ARGUMENTS, MAX_OTHER = 262_144, 262_144, 131_072
+MAX_PARTS, MAX_CALLS = 4096, 4096
+ENTRIES: Mapping[str, tuple[int, str]] = {
+    "messages": (4096, "Leave out the oldest turns."),
+    "tools": (128, "Offer fewer tools."),
+    "stop": (16, "Give fewer stop strings."),
+    "stop_token_ids": (16, "Give fewer ids."),
+    "logit_bias": (1024, "Bias fewer tokens."),
+    "guided_choice": (1024, "Offer fewer answers."),
+}
+"""The most entries of a list or an object, and what to do about more."""
+_TOKEN = re.compile(rb'"([^"\\]*(?:\\.[^"\\]*)*)"(\s*:)?|[\[\]{}]', re.DOTALL)
+FEWER = "Make it smaller, or leave it out."
+
+
+def too_large(part: str, size: int, unit: str, limit: int, remedy: str) -> ApiError:
+    """The refusal of a part that is too large: what it is, its size, the limit, what to do."""
+    part = part[:256]
+    return refuse(f"'{part}' has {size:,} {unit}; at most {limit:,} are allowed. {remedy}", part, "too_large")
+
+
+def check_values(body: bytes) -> None:
+    """Refuse a body of more than `MAX_VALUES` values, before it is parsed. It need not be JSON."""
+    values, inside, kept = 1, 0, b""
+    for at in range(0, len(body), SLICE):
+        piece = kept + body[at : at + SLICE]
+        kept = b"\\" if (len(piece) - len(piece.rstrip(b"\\"))) % 2 else b""
+        piece = piece[: len(piece) - len(kept)]
+        # What is escaped does not end a string; then every other piece between quotes stands outside of one.
+        pieces = piece.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')
+        outside = b"".join(pieces[inside::2])
+        inside = (inside + len(pieces) - 1) % 2
+        values += outside.count(b",") + outside.count(b"[") + outside.count(b"{")
+        if values > MAX_VALUES:
+            part = _part_at(body[: at + SLICE])
+            what = f"with '{part}' the body has more than {MAX_VALUES:,} values (strings, numbers, lists, objects), the limit"
+            raise refuse(f"{what}. Send fewer of them; text in place of token ids.", part or None, "too_large")
+
+
+def _part_at(body: bytes) -> str:
+    """The parameter in whose value a part of a body ends."""
+    depth, name = 0, b""
+    for found in _TOKEN.finditer(body):
+        text, key, colon = found.group(0, 1, 2)
+        if key is None:
+            depth += 1 if text in b"[{" else -1
+        elif colon and depth == 1:
+            name = key
+    return name[:256].decode("utf-8", "replace")
+
+
+def check_parts(data: Mapping[str, Any]) -> None:
+    """Refuse a part of a parsed body that is larger than its limit."""
+    for name, value in data.items():
+        most, remedy = ENTRIES.get(name, (0, ""))
+        if most and isinstance(value, list | dict) and len(value) > most:
+            raise too_large(name, len(value), "entries", most, remedy)
+        if name == "messages" and isinstance(value, list):
+            _check_messages(value)
+        elif name == "tools":
+            _check_size("tools", value, MAX_TOOLS, "Offer fewer tools, or describe them more briefly.")
+        elif name not in ("messages", "prompt"):
+            _check_size(name, value, MAX_OTHER)
+
+
+def _check_messages(messages: Sequence[Any]) -> None:
+    parts = calls = 0
+    for number, message in enumerate(messages):
+        if not isinstance(message, dict):
+            continue
+        place = f"messages.{number}"
+        for name, value in message.items():
+            if name == "content" and isinstance(value, list):
+                parts += len(value)
+            elif name == "tool_calls" and isinstance(value, list):
+                calls += len(value)
+                for which, call in enumerate(value):
+                    _check_call(call, f"{place}.tool_calls.{which}")
+            elif name not in ("content", "reasoning_content"):
+                _check_size(f"{place}.{name}", value, MAX_OTHER)
+        if parts > MAX_PARTS:
+            raise too_large("messages", parts, "content parts or more", MAX_PARTS, "Join the parts of each message.")
+        if calls > MAX_CALLS:
+            raise too_large("messages", calls, "tool calls or more", MAX_CALLS, "Leave out the oldest turns.")
+
+
+def _check_call(call: Any, place: str) -> None:
+    function = call.get("function") if isinstance(call, dict) else None
+    for name, value in function.items() if isinstance(function, dict) else ():
+        _check_size(f"{place}.function.{name}", value, MAX_ARGUMENTS, "Shorten the arguments, or leave the turn out.")
+    if isinstance(call, dict):
+        _check_size(place, {name: value for name, value in call.items() if name != "function"}, MAX_OTHER)
+
+
+def _check_size(part: str, value: Any, most: int, remedy: str = FEWER) -> None:
+    if isinstance(value, int | float | None):
+        return
+    size = sum(_sizes(value))
+    if size > most:
+        raise too_large(part, size, "bytes of JSON", most, remedy)
+
+
+def _sizes(value: Any) -> Iterator[int]:
+    """Bytes of each value in JSON, about: of a number eight, of a text its UTF-8."""
+    todo = [value]
+    while todo:
+        value = todo.pop()
+        if isinstance(value, str):
+            yield len(value.encode("utf-8", "surrogatepass")) + 3
+        elif isinstance(value, dict):
+            yield 2
+            todo += value
+            todo += value.values()
+        elif isinstance(value, list):
+            yield 2
+            todo += value
+        else:
+            yield 8

@@ -238,4 +238,20 @@ MUTANTS = (
         "        self._thinking = wanted.thinking\n",
         "tests/serve/test_thinking.py::test_a_family_that_does_not_think_answers_in_content",
     ),
+    one(
+        "what stands between two prices is a formula",
+        "issue 14: $5 and $6",
+        "serve/ui_math.py",
+        "(?<![A-Za-z0-9_$])\\$(?![\\s$]) (?P<inline>{INSIDE}*[^\\s$\\\\]) \\$(?![\\d$])",
+        "\\$ (?P<inline>{INSIDE}+) \\$",
+        "tests/serve/test_page_math.py::test_what_is_no_formula_stays_as_it_is",
+    ),
+    one(
+        "the page asks its picture of a question that was changed",
+        "our own review",
+        "serve/ui_turn.py",
+        'question(typed(text_of({"content": value}), before))',
+        'question(text_of({"content": value}))',
+        "tests/serve/test_page_math.py::test_a_question_that_is_changed_keeps_its_own_formulas",
+    ),
 )

@@ -9,13 +9,13 @@ from __future__ import annotations
 import re
 
 INSIDE = r"(?:[^$\\\n]|\\.|\n(?![ \t]*\n))"
-"""A character of a formula: no dollar but `\$`, and no empty line."""
+r"""A character of a formula: no dollar but `\$`, and no empty line."""
 PARTS = re.compile(
     rf"""
       (?P<fence>^[ \t>]*(?P<mark>`{{3,}}|~{{3,}})[^\n]*$ .*? (?:^[ \t>]*(?P=mark)[`~]*[ \t]*$ | \Z))
     | (?<!`)(?P<ticks>`{{1,8}})(?!`) .+? (?<!`)(?P=ticks)(?!`)
     | (?<!\$)\$\$(?!\$) (?P<display>{INSIDE}+) (?<!\$)\$\$(?!\$)
-    | (?<![\w$])\$(?![\s$]) (?P<inline>{INSIDE}*[^\s$\\]) \$(?![\d$])
+    | (?<![A-Za-z0-9_$])\$(?![\s$]) (?P<inline>{INSIDE}*[^\s$\\]) \$(?![\d$])
     | \\.
     """,
     re.MULTILINE | re.DOTALL | re.VERBOSE,
@@ -24,7 +24,7 @@ PARTS = re.compile(
 no digit follows the last."""
 COMMANDS = re.compile(r"\\[A-Za-z]+(?:\{[^{}]*\})?")
 AMOUNT = re.compile(r"\s*\d")
-WORDS = re.compile(r"(?<!\w)(?:or|to|and|[^\W\d_]{3,})(?!\w)|[^\W\d_A-Za-z\u0370-\u03ff]")
+WORDS = re.compile(r"(?<=\s)[^\W\d_]{2,}(?=\s)|(?<!\w)[^\W\d_]{3,}(?!\w)|[^\W\d_A-Za-z\u0370-\u03ff]")
 """What stands in a sentence and in no formula: words, and letters that are neither Latin nor Greek."""
 
 

@@ -225,7 +225,7 @@ def test_json_that_may_be_calls_is_one_or_the_other_whole_and_streamed(qwen: Ser
     # Where calls are spelt out as text, a text of JSON could hold one.
     with pytest.raises(openai.BadRequestError, match="without a token of their own"):
         client.chat.completions.create(model="tiny", messages=HELLO, tools=[OTHER], response_format=form, max_tokens=8)
-    with pytest.raises(openai.BadRequestError, match="go with a response_format, not with guided_regex"):
+    with pytest.raises(openai.BadRequestError, match="go with response_format, not with `guided_regex`"):
         asked.chat.completions.create(
             model="qwen", messages=HELLO, tools=[OTHER], extra_body={"guided_regex": "a+"}, max_tokens=8
         )
@@ -266,8 +266,8 @@ def test_a_forced_call_that_cannot_be_kept_is_refused_and_its_twin_is_made(serve
     poisons = [
         (asked("required", tool(properties={"a": {"not": {}}})), asked("required", tool(properties={"not": {}})), "'not' at #/properties/a"),
         (asked("required", tool(type="string")), asked("required", tool(type="object")), "the parameters of 'put'"),
-        (asked(named("pu"), tool()), asked(named("put"), tool()), "no tool is called 'pu'. Did you mean 'put'?"),
-        (asked("required"), asked("auto"), "goes with tools"),
+        (asked(named("pu"), tool()), asked(named("put"), tool()), "which is not in `tools`. Did you mean 'put'?"),
+        (asked("required"), asked("auto"), "`tools` is empty"),
     ]  # fmt: skip
     for refused, taken, words in poisons:
         assert refused.status_code == 400

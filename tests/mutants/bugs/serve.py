@@ -305,8 +305,8 @@ MUTANTS = (
         "a refusal names the types of a union",
         "issue 14",
         "serve/words.py",
-        "        inside = isinstance(here, dict) and part in here\n",
-        "        inside = isinstance(part, str)\n",
+        "            here = here[part]\n",
+        "            here = here[part]\n        elif isinstance(part, str):\n            found.append(part)\n",
         "tests/serve/test_words.py::test_a_refusal_of_a_chat_is_a_sentence",
     ),
     one(

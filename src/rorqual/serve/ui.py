@@ -34,6 +34,8 @@ LIFETIME = 12 * 3600.0
 """Seconds that a login lasts."""
 MOST_LOGINS = 64
 """Of one tenant at a time; the oldest ends."""
+MOST_ASKED = 262_144
+"""Bytes of what the page sends at once: a question. Gradio reads it in the event loop, which all share."""
 LOGIN_BYTES, LOGIN_SECONDS = 4096, 10.0
 API = re.compile(r"/(v1(/.*)?|health|metrics|livez)", re.DOTALL)
 PATHS = re.compile(
@@ -150,7 +152,7 @@ class Page:
         elif not PATHS.fullmatch(scope["path"]) or ".." in scope["path"]:
             response = _text(404, "There is nothing here.")
         elif request.method not in ("GET", "HEAD") and not self._fits(request):
-            response = _text(413, f"The request is longer than {self.service.max_body} bytes.")
+            response = _text(413, f"The request is longer than {min(self.service.max_body, MOST_ASKED)} bytes.")
         else:
             await self._gradio(scope, receive, send, tenant)
             return
@@ -158,7 +160,7 @@ class Page:
 
     def _fits(self, request: Request) -> bool:
         length = request.headers.get("content-length", "")
-        return length.isdecimal() and len(length) < 16 and int(length) <= self.service.max_body
+        return length.isdecimal() and len(length) < 16 and int(length) <= min(self.service.max_body, MOST_ASKED)
 
     async def _login(self, request: Request) -> Response:
         body = await _short(request)

@@ -85,4 +85,12 @@ MUTANTS = (
         "    return turn",
         "tests/data/chat/test_tool_prompts.py::test_answers_stand_in_the_order_of_the_calls",
     ),
+    one(
+        "a long text is encoded under the interpreter's lock",
+        "issue 14: everybody's stream waited for one prompt",
+        "data/tokenizer.py",
+        "    if len(text) < LONG:\n",
+        "    if built:\n",
+        "tests/data/test_tokenizer.py::test_a_long_text_has_the_ids_of_the_library_and_holds_up_no_other_thread",
+    ),
 )

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import threading
+import time
 import unicodedata
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 
@@ -37,6 +40,29 @@ def test_text_never_becomes_a_special_token(tokenizer: Tokenizer, parts: list[st
     ids = tokenizer.encode(text)
     assert not any(tokenizer.is_special(id_) for id_ in ids)
     assert tokenizer.decode(ids) == text
+
+
+@BOTH
+def test_a_long_text_has_the_ids_of_the_library_and_holds_up_no_other_thread(tokenizer: Tokenizer) -> None:
+    """Counted in processor seconds: while one thread encodes, another works."""
+    text = "the cat sat on 12 mats. " * 12_000
+    spent, done = [0.0], threading.Event()
+
+    def encode() -> list[int]:
+        began = time.thread_time()
+        ids = tokenizer.encode(text)
+        spent[0] = time.thread_time() - began
+        done.set()
+        return ids
+
+    with ThreadPoolExecutor(1) as threads:
+        coming, began = threads.submit(encode), time.thread_time()
+        while not done.is_set():
+            pass
+        beside, ids = time.thread_time() - began, coming.result()
+    assert beside > spent[0] / 10
+    assert ids == tokenizer._plain.encode(text, add_special_tokens=False).ids
+    assert tokenizer.count(text) == len(ids)
 
 
 def test_a_trusted_template_does_reach_them() -> None:

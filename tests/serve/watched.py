@@ -2,7 +2,8 @@
 
 For each phase the report says of the callback that was longest: processor seconds (garbage collection is the thread's own work, too), and, where
 the report is called `counted.json`, calls of functions, which do not depend on the machine, and which functions were called in the loop
-with more than 64 KiB of anything. `late`: seconds that a timer of the loop came too late; `collected`: of the longest garbage collection,
+with more than 64 KiB of anything. `late`: seconds that a timer of the loop came too late; `held`: of these, what this process can be blamed
+for, as it worked no longer meanwhile, in all its threads; `collected`: of the longest garbage collection,
 in whatever thread, as all wait for it.
 """
 
@@ -34,19 +35,30 @@ class Watch:
         self.phases: list[dict[str, Any]] = []
         self.calls = 0
         self._due: float | None = None
-        self._collecting = 0.0
+        self._collecting = self._spent = 0.0
         self.begin()
 
     def begin(self, *_: object) -> None:
         self.phases.append(
-            {"calls": 0, "seconds": 0.0, "where": "", "large": [], "callbacks": 0, "late": 0.0, "collected": 0.0}
+            {
+                "calls": 0,
+                "seconds": 0.0,
+                "where": "",
+                "large": [],
+                "callbacks": 0,
+                "late": 0.0,
+                "held": 0.0,
+                "collected": 0.0,
+            }
         )
 
     def tick(self, loop: asyncio.AbstractEventLoop) -> None:
-        now = time.monotonic()
+        now, spent, phase = time.monotonic(), time.process_time(), self.phases[-1]
         if self._due is not None:
-            self.phases[-1]["late"] = max(self.phases[-1]["late"], now - self._due)
-        self._due = now + TICK
+            late = now - self._due
+            phase["late"] = max(phase["late"], late)
+            phase["held"] = max(phase["held"], min(late, spent - self._spent))
+        self._due, self._spent = now + TICK, spent
         loop.call_later(TICK, self.tick, loop)
 
     def collect(self, phase: str, _: object) -> None:

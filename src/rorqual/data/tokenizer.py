@@ -38,6 +38,8 @@ BASE_VOCAB = len(Special) + N_BYTES
 """Vocabulary without a merge: the special tokens are ids 0 to 6, then one token for each byte."""
 
 REPLACEMENT = "\ufffd"
+LONG = 4096
+"""Characters from which on a text is encoded without the interpreter's lock, which takes a moment longer."""
 
 _SHOWN = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
 _HIDDEN = [byte for byte in range(N_BYTES) if byte not in set(_SHOWN)]
@@ -136,7 +138,7 @@ class Tokenizer:
 
     def count(self, text: str) -> int:
         """How many tokens `encode` gives; it makes no list of them."""
-        return len(self._plain.encode(text, add_special_tokens=False))
+        return len(_encoding(self._plain, text))
 
     def encode_trusted(self, text: str) -> list[int]:
         """Ids of text that a template wrote: names of special tokens become their ids. Never for what a user typed."""
@@ -266,7 +268,14 @@ def _encode(built: tokenizers.Tokenizer, text: str, where: str) -> list[int]:
             where=where,
             remedy="Remove it: it often comes from a cut emoji in JSON.",
         ) from None
-    return list(built.encode(text, add_special_tokens=False).ids)
+    return list(_encoding(built, text).ids)
+
+
+def _encoding(built: tokenizers.Tokenizer, text: str) -> tokenizers.Encoding:
+    # `encode` keeps the interpreter's lock all the while, so that no other thread runs; a batch lets go of it.
+    if len(text) < LONG:
+        return built.encode(text, add_special_tokens=False)
+    return built.encode_batch_fast([text], add_special_tokens=False)[0]
 
 
 def _parse(source: str, where: str) -> dict[str, Any]:

@@ -38,6 +38,8 @@ LIFETIME = 12 * 3600.0
 """Seconds that a login lasts."""
 MOST_LOGINS = 64
 """Of one tenant at a time; the oldest ends."""
+MOST_ASKED = 262_144
+"""Bytes of what the page sends at once: a question. Gradio reads it in the event loop, which all share."""
 LOGIN_BYTES, LOGIN_SECONDS = 4096, 10.0
 API = re.compile(r"/(v1(/.*)?|health|metrics|livez)", re.DOTALL)
 HEADERS = {
@@ -158,7 +160,7 @@ class Page:
             response = RedirectResponse("/", 303)
             response.delete_cookie(_name(scope), httponly=True, samesite="strict")
         elif request.method not in ("GET", "HEAD") and not self._fits(request):
-            response = _text(413, f"The request is longer than {self.service.max_body} bytes.")
+            response = _text(413, f"The request is longer than {min(self.service.max_body, MOST_ASKED)} bytes.")
         else:
             try:
                 scope, receive = await self.pages.bind(scope, receive, login.tenant, self.service)
@@ -173,7 +175,7 @@ class Page:
 
     def _fits(self, request: Request) -> bool:
         length = request.headers.get("content-length", "")
-        return length.isdecimal() and len(length) < 16 and int(length) <= self.service.max_body
+        return length.isdecimal() and len(length) < 16 and int(length) <= min(self.service.max_body, MOST_ASKED)
 
     async def _login(self, request: Request) -> Response:
         body = await _short(request)

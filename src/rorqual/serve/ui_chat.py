@@ -8,6 +8,7 @@ Gradio reads the annotations of handlers as they stand, and is imported only whe
 """
 
 import asyncio
+import gc
 import html
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
@@ -75,6 +76,7 @@ class Mounted:
         except Exception as error:
             ready.set_exception(error)  # whoever waits is told; then it is in the log
             raise
+        gc.freeze()  # Gradio stays: no collection looks at it again
         async with parent.router.lifespan_context(parent):
             ready.set_result(parent)
             await self._closing.wait()

@@ -70,7 +70,8 @@ async def chunks(api: ASGIApp, tenant: str, body: Mapping[str, Any]) -> AsyncGen
 
     A refusal, or an error in the middle, is an `ApiError`. Closed early, it is a client that left: the request is cancelled.
     """
-    sent = json.dumps({**body, "stream": True}, ensure_ascii=False).encode("utf-8", "replace")
+    # A conversation may be long, and the event loop is everybody's.
+    sent = await asyncio.to_thread(_written, body)
     call = _Call(sent)
     task = asyncio.create_task(call.run(api, _scope(tenant, len(sent))))
     status, held = 0, b""
@@ -93,6 +94,10 @@ async def chunks(api: ASGIApp, tenant: str, body: Mapping[str, Any]) -> AsyncGen
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
+
+
+def _written(body: Mapping[str, Any]) -> bytes:
+    return json.dumps({**body, "stream": True}, ensure_ascii=False).encode("utf-8", "replace")
 
 
 def _read(text: str) -> Any:

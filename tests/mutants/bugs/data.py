@@ -108,5 +108,11 @@ MUTANTS = (
         "                if column.null_count:\n",
         "                if False:\n",
         "tests/data/test_distilled.py::test_a_field_that_is_null_or_of_another_type_is_named",
+        "a long text is encoded under the interpreter's lock",
+        "issue 14: everybody's stream waited for one prompt",
+        "data/tokenizer.py",
+        "    if len(text) < LONG:\n",
+        "    if built:\n",
+        "tests/data/test_tokenizer.py::test_a_long_text_has_the_ids_of_the_library_and_holds_up_no_other_thread",
     ),
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -98,6 +99,37 @@ def test_what_the_receiver_raises_stops_everything_and_is_raised(server: Server)
     with pytest.raises(TaskError, match="task x: its grader failed"):
         remote(server, concurrency=2).collect(questions(40), arrived)
     assert len(server.bodies) <= 4
+
+
+def test_nothing_is_sent_once_the_receiver_has_raised(server: Server) -> None:
+    """Also where the thread that would tell the others is slow: each of these has its answer and waits to hand it over."""
+    together = threading.Barrier(4)
+
+    def answer(body: dict[str, Any], number: int) -> Any:
+        if number < 8:
+            together.wait(60)
+        return fault(400)
+
+    def slowed(frame: FrameType, event: str, arg: Any) -> Any:
+        if frame.f_code.co_name != "one":
+            return None
+        if event == "line" and threading.get_ident() in stopped:
+            time.sleep(0.1)  # so that others come first where they can
+        return slowed
+
+    def refused(place: int, error: RemoteError) -> None:
+        if len(server.bodies) == 8 and not stopped:
+            stopped.append(threading.get_ident())
+            raise error
+
+    server.answer, stopped = answer, list[int]()
+    threading.settrace(slowed)
+    try:
+        with pytest.raises(RemoteError):
+            remote(server, concurrency=4).collect(questions(40), lambda *_: None, refused=refused)
+    finally:
+        threading.settrace(None)  # type: ignore[arg-type]
+    assert len(server.bodies) == 8
 
 
 def test_the_toll_is_asked_before_each_try_and_told_of_each_refusal(server: Server) -> None:

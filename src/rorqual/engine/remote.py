@@ -13,8 +13,9 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from email.message import Message as Headers
 from http.client import HTTPException
@@ -176,25 +177,34 @@ class RemoteEngine:
         lock, stop = threading.Lock(), threading.Event()
         faults: list[BaseException] = []
 
+        def answer(place: int) -> Completion | RemoteError:
+            try:
+                return self._complete(*wanted[place], _Gate(toll, place, stop))
+            except RemoteError as error:
+                if refused is None or error.status not in REFUSED:
+                    raise
+                return error
+
+        @contextmanager
+        def failing() -> Iterator[None]:
+            try:
+                yield
+            except BaseException as error:
+                faults.append(error)  # the others only say that they were stopped
+                stop.set()
+                raise
+
         def one(place: int) -> None:
             if stop.is_set():
                 return
             try:
-                try:
-                    completion = self._complete(*wanted[place], _Gate(toll, place, stop))
-                except RemoteError as error:
-                    if refused is None or error.status not in REFUSED:
-                        raise
-                    with lock:
-                        refused(place, error)
-                    return
-                with lock:
-                    arrived(place, completion)
-            except BaseException as error:
-                with lock:  # the others only say that they were stopped
-                    faults.append(error)
-                stop.set()
-                raise
+                with failing():
+                    found = answer(place)
+                with lock, failing():  # stopped before another thread has the lock, and goes on
+                    if isinstance(found, Completion):
+                        arrived(place, found)
+                    elif refused is not None:
+                        refused(place, found)
             finally:
                 toll.left(place)
 

@@ -218,10 +218,11 @@ class Scheduler:
     def _victim(self, sequence: Sequence) -> Sequence | None:
         """Who is preempted so that `sequence`, whose turn it is, need not wait: one of a lower priority, else the longest-running of the tenant
         that has most slots, once it has drawn `QUANTUM` tokens in its row."""
-        last = self._last()
-        if last.priority < sequence.priority:
-            return last
+        if min(s.priority for s in (*self.active, *self.feeding)) < sequence.priority:
+            return self._last()
         held = self._held()
+        if held.keys() == {sequence.tenant}:
+            return None
         tenants = self.waiting.owing(sequence.tenant, held, self._served())
         found = [
             (held[s.tenant], self._drawn(row), row)

@@ -503,8 +503,8 @@ MUTANTS = (
         "a request that is refused takes the others with it",
         "our own closing note: answers that were paid for were lost",
         "engine/remote.py",
-        "                    if refused is None or error.status not in REFUSED:\n",
-        "                    if refused is None or error.status:\n",
+        "                if refused is None or error.status not in REFUSED:\n",
+        "                if refused is None or error.status:\n",
         "tests/cli/test_eval_kept.py::test_a_request_that_is_refused_is_ungraded_and_asked_again_by_the_same_command",
     ),
     one(

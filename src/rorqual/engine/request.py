@@ -81,7 +81,8 @@ class Completion:
     them; None where the engine does not record it.
     `top_logprobs[i]`: the likeliest tokens at that place, where they were asked for. `usage` counts `prompt_tokens`,
     `completion_tokens` and, of a local engine, `prompt_cache_hit_tokens` and `prompt_cache_miss_tokens`. `error`: why this is no answer,
-    where it is none: the grammar gave up in the middle, or a logit was not a number.
+    where it is none: the grammar gave up in the middle, the answer does not match what its schema asks beyond the grammar, or a logit
+    was not a number.
     `text` is the reply after `</think>`, `reasoning` what stood before it (None: it did not think).
     """
 

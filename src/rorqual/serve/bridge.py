@@ -233,7 +233,11 @@ class Bridge:
                 case "refused":
                     if (part := self._parts.get(message["number"])) is not None:
                         status, param = message["status"], part[0].bound
-                        self._end(part[0], ApiError(status, message["message"], param=param if status == 400 else None))
+                        code = "schema_mismatch" if status == 422 else None
+                        self._end(
+                            part[0],
+                            ApiError(status, message["message"], param=param if status < 500 else None, code=code),
+                        )
                 case "beat":
                     self.stats = message["stats"]
                 case "drawn":

@@ -281,9 +281,9 @@ POISONS: dict[str, tuple[Grammar, Grammar, str]] = {
         "another form",
     ),
     "an answer that cannot be enforced": (
+        or_json({"properties": {"a": {"pattern": "(?>a)"}}}),
         or_json({"properties": {"a": {"not": {}}}}),
-        or_json({"properties": {"not": {}}}),
-        "'not' at #/properties/a, which cannot be enforced",
+        "'pattern' at #/properties/a, which is not an expression",
     ),
     "a name in quotes": (
         source(tools=[{"name": '"', "parameters": {}}], many=True),
@@ -301,9 +301,9 @@ POISONS: dict[str, tuple[Grammar, Grammar, str]] = {
         "the parameters of 'say': their type is 'string'",
     ),
     "a keyword that cannot be enforced": (
+        calls(add={}, say={"properties": {"a": {"pattern": "(?>a)"}}}),
         calls(add={}, say={"properties": {"a": {"not": {}}}}),
-        calls(add={}, say={"properties": {"not": {}}}),
-        "the parameters of 'say': .* 'not' at #/properties/a, which cannot be enforced",
+        "the parameters of 'say': .* 'pattern' at #/properties/a, which is not an expression",
     ),
     "options of the library": (
         calls(say={"x-guidance": {"lenient": True}}),

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from rorqual.core.errors import DataError, RorqualError
 from rorqual.engine.asking import KEYS, Ask
+from rorqual.engine.grammar_check import MISMATCH
 from rorqual.engine.prompts import Refused
 from rorqual.engine.remote import REFUSED, RemoteEngine, RemoteError
 from rorqual.engine.request import Completion, Request
@@ -158,7 +159,9 @@ def fault_of(asked: Ask, samples: Sequence[Completion]) -> Refused | None:
         return None
     number, what = broken[0]
     key, remedy = ("grammar", "Make the grammar simpler, or such that a reply can always go on.")
-    if what.startswith("the server"):
+    if what.startswith(MISMATCH):
+        remedy = "Ask again with another seed, or make the schema simpler."
+    elif what.startswith("the server"):
         key, remedy = "", "Ask it why, and repeat without out= or with another: what is there is kept."
     elif "not a number" in what:
         key, remedy = "", "The weights, or the type they are computed in, give no number here: try dtype=float32."

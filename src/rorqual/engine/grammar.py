@@ -26,7 +26,7 @@ from rorqual.engine.grammar_check import Judge
 from rorqual.engine.grammar_constraint import Avoiding, Checked, Constraint, Delayed, Lexicon, Matched, Thought
 from rorqual.engine.grammar_prune import loosened, pruned
 from rorqual.engine.grammar_queue import Build, Turns
-from rorqual.engine.grammar_refusal import KINDS, Unusable, refusal
+from rorqual.engine.grammar_refusal import KINDS, NOTHING, Unusable, refusal
 from rorqual.engine.grammar_source import MAX_LOOSE, parse_schema, rewrite
 from rorqual.engine.grammar_text import options_of, schema_text, written
 from rorqual.engine.request import Grammar
@@ -200,7 +200,7 @@ class Grammars:
                     continue
                 part = pruned(part, str(error), lambda one: self._impossible(one, library, lexicon))
         else:
-            raise Unusable("it cannot be made simpler")
+            raise Unusable(NOTHING)
         if checked:
             judge = judge or Judge(asked)
             compiled.fault = lambda ids: judge.fault(self._tokenizer.decode(ids))

@@ -13,7 +13,8 @@ from typing import Any
 
 from rorqual.engine.grammar_pattern import ANY, EMPTY, Node, Ranges, Reader, ranges, written_set
 
-MAX_STATES, MAX_TEXT, MAX_UNROLLED, MAX_STEPS = 48, 6000, 3, 20_000
+MAX_STATES, MAX_TEXT, MAX_UNROLLED, MAX_STEPS, MAX_SIZE = 48, 6000, 3, 4000, 2000
+MAX_WRITTEN = 50_000
 NONE: Node = ("set", ())
 ALL: Node = ("rep", ("set", ANY), 0, None)
 ESCAPED = ranges((8, 10), (12, 13))
@@ -38,7 +39,7 @@ def translate(pattern: str) -> Translated:
     """A pattern of a JSON schema, which may match anywhere; `grammar_pattern.Unreadable` where it cannot be read."""
     reader = Reader(pattern)
     node = reader.read()
-    if _size(node, {}) > MAX_STEPS:
+    if _size(node, {}) > MAX_WRITTEN:
         return Translated((), False)
     assertions = _Assertions()
     try:
@@ -68,6 +69,13 @@ def _size(node: Node, known: dict[int, int]) -> int:
     return known[id(node)]
 
 
+def _check_size(node: Node) -> Node:
+    """It: unless it is too large to be compared with others, which takes as long as it is."""
+    if _size(node, {}) > MAX_SIZE:
+        raise TooLarge
+    return node
+
+
 class _Assertions:
     """Replaces `^`, `$` and look-ahead by what they ask of the text that follows."""
 
@@ -93,9 +101,9 @@ class _Assertions:
                 return EMPTY if _nullable(rest) else NONE
             case ("look", negative, body):
                 asked = self.before(body, ALL, start)
-                return both(complement(asked) if negative else asked, rest)
+                return both(_check_size(complement(asked) if negative else asked), _check_size(rest))
             case ("alt", branches):
-                return alt(*(self.before(branch, rest, start) for branch in branches))
+                return _check_size(alt(*(self.before(branch, rest, start) for branch in branches)))
             case ("cat", parts):
                 starts = [start and all(map(_empty, parts[:number])) for number in range(len(parts))]
                 # (a?^b: a beginning behind what may be nothing is not followed up)
@@ -116,7 +124,7 @@ class _Assertions:
             after = rest
             for count in range(1, most + 1):
                 after = self.before(body, after, start and count == most)
-                found = alt(found, after) if count >= least else found
+                found = alt(found, _check_size(after)) if count >= least else found
             return found
         match body:
             case ("cat", (("look", True, unwanted), ("set", _) as one)) if rest == EMPTY and not _nullable(
@@ -292,15 +300,19 @@ class _Automaton:
             raise TooLarge
         self._numbers: dict[Node, int] = {node: 0}
         self._last: set[int] = set()
+        self._left = MAX_STEPS
         self._steps: dict[tuple[int, int], Ranges] = {}
         classes, waiting = list(_partition(node)), [node]
+        if len(classes) > MAX_STATES:
+            raise TooLarge
         while waiting:
             state = waiting.pop()
             number = self._numbers[state]
             if _nullable(state):
                 self._last.add(number)
             for members in classes:
-                after = _derivative(state, members[0][0])
+                after = self._derivative(state, members[0][0])
+                _check_size(after)
                 if after == NONE:
                     continue
                 if after not in self._numbers:
@@ -310,6 +322,31 @@ class _Automaton:
                         raise TooLarge
                 edge = (number, self._numbers[after])
                 self._steps[edge] = ranges(*self._steps.get(edge, ()), *members)
+
+    def _derivative(self, node: Node, code: int) -> Node:
+        """What is left to match after a character."""
+        self._left -= 1
+        if self._left < 0:
+            raise TooLarge
+        kind: str = node[0]
+        if kind == "set":
+            return EMPTY if _holds(node[1], code) else NONE
+        if kind in ("alt", "and"):
+            join: Callable[..., Node] = alt if kind == "alt" else both
+            return join(*(self._derivative(part, code) for part in node[1]))
+        if kind == "not":
+            return complement(self._derivative(node[1], code))
+        if kind == "rep":
+            _, body, least, most = node
+            if most == 0:
+                return NONE
+            left: Any = ("rep", body, max(0, least - 1), None if most is None else most - 1)
+            return cat(self._derivative(body, code), EMPTY if left[3] == 0 else left)
+        if not node[1]:
+            return NONE
+        first, rest = node[1][0], cat(*node[1][1:])
+        found = cat(self._derivative(first, code), rest)
+        return alt(found, self._derivative(rest, code)) if _nullable(first) else found
 
     def expression(self) -> str:
         """By elimination of states, those with the fewest ways through them first."""
@@ -373,26 +410,3 @@ def _partition(node: Node) -> list[Ranges]:
         if _holds(ANY, low) and low < after:
             found.setdefault(tuple(_holds(given, low) for given in sets), []).append((low, after - 1))
     return [ranges(*members) for members in found.values()]
-
-
-def _derivative(node: Node, code: int) -> Node:
-    """What is left to match after a character."""
-    kind: str = node[0]
-    if kind == "set":
-        return EMPTY if _holds(node[1], code) else NONE
-    if kind in ("alt", "and"):
-        join: Callable[..., Node] = alt if kind == "alt" else both
-        return join(*(_derivative(part, code) for part in node[1]))
-    if kind == "not":
-        return complement(_derivative(node[1], code))
-    if kind == "rep":
-        _, body, least, most = node
-        if most == 0:
-            return NONE
-        left: Any = ("rep", body, max(0, least - 1), None if most is None else most - 1)
-        return cat(_derivative(body, code), EMPTY if left[3] == 0 else left)
-    if not node[1]:
-        return NONE
-    first, rest = node[1][0], cat(*node[1][1:])
-    found = cat(_derivative(first, code), rest)
-    return alt(found, _derivative(rest, code)) if _nullable(first) else found

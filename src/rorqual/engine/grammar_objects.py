@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Iterable
 from itertools import combinations
+from math import prod
 from typing import Any
 
 from rorqual.core.errors import DataError
-from rorqual.engine.grammar_refs import shown
+from rorqual.engine.grammar_refs import escaped, shown
 from rorqual.engine.grammar_texts import BINDING, MAX_BRANCHES, STRINGS, Part, Texts, applies, binds, count_of
 from rorqual.engine.grammar_unique import values_of
 
-MAX_NAMES, MAX_DEPENDENT = 256, 4
+MAX_NAMES, MAX_INLINE = 256, 4
 
 
 class Objects(Texts):
     """Objects, whose properties are parts."""
-
-    @abstractmethod
-    def part(self, given: Any, place: str) -> Part:
-        """One part, and all below it."""
 
     def _object(
         self, given: dict[str, Any], place: str, found: dict[str, Any], extra: list[Part], _: frozenset[str]
@@ -30,7 +26,7 @@ class Objects(Texts):
             raise DataError(
                 f"the JSON schema uses 'properties' at {place} without an object", remedy='Send {"name": {...}}.'
             )
-        properties = {name: self.part(one, f"{place}/properties/{shown(name)}") for name, one in named.items()}
+        properties = self._each(named, f"{place}/properties")
         patterns = self._patterns(given, place)
         others: Part = self.part(given.get("additionalProperties", True), f"{place}/additionalProperties")
         others = self._unevaluated(given, place, properties, patterns, others)
@@ -131,6 +127,9 @@ class Objects(Texts):
             self._note("propertyNames", place)
             return properties, patterns, others
         if isinstance(names, list):
+            if len(names) > MAX_INLINE and not isinstance(others, bool):
+                pointer = f"names of {len(self.shared)}"
+                self.shared[pointer], others = others, {"$ref": f"#/$defs/{escaped(pointer)}"}
             return {name: properties.get(name, others) for name in names}, {}, False
         if properties:
             self._note("propertyNames", place)
@@ -150,7 +149,7 @@ class Objects(Texts):
         if not free and most is not None and most >= len(required) + len(optional):
             most = None
         if optional and (least or most is not None):
-            branches = self._chosen(optional, least, None if most is None else most - len(required), free)
+            branches = None if free else self._chosen(optional, least, None if most is None else most - len(required))
             if branches is None:
                 for key in counts:
                     self._note(key, place)
@@ -165,10 +164,9 @@ class Objects(Texts):
             if key in self.loose or (key == "minProperties" and free and least > 1):
                 self._note(key, place)
 
-    @staticmethod
-    def _chosen(optional: list[str], least: int, most: int | None, free: bool) -> list[Part] | None:
+    def _chosen(self, optional: list[str], least: int, most: int | None) -> list[Part] | None:
         """Which of the optional properties there are, where nothing else may be; None where that would be too many parts."""
-        if free or len(optional) > MAX_BRANCHES:
+        if len(optional) > MAX_BRANCHES:
             return None
         found = list[Part]()
         if least:
@@ -180,14 +178,14 @@ class Objects(Texts):
                 {"anyOf": [{"properties": {name: False for name in optional if name not in names}} for names in kept]}
             )
         branches = [len(part["anyOf"]) for part in found if isinstance(part, dict)]
-        return None if max(branches, default=0) > MAX_BRANCHES or (len(branches) > 1 and max(branches) > 6) else found
+        return found if max(branches, default=0) <= MAX_BRANCHES and self._multiply(prod(branches)) else None
 
     def _dependent(self, given: dict[str, Any], place: str, extra: list[Part]) -> None:
         """What must hold where there is a property of some name."""
         for keyword in ("dependentRequired", "dependentSchemas", "dependencies"):
             value = given.get(keyword, {})
-            for number, (name, asked) in enumerate(value.items() if isinstance(value, dict) else ()):
-                if number >= MAX_DEPENDENT:
+            for name, asked in value.items() if isinstance(value, dict) else ():
+                if not self._multiply(2):
                     self._note(keyword, place)
                     break
                 there: dict[str, Any] = {"required": [name]}

@@ -18,6 +18,9 @@ SAYS: Mapping[str, tuple[str, ...]] = {
     "multipleOf": ("multipleOf",),
     "format": ("format",),
     "regex": ("pattern",),
+    "too large": ("branches",),
+    "too big": ("branches",),
+    "symbols.len()": ("branches",),
 }
 """What llguidance says where a keyword, or what stands under it, is beyond it."""
 

@@ -52,7 +52,7 @@ def _based(schema: Any) -> Iterator[tuple[str, Any, str]]:
     waiting = [("#", schema, "")]
     while waiting:
         place, part, base = waiting.pop()
-        if isinstance(part, dict) and isinstance(part.get("$id"), str):
+        if isinstance(part, dict) and isinstance(part.get("$id"), str) and not part["$id"].startswith("#"):
             base = urljoin(base, part["$id"])
         yield place, part, base
         if isinstance(part, list):
@@ -71,6 +71,9 @@ def settle(schema: dict[str, Any]) -> None:
     if not any(isinstance(part, dict) and part.keys() & set(REFERENCES) for _, part in parts(schema)):
         return
     known = _addresses(schema)
+    anchors = [
+        part["$dynamicAnchor"] for _, part in parts(schema) if isinstance(part, dict) and "$dynamicAnchor" in part
+    ]
     names: dict[int, str] = {id(schema): "#"}
     for holder in HOLDERS:
         held = schema.get(holder)
@@ -83,6 +86,11 @@ def settle(schema: dict[str, Any]) -> None:
             if not isinstance(target, str):
                 continue
             found = _found(schema, target, base, known)
+            if keyword == "$dynamicRef" and anchors.count(target.rpartition("#")[2]) > 1:
+                raise DataError(
+                    f"the JSON schema uses '$dynamicRef' at {place} for one of several parts of that name, which cannot be enforced",
+                    remedy="Use $ref.",
+                )
             if found is None:
                 _missing(place, keyword, target)
             if id(found) not in names:
@@ -116,11 +124,11 @@ def _addresses(schema: Any) -> dict[str, Any]:
     for _, part, base in _based(schema):
         if not isinstance(part, dict):
             continue
-        if isinstance(part.get("$id"), str):
+        if isinstance(part.get("$id"), str) and not part["$id"].startswith("#"):
             found.setdefault(urldefrag(base)[0], part)
-        for keyword in ("$anchor", "$dynamicAnchor"):
-            if isinstance(part.get(keyword), str):
-                found.setdefault(f"{urldefrag(base)[0]}#{part[keyword]}", part)
+        for keyword in ("$anchor", "$dynamicAnchor", "$id"):
+            if isinstance(name := part.get(keyword), str) and (keyword != "$id" or name.startswith("#")):
+                found.setdefault(f"{urldefrag(base)[0]}#{name.removeprefix('#')}", part)
     return found
 
 

@@ -14,7 +14,7 @@ from rorqual.core.errors import DataError
 from rorqual.engine.grammar_negate import TYPES, Unsayable, negate
 from rorqual.engine.grammar_objects import Objects
 from rorqual.engine.grammar_refs import escaped, shown
-from rorqual.engine.grammar_texts import BINDING, MAX_BRANCHES, MAX_LEAST, OF_TYPE, Part, applies, count_of
+from rorqual.engine.grammar_texts import BINDING, MAX_LEAST, OF_TYPE, Part, applies, count_of
 from rorqual.engine.grammar_unique import MAX_VALUES, arrangements, values_of
 
 
@@ -27,8 +27,11 @@ class Rewriter(Objects):
         for holder in ("$defs", "definitions"):
             held = self.root.get(holder)
             if isinstance(held, dict):
-                defs[holder] = {name: self.part(part, f"#/{holder}/{shown(name)}") for name, part in held.items()}
+                defs[holder] = self._each(held, f"#/{holder}")
+        self.ways = 1
         found = self.part(self.root, "#")
+        if self.shared:
+            defs["$defs"] = {**defs.get("$defs", {}), **self.shared}
         impossible = {
             f"#/{holder}/{escaped(name)}"
             for holder, held in defs.items()
@@ -107,15 +110,15 @@ class Rewriter(Objects):
     def _branches(
         self, keyword: str, given: list[Any], branches: list[Part], place: str, found: dict[str, Any], extra: list[Part]
     ) -> None:
-        if keyword != "oneOf" or "oneOf" not in self.loose:
+        if keyword != "oneOf" or ("oneOf" not in self.loose and True not in branches and {} not in branches):
             found[keyword] = branches
             return
         try:  # each without the others
-            if len(branches) ** 2 > MAX_BRANCHES:
+            if not self._multiply(len(branches)):
                 raise Unsayable
+            others = [self._negated(one, place) for one in given]
             apart = [
-                {"allOf": [branch, *(self._negated(other, place) for other in given if other is not one)]}
-                for one, branch in zip(given, branches, strict=True)
+                {"allOf": [branch, *others[:number], *others[number + 1 :]]} for number, branch in enumerate(branches)
             ]
             extra.append({"anyOf": apart})
         except Unsayable:
@@ -136,6 +139,8 @@ class Rewriter(Objects):
         if then is True and other is True:
             return
         try:
+            if not self._multiply(2):
+                raise Unsayable
             extra.append({"anyOf": [
                 {"allOf": [self.part(given["if"], f"{place}/if"), self.part(then, f"{place}/then")]},
                 {"allOf": [self._negated(given["if"], f"{place}/if"), self.part(other, f"{place}/else")]},
@@ -153,7 +158,7 @@ class Rewriter(Objects):
             first, items = items, given.get("additionalItems", True)
         if isinstance(first, list) and first:
             name = "items" if isinstance(given.get("items"), list) else "prefixItems"
-            found["prefixItems"] = [self.part(one, f"{place}/{name}/{number}") for number, one in enumerate(first)]
+            found["prefixItems"] = list(self._each(dict(enumerate(first)), f"{place}/{name}").values())
         if items is True and given.get("unevaluatedItems") is False and not applies(given) and "contains" not in given:
             items = False
         elif given.get("unevaluatedItems", True) is not True:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +14,7 @@ from rorqual.engine.grammar_formats import CHECKED, EXPRESSIONS, LIBRARY
 from rorqual.engine.grammar_pattern import Unreadable
 from rorqual.engine.grammar_refs import resolve, shown
 
-MAX_BRANCHES = 24
+MAX_BRANCHES, MAX_WAYS = 24, 32
 MAX_LEAST = 10_000
 """The most that a minimum may ask for: no reply has more characters, items or properties."""
 COUNTS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
@@ -36,8 +37,10 @@ LOOSE = (
     "pattern",
     "format",
     "uniqueItems",
+    "branches",
 )
-"""Keywords that llguidance may refuse by what stands under them: they are left out then, and checked."""
+"""Keywords that llguidance may refuse by what stands under them: they are left out then, and checked. `branches`: all that is said in more
+of them than the schema has."""
 Part = dict[str, Any] | bool
 
 
@@ -50,6 +53,31 @@ class Texts:
     dead: frozenset[int] = frozenset()
     loose: frozenset[str] = frozenset()
     checked: list[tuple[str, str]] = field(default_factory=list)
+
+    ways: int = 1
+    """In how many ways the part that is being written may be met, as far as it was said in branches: llguidance multiplies them."""
+    shared: dict[str, Part] = field(default_factory=dict)
+
+    def _multiply(self, count: int) -> bool:
+        """Whether a part may be said in so many branches more; else it is checked."""
+        if "branches" in self.loose or self.ways * count > MAX_WAYS:
+            return False
+        self.ways *= count
+        return True
+
+    def _each(self, given: Mapping[Any, Any], place: str) -> dict[Any, Part]:
+        """Parts beside each other, whose ways are not multiplied."""
+        before, most, found = self.ways, self.ways, dict[Any, Part]()
+        for name, one in given.items():
+            self.ways = before
+            found[name] = self.part(one, f"{place}/{shown(str(name))}")
+            most = max(most, self.ways)
+        self.ways = most
+        return found
+
+    @abstractmethod
+    def part(self, given: Any, place: str) -> Part:
+        """One part, and all below it."""
 
     def _note(self, keyword: str, place: str) -> None:
         self.checked.append((keyword, place))

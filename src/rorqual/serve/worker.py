@@ -23,6 +23,7 @@ from rorqual.core.errors import RorqualError
 from rorqual.engine.deltas import Delta
 from rorqual.engine.engine import CACHE_BYTES, Engine
 from rorqual.engine.grammar import COMPILE_SECONDS, Compiled
+from rorqual.engine.grammar_check import MISMATCH
 from rorqual.engine.grammar_queue import Build
 from rorqual.engine.probe import NOT_HELD
 from rorqual.engine.request import Grammar, Request, SamplingParams
@@ -154,7 +155,11 @@ class Worker:
 
     def _broke_off(self, number: int, delta: Delta) -> None:
         assert delta.completion is not None
-        if math.isfinite(delta.logprob):
+        if delta.completion.error.startswith(MISMATCH):
+            self._refuse(
+                number, f"{delta.completion.error}. Ask again with another seed, or make the schema simpler", 422
+            )
+        elif math.isfinite(delta.logprob):
             self._refuse(number, f"the grammar gave up in the middle: {delta.completion.error}")
         else:
             self._refuse(number, delta.completion.error, 500)

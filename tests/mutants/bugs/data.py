@@ -108,6 +108,8 @@ MUTANTS = (
         "                if column.null_count:\n",
         "                if False:\n",
         "tests/data/test_distilled.py::test_a_field_that_is_null_or_of_another_type_is_named",
+    ),
+    one(
         "a long text is encoded under the interpreter's lock",
         "issue 14: everybody's stream waited for one prompt",
         "data/tokenizer.py",

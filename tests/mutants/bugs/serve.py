@@ -502,6 +502,8 @@ MUTANTS = (
         "        sane = len(given) == 1 and SANE_ID.fullmatch(given[0])\n",
         "        sane = len(given) == 1\n",
         "tests/serve/test_load.py::test_every_answer_names_its_request",
+    ),
+    one(
         "what stands between two prices is a formula",
         "issue 14: $5 and $6",
         "serve/ui_math.py",

@@ -82,23 +82,17 @@ class Request:
 class Completion:
     """One sample.
 
-        `logprobs[i]` is the log-probability of `token_ids[i]` under the distribution it was drawn from (temperature, top-p and top-k
-        included; at temperature 0, of the plain softmax). `experts` is [len(prompt_ids) + len(token_ids) - 1, moe layers, top-k], the experts
-        that served each position that was fed, uint8 or int16; None for a dense or a remote model.
-        `kept` is [len(token_ids), ceil(vocab / 8)] uint8, the tokens that top-k and top-p left for each draw, as `numpy.packbits` writes
-        them; None where the engine does not record it.
-    <<<<<<< HEAD
-        `top_logprobs[i]`: the likeliest tokens at that place, where they were asked for. `prompt_logprobs` and `prompt_top_logprobs`
-        [len(prompt_ids)]: the same of the prompt, where `SamplingParams.prompt_logprobs` asks for it; None and [] for its first token.
-        `usage` counts `prompt_tokens`, `completion_tokens` and, of a local engine, `prompt_cache_hit_tokens` and `prompt_cache_miss_tokens`.
-        `error`: why this is no answer, where it is none: the grammar gave up in the middle, or a logit was not a number.
-    =======
-        `top_logprobs[i]`: the likeliest tokens at that place, where they were asked for. `usage` counts `prompt_tokens`,
-        `completion_tokens` and, of a local engine, `prompt_cache_hit_tokens` and `prompt_cache_miss_tokens`. `error`: why this is no answer,
-        where it is none: the grammar gave up in the middle, the answer does not match what its schema asks beyond the grammar, or a logit
-        was not a number.
-    >>>>>>> grammar
-        `text` is the reply after `</think>`, `reasoning` what stood before it (None: it did not think).
+    `logprobs[i]` is the log-probability of `token_ids[i]` under the distribution it was drawn from (temperature, top-p and top-k
+    included; at temperature 0, of the plain softmax). `experts` is [len(prompt_ids) + len(token_ids) - 1, moe layers, top-k], the experts
+    that served each position that was fed, uint8 or int16; None for a dense or a remote model.
+    `kept` is [len(token_ids), ceil(vocab / 8)] uint8, the tokens that top-k and top-p left for each draw, as `numpy.packbits` writes
+    them; None where the engine does not record it.
+    `top_logprobs[i]`: the likeliest tokens at that place, where they were asked for. `prompt_logprobs` and `prompt_top_logprobs`
+    [len(prompt_ids)]: the same of the prompt, where `SamplingParams.prompt_logprobs` asks for it; None and [] for its first token.
+    `usage` counts `prompt_tokens`, `completion_tokens` and, of a local engine, `prompt_cache_hit_tokens` and `prompt_cache_miss_tokens`.
+    `error`: why this is no answer, where it is none: the grammar gave up in the middle, the answer does not match what its schema asks
+    beyond the grammar, or a logit was not a number.
+    `text` is the reply after `</think>`, `reasoning` what stood before it (None: it did not think).
     """
 
     prompt_ids: tuple[int, ...]

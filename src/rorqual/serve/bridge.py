@@ -242,18 +242,11 @@ class Bridge:
                 case "refused":
                     if (part := self._parts.get(message["number"])) is not None:
                         status, param = message["status"], part[0].bound
-<<<<<<< HEAD
-                        self._end(part[0], ApiError(status, message["message"], param=param if status == 400 else None))
+                        param, code = param if status < 500 else None, "schema_mismatch" if status == 422 else None
+                        self._end(part[0], ApiError(status, message["message"], param=param, code=code))
                 case "scored":
                     if (part := self._parts.get(number := message["number"])) is not None:
                         part[0].events.put_nowait(Scored(part[0].numbers.index(number), message["scores"]))
-=======
-                        code = "schema_mismatch" if status == 422 else None
-                        self._end(
-                            part[0],
-                            ApiError(status, message["message"], param=param if status < 500 else None, code=code),
-                        )
->>>>>>> grammar
                 case "beat":
                     self.stats = message["stats"]
                 case "drawn":

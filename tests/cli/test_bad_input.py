@@ -58,7 +58,7 @@ CASES = [
     Case("dashes", (*SFT, "task=families", "--seed=1"), ("'--seed=1'", "seed=1, without dashes")),
     Case("wrong type", (*SFT, "task=families", "seed=many"), ("'seed'", "integer", "'many'")),
     Case("negative rate", (*SFT, "task=families", "lr=-1"), ("'lr'", "greater than or equal to 0", "-1")),
-    Case("rate that is none", (*SFT, "task=families", "optim.lr=nan"), ("'optim.lr'", "finite", "nan")),
+    Case("rate that is none", (*SFT, "task=families", "optim.lr=nan"), ("'optim.lr'", "greater than 0", "nan")),
     Case(
         "null prompt",
         sft_on("null.jsonl"),

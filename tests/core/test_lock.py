@@ -42,12 +42,14 @@ def held(context: ForkServerContext, take: Callable[[Path], object], path: Path,
     """Another process that has the lock; it is killed at the end. Gives its number."""
     process = context.Process(target=hold, args=(take, path, taken))
     process.start()
-    while not taken.exists():
-        assert process.is_alive()
-        time.sleep(0.002)
-    yield process.pid or 0
-    process.kill()
-    process.join()
+    try:
+        while not taken.exists():
+            assert process.is_alive()
+            time.sleep(0.002)
+        yield process.pid or 0
+    finally:
+        process.kill()
+        process.join()
 
 
 @pytest.mark.parametrize("take", [own_run, take_file, Journal], ids=["run", "file", "journal"])

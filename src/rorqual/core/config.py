@@ -23,7 +23,8 @@ def _no_truth_value(value: Any) -> Any:
     return value
 
 
-MOST, LARGEST = 2**31 - 1, 1e12
+MOST, LARGEST = 2**31 - 1, 1e37
+"""What any number may be at most: an index of 32 bits, and what float32 holds."""
 _NUMBER = BeforeValidator(_no_truth_value)
 Count = Annotated[int, _NUMBER, Field(ge=1, le=MOST)]
 Natural = Annotated[int, _NUMBER, Field(ge=0, le=MOST)]

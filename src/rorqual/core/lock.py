@@ -22,7 +22,8 @@ BUSY = frozenset({errno.EWOULDBLOCK, errno.EACCES})
 class Lock:
     """The lock file `path`, held until `close`. It is the kernel's lock: a killed process holds none. Readers are not kept out.
 
-    Folders above it are made; what was made is removed at the end where nothing else came into it. Errors: a `RorqualError` at `where` that
+    Folders above it are made; what was made is removed at the end where nothing else came into it, and a folder in which nothing else
+    changed has the times of before: to go on with what is finished leaves no trace. Errors: a `RorqualError` at `where` that
     names the process that holds it. On a file system without locks nothing is refused.
     """
 
@@ -42,6 +43,7 @@ class Lock:
         """Whether the file that was locked is still the one at the path: its last holder may have removed it meanwhile."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
+            before = os.stat(self.path.parent)
             self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except FileNotFoundError:  # the folder was removed, too
             return False
@@ -62,6 +64,7 @@ class Lock:
         with suppress(OSError):  # a full disk: it stays without a name
             os.ftruncate(self._file, 0)
             os.pwrite(self._file, json.dumps(_this_process()).encode(), 0)
+        self._before, self._began = before, os.stat(self.path.parent).st_mtime_ns
         return True
 
     def __enter__(self) -> Self:
@@ -73,7 +76,10 @@ class Lock:
     def close(self) -> None:
         """Let another process have it."""
         with suppress(OSError):
+            unchanged = os.stat(self.path.parent).st_mtime_ns == self._began
             self.path.unlink()
+            if unchanged:
+                os.utime(self.path.parent, ns=(self._before.st_atime_ns, self._before.st_mtime_ns))
         os.close(self._file)
         self._unmake()
 

@@ -120,8 +120,8 @@ MUTANTS = (
         "samples that a filter dropped are trained on",
         "a filter that only marks",
         "train/sources/distilled.py",
-        "kept = file.kept\n",
-        "kept = file.rows\n",
+        "for one in file.kept if not empty",
+        "for one in file.rows if not empty",
         "tests/train/test_distilled_source.py::test_what_a_filter_dropped_is_never_seen",
     ),
     one(

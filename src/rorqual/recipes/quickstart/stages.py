@@ -188,7 +188,8 @@ class Quickstart:
             cost = sampled_cost(place)
             entry.tokens, entry.flops, entry.solved = cost["tokens"], cost["flops"], cost["solved"]
             lines = [
-                {"messages": [{"role": m.role, "content": m.content} for m in row.messages]}
+                # A teacher too little trained is cut off in a thought: then that is all it said.
+                {"messages": [{"role": m.role, "content": m.content or m.reasoning} for m in row.messages]}
                 for row in read_distilled(place.samples_file).kept
             ]
             text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)

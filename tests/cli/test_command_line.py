@@ -47,11 +47,6 @@ def test_without_a_verb_the_help_is_shown(tmp_path: Path) -> None:
     assert typed(tmp_path).out.rstrip() == typed(tmp_path, "--help").out.rstrip()
 
 
-def _hears_interrupts() -> None:
-    """A shell ignores SIGINT for what it starts in the background, these tests included, and whatever they start inherits that."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 STEPS = 50
 """So many that a run is not done before it is stopped."""
 
@@ -75,7 +70,6 @@ def test_stopped_it_says_so_and_the_same_command_goes_on_where_it_was(polite: si
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-        preexec_fn=_hears_interrupts,  # noqa: PLW1509 (no thread runs yet)
     )
     run = RunDir(tmp_path / "run")
     while not run.steps() and process.poll() is None:

@@ -197,4 +197,12 @@ MUTANTS = (
         '    retry.click(again, [rows, *settings], trigger_mode="once", **running)\n',
         "tests/serve/test_page.py::test_a_reply_under_way_gives_way_to_another_and_to_a_new_chat",
     ),
+    one(
+        "an answer that does not match its schema is the grammar's giving up",
+        "issue 14",
+        "serve/worker.py",
+        "        if delta.completion.error.startswith(MISMATCH):\n",
+        "        if False:\n",
+        "tests/serve/test_json_mode.py::test_an_answer_that_does_not_match_is_an_error_that_names_the_keyword",
+    ),
 )

@@ -9,6 +9,7 @@ strict, at temperature 1 with a seed of its own. What comes back:
 - 200 and `stop`: the content is one JSON text that jsonschema finds valid (how many have a free name twice is counted apart);
 - 200 and `length`: at most 5 % of those accepted that set an end to what they allow; apart are those without one (a text without
   maxLength, a list without maxItems, any properties), where a model of random weights writes on as long as it may;
+- 422: the answer ended, was checked, and did not match; the message names a keyword that stands in the schema;
 - 400: the message names a keyword that stands in the schema (or says that no reply matches it), and is counted by that keyword;
 - anything else is wrong.
 
@@ -64,7 +65,7 @@ def fresh(chosen: argparse.Namespace) -> dict[str, Any]:
     return {
         "command": "python scripts/json_mode.py " + " ".join([*([chosen.run.name] if chosen.run else []), *words(chosen)]),
         "commit": commit.strip(), "packages": packages, "done": 0, "seconds": 0.0,
-        "outcomes": {}, "refused": {}, "a_name_twice": 0, "wrong": [], "memory": [],
+        "outcomes": {}, "refused": {}, "unmatched": {}, "a_name_twice": 0, "wrong": [], "memory": [],
     }  # fmt: skip
 
 
@@ -86,8 +87,8 @@ def note(result: dict[str, Any], source: str, schema: Any, outcome: asked.Outcom
         result["a_name_twice"] += drawn.twice(outcome.said)
     counts = result["outcomes"].setdefault(source, {})
     counts[kind] = counts.get(kind, 0) + 1
-    if outcome.kind == "refused":
-        result["refused"][outcome.said] = result["refused"].get(outcome.said, 0) + 1
+    if outcome.kind in ("refused", "unmatched"):
+        result[outcome.kind][outcome.said] = result[outcome.kind].get(outcome.said, 0) + 1
     if outcome.kind == "wrong":
         result["wrong"].append({"number": number, "schema": schema, "said": outcome.said})
         print(f"{number}: {outcome.said[:300]}\n    {json.dumps(schema, ensure_ascii=False)[:600]}", flush=True)
@@ -176,7 +177,7 @@ def main() -> int:
             served.stop(server)
     said = summary(result)
     write_json(chosen.out, {**result, **said})
-    print(json.dumps({**said, "refused": result["refused"]}, indent=1))
+    print(json.dumps({**said, "refused": result["refused"], "unmatched": result["unmatched"]}, indent=1))
     return 0 if said["holds"] else 1
 
 

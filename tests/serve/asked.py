@@ -14,9 +14,10 @@ PROMPT = "Answer in JSON, and briefly."
 
 @dataclass(frozen=True)
 class Outcome:
-    """`said`: of `refused` the keyword, of `wrong` what is wrong, else the content."""
+    """`said`: of `refused` and `unmatched` (an answer that ended, and was found not to match) the keyword, of `wrong` what is wrong, else the
+    content."""
 
-    kind: Literal["stop", "length", "refused", "wrong"]
+    kind: Literal["stop", "length", "refused", "unmatched", "wrong"]
     said: str
 
 
@@ -33,6 +34,9 @@ def ask(http: httpx.Client, model: str, schema: dict[str, Any], seed: int, max_t
         return Outcome("wrong", f"no answer: {error!r}")
     if reply.status_code == 400:
         return refusal(reply.json()["error"]["message"], schema)
+    if reply.status_code == 422 and reply.json()["error"]["code"] == "schema_mismatch":
+        found = refusal(reply.json()["error"]["message"], schema)
+        return found if found.kind == "wrong" else Outcome("unmatched", found.said)
     if reply.status_code != 200:
         return Outcome("wrong", f"{reply.status_code}: {reply.text[:300]}")
     choice = reply.json()["choices"][0]

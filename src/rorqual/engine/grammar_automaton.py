@@ -11,12 +11,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from rorqual.engine.grammar_algebra import ALL, NONE, alt, both, cat, complement, nullable
 from rorqual.engine.grammar_pattern import ANY, EMPTY, Node, Ranges, Reader, ranges, written_set
 
 MAX_STATES, MAX_TEXT, MAX_UNROLLED, MAX_STEPS, MAX_SIZE = 48, 6000, 3, 4000, 2000
 MAX_WRITTEN = 50_000
-NONE: Node = ("set", ())
-ALL: Node = ("rep", ("set", ANY), 0, None)
 ESCAPED = ranges((8, 10), (12, 13))
 """Control characters with an escape of their own in JSON."""
 PRINTED = ranges((32, 126), (128, ANY[-1][1]))
@@ -98,7 +97,7 @@ class _Assertions:
             case ("begin",):
                 return rest if start else NONE
             case ("end",):
-                return EMPTY if _nullable(rest) else NONE
+                return EMPTY if nullable(rest) else NONE
             case ("look", negative, body):
                 asked = self.before(body, ALL, start)
                 return both(_check_size(complement(asked) if negative else asked), _check_size(rest))
@@ -108,7 +107,7 @@ class _Assertions:
                 starts = [start and all(map(_empty, parts[:number])) for number in range(len(parts))]
                 # (a?^b: a beginning behind what may be nothing is not followed up)
                 self.inexact |= any(
-                    start and not first and _begins(part) and all(map(_nullable, map(_bare, parts[:number])))
+                    start and not first and _begins(part) and all(map(nullable, map(_bare, parts[:number])))
                     for number, (part, first) in enumerate(zip(parts, starts, strict=True))
                 )
                 for part, first in zip(reversed(parts), reversed(starts), strict=True):
@@ -127,7 +126,7 @@ class _Assertions:
                 found = alt(found, _check_size(after)) if count >= least else found
             return found
         match body:
-            case ("cat", (("look", True, unwanted), ("set", _) as one)) if rest == EMPTY and not _nullable(
+            case ("cat", (("look", True, unwanted), ("set", _) as one)) if rest == EMPTY and not nullable(
                 _bare(unwanted)
             ):
                 # (?:(?!unwanted).)*$: it begins nowhere
@@ -172,72 +171,6 @@ def _bare(node: Node) -> Node:
 def _empty(node: Node) -> bool:
     """Whether it takes no character, whatever it matches."""
     return node[0] in ZERO_WIDTH or (node[0] in ("cat", "alt") and all(map(_empty, node[1])))
-
-
-# ---- what expressions are put together of
-
-
-def cat(*parts: Node) -> Node:
-    """One after another."""
-    found = list[Node]()
-    for part in parts:
-        found += part[1] if part[0] == "cat" else [part]
-    if NONE in found:
-        return NONE
-    return found[0] if len(found) == 1 else ("cat", tuple(found))
-
-
-def _flat(kind: str, parts: tuple[Node, ...]) -> list[Node]:
-    found = dict[Node, None]()
-    for part in parts:
-        found.update(dict.fromkeys(part[1] if part[0] == kind else [part]))
-    return list(found)
-
-
-def alt(*branches: Node) -> Node:
-    """Any of them."""
-    found = [branch for branch in _flat("alt", branches) if branch != NONE]
-    if ALL in found:
-        return ALL
-    sets = [branch for branch in found if branch[0] == "set"]
-    if len(sets) > 1:
-        found = [
-            ("set", ranges(*(span for one in sets for span in one[1]))),
-            *(one for one in found if one[0] != "set"),
-        ]
-    if len(found) < 2:
-        return found[0] if found else NONE
-    return "alt", tuple(sorted(found, key=repr))
-
-
-def both(*parts: Node) -> Node:
-    """What all of them match."""
-    found = [part for part in _flat("and", parts) if part != ALL]
-    if NONE in found:
-        return NONE
-    if len(found) < 2:
-        return found[0] if found else ALL
-    return "and", tuple(sorted(found, key=repr))
-
-
-def complement(node: Node) -> Node:
-    """What it does not match."""
-    if node in (NONE, ALL):
-        return NONE if node == ALL else ALL
-    return node[1] if node[0] == "not" else ("not", node)
-
-
-def _nullable(node: Node) -> bool:
-    match node[0]:
-        case "cat" | "and":
-            return all(map(_nullable, node[1]))
-        case "alt":
-            return any(map(_nullable, node[1]))
-        case "rep":
-            return node[2] == 0 or _nullable(node[1])
-        case "not":
-            return not _nullable(node[1])
-    return False
 
 
 def _plain(node: Node) -> bool:
@@ -308,7 +241,7 @@ class _Automaton:
         while waiting:
             state = waiting.pop()
             number = self._numbers[state]
-            if _nullable(state):
+            if nullable(state):
                 self._last.add(number)
             for members in classes:
                 after = self._derivative(state, members[0][0])
@@ -346,7 +279,7 @@ class _Automaton:
             return NONE
         first, rest = node[1][0], cat(*node[1][1:])
         found = cat(self._derivative(first, code), rest)
-        return alt(found, self._derivative(rest, code)) if _nullable(first) else found
+        return alt(found, self._derivative(rest, code)) if nullable(first) else found
 
     def expression(self) -> str:
         """By elimination of states, those with the fewest ways through them first."""

@@ -37,14 +37,17 @@ def matches_nothing(error: str) -> bool:
 def refusal(grammar: Grammar, error: str) -> DataError:
     """What llguidance says, in a user's words: which keyword, and where in the schema it stands."""
     kind, error = KINDS[grammar.kind], first_line(error)
+    if matches_nothing(error):
+        known = "nsatisfiable" in error and grammar.kind == "json_schema"
+        detail = f": {error.split('Regex is empty')[0].strip(': ')}" if known else ""
+        if "Regex is empty" in error:
+            detail = ": a text cannot match all that 'pattern', 'format', 'const' or its length ask of it"
+        return DataError(f"the {kind} is matched by no reply{detail}", remedy="Allow at least one.")
     if grammar.kind == "json_schema" and (cause := find_cause(grammar.source, error)) is not None:
         return DataError(
             f"the {kind} uses {cause[0]!r} at {cause[1]}, which cannot be enforced: {error}",
             remedy="Take it out, and check the reply yourself; docs/serve.md says what can be enforced.",
         )
-    if matches_nothing(error):
-        detail = "" if error == NOTHING or "NoExtension" in error else f": {error}"
-        return DataError(f"the {kind} is matched by no reply{detail}", remedy="Allow at least one.")
     remedy = "Correct it; docs/serve.md says what can be enforced and how large it may be."
     return DataError(f"the {kind} cannot be used: {error}", remedy=remedy)
 

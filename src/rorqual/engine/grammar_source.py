@@ -187,20 +187,15 @@ def check_pattern(source: str) -> str:
 
 def find_cause(source: str, error: str) -> tuple[str, str] | None:
     """Which keyword of a JSON schema llguidance means by an error that does not say it, and where that stands."""
-    patterns, formats, counts = list[tuple[str, str]](), list[tuple[str, str]](), list[tuple[str, str]]()
+    patterns = list[tuple[str, str]]()
     for place, part in parts(json.loads(source)):
         if not isinstance(part, dict):
             continue
-        if f"Unknown format: {part.get('format')}" in error:
-            formats.append(("format", place))
         if isinstance(part.get("pattern"), str):
             patterns.insert(0 if part["pattern"] in error else len(patterns), ("pattern", place))
         for key in _keys(part.get("patternProperties")):
             patterns.insert(0 if key in error else len(patterns), ("patternProperties", place))
-        counts += [(name, place) for name in ("minProperties", "maxProperties") if name in part]
-    if "min/maxProperties" in error:
-        return next(iter(counts), None)
-    return next(iter(formats or (patterns if "regex" in error or "lookaround" in error else [])), None)
+    return next(iter(patterns), None) if "regex" in error else None
 
 
 def _parse(source: str, kind: str, example: str) -> Any:

@@ -28,25 +28,13 @@ OF_TYPE = {"string": STRINGS, "number": NUMBERS, "array": ARRAYS, "object": OBJE
 BINDING = frozenset(
     {"type", "const", "enum", "$ref", "allOf", "anyOf", "oneOf", "not", "if", "then", "else"}.union(*OF_TYPE.values())
 ) - {"contentEncoding"}
-LOOSE = (
-    "oneOf",
-    "minProperties",
-    "maxProperties",
-    "patternProperties",
-    "multipleOf",
-    "pattern",
-    "format",
-    "uniqueItems",
-    "branches",
-)
-"""Keywords that llguidance may refuse by what stands under them: they are left out then, and checked. `branches`: all that is said in more
-of them than the schema has."""
 Part = dict[str, Any] | bool
 
 
 @dataclass
 class Texts:
-    """`root`: the schema that is written anew. `dead`: ids of parts that no value matches; `loose`: of `LOOSE`, what is left out.
+    """`root`: the schema that is written anew. `dead`: ids of parts that no value matches; `loose`: keywords that are left out
+    because llguidance refused what stands under them, and `branches`: all that is said in more of them than the schema has.
     `checked`: keyword and place of all that is not enforced."""
 
     root: dict[str, Any]

@@ -518,5 +518,11 @@ MUTANTS = (
         'question(typed(text_of({"content": value}), before))',
         'question(text_of({"content": value}))',
         "tests/serve/test_page_math.py::test_a_question_that_is_changed_keeps_its_own_formulas",
+        "an answer that does not match its schema is the grammar's giving up",
+        "issue 14",
+        "serve/worker.py",
+        "        if delta.completion.error.startswith(MISMATCH):\n",
+        "        if False:\n",
+        "tests/serve/test_json_mode.py::test_an_answer_that_does_not_match_is_an_error_that_names_the_keyword",
     ),
 )

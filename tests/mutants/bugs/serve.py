@@ -518,6 +518,8 @@ MUTANTS = (
         'question(typed(text_of({"content": value}), before))',
         'question(text_of({"content": value}))',
         "tests/serve/test_page_math.py::test_a_question_that_is_changed_keeps_its_own_formulas",
+    ),
+    one(
         "an answer that does not match its schema is the grammar's giving up",
         "issue 14",
         "serve/worker.py",

@@ -83,6 +83,17 @@ class _Unpaid(RorqualError):
     """The toll let a request not through."""
 
 
+@contextmanager
+def _noting(faults: list[BaseException], stop: threading.Event) -> Iterator[None]:
+    """Keep what is raised, and stop the other threads, which only say that they were stopped."""
+    try:
+        yield
+    except BaseException as error:
+        faults.append(error)
+        stop.set()
+        raise
+
+
 @dataclass(frozen=True)
 class _Gate:
     """One request's way to the server."""
@@ -185,22 +196,13 @@ class RemoteEngine:
                     raise
                 return error
 
-        @contextmanager
-        def failing() -> Iterator[None]:
-            try:
-                yield
-            except BaseException as error:
-                faults.append(error)  # the others only say that they were stopped
-                stop.set()
-                raise
-
         def one(place: int) -> None:
             if stop.is_set():
                 return
             try:
-                with failing():
+                with _noting(faults, stop):
                     found = answer(place)
-                with lock, failing():  # stopped before another thread has the lock, and goes on
+                with lock, _noting(faults, stop):  # stopped before another thread has the lock, and goes on
                     if isinstance(found, Completion):
                         arrived(place, found)
                     elif refused is not None:

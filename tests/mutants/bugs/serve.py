@@ -329,7 +329,7 @@ MUTANTS = (
         "a stop string ends a served answer before min_tokens",
         "issue 14",
         "serve/replies.py",
-        "heard=len(self.drawn) > self.least",
+        "heard=self.n_drawn > self.least",
         "heard=True",
         "tests/serve/test_echo.py::test_min_tokens_holds_off_the_end",
     ),

@@ -2,9 +2,9 @@
 
     python benchmarks/fairness.py --before OTHER/src --result docs/results/fairness.json
 
-A small model without a trained weight, 16 slots. The flood is there at once; a short request comes every 25 steps. Waits are counted from the step in
-which a request could have run to the one that draws its first token, and the same every time. `--before`: the sources of an older commit, measured the
-same way. Every answer must be the same in both.
+A small untrained model, 16 slots. The flood is there at once; a short request comes every 25 steps. A wait runs from the step in which a request
+could have run to the one that draws its first token; waits are the same every time. `--before`: the sources of an older commit, measured
+the same way. Every answer must be the same in both.
 """
 
 from __future__ import annotations

@@ -202,7 +202,8 @@ def test_a_server_that_refuses_everything_from_some_moment_on_stops_the_evaluati
         if number < 10:
             return 200
         end = time.monotonic() + 120
-        while len(kept(out)[0].read_bytes().splitlines()) < 10:  # an answer that arrives between refusals ends their row
+        # An answer that arrives between refusals ends their row.
+        while len(kept(out)[0].read_bytes().splitlines()) < 10:
             assert time.monotonic() < end
             time.sleep(0.01)
         return 400

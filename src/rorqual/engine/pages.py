@@ -30,8 +30,8 @@ class Owner(Protocol):
 @dataclass
 class Pages:
     """The blocks of one cache. `read(block)` and `write(block, contents)` are the cache's; `store` is its folder, where it has one. `clear`,
-    where it is set, gets blocks before a sequence has them. `look` is called before a block is used again or named: it calls `renew` where the weights
-    are others.
+    where it is set, gets blocks before a sequence has them. `look` is called before a block is used again or named: it calls `renew` where
+    the weights are others.
 
     Block 0 is nobody's: what fills up a step is written there.
     """

@@ -3,8 +3,8 @@ numpy: no tensors, no model.
 
 A sequence waits, is admitted to a slot, is fed its prompt in chunks, decodes in a row until it stops, and leaves. Rows 0..B-1 are in use and
 stay contiguous: when sequences leave, the last rows are moved into the holes. What is kept of a sequence while it runs lives under a
-slot, which does not change. Its keys and values lie in blocks (`Pages`). Where there is none left, the scheduler preempts the sequence that comes
-last: it leaves its blocks, waits, and is resumed later from the tokens it has. It also preempts for fairness (`_victim`).
+slot, which does not change. Its keys and values lie in blocks (`Pages`). Where there is none left, the scheduler preempts the sequence that
+comes last: it leaves its blocks, waits, and is resumed later from the tokens it has. It also preempts for fairness (`_victim`).
 """
 
 from __future__ import annotations

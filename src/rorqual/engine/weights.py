@@ -132,7 +132,8 @@ def _walk(value: object, leaves: list[object], tensors: list[Tensor], seen: set[
 def _parts(value: object, leaves: list[object]) -> list[object]:
     """What is inside an object; its keys, and a function itself, are put down in `leaves`."""
     if isinstance(value, nn.Module):
-        value = {key: part for key, part in vars(value).items() if type(part) not in DICTS or part}  # most have no hooks
+        # Most dictionaries are of hooks, and empty.
+        value = {key: part for key, part in vars(value).items() if type(part) not in DICTS or part}
     if isinstance(value, dict):
         leaves += value
         return list(value.values())
@@ -170,8 +171,8 @@ def _keys(device: torch.device) -> Tensor:
 def digest(tensors: list[Tensor]) -> bytes:
     """32 bytes of the values of `tensors`, which another value anywhere changes but with a chance of 2**-32 or less.
 
-    Each row of `WORDS` words of 64 bits is hashed by a sum of products with random keys, once of whole words and once of their upper halves, both
-    modulo 2**64: together the multilinear hash of Lemire & Kaser (1202.4961), of 32-bit characters under 64-bit keys. It reads
+    Each row of `WORDS` words of 64 bits is hashed by a sum of products with random keys, once of whole words and once of their upper halves,
+    both modulo 2**64: together the multilinear hash of Lemire & Kaser (1202.4961), of 32-bit characters under 64-bit keys. It reads
     some 7 GB/s a core, BLAKE2 0.9.
     """
     found = blake2b(digest_size=32)
@@ -186,10 +187,14 @@ def digest(tensors: list[Tensor]) -> bytes:
         found.update(b"%d " % len(flat))
         upper = torch.empty_like(words[:ROWS])
         for rows in words.split(ROWS):
-            found.update(_products(rows).cpu().numpy())
-            found.update(_products(torch.bitwise_right_shift(rows, 32, out=upper[: len(rows)])).cpu().numpy())
-        found.update(flat[whole:].cpu().numpy())
+            found.update(_bytes(_products(rows)))
+            found.update(_bytes(_products(torch.bitwise_right_shift(rows, 32, out=upper[: len(rows)]))))
+        found.update(_bytes(flat[whole:]))
     return found.digest()
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.cpu().numpy().tobytes()
 
 
 def _products(words: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tape import Job, Tape, answer, drive, sequence, some_ids
 
 from rorqual.engine.scheduler import QUANTUM
-from rorqual.engine.waiting import in_turn
+from rorqual.engine.waiting import DRAWN, in_turn
 
 
 def job(ticket: int, tenant: str, *, at: int = 0, prompt: int = 20, new: int = 5, priority: int = 0) -> Job:
@@ -145,6 +145,14 @@ def test_no_tenant_with_nothing_running_waits_for_longer_than_prompts_take_and_a
     seen = drive(tape, jobs, after)
     assert len(seen.ended) == len(jobs) and not wrong
     assert all(seen.ended[one.sequence.ticket] == answer(one.sequence) for one in jobs)
+
+
+def test_what_was_drawn_before_a_preemption_is_charged() -> None:
+    """Each token once, however often its sequence was preempted."""
+    tape = Tape(1, 100, step_tokens=600)
+    waits(tape, [job(t, "ab"[t], prompt=20, new=50) for t in (0, 1)])
+    assert tape.scheduler.preemptions >= 2
+    assert [tape.scheduler.waiting.usage(tenant, {}) for tenant in "ab"] == [20 + DRAWN * 50] * 2
 
 
 def test_prompts_of_several_tenants_are_fed_in_turn() -> None:

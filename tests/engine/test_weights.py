@@ -291,6 +291,13 @@ def test_every_type_and_layout_is_read(dtype: torch.dtype) -> None:
             assert digest([~tensor if dtype == torch.bool else tensor + 1]) != before
 
 
+def test_signs_of_upper_halves_do_not_cancel() -> None:
+    tensor = torch.ones(2, 2 * WORDS)
+    before = digest([tensor])
+    tensor[0, [1, 3]] *= -1
+    assert digest([tensor]) != before
+
+
 def test_values_elsewhere_are_other_values() -> None:
     a, b = torch.zeros(5000), torch.zeros(5000)
     a[7], b[8] = 1, 1

@@ -1,0 +1,42 @@
+"""A stop string ends a reply wherever its tokens are cut."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import pytest
+
+from rorqual.data.chat import ChatFormat
+from rorqual.data.tokenizer import Tokenizer
+from rorqual.engine import Request, SamplingParams
+from rorqual.engine.job import Desk
+
+STOP = "##E\u00e9"
+
+
+def splits(ids: list[int]) -> list[list[list[int]]]:
+    """Every way to cut a list."""
+    cuts = [c for n in range(len(ids)) for c in combinations(range(1, len(ids)), n)]
+    return [[ids[a:b] for a, b in zip((0, *cut), (*cut, len(ids)))] for cut in cuts]
+
+
+@pytest.mark.parametrize("stops", [(STOP,), ("never", STOP), (STOP, "zz")])
+def test_a_stop_string_stops_however_its_tokens_split_it(
+    tokenizer: Tokenizer, chat: ChatFormat, stops: tuple[str, ...]
+) -> None:
+    """Bytes come one by one or several in a step; it stops at the last of them and not before, also far into a reply."""
+    desk = Desk(tokenizer.vocab_size, 4096, 4096, tokenizer, chat, reuse=False)
+    request = Request(
+        params=SamplingParams(max_tokens=900, stop=stops), prompt_ids=tuple(tokenizer.encode("hi " + STOP))
+    )
+    (sample,) = desk.sequences(0, desk.job(request, "x"))
+    assert sample.halts is not None
+    ids = tokenizer.encode(STOP)
+    assert len(ids) > 3
+    for before in ("", "a" * 300, "##E" * 3):
+        start = [*request.prompt_ids, *tokenizer.encode(before)]  # type: ignore[misc]
+        for parts in splits(ids):
+            known = list(start)
+            for number, part in enumerate(parts, start=1):
+                known += part
+                assert sample.halts(known) == (number == len(parts)), (before, parts)

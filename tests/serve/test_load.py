@@ -107,11 +107,11 @@ def test_no_callback_of_the_loop_does_work_that_grows_with_a_request_or_a_reply(
 LIMITS: dict[str, tuple[Any, str, int]] = {
     "tools": (chat(tools=[tool(number, 60_000) for number in range(6)]), "tools", MAX_TOOLS),
     "the number of tools": (chat(tools=[tool(number, 0) for number in range(129)]), "tools", 128),
-    "arguments": (chat(messages=called("[" + "1," * 140_000)), "messages.1.tool_calls.0.function.arguments", MAX_ARGUMENTS),
+    "arguments": (chat(messages=called("[" + "1," * 140_000)), "messages[1].tool_calls[0].function.arguments", MAX_ARGUMENTS),
     "parts": (chat(messages=[{"role": "user", "content": [{"type": "text", "text": "a"}] * 200}] * 21), "messages", MAX_PARTS),
     "calls": (chat(messages=[called("{}")[0], called("{}")[1] | {"tool_calls": [{}] * 4097}]), "messages", MAX_CALLS),
     "messages": (chat(messages=[{"role": "user", "content": "a"}] * 4097), "messages", 4096),
-    "what a message carries": (chat(messages=[{"role": "user", "content": "a", "parsed": ["a" * 9] * 20_000}]), "messages.0.parsed", MAX_OTHER),
+    "what a message carries": (chat(messages=[{"role": "user", "content": "a", "parsed": ["a" * 9] * 20_000}]), "messages[0].parsed", MAX_OTHER),
     "stops": (chat(stop=["a"] * 17), "stop", 16),
     "a bias": (chat(logit_bias={str(place): 1 for place in range(1025)}), "logit_bias", 1024),
     "answers": (chat(guided_choice=["a"] * 1025), "guided_choice", 1024),
@@ -129,7 +129,7 @@ def test_a_part_that_is_too_large_is_named_with_its_limit(name: str) -> None:
         read(ChatRequest, json.dumps(given).encode())
     error = caught.value.body()["error"]
     assert (error["param"], error["code"]) == (part, "too_large")
-    assert f"'{part}'" in error["message"] and f"{limit:,}" in error["message"] and error["message"].endswith(".")
+    assert f"`{part}`" in error["message"] and f"{limit:,}" in error["message"] and error["message"].endswith(".")
 
 
 def test_ids_are_as_many_as_a_context_and_no_more() -> None:

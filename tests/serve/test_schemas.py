@@ -315,7 +315,7 @@ def test_deepseeks_switch_says_whether_to_think(given: dict[str, Any], mode: str
 @pytest.mark.parametrize(
     ("given", "message", "param"),
     [
-        ({"stop": ["a"] * 17}, "16 entries at most", "stop"),
+        ({"stop": ["a"] * 17}, "at most 16 are allowed", "stop"),
         ({"stop": ""}, "1 characters or more", "stop"),
         ({"messages": [{**HELLO[0], "type": "x"}]}, "`messages[0].type`", "messages[0].type"),
         ({"tools": [{**TOOL, "name": "x"}]}, "`tools[0].name`", "tools[0].name"),

@@ -78,7 +78,7 @@ CHAT: dict[str, tuple[dict[str, Any], str, str]] = {
     "no mass": ({"top_p": 0}, "top_p", "above 0"),
     "truth as a number": ({"stream": 1}, "stream", "is 1. Give true or false"),
     "a seed of text": ({"seed": "x"}, "seed", "Give a whole number"),
-    "many stops": ({"stop": ["a"] * 17}, "stop", "has 17 entries. Give 16 entries at most"),
+    "many stops": ({"stop": ["a"] * 17}, "stop", "has 17 entries; at most 16 are allowed"),
     "a stop of a number": ({"stop": 5}, "stop", "Give a text, or a list of texts"),
     "a long stop": ({"stop": ["a" * 300]}, "stop[0]", "has 300 characters. Give 256 characters at most"),
     "a bias as a list": ({"logit_bias": [[5, 1]]}, "logit_bias", "token ids"),

@@ -34,7 +34,7 @@ FEWER = "Make it smaller, or leave it out."
 def too_large(part: str, size: int, unit: str, limit: int, remedy: str) -> ApiError:
     """The refusal of a part that is too large: what it is, its size, the limit, what to do."""
     part = part[:256]
-    return refuse(f"'{part}' has {size:,} {unit}; at most {limit:,} are allowed. {remedy}", part, "too_large")
+    return refuse(f"`{part}` has {size:,} {unit}; at most {limit:,} are allowed. {remedy}", part, "too_large")
 
 
 def check_values(body: bytes) -> None:
@@ -51,7 +51,7 @@ def check_values(body: bytes) -> None:
         values += outside.count(b",") + outside.count(b"[") + outside.count(b"{")
         if values > MAX_VALUES:
             part = _part_at(body[: at + SLICE])
-            what = f"with '{part}' the body has more than {MAX_VALUES:,} values (strings, numbers, lists, objects), the limit"
+            what = f"With `{part}` the body has more than {MAX_VALUES:,} values (strings, numbers, lists, objects), the limit"
             raise refuse(f"{what}. Send fewer of them; text in place of token ids.", part or None, "too_large")
 
 
@@ -86,14 +86,14 @@ def _check_messages(messages: Sequence[Any]) -> None:
     for number, message in enumerate(messages):
         if not isinstance(message, dict):
             continue
-        place = f"messages.{number}"
+        place = f"messages[{number}]"
         for name, value in message.items():
             if name == "content" and isinstance(value, list):
                 parts += len(value)
             elif name == "tool_calls" and isinstance(value, list):
                 calls += len(value)
                 for which, call in enumerate(value):
-                    _check_call(call, f"{place}.tool_calls.{which}")
+                    _check_call(call, f"{place}.tool_calls[{which}]")
             elif name not in ("content", "reasoning_content"):
                 _check_size(f"{place}.{name}", value, MAX_OTHER)
         if parts > MAX_PARTS:

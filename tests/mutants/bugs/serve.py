@@ -410,7 +410,7 @@ MUTANTS = (
         "arguments of calls have no limit",
         "issue 14",
         "serve/limits.py",
-        '                    _check_call(call, f"{place}.tool_calls.{which}")\n',
+        '                    _check_call(call, f"{place}.tool_calls[{which}]")\n',
         "                    pass\n",
         "tests/serve/test_load.py::test_a_part_that_is_too_large_is_named_with_its_limit",
     ),

@@ -54,7 +54,7 @@ class ChatShape(Shape[ChatRequest]):
         # Each by itself: some formats leave the reasoning of earlier turns out of a prompt.
         for number, message in enumerate(self._messages):
             if message.reasoning:
-                yield f"messages.{number}.reasoning_content", [message.reasoning]
+                yield f"messages[{number}].reasoning_content", [message.reasoning]
 
     def forget(self) -> None:
         self._messages = []

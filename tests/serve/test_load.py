@@ -137,7 +137,7 @@ def test_ids_are_as_many_as_a_context_and_no_more() -> None:
         return json.dumps({"model": "m", "prompt": [7] * count}).encode()
 
     assert len(read(TextRequest, body(200_000))[0].prompts[0]) == 200_000
-    with pytest.raises(ApiError, match=r"'prompt'.*262,144 values"):
+    with pytest.raises(ApiError, match=r"`prompt`.*262,144 values"):
         read(TextRequest, body(MAX_VALUES + 1))
 
 

@@ -1,0 +1,21 @@
+"""Angles that the layers of one forward share: one table for each rope, width and layout."""
+
+from __future__ import annotations
+
+import torch
+
+from rorqual.model.attention.base import AttentionContext
+from rorqual.ops.registry import FAST
+from rorqual.ops.rope import Rope, rope_table, spread
+
+
+def test_layouts_of_one_rope_do_not_share_their_angles() -> None:
+    """A model may rotate interleaved in one stage and half-split in the next."""
+    positions = torch.arange(5).unsqueeze(0)
+    context, rope = AttentionContext(positions, None, FAST), Rope(theta=100.0)
+    cos, sin = rope_table(rope, 8, positions)
+    for interleaved in (True, False, True):
+        found = context.rope(rope, 8, interleaved=interleaved)
+        expected = spread(cos.unsqueeze(2), sin.unsqueeze(2), interleaved=interleaved)
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True)), interleaved
+    assert not torch.equal(context.rope(rope, 8, interleaved=True)[0], context.rope(rope, 8, interleaved=False)[0])

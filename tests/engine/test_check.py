@@ -24,7 +24,7 @@ def with_grammar(kind: Any, source: str) -> Request:
 
 
 REFUSED: dict[str, Request] = {
-    "a keyword": with_grammar("json_schema", '{"type": "array", "uniqueItems": true}'),
+    "a reference": with_grammar("json_schema", '{"$ref": "#/$defs/none"}'),
     "no schema": with_grammar("json_schema", "{"),
     "a broken expression": with_grammar("regex", "(a"),
     "no way": with_grammar("json_schema", '{"type": "integer", "minimum": 3, "maximum": 1}'),

@@ -73,12 +73,13 @@ def test_each_answer_is_handed_over_on_arrival_one_at_a_time(server: Server) -> 
 
 def test_after_a_failure_what_is_under_way_is_still_handed_over(server: Server) -> None:
     def answer(body: dict[str, Any], number: int) -> Any:
+        under_way.wait(60)
         if "q1" in body["messages"][-1]["content"]:
             return fault(400, "q1 is bad")
         assert failed.wait(60)
         return reply("late")
 
-    failed = threading.Event()
+    under_way, failed = threading.Barrier(3), threading.Event()
 
     class Told(Till):
         def left(self, place: int) -> None:

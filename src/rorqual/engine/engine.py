@@ -249,27 +249,34 @@ class Engine:
 
         def run(lane: Lane) -> None:
             try:
-                with self._turn.helping():
-                    while not lane.idle and not stop.is_set():
-                        for item in lane.step():
-                            number = item.sequence.ticket
-                            found = self._desk.completion(jobs[number], item)
-                            if item.lost:
-                                raise NumericsError(found.error, where=f"request {number}", remedy=NO_NUMBER)
-                            results.add(number, item.sequence.sample, found)
+                while not lane.idle and not stop.is_set():
+                    for item in lane.step():
+                        number = item.sequence.ticket
+                        found = self._desk.completion(jobs[number], item)
+                        if item.lost:
+                            raise NumericsError(found.error, where=f"request {number}", remedy=NO_NUMBER)
+                        results.add(number, item.sequence.sample, found)
             except BaseException:
                 stop.set()  # the others need not go on
                 raise
 
+        def help_with(lane: Lane) -> None:
+            with self._turn.helping():
+                run(lane)
+
         try:
             used = self._divide(jobs)
-            with ThreadPoolExecutor(self.threads, thread_name_prefix="engine") as pool:
-                futures = [pool.submit(run, lane) for lane in used]
-                try:
-                    for future in futures:
-                        future.result()
-                finally:
-                    stop.set()
+            if min(self.threads, len(used)) <= 1:
+                with at_most(1):
+                    for lane in used:
+                        run(lane)
+            else:
+                with ThreadPoolExecutor(self.threads, thread_name_prefix="engine") as pool:
+                    try:
+                        for future in [pool.submit(help_with, lane) for lane in used]:
+                            future.result()
+                    finally:
+                        stop.set()
         except BaseException:
             for lane in self._lanes:  # whatever it was doing
                 lane.reset()

@@ -41,8 +41,8 @@ def small(*, q_lora_rank: int = 64, mtp: int = 0, tied: bool = False, shared: in
     )
 
 
-def qwen_like() -> ModelConfig:
-    attention = GQAConfig(num_attention_heads=4, num_key_value_heads=2, head_dim=16, qk_norm=True)
+def grouped(**options: bool) -> ModelConfig:
+    attention = GQAConfig(num_attention_heads=4, num_key_value_heads=2, head_dim=16, **options)
     return ModelConfig(
         vocab_size=100,
         hidden_size=48,
@@ -54,7 +54,9 @@ SMALL: dict[str, Callable[[], ModelConfig]] = {
     "quickstart-like": lambda: small(mtp=1),
     "no q_lora, tied, no shared expert": lambda: small(q_lora_rank=0, tied=True, shared=0),
     "two prediction modules, tied": lambda: small(mtp=2, tied=True),
-    "qwen-like": qwen_like,
+    "qwen-like": lambda: grouped(qk_norm=True),
+    "biases of queries, keys and values": lambda: grouped(attention_bias=True),
+    "biases of the output, too": lambda: grouped(attention_bias=True, output_bias=True),
 }
 
 
@@ -128,7 +130,7 @@ def test_active_parameters_by_hand() -> None:
 def test_cache_bytes_scale_with_the_type() -> None:
     assert account(small()).cache_bytes == 3 * (48 + 16) * 2
     assert account(small(), cache_value_bytes=4).cache_bytes == 3 * (48 + 16) * 4
-    assert account(qwen_like()).cache_bytes == 2 * (2 * 2 * 16) * 2
+    assert account(grouped(qk_norm=True)).cache_bytes == 2 * (2 * 2 * 16) * 2
 
 
 def counted_flops(config: ModelConfig, ops: Ops, *, further: bool, backward: bool) -> int:

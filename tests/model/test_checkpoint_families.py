@@ -119,6 +119,18 @@ def test_qwen_yarn_as_its_card_says_to_write_it() -> None:
             },
             "mscale_all_dim",
         ),
+        (
+            R1_DISTILL_QWEN,
+            {
+                "rope_scaling": {
+                    "type": "yarn",
+                    "factor": 4.0,
+                    "original_max_position_embeddings": 64,
+                    "truncate": False,
+                }
+            },
+            "truncate",
+        ),
         (QWEN3_MOE, {"num_experts_per_tok": 129}, "num_experts_per_tok"),
         (QWEN3_MOE, {"num_local_experts": 64}, "num_local_experts"),
         (QWEN3_MOE, {"mlp_only_layers": [48]}, "mlp_only_layers"),

@@ -30,8 +30,13 @@ class Case:
     def some(self, *shape: int) -> Tensor:
         return torch.randn(*shape, generator=self.generator).to(self.dtype)
 
-    def attended(self, who: list[int], first: list[int], count: list[int], queries: int) -> list[Tensor]:
-        """Tokens first .. first + count - 1 of each sequence, all in one call, over a pool that is laid out anew."""
+    def attended(
+        self, who: list[int], first: list[int], count: list[int], queries: int, shared: int = 0
+    ) -> list[Tensor]:
+        """Tokens first .. first + count - 1 of each sequence, all in one call, over a pool that is laid out anew.
+
+        Of the first `shared` blocks, which must be equal, all read the first sequence's.
+        """
         need = [-(-self.lengths[i] // BLOCK) for i in who]
         order = self.rng.permutation(sum(need) + int(self.rng.integers(0, 40)))[: sum(need)]
         pool = int(order.max()) + 1
@@ -45,6 +50,7 @@ class Case:
                 keys[order[at + place], :, :length] = self.k[i][part].transpose(0, 1)
                 values[order[at + place], :, :length] = self.v[i][part].transpose(0, 1)
             at += n
+        tables[:, :shared] = tables[0, :shared]
         tiles = tiles_of(np.array(first), np.array(count), tables, queries)
         q = torch.cat([self.q[i][f : f + c] for i, f, c in zip(who, first, count)])
         read: Tensor | int = self.d_v if self.heads == 1 else values
@@ -91,6 +97,22 @@ def test_each_query_has_bits_of_its_own(shape: tuple[int, int, int, int], dtype:
                 assert torch.equal(got, alone[i][f : f + c])
             ones = [1] * len(who)
             for i, f, got in zip(who, first, case.attended(who, first, ones, 1)):
+                assert torch.equal(got, alone[i][f : f + 1])
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_sequences_that_share_blocks_read_them_each_with_its_own_query(shape: tuple[int, int, int, int]) -> None:
+    lengths, shared = [129, 150, 200, 131], 2
+    case = Case(2, shape, torch.float32, lengths)
+    for of in (case.k, case.v):
+        for one in of[1:]:
+            one[: shared * BLOCK] = of[0][: shared * BLOCK]
+    alone = [case.attended([i], [0], [n], QUERIES)[0] for i, n in enumerate(lengths)]
+    for _ in range(8):
+        for first in ([n - 1 for n in lengths], [130, 129, 128, 130]):
+            who = [i for i, f in enumerate(first) if f < lengths[i]]
+            at, ones = [first[i] for i in who], [1] * len(who)
+            for i, f, got in zip(who, at, case.attended(who, at, ones, 1, shared)):
                 assert torch.equal(got, alone[i][f : f + 1])
 
 

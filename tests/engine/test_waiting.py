@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tape import Job, Tape, drive, sequence
+from tape import Job, Tape, drive, sequence, some_ids
 
 from rorqual.engine.waiting import DRAWN, Waiting
 
@@ -140,3 +140,30 @@ def test_through_the_scheduler_one_who_floods_does_not_hold_up_another() -> None
     last = max(seen.order.index(j.sequence.ticket) for j in calm)
     assert last < 20, "twelve of the flood at most, and what ran already"
     assert len(seen.ended) == 66
+
+
+def test_whose_requests_all_run_is_busy() -> None:
+    """One who comes then begins at its counter, though none of it waits."""
+    waiting: Waiting[One] = Waiting()
+    for number in range(10):
+        waiting.push(One(number, "served", 0, number))
+        serve(waiting)
+    for number in range(10, 14):
+        waiting.push(One(number, "new", 0, number), busy={"served"})
+    for number in range(14, 18):
+        waiting.push(One(number, "served", 0, number), busy={"served"})
+    assert Counter(serve(waiting).tenant for _ in range(4)) == {"served": 2, "new": 2}
+
+
+def test_through_the_scheduler_a_newcomer_has_no_turns_of_the_time_before_it_came() -> None:
+    """Eleven requests of one tenant, the last of which runs when another comes: from there on they alternate."""
+
+    def job(ticket: int, tenant: str, at: int) -> Job:
+        return Job(sequence(ticket, some_ids(ticket, 10), new=10, tenant=tenant, endless=True), at)
+
+    served = [job(t, "served", 0) for t in range(11)]
+    both = [job(100 + t, "new", 105) for t in range(5)] + [job(200 + t, "served", 106) for t in range(5)]
+    seen = drive(Tape(1, 30, step_tokens=200), [*served, *both])
+    assert seen.order[:10] == list(range(10)), "the last one runs at step 105"
+    of_the_next = Counter(ticket // 100 for ticket in seen.order[11:17])
+    assert of_the_next[1] in (3, 4), "what the running request still costs is charged to its tenant"

@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -19,6 +20,7 @@ from rorqual.core.errors import ConfigError, DataError
 from rorqual.core.records import Message
 from rorqual.engine import Request, SamplingParams
 from rorqual.engine.remote import RemoteEngine, RemoteError
+from rorqual.engine.remote_body import further
 from rorqual.engine.remote_reply import split_reasoning
 from rorqual.engine.request import Grammar
 from rorqual.engine.sampler import sample_key
@@ -167,6 +169,52 @@ def test_what_is_sent(server: Server) -> None:
     kwargs = sorted(b["chat_template_kwargs"]["thinking"] for b in server.bodies[1:])
     assert kwargs == [False, True]
     assert "Authorization" not in server.headers[1]
+
+
+SENT: dict[str, tuple[Any, dict[str, Any]]] = {
+    "max_tokens": (9, {"max_tokens": 9}),
+    "temperature": (0.5, {"temperature": 0.5}),
+    "top_p": (0.9, {"top_p": 0.9}),
+    "top_k": (4, {"top_k": 4}),
+    "seed": (3, {"seed": 3}),
+    "ignore_eos": (True, {"ignore_eos": True}),
+    "min_p": (0.1, {"min_p": 0.1}),
+    "repetition_penalty": (1.2, {"repetition_penalty": 1.2}),
+    "presence_penalty": (0.3, {"presence_penalty": 0.3}),
+    "frequency_penalty": (0.4, {"frequency_penalty": 0.4}),
+    "logit_bias": (((5, -1.0), (7, 2.0)), {"logit_bias": {"5": -1.0, "7": 2.0}}),
+    "stop": (("a", "b"), {"stop": ["a", "b"]}),
+    "stop_token_ids": ((5, 7), {"stop_token_ids": [5, 7]}),
+    "top_logprobs": (2, {"logprobs": True, "top_logprobs": 2}),
+    "grammar": (Grammar("regex", "[ab]"), {"guided_regex": "[ab]"}),
+    "min_tokens": (6, {"min_tokens": 6}),
+    "min_p_first": (True, {"min_p_first": True}),
+    "prompt_logprobs": (0, {"prompt_logprobs": 0}),
+}
+"""What is asked by each sampling parameter, and what it alone changes in the body."""
+
+
+def test_every_sampling_parameter_is_sent(server: Server) -> None:
+    assert set(SENT) == {field.name for field in fields(SamplingParams)} - {"n"}, "`n` is as many requests"
+    sent = {name: change for name, change in SENT.items() if name != "prompt_logprobs"}  # of which scores come back
+    for name in ("", *sent):
+        remote(server).generate([ask(**{name: SENT[name][0]} if name else {})])
+    plain = server.bodies[0]
+    for (name, (_, change)), body in zip(sent.items(), server.bodies[1:], strict=True):
+        assert body == plain | change, name
+    assert further(SamplingParams(prompt_logprobs=0)) == SENT["prompt_logprobs"][1]
+    kinds = {
+        Grammar("json", ""): {"response_format": {"type": "json_object"}},
+        Grammar("choice", '["a", "b"]'): {"guided_choice": ["a", "b"]},
+        Grammar("json_schema", '{"type": "null"}'): {
+            "response_format": {
+                "type": "json_schema",
+                "json_schema": {"name": "reply", "schema": {"type": "null"}, "strict": True},
+            }
+        },
+    }
+    for grammar, body in kinds.items():
+        assert further(SamplingParams(grammar=grammar)) == body
 
 
 @pytest.mark.parametrize(

@@ -203,7 +203,7 @@ def test_every_sampling_parameter_is_sent(server: Server) -> None:
     for (name, (_, change)), body in zip(sent.items(), server.bodies[1:], strict=True):
         assert body == plain | change, name
     assert further(SamplingParams(prompt_logprobs=0)) == SENT["prompt_logprobs"][1]
-    kinds = {
+    kinds: dict[Grammar, dict[str, Any]] = {
         Grammar("json", ""): {"response_format": {"type": "json_object"}},
         Grammar("choice", '["a", "b"]'): {"guided_choice": ["a", "b"]},
         Grammar("json_schema", '{"type": "null"}'): {
@@ -213,8 +213,8 @@ def test_every_sampling_parameter_is_sent(server: Server) -> None:
             }
         },
     }
-    for grammar, body in kinds.items():
-        assert further(SamplingParams(grammar=grammar)) == body
+    for grammar, asked in kinds.items():
+        assert further(SamplingParams(grammar=grammar)) == asked
 
 
 @pytest.mark.parametrize(

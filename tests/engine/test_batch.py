@@ -1,0 +1,51 @@
+"""A file's rows asked of an address: what a failure leaves under way, and what is not sent after it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from test_remote import Server, fault, remote, reply
+
+from rorqual.engine.asking import Ask, Asking, Refused, Sampling
+from rorqual.engine.batch import answers_from_afar
+from rorqual.engine.remote import RemoteError
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    server = Server()
+    yield server
+    server.http.shutdown()
+    server.http.server_close()
+
+
+def rows() -> Iterator[Ask | Refused]:
+    for line in range(1, 61):
+        yield Asking(Sampling()).ask(line, {"prompt": f"q{line}"})
+
+
+@pytest.mark.parametrize("concurrency", [1, 3])
+def test_after_a_fatal_refusal_nothing_is_sent_and_all_that_was_answered_comes_in(
+    server: Server, concurrency: int
+) -> None:
+    under_way, answered = threading.Barrier(concurrency), list[int]()
+
+    def answer(body: dict[str, Any], number: int) -> Any:
+        line = int(body["messages"][-1]["content"][1:])
+        if line <= concurrency:
+            under_way.wait(60)
+        if line == 1:
+            return fault(401, "no such key")
+        answered.append(line)
+        return reply("late")
+
+    server.answer = answer
+    came = list[int]()
+    with pytest.raises(RemoteError, match="no such key"):
+        for some in answers_from_afar(remote(server), rows(), concurrency=concurrency):
+            came += [ask.line for ask, _ in some]
+    assert sorted(came) == sorted(answered) and len(server.bodies) == len(answered) + 1
+    assert len(answered) == 0 if concurrency == 1 else len(answered) >= 2

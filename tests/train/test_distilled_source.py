@@ -159,6 +159,7 @@ def test_an_epoch_has_every_sample_once_in_an_order_of_its_own(rows: list[Distil
     assert Counter(first) == Counter(second) == whole and first != second
     again, other = (source(data, rows=1, seed=seed) for seed in (0, 1))
     assert documents(again, 2) == documents(one, 2) != documents(other, 2)
+    assert source(data, rows=2, row=ROW + 9).step(0).batches[0].tokens.shape == (2, ROW + 9)
     assert torch.equal(source(data).step(4).batches[0].tokens, source(data).step(4).batches[0].tokens)
 
 

@@ -138,6 +138,24 @@ def test_text(option: str, value: Any, base: Path, tmp_path: Path) -> None:
     differs(TextConfig, {"data": str(tmp_path / "one"), "rows": 2, "row": 24}, option, value, base)
 
 
+CONVERSATIONS: dict[str, tuple[dict[str, Any], Any]] = {
+    "data": ({}, "OTHER"),
+    "rows": ({}, 3),
+    "row": ({}, 48),
+    "longer": ({"row": 24, "longer": "skip"}, "cut"),
+}
+
+
+@pytest.mark.parametrize("option", CONVERSATIONS)
+def test_conversations(option: str, base: Path, tmp_path: Path) -> None:
+    for name, word in (("one", "seven"), ("OTHER", "eight")):
+        lines = [{"prompt": f"{i} {word}", "completion": f"{word} " * (1 + i % 3)} for i in range(30)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    more, value = CONVERSATIONS[option]
+    least = {"data": str(tmp_path / "one.jsonl"), "rows": 2, "row": 64} | more
+    differs(ConversationsConfig, least, option, str(tmp_path / f"{value}.jsonl") if option == "data" else value, base)
+
+
 def test_seeds_reach_the_sources(base: Path, tmp_path: Path) -> None:
     """A run's seed decides what its source draws, and in which order it reads a file."""
     (tmp_path / "text").write_text(" ".join(map(str, range(300))), encoding="utf-8")
@@ -159,6 +177,7 @@ def test_seeds_reach_the_sources(base: Path, tmp_path: Path) -> None:
 
 
 def test_no_option_of_a_source_is_forgotten_here() -> None:
+    assert set(ConversationsConfig.model_fields) == {"kind", *CONVERSATIONS}
     assert set(RolloutConfig.model_fields) == {"kind", "data", *ROLLOUTS}
     assert set(OnPolicyConfig.model_fields) == {"kind", "data", *ON_POLICY}
 

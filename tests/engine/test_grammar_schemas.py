@@ -208,8 +208,14 @@ def test_what_multiplies_is_checked_instead(grammars: Grammars) -> None:
         assert grammars.compile(Grammar("json_schema", json.dumps(schema))).fault is not None
 
 
-def test_what_no_one_can_write_is_refused_in_true_words(grammars: Grammars) -> None:
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"anyOf": [{"type": "string", "pattern": "^a$", "const": "b"}, False]},
+        {"$ref": "#/$defs/one", "$defs": {"one": {"type": "object", "required": ["b"], "additionalProperties": False}}},
+    ],
+    ids=["branches", "a reference"],
+)
+def test_what_no_one_can_write_is_refused_in_true_words(grammars: Grammars, schema: object) -> None:
     with pytest.raises(DataError, match="matched by no reply"):
-        grammars.compile(
-            Grammar("json_schema", json.dumps({"anyOf": [{"type": "string", "pattern": "^a$", "const": "b"}, False]}))
-        )
+        grammars.compile(Grammar("json_schema", json.dumps(schema)))

@@ -52,7 +52,9 @@ def pruned(part: dict[str, Any], error: str, impossible: Callable[[Mapping[str, 
     gone = {
         f"#/{holder}/{escaped(name)}" for holder, held in defs.items() for name, one in held.items() if one is False
     }
-    pruned_part: dict[str, Any] = without(part, gone)
+    pruned_part = without(part, gone)
+    if not isinstance(pruned_part, dict):
+        raise Unusable(error)
     return pruned_part
 
 

@@ -924,4 +924,12 @@ MUTANTS = (
         "            tail = self.tokenizer.decode(ids[-1:], specials=True)\n",
         "tests/engine/test_stop_strings.py::test_a_stop_string_stops_however_its_tokens_split_it",
     ),
+    one(
+        "a schema of which nothing is left is compiled all the same",
+        "issue 14",
+        "engine/grammar_prune.py",
+        "    if not isinstance(pruned_part, dict):\n        raise Unusable(error)\n",
+        "",
+        "tests/engine/test_grammar_schemas.py::test_what_no_one_can_write_is_refused_in_true_words",
+    ),
 )

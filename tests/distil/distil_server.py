@@ -37,16 +37,24 @@ def answer(body: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def says(text: str, *, prompt: int = PROMPT_TOKENS, tokens: int = 10, finish: str = "stop") -> Reply:
+    """An answer of this text, with the server's own count of its tokens."""
+    choice = {"message": {"role": "assistant", "content": text}, "finish_reason": finish}
+    usage = {"prompt_tokens": prompt, "completion_tokens": tokens}
+    return 200, json.dumps({"choices": [choice], "usage": usage}).encode(), {}
+
+
 def fault(status: int, message: str = "no", **headers: str) -> Reply:
     return status, json.dumps({"error": {"message": message}}).encode(), headers
 
 
 class Adder:
-    """`rule` may answer otherwise. `billed` are the bodies answered with 200."""
+    """`rule` may answer otherwise. `billed` are the bodies answered with 200, `keys` the header Authorization of each request."""
 
     def __init__(self, log: Path | None = None, delay: float = 0.0) -> None:
         self.asked: list[dict[str, Any]] = []
         self.billed: list[dict[str, Any]] = []
+        self.keys: list[str | None] = []
         self.rule: Rule = lambda body, number: None
         lock, server = threading.Lock(), self
 
@@ -56,6 +64,7 @@ class Adder:
                 with lock:
                     number = len(server.asked)
                     server.asked.append(body)
+                    server.keys.append(self.headers["Authorization"])
                 time.sleep(delay)
                 status, raw, headers = server.rule(body, number) or (200, json.dumps(answer(body)).encode(), {})
                 with lock:

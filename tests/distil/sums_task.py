@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from rorqual.distil import FactoryConfig
@@ -53,3 +54,32 @@ class Crashing(Sums):
         if problem.key == "2+3":
             raise ZeroDivisionError("by nothing")
         return super().grade(problem, reply)
+
+
+class Drawn(Sums):
+    """Of each split other problems by seed: of `train`, those from the seed on; the test split is the seed's second problem."""
+
+    name = "drawn"
+
+    def problems(self, split: Split, seed: int) -> Iterator[Problem]:
+        for a in (seed + 1,) if split == "test" else range(seed, seed + self.limit):
+            yield Problem(f"{a}+{a + 1}", f"What is {a} + {a + 1}?", str(a + a + 1), "sum", "1")
+
+
+class Mixed(Sums):
+    """Even first numbers are of the family `even`, odd ones of `odd`."""
+
+    name = "mixed"
+
+    def problems(self, split: Split, seed: int) -> Iterator[Problem]:
+        for problem in super().problems(split, seed):
+            yield replace(problem, family="odd" if int(problem.key.split("+")[0]) % 2 else "even")
+
+
+class Odd(Sums):
+    """Its grader says right where the first number is odd, whatever the reply."""
+
+    name = "odd"
+
+    def grade(self, problem: Problem, reply: str) -> Verdict:
+        return Verdict.RIGHT if int(problem.key.split("+")[0]) % 2 else Verdict.WRONG

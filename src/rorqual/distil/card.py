@@ -19,6 +19,7 @@ from rorqual.evals import page
 from rorqual.evals.pictures import DARK, LIGHT, png
 
 REASONS: Mapping[str, str] = {
+    "error": "no answer: a content filter, a tool call, or an error in the middle of it",
     "length": "cut off, or shorter or longer than allowed",
     "wrong": "the task's grader says wrong",
     "ungraded": "the grader failed or timed out, or the answer to compare with is unusable",

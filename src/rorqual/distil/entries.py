@@ -23,7 +23,7 @@ Place = tuple[str, int]
 class Entry:
     """One sample. `of` says of which teacher, settings and seed; `attempt` which request brought it ("": none was needed).
 
-    `core_seconds` is its share, by tokens, of what its batch took.
+    `core_seconds` is its share, by tokens, of what its batch took. `error`: why it is no answer, as in `Completion`.
     """
 
     of: str
@@ -40,6 +40,7 @@ class Entry:
     core_seconds: float = 0.0
     money: float = 0.0
     attempt: str = ""
+    error: str = ""
 
     @property
     def place(self) -> Place:
@@ -68,6 +69,7 @@ def entry_of(
         completion_tokens=usage.get("completion_tokens", len(completion.token_ids)),
         prompt_ids=tuple(completion.prompt_ids),
         token_ids=tuple(completion.token_ids),
+        error=_text(completion.error),
         **cost,
     )
 

@@ -186,9 +186,13 @@ class Work:
         return f"{right}  paid {money:.4g}" if money else right
 
     def verify(self, entries: Sequence[Entry]) -> None:
-        """Have the task's grader judge them. What it raises is a `TaskError` with the task's name, and the samples are kept."""
+        """Have the task's grader judge them; what is no answer is ungraded.
+
+        What the grader raises is a `TaskError` with the task's name, and the samples are kept.
+        """
         for entry in entries:
-            self.verdicts[entry.place] = safe_grade(self.chosen.task, self.problems[entry.key], entry.text).value
+            graded = None if entry.error else safe_grade(self.chosen.task, self.problems[entry.key], entry.text)
+            self.verdicts[entry.place] = graded.value if graded else "ungraded"
 
     def rows(self) -> tuple[list[Distilled], list[dict[str, Any]]]:
         """All samples in the order of the problems, verified and filtered; and those that hold words of an evaluation set."""
@@ -201,7 +205,8 @@ class Work:
         rows = [self._row(entry, self.problems[entry.key]) for entry in entries]
         met = [self.chosen.evaluations.holds(said(row)) for row in rows]
         cut_off = [entry.finish == "length" for entry in entries]
-        found = reasons(rows, cut_off, [one is not None for one in met], self.config.filters, self.config.keep)
+        failed = [bool(entry.error) for entry in entries]
+        found = reasons(rows, cut_off, [one is not None for one in met], self.config.filters, self.config.keep, failed)
         listed = [
             {"key": row.key, "number": row.number, "met": one.where, "by": one.how, "what": "sample"}
             for row, one, reason in zip(rows, met, found)

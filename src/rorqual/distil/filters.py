@@ -111,11 +111,20 @@ def reason_alone(row: Distilled, cut_off: bool, contaminated: bool, filters: Fil
 
 
 def reasons(
-    rows: Sequence[Distilled], cut_off: Sequence[bool], contaminated: Sequence[bool], filters: FilterConfig, keep: Keep
+    rows: Sequence[Distilled],
+    cut_off: Sequence[bool],
+    contaminated: Sequence[bool],
+    filters: FilterConfig,
+    keep: Keep,
+    failed: Sequence[bool] = (),
 ) -> list[str]:
-    """Why each row is dropped, "" where it is kept. Duplicates are looked for among those of one problem that nothing else drops."""
+    """Why each row is dropped, "" where it is kept. Duplicates are looked for among those of one problem that nothing else drops.
+
+    `failed`: rows that are no answer, dropped as `error` whatever `filters` and `keep` say; empty: none is.
+    """
     found = [
-        reason_alone(row, cut, met, filters, keep) for row, cut, met in zip(rows, cut_off, contaminated, strict=True)
+        "error" if bad else reason_alone(row, cut, met, filters, keep)
+        for row, cut, met, bad in zip(rows, cut_off, contaminated, failed or [False] * len(rows), strict=True)
     ]
     if "duplicate" not in filters.names:
         return found

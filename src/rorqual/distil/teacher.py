@@ -112,7 +112,7 @@ class LocalTeacher(Teacher):
 
 
 class RemoteTeacher(Teacher):
-    """An OpenAI-compatible address: each answer is kept on arrival, and paid from a purse where there are prices."""
+    """An OpenAI-compatible address: each answer is kept on arrival, and paid from a purse where there are prices, or were."""
 
     def __init__(self, config: FactoryConfig, out: Path, api_key: str) -> None:
         self.config, self.out = config, out
@@ -142,7 +142,8 @@ class RemoteTeacher(Teacher):
             if (problem.key, number) not in have
         ]
         access = self.config.access
-        if not access.price_in and not access.price_out:
+        ledger = self.out / "purse.jsonl"
+        if not access.price_in and not access.price_out and not ledger.is_file():
 
             def arrived(place: int, completion: Completion) -> None:
                 problem, number, request = asks[place]
@@ -152,7 +153,7 @@ class RemoteTeacher(Teacher):
         names = [
             (f"{hashlib.sha256(p.key.encode()).hexdigest()[:12]}.{number}", request) for p, number, request in asks
         ]
-        with Purse(self.out / "purse.jsonl", access, names, list(have.values())) as purse:
+        with Purse(ledger, access, names, list(have.values())) as purse:
 
             def paid(place: int, completion: Completion) -> None:
                 problem, number, request = asks[place]

@@ -1,0 +1,159 @@
+"""Every key of the command `rorqual distil` arrives where it belongs in factory.yaml, and nowhere else; the card repeats it."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from distil_server import Adder
+from sums_task import SUMS
+from typer.testing import CliRunner
+
+from rorqual.cli.main import app
+from rorqual.cli.verbs.distil import Mode
+from rorqual.core.config import read_yaml
+from rorqual.distil import Access, FactoryConfig, FilterConfig
+
+# key: what is typed, and the value
+REMOTE: dict[str, tuple[str, Any]] = {
+    "task": (SUMS, SUMS),
+    "model": ("adder", "adder"),
+    "options": ("{limit: 9}", {"limit": 9}),
+    "split": ("dev", "dev"),
+    "problems": ("3", 3),
+    "per_family": ("true", True),
+    "samples": ("2", 2),
+    "temperature": ("0.5", 0.5),
+    "top_p": ("0.75", 0.75),
+    "max_tokens": ("33", 33),
+    "thinking": ("on", "on"),
+    "seed": ("4", 4),
+    "seed_bits": ("31", 31),
+    "keep": ("graded", "graded"),
+    "batch": ("7", 7),
+    "decontaminate": (f"{SUMS}, families:add", (SUMS, "families:add")),
+    "filters.names": ("[length, duplicate]", ("length", "duplicate")),
+    "filters.shortest": ("2", 2),
+    "filters.longest": ("900", 900),
+    "filters.ngram": ("6", 6),
+    "filters.repeated": ("0.7", 0.7),
+    "filters.foreign": ("0.3", 0.3),
+    "filters.shingle": ("5", 5),
+    "filters.similar": ("0.9", 0.9),
+    "filters.overlap": ("11", 11),
+    "concurrency": ("3", 3),
+    "timeout": ("90.5", 90.5),
+    "retries": ("4", 4),
+    "backoff": ("0.25", 0.25),
+    "budget": ("1.5", 1.5),
+    "price_in": ("1e-05", 1e-05),
+    "price_out": ("2", 2.0),
+}
+LOCAL: dict[str, tuple[str, Any]] = {
+    "task": ("messages", "messages"),
+    "data": ("mine-train.jsonl", "mine-train.jsonl"),
+    "problems": ("2", 2),
+    "max_tokens": ("4", 4),
+    "thinking": ("off", "off"),
+    "top_k": ("2", 2),
+    "keep": ("all", "all"),
+    "device": ("cpu:0", "cpu:0"),
+    "dtype": ("bfloat16", "bfloat16"),
+    "filters.names": ("length", ("length",)),
+    "access.retries": ("7", 7),
+    "access.timeout": ("8", 8.0),
+}
+
+Typed = Callable[..., str]
+
+
+@pytest.fixture
+def typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Typed:
+    """Type a command in an empty folder; what it prints."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RORQUAL_API_KEY", raising=False)
+
+    def run(*words: str, code: int = 0) -> str:
+        done = CliRunner().invoke(app, list(words), catch_exceptions=False)
+        assert done.exit_code == code, done.output
+        return done.output
+
+    return run
+
+
+def wanted(teacher: str, keys: dict[str, tuple[str, Any]]) -> FactoryConfig:
+    tree: dict[str, Any] = {"teacher": teacher, "filters": {}, "access": {}}
+    for key, (_, value) in keys.items():
+        part, _, name = key.rpartition(".")
+        place = tree[part] if part else tree["access"] if key in Access.model_fields else tree
+        place[name] = value
+    return FactoryConfig.model_validate(tree)
+
+
+def test_no_key_is_forgotten_here() -> None:
+    fields = {
+        *FactoryConfig.model_fields,
+        *Access.model_fields,
+        *(f"filters.{name}" for name in FilterConfig.model_fields),
+    }
+    assert {key.removeprefix("access.") for key in {**REMOTE, **LOCAL}} == fields - {"teacher", "filters", "access"}
+    assert set(Mode.model_fields) == {"out", "threads", "quiet", "api_key"}
+    plain = FactoryConfig(teacher="run", task="")
+    for config, keys in ((wanted("http://x/v1", REMOTE), REMOTE), (wanted("run", LOCAL), LOCAL)):
+        for key in keys:
+            name = key.rpartition(".")[2]
+            part = "filters" if key.startswith("filters.") else "access" if name in Access.model_fields else ""
+            one, other = (getattr(c, part) if part else c for c in (config, plain))
+            assert getattr(one, name) != getattr(other, name), f"{key} is typed as its default, which shows nothing"
+
+
+@pytest.mark.parametrize("where", ["server", "run"])
+def test_what_is_typed_is_the_config_and_the_cards_command_is_the_same(
+    server: Adder, run: Path, typed: Typed, tmp_path: Path, where: str
+) -> None:
+    teacher, keys = (server.url, REMOTE) if where == "server" else (str(run), LOCAL)
+    lines = [json.dumps({"prompt": f"q{number}", "completion": "a"}) for number in range(30)]
+    (tmp_path / "mine-train.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    typed("distil", teacher, *(f"{key}={text}" for key, (text, _) in keys.items()), "out=taught", "threads=1")
+    made = tmp_path / "taught" / "factory.yaml"
+    assert read_yaml(FactoryConfig, made) == wanted(teacher, keys)
+    asked, before = list(server.asked), made.read_bytes()
+    again = (tmp_path / "taught" / "card.md").read_text(encoding="utf-8").rpartition("```sh\n")[2].partition("\n")[0]
+    shutil.rmtree(tmp_path / "taught")
+    typed(*shlex.split(again)[1:], "threads=1")
+    assert made.read_bytes() == before
+    first, second = (sorted(map(json.dumps, bodies)) for bodies in (asked, server.asked[len(asked) :]))
+    assert first == second and len(first) == (6 if where == "server" else 0)
+
+
+def test_where_it_is_written_and_that_quiet_prints_nothing(server: Adder, typed: Typed, tmp_path: Path) -> None:
+    words = ("distil", server.url, "model=adder", f"task={SUMS}", "problems=2")
+    text = typed(*words)
+    assert "Next: rorqual train sft data=runs/distilled/data.parquet" in text
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["runs"]
+    assert typed(*words, "out=mine", "quiet=true") == ""
+    assert (tmp_path / "mine" / "data.parquet").is_file()
+
+
+def test_the_key_that_is_typed_goes_before_the_environments(
+    server: Adder, typed: Typed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("distil", server.url, "model=adder", f"task={SUMS}", "problems=1", "quiet=true")
+    monkeypatch.setenv("RORQUAL_API_KEY", "environment")
+    typed(*words, "out=a")
+    typed(*words, "out=b", "api_key=typed")
+    monkeypatch.delenv("RORQUAL_API_KEY")
+    typed(*words, "out=c")
+    assert server.keys == ["Bearer environment", "Bearer typed", None]
+
+
+def test_a_device_that_is_not_here_is_refused_before_anything_is_written(
+    run: Path, typed: Typed, tmp_path: Path
+) -> None:
+    told = typed("distil", str(run), f"task={SUMS}", "device=cuda:99", code=2)
+    assert "no device 'cuda:99' here" in told and not list(tmp_path.iterdir())

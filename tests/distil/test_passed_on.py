@@ -1,0 +1,288 @@
+"""What one part of the factory hands to another arrives: from the server to the row, from the disk to the next call, to the card."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from distil_server import Adder, Reply, fault, says
+from safetensors.torch import load_file, save_file
+from sums_task import SUMS, Make
+
+from rorqual.core.config import to_yaml
+from rorqual.core.errors import ConfigError, DataError, NumericsError, RorqualError
+from rorqual.data.distilled import Distilled, read_distilled
+from rorqual.distil import FactoryConfig, FilterConfig, sample_teacher
+from rorqual.engine import Engine
+from rorqual.engine.score import score
+
+MIXED, ODD = (SUMS.replace(":Sums", f":{name}") for name in ("Mixed", "Odd"))
+
+
+def made(config: FactoryConfig, out: Path, **options: Any) -> list[Distilled]:
+    return read_distilled(sample_teacher(config, out, **{"threads": 1, "quiet": True, **options})).rows
+
+
+def files(out: Path, *names: str) -> dict[str, bytes]:
+    return {name: (out / name).read_bytes() for name in names}
+
+
+# ---- what is no answer
+
+
+NO_ANSWER: dict[str, tuple[str, str, list[str]]] = {
+    # how it ended: its text, what to keep, and what the four samples are dropped as
+    "content_filter": ("3", "all", ["", "", "error", ""]),
+    "tool_calls": ("3", "right", ["", "wrong", "error", ""]),
+    "error": ("<think>Let me see</think>3", "graded", ["", "", "error", ""]),
+}
+
+
+@pytest.mark.parametrize("end", NO_ANSWER)
+def test_what_a_server_broke_off_is_never_trained_on(server: Adder, remote: Make, tmp_path: Path, end: str) -> None:
+    """Though its text would be graded right; and a whole answer of the same text is no duplicate of it."""
+    text, keep, dropped = NO_ANSWER[end]
+    replies = [says("1"), says(text, finish=end), says("9"), says("3")]
+    server.rule = lambda body, number: replies[number]
+    config = remote({"concurrency": 1}, problems=2, samples=2, keep=keep)
+    rows = made(config, tmp_path)
+    assert [row.dropped for row in rows] == dropped
+    assert [row.verdict for row in rows] == ["right", "wrong", "ungraded", "right"]
+    assert "| error | no answer" in (tmp_path / "card.md").read_text(encoding="utf-8")
+    before = files(tmp_path, "data.parquet", "contaminated.jsonl")
+    (tmp_path / "finished.json").unlink()
+    made(config, tmp_path)
+    assert files(tmp_path, *before) == before and len(server.asked) == 4, "it is not asked for again"
+
+
+def test_a_run_whose_logits_are_no_numbers_teaches_nothing(local: Make, run: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "run"
+    shutil.copytree(run, broken)
+    file = broken / "step-000002" / "model.safetensors"
+    weights = load_file(file)
+    save_file({name: weight * float("nan") for name, weight in weights.items()}, file)
+    with pytest.raises(NumericsError, match=r"(?s)a logit that is not a number.*0 of 12 samples are kept"):
+        made(local(teacher=str(broken)), tmp_path / "out")
+
+
+# ---- what is on the disk
+
+
+def test_all_that_was_sampled_is_read_back(server: Adder, remote: Make, tmp_path: Path) -> None:
+    """Texts with and without a thought, cut off, paid: the file and the card of a further call are the same."""
+    texts = ["<think>so</think>1", "3", "<think></think>5", "7", "9\n\nindeed naïve", "<think>never ends"]
+
+    def rule(body: dict[str, Any], number: int) -> Reply:
+        return says(texts[number], prompt=5 + number, tokens=50 + number, finish="length" if number == 3 else "stop")
+
+    server.rule = rule
+    config = remote({"concurrency": 1, "price_in": 1.0, "price_out": 2.0}, problems=6, samples=1, keep="all")
+    rows = made(config, tmp_path)
+    assert [(row.prompt_tokens, row.completion_tokens) for row in rows] == [(5 + n, 50 + n) for n in range(6)]
+    assert [row.dropped for row in rows] == ["", "", "", "length", "", ""]
+    before = files(tmp_path, "data.parquet", "contaminated.jsonl", "samples.jsonl", "purse.jsonl", "factory.yaml")
+    card = (tmp_path / "card.md").read_text(encoding="utf-8").partition("## Cost")[0]
+    for name in ("data.parquet", "contaminated.jsonl", "card.html", "card.md"):
+        (tmp_path / name).write_bytes((tmp_path / name).read_bytes() + b"\n")
+        made(config, tmp_path)
+        assert files(tmp_path, *before) == before, f"{name} was changed, and is written again"
+    assert (tmp_path / "card.md").read_text(encoding="utf-8").partition("## Cost")[0] == card
+    assert len(server.asked) == 6
+
+
+OTHERS: dict[str, Any] = {
+    "teacher": "OTHER", "model": "other", "temperature": 0.5, "top_p": 0.5, "max_tokens": 21, "thinking": "on", "seed": 1,
+    "samples": 3, "seed_bits": 31,
+}  # fmt: skip
+
+
+def test_samples_of_other_settings_are_never_mixed_in(server: Adder, remote: Make, tmp_path: Path) -> None:
+    """Also where factory.yaml was edited by hand. What only selects among samples may be edited so."""
+    made(remote({"concurrency": 1}, keep="graded"), tmp_path)
+    (tmp_path / "finished.json").unlink()
+    asked = len(server.asked)
+    for name, value in OTHERS.items():
+        other = remote(keep="graded", **{name: server.url + "/" if value == "OTHER" else value})
+        (tmp_path / "factory.yaml").write_text(to_yaml(other), encoding="utf-8")
+        with pytest.raises(ConfigError, match=r"samples.jsonl:1: this sample is of another teacher or other settings"):
+            made(other, tmp_path)
+    assert len(server.asked) == asked
+    other = remote(keep="right", filters={"longest": 15})
+    (tmp_path / "factory.yaml").write_text(to_yaml(other), encoding="utf-8")
+    assert {"wrong", "length"} <= {row.dropped for row in made(other, tmp_path)} and len(server.asked) == asked
+
+
+REFUSED: dict[str, Any] = {
+    "task": MIXED, "options": {"limit": 30}, "split": "dev", "problems": 7, "per_family": True, "samples": 3,
+    "temperature": 0.5, "top_p": 0.5, "max_tokens": 21, "thinking": "on", "seed": 1, "seed_bits": 31, "keep": "graded",
+    "batch": 9, "decontaminate": (SUMS,), "filters": {"longest": 9}, "device": "cuda", "dtype": "bfloat16", "model": "other",
+    "data": "x", "teacher": "http://127.0.0.1:9/v1", "top_k": 1,
+}  # fmt: skip
+
+
+def test_a_folder_is_of_one_config_and_every_field_counts(server: Adder, remote: Make, tmp_path: Path) -> None:
+    made(remote(problems=1), tmp_path)
+    assert {*REFUSED, "access"} == set(FactoryConfig.model_fields)
+    for name, value in REFUSED.items():
+        other = remote(problems=1).model_copy(update={name: FilterConfig(**value) if name == "filters" else value})
+        with pytest.raises(ConfigError, match=rf"factory.yaml: this folder holds samples with {name}=.*, and {name}="):
+            made(other, tmp_path)
+    (tmp_path / "file").write_text("dear", encoding="utf-8")
+    with pytest.raises(ConfigError, match="file: not a folder"):
+        made(remote(), tmp_path / "file")
+
+
+def test_the_clock_goes_on_over_calls(server: Adder, remote: Make, tmp_path: Path) -> None:
+    server.rule = lambda body, number: fault(401) if number == 5 else None
+    with pytest.raises(RorqualError):
+        made(remote({"concurrency": 1}), tmp_path)
+    before = json.loads((tmp_path / "clock.json").read_bytes())
+    assert set(before) == {"choosing", "sampling"}
+    made(remote(), tmp_path)
+    after = json.loads((tmp_path / "clock.json").read_bytes())
+    assert set(after) == {"choosing", "sampling", "finishing"}
+    for stage in before:
+        assert all(after[stage][unit] > before[stage][unit] > 0 for unit in ("seconds", "core_seconds"))
+    cost = (tmp_path / "card.md").read_text(encoding="utf-8").partition("## Cost")[2]
+    for stage, spent in after.items():
+        assert f"| {stage} | {spent['seconds']:.1f} | {spent['core_seconds']:.1f} |" in cost
+
+
+# ---- what a person sees
+
+
+def test_the_progress_counts_samples_and_quiet_says_nothing(
+    server: Adder, remote: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.rule = lambda body, number: fault(401) if number == 5 else says("1")
+    config = remote({"concurrency": 1, "price_out": 1.0})
+    with pytest.raises(RorqualError):
+        made(config, tmp_path)
+    assert capsys.readouterr() == ("", "")
+    server.rule = lambda body, number: says("1")
+    made(config, tmp_path, quiet=False)
+    told = capsys.readouterr().err
+    assert "distil: 5 of 12 samples are here already" in told
+    assert re.search(r"distil sums  12/12  right 17%  paid 0.00012  ", told), told
+
+
+def test_the_card_counts_each_family_and_each_reason(server: Adder, remote: Make, tmp_path: Path) -> None:
+    replies = [
+        ("1", 3),
+        ("3", 5),
+        ("5", 7),
+        ("8", 9),
+        (" ", 11),
+        ("12", 13),
+        ("1", 4),
+        ("3", 5),
+        ("6", 8),
+        ("7", 9),
+        ("9", 6),
+        ("9", 2),
+    ]
+    server.rule = lambda body, number: says(replies[number][0], tokens=replies[number][1])
+    rows = made(remote({"concurrency": 1}, task=MIXED, problems=6, samples=2), tmp_path)
+    assert [row.completion_tokens for row in rows] == [3, 4, 5, 5, 7, 8, 9, 9, 11, 6, 13, 2]
+    card = (tmp_path / "card.md").read_text(encoding="utf-8")
+    wanted = [
+        # family, problems, samples, right, wrong, ungraded, right share, kept, mean tokens kept
+        "| even | 3 | 6 | 4 | 1 | 1 | 80.0% | 3 | 5.3 |",
+        "| odd | 3 | 6 | 3 | 3 | 0 | 50.0% | 2 | 7.0 |",
+        "| all | 6 | 12 | 7 | 4 | 1 | 63.6% | 5 | 6.0 |",
+    ]
+    assert [line for line in card.splitlines() if re.match(r"\| (even|odd|all) ", line)] == wanted
+    reasons = re.findall(r"^\| (wrong|ungraded|duplicate|kept|length|error) \|[^|]*\| (\d+) \|$", card, re.MULTILINE)
+    assert reasons == [("wrong", "4"), ("ungraded", "1"), ("duplicate", "2"), ("kept", "5")]
+    assert f"12 samples of 6 problems of {MIXED}, of which 5 are kept for 5 problems." in card
+    facts = re.findall(
+        r"<dt>([^<]+)</dt><dd>([^<]+)<small>([^<]+)", (tmp_path / "card.html").read_text(encoding="utf-8")
+    )
+    assert facts[:3] == [
+        ("kept", "5", "of 12 samples"),
+        ("right", "58.3%", "7 samples"),
+        ("tokens sampled", "82", "30 kept"),
+    ]
+
+
+# ---- a run as the teacher
+
+
+def test_only_what_is_kept_has_the_likeliest_tokens_and_each_its_own(local: Make, tmp_path: Path) -> None:
+    config = local(task=ODD, keep="right", top_k=3, filters={"names": ()})
+    rows = made(config, tmp_path)
+    assert [row.dropped for row in rows] == ["wrong", "wrong", "", ""] * 3
+    model = Engine(config.teacher).model
+    for row in rows:
+        if row.dropped:
+            assert row.top_ids.shape == row.top_logprobs.shape == (0, 0)
+            continue
+        ((ids, logprobs),) = score(model, [(row.prompt_ids, row.token_ids)], 3)
+        assert np.array_equal(row.top_ids, ids) and np.allclose(row.top_logprobs, logprobs, atol=1e-5)
+
+
+def test_a_batchs_time_is_divided_by_tokens(local: Make, tmp_path: Path) -> None:
+    rows = made(local(batch=4), tmp_path)
+    for start in range(0, 12, 4):
+        shares = {round(row.core_seconds / row.completion_tokens, 12) for row in rows[start : start + 4]}
+        assert len(shares) == 1 and min(shares) > 0
+
+
+def test_the_number_of_threads_is_the_engines(local: Make, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="threads"):
+        made(local(), tmp_path, threads=0)
+
+
+# ---- which problems are asked
+
+
+def prompts(path: Path, texts: list[str]) -> Path:
+    lines = [json.dumps({"prompt": text, "completion": str(number)}) for number, text in enumerate(texts)]
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return path
+
+
+def test_the_words_in_a_row_are_as_many_as_said_for_problems_too(server: Adder, remote: Make, tmp_path: Path) -> None:
+    held_out = (str(prompts(tmp_path / "held_out.jsonl", ["Please: What is 2 + 3?"])),)
+    for overlap, met in ((13, 0), (5, 1)):
+        out = tmp_path / str(overlap)
+        rows = made(remote(decontaminate=held_out, filters={"overlap": overlap}, samples=1), out)
+        assert ("2+3" not in {row.key for row in rows}) == bool(met) and len(rows) == 6
+        card = (out / "card.md").read_text(encoding="utf-8")
+        assert (f"{met} problems were not asked, for they meet an evaluation set" in card) == bool(met)
+
+
+def test_an_instruction_that_many_problems_share_is_no_contamination(
+    server: Adder, remote: Make, tmp_path: Path
+) -> None:
+    """Of the problems, nor of a sample that repeats it; what few problems share is."""
+    told = "think it over step by step and then write the answer on a line of its own"
+    texts = [f"question {number}: {told}" for number in range(40)]
+    data = prompts(tmp_path / "train.jsonl", texts)
+    (tmp_path / "eval.jsonl").write_text(json.dumps({"text": f"another: {told}"}), encoding="utf-8")
+    server.rule = lambda body, number: says(f"I will {told} {number}")
+    way: dict[str, Any] = {"task": "messages", "data": str(data), "decontaminate": (str(tmp_path / "eval.jsonl"),)}
+    rows = made(remote(**way, problems=11, samples=1, keep="all"), tmp_path / "many")
+    assert [row.dropped for row in rows] == [""] * 11
+    few = remote(**{**way, "data": str(prompts(tmp_path / "few-train.jsonl", texts[:6]))}, problems=6)
+    with pytest.raises(DataError, match=r"all \d problems meet an evaluation set; the first, .*eval.jsonl:1"):
+        made(few, tmp_path / "few")
+
+
+def test_a_whole_test_file_is_compared_with(server: Adder, remote: Make, tmp_path: Path) -> None:
+    """Each of its 300 problems is met, so that of the training file the last alone is asked."""
+    prompts(tmp_path / "test.jsonl", [f"What is {a}?" for a in range(300)])
+    prompts(tmp_path / "train.jsonl", [f"what  is {a}?" for a in range(320)])
+    rows = made(remote(task="messages", data=str(tmp_path), problems=400, samples=1, keep="all"), tmp_path / "out")
+    asked = {row.prompt for row in rows}
+    assert asked <= {f"what  is {a}?" for a in range(300, 320)} and len(asked) > 10
+    met = [json.loads(line) for line in (tmp_path / "out" / "contaminated.jsonl").read_text().splitlines()]
+    assert len(met) > 270 and all(line["what"] == "problem" for line in met)
+    for line in met[:5]:
+        number = int(line["prompt"].split()[-1][:-1])
+        assert line["where"].endswith(f"train.jsonl:{number + 1}") and line["met"].endswith(f"test.jsonl:{number + 1})")

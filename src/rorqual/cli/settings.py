@@ -48,13 +48,6 @@ def read(cls: type[P], arguments: Sequence[str] | None) -> P:
 
 def check_device(name: str) -> None:
     """Refuse a device that this torch cannot put a tensor on."""
-    import torch
+    from rorqual.ops import devices  # loads torch
 
-    try:
-        torch.empty(1, device=name)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ConfigError(
-            f"no device '{name}' here: {str(error).splitlines()[0]}",
-            where="device",
-            remedy="Use device=cpu. `rorqual doctor` says what this machine has.",
-        ) from None
+    devices.check_device(name)

@@ -27,6 +27,7 @@ from rorqual.engine.grammar_check import MISMATCH
 from rorqual.engine.grammar_queue import Build
 from rorqual.engine.probe import NOT_HELD
 from rorqual.engine.request import Grammar, Request, SamplingParams
+from rorqual.ops.devices import check_device
 from rorqual.ops.paged import BLOCK
 from rorqual.serve.wire import Ask, Placed, ask_of, line, scored
 
@@ -217,6 +218,7 @@ def main() -> None:
     placed = Placed(**json.loads(sys.argv[1]))
     torch.set_num_threads(placed.threads)
     try:
+        check_device(placed.device)
         engine = Engine(
             Path(placed.run),
             device=placed.device,

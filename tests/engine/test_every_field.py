@@ -60,12 +60,6 @@ SAMPLED: dict[str, tuple[dict[str, Any], Any]] = {
 }
 
 
-@pytest.fixture(scope="module")
-def letters(tokenizer: Tokenizer) -> None:
-    """`A` is the letter a, so that three of it are a text to stop at."""
-    assert tokenizer.decode([A, A, A]) != "" and tokenizer.encode("a") != [EOS]
-
-
 def heard(completion: Completion) -> str:
     """All that a completion holds, to the last bit; tensors as lists."""
     found = vars(completion) | {
@@ -125,6 +119,8 @@ def test_what_each_parameter_that_ends_a_reply_does(engine: Engine, tokenizer: T
     assert one(**SAYS_A, stop_token_ids=(B, A)) == (1, "stop")
     assert one(**SAYS_A, stop_token_ids=(A,), min_tokens=2, max_tokens=2) == (2, "length")
     assert one(**SAYS_A, stop_token_ids=(A,), ignore_eos=True) == (1, "stop"), "its own ends count all the same"
+    [[found]] = engine.generate([asked(**ENDS, ignore_eos=True, min_tokens=4)])
+    assert found.token_ids == [EOS] * 24, "an end that ends nothing need not wait"
 
 
 # ---- the arithmetic that each parameter names, from one whole forward

@@ -95,6 +95,8 @@ def evaluation_file(model: str, settings: EvalSettings) -> Path | None:
 
 def loss_on_text(model: str, settings: EvalSettings) -> str:
     """The held-out tenth of a text file under a run's model, in windows as long as its context."""
+    import torch
+
     from rorqual.data.source.text import read_text
     from rorqual.engine.engine import Engine
     from rorqual.evals.perplexity import text_loss
@@ -102,6 +104,8 @@ def loss_on_text(model: str, settings: EvalSettings) -> str:
     if model.startswith(REMOTE):
         raise ConfigError("a server gives no loss of a text", where="command line", remedy="Name a run's folder.")
     text = read_text(Path(settings.data)).validation
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
     engine = generator(model, settings)
     assert isinstance(engine, Engine)
     if settings.window > engine.max_len:

@@ -21,12 +21,16 @@ def chat(
 
     Keys: thinking=auto|on|off, temperature=0, max_tokens=1024, seed=0, system=TEXT, threads=, device=, dtype=.
     """
+    import torch
+
     from rorqual.cli.conversation import ChatSettings, Conversation
     from rorqual.cli.screen import Terminal, lines_typed
     from rorqual.engine.engine import Engine
 
     chosen = read(ChatSettings, settings)
     check_device(chosen.device)
+    if chosen.threads:  # a reply is drawn by this thread, and torch's operations are what is shared out
+        torch.set_num_threads(chosen.threads)
     engine = Engine(run, device=chosen.device, dtype=chosen.dtype, slots=1, threads=chosen.threads or cores())
     conversation, terminal = Conversation(engine, chosen), Terminal()
     for text in lines_typed():

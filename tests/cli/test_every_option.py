@@ -1,0 +1,729 @@
+"""Every option that a verb declares reaches the place where it acts. Of `train`, `distil`, `serve`, `quickstart` and `lab`: elsewhere."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from rorqual.cli.accounts import InspectSettings
+from rorqual.cli.benching import BenchSettings
+from rorqual.cli.conversation import ChatSettings
+from rorqual.cli.generating import GenerateSettings, read_settings
+from rorqual.cli.main import app
+from rorqual.cli.measure import EvalSettings
+from rorqual.cli.planning import QuickstartPlan, RunPlan, ServePlan, TrainPlan
+from rorqual.cli.settings import Placement
+from rorqual.cli.verbs.compare import CompareSettings
+from rorqual.cli.verbs.export import ExportConfig
+from rorqual.cli.verbs.import_ import ImportConfig
+from rorqual.cli.verbs.merge import MergeConfig
+from rorqual.cli.verbs.peft import PeftConfig
+from rorqual.core.config import Config
+from rorqual.core.records import RunDir
+from rorqual.engine.asking import Sampling
+from rorqual.engine.engine import Engine
+from rorqual.engine.request import Request, SamplingParams
+from rorqual.engine.seeds import sample_seed
+from rorqual.evals.evaluation import Evaluation
+from rorqual.evals.run import pick, seeded
+from rorqual.evals.table import comparison_table
+from rorqual.recipes import make_run
+from rorqual.tasks.find import load_task
+from rorqual.train.loop import fit
+from rorqual.train.run import Run
+
+TESTED_ELSEWHERE = {"train", "distil", "distill", "serve", "quickstart", "lab"}
+
+
+def said(*words: str, code: int = 0, stdin: str = "") -> str:
+    """What a command prints."""
+    done = CliRunner().invoke(app, list(words), input=stdin, catch_exceptions=False)
+    assert done.exit_code == code, done.output
+    return done.output
+
+
+@pytest.fixture(autouse=True)
+def same_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def here(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder that the commands are typed in; it holds a copy of the tiny run."""
+    monkeypatch.chdir(place)
+    return place
+
+
+@pytest.fixture
+def engines(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """The arguments of every engine of a run that is made, which is made with them all the same."""
+    made: list[dict[str, Any]] = []
+    begin = Engine.__init__
+
+    def noted(self: Engine, run: Path | str, **more: Any) -> None:
+        made.append({"run": str(run), **more})
+        begin(self, run, **more)
+
+    monkeypatch.setattr(Engine, "__init__", noted)
+    return made
+
+
+def refuses_devices(*words: str) -> None:
+    assert "no device 'gpu9' here" in said(*words, "device=gpu9", code=2)
+
+
+# ---- eval
+
+
+EVAL = {
+    "task": "families:add",
+    "count": "4",
+    "max_tokens": "6",
+    "thinking": "off",
+    "threads": "1",
+    "out": "e.json",
+}
+EVALUATED: dict[str, tuple[dict[str, str], str]] = {
+    # option: what it needs beside it, and another value
+    "task": ({}, "families:sub"),
+    "split": ({}, "dev"),
+    "count": ({}, "2"),
+    "seed": ({}, "1"),
+    "thinking": ({}, "on"),
+    "temperature": ({}, "1.5"),
+    "samples": ({"temperature": "1.5"}, "2"),
+    "max_tokens": ({}, "3"),
+    "per_family": ({"task": "families:add,sub"}, "true"),
+    "options": ({}, "{hard: 1.0}"),
+    "dtype": ({"max_tokens": "60"}, "bfloat16"),
+}
+"""Those that another evaluation shows; the others are tested one by one below."""
+EVAL_ALONE = {"data", "window", "out", "threads", "device", "model", "seed_bits", "concurrency"}
+
+
+def evaluated(words: dict[str, str], model: str = "run") -> dict[str, Any]:
+    """What an evaluation's file holds, but for the time that it took."""
+    said("eval", model, *(f"{k}={v}" for k, v in words.items()))
+    return json.loads(Path(words["out"]).read_text(encoding="utf-8")) | {"seconds": 0}
+
+
+@pytest.mark.parametrize("name", EVALUATED)
+@pytest.mark.usefixtures("here")
+def test_an_option_of_eval_changes_the_evaluation(name: str, engines: list[dict[str, Any]]) -> None:
+    beside, value = EVALUATED[name]
+    one = evaluated(EVAL | beside)
+    two = evaluated(EVAL | beside | {name: value})
+    if name == "dtype":  # rounding may leave a greedy text as it was
+        assert [made["dtype"] for made in engines] == ["float32", "bfloat16"]
+    else:
+        assert one["samples"] != two["samples"]
+
+
+@pytest.mark.usefixtures("here")
+def test_eval_asks_and_records_what_it_was_told() -> None:
+    told = {
+        "task": "families:add,sub",
+        "split": "dev",
+        "count": "3",
+        "seed": "7",
+        "thinking": "on",
+        "temperature": "0.5",
+        "samples": "2",
+        "max_tokens": "5",
+        "per_family": "true",
+        "options": "{hard: 0.5}",
+        "out": "elsewhere.json",
+    }
+    found = Evaluation.model_validate(evaluated(told))
+    params = SamplingParams(max_tokens=5, temperature=0.5, seed=7, n=2)
+    assert (found.split, found.count, found.seed, found.thinking) == ("dev", 3, 7, "on")
+    assert (found.per_family, found.params, found.model) == (True, params, "run")
+    task = load_task("families:add,sub", options={"hard": 0.5})
+    problems = pick(task, "dev", 3, 7, True)
+    assert found.keys == [problem.key for problem in problems]
+    requests = [Request(problem.messages, seeded(params, problem.key), "on") for problem in problems]
+    answers = [c for group in Engine("run", record_experts=False).generate(requests) for c in group]
+    assert [(s.reply, s.reasoning, s.tokens) for s in found.samples] == [
+        (c.text, c.reasoning, len(c.token_ids)) for c in answers
+    ]
+
+
+def test_a_text_is_read_in_windows_with_as_many_threads_as_told(here: Path) -> None:
+    for name, text in (("one.txt", "one two three " * 60), ("two.txt", "seven eight " * 60)):
+        (here / name).write_text(text, encoding="utf-8")
+    words = ("eval", "run", "data=one.txt", "window=16")
+    one = said(*words, "threads=1")
+    assert torch.get_num_threads() == 1 and "from at most 16 tokens" in one
+    assert one == said(*words, "threads=2") and torch.get_num_threads() == 2
+    others = {said("eval", "run", "data=two.txt", "window=16"), said("eval", "run", "data=one.txt", "window=20")}
+    others.add(said(*words, "dtype=bfloat16"))
+    assert len({one, *others}) == 4
+    refuses_devices(*words)
+
+
+def test_the_data_of_a_task_is_that_file(here: Path) -> None:
+    for name, answer in (("one", "1"), ("two", "2")):
+        line = {"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}]}
+        (here / f"{name}.jsonl").write_text(json.dumps(line) + "\n", encoding="utf-8")
+    words = {"task": "messages", "max_tokens": "3", "out": "e.json"}
+    found = [evaluated(words | {"data": f"{name}.jsonl"})["samples"] for name in ("one", "two")]
+    assert [[sample["answer"] for sample in some] for some in found] == [["1"], ["2"]]
+
+
+def test_eval_keeps_its_answers_by_task_split_and_mode(here: Path) -> None:
+    said("eval", "run", "task=families:add", "count=1", "max_tokens=2", "split=dev", "thinking=on")
+    assert [path.name for path in (here / "run" / "evals").iterdir()] == ["families-add-dev-on.json"]
+
+
+@pytest.mark.usefixtures("here")
+def test_eval_makes_its_engine_as_told(engines: list[dict[str, Any]]) -> None:
+    words = ("eval", "run", "task=families:add", "count=1", "max_tokens=2", "out=e.json")
+    said(*words, "threads=2", "dtype=bfloat16")
+    assert engines == [
+        {"run": "run", "device": "cpu", "dtype": "bfloat16", "threads": 2, "record_experts": False},
+    ]
+    refuses_devices(*words)
+
+
+@dataclass
+class Heard:
+    """What a server was asked: bodies, keys, and how many at once at most. It holds each until `together` are there."""
+
+    together: int = 1
+    bodies: list[dict[str, Any]] = field(default_factory=list)
+    keys: list[str] = field(default_factory=list)
+    most: int = 0
+    now: int = 0
+    lock: Any = field(default_factory=threading.Lock)
+    gate: Any = None
+
+
+class Server(BaseHTTPRequestHandler):
+    def do_POST(self) -> None:
+        heard: Heard = self.server.heard  # type: ignore[attr-defined]
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        with heard.lock:
+            heard.bodies.append(body)
+            heard.keys.append(self.headers.get("Authorization", ""))
+            heard.now += 1
+            heard.most = max(heard.most, heard.now)
+        if heard.gate is not None:
+            heard.gate.wait(120)
+        with heard.lock:
+            heard.now -= 1
+        message = {"role": "assistant", "content": "3"}
+        reply = {
+            "choices": [{"message": message, "finish_reason": "stop"}],
+            "usage": {"prompt_tokens": 1, "completion_tokens": 1},
+        }
+        raw = json.dumps(reply).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(raw)))
+        self.end_headers()
+        self.wfile.write(raw)
+
+    def log_message(self, *_: object) -> None:
+        """Not to standard error."""
+
+
+@pytest.fixture
+def server() -> Iterator[tuple[str, Heard]]:
+    made = ThreadingHTTPServer(("127.0.0.1", 0), Server)
+    made.heard = heard = Heard()  # type: ignore[attr-defined]
+    threading.Thread(target=made.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{made.server_port}/v1", heard
+    made.shutdown()
+
+
+REMOTE: dict[str, tuple[str, ...]] = {
+    "eval": ("task=families:add", "count=4", "seed=7", "max_tokens=9", "temperature=0.5", "out=e.json"),
+    "generate": ("out=o.jsonl", "seed=7", "max_tokens=9", "temperature=0.5", "quiet=true"),
+}
+
+
+def ask_server(verb: str, address: str, *words: str) -> None:
+    given = (address,) if verb == "eval" else ("p.jsonl", f"run={address}")
+    said(verb, *given, "model=mine", *REMOTE[verb], *words)
+
+
+@pytest.mark.parametrize("verb", REMOTE)
+@pytest.mark.parametrize("bits", [31, 64])
+def test_a_server_is_asked_for_its_model_with_seeds_of_as_many_bits(
+    verb: str, bits: Any, here: Path, server: tuple[str, Heard], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, heard = server
+    monkeypatch.setenv("RORQUAL_API_KEY", "a key")
+    (here / "p.jsonl").write_text("".join(f'{{"prompt": "p{n}", "seed": {n}}}\n' for n in range(4)), encoding="utf-8")
+    ask_server(verb, address, f"seed_bits={bits}", "concurrency=1")
+    assert len(heard.bodies) == 4 and heard.most == 1
+    assert {(b["model"], b["temperature"], b["max_tokens"]) for b in heard.bodies} == {("mine", 0.5, 9)}
+    assert set(heard.keys) == {"Bearer a key"}
+    seeds = list(range(4))
+    if verb == "eval":
+        params = SamplingParams(seed=7)
+        seeds = [seeded(params, p.key).seed for p in pick(load_task("families:add"), "test", 4, 7, False)]
+    assert [b["seed"] for b in heard.bodies] == [sample_seed(seed, 0, bits) for seed in seeds]
+
+
+@pytest.mark.parametrize("verb", REMOTE)
+def test_a_server_is_asked_as_much_at_once_as_told(verb: str, here: Path, server: tuple[str, Heard]) -> None:
+    """The server answers nothing until four requests are there."""
+    address, heard = server
+    heard.gate = threading.Barrier(4)
+    (here / "p.jsonl").write_text("".join(f'{{"prompt": "p{n}"}}\n' for n in range(4)), encoding="utf-8")
+    ask_server(verb, address, "concurrency=4")
+    assert heard.most == 4 and not heard.gate.broken
+
+
+# ---- compare
+
+
+def test_compare_pairs_by_the_grain_that_it_is_told(here: Path) -> None:
+    for name in ("a", "b"):
+        evaluated(
+            EVAL | {"task": "families:add,sub", "count": "8", "seed": "3", "out": f"{name}.json", "max_tokens": "3"}
+        )
+    told = {grain: said("compare", "a.json", "b.json", f"grain={grain}") for grain in ("family", "level", "all")}
+    assert len(set(told.values())) == 3 and told["family"] == said("compare", "a.json", "b.json")
+    from rorqual.evals.compare import compare
+
+    one, two = (Evaluation.load(here / f"{name}.json") for name in ("a", "b"))
+    for grain, text in told.items():
+        rows = compare(one, two, grain=grain)  # type: ignore[arg-type]
+        assert text == comparison_table(rows, title="b.json - a.json, paired") + "\n"
+    assert said("compare", "a.json", "b.json", "device=cpu", "dtype=bfloat16") == told["family"]
+
+
+# ---- generate
+
+
+GENERATED: dict[str, tuple[str, Any]] = {
+    # key: as it is typed, and what it is
+    "max_tokens": ("7", 7),
+    "temperature": ("0.5", 0.5),
+    "top_p": ("0.6", 0.6),
+    "top_k": ("3", 3),
+    "min_p": ("0.2", 0.2),
+    "seed": ("9", 9),
+    "n": ("2", 2),
+    "ignore_eos": ("true", True),
+    "repetition_penalty": ("1.5", 1.5),
+    "presence_penalty": ("0.25", 0.25),
+    "frequency_penalty": ("0.75", 0.75),
+    "logit_bias": ("{70: 2.5}", {70: 2.5}),
+    "stop": ("12", "12"),
+    "stop_token_ids": ("[4, 9]", [4, 9]),
+    "top_logprobs": ("3", 3),
+    "prompt_logprobs": ("2", 2),
+    "min_tokens": ("1", 1),
+    "min_p_first": ("true", True),
+    "grammar": ("{kind: regex, source: '[0-9]+'}", {"kind": "regex", "source": "[0-9]+"}),
+    "thinking": ("off", "off"),
+}
+GENERATE_ALONE = {"run", "out", "raw", "token_ids", "logprobs", "strict", "quiet", "slots", "max_len", "threads"}
+GENERATE_ALONE |= {"device", "dtype", "model", "concurrency", "seed_bits"}
+GENERATE = ("generate", "p.jsonl", "run=run", "quiet=true", "threads=1")
+
+
+@pytest.mark.parametrize("name", GENERATED)
+def test_a_sampling_key_of_generate_is_read_as_that_of_a_row(name: str) -> None:
+    typed, value = GENERATED[name]
+    own, sampling = read_settings([f"{name}={typed}", "run=r", "out=o"])
+    assert sampling == Sampling.model_validate({name: value}) != Sampling()
+    assert own == GenerateSettings(run="r", out="o")
+
+
+def generated(here: Path, rows: list[dict[str, Any]], *words: str, code: int = 0) -> list[dict[str, Any]]:
+    (here / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    (here / "o.jsonl").unlink(missing_ok=True)
+    said(*GENERATE, "out=o.jsonl", *words, code=code)
+    return [json.loads(line) for line in (here / "o.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def test_the_keys_of_the_command_are_those_of_each_row(here: Path) -> None:
+    """All at once, typed, against all at once in the row."""
+    typed = [f"{name}={text}" for name, (text, _) in GENERATED.items() if name not in ("seed", "grammar")]
+    values = {name: value for name, (_, value) in GENERATED.items() if name not in ("seed", "grammar")}
+    values["logit_bias"] = {"70": 2.5}
+    row = {"prompt": "add 1 2", "seed": 3}
+    assert generated(here, [row], *typed) == generated(here, [row | values]) != generated(here, [row])
+    by_grammar = generated(here, [row], "max_tokens=8", f"grammar={GENERATED['grammar'][0]}", "thinking=off")
+    assert by_grammar[0]["choices"][0]["text"].isdigit()
+    lines = [{"prompt": "add 1 2", "temperature": 1.0, "max_tokens": 9}] * 2
+    one, two = generated(here, lines), generated(here, lines, "seed=9")
+    assert len({row["seed"] for row in one + two}) == 4
+
+
+def test_what_generate_writes_and_reads_is_as_told(here: Path) -> None:
+    row = {"prompt": "add 1 2", "max_tokens": 4, "seed": 3}
+    plain = generated(here, [row])[0]
+    assert {"token_ids", "logprobs"}.isdisjoint(plain["choices"][0])
+    ids = generated(here, [row], "token_ids=true")[0]["choices"][0]
+    logprobs = generated(here, [row], "logprobs=true")[0]["choices"][0]
+    assert "token_ids" in ids and "logprobs" not in ids and "logprobs" in logprobs and "token_ids" not in logprobs
+    raw = generated(here, [row], "raw=true")[0]
+    assert raw["usage"]["prompt_tokens"] != plain["usage"]["prompt_tokens"]
+    bad = [row, {"prompt": ""}]
+    assert len(generated(here, bad, code=1)) == 2
+    (here / "o.jsonl").unlink()
+    assert "p.jsonl:2" in said(*GENERATE, "out=o.jsonl", "strict=true", code=2)
+    assert not (here / "o.jsonl").exists()
+    long = generated(here, [row | {"max_tokens": 300, "ignore_eos": True}], "max_len=30")[0]
+    assert long["usage"]["prompt_tokens"] + long["usage"]["completion_tokens"] == 30
+    shutil.copytree(here / "run", here / "other")
+    said("generate", "p.jsonl", "run=other", "out=far.jsonl", "max_tokens=3", "threads=1")
+    assert (here / "far.jsonl").is_file()
+
+
+def test_generate_is_quiet_where_it_is_told_to_be(here: Path) -> None:
+    (here / "p.jsonl").write_text('{"prompt": "a", "max_tokens": 2}\n', encoding="utf-8")
+    for number, quiet in enumerate(("true", "false")):
+        done = CliRunner().invoke(
+            app, ["generate", "p.jsonl", "run=run", f"out={number}.jsonl", "threads=1", f"quiet={quiet}"]
+        )
+        assert done.exit_code == 0 and ("generate  1/1" in done.stderr) == (quiet == "false")
+
+
+def test_generate_makes_its_engine_as_told(here: Path, engines: list[dict[str, Any]]) -> None:
+    generated(here, [{"prompt": "a", "max_tokens": 2}] * 3, "slots=2", "max_len=60", "dtype=bfloat16")
+    expected = {"slots": 2, "max_len": 60, "threads": 1, "device": "cpu", "dtype": "bfloat16", "record_experts": False}
+    assert engines == [{"run": "run"} | expected] and torch.get_num_threads() == 1
+    said("generate", "p.jsonl", "run=run", "out=other.jsonl", "threads=2", "quiet=true")
+    assert torch.get_num_threads() == engines[-1]["threads"] == 2
+    refuses_devices(*GENERATE, "out=another.jsonl")
+
+
+# ---- chat
+
+
+CHATTED = {
+    "thinking": ({}, "on"),
+    "system": ({}, "Speak of whales."),
+    "temperature": ({}, "1.5"),
+    "max_tokens": ({}, "3"),
+    "seed": ({"temperature": "1.5"}, "1"),
+}
+CHAT_ALONE = {"threads", "device", "dtype"}
+
+
+def chatted(words: dict[str, str]) -> str:
+    return said("chat", "run", *(f"{k}={v}" for k, v in words.items()), stdin="add 1 2\n/new\nadd 3 4\nadd 5 6\n")
+
+
+@pytest.mark.parametrize("name", CHATTED)
+@pytest.mark.usefixtures("here")
+def test_an_option_of_chat_changes_the_replies(name: str) -> None:
+    beside, value = CHATTED[name]
+    given = {"thinking": "off", "max_tokens": "12"} | beside
+    one = chatted(given)
+    assert one == chatted(given) != chatted(given | {name: value})
+
+
+@pytest.mark.usefixtures("here")
+def test_chat_makes_its_engine_as_told(engines: list[dict[str, Any]]) -> None:
+    given = {"max_tokens": "3", "threads": "2", "dtype": "bfloat16"}
+    chatted(given)
+    assert engines == [{"run": "run", "device": "cpu", "dtype": "bfloat16", "slots": 1, "threads": 2}]
+    assert torch.get_num_threads() == 2, "a reply is drawn by the calling thread, and torch's operations share it out"
+    refuses_devices("chat", "run")
+
+
+# ---- bench
+
+
+def test_bench_measures_what_it_is_told(
+    here: Path, engines: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The requests themselves: so many at once, of so many tokens, so often, by the seed or from the text."""
+    (here / "text.txt").write_text("It was the best of times, it was the worst of times. " * 9, encoding="utf-8")
+    asked: list[Request] = []
+    submit = Engine.submit
+
+    def noted(self: Engine, request: Request) -> int:
+        asked.append(request)
+        return submit(self, request)
+
+    monkeypatch.setattr(Engine, "submit", noted)
+
+    def requests(*words: str) -> list[Request]:
+        asked.clear()
+        said("bench", "run", "batch=1,2", "prompt=4,9", "new=5", "repeats=2", "threads=1", "out=b.json", *words)
+        return list(asked)
+
+    one = requests()
+    sizes = [len(request.prompt_ids or ()) for request in one]
+    assert sizes == [4] * 3 + [9] * 3 + [4] * 6 + [9] * 6, "a warm-up and two repeats of each pair"
+    assert {r.params for r in one} == {SamplingParams(max_tokens=5, ignore_eos=True)}
+    found = json.loads((here / "b.json").read_text(encoding="utf-8"))
+    given = {"batch": [1, 2], "prompt": [4, 9], "new": 5, "repeats": 2, "data": "", "seed": 0, "threads": 1}
+    assert found["settings"] == given | {"out": "b.json", "device": "cpu", "dtype": "float32"} and found["threads"] == 1
+    assert found["settings"].keys() == BenchSettings.model_fields.keys()
+    engine = {"run": Path("run"), "device": "cpu", "slots": 2, "threads": 1, "record_experts": False}
+    assert engines == [engine | {"run": "run", "dtype": "float32"}]
+    other = requests("seed=1", "dtype=bfloat16")
+    assert [r.prompt_ids for r in one] != [r.prompt_ids for r in other] and engines[-1]["dtype"] == "bfloat16"
+    text = (here / "text.txt").read_text(encoding="utf-8")
+    tokenizer = Engine("run").tokenizer
+    pieces = {tokenizer.decode(list(r.prompt_ids or ())) for r in requests("data=text.txt")}
+    assert len(pieces) > 2 and all(piece in text for piece in pieces)
+    refuses_devices("bench", "run")
+
+
+# ---- inspect and doctor
+
+
+def test_inspect_counts_with_the_type_and_the_context_that_it_is_told() -> None:
+    plain = said("inspect", "deepseek-v3")
+    assert plain == said("inspect", "deepseek-v3", "dtype=bfloat16", "context=4096", "device=cpu")
+    assert (
+        len({plain, said("inspect", "deepseek-v3", "dtype=float32"), said("inspect", "deepseek-v3", "context=8")}) == 3
+    )
+    assert "this machine has" in plain and "this machine has" not in said("inspect", "deepseek-v3", "device=meta")
+    refuses_devices("inspect", "deepseek-v3")
+
+
+def test_doctor_measures_the_device_in_the_type_that_it_is_told() -> None:
+    assert "on cpu in bfloat16" in said("doctor", "dtype=bfloat16") and "on cpu in float32" in said("doctor")
+    refuses_devices("doctor")
+
+
+# ---- conversions
+
+
+def types(folder: Path) -> set[str]:
+    """The types of the weights in a folder's files."""
+    found = set()
+    for file in folder.rglob("*.safetensors"):
+        with safe_open(file, "pt") as tensors:
+            found |= {str(tensors.get_tensor(name).dtype) for name in tensors.keys()}  # noqa: SIM118
+    return found
+
+
+def test_export_writes_the_format_the_type_and_the_files_that_it_is_told(here: Path) -> None:
+    assert "hf" in said("export", "run", "hf")
+    kept = types(here / "hf")
+    for dtype in ("float16", "bfloat16"):
+        assert said("export", "run", f"hf-{dtype}", f"dtype={dtype}", "quiet=true") == ""
+        assert f"torch.{dtype}" in types(here / f"hf-{dtype}") != kept
+    said("export", "run", "many", "shard_gb=0.00005")
+    assert len(list((here / "hf").glob("*.safetensors"))) == 1 < len(list((here / "many").glob("*.safetensors")))
+    said("export", "run", "whole.gguf", "format=gguf")
+    said("export", "run", "half.gguf", "format=gguf", "dtype=bfloat16")
+    whole, half = ((here / f"{name}.gguf").read_bytes() for name in ("whole", "half"))
+    assert whole[:4] == half[:4] == b"GGUF" and len(half) < len(whole)
+
+
+def test_import_takes_the_type_that_it_is_told(here: Path) -> None:
+    said("export", "run", "hf", "quiet=true")
+    said("export", "run", "small.gguf", "format=gguf", "dtype=q8_0", "quiet=true")
+    for source, first in (("hf", "kept"), ("small.gguf", "read")):
+        assert f"rorqual chat {first}" in said("import", source, first)
+        assert said("import", source, f"{first}-bf16", "dtype=bfloat16", "quiet=true") == ""
+        assert "torch.bfloat16" in types(here / f"{first}-bf16") - types(here / first)
+
+
+@pytest.fixture(scope="module")
+def lora(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter of the tiny run."""
+    out = tmp_path_factory.mktemp("lora") / "lora"
+    made = make_run("sft", {"task": "families", "from": str(tiny), "steps": "2", "rows": "4"})
+    tune = {"kind": "lora", "r": 2, "targets": ["q_b_proj"]}
+    fit(Run.model_validate(made.model_dump() | {"tune": tune}), RunDir(out), quiet=True)
+    return out
+
+
+def test_merge_writes_the_type_that_it_is_told(here: Path, lora: Path) -> None:
+    assert "rorqual export whole" in said("merge", str(lora), "whole")
+    assert said("merge", str(lora), "half", "dtype=bfloat16", "quiet=true") == ""
+    assert "torch.bfloat16" in types(here / "half") - types(here / "whole")
+
+
+def test_peft_writes_the_name_and_reads_for_the_base_that_it_is_told(here: Path, lora: Path, tiny: Path) -> None:
+    assert said("peft", str(lora), "plain") == "plain\n"
+    assert said("peft", str(lora), "named", "name=some/model", "quiet=true") == ""
+    names = [
+        json.loads((here / folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+        for folder in ("plain", "named")
+    ]
+    assert names == [str(tiny), "some/model"]
+    assert "rorqual chat back" in said("peft", "named", "back", "base=run")
+    assert "run" in (here / "back" / "run.yaml").read_text(encoding="utf-8")
+    assert "nowhere" in said("peft", "named", "again", "base=nowhere", code=2)
+
+
+# ---- plan
+
+
+V3 = ("plan", "deepseek-v3", "--train", "tokens=14.8T", "n=2048")
+DENSE = ("plan", "qwen3-8b", "--train", "tokens=1T", "n=8")
+SERVE = ("plan", "deepseek-v3", "--serve", "n=144")
+PLANNED: dict[str, dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
+    # plan: option: the words without it, and those that it changes them to
+    "train": {
+        "tokens": (V3, (*V3[:3], "tokens=7T", "n=2048")),
+        "hardware": (V3, (*V3, "hardware=h200")),
+        "price": (V3, (*V3, "price=3")),
+        "n": (V3, (*V3[:4], "n=1024")),
+        "context": (V3, (*V3, "context=8k")),
+        "utilisation": (V3, (*V3, "utilisation=0.5")),
+        "precision": (V3, (*V3, "precision=fp8")),
+        "dp": ((*DENSE, "zero=3", "dp=8"), (*DENSE, "zero=3", "dp=4", "tp=2")),
+        "tp": ((*DENSE, "tp=2"), (*DENSE, "tp=4")),
+        "pp": ((*DENSE, "pp=2"), (*DENSE, "pp=4")),
+        "ep": ((*V3, "pp=16", "ep=64"), (*V3, "pp=16", "ep=32")),
+        "zero": ((*DENSE, "tp=2"), (*DENSE, "tp=2", "zero=3")),
+        "recompute": ((*DENSE, "tp=8"), (*DENSE, "tp=8", "recompute=full")),
+        "microbatch": ((*DENSE, "tp=8"), (*DENSE, "tp=8", "microbatch=2")),
+        "full_attention": (V3, (*V3, "full_attention=true")),
+        "mtp": (V3, (*V3, "mtp=true")),
+    },
+    "serve": {
+        "hardware": (SERVE, (*SERVE, "hardware=h200")),
+        "price": (SERVE, (*SERVE, "price=3")),
+        "n": (SERVE, (*SERVE[:3], "n=72")),
+        "tp": (SERVE, (*SERVE, "tp=2")),
+        "dtype": (SERVE, (*SERVE, "dtype=bf16")),
+        "cache_bytes": (SERVE, (*SERVE, "cache_bytes=1")),
+        "prompt": (SERVE, (*SERVE, "prompt=8k")),
+        "reply": (SERVE, (*SERVE, "reply=2k")),
+        "hit_rate": (SERVE, (*SERVE, "hit_rate=0.9")),
+        "batch": (SERVE, (*SERVE, "batch=8")),
+        "margin": (SERVE, (*SERVE, "margin=0.9")),
+        "busy": (SERVE, (*SERVE, "busy=0.5")),
+        "prefill_used": (SERVE, (*SERVE, "prefill_used=0.9")),
+        "decode_used": (SERVE, (*SERVE, "decode_used=0.9")),
+    },
+}
+
+
+@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, options in PLANNED.items() for name in options])
+def test_an_option_of_a_plan_changes_its_figures(kind: str, name: str) -> None:
+    """And not the line alone that repeats what was asked."""
+    one, two = (said(*words).splitlines() for words in PLANNED[kind][name])
+    changed = [line for line in two if line not in one]
+    assert len(changed) >= (1 if name == "price" else 2), changed
+
+
+@pytest.mark.parametrize(
+    "option", ["hardware=h200", "price=3", "dtype=bf16", "cache_bytes=1", "prefill_used=0.9", "decode_used=0.9"]
+)
+def test_an_option_reaches_the_smallest_replica_too(option: str) -> None:
+    """Where no `n` is given, the plan finds the fewest devices, and plans with all else as asked."""
+    words = ("plan", "deepseek-v3", "--serve")
+    one, two = (said(*words, *more).splitlines() for more in ((), (option,)))
+    assert len([line for line in two if line not in one]) >= 2
+
+
+def test_out_of_a_plan_is_the_folder_of_its_page(tmp_path: Path) -> None:
+    for number, words in enumerate((V3, SERVE)):
+        said(*words, f"out={tmp_path / str(number)}")
+        assert (tmp_path / str(number) / "plan.html").is_file()
+
+
+def test_a_plan_of_more_of_a_run_takes_steps_tokens_a_model_and_a_price(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_bytes((tiny / "run.yaml").read_bytes())
+    line = json.dumps({"seconds": 0.5, "core_seconds": 1.0, "tokens": 1000, "flops": 10**9}) + "\n"
+    (tmp_path / "metrics.jsonl").write_text(line * 40, encoding="utf-8")
+    plain = said("plan", str(tmp_path), "steps=7200")
+    assert "60.0 minutes" in plain and "7,200 steps" in plain and "$0.1 at $0.05" in plain
+    assert plain == said("plan", str(tmp_path), "tokens=7.2M") != said("plan", str(tmp_path), "tokens=3.6M")
+    dear = said("plan", str(tmp_path), "steps=7200", "core_hour=0.5")
+    assert "at $0.5 a core-hour" in dear and "$1.00 at" in dear
+    assert "of qwen3-0.6b" in said("plan", str(tmp_path), "steps=7200", "model=qwen3-0.6b")
+
+
+def test_train_serve_published_and_tables_are_four_plans() -> None:
+    texts = [said(*V3), said(*SERVE), said("plan", "--published"), said("plan", "--tables")]
+    for number, mark in enumerate(("device-hours", "decode step", "Quoted, not computed", "NVIDIA H800")):
+        assert mark in texts[number]
+    assert len(set(texts)) == 4
+
+
+# ---- all
+
+
+def of(cls: type[Config]) -> set[str]:
+    return set(cls.model_fields)
+
+
+PLACED = of(Placement)
+"""`device` and `dtype`, which every verb takes, and those that compute nothing pass over."""
+NOT_TESTED = of(QuickstartPlan)
+"""`rorqual plan quickstart` probes the machine for some 20 seconds, too long for a test here."""
+DECLARED: dict[str, tuple[set[str], set[str]]] = {
+    # verb: the options that it declares, and those that are tested here
+    "eval": (of(EvalSettings), {*EVALUATED, *EVAL_ALONE}),
+    "compare": (of(CompareSettings), {"grain", *PLACED}),
+    "generate": (of(GenerateSettings) | of(Sampling), {*GENERATED, *GENERATE_ALONE}),
+    "chat": (of(ChatSettings), {*CHATTED, *CHAT_ALONE}),
+    "bench": (of(BenchSettings), {"batch", "prompt", "new", "repeats", "data", "seed", "threads", "out", *PLACED}),
+    "inspect": (of(InspectSettings), {"context", *PLACED}),
+    "import": (of(ImportConfig), {"dtype", "quiet"}),
+    "export": (of(ExportConfig), {"format", "dtype", "shard_gb", "quiet"}),
+    "merge": (of(MergeConfig), {"dtype", "quiet"}),
+    "peft": (of(PeftConfig), {"base", "name", "quiet"}),
+    "trace": (PLACED, PLACED),
+    "report": (PLACED, PLACED),
+    "doctor": (PLACED, PLACED),
+    "plan": (
+        of(TrainPlan) | of(ServePlan) | of(RunPlan) | of(QuickstartPlan),
+        {*PLANNED["train"], *PLANNED["serve"], "out", "steps", "model", "core_hour", *NOT_TESTED},
+    ),
+}
+
+
+def test_no_verb_and_no_option_is_forgotten_here() -> None:
+    verbs = set(get_command(app).commands)  # type: ignore[attr-defined]
+    assert verbs == {*DECLARED, *TESTED_ELSEWHERE}
+    for verb, (declared, tested) in DECLARED.items():
+        assert declared == tested, verb
+    assert of(TrainPlan) == {*PLANNED["train"], "out"} and of(ServePlan) == {*PLANNED["serve"], "out"}
+
+
+@pytest.mark.parametrize("verb", DECLARED)
+def test_the_help_of_a_verb_names_its_options(verb: str) -> None:
+    text = said(verb, "--help")
+    unnamed = {
+        "plan": {
+            "full_attention",
+            "mtp",
+            "core_hour",
+            "cache_bytes",
+            "busy",
+            "prefill_used",
+            "decode_used",
+            "size",
+            "seed",
+            "threads",
+        },
+        "import": set[str](),
+    }.get(verb, set())
+    assert [name for name in DECLARED[verb][0] - unnamed if name not in text] == []
+
+
+def test_every_verb_refuses_an_option_that_it_does_not_have(here: Path) -> None:
+    file = here / "p.jsonl"
+    file.write_text('{"prompt": "a"}\n', encoding="utf-8")
+    words: dict[str, Callable[[], tuple[str, ...]]] = {
+        "generate": lambda: ("p.jsonl",),
+        "compare": lambda: ("a", "b"),
+        "doctor": lambda: (),
+        "plan": lambda: ("deepseek-v3", "--serve"),
+        **{verb: lambda: ("run", "new") for verb in ("import", "export", "merge", "peft")},
+    }
+    for verb in DECLARED:
+        assert "'nonsense'" in said(verb, *words.get(verb, lambda: ("run",))(), "nonsense=1", code=2), verb

@@ -1,0 +1,669 @@
+"""Every field of a request and every argument of an engine reaches the place where it acts, by every way into the engine."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import threading
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from scaled import make_model, whole_forward
+
+from rorqual.core.errors import ConfigError, DataError, RorqualError
+from rorqual.core.records import Message, write_json
+from rorqual.data.chat import ChatFormat, chat_format
+from rorqual.data.tokenizer import Tokenizer
+from rorqual.engine import Completion, Engine, Request, SamplingParams
+from rorqual.engine.asking import Ask, Asking, Sampling, line_seed
+from rorqual.engine.prompts import Prompts
+from rorqual.engine.request import Grammar
+from rorqual.engine.runner import Runner
+from rorqual.model import Decoder
+from rorqual.ops.paged import BLOCK
+
+EOS, A, B = 1, 100, 101
+"""The end of a turn, and two tokens that the tests push."""
+PROMPT = (0, 3, 40, 41, 42, 50, 50, 4)
+PLAIN = SamplingParams(max_tokens=24, temperature=1.0, seed=5)
+ENDS = {"logit_bias": ((EOS, 100.0),)}
+SAYS_A = {"logit_bias": ((A, 100.0),)}
+
+SAMPLED: dict[str, tuple[dict[str, Any], Any]] = {
+    # field: what it needs beside it, and another value
+    "max_tokens": ({}, 5),
+    "temperature": ({}, 0.5),
+    "top_p": ({}, 0.3),
+    "top_k": ({}, 2),
+    "seed": ({}, 6),
+    "n": ({}, 2),
+    "ignore_eos": (ENDS, True),
+    "min_p": ({}, 0.3),
+    "repetition_penalty": ({}, 5.0),
+    "presence_penalty": ({}, 5.0),
+    "frequency_penalty": (SAYS_A, 20.0),
+    "logit_bias": ({}, ((A, 5.0),)),
+    "stop": (SAYS_A, ("a" * 3,)),
+    "stop_token_ids": (SAYS_A, (A,)),
+    "top_logprobs": ({}, 2),
+    "grammar": ({}, Grammar("regex", "[0-9]{3}")),
+    "min_tokens": (ENDS, 4),
+    "min_p_first": ({"min_p": 0.2, "top_p": 0.6}, True),
+    "prompt_logprobs": ({}, 0),
+}
+
+
+def heard(completion: Completion) -> str:
+    """All that a completion holds, to the last bit; tensors as lists."""
+    found = vars(completion) | {
+        name: None if (value := getattr(completion, name)) is None else value.tolist() for name in ("experts", "kept")
+    }
+    return json.dumps(found)
+
+
+def asked(**params: Any) -> Request:
+    return Request(prompt_ids=PROMPT, params=replace(PLAIN, **params))
+
+
+def by_generate(engine: Engine, request: Request) -> list[str]:
+    return [heard(completion) for completion in engine.generate([request])[0]]
+
+
+def by_step(engine: Engine, request: Request) -> list[str]:
+    engine.submit(request)
+    found = []
+    while engine.stats()["running"] + engine.stats()["waiting"]:
+        found += [(d.sample, heard(d.completion)) for d in engine.step() if d.completion is not None]
+    return [text for _, text in sorted(found)]
+
+
+def by_stream(engine: Engine, request: Request) -> list[str]:
+    found = [(d.sample, heard(d.completion)) for d in engine.stream(request) if d.completion is not None]
+    return [text for _, text in sorted(found)]
+
+
+@pytest.mark.parametrize("name", SAMPLED)
+def test_a_sampling_parameter_changes_the_answer_by_every_way(engine: Engine, tokenizer: Tokenizer, name: str) -> None:
+    beside, value = SAMPLED[name]
+    if name == "stop":
+        value = (tokenizer.decode([A] * 3),)
+    plain, other = asked(**beside), asked(**beside | {name: value})
+    answers = by_generate(engine, plain), by_generate(engine, other)
+    assert answers[0] != answers[1]
+    for way in (by_generate, by_step, by_stream):
+        assert (way(engine, plain), way(engine, other)) == answers, way.__name__
+
+
+def test_no_sampling_parameter_is_forgotten_here() -> None:
+    assert {f.name for f in fields(SamplingParams)} == SAMPLED.keys()
+
+
+def test_what_each_parameter_that_ends_a_reply_does(engine: Engine, tokenizer: Tokenizer) -> None:
+    def one(**params: Any) -> tuple[int, str]:
+        [[found]] = engine.generate([asked(**params)])
+        return len(found.token_ids), found.finish_reason
+
+    three = (tokenizer.decode([A] * 3),)
+    assert one() == (24, "length") and one(max_tokens=7) == (7, "length")
+    assert one(**ENDS) == (1, "stop") and one(**ENDS, ignore_eos=True) == (24, "length")
+    assert one(**ENDS, min_tokens=4) == (5, "stop")
+    assert one(**SAYS_A, stop=three) == (3, "stop") and one(**SAYS_A, stop=three, min_tokens=6) == (7, "stop")
+    assert one(**SAYS_A, stop_token_ids=(B,)) == (24, "length")
+    assert one(**SAYS_A, stop_token_ids=(B, A)) == (1, "stop")
+    assert one(**SAYS_A, stop_token_ids=(A,), min_tokens=2, max_tokens=2) == (2, "length")
+    assert one(**SAYS_A, stop_token_ids=(A,), ignore_eos=True) == (1, "stop"), "its own ends count all the same"
+    [[found]] = engine.generate([asked(**ENDS, ignore_eos=True, min_tokens=4)])
+    assert found.token_ids == [EOS] * 24, "an end that ends nothing need not wait"
+
+
+# ---- the arithmetic that each parameter names, from one whole forward
+
+
+def adjusted(logits: torch.Tensor, completion: Completion, params: SamplingParams) -> torch.Tensor:
+    """Penalties and biases by hand, token by token, of logits [tokens, vocab]."""
+    out = logits.double().clone()
+    for place in range(len(completion.token_ids)):
+        said = Counter(completion.token_ids[:place])
+        for token in {*said, *completion.prompt_ids}:
+            x = float(out[place, token])
+            x = x / params.repetition_penalty if x > 0 else x * params.repetition_penalty
+            out[place, token] = x - params.frequency_penalty * said[token] - params.presence_penalty * (token in said)
+        for token, bias in params.logit_bias:
+            out[place, token] += bias
+    return out
+
+
+def check_by_hand(model: Decoder, completion: Completion, params: SamplingParams) -> None:
+    logits, _ = whole_forward(model, completion)
+    expected = adjusted(logits, completion, params).div(params.temperature).log_softmax(-1)
+    drawn = expected.gather(1, torch.tensor(completion.token_ids).unsqueeze(1)).squeeze(1)
+    assert torch.allclose(torch.tensor(completion.logprobs).double(), drawn, atol=2e-4)
+
+
+PENALISED: dict[str, dict[str, Any]] = {
+    "repetition": {"repetition_penalty": 1.7},
+    "presence": {"presence_penalty": 0.9},
+    "frequency": {"frequency_penalty": 0.4},
+    "bias": {"logit_bias": ((A, 4.0), (B, -3.0))},
+    "temperature": {"temperature": 0.7},
+    "all": {
+        "repetition_penalty": 1.3,
+        "presence_penalty": 0.6,
+        "frequency_penalty": 0.3,
+        "logit_bias": ((A, 3.0),),
+        "temperature": 1.2,
+    },
+}
+
+
+@pytest.mark.parametrize("name", PENALISED)
+def test_a_penalty_is_the_arithmetic_that_its_name_says(engine: Engine, mla: Decoder, name: str) -> None:
+    request = asked(**{"max_tokens": 40, "ignore_eos": True} | PENALISED[name])
+    [[found]] = engine.generate([request])
+    check_by_hand(mla, found, request.params)
+
+
+def test_penalties_go_on_counting_after_a_preemption(mla: Decoder, tokenizer: Tokenizer, chat: ChatFormat) -> None:
+    """Presence, frequency and repetition count the reply before the preemption, and count the prompt as a prompt."""
+    block = Runner.block_bytes(mla)
+    engine = Engine.of(mla, tokenizer, chat, slots=4, lanes=1, cache_bytes=4 * block)
+    names = [name for name in PENALISED if name != "temperature"]
+    requests = [
+        asked(**{"max_tokens": 80, "ignore_eos": True, "seed": n} | PENALISED[name]) for n, name in enumerate(names)
+    ]
+    results = engine.generate(requests)
+    assert engine.stats()["preemptions"] > 0
+    for request, [found] in zip(requests, results, strict=True):
+        assert len(found.token_ids) == 80
+        check_by_hand(mla, found, request.params)
+
+
+CUTS: dict[str, dict[str, Any]] = {
+    "top_k": {"top_k": 7},
+    "top_p": {"top_p": 0.6},
+    "min_p": {"min_p": 0.1},
+    "in order": {"top_k": 20, "top_p": 0.7, "min_p": 0.05},
+    "min_p first": {"top_k": 20, "top_p": 0.7, "min_p": 0.05, "min_p_first": True},
+}
+
+
+def kept_by_hand(logits: torch.Tensor, params: SamplingParams) -> list[tuple[set[int], set[int]]]:
+    """For each place the tokens that the cuts leave, with those alone that rounding decides of."""
+    found = []
+    for row in logits.double().div(params.temperature):
+        kept, near = set(range(len(row))), set[int]()
+
+        def top_k(kept: set[int], row: torch.Tensor = row) -> set[int]:
+            order = sorted(kept, key=lambda t: -float(row[t]))
+            return set(order[: params.top_k]) if params.top_k else kept
+
+        def top_p(kept: set[int], row: torch.Tensor = row, near: set[int] = near) -> set[int]:
+            order = sorted(kept, key=lambda t: -float(row[t]))
+            shares = row[order].softmax(-1)
+            before = (shares.cumsum(0) - shares).tolist()
+            near |= {t for t, b in zip(order, before, strict=True) if abs(b - params.top_p) < 1e-5}
+            return {t for t, b in zip(order, before, strict=True) if b < params.top_p} if params.top_p < 1 else kept
+
+        def min_p(kept: set[int], row: torch.Tensor = row, near: set[int] = near) -> set[int]:
+            shares = (row - row.max()).exp()
+            near |= {t for t in kept if abs(float(shares[t]) - params.min_p) < 1e-5}
+            return {t for t in kept if float(shares[t]) >= params.min_p}
+
+        for cut in (min_p, top_k, top_p) if params.min_p_first else (top_k, top_p, min_p):
+            kept = cut(kept)
+        found.append((kept, near))
+    return found
+
+
+@pytest.mark.parametrize("name", CUTS)
+def test_a_cut_leaves_the_tokens_that_its_name_says(
+    mla: Decoder, tokenizer: Tokenizer, chat: ChatFormat, name: str
+) -> None:
+    engine = Engine.of(mla, tokenizer, chat, slots=2, record_kept=True)
+    request = asked(**{"temperature": 0.8, "ignore_eos": True} | CUTS[name])
+    [[found]] = engine.generate([request])
+    logits, _ = whole_forward(mla, found)
+    masks = np.unpackbits(np.asarray(found.kept), axis=1)[:, : logits.shape[1]]
+    sizes = set()
+    for mask, (expected, near) in zip(masks, kept_by_hand(logits, request.params), strict=True):
+        assert set(np.flatnonzero(mask).tolist()) ^ expected <= near
+        sizes.add(len(expected))
+    assert len(sizes) > 1 or name == "top_k"
+
+
+# ---- requests
+
+
+def test_a_requests_prompt_is_its_messages_in_its_mode_of_thinking(engine: Engine, chat: ChatFormat) -> None:
+    messages = (Message("system", "be brief"), Message("user", "hi"))
+    short = SamplingParams(max_tokens=2)
+    for thinking in ("auto", "on", "off"):
+        [[found]] = engine.generate([Request(messages, short, thinking)])  # type: ignore[arg-type]
+        assert list(found.prompt_ids) == list(chat.prompt(messages, thinking))  # type: ignore[arg-type]
+    prompts = {tuple(chat.prompt(messages, thinking)) for thinking in ("auto", "on", "off")}  # type: ignore[arg-type]
+    assert len(prompts) > 1
+    [[found]] = engine.generate([Request(messages, short, prompt_ids=(7, 8))])
+    assert found.prompt_ids == (7, 8)
+    assert (found.usage["prompt_tokens"], found.usage["completion_tokens"]) == (2, len(found.token_ids))
+
+
+LONG = tuple(range(10, 10 + BLOCK + 5))
+
+
+def hits(engine: Engine, **more: Any) -> int:
+    """Tokens of a long prompt that were found in the cache."""
+    request = Request(prompt_ids=LONG, params=SamplingParams(max_tokens=2), **more)
+    [[found]] = engine.generate([request])
+    usage = found.usage
+    assert usage["prompt_cache_hit_tokens"] + usage["prompt_cache_miss_tokens"] == usage["prompt_tokens"] == len(LONG)
+    return usage["prompt_cache_hit_tokens"]
+
+
+def test_a_requests_tenant_and_reuse_decide_what_it_finds(mla: Decoder, tokenizer: Tokenizer, chat: ChatFormat) -> None:
+    engine = Engine.of(mla, tokenizer, chat, slots=2, lanes=1, reuse=True)
+    assert hits(engine, reuse=False) == hits(engine, tenant="one") == 0, "nothing was kept of the first"
+    assert hits(engine, tenant="one") == BLOCK
+    assert hits(engine, tenant="two") == hits(engine, reuse=False, tenant="one") == 0
+    assert engine.stats()["hit_tokens"] == BLOCK
+
+
+def test_of_what_waits_the_higher_priority_runs_first(mla: Decoder, tokenizer: Tokenizer, chat: ChatFormat) -> None:
+    engine = Engine.of(mla, tokenizer, chat, slots=1, lanes=1)
+    tickets = [
+        engine.submit(Request(prompt_ids=PROMPT, params=SamplingParams(max_tokens=3, ignore_eos=True), priority=p))
+        for p in (0, 2, 1)
+    ]
+    ended = []
+    while len(ended) < 3:
+        ended += [delta.ticket for delta in engine.step() if delta.completion is not None]
+    assert ended == [tickets[1], tickets[2], tickets[0]]
+
+
+def test_no_field_of_a_request_is_forgotten_here() -> None:
+    named = {"messages", "params", "thinking", "prompt_ids", "tenant", "priority", "reuse"}
+    assert {f.name for f in fields(Request)} == named
+
+
+def test_each_field_of_a_completion_is_its_own(mla: Decoder, tokenizer: Tokenizer, chat: ChatFormat) -> None:
+    engine = Engine.of(mla, tokenizer, chat, slots=2, record_kept=True)
+    [[found]] = engine.generate([asked(top_logprobs=3, prompt_logprobs=2, top_k=9)])
+    logits, own = whole_forward(mla, found)
+    ids = torch.tensor([[*found.prompt_ids, *found.token_ids]])
+    with torch.no_grad():
+        plain = mla.logits(mla(ids, replay=None).hidden)[0].log_softmax(-1)
+    assert found.prompt_ids == PROMPT and len(found.token_ids) == len(found.logprobs) == 24
+    assert found.finish_reason == "length" and found.error == ""
+    message = chat.parse(found.token_ids, chat.chosen(PROMPT))
+    assert (found.text, found.reasoning) == (message.content, message.reasoning)
+    assert found.experts.shape == (len(PROMPT) + 23, own.shape[1], 2) and found.kept.shape[0] == 24
+    assert found.top_logprobs is not None and [len(some) for some in found.top_logprobs] == [3] * 24
+    for place, some in enumerate(found.top_logprobs):
+        assert [token for token, _ in some] == logits[place].topk(3).indices.tolist()
+    assert found.prompt_logprobs is not None and found.prompt_top_logprobs is not None
+    assert found.prompt_logprobs[0] is None and found.prompt_top_logprobs[0] == []
+    assert [len(some) for some in found.prompt_top_logprobs[1:]] == [2] * (len(PROMPT) - 1)
+    for place in range(1, len(PROMPT)):
+        assert found.prompt_logprobs[place] == pytest.approx(float(plain[place - 1, PROMPT[place]]), abs=1e-4)
+    assert found.usage == {
+        "prompt_tokens": 8,
+        "completion_tokens": 24,
+        "prompt_cache_hit_tokens": 0,
+        "prompt_cache_miss_tokens": 8,
+    }
+    named = {
+        "prompt_ids",
+        "token_ids",
+        "logprobs",
+        "finish_reason",
+        "text",
+        "reasoning",
+        "experts",
+        "kept",
+        "top_logprobs",
+        "usage",
+        "error",
+        "prompt_logprobs",
+        "prompt_top_logprobs",
+    }
+    assert {f.name for f in fields(Completion)} == named
+
+
+# ---- what `generate` is given
+
+
+def test_prompts_that_are_no_requests_share_the_params_and_have_seeds_of_their_own(engine: Engine) -> None:
+    params = SamplingParams(max_tokens=6, temperature=1.0, seed=40, top_k=50, n=2)
+    told: list[tuple[Any, ...]] = []
+    talk = [Message("user", "hi")]
+    results = engine.generate(
+        ["hi", talk, list(PROMPT)],
+        params,
+        progress=lambda done, total: told.append((done, total)),
+        arrived=lambda request, sample, completion: told.append((request, sample, completion.token_ids)),
+    )
+    seeded = [replace(params, seed=40 + number) for number in range(3)]
+    requests = [
+        Request(tuple(talk), seeded[0]),
+        Request(tuple(talk), seeded[1]),
+        Request((), seeded[2], "auto", PROMPT),
+    ]
+    assert [[heard(c) for c in group] for group in results] == [by_generate(engine, request) for request in requests]
+    counts, samples = told[1::2], told[::2]
+    assert counts == [(done, 6) for done in range(1, 7)]
+    assert sorted(samples) == [(r, s, results[r][s].token_ids) for r in range(3) for s in range(2)]
+    named = {"self", "prompts", "params", "progress", "arrived"}
+    assert set(inspect.signature(Engine.generate).parameters) == named
+
+
+# ---- engines
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, mla: Decoder, tokenizer: Tokenizer) -> Path:
+    """The model as a run directory."""
+    folder = tmp_path_factory.mktemp("engine") / "run"
+    step = folder / "step-000001"
+    step.mkdir(parents=True)
+    save_file({k: v.contiguous() for k, v in mla.state_dict().items()}, step / "model.safetensors")
+    write_json(step / "whole.json", {"model.safetensors": (step / "model.safetensors").stat().st_size})
+    write_json(folder / "run.yaml", {"model": mla.config.model_dump(mode="json")})
+    tokenizer.save(folder / "tokenizer.json")
+    return folder
+
+
+Make = Callable[..., Engine]
+
+
+@pytest.fixture(params=["run", "of"])
+def make(request: pytest.FixtureRequest, run: Path, mla: Decoder, tokenizer: Tokenizer, chat: ChatFormat) -> Make:
+    """Both ways to an engine of the same weights, with what both take; whether an argument is one of them: `takes`."""
+    if request.param == "run":
+        return lambda **more: Engine(run, **more)
+    return lambda **more: Engine.of(mla, tokenizer, chat, **more)
+
+
+def submitted(engine: Engine, count: int) -> tuple[float, float]:
+    """Of so many requests: how many run after a step, and how many wait."""
+    tickets = [engine.submit(asked(seed=n, ignore_eos=True)) for n in range(count)]
+    engine.step()
+    found = engine.stats()["running"], engine.stats()["waiting"]
+    for ticket in tickets:
+        engine.cancel(ticket)
+    return found
+
+
+def steps_to_first(engine: Engine) -> int:
+    """Steps until a prompt of 80 tokens has its first token."""
+    ticket = engine.submit(Request(prompt_ids=(50,) * 80, params=SamplingParams(max_tokens=2, ignore_eos=True)))
+    count = 1
+    while not engine.step():
+        count += 1
+    engine.cancel(ticket)
+    return count
+
+
+def threads_of(engine: Engine) -> set[str]:
+    """In which kinds of threads the requests of a batch end: the caller's, or the engine's own."""
+    found: set[str] = set()
+    own = threading.current_thread().name
+    engine.generate(
+        [asked(seed=n) for n in range(4)],
+        arrived=lambda *_: found.add("caller" if threading.current_thread().name == own else "engine"),
+    )
+    return found
+
+
+def refusal(action: Callable[[], Any]) -> str:
+    """What it is refused with, or nothing."""
+    try:
+        action()
+    except RorqualError as error:
+        return error.what
+    return ""
+
+
+def loads(engine: Engine) -> str:
+    return refusal(lambda: engine.load_weights(engine.model.state_dict()))
+
+
+def twice(engine: Engine) -> list[int]:
+    return [hits(engine), hits(engine)]
+
+
+def recorded(engine: Engine) -> tuple[bool, bool]:
+    [[found]] = engine.generate([asked(top_k=5)])
+    return found.experts is not None, found.kept is not None
+
+
+BOTH: dict[str, tuple[dict[str, Any], Any, Callable[[Engine], Any], Any, Any]] = {
+    # argument: what it needs beside it, its value, what is looked at, what that is without it, and with it
+    "slots": ({}, 1, lambda e: submitted(e, 3), (3, 0), (1, 2)),
+    "max_len": (
+        {},
+        80,
+        lambda e: (e.max_len, refusal(lambda: e.check(asked_ids(80)))[:22]),
+        (96, ""),
+        (80, "the prompt has 80 toke"),
+    ),
+    "threads": ({"slots": 1}, 2, threads_of, {"caller"}, {"engine"}),
+    "record_experts": ({}, False, lambda e: recorded(e)[0], True, False),
+    "cache_bytes": ({}, 1, lambda e: e.stats()["blocks_total"], None, 1),
+    "step_tokens": ({}, 32, steps_to_first, 1, 3),
+    "invariant": ({}, False, lambda e: e.stats()["invariant"], 1.0, 0.0),
+}
+RUN = {
+    "reuse": ({}, False, twice, [0, BLOCK], [0, 0]),
+    "pack": ({}, False, loads, "this engine's weights are packed", ""),
+}
+OF = {
+    "reuse": ({}, True, twice, [0, 0], [0, BLOCK]),
+    "pack": ({}, True, loads, "", "this engine's weights are packed"),
+    "lanes": ({"slots": 1, "threads": 2}, 1, threads_of, {"engine"}, {"caller"}),
+    "record_kept": ({}, True, lambda e: recorded(e)[1], False, True),
+}
+ELSEWHERE = {"cache_dir", "disk_bytes", "device", "dtype"}
+"""In tests of their own."""
+
+
+def asked_ids(length: int) -> Request:
+    return Request(prompt_ids=(50,) * length, params=SamplingParams(max_tokens=2))
+
+
+def check_argument(make: Make, name: str, case: tuple[dict[str, Any], Any, Callable[[Engine], Any], Any, Any]) -> None:
+    beside, value, look, without, with_it = case
+    seen = look(make(**beside))
+    assert seen == without or (without is None and seen != with_it)
+    assert look(make(**beside, **{name: value})) == with_it
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_an_argument_of_an_engine_acts(make: Make, name: str) -> None:
+    check_argument(make, name, BOTH[name])
+
+
+@pytest.mark.parametrize("name", RUN)
+def test_an_argument_of_a_runs_engine_acts(run: Path, name: str) -> None:
+    check_argument(lambda **more: Engine(run, **more), name, RUN[name])
+
+
+@pytest.mark.parametrize("name", OF)
+def test_an_argument_of_a_models_engine_acts(mla: Decoder, tokenizer: Tokenizer, chat: ChatFormat, name: str) -> None:
+    check_argument(lambda **more: Engine.of(mla, tokenizer, chat, **more), name, OF[name])
+
+
+def test_no_argument_of_an_engine_is_forgotten_here() -> None:
+    run, of = (set(inspect.signature(f).parameters) for f in (Engine.__init__, Engine.of))
+    assert run == {"self", "run", *BOTH, *RUN, *ELSEWHERE}
+    assert of == {"model", "tokenizer", "chat", *BOTH, *OF, *ELSEWHERE} - {"device", "dtype"}
+
+
+def test_a_runs_engine_is_on_its_device_in_its_type(run: Path) -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        engine = Engine(run, dtype=str(dtype).removeprefix("torch."))
+        assert {p.dtype for name, p in engine.model.named_parameters() if "lm_head" in name} == {dtype}
+    assert next(Engine(run, device="cpu").model.parameters()).device.type == "cpu"
+    with pytest.raises((RuntimeError, RorqualError), match="nowhere"):
+        Engine(run, device="nowhere")
+
+
+def test_an_engine_speaks_by_its_model_its_tokenizer_and_its_chat_format(
+    mla: Decoder, tokenizer: Tokenizer, chat: ChatFormat
+) -> None:
+    short = SamplingParams(max_tokens=4)
+    request = Request((Message("user", "hi"),), short)
+    [[one]] = Engine.of(mla, tokenizer, chat).generate([request])
+    [[two]] = Engine.of(make_model("mla", seed=3), tokenizer, chat).generate([request])
+    assert one.prompt_ids == two.prompt_ids and one.logprobs != two.logprobs
+    with pytest.raises(RorqualError):
+        Engine.of(mla, tokenizer, chat_format(tokenizer, "none")).generate([request])
+    engine = Engine.of(mla, tokenizer, chat)
+    assert engine.tokenizer is tokenizer and engine.chat is chat
+
+
+@pytest.mark.parametrize("name", ["slots", "threads", "lanes", "step_tokens", "max_len"])
+def test_an_engine_that_can_do_nothing_is_refused_by_the_arguments_name(
+    mla: Decoder, tokenizer: Tokenizer, chat: ChatFormat, name: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"{name}=0"):
+        Engine.of(mla, tokenizer, chat, **{name: 0})
+
+
+# ---- the folder of a cache
+
+
+def in_folder(make: Make, folder: Path, **more: Any) -> int:
+    """Hits of the long prompt in an engine on this folder, which is closed behind it."""
+    engine = make(cache_dir=folder, **more)
+    found = hits(engine)
+    engine.close()
+    return found
+
+
+def test_a_folder_serves_the_next_engine_of_the_same_arithmetic_alone(make: Make, tmp_path: Path) -> None:
+    """Packed weights, products in other sizes and recorded experts are each computed or kept otherwise."""
+    plain = {"pack": False}
+    assert in_folder(make, tmp_path, **plain) == 0
+    assert in_folder(make, tmp_path, **plain) == BLOCK
+    assert in_folder(make, tmp_path, **plain, slots=3, threads=2, step_tokens=50, max_len=90) == BLOCK
+    for other in ({"pack": True}, plain | {"invariant": False}, plain | {"record_experts": False}):
+        assert in_folder(make, tmp_path, **other) == 0, other
+        assert in_folder(make, tmp_path, **other) == BLOCK, other
+    assert in_folder(make, tmp_path, **plain, reuse=False) == BLOCK, "a folder is asked for"
+
+
+def test_a_folder_of_other_weights_or_of_another_type_serves_nothing(
+    run: Path, mla: Decoder, tokenizer: Tokenizer, chat: ChatFormat, tmp_path: Path
+) -> None:
+    assert in_folder(lambda **more: Engine.of(mla, tokenizer, chat, **more), tmp_path) == 0
+    other = make_model("mla", seed=4)
+    assert in_folder(lambda **more: Engine.of(other, tokenizer, chat, **more), tmp_path) == 0
+    assert in_folder(lambda **more: Engine(run, dtype="bfloat16", pack=False, **more), tmp_path) == 0
+    assert in_folder(lambda **more: Engine(run, pack=False, **more), tmp_path) == BLOCK, "the very weights, from a run"
+
+
+def test_a_folder_stays_within_its_bytes(make: Make, tmp_path: Path) -> None:
+    def written(name: str, **more: int) -> int:
+        folder = tmp_path / name
+        engine = make(cache_dir=folder, **more)
+        for start in range(10, 16):
+            prompt = tuple(range(start, start + BLOCK + 2))
+            engine.generate([Request(prompt_ids=prompt, params=SamplingParams(max_tokens=1))])
+        engine.close()
+        return sum(path.stat().st_size for path in folder.iterdir() if path.stat().st_size > 10_000)
+
+    whole = written("whole")
+    budget = whole // 2
+    assert 0 < written("small", disk_bytes=budget) <= budget < whole
+
+
+# ---- rows of a file
+
+
+ROWS: dict[str, tuple[Any, Any]] = {
+    # key of a row, or of the command line: its value, and what the parameters hold then
+    "max_tokens": (7, 7),
+    "temperature": (0.5, 0.5),
+    "top_p": (0.6, 0.6),
+    "top_k": (3, 3),
+    "min_p": (0.2, 0.2),
+    "seed": (9, 9),
+    "n": (2, 2),
+    "ignore_eos": (True, True),
+    "repetition_penalty": (1.5, 1.5),
+    "presence_penalty": (0.25, 0.25),
+    "frequency_penalty": (0.75, 0.75),
+    "logit_bias": ({"5": 2.0}, ((5, 2.0),)),
+    "stop": ("x", ("x",)),
+    "stop_token_ids": ([4], (4,)),
+    "top_logprobs": (6, 6),
+    "prompt_logprobs": (8, 8),
+    "min_tokens": (1, 1),
+    "min_p_first": (True, True),
+    "grammar": ({"kind": "regex", "source": "a"}, Grammar("regex", "a")),
+}
+
+
+def request_of(row: dict[str, Any], defaults: dict[str, Any] | None = None, **more: Any) -> Request:
+    found = Asking(Sampling.model_validate(defaults or {}), **more).ask(3, {"prompt": "hi", **row})
+    assert isinstance(found, Ask)
+    return found.request
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_a_key_of_a_row_is_that_parameter_and_goes_before_the_default(name: str) -> None:
+    value, held = ROWS[name]
+    plain = request_of({"seed": 1})
+    assert request_of({"seed": 1, name: value}) == replace(plain, params=replace(plain.params, **{name: held}))
+    if name != "seed":
+        assert request_of({"seed": 1}, {name: value}) == request_of({"seed": 1, name: value})
+        default = getattr(SamplingParams(), name)
+        assert getattr(request_of({name: value}, {name: value}).params, name) == held != default
+
+
+def test_no_key_of_a_row_is_forgotten_here() -> None:
+    assert {f.name for f in fields(SamplingParams)} == ROWS.keys()
+    assert set(Sampling.model_fields) == {*ROWS, "thinking"}
+    assert request_of({"thinking": "off"}).thinking == request_of({}, {"thinking": "off"}).thinking == "off"
+    assert request_of({"thinking": "on"}, {"thinking": "off"}).thinking == "on"
+
+
+def test_a_rows_seed_is_of_the_files_seed_and_its_id_else_its_line() -> None:
+    names: list[str | int | None] = [None, "a", "b", 1, "1"]
+    found = {line_seed(seed, line, name) for seed in (0, 1) for line in (1, 2) for name in names}
+    assert len(found) == 2 * (2 + 4), "where there is an id, the line does not matter"
+    assert request_of({"id": "a"}, {"seed": 4}).params.seed == line_seed(4, 99, "a")
+    assert request_of({}, {"seed": 4}).params.seed == line_seed(4, 3, None)
+    assert request_of({"id": "a", "seed": 6}, {"seed": 4}).params.seed == 6
+
+
+def test_a_row_is_read_as_its_file_and_the_command_say() -> None:
+    assert request_of({}).messages == (Message("user", "hi"),)
+    ids = request_of({}, encode=lambda text: [len(text), 5])
+    assert (ids.messages, ids.prompt_ids) == ((), (2, 5))
+    assert request_of({"max_tokens": "7", "stop": "12"}, cells=True).params.max_tokens == 7
+    assert request_of({"max_tokens": "7", "stop": "12"}, cells=True).params.stop == ("12",)
+    found = Asking(Sampling()).ask(8, {"prompt_ids": [4, 5], "id": "x", "note": [1]})
+    assert isinstance(found, Ask)
+    assert (found.line, found.key, found.carried) == (8, "prompt_ids", {"id": "x", "note": [1]})
+    assert found.request.prompt_ids == (4, 5)
+    assert {f.name for f in fields(Asking)} == {"defaults", "encode", "cells"}
+    assert {f.name for f in fields(Ask)} == {"line", "key", "request", "carried"}
+
+
+def test_a_file_of_prompts_is_counted_and_named_by_its_bytes(tmp_path: Path) -> None:
+    file = tmp_path / "p.jsonl"
+    file.write_text('{"prompt": "a"}\n\n{"prompt": "b"}\n\n', encoding="utf-8")
+    one = Prompts.open(file)
+    assert (one.path, one.rows, one.last) == (file, 2, 3)
+    assert [line for line, _ in one.read()] == [1, 3]
+    file.write_text('{"prompt": "a"}\n\n{"prompt": "c"}\n\n', encoding="utf-8")
+    assert Prompts.open(file).sha256 != one.sha256
+    with pytest.raises(DataError):
+        Prompts.open(tmp_path / "none.jsonl")

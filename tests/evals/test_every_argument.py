@@ -1,0 +1,797 @@
+"""Every argument of an evaluation, a comparison, a claim and an interval decides what it is named for."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from rorqual.core.errors import DataError
+from rorqual.core.records import Message
+from rorqual.data.pack import Sample as Document
+from rorqual.data.tokenizer import BASE_VOCAB, Tokenizer
+from rorqual.engine.request import Completion, Grammar, Request, SamplingParams
+from rorqual.evals import claims as claiming
+from rorqual.evals.claims import (
+    STUDENT_TOPICS,
+    TOPICS,
+    Account,
+    Asked,
+    Topic,
+    account,
+    ask,
+    claims,
+    student_claims,
+    tally,
+)
+from rorqual.evals.compare import Comparison, compare, compare_seeds, did_think, is_right
+from rorqual.evals.evaluation import Evaluation, Row, Sample
+from rorqual.evals.experts import choices, counts, dependence, expert_use
+from rorqual.evals.kept import Kept
+from rorqual.evals.perplexity import TextLoss, text_loss
+from rorqual.evals.reading import Experts, Findings, Summary
+from rorqual.evals.run import baselines, evaluate, pick, seeded
+from rorqual.evals.stats import (
+    Claim,
+    Difference,
+    Interval,
+    binomial_p,
+    claim,
+    hierarchical_difference,
+    mcnemar,
+    paired_difference,
+    t_interval,
+    verdict,
+    wilson,
+)
+from rorqual.evals.table import comparison_table, table
+from rorqual.evals.trace import build_trace
+from rorqual.model.decoder import Decoder
+from rorqual.model.init import build
+from rorqual.recipes.models import v3_like
+from rorqual.tasks.base import Problem, Task, Verdict
+
+
+class Words(Task):
+    """Twelve problems of each of two families and two levels, in an order and with texts that split and seed decide."""
+
+    name = "words"
+
+    def problems(self, split: str, seed: int) -> Iterator[Problem]:  # type: ignore[override]
+        order = np.random.default_rng([seed, len(split)]).permutation(48)
+        for number in order.tolist():
+            family, level = ("even", "odd")[number % 2], ("1", "2")[number // 2 % 2]
+            yield Problem(f"{split}:{number}", f"{split} {seed} {number}?", str(number % 3), family, level)
+
+    def grade(self, problem: Problem, reply: str) -> Verdict:
+        return Verdict.RIGHT if reply == problem.answer else Verdict.WRONG
+
+    def chance(self, problem: Problem) -> float:
+        return 0.25 if problem.family == "odd" else 0.5
+
+
+@dataclass
+class Says:
+    """A generator that answers with the sampling seed, and remembers what it was asked."""
+
+    seen: list[Request] = field(default_factory=list)
+    progress: Any = None
+
+    def generate(self, requests: Sequence[Request], *, progress: Any = None) -> list[list[Completion]]:
+        self.seen, self.progress = list(requests), progress
+        return [[self.answer(r, n) for n in range(r.params.n)] for r in requests]
+
+    def answer(self, request: Request, number: int) -> Completion:
+        return Completion((1,), [7, 8], [0.0, 0.0], "stop", str((request.params.seed + number) % 3), None)
+
+
+def parameters(function: Callable[..., Any]) -> set[str]:
+    return set(inspect.signature(function).parameters)
+
+
+# ---- asking
+
+
+def told(**arguments: Any) -> str:
+    """All that an evaluation asks and all that it records, but for its wall-clock time."""
+    generator = Says()
+    found = evaluate(generator, Words(), **{"count": 4, **arguments})
+    return json.dumps([repr(generator.seen), repr(generator.progress), found.model_dump(mode="json") | {"seconds": 0}])
+
+
+def tell(done: int, total: int) -> None:
+    """Progress that says nothing."""
+
+
+ASKED: dict[str, Any] = {
+    "split": "dev",
+    "count": 5,
+    "seed": 1,
+    "thinking": "on",
+    "params": SamplingParams(seed=3),
+    "per_family": True,
+    "progress": tell,
+    "model": "mine",
+    "problems": [Problem("k", "p", "a", "f")],
+}
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_an_argument_of_evaluate_changes_what_is_asked_or_recorded(name: str) -> None:
+    assert told() == told()
+    assert told() != told(**{name: ASKED[name]})
+
+
+def test_no_argument_of_evaluate_is_forgotten_here() -> None:
+    assert parameters(evaluate) == {"generator", "task", *ASKED}
+
+
+def test_an_evaluation_records_its_settings_each_under_its_name() -> None:
+    generator, params = Says(), SamplingParams(max_tokens=9, temperature=0.5, seed=11, n=2)
+    found = evaluate(
+        generator,
+        Words(),
+        split="train",
+        count=3,
+        seed=7,
+        thinking="off",
+        params=params,
+        per_family=True,
+        progress=tell,
+        model="mine",
+    )
+    assert (found.task, found.model, found.split, found.seed, found.count) == ("words", "mine", "train", 7, 3)
+    assert (found.per_family, found.thinking, found.params) == (True, "off", params)
+    picked = pick(Words(), "train", 3, 7, True)
+    assert len(picked) == 12 and generator.progress is tell
+    assert found.keys == [problem.key for problem in picked]
+    assert generator.seen == [Request(p.messages, seeded(params, p.key), "off") for p in picked]
+    assert found.baselines == baselines(Words(), picked)
+
+
+@pytest.mark.parametrize("more", [{"split": "dev"}, {"count": 6}, {"seed": 1}, {"per_family": True}], ids=str)
+def test_an_argument_of_pick_changes_the_problems(more: dict[str, Any]) -> None:
+    least = {"split": "test", "count": 5, "seed": 0, "per_family": False}
+    assert parameters(pick) == {"task", *least}
+    keys = [[p.prompt for p in pick(Words(), **given)] for given in (least, least | more)]  # type: ignore[arg-type]
+    assert keys[0] != keys[1]
+
+
+def test_a_problems_seed_is_of_the_evaluations_and_its_key_and_nothing_else_changes() -> None:
+    params = SamplingParams(max_tokens=9, temperature=0.5, top_p=0.9, n=3, seed=4, stop=("x",))
+    seeds = {seeded(replace(params, seed=seed), key).seed for seed in range(20) for key in "abcdefghij"}
+    assert len(seeds) == 200 and all(0 <= seed < 2**31 for seed in seeds)
+    assert replace(seeded(params, "a"), seed=4) == params
+
+
+def test_a_sample_has_each_of_its_fields_from_its_problem_and_its_completion() -> None:
+    problem = Problem("the key", "the prompt?", "gold", "the family", "the level", "steps")
+    usage = {"completion_tokens": 8, "reasoning_tokens": 5}
+
+    class One(Says):
+        def answer(self, request: Request, number: int) -> Completion:
+            broken = {} if number == 0 else {"error": "gave up"}
+            return Completion((1,), [1] * 9, [0.0] * 9, "length", "gold", "so", usage=usage, **broken)
+
+    found = evaluate(One(), Words(), params=SamplingParams(n=2), problems=[problem])
+    expected = {
+        "key": "the key",
+        "family": "the family",
+        "level": "the level",
+        "prompt": "the prompt?",
+        "answer": "gold",
+        "reply": "gold",
+        "reasoning": "so",
+        "verdict": Verdict.RIGHT,
+        "tokens": 9,
+        "thinking_tokens": 5,
+        "thought": True,
+        "truncated": True,
+        "chance": 0.5,
+        "error": "",
+    }
+    assert set(Sample.model_fields) == expected.keys()
+    assert dict(found.samples[0]) == expected
+    assert dict(found.samples[1]) == expected | {"verdict": Verdict.UNGRADED, "error": "gave up"}
+    assert found.usage == {"completion_tokens": 16, "reasoning_tokens": 10}
+
+
+# ---- summaries
+
+
+def sample(key: str, right: bool | None, family: str = "f", level: str = "1", **more: Any) -> Sample:
+    given = Verdict.UNGRADED if right is None else Verdict.RIGHT if right else Verdict.WRONG
+    least: dict[str, Any] = {"prompt": "?", "answer": "a", "reply": "r", "reasoning": None, "tokens": 4}
+    least |= {"thinking_tokens": 0, "thought": False, "truncated": False}
+    return Sample(key=key, family=family, level=level, verdict=given, **least | more)
+
+
+def of(samples: Sequence[Sample], **more: Any) -> Evaluation:
+    least: dict[str, Any] = {"task": "t", "split": "test", "seed": 0, "count": 1, "per_family": False}
+    return Evaluation(**least | {"thinking": "auto", "params": SamplingParams(), "samples": tuple(samples)} | more)
+
+
+MIXED = (
+    sample("a", True, tokens=10, thinking_tokens=6, thought=True, chance=0.5),
+    sample("b", True, tokens=20, thinking_tokens=8, thought=True, truncated=True),
+    sample("c", False, tokens=3, chance=0.1),
+    sample("d", None, tokens=7, truncated=True),
+    sample("e", False, tokens=5, truncated=True),
+    sample("g", False, "other", "2"),
+)
+
+
+def test_a_row_has_each_of_its_figures() -> None:
+    rules = {"f": {"rule": 0.3}, "f/1": {"rule": 0.2}, "all": {"rule": 0.1}}
+    expected = {
+        "family": "f",
+        "level": "1",
+        "problems": 5,
+        "graded": 4,
+        "right": 2,
+        "ungraded": 1,
+        "accuracy": 0.5,
+        "interval": wilson(2, 4, 0.8),
+        "chance": pytest.approx(0.12),
+        "baselines": {"rule": 0.2},
+        "thought": 0.4,
+        "thinking_length": 7.0,
+        "length": 9.0,
+        "truncated": 3,
+    }
+    found = of(MIXED, baselines=rules)
+    assert {f.name for f in fields(Row)} == expected.keys()
+    assert vars(found.rows("level", 0.8)[0]) == expected
+    assert [row.baselines["rule"] for row in (found.rows("family")[0], found.rows("all")[0])] == [0.3, 0.1]
+
+
+def test_grain_and_confidence_reach_the_rows() -> None:
+    found = of(MIXED)
+    assert [(r.family, r.level) for r in found.rows("family")] == [("f", "all"), ("other", "all")]
+    assert [(r.family, r.level, r.problems) for r in found.rows("all")] == [("all", "all", 6)]
+    twice = of([sample(k, r) for k in "abcdef" for r in (True, k < "d")])
+    for one in (found, twice):
+        wide, usual, narrow = (one.rows("all", c)[0].interval for c in (0.99, 0.95, 0.5))
+        assert (wide.confidence, usual.confidence, narrow.confidence) == (0.99, 0.95, 0.5)
+        assert wide.low < narrow.low and wide.high > narrow.high and one.rows("all")[0].interval == usual
+
+
+# ---- comparisons
+
+
+BEFORE = [sample(f"{n}", n % 3 == 0, ("f", "g")[n % 2], f"{n % 4}", thought=n % 5 == 0) for n in range(24)]
+AFTER = [sample(f"{n}", n % 4 != 1, ("f", "g")[n % 2], f"{n % 4}", thought=n % 5 != 0) for n in range(24)]
+COMPARED: dict[str, Any] = {"grain": "level", "measure": did_think, "side": "greater", "confidence": 0.5}
+
+
+@pytest.mark.parametrize("name", [*COMPARED, "samples"])
+@pytest.mark.parametrize("function", [compare, compare_seeds])
+def test_an_argument_of_a_comparison_changes_it(function: Callable[..., Any], name: str) -> None:
+    if name not in parameters(function):
+        assert name == "samples" and function is compare
+        return
+    both = (of(BEFORE), of(AFTER))
+    given = both if function is compare else ([both[0]] * 2, [both[1]] * 2)
+    assert function(*given) == function(*given)
+    assert function(*given) != function(*given, **{name: (COMPARED | {"samples": 100})[name]})
+
+
+def test_no_argument_of_a_comparison_is_forgotten_here() -> None:
+    assert parameters(compare) == {"before", "after", *COMPARED}
+    assert parameters(compare_seeds) == {"before", "after", "samples", *COMPARED}
+
+
+@pytest.mark.parametrize("side", ["two-sided", "greater", "less"])
+@pytest.mark.parametrize("measure", [is_right, did_think])
+@pytest.mark.parametrize("confidence", [0.9, 0.99])
+def test_a_comparison_has_each_of_its_figures(side: Any, measure: Any, confidence: float) -> None:
+    left_out = [sample("x", None, "f"), sample("y", True, "f")]
+    before, after = of([*BEFORE, *left_out]), of([*AFTER, sample("x", True, "f"), sample("y", None, "f")])
+    usable = [n for n in range(24) if n % 2 == 0]
+    old, new = ([measure(found[n]) for n in usable] for found in (BEFORE, AFTER))
+    if measure is did_think:  # whoever is not graded has thought or not all the same
+        old, new = [*old, 0.0, 0.0], [*new, 0.0, 0.0]
+    expected = {
+        "family": "f",
+        "level": "all",
+        "before": pytest.approx(np.mean(old)),
+        "after": pytest.approx(np.mean(new)),
+        "difference": paired_difference(old, new, confidence),
+        "p_value": mcnemar(np.array(old) > 0.5, np.array(new) > 0.5, side),
+        "gained": sum(b > a for a, b in zip(old, new, strict=True)),
+        "lost": sum(b < a for a, b in zip(old, new, strict=True)),
+        "left_out": 2 if measure is is_right else 0,
+    }
+    assert {f.name for f in fields(Comparison)} == expected.keys()
+    row = compare(before, after, measure=measure, side=side, confidence=confidence)[0]
+    assert vars(row) == expected
+    assert expected["gained"] != expected["lost"]
+
+
+def test_compare_is_of_what_came_before_and_what_came_after() -> None:
+    (there,), (back,) = (
+        compare(of(a), of(b), grain="all", side="greater") for a, b in ((BEFORE, AFTER), (AFTER, BEFORE))
+    )
+    assert there.difference.mean == -back.difference.mean > 0
+    assert (there.gained, there.lost, there.before) == (back.lost, back.gained, back.after)
+    assert there.p_value is not None and back.p_value is not None and there.p_value < 0.1 < 0.9 < back.p_value
+
+
+def test_the_refusal_of_other_problems_names_both_sides() -> None:
+    one, two = of(BEFORE, task="one", seed=4), of(BEFORE[1:], task="two", split="dev", seed=5)
+    with pytest.raises(DataError) as caught:
+        compare(one, two)
+    assert "24 of 'one' (test, seed 4) and 23 of 'two' (dev, seed 5); only one has '0'" in str(caught.value)
+    with pytest.raises(DataError, match="different problems"):
+        compare(of(BEFORE), of(BEFORE, task="another"))
+
+
+# ---- claims
+
+
+def findings() -> Findings:
+    """Six evaluations of the teacher and four of the student, no two alike, and none thinks as often as it is right."""
+    evaluations, students = {}, {}
+    names = list(itertools.product(("before", "after"), ("auto", "on", "off")))
+    for place, name in enumerate(
+        [*names, *itertools.product(("student-base", "reinforced", "distilled", "answers-only"), ("auto",))]
+    ):
+        random = np.random.default_rng(place)
+        made = of(
+            [
+                sample(
+                    f"{f}{n}",
+                    bool(random.random() < 0.1 + 0.08 * place),
+                    f,
+                    thought=bool(random.random() < 0.9 - 0.08 * place),
+                )
+                for f in ("f", "g")
+                for n in range(40)
+            ]
+        )
+        (evaluations if name in names else students)[name] = made
+    experts = Experts(layers=(), families=(), share=(), load=())
+    summary = Summary(model={}, stages=(), seed=0, command="")
+    return Findings([], [], evaluations, experts, summary, students)  # type: ignore[arg-type]
+
+
+WHERE: dict[str, tuple[str, str, Any]] = {
+    "more-right": ("before auto", "after auto", is_right),
+    "thinking-helps": ("after off", "after on", is_right),
+    "thinks-more": ("before auto", "after auto", did_think),
+    "better-thinker": ("before on", "after on", is_right),
+    "distilled-over-reinforced": ("reinforced auto", "distilled auto", is_right),
+    "distilled-over-base": ("student-base auto", "distilled auto", is_right),
+    "reinforced-over-base": ("student-base auto", "reinforced auto", is_right),
+    "distilled-over-answers": ("answers-only auto", "distilled auto", is_right),
+}
+"""By the name of a claim: what is compared with what, and by which measure."""
+
+
+def test_each_claim_compares_what_its_sentence_says() -> None:
+    for topic in (*TOPICS, *STUDENT_TOPICS):
+        assert (" ".join(topic.before), " ".join(topic.after), topic.measure) == WHERE[topic.name]
+    assert WHERE.keys() == {topic.name for topic in (*TOPICS, *STUDENT_TOPICS)}
+
+
+@pytest.mark.parametrize("which", ["teacher", "student"])
+def test_each_claim_has_the_figures_of_its_comparison(which: str) -> None:
+    """Its estimate, its interval, the wider one beside it, and a one-sided p-value before Holm's correction."""
+    found = findings()
+    topics, evaluations = (TOPICS, found.evaluations) if which == "teacher" else (STUDENT_TOPICS, found.students)
+    grains = ("family",) if which == "teacher" else ("all", "family")
+    asked = claims(found) if which == "teacher" else student_claims(found)
+    assert asked == ask(topics, evaluations, grains)  # type: ignore[arg-type]
+    expected = []
+    for topic in topics:
+        for grain in grains:
+            both = (evaluations[topic.before], evaluations[topic.after])
+            rows, wide = (
+                compare(*both, grain=grain, measure=topic.measure, side="greater", confidence=c)  # type: ignore[arg-type]
+                for c in (0.95, 0.99)
+            )
+            expected += [(topic, row, wider.difference.interval) for row, wider in zip(rows, wide, strict=True)]
+    assert len(asked) == len(expected) == (8 if which == "teacher" else 12)
+    for item, (topic, row, wide) in zip(asked, expected, strict=True):
+        family = "all families" if row.family == "all" else row.family
+        assert (item.topic, item.family, item.paired, item.wide) == (topic, family, row, wide)
+        assert item.claim.text == topic.text.format(family=family) and item.claim.text.startswith(family)
+        assert (item.claim.estimate, item.claim.interval) == (row.difference.mean, row.difference.interval)
+        assert "one-sided, Holm-corrected" in item.claim.how
+    # The least of the p-values is multiplied by how many were asked.
+    raw = min(row.p_value for _, row, _ in expected if row.p_value is not None)
+    assert min(c.p_value for c in (item.claim for item in asked) if c.p_value is not None) == pytest.approx(
+        raw * len(asked)
+    )
+    assert len({item.claim.estimate for item in asked}) > len(asked) / 2
+
+
+def test_no_student_no_claims_of_one() -> None:
+    assert student_claims(replace(findings(), students={})) == []
+
+
+def test_a_tally_counts_each_verdict_in_its_column() -> None:
+    def asked(topic: Topic, holds: Any) -> Asked:
+        difference = Difference(0.0, Interval(0, 0), 1)
+        pair = Comparison("f", "all", 0, 0, difference, None, 0, 0, 0)
+        return Asked(topic, "f", Claim("", holds, None, 0.0, Interval(0, 0), ""), Interval(0, 0), pair)
+
+    made = [asked(TOPICS[0], "holds")] * 3 + [asked(TOPICS[0], "not decided")] * 2 + [asked(TOPICS[0], "does not hold")]
+    made += [asked(TOPICS[2], "does not hold")]
+    assert tally(made) == [
+        (TOPICS[0], 3, 2, 1),
+        (TOPICS[1], 0, 0, 0),
+        (TOPICS[2], 0, 0, 1),
+        (TOPICS[3], 0, 0, 0),
+    ]
+
+
+def test_an_account_has_each_share_from_its_evaluation() -> None:
+    found = findings()
+
+    def share(when: str, mode: Any, measure: Any) -> float:
+        return float(np.mean([measure(s) for s in found.evaluations[when, mode].samples]))
+
+    expected = {
+        "before": share("before", "auto", is_right),
+        "before_made_to_think": share("before", "on", is_right),
+        "after": share("after", "auto", is_right),
+        "after_made_to_think": share("after", "on", is_right),
+        "thought_before": share("before", "auto", did_think),
+        "thought_after": share("after", "auto", did_think),
+    }
+    assert asdict(account(found)) == pytest.approx(expected)
+    assert {f.name for f in fields(Account)} == expected.keys() and len({*expected.values()}) == 6
+    assert account(found).gain == pytest.approx(expected["after"] - expected["before"])
+    assert account(found).by_choice == pytest.approx(expected["before_made_to_think"] - expected["before"])
+
+
+# ---- statistics
+
+
+STATISTICS: dict[Callable[..., Any], tuple[dict[str, Any], dict[str, Any]]] = {
+    # what it is called with; and by argument, another value
+    wilson: ({"right": 4, "total": 9}, {"right": 5, "total": 8, "confidence": 0.9}),
+    binomial_p: (
+        {"right": 4, "total": 9, "chance": 0.3},
+        {"right": 5, "total": 8, "chance": 0.4, "side": "two-sided"},
+    ),
+    mcnemar: (
+        {"before": [False] * 5 + [True], "after": [True] * 5 + [False]},
+        {"before": [False] * 4 + [True] * 2, "after": [True] * 6, "side": "greater"},
+    ),
+    paired_difference: (
+        {"before": np.zeros(20), "after": np.sqrt(np.arange(20))},
+        {"before": np.ones(20), "after": np.arange(20) % 4, "confidence": 0.5, "samples": 500, "seed": 1},
+    ),
+    hierarchical_difference: (
+        {"before": [np.zeros(20)] * 2, "after": [np.sqrt(np.arange(20))] * 2},
+        {
+            "before": [np.ones(20)] * 2,
+            "after": [np.arange(20) % 4] * 2,
+            "confidence": 0.5,
+            "samples": 500,
+            "seed": 1,
+        },
+    ),
+    verdict: ({"interval": Interval(0.1, 0.2)}, {"interval": Interval(-1, 1), "bound": 0.15, "direction": "below"}),
+    claim: (
+        {"text": "t", "estimate": 0.1, "interval": Interval(0.1, 0.2), "p_value": 0.3, "how": "h"},
+        {
+            "text": "u",
+            "estimate": 0.15,
+            "interval": Interval(-1, 1),
+            "p_value": None,
+            "how": "i",
+            "bound": 0.15,
+        },
+    ),
+    t_interval: ({"values": [1.0, 2.0, 4.0]}, {"values": [1.0, 2.0, 5.0], "confidence": 0.9}),
+}
+"""Bits of an answer: `repr`, as a float's own says all of it."""
+
+
+@pytest.mark.parametrize(
+    ("function", "name"), [(f, name) for f, (_, others) in STATISTICS.items() for name in others], ids=str
+)
+def test_an_argument_of_a_statistic_changes_it(function: Callable[..., Any], name: str) -> None:
+    given, others = STATISTICS[function]
+    assert repr(function(**given)) == repr(function(**given)) != repr(function(**given | {name: others[name]}))
+
+
+def test_no_argument_of_a_statistic_is_forgotten_here() -> None:
+    for function, (_, others) in STATISTICS.items():
+        assert parameters(function) == others.keys(), function.__name__
+
+
+def test_a_claim_keeps_its_figures_apart() -> None:
+    made = claim("t", 0.7, Interval(0.6, 0.8), 0.04, "exact", bound=0.5)
+    assert made == Claim("t", "holds", 0.04, 0.7, Interval(0.6, 0.8), "exact")
+    assert claim("t", 0.7, Interval(0.6, 0.8), 0.04, "exact", bound=0.7).holds == "not decided"
+    assert t_interval([1.0, 2.0, 4.0]).confidence == 0.95 and t_interval([1.0, 2.0, 4.0], 0.9).confidence == 0.9
+
+
+# ---- tables
+
+
+def columns(text: str) -> list[dict[str, str]]:
+    """The rows of a table, by the words above them; cells may hold single spaces."""
+    lines = text.split("\n")
+    at = next(number for number, line in enumerate(lines) if set(line.strip()) == {"─"})
+    heads = [part.strip() for part in lines[at - 1].split("  ") if part.strip()]
+    rows = [[part.strip() for part in line.split("  ") if part.strip()] for line in lines[at + 1 :] if line.strip()]
+    return [dict(zip(heads, row, strict=True)) for row in rows]
+
+
+def test_each_column_of_a_table_holds_its_figure() -> None:
+    found = of(MIXED[:5], baselines={"f/1": {"rule": 0.2}}, model="mine", split="dev", thinking="off")
+    low, high = (100 * end for end in (wilson(2, 4).low, wilson(2, 4).high))
+    assert columns(table(found)) == [
+        {
+            "family": "f",
+            "level": "1",
+            "right": "2/4",
+            "accuracy %": "50.0",
+            "95 % interval": f"[{low:.1f}, {high:.1f}]",
+            "chance %": "12.0",
+            "rule %": "20.0",
+            "ungraded": "1",
+            "thought %": "40.0",
+            "thinking": "7.0",
+            "length": "9.0",
+            "cut off": "3",
+        }
+    ]
+    assert "mine: t, dev, thinking off" in table(found)
+
+
+def test_each_column_of_a_comparison_holds_its_figure() -> None:
+    difference = Difference(0.125, Interval(-0.0625, 0.5, 0.9), 8)
+    row = Comparison("f", "3", 0.25, 0.375, difference, 0.0625, 5, 4, 2)
+    text = comparison_table([row], "the title")
+    assert "the title" in text
+    assert columns(text) == [
+        {
+            "family": "f",
+            "level": "3",
+            "before %": "25.0",
+            "after %": "37.5",
+            "difference": "+12.5",
+            "90 % interval": "[-6.2, 50.0]",
+            "gained": "5",
+            "lost": "4",
+            "left out": "2",
+            "p": "0.062",
+        }
+    ]
+    assert "<0.001" in comparison_table([replace(row, p_value=1e-4)])
+    assert "<1e-6" in comparison_table([replace(row, p_value=1e-7)])
+
+
+# ---- answers that are kept
+
+
+REQUEST: dict[str, Any] = {
+    "messages": (Message("user", "another"),),
+    "thinking": "on",
+    "prompt_ids": (1, 2),
+    "tenant": "mine",
+    "priority": 1,
+    "reuse": False,
+}
+PARAMS: dict[str, Any] = {
+    "max_tokens": 65,
+    "temperature": 0.5,
+    "top_p": 0.5,
+    "top_k": 1,
+    "seed": 1,
+    "ignore_eos": True,
+    "min_p": 0.5,
+    "repetition_penalty": 1.5,
+    "presence_penalty": 0.5,
+    "frequency_penalty": 0.5,
+    "logit_bias": ((1, 0.5),),
+    "stop": ("x",),
+    "stop_token_ids": (1,),
+    "top_logprobs": 1,
+    "grammar": Grammar("regex", "a"),
+    "min_tokens": 1,
+    "min_p_first": True,
+    "prompt_logprobs": 0,
+}
+
+
+class Local:
+    """An engine as `Kept` calls a local one; it counts what it generates."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def generate(self, requests: Sequence[Request], *, arrived: Any, progress: Any = None) -> list[list[Completion]]:
+        for number, request in enumerate(requests):
+            for one in range(request.params.n):
+                self.asked += 1
+                usage = {"completion_tokens": 3 + one}
+                arrived(number, one, Completion((1,), [2], [0.0], "length", f"t{one}", f"r{one}", usage=usage))
+        return []
+
+
+PLAIN = Request((Message("user", "hi"),))
+
+
+def generated(out: Path | None, request: Request, made: dict[str, Any] | None = None, progress: Any = None) -> int:
+    """How many samples of a request the generator is asked for, beside what is kept at `out`."""
+    engine = Local()
+    with Kept(engine, out, made or {}) as kept:  # type: ignore[arg-type]
+        [group] = kept.generate([request], progress=progress)
+    assert [c.text for c in group] == [f"t{n}" for n in range(request.params.n)]
+    return engine.asked
+
+
+@pytest.mark.parametrize(
+    "other",
+    [replace(PLAIN, **{k: v}) for k, v in REQUEST.items()]
+    + [replace(PLAIN, params=replace(PLAIN.params, **{k: v})) for k, v in PARAMS.items()],
+    ids=[*REQUEST, *(f"params-{name}" for name in PARAMS)],
+)
+def test_another_question_is_not_answered_from_what_is_kept(other: Request, tmp_path: Path) -> None:
+    assert generated(tmp_path / "e.json", PLAIN) == 1
+    assert generated(tmp_path / "e.json", PLAIN) == 0
+    assert generated(tmp_path / "e.json", other) == 1
+
+
+def test_no_field_of_a_question_is_forgotten_here() -> None:
+    assert {f.name for f in fields(Request)} == {"params", *REQUEST}
+    assert {f.name for f in fields(SamplingParams)} == {"n", *PARAMS}
+
+
+def test_place_and_model_of_kept_answers_decide_and_progress_is_told(tmp_path: Path) -> None:
+    said: list[tuple[int, int]] = []
+    two = replace(PLAIN, params=SamplingParams(n=2))
+    assert generated(tmp_path / "e.json", two, {"run": 1}, lambda *count: said.append(count)) == 2
+    assert said == [(1, 2), (2, 2)]
+    assert generated(tmp_path / "e.json", two, {"run": 2}) == generated(tmp_path / "f.json", two, {"run": 1}) == 2
+    assert generated(tmp_path / "e.json", two, {"run": 1}) == 0 and generated(None, two) == generated(None, two) == 2
+    assert sorted(path.name[:7] for path in tmp_path.iterdir()) == ["e.json.", "e.json.", "f.json."]
+    with Kept(Local(), tmp_path / "e.json", {"run": 1}) as kept:  # type: ignore[arg-type]
+        [group] = kept.generate([two])
+    assert [(c.text, c.reasoning, c.finish_reason, c.usage) for c in group] == [
+        (f"t{n}", f"r{n}", "length", {"completion_tokens": 3 + n}) for n in range(2)
+    ]
+    assert parameters(Kept) == {"generator", "out", "made"}
+
+
+# ---- experts and texts
+
+
+@pytest.fixture(scope="module")
+def net() -> Decoder:
+    return build(v3_like("tiny", vocab_size=BASE_VOCAB, context=128), seed=0)
+
+
+@dataclass
+class Routed(Says):
+    """Answers whose every position chose the experts that its problem's family and its number name."""
+
+    def answer(self, request: Request, number: int) -> Completion:
+        family = int(request.messages[0].content.split()[-1][:-1]) % 2
+        experts = np.array([[[family, 2], [3, 2]]] * 2, np.uint8)  # [positions, layers, k]
+        return Completion((1, 2), [3], [0.0], "stop", "", None, experts=experts)
+
+
+def test_the_use_of_experts_is_counted_by_layer_family_and_expert() -> None:
+    generator, params = Routed(), SamplingParams(max_tokens=5)
+    found = expert_use(generator, Words(), 5, count=3, seed=9, params=params)
+    picked = pick(Words(), "dev", 3, 9, True)
+    assert generator.seen == [Request(problem.messages, params) for problem in picked] and len(picked) == 12
+    assert found["layers"] == [0, 1] and sorted(found["families"]) == ["even", "odd"]
+    shares = {"even": [[0.5, 0, 0.5, 0, 0], [0, 0, 0.5, 0.5, 0]], "odd": [[0, 0.5, 0.5, 0, 0], [0, 0, 0.5, 0.5, 0]]}
+    assert found["share"] == [[shares[family][layer] for family in found["families"]] for layer in range(2)]
+    assert found["load"] == [[0.25, 0.25, 0.5, 0, 0], [0, 0, 0.5, 0.5, 0]]
+    assert parameters(expert_use) == {"generator", "task", "n_experts", "count", "seed", "params"}
+
+
+def test_how_documents_are_packed_and_batched_changes_no_choice(net: Decoder) -> None:
+    ids = [list(range(3, 3 + n)) for n in (7, 20, 3, 31, 12)]
+    documents = [Document(x, [True] * len(x)) for x in ids]
+    one = choices(net, documents, 40)
+    for row, rows in ((40, 1), (64, 32)):
+        other = choices(net, documents, row, rows=rows)
+        for number in range(len(ids)):
+            here, there = one.document == number, other.document == number
+            for name in ("token", "before"):
+                assert getattr(one, name)[here].tolist() == getattr(other, name)[there].tolist()
+            assert (np.sort(one.experts[here], -1) == np.sort(other.experts[there], -1)).all()
+
+
+def test_settings_of_a_dependence_reach_it() -> None:
+    random = np.random.default_rng(0)
+    label, document = np.arange(20) % 3, np.repeat(np.arange(20), 5)
+    experts, within = random.integers(0, 4, (100, 2)), random.integers(0, 2, 100)
+
+    def found(**more: Any) -> tuple[float, list[float]]:
+        one = dependence(experts, document, label, within, **{"n_experts": 4, "shuffles": 9, "seed": 0} | more)
+        return one.bits, one.shuffled.tolist()
+
+    assert found() == found() and len(found(shuffles=12)[1]) == 12
+    assert found(seed=1)[0] == found()[0] and found(seed=1)[1] != found()[1]
+    assert found(n_experts=6)[0] == pytest.approx(found()[0]), "experts that nothing chose say nothing"
+    assert counts(experts, within, 6, 3).shape == (3, 6)
+
+
+def loss_of(net: Decoder, text: str, window: int, windows: int) -> TextLoss:
+    """The definition: each token of each window from those before it in that window."""
+    ids = Tokenizer.byte_level().encode(text)
+    total, predicted = 0.0, []
+    for start in range(0, windows * window, window):
+        with torch.no_grad():
+            hidden = net(torch.tensor([ids[start : start + window]])).hidden[0]
+            logprobs = net.logits(hidden).double().log_softmax(-1)
+        targets = ids[start + 1 : start + window + 1]
+        total -= float(logprobs[range(window), targets].sum())
+        predicted += targets
+    said = Tokenizer.byte_level().decode(predicted)
+    per_byte = total / np.log(2) / len(said.encode())
+    return TextLoss(total / len(predicted), total / len(said), per_byte, len(predicted), len(said), window)
+
+
+@pytest.mark.parametrize(("window", "windows", "counted"), [(8, 0, 5), (8, 2, 2), (20, 0, 2), (8, 100, 5)])
+def test_a_texts_loss_is_of_its_windows(net: Decoder, window: int, windows: int, counted: int) -> None:
+    text = "Ünïcode ünd a fëw more wörds, thirty-öne."
+    found = text_loss(net, Tokenizer.byte_level(), text, window=window, windows=windows)
+    assert asdict(found) == pytest.approx(asdict(loss_of(net, text, window, counted)))
+    assert found.per_character > found.per_token and found.perplexity == pytest.approx(np.exp(found.per_token))
+
+
+# ---- the page of a run's rollouts
+
+
+def test_a_trace_keeps_texts_of_as_many_steps_as_it_is_told(tmp_path: Path) -> None:
+    said = {
+        "verdict": "right",
+        "advantage": 1.0,
+        "finish": "stop",
+        "tokens": 9,
+        "thinking": 4,
+        "reasoning": "so",
+        "text": "r",
+    }
+    lines = [
+        {
+            "step": n,
+            "key": f"k{n}",
+            "family": "f",
+            "level": "1",
+            "prompt": f"prompt-{n}-",
+            "answer": "2",
+            "samples": [said],
+        }
+        for n in range(1, 8)
+    ]
+    (tmp_path / "run.yaml").write_text("recipe: grpo\nseed: 3\nsteps: 7\nsource: {task: t}\n", encoding="utf-8")
+    (tmp_path / "rollouts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "reward": 0.5}\n', encoding="utf-8")
+
+    def kept(**more: int) -> list[int]:
+        text = build_trace(tmp_path, **more).read_text(encoding="utf-8")
+        return [n for n in range(1, 8) if f"prompt-{n}-" in text]
+
+    assert kept() == [1, 2, 3, 4, 5, 6, 7] and kept(text_steps=3) == [1, 4, 7] and kept(text_steps=1) == [1]
+
+
+def test_what_this_file_stands_for() -> None:
+    """A further public function of claims that takes settings belongs above."""
+    found = {
+        name
+        for name, one in vars(claiming).items()
+        if inspect.isfunction(one) and one.__module__ == claiming.__name__ and not name.startswith("_")
+    }
+    assert found == {"claims", "student_claims", "ask", "tally", "account"}

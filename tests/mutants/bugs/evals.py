@@ -85,4 +85,20 @@ MUTANTS = (
         "made = model",
         "tests/lab/test_experts.py::test_experts_that_are_gone_serve_nothing",
     ),
+    one(
+        "evaluate ignores the seed of sampling",
+        "issue 14: second bug trial",
+        "evals/run.py",
+        'f"{params.seed}:{key}"',
+        'f"{key}"',
+        "tests/evals/test_every_argument.py::test_a_problems_seed_is_of_the_evaluations_and_its_key_and_nothing_else_changes",
+    ),
+    one(
+        "a claim's wide interval is of another measure",
+        "issue 14: second bug trial",
+        "evals/claims.py",
+        'wide = compare(before, after, grain=grain, measure=topic.measure, side="greater", confidence=0.99)',
+        'wide = compare(before, after, grain=grain, side="greater", confidence=0.99)',
+        "tests/evals/test_report.py::test_claims_are_corrected_for_their_number_and_hold_only_beyond_zero",
+    ),
 )

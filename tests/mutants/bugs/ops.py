@@ -190,4 +190,12 @@ MUTANTS = (
         "if yarn.attention_factor and not yarn.mscale:",
         "tests/parity/test_family_parity.py::test_logits_equal_transformers",
     ),
+    one(
+        "a block that two sequences read meets one of them",
+        "issue 14: second bug trial",
+        "ops/paged.py",
+        "if high - low > DENSE * len(block) or np.bincount(block - low).max() > 1:",
+        "if high - low > DENSE * len(block):",
+        "tests/ops/test_paged.py::test_sequences_that_share_blocks_read_them_each_with_its_own_query",
+    ),
 )

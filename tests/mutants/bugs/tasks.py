@@ -61,4 +61,28 @@ MUTANTS = (
         "before, reply = turns[:-1], turns[-1]",
         "tests/tasks/test_messages.py::test_a_null_an_empty_or_a_nested_field_is_named_by_its_row",
     ),
+    one(
+        "load_task writes into the caller's options",
+        "issue 14: second bug trial",
+        "tasks/find.py",
+        "given: dict[str, Any] = dict(options or {})",
+        "given: Any = options or {}",
+        "tests/tasks/test_splits_and_options.py::test_the_options_that_are_given_are_copied",
+    ),
+    one(
+        "a conversation's key holds its last turn alone",
+        "issue 14: second bug trial",
+        "tasks/messages.py",
+        "for m in before),",
+        "for m in before[-1:]),",
+        "tests/tasks/test_splits_and_options.py::test_all_turns_before_the_answer_make_a_conversation_another",
+    ),
+    one(
+        "everyday's training split holds held-out problems",
+        "issue 14: second bug trial",
+        "tasks/everyday/mixture.py",
+        "split_of(key, dev=DEV, test=TEST) != split",
+        "split_of(key) != split",
+        "tests/tasks/test_splits_and_options.py::test_an_everyday_chore_holds_out_a_twentieth_and_a_tenth_and_halves_the_rest",
+    ),
 )

@@ -9,7 +9,6 @@ from __future__ import annotations
 import secrets
 import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -260,23 +259,8 @@ class Engine:
                 stop.set()  # the others need not go on
                 raise
 
-        def help_with(lane: Lane) -> None:
-            with self._turn.helping():
-                run(lane)
-
         try:
-            used = self._divide(jobs)
-            if min(self.threads, len(used)) <= 1:
-                with at_most(1):
-                    for lane in used:
-                        run(lane)
-            else:
-                with ThreadPoolExecutor(self.threads, thread_name_prefix="engine") as pool:
-                    try:
-                        for future in [pool.submit(help_with, lane) for lane in used]:
-                            future.result()
-                    finally:
-                        stop.set()
+            self._turn.share(self._divide(jobs), run, self.threads, stop)
         except BaseException:
             for lane in self._lanes:  # whatever it was doing
                 lane.reset()

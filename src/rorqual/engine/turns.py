@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
+from typing import TypeVar
 
 import torch
 
@@ -12,6 +14,7 @@ from rorqual.core.errors import ConfigError
 from rorqual.engine.request import Arrived, Completion
 
 Progress = Callable[[int, int], None]
+T = TypeVar("T")
 
 
 class Turn:
@@ -44,6 +47,28 @@ class Turn:
             yield
         finally:
             self.helpers.discard(threading.get_ident())
+
+    def share(self, items: Sequence[T], work: Callable[[T], None], threads: int, stop: threading.Event) -> None:
+        """Call `work` with each item: in the calling thread if `threads` or the items are one, else in that many helper threads.
+
+        The first error, or a Ctrl-C, sets `stop`, waits for what runs, and is raised.
+        """
+        if min(threads, len(items)) <= 1:
+            with at_most(1):
+                for item in items:
+                    work(item)
+            return
+
+        def help_with(item: T) -> None:
+            with self.helping():
+                work(item)
+
+        with ThreadPoolExecutor(threads, thread_name_prefix="engine") as pool:
+            try:
+                for future in [pool.submit(help_with, item) for item in items]:
+                    future.result()
+            finally:
+                stop.set()
 
     def mine(self) -> bool:
         """Whether the calling thread is in a call that has the turn."""

@@ -530,7 +530,7 @@ MUTANTS = (
         "engine/engine.py",
         "replace(size, folder=cache_dir, disk_bytes=disk_bytes)",
         "replace(size, folder=cache_dir)",
-        "tests/engine/test_broken_off.py::test_a_step_that_ctrl_c_broke_off_serves_nobody",
+        "tests/engine/test_every_field.py::test_a_folder_stays_within_its_bytes",
     ),
     one(
         "the arithmetic is missing from the cache's fingerprint",
@@ -538,7 +538,7 @@ MUTANTS = (
         "engine/engine.py",
         "else fingerprint(model, arithmetic=arithmetic)",
         "else fingerprint(model)",
-        "tests/engine/test_broken_off.py::test_a_step_that_ctrl_c_broke_off_serves_nobody",
+        "tests/engine/test_isolation.py::test_a_folder_filled_by_another_engine_is_a_miss",
     ),
     one(
         "penalties forget the reply after a preemption",
@@ -546,7 +546,7 @@ MUTANTS = (
         "engine/runner.py",
         "self.counts.add(slot, sequence.prompt, sequence.tokens[start:])",
         "self.counts.add(slot, sequence.prompt)",
-        "tests/engine/test_broken_off.py::test_a_step_that_ctrl_c_broke_off_serves_nobody",
+        "tests/engine/test_every_field.py::test_penalties_go_on_counting_after_a_preemption",
     ),
     one(
         "a row's seed comes from its line",
@@ -554,7 +554,7 @@ MUTANTS = (
         "engine/asking.py",
         'line_seed(sampling.seed, line, carried.get("id"))',
         "line_seed(sampling.seed, line, None)",
-        "tests/engine/test_broken_off.py::test_a_step_that_ctrl_c_broke_off_serves_nobody",
+        "tests/engine/test_every_field.py::test_a_rows_seed_is_of_the_files_seed_and_its_id_else_its_line",
     ),
     one(
         "the block just read is evicted first",

@@ -102,6 +102,7 @@ def test_what_the_engine_says_of_one_request_is_not_heard_by_another() -> None:
                 line("beat", stats={"slots": 4}),
                 line("drawn", rows=rows[2:]),
             )
+            assert not bridge.jobs, "both have ended"
             await one.whole()
             await other.whole()
         assert [[choice.content for choice in reply.choices] for reply in (one, other)] == [["c", "e", "b"], ["d", "a"]]
@@ -109,7 +110,7 @@ def test_what_the_engine_says_of_one_request_is_not_heard_by_another() -> None:
         assert owners == [[-0.5, -1.5, -1.5], [-2.5, -3.5]]
         logprobs = [[(one.logprob, [*map(tuple, one.top)]) for one in choice.told] for choice in one.choices]
         assert logprobs == [[(-2.0, [(2, -0.25)])], [(-4.0, [(4, -0.25)])], [(-1.0, [(1, -0.25)])]]
-        assert bridge.stats == {"slots": 4} and not bridge.jobs
+        assert bridge.stats == {"slots": 4}
         usage = one.usage()
         # Of the two samples of a prompt, the one that found less says what was not computed.
         assert (usage["prompt_tokens"], usage["completion_tokens"], usage["prompt_cache_hit_tokens"]) == (4, 3, 2 + 1)
@@ -130,12 +131,12 @@ def test_a_refusal_of_one_prompt_ends_the_request_and_names_the_parameter(
             written(bridge)
             reply = reply_to(job)
             await says(bridge, line("refused", number=1, message="no", status=status))
+            assert [*bridge.jobs.values()] == [other] and other.events.empty()
             with pytest.raises(ApiError) as caught:
                 await reply.whole()
             error = caught.value
             assert (error.status, error.message, error.param, error.code) == (status, "no", param, code)
             assert told_of(bridge) == [("cancel", number, None, 0) for number in job.numbers]
-            assert [*bridge.jobs.values()] == [other] and other.events.empty()
         assert (reply.metrics.failed, reply.metrics.cancelled) == (1, 0)
 
     asyncio.run(act())
@@ -154,7 +155,7 @@ def test_a_request_begins_again_with_all_its_samples_and_ends_with_the_last(caps
             bridge.alive = False
             bridge._died(-9)
             with pytest.raises(ApiError) as caught:
-                await begun.next()
+                await begun.next(60)
             assert (caught.value.status, caught.value.code) == (503, "engine_died")
             assert bridge.stats == {} and bridge.restarts == 1
             assert told_of(bridge) == [], "there is no engine to be told"
@@ -184,7 +185,7 @@ def test_who_waits_is_told_when_the_server_stops() -> None:
             await bridge.stop()
             for job in (one, other):
                 with pytest.raises(ApiError) as caught:
-                    await job.next()
+                    await job.next(60)
                 assert (caught.value.status, caught.value.code) == (503, "stopping")
 
     asyncio.run(act())
@@ -292,7 +293,8 @@ def within(folder: Path, act: Callable[[httpx.AsyncClient, Service], Awaitable[N
         transport = httpx.ASGITransport(create_app(service))
         async with httpx.AsyncClient(transport=transport, base_url="http://a") as client:
             client.headers["authorization"] = f"Bearer {key}"
-            await act(client, service)
+            async with asyncio.timeout(300):  # whoever waits for the engine waits for ever
+                await act(client, service)
 
     asyncio.run(run())
 
@@ -335,7 +337,7 @@ def test_a_server_says_whether_its_engine_is_ready(tmp_path: Path) -> None:
         assert (await client.get("/v1/models/m")).json() == card | {"max_model_len": 0}
         loading = await client.post(TEXT, json={"model": "m", "prompt": "a"})
         assert (loading.status_code, loading.json()["error"]["code"]) == (503, "loading")
-        assert loading.headers["retry-after"] == "1", "it passes by itself"
+        assert loading.headers.get("retry-after") == "1", "it passes by itself"
         assert "retry-after" not in (await client.post(TEXT, json={"model": "other", "prompt": "a"})).headers
 
     within(tmp_path, act)
@@ -346,7 +348,7 @@ def test_whoever_comes_when_the_queue_is_full_is_told_to_come_again(tmp_path: Pa
         body = {"model": "m", "prompt": "a", "max_tokens": 1}
         with service.bridge.job([ONE], "a"):
             full = await client.post(TEXT, json=body)
-            assert (full.status_code, full.headers["retry-after"]) == (429, "1")
+            assert (full.status_code, full.headers.get("retry-after")) == (429, "1")
             assert full.json()["error"]["type"] == "rate_limit_error"
             assert full.json()["request_id"] == full.headers["x-request-id"]
             assert 'tenant_waiting{tenant="a"} 1' in (await client.get("/metrics")).text
@@ -374,7 +376,7 @@ def test_all_events_of_a_stream_belong_to_one_answer(server: Server, path: str, 
     kind, prefix = ("text_completion", "cmpl") if path == TEXT else ("chat.completion.chunk", "chatcmpl")
     assert len({(one["id"], one["object"], one["created"], one["model"]) for one in found}) == 1
     assert found[0]["object"] == kind and found[0]["model"] == "tiny" and re.fullmatch(rf"{prefix}-\w+", found[0]["id"])
-    assert headers["x-rorqual-ignored"] == "user" and headers["content-type"].startswith("text/event-stream")
+    assert headers.get("x-rorqual-ignored") == "user" and headers["content-type"].startswith("text/event-stream")
     if usage:
         last = found.pop()
         assert last["choices"] == [] and last["usage"]["completion_tokens"] == 12

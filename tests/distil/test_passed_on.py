@@ -88,9 +88,10 @@ def test_all_that_was_sampled_is_read_back(server: Adder, remote: Make, tmp_path
     before = files(tmp_path, "data.parquet", "contaminated.jsonl", "samples.jsonl", "purse.jsonl", "factory.yaml")
     card = (tmp_path / "card.md").read_text(encoding="utf-8").partition("## Cost")[0]
     for name in ("data.parquet", "contaminated.jsonl", "card.html", "card.md"):
-        (tmp_path / name).write_bytes((tmp_path / name).read_bytes() + b"\n")
+        (tmp_path / name).write_bytes((tmp_path / name).read_bytes() + b"torn")
         made(config, tmp_path)
-        assert files(tmp_path, *before) == before, f"{name} was changed, and is written again"
+        assert not (tmp_path / name).read_bytes().endswith(b"torn"), f"{name} was changed, and is not written again"
+        assert files(tmp_path, *before) == before
     assert (tmp_path / "card.md").read_text(encoding="utf-8").partition("## Cost")[0] == card
     assert len(server.asked) == 6
 

@@ -21,4 +21,20 @@ MUTANTS = (
         "        if found:\n",
         "tests/cli/test_eval_kept.py::test_a_checkpoint_that_comes_while_another_is_read_is_read_in_its_place",
     ),
+    one(
+        "the loss of a text ignores threads",
+        "issue 14: a sweep of options",
+        "cli/measure.py",
+        "        torch.set_num_threads(settings.threads)\n",
+        "        pass\n",
+        "tests/cli/test_every_option.py::test_a_text_is_read_in_windows_with_as_many_threads_as_told",
+    ),
+    one(
+        "chat ignores threads",
+        "issue 14: a sweep of options",
+        "cli/verbs/chat.py",
+        "        torch.set_num_threads(chosen.threads)\n",
+        "        pass\n",
+        "tests/cli/test_every_option.py::test_chat_makes_its_engine_as_told",
+    ),
 )

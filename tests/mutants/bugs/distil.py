@@ -109,4 +109,28 @@ MUTANTS = (
         "self.config, self.teacher.label)",
         "tests/distil/test_choice.py::test_the_choice_to_think_is_the_replys_first_token_and_is_trained",
     ),
+    one(
+        "what a server broke off is kept",
+        "issue 14: a sweep of options",
+        "distil/factory.py",
+        "failed = [bool(entry.error) for entry in entries]",
+        "failed = [False for entry in entries]",
+        "tests/distil/test_passed_on.py::test_what_a_server_broke_off_is_never_trained_on",
+    ),
+    one(
+        "a call without prices forgets the money that was paid",
+        "issue 14: a sweep of options",
+        "distil/teacher.py",
+        " and not ledger.is_file():",
+        ":",
+        "tests/distil/test_every_access.py::test_a_second_call_without_prices_forgets_no_money",
+    ),
+    one(
+        "what a server broke off is graded",
+        "issue 14: a sweep of options",
+        "distil/factory.py",
+        "graded = None if entry.error else safe_grade",
+        "graded = safe_grade",
+        "tests/distil/test_passed_on.py::test_what_a_server_broke_off_is_never_trained_on",
+    ),
 )

@@ -583,4 +583,12 @@ MUTANTS = (
         "own = list(self._held)",
         "tests/serve/test_page_door.py::test_logins_grow_old_and_have_a_number",
     ),
+    one(
+        "serve learns of a device that is not there by a traceback",
+        "issue 14: a sweep of options",
+        "serve/worker.py",
+        "        check_device(placed.device)\n",
+        "",
+        "tests/serve/test_every_option.py::test_threads_and_device_are_the_engines_own",
+    ),
 )

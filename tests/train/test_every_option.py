@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
 from little import ROW, TASK, Watched, loud, packed, rollouts, sampled, sft_run, tiny, tokenizer, update_of
+from pydantic import SerializeAsAny
 from test_distil import beside, documents, student, teacher
 
 from rorqual.core.errors import DataError
@@ -26,6 +27,7 @@ from rorqual.train.sources import (
     Materials,
     OnPolicyConfig,
     RolloutConfig,
+    Source,
     SourceConfig,
     Step,
     TextConfig,
@@ -291,6 +293,41 @@ def test_esft_reads_the_batches_of_as_many_steps_as_it_is_told(sample: int, base
     assert len(watched._seen) == sample
     keys = [work.batches[0].tokens.flatten().tolist() for _, work in watched._seen]
     assert all(one != two for number, one in enumerate(keys) for two in keys[:number])
+
+
+class Split(SourceConfig):
+    """The steps of another source, of whose batches all but the first teach nothing, or are left out."""
+
+    kind: Literal["split"] = "split"
+    inner: SerializeAsAny[SourceConfig]
+    left_out: bool = False
+
+    def build(self, materials: Materials) -> Source:
+        return Splitting(self, materials)
+
+
+class Splitting(Source):
+    def __init__(self, config: Split, materials: Materials) -> None:
+        self.inner, self.left_out = config.inner.build(materials), config.left_out
+
+    def step(self, step: int) -> Step:
+        work = self.inner.step(step)
+        first, *rest = [part for batch in work.batches for part in batch.split(4)]
+        return Step([first], unlearned=[] if self.left_out else rest)
+
+
+def test_esft_reads_what_was_sampled_and_teaches_nothing_too(base: Path) -> None:
+    data = sft_run().model_dump() | {"start": {"run": str(base)}, "tune": {"kind": "esft", "sample": 2, "p": 0.5}}
+    run = Run.model_validate(data)
+    found = [
+        find_experts(run.model_copy(update={"source": source}), load_run(RunDir(base)), tokenizer(), 1)
+        for source in (
+            run.source,
+            Split(row=run.source.row, inner=run.source),
+            Split(row=run.source.row, inner=run.source, left_out=True),
+        )
+    ]
+    assert found[0] == found[1] != found[2]
 
 
 def test_a_runs_chat_format_is_the_one_that_is_used(tmp_path: Path) -> None:

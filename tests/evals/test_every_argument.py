@@ -500,7 +500,9 @@ STATISTICS: dict[Callable[..., Any], tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize(
-    ("function", "name"), [(f, name) for f, (_, others) in STATISTICS.items() for name in others], ids=str
+    ("function", "name"),
+    [(f, name) for f, (_, others) in STATISTICS.items() for name in others],
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_an_argument_of_a_statistic_changes_it(function: Callable[..., Any], name: str) -> None:
     given, others = STATISTICS[function]

@@ -27,7 +27,7 @@ MUTANTS = (
         "cli/measure.py",
         "        torch.set_num_threads(settings.threads)\n",
         "        pass\n",
-        "tests/cli/test_every_option.py::test_a_text_is_read_in_windows_with_as_many_threads_as_told",
+        "tests/cli/test_verb_options.py::test_a_text_is_read_in_windows_with_as_many_threads_as_told",
     ),
     one(
         "chat ignores threads",
@@ -35,6 +35,6 @@ MUTANTS = (
         "cli/verbs/chat.py",
         "        torch.set_num_threads(chosen.threads)\n",
         "        pass\n",
-        "tests/cli/test_every_option.py::test_chat_makes_its_engine_as_told",
+        "tests/cli/test_verb_options.py::test_chat_makes_its_engine_as_told",
     ),
 )

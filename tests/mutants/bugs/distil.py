@@ -83,7 +83,7 @@ MUTANTS = (
         "distil/config.py",
         "temperature=self.temperature, top_p=self.top_p, seed=self.seed, n=self.samples",
         "temperature=self.temperature, seed=self.seed, n=self.samples",
-        "tests/distil/test_every_option.py::test_a_request_says_it",
+        "tests/distil/test_factory_options.py::test_a_request_says_it",
     ),
     one(
         "filters.foreign is read from filters.repeated",

@@ -549,7 +549,7 @@ MUTANTS = (
         "serve/routes/chat.py",
         "one_call, tell = wanted.parallel_tool_calls is False,",
         "one_call, tell = False,",
-        "tests/serve/test_every_field.py::test_calls_are_one_where_no_more_were_wanted",
+        "tests/serve/test_request_fields.py::test_calls_are_one_where_no_more_were_wanted",
     ),
     one(
         "a named tool's grammar allows the others",
@@ -573,7 +573,7 @@ MUTANTS = (
         "serve/run.py",
         "                tenants=len({*keys.tenants.values()}),\n",
         "",
-        "tests/serve/test_every_option.py::test_the_queue_is_shared_among_all_tenants",
+        "tests/serve/test_serve_options.py::test_the_queue_is_shared_among_all_tenants",
     ),
     one(
         "another tenant's logins count for the limit",
@@ -589,6 +589,6 @@ MUTANTS = (
         "serve/worker.py",
         "        check_device(placed.device)\n",
         "",
-        "tests/serve/test_every_option.py::test_threads_and_device_are_the_engines_own",
+        "tests/serve/test_serve_options.py::test_threads_and_device_are_the_engines_own",
     ),
 )

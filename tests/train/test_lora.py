@@ -203,8 +203,8 @@ class Stopped(Exception):
     pass
 
 
-def stopped_and_resumed(run: Run, out: Path, at: int) -> None:
-    """Stop after step `at` was done and before it was saved; then the same command again."""
+def stopped(run: Run, out: Path, at: int) -> None:
+    """Stop after step `at` was done and before it was saved."""
 
     def stop(record: dict[str, Any]) -> None:
         if record["step"] == at:
@@ -212,6 +212,11 @@ def stopped_and_resumed(run: Run, out: Path, at: int) -> None:
 
     with pytest.raises(Stopped):
         fit(run, RunDir(out), quiet=True, observe=stop)
+
+
+def stopped_and_resumed(run: Run, out: Path, at: int) -> None:
+    """Stopped, then the same command again."""
+    stopped(run, out, at)
     fit(run, RunDir(out), quiet=True, threads=2)
 
 
@@ -225,6 +230,18 @@ def same(one: Path, other: Path) -> None:
 @pytest.mark.parametrize("at", [1, 3])
 def test_resumed_equals_straight(base: Path, straight: Path, tmp_path: Path, at: int) -> None:
     stopped_and_resumed(lora_run(base), tmp_path / "run", at)
+    same(straight, tmp_path / "run")
+
+
+def test_it_resumes_over_the_weights_that_it_began_on(base: Path, straight: Path, tmp_path: Path) -> None:
+    """Also if its base was trained further meanwhile."""
+    shutil.copytree(base, tmp_path / "base")
+    run = lora_run(tmp_path / "base")
+
+    stopped(run, tmp_path / "run", 3)
+    fit(sft_run(91, save_seconds=1e9), RunDir(tmp_path / "base"), quiet=True)
+    assert RunDir(tmp_path / "base").checkpoint().name != RunDir(base).checkpoint().name
+    fit(run, RunDir(tmp_path / "run"), quiet=True)
     same(straight, tmp_path / "run")
 
 

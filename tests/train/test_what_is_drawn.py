@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import combinations
+from itertools import combinations, islice
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,11 @@ from rorqual.core.records import RunDir
 from rorqual.data.chat import chat_format
 from rorqual.model import Decoder
 from rorqual.model.load.run import load_run
+from rorqual.tasks.find import load_task
 from rorqual.train.batch import TrainBatch
 from rorqual.train.objectives import GRPO
 from rorqual.train.sources import Materials, OnPolicyConfig, RolloutConfig, Source, SourceConfig, Step, WorkedConfig
+from rorqual.train.sources.worked import repeat
 
 NUMBERS = f"{Path(__file__).parent / 'numbers_task.py'}:Numbers"
 SINGLE = {"single": True}
@@ -197,3 +199,11 @@ def test_a_reference_that_is_the_sampler_gives_its_probabilities(how: dict[str, 
         assert batch.reference_logprobs is not None and batch.sampled_logprobs is not None
         assert torch.allclose(batch.reference_logprobs, batch.sampled_logprobs, atol=1e-4)
     assert step.metrics["reference_tokens"] == sum(int((batch.segments >= 0).sum()) for batch in step.batches)
+
+
+def test_a_file_begins_again_in_another_order() -> None:
+    task = load_task("gsm8k")
+    count = len(list(task.problems("train", 0)))
+    keys = [problem.key for problem in islice(repeat(task, 0), 2 * count)]
+    first, second = keys[:count], keys[count:]
+    assert sorted(first) == sorted(second) and first != second and len(set(first)) == count > 5

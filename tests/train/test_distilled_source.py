@@ -181,6 +181,12 @@ def test_another_vocabulary_is_refused_with_what_to_do(rows: list[Distilled], tm
     for logits in (False, True):
         with pytest.raises(DataError, match=r"tokenizer=TEACHER/tokenizer.json, or .*train sft data=.*data.parquet"):
             source(write(tmp_path, rows, ids=other), logits=logits)
+    ours = tokenizer()
+    swapped = ours.renamed({ours.token(ours.user): "<a>", ours.token(ours.assistant): "<b>"})  # of one size
+    for print_, vocab in ((swapped.fingerprint, ours.vocab_size), (ours.fingerprint, ours.vocab_size + 1)):
+        write_distilled(tmp_path / "data.parquet", rows, tokenizer=print_, vocab=vocab)
+        with pytest.raises(DataError, match="is not the student's"):
+            source(str(tmp_path / "data.parquet"))
     words = [replace(one, prompt_ids=(), token_ids=()) for one in rows]  # a teacher whose ids we do not hold
     assert documents(source(write(tmp_path, words, ids=other)), 0)
 

@@ -95,3 +95,13 @@ def test_power_of_two_scales_lose_nothing_the_second_time(seed: int, rows: int, 
 def test_scales_of_another_shape_are_refused() -> None:
     with pytest.raises(ValueError, match=r"has scales \(2, 1\)"):
         dequantize_blocks(torch.zeros(130, 128).to(torch.float8_e4m3fn), torch.ones(1, 1))
+
+
+def test_a_scale_is_the_least_power_of_two_that_holds_the_block() -> None:
+    """A block whose exact scale is a power of two has that one."""
+    for exponent in (-20, -3, 0, 1, 7):
+        for times, more in ((1.0, 0), (0.75, 0), (1.0 + 2**-10, 1), (0.5, -1)):
+            weight = torch.full((128, 128), 448 * times * 2.0**exponent)
+            quantized, scale = quantize_blocks(weight, power_of_two=True)
+            assert scale.item() == 2.0 ** (exponent + more), (exponent, times)
+            assert torch.allclose(quantized.float() * scale.item(), weight, rtol=0.07)

@@ -217,6 +217,28 @@ def test_every_sampling_parameter_is_sent(server: Server) -> None:
         assert further(SamplingParams(grammar=grammar)) == asked
 
 
+@pytest.mark.parametrize("top", [0, 1, 2])
+def test_a_prompts_log_probabilities_are_read_as_vllm_writes_them(server: Server, top: int) -> None:
+    """The prompt's own token first, whatever its rank; the likeliest by their ranks; nothing for the first token."""
+
+    def entry(rank: int, logprob: float) -> dict[str, Any]:
+        return {"logprob": logprob, "rank": rank, "decoded_token": "x"}
+
+    places = [
+        None,
+        {"7": entry(57, -9.5), "4": entry(2, -1.5), "3": entry(1, -0.5)},
+        {"3": entry(1, -0.25), "9": entry(2, -2.0)},
+    ]
+    status, body, headers = reply("a")
+    server.answer = lambda *_: (status, body | {"prompt_logprobs": places}, headers)
+    [[found]] = remote(server).generate([ask(prompt_logprobs=top)])
+    assert found.prompt_logprobs == [None, -9.5, -0.25]
+    likeliest = [[], [(3, -0.5), (4, -1.5)][:top], [(3, -0.25), (9, -2.0)][:top]]
+    assert found.prompt_top_logprobs == (likeliest if top else None)
+    [[unasked]] = remote(server).generate([ask()])
+    assert unasked.prompt_logprobs is None and unasked.prompt_top_logprobs is None
+
+
 @pytest.mark.parametrize(
     ("message", "text", "reasoning"),
     [

@@ -639,7 +639,8 @@ def test_a_rows_seed_is_of_the_files_seed_and_its_id_else_its_line() -> None:
     found = {line_seed(seed, line, name) for seed in (0, 1) for line in (1, 2) for name in names}
     assert len(found) == 2 * (2 + 4), "where there is an id, the line does not matter"
     assert request_of({"id": "a"}, {"seed": 4}).params.seed == line_seed(4, 99, "a")
-    assert request_of({}, {"seed": 4}).params.seed == line_seed(4, 3, None)
+    for nothing in ({}, {"seed": None}):
+        assert request_of(nothing, {"seed": 4}).params.seed == line_seed(4, 3, None)
     assert request_of({"id": "a", "seed": 6}, {"seed": 4}).params.seed == 6
 
 

@@ -181,3 +181,13 @@ def test_two_requests_beside_each_other_have_their_own(server: Server, engine: E
 
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         assert list(pool.map(one, prompts)) == expected
+
+
+@pytest.mark.parametrize(("logprobs", "prompt_logprobs"), [(3, 0), (1, 2), (0, 3)])
+def test_both_names_at_once_are_each_as_alone(server: Server, logprobs: int, prompt_logprobs: int) -> None:
+    base = {"prompt": IDS[:20], "max_tokens": 1, "echo": True}
+    [one] = ask(server, **base, logprobs=logprobs)["choices"]
+    [other] = ask(server, **base, prompt_logprobs=prompt_logprobs)["choices"]
+    [both] = ask(server, **base, logprobs=logprobs, prompt_logprobs=prompt_logprobs)["choices"]
+    assert both["logprobs"] == one["logprobs"]
+    assert both["prompt_logprobs"] == other["prompt_logprobs"]

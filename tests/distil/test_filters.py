@@ -86,6 +86,20 @@ def test_duplicates_are_of_one_problem_and_the_first_stays() -> None:
     assert reason(row(), row(), names=("length",)) == ["", ""]
 
 
+def test_a_text_is_compared_with_those_that_are_kept() -> None:
+    """Like a duplicate is not like what is kept: the chain from one to the other drops nothing."""
+    assert duplicates(["one two three four", "one two three five", "two three five six"], 1, 0.5) == [
+        False,
+        True,
+        False,
+    ]
+    assert duplicates(["one two three four", "two three five six", "one two three five"], 1, 0.5) == [
+        False,
+        False,
+        True,
+    ]
+
+
 @given(st.lists(texts, max_size=6), st.integers(1, 4), st.floats(0.1, 1))
 def test_the_law_of_duplicates(given_texts: list[str], size: int, similar: float) -> None:
     found = duplicates(given_texts, size, similar)

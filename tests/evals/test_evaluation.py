@@ -157,7 +157,9 @@ def test_samples_of_one_problem_are_not_counted_as_independent():
     assert len(thrice.samples) == 21 and thrice.rows("all")[0].problems == 7
     few, many = (e.rows("all")[0].interval for e in (once, thrice))
     assert many.high - many.low > 0.6 * (few.high - few.low)
-    assert compare(thrice, thrice)[0].p_value is None
+    assert compare(once, once)[0].p_value is not None
+    for pair in ((thrice, thrice), (once, thrice), (thrice, once)):
+        assert compare(*pair)[0].p_value is None
 
 
 def test_a_problem_draws_the_same_noise_whatever_else_is_asked():

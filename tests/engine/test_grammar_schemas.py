@@ -99,8 +99,14 @@ SCHEMAS: dict[str, tuple[Any, list[str], list[str], list[str]]] = {
     "propertyNames beside others": ({**NAMES, "propertyNames": {"pattern": "^[a-d]$"}}, ['{"a":1,"d":2}'], ['{"a":"x"}'], ['{"e":1}']),
     "minProperties of optional ones": ({**CLOSED, "minProperties": 2}, ['{"a":1,"c":1}', '{"a":1,"b":1,"c":1}'], ["{}", '{"b":1}'], []),
     "maxProperties of optional ones": ({**CLOSED, "maxProperties": 1}, ['{"b":1}', "{}"], ['{"a":1,"c":1}'], []),
-    "maxProperties beside a required one": ({**CLOSED, "required": ["a"], "maxProperties": 2}, ['{"a":1}', '{"a":1,"c":1}'], ['{"a":1,"b":1,"c":1}', '{"b":1}'], []),
-    "minProperties beside a required one": ({**CLOSED, "required": ["a"], "minProperties": 2}, ['{"a":1,"c":1}'], ['{"a":1}', '{"b":1,"c":1}'], []),
+    "maxProperties beside a required one": (
+        {**CLOSED, "required": ["a"], "maxProperties": 2},
+        ['{"a":1}', '{"a":1,"c":1}'], ['{"a":1,"b":1,"c":1}', '{"b":1}'], [],
+    ),
+    "minProperties beside a required one": (
+        {**CLOSED, "required": ["a"], "minProperties": 2},
+        ['{"a":1,"c":1}'], ['{"a":1}', '{"b":1,"c":1}'], [],
+    ),
     "minProperties of any": ({"type": "object", "minProperties": 2}, ['{"x":1,"y":1}'], ['{"x":1}'], ['{"x":1,"x":2}']),
     "maxProperties beside others": ({**NAMES, "maxProperties": 1}, ['{"a":1}', '{"z":1}'], ['{"a":"x"}'], ['{"a":1,"z":1}']),
     "dependentRequired": ({**CLOSED, "dependentRequired": {"a": ["b"]}}, ['{"a":1,"b":1}', '{"c":1}', "{}"], ['{"a":1}'], []),

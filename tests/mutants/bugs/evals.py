@@ -101,4 +101,28 @@ MUTANTS = (
         'wide = compare(before, after, grain=grain, side="greater", confidence=0.99)',
         "tests/evals/test_report.py::test_claims_are_corrected_for_their_number_and_hold_only_beyond_zero",
     ),
+    one(
+        "McNemar's p-value of several samples on one side",
+        "issue 14: third bug trial",
+        "evals/compare.py",
+        "single = old_samples == len(old) and new_samples == len(new)",
+        "single = old_samples == len(old) or new_samples == len(new)",
+        "tests/evals/test_evaluation.py::test_samples_of_one_problem_are_not_counted_as_independent",
+    ),
+    one(
+        "refusals are counted through answers",
+        "issue 14: third bug trial",
+        "evals/kept.py",
+        "            nonlocal in_a_row\n            in_a_row = 0\n            arrived(*order[place], completion)",
+        "            arrived(*order[place], completion)",
+        "tests/cli/test_eval_kept.py::test_what_is_always_refused_keeps_nobody_from_going_on",
+    ),
+    one(
+        "an interval of several samples ignores its confidence",
+        "issue 14: third bug trial",
+        "evals/evaluation.py",
+        "paired_difference(np.zeros(len(rates)), rates, confidence).interval",
+        "paired_difference(np.zeros(len(rates)), rates).interval",
+        "tests/evals/test_every_argument.py::test_grain_and_confidence_reach_the_rows",
+    ),
 )

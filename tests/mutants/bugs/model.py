@@ -207,4 +207,20 @@ MUTANTS = (
         "cost += linear(q, hidden_size) + Cost(flops=4 * q * context)",
         "tests/model/test_account.py::test_parameters_equal_those_of_the_built_model",
     ),
+    one(
+        "a router's bias follows the model's type",
+        "issue 14: third bug trial",
+        "model/ffn/moe.py",
+        "self.e_score_correction_bias = bias.to(moved.device)",
+        "self.e_score_correction_bias = moved.to(bias.dtype)",
+        "tests/model/test_load_fp8.py::test_a_run_loads_into_the_type_asked_for_and_the_bias_stays_fp32",
+    ),
+    one(
+        "an adapter is merged in the type that was asked for",
+        "issue 14: third bug trial",
+        "model/load/run.py",
+        "held = dtype if adapter_of(checkpoint) is None else torch.float32",
+        "held = torch.float32 if adapter_of(checkpoint) is None else dtype",
+        "tests/train/test_lora.py::test_its_run_is_a_run_for_engine_training_and_merging",
+    ),
 )

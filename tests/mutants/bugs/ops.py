@@ -198,4 +198,20 @@ MUTANTS = (
         "if high - low > DENSE * len(block):",
         "tests/ops/test_paged.py::test_sequences_that_share_blocks_read_them_each_with_its_own_query",
     ),
+    one(
+        "a power of two as scale is doubled",
+        "issue 14: third bug trial",
+        "ops/quant.py",
+        "exponent - (mantissa == 0.5).int()",
+        "exponent - (mantissa == 1.0).int()",
+        "tests/ops/test_quant.py::test_a_scale_is_the_least_power_of_two_that_holds_the_block",
+    ),
+    one(
+        "a replayed choice of expert 0 is no choice",
+        "issue 14: third bug trial",
+        "ops/moe.py",
+        "torch.where(replay >= 0, replay.long(), own)",
+        "torch.where(replay > 0, replay.long(), own)",
+        "tests/ops/test_moe.py::test_replay_keeps_the_routers_gradient",
+    ),
 )

@@ -85,4 +85,12 @@ MUTANTS = (
         "split_of(key) != split",
         "tests/tasks/test_splits_and_options.py::test_an_everyday_chore_holds_out_a_twentieth_and_a_tenth_and_halves_the_rest",
     ),
+    one(
+        "FOLIO's stories are divided between the splits",
+        "issue 14: third bug trial",
+        "tasks/folio.py",
+        'carve([(str(p.meta["story"]), p) for p in found], split)',
+        "carve([(p.key, p) for p in found], split)",
+        "tests/tasks/test_public.py::test_folio_shares_no_story_between_train_and_dev",
+    ),
 )

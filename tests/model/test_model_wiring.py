@@ -11,6 +11,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from rorqual.core.errors import DataError
 from rorqual.model import Decoder, ModelConfig, Stage, account, build
 from rorqual.model.attention import MLA, AttentionConfig, AttentionContext, GQAConfig, MLAConfig
 from rorqual.model.ffn import DenseConfig, FFNConfig, MoE, MoEConfig
@@ -284,6 +285,16 @@ def test_a_document_predicts_further_what_it_predicts_alone() -> None:
             assert relative(all_.hidden[:, start : stop - 1 - depth], one.hidden) < 1e-5
 
 
+@torch.no_grad()
+def test_a_tokens_affinities_have_bits_of_their_own() -> None:
+    """However many tokens there are, in the operations that promise it: the exponential is theirs, too."""
+    (router,) = loud(config((GQA, MOE)), INVARIANT).routers()
+    x = torch.randn(40, HIDDEN, generator=torch.Generator().manual_seed(4))
+    whole = router(x, INVARIANT, None)[1].scores  # type: ignore[union-attr]
+    for count in range(16, 40):
+        assert torch.equal(router(x[:count], INVARIANT, None)[1].scores, whole[:count]), count  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_logits_are_fp32_of_a_model_in_bf16(tied: bool) -> None:
     model = loud(config((GQA, DENSE), tie_word_embeddings=tied)).bfloat16()
@@ -380,6 +391,14 @@ def test_a_row_has_the_angles_of_its_last_position(length: int) -> None:
     sheet = Sheet(torch.arange(length).unsqueeze(0), None)
     cos, sin = sheet.table(Rope(), 4)
     assert len(cos) == len(sin) == TABLE * (1 if length == TABLE else 2)
+
+
+def test_a_segment_that_goes_on_where_another_ended_is_no_whole_document() -> None:
+    positions = torch.arange(4).unsqueeze(0)
+    Sheet(positions, torch.tensor([[3, 3, 3, 3]]))
+    for segments in ([0, 0, 1, 1], [0, 0, 0, 1]):
+        with pytest.raises(DataError, match="position 0"):
+            Sheet(positions, torch.tensor([segments]))
 
 
 def test_the_account_of_layers_that_differ() -> None:

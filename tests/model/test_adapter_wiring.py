@@ -255,6 +255,7 @@ def test_the_fewest_experts_that_reach_p_are_selected_and_ties_go_to_the_lower_n
         0.9: ((0, 1, 2, 3),), 1.0: ((0, 1, 2, 3, 4),),
     }  # fmt: skip
     assert select([*scores, torch.tensor([0.0, 7.0]).double()], 1.0)[1] == (1,)
+    assert select([torch.ones(10).double()], 0.8) == (tuple(range(8)),)  # eight times 0.1 is less in floating point
 
 
 # ---- files

@@ -324,6 +324,15 @@ def test_an_index_and_its_shards_must_name_the_same(tmp_path: Path) -> None:
         index.write_text(json.dumps({"weight_map": places | change}), encoding="utf-8")
         with pytest.raises(CheckpointError, match=message):
             find_tensors(tmp_path)
+    for change, message in (
+        ({"a": "two.safetensors", "b": "one.safetensors"}, r"a stands in one\.safetensors, the index says two"),
+        ({"b": None}, r"b stands in two\.safetensors, the index does not name it"),
+    ):
+        write_tensors(tmp_path / "two.safetensors", [Spec(n, "U8", (1,)) for n in "bc"], lambda spec: [b"1"])
+        said = {name: file for name, file in (places | {"c": "two.safetensors"} | change).items() if file}
+        index.write_text(json.dumps({"weight_map": said}), encoding="utf-8")
+        with pytest.raises(CheckpointError, match=message):
+            find_tensors(tmp_path)
     write_tensors(tmp_path / "two.safetensors", [Spec(n, "U8", (1,)) for n in "ab"], lambda spec: [b"1"])
     index.write_text(json.dumps({"weight_map": places}), encoding="utf-8")
     with pytest.raises(CheckpointError, match=r"a stands in two\.safetensors and in one"):

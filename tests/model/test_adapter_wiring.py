@@ -184,6 +184,11 @@ def test_the_first_factor_is_drawn_as_a_linear_maps_own_weights_and_the_second_i
     assert torch.equal(one.lora_A, again.lora_A) and not torch.equal(one.lora_A, other.lora_A)
     assert 0.098 < float(one.lora_A.detach().abs().max()) <= 0.1  # 1 / sqrt(100)
     assert abs(float(one.lora_A.detach().mean())) < 0.005 and not one.lora_B.any()
+    models = [build(CONFIG, seed=0) for _ in range(3)]
+    for model, seed in zip(models, (3, 3, 4)):
+        LoRA(r=2, targets=("o_proj",)).attach(model, seed=seed)
+    a, b, c = (held(model)["layers.1.attention.o_proj.lora_A"] for model in models)
+    assert torch.equal(a, b) and not torch.equal(a, c)
 
 
 # ---- ESFT

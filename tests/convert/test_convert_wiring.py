@@ -1,0 +1,344 @@
+"""Keys, names, shards and slices of conversions: both ways, at their bounds, and refused by name."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rorqual.convert.files import find_tensors, in_the_making, inside, refuse_target
+from rorqual.convert.gguf_header import HeaderKeys
+from rorqual.convert.gguf_keys import ARCHITECTURES, architecture_for, config_from_keys, keys_for
+from rorqual.convert.gguf_names import Piece as Rows
+from rorqual.convert.gguf_names import layout as gguf_layout
+from rorqual.convert.hf import _shards
+from rorqual.convert.hub import is_hub_id
+from rorqual.convert.peft import NEUTRAL, WITHOUT_EFFECT, read_config, shortest
+from rorqual.convert.stream import Spec, Stored, header_bytes, layout, read_header, write_tensors
+from rorqual.convert.tensors import Job, target
+from rorqual.core.errors import CheckpointError, ConfigError, RorqualError
+from rorqual.model import ModelConfig, Stage
+from rorqual.model.attention import AttentionConfig, GQAConfig, MLAConfig
+from rorqual.model.ffn import DenseConfig, FFNConfig, MoEConfig
+from rorqual.model.load.find import family_for, family_of
+from rorqual.ops.rope import Rope, Yarn
+
+# ---- the keys of a GGUF file
+
+DENSE = DenseConfig(intermediate_size=20)
+MOE = MoEConfig(n_routed_experts=8, num_experts_per_tok=3, moe_intermediate_size=12, n_shared_experts=2)
+V2 = {"scoring_func": "softmax", "score_bias": False, "norm_topk_prob": False, "group_score": "max"}
+YARN = Rope(theta=500.0, yarn=Yarn(factor=4.0, original_max_position_embeddings=16, beta_fast=8.0, beta_slow=2.0))
+
+
+def gqa(**fields: Any) -> GQAConfig:
+    return GQAConfig(**{"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8} | fields)
+
+
+def mla(**fields: Any) -> MLAConfig:
+    sizes = {"kv_lora_rank": 8, "qk_nope_head_dim": 6, "qk_rope_head_dim": 4, "v_head_dim": 10, "q_lora_rank": 12}
+    return MLAConfig(**{"num_attention_heads": 3} | sizes | fields)
+
+
+def model(*stages: tuple[int, AttentionConfig, FFNConfig], **fields: Any) -> ModelConfig:
+    layers = tuple(Stage(layers=n, attention=attention, ffn=ffn) for n, attention, ffn in stages)
+    return ModelConfig(vocab_size=40, hidden_size=32, stages=layers, **fields)
+
+
+def moe(**fields: Any) -> MoEConfig:
+    return MOE.model_copy(update=fields)
+
+
+LATENT = YARN.model_copy(update={"yarn": YARN.yarn.model_copy(update={"mscale": 0.707, "mscale_all_dim": 0.707})})  # type: ignore[union-attr]
+QWEN_MOE = MoEConfig(
+    n_routed_experts=6, num_experts_per_tok=2, moe_intermediate_size=12, scoring_func="softmax", score_bias=False
+)
+MODELS: dict[str, ModelConfig] = {
+    "llama": model((2, gqa(), DENSE), rms_norm_eps=1e-5, max_position_embeddings=77),
+    "llama, biases": model((1, gqa(attention_bias=True, output_bias=True), DENSE)),
+    "llama, narrow heads, divided": model((1, gqa(head_dim=6, rope=Rope(theta=100.0, linear=4.0)), DENSE)),
+    "llama, tied": model((1, gqa(num_key_value_heads=4), DENSE), tie_word_embeddings=True),
+    "qwen2, yarn": model((3, gqa(attention_bias=True, rope=YARN), DENSE), tie_word_embeddings=True),
+    "qwen3, one key": model((1, gqa(qk_norm=True, num_key_value_heads=1, rope=Rope(theta=1e6)), DENSE)),
+    "qwen3moe": model((2, gqa(qk_norm=True, rope=YARN), QWEN_MOE)),
+    "deepseek2, v3": model((1, mla(), DENSE), (2, mla(), moe(n_group=4, topk_group=3, routed_scaling_factor=2.5))),
+    "deepseek2, v3, all experts": model((2, mla(rope=LATENT), moe(norm_topk_prob=False, n_shared_experts=1))),
+    "deepseek2, v2": model((1, mla(rope=LATENT), DENSE), (1, mla(rope=LATENT), moe(**V2, routed_scaling_factor=16.0))),
+    "deepseek2, lite": model((1, mla(q_lora_rank=0), DENSE), (26, mla(q_lora_rank=0), moe(**V2))),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_keys_of_a_header_say_the_model_both_ways(name: str) -> None:
+    """The keys, and what the shapes tell, are the model again."""
+    config, architecture = MODELS[name], name.split(",")[0]
+    family = family_for(config)
+    data = family.config_to_hf(config)
+    assert architecture_for(data) == architecture and data["model_type"] in ARCHITECTURES[architecture]
+    keys = {f"{architecture}.{key}": value for key, value in keys_for(data, architecture).items()}
+    shapes = gguf_layout(config, family.name_map(config), architecture).gguf
+    back = config_from_keys(keys, architecture, shapes, "there")
+    assert family_of(back["model_type"], "there").config_from_hf(back, "there") == config.model_copy(
+        update={"initializer_range": 0.02}
+    )
+    with pytest.raises(CheckpointError, match=r"keys that are not known: .*odd"):
+        config_from_keys(keys | {f"{architecture}.odd": 1}, architecture, shapes, "there")
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("llama", {"llama.attention.value_length": 6}, "value_length"),
+        ("llama", {"llama.rope.dimension_count": 4}, "dimension_count"),
+        ("llama", {"llama.expert_count": 8}, "expert_count"),
+        ("llama", {"llama.expert_used_count": 2}, "expert_used_count"),
+        ("llama", {"llama.rope.scaling.attn_factor": 1.5}, "attn_factor"),
+        ("llama", {"llama.rope.scaling.type": "longrope", "llama.rope.scaling.factor": 2.0}, "longrope"),
+        ("qwen2, yarn", {"qwen2.attention.key_length": 6, "qwen2.attention.value_length": 6, "qwen2.rope.dimension_count": 6}, "heads of 6"),
+        ("deepseek2, v3", {"deepseek2.expert_gating_func": 3}, "expert_gating_func"),
+        ("llama", {"llama.block_count": 2.0}, "block_count"),
+        ("llama", {"llama.block_count": True}, "block_count"),
+        ("llama", {"llama.attention.head_count_kv": [2, 1]}, "head_count_kv"),
+    ],
+    ids=["values", "rotation", "mixtral", "mixtral, used", "temperature", "kind", "qwen2", "gating", "float", "bool", "two counts"],
+)  # fmt: skip
+def test_a_header_of_another_function_is_refused_by_its_key(name: str, change: dict[str, Any], message: str) -> None:
+    config, architecture = MODELS[name], name.split(",")[0]
+    family = family_for(config)
+    keys = {f"{architecture}.{k}": v for k, v in keys_for(family.config_to_hf(config), architecture).items()}
+    shapes = gguf_layout(config, family.name_map(config), architecture).gguf
+    config_from_keys(keys, architecture, shapes, "there")
+    with pytest.raises((CheckpointError, ConfigError), match=message):
+        config_from_keys(keys | change, architecture, shapes, "there")
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (model((1, mla(), moe(**V2, n_group=2, topk_group=1))), "two best"),
+        (model((1, gqa(qk_norm=True), QWEN_MOE.model_copy(update={"norm_topk_prob": False}))), "norm_topk_prob"),
+        (model((1, gqa(qk_norm=True), QWEN_MOE), (1, gqa(qk_norm=True), DENSE)), "dense"),
+        (model((2, mla(q_lora_rank=0), MOE)), "q_lora_rank"),
+        (model((1, mla(), moe(n_shared_experts=0))), "shared"),
+    ],
+    ids=["groups", "gates", "dense among", "layers", "shared"],
+)
+def test_what_llama_cpp_would_compute_otherwise_is_not_written(config: ModelConfig, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        architecture_for(family_for(config).config_to_hf(config))
+
+
+def test_one_count_for_each_layer_is_a_count() -> None:
+    keys = HeaderKeys(
+        {"llama.a": [3, 3, 3], "llama.b": 2**31 - 1, "llama.vocab_size": 4, "qwen2.c": 1}, "llama", "there"
+    )
+    assert keys.integer("a") == 3 and keys.integer("b") == 2**31 - 1 and keys.integer("c", 7) == 7
+    keys.end()
+    for wrong in (2**31, -1, [], "3"):
+        with pytest.raises(CheckpointError, match=r"llama\.a"):
+            HeaderKeys({"llama.a": wrong}, "llama", "there").integer("a")
+    with pytest.raises(CheckpointError, match=r"llama\.a' is missing"):
+        HeaderKeys({}, "llama", "there").take("a")
+    assert HeaderKeys({"llama.eps": 9.999999747378752e-06}, "llama", "there").take("eps") == 1e-5
+
+
+@pytest.mark.parametrize(
+    ("rows", "head", "form", "size"),
+    [(12, 4, "permuted", 5), (12, 1, "same", 5), (12, 12, "permuted", 1), (7, 1, "same", 7), (8, 1, "transposed", 3)],
+)
+def test_steps_are_whole_heads_and_cover_every_row(rows: int, head: int, form: Any, size: int) -> None:
+    steps = list(Rows("a", 0, rows, "b", 0, rows, form, head).steps(size))
+    assert [row for begin, end in steps for row in range(begin, end)] == list(range(rows))
+    assert all((end - begin) % head == 0 for begin, end in steps)
+    assert all(end - begin <= max(size, head) for begin, end in steps) or (form == "transposed" and len(steps) == 1)
+
+
+# ---- PEFT
+
+PEFT = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 4, "lora_alpha": 8, "bias": "none", "fan_in_fan_out": False}
+
+
+def said(tmp_path: Path, data: dict[str, Any]) -> dict[str, Any]:
+    (tmp_path / "adapter_config.json").write_text(json.dumps(data), encoding="utf-8")
+    return read_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"bias": "all"}, "bias='all'"), ({"fan_in_fan_out": True}, "fan_in_fan_out"), ({"init_lora_weights": "pissa"}, "pissa"),
+        ({"peft_type": "IA3"}, "IA3"), ({"task_type": "SEQ_CLS"}, "SEQ_CLS"), ({"use_dora": True}, "use_dora"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save"), ({"rank_pattern": {"q": 8}}, "rank_pattern"),
+        ({"r": 0}, "'r'"), ({"lora_alpha": -1}, "'alpha'"), ({"use_rslora": "maybe"}, "use_rslora"),
+    ],
+    ids=["bias", "transposed", "start", "kind", "task", "dora", "whole", "ranks", "rank", "alpha", "rslora"],
+)  # fmt: skip
+def test_options_of_peft_that_mean_other_weights_are_refused(
+    change: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    assert said(tmp_path, PEFT) == {"r": 4, "alpha": 8, "use_rslora": False}
+    with pytest.raises(ConfigError, match=message) as caught:
+        said(tmp_path, PEFT | change)
+    assert caught.value.where.endswith("adapter_config.json")
+
+
+def test_options_of_peft_that_are_off_or_say_how_it_was_trained_change_nothing(tmp_path: Path) -> None:
+    off = dict(zip(("a", "b", "c", "d"), (None, False, {}, [])))
+    trained = dict.fromkeys(WITHOUT_EFFECT, "something")
+    allowed = {key: value for key, values in NEUTRAL.items() for value in values[-1:]}
+    assert said(tmp_path, PEFT | off | trained | allowed | {"use_rslora": True})["use_rslora"] is True
+    for key in ("r", "lora_alpha"):
+        with pytest.raises(ConfigError, match=f"{key} missing"):
+            said(tmp_path, {k: v for k, v in PEFT.items() if k != key})
+
+
+def test_the_shortest_names_reach_what_was_chosen_and_nothing_else() -> None:
+    every = ["l.0.a.q", "l.0.f.up", "l.1.a.q", "l.1.f.up", "l.1.f.s.up"]
+    assert shortest(every[::2], every) == ["q", "l.1.f.s.up"]
+    assert shortest(["l.0.a.q", "l.1.f.up"], every) == ["l.0.a.q", "l.1.f.up"]
+    assert shortest(every, every) == ["q", "up"] and shortest(["l.0.a.q", "l.1.a.q"], every) == ["q"]
+
+
+# ---- shards and slices
+
+
+@pytest.mark.parametrize(
+    ("sizes", "most", "groups"),
+    [
+        ([4, 4, 2], 10, [3]),
+        ([4, 4, 3], 10, [2, 1]),
+        ([12, 4], 10, [1, 1]),
+        ([4, 12, 4, 6, 1], 10, [1, 1, 2, 1]),
+        ([10, 10], 10, [1, 1]),
+    ],
+)
+def test_a_shard_is_filled_to_the_byte_and_holds_one_tensor_at_least(
+    sizes: list[int], most: int, groups: list[int]
+) -> None:
+    jobs = [Job(Spec(f"t{i}", "U8", (size,)), ()) for i, size in enumerate(sizes)]
+    found = _shards(jobs, most)
+    assert [len(group) for group in found.values()] == groups and [j for group in found.values() for j in group] == jobs
+    n = len(groups)
+    names = [f"model-{i:05d}-of-{n:05d}.safetensors" for i in range(1, n + 1)] if n > 1 else ["model.safetensors"]
+    assert list(found) == names
+
+
+def test_a_file_of_slices_is_read_back_tensor_by_tensor(tmp_path: Path) -> None:
+    """Wide types first, empty tensors too; parts and chunks give the bytes in order."""
+    data = {
+        "a": ("U8", (3,), b"abc"),
+        "b": ("F32", (2, 3), bytes(range(24))),
+        "c": ("BF16", (0, 4), b""),
+        "d": ("F64", (), b"12345678"),
+    }
+    specs = [Spec(name, kind, shape) for name, (kind, shape, _) in data.items()]
+    file = tmp_path / "t.safetensors"
+    size = write_tensors(file, specs, lambda spec: [data[spec.name][2][:1], data[spec.name][2][1:]])
+    found = read_header(file)
+    assert size == file.stat().st_size and list(found) == [spec.name for spec in layout(specs)] == ["d", "b", "c", "a"]
+    assert len(header_bytes(layout(specs))) % 8 == 0
+    for name, (kind, shape, raw) in data.items():
+        stored = found[name]
+        assert (stored.dtype, stored.shape) == (kind, shape) and b"".join(stored.chunks()) == raw
+        assert all(len(chunk) <= 4 for chunk in stored.chunks(4, 6)) and b"".join(stored.chunks(4, 6)) == raw
+    parts = [b"".join(found["b"].part(index, 2, (3,)).chunks()) for index in range(2)]
+    assert parts == [bytes(range(12)), bytes(range(12, 24))]
+    with pytest.raises(ValueError, match="parts"):
+        found["b"].part(0, 2, (2,))
+    with pytest.raises(CheckpointError, match="ends before"):
+        list(replace(found["a"], shape=(4,)).chunks())
+    for wrong in ([b""], [b"abcd"]):
+        with pytest.raises(ValueError, match="bytes for 3"):
+            write_tensors(tmp_path / "other", specs[:1], lambda spec, wrong=wrong: wrong)  # type: ignore[misc]
+    assert os.listdir(tmp_path) == ["t.safetensors"]
+
+
+def test_a_routers_bias_is_never_narrowed_and_what_is_kept_keeps_its_type() -> None:
+    bias = "model.layers.3.mlp.gate.e_score_correction_bias"
+    assert [target(bias, dtype, "F32") for dtype in ("keep", "bfloat16", "float16", "fp8")] == ["F32"] * 4  # type: ignore[arg-type]
+    other = [target("norm.weight", dtype, "F32") for dtype in ("keep", "bfloat16", "float16", "float32", "fp8")]  # type: ignore[arg-type]
+    assert other == ["F32", "BF16", "F16", "F32", "BF16"]
+
+
+# ---- folders
+
+
+def test_files_of_the_hubs_cache_are_inside_and_others_are_not(tmp_path: Path) -> None:
+    repo = tmp_path / "models--a--b"
+    snapshot, blobs = repo / "snapshots" / "abc", repo / "blobs"
+    for folder in (snapshot, blobs, tmp_path / "plain"):
+        folder.mkdir(parents=True)
+    (blobs / "1").write_bytes(b"x")
+    (repo / "refs").write_bytes(b"x")
+    for folder, place, name in (
+        (snapshot, blobs / "1", "blob"),
+        (snapshot, repo / "refs", "out"),
+        (tmp_path / "plain", blobs / "1", "out"),
+    ):
+        (folder / name).symlink_to(place)
+    assert inside(snapshot, "blob", "there") == snapshot / "blob"
+    for folder in (snapshot, tmp_path / "plain"):
+        for name in ("out", "../x"):
+            with pytest.raises(CheckpointError, match="leads out"):
+                inside(folder, name, "there")
+
+
+def test_what_is_made_appears_whole_and_only_where_nothing_was(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for name in ("empty", "new"):
+        with in_the_making(tmp_path / name, needs=10) as folder:
+            (folder / "a").write_bytes(b"1")
+        assert (tmp_path / name / "a").read_bytes() == b"1"
+        with pytest.raises(CheckpointError, match="exists already"):
+            refuse_target(tmp_path / name)
+    with pytest.raises(KeyError), in_the_making(tmp_path / "failed", needs=0) as folder:
+        (folder / "a").write_bytes(b"1")
+        raise KeyError
+    with pytest.raises(RorqualError, match="are free"), in_the_making(tmp_path / "large", needs=1 << 60):
+        pass
+    with pytest.raises(OSError), in_the_making(tmp_path / "again", needs=0, resumes=True) as folder:
+        (folder / "a").write_bytes(b"1")
+        raise OSError
+    with in_the_making(tmp_path / "again", needs=0, resumes=True) as folder:
+        assert (folder / "a").read_bytes() == b"1"
+    assert sorted(os.listdir(tmp_path)) == ["again", "empty", "new"]
+
+
+def test_an_index_and_its_shards_must_name_the_same(tmp_path: Path) -> None:
+    places = {"a": "one.safetensors", "b": "two.safetensors"}
+    for name, file in places.items():
+        write_tensors(tmp_path / file, [Spec(name, "U8", (1,))], lambda spec: [b"1"])
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": places}), encoding="utf-8")
+    assert {n: (s.file.name, type(s)) for n, s in find_tensors(tmp_path).items()} == {
+        n: (f, Stored) for n, f in places.items()
+    }
+    for change, message in (
+        ({"b": "one.safetensors"}, "b is not in one"), ({"c": "two.safetensors"}, "c is not in two"),
+        ({"a": "two.safetensors"}, "a is not in two"), ({"b": "no.safetensors"}, "no.safetensors of 2 shards is missing"),
+    ):  # fmt: skip
+        index.write_text(json.dumps({"weight_map": places | change}), encoding="utf-8")
+        with pytest.raises(CheckpointError, match=message):
+            find_tensors(tmp_path)
+    for change, message in (
+        ({"a": "two.safetensors", "b": "one.safetensors"}, r"a stands in one\.safetensors, the index says two"),
+        ({"b": None}, r"b stands in two\.safetensors, the index does not name it"),
+    ):
+        write_tensors(tmp_path / "two.safetensors", [Spec(n, "U8", (1,)) for n in "bc"], lambda spec: [b"1"])
+        said = {name: file for name, file in (places | {"c": "two.safetensors"} | change).items() if file}
+        index.write_text(json.dumps({"weight_map": said}), encoding="utf-8")
+        with pytest.raises(CheckpointError, match=message):
+            find_tensors(tmp_path)
+    write_tensors(tmp_path / "two.safetensors", [Spec(n, "U8", (1,)) for n in "ab"], lambda spec: [b"1"])
+    index.write_text(json.dumps({"weight_map": places}), encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"a stands in two\.safetensors and in one"):
+        find_tensors(tmp_path)
+
+
+def test_a_name_of_the_hub_has_two_parts() -> None:
+    assert all(map(is_hub_id, ("Qwen/Qwen3-0.6B", "a/b", "0x/b.c_d-e")))
+    assert not any(map(is_hub_id, ("Qwen", "a/b/c", "./b", "/a/b", "a/", "-a/b", "a b/c", "")))

@@ -1,0 +1,405 @@
+"""What of a model an adapter trains, what it makes of it, and which files and bases it refuses."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from rorqual.core.config import to_yaml
+from rorqual.core.errors import CheckpointError, ConfigError
+from rorqual.core.records import RunDir, write_json
+from rorqual.model import Decoder, ModelConfig, Stage, build
+from rorqual.model.adapter import ESFT, Adapter, Full, LoRA, Tune, adapter_of, fingerprint, trained, unfold
+from rorqual.model.adapter.esft import relevance, select
+from rorqual.model.adapter.files import (
+    ADAPTER_FILE,
+    ADAPTER_INFO,
+    DEPTH,
+    WEIGHTS_FILE,
+    base_of,
+    check_trained,
+    find_base,
+)
+from rorqual.model.adapter.lora import LoRALinear, merged
+from rorqual.model.attention import GQAConfig
+from rorqual.model.ffn import DenseConfig, MoEConfig
+from rorqual.model.load.run import load_run
+from rorqual.ops.moe import Routing
+from rorqual.ops.registry import FAST, REFERENCE
+
+ATTENTION = GQAConfig(num_attention_heads=4, num_key_value_heads=2, head_dim=8, attention_bias=True)
+MOE = MoEConfig(n_routed_experts=5, num_experts_per_tok=2, moe_intermediate_size=12, n_shared_experts=1)
+CONFIG = ModelConfig(
+    vocab_size=40,
+    hidden_size=32,
+    stages=(
+        Stage(layers=1, attention=ATTENTION, ffn=DenseConfig(intermediate_size=20)),
+        Stage(layers=2, attention=ATTENTION, ffn=MOE),
+    ),
+    num_nextn_predict_layers=1,
+    initializer_range=0.2,
+)
+TOKENS = torch.arange(24).view(2, 12)
+EXPERTS = ((1, 4), (0,))
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def logits(model: Decoder) -> Tensor:
+    with torch.no_grad():
+        return model.logits(model(TOKENS).hidden)
+
+
+def relative(ours: Tensor, expected: Tensor) -> float:
+    return float((ours.detach().double() - expected.detach().double()).abs().max() / expected.detach().abs().max())
+
+
+@torch.no_grad()
+def adapted(tune: Tune, experts: tuple[tuple[int, ...], ...] = ()) -> Decoder:
+    """A model with what is trained of it moved."""
+    model = build(CONFIG, seed=0)
+    tune.attach(model, seed=0, experts=experts)
+    for seed, parameter in enumerate(trained(model).values()):
+        parameter.add_(0.2 * normal(*parameter.shape, seed=seed))
+    return model
+
+
+def held(model: Decoder) -> dict[str, Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in trained(model).items()}
+
+
+TUNES: dict[str, tuple[Tune, tuple[tuple[int, ...], ...]]] = {
+    "full": (Full(), ()),
+    "lora": (LoRA(r=3, alpha=5.0), ()),
+    "rank-stabilised lora": (LoRA(r=4, alpha=5.0, use_rslora=True, targets=("o_proj", "ffn.up_proj")), ()),
+    "esft": (ESFT(), EXPERTS),
+}
+
+
+@pytest.mark.parametrize("name", TUNES)
+def test_what_is_trained_has_the_names_and_shapes_that_were_told(name: str) -> None:
+    """And it alone has gradients, each of them."""
+    tune, experts = TUNES[name]
+    shapes = tune.shapes(build(CONFIG, seed=0), experts)
+    model = adapted(tune, experts)
+    found = trained(model)
+    assert {n: tuple(p.shape) for n, p in found.items()} == shapes
+    out = model(TOKENS)
+    further = model.predict_further(out.hidden, TOKENS)[0].hidden
+    (model.logits(out.hidden).square().sum() + model.logits(further).square().sum()).backward()
+    assert all(p.grad is not None for p in found.values())
+    assert all(p.grad is None for n, p in model.named_parameters() if n not in found)
+    assert tune.whole is (name == "full") and tune.selects is (name == "esft")
+
+
+@pytest.mark.parametrize("name", ["lora", "rank-stabilised lora", "esft"])
+def test_merged_is_attached(name: str) -> None:
+    tune, experts = TUNES[name]
+    attached, plain = adapted(tune, experts), build(CONFIG, seed=0)
+    before = logits(plain)
+    tune.merge(plain, held(attached))
+    assert relative(logits(attached), logits(plain)) < 1e-5 < relative(before, logits(plain))
+
+
+# ---- LoRA
+
+
+@pytest.mark.parametrize(
+    ("targets", "found"),
+    [
+        (("o_proj",), ["layers.0.attention.o_proj", "layers.1.attention.o_proj", "layers.2.attention.o_proj"]),
+        (("ffn.up_proj",), ["layers.0.ffn.up_proj"]),
+        (("shared_experts.up_proj",), ["layers.1.ffn.shared_experts.up_proj", "layers.2.ffn.shared_experts.up_proj"]),
+        (("layers.2.attention.k_proj",), ["layers.2.attention.k_proj"]),
+        (("layers.0.ffn.up_proj", "v_proj"), ["layers.0.ffn.up_proj", *(f"layers.{i}.attention.v_proj" for i in range(3))]),
+        ("layers.0.attention.q_proj", ["layers.0.attention.q_proj"]),
+    ],
+    ids=["word", "words", "inner", "whole", "two", "text"],
+)  # fmt: skip
+def test_a_target_is_a_name_or_its_last_words(targets: tuple[str, ...] | str, found: list[str]) -> None:
+    tune = LoRA.model_validate({"r": 2, "targets": targets})
+    assert sorted(tune.find(build(CONFIG, seed=0))) == sorted(found)
+
+
+def test_all_linear_is_every_map_of_the_main_layers_and_no_other() -> None:
+    model = build(CONFIG, seed=0)
+    maps = {n for n, m in model.named_modules() if isinstance(m, nn.Linear)}
+    assert set(LoRA(r=2).find(model)) == {n for n in maps if not n.startswith(("mtp.", "lm_head"))}
+    assert set(LoRA(r=2, targets=("o_proj", "all-linear")).find(model)) == set(LoRA(r=2).find(model))
+
+
+@pytest.mark.parametrize(
+    "target", ["proj", "_proj", "attention", "lm_head", "eh_proj", "mtp.0.block.attention.o_proj", "gate"]
+)
+def test_part_of_a_word_and_maps_elsewhere_are_no_targets(target: str) -> None:
+    LoRA(r=2, targets=("o_proj",)).find(build(CONFIG, seed=0))
+    with pytest.raises(ConfigError, match=f"'{target}'") as caught:
+        LoRA(r=2, targets=("o_proj", target)).find(build(CONFIG, seed=0))
+    assert caught.value.where == "tune.targets"
+
+
+def test_the_highest_rank_is_that_of_the_largest_map_that_is_named() -> None:
+    """k_proj has 16 outputs of 32 inputs, o_proj 32 of 32."""
+    model = build(CONFIG, seed=0)
+    for targets, most in ((("k_proj",), 16), (("k_proj", "o_proj"), 32)):
+        assert LoRA(r=most, targets=targets).find(model)
+        with pytest.raises(ConfigError, match=f"above {most}"):
+            LoRA(r=most + 1, targets=targets).find(model)
+
+
+def test_the_scale_divides_by_the_rank_or_by_its_root() -> None:
+    assert LoRA(r=9, alpha=6.0).scale == pytest.approx(6 / 9)
+    assert LoRA(r=9, alpha=6.0, use_rslora=True).scale == pytest.approx(6 / 3)
+
+
+def test_a_merge_into_bf16_is_rounded_once() -> None:
+    """Product and sum are in fp32 also under autocast, whatever the types are."""
+    weight = normal(24, 16, seed=1).bfloat16()
+    a, b = (normal(*shape, seed=seed).bfloat16() for shape, seed in (((3, 16), 2), ((24, 3), 3)))
+    exact = weight.double() + 0.7 * b.double() @ a.double()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = merged(weight, a, b, 0.7)
+    assert found.dtype == torch.float32 and relative(found, exact) < 1e-6
+    linear = nn.Linear(16, 24).bfloat16()
+    linear.weight.data.copy_(weight)
+    beside = LoRALinear(linear, 3, 0.7, torch.Generator())
+    beside.lora_A.data.copy_(a)
+    beside.lora_B.data.copy_(b)
+    assert beside.lora_A.dtype == beside.lora_B.dtype == beside.weight.dtype == torch.bfloat16
+    assert torch.equal(beside.weight, exact.float().bfloat16()) and torch.equal(beside.bias, linear.bias)
+
+
+def test_the_first_factor_is_drawn_as_a_linear_maps_own_weights_and_the_second_is_zero() -> None:
+    linear = nn.Linear(100, 8, bias=False)
+    one, again, other = (LoRALinear(linear, 50, 1.0, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    assert torch.equal(one.lora_A, again.lora_A) and not torch.equal(one.lora_A, other.lora_A)
+    assert 0.098 < float(one.lora_A.detach().abs().max()) <= 0.1  # 1 / sqrt(100)
+    assert abs(float(one.lora_A.detach().mean())) < 0.005 and not one.lora_B.any()
+    models = [build(CONFIG, seed=0) for _ in range(3)]
+    for model, seed in zip(models, (3, 3, 4)):
+        LoRA(r=2, targets=("o_proj",)).attach(model, seed=seed)
+    a, b, c = (held(model)["layers.1.attention.o_proj.lora_A"] for model in models)
+    assert torch.equal(a, b) and not torch.equal(a, c)
+
+
+# ---- ESFT
+
+
+@pytest.mark.parametrize("ops", [REFERENCE, FAST], ids=lambda ops: ops.name)
+def test_experts_not_chosen_keep_their_weights_and_the_gradient_of_the_chosen_is_the_full_one(ops: object) -> None:
+    full, model = build(CONFIG, seed=0), build(CONFIG, seed=0)
+    full.ops = model.ops = ops  # type: ignore[assignment]
+    ESFT().attach(model, seed=0, experts=EXPERTS)
+    for each in (full, model):
+        (each.logits(each(TOKENS).hidden) * normal(2, 12, 40)).sum().backward()
+    everywhere = dict(full.named_parameters())
+    names = set()
+    for layer, chosen in zip((1, 2), EXPERTS):
+        for expert in chosen:
+            for part in ("gate_up_proj", "down_proj"):
+                grad = trained(model)[f"layers.{layer}.ffn.experts.{expert}.{part}"].grad
+                expected = everywhere[f"layers.{layer}.ffn.experts.{part}"].grad
+                assert grad is not None and expected is not None and relative(grad, expected[expert]) < 1e-5
+                names.add(f"layers.{layer}.ffn.experts.{expert}.{part}")
+    assert names == set(trained(model)) and model.state_dict().keys() == full.state_dict().keys()
+
+
+@pytest.mark.parametrize(
+    "experts",
+    [(), ((0,),), ((0,), (1,), (2,)), ((), (1,)), ((1, 0), (1,)), ((1, 1), (1,)), ((0,), (5,)), ((-1, 0), (1,))],
+    ids=["none", "few", "many", "empty", "order", "twice", "beyond", "below"],
+)
+def test_experts_that_are_not_those_of_the_layers_are_refused(experts: tuple[tuple[int, ...], ...]) -> None:
+    for use in (
+        lambda model: ESFT().attach(model, seed=0, experts=experts),
+        lambda model: ESFT().shapes(model, experts),
+    ):
+        with pytest.raises(ConfigError, match="experts"):
+            use(build(CONFIG, seed=0))
+    ESFT().attach(build(CONFIG, seed=0), seed=0, experts=((0, 1, 2, 3, 4), (4,)))
+
+
+def test_a_model_without_experts_is_refused() -> None:
+    dense = CONFIG.model_copy(update={"stages": CONFIG.stages[:1]})
+    with pytest.raises(ConfigError, match="no routed experts"):
+        ESFT().shapes(build(dense, seed=0), ())
+
+
+@pytest.mark.parametrize("score", ["gate", "token"])
+def test_relevance_is_the_mean_over_documents_of_the_mean_over_tokens(score: str) -> None:
+    """By loops (ESFT, eq. 7 and 8): a long document counts as much as a short one, and padding not at all."""
+    document = torch.tensor([0, 0, 0, -1, 1, 2, 2, -1])
+    indices = torch.stack([normal(4, seed=seed).argsort()[:2] for seed in range(len(document))])
+    weights = normal(len(document), 2, seed=5).abs()
+    scores = torch.zeros(len(document), 4)
+    routing = Routing(indices, weights, scores, indices, torch.zeros(len(document)))
+    expected = [0.0] * 4
+    for number in range(3):
+        tokens = [i for i, d in enumerate(document.tolist()) if d == number]
+        for token in tokens:
+            for expert, gate in zip(indices[token].tolist(), weights[token].tolist()):
+                expected[expert] += (gate if score == "gate" else 1 / 2) / len(tokens)
+    (found,) = relevance([routing], document, score, 3)  # type: ignore[arg-type]
+    assert found.dtype == torch.float64 and found.tolist() == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_fewest_experts_that_reach_p_are_selected_and_ties_go_to_the_lower_number() -> None:
+    scores = [torch.tensor([1.0, 4.0, 2.0, 2.0, 1.0]).double()]
+    found = {p: select(scores, p) for p in (0.1, 0.4, 0.41, 0.6, 0.61, 0.8, 0.9, 1.0)}
+    assert found == {
+        0.1: ((1,),), 0.4: ((1,),), 0.41: ((1, 2),), 0.6: ((1, 2),), 0.61: ((1, 2, 3),), 0.8: ((1, 2, 3),),
+        0.9: ((0, 1, 2, 3),), 1.0: ((0, 1, 2, 3, 4),),
+    }  # fmt: skip
+    assert select([*scores, torch.tensor([0.0, 7.0]).double()], 1.0)[1] == (1,)
+    assert select([torch.ones(10).double()], 0.8) == (tuple(range(8)),)  # eight times 0.1 is less in floating point
+
+
+# ---- files
+
+
+def run_of(folder: Path, files: dict[str, bytes], step: int = 3) -> Path:
+    """A run directory with one whole checkpoint; returns the checkpoint."""
+    run = RunDir(folder)
+    place = run.step_dir(step)
+    place.mkdir(parents=True)
+    text = "\n".join(f"  {line}" for line in to_yaml(CONFIG).splitlines())
+    run.config_file.write_text(f"model:\n{text}\n", encoding="utf-8")
+    for name, data in files.items():
+        (place / name).write_bytes(data)
+    write_json(place / "whole.json", {name: len(data) for name, data in files.items()})
+    return place
+
+
+def whole_run(folder: Path, seed: int = 0) -> Path:
+    folder.mkdir(parents=True)
+    save_file(build(CONFIG, seed=seed).state_dict(), folder / "weights")
+    data = (folder / "weights").read_bytes()
+    (folder / "weights").unlink()
+    return run_of(folder, {WEIGHTS_FILE: data})
+
+
+TUNE = LoRA(r=2, targets=("o_proj",))
+
+
+def adapter_run(folder: Path, base: Path, change: Callable[[dict[str, Tensor]], None] = lambda t: None) -> Path:
+    tensors = {name: normal(*shape, seed=9) for name, shape in TUNE.shapes(build(CONFIG, seed=0)).items()}
+    change(tensors)
+    adapter = Adapter(base=base_of(base, named="elsewhere/moved", seen_from=folder), tune=TUNE)
+    return run_of(folder, adapter.files(tensors), step=12)
+
+
+def test_adapters_are_unfolded_from_the_innermost_on(tmp_path: Path) -> None:
+    """Each is found beside the one above it; the model is the base and all of them."""
+    base = whole_run(tmp_path / "base")
+    first = adapter_run(tmp_path / "first", base)
+    second = adapter_run(tmp_path / "deep" / "second", first)
+    found, pieces = unfold(second)
+    assert found.resolve() == base.resolve() and [p.folder.resolve() for p in pieces] == [
+        first.resolve(),
+        second.resolve(),
+    ]
+    assert unfold(base) == (base, []) and adapter_of(base) is None
+    info = adapter_of(second)
+    assert info is not None and (info.base.step, info.base.beside) == (12, "../../first")
+    model = build(CONFIG, seed=0)
+    for piece in pieces:
+        piece.merge_into(model)
+    assert torch.equal(logits(load_run(RunDir(tmp_path / "deep" / "second"))), logits(model))
+
+
+def test_a_base_is_taken_where_it_was_named_and_else_beside_the_adapter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run of that name with other weights does not hide the one beside."""
+    base = whole_run(tmp_path / "base")
+    lora = adapter_run(tmp_path / "lora", base)
+    info = adapter_of(lora)
+    assert info is not None
+    monkeypatch.chdir(tmp_path)
+    assert find_base(lora, info.base).resolve() == base.resolve()
+    other = whole_run(tmp_path / "elsewhere" / "moved", seed=1)
+    assert find_base(lora, info.base).resolve() == base.resolve()
+    (other / WEIGHTS_FILE).write_bytes((base / WEIGHTS_FILE).read_bytes())
+    assert find_base(lora, info.base).resolve() == other.resolve()
+    (other / "whole.json").unlink()
+    assert find_base(lora, info.base).resolve() == base.resolve()
+    (base / "whole.json").unlink()
+    with pytest.raises(CheckpointError, match="has changed"):
+        find_base(lora, info.base)
+
+
+def test_a_circle_of_adapters_is_refused(tmp_path: Path) -> None:
+    """As many as `DEPTH`, one on another, are read."""
+    at = whole_run(tmp_path / "base")
+    for number in range(DEPTH):
+        at = adapter_run(tmp_path / f"a{number}", at)
+    assert len(unfold(at)[1]) == DEPTH
+    with pytest.raises(CheckpointError, match="each other's base"):
+        unfold(adapter_run(tmp_path / "last", at))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop("layers.0.attention.o_proj.lora_A"), "missing layers.0.attention.o_proj.lora_A"),
+        (lambda t: t.update({"more.lora_A": torch.zeros(1)}), "left over more.lora_A"),
+        (lambda t: t.update({"layers.2.attention.o_proj.lora_B": torch.zeros(32, 3)}), r"lora_B is \(32, 3\), .* needs \(32, 2\)"),
+        (lambda t: t["layers.1.attention.o_proj.lora_A"][0].fill_(math.nan), "lora_A holds NaN or infinity"),
+        (lambda t: t["layers.1.attention.o_proj.lora_B"][-1].fill_(-math.inf), "lora_B holds NaN or infinity"),
+    ],
+    ids=["missing", "left over", "shape", "nan", "infinity"],
+)  # fmt: skip
+def test_tensors_that_are_not_the_adapters_are_refused_by_name(
+    change: Callable[[dict[str, Tensor]], None], message: str, tmp_path: Path
+) -> None:
+    base = whole_run(tmp_path / "base")
+    load_run(RunDir(adapter_run(tmp_path / "right", base).parent))
+    with pytest.raises(CheckpointError, match=message) as caught:
+        load_run(RunDir(adapter_run(tmp_path / "wrong", base, change).parent))
+    assert caught.value.where.endswith(ADAPTER_FILE)
+
+
+@pytest.mark.parametrize(("count", "says"), [(12, ""), (13, "and 1 more")])
+def test_a_long_list_of_what_is_wrong_is_cut(count: int, says: str) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        check_trained({}, {f"t{i}": (1,) for i in range(count)}, where="there")
+    assert caught.value.what.count("missing") == 12 and caught.value.what.endswith(says or "t11")
+
+
+def test_a_fingerprint_is_of_the_weights_or_of_both_files_of_an_adapter(tmp_path: Path) -> None:
+    base = whole_run(tmp_path / "base")
+    lora = adapter_run(tmp_path / "lora", base)
+    for folder, name in ((base, WEIGHTS_FILE), (lora, ADAPTER_FILE), (lora, ADAPTER_INFO)):
+        file = folder / name
+        before, data = fingerprint(folder), file.read_bytes()
+        for changed in (b"\0" + data[1:], data[:-1] + b"\0", data + b" "):
+            file.write_bytes(changed)
+            assert fingerprint(folder) != before
+        file.write_bytes(data)
+        assert fingerprint(folder) == before
+    (base / "optim.safetensors").write_bytes(b"more")
+    assert fingerprint(base) == fingerprint(base)
+    (lora / ADAPTER_FILE).unlink()
+    with pytest.raises(CheckpointError, match="cannot read"):
+        fingerprint(lora)
+
+
+def test_what_an_adapter_says_of_itself_is_read_strictly(tmp_path: Path) -> None:
+    lora = adapter_run(tmp_path / "lora", whole_run(tmp_path / "base"))
+    info = json.loads((lora / ADAPTER_INFO).read_text(encoding="utf-8"))
+    assert load_file(lora / ADAPTER_FILE).keys() == TUNE.shapes(build(CONFIG, seed=0)).keys()
+    (lora / ADAPTER_INFO).write_text(json.dumps(info | {"rank": 3}), encoding="utf-8")
+    with pytest.raises(ConfigError, match="unknown key 'rank'"):
+        adapter_of(lora)
+    (lora / ADAPTER_INFO).write_text("{", encoding="utf-8")
+    with pytest.raises(CheckpointError, match="not JSON"):
+        adapter_of(lora)

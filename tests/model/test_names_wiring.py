@@ -1,0 +1,166 @@
+"""Names and files of weights: memory of their own, lists that are cut, and a run that is read key by key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from rorqual.core.config import to_yaml
+from rorqual.core.errors import CheckpointError, ConfigError
+from rorqual.core.records import RunDir, write_json
+from rorqual.model import Decoder, ModelConfig, Stage, build
+from rorqual.model.attention import AttentionConfig, GQAConfig, MLAConfig
+from rorqual.model.ffn import DenseConfig, FFNConfig, MoEConfig
+from rorqual.model.load.find import family_for
+from rorqual.model.load.names import Entry, shown, stacked, stacked_pairs
+from rorqual.model.load.run import check_names, load_run, read_model_config, read_section
+
+MLA = MLAConfig(num_attention_heads=2, kv_lora_rank=8, qk_nope_head_dim=6, qk_rope_head_dim=4, v_head_dim=6)
+MOE = MoEConfig(n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=8, n_shared_experts=1)
+GQA = GQAConfig(num_attention_heads=4, num_key_value_heads=2, head_dim=8, attention_bias=True)
+
+
+def deepseek(*, tied: bool = False) -> ModelConfig:
+    stages = (
+        Stage(layers=1, attention=MLA, ffn=DenseConfig(intermediate_size=20)),
+        Stage(layers=1, attention=MLA, ffn=MOE),
+    )
+    return ModelConfig(
+        vocab_size=40, hidden_size=16, stages=stages, tie_word_embeddings=tied, num_nextn_predict_layers=2
+    )
+
+
+def dense() -> ModelConfig:
+    stage = Stage(layers=2, attention=GQA, ffn=DenseConfig(intermediate_size=20))
+    return ModelConfig(vocab_size=40, hidden_size=32, stages=(stage,))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_published_tensors_that_are_made_of_one_of_ours_or_copied_have_memory_of_their_own(tied: bool) -> None:
+    """Writing to one changes no other, and safetensors takes them."""
+    config = deepseek(tied=tied)
+    names, state = family_for(config).name_map(config), build(config, seed=0).state_dict()
+    hub = names.to_hf(state)
+    made = [name for entry in names.entries if entry.kind != "alone" for name in entry.theirs] + list(names.copies)
+    assert len(made) == 3 * 4 * 3 + 2 * 2 + tied
+    places = {tensor.untyped_storage().data_ptr() for tensor in hub.values()}
+    assert len(places) == len(hub)
+    ours = {tensor.untyped_storage().data_ptr() for tensor in state.values()}
+    assert not ours & {hub[name].untyped_storage().data_ptr() for name in made}
+
+
+PLAIN = MOE.model_copy(
+    update={"scoring_func": "softmax", "score_bias": False, "norm_topk_prob": False, "group_score": "max"}
+)
+OTHERS: dict[str, tuple[AttentionConfig, FFNConfig]] = {
+    "v3": (MLA.model_copy(update={"q_lora_rank": 12}), MOE),
+    "v3, no shared expert": (MLA, MOE.model_copy(update={"n_shared_experts": 0})),
+    "v2": (MLA, PLAIN),
+    "qwen3 with experts": (
+        GQA.model_copy(update={"attention_bias": False, "qk_norm": True}),
+        PLAIN.model_copy(update={"n_shared_experts": 0}),
+    ),
+    "llama with biases": (GQA.model_copy(update={"output_bias": True}), DenseConfig(intermediate_size=20)),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_names_of_a_family_are_every_tensor_of_the_model_once(name: str, tied: bool) -> None:
+    stage = Stage(layers=2, attention=OTHERS[name][0], ffn=OTHERS[name][1])
+    config = ModelConfig(vocab_size=40, hidden_size=16, stages=(stage,), tie_word_embeddings=tied)
+    names = family_for(config).name_map(config)
+    assert sorted(entry.ours for entry in names.entries) == sorted(build(config, seed=0).state_dict())
+    theirs = [part for entry in names.entries for part in entry.theirs]
+    assert len(set(theirs)) == len(theirs) and names.copies.keys() == ({"lm_head.weight"} if tied else set())
+
+
+def test_a_copy_of_each_prediction_module_must_be_equal() -> None:
+    """The last module's as well as the first one's, of embedding and head."""
+    config = deepseek()
+    names, state = family_for(config).name_map(config), build(config, seed=0).state_dict()
+    for layer in (2, 3):
+        for part, original in (("embed_tokens", "embed_tokens.weight"), ("shared_head.head", "lm_head.weight")):
+            hub = names.to_hf(state)
+            name = f"model.layers.{layer}.{part}.weight"
+            assert torch.equal(hub[name], state[original])
+            hub[name][-1, -1] += 1
+            with pytest.raises(CheckpointError, match=f"{name} differs"):
+                names.from_hf(hub)
+            del hub[name]
+            names.from_hf(hub)
+
+
+def test_entries_by_hand() -> None:
+    """A stack in the order of its parts; of pairs, each one's first rows and then its second ones."""
+    a, b, c, d = (torch.full((2, 3), float(value)) for value in range(4))
+    stack = stacked("x", ["a", "b", "c", "d"])
+    assert torch.equal(stack.join([a, b, c, d]), torch.stack((a, b, c, d))) and stack.order() == (0, 1, 2, 3)
+    pairs = stacked_pairs("x", ["a", "b"], ["c", "d"])
+    joined = pairs.join([a, b, c, d])
+    assert torch.equal(joined, torch.stack((torch.cat((a, c)), torch.cat((b, d))))) and pairs.order() == (0, 2, 1, 3)
+    assert all(torch.equal(one, other) for one, other in zip(pairs.split(joined), (a, b, c, d), strict=True))
+    assert Entry("x", ("a",)).order() == (0,) and Entry("x", ("a",)).join([b]) is b
+    with pytest.raises(CheckpointError, match="only matrices"):
+        Entry("x", ("a",)).scale_shape((3,))
+    assert Entry("x", ("a",)).scale_shape((129, 128)) == (2, 1)
+    assert stack.scale_shape((4, 129, 300)) == (4, 2, 3) and pairs.scale_shape((2, 2 * 129, 300)) == (2, 2 * 2, 3)
+
+
+def test_long_lists_are_cut_after_twelve() -> None:
+    names = [f"n{i}" for i in range(13)]
+    assert shown(names[:12]) == ", ".join(names[:12]) and shown(names) == ", ".join(names[:12]) + " and 1 more"
+    tensor = torch.zeros(2)
+    for count, end in ((12, "missing n11"), (13, "and 1 more")):
+        with pytest.raises(CheckpointError) as caught:
+            check_names({}, dict.fromkeys(names[:count], tensor), where="there")
+        assert caught.value.what.endswith(end) and caught.value.where == "there"
+
+
+def test_names_and_shapes_that_are_wrong_are_all_listed() -> None:
+    wanted = {name: torch.zeros(2, 3) for name in "abc"}
+    check_names(dict(wanted), wanted, where="there")
+    with pytest.raises(CheckpointError, match=r"missing a; left over d; c is \(3, 2\), the model has \(2, 3\)"):
+        check_names({"b": wanted["b"], "c": torch.zeros(3, 2), "d": torch.zeros(1)}, wanted, where="there")
+
+
+def run_of(folder: Path, config: ModelConfig) -> RunDir:
+    run = RunDir(folder)
+    step = run.step_dir(1)
+    step.mkdir(parents=True)
+    lines = to_yaml(config).splitlines()
+    run.config_file.write_text("model:\n" + "".join(f"  {line}\n" for line in lines), encoding="utf-8")
+    save_file(build(config, seed=0).state_dict(), step / "model.safetensors")
+    write_json(step / "whole.json", {"model.safetensors": (step / "model.safetensors").stat().st_size})
+    return run
+
+
+@pytest.mark.parametrize("config", [deepseek(), deepseek(tied=True), dense()], ids=["latent", "tied", "grouped"])
+def test_a_run_is_read_as_the_model_that_was_written(config: ModelConfig, tmp_path: Path) -> None:
+    run = run_of(tmp_path, config)
+    assert read_model_config(run) == config
+    model, expected = load_run(run), build(config, seed=0)
+    assert isinstance(model, Decoder) and model.config == config
+    for name, tensor in expected.state_dict().items():
+        assert torch.equal(model.state_dict()[name], tensor), name
+
+
+def test_a_run_of_other_weights_or_without_its_config_is_refused(tmp_path: Path) -> None:
+    run = run_of(tmp_path, dense())
+    with pytest.raises(CheckpointError, match="key 'chat' is missing") as caught:
+        read_section(run, "chat")
+    assert caught.value.where == str(run.config_file)
+    text = run.config_file.read_text(encoding="utf-8")
+    run.config_file.write_text(text.replace("hidden_size: 32", "hidden_size: 36"), encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"embed_tokens.weight is \(40, 32\), the model has \(40, 36\)"):
+        load_run(run)
+    run.config_file.write_text(text.replace("hidden_size", "hiden_size"), encoding="utf-8")
+    with pytest.raises(ConfigError, match="Did you mean 'hidden_size'"):
+        load_run(run)
+    run.config_file.write_text(text, encoding="utf-8")
+    (run.step_dir(1) / "model.safetensors").write_bytes(b"\0" * (run.step_dir(1) / "model.safetensors").stat().st_size)
+    with pytest.raises(CheckpointError, match="cannot read"):
+        load_run(run)

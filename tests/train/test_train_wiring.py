@@ -105,7 +105,10 @@ def test_what_rollouts_record() -> None:
 
 def test_what_a_trace_tells_of_a_sample() -> None:
     """Texts are of the groups whose rewards differ most; lengths and verdicts are of all."""
-    lines = trace_lines(PROBLEMS, GROUPS, 2, chat_format(tokenizer()))
+    bare = answered("g", verdict=Verdict.WRONG)
+    bare = replace(bare, completion=replace(bare.completion, token_ids=tokenizer().encode("gh")))
+    groups = [*GROUPS[:2], [bare, answered("i", verdict=Verdict.WRONG)]]
+    lines = trace_lines(PROBLEMS, groups, 2, chat_format(tokenizer()))
     assert [line["key"] for line in lines if "prompt" in line] == ["1", "2"]
     assert [(line["family"], line["level"]) for line in lines] == [("add", "2"), ("add", "3"), ("sub", "2")]
     assert lines[0]["prompt"] == "p1" and lines[0]["answer"] == "a1"
@@ -113,9 +116,9 @@ def test_what_a_trace_tells_of_a_sample() -> None:
     assert [one["thinking"] for one in first] == [4, 0, 2] and [one["tokens"] for one in first] == [7, 4, 4]
     assert [one["finish"] for one in first] == ["stop", "stop", "length"]
     assert [(one["reasoning"], one["text"]) for one in first] == [("xyz", "a"), (None, "bb"), ("v", "c")]
-    assert [one["verdict"] for one in lines[2]["samples"]] == ["right", "right"] and "text" not in lines[2]["samples"][
-        0
-    ]
+    last = lines[2]["samples"]
+    assert [one["verdict"] for one in last] == ["wrong", "wrong"] and "text" not in last[0]
+    assert [one["thinking"] for one in last] == [0, 0], "an answer without a mark is no thought"
 
 
 def test_the_longest_prompt_and_answer_must_fit_a_row_and_may_fill_it() -> None:

@@ -18,6 +18,7 @@ from rorqual.core.errors import ConfigError, DataError
 from rorqual.core.records import Message, RunDir
 from rorqual.data.chat import chat_format
 from rorqual.data.distilled import Distilled, write_distilled
+from rorqual.engine import Completion
 from rorqual.model import Decoder
 from rorqual.model.account import account
 from rorqual.model.load.run import load_run
@@ -37,6 +38,7 @@ from rorqual.train.sources import (
     WorkedConfig,
 )
 from rorqual.train.sources.on_policy import Teacher
+from rorqual.train.sources.rollouts import Scored, mixed
 from rorqual.train.sources.worked import opening, repeat, worked_sample
 
 CHAT = chat_format(tokenizer())
@@ -200,6 +202,40 @@ def test_thinking_needs_worked_steps_and_a_solution_may_fill_its_row() -> None:
     assert bool((batch.segments >= 0).all()), "each row is full"
     with pytest.raises(DataError, match=f"a worked problem of {longest} tokens does not fit a row of {longest - 1}"):
         made(WorkedConfig(task=TASK, rows=2, row=longest - 1))
+
+
+@pytest.mark.parametrize("think", [0.0, 0.25, 1.0])
+def test_so_many_problems_are_shown_with_their_steps(think: float) -> None:
+    source = made(WorkedConfig(task=TASK, think=think, rows=16, row=ROW))
+    batches = [source.step(step).batches[0] for step in range(4)]
+    total = sum(len(texts(batch)) for batch in batches)
+    shown = sum(int((batch.tokens == tokenizer().think).sum()) for batch in batches)
+    assert total > 150 and shown / total == pytest.approx(think, abs=0.08 if 0 < think < 1 else 0)
+
+
+# ---- rollouts
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_with_a_reference_all_that_was_graded_trains_and_nothing_else(masked: bool, base: Path) -> None:
+    """An answer without a verdict never does, nor one that was cut off where those are masked; both are still checked."""
+    config = RolloutConfig(task=TASK, options={"unsure": True}, problems=8, samples=4, max_tokens=4, row=ROW,
+                           reference=str(base), mask_truncated=masked)  # fmt: skip
+    step = made(config, load_run(RunDir(base))).step(0)
+    samples = [sample for line in step.trace for sample in line["samples"]]
+    wanted = [s for s in samples if s["verdict"] != "ungraded" and not (masked and s["finish"] == "length")]
+    assert any(s["verdict"] == "ungraded" for s in samples) and any(s["advantage"] == 0 for s in wanted)
+    assert sum(len(texts(batch)) for batch in step.batches) == len(wanted) < len(samples)
+    assert sum(len(texts(batch)) for batch in step.unlearned) == len(samples) - len(wanted)
+    assert all(batch.reference_logprobs is not None for batch in step.batches)
+    assert step.metrics["reference_tokens"] == sum(batch.n_tokens for batch in step.batches)
+
+
+def test_a_group_is_mixed_by_right_and_wrong_alone() -> None:
+    done = Completion((1,), [2], [-1.0], "stop", "a", None)
+    right, wrong, unsure = (Scored(done, verdict, 0.0) for verdict in (Verdict.RIGHT, Verdict.WRONG, Verdict.UNGRADED))
+    assert mixed([right, wrong]) and mixed([unsure, wrong, right])
+    assert not mixed([right, right]) and not mixed([right, unsure]) and not mixed([wrong, unsure]) and not mixed([])
 
 
 # ---- a teacher's samples

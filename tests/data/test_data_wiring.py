@@ -53,9 +53,12 @@ def test_a_file_of_samples_keeps_each_with_its_own_alternatives_and_number(tmp_p
             one.top_ids.tolist() == wanted.top_ids.tolist()
             and one.top_logprobs.tolist() == wanted.top_logprobs.tolist()
         )
+    rows[7] = replace(rows[7], messages=(rows[7].messages[0], Message("assistant", " \n")))
+    write_distilled(path, rows)
     loaded = read_conversations(path)
-    assert loaded.skipped == 3 and len(loaded.conversations) == MANY - 3
-    assert loaded.conversations == [one.messages for one in rows if not one.dropped]
+    assert loaded.skipped == 4, "three that a filter dropped, and one that says nothing"
+    assert len(loaded.conversations) == MANY - 4
+    assert loaded.conversations == [one.messages for one in rows if not one.dropped and one.number != 7]
 
 
 @pytest.mark.parametrize("bad", [1024, MANY - 1])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +123,34 @@ def test_a_tokenizer_learns_from_all_that_is_trained_and_from_nothing_held_out(t
     worked = list(WorkedConfig(task=TASK).texts())
     assert len(worked) == 2000 and set(worked) == {f"after {a} {a}{b} {b}" for a, b in zip("abcdefghi", "bcdefghij")}
     assert list(OnPolicyConfig(teacher="", task=TASK).texts()) == worked
+
+
+# ---- epochs
+
+
+@pytest.mark.parametrize("kind", ["text", "conversations", "distilled"])
+def test_a_source_of_a_file_gives_all_of_it_in_an_epoch_and_the_same_again_after_a_restart(
+    kind: str, tmp_path: Path
+) -> None:
+    (tmp_path / "text").write_text("".join(f"{n:03d}." for n in range(100)), encoding="utf-8")
+    data = chats(tmp_path, *(asks(f"{n:03d}", ".") for n in range(90)))
+    write_distilled(tmp_path / "d.parquet", [sampled(f"{n:03d}", ".") for n in range(90)])
+    config: SourceConfig = TextConfig(data=str(tmp_path / "text"), rows=3, row=20)
+    if kind == "conversations":
+        config = ConversationsConfig(data=data, rows=3, row=20)
+    elif kind == "distilled":
+        config = DistilledConfig(data=str(tmp_path / "d.parquet"), rows=3, row=20)
+    source = made(config)
+    steps = [source.step(step).batches[0] for step in range(20)]
+    numbers = [set(re.findall(r"\d\d\d", " ".join(texts(batch)))) for batch in steps]
+    assert len(set.union(*numbers)) >= 88, "windows of a text may cut a number"
+    assert not any(one & two for one, two in pairwise(numbers[:10])) or kind == "text"
+    assert not torch.equal(steps[0].tokens, steps[1].tokens)
+    again = made(config)
+    for step in (7, 2, 19):
+        assert torch.equal(again.step(step).batches[0].tokens, steps[step].tokens)
+    other = config.build(replace(materials(), seed=1)).step(0).batches[0]
+    assert not torch.equal(other.tokens, steps[0].tokens)
 
 
 # ---- a task's files

@@ -271,6 +271,16 @@ def test_each_turn_is_trained_once_whichever_of_them_reason(kind: type[DeepSeekC
             assert "".join(trained).count(thought) == 1
 
 
+def test_turns_from_the_one_named_on_are_trained_where_they_stand_as_they_were_written() -> None:
+    messages = turns(("a0", None), ("a1", "x"), ("a2", None))
+    for start in range(7):
+        one = CHAT.render(messages, train_from=start)
+        said = CHAT.tokenizer.decode([id_ for id_, on in zip(one.ids, one.mask) if on])
+        assert said == "a0" * (start <= 1) + "a2" * (start <= 5), "a1 stands there without its reasoning"
+        assert len(one.mask) == len(one.ids) and one.ids == CHAT.render(messages).ids
+        assert one.n_trained == sum(one.mask[1:])
+
+
 def test_what_is_cut_or_skipped_is_counted_by_its_kind() -> None:
     long, silent = turns(("b" * 40, None)), [Message("user", "only a question")]
     found = render_samples([turns(("a", None)), long, silent, long], CHAT, 20, truncate=True)

@@ -234,6 +234,17 @@ def test_thinking_needs_worked_steps_and_a_solution_may_fill_its_row() -> None:
         made(WorkedConfig(task=TASK, rows=2, row=longest - 1))
 
 
+def test_problems_without_steps_may_stand_among_those_with_them(tmp_path: Path) -> None:
+    """They are answered at once, whatever the share."""
+    letters = (Path(__file__).parent / "letters.py").read_text(encoding="utf-8")
+    (tmp_path / "some.py").write_text(
+        letters.replace("steps=steps", "steps=steps if place % 2 else None"), encoding="utf-8"
+    )
+    (batch,) = made(WorkedConfig(task=f"{tmp_path / 'some.py'}:Letters", think=1.0, rows=8, row=ROW)).step(0).batches
+    thoughts = int((batch.tokens == tokenizer().think).sum())
+    assert 0 < thoughts < len(texts(batch))
+
+
 @pytest.mark.parametrize("think", [0.0, 0.25, 1.0])
 def test_so_many_problems_are_shown_with_their_steps(think: float) -> None:
     source = made(WorkedConfig(task=TASK, think=think, rows=16, row=ROW))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,12 +13,12 @@ from rorqual.core.ledger import UNACCOUNTED, read_ledger, total
 from rorqual.core.records import RunDir
 from rorqual.data.distilled import read_distilled
 from rorqual.recipes import quickstart
-from rorqual.recipes.quickstart import BRANCHES, MODES, SCALES, WHEN, run_quickstart
+from rorqual.recipes.quickstart import BRANCHES, MODES, SCALES, STUDENT_TASK, TASK, WHEN, run_quickstart
 
 LITTLE = SCALES["small"].model_copy(
     update={"sft_steps": 3, "sft_rows": 4, "grpo_steps": 1, "grpo_problems": 2, "grpo_samples": 2, "max_tokens": 12,
             "per_cell": 1, "expert_problems": 1, "student_able_steps": 2, "student_base_steps": 2, "distil_problems": 4, "distil_steps": 2,
-            "rival_steps": 1, "rival_problems": 2, "rival_samples": 2, "student_per_cell": 1}
+            "rival_steps": 1, "rival_problems": 2, "rival_samples": 3, "rival_lr": 2e-4, "student_per_cell": 1}
 )  # fmt: skip
 
 
@@ -74,6 +75,84 @@ def test_branches_are_measured_on_the_same_problems_and_those_on_answers_alone_s
     lines = [json.loads(line) for line in (place / "answers.jsonl").read_bytes().split(b"\n") if line]
     assert [line["messages"][0]["content"] for line in lines] == [row.prompt for row in kept]
     assert all(set(message) == {"role", "content"} for line in lines for message in line["messages"])
+
+
+RUNS: dict[str, dict[str, Any]] = {
+    "base": {"recipe": "sft", "steps": 3, "source.task": TASK, "source.options.hard": 0.2, "source.think": 0.5, "source.rows": 4,
+             "source.row": 128, "seed": 0, "start.run": "", "optim.lr": 0.012},
+    "teacher": {"recipe": "grpo", "steps": 1, "source.task": TASK, "source.options.hard": 0.5, "source.problems": 2, "source.samples": 2,
+                "source.max_tokens": 12, "source.row": 128, "optim.lr": 3e-4, "seed": 0, "start.run": "base", "agreement.most": 1e-4},
+    "student-able": {"recipe": "sft", "steps": 2, "source.task": STUDENT_TASK, "source.options.hard": 0.3, "source.think": 0.4,
+                     "source.rows": 4, "source.row": 128, "seed": 0, "start.run": "", "optim.lr": 0.012},
+    "student-base": {"recipe": "sft", "steps": 2, "source.task": STUDENT_TASK, "source.options.hard": 0.3, "source.think": 0.07,
+                     "source.rows": 4, "source.row": 128, "seed": 50, "start.run": "student-able", "optim.lr": 0.002,
+                     "optim.adamw.lr": 0.002 / 3, "optim.schedule.warmup": 5},
+    "distilled": {"recipe": "distil", "steps": 2, "source.data": "samples/data.parquet", "source.logits": False, "source.rows": 4,
+                  "source.row": 128, "seed": 0, "start.run": "student-base", "optim.lr": 0.006, "optim.adamw.lr": 0.002},
+    "answers-only": {"recipe": "sft", "steps": 2, "source.data": "answers.jsonl", "source.longer": "skip", "source.rows": 4,
+                     "source.row": 128, "seed": 0, "start.run": "student-base", "optim.lr": 0.006, "optim.adamw.lr": 0.002},
+    "reinforced": {"recipe": "grpo", "steps": 1, "source.task": STUDENT_TASK, "source.options.hard": 0.3, "source.problems": 2,
+                   "source.samples": 3, "source.max_tokens": 12, "source.row": 128, "optim.lr": 2e-4, "seed": 0,
+                   "start.run": "student-base", "agreement.most": 1e-3, "agreement.mean": 1e-6},
+}  # fmt: skip
+"""What each training is told, by its run.yaml; paths are those in the quickstart's folder."""
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_each_stage_trains_as_the_scale_says(name: str, place: Path) -> None:
+    config = RunDir(place / name).config()
+    for key, wanted in RUNS[name].items():
+        found: Any = config
+        for part in key.split("."):
+            found = found[part]
+        if key in ("start.run", "source.data") and wanted:
+            wanted = str(place / wanted)
+        assert found == (pytest.approx(wanted) if isinstance(wanted, float) else wanted), key
+
+
+def test_the_teacher_and_every_model_are_asked_as_the_scale_says(place: Path) -> None:
+    rows = read_distilled(place / "samples" / "data.parquet").rows
+    assert len(rows) == 4 and {row.family for row in rows} <= {"add", "sub", "swap"}
+    told = json.loads(rows[0].params)
+    assert {"temperature": 0.6, "top_p": 0.95, "max_tokens": 12, "thinking": "on"}.items() <= told.items()
+    for when in WHEN:
+        for mode in MODES:
+            found = json.loads((place / "evals" / f"{when}-{mode}.json").read_bytes())
+            assert (found["thinking"], found["split"], found["model"]) == (mode, "test", when)
+            assert {sample["family"] for sample in found["samples"]} == {"add", "sub", "mod", "swap", "count", "kk"}
+    for branch, modes in BRANCHES.items():
+        for mode in modes:
+            found = json.loads((place / "evals" / f"student-{branch}-{mode}.json").read_bytes())
+            assert (found["thinking"], found["split"], found["model"]) == (mode, "test", branch)
+            assert {"temperature": 0.6, "top_p": 0.95, "max_tokens": 12, "seed": 0, "n": 1}.items() <= found[
+                "params"
+            ].items()
+            assert {sample["family"] for sample in found["samples"]} == {"add", "sub", "swap"}
+
+
+def test_the_summary_tells_of_each_stage_by_its_own_files(place: Path) -> None:
+    """The base student is trained in two runs; what is measured counts its tokens; samples are counted by what became of them."""
+    summary = json.loads((place / "summary.json").read_bytes())
+    found = {stage["name"]: stage for stage in summary["stages"]}
+    metrics = {name: list(RunDir(place / name).metrics()) for name in RUNS}
+    for stage, names in {"train the teacher": ["base"], "reinforce the teacher": ["teacher"], "distil the student": ["distilled"],
+                         "train the base student": ["student-able", "student-base"], "train on answers alone": ["answers-only"],
+                         "reinforce the rival": ["reinforced"]}.items():  # fmt: skip
+        lines = [line for name in names for line in metrics[name]]
+        assert found[stage]["tokens"] == sum(line["tokens"] + line.get("sampled_tokens", 0) for line in lines)
+        assert found[stage]["flops"] == sum(line["flops"] for line in lines)
+        assert found[stage]["solved"] == sum(line.get("right", 0) for line in lines)
+    rows = read_distilled(place / "samples" / "data.parquet").rows
+    kept, right = sum(not row.dropped for row in rows), sum(row.verdict == "right" for row in rows)
+    assert summary["samples"] == {"sampled": len(rows), "right": right, "kept": kept}
+    assert found["sample the teacher"]["tokens"] == sum(row.prompt_tokens + row.completion_tokens for row in rows)
+    students = [
+        (place / "evals" / f"student-{b}-{m}.json").read_bytes() for b, modes in BRANCHES.items() for m in modes
+    ]
+    assert found["measure the students"]["tokens"] == sum(sum(json.loads(one)["usage"].values()) for one in students)
+    assert [branch["name"] for branch in summary["branches"]] == list(BRANCHES)
+    assert summary["command"] == "rorqual quickstart --seed 0 --size small" and summary["seed"] == 0
+    assert {stage for branch in summary["branches"] for stage in branch["stages"]} <= set(found)
 
 
 def test_the_same_command_again_does_nothing(place: Path) -> None:

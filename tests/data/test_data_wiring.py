@@ -1,0 +1,305 @@
+"""What comes after the first piece of a file, the first epoch or the first key counts like what comes before."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from rorqual.core.errors import DataError
+from rorqual.core.records import Message
+from rorqual.data.chat import KINDS, DeepSeekChat, chat_format
+from rorqual.data.chat.deepseek import DeepSeekR1Chat
+from rorqual.data.distilled import SCHEMA, Distilled, read_distilled, write_distilled
+from rorqual.data.pack import Batch, Sample, lay_out, pack
+from rorqual.data.render import render_samples
+from rorqual.data.source.conversations import read_conversations
+from rorqual.data.source.text import read_text
+from rorqual.data.stream import ConversationStream, GeneratedStream, TextStream
+from rorqual.data.tokenizer import Tokenizer
+
+MANY = 2100
+"""Rows of more than two of the pieces that Parquet files are read in."""
+CHAT = DeepSeekChat(Tokenizer.byte_level())
+
+
+# ---- files of several pieces
+
+
+def row(number: int, *, k: int = 2, **changes: Any) -> Distilled:
+    messages = (Message("user", f"q{number}"), Message("assistant", f"a{number}", f"t{number}" if number % 2 else None))
+    ids = [number, number + 1, number + 2][: 1 + number % 3]
+    made = Distilled("k", "f", "1", f"q{number}", messages, "right", "t", "{}", 7, number, prompt_ids=[1], token_ids=ids,
+                     top_ids=np.full((len(ids), k), number, np.int32), top_logprobs=np.full((len(ids), k), -number, np.float32))  # fmt: skip
+    return replace(made, **changes)
+
+
+def test_a_file_of_samples_keeps_each_with_its_own_alternatives_and_number(tmp_path: Path) -> None:
+    path = tmp_path / "d.parquet"
+    rows = [row(n, dropped="wrong" if n in (1023, 1024, 2099) else "", k=n % 4) for n in range(MANY)]
+    write_distilled(path, rows)
+    found = read_distilled(path).rows
+    assert [one.number for one in found] == list(range(MANY))
+    for one, wanted in zip(found, rows, strict=True):
+        assert (list(one.token_ids), one.messages) == (wanted.token_ids, wanted.messages)
+        assert (
+            one.top_ids.tolist() == wanted.top_ids.tolist()
+            and one.top_logprobs.tolist() == wanted.top_logprobs.tolist()
+        )
+    rows[7] = replace(rows[7], messages=(rows[7].messages[0], Message("assistant", " \n")))
+    write_distilled(path, rows)
+    loaded = read_conversations(path)
+    assert loaded.skipped == 4, "three that a filter dropped, and one that says nothing"
+    assert len(loaded.conversations) == MANY - 4
+    assert loaded.conversations == [one.messages for one in rows if not one.dropped and one.number != 7]
+
+
+@pytest.mark.parametrize("bad", [1024, MANY - 1])
+@pytest.mark.parametrize("what", ["null", "role", "asks", "prompt"])
+def test_a_fault_in_a_file_of_samples_is_named_by_its_row(bad: int, what: str, tmp_path: Path) -> None:
+    path = tmp_path / "d.parquet"
+    rows = [row(n) for n in range(MANY)]
+    if what == "asks":
+        rows[bad] = replace(rows[bad], messages=rows[bad].messages[:1])
+    elif what == "prompt":
+        rows[bad] = replace(rows[bad], messages=(Message("user", " "), rows[bad].messages[1]))
+    elif what == "role":
+        rows[bad] = replace(rows[bad], messages=(Message("wizard", "q"), rows[bad].messages[1]))  # type: ignore[arg-type]
+    write_distilled(path, rows)
+    if what == "null":
+        table = pq.read_table(path)
+        column = [None if n == bad else "" for n in range(MANY)]
+        place = SCHEMA.get_field_index("dropped")
+        pq.write_table(table.set_column(place, SCHEMA.field(place), pa.array(column, pa.string())), path)
+    said = {"null": "column 'dropped' is null", "role": "unknown role 'wizard'", "prompt": "an empty prompt",
+            "asks": "does not end with the assistant's turn"}[what]  # fmt: skip
+    with pytest.raises(DataError, match=said) as caught:
+        read_conversations(path)
+    assert (
+        caught.value.where.startswith(f"{path}:row {bad + 1}")
+        and not caught.value.where[len(f"{path}:row {bad + 1}") :][:1].isdigit()
+    )
+
+
+@pytest.mark.parametrize("bad", [1023, 1024, MANY - 1])
+def test_a_fault_in_a_table_is_named_by_its_row(bad: int, tmp_path: Path) -> None:
+    rows = [{"prompt": f"q{n}", "completion": f"a{n}"} for n in range(MANY)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "good.parquet")
+    found = read_conversations(tmp_path / "good.parquet").conversations
+    assert [one[0].content for one in found] == [f"q{n}" for n in range(MANY)]
+    rows[bad]["prompt"] = " \n"
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "bad.parquet")
+    with pytest.raises(DataError, match="an empty prompt") as caught:
+        read_conversations(tmp_path / "bad.parquet")
+    assert caught.value.where == f"{tmp_path / 'bad.parquet'}:row {bad + 1}: message 1"
+
+
+# ---- keys of a row
+
+
+def read(folder: Path, *rows: dict[str, Any]) -> list[tuple[Message, ...]]:
+    (folder / "data.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return read_conversations(folder / "data.jsonl").conversations
+
+
+def test_each_pair_of_keys_and_each_name_of_reasoning_is_read(tmp_path: Path) -> None:
+    wanted = (Message("user", "q"), Message("assistant", "a", "r"))
+    pairs = (("prompt", "completion"), ("question", "answer"))
+    rows: list[dict[str, Any]] = [
+        {ask: "q", reply: "a", name: "r"} for ask, reply in pairs for name in ("reasoning", "reasoning_content")
+    ]
+    # A table gives a row the columns of the others, without a value.
+    rows += [
+        row | {"messages": None, "reasoning_content": row.get("reasoning_content"), "reasoning": row.get("reasoning")}
+        for row in rows
+    ]
+    rows += [{"prompt": None, "completion": None, "question": "q", "answer": "a", "reasoning": "r"}]
+    assert read(tmp_path, *rows) == [wanted] * 9
+    with pytest.raises(DataError, match="key 'completion' is null"):
+        read(tmp_path, {"prompt": "q", "completion": None, "question": "q", "answer": "a"})
+
+
+def test_the_thought_of_an_answer_is_its_first_block_and_white_space_beside_the_marks_goes(tmp_path: Path) -> None:
+    for text, reasoning, content in ((" <think> a </think>\n b ", "a", "b"), ("<think></think>b", "", "b"),
+                                     ("<think>a</think>b</think>c", "a", "b</think>c"),
+                                     ("b <think>a</think>", None, "b <think>a</think>")):  # fmt: skip
+        assert read(tmp_path, {"prompt": "q", "completion": text})[0][1] == Message("assistant", content, reasoning)
+    said = [{"role": "user", "content": "<think>x"}, {"role": "assistant", "content": "a"}]
+    assert read(tmp_path, {"messages": said})[0][0] == Message("user", "<think>x"), "only the assistant thinks"
+    with pytest.raises(DataError, match="reasoning given twice"):
+        read(tmp_path, {"prompt": "q", "completion": "<think>a</think>b", "reasoning": "c"})
+
+
+def test_an_empty_turn_anywhere_makes_a_conversation_teach_nothing(tmp_path: Path) -> None:
+    def turns(*answers: str) -> dict[str, Any]:
+        messages = [
+            m
+            for n, a in enumerate(answers)
+            for m in ({"role": "user", "content": f"q{n}"}, {"role": "assistant", "content": a})
+        ]
+        return {"messages": messages}
+
+    (tmp_path / "d.jsonl").write_text(
+        "\n".join(map(json.dumps, [turns("a", "b"), turns("", "b"), turns("a", " ")])), encoding="utf-8"
+    )
+    loaded = read_conversations(tmp_path / "d.jsonl")
+    assert len(loaded.conversations) == 1 and loaded.skipped == 2
+
+
+# ---- text
+
+
+def test_all_of_a_text_is_in_one_of_its_parts(tmp_path: Path) -> None:
+    for text, share, train in (("a" * 10, 0.1, 9), ("ab" * 50, 0.0, 100), ("\ufeffabcd", 0.5, 2), ("ab", 0.5, 1)):
+        (tmp_path / "t").write_text(text, encoding="utf-8")
+        found = read_text(tmp_path / "t", validation=share)
+        assert len(found.train) == train and found.train + found.validation == text.removeprefix("\ufeff")
+    for text, share in (("a", 0.5), ("a" * 3, 0.9)):
+        (tmp_path / "t").write_text(text, encoding="utf-8")
+        with pytest.raises(DataError, match="too few to hold out"):
+            read_text(tmp_path / "t", validation=share)
+    (tmp_path / "t").write_text(" \n" * 9 + "ab", encoding="utf-8")
+    with pytest.raises(DataError, match="nothing but white space to train on"):
+        read_text(tmp_path / "t")
+
+
+# ---- rows
+
+
+def same(one: Batch, other: Batch) -> bool:
+    return all(np.array_equal(getattr(one, name), getattr(other, name)) for name in one.__dataclass_fields__)
+
+
+def test_a_batch_is_its_parts_in_order_and_pads_with_what_it_is_told() -> None:
+    samples = [Sample([n] * (3 + n % 4), [True] * (3 + n % 4), weight=1 + n / 2) for n in range(1, 10)]
+    batch = pack(samples, 12, pad=77).batch
+    assert (
+        batch.n_rows > 3
+        and (batch.tokens[batch.segments < 0] == 77).all()
+        and (batch.targets[batch.segments < 0] == 77).all()
+    )
+    parts = batch.split(3)
+    assert [part.n_rows for part in parts] == [len(cut) for cut in np.array_split(np.arange(batch.n_rows), 3)]
+    for name in batch.__dataclass_fields__:
+        assert np.array_equal(np.concatenate([getattr(part, name) for part in parts]), getattr(batch, name))
+    assert batch.n_tokens == sum(map(len, samples)) and batch.n_trained == sum(sample.n_trained for sample in samples)
+    assert batch.fill == batch.n_tokens / batch.tokens.size
+    cut = samples[8].cut(2)
+    assert (cut.weight, len(cut), cut.n_trained) == (5.5, 2, 1)
+    short = pack([samples[8]], 3, truncate=True).batch
+    assert short.loss_mask.tolist() == [[5.5, 5.5, 0.0]]
+    with pytest.raises(DataError, match="rows do not split"):
+        batch.split(batch.n_rows + 1)
+
+
+@pytest.mark.parametrize("pad", [0, 9])
+def test_streams_pad_with_what_they_are_told(pad: int) -> None:
+    samples = [Sample([3] * 5, [True] * 5), Sample([4] * 4, [True] * 4)]
+    streams = [
+        ConversationStream(samples, 2, 16, 0, pad=pad),
+        GeneratedStream(lambda rng: samples[0], 2, 16, 0, pad=pad),
+    ]
+    for batch in (stream.batch(0) for stream in streams):
+        empty = batch.segments < 0
+        assert empty.any() and (batch.tokens[empty] == pad).all() and (batch.targets[empty] == pad).all()
+
+
+def test_a_finished_epoch_is_counted_in_whole_steps() -> None:
+    ids = np.arange(33, dtype=np.int64)
+    stream = TextStream(ids, 3, 8, 0)
+    assert (stream.n_chunks, [stream.steps(n) for n in range(4)]) == (4, [0, 2, 3, 4])
+    assert TextStream(np.arange(34, dtype=np.int64), 3, 8, 0).n_chunks == 5
+    talk = ConversationStream([Sample([1] * 8, [True] * 8)] * 4, 3, 8, 0)
+    assert [talk.steps(n) for n in range(4)] == [0, 2, 3, 4]
+
+
+def test_one_sample_twice_in_a_batch_lies_in_each_of_its_places() -> None:
+    """Two epochs may meet in a batch; `lay_out` knows samples by their number."""
+    stream = ConversationStream([Sample([7, 8, 9], [True] * 3)], 4, 3, 0)
+    assert stream.batch(0).tokens.tolist() == [[7, 8, 9]] * 4 == stream.batch(5).tokens.tolist()
+    packed = lay_out([Sample([1, 2], [True] * 2), Sample([3, 4, 5], [True] * 3)], [[1], [0]], 4)
+    assert packed.places == [(1, 0, 2), (0, 0, 3)]
+
+
+def test_two_misses_end_a_generated_batch() -> None:
+    """A sample that finds no room is dropped, and the one after it may still find some."""
+    lengths: list[int] = []
+
+    def make(rng: Any) -> Sample:
+        lengths.append(8 if len(lengths) in (1, 3) else 3)
+        return Sample([len(lengths)] * lengths[-1], [True] * lengths[-1])
+
+    batch = GeneratedStream(make, 1, 10, 0).batch(0)
+    assert lengths == [3, 8, 3, 8] and batch.tokens[0].tolist() == [1, 1, 1, 3, 3, 3, 0, 0, 0, 0]
+    lengths.clear()
+    batch = GeneratedStream(make, 1, 10, 0, misses=1).batch(0)
+    assert lengths == [3, 8] and batch.n_tokens == 3
+
+
+# ---- rendering
+
+
+def turns(*answers: tuple[str, str | None]) -> Sequence[Message]:
+    return [m for n, (a, r) in enumerate(answers) for m in (Message("user", f"q{n}"), Message("assistant", a, r))]
+
+
+@pytest.mark.parametrize("kind", [DeepSeekChat, DeepSeekR1Chat], ids=lambda kind: kind.name)
+def test_each_turn_is_trained_once_whichever_of_them_reason(kind: type[DeepSeekChat]) -> None:
+    chat = kind(CHAT.tokenizer)
+    for thoughts in [
+        (None, None, None),
+        ("x", None, None),
+        (None, "y", None),
+        (None, None, "z"),
+        ("x", "y", "z"),
+        ("x", None, "z"),
+    ]:
+        messages = turns(*((f"a{n}", thought) for n, thought in enumerate(thoughts)))
+        trained = [
+            chat.tokenizer.decode([id_ for id_, on in zip(one.ids, one.mask) if on]) for one in chat.samples(messages)
+        ]
+        for n in range(3):
+            assert "".join(trained).count(f"a{n}") == 1 and not "".join(trained).count(f"q{n}")
+        for thought in filter(None, thoughts):
+            assert "".join(trained).count(thought) == 1
+
+
+def test_turns_from_the_one_named_on_are_trained_where_they_stand_as_they_were_written() -> None:
+    messages = turns(("a0", None), ("a1", "x"), ("a2", None))
+    for start in range(7):
+        one = CHAT.render(messages, train_from=start)
+        said = CHAT.tokenizer.decode([id_ for id_, on in zip(one.ids, one.mask) if on])
+        assert said == "a0" * (start <= 1) + "a2" * (start <= 5), "a1 stands there without its reasoning"
+        assert len(one.mask) == len(one.ids) and one.ids == CHAT.render(messages).ids
+        assert one.n_trained == sum(one.mask[1:])
+
+
+def test_what_is_cut_or_skipped_is_counted_by_its_kind() -> None:
+    long, silent = turns(("b" * 40, None)), [Message("user", "only a question")]
+    found = render_samples([turns(("a", None)), long, silent, long], CHAT, 20, truncate=True)
+    assert (len(found.samples), found.skipped, found.cut) == (3, 1, 2)
+    size = len(CHAT.render(long).ids)
+    assert render_samples([long], CHAT, size) == render_samples([long], CHAT, size + 9)
+    with pytest.raises(DataError, match=f"{size} tokens do not fit a context of {size - 1}") as caught:
+        render_samples([silent, turns(("a", None)), long], CHAT, size - 1)
+    assert caught.value.where == "conversation 3"
+
+
+def test_every_format_by_its_name_and_none_is_no_chat() -> None:
+    ours = Tokenizer.byte_level()
+    for kind in KINDS:
+        if set(kind.marks) <= ours.special_names:
+            assert type(chat_format(ours, kind.name)) is kind
+    assert chat_format(ours).name == "deepseek"
+    none = chat_format(ours, "none")
+    assert (none.stop_ids, none.pad, none.thinks, none.bos) == ((ours.eos,), ours.eos, False, None)
+    assert none.choice("on") == [] and none.n_thought([ours.end_think, 9]) == 0 and not none.takes_tools
+    assert none.kept(Message("assistant", " a ", "b")) == Message("assistant", " a ")
+    assert none.parse([*ours.encode("a</think>b"), ours.eos, 40]) == Message("assistant", "a</think>b")

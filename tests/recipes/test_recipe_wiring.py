@@ -1,0 +1,213 @@
+"""What recipes pass on: a paper's numbers, the start's own chat and tokenizer, a model's depth; and when a report is drawn again."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rorqual.core.config import override
+from rorqual.core.errors import ConfigError
+from rorqual.core.records import RunDir
+from rorqual.data.tokenizer import Tokenizer
+from rorqual.evals.report import REPORT_FILE
+from rorqual.model.account import account
+from rorqual.recipes import make_run
+from rorqual.recipes.quickstart import Place
+from rorqual.recipes.quickstart.stages import describe, routed
+from rorqual.recipes.quickstart.summary import TRAININGS, model_facts, tells, trained_cost
+from rorqual.recipes.start import beginning, supervised
+from rorqual.train.loop import fit
+from rorqual.train.objectives import MultiToken, NextToken, SequenceBalance
+from rorqual.train.run import FLOAT32, Run
+
+LITTLE = {"task": "families:add", "size": "tiny", "rows": "2", "row": "96", "steps": "1"}
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of another chat format than the default, and of 18 layers."""
+    out = tmp_path_factory.mktemp("wired") / "run"
+    run = make_run("sft", LITTLE)
+    deep = override(run, ["model.stages.1.layers=17", "chat=deepseek-r1"])
+    fit(deep, RunDir(out), quiet=True)
+    return out
+
+
+# ---- a paper's settings
+
+
+MENDS: dict[str, dict[str, Any]] = {
+    "none": {},
+    "dapo": {"source.max_num_gen_batches": 4, "source.overlong_buffer": 4, "source.overlong_penalty": 0.5},
+    "dr_grpo": {"objectives.per": "constant", "objectives.max_tokens": 20, "objectives.clip_high": 0.2, "source.std": False},
+    "gspo": {"objectives.importance_sampling_level": "sequence", "objectives.per": "sequence", "objectives.clip_low": 3e-4,
+             "objectives.clip_high": 4e-4},
+    "cispo": {"objectives.loss_type": "cispo", "objectives.clip_low": 1.0, "objectives.clip_high": 4.0},
+    "v32": {"objectives.per": "sequence", "objectives.clip_high": 0.2, "objectives.beta": 1e-3, "objectives.kl": "unbiased",
+            "objectives.off_policy_delta": 0.5, "source.std": False, "source.top_p": 0.95, "source.reference": "START"},
+}  # fmt: skip
+
+
+def settings(run: Run) -> dict[str, Any]:
+    (objective,) = run.objectives
+    return {f"objectives.{k}": v for k, v in objective.model_dump().items()} | {
+        f"source.{k}": v for k, v in run.source.model_dump().items()
+    }
+
+
+@pytest.mark.parametrize("mends", MENDS)
+def test_a_papers_settings_are_its_numbers_and_nothing_else_changes(mends: str, start: Path) -> None:
+    """As docs/grpo.md lists them."""
+    given = {"task": "families:add", "from": str(start), "max_tokens": "20"}
+    plain, found = settings(make_run("grpo", given)), settings(make_run("grpo", given | {"mends": mends}))
+    wanted = {name: str(start) if value == "START" else value for name, value in MENDS[mends].items()}
+    assert {name: value for name, value in found.items() if plain[name] != value} == wanted
+
+
+def test_a_short_answer_has_a_buffer_too_and_a_weight_of_nothing_needs_no_reference(start: Path) -> None:
+    given = {"task": "families:add", "from": str(start), "max_tokens": "3"}
+    assert settings(make_run("grpo", given | {"mends": "dapo"}))["source.overlong_buffer"] == 1
+    v32 = given | {"mends": "v32"}
+    for more, beta, reference in (({"beta": "0"}, 0.0, ""), ({"beta": "0.5"}, 0.5, str(start)),
+                                  ({"reference": "other"}, 1e-3, "other"), ({"beta": "0", "reference": "other"}, 0.0, "other")):  # fmt: skip
+        found = settings(make_run("grpo", v32 | more))
+        assert (found["objectives.beta"], found["source.reference"]) == (beta, reference)
+
+
+# ---- the start
+
+
+@pytest.mark.parametrize("recipe", ["pretrain", "sft", "grpo", "distil", "on_policy"])
+def test_a_run_speaks_as_the_run_that_it_starts_from(recipe: str, start: Path) -> None:
+    """Its chat format and its model are kept, whatever size or tokenizer is the recipe's own."""
+    given: dict[str, dict[str, str]] = {"pretrain": {"data": "t"}, "sft": {"task": "families:add"}, "grpo": {"task": "families:add"},
+                                        "distil": {"data": "d"}, "on_policy": {"task": "families:add", "teacher": "t"}}  # fmt: skip
+    run = make_run(recipe, given[recipe] | {"from": str(start)})
+    assert run.chat == "deepseek-r1" and len(run.model.layers) == 18 and run.start.tokenizer == "bytes"
+    if recipe in ("grpo", "on_policy"):
+        assert run.agreement.mean == pytest.approx(18 / 8 * FLOAT32.mean), "a deep model rounds more"
+        assert run.agreement.gap == pytest.approx(18 / 8 * FLOAT32.gap)
+
+
+def test_a_fresh_run_speaks_what_its_tokenizer_has_marks_for(tmp_path: Path) -> None:
+    ours = Tokenizer.byte_level(["aaaa bbbb"] * 9, vocab_size=266)
+    ours.save(tmp_path / "ours.json")
+    names = {ours.token(ours.user): "<|im_start|>", ours.token(ours.assistant): "<|im_end|>"}
+    ours.renamed(names).save(tmp_path / "chatml.json")
+    for file, chat in (("ours", "deepseek"), ("chatml", "chatml-plain")):
+        path = str(tmp_path / f"{file}.json")
+        begin, model, found = beginning("", path, "tiny", 40)
+        assert (begin.tokenizer, model.vocab_size, model.max_position_embeddings, found) == (path, 266, 40, chat)
+        assert make_run("sft", LITTLE | {"tokenizer": path}).chat == chat
+    assert beginning("", "bpe:270", "tiny", 40)[1].vocab_size == 270
+
+
+def test_what_supervised_recipes_train(start: Path) -> None:
+    model = make_run("sft", LITTLE).model
+    for modules in (0, 1, 2):
+        found = supervised(model.model_copy(update={"num_nextn_predict_layers": modules}), 0.25)
+        assert found[0] == NextToken() and found[-1] == SequenceBalance(coefficient=0.25)
+        assert list(found[1:-1]) == ([MultiToken(depth=modules)] if modules else [])
+    assert supervised(model) == (NextToken(), MultiToken(depth=1))
+
+
+# ---- keys
+
+
+@pytest.mark.parametrize("key", ["extensions", "extensions.0.from_step", "start"])
+def test_what_the_loop_writes_is_no_setting(key: str, start: Path) -> None:
+    if key == "start":  # `from` is its name; `start` is read all the same
+        assert make_run("sft", LITTLE | {"start": str(start)}).start.run == str(start)
+        return
+    with pytest.raises(ConfigError, match=f"unknown key '{key}'"):
+        make_run("sft", LITTLE | {key: "1"})
+
+
+def test_all_that_is_missing_is_named_by_its_key() -> None:
+    with pytest.raises(ConfigError, match="needs teacher=, from=, task="):
+        make_run("on_policy", {})
+    with pytest.raises(ConfigError, match=r"needs task=\n"):
+        make_run("grpo", {"from": "x"})
+
+
+# ---- the quickstart's summary
+
+
+def test_a_stages_cost_is_of_all_its_records(tmp_path: Path) -> None:
+    """What was trained on and what was sampled for it; the base student is trained in two runs."""
+    place = Place(tmp_path)
+    for number, name in enumerate(TRAININGS, start=1):
+        place.run(name).path.mkdir()
+        lines = [
+            {"step": 1, "tokens": 10**number, "flops": 7},
+            {"step": 2, "tokens": 1, "flops": 5, "sampled_tokens": 2, "right": number},
+        ]
+        place.run(name).metrics_file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        assert trained_cost(place.run(name)) == {"tokens": 10**number + 3, "flops": 12, "solved": number}
+
+
+def report(place: Place, told: dict[str, Any]) -> None:
+    place.evals.mkdir()
+    for name in TRAININGS:
+        place.run(name).path.mkdir()
+        place.run(name).metrics_file.write_text("{}\n", encoding="utf-8")
+    place.evaluation("before-on").write_text("{}", encoding="utf-8")
+    place.summary.write_text(json.dumps(told), encoding="utf-8")
+    (place.out / REPORT_FILE).write_text("report", encoding="utf-8")
+    for file in place.out.rglob("*"):
+        os.utime(file, ns=(10**18, 10**18))
+
+
+def test_a_report_is_drawn_again_where_it_does_not_tell_of_what_lies_here(tmp_path: Path) -> None:
+    told = {
+        "seed": 1,
+        "stages": [{"name": "a", "tokens": 3, "flops": 4, "seconds": 1.5, "core_seconds": 2.0, "spent_tokens": 9}],
+    }
+    place = Place(tmp_path)
+    report(place, told)
+    assert tells(place, told)
+    for key, same in (
+        ("seconds", True),
+        ("core_seconds", True),
+        ("spent_tokens", True),
+        ("tokens", False),
+        ("flops", False),
+    ):
+        other = told | {"stages": [told["stages"][0] | {key: 77}]}  # type: ignore[index]
+        assert tells(place, other) is same, key
+    assert not tells(place, told | {"seed": 2}) and not tells(place, told | {"stages": []})
+    newer = [place.run("base").metrics_file, place.run("reinforced").metrics_file, place.evaluation("before-on")]
+    for file in newer:
+        os.utime(file, ns=(10**18 + 1, 10**18 + 1))
+        assert not tells(place, told), file.name
+        os.utime(file, ns=(10**18, 10**18))
+    assert tells(place, told)
+    (tmp_path / REPORT_FILE).unlink()
+    assert not tells(place, told)
+
+
+def test_a_models_facts_are_its_own_account(start: Path) -> None:
+    model = make_run("sft", LITTLE | {"from": str(start)}).model
+    a = account(model, context=model.max_position_embeddings, cache_value_bytes=4)
+    facts = {
+        "total": a.total,
+        "active": a.active,
+        "cache_bytes_per_token": a.cache_bytes,
+        "flops_per_token": a.flops,
+        "mtp": a.mtp,
+    }
+    assert model_facts(RunDir(start)) == facts and a.mtp > 0
+    first, second = describe("teacher", model)
+    assert (
+        first
+        == f"teacher: {a.total:,} parameters, {a.active:,} active for a token ({a.active / a.total:.0%}), MTP {a.mtp:,} more"
+    )
+    assert (
+        second
+        == f"  {a.cache_bytes:,} bytes of cache a token (fp32), {a.flops:,} FLOPs a token forward at 96 positions"
+    )
+    assert routed(model) == 16 and routed(make_run("sft", LITTLE | {"size": "tiny-student"}).model) == 0

@@ -1,0 +1,344 @@
+"""What a run records, keeps and is told: each number is of what it names, over all updates, rows and parts."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from little import (
+    ROW,
+    documents,
+    loud,
+    packed,
+    padded,
+    records,
+    rollouts,
+    sampled,
+    sft_run,
+    tiny,
+    tokenizer,
+    train_with,
+    update_of,
+)
+from test_distil import beside
+
+from rorqual.core.config import read_yaml
+from rorqual.core.errors import ConfigError, DataError
+from rorqual.core.records import RunDir
+from rorqual.data.chat import chat_format
+from rorqual.data.pack import Sample
+from rorqual.data.tokenizer import BASE_VOCAB, Tokenizer
+from rorqual.engine import Completion
+from rorqual.model import Decoder
+from rorqual.model.adapter import ESFT, LoRA, trained
+from rorqual.tasks.base import Problem, Verdict
+from rorqual.train.lines import Lines
+from rorqual.train.loop import Totals, fit
+from rorqual.train.objectives import GRPO, Distil, Objective, SequenceBalance
+from rorqual.train.run import Run, Start
+from rorqual.train.sources import Source, Step
+from rorqual.train.sources.reference import Reference
+from rorqual.train.sources.rollouts import Scored, check_room, measure, trace_lines
+from rorqual.train.state import check_vocabulary
+from rorqual.train.tune import _look as look
+from rorqual.train.workers import Update, compare, workers
+
+# ---- the fields of a step's record
+
+
+def test_a_record_is_of_all_updates_of_its_step() -> None:
+    """Means are over all tokens, not over updates; maxima are the largest; loads are added up before they are compared."""
+    totals = Totals()
+    one = Update([], 2.0, {"entropy": (9.0, 3.0), "routing_flips": (1.0, 4.0)}, {"gap": 5.0}, [torch.tensor([4, 0])])
+    two = Update([], 4.0, {"entropy": (1.0, 1.0), "routing_flips": (2.0, 8.0)}, {"gap": 3.0}, [torch.tensor([2, 6])])
+    totals.add(one, 0.5, 30)
+    totals.add(two, 0.25, 10)
+    assert totals.record() == {
+        "loss": 3.0, "grad_norm": 0.5, "entropy": 2.5, "routing_flips": 3.0, "routing_flip_share": 0.25, "gap_max": 5.0,
+        "load_max_over_mean": 1.0, "updates": 2, "tokens": 40,
+    }  # fmt: skip
+
+
+def test_a_mean_of_no_tokens_is_left_out() -> None:
+    totals = Totals()
+    totals.add(Update([], 0.0, {"entropy": (0.0, 0.0), "kl": (3.0, 2.0)}), 0.0, 0)
+    assert totals.record() == {"loss": 0.0, "grad_norm": 0.0, "kl": 1.5, "updates": 1, "tokens": 0}
+
+
+def answered(text: str, *, thought: str | None = None, verdict: Verdict = Verdict.RIGHT, cut: bool = False) -> Scored:
+    """An answer by the byte tokenizer, with the ids that say it."""
+    ids = tokenizer()
+    marks = [] if thought is None else [ids.think, *ids.encode(thought)]
+    end = [] if cut else [ids.eos]
+    tokens = [*marks, ids.end_think, *ids.encode(text), *end]
+    completion = Completion((1, 2), tokens, [-1.0] * len(tokens), "length" if cut else "stop", text, thought)
+    return Scored(completion, verdict, 1.0 if verdict is Verdict.RIGHT else 0.0)
+
+
+GROUPS = [
+    [answered("a", thought="xyz"), answered("bb", verdict=Verdict.WRONG), answered("c", thought="v", cut=True)],
+    [answered("d", verdict=Verdict.UNGRADED), answered("e"), answered("f", thought="", verdict=Verdict.WRONG)],
+    [answered("g"), answered("hh")],
+]
+PROBLEMS = [Problem("1", "p1", "a1", "add", level="2"), Problem("2", "p2", "a2", "add", level="3"),
+            Problem("3", "p3", "a3", "sub", level="2")]  # fmt: skip
+
+
+def test_what_rollouts_record() -> None:
+    """Two samples of eight reasoned (an empty thought is none), with a length of their own; each family and level has its reward."""
+    found = measure(PROBLEMS, GROUPS, chat_format(tokenizer()))
+    every = [one.completion for group in GROUPS for one in group]
+    lengths = [len(one.token_ids) for one in every]
+    assert found == {
+        "reward": 5 / 7, "groups_total": 3, "groups_equal": 0, "groups_all_right": 1, "ungraded": 1, "truncated": 1,
+        "sampled_tokens": sum(lengths), "think_share": 2 / 8, "think_length": 3.0, "reply_length": sum(lengths) / 8,
+        "right_when_thinking": 1.0, "right_at_once": 3 / 5, "right": 5,
+        "reward/add/2": 2 / 3, "reward/add/3": 1 / 2, "reward/sub/2": 1.0,
+    }  # fmt: skip
+    silent = measure(PROBLEMS[2:], GROUPS[2:], chat_format(tokenizer()))
+    assert (silent["think_share"], silent["think_length"], silent["right_when_thinking"]) == (0, 0, 0)
+
+
+def test_what_a_trace_tells_of_a_sample() -> None:
+    """Texts are of the groups whose rewards differ most; lengths and verdicts are of all."""
+    bare = answered("g", verdict=Verdict.WRONG)
+    bare = replace(bare, completion=replace(bare.completion, token_ids=tokenizer().encode("gh")))
+    groups = [*GROUPS[:2], [bare, answered("i", verdict=Verdict.WRONG)]]
+    lines = trace_lines(PROBLEMS, groups, 2, chat_format(tokenizer()))
+    assert [line["key"] for line in lines if "prompt" in line] == ["1", "2"]
+    assert [(line["family"], line["level"]) for line in lines] == [("add", "2"), ("add", "3"), ("sub", "2")]
+    assert lines[0]["prompt"] == "p1" and lines[0]["answer"] == "a1"
+    first = lines[0]["samples"]
+    assert [one["thinking"] for one in first] == [4, 0, 2] and [one["tokens"] for one in first] == [7, 4, 4]
+    assert [one["finish"] for one in first] == ["stop", "stop", "length"]
+    assert [(one["reasoning"], one["text"]) for one in first] == [("xyz", "a"), (None, "bb"), ("v", "c")]
+    last = lines[2]["samples"]
+    assert [one["verdict"] for one in last] == ["wrong", "wrong"] and "text" not in last[0]
+    assert [one["thinking"] for one in last] == [0, 0], "an answer without a mark is no thought"
+
+
+def test_the_longest_prompt_and_answer_must_fit_a_row_and_may_fill_it() -> None:
+    chat = chat_format(tokenizer())
+    short, long = (Problem(str(n), "x" * n, "1", "f") for n in (3, 9))
+    size = len(chat.prompt(long.messages, "on"))
+    assert size == len(chat.prompt(short.messages, "on")) + 6 == len(chat.prompt(long.messages, "auto")) + 1
+    for probe in ([short, long], [long, short]):
+        check_room(chat, probe, "on", 20, size + 20)
+        with pytest.raises(DataError, match=f"a prompt of {size} tokens and an answer of 20"):
+            check_room(chat, probe, "on", 20, size + 19)
+
+
+# ---- entropy
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_entropy_is_of_the_distribution_that_was_sampled_from(temperature: float) -> None:
+    model = loud(tiny())
+    batch = rollouts(sampled(model, temperature=temperature))
+    at = batch.loss_mask > 0
+    with torch.no_grad():
+        hidden = model(batch.tokens, batch.positions, segments=batch.segments, replay=batch.replay).hidden[at]
+        logprobs = (model.logits(hidden).double() / temperature).log_softmax(-1)
+    wanted = float(-(logprobs.exp() * logprobs).sum())
+    update = update_of(model, (GRPO(temperature=temperature),), batch, parts=2)
+    assert update.means["entropy"] == pytest.approx((wanted, int(at.sum())), rel=1e-4)
+
+
+def test_what_distillation_records_of_a_batch() -> None:
+    """Entropy is the student's at temperature 1, whatever softens the loss; the divergence is not yet scaled."""
+    model, samples = loud(tiny()), documents(5)
+    batch = beside(packed(samples), loud(tiny(), seed=3), 0)
+    at = batch.loss_mask > 0
+    with torch.no_grad():
+        q = model.logits(model(batch.tokens, batch.positions, segments=batch.segments).hidden[at]).double()
+    own = q.log_softmax(-1)
+    assert batch.teacher_logprobs is not None
+    p, soft = (batch.teacher_logprobs[at].double() / 2).log_softmax(-1), (q / 2).log_softmax(-1)
+    update = update_of(model, (Distil(temperature=2.0),), batch, parts=2)
+    n = int(at.sum())
+    assert update.means["entropy"] == pytest.approx((float(-(own.exp() * own).sum()), n), rel=1e-4)
+    divergence = float((p.exp() * (p - soft)).sum())
+    assert update.means["divergence"] == pytest.approx((divergence, n), rel=1e-4)
+    assert update.means["teacher_mass"] == pytest.approx((n, n), rel=1e-5)
+    assert update.loss == pytest.approx(4 * divergence / n, rel=1e-4)
+
+
+# ---- one batch is its parts
+
+
+def test_old_probabilities_are_those_of_each_batch_whatever_objective_wants_them() -> None:
+    model = loud(tiny())
+    batches = [rollouts(sampled(model, seed=seed), pad=True) for seed in (0, 50, 90)]
+    objectives: tuple[Objective, ...] = (SequenceBalance(), GRPO(tis_cap=2.0))
+    with workers(2) as pool:
+        seen, old = compare(model, objectives, batches, parts=2, pool=pool)
+        _, none = compare(model, (SequenceBalance(), GRPO()), batches, parts=2, pool=pool)
+    assert none == [None, None, None] and len(old) == 3
+    for batch, logprobs in zip(batches, old):
+        assert logprobs is not None and batch.sampled_logprobs is not None
+        assert torch.allclose(logprobs, batch.sampled_logprobs, atol=1e-5) and not logprobs[batch.loss_mask == 0].any()
+    trained_tokens = sum(int((batch.loss_mask > 0).sum()) for batch in batches)
+    assert seen.means["logprob_diff"][1] == trained_tokens
+    worst = max(float((a - b.sampled_logprobs).abs().max()) for a, b in zip(old, batches))  # type: ignore[operator]
+    assert seen.maxima["logprob_diff"] == pytest.approx(worst, abs=1e-7)
+
+
+def test_a_reference_scores_each_row_of_a_large_batch(base: Path) -> None:
+    """More rows than one forward takes: each row's log-probabilities are those that it has alone."""
+    reference = Reference(str(base), loud(tiny()), temperature=0.7, threads=2)
+    batch = padded(documents(8, count=37))
+    whole = reference.logprobs(batch)
+    alone = torch.cat([reference.logprobs(row) for row in batch.split(37)])
+    assert len(whole) == 37 and torch.allclose(whole, alone, atol=1e-5)
+    assert all(bool(row.any()) for row in whole) and not whole[batch.loss_mask == 0].any()
+
+
+@pytest.mark.parametrize("how", ["full rows", "padded rows"])
+def test_an_experts_relevance_is_of_documents_wherever_they_lie(how: str) -> None:
+    """Documents of one number in two rows are two; the relevance of a batch is the sum of that of its rows."""
+    model = loud(tiny())
+    samples = (
+        documents(4, count=6)
+        if how == "padded rows"
+        else [Sample(list(range(i, i + 16)), [True] * 16) for i in range(9)]
+    )
+    batch = packed(samples)
+    assert len(batch.tokens) > 1 and bool((batch.segments < 0).any()) is (how == "padded rows")
+    (whole,) = look(model, batch, ESFT(), "cpu")
+    parts = [look(model, row, ESFT(), "cpu")[0] for row in batch.split(len(batch.tokens))]
+    assert torch.allclose(whole, sum(parts, torch.zeros_like(whole)), rtol=1e-4)
+    each = [look(model, padded([one]), ESFT(score="token"), "cpu")[0] for one in samples]
+    assert float(sum(map(float, (one.sum() for one in each)))) == pytest.approx(len(samples), rel=1e-5)
+
+
+# ---- files
+
+
+def test_a_file_of_lines_is_cut_to_the_checkpoint_and_not_made_for_nothing(tmp_path: Path) -> None:
+    with Lines(tmp_path / "none", 0):
+        pass
+    assert not (tmp_path / "none").exists()
+    for size, left in ((0, ""), (3, "ab\n"), (99, "ab\ncd\n")):
+        (tmp_path / "file").write_text("ab\ncd\n", encoding="utf-8")
+        with Lines(tmp_path / "file", size) as lines:
+            assert (tmp_path / "file").read_text(encoding="utf-8") == left, "before a line is written"
+            lines.append({"é": 1})
+            lines.append({"f": 2})
+        assert (tmp_path / "file").read_text(encoding="utf-8") == left + '{"é": 1}\n{"f": 2}\n'
+        assert lines.size == (tmp_path / "file").stat().st_size
+
+
+class Timed(Source):
+    """Each step takes four seconds of the test's own clock."""
+
+    def __init__(self, source: Source, clock: list[float]) -> None:
+        self.source, self.clock = source, clock
+
+    def step(self, step: int) -> Step:
+        self.clock[0] += 4
+        return self.source.step(step)
+
+
+def test_a_checkpoint_is_written_each_so_many_seconds_and_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 8 steps of 4 seconds, those after 10 seconds without one: after steps 3 and 6, and the last. The clock is the test's."""
+    clock, kept = [100.0], set[int]()
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    out = RunDir(tmp_path / "run")
+
+    class Looking(Timed):
+        def step(self, step: int) -> Step:
+            kept.update(out.steps())
+            return super().step(step)
+
+    train_with(sft_run(8, save_seconds=10), out, lambda source, _: Looking(source, clock))
+    assert kept | set(out.steps()) == {3, 6, 8}
+    lines = [json.loads(line) for line in out.metrics_file.read_bytes().split(b"\n") if line]
+    assert [line["seconds"] for line in lines] == [4.0] * 8
+    assert [line["tokens_per_second"] for line in lines] == [line["tokens"] / 4 for line in lines]
+    state = json.loads((out.checkpoint() / "state.json").read_bytes())
+    assert state == {"step": 8, "metrics_bytes": out.metrics_file.stat().st_size, "rollouts_bytes": 0}
+
+
+def test_how_often_a_run_is_saved_and_where_it_runs_are_no_other_run(tmp_path: Path) -> None:
+    run, out = sft_run(2), RunDir(tmp_path / "run")
+    fit(run, out, quiet=True)
+    before = out.config_file.read_bytes()
+    more = sft_run(4, save_seconds=77.0)
+    fit(more, out, quiet=True)
+    straight = RunDir(tmp_path / "straight")
+    fit(sft_run(4), straight, quiet=True)
+    assert len(records(out.path)) == 4 and out.steps()[-1] == 4
+    assert read_yaml(Run, out.config_file).save_seconds == 77.0 and before != out.config_file.read_bytes()
+    fit(sft_run(4, save_seconds=5.0, device="cpu"), out, quiet=True)
+    assert read_yaml(Run, out.config_file).save_seconds == 77.0, "nothing is written where nothing is trained"
+    with pytest.raises(ConfigError, match="dtype: 'float32' there, 'bfloat16' now"):
+        fit(sft_run(4, dtype="bfloat16"), out, quiet=True)
+
+
+# ---- what is refused, and what is said
+
+
+def test_a_vocabulary_must_hold_the_tokenizer_and_may_be_larger() -> None:
+    run = sft_run()
+    for size in (BASE_VOCAB, BASE_VOCAB + 9):
+        wide = run.model.model_copy(update={"vocab_size": size})
+        check_vocabulary(run.model_copy(update={"model": wide}), tokenizer())
+    small = run.model_copy(update={"model": run.model.model_copy(update={"vocab_size": BASE_VOCAB - 1})})
+    with pytest.raises(
+        ConfigError, match=f"the tokenizer has {BASE_VOCAB} tokens, the model's vocabulary {BASE_VOCAB - 1}"
+    ):
+        check_vocabulary(small, tokenizer())
+
+
+def test_a_tokenizer_is_learned_from_the_source_and_kept_with_the_run(tmp_path: Path) -> None:
+    out = RunDir(tmp_path / "run")
+    run = sft_run(1, start=Start(tokenizer="bpe:270"))
+    run = run.model_copy(update={"model": run.model.model_copy(update={"vocab_size": 270})})
+    state = fit(run, out, quiet=True)
+    learned = Tokenizer.load(out.tokenizer_file)
+    assert learned == state.tokenizer == Tokenizer.byte_level(run.source.texts(), vocab_size=270)
+    assert learned != Tokenizer.byte_level(["other words"] * 9, vocab_size=270)
+    given = run.model_copy(update={"start": Start(tokenizer=str(out.tokenizer_file))})
+    assert fit(given, RunDir(tmp_path / "given"), quiet=True).tokenizer == learned
+    onward = run.model_copy(update={"start": Start(run=str(out.path))})
+    assert fit(onward, RunDir(tmp_path / "onward"), quiet=True).tokenizer == learned
+
+
+@pytest.mark.parametrize("kind", ["lora", "esft"])
+def test_the_trained_share_is_of_the_models_own_parameters(
+    kind: str, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What LoRA adds is no part of the model; ESFT's experts are. Quiet runs say nothing."""
+    tune = LoRA(r=4) if kind == "lora" else ESFT(sample=1, p=0.4)
+    run = sft_run(1, start=Start(run=str(base)), tune=tune)
+    state = fit(run, RunDir(tmp_path / "run"))
+    said = capsys.readouterr().out
+    own = sum(p.numel() for p in Decoder(run.model).parameters())
+    part = sum(p.numel() for p in trained(state.model).values())
+    assert state.adapter is not None and 0 < part < own
+    if kind == "lora":
+        assert f"lora: {part:,} trained parameters beside {own:,} ({part / own:.2%})" in said
+    else:
+        chosen = len(state.adapter.experts[0])
+        assert f"esft: {part:,} of {own:,} parameters trained ({part / own:.2%})" in said
+        assert f"layer by layer: {chosen} of 16\n" in said
+    fit(run, RunDir(tmp_path / "quiet"), quiet=True)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_batch_is_divided_with_all_its_fields() -> None:
+    """Every tensor of a batch is divided: none is left whole beside the parts of the others."""
+    batch = rollouts(sampled(loud(tiny())), pad=True)
+    full = replace(batch, old_logprobs=batch.sampled_logprobs, teacher_ids=batch.replay, kept=batch.tokens)
+    parts = full.split(4)
+    assert [len(part.tokens) for part in parts] == [2, 2, 2] and len(full.split(6)) == 6
+    for name in ("tokens", "targets", "loss_mask", "segments", "positions", "advantages", "sampled_logprobs", "lengths",
+                 "replay", "old_logprobs", "teacher_ids", "kept"):  # fmt: skip
+        assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(full, name)), name
+    assert sum(part.n_tokens for part in parts) == full.n_tokens == int((full.segments >= 0).sum()) < 6 * ROW

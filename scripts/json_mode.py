@@ -169,7 +169,8 @@ def main() -> int:
         place = Path(folder)
         run = chosen.run or served.write_run(place / "small")
         chosen.model = run.resolve().name
-        options = ("port=0", "slots=8", f"dtype={chosen.dtype}")
+        # Blocks of the cache are memory only once they are used: few of them, so that what grows is something else.
+        options = ("port=0", "slots=8", f"dtype={chosen.dtype}", "cache_bytes=67108864")
         server = served.start(run, place / "keys.json", place / "log", *options)
         try:
             ask_all(server, chosen, result)

@@ -267,13 +267,13 @@ def mutated(rng: random.Random) -> tuple[ChatFormat, list[int]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
-def test_a_hundred_thousand_mutated_streams_raise_nothing_and_keep_the_laws(seed: int) -> None:
+def test_twenty_thousand_mutated_streams_raise_nothing_and_keep_the_laws(seed: int) -> None:
     """In four parts."""
     rng, called = random.Random(seed), 0
-    for _ in range(25_000):
+    for _ in range(5_000):
         chat, ids = mutated(rng)
         called += bool(check(chat, ids, rng.choice(MODES)).tool_calls)
-    assert called > 2_500, "mutants too broken to show anything"
+    assert called > 500, "mutants too broken to show anything"
 
 
 @pytest.mark.parametrize("family", ["smollm2", "qwen"])

@@ -20,7 +20,8 @@ _MARKUP = (
     (re.compile(r"\\(?:text|mathrm|textbf|mathbf|boldsymbol|operatorname|mbox|fbox)\s?\{([^{}]{0,200})\}"), r" \1"),
     (re.compile(r"\\(?:left|right|displaystyle|quad|qquad|big|Big)\b|\\[\[\]()]|~|`"), " "),
     (re.compile(r"(?<![0-9])\*\*|\*\*(?![0-9])|__"), ""),
-    (re.compile(r"<<[^<>]{0,200}>>"), ""),
+    (re.compile(r"<<[^<>]{0,200}>>|</?[a-z]{1,6}>|(?<=\w )\[[0-9]{1,2}\]"), ""),
+    (re.compile(r"^\W*(?:step|case|part|day|question|problem) [0-9]{1,3}\s?[:.)-]\s", re.IGNORECASE), ""),
 )
 _BOLD = re.compile(r"\*\*([^*\n]{1,200})\*\*")
 _ASIDE = re.compile(r"\([^()]{0,300}\)")
@@ -48,7 +49,7 @@ _EQUATED_BEFORE = re.compile(r"(?:=|≈|\\approx|\bequals)\s*[$£€(]*$", re.IG
 _LIGHT = (
     r"(?:be|been|equal|equals|to|exactly|just|simply|merely|only|actually|the|a|an|as|really|of|get|gets|give|gives"
     r"|make|makes|have|has|cost|costs|earn"
-    r"|earns|answer|result|total|value|sum|number|is|was|are|were|possibly|either|it|he|she|they|we)"
+    r"|earns|answer|result|total|value|sum|number|is|was|are|were|possibly|either|think|believe|that|it|he|she|they|we)"
 )
 _DENIES = re.compile(
     rf"(?:\b(?:not|never|neither|nor|cannot|rather than|instead of|no longer)\b|n't\b|\\neq?\b|≠)(?:\s+{_LIGHT}\b){{0,5}}\W{{0,4}}$",
@@ -75,17 +76,20 @@ _OR = re.compile(
     r"|it could be|it might be|could it be))*\W*$",
     re.I,
 )
+_OR_SO = re.compile(r"^(?: \w+)? or so\b", re.IGNORECASE)
 _RANGE = re.compile(
     r"^(?:\s?[A-Za-z%]{1,10})?(?:-| -|\s+(?:to|through|until|up to)\s|\s?\.\.\.?\s?|\\(?:sim|ldots|dots)\s?)\s*[$£€]?$"
 )
-_LIST = re.compile(r"^\s?[$%]?\s?(?:,|;|&|,? and|\\&)\s?[$£€]?\s*$", re.IGNORECASE)
+_LIST = re.compile(r"^\s?[$%]?\s?(?:,|;|&|,? and|\\&)\s?(?:[a-z]\s?=\s?)?[$£€]?\s*$", re.IGNORECASE)
 _GOVERNED = re.compile(
     r"\b(?:for|of|in|on|at|after|from|per|every|each|within|during|over|than|the|these|those|all|his|her|their|its"
     r"|our|your|my|both|by|into|across|among"
     r"|between|until|before|when|with|without|if|since|first|last|next|other|remaining|whole|using|step|case|part"
     r"|day|week|month|year|premise|question"
-    r"|problem|example|method|option|page|room|number|no\.|day|age|route|line|equation"
-    r"|(?<!has )(?<!have )(?<!had )(?<!need )(?<!needs )(?<!wants )(?<!want )(?<!going )(?<!able )(?<!used )(?<!is )"
+    r"|\w's|than (?:\w+(?:'s)? ){0,2}\w+|problem|example|method|option|page|room|number|no\.|day|age|route|line"
+    r"|equation"
+    r"|(?<!has )(?<!have )(?<!had )(?<!need )(?<!needs )(?<!wants )(?<!want )(?<!going )(?<!able )(?<!used )(?<!is "
+    r")"
     r"(?<!are )to [a-z]{3,})\s+(?:(?:of|the|each|every|all|a|just|only|these|those|his|her|their"
     r"|first|last|other|next|about|around|approximately)\s+)*[$£€(]*$",
     re.IGNORECASE,
@@ -94,7 +98,9 @@ _NOT_GOVERNED = re.compile(
     r"\b(?:in (?:all|total|sum)|after all|(?:left|ends?|ended|ending|up|remains?|home|him|her|them|us) (?:up )?with"
     r"|sold for|sells? (?:\w+ ){1,4}for"
     r"|sold (?:\w+ ){1,4}for|total of|sum of|amount of|profit of|number of|cost of|price of|result of|value of"
-    r"|answer of|distance of|average of|age of)"
+    r"|answer of|distance of|average of|age of"
+    r"|(?:tak|giv|g[ao]ve|cost|leav|left|mak|pay|ow|earn|need|sav|bring|get)(?:e|es|s|ing)? (?:him|her|them|us|me"
+    r"|you)|took (?:him|her|them|us|me|you))"
     r"\s+[$£€(]*$",
     re.IGNORECASE,
 )
@@ -236,7 +242,7 @@ def _excluded(found: list[Number], before: list[str], after: list[str]) -> tuple
             out.add(i)
         if not last and _EQUATED_AFTER.search(after[i]):
             out.add(i)
-        if _BOUND.search(before[i]):
+        if _BOUND.search(before[i]) or _OR_SO.match(after[i]):
             open_.add(i)
         if last or _same_quantity(found, i, after):
             continue

@@ -106,6 +106,8 @@ def _compare(gold: str, said: str | None, timeout: int) -> Verdict:
             return Verdict.UNGRADED
         if said is None or not same_unit(gold, said):
             return Verdict.WRONG
+        if re.search(r"\\circ|°", said) and "=" not in gold:  # degrees are left out, so the sides may differ
+            said = said.rpartition("=")[2]
         return Verdict.RIGHT if _equal(tidy(gold), tidy(said), timeout) else Verdict.WRONG
     except (TimeoutException, *FAILURES):
         return Verdict.UNGRADED
@@ -132,6 +134,8 @@ def _equal(gold: str, said: str, timeout: int) -> bool:
     one, other = parts(gold), parts(said)
     if (one is None and other is None) or (_INEQUALITY.search(gold) is None) != (_INEQUALITY.search(said) is None):
         return _equal_expressions(gold, said, timeout)
+    if one is None and other is not None and other.kind == "," and "pm" not in said:  # one value, said several times
+        return all(_equal(gold, item, timeout) for item in other.items)
     if one is None or other is None:
         return False
     return _equal_parts(one, other, timeout)
@@ -193,6 +197,8 @@ def _equal_expressions(gold: str, said: str, timeout: int) -> bool:
     one, other = _number(gold), _number(said)
     if one is not None and other is not None:
         return _same_number(one, other)
+    if other is not None and other.value is not None and other.value.denominator > 1:  # forms that LaTeX does not know
+        said = f"\\frac{{{other.value.numerator}}}{{{other.value.denominator}}}" + "\\%" * other.percent
     if ("=" in gold) != ("=" in said):
         gold, said = side(gold, False)[-1], side(said, False)[-1]
     golds, answers = _parsed(gold, timeout), _parsed(said, timeout)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from itertools import pairwise
 
 from rorqual.tasks.amounts import Amount, denied, governed, main_part, number_list, plain_text, read_amount, unit_of
 from rorqual.tasks.numbers import ONES, numbers, plain, spelled
@@ -202,6 +203,8 @@ def _choose_formula(text: str, found: list[tuple[int, int, str]], marked: bool, 
             left.append((start, end, formula))
     if not left:
         return Reading(denied=frozenset(said))
+    if any(_ends_of_range(text, one, other) for one, other in pairwise(left)):
+        return Reading(refused=True)
     free = [one for one in left if not governed(text[max(0, one[0] - 60) : one[0]])]
     free = free or _spelled(outside) or left
     restated = [m.end() for m in re.finditer(r"\b(?:i\.\s?e\.|that is|namely|in other words),?\s", text)]
@@ -216,6 +219,14 @@ def _choose_formula(text: str, found: list[tuple[int, int, str]], marked: bool, 
     while first and _joined(text[free[first - 1][1] : free[first][0]]):
         first -= 1
     return Reading(", ".join(formula for _, _, formula in free[first : last + 1]), frozenset(said))
+
+
+def _ends_of_range(text: str, one: tuple[int, int, str], other: tuple[int, int, str]) -> bool:
+    """Whether two formulas are the ends of a range: `between $6$ and $7$`, `$6$ to $7$`."""
+    gap, before = text[one[1] : other[0]].strip(), text[max(0, one[0] - 20) : one[0]].strip().lower()
+    return (gap == "and" and before.endswith("between")) or (
+        gap in ("to", "-", "through") and not before.endswith("to")
+    )
 
 
 def _spelled(text: str) -> list[tuple[int, int, str]]:

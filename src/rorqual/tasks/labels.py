@@ -26,6 +26,9 @@ _UNDECIDED = re.compile(
     r"|(?:undetermined|indeterminate|undecided|undecidable|inconclusive)"
     r"|(?:not enough|insufficient|no) (?:information|data|evidence)|no way (?:to|of) (?:tell|know|determin"
     r"|decid)\w*"
+    r"|(?:not|never) possible to (?:\w+ )?(?:tell|know|determine|say|decide)"
+    r"|(?:can )?neither (?:be )?(?:\w+ )?(?:proven|proved|shown|inferred|concluded)(?: to be)? (?:true|false)? ?nor (?:be )?(?:\w+ )?(?:to be )?"
+    r"(?:(?:proven|proved|shown|inferred|concluded|disproven|disproved|refuted)(?: to be)?)? ?(?:true|false)?"
     r"|impossible to (?:tell|know|determine|say|decide)|(?:do not|don't|does not|doesn't) (?:\w+ )?(?:say|tell us"
     r"|determine|decide|settle) (?:whether|if))\b",
     re.IGNORECASE,
@@ -53,7 +56,7 @@ _OPEN_AFTER = re.compile(
 _DENIES = re.compile(
     r"(?:\b(?:not|never|neither|nor|cannot|no|rather than|instead of|far from)|n't)(?:\s+(?:be|been|\w+ly|just|a|an"
     r"|the|so|labell?ed|called|answer(?:ed)?"
-    r"|as|considered|either|said to be|shown to be|proved|proven|logically|enough to be)\b){0,4}[\s\"'*]{0,4}$",
+    r"|as|considered|either|think|believe|it|it's|that|is|said to be|shown to be|proved|proven|logically|enough to be)\b){0,4}[\s\"'*]{0,4}$",
     re.IGNORECASE,
 )
 _DENIED_AFTER = re.compile(

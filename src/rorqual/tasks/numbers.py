@@ -85,7 +85,7 @@ SPELLED = re.compile(
     re.IGNORECASE,
 )
 PRONOUN = re.compile(
-    r"(?:this|that|each|every|which|no|the|only|any|some|another|last|first|correct|right|other|wrong|by) $", re.I
+    r"(?:this|that|each|every|which|no|the|any|some|another|last|first|correct|right|other|wrong|by) $", re.I
 )
 MULTIPLIED = re.compile(r"(?:twice|thrice|half|double|triple|times) $", re.IGNORECASE)
 

@@ -43,10 +43,12 @@ _HASHES = re.compile(
     re.I,
 )
 _AFTER = re.compile(
-    r"[^.\n]{1,120}? is (?:therefore |thus |then )?(?:the|my|our) (?:\w+ )?answer\b(?! to\b)", re.IGNORECASE
+    r"(?:[^.,;:\n]|[.,:](?=[0-9])){1,80}? is (?:therefore |thus |then )?(?:the|my|our) (?:\w+ )?answer\b(?! to\b)",
+    re.IGNORECASE,
 )
 _SPOKEN_OF = re.compile(
-    r"\b(?:if|whether|what|suppose|assume|assuming|unless|(?:might|may|could|would|can) (?:\w+ )?(?:think|say"
+    r"\b(?:(?:check|verify|confirm|simplify|round)(?:ing)?|if|whether|what|suppose|assume|assuming|unless|(?:might"
+    r"|may|could|would|can) (?:\w+ )?(?:think|say"
     r"|believe|guess|expect|seem|conclude"
     r"|answer)|tempt\w+|at first|initially|first (?:thought|guess)|thought|seems?|looks? like|(?:people|students?"
     r"|some|others?|someone) \w+)\b"
@@ -61,18 +63,22 @@ _ABBREVIATION = re.compile(
 _BREAK = re.compile(r"(?:(?<=[.!?])|(?<=[.!?]['\")*\]$_])|(?<=[.!?]\*\*)|(?<=[.!?]\\[)\]]))\s+|\n+")
 _OPENING = r"^[\s*_#>\"'(\[-]*(?:(?:so|but|and|oh|okay|ok|yes|well|now|then|finally|also)\b[, ]*)*"
 _CORRECTION = re.compile(
-    rf"{_OPENING}(?:wait|actually|correction|oops|h+m+|no\b|sorry|hold on|on second thoughts?|scratch that"
+    rf"{_OPENING}(?:wait|actually|correction|oops|h+m+|no[,.:;!]|sorry|hold on|on second thoughts?|scratch that"
     rf"|my mistake|i (?:apologi[sz]e|was wrong|mis\w+)"
     r"|let me (?:correct|rectify|revise|fix)|i (?:made|see) an? (?:\w+ )?(?:mistake|error)|i (?:must|need to"
     r"|have to|should) (?:correct|revise)"
     r"|rather\b,)"
-    r"|\b(?:(?:that|this|it|which)(?:'s| is| was| can(?:no|')t be)(?: not|n't)? (?:wrong|right|incorrect|correct"
+    r"|\b(?:(?:that|this|it|which|answer|result)(?:'s| is| was| can(?:no|')t be)(?: not|n't)? (?:wrong|right"
+    r"|incorrect|correct"
     r"|mistaken)"
     r"|(?:that|this|it) (?:isn't|wasn't) (?:right|correct)|correct(?:ing)? myself|take that back|(?:change|revise"
     r"|correct) (?:my|the) answer"
-    r"|i (?:made|see) an? (?:\w+ )?(?:mistake|error)|i (?:misread|miscounted|miscalculated|forgot|overlooked)"
-    r"|in fact)\b",
+    r"|i (?:made|see) an? (?:\w+ )?(?:mistake|error)|i (?:misread|miscounted|miscalculated|forgot|overlooked))\b",
     re.IGNORECASE,
+)
+_VERDICT = re.compile(
+    r"(?:not |in)?(?:correct|right|wrong|verified|confirmed|valid|unique|reasonable|plausible|clear|obvious|as follows|the same)\b",
+    re.I,
 )
 _RETRACTED = re.compile(
     r"\b(?:wrong|incorrect|mistake\w*|mistaken|error|oops|sorry|correction|scratch that|take that back|mis\w+ed|not right|not correct"
@@ -80,7 +86,8 @@ _RETRACTED = re.compile(
     re.IGNORECASE,
 )
 _CONFIRMED = re.compile(
-    r"\b(?:that|this|it|which)(?:'s| is| was) (?:right|correct)|\bno (?:mistakes?|errors?)\b|\bhope\b", re.IGNORECASE
+    r"\b(?:that|this|it|which|answer|result)(?:'s| is| was) (?:right|correct)|\bno (?:mistakes?|errors?)\b|\bhope\b",
+    re.IGNORECASE,
 )
 _META = re.compile(
     rf"{_OPENING}(?:(?:i |we )?hope|let (?:me|us) (?:know|explain|verify|check|double|re-?check|think|make sure"
@@ -90,7 +97,7 @@ _META = re.compile(
     r"|steps?\b(?! \d+[.:])|do you|would you"
     r"|is there|i (?:used|checked|verified|rounded|assumed|took|needed|am (?:confident|happy|glad|sure))|we (?:used"
     r"|checked|verified)|here (?:we|i) used"
-    r"|(?:that|this|it|the \w+) (?:took|takes|used|uses|required|requires|needed|needs) (?:\w+ ){0,3}(?:steps?"
+    r"|(?:that|this|it|the \w+) (?:took|takes|used|uses|required|requires|needed|needs) (?:\S+ ){0,3}(?:steps?"
     r"|facts?|lines?"
     r"|calculations?|computations?|operations?|premises?)|(?:in|after) (?:\w+ ){1,2}steps?\b|confidence|difficulty"
     r"|(?:good|best) (?:luck|wishes)"
@@ -109,11 +116,11 @@ _REFUSAL = re.compile(
     re.I,
 )
 _CONCLUDES = re.compile(r"\b(?:so|thus|hence|therefore)\b|=", re.IGNORECASE)
+_ENDS = re.compile(r"(?:\\[)\]]|[*_`\"')$\s]){1,20}$")
 _UNFINISHED = re.compile(
     r"(?:\b(?:is|are|was|were|be|the|of|by|a|an|and|or|to|that|which|equals|then|for|with|in|on|we|he|she|they|it"
     r"|there|has|have|from|so|get|gives"
     r"|where|if|as|at|this|these|his|her|their|its)|[=+*/,&(\[{\\]|\\(?:cdot|times|frac|boxed|text)\{?|-)\s*$",
-    re.IGNORECASE,
 )
 
 
@@ -242,6 +249,8 @@ def _only_spoken_of(text: str, match: re.Match[str]) -> bool:
     ):
         return True
     line = next(iter(sentences(text[match.end() : match.end() + 300])), "")
+    if _VERDICT.match(line):
+        return True
     return line.rstrip("*_ \"')").endswith("?")
 
 
@@ -319,7 +328,7 @@ def settle(reply: str, read: Reader, *, strict: bool = False) -> Any:
 def _last_said(text: str, read: Reader, denied: set[Any]) -> Reading:
     """What the last sentence says that says anything. `denied` grows by what is denied on the way."""
     parts = sentences(text)
-    if parts and not _META.search(parts[-1]) and _UNFINISHED.search(parts[-1].rstrip("*_` \"')$")):
+    if parts and not _META.search(parts[-1]) and _UNFINISHED.search(_ENDS.sub("", parts[-1])):
         return Reading(refused=True)
     weak = NOTHING
     for part in parts[: -SENTENCES - 1 : -1]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 from rorqual.tasks.amounts import plain_text
 from rorqual.tasks.reply import marks, passed_over, sentences, spoken
@@ -19,7 +20,7 @@ _QUOTED = re.compile(r'"([^"\n]{0,400})"')
 _CLAIMED = re.compile(
     r"\b(?:says?|said|saying|claims?|claimed|claiming|states?|stated|stating|asserts?|asserted|tells? us|told us"
     r"|remarks?|remarked|replied|statement|claim"
-    r"|assertion|accus\w+|denies|denied|insists?|calls?|called|calling|the (?:assumption|hypothesis|possibility"
+    r"|assertion|accus\w+|denies|denied|insists?|calls?|called|calling|thought|guess(?:ed)?|seemed|the (?:assumption|hypothesis|possibility"
     r"|case)|whether)\b(?:,? (?:that|of))?[^,.;:\n]*",
     re.IGNORECASE,
 )
@@ -59,7 +60,7 @@ _PRONOUN = re.compile(
 )
 _ROLE_FIRST = re.compile(
     rf"(?P<only>\b(?:only |sole |single |lone |one )?)(?P<role>knights?|knaves?)(?: here| in (?:this|the) \w+)?[\s\"'*_]*"
-    rf"(?:\bis\b|\bare\b|must be|:|=|->|→|-|\||\(|\[|,)(?:[\s\"'*_\[]|only|both|and)*(?P<names>{_LIST})(?!\s*(?:is|are|:|=|must|\())",
+    rf"(?:\bis\b|\bare\b|must be|:|=|->|→|-|\||\(|\[)(?:[\s\"'*_\[]|only|both|and)*(?P<names>{_LIST})(?!\s*(?:is|are|:|=|must|\())",
     re.IGNORECASE,
 )
 _ALL = re.compile(
@@ -69,6 +70,7 @@ _ALL = re.compile(
     rf"| thus)? (?P<not>not )?(?:an? )?{_ROLE}",
     re.IGNORECASE,
 )
+_NEITHER = re.compile(rf"\bneither ⟦([0-9]+)⟧ nor ⟦([0-9]+)⟧ (?:is|are) (?:an? )?{_ROLE}", re.IGNORECASE)
 _NOBODY = re.compile(
     rf"\b(?:none(?: of (?:them|the \w+))?|nobody|no one|no-one|neither(?: of them)?) (?:is|are) (?:an? )?{_ROLE}"
     rf"|\b(?:no|0|zero) {_ROLE.replace('role', 'role2').replace('open', 'open2')}",
@@ -80,8 +82,10 @@ _OTHERS = re.compile(
     rf"[\s:*]*(?:is|are|must be|have to be|:|=)(?: all| both)?\s*(?P<not>not )?(?:an? |the )?{_ROLE}",
     re.IGNORECASE,
 )
+_NOR = re.compile(r"\bnor ⟦$", re.IGNORECASE)
 _SO_IS = re.compile(
-    rf"\b(?:so|as) (?:is|are) (?P<names>{_LIST})|(?P<other>{_NAME}) is(?: one)?,? (?:too|as well|also)\b", re.IGNORECASE
+    rf"\b(?:so|as) (?:is|are) (?P<names>{_LIST})|(?P<other>{_NAME}) is(?: one)?,? (?:too|as well|also)\b(?! an?\b)",
+    re.IGNORECASE,
 )
 _HEADING = re.compile(r"^\W*(?:the )?(?P<role>knights?|knaves?)\W*$", re.IGNORECASE)
 
@@ -185,7 +189,7 @@ def _in_sentence(sentence: str, count: int, subject: int | None, before: set[int
     taken: set[int] = set()
     for pattern in (_SAID, _ROLE_FIRST, _ELLIPSIS):
         for match in pattern.finditer(sentence):
-            if match.start("role") not in taken:
+            if match.start("role") not in taken and not _NOR.search(sentence, 0, match.start() + 1):
                 taken.add(match.start("role"))
                 found.append((match.start(), _named(match, count)))
     if subject is not None:
@@ -197,10 +201,16 @@ def _in_sentence(sentence: str, count: int, subject: int | None, before: set[int
     for match in _ALL.finditer(sentence):
         if not match["who"].lower().startswith("both") or count == 2:
             found.append((match.start(), dict.fromkeys(range(count), _role(match))))
+    for match in _NEITHER.finditer(sentence):
+        found.append((match.start(), dict.fromkeys((int(match[1]), int(match[2])), not ROLES[match["role"].lower()])))
     for match in _NOBODY.finditer(sentence):
         if match["role"]:
             found.append((match.start(), dict.fromkeys(range(count), not ROLES[match["role"].lower()])))
     found.sort(key=lambda item: item[0])
+    for (at, one), (then, other) in pairwise(found):
+        if re.search(r"\bor\b", sentence[at:then]):
+            one.update(dict.fromkeys(one))
+            other.update(dict.fromkeys(other))
     for match in _SO_IS.finditer(sentence):
         like = [one for at, one in found if at < match.start()]
         people = [int(who) for who in re.findall(r"[0-9]+", match["names"] or match["other"])]

@@ -91,7 +91,7 @@ MUTANTS = (
         "tasks/amounts.py",
         "if aside or again or governed(before[i]) else",
         "if aside or again else",
-        "tests/tasks/test_readers.py::test_the_number_that_a_reply_commits_to",
+        "tests/tasks/test_amounts.py::test_the_number_that_a_reply_commits_to",
     ),
     one(
         "a number that is denied is the answer",
@@ -99,7 +99,7 @@ MUTANTS = (
         "tasks/amounts.py",
         "return bool(_DENIES.search(before) or _DENIED_AFTER.search(after))",
         "return bool(_DENIED_AFTER.search(after))",
-        "tests/tasks/test_readers.py::test_the_number_that_a_reply_commits_to",
+        "tests/tasks/test_amounts.py::test_the_number_that_a_reply_commits_to",
     ),
     one(
         "18 or 19 is 19",
@@ -107,7 +107,7 @@ MUTANTS = (
         "tasks/amounts.py",
         "            or _OR.search(after[i])\n",
         "",
-        "tests/tasks/test_readers.py::test_the_number_that_a_reply_commits_to",
+        "tests/tasks/test_amounts.py::test_the_number_that_a_reply_commits_to",
     ),
     one(
         "what corrects a marked answer is not read",
@@ -115,7 +115,7 @@ MUTANTS = (
         "tasks/reply.py",
         "corrected = correction(tail)",
         'corrected = correction("")',
-        "tests/tasks/test_readers.py::test_the_number_that_a_reply_commits_to",
+        "tests/tasks/test_amounts.py::test_the_number_that_a_reply_commits_to",
     ),
     one(
         "the closing phrase is read as the answer",
@@ -131,7 +131,7 @@ MUTANTS = (
         "tasks/numbers.py",
         "value *= SCALES[scale]",
         "value *= 1",
-        "tests/tasks/test_readers.py::test_the_number_that_a_reply_commits_to",
+        "tests/tasks/test_amounts.py::test_the_number_that_a_reply_commits_to",
     ),
     one(
         "3 1/2 is 1/2",
@@ -139,7 +139,7 @@ MUTANTS = (
         "tasks/numbers.py",
         "int(whole or 0) + Fraction(int(top), int(bottom))",
         "Fraction(int(top), int(bottom))",
-        "tests/tasks/test_readers.py::test_the_number_that_a_reply_commits_to",
+        "tests/tasks/test_amounts.py::test_the_number_that_a_reply_commits_to",
     ),
     one(
         "0.333333 is 1/3",
@@ -179,7 +179,7 @@ MUTANTS = (
         "tasks/labels.py",
         "if _DENIES.search(before) or _DENIED_AFTER.match(after):",
         "if _DENIED_AFTER.match(after):",
-        "tests/tasks/test_readers.py::test_the_label_that_a_reply_commits_to",
+        "tests/tasks/test_words.py::test_the_label_that_a_reply_commits_to",
     ),
     one(
         "bold text hides roles",
@@ -187,6 +187,6 @@ MUTANTS = (
         "tasks/roles.py",
         '_ASIDE.sub(" ", re.sub(r"[*_`]", "", text))',
         '_ASIDE.sub(" ", text)',
-        "tests/tasks/test_readers.py::test_the_roles_that_a_reply_commits_to",
+        "tests/tasks/test_words.py::test_the_roles_that_a_reply_commits_to",
     ),
 )

@@ -251,6 +251,16 @@ from rorqual.tasks.answer import math_equal
         ('0.1', '\\boxed{0.10000001}', 'wrong'),
         ('0.1', '\\boxed{0.10}', 'right'),
         ('.5', '0.5', 'right'),
+        (r"\frac{x}{3}", r"\boxed{0.333333x}", "wrong"),
+        (r"\frac{x}{4}", r"\boxed{0.25x}", "right"),
+        (r"\frac{\sqrt{2}}{2}", r"\boxed{0.5\sqrt{2}}", "right"),
+        (r"\frac{\sqrt{2}}{3}", r"\boxed{0.3333333\sqrt{2}}", "wrong"),
+        (r"\frac{1}{3}", r"\boxed{-(-0.333333333)}", "wrong"),
+        (
+            r"\begin{pmatrix} 1/3 \\ 2 \end{pmatrix}",
+            r"\boxed{\begin{pmatrix} 0.333333333 \\ 2 \end{pmatrix}}",
+            "wrong",
+        ),
     ],
 )  # fmt: skip
 def test_mathematics_is_compared_exactly(gold: str, reply: str, verdict: str) -> None:

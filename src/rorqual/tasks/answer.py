@@ -10,52 +10,53 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from typing import Any
 
 from math_verify import parse, verify
 from math_verify.errors import TimeoutException
-from sympy import Basic, MatrixBase
+from sympy import Basic, Expr, Float, MatrixBase, Rational, Set
+from sympy.logic.boolalg import Boolean
 from sympy.polys.polyerrors import BasePolynomialError
 
+from rorqual.tasks.amounts import Amount, final_amount
 from rorqual.tasks.base import Verdict
+from rorqual.tasks.expressions import (
+    BASE,
+    BASES,
+    Parts,
+    bare_words,
+    final_expression,
+    gold_words,
+    parts,
+    same_unit,
+    side,
+    split,
+    tidy,
+)
+from rorqual.tasks.labels import label
+from rorqual.tasks.numbers import Number, single, whole_number
+from rorqual.tasks.reply import boxed, marked
 
-NUMBER = re.compile(r"((?:(?<![\w)])-)?)\$?((?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:/(\d+)(?![\d.]))?")
-MARKED = re.compile(r"(?:####|\banswer\s*(?:is\b|:|=))[:\s]*([^\n]+)", re.IGNORECASE)
+__all__ = ["boxed", "final_answer", "final_number", "label", "marked", "math_equal", "parses", "whole_number"]
+
 FAILURES = (
     ArithmeticError, AssertionError, AttributeError, BasePolynomialError, LookupError, NotImplementedError, RecursionError,
     TypeError, ValueError,
 )  # fmt: skip
 """What sympy is known to raise on expressions that it cannot compare. Such a reply is ungraded, not wrong."""
+_INEQUALITY = re.compile(r"[<>]|\\[lg]eq?(?![a-z])")
+POINTS = (Rational(7, 3), Rational(11, 5), Rational(23, 9))
+"""Where two expressions with variables are compared."""
+LONGER, LONGEST = 10, 400
+"""An answer of more than ten times the gold answer's length, and 400 characters, is wrong without being parsed."""
 STRIKES_AGAIN = 0.5
 """Seconds from one strike of the clock to the next."""
 
 for _name in ("math_verify.parser", "math_verify.grader"):  # the clock that they miss is our own
     logging.getLogger(_name).addFilter(lambda record: not record.getMessage().startswith("Timeout is disabled"))
-
-
-def boxed(text: str) -> str | None:
-    r"""The content of the last whole `\boxed{...}` (braces may nest), None where there is none."""
-    end = len(text)
-    while (start := text.rfind("\\boxed{", 0, end)) >= 0:
-        depth, begin = 0, start + len("\\boxed")
-        for i in range(begin, len(text)):
-            depth += (text[i] == "{") - (text[i] == "}") if text[i - 1] != "\\" else 0
-            if depth == 0:
-                return text[begin + 1 : i].strip()
-        end = start
-    return None
-
-
-def marked(text: str) -> str | None:
-    r"""What the reply itself calls its answer: the last `\boxed{}`, else after the last `####`, `answer is` or `answer:`."""
-    found = boxed(text)
-    if found is not None:
-        return found
-    lines = MARKED.findall(text)
-    return lines[-1].strip().rstrip(".").strip() if lines else None
 
 
 def final_answer(text: str) -> str:
@@ -68,38 +69,9 @@ def final_answer(text: str) -> str:
 
 
 def final_number(text: str) -> Fraction | None:
-    """The last number of the marked answer, else of the whole reply: `1,234`, `$5`, `-2.50` and `3/4` are numbers."""
-    found = marked(text)
-    for part in (found, text) if found is not None else (text,):
-        numbers = NUMBER.findall(part.replace("−", "-").replace("\\$", "$").replace("{,}", ","))
-        if numbers:
-            return _fraction(*numbers[-1])
-    return None
-
-
-def _fraction(sign: str, digits: str, below: str) -> Fraction | None:
-    if len(digits) + len(below) > 200 or (below and int(below) == 0):
-        return None
-    return Fraction(sign + digits.replace(",", "")) / (int(below) if below else 1)
-
-
-def whole_number(text: str) -> Fraction | None:
-    """`text` as one number and nothing else, None where it is anything more."""
-    match = NUMBER.fullmatch(text.strip().strip("$").strip())
-    return _fraction(*match.groups(default="")) if match else None
-
-
-def label(text: str, labels: Collection[str]) -> str | None:
-    """The label that the marked answer, the last line, or the whole reply names; None where it names none, or several."""
-    for part in (marked(text), final_answer(text), text):
-        if part is None:
-            continue
-        named = {name for name in labels if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", part, re.IGNORECASE)}
-        if len(named) == 1:
-            return named.pop()
-        if named:
-            return None
-    return None
+    """The number that `text` commits to: `1,234`, `$5`, `-2.50`, `3/4`, `70k` and `twelve` are numbers, and 50% is 50."""
+    found = final_amount(text)
+    return None if found is None else found.value
 
 
 def math_equal(gold: str, reply: str, *, timeout: int = 5) -> Verdict:
@@ -109,12 +81,15 @@ def math_equal(gold: str, reply: str, *, timeout: int = 5) -> Verdict:
     sympy failed: none of these says that the reply is wrong. math-verify's clock is a signal, which only the main thread may
     set: in another thread the comparison runs in a process of its own, and costs its start.
     """
-    one, other = whole_number(gold), whole_number(final_answer(reply))
-    if one is not None and other is not None:
-        return Verdict.RIGHT if one == other else Verdict.WRONG
+    said = final_expression(reply, gold)
+    if said is not None and len(said) > LONGER * len(gold) + LONGEST:
+        said = None
+    one, other = _number(tidy(gold)), None if said is None else _number(tidy(said))
+    if said is not None and one is not None and other is not None and one.value is not None and same_unit(gold, said):
+        return Verdict.RIGHT if _same_number(one, other) else Verdict.WRONG
     if threading.current_thread() is threading.main_thread():
-        return _compare(gold, reply, timeout)
-    return _compare_elsewhere(gold, reply, timeout)
+        return _compare(gold, said, timeout)
+    return _compare_elsewhere(gold, said, timeout)
 
 
 def parses(gold: str, *, timeout: int = 5) -> bool:
@@ -122,32 +97,166 @@ def parses(gold: str, *, timeout: int = 5) -> bool:
     return math_equal(gold, f"\\boxed{{{gold}}}", timeout=timeout) is Verdict.RIGHT
 
 
-def _compare(gold: str, reply: str, timeout: int) -> Verdict:
-    golds = _parsed(f"\\boxed{{{gold}}}", timeout) if gold.strip() else []
-    if not golds:
+def _compare(gold: str, said: str | None, timeout: int) -> Verdict:
+    """Compare part by part, so that no set equals a tuple and no interval one with other brackets; then math-verify compares the parts."""
+    if (words := gold_words(gold)) is not None:
+        return Verdict.RIGHT if said is not None and bare_words(said) == words else Verdict.WRONG
+    try:
+        if not gold.strip() or not _usable(tidy(gold), timeout):
+            return Verdict.UNGRADED
+        if said is None or not same_unit(gold, said):
+            return Verdict.WRONG
+        if re.search(r"\\circ|°", said) and "=" not in gold:  # degrees are left out, so the sides may differ
+            said = said.rpartition("=")[2]
+        return Verdict.RIGHT if _equal(tidy(gold), tidy(said), timeout) else Verdict.WRONG
+    except (TimeoutException, *FAILURES):
         return Verdict.UNGRADED
-    answer = final_answer(reply)
-    prose = marked(reply) is None and "\\" not in answer and len(re.findall(r"[A-Za-z]{2,}", answer)) > 2
-    answers = _parsed(answer if prose else f"\\boxed{{{answer}}}", timeout)
-    if answers is None:
-        return Verdict.UNGRADED
-    failed = False
-    for one in golds:
-        for other in answers:
-            try:
-                with _clock(timeout):
-                    if verify(one, other, timeout_seconds=None, raise_on_error=True):
-                        return Verdict.RIGHT
-            except (TimeoutException, *FAILURES):
-                failed = True
-    return Verdict.UNGRADED if failed else Verdict.WRONG
+
+
+def _usable(gold: str, timeout: int) -> bool:
+    """Whether every part of `gold` parses."""
+    gold = split(gold, "\\in")[-1]
+    found = parts(gold)
+    if found is not None:
+        return all(_usable(item, timeout) for item in found.items)
+    number = _number(gold)
+    return (number is not None and number.value is not None) or bool(_parsed(gold, timeout))
+
+
+def _equal(gold: str, said: str, timeout: int) -> bool:
+    gold = split(gold, "\\in")[-1]
+    sides = side(said, equation="=" in gold)
+    if len(sides) > 2 and _contradicts([one for one in sides if one], timeout):
+        return False
+    said = sides[-1]
+    if len(sides) == 2 and not _names(sides[0]) and _contradicts(sides, timeout):
+        return False
+    one, other = parts(gold), parts(said)
+    if (one is None and other is None) or (_INEQUALITY.search(gold) is None) != (_INEQUALITY.search(said) is None):
+        return _equal_expressions(gold, said, timeout)
+    if one is None and other is not None and other.kind == "," and "pm" not in said:  # one value, said several times
+        return all(_equal(gold, item, timeout) for item in other.items)
+    if one is None or other is None:
+        return False
+    return _equal_parts(one, other, timeout)
+
+
+def _equal_parts(gold: Parts, said: Parts, timeout: int) -> bool:
+    """Tuples and intervals in order and with the same brackets, lists and sets in any order. A list without brackets may be a set."""
+    loose = {gold.kind, said.kind} == {",", "{}"}
+    if (gold.kind != said.kind and not loose) or len(gold.items) != len(said.items):
+        return False
+    if gold.ordered:
+        return all(_equal(one, other, timeout) for one, other in zip(gold.items, said.items))
+    left = list(said.items)
+    for one in gold.items:
+        place = next((i for i, other in enumerate(left) if _equal(one, other, timeout)), None)
+        if place is None:
+            return False
+        del left[place]
+    return True
+
+
+def _contradicts(sides: list[str], timeout: int) -> bool:
+    """Whether two sides of a chain of equations are constants that differ (`3 = 4`)."""
+    values = [found for one in sides if (found := _value(one, timeout)) is not None]
+    return any(not _exactly(values[0], value) for value in values[1:])
+
+
+def _value(text: str, timeout: int) -> Expr | None:
+    found = [item for item in _parsed(text, timeout) or [] if isinstance(item, Expr)]
+    return found[0] if found and not found[0].free_symbols else None
+
+
+def _names(text: str) -> bool:
+    """Whether the left side of an equation names what the right side is: a letter, a function, words."""
+    return re.search(r"[A-Za-z]", re.sub(r"\\(?:[dt]?frac|sqrt|cdot|times|pi|div)", "", text)) is not None
+
+
+def _number(text: str) -> Number | None:
+    r"""`text` as a number, read exactly; `\frac` is left to math-verify."""
+    return None if "frac" in text else single(text)
+
+
+def _same_number(gold: Number, said: Number) -> bool:
+    if gold.value is None or said.value is None:
+        return False
+    if gold.percent == said.percent:
+        return gold.value == said.value
+    return (
+        Amount(said.value, said.percent).equals(gold.value)
+        if said.percent
+        else said.value in (gold.value, gold.value / 100)
+    )
+
+
+def _equal_expressions(gold: str, said: str, timeout: int) -> bool:
+    bases = [BASE.fullmatch(one.replace(" ", "")) for one in (gold, said)]
+    if bases[0] or bases[1]:
+        return _same_base(bases[0], bases[1])
+    one, other = _number(gold), _number(said)
+    if one is not None and other is not None:
+        return _same_number(one, other)
+    if other is not None and other.value is not None and other.value.denominator > 1:  # forms that LaTeX does not know
+        said = f"\\frac{{{other.value.numerator}}}{{{other.value.denominator}}}" + "\\%" * other.percent
+    if ("=" in gold) != ("=" in said):
+        gold, said = side(gold, False)[-1], side(said, False)[-1]
+    golds, answers = _parsed(gold, timeout), _parsed(said, timeout)
+    if golds is None or answers is None:
+        raise TimeoutException
+    return any(_verified(one, other, timeout) for one in golds for other in answers)
+
+
+def _same_base(gold: re.Match[str] | None, said: re.Match[str] | None) -> bool:
+    """Digits and base alike: the same digits in another base are another number."""
+    if gold is None or said is None:
+        return False
+    base, other = (str(BASES.get(match[2], match[2])) for match in (gold, said))
+    return gold[1].upper() == said[1].upper() and base == other
+
+
+def _verified(gold: Any, said: Any, timeout: int) -> bool:
+    with _clock(timeout):
+        if isinstance(gold, Set) != isinstance(said, Set) and isinstance(
+            gold if isinstance(said, Set) else said, Boolean
+        ):
+            return bool(_as_set(gold) == _as_set(said))
+        return bool(verify(gold, said, timeout_seconds=None, raise_on_error=True)) and _exactly(gold, said)
+
+
+def _as_set(one: Any) -> Any:
+    """The numbers that an inequality admits."""
+    return one if isinstance(one, Set) else one.as_set()
+
+
+def _exactly(one: Any, other: Any) -> bool:
+    """Whether two expressions agree to 30 digits, at three points where they have variables: math-verify rounds to 6 digits."""
+    if isinstance(one, MatrixBase) and isinstance(other, MatrixBase):
+        return one.shape == other.shape and all(map(_exactly, one, other))
+    if not isinstance(one, Expr) or not isinstance(other, Expr):
+        return True
+    difference = _rational(one) - _rational(other)
+    letters = sorted(difference.free_symbols, key=str)
+    for point in POINTS if letters else POINTS[:1]:
+        value = difference.subs({letter: point + Rational(i, 7) for i, letter in enumerate(letters)}).evalf(40)
+        if not value.is_finite or not value.is_number:
+            continue
+        if abs(value) > Rational(1, 10**25):
+            return False
+    return True
+
+
+def _rational(expression: Expr) -> Expr:
+    """`expression` with its decimals as the fractions that they are."""
+    return expression.xreplace({number: Rational(str(number)) for number in expression.atoms(Float)})
 
 
 def _parsed(text: str, timeout: int) -> list[Any] | None:
     """Expressions, not the strings that math-verify falls back to; None where the clock ran out."""
     try:
         with _clock(timeout):
-            return [item for item in parse(text, parsing_timeout=None) if isinstance(item, Basic | MatrixBase)]
+            found = parse(f"\\boxed{{{text}}}", parsing_timeout=None)
+            return [item for item in found if isinstance(item, Basic | MatrixBase)]
     except TimeoutException:
         return None
 
@@ -186,8 +295,8 @@ def _clock(seconds: float) -> Iterator[None]:
         raise TimeoutException
 
 
-def _compare_elsewhere(gold: str, reply: str, timeout: int) -> Verdict:
-    request = json.dumps([gold, reply, timeout])
+def _compare_elsewhere(gold: str, said: str | None, timeout: int) -> Verdict:
+    request = json.dumps([gold, said, timeout])
     try:
         done = subprocess.run(
             [sys.executable, "-c", "from rorqual.tasks.answer import _main; _main()"],
@@ -199,5 +308,5 @@ def _compare_elsewhere(gold: str, reply: str, timeout: int) -> Verdict:
 
 
 def _main() -> None:
-    gold, reply, timeout = json.loads(sys.stdin.read())
-    sys.stdout.write(_compare(gold, reply, timeout).value)
+    gold, said, timeout = json.loads(sys.stdin.read())
+    sys.stdout.write(_compare(gold, said, timeout).value)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from rorqual.core.errors import DataError
-from rorqual.tasks.answer import label
 from rorqual.tasks.base import Problem, Split, Verdict
+from rorqual.tasks.labels import label
 from rorqual.tasks.rows import SAMPLES, FileTask, Row, carve, held_out, normal, read
 
 LABELS = ("True", "False", "Uncertain")
@@ -16,6 +16,10 @@ SAME = {"Unknown": "Uncertain"}
 
 class Folio(FileTask):
     """Rows `premises` (a list), `conclusion`, `label`. The validation file is the held-out split; test labels are not public.
+
+    A reply is right where it commits to the gold label (see `rorqual.tasks.labels`). The last mark counts, else the last sentence that
+    says something of the conclusion. A label that is denied ("not false"), left open ("true or false"), supposed ("would be true") or
+    said of a premise is none. "Cannot be determined" and "neither true nor false" say Uncertain.
 
     `dev` is carved from the training file by story, since several conclusions share one. `data` is a folder with
     `train.jsonl` and `validation.jsonl`, or one file; None is the sample of the package.

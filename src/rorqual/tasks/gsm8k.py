@@ -6,8 +6,9 @@ import re
 from pathlib import Path
 
 from rorqual.core.errors import DataError
-from rorqual.tasks.answer import final_number, marked, whole_number
+from rorqual.tasks.amounts import final_amount
 from rorqual.tasks.base import Problem, Split, Verdict
+from rorqual.tasks.numbers import whole_number
 from rorqual.tasks.rows import SAMPLES, FileTask, Row, carve, held_out, normal, read
 
 CALCULATOR = re.compile(r"<<[^>]*>>")
@@ -19,8 +20,17 @@ class Gsm8k(FileTask):
     `data` is a folder with `train.jsonl` and `test.jsonl` or one file; None is the sample of the package. A gold answer that is
     no number is refused in training (`DataError`) and ungraded in evaluation.
 
-    The answer of a reply is the last number of what it marks as such (`#### 7`, `the answer is 7`, `\\boxed{7}`). Where it marks none,
-    it is the last number of the whole reply; with `strict` such a reply is wrong.
+    A reply is right where the number that it commits to equals the gold answer exactly. The rules, of which `rorqual.tasks.reply`,
+    `amounts` and `numbers` say more:
+
+    - The last mark counts (`#### 7`, `the answer is 7`, `\\boxed{7}`, `<answer>7</answer>`), and of it the first number. A correction
+      after it ("Wait, it is 8.") replaces it; other text after it changes nothing.
+    - Without a mark the last sentence that states a number counts. Questions, checks, closing phrases, brackets and reasons are passed
+      over, and so are numbers that a preposition or an article governs ("12 apples for 3 people"), where another is left. With `strict`
+      a reply without a mark is wrong.
+    - What is denied ("not 18"), left open ("18 or 19", "18 to 20", "more than 18") or refused is no answer, and such a reply is wrong.
+    - Numbers are exact: `1e3`, `1\\,000`, `1 000`, `5.`, `70k`, `2.5 million`, `3 1/2`, `\\frac{7}{2}`, `-$5`, `5~\\mathrm{cm}` and words
+      are read; 0.333333 is not 1/3. 50% is 1/2, and it is 50. A time, and a number in another base, is no number.
     """
 
     name = "gsm8k"
@@ -55,5 +65,5 @@ class Gsm8k(FileTask):
         gold = whole_number(problem.answer)
         if gold is None:
             return Verdict.UNGRADED
-        said = marked(reply) if self.strict else reply
-        return Verdict.RIGHT if said is not None and final_number(said) == gold else Verdict.WRONG
+        said = final_amount(reply, strict=self.strict)
+        return Verdict.RIGHT if said is not None and said.equals(gold) else Verdict.WRONG

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from rorqual.core.errors import DataError
 from rorqual.tasks.base import Problem, Split, Verdict
+from rorqual.tasks.roles import roles
 from rorqual.tasks.rows import SAMPLES, FileTask, Row, carve, held_out, read
-
-TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
 
 
 class Knights(FileTask):
     """Rows `quiz`, `names`, `solution`, `statements` and the trace (`cot_head`, `cot_repeat_steps`, `cot_foot`).
+
+    A reply is right where it commits to the right role for each person (see `rorqual.tasks.roles`): in a sentence, as `Name: role`, in
+    a table, JSON or bold text. Claims, questions and suppositions are passed over, and the last statement about a person counts. A person
+    without a role, with two, or with one that is left open ("a knight or a knave") makes the reply wrong.
 
     `data` is a folder with `*train*` and `*test*` files, or one file; None is the sample of the package. `people`, where
     given, keeps the problems with so many. The key is the structure of the statements: other names make no other problem.
@@ -51,17 +53,12 @@ class Knights(FileTask):
         )
 
     def grade(self, problem: Problem, reply: str) -> Verdict:
-        """Right where each person is named once, as what they are; numbering and order do not matter."""
+        """Right where each person is said to be what they are; numbering and order do not matter."""
         solution = problem.meta["solution"]
         if solution is None:
             return Verdict.UNGRADED
-        tagged = TAGGED.findall(reply)
-        text = tagged[-1] if tagged else reply
-        for name, truth in zip(problem.meta["names"], solution, strict=True):
-            said = re.findall(rf"\b{re.escape(name)}\s+is\s+a\s+(knight|knave)\b", text, re.IGNORECASE)
-            if {word.lower() for word in said} != {"knight" if truth else "knave"}:
-                return Verdict.WRONG
-        return Verdict.RIGHT
+        said = roles(reply, problem.meta["names"])
+        return Verdict.RIGHT if said == tuple(solution) else Verdict.WRONG
 
     def chance(self, problem: Problem) -> float:
         return 0.5 ** len(problem.meta["names"])

@@ -13,6 +13,14 @@ from rorqual.tasks.rows import SAMPLES, FileTask, Row, files, normal, read
 class Math500(FileTask):
     """Rows `problem`, `answer` (LaTeX), `solution`, `subject`, `level`; graded by math-verify. For evaluation only.
 
+    A reply is right where what it commits to (see `rorqual.tasks.reply` and `expressions`) equals the gold answer:
+
+    - Of `a = b = c` the last side counts, of `a \\approx 0.3` the left one; sides that are different constants (`3 = 4`) are wrong.
+    - Sets and lists are compared in any order, tuples and intervals in order and with the same brackets; a set is no tuple.
+    - A number in base 8 equals the same digits in base 8 alone. Units are left out, unless both have one and the two differ.
+    - Decimals are exact: 0.333333 is not 1/3, and 3.14 is not pi. A gold answer in words, or a letter, must be asserted, not denied.
+    - What is left is compared by math-verify, and then to 25 digits.
+
     `data` is a folder with a file `*test*.jsonl`, or one file; None is the sample of the package. A gold answer that does not
     parse is ungraded. A split other than test is a `DataError`: nothing is trained on or chosen by these problems.
     """

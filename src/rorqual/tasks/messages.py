@@ -29,7 +29,7 @@ class Messages(FileTask):
     r"""Rows `messages`, or `prompt` and `completion`, or `question` and `answer`, as `rorqual train sft data=FILE` reads them.
 
     A reply is right where it ends in what the gold answer ends in: the marked answer (`\boxed{}`, `####`, `answer:`), else the
-    last line; as numbers where the gold one is a number, else without regard to case and white space. `data` is a file, or a
+    last line; as numbers (see `Gsm8k`) where the gold one is a number, else without regard to case and white space. `data` is a file, or a
     folder with `*train*` and `*test*` files.
     """
 

@@ -1,0 +1,361 @@
+r"""Decide which number a sentence states as its answer.
+
+Of the numbers in the segment these are not its answer: what an operator joins (`5 * 12`), the left side of an equation, what is denied
+("not 18"), a bound ("more than 18"), a range ("18 to 20"), two that are left open ("18 or 19"), an ordinal, and what stands in brackets or
+in a clause that gives a reason. Of the rest a number that a preposition or an article governs ("for 3 people", "the 5 days") counts only
+where there is no other. A mark is followed by its answer, so its first number counts; a sentence ends in its answer, so there the last.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from fractions import Fraction
+from itertools import pairwise
+
+from rorqual.tasks.numbers import Number, numbers, plain
+from rorqual.tasks.reply import NOTHING, SENTENCE, Reading, settle
+
+_MARKUP = (
+    (re.compile(r"\\(?:text|mathrm|textbf|mathbf|boldsymbol|operatorname|mbox|fbox)\s?\{([^{}]{0,200})\}"), r" \1"),
+    (re.compile(r"\\(?:left|right|displaystyle|quad|qquad|big|Big)\b|\\[\[\]()]|~|`"), " "),
+    (re.compile(r"(?<![0-9])\*\*|\*\*(?![0-9])|__"), ""),
+    (re.compile(r"<<[^<>]{0,200}>>|</?[a-z]{1,6}>|(?<=\w )\[[0-9]{1,2}\]"), ""),
+    (re.compile(r"^\W*(?:step|case|part|day|question|problem) [0-9]{1,3}\s?[:.)-]\s", re.IGNORECASE), ""),
+)
+_BOLD = re.compile(r"\*\*([^*\n]{1,200})\*\*")
+_ASIDE = re.compile(r"\([^()]{0,300}\)")
+_LABEL = re.compile(r"^\W*(?:\(?[0-9]{1,3}[.)]\s|[a-z]\)\s)", re.IGNORECASE)
+_LEADING = re.compile(
+    r"^\W*(?:(?:so|and|but|then|now|thus|hence|therefore)\b,? )?(?:after|when|if|since|as|because|while|given|with"
+    r"|from|out of|of|on|in|at|for|during"
+    r"|(?:every|each) (?:day|week|month|year|hour|time)|before|until|starting|by|although|though|whether"
+    r"|to)\b[^,;:]{0,300}, ?",
+    re.IGNORECASE,
+)
+_REASON = re.compile(
+    r"(?:,? \b(?:because|since|whereas|although|even though|compared (?:to|with)|in contrast to|unlike|assuming|given that|not counting"
+    r"|not including|excluding|except|without counting|if|when|where|whenever|as long as)\b|, (?:as|while|for|after"
+    r"|before|with|(?:[\w\\$]+ )?of (?:which|whom)|whose|who)\b"
+    r"| as (?:each|every|there|he|she|it|they|the|we|one)\b| while\b)"
+    r".*?(?=(?:,|;|:) (?:so|hence|thus|therefore|we get|this (?:gives|makes))\b|;|$)",
+    re.IGNORECASE,
+)
+_OPERATOR = r"(?:[+*×·÷/]|\\times|\\cdot|\\div|\bx\b|\bplus\b|\bminus\b|\btimes\b(?! (?:a|as|per|the)\b)|divided by|multiplied by)"
+_JOINED_BEFORE = re.compile(rf"(?:{_OPERATOR}|(?<=[\s0-9)])-)\s*[$£€(]*$", re.IGNORECASE)
+_JOINED_AFTER = re.compile(rf"^[\s)]*(?:[A-Za-z]+\s)?\s*(?:{_OPERATOR}|-)\s*[$£€(]*$", re.IGNORECASE)
+_EQUATED_AFTER = re.compile(r"^[\s)]*(?:[A-Za-z$%/]+\s?){0,3}(?:=|≈|\\approx|\bequals\b)", re.IGNORECASE)
+_EQUATED_BEFORE = re.compile(r"(?:=|≈|\\approx|\bequals)\s*[$£€(]*$", re.IGNORECASE)
+_LIGHT = (
+    r"(?:be|been|equal|equals|to|exactly|just|simply|merely|only|actually|the|a|an|as|really|of|get|gets|give|gives"
+    r"|make|makes|have|has|cost|costs|earn"
+    r"|earns|answer|result|total|value|sum|number|is|was|are|were|possibly|either|think|believe|that|it|he|she|they|we)"
+)
+_DENIES = re.compile(
+    rf"(?:\b(?:not|never|neither|nor|cannot|rather than|instead of|no longer)\b|n't\b|\\neq?\b|≠)(?:\s+{_LIGHT}\b){{0,5}}\W{{0,4}}$",
+    re.IGNORECASE,
+)
+_DENIED_AFTER = re.compile(
+    r"^(?:\s[A-Za-z]+){0,2}\s(?:(?:is|are|was|were|would be|seems?|looks?)(?: not|n't)? (?:wrong|incorrect|mistaken|impossible|too \w+)\b"
+    r"|(?:is|are|was|were)(?: not|n't)\b\s*(?:$|[.,;]|(?:the|right|correct|an?|my|our|it|true|possible|what|exact"
+    r"|enough)\b)|cannot be (?:right|correct|true)"
+    r"|can't be (?:right|correct|true)|would (?:exceed|be too|not)|(?:seems?|looks?|appears?) (?:right|correct"
+    r"|plausible))",
+    re.IGNORECASE,
+)
+_BOUND = re.compile(
+    r"(?:\b(?:(?:more|less|fewer|greater|larger|smaller|higher|lower|bigger) than|at least|at most|up to|as (?:many"
+    r"|much) as|no (?:more|less|fewer) than"
+    r"|nearly|almost|just (?:under|over|below|above)|maybe|perhaps|possibly|(?:might|may|could) (?:well )?be"
+    r"|somewhere|minimum of|maximum of|exceeds?"
+    r"|not sure (?:if|whether) it is)|[<>≤≥]|\\leq?|\\geq?)\s*[$£€(]*$",
+    re.IGNORECASE,
+)
+_OR = re.compile(
+    r"^[^.;]{0,25}?(?:\bor\b|\band/or\b)(?:\W+(?:maybe|perhaps|possibly|even|about|else|rather|is it|it is|it's"
+    r"|it could be|it might be|could it be))*\W*$",
+    re.I,
+)
+_OR_SO = re.compile(r"^(?: \w+)? or so\b", re.IGNORECASE)
+_RANGE = re.compile(
+    r"^(?:\s?[A-Za-z%]{1,10})?(?:-| -|\s+(?:to|through|until|up to)\s|\s?\.\.\.?\s?|\\(?:sim|ldots|dots)\s?)\s*[$£€]?$"
+)
+_LIST = re.compile(r"^\s?[$%]?\s?(?:,|;|&|,? and|\\&)\s?(?:[a-z]\s?=\s?)?[$£€]?\s*$", re.IGNORECASE)
+_GOVERNED = re.compile(
+    r"\b(?:for|of|in|on|at|after|from|per|every|each|within|during|over|than|the|these|those|all|his|her|their|its"
+    r"|our|your|my|both|by|into|across|among"
+    r"|between|until|before|when|with|without|if|since|first|last|next|other|remaining|whole|using|step|case|part"
+    r"|day|week|month|year|premise|question"
+    r"|\w's|than (?:\w+(?:'s)? ){0,2}\w+|problem|example|method|option|page|room|number|no\.|day|age|route|line"
+    r"|equation"
+    r"|(?<!has )(?<!have )(?<!had )(?<!need )(?<!needs )(?<!wants )(?<!want )(?<!going )(?<!able )(?<!used )(?<!is "
+    r")"
+    r"(?<!are )to [a-z]{3,})\s+(?:(?:of|the|each|every|all|a|just|only|these|those|his|her|their"
+    r"|first|last|other|next|about|around|approximately)\s+)*[$£€(]*$",
+    re.IGNORECASE,
+)
+_NOT_GOVERNED = re.compile(
+    r"\b(?:in (?:all|total|sum)|after all|(?:left|ends?|ended|ending|up|remains?|home|him|her|them|us) (?:up )?with"
+    r"|sold for|sells? (?:\w+ ){1,4}for"
+    r"|sold (?:\w+ ){1,4}for|total of|sum of|amount of|profit of|number of|cost of|price of|result of|value of"
+    r"|answer of|distance of|average of|age of"
+    r"|(?:tak|giv|g[ao]ve|cost|leav|left|mak|pay|ow|earn|need|sav|bring|get)(?:e|es|s|ing)? (?:him|her|them|us|me"
+    r"|you)|took (?:him|her|them|us|me|you))"
+    r"\s+[$£€(]*$",
+    re.IGNORECASE,
+)
+_ADVERBIAL = re.compile(
+    r"^ (?:times? (?:a|per|each|every|as)\b|(?:days?|weeks?|months?|years?|hours?|minutes?) (?:later|ago|a|per|each|earlier|from now)\b)",
+    re.I,
+)
+_COMPARED = re.compile(r"^(?: [A-Za-z]+)? (?:more|less|fewer|\w+er) than\b", re.IGNORECASE)
+_COORDINATED = re.compile(r"^(?: [A-Za-z-]+){1,3},? (?:and|&) $")
+_RELATIVE = re.compile(
+    r"\bwhich (?!leaves|makes|gives|means|equals|results|comes|adds|totals|brings|amounts|yields)[^,;]{0,40}$",
+    re.IGNORECASE,
+)
+_OF_THE_QUESTION = re.compile(r"\b(?:the|these|those|all|both|each|every) $", re.IGNORECASE)
+GOVERNED, RELATIVE, FREE = 0, 1, 2
+_CLAUSE = re.compile(
+    r"[;:,]|\b(?:and|so|but|which|leaving|hence|thus|therefore|then|meaning|giving|making|that is|i\.e\.|namely)\b| - ",
+    re.I,
+)
+_RESTATED = re.compile(
+    r"(?:\bthat is(?: to say)?|\bi\.\s?e\.|\bnamely|\bin other words|\bwhich (?:is|equals|means|makes|gives))\W",
+    re.IGNORECASE,
+)
+_REFUSES = re.compile(
+    r"\b(?:i|we|one)(?: \w+)? (?:cannot|can't|can not|am not able|am unable|are unable|could not|couldn't"
+    r"|do not know|don't know|am not sure"
+    r"|have no idea|was not able)\b"
+    r"|\bi'm (?:not sure|unable|not able|afraid|sorry)\b|\b(?:not enough|insufficient|missing) (?:information"
+    r"|data)\b|\bnobody (?:can|knows)\b"
+    r"|\b(?:impossible|cannot|can't|can not|unable) (?:to|be) (?:\w+ )?(?:say|tell|determine|answer|calculate"
+    r"|compute|solve|know)\w*"
+    r"|\b(?:unknown|unclear|undetermined|no (?:unique )?(?:solution|answer))\b",
+    re.IGNORECASE,
+)
+_NONE = re.compile(r"^\W*(?:none|nothing|nil)\b(?: (?:is|are) left(?: over)?| remains?| left(?: over)?)\W*$", re.I)
+_UNITS: dict[str, tuple[str, int | Fraction]] = {
+    "second": ("s", 1), "minute": ("s", 60), "min": ("s", 60), "hour": ("s", 3600), "day": ("s", 86400), "week": ("s", 604800),
+    "cent": ("$", Fraction(1, 100)), "dollar": ("$", 1), "$": ("$", 1), "mm": ("m", Fraction(1, 1000)), "cm": ("m", Fraction(1, 100)),
+    "centimeter": ("m", Fraction(1, 100)), "m": ("m", 1), "meter": ("m", 1), "metre": ("m", 1), "km": ("m", 1000),
+    "kilometer": ("m", 1000), "kilometre": ("m", 1000), "inch": ("in", 1), "inche": ("in", 1), "foot": ("in", 12), "feet": ("in", 12),
+    "yard": ("in", 36), "mile": ("in", 63360), "g": ("g", 1), "gram": ("g", 1), "kg": ("g", 1000), "kilogram": ("g", 1000),
+    "ounce": ("oz", 1), "pound": ("oz", 16), "ml": ("l", Fraction(1, 1000)), "milliliter": ("l", Fraction(1, 1000)), "l": ("l", 1),
+    "liter": ("l", 1), "litre": ("l", 1), "month": ("mo", 1), "year": ("mo", 12), "cup": ("c", 1), "pint": ("c", 2), "quart": ("c", 4),
+    "gallon": ("c", 16),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Amount:
+    """A number that a reply commits to. `others` are the same quantity in other units, where the reply states them too."""
+
+    value: Fraction
+    percent: bool = False
+    others: frozenset[Fraction] = field(default=frozenset(), compare=False)
+
+    def equals(self, gold: Fraction) -> bool:
+        """A percentage equals its share (50% is 1/2), and its figure where that is no share itself (50% for 50)."""
+        if not self.percent:
+            return gold == self.value or gold in self.others
+        return self.value == 100 * gold or (self.value == gold and not 0 < abs(gold) < 1)
+
+
+def final_amount(reply: str, *, strict: bool = False) -> Amount | None:
+    """The number that `reply` commits to, None where it commits to none. With `strict` only a mark counts."""
+    found: Amount | None = settle(reply, read_amount, strict=strict)
+    return found
+
+
+def read_amount(segment: str, marked: bool) -> Reading:
+    """What number the segment states; see the rules above."""
+    text = segment[-SENTENCE:] if not marked else segment[:SENTENCE]
+    bold = [found for found in _BOLD.findall(text) if numbers(plain(found))]
+    if bold and not marked:
+        text, marked = bold[-1], True
+    text = plain_text(text)
+    if _REFUSES.search(text) and not re.search(r"\b(?:but|so|hence)\b.*[0-9]", text):
+        return Reading(refused=True)
+    if _NONE.match(text):
+        return Reading(Amount(Fraction(0)))
+    asides = _ASIDE.findall(text)
+    text = main_part(text, marked)
+    found = numbers(text)
+    marked = marked or not re.search("[A-Za-z]", text)
+    return _choose(text, found, marked, asides) if found else NOTHING
+
+
+def plain_text(text: str) -> str:
+    """`text` without the markup of Markdown and LaTeX that changes no number."""
+    for pattern, new in _MARKUP:
+        text = pattern.sub(new, text)
+    return plain(text).replace("\\$", "$").replace("\\%", "%")
+
+
+def main_part(text: str, marked: bool) -> str:
+    """`text` without its label, brackets, introductory clause and reasons, as far as a number remains."""
+    label = _LABEL.match(text)
+    shorter = [text[label.end() :]] if label and label.end() < len(text.rstrip()) else []
+    cuts = [(_ASIDE, " ")] + ([] if marked else [(_LEADING, "")]) + [(_REASON, "")]
+    text = shorter[0] if shorter and numbers(shorter[0]) else text
+    for pattern, new in cuts:
+        if pattern is _ASIDE and re.match(r"\s*\(or\b", text[text.find("(") - 1 :]):
+            continue
+        cut = pattern.sub(new, text)
+        text = cut if numbers(cut) else text
+    return text
+
+
+def _choose(text: str, found: list[Number], marked: bool, asides: list[str]) -> Reading:
+    gaps = [text[a.end : b.start] for a, b in pairwise(found)]
+    before = [text[max(0, found[0].start - 80) : found[0].start], *gaps]
+    after = [*gaps, text[found[-1].end : found[-1].end + 80]]
+    out, open_ = _excluded(found, before, after)
+    struck = {i for i in range(len(found)) if denied(before[i], after[i])}
+    left = [i for i in range(len(found)) if i not in out and i not in struck]
+    said = frozenset(Amount(value, found[i].percent) for i in struck if (value := found[i].value) is not None)
+    if not left:
+        return Reading(denied=said, refused=bool(open_))
+    ranks = _ranks(text, found, before, after)
+    best = max(ranks[i] for i in left)
+    pool = [i for i in left if ranks[i] == best]
+    place = _first(text, found, pool) if marked or best == GOVERNED else _last(text, found, before, pool)
+    value = found[place].value
+    if value is None:  # "twice nine" says nothing yet, 3:30 is no number
+        return Reading(denied=said, refused=not found[place].spelled)
+    weak = not marked and _OF_THE_QUESTION.search(before[place]) is not None
+    return Reading(Amount(value, found[place].percent, _others(found, place, after, asides)), said, weak=weak)
+
+
+def _excluded(found: list[Number], before: list[str], after: list[str]) -> tuple[set[int], set[int]]:
+    """The numbers that are no candidates, and those of them that leave the answer open."""
+    out: set[int] = set()
+    open_: set[int] = set()
+    for i, number in enumerate(found):
+        last = i + 1 == len(found)
+        joined = i > 0 and (
+            _JOINED_BEFORE.search(before[i]) or (number.value is not None and _signed(before[i], number))
+        )
+        if joined or (not last and _JOINED_AFTER.search(after[i]) and not _is_range(found, i, after)):
+            out.add(i)
+        if not last and _EQUATED_AFTER.search(after[i]):
+            out.add(i)
+        if _BOUND.search(before[i]) or _OR_SO.match(after[i]):
+            open_.add(i)
+        if last or _same_quantity(found, i, after):
+            continue
+        if (
+            _is_range(found, i, after)
+            or _OR.search(after[i])
+            or (re.search(r"\bbetween\b[^,;]{0,12}$", before[i], re.IGNORECASE) and re.search(r"\band\b", after[i]))
+            or _LIST.search(after[i])
+        ):
+            open_ |= {i, i + 1}
+    return out | open_, open_
+
+
+def _signed(before: str, number: Number) -> bool:
+    return before.strip() == "" and number.value is not None and number.value < 0
+
+
+def _is_range(found: list[Number], i: int, after: list[str]) -> bool:
+    """Whether numbers i and i + 1 are the ends of a range: `18-20`, `18 to 20`."""
+    if i + 1 >= len(found) or not _RANGE.search(after[i]):
+        return False
+    one, other = found[i].value, found[i + 1].value
+    return one is None or other is None or one < other
+
+
+def denied(before: str, after: str) -> bool:
+    """Whether what stands before or after a value says that it is not the answer."""
+    return bool(_DENIES.search(before) or _DENIED_AFTER.search(after))
+
+
+def _ranks(text: str, found: list[Number], before: list[str], after: list[str]) -> list[int]:
+    """How likely each number is the answer by its place: GOVERNED, RELATIVE or FREE."""
+    ranks: list[int] = []
+    listed = _breakdown(text, found)
+    for i, number in enumerate(found):
+        aside = number.ordinal or _ADVERBIAL.search(after[i]) or _COMPARED.search(after[i]) or number.start > listed
+        again = i > 0 and ranks[-1] == GOVERNED and _COORDINATED.search(before[i])
+        relative = _RELATIVE.search(before[i]) is not None
+        ranks.append(GOVERNED if aside or again or governed(before[i]) else RELATIVE if relative else FREE)
+    return ranks
+
+
+def number_list(text: str) -> list[str]:
+    """The last numbers of `text` that only commas and `and` part, where there are several."""
+    found = numbers(text)
+    begin = len(found) - 1
+    while begin > 0 and _LIST.search(text[found[begin - 1].end : found[begin].start]):
+        begin -= 1
+    return [text[number.start : number.end] for number in found[begin:]] if 0 <= begin < len(found) - 1 else []
+
+
+def governed(before: str) -> bool:
+    """Whether a preposition or an article at the end of `before` governs what follows."""
+    return _GOVERNED.search(before) is not None and _NOT_GOVERNED.search(before) is None
+
+
+def _breakdown(text: str, found: list[Number]) -> int:
+    """Where the parts of a sum begin (`8 apples: 2 red and 6 green`), else the end of the text."""
+    colon = text.find(":", found[0].end)
+    parts = [number for number in found if number.start > colon]
+    return colon if colon >= 0 and len(parts) > 1 and "=" not in text[colon:] else len(text)
+
+
+def _first(text: str, found: list[Number], pool: list[int]) -> int:
+    """After a mark: the first, or the one after `that is`."""
+    restated = [m.end() for m in _RESTATED.finditer(text) if m.start() > found[pool[0]].end]
+    later = [i for i in pool if restated and found[i].start >= restated[-1]]
+    return later[0] if later and found[pool[0]].value is None else pool[0]
+
+
+def _last(text: str, found: list[Number], before: list[str], pool: list[int]) -> int:
+    """In running prose: the last right side of an equation in the last clause, else the last number."""
+    breaks = [m.end() for m in _CLAUSE.finditer(text) if m.end() <= found[pool[-1]].start]
+    begin = breaks[-1] if breaks else 0
+    clause = [i for i in pool if found[i].start >= begin]
+    equated = [i for i in clause if _EQUATED_BEFORE.search(before[i])]
+    return (equated or clause)[-1]
+
+
+def _others(found: list[Number], place: int, after: list[str], asides: list[str]) -> frozenset[Fraction]:
+    """The numbers that say the same quantity in another unit: `90 minutes (1.5 hours)`, `90 minutes or 1.5 hours`."""
+    values = set()
+    for i in (place - 1, place):
+        if 0 <= i < len(found) - 1 and _same_quantity(found, i, after):
+            values |= {found[i].value, found[i + 1].value}
+    here = _base(found[place], after[place])
+    for aside in asides:
+        values |= {n.value for n in numbers(aside) if here is not None and _base(n, aside[n.end : n.end + 20]) == here}
+    return frozenset(value for value in values if value is not None)
+
+
+def _same_quantity(found: list[Number], i: int, after: list[str]) -> bool:
+    """Whether numbers i and i + 1 are one quantity: `90 minutes or 1.5 hours`, `5 or 5.0`."""
+    if found[i].value is None or not re.search(
+        r"\bor\b|\bi\.\s?e\.|\bthat is\b|\bwhich is\b|=|\bequals\b|\(", after[i]
+    ):
+        return False
+    one, other = _base(found[i], after[i]), _base(found[i + 1], after[i + 1])
+    return one is not None and (one == other or found[i].value == found[i + 1].value)
+
+
+def _base(number: Number, after: str) -> tuple[str, Fraction] | None:
+    """The quantity in the base unit of its kind; without a unit the bare number."""
+    if number.value is None:
+        return None
+    word = re.match(r"[\s-]*([A-Za-z]+)", after)
+    unit = (
+        "$" if number.money and not (word and word[1].lower().startswith("cent")) else word[1].lower() if word else ""
+    )
+    kind, factor = unit_of(unit) or ("", Fraction(1))
+    return kind, number.value * factor
+
+
+def unit_of(word: str) -> tuple[str, int | Fraction] | None:
+    """The kind of quantity that a unit measures, and the unit as a multiple of the kind's base unit."""
+    return _UNITS.get(word.lower()) or _UNITS.get(word.lower().removesuffix("s"))

@@ -1,0 +1,367 @@
+r"""Find the mathematics that a reply commits to, and take it apart: equations, lists, sets, tuples, intervals, number bases, words.
+
+In a sentence the last formula (or number) that no preposition governs counts, after a mark the first. Of a chain `a = b = c` the last
+side counts, of `a \approx 0.3` the left one. The parts are compared by `rorqual.tasks.answer`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from itertools import pairwise
+
+from rorqual.tasks.amounts import Amount, denied, governed, main_part, number_list, plain_text, read_amount, unit_of
+from rorqual.tasks.numbers import ONES, numbers, plain, spelled
+from rorqual.tasks.reply import NOTHING, SENTENCE, Reading, settle
+
+_FORMULA = re.compile(
+    r"\$\$(?P<a>[^$]{1,1000}?)\$\$|(?<!\\)\$(?P<b>[^$]{1,1000}?)(?<!\\)\$(?![0-9])|\\\((?P<c>.{1,1000}?)\\\)|\\\[(?P<d>.{1,1000}?)\\\]"
+    r"|(?<![\w\\{])(?P<e>[0-9A-F]{1,60}_(?:\{[0-9]{1,2}\}|[0-9]{1,2}))(?!\w)",
+    re.DOTALL,
+)
+_WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}(?![A-Za-z]*\{)")
+_FUNCTIONS = {
+    "pi",
+    "sqrt",
+    "sin",
+    "cos",
+    "tan",
+    "log",
+    "ln",
+    "or",
+    "and",
+    "mod",
+    "theta",
+    "infinity",
+    "inf",
+    "cm",
+    "km",
+    "kg",
+    "mm",
+    "ft",
+}
+_TEXT = re.compile(r"\\(?:text|mathrm|textbf|mathbf|textrm|mbox|textit|operatorname)\s?\{([^{}]{0,200})\}")
+_LED = re.compile(r"^\\text\s?\{[^{}]{0,100}(?:\b(?:is|are|equals)|[=:])\s*\}(?=.)")
+_SPACING = re.compile(
+    r"\\(?:left|right|displaystyle|limits|big|Big|bigl|bigr|Bigl|Bigr|quad|qquad)(?![A-Za-z])|(?<!\\)\\[!;: ]|~"
+    r"|\\,(?![0-9]{3})|(?<![0-9])\\,"
+)
+_SYMBOLS = {
+    "π": r"\pi ", "∞": r"\infty ", "≤": r"\le ", "≥": r"\ge ", "×": r"\times ", "·": r"\cdot ", "÷": r"\div ", "∪": r"\cup ", "∈": r"\in ",
+    "±": r"\pm ", "°": r"^\circ ", "θ": r"\theta ", "∅": r"\emptyset ", "√": r"\sqrt", "≈": r"\approx ", "≠": r"\ne ", "⋅": r"\cdot ",
+    "\\dfrac": "\\frac", "\\tfrac": "\\frac", "\\cfrac": "\\frac", "\\lbrace": "\\{", "\\rbrace": "\\}", "\\lbrack": "[", "\\rbrack": "]",
+    "\\approxeq": "\\approx", "\\simeq": "\\approx", "\\iff": "\\implies", "\\Rightarrow": "\\implies", "\\Longrightarrow": "\\implies",
+    "\\rightarrow": "\\implies", "\\cdotp": "\\cdot",
+}  # fmt: skip
+_SYMBOL = re.compile("|".join(re.escape(old) + r"(?![A-Za-z])" * (old[0] == "\\") for old in _SYMBOLS))
+_UNIT = re.compile(
+    r"(?<=[0-9})\]a-zA-Z!])(?:\s|~|\\ |\\,)*(?:\\(?:text|mathrm|textrm|mbox)\s?\{[^{}]{0,80}\}"
+    r"|(?<=\s)(?:[A-Za-z]{3,}|cm|mm|km|m|ft|in|kg|g|lb|mph|hr|min)\b\.?)"
+    r"(?:\s?\^\{?[0-9]\}?)?\s*$"
+)
+_DEGREES = re.compile(r"\s?\^\s?\{?\s?\\circ\s?\}?|\s*\\degrees?\b|\\circ\b")
+_COPULA = re.compile(
+    r"(?:\b(?:is|are|be|equals?|to|get|gives?|obtain|becomes?|leaves?|have|makes?|at|was|were)\b|:|=(?!.*=))", re.I
+)
+_CLAUSE = re.compile(
+    r"[,;:]\s|\b(?:but|so|hence|thus|therefore|which means|because|since|and therefore)\b|\. ", re.IGNORECASE
+)
+_UNLIKE = re.compile(
+    r"\b(?:than|unlike|from|for|neither|nor|either|or|like|looks?|seems?|except|before|after|instead of|rather than"
+    r"|if|whether|whereas|while|possibly|maybe"
+    r"|perhaps|might be|may be|could be)\s+(?:an? |the |like )?$",
+    re.IGNORECASE,
+)
+BASE = re.compile(r"\\?(?:text)?\{?([0-9A-Fa-f]+(?:\.[0-9A-F]+)?)\}?_\{?\s?(?:\\text\{)?\s?(\w+)\s?\}{0,2}")
+BASES = {**ONES, "sixteen": 16}
+OPENINGS, CLOSINGS = "([{", ")]}"
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A list of parts. `kind` is its brackets: "()" a tuple or open interval, "{}" a set, "," a list without brackets, "u" a union."""
+
+    kind: str
+    items: tuple[str, ...]
+
+    @property
+    def ordered(self) -> bool:
+        return self.kind not in ("{}", ",", "u")
+
+
+def final_expression(reply: str, gold: str) -> str | None:
+    """The LaTeX (or the words) that `reply` commits to, None where it commits to nothing. `gold` says whether words are wanted."""
+    words = gold_words(gold)
+    found: str | None = settle(reply, lambda segment, marked: _read(segment, marked, words))
+    return found
+
+
+def gold_words(gold: str) -> str | None:
+    r"""The bare words of a gold answer that is one (`\text{Evelyn}`, `\text{(C)}`), else None."""
+    bare = gold.strip().strip("$").strip()
+    inner = _TEXT.sub(r" \1 ", bare)
+    if "\\" in inner or not re.search("[A-Za-z]", inner):
+        return None
+    if inner == bare and not re.fullmatch(r"(?:[A-Za-z]{2,}[ .-]?)+|\([A-Z]\)", bare):
+        return None
+    if inner != bare and re.match(r"[\s\d.,+-]*[0-9]", inner) and not re.search(r"[0-9]:[0-9]|[ap]\.?m\b", inner):
+        return None  # a number with its unit
+    return bare_words(inner)
+
+
+def bare_words(text: str) -> str:
+    """Letters and digits alone, in lower case: `\\text{3:30 p.m.}` is `3:30pm`."""
+    return re.sub(r"[^0-9a-z:/+-]", "", _TEXT.sub(r" \1 ", text).lower())
+
+
+def _read(segment: str, marked: bool, words: str | None) -> Reading:
+    text = segment[:SENTENCE] if marked else segment[-SENTENCE:]
+    return _read_words(text, marked, words) if words is not None else _read_formula(text, marked)
+
+
+def _read_words(text: str, marked: bool, words: str) -> Reading:
+    """The wanted words where the deciding clause asserts them, else the clause itself."""
+    bold = re.findall(r"\*\*([^*\n]{1,80})\*\*", text)
+    if bold and not marked:
+        text, marked = bold[-1], True
+    text = _TEXT.sub(r" \1 ", text).replace("$", " ").replace("*", "")
+    if bare_words(text) == words:
+        return Reading(words)
+    clauses = [piece for piece in _CLAUSE.split(text) if piece.strip(" .")]
+    if not clauses:
+        return NOTHING
+    asserted = [
+        clause for clause in clauses if not re.match(r"^\W*(?:not|isn't|unlike|rather than|instead of)\b", clause)
+    ]
+    clause = (asserted or clauses)[0 if marked else -1]
+    if re.search(r"\bnot\b.*\bbut\b", text):
+        clause = text[text.rfind(" but ") + 5 :]
+    pattern = re.compile(
+        r"(?<![\w-])" + r"\W{0,2}".join(map(re.escape, re.findall(r"[a-z]+|[0-9]+", words))) + r"(?!['\w-])", re.I
+    )
+    for match in pattern.finditer(clause):
+        before, after = clause[: match.start()].rstrip("( "), clause[match.end() : match.end() + 20]
+        if (
+            not denied(before + " ", after)
+            and not _UNLIKE.search(before + " ")
+            and not re.match(r"\W*(?:or|nor)\b", after)
+        ):
+            return Reading(words)
+    return Reading(bare_words(clause) or None)
+
+
+def _read_formula(text: str, marked: bool) -> Reading:
+    bold = re.findall(r"\*\*([^*\n]{1,200})\*\*", text)
+    if bold and not marked and (_FORMULA.search(bold[-1]) or numbers(plain(bold[-1]))):
+        text, marked = bold[-1], True
+    text = _LED.sub("", plain(text) if "\\begin" not in text else text).replace("**", "").strip()
+    if not _prose(text):
+        bare = text.rstrip(".").strip()
+        return Reading(bare) if re.search(r"[\w\\]", bare) else NOTHING
+    found = [(m.start(), m.end(), next(g for g in m.groups() if g).strip()) for m in _FORMULA.finditer(text)]
+    if not found:
+        return _read_prose(text, marked)
+    cut = _without_reasons(text, [a for a, _, _ in found])
+    return _choose_formula(text, [one for one in found if one[0] < cut] or found, marked, cut)
+
+
+def _prose(text: str) -> bool:
+    """Whether `text` holds words of a sentence outside its formulas."""
+    rest = _TEXT.sub(" ", _FORMULA.sub(" ", text))
+    words = [word for word in _WORD.findall(rest) if word.lower() not in _FUNCTIONS]
+    if not words or "\\begin" in rest:
+        return False
+    return (
+        len(words) > 2
+        or _FORMULA.search(text) is not None
+        or (len(words) > 1 and not re.match(r"^[^A-Za-z]*[0-9]", rest))
+    )
+
+
+def _without_reasons(text: str, starts: list[int]) -> int:
+    """Where a clause begins that only gives a reason or an aside, after the first formula; else the end."""
+    for match in re.finditer(
+        r",? \b(?:because|since|where|whereas|as (?:the|we|it|each)|rather than|instead of)\b| \(", text
+    ):
+        if any(start < match.start() for start in starts) and not re.search(
+            r"\bso\b|\bhence\b|\bi\.e\.", text[match.start() :]
+        ):
+            return match.start()
+    return len(text)
+
+
+def _choose_formula(text: str, found: list[tuple[int, int, str]], marked: bool, cut: int) -> Reading:
+    """The formula that the sentence states; formulas joined by `and`, `or` or a comma are one list."""
+    outside = _FORMULA.sub(lambda match: "#" * len(match[0]), text)[:cut]
+    loose = [(n.start, n.end, outside[n.start : n.end]) for n in numbers(outside) if not n.ordinal and not n.spelled]
+    every = sorted([*found, *loose])
+    left, said = [], set()
+    for start, end, formula in every:
+        if denied(text[max(0, start - 60) : start], text[end : end + 40]):
+            said.add(formula)
+        else:
+            left.append((start, end, formula))
+    if not left:
+        return Reading(denied=frozenset(said))
+    if any(_ends_of_range(text, one, other) for one, other in pairwise(left)):
+        return Reading(refused=True)
+    free = [one for one in left if not governed(text[max(0, one[0] - 60) : one[0]])]
+    free = free or _spelled(outside) or left
+    restated = [m.end() for m in re.finditer(r"\b(?:i\.\s?e\.|that is|namely|in other words),?\s", text)]
+    if marked:
+        place = 0
+    else:
+        after = [i for i, one in enumerate(free) if restated and one[0] >= restated[-1]]
+        place = after[0] if after else len(free) - 1
+    first = last = place
+    while last + 1 < len(free) and _joined(text[free[last][1] : free[last + 1][0]]):
+        last += 1
+    while first and _joined(text[free[first - 1][1] : free[first][0]]):
+        first -= 1
+    return Reading(", ".join(formula for _, _, formula in free[first : last + 1]), frozenset(said))
+
+
+def _ends_of_range(text: str, one: tuple[int, int, str], other: tuple[int, int, str]) -> bool:
+    """Whether two formulas are the ends of a range: `between $6$ and $7$`, `$6$ to $7$`."""
+    gap, before = text[one[1] : other[0]].strip(), text[max(0, one[0] - 20) : one[0]].strip().lower()
+    return (gap == "and" and before.endswith("between")) or (
+        gap in ("to", "-", "through") and not before.endswith("to")
+    )
+
+
+def _spelled(text: str) -> list[tuple[int, int, str]]:
+    """Numbers in words after a copula (`the minimum is negative three, attained at $x = 2$`)."""
+    found = [n for n in spelled(text) if n.value is not None and _COPULA.search(text[: n.start].rstrip()[-8:])]
+    return [(n.start, n.end, _formula(Amount(n.value, n.percent))) for n in found if n.value is not None]
+
+
+def _joined(gap: str) -> bool:
+    return re.fullmatch(r"[\s,]*(?:and|or|,)?[\s,]*", gap) is not None and gap.strip() != ""
+
+
+def _read_prose(text: str, marked: bool) -> Reading:
+    """A formula in plain letters (`2√3`, `p - q`), else the number that the sentence states."""
+    copulas = [match.end() for match in _COPULA.finditer(text)]
+    tail = text[copulas[0 if marked else -1] if copulas and not marked else 0 :].strip().rstrip(".").strip()
+    if re.fullmatch(r"[^A-Za-z]*(?:[a-z](?![a-z])|pi|sqrt|[^A-Za-z])+", tail) and re.search(
+        r"[√π^()\[\]/]|[a-z] ?[-+*/] ?[a-z0-9]", tail
+    ):
+        return Reading(tail)
+    if listed := number_list(main_part(plain_text(text), marked)):
+        return Reading(", ".join(listed))
+    reading = read_amount(text, marked)
+    if not isinstance(reading.value, Amount):
+        return Reading(refused=reading.refused, denied=frozenset(map(_formula, reading.denied)))
+    return Reading(_formula(reading.value), frozenset(map(_formula, reading.denied)), weak=reading.weak)
+
+
+def _formula(amount: Amount) -> str:
+    value = amount.value
+    text = str(value.numerator) if value.denominator == 1 else f"\\frac{{{value.numerator}}}{{{value.denominator}}}"
+    return text + "\\%" * amount.percent
+
+
+def tidy(text: str) -> str:
+    """LaTeX without spacing, units and degrees, with one name for each symbol."""
+    text = plain(text.strip().strip("$").strip().removesuffix(".").strip()) if "\\begin" not in text else text
+    text = _SYMBOL.sub(lambda match: _SYMBOLS[match[0]], text)
+    text = re.sub(r"\\sqrt\s?(?:\(([^()]{1,100})\)|([0-9]+|[a-z]))(?!\{)", lambda m: f"\\sqrt{{{m[1] or m[2]}}}", text)
+    text = re.sub(r"\\text\s?\{\s*,?\s*(?:and|or)\s*\}|\s(?:and|or)\s", ",", text)
+    text = re.sub(r"(?<=[0-9])(?:\{,\}|\\,\\!|,\\!|\\,|\\!)(?=[0-9]{3})", "", text)
+    text = _DEGREES.sub(" ", _SPACING.sub(" ", text)).replace("\\$", "").strip()
+    text = re.sub(r"(?<=[0-9])\s*(?:percent|\\%|%)", "\\%", text)
+    for _ in range(3):
+        text = _UNIT.sub("", text).strip()
+    return text
+
+
+def same_unit(gold: str, said: str) -> bool:
+    """Whether the units agree, as far as both have one that is known: 5 km is not 5 cm."""
+    units = [
+        re.search(r"(?:\\(?:text|mathrm|textrm|mbox)\s?\{\s*|(?<=[0-9\s~]))([A-Za-z]{1,11})\}?\.?\$?$", one.strip())
+        for one in (gold, said)
+    ]
+    kinds = [None if found is None else unit_of(found[1]) for found in units]
+    return None in kinds or kinds[0] == kinds[1]
+
+
+def side(text: str, equation: bool) -> list[str]:
+    """The sides of a chain of equations, of which the last counts. With `equation` the equation itself is wanted, and left whole."""
+    text = split(text, "\\implies")[-1]
+    text = split(text, "\\approx")[0]
+    if equation or len(_commas(text)) > 1:
+        return [text]
+    text = split(text, "\\in")[-1]
+    return [piece.strip().lstrip("&").strip() for piece in split(text, "=")]
+
+
+def split(text: str, separator: str) -> list[str]:
+    """`text` at each `separator` outside brackets and braces; a word of LaTeX is not found within a longer one."""
+    pieces, depth, begin, i = [], 0, 0, 0
+    width = len(separator)
+    while i < len(text):
+        if depth <= 0 and text.startswith(separator, i) and _parts_here(text, separator, i):
+            pieces.append(text[begin:i])
+            begin = i = i + width
+            continue
+        if text[i] == "\\" and text[i + 1 : i + 2] in ("{", "}"):
+            depth += 1 if text[i + 1] == "{" else -1
+            i += 2
+            continue
+        depth += (text[i] in OPENINGS) - (text[i] in CLOSINGS)
+        i += 1
+    return [piece.strip() for piece in [*pieces, text[begin:]]]
+
+
+def _parts_here(text: str, separator: str, at: int) -> bool:
+    r"""Whether the separator at `at` is whole: no part of `\infty`, `<=` or `\=`."""
+    if separator[0] == "\\":
+        return not text[at + len(separator) : at + len(separator) + 1].isalpha()
+    return separator != "=" or text[at - 1 : at] not in ("<", ">", "!", "\\")
+
+
+def parts(text: str) -> Parts | None:
+    """`text` as a union, a set, a tuple, an interval or a list; None where it is one expression."""
+    text = text.strip()
+    if "\\begin" in text:
+        return None
+    pieces = split(text, "\\cup")
+    if len(pieces) > 1:
+        return Parts("u", tuple(pieces))
+    commas = _commas(text)
+    if len(commas) > 1:
+        return Parts(",", commas)
+    if (plus := text.replace("\\mp", "\\pm").count("\\pm")) == 1 and "=" not in text:
+        return Parts(
+            ",", (text.replace("\\pm", "+").replace("\\mp", "-"), text.replace("\\pm", "-").replace("\\mp", "+"))
+        )
+    brace = text.startswith("\\{") and text.endswith("\\}")
+    inner = text[2:-2] if brace else text[1:-1]
+    opening, closing = ("{", "}") if brace else (text[:1], text[-1:])
+    if plus or opening not in OPENINGS or closing not in CLOSINGS or not _one_bracket(text):
+        return None
+    items = _commas(inner)
+    if brace or len(items) > 1:
+        return Parts(opening + closing, items)
+    return None
+
+
+def _commas(text: str) -> tuple[str, ...]:
+    """Pieces between commas; a comma of a thousand (`22,200`) parts nothing, unless a space follows it."""
+    text = (
+        re.sub(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))", "", text)
+        if re.fullmatch(r"-?[0-9]{1,3}(,[0-9]{3})+(\.[0-9]+)?", text)
+        else text
+    )
+    return tuple(piece for piece in split(text, ",") if piece)
+
+
+def _one_bracket(text: str) -> bool:
+    """Whether the bracket that opens `text` is closed by its end."""
+    depth = 0
+    bare = text.replace("\\{", "{").replace("\\}", "}")
+    for i, letter in enumerate(bare):
+        depth += (letter in OPENINGS) - (letter in CLOSINGS)
+        if depth == 0:
+            return i == len(bare) - 1
+    return False

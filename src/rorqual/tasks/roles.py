@@ -1,0 +1,243 @@
+"""Decide who a reply says is a knight and who a knave.
+
+Read are "Zoey is a knight", "Zoey: knight", a table, JSON, "Zoey (knight)", "Zoey and Ava are knights", "the knave is Oliver", a heading
+"Knights:" with names, "all are knaves", "the others are knights", "she is a knight" (the sentence's first name), and "is not a knave".
+Claims that a person makes, questions and suppositions are passed over. The last statement about each person counts; where the same
+paragraph says both of one person, and no conclusion or correction stands between, the reply commits to nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+
+from rorqual.tasks.amounts import plain_text
+from rorqual.tasks.reply import marks, passed_over, sentences, spoken
+
+ROLES = {"knight": True, "knights": True, "knave": False, "knaves": False}
+_QUOTED = re.compile(r'"([^"\n]{0,400})"')
+_CLAIMED = re.compile(
+    r"\b(?:says?|said|saying|claims?|claimed|claiming|states?|stated|stating|asserts?|asserted|tells? us|told us"
+    r"|remarks?|remarked|replied|statement|claim"
+    r"|assertion|accus\w+|denies|denied|insists?|calls?|called|calling|thought|guess(?:ed)?|seemed|the (?:assumption|hypothesis|possibility"
+    r"|case)|whether)\b(?:,? (?:that|of))?[^,.;:\n]*",
+    re.IGNORECASE,
+)
+_ASIDE = re.compile(r"\((?=[^()\s]+\s+[^()\s]+\s+[^()\s])[^()]{0,300}\)|, (?:who|whose|which)\b[^,.;\n]{0,200},")
+_SUPPOSED = re.compile(
+    r"^\W*(?:\w+\W+){0,2}?(?:suppose|assume|assuming|consider|imagine|case|option|scenario|possibility|say"
+    r"|let's (?:say|suppose|assume|consider|try)|try)\b",
+    re.I,
+)
+_IF = re.compile(
+    r"\b(?:if|unless|were|suppose|assuming|would|could|might|may)\b[^.;\n]*?(?=, (?:so|hence|thus|therefore)\b|$|[.;\n])",
+    re.I,
+)
+_CONCLUDES = re.compile(
+    r"\b(?:so|thus|hence|therefore|contradict\w*|finally|conclusion|wait|actually|correction|correct|mistake"
+    r"|impossible|consequently|must|answer|solution|then)\b",
+    re.I,
+)
+_NAME = r"⟦(?:[0-9]+)⟧"
+_LIST = rf"{_NAME}(?:(?:\s*[,/]\s*|,? (?:and|&|as well as) ){_NAME})*"
+_ROLE = r"(?P<role>knights?|knaves?)\b(?P<open>\s*(?:/|,? or (?:an? )?)\s*(?:knights?|knaves?))?"
+_LINK = (
+    r"(?: ?(?:role|type|identity|status|label)\b)?[\s\"']*(?:,? (?:too|also|again|finally|however|then|in turn"
+    r"|as well|therefore|thus|hence),? ?)?(?P<link>(?:is|are|was|must be|has to be|have to be|must (?:both|all) be"
+    r"|can only be|being|turns? out to be|to be|as|=|:|->|→|⇒|=>|-|\||\(|\[|,)"
+    r"(?P<nt>n't)?[\s\"'*_]*)(?:(?:indeed|thus|therefore|then|also|hence|clearly|definitely|actually|both|all"
+    r"|really|necessarily|certainly|either|now|in fact"
+    r"|the|an?|only|one|is|are|our|role|type|of|two|three|four|truth-?teller|liar)[\s:,(]+)*?(?P<not>(?:not"
+    r"|never) )?(?P<only>(?:an? |the |only |sole |single |lone |type of )*)"
+)
+_SAID = re.compile(rf"(?P<names>(?:only |both )?{_LIST}){_LINK}{_ROLE}", re.IGNORECASE)
+_ELLIPSIS = re.compile(rf"(?P<names>{_NAME}) (?:an? |the ){_ROLE}", re.IGNORECASE)
+_PRONOUN = re.compile(
+    rf"\b(?:he|she|they) (?:(?:is|are|must be|has to be|can only be)(?P<nt>n't)?)(?: \w+ly| also| then| thus"
+    rf"| indeed| therefore)* (?P<not>not )?(?:an? |the )?{_ROLE}",
+    re.I,
+)
+_ROLE_FIRST = re.compile(
+    rf"(?P<only>\b(?:only |sole |single |lone |one )?)(?P<role>knights?|knaves?)(?: here| in (?:this|the) \w+)?[\s\"'*_]*"
+    rf"(?:\bis\b|\bare\b|must be|:|=|->|→|-|\||\(|\[)(?:[\s\"'*_\[]|only|both|and)*(?P<names>{_LIST})(?!\s*(?:is|are|:|=|must|\())",
+    re.IGNORECASE,
+)
+_ALL = re.compile(
+    rf"\b(?<!not )(?P<who>all(?: (?:of (?:them|the \w+)|\w+))?(?: \w+)?|both(?: of them| \w+)?|everyone|everybody"
+    rf"|each (?:person|one|of them|of the \w+)|they(?: all| both)?)"
+    rf" (?:(?:is|are|must be|have to be|must all be|must both be)(?P<nt>n't)?)(?: all| both| indeed| therefore"
+    rf"| thus)? (?P<not>not )?(?:an? )?{_ROLE}",
+    re.IGNORECASE,
+)
+_NEITHER = re.compile(rf"\bneither ⟦([0-9]+)⟧ nor ⟦([0-9]+)⟧ (?:is|are) (?:an? )?{_ROLE}", re.IGNORECASE)
+_NOBODY = re.compile(
+    rf"\b(?:none(?: of (?:them|the \w+))?|nobody|no one|no-one|neither(?: of them)?) (?:is|are) (?:an? )?{_ROLE}"
+    rf"|\b(?:no|0|zero) {_ROLE.replace('role', 'role2').replace('open', 'open2')}",
+    re.I,
+)
+_OTHERS = re.compile(
+    rf"\b(?:everyone else|everybody else|all (?:the )?others?|(?:the )?(?:others?|rest|remaining)(?: (?:one|two"
+    rf"|three|four|five|six|person|people|inhabitants?))?)"
+    rf"[\s:*]*(?:is|are|must be|have to be|:|=)(?: all| both)?\s*(?P<not>not )?(?:an? |the )?{_ROLE}",
+    re.IGNORECASE,
+)
+_NOR = re.compile(r"\bnor ⟦$", re.IGNORECASE)
+_SO_IS = re.compile(
+    rf"\b(?:so|as) (?:is|are) (?P<names>{_LIST})|(?P<other>{_NAME}) is(?: one)?,? (?:too|as well|also)\b(?! an?\b)",
+    re.IGNORECASE,
+)
+_HEADING = re.compile(r"^\W*(?:the )?(?P<role>knights?|knaves?)\W*$", re.IGNORECASE)
+
+Said = tuple[int, int, dict[int, bool | None]]
+"""(paragraph, sentence, who is said to be what); None: left open."""
+
+
+def roles(reply: str, names: Sequence[str]) -> tuple[bool, ...] | None:
+    """For each name whether the reply says that it is a knight; None where it does not commit to one role for each."""
+    text = spoken(reply)
+    for mark in reversed(marks(text)):
+        if mark.phrase or mark.text.lower().count("kn") >= 1:
+            found = _settled(text[mark.start :] if mark.phrase else mark.text, names)
+            if found is not None or not mark.phrase:
+                return found
+    return _settled(text, names)
+
+
+def _settled(text: str, names: Sequence[str]) -> tuple[bool, ...] | None:
+    said, sources = _statements(text, names)
+    known: dict[int, bool | None] = {}
+    place = len(said)
+    while place and len(known) < len(names):
+        place -= 1
+        for who, role in said[place][2].items():
+            if known.setdefault(who, role) != role:
+                return None if _one_breath(said, sources, place, who) else _finish(known, names)
+    if len(known) < len(names) or _contradicted(said, sources, place, known):
+        return None
+    return _finish(known, names)
+
+
+def _finish(known: dict[int, bool | None], names: Sequence[str]) -> tuple[bool, ...] | None:
+    found = [known.get(who) for who in range(len(names))]
+    return tuple(role for role in found if role is not None) if None not in found else None
+
+
+def _one_breath(said: list[Said], sources: list[str], place: int, who: int) -> bool:
+    """Whether statement `place` and the next one about `who` contradict each other, with no conclusion or new paragraph between."""
+    later = next(i for i in range(place + 1, len(said)) if who in said[i][2])
+    between = " ".join(sources[said[place][1] + 1 : said[later][1] + 1])
+    return said[place][0] == said[later][0] and not _CONCLUDES.search(between)
+
+
+def _contradicted(said: list[Said], sources: list[str], place: int, known: dict[int, bool | None]) -> bool:
+    """Whether what stands before the final statements, in their paragraph and with no conclusion between, says otherwise."""
+    for i in range(place - 1, -1, -1):
+        between = " ".join(sources[said[i][1] + 1 : said[place][1] + 1])
+        if said[i][0] != said[place][0] or _CONCLUDES.search(between):
+            return False
+        if any(known[who] != role for who, role in said[i][2].items()):
+            return True
+    return False
+
+
+def _statements(text: str, names: Sequence[str]) -> tuple[list[Said], list[str]]:
+    """Every statement of `text` in order, and its sentences, with names as `⟦number⟧`."""
+    text = _QUOTED.sub(lambda match: '""' if " " in match[1].strip() else match[0], plain_text(text))
+    text = _ASIDE.sub(" ", re.sub(r"[*_`]", "", text))
+    text = re.sub(r"(?<=\w)'s (?=not\b|an? |the )", " is ", text) if "'s " in text else text
+    order = sorted(range(len(names)), key=lambda who: -len(names[who]))
+    named = re.compile(
+        rf"\b(?:{'|'.join(re.escape(names[who]) for who in order)})\b(?:'s? (?=(?:role|type|identity|status"
+        rf"|label)\b)|(?P<possessive>'s?(?= )))?",
+        re.IGNORECASE,
+    )
+    numbered = {names[who].lower(): who for who in order}
+
+    def token(match: re.Match[str]) -> str:
+        who = numbered[
+            match[0].lower().removesuffix(" ").removesuffix("s").removesuffix("'")
+            if "'" in match[0][-3:]
+            else match[0].lower()
+        ]
+        return f"⟨{who}⟩" if match["possessive"] else f"⟦{who}⟧"
+
+    said: list[Said] = []
+    sources: list[str] = []
+    heading: bool | None = None
+    subject: int | None = None
+    for number, paragraph in enumerate(re.split(r"\n\s*\n", named.sub(token, text))):
+        for sentence in sentences(paragraph):
+            sources.append(sentence)
+            title = _HEADING.match(sentence)
+            people = [int(who) for who in re.findall(r"[⟦⟨]([0-9]+)", sentence)]
+            if title:
+                heading = ROLES[title["role"].lower()]
+            elif heading is not None and people and not re.search(r"knight|knave", sentence, re.IGNORECASE):
+                said += [(number, len(sources) - 1, {who: heading}) for who in people]
+            elif not passed_over(sentence) and not _SUPPOSED.search(sentence):
+                subject = people[0] if people else subject
+                before = {who for _, at, one in said[-8:] if said and at == said[-1][1] for who in one}
+                found = _in_sentence(_IF.sub(" ", _CLAIMED.sub(" ", sentence)), len(names), subject, before)
+                said += [(number, len(sources) - 1, one) for one in found]
+    return said, sources
+
+
+def _in_sentence(sentence: str, count: int, subject: int | None, before: set[int]) -> Iterator[dict[int, bool | None]]:
+    """What a sentence says, in its order. The others are those that it does not name itself, or else not in `before`."""
+    found: list[tuple[int, dict[int, bool | None]]] = []
+    taken: set[int] = set()
+    for pattern in (_SAID, _ROLE_FIRST, _ELLIPSIS):
+        for match in pattern.finditer(sentence):
+            if match.start("role") not in taken and not _NOR.search(sentence, 0, match.start() + 1):
+                taken.add(match.start("role"))
+                found.append((match.start(), _named(match, count)))
+    if subject is not None:
+        found += [
+            (match.start(), {subject: _role(match)})
+            for match in _PRONOUN.finditer(sentence)
+            if match[0][:4].lower() != "they"
+        ]
+    for match in _ALL.finditer(sentence):
+        if not match["who"].lower().startswith("both") or count == 2:
+            found.append((match.start(), dict.fromkeys(range(count), _role(match))))
+    for match in _NEITHER.finditer(sentence):
+        found.append((match.start(), dict.fromkeys((int(match[1]), int(match[2])), not ROLES[match["role"].lower()])))
+    for match in _NOBODY.finditer(sentence):
+        if match["role"]:
+            found.append((match.start(), dict.fromkeys(range(count), not ROLES[match["role"].lower()])))
+    found.sort(key=lambda item: item[0])
+    for (at, one), (then, other) in pairwise(found):
+        if re.search(r"\bor\b", sentence[at:then]):
+            one.update(dict.fromkeys(one))
+            other.update(dict.fromkeys(other))
+    for match in _SO_IS.finditer(sentence):
+        like = [one for at, one in found if at < match.start()]
+        people = [int(who) for who in re.findall(r"[0-9]+", match["names"] or match["other"])]
+        found += [(match.start(), dict.fromkeys(people, next(iter(like[-1].values()))))] if like and like[-1] else []
+    yield from (one for _, one in found)
+    named = {who for _, one in found for who in one} or before
+    for match in _OTHERS.finditer(sentence):
+        yield {who: _role(match) for who in range(count) if who not in named}
+
+
+def _role(match: re.Match[str]) -> bool | None:
+    groups = match.groupdict()
+    if groups.get("open") and ROLES[match["role"].lower()] != ROLES[re.findall(r"\w+", groups["open"])[-1].lower()]:
+        return None
+    return ROLES[match["role"].lower()] != bool(groups.get("not") or groups.get("nt"))
+
+
+def _named(match: re.Match[str], count: int) -> dict[int, bool | None]:
+    """The people that a statement names; a singular after a list is said of its last name ("unlike Zoey, Oliver is a knave")."""
+    people = [int(who) for who in re.findall(r"[0-9]+", match["names"])]
+    role = _role(match)
+    groups = match.groupdict()
+    link = (groups.get("link") or "").strip().lower()
+    if link == "is" or (link != "are" and not match["role"].lower().endswith("s")):
+        people = people[-1:]
+    found: dict[int, bool | None] = dict.fromkeys(people, role)
+    only = (groups.get("only") or "") + match["names"].lower().partition("⟦")[0]
+    if re.search(r"\b(?:only|sole|single|lone)\b", only) and role is not None:
+        found |= {who: not role for who in range(count) if who not in people}
+    return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import threading
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -278,3 +279,15 @@ def test_a_stage_that_is_done_again_costs_what_both_took(tmp_path: Path) -> None
 def test_a_session_without_a_stage_writes_nothing(tmp_path: Path) -> None:
     Ledger(tmp_path / "cost.jsonl", whole_process=True).close()
     assert not (tmp_path / "cost.jsonl").exists()
+
+
+def test_a_pipe_is_written_to_and_stays_a_pipe(tmp_path: Path) -> None:
+    """So does /dev/null, which whoever is root would else replace by a file."""
+    os.mkfifo(tmp_path / "pipe")
+    came = list[bytes]()
+    reader = threading.Thread(target=lambda: came.append((tmp_path / "pipe").read_bytes()), daemon=True)
+    reader.start()
+    write_atomic(tmp_path / "pipe", b"all of it")
+    assert (tmp_path / "pipe").is_fifo()
+    reader.join(60)
+    assert came == [b"all of it"] and [file.name for file in tmp_path.iterdir()] == ["pipe"]

@@ -174,9 +174,15 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file so that a reader or a kill sees the old one or the new one, never half; a full disk is a clear error."""
+    """Write a file so that a reader or a kill sees the old one or the new one, never half; a full disk is a clear error.
+
+    A device or a pipe, such as /dev/null, is written to and stays what it is.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            path.write_bytes(data)
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
             file.write(data)

@@ -29,4 +29,12 @@ MUTANTS = (
         "    if False:\n",
         "tests/core/test_lock.py::test_a_folder_that_is_being_made_beside_its_place_is_no_place_to_train",
     ),
+    one(
+        "a device is replaced by a file",
+        "our own trial: --result /dev/null",
+        "core/records.py",
+        "        if path.exists() and not path.is_file() and not path.is_dir():\n            path.write_bytes(data)\n            return\n",
+        "",
+        "tests/core/test_core_wiring.py::test_a_pipe_is_written_to_and_stays_a_pipe",
+    ),
 )

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from test_pairs import Pair, built
 
-LENGTH = 100_000
+LENGTH = 20_000
 PIECES = (
     "1", "1,", "1,111,", "{", "}", "not ", r"\boxed{", r"\boxed{1}", r"\boxed{1} and ", "1 ", "one ", r"\frac{", "-", "1/", "1 or ", "1:", "1=",
     "answer is ", "the answer is 18. ", "is the answer ", "if the answer is ", "Answer: ", "Answer:\n", "answer", "#### ", "<answer>", "<think>",

@@ -179,7 +179,7 @@ MUTANTS = (
         "tasks/labels.py",
         "if _DENIES.search(before) or _DENIED_AFTER.match(after):",
         "if _DENIED_AFTER.match(after):",
-        "tests/tasks/test_words.py::test_the_label_that_a_reply_commits_to",
+        "tests/tasks/test_read_words.py::test_the_label_that_a_reply_commits_to",
     ),
     one(
         "bold text hides roles",
@@ -187,7 +187,7 @@ MUTANTS = (
         "tasks/roles.py",
         '_ASIDE.sub(" ", re.sub(r"[*_`]", "", text))',
         '_ASIDE.sub(" ", text)',
-        "tests/tasks/test_words.py::test_the_roles_that_a_reply_commits_to",
+        "tests/tasks/test_read_words.py::test_the_roles_that_a_reply_commits_to",
     ),
     one(
         "FOLIO's stories are divided between the splits",

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 
 import pytest
+import torch
 from scaled import make_model
 
 from rorqual.core.errors import ConfigError, DataError
@@ -16,6 +17,7 @@ from rorqual.engine import Completion, Engine, Request, SamplingParams
 from rorqual.engine.deltas import Delta
 from rorqual.engine.request import Grammar
 from rorqual.engine.sequence import Sequence
+from rorqual.engine.turns import Turn
 from rorqual.model import Decoder
 
 
@@ -171,3 +173,14 @@ def test_a_request_that_is_refused_leaves_nothing_behind(
         done |= {delta.ticket: delta.completion for delta in engine.step() if delta.completion is not None}
     assert {number: told(completion) for number, completion in done.items()} == {ticket: alone[0]}
     assert told(engine.generate([ask(1)])[0][0]) == alone[1]
+
+
+def test_a_batch_of_one_thread_uses_one_of_torchs_and_leaves_the_callers_number() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        seen = list[int]()
+        Turn().share([1, 2], lambda _: seen.append(torch.get_num_threads()), 1, threading.Event())
+        assert seen == [1, 1] and torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)

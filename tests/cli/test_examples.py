@@ -88,18 +88,19 @@ def test_the_ledger_of_quickstart_adds_up_to_the_wall_clock_of_the_command(works
 
 
 @pytest.mark.slow
-def test_the_example_of_each_verb_works(workshop: Path) -> None:
+def test_the_example_of_each_verb_works(workshop: Path, tmp_path: Path) -> None:
+    """The quickstart has begun from nothing; the processes of the others are forked."""
     assert (workshop / "runs/small/report.html").is_file()
-    for verb in VERBS[1:]:
-        command = example(verb)
-        assert f"rorqual {verb} " in f"{command} ", "the help ends with an example of its own verb"
-        # Fewer core-minutes do the same jobs with less work; README.md's own budget is kept below.
-        assert shell(command.replace("--budget 1 ", "--budget 0.1 "), workshop).stdout
+    with forked_commands(tmp_path) as programs:
+        for verb in VERBS[1:]:
+            command = example(verb)
+            assert f"rorqual {verb} " in f"{command} ", "the help ends with an example of its own verb"
+            # Fewer core-minutes do the same jobs with less work; README.md's own budget is kept below.
+            assert shell(command.replace("--budget 1 ", "--budget 0.1 "), workshop, programs).stdout
 
 
 @pytest.mark.slow
 def test_the_blocks_of_the_readme_work_in_their_order(workshop: Path, tmp_path: Path) -> None:
-    """Each verb has begun from nothing in the test before; here its processes are forked."""
     with forked_commands(tmp_path) as programs:
         show_blocks(workshop, programs)
 

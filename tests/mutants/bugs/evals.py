@@ -125,4 +125,20 @@ MUTANTS = (
         "paired_difference(np.zeros(len(rates)), rates).interval",
         "tests/evals/test_every_argument.py::test_grain_and_confidence_reach_the_rows",
     ),
+    one(
+        "the trace page opens at the first step",
+        "issue 15",
+        "evals/trace_page.py",
+        "go(wanted >= 0 ? wanted : steps.length - 1);",
+        "go(wanted >= 0 ? wanted : 0);",
+        "tests/evals/test_trace.py::test_it_opens_at_the_last_step_with_axes_that_are_true",
+    ),
+    one(
+        "the trace page's steps stand at equal distances, whatever their numbers",
+        "issue 15",
+        "evals/trace_page.py",
+        "(steps[i].step - first) / (final - first) * W",
+        "i / (steps.length - 1) * W",
+        "tests/evals/test_trace.py::test_it_opens_at_the_last_step_with_axes_that_are_true",
+    ),
 )

@@ -18,7 +18,7 @@ from rorqual.data.chat import chat_format
 from rorqual.data.pack import Sample
 from rorqual.data.tokenizer import BASE_VOCAB, Tokenizer
 from rorqual.engine import Engine, Request, SamplingParams
-from rorqual.evals.experts import choices, counts, dependence, information, lift, without_experts
+from rorqual.evals.experts import Dependence, choices, counts, dependence, information, lift, without_experts
 from rorqual.lab.experts import ExpertsExperiment, ablated, answered, informed, losses, worked
 from rorqual.lab.experts_found import decide, hurt_contrasts, lost
 from rorqual.lab.job import value_file
@@ -76,6 +76,11 @@ def bits(rule: str, within: str = "any") -> tuple[float, float, float]:
     held = token if within == "token" else np.zeros_like(token)
     one = dependence(expert, document, label, held, n_experts=4, shuffles=199, seed=1)
     return one.bits, float(one.shuffled.mean()), one.p_value
+
+
+def test_shuffles_that_say_as_much_count_against_a_finding() -> None:
+    assert Dependence(0.0, np.zeros(99)).p_value == 1.0
+    assert Dependence(0.5, np.array([0.1, 0.5, 0.7])).p_value == 3 / 4
 
 
 def test_an_expert_for_each_family_says_all_and_a_random_one_nothing() -> None:

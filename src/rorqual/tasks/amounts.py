@@ -13,8 +13,10 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import pairwise
 
-from rorqual.tasks.numbers import Number, numbers, plain
-from rorqual.tasks.reply import NOTHING, SENTENCE, Reading, settle
+from rorqual.tasks.numbers import Number, numbers, plain, spelled
+from rorqual.tasks.remarks import answers, closes
+from rorqual.tasks.reply import NOTHING, Reading, settle
+from rorqual.tasks.sentences import SENTENCE
 
 _MARKUP = (
     (re.compile(r"\\(?:text|mathrm|textbf|mathbf|boldsymbol|operatorname|mbox|fbox)\s?\{([^{}]{0,200})\}"), r" \1"),
@@ -24,6 +26,10 @@ _MARKUP = (
     (re.compile(r"^\W*(?:step|case|part|day|question|problem) [0-9]{1,3}\s?[:.)-]\s", re.IGNORECASE), ""),
 )
 _BOLD = re.compile(r"\*\*([^*\n]{1,200})\*\*")
+_DASH = re.compile(r"(?<=\w) ?— ?(?=\S)")
+_VERB = re.compile(
+    r"\b(?:is|are|was|were|makes?|gives?|pays?|gets?|has|have|he|she|they|we|it|so|which)\b", re.IGNORECASE
+)
 _ASIDE = re.compile(r"\([^()]{0,300}\)")
 _LABEL = re.compile(r"^\W*(?:\(?[0-9]{1,3}[.)]\s|[a-z]\)\s)", re.IGNORECASE)
 _LEADING = re.compile(
@@ -35,15 +41,17 @@ _LEADING = re.compile(
 )
 _REASON = re.compile(
     r"(?:,? \b(?:because|since|whereas|although|even though|compared (?:to|with)|in contrast to|unlike|assuming|given that|not counting"
-    r"|not including|excluding|except|without counting|if|when|where|whenever|as long as)\b|, (?:as|while|for|after"
+    r"|not including|excluding|except|without counting|so that|if|when|where|whenever|as long as)\b|, (?:as|while"
+    r"|for(?! an? (?:grand )?(?:total|sum))|after"
     r"|before|with|(?:[\w\\$]+ )?of (?:which|whom)|whose|who)\b"
-    r"| as (?:each|every|there|he|she|it|they|the|we|one)\b| while\b)"
-    r".*?(?=(?:,|;|:) (?:so|hence|thus|therefore|we get|this (?:gives|makes))\b|;|$)",
+    r"| as (?:each|every|there|he|she|it|they|the|we|one)\b| while\b|(?<=[a-z]) (?:after|before|by|from|despite) \w+ing\b)"
+    r".*?(?=(?:,|;|:) (?:so|hence|thus|therefore|we (?:get|round|need|must)|(?:he|she|they) must|this (?:gives|makes))\b|;|$)",
     re.IGNORECASE,
 )
+_REASON_FIRST = re.compile(r"(?<=, )(?:and|but|so) (?:because|since|as)\b[^,;]{0,200}, ", re.IGNORECASE)
 _OPERATOR = r"(?:[+*×·÷/]|\\times|\\cdot|\\div|\bx\b|\bplus\b|\bminus\b|\btimes\b(?! (?:a|as|per|the)\b)|divided by|multiplied by)"
-_JOINED_BEFORE = re.compile(rf"(?:{_OPERATOR}|(?<=[\s0-9)])-)\s*[$£€(]*$", re.IGNORECASE)
-_JOINED_AFTER = re.compile(rf"^[\s)]*(?:[A-Za-z]+\s)?\s*(?:{_OPERATOR}|-)\s*[$£€(]*$", re.IGNORECASE)
+_JOINED_BEFORE = re.compile(rf"(?:{_OPERATOR}|(?<=[\s0-9)])-)\s*(?:the )?[$£€(]*$", re.IGNORECASE)
+_JOINED_AFTER = re.compile(rf"^[\s)]*(?:[A-Za-z]+\s)?\s*(?:{_OPERATOR}|-)\s*(?:the )?[$£€(]*$", re.IGNORECASE)
 _EQUATED_AFTER = re.compile(r"^[\s)]*(?:[A-Za-z$%/]+\s?){0,3}(?:=|≈|\\approx|\bequals\b)", re.IGNORECASE)
 _EQUATED_BEFORE = re.compile(r"(?:=|≈|\\approx|\bequals)\s*[$£€(]*$", re.IGNORECASE)
 _LIGHT = (
@@ -64,7 +72,8 @@ _DENIED_AFTER = re.compile(
     re.IGNORECASE,
 )
 _BOUND = re.compile(
-    r"(?:\b(?:(?:more|less|fewer|greater|larger|smaller|higher|lower|bigger) than|at least|at most|up to|as (?:many"
+    r"(?:\b(?:(?:more|less|fewer|greater|larger|smaller|higher|lower|bigger) than|at least|at most"
+    r"|(?<!round )(?<!rounds )(?<!rounding )(?<!rounded )up to|as (?:many"
     r"|much) as|no (?:more|less|fewer) than"
     r"|nearly|almost|just (?:under|over|below|above)|maybe|perhaps|possibly|(?:might|may|could) (?:well )?be"
     r"|somewhere|minimum of|maximum of|exceeds?"
@@ -76,7 +85,10 @@ _OR = re.compile(
     r"|it could be|it might be|could it be))*\W*$",
     re.I,
 )
-_OR_SO = re.compile(r"^(?: \w+)? or so\b", re.IGNORECASE)
+_OR_SO = re.compile(
+    r"^(?: \w+)?,? (?:or so|give or take|plus or minus|(?:or |and )?(?:maybe|perhaps|possibly) (?:even )?(?:more|less|fewer|a (?:bit|few)))\b",
+    re.IGNORECASE,
+)
 _RANGE = re.compile(
     r"^(?:\s?[A-Za-z%]{1,10})?(?:-| -|\s+(?:to|through|until|up to)\s|\s?\.\.\.?\s?|\\(?:sim|ldots|dots)\s?)\s*[$£€]?$"
 )
@@ -98,23 +110,32 @@ _NOT_GOVERNED = re.compile(
     r"\b(?:in (?:all|total|sum)|after all|(?:left|ends?|ended|ending|up|remains?|home|him|her|them|us) (?:up )?with"
     r"|sold for|sells? (?:\w+ ){1,4}for"
     r"|sold (?:\w+ ){1,4}for|total of|sum of|amount of|profit of|number of|cost of|price of|result of|value of"
-    r"|answer of|distance of|average of|age of"
+    r"|answer of|distance of|(?:travel|mov|driv|go|rid|fly|work|sell)(?:e|es|s|ing)? at|round(?:s|ed|ing)? (?:up|down"
+    r"|off)? ?to|(?:speed|rate) of|average of|age of"
     r"|(?:tak|giv|g[ao]ve|cost|leav|left|mak|pay|ow|earn|need|sav|bring|get)(?:e|es|s|ing)? (?:him|her|them|us|me"
     r"|you)|took (?:him|her|them|us|me|you))"
     r"\s+[$£€(]*$",
     re.IGNORECASE,
 )
+_REFERRED = re.compile(
+    r"\b(?:off|from|than|over|below|above|under) (?:the|its|an?|his|her|their) (?:\w+ ){0,2}of\s+[$£€(]*$", re.IGNORECASE
+)
 _ADVERBIAL = re.compile(
     r"^ (?:times? (?:a|per|each|every|as)\b|(?:days?|weeks?|months?|years?|hours?|minutes?) (?:later|ago|a|per|each|earlier|from now)\b)",
     re.I,
 )
-_COMPARED = re.compile(r"^(?: [A-Za-z]+)? (?:more|less|fewer|\w+er) than\b", re.IGNORECASE)
+_COMPARED = re.compile(
+    r"^(?: [A-Za-z]+)? (?:(?:more|less|fewer|\w+er) than|(?:below|above|under|short of|ahead of|in excess of)(?! zero)"
+    r"|more than|too (?:much|many|few|little))\b",
+    re.IGNORECASE,
+)
 _COORDINATED = re.compile(r"^(?: [A-Za-z-]+){1,3},? (?:and|&) $")
 _RELATIVE = re.compile(
     r"\bwhich (?!leaves|makes|gives|means|equals|results|comes|adds|totals|brings|amounts|yields)[^,;]{0,40}$",
     re.IGNORECASE,
 )
 _OF_THE_QUESTION = re.compile(r"\b(?:the|these|those|all|both|each|every) $", re.IGNORECASE)
+_JOINS = re.compile(r"[a-z],? (?:and|while|whereas|but)\b|; ", re.IGNORECASE)
 GOVERNED, RELATIVE, FREE = 0, 1, 2
 _CLAUSE = re.compile(
     r"[;:,]|\b(?:and|so|but|which|leaving|hence|thus|therefore|then|meaning|giving|making|that is|i\.e\.|namely)\b| - ",
@@ -130,7 +151,7 @@ _REFUSES = re.compile(
     r"|have no idea|was not able)\b"
     r"|\bi'm (?:not sure|unable|not able|afraid|sorry)\b|\b(?:not enough|insufficient|missing) (?:information"
     r"|data)\b|\bnobody (?:can|knows)\b"
-    r"|\b(?:impossible|cannot|can't|can not|unable) (?:to|be) (?:\w+ )?(?:say|tell|determine|answer|calculate"
+    r"|\b(?:impossible|hard|difficult|cannot|can't|can not|unable) (?:to|be) (?:\w+ )?(?:say|tell|determine|answer|calculate"
     r"|compute|solve|know)\w*"
     r"|\b(?:unknown|unclear|undetermined|no (?:unique )?(?:solution|answer))\b",
     re.IGNORECASE,
@@ -164,9 +185,14 @@ class Amount:
 
 
 def final_amount(reply: str, *, strict: bool = False) -> Amount | None:
-    """The number that `reply` commits to, None where it commits to none. With `strict` only a mark counts."""
-    found: Amount | None = settle(reply, read_amount, strict=strict)
-    return found
+    """The number that `reply` commits to, None where it commits to none or does not decide. With `strict` only a mark counts."""
+    found = final_amounts(reply, strict=strict)
+    return found[0] if len(found) == 1 else None
+
+
+def final_amounts(reply: str, *, strict: bool = False) -> tuple[Amount, ...]:
+    """The numbers that look final: none, one, or two between which `reply` does not decide."""
+    return settle(reply, read_amount, strict=strict)
 
 
 def read_amount(segment: str, marked: bool) -> Reading:
@@ -175,7 +201,7 @@ def read_amount(segment: str, marked: bool) -> Reading:
     bold = [found for found in _BOLD.findall(text) if numbers(plain(found))]
     if bold and not marked:
         text, marked = bold[-1], True
-    text = plain_text(text)
+    text = plain_text(_without_dashes(text) if "=" not in text else text)
     if _REFUSES.search(text) and not re.search(r"\b(?:but|so|hence)\b.*[0-9]", text):
         return Reading(refused=True)
     if _NONE.match(text):
@@ -184,7 +210,32 @@ def read_amount(segment: str, marked: bool) -> Reading:
     text = main_part(text, marked)
     found = numbers(text)
     marked = marked or not re.search("[A-Za-z]", text)
+    if not marked and (words := _in_words(text, found)):
+        found = words
     return _choose(text, found, marked, asides) if found else NOTHING
+
+
+def _in_words(text: str, found: list[Number]) -> list[Number]:
+    """The numbers in words that no preposition governs, where every number in digits is a term or is governed ("four boxes at $5")."""
+    gaps = [text[a.end : b.start] for a, b in pairwise(found)]
+    before = [text[max(0, one.start - 80) : one.start] for one in found]
+    after = [*gaps, text[found[-1].end : found[-1].end + 80]] if found else []
+    free = any(
+        not (_JOINED_BEFORE.search(b) or _JOINED_AFTER.search(a) or governed(b) or number.ordinal)
+        for number, b, a in zip(found, before, after)
+    )
+    if free or not found or found[0].spelled:
+        return []
+    words = [one for one in spelled(text) if one.value is not None and one.value != 1]
+    return [one for one in words if not governed(text[max(0, one.start - 80) : one.start])]
+
+
+def _without_dashes(text: str) -> str:
+    """`text` with commas for dashes, and without what a dash adds in no sentence of its own ("56 seats — 7 rows of 8")."""
+    dash = _DASH.search(text)
+    if dash and numbers(plain(text[: dash.start()])) and not _VERB.search(text, dash.end()):
+        return text[: dash.start()]
+    return _DASH.sub(", ", text)
 
 
 def plain_text(text: str) -> str:
@@ -198,12 +249,14 @@ def main_part(text: str, marked: bool) -> str:
     """`text` without its label, brackets, introductory clause and reasons, as far as a number remains."""
     label = _LABEL.match(text)
     shorter = [text[label.end() :]] if label and label.end() < len(text.rstrip()) else []
-    cuts = [(_ASIDE, " ")] + ([] if marked else [(_LEADING, "")]) + [(_REASON, "")]
+    cuts = [(_ASIDE, " ")] + ([] if marked else [(_LEADING, ""), (_REASON_FIRST, "")]) + [(_REASON, "")]
     text = shorter[0] if shorter and numbers(shorter[0]) else text
     for pattern, new in cuts:
         if pattern is _ASIDE and re.match(r"\s*\(or\b", text[text.find("(") - 1 :]):
             continue
         cut = pattern.sub(new, text)
+        if pattern is _LEADING and _RESTATED.match(cut):
+            continue
         text = cut if numbers(cut) else text
     return text
 
@@ -226,7 +279,23 @@ def _choose(text: str, found: list[Number], marked: bool, asides: list[str]) -> 
     if value is None:  # "twice nine" says nothing yet, 3:30 is no number
         return Reading(denied=said, refused=not found[place].spelled)
     weak = not marked and _OF_THE_QUESTION.search(before[place]) is not None
-    return Reading(Amount(value, found[place].percent, _others(found, place, after, asides)), said, weak=weak)
+    amount = Amount(value, found[place].percent, _others(found, place, after, asides))
+    return Reading(amount, said, weak=weak, rival=None if marked else _rival(text, found, pool, place))
+
+
+def _rival(text: str, found: list[Number], pool: list[int], place: int) -> Amount | None:
+    """The number before, where it is the answer as much: "9 remain, and 6 are gone", "20%, i.e. $16 off"."""
+    at = pool.index(place)
+    one, other = found[pool[at - 1]], found[place]
+    if at == 0 or one.value is None:
+        return None
+    gap = text[one.end : other.start]
+    joined = _JOINS.search(gap)
+    shared = _RESTATED.search(gap) and one.percent != other.percent and (other if one.percent else one).money
+    if joined:
+        clause = one.end + joined.start()
+        shared = answers(text[:clause]) and not closes(text[clause:])
+    return Amount(one.value, one.percent) if shared else None
 
 
 def _excluded(found: list[Number], before: list[str], after: list[str]) -> tuple[set[int], set[int]]:
@@ -250,7 +319,7 @@ def _excluded(found: list[Number], before: list[str], after: list[str]) -> tuple
             _is_range(found, i, after)
             or _OR.search(after[i])
             or (re.search(r"\bbetween\b[^,;]{0,12}$", before[i], re.IGNORECASE) and re.search(r"\band\b", after[i]))
-            or _LIST.search(after[i])
+            or (_LIST.search(after[i]) and not _COMPARED.search(after[i + 1]))
         ):
             open_ |= {i, i + 1}
     return out | open_, open_
@@ -286,17 +355,27 @@ def _ranks(text: str, found: list[Number], before: list[str], after: list[str]) 
 
 
 def number_list(text: str) -> list[str]:
-    """The last numbers of `text` that only commas and `and` part, where there are several."""
+    """The last numbers of `text` that only commas and `and` part, where there are several, and none before counts them ("2 roots: 3, 4")."""
     found = numbers(text)
     begin = len(found) - 1
     while begin > 0 and _LIST.search(text[found[begin - 1].end : found[begin].start]):
         begin -= 1
-    return [text[number.start : number.end] for number in found[begin:]] if 0 <= begin < len(found) - 1 else []
+    counted = (
+        begin > 0
+        and ":" in text[found[begin - 1].end : found[begin].start]
+        and found[begin - 1].value == len(found) - begin
+    )
+    return (
+        [text[number.start : number.end] for number in found[begin:]]
+        if 0 <= begin < len(found) - 1 and not counted
+        else []
+    )
 
 
 def governed(before: str) -> bool:
     """Whether a preposition or an article at the end of `before` governs what follows."""
-    return _GOVERNED.search(before) is not None and _NOT_GOVERNED.search(before) is None
+    free = _NOT_GOVERNED.search(before) is not None and _REFERRED.search(before) is None
+    return _GOVERNED.search(before) is not None and not free
 
 
 def _breakdown(text: str, found: list[Number]) -> int:

@@ -11,8 +11,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from rorqual.tasks.amounts import Amount, denied, governed, main_part, number_list, plain_text, read_amount, unit_of
-from rorqual.tasks.numbers import ONES, numbers, plain, spelled
-from rorqual.tasks.reply import NOTHING, SENTENCE, Reading, settle
+from rorqual.tasks.bases import base_of, in_base
+from rorqual.tasks.intervals import inequality
+from rorqual.tasks.numbers import numbers, plain, spelled
+from rorqual.tasks.reply import NOTHING, Reading, settle
+from rorqual.tasks.sentences import SENTENCE
 
 _FORMULA = re.compile(
     r"\$\$(?P<a>[^$]{1,1000}?)\$\$|(?<!\\)\$(?P<b>[^$]{1,1000}?)(?<!\\)\$(?![0-9])|\\\((?P<c>.{1,1000}?)\\\)|\\\[(?P<d>.{1,1000}?)\\\]"
@@ -34,8 +37,7 @@ _FUNCTIONS = {
     "theta",
     "infinity",
     "inf",
-    "cm",
-    "km",
+    *("cm", "km"),
     "kg",
     "mm",
     "ft",
@@ -55,7 +57,7 @@ _SYMBOLS = {
 }  # fmt: skip
 _SYMBOL = re.compile("|".join(re.escape(old) + r"(?![A-Za-z])" * (old[0] == "\\") for old in _SYMBOLS))
 _UNIT = re.compile(
-    r"(?<=[0-9})\]a-zA-Z!])(?:\s|~|\\ |\\,)*(?:\\(?:text|mathrm|textrm|mbox)\s?\{[^{}]{0,80}\}"
+    r"(?<=[0-9})\]a-zA-Z!π])(?:\s|~|\\ |\\,)*(?:\\(?:text|mathrm|textrm|mbox)\s?\{[^{}]{0,80}\}"
     r"|(?<=\s)(?:[A-Za-z]{3,}|cm|mm|km|m|ft|in|kg|g|lb|mph|hr|min)\b\.?)"
     r"(?:\s?\^\{?[0-9]\}?)?\s*$"
 )
@@ -72,8 +74,12 @@ _UNLIKE = re.compile(
     r"|perhaps|might be|may be|could be)\s+(?:an? |the |like )?$",
     re.IGNORECASE,
 )
-BASE = re.compile(r"\\?(?:text)?\{?([0-9A-Fa-f]+(?:\.[0-9A-F]+)?)\}?_\{?\s?(?:\\text\{)?\s?(\w+)\s?\}{0,2}")
-BASES = {**ONES, "sixteen": 16}
+_ABOUT = re.compile(
+    r"(?<=\S)(?: ?\((?:about|approx\w*\.?|roughly|around|≈|~|\$?\\approx)[^()]{0,60}\)"
+    r"|, (?:or|which is|that is|i\.e\.,?)? ?(?:about|approximately|roughly|around|≈)\s\$?[0-9][^,;]{0,40}$)",
+    re.IGNORECASE,
+)
+Found = tuple[int, int, str]
 OPENINGS, CLOSINGS = "([{", ")]}"
 
 
@@ -89,11 +95,11 @@ class Parts:
         return self.kind not in ("{}", ",", "u")
 
 
-def final_expression(reply: str, gold: str) -> str | None:
-    """The LaTeX (or the words) that `reply` commits to, None where it commits to nothing. `gold` says whether words are wanted."""
+def final_expressions(reply: str, gold: str) -> tuple[str, ...]:
+    """The LaTeX (or the words) that look final: none, one, or two. `gold` says whether words are wanted, and whether a base is."""
     words = gold_words(gold)
-    found: str | None = settle(reply, lambda segment, marked: _read(segment, marked, words))
-    return found
+    base = base_of(gold.strip().strip("$")) is not None
+    return settle(reply, lambda segment, marked: _read(segment, marked, words, base))
 
 
 def gold_words(gold: str) -> str | None:
@@ -114,8 +120,9 @@ def bare_words(text: str) -> str:
     return re.sub(r"[^0-9a-z:/+-]", "", _TEXT.sub(r" \1 ", text).lower())
 
 
-def _read(segment: str, marked: bool, words: str | None) -> Reading:
+def _read(segment: str, marked: bool, words: str | None, base: bool) -> Reading:
     text = segment[:SENTENCE] if marked else segment[-SENTENCE:]
+    text = _ABOUT.sub("", in_base(text) if base else text)
     return _read_words(text, marked, words) if words is not None else _read_formula(text, marked)
 
 
@@ -194,6 +201,7 @@ def _choose_formula(text: str, found: list[tuple[int, int, str]], marked: bool, 
     """The formula that the sentence states; formulas joined by `and`, `or` or a comma are one list."""
     outside = _FORMULA.sub(lambda match: "#" * len(match[0]), text)[:cut]
     loose = [(n.start, n.end, outside[n.start : n.end]) for n in numbers(outside) if not n.ordinal and not n.spelled]
+    found = [one for one in found if not re.fullmatch("[a-zA-Z]", one[2])] or found
     every = sorted([*found, *loose])
     left, said = [], set()
     for start, end, formula in every:
@@ -213,12 +221,19 @@ def _choose_formula(text: str, found: list[tuple[int, int, str]], marked: bool, 
     else:
         after = [i for i, one in enumerate(free) if restated and one[0] >= restated[-1]]
         place = after[0] if after else len(free) - 1
+    return Reading(_list_around(text, free, left, place), frozenset(said))
+
+
+def _list_around(text: str, free: list[Found], left: list[Found], place: int) -> str:
+    """The formula at `place` and those that `and`, `or` or a comma joins to it; `when $x < 2$ or $x > 3$` is one list, too."""
+    if free[place] in left and re.search(r"[<>]|\\[lg]e", free[place][2]):
+        free, place = left, left.index(free[place])
     first = last = place
     while last + 1 < len(free) and _joined(text[free[last][1] : free[last + 1][0]]):
         last += 1
     while first and _joined(text[free[first - 1][1] : free[first][0]]):
         first -= 1
-    return Reading(", ".join(formula for _, _, formula in free[first : last + 1]), frozenset(said))
+    return ", ".join(formula for _, _, formula in free[first : last + 1])
 
 
 def _ends_of_range(text: str, one: tuple[int, int, str], other: tuple[int, int, str]) -> bool:
@@ -243,10 +258,13 @@ def _read_prose(text: str, marked: bool) -> Reading:
     """A formula in plain letters (`2√3`, `p - q`), else the number that the sentence states."""
     copulas = [match.end() for match in _COPULA.finditer(text)]
     tail = text[copulas[0 if marked else -1] if copulas and not marked else 0 :].strip().rstrip(".").strip()
+    tail = _UNIT.sub("", tail) if "π" in tail or "√" in tail else tail
     if re.fullmatch(r"[^A-Za-z]*(?:[a-z](?![a-z])|pi|sqrt|[^A-Za-z])+", tail) and re.search(
-        r"[√π^()\[\]/]|[a-z] ?[-+*/] ?[a-z0-9]", tail
+        r"[√π^()\[\]/]|[a-z] ?[-+*/] ?[a-z0-9]|[0-9] ?[-+] ?[0-9]*[a-z]", tail
     ):
         return Reading(tail)
+    if (found := inequality(text)) is not None:
+        return Reading(found)
     if listed := number_list(main_part(plain_text(text), marked)):
         return Reading(", ".join(listed))
     reading = read_amount(text, marked)
@@ -264,10 +282,13 @@ def _formula(amount: Amount) -> str:
 def tidy(text: str) -> str:
     """LaTeX without spacing, units and degrees, with one name for each symbol."""
     text = plain(text.strip().strip("$").strip().removesuffix(".").strip()) if "\\begin" not in text else text
-    text = _SYMBOL.sub(lambda match: _SYMBOLS[match[0]], text)
+    text = re.sub(
+        r"\$\s{0,5}(?:,|,?\s{0,5}(?:and|or)\b)\s{0,5}\$", ", ", _SYMBOL.sub(lambda match: _SYMBOLS[match[0]], text)
+    )
     text = re.sub(r"\\sqrt\s?(?:\(([^()]{1,100})\)|([0-9]+|[a-z]))(?!\{)", lambda m: f"\\sqrt{{{m[1] or m[2]}}}", text)
     text = re.sub(r"\\text\s?\{\s*,?\s*(?:and|or)\s*\}|\s(?:and|or)\s", ",", text)
     text = re.sub(r"(?<=[0-9])(?:\{,\}|\\,\\!|,\\!|\\,|\\!)(?=[0-9]{3})", "", text)
+    text = re.sub(r"(?<=[0-9])_\{?(?:10|\\text\{ten\})\}?(?![0-9])", "", text)
     text = _DEGREES.sub(" ", _SPACING.sub(" ", text)).replace("\\$", "").strip()
     text = re.sub(r"(?<=[0-9])\s*(?:percent|\\%|%)", "\\%", text)
     for _ in range(3):

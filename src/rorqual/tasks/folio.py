@@ -6,7 +6,8 @@ from pathlib import Path
 
 from rorqual.core.errors import DataError
 from rorqual.tasks.base import Problem, Split, Verdict
-from rorqual.tasks.labels import label
+from rorqual.tasks.labels import final_labels
+from rorqual.tasks.reply import verdict
 from rorqual.tasks.rows import SAMPLES, FileTask, Row, carve, held_out, normal, read
 
 LABELS = ("True", "False", "Uncertain")
@@ -52,8 +53,8 @@ class Folio(FileTask):
     def grade(self, problem: Problem, reply: str) -> Verdict:
         if problem.answer not in LABELS:
             return Verdict.UNGRADED
-        said = label(reply, [*LABELS, *SAME])
-        return Verdict.RIGHT if said is not None and SAME.get(said, said) == problem.answer else Verdict.WRONG
+        said = final_labels(reply, [*LABELS, *SAME])
+        return verdict(SAME.get(one, one) == problem.answer for one in said)
 
     def chance(self, problem: Problem) -> float:
         return 1 / len(LABELS)

@@ -6,9 +6,10 @@ import re
 from pathlib import Path
 
 from rorqual.core.errors import DataError
-from rorqual.tasks.amounts import final_amount
+from rorqual.tasks.amounts import final_amounts
 from rorqual.tasks.base import Problem, Split, Verdict
 from rorqual.tasks.numbers import whole_number
+from rorqual.tasks.reply import verdict
 from rorqual.tasks.rows import SAMPLES, FileTask, Row, carve, held_out, normal, read
 
 CALCULATOR = re.compile(r"<<[^>]*>>")
@@ -65,5 +66,4 @@ class Gsm8k(FileTask):
         gold = whole_number(problem.answer)
         if gold is None:
             return Verdict.UNGRADED
-        said = final_amount(reply, strict=self.strict)
-        return Verdict.RIGHT if said is not None and said.equals(gold) else Verdict.WRONG
+        return verdict(said.equals(gold) for said in final_amounts(reply, strict=self.strict))

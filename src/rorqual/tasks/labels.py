@@ -13,7 +13,8 @@ from collections.abc import Collection
 from itertools import pairwise
 
 from rorqual.tasks.amounts import plain_text
-from rorqual.tasks.reply import NOTHING, SENTENCE, Reading, settle
+from rorqual.tasks.reply import NOTHING, Reading, settle
+from rorqual.tasks.sentences import SENTENCE, sentences, spoken
 
 _BOLD = re.compile(r"\*\*([^*\n]{1,80})\*\*")
 _UNDECIDED = re.compile(
@@ -77,12 +78,18 @@ _NOT_OF_THE_CONCLUSION = re.compile(
 )
 _NOT_OF_IT = re.compile(
     r"^\s+(?:that\b|(?:assumption|premise|supposition|antecedent|hypothes|dichotomy|start|lead|positive|negative"
-    r"|fact|belief)\w*|in every|in some|in one|if\b"
-    r"|when\b|for (?:some|every|any)\b|unless\b)",
+    r"|fact|belief)\w*|in some|in one|if\b"
+    r"|when\b|for (?:some|every|any)\b|unless\b|means\b)",
     re.IGNORECASE,
 )
+_CONDITIONAL = re.compile(
+    r"^\W*(?:[0-9]+[.)]\s+)?(?:and |but )?(?:if|otherwise|else|in the (?:mixed|other) case)\b", re.IGNORECASE
+)
+_CONCLUDED = re.compile(r"\b(?:so|hence|thus|therefore)\b", re.IGNORECASE)
 _REFUSES = re.compile(
-    r"\bI (?:cannot|can't|could not|couldn't) (?:decide|choose|answer|assist|help)\b|\bI (?:do not|don't) know\b", re.I
+    r"\bI (?:cannot|can't|could not|couldn't) (?:decide|choose|answer|assist|help)\b|\bI (?:do not|don't) know\b"
+    r"|\b(?:if i (?:had|have) to|forced to|my best) (?:guess|choose|pick|bet)\b",
+    re.I,
 )
 _SUBJECT = re.compile(
     r"\b(?:conclusion|statement|claim|answer|it|this|that|label|verdict|truth|value|option|hence|so|therefore|thus"
@@ -92,15 +99,31 @@ _SUBJECT = re.compile(
 
 
 def label(text: str, labels: Collection[str]) -> str | None:
-    """The label of `labels` that `text` commits to, by its spelling there; None where it commits to none."""
+    """The label of `labels` that `text` commits to, by its spelling there; None where it commits to none or does not decide."""
+    found = final_labels(text, labels)
+    return found[0] if len(found) == 1 else None
+
+
+def final_labels(text: str, labels: Collection[str]) -> tuple[str, ...]:
+    """The labels that look final: none, one, or two between which `text` does not decide."""
     known = {name.lower(): name for name in labels}
     pattern = re.compile(rf"(?<![\w-])(?:{'|'.join(map(re.escape, known))})(?![\w-])", re.IGNORECASE)
 
     def read(segment: str, marked: bool) -> Reading:
         return _read(segment, marked, pattern)
 
-    found: str | None = settle(text, read)
-    return None if found is None else known[found]
+    return tuple(known[found] for found in settle(_without_conditions(text, pattern), read))
+
+
+def _without_conditions(text: str, pattern: re.Pattern[str]) -> str:
+    """`text` without the sentences that only say when each label would hold; they count where all they name is one label."""
+    every = sentences(spoken(text))
+    conditional = {
+        one for one in every if _CONDITIONAL.search(one) and not _CONCLUDED.search(one) and pattern.search(one)
+    }
+    if len({name.lower() for one in conditional for name in pattern.findall(one)}) < 2:
+        return text
+    return "\n".join(one for one in every if one not in conditional)
 
 
 def _read(segment: str, marked: bool, pattern: re.Pattern[str]) -> Reading:

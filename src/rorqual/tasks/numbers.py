@@ -80,13 +80,15 @@ PARTS = {
 _WORD = "|".join([*ONES, *TENS, "hundred", "thousand", "million", "billion", "dozen"])
 SPELLED = re.compile(
     rf"\b(?P<minus>(?:minus |negative )?)(?:(?P<count>(?:an? )?(?:{_WORD})(?:(?: |-| and |, )(?:{_WORD})){{0,20}})"
-    rf"(?:(?: |-| and an? | and )(?P<part>half|halves|(?:{'|'.join(PARTS)})s?))?|(?P<alone>(?:an? |one-)?half)(?! as\b| an? \w))\b"
+    rf"(?:(?: |-| and an? | and )(?P<part>half|halves|(?:{'|'.join(PARTS)})s?))?|(?P<dozen>half(?: a |-a-| )dozen)"
+    rf"|(?P<alone>(?:an? |one-)?half)(?! as\b| an? \w))\b"
     r"(?P<percent>(?: percent\b)?)",
     re.IGNORECASE,
 )
 PRONOUN = re.compile(
     r"(?:this|that|each|every|which|no|the|any|some|another|last|first|correct|right|other|wrong|by) $", re.I
 )
+BELOW_ZERO = re.compile(r"(?: ?°)? ?[CF]?(?: degrees?)?(?: (?:celsius|fahrenheit))? below (?:zero|0)\b", re.IGNORECASE)
 MULTIPLIED = re.compile(r"(?:twice|thrice|half|double|triple|times) $", re.IGNORECASE)
 
 
@@ -115,8 +117,15 @@ def plain(text: str) -> str:
 
 def numbers(text: str) -> list[Number]:
     """The numbers of `text` (as `plain` leaves it) in order; those in words only where there are none in digits."""
-    found = [_digits(match) for match in NUMBER.finditer(text)]
-    return found or spelled(text)
+    found = [_digits(match) for match in NUMBER.finditer(text)] or spelled(text)
+    return [_below_zero(number, text[number.end : number.end + 40]) for number in found]
+
+
+def _below_zero(number: Number, after: str) -> Number:
+    """`8 degrees below zero` is -8."""
+    if number.value is None or number.value < 0 or not BELOW_ZERO.match(after):
+        return number
+    return replace(number, value=-number.value)
 
 
 def spelled(text: str) -> list[Number]:
@@ -187,7 +196,9 @@ def _spelled(match: re.Match[str], text: str) -> Number | None:
     said = match[0].lower()
     if said == "one" and (PRONOUN.search(before) or re.match(r" (?:of|another|can|must|could|who|that|by)\b", after)):
         return None
-    if match["alone"]:
+    if match["dozen"]:
+        value = Fraction(6)
+    elif match["alone"]:
         value = Fraction(1, 2)
     else:
         value = Fraction(_count(match["count"]))

@@ -13,7 +13,8 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 from rorqual.tasks.amounts import plain_text
-from rorqual.tasks.reply import marks, passed_over, sentences, spoken
+from rorqual.tasks.marks import marks
+from rorqual.tasks.sentences import passed_over, sentences, spoken
 
 ROLES = {"knight": True, "knights": True, "knave": False, "knaves": False}
 _QUOTED = re.compile(r'"([^"\n]{0,400})"')
@@ -24,7 +25,9 @@ _CLAIMED = re.compile(
     r"|case)|whether)\b(?:,? (?:that|of))?[^,.;:\n]*",
     re.IGNORECASE,
 )
-_ASIDE = re.compile(r"\((?=[^()\s]+\s+[^()\s]+\s+[^()\s])[^()]{0,300}\)|, (?:who|whose|which)\b[^,.;\n]{0,200},")
+_ASIDE = re.compile(
+    r"\((?=[^()\s]+\s+[^()\s]+\s+[^()\s])[^()]{0,300}\)|, (?:who|whose|which)\b(?! makes)[^,.;\n]{0,200},"
+)
 _SUPPOSED = re.compile(
     r"^\W*(?:\w+\W+){0,2}?(?:suppose|assume|assuming|consider|imagine|case|option|scenario|possibility|say"
     r"|let's (?:say|suppose|assume|consider|try)|try)\b",
@@ -34,6 +37,12 @@ _IF = re.compile(
     r"\b(?:if|unless|were|suppose|assuming|would|could|might|may)\b[^.;\n]*?(?=, (?:so|hence|thus|therefore)\b|$|[.;\n])",
     re.I,
 )
+_SURVIVES = re.compile(
+    r"\b(?:case|option|scenario|possibility)\b[^.,]{0,30}\b(?:remains|is left|works|holds|survives"
+    r"|is (?:the only )?(?:consistent|possible|valid))\b",
+    re.IGNORECASE,
+)
+_FOLLOWS = re.compile(r"^\W*(?:(?:but|and) )?(?:then|in (?:this|that) case)\b", re.IGNORECASE)
 _CONCLUDES = re.compile(
     r"\b(?:so|thus|hence|therefore|contradict\w*|finally|conclusion|wait|actually|correction|correct|mistake"
     r"|impossible|consequently|must|answer|solution|then)\b",
@@ -87,6 +96,13 @@ _SO_IS = re.compile(
     rf"\b(?:so|as) (?:is|are) (?P<names>{_LIST})|(?P<other>{_NAME}) is(?: one)?,? (?:too|as well|also)\b(?! an?\b)",
     re.IGNORECASE,
 )
+_IS_NOT = re.compile(rf"(?P<names>{_LIST}) (?:is|are)(?: not|n't)(?=\s*(?:[.,;(]|$))", re.IGNORECASE)
+_MAKES = re.compile(rf"\b(?:makes|making|made) (?:him|her|them) (?:an? )?{_ROLE}", re.IGNORECASE)
+_ROW = re.compile(
+    r"^[ \t]*\|[ \t]*(⟦[0-9]+⟧)[ \t]*\|(?:[^|\n]*\|)*?[ \t]*(knight|knave)[ \t]*\|[^|\n]*\|?[ \t]*$",
+    re.IGNORECASE | re.MULTILINE,
+)
+"""A row of a table with a person's name first and the role in a cell of its own."""
 _HEADING = re.compile(r"^\W*(?:the )?(?P<role>knights?|knaves?)\W*$", re.IGNORECASE)
 
 Said = tuple[int, int, dict[int, bool | None]]
@@ -166,7 +182,8 @@ def _statements(text: str, names: Sequence[str]) -> tuple[list[Said], list[str]]
     sources: list[str] = []
     heading: bool | None = None
     subject: int | None = None
-    for number, paragraph in enumerate(re.split(r"\n\s*\n", named.sub(token, text))):
+    supposed = -1
+    for number, paragraph in enumerate(re.split(r"\n\s*\n", _ROW.sub(r"| \1 | \2 |", named.sub(token, text)))):
         for sentence in sentences(paragraph):
             sources.append(sentence)
             title = _HEADING.match(sentence)
@@ -175,12 +192,22 @@ def _statements(text: str, names: Sequence[str]) -> tuple[list[Said], list[str]]
                 heading = ROLES[title["role"].lower()]
             elif heading is not None and people and not re.search(r"knight|knave", sentence, re.IGNORECASE):
                 said += [(number, len(sources) - 1, {who: heading}) for who in people]
-            elif not passed_over(sentence) and not _SUPPOSED.search(sentence):
+            elif _SUPPOSED.search(sentence) and not _SURVIVES.search(sentence):
+                supposed = number
+            elif supposed == number and _FOLLOWS.match(sentence) and _complete(said, len(names)):
+                continue  # the answer stands first, and this only argues for it
+            elif not passed_over(sentence):
                 subject = people[0] if people else subject
                 before = {who for _, at, one in said[-8:] if said and at == said[-1][1] for who in one}
                 found = _in_sentence(_IF.sub(" ", _CLAIMED.sub(" ", sentence)), len(names), subject, before)
                 said += [(number, len(sources) - 1, one) for one in found]
     return said, sources
+
+
+def _complete(said: list[Said], count: int) -> bool:
+    """Whether the first statements name everybody, once each: a reply that begins with its answer."""
+    first = [who for paragraph, _, one in said[:count] if paragraph == said[0][0] for who in one]
+    return len(set(first)) == count
 
 
 def _in_sentence(sentence: str, count: int, subject: int | None, before: set[int]) -> Iterator[dict[int, bool | None]]:
@@ -192,15 +219,12 @@ def _in_sentence(sentence: str, count: int, subject: int | None, before: set[int
             if match.start("role") not in taken and not _NOR.search(sentence, 0, match.start() + 1):
                 taken.add(match.start("role"))
                 found.append((match.start(), _named(match, count)))
-    if subject is not None:
-        found += [
-            (match.start(), {subject: _role(match)})
-            for match in _PRONOUN.finditer(sentence)
-            if match[0][:4].lower() != "they"
-        ]
+    found += _of_pronouns(sentence, subject)
     for match in _ALL.finditer(sentence):
         if not match["who"].lower().startswith("both") or count == 2:
-            found.append((match.start(), dict.fromkeys(range(count), _role(match))))
+            they = re.findall(r"⟦([0-9]+)⟧", sentence[: match.start()]) if match["who"].lower() == "they" else []
+            people = [int(who) for who in they] if len(they) > 1 else range(count)
+            found.append((match.start(), dict.fromkeys(people, _role(match))))
     for match in _NEITHER.finditer(sentence):
         found.append((match.start(), dict.fromkeys((int(match[1]), int(match[2])), not ROLES[match["role"].lower()])))
     for match in _NOBODY.finditer(sentence):
@@ -211,6 +235,12 @@ def _in_sentence(sentence: str, count: int, subject: int | None, before: set[int
         if re.search(r"\bor\b", sentence[at:then]):
             one.update(dict.fromkeys(one))
             other.update(dict.fromkeys(other))
+    for match in _IS_NOT.finditer(sentence):  # "Zoey is a knight, and Ava is not"
+        unlike = [role for at, one in found if at < match.start() for role in one.values()]
+        if unlike and unlike[-1] is not None:
+            found.append(
+                (match.start(), dict.fromkeys(map(int, re.findall(r"[0-9]+", match["names"])), not unlike[-1]))
+            )
     for match in _SO_IS.finditer(sentence):
         like = [one for at, one in found if at < match.start()]
         people = [int(who) for who in re.findall(r"[0-9]+", match["names"] or match["other"])]
@@ -219,6 +249,19 @@ def _in_sentence(sentence: str, count: int, subject: int | None, before: set[int
     named = {who for _, one in found for who in one} or before
     for match in _OTHERS.finditer(sentence):
         yield {who: _role(match) for who in range(count) if who not in named}
+
+
+def _of_pronouns(sentence: str, subject: int | None) -> Iterator[tuple[int, dict[int, bool | None]]]:
+    """What is said of `he` and `she`, the sentence's subject, and of `her` in "which makes her a knave", the last name before."""
+    if subject is None:
+        return
+    for match in _PRONOUN.finditer(sentence):
+        if match[0][:4].lower() != "they":
+            clause = re.findall(r"⟦([0-9]+)⟧ is(?: not|n't) \($", sentence[: match.start()])
+            yield match.start(), {int(clause[-1]) if clause else subject: _role(match)}
+    for match in _MAKES.finditer(sentence):
+        names = re.findall(r"⟦([0-9]+)⟧", sentence[: match.start()])
+        yield match.start(), {int(names[-1]) if names else subject: _role(match)}
 
 
 def _role(match: re.Match[str]) -> bool | None:

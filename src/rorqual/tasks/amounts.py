@@ -13,64 +13,18 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import pairwise
 
+from rorqual.tasks.clauses import ASIDE, RESTATED, denied, governed, main_part, plain_text, without_dashes
 from rorqual.tasks.numbers import Number, numbers, plain, spelled
 from rorqual.tasks.remarks import answers, closes
 from rorqual.tasks.reply import NOTHING, Reading, settle
 from rorqual.tasks.sentences import SENTENCE
 
-_MARKUP = (
-    (re.compile(r"\\(?:text|mathrm|textbf|mathbf|boldsymbol|operatorname|mbox|fbox)\s?\{([^{}]{0,200})\}"), r" \1"),
-    (re.compile(r"\\(?:left|right|displaystyle|quad|qquad|big|Big)\b|\\[\[\]()]|~|`"), " "),
-    (re.compile(r"(?<![0-9])\*\*|\*\*(?![0-9])|__"), ""),
-    (re.compile(r"<<[^<>]{0,200}>>|</?[a-z]{1,6}>|(?<=\w )\[[0-9]{1,2}\]"), ""),
-    (re.compile(r"^\W*(?:step|case|part|day|question|problem) [0-9]{1,3}\s?[:.)-]\s", re.IGNORECASE), ""),
-)
 _BOLD = re.compile(r"\*\*([^*\n]{1,200})\*\*")
-_DASH = re.compile(r"(?<=\w) ?— ?(?=\S)")
-_VERB = re.compile(
-    r"\b(?:is|are|was|were|makes?|gives?|pays?|gets?|has|have|he|she|they|we|it|so|which)\b", re.IGNORECASE
-)
-_ASIDE = re.compile(r"\([^()]{0,300}\)")
-_LABEL = re.compile(r"^\W*(?:\(?[0-9]{1,3}[.)]\s|[a-z]\)\s)", re.IGNORECASE)
-_LEADING = re.compile(
-    r"^\W*(?:(?:so|and|but|then|now|thus|hence|therefore)\b,? )?(?:after|when|if|since|as|because|while|given|with"
-    r"|from|out of|of|on|in|at|for|during"
-    r"|(?:every|each) (?:day|week|month|year|hour|time)|before|until|starting|by|although|though|whether"
-    r"|to)\b[^,;:]{0,300}, ?",
-    re.IGNORECASE,
-)
-_REASON = re.compile(
-    r"(?:,? \b(?:because|since|whereas|although|even though|compared (?:to|with)|in contrast to|unlike|assuming|given that|not counting"
-    r"|not including|excluding|except|without counting|so that|if|when|where|whenever|as long as)\b|, (?:as|while"
-    r"|for(?! an? (?:grand )?(?:total|sum))|after"
-    r"|before|with|(?:[\w\\$]+ )?of (?:which|whom)|whose|who)\b"
-    r"| as (?:each|every|there|he|she|it|they|the|we|one)\b| while\b|(?<=[a-z]) (?:after|before|by|from|despite) \w+ing\b)"
-    r".*?(?=(?:,|;|:) (?:so|hence|thus|therefore|we (?:get|round|need|must)|(?:he|she|they) must|this (?:gives|makes))\b|;|$)",
-    re.IGNORECASE,
-)
-_REASON_FIRST = re.compile(r"(?<=, )(?:and|but|so) (?:because|since|as)\b[^,;]{0,200}, ", re.IGNORECASE)
 _OPERATOR = r"(?:[+*×·÷/]|\\times|\\cdot|\\div|\bx\b|\bplus\b|\bminus\b|\btimes\b(?! (?:a|as|per|the)\b)|divided by|multiplied by)"
 _JOINED_BEFORE = re.compile(rf"(?:{_OPERATOR}|(?<=[\s0-9)])-)\s*(?:the )?[$£€(]*$", re.IGNORECASE)
 _JOINED_AFTER = re.compile(rf"^[\s)]*(?:[A-Za-z]+\s)?\s*(?:{_OPERATOR}|-)\s*(?:the )?[$£€(]*$", re.IGNORECASE)
 _EQUATED_AFTER = re.compile(r"^[\s)]*(?:[A-Za-z$%/]+\s?){0,3}(?:=|≈|\\approx|\bequals\b)", re.IGNORECASE)
 _EQUATED_BEFORE = re.compile(r"(?:=|≈|\\approx|\bequals)\s*[$£€(]*$", re.IGNORECASE)
-_LIGHT = (
-    r"(?:be|been|equal|equals|to|exactly|just|simply|merely|only|actually|the|a|an|as|really|of|get|gets|give|gives"
-    r"|make|makes|have|has|cost|costs|earn"
-    r"|earns|answer|result|total|value|sum|number|is|was|are|were|possibly|either|think|believe|that|it|he|she|they|we)"
-)
-_DENIES = re.compile(
-    rf"(?:\b(?:not|never|neither|nor|cannot|rather than|instead of|no longer)\b|n't\b|\\neq?\b|≠)(?:\s+{_LIGHT}\b){{0,5}}\W{{0,4}}$",
-    re.IGNORECASE,
-)
-_DENIED_AFTER = re.compile(
-    r"^(?:\s[A-Za-z]+){0,2}\s(?:(?:is|are|was|were|would be|seems?|looks?)(?: not|n't)? (?:wrong|incorrect|mistaken|impossible|too \w+)\b"
-    r"|(?:is|are|was|were)(?: not|n't)\b\s*(?:$|[.,;]|(?:the|right|correct|an?|my|our|it|true|possible|what|exact"
-    r"|enough)\b)|cannot be (?:right|correct|true)"
-    r"|can't be (?:right|correct|true)|would (?:exceed|be too|not)|(?:seems?|looks?|appears?) (?:right|correct"
-    r"|plausible))",
-    re.IGNORECASE,
-)
 _BOUND = re.compile(
     r"(?:\b(?:(?:more|less|fewer|greater|larger|smaller|higher|lower|bigger) than|at least|at most"
     r"|(?<!round )(?<!rounds )(?<!rounding )(?<!rounded )up to|as (?:many"
@@ -93,33 +47,6 @@ _RANGE = re.compile(
     r"^(?:\s?[A-Za-z%]{1,10})?(?:-| -|\s+(?:to|through|until|up to)\s|\s?\.\.\.?\s?|\\(?:sim|ldots|dots)\s?)\s*[$£€]?$"
 )
 _LIST = re.compile(r"^\s?[$%]?\s?(?:,|;|&|,? and|\\&)\s?(?:[a-z]\s?=\s?)?[$£€]?\s*$", re.IGNORECASE)
-_GOVERNED = re.compile(
-    r"\b(?:for|of|in|on|at|after|from|per|every|each|within|during|over|than|the|these|those|all|his|her|their|its"
-    r"|our|your|my|both|by|into|across|among"
-    r"|between|until|before|when|with|without|if|since|first|last|next|other|remaining|whole|using|step|case|part"
-    r"|day|week|month|year|premise|question"
-    r"|\w's|than (?:\w+(?:'s)? ){0,2}\w+|problem|example|method|option|page|room|number|no\.|day|age|route|line"
-    r"|equation"
-    r"|(?<!has )(?<!have )(?<!had )(?<!need )(?<!needs )(?<!wants )(?<!want )(?<!going )(?<!able )(?<!used )(?<!is "
-    r")"
-    r"(?<!are )to [a-z]{3,})\s+(?:(?:of|the|each|every|all|a|just|only|these|those|his|her|their"
-    r"|first|last|other|next|about|around|approximately)\s+)*[$£€(]*$",
-    re.IGNORECASE,
-)
-_NOT_GOVERNED = re.compile(
-    r"\b(?:in (?:all|total|sum)|after all|(?:left|ends?|ended|ending|up|remains?|home|him|her|them|us) (?:up )?with"
-    r"|sold for|sells? (?:\w+ ){1,4}for"
-    r"|sold (?:\w+ ){1,4}for|total of|sum of|amount of|profit of|number of|cost of|price of|result of|value of"
-    r"|answer of|distance of|(?:travel|mov|driv|go|rid|fly|work|sell)(?:e|es|s|ing)? at|round(?:s|ed|ing)? (?:up|down"
-    r"|off)? ?to|(?:speed|rate) of|average of|age of"
-    r"|(?:tak|giv|g[ao]ve|cost|leav|left|mak|pay|ow|earn|need|sav|bring|get)(?:e|es|s|ing)? (?:him|her|them|us|me"
-    r"|you)|took (?:him|her|them|us|me|you))"
-    r"\s+[$£€(]*$",
-    re.IGNORECASE,
-)
-_REFERRED = re.compile(
-    r"\b(?:off|from|than|over|below|above|under) (?:the|its|an?|his|her|their) (?:\w+ ){0,2}of\s+[$£€(]*$", re.IGNORECASE
-)
 _ADVERBIAL = re.compile(
     r"^ (?:times? (?:a|per|each|every|as)\b|(?:days?|weeks?|months?|years?|hours?|minutes?) (?:later|ago|a|per|each|earlier|from now)\b)",
     re.I,
@@ -135,15 +62,12 @@ _RELATIVE = re.compile(
     re.IGNORECASE,
 )
 _OF_THE_QUESTION = re.compile(r"\b(?:the|these|those|all|both|each|every) $", re.IGNORECASE)
+_CLOSING = re.compile(r"(?:, (?:so|thus|hence|making|leaving|which (?:makes|leaves|gives|means))|\b(?:so|making|leaving))\b[^,;0-9]*$", re.I)
 _JOINS = re.compile(r"[a-z],? (?:and|while|whereas|but)\b|; ", re.IGNORECASE)
 GOVERNED, RELATIVE, FREE = 0, 1, 2
 _CLAUSE = re.compile(
     r"[;:,]|\b(?:and|so|but|which|leaving|hence|thus|therefore|then|meaning|giving|making|that is|i\.e\.|namely)\b| - ",
     re.I,
-)
-_RESTATED = re.compile(
-    r"(?:\bthat is(?: to say)?|\bi\.\s?e\.|\bnamely|\bin other words|\bwhich (?:is|equals|means|makes|gives))\W",
-    re.IGNORECASE,
 )
 _REFUSES = re.compile(
     r"\b(?:i|we|one)(?: \w+)? (?:cannot|can't|can not|am not able|am unable|are unable|could not|couldn't"
@@ -201,12 +125,12 @@ def read_amount(segment: str, marked: bool) -> Reading:
     bold = [found for found in _BOLD.findall(text) if numbers(plain(found))]
     if bold and not marked:
         text, marked = bold[-1], True
-    text = plain_text(_without_dashes(text) if "=" not in text else text)
+    text = plain_text(without_dashes(text) if "=" not in text else text)
     if _REFUSES.search(text) and not re.search(r"\b(?:but|so|hence)\b.*[0-9]", text):
         return Reading(refused=True)
     if _NONE.match(text):
         return Reading(Amount(Fraction(0)))
-    asides = _ASIDE.findall(text)
+    asides = ASIDE.findall(text)
     text = main_part(text, marked)
     found = numbers(text)
     marked = marked or not re.search("[A-Za-z]", text)
@@ -216,7 +140,13 @@ def read_amount(segment: str, marked: bool) -> Reading:
 
 
 def _in_words(text: str, found: list[Number]) -> list[Number]:
-    """The numbers in words that no preposition governs, where every number in digits is a term or is governed ("four boxes at $5")."""
+    """The numbers in words that count: those of a closing clause without digits ("making it twenty-one in total"), and where every number
+
+    in digits is a term or is governed ("four boxes at $5"), those that no preposition governs.
+    """
+    closing = _CLOSING.search(text)
+    if closing and (words := [one for one in spelled(text) if one.start >= closing.start()]):
+        return words
     gaps = [text[a.end : b.start] for a, b in pairwise(found)]
     before = [text[max(0, one.start - 80) : one.start] for one in found]
     after = [*gaps, text[found[-1].end : found[-1].end + 80]] if found else []
@@ -228,37 +158,6 @@ def _in_words(text: str, found: list[Number]) -> list[Number]:
         return []
     words = [one for one in spelled(text) if one.value is not None and one.value != 1]
     return [one for one in words if not governed(text[max(0, one.start - 80) : one.start])]
-
-
-def _without_dashes(text: str) -> str:
-    """`text` with commas for dashes, and without what a dash adds in no sentence of its own ("56 seats — 7 rows of 8")."""
-    dash = _DASH.search(text)
-    if dash and numbers(plain(text[: dash.start()])) and not _VERB.search(text, dash.end()):
-        return text[: dash.start()]
-    return _DASH.sub(", ", text)
-
-
-def plain_text(text: str) -> str:
-    """`text` without the markup of Markdown and LaTeX that changes no number."""
-    for pattern, new in _MARKUP:
-        text = pattern.sub(new, text)
-    return plain(text).replace("\\$", "$").replace("\\%", "%")
-
-
-def main_part(text: str, marked: bool) -> str:
-    """`text` without its label, brackets, introductory clause and reasons, as far as a number remains."""
-    label = _LABEL.match(text)
-    shorter = [text[label.end() :]] if label and label.end() < len(text.rstrip()) else []
-    cuts = [(_ASIDE, " ")] + ([] if marked else [(_LEADING, ""), (_REASON_FIRST, "")]) + [(_REASON, "")]
-    text = shorter[0] if shorter and numbers(shorter[0]) else text
-    for pattern, new in cuts:
-        if pattern is _ASIDE and re.match(r"\s*\(or\b", text[text.find("(") - 1 :]):
-            continue
-        cut = pattern.sub(new, text)
-        if pattern is _LEADING and _RESTATED.match(cut):
-            continue
-        text = cut if numbers(cut) else text
-    return text
 
 
 def _choose(text: str, found: list[Number], marked: bool, asides: list[str]) -> Reading:
@@ -291,7 +190,7 @@ def _rival(text: str, found: list[Number], pool: list[int], place: int) -> Amoun
         return None
     gap = text[one.end : other.start]
     joined = _JOINS.search(gap)
-    shared = _RESTATED.search(gap) and one.percent != other.percent and (other if one.percent else one).money
+    shared = RESTATED.search(gap) and one.percent != other.percent and (other if one.percent else one).money
     if joined:
         clause = one.end + joined.start()
         shared = answers(text[:clause]) and not closes(text[clause:])
@@ -337,11 +236,6 @@ def _is_range(found: list[Number], i: int, after: list[str]) -> bool:
     return one is None or other is None or one < other
 
 
-def denied(before: str, after: str) -> bool:
-    """Whether what stands before or after a value says that it is not the answer."""
-    return bool(_DENIES.search(before) or _DENIED_AFTER.search(after))
-
-
 def _ranks(text: str, found: list[Number], before: list[str], after: list[str]) -> list[int]:
     """How likely each number is the answer by its place: GOVERNED, RELATIVE or FREE."""
     ranks: list[int] = []
@@ -349,9 +243,16 @@ def _ranks(text: str, found: list[Number], before: list[str], after: list[str]) 
     for i, number in enumerate(found):
         aside = number.ordinal or _ADVERBIAL.search(after[i]) or _COMPARED.search(after[i]) or number.start > listed
         again = i > 0 and ranks[-1] == GOVERNED and _COORDINATED.search(before[i])
-        relative = _RELATIVE.search(before[i]) is not None
+        relative = _RELATIVE.search(before[i]) is not None and not _same_kind(found, i, after)
         ranks.append(GOVERNED if aside or again or governed(before[i]) else RELATIVE if relative else FREE)
     return ranks
+
+
+def _same_kind(found: list[Number], i: int, after: list[str]) -> bool:
+    """Whether number i has a unit of the same kind as the number before it: `1 hour and 30 minutes, which is 90 minutes`."""
+    words = [re.match(r"[\s-]*([A-Za-z]+)", after[j]) for j in (i - 1, i) if j >= 0]
+    units = [unit_of(word[1]) if word else None for word in words]
+    return len(units) == 2 and None not in units and len({unit[0] for unit in units if unit}) == 1
 
 
 def number_list(text: str) -> list[str]:
@@ -372,12 +273,6 @@ def number_list(text: str) -> list[str]:
     )
 
 
-def governed(before: str) -> bool:
-    """Whether a preposition or an article at the end of `before` governs what follows."""
-    free = _NOT_GOVERNED.search(before) is not None and _REFERRED.search(before) is None
-    return _GOVERNED.search(before) is not None and not free
-
-
 def _breakdown(text: str, found: list[Number]) -> int:
     """Where the parts of a sum begin (`8 apples: 2 red and 6 green`), else the end of the text."""
     colon = text.find(":", found[0].end)
@@ -387,7 +282,7 @@ def _breakdown(text: str, found: list[Number]) -> int:
 
 def _first(text: str, found: list[Number], pool: list[int]) -> int:
     """After a mark: the first, or the one after `that is`."""
-    restated = [m.end() for m in _RESTATED.finditer(text) if m.start() > found[pool[0]].end]
+    restated = [m.end() for m in RESTATED.finditer(text) if m.start() > found[pool[0]].end]
     later = [i for i in pool if restated and found[i].start >= restated[-1]]
     return later[0] if later and found[pool[0]].value is None else pool[0]
 

@@ -35,7 +35,7 @@ from rorqual.tasks.expressions import (
     split,
     tidy,
 )
-from rorqual.tasks.intervals import union
+from rorqual.tasks.intervals import set_condition, union
 from rorqual.tasks.labels import label
 from rorqual.tasks.marks import boxed, marked
 from rorqual.tasks.numbers import Number, single, whole_number
@@ -141,7 +141,7 @@ def _equal(gold: str, said: str, timeout: int) -> bool:
         return False
     one, other = parts(gold), parts(said)
     if _INEQUALITY.search(gold) is None and _INEQUALITY.search(said) is not None:
-        described = union(other.items if other is not None and other.kind == "," else [said])
+        described = union(other.items if other is not None and other.kind == "," else [set_condition(said)])
         if described is not None:
             return _equal(gold, described, timeout)
     if (one is None and other is None) or (_INEQUALITY.search(gold) is None) != (_INEQUALITY.search(said) is None):

@@ -10,8 +10,9 @@ import re
 from dataclasses import dataclass
 from itertools import pairwise
 
-from rorqual.tasks.amounts import Amount, denied, governed, main_part, number_list, plain_text, read_amount, unit_of
+from rorqual.tasks.amounts import Amount, number_list, read_amount, unit_of
 from rorqual.tasks.bases import base_of, in_base
+from rorqual.tasks.clauses import denied, governed, main_part, plain_text
 from rorqual.tasks.intervals import inequality
 from rorqual.tasks.numbers import numbers, plain, spelled
 from rorqual.tasks.reply import NOTHING, Reading, settle
@@ -68,6 +69,7 @@ _COPULA = re.compile(
 _CLAUSE = re.compile(
     r"[,;:]\s|\b(?:but|so|hence|thus|therefore|which means|because|since|and therefore)\b|\. ", re.IGNORECASE
 )
+_FAILS = re.compile(r"\b(?:fails?|violates?|(?:does|do)(?: not|n't))\b")
 _UNLIKE = re.compile(
     r"\b(?:than|unlike|from|for|neither|nor|either|or|like|looks?|seems?|except|before|after|instead of|rather than"
     r"|if|whether|whereas|while|possibly|maybe"
@@ -138,7 +140,9 @@ def _read_words(text: str, marked: bool, words: str) -> Reading:
     if not clauses:
         return NOTHING
     asserted = [
-        clause for clause in clauses if not re.match(r"^\W*(?:not|isn't|unlike|rather than|instead of)\b", clause)
+        clause
+        for clause in clauses
+        if not re.match(r"^\W*(?:not|isn't|unlike|rather than|instead of)\b", clause) and not _FAILS.search(clause)
     ]
     clause = (asserted or clauses)[0 if marked else -1]
     if re.search(r"\bnot\b.*\bbut\b", text):
@@ -188,7 +192,7 @@ def _prose(text: str) -> bool:
 def _without_reasons(text: str, starts: list[int]) -> int:
     """Where a clause begins that only gives a reason or an aside, after the first formula; else the end."""
     for match in re.finditer(
-        r",? \b(?:because|since|where|whereas|as (?:the|we|it|each)|rather than|instead of)\b| \(", text
+        r",? \b(?:because|since|where|whereas|whose|as (?:the|we|it|each)|rather than|instead of)\b| \(", text
     ):
         if any(start < match.start() for start in starts) and not re.search(
             r"\bso\b|\bhence\b|\bi\.e\.", text[match.start() :]

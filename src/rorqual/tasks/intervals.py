@@ -14,6 +14,7 @@ _BOUND = re.compile(rf"[a-z]\s*{_ORDER.format('one')}\s*(?P<bound>{_TERM})")
 _SIGN = r" ?(?:<=|>=|<|>|≤|≥) ?"
 _END = r"-?[0-9a-z√π∞./]{1,20}"
 _PLAIN = re.compile(rf"(?<![\w$\\])(?:{_END}{_SIGN})?[a-z]{_SIGN}{_END}(?:,? (?:and|or) [a-z]{_SIGN}{_END})*$")
+_SET = re.compile(r"\\\{\s*[a-z]\s*(?:\\in[^:|]{0,40})?(?::|\||\\mid)\s*(.{1,200})\\\}")
 
 
 def inequality(text: str) -> str | None:
@@ -37,6 +38,12 @@ def interval(text: str) -> str | None:
             return f"(-\\infty, {bound}{')]'[closed_end]}"
         return f"{'(['[closed_end]}{bound}, \\infty)"
     return None
+
+
+def set_condition(text: str) -> str:
+    r"""`text` without the braces of a set that a condition describes: `\{x : x > 3\}` is `x > 3`."""
+    found = _SET.fullmatch(text.strip())
+    return found[1] if found else text
 
 
 def union(items: Sequence[str]) -> str | None:

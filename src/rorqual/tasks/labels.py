@@ -12,7 +12,7 @@ import re
 from collections.abc import Collection
 from itertools import pairwise
 
-from rorqual.tasks.amounts import plain_text
+from rorqual.tasks.clauses import plain_text
 from rorqual.tasks.reply import NOTHING, Reading, settle
 from rorqual.tasks.sentences import SENTENCE, sentences, spoken
 
@@ -86,6 +86,8 @@ _CONDITIONAL = re.compile(
     r"^\W*(?:[0-9]+[.)]\s+)?(?:and |but )?(?:if|otherwise|else|in the (?:mixed|other) case)\b", re.IGNORECASE
 )
 _CONCLUDED = re.compile(r"\b(?:so|hence|thus|therefore)\b", re.IGNORECASE)
+_REASON = re.compile(r",? \b(?:because|since|given that)\b(?:(?!, (?:so|hence|thus|therefore|it|the)\b)[^;])*$", re.IGNORECASE)
+_MAY_BE = re.compile(r"\b(?:might|may|could)(?: \w+)? be[\s\"'*]*$", re.IGNORECASE)
 _REFUSES = re.compile(
     r"\bI (?:cannot|can't|could not|couldn't) (?:decide|choose|answer|assist|help)\b|\bI (?:do not|don't) know\b"
     r"|\b(?:if i (?:had|have) to|forced to|my best) (?:guess|choose|pick|bet)\b",
@@ -134,6 +136,8 @@ def _read(segment: str, marked: bool, pattern: re.Pattern[str]) -> Reading:
     text = _undecided(plain_text(text), pattern)
     if _REFUSES.search(text):
         return Reading(refused=True)
+    shorter = _REASON.sub("", text)
+    text = shorter if pattern.search(shorter) else text
     first = pattern.match(text.lstrip("*_\"' ([-"))
     if not marked and len(text.split()) > 4 and first is None and not _SUBJECT.search(text):
         return NOTHING
@@ -154,6 +158,8 @@ def _choose(text: str, found: list[re.Match[str]], marked: bool) -> Reading:
         before = text[max(0, match.start() - 100) : match.start()]
         before = before[max(before.rfind(stop) + 1 for stop in ",;:") :]
         after = text[match.end() : match.end() + 40]
+        if left and names[i] != names[left[-1]] and _MAY_BE.search(before) and not after.startswith("   "):
+            return Reading(refused=True)
         if _DENIES.search(before) or _DENIED_AFTER.match(after):
             denied.add(names[i])
         elif i not in open_ and not _NOT_OF_THE_CONCLUSION.search(before) and not _NOT_OF_IT.match(after):

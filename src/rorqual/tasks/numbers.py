@@ -34,6 +34,7 @@ UNICODE = str.maketrans(
         "“": '"',
         "”": '"',
     }
+    | {chr(zero + digit): str(digit) for zero in (0x660, 0x6F0, 0x966, 0x9E6, 0xE50, 0xFF10) for digit in range(10)}
     | {"⁰": "^0", "¹": "^1", "²": "^2", "³": "^3", "⁴": "^4", "⁵": "^5", "⁶": "^6", "⁷": "^7", "⁸": "^8", "⁹": "^9"}
 )
 
@@ -64,7 +65,7 @@ NUMBER = re.compile(
     (?P<percent>(?:[ ]?\\?%|[ ](?:percent|per[ ]cent|pct)\b)?)
     (?P<scale>(?:[kK]\b|(?:[MB]|mn|bn)\b|(?:[ ]|-|\\[ ])(?:hundred|thousand|million|billion|trillion|dozen)s?\b)?)
     """,
-    re.VERBOSE | re.IGNORECASE,
+    re.VERBOSE | re.IGNORECASE | re.ASCII,
 )
 ONES = {
     "zero": 0, "one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10, "eleven": 11,

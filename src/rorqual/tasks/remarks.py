@@ -28,20 +28,23 @@ _ADDS = re.compile(
     rf"{_OPENING}(?:(?:that|this|it)(?:'s| is| was| works out| corresponds| amounts| equates| translates| averages| works| represents"
     r"| leaves (?:enough|room))\b"
     r"|over (?:an?|the|one|two|three|four|five|ten|[0-9]+) |because\b|since\b|at (?:this|that) (?:rate|pace)|on average|in other words"
-    r"|intuitively|indeed\b|enough\b|to put|tips?\b|reminder|interesting|notice|remember|observe|fun fact|compared|by comparison|as a\b"
-    r"|(?:all )?(?:her|his|their|the) (?:previous|budget|goal|target|delivery|other|remaining|rest)\b)"
+    r"|intuitively|indeed\b|enough\b|to put|tips?\b|reminder|interesting|notice|remember|observe|fun fact|compared|by comparison|as a\b)"
     r"|\b(?:on average|originally)\b|\b(?:goal|budget|target|limit|record) (?:was|is|of)\b|\b(?:started|began) (?:out )?with\b"
     r"|\b(?:initially|at first),? (?:had|has)\b|\b(?:i|we) (?:add|subtract|multipli|divid|count|round)\w*ed\b"
     rf"|{_OPENING}(?:over|in|after|for) (?:an?|the|one|two|three|four|five|ten|[0-9]+)\b[^,]{{0,40}},? \w+ (?:would|will)\b"
     r"|\b(?:could|would) (?:still |even )?(?:be|have been|cost|take|make|last|go|buy|fill) ",
     re.IGNORECASE,
 )
-_ANSWERS = re.compile(
-    r"\b(?:left|leaves|remain\w*|total|altogether|in all|now|currently|needs?|number of [^.]{0,80} is"
-    r"|(?:per|an?|each|every|this) (?:hour|day|week|month|year))\b",
+_CONTRASTS = re.compile(
+    rf"{_OPENING}(?:all )?(?:her|his|their|the) (?:previous|budget|goal|target|other|remaining|rest|complementary|opposite)\b",
     re.IGNORECASE,
 )
-_SO = re.compile(r"\b(?:so|thus|hence|therefore)\b", re.IGNORECASE)
+_ANSWERS = re.compile(
+    r"\b(?:left|leaves|remain\w*|total (?:\w+ ){0,3}(?:is|was|of|comes?)|altogether|in all|now|currently|needs?|number of [^.]{0,80} is"
+    r"|(?:per|an?|each|every|this) (?:hour|day|week|month|year)\b(?=[^0-9]*$))\b",
+    re.IGNORECASE,
+)
+_SO = re.compile(r"\b(?:so|thus|hence|therefore)\b[^.]{0,200}[0-9]", re.IGNORECASE)
 _HEADING = re.compile(
     r"^[^\w\n]{0,12}(?:(?:key |main |final )?(?:take-?aways?|notes?|remarks?|tips?|steps|points|insights?|facts)|(?:quick |a )?(?:summary|recap)"
     r"|(?:brief |short )?(?:explanation|reasoning|justification|details|breakdown)|why(?: (?:this|it) works)?|(?:sanity |quick )?check(?:ing)?"
@@ -69,7 +72,12 @@ def shown(sentence: str) -> bool:
 
 def adds(sentence: str) -> bool:
     """Whether the sentence only adds to an answer: a restatement, an average, an extrapolation, a comparison, a reason, a given."""
-    return "=" not in sentence and _ADDS.search(sentence) is not None
+    return "=" not in sentence and (_ADDS.search(sentence) is not None or contrasts(sentence))
+
+
+def contrasts(sentence: str) -> bool:
+    """Whether the sentence says what is left beside the answer, or was before it: "The other 6 ...", "Her previous best ..."."""
+    return _CONTRASTS.match(sentence) is not None
 
 
 def answers(sentence: str) -> bool:

@@ -26,7 +26,7 @@ from typing import Any
 
 from rorqual.tasks.base import Verdict
 from rorqual.tasks.marks import marks
-from rorqual.tasks.remarks import adds, answers, bare_answer, closes, concludes, heading, led, shown
+from rorqual.tasks.remarks import adds, answers, bare_answer, closes, concludes, contrasts, heading, led, shown
 from rorqual.tasks.sentences import correction, corrects, passed_over, retracts, sentences, spoken, unfinished
 
 SENTENCES = 400
@@ -108,7 +108,7 @@ def _unmarked(text: str, read: Reader, denied: set[Any]) -> tuple[Any, ...]:
         return _values(*final) if opening.value is None else (opening.value,)
     if sure:
         return _values(opening, *final) if led(parts[place]) else _values(opening)
-    if concludes(parts[place]) or closes(parts[place]):
+    if closes(parts[place]) or any(map(concludes, parts[1 : place + 1])):
         return _values(*final)
     return _values(opening) if adds(parts[place]) else _values(opening, *final)
 
@@ -123,7 +123,8 @@ def _conclusion(parts: list[str], place: int, last: Reading, read: Reader) -> tu
             if reading.value is not None:
                 break
     else:
-        return (last,)
+        before = read(parts[place - 1], False) if place and contrasts(parts[place]) else NOTHING
+        return (before, last)
     if all(adds(one) or passed_over(one) for one in parts[earlier + 1 : place + 1]):
         return (reading,)
     if last.refused or "=" in parts[place]:

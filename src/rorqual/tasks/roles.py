@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
-from rorqual.tasks.amounts import plain_text
+from rorqual.tasks.clauses import plain_text
 from rorqual.tasks.marks import marks
 from rorqual.tasks.sentences import passed_over, sentences, spoken
 
@@ -29,7 +29,7 @@ _ASIDE = re.compile(
     r"\((?=[^()\s]+\s+[^()\s]+\s+[^()\s])[^()]{0,300}\)|, (?:who|whose|which)\b(?! makes)[^,.;\n]{0,200},"
 )
 _SUPPOSED = re.compile(
-    r"^\W*(?:\w+\W+){0,2}?(?:suppose|assume|assuming|consider|imagine|case|option|scenario|possibility|say"
+    r"^\W*(?:\w+\W+){0,4}?(?:suppose|assume|imagine)\b|^\W*(?:\w+\W+){0,2}?(?:assuming|consider|imagine|case|option|scenario|possibility|say"
     r"|let's (?:say|suppose|assume|consider|try)|try)\b",
     re.I,
 )
@@ -57,7 +57,7 @@ _LINK = (
     r"|can only be|being|turns? out to be|to be|as|=|:|->|→|⇒|=>|-|\||\(|\[|,)"
     r"(?P<nt>n't)?[\s\"'*_]*)(?:(?:indeed|thus|therefore|then|also|hence|clearly|definitely|actually|both|all"
     r"|really|necessarily|certainly|either|now|in fact"
-    r"|the|an?|only|one|is|are|our|role|type|of|two|three|four|truth-?teller|liar)[\s:,(]+)*?(?P<not>(?:not"
+    r"|the|an?|only|one|is|are|our|role|type|of|two|three|four|truth-?teller|liar)[\s:,(]+)*?(?P<not>(?:not?"
     r"|never) )?(?P<only>(?:an? |the |only |sole |single |lone |type of )*)"
 )
 _SAID = re.compile(rf"(?P<names>(?:only |both )?{_LIST}){_LINK}{_ROLE}", re.IGNORECASE)
@@ -96,7 +96,9 @@ _SO_IS = re.compile(
     rf"\b(?:so|as) (?:is|are) (?P<names>{_LIST})|(?P<other>{_NAME}) is(?: one)?,? (?:too|as well|also)\b(?! an?\b)",
     re.IGNORECASE,
 )
-_IS_NOT = re.compile(rf"(?P<names>{_LIST}) (?:is|are)(?: not|n't)(?=\s*(?:[.,;(]|$))", re.IGNORECASE)
+_IS_NOT = re.compile(
+    rf"(?P<names>{_LIST}) (?:is|are)(?:(?P<nt> not|n't)(?P<one> one)?|(?P<sole> one))(?=\s*(?:[.,;(]|$))", re.IGNORECASE
+)
 _MAKES = re.compile(rf"\b(?:makes|making|made) (?:him|her|them) (?:an? )?{_ROLE}", re.IGNORECASE)
 _ROW = re.compile(
     r"^[ \t]*\|[ \t]*(⟦[0-9]+⟧)[ \t]*\|(?:[^|\n]*\|)*?[ \t]*(knight|knave)[ \t]*\|[^|\n]*\|?[ \t]*$",
@@ -235,12 +237,13 @@ def _in_sentence(sentence: str, count: int, subject: int | None, before: set[int
         if re.search(r"\bor\b", sentence[at:then]):
             one.update(dict.fromkeys(one))
             other.update(dict.fromkeys(other))
-    for match in _IS_NOT.finditer(sentence):  # "Zoey is a knight, and Ava is not"
-        unlike = [role for at, one in found if at < match.start() for role in one.values()]
-        if unlike and unlike[-1] is not None:
-            found.append(
-                (match.start(), dict.fromkeys(map(int, re.findall(r"[0-9]+", match["names"])), not unlike[-1]))
-            )
+    for match in _IS_NOT.finditer(sentence):  # "Zoey is a knight, and Ava is not", "Zoey is no knave; Ava is one"
+        said = [role for at, one in found if at < match.start() for role in one.values()]
+        if match["one"] or match["sole"]:
+            said = [ROLES[role.lower()] for role in re.findall(r"knight|knave", sentence[: match.start()], re.IGNORECASE)]
+        if said and said[-1] is not None:
+            people = map(int, re.findall(r"[0-9]+", match["names"]))
+            found.append((match.start(), dict.fromkeys(people, said[-1] != bool(match["nt"]))))
     for match in _SO_IS.finditer(sentence):
         like = [one for at, one in found if at < match.start()]
         people = [int(who) for who in re.findall(r"[0-9]+", match["names"] or match["other"])]

@@ -15,6 +15,7 @@ _ABBREVIATION = re.compile(
 _BREAK = re.compile(
     r"(?:(?<=[.!?])|(?<=[.!?]['\")*\]$_])|(?<=[.!?]\*\*)|(?<=[.!?]\\[)\]]))[^\S\n]+(?![=<>+*/^-] ?[0-9\\$])(?!=)|\n\s*"
 )
+_ITEM = re.compile(r"\W{0,4}[0-9]{1,2}\.$")
 _STOP = re.compile(r"[.,]\s*(\\\]|\$\$)$")
 """The full stop of a sentence within the displayed formula that ends it."""
 _OPENING = r"^[\s*_#>\"'(\[-]*(?:(?:so|but|and|oh|okay|ok|yes|well|now|then|finally|also)\b[, ]*)*"
@@ -91,8 +92,11 @@ def sentences(text: str) -> list[str]:
     text = _formulas_on_a_line(text)
     found: list[str] = []
     begin = 0
+    numbered = all(re.search(rf"^\W{{0,4}}{number}[.)] ", text, re.MULTILINE) for number in (1, 2))
     for match in _BREAK.finditer(text):
         piece = text[begin : match.start()]
+        if numbered and _ITEM.match(piece) and "\n" not in match[0]:
+            continue
         if "\n" not in match[0] and _ABBREVIATION.search(piece[-8:] if len(piece) > 8 else piece):
             following = text[match.end() : match.end() + 1]
             if not (following.isupper() and re.search(r"(?:[ap]\.m|\d)\.$", piece)):

@@ -30,7 +30,7 @@ _BOUND = re.compile(
     r"|(?<!round )(?<!rounds )(?<!rounding )(?<!rounded )up to|as (?:many"
     r"|much) as|no (?:more|less|fewer) than"
     r"|nearly|almost|just (?:under|over|below|above)|maybe|perhaps|possibly|(?:might|may|could) (?:well )?be"
-    r"|somewhere|minimum of|maximum of|exceeds?"
+    r"|somewhere|at the very least(?: it(?:'s| is))?|minimum of|maximum of|exceeds?"
     r"|not sure (?:if|whether) it is)|[<>≤≥]|\\leq?|\\geq?)\s*[$£€(]*$",
     re.IGNORECASE,
 )
@@ -80,6 +80,9 @@ _REFUSES = re.compile(
     r"|\b(?:unknown|unclear|undetermined|no (?:unique )?(?:solution|answer))\b",
     re.IGNORECASE,
 )
+_GUESSES = re.compile(
+    r"\bi guess\b|\bi (?:could|might|may) (?:well )?be (?:off|wrong)\b|\bjust a guess\b|\b(?:wild|rough|best) guess\b|\bif\b.*\bif\b", re.IGNORECASE
+)
 _NONE = re.compile(r"^\W*(?:none|nothing|nil)\b(?: (?:is|are) left(?: over)?| remains?| left(?: over)?)\W*$", re.I)
 _UNITS: dict[str, tuple[str, int | Fraction]] = {
     "second": ("s", 1), "minute": ("s", 60), "min": ("s", 60), "hour": ("s", 3600), "day": ("s", 86400), "week": ("s", 604800),
@@ -127,6 +130,8 @@ def read_amount(segment: str, marked: bool) -> Reading:
         text, marked = bold[-1], True
     text = plain_text(without_dashes(text) if "=" not in text else text)
     if _REFUSES.search(text) and not re.search(r"\b(?:but|so|hence)\b.*[0-9]", text):
+        return Reading(refused=True)
+    if _GUESSES.search(text):
         return Reading(refused=True)
     if _NONE.match(text):
         return Reading(Amount(Fraction(0)))

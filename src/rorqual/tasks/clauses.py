@@ -15,14 +15,13 @@ _MARKUP = (
     (re.compile(r"\\(?:left|right|displaystyle|quad|qquad|big|Big)\b|\\[\[\]()]|~|`"), " "),
     (re.compile(r"(?<![0-9])\*\*|\*\*(?![0-9])|__"), ""),
     (re.compile(r"<<[^<>]{0,200}>>|</?[a-z]{1,6}>|(?<=\w )\[[0-9]{1,2}\]"), ""),
-    (re.compile(r"^\W*(?:step|case|part|day|question|problem) [0-9]{1,3}\s?[:.)-]\s", re.IGNORECASE), ""),
 )
 _DASH = re.compile(r"(?<=\w) ?— ?(?=\S)")
 _VERB = re.compile(
     r"\b(?:is|are|was|were|makes?|gives?|pays?|gets?|has|have|he|she|they|we|it|so|which)\b", re.IGNORECASE
 )
 ASIDE = re.compile(r"\([^()]{0,300}\)")
-_LABEL = re.compile(r"^\W*(?:\(?[0-9]{1,3}[.)]\s|[a-z]\)\s)", re.IGNORECASE)
+_LABEL = re.compile(r"^\W*(?:\(?[0-9]{1,3}[.)]\s|[a-z]\)\s|(?:step|case|part|day|question|problem) [0-9]{1,3}\s?[:.)-]\s)", re.IGNORECASE)
 _LEADING = re.compile(
     r"^\W*(?:(?:so|and|but|then|now|thus|hence|therefore)\b,? )?(?:after|when|if|since|as|because|while|given|with"
     r"|from|out of|of|on|in|at|for|during"

@@ -81,6 +81,7 @@ _ABOUT = re.compile(
     r"|, (?:or|which is|that is|i\.e\.,?)? ?(?:about|approximately|roughly|around|≈)\s\$?[0-9][^,;]{0,40}$)",
     re.IGNORECASE,
 )
+_OUT_OF = re.compile(r"(?<![\w$.,/])([0-9]{1,9}) out of ([0-9]{1,9})(?=[.,;]?(?:\s(?:i\.e|that is|or)\b|$))")
 Found = tuple[int, int, str]
 OPENINGS, CLOSINGS = "([{", ")]}"
 
@@ -125,6 +126,7 @@ def bare_words(text: str) -> str:
 def _read(segment: str, marked: bool, words: str | None, base: bool) -> Reading:
     text = segment[:SENTENCE] if marked else segment[-SENTENCE:]
     text = _ABOUT.sub("", in_base(text) if base else text)
+    text = _OUT_OF.sub(lambda match: rf"$\frac{{{match[1]}}}{{{match[2]}}}$", text)
     return _read_words(text, marked, words) if words is not None else _read_formula(text, marked)
 
 
@@ -134,7 +136,7 @@ def _read_words(text: str, marked: bool, words: str) -> Reading:
     if bold and not marked:
         text, marked = bold[-1], True
     text = _TEXT.sub(r" \1 ", text).replace("$", " ").replace("*", "")
-    if bare_words(text) == words:
+    if bare_words(text) == words or (words in ("yes", "no") and re.match(rf"\W*{words}\b", text, re.IGNORECASE)):
         return Reading(words)
     clauses = [piece for piece in _CLAUSE.split(text) if piece.strip(" .")]
     if not clauses:
@@ -178,7 +180,7 @@ def _read_formula(text: str, marked: bool) -> Reading:
 
 def _prose(text: str) -> bool:
     """Whether `text` holds words of a sentence outside its formulas."""
-    rest = _TEXT.sub(" ", _FORMULA.sub(" ", text))
+    rest = _TEXT.sub(" ", _FORMULA.sub(" ", text)).replace("i.e.", "that is")
     words = [word for word in _WORD.findall(rest) if word.lower() not in _FUNCTIONS]
     if not words or "\\begin" in rest:
         return False
@@ -225,7 +227,10 @@ def _choose_formula(text: str, found: list[tuple[int, int, str]], marked: bool, 
     else:
         after = [i for i, one in enumerate(free) if restated and one[0] >= restated[-1]]
         place = after[0] if after else len(free) - 1
-    return Reading(_list_around(text, free, left, place), frozenset(said))
+    value = _list_around(text, free, left, place)
+    before = [one[2] for one in found if restated and one[1] <= restated[-1]]  # "$12.5\\%$ of them, namely 5": either may be asked for
+    rival = before[-1] if before and not marked and free[place] in loose else None
+    return Reading(value, frozenset(said), rival=rival)
 
 
 def _list_around(text: str, free: list[Found], left: list[Found], place: int) -> str:

@@ -23,7 +23,7 @@ _UNDECIDED = re.compile(
     r"|known|established|settled|deduced|derived|verified|proven or disproven|proved or disproved)"
     r"|neither (?:\w+ly )?(?:true nor (?:\w+ly )?false|false nor (?:\w+ly )?true|proven nor disproven"
     r"|proved nor disproved"
-    r"|entailed nor contradicted|proved nor refuted|confirmed nor (?:denied|refuted)|provable nor refutable)"
+    r"|entailed nor contradicted|proved nor refuted|confirmed nor (?:denied|refuted)|provable nor refutable|(?:prove|confirm|derive|show) nor (?:refute|disprove|deny|exclude))"
     r"|(?:undetermined|indeterminate|undecided|undecidable|inconclusive)"
     r"|(?:not enough|insufficient|no) (?:information|data|evidence)|no way (?:to|of) (?:tell|know|determin"
     r"|decid)\w*"
@@ -93,6 +93,7 @@ _REFUSES = re.compile(
     r"|\b(?:if i (?:had|have) to|forced to|my best) (?:guess|choose|pick|bet)\b",
     re.I,
 )
+_GUESSES = re.compile(r"\bI(?: am|'m) not (?:\w+ )?sure\b|\blean(?:ing)? to|\bI guess\b", re.IGNORECASE)
 _SUBJECT = re.compile(
     r"\b(?:conclusion|statement|claim|answer|it|this|that|label|verdict|truth|value|option|hence|so|therefore|thus"
     r"|proposition|hypothesis|i|result|must)\b",
@@ -134,7 +135,7 @@ def _read(segment: str, marked: bool, pattern: re.Pattern[str]) -> Reading:
     if bold and not marked:
         text, marked = bold[-1], True
     text = _undecided(plain_text(text), pattern)
-    if _REFUSES.search(text):
+    if _REFUSES.search(text) or ((guess := _GUESSES.search(text)) and len(pattern.split(text[guess.start() :])) < 3):
         return Reading(refused=True)
     shorter = _REASON.sub("", text)
     text = shorter if pattern.search(shorter) else text

@@ -30,7 +30,7 @@ _ADDS = re.compile(
     r"|over (?:an?|the|one|two|three|four|five|ten|[0-9]+) |because\b|since\b|at (?:this|that) (?:rate|pace)|on average|in other words"
     r"|intuitively|indeed\b|enough\b|to put|tips?\b|reminder|interesting|notice|remember|observe|fun fact|compared|by comparison|as a\b)"
     r"|\b(?:on average|originally)\b|\b(?:goal|budget|target|limit|record) (?:was|is|of)\b|\b(?:started|began) (?:out )?with\b"
-    r"|\b(?:initially|at first),? (?:had|has)\b|\b(?:i|we) (?:add|subtract|multipli|divid|count|round)\w*ed\b"
+    r"|\b(?:initially|at first),? (?:had|has)\b|\balready (?:had|has|have|\w+ed)\b|\b(?:i|we) (?:add|subtract|multipli|divid|count|round)\w*ed\b"
     rf"|{_OPENING}(?:over|in|after|for) (?:an?|the|one|two|three|four|five|ten|[0-9]+)\b[^,]{{0,40}},? \w+ (?:would|will)\b"
     r"|\b(?:could|would) (?:still |even )?(?:be|have been|cost|take|make|last|go|buy|fill) ",
     re.IGNORECASE,
@@ -40,7 +40,7 @@ _CONTRASTS = re.compile(
     re.IGNORECASE,
 )
 _ANSWERS = re.compile(
-    r"\b(?:left|leaves|remain\w*|total (?:\w+ ){0,3}(?:is|was|of|comes?)|altogether|in all|now|currently|needs?|number of [^.]{0,80} is"
+    r"\b(?:left|leaves|remain\w*|total (?:\w+ ){0,3}(?:is|was|of|comes?)|altogether|in all|now|currently|needs?|needed|required|number of [^.]{0,80} is"
     r"|(?:per|an?|each|every|this) (?:hour|day|week|month|year)\b(?=[^0-9]*$))\b",
     re.IGNORECASE,
 )

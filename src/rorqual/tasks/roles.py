@@ -74,7 +74,7 @@ _ROLE_FIRST = re.compile(
 )
 _ALL = re.compile(
     rf"\b(?<!not )(?P<who>all(?: (?:of (?:them|the \w+)|\w+))?(?: \w+)?|both(?: of them| \w+)?|everyone|everybody"
-    rf"|each (?:person|one|of them|of the \w+)|they(?: all| both)?)"
+    rf"|each (?:person|one|of them|of the \w+)|they(?: all| both)?)(?: here| there| (?:on|in) (?:this|the) \w+)?"
     rf" (?:(?:is|are|must be|have to be|must all be|must both be)(?P<nt>n't)?)(?: all| both| indeed| therefore"
     rf"| thus)? (?P<not>not )?(?:an? )?{_ROLE}",
     re.IGNORECASE,
@@ -98,6 +98,14 @@ _SO_IS = re.compile(
 )
 _IS_NOT = re.compile(
     rf"(?P<names>{_LIST}) (?:is|are)(?:(?P<nt> not|n't)(?P<one> one)?|(?P<sole> one))(?=\s*(?:[.,;(]|$))", re.IGNORECASE
+)
+_AND_IS = re.compile(
+    rf"(?P<names>{_NAME}) (?!is\b|are\b)[^.;:,⟦]{{1,60}}? and (?:is|must be|has to be)(?: \w+ly)?(?: therefore| thus| hence| so| then)?,?"
+    rf" (?P<not>not )?(?:an? |the )?{_ROLE}",
+    re.IGNORECASE,
+)
+_RESPECTIVELY = re.compile(
+    rf"(?P<names>{_LIST}) are (?P<roles>(?:an? )?kn(?:ight|ave)(?:(?:,| and|, and) (?:an? )?kn(?:ight|ave))+),? respectively", re.IGNORECASE
 )
 _MAKES = re.compile(rf"\b(?:makes|making|made) (?:him|her|them) (?:an? )?{_ROLE}", re.IGNORECASE)
 _ROW = re.compile(
@@ -216,15 +224,20 @@ def _in_sentence(sentence: str, count: int, subject: int | None, before: set[int
     """What a sentence says, in its order. The others are those that it does not name itself, or else not in `before`."""
     found: list[tuple[int, dict[int, bool | None]]] = []
     taken: set[int] = set()
-    for pattern in (_SAID, _ROLE_FIRST, _ELLIPSIS):
+    for match in _RESPECTIVELY.finditer(sentence):
+        people = [int(who) for who in re.findall(r"[0-9]+", match["names"])]
+        each = [ROLES[role.lower()] for role in re.findall(r"knight|knave", match["roles"], re.IGNORECASE)]
+        yield dict(zip(people, each)) if len(people) == len(each) else {}
+    sentence = _RESPECTIVELY.sub(" ", sentence)
+    for pattern in (_SAID, _ROLE_FIRST, _ELLIPSIS, _AND_IS):
         for match in pattern.finditer(sentence):
             if match.start("role") not in taken and not _NOR.search(sentence, 0, match.start() + 1):
                 taken.add(match.start("role"))
                 found.append((match.start(), _named(match, count)))
     found += _of_pronouns(sentence, subject)
     for match in _ALL.finditer(sentence):
-        if not match["who"].lower().startswith("both") or count == 2:
-            they = re.findall(r"⟦([0-9]+)⟧", sentence[: match.start()]) if match["who"].lower() == "they" else []
+        if not match["who"].lower().startswith("both") or count == 2 or sentence[: match.start()].count("⟦") == 2:
+            they = re.findall(r"⟦([0-9]+)⟧", sentence[: match.start()]) if match["who"].lower() in ("they", "both") else []
             people = [int(who) for who in they] if len(they) > 1 else range(count)
             found.append((match.start(), dict.fromkeys(people, _role(match))))
     for match in _NEITHER.finditer(sentence):

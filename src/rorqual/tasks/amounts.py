@@ -62,7 +62,10 @@ _RELATIVE = re.compile(
     re.IGNORECASE,
 )
 _OF_THE_QUESTION = re.compile(r"\b(?:the|these|those|all|both|each|every) $", re.IGNORECASE)
-_CLOSING = re.compile(r"(?:, (?:so|thus|hence|making|leaving|which (?:makes|leaves|gives|means))|\b(?:so|making|leaving))\b[^,;0-9]*$", re.I)
+_CLOSING = re.compile(
+    r"(?:, (?:so|thus|hence|making|leaving|which (?:makes|leaves|gives|means))|\b(?:so|making|leaving))\b[^,;0-9]*$",
+    re.I,
+)
 _JOINS = re.compile(r"[a-z],? (?:and|while|whereas|but)\b|; ", re.IGNORECASE)
 GOVERNED, RELATIVE, FREE = 0, 1, 2
 _CLAUSE = re.compile(
@@ -81,9 +84,13 @@ _REFUSES = re.compile(
     re.IGNORECASE,
 )
 _GUESSES = re.compile(
-    r"\bi guess\b|\bi (?:could|might|may) (?:well )?be (?:off|wrong)\b|\bjust a guess\b|\b(?:wild|rough|best) guess\b|\bif\b.*\bif\b", re.IGNORECASE
+    r"\bi guess\b|\bi (?:could|might|may) (?:well )?be (?:off|wrong)\b|\bjust a guess\b|\b(?:wild|rough|best) guess\b|\bif\b.*\bif\b",
+    re.IGNORECASE,
 )
-_NONE = re.compile(r"^\W*(?:none|nothing|nil)\b(?: (?:is|are) left(?: over)?| remains?| left(?: over)?)\W*$", re.I)
+_NONE = re.compile(
+    r"^\W*(?:there(?:'s| is| are) )?(?:none|nothing|nil|no \w+)\b(?: (?:is|are) left(?: over)?| remains?| left(?: over)?)\W*$",
+    re.I,
+)
 _UNITS: dict[str, tuple[str, int | Fraction]] = {
     "second": ("s", 1), "minute": ("s", 60), "min": ("s", 60), "hour": ("s", 3600), "day": ("s", 86400), "week": ("s", 604800),
     "cent": ("$", Fraction(1, 100)), "dollar": ("$", 1), "$": ("$", 1), "mm": ("m", Fraction(1, 1000)), "cm": ("m", Fraction(1, 100)),
@@ -161,7 +168,11 @@ def _in_words(text: str, found: list[Number]) -> list[Number]:
     )
     if free or not found or found[0].spelled:
         return []
-    words = [one for one in spelled(text) if one.value is not None and one.value != 1]
+    words = [
+        one
+        for one in spelled(text)
+        if one.value is not None and (one.value != 1 or text[: one.start].endswith("exactly "))
+    ]
     return [one for one in words if not governed(text[max(0, one.start - 80) : one.start])]
 
 

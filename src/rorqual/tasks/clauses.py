@@ -21,7 +21,10 @@ _VERB = re.compile(
     r"\b(?:is|are|was|were|makes?|gives?|pays?|gets?|has|have|he|she|they|we|it|so|which)\b", re.IGNORECASE
 )
 ASIDE = re.compile(r"\([^()]{0,300}\)")
-_LABEL = re.compile(r"^\W*(?:\(?[0-9]{1,3}[.)]\s|[a-z]\)\s|(?:step|case|part|day|question|problem) [0-9]{1,3}\s?[:.)-]\s)", re.IGNORECASE)
+_LABEL = re.compile(
+    r"^\W*(?:\(?[0-9]{1,3}[.)]\s|[a-z]\)\s|(?:step|case|part|day|question|problem) [0-9]{1,3}\s?[:.)-]\s)",
+    re.IGNORECASE,
+)
 _LEADING = re.compile(
     r"^\W*(?:(?:so|and|but|then|now|thus|hence|therefore)\b,? )?(?:after|when|if|since|as|because|while|given|with"
     r"|from|out of|of|on|in|at|for|during"
@@ -63,7 +66,7 @@ _GOVERNED = re.compile(
     r"|our|your|my|both|by|into|across|among"
     r"|between|until|before|when|with|without|if|since|first|last|next|other|remaining|whole|using|step|case|part"
     r"|day|week|month|year|premise|question"
-    r"|\w's|than (?:\w+(?:'s)? ){0,2}\w+|problem|example|method|option|page|room|number|no\.|day|age|route|line"
+    r"|\w's|than (?:\w+(?:'s)? ){0,2}\w+|problem|example|method|option|page|room|number|no\.|degree|day|age|route|line"
     r"|equation"
     r"|(?<!has )(?<!have )(?<!had )(?<!need )(?<!needs )(?<!wants )(?<!want )(?<!going )(?<!able )(?<!used )(?<!is "
     r")"
@@ -83,7 +86,7 @@ _NOT_GOVERNED = re.compile(
     re.IGNORECASE,
 )
 _REFERRED = re.compile(
-    r"\b(?:off|from|than|over|below|above|under) (?:the|its|an?|his|her|their) (?:\w+ ){0,2}of\s+[$£€(]*$",
+    r"\b(?:off|out of|from|than|over|below|above|under) (?:the|its|an?|his|her|their) (?:\w+ ){0,2}of\s+[$£€(]*$",
     re.IGNORECASE,
 )
 _COMPARED_WITH = re.compile(r"\bthan\b[^,;:.=]{0,60}$", re.IGNORECASE)

@@ -111,7 +111,7 @@ def gold_words(gold: str) -> str | None:
     inner = _TEXT.sub(r" \1 ", bare)
     if "\\" in inner or not re.search("[A-Za-z]", inner):
         return None
-    if inner == bare and not re.fullmatch(r"(?:[A-Za-z]{2,}[ .-]?)+|\([A-Z]\)", bare):
+    if inner == bare and not re.fullmatch(r"(?:[A-Za-z]{2,}[ .-]?)+|\([A-Z]\)|[A-Z]", bare):
         return None
     if inner != bare and re.match(r"[\s\d.,+-]*[0-9]", inner) and not re.search(r"[0-9]:[0-9]|[ap]\.?m\b", inner):
         return None  # a number with its unit
@@ -150,7 +150,8 @@ def _read_words(text: str, marked: bool, words: str) -> Reading:
     if re.search(r"\bnot\b.*\bbut\b", text):
         clause = text[text.rfind(" but ") + 5 :]
     pattern = re.compile(
-        r"(?<![\w-])" + r"\W{0,2}".join(map(re.escape, re.findall(r"[a-z]+|[0-9]+", words))) + r"(?!['\w-])", re.I
+        r"(?<![\w-])" + r"\W{0,2}".join(map(re.escape, re.findall(r"[ap](?=m$)|[a-z]+|[0-9]+", words))) + r"(?!['\w-])",
+        re.I,
     )
     for match in pattern.finditer(clause):
         before, after = clause[: match.start()].rstrip("( "), clause[match.end() : match.end() + 20]
@@ -228,7 +229,9 @@ def _choose_formula(text: str, found: list[tuple[int, int, str]], marked: bool, 
         after = [i for i, one in enumerate(free) if restated and one[0] >= restated[-1]]
         place = after[0] if after else len(free) - 1
     value = _list_around(text, free, left, place)
-    before = [one[2] for one in found if restated and one[1] <= restated[-1]]  # "$12.5\\%$ of them, namely 5": either may be asked for
+    before = [
+        one[2] for one in found if restated and one[1] <= restated[-1]
+    ]  # "$12.5\\%$ of them, namely 5": either may be asked for
     rival = before[-1] if before and not marked and free[place] in loose else None
     return Reading(value, frozenset(said), rival=rival)
 
@@ -269,7 +272,7 @@ def _read_prose(text: str, marked: bool) -> Reading:
     tail = text[copulas[0 if marked else -1] if copulas and not marked else 0 :].strip().rstrip(".").strip()
     tail = _UNIT.sub("", tail) if "π" in tail or "√" in tail else tail
     if re.fullmatch(r"[^A-Za-z]*(?:[a-z](?![a-z])|pi|sqrt|[^A-Za-z])+", tail) and re.search(
-        r"[√π^()\[\]/]|[a-z] ?[-+*/] ?[a-z0-9]|[0-9] ?[-+] ?[0-9]*[a-z]", tail
+        r"[√π^()\[\]/]|[a-z] ?[-+*/] ?[a-z0-9]|[0-9] ?[-+] ?[0-9]*[a-z]|[0-9] ?pi\b", tail
     ):
         return Reading(tail)
     if (found := inequality(text)) is not None:
@@ -297,6 +300,7 @@ def tidy(text: str) -> str:
     text = re.sub(r"\\sqrt\s?(?:\(([^()]{1,100})\)|([0-9]+|[a-z]))(?!\{)", lambda m: f"\\sqrt{{{m[1] or m[2]}}}", text)
     text = re.sub(r"\\text\s?\{\s*,?\s*(?:and|or)\s*\}|\s(?:and|or)\s", ",", text)
     text = re.sub(r"(?<=[0-9])(?:\{,\}|\\,\\!|,\\!|\\,|\\!)(?=[0-9]{3})", "", text)
+    text = re.sub(r"(?<![\\A-Za-z])pi(?![A-Za-z])", r"\\pi ", text)
     text = re.sub(r"(?<=[0-9])_\{?(?:10|\\text\{ten\})\}?(?![0-9])", "", text)
     text = _DEGREES.sub(" ", _SPACING.sub(" ", text)).replace("\\$", "").strip()
     text = re.sub(r"(?<=[0-9])\s*(?:percent|\\%|%)", "\\%", text)

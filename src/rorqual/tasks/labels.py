@@ -71,7 +71,7 @@ _NOT_OF_THE_CONCLUSION = re.compile(
     r"|converse|contrapositive|inverse|first sentence"
     r"|fact|rule|clause|side|disjunction|conjunction|implication|conditional)\b"
     r"(?:(?!\b(?:conclusion|statement|claim|it|proposition|answer)\b)[^,;:]){0,40}\b(?:is|are|was|were|be|being|holds?)\b[^,;:]{0,20}$"
-    r"|\b(?:(?:would|might|may|could|can)(?: \w+){0,2} (?:be|have been|make|seem)|were|had|seems?|looks?|appears?"
+    r"|\b(?:(?:would|might|may|could|can(?! only))(?: \w+){0,2} (?:be|have been|make|seem)|were|had|seems?|looks?|appears?"
     r"|tempt\w*|first (?:guess|thought)|at first|thought|initially|maybe|perhaps|possibly)\b"
     r"[^,;:]{0,40}$",
     re.IGNORECASE,
@@ -86,7 +86,9 @@ _CONDITIONAL = re.compile(
     r"^\W*(?:[0-9]+[.)]\s+)?(?:and |but )?(?:if|otherwise|else|in the (?:mixed|other) case)\b", re.IGNORECASE
 )
 _CONCLUDED = re.compile(r"\b(?:so|hence|thus|therefore)\b", re.IGNORECASE)
-_REASON = re.compile(r",? \b(?:because|since|given that)\b(?:(?!, (?:so|hence|thus|therefore|it|the)\b)[^;])*$", re.IGNORECASE)
+_REASON = re.compile(
+    r",? \b(?:because|since|given that)\b(?:(?!, (?:so|hence|thus|therefore|it|the)\b)[^;])*$", re.IGNORECASE
+)
 _MAY_BE = re.compile(r"\b(?:might|may|could)(?: \w+)? be[\s\"'*]*$", re.IGNORECASE)
 _REFUSES = re.compile(
     r"\bI (?:cannot|can't|could not|couldn't) (?:decide|choose|answer|assist|help)\b|\bI (?:do not|don't) know\b"

@@ -97,7 +97,8 @@ _SO_IS = re.compile(
     re.IGNORECASE,
 )
 _IS_NOT = re.compile(
-    rf"(?P<names>{_LIST}) (?:is|are)(?:(?P<nt> not|n't)(?P<one> one)?|(?P<sole> one))(?=\s*(?:[.,;(]|$))", re.IGNORECASE
+    rf"(?P<names>{_LIST}) (?:is|are)(?:(?P<nt> not|n't)(?P<one> one)?|(?P<sole> one|(?<=but ⟦\d⟧ is)|(?<=while ⟦\d⟧ is)))(?=\s*(?:[.,;(]|$))",
+    re.IGNORECASE,
 )
 _AND_IS = re.compile(
     rf"(?P<names>{_NAME}) (?!is\b|are\b)[^.;:,⟦]{{1,60}}? and (?:is|must be|has to be)(?: \w+ly)?(?: therefore| thus| hence| so| then)?,?"
@@ -105,7 +106,8 @@ _AND_IS = re.compile(
     re.IGNORECASE,
 )
 _RESPECTIVELY = re.compile(
-    rf"(?P<names>{_LIST}) are (?P<roles>(?:an? )?kn(?:ight|ave)(?:(?:,| and|, and) (?:an? )?kn(?:ight|ave))+),? respectively", re.IGNORECASE
+    rf"(?P<names>{_LIST}) are (?P<roles>(?:an? )?kn(?:ight|ave)(?:(?:,| and|, and) (?:an? )?kn(?:ight|ave))+),? respectively",
+    re.IGNORECASE,
 )
 _MAKES = re.compile(rf"\b(?:makes|making|made) (?:him|her|them) (?:an? )?{_ROLE}", re.IGNORECASE)
 _ROW = re.compile(
@@ -237,7 +239,9 @@ def _in_sentence(sentence: str, count: int, subject: int | None, before: set[int
     found += _of_pronouns(sentence, subject)
     for match in _ALL.finditer(sentence):
         if not match["who"].lower().startswith("both") or count == 2 or sentence[: match.start()].count("⟦") == 2:
-            they = re.findall(r"⟦([0-9]+)⟧", sentence[: match.start()]) if match["who"].lower() in ("they", "both") else []
+            they = (
+                re.findall(r"⟦([0-9]+)⟧", sentence[: match.start()]) if match["who"].lower() in ("they", "both") else []
+            )
             people = [int(who) for who in they] if len(they) > 1 else range(count)
             found.append((match.start(), dict.fromkeys(people, _role(match))))
     for match in _NEITHER.finditer(sentence):
@@ -252,8 +256,10 @@ def _in_sentence(sentence: str, count: int, subject: int | None, before: set[int
             other.update(dict.fromkeys(other))
     for match in _IS_NOT.finditer(sentence):  # "Zoey is a knight, and Ava is not", "Zoey is no knave; Ava is one"
         said = [role for at, one in found if at < match.start() for role in one.values()]
-        if match["one"] or match["sole"]:
-            said = [ROLES[role.lower()] for role in re.findall(r"knight|knave", sentence[: match.start()], re.IGNORECASE)]
+        if match["one"] or match["sole"] is not None:
+            said = [
+                ROLES[role.lower()] for role in re.findall(r"knight|knave", sentence[: match.start()], re.IGNORECASE)
+            ]
         if said and said[-1] is not None:
             people = map(int, re.findall(r"[0-9]+", match["names"]))
             found.append((match.start(), dict.fromkeys(people, said[-1] != bool(match["nt"]))))
@@ -276,8 +282,8 @@ def _of_pronouns(sentence: str, subject: int | None) -> Iterator[tuple[int, dict
             clause = re.findall(r"⟦([0-9]+)⟧ is(?: not|n't) \($", sentence[: match.start()])
             yield match.start(), {int(clause[-1]) if clause else subject: _role(match)}
     for match in _MAKES.finditer(sentence):
-        names = re.findall(r"⟦([0-9]+)⟧", sentence[: match.start()])
-        yield match.start(), {int(names[-1]) if names else subject: _role(match)}
+        names = [int(who) for who in re.findall(r"⟦([0-9]+)⟧", sentence[: match.start()])] or [subject]
+        yield match.start(), dict.fromkeys(names if "them" in match[0].lower() else names[-1:], _role(match))
 
 
 def _role(match: re.Match[str]) -> bool | None:

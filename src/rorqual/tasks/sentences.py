@@ -45,7 +45,7 @@ _CONFIRMED = re.compile(
 _META = re.compile(
     rf"{_OPENING}(?:(?:i |we )?hope|let (?:me|us) (?:know|explain|verify|check|double|re-?check|think|make sure"
     rf"|see)|let's (?:verify|check|double)|feel free|if you|please|thank|you can (?:check|verify|see|confirm)"
-    rf"|check\b"
+    rf"|check(?:ing)?\b"
     r"|verif|to (?:check|verify|confirm)|double[- ]check|sanity|(?:please )?note|remark|explanation|reasoning"
     r"|steps?\b(?! \d+[.:])|do you|would you"
     r"|is there|tips?\b|i (?:used|checked|verified|rounded|assumed|took|needed|am (?:confident|happy|glad|sure))|we (?:used"

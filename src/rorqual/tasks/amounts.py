@@ -9,7 +9,7 @@ where there is no other. A mark is followed by its answer, so its first number c
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import pairwise
 
@@ -66,6 +66,7 @@ _CLOSING = re.compile(
     r"(?:, (?:so|thus|hence|making|leaving|which (?:makes|leaves|gives|means))|\b(?:so|making|leaving))\b[^,;0-9]*$",
     re.I,
 )
+_INFERS = re.compile(r"=|\b(?:so|thus|hence|therefore|total|altogether|in all|makes?|giv(?:es|ing)|equals)\b", re.IGNORECASE)
 _JOINS = re.compile(r"[a-z],? (?:and|while|whereas|but)\b|; ", re.IGNORECASE)
 GOVERNED, RELATIVE, FREE = 0, 1, 2
 _CLAUSE = re.compile(
@@ -91,6 +92,8 @@ _NONE = re.compile(
     r"^\W*(?:there(?:'s| is| are) )?(?:none|nothing|nil|no \w+)\b(?: (?:is|are) left(?: over)?| remains?| left(?: over)?)\W*$",
     re.I,
 )
+_UNIT = re.compile(r"[\s-]*([A-Za-z]+)")
+_TWO_UNITS = re.compile(r"\s([A-Za-z]+)(?:,|,? and)?\s$")
 _UNITS: dict[str, tuple[str, int | Fraction]] = {
     "second": ("s", 1), "minute": ("s", 60), "min": ("s", 60), "hour": ("s", 3600), "day": ("s", 86400), "week": ("s", 604800),
     "cent": ("$", Fraction(1, 100)), "dollar": ("$", 1), "$": ("$", 1), "mm": ("m", Fraction(1, 1000)), "cm": ("m", Fraction(1, 100)),
@@ -144,11 +147,28 @@ def read_amount(segment: str, marked: bool) -> Reading:
         return Reading(Amount(Fraction(0)))
     asides = ASIDE.findall(text)
     text = main_part(text, marked)
-    found = numbers(text)
+    found = _compounds(numbers(text), text)
     marked = marked or not re.search("[A-Za-z]", text)
     if not marked and (words := _in_words(text, found)):
         found = words
     return _choose(text, found, marked, asides) if found else NOTHING
+
+
+def _compounds(found: list[Number], text: str) -> list[Number]:
+    """`found` with each quantity of two units as one number in the smaller one: `1 hour and 30 minutes` is 90."""
+    whole: list[Number] = []
+    for number in found:
+        one = whole[-1] if whole else None
+        gap = _TWO_UNITS.match(text[one.end : number.start]) if one else None
+        units = [unit_of(word[1]) if word else None for word in (gap, _UNIT.match(text[number.end : number.end + 20]))]
+        if one and one.value is not None and number.value is not None and units[0] and units[1] and units[0][0] == units[1][0]:
+            ratio = Fraction(units[0][1]) / units[1][1]
+            if ratio > 1 and number.value < ratio:
+                value = one.value * ratio + number.value
+                number = replace(number, start=one.start, value=value, also=value / ratio)
+                whole.pop()
+        whole.append(number)
+    return whole
 
 
 def _in_words(text: str, found: list[Number]) -> list[Number]:
@@ -209,7 +229,7 @@ def _rival(text: str, found: list[Number], pool: list[int], place: int) -> Amoun
     shared = RESTATED.search(gap) and one.percent != other.percent and (other if one.percent else one).money
     if joined:
         clause = one.end + joined.start()
-        shared = answers(text[:clause]) and not closes(text[clause:])
+        shared = closes(text[:clause]) and not _INFERS.search(text[clause:])
     return Amount(one.value, one.percent) if shared else None
 
 
@@ -234,7 +254,7 @@ def _excluded(found: list[Number], before: list[str], after: list[str]) -> tuple
             _is_range(found, i, after)
             or _OR.search(after[i])
             or (re.search(r"\bbetween\b[^,;]{0,12}$", before[i], re.IGNORECASE) and re.search(r"\band\b", after[i]))
-            or (_LIST.search(after[i]) and not _COMPARED.search(after[i + 1]))
+            or (_LIST.search(after[i]) and not _COMPARED.search(after[i + 1]) and not governed(before[i]))
         ):
             open_ |= {i, i + 1}
     return out | open_, open_
@@ -266,7 +286,7 @@ def _ranks(text: str, found: list[Number], before: list[str], after: list[str]) 
 
 def _same_kind(found: list[Number], i: int, after: list[str]) -> bool:
     """Whether number i has a unit of the same kind as the number before it: `1 hour and 30 minutes, which is 90 minutes`."""
-    words = [re.match(r"[\s-]*([A-Za-z]+)", after[j]) for j in (i - 1, i) if j >= 0]
+    words = [_UNIT.match(after[j]) for j in (i - 1, i) if j >= 0]
     units = [unit_of(word[1]) if word else None for word in words]
     return len(units) == 2 and None not in units and len({unit[0] for unit in units if unit}) == 1
 
@@ -314,7 +334,7 @@ def _last(text: str, found: list[Number], before: list[str], pool: list[int]) ->
 
 def _others(found: list[Number], place: int, after: list[str], asides: list[str]) -> frozenset[Fraction]:
     """The numbers that say the same quantity in another unit: `90 minutes (1.5 hours)`, `90 minutes or 1.5 hours`."""
-    values = set()
+    values = {found[place].also}
     for i in (place - 1, place):
         if 0 <= i < len(found) - 1 and _same_quantity(found, i, after):
             values |= {found[i].value, found[i + 1].value}
@@ -338,7 +358,7 @@ def _base(number: Number, after: str) -> tuple[str, Fraction] | None:
     """The quantity in the base unit of its kind; without a unit the bare number."""
     if number.value is None:
         return None
-    word = re.match(r"[\s-]*([A-Za-z]+)", after)
+    word = _UNIT.match(after)
     unit = (
         "$" if number.money and not (word and word[1].lower().startswith("cent")) else word[1].lower() if word else ""
     )

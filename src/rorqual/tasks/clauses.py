@@ -38,7 +38,7 @@ _REASON = re.compile(
     r"|for(?! an? (?:grand )?(?:total|sum))|after"
     r"|before|with|(?:[\w\\$]+ )?of (?:which|whom)|whose|who)\b"
     r"| as (?:each|every|there|he|she|it|they|the|we|one)\b| while\b|(?<=[a-z]) (?:after|before|by|from|despite) \w+ing\b)"
-    r".*?(?=(?:,|;|:) (?:so|hence|thus|therefore|we (?:get|round|need|must)|(?:he|she|they) must|this (?:gives|makes))\b|;|$)",
+    r".*?(?=(?:,|;|:) (?:so|but|hence|thus|therefore|we (?:get|round|need|must)|(?:he|she|they) must|this (?:gives|makes))\b|;|$)",
     re.IGNORECASE,
 )
 _REASON_FIRST = re.compile(r"(?<=, )(?:and|but|so) (?:because|since|as)\b[^,;]{0,200}, ", re.IGNORECASE)

@@ -82,6 +82,8 @@ _ABOUT = re.compile(
     re.IGNORECASE,
 )
 _OUT_OF = re.compile(r"(?<![\w$.,/])([0-9]{1,9}) out of ([0-9]{1,9})(?=[.,;]?(?:\s(?:i\.e|that is|or)\b|$))")
+_ORDER = re.compile(r"[<>]|\\[lg](?:e|eq|eqslant|t)?(?![A-Za-z])")
+_COMPUTED = re.compile(r"(?:[^A-Za-z=]|\\[a-z]+)+=")
 Found = tuple[int, int, str]
 OPENINGS, CLOSINGS = "([{", ")]}"
 
@@ -220,7 +222,7 @@ def _choose_formula(text: str, found: list[tuple[int, int, str]], marked: bool, 
         return Reading(denied=frozenset(said))
     if any(_ends_of_range(text, one, other) for one, other in pairwise(left)):
         return Reading(refused=True)
-    free = [one for one in left if not governed(text[max(0, one[0] - 60) : one[0]])]
+    free = [one for one in left if _ORDER.search(one[2]) or not governed(text[max(0, one[0] - 60) : one[0]])]
     free = free or _spelled(outside) or left
     restated = [m.end() for m in re.finditer(r"\b(?:i\.\s?e\.|that is|namely|in other words),?\s", text)]
     if marked:
@@ -231,19 +233,19 @@ def _choose_formula(text: str, found: list[tuple[int, int, str]], marked: bool, 
     value = _list_around(text, free, left, place)
     before = [
         one[2] for one in found if restated and one[1] <= restated[-1]
-    ]  # "$12.5\\%$ of them, namely 5": either may be asked for
+    ]  # "$12.5\%$ of them, namely 5": either may be asked for
     rival = before[-1] if before and not marked and free[place] in loose else None
     return Reading(value, frozenset(said), rival=rival)
 
 
 def _list_around(text: str, free: list[Found], left: list[Found], place: int) -> str:
     """The formula at `place` and those that `and`, `or` or a comma joins to it; `when $x < 2$ or $x > 3$` is one list, too."""
-    if free[place] in left and re.search(r"[<>]|\\[lg]e", free[place][2]):
+    if free[place] in left and _ORDER.search(free[place][2]):
         free, place = left, left.index(free[place])
     first = last = place
-    while last + 1 < len(free) and _joined(text[free[last][1] : free[last + 1][0]]):
+    while last + 1 < len(free) and _joined(text, free[last], free[last + 1]):
         last += 1
-    while first and _joined(text[free[first - 1][1] : free[first][0]]):
+    while first and _joined(text, free[first - 1], free[first]):
         first -= 1
     return ", ".join(formula for _, _, formula in free[first : last + 1])
 
@@ -262,7 +264,11 @@ def _spelled(text: str) -> list[tuple[int, int, str]]:
     return [(n.start, n.end, _formula(Amount(n.value, n.percent))) for n in found if n.value is not None]
 
 
-def _joined(gap: str) -> bool:
+def _joined(text: str, one: Found, other: Found) -> bool:
+    r"""Whether two formulas are of one list. Two steps of a computation (`$3 + 6 = 9$, and $\frac{9}{21} = \frac{3}{7}$`) are not."""
+    if _COMPUTED.match(one[2]) and _COMPUTED.match(other[2]):
+        return False
+    gap = text[one[1] : other[0]]
     return re.fullmatch(r"[\s,]*(?:and|or|,)?[\s,]*", gap) is not None and gap.strip() != ""
 
 

@@ -150,6 +150,8 @@ def _only_spoken_of(text: str, match: re.Match[str]) -> bool:
     ):
         return True
     line = next(iter(sentences(text[match.end() : match.end() + 300])), "")
+    if "would be" in match[0].lower() and re.search(r"\bif\b|\bbut\b", line, re.IGNORECASE):
+        return True
     if _VERDICT.match(line):
         return True
     return line.rstrip("*_ \"')").endswith("?")

@@ -79,8 +79,9 @@ PARTS = {
     "hundredth": 100,
 }  # fmt: skip
 _WORD = "|".join([*ONES, *TENS, "hundred", "thousand", "million", "billion", "dozen"])
+_AFTER_SCALE = r"(?:(?<=hundred)|(?<=thousand)|(?<=million)|(?<=billion))"
 SPELLED = re.compile(
-    rf"\b(?P<minus>(?:minus |negative )?)(?:(?P<count>(?:an? )?(?:{_WORD})(?:(?: |-| and |, )(?:{_WORD})){{0,20}})"
+    rf"\b(?P<minus>(?:minus |negative )?)(?:(?P<count>(?:an? )?(?:{_WORD})(?:(?: |-|{_AFTER_SCALE}(?: and |, ))(?:{_WORD})){{0,20}})"
     rf"(?:(?: |-| and an? | and )(?P<part>half|halves|(?:{'|'.join(PARTS)})s?))?|(?P<dozen>half(?: a |-a-| )dozen)"
     rf"|(?P<alone>(?:an? |one-)?half)(?! as\b| an? \w))\b"
     r"(?P<percent>(?: percent\b)?)",
@@ -95,7 +96,7 @@ MULTIPLIED = re.compile(r"(?:twice|thrice|half|double|triple|times) $", re.IGNOR
 
 @dataclass(frozen=True)
 class Number:
-    """A number at `text[start:end]`. `value` is None where the form has none (a time, a date, another base, x / 0)."""
+    """A number at `text[start:end]`; `also` is the same quantity in a larger unit (1.5 for `1 hour and 30` minutes). `value` is None where the form has none (a time, a date, another base, x / 0)."""
 
     start: int
     end: int
@@ -105,6 +106,7 @@ class Number:
     ordinal: bool = False
     spelled: bool = False
     scaled: str = ""
+    also: Fraction | None = None
 
 
 def plain(text: str) -> str:

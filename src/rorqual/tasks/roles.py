@@ -28,6 +28,8 @@ _CLAIMED = re.compile(
 _ASIDE = re.compile(
     r"\((?=[^()\s]+\s+[^()\s]+\s+[^()\s])[^()]{0,300}\)|, (?:who|whose|which)\b(?! makes)[^,.;\n]{0,200},"
 )
+_INSERTED = re.compile(r", (?:on the (?:contrary|other hand)|however|(?:in|by) contrast|in turn|of course|too|then),", re.IGNORECASE)
+_NOT_BUT = re.compile(r"\bnot (?:an? |the )?(?:knight|knave) but (?:rather )?((?:an? |the )?(?:knight|knave))\b", re.IGNORECASE)
 _SUPPOSED = re.compile(
     r"^\W*(?:\w+\W+){0,4}?(?:suppose|assume|imagine)\b|^\W*(?:\w+\W+){0,2}?(?:assuming|consider|imagine|case|option|scenario|possibility|say"
     r"|let's (?:say|suppose|assume|consider|try)|try)\b",
@@ -52,7 +54,7 @@ _NAME = r"⟦(?:[0-9]+)⟧"
 _LIST = rf"{_NAME}(?:(?:\s*[,/]\s*|,? (?:and|&|as well as) ){_NAME})*"
 _ROLE = r"(?P<role>knights?|knaves?)\b(?P<open>\s*(?:/|,? or (?:an? )?)\s*(?:knights?|knaves?))?"
 _LINK = (
-    r"(?: ?(?:role|type|identity|status|label)\b)?[\s\"']*(?:,? (?:too|also|again|finally|however|then|in turn"
+    r"(?:,? who\b)?(?: ?(?:role|type|identity|status|label)\b)?[\s\"']*(?:,? (?:too|also|again|finally|however|then|in turn"
     r"|as well|therefore|thus|hence),? ?)?(?P<link>(?:is|are|was|must be|has to be|have to be|must (?:both|all) be"
     r"|can only be|being|turns? out to be|to be|as|=|:|->|→|⇒|=>|-|\||\(|\[|,)"
     r"(?P<nt>n't)?[\s\"'*_]*)(?:(?:indeed|thus|therefore|then|also|hence|clearly|definitely|actually|both|all"
@@ -172,7 +174,8 @@ def _contradicted(said: list[Said], sources: list[str], place: int, known: dict[
 def _statements(text: str, names: Sequence[str]) -> tuple[list[Said], list[str]]:
     """Every statement of `text` in order, and its sentences, with names as `⟦number⟧`."""
     text = _QUOTED.sub(lambda match: '""' if " " in match[1].strip() else match[0], plain_text(text))
-    text = _ASIDE.sub(" ", re.sub(r"[*_`]", "", text))
+    text = _INSERTED.sub(" ", _ASIDE.sub(" ", re.sub(r"[*_`]", "", text)))
+    text = _NOT_BUT.sub(r"\1", text)
     text = re.sub(r"(?<=\w)'s (?=not\b|an? |the )", " is ", text) if "'s " in text else text
     order = sorted(range(len(names)), key=lambda who: -len(names[who]))
     named = re.compile(

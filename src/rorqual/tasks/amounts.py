@@ -15,7 +15,7 @@ from itertools import pairwise
 
 from rorqual.tasks.clauses import ASIDE, RESTATED, denied, governed, main_part, plain_text, without_dashes
 from rorqual.tasks.numbers import Number, numbers, plain, spelled
-from rorqual.tasks.remarks import answers, closes
+from rorqual.tasks.remarks import closes
 from rorqual.tasks.reply import NOTHING, Reading, settle
 from rorqual.tasks.sentences import SENTENCE
 
@@ -66,7 +66,9 @@ _CLOSING = re.compile(
     r"(?:, (?:so|thus|hence|making|leaving|which (?:makes|leaves|gives|means))|\b(?:so|making|leaving))\b[^,;0-9]*$",
     re.I,
 )
-_INFERS = re.compile(r"=|\b(?:so|thus|hence|therefore|total|altogether|in all|makes?|giv(?:es|ing)|equals)\b", re.IGNORECASE)
+_INFERS = re.compile(
+    r"=|\b(?:so|thus|hence|therefore|total|altogether|in all|makes?|giv(?:es|ing)|equals)\b", re.IGNORECASE
+)
 _JOINS = re.compile(r"[a-z],? (?:and|while|whereas|but)\b|; ", re.IGNORECASE)
 GOVERNED, RELATIVE, FREE = 0, 1, 2
 _CLAUSE = re.compile(
@@ -161,7 +163,14 @@ def _compounds(found: list[Number], text: str) -> list[Number]:
         one = whole[-1] if whole else None
         gap = _TWO_UNITS.match(text[one.end : number.start]) if one else None
         units = [unit_of(word[1]) if word else None for word in (gap, _UNIT.match(text[number.end : number.end + 20]))]
-        if one and one.value is not None and number.value is not None and units[0] and units[1] and units[0][0] == units[1][0]:
+        if (
+            one
+            and one.value is not None
+            and number.value is not None
+            and units[0]
+            and units[1]
+            and units[0][0] == units[1][0]
+        ):
             ratio = Fraction(units[0][1]) / units[1][1]
             if ratio > 1 and number.value < ratio:
                 value = one.value * ratio + number.value

@@ -176,6 +176,8 @@ def _contradicts(sides: list[str], timeout: int) -> bool:
 
 
 def _value(text: str, timeout: int) -> Expr | None:
+    if re.search(r"\\[lc]?dots|\.\.\.", text):
+        return None
     if (whole := value_of(text)) is not None:
         return Integer(whole)
     found = [item for item in _parsed(text, timeout) or [] if isinstance(item, Expr)]

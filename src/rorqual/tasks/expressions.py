@@ -82,6 +82,9 @@ _ABOUT = re.compile(
     re.IGNORECASE,
 )
 _OUT_OF = re.compile(r"(?<![\w$.,/])([0-9]{1,9}) out of ([0-9]{1,9})(?=[.,;]?(?:\s(?:i\.e|that is|or)\b|$))")
+_AND_THE = re.compile(
+    r",? (?:and|while|whereas|but) (?:the|its|their) [^,;.$]{1,40} (?:is|are|equals)(?: at)? ", re.IGNORECASE
+)
 _ORDER = re.compile(r"[<>]|\\[lg](?:e|eq|eqslant|t)?(?![A-Za-z])")
 _COMPUTED = re.compile(r"(?:[^A-Za-z=]|\\[a-z]+)+=")
 Found = tuple[int, int, str]
@@ -220,7 +223,9 @@ def _choose_formula(text: str, found: list[tuple[int, int, str]], marked: bool, 
             left.append((start, end, formula))
     if not left:
         return Reading(denied=frozenset(said))
-    if any(_ends_of_range(text, one, other) for one, other in pairwise(left)):
+    ends = {end for one, other in pairwise(left) if _ends_of_range(text, one, other) for end in (one, other)}
+    left = [one for one in left if one not in ends]
+    if not left:
         return Reading(refused=True)
     free = [one for one in left if _ORDER.search(one[2]) or not governed(text[max(0, one[0] - 60) : one[0]])]
     free = free or _spelled(outside) or left
@@ -235,6 +240,8 @@ def _choose_formula(text: str, found: list[tuple[int, int, str]], marked: bool, 
         one[2] for one in found if restated and one[1] <= restated[-1]
     ]  # "$12.5\%$ of them, namely 5": either may be asked for
     rival = before[-1] if before and not marked and free[place] in loose else None
+    if place and not marked and _AND_THE.fullmatch(text[free[place - 1][1] : free[place][0]]):
+        rival = free[place - 1][2]
     return Reading(value, frozenset(said), rival=rival)
 
 
@@ -269,7 +276,7 @@ def _joined(text: str, one: Found, other: Found) -> bool:
     if _COMPUTED.match(one[2]) and _COMPUTED.match(other[2]):
         return False
     gap = text[one[1] : other[0]]
-    return re.fullmatch(r"[\s,]*(?:and|or|,)?[\s,]*", gap) is not None and gap.strip() != ""
+    return re.fullmatch(r"[\s,]*(?:(?:and|or|,)(?: at)?)?[\s,]*", gap) is not None and gap.strip() != ""
 
 
 def _read_prose(text: str, marked: bool) -> Reading:

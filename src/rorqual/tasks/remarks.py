@@ -44,7 +44,10 @@ _ANSWERS = re.compile(
     r"|(?:per|an?|each|every|this) (?:hour|day|week|month|year)\b(?=[^0-9]*$))\b",
     re.IGNORECASE,
 )
-_SO = re.compile(r"^\W*(?:plus|minus|add|adding|subtract|subtracting|then|next|after that)\b|\b(?:so|thus|hence|therefore)\b[^.]{0,200}[0-9]", re.IGNORECASE)
+_SO = re.compile(
+    r"^\W*(?:plus|minus|add|adding|subtract|subtracting|then|next|after that)\b|\b(?:so|thus|hence|therefore)\b[^.]{0,200}[0-9]",
+    re.IGNORECASE,
+)
 _HEADING = re.compile(
     r"^[^\w\n]{0,12}(?:(?:key |main |final )?(?:take-?aways?|notes?|remarks?|tips?|steps|points|insights?|facts)|(?:quick |a )?(?:summary|recap)"
     r"|(?:brief |short )?(?:explanation|reasoning|justification|details|breakdown)|why(?: (?:this|it) works)?|(?:sanity |quick )?check(?:ing)?"

@@ -12,12 +12,11 @@ import re
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
-from rorqual.tasks.clauses import plain_text
 from rorqual.tasks.marks import marks
+from rorqual.tasks.people import named_text
 from rorqual.tasks.sentences import passed_over, sentences, spoken
 
 ROLES = {"knight": True, "knights": True, "knave": False, "knaves": False}
-_QUOTED = re.compile(r'"([^"\n]{0,400})"')
 _CLAIMED = re.compile(
     r"\b(?:says?|said|saying|claims?|claimed|claiming|states?|stated|stating|asserts?|asserted|tells? us|told us"
     r"|remarks?|remarked|replied|statement|claim"
@@ -25,11 +24,6 @@ _CLAIMED = re.compile(
     r"|case)|whether)\b(?:,? (?:that|of))?[^,.;:\n]*",
     re.IGNORECASE,
 )
-_ASIDE = re.compile(
-    r"\((?=[^()\s]+\s+[^()\s]+\s+[^()\s])[^()]{0,300}\)|, (?:who|whose|which)\b(?! makes)[^,.;\n]{0,200},"
-)
-_INSERTED = re.compile(r", (?:on the (?:contrary|other hand)|however|(?:in|by) contrast|in turn|of course|too|then),", re.IGNORECASE)
-_NOT_BUT = re.compile(r"\bnot (?:an? |the )?(?:knight|knave) but (?:rather )?((?:an? |the )?(?:knight|knave))\b", re.IGNORECASE)
 _SUPPOSED = re.compile(
     r"^\W*(?:\w+\W+){0,4}?(?:suppose|assume|imagine)\b|^\W*(?:\w+\W+){0,2}?(?:assuming|consider|imagine|case|option|scenario|possibility|say"
     r"|let's (?:say|suppose|assume|consider|try)|try)\b",
@@ -51,14 +45,14 @@ _CONCLUDES = re.compile(
     re.I,
 )
 _NAME = r"⟦(?:[0-9]+)⟧"
-_LIST = rf"{_NAME}(?:(?:\s*[,/]\s*|,? (?:and|&|as well as) ){_NAME})*"
+_LIST = rf"{_NAME}(?:(?:\s*[,/=]\s*|,? (?:and|&|as well as) ){_NAME})*"
 _ROLE = r"(?P<role>knights?|knaves?)\b(?P<open>\s*(?:/|,? or (?:an? )?)\s*(?:knights?|knaves?))?"
 _LINK = (
     r"(?:,? who\b)?(?: ?(?:role|type|identity|status|label)\b)?[\s\"']*(?:,? (?:too|also|again|finally|however|then|in turn"
     r"|as well|therefore|thus|hence),? ?)?(?P<link>(?:is|are|was|must be|has to be|have to be|must (?:both|all) be"
     r"|can only be|being|turns? out to be|to be|as|=|:|->|→|⇒|=>|-|\||\(|\[|,)"
     r"(?P<nt>n't)?[\s\"'*_]*)(?:(?:indeed|thus|therefore|then|also|hence|clearly|definitely|actually|both|all"
-    r"|really|necessarily|certainly|either|now|in fact"
+    r"|really|necessarily|certainly|either|now|in fact|identified as|found to be|determined to be|shown to be"
     r"|the|an?|only|one|is|are|our|role|type|of|two|three|four|truth-?teller|liar)[\s:,(]+)*?(?P<not>(?:not?"
     r"|never) )?(?P<only>(?:an? |the |only |sole |single |lone |type of )*)"
 )
@@ -71,11 +65,11 @@ _PRONOUN = re.compile(
 )
 _ROLE_FIRST = re.compile(
     rf"(?P<only>\b(?:only |sole |single |lone |one )?)(?P<role>knights?|knaves?)(?: here| in (?:this|the) \w+)?[\s\"'*_]*"
-    rf"(?:\bis\b|\bare\b|must be|:|=|->|→|-|\||\(|\[)(?:[\s\"'*_\[]|only|both|and)*(?P<names>{_LIST})(?!\s*(?:is|are|:|=|must|\())",
+    rf"(?:\bis\b|\bare\b|must be|:|=|->|→|-|\||\(|\[|(?<=one knight),|(?<=one knave),|(?<=two knights),|(?<=two knaves),)(?:[\s\"'*_\[]|only|both|and)*(?P<names>{_LIST})(?!\s*(?:is|are|:|=|must|\())",
     re.IGNORECASE,
 )
 _ALL = re.compile(
-    rf"\b(?<!not )(?P<who>all(?: (?:of (?:them|the \w+)|\w+))?(?: \w+)?|both(?: of them| \w+)?|everyone|everybody"
+    rf"\b(?<!not )(?P<who>all(?! (?:the )?others?\b)(?: (?:of (?:them|the \w+)|\w+))?(?: \w+)?|both(?: of them| \w+)?|everyone|everybody"
     rf"|each (?:person|one|of them|of the \w+)|they(?: all| both)?)(?: here| there| (?:on|in) (?:this|the) \w+)?"
     rf" (?:(?:is|are|must be|have to be|must all be|must both be)(?P<nt>n't)?)(?: all| both| indeed| therefore"
     rf"| thus)? (?P<not>not )?(?:an? )?{_ROLE}",
@@ -88,14 +82,14 @@ _NOBODY = re.compile(
     re.I,
 )
 _OTHERS = re.compile(
-    rf"\b(?:everyone else|everybody else|all (?:the )?others?|(?:the )?(?:others?|rest|remaining)(?: (?:one|two"
+    rf"\b(?:everyone else|everybody else|all (?:the )?others?|(?:the )?(?:(?:two|three|four|five) )?(?:others?|rest|remaining)(?: (?:one|two"
     rf"|three|four|five|six|person|people|inhabitants?))?)"
     rf"[\s:*]*(?:is|are|must be|have to be|:|=)(?: all| both)?\s*(?P<not>not )?(?:an? |the )?{_ROLE}",
     re.IGNORECASE,
 )
 _NOR = re.compile(r"\bnor ⟦$", re.IGNORECASE)
 _SO_IS = re.compile(
-    rf"\b(?:so|as) (?:is|are) (?P<names>{_LIST})|(?P<other>{_NAME}) is(?: one)?,? (?:too|as well|also)\b(?! an?\b)",
+    rf"\b(?:so|as) (?:is|are) (?P<names>{_LIST})|(?P<other>{_NAME}) (?:is|must be)(?: one)?,? (?:too|as well|also)\b(?! an?\b)",
     re.IGNORECASE,
 )
 _IS_NOT = re.compile(
@@ -107,16 +101,14 @@ _AND_IS = re.compile(
     rf" (?P<not>not )?(?:an? |the )?{_ROLE}",
     re.IGNORECASE,
 )
+_OF_PERSON = re.compile(rf"(?P<names>{_LIST}) [^.;:,()⟦⟧]{{1,60}}?(?::|\() ?(?:an? )?{_ROLE}", re.IGNORECASE)
 _RESPECTIVELY = re.compile(
-    rf"(?P<names>{_LIST}) are (?P<roles>(?:an? )?kn(?:ight|ave)(?:(?:,| and|, and) (?:an? )?kn(?:ight|ave))+),? respectively",
+    rf"(?P<names>{_LIST})(?: are,? (?P<early>respectively,? )?|\) = \()"
+    r"(?P<roles>(?:an? )?kn(?:ight|ave)(?:(?:,| and|, and) (?:an? )?kn(?:ight|ave))+)(?(early)|(?:,? respectively|\)))",
     re.IGNORECASE,
 )
 _MAKES = re.compile(rf"\b(?:makes|making|made) (?:him|her|them) (?:an? )?{_ROLE}", re.IGNORECASE)
-_ROW = re.compile(
-    r"^[ \t]*\|[ \t]*(⟦[0-9]+⟧)[ \t]*\|(?:[^|\n]*\|)*?[ \t]*(knight|knave)[ \t]*\|[^|\n]*\|?[ \t]*$",
-    re.IGNORECASE | re.MULTILINE,
-)
-"""A row of a table with a person's name first and the role in a cell of its own."""
+_CARD = re.compile(r"\W*⟦([0-9]+)⟧\W*")
 _HEADING = re.compile(r"^\W*(?:the )?(?P<role>knights?|knaves?)\W*$", re.IGNORECASE)
 
 Said = tuple[int, int, dict[int, bool | None]]
@@ -173,37 +165,19 @@ def _contradicted(said: list[Said], sources: list[str], place: int, known: dict[
 
 def _statements(text: str, names: Sequence[str]) -> tuple[list[Said], list[str]]:
     """Every statement of `text` in order, and its sentences, with names as `⟦number⟧`."""
-    text = _QUOTED.sub(lambda match: '""' if " " in match[1].strip() else match[0], plain_text(text))
-    text = _INSERTED.sub(" ", _ASIDE.sub(" ", re.sub(r"[*_`]", "", text)))
-    text = _NOT_BUT.sub(r"\1", text)
-    text = re.sub(r"(?<=\w)'s (?=not\b|an? |the )", " is ", text) if "'s " in text else text
-    order = sorted(range(len(names)), key=lambda who: -len(names[who]))
-    named = re.compile(
-        rf"\b(?:{'|'.join(re.escape(names[who]) for who in order)})\b(?:'s? (?=(?:role|type|identity|status"
-        rf"|label)\b)|(?P<possessive>'s?(?= )))?",
-        re.IGNORECASE,
-    )
-    numbered = {names[who].lower(): who for who in order}
-
-    def token(match: re.Match[str]) -> str:
-        who = numbered[
-            match[0].lower().removesuffix(" ").removesuffix("s").removesuffix("'")
-            if "'" in match[0][-3:]
-            else match[0].lower()
-        ]
-        return f"⟨{who}⟩" if match["possessive"] else f"⟦{who}⟧"
-
     said: list[Said] = []
     sources: list[str] = []
     heading: bool | None = None
     subject: int | None = None
     supposed = -1
-    for number, paragraph in enumerate(re.split(r"\n\s*\n", _ROW.sub(r"| \1 | \2 |", named.sub(token, text)))):
+    for number, paragraph in enumerate(re.split(r"\n\s*\n", named_text(text, names))):
         for sentence in sentences(paragraph):
             sources.append(sentence)
             title = _HEADING.match(sentence)
             people = [int(who) for who in re.findall(r"[⟦⟨]([0-9]+)", sentence)]
-            if title:
+            if title and heading is None and len(sources) > 1 and (card := _CARD.fullmatch(sources[-2])):
+                said.append((number, len(sources) - 1, {int(card[1]): ROLES[title["role"].lower()]}))
+            elif title:
                 heading = ROLES[title["role"].lower()]
             elif heading is not None and people and not re.search(r"knight|knave", sentence, re.IGNORECASE):
                 said += [(number, len(sources) - 1, {who: heading}) for who in people]
@@ -234,7 +208,7 @@ def _in_sentence(sentence: str, count: int, subject: int | None, before: set[int
         each = [ROLES[role.lower()] for role in re.findall(r"knight|knave", match["roles"], re.IGNORECASE)]
         yield dict(zip(people, each)) if len(people) == len(each) else {}
     sentence = _RESPECTIVELY.sub(" ", sentence)
-    for pattern in (_SAID, _ROLE_FIRST, _ELLIPSIS, _AND_IS):
+    for pattern in (_SAID, _ROLE_FIRST, _ELLIPSIS, _AND_IS, _OF_PERSON):
         for match in pattern.finditer(sentence):
             if match.start("role") not in taken and not _NOR.search(sentence, 0, match.start() + 1):
                 taken.add(match.start("role"))

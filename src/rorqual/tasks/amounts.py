@@ -17,7 +17,7 @@ from rorqual.tasks.clauses import ASIDE, RESTATED, denied, governed, main_part, 
 from rorqual.tasks.numbers import Number, numbers, plain, spelled
 from rorqual.tasks.remarks import closes
 from rorqual.tasks.reply import NOTHING, Reading, settle
-from rorqual.tasks.sentences import SENTENCE
+from rorqual.tasks.sentences import SENTENCE, with_options
 
 _BOLD = re.compile(r"\*\*([^*\n]{1,200})\*\*")
 _OPERATOR = r"(?:[+*×·÷/]|\\times|\\cdot|\\div|\bx\b|\bplus\b|\bminus\b|\btimes\b(?! (?:a|as|per|the)\b)|divided by|multiplied by)"
@@ -30,21 +30,26 @@ _BOUND = re.compile(
     r"|(?<!round )(?<!rounds )(?<!rounding )(?<!rounded )up to|as (?:many"
     r"|much) as|no (?:more|less|fewer) than"
     r"|nearly|almost|just (?:under|over|below|above)|maybe|perhaps|possibly|(?:might|may|could) (?:well )?be"
-    r"|somewhere|at the very least(?: it(?:'s| is))?|minimum of|maximum of|exceeds?"
+    r"|somewhere|something like|close to|(?:a (?:bit|little)|slightly|well|just) (?:under|over|below|above|short of)"
+    r"|(?:possibility|option|candidate) (?:is|would be)|at the very least(?: it(?:'s| is))?|minimum of|maximum of|exceeds?"
     r"|not sure (?:if|whether) it is)|[<>≤≥]|\\leq?|\\geq?)\s*[$£€(]*$",
     re.IGNORECASE,
 )
+_MULTIPLE = re.compile(r"(?<![\w.])[0-9]+ ?[abknxyz]\b[^=,;.]*=\s*[$£€]?$")
 _OR = re.compile(
     r"^[^.;]{0,25}?(?:\bor\b|\band/or\b)(?:\W+(?:maybe|perhaps|possibly|even|about|else|rather|is it|it is|it's"
     r"|it could be|it might be|could it be))*\W*$",
     re.I,
 )
 _OR_SO = re.compile(
-    r"^(?: \w+)?,? (?:or so|give or take|plus or minus|(?:or |and )?(?:maybe|perhaps|possibly) (?:even )?(?:more|less|fewer|a (?:bit|few)))\b",
+    r"^(?: \w+)?,? (?:or so|give or take|plus or minus|more or less|(?:plus|minus|times) [a-z]\b(?! [a-z])|is (?:one|among)(?: of)? the (?:options|possibilities|candidates)|(?:or |and )?(?:maybe|perhaps|possibly) (?:even )?(?:more|less|fewer|a (?:bit|few)))\b",
     re.IGNORECASE,
 )
 _RANGE = re.compile(
     r"^(?:\s?[A-Za-z%]{1,10})?(?:-| -|\s+(?:to|through|until|up to)\s|\s?\.\.\.?\s?|\\(?:sim|ldots|dots)\s?)\s*[$£€]?$"
+)
+_CHANGES = re.compile(
+    r"\b(?:ris\w+|rose|increas\w+|grow\w*|grew|go(?:es)?|went|drop\w*|falls?|fell|chang\w+|decreas\w+)\b[^.;]*\bfrom [$£€]?$", re.IGNORECASE
 )
 _LIST = re.compile(r"^\s?[$%]?\s?(?:,|;|&|,? and|\\&)\s?(?:[a-z]\s?=\s?)?[$£€]?\s*$", re.IGNORECASE)
 _ADVERBIAL = re.compile(
@@ -69,7 +74,7 @@ _CLOSING = re.compile(
 _INFERS = re.compile(
     r"=|\b(?:so|thus|hence|therefore|total|altogether|in all|makes?|giv(?:es|ing)|equals)\b", re.IGNORECASE
 )
-_JOINS = re.compile(r"[a-z],? (?:and|while|whereas|but)\b|; ", re.IGNORECASE)
+_JOINS = re.compile(r"[a-z],? (?:and|while|whereas|but)\b|^,? (?:and|while|whereas|but) [a-z]|; ", re.IGNORECASE)
 GOVERNED, RELATIVE, FREE = 0, 1, 2
 _CLAUSE = re.compile(
     r"[;:,]|\b(?:and|so|but|which|leaving|hence|thus|therefore|then|meaning|giving|making|that is|i\.e\.|namely)\b| - ",
@@ -87,6 +92,7 @@ _REFUSES = re.compile(
     re.IGNORECASE,
 )
 _GUESSES = re.compile(
+    r"\bi doubt\b|\b(?:that|this|it) (?:can't|cannot|isn't|is not|doesn't|does not) (?:be |make )?(?:right|correct|true|possible|sense|work)\b[^0-9]*$|"
     r"\bi guess\b|\bi (?:could|might|may) (?:well )?be (?:off|wrong)\b|\bjust a guess\b|\b(?:wild|rough|best) guess\b|\bif\b.*\bif\b",
     re.IGNORECASE,
 )
@@ -131,7 +137,7 @@ def final_amount(reply: str, *, strict: bool = False) -> Amount | None:
 
 def final_amounts(reply: str, *, strict: bool = False) -> tuple[Amount, ...]:
     """The numbers that look final: none, one, or two between which `reply` does not decide."""
-    return settle(reply, read_amount, strict=strict)
+    return settle(with_options(reply), read_amount, strict=strict)
 
 
 def read_amount(segment: str, marked: bool) -> Reading:
@@ -209,7 +215,7 @@ def _choose(text: str, found: list[Number], marked: bool, asides: list[str]) -> 
     gaps = [text[a.end : b.start] for a, b in pairwise(found)]
     before = [text[max(0, found[0].start - 80) : found[0].start], *gaps]
     after = [*gaps, text[found[-1].end : found[-1].end + 80]]
-    out, open_ = _excluded(found, before, after)
+    out, open_ = _excluded(text, found, before, after)
     struck = {i for i in range(len(found)) if denied(before[i], after[i])}
     left = [i for i in range(len(found)) if i not in out and i not in struck]
     said = frozenset(Amount(value, found[i].percent) for i in struck if (value := found[i].value) is not None)
@@ -236,13 +242,15 @@ def _rival(text: str, found: list[Number], pool: list[int], place: int) -> Amoun
     gap = text[one.end : other.start]
     joined = _JOINS.search(gap)
     shared = RESTATED.search(gap) and one.percent != other.percent and (other if one.percent else one).money
-    if joined:
+    if _COORDINATED.fullmatch(gap):
+        shared = True
+    elif joined:
         clause = one.end + joined.start()
         shared = closes(text[:clause]) and not _INFERS.search(text[clause:])
     return Amount(one.value, one.percent) if shared else None
 
 
-def _excluded(found: list[Number], before: list[str], after: list[str]) -> tuple[set[int], set[int]]:
+def _excluded(text: str, found: list[Number], before: list[str], after: list[str]) -> tuple[set[int], set[int]]:
     """The numbers that are no candidates, and those of them that leave the answer open."""
     out: set[int] = set()
     open_: set[int] = set()
@@ -251,16 +259,16 @@ def _excluded(found: list[Number], before: list[str], after: list[str]) -> tuple
         joined = i > 0 and (
             _JOINED_BEFORE.search(before[i]) or (number.value is not None and _signed(before[i], number))
         )
-        if joined or (not last and _JOINED_AFTER.search(after[i]) and not _is_range(found, i, after)):
+        if joined or (not last and _JOINED_AFTER.search(after[i]) and not _is_range(text, found, i, after)):
             out.add(i)
         if not last and _EQUATED_AFTER.search(after[i]):
             out.add(i)
-        if _BOUND.search(before[i]) or _OR_SO.match(after[i]):
+        if _BOUND.search(before[i]) or _OR_SO.match(after[i]) or _MULTIPLE.search(text[max(0, number.start - 40) : number.start]):
             open_.add(i)
         if last or _same_quantity(found, i, after):
             continue
         if (
-            _is_range(found, i, after)
+            _is_range(text, found, i, after)
             or _OR.search(after[i])
             or (re.search(r"\bbetween\b[^,;]{0,12}$", before[i], re.IGNORECASE) and re.search(r"\band\b", after[i]))
             or (_LIST.search(after[i]) and not _COMPARED.search(after[i + 1]) and not governed(before[i]))
@@ -273,8 +281,10 @@ def _signed(before: str, number: Number) -> bool:
     return before.strip() == "" and number.value is not None and number.value < 0
 
 
-def _is_range(found: list[Number], i: int, after: list[str]) -> bool:
-    """Whether numbers i and i + 1 are the ends of a range: `18-20`, `18 to 20`."""
+def _is_range(text: str, found: list[Number], i: int, after: list[str]) -> bool:
+    """Whether numbers i and i + 1 are the ends of a range: `18-20`, `18 to 20`; "rises from 18 to 20" says 20."""
+    if _CHANGES.search(text[max(0, found[i].start - 60) : found[i].start]):
+        return False
     if i + 1 >= len(found) or not _RANGE.search(after[i]):
         return False
     one, other = found[i].value, found[i + 1].value

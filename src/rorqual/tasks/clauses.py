@@ -32,6 +32,7 @@ _LEADING = re.compile(
     r"|to)\b[^,;:]{0,300}, ?",
     re.IGNORECASE,
 )
+_PARALLEL = re.compile(r"\b(after|before|on|in|at) the \w+\b[^;]{0,100}, \1 the ", re.IGNORECASE)
 _REASON = re.compile(
     r"(?:,? \b(?:because|since|whereas|although|even though|compared (?:to|with)|in contrast to|unlike|assuming|given that|not counting"
     r"|not including|excluding|except|without counting|so that|if|when|where|whenever|as long as)\b|, (?:as|while"
@@ -78,7 +79,7 @@ _NOT_GOVERNED = re.compile(
     r"\b(?:in (?:all|total|sum)|after all|(?:left|ends?|ended|ending|up|remains?|home|him|her|them|us) (?:up )?with"
     r"|sold for|sells? (?:\w+ ){1,4}for"
     r"|sold (?:\w+ ){1,4}for|total of|sum of|amount of|profit of|number of|cost of|price of|result of|value of"
-    r"|answer of|distance of|(?:travel|mov|driv|go|rid|fly|work|sell)(?:e|es|s|ing)? at|round(?:s|ed|ing)? (?:up|down"
+    r"|answer of|distance of|(?:is|lies|located) at|(?:travel|mov|driv|go|rid|fly|work|sell)(?:e|es|s|ing)? at|round(?:s|ed|ing)? (?:up|down"
     r"|off)? ?to|(?:speed|rate) of|average of|age of"
     r"|(?:tak|giv|g[ao]ve|cost|leav|left|mak|pay|ow|earn|need|sav|bring|get)(?:e|es|s|ing)? (?:him|her|them|us|me"
     r"|you)|took (?:him|her|them|us|me|you))"
@@ -115,6 +116,8 @@ def main_part(text: str, marked: bool) -> str:
     """`text` without its label, brackets, introductory clause and reasons, as far as a number remains."""
     label = _LABEL.match(text)
     shorter = [text[label.end() :]] if label and label.end() < len(text.rstrip()) else []
+    if _PARALLEL.search(text):
+        return text
     cuts = [(ASIDE, " ")] + ([] if marked else [(_LEADING, ""), (_REASON_FIRST, "")]) + [(_REASON, ""), (_SUPPOSES, "")]
     text = shorter[0] if shorter and numbers(shorter[0]) else text
     for pattern, new in cuts:

@@ -14,7 +14,7 @@ from itertools import pairwise
 
 from rorqual.tasks.clauses import plain_text
 from rorqual.tasks.reply import NOTHING, Reading, settle
-from rorqual.tasks.sentences import SENTENCE, sentences, spoken
+from rorqual.tasks.sentences import SENTENCE, sentences, spoken, with_options
 
 _BOLD = re.compile(r"\*\*([^*\n]{1,80})\*\*")
 _UNDECIDED = re.compile(
@@ -117,7 +117,7 @@ def final_labels(text: str, labels: Collection[str]) -> tuple[str, ...]:
     def read(segment: str, marked: bool) -> Reading:
         return _read(segment, marked, pattern)
 
-    return tuple(known[found] for found in settle(_without_conditions(text, pattern), read))
+    return tuple(known[found] for found in settle(_without_conditions(with_options(text), pattern), read))
 
 
 def _without_conditions(text: str, pattern: re.Pattern[str]) -> str:

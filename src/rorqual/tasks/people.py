@@ -9,7 +9,7 @@ from rorqual.tasks.clauses import plain_text
 
 _QUOTED = re.compile(r'"([^"\n]{0,400})"')
 _ASIDE = re.compile(
-    r"\((?=[^()\s]+\s+[^()\s]+\s+[^()\s])[^()]{0,300}\)|, (?:who|whose|which)\b(?! makes)[^,.;\n]{0,200},"
+    r"(?<!= )\((?=[^()\s]+\s+[^()\s]+\s+[^()\s])[^()]{0,300}\)(?!\s*=)|, (?:who|whose|which)\b(?! makes)[^,.;\n]{0,200},"
 )
 _INSERTED = re.compile(
     r", (?:on the (?:contrary|other hand)|however|(?:in|by) contrast|in turn|of course|too|then),", re.IGNORECASE

@@ -19,7 +19,7 @@ _SHOWN = re.compile(
     re.IGNORECASE,
 )
 _LED = re.compile(
-    rf"{_OPENING}(?:so|thus|hence|therefore|consequently|altogether|in (?:total|all|conclusion|summary)|finally|overall|the question asks|∴|\$?\\therefore)(?!\w)",
+    rf"{_OPENING}(?:so|thus|hence|therefore|consequently|altogether|in (?:total|all|conclusion|summary)|finally|overall|the question (?:asks|wants)|the (?:final )?(?:result|total|sum) (?:is|was|comes)|∴|\$?\\therefore)(?!\w)",
     re.IGNORECASE,
 )
 _TOTAL = re.compile(r"\b(?:in total|altogether|in all)\b", re.IGNORECASE)
@@ -31,7 +31,7 @@ _ADDS = re.compile(
     r"|intuitively|indeed\b|enough\b|to put|tips?\b|reminder|interesting|notice|remember|observe|fun fact|compared|by comparison|as a\b)"
     r"|\b(?:on average|originally)\b|\b(?:goal|budget|target|limit|record) (?:was|is|of)\b|\b(?:started|began) (?:out )?with\b"
     r"|\b(?:initially|at first),? (?:had|has)\b|\balready (?:had|has|have|\w+ed)\b|\b(?:i|we) (?:add|subtract|multipli|divid|count|round)\w*ed\b"
-    rf"|{_OPENING}(?:over|in|after|for) (?:an?|the|one|two|three|four|five|ten|[0-9]+)\b[^,]{{0,40}},? \w+ (?:would|will)\b"
+    rf"|{_OPENING}(?:over|in|after|for) (?:an?|the|one|two|three|four|five|ten|[0-9]+)\b[^,]{{0,40}},? \w+ would\b"
     r"|\b(?:could|would) (?:still |even )?(?:be|have been|cost|take|make|last|go|buy|fill) ",
     re.IGNORECASE,
 )

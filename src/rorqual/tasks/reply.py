@@ -27,7 +27,7 @@ from typing import Any
 from rorqual.tasks.base import Verdict
 from rorqual.tasks.marks import marks
 from rorqual.tasks.remarks import adds, answers, bare_answer, closes, concludes, contrasts, heading, led, shown
-from rorqual.tasks.sentences import correction, corrects, passed_over, retracts, sentences, spoken, unfinished
+from rorqual.tasks.sentences import correction, corrects, leaves_work, passed_over, retracts, sentences, spoken, unfinished
 
 SENTENCES = 400
 """Sentences that are read, from the last one."""
@@ -78,7 +78,7 @@ def settle(reply: str, read: Reader, *, strict: bool = False) -> tuple[Any, ...]
         if reading.refused:
             return ()
         if reading.value is not None:
-            return () if reading.value in denied else (reading.value,)
+            return () if reading.value in denied else _values(reading, _concluded_after(tail, read))
         if not strict and (reading := _last_said(sentences(tail), read, denied)[1]).value is not None:
             return _values(reading)
     if strict or ((found_no := _REFUSAL.search(text)) and not _CONCLUDES.search(text, found_no.end())):
@@ -94,6 +94,14 @@ def verdict(said: Iterable[bool]) -> Verdict:
 
 def _values(*readings: Reading) -> tuple[Any, ...]:
     return tuple(dict.fromkeys(value for one in readings for value in (one.value, one.rival) if value is not None))
+
+
+def _concluded_after(tail: str, read: Reader) -> Reading:
+    """The conclusion that a reply draws after its mark ("So it is 8."), which rivals it where it is another."""
+    for sentence in reversed(sentences(tail)[-SENTENCES:]):
+        if led(sentence) and not passed_over(sentence) and not adds(sentence):
+            return read(sentence, False)
+    return NOTHING
 
 
 def _unmarked(text: str, read: Reader, denied: set[Any]) -> tuple[Any, ...]:
@@ -151,6 +159,8 @@ def _last_said(parts: list[str], read: Reader, denied: set[Any]) -> tuple[int | 
     for place in range(len(parts) - 1, max(-1, len(parts) - SENTENCES - 1), -1):
         if passed_over(parts[place]):
             continue
+        if leaves_work(parts[place]):
+            return place, Reading(refused=True)
         reading = read(parts[place], False)
         denied |= reading.denied
         if reading.refused or (reading.value is None and retracts(parts[place])):

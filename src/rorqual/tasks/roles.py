@@ -276,7 +276,7 @@ def _named(match: re.Match[str], count: int) -> dict[int, bool | None]:
     role = _role(match)
     groups = match.groupdict()
     link = (groups.get("link") or "").strip().lower()
-    if link == "is" or (link != "are" and not match["role"].lower().endswith("s")):
+    if link == "is" or ("=" not in match["names"] and link != "are" and not match["role"].lower().endswith("s")):
         people = people[-1:]
     found: dict[int, bool | None] = dict.fromkeys(people, role)
     only = (groups.get("only") or "") + match["names"].lower().partition("⟦")[0]

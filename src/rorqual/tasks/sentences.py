@@ -48,7 +48,7 @@ _META = re.compile(
     rf"|check(?:ing)?\b"
     r"|verif|to (?:check|verify|confirm)|double[- ]check|sanity|(?:please )?note|remark|explanation|reasoning"
     r"|steps?\b(?! \d+[.:])|do you|would you"
-    r"|is there|tips?\b|i (?:used|checked|verified|rounded|assumed|took|needed|am (?:confident|happy|glad|sure))|we (?:used"
+    r"|is there|tips?\b|i (?:used|checked|verified|rounded|assumed|took|needed|am (?:happy|glad|(?:confident|sure)(?! that)))|we (?:used"
     r"|checked|verified)|here (?:we|i) used"
     r"|(?:that|this|it|the \w+) (?:took|takes|used|uses|required|requires|needed|needs) (?:\S+ ){0,3}(?:steps?"
     r"|facts?|lines?"
@@ -60,11 +60,21 @@ _META = re.compile(
     re.IGNORECASE,
 )
 _SUPPOSED = re.compile(
-    rf"{_OPENING}(?:(?:suppose|assume|imagine|say that|let's say|what if)\b|(?:if|with|had)\b.*(?:\bwould\b|\w'd\b)"
+    rf"{_OPENING}(?:(?:suppose|assume|imagine|say that|let's (?:say|try)|try|what if)\b|(?:if|with|had)\b.*(?:\bwould\b|\w'd\b)"
     r"|if (?:you|we|one) (?:change|drop|remove|add|replace|omit)\w*\b)"
     r"|\bwould (?:still |even )?(?:be|have been|cost|take|make|last|go) (?:\w+er|more|less|fewer)\b",
     re.IGNORECASE,
 )
+_OPTION = re.compile(r"^[ \t*-]*\(?([A-E])[).:][ \t]+([^\s=]+(?:[ \t][^\s=]+){0,2})[ \t]*$", re.MULTILINE)
+_CHOSEN = re.compile(r"(\b(?:option|choice|answer|label)\b(?:\W+is)?(?:\W+(?:option|choice))?[\s*:$]*)\(?([A-E])\)?(?![\w])", re.IGNORECASE)
+_TO_DO = re.compile(
+    r"\bso far\b|\bat this point\b|\bstill (?:has|have|needs?|must|to) |\b(?:has|have|needs?) to be (?:divided|multiplied|added|subtracted|split|shared)\b"
+    r"|\b(?:we|i|you|one) (?:still |now |then )?(?:have|has|need|needs|must) (?:to )?(?:\w+ly )?(?:add|divide|multiply|subtract|find|solve|compute"
+    r"|calculate|work out|determine|convert)\b"
+    r"|\b(?:half|third|quarter|twice|double)(?: of)? (?:that|it|this)\b|\b(?:does not|doesn't|did not|didn't|ignor\w+) .{0,60}\b(?:yet|account)\b",
+    re.IGNORECASE,
+)
+_DONE = re.compile(r"[=:]|\b(?:so|gives?|get|gets|makes?|which|is|are|equals)\b[^.]*[0-9]", re.IGNORECASE)
 _ENDS = re.compile(r"(?:\\[)\]]|[*_`\"')$\s]){1,20}$")
 _UNFINISHED = re.compile(
     r"(?:\b(?:is|are|was|were|be|the|of|by|a|an|and|or|to|that|which|equals|then|for|with|in|on|we|he|she|they|it"
@@ -147,6 +157,14 @@ def correction(tail: str) -> tuple[str, bool] | None:
     return None
 
 
+def with_options(text: str) -> str:
+    """`text` without the lines that list the options of a question ("A) 40", "B) 44"), and with "option B" as "option 44"."""
+    found = {match[1]: match[2] for match in _OPTION.finditer(text)}
+    if len(found) < 2:
+        return text
+    return _CHOSEN.sub(lambda match: match[1] + found.get(match[2], match[2]), _OPTION.sub("", text))
+
+
 def corrects(sentence: str) -> bool:
     """Whether the sentence corrects what was said ("Wait, ...")."""
     return _CORRECTION.search(sentence) is not None and _CONFIRMED.search(sentence) is None
@@ -155,6 +173,12 @@ def corrects(sentence: str) -> bool:
 def retracts(sentence: str) -> bool:
     """Whether the sentence takes back what was said ("That is wrong.")."""
     return _CORRECTION.search(sentence) is not None and _RETRACTED.search(sentence) is not None
+
+
+def leaves_work(sentence: str) -> bool:
+    """Whether the sentence says that more is to be computed ("Next, we have to add ...") and does not do it."""
+    found = _TO_DO.search(sentence)
+    return found is not None and _DONE.search(sentence, found.end()) is None
 
 
 def unfinished(sentence: str) -> bool:

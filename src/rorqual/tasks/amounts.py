@@ -49,7 +49,8 @@ _RANGE = re.compile(
     r"^(?:\s?[A-Za-z%]{1,10})?(?:-| -|\s+(?:to|through|until|up to)\s|\s?\.\.\.?\s?|\\(?:sim|ldots|dots)\s?)\s*[$£€]?$"
 )
 _CHANGES = re.compile(
-    r"\b(?:ris\w+|rose|increas\w+|grow\w*|grew|go(?:es)?|went|drop\w*|falls?|fell|chang\w+|decreas\w+)\b[^.;]*\bfrom [$£€]?$", re.IGNORECASE
+    r"\b(?:ris\w+|rose|increas\w+|grow\w*|grew|go(?:es)?|went|drop\w*|falls?|fell|chang\w+|decreas\w+)\b[^.;]*\bfrom [$£€]?$",
+    re.IGNORECASE,
 )
 _LIST = re.compile(r"^\s?[$%]?\s?(?:,|;|&|,? and|\\&)\s?(?:[a-z]\s?=\s?)?[$£€]?\s*$", re.IGNORECASE)
 _ADVERBIAL = re.compile(
@@ -166,24 +167,29 @@ def _compounds(found: list[Number], text: str) -> list[Number]:
     """`found` with each quantity of two units as one number in the smaller one: `1 hour and 30 minutes` is 90."""
     whole: list[Number] = []
     for number in found:
-        one = whole[-1] if whole else None
-        gap = _TWO_UNITS.match(text[one.end : number.start]) if one else None
-        units = [unit_of(word[1]) if word else None for word in (gap, _UNIT.match(text[number.end : number.end + 20]))]
-        if (
-            one
-            and one.value is not None
-            and number.value is not None
-            and units[0]
-            and units[1]
-            and units[0][0] == units[1][0]
-        ):
-            ratio = Fraction(units[0][1]) / units[1][1]
-            if ratio > 1 and number.value < ratio:
-                value = one.value * ratio + number.value
-                number = replace(number, start=one.start, value=value, also=value / ratio)
-                whole.pop()
-        whole.append(number)
+        joined = _compound(whole[-1], number, text) if whole else None
+        if joined is not None:
+            whole.pop()
+        whole.append(joined or number)
     return whole
+
+
+def _compound(one: Number, other: Number, text: str) -> Number | None:
+    """Two numbers as one quantity (`5 feet 3 inches`, `3 dozen and 5`), None where they are two."""
+    gap = text[one.end : other.start]
+    if one.value is None or other.value is None:
+        return None
+    if one.scaled == "dozen" and gap == " and ":
+        return replace(other, start=one.start, value=one.value + other.value)
+    words = _TWO_UNITS.match(gap), _UNIT.match(text[other.end : other.end + 20])
+    larger, smaller = (unit_of(word[1]) if word else None for word in words)
+    if larger is None or smaller is None or larger[0] != smaller[0]:
+        return None
+    ratio = Fraction(larger[1]) / smaller[1]
+    if ratio <= 1 or other.value >= ratio:
+        return None
+    value = one.value * ratio + other.value
+    return replace(other, start=one.start, value=value, also=value / ratio)
 
 
 def _in_words(text: str, found: list[Number]) -> list[Number]:
@@ -263,7 +269,11 @@ def _excluded(text: str, found: list[Number], before: list[str], after: list[str
             out.add(i)
         if not last and _EQUATED_AFTER.search(after[i]):
             out.add(i)
-        if _BOUND.search(before[i]) or _OR_SO.match(after[i]) or _MULTIPLE.search(text[max(0, number.start - 40) : number.start]):
+        if (
+            _BOUND.search(before[i])
+            or _OR_SO.match(after[i])
+            or _MULTIPLE.search(text[max(0, number.start - 40) : number.start])
+        ):
             open_.add(i)
         if last or _same_quantity(found, i, after):
             continue

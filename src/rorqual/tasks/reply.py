@@ -27,7 +27,16 @@ from typing import Any
 from rorqual.tasks.base import Verdict
 from rorqual.tasks.marks import marks
 from rorqual.tasks.remarks import adds, answers, bare_answer, closes, concludes, contrasts, heading, led, shown
-from rorqual.tasks.sentences import correction, corrects, leaves_work, passed_over, retracts, sentences, spoken, unfinished
+from rorqual.tasks.sentences import (
+    correction,
+    corrects,
+    leaves_work,
+    passed_over,
+    retracts,
+    sentences,
+    spoken,
+    unfinished,
+)
 
 SENTENCES = 400
 """Sentences that are read, from the last one."""

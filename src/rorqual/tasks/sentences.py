@@ -66,7 +66,10 @@ _SUPPOSED = re.compile(
     re.IGNORECASE,
 )
 _OPTION = re.compile(r"^[ \t*-]*\(?([A-E])[).:][ \t]+([^\s=]+(?:[ \t][^\s=]+){0,2})[ \t]*$", re.MULTILINE)
-_CHOSEN = re.compile(r"(\b(?:option|choice|answer|label)\b(?:\W+is)?(?:\W+(?:option|choice))?[\s*:$]*)\(?([A-E])\)?(?![\w])", re.IGNORECASE)
+_CHOSEN = re.compile(
+    r"(\b(?:option|choice|answer|label)\b(?:\W+is)?(?:\W+(?:option|choice))?[\s*:$]*)\(?([A-E])\)?(?![\w])",
+    re.IGNORECASE,
+)
 _TO_DO = re.compile(
     r"\bso far\b|\bat this point\b|\bstill (?:has|have|needs?|must|to) |\b(?:has|have|needs?) to be (?:divided|multiplied|added|subtracted|split|shared)\b"
     r"|\b(?:we|i|you|one) (?:still |now |then )?(?:have|has|need|needs|must) (?:to )?(?:\w+ly )?(?:add|divide|multiply|subtract|find|solve|compute"
@@ -139,6 +142,7 @@ def passed_over(sentence: str) -> bool:
         sentence.lstrip("✓✔✅\ufe0f ").startswith("(")
         and sentence.rstrip(".").endswith(")")
         and len(sentence.split()) > 3
+        and ") = (" not in sentence
     )
     return asks or aside or bool(_META.search(sentence) or _SUPPOSED.search(sentence))
 

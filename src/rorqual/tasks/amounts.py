@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import pairwise
 
-from rorqual.tasks.clauses import ASIDE, RESTATED, denied, governed, main_part, plain_text, without_dashes
+from rorqual.tasks.clauses import ASIDE, RESTATED, STEP, denied, governed, main_part, plain_text, without_dashes
 from rorqual.tasks.numbers import Number, numbers, plain, spelled
 from rorqual.tasks.remarks import closes
 from rorqual.tasks.reply import NOTHING, Reading, settle
@@ -47,10 +47,6 @@ _OR_SO = re.compile(
 )
 _RANGE = re.compile(
     r"^(?:\s?[A-Za-z%]{1,10})?(?:-| -|\s+(?:to|through|until|up to)\s|\s?\.\.\.?\s?|\\(?:sim|ldots|dots)\s?)\s*[$£€]?$"
-)
-_CHANGES = re.compile(
-    r"\b(?:ris\w+|rose|increas\w+|grow\w*|grew|go(?:es)?|went|drop\w*|falls?|fell|chang\w+|decreas\w+)\b[^.;]*\bfrom [$£€]?$",
-    re.IGNORECASE,
 )
 _LIST = re.compile(r"^\s?[$%]?\s?(?:,|;|&|,? and|\\&)\s?(?:[a-z]\s?=\s?)?[$£€]?\s*$", re.IGNORECASE)
 _ADVERBIAL = re.compile(
@@ -147,7 +143,7 @@ def read_amount(segment: str, marked: bool) -> Reading:
     bold = [found for found in _BOLD.findall(text) if numbers(plain(found))]
     if bold and not marked:
         text, marked = bold[-1], True
-    text = plain_text(without_dashes(text) if "=" not in text else text)
+    text = STEP.sub("", plain_text(without_dashes(text) if "=" not in text else text))
     if _REFUSES.search(text) and not re.search(r"\b(?:but|so|hence)\b.*[0-9]", text):
         return Reading(refused=True)
     if _GUESSES.search(text):
@@ -249,7 +245,7 @@ def _rival(text: str, found: list[Number], pool: list[int], place: int) -> Amoun
     joined = _JOINS.search(gap)
     shared = RESTATED.search(gap) and one.percent != other.percent and (other if one.percent else one).money
     if _COORDINATED.fullmatch(gap):
-        shared = True
+        shared = not _INFERS.search(text[one.end :])
     elif joined:
         clause = one.end + joined.start()
         shared = closes(text[:clause]) and not _INFERS.search(text[clause:])
@@ -265,7 +261,7 @@ def _excluded(text: str, found: list[Number], before: list[str], after: list[str
         joined = i > 0 and (
             _JOINED_BEFORE.search(before[i]) or (number.value is not None and _signed(before[i], number))
         )
-        if joined or (not last and _JOINED_AFTER.search(after[i]) and not _is_range(text, found, i, after)):
+        if joined or (not last and _JOINED_AFTER.search(after[i]) and not _is_range(found, i, after)):
             out.add(i)
         if not last and _EQUATED_AFTER.search(after[i]):
             out.add(i)
@@ -278,7 +274,7 @@ def _excluded(text: str, found: list[Number], before: list[str], after: list[str
         if last or _same_quantity(found, i, after):
             continue
         if (
-            _is_range(text, found, i, after)
+            _is_range(found, i, after)
             or _OR.search(after[i])
             or (re.search(r"\bbetween\b[^,;]{0,12}$", before[i], re.IGNORECASE) and re.search(r"\band\b", after[i]))
             or (_LIST.search(after[i]) and not _COMPARED.search(after[i + 1]) and not governed(before[i]))
@@ -291,10 +287,8 @@ def _signed(before: str, number: Number) -> bool:
     return before.strip() == "" and number.value is not None and number.value < 0
 
 
-def _is_range(text: str, found: list[Number], i: int, after: list[str]) -> bool:
-    """Whether numbers i and i + 1 are the ends of a range: `18-20`, `18 to 20`; "rises from 18 to 20" says 20."""
-    if _CHANGES.search(text[max(0, found[i].start - 60) : found[i].start]):
-        return False
+def _is_range(found: list[Number], i: int, after: list[str]) -> bool:
+    """Whether numbers i and i + 1 are the ends of a range: `18-20`, `18 to 20`."""
     if i + 1 >= len(found) or not _RANGE.search(after[i]):
         return False
     one, other = found[i].value, found[i + 1].value

@@ -24,21 +24,12 @@ from sympy.polys.polyerrors import BasePolynomialError
 from rorqual.tasks.amounts import Amount, final_amount
 from rorqual.tasks.base import Verdict
 from rorqual.tasks.bases import base_of, value_of
-from rorqual.tasks.expressions import (
-    Parts,
-    bare_words,
-    final_expressions,
-    gold_words,
-    parts,
-    same_unit,
-    side,
-    split,
-    tidy,
-)
+from rorqual.tasks.expressions import bare_words, final_expressions, gold_words, same_unit, tidy
 from rorqual.tasks.intervals import set_condition, union
 from rorqual.tasks.labels import label
 from rorqual.tasks.marks import boxed, marked
 from rorqual.tasks.numbers import Number, single, whole_number
+from rorqual.tasks.parts import Parts, parts, side, split
 from rorqual.tasks.reply import verdict
 
 __all__ = ["boxed", "final_answer", "final_number", "label", "marked", "math_equal", "parses", "whole_number"]

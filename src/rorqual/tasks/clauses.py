@@ -21,8 +21,9 @@ _VERB = re.compile(
     r"\b(?:is|are|was|were|makes?|gives?|pays?|gets?|has|have|he|she|they|we|it|so|which)\b", re.IGNORECASE
 )
 ASIDE = re.compile(r"\([^()]{0,300}\)")
+STEP = re.compile(r"^\W*(?:step|case|part|day|question|problem) [0-9]{1,3}\s?[:.)-]\s", re.IGNORECASE)
 _LABEL = re.compile(
-    r"^\W*(?:\(?[0-9]{1,3}[.)]\s|[a-z]\)\s|(?:step|case|part|day|question|problem) [0-9]{1,3}\s?[:.)-]\s)",
+    r"^\W*(?:\(?[0-9]{1,3}[.)]\s|[a-z]\)\s)",
     re.IGNORECASE,
 )
 _LEADING = re.compile(

@@ -7,7 +7,6 @@ side counts, of `a \approx 0.3` the left one. The parts are compared by `rorqual
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from itertools import pairwise
 
 from rorqual.tasks.amounts import Amount, number_list, read_amount, unit_of
@@ -88,19 +87,6 @@ _AND_THE = re.compile(
 _ORDER = re.compile(r"[<>]|\\[lg](?:e|eq|eqslant|t)?(?![A-Za-z])")
 _COMPUTED = re.compile(r"(?:[^A-Za-z=]|\\[a-z]+)+=")
 Found = tuple[int, int, str]
-OPENINGS, CLOSINGS = "([{", ")]}"
-
-
-@dataclass(frozen=True)
-class Parts:
-    """A list of parts. `kind` is its brackets: "()" a tuple or open interval, "{}" a set, "," a list without brackets, "u" a union."""
-
-    kind: str
-    items: tuple[str, ...]
-
-    @property
-    def ordered(self) -> bool:
-        return self.kind not in ("{}", ",", "u")
 
 
 def final_expressions(reply: str, gold: str) -> tuple[str, ...]:
@@ -236,11 +222,11 @@ def _choose_formula(text: str, found: list[tuple[int, int, str]], marked: bool, 
         after = [i for i, one in enumerate(free) if restated and one[0] >= restated[-1]]
         place = after[0] if after else len(free) - 1
     value = _list_around(text, free, left, place)
-    before = [
-        one[2] for one in found if restated and one[1] <= restated[-1]
-    ]  # "$12.5\%$ of them, namely 5": either may be asked for
-    rival = before[-1] if before and not marked and free[place] in loose else None
-    if place and not marked and _AND_THE.fullmatch(text[free[place - 1][1] : free[place][0]]):
+    before = [one[2] for one in found if restated and one[1] <= restated[-1]]
+    rival = None
+    if not marked and before and free[place] in loose:  # "$12.5\%$ of them, namely 5": either may be asked for
+        rival = before[-1]
+    elif not marked and place and _AND_THE.fullmatch(text[free[place - 1][1] : free[place][0]]):
         rival = free[place - 1][2]
     return Reading(value, frozenset(said), rival=rival)
 
@@ -330,85 +316,3 @@ def same_unit(gold: str, said: str) -> bool:
     ]
     kinds = [None if found is None else unit_of(found[1]) for found in units]
     return None in kinds or kinds[0] == kinds[1]
-
-
-def side(text: str, equation: bool) -> list[str]:
-    """The sides of a chain of equations, of which the last counts. With `equation` the equation itself is wanted, and left whole."""
-    text = split(text, "\\implies")[-1]
-    text = split(text, "\\approx")[0]
-    if equation or len(_commas(text)) > 1:
-        return [text]
-    text = split(text, "\\in")[-1]
-    return [piece.strip().lstrip("&").strip() for piece in split(text, "=")]
-
-
-def split(text: str, separator: str) -> list[str]:
-    """`text` at each `separator` outside brackets and braces; a word of LaTeX is not found within a longer one."""
-    pieces, depth, begin, i = [], 0, 0, 0
-    width = len(separator)
-    while i < len(text):
-        if depth <= 0 and text.startswith(separator, i) and _parts_here(text, separator, i):
-            pieces.append(text[begin:i])
-            begin = i = i + width
-            continue
-        if text[i] == "\\" and text[i + 1 : i + 2] in ("{", "}"):
-            depth += 1 if text[i + 1] == "{" else -1
-            i += 2
-            continue
-        depth += (text[i] in OPENINGS) - (text[i] in CLOSINGS)
-        i += 1
-    return [piece.strip() for piece in [*pieces, text[begin:]]]
-
-
-def _parts_here(text: str, separator: str, at: int) -> bool:
-    r"""Whether the separator at `at` is whole: no part of `\infty`, `<=` or `\=`."""
-    if separator[0] == "\\":
-        return not text[at + len(separator) : at + len(separator) + 1].isalpha()
-    return separator != "=" or text[at - 1 : at] not in ("<", ">", "!", "\\")
-
-
-def parts(text: str) -> Parts | None:
-    """`text` as a union, a set, a tuple, an interval or a list; None where it is one expression."""
-    text = text.strip()
-    if "\\begin" in text:
-        return None
-    pieces = split(text, "\\cup")
-    if len(pieces) > 1:
-        return Parts("u", tuple(pieces))
-    commas = _commas(text)
-    if len(commas) > 1:
-        return Parts(",", commas)
-    if (plus := text.replace("\\mp", "\\pm").count("\\pm")) == 1 and "=" not in text:
-        return Parts(
-            ",", (text.replace("\\pm", "+").replace("\\mp", "-"), text.replace("\\pm", "-").replace("\\mp", "+"))
-        )
-    brace = text.startswith("\\{") and text.endswith("\\}")
-    inner = text[2:-2] if brace else text[1:-1]
-    opening, closing = ("{", "}") if brace else (text[:1], text[-1:])
-    if plus or opening not in OPENINGS or closing not in CLOSINGS or not _one_bracket(text):
-        return None
-    items = _commas(inner)
-    if brace or len(items) > 1:
-        return Parts(opening + closing, items)
-    return None
-
-
-def _commas(text: str) -> tuple[str, ...]:
-    """Pieces between commas; a comma of a thousand (`22,200`) parts nothing, unless a space follows it."""
-    text = (
-        re.sub(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))", "", text)
-        if re.fullmatch(r"-?[0-9]{1,3}(,[0-9]{3})+(\.[0-9]+)?", text)
-        else text
-    )
-    return tuple(piece for piece in split(text, ",") if piece)
-
-
-def _one_bracket(text: str) -> bool:
-    """Whether the bracket that opens `text` is closed by its end."""
-    depth = 0
-    bare = text.replace("\\{", "{").replace("\\}", "}")
-    for i, letter in enumerate(bare):
-        depth += (letter in OPENINGS) - (letter in CLOSINGS)
-        if depth == 0:
-            return i == len(bare) - 1
-    return False

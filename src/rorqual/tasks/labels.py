@@ -156,12 +156,19 @@ def _choose(text: str, found: list[re.Match[str]], marked: bool) -> Reading:
     names = [match[0].lower() for match in found]
     gaps = [text[one.end() : other.start()] for one, other in pairwise(found)]
     open_ = {j for i, gap in enumerate(gaps) if names[i] != names[i + 1] and _OPEN_AFTER.match(gap) for j in (i, i + 1)}
-    denied, left = set(), []
+    denied: set[str] = set()
+    left: list[int] = []
     for i, match in enumerate(found):
         before = text[max(0, match.start() - 100) : match.start()]
         before = before[max(before.rfind(stop) + 1 for stop in ",;:") :]
         after = text[match.end() : match.end() + 40]
-        if left and names[i] != names[left[-1]] and _MAY_BE.search(before) and not after.startswith("   "):
+        if (
+            left
+            and i not in open_
+            and names[i] != names[left[-1]]
+            and _MAY_BE.search(before)
+            and not after.startswith("   ")
+        ):
             return Reading(refused=True)
         if _DENIES.search(before) or _DENIED_AFTER.match(after):
             denied.add(names[i])

@@ -157,7 +157,11 @@ def _opening(parts: list[str], read: Reader) -> tuple[Reading, bool]:
         return read(parts[end - 1], end == 1), True
     if bare_answer(parts):
         return read(parts[0].strip("*_ .!"), True), True
-    return (read(parts[0], False), False) if len(parts) > 1 and answers(parts[0]) else (NOTHING, False)
+    return (
+        (read(parts[0], False), False)
+        if len(parts) > 1 and answers(parts[0]) and not passed_over(parts[0])
+        else (NOTHING, False)
+    )
 
 
 def _last_said(parts: list[str], read: Reader, denied: set[Any]) -> tuple[int | None, Reading]:

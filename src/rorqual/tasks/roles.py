@@ -219,7 +219,7 @@ def _in_sentence(sentence: str, count: int, subject: int | None, before: set[int
             they = (
                 re.findall(r"⟦([0-9]+)⟧", sentence[: match.start()]) if match["who"].lower() in ("they", "both") else []
             )
-            people = [int(who) for who in they] if len(they) > 1 else range(count)
+            people = [int(who) for who in they] if len(they) > 1 else list(range(count))
             found.append((match.start(), dict.fromkeys(people, _role(match))))
     for match in _NEITHER.finditer(sentence):
         found.append((match.start(), dict.fromkeys((int(match[1]), int(match[2])), not ROLES[match["role"].lower()])))
@@ -238,7 +238,7 @@ def _in_sentence(sentence: str, count: int, subject: int | None, before: set[int
                 ROLES[role.lower()] for role in re.findall(r"knight|knave", sentence[: match.start()], re.IGNORECASE)
             ]
         if said and said[-1] is not None:
-            people = map(int, re.findall(r"[0-9]+", match["names"]))
+            people = [int(who) for who in re.findall(r"[0-9]+", match["names"])]
             found.append((match.start(), dict.fromkeys(people, said[-1] != bool(match["nt"]))))
     for match in _SO_IS.finditer(sentence):
         like = [one for at, one in found if at < match.start()]

@@ -1,9 +1,12 @@
 r"""Decide which number a sentence states as its answer.
 
 Of the numbers in the segment these are not its answer: what an operator joins (`5 * 12`), the left side of an equation, what is denied
-("not 18"), a bound ("more than 18"), a range ("18 to 20"), two that are left open ("18 or 19"), an ordinal, and what stands in brackets or
-in a clause that gives a reason. Of the rest a number that a preposition or an article governs ("for 3 people", "the 5 days") counts only
-where there is no other. A mark is followed by its answer, so its first number counts; a sentence ends in its answer, so there the last.
+("not 18"), a bound ("more than 18", "18, maybe more"), a range ("18 to 20"), two that are left open ("18 or 19"), a multiple ("3x = 18"),
+an ordinal, and what stands in brackets or in a clause that gives a reason. A sentence that guesses, lists cases ("if ..., 18; if ..., 19")
+or takes back its number has none. A quantity of two units ("1 hour and 30 minutes") is one number. Of the rest a number that a preposition
+or an article governs ("for 3 people", "the 5 days") counts only where there is no other. A mark is followed by its answer, so its first
+number counts; a sentence ends in its answer, so there the last, and where it joins two clauses ("9 remain, and 6 are gone") the one before
+it is its rival.
 """
 
 from __future__ import annotations
@@ -42,7 +45,9 @@ _OR = re.compile(
     re.I,
 )
 _OR_SO = re.compile(
-    r"^(?: \w+)?,? (?:or so|give or take|plus or minus|more or less|(?:plus|minus|times) [a-z]\b(?! [a-z])|is (?:one|among)(?: of)? the (?:options|possibilities|candidates)|(?:or |and )?(?:maybe|perhaps|possibly) (?:even )?(?:more|less|fewer|a (?:bit|few)))\b",
+    r"^(?: \w+)?,? (?:or so|give or take|plus or minus|more or less|(?:plus|minus|times) [a-z]\b(?! [a-z])|is (?:one"
+    r"|among)(?: of)? the (?:options|possibilities|candidates)|(?:or |and )?(?:maybe|perhaps"
+    r"|possibly) (?:even )?(?:more|less|fewer|a (?:bit|few)))\b",
     re.IGNORECASE,
 )
 _RANGE = re.compile(
@@ -89,7 +94,8 @@ _REFUSES = re.compile(
     re.IGNORECASE,
 )
 _GUESSES = re.compile(
-    r"\bi doubt\b|\b(?:that|this|it) (?:can't|cannot|isn't|is not|doesn't|does not) (?:be |make )?(?:right|correct|true|possible|sense|work)\b[^0-9]*$|"
+    r"\bi doubt\b|\b(?:that|this|it) (?:can't|cannot|isn't|is not|doesn't|does not) (?:be |make )?(?:right|correct"
+    r"|true|possible|sense|work)\b[^0-9]*$|"
     r"\bi guess\b|\bi (?:could|might|may) (?:well )?be (?:off|wrong)\b|\bjust a guess\b|\b(?:wild|rough|best) guess\b|\bif\b.*\bif\b",
     re.IGNORECASE,
 )

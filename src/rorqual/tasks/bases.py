@@ -18,7 +18,8 @@ _AFTER = re.compile(
     re.IGNORECASE,
 )
 _FIRST = re.compile(
-    rf"(?P<start>\b{_BASE}[^.\n0-9]{{0,40}}(?:\b(?:is|equals|as|becomes)|=|:)\s*)\*{{0,2}}\$?(?P<digits>[0-9][0-9A-F]*)\b\$?\*{{0,2}}(?![_(]| \()",
+    rf"(?P<start>\b{_BASE}[^.\n0-9]{{0,40}}(?:\b(?:is|equals|as|becomes)|="
+    rf"|:)\s*)\*{{0,2}}\$?(?P<digits>[0-9][0-9A-F]*)\b\$?\*{{0,2}}(?![_(]| \()",
     re.IGNORECASE,
 )
 

@@ -51,7 +51,8 @@ _LIGHT = (
     r"|earns|answer|result|total|value|sum|number|is|was|are|were|possibly|either|think|believe|that|it|he|she|they|we)"
 )
 _DENIES = re.compile(
-    rf"(?:\b(?:not|never|neither|nor|cannot|rather than|instead of|no longer|nowhere near|far from)\b|n't\b|\\neq?\b|≠)(?:\s+{_LIGHT}\b){{0,5}}\W{{0,4}}$",
+    rf"(?:\b(?:not|never|neither|nor|cannot|rather than|instead of|no longer|nowhere near|far from)\b|n't\b|\\neq?\b"
+    rf"|≠)(?:\s+{_LIGHT}\b){{0,5}}\W{{0,4}}$",
     re.IGNORECASE,
 )
 _DENIED_AFTER = re.compile(

@@ -2,8 +2,9 @@
 
 A label does not count where it is denied ("not false"), left open ("true or false"), said of a premise or of an assumption ("premise 2 is
 false", "true that"), or supposed ("would be true", "whether it is true"). After a mark the first label counts, in a sentence the last.
-"Cannot be determined", "neither true nor false" and the like say Uncertain. Where a sentence has no label, "follows from the premises" says
-True and "contradicts the premises" False.
+Reasons after the label ("true, since it is false that ...") are not read, and a guess is no answer. "Cannot be determined", "neither true
+nor false" and the like say Uncertain. Where a sentence has no label, "follows from the premises" says True and "contradicts the premises"
+False. Sentences that only say when each label would hold ("If ..., it is true; otherwise false") are passed over.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ _UNDECIDED = re.compile(
     r"|known|established|settled|deduced|derived|verified|proven or disproven|proved or disproved)"
     r"|neither (?:\w+ly )?(?:true nor (?:\w+ly )?false|false nor (?:\w+ly )?true|proven nor disproven"
     r"|proved nor disproved"
-    r"|entailed nor contradicted|proved nor refuted|confirmed nor (?:denied|refuted)|provable nor refutable|(?:prove|confirm|derive|show) nor (?:refute|disprove|deny|exclude))"
+    r"|entailed nor contradicted|proved nor refuted|confirmed nor (?:denied|refuted)|provable nor refutable|(?:prove"
+    r"|confirm|derive|show) nor (?:refute|disprove|deny|exclude))"
     r"|(?:undetermined|indeterminate|undecided|undecidable|inconclusive)"
     r"|(?:not enough|insufficient|no) (?:information|data|evidence)|no way (?:to|of) (?:tell|know|determin"
     r"|decid)\w*"

@@ -2,7 +2,7 @@ r"""Read numbers in running text as exact fractions.
 
 Forms: `1,234`, `1{,}234`, `1\,234`, `1 234`, `.5`, `5.`, `1e3`, `4.5 \times 10^3`, `2^3`, `3/4`, `\frac{3}{4}`, `3 1/2`, `2\frac14`, `½`,
 `$5`, `-2`, `minus 2`, `10%`, `70k`, `2.5 million`, `3 dozen`, and numbers in English words. A time (`3:30`), a date (`3/4/2020`) and a
-number in another base (`101_2`) are found but have no value.
+number in another base (`101_2`) are found but have no value. Arabic, Persian, Hindi, Bengali, Thai and wide digits are read, too.
 """
 
 from __future__ import annotations
@@ -96,7 +96,10 @@ MULTIPLIED = re.compile(r"(?:twice|thrice|half|double|triple|times) $", re.IGNOR
 
 @dataclass(frozen=True)
 class Number:
-    """A number at `text[start:end]`; `also` is the same quantity in a larger unit (1.5 for `1 hour and 30` minutes). `value` is None where the form has none (a time, a date, another base, x / 0)."""
+    """A number at `text[start:end]`. `value` is None where the form has none (a time, a date, another base, x / 0).
+
+    `also` is the same quantity in a larger unit (1.5 for `1 hour and 30` minutes).
+    """
 
     start: int
     end: int

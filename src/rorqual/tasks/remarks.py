@@ -19,7 +19,8 @@ _SHOWN = re.compile(
     re.IGNORECASE,
 )
 _LED = re.compile(
-    rf"{_OPENING}(?:so|thus|hence|therefore|consequently|altogether|in (?:total|all|conclusion|summary)|finally|overall|the question (?:asks|wants)|the (?:final )?(?:result|total|sum) (?:is|was|comes)|∴|\$?\\therefore)(?!\w)",
+    rf"{_OPENING}(?:so|thus|hence|therefore|consequently|altogether|in (?:total|all|conclusion|summary)|finally"
+    rf"|overall|the question (?:asks|wants)|the (?:final )?(?:result|total|sum) (?:is|was|comes)|∴|\$?\\therefore)(?!\w)",
     re.IGNORECASE,
 )
 _TOTAL = re.compile(r"\b(?:in total|altogether|in all)\b", re.IGNORECASE)
@@ -40,7 +41,8 @@ _CONTRASTS = re.compile(
     re.IGNORECASE,
 )
 _ANSWERS = re.compile(
-    r"\b(?:left|leaves|remain\w*|total (?:\w+ ){0,3}(?:is|was|of|comes?)|altogether|in all|now|currently|needs?|needed|required|number of [^.]{0,80} is"
+    r"\b(?:left|leaves|remain\w*|total (?:\w+ ){0,3}(?:is|was|of|comes?)|altogether|in all|now|currently|needs?"
+    r"|needed|required|number of [^.]{0,80} is"
     r"|(?:per|an?|each|every|this) (?:hour|day|week|month|year)\b(?=[^0-9]*$))\b",
     re.IGNORECASE,
 )

@@ -6,9 +6,10 @@ The rules, in order:
 2. The last mark counts (see `rorqual.tasks.marks`): `\boxed{...}`, `<answer>...</answer>`, `#### ...`, `answer is ...`, `Answer: ...`,
    `... is the answer`, `I'll go with ...`. Words that only speak of an answer ("if the answer is", a question) are no mark.
 3. A correction after the mark ("Wait, ...", "Correction: ...", "That is wrong.") replaces it by what it says; one that says nothing
-   else leaves no answer. Other text after the mark ("That took 2 steps.") changes nothing.
+   else leaves no answer. A conclusion after it ("So it is 8.") is as final. Other text ("That took 2 steps.") changes nothing.
 4. Without a mark the last sentence that says an answer counts. Questions, closing phrases ("I hope it is correct."), checks ("Check: ...")
-   and suppositions are passed over. A reply that breaks off in the middle of a sentence says nothing.
+   and suppositions are passed over. A reply that breaks off in the middle of a sentence says nothing, nor does one that ends with
+   work left to do ("Next, we have to add the tip.").
 5. A conclusion before it ("So ...", "... in total", bold, `Total: ...`) counts instead where only remarks follow it ("That is $4 a day."),
    and an answer that opens the reply ("**27**", "7 pencils.", "7 are left.") where reasons, explanations or givens follow.
 6. What a sentence denies ("not 18") is not its answer, and what it leaves open ("18 or 19") leaves the reply without one.
@@ -53,8 +54,8 @@ _CONCLUDES = re.compile(r"\b(?:so|thus|hence|therefore)\b|=", re.IGNORECASE)
 class Reading:
     """What a segment of text says. `value` is None where it asserts nothing; `denied` are values that it says are not the answer.
 
-    `rival` is another value that looks as final. `refused` is True where the segment leaves the answer open (a hedge, a range) or says that there is none. A `weak` value counts only
-    where the sentence before says none ("... = 8. So that is the total for the 3 days.").
+    `rival` is another value that looks as final. `refused` is True where the segment leaves the answer open (a hedge, a range) or says
+    that there is none. A `weak` value counts only where the sentence before says none ("... = 8. So that is the total for the 3 days.").
     """
 
     value: Any = None

@@ -1,9 +1,10 @@
 """Decide who a reply says is a knight and who a knave.
 
 Read are "Zoey is a knight", "Zoey: knight", a table, JSON, "Zoey (knight)", "Zoey and Ava are knights", "the knave is Oliver", a heading
-"Knights:" with names, "all are knaves", "the others are knights", "she is a knight" (the sentence's first name), and "is not a knave".
-Claims that a person makes, questions and suppositions are passed over. The last statement about each person counts; where the same
-paragraph says both of one person, and no conclusion or correction stands between, the reply commits to nothing.
+"Knights:" with names, a name above its role, "a knight and a knave, respectively", "no knave", "Ava is not", "which makes her a knave",
+"all are knaves", "the others are knights", "she is a knight" (the sentence's first name), and "is not a knave". Claims that a person makes,
+questions and suppositions are passed over. The last statement about each person counts; where the same paragraph says both of one person,
+and no conclusion or correction stands between, the reply commits to nothing.
 """
 
 from __future__ import annotations
@@ -65,7 +66,8 @@ _PRONOUN = re.compile(
 )
 _ROLE_FIRST = re.compile(
     rf"(?P<only>\b(?:only |sole |single |lone |one )?)(?P<role>knights?|knaves?)(?: here| in (?:this|the) \w+)?[\s\"'*_]*"
-    rf"(?:\bis\b|\bare\b|must be|:|=|->|→|-|\||\(|\[|(?<=one knight),|(?<=one knave),|(?<=two knights),|(?<=two knaves),)(?:[\s\"'*_\[]|only|both|and)*(?P<names>{_LIST})(?!\s*(?:is|are|:|=|must|\())",
+    rf"(?:\bis\b|\bare\b|must be|:|=|->|→|-|\||\(|\[|(?<=one knight),|(?<=one knave),|(?<=two knights),|(?<=two knaves),)"
+    rf"(?:[\s\"'*_\[]|only|both|and)*(?P<names>{_LIST})(?!\s*(?:is|are|:|=|must|\())",
     re.IGNORECASE,
 )
 _ALL = re.compile(

@@ -71,10 +71,13 @@ _CHOSEN = re.compile(
     re.IGNORECASE,
 )
 _TO_DO = re.compile(
-    r"\bso far\b|\bat this point\b|\bstill (?:has|have|needs?|must|to) |\b(?:has|have|needs?) to be (?:divided|multiplied|added|subtracted|split|shared)\b"
-    r"|\b(?:we|i|you|one) (?:still |now |then )?(?:have|has|need|needs|must) (?:to )?(?:\w+ly )?(?:add|divide|multiply|subtract|find|solve|compute"
+    r"\bso far\b|\bat this point\b|\bstill (?:has|have|needs?|must|to) |\b(?:has|have|needs?) to be"
+    r" (?:divided|multiplied|added|subtracted|split|shared)\b"
+    r"|\b(?:we|i|you|one) (?:still |now |then )?(?:have|has|need|needs|must) (?:to )?(?:\w+ly )?"
+    r"(?:add|divide|multiply|subtract|find|solve|compute"
     r"|calculate|work out|determine|convert)\b"
-    r"|\b(?:half|third|quarter|twice|double)(?: of)? (?:that|it|this)\b|\b(?:does not|doesn't|did not|didn't|ignor\w+) .{0,60}\b(?:yet|account)\b",
+    r"|\b(?:half|third|quarter|twice|double)(?: of)? (?:that|it|this)\b"
+    r"|\b(?:does not|doesn't|did not|didn't|ignor\w+) .{0,60}\b(?:yet|account)\b",
     re.IGNORECASE,
 )
 _DONE = re.compile(r"[=:]|\b(?:so|gives?|get|gets|makes?|which|is|are|equals)\b[^.]*[0-9]", re.IGNORECASE)

@@ -21,6 +21,7 @@ from rorqual.tasks.numbers import Number, numbers, plain, spelled
 from rorqual.tasks.remarks import closes
 from rorqual.tasks.reply import NOTHING, Reading, settle
 from rorqual.tasks.sentences import SENTENCE, with_options
+from rorqual.tasks.units import unit_of
 
 _BOLD = re.compile(r"\*\*([^*\n]{1,200})\*\*")
 _OPERATOR = r"(?:[+*×·÷/]|\\times|\\cdot|\\div|\bx\b|\bplus\b|\bminus\b|\btimes\b(?! (?:a|as|per|the)\b)|divided by|multiplied by)"
@@ -105,16 +106,6 @@ _NONE = re.compile(
 )
 _UNIT = re.compile(r"[\s-]*([A-Za-z]+)")
 _TWO_UNITS = re.compile(r"\s([A-Za-z]+)(?:,|,? and)?\s$")
-_UNITS: dict[str, tuple[str, int | Fraction]] = {
-    "second": ("s", 1), "minute": ("s", 60), "min": ("s", 60), "hour": ("s", 3600), "day": ("s", 86400), "week": ("s", 604800),
-    "cent": ("$", Fraction(1, 100)), "dollar": ("$", 1), "$": ("$", 1), "mm": ("m", Fraction(1, 1000)), "cm": ("m", Fraction(1, 100)),
-    "centimeter": ("m", Fraction(1, 100)), "m": ("m", 1), "meter": ("m", 1), "metre": ("m", 1), "km": ("m", 1000),
-    "kilometer": ("m", 1000), "kilometre": ("m", 1000), "inch": ("in", 1), "inche": ("in", 1), "foot": ("in", 12), "feet": ("in", 12),
-    "yard": ("in", 36), "mile": ("in", 63360), "g": ("g", 1), "gram": ("g", 1), "kg": ("g", 1000), "kilogram": ("g", 1000),
-    "ounce": ("oz", 1), "pound": ("oz", 16), "ml": ("l", Fraction(1, 1000)), "milliliter": ("l", Fraction(1, 1000)), "l": ("l", 1),
-    "liter": ("l", 1), "litre": ("l", 1), "month": ("mo", 1), "year": ("mo", 12), "cup": ("c", 1), "pint": ("c", 2), "quart": ("c", 4),
-    "gallon": ("c", 16),
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -393,8 +384,3 @@ def _base(number: Number, after: str) -> tuple[str, Fraction] | None:
     )
     kind, factor = unit_of(unit) or ("", Fraction(1))
     return kind, number.value * factor
-
-
-def unit_of(word: str) -> tuple[str, int | Fraction] | None:
-    """The kind of quantity that a unit measures, and the unit as a multiple of the kind's base unit."""
-    return _UNITS.get(word.lower()) or _UNITS.get(word.lower().removesuffix("s"))

@@ -9,13 +9,15 @@ from __future__ import annotations
 import re
 from itertools import pairwise
 
-from rorqual.tasks.amounts import Amount, number_list, read_amount, unit_of
+from rorqual.tasks.amounts import Amount, number_list, read_amount
 from rorqual.tasks.bases import base_of, in_base
 from rorqual.tasks.clauses import denied, governed, main_part, plain_text
 from rorqual.tasks.intervals import inequality
 from rorqual.tasks.numbers import numbers, plain, spelled
+from rorqual.tasks.parts import split
 from rorqual.tasks.reply import NOTHING, Reading, settle
 from rorqual.tasks.sentences import SENTENCE
+from rorqual.tasks.units import unit_of
 
 _FORMULA = re.compile(
     r"\$\$(?P<a>[^$]{1,1000}?)\$\$|(?<!\\)\$(?P<b>[^$]{1,1000}?)(?<!\\)\$(?![0-9])|\\\((?P<c>.{1,1000}?)\\\)|\\\[(?P<d>.{1,1000}?)\\\]"
@@ -213,9 +215,9 @@ def _choose_formula(text: str, found: list[tuple[int, int, str]], marked: bool, 
     left = [one for one in left if one not in ends]
     if not left:
         return Reading(refused=True)
-    free = [one for one in left if _ORDER.search(one[2]) or not governed(text[max(0, one[0] - 60) : one[0]])]
-    free = free or _spelled(outside) or left
     restated = [m.end() for m in re.finditer(r"\b(?:i\.\s?e\.|that is|namely|in other words),?\s", text)]
+    free = [one for one in left if _is_free(text, one, restated)]
+    free = _before_parts(text, free) or _spelled(outside) or left
     if marked:
         place = 0
     else:
@@ -229,6 +231,21 @@ def _choose_formula(text: str, found: list[tuple[int, int, str]], marked: bool, 
     elif not marked and place and _AND_THE.fullmatch(text[free[place - 1][1] : free[place][0]]):
         rival = free[place - 1][2]
     return Reading(value, frozenset(said), rival=rival)
+
+
+def _is_free(text: str, one: Found, restated: list[int]) -> bool:
+    """Whether no preposition governs a formula, or it is an inequality, or follows `that is` ("that is, in $(-2, 1)$")."""
+    again = any(0 <= one[0] - end <= len("in the ") for end in restated)
+    return again or _ORDER.search(one[2]) is not None or not governed(text[max(0, one[0] - 60) : one[0]])
+
+
+def _before_parts(text: str, free: list[Found]) -> list[Found]:
+    """`free` up to a colon after which only parts are listed (`there are $3$ such numbers: $1, 4, 9$`)."""
+    colon = text.find(":", free[0][1]) if free else -1
+    parts = [part for one in free if one[0] > colon for part in split(one[2], ",")]
+    head = [one for one in free if one[1] <= colon and not re.fullmatch("[A-Za-z]", one[2])]
+    states = re.search(r"=|\\in\b", text[colon:]) or _ORDER.search(text[colon:])
+    return head if head and len(parts) > 1 and not states else free
 
 
 def _list_around(text: str, free: list[Found], left: list[Found], place: int) -> str:

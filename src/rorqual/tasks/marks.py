@@ -14,7 +14,7 @@ BOXED = "\\boxed"
 _BRACE = re.compile(r"\\boxed\s?\{|\\.|[{}]", re.DOTALL)
 _AND = re.compile(r"[\s$,.]*(?:(?:\\text\s?\{)?\s*(?:and|or)\s*\}?|,)[\s$]*(?:[a-z]\s?=\s?)?[\s$]*", re.IGNORECASE)
 _PHRASE = re.compile(
-    r"(?<!\bto )(?<!\bno )(?<!\bin )\banswers?\b(?! (?:key|sheet|choice))"
+    r"(?<!\bto )(?<!\bno )(?<!\bin )\bans(?:wers?)?\b(?! (?:key|sheet|choice))"
     r"(?:[^.\n:=?!;]{0,60}?(?:\b(?:is|are|was|becomes|equals|would be|should be|must be|has to be|comes to"
     r"|comes out (?:to|as)|therefore)\b|[:=]"
     r"|\b(?<=answer )to (?=[A-Z0-9$\\*]))|[*_# ]{0,6}(?:->|→|\n))[\s*_:\"#=>]*",

@@ -75,7 +75,7 @@ def parts(text: str) -> Parts | None:
     opening, closing = ("{", "}") if brace else (text[:1], text[-1:])
     if plus or opening not in OPENINGS or closing not in CLOSINGS or not _one_bracket(text):
         return None
-    items = _commas(inner)
+    items = tuple(piece for piece in split(inner, ",") if piece)  # in brackets `12,102` is a pair
     if brace or len(items) > 1:
         return Parts(opening + closing, items)
     return None

@@ -54,11 +54,11 @@ _LINK = (
     r"|can only be|being|turns? out to be|to be|as|=|:|->|→|⇒|=>|-|\||\(|\[|,)"
     r"(?P<nt>n't)?[\s\"'*_]*)(?:(?:indeed|thus|therefore|then|also|hence|clearly|definitely|actually|both|all"
     r"|really|necessarily|certainly|either|now|in fact|identified as|found to be|determined to be|shown to be"
-    r"|the|an?|only|one|is|are|our|role|type|of|two|three|four|truth-?teller|liar)[\s:,(]+)*?(?P<not>(?:not?"
+    r"|the|an?|only|one|is|are|our|role|type|of|two|three|four|truth-?tell(?:er|ing)|liar|lying|honest)[\s:,(]+)*?(?P<not>(?:not?"
     r"|never) )?(?P<only>(?:an? |the |only |sole |single |lone |type of )*)"
 )
 _SAID = re.compile(rf"(?P<names>(?:only |both )?{_LIST}){_LINK}{_ROLE}", re.IGNORECASE)
-_ELLIPSIS = re.compile(rf"(?P<names>{_NAME}) (?:an? |the ){_ROLE}", re.IGNORECASE)
+_ELLIPSIS = re.compile(rf"(?P<names>{_NAME}) (?:an? |the )(?:(?:truth-telling|lying|honest) )?{_ROLE}", re.IGNORECASE)
 _PRONOUN = re.compile(
     rf"\b(?:he|she|they) (?:(?:is|are|must be|has to be|can only be)(?P<nt>n't)?)(?: \w+ly| also| then| thus"
     rf"| indeed| therefore)* (?P<not>not )?(?:an? |the )?{_ROLE}",

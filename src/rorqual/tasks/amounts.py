@@ -26,14 +26,14 @@ from rorqual.tasks.units import unit_of
 _BOLD = re.compile(r"\*\*([^*\n]{1,200})\*\*")
 _OPERATOR = r"(?:[+*×·÷/]|\\times|\\cdot|\\div|\bx\b|\bplus\b|\bminus\b|\btimes\b(?! (?:a|as|per|the)\b)|divided by|multiplied by)"
 _JOINED_BEFORE = re.compile(rf"(?:{_OPERATOR}|(?<=[\s0-9)])-)\s*(?:the )?[$£€(]*$", re.IGNORECASE)
-_JOINED_AFTER = re.compile(rf"^[\s)]*(?:[A-Za-z]+\s)?\s*(?:{_OPERATOR}|-)\s*(?:the )?[$£€(]*$", re.IGNORECASE)
+_JOINED_AFTER = re.compile(rf"^[\s),]*(?:[A-Za-z]+\s)?\s*(?:{_OPERATOR}|-)\s*(?:the )?[$£€(]*$", re.IGNORECASE)
 _EQUATED_AFTER = re.compile(r"^[\s)]*(?:[A-Za-z$%/]+\s?){0,3}(?:=|≈|\\approx|\bequals\b)", re.IGNORECASE)
 _EQUATED_BEFORE = re.compile(r"(?:=|≈|\\approx|\bequals)\s*[$£€(]*$", re.IGNORECASE)
 _BOUND = re.compile(
     r"(?:\b(?:(?:more|less|fewer|greater|larger|smaller|higher|lower|bigger) than|at least|at most"
     r"|(?<!round )(?<!rounds )(?<!rounding )(?<!rounded )up to|as (?:many"
     r"|much) as|no (?:more|less|fewer) than"
-    r"|nearly|almost|just (?:under|over|below|above)|maybe|perhaps|possibly|(?:might|may|could) (?:well )?be"
+    r"|nearly|almost|probably|just (?:under|over|below|above)|maybe|perhaps|possibly|(?:might|may|could) (?:well )?be"
     r"|somewhere|something like|close to|(?:a (?:bit|little)|slightly|well|just) (?:under|over|below|above|short of)"
     r"|(?:possibility|option|candidate) (?:is|would be)|at the very least(?: it(?:'s| is))?|minimum of|maximum of|exceeds?"
     r"|not sure (?:if|whether) it is)|[<>≤≥]|\\leq?|\\geq?)\s*[$£€(]*$",
@@ -46,7 +46,7 @@ _OR = re.compile(
     re.I,
 )
 _OR_SO = re.compile(
-    r"^(?: \w+)?,? (?:or so|give or take|plus or minus|more or less|(?:plus|minus|times) [a-z]\b(?! [a-z])|is (?:one"
+    r"^(?: \w+)?,? (?:or so|or (?:maybe|perhaps|possibly)|give or take|plus or minus|more or less|(?:plus|minus|times) [a-z]\b(?! [a-z])|is (?:one"
     r"|among)(?: of)? the (?:options|possibilities|candidates)|(?:or |and )?(?:maybe|perhaps"
     r"|possibly) (?:even )?(?:more|less|fewer|a (?:bit|few)))\b",
     re.IGNORECASE,
@@ -95,11 +95,13 @@ _REFUSES = re.compile(
     re.IGNORECASE,
 )
 _GUESSES = re.compile(
+    r"\bbut\b[^0-9]*\b(?:(?:do|does|is|are|was|were|did|can) not|\w+n't)\W*$|"
     r"\bi doubt\b|\b(?:that|this|it) (?:can't|cannot|isn't|is not|doesn't|does not) (?:be |make )?(?:right|correct"
     r"|true|possible|sense|work)\b[^0-9]*$|"
     r"\bi guess\b|\bi (?:could|might|may) (?:well )?be (?:off|wrong)\b|\bjust a guess\b|\b(?:wild|rough|best) guess\b|\bif\b.*\bif\b",
     re.IGNORECASE,
 )
+_ITEM = re.compile(r"^\W*[0-9]{1,2}[.)] (?=\W*[A-Za-z])")
 _NONE = re.compile(
     r"^\W*(?:there(?:'s| is| are) )?(?:none|nothing|nil|no \w+)\b(?: (?:is|are) left(?: over)?| remains?| left(?: over)?)\W*$",
     re.I,
@@ -143,6 +145,8 @@ def read_amount(segment: str, marked: bool) -> Reading:
     text = STEP.sub("", plain_text(without_dashes(text) if "=" not in text else text))
     if _REFUSES.search(text) and not re.search(r"\b(?:but|so|hence)\b.*[0-9]", text):
         return Reading(refused=True)
+    if _ITEM.match(text) and not numbers(_ITEM.sub("", text)):
+        return NOTHING
     if _GUESSES.search(text):
         return Reading(refused=True)
     if _NONE.match(text):
@@ -272,7 +276,7 @@ def _excluded(text: str, found: list[Number], before: list[str], after: list[str
             continue
         if (
             _is_range(found, i, after)
-            or _OR.search(after[i])
+            or (_OR.search(after[i]) and not joined)
             or (re.search(r"\bbetween\b[^,;]{0,12}$", before[i], re.IGNORECASE) and re.search(r"\band\b", after[i]))
             or (_LIST.search(after[i]) and not _COMPARED.search(after[i + 1]) and not governed(before[i]))
         ):

@@ -57,7 +57,9 @@ _HEADING = re.compile(
     r"|how (?:i|we) (?:got|get) (?:this|there|it))[^\w\n]{0,12}$",
     re.IGNORECASE,
 )
-_BARE = re.compile(r"^(?:\*\*[^*\n]{1,40}\*\*[.!]?|[*_]*[-$€£]?[\w.,/%$√]+[*_]*(?: [a-z]+){0,2}[*_]*[.!]?)$")
+_BARE = re.compile(
+    r"^(?:\*\*[^*\n]{1,40}\*\*[.!]?|[*_]*[-$€£]?[\w.,/%$√]+[*_]*(?: (?!squared|cubed|times|plus|minus)[a-z]+){0,2}[*_]*[.!]?)$"
+)
 
 
 def led(sentence: str) -> bool:

@@ -55,7 +55,7 @@ _META = re.compile(
     r"|calculations?|computations?|operations?|premises?)|(?:in|after) (?:\w+ ){1,2}steps?\b|confidence|difficulty"
     r"|(?:good|best) (?:luck|wishes)"
     r"|(?:with|had|for) (?:\w+ ){0,4}(?:would|it would)|source|hint|for (?:comparison|reference|example|instance)"
-    r"|in comparison|by the way|ps\b)"
+    r"|in comparison|by the way|ps\b|the (?:problem|puzzle) (?:has|contains|involves)\b)"
     r"|\bby the way\W*$",
     re.IGNORECASE,
 )
@@ -71,7 +71,7 @@ _CHOSEN = re.compile(
     re.IGNORECASE,
 )
 _TO_DO = re.compile(
-    r"\bso far\b|\bat this point\b|\bstill (?:has|have|needs?|must|to) |\b(?:has|have|needs?) to be"
+    r"^\W*(?:now |then |next,? |finally,? )?(?:add|subtract|divide|multiply)\b|\bonly (?:a )?part of\b|\bso far\b|\bat this point\b|\bstill (?:has|have|needs?|must|to) |\b(?:has|have|needs?) to be"
     r" (?:divided|multiplied|added|subtracted|split|shared)\b"
     r"|\b(?:we|i|you|one) (?:still |now |then )?(?:have|has|need|needs|must) (?:to )?(?:\w+ly )?"
     r"(?:add|divide|multiply|subtract|find|solve|compute"

@@ -105,7 +105,7 @@ MUTANTS = (
         "18 or 19 is 19",
         "issue 15",
         "tasks/amounts.py",
-        "            or _OR.search(after[i])\n",
+        "            or (_OR.search(after[i]) and not joined)\n",
         "",
         "tests/tasks/test_amounts.py::test_the_number_that_a_reply_commits_to",
     ),

@@ -46,7 +46,8 @@ _OR = re.compile(
     re.I,
 )
 _OR_SO = re.compile(
-    r"^(?: \w+)?,? (?:or so|or (?:maybe|perhaps|possibly)|give or take|plus or minus|more or less|(?:plus|minus|times) [a-z]\b(?! [a-z])|is (?:one"
+    r"^(?: \w+)?,? (?:or so|or (?:maybe|perhaps|possibly)|give or take|plus or minus|more or less|(?:plus|minus"
+    r"|times) [a-z]\b(?! [a-z])|is (?:one"
     r"|among)(?: of)? the (?:options|possibilities|candidates)|(?:or |and )?(?:maybe|perhaps"
     r"|possibly) (?:even )?(?:more|less|fewer|a (?:bit|few)))\b",
     re.IGNORECASE,

@@ -262,14 +262,6 @@ MUTANTS = (
         "tests/tasks/test_read_words.py::test_the_label_that_a_reply_commits_to",
     ),
     one(
-        "what is said of a case is said of the people",
-        "issue 15",
-        "tasks/roles.py",
-        "elif _SUPPOSED.search(sentence) and not _SURVIVES.search(sentence):",
-        "elif False:",
-        "tests/tasks/test_read_words.py::test_the_roles_that_a_reply_commits_to",
-    ),
-    one(
         "FOLIO's stories are divided between the splits",
         "issue 14: third bug trial",
         "tasks/folio.py",

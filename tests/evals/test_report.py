@@ -78,8 +78,8 @@ def test_each_claim_stands_once_with_its_figures(folder, report):
         line = next(line for line in report.split("\n") if escape(item.claim.text) in line)
         row = line[line.index(escape(item.claim.text)) :].split("</tr>")[0]
         interval = f"[{points(item.claim.interval.low)}, {points(item.claim.interval.high)}]"
-        assert points(item.claim.estimate) in row and interval in row and item.claim.holds in row
-    assert {item.claim.holds for item in asked} == {"holds", "not decided", "does not hold"}
+        assert points(item.claim.estimate) in row and interval in row and item.claim.sign in row
+    assert {item.claim.sign for item in asked} == {"higher", "open", "lower"}
 
 
 def test_claims_are_corrected_for_their_number_and_hold_only_beyond_zero(folder):
@@ -104,7 +104,7 @@ def test_claims_are_corrected_for_their_number_and_hold_only_beyond_zero(folder)
             <= item.claim.interval.high
             <= item.wide.high
         )
-        if item.claim.holds == "holds":
+        if item.claim.sign == "higher":
             assert item.claim.interval.low > 0 and item.claim.p_value <= 0.05
 
 
@@ -128,8 +128,8 @@ def test_no_gain_is_said_to_be_none(tmp_path, make_folder):
         shutil.copy(folder / "evals" / f"before-{mode}.json", folder / "evals" / f"after-{mode}.json")
     text = without_pictures(folder)
     assert "brought no gain here" in text
-    verdicts = [item.claim.holds for item in claims(read_findings(folder)) if item.topic is not TOPICS[1]]
-    assert set(verdicts) == {"not decided"}
+    signs = [item.claim.sign for item in claims(read_findings(folder)) if item.topic is not TOPICS[1]]
+    assert set(signs) == {"open"}
 
 
 def test_what_a_model_wrote_is_text_and_never_markup(report):

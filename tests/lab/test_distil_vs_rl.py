@@ -32,7 +32,7 @@ def contrast(low: float, high: float) -> Contrast:
         difference=middle,
         low=low,
         high=high,
-        by_seed=tuple((0.4, 0.4 + middle + off) for off in (-1e-3, 0, 1e-3, 0)),
+        by_seed=tuple((0.4, 0.4 + middle + off) for off in (-1e-3, 0, 1e-3, 0, 0)),
     )
 
 

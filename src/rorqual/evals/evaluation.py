@@ -9,13 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-
 from rorqual.core.config import Config, parse
 from rorqual.core.errors import DataError
 from rorqual.core.records import Thinking, write_json
 from rorqual.engine.request import SamplingParams
-from rorqual.evals.stats import Interval, paired_difference, wilson
+from rorqual.evals.stats import Interval, wilson
 from rorqual.tasks.base import Split, Verdict
 
 Grain = Literal["level", "family", "all"]
@@ -45,9 +43,8 @@ class Sample(Config):
 class Row:
     """The summary of one family and level (`all` where pooled).
 
-    `accuracy` is over graded samples, with `interval`: Wilson's where each problem has one sample, else a bootstrap
-    over problems, since samples of one problem are not independent. `thinking_length` is the mean over samples that
-    thought.
+    `accuracy` is over graded samples, with `interval`, Wilson's over problems: samples of one problem are not independent.
+    `thinking_length` is the mean over samples that thought.
     """
 
     family: str
@@ -165,12 +162,9 @@ def _mean(values: Iterable[float]) -> float:
 
 
 def accuracy_interval(graded: list[Sample], confidence: float) -> Interval:
-    """Interval of the share right: Wilson's, or a bootstrap over problems where a problem has several samples."""
+    """Wilson's interval of the share right, over problems: several samples of one problem are not several problems."""
     values = per_problem(graded, lambda sample: float(sample.verdict is Verdict.RIGHT))
-    if len(values) == len(graded):
-        return wilson(int(sum(values.values())), len(graded), confidence)
-    rates = np.asarray(list(values.values()))
-    return paired_difference(np.zeros(len(rates)), rates, confidence).interval
+    return wilson(min(math.fsum(values.values()), len(values)), len(values), confidence)
 
 
 def per_problem(samples: Iterable[Sample], value: Callable[[Sample], float]) -> dict[str, float]:

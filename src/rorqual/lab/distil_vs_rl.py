@@ -11,8 +11,9 @@ from rorqual.core.records import RunDir
 from rorqual.distil.config import FactoryConfig
 from rorqual.evals.evaluation import Evaluation
 from rorqual.evals.passk import mean_pass_at_k
+from rorqual.evals.verdict import Verdict
 from rorqual.lab.experiment import Experiment, amount
-from rorqual.lab.finding import Chart, Contrast, Finding, Series, Table, Verdict, contrasts, mean_by_seed, percent, said
+from rorqual.lab.finding import Chart, Contrast, Finding, Series, Table, contrasts, mean_by_seed, percent, said
 from rorqual.lab.job import Cost, Job, Sample, Train, evaluation, run_cost
 from rorqual.lab.student import (
     BASE,
@@ -229,7 +230,7 @@ def _verdict(
     with_teacher = [(one[DISTIL].core_seconds + one[TEACHER].core_seconds) / one[RL].core_seconds for one in costs]
     others = [ratio for branch in (GOLD, MORE, ON_POLICY) for ratio in _ratios(costs, branch)]
     words = [
-        f"Distilled against reinforced, by their own choice to think: {said(main)}. A verdict needs both intervals.",
+        f"Distilled against reinforced, by their own choice to think: {said(main)}. A verdict needs both intervals, and five seeds.",
         f"Sampling and fine-tuning took {min(ratios):.2f} to {max(ratios):.2f} times the core-seconds of reinforcement, seed by seed"
         f"{'' if fair else f': not equal within {EQUAL:.0%}, so there is no verdict'}. With the teacher's own training they took "
         f"{sum(with_teacher) / len(with_teacher):.1f} times as many. The controls took {min(others):.2f} to {max(others):.2f} times.",

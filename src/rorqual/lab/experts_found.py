@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from rorqual.lab.finding import Chart, Contrast, Series, Table, Verdict, contrast_of_values
+from rorqual.evals.verdict import Verdict, together
+from rorqual.lab.finding import Chart, Contrast, Series, Table, contrast_of_values
 
 GONE = 2
 """Experts taken away in each layer: as many as serve a token."""
@@ -72,18 +73,14 @@ def information_contrasts(said: Sequence[Value]) -> Iterable[Contrast]:
             )
 
 
-def decide(said: Sequence[Value], hurt: Sequence[Contrast]) -> Verdict:
-    """Holds: in every seed and layer more bits than shuffled labels give, also within one token id (p at most 0.01), and a family loses
-    more accuracy with its own experts gone than with another's, and than with random ones (99 % intervals above 0, the bootstrap's
-    and Student's over seeds).
-
-    Does not hold: in most seeds and layers the bits are no more than chance, or it loses less beyond doubt. Else open.
+def decide(bits: Iterable[Contrast], hurt: Iterable[Contrast]) -> Verdict:
+    """Holds: in every layer more bits than shuffled labels give, also within one token id, and a family loses more accuracy with its
+    own experts gone than with another's, and than with random ones; each by the rule of `rorqual.evals.verdict`.
     """
-    beyond = [layer["p"] <= P_VALUE for one in said for name in ("any", "token") for layer in one[name]]
-    whole = [one for one in hurt if one.of == "all" and one.unit == "points"]
-    if sum(beyond) < len(beyond) / 2 or any(one.sign == "does not hold" for one in whole):
-        return "does not hold"
-    return "holds" if all(beyond) and all(one.sign == "holds" for one in whole) else "open"
+    pair = WITHIN["pair"]
+    parts = [one for one in bits if pair not in one.question]
+    parts += [one for one in hurt if one.of == "all" and one.unit == "points"]
+    return together([one.sign for one in parts])
 
 
 def words(said: Sequence[Value], hurt: Sequence[Contrast], taken: Sequence[Value]) -> tuple[str, ...]:

@@ -82,6 +82,14 @@ def run_lab(
     return page
 
 
+def judge_again(file: Path) -> Path:
+    """Judge a stored finding by the rule of today, from its own figures: writes its JSON anew and its page beside it; returns the page."""
+    finding = Finding.load(file)
+    write_json(file, finding.model_dump(mode="json"))
+    print(f"{finding.experiment}: {finding.verdict} (seeds {', '.join(map(str, finding.seeds))})")
+    return write_page(finding, file.parent)
+
+
 def planned(experiment: Experiment, out: Path, seeds: tuple[int, ...], budget: float) -> Plan:
     """The plan whose estimate fits the budget. Errors: `ConfigError` where nothing would fit."""
     full = Plan(experiment, out, seeds, 1.0)

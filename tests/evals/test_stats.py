@@ -186,7 +186,6 @@ def test_no_pair_that_differs_is_no_certainty() -> None:
     end = seeds.interval.high  # of 60 pairs: (60 d - 1)^2 = z^2 60 d (1 - d)
     assert (60 * end - 1) ** 2 == pytest.approx(2.5758293**2 * 60 * end * (1 - end), rel=1e-6)
     assert seeds.interval.low == pytest.approx(-end)
-    assert seeds.interval == paired_interval(0, 0, 60, 0.99)
 
 
 def test_shares_of_several_samples_count_as_their_sums() -> None:

@@ -32,7 +32,7 @@ from rorqual.evals.verdict import ends
 
 SIZES = (3, 5, 20, 40)
 NOMINAL = (0.95, 0.99)
-PROBLEMS, RUNS, RESAMPLES = 40, 2000, 2000
+PROBLEMS, RUNS, RESAMPLES = 40, 1000, 1000
 SLACK = 0.01
 Row = dict[str, Any]
 Draw = Callable[[np.random.Generator, int], np.ndarray]

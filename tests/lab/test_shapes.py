@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,6 +18,7 @@ from rorqual.evals.stats import Interval
 from rorqual.evals.verdict import together
 from rorqual.lab.finding import Contrast, Finding
 from rorqual.lab.halves import Half, Judged, Match, ShapeExperiment, judge
+from rorqual.lab.job import evaluation
 from rorqual.lab.latent_vs_full import LatentVsFull
 from rorqual.lab.moe_vs_dense import MoEVsDense
 from rorqual.lab.mtp import MultiTokenPrediction
@@ -172,6 +174,11 @@ def test_end_to_end(out: Path, experiment: ShapeExperiment) -> None:
     for half, words in zip(experiment.halves, finding.words[1:], strict=False):
         again = judge(half, {seed: out / f"seed-{seed}" for seed in finding.seeds})
         assert f"{again.loss.a:.4f}" in words and f"{again.loss.b:.4f}" in words
+    [kept] = finding.verdicts
+    for arm in experiment.arms:
+        for seed in finding.seeds:
+            right = kept.values(f"{arm}-on", seed)
+            assert np.mean(right) == evaluation(out / f"seed-{seed}", f"{arm}-on").rows("all")[0].accuracy
     page = page_text(finding)
     assert finding.words[1].split(";")[0] in page and page.count("<img") >= 2
 

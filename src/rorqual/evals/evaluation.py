@@ -97,7 +97,7 @@ class Evaluation(Config):
             groups.setdefault(cell(sample, grain), []).append(sample)
         if grain == "level":
             order = list(dict.fromkeys(family for family, _ in groups))
-            groups = dict(sorted(groups.items(), key=lambda item: (order.index(item[0][0]), _natural(item[0][1]))))
+            groups = dict(sorted(groups.items(), key=lambda item: (order.index(item[0][0]), natural(item[0][1]))))
         return [self._row(name, group, confidence) for name, group in groups.items()]
 
     def _row(self, name: tuple[str, str], group: list[Sample], confidence: float) -> Row:
@@ -148,7 +148,7 @@ def cell_name(family: str, level: str) -> str:
     return f"{family}/{level}" if level not in ("", ALL) else family
 
 
-def _natural(level: str) -> tuple[int, float, str]:
+def natural(level: str) -> tuple[int, float, str]:
     """Levels that are numbers in the order of numbers, the rest by name."""
     try:
         return (0, float(level), level)

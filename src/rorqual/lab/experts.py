@@ -25,6 +25,7 @@ from rorqual.lab.experts_found import (
     RANDOM,
     WITHIN,
     Value,
+    ablation_verdicts,
     chosen_table,
     decide,
     hurt_chart,
@@ -85,6 +86,7 @@ class ExpertsExperiment(Experiment):
             contrasts=(*hurt, *bits),
             tables=(matrix_table(taken), information_table(list(places), said), chosen_table(list(places), taken)),
             charts=(information_chart(said), hurt_chart(hurt)),
+            verdicts=(ablation_verdicts(taken, tuple(places)),),
         )
 
 

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 
 from rorqual.evals.verdict import Verdict, together
+from rorqual.evals.verdicts import Verdicts
 from rorqual.lab.finding import Chart, Contrast, Series, Table, contrast_of_values
+from rorqual.recipes.quickstart import TASK
 
 GONE = 2
 """Experts taken away in each layer: as many as serve a token."""
@@ -58,6 +60,20 @@ def hurt_contrasts(taken: Sequence[Value]) -> list[Contrast]:
                     )
                 )
     return found
+
+
+def ablation_verdicts(taken: Sequence[Value], seeds: Sequence[int]) -> Verdicts:
+    """Every problem's verdict with nothing gone and with each set of experts gone; problems by family, as they were drawn."""
+    families = sorted(taken[0]["families"])
+    orders = [[i for f in families for i, own in enumerate(one["family"]) if own == f] for one in taken]
+    counts = [" | ".join(f"{f}: {one['family'].count(f)}" for f in families) for one in taken]
+    lines = {
+        f"experts gone: {name}": tuple(
+            "".join(str(one["right"][name][i]) for i in order) for one, order in zip(taken, orders, strict=True)
+        )
+        for name in taken[0]["right"]
+    }
+    return Verdicts(task=TASK, split="test", seeds=tuple(seeds), groups=tuple(counts), right=lines)
 
 
 def information_contrasts(said: Sequence[Value]) -> Iterable[Contrast]:

@@ -16,6 +16,7 @@ from rorqual.evals.compare import Measure, compare_seeds, is_right
 from rorqual.evals.evaluation import Evaluation, Grain
 from rorqual.evals.stats import Interval, difference_over_seeds, hierarchical_difference, t_interval
 from rorqual.evals.verdict import CONFIDENCE, SEEDS, Verdict, ends, judge
+from rorqual.evals.verdicts import Verdicts
 from rorqual.tasks.base import Verdict as Graded
 
 
@@ -96,6 +97,7 @@ TOO_FEW = f"A verdict needs at least {SEEDS} seeds, and there are fewer: open."
 
 class Finding(Config):
     """`costs`: for each job, core-seconds of every seed, in the order of `seeds`. `words`: what came out, in sentences.
+    `verdicts`: of every problem that was asked.
 
     With fewer than five seeds the verdict is open, whatever is given, and the words say so; so a file of an older rule is judged
     again as it is read.
@@ -115,6 +117,7 @@ class Finding(Config):
     costs: dict[str, tuple[float, ...]] = {}
     command: str = ""
     made: dict[str, str] = {}
+    verdicts: tuple[Verdicts, ...] = ()
 
     @model_validator(mode="before")
     @classmethod

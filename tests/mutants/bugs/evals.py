@@ -189,4 +189,21 @@ MUTANTS = (
         'shares = [_share(findings, name, "auto") for name in ("student-base", "reinforced")]',
         "tests/evals/test_report_students.py::test_what_reinforcement_brought_stands_beside_the_base_made_to_think",
     ),
+    one(
+        "a string of verdicts is shifted by one problem",
+        "issue 15",
+        "evals/verdicts.py",
+        'return "".join(count(samples) for problems in grouped.values() for samples in problems.values())',
+        "marks = [count(samples) for problems in grouped.values() for samples in problems.values()]\n"
+        '    return "".join(marks[1:] + marks[:1])',
+        "tests/evals/test_verdicts.py::test_each_place_is_the_problem_that_the_order_says",
+    ),
+    one(
+        "the verdicts of a finding are dropped",
+        "issue 15",
+        "lab/run.py",
+        '"verdicts": (*finding.verdicts, *verdicts)',
+        '"verdicts": finding.verdicts',
+        "tests/lab/test_shapes.py::test_end_to_end",
+    ),
 )

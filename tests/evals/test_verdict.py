@@ -80,7 +80,7 @@ def finding(seeds: int, **changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("seeds", [1, 2, 3, 4])
 def test_no_finding_of_fewer_than_five_seeds_says_more_than_its_rows(seeds: int) -> None:
     found = Finding.model_validate(finding(seeds))
-    assert found.verdict == "open" and found.words == (TOO_FEW, "w")
+    assert found.verdict == "open" and found.words == ("w", TOO_FEW)
     assert Finding.model_validate(found.model_dump(mode="json")) == found, "said once"
     assert found.contrasts[0].sign == "open"
     page = page_text(found)

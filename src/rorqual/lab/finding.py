@@ -125,7 +125,7 @@ class Finding(Config):
         if not isinstance(given, dict) or len(given.get("seeds", ())) >= SEEDS:
             return given
         words = tuple(given.get("words", ()))
-        return given | {"verdict": "open", "words": words if TOO_FEW in words else (TOO_FEW, *words)}
+        return given | {"verdict": "open", "words": words if TOO_FEW in words else (*words, TOO_FEW)}
 
     @classmethod
     def load(cls, path: Path) -> Finding:

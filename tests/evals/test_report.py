@@ -111,7 +111,8 @@ def test_claims_are_corrected_for_their_number_and_hold_only_beyond_zero(folder)
 def test_it_says_where_the_gain_came_from(folder, report, tmp_path, make_folder):
     told = account(read_findings(folder))
     assert told.by_choice > 0.8 * told.gain > 0
-    assert "nearly all of the gain is the choice to think" in report
+    assert "nearly all of the gain is the choice to think" in report and "better thinking" not in report
+    assert f"Made to think, it is right on {told.after_made_to_think:.1%} after." in report
     # Had it been as wrong before when made to think, the sentence must turn.
     other = make_folder(tmp_path)
     path = other / "evals" / "before-on.json"
@@ -161,6 +162,18 @@ def test_pictures_lie_beside_the_report_in_both_schemes(folder, report):
     written = {path.name for path in (folder / "pictures").iterdir()}
     assert written == {f"{name}{kind}.png" for name in names for kind in ("", "-dark")}
     assert report.count("prefers-color-scheme: dark") == len(names)
+
+
+def test_the_control_is_drawn_beside_what_grpo_changed(folder):
+    """Before GRPO, made to think: without it the rise looks like better thinking."""
+    findings = read_findings(folder)
+    for name in ("accuracy", "accuracy-by-level"):
+        figure = pictures(findings)[name].draw(LIGHT)
+        assert "before GRPO, made to think" in [text.get_text() for text in figure.legends[0].get_texts()]
+    told = {row.family: row.accuracy for row in findings.evaluations["before", "on"].rows("family")}
+    for share in told.values():
+        assert f"(made to think before it {share:.0%})" in pictures(findings)["accuracy"].alt
+    assert "before, on" in without_pictures(folder)
 
 
 def test_the_same_figures_give_the_same_bytes(folder, report):

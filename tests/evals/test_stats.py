@@ -9,7 +9,7 @@ from functools import cache
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rorqual.evals import stats
@@ -149,6 +149,7 @@ def test_the_paired_interval_is_what_the_score_does_not_reject(gained: int, lost
     assert (found.low, found.high) == pytest.approx(tango(gained, lost, pairs, 1.959964), abs=1.5e-3)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 30), st.integers(0, 30), st.integers(0, 60), st.sampled_from([0.8, 0.95, 0.99]))
 def test_a_paired_interval_is_never_empty_and_turns_with_its_sides(gained, lost, same, confidence):
     if gained + lost + same == 0:

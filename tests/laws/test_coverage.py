@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 from itertools import product
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from rorqual.evals.stats import paired_interval, wilson
+from rorqual.evals.stats import hierarchical_difference, paired_interval, wilson
 
-ROWS = json.loads((Path(__file__).parents[2] / "docs/results/coverage.json").read_bytes())["rows"]
+ROOT = Path(__file__).parents[2]
+ROWS = json.loads((ROOT / "docs/results/coverage.json").read_bytes())["rows"]
 EXACT = "exact, over a grid of rates"
 
 
@@ -47,6 +50,20 @@ def test_the_file_says_what_all_outcomes_say(size: int, nominal: float) -> None:
         pairs.append(covered)
     row = ROWS[f"paired_interval, {nominal}, {size}, {EXACT}"]
     assert (row["covered"], row["worst"]) == pytest.approx((sum(pairs) / len(pairs), min(pairs)), abs=1e-4)
+
+
+def test_the_quick_resampling_is_the_bootstrap() -> None:
+    """Of four seeds, 40 problems each, against the function that resamples problem by problem."""
+    spec = importlib.util.spec_from_file_location("benchmark_coverage", ROOT / "benchmarks" / "coverage.py")
+    assert spec is not None and spec.loader is not None
+    coverage = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(coverage)
+    rates = np.array([0.1, 0.25, 0.3, 0.6])
+    after = [np.repeat([0.0, 1.0], [40 - round(40 * rate), round(40 * rate)]) for rate in rates]
+    slow = hierarchical_difference([np.zeros(40)] * 4, after, 0.9, 20_000).interval
+    coverage.RESAMPLES = 20_000
+    quick = coverage.resampled(rates, 0.9, np.random.default_rng(1))
+    assert (quick.low, quick.high) == pytest.approx((slow.low, slow.high), abs=0.01)
 
 
 def test_what_holds_is_what_reaches_its_nominal_coverage_less_a_point() -> None:

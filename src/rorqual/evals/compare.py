@@ -29,8 +29,8 @@ def did_think(sample: Sample) -> float:
 class Comparison:
     """`before` and `after` are means over the same problems; `gained` and `lost` count problems that changed.
 
-    `p_value` is McNemar's exact test over all seeds' pairs. It is None where a problem has several samples, for then
-    verdicts are not binary. `left_out` counts problems that one side could not grade.
+    `p_value` is McNemar's exact test. It is None where a problem has several samples, for then verdicts are not binary, and for
+    several seeds: these ask the same problems, so that their pairs are not independent. `left_out` counts problems that one side could not grade.
     """
 
     family: str
@@ -134,7 +134,7 @@ def _compare_cell(
         before=float(np.mean([part.mean() for part in olds])),
         after=float(np.mean([part.mean() for part in news])),
         difference=hierarchical_difference(olds, news, confidence, samples),
-        p_value=mcnemar(old > 0.5, new > 0.5, side) if single else None,
+        p_value=mcnemar(old > 0.5, new > 0.5, side) if single and len(before) == 1 else None,
         gained=int((new > old).sum()),
         lost=int((new < old).sum()),
         left_out=sum(pair[2] for pair in pairs),

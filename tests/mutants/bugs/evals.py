@@ -125,4 +125,12 @@ MUTANTS = (
         "paired_difference(np.zeros(len(rates)), rates).interval",
         "tests/evals/test_every_argument.py::test_grain_and_confidence_reach_the_rows",
     ),
+    one(
+        "McNemar's test takes the pairs of all seeds as independent",
+        "issue 15",
+        "evals/compare.py",
+        "if single and len(before) == 1 else None",
+        "if single else None",
+        "tests/evals/test_evaluation.py::test_seeds_are_resampled_first",
+    ),
 )

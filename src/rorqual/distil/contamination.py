@@ -1,10 +1,11 @@
 """Problems and samples that meet an evaluation set: the same text, or enough of its words in a row.
 
-Texts are compared without case and punctuation, twice: with their numbers and the signs between them, and as words alone, so that a problem
-with other numbers is met, too. `overlap` words in a row give an item away, by default 8 (GPT-3 used 8 to 13, Brown et al. 2020,
-appendix C). A shorter item of at least `SHORT` words is met where it stands inside other words; one that is shorter still, as a whole. As in GPT-3, sequences that many texts share (here: over `COMMON` evaluation items, or problems to sample) are common
-text, such as an instruction, and give nothing away. Not found: other words for the same, and a change in every eighth word. A
-character of a script without spaces counts as a word.
+Texts are compared without case and punctuation, twice: with their numbers and the signs between them, and as words alone, so that
+a problem with other numbers is met, too. `overlap` words in a row give an item away, by default 8 (GPT-3 used 8 to 13, Brown et al.
+2020, appendix C). A shorter item of at least `SHORT` words is met where it stands inside other words; one that is shorter still, as
+a whole. As in GPT-3, sequences that many texts share (here: over `COMMON` evaluation items, or problems to sample) are common text,
+such as an instruction, and give nothing away. Not found: other words for the same, and a change in every eighth word. A character
+of a script without spaces counts as a word.
 """
 
 from __future__ import annotations
@@ -115,7 +116,8 @@ class Evaluations:
 
 
 def bare(text: str) -> Gram:
-    """The words of a text without punctuation: words and numbers, a minus before a number, and signs of arithmetic beside a number or a letter."""
+    """The words of a text without punctuation: words and numbers, a minus before a number, and the signs of arithmetic between a number
+    or a single letter and another word."""
     found = ["", *words(text), ""]
     kept = []
     for before, word, after in zip(found, found[1:], found[2:]):

@@ -11,13 +11,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from rorqual.core.config import read_yaml, to_yaml
 from rorqual.core.errors import ConfigError, DataError, RorqualError
 from rorqual.core.journal import DiskFull, Journal
 from rorqual.core.lock import RUN_LOCK, own_run
 from rorqual.core.log import Progress
 from rorqual.core.records import write_atomic, write_json
-from rorqual.data.distilled import Distilled, VerdictName, write_distilled
+from rorqual.data.distilled import Distilled, Ids, Logprobs, VerdictName, write_distilled
 from rorqual.distil.card import Findings, write_card
 from rorqual.distil.config import FactoryConfig
 from rorqual.distil.entries import Entry, Place, read_entry, row_of
@@ -30,6 +32,8 @@ from rorqual.tasks.find import safe_grade
 
 CONFIG, SAMPLES, FAILED, DATA = "factory.yaml", "samples.jsonl", "failed.jsonl", "data.parquet"
 CONTAMINATED, CLOCK, FINISHED = "contaminated.jsonl", "clock.json", "finished.json"
+TAIL_FLOOR = 1e-7
+"""What objective distil takes for the least mass of a teacher's tail."""
 CLOCK_SECONDS = 1.0
 """How often the clock is written, at most."""
 
@@ -268,13 +272,27 @@ class Work:
 
 
 def with_top(rows: Sequence[Distilled], teacher: Teacher, k: int) -> list[Distilled]:
-    """The rows, and beside those that are kept the teacher's `k` likeliest tokens at each place."""
+    """The rows, and beside those that are kept the teacher's `k` likeliest tokens at each place.
+
+    The first `teacher.chosen` tokens were forced, not drawn: there its policy was that token alone.
+    """
     kept = [place for place, row in enumerate(rows) if not row.dropped and row.token_ids]
     found = dict(zip(kept, teacher.top([rows[place] for place in kept], k), strict=True))
-    return [
-        replace(row, top_ids=found[place][0], top_logprobs=found[place][1]) if place in found else row
-        for place, row in enumerate(rows)
-    ]
+    made = list(rows)
+    for place, (ids, logprobs) in found.items():
+        ids, logprobs = ids.copy(), logprobs.copy()
+        for forced in range(teacher.chosen):
+            ids[forced], logprobs[forced] = certain(rows[place].token_ids[forced], ids[forced])
+        made[place] = replace(rows[place], top_ids=ids, top_logprobs=logprobs)
+    return made
+
+
+def certain(token: int, others: Ids) -> tuple[Ids, Logprobs]:
+    """The distribution that is `token` alone, over as many ids as `others` [k]: each other has `TAIL_FLOOR`, as 0 has no finite logarithm."""
+    rest = others[others != token][: len(others) - 1]
+    logprobs = np.full(len(others), np.log(TAIL_FLOOR), np.float32)
+    logprobs[0] = np.log1p(-TAIL_FLOOR * len(others))
+    return np.concatenate([[token], rest]).astype(np.int32), logprobs
 
 
 def _teacher(config: FactoryConfig, out: Path, threads: int, api_key: str) -> Teacher:

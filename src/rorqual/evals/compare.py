@@ -29,8 +29,9 @@ def did_think(sample: Sample) -> float:
 class Comparison:
     """`before` and `after` are means over the same problems; `gained` and `lost` count problems that changed.
 
-    `p_value` is McNemar's exact test. It is None where a problem has several samples, for then verdicts are not binary, and for
-    several seeds: these ask the same problems, so that their pairs are not independent. `left_out` counts problems that one side could not grade.
+    `p_value` is McNemar's exact test. It is None where a problem has several samples, for then verdicts are not binary, and
+    for several seeds: these ask the same problems, so that their pairs are not independent. `left_out` counts problems that one
+    side could not grade.
     """
 
     family: str

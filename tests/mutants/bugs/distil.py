@@ -169,8 +169,8 @@ MUTANTS = (
         "the reserve is never raised",
         "issue 15",
         "distil/purse.py",
-        "        prompt = prompt_bound(request.messages) + self._beyond\n        return self.price(prompt, max(request.params.max_tokens, self._longest))\n",
-        "        return self.price(prompt_bound(request.messages), request.params.max_tokens)\n",
+        "        beyond = prompt_tokens - prompt_bound(request.messages)\n",
+        "        return\n",
         "tests/distil/test_bad_servers.py::test_what_is_billed_outside_stays_within_the_promise",
     ),
     one(

@@ -29,7 +29,7 @@ def distil(
 ) -> None:
     """Sample a teacher on a task, keep what its grader and the filters let through, and write it as Parquet, with a card.
 
-    Every sample is kept the moment it is there: the same command goes on where it was, and pays for nothing twice.
+    Every sample is kept the moment it is there: the same command goes on where it was, and asks for nothing twice that is there.
     Keys: task=NAME, data=FILE, options={...}, out=FOLDER, problems=100, per_family=false, samples=1, temperature=1, top_p=1, max_tokens=512,
     thinking=auto|on|off, keep=right|graded|all, seed=0, top_k=0 (likeliest tokens to store, to distil logits from), decontaminate=FILE,TASK,
     filters.names=[...], filters.repeated=0.6 and the like, batch=, threads=, quiet=, device=, dtype=. For a server also model=NAME, api_key=

@@ -123,7 +123,7 @@ CHANGED: dict[str, str] = {
     "digits": HELD.replace("14", "22").replace("5", "7").replace("3 coins", "9 coins"),
     "inside other words": f"Here is a riddle for you. {HELD} Write the answer last.",
     "a part of eight words": "Yesterday she gave 5 baskets to her uncle and was glad. Why was she?",
-    "a part of eight words, other numbers": "So baskets of ripe cherries before noon, then she gave 77 away. To whom?",
+    "a part of eight words, other numbers": "Plums cost more at the market: for 8 coins each. How many would you take?",
 }
 OTHER: dict[str, str] = {
     "other words": "Peter sawed 14 planks of oak in the morning and lent 5 of them to a friend. How many planks were left?",

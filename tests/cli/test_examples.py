@@ -131,8 +131,11 @@ def test_the_page_that_says_how_to_make_small_sets_with_a_task_of_ones_own(tmp_p
     kept = {
         name: read_distilled(place / f"runs/{name}/data.parquet").kept for name in ("labels", "estimates", "written")
     }
-    assert (len(kept["labels"]), len(kept["estimates"])) == (60, 120)
+    assert {name: len(rows) for name, rows in kept.items()} == {"labels": 300, "estimates": 120, "written": 60}
     assert all(row.verdict == "right" for row in kept["written"])
+    for name in ("labels", "distributions"):
+        samples = json.loads((place / f"{name}.json").read_bytes())["samples"]
+        assert sum(sample["verdict"] == "right" for sample in samples) >= 36, "the page says 40 of 40"
 
 
 def test_the_two_readmes_show_the_same_commands() -> None:

@@ -280,6 +280,9 @@ def test_seeds_are_resampled_first():
     (row,) = compare_seeds(befores, afters, confidence=0.99)
     assert row.difference.mean == pytest.approx((0 + 3 / 7 + 1) / 3)
     assert row.difference.interval.low == 0.0 and row.difference.interval.high == 1.0
+    assert row.p_value is None, "twenty-one pairs are of seven problems"
+    alone = [compare(*pair)[0].p_value for pair in zip(befores, afters, strict=True)]
+    assert alone == pytest.approx([1.0, 0.25, 2**-6])
 
 
 def test_tables_say_what_was_found():

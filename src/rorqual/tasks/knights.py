@@ -24,6 +24,7 @@ class Knights(FileTask):
     """
 
     name = "knights"
+    patterned = True
 
     def __init__(self, data: Path | None = None, people: int | Sequence[int] = ()) -> None:
         super().__init__(data or SAMPLES / "knights")

@@ -222,4 +222,12 @@ MUTANTS = (
         '"verdicts": finding.verdicts',
         "tests/lab/test_shapes.py::test_end_to_end",
     ),
+    one(
+        "McNemar's test takes the pairs of all seeds as independent",
+        "issue 15",
+        "evals/compare.py",
+        "if single and len(pairs) == 1 else None",
+        "if single else None",
+        "tests/evals/test_evaluation.py::test_seeds_are_resampled_first",
+    ),
 )

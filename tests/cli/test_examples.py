@@ -156,7 +156,13 @@ def test_the_two_readmes_show_the_same_commands() -> None:
 def test_what_a_readme_points_at_is_there(name: str) -> None:
     text = re.sub(r"<!--.*?-->", "", (ROOT / name).read_text(encoding="utf-8"), flags=re.DOTALL)
     for target in re.findall(r"\]\(([^)]+)\)", text):
-        assert target.startswith("https://") or (ROOT / target).exists(), target
+        if target.startswith("https://"):
+            continue
+        page, _, section = target.partition("#")
+        assert (ROOT / page).exists(), target
+        if section:
+            titles = re.findall(r"^#+ (.*)$", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE)
+            assert section in [re.sub(r"[^\w-]", "", title.lower().replace(" ", "-")) for title in titles], target
     for target in re.findall(r"^make (\w+)", text, re.MULTILINE):
         assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
 

@@ -33,6 +33,14 @@ def test_a_plain_sample_is_kept() -> None:
     assert reason(row()) == [""]
 
 
+def test_a_share_at_its_limit_is_allowed() -> None:
+    assert reason(row(), foreign=0.0) == [""]
+    half = "abcd" + "дежз"
+    assert foreign_share(half) == 0.5
+    assert reason(row(half, half), foreign=0.5, names=["language"]) == [""]
+    assert reason(row(half, half), foreign=0.49, names=["language"]) == ["language"]
+
+
 @pytest.mark.parametrize(
     ("bad", "name"),
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from rorqual.core.errors import CheckpointError, ConfigError, TaskError
 from rorqual.data.distilled import Distilled, read_distilled
 from rorqual.data.source.conversations import read_conversations
 from rorqual.distil import FactoryConfig, sample_teacher
+from rorqual.distil.factory import Clock
 from rorqual.engine import Engine
 from rorqual.tasks.find import load_task, safe_grade
 
@@ -180,3 +182,15 @@ def test_the_card_counts_what_is_in_the_file(straight: Path) -> None:
         assert f"| {name} |" in text and str(sum(row.dropped == name for row in rows)) in text
     assert "rorqual distil" in text and "batch=4" in text and html.count("<figure>") == 2
     assert "<script" not in html and "http" not in html.replace("http-equiv", "")
+
+
+def test_a_clock_counts_no_second_twice(tmp_path: Path) -> None:
+    clock, began = Clock(tmp_path / "clock.json"), time.monotonic()
+    for _ in range(2):
+        with clock.of("sampling"):
+            for _ in range(20):
+                time.sleep(0.005)
+                clock.tick(0.0)
+    spent = clock.spent["sampling"]
+    assert 2 * 20 * 0.005 <= spent["seconds"] <= time.monotonic() - began
+    assert 0 <= spent["core_seconds"] <= time.process_time()

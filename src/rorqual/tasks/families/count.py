@@ -13,18 +13,21 @@ LETTERS = string.ascii_lowercase
 
 
 class Count(Family):
-    """`count s:hisses`: `h0i0s1s2e2s3 =3`. `difficulty` is the length of the string; the count is uniform over 0 to it."""
+    """`count s:hssh`: `h0s1s2h2 =2`. `difficulty` is the length of a string of two letters; the count is uniform over 1 to one less than it.
+
+    Version 1 filled the string with letters at random: how many different ones it had gave the count away.
+    """
 
     name: ClassVar[str] = "count"
     kind: ClassVar[FamilyKind] = "text"
     easy: ClassVar[range] = range(3, 7)
     hard: ClassVar[range] = range(7, 12)
+    version: ClassVar[int] = 2
 
     def sample(self, rng: random.Random, difficulty: int) -> Problem:
-        letter = rng.choice(LETTERS)
-        others = LETTERS.replace(letter, "")
-        count = rng.randint(0, difficulty)
-        text = [letter] * count + [rng.choice(others) for _ in range(difficulty - count)]
+        letter, other = rng.sample(LETTERS, 2)
+        count = rng.randint(1, difficulty - 1)
+        text = [letter] * count + [other] * (difficulty - count)
         rng.shuffle(text)
         tally, words = 0, []
         for character in text:
@@ -36,7 +39,4 @@ class Count(Family):
         )
 
     def size(self, difficulty: int) -> int:
-        return 26 ** (difficulty + 1)
-
-    def chance(self, problem: Problem) -> float:
-        return 1 / (problem.meta["difficulty"] + 1)
+        return 26 * 25 * (2**difficulty - 2)

@@ -54,6 +54,3 @@ class Folio(FileTask):
             return Verdict.UNGRADED
         said = label(reply, [*LABELS, *SAME])
         return Verdict.RIGHT if said is not None and SAME.get(said, said) == problem.answer else Verdict.WRONG
-
-    def chance(self, problem: Problem) -> float:
-        return 1 / len(LABELS)

@@ -48,7 +48,11 @@ class Gcd(Family):
     def size(self, difficulty: int) -> int:
         """Sets with 9, and sets with 27 of which not all are multiples of 27."""
         others = len(OTHERS)
-        return math.comb(others, difficulty) + math.comb(others - 1, difficulty) - math.comb(len(OTHERS[17::27]) - 1, difficulty)
+        return (
+            math.comb(others, difficulty)
+            + math.comb(others - 1, difficulty)
+            - math.comb(len(OTHERS[17::27]) - 1, difficulty)
+        )
 
 
 def _steps(numbers: list[int]) -> str:

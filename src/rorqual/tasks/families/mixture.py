@@ -53,6 +53,10 @@ class Families(Task):
         self.families = {family.name: family for family in FAMILIES if family.name in names}
         self.hard = float(hard)
 
+    @property
+    def versions(self) -> dict[str, int]:
+        return {family.name: family.version for family in self.families.values()}
+
     def problems(self, split: Split, seed: int) -> Iterator[Problem]:
         rng = random.Random(f"{seed} {split}")  # a text seeds by SHA-512: the same in each process
         given: set[str] = set()

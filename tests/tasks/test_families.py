@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rorqual.core.errors import ConfigError, TaskError
+from rorqual.evals.run import pick
 from rorqual.tasks.base import Problem, Verdict, split_of
 from rorqual.tasks.families import FAMILIES, NAMES, Families, Family
 
@@ -267,11 +268,51 @@ def test_families_are_even_and_hard_is_a_share() -> None:
     assert len({f.kind for f in FAMILIES}) == 4
 
 
-def test_a_small_cell_that_runs_out_gives_way_to_its_level() -> None:
-    problems = take(
-        100, "test", names=("mod",), hard=0.0
-    )  # two-digit problems are 270, four in a hundred of them held out
-    assert len({p.key for p in problems}) == 100
+def shares(family: Family, level: range) -> dict[int, float]:
+    """How often each difficulty comes: as often as its number of problems, up to 30,000, has it."""
+    sizes = {difficulty: min(family.size(difficulty), 30_000) for difficulty in level}
+    return {difficulty: size / sum(sizes.values()) for difficulty, size in sizes.items()}
+
+
+def check_shares(problems: list[Problem], expected: dict[int, float]) -> None:
+    """Five deviations of a binomial: none of some hundred shares is off by more by luck."""
+    found = Counter(p.meta["difficulty"] for p in problems)
+    for difficulty, share in expected.items():
+        deviation = math.sqrt(share * (1 - share) * len(problems))
+        assert abs(found[difficulty] - share * len(problems)) <= 5 * deviation + 1, (difficulty, len(problems), found)
+
+
+@ALL
+def test_problems_do_not_get_harder_as_more_are_asked(family: Family) -> None:
+    """The first n of a held-out level have the difficulties of the first 10 n, and every key once."""
+    few, many = (40, 400) if family.name != "kk" else (20, 160)
+    problems = pick(Families((family.name,), hard=0.0), "test", many, 0, per_family=True)
+    assert len({p.key for p in problems}) == len(problems) == many
+    for count in (few, many):
+        check_shares(problems[:count], shares(family, family.easy))
+    assert pick(Families((family.name,), hard=0.0), "test", few, 0, per_family=True) == problems[:few]
+
+
+def test_hard_problems_come_evenly() -> None:
+    for family in FAMILIES:
+        assert len(set(shares(family, family.hard).values())) == 1
+    problems = take(2000, "train", names=("swap",), hard=1.0)
+    check_shares(problems, dict.fromkeys(range(4, 7), 1 / 3))
+
+
+def test_a_difficulty_that_runs_out_repeats_and_no_other_takes_its_place() -> None:
+    mod = Families(names=("mod",)).families["mod"]
+    problems = take(3000, "test", names=("mod",), hard=0.0)  # of 19,980 problems four in a hundred are held out
+    keys = [p.key for p in problems]
+    assert len(set(keys[:200])) == 200 and 700 < len(set(keys)) < 900
+    for part in (problems[:200], problems[1000:2000], problems[2000:]):
+        check_shares(part, shares(mod, mod.easy))
+
+
+def test_versions_stand_in_problems_and_task() -> None:
+    for problem in take(16, hard=0.5):
+        assert problem.version == Families().versions[problem.family] == 2
+    assert Families(names=("add", "kk")).versions == {"add": 2, "kk": 2}
 
 
 def test_one_seed_gives_one_stream_in_every_process() -> None:

@@ -360,6 +360,8 @@ def test_versions_are_recorded_and_evaluations_of_two_are_not_compared() -> None
         with pytest.raises(DataError, match=r"problems of '(count|kk)' are of version [12] in one and of version [12]"):
             compare(one, other)
     assert compare(old, old) and compare(new, new)
+    with pytest.raises(DataError, match="different problems"):  # a family that only one has is of no version there
+        compare(new, evaluate(Says("1"), Families(("count",)), count=6))
     assert "count, version 1" in version_note(old) and "count, version 1" in table(old)
     assert version_note(new) == "" and "version" not in table(new)
 

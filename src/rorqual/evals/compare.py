@@ -83,7 +83,7 @@ def compare_seeds(
 
 
 def _same_problems(before: Evaluation, after: Evaluation) -> None:
-    for family in {sample.family: None for sample in before.samples}:
+    for family in sorted({sample.family for sample in before.samples} & {sample.family for sample in after.samples}):
         old_version, new_version = (evaluation.versions.get(family, 1) for evaluation in (before, after))
         if old_version != new_version:
             raise DataError(

@@ -30,6 +30,7 @@ from rorqual.lab.find import find_experiment
 from rorqual.lab.finding import Finding
 from rorqual.lab.job import Job
 from rorqual.lab.page import write_page
+from rorqual.tasks.families import FAMILIES
 
 
 @dataclass
@@ -112,6 +113,7 @@ def concluded(plan: Plan, command: str) -> Finding:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "rorqual": rorqual.__version__,
+        "families": ", ".join(f"{family.name} {family.version}" for family in FAMILIES),
     }
     return finding.model_copy(update={"costs": costs, "command": command, "made": made, "share": plan.share})
 

@@ -32,6 +32,7 @@ from record import ROOT, core_seconds, made_by
 from rorqual.core.records import write_json
 from rorqual.evals.compare import compare
 from rorqual.evals.evaluation import Evaluation
+from rorqual.evals.verdicts import compact
 from rorqual.tasks.base import Verdict
 from rorqual.tasks.gsm8k import Gsm8k
 
@@ -198,6 +199,8 @@ def result(data: Path, work: Path) -> dict[str, Any]:
     }
     evaluations = {f"{name}, before": e for name, e in before.items()} | {"orders, distilled": taught["orders"]}
     evaluations |= {f"{name}, after": e for name, e in after.items()}
+    for name, run in (("500 orders, distilled", "taught"), ("500 orders, after", "reinforced")):
+        evaluations[name] = Evaluation.load(work / MORE.format(run))
     evaluations["orders, after, in llama.cpp, Q8_0"] = Evaluation.load(work / LLAMA)
     evaluations["gsm8k strict, before"], evaluations["gsm8k strict, after"] = pairs[
         "gsm8k strict, before and after both"
@@ -208,6 +211,9 @@ def result(data: Path, work: Path) -> dict[str, Any]:
         "perplexity": json.loads((work / "stages" / "perplexity.json").read_bytes()),
         "evaluations": {name: accuracy(e) for name, e in evaluations.items()},
         "comparisons": {name: difference(*pair) for name, pair in pairs.items()},
+        "verdicts": [
+            one.model_dump(mode="json") for one in compact({name: [e] for name, e in evaluations.items()}, [0])
+        ],
         "core_seconds": {
             part: round(sum(r["core_seconds"] for r in records if r["part"] == part), 1)
             for part in ("model", "before", "teach", "after")

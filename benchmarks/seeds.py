@@ -1,15 +1,18 @@
-"""The quickstart's claims over several seeds, each seed a whole quickstart of its own.
+"""The quickstart's differences over several seeds, each seed a whole quickstart of its own.
 
-    rorqual quickstart --seed 0 --out runs/seed-0      (and 1, 2, ...)
-    python benchmarks/seeds.py runs/seed-0 runs/seed-1 runs/seed-2 --out docs/results/quickstart-seeds.json
+    rorqual quickstart --seed 0 --out runs/seed-0      (and four more)
+    python benchmarks/seeds.py runs/seed-0 runs/seed-1 ... --out docs/results/quickstart-seeds.json
+    python benchmarks/seeds.py --table docs/results/quickstart-seeds.json
 
-Intervals resample seeds first, then problems within each; 99 %.
+`--table` prints README's table from the result. Intervals are of 99 %: the bootstrap's, which resamples seeds first, then problems
+within each, and Student's over the seeds' differences. A verdict needs both, and five seeds (`rorqual.evals.verdict`).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,62 +20,100 @@ from typing import Any
 from rorqual.core.records import write_json
 from rorqual.evals.compare import compare_seeds, did_think, is_right
 from rorqual.evals.evaluation import Evaluation, Grain, Sample
+from rorqual.evals.stats import Interval, t_interval
+from rorqual.evals.verdict import CONFIDENCE, judge
+from rorqual.evals.verdicts import compact
 
-QUESTIONS: dict[str, tuple[str, str, Callable[[Sample], float | None]]] = {
-    "right, own choice: before GRPO against after": ("before-auto", "after-auto", is_right),
+TEACHER = ("before-auto", "after-auto", "before-on", "after-on", "before-off", "after-off")
+COMPARED = ("teacher", "student-base", "distilled", "reinforced")
+STUDENTS = tuple(f"student-{name}-{mode}" for name in COMPARED for mode in ("auto", "on"))
+OWN, MADE = "right, own choice: before GRPO against after", "right when made to think: before GRPO against after"
+QUESTIONS: dict[str, tuple[str, str, Callable[[Sample], float]]] = {
+    OWN: ("before-auto", "after-auto", is_right),
     "right, after GRPO: at once against made to think": ("after-off", "after-on", is_right),
     "right, before GRPO: at once against made to think": ("before-off", "before-on", is_right),
-    "right when made to think: before GRPO against after": ("before-on", "after-on", is_right),
+    MADE: ("before-on", "after-on", is_right),
     "thinks, own choice: before GRPO against after": ("before-auto", "after-auto", did_think),
+    "right, students, own choice: teacher against distilled": (
+        "student-teacher-auto",
+        "student-distilled-auto",
+        is_right,
+    ),
+    "right, students made to think: teacher against distilled": (
+        "student-teacher-on",
+        "student-distilled-on",
+        is_right,
+    ),
+    "right, students, own choice: base against reinforced": (
+        "student-student-base-auto",
+        "student-reinforced-auto",
+        is_right,
+    ),
+    "right, students made to think: base against reinforced": (
+        "student-student-base-on",
+        "student-reinforced-on",
+        is_right,
+    ),
 }
+"""A student learns from a teacher that was made to think, so the two are compared alike: by own choice, and made to think."""
+NAMES = {"kk": "knights and knaves"}
+HEADS = (
+    "family", "own choice, before GRPO", "after", "difference: bootstrap, Student's t", "verdict",
+    "made to think, before", "after", "at once, after",
+)  # fmt: skip
+
+
+def load(folders: Sequence[Path], name: str) -> list[Evaluation]:
+    """One evaluation of every seed."""
+    return [Evaluation.load(folder / "evals" / f"{name}.json") for folder in folders]
 
 
 def ask(folders: Sequence[Path], old: str, new: str, measure: Any, grain: Grain) -> list[dict[str, Any]]:
     """One question of every family, or of every family and level."""
-
-    def load(name: str) -> list[Evaluation]:
-        return [Evaluation.load(folder / "evals" / f"{name}.json") for folder in folders]
-
-    before, after = load(old), load(new)
-    rows = compare_seeds(before, after, grain=grain, measure=measure, side="greater", confidence=0.99, samples=20_000)
+    before, after = load(folders, old), load(folders, new)
+    rows = compare_seeds(before, after, grain=grain, measure=measure, confidence=CONFIDENCE, samples=20_000)
     by_seed = [
-        {(r.family, r.level): r for r in compare_seeds([b], [a], grain=grain, measure=measure, confidence=0.99)}
+        {(r.family, r.level): r for r in compare_seeds([b], [a], grain=grain, measure=measure)}
         for b, a in zip(before, after, strict=True)
     ]
-    return [
-        {
-            "family": row.family,
-            "level": row.level,
-            "before": round(row.before, 4),
-            "after": round(row.after, 4),
-            "difference": round(row.difference.mean, 4),
-            "interval_99": [round(row.difference.interval.low, 4), round(row.difference.interval.high, 4)],
-            "p_value": row.p_value,
-            "by_seed": [
-                [round(s[row.family, row.level].before, 4), round(s[row.family, row.level].after, 4)] for s in by_seed
-            ],
-        }
-        for row in rows
-    ]
+    made = []
+    for row in rows:
+        pairs = [(s[row.family, row.level].before, s[row.family, row.level].after) for s in by_seed]
+        found = row.difference.interval
+        made.append(
+            {"family": row.family, "level": row.level, "before": round(row.before, 4), "after": round(row.after, 4)}
+            | {"difference": round(row.difference.mean, 4)}
+            | judged(found, pairs)
+        )
+    return made
+
+
+def judged(found: Interval, by_seed: Sequence[Sequence[float]]) -> dict[str, Any]:
+    """Both intervals, each seed, and the verdict on "after is higher"."""
+    differences = [after - before for before, after in by_seed]
+    student = t_interval(differences, CONFIDENCE) if len(differences) > 1 else None
+    return {
+        "interval_99": [round(found.low, 4), round(found.high, 4)],
+        "t_interval_99": [round(student.low, 4), round(student.high, 4)] if student else None,
+        "verdict": judge(found, differences),
+        "by_seed": [[round(before, 4), round(after, 4)] for before, after in by_seed],
+    }
 
 
 def lengths(folders: Sequence[Path], name: str) -> dict[str, float]:
     """Mean thinking length, in tokens, of answers that thought, seed by seed."""
     found = {}
-    for folder in folders:
-        row = Evaluation.load(folder / "evals" / f"{name}.json").rows("all")[0]
-        found[folder.name] = round(row.thinking_length, 2)
+    for folder, one in zip(folders, load(folders, name), strict=True):
+        found[folder.name] = round(one.rows("all")[0].thinking_length, 2)
     return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folders", nargs="+", type=Path)
-    parser.add_argument("--out", type=Path, default=Path("docs/results/quickstart-seeds.json"))
-    arguments = parser.parse_args()
-    folders: list[Path] = arguments.folders
-    seeds = [json.loads((folder / "summary.json").read_text(encoding="utf-8"))["seed"] for folder in folders]
-    result: dict[str, Any] = {
+def result(folders: Sequence[Path]) -> dict[str, Any]:
+    """Everything of these quickstarts that is kept, the verdict of every problem included."""
+    summaries = {folder: json.loads((folder / "summary.json").read_bytes()) for folder in folders}
+    seeds = [summaries[folder]["seed"] for folder in folders]
+    grains: tuple[Grain, ...] = ("all", "family", "level")
+    return {
         "command": "python benchmarks/seeds.py " + " ".join(f"runs/seed-{seed}" for seed in seeds),
         "seeds": seeds,
         "versions": Evaluation.load(folders[0] / "evals" / "after-auto.json").versions,
@@ -83,27 +124,79 @@ def main() -> None:
             for folder in folders
         },
         "questions": {
-            title: {grain: ask(folders, old, new, measure, grain) for grain in ("all", "family", "level")}
+            title: {grain: ask(folders, old, new, measure, grain) for grain in grains}
             for title, (old, new, measure) in QUESTIONS.items()
         },
         "thinking_length": {name: lengths(folders, name) for name in ("before-auto", "after-auto")},
         "seconds": {
-            folder.name: {
-                stage["name"]: [round(stage["seconds"], 1), round(stage["core_seconds"], 1)]
-                for stage in json.loads((folder / "summary.json").read_text(encoding="utf-8"))["stages"]
-            }
-            for folder in folders
+            folder.name: {s["name"]: [round(s["seconds"], 1), round(s["core_seconds"], 1)] for s in told["stages"]}
+            for folder, told in summaries.items()
         },
+        "verdicts": [
+            one.model_dump(mode="json")
+            for one in compact({name: load(folders, name) for name in (*TEACHER, *STUDENTS)}, seeds)
+        ],
     }
-    write_json(arguments.out, result)
-    for title, grains in result["questions"].items():
-        print(f"\n{title}")
-        for row in [*grains["all"], *grains["family"]]:
-            low, high = row["interval_99"]
-            print(
-                f"  {row['family']:6} {100 * row['before']:5.1f} -> {100 * row['after']:5.1f}   {100 * row['difference']:+6.1f} "
-                f"[{100 * low:+.1f}, {100 * high:+.1f}]  p {row['p_value']:.1e}"
-            )
+
+
+def again(old: dict[str, Any]) -> dict[str, Any]:
+    """A result with Student's intervals and today's verdicts, from its own figures: for one of before they were kept."""
+    questions = {
+        title: {
+            grain: [
+                {key: value for key, value in row.items() if key != "p_value"}  # its seeds were pooled
+                | judged(Interval(*row["interval_99"], CONFIDENCE), row["by_seed"])
+                for row in rows
+            ]
+            for grain, rows in grains.items()
+        }
+        for title, grains in old["questions"].items()
+    }
+    return old | {"questions": questions}
+
+
+def table(found: dict[str, Any], heads: Sequence[str] = HEADS, names: dict[str, str] = NAMES) -> str:
+    """README's table, in Markdown: percent, and points with both intervals."""
+    rows = {
+        title: {row["family"]: row for row in found["questions"][title]["family"]}
+        for title in (OWN, MADE, "right, after GRPO: at once against made to think")
+    }
+    own, made, once = rows.values()
+    order = sorted(own, key=lambda family: -own[family]["difference"])
+    lines = [" | ".join(heads), "|".join(["---"] * len(heads))]
+    for family in order:
+        row = own[family]
+        both = " ".join(
+            f"[{', '.join(f'{100 * end:.1f}' for end in row[name])}]" for name in ("interval_99", "t_interval_99")
+        )
+        cells = [names.get(family, family), percent(row["before"]), percent(row["after"])]
+        cells += [f"{100 * row['difference']:+.1f} {both}", row["verdict"]]
+        cells += [percent(made[family]["before"]), percent(made[family]["after"]), percent(once[family]["before"])]
+        lines.append(" | ".join(cells))
+    return "\n".join(f"| {line} |" if "---" not in line else f"|{line}|" for line in lines)
+
+
+def percent(share: float) -> str:
+    """A share in percent, with one digit."""
+    return f"{100 * share:.1f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", nargs="*", type=Path)
+    parser.add_argument("--out", type=Path, default=Path("docs/results/quickstart-seeds.json"))
+    parser.add_argument("--table", type=Path, help="print README's table of this result")
+    parser.add_argument("--again", type=Path, help="judge this result again from its own figures, and write it")
+    arguments = parser.parse_args()
+    if arguments.again:
+        write_json(arguments.again, again(json.loads(arguments.again.read_bytes())))
+    elif arguments.table:
+        print(table(json.loads(arguments.table.read_bytes())))
+    elif arguments.folders:
+        write_json(arguments.out, result(arguments.folders))
+        print(table(json.loads(arguments.out.read_bytes())))
+    else:
+        parser.error(f"give the folders of quickstarts, --table or --again{os.linesep}")
 
 
 if __name__ == "__main__":

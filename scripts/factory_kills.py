@@ -11,6 +11,9 @@ number of further samples is there, and a little later. At each kill and at the 
 - the server was never asked again for a sample that was there; every answer it gave is a row, or was under way at a kill (at most
   `concurrency` each), and the purse counts those in full: what it says was spent is no less than what the server would bill.
 
+For each killed factory whose teacher is a server the result lists requests and money: billed by the server, and paid, kept and lost as
+card.md shows them.
+
 Exit code 0 where all holds. The result goes to docs/results/factory-kills.json.
 """
 
@@ -20,6 +23,7 @@ import argparse
 import json
 import platform
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -37,6 +41,10 @@ from rorqual.core.records import write_json
 ROOT = Path(__file__).parent.parent
 RESULT = ROOT / "docs" / "results" / "factory-kills.json"
 SERVER, SUMS = ROOT / "tests" / "distil" / "distil_server.py", ROOT / "tests" / "distil" / "sums_task.py"
+sys.path.insert(0, str(SERVER.parent))
+
+from distil_server import PROMPT_TOKENS, answer  # noqa: E402
+
 CLOCK_COLUMNS = ["core_seconds"]
 CONCURRENCY = 4
 PROBLEMS, SAMPLES = 40, 4
@@ -55,6 +63,7 @@ class Case:
     rows: int = 0
     billed: int = 0
     under_way: int = 0
+    money: list[dict[str, Any]] = field(default_factory=list)
 
     def start(self, out: Path) -> subprocess.Popen[bytes]:
         words = [sys.executable, "-m", "rorqual", "distil", *self.words, f"out={out}", "quiet=true"]
@@ -139,8 +148,28 @@ def check(
     sent = {line["sent"] for line in lines if "sent" in line} - {line["refused"] for line in lines if "refused" in line}
     if len(sent) < answered.total():
         case.faults.append(f"run {number}: the purse knows of {len(sent)} of {answered.total()} answers")
+    spent = money_of(out)
+    billed = answered.total() * PROMPT_TOKENS * PRICE_IN / 1e6 + sum(map(completion_money, answered.elements()))
+    case.money.append(
+        {"run": number, "kills": kills, "billed": {"requests": answered.total(), "money": round(billed, 9)}} | spent
+    )
+    if spent["paid"]["money"] < billed - 1e-9:
+        case.faults.append(f"run {number}: {billed:.6g} was billed, and the card counts {spent['paid']['money']:.6g}")
     if len(sent) - case.rows > kills * CONCURRENCY:
         case.faults.append(f"run {number}: {len(sent)} requests for {case.rows} rows and {kills} kills")
+
+
+def completion_money(asked: tuple[str, int]) -> float:
+    """What the server bills for its answer to a (question, seed), apart from the prompt."""
+    body = {"messages": [{"content": asked[0]}], "seed": asked[1]}
+    return int(answer(body)["usage"]["completion_tokens"]) * PRICE_OUT / 1e6
+
+
+def money_of(out: Path) -> dict[str, Any]:
+    """Requests and money that were paid, kept and lost, as the card shows them."""
+    card = (out / "card.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (paid|kept|lost)[,:][^|]*\| (\d+) \| ([^ ]+) \|$", card, re.MULTILINE)
+    return {name: {"requests": int(count), "money": float(money)} for name, count, money in rows}
 
 
 def asked_again(case: Case, folder: Path) -> None:
@@ -191,7 +220,9 @@ def main() -> int:
         "machine": f"{platform.machine()}, Python {platform.python_version()}",
         "kills": {case.name: case.kills for case in cases},
         "rows_of_each_run": {case.name: case.rows for case in cases},
-        "server": {"answers_of_killed_runs": remote.billed, "of_these_under_way_at_a_kill": remote.under_way},
+        "server": {
+            "answers_of_killed_runs": remote.billed, "of_these_under_way_at_a_kill": remote.under_way, "killed_runs": remote.money,
+        },
         "faults": [fault for case in cases for fault in case.faults],
     })  # fmt: skip
     for case in cases:

@@ -25,7 +25,15 @@ def shown(*words: str) -> str:
 
 def test_deepseek_v3() -> None:
     text = shown("deepseek-v3")
-    for figure in ("671.03B", "37.55B", "36.62B", "70,272 bytes a token", "36.7B is published", "its own definition"):
+    for figure in (
+        "671.03B",
+        "37.55B",
+        "36.62B",
+        "70,272 bytes a token",
+        "36.7B is published",
+        "its own definition",
+        "1.221 TiB, with multi-token prediction 1.242 TiB",
+    ):
         assert figure in text
 
 

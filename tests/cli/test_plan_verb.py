@@ -37,6 +37,16 @@ def test_a_layout_that_does_not_fit_comes_with_the_nearest_that_does() -> None:
     assert "nearest that fits dp=128 tp=1 pp=16 ep=64 zero=2 recompute=selective" in text
 
 
+def test_a_plan_at_the_best_share_says_how_much_more_it_may_be() -> None:
+    """Llama-3.1-70B took 7.0M H100-hours and 8B 1.46M: half as many again, and nearly thrice, as at V3's share."""
+    asked = ("llama-3.1-70b", "--train", "tokens=15T", "hardware=h100", "n=2048")
+    text = shown(*asked)
+    assert "device-hours 4.677M" in text and "may take more up to 12.16M device-hours and $36.480M" in text
+    assert "Llama-3.1-70B 0.27, Llama-3.1-8B 0.15" in text and "utilisation=" in text
+    assert "may take more" not in shown(*asked, "utilisation=0.27")
+    assert "may take more" not in shown("llama-3.2-1b", "--train", "tokens=1M", "hardware=cpu", "n=4", "price=1")
+
+
 def test_serving_and_its_price_at_a_margin() -> None:
     text = shown("deepseek-v3", "--serve", "hardware=h800", "n=144", "margin=0.5")
     for figure in (

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sums_task import SUMS, Make
 
 from rorqual.core.errors import ConfigError, DataError
-from rorqual.distil.contamination import COMMON, Evaluations, Item, evaluation_items
+from rorqual.distil.contamination import COMMON, Evaluations, Item, bare, evaluation_items
 from rorqual.distil.filters import words
 from rorqual.distil.problems import choose
 
@@ -35,7 +35,7 @@ def test_a_problem_of_the_test_split_is_not_asked_and_named(local: Make, tmp_pat
 
 
 def test_a_training_file_that_holds_test_problems_is_named_with_its_line(local: Make, tmp_path: Path) -> None:
-    rows = [{"question": f"{STORY}, {i} times?", "answer": f"#### {i}"} for i in range(6)]
+    rows = [{"question": f"What do {i} {i + 1} and {i * i} make?", "answer": f"#### {i}"} for i in range(6)]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     (tmp_path / "test.jsonl").write_text(json.dumps(rows[2]) + "\n", encoding="utf-8")
     keys, met = listed("gsm8k", tmp_path, local, data=str(tmp_path))
@@ -49,7 +49,7 @@ def test_a_training_file_that_holds_test_problems_is_named_with_its_line(local: 
         listed("gsm8k", tmp_path, local, data=str(tmp_path))
 
 
-def test_a_file_of_evaluation_items_is_met_by_thirteen_words(local: Make, tmp_path: Path) -> None:
+def test_a_file_of_evaluation_items_is_met_as_a_whole(local: Make, tmp_path: Path) -> None:
     for name, row in (
         ("a.jsonl", {"prompt": "Please: What is 2 + 3?"}),
         ("b.jsonl", {"messages": [{"role": "user", "content": "what  is 2 + 3 ?"}]}),
@@ -111,3 +111,100 @@ def test_meeting_is_having_a_row_of_words_in_common(item: list[str], text: list[
     slow = any(tuple(text[i : i + 2]) in pairs for i in range(len(text) - 1))
     assert (evaluations.holds(" ".join(text)) is not None) == slow
     assert words(" ".join(item)) == item
+
+
+HELD = (
+    "Maria picked 14 baskets of ripe cherries before noon, then she gave 5 baskets to her uncle and sold the rest at"
+    " the market for 3 coins each. How many coins did she earn?"
+)
+CHANGED: dict[str, str] = {
+    "punctuation": HELD.replace(",", " -").replace(".", ";").replace("?", "!"),
+    "case": HELD.upper(),
+    "digits": HELD.replace("14", "22").replace("5", "7").replace("3 coins", "9 coins"),
+    "inside other words": f"Here is a riddle for you. {HELD} Write the answer last.",
+    "a part of eight words": "Yesterday she gave 5 baskets to her uncle and was glad. Why was she?",
+    "a part of eight words, other numbers": "Plums cost more at the market: for 8 coins each. How many would you take?",
+}
+OTHER: dict[str, str] = {
+    "other words": "Peter sawed 14 planks of oak in the morning and lent 5 of them to a friend. How many planks were left?",
+    "seven words": "Then to her uncle and sold the rest we went. Why?",
+    "the same subject": "Cherries are ripe in June. How many baskets fit in a cart that holds 14 stones of them?",
+}
+ENDING = """
+from rorqual.tasks.base import Problem, Task, Verdict
+
+class Stories(Task):
+    name = "stories"
+    patterned = {patterned}
+
+    def __init__(self, endless: bool = False) -> None:
+        self.endless = endless
+
+    def problems(self, split, seed):
+        texts = {{"train": {train!r}, "dev": [], "test": {test!r}}}[split]
+        yield from (Problem(f"{{split}} {{n}}", text, "1", "story") for n, text in enumerate(texts))
+        while self.endless and split == "test":
+            yield Problem("test 0", texts[0], "1", "story")
+
+    def grade(self, problem, reply):
+        return Verdict.RIGHT
+"""
+
+
+def stories(folder: Path, train: list[str], test: list[str], patterned: bool = False) -> str:
+    file = folder / "stories.py"
+    file.write_text(ENDING.format(train=train, test=test, patterned=patterned), encoding="utf-8")
+    return f"{file}:Stories"
+
+
+@pytest.mark.parametrize("where", ["own test split", "file"])
+def test_a_changed_question_is_found_and_a_new_one_is_not(local: Make, tmp_path: Path, where: str) -> None:
+    """By default, of the task's own test split as of any other set."""
+    train = [*CHANGED.values(), *OTHER.values()]
+    if where == "file":
+        (tmp_path / "eval.jsonl").write_text(json.dumps({"question": HELD}), encoding="utf-8")
+        task, way = (
+            stories(tmp_path, train, ["Nothing that matters here?"]),
+            {"decontaminate": (str(tmp_path / "eval.jsonl"),)},
+        )
+    else:
+        task, way = stories(tmp_path, train, [HELD]), {}
+    chosen = choose(local(task=task, problems=99, **way))
+    names = [*CHANGED, *OTHER]
+    assert {names[int(p.key.split()[1])] for p, _ in chosen.met} == set(CHANGED)
+    assert {names[int(p.key.split()[1])] for p in chosen.problems} == set(OTHER)
+
+
+def test_a_short_question_is_found_inside_other_words(local: Make, tmp_path: Path) -> None:
+    train = ["Tell me: what is the capital of Chad? Thanks.", "What is the capital?", "What is Chad?", "What is 2 - 3?"]
+    chosen = choose(local(task=stories(tmp_path, train, ["What is the capital of Chad?", "What is 2 + 3?"])))
+    assert [problem.prompt for problem, _ in chosen.met] == train[:1]
+
+
+@pytest.mark.parametrize("how", ["endless", "patterned"])
+def test_a_task_of_a_few_patterns_is_met_by_key_and_as_a_whole_alone(local: Make, tmp_path: Path, how: str) -> None:
+    """Its problems share their sentences with those that are held out."""
+    train = [*CHANGED.values(), *OTHER.values()]
+    task = stories(tmp_path, train, [HELD], patterned=how == "patterned")
+    chosen = choose(local(task=task, problems=99, options={"endless": how == "endless"}))
+    assert {problem.prompt for problem, _ in chosen.met} == {CHANGED["punctuation"], CHANGED["case"]}
+
+
+def test_the_tasks_of_the_package_keep_their_problems(local: Make) -> None:
+    for task, count in (("knights", 30), ("gsm8k", 20), ("folio", 20), ("families", 40), ("everyday", 40)):
+        chosen = choose(local(task=task, problems=count))
+        assert len(chosen.problems) == count and len(chosen.met) <= 1, task
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("What is 2 + 3?", "what is 2 + 3"),
+        ("**4**, (5)", "4 5"),
+        ("- an item: -5 well-known and/or", "an item - 5 well known and or"),
+        ("2*3=6, x - y. 50% <think>", "2 * 3 = 6 x - y 50 think"),
+        ("\u201cQuoted\u201d \u2014 text\u2026", "quoted text"),
+    ],
+)
+def test_what_is_left_of_a_text(text: str, found: str) -> None:
+    assert " ".join(bare(text)) == found

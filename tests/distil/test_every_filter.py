@@ -132,5 +132,6 @@ def test_only_the_sample_that_was_cut_off_or_contaminated_is_dropped(
     rows = read_distilled(sample_teacher(config, tmp_path / "out", threads=1, quiet=True)).rows
     assert [row.dropped for row in rows] == ["", "contaminated", "", "", "length", ""]
     (met,) = [json.loads(line) for line in (tmp_path / "out" / "contaminated.jsonl").read_text().splitlines()]
-    assert met.pop("by") in (HELD_OUT.rpartition(" ")[0], HELD_OUT.partition(" ")[2]), "thirteen words of fourteen"
+    by = met.pop("by")
+    assert by in HELD_OUT and len(by.split()) == 8
     assert met == {"key": "1+2", "number": 0, "met": f"{tmp_path / 'held_out.jsonl'}:1", "what": "sample"}

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from distil_server import Adder
+from distil_server import Adder, says
 from sums_task import SUMS
 from typer.testing import CliRunner
 
@@ -157,3 +157,19 @@ def test_a_device_that_is_not_here_is_refused_before_anything_is_written(
 ) -> None:
     told = typed("distil", str(run), f"task={SUMS}", "device=cuda:99", code=2)
     assert "no device 'cuda:99' here" in told and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("text", ["4", "<think>" + "so it is " * 60 + "</think>4", " "])
+def test_the_next_command_works_as_typed(server: Adder, typed: Typed, tmp_path: Path, text: str) -> None:
+    """Beside a run that has the default folder already, and for samples longer than a row; where nothing was kept there is none."""
+    (tmp_path / "runs" / "sft").mkdir(parents=True)
+    (tmp_path / "runs" / "sft" / "mine").write_text("dear", encoding="utf-8")
+    server.rule = lambda body, number: says(text)
+    words = ("problems=3", "keep=all", "filters.names=[]", "out=my set")
+    told = typed("distil", server.url, "model=adder", f"task={SUMS}", *words)
+    following = told.partition("Next: ")[2].splitlines()[0]
+    if not text.strip():
+        assert following.startswith("no sample is kept")
+        return
+    typed(*shlex.split(following)[1:], "steps=1", "size=tiny", "rows=2")
+    assert (tmp_path / "my set-student" / "run.yaml").is_file()

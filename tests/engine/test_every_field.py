@@ -299,7 +299,7 @@ def test_each_field_of_a_completion_is_its_own(mla: Decoder, tokenizer: Tokenize
     with torch.no_grad():
         plain = mla.logits(mla(ids, replay=None).hidden)[0].log_softmax(-1)
     assert found.prompt_ids == PROMPT and len(found.token_ids) == len(found.logprobs) == 24
-    assert found.finish_reason == "length" and found.error == ""
+    assert found.finish_reason == "length" and found.error == found.model == ""
     message = chat.parse(found.token_ids, chat.chosen(PROMPT))
     assert (found.text, found.reasoning) == (message.content, message.reasoning)
     assert found.experts.shape == (len(PROMPT) + 23, own.shape[1], 2) and found.kept.shape[0] == 24
@@ -331,6 +331,7 @@ def test_each_field_of_a_completion_is_its_own(mla: Decoder, tokenizer: Tokenize
         "error",
         "prompt_logprobs",
         "prompt_top_logprobs",
+        "model",
     }
     assert {f.name for f in fields(Completion)} == named
 

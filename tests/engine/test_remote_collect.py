@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from types import FrameType
 from typing import Any
 
@@ -13,7 +15,7 @@ from test_remote import Server, ask, fault, remote, reply
 
 from rorqual.core.errors import DataError, TaskError
 from rorqual.engine import Completion
-from rorqual.engine.remote import RemoteError
+from rorqual.engine.remote import RemoteEngine, RemoteError
 
 
 @pytest.fixture
@@ -38,6 +40,9 @@ class Till:
 
     def refused(self, place: int) -> None:
         self.events.append(("refused", place))
+
+    def used(self, place: int, usage: Mapping[str, int]) -> None:
+        self.events.append((f"used {sum(usage.values())}", place))
 
     def left(self, place: int) -> None:
         self.events.append(("left", place))
@@ -134,7 +139,7 @@ def test_nothing_is_sent_once_the_receiver_has_raised(server: Server) -> None:
 
 
 def test_the_toll_is_asked_before_each_try_and_told_of_each_refusal(server: Server) -> None:
-    server.answer = lambda body, number: fault(503) if number < 2 else reply("x")
+    server.answer = lambda body, number: fault(429) if number < 2 else reply("x")
     till, came = Till(), list[int]()
     assert remote(server, retries=3).collect(questions(1), lambda place, _: came.append(place), till)
     assert till.events == [("enter", 0), ("refused", 0), ("enter", 0), ("refused", 0), ("enter", 0), ("left", 0)]
@@ -143,6 +148,97 @@ def test_the_toll_is_asked_before_each_try_and_told_of_each_refusal(server: Serv
     with pytest.raises(RemoteError, match=r"broke off after 10 bytes \(tried 2 times\)"):
         remote(server, retries=1).collect(questions(1), lambda *_: None, till)
     assert till.events == [("enter", 0), ("enter", 0), ("left", 0)], "half an answer may have been billed"
+
+
+@pytest.mark.parametrize(("status", "free"), [(400, True), (401, True), (429, True), (302, True), (408, False), (409, False),
+    (425, False), (500, False), (501, False), (502, False), (503, False), (504, False)])  # fmt: skip
+def test_an_error_that_may_come_after_work_is_no_refusal(server: Server, status: int, free: bool) -> None:
+    server.answer = lambda *_: fault(status)
+    till = Till()
+    with pytest.raises(RemoteError):
+        remote(server, retries=0).collect(questions(1), lambda *_: None, till)
+    assert till.events == [("enter", 0), *[("refused", 0)] * free, ("left", 0)]
+
+
+def test_nobody_there_bills_nothing() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
+    till = Till()
+    with pytest.raises(RemoteError, match="refused") as caught:
+        RemoteEngine(url, "m", retries=1, backoff=0.01).collect(
+            questions(1), lambda *_: None, till, failed=lambda *_: None
+        )
+    assert not caught.value.alone
+    assert till.events == [("enter", 0), ("refused", 0), ("enter", 0), ("refused", 0), ("left", 0)]
+
+
+EMPTY: tuple[int, Any, dict[str, str]] = (
+    200,
+    {"choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": 4}},
+    {},
+)
+ALONE = {
+    "400": (fault(400, "bad words"), 1, "HTTP 400: bad words"),
+    "500": (fault(500), 3, r"HTTP 500: busy \(tried 3 times\)"),
+    "HTML": ((200, b"<html>later</html>", {}), 3, r"not JSON: <html>later</html> \(tried 3 times\)"),
+    "no choices": (EMPTY, 3, r"no choices.*\(tried 3 times\)"),
+    "broken off": ((200, b'{"choices"', {}), 3, r"broke off after 10 bytes \(tried 3 times\)"),
+}
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_a_request_that_fails_by_itself_is_told_and_the_others_go_on(server: Server, name: str) -> None:
+    answer, tries, said = ALONE[name]
+    server.answer = lambda body, number: answer if "q1" in body["messages"][-1]["content"] else reply("fine")
+    came, errors, till = list[int](), dict[int, RemoteError](), Till()
+    engine = remote(server, retries=2, concurrency=1)
+    assert engine.collect(questions(4), lambda place, _: came.append(place), till, failed=errors.__setitem__)
+    assert came == [0, 2, 3] and list(errors) == [1] and errors[1].alone and len(server.bodies) == 3 + tries
+    assert re.search(said, errors[1].what)
+    assert [event for event in till.events if event[0].startswith("used ")] == {
+        "no choices": [("used 11", 1)] * 3,
+        "HTML": [("used 0", 1)] * 3,
+    }.get(name, [])
+    with pytest.raises(RemoteError, match=said):
+        remote(server, retries=2, concurrency=1).collect(questions(4), lambda *_: None)
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 429])
+def test_what_every_request_would_meet_stops_all(server: Server, status: int) -> None:
+    server.answer = lambda *_: fault(status)
+    with pytest.raises(RemoteError, match=f"HTTP {status}"):
+        remote(server, retries=1).collect(questions(9), lambda *_: None, failed=lambda *_: pytest.fail("it goes on"))
+
+
+def test_a_page_or_an_empty_reply_is_asked_for_again(server: Server) -> None:
+    server.answer = lambda body, number: ((200, b"<html>later</html>", {}), EMPTY, reply("at last"))[number]
+    [[found]] = remote(server, retries=2).generate([ask()])
+    assert found.text == "at last" and len(server.bodies) == 3
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_the_first_may_go_alone(server: Server, alone: bool) -> None:
+    """No other is sent before it is answered; without it, the first is answered only after another was sent."""
+    others = threading.Event()
+
+    def answer(body: dict[str, Any], number: int) -> Any:
+        if number:
+            others.set()
+        elif not alone:
+            assert others.wait(60)
+        return reply("x", finish="length" if others.is_set() else "stop")
+
+    server.answer, came = answer, dict[int, Completion]()
+    assert remote(server, concurrency=4).collect(questions(6), came.__setitem__, first_alone=alone)
+    assert len(came) == 6 and [one.finish_reason == "stop" for one in came.values()].count(True) == alone
+
+
+@pytest.mark.parametrize(("said", "name"), [("m-2024", "m-2024"), (None, ""), (7, ""), ("\ud83d", "\ufffd")])
+def test_the_name_of_the_model_that_answered(server: Server, said: Any, name: str) -> None:
+    status, data, headers = reply("ok")
+    server.answer = lambda *_: (status, data | {"model": said}, headers)
+    assert remote(server).generate([ask()])[0][0].model == name
 
 
 @pytest.mark.parametrize("concurrency", [1, 4])

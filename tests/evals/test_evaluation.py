@@ -148,6 +148,20 @@ def test_an_ungraded_answer_is_not_a_wrong_one():
     assert row.ungraded > 0 and row.accuracy == 1.0
 
 
+def test_two_models_that_never_differ_are_not_surely_alike():
+    one = evaluate(Adder(), Few(), count=7)
+    [row] = compare(one, one)
+    assert row.difference.mean == 0 and row.difference.interval.low < -0.3 and row.difference.interval.high > 0.3
+    assert "[0.0, 0.0]" not in comparison_table([row])
+    several = compare_seeds([one] * 3, [one] * 3, confidence=0.99)[0]
+    assert several.difference.interval.low < -0.1 and several.p_value is None
+
+
+def test_all_wrong_in_every_sample_is_no_certainty():
+    row = evaluate(Adder(wrong_every=1), Few(), count=7, params=SamplingParams(n=3)).rows("all")[0]
+    assert row.right == 0 and row.interval == wilson(0, 7)
+
+
 def test_samples_of_one_problem_are_not_counted_as_independent():
     once = evaluate(Adder(wrong_every=3), Few(), count=7)
     thrice = evaluate(Adder(wrong_every=3), Few(), count=7, params=SamplingParams(n=3))
@@ -263,6 +277,9 @@ def test_seeds_are_resampled_first():
     (row,) = compare_seeds(befores, afters, confidence=0.99)
     assert row.difference.mean == pytest.approx((0 + 3 / 7 + 1) / 3)
     assert row.difference.interval.low == 0.0 and row.difference.interval.high == 1.0
+    assert row.p_value is None, "twenty-one pairs are of seven problems"
+    alone = [compare(*pair)[0].p_value for pair in zip(befores, afters, strict=True)]
+    assert alone == pytest.approx([1.0, 0.25, 2**-6])
 
 
 def test_tables_say_what_was_found():

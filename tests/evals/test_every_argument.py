@@ -25,13 +25,10 @@ from rorqual.evals.claims import (
     STUDENT_TOPICS,
     TOPICS,
     Account,
-    Asked,
-    Topic,
     account,
     ask,
     claims,
     student_claims,
-    tally,
 )
 from rorqual.evals.compare import Comparison, compare, compare_seeds, did_think, is_right
 from rorqual.evals.evaluation import CLAIMED, Evaluation, Row, Sample
@@ -46,15 +43,17 @@ from rorqual.evals.stats import (
     Interval,
     binomial_p,
     claim,
+    difference_over_seeds,
     hierarchical_difference,
     mcnemar,
     paired_difference,
+    paired_interval,
     t_interval,
-    verdict,
     wilson,
 )
 from rorqual.evals.table import comparison_table, table
 from rorqual.evals.trace import build_trace
+from rorqual.evals.verdict import ends, judge
 from rorqual.model.decoder import Decoder
 from rorqual.model.init import build
 from rorqual.recipes.models import v3_like
@@ -281,7 +280,8 @@ def test_an_argument_of_a_comparison_changes_it(function: Callable[..., Any], na
         assert name == "samples" and function is compare
         return
     both = (of(BEFORE), of(AFTER))
-    given = both if function is compare else ([both[0]] * 2, [both[1]] * 2)
+    seeds = 1 if name == "side" else 2  # a p-value is of one seed; an interval over seeds resamples where there are two
+    given = both if function is compare else ([both[0]] * seeds, [both[1], both[0]][:seeds])
     assert function(*given) == function(*given)
     assert function(*given) != function(*given, **{name: (COMPARED | {"samples": 100})[name]})
 
@@ -420,22 +420,6 @@ def test_no_student_no_claims_of_one() -> None:
     assert student_claims(replace(findings(), students={})) == []
 
 
-def test_a_tally_counts_each_verdict_in_its_column() -> None:
-    def asked(topic: Topic, holds: Any) -> Asked:
-        difference = Difference(0.0, Interval(0, 0), 1)
-        pair = Comparison("f", "all", 0, 0, difference, None, 0, 0, 0)
-        return Asked(topic, "f", Claim("", holds, None, 0.0, Interval(0, 0), ""), Interval(0, 0), pair)
-
-    made = [asked(TOPICS[0], "holds")] * 3 + [asked(TOPICS[0], "not decided")] * 2 + [asked(TOPICS[0], "does not hold")]
-    made += [asked(TOPICS[2], "does not hold")]
-    assert tally(made) == [
-        (TOPICS[0], 3, 2, 1),
-        (TOPICS[1], 0, 0, 0),
-        (TOPICS[2], 0, 0, 1),
-        (TOPICS[3], 0, 0, 0),
-    ]
-
-
 def test_an_account_has_each_share_from_its_evaluation() -> None:
     found = findings()
 
@@ -471,8 +455,21 @@ STATISTICS: dict[Callable[..., Any], tuple[dict[str, Any], dict[str, Any]]] = {
         {"before": [False] * 4 + [True] * 2, "after": [True] * 6, "side": "greater"},
     ),
     paired_difference: (
-        {"before": np.zeros(20), "after": np.sqrt(np.arange(20))},
-        {"before": np.ones(20), "after": np.arange(20) % 4, "confidence": 0.5, "samples": 500, "seed": 1},
+        {"before": np.zeros(20), "after": np.arange(20) / 20},
+        {"before": np.ones(20), "after": np.arange(20) % 2, "confidence": 0.5},
+    ),
+    paired_interval: (
+        {"gained": 3, "lost": 1, "pairs": 9},
+        {"gained": 4, "lost": 2, "pairs": 10, "confidence": 0.9},
+    ),
+    difference_over_seeds: (
+        {"before": [np.zeros(20)] * 2, "after": [np.arange(20) / 20, np.zeros(20)]},
+        {
+            "before": [np.ones(20)] * 2,
+            "after": [np.arange(20) % 2] * 2,
+            "confidence": 0.5,
+            "samples": 50,
+        },
     ),
     hierarchical_difference: (
         {"before": [np.zeros(20)] * 2, "after": [np.sqrt(np.arange(20))] * 2},
@@ -484,7 +481,14 @@ STATISTICS: dict[Callable[..., Any], tuple[dict[str, Any], dict[str, Any]]] = {
             "seed": 1,
         },
     ),
-    verdict: ({"interval": Interval(0.1, 0.2)}, {"interval": Interval(-1, 1), "bound": 0.15, "direction": "below"}),
+    judge: (
+        {"bootstrap": Interval(0.1, 0.2, 0.99), "differences": [0.15] * 5},
+        {"bootstrap": Interval(-1, 1, 0.99), "differences": [0.15] * 4, "bound": 0.15, "side": "below"},
+    ),
+    ends: (
+        {"bootstrap": Interval(0.1, 0.2, 0.99), "differences": [0.1, 0.2]},
+        {"bootstrap": Interval(-1, 100, 0.99), "differences": [0.1, 0.3]},
+    ),
     claim: (
         {"text": "t", "estimate": 0.1, "interval": Interval(0.1, 0.2), "p_value": 0.3, "how": "h"},
         {
@@ -518,8 +522,8 @@ def test_no_argument_of_a_statistic_is_forgotten_here() -> None:
 
 def test_a_claim_keeps_its_figures_apart() -> None:
     made = claim("t", 0.7, Interval(0.6, 0.8), 0.04, "exact", bound=0.5)
-    assert made == Claim("t", "holds", 0.04, 0.7, Interval(0.6, 0.8), "exact")
-    assert claim("t", 0.7, Interval(0.6, 0.8), 0.04, "exact", bound=0.7).holds == "not decided"
+    assert made == Claim("t", "higher", 0.04, 0.7, Interval(0.6, 0.8), "exact")
+    assert claim("t", 0.7, Interval(0.6, 0.8), 0.04, "exact", bound=0.7).sign == "open"
     assert t_interval([1.0, 2.0, 4.0]).confidence == 0.95 and t_interval([1.0, 2.0, 4.0], 0.9).confidence == 0.9
 
 
@@ -797,4 +801,4 @@ def test_what_this_file_stands_for() -> None:
         for name, one in vars(claiming).items()
         if inspect.isfunction(one) and one.__module__ == claiming.__name__ and not name.startswith("_")
     }
-    assert found == {"claims", "student_claims", "ask", "tally", "account"}
+    assert found == {"claims", "student_claims", "ask", "account"}

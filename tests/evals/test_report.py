@@ -78,8 +78,8 @@ def test_each_claim_stands_once_with_its_figures(folder, report):
         line = next(line for line in report.split("\n") if escape(item.claim.text) in line)
         row = line[line.index(escape(item.claim.text)) :].split("</tr>")[0]
         interval = f"[{points(item.claim.interval.low)}, {points(item.claim.interval.high)}]"
-        assert points(item.claim.estimate) in row and interval in row and item.claim.holds in row
-    assert {item.claim.holds for item in asked} == {"holds", "not decided", "does not hold"}
+        assert points(item.claim.estimate) in row and interval in row and item.claim.sign in row
+    assert {item.claim.sign for item in asked} == {"higher", "open", "lower"}
 
 
 def test_claims_are_corrected_for_their_number_and_hold_only_beyond_zero(folder):
@@ -104,14 +104,15 @@ def test_claims_are_corrected_for_their_number_and_hold_only_beyond_zero(folder)
             <= item.claim.interval.high
             <= item.wide.high
         )
-        if item.claim.holds == "holds":
+        if item.claim.sign == "higher":
             assert item.claim.interval.low > 0 and item.claim.p_value <= 0.05
 
 
 def test_it_says_where_the_gain_came_from(folder, report, tmp_path, make_folder):
     told = account(read_findings(folder))
     assert told.by_choice > 0.8 * told.gain > 0
-    assert "nearly all of the gain is the choice to think" in report
+    assert "nearly all of the gain is the choice to think" in report and "better thinking" not in report
+    assert f"Made to think, it is right on {told.after_made_to_think:.1%} after." in report
     # Had it been as wrong before when made to think, the sentence must turn.
     other = make_folder(tmp_path)
     path = other / "evals" / "before-on.json"
@@ -128,8 +129,8 @@ def test_no_gain_is_said_to_be_none(tmp_path, make_folder):
         shutil.copy(folder / "evals" / f"before-{mode}.json", folder / "evals" / f"after-{mode}.json")
     text = without_pictures(folder)
     assert "brought no gain here" in text
-    verdicts = [item.claim.holds for item in claims(read_findings(folder)) if item.topic is not TOPICS[1]]
-    assert set(verdicts) == {"not decided"}
+    signs = [item.claim.sign for item in claims(read_findings(folder)) if item.topic is not TOPICS[1]]
+    assert set(signs) == {"open"}
 
 
 def test_what_a_model_wrote_is_text_and_never_markup(report):
@@ -161,6 +162,18 @@ def test_pictures_lie_beside_the_report_in_both_schemes(folder, report):
     written = {path.name for path in (folder / "pictures").iterdir()}
     assert written == {f"{name}{kind}.png" for name in names for kind in ("", "-dark")}
     assert report.count("prefers-color-scheme: dark") == len(names)
+
+
+def test_the_control_is_drawn_beside_what_grpo_changed(folder):
+    """Before GRPO, made to think: without it the rise looks like better thinking."""
+    findings = read_findings(folder)
+    for name in ("accuracy", "accuracy-by-level"):
+        figure = pictures(findings)[name].draw(LIGHT)
+        assert "before GRPO, made to think" in [text.get_text() for text in figure.legends[0].get_texts()]
+    told = {row.family: row.accuracy for row in findings.evaluations["before", "on"].rows("family")}
+    for share in told.values():
+        assert f"(made to think before it {share:.0%})" in pictures(findings)["accuracy"].alt
+    assert "before, on" in without_pictures(folder)
 
 
 def test_the_same_figures_give_the_same_bytes(folder, report):

@@ -9,7 +9,7 @@ from functools import cache
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rorqual.evals import stats
@@ -18,14 +18,15 @@ from rorqual.evals.stats import (
     Interval,
     binomial_p,
     claim,
+    difference_over_seeds,
     hierarchical_difference,
     holm,
     holm_values,
     mcnemar,
     paired_difference,
+    paired_interval,
     t_interval,
     t_quantile,
-    verdict,
     wilson,
 )
 
@@ -122,12 +123,101 @@ def test_mcnemar_refuses_what_cannot_be_paired():
         mcnemar([True], [True, False])
 
 
+def tango(gained: int, lost: int, pairs: int, z: float) -> tuple[float, float]:
+    """The definition, written again: the differences whose score, one pair given away, is at most z. The share lost is the one that
+    makes the counts likeliest, found by trying."""
+
+    def score(difference: float) -> float:
+        shares = np.linspace(max(0.0, -difference), (1 - difference) / 2, 4001)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            likely = (
+                np.where(gained, gained * np.log(shares + difference), 0.0)
+                + np.where(lost, lost * np.log(shares), 0.0)
+                + np.where(pairs - gained - lost, (pairs - gained - lost) * np.log(1 - 2 * shares - difference), 0.0)
+            )
+        share = shares[np.nan_to_num(likely, nan=-np.inf).argmax()]
+        spread = math.sqrt(max(pairs * (2 * share + difference - difference**2), 1e-300))
+        return max(0.0, abs(gained - lost - pairs * difference) - 1) / spread
+
+    inside = [d for d in np.linspace(-1, 1, 4001)[1:-1] if score(d) <= z]
+    return min(inside), max(inside)
+
+
+@pytest.mark.parametrize(("gained", "lost", "pairs"), [(5, 1, 20), (0, 0, 20), (3, 3, 40), (0, 7, 9), (1, 0, 3)])
+def test_the_paired_interval_is_what_the_score_does_not_reject(gained: int, lost: int, pairs: int) -> None:
+    found = paired_interval(gained, lost, pairs)
+    assert (found.low, found.high) == pytest.approx(tango(gained, lost, pairs, 1.959964), abs=1.5e-3)
+
+
+@settings(deadline=None)
+@given(st.integers(0, 30), st.integers(0, 30), st.integers(0, 60), st.sampled_from([0.8, 0.95, 0.99]))
+def test_a_paired_interval_is_never_empty_and_turns_with_its_sides(gained, lost, same, confidence):
+    if gained + lost + same == 0:
+        return
+    pairs = gained + lost + same
+    found, turned = paired_interval(gained, lost, pairs, confidence), paired_interval(lost, gained, pairs, confidence)
+    assert -1 <= found.low <= (gained - lost) / pairs <= found.high <= 1 and found.low < found.high
+    assert (turned.low, turned.high) == pytest.approx((-found.high, -found.low), abs=1e-12)
+    assert found.confidence == confidence
+    # At nought it decides as McNemar's test with Edwards' correction does.
+    z = {0.8: 1.2815515655, 0.95: 1.9599639845, 0.99: 2.5758293035}[confidence]
+    edwards = max(0, abs(gained - lost) - 1) > z * math.sqrt(gained + lost)
+    assert edwards == (found.low > 0 or found.high < 0)
+
+
+@pytest.mark.parametrize("confidence", [0.95, 0.99])
+@pytest.mark.parametrize("pairs", [3, 5, 20, 40])
+def test_the_paired_interval_covers_what_it_says(pairs: int, confidence: float) -> None:
+    """Exact, summed over all outcomes; at the worst of these rates too. The bootstrap covered 0.87 of 0.95 at 20 pairs."""
+    counts = [(up, down) for up in range(pairs + 1) for down in range(pairs + 1 - up)]
+    ends = {count: paired_interval(*count, pairs, confidence) for count in counts}
+    for gains, losses in [(0.02, 0.0), (0.05, 0.05), (0.2, 0.02), (0.5, 0.5), (0.99, 0.0), (0.7, 0.29)]:
+        covered = 0.0
+        for (up, down), found in ends.items():
+            if found.low <= gains - losses <= found.high:
+                ways = math.comb(pairs, up) * math.comb(pairs - up, down)
+                covered += ways * gains**up * losses**down * max(0.0, 1 - gains - losses) ** (pairs - up - down)
+        assert covered >= confidence - 0.01, (gains, losses)
+
+
+def test_no_pair_that_differs_is_no_certainty() -> None:
+    found = paired_difference(np.ones(20), np.ones(20))
+    assert found.mean == 0.0 and found.interval.low < -0.2 and found.interval.high > 0.2
+    seeds = difference_over_seeds([np.ones(20)] * 3, [np.ones(20)] * 3, 0.99)
+    end = seeds.interval.high  # of 60 pairs: (60 d - 1)^2 = z^2 60 d (1 - d)
+    assert (60 * end - 1) ** 2 == pytest.approx(2.5758293**2 * 60 * end * (1 - end), rel=1e-6)
+    assert seeds.interval.low == pytest.approx(-end)
+
+
+def test_shares_of_several_samples_count_as_their_sums() -> None:
+    found = paired_difference([0.0, 0.25, 1.0, 0.5], [0.5, 0.25, 0.75, 1.0])
+    assert found.mean == pytest.approx(0.1875) and found.interval == paired_interval(1.0, 0.25, 4)
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        paired_difference([0.0], [2.0])
+
+
+def test_over_seeds_the_wider_of_bootstrap_and_score_counts() -> None:
+    apart = [np.repeat([0.0, 1.0], [20 - n, n]) for n in (2, 10, 18)]
+    none = [np.zeros(20)] * 3
+    seeds = hierarchical_difference(none, apart, 0.99)
+    assert difference_over_seeds(none, apart, 0.99).interval == seeds.interval, "the seeds are further apart"
+    alike = [np.repeat([0.0, 1.0], [10, 10])] * 3
+    found = difference_over_seeds(none, alike, 0.99)
+    score = paired_interval(30, 0, 60, 0.99)
+    assert found.interval.low == pytest.approx(score.low) and found.interval.high == pytest.approx(score.high)
+
+
+@pytest.mark.parametrize(("gained", "lost", "pairs"), [(-1, 0, 3), (2, 2, 3), (0, 0, 0)])
+def test_impossible_pairs_are_refused(gained: int, lost: int, pairs: int) -> None:
+    with pytest.raises(ValueError, match="impossible"):
+        paired_interval(gained, lost, pairs)
+
+
 def test_a_small_bootstrap_agrees_with_all_its_resamples():
-    before, after = np.array([0, 0, 1, 0]), np.array([1, 0, 1, 1])
-    change = after - before
+    change = np.array([0, 0, 1, 0]) - np.array([1, 0, 1, 1])
     every = np.array([change[list(i)].mean() for i in itertools.product(range(4), repeat=4)])
-    found = paired_difference(before, after, 0.8, samples=20000)
-    assert found.mean == 0.5 and found.pairs == 4
+    found = hierarchical_difference([np.zeros(4)], [change], 0.8, samples=20000)
+    assert found.mean == -0.5 and found.pairs == 4
     assert (found.interval.low, found.interval.high) == tuple(np.quantile(every, [0.1, 0.9]))
 
 
@@ -140,7 +230,7 @@ def test_the_hierarchical_bootstrap_draws_seeds_first():
     assert found.mean == pytest.approx(0.4)
     assert found.interval.low == pytest.approx(np.quantile(every, 0.05), abs=1e-9)
     assert found.interval.high == pytest.approx(np.quantile(every, 0.95), abs=1e-9)
-    pooled = paired_difference(np.concatenate(before), np.concatenate(after), 0.9)
+    pooled = hierarchical_difference([np.concatenate(before)], [np.concatenate(after)], 0.9)
     assert found.interval.high - found.interval.low > 3 * (pooled.interval.high - pooled.interval.low)
 
 
@@ -149,23 +239,11 @@ def test_the_hierarchical_mean_weighs_seeds_not_problems():
     assert found.mean == 0.5
 
 
-def test_the_bootstrap_covers_as_often_as_it_says():
-    random = np.random.default_rng(7)
-    covered = 0
-    for trial in range(300):
-        before = random.random(120) < 0.4
-        after = np.where(random.random(120) < 0.35, True, before & (random.random(120) < 0.9))
-        truth = 0.35 * 0.6 + 0.4 * (0.35 + 0.65 * 0.9 - 1)
-        interval = paired_difference(before, after, 0.9, samples=500, seed=trial).interval
-        covered += interval.low <= truth <= interval.high
-    assert 0.85 <= covered / 300 <= 0.95
-
-
 def test_one_seed_gives_one_interval_and_leaves_numpys_state_alone():
     values = np.arange(20) % 3
     state = np.random.get_state()[1].copy()
-    first, again = (paired_difference(values * 0, values, seed=5) for _ in range(2))
-    assert first == again != paired_difference(values * 0, values, seed=6)
+    first, again = (hierarchical_difference([values * 0], [values], seed=5) for _ in range(2))
+    assert first == again != hierarchical_difference([values * 0], [values], seed=6)
     assert (np.random.get_state()[1] == state).all()
 
 
@@ -179,19 +257,12 @@ def test_bootstraps_refuse_what_cannot_be_paired():
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "above", "below"),
-    [
-        (0.1, 0.2, "holds", "does not hold"),
-        (-0.2, -0.1, "does not hold", "holds"),
-        (-0.1, 0.1, "not decided", "not decided"),
-        (0.0, 0.1, "not decided", "not decided"),
-        (-0.1, 0.0, "not decided", "not decided"),
-    ],
+    ("low", "high", "sign"),
+    [(0.1, 0.2, "higher"), (-0.2, -0.1, "lower"), (-0.1, 0.1, "open"), (0.0, 0.1, "open"), (-0.1, 0.0, "open")],
 )
-def test_a_claim_says_what_its_interval_says(low, high, above, below):
-    assert verdict(Interval(low, high)) == above
-    assert verdict(Interval(low, high), direction="below") == below
-    assert verdict(Interval(low + 0.6, high + 0.6), bound=0.6) == above or low == 0.0 or high == 0.0
+def test_a_claim_says_what_its_interval_says(low, high, sign):
+    assert claim("t", 0.0, Interval(low, high), None, "h").sign == sign
+    assert claim("t", 0.0, Interval(low + 0.5, high + 0.5), None, "h", bound=0.5).sign == sign
 
 
 def test_holm_gives_the_worked_example():
@@ -209,13 +280,13 @@ def test_holm_rejects_what_the_stepwise_rule_rejects(p_values, level):
     assert {i for i, p in enumerate(holm_values(p_values)) if p <= level} == rejected
 
 
-def test_a_claim_that_stands_only_because_many_were_asked_is_not_decided():
+def test_a_claim_that_stands_only_because_many_were_asked_is_open():
     weak = claim("weak", 0.1, Interval(0.01, 0.2), 0.03, "a test")
     strong = claim("strong", 0.5, Interval(0.4, 0.6), 1e-9, "a test")
-    untested = Claim("count", "holds", None, 3.0, Interval(3, 3), "counted")
-    assert weak.holds == "holds"
+    untested = Claim("count", "higher", None, 3.0, Interval(3, 3), "counted")
+    assert weak.sign == "higher"
     corrected = holm([weak, strong, claim("no", -0.1, Interval(-0.2, -0.01), 0.99, "a test"), untested])
-    assert [c.holds for c in corrected] == ["not decided", "holds", "does not hold", "holds"]
+    assert [c.sign for c in corrected] == ["open", "higher", "lower", "higher"]
     assert corrected[0].p_value == pytest.approx(0.06)
     assert corrected[3] == untested
 

@@ -126,15 +126,43 @@ def test_a_folder_without_rollouts_is_refused(run: Path) -> None:
     assert not (run / "trace.html").exists()
 
 
-@pytest.mark.slow
-def test_a_browser_draws_it_and_keeps_a_models_words_as_text(run: Path, tmp_path: Path) -> None:
+def drawn_by_a_browser(page: Path, profile: Path, where: str = "") -> str:
+    """The page as its script left it."""
     names = ("chromium", "chromium-browser", "google-chrome", "chrome")
     browser = next(filter(None, map(shutil.which, names)), None)
     assert browser, "No Chromium here: apt-get update && apt-get install -y chromium"
-    page = build_trace(run)
     command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--virtual-time-budget=5000"]
-    command += [f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", f"{page.as_uri()}#1"]
-    drawn = subprocess.run(command, check=True, capture_output=True, timeout=120).stdout.decode()
+    command += [f"--user-data-dir={profile}", "--dump-dom", f"{page.as_uri()}{where}"]
+    return subprocess.run(command, check=True, capture_output=True, timeout=120).stdout.decode()
+
+
+@pytest.mark.slow
+def test_a_browser_draws_it_and_keeps_a_models_words_as_text(run: Path, tmp_path: Path) -> None:
+    drawn = drawn_by_a_browser(build_trace(run), tmp_path / "profile", "#1")
     assert "step 1 of 2" in drawn and "2 groups of step 1" in drawn and "advantage +1.00" in drawn
     assert "<title>Rorqual: rollouts of" in drawn and "&lt;b&gt;bold&lt;/b&gt;" in drawn and "<b>bold</b>" not in drawn
     assert drawn.count('class="card"') == 4 and drawn.count('class="dot"') == 8
+
+
+@pytest.mark.slow
+def test_it_opens_at_the_last_step_with_axes_that_are_true(run: Path, tmp_path: Path) -> None:
+    """Steps 1, 2 and 11 stand where their numbers say, a top is a round number above all values, and what is 0 is told, not drawn."""
+    lines = [group(step, f"{step}+1", "rrrw") for step in (1, 2, 11)]
+    (run / "rollouts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    lengths = {1: 30.0, 2: 60.0, 11: 120.0}
+    records = [{"step": k, "reply_length": v, "entropy": 0.0, "routing_flips": 0} for k, v in lengths.items()]
+    records[1]["right_at_once"] = 0.5
+    (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    drawn = drawn_by_a_browser(build_trace(run), tmp_path / "profile")
+    assert "step 11 of 11" in drawn and "1 group of step 11" in drawn and "0 to 200" in drawn
+    height = 90
+    places = [(0, 30), (30, 60), (300, 120)]  # of a width of 300: steps 1 to 11
+    wanted = "".join(
+        f"{mark}{x:.1f},{height - y / 200 * height:.1f}" for mark, (x, y) in zip("MLL", places, strict=True)
+    )
+    assert f'd="{wanted}"' in drawn
+    assert 'd="M30.0,45.0h0"' in drawn, "a lone value is a dot"
+    titles = re.findall(r"<h3>([^<]*)", drawn)
+    assert titles == ["Right", "Length, tokens", "Groups that teach"]
+    assert "0 at every step: problems seen before; entropy, nats a token; router without replay." in drawn
+    assert drawn.count('<p class="ends"><span>step 1</span><span>11</span></p>') == 3

@@ -18,8 +18,7 @@ from rorqual.data.pack import Sample, lay_out, pack
 from rorqual.data.tokenizer import BASE_VOCAB, Tokenizer
 from rorqual.lab.balance import Balance, BalanceWorked, Balancing, read
 from rorqual.lab.balance_data import ORDER, SAMPLE, endless_text, entropy, text_blocks, worked_blocks
-from rorqual.lab.balance_found import ARMS, Arm, bounds, decide, excess_load, loss_contrast
-from rorqual.lab.finding import Contrast
+from rorqual.lab.balance_found import ARMS, Arm, decide, excess_load, loss_contrast, third_contrast
 from rorqual.lab.job import value
 from rorqual.lab.page import page_text
 from rorqual.model.decoder import Decoder
@@ -131,37 +130,47 @@ def test_held_out_problems_are_of_the_test_split_and_end() -> None:
 
 
 def found(bias: float, none: float = 1.0, aux: float = 1.0) -> list[dict[str, object]]:
-    """Three seeds of two blocks, 10 trained tokens each, a little apart."""
+    """Five seeds of two blocks, 10 trained tokens each, a little apart."""
     return [
         {
             "trained": [10, 10],
             "loss": {"none": [none * s, none * s], "aux": [aux * s, aux * s], "bias": [bias * s, bias * s]},
         }
-        for s in (1.0, 1.1, 1.2)
+        for s in (1.0, 1.1, 1.2, 1.3, 1.4)
     ]
 
 
-def verdict(loads: Mapping[Arm, list[float]], bias: float) -> str:
-    return decide(loads, {arm: loss_contrast(arm, found(bias)) for arm in ("none", "aux")})
+def verdict(loads: Mapping[Arm, list[float]], bias: float, seeds: int = 5) -> str:
+    cut = {arm: values[:seeds] for arm, values in loads.items()}
+    return decide(third_contrast(cut), {arm: loss_contrast(arm, found(bias)[:seeds]) for arm in ("none", "aux")})
 
 
 def test_the_verdict_is_a_rule() -> None:
-    even: dict[Arm, list[float]] = {"none": [1.0, 1.0, 1.0], "aux": [0.5, 0.5, 0.5], "bias": [0.3, 0.2, 0.3]}
-    uneven = even | {"bias": [0.4, 0.5, 0.4]}
-    once = even | {"bias": [0.3, 0.2, 0.4]}
+    even: dict[Arm, list[float]] = {"none": [1.0] * 5, "aux": [0.5] * 5, "bias": [0.2, 0.21, 0.2, 0.19, 0.2]}
+    uneven = even | {"bias": [0.5, 0.51, 0.5, 0.49, 0.5]}
+    once = even | {"bias": [0.3, 0.2, 0.4, 0.2, 0.2]}
     assert verdict(even, bias=1.004) == "holds"
     assert verdict(even, bias=1.01) == "does not hold"
     assert verdict(uneven, bias=1.0) == "does not hold"
     assert verdict(once, bias=1.0) == "open"
     assert loss_contrast("none", found(1.004)).difference == pytest.approx(0.004)
+    assert loss_contrast("none", found(1.004)).confidence == 0.99
 
 
-def test_three_seeds_that_differ_are_not_sure() -> None:
-    """Student's t of -1, 0 and 1 %: 2.92 x 0.01 / sqrt(3)."""
-    pairs = tuple((1.0, 1.0 + d) for d in (-0.01, 0.0, 0.01))
-    contrast = Contrast(question="", a=1, b=1, difference=0, low=-0.001, high=0.001, by_seed=pairs, unit="ratio")
-    low, high = bounds(contrast)
-    assert high == pytest.approx(2.92 * 0.01 / 3**0.5, rel=1e-4) and low == pytest.approx(-high)
+@pytest.mark.parametrize("seeds", [1, 3, 4])
+def test_fewer_than_five_seeds_are_open_however_clear(seeds: int) -> None:
+    clear: dict[Arm, list[float]] = {"none": [1.0] * 5, "aux": [0.5] * 5, "bias": [0.01] * 5}
+    assert verdict(clear, bias=0.9, seeds=seeds) == "open" and verdict(clear, bias=0.9) == "holds"
+
+
+def test_a_loss_that_is_not_surely_below_half_a_percent_is_open() -> None:
+    """Student's t of five seeds reaches beyond the bootstrap: 4.604 s / sqrt(5)."""
+    clear: dict[Arm, list[float]] = {"none": [1.0] * 5, "aux": [0.5] * 5, "bias": [0.01] * 5}
+    ones = [found(1 + d)[0] for d in (-0.004, -0.002, 0.0, 0.002, 0.004)]
+    contrast = loss_contrast("none", ones)
+    assert contrast.high < 0.005 < contrast.ends.high
+    assert contrast.ends.high == pytest.approx(4.604 * 0.00316228 / 5**0.5, rel=1e-3)
+    assert decide(third_contrast(clear), {"none": contrast}) == "open"
 
 
 @pytest.mark.parametrize("experiment", [Balance(), BalanceWorked()], ids=lambda one: one.name)

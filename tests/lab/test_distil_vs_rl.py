@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from rorqual.lab.distil_vs_rl import DISTIL, GOLD, MORE, ON_POLICY, _verdict
+from rorqual.lab.distil_vs_rl import DISTIL, GOLD, MORE, ON_POLICY, DistilVsRl, _verdict
 from rorqual.lab.finding import Contrast, contrast_of_values, mean_by_seed
-from rorqual.lab.job import Cost
+from rorqual.lab.job import Cost, Measure
 from rorqual.lab.student import RL
 from rorqual.lab.teacher import TEACHER
 
@@ -32,7 +34,7 @@ def contrast(low: float, high: float) -> Contrast:
         difference=middle,
         low=low,
         high=high,
-        by_seed=tuple((0.4, 0.4 + middle + off) for off in (-1e-3, 0, 1e-3, 0)),
+        by_seed=tuple((0.4, 0.4 + middle + off) for off in (-1e-3, 0, 1e-3, 0, 0)),
     )
 
 
@@ -68,6 +70,16 @@ def test_a_seed_that_differs_widens_the_interval_more_than_its_items_do() -> Non
     )
     assert apart.difference == agreed.difference and apart.low < 0.25 and apart.high > 0.75
     assert [b for _, b in apart.by_seed] == pytest.approx([0.1, 0.3, 0.5, 0.7, 0.9])
+
+
+def test_the_teacher_is_measured_as_its_student_is(tmp_path: Path) -> None:
+    """The student learns from samples of the teacher made to think: by own choice alone the comparison would not be fair."""
+    jobs = {job.name: job for job in DistilVsRl().jobs(100, tmp_path, 1.0) if isinstance(job, Measure)}
+    for mode in ("auto", "on"):
+        teacher, student = jobs[f"{TEACHER}-three-{mode}"], jobs[f"{DISTIL}-{mode}"]
+        assert teacher.thinking == student.thinking == mode and teacher.model == TEACHER
+        assert (teacher.seed, teacher.count, teacher.task, teacher.options) == (
+            student.seed, student.count, student.task, student.options)  # fmt: skip
 
 
 def test_no_evaluation_gives_no_bars() -> None:

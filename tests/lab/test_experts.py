@@ -18,9 +18,10 @@ from rorqual.data.chat import chat_format
 from rorqual.data.pack import Sample
 from rorqual.data.tokenizer import BASE_VOCAB, Tokenizer
 from rorqual.engine import Engine, Request, SamplingParams
-from rorqual.evals.experts import choices, counts, dependence, information, lift, without_experts
+from rorqual.evals.experts import Dependence, choices, counts, dependence, information, lift, without_experts
 from rorqual.lab.experts import ExpertsExperiment, ablated, answered, informed, losses, worked
-from rorqual.lab.experts_found import decide, hurt_contrasts, lost
+from rorqual.lab.experts_found import decide, hurt_contrasts, information_contrasts, lost
+from rorqual.lab.finding import Contrast
 from rorqual.lab.job import value_file
 from rorqual.lab.page import page_text
 from rorqual.lab.teacher import TEACHER
@@ -76,6 +77,11 @@ def bits(rule: str, within: str = "any") -> tuple[float, float, float]:
     held = token if within == "token" else np.zeros_like(token)
     one = dependence(expert, document, label, held, n_experts=4, shuffles=199, seed=1)
     return one.bits, float(one.shuffled.mean()), one.p_value
+
+
+def test_shuffles_that_say_as_much_count_against_a_finding() -> None:
+    assert Dependence(0.0, np.zeros(99)).p_value == 1.0
+    assert Dependence(0.5, np.array([0.1, 0.5, 0.7])).p_value == 3 / 4
 
 
 def test_an_expert_for_each_family_says_all_and_a_random_one_nothing() -> None:
@@ -163,7 +169,7 @@ def test_loss_by_problem() -> None:
 
 
 def taken(own: float, other: float, random: float) -> list[dict[str, object]]:
-    """Three seeds, three families of 40 problems, of which these shares are lost."""
+    """Five seeds, three families of 40 problems, of which these shares are lost."""
     families = ["x", "y", "z"]
     family = [f for f in families for _ in range(40)]
 
@@ -175,18 +181,25 @@ def taken(own: float, other: float, random: float) -> list[dict[str, object]]:
     loss = {name: [1.0 - x for x in values] for name, values in made.items()}
     one = {"families": families, "family": family, "gone": dict.fromkeys(made), "right": made, "loss": loss}
     del one["gone"]["none"]
-    return [one] * 3
+    return [one] * 5
+
+
+def bits_of(any_: float, token: float, seeds: int = 5) -> list[Contrast]:
+    """Two layers whose experts say so many bits more than chance, over all tokens and within one id; within a pair none."""
+    more = {"any": any_, "token": token, "pair": 0.0}
+    said = [
+        {name: [{"chance": 0.01, "bits": 0.01 + bits + 1e-3 * seed} for _ in range(2)] for name, bits in more.items()}
+        for seed in range(seeds)
+    ]
+    return list(information_contrasts(said))
 
 
 def test_the_verdict_is_a_rule() -> None:
-    sure = [{name: [{"p": 0.002}, {"p": 0.002}] for name in ("any", "token")}] * 2
-    by_token = [{"any": [{"p": 0.002}] * 2, "token": [{"p": 0.4}] * 2}] * 2
-    mostly = [*sure, {"any": [{"p": 0.002}] * 2, "token": [{"p": 0.4}, {"p": 0.002}]}]
-    nothing = [{name: [{"p": 0.3}] * 2 for name in ("any", "token")}] * 2
-    specialised = hurt_contrasts(taken(0.5, 0.1, 0.1))
+    sure, specialised = bits_of(0.4, 0.4), hurt_contrasts(taken(0.5, 0.1, 0.1))
     assert decide(sure, specialised) == "holds"
-    assert decide(by_token, specialised) == decide(mostly, specialised) == "open"
-    assert decide(nothing, specialised) == "does not hold"
+    assert decide(bits_of(0.4, 0.0), specialised) == decide(bits_of(0.0, 0.4), specialised) == "open"
+    assert decide(bits_of(0.4, 0.4, seeds=4), specialised) == "open"
+    assert decide(sure, hurt_contrasts(taken(0.5, 0.1, 0.1)[:4])) == "open"
     assert decide(sure, hurt_contrasts(taken(0.1, 0.1, 0.1))) == "open"
     assert decide(sure, hurt_contrasts(taken(0.1, 0.5, 0.1))) == "does not hold"
     assert [c.difference for c in specialised if c.of == "all"] == pytest.approx([0.4, 0.4, 0.4, 0.4])

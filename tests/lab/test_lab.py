@@ -29,7 +29,7 @@ CLOCKS = {"costs", "made"}
 
 
 def lab(out: Path, *words: str, name: str = "zero") -> list[str]:
-    return [sys.executable, "-m", "rorqual", "lab", name, "--seeds", "2", "--budget", "0.15", "--out", str(out), *words]
+    return [sys.executable, "-m", "rorqual", "lab", name, "--seeds", "1", "--budget", "0.1", "--out", str(out), *words]
 
 
 def finding(out: Path, name: str = "zero") -> dict[str, Any]:
@@ -59,9 +59,12 @@ def test_killed_again_and_again_it_ends_with_the_same_finding(tmp_path: Path) ->
     assert straight.returncode == 0, straight.stderr
     assert "core-minutes" in straight.stdout and "left" in straight.stdout
     out = tmp_path / "killed"
-    for seconds in (4.0, 6.0):
+    # Within the first job, and after it.
+    for written in ("metrics.jsonl", "costs/*.json"):
         process = subprocess.Popen(lab(out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(seconds)
+        while not any(path.stat().st_size for path in out.rglob(written)):
+            assert process.poll() is None, f"it ended before it wrote {written}"
+            time.sleep(0.05)
         process.send_signal(signal.SIGKILL)
         process.wait()
         deadline = time.monotonic() + 60

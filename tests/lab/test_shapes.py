@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,8 +14,11 @@ from rorqual.core.records import RunDir
 from rorqual.data.chat import chat_format
 from rorqual.data.pack import Sample
 from rorqual.data.tokenizer import Tokenizer
+from rorqual.evals.stats import Interval
+from rorqual.evals.verdict import together
 from rorqual.lab.finding import Contrast, Finding
-from rorqual.lab.halves import Half, Judged, Match, ShapeExperiment, judge, together
+from rorqual.lab.halves import Half, Judged, Match, ShapeExperiment, judge
+from rorqual.lab.job import evaluation
 from rorqual.lab.latent_vs_full import LatentVsFull
 from rorqual.lab.moe_vs_dense import MoEVsDense
 from rorqual.lab.mtp import MultiTokenPrediction
@@ -129,11 +133,10 @@ def test_a_verdict_needs_both_intervals() -> None:
     seeds = tuple((1.0, 1.0 + d) for d in (0.0, 0.03, 0.04, 0.075, 0.116))
     weak = replace(weak, loss=weak.loss.model_copy(update={"by_seed": seeds}))
     assert weak.verdict == "open" and "Which is better is open." in weak.words()
-    low, high = weak.loss.ends
-    assert low < 0 < 0.1 < high
+    assert weak.loss.ends.low < 0 < 0.1 < weak.loss.ends.high
     close = tuple((1.0, 1.05 + d / 100) for _, d in seeds)
     strong = replace(weak, loss=weak.loss.model_copy(update={"by_seed": close}))
-    assert strong.verdict == "holds" and strong.loss.ends == (0.01, 0.1)
+    assert strong.verdict == "holds" and strong.loss.ends == Interval(0.01, 0.1, 0.99)
     wide = replace(strong, loss=strong.loss.model_copy(update={"low": -0.01}))
     assert wide.verdict == "open", "Student's t alone is not enough either"
 
@@ -171,6 +174,11 @@ def test_end_to_end(out: Path, experiment: ShapeExperiment) -> None:
     for half, words in zip(experiment.halves, finding.words, strict=False):
         again = judge(half, {seed: out / f"seed-{seed}" for seed in finding.seeds})
         assert f"{again.loss.a:.4f}" in words and f"{again.loss.b:.4f}" in words
+    [kept] = finding.verdicts
+    for arm in experiment.arms:
+        for seed in finding.seeds:
+            right = kept.values(f"{arm}-on", seed)
+            assert np.mean(right) == evaluation(out / f"seed-{seed}", f"{arm}-on").rows("all")[0].accuracy
     page = page_text(finding)
     assert finding.words[0].split(";")[0] in page and page.count("<img") >= 2
 

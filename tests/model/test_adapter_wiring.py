@@ -316,6 +316,13 @@ def test_adapters_are_unfolded_from_the_innermost_on(tmp_path: Path) -> None:
     assert torch.equal(logits(load_run(RunDir(tmp_path / "deep" / "second"))), logits(model))
 
 
+def test_a_base_and_its_adapter_are_added_in_fp32_and_rounded_once(tmp_path: Path) -> None:
+    adapter_run(tmp_path / "adapted", whole_run(tmp_path / "base"))
+    run = RunDir(tmp_path / "adapted")
+    exact, rounded = (load_run(run, dtype=dtype).state_dict() for dtype in (torch.float32, torch.bfloat16))
+    assert all(torch.equal(rounded[name], weight.bfloat16()) for name, weight in exact.items())
+
+
 def test_a_base_is_taken_where_it_was_named_and_else_beside_the_adapter(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

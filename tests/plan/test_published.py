@@ -10,7 +10,8 @@ import pytest
 
 from rorqual.model.account import account
 from rorqual.model.presets import preset
-from rorqual.plan.published import QUOTES, Figure, figures, shares_of_roofline
+from rorqual.plan.hardware import REACHED
+from rorqual.plan.published import LLAMA_HOURS, QUOTES, Figure, figures, reached, shares_of_roofline
 from rorqual.plan.serve import DAY_DECODE, DAY_PREFILL
 
 FIGURES = {figure.name: figure for figure in figures()}
@@ -24,6 +25,8 @@ PUBLISHED = {
     "Llama-3.1-405B, FLOPs": (3.8e25, 0.05),
     "Llama-3.1-405B, H100-hours": (30.84e6, 0.15),
     "Llama-3.1-405B, USD": (60e6, 0.05),
+    "Llama-3.1-70B, H100-hours": (7.0e6, 0.32),
+    "Llama-3.1-8B, H100-hours": (1.46e6, 0.63),
     "DeepSeek-V3, GFLOPs to train on a token": (250, 0.01),
     "DeepSeek-V3, bytes of cache a token": (70272, 0),
     "Qwen2.5-72B, bytes of cache a token": (327680, 0),
@@ -61,6 +64,13 @@ def test_the_models_beside_v3_have_their_published_sizes() -> None:
 def test_a_serving_plan_is_calibrated_on_the_day_that_was_published() -> None:
     prefill, decode = shares_of_roofline()
     assert (round(prefill, 2), round(decode, 2)) == (DAY_PREFILL, DAY_DECODE)
+
+
+def test_what_whole_trainings_reached_is_derived_from_their_hours() -> None:
+    assert {name: round(reached(name), 2) for name in LLAMA_HOURS} == REACHED
+    # 6 x parameters x tokens, and causal attention over rows of 8,192 in 80 layers of 8,192: 70.55B parameters of matrices and head.
+    each = 6 * (account(preset("llama-3.1-70b")).total - 128256 * 8192) + 6 * 80 * 8192 * 8193
+    assert reached("Llama-3.1-70B") == pytest.approx(each * 15e12 / (7.0e6 * 3600 * 989.4e12), rel=0.01)
 
 
 def test_what_is_only_quoted_says_what_it_counts() -> None:

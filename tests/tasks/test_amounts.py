@@ -6,7 +6,9 @@ from fractions import Fraction
 
 import pytest
 
-from rorqual.tasks.amounts import final_amount
+from rorqual.tasks.amounts import final_amount, final_amounts
+from rorqual.tasks.base import Verdict
+from rorqual.tasks.reply import verdict
 
 
 @pytest.mark.parametrize(
@@ -357,5 +359,37 @@ from rorqual.tasks.amounts import final_amount
     ],
 )  # fmt: skip
 def test_the_number_that_a_reply_commits_to(reply: str, number: str | None) -> None:
+    found = final_amount(reply)
+    assert (found is None) if number is None else (found is not None and found.equals(Fraction(number)))
+
+
+@pytest.mark.parametrize(
+    ("reply", "first", "second"),
+    [
+        ("9 birds remain on the fence, and 6 birds are in the air.", 9, 6),
+        ("The discount is 20%, i.e. $16 off.", 20, 16),
+        ("14 muffins are left. Grandma baked 24.", 14, 24),
+        ("So Rob has 15 cards. Tim has 30.", 15, 30),
+        ("The answer is 12. So she has 14.", 12, 14),
+    ],
+)
+def test_two_numbers_that_look_final_alike_are_not_guessed_at(reply: str, first: int, second: int) -> None:
+    found = final_amounts(reply)
+    assert {amount.value for amount in found} == {first, second}
+    assert final_amount(reply) is None
+    for gold, expected in ((first, Verdict.UNGRADED), (second, Verdict.UNGRADED), (1000, Verdict.WRONG)):
+        assert verdict(amount.equals(Fraction(gold)) for amount in found) is expected
+
+
+@pytest.mark.parametrize(
+    ("reply", "number"),
+    [
+        ("It takes 1 hour and 30 minutes.", "90"),
+        ("It takes 1 hour and 30 minutes.", "3/2"),
+        ("He is 5 feet 3 inches tall.", "63"),
+        ("She needs 3 dozen and 5 eggs.", "41"),
+    ],
+)
+def test_quantities_of_two_units_are_one_number(reply: str, number: str | None) -> None:
     found = final_amount(reply)
     assert (found is None) if number is None else (found is not None and found.equals(Fraction(number)))

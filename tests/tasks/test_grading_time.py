@@ -15,7 +15,8 @@ PIECES = (
     "</think>", "True or ", "whether ", "Zoey is a knight. ", "Zoey, ", "Zoey says that ", "knight ", "a\n", "Wait, ", "wait. ",
     "$", "$1$ ", "(",
     "(1) ", "1.", "#", r"\[", r"\begin{", "*", "**1**", " ", "\n", '"', "\\", "because 1 ", "e.g. ",
-    "^{", r"\cup", r"\pm", r"\sqrt", "x", "which ",
+    "^{", r"\cup", r"\pm", r"\sqrt", "x", "which ", "So 1. ", "That is 1. ",
+    "1 hour and 2 minutes ", "A) 1\n", "2x = ", "than ", "base 2 ", "x < ", "not a knight but a knave ", "**1**\n", "Check:\n", "1, ",
 )  # fmt: skip
 GOLDS: tuple[Pair, ...] = (
     {"task": "gsm8k", "gold": "-7"},

@@ -121,6 +121,8 @@ from rorqual.tasks.roles import roles
         ('Could be True.', None),
         ('False / True', None),
         ('Option A: True', 'True'),
+        ('(A) True\n(B) False\n(C) Uncertain\n\nThe correct option is (A).', 'True'),
+        ('A) True\nB) False\nC) Uncertain', None),
         ('A) True', 'True'),
         ('[True]', 'True'),
         ("'True'.", 'True'),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -45,6 +46,7 @@ from rorqual.train.sources.reference import Reference
 from rorqual.train.sources.rollouts import Scored, check_room, measure, trace_lines
 from rorqual.train.state import check_vocabulary
 from rorqual.train.tune import _look as look
+from rorqual.train.tune import ended
 from rorqual.train.workers import Update, compare, workers
 
 # ---- the fields of a step's record
@@ -330,6 +332,15 @@ def test_the_trained_share_is_of_the_models_own_parameters(
         assert f"layer by layer: {chosen} of 16\n" in said
     fit(run, RunDir(tmp_path / "quiet"), quiet=True)
     assert capsys.readouterr().out == ""
+
+
+def test_the_last_line_of_an_adapter_says_its_memory_and_its_speed() -> None:
+    said = ended({"optimizer_bytes": 12_345, "trained_parameters": 6_789}, seconds=3.0, steps=2)
+    assert said.startswith("optimizer state 12,345 bytes for 6,789 parameters; ") and said.endswith("; 1.500 s a step")
+    [kib] = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
+    [shown] = re.findall(r"peak memory of the process ([\d,]+) MB", said)
+    # At least this process's own; a parent's may be counted in.
+    assert 0.95 < int(shown.replace(",", "")) / (int(kib) * 1024 / 1e6) < 20
 
 
 def test_a_batch_is_divided_with_all_its_fields() -> None:

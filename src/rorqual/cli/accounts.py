@@ -82,7 +82,9 @@ def rows(config: ModelConfig, settings: InspectSettings, free_memory: int) -> li
         ("parameters, active for a token", count(full.active)),
         ("  with the embedding as a look-up", f"{count(full.active_lookup)}, {count(bare.flops // 2)} of them in matrices"),
     ]  # fmt: skip
+    alone = ""
     if full.mtp:
+        alone = f"{memory_text(full.total * size)}, with multi-token prediction "
         found.append(("multi-token prediction", f"{count(full.mtp)} more, not in the total"))
     return [
         *found,
@@ -90,7 +92,7 @@ def rows(config: ModelConfig, settings: InspectSettings, free_memory: int) -> li
         ("FLOPs a token, training", f"{bare.training_flops:.3e}: forward and backward, 3 times the forward"),
         ("cache", f"{full.cache_bytes:,} bytes a token in {settings.dtype}"),
         (f"cache of {context:,} tokens", memory_text(full.cache_bytes * context)),
-        (f"weights in {settings.dtype}", f"{memory_text(weights)}{_fits(weights, free_memory)}"),
+        (f"weights in {settings.dtype}", f"{alone}{memory_text(weights)}{_fits(weights, free_memory)}"),
         ("weights, gradients, AdamW", f"{memory_text(training)} in fp32{_fits(training, free_memory)}"),
     ]
 

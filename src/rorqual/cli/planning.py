@@ -12,7 +12,7 @@ from rorqual.core.config import Config
 from rorqual.core.errors import ConfigError
 from rorqual.core.ledger import CORE_HOUR
 from rorqual.model.config import ModelConfig
-from rorqual.plan.hardware import Device, Dtype, device
+from rorqual.plan.hardware import REACHED, V3_USED, Device, Dtype, device
 from rorqual.plan.layout import RESERVE, Room, choose, misfits, nearest_dividing, nearest_fitting
 from rorqual.plan.memory import PRECISIONS, Layout, Memory, PrecisionName, Recompute, device_memory
 from rorqual.plan.numbers import Amount, Count, Positions, duration, flops, gigabytes, money, short
@@ -191,6 +191,7 @@ def training_rows(model: ModelConfig, asked: TrainPlan, made: Trained) -> Rows:
         ("device-hours", short(cost.hours)),
         ("time", duration(cost.seconds)),
         ("money", f"{money(cost.usd)} at {asked.rent_words()}"),
+        *([] if asked.utilisation or card.utilisation != V3_USED else [("may take more", range_words(asked, cost))]),
         ("", ""),
         ("layout", f"{made.layout} ({'as given' if asked.layout() else 'chosen'}), {asked.precision}: {PRECISIONS[asked.precision].source}"),
         *memory_rows(made.memory, asked),
@@ -198,6 +199,16 @@ def training_rows(model: ModelConfig, asked: TrainPlan, made: Trained) -> Rows:
     if made.nearest:
         rows += [("", ""), ("nearest that fits", str(made.nearest[0])), *memory_rows(made.nearest[1], asked)]
     return rows
+
+
+def range_words(asked: TrainPlan, cost: TrainingCost) -> str:
+    """What the plan would be at the shares that other published trainings reached: the default is the best of them."""
+    times = {name: asked.used() / share for name, share in REACHED.items()}
+    told = ", ".join(f"{name} {share:.2f}" for name, share in REACHED.items())
+    return (
+        f"up to {short(cost.hours * max(times.values()))} device-hours and {money(cost.usd * max(times.values()))}: by their published "
+        f"hours whole trainings reached less ({told}). Give utilisation= where you know yours."
+    )
 
 
 def memory_rows(memory: Memory, asked: TrainPlan) -> Rows:

@@ -15,6 +15,7 @@ from rorqual.core.records import write_atomic
 from rorqual.data.distilled import Distilled
 from rorqual.distil.config import FactoryConfig
 from rorqual.distil.pictures import pictures
+from rorqual.distil.purse import NOTHING, Spending
 from rorqual.evals import page
 from rorqual.evals.pictures import DARK, LIGHT, png
 
@@ -41,7 +42,7 @@ class Findings:
     clock: Mapping[str, Mapping[str, float]]
     met: int
     notes: Sequence[str]
-    spent: float = 0.0
+    spending: Spending = NOTHING
     missing: int | None = None
     families: list[str] = field(init=False, default_factory=list)
 
@@ -146,7 +147,8 @@ def _facts(findings: Findings) -> Iterator[tuple[str, str, str]]:
     tokens = sum(row.completion_tokens for row in rows)
     yield "tokens sampled", f"{tokens:,}", f"{sum(row.completion_tokens for row in kept):,} kept"
     if findings.config.remote:
-        yield "paid", f"{findings.spent:.4g}", "answers that got lost included"
+        money = findings.spending
+        yield "paid", f"{money.total:.4g}", f"{money.paid:.4g} for answers that are here, {money.lost:.4g} lost"
     yield "core-seconds", f"{findings.core_seconds:.1f}", "sampling, verifying, filtering"
 
 
@@ -171,10 +173,22 @@ def _tables(findings: Findings) -> Iterator[Table]:
     reasons = [[name, why, str(dropped[name])] for name, why in REASONS.items() if dropped[name]]
     reasons.append(["kept", "", str(len(findings.kept))])
     yield "Filters", ["Dropped as", "Why", "Samples"], reasons
+    money = findings.spending
+    if money.total:
+        spent = [
+            _spent("paid, by our count", money.kept + money.lost_requests, money.total),
+            _spent("kept: its answer is here", money.kept, money.paid),
+            _spent("lost: no answer came, and it may have been billed", money.lost_requests, money.lost),
+        ]
+        yield "Money", ["Requests", "Number", "Money"], spent
     stages = [
         [name, f"{one['seconds']:.1f}", f"{one['core_seconds']:.1f}"] for name, one in sorted(findings.clock.items())
     ]
     yield "Cost", ["Stage", "Seconds", "Core-seconds"], stages
+
+
+def _spent(name: str, requests: int, money: float) -> list[str]:
+    return [name, str(requests), f"{money:.6g}"]
 
 
 def _counts(rows: Sequence[Distilled]) -> list[str]:

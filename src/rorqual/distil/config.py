@@ -34,7 +34,7 @@ class FilterConfig(Config):
     foreign: Share = 0.2
     shingle: Count = 3
     similar: Part = 0.8
-    overlap: int = Field(13, ge=2, le=MOST)
+    overlap: int = Field(8, ge=2, le=MOST)
 
 
 class Access(Config):

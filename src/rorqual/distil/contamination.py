@@ -1,24 +1,30 @@
 """Problems and samples that meet an evaluation set: the same text, or enough of its words in a row.
 
-Thirteen words in a row are the field's measure (Brown et al. 2020, appendix C), and as there, sequences that many texts share
-(here: over `COMMON` evaluation items, or problems to sample) are common text, such as an instruction, and give nothing away.
+Texts are compared without case and punctuation, twice: with their numbers and the signs between them, and as words alone, so that
+a problem with other numbers is met, too. `overlap` words in a row give an item away, by default 8 (GPT-3 used 8 to 13, Brown et al.
+2020, appendix C). A shorter item of at least `SHORT` words is met where it stands inside other words; one that is shorter still, as
+a whole. As in GPT-3, sequences that many texts share (here: over `COMMON` evaluation items, or problems to sample) are common text,
+such as an instruction, and give nothing away. Not found: other words for the same, and a change in every eighth word. A character
+of a script without spaces counts as a word.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from rorqual.core.errors import DataError
 from rorqual.distil.filters import words
 from rorqual.evals.run import pick
-from rorqual.tasks.base import Problem, Task
-from rorqual.tasks.find import load_task
+from rorqual.tasks.base import Problem, Split, Task, Verdict
+from rorqual.tasks.find import load_task, safe_problems
 from rorqual.tasks.rows import FileTask, read
 
 COMMON = 10
+SHORT = 4
+SIGNS = frozenset("+-*/=<>^%×÷")
 FROM_FILES, FROM_ENDLESS = 100_000, 250
 """How many problems of a test split are looked at: all that stand in files; of a task that makes them up, a sample, for making
 one of its rare test problems may take milliseconds, and such a task divides its problems by a hash of their keys."""
@@ -29,7 +35,10 @@ Gram = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Item:
-    """One problem of an evaluation set, and where it stands (`file:line`, or `task NAME: key`). `key` is "" where it has none."""
+    """One problem of an evaluation set, and where it stands (`file:line`, or `task NAME: key`). `key` is "" where it has none.
+
+    `by_words`: met by its words, too, and not by its key and as a whole alone.
+    """
 
     text: str
     where: str
@@ -47,7 +56,7 @@ class Meeting:
 
 @dataclass
 class Evaluations:
-    """Evaluation sets, indexed. `overlap`: words in a row that give an item away; a shorter one must be met as a whole."""
+    """Evaluation sets, indexed. `overlap`: words in a row that give an item away."""
 
     items: Sequence[Item]
     overlap: int
@@ -60,20 +69,29 @@ class Evaluations:
         for item in self.items:
             if item.key:
                 self._keys.setdefault(item.key, item)
-            found = tuple(words(item.text))
-            if found:
+            if found := bare(item.text):
                 self._whole.setdefault(found, item)
             if item.by_words:
-                for gram in grams(found, self.overlap):
+                short = {found} if SHORT <= len(found) < self.overlap else set()
+                for gram in self._telling(found) | short:
                     held[gram] += 1
                     self._grams.setdefault(gram, item)
         self._drop_common(held)
+
+    def _telling(self, found: Gram) -> set[Gram]:
+        """The sequences of `overlap` words of a text, and those of its words without numbers and signs, which begin with "" here."""
+        plain = tuple(word for word in found if word[0].isalpha())
+        return grams(found, self.overlap) | {("", *gram) for gram in grams(plain, self.overlap)}
+
+    def _all(self, text: str) -> set[Gram]:
+        found = bare(text)
+        return self._telling(found).union(*(grams(found, size) for size in range(SHORT, self.overlap)))
 
     def leave_out_common(self, texts: Iterable[str]) -> None:
         """Forget the sequences that over `COMMON` of `texts` hold."""
         held: Counter[Gram] = Counter()
         for text in texts:
-            held.update(gram for gram in grams(tuple(words(text)), self.overlap) if gram in self._grams)
+            held.update(self._all(text) & self._grams.keys())
         self._drop_common(held)
 
     def _drop_common(self, held: Counter[Gram]) -> None:
@@ -85,17 +103,32 @@ class Evaluations:
         """The evaluation item that a problem with this prompt meets; None where there is none."""
         if key and key in self._keys:
             return Meeting(self._keys[key].where, "key")
-        found = tuple(words(text))
+        found = bare(text)
         if found in self._whole:
             return Meeting(self._whole[found].where, "whole prompt")
         return self.holds(text)
 
     def holds(self, text: str) -> Meeting | None:
-        """The evaluation item of which a text, such as a sample, holds `overlap` words in a row."""
-        found = tuple(words(text))
-        for gram in sorted(grams(found, self.overlap) & self._grams.keys()):
-            return Meeting(self._grams[gram].where, " ".join(gram))
+        """The evaluation item that gives itself away in a text, such as a sample: enough of its words stand there in a row."""
+        for gram in sorted(self._all(text) & self._grams.keys()):
+            return Meeting(self._grams[gram].where, " ".join(gram).strip())
         return None
+
+
+def bare(text: str) -> Gram:
+    """The words of a text without punctuation: words and numbers, a minus before a number, and the signs of arithmetic between a number
+    or a single letter and another word."""
+    found = ["", *words(text), ""]
+    kept = []
+    for before, word, after in zip(found, found[1:], found[2:]):
+        operates = word in SIGNS and before[:1].isalnum() and after[:1].isalnum() and (_term(before) or _term(after))
+        if word[0].isalnum() or operates or (word == "-" and after[:1].isdigit()):
+            kept.append(word)
+    return tuple(kept)
+
+
+def _term(word: str) -> bool:
+    return word[0].isdigit() or len(word) == 1
 
 
 def grams(found: Gram, size: int) -> set[Gram]:
@@ -109,12 +142,26 @@ def evaluation_items(source: str, seed: int) -> list[Item]:
     path = Path(source)
     if path.suffix in (".jsonl", ".parquet"):
         return list(_items_in(path))
-    return [item_of(problem, source) for problem in test_problems(load_task(source), seed)]
+    task = load_task(source)
+    return [item_of(problem, source, by_words=not task.patterned) for problem in _Test(task).found(seed)]
 
 
-def test_problems(task: Task, seed: int) -> list[Problem]:
-    """The test split, or what is looked at of it."""
-    return pick(task, "test", FROM_FILES if isinstance(task, FileTask) else FROM_ENDLESS, seed, False)
+class _Test(Task):
+    """A task whose test split is looked at; `ended`: it has been, to its end."""
+
+    def __init__(self, inner: Task) -> None:
+        self.inner, self.name, self.ended = inner, inner.name, False
+
+    def found(self, seed: int) -> list[Problem]:
+        """The test split, or what is looked at of it."""
+        return pick(self, "test", FROM_FILES if isinstance(self.inner, FileTask) else FROM_ENDLESS, seed, False)
+
+    def problems(self, split: Split, seed: int) -> Iterator[Problem]:
+        yield from safe_problems(self.inner, split, seed)
+        self.ended = True
+
+    def grade(self, problem: Problem, reply: str) -> Verdict:
+        raise NotImplementedError
 
 
 def item_of(problem: Problem, task: str, *, by_words: bool = True) -> Item:
@@ -141,9 +188,16 @@ def _items_in(path: Path) -> Iterable[Item]:
 
 
 def own_test(task: Task, seed: int) -> tuple[list[Item], str]:
-    """The task's own test split, met by key or as a whole; and a note where it cannot be read."""
+    """The task's own test split; and a note where it cannot be read.
+
+    One that ends is met by key, as a whole and by words; one of `Task.patterned` by key and as a whole. Of one that never ends
+    `FROM_ENDLESS` problems are met so, too: they come from the same few patterns as those of the other splits, and their keys are
+    disjoint by a hash.
+    """
+    test = _Test(task)
     try:
-        found = test_problems(task, seed)
+        found = test.found(seed)
     except DataError as error:
         return [], f"no test split to compare with: {error.what}"
-    return [item_of(problem, task.name, by_words=False) for problem in found], ""
+    by_words = test.ended and not task.patterned
+    return [item_of(problem, task.name, by_words=by_words) for problem in found], ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -23,7 +24,8 @@ Place = tuple[str, int]
 class Entry:
     """One sample. `of` says of which teacher, settings and seed; `attempt` which request brought it ("": none was needed).
 
-    `core_seconds` is its share, by tokens, of what its batch took. `error`: why it is no answer, as in `Completion`.
+    `core_seconds` is its share, by tokens, of what its batch took. `error`: why it is no answer, as in `Completion`. `failed`: none came, and a
+    further call asks again. `model`: the name under which another model than the one that was asked for answered.
     """
 
     of: str
@@ -41,6 +43,8 @@ class Entry:
     money: float = 0.0
     attempt: str = ""
     error: str = ""
+    failed: bool = False
+    model: str = ""
 
     @property
     def place(self) -> Place:
@@ -72,6 +76,22 @@ def entry_of(
         error=_text(completion.error),
         **cost,
     )
+
+
+def failure_of(of: str, problem: Problem, number: int, params: SamplingParams, error: str) -> Entry:
+    """A sample that never came."""
+    return Entry(of, problem.key, number, params.seed, "", None, "stop", 0, 0, error=_text(error), failed=True)
+
+
+DATED = re.compile(r"[-@:](\d{3,4}|\d{6}|\d{8}|\d{4}-\d{2}(-\d{2})?)")
+"""What a server adds to a model's name to say which version it is."""
+
+
+def is_same_model(asked: str, answered: str) -> bool:
+    """Whether a server's name for the model that answered may be the one that was asked for: `gpt-4o` and `gpt-4o-2024-08-06` are, `gpt-4o` and
+    `gpt-4o-mini` are not. Case, an organisation before the name, and `-latest` make no other model; no name says nothing."""
+    one, other = (name.casefold().rpartition("/")[2].removesuffix("-latest") for name in (asked, answered))
+    return not other or other == one or (other.startswith(one) and bool(DATED.fullmatch(other[len(one) :])))
 
 
 def _text(text: str) -> str:

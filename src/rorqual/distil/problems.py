@@ -84,7 +84,8 @@ def choose(config: FactoryConfig) -> Chosen:
         raise DataError(
             f"all {len(met)} problems meet an evaluation set; the first, {problem.key!r:.60}, meets {meeting.where}",
             where=str(problem.meta.get("where", f"task {task.name}")),
-            remedy="Give training problems that are not held out to measure on.",
+            remedy="Give training problems that are not held out to measure on. Where all problems of the task share their sentences,"
+            " set `patterned = True` in its class.",
         )
     notes = [note] if note else []
     asked = len(clean)

@@ -5,18 +5,20 @@ from __future__ import annotations
 import hashlib
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from rorqual.core.records import Message, RunDir, Thinking
 from rorqual.data.distilled import Distilled
 from rorqual.distil.config import FactoryConfig
-from rorqual.distil.entries import Entry, Place, entry_of, identity
-from rorqual.distil.purse import Purse
+from rorqual.distil.entries import Entry, Place, entry_of, failure_of, identity, is_same_model
+from rorqual.distil.purse import NOTHING, Purse, Spending
 from rorqual.engine.engine import Engine
-from rorqual.engine.remote import FREE, RemoteEngine
+from rorqual.engine.remote import FREE, REFUSED, RemoteEngine, RemoteError
 from rorqual.engine.request import Completion, Request
 from rorqual.engine.score import Scored, score
+from rorqual.evals.kept import IN_A_ROW
 from rorqual.evals.run import seeded
 from rorqual.model.adapter import fingerprint
 from rorqual.tasks.base import Problem
@@ -25,8 +27,12 @@ Keep = Callable[[Sequence[Entry], Callable[[], None]], None]
 """Takes samples that are there, calls the second argument when they are on the disk, and looks at them after."""
 UnderWay = Callable[[int], None]
 """Told how many samples are drawn and not kept yet."""
+FAILURES_IN_A_ROW = 5
+"""So many requests one after another that fail, each after its retries, stop the factory: the server is at fault, not a request."""
 
 
+Ask = tuple[Problem, int, Request]
+"""A problem, which of its samples, and what is asked for it."""
 ANY = (Message("user", "?"),)
 
 
@@ -47,12 +53,20 @@ class Teacher(ABC):
     chosen: int = 0
 
     @abstractmethod
-    def sample(self, problems: Sequence[Problem], have: Mapping[Place, Entry], keep: Keep, under_way: UnderWay) -> bool:
-        """Sample what is not in `have` and hand it to `keep`; False where money ran out."""
+    def sample(
+        self,
+        problems: Sequence[Problem],
+        have: Mapping[Place, Entry],
+        keep: Keep,
+        under_way: UnderWay,
+        failed: Collection[Place] = (),
+    ) -> bool:
+        """Sample what is not in `have` and hand it to `keep`; False where money ran out. `failed`: what failed in an earlier call."""
 
-    def spent(self) -> float:
+    @property
+    def spending(self) -> Spending:
         """Money, lost answers included."""
-        return 0.0
+        return NOTHING
 
     def top(self, rows: Sequence[Distilled], k: int) -> list[Scored]:
         """The `k` likeliest tokens at each place of each row's reply."""
@@ -79,7 +93,14 @@ class LocalTeacher(Teacher):
         made, free = (len(self._engine.chat.prompt(ANY, mode)) for mode in modes)
         self.chosen = made - free
 
-    def sample(self, problems: Sequence[Problem], have: Mapping[Place, Entry], keep: Keep, under_way: UnderWay) -> bool:
+    def sample(
+        self,
+        problems: Sequence[Problem],
+        have: Mapping[Place, Entry],
+        keep: Keep,
+        under_way: UnderWay,
+        failed: Collection[Place] = (),
+    ) -> bool:
         for batch in self.batches(problems):
             missing = {(p.key, n) for p in batch for n in range(self.config.samples)} - have.keys()
             if missing:
@@ -112,14 +133,19 @@ class LocalTeacher(Teacher):
 
 
 class RemoteTeacher(Teacher):
-    """An OpenAI-compatible address: each answer is kept on arrival, and paid from a purse where there are prices, or were."""
+    """An OpenAI-compatible address: each answer is kept on arrival, and paid from a purse where there are prices, or were.
+
+    A request that fails by itself, after its retries, is kept as a failure, and the others go on. The server is at fault, and its error is
+    raised, where it answered nothing at all, where `FAILURES_IN_A_ROW` fail one after another, and where it refuses `IN_A_ROW` so. What had
+    failed in an earlier call is asked last and does not count: the same call always goes on.
+    """
 
     def __init__(self, config: FactoryConfig, out: Path, api_key: str) -> None:
         self.config, self.out = config, out
         access = config.access
         self.label = f"{config.model} at {config.teacher}"
         self.of = identity(config, config.teacher)
-        self._spent = 0.0
+        self._purse: Purse | None = None
         self._engine = RemoteEngine(
             config.teacher,
             config.model,
@@ -131,40 +157,68 @@ class RemoteTeacher(Teacher):
             seed_bits=config.seed_bits,
         )
 
-    def spent(self) -> float:
-        return self._spent
+    @property
+    def spending(self) -> Spending:
+        return self._purse.spending if self._purse else NOTHING
 
-    def sample(self, problems: Sequence[Problem], have: Mapping[Place, Entry], keep: Keep, under_way: UnderWay) -> bool:
+    def sample(
+        self,
+        problems: Sequence[Problem],
+        have: Mapping[Place, Entry],
+        keep: Keep,
+        under_way: UnderWay,
+        failed: Collection[Place] = (),
+    ) -> bool:
         asks = [
             (problem, number, request_of(self.config, problem))
             for number in range(self.config.samples)  # a first sample of each before a second of any
             for problem in problems
             if (problem.key, number) not in have
         ]
+        asks.sort(key=lambda ask: (ask[0].key, ask[1]) in failed)
         access = self.config.access
         ledger = self.out / "purse.jsonl"
         if not access.price_in and not access.price_out and not ledger.is_file():
-
-            def arrived(place: int, completion: Completion) -> None:
-                problem, number, request = asks[place]
-                keep([entry_of(self.of, problem, number, request.params, completion)], nothing)
-
-            return self._engine.collect([(request, number) for _, number, request in asks], arrived, FREE)
+            return self._collect(asks, None, keep, failed, bool(have))
         names = [
             (f"{hashlib.sha256(p.key.encode()).hexdigest()[:12]}.{number}", request) for p, number, request in asks
         ]
-        with Purse(ledger, access, names, list(have.values())) as purse:
+        with Purse(ledger, access, names, list(have.values())) as self._purse:
+            return self._collect(asks, self._purse, keep, failed, bool(have))
 
-            def paid(place: int, completion: Completion) -> None:
-                problem, number, request = asks[place]
-                attempt, money = purse.bill(place, completion)
-                entry = entry_of(self.of, problem, number, request.params, completion, money=money, attempt=attempt)
-                keep([entry], lambda: purse.settle(place, money))
+    def _collect(
+        self, asks: Sequence[Ask], purse: Purse | None, keep: Keep, before: Collection[Place], answered: bool
+    ) -> bool:
+        in_a_row: Counter[bool] = Counter()
+        errors: list[RemoteError] = []
 
-            try:
-                return self._engine.collect([(request, number) for _, number, request in asks], paid, purse)
-            finally:
-                self._spent = purse.spent
+        def arrived(place: int, completion: Completion) -> None:
+            nonlocal answered
+            answered = True
+            in_a_row.clear()
+            problem, number, request = asks[place]
+            attempt, money = purse.bill(place, completion) if purse else ("", 0.0)
+            other = "" if is_same_model(self.config.model, completion.model) else completion.model
+            entry = entry_of(
+                self.of, problem, number, request.params, completion, money=money, attempt=attempt, model=other
+            )
+            keep([entry], lambda: purse.settle(place, money) if purse else None)
+
+        def failed(place: int, error: RemoteError) -> None:
+            problem, number, request = asks[place]
+            errors.append(error)
+            keep([failure_of(self.of, problem, number, request.params, error.what)], nothing)
+            refused = error.status in REFUSED
+            in_a_row[refused] += (problem.key, number) not in before
+            if in_a_row[refused] == (IN_A_ROW if refused else FAILURES_IN_A_ROW):
+                raise error
+
+        wanted = [(request, number) for _, number, request in asks]
+        alone = bool(self.config.access.budget) and not answered  # it shows what this server bills
+        whole = self._engine.collect(wanted, arrived, purse or FREE, failed=failed, first_alone=alone)
+        if errors and not answered:
+            raise errors[0]
+        return whole
 
 
 def request_of(config: FactoryConfig, problem: Problem) -> Request:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import socket
+import ssl
 import threading
 import time
 import urllib.error
@@ -19,12 +20,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from email.message import Message as Headers
 from http.client import HTTPException
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from rorqual.core.errors import ConfigError, DataError, RorqualError
 from rorqual.engine.remote_body import further
-from rorqual.engine.remote_reply import END_THINK, prompt_scores, read_until, split_reasoning, text_of, writable
+from rorqual.engine.remote_reply import NoCompletion, completion_of, read_until, shorten
 from rorqual.engine.request import Completion, Request
 from rorqual.engine.seeds import Bits, sample_seed
 
@@ -33,17 +34,23 @@ FINAL = frozenset({501, 505})
 """Of the server's own errors those that the same request meets again."""
 REFUSED = frozenset({400, 413, 422})
 """What a server says of a request that is itself at fault: others may well be answered."""
-NO_ANSWER = frozenset({"content_filter", "tool_calls", "function_call", "error"})
-"""Ends of what is no answer to a request that carries no tools."""
+UNSURE = frozenset({408, 409, 425})
+"""Errors below 500 that may come after work was done. Every other one of them says that the request was turned away."""
+UNSENT = (ConnectionRefusedError, socket.gaierror, ssl.SSLCertVerificationError)
+"""What is raised before a request is sent."""
 LONGEST_WAIT = 60.0
 
 
 class RemoteError(RorqualError):
-    """An address that does not answer, or not as agreed. `status`: what it answered by HTTP, 0 where it did not refuse."""
+    """An address that does not answer, or not as agreed. `status`: what it answered by HTTP, 0 where it did not refuse.
 
-    def __init__(self, what: str, *, where: str = "", remedy: str = "", status: int = 0) -> None:
+    `alone`: one request failed, after its retries, and others may well be answered: a server's error, a timeout, a broken connection, or a
+    reply that is no completion. Not alone are a wrong key, model or address, a rate limit, and a server that is not there.
+    """
+
+    def __init__(self, what: str, *, where: str = "", remedy: str = "", status: int = 0, alone: bool = False) -> None:
         super().__init__(what, where=where, remedy=remedy)
-        self.status = status
+        self.status, self.alone = status, alone or status in REFUSED
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -59,7 +66,10 @@ class Toll(Protocol):
         """Whether the request at `place` may be sent (again); asked before each try, and may wait for others to end."""
 
     def refused(self, place: int) -> None:
-        """The try was not answered and will not be billed: the server refused it, or nobody was there."""
+        """The try will not be billed: it was never sent, or the server turned it away (HTTP 3xx and 4xx but `UNSURE`)."""
+
+    def used(self, place: int, usage: Mapping[str, int]) -> None:
+        """The try brought no completion, and the server counts these tokens for it."""
 
     def left(self, place: int) -> None:
         """The request is over, whatever came of it; what may have been billed without an answer has been."""
@@ -70,6 +80,9 @@ class _Free:
         return True
 
     def refused(self, place: int) -> None:
+        pass
+
+    def used(self, place: int, usage: Mapping[str, int]) -> None:
         pass
 
     def left(self, place: int) -> None:
@@ -106,8 +119,9 @@ class _Gate:
 class RemoteEngine:
     """`POST {base_url}/chat/completions`, one HTTP request a sample, `concurrency` at a time.
 
-    `timeout` in seconds for each try. `retries`: further tries after 408, 409, 425, 429, 5xx or a broken connection,
-    with waits of `backoff` seconds, doubled each time, or what `Retry-After` says. Thinking `on` and `off` are sent as
+    `timeout` in seconds for each try. `retries`: further tries after 408, 409, 425, 429, 5xx, a broken connection or a reply that is no
+    completion (a page of HTML, no choices), with waits of `backoff` seconds, doubled each time, or what `Retry-After` says.
+    Thinking `on` and `off` are sent as
     `chat_template_kwargs`, as vLLM and SGLang take them; `auto` sends nothing. `extra` is merged into each body.
     `seed_bits`: 64, as OpenAI's API documents seeds, or 31 for a server that refuses those; either way one seed is one request.
     """
@@ -170,29 +184,29 @@ class RemoteEngine:
         arrived: Callable[[int, Completion], None],
         toll: Toll = FREE,
         refused: Callable[[int, RemoteError], None] | None = None,
+        failed: Callable[[int, RemoteError], None] | None = None,
+        first_alone: bool = False,
     ) -> bool:
         """Ask for the given (request, number of the sample) and hand each answer over as it comes: `arrived(place, completion)`.
 
         One call of `arrived` at a time, in the order of arrival. The first failure, of a request or of `arrived`, stops
         everything that is not under way yet; what is under way is waited for and handed over, then the failure is raised.
         `toll` is asked before each try; False is returned where it let one not through, and nothing further was sent.
-        With `refused(place, error)` the others go on where the server refuses a request for what it asks (`REFUSED`).
+        With `refused(place, error)` the others go on where the server refuses a request for what it asks (`REFUSED`), with
+        `failed(place, error)` also where it fails `alone` in another way. `first_alone`: the first is waited for before any other is sent.
         """
-        for number, (request, _) in enumerate(wanted):
-            if not request.messages:
-                raise DataError(
-                    "it has token ids and no messages, and an address takes messages only",
-                    where=f"request {number}",
-                    remedy="Fill `messages`.",
-                )
+        _need_messages(wanted)
         lock, stop = threading.Lock(), threading.Event()
         faults: list[BaseException] = []
+
+        def told(error: RemoteError) -> Callable[[int, RemoteError], None] | None:
+            return refused if refused is not None and error.status in REFUSED else failed if error.alone else None
 
         def answer(place: int) -> Completion | RemoteError:
             try:
                 return self._complete(*wanted[place], _Gate(toll, place, stop))
             except RemoteError as error:
-                if refused is None or error.status not in REFUSED:
+                if told(error) is None:
                     raise
                 return error
 
@@ -205,15 +219,16 @@ class RemoteEngine:
                 with lock, _noting(faults, stop):  # stopped before another thread has the lock, and goes on
                     if isinstance(found, Completion):
                         arrived(place, found)
-                    elif refused is not None:
-                        refused(place, found)
+                    elif tell := told(found):
+                        tell(place, found)
             finally:
                 toll.left(place)
 
         with ThreadPoolExecutor(self.concurrency, thread_name_prefix="remote") as pool:
             try:
-                for future in [pool.submit(one, place) for place in range(len(wanted))]:
-                    future.result()
+                for part in (range(first_alone), range(first_alone, len(wanted))):
+                    for future in [pool.submit(one, place) for place in part]:
+                        future.result()
             except BaseException as error:
                 stop.set()
                 pool.shutdown(wait=True, cancel_futures=True)
@@ -243,72 +258,36 @@ class RemoteEngine:
         return body | self.extra
 
     def _complete(self, request: Request, sample: int, gate: _Gate) -> Completion:
-        data = self._post(self._body(request, sample), gate)
-        try:
-            choice = data["choices"][0]
-            message = choice["message"]
-            content = text_of(message.get("content"))
-            given = message.get("reasoning_content") or message.get("reasoning")
-            ended, refusal = choice.get("finish_reason"), message.get("refusal")
-            scores = prompt_scores(data.get("prompt_logprobs"), request.params.prompt_logprobs)
-        except (KeyError, IndexError, TypeError, AttributeError, ValueError):
-            raise RemoteError(
-                f"the answer has no choices[0].message: {_shorten(json.dumps(data))}",
-                where=self.url,
-                remedy="The address must speak OpenAI's chat completions.",
-            ) from None
-        reasoning: str | None
-        if given:  # apart, and some servers leave `</think>` in front of the content all the same
-            text, reasoning = content.lstrip("\n").removeprefix(END_THINK).lstrip("\n"), str(given)
-        else:
-            text, reasoning = split_reasoning(content)
-        reason: Literal["stop", "length"] = "length" if ended == "length" else "stop"
-        usage = data.get("usage")
-        fault = ""
-        if ended in NO_ANSWER or (refusal and not content):
-            fault = f"the server gave no answer: {_shorten(str(refusal or choice.get('error') or ended))}"
-        return Completion(
-            prompt_ids=(),
-            token_ids=[],
-            logprobs=[],
-            finish_reason=reason,
-            text=writable(text),
-            reasoning=None if reasoning is None else writable(reasoning),
-            usage={name: value for name, value in usage.items() if type(value) is int}
-            if isinstance(usage, dict)
-            else {},
-            error=fault,
-            prompt_logprobs=scores and scores[0],
-            prompt_top_logprobs=scores and scores[1],
-        )
-
-    def _post(self, body: dict[str, Any], gate: _Gate) -> Any:
+        body = self._body(request, sample)
         for attempt in range(self.retries + 1):
-            fault, wait = "stopped, since another request failed", 0.0
+            fault, wait, alone = "stopped, since another request failed", 0.0, False
+            remedy = "See that the server runs and can take this many requests at once, or lower concurrency."
             if gate.stop.is_set():
                 break
             if not gate.toll.enter(gate.place):
                 raise _Unpaid("no money for another request", where=self.url)
             try:
-                return self._once(body)
+                return completion_of(self._once(body), request.params.prompt_logprobs)
             except urllib.error.HTTPError as error:
-                gate.toll.refused(gate.place)
+                if error.code < 500 and error.code not in UNSURE:
+                    gate.toll.refused(gate.place)
                 fault, wait = f"HTTP {error.code}: {_message_of(error)}", _retry_after(error.headers)
                 if error.code not in RETRIED and (error.code < 500 or error.code in FINAL):
                     remedy = self._remedy(error.code, fault)
                     raise RemoteError(fault, where=self.url, remedy=remedy, status=error.code) from None
+                alone = error.code != 429
+            except NoCompletion as error:
+                gate.toll.used(gate.place, error.usage)
+                fault, remedy, alone = str(error), error.remedy, True
             except (OSError, HTTPException) as error:  # URLError and timeouts are OSErrors
                 reason = getattr(error, "reason", error)
-                if isinstance(reason, ConnectionRefusedError | socket.gaierror):
+                alone = not isinstance(reason, UNSENT)
+                if not alone:
                     gate.toll.refused(gate.place)
                 fault = str(reason) or type(error).__name__
             if attempt < self.retries:
                 gate.stop.wait(min(max(wait, self.backoff * 2**attempt), LONGEST_WAIT))
-        raise RemoteError(
-            f"{fault} (tried {attempt + 1} times)",
-            where=self.url,
-            remedy="See that the server runs and can take this many requests at once, or lower concurrency.",
-        )
+        raise RemoteError(f"{fault} (tried {attempt + 1} times)", where=self.url, remedy=remedy, alone=alone)
 
     def _remedy(self, code: int, fault: str) -> str:
         if self.seed_bits == 64 and re.search(r"\bseed\b", fault):
@@ -327,21 +306,27 @@ class RemoteEngine:
         try:
             return json.loads(raw)
         except RecursionError:
-            raise RemoteError(
-                "the answer is JSON that nests without end",
-                where=self.url,
-                remedy="The address must speak OpenAI's chat completions.",
-            ) from None
+            raise NoCompletion("the answer is JSON that nests without end", {}) from None
         except ValueError:
             if (
                 not raw or raw.lstrip()[:1] == b"{" or (promised.isdigit() and len(raw) < int(promised))
             ):  # read1(n) is silent about it
                 raise HTTPException(f"the answer broke off after {len(raw)} bytes") from None
-            raise RemoteError(
-                f"the answer is not JSON: {_shorten(raw.decode('utf-8', 'replace'))}",
-                where=self.url,
-                remedy="Give the address of the API, which often ends in /v1.",
+            raise NoCompletion(
+                f"the answer is not JSON: {shorten(raw.decode('utf-8', 'replace'))}",
+                {},
+                "Give the address of the API, which often ends in /v1.",
             ) from None
+
+
+def _need_messages(wanted: Sequence[tuple[Request, int]]) -> None:
+    for number, (request, _) in enumerate(wanted):
+        if not request.messages:
+            raise DataError(
+                "it has token ids and no messages, and an address takes messages only",
+                where=f"request {number}",
+                remedy="Fill `messages`.",
+            )
 
 
 def _retry_after(headers: Headers) -> float:
@@ -362,7 +347,7 @@ def _message_of(error: urllib.error.HTTPError) -> str:
         raw = detail["message"] if isinstance(detail, dict) else detail
     except (ValueError, KeyError, TypeError):
         pass
-    return _shorten(str(raw)) or error.reason
+    return shorten(str(raw)) or error.reason
 
 
 def _remedy(code: int) -> str:
@@ -372,8 +357,3 @@ def _remedy(code: int) -> str:
         404: "Check the address, which often ends in /v1, and the name of the model.",
     }
     return known.get(code, "The server refuses this request: its message says why.")
-
-
-def _shorten(text: str) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= 300 else text[:300] + "..."

@@ -2,11 +2,75 @@
 
 from __future__ import annotations
 
+import json
 import time
+from collections.abc import Mapping
 from typing import Any
+
+from rorqual.engine.request import Completion
 
 LARGEST_REPLY = 64 * 2**20
 THINK, END_THINK = "<think>", "</think>"
+NO_ANSWER = frozenset({"content_filter", "tool_calls", "function_call", "error"})
+"""Ends of what is no answer to a request that carries no tools."""
+
+
+class NoCompletion(Exception):
+    """A reply of status 200 that holds no completion. `remedy`: what a user can do; `usage`: the tokens that it counts all the same."""
+
+    remedy = "The address must speak OpenAI's chat completions."
+
+    def __init__(self, what: str, usage: Mapping[str, int], remedy: str = remedy) -> None:
+        super().__init__(what)
+        self.usage, self.remedy = usage, remedy
+
+
+def completion_of(data: Any, prompt_logprobs: int | None) -> Completion:
+    """The first choice of a reply's JSON; `NoCompletion` where there is none."""
+    try:
+        choice = data["choices"][0]
+        message = choice["message"]
+        content = text_of(message.get("content"))
+        given = message.get("reasoning_content") or message.get("reasoning")
+        ended, refusal = choice.get("finish_reason"), message.get("refusal")
+        scores = prompt_scores(data.get("prompt_logprobs"), prompt_logprobs)
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError):
+        raise NoCompletion(
+            f"the answer has no choices[0].message: {shorten(json.dumps(data))}", usage_of(data)
+        ) from None
+    reasoning: str | None
+    if given:  # apart, and some servers leave `</think>` in front of the content all the same
+        text, reasoning = content.lstrip("\n").removeprefix(END_THINK).lstrip("\n"), str(given)
+    else:
+        text, reasoning = split_reasoning(content)
+    fault = ""
+    if ended in NO_ANSWER or (refusal and not content):
+        fault = f"the server gave no answer: {shorten(str(refusal or choice.get('error') or ended))}"
+    return Completion(
+        prompt_ids=(),
+        token_ids=[],
+        logprobs=[],
+        finish_reason="length" if ended == "length" else "stop",
+        text=writable(text),
+        reasoning=None if reasoning is None else writable(reasoning),
+        usage=usage_of(data),
+        error=fault,
+        prompt_logprobs=scores and scores[0],
+        prompt_top_logprobs=scores and scores[1],
+        model=writable(name) if isinstance(name := data.get("model"), str) else "",
+    )
+
+
+def usage_of(data: Any) -> dict[str, int]:
+    """The whole numbers of a reply's `usage`; none where it has no such object."""
+    usage = data.get("usage") if isinstance(data, dict) else None
+    return {name: value for name, value in usage.items() if type(value) is int} if isinstance(usage, dict) else {}
+
+
+def shorten(text: str) -> str:
+    """One line of at most 300 characters."""
+    text = " ".join(text.split())
+    return text if len(text) <= 300 else text[:300] + "..."
 
 
 def read_until(reply: Any, end: float) -> bytes:

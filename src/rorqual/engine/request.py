@@ -91,7 +91,7 @@ class Completion:
     [len(prompt_ids)]: the same of the prompt, where `SamplingParams.prompt_logprobs` asks for it; None and [] for its first token.
     `usage` counts `prompt_tokens`, `completion_tokens` and, of a local engine, `prompt_cache_hit_tokens` and `prompt_cache_miss_tokens`.
     `error`: why this is no answer, where it is none: the grammar gave up in the middle, the answer does not match what its schema asks
-    beyond the grammar, or a logit was not a number.
+    beyond the grammar, or a logit was not a number. `model`: what an address calls the model that answered.
     `text` is the reply after `</think>`, `reasoning` what stood before it (None: it did not think).
     """
 
@@ -108,6 +108,7 @@ class Completion:
     error: str = ""
     prompt_logprobs: list[float | None] | None = None
     prompt_top_logprobs: list[list[tuple[int, float]]] | None = None
+    model: str = ""
 
 
 Arrived = Callable[[int, int, Completion], None]

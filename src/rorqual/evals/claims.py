@@ -1,4 +1,4 @@
-"""What the report claims of reinforcement and of the student, family by family, and whether the figures bear it out."""
+"""What the report says of one run's models, family by family, and whether the figures bear it out. No verdict on a method."""
 
 from __future__ import annotations
 
@@ -129,20 +129,11 @@ def ask(
             wide = compare(before, after, grain=grain, measure=topic.measure, side="greater", confidence=0.99)
             for row, wider in zip(rows, wide, strict=True):
                 change, family = row.difference, "all families" if row.family == ALL else row.family
-                how = "McNemar's exact test, one-sided, Holm-corrected; bootstrap interval over problems"
+                how = "McNemar's exact test, one-sided, Holm-corrected; score interval over problems"
                 made = claim(topic.text.format(family=family), change.mean, change.interval, row.p_value, how)
                 asked.append(Asked(topic, family, made, wider.difference.interval, row))
     corrected = holm(item.claim for item in asked)
     return [replace(item, claim=claim) for item, claim in zip(asked, corrected, strict=True)]
-
-
-def tally(asked: Sequence[Asked]) -> list[tuple[Topic, int, int, int]]:
-    """Per topic: in how many families it holds, is not decided, and does not hold."""
-    result = []
-    for topic in TOPICS:
-        verdicts = [item.claim.holds for item in asked if item.topic.name == topic.name]
-        result.append((topic, *(verdicts.count(v) for v in ("holds", "not decided", "does not hold"))))
-    return result  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import numpy as np
 
 from rorqual.core.errors import DataError
 from rorqual.evals.evaluation import Evaluation, Grain, Sample, cell, per_problem
-from rorqual.evals.stats import Difference, Floats, Side, hierarchical_difference, mcnemar
+from rorqual.evals.stats import Difference, Floats, Side, difference_over_seeds, mcnemar
 from rorqual.tasks.base import Verdict
 
 Measure = Callable[[Sample], float]
@@ -29,8 +29,9 @@ def did_think(sample: Sample) -> float:
 class Comparison:
     """`before` and `after` are means over the same problems; `gained` and `lost` count problems that changed.
 
-    `p_value` is McNemar's exact test over all seeds' pairs. It is None where a problem has several samples, for then
-    verdicts are not binary. `left_out` counts problems that one side could not grade.
+    `p_value` is McNemar's exact test over the pairs of one seed. It is None where there are several seeds, whose pairs are not
+    independent, or where a problem has several samples, for then verdicts are not binary. `left_out` counts problems that one
+    side could not grade.
     """
 
     family: str
@@ -53,7 +54,10 @@ def compare(
     side: Side = "two-sided",
     confidence: float = 0.95,
 ) -> list[Comparison]:
-    """`after - before` for each family (or level, or the whole). Refuses evaluations of different problems."""
+    """`after - before` for each family (or level, or the whole), with the score interval over problems.
+
+    Refuses evaluations of different problems.
+    """
     return compare_seeds([before], [after], grain=grain, measure=measure, side=side, confidence=confidence)
 
 
@@ -69,7 +73,7 @@ def compare_seeds(
 ) -> list[Comparison]:
     """The same for several runs that differ in their seed: `before[s]` is paired with `after[s]`.
 
-    The interval resamples seeds first, then problems, so that it covers what another seed would give.
+    With several seeds the interval resamples seeds first, then problems; it covers less than it says (`hierarchical_difference`).
     """
     if len(before) != len(after) or not before:
         raise DataError(
@@ -141,8 +145,8 @@ def _compare_cell(
         level=name[1],
         before=float(np.mean([part.mean() for part in olds])),
         after=float(np.mean([part.mean() for part in news])),
-        difference=hierarchical_difference(olds, news, confidence, samples),
-        p_value=mcnemar(old > 0.5, new > 0.5, side) if single else None,
+        difference=difference_over_seeds(olds, news, confidence, samples),
+        p_value=mcnemar(old > 0.5, new > 0.5, side) if single and len(pairs) == 1 else None,
         gained=int((new > old).sum()),
         lost=int((new < old).sum()),
         left_out=sum(pair[2] for pair in pairs),

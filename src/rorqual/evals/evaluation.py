@@ -9,13 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-
 from rorqual.core.config import Config, parse
 from rorqual.core.errors import DataError
 from rorqual.core.records import Thinking, write_json
 from rorqual.engine.request import SamplingParams
-from rorqual.evals.stats import Interval, paired_difference, wilson
+from rorqual.evals.stats import Interval, wilson
 from rorqual.tasks.base import Split, Verdict
 from rorqual.tasks.families import FAMILIES, Families
 
@@ -51,9 +49,8 @@ class Sample(Config):
 class Row:
     """The summary of one family and level (`all` where pooled).
 
-    `accuracy` is over graded samples, with `interval`: Wilson's where each problem has one sample, else a bootstrap
-    over problems, since samples of one problem are not independent. `thinking_length` is the mean over samples that
-    thought.
+    `accuracy` is over graded samples, with `interval`, Wilson's over problems: samples of one problem are not independent.
+    `thinking_length` is the mean over samples that thought.
     """
 
     family: str
@@ -122,7 +119,7 @@ class Evaluation(Config):
             groups.setdefault(cell(sample, grain), []).append(sample)
         if grain == "level":
             order = list(dict.fromkeys(family for family, _ in groups))
-            groups = dict(sorted(groups.items(), key=lambda item: (order.index(item[0][0]), _natural(item[0][1]))))
+            groups = dict(sorted(groups.items(), key=lambda item: (order.index(item[0][0]), natural(item[0][1]))))
         return [self._row(name, group, confidence) for name, group in groups.items()]
 
     def _row(self, name: tuple[str, str], group: list[Sample], confidence: float) -> Row:
@@ -177,7 +174,7 @@ def cell_name(family: str, level: str) -> str:
     return f"{family}/{level}" if level not in ("", ALL) else family
 
 
-def _natural(level: str) -> tuple[int, float, str]:
+def natural(level: str) -> tuple[int, float, str]:
     """Levels that are numbers in the order of numbers, the rest by name."""
     try:
         return (0, float(level), level)
@@ -191,12 +188,9 @@ def _mean(values: Iterable[float]) -> float:
 
 
 def accuracy_interval(graded: list[Sample], confidence: float) -> Interval:
-    """Interval of the share right: Wilson's, or a bootstrap over problems where a problem has several samples."""
+    """Wilson's interval of the share right, over problems: several samples of one problem are not several problems."""
     values = per_problem(graded, lambda sample: float(sample.verdict is Verdict.RIGHT))
-    if len(values) == len(graded):
-        return wilson(int(sum(values.values())), len(graded), confidence)
-    rates = np.asarray(list(values.values()))
-    return paired_difference(np.zeros(len(rates)), rates, confidence).interval
+    return wilson(min(math.fsum(values.values()), len(values)), len(values), confidence)
 
 
 def per_problem(samples: Iterable[Sample], value: Callable[[Sample], float]) -> dict[str, float]:

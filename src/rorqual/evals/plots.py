@@ -20,12 +20,15 @@ from rorqual.evals.series import draw_series, ends
 
 SETTINGS: tuple[tuple[str, Thinking, str], ...] = (
     ("before", "auto", "before GRPO, own choice"),
+    ("before", "on", "before GRPO, made to think"),
     ("after", "auto", "after GRPO, own choice"),
     ("after", "off", "after GRPO, answering at once"),
     ("after", "on", "after GRPO, made to think"),
 )
 BASELINE = "best baseline"
-MARKERS = ("o", "o", "s", "^")
+MARKERS = ("o", "^", "o", "s", "^")
+HOLLOW = 2
+"""The first settings, those before GRPO, are drawn hollow."""
 
 
 def pictures(findings: Findings) -> dict[str, Picture]:
@@ -69,8 +72,8 @@ def learning_curves(findings: Findings) -> Picture:
     return Picture("learning-curves", alt, caption, draw)
 
 
-def _colours(theme: Theme) -> tuple[str, str, str, str]:
-    return theme.before, theme.after, theme.off, theme.on
+def _colours(theme: Theme) -> tuple[str, ...]:
+    return theme.before, theme.on, theme.after, theme.off, theme.on
 
 
 def _errors(rows: Sequence[Row]) -> np.ndarray:
@@ -98,11 +101,11 @@ def accuracy(findings: Findings) -> Picture:
             colour = _colours(theme)[index]
             axis.errorbar(
                 [row.accuracy for row in rows],
-                places + 0.27 - 0.18 * index,
+                places + 0.3 - 0.15 * index,
                 xerr=_errors(rows),
                 fmt=MARKERS[index],
                 color=colour,
-                markerfacecolor=theme.ground if index == 0 else colour,
+                markerfacecolor=theme.ground if index < HOLLOW else colour,
                 markersize=5.5,
                 elinewidth=1.5,
                 label=label,
@@ -119,7 +122,10 @@ def accuracy(findings: Findings) -> Picture:
         _legend(figure, axis, 3)
         return figure
 
-    told = "; ".join(f"{f} {tables[0][f].accuracy:.0%} to {tables[1][f].accuracy:.0%}" for f in families)
+    told = "; ".join(
+        f"{f} {tables[0][f].accuracy:.0%} to {tables[2][f].accuracy:.0%} (made to think before it {tables[1][f].accuracy:.0%})"
+        for f in families
+    )
     alt = f"Held-out accuracy per family, before to after GRPO by the model's own choice: {told}."
     caption = (
         "Held-out problems answered rightly, with 95 % Wilson intervals. Every setting was asked the same problems."
@@ -142,7 +148,7 @@ def accuracy_by_level(findings: Findings) -> Picture:
         figure.supxlabel("level of difficulty", fontsize=8.5, color=theme.faint)
         return figure
 
-    alt = "Small panels, one for each family: accuracy at each level of difficulty in four settings, beside the best baseline."
+    alt = "Small panels, one for each family: accuracy at each level of difficulty in five settings, beside the best baseline."
     return Picture("accuracy-by-level", alt, "The same answers by level of difficulty, with 95 % intervals.", draw)
 
 
@@ -155,12 +161,12 @@ def _draw_levels(axis: Axes, theme: Theme, family: str, tables: Sequence[Sequenc
         rows = [found[level] for level in levels]
         best = [row.best[1] for row in rows]
         axis.errorbar(
-            places + 0.08 * (index - 1.5),
+            places + 0.08 * (index - 2),
             [row.accuracy for row in rows],
             yerr=_errors(rows),
             fmt=MARKERS[index] + "-",
             color=_colours(theme)[index],
-            markerfacecolor=theme.ground if index == 0 else _colours(theme)[index],
+            markerfacecolor=theme.ground if index < HOLLOW else _colours(theme)[index],
             markersize=4,
             linewidth=1.2,
             elinewidth=1,

@@ -1,4 +1,4 @@
-"""The report's tables of claims: at a glance, and each with its figures."""
+"""The report's tables of claims on one run's models: at a glance, and each with its figures."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rorqual.evals.claims import Asked, Topic
 from rorqual.evals.stats import Claim, Interval
 from rorqual.evals.table import p_text, percent
 
-MARKS = {"holds": ("yes", "●"), "does not hold": ("no", "✕"), "not decided": ("open", "○")}
+MARKS = {"higher": ("yes", "●"), "lower": ("no", "✕"), "open": ("open", "○")}
 
 
 def claim_tables(asked: Sequence[Asked], topics: Sequence[Topic], name: str = "claims") -> list[str]:
@@ -21,18 +21,19 @@ def claim_tables(asked: Sequence[Asked], topics: Sequence[Topic], name: str = "c
         item = found.get((topic.name, family))
         if item is None:
             return ""
-        kind, mark = MARKS[item.claim.holds]
-        text = f'<span class="v v-{kind}" title="{item.claim.holds}">{points(item.claim.estimate)} {mark}</span>'
+        kind, mark = MARKS[item.claim.sign]
+        text = f'<span class="v v-{kind}" title="{item.claim.sign}">{points(item.claim.estimate)} {mark}</span>'
         return page.Html(text)
 
     matrix = [[family, *(short(topic, family) for topic in topics)] for family in families]
     words = (
-        f"Change in percentage points. ● holds, ○ not decided, ✕ does not hold. A claim holds where its 95 % interval lies "
-        f"wholly above zero and its p-value, corrected by Holm's method for all {len(asked)} claims, is at most 0.05; it does not "
-        "hold where the interval lies wholly below zero (not corrected); anything else is not decided. Intervals are bootstraps over "
-        "problems, p-values McNemar's exact test, one-sided. They speak of other problems, not of another seed."
+        f"Change in percentage points. ● higher, ○ open, ✕ lower. It is higher where the 95 % interval lies wholly above zero and "
+        f"the p-value, corrected by Holm's method for all {len(asked)} claims, is at most 0.05; lower where the interval lies wholly "
+        "below zero (not corrected); anything else is open. Intervals are score intervals over problems (Tango's, with Edwards' "
+        "correction), p-values McNemar's exact test, one-sided. They speak of these models on other problems: not of another seed, and "
+        "so not of the method."
     )
-    heads = ["claim", "verdict", "before", "after", "difference", "95 % interval", "99 % interval", "p\u00a0(Holm)"]
+    heads = ["claim", "here", "before", "after", "difference", "95 % interval", "99 % interval", "p\u00a0(Holm)"]
     groups = [(topic.title, [_claim_row(i) for i in asked if i.topic is topic]) for topic in topics]
     every = page.table(name, heads, groups, text_columns=2)
     return [
@@ -42,10 +43,10 @@ def claim_tables(asked: Sequence[Asked], topics: Sequence[Topic], name: str = "c
     ]
 
 
-def verdict_mark(claim: Claim) -> str:
-    """The verdict as a mark and a word: colour alone would not do."""
-    kind, mark = MARKS[claim.holds]
-    return page.Html(f'<span class="v v-{kind}">{mark} {claim.holds}</span>')
+def sign_mark(claim: Claim) -> str:
+    """The sign as a mark and a word: colour alone would not do."""
+    kind, mark = MARKS[claim.sign]
+    return page.Html(f'<span class="v v-{kind}">{mark} {claim.sign}</span>')
 
 
 def points(value: float) -> str:
@@ -62,7 +63,7 @@ def points_interval(interval: Interval) -> str:
 def _claim_row(item: Asked) -> list[str]:
     return [
         item.claim.text,
-        verdict_mark(item.claim),
+        sign_mark(item.claim),
         percent(item.paired.before),
         percent(item.paired.after),
         points(item.claim.estimate),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from rorqual.core.records import Thinking
 from rorqual.evals import page
 from rorqual.evals.claims import STUDENT_TOPICS, Asked
 from rorqual.evals.evaluation import ALL
@@ -20,7 +21,7 @@ EQUAL = 0.15
 def students(findings: Findings, asked: Sequence[Asked], figures: Mapping[str, str]) -> list[str]:
     """HTML of the section."""
     return [
-        page.para(verdict_words(asked)),
+        page.para(student_words(findings, asked)),
         page.para(cost_words(findings)),
         figures["students"],
         _every_branch(findings),
@@ -37,30 +38,58 @@ def main_claim(asked: Sequence[Asked]) -> Asked:
     return next(item for item in asked if item.topic is STUDENT_TOPICS[0])
 
 
-def verdict_words(asked: Sequence[Asked]) -> str:
-    """What came out, no more than the figures bear."""
+def student_words(findings: Findings, asked: Sequence[Asked]) -> str:
+    """What came out for these models, no more than the figures bear; the method's verdict needs seeds."""
     pooled = {item.topic.name: item for item in asked if item.family == "all families"}
     main, base = pooled["distilled-over-reinforced"], pooled["distilled-over-base"]
     rival, answers = pooled["reinforced-over-base"], pooled["distilled-over-answers"]
-    verdicts = {
-        "holds": "Distillation made the better student",
-        "does not hold": "Reinforcement made the better student",
-        "not decided": "Which made the better student is not decided",
+    better = {
+        "higher": "Of these two students the distilled one is right more often",
+        "lower": "Of these two students the reinforced one is right more often",
+        "open": "Which of these two students is right more often is open",
     }
     text = (
-        f"{verdicts[main.claim.holds]}: of the held-out problems the distilled student answers {main.paired.after:.1%} rightly, its "
+        f"{better[main.claim.sign]}: of the held-out problems the distilled student answers {main.paired.after:.1%} rightly, its "
         f"reinforced rival {main.paired.before:.1%}, the base that both began from {base.paired.before:.1%} (difference "
         f"{points(main.claim.estimate)} points, 99 % interval {points_interval(main.wide)}). "
     )
-    helped = {"holds": "Reinforcement helped too", "does not hold": "Reinforcement did harm"}
+    changed = {
+        "higher": "The rival is right more often than its base",
+        "lower": "The rival is right less often than its base",
+    }
     text += (
-        f"{helped.get(rival.claim.holds, 'Whether reinforcement helped is not decided')} ({points(rival.claim.estimate)} points). "
+        f"{changed.get(rival.claim.sign, 'Whether the rival is right more often than its base is open')} "
+        f"({points(rival.claim.estimate)} points, by their own choice to think){_controls(findings)}. "
         f"Trained on the answers alone, without thinking, the same base comes to {answers.paired.before:.1%}. "
     )
-    return text + (
-        "This is one seed, and the intervals speak of other problems only: whether it holds for other seeds is for "
-        "rorqual lab distil-vs-rl to say, which repeats it."
+    return (
+        f"{text}{_teacher_words(findings)}This is one run, and the intervals speak of these models on other problems: whether "
+        "distilling beats reinforcing is for rorqual lab distil-vs-rl to say, which repeats it with five seeds."
     )
+
+
+def _controls(findings: Findings) -> str:
+    """What making base and rival think shows: how much of the rise is the choice to think."""
+    shares = [_share(findings, name, "on") for name in ("student-base", "reinforced")]
+    if None in shares:
+        return ""
+    return f"; made to think, the base is right on {shares[0]:.1%} already, and the rival on {shares[1]:.1%}"
+
+
+def _teacher_words(findings: Findings) -> str:
+    """Student and teacher, alike by own choice and made to think: a student learns from a teacher that was made to think."""
+    modes: dict[Thinking, str] = {"auto": "by their own choice", "on": "made to think"}
+    shares = [
+        (words, _share(findings, "distilled", mode), _share(findings, "teacher", mode)) for mode, words in modes.items()
+    ]
+    told = [f"{words}, {own:.1%} and {teacher:.1%}" for words, own, teacher in shares if None not in (own, teacher)]
+    return f"Student and teacher: {'; '.join(told)}. " if told else ""
+
+
+def _share(findings: Findings, name: str, mode: Thinking) -> float | None:
+    """The share right over all families; None where it was not measured."""
+    found = findings.students.get((name, mode))
+    return found.rows("all")[0].accuracy if found else None
 
 
 def cost_words(findings: Findings) -> str:
@@ -120,8 +149,8 @@ def _every_branch(findings: Findings) -> str:
 
 
 def _made_to_think(findings: Findings, branch: Branch) -> str:
-    found = findings.students.get((branch.name, "on"))
-    return percent(found.rows("all")[0].accuracy) if found else "-"
+    share = _share(findings, branch.name, "on")
+    return "-" if share is None else percent(share)
 
 
 def _by_family(findings: Findings) -> str:

@@ -25,6 +25,7 @@ button{cursor:pointer}button:hover,select:hover{border-color:var(--accent)}
 .chart small{font-weight:400;color:var(--faint);font-size:.75rem;align-self:end;white-space:nowrap;margin-left:.5em}
 .chart svg{display:block;width:100%;height:6.2rem;cursor:pointer;touch-action:none;overflow:visible}
 .chart p{margin:0;color:var(--faint);font-size:.8rem;min-height:1.1rem}
+.chart .ends{display:flex;justify-content:space-between;font-size:.75rem}.chart .ends span{margin:0}
 .chart p span{margin-right:.9em;white-space:nowrap}.chart i{display:inline-block;width:.85em;height:.2em;margin-right:.35em;
 vertical-align:.25em}
 .tools{display:flex;flex-wrap:wrap;gap:.5rem .9rem;align-items:center;margin:.4rem 0 .6rem}
@@ -90,36 +91,47 @@ function shade(advantage, top) {
 
 const of = name => steps.map(s => name in s.metrics ? s.metrics[name] : null);
 const CHARTS = [
-  {title: "Right", form: percent, low: 0, high: 1, lines: [["all", of("reward"), "--up"], ["when thinking", of("right_when_thinking"), "--good"],
+  {title: "Right", form: percent, high: 1, lines: [["all", of("reward"), "--up"], ["when thinking", of("right_when_thinking"), "--good"],
     ["at once", of("right_at_once"), "--down"]]},
-  {title: "Share that thinks", form: percent, low: 0, high: 1, lines: [["thinks", of("think_share"), "--up"]]},
-  {title: "Length, tokens", form: number, low: 0, lines: [["reply", of("reply_length"), "--up"], ["thinking", of("think_length"), "--good"]]},
-  {title: "Groups that teach", form: count, low: 0, lines: [["right and wrong in it",
+  {title: "Share that thinks", form: percent, high: 1, lines: [["thinks", of("think_share"), "--up"]]},
+  {title: "Length, tokens", form: number, lines: [["reply", of("reply_length"), "--up"], ["thinking", of("think_length"), "--good"]]},
+  {title: "Groups that teach", form: count, lines: [["right and wrong in it",
     steps.map(s => s.groups.filter(g => spread(g) > 0).length), "--up"], ["cut-off answers", of("truncated"), "--down"]]},
-  {title: "Problems seen before", form: count, low: 0, lines: [
+  {title: "Problems seen before", form: count, lines: [
     ["now right", steps.map(s => s.turned.filter(t => t.now >= 0.5).length), "--good"],
     ["now wrong", steps.map(s => s.turned.filter(t => t.now < 0.5).length), "--down"], ["seen again", steps.map(s => s.again), "--up"]]},
-  {title: "Entropy, nats a token", form: number, low: 0, lines: [["entropy", of("entropy"), "--up"]]},
-  {title: "Sampler, trainer apart", form: number, low: 0, lines: [["mean, nats", of("logprob_diff"), "--up"],
+  {title: "Entropy, nats a token", form: number, lines: [["entropy", of("entropy"), "--up"]]},
+  {title: "Sampler, trainer apart", form: number, lines: [["mean, nats", of("logprob_diff"), "--up"],
     ["most", of("logprob_diff_max"), "--down"]]},
-  {title: "Router without replay", form: count, low: 0, lines: [["choices that would flip", of("routing_flips"), "--down"]]},
-].map(c => ({...c, lines: c.lines.filter(l => l[1].some(v => v !== null))}))
-  .filter(c => c.lines.length && (c.title !== "Problems seen before" || steps.some(s => s.again)));
+  {title: "Router without replay", form: count, lines: [["choices that would flip", of("routing_flips"), "--down"]]},
+].map(c => ({...c, lines: c.lines.filter(l => l[1].some(v => v !== null))})).filter(c => c.lines.length);
+const silent = c => c.lines.every(l => l[1].every(v => !v));
 
-const W = 300, H = 90;
+const W = 300, H = 90, first = steps[0].step, final = steps[steps.length - 1].step;
+const x = i => final > first ? (steps[i].step - first) / (final - first) * W : W / 2;
+function roundTop(value) {
+  const unit = 10 ** Math.floor(Math.log10(value));
+  return unit * [1, 2, 2.5, 5, 10].find(m => m * unit >= value * (1 - 1e-9));
+}
 function chart(c) {
   const values = c.lines.flatMap(l => l[1].filter(v => v !== null));
-  const high = c.high ?? (Math.max(...values) * 1.05 || 1), low = c.low, last = Math.max(1, steps.length - 1);
-  const x = i => i / last * W, y = v => H - (v - low) / (high - low) * H;
+  const high = c.high ?? (c.form === count ? Math.ceil(roundTop(Math.max(...values))) : roundTop(Math.max(...values)));
+  const y = v => H - v / high * H;
   const cursor = svg("line", {y1: 0, y2: H, stroke: "var(--ink)", "stroke-width": 1, "vector-effect": "non-scaling-stroke"});
   const rule = p => svg("line", {x1: 0, x2: W, y1: p * H, y2: p * H, stroke: "var(--rule)", "vector-effect": "non-scaling-stroke"});
   const grid = [0, 0.5, 1].map(rule);
-  const paths = c.lines.map(([, v, colour]) => svg("polyline", {fill: "none", stroke: `var(${colour})`, "stroke-width": 1.6,
-    "stroke-linejoin": "round", "vector-effect": "non-scaling-stroke",
-    points: v.map((value, i) => value === null ? "" : `${x(i).toFixed(1)},${y(value).toFixed(1)}`).join(" ")}));
+  // A step without a value breaks the line; a value between two such steps is a dot.
+  const stroke = (colour, width, d) => svg("path", {fill: "none", stroke: `var(${colour})`, "stroke-width": width, d,
+    "stroke-linejoin": "round", "stroke-linecap": "round", "vector-effect": "non-scaling-stroke"});
+  const known = (v, i) => (v[i] ?? null) !== null, point = (v, i) => `${x(i).toFixed(1)},${y(v[i]).toFixed(1)}`;
+  const line = v => v.map((_, i) => known(v, i) ? (known(v, i - 1) ? "L" : "M") + point(v, i) : "").join("");
+  const dots = v => v.map((_, i) => known(v, i) && !known(v, i - 1) && !known(v, i + 1) ? `M${point(v, i)}h0` : "").join("");
+  const paths = c.lines.flatMap(([, v, colour]) => [stroke(colour, 1.6, line(v)), stroke(colour, 5, dots(v))]);
   const picture = svg("svg", {viewBox: `0 0 ${W} ${H}`, preserveAspectRatio: "none", role: "img",
-    "aria-label": `${c.title} over ${steps.length} steps`}, ...grid, ...paths, cursor);
-  const pick = event => { const box = picture.getBoundingClientRect(); go(Math.round((event.clientX - box.left) / box.width * last)); };
+    "aria-label": `${c.title}, 0 to ${c.form(high)}, over steps ${first} to ${final}`}, ...grid, ...paths, cursor);
+  const pick = event => { const box = picture.getBoundingClientRect(); 
+    const there = (event.clientX - box.left) / box.width * W;
+    go(steps.reduce((best, _, i) => Math.abs(x(i) - there) < Math.abs(x(best) - there) ? i : best, 0)); };
   picture.onpointerdown = event => { picture.setPointerCapture(event.pointerId); pick(event); };
   picture.onpointermove = event => { if (event.buttons) pick(event); };
   const legend = el("p");
@@ -128,7 +140,8 @@ function chart(c) {
     legend.replaceChildren(...c.lines.map(([name, v, colour]) => el("span", {}, el("i", {style: `background:var(${colour})`}),
       `${name} ${v[at] === null ? "-" : c.form(v[at])}`)));
   };
-  return {node: el("div", {class: "chart"}, el("h3", {}, c.title, el("small", {}, c.form(high))), picture, legend), update};
+  return {node: el("div", {class: "chart"}, el("h3", {}, c.title, el("small", {}, `0 to ${c.form(high)}`)), picture,
+    el("p", {class: "ends"}, el("span", {}, `step ${first}`), final > first ? el("span", {}, String(final)) : ""), legend), update};
 }
 
 function card(s, top) {
@@ -165,7 +178,8 @@ const ORDERS = {spread: ["spread of rewards", (a, b) => spread(b) - spread(a) ||
   worst: ["fewest right", (a, b) => share(a) - share(b)], best: ["most right", (a, b) => share(b) - share(a)],
   long: ["longest", (a, b) => mean(b.s.map(s => s[TOK])) - mean(a.s.map(s => s[TOK]))], drawn: ["as drawn", () => 0]};
 
-const app = document.getElementById("app"), parts = CHARTS.map(chart);
+const app = document.getElementById("app"), parts = CHARTS.filter(c => !silent(c)).map(chart);
+const quiet = CHARTS.filter(silent).map(c => c.title.toLowerCase());
 const slider = el("input", {type: "range", min: 0, max: steps.length - 1, value: 0, "aria-label": "step", oninput: () => go(+slider.value)});
 const label = el("strong"), now = el("div", {class: "now"}), groups = el("div"), turned = el("div"), title = el("h2");
 const play = el("button", {onclick: toggle}, "play");
@@ -173,7 +187,8 @@ const families = [...new Set(steps.flatMap(s => s.groups.map(g => g.f)))].sort()
 app.className = "ui";
 app.append(el("div", {class: "bar"}, label, el("button", {onclick: () => go(at - 1), "aria-label": "step before"}, "◂"), slider,
   el("button", {onclick: () => go(at + 1), "aria-label": "next step"}, "▸"), play, now),
-  el("div", {class: "charts"}, ...parts.map(p => p.node)), turned,
+  el("div", {class: "charts"}, ...parts.map(p => p.node)),
+  quiet.length ? el("p", {class: "legend"}, `0 at every step: ${quiet.join("; ")}.`) : "", turned,
   el("div", {class: "tools"}, title,
     el("label", {}, "order ", el("select", {onchange: e => { sort = e.target.value; list(); }},
       ...Object.entries(ORDERS).map(([k, v]) => el("option", {value: k}, v[0])))),
@@ -187,7 +202,7 @@ function list() {
   const step = steps[at];
   const chosen = step.groups.filter(g => !family || g.f === family).sort(ORDERS[sort][1]);
   if (auto) open = new Set(chosen.filter(g => "p" in g).slice(0, 1).map(g => g.k));
-  title.textContent = `${chosen.length} groups of step ${step.step}`;
+  title.textContent = `${chosen.length} group${chosen.length === 1 ? "" : "s"} of step ${step.step}`;
   groups.replaceChildren(...chosen.map(group));
 }
 function flips() {
@@ -225,5 +240,5 @@ document.onkeydown = event => {
   if (to !== undefined) { event.preventDefault(); go(to); }
 };
 const wanted = steps.findIndex(s => "#" + s.step === location.hash);
-go(wanted >= 0 ? wanted : 0);
+go(wanted >= 0 ? wanted : steps.length - 1);
 """.strip()

@@ -12,8 +12,9 @@ import numpy as np
 from rorqual.core.records import RunDir
 from rorqual.evals.compare import is_right
 from rorqual.evals.evaluation import Evaluation
+from rorqual.evals.verdict import Verdict, together
 from rorqual.lab.experiment import Experiment
-from rorqual.lab.finding import Chart, Contrast, Finding, Series, Table, Verdict, contrast_of_values
+from rorqual.lab.finding import Chart, Contrast, Finding, Series, Table, contrast_of_values
 from rorqual.lab.job import evaluation, run_cost, value
 from rorqual.lab.page import number
 from rorqual.tasks.everyday import CHORES, price_of
@@ -82,24 +83,17 @@ def order(question: str) -> int:
 
 
 def as_good(contrast: Contrast) -> Verdict:
-    """Not worse by more than the margin: holds where the whole interval says so, does not where none of it does."""
-    low, high = contrast.ends
-    return "holds" if low >= -MARGIN else "does not hold" if high < -MARGIN else "open"
-
-
-def together(verdicts: Sequence[Verdict]) -> Verdict:
-    """The claim is of all chores."""
-    if all(one == "holds" for one in verdicts):
-        return "holds"
-    return "does not hold" if "does not hold" in verdicts else "open"
+    """Not worse by more than the margin."""
+    return contrast.judge(-MARGIN)
 
 
 def rule() -> str:
     """The rule of the verdict, in words."""
     return (
-        "A chore's claim holds where both 99 % intervals of the difference (the bootstrap's, and Student's over seeds) lie above "
-        f"-{MARGIN:.2f} (share right, R²), and does not where both lie below; the whole claim holds where all three do, and does not "
-        "where one does not. All students of a chore start from one base and take the same number of steps on batches of the same size."
+        "A chore's claim holds where both 99 % intervals of the difference (the bootstrap's, and Student's over at least five seeds) "
+        f"lie above -{MARGIN:.2f} (share right, R²), and does not where both lie below; the whole claim holds where all three do, and "
+        "does not where one does not. All students of a chore start from one base and take the same number of steps on batches of the "
+        "same size."
     )
 
 

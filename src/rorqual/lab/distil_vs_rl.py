@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import ClassVar
 
 from rorqual.core.config import override
-from rorqual.core.records import RunDir
+from rorqual.core.records import RunDir, Thinking
 from rorqual.distil.config import FactoryConfig
 from rorqual.evals.evaluation import Evaluation
 from rorqual.evals.passk import mean_pass_at_k
+from rorqual.evals.verdict import Verdict
 from rorqual.lab.experiment import Experiment, amount
-from rorqual.lab.finding import Chart, Contrast, Finding, Series, Table, Verdict, contrasts, mean_by_seed, percent, said
+from rorqual.lab.finding import Chart, Contrast, Finding, Series, Table, contrasts, mean_by_seed, percent, said
 from rorqual.lab.job import Cost, Job, Sample, Train, evaluation, run_cost
 from rorqual.lab.student import (
     BASE,
@@ -48,6 +49,8 @@ BRANCHES = {
     TEACHER: "teacher",
 }
 BUDGETED = (RL, DISTIL, GOLD, MORE, ON_POLICY)
+MODES: tuple[Thinking, ...] = ("auto", "on")
+"""The teacher is measured in both: the student learns from samples that it gave when made to think."""
 WINDOW = (0.05, 0.50)
 """What the base student should solve in eight tries, in every family: something to reinforce, and something left to learn."""
 MOST = 0.8
@@ -83,7 +86,7 @@ class DistilVsRl(Experiment):
         ]
         measuring = [job for branch in (DISTIL, RL) for job in measures(branch, own, share)]
         measuring += [job for branch in (GOLD, MORE, ON_POLICY) for job in measures(branch, own, share, ("auto",))]
-        measuring += [measured(f"{TEACHER}-three-auto", TEACHER, own, share)]
+        measuring += [measured(f"{TEACHER}-three-{mode}", TEACHER, own, share, thinking=mode) for mode in MODES]
         return [*teacher_jobs(seed, place, share), *base_jobs(own, place, share), *trained, *measuring]
 
     def conclude(self, places: Mapping[int, Path]) -> Finding:
@@ -105,6 +108,9 @@ class DistilVsRl(Experiment):
         thinking = {b: [evaluation(place, f"{b}-on") for place in where] for b in (BASE, RL, DISTIL)}
         rest += contrasts("made to think: reinforced against distilled", thinking[RL], thinking[DISTIL])
         rest += contrasts("made to think: base against reinforced", thinking[BASE], thinking[RL])
+        rest += contrasts("own choice: teacher against distilled", found[TEACHER], found[DISTIL])
+        made = [evaluation(place, f"{TEACHER}-three-on") for place in where]
+        rest += contrasts("made to think: teacher against distilled", made, thinking[DISTIL])
         costs = [_costs(place) for place in where]
         tries = [eight_tries(evaluation(place, EIGHT)) for place in where]
         verdict, words = _verdict(main[0], costs, tries)
@@ -229,7 +235,7 @@ def _verdict(
     with_teacher = [(one[DISTIL].core_seconds + one[TEACHER].core_seconds) / one[RL].core_seconds for one in costs]
     others = [ratio for branch in (GOLD, MORE, ON_POLICY) for ratio in _ratios(costs, branch)]
     words = [
-        f"Distilled against reinforced, by their own choice to think: {said(main)}. A verdict needs both intervals.",
+        f"Distilled against reinforced, by their own choice to think: {said(main)}. A verdict needs both intervals, and five seeds.",
         f"Sampling and fine-tuning took {min(ratios):.2f} to {max(ratios):.2f} times the core-seconds of reinforcement, seed by seed"
         f"{'' if fair else f': not equal within {EQUAL:.0%}, so there is no verdict'}. With the teacher's own training they took "
         f"{sum(with_teacher) / len(with_teacher):.1f} times as many. The controls took {min(others):.2f} to {max(others):.2f} times.",

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from rorqual.lab.finding import Finding, Verdict
+from rorqual.evals.verdict import SEEDS, Verdict
+from rorqual.lab.finding import Finding
 from rorqual.lab.job import Job
 
 FIRST_SEED = 100
@@ -21,7 +22,7 @@ class Experiment(ABC):
     title: ClassVar[str]
     claim: ClassVar[str]
     source: ClassVar[str]
-    seeds: ClassVar[int] = 5
+    seeds: ClassVar[int] = SEEDS
     """How many seeds the published result has."""
     first_seed: ClassVar[int] = FIRST_SEED
     """The first of them; later where a seed from 100 on was looked at while settings were chosen."""

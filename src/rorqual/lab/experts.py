@@ -25,6 +25,7 @@ from rorqual.lab.experts_found import (
     RANDOM,
     WITHIN,
     Value,
+    ablation_verdicts,
     chosen_table,
     decide,
     hurt_chart,
@@ -63,7 +64,6 @@ class ExpertsExperiment(Experiment):
         "id, and a family loses more where its own experts are taken away than where another's or random ones are"
     )
     source = "DeepSeekMoE, 2401.06066, section 4.5; DeepSeek-V3, section 4.5.3 and appendix C"
-    seeds = 5
 
     def jobs(self, seed: int, place: Path, share: float) -> list[Job]:
         count, shuffles = amount(PROBLEMS, share), amount(SHUFFLES, share, 99)
@@ -81,11 +81,12 @@ class ExpertsExperiment(Experiment):
         hurt = hurt_contrasts(taken)
         return self.found(
             places,
-            verdict=decide(said, hurt),
+            verdict=decide(bits, hurt),
             words=words(said, hurt, taken),
             contrasts=(*hurt, *bits),
             tables=(matrix_table(taken), information_table(list(places), said), chosen_table(list(places), taken)),
             charts=(information_chart(said), hurt_chart(hurt)),
+            verdicts=(ablation_verdicts(taken, tuple(places)),),
         )
 
 

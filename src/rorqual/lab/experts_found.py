@@ -8,7 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from rorqual.lab.finding import Chart, Contrast, Series, Table, Verdict, contrast_of_values
+from rorqual.evals.verdict import Verdict, together
+from rorqual.evals.verdicts import Verdicts
+from rorqual.lab.finding import Chart, Contrast, Series, Table, contrast_of_values
+from rorqual.recipes.quickstart import TASK
 
 GONE = 2
 """Experts taken away in each layer: as many as serve a token."""
@@ -59,6 +62,20 @@ def hurt_contrasts(taken: Sequence[Value]) -> list[Contrast]:
     return found
 
 
+def ablation_verdicts(taken: Sequence[Value], seeds: Sequence[int]) -> Verdicts:
+    """Every problem's verdict with nothing gone and with each set of experts gone; problems by family, as they were drawn."""
+    families = sorted(taken[0]["families"])
+    orders = [[i for f in families for i, own in enumerate(one["family"]) if own == f] for one in taken]
+    counts = [" | ".join(f"{f}: {one['family'].count(f)}" for f in families) for one in taken]
+    lines = {
+        f"experts gone: {name}": tuple(
+            "".join(str(one["right"][name][i]) for i in order) for one, order in zip(taken, orders, strict=True)
+        )
+        for name in taken[0]["right"]
+    }
+    return Verdicts(task=TASK, split="test", seeds=tuple(seeds), groups=tuple(counts), right=lines)
+
+
 def information_contrasts(said: Sequence[Value]) -> Iterable[Contrast]:
     """Bits of shuffled labels, then of the true ones, by layer."""
     for name, label in WITHIN.items():
@@ -72,18 +89,14 @@ def information_contrasts(said: Sequence[Value]) -> Iterable[Contrast]:
             )
 
 
-def decide(said: Sequence[Value], hurt: Sequence[Contrast]) -> Verdict:
-    """Holds: in every seed and layer more bits than shuffled labels give, also within one token id (p at most 0.01), and a family loses
-    more accuracy with its own experts gone than with another's, and than with random ones (99 % intervals above 0, the bootstrap's
-    and Student's over seeds).
-
-    Does not hold: in most seeds and layers the bits are no more than chance, or it loses less beyond doubt. Else open.
+def decide(bits: Iterable[Contrast], hurt: Iterable[Contrast]) -> Verdict:
+    """Holds: in every layer more bits than shuffled labels give, also within one token id, and a family loses more accuracy with its
+    own experts gone than with another's, and than with random ones; each by the rule of `rorqual.evals.verdict`.
     """
-    beyond = [layer["p"] <= P_VALUE for one in said for name in ("any", "token") for layer in one[name]]
-    whole = [one for one in hurt if one.of == "all" and one.unit == "points"]
-    if sum(beyond) < len(beyond) / 2 or any(one.sign == "does not hold" for one in whole):
-        return "does not hold"
-    return "holds" if all(beyond) and all(one.sign == "holds" for one in whole) else "open"
+    pair = WITHIN["pair"]
+    parts = [one for one in bits if pair not in one.question]
+    parts += [one for one in hurt if one.of == "all" and one.unit == "points"]
+    return together([one.sign for one in parts])
 
 
 def words(said: Sequence[Value], hurt: Sequence[Contrast], taken: Sequence[Value]) -> tuple[str, ...]:

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+from pydantic import model_validator
 
 from rorqual.core.config import Config, parse
+from rorqual.core.errors import DataError
 from rorqual.evals.compare import Measure, compare_seeds, is_right
 from rorqual.evals.evaluation import Evaluation, Grain
-from rorqual.evals.stats import hierarchical_difference, t_interval
+from rorqual.evals.stats import Interval, difference_over_seeds, hierarchical_difference, t_interval
+from rorqual.evals.verdict import CONFIDENCE, SEEDS, Verdict, ends, judge
+from rorqual.evals.verdicts import Verdicts
 from rorqual.tasks.base import Verdict as Graded
-
-Verdict = Literal["holds", "does not hold", "open"]
-CONFIDENCE = 0.99
 
 
 class Contrast(Config):
@@ -35,22 +35,28 @@ class Contrast(Config):
     unit: Literal["points", "nats", "ratio", "bits"] = "points"
 
     @property
-    def ends(self) -> tuple[float, float]:
-        """What every verdict is by: at each end the wider of the bootstrap's interval and Student's over the seeds' differences.
+    def bootstrap(self) -> Interval:
+        """Over seeds, and items within them."""
+        return Interval(self.low, self.high, self.confidence)
 
-        The bootstrap alone is too sure of a few seeds (docs/LOG.md), Student's t alone knows nothing of the problems within
-        them. One seed shows what can happen, and bounds nothing.
-        """
-        if len(self.by_seed) < 2:
-            return -math.inf, math.inf
-        student = t_interval([b - a for a, b in self.by_seed], self.confidence)
-        return min(self.low, student.low), max(self.high, student.high)
+    @property
+    def differences(self) -> list[float]:
+        """One a seed."""
+        return [b - a for a, b in self.by_seed]
+
+    @property
+    def ends(self) -> Interval:
+        """At each end the wider of both intervals."""
+        return ends(self.bootstrap, self.differences)
 
     @property
     def sign(self) -> Verdict:
-        """Whether b is above a: `open` where 0 lies between the ends."""
-        low, high = self.ends
-        return "holds" if low > 0 else "does not hold" if high < 0 else "open"
+        """Whether b is above a, by the rule of `rorqual.evals.verdict`."""
+        return self.judge()
+
+    def judge(self, bound: float = 0.0, side: Literal["above", "below"] = "above") -> Verdict:
+        """Whether the difference lies on `side` of `bound`, by the same rule."""
+        return judge(self.bootstrap, self.differences, bound, side)
 
 
 class Table(Config):
@@ -86,8 +92,16 @@ class Chart(Config):
     caption: str = ""
 
 
+TOO_FEW = f"A verdict needs at least {SEEDS} seeds, and there are fewer: open."
+
+
 class Finding(Config):
-    """`costs`: for each job, core-seconds of every seed, in the order of `seeds`. `words`: what came out, in sentences."""
+    """`costs`: for each job, core-seconds of every seed, in the order of `seeds`. `words`: what came out, in sentences.
+    `verdicts`: of every problem that was asked.
+
+    With fewer than five seeds the verdict is open, whatever is given, and the words say so; so a file of an older rule is judged
+    again as it is read.
+    """
 
     experiment: str
     title: str
@@ -103,11 +117,27 @@ class Finding(Config):
     costs: dict[str, tuple[float, ...]] = {}
     command: str = ""
     made: dict[str, str] = {}
+    verdicts: tuple[Verdicts, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _enough_seeds(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or len(given.get("seeds", ())) >= SEEDS:
+            return given
+        words = tuple(given.get("words", ()))
+        return given | {"verdict": "open", "words": words if TOO_FEW in words else (*words, TOO_FEW)}
 
     @classmethod
     def load(cls, path: Path) -> Finding:
-        """Read a finding's JSON."""
-        return parse(cls, json.loads(path.read_bytes()), where=str(path))
+        """Read a finding's JSON; a missing or wrong file is an error that names it."""
+        remedy = "Give the JSON that `rorqual lab NAME` wrote."
+        try:
+            data = json.loads(path.read_bytes())
+        except FileNotFoundError:
+            raise DataError("no such finding", where=str(path), remedy=remedy) from None
+        except ValueError as error:
+            raise DataError(f"not JSON: {error}", where=str(path), remedy=remedy) from None
+        return parse(cls, data, where=str(path))
 
 
 def contrasts(
@@ -182,9 +212,9 @@ def mean_by_seed(found: Sequence[Evaluation], label: str, groups: Sequence[str],
             )
             for one in found
         ]
-        interval = hierarchical_difference([np.zeros(len(v)) for v in values], values, CONFIDENCE, 10_000)
+        interval = difference_over_seeds([np.zeros(len(v)) for v in values], values, CONFIDENCE, 10_000)
         points.append((float(place), interval.mean))
-        low.append(interval.interval.low)
+        low.append(max(0.0, interval.interval.low))
         high.append(interval.interval.high)
         seeds.append([(float(place), float(v.mean())) for v in values])
     by_seed = tuple(tuple(points_of_seed) for points_of_seed in zip(*seeds))
@@ -203,7 +233,7 @@ def said(contrast: Contrast) -> str:
     text = f"{a:.{digits}f} against {b:.{digits}f}, {d:+.{digits}f} {contrast.unit}"
     text += f" ({contrast.confidence:.0%} interval {low:+.{digits}f} to {high:+.{digits}f}"
     if len(contrast.by_seed) > 1:
-        student = t_interval([b - a for a, b in contrast.by_seed], contrast.confidence)
+        student = t_interval(contrast.differences, contrast.confidence)
         text += (
             f", by Student's t over the seeds {scale * student.low:+.{digits}f} to {scale * student.high:+.{digits}f}"
         )

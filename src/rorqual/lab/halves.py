@@ -2,8 +2,8 @@
 
 A half holds where the rival's loss less the favoured arm's lies above 0 by both 99 % intervals, the bootstrap's and Student's over the
 seeds, and does not hold where both lie below. A half whose costs are not equal within its tolerance is open, whatever the losses. The
-claim holds where all halves do, and does not where one does not. The rule began with the bootstrap's interval alone; Student's was added
-after the evidence, for all experiments alike, and can only turn a verdict to open.
+claim holds where all halves do, and does not where one does not. The rule of both intervals, and of five seeds at least, is that of
+`rorqual.evals.verdict`; it began with the bootstrap's alone, and what was added after the evidence can only turn a verdict to open.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ import numpy as np
 
 from rorqual.core.records import RunDir
 from rorqual.evals.stats import t_interval
+from rorqual.evals.verdict import Verdict, together
 from rorqual.lab.experiment import Experiment
-from rorqual.lab.finding import Chart, Contrast, Finding, Series, Table, Verdict, contrast_of_values, contrasts
+from rorqual.lab.finding import Chart, Contrast, Finding, Series, Table, contrast_of_values, contrasts
 from rorqual.lab.job import Job, evaluation, run_cost, value
 from rorqual.lab.shapes import ADAMW_RATE, ARMS, CONTEXT, DEV_SEEDS, MUON_RATE, shape_jobs
 from rorqual.model.account import account
@@ -100,10 +101,9 @@ class Judged:
 
     def _by_seeds(self) -> str:
         """What Student's t says, which takes documents as they are."""
-        differences = [b - a for a, b in self.loss.by_seed]
-        if len(differences) < 2:
+        if len(self.loss.by_seed) < 2:
             return ""
-        t = t_interval(differences, self.loss.confidence)
+        t = t_interval(self.loss.differences, self.loss.confidence)
         return f" Student's t over the seeds: {t.low:+.4f} to {t.high:+.4f}; a verdict needs both."
 
 
@@ -141,13 +141,6 @@ def measured(equal: Equal, run: Path) -> float:
         return sum(1 for _ in out.metrics())
     whole = account(read_model_config(out), context=CONTEXT)
     return whole.flops if equal == "active FLOPs" else whole.total
-
-
-def together(verdicts: Sequence[Verdict]) -> Verdict:
-    """Of all halves."""
-    if "does not hold" in verdicts:
-        return "does not hold"
-    return "open" if "open" in verdicts else "holds"
 
 
 class ShapeExperiment(Experiment):

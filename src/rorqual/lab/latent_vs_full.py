@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from rorqual.core.records import RunDir
-from rorqual.lab.finding import Verdict
+from rorqual.evals.verdict import Verdict
 from rorqual.lab.halves import Half, Places, ShapeExperiment
 from rorqual.lab.shapes import FULL, MOE
 from rorqual.model.account import account

@@ -14,6 +14,7 @@ from rorqual.core.records import write_atomic
 from rorqual.evals import page as html
 from rorqual.evals.pictures import DARK, LIGHT, Picture, Theme, panels, png
 from rorqual.evals.stats import t_interval
+from rorqual.evals.verdict import SEEDS
 from rorqual.lab.finding import Chart, Contrast, Finding, Series, Table
 
 MARKS = {"holds": "v-yes", "does not hold": "v-no", "open": "v-open"}
@@ -59,9 +60,10 @@ def _contrasts(finding: Finding) -> list[str]:
     heads = ["", "first", "second", "difference", f"{level} interval", "", f"{level}, t over seeds", "each seed"]
     groups = [(question, [_contrast_row(one) for one in rows]) for question, rows in questions.items()]
     note = (
-        "Intervals resample seeds first, then items within them: with five seeds that covers somewhat less than it says (0.93 for 0.99 in "
-        "a simulation with seeds 10 points apart). Beside them Student's t over the seeds' differences, which covers what it says where "
-        "those are normal, and is wide. Points are shares in percent. No correction is made for the number of rows."
+        "Intervals resample seeds first, then items within them: with five seeds that covers less than it says (docs/results/coverage.json). "
+        "Beside them Student's t over the seeds' differences, which covers what it says where those are normal, and is wide. A row is "
+        f"higher or lower where both say so and there are at least {SEEDS} seeds. Points are shares in percent. No correction is made "
+        "for the number of rows."
     )
     return [html.section("contrasts", "Compared", html.table("contrasts", heads, groups), html.para(note, "note"))]
 
@@ -86,7 +88,7 @@ def _contrast_row(one: Contrast) -> list[str]:
 def _t_interval(one: Contrast) -> str:
     if len(one.by_seed) < 2:
         return "one seed"
-    found = t_interval([b - a for a, b in one.by_seed], one.confidence)
+    found = t_interval(one.differences, one.confidence)
     return f"[{number(found.low, one.unit, signed=True)}, {number(found.high, one.unit, signed=True)}]"
 
 

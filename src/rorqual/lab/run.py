@@ -25,10 +25,11 @@ import rorqual
 from rorqual.core.errors import ConfigError, RorqualError
 from rorqual.core.log import clock
 from rorqual.core.records import write_json
+from rorqual.evals.verdicts import compact
 from rorqual.lab.experiment import Experiment
 from rorqual.lab.find import find_experiment
 from rorqual.lab.finding import Finding
-from rorqual.lab.job import Job
+from rorqual.lab.job import Job, Measure, evaluation
 from rorqual.lab.page import write_page
 from rorqual.tasks.families import FAMILIES
 
@@ -83,6 +84,14 @@ def run_lab(
     return page
 
 
+def judge_again(file: Path) -> Path:
+    """Judge a stored finding by the rule of today, from its own figures: writes its JSON anew and its page beside it; returns the page."""
+    finding = Finding.load(file)
+    write_json(file, finding.model_dump(mode="json"))
+    print(f"{finding.experiment}: {finding.verdict} (seeds {', '.join(map(str, finding.seeds))})")
+    return write_page(finding, file.parent)
+
+
 def planned(experiment: Experiment, out: Path, seeds: tuple[int, ...], budget: float) -> Plan:
     """The plan whose estimate fits the budget. Errors: `ConfigError` where nothing would fit."""
     full = Plan(experiment, out, seeds, 1.0)
@@ -100,7 +109,7 @@ def planned(experiment: Experiment, out: Path, seeds: tuple[int, ...], budget: f
 
 
 def concluded(plan: Plan, command: str) -> Finding:
-    """The finding, with what every job took and where it was made."""
+    """The finding, with what every job took, where it was made, and the verdict of every problem."""
     finding = plan.experiment.conclude({seed: plan.place(seed) for seed in plan.seeds})
     names = list(dict.fromkeys(name for _, name in plan.jobs))
     costs = {
@@ -115,7 +124,18 @@ def concluded(plan: Plan, command: str) -> Finding:
         "rorqual": rorqual.__version__,
         "families": ", ".join(f"{family.name} {family.version}" for family in FAMILIES),
     }
-    return finding.model_copy(update={"costs": costs, "command": command, "made": made, "share": plan.share})
+    asked = [name for name in names if isinstance(plan.jobs[plan.seeds[0], name], Measure)]
+    verdicts = compact(
+        {name: [evaluation(plan.place(seed), name) for seed in plan.seeds] for name in asked}, plan.seeds
+    )
+    rest = {
+        "costs": costs,
+        "command": command,
+        "made": made,
+        "share": plan.share,
+        "verdicts": (*finding.verdicts, *verdicts),
+    }
+    return finding.model_copy(update=rest)
 
 
 @dataclass

@@ -12,8 +12,9 @@ from typing import ClassVar
 from rorqual.core.records import RunDir
 from rorqual.evals.compare import did_think
 from rorqual.evals.evaluation import Evaluation
+from rorqual.evals.verdict import Verdict
 from rorqual.lab.experiment import Experiment, amount
-from rorqual.lab.finding import Chart, Contrast, Finding, Series, Verdict, contrasts, mean_by_seed, percent, said
+from rorqual.lab.finding import Chart, Contrast, Finding, Series, contrasts, mean_by_seed, percent, said
 from rorqual.lab.job import Job, Train, evaluation
 from rorqual.lab.student import BASE, FAMILIES, RL, base_jobs, fresh, measures, reinforce, reinforced_job
 

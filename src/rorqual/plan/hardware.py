@@ -17,6 +17,9 @@ Dtype = Literal["fp32", "bf16", "fp8"]
 T, G = 1e12, 1e9
 V3_USED = 0.39
 """Share of the bf16 peak that DeepSeek-V3's training reached on 2,048 H800, attention counted as causal: 38.94 % (ISCA 2025, table 4)."""
+REACHED: Mapping[str, float] = {"Llama-3.1-405B": 0.36, "Llama-3.1-70B": 0.27, "Llama-3.1-8B": 0.15}
+"""The same share of the H100's peak by the published hours of whole trainings (Llama 3.1's model card, 15.6T and "15T+" tokens): with
+restarts, evaluations, long rows and what came after. A plan at V3's share is that much below them; a test derives these."""
 MARKET = "mid of specialist clouds, mercatus-ai.com/blog/cloud-gpu-pricing, May 2026"
 
 

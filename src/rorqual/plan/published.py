@@ -26,6 +26,12 @@ V3_PRETRAINING, V3_EXTENSION, V3_AFTER = 2.664e6, 119e3, 5e3
 """H800-hours of the three stages in the report's table 1."""
 LLAMA_TOKENS, LLAMA_CARDS, LLAMA_FLOPS = 15.6e12, 16384, 400e12
 """FLOP/s: of a card, on the cards and at the row length (8,192) that most of the training used (table 4)."""
+LLAMA_HOURS = {
+    "Llama-3.1-405B": (LLAMA_TOKENS, 30.84e6),
+    "Llama-3.1-70B": (15e12, 7.0e6),
+    "Llama-3.1-8B": (15e12, 1.46e6),
+}
+"""Tokens and H100-hours of the model card; of the smaller two it says "15T+" tokens."""
 DAY_HIT, DAY_MISS, DAY_REPLY = 342e9, 266e9, 168e9
 DAY_NODES, DAY_NODE_IN, DAY_NODE_OUT, DAY_KEYS, DAY_SPEED = 226.75, 73.7e3, 14.8e3, 4989, 21.0
 
@@ -118,9 +124,29 @@ def _llama() -> list[Figure]:
         Figure("Llama-3.1-405B, H100-hours", 30.84e6, cost.hours, 0.15, "the same at 400 TFLOPS, 41 % (table 4: 430 to 380)", LLAMA,
                "Ours is the time of the steps. The paper says that more than 90 % of the time went into them; the rest, the 128K stage and what "
                "came after pretraining are in the published hours.", form="{:,.0f}"),
+        *(_whole_training(name, tokens, hours) for name, (tokens, hours) in LLAMA_HOURS.items() if "405B" not in name),
         Figure("Llama-3.1-405B, USD", 60e6, 30.84e6 * 2.0, 0.05, "the published hours at $2", STORY,
                "Nobody published a price; $2 an hour is the rent that V3's report assumes.", form="${:,.0f}"),
     ]  # fmt: skip
+
+
+def _whole_training(name: str, tokens: float, hours: float) -> Figure:
+    """The hours of a training at V3's share, where only their sum is published."""
+    each, card = training_flops(preset(name.lower()), 8192), device("h100")
+    cost = training_cost(each, tokens, n=1, peak=card.flops("bf16"), utilisation=V3_USED, price=2.0)
+    why = (
+        f"It does not follow: its hours are {reached(name):.0%} of the peak. Nothing is published about the speed of its steps, nor what "
+        "else is in the hours; `rorqual plan` says how much more than its figure a training may take."
+    )
+    return Figure(
+        f"{name}, H100-hours", hours, cost.hours, 0.65, f"15T tokens x {each / 1e9:,.0f} GFLOPs at 38.94 %", LLAMA, why
+    )
+
+
+def reached(name: str) -> float:
+    """The share of the H100's bf16 peak by the published hours of a whole training of Llama 3.1."""
+    tokens, hours = LLAMA_HOURS[name]
+    return training_flops(preset(name.lower()), 8192) * tokens / (hours * 3600 * device("h100").flops("bf16"))
 
 
 def _tokens() -> list[Figure]:

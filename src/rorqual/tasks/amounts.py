@@ -1,128 +1,88 @@
 r"""Decide which number a sentence states as its answer.
 
 Of the numbers in the segment these are not its answer: what an operator joins (`5 * 12`), the left side of an equation, what is denied
-("not 18"), a bound ("more than 18"), a range ("18 to 20"), two that are left open ("18 or 19"), an ordinal, and what stands in brackets or
-in a clause that gives a reason. Of the rest a number that a preposition or an article governs ("for 3 people", "the 5 days") counts only
-where there is no other. A mark is followed by its answer, so its first number counts; a sentence ends in its answer, so there the last.
+("not 18"), a bound ("more than 18", "18, maybe more"), a range ("18 to 20"), two that are left open ("18 or 19"), a multiple ("3x = 18"),
+an ordinal, and what stands in brackets or in a clause that gives a reason. A sentence that guesses, lists cases ("if ..., 18; if ..., 19")
+or takes back its number has none. A quantity of two units ("1 hour and 30 minutes") is one number. Of the rest a number that a preposition
+or an article governs ("for 3 people", "the 5 days") counts only where there is no other. A mark is followed by its answer, so its first
+number counts; a sentence ends in its answer, so there the last, and where it joins two clauses ("9 remain, and 6 are gone") the one before
+it is its rival.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import pairwise
 
-from rorqual.tasks.numbers import Number, numbers, plain
-from rorqual.tasks.reply import NOTHING, SENTENCE, Reading, settle
+from rorqual.tasks.clauses import ASIDE, RESTATED, STEP, denied, governed, main_part, plain_text, without_dashes
+from rorqual.tasks.numbers import Number, numbers, plain, spelled
+from rorqual.tasks.remarks import closes
+from rorqual.tasks.reply import NOTHING, Reading, settle
+from rorqual.tasks.sentences import SENTENCE, with_options
+from rorqual.tasks.units import unit_of
 
-_MARKUP = (
-    (re.compile(r"\\(?:text|mathrm|textbf|mathbf|boldsymbol|operatorname|mbox|fbox)\s?\{([^{}]{0,200})\}"), r" \1"),
-    (re.compile(r"\\(?:left|right|displaystyle|quad|qquad|big|Big)\b|\\[\[\]()]|~|`"), " "),
-    (re.compile(r"(?<![0-9])\*\*|\*\*(?![0-9])|__"), ""),
-    (re.compile(r"<<[^<>]{0,200}>>|</?[a-z]{1,6}>|(?<=\w )\[[0-9]{1,2}\]"), ""),
-    (re.compile(r"^\W*(?:step|case|part|day|question|problem) [0-9]{1,3}\s?[:.)-]\s", re.IGNORECASE), ""),
-)
 _BOLD = re.compile(r"\*\*([^*\n]{1,200})\*\*")
-_ASIDE = re.compile(r"\([^()]{0,300}\)")
-_LABEL = re.compile(r"^\W*(?:\(?[0-9]{1,3}[.)]\s|[a-z]\)\s)", re.IGNORECASE)
-_LEADING = re.compile(
-    r"^\W*(?:(?:so|and|but|then|now|thus|hence|therefore)\b,? )?(?:after|when|if|since|as|because|while|given|with"
-    r"|from|out of|of|on|in|at|for|during"
-    r"|(?:every|each) (?:day|week|month|year|hour|time)|before|until|starting|by|although|though|whether"
-    r"|to)\b[^,;:]{0,300}, ?",
-    re.IGNORECASE,
-)
-_REASON = re.compile(
-    r"(?:,? \b(?:because|since|whereas|although|even though|compared (?:to|with)|in contrast to|unlike|assuming|given that|not counting"
-    r"|not including|excluding|except|without counting|if|when|where|whenever|as long as)\b|, (?:as|while|for|after"
-    r"|before|with|(?:[\w\\$]+ )?of (?:which|whom)|whose|who)\b"
-    r"| as (?:each|every|there|he|she|it|they|the|we|one)\b| while\b)"
-    r".*?(?=(?:,|;|:) (?:so|hence|thus|therefore|we get|this (?:gives|makes))\b|;|$)",
-    re.IGNORECASE,
-)
 _OPERATOR = r"(?:[+*×·÷/]|\\times|\\cdot|\\div|\bx\b|\bplus\b|\bminus\b|\btimes\b(?! (?:a|as|per|the)\b)|divided by|multiplied by)"
-_JOINED_BEFORE = re.compile(rf"(?:{_OPERATOR}|(?<=[\s0-9)])-)\s*[$£€(]*$", re.IGNORECASE)
-_JOINED_AFTER = re.compile(rf"^[\s)]*(?:[A-Za-z]+\s)?\s*(?:{_OPERATOR}|-)\s*[$£€(]*$", re.IGNORECASE)
+_JOINED_BEFORE = re.compile(rf"(?:{_OPERATOR}|(?<=[\s0-9)])-)\s*(?:the )?[$£€(]*$", re.IGNORECASE)
+_JOINED_AFTER = re.compile(rf"^[\s),]*(?:[A-Za-z]+\s)?\s*(?:{_OPERATOR}|-)\s*(?:the )?[$£€(]*$", re.IGNORECASE)
 _EQUATED_AFTER = re.compile(r"^[\s)]*(?:[A-Za-z$%/]+\s?){0,3}(?:=|≈|\\approx|\bequals\b)", re.IGNORECASE)
 _EQUATED_BEFORE = re.compile(r"(?:=|≈|\\approx|\bequals)\s*[$£€(]*$", re.IGNORECASE)
-_LIGHT = (
-    r"(?:be|been|equal|equals|to|exactly|just|simply|merely|only|actually|the|a|an|as|really|of|get|gets|give|gives"
-    r"|make|makes|have|has|cost|costs|earn"
-    r"|earns|answer|result|total|value|sum|number|is|was|are|were|possibly|either|think|believe|that|it|he|she|they|we)"
-)
-_DENIES = re.compile(
-    rf"(?:\b(?:not|never|neither|nor|cannot|rather than|instead of|no longer)\b|n't\b|\\neq?\b|≠)(?:\s+{_LIGHT}\b){{0,5}}\W{{0,4}}$",
-    re.IGNORECASE,
-)
-_DENIED_AFTER = re.compile(
-    r"^(?:\s[A-Za-z]+){0,2}\s(?:(?:is|are|was|were|would be|seems?|looks?)(?: not|n't)? (?:wrong|incorrect|mistaken|impossible|too \w+)\b"
-    r"|(?:is|are|was|were)(?: not|n't)\b\s*(?:$|[.,;]|(?:the|right|correct|an?|my|our|it|true|possible|what|exact"
-    r"|enough)\b)|cannot be (?:right|correct|true)"
-    r"|can't be (?:right|correct|true)|would (?:exceed|be too|not)|(?:seems?|looks?|appears?) (?:right|correct"
-    r"|plausible))",
-    re.IGNORECASE,
-)
 _BOUND = re.compile(
-    r"(?:\b(?:(?:more|less|fewer|greater|larger|smaller|higher|lower|bigger) than|at least|at most|up to|as (?:many"
+    r"(?:\b(?:(?:more|less|fewer|greater|larger|smaller|higher|lower|bigger) than|at least|at most"
+    r"|(?<!round )(?<!rounds )(?<!rounding )(?<!rounded )up to|as (?:many"
     r"|much) as|no (?:more|less|fewer) than"
-    r"|nearly|almost|just (?:under|over|below|above)|maybe|perhaps|possibly|(?:might|may|could) (?:well )?be"
-    r"|somewhere|minimum of|maximum of|exceeds?"
+    r"|nearly|almost|probably|just (?:under|over|below|above)|maybe|perhaps|possibly|(?:might|may|could) (?:well )?be"
+    r"|somewhere|something like|close to|(?:a (?:bit|little)|slightly|well|just) (?:under|over|below|above|short of)"
+    r"|(?:possibility|option|candidate) (?:is|would be)|at the very least(?: it(?:'s| is))?|minimum of|maximum of|exceeds?"
     r"|not sure (?:if|whether) it is)|[<>≤≥]|\\leq?|\\geq?)\s*[$£€(]*$",
     re.IGNORECASE,
 )
+_MULTIPLE = re.compile(r"(?<![\w.])[0-9]+ ?[abknxyz]\b[^=,;.]*=\s*[$£€]?$")
 _OR = re.compile(
     r"^[^.;]{0,25}?(?:\bor\b|\band/or\b)(?:\W+(?:maybe|perhaps|possibly|even|about|else|rather|is it|it is|it's"
     r"|it could be|it might be|could it be))*\W*$",
     re.I,
 )
-_OR_SO = re.compile(r"^(?: \w+)? or so\b", re.IGNORECASE)
+_OR_SO = re.compile(
+    r"^(?: \w+)?,? (?:or so|or (?:maybe|perhaps|possibly)|give or take|plus or minus|more or less|(?:plus|minus"
+    r"|times) [a-z]\b(?! [a-z])|is (?:one"
+    r"|among)(?: of)? the (?:options|possibilities|candidates)|(?:or |and )?(?:maybe|perhaps"
+    r"|possibly) (?:even )?(?:more|less|fewer|a (?:bit|few)))\b",
+    re.IGNORECASE,
+)
 _RANGE = re.compile(
     r"^(?:\s?[A-Za-z%]{1,10})?(?:-| -|\s+(?:to|through|until|up to)\s|\s?\.\.\.?\s?|\\(?:sim|ldots|dots)\s?)\s*[$£€]?$"
 )
 _LIST = re.compile(r"^\s?[$%]?\s?(?:,|;|&|,? and|\\&)\s?(?:[a-z]\s?=\s?)?[$£€]?\s*$", re.IGNORECASE)
-_GOVERNED = re.compile(
-    r"\b(?:for|of|in|on|at|after|from|per|every|each|within|during|over|than|the|these|those|all|his|her|their|its"
-    r"|our|your|my|both|by|into|across|among"
-    r"|between|until|before|when|with|without|if|since|first|last|next|other|remaining|whole|using|step|case|part"
-    r"|day|week|month|year|premise|question"
-    r"|\w's|than (?:\w+(?:'s)? ){0,2}\w+|problem|example|method|option|page|room|number|no\.|day|age|route|line"
-    r"|equation"
-    r"|(?<!has )(?<!have )(?<!had )(?<!need )(?<!needs )(?<!wants )(?<!want )(?<!going )(?<!able )(?<!used )(?<!is "
-    r")"
-    r"(?<!are )to [a-z]{3,})\s+(?:(?:of|the|each|every|all|a|just|only|these|those|his|her|their"
-    r"|first|last|other|next|about|around|approximately)\s+)*[$£€(]*$",
-    re.IGNORECASE,
-)
-_NOT_GOVERNED = re.compile(
-    r"\b(?:in (?:all|total|sum)|after all|(?:left|ends?|ended|ending|up|remains?|home|him|her|them|us) (?:up )?with"
-    r"|sold for|sells? (?:\w+ ){1,4}for"
-    r"|sold (?:\w+ ){1,4}for|total of|sum of|amount of|profit of|number of|cost of|price of|result of|value of"
-    r"|answer of|distance of|average of|age of"
-    r"|(?:tak|giv|g[ao]ve|cost|leav|left|mak|pay|ow|earn|need|sav|bring|get)(?:e|es|s|ing)? (?:him|her|them|us|me"
-    r"|you)|took (?:him|her|them|us|me|you))"
-    r"\s+[$£€(]*$",
-    re.IGNORECASE,
-)
 _ADVERBIAL = re.compile(
     r"^ (?:times? (?:a|per|each|every|as)\b|(?:days?|weeks?|months?|years?|hours?|minutes?) (?:later|ago|a|per|each|earlier|from now)\b)",
     re.I,
 )
-_COMPARED = re.compile(r"^(?: [A-Za-z]+)? (?:more|less|fewer|\w+er) than\b", re.IGNORECASE)
+_COMPARED = re.compile(
+    r"^(?: [A-Za-z]+)? (?:(?:more|less|fewer|\w+er) than|(?:below|above|under|short of|ahead of|in excess of)(?! zero)"
+    r"|more than|too (?:much|many|few|little))\b",
+    re.IGNORECASE,
+)
 _COORDINATED = re.compile(r"^(?: [A-Za-z-]+){1,3},? (?:and|&) $")
 _RELATIVE = re.compile(
     r"\bwhich (?!leaves|makes|gives|means|equals|results|comes|adds|totals|brings|amounts|yields)[^,;]{0,40}$",
     re.IGNORECASE,
 )
 _OF_THE_QUESTION = re.compile(r"\b(?:the|these|those|all|both|each|every) $", re.IGNORECASE)
+_CLOSING = re.compile(
+    r"(?:, (?:so|thus|hence|making|leaving|which (?:makes|leaves|gives|means))|\b(?:so|making|leaving))\b[^,;0-9]*$",
+    re.I,
+)
+_INFERS = re.compile(
+    r"=|\b(?:so|thus|hence|therefore|total|altogether|in all|makes?|giv(?:es|ing)|equals)\b", re.IGNORECASE
+)
+_JOINS = re.compile(r"[a-z],? (?:and|while|whereas|but)\b|^,? (?:and|while|whereas|but) [a-z]|; ", re.IGNORECASE)
 GOVERNED, RELATIVE, FREE = 0, 1, 2
 _CLAUSE = re.compile(
     r"[;:,]|\b(?:and|so|but|which|leaving|hence|thus|therefore|then|meaning|giving|making|that is|i\.e\.|namely)\b| - ",
     re.I,
-)
-_RESTATED = re.compile(
-    r"(?:\bthat is(?: to say)?|\bi\.\s?e\.|\bnamely|\bin other words|\bwhich (?:is|equals|means|makes|gives))\W",
-    re.IGNORECASE,
 )
 _REFUSES = re.compile(
     r"\b(?:i|we|one)(?: \w+)? (?:cannot|can't|can not|am not able|am unable|are unable|could not|couldn't"
@@ -130,22 +90,25 @@ _REFUSES = re.compile(
     r"|have no idea|was not able)\b"
     r"|\bi'm (?:not sure|unable|not able|afraid|sorry)\b|\b(?:not enough|insufficient|missing) (?:information"
     r"|data)\b|\bnobody (?:can|knows)\b"
-    r"|\b(?:impossible|cannot|can't|can not|unable) (?:to|be) (?:\w+ )?(?:say|tell|determine|answer|calculate"
+    r"|\b(?:impossible|hard|difficult|cannot|can't|can not|unable) (?:to|be) (?:\w+ )?(?:say|tell|determine|answer|calculate"
     r"|compute|solve|know)\w*"
     r"|\b(?:unknown|unclear|undetermined|no (?:unique )?(?:solution|answer))\b",
     re.IGNORECASE,
 )
-_NONE = re.compile(r"^\W*(?:none|nothing|nil)\b(?: (?:is|are) left(?: over)?| remains?| left(?: over)?)\W*$", re.I)
-_UNITS: dict[str, tuple[str, int | Fraction]] = {
-    "second": ("s", 1), "minute": ("s", 60), "min": ("s", 60), "hour": ("s", 3600), "day": ("s", 86400), "week": ("s", 604800),
-    "cent": ("$", Fraction(1, 100)), "dollar": ("$", 1), "$": ("$", 1), "mm": ("m", Fraction(1, 1000)), "cm": ("m", Fraction(1, 100)),
-    "centimeter": ("m", Fraction(1, 100)), "m": ("m", 1), "meter": ("m", 1), "metre": ("m", 1), "km": ("m", 1000),
-    "kilometer": ("m", 1000), "kilometre": ("m", 1000), "inch": ("in", 1), "inche": ("in", 1), "foot": ("in", 12), "feet": ("in", 12),
-    "yard": ("in", 36), "mile": ("in", 63360), "g": ("g", 1), "gram": ("g", 1), "kg": ("g", 1000), "kilogram": ("g", 1000),
-    "ounce": ("oz", 1), "pound": ("oz", 16), "ml": ("l", Fraction(1, 1000)), "milliliter": ("l", Fraction(1, 1000)), "l": ("l", 1),
-    "liter": ("l", 1), "litre": ("l", 1), "month": ("mo", 1), "year": ("mo", 12), "cup": ("c", 1), "pint": ("c", 2), "quart": ("c", 4),
-    "gallon": ("c", 16),
-}  # fmt: skip
+_GUESSES = re.compile(
+    r"\bbut\b[^0-9]*\b(?:(?:do|does|is|are|was|were|did|can) not|\w+n't)\W*$|"
+    r"\bi doubt\b|\b(?:that|this|it) (?:can't|cannot|isn't|is not|doesn't|does not) (?:be |make )?(?:right|correct"
+    r"|true|possible|sense|work)\b[^0-9]*$|"
+    r"\bi guess\b|\bi (?:could|might|may) (?:well )?be (?:off|wrong)\b|\bjust a guess\b|\b(?:wild|rough|best) guess\b|\bif\b.*\bif\b",
+    re.IGNORECASE,
+)
+_ITEM = re.compile(r"^\W*[0-9]{1,2}[.)] (?=\W*[A-Za-z])")
+_NONE = re.compile(
+    r"^\W*(?:there(?:'s| is| are) )?(?:none|nothing|nil|no \w+)\b(?: (?:is|are) left(?: over)?| remains?| left(?: over)?)\W*$",
+    re.I,
+)
+_UNIT = re.compile(r"[\s-]*([A-Za-z]+)")
+_TWO_UNITS = re.compile(r"\s([A-Za-z]+)(?:,|,? and)?\s$")
 
 
 @dataclass(frozen=True)
@@ -164,9 +127,14 @@ class Amount:
 
 
 def final_amount(reply: str, *, strict: bool = False) -> Amount | None:
-    """The number that `reply` commits to, None where it commits to none. With `strict` only a mark counts."""
-    found: Amount | None = settle(reply, read_amount, strict=strict)
-    return found
+    """The number that `reply` commits to, None where it commits to none or does not decide. With `strict` only a mark counts."""
+    found = final_amounts(reply, strict=strict)
+    return found[0] if len(found) == 1 else None
+
+
+def final_amounts(reply: str, *, strict: bool = False) -> tuple[Amount, ...]:
+    """The numbers that look final: none, one, or two between which `reply` does not decide."""
+    return settle(with_options(reply), read_amount, strict=strict)
 
 
 def read_amount(segment: str, marked: bool) -> Reading:
@@ -175,44 +143,83 @@ def read_amount(segment: str, marked: bool) -> Reading:
     bold = [found for found in _BOLD.findall(text) if numbers(plain(found))]
     if bold and not marked:
         text, marked = bold[-1], True
-    text = plain_text(text)
+    text = STEP.sub("", plain_text(without_dashes(text) if "=" not in text else text))
     if _REFUSES.search(text) and not re.search(r"\b(?:but|so|hence)\b.*[0-9]", text):
+        return Reading(refused=True)
+    if _ITEM.match(text) and not numbers(_ITEM.sub("", text)):
+        return NOTHING
+    if _GUESSES.search(text):
         return Reading(refused=True)
     if _NONE.match(text):
         return Reading(Amount(Fraction(0)))
-    asides = _ASIDE.findall(text)
+    asides = ASIDE.findall(text)
     text = main_part(text, marked)
-    found = numbers(text)
+    found = _compounds(numbers(text), text)
     marked = marked or not re.search("[A-Za-z]", text)
+    if not marked and (words := _in_words(text, found)):
+        found = words
     return _choose(text, found, marked, asides) if found else NOTHING
 
 
-def plain_text(text: str) -> str:
-    """`text` without the markup of Markdown and LaTeX that changes no number."""
-    for pattern, new in _MARKUP:
-        text = pattern.sub(new, text)
-    return plain(text).replace("\\$", "$").replace("\\%", "%")
+def _compounds(found: list[Number], text: str) -> list[Number]:
+    """`found` with each quantity of two units as one number in the smaller one: `1 hour and 30 minutes` is 90."""
+    whole: list[Number] = []
+    for number in found:
+        joined = _compound(whole[-1], number, text) if whole else None
+        if joined is not None:
+            whole.pop()
+        whole.append(joined or number)
+    return whole
 
 
-def main_part(text: str, marked: bool) -> str:
-    """`text` without its label, brackets, introductory clause and reasons, as far as a number remains."""
-    label = _LABEL.match(text)
-    shorter = [text[label.end() :]] if label and label.end() < len(text.rstrip()) else []
-    cuts = [(_ASIDE, " ")] + ([] if marked else [(_LEADING, "")]) + [(_REASON, "")]
-    text = shorter[0] if shorter and numbers(shorter[0]) else text
-    for pattern, new in cuts:
-        if pattern is _ASIDE and re.match(r"\s*\(or\b", text[text.find("(") - 1 :]):
-            continue
-        cut = pattern.sub(new, text)
-        text = cut if numbers(cut) else text
-    return text
+def _compound(one: Number, other: Number, text: str) -> Number | None:
+    """Two numbers as one quantity (`5 feet 3 inches`, `3 dozen and 5`), None where they are two."""
+    gap = text[one.end : other.start]
+    if one.value is None or other.value is None:
+        return None
+    if one.scaled == "dozen" and gap == " and ":
+        return replace(other, start=one.start, value=one.value + other.value)
+    words = _TWO_UNITS.match(gap), _UNIT.match(text[other.end : other.end + 20])
+    larger, smaller = (unit_of(word[1]) if word else None for word in words)
+    if larger is None or smaller is None or larger[0] != smaller[0]:
+        return None
+    ratio = Fraction(larger[1]) / smaller[1]
+    if ratio <= 1 or other.value >= ratio:
+        return None
+    value = one.value * ratio + other.value
+    return replace(other, start=one.start, value=value, also=value / ratio)
+
+
+def _in_words(text: str, found: list[Number]) -> list[Number]:
+    """The numbers in words that count: those of a closing clause without digits ("making it twenty-one in total"), and where every number
+
+    in digits is a term or is governed ("four boxes at $5"), those that no preposition governs.
+    """
+    closing = _CLOSING.search(text)
+    if closing and (words := [one for one in spelled(text) if one.start >= closing.start()]):
+        return words
+    gaps = [text[a.end : b.start] for a, b in pairwise(found)]
+    before = [text[max(0, one.start - 80) : one.start] for one in found]
+    after = [*gaps, text[found[-1].end : found[-1].end + 80]] if found else []
+    free = any(
+        not (_JOINED_BEFORE.search(b) or _JOINED_AFTER.search(a) or governed(b) or number.ordinal)
+        for number, b, a in zip(found, before, after)
+    )
+    if free or not found or found[0].spelled:
+        return []
+    words = [
+        one
+        for one in spelled(text)
+        if one.value is not None and (one.value != 1 or text[: one.start].endswith("exactly "))
+    ]
+    return [one for one in words if not governed(text[max(0, one.start - 80) : one.start])]
 
 
 def _choose(text: str, found: list[Number], marked: bool, asides: list[str]) -> Reading:
     gaps = [text[a.end : b.start] for a, b in pairwise(found)]
     before = [text[max(0, found[0].start - 80) : found[0].start], *gaps]
     after = [*gaps, text[found[-1].end : found[-1].end + 80]]
-    out, open_ = _excluded(found, before, after)
+    out, open_ = _excluded(text, found, before, after)
     struck = {i for i in range(len(found)) if denied(before[i], after[i])}
     left = [i for i in range(len(found)) if i not in out and i not in struck]
     said = frozenset(Amount(value, found[i].percent) for i in struck if (value := found[i].value) is not None)
@@ -226,10 +233,28 @@ def _choose(text: str, found: list[Number], marked: bool, asides: list[str]) -> 
     if value is None:  # "twice nine" says nothing yet, 3:30 is no number
         return Reading(denied=said, refused=not found[place].spelled)
     weak = not marked and _OF_THE_QUESTION.search(before[place]) is not None
-    return Reading(Amount(value, found[place].percent, _others(found, place, after, asides)), said, weak=weak)
+    amount = Amount(value, found[place].percent, _others(found, place, after, asides))
+    return Reading(amount, said, weak=weak, rival=None if marked else _rival(text, found, pool, place))
 
 
-def _excluded(found: list[Number], before: list[str], after: list[str]) -> tuple[set[int], set[int]]:
+def _rival(text: str, found: list[Number], pool: list[int], place: int) -> Amount | None:
+    """The number before, where it is the answer as much: "9 remain, and 6 are gone", "20%, i.e. $16 off"."""
+    at = pool.index(place)
+    one, other = found[pool[at - 1]], found[place]
+    if at == 0 or one.value is None:
+        return None
+    gap = text[one.end : other.start]
+    joined = _JOINS.search(gap)
+    shared = RESTATED.search(gap) and one.percent != other.percent and (other if one.percent else one).money
+    if _COORDINATED.fullmatch(gap):
+        shared = not _INFERS.search(text[one.end :])
+    elif joined:
+        clause = one.end + joined.start()
+        shared = closes(text[:clause]) and not _INFERS.search(text[clause:])
+    return Amount(one.value, one.percent) if shared else None
+
+
+def _excluded(text: str, found: list[Number], before: list[str], after: list[str]) -> tuple[set[int], set[int]]:
     """The numbers that are no candidates, and those of them that leave the answer open."""
     out: set[int] = set()
     open_: set[int] = set()
@@ -242,15 +267,19 @@ def _excluded(found: list[Number], before: list[str], after: list[str]) -> tuple
             out.add(i)
         if not last and _EQUATED_AFTER.search(after[i]):
             out.add(i)
-        if _BOUND.search(before[i]) or _OR_SO.match(after[i]):
+        if (
+            _BOUND.search(before[i])
+            or _OR_SO.match(after[i])
+            or _MULTIPLE.search(text[max(0, number.start - 40) : number.start])
+        ):
             open_.add(i)
         if last or _same_quantity(found, i, after):
             continue
         if (
             _is_range(found, i, after)
-            or _OR.search(after[i])
+            or (_OR.search(after[i]) and not joined)
             or (re.search(r"\bbetween\b[^,;]{0,12}$", before[i], re.IGNORECASE) and re.search(r"\band\b", after[i]))
-            or _LIST.search(after[i])
+            or (_LIST.search(after[i]) and not _COMPARED.search(after[i + 1]) and not governed(before[i]))
         ):
             open_ |= {i, i + 1}
     return out | open_, open_
@@ -268,11 +297,6 @@ def _is_range(found: list[Number], i: int, after: list[str]) -> bool:
     return one is None or other is None or one < other
 
 
-def denied(before: str, after: str) -> bool:
-    """Whether what stands before or after a value says that it is not the answer."""
-    return bool(_DENIES.search(before) or _DENIED_AFTER.search(after))
-
-
 def _ranks(text: str, found: list[Number], before: list[str], after: list[str]) -> list[int]:
     """How likely each number is the answer by its place: GOVERNED, RELATIVE or FREE."""
     ranks: list[int] = []
@@ -280,23 +304,34 @@ def _ranks(text: str, found: list[Number], before: list[str], after: list[str]) 
     for i, number in enumerate(found):
         aside = number.ordinal or _ADVERBIAL.search(after[i]) or _COMPARED.search(after[i]) or number.start > listed
         again = i > 0 and ranks[-1] == GOVERNED and _COORDINATED.search(before[i])
-        relative = _RELATIVE.search(before[i]) is not None
+        relative = _RELATIVE.search(before[i]) is not None and not _same_kind(found, i, after)
         ranks.append(GOVERNED if aside or again or governed(before[i]) else RELATIVE if relative else FREE)
     return ranks
 
 
+def _same_kind(found: list[Number], i: int, after: list[str]) -> bool:
+    """Whether number i has a unit of the same kind as the number before it: `1 hour and 30 minutes, which is 90 minutes`."""
+    words = [_UNIT.match(after[j]) for j in (i - 1, i) if j >= 0]
+    units = [unit_of(word[1]) if word else None for word in words]
+    return len(units) == 2 and None not in units and len({unit[0] for unit in units if unit}) == 1
+
+
 def number_list(text: str) -> list[str]:
-    """The last numbers of `text` that only commas and `and` part, where there are several."""
+    """The last numbers of `text` that only commas and `and` part, where there are several, and none before counts them ("2 roots: 3, 4")."""
     found = numbers(text)
     begin = len(found) - 1
     while begin > 0 and _LIST.search(text[found[begin - 1].end : found[begin].start]):
         begin -= 1
-    return [text[number.start : number.end] for number in found[begin:]] if 0 <= begin < len(found) - 1 else []
-
-
-def governed(before: str) -> bool:
-    """Whether a preposition or an article at the end of `before` governs what follows."""
-    return _GOVERNED.search(before) is not None and _NOT_GOVERNED.search(before) is None
+    counted = (
+        begin > 0
+        and ":" in text[found[begin - 1].end : found[begin].start]
+        and found[begin - 1].value == len(found) - begin
+    )
+    return (
+        [text[number.start : number.end] for number in found[begin:]]
+        if 0 <= begin < len(found) - 1 and not counted
+        else []
+    )
 
 
 def _breakdown(text: str, found: list[Number]) -> int:
@@ -308,7 +343,7 @@ def _breakdown(text: str, found: list[Number]) -> int:
 
 def _first(text: str, found: list[Number], pool: list[int]) -> int:
     """After a mark: the first, or the one after `that is`."""
-    restated = [m.end() for m in _RESTATED.finditer(text) if m.start() > found[pool[0]].end]
+    restated = [m.end() for m in RESTATED.finditer(text) if m.start() > found[pool[0]].end]
     later = [i for i in pool if restated and found[i].start >= restated[-1]]
     return later[0] if later and found[pool[0]].value is None else pool[0]
 
@@ -324,7 +359,7 @@ def _last(text: str, found: list[Number], before: list[str], pool: list[int]) ->
 
 def _others(found: list[Number], place: int, after: list[str], asides: list[str]) -> frozenset[Fraction]:
     """The numbers that say the same quantity in another unit: `90 minutes (1.5 hours)`, `90 minutes or 1.5 hours`."""
-    values = set()
+    values = {found[place].also}
     for i in (place - 1, place):
         if 0 <= i < len(found) - 1 and _same_quantity(found, i, after):
             values |= {found[i].value, found[i + 1].value}
@@ -348,14 +383,9 @@ def _base(number: Number, after: str) -> tuple[str, Fraction] | None:
     """The quantity in the base unit of its kind; without a unit the bare number."""
     if number.value is None:
         return None
-    word = re.match(r"[\s-]*([A-Za-z]+)", after)
+    word = _UNIT.match(after)
     unit = (
         "$" if number.money and not (word and word[1].lower().startswith("cent")) else word[1].lower() if word else ""
     )
     kind, factor = unit_of(unit) or ("", Fraction(1))
     return kind, number.value * factor
-
-
-def unit_of(word: str) -> tuple[str, int | Fraction] | None:
-    """The kind of quantity that a unit measures, and the unit as a multiple of the kind's base unit."""
-    return _UNITS.get(word.lower()) or _UNITS.get(word.lower().removesuffix("s"))

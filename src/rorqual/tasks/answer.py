@@ -17,28 +17,20 @@ from typing import Any
 
 from math_verify import parse, verify
 from math_verify.errors import TimeoutException
-from sympy import Basic, Expr, Float, MatrixBase, Rational, Set
+from sympy import Basic, Expr, Float, Integer, MatrixBase, Rational, Set
 from sympy.logic.boolalg import Boolean
 from sympy.polys.polyerrors import BasePolynomialError
 
 from rorqual.tasks.amounts import Amount, final_amount
 from rorqual.tasks.base import Verdict
-from rorqual.tasks.expressions import (
-    BASE,
-    BASES,
-    Parts,
-    bare_words,
-    final_expression,
-    gold_words,
-    parts,
-    same_unit,
-    side,
-    split,
-    tidy,
-)
+from rorqual.tasks.bases import base_of, value_of
+from rorqual.tasks.expressions import bare_words, final_expressions, gold_words, same_unit, tidy
+from rorqual.tasks.intervals import set_condition, union
 from rorqual.tasks.labels import label
+from rorqual.tasks.marks import boxed, marked
 from rorqual.tasks.numbers import Number, single, whole_number
-from rorqual.tasks.reply import boxed, marked
+from rorqual.tasks.parts import Parts, parts, side, split
+from rorqual.tasks.reply import verdict
 
 __all__ = ["boxed", "final_answer", "final_number", "label", "marked", "math_equal", "parses", "whole_number"]
 
@@ -81,7 +73,14 @@ def math_equal(gold: str, reply: str, *, timeout: int = 5) -> Verdict:
     sympy failed: none of these says that the reply is wrong. math-verify's clock is a signal, which only the main thread may
     set: in another thread the comparison runs in a process of its own, and costs its start.
     """
-    said = final_expression(reply, gold)
+    found = [_math_equal(gold, said, timeout) for said in final_expressions(reply, gold)] or [
+        _math_equal(gold, None, timeout)
+    ]
+    return Verdict.UNGRADED if Verdict.UNGRADED in found else verdict(one is Verdict.RIGHT for one in found)
+
+
+def _math_equal(gold: str, said: str | None, timeout: int) -> Verdict:
+    """Whether the one expression that a reply commits to equals `gold`; None commits to nothing."""
     if said is not None and len(said) > LONGER * len(gold) + LONGEST:
         said = None
     one, other = _number(tidy(gold)), None if said is None else _number(tidy(said))
@@ -132,6 +131,10 @@ def _equal(gold: str, said: str, timeout: int) -> bool:
     if len(sides) == 2 and not _names(sides[0]) and _contradicts(sides, timeout):
         return False
     one, other = parts(gold), parts(said)
+    if _INEQUALITY.search(gold) is None and _INEQUALITY.search(said) is not None:
+        described = union(other.items if other is not None and other.kind == "," else [set_condition(said)])
+        if described is not None:
+            return _equal(gold, described, timeout)
     if (one is None and other is None) or (_INEQUALITY.search(gold) is None) != (_INEQUALITY.search(said) is None):
         return _equal_expressions(gold, said, timeout)
     if one is None and other is not None and other.kind == "," and "pm" not in said:  # one value, said several times
@@ -164,6 +167,10 @@ def _contradicts(sides: list[str], timeout: int) -> bool:
 
 
 def _value(text: str, timeout: int) -> Expr | None:
+    if re.search(r"\\[lc]?dots|\.\.\.", text):
+        return None
+    if (whole := value_of(text)) is not None:
+        return Integer(whole)
     found = [item for item in _parsed(text, timeout) or [] if isinstance(item, Expr)]
     return found[0] if found and not found[0].free_symbols else None
 
@@ -191,9 +198,9 @@ def _same_number(gold: Number, said: Number) -> bool:
 
 
 def _equal_expressions(gold: str, said: str, timeout: int) -> bool:
-    bases = [BASE.fullmatch(one.replace(" ", "")) for one in (gold, said)]
-    if bases[0] or bases[1]:
-        return _same_base(bases[0], bases[1])
+    bases = (base_of(gold), base_of(said))
+    if bases != (None, None):
+        return bases[0] == bases[1]
     one, other = _number(gold), _number(said)
     if one is not None and other is not None:
         return _same_number(one, other)
@@ -205,14 +212,6 @@ def _equal_expressions(gold: str, said: str, timeout: int) -> bool:
     if golds is None or answers is None:
         raise TimeoutException
     return any(_verified(one, other, timeout) for one in golds for other in answers)
-
-
-def _same_base(gold: re.Match[str] | None, said: re.Match[str] | None) -> bool:
-    """Digits and base alike: the same digits in another base are another number."""
-    if gold is None or said is None:
-        return False
-    base, other = (str(BASES.get(match[2], match[2])) for match in (gold, said))
-    return gold[1].upper() == said[1].upper() and base == other
 
 
 def _verified(gold: Any, said: Any, timeout: int) -> bool:

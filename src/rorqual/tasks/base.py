@@ -53,6 +53,8 @@ class Task(ABC):
     name: str = "task"
     patience: float = 300.0
     """Processor seconds that `problems` may take for one problem before a run is stopped by the task's name."""
+    patterned: bool = False
+    """Whether its problems share their sentences, so that words in a row do not give one of them away."""
 
     @property
     def versions(self) -> dict[str, int]:

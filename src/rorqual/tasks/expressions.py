@@ -7,12 +7,17 @@ side counts, of `a \approx 0.3` the left one. The parts are compared by `rorqual
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from itertools import pairwise
 
-from rorqual.tasks.amounts import Amount, denied, governed, main_part, number_list, plain_text, read_amount, unit_of
-from rorqual.tasks.numbers import ONES, numbers, plain, spelled
-from rorqual.tasks.reply import NOTHING, SENTENCE, Reading, settle
+from rorqual.tasks.amounts import Amount, number_list, read_amount
+from rorqual.tasks.bases import base_of, in_base
+from rorqual.tasks.clauses import denied, governed, main_part, plain_text
+from rorqual.tasks.intervals import inequality
+from rorqual.tasks.numbers import numbers, plain, spelled
+from rorqual.tasks.parts import split
+from rorqual.tasks.reply import NOTHING, Reading, settle
+from rorqual.tasks.sentences import SENTENCE
+from rorqual.tasks.units import unit_of
 
 _FORMULA = re.compile(
     r"\$\$(?P<a>[^$]{1,1000}?)\$\$|(?<!\\)\$(?P<b>[^$]{1,1000}?)(?<!\\)\$(?![0-9])|\\\((?P<c>.{1,1000}?)\\\)|\\\[(?P<d>.{1,1000}?)\\\]"
@@ -34,8 +39,7 @@ _FUNCTIONS = {
     "theta",
     "infinity",
     "inf",
-    "cm",
-    "km",
+    *("cm", "km"),
     "kg",
     "mm",
     "ft",
@@ -55,7 +59,7 @@ _SYMBOLS = {
 }  # fmt: skip
 _SYMBOL = re.compile("|".join(re.escape(old) + r"(?![A-Za-z])" * (old[0] == "\\") for old in _SYMBOLS))
 _UNIT = re.compile(
-    r"(?<=[0-9})\]a-zA-Z!])(?:\s|~|\\ |\\,)*(?:\\(?:text|mathrm|textrm|mbox)\s?\{[^{}]{0,80}\}"
+    r"(?<=[0-9})\]a-zA-Z!π])(?:\s|~|\\ |\\,)*(?:\\(?:text|mathrm|textrm|mbox)\s?\{[^{}]{0,80}\}"
     r"|(?<=\s)(?:[A-Za-z]{3,}|cm|mm|km|m|ft|in|kg|g|lb|mph|hr|min)\b\.?)"
     r"(?:\s?\^\{?[0-9]\}?)?\s*$"
 )
@@ -66,34 +70,32 @@ _COPULA = re.compile(
 _CLAUSE = re.compile(
     r"[,;:]\s|\b(?:but|so|hence|thus|therefore|which means|because|since|and therefore)\b|\. ", re.IGNORECASE
 )
+_FAILS = re.compile(r"\b(?:fails?|violates?|(?:does|do)(?: not|n't))\b")
 _UNLIKE = re.compile(
     r"\b(?:than|unlike|from|for|neither|nor|either|or|like|looks?|seems?|except|before|after|instead of|rather than"
     r"|if|whether|whereas|while|possibly|maybe"
     r"|perhaps|might be|may be|could be)\s+(?:an? |the |like )?$",
     re.IGNORECASE,
 )
-BASE = re.compile(r"\\?(?:text)?\{?([0-9A-Fa-f]+(?:\.[0-9A-F]+)?)\}?_\{?\s?(?:\\text\{)?\s?(\w+)\s?\}{0,2}")
-BASES = {**ONES, "sixteen": 16}
-OPENINGS, CLOSINGS = "([{", ")]}"
+_ABOUT = re.compile(
+    r"(?<=\S)(?: ?\((?:about|approx\w*\.?|roughly|around|≈|~|\$?\\approx)[^()]{0,60}\)"
+    r"|, (?:or|which is|that is|i\.e\.,?)? ?(?:about|approximately|roughly|around|≈)\s\$?[0-9][^,;]{0,40}$)",
+    re.IGNORECASE,
+)
+_OUT_OF = re.compile(r"(?<![\w$.,/])([0-9]{1,9}) out of ([0-9]{1,9})(?=[.,;]?(?:\s(?:i\.e|that is|or)\b|$))")
+_AND_THE = re.compile(
+    r",? (?:and|while|whereas|but) (?:the|its|their) [^,;.$]{1,40} (?:is|are|equals)(?: at)? ", re.IGNORECASE
+)
+_ORDER = re.compile(r"[<>]|\\[lg](?:e|eq|eqslant|t)?(?![A-Za-z])")
+_COMPUTED = re.compile(r"(?:[^A-Za-z=]|\\[a-z]+)+=")
+Found = tuple[int, int, str]
 
 
-@dataclass(frozen=True)
-class Parts:
-    """A list of parts. `kind` is its brackets: "()" a tuple or open interval, "{}" a set, "," a list without brackets, "u" a union."""
-
-    kind: str
-    items: tuple[str, ...]
-
-    @property
-    def ordered(self) -> bool:
-        return self.kind not in ("{}", ",", "u")
-
-
-def final_expression(reply: str, gold: str) -> str | None:
-    """The LaTeX (or the words) that `reply` commits to, None where it commits to nothing. `gold` says whether words are wanted."""
+def final_expressions(reply: str, gold: str) -> tuple[str, ...]:
+    """The LaTeX (or the words) that look final: none, one, or two. `gold` says whether words are wanted, and whether a base is."""
     words = gold_words(gold)
-    found: str | None = settle(reply, lambda segment, marked: _read(segment, marked, words))
-    return found
+    base = base_of(gold.strip().strip("$")) is not None
+    return settle(reply, lambda segment, marked: _read(segment, marked, words, base))
 
 
 def gold_words(gold: str) -> str | None:
@@ -102,7 +104,7 @@ def gold_words(gold: str) -> str | None:
     inner = _TEXT.sub(r" \1 ", bare)
     if "\\" in inner or not re.search("[A-Za-z]", inner):
         return None
-    if inner == bare and not re.fullmatch(r"(?:[A-Za-z]{2,}[ .-]?)+|\([A-Z]\)", bare):
+    if inner == bare and not re.fullmatch(r"(?:[A-Za-z]{2,}[ .-]?)+|\([A-Z]\)|[A-Z]", bare):
         return None
     if inner != bare and re.match(r"[\s\d.,+-]*[0-9]", inner) and not re.search(r"[0-9]:[0-9]|[ap]\.?m\b", inner):
         return None  # a number with its unit
@@ -114,8 +116,10 @@ def bare_words(text: str) -> str:
     return re.sub(r"[^0-9a-z:/+-]", "", _TEXT.sub(r" \1 ", text).lower())
 
 
-def _read(segment: str, marked: bool, words: str | None) -> Reading:
+def _read(segment: str, marked: bool, words: str | None, base: bool) -> Reading:
     text = segment[:SENTENCE] if marked else segment[-SENTENCE:]
+    text = _ABOUT.sub("", in_base(text) if base else text)
+    text = _OUT_OF.sub(lambda match: rf"$\frac{{{match[1]}}}{{{match[2]}}}$", text)
     return _read_words(text, marked, words) if words is not None else _read_formula(text, marked)
 
 
@@ -125,19 +129,22 @@ def _read_words(text: str, marked: bool, words: str) -> Reading:
     if bold and not marked:
         text, marked = bold[-1], True
     text = _TEXT.sub(r" \1 ", text).replace("$", " ").replace("*", "")
-    if bare_words(text) == words:
+    if bare_words(text) == words or (words in ("yes", "no") and re.match(rf"\W*{words}\b", text, re.IGNORECASE)):
         return Reading(words)
     clauses = [piece for piece in _CLAUSE.split(text) if piece.strip(" .")]
     if not clauses:
         return NOTHING
     asserted = [
-        clause for clause in clauses if not re.match(r"^\W*(?:not|isn't|unlike|rather than|instead of)\b", clause)
+        clause
+        for clause in clauses
+        if not re.match(r"^\W*(?:not|isn't|unlike|rather than|instead of)\b", clause) and not _FAILS.search(clause)
     ]
     clause = (asserted or clauses)[0 if marked else -1]
     if re.search(r"\bnot\b.*\bbut\b", text):
         clause = text[text.rfind(" but ") + 5 :]
     pattern = re.compile(
-        r"(?<![\w-])" + r"\W{0,2}".join(map(re.escape, re.findall(r"[a-z]+|[0-9]+", words))) + r"(?!['\w-])", re.I
+        r"(?<![\w-])" + r"\W{0,2}".join(map(re.escape, re.findall(r"[ap](?=m$)|[a-z]+|[0-9]+", words))) + r"(?!['\w-])",
+        re.I,
     )
     for match in pattern.finditer(clause):
         before, after = clause[: match.start()].rstrip("( "), clause[match.end() : match.end() + 20]
@@ -167,7 +174,7 @@ def _read_formula(text: str, marked: bool) -> Reading:
 
 def _prose(text: str) -> bool:
     """Whether `text` holds words of a sentence outside its formulas."""
-    rest = _TEXT.sub(" ", _FORMULA.sub(" ", text))
+    rest = _TEXT.sub(" ", _FORMULA.sub(" ", text)).replace("i.e.", "that is")
     words = [word for word in _WORD.findall(rest) if word.lower() not in _FUNCTIONS]
     if not words or "\\begin" in rest:
         return False
@@ -181,7 +188,7 @@ def _prose(text: str) -> bool:
 def _without_reasons(text: str, starts: list[int]) -> int:
     """Where a clause begins that only gives a reason or an aside, after the first formula; else the end."""
     for match in re.finditer(
-        r",? \b(?:because|since|where|whereas|as (?:the|we|it|each)|rather than|instead of)\b| \(", text
+        r",? \b(?:because|since|where|whereas|whose|as (?:the|we|it|each)|rather than|instead of)\b| \(", text
     ):
         if any(start < match.start() for start in starts) and not re.search(
             r"\bso\b|\bhence\b|\bi\.e\.", text[match.start() :]
@@ -194,6 +201,7 @@ def _choose_formula(text: str, found: list[tuple[int, int, str]], marked: bool, 
     """The formula that the sentence states; formulas joined by `and`, `or` or a comma are one list."""
     outside = _FORMULA.sub(lambda match: "#" * len(match[0]), text)[:cut]
     loose = [(n.start, n.end, outside[n.start : n.end]) for n in numbers(outside) if not n.ordinal and not n.spelled]
+    found = [one for one in found if not re.fullmatch("[a-zA-Z]", one[2])] or found
     every = sorted([*found, *loose])
     left, said = [], set()
     for start, end, formula in every:
@@ -203,22 +211,53 @@ def _choose_formula(text: str, found: list[tuple[int, int, str]], marked: bool, 
             left.append((start, end, formula))
     if not left:
         return Reading(denied=frozenset(said))
-    if any(_ends_of_range(text, one, other) for one, other in pairwise(left)):
+    ends = {end for one, other in pairwise(left) if _ends_of_range(text, one, other) for end in (one, other)}
+    left = [one for one in left if one not in ends]
+    if not left:
         return Reading(refused=True)
-    free = [one for one in left if not governed(text[max(0, one[0] - 60) : one[0]])]
-    free = free or _spelled(outside) or left
     restated = [m.end() for m in re.finditer(r"\b(?:i\.\s?e\.|that is|namely|in other words),?\s", text)]
+    free = [one for one in left if _is_free(text, one, restated)]
+    free = _before_parts(text, free) or _spelled(outside) or left
     if marked:
         place = 0
     else:
         after = [i for i, one in enumerate(free) if restated and one[0] >= restated[-1]]
         place = after[0] if after else len(free) - 1
+    value = _list_around(text, free, left, place)
+    before = [one[2] for one in found if restated and one[1] <= restated[-1]]
+    rival = None
+    if not marked and before and free[place] in loose:  # "$12.5\%$ of them, namely 5": either may be asked for
+        rival = before[-1]
+    elif not marked and place and _AND_THE.fullmatch(text[free[place - 1][1] : free[place][0]]):
+        rival = free[place - 1][2]
+    return Reading(value, frozenset(said), rival=rival)
+
+
+def _is_free(text: str, one: Found, restated: list[int]) -> bool:
+    """Whether no preposition governs a formula, or it is an inequality, or follows `that is` ("that is, in $(-2, 1)$")."""
+    again = any(0 <= one[0] - end <= len("in the ") for end in restated)
+    return again or _ORDER.search(one[2]) is not None or not governed(text[max(0, one[0] - 60) : one[0]])
+
+
+def _before_parts(text: str, free: list[Found]) -> list[Found]:
+    """`free` up to a colon after which only parts are listed (`there are $3$ such numbers: $1, 4, 9$`)."""
+    colon = text.find(":", free[0][1]) if free else -1
+    parts = [part for one in free if one[0] > colon for part in split(one[2], ",")]
+    head = [one for one in free if one[1] <= colon and not re.fullmatch("[A-Za-z]", one[2])]
+    states = re.search(r"=|\\in\b", text[colon:]) or _ORDER.search(text[colon:])
+    return head if head and len(parts) > 1 and not states else free
+
+
+def _list_around(text: str, free: list[Found], left: list[Found], place: int) -> str:
+    """The formula at `place` and those that `and`, `or` or a comma joins to it; `when $x < 2$ or $x > 3$` is one list, too."""
+    if free[place] in left and _ORDER.search(free[place][2]):
+        free, place = left, left.index(free[place])
     first = last = place
-    while last + 1 < len(free) and _joined(text[free[last][1] : free[last + 1][0]]):
+    while last + 1 < len(free) and _joined(text, free[last], free[last + 1]):
         last += 1
-    while first and _joined(text[free[first - 1][1] : free[first][0]]):
+    while first and _joined(text, free[first - 1], free[first]):
         first -= 1
-    return Reading(", ".join(formula for _, _, formula in free[first : last + 1]), frozenset(said))
+    return ", ".join(formula for _, _, formula in free[first : last + 1])
 
 
 def _ends_of_range(text: str, one: tuple[int, int, str], other: tuple[int, int, str]) -> bool:
@@ -235,18 +274,25 @@ def _spelled(text: str) -> list[tuple[int, int, str]]:
     return [(n.start, n.end, _formula(Amount(n.value, n.percent))) for n in found if n.value is not None]
 
 
-def _joined(gap: str) -> bool:
-    return re.fullmatch(r"[\s,]*(?:and|or|,)?[\s,]*", gap) is not None and gap.strip() != ""
+def _joined(text: str, one: Found, other: Found) -> bool:
+    r"""Whether two formulas are of one list. Two steps of a computation (`$3 + 6 = 9$, and $\frac{9}{21} = \frac{3}{7}$`) are not."""
+    if _COMPUTED.match(one[2]) and _COMPUTED.match(other[2]):
+        return False
+    gap = text[one[1] : other[0]]
+    return re.fullmatch(r"[\s,]*(?:(?:and|or|,)(?: at)?)?[\s,]*", gap) is not None and gap.strip() != ""
 
 
 def _read_prose(text: str, marked: bool) -> Reading:
     """A formula in plain letters (`2√3`, `p - q`), else the number that the sentence states."""
     copulas = [match.end() for match in _COPULA.finditer(text)]
     tail = text[copulas[0 if marked else -1] if copulas and not marked else 0 :].strip().rstrip(".").strip()
+    tail = _UNIT.sub("", tail) if "π" in tail or "√" in tail else tail
     if re.fullmatch(r"[^A-Za-z]*(?:[a-z](?![a-z])|pi|sqrt|[^A-Za-z])+", tail) and re.search(
-        r"[√π^()\[\]/]|[a-z] ?[-+*/] ?[a-z0-9]", tail
+        r"[√π^()\[\]/]|[a-z] ?[-+*/] ?[a-z0-9]|[0-9] ?[-+] ?[0-9]*[a-z]|[0-9] ?pi\b", tail
     ):
         return Reading(tail)
+    if (found := inequality(text)) is not None:
+        return Reading(found)
     if listed := number_list(main_part(plain_text(text), marked)):
         return Reading(", ".join(listed))
     reading = read_amount(text, marked)
@@ -264,10 +310,14 @@ def _formula(amount: Amount) -> str:
 def tidy(text: str) -> str:
     """LaTeX without spacing, units and degrees, with one name for each symbol."""
     text = plain(text.strip().strip("$").strip().removesuffix(".").strip()) if "\\begin" not in text else text
-    text = _SYMBOL.sub(lambda match: _SYMBOLS[match[0]], text)
+    text = re.sub(
+        r"\$\s{0,5}(?:,|,?\s{0,5}(?:and|or)\b)\s{0,5}\$", ", ", _SYMBOL.sub(lambda match: _SYMBOLS[match[0]], text)
+    )
     text = re.sub(r"\\sqrt\s?(?:\(([^()]{1,100})\)|([0-9]+|[a-z]))(?!\{)", lambda m: f"\\sqrt{{{m[1] or m[2]}}}", text)
     text = re.sub(r"\\text\s?\{\s*,?\s*(?:and|or)\s*\}|\s(?:and|or)\s", ",", text)
     text = re.sub(r"(?<=[0-9])(?:\{,\}|\\,\\!|,\\!|\\,|\\!)(?=[0-9]{3})", "", text)
+    text = re.sub(r"(?<![\\A-Za-z])pi(?![A-Za-z])", r"\\pi ", text)
+    text = re.sub(r"(?<=[0-9])_\{?(?:10|\\text\{ten\})\}?(?![0-9])", "", text)
     text = _DEGREES.sub(" ", _SPACING.sub(" ", text)).replace("\\$", "").strip()
     text = re.sub(r"(?<=[0-9])\s*(?:percent|\\%|%)", "\\%", text)
     for _ in range(3):
@@ -283,85 +333,3 @@ def same_unit(gold: str, said: str) -> bool:
     ]
     kinds = [None if found is None else unit_of(found[1]) for found in units]
     return None in kinds or kinds[0] == kinds[1]
-
-
-def side(text: str, equation: bool) -> list[str]:
-    """The sides of a chain of equations, of which the last counts. With `equation` the equation itself is wanted, and left whole."""
-    text = split(text, "\\implies")[-1]
-    text = split(text, "\\approx")[0]
-    if equation or len(_commas(text)) > 1:
-        return [text]
-    text = split(text, "\\in")[-1]
-    return [piece.strip().lstrip("&").strip() for piece in split(text, "=")]
-
-
-def split(text: str, separator: str) -> list[str]:
-    """`text` at each `separator` outside brackets and braces; a word of LaTeX is not found within a longer one."""
-    pieces, depth, begin, i = [], 0, 0, 0
-    width = len(separator)
-    while i < len(text):
-        if depth <= 0 and text.startswith(separator, i) and _parts_here(text, separator, i):
-            pieces.append(text[begin:i])
-            begin = i = i + width
-            continue
-        if text[i] == "\\" and text[i + 1 : i + 2] in ("{", "}"):
-            depth += 1 if text[i + 1] == "{" else -1
-            i += 2
-            continue
-        depth += (text[i] in OPENINGS) - (text[i] in CLOSINGS)
-        i += 1
-    return [piece.strip() for piece in [*pieces, text[begin:]]]
-
-
-def _parts_here(text: str, separator: str, at: int) -> bool:
-    r"""Whether the separator at `at` is whole: no part of `\infty`, `<=` or `\=`."""
-    if separator[0] == "\\":
-        return not text[at + len(separator) : at + len(separator) + 1].isalpha()
-    return separator != "=" or text[at - 1 : at] not in ("<", ">", "!", "\\")
-
-
-def parts(text: str) -> Parts | None:
-    """`text` as a union, a set, a tuple, an interval or a list; None where it is one expression."""
-    text = text.strip()
-    if "\\begin" in text:
-        return None
-    pieces = split(text, "\\cup")
-    if len(pieces) > 1:
-        return Parts("u", tuple(pieces))
-    commas = _commas(text)
-    if len(commas) > 1:
-        return Parts(",", commas)
-    if (plus := text.replace("\\mp", "\\pm").count("\\pm")) == 1 and "=" not in text:
-        return Parts(
-            ",", (text.replace("\\pm", "+").replace("\\mp", "-"), text.replace("\\pm", "-").replace("\\mp", "+"))
-        )
-    brace = text.startswith("\\{") and text.endswith("\\}")
-    inner = text[2:-2] if brace else text[1:-1]
-    opening, closing = ("{", "}") if brace else (text[:1], text[-1:])
-    if plus or opening not in OPENINGS or closing not in CLOSINGS or not _one_bracket(text):
-        return None
-    items = _commas(inner)
-    if brace or len(items) > 1:
-        return Parts(opening + closing, items)
-    return None
-
-
-def _commas(text: str) -> tuple[str, ...]:
-    """Pieces between commas; a comma of a thousand (`22,200`) parts nothing, unless a space follows it."""
-    text = (
-        re.sub(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))", "", text)
-        if re.fullmatch(r"-?[0-9]{1,3}(,[0-9]{3})+(\.[0-9]+)?", text)
-        else text
-    )
-    return tuple(piece for piece in split(text, ",") if piece)
-
-
-def _one_bracket(text: str) -> bool:
-    """Whether the bracket that opens `text` is closed by its end."""
-    depth = 0
-    bare = text.replace("\\{", "{").replace("\\}", "}")
-    for i, letter in enumerate(bare):
-        depth += (letter in OPENINGS) - (letter in CLOSINGS)
-        if depth == 0:
-            return i == len(bare) - 1
-    return False

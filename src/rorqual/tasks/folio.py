@@ -6,7 +6,8 @@ from pathlib import Path
 
 from rorqual.core.errors import DataError
 from rorqual.tasks.base import Problem, Split, Verdict
-from rorqual.tasks.labels import label
+from rorqual.tasks.labels import final_labels
+from rorqual.tasks.reply import verdict
 from rorqual.tasks.rows import SAMPLES, FileTask, Row, carve, held_out, normal, read
 
 LABELS = ("True", "False", "Uncertain")
@@ -19,7 +20,9 @@ class Folio(FileTask):
 
     A reply is right where it commits to the gold label (see `rorqual.tasks.labels`). The last mark counts, else the last sentence that
     says something of the conclusion. A label that is denied ("not false"), left open ("true or false"), supposed ("would be true") or
-    said of a premise is none. "Cannot be determined" and "neither true nor false" say Uncertain.
+    said of a premise is none, and sentences that only say when each label would hold are passed over. A guess ("I lean towards false",
+    "probably true, though it might be uncertain") is no answer. "Cannot be determined" and "neither true nor false" say Uncertain.
+    Options are looked up by the letter that is chosen. Where two labels look final alike and one is right, the reply is ungraded.
 
     `dev` is carved from the training file by story, since several conclusions share one. `data` is a folder with
     `train.jsonl` and `validation.jsonl`, or one file; None is the sample of the package.
@@ -52,5 +55,5 @@ class Folio(FileTask):
     def grade(self, problem: Problem, reply: str) -> Verdict:
         if problem.answer not in LABELS:
             return Verdict.UNGRADED
-        said = label(reply, [*LABELS, *SAME])
-        return Verdict.RIGHT if said is not None and SAME.get(said, said) == problem.answer else Verdict.WRONG
+        said = final_labels(reply, [*LABELS, *SAME])
+        return verdict(SAME.get(one, one) == problem.answer for one in said)

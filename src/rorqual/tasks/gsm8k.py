@@ -6,9 +6,10 @@ import re
 from pathlib import Path
 
 from rorqual.core.errors import DataError
-from rorqual.tasks.amounts import final_amount
+from rorqual.tasks.amounts import final_amounts
 from rorqual.tasks.base import Problem, Split, Verdict
 from rorqual.tasks.numbers import whole_number
+from rorqual.tasks.reply import verdict
 from rorqual.tasks.rows import SAMPLES, FileTask, Row, carve, held_out, normal, read
 
 CALCULATOR = re.compile(r"<<[^>]*>>")
@@ -28,9 +29,14 @@ class Gsm8k(FileTask):
     - Without a mark the last sentence that states a number counts. Questions, checks, closing phrases, brackets and reasons are passed
       over, and so are numbers that a preposition or an article governs ("12 apples for 3 people"), where another is left. With `strict`
       a reply without a mark is wrong.
+    - A conclusion ("So ...", "... in total", bold, `Total: ...`) is not replaced by a remark after it ("That is $4 a day."), nor is an
+      answer that opens the reply ("**27**", "7 pencils.") by what explains it. A reply that leaves work to do ("Next, we have to add ...")
+      or says that it guesses has no answer. Options ("A) 40", "B) 44") are looked up by the letter that is chosen.
+    - Where two numbers look final alike ("9 remain, and 6 are gone") and one of them is right, the reply is ungraded.
     - What is denied ("not 18"), left open ("18 or 19", "18 to 20", "more than 18") or refused is no answer, and such a reply is wrong.
     - Numbers are exact: `1e3`, `1\\,000`, `1 000`, `5.`, `70k`, `2.5 million`, `3 1/2`, `\\frac{7}{2}`, `-$5`, `5~\\mathrm{cm}` and words
-      are read; 0.333333 is not 1/3. 50% is 1/2, and it is 50. A time, and a number in another base, is no number.
+      are read, and `1 hour and 30 minutes` is 90 and 1.5; 0.333333 is not 1/3. 50% is 1/2, and it is 50. A time, and a number in another
+      base, is no number.
     """
 
     name = "gsm8k"
@@ -65,5 +71,4 @@ class Gsm8k(FileTask):
         gold = whole_number(problem.answer)
         if gold is None:
             return Verdict.UNGRADED
-        said = final_amount(reply, strict=self.strict)
-        return Verdict.RIGHT if said is not None and said.equals(gold) else Verdict.WRONG
+        return verdict(said.equals(gold) for said in final_amounts(reply, strict=self.strict))

@@ -14,15 +14,16 @@ from rorqual.tasks.rows import SAMPLES, FileTask, Row, carve, held_out, read
 class Knights(FileTask):
     """Rows `quiz`, `names`, `solution`, `statements` and the trace (`cot_head`, `cot_repeat_steps`, `cot_foot`).
 
-    A reply is right where it commits to the right role for each person (see `rorqual.tasks.roles`): in a sentence, as `Name: role`, in
-    a table, JSON or bold text. Claims, questions and suppositions are passed over, and the last statement about a person counts. A person
-    without a role, with two, or with one that is left open ("a knight or a knave") makes the reply wrong.
+    A reply is right where it commits to the right role for each person (see `rorqual.tasks.roles`): in a sentence, as `Name: role`, in a
+    table, JSON or bold text. Claims, questions, suppositions and cases that are only tried are passed over, and the last statement about a
+    person counts. A person without a role, with two, or with one that is left open ("a knight or a knave") makes the reply wrong.
 
     `data` is a folder with `*train*` and `*test*` files, or one file; None is the sample of the package. `people`, where
     given, keeps the problems with so many. The key is the structure of the statements: other names make no other problem.
     """
 
     name = "knights"
+    patterned = True
 
     def __init__(self, data: Path | None = None, people: int | Sequence[int] = ()) -> None:
         super().__init__(data or SAMPLES / "knights")

@@ -2,8 +2,9 @@
 
 A label does not count where it is denied ("not false"), left open ("true or false"), said of a premise or of an assumption ("premise 2 is
 false", "true that"), or supposed ("would be true", "whether it is true"). After a mark the first label counts, in a sentence the last.
-"Cannot be determined", "neither true nor false" and the like say Uncertain. Where a sentence has no label, "follows from the premises" says
-True and "contradicts the premises" False.
+Reasons after the label ("true, since it is false that ...") are not read, and a guess is no answer. "Cannot be determined", "neither true
+nor false" and the like say Uncertain. Where a sentence has no label, "follows from the premises" says True and "contradicts the premises"
+False. Sentences that only say when each label would hold ("If ..., it is true; otherwise false") are passed over.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ import re
 from collections.abc import Collection
 from itertools import pairwise
 
-from rorqual.tasks.amounts import plain_text
-from rorqual.tasks.reply import NOTHING, SENTENCE, Reading, settle
+from rorqual.tasks.clauses import plain_text
+from rorqual.tasks.reply import NOTHING, Reading, settle
+from rorqual.tasks.sentences import SENTENCE, sentences, spoken, with_options
 
 _BOLD = re.compile(r"\*\*([^*\n]{1,80})\*\*")
 _UNDECIDED = re.compile(
@@ -22,7 +24,8 @@ _UNDECIDED = re.compile(
     r"|known|established|settled|deduced|derived|verified|proven or disproven|proved or disproved)"
     r"|neither (?:\w+ly )?(?:true nor (?:\w+ly )?false|false nor (?:\w+ly )?true|proven nor disproven"
     r"|proved nor disproved"
-    r"|entailed nor contradicted|proved nor refuted|confirmed nor (?:denied|refuted)|provable nor refutable)"
+    r"|entailed nor contradicted|proved nor refuted|confirmed nor (?:denied|refuted)|provable nor refutable|(?:prove"
+    r"|confirm|derive|show) nor (?:refute|disprove|deny|exclude))"
     r"|(?:undetermined|indeterminate|undecided|undecidable|inconclusive)"
     r"|(?:not enough|insufficient|no) (?:information|data|evidence)|no way (?:to|of) (?:tell|know|determin"
     r"|decid)\w*"
@@ -70,20 +73,31 @@ _NOT_OF_THE_CONCLUSION = re.compile(
     r"|converse|contrapositive|inverse|first sentence"
     r"|fact|rule|clause|side|disjunction|conjunction|implication|conditional)\b"
     r"(?:(?!\b(?:conclusion|statement|claim|it|proposition|answer)\b)[^,;:]){0,40}\b(?:is|are|was|were|be|being|holds?)\b[^,;:]{0,20}$"
-    r"|\b(?:(?:would|might|may|could|can)(?: \w+){0,2} (?:be|have been|make|seem)|were|had|seems?|looks?|appears?"
+    r"|\b(?:(?:would|might|may|could|can(?! only))(?: \w+){0,2} (?:be|have been|make|seem)|were|had|seems?|looks?|appears?"
     r"|tempt\w*|first (?:guess|thought)|at first|thought|initially|maybe|perhaps|possibly)\b"
     r"[^,;:]{0,40}$",
     re.IGNORECASE,
 )
 _NOT_OF_IT = re.compile(
     r"^\s+(?:that\b|(?:assumption|premise|supposition|antecedent|hypothes|dichotomy|start|lead|positive|negative"
-    r"|fact|belief)\w*|in every|in some|in one|if\b"
-    r"|when\b|for (?:some|every|any)\b|unless\b)",
+    r"|fact|belief)\w*|in some|in one|if\b"
+    r"|when\b|for (?:some|every|any)\b|unless\b|means\b)",
     re.IGNORECASE,
 )
-_REFUSES = re.compile(
-    r"\bI (?:cannot|can't|could not|couldn't) (?:decide|choose|answer|assist|help)\b|\bI (?:do not|don't) know\b", re.I
+_CONDITIONAL = re.compile(
+    r"^\W*(?:[0-9]+[.)]\s+)?(?:and |but )?(?:if|otherwise|else|in the (?:mixed|other) case)\b", re.IGNORECASE
 )
+_CONCLUDED = re.compile(r"\b(?:so|hence|thus|therefore)\b", re.IGNORECASE)
+_REASON = re.compile(
+    r",? \b(?:because|since|given that)\b(?:(?!, (?:so|hence|thus|therefore|it|the)\b)[^;])*$", re.IGNORECASE
+)
+_MAY_BE = re.compile(r"\b(?:might|may|could)(?: \w+)? be[\s\"'*]*$", re.IGNORECASE)
+_REFUSES = re.compile(
+    r"\bI (?:cannot|can't|could not|couldn't) (?:decide|choose|answer|assist|help)\b|\bI (?:do not|don't) know\b"
+    r"|\b(?:if i (?:had|have) to|forced to|my best) (?:guess|choose|pick|bet)\b",
+    re.I,
+)
+_GUESSES = re.compile(r"\bI(?: am|'m) not (?:\w+ )?sure\b|\blean(?:ing)? to|\bI guess\b", re.IGNORECASE)
 _SUBJECT = re.compile(
     r"\b(?:conclusion|statement|claim|answer|it|this|that|label|verdict|truth|value|option|hence|so|therefore|thus"
     r"|proposition|hypothesis|i|result|must)\b",
@@ -92,15 +106,31 @@ _SUBJECT = re.compile(
 
 
 def label(text: str, labels: Collection[str]) -> str | None:
-    """The label of `labels` that `text` commits to, by its spelling there; None where it commits to none."""
+    """The label of `labels` that `text` commits to, by its spelling there; None where it commits to none or does not decide."""
+    found = final_labels(text, labels)
+    return found[0] if len(found) == 1 else None
+
+
+def final_labels(text: str, labels: Collection[str]) -> tuple[str, ...]:
+    """The labels that look final: none, one, or two between which `text` does not decide."""
     known = {name.lower(): name for name in labels}
     pattern = re.compile(rf"(?<![\w-])(?:{'|'.join(map(re.escape, known))})(?![\w-])", re.IGNORECASE)
 
     def read(segment: str, marked: bool) -> Reading:
         return _read(segment, marked, pattern)
 
-    found: str | None = settle(text, read)
-    return None if found is None else known[found]
+    return tuple(known[found] for found in settle(_without_conditions(with_options(text), pattern), read))
+
+
+def _without_conditions(text: str, pattern: re.Pattern[str]) -> str:
+    """`text` without the sentences that only say when each label would hold; they count where all they name is one label."""
+    every = sentences(spoken(text))
+    conditional = {
+        one for one in every if _CONDITIONAL.search(one) and not _CONCLUDED.search(one) and pattern.search(one)
+    }
+    if len({name.lower() for one in conditional for name in pattern.findall(one)}) < 2:
+        return text
+    return "\n".join(one for one in every if one not in conditional)
 
 
 def _read(segment: str, marked: bool, pattern: re.Pattern[str]) -> Reading:
@@ -109,8 +139,10 @@ def _read(segment: str, marked: bool, pattern: re.Pattern[str]) -> Reading:
     if bold and not marked:
         text, marked = bold[-1], True
     text = _undecided(plain_text(text), pattern)
-    if _REFUSES.search(text):
+    if _REFUSES.search(text) or ((guess := _GUESSES.search(text)) and len(pattern.split(text[guess.start() :])) < 3):
         return Reading(refused=True)
+    shorter = _REASON.sub("", text)
+    text = shorter if pattern.search(shorter) else text
     first = pattern.match(text.lstrip("*_\"' ([-"))
     if not marked and len(text.split()) > 4 and first is None and not _SUBJECT.search(text):
         return NOTHING
@@ -126,11 +158,20 @@ def _choose(text: str, found: list[re.Match[str]], marked: bool) -> Reading:
     names = [match[0].lower() for match in found]
     gaps = [text[one.end() : other.start()] for one, other in pairwise(found)]
     open_ = {j for i, gap in enumerate(gaps) if names[i] != names[i + 1] and _OPEN_AFTER.match(gap) for j in (i, i + 1)}
-    denied, left = set(), []
+    denied: set[str] = set()
+    left: list[int] = []
     for i, match in enumerate(found):
         before = text[max(0, match.start() - 100) : match.start()]
         before = before[max(before.rfind(stop) + 1 for stop in ",;:") :]
         after = text[match.end() : match.end() + 40]
+        if (
+            left
+            and i not in open_
+            and names[i] != names[left[-1]]
+            and _MAY_BE.search(before)
+            and not after.startswith("   ")
+        ):
+            return Reading(refused=True)
         if _DENIES.search(before) or _DENIED_AFTER.match(after):
             denied.add(names[i])
         elif i not in open_ and not _NOT_OF_THE_CONCLUSION.search(before) and not _NOT_OF_IT.match(after):

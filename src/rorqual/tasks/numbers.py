@@ -2,7 +2,7 @@ r"""Read numbers in running text as exact fractions.
 
 Forms: `1,234`, `1{,}234`, `1\,234`, `1 234`, `.5`, `5.`, `1e3`, `4.5 \times 10^3`, `2^3`, `3/4`, `\frac{3}{4}`, `3 1/2`, `2\frac14`, `½`,
 `$5`, `-2`, `minus 2`, `10%`, `70k`, `2.5 million`, `3 dozen`, and numbers in English words. A time (`3:30`), a date (`3/4/2020`) and a
-number in another base (`101_2`) are found but have no value.
+number in another base (`101_2`) are found but have no value. Arabic, Persian, Hindi, Bengali, Thai and wide digits are read, too.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ UNICODE = str.maketrans(
         "“": '"',
         "”": '"',
     }
+    | {chr(zero + digit): str(digit) for zero in (0x660, 0x6F0, 0x966, 0x9E6, 0xE50, 0xFF10) for digit in range(10)}
     | {"⁰": "^0", "¹": "^1", "²": "^2", "³": "^3", "⁴": "^4", "⁵": "^5", "⁶": "^6", "⁷": "^7", "⁸": "^8", "⁹": "^9"}
 )
 
@@ -64,7 +65,7 @@ NUMBER = re.compile(
     (?P<percent>(?:[ ]?\\?%|[ ](?:percent|per[ ]cent|pct)\b)?)
     (?P<scale>(?:[kK]\b|(?:[MB]|mn|bn)\b|(?:[ ]|-|\\[ ])(?:hundred|thousand|million|billion|trillion|dozen)s?\b)?)
     """,
-    re.VERBOSE | re.IGNORECASE,
+    re.VERBOSE | re.IGNORECASE | re.ASCII,
 )
 ONES = {
     "zero": 0, "one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10, "eleven": 11,
@@ -78,21 +79,27 @@ PARTS = {
     "hundredth": 100,
 }  # fmt: skip
 _WORD = "|".join([*ONES, *TENS, "hundred", "thousand", "million", "billion", "dozen"])
+_AFTER_SCALE = r"(?:(?<=hundred)|(?<=thousand)|(?<=million)|(?<=billion))"
 SPELLED = re.compile(
-    rf"\b(?P<minus>(?:minus |negative )?)(?:(?P<count>(?:an? )?(?:{_WORD})(?:(?: |-| and |, )(?:{_WORD})){{0,20}})"
-    rf"(?:(?: |-| and an? | and )(?P<part>half|halves|(?:{'|'.join(PARTS)})s?))?|(?P<alone>(?:an? |one-)?half)(?! as\b| an? \w))\b"
+    rf"\b(?P<minus>(?:minus |negative )?)(?:(?P<count>(?:an? )?(?:{_WORD})(?:(?: |-|{_AFTER_SCALE}(?: and |, ))(?:{_WORD})){{0,20}})"
+    rf"(?:(?: |-| and an? | and )(?P<part>half|halves|(?:{'|'.join(PARTS)})s?))?|(?P<dozen>half(?: a |-a-| )dozen)"
+    rf"|(?P<alone>(?:an? |one-)?half)(?! as\b| an? \w))\b"
     r"(?P<percent>(?: percent\b)?)",
     re.IGNORECASE,
 )
 PRONOUN = re.compile(
     r"(?:this|that|each|every|which|no|the|any|some|another|last|first|correct|right|other|wrong|by) $", re.I
 )
+BELOW_ZERO = re.compile(r"(?: ?°)? ?[CF]?(?: degrees?)?(?: (?:celsius|fahrenheit))? below (?:zero|0)\b", re.IGNORECASE)
 MULTIPLIED = re.compile(r"(?:twice|thrice|half|double|triple|times) $", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Number:
-    """A number at `text[start:end]`. `value` is None where the form has none (a time, a date, another base, x / 0)."""
+    """A number at `text[start:end]`. `value` is None where the form has none (a time, a date, another base, x / 0).
+
+    `also` is the same quantity in a larger unit (1.5 for `1 hour and 30` minutes).
+    """
 
     start: int
     end: int
@@ -102,6 +109,7 @@ class Number:
     ordinal: bool = False
     spelled: bool = False
     scaled: str = ""
+    also: Fraction | None = None
 
 
 def plain(text: str) -> str:
@@ -115,8 +123,15 @@ def plain(text: str) -> str:
 
 def numbers(text: str) -> list[Number]:
     """The numbers of `text` (as `plain` leaves it) in order; those in words only where there are none in digits."""
-    found = [_digits(match) for match in NUMBER.finditer(text)]
-    return found or spelled(text)
+    found = [_digits(match) for match in NUMBER.finditer(text)] or spelled(text)
+    return [_below_zero(number, text[number.end : number.end + 40]) for number in found]
+
+
+def _below_zero(number: Number, after: str) -> Number:
+    """`8 degrees below zero` is -8."""
+    if number.value is None or number.value < 0 or not BELOW_ZERO.match(after):
+        return number
+    return replace(number, value=-number.value)
 
 
 def spelled(text: str) -> list[Number]:
@@ -187,7 +202,9 @@ def _spelled(match: re.Match[str], text: str) -> Number | None:
     said = match[0].lower()
     if said == "one" and (PRONOUN.search(before) or re.match(r" (?:of|another|can|must|could|who|that|by)\b", after)):
         return None
-    if match["alone"]:
+    if match["dozen"]:
+        value = Fraction(6)
+    elif match["alone"]:
         value = Fraction(1, 2)
     else:
         value = Fraction(_count(match["count"]))

@@ -1,9 +1,10 @@
 """Decide who a reply says is a knight and who a knave.
 
 Read are "Zoey is a knight", "Zoey: knight", a table, JSON, "Zoey (knight)", "Zoey and Ava are knights", "the knave is Oliver", a heading
-"Knights:" with names, "all are knaves", "the others are knights", "she is a knight" (the sentence's first name), and "is not a knave".
-Claims that a person makes, questions and suppositions are passed over. The last statement about each person counts; where the same
-paragraph says both of one person, and no conclusion or correction stands between, the reply commits to nothing.
+"Knights:" with names, a name above its role, "a knight and a knave, respectively", "no knave", "Ava is not", "which makes her a knave",
+"all are knaves", "the others are knights", "she is a knight" (the sentence's first name), and "is not a knave". Claims that a person makes,
+questions and suppositions are passed over. The last statement about each person counts; where the same paragraph says both of one person,
+and no conclusion or correction stands between, the reply commits to nothing.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ import re
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
-from rorqual.tasks.amounts import plain_text
-from rorqual.tasks.reply import marks, passed_over, sentences, spoken
+from rorqual.tasks.marks import marks
+from rorqual.tasks.people import named_text
+from rorqual.tasks.sentences import passed_over, sentences, spoken
 
 ROLES = {"knight": True, "knights": True, "knave": False, "knaves": False}
-_QUOTED = re.compile(r'"([^"\n]{0,400})"')
 _CLAIMED = re.compile(
     r"\b(?:says?|said|saying|claims?|claimed|claiming|states?|stated|stating|asserts?|asserted|tells? us|told us"
     r"|remarks?|remarked|replied|statement|claim"
@@ -24,9 +25,8 @@ _CLAIMED = re.compile(
     r"|case)|whether)\b(?:,? (?:that|of))?[^,.;:\n]*",
     re.IGNORECASE,
 )
-_ASIDE = re.compile(r"\((?=[^()\s]+\s+[^()\s]+\s+[^()\s])[^()]{0,300}\)|, (?:who|whose|which)\b[^,.;\n]{0,200},")
 _SUPPOSED = re.compile(
-    r"^\W*(?:\w+\W+){0,2}?(?:suppose|assume|assuming|consider|imagine|case|option|scenario|possibility|say"
+    r"^\W*(?:\w+\W+){0,4}?(?:suppose|assume|imagine)\b|^\W*(?:\w+\W+){0,2}?(?:assuming|consider|imagine|case|option|scenario|possibility|say"
     r"|let's (?:say|suppose|assume|consider|try)|try)\b",
     re.I,
 )
@@ -34,25 +34,31 @@ _IF = re.compile(
     r"\b(?:if|unless|were|suppose|assuming|would|could|might|may)\b[^.;\n]*?(?=, (?:so|hence|thus|therefore)\b|$|[.;\n])",
     re.I,
 )
+_SURVIVES = re.compile(
+    r"\b(?:case|option|scenario|possibility)\b[^.,]{0,30}\b(?:remains|is left|works|holds|survives"
+    r"|is (?:the only )?(?:consistent|possible|valid))\b",
+    re.IGNORECASE,
+)
+_FOLLOWS = re.compile(r"^\W*(?:(?:but|and) )?(?:then|in (?:this|that) case)\b", re.IGNORECASE)
 _CONCLUDES = re.compile(
     r"\b(?:so|thus|hence|therefore|contradict\w*|finally|conclusion|wait|actually|correction|correct|mistake"
     r"|impossible|consequently|must|answer|solution|then)\b",
     re.I,
 )
 _NAME = r"⟦(?:[0-9]+)⟧"
-_LIST = rf"{_NAME}(?:(?:\s*[,/]\s*|,? (?:and|&|as well as) ){_NAME})*"
+_LIST = rf"{_NAME}(?:(?:\s*[,/=]\s*|,? (?:and|&|as well as) ){_NAME})*"
 _ROLE = r"(?P<role>knights?|knaves?)\b(?P<open>\s*(?:/|,? or (?:an? )?)\s*(?:knights?|knaves?))?"
 _LINK = (
-    r"(?: ?(?:role|type|identity|status|label)\b)?[\s\"']*(?:,? (?:too|also|again|finally|however|then|in turn"
+    r"(?:,? who\b)?(?: ?(?:role|type|identity|status|label)\b)?[\s\"']*(?:,? (?:too|also|again|finally|however|then|in turn"
     r"|as well|therefore|thus|hence),? ?)?(?P<link>(?:is|are|was|must be|has to be|have to be|must (?:both|all) be"
     r"|can only be|being|turns? out to be|to be|as|=|:|->|→|⇒|=>|-|\||\(|\[|,)"
     r"(?P<nt>n't)?[\s\"'*_]*)(?:(?:indeed|thus|therefore|then|also|hence|clearly|definitely|actually|both|all"
-    r"|really|necessarily|certainly|either|now|in fact"
-    r"|the|an?|only|one|is|are|our|role|type|of|two|three|four|truth-?teller|liar)[\s:,(]+)*?(?P<not>(?:not"
+    r"|really|necessarily|certainly|either|now|in fact|identified as|found to be|determined to be|shown to be"
+    r"|the|an?|only|one|is|are|our|role|type|of|two|three|four|truth-?tell(?:er|ing)|liar|lying|honest)[\s:,(]+)*?(?P<not>(?:not?"
     r"|never) )?(?P<only>(?:an? |the |only |sole |single |lone |type of )*)"
 )
 _SAID = re.compile(rf"(?P<names>(?:only |both )?{_LIST}){_LINK}{_ROLE}", re.IGNORECASE)
-_ELLIPSIS = re.compile(rf"(?P<names>{_NAME}) (?:an? |the ){_ROLE}", re.IGNORECASE)
+_ELLIPSIS = re.compile(rf"(?P<names>{_NAME}) (?:an? |the )(?:(?:truth-telling|lying|honest) )?{_ROLE}", re.IGNORECASE)
 _PRONOUN = re.compile(
     rf"\b(?:he|she|they) (?:(?:is|are|must be|has to be|can only be)(?P<nt>n't)?)(?: \w+ly| also| then| thus"
     rf"| indeed| therefore)* (?P<not>not )?(?:an? |the )?{_ROLE}",
@@ -60,12 +66,13 @@ _PRONOUN = re.compile(
 )
 _ROLE_FIRST = re.compile(
     rf"(?P<only>\b(?:only |sole |single |lone |one )?)(?P<role>knights?|knaves?)(?: here| in (?:this|the) \w+)?[\s\"'*_]*"
-    rf"(?:\bis\b|\bare\b|must be|:|=|->|→|-|\||\(|\[)(?:[\s\"'*_\[]|only|both|and)*(?P<names>{_LIST})(?!\s*(?:is|are|:|=|must|\())",
+    rf"(?:\bis\b|\bare\b|must be|:|=|->|→|-|\||\(|\[|(?<=one knight),|(?<=one knave),|(?<=two knights),|(?<=two knaves),)"
+    rf"(?:[\s\"'*_\[]|only|both|and)*(?P<names>{_LIST})(?!\s*(?:is|are|:|=|must|\())",
     re.IGNORECASE,
 )
 _ALL = re.compile(
-    rf"\b(?<!not )(?P<who>all(?: (?:of (?:them|the \w+)|\w+))?(?: \w+)?|both(?: of them| \w+)?|everyone|everybody"
-    rf"|each (?:person|one|of them|of the \w+)|they(?: all| both)?)"
+    rf"\b(?<!not )(?P<who>all(?! (?:the )?others?\b)(?: (?:of (?:them|the \w+)|\w+))?(?: \w+)?|both(?: of them| \w+)?|everyone|everybody"
+    rf"|each (?:person|one|of them|of the \w+)|they(?: all| both)?)(?: here| there| (?:on|in) (?:this|the) \w+)?"
     rf" (?:(?:is|are|must be|have to be|must all be|must both be)(?P<nt>n't)?)(?: all| both| indeed| therefore"
     rf"| thus)? (?P<not>not )?(?:an? )?{_ROLE}",
     re.IGNORECASE,
@@ -77,16 +84,33 @@ _NOBODY = re.compile(
     re.I,
 )
 _OTHERS = re.compile(
-    rf"\b(?:everyone else|everybody else|all (?:the )?others?|(?:the )?(?:others?|rest|remaining)(?: (?:one|two"
+    rf"\b(?:everyone else|everybody else|all (?:the )?others?|(?:the )?(?:(?:two|three|four|five) )?(?:others?|rest|remaining)(?: (?:one|two"
     rf"|three|four|five|six|person|people|inhabitants?))?)"
     rf"[\s:*]*(?:is|are|must be|have to be|:|=)(?: all| both)?\s*(?P<not>not )?(?:an? |the )?{_ROLE}",
     re.IGNORECASE,
 )
 _NOR = re.compile(r"\bnor ⟦$", re.IGNORECASE)
 _SO_IS = re.compile(
-    rf"\b(?:so|as) (?:is|are) (?P<names>{_LIST})|(?P<other>{_NAME}) is(?: one)?,? (?:too|as well|also)\b(?! an?\b)",
+    rf"\b(?:so|as) (?:is|are) (?P<names>{_LIST})|(?P<other>{_NAME}) (?:is|must be)(?: one)?,? (?:too|as well|also)\b(?! an?\b)",
     re.IGNORECASE,
 )
+_IS_NOT = re.compile(
+    rf"(?P<names>{_LIST}) (?:is|are)(?:(?P<nt> not|n't)(?P<one> one)?|(?P<sole> one|(?<=but ⟦\d⟧ is)|(?<=while ⟦\d⟧ is)))(?=\s*(?:[.,;(]|$))",
+    re.IGNORECASE,
+)
+_AND_IS = re.compile(
+    rf"(?P<names>{_NAME}) (?!is\b|are\b)[^.;:,⟦]{{1,60}}? and (?:is|must be|has to be)(?: \w+ly)?(?: therefore| thus| hence| so| then)?,?"
+    rf" (?P<not>not )?(?:an? |the )?{_ROLE}",
+    re.IGNORECASE,
+)
+_OF_PERSON = re.compile(rf"(?P<names>{_LIST}) [^.;:,()⟦⟧]{{1,60}}?(?::|\() ?(?:an? )?{_ROLE}", re.IGNORECASE)
+_RESPECTIVELY = re.compile(
+    rf"(?P<names>{_LIST})(?: are,? (?P<early>respectively,? )?|\) = \()"
+    r"(?P<roles>(?:an? )?kn(?:ight|ave)(?:(?:,| and|, and) (?:an? )?kn(?:ight|ave))+)(?(early)|(?:,? respectively|\)))",
+    re.IGNORECASE,
+)
+_MAKES = re.compile(rf"\b(?:makes|making|made) (?:him|her|them) (?:an? )?{_ROLE}", re.IGNORECASE)
+_CARD = re.compile(r"\W*⟦([0-9]+)⟧\W*")
 _HEADING = re.compile(r"^\W*(?:the )?(?P<role>knights?|knaves?)\W*$", re.IGNORECASE)
 
 Said = tuple[int, int, dict[int, bool | None]]
@@ -143,39 +167,27 @@ def _contradicted(said: list[Said], sources: list[str], place: int, known: dict[
 
 def _statements(text: str, names: Sequence[str]) -> tuple[list[Said], list[str]]:
     """Every statement of `text` in order, and its sentences, with names as `⟦number⟧`."""
-    text = _QUOTED.sub(lambda match: '""' if " " in match[1].strip() else match[0], plain_text(text))
-    text = _ASIDE.sub(" ", re.sub(r"[*_`]", "", text))
-    text = re.sub(r"(?<=\w)'s (?=not\b|an? |the )", " is ", text) if "'s " in text else text
-    order = sorted(range(len(names)), key=lambda who: -len(names[who]))
-    named = re.compile(
-        rf"\b(?:{'|'.join(re.escape(names[who]) for who in order)})\b(?:'s? (?=(?:role|type|identity|status"
-        rf"|label)\b)|(?P<possessive>'s?(?= )))?",
-        re.IGNORECASE,
-    )
-    numbered = {names[who].lower(): who for who in order}
-
-    def token(match: re.Match[str]) -> str:
-        who = numbered[
-            match[0].lower().removesuffix(" ").removesuffix("s").removesuffix("'")
-            if "'" in match[0][-3:]
-            else match[0].lower()
-        ]
-        return f"⟨{who}⟩" if match["possessive"] else f"⟦{who}⟧"
-
     said: list[Said] = []
     sources: list[str] = []
     heading: bool | None = None
     subject: int | None = None
-    for number, paragraph in enumerate(re.split(r"\n\s*\n", named.sub(token, text))):
+    supposed = -1
+    for number, paragraph in enumerate(re.split(r"\n\s*\n", named_text(text, names))):
         for sentence in sentences(paragraph):
             sources.append(sentence)
             title = _HEADING.match(sentence)
             people = [int(who) for who in re.findall(r"[⟦⟨]([0-9]+)", sentence)]
-            if title:
+            if title and heading is None and len(sources) > 1 and (card := _CARD.fullmatch(sources[-2])):
+                said.append((number, len(sources) - 1, {int(card[1]): ROLES[title["role"].lower()]}))
+            elif title:
                 heading = ROLES[title["role"].lower()]
             elif heading is not None and people and not re.search(r"knight|knave", sentence, re.IGNORECASE):
                 said += [(number, len(sources) - 1, {who: heading}) for who in people]
-            elif not passed_over(sentence) and not _SUPPOSED.search(sentence):
+            elif _SUPPOSED.search(sentence) and not _SURVIVES.search(sentence):
+                supposed = number
+            elif supposed == number and _FOLLOWS.match(sentence) and _complete(said, len(names)):
+                continue  # the answer stands first, and this only argues for it
+            elif not passed_over(sentence):
                 subject = people[0] if people else subject
                 before = {who for _, at, one in said[-8:] if said and at == said[-1][1] for who in one}
                 found = _in_sentence(_IF.sub(" ", _CLAIMED.sub(" ", sentence)), len(names), subject, before)
@@ -183,24 +195,34 @@ def _statements(text: str, names: Sequence[str]) -> tuple[list[Said], list[str]]
     return said, sources
 
 
+def _complete(said: list[Said], count: int) -> bool:
+    """Whether the first statements name everybody, once each: a reply that begins with its answer."""
+    first = [who for paragraph, _, one in said[:count] if paragraph == said[0][0] for who in one]
+    return len(set(first)) == count
+
+
 def _in_sentence(sentence: str, count: int, subject: int | None, before: set[int]) -> Iterator[dict[int, bool | None]]:
     """What a sentence says, in its order. The others are those that it does not name itself, or else not in `before`."""
     found: list[tuple[int, dict[int, bool | None]]] = []
     taken: set[int] = set()
-    for pattern in (_SAID, _ROLE_FIRST, _ELLIPSIS):
+    for match in _RESPECTIVELY.finditer(sentence):
+        people = [int(who) for who in re.findall(r"[0-9]+", match["names"])]
+        each = [ROLES[role.lower()] for role in re.findall(r"knight|knave", match["roles"], re.IGNORECASE)]
+        yield dict(zip(people, each)) if len(people) == len(each) else {}
+    sentence = _RESPECTIVELY.sub(" ", sentence)
+    for pattern in (_SAID, _ROLE_FIRST, _ELLIPSIS, _AND_IS, _OF_PERSON):
         for match in pattern.finditer(sentence):
             if match.start("role") not in taken and not _NOR.search(sentence, 0, match.start() + 1):
                 taken.add(match.start("role"))
                 found.append((match.start(), _named(match, count)))
-    if subject is not None:
-        found += [
-            (match.start(), {subject: _role(match)})
-            for match in _PRONOUN.finditer(sentence)
-            if match[0][:4].lower() != "they"
-        ]
+    found += _of_pronouns(sentence, subject)
     for match in _ALL.finditer(sentence):
-        if not match["who"].lower().startswith("both") or count == 2:
-            found.append((match.start(), dict.fromkeys(range(count), _role(match))))
+        if not match["who"].lower().startswith("both") or count == 2 or sentence[: match.start()].count("⟦") == 2:
+            they = (
+                re.findall(r"⟦([0-9]+)⟧", sentence[: match.start()]) if match["who"].lower() in ("they", "both") else []
+            )
+            people = [int(who) for who in they] if len(they) > 1 else list(range(count))
+            found.append((match.start(), dict.fromkeys(people, _role(match))))
     for match in _NEITHER.finditer(sentence):
         found.append((match.start(), dict.fromkeys((int(match[1]), int(match[2])), not ROLES[match["role"].lower()])))
     for match in _NOBODY.finditer(sentence):
@@ -211,6 +233,15 @@ def _in_sentence(sentence: str, count: int, subject: int | None, before: set[int
         if re.search(r"\bor\b", sentence[at:then]):
             one.update(dict.fromkeys(one))
             other.update(dict.fromkeys(other))
+    for match in _IS_NOT.finditer(sentence):  # "Zoey is a knight, and Ava is not", "Zoey is no knave; Ava is one"
+        said = [role for at, one in found if at < match.start() for role in one.values()]
+        if match["one"] or match["sole"] is not None:
+            said = [
+                ROLES[role.lower()] for role in re.findall(r"knight|knave", sentence[: match.start()], re.IGNORECASE)
+            ]
+        if said and said[-1] is not None:
+            people = [int(who) for who in re.findall(r"[0-9]+", match["names"])]
+            found.append((match.start(), dict.fromkeys(people, said[-1] != bool(match["nt"]))))
     for match in _SO_IS.finditer(sentence):
         like = [one for at, one in found if at < match.start()]
         people = [int(who) for who in re.findall(r"[0-9]+", match["names"] or match["other"])]
@@ -219,6 +250,19 @@ def _in_sentence(sentence: str, count: int, subject: int | None, before: set[int
     named = {who for _, one in found for who in one} or before
     for match in _OTHERS.finditer(sentence):
         yield {who: _role(match) for who in range(count) if who not in named}
+
+
+def _of_pronouns(sentence: str, subject: int | None) -> Iterator[tuple[int, dict[int, bool | None]]]:
+    """What is said of `he` and `she`, the sentence's subject, and of `her` in "which makes her a knave", the last name before."""
+    if subject is None:
+        return
+    for match in _PRONOUN.finditer(sentence):
+        if match[0][:4].lower() != "they":
+            clause = re.findall(r"⟦([0-9]+)⟧ is(?: not|n't) \($", sentence[: match.start()])
+            yield match.start(), {int(clause[-1]) if clause else subject: _role(match)}
+    for match in _MAKES.finditer(sentence):
+        names = [int(who) for who in re.findall(r"⟦([0-9]+)⟧", sentence[: match.start()])] or [subject]
+        yield match.start(), dict.fromkeys(names if "them" in match[0].lower() else names[-1:], _role(match))
 
 
 def _role(match: re.Match[str]) -> bool | None:
@@ -234,7 +278,7 @@ def _named(match: re.Match[str], count: int) -> dict[int, bool | None]:
     role = _role(match)
     groups = match.groupdict()
     link = (groups.get("link") or "").strip().lower()
-    if link == "is" or (link != "are" and not match["role"].lower().endswith("s")):
+    if link == "is" or ("=" not in match["names"] and link != "are" and not match["role"].lower().endswith("s")):
         people = people[-1:]
     found: dict[int, bool | None] = dict.fromkeys(people, role)
     only = (groups.get("only") or "") + match["names"].lower().partition("⟦")[0]

@@ -463,8 +463,8 @@ MUTANTS = (
         "a request that is refused takes the others with it",
         "our own closing note: answers that were paid for were lost",
         "engine/remote.py",
-        "                if refused is None or error.status not in REFUSED:\n",
-        "                if refused is None or error.status:\n",
+        "refused is not None and error.status in REFUSED",
+        "refused is not None and not error.status",
         "tests/cli/test_eval_kept.py::test_a_request_that_is_refused_is_ungraded_and_asked_again_by_the_same_command",
     ),
     one(
@@ -695,8 +695,8 @@ MUTANTS = (
     one(
         "our own client drops a prompt's log-probabilities",
         "issue 14",
-        "engine/remote.py",
-        "            prompt_logprobs=scores and scores[0],\n",
+        "engine/remote_reply.py",
+        "        prompt_logprobs=scores and scores[0],\n",
         "",
         "tests/serve/test_seams.py::test_a_key_does_the_same_at_every_seam",
     ),

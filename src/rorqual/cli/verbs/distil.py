@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +13,9 @@ from rorqual.cli.machine import cores
 from rorqual.cli.settings import WHERE, Settings, check_device, pairs
 from rorqual.core.config import Config, Natural, parse, scalar
 from rorqual.core.errors import ConfigError, nearest
+
+ROW, TURN_BYTES = 128, 32
+"""Tokens of a row by default, and no fewer than a turn's marks take."""
 
 
 class Mode(Config):
@@ -29,7 +33,7 @@ def distil(
 ) -> None:
     """Sample a teacher on a task, keep what its grader and the filters let through, and write it as Parquet, with a card.
 
-    Every sample is kept the moment it is there: the same command goes on where it was, and pays for nothing twice.
+    Every sample is kept the moment it is there: the same command goes on where it was, and asks for nothing twice that is there.
     Keys: task=NAME, data=FILE, options={...}, out=FOLDER, problems=100, per_family=false, samples=1, temperature=1, top_p=1, max_tokens=512,
     thinking=auto|on|off, keep=right|graded|all, seed=0, top_k=0 (likeliest tokens to store, to distil logits from), decontaminate=FILE,TASK,
     filters.names=[...], filters.repeated=0.6 and the like, batch=, threads=, quiet=, device=, dtype=. For a server also model=NAME, api_key=
@@ -46,7 +50,22 @@ def distil(
     key = mode.api_key or os.environ.get("RORQUAL_API_KEY", "")
     made = sample_teacher(config, Path(mode.out), threads=mode.threads or cores(), quiet=mode.quiet, api_key=key)
     if not mode.quiet:
-        print(f"{made}\n  Look: {made.parent / 'card.html'}\n  Next: rorqual train sft data={made}")
+        print(f"{made}\n  Look: {made.parent / 'card.html'}\n  Next: {_next(made)}")
+
+
+def _next(made: Path) -> str:
+    """A command that trains a student on what was kept, in a folder of its own, with a row that holds the longest sample."""
+    from rorqual.core.records import says_nothing
+    from rorqual.data.distilled import read_kept_messages
+
+    kept = [messages for messages in read_kept_messages(made)[0].values() if not says_nothing(messages[-1])]
+    if not kept:
+        return "no sample is kept: the card says why. keep=all and filters.names=[] keep more, in another folder (out=)"
+    longest = max(
+        sum(TURN_BYTES + len(f"{m.reasoning or ''}{m.content}".encode()) for m in messages) for messages in kept
+    )
+    words = ["rorqual", "train", "sft", f"data={made}", f"out={made.parent}-student"]
+    return shlex.join(words + [f"row={longest}"] * (longest > ROW))
 
 
 def _nested(values: dict[str, str]) -> dict[str, Any]:

@@ -24,9 +24,10 @@ def plan(
 ) -> None:
     """Say what a model costs, before anybody pays: FLOPs, time, money and memory to train it; cache, batch, speed and price to serve it.
 
-    A run says how fast it was, and what more of it takes (steps=, tokens=, model=). Numbers may be 14.8T, 2.788M, 4k. Keys for
-    training: tokens, hardware, n, context, utilisation, price, precision, dp, tp, pp, ep, zero, recompute, microbatch. For serving:
-    hardware, n, tp, dtype, prompt, reply, hit_rate, batch, margin. out=DIR writes a page with pictures.
+    Numbers may be 14.8T, 2.788M, 4k. Keys for training: tokens, hardware, n, context, utilisation, price, precision, dp, tp, pp, ep,
+    zero, recompute, microbatch, full_attention, mtp. For serving: hardware, n, tp, dtype, cache_bytes, prompt, reply, hit_rate,
+    batch, price, margin, busy, prefill_used, decode_used. A run says how fast it was, and what more of it takes: steps, tokens,
+    model, core_hour. The quickstart: size, seed, threads. out=DIR writes a page with pictures.
     """
     from rorqual.cli.plan_answer import answer
 

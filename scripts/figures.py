@@ -1,0 +1,248 @@
+"""Every measured figure of README.md, README.zh.md and docs/claims.md, compared with the result file that it stands in.
+
+    python scripts/figures.py            # what is wrong, one line each
+    python scripts/figures.py --write    # write the results' values into the pages, with as many digits as stand there
+
+docs/figures.json lists, for each page, stretches of its text in which every number is a `#` (white space counts as one blank), and for
+each `#` where it comes from, as a string:
+
+    docs/results/x.json#/path/to/value        the value itself
+    docs/results/x.json#/path/to/value *100   a share, printed in percent or points (or * any factor)
+    max docs/results/x.json#/path             the greatest of a list; so min and mean; count: how many
+    ... / docs/results/y.json#/path           the first over the second; or less it, with -
+    -docs/results/x.json#/path                with its sign turned
+    ... ~2                                    the third number of a text, such as a finding's words
+    !theirs                                   another's figure, its source beside it
+    !setting                                  chosen beforehand
+    !inspect                                  arithmetic that `rorqual inspect` or `plan` prints and tests hold
+    !bare                                     a whole number that is not looked at
+
+In a path, `family=swap&level=all` picks the item of a list with these fields, `1:6` a part of a list. Of an object with `by_seed`
+pairs, `student/low` and `student/high` are the ends of Student's 99 % interval over the seeds.
+
+A number is a measured figure where it has a point or a sign, stands in brackets, or where a unit follows (%, points, times, nats,
+bits, GB, core-seconds, core-minutes and their Chinese forms). Exempt everywhere: code and links, arXiv numbers, versions, and the 95
+or 99 % of an interval. Bare whole numbers (seeds, steps, problems, years) are not looked at unless a stretch covers them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from operator import sub, truediv
+from pathlib import Path
+from typing import Any
+
+from rorqual.evals.stats import t_interval
+
+ROOT = Path(__file__).parent.parent
+LIST = "docs/figures.json"
+PAGES = ("README.md", "README.zh.md", "docs/claims.md")
+KINDS = ("!theirs", "!setting", "!inspect", "!bare")
+HIDDEN = re.compile(
+    r"```.*?```|`[^`\n]*`|\]\([^)\n]*\)|!\[[^\]]*\]|<!--.*?-->|^#.*?$|\d{4}\.\d{5}|Python \d\.\d+", re.S | re.M
+)
+NUMBER = re.compile(r"(?<![\w.§/-])(?<!\d:)[+\-−]?\d+(?:,\d{3})*(?:\.\d+)?(?:e\d+)?(?=[BMKT]\b|(?!\w|:\d|\.\d))")
+UNITS = r"\s?(?:%|points?\b|times\b|nats\b|bits\b|[KMGT]i?B\b|core-seconds?\b|core-minutes?\b|个百分点|倍|核心)"
+UNIT = re.compile(rf"{UNITS}|(?:,| to| and| 至)\s[+\-−]?[\d.]+{UNITS}|, [+\-−]?[\d.]+\]")
+CLOSING = re.compile(r"\[[+\-−]?[\d.]+, $")
+LEVEL = re.compile(r"(?:95|99) %\s+(?:one-sided |置信)?(?:bounds|intervals?|区间)")
+SOURCE = re.compile(
+    r"(?:(?P<of>min|max|mean|count) )?(?P<turned>-)?(?P<file>docs/results/[\w./-]+\.json)#(?P<path>/.+?)"
+    r"(?: ~(?P<nth>\d+))?(?: \*(?P<times>[\d.e-]+))?$"
+)
+
+
+@dataclass(frozen=True)
+class Number:
+    """A number of a page: where it stands, as it is printed, and whether it is a measured figure."""
+
+    start: int
+    end: int
+    text: str
+    measured: bool
+
+
+def numbers(page: str) -> list[Number]:
+    """Every number outside of what is exempt."""
+    clean = HIDDEN.sub(lambda found: re.sub(r"[^\n]", "\0", found.group()), page)
+    levels = {found.start() for found in LEVEL.finditer(clean)}
+    return [
+        Number(
+            found.start(),
+            found.end(),
+            found.group(),
+            found.start() not in levels
+            and (
+                "." in found.group()
+                or found.group()[0] in "+-−"
+                or bool(UNIT.match(clean, found.end()))
+                or bool(CLOSING.search(clean, 0, found.start()) and clean[found.end() : found.end() + 1] == "]")
+            ),
+        )
+        for found in NUMBER.finditer(clean)
+    ]
+
+
+def template(page: str) -> tuple[str, list[int]]:
+    """The page with `#` for each number and single blanks; for each `#`, which number it is is its order. Also where each `#` stands."""
+    parts, last = [], 0
+    for one in numbers(page):
+        parts += [page[last : one.start].replace("#", "\1"), "#"]
+        last = one.end
+    text = re.sub(r"\s+", " ", "".join([*parts, page[last:].replace("#", "\1")]))
+    return text, [place for place, mark in enumerate(text) if mark == "#"]
+
+
+def places(page: str, stretch: str) -> list[int] | str:
+    """Which numbers of the page the `#`s of a stretch are, or what is wrong."""
+    text, marks = template(page)
+    wanted = stretch.replace("\\#", "\1")
+    if text.count(wanted) != 1:
+        return f"stands there {text.count(wanted)} times"
+    start = text.index(wanted)
+    return [order for order, mark in enumerate(marks) if start <= mark < start + len(wanted)]
+
+
+@cache
+def result(root: Path, file: str) -> Any:
+    """A result file."""
+    return json.loads((root / file).read_bytes())
+
+
+def reach(root: Path, file: str, path: str) -> Any:
+    """The value at a path; `LookupError` where there is none."""
+    value = result(root, file)
+    keys = path.strip("/").split("/")
+    while keys:
+        if isinstance(value, dict) and keys[0] == "student" and "by_seed" in value:
+            interval = t_interval([b - a for a, b in value["by_seed"]], 0.99)
+            return {"low": interval.low, "high": interval.high}[keys[1]]
+        if isinstance(value, list):
+            value = _item(value, keys.pop(0))
+            continue
+        key = next((k for n in range(len(keys), 0, -1) if (k := "/".join(keys[:n])) in value), None)
+        if key is None:
+            raise LookupError(f"{file} has no '{keys[0]}' at {path}")
+        value, keys = value[key], keys[key.count("/") + 1 :]
+    return value
+
+
+def _item(items: list[Any], key: str) -> Any:
+    """By number, or the first whose fields are as in `family=swap&level=all`."""
+    if ":" in key and "=" not in key:
+        first, last = key.split(":")
+        return items[int(first) : int(last)]
+    if "=" not in key:
+        return items[int(key)]
+    wanted = [pair.partition("=") for pair in key.split("&")]
+    found = next((item for item in items if all(str(item.get(name)) == value for name, _, value in wanted)), None)
+    if found is None:
+        raise LookupError(f"nothing with {key}")
+    return found
+
+
+def worth(root: Path, source: str) -> float:
+    """The number that a source stands for. Errors: `LookupError`, `ValueError`."""
+    for sign, apply in ((" / ", truediv), (" - ", sub)):
+        if sign in source:
+            first, second = source.split(sign)
+            return float(apply(worth(root, first), worth(root, second)))
+    found = SOURCE.fullmatch(source)
+    if found is None:
+        raise ValueError(f"no source: {source}")
+    value = reach(root, found["file"], found["path"])
+    if found["nth"]:
+        value = NUMBER.findall(value)[int(found["nth"])].replace("%", "")
+    if found["of"] == "count":
+        return float(len(value))
+    if found["of"]:
+        value = {"min": min, "max": max, "mean": statistics.fmean}[found["of"]](map(_plain, value))
+    return _plain(value) * float(found["times"] or 1) * (-1 if found["turned"] else 1)
+
+
+def _plain(value: Any) -> float:
+    """A number, or a cell that holds one."""
+    return float(value.rstrip(" %*").replace(",", "")) if isinstance(value, str) else float(value)
+
+
+def printed(value: float, like: str) -> str:
+    """A value with as many digits, and the sign, of the figure that stands there."""
+    digits = len(like.partition(".")[2])
+    text = f"{value:,.{digits}f}"
+    text = text if "," in like or "," not in text else text.replace(",", "")
+    if float(text.replace(",", "")) == 0:
+        text = text.lstrip("-")
+    if like[0] == "+" and text[0] != "-":
+        text = f"+{text}"
+    return text.replace("-", "−") if "−" in like else text
+
+
+def fits(value: float, figure: str) -> bool:
+    """Whether the figure is the value, rounded either way where it lies in the middle."""
+    digits = len(figure.partition(".")[2])
+    return abs(float(figure.replace(",", "").replace("−", "-")) - value) <= 0.5 * 10**-digits + 1e-6
+
+
+def problems(root: Path = ROOT) -> Iterator[str]:
+    """What is wrong: a stretch that is gone, a figure with another value, a measured figure without a source."""
+    listed = json.loads((root / LIST).read_bytes())
+    for name in PAGES:
+        page = (root / name).read_text(encoding="utf-8")
+        found, covered = numbers(page), set()
+        for stretch, sources in listed.get(name, []):
+            where = places(page, stretch)
+            if isinstance(where, str) or len(where) != len(sources):
+                told = where if isinstance(where, str) else f"has {len(where)} numbers and {len(sources)} sources"
+                yield f"{name}: the stretch '{stretch}' {told}. Mend {LIST}."
+                continue
+            for place, source in zip(where, sources, strict=True):
+                covered.add(place)
+                if source not in KINDS and (told := _differs(root, found[place].text, source)):
+                    yield f"{name}, line {page.count(chr(10), 0, found[place].start) + 1}: {told}"
+        for place, one in enumerate(found):
+            if one.measured and place not in covered:
+                line = page.count("\n", 0, one.start) + 1
+                around = " ".join(page[max(0, one.start - 40) : one.end + 20].split())
+                yield f"{name}, line {line}: '{one.text}' has no source ({around}). Give it one in {LIST}."
+
+
+def _differs(root: Path, figure: str, source: str) -> str:
+    try:
+        value = worth(root, source)
+    except (LookupError, ValueError, OSError) as error:
+        return f"'{figure}': {error}"
+    return "" if fits(value, figure) else f"'{figure}' should be {printed(value, figure)}, by {source}"
+
+
+def rewritten(root: Path, name: str) -> str:
+    """The page with each listed figure as its result has it."""
+    page = (root / name).read_text(encoding="utf-8")
+    found, right = numbers(page), {}
+    for stretch, sources in json.loads((root / LIST).read_bytes()).get(name, []):
+        where = places(page, stretch)
+        if isinstance(where, list):
+            pairs = zip(where, sources, strict=True)
+            values = {place: worth(root, source) for place, source in pairs if source not in KINDS}
+            right |= {p: printed(v, found[p].text) for p, v in values.items() if not fits(v, found[p].text)}
+    for place in sorted(right, reverse=True):
+        page = page[: found[place].start] + right[place] + page[found[place].end :]
+    return page
+
+
+def main() -> int:
+    if sys.argv[1:] == ["--write"]:
+        for name in PAGES:
+            (ROOT / name).write_text(rewritten(ROOT, name), encoding="utf-8")
+    found = list(problems())
+    print("\n".join(found) or "every figure stands in its result file")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,52 @@
+"""The one rule for what may be said of a method: five seeds at least, and two 99 % intervals that agree.
+
+The bootstrap over seeds alone is too sure of a few seeds, and Student's t alone knows nothing of the problems within them
+(docs/results/coverage.json). So a verdict needs both.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+from rorqual.evals.stats import Interval, t_interval
+
+Verdict = Literal["holds", "does not hold", "open"]
+SEEDS = 5
+"""With fewer, every verdict is open."""
+CONFIDENCE = 0.99
+
+
+def ends(bootstrap: Interval, differences: Sequence[float]) -> Interval:
+    """At each end the wider of the bootstrap's interval and Student's over `differences`, one a seed. One seed bounds nothing."""
+    if len(differences) < 2:
+        return Interval(-math.inf, math.inf, bootstrap.confidence)
+    student = t_interval(differences, bootstrap.confidence)
+    return Interval(min(bootstrap.low, student.low), max(bootstrap.high, student.high), bootstrap.confidence)
+
+
+def judge(
+    bootstrap: Interval,
+    differences: Sequence[float],
+    bound: float = 0.0,
+    side: Literal["above", "below"] = "above",
+) -> Verdict:
+    """Whether a difference lies on `side` of `bound`, by both 99 % intervals and at least five seeds; else open.
+
+    `differences` has one value a seed; `bootstrap` is the interval over seeds and the problems within them.
+    """
+    if len(differences) < SEEDS or bootstrap.confidence < CONFIDENCE:
+        return "open"
+    both = ends(bootstrap, differences)
+    above, below = both.low > bound, both.high < bound
+    if side == "below":
+        above, below = below, above
+    return "holds" if above else "does not hold" if below else "open"
+
+
+def together(verdicts: Sequence[Verdict]) -> Verdict:
+    """Of a claim in parts: it holds where all do, and does not where one does not."""
+    if "does not hold" in verdicts:
+        return "does not hold"
+    return "holds" if verdicts and all(one == "holds" for one in verdicts) else "open"

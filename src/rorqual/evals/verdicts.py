@@ -1,0 +1,73 @@
+"""Every problem's verdict, a character each: enough to compute any interval again, and small enough to be kept with a result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from rorqual.core.config import Config
+from rorqual.evals.evaluation import Evaluation, Sample, cell, cell_name, natural
+from rorqual.tasks.base import Split, Verdict
+
+ORDER = (
+    "right, thought: a string a seed, a character a problem: how many of its samples are right (thought), at most 9; - where none could "
+    "be graded. groups: of each seed, in the same order, 'family/level: problems'. Within a group problems stand in the order in which "
+    "the task draws them for the split and the seed, so that the same place is the same problem in every string of a seed."
+)
+Samples = list[Sample]
+
+
+class Verdicts(Config):
+    """Evaluations of the same problems by name, each with a string a seed."""
+
+    task: str
+    split: Split
+    seeds: tuple[int, ...]
+    groups: tuple[str, ...]
+    right: dict[str, tuple[str, ...]]
+    thought: dict[str, tuple[str, ...]] = {}
+    order: str = ORDER
+
+    def values(self, name: str, seed: int, family: str = "all", *, thought: bool = False) -> list[float | None]:
+        """How many samples of each problem of a family are right; None where it is ungraded."""
+        place = self.seeds.index(seed)
+        line = (self.thought if thought else self.right)[name][place]
+        groups = [group.rpartition(": ") for group in self.groups[place].split(" | ")]
+        families = [group.partition("/")[0] for group, _, count in groups for _ in range(int(count))]
+        chosen = (mark for mark, own in zip(line, families, strict=True) if family in ("all", own))
+        return [None if mark == "-" else float(mark) for mark in chosen]
+
+
+def compact(found: Mapping[str, Sequence[Evaluation]], seeds: Sequence[int]) -> tuple[Verdicts, ...]:
+    """The verdicts of evaluations by name, one evaluation a seed; those of the same groups of problems stand together."""
+    made: dict[tuple[str, tuple[str, ...]], Verdicts] = {}
+    for name, evaluations in found.items():
+        task, split, grouped = evaluations[0].task, evaluations[0].split, [_grouped(one) for one in evaluations]
+        groups = tuple(" | ".join(f"{cell_name(*c)}: {len(p)}" for c, p in one.items()) for one in grouped)
+        empty = Verdicts(task=task, split=split, seeds=tuple(seeds), groups=groups, right={})
+        old = made.get((task, groups), empty)
+        right, thought = (tuple(_line(one, count) for one in grouped) for count in (_right, _thought))
+        made[task, groups] = old.model_copy(
+            update={"right": old.right | {name: right}, "thought": old.thought | {name: thought}}
+        )
+    return tuple(made.values())
+
+
+def _grouped(evaluation: Evaluation) -> dict[tuple[str, str], dict[str, Samples]]:
+    """The samples of each problem by family and level, which are sorted, then by key."""
+    found: dict[tuple[str, str], dict[str, Samples]] = {}
+    for sample in evaluation.samples:
+        found.setdefault(cell(sample, "level"), {}).setdefault(sample.key, []).append(sample)
+    return dict(sorted(found.items(), key=lambda item: (item[0][0], natural(item[0][1]))))
+
+
+def _line(grouped: Mapping[tuple[str, str], Mapping[str, Samples]], count: Callable[[Samples], str]) -> str:
+    return "".join(count(samples) for problems in grouped.values() for samples in problems.values())
+
+
+def _right(samples: Samples) -> str:
+    graded = [sample for sample in samples if sample.verdict is not Verdict.UNGRADED]
+    return str(min(9, sum(sample.verdict is Verdict.RIGHT for sample in graded))) if graded else "-"
+
+
+def _thought(samples: Samples) -> str:
+    return str(min(9, sum(sample.thought for sample in samples)))

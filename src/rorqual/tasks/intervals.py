@@ -1,0 +1,60 @@
+r"""Write inequalities in one letter as intervals: `2 \le x < 5` is `[2, 5)`, and `x < 2, x > 3` is a union."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+_ORDER = r"(?P<{0}><=|>=|<|>|\\leq?slant(?![a-z])|\\geq?slant(?![a-z])|\\leq?(?![a-z])|\\geq?(?![a-z])|\\lt(?![a-z])|\\gt(?![a-z]))"
+_TERM = r"[^<>=,]{1,80}?"
+_BETWEEN = re.compile(
+    rf"(?P<low>{_TERM})\s*{_ORDER.format('one')}\s*[a-z]\s*{_ORDER.format('other')}\s*(?P<high>{_TERM})"
+)
+_BOUND = re.compile(rf"[a-z]\s*{_ORDER.format('one')}\s*(?P<bound>{_TERM})")
+_SIGN = r" ?(?:<=|>=|<|>|≤|≥) ?"
+_END = r"-?[0-9a-z√π∞./]{1,20}"
+_PLAIN = re.compile(rf"(?<![\w$\\])(?:{_END}{_SIGN})?[a-z]{_SIGN}{_END}(?:,? (?:and|or) [a-z]{_SIGN}{_END})*$")
+_SET = re.compile(r"\\\{\s*[a-z]\s*(?:\\in[^:|]{0,40})?(?::|\||\\mid)\s*(.{1,200})\\\}")
+
+
+def inequality(text: str) -> str | None:
+    """The inequality in plain letters in which `text` ends (`x > 3`, `-1 < x ≤ 5`), None where it ends in none."""
+    found = _PLAIN.search(text[-100:].rstrip(". "))
+    return found[0].replace("≤", "<=").replace("≥", ">=") if found else None
+
+
+def interval(text: str) -> str | None:
+    """The interval that one inequality describes, None where `text` is none."""
+    if found := _BETWEEN.fullmatch(text.strip()):
+        up, further = _upwards(found["one"]), _upwards(found["other"])
+        if up != further:
+            return None
+        ends = (found["low"], found["high"]) if up else (found["high"], found["low"])
+        closed = (_closed(found["one"]), _closed(found["other"]))[:: 1 if up else -1]
+        return f"{'(['[closed[0]]}{ends[0].strip()}, {ends[1].strip()}{')]'[closed[1]]}"
+    if found := _BOUND.fullmatch(text.strip()):
+        bound, closed_end = found["bound"].strip(), _closed(found["one"])
+        if _upwards(found["one"]):
+            return f"(-\\infty, {bound}{')]'[closed_end]}"
+        return f"{'(['[closed_end]}{bound}, \\infty)"
+    return None
+
+
+def set_condition(text: str) -> str:
+    r"""`text` without the braces of a set that a condition describes: `\{x : x > 3\}` is `x > 3`."""
+    found = _SET.fullmatch(text.strip())
+    return found[1] if found else text
+
+
+def union(items: Sequence[str]) -> str | None:
+    r"""The union of intervals that several inequalities describe, joined by `\cup`."""
+    found = [interval(item) for item in items]
+    return None if None in found or not found else " \\cup ".join(one for one in found if one is not None)
+
+
+def _upwards(order: str) -> bool:
+    return order[0] == "<" or order.startswith("\\l")
+
+
+def _closed(order: str) -> bool:
+    return "=" in order or "e" in order

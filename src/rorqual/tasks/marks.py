@@ -1,0 +1,157 @@
+"""Find what a reply marks as its answer: a box, a tag, `#### ...`, `answer is ...`, `I'll go with ...`."""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from dataclasses import dataclass
+
+from rorqual.tasks.sentences import SENTENCE, sentences, spans
+
+MARKS = 24
+"""Marks of a kind that are read, from the last one."""
+BOXED = "\\boxed"
+_BRACE = re.compile(r"\\boxed\s?\{|\\.|[{}]", re.DOTALL)
+_AND = re.compile(r"[\s$,.]*(?:(?:\\text\s?\{)?\s*(?:and|or)\s*\}?|,)[\s$]*(?:[a-z]\s?=\s?)?[\s$]*", re.IGNORECASE)
+_PHRASE = re.compile(
+    r"(?<!\bto )(?<!\bno )(?<!\bin )\bans(?:wers?)?\b(?! (?:key|sheet|choice))"
+    r"(?:[^.\n:=?!;]{0,60}?(?:\b(?:is|are|was|becomes|equals|would be|should be|must be|has to be|comes to"
+    r"|comes out (?:to|as)|therefore)\b|[:=]"
+    r"|\b(?<=answer )to (?=[A-Z0-9$\\*]))|[*_# ]{0,6}(?:->|→|\n))[\s*_:\"#=>]*",
+    re.IGNORECASE,
+)
+_HASHES = re.compile(
+    r"####[ \t]*(?!#|\s|(?:step|part|case|solution|check|verif|explan|note|calcul|conclu|final|answer|the)\w*\b|\d+[.)]\s)",
+    re.I,
+)
+_AFTER = re.compile(
+    r"(?:[^.,;:\n]|[.,:](?=[0-9])){1,80}? is (?:therefore |thus |then )?(?:the|my|our) (?:\w+ )?answer\b(?! to\b)",
+    re.IGNORECASE,
+)
+_SPOKEN_OF = re.compile(
+    r"\b(?:(?:check|verify|confirm|simplify|round)(?:ing)?|if|whether|what|suppose|assume|assuming|unless|(?:might"
+    r"|may|could|would|can) (?:\w+ )?(?:think|say"
+    r"|believe|guess|expect|seem|conclude"
+    r"|answer)|tempt\w+|at first|initially|first (?:thought|guess)|thought|seems?|looks? like|(?:people|students?"
+    r"|some|others?|someone) \w+)\b"
+    r"[^.;:!?\n]*$",
+    re.IGNORECASE,
+)
+_VERDICT = re.compile(
+    r"(?:not |in)?(?:correct|right|wrong|verified|confirmed|valid|unique|reasonable|plausible|clear|obvious|as follows|the same)\b",
+    re.I,
+)
+_CHOICE = re.compile(
+    r"\b(?:(?:i'll|i will|let's|let me|i'm going to|i) go with|i(?:'m| am) going with|i(?:'d| would)? (?:choose|pick|select)"
+    r"|my (?:verdict|choice|pick|label)(?: is|:)|i conclude that it(?: is|'s)|i(?:'ll)? settle on)[\s*_:\"]*",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class Mark:
+    """`text` is what a reply marks as its answer; the reply goes on at `end`. A phrase is prose, anything else is the answer alone."""
+
+    start: int
+    end: int
+    text: str
+    phrase: bool = False
+
+
+def boxes(text: str) -> list[Mark]:
+    r"""The contents of every whole `\boxed{...}` (braces may nest), by where they start."""
+    found: list[Mark] = []
+    opened: list[tuple[int, int] | None] = []
+    for match in _BRACE.finditer(text):
+        token = match[0]
+        if token == "}":
+            begun = opened.pop() if opened else None
+            if begun is not None:
+                found.append(Mark(begun[0], match.end(), text[begun[1] : match.start()].strip()))
+        elif token[-1] == "{" and token != "\\{":
+            opened.append((match.start(), match.end()) if token.startswith(BOXED) else None)
+    return sorted(found, key=lambda mark: mark.start)
+
+
+def boxed(text: str) -> str | None:
+    r"""The content of the last whole `\boxed{...}`, None where there is none."""
+    found = boxes(text)
+    return found[-1].text if found else None
+
+
+def marks(text: str) -> list[Mark]:
+    """The last marks of an answer, in the order in which they stand."""
+    found = [*_joined(text, boxes(text)), *_tags(text)][-MARKS:]
+    inside = found[:]
+    for match in _lasts(_HASHES, text):
+        found.append(_line(text, match))
+    for match in _lasts(_PHRASE, text):
+        within = any(mark.start < match.start() and match.end() < mark.end for mark in inside)
+        if not within and not _only_spoken_of(text, match):
+            found.append(_line(text, match))
+    for match in _lasts(_CHOICE, text):
+        if not _only_spoken_of(text, match):
+            found.append(_line(text, match))
+    for match in _lasts(_AFTER, text):
+        if not _SPOKEN_OF.search(match[0]) and not text[match.end() : match.end() + 2].startswith("?"):
+            found.append(Mark(match.start(), match.end(), match[0].rpartition(" is ")[0], phrase=True))
+    return sorted(found, key=lambda mark: mark.start)
+
+
+def _lasts(pattern: re.Pattern[str], text: str) -> deque[re.Match[str]]:
+    return deque(pattern.finditer(text), maxlen=MARKS)
+
+
+def marked(text: str) -> str | None:
+    r"""What the reply itself calls its answer, None where it marks none."""
+    found = marks(text)
+    return found[-1].text.rstrip(".").strip() if found else None
+
+
+def _joined(text: str, found: list[Mark]) -> list[Mark]:
+    """Boxes with `and`, `or` or a comma between them are one answer."""
+    joined: list[Mark] = []
+    for box in found:
+        gap = text[joined[-1].end : box.start] if joined else ""
+        if joined and 0 < len(gap) < 40 and _AND.fullmatch(gap):
+            first = joined.pop()
+            box = Mark(first.start, box.end, f"{first.text}, {box.text}"[-SENTENCE:])
+        joined.append(box)
+    return joined
+
+
+def _tags(text: str) -> list[Mark]:
+    lower = text.lower()
+    if len(lower) != len(text):  # a letter whose lower case is longer
+        lower = text
+    return [Mark(a, b, text[a + 8 : b - 9].strip()) for a, b in spans(lower, "<answer>", "</answer>")]
+
+
+def _line(text: str, match: re.Match[str]) -> Mark:
+    """From the end of `match` to the end of the sentence that begins there."""
+    rest = text[match.end() : match.end() + SENTENCE]
+    sentence = next(iter(sentences(rest)), "")
+    end = match.end() + max(rest.find(sentence), 0) + len(sentence)
+    return Mark(match.end(), end, sentence.strip(), phrase=not match[0].startswith("#"))
+
+
+def _only_spoken_of(text: str, match: re.Match[str]) -> bool:
+    """Whether the sentence supposes, asks or reports the answer rather than states it."""
+    before = re.split(r"[.;:!?\n]\s|,\s(?!(?:so|and) that\b)", text[max(0, match.start() - 120) : match.start()])[-1]
+    sentence = re.split(r"[.;:!?\n]\s", text[max(0, match.start() - 300) : match.start()])[-1]
+    if (
+        _SPOKEN_OF.search(before)
+        or re.match(
+            r"\W*if (?:(?:you|we|one) (?:change|drop|remove|add|replace|omit)|i (?:had|have) to\b|forced\b)",
+            sentence,
+            re.I,
+        )
+        or re.search(r"\b(?:is|was|were|be|could|can|not sure)\W+(?:the|my)? ?$", before, re.I)
+    ):
+        return True
+    line = next(iter(sentences(text[match.end() : match.end() + 300])), "")
+    if "would be" in match[0].lower() and re.search(r"\bif\b|\bbut\b", line, re.IGNORECASE):
+        return True
+    if _VERDICT.match(line):
+        return True
+    return line.rstrip("*_ \"')").endswith("?")

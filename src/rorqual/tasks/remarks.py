@@ -1,0 +1,107 @@
+r"""Tell by its form whether a sentence concludes ("So ...", `Total: ...`), adds to an answer ("That is $4 a day."), or opens with one.
+
+- It concludes by layout (bold text with a number, `Total: ...`, the last row of a table, a displayed formula) or by words ("So ...",
+  "Therefore ...", "... in total").
+- It adds where it restates, averages, extrapolates, compares, gives a reason or a given: "That works out to ...", "Over 5 years ...",
+  "Her goal was ...", "Because ...", "She started with ...", "The other 6 ...".
+- It opens a reply with its answer where it is nothing else ("**27**", "7 pencils.") or says what is left, in total, per day.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+_OPENING = r"^[\s*_#>\"'(\[|✅🎉-]*"
+_SHOWN = re.compile(
+    rf"{_OPENING}(?:(?:grand |final |sub)?(?:total|sum)\b(?! so far)|(?:final |the )?(?:result|solution|conclusion|verdict|final)\b\W*[:=])"
+    r"|^\s*(?:\\\[|\$\$)|(?:\\\]|\$\$)\W{0,10}$|\*\*[^*\n]{0,60}[0-9][^*\n]{0,60}\*\*",
+    re.IGNORECASE,
+)
+_LED = re.compile(
+    rf"{_OPENING}(?:so|thus|hence|therefore|consequently|altogether|in (?:total|all|conclusion|summary)|finally"
+    rf"|overall|the question (?:asks|wants)|the (?:final )?(?:result|total|sum) (?:is|was|comes)|∴|\$?\\therefore)(?!\w)",
+    re.IGNORECASE,
+)
+_TOTAL = re.compile(r"\b(?:in total|altogether|in all)\b", re.IGNORECASE)
+_STEP = re.compile(r"^\W*(?:step|part|case|question|problem|day|week|month|year|figure|given)\b", re.IGNORECASE)
+_ADDS = re.compile(
+    rf"{_OPENING}(?:(?:that|this|it)(?:'s| is| was| works out| corresponds| amounts| equates| translates| averages| works| represents"
+    r"| leaves (?:enough|room))\b"
+    r"|over (?:an?|the|one|two|three|four|five|ten|[0-9]+) |because\b|since\b|at (?:this|that) (?:rate|pace)|on average|in other words"
+    r"|intuitively|indeed\b|enough\b|to put|tips?\b|reminder|interesting|notice|remember|observe|fun fact|compared|by comparison|as a\b)"
+    r"|\b(?:on average|originally)\b|\b(?:goal|budget|target|limit|record) (?:was|is|of)\b|\b(?:started|began) (?:out )?with\b"
+    r"|\b(?:initially|at first),? (?:had|has)\b|\balready (?:had|has|have|\w+ed)\b|\b(?:i|we) (?:add|subtract|multipli|divid|count|round)\w*ed\b"
+    rf"|{_OPENING}(?:over|in|after|for) (?:an?|the|one|two|three|four|five|ten|[0-9]+)\b[^,]{{0,40}},? \w+ would\b"
+    r"|\b(?:could|would) (?:still |even )?(?:be|have been|cost|take|make|last|go|buy|fill) ",
+    re.IGNORECASE,
+)
+_CONTRASTS = re.compile(
+    rf"{_OPENING}(?:all )?(?:her|his|their|the) (?:previous|budget|goal|target|other|remaining|rest|complementary|opposite)\b",
+    re.IGNORECASE,
+)
+_ANSWERS = re.compile(
+    r"\b(?:left|leaves|remain\w*|total (?:\w+ ){0,3}(?:is|was|of|comes?)|altogether|in all|now|currently|needs?"
+    r"|needed|required|number of [^.]{0,80} is"
+    r"|(?:per|an?|each|every|this) (?:hour|day|week|month|year)\b(?=[^0-9]*$))\b",
+    re.IGNORECASE,
+)
+_SO = re.compile(
+    r"^\W*(?:plus|minus|add|adding|subtract|subtracting|then|next|after that)\b|\b(?:so|thus|hence|therefore)\b[^.]{0,200}[0-9]",
+    re.IGNORECASE,
+)
+_HEADING = re.compile(
+    r"^[^\w\n]{0,12}(?:(?:key |main |final )?(?:take-?aways?|notes?|remarks?|tips?|steps|points|insights?|facts)|(?:quick |a )?(?:summary|recap)"
+    r"|(?:brief |short )?(?:explanation|reasoning|justification|details|breakdown)|why(?: (?:this|it) works)?|(?:sanity |quick )?check(?:ing)?"
+    r"|verification|proof|here(?:'s| is) (?:why|how|the (?:breakdown|reasoning|explanation|logic|calculation)|how \w+ \w+ \w+)"
+    r"|how (?:i|we) (?:got|get) (?:this|there|it))[^\w\n]{0,12}$",
+    re.IGNORECASE,
+)
+_BARE = re.compile(
+    r"^(?:\*\*[^*\n]{1,40}\*\*[.!]?|[*_]*[-$€£]?[\w.,/%$√]+[*_]*(?: (?!squared|cubed|times|plus|minus)[a-z]+){0,2}[*_]*[.!]?)$"
+)
+
+
+def led(sentence: str) -> bool:
+    """Whether the sentence begins as a conclusion: "So ...", "In total ..."."""
+    return _LED.match(sentence) is not None
+
+
+def concludes(sentence: str) -> bool:
+    """Whether the sentence states a conclusion, by its layout or its words."""
+    return led(sentence) or shown(sentence) or _TOTAL.search(sentence) is not None
+
+
+def shown(sentence: str) -> bool:
+    """Whether layout says that the sentence states a result: bold, `Total:`, a displayed formula."""
+    return not _STEP.match(sentence) and _SHOWN.search(sentence) is not None
+
+
+def adds(sentence: str) -> bool:
+    """Whether the sentence only adds to an answer: a restatement, an average, an extrapolation, a comparison, a reason, a given."""
+    return "=" not in sentence and (_ADDS.search(sentence) is not None or contrasts(sentence))
+
+
+def contrasts(sentence: str) -> bool:
+    """Whether the sentence says what is left beside the answer, or was before it: "The other 6 ...", "Her previous best ..."."""
+    return _CONTRASTS.match(sentence) is not None
+
+
+def answers(sentence: str) -> bool:
+    """Whether the sentence says what questions ask for: what is left, in total, needed, now, per day."""
+    return _ANSWERS.search(sentence) is not None
+
+
+def closes(sentence: str) -> bool:
+    """Whether the sentence answers, computes or infers, and so is more than a remark."""
+    return answers(sentence) or "=" in sentence or _SO.search(sentence) is not None
+
+
+def bare_answer(sentences: Sequence[str]) -> bool:
+    """Whether the first of several sentences is an answer and nothing else (`**27**`, `7 pencils.`)."""
+    return len(sentences) > 1 and not _STEP.match(sentences[0]) and _BARE.match(sentences[0].strip()) is not None
+
+
+def heading(sentences: Sequence[str]) -> int:
+    """The place of the first heading of reasons, checks or takeaways ("Explanation:", "Here is why:"); 0 where there is none."""
+    return next((place for place, one in enumerate(sentences) if place and _HEADING.match(one)), 0)

@@ -1,0 +1,194 @@
+"""Split a reply into sentences, and tell by their form what they do: conclude, remark, ask, check, correct."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+SENTENCE = 4000
+"""Characters of one sentence that are read: its end. It bounds the work on a text without sentences."""
+_ABBREVIATION = re.compile(
+    r"(?:\b(?:i\.e|e\.g|a\.m|p\.m|[ap]\.|rs|no|nr|vs|approx|mr|mrs|ms|dr|st|cf|resp|ca|fig|eq|ft|in|lb|oz|hr|min"
+    r"|sec|\d)|^\W*\(?\w{1,2})\.$",
+    re.IGNORECASE,
+)
+_BREAK = re.compile(
+    r"(?:(?<=[.!?])|(?<=[.!?]['\")*\]$_])|(?<=[.!?]\*\*)|(?<=[.!?]\\[)\]]))[^\S\n]+(?![=<>+*/^-] ?[0-9\\$])(?!=)|\n\s*"
+)
+_ITEM = re.compile(r"\W{0,4}[0-9]{1,2}\.$")
+_STOP = re.compile(r"[.,]\s*(\\\]|\$\$)$")
+"""The full stop of a sentence within the displayed formula that ends it."""
+_OPENING = r"^[\s*_#>\"'(\[-]*(?:(?:so|but|and|oh|okay|ok|yes|well|now|then|finally|also)\b[, ]*)*"
+_CORRECTION = re.compile(
+    rf"{_OPENING}(?:wait|actually|correction|oops|h+m+|no[,.:;!]|sorry|hold on|on second thoughts?|scratch that"
+    rf"|my mistake|i (?:apologi[sz]e|was wrong|mis\w+)"
+    r"|let me (?:correct|rectify|revise|fix)|i (?:made|see) an? (?:\w+ )?(?:mistake|error)|i (?:must|need to"
+    r"|have to|should) (?:correct|revise)"
+    r"|rather\b,)"
+    r"|\b(?:(?:that|this|it|which|answer|result)(?:'s| is| was| can(?:no|')t be)(?: not|n't)? (?:wrong|right"
+    r"|incorrect|correct"
+    r"|mistaken)"
+    r"|(?:that|this|it) (?:isn't|wasn't) (?:right|correct)|correct(?:ing)? myself|take that back|(?:change|revise"
+    r"|correct) (?:my|the) answer"
+    r"|i (?:made|see) an? (?:\w+ )?(?:mistake|error)|i (?:misread|miscounted|miscalculated|forgot|overlooked))\b",
+    re.IGNORECASE,
+)
+_RETRACTED = re.compile(
+    r"\b(?:wrong|incorrect|mistake\w*|mistaken|error|oops|sorry|correction|scratch that|take that back|mis\w+ed|not right|not correct"
+    r"|isn't right|isn't correct|forgot|overlooked)\b",
+    re.IGNORECASE,
+)
+_CONFIRMED = re.compile(
+    r"\b(?:that|this|it|which|answer|result)(?:'s| is| was) (?:right|correct)|\bno (?:mistakes?|errors?)\b|\bhope\b",
+    re.IGNORECASE,
+)
+_META = re.compile(
+    rf"{_OPENING}(?:(?:i |we )?hope|let (?:me|us) (?:know|explain|verify|check|double|re-?check|think|make sure"
+    rf"|see)|let's (?:verify|check|double)|feel free|if you|please|thank|you can (?:check|verify|see|confirm)"
+    rf"|check(?:ing)?\b"
+    r"|verif|to (?:check|verify|confirm)|double[- ]check|sanity|(?:please )?note|remark|explanation|reasoning"
+    r"|steps?\b(?! \d+[.:])|do you|would you"
+    r"|is there|tips?\b|i (?:used|checked|verified|rounded|assumed|took|needed|am (?:happy|glad|(?:confident|sure)(?! that)))|we (?:used"
+    r"|checked|verified)|here (?:we|i) used"
+    r"|(?:that|this|it|the \w+) (?:took|takes|used|uses|required|requires|needed|needs) (?:\S+ ){0,3}(?:steps?"
+    r"|facts?|lines?"
+    r"|calculations?|computations?|operations?|premises?)|(?:in|after) (?:\w+ ){1,2}steps?\b|confidence|difficulty"
+    r"|(?:good|best) (?:luck|wishes)"
+    r"|(?:with|had|for) (?:\w+ ){0,4}(?:would|it would)|source|hint|for (?:comparison|reference|example|instance)"
+    r"|in comparison|by the way|ps\b|the (?:problem|puzzle) (?:has|contains|involves)\b)"
+    r"|\bby the way\W*$",
+    re.IGNORECASE,
+)
+_SUPPOSED = re.compile(
+    rf"{_OPENING}(?:(?:suppose|assume|imagine|say that|let's (?:say|try)|try|what if)\b|(?:if|with|had)\b.*(?:\bwould\b|\w'd\b)"
+    r"|if (?:you|we|one) (?:change|drop|remove|add|replace|omit)\w*\b)"
+    r"|\bwould (?:still |even )?(?:be|have been|cost|take|make|last|go) (?:\w+er|more|less|fewer)\b",
+    re.IGNORECASE,
+)
+_OPTION = re.compile(r"^[ \t*-]*\(?([A-E])[).:][ \t]+([^\s=]+(?:[ \t][^\s=]+){0,2})[ \t]*$", re.MULTILINE)
+_CHOSEN = re.compile(
+    r"(\b(?:option|choice|answer|label)\b(?:\W+is)?(?:\W+(?:option|choice))?[\s*:$]*)\(?([A-E])\)?(?![\w])",
+    re.IGNORECASE,
+)
+_TO_DO = re.compile(
+    r"^\W*(?:now |then |next,? |finally,? )?(?:add|subtract|divide|multiply)\b|\bonly (?:a )?part of\b|\bso far\b"
+    r"|\bat this point\b|\bstill (?:has|have|needs?|must|to) |\b(?:has|have|needs?) to be"
+    r" (?:divided|multiplied|added|subtracted|split|shared)\b"
+    r"|\b(?:we|i|you|one) (?:still |now |then )?(?:have|has|need|needs|must) (?:to )?(?:\w+ly )?"
+    r"(?:add|divide|multiply|subtract|find|solve|compute"
+    r"|calculate|work out|determine|convert)\b"
+    r"|\b(?:half|third|quarter|twice|double)(?: of)? (?:that|it|this)\b"
+    r"|\b(?:does not|doesn't|did not|didn't|ignor\w+) .{0,60}\b(?:yet|account)\b",
+    re.IGNORECASE,
+)
+_DONE = re.compile(r"[=:]|\b(?:so|gives?|get|gets|makes?|which|is|are|equals)\b[^.]*[0-9]", re.IGNORECASE)
+_ENDS = re.compile(r"(?:\\[)\]]|[*_`\"')$\s]){1,20}$")
+_UNFINISHED = re.compile(
+    r"(?:\b(?:is|are|was|were|be|the|of|by|a|an|and|or|to|that|which|equals|then|for|with|in|on|we|he|she|they|it"
+    r"|there|has|have|from|so|get|gives"
+    r"|where|if|as|at|this|these|his|her|their|its)|[=+*/,&(\[{\\]|\\(?:cdot|times|frac|boxed|text)\{?|-)\s*$",
+)
+
+
+def spans(text: str, opening: str, closing: str) -> Iterator[tuple[int, int]]:
+    """(start, end) of each `opening ... closing` with what is between, without overlap, in linear time."""
+    at = 0
+    while (start := text.find(opening, at)) >= 0 and (end := text.find(closing, start + len(opening))) >= 0:
+        at = end + len(closing)
+        yield start, at
+
+
+def spoken(reply: str) -> str:
+    """The reply without its thinking."""
+    after = reply.rpartition("</think>")[2]
+    return after.partition("<think>")[0]
+
+
+def sentences(text: str) -> list[str]:
+    """Sentences and lines, in order. A full stop of an abbreviation or a number ends none, and a displayed formula is one line."""
+    text = _formulas_on_a_line(text)
+    found: list[str] = []
+    begin = 0
+    numbered = all(re.search(rf"^\W{{0,4}}{number}[.)] ", text, re.MULTILINE) for number in (1, 2))
+    for match in _BREAK.finditer(text):
+        piece = text[begin : match.start()]
+        if numbered and _ITEM.match(piece) and "\n" not in match[0]:
+            continue
+        if "\n" not in match[0] and _ABBREVIATION.search(piece[-8:] if len(piece) > 8 else piece):
+            following = text[match.end() : match.end() + 1]
+            if not (following.isupper() and re.search(r"(?:[ap]\.m|\d)\.$", piece)):
+                continue
+        if piece.strip():
+            found.append(piece.strip()[-SENTENCE:])
+        begin = match.end()
+    if text[begin:].strip():
+        found.append(text[begin:].strip()[-SENTENCE:])
+    return found
+
+
+def _formulas_on_a_line(text: str) -> str:
+    for opening, closing in (("\\[", "\\]"), ("$$", "$$"), ("\\begin{", "\\end{")):
+        pieces, at = [], 0
+        for start, end in spans(text, opening, closing):
+            if "\n\n" not in text[start:end]:
+                glue = " " if text[max(0, start - 1) : start] == "\n" and opening != "\\begin{" else ""
+                shown = _STOP.sub(r" \1", text[start:end].replace("\n", " "))
+                pieces += [text[at:start].rstrip("\n") + glue, shown]
+                at = end
+        text = "".join(pieces) + text[at:]
+    return text
+
+
+def passed_over(sentence: str) -> bool:
+    """Whether a sentence asks, checks, supposes or takes leave, and so says no answer."""
+    asks = sentence.rstrip("*_ \"')").endswith("?")
+    aside = (
+        sentence.lstrip("✓✔✅\ufe0f ").startswith("(")
+        and sentence.rstrip(".").endswith(")")
+        and len(sentence.split()) > 3
+        and ") = (" not in sentence
+    )
+    return asks or aside or bool(_META.search(sentence) or _SUPPOSED.search(sentence))
+
+
+def correction(tail: str) -> tuple[str, bool] | None:
+    """The text from the last correction in `tail` on, and whether it takes back what was said; None where there is none."""
+    if not tail.strip():
+        return None
+    parts = sentences(tail)
+    for place in range(len(parts) - 1, -1, -1):
+        if _CORRECTION.search(parts[place]) and not _CONFIRMED.search(parts[place]):
+            while place and _CORRECTION.search(parts[place - 1]) and not _CONFIRMED.search(parts[place - 1]):
+                place -= 1
+            said = "\n".join(parts[place:])
+            return said, _RETRACTED.search(said) is not None
+    return None
+
+
+def with_options(text: str) -> str:
+    """`text` without the lines that list the options of a question ("A) 40", "B) 44"), and with "option B" as "option 44"."""
+    found = {match[1]: match[2] for match in _OPTION.finditer(text)}
+    if len(found) < 2:
+        return text
+    return _CHOSEN.sub(lambda match: match[1] + found.get(match[2], match[2]), _OPTION.sub("", text))
+
+
+def corrects(sentence: str) -> bool:
+    """Whether the sentence corrects what was said ("Wait, ...")."""
+    return _CORRECTION.search(sentence) is not None and _CONFIRMED.search(sentence) is None
+
+
+def retracts(sentence: str) -> bool:
+    """Whether the sentence takes back what was said ("That is wrong.")."""
+    return _CORRECTION.search(sentence) is not None and _RETRACTED.search(sentence) is not None
+
+
+def leaves_work(sentence: str) -> bool:
+    """Whether the sentence says that more is to be computed ("Next, we have to add ...") and does not do it."""
+    found = _TO_DO.search(sentence)
+    return found is not None and _DONE.search(sentence, found.end()) is None
+
+
+def unfinished(sentence: str) -> bool:
+    """Whether the sentence breaks off."""
+    return not _META.search(sentence) and _UNFINISHED.search(_ENDS.sub("", sentence)) is not None

@@ -1,0 +1,104 @@
+"""The result over several quickstarts: both intervals, the verdict's rule, student and teacher alike, every problem's verdict."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rorqual.evals.evaluation import Evaluation
+from rorqual.evals.stats import t_interval
+from rorqual.tasks.base import Verdict
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "seeds.py"
+OWN = "right, own choice: before GRPO against after"
+
+
+@pytest.fixture(scope="module")
+def seeds() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("benchmark_seeds", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory, make_folder: Any, add_students: Any) -> list[Path]:
+    """Five quickstarts; in each a few problems more are right after GRPO than in the one before."""
+    first = add_students(make_folder(tmp_path_factory.mktemp("seeds") / "seed-0", 40), 40)
+    made = [first]
+    for seed in range(1, 5):
+        folder = first.parent / f"seed-{seed}"
+        shutil.copytree(first, folder)
+        summary = json.loads((folder / "summary.json").read_bytes())
+        (folder / "summary.json").write_text(json.dumps(summary | {"seed": seed}), encoding="utf-8")
+        file = folder / "evals" / "after-auto.json"
+        one = Evaluation.load(file)
+        samples = tuple(
+            s.model_copy(update={"verdict": Verdict.RIGHT}) if i % 60 < seed else s for i, s in enumerate(one.samples)
+        )
+        one.model_copy(update={"samples": samples}).save(file)
+        made.append(folder)
+    return made
+
+
+def test_five_seeds_give_a_verdict_and_four_do_not(seeds: ModuleType, folders: list[Path]) -> None:
+    five, four = (seeds.result(folders[:n])["questions"][OWN]["all"][0] for n in (5, 4))
+    assert five["verdict"] == "holds" and four["verdict"] == "open"
+    differences = [after - before for before, after in five["by_seed"]]
+    student = t_interval(differences, 0.99)
+    assert five["t_interval_99"] == pytest.approx([student.low, student.high], abs=2e-4)
+    assert five["interval_99"][0] > 0 and five["interval_99"] != five["t_interval_99"]
+    assert seeds.result(folders[:1])["questions"][OWN]["all"][0]["t_interval_99"] is None
+
+
+def test_every_verdict_is_kept_and_gives_the_means_again(seeds: ModuleType, folders: list[Path]) -> None:
+    found = seeds.result(folders)
+    kept = {name: (one, lines) for one in found["verdicts"] for name, lines in one["right"].items()}
+    assert set(kept) == {*seeds.TEACHER, *seeds.STUDENTS}
+    for name, (_, lines) in kept.items():
+        for folder, line in zip(folders, lines, strict=True):
+            right = Evaluation.load(folder / "evals" / f"{name}.json").rows("all")[0].accuracy
+            assert np.mean([mark == "1" for mark in line if mark != "-"]) == pytest.approx(right)
+
+
+def test_student_and_teacher_are_compared_by_choice_and_made_to_think(seeds: ModuleType, folders: list[Path]) -> None:
+    found = seeds.result(folders)["questions"]
+    for words, mode in (("own choice", "auto"), ("made to think", "on")):
+        title = next(t for t in found if "teacher against distilled" in t and words in t)
+        row = found[title]["all"][0]
+        for side, name in (("before", "teacher"), ("after", "distilled")):
+            one = Evaluation.load(folders[0] / "evals" / f"student-{name}-{mode}.json").rows("all")[0]
+            assert row[side] == pytest.approx(one.accuracy, abs=1e-4)
+
+
+def test_the_table_has_both_intervals_and_the_verdict(seeds: ModuleType, folders: list[Path]) -> None:
+    found = seeds.result(folders)
+    lines = seeds.table(found).split("\n")
+    rows = {row["family"]: row for row in found["questions"][OWN]["family"]}
+    assert len(lines) == 2 + len(rows)
+    for line in lines[2:]:
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        row = rows[cells[0]]
+        both = [f"[{100 * row[k][0]:.1f}, {100 * row[k][1]:.1f}]" for k in ("interval_99", "t_interval_99")]
+        assert cells[3] == f"{100 * row['difference']:+.1f} {' '.join(both)}" and cells[4] == row["verdict"]
+
+
+def test_a_result_of_before_is_judged_again_from_its_figures(seeds: ModuleType, folders: list[Path]) -> None:
+    new = seeds.result(folders)
+    old = json.loads(json.dumps(new))
+    for grains in old["questions"].values():
+        for row in (row for rows in grains.values() for row in rows):
+            del row["t_interval_99"], row["verdict"]
+            row["p_value"] = 0.5
+    again = seeds.again(old)["questions"][OWN]["all"][0]
+    expected = new["questions"][OWN]["all"][0]
+    assert again["verdict"] == expected["verdict"] and "p_value" not in again
+    assert again["t_interval_99"] == pytest.approx(expected["t_interval_99"], abs=2e-3)

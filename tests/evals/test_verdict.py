@@ -1,0 +1,195 @@
+"""A verdict on a method needs five seeds and two 99 % intervals; what has less is open."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from rorqual.cli.main import app
+from rorqual.core.records import write_json
+from rorqual.evals.stats import Interval, t_interval
+from rorqual.evals.verdict import Verdict, ends, judge, together
+from rorqual.lab.find import EXPERIMENTS
+from rorqual.lab.finding import TOO_FEW, Contrast, Finding
+from rorqual.lab.page import page_text
+from rorqual.lab.run import Plan, judge_again
+
+CLOSE = [0.1, 0.101, 0.099, 0.1, 0.1]
+T = {1: 63.657, 2: 9.925, 3: 5.841, 4: 4.604, 5: 4.032, 6: 3.707}
+"""Student's t at 99 %, of the tables."""
+
+
+def test_a_verdict_needs_each_of_its_three_conditions() -> None:
+    sure = Interval(0.09, 0.11, 0.99)
+    assert judge(sure, CLOSE) == "holds" and judge(Interval(-0.11, -0.09, 0.99), [-d for d in CLOSE]) == "does not hold"
+    assert judge(sure, CLOSE[:4]) == "open", "four seeds"
+    assert judge(Interval(0.09, 0.11, 0.95), CLOSE) == "open", "an interval of 95 %"
+    assert judge(Interval(-0.01, 0.11, 0.99), CLOSE) == "open", "the bootstrap alone says no"
+    assert judge(sure, [0.0, 0.03, 0.04, 0.08, 0.35]) == "open", "Student's alone says no"
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.floats(-1, 1), min_size=1, max_size=7), st.floats(-1, 1), st.floats(0, 0.3), st.floats(-0.5, 0.5))
+def test_a_verdict_is_that_of_a_second_writing(seeds: list[float], low: float, width: float, bound: float) -> None:
+    found = judge(Interval(low, low + width, 0.99), seeds, bound)
+    expected = "open"
+    if len(seeds) >= 5:
+        middle = statistics.fmean(seeds)
+        reach = T[len(seeds) - 1] * statistics.stdev(seeds) / math.sqrt(len(seeds))
+        near = min(abs(middle - reach - bound), abs(middle + reach - bound)) < 1e-3 * max(reach, 1e-9)
+        if near:
+            return
+        if low > bound and middle - reach > bound:
+            expected = "holds"
+        if low + width < bound and middle + reach < bound:
+            expected = "does not hold"
+    assert found == expected
+    turned: dict[Verdict, Verdict] = {"holds": "does not hold", "does not hold": "holds", "open": "open"}
+    assert judge(Interval(low, low + width, 0.99), seeds, bound, "below") == turned[found]
+
+
+def test_the_ends_are_the_wider_of_both() -> None:
+    student = t_interval([0.0, 0.1, 0.2], 0.99)
+    assert ends(Interval(0.05, 5.0, 0.99), [0.0, 0.1, 0.2]) == Interval(student.low, 5.0, 0.99)
+    assert ends(Interval(-5.0, 0.15, 0.99), [0.0, 0.1, 0.2]) == Interval(-5.0, student.high, 0.99)
+    assert ends(Interval(0.1, 0.2, 0.99), [0.1]) == Interval(-math.inf, math.inf, 0.99)
+
+
+def test_a_claim_in_parts() -> None:
+    assert together(["holds", "holds"]) == "holds" and together(["holds", "open"]) == "open"
+    assert together(["open", "does not hold"]) == "does not hold" and together([]) == "open"
+
+
+def finding(seeds: int, **changes: Any) -> dict[str, Any]:
+    contrast = {
+        "question": "q", "a": 0.1, "b": 0.2, "difference": 0.1, "low": 0.09, "high": 0.11,
+        "by_seed": [[0.1, 0.1 + d] for d in (CLOSE * 2)[:seeds]],
+    }  # fmt: skip
+    return {
+        "experiment": "x", "title": "t", "claim": "c", "source": "s", "verdict": "holds", "words": ["w"],
+        "contrasts": [contrast], "seeds": list(range(seeds)),
+    } | changes  # fmt: skip
+
+
+@pytest.mark.parametrize("seeds", [1, 2, 3, 4])
+def test_no_finding_of_fewer_than_five_seeds_says_more_than_its_rows(seeds: int) -> None:
+    found = Finding.model_validate(finding(seeds))
+    assert found.verdict == "open" and found.words == ("w", TOO_FEW)
+    assert Finding.model_validate(found.model_dump(mode="json")) == found, "said once"
+    assert found.contrasts[0].sign == "open"
+    page = page_text(found)
+    assert "open" in page and ">holds<" not in page and ">higher<" not in page
+    enough = Finding.model_validate(finding(5))
+    assert enough.verdict == "holds" and enough.words == ("w",) and enough.contrasts[0].sign == "holds"
+
+
+def test_a_stored_finding_is_judged_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "x.json"
+    file.write_text(json.dumps(finding(3)), encoding="utf-8")
+    page = judge_again(file)
+    assert json.loads(file.read_bytes())["verdict"] == "open" and "x: open" in capsys.readouterr().out
+    assert page == tmp_path / "x.html" and "at least 5 seeds" in page.read_text(encoding="utf-8")
+    before = file.read_bytes()
+    judge_again(file)
+    assert file.read_bytes() == before
+
+
+def test_report_takes_a_findings_file_as_it_takes_a_folder(tmp_path: Path) -> None:
+    file = tmp_path / "x.json"
+    file.write_text(json.dumps(finding(4)), encoding="utf-8")
+    done = CliRunner().invoke(app, ["report", str(file)], catch_exceptions=False)
+    assert done.exit_code == 0 and str(tmp_path / "x.html") in done.output
+    assert json.loads(file.read_bytes())["verdict"] == "open"
+    for name, text in (("gone.json", "no such finding"), ("broken.json", "not JSON")):
+        if "broken" in name:
+            (tmp_path / name).write_text("{", encoding="utf-8")
+        done = CliRunner().invoke(app, ["report", str(tmp_path / name)])
+        assert done.exit_code == 2 and text in done.output and name in done.output and "rorqual lab" in done.output
+
+
+@pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name != "zero-long"])
+def test_every_experiment_defaults_to_five_seeds(name: str) -> None:
+    assert EXPERIMENTS[name].seeds == 5
+
+
+@pytest.mark.parametrize("name", ["balance", "balance-worked"])
+def test_two_seeds_more_take_the_first_three_from_their_folder(name: str, tmp_path: Path) -> None:
+    experiment = EXPERIMENTS[name]
+    three = Plan(experiment, tmp_path, (100, 101, 102), 1.0)
+    for (seed, _), job in three.jobs.items():
+        write_json(job.cost_file(three.place(seed)), {"seconds": 1.0, "core_seconds": 1.0, "share": 1.0})
+    five = Plan(experiment, tmp_path, tuple(range(100, 100 + experiment.seeds)), 1.0)
+    assert {seed for seed, _ in five.left()} == {103, 104}
+
+
+RESULTS = Path(__file__).parents[2] / "docs" / "results" / "lab"
+
+
+def recomputed(
+    file: dict[str, Any], of: str, unit: str, *questions: str, bound: float = 0.0, sign: int = 1
+) -> set[str]:
+    """What the rule says of the rows whose questions begin so, from the stored figures alone."""
+    rows = [
+        row
+        for row in file["contrasts"]
+        if row["unit"] == unit
+        and (not of or row["of"] == of)
+        and any(re.match(question, row["question"]) for question in questions)
+    ]
+    assert rows
+    found = set()
+    for row in rows:
+        contrast = Contrast.model_validate(row)
+        differences = [sign * (b - a) for a, b in row["by_seed"]]
+        low, high = sorted((sign * row["low"], sign * row["high"]))
+        if len(differences) < 5:
+            return {"open"}
+        reach = T[len(differences) - 1] * statistics.stdev(differences) / math.sqrt(len(differences))
+        middle = statistics.fmean(differences)
+        if min(low, middle - reach) > bound:
+            found.add("holds")
+        elif max(high, middle + reach) < bound:
+            found.add("does not hold")
+        else:
+            found.add("open")
+        assert contrast.confidence == 0.99
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "rows"),
+    [
+        ("zero", [("all", "points", "right when made to think")]),
+        ("zero-long", [("all", "points", "right when made to think")]),
+        ("distil-vs-rl", [("all", "points", "own choice: reinforced against distilled$")]),
+        ("distil-vs-rl-first", [("all", "points", "own choice: reinforced against distilled$")]),
+        ("moe-vs-dense", [("all", "nats", "held-out loss")]),
+        ("latent-vs-full", [("all", "nats", "held-out loss")]),
+        ("mtp", [("all", "nats", "held-out loss")]),
+        ("experts", [("all", "points", "accuracy lost"), ("", "bits", "bits that expert and family share, over all",
+                                                            "bits that expert and family share, within one token id:")]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
+def test_the_verdicts_on_record_follow_from_their_figures(name: str, rows: list[tuple[str, ...]]) -> None:
+    file = json.loads((RESULTS / f"{name}.json").read_bytes())
+    parts = set().union(*(recomputed(file, *row) for row in rows))
+    expected = "does not hold" if "does not hold" in parts else "holds" if parts == {"holds"} else "open"
+    assert file["verdict"] == expected
+
+
+def test_no_file_on_record_says_more_than_the_rule_of_today() -> None:
+    files = sorted(RESULTS.glob("*.json"))
+    assert len(files) >= 11
+    for file in files:
+        stored = json.loads(file.read_bytes())
+        assert Finding.load(file).verdict == stored["verdict"], file.name

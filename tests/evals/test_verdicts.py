@@ -1,0 +1,95 @@
+"""The verdicts that are kept with a result are every problem's, in a stated order, and give its intervals again."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rorqual.engine.request import SamplingParams
+from rorqual.evals.compare import compare_seeds, did_think
+from rorqual.evals.evaluation import Evaluation, Sample
+from rorqual.evals.stats import difference_over_seeds
+from rorqual.evals.verdicts import Verdicts, compact
+from rorqual.lab.experts_found import ablation_verdicts
+from rorqual.tasks.base import Verdict
+
+SEEDS = (3, 8)
+FAMILIES = (("sub", "10"), ("sub", "9"), ("add", "1"))
+
+
+def evaluation(seed: int, rate: float, *, tries: int = 1, ungraded: int = 0) -> Evaluation:
+    """Twelve problems of each family and level, mixed as a task draws them."""
+    rng = random.Random(f"{seed} {rate}")
+    drawn = [(f"{family}{level}:{i}", family, level) for i in range(12) for family, level in FAMILIES]
+    random.Random(seed).shuffle(drawn)
+    samples = [
+        Sample(
+            key=key, family=family, level=level, prompt=key, answer="", reply="", reasoning=None, tokens=1, thinking_tokens=0,
+            verdict=Verdict.UNGRADED if place < ungraded else Verdict.RIGHT if rng.random() < rate else Verdict.WRONG,
+            thought=rng.random() < rate, truncated=False,
+        )
+        for place, (key, family, level) in enumerate(drawn)
+        for _ in range(tries)
+    ]  # fmt: skip
+    return Evaluation(task="t", split="test", seed=seed, count=12, per_family=True, thinking="auto",
+                      params=SamplingParams(n=tries), samples=tuple(samples))  # fmt: skip
+
+
+BEFORE, AFTER = ([evaluation(seed, rate, ungraded=u) for seed in SEEDS] for rate, u in ((0.3, 2), (0.8, 1)))
+
+
+def kept() -> Verdicts:
+    [found] = compact({"before": BEFORE, "after": AFTER}, SEEDS)
+    return Verdicts.model_validate(found.model_dump(mode="json"))
+
+
+@pytest.mark.parametrize("family", ["all", "add", "sub"])
+def test_an_interval_comes_out_again_from_the_verdicts_alone(family: str) -> None:
+    found = kept()
+    sides: list[list[Any]] = [[], []]
+    for seed in SEEDS:
+        both = zip(found.values("before", seed, family), found.values("after", seed, family), strict=True)
+        pairs = [(b, a) for b, a in both if b is not None and a is not None]
+        for side, values in zip(sides, zip(*pairs, strict=True), strict=True):
+            side.append(np.array(values))
+    again = difference_over_seeds(*sides, 0.99)
+    grain = "all" if family == "all" else "family"
+    rows = {row.family: row for row in compare_seeds(BEFORE, AFTER, grain=grain, confidence=0.99)}
+    told = rows[family].difference
+    assert (again.mean, again.pairs) == (pytest.approx(told.mean), told.pairs)
+    # Problems stand in another order here, so that the bootstrap draws others.
+    assert (again.interval.low, again.interval.high) == pytest.approx((told.interval.low, told.interval.high), abs=0.03)
+
+
+def test_each_place_is_the_problem_that_the_order_says() -> None:
+    found = kept()
+    assert found.groups == ("add/1: 12 | sub/9: 12 | sub/10: 12",) * 2
+    for place, (seed, one) in enumerate(zip(SEEDS, AFTER, strict=True)):
+        by_order = [s for f, level in sorted(FAMILIES, key=lambda x: (x[0], int(x[1]))) for s in one.samples
+                    if (s.family, s.level) == (f, level)]  # fmt: skip
+        marks = {Verdict.RIGHT: "1", Verdict.WRONG: "0", Verdict.UNGRADED: "-"}
+        assert found.right["after"][place] == "".join(marks[s.verdict] for s in by_order)
+        assert found.thought["after"][place] == "".join(str(int(s.thought)) for s in by_order)
+        assert found.values("after", seed, thought=True) == [did_think(s) for s in by_order]
+
+
+def test_several_samples_are_counted() -> None:
+    [found] = compact({"tries": [evaluation(seed, 0.5, tries=8) for seed in SEEDS]}, SEEDS)
+    total = sum(sum(v or 0 for v in found.values("tries", seed)) for seed in SEEDS)
+    assert total == sum(s.verdict is Verdict.RIGHT for seed in SEEDS for s in evaluation(seed, 0.5, tries=8).samples)
+    assert max(map(int, "".join(found.right["tries"]))) > 1
+
+
+def test_other_problems_stand_apart() -> None:
+    less = [one.model_copy(update={"samples": one.samples[:20]}) for one in AFTER]
+    assert [len(one.right) for one in compact({"before": BEFORE, "after": AFTER, "less": less}, SEEDS)] == [2, 1]
+
+
+def test_ablations_are_kept_by_family() -> None:
+    one = {"families": ["y", "x"], "family": ["y", "x", "y"], "right": {"none": [1, 0, 1], "y": [0, 1, 0]}}
+    found = ablation_verdicts([one], (7,))
+    assert found.groups == ("x: 1 | y: 2",) and found.right["experts gone: y"] == ("100",)
+    assert found.values("experts gone: none", 7, "y") == [1.0, 1.0]

@@ -1,0 +1,143 @@
+"""Every measured figure of the README and of docs/claims.md stands in its result file, and a wrong one is caught."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def script(folder: str, name: str) -> ModuleType:
+    """A script of this repository as a module."""
+    spec = importlib.util.spec_from_file_location(f"script_{name}", ROOT / folder / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+figures = script("scripts", "figures")
+
+
+def test_every_figure_stands_in_its_result_file() -> None:
+    assert list(figures.problems(ROOT)) == []
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """The pages and the results, to be spoiled."""
+    for name in (*figures.PAGES, figures.LIST):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    shutil.copytree(ROOT / "docs" / "results", tmp_path / "docs" / "results")
+    return tmp_path
+
+
+def spoil(root: Path, page: str, old: str, new: str) -> list[str]:
+    """What is said of a page in which one text was changed."""
+    text = (root / page).read_text(encoding="utf-8")
+    assert text.count(old) == 1
+    (root / page).write_text(text.replace(old, new), encoding="utf-8")
+    return list(figures.problems(root))
+
+
+@pytest.mark.parametrize(
+    ("page", "old", "new", "told"),
+    [
+        ("README.md", "| 48.5 | 94.2 |", "| 48.5 | 94.3 |", "'94.3' should be 94.2, by docs/results/quickstart-seeds.json#"),
+        ("README.md", "[-4.2, 6.2]", "[4.2, 6.2]", "'4.2' should be -4.2"),
+        ("README.zh.md", "直接作答只对 21.0 %", "直接作答只对 12.0 %", "'12.0' should be 21.0"),
+        ("docs/claims.md", "-0.149 to -0.015", "-0.149 to -0.051", "'-0.051' should be -0.015"),
+        ("docs/claims.md", "layer carries 5.52 times", "layer carries 5.25 times", "'5.25' should be 5.52"),
+        ("README.md", "It is written to be read", "It is 37.5 % quicker, written to be read", "'37.5' has no source"),
+        ("docs/claims.md", "there is no routing of questions", "there is, by 17 points, no routing", "'17' has no source"),
+    ],
+)  # fmt: skip
+def test_a_wrong_figure_or_one_without_a_source_is_caught(copy: Path, page: str, old: str, new: str, told: str) -> None:
+    found = spoil(copy, page, old, new)
+    assert len(found) == 1 and told in found[0] and found[0].startswith(f"{page}, line ")
+
+
+def test_words_around_a_figure_that_changed_are_told(copy: Path) -> None:
+    found = spoil(copy, "README.md", "What\nreinforcement did is", "What\nit did is")
+    assert found == []
+    found = spoil(copy, "README.md", "to think rose from", "to think went from")
+    assert "stands there 0 times" in found[0] and any("'49.7' has no source" in one for one in found)
+
+
+def test_a_result_that_changed_is_written_into_the_pages(copy: Path) -> None:
+    file = copy / "docs/results/quickstart-seeds.json"
+    data = json.loads(file.read_bytes())
+    data["questions"]["thinks, own choice: before GRPO against after"]["all"][0]["after"] = 0.8765
+    file.write_text(json.dumps(data), encoding="utf-8")
+    figures.result.cache_clear()
+    told = list(figures.problems(copy))
+    assert len(told) == 3 and all("'95.1' should be 87.7" in one or "'95.1' should be 87.6" in one for one in told)
+    for page in figures.PAGES:
+        (copy / page).write_text(figures.rewritten(copy, page), encoding="utf-8")
+    assert list(figures.problems(copy)) == []
+    assert "rose from 49.7 to 87.6 %" in (copy / "README.md").read_text(encoding="utf-8").replace("87.7", "87.6")
+
+
+@pytest.mark.parametrize(
+    ("text", "measured"),
+    [
+        ("it is 12.5 points", ["12.5"]),
+        ("5 %, +3, -2 and [1, 2]", ["5", "+3", "-2", "1", "2"]),
+        ("34 to 40 % of 50 tokens", ["34", "40"]),
+        ("−15.8 and 1,234.5", ["−15.8", "1,234.5"]),
+        ("3.4x and v1.2 stay words", []),
+        ("two 99 % intervals, a 95 %\ninterval, 99 % 区间", []),
+        ("arXiv 2412.19437, Python 3.11, `lr=0.5`, [x](a-1.5.md), 5 seeds, 2048 tokens, §4.5", []),
+        ("```sh\nrun 1.5 %\n```\nthen 1.5", ["1.5"]),
+        ("671.03B and 9:05", ["671.03"]),
+    ],
+    ids=range(9),
+)
+def test_what_counts_as_a_measured_figure(text: str, measured: list[str]) -> None:
+    assert [one.text for one in figures.numbers(text) if one.measured] == measured
+
+
+def test_sources_say_where_and_how(tmp_path: Path) -> None:
+    folder = tmp_path / "docs" / "results"
+    folder.mkdir(parents=True)
+    value = {
+        "a/b": 0.25, "rows": [["12.5 %", "+95.0 *"], [1, 2, 6]], "words": "from 1.5 to +2.5%.",
+        "items": [{"of": "x", "v": 1}, {"of": "y", "v": 8, "by_seed": [[0, 1], [0, 2], [0, 3]]}],
+    }  # fmt: skip
+    (folder / "f.json").write_text(json.dumps(value), encoding="utf-8")
+    at = "docs/results/f.json#"
+    for source, expected in {
+        f"{at}/a/b *100": 25.0,
+        f"-{at}/a/b": -0.25,
+        f"{at}/rows/0/1": 95.0,
+        f"{at}/rows/0/0 / {at}/a/b": 50.0,
+        f"{at}/rows/1/2 - {at}/rows/1/0": 5.0,
+        f"mean {at}/rows/1": 3.0,
+        f"max {at}/rows/1/0:2": 2.0,
+        f"count {at}/rows/1": 3.0,
+        f"{at}/words ~1": 2.5,
+        f"{at}/items/of=y/v": 8.0,
+        f"{at}/items/of=y/student/low": 2 - 9.92484 / 3**0.5,
+    }.items():
+        assert figures.worth(tmp_path, source) == pytest.approx(expected, rel=1e-4), source
+    for wrong in (f"{at}/c", f"{at}/items/of=z/v", "elsewhere.json#/a"):
+        with pytest.raises((LookupError, ValueError)):
+            figures.worth(tmp_path, wrong)
+
+
+@pytest.mark.parametrize("page", ["README.md", "README.zh.md"])
+def test_the_table_of_the_quickstart_is_the_one_that_its_result_gives(page: str) -> None:
+    seeds = script("benchmarks", "seeds")
+    made = seeds.table(json.loads((ROOT / "docs/results/quickstart-seeds.json").read_bytes())).split("\n")[2:]
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for row in made:
+        assert row.split(" | ", 1)[1] in text, f"{page}: print the rows again with benchmarks/seeds.py --table"

@@ -210,7 +210,7 @@ def over(shares: dict[str, float]) -> float:
     return max(shares[rule] for rule in RULES) - shares[UNIFORM]
 
 
-def test_counting_among_random_letters_gives_itself_away_and_among_two_does_not() -> None:
+def test_counting_among_random_letters_gives_itself_away_and_among_a_fixed_number_does_not() -> None:
     assert over(measured(Made(RandomLetters.make), 600, fit=1000)["count/hard"]) > 0.15
     assert over(measured(Families(("count",), hard=1.0), 600, fit=1000)["count/hard"]) < 0.1
 

@@ -120,6 +120,12 @@ def test_swap_writes_the_string_after_each_swap() -> None:
             assert step == f"{pair}={state}"
 
 
+def test_how_many_letters_a_string_has_says_nothing_of_the_count() -> None:
+    for problem in samples(Families(names=("count",)).families["count"], 600):
+        asked, text = problem.prompt.removeprefix("count ").split(":")
+        assert len(set(text) - {asked}) == len(text) - (2 if problem.level == "easy" else 4)
+
+
 def test_count_writes_a_running_tally() -> None:
     for problem in samples(Families(names=("count",)).families["count"], 300):
         letter, text = problem.prompt.split()[1].split(":")

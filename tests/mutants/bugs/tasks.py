@@ -281,8 +281,8 @@ MUTANTS = (
         "other letters give the count away",
         "issue 15: a guesser who sees lengths is right on 67.5 %",
         "tasks/families/count.py",
-        "[other] * (difficulty - count)",
+        "others + rng.choices(others, k=most - count)",
         "rng.choices(LETTERS.replace(letter, ''), k=difficulty - count)",
-        "tests/evals/test_baselines.py::test_counting_among_random_letters_gives_itself_away_and_among_two_does_not",
+        "tests/evals/test_baselines.py::test_counting_among_random_letters_gives_itself_away_and_among_a_fixed_number_does_not",
     ),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import string
 from typing import ClassVar
@@ -13,7 +14,8 @@ LETTERS = string.ascii_lowercase
 
 
 class Count(Family):
-    """`count s:hssh`: `h0s1s2h2 =2`. `difficulty` is the length of a string of two letters; the count is uniform over 1 to one less than it.
+    """`count s:hsesh`: `h0s1e1s2h2 =2`. `difficulty` is the length of the string. The count is uniform over 0 to 2 in easy strings and 0 to 4
+    in hard ones; as many other letters stand beside the asked one as there is room for where the count is highest.
 
     Version 1 filled the string with letters at random: how many different ones it had gave the count away.
     """
@@ -25,9 +27,10 @@ class Count(Family):
     version: ClassVar[int] = 2
 
     def sample(self, rng: random.Random, difficulty: int) -> Problem:
-        letter, other = rng.sample(LETTERS, 2)
-        count = rng.randint(1, difficulty - 1)
-        text = [letter] * count + [other] * (difficulty - count)
+        most = self._most(difficulty)
+        letter, *others = rng.sample(LETTERS, 1 + difficulty - most)
+        count = rng.randint(0, most)
+        text = [letter] * count + others + rng.choices(others, k=most - count)
         rng.shuffle(text)
         tally, words = 0, []
         for character in text:
@@ -39,4 +42,9 @@ class Count(Family):
         )
 
     def size(self, difficulty: int) -> int:
-        return 26 * 25 * (2**difficulty - 2)
+        """Of those with the highest count alone, where each other letter stands once."""
+        others = difficulty - self._most(difficulty)
+        return len(LETTERS) * math.comb(len(LETTERS) - 1, others) * math.perm(difficulty, others)
+
+    def _most(self, difficulty: int) -> int:
+        return 2 if difficulty in self.easy else 4

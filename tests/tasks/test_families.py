@@ -129,9 +129,9 @@ def test_how_many_letters_a_string_has_says_nothing_of_the_count() -> None:
 def test_count_writes_a_running_tally() -> None:
     for problem in samples(Families(names=("count",)).families["count"], 300):
         letter, text = problem.prompt.split()[1].split(":")
-        tallies = re.findall(r"([a-z])(\d+)", (problem.steps or "").split()[0])
-        assert "".join(c for c, _ in tallies) == text
-        assert [int(n) for _, n in tallies] == [text[: i + 1].count(letter) for i in range(len(text))]
+        tallies = re.findall(r"([a-z])([a-z])(\d+)", (problem.steps or "").split()[0])
+        assert "".join(c for _, c, _ in tallies) == text and {asked for asked, _, _ in tallies} == {letter}
+        assert [int(n) for _, _, n in tallies] == [text[: i + 1].count(letter) for i in range(len(text))]
 
 
 def test_kk_tries_the_cases_in_order_and_stops_each_at_its_first_contradiction() -> None:

@@ -14,10 +14,13 @@ LETTERS = string.ascii_lowercase
 
 
 class Count(Family):
-    """`count s:hsesh`: `h0s1e1s2h2 =2`. `difficulty` is the length of the string. The count is uniform over 0 to 2 in easy strings and 0 to 4
-    in hard ones; as many other letters stand beside the asked one as there is room for where the count is highest.
+    """`count s:hsesh`: `sh0ss1se1ss2sh2 =2`: the asked letter, one of the string, and how many were alike so far.
 
-    Version 1 filled the string with letters at random: how many different ones it had gave the count away.
+    `difficulty` is the length of the string. The count is uniform over 0 to 2 in easy strings and 0 to 4 in hard ones; as many other
+    letters stand beside the asked one as there is room for where the count is highest.
+
+    Version 1 filled the string with letters at random: how many different ones it had gave the count away, and a small model learned no more
+    than that from steps in which the asked letter did not stand beside each other one.
     """
 
     name: ClassVar[str] = "count"
@@ -35,7 +38,7 @@ class Count(Family):
         tally, words = 0, []
         for character in text:
             tally += character == letter
-            words.append(f"{character}{tally}")
+            words.append(f"{letter}{character}{tally}")
         question = f"{letter}:{''.join(text)}"
         return self.problem(
             difficulty, key=question, prompt=question, steps=f"{''.join(words)} ={count}", answer=str(count)

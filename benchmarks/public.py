@@ -70,8 +70,7 @@ def measured(folder: RunDir, task: str, max_tokens: int, a: argparse.Namespace) 
         "ungraded": row.ungraded,
         "accuracy": row.accuracy,
         "95 % interval": [row.interval.low, row.interval.high],
-        "chance": row.chance,
-        **row.baselines,
+        "baselines": row.baselines,
         "cut off": row.truncated,
     }
 

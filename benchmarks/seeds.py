@@ -116,6 +116,13 @@ def result(folders: Sequence[Path]) -> dict[str, Any]:
     return {
         "command": "python benchmarks/seeds.py " + " ".join(f"runs/seed-{seed}" for seed in seeds),
         "seeds": seeds,
+        "versions": Evaluation.load(folders[0] / "evals" / "after-auto.json").versions,
+        "best_baselines": {
+            folder.name: {
+                row.family: row.best for row in Evaluation.load(folder / "evals" / "after-auto.json").rows("family")
+            }
+            for folder in folders
+        },
         "questions": {
             title: {grain: ask(folders, old, new, measure, grain) for grain in grains}
             for title, (old, new, measure) in QUESTIONS.items()

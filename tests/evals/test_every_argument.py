@@ -20,6 +20,7 @@ from rorqual.data.pack import Sample as Document
 from rorqual.data.tokenizer import BASE_VOCAB, Tokenizer
 from rorqual.engine.request import Completion, Grammar, Request, SamplingParams
 from rorqual.evals import claims as claiming
+from rorqual.evals.baselines import baselines
 from rorqual.evals.claims import (
     STUDENT_TOPICS,
     TOPICS,
@@ -30,12 +31,12 @@ from rorqual.evals.claims import (
     student_claims,
 )
 from rorqual.evals.compare import Comparison, compare, compare_seeds, did_think, is_right
-from rorqual.evals.evaluation import Evaluation, Row, Sample
+from rorqual.evals.evaluation import CLAIMED, Evaluation, Row, Sample
 from rorqual.evals.experts import choices, counts, dependence, expert_use
 from rorqual.evals.kept import Kept
 from rorqual.evals.perplexity import TextLoss, text_loss
 from rorqual.evals.reading import Experts, Findings, Summary
-from rorqual.evals.run import baselines, evaluate, pick, seeded
+from rorqual.evals.run import evaluate, pick, seeded
 from rorqual.evals.stats import (
     Claim,
     Difference,
@@ -72,9 +73,6 @@ class Words(Task):
 
     def grade(self, problem: Problem, reply: str) -> Verdict:
         return Verdict.RIGHT if reply == problem.answer else Verdict.WRONG
-
-    def chance(self, problem: Problem) -> float:
-        return 0.25 if problem.family == "odd" else 0.5
 
 
 @dataclass
@@ -120,6 +118,7 @@ ASKED: dict[str, Any] = {
     "progress": tell,
     "model": "mine",
     "problems": [Problem("k", "p", "a", "f")],
+    "measured": {"all": {"rule": 0.5}},
 }
 
 
@@ -153,7 +152,7 @@ def test_an_evaluation_records_its_settings_each_under_its_name() -> None:
     assert len(picked) == 12 and generator.progress is tell
     assert found.keys == [problem.key for problem in picked]
     assert generator.seen == [Request(p.messages, seeded(params, p.key), "off") for p in picked]
-    assert found.baselines == baselines(Words(), picked)
+    assert found.baselines == baselines(Words(), picked, 7)
 
 
 @pytest.mark.parametrize("more", [{"split": "dev"}, {"count": 6}, {"seed": 1}, {"per_family": True}], ids=str)
@@ -194,7 +193,7 @@ def test_a_sample_has_each_of_its_fields_from_its_problem_and_its_completion() -
         "thinking_tokens": 5,
         "thought": True,
         "truncated": True,
-        "chance": 0.5,
+        "chance": None,
         "error": "",
     }
     assert set(Sample.model_fields) == expected.keys()
@@ -229,7 +228,7 @@ MIXED = (
 
 
 def test_a_row_has_each_of_its_figures() -> None:
-    rules = {"f": {"rule": 0.3}, "f/1": {"rule": 0.2}, "all": {"rule": 0.1}}
+    rules = {"f": {"rule": 0.3, "worse": 0.1}, "f/1": {"rule": 0.2}, "all": {"rule": 0.1}}
     expected = {
         "family": "f",
         "level": "1",
@@ -239,8 +238,7 @@ def test_a_row_has_each_of_its_figures() -> None:
         "ungraded": 1,
         "accuracy": 0.5,
         "interval": wilson(2, 4, 0.8),
-        "chance": pytest.approx(0.12),
-        "baselines": {"rule": 0.2},
+        "baselines": {"rule": 0.2, CLAIMED: pytest.approx(0.3)},
         "thought": 0.4,
         "thinking_length": 7.0,
         "length": 9.0,
@@ -250,6 +248,10 @@ def test_a_row_has_each_of_its_figures() -> None:
     assert {f.name for f in fields(Row)} == expected.keys()
     assert vars(found.rows("level", 0.8)[0]) == expected
     assert [row.baselines["rule"] for row in (found.rows("family")[0], found.rows("all")[0])] == [0.3, 0.1]
+    assert found.rows("family")[1].best[0] == "" and of(MIXED[1:2], baselines=rules).rows("family")[0].best == (
+        "rule",
+        0.3,
+    )
 
 
 def test_grain_and_confidence_reach_the_rows() -> None:
@@ -547,8 +549,7 @@ def test_each_column_of_a_table_holds_its_figure() -> None:
             "right": "2/4",
             "accuracy %": "50.0",
             "95 % interval": f"[{low:.1f}, {high:.1f}]",
-            "chance %": "12.0",
-            "rule %": "20.0",
+            "best baseline %": "30.0 (chance, claimed)",
             "ungraded": "1",
             "thought %": "40.0",
             "thinking": "7.0",

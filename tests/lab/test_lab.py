@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,13 @@ import pytest
 
 from rorqual.core.errors import ConfigError
 from rorqual.core.records import write_json
+from rorqual.lab.experiment import Experiment
 from rorqual.lab.find import EXPERIMENTS, find_experiment
 from rorqual.lab.finding import Finding
+from rorqual.lab.job import Job
 from rorqual.lab.page import page_text
-from rorqual.lab.run import Plan, planned
+from rorqual.lab.run import Plan, concluded, planned
+from rorqual.tasks.families import FAMILIES
 
 SHARE = 0.01
 CLOCKS = {"costs", "made"}
@@ -107,6 +111,23 @@ def test_an_unknown_experiment_names_the_nearest_and_all() -> None:
     with pytest.raises(ConfigError) as refused:
         find_experiment("distill-vs-rl")
     assert "distil-vs-rl" in str(refused.value) and "zero" in str(refused.value)
+
+
+class Nothing(Experiment):
+    """An experiment without work."""
+
+    name, title, claim, source = "nothing", "t", "c", "s"
+
+    def jobs(self, seed: int, place: Path, share: float) -> list[Job]:
+        return []
+
+    def conclude(self, places: Mapping[int, Path]) -> Finding:
+        return self.found(places, "open", ())
+
+
+def test_a_finding_says_which_versions_of_the_families_were_drawn(tmp_path: Path) -> None:
+    said = concluded(Plan(Nothing(), tmp_path, (1,), 1.0), "x").made["families"]
+    assert dict(part.split() for part in said.split(", ")) == {f.name: str(f.version) for f in FAMILIES}
 
 
 def test_the_page_escapes_and_holds_every_seed() -> None:

@@ -128,6 +128,8 @@ def test_the_teacher_and_every_model_are_asked_as_the_scale_says(place: Path) ->
                 "params"
             ].items()
             assert {sample["family"] for sample in found["samples"]} == {"add", "sub", "swap"}
+            assert found["baselines"]["all"].keys() == {"uniform", "majority", "length", "tree"}
+            assert found["versions"] == {"add": 2, "sub": 2, "swap": 2}
 
 
 def test_the_summary_tells_of_each_stage_by_its_own_files(place: Path) -> None:

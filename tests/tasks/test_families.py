@@ -17,11 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rorqual.core.errors import ConfigError, TaskError
+from rorqual.evals.run import pick
 from rorqual.tasks.base import Problem, Verdict, split_of
 from rorqual.tasks.families import FAMILIES, NAMES, Families, Family
 
 ALL = pytest.mark.parametrize("family", FAMILIES, ids=NAMES)
-CELLS = [(family, d) for family in FAMILIES for d in [*family.easy, *family.hard]]
 
 
 def samples(family: Family, n: int, *, seed: int = 0, difficulty: int | None = None) -> list[Problem]:
@@ -120,12 +120,18 @@ def test_swap_writes_the_string_after_each_swap() -> None:
             assert step == f"{pair}={state}"
 
 
+def test_how_many_letters_a_string_has_says_nothing_of_the_count() -> None:
+    for problem in samples(Families(names=("count",)).families["count"], 600):
+        asked, text = problem.prompt.removeprefix("count ").split(":")
+        assert len(set(text) - {asked}) == len(text) - (2 if problem.level == "easy" else 4)
+
+
 def test_count_writes_a_running_tally() -> None:
     for problem in samples(Families(names=("count",)).families["count"], 300):
         letter, text = problem.prompt.split()[1].split(":")
-        tallies = re.findall(r"([a-z])(\d+)", (problem.steps or "").split()[0])
-        assert "".join(c for c, _ in tallies) == text
-        assert [int(n) for _, n in tallies] == [text[: i + 1].count(letter) for i in range(len(text))]
+        tallies = re.findall(r"([a-z])([a-z])(\d+)", (problem.steps or "").split()[0])
+        assert "".join(c for _, c, _ in tallies) == text and {asked for asked, _, _ in tallies} == {letter}
+        assert [int(n) for _, _, n in tallies] == [text[: i + 1].count(letter) for i in range(len(text))]
 
 
 def test_kk_tries_the_cases_in_order_and_stops_each_at_its_first_contradiction() -> None:
@@ -148,7 +154,7 @@ def test_more_than_a_million_distinct_problems(family: Family) -> None:
 
 @pytest.mark.parametrize(
     ("name", "difficulty", "draws"),
-    [("add", 2, 25_000), ("sub", 2, 25_000), ("gcd", 1, 4000), ("mod", 2, 4000), ("swap", 1, 6000)],
+    [("add", 2, 25_000), ("sub", 2, 25_000), ("gcd", 1, 12_000), ("mod", 2, 4000), ("swap", 1, 6000)],
 )
 def test_size_is_the_number_of_keys_that_ever_come(name: str, difficulty: int, draws: int) -> None:
     family = Families(names=(name,)).families[name]
@@ -239,28 +245,8 @@ def test_texts_are_short(family: Family) -> None:
     for difficulty in [*family.easy, *family.hard]:
         sizes = [len(f"{p.prompt}{p.steps}{p.answer}".encode()) for p in samples(family, 400, difficulty=difficulty)]
         hard = difficulty in family.hard
-        assert max(sizes) <= (115 if hard else 95 if family.name == "kk" else 65)
+        assert max(sizes) <= (115 if hard else {"kk": 95, "gcd": 80}.get(family.name, 65))
         assert sum(sizes) / len(sizes) <= (90 if hard else 66)
-
-
-@pytest.mark.parametrize(("family", "difficulty"), CELLS, ids=lambda x: getattr(x, "name", x))
-def test_no_guesser_beats_the_chance_line(family: Family, difficulty: int) -> None:
-    """The best constant guess for each form of problem, learned on half of the problems, is as good as `chance` says."""
-    problems = samples(family, 3000, difficulty=difficulty)
-    learn, judge = problems[:1500], problems[1500:]
-
-    def form(p: Problem) -> str:
-        return p.prompt[-1] if family.name == "mod" else p.prompt.split()[1] if family.name == "gcd" else ""
-
-    answers: dict[str, Counter[str]] = {}
-    for p in learn:
-        answers.setdefault(form(p), Counter())[p.answer] += 1
-    guess = {f: c.most_common(1)[0][0] for f, c in answers.items()}
-    hits = sum(guess[form(p)] == p.answer for p in judge) / len(judge)
-    chance = sum(map(family.chance, judge)) / len(judge)
-    assert hits <= chance + 4 * math.sqrt(chance / len(judge)) + 0.001
-    if family.name in ("chain", "gcd", "mod", "count", "kk"):
-        assert hits >= chance - 4 * math.sqrt(chance / len(judge)) - 0.01  # and it is not a strawman
 
 
 # The mixture.
@@ -288,11 +274,51 @@ def test_families_are_even_and_hard_is_a_share() -> None:
     assert len({f.kind for f in FAMILIES}) == 4
 
 
-def test_a_small_cell_that_runs_out_gives_way_to_its_level() -> None:
-    problems = take(
-        100, "test", names=("mod",), hard=0.0
-    )  # two-digit problems are 270, four in a hundred of them held out
-    assert len({p.key for p in problems}) == 100
+def shares(family: Family, level: range) -> dict[int, float]:
+    """How often each difficulty comes: as often as its number of problems, up to 30,000, has it."""
+    sizes = {difficulty: min(family.size(difficulty), 30_000) for difficulty in level}
+    return {difficulty: size / sum(sizes.values()) for difficulty, size in sizes.items()}
+
+
+def check_shares(problems: list[Problem], expected: dict[int, float]) -> None:
+    """Five deviations of a binomial: none of some hundred shares is off by more by luck."""
+    found = Counter(p.meta["difficulty"] for p in problems)
+    for difficulty, share in expected.items():
+        deviation = math.sqrt(share * (1 - share) * len(problems))
+        assert abs(found[difficulty] - share * len(problems)) <= 5 * deviation + 1, (difficulty, len(problems), found)
+
+
+@ALL
+def test_problems_do_not_get_harder_as_more_are_asked(family: Family) -> None:
+    """The first n of a held-out level have the difficulties of the first 10 n, and every key once."""
+    few, many = (40, 400) if family.name != "kk" else (20, 160)
+    problems = pick(Families((family.name,), hard=0.0), "test", many, 0, per_family=True)
+    assert len({p.key for p in problems}) == len(problems) == many
+    for count in (few, many):
+        check_shares(problems[:count], shares(family, family.easy))
+    assert pick(Families((family.name,), hard=0.0), "test", few, 0, per_family=True) == problems[:few]
+
+
+def test_hard_problems_come_evenly() -> None:
+    for family in FAMILIES:
+        assert len(set(shares(family, family.hard).values())) == 1
+    problems = take(2000, "train", names=("swap",), hard=1.0)
+    check_shares(problems, dict.fromkeys(range(4, 7), 1 / 3))
+
+
+def test_a_difficulty_that_runs_out_repeats_and_no_other_takes_its_place() -> None:
+    mod = Families(names=("mod",)).families["mod"]
+    problems = take(3000, "test", names=("mod",), hard=0.0)  # of 19,980 problems four in a hundred are held out
+    keys = [p.key for p in problems]
+    assert len(set(keys[:200])) == 200 and 700 < len(set(keys)) < 900
+    for part in (problems[:200], problems[1000:2000], problems[2000:]):
+        check_shares(part, shares(mod, mod.easy))
+
+
+def test_versions_stand_in_problems_and_task() -> None:
+    for problem in take(16, hard=0.5):
+        assert problem.version == Families().versions[problem.family] == 2
+    assert Families(names=("add", "kk")).versions == {"add": 2, "kk": 2}
 
 
 def test_one_seed_gives_one_stream_in_every_process() -> None:

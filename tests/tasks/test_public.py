@@ -137,16 +137,13 @@ def test_folio_reads_unknown_as_uncertain() -> None:
     assert Folio().grade(unsure, "Unknown") is Verdict.RIGHT
 
 
-def test_baselines_are_what_a_constant_answer_scores() -> None:
-    for task in (Folio(), Gsm8k(), Knights()):
-        problems = list(task.problems("test", 0))
-        lines = task.baselines(problems)
-        if not isinstance(task, Knights):
-            scores = [sum(task.grade(p, q.answer) is Verdict.RIGHT for p in problems) / len(problems) for q in problems]
-            assert lines["majority class"] == max(scores)
-        assert lines["chance"] == pytest.approx(sum(map(task.chance, problems)) / len(problems))
-    assert Folio().baselines([]) == {}
-    assert Knights(people=3).baselines(list(Knights(people=3).problems("test", 0)))["chance"] == 0.125
+def test_a_label_is_the_answer_or_the_pattern_of_roles() -> None:
+    for task in (Folio(), Gsm8k()):
+        assert all(task.label(problem) == problem.answer for problem in task.problems("test", 0))
+    problems = list(Knights(people=3).problems("test", 0))
+    labels = [Knights().label(problem) for problem in problems]
+    assert len({p.answer for p in problems}) == len(problems) and len(set(labels)) <= 8
+    assert labels == [str(p.meta["solution"]) for p in problems]
 
 
 # Files of one's own: poisons, each with its nearest valid twin.

@@ -227,12 +227,6 @@ def test_chores_come_evenly_in_an_order_of_the_seed_and_none_repeats() -> None:
     }
 
 
-def test_a_guessers_chance_is_that_of_each_chore() -> None:
-    task = load_task("everyday")
-    chances = {p.family: task.chance(p) for p in islice(task.problems("train", 0), 3)}
-    assert chances == {"reviews": 0.5, "prices": 0.07, "sentences": 0.0}
-
-
 def test_a_row_names_the_column_that_is_missing_and_those_that_are_there() -> None:
     with pytest.raises(DataError, match=r"f:3: no column 'a'") as caught:
         Row({"b": 1, "c": 2}, "f:3").get("a")

@@ -19,9 +19,12 @@ import torch
 from little import grpo_run, records, sft_run, train_with
 from safetensors.torch import load_file, save
 
+from rorqual.core.config import read_yaml
 from rorqual.core.errors import CheckpointError, ConfigError, RorqualError
 from rorqual.core.records import WHOLE_FILE, RunDir
 from rorqual.model import Decoder
+from rorqual.recipes.grpo import grpo
+from rorqual.recipes.sft import sft
 from rorqual.train.loop import fit
 from rorqual.train.run import Run
 from rorqual.train.schedule import Schedule
@@ -431,3 +434,28 @@ def test_an_experiment_is_never_extended(half: Path) -> None:
     """A finding is of the steps that it names."""
     with pytest.raises(ConfigError, match="steps: 8 there, 13 now"):
         fit(sft_run(LONGER), RunDir(half), quiet=True, extend=False)
+
+
+def test_a_run_is_not_resumed_or_repeated_on_problems_of_another_version(tmp_path: Path) -> None:
+    """Families record their versions in run.yaml; a run of before they had any drew version 1."""
+    run, out = sft(task="families:add,kk", size="tiny", steps=2, rows=2, row=128), RunDir(tmp_path / "run")
+    fit(run, out, quiet=True)
+    assert out.config()["versions"] == {"add": 2, "kk": 2}
+    fit(run, out, quiet=True)
+    reinforced = grpo(
+        task="families:add,mod", start=str(out.path), steps=1, problems=1, samples=2, max_tokens=4, row=128
+    )
+    fit(reinforced, RunDir(tmp_path / "reinforced"), quiet=True)
+    assert RunDir(tmp_path / "reinforced").config()["versions"] == {"add": 2, "mod": 2}
+    text = out.config_file.read_text(encoding="utf-8")
+    old, none = text.replace("kk: 2", "kk: 1"), text[: text.index("versions:")]
+    for changed, said in ((old, "kk of version 1, now 2"), (none, "add of version 1, now 2, kk of version 1, now 2")):
+        assert changed != text
+        out.config_file.write_text(changed, encoding="utf-8")
+        for steps in (2, 4):
+            with pytest.raises(ConfigError, match=f"run.yaml: .*draws no more: {said}"):
+                fit(run.model_copy(update={"steps": steps}), out, quiet=True)
+    again = read_yaml(Run, out.config_file).model_copy(update={"versions": {"add": 2, "kk": 1}})
+    with pytest.raises(ConfigError, match=r"versions: .*kk of version 1, now 2(?s:.)*Leave versions out"):
+        fit(again, RunDir(tmp_path / "again"), quiet=True)
+    assert not (tmp_path / "again" / "run.yaml").exists()

@@ -87,6 +87,14 @@ def compare_seeds(
 
 
 def _same_problems(before: Evaluation, after: Evaluation) -> None:
+    for family in sorted({sample.family for sample in before.samples} & {sample.family for sample in after.samples}):
+        old_version, new_version = (evaluation.versions.get(family, 1) for evaluation in (before, after))
+        if old_version != new_version:
+            raise DataError(
+                f"the problems of '{family}' are of version {old_version} in one and of version {new_version} in the other",
+                where="compare",
+                remedy="Evaluate both anew: this Rorqual draws one version for all.",
+            )
     old, new = set(before.keys), set(after.keys)
     if old == new and before.task == after.task:
         return

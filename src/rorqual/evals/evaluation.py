@@ -15,13 +15,19 @@ from rorqual.core.records import Thinking, write_json
 from rorqual.engine.request import SamplingParams
 from rorqual.evals.stats import Interval, wilson
 from rorqual.tasks.base import Split, Verdict
+from rorqual.tasks.families import FAMILIES, Families
 
 Grain = Literal["level", "family", "all"]
 ALL = "all"
+CLAIMED = "chance, claimed"
+"""The baseline of old files."""
 
 
 class Sample(Config):
-    """One answer to one problem. Lengths are in tokens; `answer` is the gold one; `chance` is a guesser's; `error` says why there is none."""
+    """One answer to one problem. Lengths are in tokens; `answer` is the gold one; `error` says why there is none.
+
+    `chance` stands in files written before baselines were measured: what the task claimed a guesser can do.
+    """
 
     key: str
     family: str
@@ -35,7 +41,7 @@ class Sample(Config):
     thinking_tokens: int
     thought: bool
     truncated: bool
-    chance: float = 0.0
+    chance: float | None = None
     error: str = ""
 
 
@@ -55,21 +61,24 @@ class Row:
     ungraded: int
     accuracy: float
     interval: Interval
-    chance: float
     baselines: dict[str, float]
     thought: float
     thinking_length: float
     length: float
     truncated: int
 
+    @property
+    def best(self) -> tuple[str, float]:
+        """The best baseline, by name; NaN where there is none."""
+        return max(self.baselines.items(), key=lambda item: item[1], default=("", math.nan))
+
 
 class Evaluation(Config):
     """Samples with the settings that made them.
 
-    `baselines` maps `family`, `family/level` and `all` to the accuracy of rules that read no problem (`majority class`:
-    always the commonest answer of the set). `usage` sums what the generator counted; `seconds` is wall-clock time, of the last
-    part where it broke off and went on. One
-    evaluation is one JSON file.
+    `baselines` maps `family`, `family/level` and `all` to the accuracy of rules that see a prompt's surface at most (evals/baselines.py).
+    `versions` maps families to the version of their problems; one that is not there is version 1. `usage` sums what the generator
+    counted; `seconds` is wall-clock time, of the last part where it broke off and went on. One evaluation is one JSON file.
     """
 
     task: str
@@ -82,6 +91,7 @@ class Evaluation(Config):
     params: SamplingParams
     samples: tuple[Sample, ...]
     baselines: dict[str, dict[str, float]] = {}
+    versions: dict[str, int] = {}
     usage: dict[str, int] = {}
     seconds: float = 0.0
 
@@ -89,6 +99,18 @@ class Evaluation(Config):
     def keys(self) -> list[str]:
         """The problems' keys in order, one for each problem however many samples it has."""
         return list(dict.fromkeys(sample.key for sample in self.samples))
+
+    @property
+    def old_versions(self) -> dict[str, int]:
+        """Families whose problems were of an older version than those that are drawn now, with that version."""
+        if self.task != Families.name:
+            return {}
+        used = {sample.family: self.versions.get(sample.family, 1) for sample in self.samples}
+        return {
+            family.name: used[family.name]
+            for family in FAMILIES
+            if used.get(family.name, family.version) < family.version
+        }
 
     def rows(self, grain: Grain = "level", confidence: float = 0.95) -> list[Row]:
         """Summaries per (family, level), per family, or of the whole; in the order in which they first appear."""
@@ -113,8 +135,7 @@ class Evaluation(Config):
             ungraded=len(group) - len(graded),
             accuracy=right / len(graded) if graded else math.nan,
             interval=accuracy_interval(graded, confidence),
-            chance=_mean(sample.chance for sample in group),
-            baselines=self.baselines.get(cell_name(*name), {}),
+            baselines=self.baselines.get(cell_name(*name), {}) | _claimed(group),
             thought=len(thinking) / len(group),
             thinking_length=_mean(thinking),
             length=_mean(sample.tokens for sample in group),
@@ -136,6 +157,11 @@ class Evaluation(Config):
         except ValueError as error:
             raise DataError(f"not JSON: {error}", where=str(path), remedy=remedy) from None
         return parse(cls, data, where=str(path))
+
+
+def _claimed(group: Iterable[Sample]) -> dict[str, float]:
+    chances = [sample.chance for sample in group if sample.chance is not None]
+    return {CLAIMED: _mean(chances)} if chances else {}
 
 
 def cell(sample: Sample, grain: Grain) -> tuple[str, str]:

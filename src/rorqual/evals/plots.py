@@ -25,7 +25,7 @@ SETTINGS: tuple[tuple[str, Thinking, str], ...] = (
     ("after", "off", "after GRPO, answering at once"),
     ("after", "on", "after GRPO, made to think"),
 )
-CHANCE = "chance"
+BASELINE = "best baseline"
 MARKERS = ("o", "^", "o", "s", "^")
 HOLLOW = 2
 """The first settings, those before GRPO, are drawn hollow."""
@@ -84,7 +84,7 @@ def _errors(rows: Sequence[Row]) -> np.ndarray:
 def _legend(figure: Figure, axis: Axes, columns: int) -> None:
     """A legend above all panels: the settings in their order, then the lines that are only for reference."""
     handles, labels = axis.get_legend_handles_labels()
-    order = sorted(range(len(labels)), key=lambda place: labels[place] == CHANCE)
+    order = sorted(range(len(labels)), key=lambda place: labels[place] == BASELINE)
     chosen = [handles[place] for place in order], [labels[place] for place in order]
     figure.legend(*chosen, loc="outside upper left", ncols=columns)
 
@@ -110,10 +110,10 @@ def accuracy(findings: Findings) -> Picture:
                 elinewidth=1.5,
                 label=label,
             )
-        chances = [tables[1][family].chance for family in families]
-        for place, chance in zip(places, chances, strict=True):
-            axis.plot([chance, chance], [place - 0.4, place + 0.4], color=theme.ink, linestyle=":", linewidth=1.3)
-        axis.plot([], [], color=theme.ink, linestyle=":", linewidth=1.3, label=CHANCE)
+        best = [tables[1][family].best[1] for family in families]
+        for place, value in zip(places, best, strict=True):
+            axis.plot([value, value], [place - 0.4, place + 0.4], color=theme.ink, linestyle=":", linewidth=1.3)
+        axis.plot([], [], color=theme.ink, linestyle=":", linewidth=1.3, label=BASELINE)
         axis.set_yticks(places, families, color=theme.ink, fontsize=9)
         axis.grid(axis="y", visible=False)
         axis.set_xlim(-0.02, 1.02)
@@ -148,18 +148,18 @@ def accuracy_by_level(findings: Findings) -> Picture:
         figure.supxlabel("level of difficulty", fontsize=8.5, color=theme.faint)
         return figure
 
-    alt = "Small panels, one for each family: accuracy at each level of difficulty in five settings, beside chance."
+    alt = "Small panels, one for each family: accuracy at each level of difficulty in five settings, beside the best baseline."
     return Picture("accuracy-by-level", alt, "The same answers by level of difficulty, with 95 % intervals.", draw)
 
 
 def _draw_levels(axis: Axes, theme: Theme, family: str, tables: Sequence[Sequence[Row]]) -> None:
     levels = [row.level for row in tables[0] if row.family == family]
     places = np.arange(len(levels), dtype=float)
-    chance = []
+    best: list[float] = []
     for index, table in enumerate(tables):
         found = {row.level: row for row in table if row.family == family}
         rows = [found[level] for level in levels]
-        chance = [row.chance for row in rows]
+        best = [row.best[1] for row in rows]
         axis.errorbar(
             places + 0.08 * (index - 2),
             [row.accuracy for row in rows],
@@ -172,7 +172,7 @@ def _draw_levels(axis: Axes, theme: Theme, family: str, tables: Sequence[Sequenc
             elinewidth=1,
             label=SETTINGS[index][2],
         )
-    axis.plot(places, chance, color=theme.ink, linestyle=":", linewidth=1.3, label=CHANCE, marker="_")
+    axis.plot(places, best, color=theme.ink, linestyle=":", linewidth=1.3, label=BASELINE, marker="_")
     axis.set_title(family)
     axis.set_xticks(places, levels)
     axis.set_xlim(-0.5, len(levels) - 0.5)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -19,7 +18,7 @@ from rorqual.evals.report_claims import claim_tables, points, points_interval
 from rorqual.evals.report_cost import cost
 from rorqual.evals.report_students import main_claim, students
 from rorqual.evals.series import series
-from rorqual.evals.table import percent, percent_interval
+from rorqual.evals.table import baseline, percent, percent_interval, version_note
 from rorqual.evals.transcripts import transcripts
 
 REPORT_FILE, PICTURES = "report.html", "pictures"
@@ -178,32 +177,32 @@ def _agreement(findings: Findings) -> list[str]:
 def _accuracy(findings: Findings, figures: Mapping[str, str]) -> list[str]:
     found = {(when, mode): findings.evaluations[when, mode] for when, mode, _ in SETTINGS}
     ungraded = sum(row.ungraded for evaluation in found.values() for row in evaluation.rows("all"))
-    rules = sorted({rule for values in found["after", "auto"].baselines.values() for rule in values})
-    heads = ["level", "problems", "chance", *rules, *(f"{when}, {mode}" for when, mode in found)]
+    heads = ["level", "problems", "best baseline", *(f"{when}, {mode}" for when, mode in found)]
     groups = []
     for family in findings.families:
         rows = []
         tables = [{r.level: r for r in e.rows("level") if r.family == family} for e in found.values()]
         pooled = [next(r for r in e.rows("family") if r.family == family) for e in found.values()]
         for level in tables[0]:
-            rows.append(_accuracy_row(level, [table[level] for table in tables], rules))
+            rows.append(_accuracy_row(level, [table[level] for table in tables]))
         if len(rows) != 1:
-            rows.append(_accuracy_row("all", pooled, rules))
+            rows.append(_accuracy_row("all", pooled))
         groups.append((family, rows))
     note = (
         "Own choice (auto): the model decides whether to think. Answering at once (off) and made to think (on) are decided "
-        "for it. Chance is a guesser who knows the form of the answers; a majority class always gives the commonest answer of the "
-        f"set. In percent, with 95 % intervals. {ungraded} answers could not be graded and are left out."
+        "for it. The best baseline is a rule that sees no more than a prompt's surface, fitted on train problems of the family and level: the "
+        "majority answer, the commonest answer among prompts as long, or a small decision tree on lengths, numbers and characters. "
+        f"In percent, with 95 % intervals. {ungraded} answers could not be graded and are left out. "
+        f"{version_note(found['after', 'auto'])}"
     )
     every = page.folded("Every figure, by family and level", page.table("accuracy", heads, groups))
     return [figures["accuracy"], figures["accuracy-by-level"], page.para(note, "note"), every]
 
 
-def _accuracy_row(level: str, rows: Sequence[Row], rules: Sequence[str]) -> list[str]:
+def _accuracy_row(level: str, rows: Sequence[Row]) -> list[str]:
     first = rows[0]
-    without = [percent(first.baselines.get(rule, math.nan)) for rule in rules]
     cells = [f"{percent(row.accuracy)} {percent_interval(row.interval)}" for row in rows]
-    return [level, str(first.problems), percent(first.chance), *without, *cells]
+    return [level, str(first.problems), baseline(first), *cells]
 
 
 def _changed(findings: Findings, figures: Mapping[str, str]) -> list[str]:

@@ -12,7 +12,7 @@ from rorqual.evals.plots_cost import CLOCK_PICTURE
 from rorqual.evals.plots_students import WIDE, accuracies
 from rorqual.evals.reading import Branch, Findings
 from rorqual.evals.report_claims import claim_tables, points, points_interval
-from rorqual.evals.table import percent, percent_interval
+from rorqual.evals.table import baseline, percent, percent_interval
 
 EQUAL = 0.15
 """Costs that differ by no more than this share are called equal."""
@@ -165,11 +165,11 @@ def _by_family(findings: Findings) -> str:
                 percent(narrow[family].accuracy),
                 percent_interval(narrow[family].interval),
                 percent_interval(wide[family].interval),
-                percent(narrow[family].chance),
+                baseline(narrow[family]),
                 percent(narrow[family].thought),
             ]
             for branch, (narrow, wide) in zip(branches, tables, strict=True)
         ]
         groups.append(("all families" if family == ALL else family, rows))
-    heads = ["model", "problems", "right", "95 % interval", "99 % interval", "chance", "thinks"]
+    heads = ["model", "problems", "right", "95 % interval", "99 % interval", "best baseline", "thinks"]
     return page.table("every model by family", heads, groups)

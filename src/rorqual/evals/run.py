@@ -11,7 +11,8 @@ from dataclasses import replace
 from rorqual.core.errors import DataError, RorqualError
 from rorqual.core.records import Thinking
 from rorqual.engine.request import Completion, Generator, Request, SamplingParams
-from rorqual.evals.evaluation import ALL, Evaluation, Sample, cell_name
+from rorqual.evals.baselines import baselines
+from rorqual.evals.evaluation import ALL, Evaluation, Sample
 from rorqual.tasks.base import Problem, Split, Task, Verdict
 from rorqual.tasks.find import safe_grade, safe_problems
 
@@ -75,12 +76,13 @@ def evaluate(
     progress: Callable[[int, int], None] | None = None,
     model: str = "",
     problems: Sequence[Problem] | None = None,
+    measured: dict[str, dict[str, float]] | None = None,
 ) -> Evaluation:
     """Ask `generator` the problems that `pick` gives, grade each reply, and keep all of it.
 
     `params.n` samples each problem; each problem draws with a seed of its own, made of `params.seed` and its key, so
     that an answer does not depend on which other problems were asked. `model` is a label for tables. `problems` are
-    those that `pick` gave for these settings, where several evaluations share them and picking is slow.
+    those that `pick` gave for these settings, and `measured` their baselines, where several evaluations share them.
     """
     if problems is None:
         problems = pick(task, split, count, seed, per_family)
@@ -110,7 +112,8 @@ def evaluate(
         thinking=thinking,
         params=params,
         samples=tuple(samples),
-        baselines=baselines(task, problems),
+        baselines=baselines(task, problems, seed) if measured is None else measured,
+        versions={problem.family: problem.version for problem in problems},
         usage=dict(usage),
         seconds=seconds,
     )
@@ -138,7 +141,6 @@ def _sample(task: Task, problem: Problem, completion: Completion) -> Sample:
         thinking_tokens=thinking_tokens(completion, tokens) if thought else 0,
         thought=thought,
         truncated=completion.finish_reason == "length",
-        chance=task.chance(problem),
         error=completion.error,
     )
 
@@ -155,19 +157,3 @@ def thinking_tokens(completion: Completion, tokens: int) -> int:
     reasoning = len(completion.reasoning or "")
     written = reasoning + len(completion.text)
     return round(tokens * reasoning / written) if written else 0
-
-
-def baselines(task: Task, problems: Sequence[Problem]) -> dict[str, dict[str, float]]:
-    """The task's own baselines (without chance, which each sample holds) per family, per family/level, and for all.
-
-    A majority class is optimistic by construction, for it has seen the answers of these very problems: a model that
-    does not beat it has shown nothing.
-    """
-    cells: dict[str, list[Problem]] = {}
-    for problem in problems:
-        for name in {problem.family, cell_name(problem.family, problem.level), ALL}:
-            cells.setdefault(name, []).append(problem)
-    return {
-        name: {rule: value for rule, value in task.baselines(group).items() if rule != "chance"}
-        for name, group in sorted(cells.items())
-    }

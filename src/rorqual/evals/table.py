@@ -46,30 +46,55 @@ def _render(title: str, heads: Sequence[str], rows: Iterable[Sequence[str]], *, 
 
 
 def table(evaluation: Evaluation) -> str:
-    """Accuracy in percent per family and level, with 95 % intervals, beside chance and what the answers cost."""
+    """Accuracy in percent per family and level, with 95 % intervals, beside the best baseline and what the answers cost."""
     rows: list[Row] = list(evaluation.rows("level"))
     if len(rows) > 1:
         families = evaluation.rows("family")
         rows += families if len(families) not in (1, len(rows)) else []
         rows += evaluation.rows("all")
-    names = list(dict.fromkeys(name for values in evaluation.baselines.values() for name in values))
-    heads = ["family", "level", "right", "accuracy %", "95 % interval", "chance %", *(f"{name} %" for name in names)]
-    heads += ["ungraded", "thought %", "thinking", "length", "cut off"]
+    heads = [
+        "family",
+        "level",
+        "right",
+        "accuracy %",
+        "95 % interval",
+        "best baseline %",
+        "ungraded",
+        "thought %",
+        "thinking",
+        "length",
+        "cut off",
+    ]
     title = (
         f"{evaluation.model or evaluation.task}: {evaluation.task}, {evaluation.split}, thinking {evaluation.thinking}"
     )
-    return _render(title, heads, (_cells(row, names) for row in rows))
+    return "\n".join(filter(None, [_render(title, heads, map(_cells, rows)), version_note(evaluation)]))
 
 
-def _cells(row: Row, names: Sequence[str]) -> list[str]:
+def baseline(row: Row) -> str:
+    """`19.4 (tree)`: the best baseline in percent, and its name; `-` where there is none."""
+    name, value = row.best
+    return f"{percent(value)} ({name})" if name else percent(value)
+
+
+def version_note(evaluation: Evaluation) -> str:
+    """A sentence where the problems are of older versions of their families than those that this Rorqual draws."""
+    old = evaluation.old_versions
+    return (
+        f"These are problems of an older Rorqual: {', '.join(f'{name}, version {n}' for name, n in old.items())}."
+        if old
+        else ""
+    )
+
+
+def _cells(row: Row) -> list[str]:
     return [
         row.family,
         row.level,
         f"{row.right}/{row.graded}",
         percent(row.accuracy),
         percent_interval(row.interval),
-        percent(row.chance),
-        *(percent(row.baselines.get(name, math.nan)) for name in names),
+        baseline(row),
         str(row.ungraded),
         percent(row.thought),
         f"{row.thinking_length:.1f}",

@@ -31,6 +31,7 @@ from rorqual.lab.find import find_experiment
 from rorqual.lab.finding import Finding
 from rorqual.lab.job import Job, Measure, evaluation
 from rorqual.lab.page import write_page
+from rorqual.tasks.families import FAMILIES
 
 
 @dataclass
@@ -121,6 +122,7 @@ def concluded(plan: Plan, command: str) -> Finding:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "rorqual": rorqual.__version__,
+        "families": ", ".join(f"{family.name} {family.version}" for family in FAMILIES),
     }
     asked = [name for name in names if isinstance(plan.jobs[plan.seeds[0], name], Measure)]
     verdicts = compact(

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Literal
@@ -30,7 +29,7 @@ class Problem:
 
     `key` is the canonical form (a+b and b+a share it): equal keys are one problem, and the split is a hash of it.
     `prompt` is never empty; to learn from, nor is `answer`. `steps` is a worked solution, the text that belongs between `<think>` and
-    `</think>`; None where there is none.
+    `</think>`; None where there is none. `version`: of the family; results of two versions are not compared.
     """
 
     key: str
@@ -40,6 +39,7 @@ class Problem:
     level: str = ""
     steps: str | None = None
     meta: dict[str, Any] = field(default_factory=dict, compare=False)
+    version: int = 1
 
     @property
     def messages(self) -> tuple[Message, ...]:
@@ -56,6 +56,11 @@ class Task(ABC):
     patterned: bool = False
     """Whether its problems share their sentences, so that words in a row do not give one of them away."""
 
+    @property
+    def versions(self) -> dict[str, int]:
+        """The version of each family that the task draws from, where it has versions: a run is not resumed on other problems."""
+        return {}
+
     @abstractmethod
     def problems(self, split: Split, seed: int) -> Iterator[Problem]:
         """Problems of `split`, in an order fixed by `seed`: the same call gives the same problems. May never end."""
@@ -64,19 +69,9 @@ class Task(ABC):
     def grade(self, problem: Problem, reply: str) -> Verdict:
         """Judge `reply`, the text after `</think>`. It should not raise: what it raises stops a training run by name."""
 
-    def chance(self, problem: Problem) -> float:
-        """Probability that a guesser who knows the form of the answers is right; the chance line of reports."""
-        return 0.0
-
-    def baselines(self, problems: Sequence[Problem]) -> dict[str, float]:
-        """What needs no model: the mean chance, and always the answer that is most frequent among `problems`."""
-        if not problems:
-            return {}
-        most = Counter(problem.answer for problem in problems).most_common(1)[0][1]
-        return {
-            "chance": sum(map(self.chance, problems)) / len(problems),
-            "majority class": most / len(problems),
-        }
+    def label(self, problem: Problem) -> str:
+        """What baselines guess: the answer, or what the answers of problems have in common, where no two are alike."""
+        return problem.answer
 
 
 def split_of(key: str, *, dev: float = 0.02, test: float = 0.04) -> Split:

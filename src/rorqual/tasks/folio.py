@@ -57,6 +57,3 @@ class Folio(FileTask):
             return Verdict.UNGRADED
         said = final_labels(reply, [*LABELS, *SAME])
         return verdict(SAME.get(one, one) == problem.answer for one in said)
-
-    def chance(self, problem: Problem) -> float:
-        return 1 / len(LABELS)

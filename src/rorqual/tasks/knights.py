@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -61,13 +60,6 @@ class Knights(FileTask):
         said = roles(reply, problem.meta["names"])
         return Verdict.RIGHT if said == tuple(solution) else Verdict.WRONG
 
-    def chance(self, problem: Problem) -> float:
-        return 0.5 ** len(problem.meta["names"])
-
-    def baselines(self, problems: Sequence[Problem]) -> dict[str, float]:
-        """The majority class is the most frequent pattern of knights and knaves, for each number of people."""
-        patterns: dict[int, Counter[object]] = {}
-        for problem in problems:
-            patterns.setdefault(len(problem.meta["names"]), Counter())[problem.meta["solution"]] += 1
-        most = sum(found.most_common(1)[0][1] for found in patterns.values())
-        return super().baselines(problems) | ({"majority class": most / len(problems)} if problems else {})
+    def label(self, problem: Problem) -> str:
+        """The pattern of knights and knaves: names differ."""
+        return str(problem.meta["solution"])

@@ -24,7 +24,16 @@ from rorqual.train.checkpoint import save_checkpoint
 from rorqual.train.lines import Lines
 from rorqual.train.run import Run
 from rorqual.train.sources import Materials, Source, Step
-from rorqual.train.state import State, check_context, check_vocabulary, extended, make_tokenizer, restore, write_start
+from rorqual.train.state import (
+    State,
+    check_context,
+    check_vocabulary,
+    extended,
+    make_tokenizer,
+    restore,
+    versioned,
+    write_start,
+)
 from rorqual.train.tune import begun, cost, ended
 from rorqual.train.workers import Update, compare, gradient, workers
 
@@ -95,6 +104,7 @@ def fit(
         state = restore(run, out, tokenizer, threads=threads)
         chat = chat_format(tokenizer, run.chat)
         source = run.source.build(Materials(state.model, tokenizer, chat, run.seed, threads))
+        run = versioned(run, out, source.versions)
         write_start(run, out, tokenizer)
         told = [*state.notes, *grown(run, state.step)] + (
             [begun(state.model, state.adapter)] if state.adapter is not None else []

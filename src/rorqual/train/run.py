@@ -74,7 +74,8 @@ class Run(Config):
     `tune`: what is trained (docs/adapters.md). Where that is not everything, routers are frozen and so are their biases: `balance`
     moves none.
 
-    `extensions` are no setting: the loop writes them, where `steps` grew in the same folder.
+    `extensions` and `versions` are no settings: the loop writes them, where `steps` grew in the same folder, and for the families whose
+    problems are drawn.
     """
 
     recipe: str
@@ -95,6 +96,7 @@ class Run(Config):
     arithmetic: Literal["fast", "invariant"] = "fast"
     agreement: Agreement = FLOAT32
     extensions: tuple[Extension, ...] = ()
+    versions: dict[str, int] = {}
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

@@ -22,7 +22,7 @@ from rorqual.train.tune import begin
 
 CLOCK_FIELDS = ("seconds", "core_seconds", "tokens_per_second")
 """Fields of a metrics record that a clock wrote: all others are the same in a resumed run, to the bit."""
-LIVE_KEYS = {"device", "save_seconds", "extensions"}
+LIVE_KEYS = {"device", "save_seconds", "extensions", "versions"}
 
 
 @dataclass
@@ -148,6 +148,21 @@ def extended(run: Run, out: RunDir) -> Run:
     ):  # nothing of it is kept: the same as to extend at once to the new total
         before, more = before[:-1], more.model_copy(update={"old_steps": before[-1].old_steps})
     return run.model_copy(update={"extensions": (*before, more)})
+
+
+def versioned(run: Run, out: RunDir, versions: dict[str, int]) -> Run:
+    """The run with the versions of the families that it draws from. One that began with others is not gone on with, nor repeated."""
+    began = out.config_file.is_file()
+    had = read_yaml(Run, out.config_file).versions if began else run.versions or versions
+    if had != versions:
+        names = [name for name in had | versions if had.get(name, 1) != versions.get(name, 1)]
+        detail = ", ".join(f"{name} of version {had.get(name, 1)}, now {versions.get(name, 1)}" for name in names)
+        raise ConfigError(
+            f"the run draws problems that this Rorqual draws no more: {detail}",
+            where=str(out.config_file) if began else "versions",
+            remedy="Begin a new run with another out=." if began else "Leave versions out to draw the new ones.",
+        )
+    return run.model_copy(update={"versions": versions})
 
 
 def difference(had: object, now: object) -> str:

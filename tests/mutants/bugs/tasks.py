@@ -269,4 +269,20 @@ MUTANTS = (
         "carve([(p.key, p) for p in found], split)",
         "tests/tasks/test_public.py::test_folio_shares_no_story_between_train_and_dev",
     ),
+    one(
+        "small problems run out first, and later ones are harder",
+        "issue 15",
+        "tasks/families/mixture.py",
+        "rng.choices(level, _shares(family, level))[0]",
+        "rng.choice(level)",
+        "tests/tasks/test_families.py::test_problems_do_not_get_harder_as_more_are_asked",
+    ),
+    one(
+        "other letters give the count away",
+        "issue 15: a guesser who sees lengths is right on 67.5 %",
+        "tasks/families/count.py",
+        "others + rng.choices(others, k=most - count)",
+        "rng.choices(LETTERS.replace(letter, ''), k=difficulty - count)",
+        "tests/evals/test_baselines.py::test_counting_among_random_letters_gives_itself_away_and_among_a_fixed_number_does_not",
+    ),
 )

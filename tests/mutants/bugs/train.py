@@ -526,4 +526,12 @@ MUTANTS = (
         "batch.tokens, batch.positions)",
         "tests/train/test_data_in_training.py::test_only_masked_tokens_are_trained",
     ),
+    one(
+        "a run of before families had versions goes on with other problems",
+        "issue 15",
+        "train/state.py",
+        "    if had != versions:\n",
+        "    if had and had != versions:\n",
+        "tests/train/test_resume.py::test_a_run_is_not_resumed_or_repeated_on_problems_of_another_version",
+    ),
 )

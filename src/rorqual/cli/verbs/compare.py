@@ -30,11 +30,14 @@ def compare(
 
     from rorqual.evals import compare as paired
     from rorqual.evals.evaluation import Evaluation
-    from rorqual.evals.table import comparison_table
+    from rorqual.evals.table import comparison_table, version_note
 
     for old, new in evaluation_pairs(before, after):
-        rows = paired.compare(Evaluation.load(old), Evaluation.load(new), grain=chosen.grain)
+        first, second = Evaluation.load(old), Evaluation.load(new)
+        rows = paired.compare(first, second, grain=chosen.grain)
         print(comparison_table(rows, title=f"{new} - {old}, paired"))
+        if note := version_note(first):
+            print(note)
 
 
 def evaluation_pairs(before: Path, after: Path) -> list[tuple[Path, Path]]:

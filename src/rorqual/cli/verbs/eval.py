@@ -17,7 +17,7 @@ def evaluate(
     model: Annotated[str, typer.Argument(metavar="RUN|ADDRESS", help="A run's folder, or http://... of a server.")],
     settings: Settings = None,
 ) -> None:
-    """Measure a model on a task: accuracy with its 95 % interval, beside chance and the majority answer. Stopped, the same command goes on.
+    """Measure a model on a task: accuracy with its 95 % interval, beside the best baseline. Stopped, the same command goes on.
 
     Keys: task=NAME (families, families:add,gcd, gsm8k, math500, folio, knights, messages, everyday, gym:NAME, ./mine.py:Class), data=FILE,
     split=test, count=100, seed=0, thinking=auto|on|off, temperature=0, samples=1, max_tokens=1024, per_family=false, options={...},

@@ -20,6 +20,7 @@ from rorqual.distil import FactoryConfig, FilterConfig, sample_teacher
 from rorqual.distil.config import Keep
 from rorqual.engine.engine import Engine
 from rorqual.engine.request import SamplingParams
+from rorqual.evals.baselines import baselines
 from rorqual.evals.experts import expert_use
 from rorqual.evals.report import REPORT_FILE, build_report
 from rorqual.evals.run import evaluate, pick
@@ -228,10 +229,11 @@ class Quickstart:
         with self.ledger.of(stage):
             engine, each = self.engine(run), forward_flops(run)
             problems = pick(task, "test", count, self.seed, per_family=True)
+            measured = baselines(task, problems, self.seed)
         for mode, path in wanted:
             with self.ledger.of(stage) as entry:
                 found = evaluate(engine, task, count=count, seed=self.seed, thinking=mode, params=self.params(), per_family=True,
-                                 progress=shown(f"{label}, {WORDS[mode]}"), model=label, problems=problems)  # fmt: skip
+                                 progress=shown(f"{label}, {WORDS[mode]}"), model=label, problems=problems, measured=measured)  # fmt: skip
                 entry.tokens = sum(found.usage.values())
                 entry.flops = entry.tokens * each
                 entry.solved = sum(sample.verdict is Verdict.RIGHT for sample in found.samples)

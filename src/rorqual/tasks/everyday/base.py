@@ -34,10 +34,6 @@ class Chore(ABC):
     def grade(self, problem: Problem, reply: str) -> Verdict:
         """Judge against the truth. A reply in no form of an answer is wrong: the grader never fails."""
 
-    @abstractmethod
-    def chance(self, problem: Problem) -> float:
-        """What a guesser reaches who knows the form of the answers."""
-
     def primer(self, problem: Problem) -> tuple[str, str] | None:
         """What a base model knows before it meets the chore: a question about the words of `problem`, and its answer; None: nothing."""
         return None

@@ -69,9 +69,6 @@ class Everyday(Task):
     def grade(self, problem: Problem, reply: str) -> Verdict:
         return CHORES[problem.family].grade(problem, reply)
 
-    def chance(self, problem: Problem) -> float:
-        return CHORES[problem.family].chance(problem)
-
 
 def pool_of(key: str) -> Pool:
     """The half of the train split that a problem belongs to."""

@@ -49,6 +49,3 @@ class Prices(Chore):
         price = price_of(reply)
         near = price is not None and abs(price - int(problem.answer)) <= TOLERANCE
         return Verdict.RIGHT if near else Verdict.WRONG
-
-    def chance(self, problem: Problem) -> float:
-        return (2 * TOLERANCE + 1) / (HIGH - LOW + 1)

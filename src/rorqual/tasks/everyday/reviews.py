@@ -50,6 +50,3 @@ class Reviews(Chore):
 
     def grade(self, problem: Problem, reply: str) -> Verdict:
         return Verdict.RIGHT if reply.strip() == problem.answer else Verdict.WRONG
-
-    def chance(self, problem: Problem) -> float:
-        return 0.5

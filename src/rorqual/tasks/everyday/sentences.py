@@ -66,9 +66,6 @@ class Sentences(Chore):
     def grade(self, problem: Problem, reply: str) -> Verdict:
         return Verdict.RIGHT if reply.strip() in self.valid(problem.prompt) else Verdict.WRONG
 
-    def chance(self, problem: Problem) -> float:
-        return 0.0
-
 
 def _phrase(fact: str) -> str:
     noun, count = fact.split()

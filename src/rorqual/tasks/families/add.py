@@ -16,6 +16,7 @@ class Add(Family):
     kind: ClassVar[FamilyKind] = "arithmetic"
     easy: ClassVar[range] = range(2, 4)
     hard: ClassVar[range] = range(4, 7)
+    version: ClassVar[int] = 2
 
     def sample(self, rng: random.Random, difficulty: int) -> Problem:
         low, high = 10 ** (difficulty - 1), 10**difficulty - 1
@@ -27,10 +28,6 @@ class Add(Family):
     def size(self, difficulty: int) -> int:
         numbers = 9 * 10 ** (difficulty - 1)
         return numbers * (numbers + 1) // 2
-
-    def chance(self, problem: Problem) -> float:
-        digits = len(problem.prompt.partition("+")[2])
-        return 1 / (9 * 10 ** (digits - 1))  # the middle of a triangular distribution
 
 
 def _steps(a: int, b: int) -> str:

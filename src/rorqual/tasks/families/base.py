@@ -21,6 +21,9 @@ class Family(ABC):
     easy: ClassVar[range]
     hard: ClassVar[range]
     numeric: ClassVar[bool] = True
+    version: ClassVar[int]
+    """Raised when its problems change: results of two versions are not compared. Version 2 of each: a level's difficulties do not run out
+    one after the other (`ENOUGH` in mixture.py); what else changed stands in the family's docstring."""
 
     @abstractmethod
     def sample(self, rng: random.Random, difficulty: int) -> Problem:
@@ -29,10 +32,6 @@ class Family(ABC):
     @abstractmethod
     def size(self, difficulty: int) -> int:
         """How many distinct keys `sample(_, difficulty)` can give, or a lower bound of it."""
-
-    @abstractmethod
-    def chance(self, problem: Problem) -> float:
-        """The best that a guesser can do who knows the form of the problem and of the answers."""
 
     def level(self, difficulty: int) -> str:
         return "hard" if difficulty in self.hard else "easy"
@@ -47,6 +46,7 @@ class Family(ABC):
             level=self.level(difficulty),
             steps=steps,
             meta={"difficulty": difficulty},
+            version=self.version,
         )
 
     def grade(self, problem: Problem, reply: str) -> Verdict:

@@ -19,6 +19,7 @@ class Chain(Family):
     kind: ClassVar[FamilyKind] = "arithmetic"
     easy: ClassVar[range] = range(2, 5)
     hard: ClassVar[range] = range(5, 9)
+    version: ClassVar[int] = 2
 
     def sample(self, rng: random.Random, difficulty: int) -> Problem:
         start = rng.randrange(10)
@@ -42,6 +43,3 @@ class Chain(Family):
     def size(self, difficulty: int) -> int:
         first = {(op, *(sorted((a, n)) if op != "-" else (a, n))) for a in range(10) for op, n in OPERATIONS}
         return len(first) * len(OPERATIONS) ** (difficulty - 1)
-
-    def chance(self, problem: Problem) -> float:
-        return 0.1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import string
 from typing import ClassVar
@@ -13,30 +14,40 @@ LETTERS = string.ascii_lowercase
 
 
 class Count(Family):
-    """`count s:hisses`: `h0i0s1s2e2s3 =3`. `difficulty` is the length of the string; the count is uniform over 0 to it."""
+    """`count s:hsesh`: `sh0ss1se1ss2sh2 =2`: the asked letter, one of the string, and how many were alike so far.
+
+    `difficulty` is the length of the string. The count is uniform over 0 to 2 in easy strings and 0 to 4 in hard ones; as many other
+    letters stand beside the asked one as there is room for where the count is highest.
+
+    Version 1 filled the string with letters at random: how many different ones it had gave the count away, and a small model learned no more
+    than that from steps in which the asked letter did not stand beside each other one.
+    """
 
     name: ClassVar[str] = "count"
     kind: ClassVar[FamilyKind] = "text"
     easy: ClassVar[range] = range(3, 7)
     hard: ClassVar[range] = range(7, 12)
+    version: ClassVar[int] = 2
 
     def sample(self, rng: random.Random, difficulty: int) -> Problem:
-        letter = rng.choice(LETTERS)
-        others = LETTERS.replace(letter, "")
-        count = rng.randint(0, difficulty)
-        text = [letter] * count + [rng.choice(others) for _ in range(difficulty - count)]
+        most = self._most(difficulty)
+        letter, *others = rng.sample(LETTERS, 1 + difficulty - most)
+        count = rng.randint(0, most)
+        text = [letter] * count + others + rng.choices(others, k=most - count)
         rng.shuffle(text)
         tally, words = 0, []
         for character in text:
             tally += character == letter
-            words.append(f"{character}{tally}")
+            words.append(f"{letter}{character}{tally}")
         question = f"{letter}:{''.join(text)}"
         return self.problem(
             difficulty, key=question, prompt=question, steps=f"{''.join(words)} ={count}", answer=str(count)
         )
 
     def size(self, difficulty: int) -> int:
-        return 26 ** (difficulty + 1)
+        """Of those with the highest count alone, where each other letter stands once."""
+        others = difficulty - self._most(difficulty)
+        return len(LETTERS) * math.comb(len(LETTERS) - 1, others) * math.perm(difficulty, others)
 
-    def chance(self, problem: Problem) -> float:
-        return 1 / (problem.meta["difficulty"] + 1)
+    def _most(self, difficulty: int) -> int:
+        return 2 if difficulty in self.easy else 4

@@ -9,26 +9,30 @@ from typing import ClassVar
 from rorqual.tasks.base import Problem
 from rorqual.tasks.families.base import Family, FamilyKind
 
-FIRST = (6, 8, 9)
-OTHERS = range(10, 100)
+FIRST = (9, 27)
+DIVISORS = (1, 3, 9)
+OTHERS = range(10, 400)
 
 
 class Gcd(Family):
-    """`gcd 8 36 54`: `36%8=4 8%4=0 54%4=2 4%2=0 =2`. `difficulty` numbers of two digits follow one of one digit.
+    """`gcd 27 36 39`: `36%27=9 27%9=0 39%9=3 9%3=0 =3`. `difficulty` numbers from 10 to 399 follow 9 or 27.
 
-    Every remainder is by one digit, so that a step is a look-up and no computation is hidden. Pairs of small numbers would be
-    too few for a million distinct problems. The divisor is uniform over those of the first number.
+    Remainders are by small numbers, so that a step is a look-up and no computation is hidden. Pairs of small numbers would be too
+    few for a million distinct problems. The divisor is uniform over 1, 3 and 9, whatever the first number: it takes digit sums to see it.
+
+    Version 1 began with 6, 8 or 9: the first number and the last one's parity told half of the divisor.
     """
 
     name: ClassVar[str] = "gcd"
     kind: ClassVar[FamilyKind] = "algorithm"
     easy: ClassVar[range] = range(1, 4)
     hard: ClassVar[range] = range(4, 7)
+    version: ClassVar[int] = 2
 
     def sample(self, rng: random.Random, difficulty: int) -> Problem:
         first = rng.choice(FIRST)
-        divisor = rng.choice(_divisors(first))
-        multiples = [n for n in OTHERS if n % divisor == 0]
+        divisor = rng.choice(DIVISORS)
+        multiples = [n for n in OTHERS if n % divisor == 0 and n != first]
         others = rng.sample(multiples, difficulty)
         while math.gcd(first, *others) != divisor:
             others = rng.sample(multiples, difficulty)
@@ -42,14 +46,13 @@ class Gcd(Family):
         )
 
     def size(self, difficulty: int) -> int:
-        return len(FIRST) * math.comb(len(OTHERS), difficulty)
-
-    def chance(self, problem: Problem) -> float:
-        return 1 / len(_divisors(int(problem.prompt.split()[1])))
-
-
-def _divisors(n: int) -> list[int]:
-    return [d for d in range(1, n + 1) if n % d == 0]
+        """Sets with 9, and sets with 27 of which not all are multiples of 27."""
+        others = len(OTHERS)
+        return (
+            math.comb(others, difficulty)
+            + math.comb(others - 1, difficulty)
+            - math.comb(len(OTHERS[17::27]) - 1, difficulty)
+        )
 
 
 def _steps(numbers: list[int]) -> str:

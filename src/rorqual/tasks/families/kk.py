@@ -14,6 +14,8 @@ from rorqual.tasks.families.base import Family, FamilyKind
 PEOPLE = "ABC"
 CASES = tuple(product((1, 0), repeat=3))
 """Who is a knight, in the order in which they are tried: 111, 110, ... 000."""
+MIXED = tuple(case for case in CASES if 0 < sum(case) < 3)
+"""Those that can be solutions."""
 
 
 class Literal(NamedTuple):
@@ -68,7 +70,9 @@ class KnightsKnaves(Family):
 
     After a case come the truth values of the statements in their order, up to the first that contradicts its speaker (`x`).
     `STATEMENTS` says how many statements each difficulty has, and how many of them have two parts. Each person says one or
-    more. Exactly one case fits. Renamed people or reordered statements are one problem.
+    more, in any order. Exactly one case fits, one with both knights and knaves. Renamed people or reordered statements are one problem.
+
+    Version 1 had 111 and 000, which come with fewer minus signs; knights said fewer `&`; and A always spoke first.
     """
 
     name: ClassVar[str] = "kk"
@@ -76,12 +80,14 @@ class KnightsKnaves(Family):
     easy: ClassVar[range] = range(1, 3)
     hard: ClassVar[range] = range(3, 5)
     numeric: ClassVar[bool] = False
+    version: ClassVar[int] = 2
 
     def sample(self, rng: random.Random, difficulty: int) -> Problem:
-        solution = rng.choice(CASES)
+        solution = rng.choice(MIXED)
         said = _draw(rng, difficulty, solution)
         while len(said) != len(set(map(_canonical_one, said))) or _solutions(said) != [solution]:
             said = _draw(rng, difficulty, solution)
+        rng.shuffle(said)
         answer = "".join(map(str, solution))
         return self.problem(
             difficulty, key=_canonical(said), prompt=" ".join(s.text() for s in said), steps=_steps(said), answer=answer
@@ -97,9 +103,6 @@ class KnightsKnaves(Family):
                 labelled += _count_unique(Counter(chosen))
         return labelled // factorial(3)
 
-    def chance(self, problem: Problem) -> float:
-        return 1 / 8
-
 
 def _draw(rng: random.Random, difficulty: int, solution: tuple[int, ...]) -> list[Said]:
     total, paired = STATEMENTS[difficulty]
@@ -109,9 +112,11 @@ def _draw(rng: random.Random, difficulty: int, solution: tuple[int, ...]) -> lis
 
 
 def _statement(rng: random.Random, speaker: int, paired: bool, solution: tuple[int, ...]) -> Said:
-    """A random statement that `speaker` may make in the case `solution`."""
+    """A random statement that `speaker` may make in the case `solution`, its `op` independent of the case."""
+    op = rng.choice("&|=") if paired else ""
+    forms = [parts for other, parts in (PAIRED if paired else SIMPLE) if other == op]
     while True:
-        op, parts = rng.choice(PAIRED if paired else SIMPLE)
+        parts = rng.choice(forms)
         said = Said(speaker, op, parts[::-1] if rng.random() < 0.5 else parts)
         if said.fits(solution) and (paired or parts[0].person != speaker):
             return said
@@ -168,4 +173,4 @@ def _count_unique(counts: Counter[tuple[int, bool]]) -> int:
         for (mask, n), (other, m) in product(total.items(), _masks(speaker, paired, count).items()):
             after[mask & other] += n * m
         total = after
-    return sum(n for mask, n in total.items() if mask.bit_count() == 1)
+    return sum(total[1 << i] for i, case in enumerate(CASES) if case in MIXED)

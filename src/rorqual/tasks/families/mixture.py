@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import cache
 
 from rorqual.core.errors import ConfigError, TaskError, nearest
 from rorqual.tasks.base import Problem, Split, Task, Verdict, split_of
@@ -19,17 +21,18 @@ from rorqual.tasks.families.swap import Swap
 
 FAMILIES: tuple[Family, ...] = (Add(), Sub(), Chain(), Gcd(), Mod(), Swap(), Count(), KnightsKnaves())
 NAMES = tuple(family.name for family in FAMILIES)
-FRESH_TRIES = 400
-"""Draws after which another difficulty of the level is tried: a small cell, such as two-digit sums, runs out of fresh ones."""
-REPEAT_TRIES = 20 * FRESH_TRIES
-"""Draws after which a held-out problem may repeat."""
+ENOUGH = 30_000
+"""A difficulty comes as often as its number of problems, up to this many, has it: so none of a level's runs out before the others."""
+REPEAT_TRIES = 200
+"""Problems of a held-out split in a row, all given before, after which their difficulty has run out, and its problems repeat."""
 
 
 class Families(Task):
     """`names` evenly mixed; a share `hard` of the problems is hard. Endless in each split.
 
-    Held-out splits do not repeat a problem while fresh ones are to be had. Errors: `ConfigError` for an unknown or repeated
-    name and for a share outside 0 to 1.
+    Held-out splits do not repeat a problem while its difficulty has fresh ones. Difficulties come in the same shares however many
+    problems are drawn: a small one (two-digit sums: 4,095 problems, 4 % of them in the test split) comes more seldom, rather than first.
+    Errors: `ConfigError` for an unknown or repeated name and for a share outside 0 to 1.
     """
 
     name = "families"
@@ -50,35 +53,42 @@ class Families(Task):
         self.families = {family.name: family for family in FAMILIES if family.name in names}
         self.hard = float(hard)
 
+    @property
+    def versions(self) -> dict[str, int]:
+        return {family.name: family.version for family in self.families.values()}
+
     def problems(self, split: Split, seed: int) -> Iterator[Problem]:
         rng = random.Random(f"{seed} {split}")  # a text seeds by SHA-512: the same in each process
-        seen: set[str] = set()
+        given: set[str] = set()
+        repeats: Counter[tuple[str, int]] = Counter()
         order = list(self.families.values())
         while True:
             rng.shuffle(order)
             for family in order:
-                yield self._fresh(family, split, rng, seen)
-
-    def _fresh(self, family: Family, split: Split, rng: random.Random, seen: set[str]) -> Problem:
-        level = family.hard if rng.random() < self.hard else family.easy
-        difficulty, tries = rng.choice(level), 0
-        while True:
-            problem = family.sample(rng, difficulty)
-            tries += 1
-            if split_of(problem.key) == split:
-                if split == "train":
-                    return problem
-                if problem.key not in seen or tries > REPEAT_TRIES:
-                    seen.add(problem.key)
-                    return problem
-            if tries % FRESH_TRIES == 0:
-                difficulty = rng.choice(level)
+                level = family.hard if rng.random() < self.hard else family.easy
+                cell = family.name, rng.choices(level, _shares(family, level))[0]
+                for problem in _of_split(family, cell[1], split, rng):
+                    fresh = problem.key not in given
+                    repeats[cell] = 0 if fresh else repeats[cell] + 1
+                    if fresh or split == "train" or repeats[cell] > REPEAT_TRIES:
+                        given.add(problem.key)
+                        yield problem
+                        break
 
     def grade(self, problem: Problem, reply: str) -> Verdict:
         return _family(problem).grade(problem, reply)
 
-    def chance(self, problem: Problem) -> float:
-        return _family(problem).chance(problem)
+
+def _of_split(family: Family, difficulty: int, split: Split, rng: random.Random) -> Iterator[Problem]:
+    while True:
+        problem = family.sample(rng, difficulty)
+        if split_of(problem.key) == split:
+            yield problem
+
+
+@cache
+def _shares(family: Family, level: range) -> tuple[int, ...]:
+    return tuple(min(family.size(difficulty), ENOUGH) for difficulty in level)
 
 
 def _family(problem: Problem) -> Family:

@@ -8,17 +8,21 @@ from typing import ClassVar
 from rorqual.tasks.base import Problem
 from rorqual.tasks.families.base import Family, FamilyKind
 
-DIVISORS = (6, 7, 9)
-"""Their remainders depend on every digit; those by 2, 4, 5, 8 and 10 are read off the last ones."""
+DIVISORS = (7, 9)
+"""Their remainders depend on every digit; those by 2, 4, 5, 8 and 10 are read off the last ones, and half of that by 6, too."""
 
 
 class Mod(Family):
-    """`mod 4837%7`: `04%7=4 48%7=6 63%7=0 07%7=0 =0`. `difficulty` is the number of digits."""
+    """`mod 4837%7`: `04%7=4 48%7=6 63%7=0 07%7=0 =0`. `difficulty` is the number of digits.
+
+    Version 1 divided by 6, too: whether the last digit is even left three remainders of six.
+    """
 
     name: ClassVar[str] = "mod"
     kind: ClassVar[FamilyKind] = "algorithm"
     easy: ClassVar[range] = range(2, 5)
     hard: ClassVar[range] = range(5, 9)
+    version: ClassVar[int] = 2
 
     def sample(self, rng: random.Random, difficulty: int) -> Problem:
         number = str(rng.randint(10 ** (difficulty - 1), 10**difficulty - 1))
@@ -35,6 +39,3 @@ class Mod(Family):
 
     def size(self, difficulty: int) -> int:
         return len(DIVISORS) * 9 * 10 ** (difficulty - 1)
-
-    def chance(self, problem: Problem) -> float:
-        return 1 / int(problem.prompt[-1])

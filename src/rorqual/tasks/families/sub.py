@@ -19,6 +19,7 @@ class Sub(Family):
     kind: ClassVar[FamilyKind] = "arithmetic"
     easy: ClassVar[range] = range(2, 4)
     hard: ClassVar[range] = range(4, 7)
+    version: ClassVar[int] = 2
 
     def sample(self, rng: random.Random, difficulty: int) -> Problem:
         low, high = 10 ** (difficulty - 1), 10**difficulty - 1
@@ -28,10 +29,6 @@ class Sub(Family):
     def size(self, difficulty: int) -> int:
         numbers = 9 * 10 ** (difficulty - 1)
         return numbers * (numbers + 1) // 2
-
-    def chance(self, problem: Problem) -> float:
-        numbers = 9 * 10 ** (len(problem.prompt.partition("-")[2]) - 1)
-        return 2 * (numbers - 1) / numbers**2  # a difference of 1 is the most frequent one
 
 
 def _steps(a: int, b: int) -> str:

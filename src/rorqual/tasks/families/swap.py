@@ -23,6 +23,7 @@ class Swap(Family):
     kind: ClassVar[FamilyKind] = "text"
     easy: ClassVar[range] = range(1, 4)
     hard: ClassVar[range] = range(4, 7)
+    version: ClassVar[int] = 2
     numeric: ClassVar[bool] = False
 
     def sample(self, rng: random.Random, difficulty: int) -> Problem:
@@ -51,9 +52,6 @@ class Swap(Family):
         for _ in range(difficulty):
             before, words = words, 10 * words - 15 * before
         return 120 * words
-
-    def chance(self, problem: Problem) -> float:
-        return 1 / 120
 
 
 def _canonical(pairs: list[str]) -> list[str]:

@@ -45,6 +45,9 @@ class Step:
 class Source(ABC):
     """Gives each step its work."""
 
+    versions: dict[str, int] = {}
+    """Of the families whose problems it draws."""
+
     @abstractmethod
     def step(self, step: int) -> Step:
         """The work of step `step`, from 0."""

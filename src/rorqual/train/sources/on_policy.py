@@ -77,6 +77,7 @@ class OnPolicy(Source):
     def __init__(self, config: OnPolicyConfig, materials: Materials) -> None:
         self.config, self.chat, self.seed = config, materials.chat, materials.seed
         self.task = load_task(config.task, data=Path(config.data) if config.data else None, options=config.options)
+        self.versions = self.task.versions
         self.teacher = Teacher(config.teacher, materials, config.row, config.top_k)
         self.engine = Engine.of(materials.model, materials.tokenizer, materials.chat, threads=materials.threads)
         check_room(self.chat, opening(self.task, self.seed, PROBE), config.thinking, config.max_tokens, config.row)

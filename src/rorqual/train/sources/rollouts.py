@@ -104,6 +104,7 @@ class Rollouts(Source):
     def __init__(self, config: RolloutConfig, materials: Materials) -> None:
         self.config, self.chat, self.seed = config, materials.chat, materials.seed
         self.task = load_task(config.task, data=Path(config.data) if config.data else None, options=config.options)
+        self.versions = self.task.versions
         self.engine = Engine.of(
             materials.model,
             materials.tokenizer,

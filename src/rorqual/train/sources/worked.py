@@ -57,6 +57,7 @@ class Worked(Source):
     def __init__(self, config: WorkedConfig, materials: Materials) -> None:
         self.config, self.chat, self.seed = config, materials.chat, materials.seed
         self.task = config.load()
+        self.versions = self.task.versions
         probe = opening(self.task, self.seed, PROBE)
         if config.think and all(problem.steps is None for problem in probe):
             raise DataError(

@@ -1,0 +1,74 @@
+"""What each family's problems give away: the share that cheap rules get right, beside uniform guessing over the level's answers.
+
+    python benchmarks/baselines.py [--result docs/results/baselines.json]
+
+The rules see a prompt's surface at most (src/rorqual/evals/baselines.py). They are fitted on problems of the train split of a family and
+level, and judged on problems of its test split. Hard problems must not give more than 10 points away: the command fails where one does.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from record import made_by
+
+from rorqual.core.records import write_json
+from rorqual.evals.baselines import RULES, UNIFORM, baselines
+from rorqual.evals.evaluation import cell_name
+from rorqual.evals.run import pick
+from rorqual.tasks.base import Task
+from rorqual.tasks.everyday import Everyday
+from rorqual.tasks.families import NAMES, Families
+
+FIT, JUDGED, MOST = 2000, 1000, 0.1
+
+
+def measured(task: Task, seed: int) -> list[dict[str, Any]]:
+    """A row for each family and level of a task; shares of 1."""
+    problems = pick(task, "test", JUDGED, seed, per_family=True)
+    found = baselines(task, problems, seed, FIT)
+    rows = []
+    for family, level in dict.fromkeys((problem.family, problem.level) for problem in problems):
+        own = [problem for problem in problems if (problem.family, problem.level) == (family, level)]
+        shares = found[cell_name(family, level)]
+        best = max(RULES, key=shares.__getitem__)
+        rows.append({
+            "family": family,
+            "version": own[0].version,
+            "level": level,
+            "problems": len(own),
+            **shares,
+            "best": best,
+            "best over uniform": shares[best] - shares[UNIFORM],
+        })  # fmt: skip
+    return rows
+
+
+def main() -> None:
+    """All families, then the everyday chores, of which nothing is asked."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--result", type=Path, default=Path("docs/results/baselines.json"))
+    a = parser.parse_args()
+    rows = [row for name in NAMES for row in measured(Families((name,), hard=0.5), a.seed)]
+    chores = measured(Everyday(), a.seed)
+    print(f"{'':16}{'problems':>9}{UNIFORM:>9}" + "".join(f"{rule:>9}" for rule in RULES) + f"{'over':>9}")
+    for row in rows + chores:
+        shares = "".join(f"{100 * row[rule]:9.1f}" for rule in (UNIFORM, *RULES))
+        print(f"{row['family']:10}{row['level']:6}{row['problems']:9}{shares}{100 * row['best over uniform']:+9.1f}")
+    write_json(a.result, {
+        "what": "cheap rules fitted on the train split, judged on the test split, of each family and level; shares of 1",
+        "fitted on": FIT,
+        "families": rows,
+        "everyday": chores,
+        "made by": made_by({}),
+    })  # fmt: skip
+    given = [row["family"] for row in rows if row["level"] == "hard" and row["best over uniform"] > MOST]
+    if given:
+        raise SystemExit(f"hard problems give away more than {100 * MOST:.0f} points: {', '.join(given)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""A small decision tree on what is seen of a prompt without solving it."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+DEPTH, LEAF, CUTS, LABELS = 4, 20, 31, 32
+"""Questions in a row, problems that each side of one needs, thresholds of a feature, labels that are told apart."""
+NUMBER = re.compile(r"[0-9]+")
+NUMBER_DIGITS = 15
+
+Floats = np.ndarray[Any, np.dtype[np.float64]]
+Integers = np.ndarray[Any, np.dtype[np.int64]]
+
+
+def surface(prompt: str) -> dict[str, float]:
+    """Features of a prompt: lengths, its first and last words, characters and numbers, and how often each character stands in it.
+
+    Characters are given as their code points, and -1 stands for a number that is not there. The second word is that after a family's name.
+    """
+    words, numbers, counts = prompt.split(), NUMBER.findall(prompt), Counter(prompt)
+    second, last = words[min(1, len(words) - 1)], words[-1]
+    found: dict[str, float] = {
+        "characters": len(prompt),
+        "words": len(words),
+        "distinct characters": len(counts),
+        "digits": sum(map(len, numbers)),
+        "numbers": len(numbers),
+        "second word: characters": len(second),
+        "second word: first": ord(second[0]),
+        "second word: last": ord(second[-1]),
+        "last word: characters": len(last),
+        "last word: first": ord(last[0]),
+        "last word: last": ord(last[-1]),
+    }
+    for name, place in (("first", 0), ("last", -1)):
+        number = numbers[place] if numbers else ""
+        found[f"{name} number"] = float(number[:NUMBER_DIGITS]) if number else -1
+        found[f"{name} number: odd"] = int(number[-1]) % 2 if number else -1
+    return found | {f"number of {character!r}": count for character, count in counts.items()}
+
+
+@dataclass(frozen=True)
+class Node:
+    """`label` where nothing more is asked, else: is `feature` at most `cut`?"""
+
+    label: str
+    feature: str = ""
+    cut: float = 0.0
+    below: Node | None = None
+    above: Node | None = None
+
+    def guess(self, prompt: str) -> str:
+        """The label at the end of the questions."""
+        seen, node = surface(prompt), self
+        while node.below is not None and node.above is not None:
+            node = node.below if seen.get(node.feature, 0.0) <= node.cut else node.above
+        return node.label
+
+
+def grow_tree(prompts: Sequence[str], labels: Sequence[str]) -> Node:
+    """Fit a tree (CART, Breiman et al. 1984): each question lowers the Gini impurity most, of ties the first feature by name and lowest cut.
+
+    Cuts of a feature are its quantiles. Of the labels only the `LABELS` most frequent are told apart, and the others never guessed.
+    """
+    rows = [surface(prompt) for prompt in prompts]
+    names = sorted({name for row in rows for name in row})
+    values = np.array([[row.get(name, 0.0) for name in names] for row in rows])  # [problems, features]
+    levels = np.linspace(0, 1, CUTS + 2)[1:-1]
+    cuts = [np.unique(np.quantile(column, levels, method="inverted_cdf")) for column in values.T]
+    cuts = [own[own < column.max()] for own, column in zip(cuts, values.T, strict=True)]
+    bins = np.stack([np.searchsorted(own, column) for own, column in zip(cuts, values.T, strict=True)], axis=1)
+    common = [label for label, _ in Counter(labels).most_common(LABELS)]
+    place = {label: number for number, label in enumerate(common)}
+    codes = np.array([place.get(label, len(common)) for label in labels])
+    return _Growth(names, cuts, common).node(bins, codes, DEPTH)
+
+
+@dataclass(frozen=True)
+class _Growth:
+    names: Sequence[str]
+    cuts: Sequence[Floats]
+    common: Sequence[str]
+
+    def node(self, bins: Integers, codes: Integers, depth: int) -> Node:
+        counts = np.bincount(codes, minlength=len(self.common) + 1)
+        label = self.common[int(counts[:-1].argmax())]
+        best, feature, at = round(float((counts**2).sum() / len(codes)), 9), -1, -1
+        for number in range(len(self.names)) if depth else ():
+            scores = self._scores(bins[:, number], codes, counts, len(self.cuts[number]))
+            if len(scores) and scores.max() > best:
+                best, feature, at = float(scores.max()), number, int(scores.argmax())
+        if feature < 0:
+            return Node(label)
+        side = bins[:, feature] <= at
+        parts = [self.node(bins[own], codes[own], depth - 1) for own in (side, ~side)]
+        return Node(label, self.names[feature], float(self.cuts[feature][at]), *parts)
+
+    def _scores(self, bins: Integers, codes: Integers, counts: Integers, cuts: int) -> Floats:
+        """For each cut the sum over both sides of (squared counts of the labels) / problems, -1 where a side is too small; [cuts]."""
+        width = len(counts)
+        table = np.bincount(bins * width + codes, minlength=(cuts + 1) * width).reshape(cuts + 1, width)
+        below = table.cumsum(axis=0)[:-1]
+        above = counts - below
+        few, many = below.sum(axis=1), above.sum(axis=1)
+        score = (below**2).sum(axis=1) / np.maximum(few, 1) + (above**2).sum(axis=1) / np.maximum(many, 1)
+        return np.where(np.minimum(few, many) >= LEAF, np.round(score, 9), -1.0)

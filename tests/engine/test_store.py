@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import signal
@@ -337,6 +338,29 @@ def test_a_full_queue_drops_and_never_waits(folder: Path, monkeypatch: pytest.Mo
         assert store.put(key(99), payload(9, 5 * MIB)), "an empty queue takes even what is larger than it"
         store.flush()
         assert store.get(key(99)) == payload(9, 5 * MIB)
+
+
+def test_writes_that_failed_hold_no_room_in_the_queue(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk, replace = threading.Event(), os.replace
+
+    def fails(*names: str, **places: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def slow(*names: str, **places: int) -> None:
+        disk.wait(60)
+        replace(*names, **places)
+
+    with open_store(folder, 64 * MIB, queue_bytes=4 * MIB) as store:
+        monkeypatch.setattr(os, "replace", fails)
+        for number in range(5):
+            assert store.put(key(number), payload(0, MIB))
+            store.flush()
+        assert store.stats()["dropped"] == 5
+        monkeypatch.setattr(os, "replace", slow)
+        assert store.put(key(10), payload(1, MIB)) and store.put(key(11), payload(2, MIB)), "while the first is written"
+        disk.set()
+        store.flush()
+        assert store.stats()["written"] == 2 and store.stats()["dropped"] == 5
 
 
 def test_leftovers_of_ours_are_removed_and_nothing_else_is_touched(folder: Path) -> None:

@@ -63,6 +63,17 @@ def test_everybody_has_a_turn_and_of_one_tenant_in_the_order_of_rank(given_: lis
         assert mine == sorted(mine)
 
 
+def test_a_tenant_that_comes_back_is_forgiven_nothing_and_given_nothing() -> None:
+    """One that was served much pays for it still; one that was served little stands where the least of those who wait does."""
+    waiting: Waiting[One] = Waiting()
+    waiting.charge("much", 1000, 0)
+    waiting.charge("some", 10, 0)
+    waiting.push(One(0, "some"))
+    waiting.push(One(1, "much"))
+    waiting.push(One(2, "new"))
+    assert [waiting.usage(tenant, {}) for tenant in ("much", "some", "new")] == [1000, 10, 10]
+
+
 @settings(deadline=None)
 @given(
     costs=st.lists(st.tuples(st.integers(1, 100), st.integers(1, 100)), min_size=60, max_size=60),

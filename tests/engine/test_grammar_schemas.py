@@ -55,7 +55,7 @@ SCHEMAS: dict[str, tuple[Any, list[str], list[str], list[str]]] = {
     "a bound of many digits": ({"type": "number", "minimum": 92.19050918627971}, ["93", "92.2"], ["92.19", "92.1905091862797"], []),
     "a bound beyond 64 bits": ({"type": "integer", "minimum": 0, "maximum": 2**64}, ["1", str(2**64)], ["-1"], [str(2**64 + 1)]),
     "bounds of draft 4": ({"type": "integer", "minimum": 1, "exclusiveMinimum": True, "maximum": 3}, ["2", "3"], ["1", "4"], []),
-    "two bounds at one value": ({"minimum": 3, "exclusiveMinimum": 3, "maximum": 7, "exclusiveMaximum": 7, "type": "integer"}, ["4", "6"], ["3", "7"], []),
+    "two bounds at one value": ({"type": "integer", "minimum": 3, "exclusiveMinimum": 3, "maximum": 6}, ["4", "6"], ["3"], []),
     "a bound of another type": ({"type": "string", "minimum": 3, "maxLength": 2}, ['"ab"'], ['"abc"', "4"], []),
     "not of a type": ({"not": {"type": "string"}}, ["1", "null", "[]"], ['"a"'], []),
     "not of texts": ({"type": "string", "not": {"enum": ["no", "a.b"]}}, ['"yes"', '"n"', '"nope"', '"aXb"'], ['"no"', '"a.b"'], []),

@@ -216,6 +216,21 @@ def test_a_wrong_file_is_named(quickstart_folder):
         build_report(quickstart_folder)
 
 
+def test_the_busiest_experts_are_named_in_words(quickstart_folder):
+    path = quickstart_folder / "evals" / "experts.json"
+    use = json.loads(path.read_text(encoding="utf-8"))
+    layers, families, experts = len(use["layers"]), len(use["families"]), len(use["share"][0][0])
+    busiest = [experts - 1 - layer for layer in range(layers)]
+    assert min(busiest) >= families, "no number of a family"
+    share = [
+        [[0.5 if e == busiest[layer] else 0.1 for e in range(experts)] for _ in range(families)]
+        for layer in range(layers)
+    ]
+    path.write_text(json.dumps(use | {"share": share}), encoding="utf-8")
+    alt = pictures(read_findings(quickstart_folder))["experts"].alt
+    assert f"Busiest expert by layer: {', '.join(map(str, busiest))}." in alt
+
+
 def test_a_dense_model_is_said_to_have_no_experts(quickstart_folder):
     dense = {"layers": [], "families": ["addition"], "share": [], "load": []}
     (quickstart_folder / "evals" / "experts.json").write_text(json.dumps(dense), encoding="utf-8")

@@ -117,4 +117,20 @@ MUTANTS = (
         "    if built:\n",
         "tests/data/test_tokenizer.py::test_a_long_text_has_the_ids_of_the_library_and_holds_up_no_other_thread",
     ),
+    one(
+        "later pieces of a file overwrite earlier ones",
+        "issue 14: fourth bug trial",
+        "data/distilled.py",
+        "for number, row in enumerate(batch.to_pylist(), start=first):",
+        "for number, row in enumerate(batch.to_pylist(), start=1):",
+        "tests/data/test_data_wiring.py::test_a_file_of_samples_keeps_each_with_its_own_alternatives_and_number",
+    ),
+    one(
+        "a long text has a beginning of its own",
+        "issue 14: fourth bug trial",
+        "data/tokenizer.py",
+        "return built.encode_batch_fast([text], add_special_tokens=False)[0]",
+        "return built.encode_batch_fast([text])[0]",
+        "tests/data/chat/test_tokenizers.py::test_nothing_is_put_before_a_text",
+    ),
 )

@@ -214,4 +214,20 @@ MUTANTS = (
         "torch.where(replay > 0, replay.long(), own)",
         "tests/ops/test_moe.py::test_replay_keeps_the_routers_gradient",
     ),
+    one(
+        "YaRN's one mscale is taken for both",
+        "issue 14: fourth bug trial",
+        "ops/rope.py",
+        "return mscale(yarn.factor, 1.0)",
+        "return mscale(yarn.factor, yarn.mscale)",
+        "tests/ops/test_ops_wiring.py::test_angles_are_those_of_transformers",
+    ),
+    one(
+        "a block's share of the softmax has no gradient",
+        "issue 14: fourth bug trial",
+        "ops/paged.py",
+        "return share if whole is None else share * (whole - whole.detach()).exp()",
+        "return share",
+        "tests/ops/test_paged.py::test_gradients_are_those_of_plain_attention",
+    ),
 )

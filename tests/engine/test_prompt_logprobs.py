@@ -19,6 +19,7 @@ from rorqual.engine.score import score
 from rorqual.model import Decoder
 from rorqual.ops.losses import token_logprobs
 from rorqual.ops.registry import INVARIANT
+from rorqual.ops.rows import ENOUGH
 
 TEXTS = ("Ada has 12 apples and Ben gives 5 more: 12 + 5 = 17.\n" * 4, "7 + 9 = 16; 9 + 7 = 16.\n" * 5, "Cleo")
 ASKED = SamplingParams(max_tokens=3, prompt_logprobs=4, ignore_eos=True)
@@ -32,10 +33,10 @@ def trained(request: pytest.FixtureRequest, models: dict[str, Decoder]) -> Decod
 
 @torch.no_grad()
 def forward(model: Decoder, prompt: tuple[int, ...]) -> list[float]:
-    """The trainer's, in one piece."""
+    """The trainer's, in one piece, filled up to rows that every processor rounds alike."""
     trainer = copy.copy(model)
     trainer.ops = INVARIANT
-    ids = torch.tensor([[*prompt, *[0] * (-len(prompt) % 4)]])
+    ids = torch.tensor([[*prompt, *[0] * (-len(prompt) % ENOUGH.least)]])
     logits = trainer.logits(trainer(ids).hidden[0])[: len(prompt) - 1]
     found: list[float] = token_logprobs(logits.float(), torch.tensor(prompt[1:])).tolist()
     return found

@@ -21,6 +21,7 @@ from rorqual.tasks.units import unit_of
 
 _FORMULA = re.compile(
     r"\$\$(?P<a>[^$]{1,1000}?)\$\$|(?<!\\)\$(?P<b>[^$]{1,1000}?)(?<!\\)\$(?![0-9])|\\\((?P<c>.{1,1000}?)\\\)|\\\[(?P<d>.{1,1000}?)\\\]"
+    r"|(?<![\w\\])(?P<f>[(\[][-−]?(?:∞|[0-9.]{1,20}), ?[-−+]?∞\)|\([-−]∞, ?[-−]?[0-9.]{1,20}[)\]])"
     r"|(?<![\w\\{])(?P<e>[0-9A-F]{1,60}_(?:\{[0-9]{1,2}\}|[0-9]{1,2}))(?!\w)",
     re.DOTALL,
 )
@@ -45,6 +46,7 @@ _FUNCTIONS = {
     "ft",
 }
 _TEXT = re.compile(r"\\(?:text|mathrm|textbf|mathbf|textrm|mbox|textit|operatorname)\s?\{([^{}]{0,200})\}")
+_BOLD = re.compile(r"\\(?:mathbf|boldsymbol|bm)\s?\{([^{}]{0,200})\}")
 _LED = re.compile(r"^\\text\s?\{[^{}]{0,100}(?:\b(?:is|are|equals)|[=:])\s*\}(?=.)")
 _SPACING = re.compile(
     r"\\(?:left|right|displaystyle|limits|big|Big|bigl|bigr|Bigl|Bigr|quad|qquad)(?![A-Za-z])|(?<!\\)\\[!;: ]|~"
@@ -79,7 +81,8 @@ _UNLIKE = re.compile(
 )
 _ABOUT = re.compile(
     r"(?<=\S)(?: ?\((?:about|approx\w*\.?|roughly|around|≈|~|\$?\\approx)[^()]{0,60}\)"
-    r"|, (?:or|which is|that is|i\.e\.,?)? ?(?:about|approximately|roughly|around|≈)\s\$?[0-9][^,;]{0,40}$)",
+    r"|, (?:or|which is|that is|i\.e\.,?)? ?(?:about|approximately|roughly|around|≈|nearly|almost|close to"
+    r"|(?:(?:just|slightly|a (?:bit|little|touch|shade)) )?(?:under|over|below|above|less than|more than))\s\$?[0-9][^,;]{0,40}$)",
     re.IGNORECASE,
 )
 _OUT_OF = re.compile(r"(?<![\w$.,/])([0-9]{1,9}) out of ([0-9]{1,9})(?=[.,;]?(?:\s(?:i\.e|that is|or)\b|$))")
@@ -95,7 +98,7 @@ def final_expressions(reply: str, gold: str) -> tuple[str, ...]:
     """The LaTeX (or the words) that look final: none, one, or two. `gold` says whether words are wanted, and whether a base is."""
     words = gold_words(gold)
     base = base_of(gold.strip().strip("$")) is not None
-    return settle(reply, lambda segment, marked: _read(segment, marked, words, base))
+    return settle(_BOLD.sub(r"\1", reply), lambda segment, marked: _read(segment, marked, words, base))
 
 
 def gold_words(gold: str) -> str | None:
@@ -188,7 +191,7 @@ def _prose(text: str) -> bool:
 def _without_reasons(text: str, starts: list[int]) -> int:
     """Where a clause begins that only gives a reason or an aside, after the first formula; else the end."""
     for match in re.finditer(
-        r",? \b(?:because|since|where|whereas|whose|as (?:the|we|it|each)|rather than|instead of)\b| \(", text
+        r",? \b(?:because|since|attained|achieved|reached|where|whereas|whose|as (?:the|we|it|each)|rather than|instead of)\b| \(", text
     ):
         if any(start < match.start() for start in starts) and not re.search(
             r"\bso\b|\bhence\b|\bi\.e\.", text[match.start() :]
@@ -309,7 +312,8 @@ def _formula(amount: Amount) -> str:
 
 def tidy(text: str) -> str:
     """LaTeX without spacing, units and degrees, with one name for each symbol."""
-    text = plain(text.strip().strip("$").strip().removesuffix(".").strip()) if "\\begin" not in text else text
+    text = _BOLD.sub(r"\1", text.strip().strip("$").strip().removesuffix(".").strip())
+    text = plain(text) if "\\begin" not in text else text
     text = re.sub(
         r"\$\s{0,5}(?:,|,?\s{0,5}(?:and|or)\b)\s{0,5}\$", ", ", _SYMBOL.sub(lambda match: _SYMBOLS[match[0]], text)
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rorqual.core.errors import DataError
 from rorqual.tasks.base import Problem, Split, Verdict
-from rorqual.tasks.roles import roles
+from rorqual.tasks.roles import by_pronoun, roles
 from rorqual.tasks.rows import SAMPLES, FileTask, Row, carve, held_out, read
 
 
@@ -17,6 +17,7 @@ class Knights(FileTask):
     A reply is right where it commits to the right role for each person (see `rorqual.tasks.roles`): in a sentence, as `Name: role`, in a
     table, JSON or bold text. Claims, questions, suppositions and cases that are only tried are passed over, and the last statement about a
     person counts. A person without a role, with two, or with one that is left open ("a knight or a knave") makes the reply wrong.
+    It is ungraded where a role is missing and one sentence gives roles to "he" and to "she".
 
     `data` is a folder with `*train*` and `*test*` files, or one file; None is the sample of the package. `people`, where
     given, keeps the problems with so many. The key is the structure of the statements: other names make no other problem.
@@ -58,6 +59,8 @@ class Knights(FileTask):
         if solution is None:
             return Verdict.UNGRADED
         said = roles(reply, problem.meta["names"])
+        if said is None and by_pronoun(reply, problem.meta["names"]):
+            return Verdict.UNGRADED
         return Verdict.RIGHT if said == tuple(solution) else Verdict.WRONG
 
     def label(self, problem: Problem) -> str:

@@ -100,7 +100,7 @@ _REFUSES = re.compile(
 _GUESSES = re.compile(r"\bI(?: am|'m) not (?:\w+ )?sure\b|\blean(?:ing)? to|\bI guess\b", re.IGNORECASE)
 _SUBJECT = re.compile(
     r"\b(?:conclusion|statement|claim|answer|it|this|that|label|verdict|truth|value|option|hence|so|therefore|thus"
-    r"|proposition|hypothesis|i|result|must)\b",
+    r"|proposition|hypothesis|i|result|must)\b|→|⇒|[-=]>",
     re.I,
 )
 
@@ -183,7 +183,7 @@ def _choose(text: str, found: list[re.Match[str]], marked: bool) -> Reading:
 
 def _undecided(text: str, pattern: re.Pattern[str]) -> str:
     """`text` with what says that nothing can be decided as the label Uncertain, where there is such a label."""
-    return _UNDECIDED.sub("uncertain", text) if pattern.fullmatch("uncertain") else text
+    return _UNDECIDED.sub("uncertain ", text) if pattern.fullmatch("uncertain") else text
 
 
 def _implied(text: str) -> Reading:

@@ -23,6 +23,8 @@ _PLAIN = tuple(
     (re.compile(pattern, re.IGNORECASE), new)
     for pattern, new in (
         (r"\b(knight|knave)\(s\)", r"\1s"),
+        (r"\btruth-?teller", "knight"),
+        (r"(?<!knave )(?<!knave, an )\bliar", "knave"),
         (r"\bof (?:the |an? )?(knight|knave)(?:'s)? type\b", r"a \1"),
         (r"(?<=\w)'re (?=not\b|an? |the |both |all |kn)", " are "),
         (r"(?<=\w)'s (?=not\b|an? |the )", " is "),

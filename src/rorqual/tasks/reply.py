@@ -2,7 +2,8 @@ r"""Decide which words of a reply are its answer.
 
 The rules, in order:
 
-1. Text up to `</think>` is not the answer, and neither is what follows a `<think>` that never ends.
+1. Text up to `</think>` is not the answer, and neither is what follows a `<think>` that never ends, nor
+   a further "Question: ... Answer: ..." that the model goes on with.
 2. The last mark counts (see `rorqual.tasks.marks`): `\boxed{...}`, `<answer>...</answer>`, `#### ...`, `answer is ...`, `Answer: ...`,
    `... is the answer`, `I'll go with ...`. Words that only speak of an answer ("if the answer is", a question) are no mark.
 3. A correction after the mark ("Wait, ...", "Correction: ...", "That is wrong.") replaces it by what it says; one that says nothing

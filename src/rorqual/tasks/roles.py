@@ -2,7 +2,7 @@
 
 Read are "Zoey is a knight", "Zoey: knight", a table, JSON, "Zoey (knight)", "Zoey and Ava are knights", "the knave is Oliver", a heading
 "Knights:" with names, a name above its role, "a knight and a knave, respectively", "no knave", "Ava is not", "which makes her a knave",
-"all are knaves", "the others are knights", "she is a knight" (the sentence's first name), and "is not a knave". Claims that a person makes,
+"all are knaves", "everyone but Zoey is a knight", "the others are knights", "she is a knight" (the sentence's first name), and "is not a knave". Claims that a person makes,
 questions and suppositions are passed over. The last statement about each person counts; where the same paragraph says both of one person,
 and no conclusion or correction stands between, the reply commits to nothing.
 """
@@ -71,10 +71,15 @@ _ROLE_FIRST = re.compile(
     re.IGNORECASE,
 )
 _ALL = re.compile(
-    rf"\b(?<!not )(?P<who>all(?! (?:the )?others?\b)(?: (?:of (?:them|the \w+)|\w+))?(?: \w+)?|both(?: of them| \w+)?|everyone|everybody"
+    rf"\b(?<!not )(?P<who>all (?:two|three|four|five|six|seven|[2-7]) of (?:them|the \w+)|all(?! (?:the )?others?\b)(?: (?:of (?:them|the \w+)|\w+))?(?: \w+)?|both(?: of them| \w+)?|everyone|everybody"
     rf"|each (?:person|one|of them|of the \w+)|they(?: all| both)?)(?: here| there| (?:on|in) (?:this|the) \w+)?"
     rf" (?:(?:is|are|must be|have to be|must all be|must both be)(?P<nt>n't)?)(?: all| both| indeed| therefore"
     rf"| thus)? (?P<not>not )?(?:an? )?{_ROLE}",
+    re.IGNORECASE,
+)
+_EXCEPT = re.compile(
+    rf"\b(?:everyone|everybody|all|each)\b(?: of (?:them|the \w+))?(?: (?:is|are) (?:an? )?(?P<early>knights?|knaves?))?,?"
+    rf" (?:except|but|besides|apart from|other than|save)(?: for)? (?:only )?(?P<names>{_LIST})(?(early)| (?:is|are) (?:an? )?{_ROLE})",
     re.IGNORECASE,
 )
 _NEITHER = re.compile(rf"\bneither ⟦([0-9]+)⟧ nor ⟦([0-9]+)⟧ (?:is|are) (?:an? )?{_ROLE}", re.IGNORECASE)
@@ -126,6 +131,12 @@ def roles(reply: str, names: Sequence[str]) -> tuple[bool, ...] | None:
             if found is not None or not mark.phrase:
                 return found
     return _settled(text, names)
+
+
+def by_pronoun(reply: str, names: Sequence[str]) -> bool:
+    """Whether a sentence gives roles to both `he` and `she`: whom it means is not read."""
+    found = (_PRONOUN.finditer(sentence) for sentence in sentences(named_text(spoken(reply), names)))
+    return any({"he", "she"} <= {match[0].split()[0].lower() for match in one} for one in found)
 
 
 def _settled(text: str, names: Sequence[str]) -> tuple[bool, ...] | None:
@@ -210,6 +221,11 @@ def _in_sentence(sentence: str, count: int, subject: int | None, before: set[int
         each = [ROLES[role.lower()] for role in re.findall(r"knight|knave", match["roles"], re.IGNORECASE)]
         yield dict(zip(people, each)) if len(people) == len(each) else {}
     sentence = _RESPECTIVELY.sub(" ", sentence)
+    for match in _EXCEPT.finditer(sentence):
+        role = ROLES[(match["early"] or match["role"]).lower()]
+        excepted = {int(who) for who in re.findall(r"[0-9]+", match["names"])}
+        yield {who: role != (who in excepted) for who in range(count)}
+    sentence = _EXCEPT.sub(" ", sentence)
     for pattern in (_SAID, _ROLE_FIRST, _ELLIPSIS, _AND_IS, _OF_PERSON):
         for match in pattern.finditer(sentence):
             if match.start("role") not in taken and not _NOR.search(sentence, 0, match.start() + 1):

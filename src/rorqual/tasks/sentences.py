@@ -90,6 +90,12 @@ _UNFINISHED = re.compile(
 )
 
 
+_FURTHER = re.compile(r"\n\s*\n\W*(?:question|q|problem)(?: [0-9]+)?:(?=[\s\S]*\n\W*(?:answer|a|solution):)", re.IGNORECASE)
+"""A further example in the form of a prompt: models without chat training go on with one."""
+_POINTED = re.compile(r"^[ \t]*>>[ \t]*([^<>\n]{1,80}?)[ \t]*<<[ \t]*$", re.MULTILINE)
+_CONCLUSION = re.compile(r"(?:^|\n|[.!?] )\W*(?:so|thus|hence|therefore|(?:the )?(?:final )?answer)\b[^\n]*$", re.IGNORECASE)
+
+
 def spans(text: str, opening: str, closing: str) -> Iterator[tuple[int, int]]:
     """(start, end) of each `opening ... closing` with what is between, without overlap, in linear time."""
     at = 0
@@ -99,9 +105,10 @@ def spans(text: str, opening: str, closing: str) -> Iterator[tuple[int, int]]:
 
 
 def spoken(reply: str) -> str:
-    """The reply without its thinking."""
-    after = reply.rpartition("</think>")[2]
-    return after.partition("<think>")[0]
+    """The reply without its thinking, and without a further question that the model made up and answered."""
+    after = _POINTED.sub(r"**\1**", reply.rpartition("</think>")[2].partition("<think>")[0])
+    further = _FURTHER.search(after)
+    return after[: further.start()] if further and _CONCLUSION.search(after[: further.start()]) else after
 
 
 def sentences(text: str) -> list[str]:

@@ -1,7 +1,10 @@
-"""Gradients of one update, its micro-batches shared among threads.
+"""Compute the gradient of one update, its micro-batches shared among threads.
 
 torch releases the interpreter while an operation runs, so two threads keep two cores busy; each runs its operations on one
-core. Every micro-batch's gradient is kept apart and they are added in order: the number of threads changes no bit.
+core. Micro-batches are added in order: the number of threads changes no bit.
+
+One thread calls `backward()`, which adds to each parameter's `.grad`; the hooks of FSDP2 and DDP run there and nowhere else. Several threads
+would add in any order, so each keeps its micro-batch's gradient apart; a process group of torch.distributed therefore uses one.
 """
 
 from __future__ import annotations
@@ -13,11 +16,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+import torch.distributed as dist
+from torch import Tensor, nn
 
 from rorqual.core.errors import NumericsError
 from rorqual.core.memory import keep_freed
-from rorqual.model.adapter import trained
+from rorqual.model.adapter import HoldsParts, trained
 from rorqual.model.decoder import Decoder
 from rorqual.ops.moe import Routing
 from rorqual.train.balance import count
@@ -27,18 +31,20 @@ from rorqual.train.objectives import Objective
 
 @dataclass
 class Update:
-    """One update's gradient, loss and record. `means` hold (sum, weight), `counts` the load of each router's experts."""
+    """One update's gradient, loss and record. `means` hold (sum, weight), `counts` the load of each router's experts.
+
+    `grads` are the `.grad` of the trained parameters; `zeros` is how many of those that took part have a gradient of zeros alone.
+    """
 
     grads: list[Tensor]
     loss: float
     means: dict[str, tuple[float, float]] = field(default_factory=dict)
     maxima: dict[str, float] = field(default_factory=dict)
     counts: list[Tensor] = field(default_factory=list)
+    zeros: int = 0
 
     def add(self, other: Update) -> None:
-        """Add the next micro-batch's share, in place."""
-        for mine, theirs in zip(self.grads, other.grads, strict=True):
-            mine.add_(theirs)
+        """Add what the next micro-batch recorded, in place; gradients are added in `gradient`."""
         self.loss += other.loss
         for name, (total, weight) in other.means.items():
             had = self.means.get(name, (0.0, 0.0))
@@ -48,14 +54,22 @@ class Update:
         self.counts = [a + b for a, b in zip(self.counts, other.counts, strict=True)]
 
 
+class Workers(ThreadPoolExecutor):
+    """A pool of `threads` threads, each of which runs torch's operations on one core."""
+
+    def __init__(self, threads: int) -> None:
+        super().__init__(threads, initializer=torch.set_num_threads, initargs=(1,))
+        self.threads = threads
+
+
 @contextmanager
-def workers(threads: int) -> Iterator[ThreadPoolExecutor]:
+def workers(threads: int) -> Iterator[Workers]:
     """A pool whose threads each run torch's operations on one core, and so does the caller meanwhile."""
     keep_freed()
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        with Workers(threads) as pool:
             yield pool
     finally:
         torch.set_num_threads(before)
@@ -67,15 +81,30 @@ def gradient(
     batch: TrainBatch,
     *,
     parts: int,
-    pool: ThreadPoolExecutor,
+    pool: Workers,
     dtype: torch.dtype = torch.float32,
     where: str = "",
 ) -> Update:
-    """The gradient of the objectives' means over the whole `batch`, computed in `parts` micro-batches: of each of `trained(model)`."""
+    """The gradient of the objectives' means over the whole `batch`, computed in `parts` micro-batches: of each of `trained(model)`.
+
+    Raises NumericsError where the loss is not finite, where no trained parameter has a gradient, or where one has none although its module ran.
+    """
     totals = [max(objective.weight(batch), 1e-20) for objective in objectives]
     micro = batch.split(parts)
-    tasks = [pool.submit(_one, model, objectives, part, totals, dtype) for part in micro]
-    first, *rest = [task.result() for task in tasks]
+    params = trained(model)
+    for parameter in params.values():
+        parameter.grad = None
+    with modules_that_run(model) as ran:
+        if pool.threads == 1 or (dist.is_available() and dist.is_initialized()):
+            first, *rest = [_one(model, objectives, part, totals, dtype, None)[0] for part in micro]
+        else:
+            leaves = list(params.values())
+            tasks = [pool.submit(_one, model, objectives, part, totals, dtype, leaves) for part in micro]
+            for _, grads in (done := [task.result() for task in tasks]):
+                for parameter, found in zip(leaves, grads, strict=True):
+                    if found is not None:
+                        parameter.grad = found if parameter.grad is None else parameter.grad.add_(found)
+            first, *rest = [update for update, _ in done]
     for other in rest:
         first.add(other)
     if not math.isfinite(first.loss):
@@ -84,7 +113,51 @@ def gradient(
             where=where,
             remedy="Lower optim.lr or optim.clip; the newest checkpoint, if there is one, holds the weights from before it.",
         )
+    first.grads, first.zeros = checked(model, params, ran, where)
     return first
+
+
+@contextmanager
+def modules_that_run(model: nn.Module) -> Iterator[set[nn.Module]]:
+    """The modules of `model` whose `forward` is called inside the block, by any thread."""
+    ran = set[nn.Module]()
+    hooks = [module.register_forward_pre_hook(lambda module, _: ran.add(module)) for module in model.modules()]
+    try:
+        yield ran
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def checked(
+    model: nn.Module, params: dict[str, nn.Parameter], ran: set[nn.Module], where: str = ""
+) -> tuple[list[Tensor], int]:
+    """The gradient of each of `params`, and how many of those that took part are zero throughout.
+
+    A parameter takes part where its module ran: one of an MTP module that no objective asked has zeros, and no say in the count. Which expert's
+    part of `HoldsParts` takes part is the router's choice, so that any of those may have none.
+    """
+    modules = dict(model.named_modules())
+    grads, zeros, missing, reached = list[Tensor](), 0, list[str](), False
+    for name, parameter in params.items():
+        owner = name
+        while owner not in modules:
+            owner = owner.rpartition(".")[0]
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+            if modules[owner] in ran and not isinstance(modules[owner], HoldsParts):
+                missing.append(name)
+        else:
+            reached, zeros = True, zeros + (not bool(parameter.grad.any()))
+        grads.append(parameter.grad)
+    if missing or not reached:
+        shown = ", ".join(missing[:4]) + (f" and {len(missing) - 4} more" if len(missing) > 4 else "")
+        raise NumericsError(
+            f"no gradient reaches {shown}, though their modules ran" if reached else "no trained parameter has a gradient",
+            where=where,
+            remedy="Look for detach(), no_grad() or a copy of the weights between the parameter and the loss.",
+        )
+    return grads, zeros
 
 
 def compare(
@@ -93,7 +166,7 @@ def compare(
     batches: Sequence[TrainBatch],
     *,
     parts: int,
-    pool: ThreadPoolExecutor,
+    pool: Workers,
     dtype: torch.dtype = torch.float32,
 ) -> tuple[Update, list[Tensor | None]]:
     """What the trainer, before any update, makes of everything that was just sampled: means and maxima, no gradient.
@@ -127,9 +200,14 @@ def _look(
 
 
 def _one(
-    model: Decoder, objectives: Sequence[Objective], batch: TrainBatch, totals: Sequence[float], dtype: torch.dtype
-) -> Update:
-    params = list(trained(model).values())
+    model: Decoder,
+    objectives: Sequence[Objective],
+    batch: TrainBatch,
+    totals: Sequence[float],
+    dtype: torch.dtype,
+    leaves: Sequence[nn.Parameter] | None,
+) -> tuple[Update, Sequence[Tensor | None]]:
+    """One micro-batch: its record, and the gradients of `leaves`. Without `leaves` these are added to every `.grad`."""
     with torch.autocast(batch.tokens.device.type, dtype=dtype, enabled=dtype != torch.float32):
         output = model(batch.tokens, batch.positions, segments=batch.segments, replay=batch.replay)
         terms = [objective.term(model, batch, output) for objective in objectives]
@@ -137,11 +215,13 @@ def _one(
         (o.coefficient * t.sum / total for o, t, total in zip(objectives, terms, totals)),
         torch.zeros((), device=batch.tokens.device),
     )
-    grads = torch.autograd.grad(loss, params, allow_unused=True)
+    grads: Sequence[Tensor | None] = [None] * len(leaves or ())
+    if loss.requires_grad and leaves is not None:
+        grads = torch.autograd.grad(loss, leaves, allow_unused=True)
+    elif loss.requires_grad:  # else nothing is trained, and `checked` says so
+        loss.backward()
     valid = batch.segments.flatten() >= 0
-    update = Update(
-        [torch.zeros_like(p) if g is None else g for p, g in zip(params, grads, strict=True)], float(loss.detach())
-    )
+    update = Update([], float(loss.detach()))
     routed: list[tuple[Routing, Tensor]] = [(routing, valid) for routing in output.routing]
     for objective, term in zip(objectives, terms):
         weight = objective.weight(batch)
@@ -152,7 +232,7 @@ def _one(
     if batch.replay is not None:
         _record_replay(update, output.routing, valid)
     update.counts = [count(routing, ok, routing.scores.shape[-1]) for routing, ok in routed]
-    return update
+    return update, grads
 
 
 def _record_replay(update: Update, routing: Sequence[Routing], valid: Tensor) -> None:

@@ -1,8 +1,8 @@
 """What of a model is trained. Each module holds one kind of it; importing this package makes them known."""
 
-from rorqual.model.adapter.base import Full, Selection, Tune, trained
+from rorqual.model.adapter.base import Full, HoldsParts, Selection, Tune, trained
 from rorqual.model.adapter.esft import ESFT
 from rorqual.model.adapter.files import Adapter, adapter_of, fingerprint, unfold
 from rorqual.model.adapter.lora import LoRA
 
-__all__ = ["ESFT", "Adapter", "Full", "LoRA", "Selection", "Tune", "adapter_of", "fingerprint", "trained", "unfold"]
+__all__ = ["ESFT", "Adapter", "Full", "HoldsParts", "LoRA", "Selection", "Tune", "adapter_of", "fingerprint", "trained", "unfold"]

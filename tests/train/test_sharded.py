@@ -1,0 +1,128 @@
+"""Sharded parameters train as whole ones do, and a gradient that is missing stops the step."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from little import documents, loud, packed, tiny, update_of
+from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+
+from rorqual.core.errors import NumericsError
+from rorqual.model import Decoder, Output
+from rorqual.model.adapter import LoRA, trained
+from rorqual.train.batch import TrainBatch
+from rorqual.train.loop import clip
+from rorqual.train.objectives import MultiToken, NextToken, Objective, Term
+from rorqual.train.optim import AdamWConfig
+from rorqual.train.workers import Update, gradient, workers
+
+OBJECTIVES: tuple[Objective, ...] = (NextToken(), MultiToken())
+
+
+def shard(model: Decoder) -> Decoder:
+    """`model` over every rank, block by block, as FSDP2's users do it."""
+    for block in model.layers:
+        fully_shard(block)
+    fully_shard(model)
+    return model
+
+
+def whole(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def two_steps(model: Decoder, threads: int) -> tuple[list[Update], list[float], list[Tensor]]:
+    """Updates of two steps in two micro-batches, the norms of their gradients, and the weights after them."""
+    params = dict(model.named_parameters())
+    optimizer = AdamWConfig(lr=1e-2, clip=0.5).build(params)
+    updates, norms = [], []
+    with workers(threads) as pool:
+        for step in range(2):
+            update = gradient(model, OBJECTIVES, packed(documents(step)), parts=2, pool=pool)
+            updates.append(update)
+            norms.append(clip(update.grads, 0.5))
+            optimizer.step(dict(zip(params, update.grads)), 1.0, pool)
+    return updates, norms, [whole(p.detach()) for p in params.values()]
+
+
+def on_one_rank(threads: int) -> dict[str, Any]:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    plain, sharded = two_steps(loud(tiny()), 1), two_steps(shard(loud(tiny())), threads)
+    dist.destroy_process_group()
+    return {
+        "loss": [(a.loss, b.loss) for a, b in zip(plain[0], sharded[0])],
+        "norm": list(zip(plain[1], sharded[1])),
+        "weights": [float((a - b).abs().max()) for a, b in zip(plain[2], sharded[2], strict=True)],
+        "moved": [float((a - b).abs().max()) for a, b in zip(sharded[2], loud(tiny()).parameters())],
+    }
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_model_that_fsdp_shards_trains_as_a_whole_one(threads: int) -> None:
+    done = subprocess.run([sys.executable, __file__, str(threads)], check=True, capture_output=True, encoding="utf-8")
+    found = json.loads(done.stdout.splitlines()[-1])
+    for plain, sharded in [*found["loss"], *found["norm"]]:
+        assert sharded == pytest.approx(plain, rel=1e-6)
+    assert all(norm > 0.5 for norm, _ in found["norm"]), "the clip must bind"
+    assert max(found["weights"]) < 1e-6
+    assert min(found["moved"]) > 1e-3
+
+
+def broken(model: Decoder) -> Decoder:
+    """`model` with an attention whose queries are computed from a copy of their weight."""
+    linear = model.layers[1].attention.o_proj
+    linear.forward = lambda x: nn.functional.linear(x, linear.weight.detach())  # type: ignore[method-assign]
+    return model
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_parameter_that_no_gradient_reaches_stops_the_step(threads: int) -> None:
+    batch = packed(documents(0))
+    update_of(loud(tiny()), OBJECTIVES, batch, parts=2, threads=threads)  # the sound twin
+    with pytest.raises(NumericsError, match=r"no gradient reaches layers\.1\.attention\.o_proj\.weight, though"):
+        update_of(broken(loud(tiny())), OBJECTIVES, batch, parts=2, threads=threads)
+
+
+class Detached(NextToken):
+    """A loss that is right, and that nothing can learn from."""
+
+    def term(self, model: Decoder, batch: TrainBatch, output: Output) -> Term:
+        return super().term(model, batch, replace(output, hidden=output.hidden.detach()))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_loss_without_any_gradient_stops_the_step(threads: int) -> None:
+    model = loud(tiny())
+    model.lm_head.requires_grad_(False)
+    with pytest.raises(NumericsError, match="no trained parameter has a gradient"):
+        update_of(model, (Detached(),), packed(documents(0)), parts=2, threads=threads)
+
+
+def test_what_no_objective_asks_for_has_zeros_and_is_not_counted() -> None:
+    model = loud(tiny())
+    update = update_of(model, (NextToken(),), packed(documents(0)), parts=2)
+    named = dict(zip((name for name, _ in model.named_parameters()), update.grads, strict=True))
+    asleep = {name for name, grad in named.items() if not grad.any()}
+    assert asleep == {name for name in named if name.startswith("mtp.")} and asleep and update.zeros == 0
+
+
+def test_zero_gradients_are_legal_and_counted() -> None:
+    model = loud(tiny())
+    LoRA(r=2).attach(model, seed=0)
+    names = list(trained(model))
+    update = update_of(model, (NextToken(),), packed(documents(0)), parts=2)
+    assert update.zeros == len([name for name in names if name.endswith("lora_A")]) > 0  # B is zero, so the gradient of A is
+
+
+if __name__ == "__main__":
+    print(json.dumps(on_one_rank(int(sys.argv[1]))))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from outside import SkippingConfig, TwoKeysConfig
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -15,7 +16,7 @@ from rorqual.core.config import kinds, parse
 from rorqual.engine.cache import Group, PagedCache, StepCache
 from rorqual.model import Decoder, ModelConfig, Stage, build
 from rorqual.model.attention import AttentionConfig, AttentionContext, CachePart, GQAConfig, LayerCache, MLAConfig
-from rorqual.model.ffn import DenseConfig, FFNConfig, MoEConfig
+from rorqual.model.ffn import DenseConfig, FFNConfig, MoE, MoEConfig
 from rorqual.model.init import init_weights
 from rorqual.ops.attention import document_mask
 from rorqual.ops.paged import BLOCK, QUERIES, tiles_of
@@ -34,6 +35,7 @@ ATTENTION: list[AttentionConfig] = [
         num_attention_heads=2, q_lora_rank=10, kv_lora_rank=8, qk_nope_head_dim=6, qk_rope_head_dim=4, v_head_dim=5
     ),
     MLAConfig(num_attention_heads=3, kv_lora_rank=8, qk_nope_head_dim=4, qk_rope_head_dim=4, v_head_dim=6, rope=YARN),
+    TwoKeysConfig(),
 ]
 FFN: list[FFNConfig] = [
     DenseConfig(intermediate_size=20),
@@ -48,6 +50,7 @@ FFN: list[FFNConfig] = [
         score_bias=False,
         group_score="max",
     ),
+    SkippingConfig(),
 ]
 
 
@@ -73,14 +76,20 @@ class Kept(LayerCache):
     """One layer's cache for tests, in the plainest way: everything is kept, and attended in one softmax. It notes what it was given."""
 
     def __init__(self, batch: int) -> None:
-        self.batch, self.parts, self.received = batch, [], []  # type: ignore[var-annotated]
+        self.batch = batch
+        self.parts: dict[str, Tensor] = {}
+        self.received: set[CachePart] = set()
 
-    def attend(self, q: Tensor, new: Sequence[Tensor], values: int, scale: float) -> Tensor:
-        self.received = [CachePart(*part.shape[1:]) for part in new]
-        new = [part.unflatten(0, (self.batch, -1)) for part in new]  # [batch, seq, heads, width]
-        self.parts = [torch.cat(pair, dim=1) for pair in zip(self.parts, new)] if self.parts else list(new)
-        keys = self.parts[0]
-        read = self.parts[1] if len(self.parts) > 1 else keys[..., :values]
+    def write(self, parts: Mapping[str, Tensor]) -> None:
+        self.received = {CachePart(name, *part.shape[1:]) for name, part in parts.items()}
+        for name, part in parts.items():  # [batch, seq, heads, width]
+            new = part.unflatten(0, (self.batch, -1))
+            self.parts[name] = torch.cat((self.parts[name], new), dim=1) if name in self.parts else new
+
+    def attend(self, q: Tensor, keys: str, values: str, scale: float, *, value_width: int | None = None) -> Tensor:
+        return self._attend(q, self.parts[keys], self.parts[values][..., :value_width], scale)
+
+    def _attend(self, q: Tensor, keys: Tensor, read: Tensor, scale: float) -> Tensor:
         at = torch.arange(keys.shape[1])
         hidden = at > at[-q.shape[0] // self.batch :].unsqueeze(1)  # [seq, keys]
         grouped = q.unflatten(0, (self.batch, -1)).double()  # [batch, seq, heads, repeat, d]
@@ -119,9 +128,14 @@ def model_of(attention: AttentionConfig, ffn: FFNConfig, *, mtp: int = 0) -> Dec
         num_nextn_predict_layers=mtp,
     )
     model = build(config, seed=1)
-    for layer in model.routers():
+    for layer in biased(model):
         layer.e_score_correction_bias.normal_(std=0.1, generator=torch.Generator().manual_seed(2))
     return model
+
+
+def biased(model: Decoder) -> list[MoE]:
+    """The routers with a bias that balances them."""
+    return [layer for layer in model.routers() if isinstance(layer, MoE)]
 
 
 def some_tokens(seed: int = 0, length: int = SEQ) -> Tensor:
@@ -165,7 +179,7 @@ def test_attention_keeps_its_shape_and_caches_what_it_says(config: AttentionConf
     assert whole.shape == x.shape
     kept = Kept(BATCH)
     near(module(x, AttentionContext(positions, None, FAST), kept), whole)
-    assert tuple(kept.received) == config.cache_spec()
+    assert kept.received == set(config.cache_spec())
     assert config.cache_width() == sum(part.heads * part.width for part in config.cache_spec())
 
 
@@ -277,25 +291,25 @@ def test_bf16_keeps_the_routers_bias_in_fp32_through_save_and_load(
     attention: AttentionConfig, ffn: FFNConfig, tmp_path: Path
 ) -> None:
     model = model_of(attention, ffn)
-    exact = [layer.e_score_correction_bias.clone() for layer in model.routers()]
+    exact = [layer.e_score_correction_bias.clone() for layer in biased(model)]
     model = model.to(torch.bfloat16)
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
     assert hidden(model, some_tokens()).dtype == torch.bfloat16
     state = model.state_dict()
     save_file(state, tmp_path / "weights.safetensors")
     back = model_of(attention, ffn).to(torch.bfloat16)
-    for layer in back.routers():
+    for layer in biased(back):
         layer.e_score_correction_bias.zero_()
     loaded = load_file(tmp_path / "weights.safetensors")
     back.load_state_dict(loaded, strict=True)
     names = [name for name in state if name.endswith("e_score_correction_bias")]
     persistent = isinstance(ffn, MoEConfig) and ffn.score_bias
     assert len(names) == (2 if persistent else 0) and all(loaded[name].dtype == torch.float32 for name in names)
-    for layer, bias in zip(back.routers(), exact):
+    for layer, bias in zip(biased(back), exact):
         assert layer.e_score_correction_bias.dtype == torch.float32
         if persistent:
             assert torch.equal(layer.e_score_correction_bias, bias)
-    for layer in back.half().float().routers():
+    for layer in biased(back.half().float()):
         if persistent:
             assert any(torch.equal(layer.e_score_correction_bias, bias) for bias in exact)
 

@@ -121,7 +121,9 @@ def test_zero_gradients_are_legal_and_counted() -> None:
     LoRA(r=2).attach(model, seed=0)
     names = list(trained(model))
     update = update_of(model, (NextToken(),), packed(documents(0)), parts=2)
-    assert update.zeros == len([name for name in names if name.endswith("lora_A")]) > 0  # B is zero, so the gradient of A is
+    assert (
+        update.zeros == len([name for name in names if name.endswith("lora_A")]) > 0
+    )  # B is zero, so the gradient of A is
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ something was written that is no number, blocks are cleared before somebody has 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from rorqual.model import ModelConfig
-from rorqual.model.attention import LayerCache
-from rorqual.model.sheet import angles
+from rorqual.model.attention import LayerCache, check_parts
+from rorqual.model.sheet import angles, read
 from rorqual.ops.paged import BLOCK, Tiles, attend
 from rorqual.ops.rope import Rope
 
@@ -36,12 +36,12 @@ def zeros(shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> Ten
 
 def token_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
     """Of one position in all layers."""
-    return sum(stage.attention.cache_width() for stage in config.layers) * torch.empty(0, dtype=dtype).element_size()
+    return sum(part.token_bytes(dtype) for stage in config.layers for part in stage.attention.cache_spec())
 
 
 class PagedCache:
-    """`layers[i]`: a tensor [blocks, heads, BLOCK, width] for each part of the kind's `cache_spec`; `experts` [blocks, BLOCK, routed layers,
-    k], the choices of the routers, which belong to a position as its keys do.
+    """`layers[i]`: by name, a tensor [blocks, heads, BLOCK, width] for each part of the kind's `cache_spec`; `experts` [blocks, BLOCK, routed
+    layers, k], the choices of the routers, which belong to a position as its keys do. Raises ValueError where two parts share a name.
     """
 
     def __init__(
@@ -52,13 +52,17 @@ class PagedCache:
         dtype: torch.dtype,
         max_len: int,
         experts: tuple[int, int] = (0, 0),
-        expert_dtype: torch.dtype = torch.uint8,
+        expert_dtype: torch.dtype = torch.int8,
     ) -> None:
         self.device = device
-        self.layers = [
-            [zeros((blocks, part.heads, BLOCK, part.width), device, dtype) for part in stage.attention.cache_spec()]
-            for stage in config.layers
-        ]
+        self.layers: list[dict[str, Tensor]] = []
+        for stage in config.layers:
+            spec = stage.attention.cache_spec()
+            if len({part.name for part in spec}) < len(spec):
+                raise ValueError(f"two parts of the cache of kind '{stage.attention.kind}' have one name")
+            self.layers.append(
+                {p.name: zeros((blocks, p.heads, BLOCK, p.width), device, p.dtype or dtype) for p in spec}
+            )
         self.experts = zeros((blocks, BLOCK, *experts), device, expert_dtype)
         self._angles: dict[tuple[Rope, int], tuple[Tensor, Tensor]] = {}
         self._positions = max_len
@@ -66,7 +70,7 @@ class PagedCache:
     def pools(self) -> Iterator[Tensor]:
         """Every tensor, [blocks, ...] each."""
         for layer in self.layers:
-            yield from layer
+            yield from layer.values()
         if self.experts.numel():
             yield self.experts
 
@@ -140,18 +144,21 @@ class StepCache:
 
 
 class _Layer(LayerCache):
-    def __init__(self, step: StepCache, pools: list[Tensor]) -> None:
+    def __init__(self, step: StepCache, pools: dict[str, Tensor]) -> None:
         self._step, self._pools = step, pools
 
-    def attend(self, q: Tensor, new: Sequence[Tensor], values: int, scale: float) -> Tensor:
+    def write(self, parts: Mapping[str, Tensor]) -> None:
+        """See `LayerCache`."""
+        check_parts(parts, self._pools)
+        for name, part in parts.items():
+            flat = self._pools[name].view(-1, part.shape[2])
+            flat.index_copy_(0, self._step.places(part.shape[1]), part.reshape(-1, part.shape[2]).to(flat.dtype))
+
+    def attend(self, q: Tensor, keys: str, values: str, scale: float, *, value_width: int | None = None) -> Tensor:
         """See `LayerCache`. Tokens of no group fill up: they get what the first token got, and go the way that it goes."""
-        for pool, part in zip(self._pools, new, strict=True):
-            flat = pool.view(-1, part.shape[2])
-            flat.index_copy_(0, self._step.places(part.shape[1]), part.reshape(-1, part.shape[2]))
-        read = self._pools[1] if len(self._pools) > 1 else values
+        pools = read(self._pools, keys, values, value_width)
         outs = [
-            attend(q[group.start : group.start + group.size], self._pools[0], read, group.tiles, scale)
-            for group in self._step.groups
+            attend(q[group.start : group.start + group.size], *pools, group.tiles, scale) for group in self._step.groups
         ]
         spare = len(q) - sum(group.size for group in self._step.groups)
         if spare:

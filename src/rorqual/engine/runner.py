@@ -61,7 +61,7 @@ def routed_layers(model: Decoder) -> tuple[int, int, int]:
             where="engine",
             remedy="Pass record_experts=False.",
         )
-    return len(ffns), widths.pop(), max(getattr(ffn, "n_routed_experts", 0) for ffn in ffns)
+    return len(ffns), widths.pop(), max(ffn.n_experts() for ffn in ffns)
 
 
 SCORED = 64
@@ -114,7 +114,7 @@ class Runner:
         self.layers, self.k, n_experts = routed_layers(model) if record_experts else (0, 0, 0)
         weight = model.embed_tokens.weight
         self.device, self.dtype = weight.device, weight.dtype
-        expert_dtype = torch.uint8 if n_experts <= 256 else torch.int16
+        expert_dtype = torch.int8 if n_experts <= 128 else torch.int16  # signed: SKIP is -1
         self.cache = PagedCache(
             model.config, blocks, self.device, self.dtype, max_len, (self.layers, self.k), expert_dtype
         )

@@ -17,6 +17,7 @@ from rorqual.engine.request import Generator, Request, SamplingParams
 from rorqual.evals.run import pick
 from rorqual.evals.stats import Floats
 from rorqual.model.decoder import Decoder
+from rorqual.model.ffn import MoE
 from rorqual.tasks.base import Task
 
 
@@ -48,7 +49,9 @@ def expert_use(
 def _count(experts: Sequence[Any], n_experts: int) -> Any:
     layers = experts[0].shape[1]
     flat = np.concatenate([np.asarray(e).reshape(e.shape[0], layers, -1) for e in experts])  # [positions, layers, k]
-    return np.stack([np.bincount(flat[:, layer].ravel(), minlength=n_experts) for layer in range(layers)])
+    return np.stack(
+        [np.bincount(one[one >= 0], minlength=n_experts) for one in (flat[:, layer].ravel() for layer in range(layers))]
+    )
 
 
 # ---- choices of a model that reads given documents
@@ -162,6 +165,12 @@ def without_experts(model: Decoder, gone: Sequence[Sequence[int]]) -> Decoder:
     """
     made = copy.deepcopy(model)
     for layer, (router, experts) in enumerate(zip(made.routers(), gone)):
+        if not isinstance(router, MoE):
+            raise ConfigError(
+                "a router of this kind has no bias by which experts are taken away",
+                where=f"experts, layer {layer}",
+                remedy="Take a model whose feed-forward networks are of kind 'moe'.",
+            )
         left = router.config.n_routed_experts - len(set(experts))
         if left < router.config.num_experts_per_tok:
             raise ConfigError(

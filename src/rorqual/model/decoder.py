@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from rorqual.model.attention import AttentionContext, LayerCache, RMSNorm
 from rorqual.model.block import Block
 from rorqual.model.config import ModelConfig
-from rorqual.model.ffn import MoE
+from rorqual.model.ffn import FFN
 from rorqual.model.mtp import MTP
 from rorqual.model.sheet import Sheet
 from rorqual.ops.attention import document_mask
@@ -78,7 +78,7 @@ class Decoder(nn.Module):
         routing: list[Routing] = []
         for index, block in enumerate(self.layers):
             chosen = None
-            if replay is not None and isinstance(block.ffn, MoE):
+            if replay is not None and isinstance(block.ffn, FFN) and block.ffn.experts_per_token:
                 chosen = replay[:, :, len(routing)].flatten(0, 1)
             x, where = block(x, context, None if cache is None else cache.layer(index), chosen)
             if where is not None:
@@ -112,7 +112,7 @@ class Decoder(nn.Module):
         scores: Tensor = self.lm_head(hidden)
         return scores.float()
 
-    def routers(self) -> list[MoE]:
-        """Every mixture-of-experts layer in the order of the routing that a training step collects: main, then MTP."""
+    def routers(self) -> list[FFN]:
+        """Every feed-forward network that routes, in the order of the routing that a training step collects: main, then MTP."""
         blocks = [*self.layers, *(module.block for module in self.mtp)]
-        return [block.ffn for block in blocks if isinstance(block.ffn, MoE)]
+        return [block.ffn for block in blocks if block.ffn.experts_per_token]

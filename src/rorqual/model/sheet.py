@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -24,6 +24,13 @@ def angles(rope: Rope, dim: int, positions: int, device: torch.device | str) -> 
     ]
     cos, sin = zip(*parts)
     return torch.cat(cos), torch.cat(sin)
+
+
+def read(pools: Mapping[str, Tensor], keys: str, values: str, value_width: int | None) -> tuple[Tensor, Tensor | int]:
+    """Pools of keys and values as `rorqual.ops.paged.attend` takes them: values that begin the keys as their number of columns."""
+    if keys == values:
+        return pools[keys], value_width or pools[keys].shape[-1]
+    return pools[keys], pools[values][..., :value_width]
 
 
 class Sheet(LayerCache):
@@ -55,19 +62,23 @@ class Sheet(LayerCache):
         place[np.repeat(before * BLOCK, count) + flat] = np.arange(len(flat))
         self._place = torch.from_numpy(place).to(self._device)
         self._positions = int(flat.max()) + 1
+        self._pools: dict[str, Tensor] = {}
 
     def layer(self, index: int) -> LayerCache:
-        """Of every layer the same: nothing is kept."""
+        """Of every layer the same: what one has written serves until the next one writes."""
         return self
 
     def table(self, rope: Rope, dim: int) -> tuple[Tensor, Tensor]:
         """See `Cache`."""
         return angles(rope, dim, self._positions, self._device)
 
-    def attend(self, q: Tensor, new: Sequence[Tensor], values: int, scale: float) -> Tensor:
+    def write(self, parts: Mapping[str, Tensor]) -> None:
         """See `LayerCache`."""
-        pools = [self._blocks(part) for part in new]
-        return attend(q, pools[0], pools[1] if len(pools) > 1 else values, self._tiles, scale)
+        self._pools = {name: self._blocks(part) for name, part in parts.items()}
+
+    def attend(self, q: Tensor, keys: str, values: str, scale: float, *, value_width: int | None = None) -> Tensor:
+        """See `LayerCache`."""
+        return attend(q, *read(self._pools, keys, values, value_width), self._tiles, scale)
 
     def _blocks(self, part: Tensor) -> Tensor:
         """[tokens, heads, width] -> [blocks, heads, BLOCK, width]."""

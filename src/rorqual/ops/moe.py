@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -11,13 +11,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Score = Literal["sigmoid", "softmax"]
+SKIP = -1
+"""In place of an expert's number: none serves the token there."""
+CHOOSE = -2
+"""In place of an expert's number that is replayed: the router chooses for itself."""
 
 
 @dataclass(frozen=True)
 class Routing:
     """Where tokens went in one layer.
 
-    indices [tokens, k] the experts used; weights [tokens, k] their gates (with gradient); scores [tokens, experts] the
+    indices [tokens, k] the experts used, `SKIP` for none; weights [tokens, k] their gates (with gradient); scores [tokens, experts] the
     unbiased affinities; own [tokens, k] what this forward would have chosen itself (equal to `indices` unless replayed);
     gap [tokens] how far, in biased score, the chosen set lies below a best one (0 where it is the router's own).
     """
@@ -27,6 +31,17 @@ class Routing:
     scores: Tensor
     own: Tensor
     gap: Tensor
+    skips: bool = False
+    """Whether `indices` may hold `SKIP`."""
+
+    def served(self) -> Routing:
+        """The same for kernels, which know no `SKIP`: expert 0 with a gate of zero stands in for it."""
+        if not self.skips:
+            return self
+        absent = self.indices == SKIP
+        return replace(
+            self, indices=self.indices.masked_fill(absent, 0), weights=self.weights.masked_fill(absent, 0), skips=False
+        )
 
 
 def router_logits(x: Tensor, gate: Tensor) -> Tensor:
@@ -105,14 +120,14 @@ def route(
 ) -> Routing:
     """Choose experts by affinity plus `bias` [experts]; gate by the affinity alone (V3 eq. 13-16).
 
-    `replay` [tokens, k] fixes the choice (-1: choose here); the gates are still computed here, so that the router keeps its gradient.
+    `replay` [tokens, k] fixes the choice (`CHOOSE`: choose here); the gates are still computed here, so that the router keeps its gradient.
     """
     scores = affinity(logits.float(), score, sigmoid)  # [tokens, experts]
     biased = scores.detach() + bias
     own = choose(biased, k=k, n_group=n_group, topk_group=topk_group, group_by=group_by)
     indices, gap = own, torch.zeros_like(biased[:, 0])
     if replay is not None:
-        indices = torch.where(replay >= 0, replay.long(), own)
+        indices = torch.where(replay == CHOOSE, own, replay.long())
         gap = _shortfall(biased, own, indices, n_group=n_group, topk_group=topk_group, group_by=group_by)
     weights = scores.gather(-1, indices)
     if norm:

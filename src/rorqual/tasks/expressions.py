@@ -191,7 +191,8 @@ def _prose(text: str) -> bool:
 def _without_reasons(text: str, starts: list[int]) -> int:
     """Where a clause begins that only gives a reason or an aside, after the first formula; else the end."""
     for match in re.finditer(
-        r",? \b(?:because|since|attained|achieved|reached|where|whereas|whose|as (?:the|we|it|each)|rather than|instead of)\b| \(", text
+        r",? \b(?:because|since|attained|achieved|reached|where|whereas|whose|as (?:the|we|it|each)|rather than|instead of)\b| \(",
+        text,
     ):
         if any(start < match.start() for start in starts) and not re.search(
             r"\bso\b|\bhence\b|\bi\.e\.", text[match.start() :]

@@ -29,8 +29,10 @@ _ADDS = re.compile(
     rf"{_OPENING}(?:(?:that|this|it)(?:'s| is| was| works out| corresponds| amounts| equates| translates| averages| works| represents"
     r"| leaves (?:enough|room))\b"
     r"|over (?:an?|the|one|two|three|four|five|ten|[0-9]+) |because\b|since\b|at (?:this|that) (?:rate|pace)|on average|in other words"
-    r"|intuitively|indeed\b|enough\b|to put|tips?\b|reminder|interesting|notice|remember|observe|fun fact|compared|by comparison|as a\b)(?!, (?:then|therefore),)"
-    r"|\b(?:on average(?!, (?:then|therefore),)|originally)\b|\b(?:goal|budget|target|limit|record) (?:was|is|of)\b|\b(?:started|began) (?:out )?with\b"
+    r"|intuitively|indeed\b|enough\b|to put|tips?\b|reminder|interesting|notice|remember|observe|fun fact|compared"
+    r"|by comparison|as a\b)(?!, (?:then|therefore),)"
+    r"|\b(?:on average(?!, (?:then|therefore),)|originally)\b"
+    r"|\b(?:goal|budget|target|limit|record) (?:was|is|of)\b|\b(?:started|began) (?:out )?with\b"
     r"|\b(?:initially|at first),? (?:had|has)\b|\balready (?:had|has|have|\w+ed)\b|\b(?:i|we) (?:add|subtract|multipli|divid|count|round)\w*ed\b"
     rf"|{_OPENING}(?:over|in|after|for) (?:an?|the|one|two|three|four|five|ten|[0-9]+)\b[^,]{{0,40}},? \w+ would\b"
     r"|\b(?:could|would) (?:still |even )?(?:be|have been|cost|take|make|last|go|buy|fill) ",

@@ -2,9 +2,9 @@
 
 Read are "Zoey is a knight", "Zoey: knight", a table, JSON, "Zoey (knight)", "Zoey and Ava are knights", "the knave is Oliver", a heading
 "Knights:" with names, a name above its role, "a knight and a knave, respectively", "no knave", "Ava is not", "which makes her a knave",
-"all are knaves", "everyone but Zoey is a knight", "the others are knights", "she is a knight" (the sentence's first name), and "is not a knave". Claims that a person makes,
-questions and suppositions are passed over. The last statement about each person counts; where the same paragraph says both of one person,
-and no conclusion or correction stands between, the reply commits to nothing.
+"all are knaves", "everyone but Zoey is a knight", "the others are knights", "she is a knight" (the sentence's first name), and "is not a
+knave". Claims that a person makes, questions and suppositions are passed over. The last statement about each person counts; where the same
+paragraph says both of one person, and no conclusion or correction stands between, the reply commits to nothing.
 """
 
 from __future__ import annotations
@@ -71,7 +71,8 @@ _ROLE_FIRST = re.compile(
     re.IGNORECASE,
 )
 _ALL = re.compile(
-    rf"\b(?<!not )(?P<who>all (?:two|three|four|five|six|seven|[2-7]) of (?:them|the \w+)|all(?! (?:the )?others?\b)(?: (?:of (?:them|the \w+)|\w+))?(?: \w+)?|both(?: of them| \w+)?|everyone|everybody"
+    rf"\b(?<!not )(?P<who>all (?:two|three|four|five|six|seven|[2-7]) of (?:them|the \w+)"
+    rf"|all(?! (?:the )?others?\b)(?: (?:of (?:them|the \w+)|\w+))?(?: \w+)?|both(?: of them| \w+)?|everyone|everybody"
     rf"|each (?:person|one|of them|of the \w+)|they(?: all| both)?)(?: here| there| (?:on|in) (?:this|the) \w+)?"
     rf" (?:(?:is|are|must be|have to be|must all be|must both be)(?P<nt>n't)?)(?: all| both| indeed| therefore"
     rf"| thus)? (?P<not>not )?(?:an? )?{_ROLE}",

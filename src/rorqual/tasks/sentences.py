@@ -90,10 +90,14 @@ _UNFINISHED = re.compile(
 )
 
 
-_FURTHER = re.compile(r"\n\s*\n\W*(?:question|q|problem)(?: [0-9]+)?:(?=[\s\S]*\n\W*(?:answer|a|solution):)", re.IGNORECASE)
+_FURTHER = re.compile(
+    r"\n\s*\n\W*(?:question|q|problem)(?: [0-9]+)?:(?=[\s\S]*\n\W*(?:answer|a|solution):)", re.IGNORECASE
+)
 """A further example in the form of a prompt: models without chat training go on with one."""
 _POINTED = re.compile(r"^[ \t]*>>[ \t]*([^<>\n]{1,80}?)[ \t]*<<[ \t]*$", re.MULTILINE)
-_CONCLUSION = re.compile(r"(?:^|\n|[.!?] )\W*(?:so|thus|hence|therefore|(?:the )?(?:final )?answer)\b[^\n]*$", re.IGNORECASE)
+_CONCLUSION = re.compile(
+    r"(?:^|\n|[.!?] )\W*(?:so|thus|hence|therefore|(?:the )?(?:final )?answer)\b[^\n]*$", re.IGNORECASE
+)
 
 
 def spans(text: str, opening: str, closing: str) -> Iterator[tuple[int, int]]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rorqual.core.config import Config, NonNegative
-from rorqual.model.ffn import MoE
+from rorqual.model.ffn import FFN
 from rorqual.ops.moe import Routing
 
 
@@ -21,15 +21,13 @@ class Balance(Config):
 def count(routing: Routing, valid: Tensor, n_experts: int) -> Tensor:
     """Tokens that each expert served [experts]; `valid` [tokens] leaves padding out."""
     chosen = routing.indices[valid].flatten()
-    return torch.bincount(chosen, minlength=n_experts)
+    return torch.bincount(chosen[chosen >= 0] if routing.skips else chosen, minlength=n_experts)
 
 
-@torch.no_grad()
-def move_bias(routers: Sequence[MoE], counts: Sequence[Tensor], gamma: float) -> None:
-    """One step of every router's bias by the sign of its load error, over the whole update's tokens."""
+def move_bias(routers: Sequence[FFN], counts: Sequence[Tensor], gamma: float) -> None:
+    """One step of every router's balance, over the whole update's tokens."""
     for router, load in zip(routers, counts, strict=True):
-        error = load.float().mean() - load.float()
-        router.e_score_correction_bias.add_(gamma * error.sign().to(router.e_score_correction_bias))
+        router.balance(load, gamma)
 
 
 def load_ratio(counts: Sequence[Tensor]) -> float:

@@ -153,7 +153,9 @@ def checked(
     if missing or not reached:
         shown = ", ".join(missing[:4]) + (f" and {len(missing) - 4} more" if len(missing) > 4 else "")
         raise NumericsError(
-            f"no gradient reaches {shown}, though their modules ran" if reached else "no trained parameter has a gradient",
+            f"no gradient reaches {shown}, though their modules ran"
+            if reached
+            else "no trained parameter has a gradient",
             where=where,
             remedy="Look for detach(), no_grad() or a copy of the weights between the parameter and the loss.",
         )

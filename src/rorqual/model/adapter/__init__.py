@@ -5,4 +5,16 @@ from rorqual.model.adapter.esft import ESFT
 from rorqual.model.adapter.files import Adapter, adapter_of, fingerprint, unfold
 from rorqual.model.adapter.lora import LoRA
 
-__all__ = ["ESFT", "Adapter", "Full", "HoldsParts", "LoRA", "Selection", "Tune", "adapter_of", "fingerprint", "trained", "unfold"]
+__all__ = [
+    "ESFT",
+    "Adapter",
+    "Full",
+    "HoldsParts",
+    "LoRA",
+    "Selection",
+    "Tune",
+    "adapter_of",
+    "fingerprint",
+    "trained",
+    "unfold",
+]

@@ -1,6 +1,14 @@
 """Attention kinds. Each module holds one; importing this package makes them known."""
 
-from rorqual.model.attention.base import Attention, AttentionConfig, AttentionContext, CachePart, LayerCache, RMSNorm
+from rorqual.model.attention.base import (
+    Attention,
+    AttentionConfig,
+    AttentionContext,
+    CachePart,
+    LayerCache,
+    RMSNorm,
+    check_parts,
+)
 from rorqual.model.attention.gqa import GQAConfig
 from rorqual.model.attention.mla import MLA, MLAConfig
 
@@ -14,4 +22,5 @@ __all__ = [
     "LayerCache",
     "MLAConfig",
     "RMSNorm",
+    "check_parts",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -18,21 +18,38 @@ from rorqual.ops.rope import Rope, rope_table, spread
 
 @dataclass(frozen=True)
 class CachePart:
-    """What a layer keeps of a token: `heads` vectors of `width` values."""
+    """A tensor that a layer keeps of each token, under `name`: `heads` vectors of `width` values, of type `dtype` (None: the model's)."""
 
+    name: str
     heads: int
     width: int
+    dtype: torch.dtype | None = None
+
+    def token_bytes(self, dtype: torch.dtype) -> int:
+        """Bytes for one token, in a model of type `dtype`."""
+        return self.heads * self.width * (self.dtype or dtype).itemsize
+
+
+def check_parts(given: Collection[str], kept: Collection[str]) -> None:
+    """Raise ValueError where the parts that a layer writes are not those of its `cache_spec`."""
+    if set(given) != set(kept):
+        raise ValueError(f"a layer writes the parts {sorted(given)}; its cache_spec names {sorted(kept)}")
 
 
 class LayerCache(Protocol):
-    """One layer's keys and values, for the tokens of one forward."""
+    """The parts that one layer keeps, for the tokens of one forward."""
 
-    def attend(self, q: Tensor, new: Sequence[Tensor], values: int, scale: float) -> Tensor:
-        """Keep what is new, then let every token attend to its sequence up to itself.
+    def write(self, parts: Mapping[str, Tensor]) -> None:
+        """Keep a tensor [tokens, heads, width] for each part of the kind's `cache_spec`, by name.
 
-        q [tokens, heads, queries of a head, d]; `new` one tensor [tokens, heads, width] for each part of the kind's `cache_spec`. Keys are
-        the first part; values the second or, where there is none, the first `values` columns of the keys. Returns
-        [tokens, heads, queries of a head, values].
+        Raises ValueError where the names are not those of the spec. A part that nobody attends to is kept like any other.
+        """
+
+    def attend(self, q: Tensor, keys: str, values: str, scale: float, *, value_width: int | None = None) -> Tensor:
+        """Attend from every token to its sequence up to itself, over what was written.
+
+        q [tokens, heads, queries of a head, d]; `keys` and `values` name parts, which may be one; of the values the first `value_width`
+        columns count (None: all). Returns [tokens, heads, queries of a head, value_width].
         """
 
 
@@ -95,7 +112,7 @@ class AttentionConfig(Kind):
         raise NotImplementedError
 
     def cache_spec(self) -> tuple[CachePart, ...]:
-        """What is kept for a token in one layer: keys and values, or what both are read from."""
+        """The parts that a layer keeps of each token, each with a name of its own."""
         raise NotImplementedError
 
     def cache_width(self) -> int:

@@ -36,8 +36,7 @@ class GQAConfig(AttentionConfig):
         return cost + vector(2 * self.head_dim) if self.qk_norm else cost
 
     def cache_spec(self) -> tuple[CachePart, ...]:
-        part = CachePart(self.num_key_value_heads, self.head_dim)
-        return (part, part)
+        return tuple(CachePart(name, self.num_key_value_heads, self.head_dim) for name in ("key", "value"))
 
     def check(self) -> None:
         if self.num_attention_heads % self.num_key_value_heads or self.head_dim % 2:
@@ -75,7 +74,8 @@ class GQA(Attention):
         repeat = heads // kv_heads
         if cache is not None:
             grouped = q.flatten(0, 1).unflatten(1, (-1, repeat))  # [tokens, kv heads, repeat, head_dim]
-            out = cache.attend(grouped, (k.flatten(0, 1), v.flatten(0, 1)), c.head_dim, self.scale)
+            cache.write({"key": k.flatten(0, 1), "value": v.flatten(0, 1)})
+            out = cache.attend(grouped, "key", "value", self.scale)
             return self.o_proj(out.flatten(1).view(*x.shape[:2], -1))
         k, v = (t.repeat_interleave(repeat, dim=2).transpose(1, 2) for t in (k, v))
         out = context.attend(q.transpose(1, 2), k, v, self.scale)

@@ -53,7 +53,7 @@ class MLAConfig(AttentionConfig):
         return cost + linear(heads * self.v_head_dim, hidden_size)
 
     def cache_spec(self) -> tuple[CachePart, ...]:
-        return (CachePart(1, self.kv_lora_rank + self.qk_rope_head_dim),)
+        return (CachePart("latent", 1, self.kv_lora_rank + self.qk_rope_head_dim),)
 
     def check(self) -> None:
         if self.qk_rope_head_dim % 2:
@@ -144,6 +144,7 @@ class MLA(Attention):
         flat = q_nope.flatten(0, 1).transpose(0, 1)  # [heads, tokens, nope]
         q_latent = ops.bmm(flat, w_uk).transpose(0, 1)
         q = torch.cat((q_latent, q_rope.flatten(0, 1)), dim=-1).unsqueeze(1)  # [tokens, 1, heads, kv_lora_rank + rope]
-        mixed = cache.attend(q, (new.flatten(0, 1).unsqueeze(1),), c.kv_lora_rank, self.scale).squeeze(1)
+        cache.write({"latent": new.flatten(0, 1).unsqueeze(1)})
+        mixed = cache.attend(q, "latent", "latent", self.scale, value_width=c.kv_lora_rank).squeeze(1)
         out = ops.bmm(mixed.transpose(0, 1), w_uv.transpose(1, 2)).transpose(0, 1)  # [tokens, heads, v_head_dim]
         return self.o_proj(out.flatten(1).view(*q_nope.shape[:2], -1))

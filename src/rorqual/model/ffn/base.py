@@ -14,12 +14,19 @@ from rorqual.ops.registry import Ops
 
 
 class FFN(nn.Module, ABC):
-    """x [tokens, hidden] -> ([tokens, hidden], where the tokens went or None). `joined`, `lay_out`: as of `Attention`."""
+    """x [tokens, hidden] -> ([tokens, hidden], where the tokens went or None). `joined`, `lay_out`: as of `Attention`.
+
+    `experts_per_token`: routed experts that serve a token, as of the config. Where it is not 0, choices are recorded, replayed and counted.
+    """
 
     joined: Mapping[str, tuple[str, ...]] = {}
+    experts_per_token: int = 0
 
     def lay_out(self) -> None:
         """Make of a copy that nobody trains what reads fastest."""
+
+    def balance(self, load: Tensor, gamma: float) -> None:
+        """Move what evens the load by one step of `gamma`, given the tokens of an update that each expert served [experts]."""
 
     @abstractmethod
     def forward(self, x: Tensor, ops: Ops, replay: Tensor | None) -> tuple[Tensor, Routing | None]: ...
@@ -38,6 +45,10 @@ class FFNConfig(Kind):
 
     def experts_per_token(self) -> int:
         """Routed experts that serve a token; 0 where nothing is routed."""
+        return 0
+
+    def n_experts(self) -> int:
+        """Routed experts there are; 0 where nothing is routed."""
         return 0
 
     def check(self) -> None:

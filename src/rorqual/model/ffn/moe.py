@@ -47,6 +47,9 @@ class MoEConfig(FFNConfig):
     def experts_per_token(self) -> int:
         return self.num_experts_per_tok
 
+    def n_experts(self) -> int:
+        return self.n_routed_experts
+
     def check(self) -> None:
         per_group, rest = divmod(self.n_routed_experts, self.n_group)
         if rest:
@@ -79,6 +82,7 @@ class MoE(FFN):
     def __init__(self, config: MoEConfig, hidden_size: int) -> None:
         super().__init__()
         self.config = c = config
+        self.experts_per_token = c.num_experts_per_tok
         self.gate = nn.Parameter(torch.empty(c.n_routed_experts, hidden_size))
         self.register_buffer("e_score_correction_bias", torch.zeros(c.n_routed_experts), persistent=c.score_bias)
         self.experts = Experts(c.n_routed_experts, hidden_size, c.moe_intermediate_size)
@@ -98,6 +102,12 @@ class MoE(FFN):
         """The router's weight in the type that it is used in."""
         self.gate = nn.Parameter(self.gate.detach().float(), requires_grad=False)
 
+    @torch.no_grad()
+    def balance(self, load: Tensor, gamma: float) -> None:
+        """Move every expert's bias by the sign of its load error (V3, section 2.1.2)."""
+        error = load.float().mean() - load.float()
+        self.e_score_correction_bias.add_(gamma * error.sign().to(self.e_score_correction_bias))
+
     def forward(self, x: Tensor, ops: Ops, replay: Tensor | None) -> tuple[Tensor, Routing | None]:
         c = self.config
         routing = route(
@@ -113,7 +123,7 @@ class MoE(FFN):
             replay=replay,
             sigmoid=ops.sigmoid,
         )
-        y: Tensor = self.experts(x, routing, ops)
+        y: Tensor = self.experts(x, routing.served(), ops)
         if self.shared_experts is not None:
             y = y + self.shared_experts(x, ops, None)[0]
         return y, routing

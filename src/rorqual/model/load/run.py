@@ -16,6 +16,7 @@ from rorqual.core.records import RunDir
 from rorqual.model.adapter.files import WEIGHTS_FILE, adapter_of, unfold
 from rorqual.model.config import ModelConfig
 from rorqual.model.decoder import Decoder
+from rorqual.model.ffn import MoE
 from rorqual.model.load.find import family_for
 from rorqual.model.load.names import SCALE, Entry, Shape
 from rorqual.model.skeleton import skeleton
@@ -125,6 +126,7 @@ def load_run(run: RunDir, *, device: str = "cpu", dtype: torch.dtype = torch.flo
     held = dtype if adapter_of(checkpoint) is None else torch.float32  # an adapter is added first and rounded then
     model = model.to(dtype=held).to_empty(device=device)
     for layer in model.routers():
-        layer.e_score_correction_bias.zero_()  # where the config has none, no file fills it
+        if isinstance(layer, MoE):
+            layer.e_score_correction_bias.zero_()  # where the config has none, no file fills it
     load_weights(model, checkpoint)
     return model.to(dtype=dtype)

@@ -26,7 +26,6 @@ from rorqual.evals.report import REPORT_FILE, build_report
 from rorqual.evals.run import evaluate, pick
 from rorqual.model.account import account
 from rorqual.model.config import ModelConfig
-from rorqual.model.ffn import MoEConfig
 from rorqual.model.load.run import read_model_config
 from rorqual.recipes.distil import distil
 from rorqual.recipes.grpo import grpo
@@ -251,7 +250,7 @@ class Quickstart:
 
 def routed(model: ModelConfig) -> int:
     """How many routed experts its layers have."""
-    return max((stage.ffn.n_routed_experts for stage in model.stages if isinstance(stage.ffn, MoEConfig)), default=0)
+    return max(stage.ffn.n_experts() for stage in model.stages)
 
 
 def shown(label: str) -> Callable[[int, int], None]:

@@ -20,6 +20,7 @@ from rorqual.data.chat import ChatFormat
 from rorqual.data.pack import Packed, Sample, pack
 from rorqual.engine.engine import Engine
 from rorqual.engine.request import Completion, Request, SamplingParams
+from rorqual.ops.moe import CHOOSE
 from rorqual.tasks.base import Problem, Task, Verdict
 from rorqual.tasks.find import load_task, safe_grade
 from rorqual.train.batch import TrainBatch
@@ -249,7 +250,7 @@ def lay_beside(packed: Packed, scored: list[Scored]) -> TrainBatch:
     experts = scored[0].completion.experts
     replay: Tensor | None = None
     if experts is not None:
-        replay = torch.full((*shape, *experts.shape[1:]), -1)  # -1: padding and last tokens choose for themselves
+        replay = torch.full((*shape, *experts.shape[1:]), CHOOSE)  # padding and last tokens choose for themselves
     sets = scored[0].completion.kept
     kept = None if sets is None else torch.full((*shape, sets.shape[-1]), 255, dtype=torch.uint8)
     for (row, start, length), one in zip(packed.places, scored, strict=True):

@@ -17,7 +17,7 @@ from rorqual.tasks.find import load_task
 
 Pair = dict[str, Any]
 FOLDER = Path(__file__).parent / "pairs"
-FILES = {"known": 665, "seen": 338, "further": 262, "more": 108, "fresh": 842}
+FILES = {"known": 665, "seen": 438, "further": 262, "more": 108, "fresh": 842}
 UNGRADED = {"known": 0, "seen": 3, "further": 0, "more": 6, "fresh": 20}
 HELD_OUT = {"wrong accepted": 1, "right refused": 2, "ungraded": 5}
 """The most errors in the sealed set; the goal is 0, 0 and 5."""
@@ -64,6 +64,9 @@ def verdicts(pairs: list[Pair], folder: Path) -> list[str]:
 def test_every_pair_is_judged_as_it_is_labelled(name: str, task: str, kind: str, tmp_path: Path) -> None:
     pairs = KINDS[name, task, kind]
     allowed = {"ungraded"} if UNGRADED[name] else set()
+    if kind == "missed":  # known errors: who mends one gives it another kind
+        assert all(verdict != pair["label"] for pair, verdict in zip(pairs, verdicts(pairs, tmp_path)))
+        return
     assert not [
         f"{verdict}, but labelled {pair['label']}: {pair.get('gold', pair.get('solution'))!r} <- {pair['reply']!r}"
         for pair, verdict in zip(pairs, verdicts(pairs, tmp_path))

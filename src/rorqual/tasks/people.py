@@ -37,7 +37,7 @@ _PLAIN = tuple(
 def named_text(text: str, names: Sequence[str]) -> str:
     """`text` with each name as `⟦number⟧`, in the possessive as `⟨number⟩`."""
     text = _QUOTED.sub(lambda match: '""' if " " in match[1].strip() else match[0], plain_text(text))
-    text = _INSERTED.sub(" ", _ASIDE.sub(" ", re.sub(r"[*_`]", "", text)))
+    text = _INSERTED.sub("", _ASIDE.sub(" ", re.sub(r"[*_`]", "", text)))
     for pattern, new in _PLAIN:
         text = pattern.sub(new, text)
     order = sorted(range(len(names)), key=lambda who: -len(names[who]))

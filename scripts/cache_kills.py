@@ -35,8 +35,8 @@ from typing import Any
 
 from rorqual.core.records import write_json
 from rorqual.engine import Engine
+from rorqual.engine.kv_cache.disk import SUFFIX
 from rorqual.engine.request import Request, SamplingParams
-from rorqual.engine.store import SUFFIX
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "engine"))

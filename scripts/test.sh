@@ -31,6 +31,7 @@ fi
 "$bin/ruff" check .
 "$bin/ruff" format --check --quiet .
 "$bin/mypy"
+"$bin/python" scripts/outliers.py
 # One thread a process: with two, on busy cores, OpenMP's waiting threads take the time of the working ones. Tests that ask for two have them
 # wait asleep.
 export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive

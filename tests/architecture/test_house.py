@@ -1,4 +1,4 @@
-"""The house rules that a machine can check: arrows point down, torch stays where it belongs, files stay readable."""
+"""The house rules that a machine can check: arrows point down, torch stays where it belongs."""
 
 from __future__ import annotations
 
@@ -20,23 +20,20 @@ FLOORS = [
     {"ops", "dist"},
     {"model", "data", "tasks"},
     {"engine", "plan", "convert"},
-    {"evals"},
+    {"evals", "generate"},
     {"train", "distil"},
     {"recipes", "serve"},
     {"lab"},
     {"cli"},
 ]
 FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
-FILE_LINES, FUNCTION_LINES, VERB_LINES = 400, 60, 40
 TORCH_FREE = {"core", "tasks"}
 POLICY_OF_THE_ENGINE = {
-    "request.py",
-    "scheduler.py",
-    "blocks.py",
-    "prefix.py",
-    "remote.py",
-    "remote_body.py",
-    "remote_reply.py",
+    "engine/request.py",
+    "engine/scheduler.py",
+    "engine/kv_cache/block_pool.py",
+    "engine/kv_cache/block_hash.py",
+    "engine/remote/engine.py",
 }
 WHERE_FOREIGN_CODE_RUNS = {"tasks/sandbox.py", "tasks/find.py", "serve/app.py"}
 """A user's task file may raise anything, and is then named; a request must never take the server down."""
@@ -97,7 +94,7 @@ def imports_point_down(module: Module) -> Iterator[str]:
 
 
 def torch_stays_where_it_belongs(module: Module) -> Iterator[str]:
-    policy = module.room == "engine" and module.path.name in POLICY_OF_THE_ENGINE
+    policy = module.name in POLICY_OF_THE_ENGINE
     if module.room in TORCH_FREE or policy:
         yield from (f"{line}: imports {m}" for line, m in imports(module.tree) if m.split(".")[0] == "torch")
 
@@ -105,17 +102,6 @@ def torch_stays_where_it_belongs(module: Module) -> Iterator[str]:
 def serve_does_not_import_train(module: Module) -> Iterator[str]:
     if module.room == "serve":
         yield from (f"{line}: {m}" for line, m in imports(module.tree) if m.startswith("rorqual.train"))
-
-
-def files_and_functions_stay_readable(module: Module) -> Iterator[str]:
-    lines = module.text.count("\n")
-    if lines > FILE_LINES:
-        yield f"{lines} lines"
-    limit = VERB_LINES if module.name.startswith("cli/verbs/") else FUNCTION_LINES
-    for function in module.functions():
-        length = (function.end_lineno or function.lineno) - function.lineno + 1
-        if length > limit:
-            yield f"{function.lineno}: {function.name} has {length} lines"
 
 
 def no_hidden_state(module: Module) -> Iterator[str]:
@@ -175,7 +161,6 @@ RULES: list[Rule] = [
     imports_point_down,
     torch_stays_where_it_belongs,
     serve_does_not_import_train,
-    files_and_functions_stay_readable,
     no_hidden_state,
     rorqual_is_imported_at_the_top,
     nothing_catches_everything,
@@ -195,7 +180,6 @@ BREACHES: dict[Rule, tuple[str, str]] = {
     imports_point_down: ("core/new.py", "from rorqual.model import Decoder"),
     torch_stays_where_it_belongs: ("tasks/new.py", "def f():\n    import torch.nn"),
     serve_does_not_import_train: ("serve/new.py", "import rorqual.train.loop"),
-    files_and_functions_stay_readable: ("ops/new.py", "def f():\n" + "    pass\n" * 61),
     no_hidden_state: ("ops/new.py", "def f():\n    global x"),
     rorqual_is_imported_at_the_top: ("model/new.py", "def f():\n    from rorqual.ops import moe"),
     nothing_catches_everything: ("data/new.py", "try:\n    x\nexcept Exception:\n    pass"),

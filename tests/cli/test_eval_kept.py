@@ -29,7 +29,7 @@ from rorqual.core.errors import RorqualError
 from rorqual.core.journal import Journal
 from rorqual.core.records import Message, RunDir
 from rorqual.engine import Engine, Request, SamplingParams
-from rorqual.engine.remote import RemoteEngine
+from rorqual.engine.remote.engine import RemoteEngine
 from rorqual.engine.request import Grammar
 from rorqual.evals.evaluation import Evaluation
 from rorqual.evals.kept import IN_A_ROW, Kept

@@ -29,12 +29,12 @@ from rorqual.cli.evaluating import fingerprint
 from rorqual.cli.main import app
 from rorqual.core.errors import ConfigError, RorqualError
 from rorqual.core.records import Message, RunDir
-from rorqual.engine.asking import Ask, Asking, Sampling, line_seed
-from rorqual.engine.batch import answers
 from rorqual.engine.engine import Engine
-from rorqual.engine.partial import Partial, to_line
-from rorqual.engine.prompts import Prompts, Refused
 from rorqual.engine.request import Request
+from rorqual.generate.batch import answers
+from rorqual.generate.output import Partial, to_line
+from rorqual.generate.prompts import Prompts, Refused
+from rorqual.generate.schema import Ask, Asking, Sampling, line_seed
 
 Rows = list[dict[str, Any]]
 GENERATE = ("generate", "prompts.jsonl", "run=run", "out=out.jsonl", "threads=1")

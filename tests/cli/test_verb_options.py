@@ -33,13 +33,13 @@ from rorqual.cli.verbs.merge import MergeConfig
 from rorqual.cli.verbs.peft import PeftConfig
 from rorqual.core.config import Config
 from rorqual.core.records import RunDir
-from rorqual.engine.asking import Sampling
 from rorqual.engine.engine import Engine
 from rorqual.engine.request import Request, SamplingParams
 from rorqual.engine.seeds import sample_seed
 from rorqual.evals.evaluation import Evaluation
 from rorqual.evals.run import pick, seeded
 from rorqual.evals.table import comparison_table
+from rorqual.generate.schema import Sampling
 from rorqual.recipes import make_run
 from rorqual.tasks.find import load_task
 from rorqual.train.loop import fit

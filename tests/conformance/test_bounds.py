@@ -25,7 +25,7 @@ from rorqual.train.run import Run
 
 RESULTS = ("rorqual.evals.", "rorqual.lab.finding", "rorqual.lab.job", "rorqual.model.adapter.files")
 """Records of what was measured: not settings."""
-ELSEWHERE = ("rorqual.cli.planning", "rorqual.engine.asking", "rorqual.cli.benching")
+ELSEWHERE = ("rorqual.cli.planning", "rorqual.generate.schema", "rorqual.cli.benching")
 """Amounts such as 14.8T, requests to the engine, and lists have bounds in their own types, with tests beside them."""
 NUMBERS = [math.nan, math.inf, -math.inf, -1, -1e300, -(10**38), 10**38, 1e300]
 OTHERS: list[Any] = ["word", "", [], {}, [1], {"a": 1}, True, None]

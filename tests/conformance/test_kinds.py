@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rorqual.core.config import kinds, parse
-from rorqual.engine.cache import Group, PagedCache, StepCache
+from rorqual.engine.kv_cache.paged import Group, PagedCache, StepCache
 from rorqual.model import Decoder, ModelConfig, Stage, build
 from rorqual.model.attention import AttentionConfig, AttentionContext, CachePart, GQAConfig, LayerCache, MLAConfig
 from rorqual.model.ffn import DenseConfig, FFNConfig, MoE, MoEConfig

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from outside import SkippingConfig, TwoKeysConfig
@@ -11,7 +12,7 @@ from rorqual.data.chat import chat_format
 from rorqual.data.pack import Sample, pack
 from rorqual.data.tokenizer import BASE_VOCAB, Tokenizer
 from rorqual.engine import Completion, Engine, Request, SamplingParams
-from rorqual.engine.cache import PagedCache, StepCache
+from rorqual.engine.kv_cache.paged import PagedCache, StepCache
 from rorqual.model import Decoder, ModelConfig, Stage, build
 from rorqual.model.attention import CachePart
 from rorqual.ops.moe import SKIP
@@ -108,8 +109,10 @@ def test_cached_blocks_of_three_parts_serve_again() -> None:
 
 def test_parts_that_the_kind_does_not_keep_are_refused() -> None:
     model = build(config(), seed=1)
-    layer = StepCache(PagedCache(model.config, 1, torch.device("cpu"), torch.float32, 8), *([[]] * 3)).layer(0)  # type: ignore[arg-type]
-    part = torch.zeros(0, 2, 8)
+    cache = PagedCache(model.config, 2, torch.device("cpu"), torch.float32, 8)
+    layer = StepCache(cache, np.ones(1, np.int64), np.zeros(1, np.int64), []).layer(0)
+    part = torch.ones(1, 2, 8)
+    layer.write(dict.fromkeys(("value", "key", "other_key"), part))
     for names in (("value", "key"), ("value", "key", "other_key", "fourth")):
         with pytest.raises(ValueError, match=r"its cache_spec names \['key', 'other_key', 'value'\]"):
             layer.write(dict.fromkeys(names, part))

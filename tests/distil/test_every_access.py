@@ -18,7 +18,7 @@ from rorqual.core.errors import RorqualError
 from rorqual.data.distilled import Distilled, read_distilled
 from rorqual.distil import Access, BudgetReached, FactoryConfig, sample_teacher
 from rorqual.distil.purse import MESSAGE_TOKENS, TEMPLATE_TOKENS
-from rorqual.engine.remote import RemoteError
+from rorqual.engine.remote.engine import RemoteError
 
 TOKENS = 20
 QUESTION = "What is 0 + 1?"

@@ -16,7 +16,7 @@ from rorqual.data.distilled import Distilled, read_distilled
 from rorqual.distil import FactoryConfig, sample_teacher
 from rorqual.distil.entries import is_same_model
 from rorqual.distil.teacher import FAILURES_IN_A_ROW
-from rorqual.engine.remote import RemoteError
+from rorqual.engine.remote.engine import RemoteError
 from rorqual.evals.kept import IN_A_ROW
 
 

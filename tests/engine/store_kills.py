@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from rorqual.engine.store import SUFFIX, DiskStore, load_secret
+from rorqual.engine.kv_cache.disk import SUFFIX, DiskStore, load_secret
 
 BUDGET = 8 << 20
 KEYS = 200
@@ -57,7 +57,7 @@ def fill(folder: Path, seed: int, tell: Connection) -> None:
 def kill_writers(folder: Path, *, kills: int, seed: int) -> list[Kill]:
     """Kills `kills` writers, one after another, and looks at every key after each."""
     server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(["rorqual.engine.store"])  # or each writer would import for seconds
+    server.set_forkserver_preload(["rorqual.engine.kv_cache.disk"])  # or each writer would import for seconds
     draw, found = random.Random(seed), []
     for number in range(kills):
         told, tell = server.Pipe(duplex=False)

@@ -13,7 +13,7 @@ from hashlib import blake2b
 
 import numpy as np
 
-from rorqual.engine.pages import Pages
+from rorqual.engine.kv_cache.manager import Pages
 from rorqual.engine.request import SamplingParams
 from rorqual.engine.scheduler import Plan, Scheduler, Sequence
 from rorqual.ops.paged import BLOCK, QUERIES

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from test_remote import Server, fault, remote, reply
 
-from rorqual.engine.asking import Ask, Asking, Refused, Sampling
-from rorqual.engine.batch import answers_from_afar
-from rorqual.engine.remote import RemoteError
+from rorqual.engine.remote.engine import RemoteError
+from rorqual.generate.batch import answers_from_afar
+from rorqual.generate.schema import Ask, Asking, Refused, Sampling
 
 
 @pytest.fixture

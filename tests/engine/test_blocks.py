@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rorqual.engine.blocks import BlockPool
+from rorqual.engine.kv_cache.block_pool import BlockPool
 
 TENANTS = ("ann", "bob")
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rorqual.core.errors import DataError
-from rorqual.engine.cache import Group, PagedCache, StepCache, token_bytes
+from rorqual.engine.kv_cache.paged import Group, PagedCache, StepCache, token_bytes
 from rorqual.model import Decoder
 from rorqual.model.sheet import Sheet
 from rorqual.ops.paged import BLOCK, QUERIES, tiles_of

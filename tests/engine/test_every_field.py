@@ -22,10 +22,10 @@ from rorqual.core.records import Message, write_json
 from rorqual.data.chat import ChatFormat, chat_format
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine import Completion, Engine, Request, SamplingParams
-from rorqual.engine.asking import Ask, Asking, Sampling, line_seed
-from rorqual.engine.prompts import Prompts
 from rorqual.engine.request import Grammar
 from rorqual.engine.runner import Runner
+from rorqual.generate.prompts import Prompts
+from rorqual.generate.schema import Ask, Asking, Sampling, line_seed
 from rorqual.model import Decoder
 from rorqual.ops.paged import BLOCK
 

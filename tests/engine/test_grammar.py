@@ -18,9 +18,9 @@ from hypothesis import settings as run_with
 
 from rorqual.core.errors import ConfigError, DataError
 from rorqual.data.tokenizer import Tokenizer
-from rorqual.engine import grammar as room
-from rorqual.engine.grammar import Compiled, Constraint, Delayed, Grammars, Thought
-from rorqual.engine.grammar_source import MAX_BYTES, MAX_CHOICES, MAX_LEAST, MAX_PATTERN
+from rorqual.engine.grammar import compiler as room
+from rorqual.engine.grammar.compiler import Compiled, Constraint, Delayed, Grammars, Thought
+from rorqual.engine.grammar.source import MAX_BYTES, MAX_CHOICES, MAX_LEAST, MAX_PATTERN
 from rorqual.engine.request import Grammar
 from rorqual.engine.sampler import mask_rows
 

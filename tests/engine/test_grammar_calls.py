@@ -25,8 +25,8 @@ from rorqual.data.chat import ChatFormat, TemplateChat
 from rorqual.data.chat.marks import Marks, raw
 from rorqual.data.chat.stream import Reader
 from rorqual.data.tokenizer import Tokenizer
-from rorqual.engine.grammar import Constraint, Grammars
-from rorqual.engine.grammar_calls import Spelling
+from rorqual.engine.grammar.calls import Spelling
+from rorqual.engine.grammar.compiler import Constraint, Grammars
 from rorqual.engine.job import Desk
 from rorqual.engine.params import check_params
 from rorqual.engine.request import Grammar, Request, SamplingParams

@@ -13,9 +13,9 @@ import pytest
 
 from rorqual.core.errors import DataError
 from rorqual.data.tokenizer import Tokenizer
-from rorqual.engine import grammar_source
-from rorqual.engine.grammar import Compiled, Grammars
-from rorqual.engine.grammar_source import parse_schema, rewrite
+from rorqual.engine.grammar import source as grammar_source
+from rorqual.engine.grammar.compiler import Compiled, Grammars
+from rorqual.engine.grammar.source import parse_schema, rewrite
 from rorqual.engine.request import Grammar
 
 NULL = {"type": "null"}

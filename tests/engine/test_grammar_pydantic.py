@@ -21,8 +21,8 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from typing_extensions import TypedDict
 
 from rorqual.data.tokenizer import Tokenizer
-from rorqual.engine.grammar import Grammars
-from rorqual.engine.grammar_check import MISMATCH
+from rorqual.engine.grammar.check import MISMATCH
+from rorqual.engine.grammar.compiler import Grammars
 from rorqual.engine.request import Grammar
 
 EOS = 1

@@ -12,9 +12,9 @@ import pytest
 
 from rorqual.core.errors import DataError
 from rorqual.data.tokenizer import Tokenizer
-from rorqual.engine import grammar as room
-from rorqual.engine.grammar import Grammars
-from rorqual.engine.grammar_queue import Build, Turns
+from rorqual.engine.grammar import compiler as room
+from rorqual.engine.grammar.compiler import Grammars
+from rorqual.engine.grammar.queue import Build, Turns
 from rorqual.engine.request import Grammar
 
 SECONDS = 60.0

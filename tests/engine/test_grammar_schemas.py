@@ -10,9 +10,9 @@ import pytest
 
 from rorqual.core.errors import DataError
 from rorqual.data.tokenizer import Tokenizer
-from rorqual.engine.grammar import Grammars
-from rorqual.engine.grammar_automaton import translate
-from rorqual.engine.grammar_check import MISMATCH
+from rorqual.engine.grammar.automaton import translate
+from rorqual.engine.grammar.check import MISMATCH
+from rorqual.engine.grammar.compiler import Grammars
 from rorqual.engine.request import Grammar
 
 EOS = 1

@@ -16,7 +16,7 @@ from schedules import Wrong, differences
 from rorqual.data.chat import ChatFormat
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine import Completion, Engine, Request, SamplingParams
-from rorqual.engine.store import SUFFIX
+from rorqual.engine.kv_cache.disk import SUFFIX
 from rorqual.engine.weights import ROUNDING
 from rorqual.model import Decoder
 from rorqual.ops.paged import BLOCK

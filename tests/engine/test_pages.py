@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from tape import Tape, sequence, some_ids
 
-from rorqual.engine.pages import Pages
+from rorqual.engine.kv_cache.disk import DiskStore, load_secret
+from rorqual.engine.kv_cache.manager import Pages
 from rorqual.engine.scheduler import Sequence
-from rorqual.engine.store import DiskStore, load_secret
 from rorqual.ops.paged import BLOCK
 
 PROMPT = some_ids(0, 3 * BLOCK + 7)

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rorqual.engine.blocks import BlockPool
-from rorqual.engine.prefix import chain, extend, fingerprint_of, matchable, root
+from rorqual.engine.kv_cache.block_hash import chain, extend, fingerprint_of, matchable, root
+from rorqual.engine.kv_cache.block_pool import BlockPool
 
 SECRET = bytes(range(32))
 TOKENS = st.lists(st.integers(0, 3), max_size=24)

@@ -19,9 +19,7 @@ from hypothesis import strategies as st
 from rorqual.core.errors import ConfigError, DataError
 from rorqual.core.records import Message
 from rorqual.engine import Request, SamplingParams
-from rorqual.engine.remote import RemoteEngine, RemoteError
-from rorqual.engine.remote_body import further
-from rorqual.engine.remote_reply import split_reasoning
+from rorqual.engine.remote.engine import RemoteEngine, RemoteError, further, split_reasoning
 from rorqual.engine.request import Grammar
 from rorqual.engine.sampler import sample_key
 from rorqual.engine.seeds import sample_seed

@@ -15,7 +15,7 @@ from test_remote import Server, ask, fault, remote, reply
 
 from rorqual.core.errors import DataError, TaskError
 from rorqual.engine import Completion
-from rorqual.engine.remote import RemoteEngine, RemoteError
+from rorqual.engine.remote.engine import RemoteEngine, RemoteError
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ import pytest
 from store_kills import kill_writers
 
 from rorqual.core.errors import ConfigError
-from rorqual.engine.store import SUFFIX, DiskStore, load_secret
+from rorqual.engine.kv_cache.disk import SUFFIX, DiskStore, load_secret
 
 MIB = 1 << 20
 
@@ -428,7 +428,7 @@ def test_a_second_engine_on_one_folder_is_told_who_and_what_to_do(store: DiskSto
 HOLD = """
 import sys, time
 from pathlib import Path
-from rorqual.engine.store import DiskStore, load_secret
+from rorqual.engine.kv_cache.disk import DiskStore, load_secret
 folder = Path(sys.argv[1])
 store = DiskStore(folder, 1 << 20, load_secret(folder), b"weights")
 store.put(bytes(31) + b"\\5", b"of the first")
@@ -503,7 +503,7 @@ FULL = """
 import resource, sys
 from pathlib import Path
 from rorqual.core.errors import ConfigError
-from rorqual.engine.store import DiskStore, load_secret
+from rorqual.engine.kv_cache.disk import DiskStore, load_secret
 folder, secret = Path(sys.argv[1]), load_secret(Path(sys.argv[1]))
 store = DiskStore(folder, 1 << 20, secret, b"weights")
 store.put(bytes(32), b"early")

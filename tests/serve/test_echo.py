@@ -13,7 +13,7 @@ from served import Server
 
 from rorqual.core.records import Message
 from rorqual.engine import Completion, Engine, Request, SamplingParams
-from rorqual.engine.remote import RemoteEngine
+from rorqual.engine.remote.engine import RemoteEngine
 from rorqual.serve.objects import ChatCompletion, TextCompletion
 
 IDS = list(range(40, 200))

@@ -12,9 +12,9 @@ from served import Server
 
 from rorqual.core.records import Message
 from rorqual.engine import Engine, Request, SamplingParams
-from rorqual.engine.asking import Ask, Asking, Sampling
-from rorqual.engine.batch import answers, record
-from rorqual.engine.remote import RemoteEngine
+from rorqual.engine.remote.engine import RemoteEngine
+from rorqual.generate.batch import answers, record
+from rorqual.generate.schema import Ask, Asking, Sampling
 
 MARKS = ((5, -100.0), (6, -100.0))  # of thinking
 BASE = SamplingParams(max_tokens=24, temperature=1.5, top_p=0.6, min_p=0.08, seed=5, logit_bias=MARKS)

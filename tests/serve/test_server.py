@@ -21,7 +21,7 @@ from served import CONTEXT, Server, command, start
 
 from rorqual.core.records import Message, Thinking
 from rorqual.engine.engine import Engine
-from rorqual.engine.remote import RemoteEngine
+from rorqual.engine.remote.engine import RemoteEngine
 from rorqual.engine.request import Request, SamplingParams
 from rorqual.serve.app import LIVEZ, create_app
 

@@ -21,13 +21,13 @@ from rorqual.core.config import Natural, parse, scalar
 from rorqual.core.errors import ConfigError, DataError, RorqualError, nearest
 from rorqual.core.log import Progress, clock
 from rorqual.core.records import RunDir
-from rorqual.engine.asking import Ask, Asking, Sampling
-from rorqual.engine.batch import Answered, answers, answers_from_afar, fault_of, record, refused
 from rorqual.engine.engine import Engine
-from rorqual.engine.partial import Partial, check_place
 from rorqual.engine.probe import NOT_HELD
-from rorqual.engine.prompts import Prompts, Refused
-from rorqual.engine.remote import RemoteEngine
+from rorqual.engine.remote.engine import RemoteEngine
+from rorqual.generate.batch import Answered, answers, answers_from_afar, fault_of, record, refused
+from rorqual.generate.output import Partial, check_place
+from rorqual.generate.prompts import Prompts, Refused
+from rorqual.generate.schema import Ask, Asking, Sampling
 
 SHOWN = 3
 """Refused lines that the end of a run shows."""

@@ -63,7 +63,7 @@ class EvalSettings(Placement):
 def generator(model: str, settings: EvalSettings) -> Any:
     """The engine of a run's folder, or the server at an address (its key in RORQUAL_API_KEY)."""
     if model.startswith(REMOTE):
-        from rorqual.engine.remote import RemoteEngine
+        from rorqual.engine.remote.engine import RemoteEngine
 
         if not settings.model:
             raise ConfigError("a server may hold several models", where=model, remedy="Name one: model=NAME.")

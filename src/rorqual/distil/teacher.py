@@ -15,7 +15,7 @@ from rorqual.distil.config import FactoryConfig
 from rorqual.distil.entries import Entry, Place, entry_of, failure_of, identity, is_same_model
 from rorqual.distil.purse import NOTHING, Purse, Spending
 from rorqual.engine.engine import Engine
-from rorqual.engine.remote import FREE, REFUSED, RemoteEngine, RemoteError
+from rorqual.engine.remote.engine import FREE, REFUSED, RemoteEngine, RemoteError
 from rorqual.engine.request import Completion, Request
 from rorqual.engine.score import Scored, score
 from rorqual.evals.kept import IN_A_ROW

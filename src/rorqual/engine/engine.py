@@ -15,24 +15,40 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rorqual.core.errors import ConfigError, NumericsError
+from rorqual.core.errors import ConfigError, DataError, NumericsError
 from rorqual.core.memory import give_back, keep_freed
 from rorqual.core.records import RunDir
 from rorqual.data.chat import ChatFormat, load_chat
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine.deltas import Delta, Outbox
-from rorqual.engine.grammar import Grammars
+from rorqual.engine.grammar.compiler import Grammars
 from rorqual.engine.job import Desk, Job, Prompt, request_of
 from rorqual.engine.lane import Lane, Size
 from rorqual.engine.packed import can_pack, packed
 from rorqual.engine.probe import Footing
 from rorqual.engine.request import Arrived, Completion, Request, SamplingParams
-from rorqual.engine.set_up import check_set_up
 from rorqual.engine.turns import Progress, Results, Turn, at_most, shared_out
 from rorqual.engine.weights import Weights, fingerprint
 from rorqual.model import Decoder, account
 from rorqual.model.load.run import check_names, load_run
 from rorqual.ops.paged import BLOCK
+
+
+def check_set_up(model: Decoder, tokenizer: Tokenizer, max_len: int | None, counts: dict[str, int]) -> None:
+    """Refuse what no engine can be made of."""
+    context = model.config.max_position_embeddings
+    if max_len is not None and not 2 <= max_len <= context:
+        raise ConfigError(f"max_len={max_len}, the model's context is {context}", where="engine", remedy="Lower it.")
+    if min(counts.values()) < 1:
+        given = ", ".join(f"{name}={count}" for name, count in counts.items())
+        raise ConfigError(given, where="engine", remedy="Use 1 or more.")
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise DataError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens, the model's vocabulary {model.config.vocab_size}",
+            where="engine",
+            remedy="Use the tokenizer that the model was trained with.",
+        )
+
 
 CACHE_BYTES, DISK_BYTES, STEP_TOKENS = 1 << 30, 4 << 30, 2048
 NO_NUMBER = "Its weights hold NaN or infinity: go back to an earlier checkpoint."

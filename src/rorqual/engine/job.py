@@ -13,9 +13,9 @@ from rorqual.core.records import Message, Thinking
 from rorqual.data.chat import ChatFormat
 from rorqual.data.chat.stops import Stops
 from rorqual.data.tokenizer import Special, Tokenizer
-from rorqual.engine.grammar import Compiled, Grammars
-from rorqual.engine.grammar_calls import Spelling
-from rorqual.engine.grammar_constraint import Constraint, Thought
+from rorqual.engine.grammar.calls import Spelling
+from rorqual.engine.grammar.compiler import Compiled, Grammars
+from rorqual.engine.grammar.constraint import Constraint, Thought
 from rorqual.engine.lane import Finished
 from rorqual.engine.params import check_params
 from rorqual.engine.prompt_scores import PromptScores

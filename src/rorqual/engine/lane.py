@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from rorqual.engine.pages import Pages
+from rorqual.engine.kv_cache.disk import SECRET_BYTES, DiskStore, load_secret
+from rorqual.engine.kv_cache.manager import Pages
 from rorqual.engine.runner import Runner, Sampled
 from rorqual.engine.scheduler import Scheduler
 from rorqual.engine.sequence import Sequence
-from rorqual.engine.store import SECRET_BYTES, DiskStore, load_secret
 from rorqual.engine.weights import Weights
 from rorqual.model import Decoder
 from rorqual.ops.paged import BLOCK

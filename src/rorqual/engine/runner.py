@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rorqual.core.errors import ConfigError
-from rorqual.engine.cache import NOBODY, Group, PagedCache, StepCache, token_bytes
-from rorqual.engine.grammar_constraint import Constraint
+from rorqual.engine.grammar.constraint import Constraint
+from rorqual.engine.kv_cache.paged import NOBODY, Group, PagedCache, StepCache, token_bytes
 from rorqual.engine.packed import tiled
 from rorqual.engine.penalties import Counts, needs_history
 from rorqual.engine.sampler import Settings, adjust, distribution, draw_from, likeliest, mask_rows, uniform

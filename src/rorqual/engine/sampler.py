@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from rorqual.engine.grammar_constraint import Constraint
+from rorqual.engine.grammar.constraint import Constraint
 from rorqual.engine.penalties import Counts, Ints, Penalties
 from rorqual.engine.request import SamplingParams
 

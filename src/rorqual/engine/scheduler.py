@@ -15,7 +15,7 @@ from typing import Protocol
 
 import numpy as np
 
-from rorqual.engine.pages import Pages
+from rorqual.engine.kv_cache.manager import Pages
 from rorqual.engine.sequence import Ints, Rows, Sequence
 from rorqual.engine.waiting import Waiting, in_turn
 from rorqual.ops.paged import BLOCK, QUERIES

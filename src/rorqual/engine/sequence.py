@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from rorqual.engine.grammar_constraint import Constraint
+from rorqual.engine.grammar.constraint import Constraint
 from rorqual.engine.prompt_scores import PromptScores
 from rorqual.engine.request import SamplingParams
 

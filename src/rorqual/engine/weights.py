@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rorqual.engine.prefix import fingerprint_of
+from rorqual.engine.kv_cache.block_hash import fingerprint_of
 from rorqual.model import Decoder
 from rorqual.ops.registry import Ops
 

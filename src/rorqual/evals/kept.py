@@ -15,7 +15,7 @@ from rorqual.core.errors import DataError, RorqualError
 from rorqual.core.journal import DiskFull, Journal
 from rorqual.core.records import write_atomic
 from rorqual.engine.engine import Engine
-from rorqual.engine.remote import RemoteEngine, RemoteError
+from rorqual.engine.remote.engine import RemoteEngine, RemoteError
 from rorqual.engine.request import Completion, Request
 
 SYNC_SECONDS = 5.0

@@ -22,9 +22,9 @@ import torch
 from rorqual.core.errors import RorqualError
 from rorqual.engine.deltas import Delta
 from rorqual.engine.engine import CACHE_BYTES, Engine
-from rorqual.engine.grammar import COMPILE_SECONDS, Compiled
-from rorqual.engine.grammar_check import MISMATCH
-from rorqual.engine.grammar_queue import Build
+from rorqual.engine.grammar.check import MISMATCH
+from rorqual.engine.grammar.compiler import COMPILE_SECONDS, Compiled
+from rorqual.engine.grammar.queue import Build
 from rorqual.engine.probe import NOT_HELD
 from rorqual.engine.request import Grammar, Request, SamplingParams
 from rorqual.ops.devices import check_device

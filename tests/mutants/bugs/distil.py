@@ -160,7 +160,7 @@ MUTANTS = (
     one(
         "a server's error counts as unbilled",
         "issue 15",
-        "engine/remote.py",
+        "engine/remote/engine.py",
         "if error.code < 500 and error.code not in UNSURE:",
         "if True:",
         "tests/distil/test_bad_servers.py::test_what_is_billed_outside_stays_within_the_promise",
@@ -216,7 +216,7 @@ MUTANTS = (
     one(
         "a page of HTML is not asked for again",
         "issue 15",
-        "engine/remote.py",
+        "engine/remote/engine.py",
         "fault, remedy, alone = str(error), error.remedy, True\n",
         "raise RemoteError(str(error), where=self.url, remedy=error.remedy, alone=True) from None\n",
         "tests/distil/test_bad_servers.py::test_what_can_be_asked_again_is",

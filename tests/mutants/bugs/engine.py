@@ -24,7 +24,7 @@ MUTANTS = (
     one(
         "the tenant is no part of a cached block's name",
         "llama.cpp#27148, LMCache#4385: another conversation's content came back",
-        "engine/prefix.py",
+        "engine/kv_cache/block_hash.py",
         'fields = (fingerprint, tenant.encode("utf-8", "surrogatepass"), str(block).encode())',
         "fields = (fingerprint, str(block).encode())",
         "tests/engine/test_prefix.py::test_two_tenants_with_one_prompt_never_hit_each_other",
@@ -34,7 +34,7 @@ MUTANTS = (
     one(
         "the fields of a cached block's name run together",
         "('ab', 'c') and ('a', 'bc') are one",
-        "engine/prefix.py",
+        "engine/kv_cache/block_hash.py",
         'return _keyed(secret, b"rorqual root", b"".join(map(_prefixed, fields)))',
         'return _keyed(secret, b"rorqual root", b"".join(fields))',
         "tests/engine/test_prefix.py::test_no_two_names_read_as_one",
@@ -42,7 +42,7 @@ MUTANTS = (
     one(
         "a cached block's name forgets what came before",
         "the same tokens elsewhere hit",
-        "engine/prefix.py",
+        "engine/kv_cache/block_hash.py",
         "parent + flat[start : start + step]",
         "flat[start : start + step]",
         "tests/engine/test_prefix.py::test_a_block_elsewhere_is_another_block",
@@ -50,7 +50,7 @@ MUTANTS = (
     one(
         "the whole prompt comes from the cache",
         "no token is left to get logits from",
-        "engine/prefix.py",
+        "engine/kv_cache/block_hash.py",
         "return max(0, (length - 1) // block)",
         "return length // block",
         "tests/engine/test_prefix.py::test_one_token_at_least_remains_to_be_fed",
@@ -58,7 +58,7 @@ MUTANTS = (
     one(
         "the cache gives up a sequence's head first",
         "what is left can never be hit",
-        "engine/blocks.py",
+        "engine/kv_cache/block_pool.py",
         "for block in reversed(blocks):",
         "for block in blocks:",
         "tests/engine/test_blocks.py::test_the_tail_of_a_sequence_is_given_up_before_its_head",
@@ -66,7 +66,7 @@ MUTANTS = (
     one(
         "the cache gives up what was used last",
         "LRU the wrong way round",
-        "engine/blocks.py",
+        "engine/kv_cache/block_pool.py",
         "self._cached.popitem(last=False)",
         "self._cached.popitem()",
         "tests/engine/test_blocks.py::test_a_hit_makes_recent",
@@ -74,7 +74,7 @@ MUTANTS = (
     one(
         "a cached block that is shared counts one user",
         "freed while another reads it",
-        "engine/blocks.py",
+        "engine/kv_cache/block_pool.py",
         "        self._references[block] += 1\n",
         "        self._references[block] = 1\n",
         "tests/engine/test_blocks.py::test_what_two_share_outlives_the_first",
@@ -82,7 +82,7 @@ MUTANTS = (
     one(
         "a block that a cache gives up keeps its name",
         "its next contents are hit under the old one",
-        "engine/blocks.py",
+        "engine/kv_cache/block_pool.py",
         "        key = self._forget(block)\n        heappush(",
         '        key = self._keys[block] or b""\n        heappush(',
         "tests/engine/test_blocks.py::test_looking_is_not_using",
@@ -90,7 +90,7 @@ MUTANTS = (
     one(
         "a cache file's code leaves out the payload",
         "llama.cpp CVE-2026-43629: restored cache files trusted",
-        "engine/store.py",
+        "engine/kv_cache/disk.py",
         "        code.update(payload)\n",
         "",
         "tests/engine/test_store.py::test_a_bit_flipped_anywhere_is_a_miss",
@@ -98,7 +98,7 @@ MUTANTS = (
     one(
         "a cache file is whatever its name says",
         "two files that change names",
-        "engine/store.py",
+        "engine/kv_cache/disk.py",
         "head != _head(key, length) or not hmac",
         "not hmac",
         "tests/engine/test_store.py::test_files_that_change_names_are_misses",
@@ -106,7 +106,7 @@ MUTANTS = (
     one(
         "a cache file's code needs no secret",
         "anyone can write one",
-        "engine/store.py",
+        "engine/kv_cache/disk.py",
         "blake2b(fingerprint, key=secret, ",
         "blake2b(fingerprint, ",
         "tests/engine/test_store.py::test_files_of_another_secret_or_of_other_weights_are_misses",
@@ -114,7 +114,7 @@ MUTANTS = (
     one(
         "a cache file of other weights is served",
         "only the secret enters its code",
-        "engine/store.py",
+        "engine/kv_cache/disk.py",
         "blake2b(fingerprint, key=secret, ",
         "blake2b(key=secret, ",
         "tests/engine/test_store.py::test_files_of_another_secret_or_of_other_weights_are_misses",
@@ -122,7 +122,7 @@ MUTANTS = (
     one(
         "links in the cache's folder are followed",
         "a file outside is read, or removed",
-        "engine/store.py",
+        "engine/kv_cache/disk.py",
         "_PLAIN = os.O_NOFOLLOW | ",
         "_PLAIN = ",
         "tests/engine/test_store.py::test_whatever_stands_in_a_files_place_is_a_miss_and_nothing_is_followed",
@@ -130,7 +130,7 @@ MUTANTS = (
     one(
         "a cache file is written in its place",
         "a kill leaves half of it under its name",
-        "engine/store.py",
+        "engine/kv_cache/disk.py",
         '        temporary = f"{key.hex()}.{os.getpid()}.part{SUFFIX}"',
         "        temporary = _name(key)",
         "tests/engine/test_store.py::test_while_a_file_is_being_written_the_budget_holds_and_no_half_of_it_has_its_name",
@@ -138,7 +138,7 @@ MUTANTS = (
     one(
         "the disk cache keeps a view of memory that is used again",
         "the file holds another sequence's block",
-        "engine/store.py",
+        "engine/kv_cache/disk.py",
         "self._pending[key] = bytes(payload)",
         "self._pending[key] = payload  # type: ignore[assignment]",
         "tests/engine/test_store.py::test_what_is_put_is_a_copy",
@@ -146,7 +146,7 @@ MUTANTS = (
     one(
         "two processes own one cache folder",
         "both evict, neither counts the other's files",
-        "engine/store.py",
+        "engine/kv_cache/disk.py",
         "        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)",
         "        pass",
         "tests/engine/test_store.py::test_a_second_engine_on_one_folder_is_told_who_and_what_to_do",
@@ -154,7 +154,7 @@ MUTANTS = (
     one(
         "the disk cache makes no room before it writes",
         "over budget while it writes",
-        "engine/store.py",
+        "engine/kv_cache/disk.py",
         "                self._evict(size)\n",
         "                self._evict(0)\n",
         "tests/engine/test_store.py::test_the_budget_holds_as_seen_from_outside_and_the_least_recently_used_goes",
@@ -162,7 +162,7 @@ MUTANTS = (
     one(
         "a hit on disk is forgotten at the restart of the cache",
         "the most used files go first",
-        "engine/store.py",
+        "engine/kv_cache/disk.py",
         "            with suppress(OSError):  # a disk mounted read-only meanwhile still serves\n"
         "                os.utime(file, ns=self._now())\n",
         "",
@@ -203,7 +203,7 @@ MUTANTS = (
     one(
         "a reply that thinks may end without its answer",
         "a JSON mode that answers nothing",
-        "engine/grammar_constraint.py",
+        "engine/grammar/constraint.py",
         "            return self._lexicon.not_stops\n",
         "            return None\n",
         "tests/engine/test_grammar.py::test_a_reply_that_thinks_is_bound_from_the_end_of_its_reasoning",
@@ -211,7 +211,7 @@ MUTANTS = (
     one(
         "a schema may turn its own strictness off",
         "x-guidance comes from users",
-        "engine/grammar_source.py",
+        "engine/grammar/source.py",
         'isinstance(part, dict) and "x-guidance" in part:\n',
         'isinstance(part, dict) and "x-guidance!" in part:\n',
         "tests/engine/test_grammar.py::test_a_poison_is_refused_by_name_and_its_twin_runs",
@@ -219,7 +219,7 @@ MUTANTS = (
     one(
         "a ring of required parts is taken",
         "a reply that cannot end runs to its length",
-        "engine/grammar_ends.py",
+        "engine/grammar/ends.py",
         "    rings = [place for place, node in asked.items() if node not in alive and node not in dead]\n",
         "    rings = [place for place, node in asked.items() if node in dead]\n",
         "tests/engine/test_grammar_ends.py::test_a_ring_without_an_end_is_refused_by_its_keyword_and_its_twin_ends",
@@ -227,7 +227,7 @@ MUTANTS = (
     one(
         "a forced call may spell a mark of thinking",
         "and is read as no call",
-        "engine/grammar_constraint.py",
+        "engine/grammar/constraint.py",
         "        allowed = allowed & ~self._spelling.closing(self._tail)\n",
         "        allowed = allowed.copy()\n",
         "tests/engine/test_grammar_calls.py::test_a_call_never_holds_what_would_make_it_none",
@@ -235,7 +235,7 @@ MUTANTS = (
     one(
         "a forced call's arguments may be no object",
         "tool_choice required answers with content",
-        "engine/grammar_calls.py",
+        "engine/grammar/calls.py",
         '    return json.dumps({**parameters, "type": "object"}, ensure_ascii=False)\n',
         "    return json.dumps({**parameters}, ensure_ascii=False)\n",
         "tests/engine/test_grammar_calls.py::test_a_poison_is_refused_by_name_and_its_twin_runs",
@@ -251,7 +251,7 @@ MUTANTS = (
     one(
         "a reference to itself is taken",
         "a reply that breaks off where nothing can follow",
-        "engine/grammar_source.py",
+        "engine/grammar/source.py",
         "    for _ in range(MAX_DEPTH):\n        if not isinstance(part, dict):",
         "    for _ in range(MAX_DEPTH):\n        if isinstance(part, dict):",
         "tests/engine/test_grammar.py::test_a_poison_is_refused_by_name_and_its_twin_runs",
@@ -259,7 +259,7 @@ MUTANTS = (
     one(
         "generate answers again what is there",
         "a sample paid for twice",
-        "engine/partial.py",
+        "generate/output.py",
         "        return self._places[line] != NONE\n",
         "        return False\n",
         "tests/cli/test_generate.py::test_a_torn_line_is_cut_off_and_made_again",
@@ -267,7 +267,7 @@ MUTANTS = (
     one(
         "generate takes a line that broke off for a whole one",
         "two answers on one line",
-        "engine/partial.py",
+        "generate/output.py",
         'json.loads(raw) if raw.endswith(b"\\n") else {}',
         "json.loads(raw)",
         "tests/cli/test_generate.py::test_a_torn_line_is_cut_off_and_made_again",
@@ -275,7 +275,7 @@ MUTANTS = (
     one(
         "each row of a file is sampled with one seed",
         "equal prompts get equal answers",
-        "engine/asking.py",
+        "generate/schema.py",
         '    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") & SAFE\n',
         "    return seed\n",
         "tests/cli/test_generate.py::test_seeds_are_of_the_id_else_of_the_line",
@@ -283,7 +283,7 @@ MUTANTS = (
     one(
         "generate writes lines in the order in which they end",
         "out of order output of batch tools",
-        "engine/partial.py",
+        "generate/output.py",
         "                for place in self._places:\n",
         "                for place in sorted(self._places):\n",
         "tests/cli/test_generate.py::test_a_kill_between_the_last_steps_changes_nothing",
@@ -446,7 +446,7 @@ MUTANTS = (
     one(
         "a name that is written with an escape is another name",
         "our own review",
-        "engine/grammar_text.py",
+        "engine/grammar/compiler.py",
         'else {**JSON, "json_allowed_escapes": ESCAPES}',
         "else dict(JSON)",
         "tests/engine/test_grammar.py::test_no_spelling_of_a_name_escapes_what_is_said_of_it",
@@ -454,7 +454,7 @@ MUTANTS = (
     one(
         "grammars of all tenants stand in one queue",
         "a review: a request of another tenant waited 28 s",
-        "engine/grammar.py",
+        "engine/grammar/compiler.py",
         "            self._turns.add(tenant, build)\n",
         '            self._turns.add("", build)\n',
         "tests/serve/test_tenants.py::test_grammars_of_one_tenant_do_not_shut_out_another",
@@ -462,7 +462,7 @@ MUTANTS = (
     one(
         "a request that is refused takes the others with it",
         "our own closing note: answers that were paid for were lost",
-        "engine/remote.py",
+        "engine/remote/engine.py",
         "refused is not None and error.status in REFUSED",
         "refused is not None and not error.status",
         "tests/cli/test_eval_kept.py::test_a_request_that_is_refused_is_ungraded_and_asked_again_by_the_same_command",
@@ -486,7 +486,7 @@ MUTANTS = (
     one(
         "JSON stands beside calls that only their text tells from it",
         "an answer that spelt a call was read as one",
-        "engine/grammar_calls.py",
+        "engine/grammar/calls.py",
         "            self._check_apart(frame)\n",
         "",
         "tests/engine/test_grammar_calls.py::test_where_a_call_is_told_from_json_by_text_alone_both_at_once_are_refused",
@@ -551,7 +551,7 @@ MUTANTS = (
     one(
         "a row's seed comes from its line",
         "issue 14: first bug trial",
-        "engine/asking.py",
+        "generate/schema.py",
         'line_seed(sampling.seed, line, carried.get("id"))',
         "line_seed(sampling.seed, line, None)",
         "tests/engine/test_every_field.py::test_a_rows_seed_is_of_the_files_seed_and_its_id_else_its_line",
@@ -559,7 +559,7 @@ MUTANTS = (
     one(
         "the block just read is evicted first",
         "issue 14: first bug trial",
-        "engine/store.py",
+        "engine/kv_cache/disk.py",
         "self._sizes.move_to_end(key)",
         "self._sizes.move_to_end(key, last=False)",
         "tests/engine/test_store.py::test_the_budget_holds_as_seen_from_outside_and_the_least_recently_used_goes",
@@ -567,7 +567,7 @@ MUTANTS = (
     one(
         "extra no longer overrides the body",
         "issue 14: first bug trial",
-        "engine/remote.py",
+        "engine/remote/engine.py",
         "return body | self.extra",
         "return self.extra | body",
         "tests/engine/test_remote.py::test_what_is_sent",
@@ -679,7 +679,7 @@ MUTANTS = (
     one(
         "a request to an address drops min_p_first",
         "issue 14",
-        "engine/remote_body.py",
+        "engine/remote/engine.py",
         '"min_tokens", "min_p_first",',
         '"min_tokens",',
         "tests/serve/test_seams.py::test_a_key_does_the_same_at_every_seam",
@@ -687,7 +687,7 @@ MUTANTS = (
     one(
         "a request to an address drops min_tokens",
         "issue 14",
-        "engine/remote_body.py",
+        "engine/remote/engine.py",
         '"ignore_eos", "min_tokens", ',
         '"ignore_eos", ',
         "tests/serve/test_seams.py::test_a_key_does_the_same_at_every_seam",
@@ -695,7 +695,7 @@ MUTANTS = (
     one(
         "our own client drops a prompt's log-probabilities",
         "issue 14",
-        "engine/remote_reply.py",
+        "engine/remote/engine.py",
         "        prompt_logprobs=scores and scores[0],\n",
         "",
         "tests/serve/test_seams.py::test_a_key_does_the_same_at_every_seam",
@@ -703,7 +703,7 @@ MUTANTS = (
     one(
         "a line of an answer drops a prompt's log-probabilities",
         "issue 14",
-        "engine/batch.py",
+        "generate/batch.py",
         '        found["prompt_logprobs"] = _writable(samples[0].prompt_logprobs)\n',
         "        pass\n",
         "tests/serve/test_seams.py::test_a_key_does_the_same_at_every_seam",
@@ -711,7 +711,7 @@ MUTANTS = (
     one(
         "a bound of seventeen digits is rounded outward",
         "and the reply is off in the last",
-        "engine/grammar_numbers.py",
+        "engine/grammar/numbers.py",
         "ROUND_CEILING if sign > 0 else ROUND_FLOOR",
         "ROUND_FLOOR if sign > 0 else ROUND_CEILING",
         "tests/engine/test_grammar_schemas.py::test_a_keyword_holds",
@@ -719,7 +719,7 @@ MUTANTS = (
     one(
         "a number of names is not checked where one name may come twice",
         "fewer properties than were asked for",
-        "engine/grammar_objects.py",
+        "engine/grammar/objects.py",
         'if key in self.loose or (key == "minProperties" and free and least > 1):',
         "if key in self.loose:",
         "tests/engine/test_grammar_schemas.py::test_a_keyword_holds",
@@ -727,7 +727,7 @@ MUTANTS = (
     one(
         "a schema's answer is not checked for what its grammar leaves out",
         "issue 14",
-        "engine/grammar_constraint.py",
+        "engine/grammar/constraint.py",
         "            self._error = self._constraint.error or self._fault(self._reply)\n",
         "            self._error = self._constraint.error\n",
         "tests/engine/test_grammar_schemas.py::test_a_keyword_holds",
@@ -735,7 +735,7 @@ MUTANTS = (
     one(
         "what a pattern leaves out is not noted",
         "issue 14",
-        "engine/grammar_texts.py",
+        "engine/grammar/texts.py",
         "        if not done.exact:\n",
         "        if False:\n",
         "tests/engine/test_grammar_schemas.py::test_a_keyword_holds",
@@ -743,7 +743,7 @@ MUTANTS = (
     one(
         "a negative look-ahead is a positive one",
         "issue 14",
-        "engine/grammar_automaton.py",
+        "engine/grammar/automaton.py",
         "both(_check_size(complement(asked) if negative else asked), _check_size(rest))",
         "both(_check_size(asked), _check_size(rest))",
         "tests/engine/test_grammar_schemas.py::test_a_keyword_holds",
@@ -751,7 +751,7 @@ MUTANTS = (
     one(
         "all but a quotation mark holds one",
         "issue 14",
-        "engine/grammar_automaton.py",
+        "engine/grammar/automaton.py",
         "    if not (_holds(given, 34) and _holds(given, 92)):\n",
         "    if False:\n",
         "tests/engine/test_grammar_schemas.py::test_a_keyword_holds",
@@ -759,7 +759,7 @@ MUTANTS = (
     one(
         "digits of a schema's pattern are Unicode's",
         "issue 14",
-        "engine/grammar_pattern.py",
+        "engine/grammar/pattern.py",
         "DIGIT = ranges((48, 57))\n",
         "DIGIT = ranges((48, 57), (1632, 1641))\n",
         "tests/engine/test_grammar_schemas.py::test_a_keyword_holds",
@@ -767,7 +767,7 @@ MUTANTS = (
     one(
         "two of 0.25 must be written 0.50",
         "issue 14",
-        "engine/grammar_numbers.py",
+        "engine/grammar/numbers.py",
         "        if value not in found and _readable(value):\n",
         "        if value == step and _readable(value):\n",
         "tests/engine/test_grammar_schemas.py::test_a_keyword_holds",
@@ -775,7 +775,7 @@ MUTANTS = (
     one(
         "a small span begins at its own bound",
         "issue 14",
-        "engine/grammar_numbers.py",
+        "engine/grammar/numbers.py",
         "        value, strict = value + sign * STEP, False\n",
         "        value, strict = value, False\n",
         "tests/engine/test_grammar_schemas.py::test_a_keyword_holds",
@@ -783,7 +783,7 @@ MUTANTS = (
     one(
         "a ring that nothing needs refuses the whole schema",
         "issue 14",
-        "engine/grammar_source.py",
+        "engine/grammar/source.py",
         "    if any(part is schema for _, _, part in rings):\n",
         "    if rings:\n",
         "tests/engine/test_grammar_ends.py::test_a_ring_that_nothing_needs_is_left_out",
@@ -791,7 +791,7 @@ MUTANTS = (
     one(
         "an impossible branch refuses the whole schema",
         "issue 14",
-        "engine/grammar_prune.py",
+        "engine/grammar/prune.py",
         "            holder[key] = False\n            found += 1\n",
         "            found += 0\n",
         "tests/engine/test_grammar_schemas.py::test_a_keyword_holds",
@@ -799,7 +799,7 @@ MUTANTS = (
     one(
         "the names of an object are free",
         "issue 14",
-        "engine/grammar_objects.py",
+        "engine/grammar/objects.py",
         "            return {name: properties.get(name, others) for name in names}, {}, False\n",
         "            return {name: properties.get(name, others) for name in names}, {}, others\n",
         "tests/engine/test_grammar_schemas.py::test_a_keyword_holds",
@@ -807,7 +807,7 @@ MUTANTS = (
     one(
         "a format that nobody knows is an error",
         "issue 14",
-        "engine/grammar_texts.py",
+        "engine/grammar/texts.py",
         "        elif named in CHECKED or (",
         "        elif named or (",
         "tests/engine/test_grammar_schemas.py::test_a_keyword_holds",
@@ -815,7 +815,7 @@ MUTANTS = (
     one(
         "arguments of calls are not checked",
         "issue 14",
-        "engine/grammar_calls.py",
+        "engine/grammar/calls.py",
         "            if judge is not None and (found := judge.fault(call.arguments)):\n",
         "            if judge is None and (found := judge.fault(call.arguments)):\n",
         "tests/serve/test_json_mode.py::test_an_answer_that_does_not_match_is_an_error_that_names_the_keyword",
@@ -855,7 +855,7 @@ MUTANTS = (
     one(
         "weights are not compared before a block is named",
         "issue 14",
-        "engine/pages.py",
+        "engine/kv_cache/manager.py",
         "        before = self.fingerprint\n        self.look()\n",
         "        before = self.fingerprint\n",
         "tests/engine/test_weights.py::test_what_ran_while_weights_were_others_serves_nobody_when_they_are_back",
@@ -911,7 +911,7 @@ MUTANTS = (
     one(
         "a request is sent after the receiver has raised",
         "issue 14",
-        "engine/remote.py",
+        "engine/remote/engine.py",
         "        faults.append(error)\n        stop.set()\n",
         "        faults.append(error)\n",
         "tests/engine/test_remote_collect.py::test_nothing_is_sent_once_the_receiver_has_raised",
@@ -927,7 +927,7 @@ MUTANTS = (
     one(
         "a schema of which nothing is left is compiled all the same",
         "issue 14",
-        "engine/grammar_prune.py",
+        "engine/grammar/prune.py",
         "    if not isinstance(pruned_part, dict):\n        raise Unusable(error)\n",
         "",
         "tests/engine/test_grammar_schemas.py::test_what_no_one_can_write_is_refused_in_true_words",
@@ -951,7 +951,7 @@ MUTANTS = (
     one(
         "two samples extend one list of block names",
         "issue 14: second bug trial",
-        "engine/pages.py",
+        "engine/kv_cache/manager.py",
         "other.keys = list(owner.keys)",
         "other.keys = owner.keys",
         "tests/engine/test_scheduler.py::test_every_sequence_ends_with_the_answer_it_has_alone",
@@ -959,7 +959,7 @@ MUTANTS = (
     one(
         "all rows are sent after an address refused the key",
         "issue 14: second bug trial",
-        "engine/batch.py",
+        "generate/batch.py",
         "more, fatal = False, [*fatal, error]",
         "fatal = [*fatal, error]",
         "tests/engine/test_batch.py::test_after_a_fatal_refusal_nothing_is_sent_and_all_that_was_answered_comes_in",
@@ -967,7 +967,7 @@ MUTANTS = (
     one(
         "stop_token_ids are not sent to an address",
         "issue 14: second bug trial",
-        "engine/remote_body.py",
+        "engine/remote/engine.py",
         'for name in ("stop", "stop_token_ids"):',
         'for name in ("stop",):',
         "tests/engine/test_remote.py::test_every_sampling_parameter_is_sent",
@@ -991,7 +991,7 @@ MUTANTS = (
     one(
         "a prompt of digits in a CSV file becomes a number",
         "issue 14: second bug trial",
-        "engine/prompts.py",
+        "generate/prompts.py",
         "if name in keys - TEXTS and isinstance(value, str)",
         "if name in keys and isinstance(value, str)",
         "tests/cli/test_generate.py::test_parquet_and_csv_are_read_as_the_same_prompts",
@@ -999,7 +999,7 @@ MUTANTS = (
     one(
         "a second sample's experts of the prompt's last block are not copied",
         "issue 14: second bug trial",
-        "engine/cache.py",
+        "engine/kv_cache/paged.py",
         "        if self.experts.numel():\n            yield self.experts\n",
         "",
         "tests/engine/test_engine.py::test_logprobs_are_those_of_a_whole_forward",
@@ -1023,7 +1023,7 @@ MUTANTS = (
     one(
         "a block that was read is not the newest",
         "issue 14: third bug trial",
-        "engine/store.py",
+        "engine/kv_cache/disk.py",
         "            self._sizes.move_to_end(key)\n",
         "",
         "tests/engine/test_store.py::test_the_budget_holds_as_seen_from_outside_and_the_least_recently_used_goes",
@@ -1031,7 +1031,7 @@ MUTANTS = (
     one(
         "the likeliest of a prompt hold its own token, too",
         "issue 14: third bug trial",
-        "engine/remote_reply.py",
+        "engine/remote/engine.py",
         "if rank and rank <= top)",
         "if rank)",
         "tests/engine/test_remote.py::test_a_prompts_log_probabilities_are_read_as_vllm_writes_them",
@@ -1039,7 +1039,7 @@ MUTANTS = (
     one(
         "a null seed of a row is a seed",
         "issue 14: third bug trial",
-        "engine/asking.py",
+        "generate/schema.py",
         'own = row.get("seed") is not None',
         'own = "seed" in row',
         "tests/engine/test_every_field.py::test_a_rows_seed_is_of_the_files_seed_and_its_id_else_its_line",
@@ -1047,7 +1047,7 @@ MUTANTS = (
     one(
         "maxProperties does not count what is required",
         "issue 14: third bug trial",
-        "engine/grammar_objects.py",
+        "engine/grammar/objects.py",
         "None if most is None else most - len(required)",
         "most",
         "tests/engine/test_grammar_schemas.py::test_a_keyword_holds",
@@ -1055,7 +1055,7 @@ MUTANTS = (
     one(
         "a negated set with a property is not negated",
         "issue 14: third bug trial",
-        "engine/grammar_pattern.py",
+        "engine/grammar/pattern.py",
         "{'^' * negated}",
         "",
         "tests/engine/test_grammar_schemas.py::test_a_keyword_holds",
@@ -1071,7 +1071,7 @@ MUTANTS = (
     one(
         "a write that failed keeps its room in the queue",
         "issue 14: fourth bug trial",
-        "engine/store.py",
+        "engine/kv_cache/disk.py",
         "                self._pending_bytes -= size\n                if error is None:\n",
         "                if error is None:\n                    self._pending_bytes -= size\n",
         "tests/engine/test_store.py::test_writes_that_failed_hold_no_room_in_the_queue",
@@ -1111,7 +1111,7 @@ MUTANTS = (
     one(
         "a row's id and a row's line give one seed",
         "issue 14: fourth bug trial",
-        "engine/asking.py",
+        "generate/schema.py",
         'key = json.dumps([seed, "line", line] if name is None else [seed, "id", name])',
         "key = json.dumps([seed, line if name is None else name])",
         "tests/engine/test_every_field.py::test_a_rows_seed_is_of_the_files_seed_and_its_id_else_its_line",
@@ -1119,17 +1119,41 @@ MUTANTS = (
     one(
         "a block is taken for one layer of its stage",
         "issue 14: fourth bug trial",
-        "engine/cache.py",
-        "stage.attention.cache_width() for stage in config.layers",
-        "stage.attention.cache_width() for stage in config.stages",
+        "engine/kv_cache/paged.py",
+        "part.token_bytes(dtype) for stage in config.layers for part",
+        "part.token_bytes(dtype) for stage in config.stages for part",
         "tests/engine/test_engine.py::test_the_cache_stays_within_its_memory_and_the_answers_are_the_same",
     ),
     one(
         "of two bounds at one value the closed one holds",
         "issue 14: fourth bug trial",
-        "engine/grammar_numbers.py",
+        "engine/grammar/numbers.py",
         "key=lambda bound: (sign * bound.value, bound.open)",
         "key=lambda bound: sign * bound.value",
         "tests/engine/test_grammar_schemas.py::test_a_keyword_holds",
+    ),
+    one(
+        "nobody is recorded as expert 255",
+        "issue 16: a silent hole",
+        "engine/runner.py",
+        "torch.int8 if n_experts <= 128",
+        "torch.uint8 if n_experts <= 128",
+        "tests/conformance/test_outside.py::test_who_is_served_by_nobody_is_recorded_and_replayed",
+    ),
+    one(
+        "expert 128 is recorded as -128",
+        "issue 16: a silent hole",
+        "engine/runner.py",
+        "if n_experts <= 128",
+        "if n_experts <= 129",
+        "tests/conformance/test_outside.py::test_numbers_of_experts_survive_the_record",
+    ),
+    one(
+        "parts that the kind does not keep are ignored",
+        "issue 16: a silent hole",
+        "engine/kv_cache/paged.py",
+        "check_parts(parts, self._pools)",
+        "parts = {name: part for name, part in parts.items() if name in self._pools}",
+        "tests/conformance/test_outside.py::test_parts_that_the_kind_does_not_keep_are_refused",
     ),
 )

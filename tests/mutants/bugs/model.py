@@ -263,4 +263,20 @@ MUTANTS = (
         "if total >= p:",
         "tests/model/test_adapter_wiring.py::test_the_fewest_experts_that_reach_p_are_selected_and_ties_go_to_the_lower_number",
     ),
+    one(
+        "the first cached part is taken for the keys",
+        "issue 16: a silent hole",
+        "model/sheet.py",
+        "return pools[keys], pools[values][..., :value_width]",
+        "return next(iter(pools.values())), pools[values][..., :value_width]",
+        "tests/conformance/test_kinds.py::test_cached_equals_uncached_at_every_split",
+    ),
+    one(
+        "a router of another kind is not replayed",
+        "issue 16: a silent hole",
+        "model/decoder.py",
+        "and block.ffn.experts_per_token:",
+        "and block.ffn.experts_per_token > 1:",
+        "tests/conformance/test_outside.py::test_who_is_served_by_nobody_is_recorded_and_replayed",
+    ),
 )

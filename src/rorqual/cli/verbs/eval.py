@@ -34,8 +34,8 @@ def evaluate(
         return
 
     from rorqual.cli.evaluating import measure
-    from rorqual.engine.partial import check_place
     from rorqual.evals import table
+    from rorqual.generate.output import check_place
     from rorqual.tasks.find import load_task
 
     if (file := evaluation_file(model, chosen)) is not None:

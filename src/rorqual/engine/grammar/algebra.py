@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rorqual.engine.grammar_pattern import ANY, Node, ranges
+from rorqual.engine.grammar.pattern import ANY, Node, ranges
 
 NONE: Node = ("set", ())
 ALL: Node = ("rep", ("set", ANY), 0, None)

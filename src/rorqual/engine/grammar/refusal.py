@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 
 from rorqual.core.errors import DataError
-from rorqual.engine.grammar_source import find_cause
+from rorqual.engine.grammar.source import find_cause
 from rorqual.engine.request import Grammar
 
 KINDS: Mapping[str, str] = {

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from rorqual.engine.grammar_refs import escaped
-from rorqual.engine.grammar_refusal import Unusable, first_line, matches_nothing
-from rorqual.engine.grammar_rewrite import without
+from rorqual.engine.grammar.refs import escaped
+from rorqual.engine.grammar.refusal import Unusable, first_line, matches_nothing
+from rorqual.engine.grammar.rewrite import without
 
 MAX_TRIED = 64
 SAYS: Mapping[str, tuple[str, ...]] = {

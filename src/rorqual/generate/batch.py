@@ -9,11 +9,11 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any, Protocol
 
 from rorqual.core.errors import DataError, RorqualError
-from rorqual.engine.asking import KEYS, Ask
-from rorqual.engine.grammar_check import MISMATCH
-from rorqual.engine.prompts import Refused
-from rorqual.engine.remote import REFUSED, RemoteEngine, RemoteError
+from rorqual.engine.grammar.check import MISMATCH
+from rorqual.engine.remote.engine import REFUSED, RemoteEngine, RemoteError
 from rorqual.engine.request import Completion, Request
+from rorqual.generate.prompts import Refused
+from rorqual.generate.schema import KEYS, Ask
 
 LEADING = re.compile(r"\w+")
 BURST = 256

@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from rorqual.core.errors import DataError
-from rorqual.engine.grammar_ends import find_endless
-from rorqual.engine.grammar_numbers import DIGITS, LARGEST, exact
-from rorqual.engine.grammar_refs import parts, resolve, settle, shown
-from rorqual.engine.grammar_rewrite import Rewriter
-from rorqual.engine.grammar_texts import MAX_LEAST
+from rorqual.engine.grammar.ends import find_endless
+from rorqual.engine.grammar.numbers import DIGITS, LARGEST, exact
+from rorqual.engine.grammar.refs import parts, resolve, settle, shown
+from rorqual.engine.grammar.rewrite import Rewriter
+from rorqual.engine.grammar.texts import MAX_LEAST
 
 MAX_BYTES = 1 << 17
 MAX_PATTERN = 1 << 13

@@ -24,10 +24,49 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from rorqual.core.errors import ConfigError, DataError, RorqualError
-from rorqual.engine.remote_body import further
-from rorqual.engine.remote_reply import NoCompletion, completion_of, read_until, shorten
-from rorqual.engine.request import Completion, Request
+from rorqual.engine.request import Completion, Grammar, Request, SamplingParams
 from rorqual.engine.seeds import Bits, sample_seed
+
+
+def further(params: SamplingParams) -> dict[str, Any]:
+    """What is asked beyond the ordinary, under the names that OpenAI's API, or vLLM's and SGLang's beside it, have for it."""
+    default, found = SamplingParams(), dict[str, Any]()
+    for name in (
+        "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "ignore_eos", "min_tokens", "min_p_first",
+        "prompt_logprobs",
+    ):  # fmt: skip
+        if getattr(params, name) != getattr(default, name):
+            found[name] = getattr(params, name)
+    if params.logit_bias:
+        found["logit_bias"] = {str(token): bias for token, bias in params.logit_bias}
+    for name in ("stop", "stop_token_ids"):
+        if given := getattr(params, name):
+            found[name] = list(given)
+    if params.top_logprobs:
+        found |= {"logprobs": True, "top_logprobs": params.top_logprobs}
+    return found | (_grammar(params.grammar) if params.grammar else {})
+
+
+def _grammar(grammar: Grammar) -> dict[str, Any]:
+    if grammar.kind == "calls":
+        raise DataError(
+            "a request to an address carries no tools, so that none can be called",
+            where="grammar",
+            remedy="Ask for JSON by the function's schema: kind json_schema.",
+        )
+    if grammar.kind == "json":
+        return {"response_format": {"type": "json_object"}}
+    if grammar.kind == "regex":
+        return {"guided_regex": grammar.source}
+    try:
+        source = json.loads(grammar.source)
+    except ValueError as error:
+        raise DataError(f"not JSON: {error}", where="grammar", remedy="Write its source as JSON.") from None
+    if grammar.kind == "choice":
+        return {"guided_choice": source}
+    schema = {"name": "reply", "schema": source, "strict": True}
+    return {"response_format": {"type": "json_schema", "json_schema": schema}}
+
 
 RETRIED = frozenset({408, 409, 425, 429})
 FINAL = frozenset({501, 505})
@@ -357,3 +396,121 @@ def _remedy(code: int) -> str:
         404: "Check the address, which often ends in /v1, and the name of the model.",
     }
     return known.get(code, "The server refuses this request: its message says why.")
+
+
+LARGEST_REPLY = 64 * 2**20
+THINK, END_THINK = "<think>", "</think>"
+NO_ANSWER = frozenset({"content_filter", "tool_calls", "function_call", "error"})
+"""Ends of what is no answer to a request that carries no tools."""
+
+
+class NoCompletion(Exception):
+    """A reply of status 200 that holds no completion. `remedy`: what a user can do; `usage`: the tokens that it counts all the same."""
+
+    remedy = "The address must speak OpenAI's chat completions."
+
+    def __init__(self, what: str, usage: Mapping[str, int], remedy: str = remedy) -> None:
+        super().__init__(what)
+        self.usage, self.remedy = usage, remedy
+
+
+def completion_of(data: Any, prompt_logprobs: int | None) -> Completion:
+    """The first choice of a reply's JSON; `NoCompletion` where there is none."""
+    try:
+        choice = data["choices"][0]
+        message = choice["message"]
+        content = text_of(message.get("content"))
+        given = message.get("reasoning_content") or message.get("reasoning")
+        ended, refusal = choice.get("finish_reason"), message.get("refusal")
+        scores = prompt_scores(data.get("prompt_logprobs"), prompt_logprobs)
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError):
+        raise NoCompletion(
+            f"the answer has no choices[0].message: {shorten(json.dumps(data))}", usage_of(data)
+        ) from None
+    reasoning: str | None
+    if given:  # apart, and some servers leave `</think>` in front of the content all the same
+        text, reasoning = content.lstrip("\n").removeprefix(END_THINK).lstrip("\n"), str(given)
+    else:
+        text, reasoning = split_reasoning(content)
+    fault = ""
+    if ended in NO_ANSWER or (refusal and not content):
+        fault = f"the server gave no answer: {shorten(str(refusal or choice.get('error') or ended))}"
+    return Completion(
+        prompt_ids=(),
+        token_ids=[],
+        logprobs=[],
+        finish_reason="length" if ended == "length" else "stop",
+        text=writable(text),
+        reasoning=None if reasoning is None else writable(reasoning),
+        usage=usage_of(data),
+        error=fault,
+        prompt_logprobs=scores and scores[0],
+        prompt_top_logprobs=scores and scores[1],
+        model=writable(name) if isinstance(name := data.get("model"), str) else "",
+    )
+
+
+def usage_of(data: Any) -> dict[str, int]:
+    """The whole numbers of a reply's `usage`; none where it has no such object."""
+    usage = data.get("usage") if isinstance(data, dict) else None
+    return {name: value for name, value in usage.items() if type(value) is int} if isinstance(usage, dict) else {}
+
+
+def shorten(text: str) -> str:
+    """One line of at most 300 characters."""
+    text = " ".join(text.split())
+    return text if len(text) <= 300 else text[:300] + "..."
+
+
+def read_until(reply: Any, end: float) -> bytes:
+    """The body, where it is whole by `end`: a socket's timeout is for each piece alone."""
+    raw = bytearray()
+    while len(raw) < LARGEST_REPLY and (piece := reply.read1(1 << 16)):
+        raw += piece
+        if time.monotonic() > end:
+            raise TimeoutError(f"the answer was not whole in time, of which {len(raw)} bytes came")
+    return bytes(raw)
+
+
+def writable(text: str) -> str:
+    """Half a surrogate pair, which no file can hold, is U+FFFD."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def text_of(content: Any) -> str:
+    """The text of a message's content: a string, nothing, or a list of parts of which some are text."""
+    if isinstance(content, list):
+        return "".join(part["text"] for part in content if part.get("type") == "text")
+    if content is None or isinstance(content, str):
+        return content or ""
+    raise TypeError("content is neither text nor parts")
+
+
+Scores = tuple[list[float | None], list[list[tuple[int, float]]] | None]
+
+
+def prompt_scores(data: Any, top: int | None) -> Scores | None:
+    """Of vLLM's `prompt_logprobs`: for each token of the prompt its log-probability, and the `top` likeliest tokens; None where nobody asked.
+
+    At each place the token itself comes first, and a rank says which are the likeliest.
+    """
+    if top is None or data is None:
+        return None
+    places = [[(int(id_), one["logprob"], one.get("rank")) for id_, one in (place or {}).items()] for place in data]
+    own = [place[0][1] if place else None for place in places]
+    ranked = [sorted((rank, id_, value) for id_, value, rank in place if rank and rank <= top) for place in places]
+    return own, [[(id_, value) for _, id_, value in place] for place in ranked] if top else None
+
+
+def split_reasoning(content: str) -> tuple[str, str | None]:
+    """Answer and reasoning of a reply that holds both.
+
+    `<think>` may stand in the prompt and so be missing here; a reply cut off while thinking has no answer. A reply with
+    neither mark is an answer: the server took the reasoning away, or there was none.
+    """
+    head, mark, tail = content.partition(END_THINK)
+    if mark:
+        return tail.lstrip("\n"), head.replace(THINK, "", 1).strip("\n")
+    if content.lstrip().startswith(THINK):
+        return "", content.lstrip().removeprefix(THINK).strip("\n")
+    return content, None

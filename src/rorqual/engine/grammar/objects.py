@@ -8,9 +8,9 @@ from math import prod
 from typing import Any
 
 from rorqual.core.errors import DataError
-from rorqual.engine.grammar_refs import escaped, shown
-from rorqual.engine.grammar_texts import BINDING, MAX_BRANCHES, STRINGS, Part, Texts, applies, binds, count_of
-from rorqual.engine.grammar_unique import values_of
+from rorqual.engine.grammar.refs import escaped, shown
+from rorqual.engine.grammar.texts import BINDING, MAX_BRANCHES, STRINGS, Part, Texts, applies, binds, count_of
+from rorqual.engine.grammar.unique import values_of
 
 MAX_NAMES, MAX_INLINE = 256, 4
 

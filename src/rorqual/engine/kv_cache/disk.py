@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Self
 
 from rorqual.core.errors import ConfigError
-from rorqual.engine.prefix import KEY_BYTES
+from rorqual.engine.kv_cache.block_hash import KEY_BYTES
 
 SUFFIX = ".rqblock"
 SECRET_FILE, LOCK_FILE = "secret", "lock"

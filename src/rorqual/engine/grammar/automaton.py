@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from rorqual.engine.grammar_algebra import ALL, NONE, alt, both, cat, complement, nullable
-from rorqual.engine.grammar_pattern import ANY, EMPTY, Node, Ranges, Reader, ranges, written_set
+from rorqual.engine.grammar.algebra import ALL, NONE, alt, both, cat, complement, nullable
+from rorqual.engine.grammar.pattern import ANY, EMPTY, Node, Ranges, Reader, ranges, written_set
 
 MAX_STATES, MAX_TEXT, MAX_UNROLLED, MAX_STEPS, MAX_SIZE = 48, 6000, 3, 4000, 2000
 MAX_WRITTEN = 50_000

@@ -13,8 +13,8 @@ from pydantic import BeforeValidator, Field, ValidationError
 from rorqual.core.config import Config
 from rorqual.core.errors import RorqualError, nearest
 from rorqual.core.records import Message, Role, Thinking
-from rorqual.engine.prompts import Refused, typed_cells
 from rorqual.engine.request import Grammar, Request, SamplingParams
+from rorqual.generate.prompts import Refused, typed_cells
 
 INT32, SAFE = 2**31 - 1, 2**53 - 1
 """SAFE: the largest whole number that every reader of JSON gives back."""

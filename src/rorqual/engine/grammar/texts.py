@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rorqual.core.errors import DataError
-from rorqual.engine import grammar_numbers
-from rorqual.engine.grammar_automaton import translate
-from rorqual.engine.grammar_formats import CHECKED, EXPRESSIONS, LIBRARY
-from rorqual.engine.grammar_pattern import Unreadable
-from rorqual.engine.grammar_refs import resolve, shown
+from rorqual.engine.grammar import numbers as grammar_numbers
+from rorqual.engine.grammar.automaton import translate
+from rorqual.engine.grammar.formats import CHECKED, EXPRESSIONS, LIBRARY
+from rorqual.engine.grammar.pattern import Unreadable
+from rorqual.engine.grammar.refs import resolve, shown
 
 MAX_BRANCHES, MAX_WAYS = 24, 32
 MAX_LEAST = 10_000

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from rorqual.engine.blocks import BlockPool
-from rorqual.engine.prefix import extend, matchable, root
-from rorqual.engine.store import DiskStore
+from rorqual.engine.kv_cache.block_hash import extend, matchable, root
+from rorqual.engine.kv_cache.block_pool import BlockPool
+from rorqual.engine.kv_cache.disk import DiskStore
 from rorqual.ops.paged import BLOCK
 
 

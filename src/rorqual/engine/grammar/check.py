@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from rorqual.core.errors import ConfigError, DataError
-from rorqual.engine.grammar_automaton import translate
-from rorqual.engine.grammar_formats import CHECKED
-from rorqual.engine.grammar_refs import NAMED, VALUES, shown
+from rorqual.engine.grammar.automaton import translate
+from rorqual.engine.grammar.formats import CHECKED
+from rorqual.engine.grammar.refs import NAMED, VALUES, shown
 
 BACKTRACKS = 100_000
 MISMATCH = "the answer does not match the JSON schema"

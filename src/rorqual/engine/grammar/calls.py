@@ -21,8 +21,8 @@ from rorqual.core.records import Message, Tool
 from rorqual.data.chat import ChatFormat
 from rorqual.data.chat.calls import CallFrame
 from rorqual.data.chat.marks import NAME_OF
-from rorqual.engine.grammar_check import Judge
-from rorqual.engine.grammar_source import parse_calls
+from rorqual.engine.grammar.check import Judge
+from rorqual.engine.grammar.source import parse_calls
 
 Bools = npt.NDArray[np.bool_]
 THINKING = ("<think>", "</think>")

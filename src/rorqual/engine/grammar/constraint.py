@@ -9,8 +9,8 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from rorqual.engine.grammar_calls import Spelling
-from rorqual.engine.grammar_refusal import NOTHING, first_line
+from rorqual.engine.grammar.calls import Spelling
+from rorqual.engine.grammar.refusal import NOTHING, first_line
 
 Bools = npt.NDArray[np.bool_]
 

@@ -11,11 +11,11 @@ from collections.abc import Callable
 from typing import Any
 
 from rorqual.core.errors import DataError
-from rorqual.engine.grammar_negate import TYPES, Unsayable, negate
-from rorqual.engine.grammar_objects import Objects
-from rorqual.engine.grammar_refs import escaped, shown
-from rorqual.engine.grammar_texts import BINDING, MAX_LEAST, OF_TYPE, Part, applies, count_of
-from rorqual.engine.grammar_unique import MAX_VALUES, arrangements, values_of
+from rorqual.engine.grammar.negate import TYPES, Unsayable, negate
+from rorqual.engine.grammar.objects import Objects
+from rorqual.engine.grammar.refs import escaped, shown
+from rorqual.engine.grammar.texts import BINDING, MAX_LEAST, OF_TYPE, Part, applies, count_of
+from rorqual.engine.grammar.unique import MAX_VALUES, arrangements, values_of
 
 
 class Rewriter(Objects):

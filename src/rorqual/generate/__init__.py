@@ -1,0 +1,1 @@
+"""Files of prompts, answered row by row."""

@@ -87,7 +87,7 @@ def routing_of(tokens: int, n: int, k: int) -> Routing:
 
 
 def part(routing: Routing, rows: Tensor) -> Routing:
-    return Routing(**{name: value[rows] for name, value in vars(routing).items()})
+    return Routing(**{name: value[rows] for name, value in vars(routing).items() if name != "skips"})
 
 
 @types

@@ -120,14 +120,14 @@ def route(
 ) -> Routing:
     """Choose experts by affinity plus `bias` [experts]; gate by the affinity alone (V3 eq. 13-16).
 
-    `replay` [tokens, k] fixes the choice (`CHOOSE`: choose here); the gates are still computed here, so that the router keeps its gradient.
+    `replay` [tokens, k] fixes the choice (below 0: choose here; this router never skips); the gates are still computed here, so that the router keeps its gradient.
     """
     scores = affinity(logits.float(), score, sigmoid)  # [tokens, experts]
     biased = scores.detach() + bias
     own = choose(biased, k=k, n_group=n_group, topk_group=topk_group, group_by=group_by)
     indices, gap = own, torch.zeros_like(biased[:, 0])
     if replay is not None:
-        indices = torch.where(replay == CHOOSE, own, replay.long())
+        indices = torch.where(replay >= 0, replay.long(), own)
         gap = _shortfall(biased, own, indices, n_group=n_group, topk_group=topk_group, group_by=group_by)
     weights = scores.gather(-1, indices)
     if norm:

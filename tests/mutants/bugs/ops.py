@@ -210,8 +210,8 @@ MUTANTS = (
         "a replayed choice of expert 0 is no choice",
         "issue 14: third bug trial",
         "ops/moe.py",
-        "torch.where(replay == CHOOSE, own, replay.long())",
-        "torch.where(replay <= 0, own, replay.long())",
+        "torch.where(replay >= 0, replay.long(), own)",
+        "torch.where(replay > 0, replay.long(), own)",
         "tests/ops/test_moe.py::test_replay_keeps_the_routers_gradient",
     ),
     one(

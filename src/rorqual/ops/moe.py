@@ -120,7 +120,8 @@ def route(
 ) -> Routing:
     """Choose experts by affinity plus `bias` [experts]; gate by the affinity alone (V3 eq. 13-16).
 
-    `replay` [tokens, k] fixes the choice (below 0: choose here; this router never skips); the gates are still computed here, so that the router keeps its gradient.
+    `replay` [tokens, k] fixes the choice (below 0: choose here; this router never skips); the gates are still computed here, so that the
+    router keeps its gradient.
     """
     scores = affinity(logits.float(), score, sigmoid)  # [tokens, experts]
     biased = scores.detach() + bias

@@ -227,6 +227,12 @@ def same(one: Path, other: Path) -> None:
     assert records(one) == records(other)
 
 
+def test_the_first_step_says_that_half_of_the_factors_have_no_gradient_yet(straight: Path) -> None:
+    first, second, *_ = RunDir(straight).metrics()
+    assert first["zero_gradients"] == len(load_file(RunDir(straight).checkpoint() / ADAPTER_FILE)) / 2 > 0
+    assert "zero_gradients" not in second
+
+
 @pytest.mark.parametrize("at", [1, 3])
 def test_resumed_equals_straight(base: Path, straight: Path, tmp_path: Path, at: int) -> None:
     stopped_and_resumed(lora_run(base), tmp_path / "run", at)

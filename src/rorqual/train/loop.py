@@ -50,6 +50,7 @@ class Totals:
     updates: int = 0
     tokens: int = 0
     checked: int = 0
+    zeros: int = 0
     means: dict[str, tuple[float, float]] = field(default_factory=dict)
     maxima: dict[str, float] = field(default_factory=dict)
     counts: list[Tensor] = field(default_factory=list)
@@ -58,6 +59,7 @@ class Totals:
         """One more update."""
         self.loss, self.grad_norm = self.loss + update.loss, max(self.grad_norm, norm)
         self.updates, self.tokens = self.updates + 1, self.tokens + tokens
+        self.zeros = max(self.zeros, update.zeros)
         for name, (total, weight) in update.means.items():
             had = self.means.get(name, (0.0, 0.0))
             self.means[name] = (had[0] + total, had[1] + weight)
@@ -76,6 +78,8 @@ class Totals:
         out |= {f"{name}_max": value for name, value in self.maxima.items()}
         if self.counts:
             out["load_max_over_mean"] = load_ratio(self.counts)
+        if self.zeros:  # trained parameters with a gradient of zeros alone, in the update that has most
+            out["zero_gradients"] = self.zeros
         if self.checked:
             out["checked_tokens"] = self.checked
         return out | {"updates": self.updates, "tokens": self.tokens}

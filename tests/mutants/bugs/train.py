@@ -622,4 +622,12 @@ MUTANTS = (
         "chosen.clamp_min(0)",
         "tests/conformance/test_outside.py::test_all_of_it_trains_and_the_load_is_counted",
     ),
+    one(
+        "zero gradients are counted and not logged",
+        "issue 16: a silent hole",
+        "train/loop.py",
+        'out["zero_gradients"] = self.zeros',
+        "pass",
+        "tests/train/test_train_wiring.py::test_a_record_is_of_all_updates_of_its_step",
+    ),
 )

@@ -8,9 +8,7 @@ from dataclasses import dataclass, replace
 
 from rorqual.core.errors import ConfigError
 from rorqual.model.account import account
-from rorqual.model.attention import GQAConfig
 from rorqual.model.config import ModelConfig
-from rorqual.model.ffn import DenseConfig, MoEConfig
 from rorqual.plan.memory import Layout, Memory, Precision, Recompute, device_memory
 from rorqual.plan.numbers import gigabytes
 
@@ -54,16 +52,12 @@ def _split_by_tp(model: ModelConfig) -> list[tuple[str, int]]:
     """What tensor parallelism cuts, by its name in the configuration, each once."""
     found: dict[tuple[str, int], None] = {}
     for stage in model.stages:
-        for name in ("num_attention_heads", "num_key_value_heads"):
-            if name == "num_attention_heads" or isinstance(stage.attention, GQAConfig):
-                found[name, int(getattr(stage.attention, name))] = None
-        if isinstance(stage.ffn, DenseConfig):
-            found["intermediate_size", stage.ffn.intermediate_size] = None
+        found |= dict.fromkeys([*stage.attention.split_by_tp().items(), *stage.ffn.split_by_tp().items()])
     return list(found)
 
 
 def _experts(model: ModelConfig) -> set[int]:
-    return {stage.ffn.n_routed_experts for stage in model.stages if isinstance(stage.ffn, MoEConfig)}
+    return {stage.ffn.n_experts() for stage in model.stages if stage.ffn.n_experts()}
 
 
 def divisors(number: int) -> list[int]:

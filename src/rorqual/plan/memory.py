@@ -7,10 +7,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Literal
 
-from rorqual.core.errors import ConfigError
-from rorqual.model.attention import AttentionConfig, GQAConfig, MLAConfig
 from rorqual.model.config import ModelConfig, Stage
-from rorqual.model.ffn import DenseConfig, FFNConfig, MoEConfig
 
 Recompute = Literal["none", "selective", "full"]
 PrecisionName = Literal["fp32", "bf16", "fp8"]
@@ -102,13 +99,9 @@ def layer_values(stage: Stage, hidden: int, recompute: Recompute) -> Values:
     """The account of one layer of `stage`."""
     attention = stage.attention.cost(hidden, 0).params
     ffn = stage.ffn.cost(hidden).params
-    routed = (
-        3 * hidden * stage.ffn.moe_intermediate_size * stage.ffn.n_routed_experts
-        if isinstance(stage.ffn, MoEConfig)
-        else 0
-    )
+    routed = stage.ffn.routed_params(hidden)
     kept = {
-        mode: _attention_saved(stage.attention, hidden, mode) + _ffn_saved(stage.ffn, hidden, mode)
+        mode: stage.attention.saved_values(hidden, everything=mode) + stage.ffn.saved_values(hidden, everything=mode)
         for mode in (True, False)
     }
     saved = {"none": kept[True], "selective": kept[False], "full": 0}[recompute]
@@ -119,35 +112,6 @@ def layer_values(stage: Stage, hidden: int, recompute: Recompute) -> Values:
         saved=saved,
         whole=kept[True],
     )  # fmt: skip
-
-
-def _attention_saved(attention: AttentionConfig, hidden: int, everything: bool) -> int:
-    """Values a token beside the residual stream: the normed input, what enters attention, and what comes out of it."""
-    if isinstance(attention, MLAConfig):
-        heads = attention.num_attention_heads
-        latents = attention.q_lora_rank + attention.kv_lora_rank + attention.qk_rope_head_dim
-        expanded = heads * (2 * attention.qk_head_dim + attention.v_head_dim)
-        return latents + heads * attention.v_head_dim + ((hidden + expanded) if everything else 0)
-    if isinstance(attention, GQAConfig):
-        q = attention.num_attention_heads * attention.head_dim
-        kv = 2 * attention.num_key_value_heads * attention.head_dim
-        return 2 * q + kv + (hidden if everything else 0)
-    raise ConfigError(
-        f"no account of what attention '{attention.kind}' saves",
-        where="plan",
-        remedy="Plan its serving, or add it here.",
-    )
-
-
-def _ffn_saved(ffn: FFNConfig, hidden: int, everything: bool) -> int:
-    """Values a token: the normed input, gate and up, their product; in experts for each that is chosen, with its copy of the input."""
-    inner = 3 if everything else 2
-    if isinstance(ffn, MoEConfig):
-        chosen = ffn.num_experts_per_tok * (hidden + inner * ffn.moe_intermediate_size + (hidden if everything else 0))
-        return chosen + inner * ffn.n_shared_experts * ffn.moe_intermediate_size + (hidden if everything else 0)
-    if isinstance(ffn, DenseConfig):
-        return inner * ffn.intermediate_size + (hidden if everything else 0)
-    raise ConfigError(f"no account of what network '{ffn.kind}' saves", where="plan", remedy="Add it here.")
 
 
 def stage_sizes(layers: int, pp: int) -> list[int]:

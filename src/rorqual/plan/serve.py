@@ -12,9 +12,7 @@ from typing import Literal
 
 from rorqual.core.errors import ConfigError
 from rorqual.model.account import account
-from rorqual.model.attention import AttentionConfig, GQAConfig, MLAConfig
 from rorqual.model.config import ModelConfig
-from rorqual.model.ffn import MoEConfig
 from rorqual.plan.hardware import Device, Dtype
 from rorqual.plan.layout import RESERVE
 from rorqual.plan.numbers import gigabytes
@@ -94,34 +92,23 @@ class Serving:
 
 def split_weights(model: ModelConfig) -> tuple[int, int]:
     """Parameters outside routed experts, and inside; without prediction modules."""
-    experts = sum(
-        3 * model.hidden_size * s.ffn.moe_intermediate_size * s.ffn.n_routed_experts * s.layers
-        for s in model.stages
-        if isinstance(s.ffn, MoEConfig)
-    )
+    experts = sum(s.ffn.routed_params(model.hidden_size) * s.layers for s in model.stages)
     return account(model).total - experts, experts
 
 
 def decode_flops(model: ModelConfig, keys: float) -> float:
     """FLOPs of one token at decode with `keys` attended. MLA runs absorbed: its queries meet the latents themselves."""
-    attention = sum(_decode_attention(s.attention, model.hidden_size, keys) * s.layers for s in model.stages)
+    attention = sum(s.attention.decode_flops(model.hidden_size, keys) * s.layers for s in model.stages)
     return account(model).flops + attention
-
-
-def _decode_attention(attention: AttentionConfig, hidden: int, keys: float) -> float:
-    if isinstance(attention, MLAConfig):
-        wide = 2 * attention.kv_lora_rank + attention.qk_rope_head_dim
-        return 2 * attention.num_attention_heads * wide * keys
-    return attention.cost(hidden, round(keys)).flops - attention.cost(hidden, 0).flops
 
 
 def cache_copies(model: ModelConfig, tp: int) -> float:
     """Shares of a token's cache that each of `tp` devices holds: heads of keys and values are divided, MLA's latent is copied."""
     width = held = 0.0
     for stage in model.stages:
-        heads = stage.attention.num_key_value_heads if isinstance(stage.attention, GQAConfig) else 1
-        size = stage.attention.cache_width() * stage.layers
-        width, held = width + size, held + size / min(tp, heads)
+        for part in stage.attention.cache_spec():
+            size = part.heads * part.width * stage.layers
+            width, held = width + size, held + size / min(tp, part.heads)
     return held / width
 
 
@@ -133,8 +120,8 @@ def weights_per_device(model: ModelConfig, replica: Replica) -> float:
 
 def touched(model: ModelConfig, tokens: float) -> float:
     """Share of the routed experts that `tokens` tokens reach, if each chooses evenly: 1 - (1 - k / n)^tokens."""
-    ffn = next((s.ffn for s in model.stages if isinstance(s.ffn, MoEConfig)), None)
-    return 1.0 if ffn is None else 1 - (1 - ffn.num_experts_per_tok / ffn.n_routed_experts) ** tokens
+    ffn = next((s.ffn for s in model.stages if s.ffn.n_experts()), None)
+    return 1.0 if ffn is None else 1 - (1 - ffn.experts_per_token() / ffn.n_experts()) ** tokens
 
 
 def decode_step(model: ModelConfig, replica: Replica, batch: float, keys: float) -> Step:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rorqual.core.config import Kind
+from rorqual.core.errors import ConfigError
 from rorqual.model.cost import Cost
 from rorqual.ops.registry import Ops
 from rorqual.ops.rope import Rope, rope_table, spread
@@ -110,6 +111,23 @@ class AttentionConfig(Kind):
     def cost(self, hidden_size: int, context: int) -> Cost:
         """Parameters, and FLOPs a token in the form that training uses, with `context` keys attended."""
         raise NotImplementedError
+
+    def decode_flops(self, hidden_size: int, context: float) -> float:
+        """FLOPs by which attending to `context` cached keys adds to a token that is decoded, in the form that generation uses."""
+        return self.cost(hidden_size, round(context)).flops - self.cost(hidden_size, 0).flops
+
+    def saved_values(self, hidden_size: int, *, everything: bool) -> int:
+        """Values a token that training saves for the backward, beside the residual stream: what enters attention and what comes out of it;
+        with `everything` also the normed input and whatever else is not computed again."""
+        raise ConfigError(
+            f"no account of what attention '{self.kind}' saves",
+            where="plan",
+            remedy="Plan its serving, or add it there.",
+        )
+
+    def split_by_tp(self) -> dict[str, int]:
+        """What tensor parallelism divides, by its name in the config."""
+        return {}
 
     def cache_spec(self) -> tuple[CachePart, ...]:
         """The parts that a layer keeps of each token, each with a name of its own."""

@@ -35,6 +35,13 @@ class GQAConfig(AttentionConfig):
         cost += linear(q, hidden_size, bias=self.output_bias) + Cost(flops=4 * q * context)
         return cost + vector(2 * self.head_dim) if self.qk_norm else cost
 
+    def saved_values(self, hidden_size: int, *, everything: bool) -> int:
+        heads = 2 * self.num_attention_heads + 2 * self.num_key_value_heads
+        return heads * self.head_dim + (hidden_size if everything else 0)
+
+    def split_by_tp(self) -> dict[str, int]:
+        return {"num_attention_heads": self.num_attention_heads, "num_key_value_heads": self.num_key_value_heads}
+
     def cache_spec(self) -> tuple[CachePart, ...]:
         return tuple(CachePart(name, self.num_key_value_heads, self.head_dim) for name in ("key", "value"))
 

@@ -52,6 +52,19 @@ class MLAConfig(AttentionConfig):
         cost += Cost(flops=2 * heads * (self.qk_head_dim + self.v_head_dim) * context)
         return cost + linear(heads * self.v_head_dim, hidden_size)
 
+    def decode_flops(self, hidden_size: int, context: float) -> float:
+        # Absorbed: the queries meet the latents themselves.
+        return 2 * self.num_attention_heads * (2 * self.kv_lora_rank + self.qk_rope_head_dim) * context
+
+    def saved_values(self, hidden_size: int, *, everything: bool) -> int:
+        heads = self.num_attention_heads
+        latents = self.q_lora_rank + self.kv_lora_rank + self.qk_rope_head_dim
+        expanded = heads * (2 * self.qk_head_dim + self.v_head_dim)
+        return latents + heads * self.v_head_dim + ((hidden_size + expanded) if everything else 0)
+
+    def split_by_tp(self) -> dict[str, int]:
+        return {"num_attention_heads": self.num_attention_heads}
+
     def cache_spec(self) -> tuple[CachePart, ...]:
         return (CachePart("latent", 1, self.kv_lora_rank + self.qk_rope_head_dim),)
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from rorqual.core.config import Kind
+from rorqual.core.errors import ConfigError
 from rorqual.model.cost import Cost
 from rorqual.ops.moe import Routing
 from rorqual.ops.registry import Ops
@@ -50,6 +51,19 @@ class FFNConfig(Kind):
     def n_experts(self) -> int:
         """Routed experts there are; 0 where nothing is routed."""
         return 0
+
+    def routed_params(self, hidden_size: int) -> int:
+        """Parameters of all routed experts."""
+        return 0
+
+    def saved_values(self, hidden_size: int, *, everything: bool) -> int:
+        """Values a token that training saves for the backward, beside the residual stream: gate and up; with `everything` also their product
+        and the normed input."""
+        raise ConfigError(f"no account of what network '{self.kind}' saves", where="plan", remedy="Add it there.")
+
+    def split_by_tp(self) -> dict[str, int]:
+        """What tensor parallelism divides, by its name in the config."""
+        return {}
 
     def check(self) -> None:
         """Raise ValueError where the dimensions contradict each other."""

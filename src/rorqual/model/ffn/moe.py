@@ -50,6 +50,15 @@ class MoEConfig(FFNConfig):
     def n_experts(self) -> int:
         return self.n_routed_experts
 
+    def routed_params(self, hidden_size: int) -> int:
+        return 3 * hidden_size * self.moe_intermediate_size * self.n_routed_experts
+
+    def saved_values(self, hidden_size: int, *, everything: bool) -> int:
+        """For each expert that is chosen, its copy of the input, too."""
+        inner, normed = (3, hidden_size) if everything else (2, 0)
+        chosen = self.num_experts_per_tok * (hidden_size + inner * self.moe_intermediate_size + normed)
+        return chosen + inner * self.n_shared_experts * self.moe_intermediate_size + normed
+
     def check(self) -> None:
         per_group, rest = divmod(self.n_routed_experts, self.n_group)
         if rest:

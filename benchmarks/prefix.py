@@ -26,6 +26,7 @@ import torch
 from peers_decode.models import prepared
 from record import ROOT, made_by
 
+import rorqual.engine
 from rorqual.core.records import write_json
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine import Engine, Request, SamplingParams
@@ -37,7 +38,7 @@ Row = dict[str, Any]
 
 def engine_of(run: Path, a: argparse.Namespace, **more: Any) -> Engine:
     """An engine on `run`; a keyword that this one does not know is left out."""
-    known = inspect.signature(Engine).parameters
+    known = {*inspect.signature(Engine).parameters, *getattr(rorqual.engine, "EngineConfig", Engine).__annotations__}
     given = {"dtype": a.dtype, "threads": a.threads, "slots": 4, "record_experts": False, "cache_bytes": 2 << 30} | more
     return Engine(run, **{key: value for key, value in given.items() if key in known})
 

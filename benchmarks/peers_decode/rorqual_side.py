@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from talk import Told, Watch, answer, prompts, told
 
+import rorqual.engine
 from rorqual.engine import Engine, Request, SamplingParams
 
 
@@ -21,7 +22,10 @@ class Ours:
     """An engine, and what its constructor knows of: an older one has neither invariance nor a prefix cache."""
 
     def __init__(self, run: Path, dtype: str, threads: int, invariant: bool) -> None:
-        known = inspect.signature(Engine).parameters
+        known = {
+            *inspect.signature(Engine).parameters,
+            *getattr(rorqual.engine, "EngineConfig", Engine).__annotations__,
+        }
         given: dict[str, Any] = {"dtype": dtype, "threads": threads, "record_experts": False, "slots": 32}
         if "invariant" in known:
             given["invariant"] = invariant

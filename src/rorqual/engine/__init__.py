@@ -1,7 +1,8 @@
 """Inference: batched generation by a local model, or the same interface over an address."""
 
+from rorqual.engine.config import EngineConfig
 from rorqual.engine.deltas import Delta
 from rorqual.engine.engine import Engine
 from rorqual.engine.request import Completion, Generator, Request, SamplingParams
 
-__all__ = ["Completion", "Delta", "Engine", "Generator", "Request", "SamplingParams"]
+__all__ = ["Completion", "Delta", "Engine", "EngineConfig", "Generator", "Request", "SamplingParams"]

@@ -11,15 +11,17 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from rorqual.core.errors import ConfigError, DataError, NumericsError
+from rorqual.core.errors import ConfigError, NumericsError
 from rorqual.core.memory import give_back, keep_freed
 from rorqual.core.records import RunDir
 from rorqual.data.chat import ChatFormat, load_chat
 from rorqual.data.tokenizer import Tokenizer
+from rorqual.engine.config import EngineConfig
 from rorqual.engine.deltas import Delta, Outbox
 from rorqual.engine.grammar.compiler import Grammars
 from rorqual.engine.job import Desk, Job, Prompt, request_of
@@ -33,24 +35,6 @@ from rorqual.model import Decoder, account
 from rorqual.model.load.run import check_names, load_run
 from rorqual.ops.paged import BLOCK
 
-
-def check_set_up(model: Decoder, tokenizer: Tokenizer, max_len: int | None, counts: dict[str, int]) -> None:
-    """Refuse what no engine can be made of."""
-    context = model.config.max_position_embeddings
-    if max_len is not None and not 2 <= max_len <= context:
-        raise ConfigError(f"max_len={max_len}, the model's context is {context}", where="engine", remedy="Lower it.")
-    if min(counts.values()) < 1:
-        given = ", ".join(f"{name}={count}" for name, count in counts.items())
-        raise ConfigError(given, where="engine", remedy="Use 1 or more.")
-    if tokenizer.vocab_size > model.config.vocab_size:
-        raise DataError(
-            f"the tokenizer has {tokenizer.vocab_size} tokens, the model's vocabulary {model.config.vocab_size}",
-            where="engine",
-            remedy="Use the tokenizer that the model was trained with.",
-        )
-
-
-CACHE_BYTES, DISK_BYTES, STEP_TOKENS = 1 << 30, 4 << 30, 2048
 NO_NUMBER = "Its weights hold NaN or infinity: go back to an earlier checkpoint."
 LANE_WORK = 15_000_000
 """Multiply-adds, in a step of a layer, from which on a further lane pays. Below, its thread and the others wait for the interpreter's lock,
@@ -65,131 +49,62 @@ class Engine:
 
     `Engine(run)` is for a run directory, `Engine.of(model, ...)` for a model that somebody holds, such as a trainer.
 
-    `slots`: rows of each lane's batch. `max_len`: longest sequence, prompt and reply (default: the model's context).
-    `threads`: lanes that run at once; `lanes`: among how many the requests of one `generate` are divided.
-    `record_kept`: give each completion the sets that top-k and top-p left, a bit for each token of the vocabulary.
-    `reuse`: keep the blocks of what ended, for prompts that begin alike; `cache_dir`: on disk, too, for the
-    next start, up to `disk_bytes`.
-    `pack`: lay the weights out once, for engines whose model nobody else holds (`engine/packed.py`).
-    `invariant`: False gives up what is said above, for the time that it takes (docs/engine.md).
-    `cache_bytes`: memory of each lane's keys and values. `step_tokens`: tokens fed in a step at most.
+    Both take the settings of `EngineConfig` as keywords; `of` keeps no blocks and packs nothing unless told to.
     A model given to `of` is shared, not copied: weights that are changed in place are used from the next step on, and what was cached of older
     ones is not used again, whoever changed them (docs/engine.md). The weights of a run directory are the engine's own.
     An error or a Ctrl-C within a step forgets what was submitted; the engine can be used again. Calls of several threads wait for each other.
     """
 
-    def __init__(
-        self,
-        run: Path | str,
-        *,
-        device: str = "cpu",
-        dtype: str = "float32",
-        slots: int = 256,
-        max_len: int | None = None,
-        threads: int = 1,
-        record_experts: bool = True,
-        reuse: bool = True,
-        cache_dir: Path | None = None,
-        disk_bytes: int = DISK_BYTES,
-        cache_bytes: int = CACHE_BYTES,
-        step_tokens: int = STEP_TOKENS,
-        pack: bool = True,
-        invariant: bool = True,
-    ) -> None:
+    def __init__(self, run: Path | str, *, device: str = "cpu", dtype: str = "float32", **settings: Any) -> None:
         """For a run directory: its newest whole checkpoint, its tokenizer and its chat format."""
         folder = RunDir(Path(run))
         kind = getattr(torch, dtype, None)
         if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
             raise ConfigError(f"no floating-point type '{dtype}'", where="dtype", remedy="Use float32 or bfloat16.")
+        config = EngineConfig(**settings)
         model = load_run(folder, device=device, dtype=kind)
         tokenizer = Tokenizer.load(folder.tokenizer_file)
-        self._set_up(
-            model, tokenizer, load_chat(folder, tokenizer),
-            slots=slots, max_len=max_len, threads=threads, record_experts=record_experts, reuse=reuse,
-            cache_dir=cache_dir, disk_bytes=disk_bytes, cache_bytes=cache_bytes, step_tokens=step_tokens, pack=pack, invariant=invariant,
-            take=True,
-        )  # fmt: skip
+        self._begin(model, tokenizer, load_chat(folder, tokenizer), config, take=True)
         if self._packed:  # the weights as they were read
             del model
             give_back()
 
     @classmethod
-    def of(
-        cls,
-        model: Decoder,
-        tokenizer: Tokenizer,
-        chat: ChatFormat,
-        *,
-        slots: int = 256,
-        max_len: int | None = None,
-        threads: int = 1,
-        lanes: int = 2,
-        record_experts: bool = True,
-        record_kept: bool = False,
-        reuse: bool = False,
-        cache_dir: Path | None = None,
-        disk_bytes: int = DISK_BYTES,
-        cache_bytes: int = CACHE_BYTES,
-        step_tokens: int = STEP_TOKENS,
-        pack: bool = False,
-        invariant: bool = True,
-    ) -> Engine:
+    def of(cls, model: Decoder, tokenizer: Tokenizer, chat: ChatFormat, **settings: Any) -> Engine:
         """For a model that somebody holds, such as a trainer."""
         engine = cls.__new__(cls)
-        engine._set_up(
-            model, tokenizer, chat,
-            slots=slots, max_len=max_len, threads=threads, lanes=lanes, record_experts=record_experts, record_kept=record_kept,
-            reuse=reuse, cache_dir=cache_dir, disk_bytes=disk_bytes, cache_bytes=cache_bytes, step_tokens=step_tokens,
-            pack=pack, invariant=invariant,
-        )  # fmt: skip
+        engine._begin(model, tokenizer, chat, EngineConfig(**{"reuse": False, "pack": False, **settings}))
         return engine
 
-    def _set_up(
-        self,
-        model: Decoder,
-        tokenizer: Tokenizer,
-        chat: ChatFormat,
-        *,
-        slots: int,
-        max_len: int | None,
-        threads: int,
-        reuse: bool,
-        cache_dir: Path | None,
-        disk_bytes: int,
-        cache_bytes: int,
-        step_tokens: int,
-        pack: bool,
-        invariant: bool,
-        record_experts: bool,
-        record_kept: bool = False,
-        lanes: int = 2,
-        take: bool = False,
+    def _begin(
+        self, model: Decoder, tokenizer: Tokenizer, chat: ChatFormat, config: EngineConfig, *, take: bool = False
     ) -> None:
+        """Build the lanes. With `take` the model is the engine's own, and nothing is left of it where its weights are packed."""
         keep_freed()
-        check_set_up(
-            model, tokenizer, max_len, {"slots": slots, "threads": threads, "lanes": lanes, "step_tokens": step_tokens}
-        )
-        self.tokenizer, self.chat = tokenizer, chat
-        self.max_len = max_len or model.config.max_position_embeddings
-        self.threads = threads
-        self._packed = pack = pack and can_pack(model)
-        arithmetic = f"packed={pack} invariant={invariant} experts={record_experts}"
-        kept = reuse or cache_dir is not None
-        print_ = secrets.token_bytes(32) if cache_dir is None else fingerprint(model, arithmetic=arithmetic)
+        config.check(model, tokenizer)
+        self.tokenizer, self.chat, self.config = tokenizer, chat, config
+        self.max_len = config.max_len or model.config.max_position_embeddings
+        self.threads = config.threads
+        self._packed = pack = config.pack and can_pack(model)
+        arithmetic = f"packed={pack} invariant={config.invariant} experts={config.record_experts}"
+        kept = config.reuse or config.cache_dir is not None
+        on_disk = config.cache_dir is not None
+        print_ = fingerprint(model, arithmetic=arithmetic) if on_disk else secrets.token_bytes(32)
         self.model = model = packed(model, take=take) if pack else model
-        self._footing = Footing(model, invariant=invariant)
+        self._footing = Footing(model, invariant=config.invariant)
         rows = self._footing.rows
-        size = Size(slots, self.max_len, cache_bytes, step_tokens)
+        size = Size(config.slots, self.max_len, config.cache_bytes, config.step_tokens)
         self._weights = Weights(model, print_, contents=kept and not take, watched=not (take and pack))
         self._name = print_
-        record = {"record_experts": record_experts, "record_kept": record_kept}
+        record = {"record_experts": config.record_experts, "record_kept": config.record_kept}
         # Only the first lane, which serves, keeps anything for later: the others are for batches.
-        first = Lane(
-            model, replace(size, folder=cache_dir, disk_bytes=disk_bytes), chat.stop_ids, self._weights, rows, reuse=kept, **record,
-        )  # fmt: skip
+        stored = replace(size, folder=config.cache_dir, disk_bytes=config.disk_bytes)
+        first = Lane(model, stored, chat.stop_ids, self._weights, rows, reuse=kept, **record)
         self._lanes = [first]
-        self._lanes += [Lane(model, size, chat.stop_ids, self._weights, rows, **record) for _ in range(lanes - 1)]
-        self._slots = slots
+        self._lanes += [
+            Lane(model, size, chat.stop_ids, self._weights, rows, **record) for _ in range(config.lanes - 1)
+        ]
+        self._slots = config.slots
         self._row_work = account(model.config).flops / 2 / len(model.config.layers)
         room = first.pages.capacity * BLOCK
         self._desk = Desk(model.config.vocab_size, self.max_len, room, tokenizer, chat, reuse=kept)

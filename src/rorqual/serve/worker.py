@@ -20,8 +20,9 @@ from typing import Any, BinaryIO
 import torch
 
 from rorqual.core.errors import RorqualError
+from rorqual.engine.config import CACHE_BYTES
 from rorqual.engine.deltas import Delta
-from rorqual.engine.engine import CACHE_BYTES, Engine
+from rorqual.engine.engine import Engine
 from rorqual.engine.grammar.check import MISMATCH
 from rorqual.engine.grammar.compiler import COMPILE_SECONDS, Compiled
 from rorqual.engine.grammar.queue import Build

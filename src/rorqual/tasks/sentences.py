@@ -90,13 +90,12 @@ _UNFINISHED = re.compile(
 )
 
 
-_FURTHER = re.compile(
-    r"\n\s*\n\W*(?:question|q|problem)(?: [0-9]+)?:(?=[\s\S]*\n\W*(?:answer|a|solution):)", re.IGNORECASE
-)
+_FURTHER = re.compile(r"\n[ \t]{0,9}\n[^\w\n]{0,9}(?:question|q|problem)(?: [0-9]{1,4})?:", re.IGNORECASE)
 """A further example in the form of a prompt: models without chat training go on with one."""
-_POINTED = re.compile(r"^[ \t]*>>[ \t]*([^<>\n]{1,80}?)[ \t]*<<[ \t]*$", re.MULTILINE)
+_ITS_ANSWER = re.compile(r"\n[^\w\n]{0,9}(?:answer|a|solution):", re.IGNORECASE)
+_POINTED = re.compile(r"^[ \t]{0,9}>>[ \t]{0,9}([^<>\n]{1,80}?)[ \t]{0,9}<<[ \t]{0,9}$", re.MULTILINE)
 _CONCLUSION = re.compile(
-    r"(?:^|\n|[.!?] )\W*(?:so|thus|hence|therefore|(?:the )?(?:final )?answer)\b[^\n]*$", re.IGNORECASE
+    r"(?:^|\n|[.!?] )[^\w\n]{0,9}(?:so|thus|hence|therefore|(?:the )?(?:final )?answer)\b[^\n]*$", re.IGNORECASE
 )
 
 
@@ -112,7 +111,10 @@ def spoken(reply: str) -> str:
     """The reply without its thinking, and without a further question that the model made up and answered."""
     after = _POINTED.sub(r"**\1**", reply.rpartition("</think>")[2].partition("<think>")[0])
     further = _FURTHER.search(after)
-    return after[: further.start()] if further and _CONCLUSION.search(after[: further.start()]) else after
+    if further is None or not _ITS_ANSWER.search(after, further.end()):
+        return after
+    before = after[: further.start()]
+    return before if _CONCLUSION.search(before[-SENTENCE:]) else after
 
 
 def sentences(text: str) -> list[str]:

@@ -96,7 +96,9 @@ def gradient(
         parameter.grad = None
     with modules_that_run(model) as ran:
         if pool.threads == 1 or (dist.is_available() and dist.is_initialized()):
-            first, *rest = [_one(model, objectives, part, totals, dtype, None)[0] for part in micro]
+            # In a thread of the pool, too: it inherits no grad mode that the caller may have left.
+            turns = (pool.submit(_one, model, objectives, part, totals, dtype, None).result() for part in micro)
+            first, *rest = [update for update, _ in turns]
         else:
             leaves = list(params.values())
             tasks = [pool.submit(_one, model, objectives, part, totals, dtype, leaves) for part in micro]

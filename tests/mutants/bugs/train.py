@@ -17,9 +17,8 @@ MUTANTS = (
         "the loss is divided in each micro-batch",
         "transformers#34191, trl#2175",
         "train/workers.py",
-        "_one(model, objectives, part, totals, dtype, None)[0] for part in micro",
-        "_one(model, objectives, part, [len(micro) * max(o.weight(part), 1e-20) for o in objectives], dtype, None)[0]"
-        " for part in micro",
+        "pool.submit(_one, model, objectives, part, totals, dtype, None).result()",
+        "pool.submit(_one, model, objectives, part, [len(micro) * max(o.weight(part), 1e-20) for o in objectives], dtype, None).result()",
         "tests/train/test_one_gradient.py::test_the_mean_is_over_trained_tokens_not_over_micro_batches",
     ),
     one(

@@ -459,7 +459,9 @@ def test_the_cache_stays_within_its_memory_and_the_answers_are_the_same(
         engine = Engine.of(model, tokenizer, chat, slots=16, lanes=1, cache_bytes=blocks * block)
         compare(flat(engine.generate(asked)), whole)
         cache = engine._lanes[0].runner.cache
-        assert sum(pool.nbytes for layer in cache.layers for pool in layer.values()) == (blocks + 1) * block  # one is nobody's
+        assert (
+            sum(pool.nbytes for layer in cache.layers for pool in layer.values()) == (blocks + 1) * block
+        )  # one is nobody's
         stats = engine.stats()
         assert stats["preemptions"] > 0 and stats["blocks_total"] == blocks
         assert (stats["blocks_used"], stats["running"], stats["waiting"]) == (0, 0, 0)

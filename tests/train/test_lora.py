@@ -171,6 +171,7 @@ def test_frozen_tensors_and_biases_of_routers_keep_their_bits(base: Path, straig
     for name, tensor in start.items():
         assert torch.equal(tensor, now[name]), name
     assert all(bool(p.any()) for n, p in trained(state.model).items() if n.endswith("lora_B"))
+    assert all(p.grad is None for p in trained(state.model).values()), "memory that nobody needs between steps"
 
 
 def test_first_weights_follow_the_seed_of_the_run(base: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from rorqual.core.errors import ConfigError, DataError
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.model import Decoder
 
-CACHE_BYTES, DISK_BYTES, STEP_TOKENS = 1 << 30, 4 << 30, 2048
+CACHE_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ class EngineConfig:
     record_kept: bool = False
     reuse: bool = True
     cache_dir: Path | None = None
-    disk_bytes: int = DISK_BYTES
+    disk_bytes: int = 4 << 30
     cache_bytes: int = CACHE_BYTES
-    step_tokens: int = STEP_TOKENS
+    step_tokens: int = 2048
     pack: bool = True
     invariant: bool = True
 

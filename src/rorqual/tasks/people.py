@@ -24,7 +24,7 @@ _PLAIN = tuple(
     for pattern, new in (
         (r"\b(knight|knave)\(s\)", r"\1s"),
         (r"\btruth-?teller", "knight"),
-        (r"(?<!knave )(?<!knave, an )\bliar", "knave"),
+        (r"\bliar", "knave"),
         (r"\bof (?:the |an? )?(knight|knave)(?:'s)? type\b", r"a \1"),
         (r"(?<=\w)'re (?=not\b|an? |the |both |all |kn)", " are "),
         (r"(?<=\w)'s (?=not\b|an? |the )", " is "),

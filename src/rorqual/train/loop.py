@@ -211,6 +211,9 @@ def _iterate(run: Run, state: State, work: Step, pool: ThreadPoolExecutor, where
         update = gradient(state.model, run.objectives, batch, where=where, **how)
         norm = clip(update.grads, run.optim.clip, where)
         state.optimizer.step(dict(zip(names, update.grads)), factor, pool)
+        update.grads = []
+        for parameter in trained(state.model).values():  # they take no memory while the next batch is sampled
+            parameter.grad = None
         if update.counts and run.tune.whole:
             move_bias(state.model.routers()[: len(update.counts)], update.counts, run.balance.gamma)
         if work.fresh:  # after an update the weights are no longer those that sampled: no check

@@ -140,7 +140,7 @@ def checked(
     part of `HoldsParts` takes part is the router's choice, so that any of those may have none.
     """
     modules = dict(model.named_modules())
-    grads, zeros, missing, reached = list[Tensor](), 0, list[str](), False
+    grads, found, missing = list[Tensor](), list[Tensor](), list[str]()
     for name, parameter in params.items():
         owner = name
         while owner not in modules:
@@ -150,18 +150,18 @@ def checked(
             if modules[owner] in ran and not isinstance(modules[owner], HoldsParts):
                 missing.append(name)
         else:
-            reached, zeros = True, zeros + (not bool(parameter.grad.any()))
+            found.append(parameter.grad)
         grads.append(parameter.grad)
-    if missing or not reached:
+    if missing or not found:
         shown = ", ".join(missing[:4]) + (f" and {len(missing) - 4} more" if len(missing) > 4 else "")
         raise NumericsError(
             f"no gradient reaches {shown}, though their modules ran"
-            if reached
+            if found
             else "no trained parameter has a gradient",
             where=where,
             remedy="Look for detach(), no_grad() or a copy of the weights between the parameter and the loss.",
         )
-    return grads, zeros
+    return grads, len(found) - int(torch.stack([grad.any() for grad in found]).sum())
 
 
 def compare(

@@ -1,4 +1,4 @@
-"""What expressions are put together of, beside what `grammar_pattern` reads: `("and", nodes)` and `("not", node)`."""
+"""What expressions are put together of, beside what `grammar.pattern` reads: `("and", nodes)` and `("not", node)`."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ class Translated:
 
 
 def translate(pattern: str) -> Translated:
-    """A pattern of a JSON schema, which may match anywhere; `grammar_pattern.Unreadable` where it cannot be read."""
+    """A pattern of a JSON schema, which may match anywhere; `grammar.pattern.Unreadable` where it cannot be read."""
     reader = Reader(pattern)
     node = reader.read()
     if _size(node, {}) > MAX_WRITTEN:

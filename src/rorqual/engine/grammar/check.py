@@ -21,7 +21,7 @@ _DROPPED = ("$id", "$anchor", "$dynamicAnchor", "$schema", "$vocabulary", "depen
 
 
 class Judge:
-    """Judges the answers of one schema, whose references are pointers (`grammar_refs.settle`)."""
+    """Judges the answers of one schema, whose references are pointers (`grammar.refs.settle`)."""
 
     def __init__(self, schema: dict[str, Any]) -> None:
         try:

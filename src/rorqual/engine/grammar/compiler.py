@@ -53,7 +53,7 @@ def written(library: Any, grammar: Grammar) -> str:
 
 
 def schema_text(library: Any, part: Mapping[str, Any]) -> str:
-    """A schema that was written for llguidance (`grammar_source.rewrite`)."""
+    """A schema that was written for llguidance (`grammar.source.rewrite`)."""
     text = json.dumps(part)
     try:
         return str(library.LLMatcher.grammar_from_json_schema(text, overrides=options_of(text)))

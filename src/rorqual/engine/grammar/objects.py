@@ -1,4 +1,4 @@
-"""Keywords of JSON schemas for objects, as llguidance enforces them (`grammar_rewrite`)."""
+"""Keywords of JSON schemas for objects, as llguidance enforces them (`grammar.rewrite`)."""
 
 from __future__ import annotations
 

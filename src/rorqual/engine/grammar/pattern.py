@@ -1,4 +1,4 @@
-"""Patterns of JSON schemas (ECMA-262), read into a tree. `grammar_automaton` writes them for llguidance.
+"""Patterns of JSON schemas (ECMA-262), read into a tree. `grammar.automaton` writes them for llguidance.
 
 As in ECMA-262 without the flags `i` and `s`: `\\d` and `\\w` are ASCII, `\\s` is Unicode's white space, `.` is anything but a line
 terminator, and `^` and `$` are the ends of the text. What Python and Rust write otherwise is read, too: `(?P<name>...)`, `\\A`, `\\Z`,

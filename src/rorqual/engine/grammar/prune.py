@@ -26,7 +26,7 @@ SAYS: Mapping[str, tuple[str, ...]] = {
 
 
 def loosened(error: str, loose: frozenset[str]) -> frozenset[str] | None:
-    """`loose` (`grammar_texts.Texts`) and one keyword more, of which an error speaks; None where it speaks of none."""
+    """`loose` (`grammar.texts.Texts`) and one keyword more, of which an error speaks; None where it speaks of none."""
     if matches_nothing(error):
         return None
     error = first_line(error)

@@ -1,7 +1,7 @@
 """JSON schemas as llguidance enforces them.
 
 Every part is written anew from the keywords that bind something, in their order. What llguidance has no keyword for becomes one that it
-has, where that says the same; what does not is left out and noted, and the finished answer is checked (`grammar_check`). So what is
+has, where that says the same; what does not is left out and noted, and the finished answer is checked (`grammar.check`). So what is
 generated is never less bound than the schema, taken together.
 """
 

@@ -43,7 +43,7 @@ class LayerCache(Protocol):
     def write(self, parts: Mapping[str, Tensor]) -> None:
         """Keep a tensor [tokens, heads, width] for each part of the kind's `cache_spec`, by name.
 
-        Raises ValueError where the names are not those of the spec. A part that nobody attends to is kept like any other.
+        The engine's cache raises ValueError where the names are not those of the spec. A part that nobody attends to is kept like any other.
         """
 
     def attend(self, q: Tensor, keys: str, values: str, scale: float, *, value_width: int | None = None) -> Tensor:

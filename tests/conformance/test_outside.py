@@ -15,7 +15,7 @@ from rorqual.engine import Completion, Engine, Request, SamplingParams
 from rorqual.engine.kv_cache.paged import PagedCache, StepCache
 from rorqual.model import Decoder, ModelConfig, Stage, build
 from rorqual.model.attention import CachePart
-from rorqual.ops.moe import SKIP
+from rorqual.ops.moe import CHOOSE, SKIP
 from rorqual.tasks.base import Verdict
 from rorqual.train.batch import TrainBatch
 from rorqual.train.objectives import GRPO, NextToken
@@ -60,6 +60,10 @@ def test_who_is_served_by_nobody_is_recorded_and_replayed() -> None:
     assert set(recorded.tolist()) > {SKIP, 0} and int(recorded.min()) >= SKIP and int(recorded.max()) < 5
     batch = batch_of(found)
     assert batch.replay is not None
+    fed = sum(
+        len(c.prompt_ids) + len(c.token_ids) - 1 for c in found
+    )  # of the rest, padding too, the router decides itself
+    assert int((batch.replay[..., 0, 0] == CHOOSE).sum()) == batch.tokens.numel() - fed
 
     def diff(replay: Tensor) -> float:
         with workers(1) as pool:

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from rorqual.core.errors import ConfigError
 from rorqual.model import Decoder
 from rorqual.model.account import account
-from rorqual.model.attention import GQAConfig, MLAConfig
+from rorqual.model.attention import AttentionConfig, GQAConfig, MLAConfig
 from rorqual.model.config import ModelConfig, Stage
-from rorqual.model.ffn import DenseConfig, MoEConfig
+from rorqual.model.ffn import DenseConfig, FFNConfig, MoEConfig
 from rorqual.model.presets import preset
 from rorqual.plan.hardware import DEVICES, device
 from rorqual.plan.layout import (
@@ -163,3 +163,36 @@ def test_every_row_of_hardware_has_its_sources_and_sensible_figures() -> None:
     with pytest.raises(ConfigError, match=r"unknown hardware 'h880'.*\n.*'h800'"):
         device("h880")
     assert device("RTX-4090").name == "rtx4090"
+
+
+@pytest.mark.parametrize(
+    ("kind", "selective", "everything"),
+    [
+        # hidden 100: q 4 x 8, k and v 2 x 8 each; what enters and leaves attention, then the normed input
+        (GQAConfig(num_attention_heads=4, num_key_value_heads=2, head_dim=8), 32 + 16 + 16 + 32, 96 + 100),
+        # latents of q and kv, the shared key, the output 3 x 6; then the input and the expanded q, k 3 x 12 and v 3 x 6
+        (
+            MLAConfig(
+                num_attention_heads=3,
+                q_lora_rank=20,
+                kv_lora_rank=10,
+                qk_nope_head_dim=8,
+                qk_rope_head_dim=4,
+                v_head_dim=6,
+            ),
+            20 + 10 + 4 + 18,
+            52 + 100 + 36 + 36 + 18,
+        ),
+        (DenseConfig(intermediate_size=70), 70 + 70, 210 + 100),
+        # two chosen experts, each a copy of the input, gate and up; the shared one gate and up; then products and normed inputs
+        (
+            MoEConfig(n_routed_experts=8, num_experts_per_tok=2, moe_intermediate_size=30, n_shared_experts=1),
+            2 * (100 + 60) + 60,
+            2 * (200 + 90) + 90 + 100,
+        ),
+    ],
+    ids=lambda value: getattr(value, "kind", ""),
+)
+def test_what_a_layer_saves_by_hand(kind: AttentionConfig | FFNConfig, selective: int, everything: int) -> None:
+    assert kind.saved_values(100, everything=False) == selective
+    assert kind.saved_values(100, everything=True) == everything

@@ -34,6 +34,7 @@ class Update:
     """One update's gradient, loss and record. `means` hold (sum, weight), `counts` the load of each router's experts.
 
     `grads` are the `.grad` of the trained parameters; `zeros` is how many of those that took part have a gradient of zeros alone.
+    `through` says that the loss depends on the model's output, and not only on what its routers recorded.
     """
 
     grads: list[Tensor]
@@ -42,10 +43,12 @@ class Update:
     maxima: dict[str, float] = field(default_factory=dict)
     counts: list[Tensor] = field(default_factory=list)
     zeros: int = 0
+    through: bool = False
 
     def add(self, other: Update) -> None:
         """Add what the next micro-batch recorded, in place; gradients are added in `gradient`."""
         self.loss += other.loss
+        self.through |= other.through
         for name, (total, weight) in other.means.items():
             had = self.means.get(name, (0.0, 0.0))
             self.means[name] = (had[0] + total, had[1] + weight)
@@ -115,7 +118,7 @@ def gradient(
             where=where,
             remedy="Lower optim.lr or optim.clip; the newest checkpoint, if there is one, holds the weights from before it.",
         )
-    first.grads, first.zeros = checked(model, params, ran, where)
+    first.grads, first.zeros = checked(model, params, ran if first.through else set(), where)
     return first
 
 
@@ -136,8 +139,8 @@ def checked(
 ) -> tuple[list[Tensor], int]:
     """The gradient of each of `params`, and how many of those that took part are zero throughout.
 
-    A parameter takes part where its module ran: one of an MTP module that no objective asked has zeros, and no say in the count. Which expert's
-    part of `HoldsParts` takes part is the router's choice, so that any of those may have none.
+    A parameter takes part if its module is in `ran`; any other without a gradient gets zeros and is not counted. The router chooses which
+    expert's part of `HoldsParts` takes part, so any of those may have none.
     """
     modules = dict(model.named_modules())
     grads, found, missing = list[Tensor](), list[Tensor](), list[str]()
@@ -220,12 +223,15 @@ def _one(
         torch.zeros((), device=batch.tokens.device),
     )
     grads: Sequence[Tensor | None] = [None] * len(leaves or ())
+    reached = list[bool]()
+    if output.hidden.requires_grad:
+        output.hidden.register_hook(lambda _: reached.append(True))
     if loss.requires_grad and leaves is not None:
         grads = torch.autograd.grad(loss, leaves, allow_unused=True)
     elif loss.requires_grad:  # else nothing is trained, and `checked` says so
         loss.backward()
     valid = batch.segments.flatten() >= 0
-    update = Update([], float(loss.detach()))
+    update = Update([], float(loss.detach()), through=bool(reached))
     routed: list[tuple[Routing, Tensor]] = [(routing, valid) for routing in output.routing]
     for objective, term in zip(objectives, terms):
         weight = objective.weight(batch)

@@ -2,7 +2,7 @@
 
     python benchmarks/fairness.py --before OTHER/src --result docs/results/fairness.json
 
-A small model without a trained weight, 16 slots. The flood is there at once; a short request comes every 25 steps. Waits are counted from the
+A small model without a trained weight, 16 slots. The flood is there at once; a short request comes every 25 steps. Queued are counted from the
 step in which a request could have run to the one that draws its first token, and the same every time. `--before`: the sources of
 an older commit, measured the same way. Every answer must be the same in both.
 """
@@ -59,18 +59,18 @@ def measure(slots: int, long_tokens: int) -> dict[str, Any]:
             came[engine.submit(asked(1000 + len(came), "calm", 8))] = step
         for delta in engine.step():
             drawn += 1
-            first.setdefault(delta.ticket, step)
+            first.setdefault(delta.request_id, step)
             if delta.completion is not None:
-                answers[delta.ticket] = delta.completion.token_ids
+                answers[delta.request_id] = delta.completion.token_ids
         step += 1
-    waits = [first[ticket] - came[ticket] for ticket in came]
+    waits = [first[request_id] - came[request_id] for request_id in came]
     return {
         "steps waited, most": max(waits),
         "steps waited, mean": round(statistics.mean(waits), 2),
         "steps in all": step,
         "preemptions": int(engine.stats()["preemptions"]),
         "tokens a processor second": round(drawn / (time.process_time() - began), 1),
-        "answers": hash(tuple(tuple(answers[ticket]) for ticket in sorted(answers))),
+        "answers": hash(tuple(tuple(answers[request_id]) for request_id in sorted(answers))),
     }
 
 

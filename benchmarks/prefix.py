@@ -48,12 +48,12 @@ def first(engine: Engine, prefix: list[int], tail: int, reuse: bool) -> tuple[li
     ids = prefix + [100 + tail * 31 + i for i in range(TAIL)]
     params = SamplingParams(max_tokens=2, ignore_eos=True)
     wall, core = time.perf_counter(), time.process_time()
-    ticket = engine.submit(Request(prompt_ids=tuple(ids), params=params, reuse=reuse))
+    request_id = engine.submit(Request(prompt_ids=tuple(ids), params=params, reuse=reuse))
     while True:
-        mine = [delta for delta in engine.step() if delta.ticket == ticket]
+        mine = [delta for delta in engine.step() if delta.request_id == request_id]
         if mine:
             spent = [time.perf_counter() - wall, time.process_time() - core]
-            engine.cancel(ticket)
+            engine.cancel(request_id)
             return spent, mine[0].token, mine[0].hit
 
 

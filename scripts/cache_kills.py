@@ -133,7 +133,7 @@ def look(run: Path, folder: Path, flip: random.Random | None, asked: list[Reques
     try:
         got = answers_of(engine, asked)
         stats = engine.stats()
-        store = engine._lanes[0].pages.store
+        store = engine._cores[0].kv_cache.store
         assert store is not None
         store.flush()
         seen = store.stats()

@@ -41,7 +41,7 @@ class Ours:
     ) -> tuple[list[float], list[float], int, list[list[int]]]:
         """Seconds until every prompt has its first token, seconds of the next `new` steps, their tokens, the replies."""
         params = SamplingParams(max_tokens=limit, ignore_eos=True)
-        tickets = {
+        request_ids = {
             self.engine.submit(Request(prompt_ids=tuple(ids), params=params, reuse=reuse)): row
             for row, ids in enumerate(given)
         }
@@ -49,15 +49,15 @@ class Ours:
         watch = Watch()
         while not all(replies):
             for delta in self.engine.step():
-                replies[tickets[delta.ticket]].append(delta.token)
+                replies[request_ids[delta.request_id]].append(delta.token)
         first, count = watch.lap(), 0
         for _ in range(new):
             for delta in self.engine.step():
-                replies[tickets[delta.ticket]].append(delta.token)
+                replies[request_ids[delta.request_id]].append(delta.token)
                 count += 1
         spent = watch.lap()
-        for ticket in tickets:
-            self.engine.cancel(ticket)
+        for request_id in request_ids:
+            self.engine.cancel(request_id)
         return first, spent, count, replies
 
     def measure(self, asked: Told) -> Told:

@@ -58,7 +58,7 @@ def make_talks(count: int, seed: int, tokenizer: Tokenizer) -> list[Talk]:
 
 
 def engine_for(model: Decoder, chat: ChatFormat, **options: object) -> Engine:
-    return Engine.of(model, chat.tokenizer, chat, lanes=1, **options)  # type: ignore[arg-type]
+    return Engine.of(model, chat.tokenizer, chat, engine_cores=1, **options)  # type: ignore[arg-type]
 
 
 def converse(model: Decoder, count: int, seed: int, *, at_once: int = 12, blocks: int = 40) -> Iterator[Counter[str]]:
@@ -74,7 +74,7 @@ def converse(model: Decoder, count: int, seed: int, *, at_once: int = 12, blocks
     waiting, live = make_talks(count, seed, chat.tokenizer), dict[int, tuple[Talk, Request]]()
     idle: list[Talk] = []
     known: dict[str, list[tuple[int, ...]]] = {}
-    scheduler = engine._lanes[0].scheduler
+    scheduler = engine._cores[0].scheduler
     while waiting or idle or live:
         while waiting and len(live) + len(idle) < at_once:
             idle.append(waiting.pop())
@@ -86,7 +86,7 @@ def converse(model: Decoder, count: int, seed: int, *, at_once: int = 12, blocks
         deltas = engine.step()
         scheduler.check()
         for done in (d for d in deltas if d.completion is not None):
-            talk, request = live.pop(done.ticket)
+            talk, request = live.pop(done.request_id)
             assert done.completion is not None
             _judge(model, chat, talk, request, done.completion, known, counts)
             talk.ids, talk.turn = [*done.completion.prompt_ids, *done.completion.token_ids], talk.turn + 1
@@ -97,7 +97,7 @@ def converse(model: Decoder, count: int, seed: int, *, at_once: int = 12, blocks
                 counts["conversations"] += 1
                 yield counts
     counts["preemptions"] = int(engine.stats()["preemptions"])
-    counts["evictions"] = engine._lanes[0].pages.pool.evictions
+    counts["evictions"] = engine._cores[0].kv_cache.pool.evictions
     yield counts
 
 

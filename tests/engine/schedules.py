@@ -63,10 +63,10 @@ class Pool:
         return len(self.requests) - 1
 
     def engine(self, **options: Any) -> Engine:
-        """An engine of one lane. With `pack` every linear map is packed, however small."""
+        """An engine of one core. With `pack` every linear map is packed, however small."""
         with patch("rorqual.engine.packed.SMALLEST", 1):
             return Engine.of(
-                self.model, self.chat.tokenizer, self.chat, lanes=1, pack=self.pack, record_kept=True, **options
+                self.model, self.chat.tokenizer, self.chat, engine_cores=1, pack=self.pack, record_kept=True, **options
             )
 
     def alone(self, number: int) -> list[Completion]:
@@ -118,13 +118,13 @@ class Wrong(AssertionError):
 
 @dataclass
 class Phase:
-    """One engine at work. `known`: whose ids were fed, here or in the engine before it on the same folder, by (engine, ticket, sample)."""
+    """One engine at work. `known`: whose ids were fed, here or in the engine before it on the same folder, by (engine, request_id, sample)."""
 
     pool: Pool
     engine: Engine
     known: dict[tuple[int, int, int], tuple[str, list[int]]]
     counts: Counter[str]
-    numbers: dict[int, int] = field(default_factory=dict)  # of the request, by ticket
+    numbers: dict[int, int] = field(default_factory=dict)  # of the request, by request_id
     asked: dict[int, Request] = field(default_factory=dict)
     drawn: dict[tuple[int, int], list[tuple[int, float]]] = field(default_factory=dict)
     hits: dict[int, int] = field(default_factory=dict)
@@ -134,18 +134,18 @@ class Phase:
 
     def submit(self, number: int, **how: Any) -> int:
         request = replace(self.pool.requests[number], **how)
-        ticket = self.engine.submit(request)
-        self.numbers[ticket], self.asked[ticket] = number, request
+        request_id = self.engine.submit(request)
+        self.numbers[request_id], self.asked[request_id] = number, request
         for sample in range(request.params.n):
-            self.known[id(self), ticket, sample] = request.tenant, list(request.prompt_ids or ())
-        return ticket
+            self.known[id(self), request_id, sample] = request.tenant, list(request.prompt_ids or ())
+        return request_id
 
     def __post_init__(self) -> None:
-        runner = self.engine._lanes[0].runner
+        runner = self.engine._cores[0].runner
         place = runner.place
 
         def counting(sequence: Sequence) -> None:
-            self.placed[sequence.ticket, sequence.sample] += 1
+            self.placed[sequence.request_id, sequence.sample] += 1
             place(sequence)
 
         runner.place = counting  # type: ignore[method-assign]
@@ -157,47 +157,47 @@ class Phase:
         self.engine.close()
 
     def seated(self) -> set[tuple[int, int]]:
-        scheduler = self.engine._lanes[0].scheduler
-        return {(s.ticket, s.sample) for s in (*scheduler.active, *scheduler.feeding)}
+        scheduler = self.engine._cores[0].scheduler
+        return {(s.request_id, s.sample) for s in (*scheduler.running, *scheduler.prefilling)}
 
-    def cancel(self, ticket: int) -> None:
-        self.counts["cancelled"] += any(t == ticket for t, _ in self.seated())
-        self.engine.cancel(ticket)
-        self.gone.add(ticket)
-        self.engine._lanes[0].scheduler.check()
+    def cancel(self, request_id: int) -> None:
+        self.counts["cancelled"] += any(t == request_id for t, _ in self.seated())
+        self.engine.cancel(request_id)
+        self.gone.add(request_id)
+        self.engine._cores[0].scheduler.check()
 
     def step(self) -> set[int]:
-        """One step, with everything that must hold after it; the tickets that are done."""
-        scheduler = self.engine._lanes[0].scheduler
+        """One step, with everything that must hold after it; the request_ids that are done."""
+        scheduler = self.engine._cores[0].scheduler
         deltas = self.engine.step()
         scheduler.check()
-        ended = {d.ticket for d in deltas if d.completion is not None}
+        ended = {d.request_id for d in deltas if d.completion is not None}
         for d in deltas:
-            self.drawn.setdefault((d.ticket, d.sample), []).append((d.token, d.logprob))
-            self.known[id(self), d.ticket, d.sample][1].append(d.token)
-            self.hits[d.ticket] = max(self.hits.get(d.ticket, 0), d.hit)
+            self.drawn.setdefault((d.request_id, d.sample), []).append((d.token, d.logprob))
+            self.known[id(self), d.request_id, d.sample][1].append(d.token)
+            self.hits[d.request_id] = max(self.hits.get(d.request_id, 0), d.hit)
             if d.completion is not None:
-                self._same(d.ticket, d.sample, d.completion)
-        return ended - scheduler.tickets()
+                self._same(d.request_id, d.sample, d.completion)
+        return ended - scheduler.request_ids()
 
-    def _same(self, ticket: int, sample: int, got: Completion) -> None:
-        expected = self.pool.alone(self.numbers[ticket])[sample]
+    def _same(self, request_id: int, sample: int, got: Completion) -> None:
+        expected = self.pool.alone(self.numbers[request_id])[sample]
         differ = differences(got, expected)
         if differ:
-            request = self.asked[ticket]
-            raise Wrong(f"request {self.numbers[ticket]}, sample {sample} ({request.params}): {differ}")
-        if self.drawn[ticket, sample] != list(zip(got.token_ids, got.logprobs)):
+            request = self.asked[request_id]
+            raise Wrong(f"request {self.numbers[request_id]}, sample {sample} ({request.params}): {differ}")
+        if self.drawn[request_id, sample] != list(zip(got.token_ids, got.logprobs)):
             raise Wrong("what was streamed is not what was recorded")
         self.checked += 1
-        self._count(ticket, got)
+        self._count(request_id, got)
 
-    def _count(self, ticket: int, got: Completion) -> None:
-        request = self.asked[ticket]
+    def _count(self, request_id: int, got: Completion) -> None:
+        request = self.asked[request_id]
         hit = got.usage["prompt_cache_hit_tokens"]
         others = [
             ids
             for key, (tenant, ids) in self.known.items()
-            if tenant == request.tenant and key[:2] != (id(self), ticket)
+            if tenant == request.tenant and key[:2] != (id(self), request_id)
         ]
         siblings = (len(got.prompt_ids) - 1) // BLOCK if request.params.n > 1 else 0
         most = max([siblings, *(shared(got.prompt_ids, ids) for ids in others)])
@@ -271,10 +271,10 @@ def _engine(pool: Pool, rng: random.Random, numbers: set[int], folder: Path) -> 
 def _first_phase(phase: Phase, rng: random.Random, first: int, partial: int, victim: int, others: list[int]) -> None:
     """The stem, then what shares a part of it; beside them others at random steps, one that is cancelled, one that is urgent."""
     come = sorted((rng.randrange(12), n) for n in others[:-1])
-    scheduler = phase.engine._lanes[0].scheduler
+    scheduler = phase.engine._cores[0].scheduler
     leader = phase.submit(first)
     leaves, urgent, second, cancel_at, step = -1, -1, -1, rng.randrange(3, 9), 0
-    while come or second < 0 or urgent < 0 or scheduler.tickets():
+    while come or second < 0 or urgent < 0 or scheduler.request_ids():
         while come and come[0][0] <= step:
             tenant, priority = rng.choice(("", "", "b")), rng.choice((0, 0, -1))
             phase.submit(come.pop(0)[1], tenant=tenant, priority=priority, reuse=rng.random() < 0.8)
@@ -284,7 +284,7 @@ def _first_phase(phase: Phase, rng: random.Random, first: int, partial: int, vic
             phase.cancel(leaves)
         if urgent < 0 and step >= 4 and not scheduler._free:
             urgent = phase.submit(others[-1], priority=2)
-        if urgent < 0 and second >= 0 and not scheduler.tickets():  # there was never a crowd: make one
+        if urgent < 0 and second >= 0 and not scheduler.request_ids():  # there was never a crowd: make one
             for _ in range(scheduler.slots):
                 phase.submit(phase.pool.crowd, priority=-1)
         if leader in phase.step():
@@ -296,14 +296,14 @@ def _first_phase(phase: Phase, rng: random.Random, first: int, partial: int, vic
 
 def _second_phase(phase: Phase, rng: random.Random, first: int, partial: int, others: list[int]) -> None:
     """Another engine on the same folder: the stem again is found on disk."""
-    ticket = phase.submit(first)
+    request_id = phase.submit(first)
     phase.step()
     restored = phase.engine.stats()["blocks_restored"]
     come = sorted((rng.randrange(8), n) for n in (partial, rng.choice(others)))
     step = 0
-    while come or phase.engine._lanes[0].scheduler.tickets():
+    while come or phase.engine._cores[0].scheduler.request_ids():
         while come and come[0][0] <= step:
             phase.submit(come.pop(0)[1])
         phase.step()
         step += 1
-    phase.counts["restored"] += restored > 0 and phase.hits[ticket] > 0
+    phase.counts["restored"] += restored > 0 and phase.hits[request_id] > 0

@@ -13,9 +13,9 @@ from hashlib import blake2b
 
 import numpy as np
 
-from rorqual.engine.kv_cache.manager import Pages
+from rorqual.engine.kv_cache.manager import KVCacheManager
 from rorqual.engine.request import SamplingParams
-from rorqual.engine.scheduler import Plan, Scheduler, Sequence
+from rorqual.engine.scheduler import Scheduler, SchedulerOutput, Sequence
 from rorqual.ops.paged import BLOCK, QUERIES
 
 END = 1
@@ -56,12 +56,12 @@ class Tape:
         self.contents = [[b""] * BLOCK for _ in range(blocks)]
         self.ids: list[list[int]] = [[] for _ in range(slots)]
         self.notes: list[list[int]] = [[] for _ in range(slots)]  # one for each token drawn, as log-probabilities are
-        self.pages = Pages(blocks, b"s" * 32, b"weights", self.read, self.write)
-        self.scheduler = Scheduler(slots, self.pages, self, step_tokens=step_tokens, patience=patience)
+        self.kv_cache = KVCacheManager(blocks, b"s" * 32, b"weights", self.read, self.write)
+        self.scheduler = Scheduler(slots, self.kv_cache, self, step_tokens=step_tokens, patience=patience)
         self.fed_in_a_step: list[tuple[int, int]] = []
         self.preempted = 0
 
-    # ---- History, and what Pages asks of a cache
+    # ---- History, and what KVCacheManager asks of a cache
 
     def tokens(self, slot: int, length: int) -> list[int]:
         return self.ids[slot][:length]
@@ -86,14 +86,14 @@ class Tape:
         state = b""
         for at in range(position):  # attention reads everything
             state = chained(state, sequence.tenant, self.ids[sequence.slot][at])
-            assert self._kept(sequence, at) == state, (sequence.ticket, at)
+            assert self._kept(sequence, at) == state, (sequence.request_id, at)
         block = sequence.blocks[position // BLOCK]
         self.contents[block][position % BLOCK] = chained(state, sequence.tenant, self.ids[sequence.slot][position])
 
     def step(self) -> list[tuple[Sequence, list[int]]]:
-        """As `Lane.step`: those that ended, with all their ids."""
+        """As `EngineCore.step`: those that ended, with all their ids."""
         scheduler = self.scheduler
-        plan = scheduler.plan()
+        plan = scheduler.schedule()
         for sequence in plan.admitted:
             self.ids[sequence.slot] = list(sequence.tokens)
             saved = sequence.saved
@@ -101,25 +101,25 @@ class Tape:
         if plan.empty:
             return []
         self._run(plan)
-        tokens = [drawn(self._kept(s, len(self.ids[s.slot]) - 1), s.key) for s in scheduler.active]
-        for sequence, token in zip(scheduler.active, tokens):
+        tokens = [drawn(self._kept(s, len(self.ids[s.slot]) - 1), s.key) for s in scheduler.running]
+        for sequence, token in zip(scheduler.running, tokens):
             self.ids[sequence.slot].append(token)
             self.notes[sequence.slot].append(token)
         for chunk in plan.chunks:
-            self.pages.name(chunk.sequence, chunk.stop)
+            self.kv_cache.cache_blocks(chunk.sequence, chunk.stop)
         done = scheduler.advance(np.array(tokens, np.int64), STOPS)
         ended = []
         for row in done.tolist():
-            sequence = scheduler.active[row]
+            sequence = scheduler.running[row]
             ids = list(self.ids[sequence.slot])
             assert self.notes[sequence.slot] == ids[len(sequence.prompt) :], "what was kept of each token"
             ended.append((sequence, ids))
         scheduler.release(done)
         return ended
 
-    def _run(self, plan: Plan) -> None:
+    def _run(self, plan: SchedulerOutput) -> None:
         self.fed_in_a_step.append((plan.decode, sum(c.stop - c.start for c in plan.chunks)))
-        for row, sequence in enumerate(self.scheduler.active[: plan.decode]):
+        for row, sequence in enumerate(self.scheduler.running[: plan.decode]):
             assert self.scheduler.rows.position[row] == len(self.ids[sequence.slot]) - 1
             assert self.scheduler.rows.key[row] == sequence.key and self.scheduler.rows.slot[row] == sequence.slot
             self._feed(sequence, len(self.ids[sequence.slot]) - 1)
@@ -157,9 +157,9 @@ def drive(tape: Tape, jobs: list[Job], after: Callable[[int], None] = lambda ste
         running = _running(scheduler)
         for job in jobs:
             if job.leaves == step and job.at < step:
-                seen.cancelled_while_running += job.sequence.ticket in running
-                scheduler.cancel(job.sequence.ticket)
-                assert job.sequence.ticket not in scheduler.tickets() and job.sequence.slot == -1
+                seen.cancelled_while_running += job.sequence.request_id in running
+                scheduler.cancel(job.sequence.request_id)
+                assert job.sequence.request_id not in scheduler.request_ids() and job.sequence.slot == -1
                 assert not job.sequence.blocks
                 scheduler.check()
             if job.at == step:
@@ -170,10 +170,10 @@ def drive(tape: Tape, jobs: list[Job], after: Callable[[int], None] = lambda ste
         decode, fed = tape.fed_in_a_step[-1] if tape.fed_in_a_step else (0, 0)
         assert fed <= max(scheduler.step_tokens - decode, QUERIES)
         for sequence, ids in ended:
-            assert sequence.ticket not in seen.ended
-            seen.ended[sequence.ticket] = ids
-            seen.order.append(sequence.ticket)
-        seen.stepped_back += len(running - _running(scheduler) - {s.ticket for s, _ in ended})
+            assert sequence.request_id not in seen.ended
+            seen.ended[sequence.request_id] = ids
+            seen.order.append(sequence.request_id)
+        seen.stepped_back += len(running - _running(scheduler) - {s.request_id for s, _ in ended})
         after(step)
         step += 1
         assert step < 20_000, "somebody waits for ever"
@@ -181,13 +181,13 @@ def drive(tape: Tape, jobs: list[Job], after: Callable[[int], None] = lambda ste
 
 
 def _running(scheduler: Scheduler) -> set[int]:
-    return {s.ticket for s in (*scheduler.active, *scheduler.feeding)}
+    return {s.request_id for s in (*scheduler.running, *scheduler.prefilling)}
 
 
 def sequence(
-    ticket: int, prompt: tuple[int, ...] = (5, 6), *, new: int = 3, endless: bool = False, **fields: object
+    request_id: int, prompt: tuple[int, ...] = (5, 6), *, new: int = 3, endless: bool = False, **fields: object
 ) -> Sequence:
-    """A sequence whose key is its ticket, unless another is given."""
+    """A sequence whose key is its request_id, unless another is given."""
     params = SamplingParams(max_tokens=new, ignore_eos=endless)
-    given = {"key": ticket, **fields}
-    return Sequence(ticket, 0, prompt, params, limit=len(prompt) + new, **given)  # type: ignore[arg-type]
+    given = {"key": request_id, **fields}
+    return Sequence(request_id, 0, prompt, params, limit=len(prompt) + new, **given)  # type: ignore[arg-type]

@@ -49,10 +49,10 @@ def alone(model: Decoder, tokenizer: Tokenizer, chat: ChatFormat, request: Reque
     return told(Engine.of(model, tokenizer, chat, slots=2).generate([request])[0][0])
 
 
-def run_out(engine: Engine, ticket: int) -> Completion:
+def run_out(engine: Engine, request_id: int) -> Completion:
     while True:
         for delta in engine.step():
-            if delta.ticket == ticket and delta.completion is not None:
+            if delta.request_id == request_id and delta.completion is not None:
                 return delta.completion
 
 
@@ -78,7 +78,7 @@ def test_a_step_that_ctrl_c_broke_off_serves_nobody(
         list(engine.stream(ask()))
     hook.remove()
     assert engine.step() == [] and engine.stats()["running"] == engine.stats()["waiting"] == 0
-    engine._lanes[0].scheduler.check()
+    engine._cores[0].scheduler.check()
     assert told(engine.generate([ask()])[0][0]) == expected
     engine.close()
     again = Engine.of(mla, tokenizer, chat, slots=8, cache_dir=tmp_path)
@@ -133,10 +133,10 @@ def test_ctrl_c_at_any_moment_leaves_an_engine_that_answers_right(
     came = 0
     for at in random.Random(seed).sample(range(1, calls), 40):
         came += Interrupts(at).during(works[seed % 2])
-        for ticket in list(engine._jobs):  # whose caller went on without them
-            engine.cancel(ticket)
+        for request_id in list(engine._jobs):  # whose caller went on without them
+            engine.cancel(request_id)
         engine.step()  # what had ended, for who submitted it
-        engine._lanes[0].scheduler.check()
+        engine._cores[0].scheduler.check()
         assert engine.step() == [] and engine.stats()["running"] == engine.stats()["waiting"] == 0, at
         assert [[told(one) for one in group] for group in engine.generate([asked, *others])] == expected, at
     assert came > 20
@@ -145,7 +145,7 @@ def test_ctrl_c_at_any_moment_leaves_an_engine_that_answers_right(
 def test_an_error_in_one_lane_stops_the_others(
     mla: Decoder, tokenizer: Tokenizer, chat: ChatFormat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rorqual.engine.engine.LANE_WORK", 1)
+    monkeypatch.setattr("rorqual.engine.engine.CORE_WORK", 1)
     engine = Engine.of(mla, tokenizer, chat, slots=8, threads=2)
     asked = [Request(params=SamplingParams(max_tokens=90, ignore_eos=True), prompt_ids=OTHER[:n]) for n in (40, 50)]
     expected = [told(group[0]) for group in engine.generate(asked)]
@@ -196,15 +196,17 @@ def test_several_streams_each_have_all_their_tokens(engine: Engine) -> None:
                 drawn[place][delta.sample].append(delta.token)
     assert drawn == [[tokens for tokens, _ in group] for group in expected]
     rest = engine.step()
-    assert {delta.ticket for delta in rest} == {submitted} and len(rest) == 12, "what others asked for is kept for them"
+    assert {delta.request_id for delta in rest} == {submitted} and len(rest) == 12, (
+        "what others asked for is kept for them"
+    )
     assert rest[-1].completion is not None
 
 
 def test_a_cancelled_request_says_nothing_more(engine: Engine) -> None:
-    ticket = engine.submit(ask())
+    request_id = engine.submit(ask())
     stream = engine.stream(ask(OTHER))
     next(stream)
-    engine.cancel(ticket)
+    engine.cancel(request_id)
     assert engine.step() == []
 
 
@@ -236,10 +238,10 @@ def test_weights_that_change_while_a_prompt_is_fed_leave_nothing_in_the_folder(
     before = copy.deepcopy(model.state_dict())
     expected = alone(model, tokenizer, chat, ask())
     engine = Engine.of(model, tokenizer, chat, slots=8, cache_dir=tmp_path, step_tokens=70)
-    ticket = engine.submit(ask())
+    request_id = engine.submit(ask())
     engine.step()
     model.load_state_dict(new.state_dict())
-    run_out(engine, ticket)
+    run_out(engine, request_id)
     engine.close()
     model.load_state_dict(before)
     again = Engine.of(model, tokenizer, chat, slots=8, cache_dir=tmp_path)
@@ -302,13 +304,13 @@ def test_a_logit_that_is_no_number_ends_its_own_request(
     good, bad = ask(top_logprobs=top_logprobs), ask((*OTHER, 255), top_logprobs=top_logprobs)
     expected = alone(model, tokenizer, chat, good)
     engine = Engine.of(model, tokenizer, chat, slots=8)
-    tickets = [engine.submit(bad), engine.submit(good), engine.submit(bad)]
+    request_ids = [engine.submit(bad), engine.submit(good), engine.submit(bad)]
     done: dict[int, Completion] = {}
     while len(done) < 3:
-        done |= {delta.ticket: delta.completion for delta in engine.step() if delta.completion is not None}
-    assert told(done[tickets[1]]) == expected and not done[tickets[1]].error
-    for ticket in (tickets[0], tickets[2]):
-        assert "not a number" in done[ticket].error and len(done[ticket].token_ids) == 1
+        done |= {delta.request_id: delta.completion for delta in engine.step() if delta.completion is not None}
+    assert told(done[request_ids[1]]) == expected and not done[request_ids[1]].error
+    for request_id in (request_ids[0], request_ids[2]):
+        assert "not a number" in done[request_id].error and len(done[request_id].token_ids) == 1
     with pytest.raises(NumericsError, match="not a number"):
         engine.generate([good, bad])
     assert told(engine.generate([good])[0][0]) == expected

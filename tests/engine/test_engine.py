@@ -16,7 +16,7 @@ from rorqual.core.records import Message
 from rorqual.data.chat import ChatFormat
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine import Completion, Engine, Request, SamplingParams
-from rorqual.engine.engine import LANE_WORK
+from rorqual.engine.engine import CORE_WORK
 from rorqual.engine.runner import Runner
 from rorqual.engine.sampler import Settings
 from rorqual.model import Decoder, account
@@ -40,8 +40,8 @@ def settings_of(completion: Completion, params: SamplingParams) -> Settings:
 
 @pytest.fixture
 def narrow_lanes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two samples fill two lanes."""
-    monkeypatch.setattr("rorqual.engine.engine.LANE_WORK", 1)
+    """Two samples fill two cores."""
+    monkeypatch.setattr("rorqual.engine.engine.CORE_WORK", 1)
 
 
 def flat(results: list[list[Completion]]) -> list[Completion]:
@@ -145,8 +145,8 @@ def test_neither_batch_nor_slots_nor_threads_nor_order_change_an_answer(
     """Rows are moved and slots re-used on the way: with 4 slots, 21 samples pass through them."""
     asked = requests(7, seed=2, temperature=1.0, max_tokens=12)
     expected = flat(Engine.of(model, tokenizer, chat, slots=64).generate(asked))
-    for slots, threads, lanes in ((1, 1, 1), (4, 2, 2), (5, 3, 3)):
-        got = flat(Engine.of(model, tokenizer, chat, slots=slots, threads=threads, lanes=lanes).generate(asked))
+    for slots, threads, cores in ((1, 1, 1), (4, 2, 2), (5, 3, 3)):
+        got = flat(Engine.of(model, tokenizer, chat, slots=slots, threads=threads, engine_cores=cores).generate(asked))
         compare(got, expected)
     backwards = Engine.of(model, tokenizer, chat, slots=8).generate(asked[::-1])
     compare(flat(backwards[::-1]), expected)
@@ -363,11 +363,11 @@ def test_a_further_lane_runs_where_its_work_pays_or_the_slots_are_too_few(
 ) -> None:
     """Threads that have little to do hold each other up: two took twice the time of one (docs/LOG.md)."""
     flops = account(mla.config).flops / 2 / len(mla.config.layers)
-    pays = int(2 * LANE_WORK / flops) + 1  # samples
-    for slots, samples, lanes in ((4096, 100, 1), (4096, pays - 2, 1), (4096, pays, 2), (64, 64, 1), (64, 65, 2)):
+    pays = int(2 * CORE_WORK / flops) + 1  # samples
+    for slots, samples, cores in ((4096, 100, 1), (4096, pays - 2, 1), (4096, pays, 2), (64, 64, 1), (64, 65, 2)):
         engine = Engine.of(mla, tokenizer, chat, threads=2, slots=slots, cache_bytes=1 << 20)
-        jobs = [engine._desk.job(request, "") for request in requests(samples, n=1)]
-        assert len(engine._divide(jobs)) == lanes, (slots, samples)
+        jobs = [engine._processor.job(request, "") for request in requests(samples, n=1)]
+        assert len(engine._divide(jobs)) == cores, (slots, samples)
 
 
 # ---- step by step
@@ -387,20 +387,20 @@ def test_requests_join_and_leave_a_running_batch(engine: Engine) -> None:
     first, second, third = requests(3, n=1, temperature=1.0, max_tokens=50)
     expected = [group[0].token_ids for group in engine.generate([first, second, third])]
     tokens: dict[int, list[int]] = {}
-    tickets = [engine.submit(first)]
+    request_ids = [engine.submit(first)]
     for step in range(200):
         if step == 3:
-            tickets.append(engine.submit(second))
+            request_ids.append(engine.submit(second))
         if step == 5:
-            tickets.append(engine.submit(third))
+            request_ids.append(engine.submit(third))
         if step == 9:
-            engine.cancel(tickets[1])
+            engine.cancel(request_ids[1])
         for delta in engine.step():
-            tokens.setdefault(delta.ticket, []).append(delta.token)
-    assert tokens[tickets[0]] == expected[0]
-    assert tokens[tickets[2]] == expected[2]
-    assert tokens[tickets[1]] == expected[1][: len(tokens[tickets[1]])]
-    assert len(tokens[tickets[1]]) <= 6
+            tokens.setdefault(delta.request_id, []).append(delta.token)
+    assert tokens[request_ids[0]] == expected[0]
+    assert tokens[request_ids[2]] == expected[2]
+    assert tokens[request_ids[1]] == expected[1][: len(tokens[request_ids[1]])]
+    assert len(tokens[request_ids[1]]) <= 6
     assert engine.step() == []
 
 
@@ -453,12 +453,12 @@ def test_the_cache_stays_within_its_memory_and_the_answers_are_the_same(
 ) -> None:
     """Fewer blocks than all rows need in the end: some step back, nothing waits for ever, and nobody's answer is another's."""
     asked = requests(4, n=2, temperature=1.0, max_tokens=70)
-    whole = flat(Engine.of(model, tokenizer, chat, slots=16, lanes=1).generate(asked))
+    whole = flat(Engine.of(model, tokenizer, chat, slots=16, engine_cores=1).generate(asked))
     block = Runner.block_bytes(model)
     for blocks in (2, 5):
-        engine = Engine.of(model, tokenizer, chat, slots=16, lanes=1, cache_bytes=blocks * block)
+        engine = Engine.of(model, tokenizer, chat, slots=16, engine_cores=1, cache_bytes=blocks * block)
         compare(flat(engine.generate(asked)), whole)
-        cache = engine._lanes[0].runner.cache
+        cache = engine._cores[0].runner.cache
         assert (
             sum(pool.nbytes for layer in cache.layers for pool in layer.values()) == (blocks + 1) * block
         )  # one is nobody's
@@ -492,7 +492,7 @@ def test_one_that_steps_back_again_before_it_is_fed_keeps_what_was_recorded(
         Request(prompt_ids=(5, 6, 7), params=SamplingParams(max_tokens=n, ignore_eos=True), priority=1) for n in (12, 2)
     ]
     expected = Engine.of(mla, tokenizer, chat).generate([long])[0][0]
-    engine = Engine.of(mla, tokenizer, chat, slots=1, step_tokens=32, lanes=1)
+    engine = Engine.of(mla, tokenizer, chat, slots=1, step_tokens=32, engine_cores=1)
     engine.submit(long)
     deltas = [delta for _ in range(12) for delta in engine.step()]
     assert len(deltas) > 5
@@ -504,10 +504,10 @@ def test_one_that_steps_back_again_before_it_is_fed_keeps_what_was_recorded(
     while any(stats := [engine.stats()["running"], engine.stats()["waiting"]]):
         deltas += engine.step()
     assert stats == [0, 0] and engine.stats()["preemptions"] == 2
-    (done,) = [d.completion for d in deltas if d.ticket == 0 and d.completion is not None]
+    (done,) = [d.completion for d in deltas if d.request_id == 0 and d.completion is not None]
     compare([done], [expected])
     assert done.top_logprobs == expected.top_logprobs
-    mine = [d for d in deltas if d.ticket == 0]
+    mine = [d for d in deltas if d.request_id == 0]
     assert [d.token for d in mine] == expected.token_ids and [d.logprob for d in mine] == expected.logprobs
 
 

@@ -173,7 +173,7 @@ def test_a_penalty_is_the_arithmetic_that_its_name_says(engine: Engine, mla: Dec
 def test_penalties_go_on_counting_after_a_preemption(mla: Decoder, tokenizer: Tokenizer, chat: ChatFormat) -> None:
     """Presence, frequency and repetition count the reply before the preemption, and count the prompt as a prompt."""
     block = Runner.block_bytes(mla)
-    engine = Engine.of(mla, tokenizer, chat, slots=4, lanes=1, cache_bytes=4 * block)
+    engine = Engine.of(mla, tokenizer, chat, slots=4, engine_cores=1, cache_bytes=4 * block)
     names = [name for name in PENALISED if name != "temperature"]
     requests = [
         asked(**{"max_tokens": 80, "ignore_eos": True, "seed": n} | PENALISED[name]) for n, name in enumerate(names)
@@ -267,7 +267,7 @@ def hits(engine: Engine, **more: Any) -> int:
 
 
 def test_a_requests_tenant_and_reuse_decide_what_it_finds(mla: Decoder, tokenizer: Tokenizer, chat: ChatFormat) -> None:
-    engine = Engine.of(mla, tokenizer, chat, slots=2, lanes=1, reuse=True)
+    engine = Engine.of(mla, tokenizer, chat, slots=2, engine_cores=1, reuse=True)
     assert hits(engine, reuse=False) == hits(engine, tenant="one") == 0, "nothing was kept of the first"
     assert hits(engine, tenant="one") == BLOCK
     assert hits(engine, tenant="two") == hits(engine, reuse=False, tenant="one") == 0
@@ -275,15 +275,15 @@ def test_a_requests_tenant_and_reuse_decide_what_it_finds(mla: Decoder, tokenize
 
 
 def test_of_what_waits_the_higher_priority_runs_first(mla: Decoder, tokenizer: Tokenizer, chat: ChatFormat) -> None:
-    engine = Engine.of(mla, tokenizer, chat, slots=1, lanes=1)
-    tickets = [
+    engine = Engine.of(mla, tokenizer, chat, slots=1, engine_cores=1)
+    request_ids = [
         engine.submit(Request(prompt_ids=PROMPT, params=SamplingParams(max_tokens=3, ignore_eos=True), priority=p))
         for p in (0, 2, 1)
     ]
     ended = []
     while len(ended) < 3:
-        ended += [delta.ticket for delta in engine.step() if delta.completion is not None]
-    assert ended == [tickets[1], tickets[2], tickets[0]]
+        ended += [delta.request_id for delta in engine.step() if delta.completion is not None]
+    assert ended == [request_ids[1], request_ids[2], request_ids[0]]
 
 
 def test_no_field_of_a_request_is_forgotten_here() -> None:
@@ -392,21 +392,21 @@ def make(request: pytest.FixtureRequest, run: Path, mla: Decoder, tokenizer: Tok
 
 def submitted(engine: Engine, count: int) -> tuple[float, float]:
     """Of so many requests: how many run after a step, and how many wait."""
-    tickets = [engine.submit(asked(seed=n, ignore_eos=True)) for n in range(count)]
+    request_ids = [engine.submit(asked(seed=n, ignore_eos=True)) for n in range(count)]
     engine.step()
     found = engine.stats()["running"], engine.stats()["waiting"]
-    for ticket in tickets:
-        engine.cancel(ticket)
+    for request_id in request_ids:
+        engine.cancel(request_id)
     return found
 
 
 def steps_to_first(engine: Engine) -> int:
     """Steps until a prompt of 80 tokens has its first token."""
-    ticket = engine.submit(Request(prompt_ids=(50,) * 80, params=SamplingParams(max_tokens=2, ignore_eos=True)))
+    request_id = engine.submit(Request(prompt_ids=(50,) * 80, params=SamplingParams(max_tokens=2, ignore_eos=True)))
     count = 1
     while not engine.step():
         count += 1
-    engine.cancel(ticket)
+    engine.cancel(request_id)
     return count
 
 
@@ -466,7 +466,7 @@ RUN = {
 OF = {
     "reuse": ({}, True, twice, [0, 0], [0, BLOCK]),
     "pack": ({}, True, loads, "", "this engine's weights are packed"),
-    "lanes": ({"slots": 1, "threads": 2}, 1, threads_of, {"engine"}, {"caller"}),
+    "engine_cores": ({"slots": 1, "threads": 2}, 1, threads_of, {"engine"}, {"caller"}),
     "record_kept": ({}, True, lambda e: recorded(e)[1], False, True),
 }
 ELSEWHERE = {"cache_dir", "disk_bytes", "device", "dtype"}
@@ -526,7 +526,7 @@ def test_an_engine_speaks_by_its_model_its_tokenizer_and_its_chat_format(
     assert engine.tokenizer is tokenizer and engine.chat is chat
 
 
-@pytest.mark.parametrize("name", ["slots", "threads", "lanes", "step_tokens", "max_len"])
+@pytest.mark.parametrize("name", ["slots", "threads", "engine_cores", "step_tokens", "max_len"])
 def test_an_engine_that_can_do_nothing_is_refused_by_the_arguments_name(
     mla: Decoder, tokenizer: Tokenizer, chat: ChatFormat, name: str
 ) -> None:

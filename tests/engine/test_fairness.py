@@ -9,26 +9,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tape import Job, Tape, answer, drive, sequence, some_ids
 
+from rorqual.engine.request_queue import DRAWN, in_turn
 from rorqual.engine.scheduler import QUANTUM
-from rorqual.engine.waiting import DRAWN, in_turn
 
 
-def job(ticket: int, tenant: str, *, at: int = 0, prompt: int = 20, new: int = 5, priority: int = 0) -> Job:
+def job(request_id: int, tenant: str, *, at: int = 0, prompt: int = 20, new: int = 5, priority: int = 0) -> Job:
     return Job(
-        sequence(ticket, some_ids(ticket, prompt), new=new, tenant=tenant, priority=priority, endless=True), at=at
+        sequence(request_id, some_ids(request_id, prompt), new=new, tenant=tenant, priority=priority, endless=True),
+        at=at,
     )
 
 
 def waits(tape: Tape, jobs: list[Job]) -> dict[int, int]:
     """Steps from the one a job comes in to the one that draws its first token; every answer is the one it has alone."""
     first: dict[int, int] = {}
-    left = {one.sequence.ticket: one for one in jobs}
+    left = {one.sequence.request_id: one for one in jobs}
     advance = tape.scheduler.advance
     now = [0]
 
     def seen(*given_: object) -> object:
-        for active in tape.scheduler.active:
-            first.setdefault(active.ticket, now[0] - left[active.ticket].at)
+        for active in tape.scheduler.running:
+            first.setdefault(active.request_id, now[0] - left[active.request_id].at)
         return advance(*given_)  # type: ignore[arg-type]
 
     tape.scheduler.advance = seen  # type: ignore[method-assign, assignment]
@@ -37,7 +38,9 @@ def waits(tape: Tape, jobs: list[Job]) -> dict[int, int]:
         now[0] = step + 1
 
     ended = drive(tape, jobs, after).ended
-    assert {ticket: ended[ticket] for ticket in left} == {ticket: answer(one.sequence) for ticket, one in left.items()}
+    assert {request_id: ended[request_id] for request_id in left} == {
+        request_id: answer(one.sequence) for request_id, one in left.items()
+    }
     return first
 
 
@@ -47,7 +50,7 @@ def test_short_requests_wait_a_quantum_behind_a_flood_of_long_ones(slots: int) -
     calm = [job(100 + t, "calm", at=10 + 40 * t) for t in range(3)]
     tape = Tape(slots, 100, step_tokens=200)
     found = waits(tape, [*flood, *calm])
-    assert max(found[one.sequence.ticket] for one in calm) <= QUANTUM + 2
+    assert max(found[one.sequence.request_id] for one in calm) <= QUANTUM + 2
     assert tape.scheduler.preemptions >= 1
 
 
@@ -56,7 +59,7 @@ def test_where_blocks_are_short_it_is_the_same() -> None:
     flood = [job(t, "flood", prompt=100, new=90) for t in range(6)]
     calm = [job(100 + t, "calm", at=20 + 30 * t, prompt=70) for t in range(3)]
     found = waits(Tape(8, 13, step_tokens=700), [*flood, *calm])
-    assert max(found[one.sequence.ticket] for one in calm) <= 2 * QUANTUM
+    assert max(found[one.sequence.request_id] for one in calm) <= 2 * QUANTUM
 
 
 def test_slots_are_shared_out_evenly_and_no_further() -> None:
@@ -68,7 +71,7 @@ def test_slots_are_shared_out_evenly_and_no_further() -> None:
                 tape.step()
     for _ in range(QUANTUM):
         tape.step()
-        held = [s.tenant for s in tape.scheduler.active]
+        held = [s.tenant for s in tape.scheduler.running]
     assert sorted(held) == ["a", "a", "b", "b", "c", "c"]
     before = tape.scheduler.preemptions
     for _ in range(2 * QUANTUM):
@@ -91,8 +94,8 @@ def test_the_longest_running_of_the_tenant_that_has_most_gives_way() -> None:
             tape.step()
     tape.scheduler.submit([job(t, "new", new=9).sequence for t in (20, 21)])
     tape.step()
-    assert [s.ticket for s in tape.scheduler.waiting] == [0]
-    assert {20, 21} <= {s.ticket for s in tape.scheduler.active}
+    assert [s.request_id for s in tape.scheduler.waiting] == [0]
+    assert {20, 21} <= {s.request_id for s in tape.scheduler.running}
 
 
 def test_fairness_takes_nothing_from_a_higher_priority() -> None:
@@ -122,10 +125,10 @@ def test_no_tenant_with_nothing_running_waits_for_longer_than_prompts_take_and_a
     slots, step_tokens = rng.randrange(2, 6), rng.choice((64, 200))
     tenants = [f"t{i}" for i in range(rng.randrange(2, slots + 1))]
     jobs, longest = [], 30
-    for ticket in range(rng.randrange(4, 24)):
+    for request_id in range(rng.randrange(4, 24)):
         tenant = tenants[0] if rng.random() < 0.6 else rng.choice(tenants[1:])
         jobs.append(
-            job(ticket, tenant, at=rng.randrange(60), prompt=rng.randrange(1, longest), new=rng.choice((2, 20, 70)))
+            job(request_id, tenant, at=rng.randrange(60), prompt=rng.randrange(1, longest), new=rng.choice((2, 20, 70)))
         )
     tape = Tape(slots, 100, step_tokens=step_tokens)
     feeding = slots * -(-slots * longest // step_tokens)  # every row's prompt, and again when it is resumed
@@ -135,7 +138,7 @@ def test_no_tenant_with_nothing_running_waits_for_longer_than_prompts_take_and_a
 
     def after(step: int) -> None:
         scheduler = tape.scheduler
-        seated = {s.tenant for s in scheduler._seated()}
+        seated = {s.tenant for s in scheduler._admitted()}
         for tenant in tenants:
             waiting = any(s.tenant == tenant for s in scheduler.waiting)
             idle[tenant] = idle.get(tenant, 0) + 1 if waiting and tenant not in seated else 0
@@ -144,7 +147,7 @@ def test_no_tenant_with_nothing_running_waits_for_longer_than_prompts_take_and_a
 
     seen = drive(tape, jobs, after)
     assert len(seen.ended) == len(jobs) and not wrong
-    assert all(seen.ended[one.sequence.ticket] == answer(one.sequence) for one in jobs)
+    assert all(seen.ended[one.sequence.request_id] == answer(one.sequence) for one in jobs)
 
 
 def test_what_was_drawn_before_a_preemption_is_charged() -> None:
@@ -161,7 +164,7 @@ def test_prompts_of_several_tenants_are_fed_in_turn() -> None:
     ]
     for number, one in enumerate(given_):
         one.arrival = number
-    assert [s.ticket for s in in_turn(given_)] == [3, 0, 2, 1]
+    assert [s.request_id for s in in_turn(given_)] == [3, 0, 2, 1]
 
 
 def test_a_prompt_behind_many_of_another_tenant_is_fed_at_once() -> None:

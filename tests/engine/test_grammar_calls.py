@@ -27,8 +27,8 @@ from rorqual.data.chat.stream import Reader
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine.grammar.calls import Spelling
 from rorqual.engine.grammar.compiler import Constraint, Grammars
-from rorqual.engine.job import Desk
 from rorqual.engine.params import check_params
+from rorqual.engine.processor import Processor
 from rorqual.engine.request import Grammar, Request, SamplingParams
 
 SIZES: dict[str, Any] = {
@@ -142,7 +142,7 @@ def allows(constraint: Constraint, ids: Sequence[int]) -> bool:
 @pytest.mark.parametrize("name", [name for name in FORMATS if not name.startswith("template")])
 def test_a_thought_may_come_first_where_an_answer_with_a_grammar_may_have_one(name: str, thinking: Thinking) -> None:
     chat = FORMATS[name]
-    desk = Desk(chat.tokenizer.vocab_size + 3, 4096, 4096, chat.tokenizer, chat, reuse=False)
+    desk = Processor(chat.tokenizer.vocab_size + 3, 4096, 4096, chat.tokenizer, chat, reuse=False)
     prompt = tuple(chat.prompt([Message("user", "?")], thinking, OFFERED))
     begins, ended, thought = chat.reply_form(thinking).begins, 0, 0
     begin = "hm</think>" if begins == "thought" and chat.thought_ids is None else ""

@@ -29,7 +29,7 @@ ASKED = Request(prompt_ids=PROMPT, params=PARAMS, tenant="ada")
 
 def counted(engine: Engine, request: Request) -> tuple[Completion, int]:
     """The answer, and how many tokens of the prompt were fed: counted where they are fed."""
-    runner, fed = engine._lanes[0].runner, 0
+    runner, fed = engine._cores[0].runner, 0
     step = runner.step
 
     def counting(plan, scheduler):  # type: ignore[no-untyped-def]
@@ -122,7 +122,7 @@ def test_what_runs_while_weights_change_leaves_nothing_behind(tokenizer: Tokeniz
     engine.submit(Request(prompt_ids=(9, 9), params=PARAMS))  # the change is noticed here
     while engine.stats()["running"]:
         deltas += engine.step()
-    (mixed,) = [d.completion for d in deltas if d.ticket == 0 and d.completion is not None]
+    (mixed,) = [d.completion for d in deltas if d.request_id == 0 and d.completion is not None]
     after = replace(ASKED, prompt_ids=(*mixed.prompt_ids, *mixed.token_ids, 8))
     got, fed = counted(engine, after)
     assert fed == 81

@@ -106,7 +106,7 @@ def test_an_adapters_products_are_tried_and_what_is_promised_of_them_holds(
     found = set(_products(model))
     assert {("map", 576, 192, dtype), ("map", 576, r, dtype), ("map", r, 192, dtype)} <= found
     assert held is all(_alike(*product, rows, 1) for product in found)
-    engine = Engine.of(model, tokenizer, chat, slots=40, lanes=1)
+    engine = Engine.of(model, tokenizer, chat, slots=40, engine_cores=1)
     assert engine.invariant is held
     requests = [
         Request(
@@ -160,4 +160,4 @@ def test_an_adapter_that_comes_and_goes_is_looked_at_anew(
     LoRA(r=4).attach(model, seed=0)
     engine.generate([(3, 4, 5)], SamplingParams(max_tokens=2))
     assert looks == [21] and not engine.invariant
-    assert {lane.runner.rows for lane in engine._lanes} == {Rows(16, 16)}
+    assert {core.runner.rows for core in engine._cores} == {Rows(16, 16)}

@@ -113,15 +113,15 @@ def test_a_preempted_prompt_has_each_of_them_once(
     model = models["gqa"]
     [(expected,)] = Engine.of(model, tokenizer, chat).generate([request])
     engine = Engine.of(model, tokenizer, chat, slots=1, step_tokens=32, reuse=True)
-    ticket = engine.submit(request)
+    request_id = engine.submit(request)
     for _ in range(3):
         engine.step()
     engine.submit(other)
     found: dict[int, Completion] = {}
     while engine.stats()["running"] + engine.stats()["waiting"]:
-        found |= {delta.ticket: delta.completion for delta in engine.step() if delta.completion is not None}
+        found |= {delta.request_id: delta.completion for delta in engine.step() if delta.completion is not None}
     assert engine.stats()["preemptions"] == 1
-    assert said(found[ticket]) == said(expected)
+    assert said(found[request_id]) == said(expected)
 
 
 def test_who_asks_for_none_feeds_nobody_who_does(engine: Engine) -> None:

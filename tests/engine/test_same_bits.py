@@ -213,6 +213,6 @@ def test_wider_layers_change_no_bit(kind: str, dtype: str) -> None:
                 engine.submit(request)
             found: dict[int, Completion] = {}
             while engine.stats()["running"] + engine.stats()["waiting"]:
-                found |= {d.ticket: d.completion for d in engine.step() if d.completion is not None}
+                found |= {d.request_id: d.completion for d in engine.step() if d.completion is not None}
             torch.set_num_threads(1)
             assert [differences(found[i], pool.alone(i)[0]) for i in range(3)] == [[]] * 3

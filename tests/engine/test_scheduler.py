@@ -20,13 +20,13 @@ def some_jobs(rng: random.Random, count: int, room: int) -> list[Job]:
     """Sequences of up to `room` ids of which many begin alike, at random times, some of which leave."""
     stems = [tuple(rng.randrange(2, 40) for _ in range(3 * BLOCK)) for _ in range(2)]
     jobs = []
-    for ticket in range(count):
+    for request_id in range(count):
         stem = rng.choice(stems)[: rng.choice((0, 10, BLOCK, BLOCK + 1, 2 * BLOCK, rng.randrange(3 * BLOCK)))]
         prompt = (*stem, *(rng.randrange(2, 40) for _ in range(rng.choice((1, 5, rng.randrange(1, 70))))))
         new = rng.choice((1, 3, rng.randrange(1, 90), rng.randrange(70, 150)))
         prompt = prompt[: max(1, room - new)]
         one = sequence(
-            ticket,
+            request_id,
             prompt,
             new=min(new, room - 1),
             tenant=rng.choice("ab"),
@@ -54,10 +54,10 @@ def random_drive(seed: int) -> tuple[Tape, int, int]:
     jobs = some_jobs(rng, rng.randrange(1, 14), min(blocks * BLOCK, 300))
     seen = drive(tape, jobs)
     for job in jobs:
-        ids = seen.ended.get(job.sequence.ticket)
+        ids = seen.ended.get(job.sequence.request_id)
         assert ids is not None or job.leaves is not None, "lost"
         assert ids is None or ids == answer(job.sequence)
-    assert tape.scheduler.idle and tape.pages.pool.used == 1  # nobody's block
+    assert tape.scheduler.idle and tape.kv_cache.pool.used == 1  # nobody's block
     assert len(tape.scheduler._free) == tape.scheduler.slots
     return tape, seen.stepped_back, seen.cancelled_while_running
 
@@ -73,7 +73,7 @@ def test_what_the_random_drives_are_for_does_occur() -> None:
     for seed in range(20):
         tape, stepped_back, cancelled = random_drive(seed)
         assert tape.scheduler.preemptions >= tape.preempted
-        back, left, hit = back + stepped_back, left + cancelled, hit + tape.pages.hit_tokens
+        back, left, hit = back + stepped_back, left + cancelled, hit + tape.kv_cache.hit_tokens
     assert back >= 8 and left >= 4 and hit >= 500
 
 
@@ -85,7 +85,7 @@ def test_an_ignored_end_does_not_end() -> None:
     on = Sequence(0, 0, (3,), SamplingParams(max_tokens=5, ignore_eos=True), 0, 6)
     own = Sequence(1, 0, (4,), SamplingParams(max_tokens=5, stop_token_ids=(7,)), 0, 6)
     tape.scheduler.submit([on, own, sequence(2)])
-    plan = tape.scheduler.plan()
+    plan = tape.scheduler.schedule()
     assert len(plan.joined) == 3
     assert tape.scheduler.advance(np.array([END, 7, END]), STOPS).tolist() == [1, 2]
     assert (on.halted, own.halted) == (False, True)
@@ -95,7 +95,7 @@ def test_a_stop_text_ends_what_asked_for_it_alone() -> None:
     tape = Tape(2, 9, step_tokens=100)
     asks = Sequence(0, 0, (3,), SamplingParams(max_tokens=5, stop=("x",)), 0, 6, halts=lambda ids: ids[-2:] == [3, 9])
     tape.scheduler.submit([asks, sequence(1, (3,))])
-    tape.scheduler.plan()
+    tape.scheduler.schedule()
     for slot in range(2):
         tape.ids[slot] = [3, 9]
     assert tape.scheduler.advance(np.array([9, 9]), STOPS).tolist() == [0]
@@ -117,7 +117,7 @@ def test_a_long_prompt_delays_no_row_by_more_than_a_step(step_tokens: int) -> No
     assert all(fed <= max(step_tokens - decode, QUERIES) for decode, fed in busy)
     assert all(decode >= 1 for decode, _ in tape.fed_in_a_step[2:40])
     assert {t: len(ids) for t, ids in seen.ended.items()} == {
-        job.sequence.ticket: len(answer(job.sequence)) for job in (*talkers, long)
+        job.sequence.request_id: len(answer(job.sequence)) for job in (*talkers, long)
     }
 
 
@@ -155,7 +155,7 @@ def test_a_beginning_that_is_known_is_not_fed_again() -> None:
         assert drive(tape, [Job(one)]).ended == {number: answer(one)}
         assert sum(n for _, n in tape.fed_in_a_step[before:]) == fed
         assert one.hit == len(tokens) - fed
-    assert tape.pages.hit_tokens == 2 * BLOCK + BLOCK + 3 * BLOCK
+    assert tape.kv_cache.hit_tokens == 2 * BLOCK + BLOCK + 3 * BLOCK
 
 
 # ---- stepping back
@@ -167,7 +167,7 @@ def test_who_comes_last_steps_back_and_nothing_is_lost() -> None:
     jobs = [Job(sequence(t, tuple(range(2, 62)), new=90, tenant=f"{t}", endless=True)) for t in (3, 4, 6)]
     seen = drive(tape, jobs)
     assert tape.preempted == seen.stepped_back == tape.scheduler.preemptions >= 1
-    assert seen.ended == {job.sequence.ticket: answer(job.sequence) for job in jobs}
+    assert seen.ended == {job.sequence.request_id: answer(job.sequence) for job in jobs}
     assert seen.order == [3, 4, 6]
 
 
@@ -178,7 +178,7 @@ def test_a_higher_priority_takes_a_slot_at_once_and_a_lower_one_waits() -> None:
     lower = Job(sequence(9, (3, 9), new=1, priority=-1), at=2)
     seen = drive(tape, [*low, high, lower])
     assert seen.order[0] == 8 and seen.order[-1] == 9 and tape.scheduler.preemptions == 1
-    assert seen.ended == {job.sequence.ticket: answer(job.sequence) for job in (*low, high, lower)}
+    assert seen.ended == {job.sequence.request_id: answer(job.sequence) for job in (*low, high, lower)}
 
 
 def test_one_of_high_priority_behind_one_of_low_that_steps_back_goes_first() -> None:
@@ -191,12 +191,12 @@ def test_one_of_high_priority_behind_one_of_low_that_steps_back_goes_first() -> 
     tape.step()
     tape.scheduler.submit(behind[1:])
     tape.step()
-    assert tape.scheduler.feeding[0].followers == behind[1:]
+    assert tape.scheduler.prefilling[0].followers == behind[1:]
     try:
         seen = drive(tape, [Job(third)])
     except RuntimeError as broken:
         raise AssertionError(str(broken)) from broken
-    assert seen.ended == {s.ticket: answer(s) for s in (*behind, third)}
+    assert seen.ended == {s.request_id: answer(s) for s in (*behind, third)}
 
 
 def test_what_steps_back_twice_while_it_is_fed_again_keeps_what_was_drawn() -> None:
@@ -212,13 +212,13 @@ def test_what_steps_back_twice_while_it_is_fed_again_keeps_what_was_drawn() -> N
     ended = []
     for one in urgent:
         scheduler.submit([one])
-        while one.ticket not in {s.ticket for s, _ in ended}:
+        while one.request_id not in {s.request_id for s, _ in ended}:
             ended += tape.step()
         ended += tape.step()  # the first is admitted, and fed 32 of its 110
-        assert first in scheduler.feeding
+        assert first in scheduler.prefilling
     while not scheduler.idle:
         ended += tape.step()
-    assert {s.ticket: ids for s, ids in ended} == {s.ticket: answer(s) for s in (first, *urgent)}
+    assert {s.request_id: ids for s, ids in ended} == {s.request_id: answer(s) for s in (first, *urgent)}
 
 
 # ---- leaving
@@ -227,7 +227,7 @@ def test_what_steps_back_twice_while_it_is_fed_again_keeps_what_was_drawn() -> N
 @pytest.mark.parametrize("when", ["waiting", "fed", "behind another", "decoding"])
 def test_cancelling_frees_slot_and_blocks_at_once(when: str) -> None:
     tape = Tape(2, 30, step_tokens=64)
-    scheduler, pool = tape.scheduler, tape.pages.pool
+    scheduler, pool = tape.scheduler, tape.kv_cache.pool
     prompt = some_ids(3, 200)
     gone = sequence(7, prompt, new=50, endless=True)
     others = (
@@ -242,22 +242,22 @@ def test_cancelling_frees_slot_and_blocks_at_once(when: str) -> None:
         tape.step()
     place = {
         "waiting": len(scheduler.waiting) == 1,
-        "fed": gone in scheduler.feeding,
-        "behind another": bool(scheduler.feeding) and gone in scheduler.feeding[0].followers,
-        "decoding": gone in scheduler.active,
+        "fed": gone in scheduler.prefilling,
+        "behind another": bool(scheduler.prefilling) and gone in scheduler.prefilling[0].followers,
+        "decoding": gone in scheduler.running,
     }
     assert place[when]
     scheduler.cancel(7)
     scheduler.check()
-    assert 7 not in scheduler.tickets()
-    held = {block for s in (*scheduler.active, *scheduler.feeding) for block in s.blocks}
+    assert 7 not in scheduler.request_ids()
+    held = {block for s in (*scheduler.running, *scheduler.prefilling) for block in s.blocks}
     assert pool.used == 1 + len(held)
     seated = sum(s.slot >= 0 for s in others)
     assert len(scheduler._free) == 2 - seated
     ended = []
     while not scheduler.idle:
         ended += tape.step()
-    assert {s.ticket: ids for s, ids in ended} == {s.ticket: answer(s) for s in others}
+    assert {s.request_id: ids for s, ids in ended} == {s.request_id: answer(s) for s in others}
 
 
 def test_cancelling_who_is_fed_hands_the_prompt_to_those_behind() -> None:
@@ -271,5 +271,5 @@ def test_cancelling_who_is_fed_hands_the_prompt_to_those_behind() -> None:
     ended = []
     while not tape.scheduler.idle:
         ended += tape.step()
-    assert {s.ticket: ids for s, ids in ended} == {s.ticket: answer(s) for s in three[1:]}
-    assert tape.pages.hit_tokens >= BLOCK, "what had been fed was not fed again"
+    assert {s.request_id: ids for s, ids in ended} == {s.request_id: answer(s) for s in three[1:]}
+    assert tape.kv_cache.hit_tokens >= BLOCK, "what had been fed was not fed again"

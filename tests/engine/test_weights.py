@@ -230,13 +230,13 @@ def test_what_ran_while_weights_were_others_serves_nobody_when_they_are_back(
     folder = tmp_path if disk else None
     engine = Engine.of(model, tokenizer, chat, slots=4, reuse=True, step_tokens=40, cache_dir=folder)
     asked = replace(ASKED, prompt_ids=PROMPT[:60])
-    ticket = engine.submit(asked)
+    request_id = engine.submit(asked)
     deltas = [delta for _ in range(steps) for delta in engine.step()]
     scaled(model, 2.0)
     while engine.stats()["running"]:
         deltas += engine.step()
     scaled(model, 0.5)
-    (reply,) = [d.completion for d in deltas if d.ticket == ticket and d.completion is not None]
+    (reply,) = [d.completion for d in deltas if d.request_id == request_id and d.completion is not None]
     after = replace(ASKED, prompt_ids=(*reply.prompt_ids, *reply.token_ids, 9))
     expected = Engine.of(model, tokenizer, chat).generate([after])[0][0]
     if disk:

@@ -154,8 +154,8 @@ def timing(engine: Engine, prompts: Sequence[tuple[int, ...]], new: int) -> Timi
     params = SamplingParams(max_tokens=new, ignore_eos=True)
     _reset_peak()
     began = time.perf_counter()
-    tickets = [engine.submit(Request(prompt_ids=ids, params=params, reuse=False)) for ids in prompts]
-    last = dict.fromkeys(tickets, 0.0)
+    request_ids = [engine.submit(Request(prompt_ids=ids, params=params, reuse=False)) for ids in prompts]
+    last = dict.fromkeys(request_ids, 0.0)
     first: dict[int, float] = {}
     gaps: list[float] = []
     drawn = decoded = 0
@@ -166,10 +166,10 @@ def timing(engine: Engine, prompts: Sequence[tuple[int, ...]], new: int) -> Timi
         drawn += len(deltas)
         decoded += len(deltas) if prefilled else 0
         for delta in deltas:
-            if delta.ticket in first:
-                gaps.append(now - last[delta.ticket])
-            first.setdefault(delta.ticket, now)
-            last[delta.ticket] = now
+            if delta.request_id in first:
+                gaps.append(now - last[delta.request_id])
+            first.setdefault(delta.request_id, now)
+            last[delta.request_id] = now
         if not prefilled and len(first) == len(prompts):
             prefilled = now
     tokens = sum(map(len, prompts))

@@ -16,12 +16,12 @@ CACHE_BYTES = 1 << 30
 class EngineConfig:
     """Settings of an engine, which `Engine(run, ...)` and `Engine.of(model, ...)` take as keywords.
 
-    slots: rows of each lane's batch. max_len: tokens of the longest sequence, prompt and reply (None: the model's context).
-    threads: lanes that run at once. lanes: among how many the requests of one `generate` are divided.
+    slots: rows of each engine core's batch. max_len: tokens of the longest sequence, prompt and reply (None: the model's context).
+    threads: engine cores that run at once. engine_cores: among how many the requests of one `generate` are divided.
     record_experts: give each completion the experts of each position. record_kept: and the sets that top-k and top-p left, a bit for each
     token of the vocabulary.
     reuse: keep the blocks of what ended, for prompts that begin alike. cache_dir: on disk, too, for the next start, up to `disk_bytes`.
-    cache_bytes: memory of each lane's keys and values. step_tokens: tokens of prompts in one step at most.
+    cache_bytes: memory of each engine core's keys and values. step_tokens: tokens of prompts in one step at most.
     pack: lay the weights out once, for engines whose model nobody else holds (`engine/packed.py`).
     invariant: False gives up bits that do not depend on the neighbours, for the time that they take (docs/engine.md).
     """
@@ -29,7 +29,7 @@ class EngineConfig:
     slots: int = 256
     max_len: int | None = None
     threads: int = 1
-    lanes: int = 2
+    engine_cores: int = 2
     record_experts: bool = True
     record_kept: bool = False
     reuse: bool = True
@@ -47,7 +47,7 @@ class EngineConfig:
             raise ConfigError(
                 f"max_len={self.max_len}, the model's context is {context}", where="engine", remedy="Lower it."
             )
-        counts = {name: getattr(self, name) for name in ("slots", "threads", "lanes", "step_tokens")}
+        counts = {name: getattr(self, name) for name in ("slots", "threads", "engine_cores", "step_tokens")}
         if min(counts.values()) < 1:
             given = ", ".join(f"{name}={count}" for name, count in counts.items())
             raise ConfigError(given, where="engine", remedy="Use 1 or more.")

@@ -18,7 +18,7 @@ class Delta:
     `hit`: tokens of the prompt that the prefix cache served. `scores`: of the prompt, where `prompt_logprobs` asked for them.
     """
 
-    ticket: int
+    request_id: int
     sample: int
     token: int
     completion: Completion | None = None
@@ -35,19 +35,19 @@ class Outbox:
         self._streams: dict[int, deque[Delta]] = {}
         self._rest: list[Delta] = []
 
-    def open(self, ticket: int) -> deque[Delta]:
-        """From now on the deltas of `ticket` are put there."""
-        return self._streams.setdefault(ticket, deque())
+    def open(self, request_id: int) -> deque[Delta]:
+        """From now on the deltas of `request_id` are put there."""
+        return self._streams.setdefault(request_id, deque())
 
-    def close(self, ticket: int) -> None:
-        """Nobody takes deltas of `ticket` any more."""
-        self._streams.pop(ticket, None)
-        self._rest = [delta for delta in self._rest if delta.ticket != ticket]
+    def close(self, request_id: int) -> None:
+        """Nobody takes deltas of `request_id` any more."""
+        self._streams.pop(request_id, None)
+        self._rest = [delta for delta in self._rest if delta.request_id != request_id]
 
     def put(self, deltas: Iterable[Delta]) -> None:
         """Each to whom it belongs."""
         for delta in deltas:
-            self._streams.get(delta.ticket, self._rest).append(delta)
+            self._streams.get(delta.request_id, self._rest).append(delta)
 
     def take(self) -> list[Delta]:
         """Those that belong to no stream."""

@@ -1,6 +1,6 @@
-"""The engine: requests in, samples out, over as many threads as there are cores.
+"""The engine: requests in, samples out, in one or more threads.
 
-Requests are divided over a fixed number of lanes. How many threads run the lanes changes the time and nothing else: a lane
+Requests are divided over a fixed number of engine cores. How many threads run these changes the time and nothing else: an engine core
 is always run by a thread of its own with one torch thread, and its batch does not depend on the others.
 """
 
@@ -21,24 +21,24 @@ from rorqual.core.memory import give_back, keep_freed
 from rorqual.core.records import RunDir
 from rorqual.data.chat import ChatFormat, load_chat
 from rorqual.data.tokenizer import Tokenizer
+from rorqual.engine.call_lock import CallLock, Progress, Results, at_most, shared_out
 from rorqual.engine.config import EngineConfig
+from rorqual.engine.core import CoreConfig, EngineCore
 from rorqual.engine.deltas import Delta, Outbox
 from rorqual.engine.grammar.compiler import Grammars
-from rorqual.engine.job import Desk, Job, Prompt, request_of
-from rorqual.engine.lane import Lane, Size
 from rorqual.engine.packed import can_pack, packed
-from rorqual.engine.probe import Footing
+from rorqual.engine.probe import NumericsProbe
+from rorqual.engine.processor import Job, Processor, Prompt, request_of
 from rorqual.engine.request import Arrived, Completion, Request, SamplingParams
-from rorqual.engine.turns import Progress, Results, Turn, at_most, shared_out
 from rorqual.engine.weights import Weights, fingerprint
 from rorqual.model import Decoder, account
 from rorqual.model.load.run import check_names, load_run
 from rorqual.ops.paged import BLOCK
 
 NO_NUMBER = "Its weights hold NaN or infinity: go back to an earlier checkpoint."
-LANE_WORK = 15_000_000
-"""Multiply-adds, in a step of a layer, from which on a further lane pays. Below, its thread and the others wait for the interpreter's lock,
-which each of torch's operations gives up and takes again: two lanes took up to twice the time of one (docs/LOG.md)."""
+CORE_WORK = 15_000_000
+"""Multiply-adds, in a step of a layer, from which on a further core pays. Below, its thread and the others wait for the interpreter's lock,
+which each of torch's operations gives up and takes again: two cores took up to twice the time of one (docs/LOG.md)."""
 
 
 class Engine:
@@ -79,7 +79,7 @@ class Engine:
     def _begin(
         self, model: Decoder, tokenizer: Tokenizer, chat: ChatFormat, config: EngineConfig, *, take: bool = False
     ) -> None:
-        """Build the lanes. With `take` the model is the engine's own, and nothing is left of it where its weights are packed."""
+        """Build the cores. With `take` the model is the engine's own, and nothing is left of it where its weights are packed."""
         keep_freed()
         config.check(model, tokenizer)
         self.tokenizer, self.chat, self.config = tokenizer, chat, config
@@ -91,25 +91,26 @@ class Engine:
         on_disk = config.cache_dir is not None
         print_ = fingerprint(model, arithmetic=arithmetic) if on_disk else secrets.token_bytes(32)
         self.model = model = packed(model, take=take) if pack else model
-        self._footing = Footing(model, invariant=config.invariant)
-        rows = self._footing.rows
-        size = Size(config.slots, self.max_len, config.cache_bytes, config.step_tokens)
+        self._numerics = NumericsProbe(model, invariant=config.invariant)
+        rows = self._numerics.rows
+        size = CoreConfig(config.slots, self.max_len, config.cache_bytes, config.step_tokens)
         self._weights = Weights(model, print_, contents=kept and not take, watched=not (take and pack))
         self._name = print_
         record = {"record_experts": config.record_experts, "record_kept": config.record_kept}
-        # Only the first lane, which serves, keeps anything for later: the others are for batches.
+        # Only the first core, which serves, keeps anything for later: the others are for batches.
         stored = replace(size, folder=config.cache_dir, disk_bytes=config.disk_bytes)
-        first = Lane(model, stored, chat.stop_ids, self._weights, rows, reuse=kept, **record)
-        self._lanes = [first]
-        self._lanes += [
-            Lane(model, size, chat.stop_ids, self._weights, rows, **record) for _ in range(config.lanes - 1)
+        first = EngineCore(model, stored, chat.stop_ids, self._weights, rows, reuse=kept, **record)
+        self._cores = [first]
+        self._cores += [
+            EngineCore(model, size, chat.stop_ids, self._weights, rows, **record)
+            for _ in range(config.engine_cores - 1)
         ]
         self._slots = config.slots
         self._row_work = account(model.config).flops / 2 / len(model.config.layers)
-        room = first.pages.capacity * BLOCK
-        self._desk = Desk(model.config.vocab_size, self.max_len, room, tokenizer, chat, reuse=kept)
-        self._jobs, self._outbox, self._tickets = dict[int, Job](), Outbox(), 0
-        self._turn, self._gone = Turn(), list[int]()
+        room = first.kv_cache.capacity * BLOCK
+        self._processor = Processor(model.config.vocab_size, self.max_len, room, tokenizer, chat, reuse=kept)
+        self._jobs, self._outbox, self._next_id = dict[int, Job](), Outbox(), 0
+        self._lock, self._gone = CallLock(), list[int]()
 
     def load_weights(self, weights: dict[str, Tensor] | Decoder) -> None:
         """Copy weights into the model in place; other names or shapes are refused."""
@@ -121,7 +122,7 @@ class Engine:
             )
         state = weights.state_dict() if isinstance(weights, Decoder) else weights
         check_names(state, self.model.state_dict(), where="engine.load_weights")
-        with self._turn("load_weights"):
+        with self._lock("load_weights"):
             self.model.load_state_dict(state)
             self._weights.changed()
             self._renew()
@@ -130,21 +131,21 @@ class Engine:
         """Forget what was cached of weights that have changed since."""
         name = self._weights.look()
         if name != self._name:
-            self._footing.renew()
-            for lane in self._lanes:
-                lane.renew(name, self._footing.rows)
+            self._numerics.renew()
+            for core in self._cores:
+                core.renew(name, self._numerics.rows)
             self._name = name  # at the end: what was broken off is done again
 
     def weights_changed(self) -> None:
         """Forget what was cached of older weights. Changes are seen without this call, too, but for those that docs/engine.md names."""
-        with self._turn("weights_changed"):
+        with self._lock("weights_changed"):
             self._weights.changed()
             self._renew()
 
     @property
     def invariant(self) -> bool:
         """Whether the same bits were asked for, and this machine's products keep that promise."""
-        return self._footing.held
+        return self._numerics.held
 
     # ---- whole batches
 
@@ -158,12 +159,12 @@ class Engine:
     ) -> list[list[Completion]]:
         """For each request its samples. Every request is checked before anything runs.
 
-        What is no `Request` is made one with `params`: a text is what a user says, a list of `Message` a conversation, a list of ids is fed as
-        it is; prompt number i is sampled with `params.seed + i`, so that equal prompts have answers of their own.
+        What is no `Request` is made one with `params`: a text is what a user says, a list of `Message` a conversation, and a list of ids
+        is the prompt itself; prompt number i is sampled with `params.seed + i`, so that equal prompts have answers of their own.
         `arrived(request, sample, completion)` and `progress(done, total)` are called as samples end, by one thread at a time.
         """
         requests = [request_of(prompt, params or SamplingParams(), number) for number, prompt in enumerate(prompts)]
-        with self._turn("generate"):
+        with self._lock("generate"):
             return self._generate(requests, progress, arrived)
 
     def _generate(
@@ -173,16 +174,16 @@ class Engine:
         if self._jobs:
             raise ConfigError("requests were submitted for step()", where="engine", remedy="Finish or cancel them.")
         self._renew()
-        jobs = [self._desk.job(request, f"request {number}") for number, request in enumerate(requests)]
+        jobs = [self._processor.job(request, f"request {number}") for number, request in enumerate(requests)]
         results = Results([job.request.params.n for job in jobs], progress, arrived)
         stop = threading.Event()
 
-        def run(lane: Lane) -> None:
+        def run(core: EngineCore) -> None:
             try:
-                while not lane.idle and not stop.is_set():
-                    for item in lane.step():
-                        number = item.sequence.ticket
-                        found = self._desk.completion(jobs[number], item)
+                while not core.idle and not stop.is_set():
+                    for item in core.step():
+                        number = item.sequence.request_id
+                        found = self._processor.completion(jobs[number], item)
                         if item.lost:
                             raise NumericsError(found.error, where=f"request {number}", remedy=NO_NUMBER)
                         results.add(number, item.sequence.sample, found)
@@ -191,38 +192,38 @@ class Engine:
                 raise
 
         try:
-            self._turn.share(self._divide(jobs), run, self.threads, stop)
+            self._lock.share(self._divide(jobs), run, self.threads, stop)
         except BaseException:
-            for lane in self._lanes:  # whatever it was doing
-                lane.reset()
+            for core in self._cores:  # whatever it was doing
+                core.reset()
             raise
         return results.rows()
 
-    def _divide(self, jobs: list[Job]) -> list[Lane]:
-        """Share the requests out; the lanes used: as many as the work pays for, or the slots need."""
+    def _divide(self, jobs: list[Job]) -> list[EngineCore]:
+        """Share the requests out; the cores used: as many as the work pays for, or the slots need."""
         total = sum(job.request.params.n for job in jobs)
-        lanes = self._lanes[: max(1, int(total * self._row_work) // LANE_WORK, -(-total // self._slots))]
-        chosen = shared_out([job.request.params.n for job in jobs], len(lanes))
-        for ticket, (job, lane) in enumerate(zip(jobs, chosen)):
-            lanes[lane].submit(self._desk.sequences(ticket, job))
-        return [lane for number, lane in enumerate(lanes) if number in chosen]
+        cores = self._cores[: max(1, int(total * self._row_work) // CORE_WORK, -(-total // self._slots))]
+        chosen = shared_out([job.request.params.n for job in jobs], len(cores))
+        for request_id, (job, core) in enumerate(zip(jobs, chosen)):
+            cores[core].submit(self._processor.sequences(request_id, job))
+        return [core for number, core in enumerate(cores) if number in chosen]
 
     # ---- step by step
 
     def submit(self, request: Request) -> int:
-        """Queue a request for `step`; the ticket names it in what `step` returns, and for `cancel`."""
-        with self._turn("submit"):
+        """Queue a request for `step`; its id names it in what `step` returns, and for `cancel`."""
+        with self._lock("submit"):
             self._renew()
-            ticket, self._tickets = self._tickets, self._tickets + 1  # nobody else's, whatever comes
-            job = self._desk.job(request, "request")
+            request_id, self._next_id = self._next_id, self._next_id + 1  # nobody else's, whatever comes
+            job = self._processor.job(request, "request")
             try:
-                self._jobs[ticket] = job
-                self._lanes[0].submit(self._desk.sequences(ticket, job))
+                self._jobs[request_id] = job
+                self._cores[0].submit(self._processor.sequences(request_id, job))
             except BaseException:
-                self._jobs.pop(ticket, None)
-                self._lanes[0].cancel(ticket)
+                self._jobs.pop(request_id, None)
+                self._cores[0].cancel(request_id)
                 raise
-            return ticket
+            return request_id
 
     def step(self) -> list[Delta]:
         """Advance everything submitted by one token, in the calling thread. What belongs to a `stream` is kept for it."""
@@ -230,14 +231,14 @@ class Engine:
         return self._outbox.take()
 
     def _advance(self) -> None:
-        with self._turn("step"):
+        with self._lock("step"):
             self._drop()
             self._renew()
             try:
-                with at_most(self._footing.threads):
+                with at_most(self._numerics.threads):
                     self._outbox.put(self._deltas())
             except BaseException:
-                self._lanes[0].reset()
+                self._cores[0].reset()
                 self._jobs.clear()
                 self._outbox.take()
                 raise
@@ -245,76 +246,76 @@ class Engine:
                 self._drop()
 
     def _deltas(self) -> list[Delta]:
-        lane = self._lanes[0]
+        core = self._cores[0]
         completed: dict[tuple[int, int], Completion] = {}
-        for item in lane.step():
-            completed[item.sequence.ticket, item.sequence.sample] = self._desk.completion(
-                self._jobs[item.sequence.ticket], item
+        for item in core.step():
+            completed[item.sequence.request_id, item.sequence.sample] = self._processor.completion(
+                self._jobs[item.sequence.request_id], item
             )
         deltas = list[Delta]()
-        for sequence, token, logprob, best in lane.drawn:
-            completion = completed.get((sequence.ticket, sequence.sample))
+        for sequence, token, logprob, best in core.drawn:
+            completion = completed.get((sequence.request_id, sequence.sample))
             hit = max(sequence.hit, 0)
             deltas.append(
-                Delta(sequence.ticket, sequence.sample, token, completion, logprob, best, hit, sequence.scores)
+                Delta(sequence.request_id, sequence.sample, token, completion, logprob, best, hit, sequence.scores)
             )
         if completed:
-            live = lane.tickets()
-            self._jobs = {ticket: job for ticket, job in self._jobs.items() if ticket in live}
+            live = core.request_ids()
+            self._jobs = {request_id: job for request_id, job in self._jobs.items() if request_id in live}
         return deltas
 
-    def cancel(self, ticket: int) -> None:
-        """Stop a submitted request; its slots are free at once, or after the step that runs. An unknown or finished ticket does nothing."""
-        self._gone.append(ticket)  # perhaps in the middle of a step, by a garbage collection that closes a stream
-        if ticket in self._jobs and not self._turn.mine():
-            with self._turn.lock:
+    def cancel(self, request_id: int) -> None:
+        """Stop a submitted request; its slots are free at once, or after the step that runs. An unknown or finished id does nothing."""
+        self._gone.append(request_id)  # perhaps in the middle of a step, by a garbage collection that closes a stream
+        if request_id in self._jobs and not self._lock.mine():
+            with self._lock.lock:
                 self._drop()
 
     def _drop(self) -> None:
         while self._gone:
-            ticket = self._gone.pop()
-            self._outbox.close(ticket)
-            if self._jobs.pop(ticket, None) is not None:
-                self._lanes[0].cancel(ticket)
+            request_id = self._gone.pop()
+            self._outbox.close(request_id)
+            if self._jobs.pop(request_id, None) is not None:
+                self._cores[0].cancel(request_id)
 
     def stream(self, request: Request) -> Iterator[Delta]:
         """The tokens of one request as they are drawn; several may be open, and each advances all. Closing the iterator cancels it."""
-        ticket = self.submit(request)
-        deltas, left = self._outbox.open(ticket), request.params.n
+        request_id = self.submit(request)
+        deltas, left = self._outbox.open(request_id), request.params.n
         try:
             while left:
                 while not deltas:
-                    if ticket not in self._jobs:
+                    if request_id not in self._jobs:
                         raise RuntimeError("a step that another stream or step() asked for broke off")
                     self._advance()
                 left -= deltas[0].completion is not None
                 yield deltas.popleft()
         finally:
-            self.cancel(ticket)
+            self.cancel(request_id)
 
     def check(self, request: Request, where: str = "request") -> None:
         """Raise what `submit` would."""
-        self._lanes[0].runner.check()
-        self._desk.job(request, where)
+        self._cores[0].runner.check()
+        self._processor.job(request, where)
 
     @property
     def grammars(self) -> Grammars:
         """What compiles grammars for this engine. `grammars.submit` does so beside the loop and keeps the result, so that a request whose
         grammar is ready is submitted without delay."""
-        return self._desk.grammars
+        return self._processor.grammars
 
     def stats(self) -> dict[str, float]:
-        """What runs and waits, the blocks of the serving lane by state, and prompt tokens found in its cache and not."""
-        lane = self._lanes[0]
+        """What runs and waits, the blocks of the serving core by state, and prompt tokens found in its cache and not."""
+        core = self._cores[0]
         return {
-            "running": len(lane.scheduler.active) + len(lane.scheduler.feeding),
-            "waiting": len(lane.scheduler.waiting),
+            "running": len(core.scheduler.running) + len(core.scheduler.prefilling),
+            "waiting": len(core.scheduler.waiting),
             "invariant": float(self.invariant),
-            "preemptions": lane.scheduler.preemptions,
-            **lane.pages.stats(),
+            "preemptions": core.scheduler.preemptions,
+            **core.kv_cache.stats(),
         }
 
     def close(self) -> None:
         """Write what is on its way to the folder. The engine must not be used afterwards."""
-        for lane in self._lanes:
-            lane.close()
+        for core in self._cores:
+            core.close()

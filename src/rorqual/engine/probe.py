@@ -63,7 +63,7 @@ def rows_of(model: Decoder, threads: int) -> tuple[Rows, bool, int]:
     return ENOUGH, False, threads
 
 
-class Footing:
+class NumericsProbe:
     """What the steps of an engine stand on: `rows` of products, at most `threads` threads, and whether the promise is `held`. It is found
     out anew where the model is made of other parts than before: where an adapter was attached, or taken off."""
 

@@ -1,4 +1,4 @@
-"""Log-probabilities of a prompt's own tokens, gathered as the prompt is fed in chunks. No tensors here."""
+"""Log-probabilities of a prompt's own tokens, gathered during chunked prefill. No tensors here."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class PromptScores:
         return None if len(self.logprobs) == self.length - 1 else len(self.logprobs)
 
     def wanted(self, start: int, stop: int) -> range:
-        """Of positions start .. stop - 1, which are fed now, those whose logits are missing."""
+        """Of positions start .. stop - 1, which are computed now, those whose logits are missing."""
         return range(max(start, len(self.logprobs)), min(stop, self.length - 1))
 
     def add(self, logprobs: list[float], best: list[Likeliest]) -> None:

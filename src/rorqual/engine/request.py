@@ -63,7 +63,7 @@ class SamplingParams:
 
 @dataclass(frozen=True)
 class Request:
-    """A conversation to continue. `prompt_ids`, where given, is what is fed, token for token, instead of `messages`.
+    """A conversation to continue. `prompt_ids`, where given, is the prompt, token for token, instead of `messages`.
 
     `tenant`: whose it is; tenants share neither cache nor turns. `priority`: of what waits, the highest runs first.
     `reuse`: whether the prefix cache may serve and keep it.
@@ -84,7 +84,7 @@ class Completion:
 
     `logprobs[i]` is the log-probability of `token_ids[i]` under the distribution it was drawn from (temperature, top-p and top-k
     included; at temperature 0, of the plain softmax). `experts` is [len(prompt_ids) + len(token_ids) - 1, moe layers, top-k], the experts
-    that served each position that was fed, int8 or int16, -1 where none served; None for a dense or a remote model.
+    that served each computed position, int8 or int16, -1 where none served; None for a dense or a remote model.
     `kept` is [len(token_ids), ceil(vocab / 8)] uint8, the tokens that top-k and top-p left for each draw, as `numpy.packbits` writes
     them; None where the engine does not record it.
     `top_logprobs[i]`: the likeliest tokens at that place, where they were asked for. `prompt_logprobs` and `prompt_top_logprobs`

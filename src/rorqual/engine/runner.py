@@ -1,4 +1,4 @@
-"""Running the model: one forward a step for all that decode and all that is fed, and the tokens drawn from it."""
+"""Run one forward pass over all scheduled prefill and decode tokens, and draw the new tokens."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from rorqual.engine.kv_cache.paged import NOBODY, Group, PagedCache, StepCache, 
 from rorqual.engine.packed import tiled
 from rorqual.engine.penalties import Counts, needs_history
 from rorqual.engine.sampler import Settings, adjust, distribution, draw_from, likeliest, mask_rows, uniform
-from rorqual.engine.scheduler import Chunk, Plan, Scheduler
+from rorqual.engine.scheduler import Chunk, Scheduler, SchedulerOutput
 from rorqual.engine.sequence import Ints, Sequence
 from rorqual.model import Decoder, Output
 from rorqual.ops.invariant import LANES
@@ -31,7 +31,7 @@ from rorqual.ops.rows import Rows
 
 @dataclass(frozen=True)
 class Sampled:
-    """What a finished sequence leaves: ids of its reply, their log-probabilities, experts of each fed position, kept sets, likeliest tokens."""
+    """The ids of a finished reply, their log-probabilities, the experts of each computed position, kept sets, likeliest tokens."""
 
     token_ids: list[int]
     logprobs: list[float]
@@ -42,7 +42,7 @@ class Sampled:
 
 @dataclass(frozen=True)
 class Saved:
-    """What is kept of a sequence that stepped back."""
+    """The state of a preempted sequence that is not recomputed."""
 
     logprobs: npt.NDArray[np.float32]
     kept: npt.NDArray[np.uint8]
@@ -123,7 +123,7 @@ class Runner:
         self.ids = np.zeros((slots, max_len), np.int64)
         self.logprobs = np.zeros((slots, max_len), np.float32)
         self.kept = np.zeros((slots, max_len, -(-self.vocab // 8) if record_kept else 0), np.uint8)
-        self.tables = np.zeros((slots, -(-max_len // BLOCK)), np.int64)
+        self.block_table = np.zeros((slots, -(-max_len // BLOCK)), np.int64)
         self.top: dict[int, list[list[tuple[int, float]]]] = {}  # by slot, where they were asked for
         self.counts = Counts(slots, self.vocab)
         self._settings: Settings | None = None
@@ -131,7 +131,7 @@ class Runner:
         self._short: list[int] = []
         self._version = -1
         self._tiles: tuple[tuple[int, int], Tiles] | None = None
-        self.soiled = False
+        self.holds_non_finite = False
         """Whether something that is no number was ever written to the cache."""
 
     def renew(self, rows: Rows) -> None:
@@ -163,7 +163,7 @@ class Runner:
         self.ids[slot, :known] = sequence.tokens
         self.top[slot] = []
         start = len(sequence.prompt)
-        if isinstance(sequence.saved, Saved):  # and it stays so: it may have to step back again before it draws
+        if isinstance(sequence.saved, Saved):  # and it stays so: it may be preempted again before it draws
             self.logprobs[slot, start:known] = sequence.saved.logprobs
             self.kept[slot, start:known] = sequence.saved.kept
             self.top[slot] = list(sequence.saved.top)
@@ -184,10 +184,10 @@ class Runner:
 
     def newest(self, scheduler: Scheduler) -> tuple[list[float], list[tuple[tuple[int, float], ...]]]:
         """Of each row, what was drawn last: its log-probability, and the likeliest tokens where they were asked for."""
-        n = len(scheduler.active)
+        n = len(scheduler.running)
         slot = scheduler.rows.slot[:n]
         logprobs: list[float] = self.logprobs[slot, scheduler.rows.position[:n]].tolist()
-        best = [tuple(self.top[s.slot][-1]) if s.params.top_logprobs else () for s in scheduler.active]
+        best = [tuple(self.top[s.slot][-1]) if s.params.top_logprobs else () for s in scheduler.running]
         return logprobs, best
 
     def take(self, sequence: Sequence, length: int) -> Sampled:
@@ -204,8 +204,8 @@ class Runner:
 
     # ---- a step
 
-    def step(self, plan: Plan, scheduler: Scheduler) -> Ints:
-        """Feed what the plan says, draw a token for every row and keep it; the tokens [rows]."""
+    def step(self, plan: SchedulerOutput, scheduler: Scheduler) -> Ints:
+        """Run the scheduled tokens, draw a token for every row and keep it; the tokens [rows]."""
         rows, n = scheduler.rows, plan.decode
         slot, position = rows.slot[:n], rows.position[:n]
         self._lay_tables(plan, scheduler)
@@ -214,7 +214,7 @@ class Runner:
         ids = np.zeros(filled(size, self.rows.least), np.int64)
         at, block, offset = np.zeros_like(ids), np.full_like(ids, NOBODY), np.zeros_like(ids)
         ids[:n], at[:n] = self.ids[slot, position], position
-        block[:n], offset[:n] = self.tables[slot, position // BLOCK], position % BLOCK
+        block[:n], offset[:n] = self.block_table[slot, position // BLOCK], position % BLOCK
         stop = n
         ends, scored = [], list[tuple[Sequence, int, range]]()
         for chunk in chunks:
@@ -224,12 +224,12 @@ class Runner:
             places = np.arange(chunk.start, chunk.stop)
             ids[start:stop] = self.ids[chunk.sequence.slot, chunk.start : chunk.stop]
             at[start:stop], offset[start:stop] = places, places % BLOCK
-            block[start:stop] = self.tables[chunk.sequence.slot, places // BLOCK]
+            block[start:stop] = self.block_table[chunk.sequence.slot, places // BLOCK]
             ends.append(stop - 1)
         ids[size:], at[size:] = ids[0], at[0]  # copies of the first token, so that they need no experts of their own
         cache = StepCache(self.cache, block, offset, self._groups(plan, slot, position, scheduler.version))
         output = self.model(self._tensor(ids[None]), self._tensor(at[None]), cache=cache)
-        self.soiled |= not math.isfinite(float(output.hidden.sum()))
+        self.holds_non_finite |= not math.isfinite(float(output.hidden.sum()))
         if self.layers:
             chosen = torch.stack([routing.indices for routing in output.routing], dim=1).to(self.cache.experts.dtype)
             self.cache.experts.flatten(0, 1).index_copy_(0, self._tensor(block * BLOCK + offset), chosen)
@@ -251,15 +251,15 @@ class Runner:
                 best = likeliest(logprobs, sequence.scores.top) if sequence.scores.top else [[]] * len(some)
                 sequence.scores.add(logprobs.gather(1, following).squeeze(1).tolist(), best)
 
-    def _lay_tables(self, plan: Plan, scheduler: Scheduler) -> None:
+    def _lay_tables(self, plan: SchedulerOutput, scheduler: Scheduler) -> None:
         """Write down the blocks of every sequence that has new ones."""
         n = plan.decode
         begun = np.flatnonzero(scheduler.rows.position[:n] % BLOCK == 0).tolist()
-        fresh = [scheduler.active[row] for row in begun]
+        fresh = [scheduler.running[row] for row in begun]
         for sequence in (*fresh, *(c.sequence for c in plan.chunks), *(s for s, _ in plan.joined)):
-            self.tables[sequence.slot, : len(sequence.blocks)] = sequence.blocks
+            self.block_table[sequence.slot, : len(sequence.blocks)] = sequence.blocks
 
-    def _groups(self, plan: Plan, slot: Ints, position: Ints, version: int) -> list[Group]:
+    def _groups(self, plan: SchedulerOutput, slot: Ints, position: Ints, version: int) -> list[Group]:
         groups = []
         n = plan.decode
         if n:
@@ -269,9 +269,9 @@ class Runner:
             first = np.array([piece.start for piece in pieces])
             count = np.array([piece.stop - piece.start for piece in pieces])
             slots = np.array([piece.sequence.slot for piece in pieces])
-            tables = self.tables[slots, : int((first + count - 1).max()) // BLOCK + 1]
+            block_table = self.block_table[slots, : int((first + count - 1).max()) // BLOCK + 1]
             size = int(count.sum())
-            groups.append(Group(start, size, tiles_of(first, count, tables, QUERIES, self.device, self.rows)))
+            groups.append(Group(start, size, tiles_of(first, count, block_table, QUERIES, self.device, self.rows)))
             start += size
         return groups
 
@@ -281,8 +281,8 @@ class Runner:
         if kept is not None and kept[0] == (version, len(slot)) and (position % BLOCK).all():
             kept[1].move_on(position)
             return kept[1]
-        tables = self.tables[slot, : int(position.max()) // BLOCK + 1]
-        tiles = tiles_of(position, np.ones(len(slot), np.int64), tables, 1, self.device, self.rows)
+        block_table = self.block_table[slot, : int(position.max()) // BLOCK + 1]
+        tiles = tiles_of(position, np.ones(len(slot), np.int64), block_table, 1, self.device, self.rows)
         self._tiles = ((version, len(slot)), tiles)
         return tiles
 
@@ -296,16 +296,16 @@ class Runner:
         rows, n = scheduler.rows, len(last)
         slot, position = rows.slot[:n], rows.position[:n]
         if self._version != scheduler.version or self._settings is None:
-            self._settings = Settings.of([s.params for s in scheduler.active], self.device)
-            self._constrained = [(row, s.constraint) for row, s in enumerate(scheduler.active) if s.constraint]
-            self._short = [row for row, s in enumerate(scheduler.active) if s.barred]
+            self._settings = Settings.of([s.params for s in scheduler.running], self.device)
+            self._constrained = [(row, s.constraint) for row, s in enumerate(scheduler.running) if s.constraint]
+            self._short = [row for row, s in enumerate(scheduler.running) if s.barred]
             self._version = scheduler.version
         settings = self._settings
         logits = self._rows(output, last)
         if settings.adjusted:
             logits = adjust(logits, settings, self.counts, slot)
         mask_rows(logits, self._constrained)
-        self._bar(logits, scheduler.active, position)
+        self._bar(logits, scheduler.running, position)
         every = distribution(logits, settings)
         drawn, logprobs = draw_from(every, logits, settings, uniform(rows.key[:n], position))
         if self.kept.shape[-1]:
@@ -318,7 +318,7 @@ class Runner:
             self.counts.tally(slot, new)
         for row, constraint in self._constrained:
             constraint.accept(int(new[row]))
-        self._keep_top(every, scheduler.active)
+        self._keep_top(every, scheduler.running)
         return new
 
     def _bar(self, logits: Tensor, active: list[Sequence], position: Ints) -> None:

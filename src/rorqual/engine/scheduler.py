@@ -1,10 +1,10 @@
-"""What runs in the next step: which sequences decode, which prompts are fed how far, who waits and who steps back. Plain Python and
-numpy: no tensors, no model.
+"""Decide what runs in the next step: which sequences decode, how much of each prompt is prefilled, who waits and who is preempted. Plain
+Python and numpy: no tensors, no model.
 
-A sequence waits, is admitted to a slot, is fed its prompt in chunks, decodes in a row until it stops, and leaves. Rows 0..B-1 are in use and
-stay contiguous: when sequences leave, the last rows are moved into the holes. What is kept of a sequence while it runs lives under a
-slot, which does not change. Its keys and values lie in blocks (`Pages`). Where there is none left, the scheduler preempts the sequence that
-comes last: it leaves its blocks, waits, and is resumed later from the tokens it has. It also preempts for fairness (`_victim`).
+A sequence waits, gets a slot, is prefilled in chunks, decodes in a row until it stops, and leaves. Rows 0..B-1 are in use and stay
+contiguous: when sequences leave, the last rows are moved into the holes. The state of a running sequence lives under its slot, which does
+not change. Its keys and values lie in blocks (`KVCacheManager`). Where no block is left, the scheduler preempts the sequence that comes
+last: it gives up its blocks, waits, and is resumed later from the tokens it has. It also preempts for fairness (`_victim`).
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import Protocol
 
 import numpy as np
 
-from rorqual.engine.kv_cache.manager import Pages
-from rorqual.engine.sequence import Ints, Rows, Sequence
-from rorqual.engine.waiting import Waiting, in_turn
+from rorqual.engine.kv_cache.manager import KVCacheManager
+from rorqual.engine.request_queue import RequestQueue, in_turn
+from rorqual.engine.sequence import InputBatch, Ints, Sequence
 from rorqual.ops.paged import BLOCK, QUERIES
 
 QUANTUM = 16
@@ -26,7 +26,7 @@ QUANTUM = 16
 
 @dataclass(frozen=True)
 class Chunk:
-    """Tokens start .. stop - 1 of a sequence are fed."""
+    """Tokens start .. stop - 1 of a sequence, to prefill."""
 
     sequence: Sequence
     start: int
@@ -34,11 +34,11 @@ class Chunk:
 
 
 @dataclass
-class Plan:
-    """One step. `decode`: rows that are fed their newest token. `chunks`: prompts that are fed, those that end here last.
+class SchedulerOutput:
+    """One step. `decode`: rows that decode one token. `chunks`: parts of prompts to prefill, those that end a prompt last.
 
     `joined`: who gets a row in this step, in the order of the rows, and the chunk whose last token stands for each. `copies`: blocks
-    (to, from) to copy when all is fed. `admitted`: who has a slot since now.
+    (to, from) to copy after the forward pass. `admitted`: who has a slot since now.
     """
 
     decode: int
@@ -63,19 +63,19 @@ class History(Protocol):
 
 
 class Scheduler:
-    """Continuous batching over `slots` rows and the blocks of `pages`; at most `step_tokens` tokens are fed in a step, so that a long
+    """Continuous batching over `slots` rows and the blocks of `kv_cache`; a step computes at most `step_tokens` tokens, so that a long
     prompt delays nobody's next token by more. `patience`: the share of the slots that must be free before any is filled, so that
-    prompts are fed together rather than one by one; 0 where somebody waits for a first token."""
+    prompts are prefilled together rather than one by one; 0 where somebody waits for a first token."""
 
     def __init__(
-        self, slots: int, pages: Pages, history: History, *, step_tokens: int = 1024, patience: float = 0.0
+        self, slots: int, pages: KVCacheManager, history: History, *, step_tokens: int = 1024, patience: float = 0.0
     ) -> None:
-        self.slots, self.pages, self.history = slots, pages, history
+        self.slots, self.kv_cache, self.history = slots, pages, history
         self.step_tokens, self.patience = step_tokens, patience
-        self.rows = Rows.empty(slots)
-        self.active: list[Sequence] = []
-        self.feeding: list[Sequence] = []
-        self.waiting: Waiting[Sequence] = Waiting()
+        self.rows = InputBatch.empty(slots)
+        self.running: list[Sequence] = []
+        self.prefilling: list[Sequence] = []
+        self.waiting: RequestQueue[Sequence] = RequestQueue()
         self.preemptions = 0
         self.version = 0
         """Changes whenever a row is another sequence's."""
@@ -84,11 +84,11 @@ class Scheduler:
 
     @property
     def idle(self) -> bool:
-        return not self.active and not self.feeding and not self.waiting
+        return not self.running and not self.prefilling and not self.waiting
 
     def submit(self, sequences: list[Sequence]) -> None:
         """Queue sequences."""
-        busy = {s.tenant for s in (*self.active, *self.feeding)}
+        busy = {s.tenant for s in (*self.running, *self.prefilling)}
         for sequence in sequences:
             self._arrivals += 1
             sequence.arrival = self._arrivals
@@ -97,128 +97,128 @@ class Scheduler:
 
     # ---- one step
 
-    def plan(self) -> Plan:
+    def schedule(self) -> SchedulerOutput:
         """What the next step does. Everything in it is settled: slots, blocks and rows are given."""
-        plan = Plan(0, [], [], [], [])
+        plan = SchedulerOutput(0, [], [], [], [])
         if self._make_room(plan):
             self._admit(plan)
-        self._feed(plan)
+        self._prefill(plan)
         return plan
 
-    def _make_room(self, plan: Plan) -> bool:
-        """A block for every row whose next position begins one; who comes last steps back until there are as many. False: somebody had to."""
+    def _make_room(self, plan: SchedulerOutput) -> bool:
+        """Give a block to every row whose next position begins one, and preempt for them. False: a sequence was preempted."""
         before = self.preemptions
-        n = len(self.active)
+        n = len(self.running)
         for row in np.flatnonzero(self.rows.position[:n] % BLOCK == 0).tolist():
-            sequence = self.active[row]
+            sequence = self.running[row]
             length = int(self.rows.position[row]) + 1
-            while sequence.slot >= 0 and not self.pages.grow(sequence, length):
-                self._step_back(self._last(), plan)
+            while sequence.slot >= 0 and not self.kv_cache.grow(sequence, length):
+                self._preempt(self._last(), plan)
         self._close()
         return self.preemptions == before
 
     def _last(self) -> Sequence:
         """Who comes last of all that run: of the lowest priority, of the tenant that has most, the latest."""
         held = self._held()
-        running = (s for s in (*self.active, *self.feeding) if s.slot >= 0)
+        running = (s for s in (*self.running, *self.prefilling) if s.slot >= 0)
         return max(running, key=lambda s: (-s.priority, held[s.tenant], s.arrival))
 
     def _held(self) -> Counter[str]:
         """Slots of each tenant."""
-        return Counter(s.tenant for s in self._seated() if s.slot >= 0)
+        return Counter(s.tenant for s in self._admitted() if s.slot >= 0)
 
-    def _step_back(self, sequence: Sequence, plan: Plan) -> None:
+    def _preempt(self, sequence: Sequence, plan: SchedulerOutput) -> None:
         """Take slot and blocks from a sequence, which waits again; if it has a row, `_close` must follow."""
         self.preemptions += 1
-        if sequence in self.feeding:
-            self.feeding.remove(sequence)
+        if sequence in self.prefilling:
+            self.prefilling.remove(sequence)
             self._send_back(sequence.followers, plan)
             sequence.followers = []
         else:
-            row = self.active.index(sequence)
+            row = self.running.index(sequence)
             length = int(self.rows.position[row]) + 1
             self.waiting.charge(sequence.tenant, 0, self._drawn(row))
-            sequence.tokens, sequence.fed = self.history.tokens(sequence.slot, length), length - 1
+            sequence.tokens, sequence.num_computed_tokens = self.history.tokens(sequence.slot, length), length - 1
             sequence.saved = self.history.save(sequence.slot, len(sequence.prompt), length)
         # Named before they are left: unless somebody needs these blocks, going on costs next to nothing.
-        self.pages.name(sequence, sequence.fed)
-        self.pages.release(sequence)
+        self.kv_cache.cache_blocks(sequence, sequence.num_computed_tokens)
+        self.kv_cache.release(sequence)
         self._send_back([sequence], plan)
 
-    def _send_back(self, sequences: list[Sequence], plan: Plan | None) -> None:
+    def _send_back(self, sequences: list[Sequence], plan: SchedulerOutput | None) -> None:
         for sequence in sequences:
             self._free.append(sequence.slot)
-            sequence.slot, sequence.fed = -1, 0
+            sequence.slot, sequence.num_computed_tokens = -1, 0
             if plan is not None and sequence in plan.admitted:
                 plan.admitted.remove(sequence)
             self.waiting.push_back(sequence)
 
     def _close(self) -> None:
-        """Close the rows of those that stepped back."""
-        gone = [row for row, sequence in enumerate(self.active) if sequence.slot < 0]
+        """Close the rows of preempted sequences."""
+        gone = [row for row, sequence in enumerate(self.running) if sequence.slot < 0]
         if gone:
             self._compact(np.array(gone, np.int64))
 
-    def _admit(self, plan: Plan) -> None:
+    def _admit(self, plan: SchedulerOutput) -> None:
         if not self.waiting:
             return
         scarce = len(self._free) < min(len(self.waiting), max(1, int(self.slots * self.patience)))
         if scarce and self._victim(self.waiting.next(self._served())) is None:
             return
-        leaders = {s.likeness: s for s in self.feeding if not s.stale}
+        leaders = {s.prefill_key: s for s in self.prefilling if not s.stale}
         while self.waiting:
             sequence = self.waiting.next(self._served())
             if not self._free:
                 if not self._preempt_for(sequence, plan):
                     return
                 continue  # who stood behind the one that was preempted may come first now
-            known = sequence.likeness
+            known = sequence.prefill_key
             leader = leaders.get(known)
             if leader is not None and leader.slot >= 0:
-                self.pages.look()
+                self.kv_cache.look()
             if leader is not None and leader.slot >= 0 and not leader.stale:
-                self._seat(sequence, plan)
+                self._give_slot(sequence, plan)
                 leader.followers.append(sequence)
                 continue
-            hit = self.pages.match(sequence, None if sequence.scores is None else sequence.scores.reusable)
-            # One block for every row, so that whoever decodes does not step back for a newcomer at once.
-            wanted = -(-len(sequence.tokens) // BLOCK) - len(sequence.blocks) + len(self.active) + len(self.feeding)
-            if self.pages.pool.available < wanted and (self.active or self.feeding):
-                self.pages.release(sequence)
+            hit = self.kv_cache.match(sequence, None if sequence.scores is None else sequence.scores.reusable)
+            # One block for every row, so that no decoding sequence is preempted for a newcomer at once.
+            wanted = -(-len(sequence.tokens) // BLOCK) - len(sequence.blocks) + len(self.running) + len(self.prefilling)
+            if self.kv_cache.pool.available < wanted and (self.running or self.prefilling):
+                self.kv_cache.release(sequence)
                 if not self._preempt_for(sequence, plan):
                     return
                 continue
-            self._seat(sequence, plan)
-            sequence.fed = hit
+            self._give_slot(sequence, plan)
+            sequence.num_computed_tokens = hit
             self._count(sequence, hit)
-            self.feeding.append(sequence)
+            self.prefilling.append(sequence)
             leaders[known] = sequence
 
     def _count(self, sequence: Sequence, hit: int) -> None:
         """What was found of a prompt, when it is admitted for the first time."""
         if sequence.hit < 0:
             sequence.hit = hit
-            self.pages.hit_tokens += hit
-            self.pages.miss_tokens += len(sequence.prompt) - hit
+            self.kv_cache.hit_tokens += hit
+            self.kv_cache.miss_tokens += len(sequence.prompt) - hit
 
-    def _seat(self, sequence: Sequence, plan: Plan) -> None:
+    def _give_slot(self, sequence: Sequence, plan: SchedulerOutput) -> None:
         self.waiting.pop(sequence)
         sequence.slot = self._free.pop()
         plan.admitted.append(sequence)
 
-    def _preempt_for(self, sequence: Sequence, plan: Plan) -> bool:
+    def _preempt_for(self, sequence: Sequence, plan: SchedulerOutput) -> bool:
         """Whether somebody made room for a sequence that waits."""
         victim = self._victim(sequence)
         if victim is None:
             return False
-        self._step_back(victim, plan)
+        self._preempt(victim, plan)
         self._close()
         return True
 
     def _victim(self, sequence: Sequence) -> Sequence | None:
         """Who is preempted so that `sequence`, whose turn it is, need not wait: one of a lower priority, else the longest-running of the tenant
         that has most slots, once it has drawn `QUANTUM` tokens in its row."""
-        if min(s.priority for s in (*self.active, *self.feeding)) < sequence.priority:
+        if min(s.priority for s in (*self.running, *self.prefilling)) < sequence.priority:
             return self._last()
         held = self._held()
         if held.keys() == {sequence.tenant}:
@@ -226,67 +226,67 @@ class Scheduler:
         tenants = self.waiting.owing(sequence.tenant, held, self._served())
         found = [
             (held[s.tenant], self._drawn(row), row)
-            for row, s in enumerate(self.active)
+            for row, s in enumerate(self.running)
             if s.tenant in tenants and s.priority == sequence.priority and self._drawn(row) >= QUANTUM
         ]
-        return self.active[max(found)[2]] if found else None
+        return self.running[max(found)[2]] if found else None
 
     def _served(self) -> dict[str, float]:
         """Tokens drawn, since they have their rows, for each tenant that has a slot."""
-        served = dict.fromkeys((s.tenant for s in self._seated()), 0.0)
-        for row, sequence in enumerate(self.active):
+        served = dict.fromkeys((s.tenant for s in self._admitted()), 0.0)
+        for row, sequence in enumerate(self.running):
             served[sequence.tenant] += self._drawn(row)
         return served
 
-    def _feed(self, plan: Plan) -> None:
+    def _prefill(self, plan: SchedulerOutput) -> None:
         """Share what is left of the step among the prompts; those that end get their rows."""
-        plan.decode = len(self.active)
+        plan.decode = len(self.running)
         left = max(self.step_tokens - plan.decode, QUERIES)
         whole: list[Chunk] = []
-        order = in_turn(self.feeding)
+        order = in_turn(self.prefilling)
         for place, sequence in enumerate(order):
             if sequence.slot < 0 or left <= 0:
                 continue
             share = min(max(QUERIES, left // (len(order) - place)), left)
-            stop = min(sequence.fed + share, len(sequence.tokens))
+            stop = min(sequence.num_computed_tokens + share, len(sequence.tokens))
             if not self._grow(sequence, stop, order[place + 1 :], plan):
                 continue
-            chunk = Chunk(sequence, sequence.fed, stop)
+            chunk = Chunk(sequence, sequence.num_computed_tokens, stop)
             (whole if stop == len(sequence.tokens) else plan.chunks).append(chunk)
-            sequence.fed = stop
+            sequence.num_computed_tokens = stop
             left -= stop - chunk.start
         for chunk in whole:
             plan.chunks.append(chunk)
             self._join(chunk.sequence, len(plan.chunks) - 1, plan)
 
-    def _grow(self, sequence: Sequence, stop: int, later: list[Sequence], plan: Plan) -> bool:
+    def _grow(self, sequence: Sequence, stop: int, later: list[Sequence], plan: SchedulerOutput) -> bool:
         """Blocks for a chunk. While others decode it waits for theirs; else the last of the `later` prompts is preempted."""
-        while not self.pages.grow(sequence, stop):
+        while not self.kv_cache.grow(sequence, stop):
             seated = [other for other in later if other.slot >= 0]
-            if self.active or not seated:
+            if self.running or not seated:
                 return False
-            self._step_back(seated[-1], plan)
+            self._preempt(seated[-1], plan)
         return True
 
-    def _join(self, sequence: Sequence, chunk: int, plan: Plan) -> None:
-        """A prompt is fed: it and those that share it get rows."""
-        self.feeding.remove(sequence)
+    def _join(self, sequence: Sequence, chunk: int, plan: SchedulerOutput) -> None:
+        """Give rows to a sequence whose prefill ends in this step, and to those that share it."""
+        self.prefilling.remove(sequence)
         followers, sequence.followers = sequence.followers, []
         self._row(sequence, chunk, plan)
         for follower in followers:
             follower.scores = sequence.scores  # the last of them come in this step
-            copied = self.pages.fork(sequence, follower, len(sequence.tokens))
+            copied = self.kv_cache.fork(sequence, follower, len(sequence.tokens))
             if copied is None:
                 self._send_back([follower], plan)
                 continue
             plan.copies += copied
-            follower.fed = sequence.fed
+            follower.num_computed_tokens = sequence.num_computed_tokens
             self._count(follower, (len(follower.prompt) - 1) // BLOCK * BLOCK)
             self._row(follower, chunk, plan)
 
-    def _row(self, sequence: Sequence, chunk: int, plan: Plan) -> None:
-        self.rows.fill(len(self.active), sequence)
-        self.active.append(sequence)
+    def _row(self, sequence: Sequence, chunk: int, plan: SchedulerOutput) -> None:
+        self.rows.fill(len(self.running), sequence)
+        self.running.append(sequence)
         self.version += 1
         plan.joined.append((sequence, chunk))
 
@@ -294,13 +294,13 @@ class Scheduler:
 
     def advance(self, tokens: Ints, stops: Ints) -> Ints:
         """Every active row was given one token [active]: move on, and return the rows that are done, ascending."""
-        n, rows = len(self.active), self.rows
+        n, rows = len(self.running), self.rows
         rows.position[:n] += 1
         done = rows.position[:n] + 1 >= rows.limit[:n]
         for stop in stops:
             done |= (tokens == stop) & ~rows.ignore_eos[:n]
         for row in np.flatnonzero(rows.special[:n]).tolist():
-            sequence = self.active[row]
+            sequence = self.running[row]
             sequence.halted = self._halts(sequence, int(tokens[row]), int(rows.position[row]) + 1)
             done[row] |= sequence.halted
         return np.flatnonzero(done)
@@ -314,83 +314,83 @@ class Scheduler:
     def release(self, rows: Ints) -> None:
         """The sequences in `rows` (ascending) leave; slots and blocks are free, the holes closed."""
         for row in rows.tolist():
-            sequence = self.active[row]
-            fed = int(self.rows.position[row])
+            sequence = self.running[row]
+            computed = int(self.rows.position[row])
             self.waiting.charge(sequence.tenant, len(sequence.prompt) - sequence.hit, self._drawn(row))
             if sequence.reuse:
-                sequence.tokens = self.history.tokens(sequence.slot, fed)
-                self.pages.name(sequence, fed)
+                sequence.tokens = self.history.tokens(sequence.slot, computed)
+                self.kv_cache.cache_blocks(sequence, computed)
             self._leave(sequence)
         self._compact(rows)
 
     def _leave(self, sequence: Sequence) -> None:
-        self.pages.release(sequence)
+        self.kv_cache.release(sequence)
         self._free.append(sequence.slot)
         sequence.slot = -1
 
     def _compact(self, rows: Ints) -> None:
-        keep = len(self.active) - len(rows)
+        keep = len(self.running) - len(rows)
         self.version += 1
         holes = rows[rows < keep]
-        tail = np.arange(keep, len(self.active))
+        tail = np.arange(keep, len(self.running))
         movers = tail[~np.isin(tail, rows)]
         self.rows.move(holes, movers)
         for hole, mover in zip(holes.tolist(), movers.tolist()):
-            self.active[hole] = self.active[mover]
-        del self.active[keep:]
+            self.running[hole] = self.running[mover]
+        del self.running[keep:]
 
     def _drawn(self, row: int) -> int:
         """Tokens that a row has drawn since it is this sequence's."""
-        return int(self.rows.position[row]) + 1 - len(self.active[row].tokens)
+        return int(self.rows.position[row]) + 1 - len(self.running[row].tokens)
 
-    def cancel(self, ticket: int) -> None:
-        """Forget what was submitted under `ticket`; its slots and blocks are free at once."""
-        self.waiting.drop(ticket)
-        for leader in list(self.feeding):
-            for follower in [f for f in leader.followers if f.ticket == ticket]:
+    def cancel(self, request_id: int) -> None:
+        """Forget what was submitted under `request_id`; its slots and blocks are free at once."""
+        self.waiting.drop(request_id)
+        for leader in list(self.prefilling):
+            for follower in [f for f in leader.followers if f.request_id == request_id]:
                 leader.followers.remove(follower)
                 self._leave(follower)
-            if leader.ticket == ticket:
-                self.feeding.remove(leader)
-                self.pages.name(leader, leader.fed)
-                self.waiting.charge(leader.tenant, max(0, leader.fed - max(leader.hit, 0)), 0)
+            if leader.request_id == request_id:
+                self.prefilling.remove(leader)
+                self.kv_cache.cache_blocks(leader, leader.num_computed_tokens)
+                self.waiting.charge(leader.tenant, max(0, leader.num_computed_tokens - max(leader.hit, 0)), 0)
                 self._leave(leader)
                 self._send_back(leader.followers, None)  # of another request with the same prompt
                 leader.followers = []
-        rows = [row for row, s in enumerate(self.active) if s.ticket == ticket]
+        rows = [row for row, s in enumerate(self.running) if s.request_id == request_id]
         if rows:
             self.release(np.array(rows, np.int64))
 
     def renew(self, fingerprint: bytes) -> None:
         """Other weights: nothing that was kept of the old ones serves again. What runs goes on, and its blocks, which hold
         both, are named no more; nobody who comes from now on shares them."""
-        self.pages.renew(fingerprint)
-        for sequence in self._seated():
+        self.kv_cache.renew(fingerprint)
+        for sequence in self._admitted():
             sequence.reuse, sequence.stale = False, True
         for sequence in self.waiting:
             sequence.keys = []
 
     def reset(self) -> None:
         """A step broke off in the middle: forget all that runs, waits and was kept in memory, for nobody knows what of it was computed."""
-        for sequence in (*self._seated(), *self.waiting):
+        for sequence in (*self._admitted(), *self.waiting):
             sequence.slot, sequence.blocks, sequence.followers = -1, [], []
-        self.active, self.feeding, self.waiting = [], [], Waiting()
+        self.running, self.prefilling, self.waiting = [], [], RequestQueue()
         self._free = list(range(self.slots - 1, -1, -1))
         self.version += 1
-        self.pages.reset()
+        self.kv_cache.reset()
 
-    def _seated(self) -> list[Sequence]:
+    def _admitted(self) -> list[Sequence]:
         """Whoever has a slot."""
-        return [*self.active, *self.feeding, *(f for s in self.feeding for f in s.followers)]
+        return [*self.running, *self.prefilling, *(f for s in self.prefilling for f in s.followers)]
 
-    def tickets(self) -> set[int]:
+    def request_ids(self) -> set[int]:
         """Of all that runs or waits."""
-        return {s.ticket for s in (*self._seated(), *self.waiting)}
+        return {s.request_id for s in (*self._admitted(), *self.waiting)}
 
     def check(self) -> None:
         """RuntimeError unless slots and blocks add up: a law that holds after every step."""
-        held = [*self.active, *self.feeding]
-        seated = self._seated()
+        held = [*self.running, *self.prefilling]
+        seated = self._admitted()
         if len(self._free) + len(seated) != self.slots or len({s.slot for s in seated} | set(self._free)) != self.slots:
             raise RuntimeError("slots do not add up")
-        self.pages.pool.check([[0], *(s.blocks for s in held)])
+        self.kv_cache.pool.check([[0], *(s.blocks for s in held)])

@@ -17,16 +17,16 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(eq=False)
 class Sequence:
-    """One sample in the making. `key` identifies its random numbers; `limit` is the number of ids, prompt included, at which it ends.
+    """One sample in the making.
 
-    `tokens`: what is known of it when it is (again) admitted: the prompt, and what had been drawn before it stepped back. `fed`: how
-    many of these are in the cache. `hit`: tokens of the prompt that were found there. `saved` is what the runner kept of it while it
-    steps back. `halts`, given all its ids, says whether what was drawn last ends it; `halted`: it did. `constraint`: what the next token may be.
-    `stale`: it was under way when the weights changed. `scores`: of its prompt, where they are wanted. `barred`: tokens that may not be drawn
-    before it has `min_tokens`.
+    `key` identifies its random numbers; `limit` is the number of ids, prompt included, at which it ends. `tokens`: the prompt and, after a
+    preemption, what was drawn before it. `num_computed_tokens`: how many of these are in the cache. `hit`: tokens of the prompt that the
+    prefix cache served. `saved`: what the runner keeps of it while it is preempted. `halts`, given all its ids, says whether the newest token
+    ends it; `halted`: it did. `constraint`: what the next token may be. `stale`: it ran when the weights changed. `scores`: of its prompt,
+    where they are wanted. `barred`: tokens that may not be drawn before it has `min_tokens`.
     """
 
-    ticket: int
+    request_id: int
     sample: int
     prompt: tuple[int, ...]
     params: SamplingParams
@@ -38,10 +38,10 @@ class Sequence:
     arrival: int = 0
     slot: int = -1
     tokens: list[int] = field(default_factory=list)
-    fed: int = 0
+    num_computed_tokens: int = 0
     hit: int = -1
     blocks: list[int] = field(default_factory=list)
-    named: int = 0
+    num_cached_blocks: int = 0
     keys: list[bytes] = field(default_factory=list)
     followers: list[Sequence] = field(default_factory=list)
     saved: object = None
@@ -53,8 +53,8 @@ class Sequence:
     barred: tuple[int, ...] = ()
 
     @property
-    def likeness(self) -> tuple[object, ...]:
-        """Equal for sequences of which one can be fed for all."""
+    def prefill_key(self) -> tuple[object, ...]:
+        """Equal for sequences that one prefill serves."""
         return self.tenant, tuple(self.tokens), None if self.scores is None else self.scores.top
 
     @property
@@ -64,8 +64,8 @@ class Sequence:
 
 
 @dataclass
-class Rows:
-    """What the hot loop needs of each row, as arrays [slots]; `position` is where the next token is fed."""
+class InputBatch:
+    """What the hot loop needs of each row, as arrays [slots]; `position` is that of the next token to compute."""
 
     position: Ints
     limit: Ints
@@ -75,7 +75,7 @@ class Rows:
     special: npt.NDArray[np.bool_]  # ends by more than the model's own tokens
 
     @classmethod
-    def empty(cls, slots: int) -> Rows:
+    def empty(cls, slots: int) -> InputBatch:
         position, limit, slot = (np.zeros(slots, np.int64) for _ in range(3))
         ignore_eos, special = (np.zeros(slots, np.bool_) for _ in range(2))
         return cls(position, limit, slot, np.zeros(slots, np.uint64), ignore_eos, special)

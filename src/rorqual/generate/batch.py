@@ -29,7 +29,7 @@ class Stepping(Protocol):
 
     def step(self) -> Sequence[Any]: ...
 
-    def cancel(self, ticket: int) -> None: ...
+    def cancel(self, request_id: int) -> None: ...
 
 
 def refused(ask: Ask, error: RorqualError) -> Refused:
@@ -63,19 +63,19 @@ def answers(engine: Stepping, asks: Iterable[Ask | Refused], *, room: int) -> It
                     except RorqualError as error:
                         ready.append((refused(ask, error), []))
             for delta in engine.step() if running else ():
-                if delta.completion is None or delta.ticket not in running:
+                if delta.completion is None or delta.request_id not in running:
                     continue
-                ask, done = running[delta.ticket]
+                ask, done = running[delta.request_id]
                 done[delta.sample] = delta.completion
                 samples -= 1
                 if len(done) == ask.request.params.n:
-                    del running[delta.ticket]
+                    del running[delta.request_id]
                     ready.append((ask, [done[sample] for sample in sorted(done)]))
             if ready:
                 yield ready
     finally:
-        for ticket in running:
-            engine.cancel(ticket)
+        for request_id in running:
+            engine.cancel(request_id)
 
 
 def answers_from_afar(

@@ -55,9 +55,9 @@ class Sheet(LayerCache):
         count = np.diff(start, append=len(flat))
         blocks = -(-count // BLOCK)
         before = np.cumsum(blocks) - blocks
-        tables = before[:, None] + np.minimum(np.arange(int(blocks.max())), blocks[:, None] - 1)
+        block_table = before[:, None] + np.minimum(np.arange(int(blocks.max())), blocks[:, None] - 1)
         self._device = positions.device
-        self._tiles = tiles_of(np.zeros(len(count), np.int64), count, tables, QUERIES, self._device)
+        self._tiles = tiles_of(np.zeros(len(count), np.int64), count, block_table, QUERIES, self._device)
         place = np.full(int(blocks.sum()) * BLOCK, len(flat))  # one token more stands for what a block does not hold
         place[np.repeat(before * BLOCK, count) + flat] = np.arange(len(flat))
         self._place = torch.from_numpy(place).to(self._device)

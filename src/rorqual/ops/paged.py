@@ -73,14 +73,14 @@ DENSE = 1.25
 def tiles_of(
     first: Ints,
     count: Ints,
-    tables: npt.NDArray[np.integer],
+    block_table: npt.NDArray[np.integer],
     queries: int,
     device: torch.device | str = "cpu",
     rows: Rows = ENOUGH,
 ) -> Tiles:
     """Tiles for tokens that lie sequence after sequence: `count[i]` of sequence i, at its positions first[i], first[i] + 1, ...
 
-    first, count [sequences]; tables [sequences, blocks]: where the blocks of each sequence are in the pool.
+    first, count [sequences]; block_table [sequences, blocks]: where the blocks of each sequence are in the pool.
     """
     each = -(-count // queries)
     sequence = np.repeat(np.arange(len(count)), each)
@@ -103,7 +103,7 @@ def tiles_of(
     def tensor(array: npt.NDArray[Any]) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(device)
 
-    block = tables[sequence[tile], place].astype(np.int64)
+    block = block_table[sequence[tile], place].astype(np.int64)
     part = _part(block) if queries == 1 else None
     here = np.arange(len(block)) if part is None else block - part.start
     met, in_order = tile, part is None

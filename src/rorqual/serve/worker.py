@@ -58,9 +58,9 @@ class Worker:
     def __init__(self, engine: Engine, source: BinaryIO, sink: BinaryIO) -> None:
         self.engine, self.source, self.sink = engine, source, sink
         self.inbox: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
-        self.numbers: dict[int, int] = {}  # ticket -> the server's number
-        self.left: dict[int, int] = {}  # ticket -> samples that have not ended
-        self.scored: set[int] = set()  # tickets whose prompt's log-probabilities were sent
+        self.numbers: dict[int, int] = {}  # request_id -> the server's number
+        self.left: dict[int, int] = {}  # request_id -> samples that have not ended
+        self.scored: set[int] = set()  # request_ids whose prompt's log-probabilities were sent
         self.compiling: dict[int, Compiling] = {}  # the server's number -> its request
         self.beat = 0.0
 
@@ -108,9 +108,9 @@ class Worker:
         match message["kind"]:
             case "cancel":
                 self._give_up(number)
-                for ticket in [t for t, known in self.numbers.items() if known == number]:
-                    self.engine.cancel(ticket)
-                    self._forget(ticket)
+                for request_id in [t for t, known in self.numbers.items() if known == number]:
+                    self.engine.cancel(request_id)
+                    self._forget(request_id)
             case "compiled":
                 if (waiting := self.compiling.pop(number, None)) is not None:
                     self._compiled(number, waiting)
@@ -146,11 +146,11 @@ class Worker:
         ask = ask_of(message)
         request = Request(params=params_of(ask), prompt_ids=ask.prompt, tenant=message["tenant"], priority=ask.priority)
         try:
-            ticket = self.engine.submit(request)
+            request_id = self.engine.submit(request)
         except RorqualError as error:
             self._refuse(number, _said(error))
             return
-        self.numbers[ticket], self.left[ticket] = number, ask.n
+        self.numbers[request_id], self.left[request_id] = number, ask.n
 
     def _refuse(self, number: int, message: str, status: int = 400) -> None:
         self._send(line("refused", number=number, message=message, status=status))
@@ -169,31 +169,31 @@ class Worker:
     def _tell(self, deltas: list[Delta]) -> None:
         rows = []
         for delta in deltas:
-            if delta.ticket not in self.numbers:
+            if delta.request_id not in self.numbers:
                 continue  # another sample of it has failed
             reason = None if delta.completion is None else delta.completion.finish_reason
             if delta.completion is not None and delta.completion.error:
-                self._broke_off(self.numbers[delta.ticket], delta)
-                self.engine.cancel(delta.ticket)
-                self._forget(delta.ticket)
+                self._broke_off(self.numbers[delta.request_id], delta)
+                self.engine.cancel(delta.request_id)
+                self._forget(delta.request_id)
                 continue
-            if delta.scores is not None and delta.ticket not in self.scored:
-                self.scored.add(delta.ticket)
-                number, scores = self.numbers[delta.ticket], delta.scores
+            if delta.scores is not None and delta.request_id not in self.scored:
+                self.scored.add(delta.request_id)
+                number, scores = self.numbers[delta.request_id], delta.scores
                 for message in scored(number, scores.logprobs, scores.best, scores.top):
                     self._send(message)
             said = (delta.sample, delta.token, reason, delta.logprob, delta.top, delta.hit)
-            rows.append([self.numbers[delta.ticket], *said])
+            rows.append([self.numbers[delta.request_id], *said])
             if reason is not None:
-                self.left[delta.ticket] -= 1
-                if not self.left[delta.ticket]:
-                    self._forget(delta.ticket)
+                self.left[delta.request_id] -= 1
+                if not self.left[delta.request_id]:
+                    self._forget(delta.request_id)
         if rows:
             self._send(line("drawn", rows=rows))
 
-    def _forget(self, ticket: int) -> None:
-        del self.numbers[ticket], self.left[ticket]
-        self.scored.discard(ticket)
+    def _forget(self, request_id: int) -> None:
+        del self.numbers[request_id], self.left[request_id]
+        self.scored.discard(request_id)
 
     def _send(self, data: bytes) -> None:
         self.sink.write(data)

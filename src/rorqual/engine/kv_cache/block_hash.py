@@ -52,7 +52,7 @@ def extend(secret: bytes, parent: bytes, tokens: Sequence[int] | Any, block: int
 
 
 def matchable(length: int, block: int) -> int:
-    """How many blocks of a prompt of `length` tokens may come from the cache: at least one token must be fed, to get logits from."""
+    """How many blocks of a prompt of `length` tokens may come from the cache: at least one token must be computed, to get logits from."""
     return max(0, (length - 1) // block)
 
 

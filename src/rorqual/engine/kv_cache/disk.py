@@ -189,7 +189,7 @@ class DiskStore:
         return payload
 
     def flush(self) -> None:
-        """Waits until everything that was put is written or dropped."""
+        """Wait until everything that was put is written or dropped."""
         with self._changed:
             while self._pending and self._writer.is_alive():
                 self._changed.wait(0.1)

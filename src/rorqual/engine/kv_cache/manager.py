@@ -17,18 +17,18 @@ from rorqual.ops.paged import BLOCK
 
 
 class Owner(Protocol):
-    """What `Pages` needs of a sequence."""
+    """What `KVCacheManager` needs of a sequence."""
 
     tenant: str
     reuse: bool
     tokens: list[int]
     blocks: list[int]
-    named: int
+    num_cached_blocks: int
     keys: list[bytes]
 
 
 @dataclass
-class Pages:
+class KVCacheManager:
     """The blocks of one cache. `read(block)` and `write(block, contents)` are the cache's; `store` is its folder, where it has one. `clear`,
     where it is set, gets blocks before a sequence has them. `look` is called before a block is used again or named: it calls
     `renew` where the weights have changed.
@@ -72,13 +72,15 @@ class Pages:
     def match(self, owner: Owner, most: int | None = None) -> int:
         """Give `owner`, which has no blocks, those of the longest beginning of its tokens that is known; how many tokens these hold.
 
-        At least one token is left to be fed, and those from `most` on.
+        At least one token is left to compute, and those from `most` on.
         """
         if not owner.reuse:
             return 0
         self.look()
-        fed = len(owner.tokens) if most is None else min(most, len(owner.tokens))
-        keys = self._keys(owner, len(owner.tokens) // BLOCK)[: min(fed // BLOCK, matchable(len(owner.tokens), BLOCK))]
+        usable = len(owner.tokens) if most is None else min(most, len(owner.tokens))
+        keys = self._keys(owner, len(owner.tokens) // BLOCK)[
+            : min(usable // BLOCK, matchable(len(owner.tokens), BLOCK))
+        ]
         owner.blocks = []
         for key in keys:
             block = self.pool.share(key)
@@ -87,8 +89,8 @@ class Pages:
             if block is None:
                 break
             owner.blocks.append(block)
-        owner.named = len(owner.blocks)
-        return owner.named * BLOCK
+        owner.num_cached_blocks = len(owner.blocks)
+        return owner.num_cached_blocks * BLOCK
 
     def _restore(self, owner: Owner, key: bytes) -> int | None:
         if self.store is None or not self.store.has(key):
@@ -117,26 +119,26 @@ class Pages:
         owner.blocks += found
         return True
 
-    def name(self, owner: Owner, length: int) -> None:
+    def cache_blocks(self, owner: Owner, length: int) -> None:
         """Positions 0 .. length - 1 of `owner` are computed: its full blocks among them can be shared from now on."""
         full = length // BLOCK
-        if not owner.reuse or full <= owner.named:
+        if not owner.reuse or full <= owner.num_cached_blocks:
             return
         before = self.fingerprint
         self.look()
         if self.fingerprint != before:  # these may hold both
             return
         keys = self._keys(owner, full)
-        for place in range(owner.named, full):
+        for place in range(owner.num_cached_blocks, full):
             fresh = self.pool.register(owner.blocks[place], keys[place], owner.tenant)
             if fresh and self.store is not None and not self.store.has(keys[place]):
                 self.store.put(keys[place], self.read(owner.blocks[place]))
-        owner.named = full
+        owner.num_cached_blocks = full
 
     def release(self, owner: Owner) -> None:
         """`owner` leaves its blocks."""
         self.pool.release(owner.blocks)
-        owner.blocks, owner.named = [], 0
+        owner.blocks, owner.num_cached_blocks = [], 0
 
     def fork(self, owner: Owner, other: Owner, length: int) -> list[tuple[int, int]] | None:
         """Give `other` the first `length` positions of `owner`: full blocks shared, the rest to be copied.
@@ -149,7 +151,7 @@ class Pages:
             return None
         for block in owner.blocks[:full]:
             self.pool.take(block)
-        other.blocks, other.named = owner.blocks[:full] + own, min(owner.named, full)
+        other.blocks, other.num_cached_blocks = owner.blocks[:full] + own, min(owner.num_cached_blocks, full)
         other.keys = list(owner.keys)
         return [(own[0], owner.blocks[full])] if rest else []
 

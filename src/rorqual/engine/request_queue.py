@@ -2,7 +2,7 @@
 was served least, then the earliest.
 
 Fairness between tenants as in Sheng et al. 2024 ("Fairness in serving large language models", virtual token counter): a tenant's
-counter grows by what it is served, a token drawn counting as `DRAWN` tokens fed; one that comes back from idleness begins at the least
+counter grows by what it is served, a token drawn counts as `DRAWN` tokens of prefill; one that comes back from idleness begins at the least
 counter of those that are busy, so that nobody saves up turns.
 """
 
@@ -14,19 +14,19 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Generic, Protocol, TypeVar
 
 DRAWN = 2.0
-"""What drawing a token costs, in tokens fed."""
+"""What drawing a token costs, in tokens of prefill."""
 
 
-class Waits(Protocol):
-    """What `Waiting` needs of a sequence."""
+class Queued(Protocol):
+    """What `RequestQueue` needs of a sequence."""
 
-    ticket: int
+    request_id: int
     tenant: str
     priority: int
     arrival: int
 
 
-W = TypeVar("W", bound=Waits)
+W = TypeVar("W", bound=Queued)
 
 
 def in_turn(sequences: Iterable[W]) -> list[W]:
@@ -39,7 +39,7 @@ def in_turn(sequences: Iterable[W]) -> list[W]:
     return sorted(places, key=places.__getitem__)
 
 
-class Waiting(Generic[W]):
+class RequestQueue(Generic[W]):
     """Sequences in queues, one for each tenant."""
 
     def __init__(self) -> None:
@@ -81,7 +81,7 @@ class Waiting(Generic[W]):
         return self._queues[best[4]][0][2]
 
     def usage(self, tenant: str, running: Mapping[str, float]) -> float:
-        """What a tenant was served, in tokens fed; `running` as in `next`."""
+        """What a tenant was served, in tokens of prefill; `running` as in `next`."""
         return self._counters.get(tenant, 0.0) + DRAWN * running.get(tenant, 0.0)
 
     def owing(self, tenant: str, held: Mapping[str, int], running: Mapping[str, float]) -> set[str]:
@@ -107,18 +107,18 @@ class Waiting(Generic[W]):
         if not queue:
             del self._queues[sequence.tenant]
 
-    def charge(self, tenant: str, fed: int, drawn: int) -> None:
-        """A tenant was served: tokens fed and drawn."""
-        self._counters[tenant] = self._counters.get(tenant, 0.0) + fed + DRAWN * drawn
+    def charge(self, tenant: str, prefilled: int, drawn: int) -> None:
+        """Charge a tenant for tokens of prefill and tokens drawn."""
+        self._counters[tenant] = self._counters.get(tenant, 0.0) + prefilled + DRAWN * drawn
 
     def __iter__(self) -> Iterator[W]:
         """All that waits, in no order."""
         return (item[2] for queue in self._queues.values() for item in queue)
 
-    def drop(self, ticket: int) -> None:
-        """Forget what waits under `ticket`."""
+    def drop(self, request_id: int) -> None:
+        """Forget what waits under `request_id`."""
         for tenant, queue in list(self._queues.items()):
-            kept = [item for item in queue if item[2].ticket != ticket]
+            kept = [item for item in queue if item[2].request_id != request_id]
             self._length -= len(queue) - len(kept)
             if not kept:
                 del self._queues[tenant]

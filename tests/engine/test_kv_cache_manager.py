@@ -8,32 +8,34 @@ import pytest
 from tape import Tape, sequence, some_ids
 
 from rorqual.engine.kv_cache.disk import DiskStore, load_secret
-from rorqual.engine.kv_cache.manager import Pages
+from rorqual.engine.kv_cache.manager import KVCacheManager
 from rorqual.engine.scheduler import Sequence
 from rorqual.ops.paged import BLOCK
 
 PROMPT = some_ids(0, 3 * BLOCK + 7)
 
 
-def pages_of(blocks: int = 12, store: DiskStore | None = None, secret: bytes = b"s" * 32) -> Pages:
+def pages_of(blocks: int = 12, store: DiskStore | None = None, secret: bytes = b"s" * 32) -> KVCacheManager:
     contents: dict[int, bytes] = {}
 
     def write(block: int, found: bytes) -> bool:
         contents[block] = found
         return found != b"damaged"
 
-    return Pages(blocks, secret, b"weights", lambda block: contents.get(block, b"block %d" % block), write, store)
+    return KVCacheManager(
+        blocks, secret, b"weights", lambda block: contents.get(block, b"block %d" % block), write, store
+    )
 
 
-def owner(ticket: int = 0, tokens: tuple[int, ...] = PROMPT, tenant: str = "a", *, reuse: bool = True) -> Sequence:
-    one = sequence(ticket, tokens, tenant=tenant, reuse=reuse)
+def owner(request_id: int = 0, tokens: tuple[int, ...] = PROMPT, tenant: str = "a", *, reuse: bool = True) -> Sequence:
+    one = sequence(request_id, tokens, tenant=tenant, reuse=reuse)
     one.tokens = list(tokens)
     return one
 
 
-def fill(pages: Pages, one: Sequence) -> None:
+def fill(pages: KVCacheManager, one: Sequence) -> None:
     assert pages.grow(one, len(one.tokens))
-    pages.name(one, len(one.tokens))
+    pages.cache_blocks(one, len(one.tokens))
 
 
 @pytest.mark.parametrize(
@@ -98,7 +100,7 @@ def test_after_new_weights_nothing_old_is_found_also_not_by_who_runs() -> None:
     while not tape.scheduler.idle:
         tape.step()
     after = owner(1, (*tape.ids[0][:BLOCK], 3, 3))
-    assert tape.pages.match(after) == 0
+    assert tape.kv_cache.match(after) == 0
 
 
 def test_a_block_from_disk_is_found_again_and_a_damaged_one_is_not(tmp_path: Path) -> None:

@@ -13,10 +13,10 @@ from rorqual.core.records import Message, Thinking
 from rorqual.data.chat import ChatFormat
 from rorqual.data.chat.stops import Stops
 from rorqual.data.tokenizer import Special, Tokenizer
+from rorqual.engine.core import Finished
 from rorqual.engine.grammar.calls import Spelling
 from rorqual.engine.grammar.compiler import Compiled, Grammars
 from rorqual.engine.grammar.constraint import Constraint, Thought
-from rorqual.engine.lane import Finished
 from rorqual.engine.params import check_params
 from rorqual.engine.prompt_scores import PromptScores
 from rorqual.engine.request import Completion, Request, SamplingParams
@@ -74,7 +74,7 @@ def _check_types(request: Request, where: str) -> None:
 
 
 @dataclass
-class Desk:
+class Processor:
     """What an engine knows of requests. `max_len`: of a sequence; `room`: positions that its cache holds; `reuse`: whether it keeps prefixes."""
 
     vocab_size: int
@@ -121,13 +121,13 @@ class Desk:
         compiled = None if grammar is None else self.grammars.compile(grammar, where=f"{where}, grammar")
         return Job(request, prompt, thinking, compiled)
 
-    def sequences(self, ticket: int, job: Job) -> list[Sample]:
+    def sequences(self, request_id: int, job: Job) -> list[Sample]:
         """The samples of a request."""
         request, params = job.request, job.request.params
         limit = min(len(job.prompt) + params.max_tokens, self.max_len)
         return [
             Sample(
-                ticket, sample, job.prompt, params, sample_key(params.seed, sample), limit,
+                request_id, sample, job.prompt, params, sample_key(params.seed, sample), limit,
                 tenant=request.tenant, priority=request.priority, reuse=request.reuse and self.reuse,
                 halts=self._halts(job) if params.stop else None, constraint=self._constraint(job), barred=self._barred(params),
                 scores=None if params.prompt_logprobs is None else PromptScores(len(job.prompt), params.prompt_logprobs),

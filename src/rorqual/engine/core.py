@@ -1,4 +1,4 @@
-"""One lane: a scheduler, its blocks and a runner, that is, one batch in flight. An engine has several, each run by one thread at a time."""
+"""One engine core: a scheduler, its blocks and a runner, one batch in flight. An engine has several, each run by one thread at a time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from rorqual.engine.kv_cache.disk import SECRET_BYTES, DiskStore, load_secret
-from rorqual.engine.kv_cache.manager import Pages
+from rorqual.engine.kv_cache.manager import KVCacheManager
 from rorqual.engine.runner import Runner, Sampled
 from rorqual.engine.scheduler import Scheduler
 from rorqual.engine.sequence import Sequence
@@ -38,8 +38,8 @@ Drawn = tuple[Sequence, int, float, tuple[tuple[int, float], ...]]
 
 
 @dataclass(frozen=True)
-class Size:
-    """How large a lane is. `cache_bytes`: of keys and values; `folder`: where blocks are kept on disk, None: nowhere, with `disk_bytes` there.
+class CoreConfig:
+    """The sizes of an engine core. `cache_bytes`: of keys and values. `folder`: of blocks on disk (None: nowhere), up to `disk_bytes`.
     `step_tokens` and `patience`: see `Scheduler`."""
 
     slots: int
@@ -61,13 +61,13 @@ MOST_BLOCKS = 16384
 """Blocks that are kept at most for prompts to come, where sequences need fewer."""
 
 
-class Lane:
+class EngineCore:
     """Advances its sequences by one token a `step`."""
 
     def __init__(
         self,
         model: Decoder,
-        size: Size,
+        size: CoreConfig,
         stop_ids: Iterable[int],
         weights: Weights,
         rows: Rows,
@@ -86,10 +86,12 @@ class Lane:
         if size.folder is not None:
             secret = load_secret(size.folder)
             store = DiskStore(size.folder, size.disk_bytes, secret, fingerprint)
-        self.pages = Pages(blocks, secret, fingerprint, self.runner.cache.read, self.runner.cache.write, store)
-        self.pages.look, self._looked = self._look, False
+        self.kv_cache = KVCacheManager(
+            blocks, secret, fingerprint, self.runner.cache.read, self.runner.cache.write, store
+        )
+        self.kv_cache.look, self._looked = self._look, False
         self.scheduler = Scheduler(
-            size.slots, self.pages, self.runner, step_tokens=size.step_tokens, patience=size.patience
+            size.slots, self.kv_cache, self.runner, step_tokens=size.step_tokens, patience=size.patience
         )
         self.stop_ids = np.array(sorted(stop_ids), np.int64)
         self.drawn: list[Drawn] = []
@@ -106,39 +108,39 @@ class Lane:
 
     @torch.inference_mode()
     def step(self) -> list[Finished]:
-        """Feed and draw once, and return the sequences that ended.
+        """Run one step, and return the sequences that ended.
 
         What is raised in here, be it a Ctrl-C, leaves a step half done: whoever calls must `reset` then.
         """
         self.drawn, self._looked = [], False
         scheduler, runner = self.scheduler, self.runner
-        plan = scheduler.plan()
+        plan = scheduler.schedule()
         for sequence in plan.admitted:
             runner.place(sequence)
         if plan.empty:
             return []
         tokens = runner.step(plan, scheduler)
-        if runner.soiled:
-            self.pages.clear = runner.cache.clear
+        if runner.holds_non_finite:
+            self.kv_cache.clear = runner.cache.clear
         for chunk in plan.chunks:
-            self.pages.name(chunk.sequence, chunk.stop)
+            self.kv_cache.cache_blocks(chunk.sequence, chunk.stop)
         if not len(tokens):
             return []
         done = scheduler.advance(tokens, self.stop_ids)
         lengths = (scheduler.rows.position[: len(tokens)] + 1).tolist()
         logprobs, best = runner.newest(scheduler)
-        for row, sequence in enumerate(scheduler.active):
+        for row, sequence in enumerate(scheduler.running):
             if sequence.scores is not None and sequence.scores.lost:
                 logprobs[row] = math.nan
         lost = [row for row, logprob in enumerate(logprobs) if not math.isfinite(logprob)]
         if lost:
             done = np.union1d(done, np.array(lost, np.int64))
-        self.drawn = list(zip(scheduler.active, tokens.tolist(), logprobs, best))
+        self.drawn = list(zip(scheduler.running, tokens.tolist(), logprobs, best))
         if not len(done):
             return []
         finished = []
         for row in done.tolist():
-            sequence = scheduler.active[row]
+            sequence = scheduler.running[row]
             ends = sequence.halted or (not sequence.params.ignore_eos and int(tokens[row]) in self.stop_ids)
             finished.append(Finished(sequence, runner.take(sequence, lengths[row]), bool(ends), row in lost))
         scheduler.release(done)
@@ -151,22 +153,22 @@ class Lane:
             self._rename(self.weights.look(contents=True))
 
     def _rename(self, fingerprint: bytes) -> None:
-        if fingerprint != self.pages.fingerprint:
+        if fingerprint != self.kv_cache.fingerprint:
             self.close()
-            self.pages.store = None
+            self.kv_cache.store = None
             self.scheduler.renew(fingerprint)
 
     def reset(self) -> None:
         """Forget everything that runs, waits or was kept in memory, whatever state it is in."""
         self.scheduler.reset()
         self.drawn = []
-        if self.runner.soiled:
-            self.pages.clear = self.runner.cache.clear
+        if self.runner.holds_non_finite:
+            self.kv_cache.clear = self.runner.cache.clear
 
-    def cancel(self, ticket: int) -> None:
-        """Forget what was submitted under `ticket`; its slots and blocks are free at once."""
+    def cancel(self, request_id: int) -> None:
+        """Forget the request `request_id`; its slots and blocks are free at once."""
         self._looked = False
-        self.scheduler.cancel(ticket)
+        self.scheduler.cancel(request_id)
 
     def renew(self, fingerprint: bytes, rows: Rows) -> None:
         """The weights have changed: nothing that was cached of the old ones serves again, and the folder is for them alone. From now on
@@ -174,11 +176,11 @@ class Lane:
         self._rename(fingerprint)
         self.runner.renew(rows)
 
-    def tickets(self) -> set[int]:
+    def request_ids(self) -> set[int]:
         """Of all that runs or waits."""
-        return self.scheduler.tickets()
+        return self.scheduler.request_ids()
 
     def close(self) -> None:
         """What is on its way to the folder is written."""
-        if self.pages.store is not None:
-            self.pages.store.close()
+        if self.kv_cache.store is not None:
+            self.kv_cache.store.close()

@@ -17,7 +17,7 @@ Progress = Callable[[int, int], None]
 T = TypeVar("T")
 
 
-class Turn:
+class CallLock:
     """A lock that other threads wait for. A call from within the one that has it is refused: it would wait for ever, or find things half done.
 
     `with turn("step"):` enters the lock itself, in which no Ctrl-C falls between having it and giving it back.
@@ -89,9 +89,9 @@ def at_most(threads: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def shared_out(sizes: Sequence[int], lanes: int) -> list[int]:
-    """For each size the lane that has the least so far."""
-    loads, chosen = [0] * lanes, list[int]()
+def shared_out(sizes: Sequence[int], cores: int) -> list[int]:
+    """For each size the core that has the least so far."""
+    loads, chosen = [0] * cores, list[int]()
     for size in sizes:
         chosen.append(loads.index(min(loads)))
         loads[chosen[-1]] += size

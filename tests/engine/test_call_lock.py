@@ -14,10 +14,10 @@ from rorqual.core.errors import ConfigError, DataError
 from rorqual.data.chat import ChatFormat
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine import Completion, Engine, Request, SamplingParams
+from rorqual.engine.call_lock import CallLock
 from rorqual.engine.deltas import Delta
 from rorqual.engine.request import Grammar
 from rorqual.engine.sequence import Sequence
-from rorqual.engine.turns import Turn
 from rorqual.model import Decoder
 
 
@@ -98,7 +98,7 @@ def test_a_stream_that_is_collected_in_the_middle_of_a_step_leaves_after_it(
             self.me, self.stream = self, engine.stream(ask(5, 200))
             next(self.stream)
 
-    runner, steps = engine._lanes[0].runner, [0]
+    runner, steps = engine._cores[0].runner, [0]
     draw = runner._draw
 
     def collecting(*given: object) -> object:
@@ -127,20 +127,20 @@ def test_a_stream_that_is_collected_in_the_middle_of_a_step_leaves_after_it(
         gc.enable()
     assert steps[0] > 5 and found == {number: alone[number] for number in range(3)}
     assert engine.step() == [] and engine.stats()["running"] == engine.stats()["waiting"] == 0
-    engine._lanes[0].scheduler.check()
+    engine._cores[0].scheduler.check()
 
 
 def test_what_ctrl_c_left_half_submitted_is_nobody_elses(
     engine: Engine, alone: dict[int, tuple[list[int], list[float]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lane = engine._lanes[0]
-    submit = lane.submit
+    core = engine._cores[0]
+    submit = core.submit
 
     def pressed(sequences: list[Sequence]) -> None:
         submit(sequences)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(lane, "submit", pressed)
+    monkeypatch.setattr(core, "submit", pressed)
     with pytest.raises(KeyboardInterrupt):
         engine.submit(ask(0))
     monkeypatch.undo()
@@ -165,13 +165,13 @@ POISONS = {
 def test_a_request_that_is_refused_leaves_nothing_behind(
     engine: Engine, alone: dict[int, tuple[list[int], list[float]]], name: str
 ) -> None:
-    ticket = engine.submit(ask(0))
+    request_id = engine.submit(ask(0))
     with pytest.raises(DataError):
         engine.submit(POISONS[name])
     done = {}
     while engine.stats()["running"] + engine.stats()["waiting"]:
-        done |= {delta.ticket: delta.completion for delta in engine.step() if delta.completion is not None}
-    assert {number: told(completion) for number, completion in done.items()} == {ticket: alone[0]}
+        done |= {delta.request_id: delta.completion for delta in engine.step() if delta.completion is not None}
+    assert {number: told(completion) for number, completion in done.items()} == {request_id: alone[0]}
     assert told(engine.generate([ask(1)])[0][0]) == alone[1]
 
 
@@ -180,7 +180,7 @@ def test_a_batch_of_one_thread_uses_one_of_torchs_and_leaves_the_callers_number(
     torch.set_num_threads(3)
     try:
         seen = list[int]()
-        Turn().share([1, 2], lambda _: seen.append(torch.get_num_threads()), 1, threading.Event())
+        CallLock().share([1, 2], lambda _: seen.append(torch.get_num_threads()), 1, threading.Event())
         assert seen == [1, 1] and torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)

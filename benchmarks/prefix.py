@@ -69,13 +69,13 @@ def warm(run: Path, a: argparse.Namespace, folder: Path, length: int) -> Row:
     given = prefixes(run, a, length)
     budgets = {}
     for tokens in a.budgets:
-        engine = engine_of(run, a, step_tokens=tokens, invariant=not a.fast)
+        engine = engine_of(run, a, step_tokens=tokens, backend="torch" if a.fast else "torch-invariant")
         first(engine, given[0][:256], 0, reuse=False)
         budgets[tokens] = min(first(engine, given[0], 0, reuse=False)[0] for _ in range(2))
         engine.close()
     best = min(budgets, key=lambda tokens: budgets[tokens])
-    quick = engine_of(run, a, step_tokens=best, invariant=not a.fast)
-    engine = engine_of(run, a, step_tokens=best, invariant=True, cache_dir=folder)
+    quick = engine_of(run, a, step_tokens=best, backend="torch" if a.fast else "torch-invariant")
+    engine = engine_of(run, a, step_tokens=best, backend="torch-invariant", cache_dir=folder)
     misses, hits, said = [], [], []
     for prefix in given:
         misses.append(first(quick, prefix, 1, reuse=False)[0])
@@ -92,7 +92,7 @@ def warm(run: Path, a: argparse.Namespace, folder: Path, length: int) -> Row:
 def restarted(run: Path, a: argparse.Namespace, folder: Path, length: int, said: list[int], best: int) -> Row:
     """The second process: from disk."""
     given, hits = prefixes(run, a, length), []
-    engine = engine_of(run, a, step_tokens=best, invariant=True, cache_dir=folder)
+    engine = engine_of(run, a, step_tokens=best, backend="torch-invariant", cache_dir=folder)
     first(engine, given[0][::-1][:256], 0, reuse=False)
     for prefix, token in zip(given, said, strict=True):
         spent, again, served = first(engine, prefix, 1, reuse=True)
@@ -161,7 +161,7 @@ def main() -> None:
     parser.add_argument("--budgets", type=int, nargs="+", default=[256, 512, 2048])
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--fast", action="store_true", help="misses with invariant=False")
+    parser.add_argument("--fast", action="store_true", help="misses with backend=torch")
     parser.add_argument("--result", type=Path, default=RESULT)
     parser.add_argument("--part", type=json.loads, help=argparse.SUPPRESS)
     a = parser.parse_args()

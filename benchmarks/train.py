@@ -30,7 +30,7 @@ from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
 from rorqual.model import Decoder, ModelConfig, account, build
 from rorqual.model.ffn import MoEConfig
 from rorqual.model.load import deepseek_v3
-from rorqual.ops.registry import FAST
+from rorqual.ops.backends import TORCH
 from rorqual.recipes.models import v3_like
 
 VOCAB = 264
@@ -84,7 +84,7 @@ def renamed(name: str) -> str:
 
 def model_of(setting: Setting, config: ModelConfig) -> tuple[nn.Module, Logits]:
     """The model with the weights of seed 0, and the function from tokens to logits."""
-    ours = build(config, seed=0, ops=FAST)
+    ours = build(config, seed=0, ops=TORCH)
     if setting.who == "rorqual":
         return prepared(ours, setting, lambda model, tokens: model.logits(model(tokens).hidden))
     theirs = DeepseekV3ForCausalLM(

@@ -27,7 +27,9 @@ class Ours:
             *getattr(rorqual.engine, "EngineConfig", Engine).__annotations__,
         }
         given: dict[str, Any] = {"dtype": dtype, "threads": threads, "record_experts": False, "slots": 32}
-        if "invariant" in known:
+        if "backend" in known:
+            given["backend"] = "torch-invariant" if invariant else "torch"
+        elif "invariant" in known:
             given["invariant"] = invariant
         elif invariant:
             raise SystemExit("this engine knows no invariant=")

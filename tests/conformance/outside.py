@@ -11,8 +11,8 @@ from rorqual.model.attention import Attention, AttentionConfig, AttentionContext
 from rorqual.model.cost import Cost, linear
 from rorqual.model.ffn import FFN, FFNConfig
 from rorqual.model.ffn.moe import Experts
+from rorqual.ops.backends import Backend
 from rorqual.ops.moe import CHOOSE, SKIP, Routing
-from rorqual.ops.registry import Ops
 
 WIDTH = 8
 
@@ -86,7 +86,7 @@ class Skipping(FFN):
         self.gate = nn.Parameter(torch.empty(config.experts + 1, hidden_size))
         self.experts = Experts(config.experts, hidden_size, WIDTH)
 
-    def forward(self, x: Tensor, ops: Ops, replay: Tensor | None) -> tuple[Tensor, Routing | None]:
+    def forward(self, x: Tensor, ops: Backend, replay: Tensor | None) -> tuple[Tensor, Routing | None]:
         scores = nn.functional.linear(x.float(), self.gate.float()).softmax(-1)  # the last of them: nobody
         nobody = scores.shape[1] - 1
         own = scores.argmax(-1, keepdim=True)

@@ -19,8 +19,8 @@ from rorqual.model.attention import AttentionConfig, AttentionContext, CachePart
 from rorqual.model.ffn import DenseConfig, FFNConfig, MoE, MoEConfig
 from rorqual.model.init import init_weights
 from rorqual.ops.attention import document_mask
+from rorqual.ops.backends import REFERENCE, TORCH, TORCH_INVARIANT
 from rorqual.ops.paged import BLOCK, QUERIES, tiles_of
-from rorqual.ops.registry import FAST, INVARIANT, REFERENCE
 from rorqual.ops.rope import Rope, Yarn
 
 HIDDEN, BATCH, SEQ, EPS = 24, 2, 10, 1e-6
@@ -178,7 +178,7 @@ def test_attention_keeps_its_shape_and_caches_what_it_says(config: AttentionConf
     whole = module(x, AttentionContext(positions, document_mask(torch.zeros_like(positions)), REFERENCE), None)
     assert whole.shape == x.shape
     kept = Kept(BATCH)
-    near(module(x, AttentionContext(positions, None, FAST), kept), whole)
+    near(module(x, AttentionContext(positions, None, TORCH), kept), whole)
     assert kept.received == set(config.cache_spec())
     assert config.cache_width() == sum(part.heads * part.width for part in config.cache_spec())
 
@@ -188,18 +188,18 @@ def test_ffn_keeps_its_shape_and_says_where_tokens_went(config: FFNConfig) -> No
     module = config.build(HIDDEN)
     init_weights(module, 0.3, 0)
     x = torch.randn(7, HIDDEN, generator=torch.Generator().manual_seed(0))
-    y, routing = module(x, FAST, None)
+    y, routing = module(x, TORCH, None)
     assert y.shape == x.shape
     if config.experts_per_token() == 0:
         assert routing is None
         return
     assert routing is not None and routing.indices.shape == (7, config.experts_per_token())
-    again, replayed = module(x, FAST, routing.indices)
+    again, replayed = module(x, TORCH, routing.indices)
     assert replayed is not None and torch.equal(again, y)
     other = (routing.indices + 1) % routing.scores.shape[-1]
-    assert not torch.allclose(module(x, FAST, other)[0], y)
+    assert not torch.allclose(module(x, TORCH, other)[0], y)
     # Tokens do not see each other: each alone gives the same.
-    near(torch.cat([module(row.unsqueeze(0), FAST, None)[0] for row in x]), y)
+    near(torch.cat([module(row.unsqueeze(0), TORCH, None)[0] for row in x]), y)
 
 
 @every_pair
@@ -263,7 +263,7 @@ def test_in_blocks_equals_not_in_blocks_with_gradients(attention: AttentionConfi
     positions = torch.cat([torch.arange(n) for n in lengths]).expand(BATCH, LONG)
     weights = torch.randn(BATCH, LONG, HIDDEN, generator=torch.Generator().manual_seed(3))
     found: list[list[Tensor]] = []
-    for ops in (FAST, INVARIANT):
+    for ops in (TORCH, TORCH_INVARIANT):
         model.ops = ops
         model.zero_grad()
         out = model(tokens, positions, segments=segments).hidden

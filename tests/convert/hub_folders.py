@@ -19,7 +19,7 @@ from rorqual.model import Decoder, ModelConfig, Stage
 from rorqual.model.attention import GQAConfig, MLAConfig
 from rorqual.model.ffn import DenseConfig, MoEConfig
 from rorqual.model.load.find import family_for
-from rorqual.ops.registry import REFERENCE
+from rorqual.ops.backends import REFERENCE
 
 BLOCK = 128
 

@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from rorqual.core.errors import ConfigError
 from rorqual.data.chat import ChatFormat
 from rorqual.engine import Engine
-from rorqual.engine.packed import PackedExperts, packed
 from rorqual.model import Decoder, ModelConfig, Stage, build
 from rorqual.model.attention import GQAConfig, MLAConfig
 from rorqual.model.ffn import DenseConfig, MoEConfig
+from rorqual.ops.backends import TORCH, TORCH_INVARIANT
+from rorqual.ops.backends.base import PreparedExperts
 from rorqual.ops.layout import laid_out
-from rorqual.ops.registry import FAST, INVARIANT, LOOSE
 
+STEPS = TORCH.fit(nn.Linear(1, 1), cache_widths=(), threads=1).backend
 MLA = MLAConfig(
     num_attention_heads=3, q_lora_rank=20, kv_lora_rank=16, qk_nope_head_dim=12, qk_rope_head_dim=8, v_head_dim=12
 )
@@ -46,17 +47,18 @@ def model_of(attention: str, width: int = 64) -> Decoder:
 
 @torch.inference_mode()
 @pytest.mark.parametrize("smallest", [1, 1 << 16], ids=["all packed", "none packed"])
-@pytest.mark.parametrize("width", [64, 50], ids=["gate and up joined", "gate and up apart"])
+@pytest.mark.parametrize("width", [64, 50], ids=["gate and up fill vectors", "they do not"])
 @pytest.mark.parametrize("attention", ATTENTION)
 def test_it_is_the_same_model(attention: str, width: int, smallest: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rorqual.engine.packed.SMALLEST", smallest)
+    monkeypatch.setattr("rorqual.ops.backends.packed.SMALLEST", smallest)
     model = model_of(attention, width)
-    other = packed(model)
+    other = TORCH.prepare(model)
     names = {name.rpartition(".")[2] for name, _ in other.named_modules()}
-    assert ("gate_up_proj" in names) == (width == 64) and names & {"a_proj", "qkv_proj"}
-    assert not names & {"k_proj", "kv_a_proj_with_mqa", "kv_b_proj"}, "what was laid out is kept twice"
-    assert any(isinstance(module, PackedExperts) for module in other.modules()) == (smallest == 1)
-    for ops in (FAST, INVARIANT, LOOSE):
+    fused = [m for m in other.modules() if getattr(m, "fused", None) is not None]
+    assert len(fused) == 4, "two attentions, a dense network and the shared experts"
+    assert not names & {"k_proj", "kv_a_proj_with_mqa", "kv_b_proj", "gate_proj"}, "what was laid out is kept twice"
+    assert any(isinstance(module, PreparedExperts) for module in other.modules()) == (smallest == 1)
+    for ops in (TORCH, TORCH_INVARIANT, STEPS):
         model.ops = other.ops = ops
         expected, got = (m.logits(m(TOKENS).hidden) for m in (model, other))
         torch.testing.assert_close(got, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
@@ -65,10 +67,10 @@ def test_it_is_the_same_model(attention: str, width: int, smallest: int, monkeyp
 @torch.inference_mode()
 @pytest.mark.parametrize("attention", ATTENTION)
 def test_in_bf16_packing_changes_no_bit(attention: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rorqual.engine.packed.SMALLEST", 1)
+    monkeypatch.setattr("rorqual.ops.backends.packed.SMALLEST", 1)
     model = model_of(attention).bfloat16()
-    other = packed(model)
-    for ops in (INVARIANT, LOOSE):
+    other = TORCH.prepare(model)
+    for ops in (TORCH_INVARIANT, STEPS):
         model.ops = other.ops = ops
         assert torch.equal(*(m.logits(m(TOKENS).hidden) for m in (model, other)))
 
@@ -78,8 +80,8 @@ def test_a_map_that_an_adapter_wraps_stays_by_itself() -> None:
     model = model_of("grouped, plain")
     attention = model.layers[0].attention
     attention.k_proj = nn.Sequential(attention.k_proj, nn.Tanh())
-    other = packed(model)
-    assert other.layers[0].attention.qkv_proj is None and other.layers[1].attention.qkv_proj is not None
+    other = TORCH.prepare(model)
+    assert other.layers[0].attention.fused is None and other.layers[1].attention.fused is not None
     expected = model(TOKENS).hidden
     torch.testing.assert_close(other(TOKENS).hidden, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
 
@@ -87,10 +89,10 @@ def test_a_map_that_an_adapter_wraps_stays_by_itself() -> None:
 @torch.inference_mode()
 def test_a_model_that_is_taken_apart_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor while it is taken apart: whenever a weight is laid out, those of the layers before it are gone."""
-    monkeypatch.setattr("rorqual.engine.packed.SMALLEST", 1)
+    monkeypatch.setattr("rorqual.ops.backends.packed.SMALLEST", 1)
     model = model_of("latent")
     kept = copy.deepcopy(model)
-    expected = packed(kept)(TOKENS).hidden
+    expected = TORCH.prepare(kept)(TOKENS).hidden
     first, second = (
         [weakref.ref(weight) for weight in block.parameters() if weight.ndim > 1] for block in model.layers
     )
@@ -100,8 +102,8 @@ def test_a_model_that_is_taken_apart_leaves_nothing_behind(monkeypatch: pytest.M
         alive.append((sum(ref() is not None for ref in first), sum(ref() is not None for ref in second)))
         return laid_out(weight)
 
-    monkeypatch.setattr("rorqual.engine.packed.laid_out", counted)
-    other = packed(model, take=True)
+    monkeypatch.setattr("rorqual.ops.backends.packed.laid_out", counted)
+    other = TORCH.prepare(model, take=True)
     assert all(one == 0 for one, other in alive if other < len(second)), "the first layer went before the second"
     assert alive[-1] == (0, 0), "both went before the head's"
     assert not list(model.parameters())

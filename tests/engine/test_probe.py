@@ -10,14 +10,18 @@ from torch import nn
 from rorqual.data.chat import ChatFormat
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine import Engine, Request, SamplingParams
-from rorqual.engine.packed import TiledLinear, packed
-from rorqual.engine.probe import CHOICES, _alike, _products, rows_of
 from rorqual.model import Decoder, ModelConfig, Stage, build
 from rorqual.model.adapter import LoRA
 from rorqual.model.adapter.lora import LoRALinear
 from rorqual.model.attention import GQAConfig, MLAConfig
 from rorqual.model.ffn import DenseConfig, MoEConfig
+from rorqual.ops.backends import TORCH_INVARIANT
+from rorqual.ops.backends.torch_invariant import CHOICES, TiledLinear, _alike, products_of, rows_of
 from rorqual.ops.rows import WIDE, Rows
+
+
+def widths(model: Decoder) -> list[int]:
+    return [part.width for stage in model.config.stages for part in stage.attention.cache_spec()]
 
 
 @pytest.mark.parametrize(("head_dim", "kept"), [(16, True), (20, True), (18, False), (22, False)])
@@ -25,7 +29,7 @@ def test_heads_of_odd_widths_are_promised_nothing(head_dim: int, kept: bool) -> 
     attention = GQAConfig(num_attention_heads=4, num_key_value_heads=2, head_dim=head_dim)
     stage = Stage(layers=1, attention=attention, ffn=DenseConfig(intermediate_size=48))
     model = build(ModelConfig(vocab_size=264, hidden_size=32, stages=(stage,), max_position_embeddings=128), seed=1)
-    rows, found, _ = rows_of(model, 1)
+    rows, found, _ = rows_of(model, widths(model), 1)
     assert found is kept and rows in CHOICES
 
 
@@ -39,7 +43,7 @@ def test_a_router_as_wide_as_an_expert_hides_no_product() -> None:
         ffn = MoEConfig(n_routed_experts=experts, num_experts_per_tok=2, moe_intermediate_size=32)
         stage = Stage(layers=1, attention=attention, ffn=ffn)
         model = build(ModelConfig(vocab_size=264, hidden_size=32, stages=(stage,)), seed=1).bfloat16()
-        counts.append([len(set(_products(m))) for m in (model, packed(model))])
+        counts.append([len(set(products_of(m, widths(m)))) for m in (model, TORCH_INVARIANT.prepare(model))])
     assert counts[0] == counts[1]
 
 
@@ -53,7 +57,7 @@ def test_every_width_of_a_model_is_tried() -> None:
     for tied in (False, True):
         config = ModelConfig(vocab_size=264, hidden_size=32, stages=(stage,), tie_word_embeddings=tied)
         model = build(config, seed=1).bfloat16()
-        found = set(_products(model))
+        found = set(products_of(model, widths(model)))
         fp32, bf16 = torch.float32, torch.bfloat16
         assert {
             ("map", 32, 264, bf16), ("map", 32, 24, bf16), ("map", 24, 60, bf16), ("map", 32, 5, fp32), ("map", 40, 32, bf16),
@@ -78,10 +82,10 @@ def test_with_two_threads_it_is_said_of_two_or_steps_take_one(pack: bool) -> Non
     attention = GQAConfig(num_attention_heads=4, num_key_value_heads=2, head_dim=16)
     stage = Stage(layers=1, attention=attention, ffn=DenseConfig(intermediate_size=1536))
     model = build(ModelConfig(vocab_size=264, hidden_size=64, stages=(stage,), max_position_embeddings=128), seed=1)
-    made = packed(model) if pack else model
-    rows, held, threads = rows_of(made, 2)
+    made = TORCH_INVARIANT.prepare(model) if pack else model
+    rows, held, threads = rows_of(made, widths(made), 2)
     assert held
-    assert all(_alike(*product, rows, threads) for product in _products(made))
+    assert all(_alike(*product, rows, threads) for product in products_of(made, widths(made)))
     assert threads in (1, 2)
 
 
@@ -102,8 +106,8 @@ def test_an_adapters_products_are_tried_and_what_is_promised_of_them_holds(
         if name.endswith("lora_B"):
             nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(len(name)))
     model = model.to(dtype)
-    rows, held, _ = rows_of(model, 1)
-    found = set(_products(model))
+    rows, held, _ = rows_of(model, widths(model), 1)
+    found = set(products_of(model, widths(model)))
     assert {("map", 576, 192, dtype), ("map", 576, r, dtype), ("map", r, 192, dtype)} <= found
     assert held is all(_alike(*product, rows, 1) for product in found)
     engine = Engine.of(model, tokenizer, chat, slots=40, engine_cores=1)
@@ -147,11 +151,11 @@ def test_an_adapter_that_comes_and_goes_is_looked_at_anew(
     assert engine.invariant
     looks: list[int] = []
 
-    def look(model: Decoder, threads: int) -> tuple[Rows, bool, int]:
+    def look(model: Decoder, widths: list[int], threads: int) -> tuple[Rows, bool, int]:
         looks.append(sum(isinstance(module, LoRALinear) for module in model.modules()))
         return Rows(16, 16), False, 1
 
-    monkeypatch.setattr("rorqual.engine.probe.rows_of", look)
+    monkeypatch.setattr("rorqual.ops.backends.torch_invariant.rows_of", look)
     engine.generate([(3, 4, 5)], SamplingParams(max_tokens=2))
     with torch.no_grad():
         model.embed_tokens.weight.mul_(1.0)
@@ -160,4 +164,4 @@ def test_an_adapter_that_comes_and_goes_is_looked_at_anew(
     LoRA(r=4).attach(model, seed=0)
     engine.generate([(3, 4, 5)], SamplingParams(max_tokens=2))
     assert looks == [21] and not engine.invariant
-    assert {core.runner.rows for core in engine._cores} == {Rows(16, 16)}
+    assert {core.runner.backend.rows for core in engine._cores} == {Rows(16, 16)}

@@ -17,8 +17,8 @@ from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine import Completion, Engine, Request, SamplingParams
 from rorqual.engine.score import score
 from rorqual.model import Decoder
+from rorqual.ops.backends import TORCH_INVARIANT
 from rorqual.ops.losses import token_logprobs
-from rorqual.ops.registry import INVARIANT
 from rorqual.ops.rows import ENOUGH
 
 TEXTS = ("Ada has 12 apples and Ben gives 5 more: 12 + 5 = 17.\n" * 4, "7 + 9 = 16; 9 + 7 = 16.\n" * 5, "Cleo")
@@ -35,7 +35,7 @@ def trained(request: pytest.FixtureRequest, models: dict[str, Decoder]) -> Decod
 def forward(model: Decoder, prompt: tuple[int, ...]) -> list[float]:
     """The trainer's, in one piece, filled up to rows that every processor rounds alike."""
     trainer = copy.copy(model)
-    trainer.ops = INVARIANT
+    trainer.ops = TORCH_INVARIANT
     ids = torch.tensor([[*prompt, *[0] * (-len(prompt) % ENOUGH.least)]])
     logits = trainer.logits(trainer(ids).hidden[0])[: len(prompt) - 1]
     found: list[float] = token_logprobs(logits.float(), torch.tensor(prompt[1:])).tolist()

@@ -20,8 +20,8 @@ from rorqual.engine import Completion, Request, SamplingParams
 from rorqual.model import Decoder, ModelConfig, Stage, build
 from rorqual.model.attention import GQAConfig, MLAConfig
 from rorqual.model.ffn import DenseConfig, MoEConfig
+from rorqual.ops.backends import TORCH_INVARIANT
 from rorqual.ops.losses import token_logprobs
-from rorqual.ops.registry import INVARIANT
 from rorqual.ops.rows import Rows
 
 
@@ -73,7 +73,7 @@ def test_rows_in_tiles_change_no_bit(
 ) -> None:
     """What wide layers of bf16 need on processors with AMX, on any: here everything of 16 columns or more is wide."""
     monkeypatch.setattr("rorqual.ops.rows.WIDE", 16)
-    monkeypatch.setattr("rorqual.engine.probe.rows_of", lambda *_: (Rows(16, 16), True, 1))
+    monkeypatch.setattr("rorqual.ops.backends.torch_invariant.rows_of", lambda *_: (Rows(16, 16), True, 1))
     cut: list[int] = []
     whole = torch.Tensor.split
     monkeypatch.setattr(torch.Tensor, "split", lambda x, size, dim=0: cut.append(1) or whole(x, size, dim))
@@ -86,7 +86,7 @@ def test_rows_in_tiles_change_no_bit(
 def test_in_tiles_the_trainers_weights_are_read_where_they_lie(tied: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Changed in place, and replaced by others: the next answer is theirs."""
     monkeypatch.setattr("rorqual.ops.rows.WIDE", 16)
-    monkeypatch.setattr("rorqual.engine.probe.rows_of", lambda *_: (Rows(16, 16), True, 1))
+    monkeypatch.setattr("rorqual.ops.backends.torch_invariant.rows_of", lambda *_: (Rows(16, 16), True, 1))
     attention = GQAConfig(num_attention_heads=4, num_key_value_heads=2, head_dim=16)
     stage = Stage(layers=2, attention=attention, ffn=DenseConfig(intermediate_size=64))
     config = ModelConfig(
@@ -157,7 +157,7 @@ def test_a_trainers_log_probabilities_are_the_samplers(model: Decoder, how: dict
         torch.from_numpy(x) for x in (packed.batch.tokens, packed.batch.positions, packed.batch.segments)
     )
     trainer = copy.copy(model)
-    trainer.ops = INVARIANT
+    trainer.ops = TORCH_INVARIANT
     hidden = trainer(tokens, positions, segments=segments).hidden
     for (row, start, length), c in zip(packed.places, completions, strict=True):
         here = slice(start + len(c.prompt_ids) - 1, start + length - 1)

@@ -13,7 +13,7 @@ from rorqual.model import Account, Decoder, ModelConfig, Stage, account, build
 from rorqual.model.attention import GQAConfig, MLAConfig
 from rorqual.model.ffn import DenseConfig, MoEConfig
 from rorqual.model.presets import preset, preset_names
-from rorqual.ops.registry import FAST, REFERENCE, Ops
+from rorqual.ops.backends import REFERENCE, TORCH, Backend
 
 SEQ, BATCH = 11, 3
 
@@ -133,7 +133,7 @@ def test_cache_bytes_scale_with_the_type() -> None:
     assert account(grouped(qk_norm=True)).cache_bytes == 2 * (2 * 2 * 16) * 2
 
 
-def counted_flops(config: ModelConfig, ops: Ops, *, further: bool, backward: bool) -> int:
+def counted_flops(config: ModelConfig, ops: Backend, *, further: bool, backward: bool) -> int:
     """torch's counter over a step: a multiply-add is two, attention over all keys of the row (a mask saves nothing)."""
     model = build(config, seed=0, ops=ops)
     tokens = torch.randint(config.vocab_size, (BATCH, SEQ), generator=torch.Generator().manual_seed(0))
@@ -173,7 +173,7 @@ def test_fast_operations_do_the_same_products() -> None:
     """The fast experts add the weighted sum over k as a product: 2 k d a token and layer, which the account leaves out."""
     config = small()
     combine = 2 * 2 * 128 * 2
-    counted = counted_flops(config, FAST, further=False, backward=False)
+    counted = counted_flops(config, TORCH, further=False, backward=False)
     attention = 2 * 4 * (32 + 32) * SEQ * 3  # FlopCounterMode has no entry for the CPU's fused attention
     without = account(config, context=SEQ).flops - attention
     assert counted in (BATCH * SEQ * (without + combine), BATCH * SEQ * (without + attention + combine))

@@ -31,8 +31,8 @@ from rorqual.model.adapter.lora import LoRALinear, merged
 from rorqual.model.attention import GQAConfig
 from rorqual.model.ffn import DenseConfig, MoEConfig
 from rorqual.model.load.run import load_run
+from rorqual.ops.backends import REFERENCE, TORCH
 from rorqual.ops.moe import Routing
-from rorqual.ops.registry import FAST, REFERENCE
 
 ATTENTION = GQAConfig(num_attention_heads=4, num_key_value_heads=2, head_dim=8, attention_bias=True)
 MOE = MoEConfig(n_routed_experts=5, num_experts_per_tok=2, moe_intermediate_size=12, n_shared_experts=1)
@@ -194,7 +194,7 @@ def test_the_first_factor_is_drawn_as_a_linear_maps_own_weights_and_the_second_i
 # ---- ESFT
 
 
-@pytest.mark.parametrize("ops", [REFERENCE, FAST], ids=lambda ops: ops.name)
+@pytest.mark.parametrize("ops", [REFERENCE, TORCH], ids=lambda ops: ops.name)
 def test_experts_not_chosen_keep_their_weights_and_the_gradient_of_the_chosen_is_the_full_one(ops: object) -> None:
     full, model = build(CONFIG, seed=0), build(CONFIG, seed=0)
     full.ops = model.ops = ops  # type: ignore[assignment]

@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 
 from rorqual.model.attention.base import AttentionContext
-from rorqual.ops.registry import FAST
+from rorqual.ops.backends import TORCH
 from rorqual.ops.rope import Rope, rope_table, spread
 
 
 def test_layouts_of_one_rope_do_not_share_their_angles() -> None:
     """A model may rotate interleaved in one stage and half-split in the next."""
     positions = torch.arange(5).unsqueeze(0)
-    context, rope = AttentionContext(positions, None, FAST), Rope(theta=100.0)
+    context, rope = AttentionContext(positions, None, TORCH), Rope(theta=100.0)
     cos, sin = rope_table(rope, 8, positions)
     for interleaved in (True, False, True):
         found = context.rope(rope, 8, interleaved=interleaved)

@@ -16,9 +16,9 @@ from rorqual.model.attention import AttentionContext, GQAConfig, MLAConfig, RMSN
 from rorqual.model.ffn import DenseConfig, MoEConfig
 from rorqual.model.ffn.moe import MoE
 from rorqual.ops.attention import document_mask
+from rorqual.ops.backends import REFERENCE, TORCH, TORCH_INVARIANT, Backend
 from rorqual.ops.losses import reverse_kl, token_logprobs
 from rorqual.ops.moe import Routing
-from rorqual.ops.registry import FAST, INVARIANT, REFERENCE, Ops
 
 HIDDEN, VOCAB, TOKENS = 32, 64, 1024
 MLA = MLAConfig(
@@ -42,11 +42,13 @@ ROUTERS = {
     ),
 }  # fmt: skip
 every_router = pytest.mark.parametrize("router", ROUTERS.values(), ids=ROUTERS.keys())
-every_backend = pytest.mark.parametrize("ops", [FAST, REFERENCE, INVARIANT], ids=lambda ops: ops.name)
+every_backend = pytest.mark.parametrize("ops", [TORCH, REFERENCE, TORCH_INVARIANT], ids=lambda ops: ops.name)
 
 
 @torch.no_grad()
-def loud(router: MoEConfig, attention: MLAConfig | GQAConfig = MLA, *, modules: int = 1, ops: Ops = FAST) -> Decoder:
+def loud(
+    router: MoEConfig, attention: MLAConfig | GQAConfig = MLA, *, modules: int = 1, ops: Backend = TORCH
+) -> Decoder:
     """A dense layer, a layer of experts and a prediction module, with logits of a router that have a spread of 1."""
     config = ModelConfig(
         vocab_size=VOCAB,
@@ -103,7 +105,7 @@ def routing_of(model: Decoder, tokens: Tensor) -> list[Routing]:
 @every_backend
 @every_router
 @pytest.mark.parametrize("how", ["autocast", "bf16 weights"])
-def test_the_router_is_computed_in_fp32(how: str, router: MoEConfig, ops: Ops) -> None:
+def test_the_router_is_computed_in_fp32(how: str, router: MoEConfig, ops: Backend) -> None:
     """Its affinities are exact to fp32's rounding, and 1,024 tokens choose the experts that they choose in float64."""
     model = loud(router, ops=ops)
     if how == "bf16 weights":
@@ -129,7 +131,7 @@ def test_a_routers_gradient_is_fp32_under_autocast(router: MoEConfig) -> None:
     layer = model.routers()[0]
     x = torch.randn(200, HIDDEN, generator=torch.Generator().manual_seed(3))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        _, routing = layer(x, FAST, None)
+        _, routing = layer(x, TORCH, None)
     assert routing is not None
     pull = torch.randn(routing.weights.shape, generator=torch.Generator().manual_seed(4))
     (found,) = torch.autograd.grad((routing.weights * pull).sum(), layer.gate)
@@ -143,8 +145,8 @@ def test_a_routers_gradient_is_fp32_under_autocast(router: MoEConfig) -> None:
     assert float((found - wanted).abs().max() / wanted.abs().max()) < 1e-5
 
 
-@pytest.mark.parametrize("ops", [FAST, REFERENCE], ids=lambda ops: ops.name)
-def test_the_gates_of_experts_have_a_gradient_in_fp32(ops: Ops) -> None:
+@pytest.mark.parametrize("ops", [TORCH, REFERENCE], ids=lambda ops: ops.name)
+def test_the_gates_of_experts_have_a_gradient_in_fp32(ops: Backend) -> None:
     """Under autocast: a gate's gradient is its expert's answer times what is asked of it, and neither is rounded again."""
     layer = loud(ROUTERS["sigmoid"]).routers()[0]
     x = torch.randn(60, HIDDEN, generator=torch.Generator().manual_seed(5))
@@ -166,7 +168,7 @@ def test_the_gates_of_experts_have_a_gradient_in_fp32(ops: Ops) -> None:
 
 @every_backend
 @pytest.mark.parametrize("attention", [MLA, GQA], ids=lambda config: config.kind)
-def test_gradients_under_autocast_are_near_those_of_fp32(attention: MLAConfig | GQAConfig, ops: Ops) -> None:
+def test_gradients_under_autocast_are_near_those_of_fp32(attention: MLAConfig | GQAConfig, ops: Backend) -> None:
     """Of every parameter, with every backend, experts replayed from fp32: the angle between the two gradients is small."""
     model, tokens = loud(ROUTERS["sigmoid"], attention, ops=ops), some_tokens(rows=32)
     targets = tokens.roll(-1, dims=1).flatten()
@@ -186,7 +188,7 @@ def test_gradients_under_autocast_are_near_those_of_fp32(attention: MLAConfig | 
 
 @every_backend
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_norms_and_rotations_are_the_same_bits_under_autocast(ops: Ops, dtype: torch.dtype) -> None:
+def test_norms_and_rotations_are_the_same_bits_under_autocast(ops: Backend, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(6)
     x = torch.randn(2, 9, 3, 8, generator=generator).to(dtype)
     norm = RMSNorm(8, 1e-6)
@@ -222,7 +224,7 @@ def test_logits_leave_the_model_in_fp32() -> None:
 
 @every_backend
 @pytest.mark.parametrize("attention", [MLA, GQA], ids=lambda config: config.kind)
-def test_the_stream_between_blocks_is_fp32_under_autocast(attention: MLAConfig | GQAConfig, ops: Ops) -> None:
+def test_the_stream_between_blocks_is_fp32_under_autocast(attention: MLAConfig | GQAConfig, ops: Backend) -> None:
     """What blocks add is rounded, what they add to is not: the hidden states leave every block and the last norm in fp32."""
     model = loud(ROUTERS["sigmoid"], attention, ops=ops)
     seen: list[torch.dtype] = []

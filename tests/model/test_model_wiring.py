@@ -1,4 +1,4 @@
-"""What a layer is handed on: epsilon, angles, the place in a replay, biases, joined maps; by second writings and laws."""
+"""What a layer is handed on: epsilon, angles, the place in a replay, biases, repacked copies; by second writings and laws."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from rorqual.core.errors import DataError
 from rorqual.model import Decoder, ModelConfig, Stage, account, build
-from rorqual.model.attention import MLA, AttentionConfig, AttentionContext, GQAConfig, MLAConfig
+from rorqual.model.attention import AttentionConfig, AttentionContext, GQAConfig, MLAConfig
 from rorqual.model.ffn import DenseConfig, FFNConfig, MoE, MoEConfig
-from rorqual.model.ffn.dense import Dense
 from rorqual.model.init import init_weights
 from rorqual.model.sheet import TABLE, Sheet
 from rorqual.model.skeleton import skeleton
-from rorqual.ops.registry import FAST, INVARIANT, REFERENCE, Ops
+from rorqual.ops.backends import REFERENCE, TORCH, TORCH_INVARIANT, Backend
+from rorqual.ops.layer import Layer
 from rorqual.ops.rope import Rope, Yarn, rope_table, softmax_factor
 
 VOCAB, HIDDEN, SEQ = 40, 32, 14
@@ -38,7 +38,7 @@ def config(*stages: tuple[AttentionConfig, FFNConfig], **fields: Any) -> ModelCo
 
 
 @torch.no_grad()
-def loud(config: ModelConfig, ops: Ops = REFERENCE) -> Decoder:
+def loud(config: ModelConfig, ops: Backend = REFERENCE) -> Decoder:
     """Attention is peaked, norms and biases are random, and nothing is small."""
     model, generator = Decoder(config, ops), torch.Generator().manual_seed(1)
     for name, tensor in sorted(model.state_dict().items()):
@@ -125,9 +125,9 @@ GROUPED = {
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("ops", [REFERENCE, FAST, INVARIANT], ids=lambda ops: ops.name)
+@pytest.mark.parametrize("ops", [REFERENCE, TORCH, TORCH_INVARIANT], ids=lambda ops: ops.name)
 @pytest.mark.parametrize("name", GROUPED)
-def test_grouped_attention_equals_its_second_writing(name: str, ops: Ops) -> None:
+def test_grouped_attention_equals_its_second_writing(name: str, ops: Backend) -> None:
     model = loud(config((GROUPED[name], DENSE)), ops)
     x = torch.randn(1, SEQ, HIDDEN, generator=torch.Generator().manual_seed(2))
     positions = torch.arange(SEQ).unsqueeze(0)
@@ -140,9 +140,9 @@ def test_grouped_attention_equals_its_second_writing(name: str, ops: Ops) -> Non
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("ops", [FAST, INVARIANT], ids=lambda ops: ops.name)
+@pytest.mark.parametrize("ops", [TORCH, TORCH_INVARIANT], ids=lambda ops: ops.name)
 @pytest.mark.parametrize("change", [{"rope": Rope(theta=50.0)}, {"head_dim": 12}], ids=["theta", "width"])
-def test_layers_of_other_angles_in_one_model_each_have_their_own(change: dict[str, Any], ops: Ops) -> None:
+def test_layers_of_other_angles_in_one_model_each_have_their_own(change: dict[str, Any], ops: Backend) -> None:
     """The second layer alone, fed what the first gave, gives what both together give."""
     other = GQA.model_copy(update=change)
     both = loud(config((GQA, DENSE), (other, DENSE)), ops)
@@ -158,7 +158,7 @@ def test_layers_of_other_angles_in_one_model_each_have_their_own(change: dict[st
 
 
 class Passing(nn.Module):
-    def forward(self, x: Tensor, ops: Ops) -> Tensor:
+    def forward(self, x: Tensor, ops: Backend) -> Tensor:
         return x
 
 
@@ -173,19 +173,28 @@ class Given(nn.Module):
         return self.x
 
 
-# ---- joined maps, as an engine lays them out
+# ---- what layers tell a backend, which repacks a copy by it
 
 
-def stacked(*parts: nn.Linear) -> nn.Linear:
-    bias = parts[0].bias is not None
-    joined = nn.Linear(parts[0].in_features, sum(p.out_features for p in parts), bias=bias)
-    joined.weight = nn.Parameter(torch.cat([p.weight.detach() for p in parts]))
-    if bias:
-        joined.bias = nn.Parameter(torch.cat([p.bias.detach() for p in parts]))
-    return joined
+class Every(Backend):
+    """Repacks each map and all experts, and counts them, so that nothing is left to the plain path."""
+
+    def __init__(self) -> None:
+        self.maps: list[Tensor] = []
+        self.stacks: list[Tensor] = []
+
+    def prepare_linear(self, weight: Tensor, bias: Tensor | None) -> nn.Module:
+        self.maps.append(weight)
+        linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+        linear.load_state_dict({"weight": weight} | ({} if bias is None else {"bias": bias}))
+        return linear
+
+    def prepare_experts(self, gate_up: Tensor, down: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        self.stacks += [gate_up, down]
+        return [w.clone() for w in gate_up], [w.clone() for w in down]
 
 
-JOINED: dict[str, tuple[AttentionConfig, FFNConfig]] = {
+PREPARED: dict[str, tuple[AttentionConfig, FFNConfig]] = {
     "gqa": (GQA.model_copy(update={"attention_bias": True, "qk_norm": True}), DenseConfig(intermediate_size=64)),
     "mla": (MLATENT, MOE.model_copy(update={"moe_intermediate_size": 32})),
     "mla without latents of queries": (MLATENT.model_copy(update={"q_lora_rank": 0}), DENSE),
@@ -193,56 +202,52 @@ JOINED: dict[str, tuple[AttentionConfig, FFNConfig]] = {
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", JOINED)
-def test_maps_in_one_give_what_they_give_apart(name: str) -> None:
-    """`joined` names the maps side by side; the model with one map for them computes the same."""
-    plain, model = (loud(config(JOINED[name], JOINED[name])) for _ in range(2))
-    joined = 0
-    for module in [m for m in model.modules() if getattr(m, "joined", {})]:
-        for whole, parts in module.joined.items():  # type: ignore[union-attr]
-            setattr(module, whole, stacked(*(getattr(module, part) for part in parts)))
-            for part in parts:
-                delattr(module, part)
-            joined += 1
-    assert joined == 2 * (1 if "without" in name else 2)
-    assert relative(model(TOKENS).hidden, plain(TOKENS).hidden) < 1e-5
-
-
-def test_a_network_that_does_not_fill_the_lanes_is_not_joined() -> None:
-    """Half of one product would begin within a vector, and its rows would be rounded as no other's."""
-    assert [bool(Dense(HIDDEN, width).joined) for width in (31, 32, 33, 48, 64)] == [False, True, False, False, True]
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("ops", [FAST, INVARIANT], ids=lambda ops: ops.name)
-def test_an_attention_laid_out_for_reading_computes_the_same(ops: Ops) -> None:
-    """Both forms, the naive and the absorbed one; the map that was divided is gone."""
-    plain, model = (loud(config((MLATENT, DENSE)), ops) for _ in range(2))
-    attention = model.layers[0].attention
-    assert isinstance(attention, MLA)
-    before = attention.up_maps()
-    attention.lay_out()
-    assert not hasattr(attention, "kv_b_proj")
-    for one, other in zip(before, attention.up_maps(), strict=True):
-        assert torch.equal(one, other) and other.is_contiguous() and not other.requires_grad
-    assert relative(model(TOKENS).hidden, plain(TOKENS).hidden) < 1e-5
+@pytest.mark.parametrize("tied", [False, True], ids=["head", "tied"])
+@pytest.mark.parametrize("name", PREPARED)
+def test_a_prepared_copy_computes_the_same(name: str, tied: bool) -> None:
+    """Both forms of latent attention, without a cache and with one; and nothing of it is trained or kept twice."""
+    shape = config(PREPARED[name], PREPARED[name]).model_copy(update={"tie_word_embeddings": tied})
+    plain = loud(shape)
+    every = Every()
+    model = every.prepare(plain)
+    fused = [m for m in model.modules() if isinstance(m, Layer) and m.fused is not None]
+    shared = [m for m in plain.modules() if isinstance(m, Layer) and m.shared_input]
+    assert len(fused) == len(shared) == 4, "two layers, each an attention and a dense network or shared experts"
+    assert len(every.stacks) == (4 if name == "mla" else 0)
+    kept = {n.rpartition(".")[2] for n, _ in model.named_modules()}
+    assert not kept & {"q_proj", "k_proj", "v_proj", "kv_a_proj_with_mqa", "kv_b_proj", "gate_proj", "up_proj"}
+    held = {id(weight) for weight in every.maps} - {id(plain.embed_tokens.weight)}
+    assert not held & {id(parameter) for parameter in model.parameters()}, "what was repacked is kept twice"
+    expected = plain.logits(plain(TOKENS).hidden)
+    assert relative(model.logits(model(TOKENS).hidden), expected) < 1e-5
+    positions = torch.arange(TOKENS.shape[1]).expand_as(TOKENS)
+    got = model(TOKENS, positions, cache=Sheet(positions, None))
+    assert relative(model.logits(got.hidden), expected) < 1e-5
+    with torch.enable_grad():
+        assert list(plain.parameters()) and plain(TOKENS).hidden.requires_grad, "the original is left as it was"
 
 
 @torch.no_grad()
-def test_a_router_laid_out_is_in_fp32_and_frozen() -> None:
-    (router,) = loud(config((GQA, MOE))).bfloat16().routers()
-    held = router.gate.detach().clone()
-    router.lay_out()
-    assert router.gate.dtype == torch.float32 and not router.gate.requires_grad
-    assert torch.equal(router.gate, held.float())
+def test_derived_tensors_lie_as_they_are_read() -> None:
+    """Maps of latents in one piece, in the order in which their product reads them; the router's weight in fp32."""
+    plain = loud(config((MLATENT, MOE))).bfloat16()
+    model = REFERENCE.prepare(plain)
+    attention, ffn = model.layers[0].attention, model.layers[0].ffn
+    w_uk, w_uv = attention.tensors("up_maps")
+    assert w_uk.is_contiguous() and w_uv.transpose(1, 2).is_contiguous()
+    for one, other in zip(plain.layers[0].attention.up_maps(), (w_uk, w_uv), strict=True):
+        assert torch.equal(one, other)
+    (wide,) = ffn.tensors("wide_gate")
+    assert wide.dtype == torch.float32 and torch.equal(wide, plain.layers[0].ffn.gate.float())
+    assert "gate" not in dict(ffn.named_parameters())
 
 
 # ---- the router in the model
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("ops", [REFERENCE, FAST, INVARIANT], ids=lambda ops: ops.name)
-def test_each_layer_replays_its_own_choices(ops: Ops) -> None:
+@pytest.mark.parametrize("ops", [REFERENCE, TORCH, TORCH_INVARIANT], ids=lambda ops: ops.name)
+def test_each_layer_replays_its_own_choices(ops: Backend) -> None:
     """Dense layers have no place in a replay, and -1 leaves the choice to the router."""
     model = loud(config((GQA, MOE), (GQA, DENSE), (GQA, MOE)), ops)
     generator = torch.Generator().manual_seed(3)
@@ -288,11 +293,11 @@ def test_a_document_predicts_further_what_it_predicts_alone() -> None:
 @torch.no_grad()
 def test_a_tokens_affinities_have_bits_of_their_own() -> None:
     """However many tokens there are, in the operations that promise it: the exponential is theirs, too."""
-    (router,) = loud(config((GQA, MOE)), INVARIANT).routers()
+    (router,) = loud(config((GQA, MOE)), TORCH_INVARIANT).routers()
     x = torch.randn(40, HIDDEN, generator=torch.Generator().manual_seed(4))
-    whole = router(x, INVARIANT, None)[1].scores  # type: ignore[union-attr]
+    whole = router(x, TORCH_INVARIANT, None)[1].scores  # type: ignore[union-attr]
     for count in range(16, 40):
-        assert torch.equal(router(x[:count], INVARIANT, None)[1].scores, whole[:count]), count  # type: ignore[union-attr]
+        assert torch.equal(router(x[:count], TORCH_INVARIANT, None)[1].scores, whole[:count]), count  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -382,8 +387,8 @@ def test_fresh_biases_are_zero_and_norms_one() -> None:
 
 
 @pytest.mark.parametrize("make", [lambda c, o: build(c, seed=0, ops=o), skeleton], ids=["built", "empty"])
-def test_a_model_runs_on_the_operations_that_it_was_given(make: Callable[[ModelConfig, Ops], Decoder]) -> None:
-    assert [make(config((GQA, DENSE)), ops).ops for ops in (REFERENCE, INVARIANT)] == [REFERENCE, INVARIANT]
+def test_a_model_runs_on_the_operations_that_it_was_given(make: Callable[[ModelConfig, Backend], Decoder]) -> None:
+    assert [make(config((GQA, DENSE)), ops).ops for ops in (REFERENCE, TORCH_INVARIANT)] == [REFERENCE, TORCH_INVARIANT]
 
 
 @pytest.mark.parametrize("length", [TABLE, TABLE + 1])

@@ -12,8 +12,8 @@ from rorqual.model import Decoder, ModelConfig, Stage, build
 from rorqual.model.attention import AttentionConfig, GQAConfig, MLAConfig
 from rorqual.model.ffn import DenseConfig, MoEConfig
 from rorqual.model.sheet import TABLE, Sheet, angles
+from rorqual.ops.backends import TORCH, TORCH_INVARIANT
 from rorqual.ops.paged import BLOCK
-from rorqual.ops.registry import FAST, INVARIANT
 from rorqual.ops.rope import Rope, rope_table
 
 ATTENTION: dict[str, AttentionConfig] = {
@@ -34,7 +34,7 @@ def model(request: pytest.FixtureRequest) -> Decoder:
         Stage(layers=2, attention=attention, ffn=MOE),
     )
     config = ModelConfig(vocab_size=60, hidden_size=36, stages=stages, initializer_range=0.3)
-    return build(config, seed=1, ops=INVARIANT)
+    return build(config, seed=1, ops=TORCH_INVARIANT)
 
 
 def documents() -> list[Tensor]:
@@ -63,7 +63,7 @@ def test_a_document_in_a_row_has_the_bits_it_has_in_any_other(model: Decoder, or
     for i in order:
         assert torch.equal(hidden[at : at + LENGTHS[i]], alone[i][: LENGTHS[i]])
         at += LENGTHS[i]
-    model.ops = FAST
+    model.ops = TORCH
     fast = model(tokens, positions, segments=segments).hidden[0]
     assert not torch.equal(fast, hidden), "the fast operations round in another way"
     torch.testing.assert_close(fast[:at], hidden[:at], rtol=1e-4, atol=1e-4)

@@ -16,7 +16,7 @@ from torch import Tensor
 from rorqual.model import Decoder, ModelConfig, Stage
 from rorqual.model.attention import GQAConfig, MLAConfig
 from rorqual.model.ffn import DenseConfig, MoEConfig
-from rorqual.ops.registry import REFERENCE, Ops
+from rorqual.ops.backends import REFERENCE, Backend
 from rorqual.ops.rope import Llama3, Rope, Yarn
 
 BATCH, SEQ = 2, 24
@@ -192,7 +192,7 @@ def inputs(config: ModelConfig, seed: int) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def loud(config: ModelConfig, seed: int, *, ops: Ops = REFERENCE, biased_below_zero: bool = False) -> Decoder:
+def loud(config: ModelConfig, seed: int, *, ops: Backend = REFERENCE, biased_below_zero: bool = False) -> Decoder:
     """A model in fp32 whose attention is peaked, whose logits have a spread of 1 and whose router biases are random.
 
     `biased_below_zero`: biases around -1.5, so that nearly every biased score is negative.

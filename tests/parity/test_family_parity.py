@@ -20,7 +20,7 @@ from random_models import (
 from theirs import relative, their_model
 
 from rorqual.model import Decoder, ModelConfig
-from rorqual.ops.registry import FAST, REFERENCE
+from rorqual.ops.backends import REFERENCE, TORCH
 
 TOLERANCE = 1e-4
 FAMILIES: dict[str, Callable[[int], ModelConfig]] = {
@@ -38,7 +38,7 @@ FAMILIES: dict[str, Callable[[int], ModelConfig]] = {
 @torch.no_grad()
 def test_logits_equal_transformers(name: str, seed: int) -> None:
     config = FAMILIES[name](seed)
-    ours = loud(config, seed, ops=(REFERENCE, FAST)[seed % 2])
+    ours = loud(config, seed, ops=(REFERENCE, TORCH)[seed % 2])
     family, theirs = their_model(ours)
     assert theirs.config.model_type == name
     tokens, positions = inputs(config, seed)

@@ -10,8 +10,8 @@ from random_models import deepseek_config, inputs, loud
 from torch import Tensor
 
 from rorqual.ops.attention import document_mask
+from rorqual.ops.backends import REFERENCE, TORCH
 from rorqual.ops.moe import Routing, route
-from rorqual.ops.registry import FAST, REFERENCE
 
 # Relative to each tensor's largest value; bf16 has 8 bits of mantissa and the two sum in another order.
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1.5e-2}
@@ -39,7 +39,7 @@ def test_experts(dtype: torch.dtype, tokens: int, banned: int) -> None:
     """`banned` experts are never chosen; row counts on both sides of the multiple of 64 that bf16 pads to."""
     n, d, width, k = 6, 16, 12, 2
     results = []
-    for ops in (FAST, REFERENCE):
+    for ops in (TORCH, REFERENCE):
         generator = torch.Generator().manual_seed(tokens)
         x = leaf(tokens, d, dtype=dtype, generator=generator)
         router = leaf(n, d, dtype=torch.float32, generator=generator)
@@ -63,7 +63,7 @@ def test_experts_of_no_token_at_all() -> None:
     empty = Routing(*(torch.empty(0, 2) for _ in range(5)))
     empty = replace(empty, indices=torch.empty(0, 2, dtype=torch.long))
     weights = torch.randn(4, 6, 8), torch.randn(4, 8, 3)
-    for ops in (FAST, REFERENCE):
+    for ops in (TORCH, REFERENCE):
         assert ops.experts(torch.empty(0, 8), empty, *weights).shape == (0, 8)
 
 
@@ -73,7 +73,7 @@ def test_attend(dtype: torch.dtype, seq: int) -> None:
     """On both sides of the length at which bf16 changes its form; documents, and queries that see one key."""
     segments = torch.stack((torch.arange(seq) * 3 // seq, torch.zeros(seq, dtype=torch.long)))
     results = []
-    for ops in (FAST, REFERENCE):
+    for ops in (TORCH, REFERENCE):
         generator = torch.Generator().manual_seed(1)
         q, k = (leaf(2, 3, seq, 12, dtype=dtype, generator=generator) for _ in range(2))
         v = leaf(2, 3, seq, 6, dtype=dtype, generator=generator)
@@ -88,7 +88,7 @@ def test_attend(dtype: torch.dtype, seq: int) -> None:
 def test_rms_norm(dtype: torch.dtype, weights: torch.dtype, shape: tuple[int, ...]) -> None:
     """Also activations in bf16 with weights in fp32, as under autocast."""
     results = []
-    for ops in (FAST, REFERENCE):
+    for ops in (TORCH, REFERENCE):
         generator = torch.Generator().manual_seed(1)
         x = leaf(*shape, dtype=dtype, generator=generator)
         weight = leaf(16, dtype=weights, generator=generator)
@@ -107,7 +107,7 @@ def test_whole_model_in_bf16_stays_near_fp32() -> None:
         output = exact(tokens, positions)
         logits = exact.logits(output.hidden)
         replay = torch.stack([r.indices for r in output.routing], dim=1).view(*tokens.shape, len(output.routing), -1)
-        for ops in (FAST, REFERENCE):
+        for ops in (TORCH, REFERENCE):
             rounded = loud(config, 5, ops=ops).to(torch.bfloat16)
             error = (rounded.logits(rounded(tokens, positions, replay=replay).hidden) - logits).abs()
             assert float(error.median()) < 0.03

@@ -14,7 +14,7 @@ from transformers import DeepseekV3Config, DeepseekV3ForCausalLM, Qwen3Config, Q
 
 from rorqual.model import Decoder, ModelConfig
 from rorqual.model.load import deepseek_v3, qwen3
-from rorqual.ops.registry import FAST, REFERENCE
+from rorqual.ops.backends import REFERENCE, TORCH
 
 TOLERANCE = 1e-4
 DEEPSEEK_SEEDS, QWEN_SEEDS = range(20), range(6)
@@ -85,14 +85,14 @@ def unused_experts_only(ours: Decoder, output: Any) -> None:
 
 @pytest.mark.parametrize("seed", DEEPSEEK_SEEDS)
 def test_deepseek_v3_logits_and_gradients(seed: int) -> None:
-    ops = (REFERENCE, FAST)[seed // 2 % 2]
+    ops = (REFERENCE, TORCH)[seed // 2 % 2]
     ours = loud(deepseek_config(seed), seed, ops=ops, biased_below_zero=seed % 5 == 2)
     compare(ours, their_deepseek(ours), seed)
 
 
 @pytest.mark.parametrize("seed", QWEN_SEEDS)
 def test_qwen3_logits_and_gradients(seed: int) -> None:
-    ours = loud(qwen3_config(seed), seed, ops=(REFERENCE, FAST)[seed % 2])
+    ours = loud(qwen3_config(seed), seed, ops=(REFERENCE, TORCH)[seed % 2])
     compare(ours, their_qwen3(ours), seed)
 
 

@@ -188,7 +188,7 @@ def chosen(big: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict
         port = held.getsockname()[1]
         server = start(
             big, folder / "keys", folder / "log", "host=127.0.0.2", f"port={port}", "name=org/whale", "tenant=ours", "operator=boss",
-            "slots=3", "queue=7", "max_len=1500", "max_body=20000", "dtype=bfloat16", "invariant=false", "step_tokens=32",
+            "slots=3", "queue=7", "max_len=1500", "max_body=20000", "dtype=bfloat16", "backend=torch", "step_tokens=32",
             f"cache_dir={folder / 'cache'}", "cache_bytes=4000000", f"disk_bytes={1 << 20}", f"cors={','.join(ORIGINS)}",
             "ui=false", "hang=3600",
         )  # fmt: skip

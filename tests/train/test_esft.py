@@ -21,8 +21,8 @@ from rorqual.model.adapter import ESFT, adapter_of, trained
 from rorqual.model.adapter.esft import relevance, select
 from rorqual.model.adapter.files import ADAPTER_FILE
 from rorqual.model.load.run import load_run
+from rorqual.ops.backends import REFERENCE, TORCH
 from rorqual.ops.moe import route
-from rorqual.ops.registry import FAST, REFERENCE
 from rorqual.train.loop import fit
 from rorqual.train.objectives import MultiToken, NextToken, Objective
 from rorqual.train.optim import AdamWConfig, MuonConfig, OptimConfig
@@ -108,7 +108,7 @@ def test_the_operation_gives_the_same_output_and_only_those_gradients(ops: str) 
     y = REFERENCE.experts(x, routing, *whole)
     expected = torch.autograd.grad((y * seen).sum(), [x, *whole])
     parts = [stack[e].clone().requires_grad_() for e in (1, 4) for stack in (gate_up, down)]
-    how = REFERENCE if ops == "reference" else FAST
+    how = REFERENCE if ops == "reference" else TORCH
     mine = how.experts_tuned(x, routing, gate_up, down, (1, 4), parts)
     found = torch.autograd.grad((mine * seen).sum(), [x, *parts])
     assert relative(y, mine) <= 1e-5

@@ -63,7 +63,7 @@ def test_with_the_samplers_arithmetic_they_agree_to_the_last_bit(
     run = grpo_run(base, 2, **options)
     exact = Agreement(mean=0.0, most=0.0, gap=0.0)
     out = RunDir(tmp_path / "run")
-    fit(run.model_copy(update={"arithmetic": "invariant", "agreement": exact}), out, quiet=True)
+    fit(run.model_copy(update={"backend": "torch-invariant", "agreement": exact}), out, quiet=True)
     assert len(records(out.path)) == 2
     for step in records(out.path):
         assert (step["logprob_diff"], step["logprob_diff_max"], step["routing_gap_max"]) == (0.0, 0.0, 0.0)

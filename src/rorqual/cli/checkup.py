@@ -13,7 +13,7 @@ import torch
 from rorqual import __version__
 from rorqual.cli.accounts import memory_text
 from rorqual.cli.machine import cores, load, memory, processor
-from rorqual.ops.registry import FAST, REFERENCE
+from rorqual.ops.backends import REFERENCE, TORCH
 
 VECTORS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd", "sve", "bf16")
 BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
@@ -42,7 +42,7 @@ def facts(device: str, dtype: str) -> list[tuple[str, str]]:
             f"{torch.get_num_threads()} (OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', 'not set')})",
         ),
         ("accelerator", accelerator()),
-        ("backends", f"{FAST.name} (in use), {REFERENCE.name} (what it is proven equal to)"),
+        ("backends", f"{TORCH.name} (in use), {REFERENCE.name} (what it is proven equal to)"),
         ("matrix products", f"{speed(device, dtype) / 1e9:,.0f} GFLOP/s on {device} in {dtype}"),
         *versions(),
     ]

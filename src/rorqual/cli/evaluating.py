@@ -68,7 +68,7 @@ def _load(model: str, settings: EvalSettings) -> tuple[Any, dict[str, Any]]:
             "seed_bits": settings.seed_bits,
         }
     engine, print_ = loaded(RunDir(Path(model)), lambda: generator(model, settings))
-    where = {"dtype": settings.dtype, "device": settings.device}
+    where = {"dtype": settings.dtype, "device": settings.device, "backend": settings.backend}
     return engine, {"run": print_, **where, **arithmetic()}
 
 

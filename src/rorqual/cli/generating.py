@@ -22,12 +22,13 @@ from rorqual.core.errors import ConfigError, DataError, RorqualError, nearest
 from rorqual.core.log import Progress, clock
 from rorqual.core.records import RunDir
 from rorqual.engine.engine import Engine
-from rorqual.engine.probe import NOT_HELD
 from rorqual.engine.remote.engine import RemoteEngine
 from rorqual.generate.batch import Answered, answers, answers_from_afar, fault_of, record, refused
 from rorqual.generate.output import Partial, check_place
 from rorqual.generate.prompts import Prompts, Refused
 from rorqual.generate.schema import Ask, Asking, Sampling
+from rorqual.ops.backends import backend
+from rorqual.ops.backends.torch_invariant import NOT_HELD
 
 SHOWN = 3
 """Refused lines that the end of a run shows."""
@@ -50,6 +51,7 @@ class GenerateSettings(Placement):
     model: str = ""
     concurrency: int = Field(8, ge=1, le=1024)
     seed_bits: SeedBits = 64
+    backend: str = "torch-invariant"
 
 
 def read_settings(arguments: Sequence[str] | None) -> tuple[GenerateSettings, Sampling]:
@@ -188,8 +190,9 @@ def _local(chosen: GenerateSettings) -> Engine:
         max_len=chosen.max_len or None,
         threads=threads,
         record_experts=False,
+        backend=chosen.backend,
     )
-    if not engine.invariant:
+    if backend(chosen.backend).invariant and not engine.invariant:
         print(NOT_HELD, file=sys.stderr)
     if engine.chat.name == "none" and not chosen.raw:
         raise ConfigError(
@@ -219,5 +222,8 @@ def _check_all(engine: Engine | None, prompts: Prompts, asking: Asking) -> None:
 
 def _made(chosen: GenerateSettings, sampling: Sampling, prompts: Prompts) -> dict[str, Any]:
     """What the answers depend on beside the model. Threads, slots and what runs at once are not among it."""
-    own = {key: getattr(chosen, key) for key in ("raw", "token_ids", "logprobs", "dtype", "device", "max_len", "model")}
+    own = {
+        key: getattr(chosen, key)
+        for key in ("raw", "token_ids", "logprobs", "dtype", "device", "backend", "max_len", "model")
+    }
     return sampling.model_dump(mode="json") | own | {"file": prompts.sha256}

@@ -43,6 +43,7 @@ class EvalSettings(Placement):
     model: str = ""
     seed_bits: SeedBits = 64
     concurrency: int = Field(8, ge=1, le=1024)
+    backend: str = "torch-invariant"
 
     def asked(self) -> dict[str, Any]:
         """The arguments of `evals.run.evaluate` that say what is asked and how."""
@@ -80,6 +81,7 @@ def generator(model: str, settings: EvalSettings) -> Any:
         dtype=settings.dtype,
         threads=settings.threads or cores(),
         record_experts=False,
+        backend=settings.backend,
     )
 
 

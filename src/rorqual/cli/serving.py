@@ -41,7 +41,7 @@ class ServeSettings(Placement):
     cache_dir: str = ""
     cache_bytes: Bytes = 0
     disk_bytes: int = Field(4 << 30, ge=1 << 20, le=2**63 - 1)
-    invariant: bool = True
+    backend: str = "torch-invariant"
     step_tokens: int = Field(256, ge=32, le=2**63 - 1)
     ui: bool | None = None
     operator: str = "default"
@@ -62,7 +62,7 @@ def start(run: Path, arguments: Sequence[str] | None) -> None:
         cache_dir=chosen.cache_dir,
         cache_bytes=chosen.cache_bytes,
         disk_bytes=chosen.disk_bytes,
-        invariant=chosen.invariant,
+        backend=chosen.backend,
         step_tokens=chosen.step_tokens,
     )
     address = Address(

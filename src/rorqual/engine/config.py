@@ -8,6 +8,7 @@ from pathlib import Path
 from rorqual.core.errors import ConfigError, DataError
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.model import Decoder
+from rorqual.ops.backends import backend
 
 CACHE_BYTES = 1 << 30
 
@@ -22,8 +23,9 @@ class EngineConfig:
     token of the vocabulary.
     reuse: keep the blocks of what ended, for prompts that begin alike. cache_dir: on disk, too, for the next start, up to `disk_bytes`.
     cache_bytes: memory of each engine core's keys and values. step_tokens: tokens of prompts in one step at most.
-    pack: lay the weights out once, for engines whose model nobody else holds (`engine/packed.py`).
-    invariant: False gives up bits that do not depend on the neighbours, for the time that they take (docs/engine.md).
+    pack: repack the weights once, for engines whose model nobody else holds (`Backend.prepare`).
+    backend: the name of who computes: `torch-invariant`, or `torch`, which gives up bits that do not depend on the neighbours, for the time
+    that they take (docs/engine.md).
     """
 
     slots: int = 256
@@ -38,7 +40,7 @@ class EngineConfig:
     cache_bytes: int = CACHE_BYTES
     step_tokens: int = 2048
     pack: bool = True
-    invariant: bool = True
+    backend: str = "torch-invariant"
 
     def check(self, model: Decoder, tokenizer: Tokenizer) -> None:
         """Raise where no engine can be made of `model` and `tokenizer` with these settings."""
@@ -51,6 +53,11 @@ class EngineConfig:
         if min(counts.values()) < 1:
             given = ", ".join(f"{name}={count}" for name, count in counts.items())
             raise ConfigError(given, where="engine", remedy="Use 1 or more.")
+        weight = model.embed_tokens.weight
+        if (reason := backend(self.backend).supports(weight.device, weight.dtype, model)) is not None:
+            raise ConfigError(
+                f"backend={self.backend} cannot run this model: {reason}", where="engine", remedy="Use another backend."
+            )
         if tokenizer.vocab_size > model.config.vocab_size:
             raise DataError(
                 f"the tokenizer has {tokenizer.vocab_size} tokens, the model's vocabulary {model.config.vocab_size}",

@@ -18,8 +18,8 @@ from rorqual.engine.scheduler import Scheduler
 from rorqual.engine.sequence import Sequence
 from rorqual.engine.weights import Weights
 from rorqual.model import Decoder
+from rorqual.ops.backends import Backend
 from rorqual.ops.paged import BLOCK
-from rorqual.ops.rows import Rows
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class EngineCore:
         size: CoreConfig,
         stop_ids: Iterable[int],
         weights: Weights,
-        rows: Rows,
+        backend: Backend,
         *,
         record_experts: bool,
         record_kept: bool = False,
@@ -78,7 +78,7 @@ class EngineCore:
     ) -> None:
         blocks = size.blocks(Runner.block_bytes(model), reuse=reuse)
         self.runner = Runner(
-            model, size.slots, size.max_len, blocks, rows,
+            model, size.slots, size.max_len, blocks, backend,
             record_experts=record_experts, record_kept=record_kept,
         )  # fmt: skip
         self.weights, fingerprint = weights, weights.look()
@@ -170,11 +170,11 @@ class EngineCore:
         self._looked = False
         self.scheduler.cancel(request_id)
 
-    def renew(self, fingerprint: bytes, rows: Rows) -> None:
+    def renew(self, fingerprint: bytes, backend: Backend) -> None:
         """The weights have changed: nothing that was cached of the old ones serves again, and the folder is for them alone. From now on
-        products have so many rows."""
+        `backend` computes."""
         self._rename(fingerprint)
-        self.runner.renew(rows)
+        self.runner.renew(backend)
 
     def request_ids(self) -> set[int]:
         """Of all that runs or waits."""

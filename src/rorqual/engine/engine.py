@@ -26,13 +26,13 @@ from rorqual.engine.config import EngineConfig
 from rorqual.engine.core import CoreConfig, EngineCore
 from rorqual.engine.deltas import Delta, Outbox
 from rorqual.engine.grammar.compiler import Grammars
-from rorqual.engine.packed import can_pack, packed
-from rorqual.engine.probe import NumericsProbe
+from rorqual.engine.numerics import NumericsProbe
 from rorqual.engine.processor import Job, Processor, Prompt, request_of
 from rorqual.engine.request import Arrived, Completion, Request, SamplingParams
 from rorqual.engine.weights import Weights, fingerprint
 from rorqual.model import Decoder, account
 from rorqual.model.load.run import check_names, load_run
+from rorqual.ops.backends import backend
 from rorqual.ops.paged import BLOCK
 
 NO_NUMBER = "Its weights hold NaN or infinity: go back to an earlier checkpoint."
@@ -85,24 +85,25 @@ class Engine:
         self.tokenizer, self.chat, self.config = tokenizer, chat, config
         self.max_len = config.max_len or model.config.max_position_embeddings
         self.threads = config.threads
-        self._packed = pack = config.pack and can_pack(model)
-        arithmetic = f"packed={pack} invariant={config.invariant} experts={config.record_experts}"
+        chosen = backend(config.backend)
+        self._packed = pack = config.pack and chosen.prepares(model)
+        arithmetic = f"packed={pack} backend={config.backend} experts={config.record_experts}"
         kept = config.reuse or config.cache_dir is not None
         on_disk = config.cache_dir is not None
         print_ = fingerprint(model, arithmetic=arithmetic) if on_disk else secrets.token_bytes(32)
-        self.model = model = packed(model, take=take) if pack else model
-        self._numerics = NumericsProbe(model, invariant=config.invariant)
-        rows = self._numerics.rows
+        self.model = model = chosen.prepare(model, take=take) if pack else model
+        self._numerics = NumericsProbe(model, chosen)
+        fit = self._numerics.fit
         size = CoreConfig(config.slots, self.max_len, config.cache_bytes, config.step_tokens)
         self._weights = Weights(model, print_, contents=kept and not take, watched=not (take and pack))
         self._name = print_
         record = {"record_experts": config.record_experts, "record_kept": config.record_kept}
         # Only the first core, which serves, keeps anything for later: the others are for batches.
         stored = replace(size, folder=config.cache_dir, disk_bytes=config.disk_bytes)
-        first = EngineCore(model, stored, chat.stop_ids, self._weights, rows, reuse=kept, **record)
+        first = EngineCore(model, stored, chat.stop_ids, self._weights, fit.backend, reuse=kept, **record)
         self._cores = [first]
         self._cores += [
-            EngineCore(model, size, chat.stop_ids, self._weights, rows, **record)
+            EngineCore(model, size, chat.stop_ids, self._weights, fit.backend, **record)
             for _ in range(config.engine_cores - 1)
         ]
         self._slots = config.slots
@@ -133,7 +134,7 @@ class Engine:
         if name != self._name:
             self._numerics.renew()
             for core in self._cores:
-                core.renew(name, self._numerics.rows)
+                core.renew(name, self._numerics.fit.backend)
             self._name = name  # at the end: what was broken off is done again
 
     def weights_changed(self) -> None:
@@ -145,7 +146,7 @@ class Engine:
     @property
     def invariant(self) -> bool:
         """Whether the same bits were asked for, and this machine's products keep that promise."""
-        return self._numerics.held
+        return self._numerics.fit.held
 
     # ---- whole batches
 
@@ -235,7 +236,7 @@ class Engine:
             self._drop()
             self._renew()
             try:
-                with at_most(self._numerics.threads):
+                with at_most(self._numerics.fit.threads):
                     self._outbox.put(self._deltas())
             except BaseException:
                 self._cores[0].reset()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,16 +16,13 @@ from torch import Tensor
 from rorqual.core.errors import ConfigError
 from rorqual.engine.grammar.constraint import Constraint
 from rorqual.engine.kv_cache.paged import NOBODY, Group, PagedCache, StepCache, token_bytes
-from rorqual.engine.packed import tiled
 from rorqual.engine.penalties import Counts, needs_history
 from rorqual.engine.sampler import Settings, adjust, distribution, draw_from, likeliest, mask_rows, uniform
 from rorqual.engine.scheduler import Chunk, Scheduler, SchedulerOutput
 from rorqual.engine.sequence import Ints, Sequence
 from rorqual.model import Decoder, Output
-from rorqual.ops.invariant import LANES
+from rorqual.ops.backends import Backend
 from rorqual.ops.paged import BLOCK, QUERIES, Tiles, tiles_of
-from rorqual.ops.registry import LOOSE, invariant_in
-from rorqual.ops.rows import Rows
 
 
 @dataclass(frozen=True)
@@ -104,13 +100,13 @@ class Runner:
         slots: int,
         max_len: int,
         blocks: int,
-        rows: Rows,
+        backend: Backend,
         *,
         record_experts: bool,
         record_kept: bool = False,
     ) -> None:
         self._source = model
-        self.renew(rows)
+        self.renew(backend)
         self.layers, self.k, n_experts = routed_layers(model) if record_experts else (0, 0, 0)
         weight = model.embed_tokens.weight
         self.device, self.dtype = weight.device, weight.dtype
@@ -134,11 +130,10 @@ class Runner:
         self.holds_non_finite = False
         """Whether something that is no number was ever written to the cache."""
 
-    def renew(self, rows: Rows) -> None:
-        """Look anew what the model is made of: its own parameters are run, with other operations, in products of so many rows."""
-        self.rows = rows
-        self.model = tiled(self._source, rows.most) if rows.most else copy.copy(self._source)  # the same dictionaries
-        self.model.ops = LOOSE if rows.loose else invariant_in(rows)
+    def renew(self, backend: Backend) -> None:
+        """Look anew what the model is made of: `backend` computes with its own parameters."""
+        self.backend = backend
+        self.model = backend.bind(self._source)
 
     @staticmethod
     def block_bytes(model: Decoder) -> int:
@@ -211,7 +206,7 @@ class Runner:
         self._lay_tables(plan, scheduler)
         chunks = plan.chunks
         size = n + sum(c.stop - c.start for c in chunks)
-        ids = np.zeros(filled(size, self.rows.least), np.int64)
+        ids = np.zeros(filled(size, self.backend.rows.least), np.int64)
         at, block, offset = np.zeros_like(ids), np.full_like(ids, NOBODY), np.zeros_like(ids)
         ids[:n], at[:n] = self.ids[slot, position], position
         block[:n], offset[:n] = self.block_table[slot, position // BLOCK], position % BLOCK
@@ -271,7 +266,9 @@ class Runner:
             slots = np.array([piece.sequence.slot for piece in pieces])
             block_table = self.block_table[slots, : int((first + count - 1).max()) // BLOCK + 1]
             size = int(count.sum())
-            groups.append(Group(start, size, tiles_of(first, count, block_table, QUERIES, self.device, self.rows)))
+            groups.append(
+                Group(start, size, tiles_of(first, count, block_table, QUERIES, self.device, self.backend.rows))
+            )
             start += size
         return groups
 
@@ -282,7 +279,7 @@ class Runner:
             kept[1].move_on(position)
             return kept[1]
         block_table = self.block_table[slot, : int(position.max()) // BLOCK + 1]
-        tiles = tiles_of(position, np.ones(len(slot), np.int64), block_table, 1, self.device, self.rows)
+        tiles = tiles_of(position, np.ones(len(slot), np.int64), block_table, 1, self.device, self.backend.rows)
         self._tiles = ((version, len(slot)), tiles)
         return tiles
 
@@ -333,13 +330,13 @@ class Runner:
 
     def _rows(self, output: Output, places: list[int]) -> Tensor:
         """Logits [places, vocab or more] of the tokens with these numbers in the step."""
-        index = torch.tensor(places + [0] * (-len(places) % self.rows.least), device=self.device)
+        index = torch.tensor(places + [0] * (-len(places) % self.backend.rows.least), device=self.device)
         return self._logits(output.hidden[0].index_select(0, index))[: len(places)]
 
     def _logits(self, hidden: Tensor) -> Tensor:
         """[rows, vocab], filled up with -inf so that no row's last exponentials are computed in another way than the rest."""
-        logits = self.model.logits(hidden)
-        return logits if self.vocab % LANES == 0 else F.pad(logits, (0, -self.vocab % LANES), value=-torch.inf)
+        logits, rest = self.model.logits(hidden), -self.vocab % self.backend.lanes
+        return F.pad(logits, (0, rest), value=-torch.inf) if rest else logits
 
     def _keep_top(self, logprobs: Tensor, active: list[Sequence]) -> None:
         asked = [row for row, sequence in enumerate(active) if sequence.params.top_logprobs]

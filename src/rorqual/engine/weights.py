@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from rorqual.engine.kv_cache.block_hash import fingerprint_of
 from rorqual.model import Decoder
-from rorqual.ops.registry import Ops
+from rorqual.ops.backends import Backend
 
 ROUNDING = 3
 """To be raised by whoever changes in what order the engine's operations add or multiply: a folder filled before is then a miss."""
@@ -114,7 +114,7 @@ def _walk(value: object, leaves: list[object], tensors: list[Tensor], seen: set[
         tensors.append(value)
     elif isinstance(value, np.ndarray):
         leaves.append((value.shape, value.dtype.str, value.tobytes()))
-    elif isinstance(value, Ops):
+    elif isinstance(value, Backend):
         pass  # an engine brings its own
     elif id(value) in seen:
         leaves.append("a cycle")

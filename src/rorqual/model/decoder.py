@@ -16,8 +16,9 @@ from rorqual.model.ffn import FFN
 from rorqual.model.mtp import MTP
 from rorqual.model.sheet import Sheet
 from rorqual.ops.attention import document_mask
+from rorqual.ops.backends import TORCH, Backend
+from rorqual.ops.layer import Layer
 from rorqual.ops.moe import Routing
-from rorqual.ops.registry import FAST, Ops
 from rorqual.ops.rope import Rope
 
 
@@ -38,10 +39,10 @@ class Output:
     routing: tuple[Routing, ...]
 
 
-class Decoder(nn.Module):
+class Decoder(Layer):
     """Embedding, blocks, norm, head. `ops` is the backend; `config` says everything else."""
 
-    def __init__(self, config: ModelConfig, ops: Ops = FAST) -> None:
+    def __init__(self, config: ModelConfig, ops: Backend = TORCH) -> None:
         super().__init__()
         self.config, self.ops = config, ops
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
@@ -50,6 +51,7 @@ class Decoder(nn.Module):
         self.lm_head = (
             None if config.tie_word_embeddings else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         )
+        self.tied = {"lm_head": "embed_tokens"} if config.tie_word_embeddings else {}
         self.mtp = nn.ModuleList(MTP(config) for _ in range(config.num_nextn_predict_layers))
 
     def forward(

@@ -7,7 +7,7 @@ from torch import nn
 
 from rorqual.model.config import ModelConfig
 from rorqual.model.decoder import Decoder
-from rorqual.ops.registry import FAST, Ops
+from rorqual.ops.backends import TORCH, Backend
 
 
 def init_weights(model: nn.Module, std: float, seed: int) -> None:
@@ -21,7 +21,7 @@ def init_weights(model: nn.Module, std: float, seed: int) -> None:
             parameter.data.fill_(0.0 if name.endswith("bias") else 1.0)
 
 
-def build(config: ModelConfig, *, seed: int, ops: Ops = FAST) -> Decoder:
+def build(config: ModelConfig, *, seed: int, ops: Backend = TORCH) -> Decoder:
     """A model with fresh weights in fp32 on the CPU."""
     model = Decoder(config, ops)
     init_weights(model, config.initializer_range, seed)

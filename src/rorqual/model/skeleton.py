@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 
 from rorqual.model.config import ModelConfig
 from rorqual.model.decoder import Decoder
-from rorqual.ops.registry import FAST, Ops
+from rorqual.ops.backends import TORCH, Backend
 
 
 class _Unfilled(TorchFunctionMode):
@@ -32,7 +32,7 @@ class _Unfilled(TorchFunctionMode):
         return func(*args, **named)
 
 
-def skeleton(config: ModelConfig, ops: Ops = FAST) -> Decoder:
+def skeleton(config: ModelConfig, ops: Backend = TORCH) -> Decoder:
     """The model on the meta device: it takes no memory, and `to_empty` gives it some."""
     with torch.device("meta"), _Unfilled():
         return Decoder(config, ops)

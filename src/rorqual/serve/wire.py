@@ -27,7 +27,7 @@ class Placed:
     cache_dir: str = ""
     cache_bytes: int = 0
     disk_bytes: int = 4 << 30
-    invariant: bool = True
+    backend: str = "torch-invariant"
     step_tokens: int = 256
 
 

@@ -26,8 +26,9 @@ from rorqual.engine.engine import Engine
 from rorqual.engine.grammar.check import MISMATCH
 from rorqual.engine.grammar.compiler import COMPILE_SECONDS, Compiled
 from rorqual.engine.grammar.queue import Build
-from rorqual.engine.probe import NOT_HELD
 from rorqual.engine.request import Grammar, Request, SamplingParams
+from rorqual.ops.backends import backend
+from rorqual.ops.backends.torch_invariant import NOT_HELD
 from rorqual.ops.devices import check_device
 from rorqual.ops.paged import BLOCK
 from rorqual.serve.wire import Ask, Placed, ask_of, line, scored
@@ -230,14 +231,14 @@ def main() -> None:
             cache_dir=Path(placed.cache_dir) if placed.cache_dir else None,
             cache_bytes=placed.cache_bytes or CACHE_BYTES,
             disk_bytes=placed.disk_bytes,
-            invariant=placed.invariant,
+            backend=placed.backend,
             step_tokens=placed.step_tokens,
         )
     except RorqualError as error:
         sink.write(line("fatal", what=error.what, where=error.where, remedy=error.remedy))
         sink.flush()
         raise SystemExit(2) from None
-    if placed.invariant and not engine.invariant:
+    if backend(placed.backend).invariant and not engine.invariant:
         print(f"rorqual serve: {NOT_HELD}", file=sys.stderr, flush=True)
     room = int(engine.stats()["blocks_total"]) * BLOCK
     sink.write(line("ready", max_len=min(engine.max_len, room), vocab_size=engine.model.config.vocab_size))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import SerializeAsAny, model_validator
 
 from rorqual.core.config import Config, Count, Natural, NonNegative, Positive, Seed, one_of
 from rorqual.model.adapter import Full, Tune
 from rorqual.model.config import ModelConfig
+from rorqual.ops.backends import backend
 from rorqual.train.balance import Balance
 from rorqual.train.objectives import AuxBalance, MultiToken, NextToken, Objective
 from rorqual.train.optim import AdamWConfig, OptimConfig
@@ -62,13 +63,17 @@ class Extension(Config):
     new_steps: Count
 
 
+BACKENDS = {"fast": "torch", "invariant": "torch-invariant"}
+"""What `backend` says of an older run.yaml's `arithmetic`."""
+
+
 class Run(Config):
     """Amounts of work are numbers of steps and samples; no clock decides anything, so one seed gives one result.
 
     `micro_batches`: into how many parts an update is divided; worker threads share them. It never changes a gradient by more
     than rounding, but it fixes the order of sums, so it belongs to the run and the number of threads does not.
 
-    `arithmetic` 'invariant': the trainer rounds as the engine does (docs/engine.md), so that in float32 its log-probabilities of what was
+    `backend` 'torch-invariant': the trainer rounds as the engine does (docs/engine.md), so that in float32 its log-probabilities of what was
     just sampled are the sampler's, bit for bit. It is slower, and off by default.
 
     `tune`: what is trained (docs/adapters.md). Where that is not everything, routers are frozen and so are their biases: `balance`
@@ -93,13 +98,23 @@ class Run(Config):
     save_seconds: Positive = 5.0
     device: str = "cpu"
     dtype: Dtype = "float32"
-    arithmetic: Literal["fast", "invariant"] = "fast"
+    backend: str = "torch"
     agreement: Agreement = FLOAT32
     extensions: tuple[Extension, ...] = ()
     versions: dict[str, int] = {}
 
+    @model_validator(mode="before")
+    @classmethod
+    def _renamed(cls, value: Any) -> Any:
+        """Read a run.yaml from before backends had names."""
+        if isinstance(value, dict) and value.get("arithmetic") in BACKENDS:
+            value = {**value, "backend": BACKENDS[value["arithmetic"]]}
+            del value["arithmetic"]
+        return value
+
     @model_validator(mode="after")
     def _fits(self) -> Self:
+        backend(self.backend)
         modules = self.model.num_nextn_predict_layers
         if not self.tune.whole and not self.start.run:
             raise ValueError(f"tune.kind={self.tune.kind} trains a part of a run's model: name the run (from=RUN)")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from rorqual.core.config import read_yaml, to_yaml
 from rorqual.core.errors import ConfigError
 from rorqual.core.records import RunDir, write_atomic
@@ -14,7 +16,7 @@ from rorqual.model.adapter.files import find_base
 from rorqual.model.decoder import Decoder
 from rorqual.model.init import build
 from rorqual.model.load.run import load_weights
-from rorqual.ops.registry import Ops, backend
+from rorqual.ops.backends import Backend, backend
 from rorqual.train.checkpoint import load_checkpoint
 from rorqual.train.optim import Optimizer
 from rorqual.train.run import Extension, Run
@@ -73,14 +75,17 @@ def check_context(run: Run) -> None:
         )
 
 
-def restore(run: Run, out: RunDir, tokenizer: Tokenizer, ops: Ops | None = None, threads: int = 1) -> State:
+def restore(run: Run, out: RunDir, tokenizer: Tokenizer, ops: Backend | None = None, threads: int = 1) -> State:
     """Fresh weights, another run's, or this run's newest whole checkpoint; another run in the folder is refused.
 
-    `ops`: other operations than those of the run's arithmetic.
+    `ops`: another backend than the run's.
     """
     same_run(run, out)
     step, notes = out.newest_whole()
-    model = build(run.model, seed=run.seed, ops=ops or backend(run.arithmetic))
+    ops = ops or backend(run.backend)
+    model = build(run.model, seed=run.seed, ops=ops)
+    if (reason := ops.supports(torch.device(run.device), getattr(torch, run.dtype), model, training=True)) is not None:
+        raise ConfigError(f"{ops.name} cannot train this model: {reason}", where="backend", remedy="Use another.")
     adapter = None if step is None or run.tune.whole else adapter_of(out.step_dir(step))
     if run.start.run:
         base = RunDir(Path(run.start.run)).checkpoint()

@@ -57,8 +57,8 @@ MUTANTS = (
         "Qwen2's bias is dropped",
         "ports that share Llama's attention",
         "model/attention/gqa.py",
-        "dim=-1), self.v_proj(x)\n",
-        "dim=-1), x @ self.v_proj.weight.T\n",
+        "        qk, v = self.shared(x)\n",
+        "        qk, v = self.shared(x)[0], x @ self.v_proj.weight.T\n",
         "tests/parity/test_family_parity.py::test_logits_equal_transformers",
     ),
     one(
@@ -81,8 +81,8 @@ MUTANTS = (
         "what a latent is read with is laid out in the order of the other",
         "both maps are [heads, same, same] where nope and v are as wide",
         "model/attention/mla.py",
-        "        self.up = w_uk.detach().contiguous(), w_uv.detach().contiguous()\n",
-        "        self.up = w_uv.detach().contiguous(), w_uk.detach().contiguous()\n",
+        "torch.cat((w_uk, w_uv.transpose(1, 2)), dim=1)",
+        "torch.cat((w_uv.transpose(1, 2), w_uk), dim=1)",
         "tests/engine/test_packed.py::test_it_is_the_same_model",
     ),
     one(

@@ -153,7 +153,7 @@ MUTANTS = (
     one(
         "the gates of experts are rounded to bf16",
         "issue 14",
-        "ops/backends/cpu.py",
+        "ops/backends/training.py",
         "            routing.weights,\n            routing.indices,\n",
         "            routing.weights.to(kind),\n            routing.indices,\n",
         "tests/model/test_bf16.py::test_the_gates_of_experts_have_a_gradient_in_fp32",

@@ -20,7 +20,8 @@ def serve(
     The first start makes a key and shows it once; every route asks for it. Keys: host=127.0.0.1, port=8000 (0: any), name= (the
     run's), tenant=default (one without a key gets one), keys=FILE, slots=16, max_len=0 (the context), queue=256,
     max_body=8388608, grace=30, ui= (the page at /; by itself where Gradio is), hang=120, load=3600, cache_dir=, disk_bytes=,
-    cache_bytes=, invariant=true, step_tokens=256, operator=default (the tenant that reads everybody's figures), stall=30 (seconds that a client
+    cache_bytes=, backend=torch-invariant, step_tokens=256,
+    operator=default (the tenant that reads everybody's figures), stall=30 (seconds that a client
     may leave unread), cors= (origins whose scripts may ask), threads=, device=, dtype=.
     """
     try:

@@ -18,9 +18,8 @@ from rorqual.core.errors import ConfigError
 from rorqual.model.adapter.base import Selection, Shapes, Tune
 from rorqual.model.decoder import Decoder
 from rorqual.model.ffn import MoE
-from rorqual.model.ffn.moe import Experts
+from rorqual.ops.backends import Backend, Experts
 from rorqual.ops.moe import Routing
-from rorqual.ops.registry import Ops
 
 
 class ESFT(Tune):
@@ -107,7 +106,7 @@ class TunedExperts(Experts):
         names = (f"{expert}.{part}" for expert in self.chosen for part in PARTS)
         yield from zip(names, self._parts, strict=True)
 
-    def forward(self, x: Tensor, routing: Routing, ops: Ops) -> Tensor:
+    def forward(self, x: Tensor, routing: Routing, ops: Backend) -> Tensor:
         if not torch.is_grad_enabled():
             return super().forward(x, routing, ops)
         return ops.experts_tuned(x, routing, self.gate_up_proj, self.down_proj, self.chosen, self._parts)

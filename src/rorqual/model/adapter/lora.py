@@ -19,6 +19,7 @@ from rorqual.core.config import Count, Positive
 from rorqual.core.errors import ConfigError, nearest
 from rorqual.model.adapter.base import Selection, Shapes, Tune
 from rorqual.model.decoder import Decoder
+from rorqual.ops.layer import LinearMap
 
 ALL_LINEAR = "all-linear"
 
@@ -105,7 +106,7 @@ def merged(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
         return weight.float() + scale * (b.float() @ a.float())
 
 
-class LoRALinear(nn.Module):
+class LoRALinear(LinearMap):
     """A linear map with a product beside it; `weight` and `bias` are those of the map it stands for, frozen, under their old names.
 
     Whoever reads `weight` (latent attention does where it absorbs a map) is given the merged one, made there and then.
@@ -118,7 +119,7 @@ class LoRALinear(nn.Module):
         super().__init__()
         # The very parameters, not copies; not by register_parameter, for `weight` is a property here.
         self._parameters |= {name: linear._parameters[name] for name in ("weight", "bias")}
-        self.scale = scale
+        self.scale, self.inner = scale, r
         bound = 1 / math.sqrt(linear.in_features)  # Kaiming with a = sqrt(5), as a linear map's own
         a = torch.empty(r, linear.in_features).uniform_(-bound, bound, generator=generator)
         self.lora_A = nn.Parameter(a.to(linear.weight))

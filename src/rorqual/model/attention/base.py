@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from rorqual.core.config import Kind
 from rorqual.core.errors import ConfigError
 from rorqual.model.cost import Cost
-from rorqual.ops.registry import Ops
+from rorqual.ops.backends import Backend
+from rorqual.ops.layer import Layer
 from rorqual.ops.rope import Rope, rope_table, spread
 
 
@@ -64,7 +65,7 @@ class AttentionContext:
 
     positions: Tensor
     mask: Tensor | None
-    ops: Ops
+    ops: Backend
     table: Callable[[Rope, int], tuple[Tensor, Tensor]] | None = None
     _angles: dict[tuple[Rope, int, bool], tuple[Tensor, Tensor]] = field(default_factory=dict)
 
@@ -85,17 +86,8 @@ class AttentionContext:
         return self.ops.attend(q, k, v, self.mask, scale)
 
 
-class Attention(nn.Module, ABC):
-    """x [batch, seq, hidden] -> [batch, seq, hidden].
-
-    `joined`: names of linear maps without a module of their own, and those whose outputs side by side such a map gives, where an engine has
-    laid them out as one (`engine/packed.py`).
-    """
-
-    joined: Mapping[str, tuple[str, ...]] = {}
-
-    def lay_out(self) -> None:
-        """Make of a copy that nobody trains what reads fastest."""
+class Attention(Layer, ABC):
+    """x [batch, seq, hidden] -> [batch, seq, hidden]."""
 
     @abstractmethod
     def forward(self, x: Tensor, context: AttentionContext, cache: LayerCache | None) -> Tensor: ...
@@ -149,5 +141,5 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
         self.eps = eps
 
-    def forward(self, x: Tensor, ops: Ops) -> Tensor:
+    def forward(self, x: Tensor, ops: Backend) -> Tensor:
         return ops.rms_norm(x, self.weight, self.eps)

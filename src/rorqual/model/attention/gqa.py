@@ -53,8 +53,7 @@ class GQAConfig(AttentionConfig):
 class GQA(Attention):
     """Caches keys (rotated) and values."""
 
-    joined = {"qkv_proj": ("q_proj", "k_proj", "v_proj")}
-    qkv_proj: nn.Module | None
+    shared_input = (("q_proj", "k_proj"), ("v_proj",))
 
     def __init__(self, config: GQAConfig, hidden_size: int, eps: float) -> None:
         super().__init__()
@@ -63,7 +62,6 @@ class GQA(Attention):
         self.q_proj = nn.Linear(hidden_size, q, bias=config.attention_bias)
         self.k_proj = nn.Linear(hidden_size, kv, bias=config.attention_bias)
         self.v_proj = nn.Linear(hidden_size, kv, bias=config.attention_bias)
-        self.register_module("qkv_proj", None)
         self.o_proj = nn.Linear(q, hidden_size, bias=config.output_bias)
         self.q_norm = RMSNorm(config.head_dim, eps) if config.qk_norm else None
         self.k_norm = RMSNorm(config.head_dim, eps) if config.qk_norm else None
@@ -72,7 +70,8 @@ class GQA(Attention):
     def forward(self, x: Tensor, context: AttentionContext, cache: LayerCache | None) -> Tensor:
         c = self.config
         heads, kv_heads = c.num_attention_heads, c.num_key_value_heads
-        qk, v = self._projected(x)
+        qk, v = self.shared(x)
+        qk, v = qk.unflatten(-1, (-1, c.head_dim)), v.unflatten(-1, (-1, c.head_dim))
         if self.q_norm is not None and self.k_norm is not None:
             q, k = qk.split((heads, kv_heads), dim=2)
             qk = torch.cat((self.q_norm(q, context.ops), self.k_norm(k, context.ops)), dim=2)
@@ -87,13 +86,3 @@ class GQA(Attention):
         k, v = (t.repeat_interleave(repeat, dim=2).transpose(1, 2) for t in (k, v))
         out = context.attend(q.transpose(1, 2), k, v, self.scale)
         return self.o_proj(out.transpose(1, 2).flatten(-2))
-
-    def _projected(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Queries and keys [batch, seq, heads + key heads, head_dim], and values [batch, seq, key heads, head_dim]."""
-        c = self.config
-        if self.qkv_proj is None:
-            qk, v = torch.cat((self.q_proj(x), self.k_proj(x)), dim=-1), self.v_proj(x)
-        else:
-            both = c.num_attention_heads + c.num_key_value_heads
-            qk, v = self.qkv_proj(x).split((both * c.head_dim, c.num_key_value_heads * c.head_dim), dim=-1)
-        return qk.unflatten(-1, (-1, c.head_dim)), v.unflatten(-1, (-1, c.head_dim))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from rorqual.core.config import MOST, Count, Natural
 from rorqual.model.attention.base import Attention, AttentionConfig, AttentionContext, CachePart, LayerCache, RMSNorm
 from rorqual.model.cost import Cost, linear, vector
-from rorqual.ops.registry import Ops
+from rorqual.ops.backends import Backend
 from rorqual.ops.rope import Rope, rotate, softmax_factor
 
 
@@ -76,9 +76,7 @@ class MLAConfig(AttentionConfig):
 class MLA(Attention):
     """Caches, for each token, the normed latent c^KV and the rotated shared key k^R, side by side."""
 
-    a_proj: nn.Module | None
-    up: tuple[Tensor, Tensor] | None = None
-    """See `up_maps`; where an engine has laid them out there is no `kv_b_proj`."""
+    derived = {"up_maps": "kv_b_proj"}
 
     def __init__(self, config: MLAConfig, hidden_size: int, eps: float) -> None:
         super().__init__()
@@ -96,13 +94,12 @@ class MLA(Attention):
             c.kv_lora_rank, c.num_attention_heads * (c.qk_nope_head_dim + c.v_head_dim), bias=False
         )
         self.o_proj = nn.Linear(c.num_attention_heads * c.v_head_dim, hidden_size, bias=False)
-        self.register_module("a_proj", None)
-        self.joined = {"a_proj": ("q_a_proj" if c.q_lora_rank else "q_proj", "kv_a_proj_with_mqa")}
+        self.shared_input = (("q_a_proj" if c.q_lora_rank else "q_proj",), ("kv_a_proj_with_mqa",))
         self.scale = c.qk_head_dim**-0.5 * softmax_factor(c.rope)
 
     def forward(self, x: Tensor, context: AttentionContext, cache: LayerCache | None) -> Tensor:
         c, ops = self.config, context.ops
-        first, kv = self._projected(x)
+        first, kv = self.shared(x)
         q = self.q_b_proj(self.q_a_layernorm(first, ops)) if c.q_lora_rank else first
         q = q.unflatten(-1, (c.num_attention_heads, c.qk_head_dim))  # [batch, seq, heads, qk_head_dim]
         q_nope, q_rope = q.split((c.qk_nope_head_dim, c.qk_rope_head_dim), dim=-1)
@@ -115,20 +112,15 @@ class MLA(Attention):
             return self._naive(q_nope, q_rope, latent, k_rope, context)
         return self._absorbed(q_nope, q_rope, torch.cat((latent, k_rope), dim=-1), cache, ops)
 
-    def _projected(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The queries' latents, or where there are none the queries; and latents and shared keys [batch, seq, kv_lora_rank + rope]."""
-        c = self.config
-        if self.a_proj is None:
-            return (self.q_a_proj if c.q_lora_rank else self.q_proj)(x), self.kv_a_proj_with_mqa(x)
-        kv = c.kv_lora_rank + c.qk_rope_head_dim
-        first, second = self.a_proj(x).tensor_split((-kv,), dim=-1)
-        return first, second
-
     def _naive(
         self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, k_rope: Tensor, context: AttentionContext
     ) -> Tensor:
         c = self.config
-        both = self.kv_b_proj(latent) if self.up is None else F.linear(latent, torch.cat(self.up, dim=1).flatten(0, 1))
+        if "up_maps" in self.known:
+            w_uk, w_uv = self.known["up_maps"]
+            both = F.linear(latent, torch.cat((w_uk, w_uv.transpose(1, 2)), dim=1).flatten(0, 1))
+        else:
+            both = self.kv_b_proj(latent)
         kv = both.unflatten(-1, (c.num_attention_heads, -1))  # [batch, keys, heads, nope + v]
         k_nope, v = kv.split((c.qk_nope_head_dim, c.v_head_dim), dim=-1)
         k = torch.cat((k_nope, k_rope.unsqueeze(2).expand(-1, -1, c.num_attention_heads, -1)), dim=-1)
@@ -137,27 +129,19 @@ class MLA(Attention):
         return self.o_proj(out.transpose(1, 2).flatten(-2))
 
     def up_maps(self) -> tuple[Tensor, Tensor]:
-        """W^UK [heads, nope, kv_lora_rank] and W^UV [heads, v, kv_lora_rank]."""
-        if self.up is not None:
-            return self.up
+        """W^UK [heads, nope, kv_lora_rank] and the transposed W^UV [heads, kv_lora_rank, v]."""
         c = self.config
         both = self.kv_b_proj.weight.unflatten(0, (c.num_attention_heads, -1))  # [heads, nope + v, kv_lora_rank]
         w_uk, w_uv = both.split((c.qk_nope_head_dim, c.v_head_dim), dim=1)
-        return w_uk, w_uv
+        return w_uk, w_uv.transpose(1, 2)
 
-    def lay_out(self) -> None:
-        """Each of both maps in one piece: products of bf16 copy, in every step, what does not lie so."""
-        w_uk, w_uv = self.up_maps()
-        self.up = w_uk.detach().contiguous(), w_uv.detach().contiguous()
-        del self.kv_b_proj
-
-    def _absorbed(self, q_nope: Tensor, q_rope: Tensor, new: Tensor, cache: LayerCache, ops: Ops) -> Tensor:
+    def _absorbed(self, q_nope: Tensor, q_rope: Tensor, new: Tensor, cache: LayerCache, ops: Backend) -> Tensor:
         c = self.config
-        w_uk, w_uv = self.up_maps()
+        w_uk, w_uv = self.tensors("up_maps")
         flat = q_nope.flatten(0, 1).transpose(0, 1)  # [heads, tokens, nope]
         q_latent = ops.bmm(flat, w_uk).transpose(0, 1)
         q = torch.cat((q_latent, q_rope.flatten(0, 1)), dim=-1).unsqueeze(1)  # [tokens, 1, heads, kv_lora_rank + rope]
         cache.write({"latent": new.flatten(0, 1).unsqueeze(1)})
         mixed = cache.attend(q, "latent", "latent", self.scale, value_width=c.kv_lora_rank).squeeze(1)
-        out = ops.bmm(mixed.transpose(0, 1), w_uv.transpose(1, 2)).transpose(0, 1)  # [tokens, heads, v_head_dim]
+        out = ops.bmm(mixed.transpose(0, 1), w_uv).transpose(0, 1)  # [tokens, heads, v_head_dim]
         return self.o_proj(out.flatten(1).view(*q_nope.shape[:2], -1))

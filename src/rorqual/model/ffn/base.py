@@ -3,34 +3,30 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from rorqual.core.config import Kind
 from rorqual.core.errors import ConfigError
 from rorqual.model.cost import Cost
+from rorqual.ops.backends import Backend
+from rorqual.ops.layer import Layer
 from rorqual.ops.moe import Routing
-from rorqual.ops.registry import Ops
 
 
-class FFN(nn.Module, ABC):
-    """x [tokens, hidden] -> ([tokens, hidden], where the tokens went or None). `joined`, `lay_out`: as of `Attention`.
+class FFN(Layer, ABC):
+    """x [tokens, hidden] -> ([tokens, hidden], where the tokens went or None).
 
     `experts_per_token`: routed experts that serve a token, as of the config. Where it is not 0, choices are recorded, replayed and counted.
     """
 
-    joined: Mapping[str, tuple[str, ...]] = {}
     experts_per_token: int = 0
-
-    def lay_out(self) -> None:
-        """Make of a copy that nobody trains what reads fastest."""
 
     def balance(self, load: Tensor, gamma: float) -> None:
         """Move what evens the load by one step of `gamma`, given the tokens of an update that each expert served [experts]."""
 
     @abstractmethod
-    def forward(self, x: Tensor, ops: Ops, replay: Tensor | None) -> tuple[Tensor, Routing | None]: ...
+    def forward(self, x: Tensor, ops: Backend, replay: Tensor | None) -> tuple[Tensor, Routing | None]: ...
 
 
 class FFNConfig(Kind):

@@ -13,8 +13,8 @@ from rorqual.core.config import MOST, Count, Natural, Positive
 from rorqual.model.cost import Cost, linear, vector
 from rorqual.model.ffn.base import FFN, FFNConfig
 from rorqual.model.ffn.dense import Dense
+from rorqual.ops.backends import Backend, Experts
 from rorqual.ops.moe import Routing, route, router_logits
-from rorqual.ops.registry import Ops
 
 
 class MoEConfig(FFNConfig):
@@ -69,23 +69,11 @@ class MoEConfig(FFNConfig):
             raise ValueError("group_score 'top2' needs two experts in a group")
 
 
-class Experts(nn.Module):
-    """All routed experts: gate_up_proj [experts, 2 intermediate, hidden] (gate first), down_proj [experts, hidden, intermediate]."""
-
-    def __init__(self, n: int, hidden_size: int, intermediate_size: int) -> None:
-        super().__init__()
-        self.gate_up_proj = nn.Parameter(torch.empty(n, 2 * intermediate_size, hidden_size))
-        self.down_proj = nn.Parameter(torch.empty(n, hidden_size, intermediate_size))
-
-    def forward(self, x: Tensor, routing: Routing, ops: Ops) -> Tensor:
-        """x [tokens, hidden] -> the gated sum of its experts [tokens, hidden]."""
-        return ops.experts(x, routing, self.gate_up_proj, self.down_proj)
-
-
 class MoE(FFN):
     """`e_score_correction_bias` [experts] is a buffer that the trainer moves. It stays fp32 in every type, and so does the
     router's arithmetic, whatever the type of its weight `gate`."""
 
+    derived = {"wide_gate": "gate"}
     e_score_correction_bias: Tensor
 
     def __init__(self, config: MoEConfig, hidden_size: int) -> None:
@@ -107,9 +95,9 @@ class MoE(FFN):
             self.e_score_correction_bias = bias.to(moved.device)
         return self
 
-    def lay_out(self) -> None:
-        """The router's weight in the type that it is used in."""
-        self.gate = nn.Parameter(self.gate.detach().float(), requires_grad=False)
+    def wide_gate(self) -> tuple[Tensor]:
+        """The router's weight [experts, hidden] in the type that it is used in."""
+        return (self.gate.float(),)
 
     @torch.no_grad()
     def balance(self, load: Tensor, gamma: float) -> None:
@@ -117,10 +105,10 @@ class MoE(FFN):
         error = load.float().mean() - load.float()
         self.e_score_correction_bias.add_(gamma * error.sign().to(self.e_score_correction_bias))
 
-    def forward(self, x: Tensor, ops: Ops, replay: Tensor | None) -> tuple[Tensor, Routing | None]:
+    def forward(self, x: Tensor, ops: Backend, replay: Tensor | None) -> tuple[Tensor, Routing | None]:
         c = self.config
         routing = route(
-            router_logits(x, self.gate),
+            router_logits(x, *self.tensors("wide_gate")),
             self.e_score_correction_bias,
             k=c.num_experts_per_tok,
             n_group=c.n_group,

@@ -20,8 +20,8 @@ from rorqual.model.ffn import MoE
 from rorqual.model.load.find import family_for
 from rorqual.model.load.names import SCALE, Entry, Shape
 from rorqual.model.skeleton import skeleton
+from rorqual.ops.backends import TORCH, Backend
 from rorqual.ops.quant import dequantize_blocks
-from rorqual.ops.registry import FAST, Ops
 
 FP8 = "F8_E4M3"
 """What safetensors calls torch.float8_e4m3fn."""
@@ -119,7 +119,7 @@ def _check_shapes(shapes: Mapping[str, Shape], wanted: Mapping[str, Shape], wher
         )
 
 
-def load_run(run: RunDir, *, device: str = "cpu", dtype: torch.dtype = torch.float32, ops: Ops = FAST) -> Decoder:
+def load_run(run: RunDir, *, device: str = "cpu", dtype: torch.dtype = torch.float32, ops: Backend = TORCH) -> Decoder:
     """The model of a run's newest whole checkpoint, ready to use. It is held once, in `dtype`, in whatever type it is stored."""
     checkpoint = run.checkpoint()
     model = skeleton(read_model_config(run), ops)

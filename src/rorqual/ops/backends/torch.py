@@ -1,0 +1,59 @@
+"""The fast arithmetic of training and of engines that promise nothing of their last bits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from torch import Tensor, nn
+
+from rorqual.ops import invariant
+from rorqual.ops.backends import training
+from rorqual.ops.backends.base import Backend, Fit, Matrices
+from rorqual.ops.backends.packed import Packing
+from rorqual.ops.moe import Routing
+
+
+class Torch(Packing):
+    """torch's fused attention, experts as products over sorted tokens, backward passes written out (`ops.backends.training`)."""
+
+    name = "torch"
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        return training.rms_norm(x, weight, eps)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tensor:
+        return training.attend(q, k, v, mask, scale)
+
+    def experts(self, x: Tensor, routing: Routing, gate_up: Matrices, down: Matrices) -> Tensor:
+        if isinstance(gate_up, Tensor) and isinstance(down, Tensor):
+            return training.experts(x, routing, gate_up, down)
+        return invariant.experts(x, routing, gate_up, down)
+
+    def experts_tuned(
+        self, x: Tensor, routing: Routing, gate_up: Tensor, down: Tensor, tuned: Sequence[int], parts: Sequence[Tensor]
+    ) -> Tensor:
+        return training.experts_tuned(x, routing, gate_up, down, tuned, parts)
+
+    def fit(self, model: nn.Module, *, cache_widths: Iterable[int], threads: int) -> Fit:
+        return Fit(_Steps(), False, threads)
+
+
+class _Steps(Torch):
+    """The same for the steps of an engine, which need no gradients: rows as they come, attention in blocks."""
+
+    in_blocks = True
+    lanes = invariant.LANES
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        return invariant.rms_norm(x, weight, eps)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tensor:
+        return Backend.attend(self, q, k, v, mask, scale)
+
+    def experts(self, x: Tensor, routing: Routing, gate_up: Matrices, down: Matrices) -> Tensor:
+        return invariant.loose_experts(x, routing, gate_up, down)
+
+    def experts_tuned(
+        self, x: Tensor, routing: Routing, gate_up: Tensor, down: Tensor, tuned: Sequence[int], parts: Sequence[Tensor]
+    ) -> Tensor:
+        return Backend.experts_tuned(self, x, routing, gate_up, down, tuned, parts)

@@ -1,0 +1,212 @@
+"""The arithmetic in which a row's bits depend on that row alone, and the probe of how many rows its products need on this machine.
+
+A library may choose another kernel for another number of rows, and does so on one make of processor otherwise than on another (`ops.rows`;
+docs/engine.md). The engine's promise of the same bits therefore stands on what `rows_of` finds out about each product of a model.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache, partial
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rorqual.ops import invariant
+from rorqual.ops.backends.base import Fit, M, Matrices, PreparedExperts
+from rorqual.ops.backends.packed import PackedLinear, Packing
+from rorqual.ops.invariant import LANES
+from rorqual.ops.layer import Layer, LinearMap
+from rorqual.ops.layout import laid_out, times
+from rorqual.ops.moe import Routing
+from rorqual.ops.paged import BLOCK
+from rorqual.ops.rows import ENOUGH, Rows, bmm, cancelling, in_tiles
+
+Kind = Literal["map", "packed", "transposed", "straight"]
+"""A product with a matrix [out, width] as it lies; laid out; batched, transposed; batched, of a matrix [width, out]."""
+Product = tuple[Kind, int, int, torch.dtype]
+"""Kind, width and out, and type."""
+CHOICES = (Rows(4), ENOUGH, Rows(16, 32), Rows(16, 16))
+"""Filled up a little, as MKL's path for any x86 needs it; more, as its path for Intel's own; and with at most so many wide rows at once,
+as oneDNN's bf16 on AMX."""
+EVEN = 4
+"""Widths of keys and values are multiples of this where the promise holds (docs/engine.md)."""
+STEPS = {torch.float32: (1, 2, 4)}
+"""Multiples of the least rows that are tried, by type."""
+MORE_STEPS = (1, 2, 3, 4, 6, 16)
+WHOLE = 20
+WIDEST = 16384
+"""Outputs that are tried: of 49,152 the first have the same bits (docs/LOG.md), and a head of a large vocabulary need not be made again."""
+NOT_HELD = (
+    "here answers may differ in their last bits by what runs beside them: no number of rows was found at which this model's products "
+    "on this device are all rounded in one way (docs/engine.md)"
+)
+"""What to say where the promise was asked for and is not held."""
+
+
+class TorchInvariant(Packing):
+    """Products of `rows` rows, filled up; attention in blocks of one size; no element in a rest of a vector."""
+
+    name = "torch-invariant"
+    invariant = True
+    in_blocks = True
+    lanes = LANES
+
+    def __init__(self, rows: Rows = ENOUGH) -> None:
+        self.rows = rows
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        return invariant.rms_norm(x, weight, eps)
+
+    def silu(self, x: Tensor) -> Tensor:
+        return invariant.silu(x)
+
+    def sigmoid(self, x: Tensor) -> Tensor:
+        return invariant.sigmoid(x)
+
+    def experts(self, x: Tensor, routing: Routing, gate_up: Matrices, down: Matrices) -> Tensor:
+        return invariant.experts(x, routing, gate_up, down, self.rows)
+
+    def bmm(self, a: Tensor, b: Tensor) -> Tensor:
+        return bmm(a, b, self.rows.most)
+
+    def fit(self, model: nn.Module, *, cache_widths: Iterable[int], threads: int) -> Fit:
+        """With as many rows as the products of `model` need here, and no more threads than keep the promise."""
+        rows, held, threads = rows_of(model, cache_widths, threads)
+        return Fit(TorchInvariant(rows), held, threads)
+
+    def bind(self, model: M) -> M:
+        clone = super().bind(model)
+        if self.rows.most:
+            with torch.inference_mode(False), torch.no_grad():
+                clone = _tiled(clone, self.rows.most)
+        return clone
+
+
+def _tiled(module: M, most: int) -> M:
+    """A tree that shares all parameters, each of whose maps multiplies at most `most` wide rows at once."""
+    clone = copy.copy(module)
+    if isinstance(clone, PackedLinear):
+        clone.most = most
+        return clone
+    clone._modules = dict(module._modules)
+    if isinstance(clone, Layer):
+        for name, source in clone.tied.items():
+            if clone._modules.get(name) is None:
+                clone._modules[name] = _linear(getattr(clone, source).weight)
+    for key, child in clone._modules.items():
+        if type(child) is nn.Linear or (isinstance(child, LinearMap) and not isinstance(child, PackedLinear)):
+            clone._modules[key] = TiledLinear(child, most)
+        elif child is not None:
+            clone._modules[key] = _tiled(child, most)
+    return clone
+
+
+def _linear(weight: nn.Parameter) -> nn.Linear:
+    """A map that multiplies by this very tensor."""
+    with torch.device("meta"):
+        linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+    linear.weight = weight
+    return linear
+
+
+class TiledLinear(LinearMap):
+    """Another's map, whose parameters it reads, at most `most` wide rows at once (`ops.rows`)."""
+
+    def __init__(self, other: nn.Linear | LinearMap, most: int) -> None:
+        super().__init__()
+        self._other, self.most = (other,), most  # no module of this one's
+        self.inner = getattr(other, "inner", 0)
+
+    @property
+    def weight(self) -> Tensor:
+        """[out, in]."""
+        return self._other[0].weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., in] -> [..., out]."""
+        return in_tiles(self._other[0].forward, x, self.most, self.inner)
+
+
+def rows_of(model: nn.Module, cache_widths: Iterable[int], threads: int) -> tuple[Rows, bool, int]:
+    """How many rows its products are to have, whether each then rounds a row in one way, and with how many threads at most.
+
+    The first of `CHOICES` under which every product of `model`, one of each shape, does so with `threads` as with one; else, with one.
+    """
+    widths = sorted(set(cache_widths))
+    weight = next(model.parameters())
+    if weight.device.type != "cpu":
+        return Rows(4), False, threads  # nobody has looked
+    if any(width % EVEN for width in widths):
+        # Keys of 18 and values of 10 are rounded in two ways in attention, though each product below holds.
+        return ENOUGH, False, threads
+    products = set(products_of(model, widths))
+    for most in dict.fromkeys((threads, 1)):
+        for rows in CHOICES:
+            if all(_alike(*product, rows, most) for product in products):
+                return rows, True, most
+    return ENOUGH, False, threads
+
+
+def products_of(model: nn.Module, cache_widths: Iterable[int]) -> Iterator[Product]:
+    """The shapes of a model's products, from its parameters, packed weights, derived tensors and the parts that attention caches."""
+    dtype = next(model.parameters()).dtype
+    for width in cache_widths:  # scores and sums over a block
+        yield "transposed", width, BLOCK, dtype
+        yield "straight", BLOCK, width, dtype
+    for module in model.modules():
+        replaced: set[str] = set()
+        if isinstance(module, Layer):
+            replaced = set(module.derived.values())
+            for name in module.derived:
+                for tensor in module.tensors(name):
+                    if tensor.ndim == 2:
+                        yield "map", tensor.shape[1], tensor.shape[0], tensor.dtype
+                    else:
+                        kind: Kind = "straight" if tensor.stride(-1) <= tensor.stride(-2) else "transposed"
+                        yield kind, tensor.shape[1], tensor.shape[2], tensor.dtype
+        if isinstance(module, PackedLinear):
+            yield "packed", module.shape[1], module.shape[0], module.dtype
+        if isinstance(module, PreparedExperts):
+            for matrix in (module.gate_up[0], module.down[0]):
+                yield "packed", matrix.shape[1], matrix.shape[0], matrix.dtype
+        for name, parameter in module._parameters.items():
+            if parameter is None or name in replaced:
+                continue
+            if (
+                parameter.ndim == 2
+            ):  # a linear map's, an adapter's, or a table of tokens, which is the shape of the head
+                yield "map", parameter.shape[1], parameter.shape[0], parameter.dtype
+            if parameter.ndim == 3:  # experts, one by one or all at once
+                yield "map", parameter.shape[2], parameter.shape[1], parameter.dtype
+                yield "transposed", parameter.shape[2], parameter.shape[1], parameter.dtype
+
+
+@lru_cache(maxsize=1024)
+def _alike(kind: Kind, width: int, out: int, dtype: torch.dtype, rows: Rows, threads: int) -> bool:
+    before = torch.get_num_threads()
+    try:
+        with torch.inference_mode(False), torch.no_grad():
+            steps = STEPS.get(dtype, MORE_STEPS)
+            x, matrix = cancelling(rows.least * min(WHOLE, 2 * steps[-1]), min(out, WIDEST), width, dtype)
+            product = _product(kind, matrix, rows.most)
+            del matrix
+            torch.set_num_threads(1)
+            whole = product(x)
+            torch.set_num_threads(threads)
+            some = (min(rows.least * n, len(x)) for n in (*steps, WHOLE))
+            return all(torch.equal(product(x[:count]), whole[:count]) for count in some)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _product(kind: Kind, matrix: Tensor, most: int) -> Callable[[Tensor], Tensor]:
+    if kind == "map":
+        return partial(in_tiles, partial(F.linear, weight=matrix), most=most)
+    if kind == "packed":
+        return partial(in_tiles, partial(times, opaque=laid_out(matrix)), most=most)
+    other = matrix.t() if kind == "transposed" else matrix.t().contiguous()
+    return lambda x: bmm(x[None], other[None], most)[0]

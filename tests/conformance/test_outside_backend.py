@@ -1,0 +1,150 @@
+"""A backend of a user's own is found by name; it serves, restores from disk, evaluates, trains. Where it cannot, nothing runs instead."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transposed import Transposed, TransposedLinear
+
+from rorqual.cli.generating import GenerateSettings, _local
+from rorqual.cli.measure import EvalSettings, generator
+from rorqual.core.errors import ConfigError
+from rorqual.core.records import RunDir
+from rorqual.data.chat import chat_format
+from rorqual.data.tokenizer import BASE_VOCAB, Tokenizer
+from rorqual.engine import Completion, Engine, Request, SamplingParams
+from rorqual.model import Decoder, ModelConfig, Stage, build
+from rorqual.model.attention import GQAConfig, MLAConfig
+from rorqual.model.ffn import DenseConfig, MoEConfig
+from rorqual.ops.backends import TORCH, TORCH_INVARIANT, Backend, backend
+from rorqual.recipes.pretrain import pretrain
+from rorqual.train.loop import fit
+from rorqual.train.run import Run
+
+MLA = MLAConfig(
+    num_attention_heads=2, q_lora_rank=12, kv_lora_rank=8, qk_nope_head_dim=8, qk_rope_head_dim=4, v_head_dim=12
+)
+GQA = GQAConfig(num_attention_heads=4, num_key_value_heads=2, head_dim=8, attention_bias=True)
+MOE = MoEConfig(n_routed_experts=6, num_experts_per_tok=2, moe_intermediate_size=16, n_shared_experts=1)
+
+
+def model_of(*, tied: bool = False) -> Decoder:
+    stages = (
+        Stage(layers=1, attention=GQA, ffn=DenseConfig(intermediate_size=48)),
+        Stage(layers=1, attention=MLA, ffn=MOE),
+    )
+    config = ModelConfig(
+        vocab_size=BASE_VOCAB,
+        hidden_size=32,
+        stages=stages,
+        max_position_embeddings=256,
+        initializer_range=0.3,
+        tie_word_embeddings=tied,
+    )
+    return build(config, seed=1)
+
+
+def engine_of(model: Decoder, **settings: Any) -> Engine:
+    tokenizer = Tokenizer.byte_level()
+    return Engine.of(model, tokenizer, chat_format(tokenizer, "deepseek"), **settings)
+
+
+def answers(engine: Engine) -> list[Completion]:
+    requests = [
+        Request(prompt_ids=tuple(range(40, 52 + 70 * i)), params=SamplingParams(max_tokens=24, seed=i, ignore_eos=True))
+        for i in range(2)
+    ]
+    return [one for group in engine.generate(requests) for one in group]
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["head", "tied"])
+def test_it_serves_what_the_packages_own_serve(tied: bool) -> None:
+    model = model_of(tied=tied)
+    Transposed.used.clear()
+    expected = answers(engine_of(model, backend="torch", pack=True))
+    assert not Transposed.used
+    engine = engine_of(model, backend="transposed", pack=True)
+    found = answers(engine)
+    assert set(Transposed.used) == {"columns"}
+    maps = [m for m in engine.model.modules() if isinstance(m, TransposedLinear)]
+    assert len(maps) == 2 * 2 + 3 + 2 + 1, (
+        "fused and output maps of both attentions, queries of latents, networks, the head"
+    )
+    for one, other in zip(found, expected, strict=True):
+        assert one.token_ids == other.token_ids
+        torch.testing.assert_close(torch.tensor(one.logprobs), torch.tensor(other.logprobs), rtol=0, atol=1e-4)
+    assert not engine.invariant, "it promises nothing"
+
+
+def test_without_a_copy_of_its_own_it_computes_with_the_weights_as_they_are() -> None:
+    Transposed.used.clear()
+    engine = engine_of(model_of(), backend="transposed")
+    answers(engine)
+    assert set(Transposed.used) == {"stacked"} and type(engine._cores[-1].runner.model.ops) is Transposed
+
+
+def test_its_blocks_are_found_on_disk_and_no_others(tmp_path: Path) -> None:
+    model, request = model_of(), Request(prompt_ids=tuple(range(40, 240)), params=SamplingParams(max_tokens=8))
+    said = {}
+    for turn, name in enumerate(("transposed", "transposed", "torch", "transposed")):
+        engine = engine_of(model, backend=name, pack=True, reuse=True, cache_dir=tmp_path)
+        [[found]] = engine.generate([request])
+        said[turn] = found.token_ids
+        assert engine.stats()["blocks_restored"] == (3 if turn in (1, 3) else 0), turn
+        engine.close()
+    assert said[0] == said[1] == said[3]
+
+
+def test_what_it_cannot_run_is_refused_and_its_twin_is_run() -> None:
+    engine_of(model_of(), backend="transposed")
+    with pytest.raises(
+        ConfigError, match=r"backend=transposed cannot run this model: it computes in float32, not in torch\.bf"
+    ):
+        engine_of(model_of().bfloat16(), backend="transposed")
+    with pytest.raises(ConfigError, match="unknown backend 'transpose'") as caught:
+        engine_of(model_of(), backend="transpose")
+    assert "transposed" in caught.value.remedy
+
+
+def tiny(folder: Path, **changes: Any) -> Run:
+    file = folder / "text.txt"
+    file.write_text("".join(f"{a} and {b} make {a + b}. " for a in range(40) for b in range(10)), encoding="utf-8")
+    run = pretrain(data=str(file), size="tiny", steps=4, rows=2, row=32)
+    return run.model_copy(update=changes)
+
+
+def test_it_trains_and_evaluates_by_name(tmp_path: Path) -> None:
+    losses = {}
+    for name in ("torch", "transposed", "torch-invariant"):
+        records: list[Any] = []
+        state = fit(tiny(tmp_path, backend=name), RunDir(tmp_path / name), quiet=True, observe=records.append)
+        losses[name] = [record["loss"] for record in records if "loss" in record]
+        assert type(state.model.ops) is type(backend(name))
+    assert len(losses["torch"]) == 4 and losses["transposed"] == pytest.approx(losses["torch"], rel=1e-4)
+    for name in ("transposed", "torch"):
+        engine = generator(str(tmp_path / "torch"), EvalSettings(task="families", backend=name))
+        assert type(engine._cores[0].runner.backend).__mro__[0:2].count(type(backend(name))) == 1
+        made = _local(GenerateSettings(run=str(tmp_path / "torch"), backend=name, raw=True))
+        assert made.config.backend == name
+    refused = tiny(tmp_path, backend="transposed", dtype="bfloat16")
+    with pytest.raises(ConfigError, match="transposed cannot train this model: it computes in float32"):
+        fit(refused, RunDir(tmp_path / "refused"), quiet=True)
+
+
+def test_a_run_from_before_backends_had_names_is_read(tmp_path: Path) -> None:
+    now = tiny(tmp_path).model_dump()
+    for old, name in (("fast", "torch"), ("invariant", "torch-invariant")):
+        then = {key: value for key, value in now.items() if key != "backend"} | {"arithmetic": old}
+        assert Run.model_validate(then).backend == name
+    with pytest.raises(ConfigError, match="unknown backend 'tourch'"):
+        Run.model_validate(now | {"backend": "tourch"})
+
+
+def test_the_packages_own_refuse_nothing_and_say_what_they_promise() -> None:
+    for one in (Backend(), TORCH, TORCH_INVARIANT):
+        for dtype in (torch.float32, torch.bfloat16):
+            assert one.supports(torch.device("cpu"), dtype, model_of(), training=True) is None
+    assert [one.invariant for one in (Backend(), TORCH, TORCH_INVARIANT)] == [False, False, True]

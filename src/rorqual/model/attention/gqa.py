@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from rorqual.core.config import MOST, Count
 from rorqual.model.attention.base import Attention, AttentionConfig, AttentionContext, CachePart, LayerCache, RMSNorm
 from rorqual.model.cost import Cost, linear, vector
-from rorqual.ops.rope import Rope, rotate, softmax_factor
+from rorqual.ops.rope import Rope, softmax_factor
 
 
 class GQAConfig(AttentionConfig):
@@ -76,7 +76,7 @@ class GQA(Attention):
             q, k = qk.split((heads, kv_heads), dim=2)
             qk = torch.cat((self.q_norm(q, context.ops), self.k_norm(k, context.ops)), dim=2)
         cos, sin = context.rope(c.rope, c.head_dim, interleaved=False)
-        q, k = rotate(qk, cos, sin, interleaved=False).split((heads, kv_heads), dim=2)
+        q, k = context.ops.rope(qk, cos, sin, interleaved=False).split((heads, kv_heads), dim=2)
         repeat = heads // kv_heads
         if cache is not None:
             grouped = q.flatten(0, 1).unflatten(1, (-1, repeat))  # [tokens, kv heads, repeat, head_dim]

@@ -18,7 +18,7 @@ from rorqual.core.config import MOST, Count, Natural
 from rorqual.model.attention.base import Attention, AttentionConfig, AttentionContext, CachePart, LayerCache, RMSNorm
 from rorqual.model.cost import Cost, linear, vector
 from rorqual.ops.backends import Backend
-from rorqual.ops.rope import Rope, rotate, softmax_factor
+from rorqual.ops.rope import Rope, softmax_factor
 
 
 class MLAConfig(AttentionConfig):
@@ -106,7 +106,7 @@ class MLA(Attention):
         latent, k_rope = kv.split((c.kv_lora_rank, c.qk_rope_head_dim), dim=-1)
         latent = self.kv_a_layernorm(latent, ops)  # [batch, seq, kv_lora_rank]
         cos, sin = context.rope(c.rope, c.qk_rope_head_dim, interleaved=True)
-        turned = rotate(torch.cat((q_rope, k_rope.unsqueeze(2)), dim=2), cos, sin, interleaved=True)
+        turned = ops.rope(torch.cat((q_rope, k_rope.unsqueeze(2)), dim=2), cos, sin, interleaved=True)
         q_rope, k_rope = turned[:, :, :-1], turned[:, :, -1]  # [batch, seq, heads, rope], [batch, seq, rope]
         if cache is None:
             return self._naive(q_nope, q_rope, latent, k_rope, context)

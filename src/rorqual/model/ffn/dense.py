@@ -45,4 +45,4 @@ class Dense(FFN):
 
     def forward(self, x: Tensor, ops: Backend, replay: Tensor | None) -> tuple[Tensor, Routing | None]:
         gate, up = self.shared(x)
-        return self.down_proj(ops.silu(gate) * up), None
+        return self.down_proj(ops.act_mul(gate, up)), None

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from rorqual.ops import attention, moe, norm
 from rorqual.ops.layer import Layer
 from rorqual.ops.moe import Routing
+from rorqual.ops.rope import rotate
 from rorqual.ops.rows import LOOSE, Rows
 
 M = TypeVar("M", bound=nn.Module)
@@ -75,6 +76,14 @@ class Backend:
     def silu(self, x: Tensor) -> Tensor:
         """x sigmoid(x)."""
         return F.silu(x)
+
+    def act_mul(self, gate: Tensor, up: Tensor) -> Tensor:
+        """silu(gate) up, of equal shapes (Shazeer 2020, eq. 6)."""
+        return self.silu(gate) * up
+
+    def rope(self, x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool) -> Tensor:
+        """See `ops.rope.rotate`."""
+        return rotate(x, cos, sin, interleaved=interleaved)
 
     def sigmoid(self, x: Tensor) -> Tensor:
         """1 / (1 + exp(-x))."""

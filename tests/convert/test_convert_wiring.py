@@ -13,7 +13,7 @@ import pytest
 from rorqual.convert.files import find_tensors, in_the_making, inside, refuse_target
 from rorqual.convert.gguf_header import HeaderKeys
 from rorqual.convert.gguf_keys import ARCHITECTURES, architecture_for, config_from_keys, keys_for
-from rorqual.convert.gguf_names import Piece as Rows
+from rorqual.convert.gguf_names import RowRange as Rows
 from rorqual.convert.gguf_names import layout as gguf_layout
 from rorqual.convert.hf import _shards
 from rorqual.convert.hub import is_hub_id

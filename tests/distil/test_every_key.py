@@ -15,7 +15,7 @@ from sums_task import SUMS
 from typer.testing import CliRunner
 
 from rorqual.cli.main import app
-from rorqual.cli.verbs.distil import Mode
+from rorqual.cli.verbs.distil import DistilCommand
 from rorqual.core.config import read_yaml
 from rorqual.distil import Access, FactoryConfig, FilterConfig
 
@@ -102,7 +102,7 @@ def test_no_key_is_forgotten_here() -> None:
         *(f"filters.{name}" for name in FilterConfig.model_fields),
     }
     assert {key.removeprefix("access.") for key in {**REMOTE, **LOCAL}} == fields - {"teacher", "filters", "access"}
-    assert set(Mode.model_fields) == {"out", "threads", "quiet", "api_key"}
+    assert set(DistilCommand.model_fields) == {"out", "threads", "quiet", "api_key"}
     plain = FactoryConfig(teacher="run", task="")
     for config, keys in ((wanted("http://x/v1", REMOTE), REMOTE), (wanted("run", LOCAL), LOCAL)):
         for key in keys:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rorqual.convert.files import beside
 from rorqual.convert.gguf_keys import architecture_for, keys_for
-from rorqual.convert.gguf_names import Layout, Piece, Shape, check_tensors, layout
+from rorqual.convert.gguf_names import Layout, RowRange, Shape, check_tensors, layout
 from rorqual.convert.gguf_quant import FORMATS, Bytes, Format, encode, written_format
 from rorqual.convert.gguf_rope import FREQS, rope_factors
 from rorqual.convert.gguf_tokenizer import tokenizer_keys
@@ -205,7 +205,7 @@ def _write(
             temporary.unlink(missing_ok=True)
 
 
-def _encoded(source: _Source, piece: Piece, format_: Format) -> Iterator[Bytes]:
+def _encoded(source: _Source, piece: RowRange, format_: Format) -> Iterator[Bytes]:
     """The bytes of a piece, in slices."""
     columns = int(np.prod(source.layout.theirs[piece.theirs][1:], dtype=np.int64))
     for begin, end in piece.steps(max(CHUNK // (4 * columns), 1)):

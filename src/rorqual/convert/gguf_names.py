@@ -60,7 +60,7 @@ _EXPERT_NAME = re.compile(r"mlp\.experts\.(\d+)\.(gate|up|down)_proj\.weight")
 
 
 @dataclass(frozen=True)
-class Piece:
+class RowRange:
     """`rows` rows of the published tensor `theirs` from row `start` on, as they stand in tensor `gguf` from `gguf_start` on.
 
     "permuted": in heads of `head` rows, (half, index) there is (index, half) here. "transposed": the rows are columns, so
@@ -106,20 +106,20 @@ class Layout:
     entries: tuple[Entry, ...]
     ours: Mapping[str, Shape]
     theirs: Mapping[str, Shape]
-    pieces: tuple[Piece, ...]
+    pieces: tuple[RowRange, ...]
     gguf: Mapping[str, Shape]
 
-    def of_theirs(self) -> dict[str, list[Piece]]:
+    def of_theirs(self) -> dict[str, list[RowRange]]:
         """The pieces of each published tensor, in the order of its rows."""
         return _grouped((piece.theirs, piece.start, piece) for piece in self.pieces)
 
-    def of_gguf(self) -> dict[str, list[Piece]]:
+    def of_gguf(self) -> dict[str, list[RowRange]]:
         """The pieces of each GGUF tensor, in the order of its rows."""
         return _grouped((piece.gguf, piece.gguf_start, piece) for piece in self.pieces)
 
 
-def _grouped(items: Iterator[tuple[str, int, Piece]]) -> dict[str, list[Piece]]:
-    out: dict[str, list[Piece]] = {}
+def _grouped(items: Iterator[tuple[str, int, RowRange]]) -> dict[str, list[RowRange]]:
+    out: dict[str, list[RowRange]] = {}
     for name, _, piece in sorted(items, key=lambda item: item[:2]):
         out.setdefault(name, []).append(piece)
     return out
@@ -134,7 +134,7 @@ def layout(config: ModelConfig, names: NameMap, architecture: str, *, joined_kv:
     ours = {name: tuple(tensor.shape) for name, tensor in state.items()}
     entries = tuple(entry for entry in names.entries if entry.ours in ours)
     theirs = {name: _their_shape(entry, ours[entry.ours]) for entry in entries for name in entry.theirs}
-    pieces: list[Piece] = []
+    pieces: list[RowRange] = []
     for name, shape in theirs.items():
         pieces += _pieces(config, name, shape, architecture, joined_kv)
     return Layout(entries, ours, theirs, tuple(pieces), _gguf_shapes(pieces, theirs))
@@ -146,10 +146,10 @@ def _their_shape(entry: Entry, ours: Shape) -> Shape:
     return ours[1:] if entry.kind == "stack" else (ours[1] // 2, *ours[2:])
 
 
-def _pieces(config: ModelConfig, name: str, shape: Shape, architecture: str, joined_kv: bool) -> Iterator[Piece]:
+def _pieces(config: ModelConfig, name: str, shape: Shape, architecture: str, joined_kv: bool) -> Iterator[RowRange]:
     rows = shape[0]
     if name in _OUTSIDE:
-        yield Piece(name, 0, rows, _OUTSIDE[name], 0, rows)
+        yield RowRange(name, 0, rows, _OUTSIDE[name], 0, rows)
         return
     found = _LAYER_NAME.fullmatch(name)
     if found is None:
@@ -158,12 +158,12 @@ def _pieces(config: ModelConfig, name: str, shape: Shape, architecture: str, joi
     attention = config.layers[int(found[1])].attention
     expert = _EXPERT_NAME.fullmatch(rest)
     if expert is not None:
-        yield Piece(name, 0, rows, f"{block}.ffn_{expert[2]}_exps.weight", int(expert[1]) * rows, rows)
+        yield RowRange(name, 0, rows, f"{block}.ffn_{expert[2]}_exps.weight", int(expert[1]) * rows, rows)
     elif rest == "mlp.gate.e_score_correction_bias":
-        yield Piece(name, 0, rows, f"{block}.exp_probs_b.bias", 0, rows)
+        yield RowRange(name, 0, rows, f"{block}.exp_probs_b.bias", 0, rows)
     elif rest == "self_attn.kv_b_proj.weight" and isinstance(attention, MLAConfig):
         if joined_kv:
-            yield Piece(name, 0, rows, f"{block}.attn_kv_b.weight", 0, rows)
+            yield RowRange(name, 0, rows, f"{block}.attn_kv_b.weight", 0, rows)
         else:
             yield from _split_kv(name, block, attention)
     else:
@@ -173,18 +173,18 @@ def _pieces(config: ModelConfig, name: str, shape: Shape, architecture: str, joi
         permuted = architecture == "llama" and base in ("self_attn.q_proj", "self_attn.k_proj")
         form: Form = "permuted" if permuted else "same"
         head = attention.head_dim if permuted and isinstance(attention, GQAConfig) else 1
-        yield Piece(name, 0, rows, f"{block}.{_LAYER[base]}.{kind}", 0, rows, form, head)
+        yield RowRange(name, 0, rows, f"{block}.{_LAYER[base]}.{kind}", 0, rows, form, head)
 
 
-def _split_kv(name: str, block: str, attention: MLAConfig) -> Iterator[Piece]:
+def _split_kv(name: str, block: str, attention: MLAConfig) -> Iterator[RowRange]:
     nope, value, rank = attention.qk_nope_head_dim, attention.v_head_dim, attention.kv_lora_rank
     for head in range(attention.num_attention_heads):
         at = head * (nope + value)
-        yield Piece(name, at, nope, f"{block}.attn_k_b.weight", head * rank, rank, "transposed")
-        yield Piece(name, at + nope, value, f"{block}.attn_v_b.weight", head * value, value)
+        yield RowRange(name, at, nope, f"{block}.attn_k_b.weight", head * rank, rank, "transposed")
+        yield RowRange(name, at + nope, value, f"{block}.attn_v_b.weight", head * value, value)
 
 
-def _gguf_shapes(pieces: list[Piece], theirs: Mapping[str, Shape]) -> dict[str, Shape]:
+def _gguf_shapes(pieces: list[RowRange], theirs: Mapping[str, Shape]) -> dict[str, Shape]:
     """Shapes as torch writes them. Stacks have three dimensions: one for each expert or head, its rows, its columns."""
     shapes: dict[str, Shape] = {}
     for piece in pieces:

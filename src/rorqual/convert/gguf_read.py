@@ -41,7 +41,7 @@ _SCALARS: Mapping[int, str] = {
 
 
 @dataclass(frozen=True)
-class Stored:
+class GGUFTensor:
     """A tensor of the file. `shape` is as torch writes it, rows first; `offset` is in bytes from the file's start."""
 
     name: str
@@ -75,12 +75,12 @@ class GGUFFile:
         self.keys, self.tensors = header.keys, header.tensors
         self._data = np.frombuffer(mapped, np.uint8)
 
-    def raw(self, tensor: Stored, start: int, stop: int) -> Bytes:
+    def raw(self, tensor: GGUFTensor, start: int, stop: int) -> Bytes:
         """Bytes of rows `start` to `stop`, [rows, row bytes], on the mapped file."""
         first = tensor.offset + start * tensor.row_bytes
         return self._data[first : first + (stop - start) * tensor.row_bytes].reshape(stop - start, tensor.row_bytes)
 
-    def rows(self, tensor: Stored, start: int, stop: int) -> Tensor:
+    def rows(self, tensor: GGUFTensor, start: int, stop: int) -> Tensor:
         """Rows `start` to `stop` [rows, columns], kept in F32, F16 or BF16, dequantised to fp32 otherwise.
 
         A NaN or an infinity, in the values or in the scale of a block, is a `CheckpointError` naming the tensor.
@@ -131,7 +131,7 @@ class _Header:
             self.keys[key] = self._value(self._number("<I", f"type of '{key}'"), key)
         if int(self.keys.get("split.count", 1) or 1) > 1:
             raise self._error("one part of a split file", "Join the parts with llama.cpp's `llama-gguf-split --merge`.")
-        self.tensors: dict[str, Stored] = {}
+        self.tensors: dict[str, GGUFTensor] = {}
         self._tensors(n_tensors)
 
     def _error(self, what: str, remedy: str = "Fetch the file again: it is damaged or cut off.") -> CheckpointError:
@@ -212,14 +212,14 @@ class _Header:
             offset = self._number("<Q", f"offset of '{name}'")
             if min(shape) < 1 or shape[-1] % format_.block:
                 raise self._error(f"tensor '{name}' is {shape}, which {format_.name} cannot hold")
-            found.append(Stored(name, format_, shape, offset))
+            found.append(GGUFTensor(name, format_, shape, offset))
         alignment = self.keys.get("general.alignment", 32)
         if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
             raise self._error(f"key 'general.alignment' is {alignment!r}, not a power of two")
         start = -(-self._at // alignment) * alignment
         end = start
         for tensor in sorted(found, key=lambda tensor: tensor.offset):
-            placed = Stored(tensor.name, tensor.format, tensor.shape, start + tensor.offset)
+            placed = GGUFTensor(tensor.name, tensor.format, tensor.shape, start + tensor.offset)
             if tensor.offset % alignment or placed.offset < end:
                 raise self._error(f"tensor '{tensor.name}' begins inside another or between the file's steps")
             end = placed.offset + placed.nbytes

@@ -18,7 +18,7 @@ ROW, TURN_BYTES = 128, 32
 """Tokens of a row by default, and no fewer than a turn's marks take."""
 
 
-class Mode(Config):
+class DistilCommand(Config):
     """What belongs to this command and not to the samples: it changes none."""
 
     out: str = "runs/distilled"
@@ -41,7 +41,9 @@ def distil(
     price_out= per million tokens.
     """
     values = pairs(settings)
-    mode = parse(Mode, {key: values.pop(key) for key in Mode.model_fields if key in values}, where=WHERE)
+    mode = parse(
+        DistilCommand, {key: values.pop(key) for key in DistilCommand.model_fields if key in values}, where=WHERE
+    )
 
     from rorqual.distil import FactoryConfig, sample_teacher
 
@@ -82,7 +84,7 @@ def _nested(values: dict[str, str]) -> dict[str, Any]:
         part, _, name = key.rpartition(".")
         part = "access" if not part and key in Access.model_fields else part
         if part not in parts or name not in parts[part].model_fields or name in parts:
-            known = [*FactoryConfig.model_fields, *Access.model_fields, *Mode.model_fields]
+            known = [*FactoryConfig.model_fields, *Access.model_fields, *DistilCommand.model_fields]
             known += [f"filters.{name}" for name in FilterConfig.model_fields]
             remedy = nearest(key, sorted({*known} - {"teacher", "access", "filters"}))
             raise ConfigError(f"unknown key '{key}'", where=WHERE, remedy=remedy)

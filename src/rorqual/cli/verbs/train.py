@@ -14,7 +14,7 @@ from rorqual.core.errors import ConfigError
 from rorqual.core.records import RunDir
 
 
-class Mode(Config):
+class TrainCommand(Config):
     """What belongs to this command and not to the run: it changes no figure."""
 
     out: str = ""
@@ -33,7 +33,9 @@ def train(
     tune.kind=esft a part of from=RUN is trained (docs/adapters.md).
     """
     values = pairs(settings)
-    mode = parse(Mode, {key: values.pop(key) for key in Mode.model_fields if key in values}, where=WHERE)
+    mode = parse(
+        TrainCommand, {key: values.pop(key) for key in TrainCommand.model_fields if key in values}, where=WHERE
+    )
     if mode.threads < 0:
         raise ConfigError(f"threads={mode.threads}", where=WHERE, remedy="Use 1 or more.")
 

@@ -168,7 +168,7 @@ class Processor:
             tail = self.tokenizer.decode(ids[max(start, len(ids) - window) :], specials=True)  # as an answer has them
             if not any(stop in tail for stop in stops):
                 return False
-            content = self.chat.parse(ids[start:], job.thinking).content
+            content = self.chat.parse(ids[start:], job.thinking).text
             unheard = self._unheard(ids[start:], job)
             return any(content.find(stop, max(0, unheard - len(stop) + 1)) >= 0 for stop in stops)
 
@@ -177,7 +177,7 @@ class Processor:
     def _unheard(self, reply: list[int], job: Job) -> int:
         """Characters of the answer in which no stop string may end: those of the first `min_tokens` tokens."""
         least = job.request.params.min_tokens if job.request.params.stop else 0
-        return len(self.chat.parse(reply[:least], job.thinking).content) if least else 0
+        return len(self.chat.parse(reply[:least], job.thinking).text) if least else 0
 
     def completion(self, job: Job, finished: Finished) -> Completion:
         """A sample that ended, read."""
@@ -190,7 +190,7 @@ class Processor:
             token_ids=sampled.token_ids,
             logprobs=sampled.logprobs,
             finish_reason="stop" if finished.stopped else "length",
-            text=heard.feed(message.content, last=True),
+            text=heard.feed(message.text, last=True),
             reasoning=message.reasoning,
             experts=sampled.experts,
             kept=sampled.kept,

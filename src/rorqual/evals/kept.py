@@ -214,7 +214,10 @@ class _File:
 
 def _name(request: Request, sample: int) -> str:
     """A digest of all that decides a sample. How many others are drawn is not among it."""
-    asked = asdict(replace(request, params=replace(request.params, n=1)))
+    asked = asdict(replace(request, params=replace(request.params, n=1), embeds=None))
+    del asked["embeds"]  # it is not among what older files name
+    if request.embeds is not None:
+        asked["embeds"] = request.embeds.digest.hex()
     return hashlib.sha256(json.dumps([asked, sample], sort_keys=True, default=str).encode()).hexdigest()
 
 

@@ -367,6 +367,12 @@ def _need_messages(wanted: Sequence[tuple[Request, int]]) -> None:
                 where=f"request {number}",
                 remedy="Fill `messages`.",
             )
+        if request.embeds is not None:
+            raise DataError(
+                "an address takes no embeddings",
+                where=f"request {number}, embeds",
+                remedy="Send a picture as a part of a message, or use a local model.",
+            )
 
 
 def _retry_after(headers: Headers) -> float:

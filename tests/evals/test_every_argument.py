@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from rorqual.core.errors import DataError
+from rorqual.core.parts import TextPart
 from rorqual.core.records import Message
 from rorqual.data.pack import Sample as Document
 from rorqual.data.tokenizer import BASE_VOCAB, Tokenizer
@@ -663,6 +664,15 @@ def test_a_question_of_today_is_found_tomorrow() -> None:
     embeds = [replace(PLAIN, embeds=Embeds([[1.0, number]], (0,))) for number in (1.0, 2.0, 1.0)]
     first, second, again = (_name(one, 0) for one in embeds)
     assert first == again != second
+    asked = [
+        PLAIN.messages[0].content,
+        [TextPart(text="hi")],
+        [TextPart(text="hi"), TextPart(text="")],
+        [TextPart(text="ho")],
+    ]
+    assert len({_name(replace(PLAIN, messages=(Message("user", content),)), 0) for content in asked}) == 4
+    parts = replace(PLAIN, messages=(Message("user", asked[1]),))
+    assert _name(parts, 0) == _name(replace(parts, messages=(Message("user", (TextPart(text="hi"),)),)), 0)
 
 
 def test_no_field_of_a_question_is_forgotten_here() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from hashlib import blake2b
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
@@ -63,6 +63,8 @@ class ImagePart(ContentPart):
 
 AnyPart = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 """A part as a file or a request holds it, told apart by `type`."""
+KINDS: tuple[type[ContentPart], ...] = get_args(get_args(AnyPart)[0])
+TYPES = frozenset(kind.model_fields["type"].default for kind in KINDS)
 Content = str | Sequence[ContentPart]
 """What a message says."""
 _READER: TypeAdapter[Any] = TypeAdapter(AnyPart)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
+from rorqual.core.parts import TYPES
 from rorqual.serve.errors import ApiError, refuse
 
 Rule = tuple[str, tuple[Any, ...]]
@@ -192,16 +193,17 @@ PASSAGES = frozenset(
 """Places on the way to these."""
 
 TEXT_ONLY = "Send parts of type text."
+_PARTS: Mapping[str, str] = {
+    **dict.fromkeys(("image", "input_image"), "this model does not accept images"),
+    **dict.fromkeys(("input_audio", "audio", "audio_url"), "this model does not accept audio"),
+    **dict.fromkeys(("video_url", "video", "input_video"), "this model does not accept videos"),
+    **dict.fromkeys(("file", "input_file"), "this model does not accept files"),
+    "refusal": "a refusal is no part of a content here",
+}
 KINDS: Mapping[str, tuple[str, Mapping[str, str]]] = {
     "messages[].content[]": (
         TEXT_ONLY,
-        {
-            **dict.fromkeys(("image", "input_image"), "this model does not accept images"),
-            **dict.fromkeys(("input_audio", "audio", "audio_url"), "this model does not accept audio"),
-            **dict.fromkeys(("video_url", "video", "input_video"), "this model does not accept videos"),
-            **dict.fromkeys(("file", "input_file"), "this model does not accept files"),
-            "refusal": "a refusal is no part of a content here",
-        },
+        {kind: why for kind, why in _PARTS.items() if kind not in TYPES},  # the chat format judges those
     ),
     "messages[].tool_calls[]": ("Send calls of type function.", {"custom": "this server has no custom tools"}),
     "tools[]": ("Send tools of type function.", {"custom": "this server has no custom tools"}),

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import pydantic_core
 from pydantic import BaseModel, Field, ValidationError
 
-from rorqual.core.parts import ContentPart
+from rorqual.core import parts
 from rorqual.core.records import Thinking
 from rorqual.serve import limits
 from rorqual.serve.errors import refuse
@@ -299,7 +299,7 @@ def known_names(cls: type[Sampling]) -> dict[str, set[str]]:
         "thinking": ThinkingSwitch,
     }  # fmt: skip
     found = {place: _asked(schema) for place, schema in inside.items()}
-    found["messages[].content[]"] = set().union(*map(_asked, ContentPart.__subclasses__()))
+    found["messages[].content[]"] = set().union(*map(_asked, parts.KINDS))
     return found | {"": _asked(cls) | IGNORED}
 
 

@@ -1210,8 +1210,8 @@ MUTANTS = (
         "engine/kv_cache/block_hash.py",
         "(parent, tokens, *map(_prefixed, extra_keys))",
         "(parent, tokens)",
-        "tests/engine/test_embeds.py::test_a_picture_shares_its_blocks_with_itself_alone",
-        "tests/engine/test_embeds.py::test_on_disk_a_picture_finds_itself_alone",
+        "tests/engine/test_request_embeds.py::test_a_picture_shares_its_blocks_with_itself_alone",
+        "tests/engine/test_request_embeds.py::test_on_disk_a_picture_finds_itself_alone",
         "tests/engine/test_prefix.py::test_extra_keys_name_their_block_and_all_later_ones",
     ),
     one(
@@ -1220,7 +1220,7 @@ MUTANTS = (
         "engine/sequence.py",
         "embeds = None if self.embeds is None else self.embeds.digest",
         "embeds = None if self.embeds is None else self.embeds.positions",
-        "tests/engine/test_embeds.py::test_two_pictures_in_one_step_are_prefilled_apart_and_equal_ones_together",
+        "tests/engine/test_request_embeds.py::test_two_pictures_in_one_step_are_prefilled_apart_and_equal_ones_together",
     ),
     one(
         "a picture's rows stand where its chunk would be alone",
@@ -1228,7 +1228,7 @@ MUTANTS = (
         "engine/runner.py",
         "places.append(start + at)",
         "places.append(at)",
-        "tests/engine/test_embeds.py::test_beside_others_it_is_the_same",
+        "tests/engine/test_request_embeds.py::test_beside_others_it_is_the_same",
     ),
     one(
         "the blocks of a reply are named by the picture of the prompt's first block",
@@ -1236,6 +1236,6 @@ MUTANTS = (
         "engine/kv_cache/manager.py",
         "start = (known + number) * BLOCK",
         "start = number * BLOCK",
-        "tests/engine/test_embeds.py::test_a_conversation_about_a_picture_finds_what_was_said",
+        "tests/engine/test_request_embeds.py::test_a_conversation_about_a_picture_finds_what_was_said",
     ),
 )

@@ -29,6 +29,7 @@ FLOORS = [
 FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
 TORCH_FREE = {"core", "tasks"}
 POLICY_OF_THE_ENGINE = {
+    "engine/embeds.py",
     "engine/request.py",
     "engine/scheduler.py",
     "engine/kv_cache/block_pool.py",

@@ -113,7 +113,12 @@ POISONS = [
         "an empty prompt",
         ":2: message 1",
     ),
-    (line(USER, {"role": "assistant", "content": [{"type": "text"}]}), "key 'content' is a list", ":1: message 2"),
+    (
+        line(USER, {"role": "assistant", "content": [{"type": "text"}]}),
+        "not a content part: text",
+        ":1: message 2: content[0]",
+    ),
+    (line(USER, {"role": "assistant", "content": 5}), "key 'content' is a int", ":1: message 2"),
     (line({**USER, "reasoning": "b"}), "a user turn with reasoning", ":1: message 1"),
     (line(USER, {"role": "assistant", "content": "<think>b"}), "<think> without </think>", ":1: message 2"),
     (

@@ -114,7 +114,9 @@ def test_other_files_are_refused_by_name(tmp_path: Path) -> None:
     other = tmp_path / "other.parquet"
     pq.write_table(pa.table({"prompt": ["2+2?"], "completion": ["4"]}), other)
     assert not is_distilled(other)
-    with pytest.raises(DataError, match=r"(?s)not a teacher's samples of format 1 \(found: none\).*rorqual distil"):
+    with pytest.raises(
+        DataError, match=r"(?s)not a teacher's samples of format 1 or 2 \(found: none\).*rorqual distil"
+    ):
         read_distilled(other)
     assert read_conversations(other).conversations == [(Message("user", "2+2?"), Message("assistant", "4"))]
     write_distilled(path, [])

@@ -64,7 +64,7 @@ class Pool:
 
     def engine(self, **options: Any) -> Engine:
         """An engine of one core. With `pack` every linear map is packed, however small."""
-        with patch("rorqual.engine.packed.SMALLEST", 1):
+        with patch("rorqual.ops.backends.packed.SMALLEST", 1):
             return Engine.of(
                 self.model, self.chat.tokenizer, self.chat, engine_cores=1, pack=self.pack, record_kept=True, **options
             )

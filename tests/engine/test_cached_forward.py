@@ -38,8 +38,8 @@ class Fed:
         return cls(model, cache, order.reshape(sequences, blocks))
 
     @torch.no_grad()
-    def feed(self, pieces: dict[int, Tensor]) -> dict[int, Tensor]:
-        """Feed each sequence its piece [tokens], all in one forward; its logits [tokens, vocab]."""
+    def feed(self, pieces: dict[int, Tensor], *, embedded: bool = False) -> dict[int, Tensor]:
+        """Feed each sequence its piece [tokens], all in one forward; its logits [tokens, vocab]. `embedded`: as embeddings, behind ids 0."""
         names = np.array(list(pieces))
         first = np.array([self.at.get(name, 0) for name in pieces])
         count = np.array([len(piece) for piece in pieces.values()])
@@ -48,7 +48,10 @@ class Fed:
         tiles = tiles_of(first, count, self.tables[names], 1 if count.max() == 1 else QUERIES)
         step = StepCache(self.cache, block, at % BLOCK, [Group(0, len(at), tiles)])
         ids = torch.cat(list(pieces.values())).unsqueeze(0)
-        logits = self.model.logits(self.model(ids, torch.from_numpy(at).unsqueeze(0), cache=step).hidden[0])
+        embeds = self.model.embed(ids) if embedded else None
+        ids = torch.zeros_like(ids) if embedded else ids
+        output = self.model(ids, torch.from_numpy(at).unsqueeze(0), cache=step, inputs_embeds=embeds)
+        logits = self.model.logits(output.hidden[0])
         self.at |= {name: int(a + n) for name, a, n in zip(pieces, first, count)}
         return dict(zip(pieces, logits.split(count.tolist())))
 
@@ -84,6 +87,13 @@ def test_sequences_fed_together_at_different_places_equal_themselves_alone(model
             parts[i].append(logits)
     for row, logits in zip(rows, parts):
         close(torch.cat(logits), whole(model, row))
+
+
+def test_embeddings_of_the_tokens_are_the_tokens_in_any_pieces(model: Decoder) -> None:
+    (ids,) = some(1)
+    plain, fed = Fed.fresh(model), Fed.fresh(model)
+    for piece in (ids[:30], ids[30:31], ids[31:]):
+        assert torch.equal(fed.feed({0: piece}, embedded=True)[0], plain.feed({0: piece})[0])
 
 
 @torch.no_grad()

@@ -287,7 +287,7 @@ def test_of_what_waits_the_higher_priority_runs_first(mla: Decoder, tokenizer: T
 
 
 def test_no_field_of_a_request_is_forgotten_here() -> None:
-    named = {"messages", "params", "thinking", "prompt_ids", "tenant", "priority", "reuse"}
+    named = {"messages", "params", "thinking", "prompt_ids", "tenant", "priority", "reuse", "embeds"}
     assert {f.name for f in fields(Request)} == named
 
 

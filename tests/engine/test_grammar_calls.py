@@ -142,7 +142,7 @@ def allows(constraint: Constraint, ids: Sequence[int]) -> bool:
 @pytest.mark.parametrize("name", [name for name in FORMATS if not name.startswith("template")])
 def test_a_thought_may_come_first_where_an_answer_with_a_grammar_may_have_one(name: str, thinking: Thinking) -> None:
     chat = FORMATS[name]
-    desk = Processor(chat.tokenizer.vocab_size + 3, 4096, 4096, chat.tokenizer, chat, reuse=False)
+    desk = Processor(chat.tokenizer.vocab_size + 3, 8, 4096, 4096, chat.tokenizer, chat, reuse=False)
     prompt = tuple(chat.prompt([Message("user", "?")], thinking, OFFERED))
     begins, ended, thought = chat.reply_form(thinking).begins, 0, 0
     begin = "hm</think>" if begins == "thought" and chat.thought_ids is None else ""

@@ -166,7 +166,7 @@ def test_a_folder_filled_by_another_engine_is_a_miss(
     what: str, tokenizer: Tokenizer, chat: ChatFormat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Other weights, another type, other rounding, another layout of a block."""
-    monkeypatch.setattr("rorqual.engine.packed.SMALLEST", 1)
+    monkeypatch.setattr("rorqual.ops.backends.packed.SMALLEST", 1)
     engine = engine_for(make_model("mla"), chat, cache_dir=tmp_path)
     engine.generate([ASKED])
     engine.close()

@@ -123,6 +123,20 @@ def test_tokens_that_would_be_read_as_others_are_refused(tokens) -> None:
         chain(SECRET, b"", "", tokens, 2)
 
 
+KEYS = st.lists(st.lists(st.binary(max_size=9), max_size=3), min_size=3, max_size=3)
+
+
+@given(KEYS, KEYS)
+def test_extra_keys_name_their_block_and_all_later_ones(one, two) -> None:
+    """A block's own extra keys are among what it is hashed from, in one reading; those of earlier blocks through its parent."""
+    start, tokens = root(SECRET, b"f", "t", 2), [5, 6] * 3
+    keys, others = (extend(SECRET, start, tokens, 2, extra.__getitem__) for extra in (one, two))
+    for place in range(3):
+        assert (keys[place] == others[place]) == (one[: place + 1] == two[: place + 1])
+    assert extend(SECRET, start, tokens, 2, [[], [], []].__getitem__) == chain(SECRET, b"f", "t", tokens, 2)
+    assert extend(SECRET, keys[0], tokens[2:], 2, one[1:].__getitem__) == keys[1:]
+
+
 def test_no_tokens_have_no_keys() -> None:
     assert (
         chain(SECRET, b"", "", [], 4)

@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rorqual.core.errors import ConfigError, DataError
+from rorqual.core.parts import ImagePart, ImageURL, TextPart
 from rorqual.core.records import Message
 from rorqual.engine import Request, SamplingParams
 from rorqual.engine.remote.engine import RemoteEngine, RemoteError, further, split_reasoning
@@ -190,6 +191,27 @@ SENT: dict[str, tuple[Any, dict[str, Any]]] = {
     "prompt_logprobs": (0, {"prompt_logprobs": 0}),
 }
 """What is asked by each sampling parameter, and what it alone changes in the body."""
+
+
+def test_parts_are_sent_as_they_are(server: Server) -> None:
+    """A server may take pictures, whatever the models here do."""
+    server.answer = lambda body, number: reply("ok")
+    parts = [
+        TextPart(text="What is "),
+        ImagePart(image_url=ImageURL(url="http://x/", detail="low")),
+        TextPart(text="?"),
+    ]
+    remote(server).generate([Request((Message("user", parts),))])
+    assert server.bodies[0]["messages"] == [
+        {
+            "role": "user",
+            "content": [
+                {"type": "text", "text": "What is "},
+                {"type": "image_url", "image_url": {"url": "http://x/", "detail": "low"}},
+                {"type": "text", "text": "?"},
+            ],
+        }
+    ]
 
 
 def test_every_sampling_parameter_is_sent(server: Server) -> None:

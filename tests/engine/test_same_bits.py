@@ -12,16 +12,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from schedules import FORCED, Pool, Wrong, differences, make_pool, run_schedule
+from schedules import FORCED, LONG, Pool, Wrong, differences, make_pool, run_schedule
 from trained import CONTEXT, KINDS, TYPES, in_type
 
 from rorqual.data.pack import Sample, pack
-from rorqual.engine import Completion, Request, SamplingParams
+from rorqual.engine import Completion, Embeds, Request, SamplingParams
 from rorqual.model import Decoder, ModelConfig, Stage, build
 from rorqual.model.attention import GQAConfig, MLAConfig
 from rorqual.model.ffn import DenseConfig, MoEConfig
 from rorqual.ops.backends import TORCH_INVARIANT
 from rorqual.ops.losses import token_logprobs
+from rorqual.ops.paged import BLOCK
 from rorqual.ops.rows import Rows
 
 
@@ -64,6 +65,26 @@ def test_random_schedules_change_no_bit(model: Decoder, tmp_path: Path) -> None:
 def test_more_random_schedules_change_no_bit(model: Decoder, pack: bool, tmp_path: Path) -> None:
     """The same with weights laid out anew, which round in another way, and in one way."""
     run_all(make_pool(model, seed=4, pack=pack), range(3, 7), tmp_path)
+
+
+def pictured(pool: Pool, seed: int) -> Pool:
+    """In each family the first three have one picture in their first two blocks, and the others another one behind equal ids."""
+    generator = torch.Generator().manual_seed(seed)
+    table = pool.model.embed_tokens.weight.detach().float()
+    for family in pool.families:
+        pictures = [1.3 * table[torch.randint(len(table), (41,), generator=generator)] for _ in range(2)]
+        for member, number in enumerate(family):
+            request = pool.requests[number]
+            assert request.prompt_ids is not None
+            places = [p for p in (*range(3, 20), *range(BLOCK + 6, BLOCK + 30)) if p < len(request.prompt_ids)]
+            rows = pictures[member > LONG][: len(places)]
+            pool.requests[number] = replace(request, embeds=Embeds(rows, tuple(places)) if places else None)
+    return pool
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_pictures_in_random_schedules_change_no_bit(model: Decoder, tmp_path: Path) -> None:
+    run_all(pictured(make_pool(model, seed=7), seed=8), range(20, 22), tmp_path)
 
 
 @pytest.mark.usefixtures("one_thread")

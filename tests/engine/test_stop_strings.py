@@ -25,7 +25,7 @@ def test_a_stop_string_stops_however_its_tokens_split_it(
     tokenizer: Tokenizer, chat: ChatFormat, stops: tuple[str, ...]
 ) -> None:
     """Bytes come one by one or several in a step; it stops at the last of them and not before, also far into a reply."""
-    desk = Processor(tokenizer.vocab_size, 4096, 4096, tokenizer, chat, reuse=False)
+    desk = Processor(tokenizer.vocab_size, 8, 4096, 4096, tokenizer, chat, reuse=False)
     request = Request(
         params=SamplingParams(max_tokens=900, stop=stops), prompt_ids=tuple(tokenizer.encode("hi " + STOP))
     )

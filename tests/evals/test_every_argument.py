@@ -15,9 +15,11 @@ import pytest
 import torch
 
 from rorqual.core.errors import DataError
+from rorqual.core.parts import TextPart
 from rorqual.core.records import Message
 from rorqual.data.pack import Sample as Document
 from rorqual.data.tokenizer import BASE_VOCAB, Tokenizer
+from rorqual.engine.embeds import Embeds
 from rorqual.engine.request import Completion, Grammar, Request, SamplingParams
 from rorqual.evals import claims as claiming
 from rorqual.evals.baselines import baselines
@@ -33,7 +35,7 @@ from rorqual.evals.claims import (
 from rorqual.evals.compare import Comparison, compare, compare_seeds, did_think, is_right
 from rorqual.evals.evaluation import CLAIMED, Evaluation, Row, Sample
 from rorqual.evals.experts import choices, counts, dependence, expert_use
-from rorqual.evals.kept import Kept
+from rorqual.evals.kept import Kept, _name
 from rorqual.evals.perplexity import TextLoss, text_loss
 from rorqual.evals.reading import Experts, Findings, Summary
 from rorqual.evals.run import evaluate, pick, seeded
@@ -593,6 +595,7 @@ REQUEST: dict[str, Any] = {
     "tenant": "mine",
     "priority": 1,
     "reuse": False,
+    "embeds": Embeds([[1.0, 2.0]], (0,)),
 }
 PARAMS: dict[str, Any] = {
     "max_tokens": 65,
@@ -653,6 +656,23 @@ def test_another_question_is_not_answered_from_what_is_kept(other: Request, tmp_
     assert generated(tmp_path / "e.json", PLAIN) == 1
     assert generated(tmp_path / "e.json", PLAIN) == 0
     assert generated(tmp_path / "e.json", other) == 1
+
+
+def test_a_question_of_today_is_found_tomorrow() -> None:
+    """What was paid for is found by its digest: another one would ask it all again."""
+    assert _name(PLAIN, 0) == "31a4145d92e46c9e6bad9359cba72f72769a582c7030d1e9d4c2d30588176b92"
+    embeds = [replace(PLAIN, embeds=Embeds([[1.0, number]], (0,))) for number in (1.0, 2.0, 1.0)]
+    first, second, again = (_name(one, 0) for one in embeds)
+    assert first == again != second
+    asked = [
+        PLAIN.messages[0].content,
+        [TextPart(text="hi")],
+        [TextPart(text="hi"), TextPart(text="")],
+        [TextPart(text="ho")],
+    ]
+    assert len({_name(replace(PLAIN, messages=(Message("user", content),)), 0) for content in asked}) == 4
+    parts = replace(PLAIN, messages=(Message("user", asked[1]),))
+    assert _name(parts, 0) == _name(replace(parts, messages=(Message("user", (TextPart(text="hi"),)),)), 0)
 
 
 def test_no_field_of_a_question_is_forgotten_here() -> None:

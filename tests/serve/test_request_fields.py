@@ -10,6 +10,7 @@ import pytest
 from pydantic import BaseModel
 from shapes import CHAT, HELLO, MAX_LEN, chat_of, service_of, text_of
 
+from rorqual.core.parts import ImagePart, ImageURL, TextPart
 from rorqual.core.records import Message, Thinking, Tool, ToolCall
 from rorqual.serve.answer import Shape, _prepared
 from rorqual.serve.errors import ApiError
@@ -17,7 +18,7 @@ from rorqual.serve.limits import MAX_VALUES
 from rorqual.serve.routes.completions import TextShape
 from rorqual.serve.schemas import ChatRequest, StreamOptions, TemplateOptions, TextRequest
 from rorqual.serve.service import MAX_SCORES, Defaults, Service
-from rorqual.serve.turns import Call, CalledFunction, ChatMessage, Function, TextPart, Tools, ToolSpec
+from rorqual.serve.turns import Call, CalledFunction, ChatMessage, Function, Tools, ToolSpec
 from rorqual.serve.wire import Ask, Drawn, Packed
 
 SCHEMA: dict[str, Any] = {"type": "object", "properties": {"a": {"type": "integer"}}}
@@ -133,11 +134,21 @@ def test_what_a_request_does_not_say_the_run_says_field_by_field() -> None:
 
 # ---- conversations
 
+LOOK = {"type": "image_url", "image_url": {"url": "http://x/", "detail": "high"}}
+PICTURE = ImagePart(image_url=ImageURL(url="http://x/", detail="high"))
 TURNS: dict[str, tuple[dict[str, Any], Message]] = {
     "content": ({"role": "user", "content": "a"}, Message("user", "a")),
     "parts": (
         {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
-        Message("user", "ab"),
+        Message("user", [TextPart(text="a"), TextPart(text="b")]),
+    ),
+    "a picture": (
+        {"role": "user", "content": [{"type": "text", "text": "a"}, LOOK]},
+        Message("user", [TextPart(text="a"), PICTURE]),
+    ),
+    "refusal and empty parts": (
+        {"role": "assistant", "content": [{"type": "text", "text": ""}], "refusal": "no"},
+        Message("assistant", "no"),
     ),
     "role": ({"role": "system", "content": "a"}, Message("system", "a")),
     "developer": ({"role": "developer", "content": "a"}, Message("system", "a")),
@@ -162,6 +173,7 @@ TURNS: dict[str, tuple[dict[str, Any], Message]] = {
     "refusal": ({"role": "assistant", "refusal": "no"}, Message("assistant", "no")),
     "refusal and content": ({"role": "assistant", "content": "a", "refusal": "no"}, Message("assistant", "a")),
 }
+TEXT_PART = {"type": "text", "text": "What is it?"}
 CHANGES_NOTHING = {"name": "me", "parsed": {"a": 1}, "annotations": [], "audio": None, "function_call": None}
 
 
@@ -172,10 +184,27 @@ def test_a_turn_is_what_the_chat_format_gets(name: str) -> None:
     assert ChatMessage.model_validate(given | CHANGES_NOTHING).message() == there
 
 
+def test_text_parts_are_asked_as_their_text() -> None:
+    content = [{"type": "text", "text": "hel"}, {"type": "text", "text": "lo"}]
+    assert asked(chat_of(messages=[{**HELLO, "content": content}])) == asked(chat_of())
+
+
+def test_a_picture_is_for_the_chat_format_to_take() -> None:
+    messages = [HELLO, {"role": "assistant", "content": "hi"}, {"role": "user", "content": [TEXT_PART, LOOK]}]
+    with pytest.raises(ApiError) as caught:
+        chat_of(messages=messages)
+    error = caught.value.body()["error"]
+    assert (caught.value.status, error["param"], error["code"]) == (400, "messages[2].content[1]", "unsupported_value")
+    assert error["message"] == (
+        "This model does not accept images: `messages[2].content[1]` is of type 'image_url'. Send parts of type text."
+    )
+
+
 def test_no_field_of_a_turn_is_forgotten_here() -> None:
     assert known(ChatMessage) == {key for given, _ in TURNS.values() for key in given} | {*CHANGES_NOTHING}
-    assert (known(TextPart), known(Call), known(CalledFunction)) == (
-        {"type", "text", "prompt_cache_breakpoint"},
+    assert (known(TextPart), known(ImagePart), known(Call), known(CalledFunction)) == (
+        {"type", "text"},
+        {"type", "image_url"},
         {"id", "index", "type", "function"},
         {"name", "arguments", "parsed_arguments"},
     )

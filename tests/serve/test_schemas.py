@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from rorqual.core.parts import TextPart
 from rorqual.core.records import Message, Tool, ToolCall
 from rorqual.serve.errors import ApiError
 from rorqual.serve.schemas import ChatRequest, TextRequest, read
@@ -66,8 +67,8 @@ POISONS: dict[str, tuple[bytes, bytes, str | None]] = {
         "messages[0].role",
     ),
     "a picture": (
+        body(messages=[{"role": "user", "content": [{"type": "input_image", "image_url": "http://x/"}]}]),
         body(messages=[{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://x/"}}]}]),
-        body(messages=[{"role": "user", "content": [{"type": "text", "text": "x"}]}]),
         "messages[0].content[0]",
     ),
     "an unknown parameter": (body(temprature=1), body(temperature=1), "temprature"),
@@ -368,7 +369,7 @@ def test_an_answer_of_ours_can_stand_in_the_next_request() -> None:
     request, _ = read(ChatRequest, body(messages=[*HELLO, ours, result], tools=[TOOL]))
     assert [turn.message() for turn in request.messages[1:]] == [
         Message("assistant", "", "hm", (ToolCall("c1", "add", "{}"),)),
-        Message("tool", "46", tool_call_id="c1"),
+        Message("tool", [TextPart(text="4"), TextPart(text="6")], tool_call_id="c1"),
     ]
     assert request.offered() == [Tool("add", "", {"type": "object"})]
     assert read(ChatRequest, body(tools=[TOOL], tool_choice="none"))[0].offered() == []

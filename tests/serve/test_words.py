@@ -43,12 +43,23 @@ def turn(**fields: Any) -> dict[str, Any]:
     return {"messages": [*HELLO, {"role": "assistant", "content": "x", **fields}]}
 
 
+PICTURE = part(type="text", text="What is it?")
+PICTURE["messages"][2]["content"].append({"type": "image_url", "image_url": {"url": "http://x/"}})
+
 CHAT: dict[str, tuple[dict[str, Any], str, str]] = {
-    "a picture": (part(type="image_url", image_url={"url": "x"}), "messages[2].content[0]", "does not accept images"),
+    "a picture by another name": (part(type="input_image", image_url="x"), "messages[2].content[0]", "does not accept images"),
+    "a picture without an address": (part(type="image_url", image_url={}), "messages[2].content[0].image_url.url", "is missing"),
+    "a picture seen from afar": (
+        part(type="image_url", image_url={"url": "x", "detail": "far"}),
+        "messages[2].content[0].image_url.detail",
+        "Give 'auto', 'low' or 'high'",
+    ),
+    "a field of a part": (part(type="text", text="x", img=1), "messages[2].content[0].img", "is not a field"),
+    "a part of no type": (part(text="x"), "messages[2].content[0].type", "is missing"),
     "a sound": (part(type="input_audio", input_audio={}), "messages[2].content[0]", "does not accept audio"),
     "a film": (part(type="video_url", video_url={}), "messages[2].content[0]", "does not accept videos"),
     "a file": (part(type="file", file={}), "messages[2].content[0]", "does not accept files"),
-    "a part of another type": (part(type="poem", text="x"), "messages[2].content[0].type", "Give 'text'"),
+    "a part of another type": (part(type="poem", text="x"), "messages[2].content[0].type", "Give 'text' or 'image_url'"),
     "a part without a text": (part(type="text"), "messages[2].content[0].text", "is missing"),
     "a part that is a text": ({"messages": [{"role": "user", "content": ["x"]}]}, "messages[0].content[0]", "an object such as"),
     "a content of a number": ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content", "a text, or a list"),
@@ -175,6 +186,7 @@ def test_what_only_the_server_knows_is_said_in_sentences(server: Server) -> None
             ("chat/completions", chat | {"model": "other"}, "model", "'tiny'"),
             ("chat/completions", chat | {"logit_bias": {"999": 1}}, "logit_bias", "0 to 263"),
             ("chat/completions", chat | {"messages": [{"role": "user", "content": "a" * 5000}]}, "messages", "Shorten"),
+            ("chat/completions", chat | PICTURE, "messages[2].content[1]", "does not accept images"),
             ("completions", {"model": "tiny", "prompt": [999]}, "prompt", "0 to 263"),
             ("completions", {"model": "tiny", "prompt": [1] * 4096}, "prompt", "Shorten"),
         ):

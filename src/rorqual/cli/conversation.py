@@ -56,7 +56,7 @@ def pieces(ids: Iterable[int], chat: ChatFormat, thinking: Thinking) -> Iterator
 
 
 def _new(message: Message, shown: dict[bool, str], *, wait: bool) -> Iterator[tuple[bool, str]]:
-    for kind, text in ((True, message.reasoning or ""), (False, message.content)):
+    for kind, text in ((True, message.reasoning or ""), (False, message.text)):
         ready = text.rstrip(UNFINISHED) if wait else text
         if not ready.startswith(shown[kind]):
             shown[kind] = ""

@@ -13,7 +13,8 @@ from typing import Any, Literal
 
 import yaml
 
-from rorqual.core.errors import CheckpointError, RorqualError
+from rorqual.core.errors import CheckpointError, DataError, RorqualError
+from rorqual.core.parts import Content, TextPart, content_label, foreign_part
 
 Role = Literal["system", "user", "assistant", "tool"]
 Thinking = Literal["auto", "on", "off"]
@@ -42,19 +43,43 @@ class ToolCall:
 class Message:
     """One turn of a conversation. `reasoning` is what stood between `<think>` and `</think>`; None: it did not think.
 
-    `tool_calls` are an assistant's; `tool_call_id` says which of them a tool's turn answers.
+    `content` is a text, or parts in the order in which the model reads them. `tool_calls` are an assistant's; `tool_call_id` says which of
+    them a tool's turn answers.
     """
 
     role: Role
-    content: str
+    content: Content
     reasoning: str | None = None
     tool_calls: tuple[ToolCall, ...] = ()
     tool_call_id: str | None = None
 
+    def __post_init__(self) -> None:
+        if isinstance(self.content, list):  # so that equal messages are equal, and can be keys
+            object.__setattr__(self, "content", tuple(self.content))
+
+    @property
+    def text(self) -> str:
+        """The content as one text: text parts are joined as they are. A part of another kind is a `DataError`."""
+        if isinstance(self.content, str):
+            return self.content
+        number = foreign_part(self.content, (TextPart,))
+        if number is not None:
+            raise DataError(
+                f"a part of type '{self.content[number].type}' where only text can be read",
+                where=f"content[{number}]",
+                remedy="Send text parts alone.",
+            )
+        return self.label
+
+    @property
+    def label(self) -> str:
+        """The content as text for people, keys and word counts: what is no text stands in brackets."""
+        return content_label(self.content)
+
 
 def says_nothing(message: Message) -> bool:
-    """Whether its text is white space alone."""
-    return not message.content.strip()
+    """Whether its content is white space alone."""
+    return not message.label.strip()
 
 
 STEP = re.compile(r"step-(\d{6,})$")

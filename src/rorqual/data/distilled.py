@@ -1,6 +1,7 @@
 """What a teacher said, as one Parquet file: a row a sample, with where it came from, its verdict and why it was dropped.
 
-Format 1. The file's metadata hold `rorqual.format`, `rorqual.tokenizer` (sha256 of the teacher's tokenizer.json; empty for a
+Format 1, or 2 where a message is made of parts: then `messages` have `parts`, the content as JSON, and `content` is its label.
+The file's metadata hold `rorqual.format`, `rorqual.tokenizer` (sha256 of the teacher's tokenizer.json; empty for a
 teacher whose tokens we do not hold) and `rorqual.vocab` (its size). `top_ids` and `top_logprobs` are, for each of `token_ids`, the teacher's k
 likeliest next tokens and their log-probabilities at temperature 1.
 """
@@ -8,6 +9,7 @@ likeliest next tokens and their log-probabilities at temperature 1.
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,9 +21,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rorqual.core.errors import DataError
+from rorqual.core.parts import content_json, read_content
 from rorqual.core.records import Message, Role, write_atomic
 
-FORMAT = "1"
 FORMAT_KEY, TOKENIZER_KEY, VOCAB_KEY = b"rorqual.format", b"rorqual.tokenizer", b"rorqual.vocab"
 ROWS_AT_ONCE = 1024
 VerdictName = Literal["right", "wrong", "ungraded"]
@@ -29,16 +31,15 @@ Ids = npt.NDArray[np.int32]
 Logprobs = npt.NDArray[np.float32]
 
 _ids = pa.list_(pa.int32())
+_message = pa.struct([("role", pa.string()), ("content", pa.string()), ("reasoning", pa.string())])
+_message_of_parts = pa.struct([*_message, ("parts", pa.string())])
 SCHEMA = pa.schema(
     [
         ("key", pa.string()),
         ("family", pa.string()),
         ("level", pa.string()),
         ("prompt", pa.string()),
-        (
-            "messages",
-            pa.list_(pa.struct([("role", pa.string()), ("content", pa.string()), ("reasoning", pa.string())])),
-        ),
+        ("messages", pa.list_(_message)),
         ("prompt_ids", _ids),
         ("token_ids", _ids),
         ("verdict", pa.string()),
@@ -55,6 +56,11 @@ SCHEMA = pa.schema(
         ("top_logprobs", pa.list_(pa.list_(pa.float32()))),
     ]
 )
+SCHEMAS = {
+    "1": SCHEMA,
+    "2": SCHEMA.set(SCHEMA.get_field_index("messages"), pa.field("messages", pa.list_(_message_of_parts))),
+}
+"""The columns, by format."""
 
 
 def no_ids() -> Ids:
@@ -113,27 +119,33 @@ class DistilledFile:
 
 def write_distilled(path: Path, rows: Iterable[Distilled], *, tokenizer: str = "", vocab: int = 0) -> None:
     """Write the file atomically. The same rows give the same bytes."""
-    metadata = {FORMAT_KEY: FORMAT, TOKENIZER_KEY: tokenizer, VOCAB_KEY: str(vocab)}
     sink, held = io.BytesIO(), list(rows)
-    with pq.ParquetWriter(sink, SCHEMA.with_metadata(metadata), compression="zstd") as writer:
+    format_ = "1" if all(isinstance(m.content, str) for row in held for m in row.messages) else "2"
+    schema = SCHEMAS[format_].with_metadata({FORMAT_KEY: format_, TOKENIZER_KEY: tokenizer, VOCAB_KEY: str(vocab)})
+    with pq.ParquetWriter(sink, schema, compression="zstd") as writer:
         for start in range(0, max(len(held), 1), ROWS_AT_ONCE):
-            writer.write_table(_table(held[start : start + ROWS_AT_ONCE]))
+            writer.write_table(_table(held[start : start + ROWS_AT_ONCE], SCHEMAS[format_]))
     write_atomic(path, sink.getvalue())
 
 
-def _table(rows: Sequence[Distilled]) -> pa.Table:
+def _table(rows: Sequence[Distilled], schema: pa.Schema) -> pa.Table:
     nested = {"messages", "top_ids", "top_logprobs"}
     columns: dict[str, Any] = {}
-    for column in SCHEMA:
+    for column in schema:
         if column.name not in nested:
             columns[column.name] = pa.array([getattr(row, column.name) for row in rows], column.type)
     columns["messages"] = pa.array(
-        [[{"role": m.role, "content": m.content, "reasoning": m.reasoning} for m in row.messages] for row in rows],
-        SCHEMA.field("messages").type,
+        [[_message_row(message) for message in row.messages] for row in rows], schema.field("messages").type
     )
     columns["top_ids"] = _lists([row.top_ids for row in rows], pa.int32())
     columns["top_logprobs"] = _lists([row.top_logprobs for row in rows], pa.float32())
-    return pa.table([columns[name] for name in SCHEMA.names], schema=SCHEMA)
+    return pa.table([columns[name] for name in schema.names], schema=schema)
+
+
+def _message_row(message: Message) -> dict[str, Any]:
+    text = isinstance(message.content, str)
+    parts = None if text else json.dumps(content_json(message.content), ensure_ascii=False)
+    return {"role": message.role, "content": message.label, "reasoning": message.reasoning, "parts": parts}
 
 
 def _lists(arrays: Sequence[npt.NDArray[Any]], kind: pa.DataType) -> pa.Array:
@@ -190,16 +202,16 @@ def _open(path: Path) -> pq.ParquetFile:
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"not Parquet: {error}", where=str(path), remedy="Write the file again.") from None
     metadata = file.schema_arrow.metadata or {}
-    if metadata.get(FORMAT_KEY) != FORMAT.encode():
-        found = metadata.get(FORMAT_KEY, b"none").decode("utf-8", "replace")
+    found = metadata.get(FORMAT_KEY, b"none").decode("utf-8", "replace")
+    if found not in SCHEMAS:
         raise DataError(
-            f"not a teacher's samples of format {FORMAT} (found: {found})",
+            f"not a teacher's samples of format {' or '.join(SCHEMAS)} (found: {found})",
             where=str(path),
             remedy="Give the data.parquet that `rorqual distil` wrote.",
         )
     if missing := set(SCHEMA.names) - set(file.schema_arrow.names):
         raise DataError(f"no column {', '.join(sorted(missing))}", where=str(path), remedy="Write the file again.")
-    for wanted in SCHEMA:
+    for wanted in SCHEMAS[found]:
         kind = file.schema_arrow.field(wanted.name).type
         if kind != wanted.type:
             raise DataError(
@@ -249,10 +261,19 @@ def _messages(given: list[dict[str, Any] | None], where: str) -> tuple[Message, 
         if role not in roles or content is None:
             fault = f"unknown role {role!r}" if role not in roles else "key 'content' is null"
             raise DataError(fault, where=f"{where}: message {number}", remedy="Write the file again.")
-    made = tuple(Message(**message) for message in given if message is not None)
+    made = tuple(_made(message, f"{where}: message {n}") for n, message in enumerate(given, start=1) if message)
     if not made or made[-1].role != "assistant":
         raise DataError("it does not end with the assistant's turn", where=where, remedy="Write the file again.")
     return made
+
+
+def _made(row: dict[str, Any], where: str) -> Message:
+    parts = row.get("parts")
+    try:
+        content = row["content"] if parts is None else read_content(json.loads(parts), f"{where}: parts")
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"key 'parts' is not JSON: {error}", where=where, remedy="Write the file again.") from None
+    return Message(row["role"], content, row["reasoning"])
 
 
 def _arrays(column: pa.ListArray, kind: Any) -> Iterator[npt.NDArray[Any]]:

@@ -14,8 +14,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from rorqual.core.errors import DataError
+from rorqual.core.parts import content_label, read_content
 from rorqual.distil.filters import words
 from rorqual.evals.run import pick
 from rorqual.tasks.base import Problem, Split, Task, Verdict
@@ -168,7 +170,7 @@ def item_of(problem: Problem, task: str, *, by_words: bool = True) -> Item:
     """A task's own problem as an evaluation item."""
     place = problem.meta.get("where")
     where = f"task {task}: {problem.key!r:.80}" + (f" ({place})" if place else "")
-    return Item("\n".join(m.content for m in problem.messages), where, problem.key, by_words)
+    return Item("\n".join(m.label for m in problem.messages), where, problem.key, by_words)
 
 
 def _items_in(path: Path) -> Iterable[Item]:
@@ -178,13 +180,17 @@ def _items_in(path: Path) -> Iterable[Item]:
             yield Item(row.values[column], row.where)
         elif isinstance(row.values.get("messages"), list):
             asked = [m for m in row.values["messages"] if isinstance(m, dict) and m.get("role") == "user"]
-            yield Item("\n".join(str(m.get("content", "")) for m in asked), row.where)
+            yield Item("\n".join(_said(m.get("content", ""), row.where) for m in asked), row.where)
         else:
             raise DataError(
                 f"no column {', '.join(TEXT_COLUMNS)} or messages",
                 where=row.where,
                 remedy="decontaminate= needs the texts that a model will be measured on.",
             )
+
+
+def _said(content: Any, where: str) -> str:
+    return content_label(read_content(content, f"{where}: content")) if isinstance(content, list) else str(content)
 
 
 def own_test(task: Task, seed: int) -> tuple[list[Item], str]:

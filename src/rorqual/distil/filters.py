@@ -86,7 +86,7 @@ def duplicates(texts: Sequence[str], shingle: int, similar: float) -> list[bool]
 def said(row: Distilled) -> str:
     """What the teacher wrote: its reasoning and its answer."""
     reply = row.messages[-1]
-    return f"{reply.reasoning or ''}\n{reply.content}".strip("\n")
+    return f"{reply.reasoning or ''}\n{reply.text}".strip("\n")
 
 
 def verdict_filter(verdict: str, keep: Keep) -> str:

@@ -174,7 +174,7 @@ class Purse:
         text = f"{completion.text} {completion.reasoning or ''}"
         least = fewest(text)
         counted = "prompt_tokens" in usage and "completion_tokens" in usage
-        asked = max(1, sum(fewest(m.content) for m in mine.request.messages))
+        asked = max(1, sum(fewest(m.text) for m in mine.request.messages))
         if counted and (usage["prompt_tokens"] < asked or usage["completion_tokens"] < least):
             self._disbelieve(mine.name)
         if counted and self._believed:
@@ -245,7 +245,7 @@ class Purse:
 
 def prompt_bound(messages: Sequence[Message]) -> int:
     """No fewer tokens than a prompt of these messages has, whatever the tokenizer."""
-    return TEMPLATE_TOKENS + sum(MESSAGE_TOKENS + len(m.content.encode("utf-8", "replace")) for m in messages)
+    return TEMPLATE_TOKENS + sum(MESSAGE_TOKENS + len(m.text.encode("utf-8", "replace")) for m in messages)
 
 
 def fewest(text: str) -> int:

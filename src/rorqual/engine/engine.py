@@ -109,7 +109,8 @@ class Engine:
         self._slots = config.slots
         self._row_work = account(model.config).flops / 2 / len(model.config.layers)
         room = first.kv_cache.capacity * BLOCK
-        self._processor = Processor(model.config.vocab_size, self.max_len, room, tokenizer, chat, reuse=kept)
+        vocab_size, hidden_size = model.config.vocab_size, model.config.hidden_size
+        self._processor = Processor(vocab_size, hidden_size, self.max_len, room, tokenizer, chat, reuse=kept)
         self._jobs, self._outbox, self._next_id = dict[int, Job](), Outbox(), 0
         self._lock, self._gone = CallLock(), list[int]()
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from numbers import Integral
+from types import NoneType
 from typing import get_args
 
 from rorqual.core.errors import DataError, RorqualError
@@ -14,6 +15,7 @@ from rorqual.data.chat import ChatFormat
 from rorqual.data.chat.stops import Stops
 from rorqual.data.tokenizer import Special, Tokenizer
 from rorqual.engine.core import Finished
+from rorqual.engine.embeds import Embeds
 from rorqual.engine.grammar.calls import Spelling
 from rorqual.engine.grammar.compiler import Compiled, Grammars
 from rorqual.engine.grammar.constraint import Constraint, Thought
@@ -61,13 +63,18 @@ def _whole(token: object) -> bool:
     return type(token) is int or (isinstance(token, Integral) and not isinstance(token, bool))
 
 
-FIELDS = {"tenant": (str, "a text"), "priority": (int, "a whole number"), "reuse": (bool, "True or False")}
+FIELDS: dict[str, tuple[tuple[type, ...], str]] = {
+    "tenant": ((str,), "a text"),
+    "priority": ((int,), "a whole number"),
+    "reuse": ((bool,), "True or False"),
+    "embeds": ((Embeds, NoneType), "Embeds(rows, positions)"),
+}
 
 
 def _check_types(request: Request, where: str) -> None:
-    for name, (kind, what) in FIELDS.items():
+    for name, (kinds, what) in FIELDS.items():
         value = getattr(request, name)
-        if type(value) is not kind:
+        if type(value) not in kinds:
             raise DataError(f"'{name}' is {value!r}", where=where, remedy=f"Give {what}.")
     if request.thinking not in get_args(Thinking):
         raise DataError(f"'thinking' is {request.thinking!r}", where=where, remedy=f"Give one of {get_args(Thinking)}.")
@@ -75,9 +82,11 @@ def _check_types(request: Request, where: str) -> None:
 
 @dataclass
 class Processor:
-    """What an engine knows of requests. `max_len`: of a sequence; `room`: positions that its cache holds; `reuse`: whether it keeps prefixes."""
+    """What an engine knows of requests. `vocab_size` and `hidden_size`: the model's; `max_len`: of a sequence; `room`: positions that its
+    cache holds; `reuse`: whether it keeps prefixes."""
 
     vocab_size: int
+    hidden_size: int
     max_len: int
     room: int
     tokenizer: Tokenizer
@@ -103,6 +112,8 @@ class Processor:
         if not prompt or not all(_whole(token) and 0 <= token < vocab for token in prompt):
             what = "a token outside the vocabulary" if prompt else "an empty prompt"
             raise DataError(what, where=where, remedy=f"Feed ids from 0 to {vocab - 1}.")
+        if request.embeds is not None:
+            self._check_embeds(request.embeds, len(prompt), where)
         if len(prompt) >= self.max_len:
             raise DataError(
                 f"the prompt has {len(prompt)} tokens, and the context of {self.max_len} must hold it and a reply",
@@ -121,6 +132,16 @@ class Processor:
         compiled = None if grammar is None else self.grammars.compile(grammar, where=f"{where}, grammar")
         return Job(request, prompt, thinking, compiled)
 
+    def _check_embeds(self, embeds: Embeds, length: int, where: str) -> None:
+        width, last = embeds.rows.shape[1], embeds.positions[-1]
+        if width != self.hidden_size:
+            what, remedy = f"rows of {width} numbers", f"This model's embeddings have {self.hidden_size}."
+        elif last >= length:
+            what, remedy = f"position {last} of a prompt of {length} tokens", "Give positions of the prompt, from 0."
+        else:
+            return
+        raise DataError(what, where=f"{where}, embeds", remedy=remedy)
+
     def sequences(self, request_id: int, job: Job) -> list[Sample]:
         """The samples of a request."""
         request, params = job.request, job.request.params
@@ -130,6 +151,7 @@ class Processor:
                 request_id, sample, job.prompt, params, sample_key(params.seed, sample), limit,
                 tenant=request.tenant, priority=request.priority, reuse=request.reuse and self.reuse,
                 halts=self._halts(job) if params.stop else None, constraint=self._constraint(job), barred=self._barred(params),
+                embeds=request.embeds,
                 scores=None if params.prompt_logprobs is None else PromptScores(len(job.prompt), params.prompt_logprobs),
             )
             for sample in range(params.n)
@@ -168,7 +190,7 @@ class Processor:
             tail = self.tokenizer.decode(ids[max(start, len(ids) - window) :], specials=True)  # as an answer has them
             if not any(stop in tail for stop in stops):
                 return False
-            content = self.chat.parse(ids[start:], job.thinking).content
+            content = self.chat.parse(ids[start:], job.thinking).text
             unheard = self._unheard(ids[start:], job)
             return any(content.find(stop, max(0, unheard - len(stop) + 1)) >= 0 for stop in stops)
 
@@ -177,7 +199,7 @@ class Processor:
     def _unheard(self, reply: list[int], job: Job) -> int:
         """Characters of the answer in which no stop string may end: those of the first `min_tokens` tokens."""
         least = job.request.params.min_tokens if job.request.params.stop else 0
-        return len(self.chat.parse(reply[:least], job.thinking).content) if least else 0
+        return len(self.chat.parse(reply[:least], job.thinking).text) if least else 0
 
     def completion(self, job: Job, finished: Finished) -> Completion:
         """A sample that ended, read."""
@@ -190,7 +212,7 @@ class Processor:
             token_ids=sampled.token_ids,
             logprobs=sampled.logprobs,
             finish_reason="stop" if finished.stopped else "length",
-            text=heard.feed(message.content, last=True),
+            text=heard.feed(message.text, last=True),
             reasoning=message.reasoning,
             experts=sampled.experts,
             kept=sampled.kept,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from rorqual.core.records import Message, Thinking
+from rorqual.engine.embeds import Embeds
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,8 @@ class Request:
     """A conversation to continue. `prompt_ids`, where given, is the prompt, token for token, instead of `messages`.
 
     `tenant`: whose it is; tenants share neither cache nor turns. `priority`: of what waits, the highest runs first.
-    `reuse`: whether the prefix cache may serve and keep it.
+    `reuse`: whether the prefix cache may serve and keep it. `embeds`: rows that are read instead of the embeddings of the prompt's tokens
+    at their positions.
     """
 
     messages: tuple[Message, ...] = ()
@@ -76,6 +78,7 @@ class Request:
     tenant: str = ""
     priority: int = 0
     reuse: bool = True
+    embeds: Embeds | None = None
 
 
 @dataclass

@@ -223,7 +223,8 @@ class Runner:
             ends.append(stop - 1)
         ids[size:], at[size:] = ids[0], at[0]  # copies of the first token, so that they need no experts of their own
         cache = StepCache(self.cache, block, offset, self._groups(plan, slot, position, scheduler.version))
-        output = self.model(self._tensor(ids[None]), self._tensor(at[None]), cache=cache)
+        embeds = self._embeds(plan, ids, size)
+        output = self.model(self._tensor(ids[None]), self._tensor(at[None]), cache=cache, inputs_embeds=embeds)
         self.holds_non_finite |= not math.isfinite(float(output.hidden.sum()))
         if self.layers:
             chosen = torch.stack([routing.indices for routing in output.routing], dim=1).to(self.cache.experts.dtype)
@@ -234,6 +235,25 @@ class Runner:
         if plan.copies:
             self.cache.copy(*zip(*plan.copies))
         return new
+
+    def _embeds(self, plan: SchedulerOutput, ids: Ints, size: int) -> Tensor | None:
+        """Embeddings [1, tokens, d] of a step of `size` tokens in which a sequence brings rows of its own; None where none does."""
+        places, rows = list[Ints](), list[npt.NDArray[np.float32]]()
+        start = plan.decode
+        for chunk in plan.chunks:
+            if chunk.sequence.embeds is not None:
+                at, found = chunk.sequence.embeds.within(chunk.start, chunk.stop)
+                places.append(start + at)
+                rows.append(found)
+            start += chunk.stop - chunk.start
+        if not any(map(len, rows)):
+            return None
+        embedded = self.model.embed(self._tensor(ids[None]))
+        embedded[0].index_copy_(
+            0, self._tensor(np.concatenate(places)), self._tensor(np.concatenate(rows)).to(self.dtype)
+        )
+        embedded[:, size:] = embedded[:, :1]  # what fills up, as above
+        return embedded
 
     def _score(self, output: Output, scored: list[tuple[Sequence, int, range]]) -> None:
         """What the hidden states of prompts say of each next token: (sequence, where its position 0 would stand in the step, positions)."""

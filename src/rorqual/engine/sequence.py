@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from rorqual.engine.embeds import Embeds
 from rorqual.engine.grammar.constraint import Constraint
 from rorqual.engine.prompt_scores import PromptScores
 from rorqual.engine.request import SamplingParams
@@ -23,7 +24,7 @@ class Sequence:
     preemption, what was drawn before it. `num_computed_tokens`: how many of these are in the cache. `hit`: tokens of the prompt that the
     prefix cache served. `saved`: what the runner keeps of it while it is preempted. `halts`, given all its ids, says whether the newest token
     ends it; `halted`: it did. `constraint`: what the next token may be. `stale`: it ran when the weights changed. `scores`: of its prompt,
-    where they are wanted. `barred`: tokens that may not be drawn before it has `min_tokens`.
+    where they are wanted. `barred`: tokens that may not be drawn before it has `min_tokens`. `embeds`: see `Request`.
     """
 
     request_id: int
@@ -51,11 +52,13 @@ class Sequence:
     constraint: Constraint | None = None
     scores: PromptScores | None = None
     barred: tuple[int, ...] = ()
+    embeds: Embeds | None = None
 
     @property
     def prefill_key(self) -> tuple[object, ...]:
         """Equal for sequences that one prefill serves."""
-        return self.tenant, tuple(self.tokens), None if self.scores is None else self.scores.top
+        embeds = None if self.embeds is None else self.embeds.digest
+        return self.tenant, tuple(self.tokens), embeds, None if self.scores is None else self.scores.top
 
     @property
     def rank(self) -> tuple[int, int]:

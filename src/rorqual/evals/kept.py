@@ -13,6 +13,7 @@ from typing import Any
 
 from rorqual.core.errors import DataError, RorqualError
 from rorqual.core.journal import DiskFull, Journal
+from rorqual.core.parts import ContentPart, content_json
 from rorqual.core.records import write_atomic
 from rorqual.engine.engine import Engine
 from rorqual.engine.remote.engine import RemoteEngine, RemoteError
@@ -214,8 +215,15 @@ class _File:
 
 def _name(request: Request, sample: int) -> str:
     """A digest of all that decides a sample. How many others are drawn is not among it."""
-    asked = asdict(replace(request, params=replace(request.params, n=1)))
-    return hashlib.sha256(json.dumps([asked, sample], sort_keys=True, default=str).encode()).hexdigest()
+    asked = asdict(replace(request, params=replace(request.params, n=1), embeds=None))
+    del asked["embeds"]  # it is not among what older files name
+    if request.embeds is not None:
+        asked["embeds"] = request.embeds.digest.hex()
+    return hashlib.sha256(json.dumps([asked, sample], sort_keys=True, default=_plain).encode()).hexdigest()
+
+
+def _plain(value: object) -> object:
+    return content_json([value]) if isinstance(value, ContentPart) else str(value)
 
 
 def _line(name: str, completion: Completion) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from typing import Annotated, Any, get_args
 from pydantic import BeforeValidator, Field, ValidationError
 
 from rorqual.core.config import Config
-from rorqual.core.errors import RorqualError, nearest
+from rorqual.core.errors import DataError, RorqualError, nearest
+from rorqual.core.parts import Content, content_label, read_content
 from rorqual.core.records import Message, Role, Thinking
 from rorqual.engine.request import Grammar, Request, SamplingParams
 from rorqual.generate.prompts import Refused, typed_cells
@@ -235,6 +236,17 @@ def _text(value: Any, key: str) -> str:
     return value
 
 
+def _content(value: Any, key: str) -> Content:
+    if not isinstance(value, list):
+        return _text(value, key)
+    try:
+        content = read_content(value, key)
+    except DataError as error:
+        raise _Fault(error.where, error.what, error.remedy) from None
+    _text(content_label(content), key)
+    return content
+
+
 def _ids(value: Any) -> tuple[int, ...]:
     if not isinstance(value, list) or not all(type(token) is int for token in value):
         raise _Fault("prompt_ids", "not a list of whole numbers", "Give the ids of tokens.")
@@ -247,7 +259,7 @@ def _messages(value: Any) -> tuple[Message, ...]:
     if not isinstance(value, list) or not value:
         raise _Fault("messages", "not a list with something in it", "Give a list of messages.")
     found = tuple(_message(turn, f"messages.{number}") for number, turn in enumerate(value))
-    if not any(message.content for message in found):
+    if not any(message.label for message in found):
         raise _Fault("messages", "the prompt is empty: no message has content", "Write something, or delete the line.")
     return found
 
@@ -263,7 +275,7 @@ def _message(turn: Any, key: str) -> Message:
         raise _Fault(f"{key}.role", f"unknown role {_short(turn.get('role'))}", nearest(str(turn.get("role")), roles))
     thought = turn.get("reasoning", turn.get("reasoning_content"))
     reasoning = None if thought is None else _text(thought, f"{key}.reasoning")
-    return Message(role, _text(turn.get("content"), f"{key}.content"), reasoning)
+    return Message(role, _content(turn.get("content"), f"{key}.content"), reasoning)
 
 
 def _short(value: Any) -> str:

@@ -95,9 +95,7 @@ def counted(path: Path, problems: Sequence[Problem], tokenizer: Tokenizer) -> di
     """Of a training set: its rows, their tokens, and the share of answers that the chore's grader calls right."""
     chat, asked = chat_format(tokenizer, "deepseek"), {problem.prompt: problem for problem in problems}
     rows = read_conversations(path).conversations
-    right = sum(
-        CHORES[asked[ask.content].family].grade(asked[ask.content], said.content) is Verdict.RIGHT for ask, said in rows
-    )
+    right = sum(CHORES[asked[ask.text].family].grade(asked[ask.text], said.text) is Verdict.RIGHT for ask, said in rows)
     tokens = sum(len(rendered.ids) for row in rows for rendered in chat.samples(row))
     return {"rows": len(rows), "tokens": tokens, "right": right / len(rows)}
 

@@ -54,6 +54,11 @@ class Decoder(Layer):
         self.tied = {"lm_head": "embed_tokens"} if config.tie_word_embeddings else {}
         self.mtp = nn.ModuleList(MTP(config) for _ in range(config.num_nextn_predict_layers))
 
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Token ids [...] -> embeddings [..., d], as `forward` reads them."""
+        found: Tensor = self.embed_tokens(tokens)
+        return found
+
     def forward(
         self,
         tokens: Tensor,
@@ -62,8 +67,9 @@ class Decoder(Layer):
         segments: Tensor | None = None,
         cache: Cache | None = None,
         replay: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
     ) -> Output:
-        """tokens [batch, seq] -> Output.
+        """tokens [batch, seq] -> Output. inputs_embeds [batch, seq, d], where given, are read instead of `embed(tokens)`.
 
         positions [batch, seq] default to 0, 1, ...; segments [batch, seq] are document numbers that attention does not
         cross. With a cache, a token attends to all cached positions of its sequence up to its own. replay [batch, seq, moe layers, k]
@@ -76,7 +82,7 @@ class Decoder(Layer):
             cache = Sheet(positions, segments)
         mask = document_mask(torch.zeros_like(tokens) if segments is None else segments) if cache is None else None
         context = AttentionContext(positions, mask, self.ops, None if cache is None else cache.table)
-        x = self.embed_tokens(tokens)
+        x = self._embedded(tokens, inputs_embeds)
         routing: list[Routing] = []
         for index, block in enumerate(self.layers):
             chosen = None
@@ -88,12 +94,17 @@ class Decoder(Layer):
         return Output(self.norm(x, self.ops), tuple(routing))
 
     def predict_further(
-        self, hidden: Tensor, tokens: Tensor, positions: Tensor | None = None, segments: Tensor | None = None
+        self,
+        hidden: Tensor,
+        tokens: Tensor,
+        positions: Tensor | None = None,
+        segments: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
     ) -> list[Output]:
         """The MTP modules over a whole sequence: module k's row i holds the hidden state that predicts t_{i+2+k}.
 
-        hidden [batch, seq, d] as `forward` returned it. Module k's result is [batch, seq - 1 - k, d]; rows whose document
-        ends before the token to predict are the caller's to mask.
+        hidden [batch, seq, d] as `forward` returned it; inputs_embeds as `forward` was given them. Module k's result is
+        [batch, seq - 1 - k, d]; rows whose document ends before the token to predict are the caller's to mask.
         """
         outputs: list[Output] = []
         if positions is None:
@@ -103,9 +114,17 @@ class Decoder(Layer):
             tokens, hidden = tokens[:, 1:], hidden[:, :-1]
             positions, segments = positions[:, :-1], segments[:, :-1]
             context = AttentionContext(positions, document_mask(segments), self.ops)
-            hidden, routing = module(hidden, self.embed_tokens(tokens), context)
+            inputs_embeds = None if inputs_embeds is None else inputs_embeds[:, 1:]
+            hidden, routing = module(hidden, self._embedded(tokens, inputs_embeds), context)
             outputs.append(Output(hidden, () if routing is None else (routing,)))
         return outputs
+
+    def _embedded(self, tokens: Tensor, inputs_embeds: Tensor | None) -> Tensor:
+        if inputs_embeds is None:
+            return self.embed(tokens)
+        if inputs_embeds.shape != (wanted := (*tokens.shape, self.config.hidden_size)):
+            raise ValueError(f"inputs_embeds of shape {list(inputs_embeds.shape)}; the tokens need {list(wanted)}")
+        return inputs_embeds
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [..., d] -> [..., vocab] in fp32."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
+from rorqual.core.parts import TYPES
 from rorqual.serve.errors import ApiError, refuse
 
 Rule = tuple[str, tuple[Any, ...]]
@@ -38,6 +39,8 @@ IGNORED = frozenset(
     | {"dry_base", "dry_allowed_length", "dry_penalty_last_n", "dry_sequence_breakers"}
 )
 """Fields of a request that change no answer at any value."""
+IGNORED_INSIDE = frozenset({"messages[].content[].prompt_cache_breakpoint"})
+"""The same within a request, by place."""
 
 _MODEL_TEMPLATE = "the model's own chat template is used"
 _NO_IMAGES = "this model writes and reads text alone"
@@ -164,7 +167,6 @@ INSIDE: Mapping[str, Mapping[str, Rule]] = {
         "function_call": ("its successor is tool_calls", ()),
         "prefix": ("this model cannot continue an assistant's turn", (False,)),
     },
-    "messages[].content[]": {"prompt_cache_breakpoint": ("", _ANY)},
     "messages[].tool_calls[]": {"index": ("", _ANY)},
     "messages[].tool_calls[].function": {"parsed_arguments": ("", _ANY)},
     "tools[]": {"defer_loading": ("all tools are shown to the model at once", (False,))},
@@ -183,21 +185,25 @@ INSIDE: Mapping[str, Mapping[str, Rule]] = {
 }
 """The same within a request, by place."""
 PASSAGES = frozenset(
-    place[:end] for place in INSIDE for end in range(1, len(place) + 1) if place[end : end + 1] in ("", ".", "[")
+    place[:end]
+    for place in (*INSIDE, *IGNORED_INSIDE)
+    for end in range(1, len(place) + 1)
+    if place[end : end + 1] in ("", ".", "[")
 )
 """Places on the way to these."""
 
-_TEXT_ONLY = "Send parts of type text."
+TEXT_ONLY = "Send parts of type text."
+_PARTS: Mapping[str, str] = {
+    **dict.fromkeys(("image", "input_image"), "this model does not accept images"),
+    **dict.fromkeys(("input_audio", "audio", "audio_url"), "this model does not accept audio"),
+    **dict.fromkeys(("video_url", "video", "input_video"), "this model does not accept videos"),
+    **dict.fromkeys(("file", "input_file"), "this model does not accept files"),
+    "refusal": "a refusal is no part of a content here",
+}
 KINDS: Mapping[str, tuple[str, Mapping[str, str]]] = {
     "messages[].content[]": (
-        _TEXT_ONLY,
-        {
-            **dict.fromkeys(("image_url", "image", "input_image"), "this model does not accept images"),
-            **dict.fromkeys(("input_audio", "audio", "audio_url"), "this model does not accept audio"),
-            **dict.fromkeys(("video_url", "video", "input_video"), "this model does not accept videos"),
-            **dict.fromkeys(("file", "input_file"), "this model does not accept files"),
-            "refusal": "a refusal is no part of a content here",
-        },
+        TEXT_ONLY,
+        {kind: why for kind, why in _PARTS.items() if kind not in TYPES},  # the chat format judges those
     ),
     "messages[].tool_calls[]": ("Send calls of type function.", {"custom": "this server has no custom tools"}),
     "tools[]": ("Send tools of type function.", {"custom": "this server has no custom tools"}),
@@ -233,8 +239,11 @@ def _object(
     kept: dict[str, Any] = {}
     for name, value in data.items():
         reason, neutral = ("", _ANY) if not place and name in IGNORED else rules.get(name, ("", ()))
-        known = name in rules or (not place and name in IGNORED)
         at, to = (f"{place}.{name}", f"{path}.{name}") if place else (name, name)
+        known = name in rules or (not place and name in IGNORED)
+        if at in IGNORED_INSIDE:
+            ignored |= {at} if value is not None else set()
+            continue
         if known and value is None:
             continue
         if known and neutral != _ANY and not is_one_of(value, neutral):
@@ -264,7 +273,12 @@ def _check_kind(data: Mapping[str, Any], place: str, path: str) -> None:
     remedy, kinds = KINDS.get(place, ("", {}))
     kind = data.get("type")
     if isinstance(kind, str) and kind in kinds:
-        raise refuse(f"{kinds[kind].capitalize()}: `{path}` is of type '{kind}'. {remedy}", path, "unsupported_value")
+        raise unsupported(path, kind, kinds[kind], remedy)
+
+
+def unsupported(path: str, kind: str, reason: str, remedy: str) -> ApiError:
+    """The refusal of a value of a type that other servers take."""
+    return refuse(f"{reason.capitalize()}: `{path}` is of type '{kind}'. {remedy}", path, "unsupported_value")
 
 
 def _refused(path: str, reason: str) -> ApiError:

@@ -6,8 +6,9 @@ import json
 from typing import Annotated, Any, Literal, TypeVar
 
 import pydantic_core
-from pydantic import Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
+from rorqual.core import parts
 from rorqual.core.records import Thinking
 from rorqual.serve import limits
 from rorqual.serve.errors import refuse
@@ -20,7 +21,6 @@ from rorqual.serve.turns import (
     Function,
     NamedFunction,
     NamedTool,
-    TextPart,
     Tools,
     ToolSpec,
 )
@@ -292,15 +292,16 @@ def _unique(pairs: list[tuple[str, Any]]) -> None:
 def known_names(cls: type[Sampling]) -> dict[str, set[str]]:
     """The fields of a request that are taken, by place: those of the request, and of what it holds."""
     inside: dict[str, type[Schema]] = {
-        "messages[]": ChatMessage, "messages[].content[]": TextPart, "messages[].tool_calls[]": Call,
+        "messages[]": ChatMessage, "messages[].tool_calls[]": Call,
         "messages[].tool_calls[].function": CalledFunction, "tools[]": ToolSpec, "tools[].function": Function,
         "tool_choice": NamedTool, "tool_choice.function": NamedFunction, "stream_options": StreamOptions,
         "response_format": ResponseFormat, "response_format.json_schema": JsonSchema, "chat_template_kwargs": TemplateOptions,
         "thinking": ThinkingSwitch,
     }  # fmt: skip
     found = {place: _asked(schema) for place, schema in inside.items()}
+    found["messages[].content[]"] = set().union(*map(_asked, parts.KINDS))
     return found | {"": _asked(cls) | IGNORED}
 
 
-def _asked(schema: type[Schema]) -> set[str]:
+def _asked(schema: type[BaseModel]) -> set[str]:
     return {field.alias or name for name, field in schema.model_fields.items()}

@@ -17,6 +17,7 @@ from rorqual.data.chat import ChatFormat
 from rorqual.serve.bodies import Bodies
 from rorqual.serve.bridge import Bridge
 from rorqual.serve.errors import ApiError, refuse
+from rorqual.serve.fields import TEXT_ONLY, unsupported
 from rorqual.serve.keys import Keys
 from rorqual.serve.limits import MAX_VALUES, SLICE, too_large
 from rorqual.serve.metrics import Metrics
@@ -133,6 +134,13 @@ class Service:
                 if found - found // 16 >= most:
                     return found - found // 16
         return found - found // 16
+
+    def check_parts(self, messages: Sequence[Message]) -> None:
+        """Refuse a content part that the chat format cannot write."""
+        if found := self.chat.foreign_part(messages):
+            number, place, part = found
+            path = f"messages[{number}].content[{place}]"
+            raise unsupported(path, part.type, f"this model does not accept {part.plural}", TEXT_ONLY)
 
     def prompt_of(self, messages: Sequence[Message], thinking: Thinking, tools: Sequence[Tool] = ()) -> list[int]:
         """Ids of a conversation; what the chat format cannot write is refused."""

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from rorqual.core.errors import nearest
+from rorqual.core.parts import AnyPart, Content, content_label
 from rorqual.core.records import Message, Tool, ToolCall
 from rorqual.serve.errors import refuse
 from rorqual.serve.formats import Grammar, Schema, Text, source_of
@@ -15,14 +16,6 @@ MAX_PARTS, MAX_NAME, MAX_CALLS, MAX_TOOLS, MAX_DESCRIPTION = 256, 256, 128, 128,
 NO_PARAMETERS: dict[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
 Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
 Id = Annotated[Text, Field(min_length=1, max_length=MAX_NAME)]
-
-
-class TextPart(Schema):
-    """A part of a message. Pictures and sound are not taken. `prompt_cache_breakpoint` changes nothing."""
-
-    type: Literal["text"]
-    text: str
-    prompt_cache_breakpoint: Any = None
 
 
 class CalledFunction(Schema):
@@ -51,7 +44,7 @@ class ChatMessage(Schema):
     back. `refusal`: what an assistant said instead of a content. A model may write NUL, so an assistant's turn may hold it."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | Annotated[list[TextPart], Field(max_length=MAX_PARTS, fail_fast=True)] | None = None
+    content: str | Annotated[list[AnyPart], Field(max_length=MAX_PARTS, fail_fast=True)] | None = None
     reasoning_content: str | None = None
     tool_calls: Annotated[list[Call], Field(max_length=MAX_CALLS, fail_fast=True)] | None = None
     tool_call_id: Id | None = None
@@ -62,14 +55,11 @@ class ChatMessage(Schema):
     audio: None = None
     function_call: None = None
 
-    def _text(self) -> str:
-        if self.content is None or isinstance(self.content, str):
-            return self.content or ""
-        return "".join(part.text for part in self.content)
-
     def message(self) -> Message:
         """As the chat formats take it."""
-        content = self._text() or self.refusal or ""
+        content: Content = self.content or ""
+        if not content_label(content):
+            content = self.refusal or ""
         match self.role:
             case "assistant":
                 calls = tuple(call.call() for call in self.tool_calls or ())
@@ -93,7 +83,7 @@ class ChatMessage(Schema):
         if self.role != "tool" and self.tool_call_id is not None:
             what = f"`{place}.tool_call_id` stands in a message of role '{self.role}'"
             raise refuse(f"{what}. Only messages of role 'tool' have it: leave it out.", f"{place}.tool_call_id")
-        if self.role != "assistant" and "\0" in self._text():
+        if self.role != "assistant" and "\0" in content_label(self.content or ""):
             raise refuse(f"`{place}.content` holds a NUL character. Give a text without it.", f"{place}.content")
 
 

@@ -18,7 +18,7 @@ FORMS: Mapping[str, str] = {
     "stop": "a text, or a list of texts",
     "messages": "a list of messages",
     "messages[]": 'an object such as {"role": "user", "content": "hello"}',
-    "messages[].content": "a text, or a list of text parts",
+    "messages[].content": "a text, or a list of parts",
     "messages[].content[]": 'an object such as {"type": "text", "text": "hello"}',
     "tools[]": 'an object such as {"type": "function", "function": {"name": "add"}}',
     "tool_choice": "'none', 'auto', 'required', or an object that names one function",
@@ -70,7 +70,7 @@ def explain(error: ValidationError, data: Any, names: Mapping[str, Collection[st
         hint = nearest(str(parts[-1]), names.get(parent, ()))
         more = hint if hint.startswith("Did") else "Leave it out; docs/serve.md lists the fields."
         return Fault(path, f"`{path}` is not a field{_of(parent)}. {more}", unknown=True)
-    if item["type"] == "missing":
+    if item["type"] in ("missing", "union_tag_not_found"):
         wanted = FORMS.get(place)
         return Fault(path, f"`{path}` is missing. Add it{f': {wanted}' if wanted else ''}.")
     if "[key]" in item["loc"]:
@@ -122,15 +122,21 @@ def _order(parts: list[str | int]) -> list[int]:
 
 def _path(item: Mapping[str, Any], data: Any) -> list[str | int]:
     """Where in `data` an error stands. pydantic also writes down which form of a union it tried; that is no part of the data."""
-    here, found = data, list[str | int]()
+    here, found, tag = data, list[str | int](), False
     *parts, last = item["loc"] or ("",)
     for part in (*parts, last):
         inside = isinstance(here, dict) and part in here
-        if inside or (isinstance(here, list) and isinstance(part, int) and part < len(here)):
+        if tag and isinstance(part, str):
+            tag = False  # which of the forms that `type` tells apart
+        elif inside or (isinstance(here, list) and isinstance(part, int) and part < len(here)):
             found.append(part)
             here = here[part]
+        elif str(part).startswith("list[tagged-union["):
+            tag = True
     if item["type"] == "missing":
         found.append(last)
+    elif item["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        found.append("type")
     elif "[key]" in item["loc"]:
         found.pop()
     return found
@@ -149,6 +155,8 @@ def _measured(item: Mapping[str, Any]) -> tuple[str, str]:
         return f"is {shown(value)}", PATTERNS[limits["pattern"]]
     if item["type"] == "value_error":
         return str(limits["error"]), "a text without it"
+    if item["type"] == "union_tag_invalid":
+        return f"is {shown(limits['tag'])}", limits["expected_tags"].replace(", ", " or ")
     return f"is {shown(value)}", ""
 
 

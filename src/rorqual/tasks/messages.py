@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 from rorqual.core.errors import DataError
-from rorqual.core.records import Message, Role
+from rorqual.core.parts import read_content
+from rorqual.core.records import Message, Role, says_nothing
 from rorqual.tasks.answer import final_answer, final_number, whole_number
 from rorqual.tasks.base import Problem, Split, Verdict
 from rorqual.tasks.rows import FileTask, Row, carve, held_out, normal, read
@@ -53,9 +54,9 @@ class Messages(FileTask):
                 remedy="The last turn is the gold answer to the one before it.",
             )
         return Asked(
-            key="messages " + " | ".join(f"{m.role} {normal(m.content)}" for m in before),
-            prompt=before[-1].content,
-            answer=reply.content.rpartition(END_THINK)[2].strip(),
+            key="messages " + " | ".join(f"{m.role} {normal(m.label)}" for m in before),
+            prompt=before[-1].label,
+            answer=reply.text.rpartition(END_THINK)[2].strip(),
             family="messages",
             steps=reply.reasoning,
             meta={"where": row.where, "messages": tuple(before)},
@@ -81,12 +82,13 @@ def _turns(row: Row) -> list[Message]:
 def _message(item: Any, where: str) -> Message:
     roles: tuple[Role, ...] = get_args(Role)
     role = next((role for role in roles if isinstance(item, Mapping) and item.get("role") == role), None)
-    if role is None or not isinstance(item.get("content"), str):
+    if role is None or not isinstance(item.get("content"), str | list):
         raise DataError(
             f"not a message: {item!r:.60}", where=where, remedy=f"Give role ({', '.join(roles)}) and content."
         )
     if not isinstance(item.get("reasoning"), str | None):
         raise DataError(f"key 'reasoning' is no text: {item['reasoning']!r:.60}", where=where, remedy="Mend the row.")
-    if role == "user" and not item["content"].strip():
+    message = Message(role, read_content(item["content"], f"{where}: content"), item.get("reasoning"))
+    if role == "user" and says_nothing(message):
         raise DataError("an empty prompt", where=where, remedy="Give the user's turn a text, or delete the row.")
-    return Message(role, item["content"], item.get("reasoning"))
+    return message

@@ -37,4 +37,20 @@ MUTANTS = (
         "",
         "tests/core/test_core_wiring.py::test_a_pipe_is_written_to_and_stays_a_pipe",
     ),
+    one(
+        "a picture is written as text by a format that cannot see it",
+        "issue 16: content parts",
+        "core/parts.py",
+        "if not isinstance(part, tuple(taken))",
+        "if False",
+        "tests/core/test_parts.py::test_a_format_of_text_refuses_a_picture_by_name_and_place",
+    ),
+    one(
+        "text parts are joined with spaces",
+        "issue 16: content parts",
+        "core/parts.py",
+        '"".join(part.label() for part in content)',
+        '" ".join(part.label() for part in content)',
+        "tests/core/test_parts.py::test_the_text_is_that_of_the_parts_in_order_and_a_picture_has_none",
+    ),
 )

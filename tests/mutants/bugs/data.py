@@ -33,8 +33,8 @@ MUTANTS = (
         "what a user types is encoded with the special tokens",
         "template injection",
         "data/chat/chatml.py",
-        'self.tokenizer.encode(f"{message.role}\\n{message.content}")',
-        'self.tokenizer.encode_trusted(f"{message.role}\\n{message.content}")',
+        'self.tokenizer.encode(f"{message.role}\\n{message.text}")',
+        'self.tokenizer.encode_trusted(f"{message.role}\\n{message.text}")',
         "tests/data/chat/test_laws.py::test_what_is_typed_never_becomes_a_special_token",
     ),
     one(

@@ -273,8 +273,8 @@ MUTANTS = (
         "a reserve counts characters as tokens",
         "issue 14: fourth bug trial",
         "distil/purse.py",
-        'len(m.content.encode("utf-8", "replace"))',
-        "len(m.content)",
+        'len(m.text.encode("utf-8", "replace"))',
+        "len(m.text)",
         "tests/distil/test_purse.py::test_a_prompt_has_no_more_tokens_than_its_bound",
     ),
     one(

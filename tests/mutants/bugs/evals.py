@@ -41,7 +41,7 @@ MUTANTS = (
         "what is kept answers another question",
         "a review: a mutant that survived",
         "evals/kept.py",
-        "    asked = asdict(replace(request, params=replace(request.params, n=1)))\n",
+        "    asked = asdict(replace(request, params=replace(request.params, n=1), embeds=None))\n",
         "    asked = [[m.content for m in request.messages], request.params.seed]\n",
         "tests/cli/test_eval_kept.py::test_what_is_kept_answers_the_very_question_alone",
     ),

@@ -63,9 +63,7 @@ def _next(made: Path) -> str:
     kept = [messages for messages in read_kept_messages(made)[0].values() if not says_nothing(messages[-1])]
     if not kept:
         return "no sample is kept: the card says why. keep=all and filters.names=[] keep more, in another folder (out=)"
-    longest = max(
-        sum(TURN_BYTES + len(f"{m.reasoning or ''}{m.content}".encode()) for m in messages) for messages in kept
-    )
+    longest = max(sum(TURN_BYTES + len(f"{m.reasoning or ''}{m.text}".encode()) for m in messages) for messages in kept)
     words = ["rorqual", "train", "sft", f"data={made}", f"out={made.parent}-student"]
     return shlex.join(words + [f"row={longest}"] * (longest > ROW))
 

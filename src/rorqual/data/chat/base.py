@@ -5,8 +5,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from rorqual.core.errors import DataError
+from rorqual.core.parts import ContentPart, TextPart, foreign_part
 from rorqual.core.records import Message, Thinking, Tool
 from rorqual.data.chat.calls import CallForm, CallFrame, lex
 from rorqual.data.chat.marks import Marks
@@ -34,6 +36,8 @@ class ChatFormat(ABC):
     """
 
     name: str
+    parts: ClassVar[tuple[type[ContentPart], ...]] = (TextPart,)
+    """Kinds of content parts that the format can write; `prompt` and `render` refuse the others."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
@@ -64,6 +68,25 @@ class ChatFormat(ABC):
     @abstractmethod
     def reply_form(self, thinking: Thinking) -> ReplyForm:
         """How a reply to `prompt(..., thinking)` is read."""
+
+    def foreign_part(self, messages: Sequence[Message]) -> tuple[int, int, ContentPart] | None:
+        """The first part that the format cannot write, with the number of its message and its own, both from 0."""
+        for number, message in enumerate(messages):
+            place = foreign_part(message.content, self.parts)
+            if place is not None and not isinstance(message.content, str):
+                return number, place, message.content[place]
+        return None
+
+    def check_parts(self, messages: Sequence[Message]) -> None:
+        """Refuse a content part that the format cannot write, by name and place."""
+        if found := self.foreign_part(messages):
+            number, place, part = found
+            raise DataError(
+                f"a part of type '{part.type}': chat format '{self.name}' does not accept {part.plural}",
+                where=f"message {number + 1}, content[{place}]",
+                remedy=f"Send parts of type {', '.join(kind.model_fields['type'].default for kind in self.parts)}, "
+                "or use a model that was trained with such parts.",
+            )
 
     @property
     def call_form(self) -> CallForm | None:

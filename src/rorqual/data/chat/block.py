@@ -41,16 +41,16 @@ class MarkedBlock(TurnChat):
 
     def kept(self, message: Message, thinking: Thinking = "auto") -> Message:
         reasoning = (message.reasoning or "").strip("\n")
-        content = message.content.lstrip("\n")
+        content = message.text.lstrip("\n")
         return Message("assistant", content, reasoning if reasoning or thinking == "on" else None)
 
     def _reply(self, message: Message, thinking: Thinking, *, closed: bool) -> list[int]:
         encode, kept = self.tokenizer.encode, self.kept(message, thinking)
         if thinking == "off":
-            return [*self.choice("off"), *encode(kept.content)]
-        if not closed and message.reasoning is not None and not message.content:
+            return [*self.choice("off"), *encode(kept.text)]
+        if not closed and message.reasoning is not None and not message.text:
             return [self._think, *self._one, *encode(message.reasoning.lstrip("\n"))]  # still thinking
-        after = [self._end_think, *encode("\n\n" + kept.content)]
+        after = [self._end_think, *encode("\n\n" + kept.text)]
         if kept.reasoning:
             return [self._think, *self._one, *encode(kept.reasoning + "\n"), *after]
         # One token for two newlines, unless the prompt has written the first of them already.
@@ -95,24 +95,24 @@ class SpokenBlock(TurnChat):
 
     def as_written(self, message: Message) -> bool:
         """A content that begins like a thought is trained nowhere: where it is last, it is refused."""
-        return message.reasoning is None and not message.content.lstrip().startswith(THINK)
+        return message.reasoning is None and not message.text.lstrip().startswith(THINK)
 
     def kept(self, message: Message, thinking: Thinking = "auto") -> Message:
         if message.reasoning is None:
-            return Message("assistant", message.content)
+            return Message("assistant", message.text)
         reasoning = message.reasoning.strip("\n")
-        return Message("assistant", message.content.lstrip("\n"), reasoning if reasoning or thinking == "on" else None)
+        return Message("assistant", message.text.lstrip("\n"), reasoning if reasoning or thinking == "on" else None)
 
     def _reply(self, message: Message, thinking: Thinking, *, closed: bool) -> list[int]:
         encode = self.tokenizer.encode
         if message.reasoning is None:
-            self._refuse(THINK, message.content.startswith(THINK), "content that begins with")
-            return encode(message.content)
+            self._refuse(THINK, message.text.startswith(THINK), "content that begins with")
+            return encode(message.text)
         self._refuse(END_THINK, END_THINK in message.reasoning, "reasoning that holds")
         opened = self.choice("on")
-        if not closed and not message.content:
+        if not closed and not message.text:
             return [*opened, *encode(message.reasoning.lstrip("\n"))]
-        before, after = message.reasoning.strip("\n") + "\n", "\n\n" + message.content.lstrip("\n")
+        before, after = message.reasoning.strip("\n") + "\n", "\n\n" + message.text.lstrip("\n")
         if self._marks is None:
             return [*opened, *encode(before + END_THINK + after)]
         return [*opened, *encode(before), self._marks[1], *encode(after)]

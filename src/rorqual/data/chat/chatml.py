@@ -64,7 +64,7 @@ class ImTurns(TurnChat):
         return self._turn(Message("system", self.default_system), 0)
 
     def _turn(self, message: Message, number: int) -> list[int]:
-        said = self.tokenizer.encode(f"{message.role}\n{message.content}")
+        said = self.tokenizer.encode(f"{message.role}\n{message.text}")
         return [self._start, *said, self._stops[0]]
 
     def _header(self) -> list[int]:
@@ -83,7 +83,7 @@ class ImTurns(TurnChat):
 
     def _told(self, messages: Sequence[Message], tools: Sequence[Tool]) -> list[int]:
         first = messages[0]
-        system = first.content if first.role == "system" else self.default_system
+        system = first.text if first.role == "system" else self.default_system
         if not tools:
             return self._opening(messages)
         said = "\n".join([TOOLS, *schemas(tools), TOLD])
@@ -97,7 +97,7 @@ class ImTurns(TurnChat):
     def _called(self, message: Message, before: str, *, current: bool) -> list[int]:
         calls = [HERMES_FRAME.call(call.name, call.arguments) for call in message.tool_calls]
         thought = self._thought(message, current)
-        content = message.content.lstrip("\n") if thought else message.content
+        content = message.text.lstrip("\n") if thought else message.text
         said = "\n".join([*([content] if content or not calls else []), *calls])
         return [*self._header(), *self._spelling.ids(thought + said), self._stops[0]]
 
@@ -106,7 +106,7 @@ class ImTurns(TurnChat):
         return ""
 
     def _answers(self, turn: Sequence[Message]) -> list[int]:
-        said = "".join(f"\n{RESPONSE}\n{message.content}\n{END_RESPONSE}" for message in turn)
+        said = "".join(f"\n{RESPONSE}\n{message.text}\n{END_RESPONSE}" for message in turn)
         return [self._start, *self._spelling.ids(f"user{said}"), self._stops[0]]
 
     def _written(self, choice: str) -> str:

@@ -73,11 +73,11 @@ class DeepSeekTurns(TurnChat):
         return self._bos
 
     def _opening(self, messages: Sequence[Message]) -> list[int]:
-        system = "\n\n".join(message.content for message in messages if message.role == "system")
+        system = "\n\n".join(message.text for message in messages if message.role == "system")
         return [self._bos, *self.tokenizer.encode(system)]
 
     def _turn(self, message: Message, number: int) -> list[int]:
-        return [] if message.role == "system" else [self._user, *self.tokenizer.encode(message.content)]
+        return [] if message.role == "system" else [self._user, *self.tokenizer.encode(message.text)]
 
     def _header(self) -> list[int]:
         return [self._assistant]
@@ -109,7 +109,7 @@ class DeepSeekTurns(TurnChat):
         return self.outputs[1] or OUTPUT_END
 
     def _told(self, messages: Sequence[Message], tools: Sequence[Tool]) -> list[int]:
-        system = [message.content for message in messages if message.role == "system"]
+        system = [message.text for message in messages if message.role == "system"]
         return [self._bos, *self._spelling.ids("\n\n".join([*system, *([self._tools_text(tools)] if tools else [])]))]
 
     def _tools_text(self, tools: Sequence[Tool]) -> str:
@@ -123,7 +123,7 @@ class DeepSeekTurns(TurnChat):
         return TOOLS.format(listed=listed, call=f"{frame.begin}{call}{{additional_tool_calls}}{frame.end}")
 
     def _called(self, message: Message, before: str, *, current: bool) -> list[int]:
-        said = message.content
+        said = message.text
         if message.tool_calls:
             frame = self.call_frame
             calls = (frame.call(call.name, call.arguments) for call in message.tool_calls)
@@ -132,7 +132,7 @@ class DeepSeekTurns(TurnChat):
         return [*begins, *self._spelling.ids(said), self._stops[0]]
 
     def _answers(self, turn: Sequence[Message]) -> list[int]:
-        said = self.outputs_gap.join(f"{OUTPUT}{message.content}{OUTPUT_END}" for message in turn)
+        said = self.outputs_gap.join(f"{OUTPUT}{message.text}{OUTPUT_END}" for message in turn)
         return self._spelling.ids(self.outputs[0] + said + self.outputs[1])
 
     def _begins_after(self, before: str, thinking: Thinking) -> list[int]:
@@ -203,14 +203,14 @@ class DeepSeekChat(DeepSeekTurns):
         return message
 
     def _past(self, message: Message) -> list[int]:
-        return [self._end_think, *self.tokenizer.encode(message.content)]
+        return [self._end_think, *self.tokenizer.encode(message.text)]
 
     def _reply(self, message: Message, thinking: Thinking, *, closed: bool) -> list[int]:
         encode = self.tokenizer.encode
         thought = [] if message.reasoning is None else [self._think, *encode(message.reasoning)]
-        if not closed and message.reasoning is not None and not message.content:
+        if not closed and message.reasoning is not None and not message.text:
             return thought  # still thinking
-        return [*thought, self._end_think, *encode(message.content)]
+        return [*thought, self._end_think, *encode(message.text)]
 
     def reply_form(self, thinking: Thinking) -> ReplyForm:
         """Nothing is stripped.

@@ -62,7 +62,7 @@ class Llama3Chat(SpokenBlock):
         return [self._bos]
 
     def _turn(self, message: Message, number: int) -> list[int]:
-        return self._said(message.role, message.content.strip())
+        return self._said(message.role, message.text.strip())
 
     def _said(self, role: str, content: str) -> list[int]:
         encode = self.tokenizer.encode
@@ -73,14 +73,14 @@ class Llama3Chat(SpokenBlock):
         return [self._open, *encode("assistant"), self._close, *encode("\n\n")]
 
     def _past(self, message: Message) -> list[int]:
-        return self.tokenizer.encode(message.content.strip())
+        return self.tokenizer.encode(message.text.strip())
 
     def _reply(self, message: Message, thinking: Thinking, *, closed: bool) -> list[int]:
-        content = message.content.strip() if closed else message.content.lstrip()
+        content = message.text.strip() if closed else message.text.lstrip()
         return super()._reply(replace(message, content=content), thinking, closed=closed)
 
     def kept(self, message: Message, thinking: Thinking = "auto") -> Message:
-        return super().kept(replace(message, content=message.content.strip()), thinking)
+        return super().kept(replace(message, content=message.text.strip()), thinking)
 
     def reply_form(self, thinking: Thinking) -> ReplyForm:
         trim = Trim(WHITE, WHITE)
@@ -120,7 +120,7 @@ class Llama31Chat(Llama3Chat):
 
     def _told(self, messages: Sequence[Message], tools: Sequence[Tool]) -> list[int]:
         first = messages[0]
-        system = first.content.strip() if first.role == "system" else ""
+        system = first.text.strip() if first.role == "system" else ""
         where = "Environment: ipython\n" if tools else ""
         return [self._bos, *self._said("system", where + self._dates() + system)]
 
@@ -128,23 +128,23 @@ class Llama31Chat(Llama3Chat):
         """The first user's turn says what tools there are."""
         if tools and first:
             listed = "".join(spelt(schema(tool), indent=4) + "\n\n" for tool in tools)
-            return self._said(message.role, TOOLS + listed + message.content.strip())
+            return self._said(message.role, TOOLS + listed + message.text.strip())
         return self._turn(message, number)
 
     def _called(self, message: Message, before: str, *, current: bool) -> list[int]:
         calls = (LLAMA_FRAME.call(call.name, call.arguments) for call in message.tool_calls)
-        said = [message.content.strip(), LLAMA_FRAME.gap.join(calls)]
+        said = [message.text.strip(), LLAMA_FRAME.gap.join(calls)]
         return self._said("assistant", "\n\n".join(part for part in said if part))
 
     def _answers(self, turn: Sequence[Message]) -> list[int]:
-        return [id_ for message in turn for id_ in self._said("ipython", spelt(message.content))]
+        return [id_ for message in turn for id_ in self._said("ipython", spelt(message.text))]
 
     def _dates(self) -> str:
         return f"Cutting Knowledge Date: {KNOWLEDGE}\nToday Date: {self.today}\n\n"
 
     def _opening(self, messages: Sequence[Message]) -> list[int]:
         first = messages[0]
-        system = first.content.strip() if first.role == "system" else ""
+        system = first.text.strip() if first.role == "system" else ""
         return [self._bos, *self._said("system", self._dates() + system)]
 
     def _turn(self, message: Message, number: int) -> list[int]:

@@ -46,7 +46,7 @@ class NoChat(ChatFormat):
         return ReplyForm("answer")
 
     def kept(self, message: Message, thinking: Thinking = "auto") -> Message:
-        return Message("assistant", message.content)
+        return Message("assistant", message.text)
 
     def n_thought(self, ids: Sequence[int]) -> int:
         return 0

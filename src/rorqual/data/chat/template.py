@@ -108,7 +108,7 @@ class TemplateChat(ChatFormat):
     def kept(self, message: Message, thinking: Thinking = "auto") -> Message:
         """Content and reasoning without the white space around them."""
         reasoning = None if message.reasoning is None else message.reasoning.strip()
-        return Message("assistant", message.content if reasoning is None else message.content.strip(), reasoning)
+        return Message("assistant", message.text if reasoning is None else message.text.strip(), reasoning)
 
     def n_thought(self, ids: Sequence[int]) -> int:
         # By halves: a reply of 8,000 tokens read at each of them would take a minute.
@@ -116,6 +116,7 @@ class TemplateChat(ChatFormat):
 
     def prompt(self, messages: Sequence[Message], thinking: Thinking = "auto", tools: Sequence[Tool] = ()) -> list[int]:
         """Ids of the template's text. What the messages say stays text, also where it spells a special token."""
+        self.check_parts(messages)
         if tools or has_tools(messages):
             self._check(messages, tools)
         as_text = self.call_form is DEEPSEEK
@@ -209,7 +210,7 @@ class TemplateChat(ChatFormat):
 
 def _row(message: Message, as_text: bool) -> dict[str, Any]:
     """A message as templates expect it: arguments are a mapping, or text where the template puts them together as text."""
-    row: dict[str, Any] = {"role": str(message.role), "content": message.content}
+    row: dict[str, Any] = {"role": str(message.role), "content": message.text}
     if message.reasoning is not None:
         row["reasoning_content"] = message.reasoning
     if message.tool_calls:

@@ -28,7 +28,7 @@ def turns(messages: Sequence[Message]) -> list[list[Message]]:
     for number, message in enumerate(messages, start=1):
         where = f"message {number}"
         calls = message.tool_calls
-        check_text([message.content, message.reasoning or "", *(c.name + c.arguments for c in calls)], where)
+        check_text([message.label, message.reasoning or "", *(c.name + c.arguments for c in calls)], where)
         if message.role == "assistant" and before not in ("user", "tool"):
             raise DataError(
                 f"an assistant turn after {before or 'nothing'}",

@@ -72,7 +72,7 @@ class TurnChat(ChatFormat):
 
     def _past(self, message: Message) -> list[int]:
         """An earlier reply as it reads to what comes after it, without the end token."""
-        return self.tokenizer.encode(message.content)
+        return self.tokenizer.encode(message.text)
 
     def _gap(self) -> list[int]:
         """Ids between two turns."""
@@ -100,6 +100,7 @@ class TurnChat(ChatFormat):
 
     def prompt(self, messages: Sequence[Message], thinking: Thinking = "auto", tools: Sequence[Tool] = ()) -> list[int]:
         """See `ChatFormat.prompt`. A conversation that ends with the assistant's own turn is refused."""
+        self.check_parts(messages)
         if tools or has_tools(messages):
             return self._prompt_with_tools(messages, thinking, tools)
         check_turns(messages, ROLES)
@@ -119,6 +120,7 @@ class TurnChat(ChatFormat):
 
         Training on a turn without its reasoning would teach to answer at once; `samples` trains such turns where they are last.
         """
+        self.check_parts(messages)
         check_turns(messages, ROLES)
         last = messages[-1]
         if last.role != "assistant":

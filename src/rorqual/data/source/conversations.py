@@ -1,8 +1,9 @@
 """Conversations from JSONL or Parquet.
 
-A row is `{"messages": [{"role", "content", "reasoning"?}, ...]}`, or a pair `{"prompt", "completion", "reasoning"?}` or
-`{"question", "answer", "reasoning"?}`. `reasoning_content` is `reasoning` by its name in DeepSeek's API. An assistant's
-content that begins with `<think>...</think>` is split: inside is the reasoning, and white space beside the marks goes.
+A row is `{"messages": [{"role", "content", "reasoning"?}, ...]}`, where a content is a text or a list of parts (`core.parts`), or a pair
+`{"prompt", "completion", "reasoning"?}` or `{"question", "answer", "reasoning"?}`. `reasoning_content` is `reasoning` by its name in
+DeepSeek's API. An assistant's content that begins with `<think>...</think>` is split: inside is the reasoning, and white space beside
+the marks goes.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from rorqual.core.errors import DataError, nearest
+from rorqual.core.parts import Content, read_content
 from rorqual.core.records import Message, Role, says_nothing
 from rorqual.data.distilled import is_distilled, read_kept_messages
 from rorqual.data.source.files import json_lines, parquet_rows
@@ -139,12 +141,18 @@ def _message(message: Any, where: str) -> Message:
     if role is None:
         name = message.get("role")
         raise DataError(f"unknown role {name!r}", where=where, remedy=nearest(str(name), roles))
-    content, reasoning = _text(message, "content", where), _reasoning(message, where)
+    content, reasoning = _content(message, where), _reasoning(message, where)
     if role == "assistant":
         return _assistant(content, reasoning, where)
     if reasoning is not None:
         raise DataError(f"a {role} turn with reasoning", where=where, remedy="Only the assistant reasons.")
     return Message(role, content)
+
+
+def _content(message: dict[str, Any], where: str) -> Content:
+    if isinstance(message.get("content"), list):
+        return read_content(message["content"], f"{where}: content")
+    return _text(message, "content", where)
 
 
 def _text(row: dict[str, Any], key: str, where: str) -> str:
@@ -173,12 +181,13 @@ def _reasoning(row: dict[str, Any], where: str) -> str | None:
     return _text(row, given[0], where) if given else None
 
 
-def _assistant(content: str, reasoning: str | None, where: str) -> Message:
-    if not content.lstrip().startswith(OPEN):
-        return Message("assistant", content, reasoning)
+def _assistant(content: Content, reasoning: str | None, where: str) -> Message:
+    said = Message("assistant", content, reasoning)
+    if not said.label.lstrip().startswith(OPEN):
+        return said
     if reasoning is not None:
         raise DataError(f"reasoning given twice: a key and {OPEN}", where=where, remedy="Keep one of them.")
-    inside, mark, after = content.lstrip().removeprefix(OPEN).partition(CLOSE)
+    inside, mark, after = said.text.lstrip().removeprefix(OPEN).partition(CLOSE)
     if not mark:
         raise DataError(f"{OPEN} without {CLOSE}", where=where, remedy="Close it, or leave the conversation out.")
     return Message("assistant", after.strip(), reasoning=inside.strip())

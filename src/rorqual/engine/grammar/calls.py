@@ -191,7 +191,7 @@ class CallsJudge:
         """What the first call that does not match is at fault for; empty where all match."""
         message = self._spelling.read(reply, self._functions)
         if not message.tool_calls:
-            return "" if self._answer is None else self._answer.fault(message.content)
+            return "" if self._answer is None else self._answer.fault(message.text)
         for call in message.tool_calls:
             judge = self._functions[call.name]
             if judge is not None and (found := judge.fault(call.arguments)):

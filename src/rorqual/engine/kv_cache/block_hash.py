@@ -1,13 +1,14 @@
 """The names of cached blocks: one key for each full block of a prompt, so that equal beginnings have equal keys and nothing else has.
 
-A key is a keyed hash over the block's tokens and the key of the block before it, back to a root made of whatever changes the contents:
-the tenant, the weights, the arithmetic. Without the secret nobody can make a prompt that collides, nor learn from a hit's timing or a
-file's name what another tenant asked.
+A key is a keyed hash over the block's tokens, its extra keys (a digest of the embeddings that stand there instead of its tokens') and the
+key of the block before it, back to a root made of whatever changes all contents: the tenant, the weights with their adapter, the
+arithmetic. Without the secret nobody can make a prompt that collides, nor learn from a hit's timing or a file's name what another tenant
+asked.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from hashlib import blake2b
 from typing import Any
 
@@ -37,18 +38,29 @@ def root(secret: bytes, fingerprint: bytes, tenant: str, block: int) -> bytes:
     return _keyed(secret, b"rorqual root", b"".join(map(_prefixed, fields)))
 
 
-def extend(secret: bytes, parent: bytes, tokens: Sequence[int] | Any, block: int) -> list[bytes]:
+def extend(
+    secret: bytes,
+    parent: bytes,
+    tokens: Sequence[int] | Any,
+    block: int,
+    extra_keys: Callable[[int], Sequence[bytes]] = lambda _: (),
+) -> list[bytes]:
     """The keys of the full blocks of `tokens` that follow the block named `parent` (or `root`): a sequence that grows hashes only what is
-    new."""
+    new. `extra_keys(i)`: those of the i-th of these blocks."""
     if len(parent) != KEY_BYTES:
         raise ValueError(f"a parent of {len(parent)} bytes; keys have {KEY_BYTES}")
-    # Every message is a parent of 32 bytes and `block` tokens of 4: one length, so one reading.
     flat, step = _as_bytes(tokens), 4 * block
     keys = []
-    for start in range(0, len(flat) - step + 1, step):
-        parent = _keyed(secret, b"rorqual block", parent + flat[start : start + step])
+    for number in range(len(flat) // step):
+        parent = block_hash(secret, parent, flat[number * step : (number + 1) * step], extra_keys(number))
         keys.append(parent)
     return keys
+
+
+def block_hash(secret: bytes, parent: bytes, tokens: bytes, extra_keys: Sequence[bytes] = ()) -> bytes:
+    """The key of the block of `tokens` (int32) that follows the block named `parent`. `extra_keys`: what else decides its contents."""
+    # A parent of 32 bytes and a block's tokens, of one length, and then keys with their lengths: one reading.
+    return _keyed(secret, b"rorqual block", b"".join((parent, tokens, *map(_prefixed, extra_keys))))
 
 
 def matchable(length: int, block: int) -> int:

@@ -1,6 +1,7 @@
 """Which blocks a sequence has: what is shared with others, what is new, what outlives it. No tensors here.
 
-A full block that was computed is named by all tokens up to its end, its tenant and the weights (`prefix.chain`): from then on
+A full block that was computed is named by all tokens up to its end and the embeddings that stand for some of them, its tenant and the
+weights (`block_hash.py`): from then on
 whoever begins alike shares it, and after its last user it stays until its place is needed. With a folder it is written there, too.
 """
 
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from rorqual.engine.embeds import Embeds
 from rorqual.engine.kv_cache.block_hash import extend, matchable, root
 from rorqual.engine.kv_cache.block_pool import BlockPool
 from rorqual.engine.kv_cache.disk import DiskStore
@@ -22,6 +24,7 @@ class Owner(Protocol):
     tenant: str
     reuse: bool
     tokens: list[int]
+    embeds: Embeds | None
     blocks: list[int]
     num_cached_blocks: int
     keys: list[bytes]
@@ -162,7 +165,13 @@ class KVCacheManager:
             if owner.tenant not in self.roots:
                 self.roots[owner.tenant] = root(self.secret, self.fingerprint, owner.tenant, BLOCK)
             parent = owner.keys[-1] if known else self.roots[owner.tenant]
-            owner.keys += extend(self.secret, parent, owner.tokens[known * BLOCK : blocks * BLOCK], BLOCK)
+            tokens, embeds = owner.tokens[known * BLOCK : blocks * BLOCK], owner.embeds
+
+            def extra_keys(number: int) -> tuple[bytes, ...]:
+                start = (known + number) * BLOCK
+                return () if embeds is None else embeds.extra_keys(start, start + BLOCK)
+
+            owner.keys += extend(self.secret, parent, tokens, BLOCK, extra_keys)
         return owner.keys[:blocks]
 
     def stats(self) -> dict[str, float]:

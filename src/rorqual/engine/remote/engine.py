@@ -24,6 +24,7 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from rorqual.core.errors import ConfigError, DataError, RorqualError
+from rorqual.core.parts import content_json
 from rorqual.engine.request import Completion, Grammar, Request, SamplingParams
 from rorqual.engine.seeds import Bits, sample_seed
 
@@ -284,7 +285,7 @@ class RemoteEngine:
         params = request.params
         body: dict[str, Any] = {
             "model": self.model,
-            "messages": [{"role": m.role, "content": m.content} for m in request.messages],
+            "messages": [{"role": m.role, "content": content_json(m.content)} for m in request.messages],
             "max_tokens": params.max_tokens,
             "temperature": params.temperature,
             "top_p": params.top_p,
@@ -365,6 +366,12 @@ def _need_messages(wanted: Sequence[tuple[Request, int]]) -> None:
                 "it has token ids and no messages, and an address takes messages only",
                 where=f"request {number}",
                 remedy="Fill `messages`.",
+            )
+        if request.embeds is not None:
+            raise DataError(
+                "an address takes no embeddings",
+                where=f"request {number}, embeds",
+                remedy="Send a picture as a part of a message, or use a local model.",
             )
 
 

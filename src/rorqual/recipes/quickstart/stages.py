@@ -189,7 +189,7 @@ class Quickstart:
             entry.tokens, entry.flops, entry.solved = cost["tokens"], cost["flops"], cost["solved"]
             lines = [
                 # A teacher too little trained is cut off in a thought: then that is all it said.
-                {"messages": [{"role": m.role, "content": m.content or m.reasoning} for m in row.messages]}
+                {"messages": [{"role": m.role, "content": m.text or m.reasoning} for m in row.messages]}
                 for row in read_distilled(place.samples_file).kept
             ]
             text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)

@@ -39,6 +39,7 @@ class ChatShape(Shape[ChatRequest]):
         # A model that never learned to think would go on from an open `<think>` with its answer, and never close it.
         self._thinking = wanted.thinking if service.chat.thinks else "auto"
         self._messages = [turn.message() for turn in wanted.messages]
+        service.check_parts(self._messages)
         self._tools = wanted.offered()
         self._mode = service.chat.mode(self._messages, self._thinking)
 
@@ -49,7 +50,7 @@ class ChatShape(Shape[ChatRequest]):
         calls = (call for message in self._messages for call in message.tool_calls)
         tools = self._tools if self.service.chat.takes_tools else ()
         shown = (text for tool in tools for text in (tool.name, tool.description, spelt(tool.parameters)))
-        said = [message.content for message in self._messages]
+        said = [message.label for message in self._messages]
         yield "messages", [*said, *(call.name + call.arguments for call in calls), *shown]
         # Each by itself: some formats leave the reasoning of earlier turns out of a prompt.
         for number, message in enumerate(self._messages):

@@ -30,7 +30,7 @@ class ConversationsConfig(SourceConfig):
     def texts(self) -> Iterator[str]:
         for messages in read_conversations(Path(self.data)).conversations:
             for message in messages:
-                yield f"{message.reasoning or ''} {message.content}"
+                yield f"{message.reasoning or ''} {message.text}"
 
 
 class Conversations(Source):

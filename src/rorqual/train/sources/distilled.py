@@ -45,7 +45,7 @@ class DistilledConfig(SourceConfig):
     def texts(self) -> Iterator[str]:
         for one in read_distilled(Path(self.data)).kept:
             for message in one.messages:
-                yield f"{message.reasoning or ''} {message.content}"
+                yield f"{message.reasoning or ''} {message.text}"
 
 
 class DistilledSamples(Source):

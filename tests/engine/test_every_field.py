@@ -457,7 +457,7 @@ BOTH: dict[str, tuple[dict[str, Any], Any, Callable[[Engine], Any], Any, Any]] =
     "record_experts": ({}, False, lambda e: recorded(e)[0], True, False),
     "cache_bytes": ({}, 1, lambda e: e.stats()["blocks_total"], None, 1),
     "step_tokens": ({}, 32, steps_to_first, 1, 3),
-    "invariant": ({}, False, lambda e: e.stats()["invariant"], 1.0, 0.0),
+    "backend": ({}, "torch", lambda e: e.stats()["invariant"], 1.0, 0.0),
 }
 RUN = {
     "reuse": ({}, False, twice, [0, BLOCK], [0, 0]),
@@ -551,7 +551,7 @@ def test_a_folder_serves_the_next_engine_of_the_same_arithmetic_alone(make: Make
     assert in_folder(make, tmp_path, **plain) == 0
     assert in_folder(make, tmp_path, **plain) == BLOCK
     assert in_folder(make, tmp_path, **plain, slots=3, threads=2, step_tokens=50, max_len=90) == BLOCK
-    for other in ({"pack": True}, plain | {"invariant": False}, plain | {"record_experts": False}):
+    for other in ({"pack": True}, plain | {"backend": "torch"}, plain | {"record_experts": False}):
         assert in_folder(make, tmp_path, **other) == 0, other
         assert in_folder(make, tmp_path, **other) == BLOCK, other
     assert in_folder(make, tmp_path, **plain, reuse=False) == BLOCK, "a folder is asked for"

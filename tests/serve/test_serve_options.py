@@ -81,7 +81,7 @@ OPTIONS: dict[str, tuple[str, Callable[[Page, dict[str, Any]], Any], Any, Any]] 
     "cache_dir": ("CACHE", of_engine("cache_dir"), "CACHE", ""),
     "cache_bytes": ("3000001", of_engine("cache_bytes"), 3000001, 0),
     "disk_bytes": ("3000002", of_engine("disk_bytes"), 3000002, 4 << 30),
-    "backend": ("torch", of_engine("invariant"), False, True),
+    "backend": ("torch", of_engine("backend"), "torch", "torch-invariant"),
     "step_tokens": ("48", of_engine("step_tokens"), 48, 256),
     "queue": ("77", of_bridge("queue"), 77, 256),
     "hang": ("101", of_bridge("hang"), 101, 120),

@@ -221,7 +221,8 @@ def test_a_prepared_copy_computes_the_same(name: str, tied: bool) -> None:
     expected = plain.logits(plain(TOKENS).hidden)
     assert relative(model.logits(model(TOKENS).hidden), expected) < 1e-5
     positions = torch.arange(TOKENS.shape[1]).expand_as(TOKENS)
-    got = model(TOKENS, positions, cache=Sheet(positions, None))
+    sheet = Sheet(positions, None, [CacheLayout.of(stage.attention) for stage in shape.layers])
+    got = model(TOKENS, positions, cache=sheet)
     assert relative(model.logits(got.hidden), expected) < 1e-5
     with torch.enable_grad():
         assert list(plain.parameters()) and plain(TOKENS).hidden.requires_grad, "the original is left as it was"

@@ -287,4 +287,21 @@ MUTANTS = (
         "inputs_embeds = None",
         "tests/model/test_embeds.py::test_rows_of_their_own_are_as_rows_of_the_table",
     ),
+    one(
+        "parts that the kind does not keep are ignored",
+        "issue 16: a silent hole",
+        "model/sheet.py",
+        "self._layout.check_write(parts)",
+        "parts = {name: rows for name, rows in parts.items() if name in self._layout.parts}",
+        "tests/conformance/test_outside.py::test_parts_that_the_kind_does_not_keep_are_refused",
+        "tests/conformance/test_outside_attention.py::test_a_part_that_the_kind_has_not_is_refused_by_name",
+    ),
+    one(
+        "a kind that needs a cache predicts further without one",
+        "issue 16: cache parts",
+        "model/decoder.py",
+        "hidden, routing = module(hidden, self._embedded(tokens, inputs_embeds), context, cache)",
+        "hidden, routing = module(hidden, self._embedded(tokens, inputs_embeds), context)",
+        "tests/conformance/test_kinds.py::test_gradients_reach_every_parameter",
+    ),
 )

@@ -8,16 +8,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from outside import SkippingConfig, TwoKeysConfig
+from outside import CompressedConfig, IndexedConfig, SkippingConfig, TwoKeysConfig
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rorqual.core.config import kinds, parse
 from rorqual.engine.kv_cache.paged import Group, PagedCache, StepCache
 from rorqual.model import Decoder, ModelConfig, Stage, build
-from rorqual.model.attention import AttentionConfig, AttentionContext, CachePart, GQAConfig, LayerCache, MLAConfig
+from rorqual.model.attention import (
+    AttentionConfig,
+    AttentionContext,
+    CacheLayout,
+    CachePart,
+    GQAConfig,
+    LayerCache,
+    MLAConfig,
+    Selection,
+)
 from rorqual.model.ffn import DenseConfig, FFNConfig, MoE, MoEConfig
 from rorqual.model.init import init_weights
+from rorqual.model.sheet import Sheet
 from rorqual.ops.attention import document_mask
 from rorqual.ops.backends import REFERENCE, TORCH, TORCH_INVARIANT
 from rorqual.ops.paged import BLOCK, QUERIES, tiles_of
@@ -36,6 +46,8 @@ ATTENTION: list[AttentionConfig] = [
     ),
     MLAConfig(num_attention_heads=3, kv_lora_rank=8, qk_nope_head_dim=4, qk_rope_head_dim=4, v_head_dim=6, rope=YARN),
     TwoKeysConfig(),
+    IndexedConfig(),
+    CompressedConfig(),
 ]
 FFN: list[FFNConfig] = [
     DenseConfig(intermediate_size=20),
@@ -73,29 +85,99 @@ def test_every_registered_kind_has_an_example() -> None:
 
 
 class Kept(LayerCache):
-    """One layer's cache for tests, in the plainest way: everything is kept, and attended in one softmax. It notes what it was given."""
+    """One layer's cache for tests, in the plainest way: everything is kept, and attended in one softmax in fp64. It notes what it was given."""
 
-    def __init__(self, batch: int) -> None:
-        self.batch = batch
+    def __init__(self, batch: int, spec: Sequence[CachePart]) -> None:
+        self.batch, self.spec = batch, {part.name: part for part in spec}
         self.parts: dict[str, Tensor] = {}
         self.received: set[CachePart] = set()
+        self.before = self.now = 0  # tokens of each row
 
     def write(self, parts: Mapping[str, Tensor]) -> None:
-        self.received = {CachePart(name, *part.shape[1:]) for name, part in parts.items()}
-        for name, part in parts.items():  # [batch, seq, heads, width]
+        every = {self.spec[name].every for name in parts}.pop()
+        self.received |= {CachePart(name, *part.shape[1:], every=every) for name, part in parts.items()}
+        for name, part in parts.items():  # [batch, rows, heads, width]
             new = part.unflatten(0, (self.batch, -1))
             self.parts[name] = torch.cat((self.parts[name], new), dim=1) if name in self.parts else new
+            if every == 1:
+                self.before, self.now = self.parts[name].shape[1] - new.shape[1], self.parts[name].shape[1]
 
-    def attend(self, q: Tensor, keys: str, values: str, scale: float, *, value_width: int | None = None) -> Tensor:
-        return self._attend(q, self.parts[keys], self.parts[values][..., :value_width], scale)
+    def groups(self, part: str, every: int) -> tuple[Tensor, Tensor]:
+        seq = self.now - self.before
+        ends = [(b, s) for b in range(self.batch) for s in range(self.before, self.now) if s % every == every - 1]
+        rows = [self.parts[part][b, s + 1 - every : s + 1] for b, s in ends]
+        empty = self.parts[part].new_zeros(0, every, *self.parts[part].shape[2:])
+        last = torch.tensor([b * seq + s - self.before for b, s in ends], dtype=torch.long)
+        return torch.cat((empty, *(r.unsqueeze(0) for r in rows))), last
 
-    def _attend(self, q: Tensor, keys: Tensor, read: Tensor, scale: float) -> Tensor:
-        at = torch.arange(keys.shape[1])
-        hidden = at > at[-q.shape[0] // self.batch :].unsqueeze(1)  # [seq, keys]
+    def attend(
+        self,
+        q: Tensor,
+        keys: str,
+        values: str,
+        scale: float,
+        *,
+        value_width: int | None = None,
+        selected: Selection | None = None,
+        window: int | None = None,
+    ) -> Tensor:
+        return self.attend_with_lse(q, keys, values, scale, value_width=value_width, selected=selected, window=window)[
+            0
+        ]
+
+    def attend_with_lse(
+        self,
+        q: Tensor,
+        keys: str,
+        values: str,
+        scale: float,
+        *,
+        value_width: int | None = None,
+        selected: Selection | None = None,
+        window: int | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        k, v = self.parts[keys].double(), self.parts[values][..., :value_width].double()
+        seen = self._seen(keys, window).repeat(self.batch, 1, 1)  # [batch, seq, rows]
+        if selected is not None:
+            for row, chosen in zip(seen.flatten(0, 1), selected.rows):
+                row &= torch.tensor([i in set(chosen.tolist()) for i in range(len(row))])
         grouped = q.unflatten(0, (self.batch, -1)).double()  # [batch, seq, heads, repeat, d]
-        scores = torch.einsum("bshrd,bkhd->bhrsk", grouped, keys.double()) * scale
-        p = scores.masked_fill(hidden, -torch.inf).softmax(-1)
-        return torch.einsum("bhrsk,bkhv->bshrv", p, read.double()).flatten(0, 1).to(q.dtype)
+        scores = torch.einsum("bshrd,bkhd->bshrk", grouped, k) * scale
+        scores = scores.masked_fill(~seen[:, :, None, None], -1e30)
+        out = torch.einsum("bshrk,bkhv->bshrv", scores.softmax(-1), v)
+        blind = ~seen.any(-1)[:, :, None, None]
+        lse = scores.logsumexp(-1).masked_fill(blind, -1e30)
+        return out.masked_fill(blind.unsqueeze(-1), 0).flatten(0, 1).to(q.dtype), lse.flatten(0, 1).float()
+
+    def select(self, q: Tensor, weights: Tensor, part: str, budget: int) -> Selection:
+        k = self.parts[part].double()
+        products = torch.einsum("bshrd,bkhd->bshrk", q.unflatten(0, (self.batch, -1)).double(), k).relu()
+        scores = (products * weights.unflatten(0, (self.batch, -1)).double().unsqueeze(-1)).sum((2, 3))
+        found = []
+        for row, seen in zip(
+            scores.detach().flatten(0, 1), self._seen(part, None).repeat(self.batch, 1, 1).flatten(0, 1)
+        ):
+            best = sorted((i for i in range(len(row)) if seen[i]), key=lambda i: (-row[i].item(), i))[:budget]
+            found.append([*best, *[-1] * (budget - len(best))])
+        rows = torch.tensor(found)
+        picked = scores.flatten(0, 1).gather(1, rows.clamp(min=0)).masked_fill(rows < 0, -torch.inf)
+        return Selection(rows, picked.float())
+
+    def gather(self, part: str, selected: Selection) -> Tensor:
+        row = torch.arange(len(selected.rows)) // (self.now - self.before)
+        found = self.parts[part][row.unsqueeze(1), selected.rows.clamp(min=0)]
+        return found.masked_fill((selected.rows < 0)[:, :, None, None], 0)
+
+    def _seen(self, part: str, window: int | None) -> Tensor:
+        """[seq, rows]: which rows the newest tokens see."""
+        every = self.spec[part].every
+        last = torch.arange(self.parts[part].shape[1]) * every + every - 1
+        at = torch.arange(self.before, self.now).unsqueeze(1)
+        return (last <= at) & (at - last < (window or self.now))
+
+
+def sheet_of(config: AttentionConfig, positions: Tensor) -> Sheet:
+    return Sheet(positions, None, [CacheLayout.of(config)])
 
 
 def fed(model: Decoder, tokens: Tensor, cuts: Sequence[int]) -> Tensor:
@@ -175,12 +257,17 @@ def test_attention_keeps_its_shape_and_caches_what_it_says(config: AttentionConf
     init_weights(module, 0.3, 0)
     x = torch.randn(BATCH, SEQ, HIDDEN, generator=torch.Generator().manual_seed(0))
     positions = torch.arange(SEQ).expand(BATCH, SEQ)
-    whole = module(x, AttentionContext(positions, document_mask(torch.zeros_like(positions)), REFERENCE), None)
+    mask = document_mask(torch.zeros_like(positions))
+    cache = sheet_of(config, positions).layer(0) if module.needs_cache else None
+    whole = module(x, AttentionContext(positions, mask, REFERENCE), cache)
     assert whole.shape == x.shape
-    kept = Kept(BATCH)
+    kept = Kept(BATCH, config.cache_spec())
     near(module(x, AttentionContext(positions, None, TORCH), kept), whole)
     assert kept.received == set(config.cache_spec())
-    assert config.cache_width() == sum(part.heads * part.width for part in config.cache_spec())
+    assert config.cache_width() == sum(part.heads * part.width / part.every for part in config.cache_spec())
+    kept = Kept(BATCH, config.cache_spec())
+    for cut in (slice(3), slice(3, 4), slice(4, SEQ)):
+        near(module(x[:, cut], AttentionContext(positions[:, cut], None, TORCH), kept), whole[:, cut])
 
 
 @ffn_kinds
@@ -233,7 +320,8 @@ def test_padding_and_other_rows_change_nothing(attention: AttentionConfig, ffn: 
     padded = tokens.clone()
     padded[:, 6:] = 0
     segments = (torch.arange(SEQ) >= 6).long().expand(BATCH, SEQ)
-    near(hidden(model, padded, segments=segments)[:1, :6], alone)
+    positions = torch.cat((torch.arange(6), torch.zeros(SEQ - 6, dtype=torch.long))).expand(BATCH, SEQ)
+    near(hidden(model, padded, positions=positions, segments=segments)[:1, :6], alone)
 
 
 @every_pair
@@ -283,7 +371,7 @@ def test_gradients_reach_every_parameter(attention: AttentionConfig, ffn: FFNCon
     terms = [model.logits(x) for x in (output.hidden, further[0].hidden)]
     sum((t * torch.randn(t.shape, generator=weights)).sum() for t in terms).backward()
     silent = [name for name, p in model.named_parameters() if p.grad is None or float(p.grad.abs().max()) < 1e-6]
-    assert not silent
+    assert silent == [name for name, _ in model.named_parameters() if ".index_" in name]  # a choice has no gradient
 
 
 @every_pair

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from rorqual.core.errors import DataError
 from rorqual.model import Decoder, ModelConfig, Stage, account, build
-from rorqual.model.attention import AttentionConfig, AttentionContext, GQAConfig, MLAConfig
+from rorqual.model.attention import AttentionConfig, AttentionContext, CacheLayout, GQAConfig, MLAConfig
 from rorqual.model.ffn import DenseConfig, FFNConfig, MoE, MoEConfig
 from rorqual.model.init import init_weights
 from rorqual.model.sheet import TABLE, Sheet
@@ -132,9 +132,9 @@ def test_grouped_attention_equals_its_second_writing(name: str, ops: Backend) ->
     x = torch.randn(1, SEQ, HIDDEN, generator=torch.Generator().manual_seed(2))
     positions = torch.arange(SEQ).unsqueeze(0)
     mask = torch.ones(1, 1, SEQ, SEQ, dtype=torch.bool).tril()
-    cache = Sheet(positions, None) if ops.in_blocks else None
+    cache = Sheet(positions, None, [CacheLayout.of(GROUPED[name])]) if ops.in_blocks else None
     context = AttentionContext(positions, None if cache else mask, ops, cache.table if cache else None)
-    found = model.layers[0].attention(x, context, cache)  # type: ignore[union-attr, operator]
+    found = model.layers[0].attention(x, context, cache.layer(0) if cache else None)  # type: ignore[union-attr, operator]
     assert relative(found[0], slow_gqa(model, 0, x[0], positions[0])) < 1e-5
     assert (softmax_factor(GROUPED[name].rope) != 1) == ("temperature" in name)
 
@@ -221,7 +221,8 @@ def test_a_prepared_copy_computes_the_same(name: str, tied: bool) -> None:
     expected = plain.logits(plain(TOKENS).hidden)
     assert relative(model.logits(model(TOKENS).hidden), expected) < 1e-5
     positions = torch.arange(TOKENS.shape[1]).expand_as(TOKENS)
-    got = model(TOKENS, positions, cache=Sheet(positions, None))
+    sheet = Sheet(positions, None, [CacheLayout.of(stage.attention) for stage in shape.layers])
+    got = model(TOKENS, positions, cache=sheet)
     assert relative(model.logits(got.hidden), expected) < 1e-5
     with torch.enable_grad():
         assert list(plain.parameters()) and plain(TOKENS).hidden.requires_grad, "the original is left as it was"

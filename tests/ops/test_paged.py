@@ -8,7 +8,19 @@ import torch
 from torch import Tensor
 
 from rorqual.ops.attention import attend as plain
-from rorqual.ops.paged import BLOCK, QUERIES, attend, tiles_of
+from rorqual.ops.paged import (
+    BLOCK,
+    HIDDEN,
+    QUERIES,
+    Tiles,
+    attend,
+    attend_within,
+    gather,
+    merge,
+    restricted,
+    select,
+    tiles_of,
+)
 
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 SHAPES = [(1, 3, 40, 24), (2, 3, 24, 24), (3, 1, 16, 16), (1, 6, 64, 48), (4, 5, 20, 12)]
@@ -37,6 +49,13 @@ class Case:
 
         Of the first `shared` blocks, which must be equal, all read the first sequence's.
         """
+        q, keys, values, tiles = self.laid(who, first, count, queries, shared)
+        with torch.no_grad():
+            return list(attend(q, keys, values, tiles, self.d**-0.5).split(count))
+
+    def laid(
+        self, who: list[int], first: list[int], count: list[int], queries: int, shared: int = 0
+    ) -> tuple[Tensor, Tensor, Tensor | int, Tiles]:
         need = [-(-self.lengths[i] // BLOCK) for i in who]
         order = self.rng.permutation(sum(need) + int(self.rng.integers(0, 40)))[: sum(need)]
         pool = int(order.max()) + 1
@@ -53,9 +72,7 @@ class Case:
         tables[:, :shared] = tables[0, :shared]
         tiles = tiles_of(np.array(first), np.array(count), tables, queries)
         q = torch.cat([self.q[i][f : f + c] for i, f, c in zip(who, first, count)])
-        read: Tensor | int = self.d_v if self.heads == 1 else values
-        with torch.no_grad():
-            return list(attend(q, keys, read, tiles, self.d**-0.5).split(count))
+        return q, keys, self.d_v if self.heads == 1 else values, tiles
 
     def expected(self, i: int) -> Tensor:
         """Plain attention in fp64: [tokens, heads, repeat, d_v]."""
@@ -137,3 +154,192 @@ def test_gradients_are_those_of_plain_attention() -> None:
     expected = torch.autograd.grad((theirs.permute(2, 0, 1, 3) * weights).sum(), (q, k, v))
     for one, other in zip(got, expected):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+# ---- a part of the keys
+
+
+BUDGET, WINDOW = 9, 70
+EVERY = (1, 4, 16)
+
+
+class Sparse(Case):
+    """The rows that an indexer of `repeat` heads chooses, attention to those within a window, and its log-sum-exp."""
+
+    def __init__(self, seed: int, shape: tuple[int, int, int, int], dtype: torch.dtype, lengths: list[int]) -> None:
+        super().__init__(seed, shape, dtype, lengths)
+        self.weights = [self.some(n, self.heads, self.repeat) for n in lengths]
+
+    def found(
+        self,
+        who: list[int],
+        first: list[int],
+        count: list[int],
+        queries: int,
+        every: int = 1,
+        budget: int | None = BUDGET,
+        window: int | None = WINDOW,
+    ) -> list[tuple[Tensor, ...]]:
+        """Of each sequence: rows and scores [count, budget], outputs, log-sum-exps, the chosen keys."""
+        q, keys, values, tiles = self.laid(who, first, count, queries)
+        keys = keys[:, :, every - 1 :: every].contiguous()  # entries are the keys of each group's last token
+        values = values if isinstance(values, int) else values[:, :, every - 1 :: every].contiguous()
+        weights = torch.cat([self.weights[i][f : f + c] for i, f, c in zip(who, first, count)])
+        with torch.no_grad():
+            chosen = select(q, weights, keys, tiles, budget or 10**6)
+            mask = restricted(tiles, every, window, None if budget is None else chosen.rows)
+            out, lse = attend_within(q, keys, values, tiles, self.d**-0.5, mask)
+            least = min(chosen.rows.shape[1], BUDGET)
+            rows = torch.nn.functional.pad(chosen.rows[:, :least], (0, BUDGET - least), value=-1)
+            scores = torch.nn.functional.pad(chosen.scores[:, :least], (0, BUDGET - least), value=-torch.inf)
+            return list(zip(*(t.split(count) for t in (rows, scores, out, lse, gather(keys, tiles, rows)))))
+
+
+@pytest.mark.parametrize("every", EVERY)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_selection_and_window_are_what_a_plain_sum_says(shape: tuple[int, int, int, int], every: int) -> None:
+    case = Sparse(0, shape, torch.float32, [1, 63, 64, 65, 200, 7])
+    whole = case.found(list(range(6)), [0] * 6, case.lengths, QUERIES, every)
+    last = [n - 1 for n in case.lengths]
+    for i, (rows, scores, out, lse, keys) in enumerate(whole):
+        q, w = case.q[i].double(), case.weights[i].double()
+        k, v = (t[i].double()[every - 1 :: every] for t in (case.k, case.v))
+        for t in range(case.lengths[i]):
+            seen = [s for s in range(len(k)) if s * every + every - 1 <= t]
+            index = (torch.einsum("hrd,shd->hrs", q[t], k).relu() * w[t].unsqueeze(-1)).sum((0, 1))
+            best = sorted(seen, key=lambda s: (-float(index[s]), s))[:BUDGET]
+            assert rows[t].tolist() == best + [-1] * (BUDGET - len(best))
+            torch.testing.assert_close(scores[t, : len(best)].double(), index[best], rtol=1e-4, atol=1e-4)
+            assert torch.equal(keys[t, : len(best)].double(), k[best]) and not keys[t, len(best) :].any()
+            best = [s for s in best if t - (s * every + every - 1) < WINDOW]
+            if not best:
+                assert not out[t].any() and (lse[t] == float(HIDDEN)).all()
+                continue
+            logits = torch.einsum("hrd,shd->hrs", q[t], k[best]) * case.d**-0.5
+            torch.testing.assert_close(lse[t].double(), logits.logsumexp(-1), rtol=0, atol=2e-5)
+            expected = torch.einsum("hrs,shv->hrv", logits.softmax(-1), v[best])
+            torch.testing.assert_close(out[t].double(), expected, rtol=0, atol=2e-5)
+    for i, decoded in enumerate(case.found(list(range(6)), last, [1] * 6, 1, every)):
+        assert all(torch.equal(one, other[-1:]) for one, other in zip(decoded, whole[i]))
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("every", EVERY)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_each_query_has_a_selection_and_bits_of_its_own(
+    shape: tuple[int, int, int, int], every: int, dtype: str
+) -> None:
+    """Alone, among others, in any order, in any chunk, decoded or fed."""
+    rng = np.random.default_rng(1)
+    lengths = rng.integers(1, 400, 9).tolist()
+    case = Sparse(1, shape, TYPES[dtype], lengths)
+    alone = [case.found([i], [0], [n], QUERIES, every)[0] for i, n in enumerate(lengths)]
+    for _ in range(6):
+        who = rng.permutation(9)[: rng.integers(2, 9)].tolist()
+        first = [int(rng.integers(0, lengths[i])) for i in who]
+        count = [int(rng.integers(1, lengths[i] - f + 1)) for i, f in zip(who, first)]
+        for counts, queries in ((count, QUERIES), ([1] * len(who), 1)):
+            for i, f, c, got in zip(who, first, counts, case.found(who, first, counts, queries, every)):
+                assert all(torch.equal(one, other[f : f + c]) for one, other in zip(got, alone[i]))
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_a_budget_and_a_window_for_all_change_no_bit(dtype: str) -> None:
+    case = Sparse(3, SHAPES[1], TYPES[dtype], [1, 64, 65, 300])
+    dense = case.attended([0, 1, 2, 3], [0] * 4, case.lengths, QUERIES)
+    for budget, window in ((None, None), (300, None), (None, 300), (10**6, 10**6)):
+        found = case.found([0, 1, 2, 3], [0] * 4, case.lengths, QUERIES, 1, budget, window)
+        assert all(torch.equal(one[2], other) for one, other in zip(found, dense))
+    found = case.found([0, 1, 2, 3], [0] * 4, case.lengths, QUERIES, 1, 299, None)
+    assert [torch.equal(one[2], other) for one, other in zip(found, dense)] == [True, True, True, False]
+
+
+def test_of_equal_scores_the_earlier_row_is_taken() -> None:
+    """Also where a score is the negative of nothing."""
+    keys = torch.zeros(3, 1, BLOCK, 4)
+    keys[1, 0, 7] = 1.0
+    tiles = tiles_of(np.array([0]), np.array([150]), np.array([[2, 0, 1]]), QUERIES)
+    q, weights = torch.ones(150, 1, 2, 4), torch.ones(150, 1, 2)
+    weights[:, :, 1] = -0.5
+    rows = select(q, weights, keys, tiles, 5).rows
+    assert rows[149].tolist() == [135, 0, 1, 2, 3] and rows[2].tolist() == [0, 1, 2, -1, -1]
+    keys[1] = -1.0
+    assert select(q, -weights, keys, tiles, 3).rows[149].tolist() == [0, 1, 2]
+
+
+def test_what_selects_nothing_sees_nothing() -> None:
+    q, k = torch.ones(70, 1, 1, 4), torch.ones(2, 1, BLOCK, 4)
+    tiles = tiles_of(np.array([0]), np.array([70]), np.array([[0, 1]]), QUERIES)
+    rows = torch.full((70, 2), -1)
+    rows[69, 0] = 5
+    out, lse = attend_within(q, k, k, tiles, 1.0, restricted(tiles, 1, None, rows))
+    assert not out[:69].any() and (lse[:69] == float(HIDDEN)).all()
+    assert out[69].tolist() == [[[1.0] * 4]] and lse[69].tolist() == [[4.0]]
+
+
+def test_tiles_that_move_on_move_their_window() -> None:
+    """A decode step after another, without new tiles, sees what new tiles would show."""
+    tables = np.array([[3, 1], [0, 2]])
+    position = np.array([64, 70])
+    tiles = tiles_of(position, np.ones(2, np.int64), tables, 1)
+    for _ in range(20):
+        position = position + 1
+        tiles.move_on(position)
+        fresh = tiles_of(position, np.ones(2, np.int64), tables, 1)
+        for every, window in ((1, 5), (4, None), (4, 9)):
+            assert torch.equal(restricted(tiles, every, window, None), restricted(fresh, every, window, None))
+
+
+@pytest.mark.parametrize("every", EVERY)
+def test_gradients_of_a_part_of_the_keys_are_those_of_plain_attention(every: int) -> None:
+    """Two attentions and a sink, merged; and the scores of a selection."""
+    torch.manual_seed(0)
+    length, heads, repeat, d = 150, 2, 2, 12
+    q, k, v = (torch.randn(length, heads, *more, requires_grad=True) for more in ((repeat, d), (d,), (d,)))
+    sink, weights = (
+        torch.randn(heads, repeat, requires_grad=True),
+        torch.randn(length, heads, repeat, requires_grad=True),
+    )
+    blocks, scale = -(-length // BLOCK), d**-0.5
+    tiles = tiles_of(np.array([0]), np.array([length]), np.arange(blocks)[None], QUERIES)
+
+    def pool(x: Tensor, every: int) -> Tensor:
+        padded = torch.cat((x, x.new_zeros(blocks * BLOCK - length, heads, d)))
+        return padded.unflatten(0, (blocks, BLOCK))[:, every - 1 :: every].transpose(1, 2).contiguous()
+
+    near = attend_within(q, pool(k, 1), pool(v, 1), tiles, scale, restricted(tiles, 1, 30, None))
+    chosen = select(q, weights, pool(k, every), tiles, BUDGET)
+    far = attend_within(q, pool(k, every), pool(v, every), tiles, scale, restricted(tiles, every, None, chosen.rows))
+    outs, lses = zip(near, far)
+    out = merge(outs, (*lses, sink.expand(length, heads, repeat)))
+    mix = torch.randn_like(out)
+    scores = chosen.scores.masked_fill(chosen.rows < 0, 0)
+    ours = (out * mix).sum() + scores.square().sum()
+    got = torch.autograd.grad(ours, (q, k, v, sink, weights))
+
+    at, last = torch.arange(length).unsqueeze(1), torch.arange(length // every) * every + every - 1
+    entry = k[every - 1 :: every]
+    index = (torch.einsum("thrd,shd->thrs", q, entry).relu() * weights.unsqueeze(-1)).sum((1, 2))
+    seen = torch.zeros(length, len(last), dtype=torch.bool)
+    for t, rows in enumerate(chosen.rows):
+        seen[t, rows[rows >= 0]] = True
+    assert not (seen & (last > at)).any()
+    window = (at - torch.arange(length) < 30) & (torch.arange(length) <= at)
+    logits = [torch.einsum("thrd,shd->thrs", q, key) * scale for key in (k, entry)]
+    logits = [x.masked_fill(~y[:, None, None], -torch.inf) for x, y in zip(logits, (window, seen))]
+    p = torch.cat((*logits, sink.expand(length, heads, repeat).unsqueeze(-1)), -1).softmax(-1)
+    expected = torch.einsum("thrs,shd->thrd", p[..., :-1], torch.cat((v, v[every - 1 :: every])))
+    torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
+    theirs = (expected * mix).sum() + index.masked_fill(~seen, 0).square().sum()
+    for one, other in zip(got, torch.autograd.grad(theirs, (q, k, v, sink, weights))):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4 * float(other.abs().max()))
+
+
+def test_merged_queries_have_bits_of_their_own() -> None:
+    """However many there are: no exponential of a last element is another."""
+    generator = torch.Generator().manual_seed(0)
+    outs = [torch.randn(100, 3, 8, generator=generator) for _ in range(3)]
+    lses = [torch.randn(100, 3, generator=generator) * 3 for _ in range(4)]
+    whole = merge(outs, lses)
+    for count in range(1, 100):
+        assert torch.equal(merge([o[:count] for o in outs], [one[:count] for one in lses]), whole[:count])

@@ -138,7 +138,7 @@ class Runner:
     @staticmethod
     def block_bytes(model: Decoder) -> int:
         """Memory of one block."""
-        return token_bytes(model.config, model.embed_tokens.weight.dtype) * BLOCK
+        return round(token_bytes(model.config, model.embed_tokens.weight.dtype) * BLOCK)
 
     def check(self) -> None:
         """A model that was moved is refused."""

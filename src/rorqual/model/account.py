@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil
 
 from rorqual.model.config import ModelConfig, Stage
 from rorqual.model.cost import Cost, linear, vector
@@ -14,7 +15,7 @@ class Account:
 
     `mtp`: parameters of the multi-token prediction modules, not in `total`. `flops`: forward, a token, main model, with `context` keys attended
     (multiply-add = 2, matrix products). `training_flops` is three times the forward of main model and MTP.
-    `cache_bytes`: a token, all layers, at `cache_value_bytes` a value.
+    `cache_bytes`: a token, all layers, at `cache_value_bytes` a value, rounded up.
     """
 
     total: int
@@ -49,6 +50,6 @@ def account(config: ModelConfig, *, context: int = 0, cache_value_bytes: int = 2
         mtp=mtp.params * n_mtp,
         flops=main.flops,
         training_flops=3 * (main.flops + n_mtp * (mtp.flops + head.flops)),
-        cache_bytes=width * cache_value_bytes,
+        cache_bytes=ceil(width * cache_value_bytes),
         context=context,
     )

@@ -7,7 +7,7 @@ from typing import Annotated, Self
 from pydantic import Field, SerializeAsAny, model_validator
 
 from rorqual.core.config import MOST, Config, Count, Natural, NonNegative, Positive, one_of
-from rorqual.model.attention import AttentionConfig
+from rorqual.model.attention import AttentionConfig, CacheLayout
 from rorqual.model.ffn import FFNConfig
 
 
@@ -40,5 +40,6 @@ class ModelConfig(Config):
     def _fits(self) -> Self:
         for stage in self.stages:
             stage.attention.check()
+            CacheLayout.of(stage.attention)
             stage.ffn.check()
         return self

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -9,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rorqual.model.attention import AttentionContext, LayerCache, RMSNorm
+from rorqual.model.attention import Attention, AttentionContext, CacheLayout, LayerCache, RMSNorm
 from rorqual.model.block import Block
 from rorqual.model.config import ModelConfig
 from rorqual.model.ffn import FFN
@@ -33,10 +34,12 @@ class Cache(Protocol):
 
 @dataclass(frozen=True)
 class Output:
-    """hidden [batch, seq, d] after the final norm; routing of each mixture-of-experts layer over the batch * seq tokens."""
+    """hidden [batch, seq, d] after the final norm; routing of each mixture-of-experts layer over the batch * seq tokens; and by layer and name
+    what attention recorded of the names that forward was asked for."""
 
     hidden: Tensor
     routing: tuple[Routing, ...]
+    recorded: tuple[Mapping[str, Tensor], ...] = ()
 
 
 class Decoder(Layer):
@@ -53,6 +56,7 @@ class Decoder(Layer):
         )
         self.tied = {"lm_head": "embed_tokens"} if config.tie_word_embeddings else {}
         self.mtp = nn.ModuleList(MTP(config) for _ in range(config.num_nextn_predict_layers))
+        self.needs_cache = any(isinstance(module, Attention) and module.needs_cache for module in self.modules())
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Token ids [...] -> embeddings [..., d], as `forward` reads them."""
@@ -68,30 +72,37 @@ class Decoder(Layer):
         cache: Cache | None = None,
         replay: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
+        record: Collection[str] = (),
     ) -> Output:
         """tokens [batch, seq] -> Output. inputs_embeds [batch, seq, d], where given, are read instead of `embed(tokens)`.
 
         positions [batch, seq] default to 0, 1, ...; segments [batch, seq] are document numbers that attention does not
         cross. With a cache, a token attends to all cached positions of its sequence up to its own. replay [batch, seq, moe layers, k]
-        fixes the expert choices.
+        fixes the expert choices. record: names of what attention shall hand out (`AttentionContext.record`); a name that no layer records is
+        a ValueError.
         """
         batch, seq = tokens.shape
         if positions is None:
             positions = torch.arange(seq, device=tokens.device).expand(batch, seq)
-        if cache is None and self.ops.in_blocks:
-            cache = Sheet(positions, segments)
+        if cache is None and (self.ops.in_blocks or self.needs_cache):
+            cache = Sheet(positions, segments, [CacheLayout.of(stage.attention) for stage in self.config.layers])
         mask = document_mask(torch.zeros_like(tokens) if segments is None else segments) if cache is None else None
-        context = AttentionContext(positions, mask, self.ops, None if cache is None else cache.table)
+        context = AttentionContext(positions, mask, self.ops, None if cache is None else cache.table, record)
         x = self._embedded(tokens, inputs_embeds)
         routing: list[Routing] = []
+        recorded: list[Mapping[str, Tensor]] = []
         for index, block in enumerate(self.layers):
             chosen = None
             if replay is not None and isinstance(block.ffn, FFN) and block.ffn.experts_per_token:
                 chosen = replay[:, :, len(routing)].flatten(0, 1)
+            context.recorded = {}
             x, where = block(x, context, None if cache is None else cache.layer(index), chosen)
+            recorded.append(context.recorded)
             if where is not None:
                 routing.append(where)
-        return Output(self.norm(x, self.ops), tuple(routing))
+        if unknown := set(record).difference(*recorded):
+            raise ValueError(f"no layer of this model records {sorted(unknown)}")
+        return Output(self.norm(x, self.ops), tuple(routing), tuple(recorded))
 
     def predict_further(
         self,
@@ -115,7 +126,11 @@ class Decoder(Layer):
             positions, segments = positions[:, :-1], segments[:, :-1]
             context = AttentionContext(positions, document_mask(segments), self.ops)
             inputs_embeds = None if inputs_embeds is None else inputs_embeds[:, 1:]
-            hidden, routing = module(hidden, self._embedded(tokens, inputs_embeds), context)
+            cache = None
+            if self.needs_cache:
+                sheet = Sheet(positions, segments, [CacheLayout.of(self.config.stages[-1].attention)])
+                context.mask, context.table, cache = None, sheet.table, sheet.layer(0)
+            hidden, routing = module(hidden, self._embedded(tokens, inputs_embeds), context, cache)
             outputs.append(Output(hidden, () if routing is None else (routing,)))
         return outputs
 

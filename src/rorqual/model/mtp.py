@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from rorqual.model.attention import AttentionContext, RMSNorm
+from rorqual.model.attention import AttentionContext, LayerCache, RMSNorm
 from rorqual.model.block import Block
 from rorqual.model.config import ModelConfig
 from rorqual.ops.moe import Routing
@@ -26,8 +26,12 @@ class MTP(nn.Module):
         self.block = Block(config.stages[-1], d, eps)
         self.norm = RMSNorm(d, eps)
 
-    def forward(self, hidden: Tensor, embedded: Tensor, context: AttentionContext) -> tuple[Tensor, Routing | None]:
+    def forward(
+        self, hidden: Tensor, embedded: Tensor, context: AttentionContext, cache: LayerCache | None = None
+    ) -> tuple[Tensor, Routing | None]:
         """hidden [batch, seq, d] at positions i, embedded [batch, seq, d] of the tokens at i + 1 -> normed [batch, seq, d]."""
         joined = torch.cat((self.enorm(embedded, context.ops), self.hnorm(hidden, context.ops)), dim=-1)
-        x, routing = self.block(self.eh_proj(joined).to(joined.dtype), context)  # the stream stays fp32 under autocast
+        x, routing = self.block(
+            self.eh_proj(joined).to(joined.dtype), context, cache
+        )  # the stream stays fp32 under autocast
         return self.norm(x, context.ops), routing

@@ -8,7 +8,8 @@ Gimelshein 2018), split over the keys.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,7 @@ class Tiles:
     span: where the blocks lie close together, the part of the pool that holds them: then nothing is gathered from it, and `met` and
     `mask` are of every block of the part, in its order; back [pairs]: the place of each pair there (None: its own). met: the tile that
     each block meets (None: block i meets tile i). last [tokens], of tiles of one query: where in `mask` the block is in which each token
-    lies.
+    lies. position [tokens]: of each token in its sequence.
     """
 
     queries: int
@@ -58,12 +59,44 @@ class Tiles:
     met: Tensor | None = None
     back: Tensor | None = None
     last: Tensor | None = None
+    position: Ints = field(kw_only=True)
+    _masks: dict[tuple[int, int | None], Tensor] = field(default_factory=dict)
 
     def move_on(self, position: Ints) -> None:
         """Tiles of one query each, in the next step: the queries are at `position` [tiles] now, in the same blocks as before."""
         assert self.last is not None
         at = torch.from_numpy(position % BLOCK).to(self.mask.device)
         self.mask.view(-1).index_fill_(0, self.last * BLOCK + at, 0)
+        self.position[:] = position
+        self._masks.clear()
+
+    @property
+    def place(self) -> Tensor:
+        """[pairs]: the block's place in its sequence."""
+        counts = torch.tensor(self.counts, device=self.tile.device)
+        return torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
+
+    def mask_of(self, every: int, window: int | None) -> Tensor:
+        """`mask` for a part with a row for every `every` tokens: [pairs, queries, BLOCK / every].
+
+        A query sees a row from the last token of its group on, and with a `window` while that is among the last `window` tokens.
+        """
+        if (every, window) not in self._masks:
+            mask = self.mask
+            if window is not None:
+                at = torch.from_numpy(self.position).to(mask.device)
+                at = (at if self.gather is None else at[self.gather]).view(-1, self.queries)
+                key = self.place.unsqueeze(1) * BLOCK + torch.arange(BLOCK, device=mask.device)
+                passed = key.unsqueeze(1) <= at[self.tile].unsqueeze(2) - window  # [pairs, queries, BLOCK]
+                mask = mask.masked_fill(self.in_span(passed), float(HIDDEN))
+            self._masks[every, window] = mask[:, :, every - 1 :: every].contiguous()
+        return self._masks[every, window]
+
+    def in_span(self, pairs: Tensor) -> Tensor:
+        """What is given for each pair [pairs, ...], in the order of `mask`: zeros for a block that nobody needs."""
+        if self.back is None:
+            return pairs
+        return pairs.new_zeros(len(self.mask), *pairs.shape[1:]).index_copy(0, self.back, pairs)
 
 
 DENSE = 1.25
@@ -129,6 +162,7 @@ def tiles_of(
         met=None if len(met) == len(sequence) and bool((met == np.arange(len(met))).all()) else tensor(met),
         back=None if in_order else tensor(here),
         last=tensor(last) if queries == 1 else None,
+        position=np.arange(int(count.sum())) + np.repeat(first - (np.cumsum(count) - count), count),
     )
 
 
@@ -140,49 +174,158 @@ def _part(block: Ints) -> slice | None:
     return slice(low, high)
 
 
+@dataclass(frozen=True)
+class Selection:
+    """Which rows of a cached part each token attends to: `rows` [tokens, k], numbered in its sequence, the best first; -1: none.
+
+    `scores` [tokens, k] are those that they were chosen by, -inf for none, with gradients where these are recorded.
+    """
+
+    rows: Tensor
+    scores: Tensor
+
+
 def attend(q: Tensor, keys: Tensor, values: Tensor | int, tiles: Tiles, scale: float) -> Tensor:
     """softmax(scale q k^T) v over each token's sequence up to itself: q [tokens, heads, repeat, d] -> [tokens, heads, repeat, d_v].
 
     keys [blocks, heads, BLOCK, d]; values [blocks, heads, BLOCK, d_v], or a number: that many first columns of the keys. `repeat`: query heads
     of one key head. With gradients where these are recorded.
     """
-    repeat = q.shape[2]
+    scores, weights, mixed = _meet(_in_tiles(q, tiles), keys, values, tiles, scale, tiles.mask)
+    if len(tiles.counts) > 1:
+        share, _ = _shares(scores, weights, tiles)
+        share = share / _added(share, tiles).index_select(0, tiles.tile)
+        mixed = _added(mixed.float() * share, tiles).to(q.dtype)
+    return _in_tokens(mixed, tiles, q.shape[2])
+
+
+def attend_within(
+    q: Tensor, keys: Tensor, values: Tensor | int, tiles: Tiles, scale: float, mask: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`attend` to what `mask` (`restricted`) shows, and its log-sum-exp: [tokens, heads, repeat, d_v] and [tokens, heads, repeat] in fp32.
+
+    Of a query that sees nothing the output is 0 and the log-sum-exp `HIDDEN`. Where the mask hides no more than `attend` does, the outputs
+    have its bits.
+    """
+    scores, weights, mixed = _meet(_in_tiles(q, tiles), keys, values, tiles, scale, mask)
+    share, highest = _shares(scores, weights, tiles)
+    total = _added(share, tiles)
+    mixed = _added(mixed.float() * (share / total.index_select(0, tiles.tile)), tiles).to(q.dtype)
+    seen = highest > float(HIDDEN) / 2
+    lse = torch.where(seen, highest + total.log(), float(HIDDEN))
+    out = torch.where(seen, mixed, 0)
+    return _in_tokens(out, tiles, q.shape[2]), _in_tokens(lse, tiles, q.shape[2]).squeeze(-1)
+
+
+def merge(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> Tensor:
+    """The attention over several sets of keys together, from that over each: outs [..., d_v] with their log-sum-exps [...].
+
+    One log-sum-exp more than outputs is a sink: its share goes to nothing. Rounded in one way for each query.
+    """
+    shares = torch.stack(tuple(lses), dim=-1).float().softmax(-1)
+    parts = [out.float() * share.unsqueeze(-1) for out, share in zip(outs, shares.unbind(-1))]
+    whole = parts[0]
+    for part in parts[1:]:
+        whole = whole + part
+    return whole.to(outs[0].dtype)
+
+
+def restricted(tiles: Tiles, every: int, window: int | None, selected: Tensor | None) -> Tensor:
+    """The mask [pairs, queries, BLOCK / every] of `attend_within`: a token sees its last `window` tokens (None: all), and of these the rows
+    `selected` [tokens, k] (None: all). -1 selects nothing."""
+    mask = tiles.mask_of(every, window)
+    if selected is None:
+        return mask
+    rows = selected if tiles.gather is None else selected.index_select(0, tiles.gather)
+    size, places = BLOCK // every, len(tiles.counts)
+    rows = rows.where(rows >= 0, places * size)
+    chosen = torch.zeros(len(rows), places * size + 1, dtype=torch.bool, device=rows.device).scatter_(1, rows, True)
+    chosen = chosen[:, :-1].view(-1, tiles.queries, places, size).transpose(1, 2)[tiles.tile, tiles.place]
+    return mask.masked_fill(~tiles.in_span(chosen), float(HIDDEN))
+
+
+def select(q: Tensor, weights: Tensor, keys: Tensor, tiles: Tiles, budget: int) -> Selection:
+    """The lightning indexer (DeepSeek-V3.2-Exp, eq. 1 and 2): the `budget` rows of highest sum_j w_{t,j} ReLU(q_{t,j} . k_s), of those that a
+    token sees; of equal scores the earlier row.
+
+    q [tokens, heads, repeat, d] and weights [tokens, heads, repeat]; keys [blocks, heads, BLOCK / every, d]. Scores are in fp32.
+    """
+    _, heads, repeat, _ = q.shape
+    queries, size = tiles.queries, keys.shape[2]
+    met = _in_tiles(q, tiles)
+    gates = weights if tiles.gather is None else weights.index_select(0, tiles.gather)
+    gates = gates.float().view(len(met), queries, heads * repeat, 1)
+    if tiles.met is not None:
+        met, gates = met.index_select(0, tiles.met), gates.index_select(0, tiles.met)
+    k = _blocks(keys, tiles)
+    products = bmm(met.flatten(0, 1), k.flatten(0, 1).transpose(1, 2), tiles.rows.most).float()
+    each = products.view(len(k), heads, -1, size)[:, :, : queries * repeat].unflatten(2, (queries, repeat))
+    each = each.transpose(1, 2).flatten(2, 3)  # [pairs, queries, heads * repeat, size]
+    scores = (each.relu() * gates).sum(2) + 0.0  # no -0, which some sorts put behind 0
+    scores = scores.masked_fill(tiles.mask_of(BLOCK // size, None) < 0, -torch.inf)
+    if tiles.back is not None:
+        scores = scores.index_select(0, tiles.back)
+    number, places = tiles.counts[0], len(tiles.counts)
+    whole = scores.new_full((places * number, queries, size), -torch.inf)
+    whole = whole.index_copy(0, tiles.place * number + tiles.tile, scores)
+    whole = whole.view(places, number, queries, size).permute(1, 2, 0, 3).reshape(number * queries, places * size)
+    scores, rows = (t[:, :budget] for t in whole.sort(dim=-1, descending=True, stable=True))
+    rows = rows.masked_fill(scores == -torch.inf, -1)
+    if tiles.slot is not None:
+        scores, rows = scores.index_select(0, tiles.slot), rows.index_select(0, tiles.slot)
+    return Selection(rows, scores)
+
+
+def gather(pool: Tensor, tiles: Tiles, rows: Tensor) -> Tensor:
+    """Rows [tokens, k] of each token's sequence, from a pool [blocks, heads, BLOCK / every, width]: [tokens, k, heads, width]; 0 for row -1."""
+    number, places, size = tiles.counts[0], len(tiles.counts), pool.shape[2]
+    table = tiles.block.new_zeros(places * number)
+    table[tiles.place * number + tiles.tile] = tiles.block
+    query = torch.arange(len(rows), device=rows.device) if tiles.slot is None else tiles.slot
+    at = rows.clamp(min=0)
+    block = table.view(places, number)[at // size, (query // tiles.queries).unsqueeze(1)]
+    found = pool.transpose(1, 2)[block, at % size]
+    return found.masked_fill((rows < 0).view(*rows.shape, 1, 1), 0)
+
+
+def _in_tiles(q: Tensor, tiles: Tiles) -> Tensor:
+    """[tokens, heads, repeat, d] -> [tiles, heads, rows, d]; the rows of one query are side by side, and filled up to `tiles.rows.least`."""
     if tiles.gather is not None:
         q = q.index_select(0, tiles.gather)
     if tiles.queries > 1:
-        q = q.unflatten(0, (-1, tiles.queries)).transpose(1, 2).flatten(2, 3)  # [tiles, heads, queries * repeat, d]
+        q = q.unflatten(0, (-1, tiles.queries)).transpose(1, 2).flatten(2, 3)
     rows = q.shape[2]
-    if rows < tiles.rows.least:
-        q = F.pad(q, (0, 0, 0, tiles.rows.least - rows))
-    out = attend_tiles(q, keys, values, tiles, scale)[:, :, :rows]
+    return F.pad(q, (0, 0, 0, tiles.rows.least - rows)) if rows < tiles.rows.least else q
+
+
+def _in_tokens(out: Tensor, tiles: Tiles, repeat: int) -> Tensor:
+    """[tiles, heads, rows, d] -> [tokens, heads, repeat, d]."""
+    out = out[:, :, : tiles.queries * repeat]
     if tiles.queries > 1:
         out = out.unflatten(2, (tiles.queries, repeat)).transpose(1, 2).flatten(0, 1)
     return out if tiles.slot is None else out.index_select(0, tiles.slot)
 
 
-def attend_tiles(q: Tensor, keys: Tensor, values: Tensor | int, tiles: Tiles, scale: float) -> Tensor:
-    """`attend` for queries in tiles: q [tiles, heads, rows, d] -> [tiles, heads, rows, d_v]; the rows of one query are side by side."""
+def _meet(
+    q: Tensor, keys: Tensor, values: Tensor | int, tiles: Tiles, scale: float, mask: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Each block by itself: scores and weights [blocks, heads, rows, keys] in the order of `mask`, and means [pairs, heads, rows, d_v]."""
     _, heads, rows, _ = q.shape
-    k = _blocks(keys, tiles)  # [pairs, heads, BLOCK, d]
+    queries, size = mask.shape[1:]
+    k = _blocks(keys, tiles)  # [blocks, heads, size, d]
     v = k[..., :values] if isinstance(values, int) else _blocks(values, tiles)
     met = q if tiles.met is None else q.index_select(0, tiles.met)
     scores = bmm(met.flatten(0, 1), k.flatten(0, 1).transpose(1, 2), tiles.rows.most)
-    queries = tiles.mask.shape[1]
-    wide = scores.view(len(k), heads, queries, -1, BLOCK)  # a decode tile's one query stands for all its rows
-    scores = torch.add(tiles.mask.view(-1, 1, queries, 1, BLOCK), wide, alpha=scale).view(len(k), heads, rows, BLOCK)
+    wide = scores.view(len(k), heads, queries, -1, size)  # a decode tile's one query stands for all its rows
+    scores = torch.add(mask.view(-1, 1, queries, 1, size), wide, alpha=scale).view(len(k), heads, rows, size)
     weights = scores.softmax(-1)  # fp32, each block's by itself
     mixed = torch.bmm(weights.to(v.dtype).flatten(0, 1), v.flatten(0, 1)).view(len(k), heads, rows, -1)
-    if tiles.back is not None:
-        mixed = mixed.index_select(0, tiles.back)
-    if len(tiles.counts) == 1:
-        return mixed
-    share = _shares(scores, weights, tiles)
-    share = share / _added(share, tiles).index_select(0, tiles.tile)
-    return _added(mixed.float() * share, tiles).to(q.dtype)
+    return scores, weights, mixed if tiles.back is None else mixed.index_select(0, tiles.back)
 
 
-def _shares(scores: Tensor, weights: Tensor, tiles: Tiles) -> Tensor:
-    """What each block's mean counts for, [pairs, heads, rows, 1]: its sum of exponentials over the exponential of the tile's highest score.
+def _shares(scores: Tensor, weights: Tensor, tiles: Tiles) -> tuple[Tensor, Tensor]:
+    """What each block's mean counts for, [pairs, heads, rows, 1]: its sum of exponentials over the exponential of the tile's highest score;
+    and that score [tiles, heads, rows, 1].
 
     The largest weight of a block is 1 over its sum of exponentials. A block of which a query sees nothing counts for exactly 0; divided by the
     sum of all, a single block counts for exactly 1: a query is rounded in one way, whatever blocks it meets in vain.
@@ -192,9 +335,10 @@ def _shares(scores: Tensor, weights: Tensor, tiles: Tiles) -> Tensor:
     if tiles.back is not None:
         top, most = top.index_select(0, tiles.back), most.index_select(0, tiles.back)
         whole = None if whole is None else whole.index_select(0, tiles.back)
-    share = (top - _highest(top, tiles).index_select(0, tiles.tile)).exp() / most
+    highest = _highest(top, tiles)
+    share = (top - highest.index_select(0, tiles.tile)).exp() / most
     # In training: times 1, whose gradient is that of the block's sum of exponentials.
-    return share if whole is None else share * (whole - whole.detach()).exp()
+    return share if whole is None else share * (whole - whole.detach()).exp(), highest
 
 
 def _blocks(pool: Tensor, tiles: Tiles) -> Tensor:

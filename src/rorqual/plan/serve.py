@@ -107,7 +107,7 @@ def cache_copies(model: ModelConfig, tp: int) -> float:
     width = held = 0.0
     for stage in model.stages:
         for part in stage.attention.cache_spec():
-            size = part.heads * part.width * stage.layers
+            size = part.values * stage.layers
             width, held = width + size, held + size / min(tp, part.heads)
     return held / width
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from rorqual.core.errors import NumericsError
 from rorqual.core.memory import keep_freed
 from rorqual.model.adapter import HoldsParts, trained
-from rorqual.model.decoder import Decoder
+from rorqual.model.decoder import Decoder, Output
 from rorqual.ops.moe import Routing
 from rorqual.train.balance import count
 from rorqual.train.batch import TrainBatch
@@ -195,7 +195,7 @@ def _look(
     model: Decoder, objectives: Sequence[Objective], batch: TrainBatch, dtype: torch.dtype
 ) -> tuple[Update, Tensor | None]:
     with torch.autocast(batch.tokens.device.type, dtype=dtype, enabled=dtype != torch.float32):
-        output = model(batch.tokens, batch.positions, segments=batch.segments, replay=batch.replay)
+        output = _forward(model, objectives, batch)
         terms = [objective.term(model, batch, output) for objective in objectives]
     seen = Update([], 0.0)
     for term in terms:
@@ -216,7 +216,7 @@ def _one(
 ) -> tuple[Update, Sequence[Tensor | None]]:
     """One micro-batch: its record, and the gradients of `leaves`. Without `leaves` these are added to every `.grad`."""
     with torch.autocast(batch.tokens.device.type, dtype=dtype, enabled=dtype != torch.float32):
-        output = model(batch.tokens, batch.positions, segments=batch.segments, replay=batch.replay)
+        output = _forward(model, objectives, batch)
         terms = [objective.term(model, batch, output) for objective in objectives]
     loss = sum(
         (o.coefficient * t.sum / total for o, t, total in zip(objectives, terms, totals)),
@@ -243,6 +243,12 @@ def _one(
         _record_replay(update, output.routing, valid)
     update.counts = [count(routing, ok, routing.scores.shape[-1]) for routing, ok in routed]
     return update, grads
+
+
+def _forward(model: Decoder, objectives: Sequence[Objective], batch: TrainBatch) -> Output:
+    record = frozenset[str]().union(*(objective.records() for objective in objectives))
+    output: Output = model(batch.tokens, batch.positions, segments=batch.segments, replay=batch.replay, record=record)
+    return output
 
 
 def _record_replay(update: Update, routing: Sequence[Routing], valid: Tensor) -> None:

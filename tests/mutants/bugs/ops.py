@@ -119,9 +119,9 @@ MUTANTS = (
         "blocks are divided by the sum of their shares after they are added",
         "seen in our own second version: a query that meets a block in vain is rounded twice",
         "ops/paged.py",
-        "    share = share / _added(share, tiles).index_select(0, tiles.tile)\n"
-        "    return _added(mixed.float() * share, tiles).to(q.dtype)\n",
-        "    total = _added(mixed.float() * share, tiles)\n    return (total / _added(share, tiles)).to(q.dtype)\n",
+        "        share = share / _added(share, tiles).index_select(0, tiles.tile)\n"
+        "        mixed = _added(mixed.float() * share, tiles).to(q.dtype)\n",
+        "        mixed = (_added(mixed.float() * share, tiles) / _added(share, tiles)).to(q.dtype)\n",
         "tests/ops/test_paged.py::test_each_query_has_bits_of_its_own",
     ),
     one(
@@ -229,5 +229,39 @@ MUTANTS = (
         "return share if whole is None else share * (whole - whole.detach()).exp()",
         "return share",
         "tests/ops/test_paged.py::test_gradients_are_those_of_plain_attention",
+    ),
+    one(
+        "a compressed entry is seen before its group is complete",
+        "issue 16: cache parts; a later token changes an earlier one's output",
+        "ops/paged.py",
+        "mask[:, :, every - 1 :: every]",
+        "mask[:, :, ::every]",
+        "tests/ops/test_paged.py::test_selection_and_window_are_what_a_plain_sum_says",
+        "tests/conformance/test_outside_attention.py::test_each_kind_equals_its_second_writing",
+    ),
+    one(
+        "a decode step attends within the window of the step before",
+        "issue 16: cache parts",
+        "ops/paged.py",
+        "        self._masks.clear()\n",
+        "",
+        "tests/ops/test_paged.py::test_tiles_that_move_on_move_their_window",
+        "tests/conformance/test_outside_attention.py::test_the_bits_are_the_same_however_a_sequence_was_computed",
+    ),
+    one(
+        "of equal index scores any is taken",
+        "issue 16: cache parts; ReLU gives many zeros (transformers' notes on DeepSeek V4.1)",
+        "ops/paged.py",
+        "whole.sort(dim=-1, descending=True, stable=True)",
+        "whole.flip(-1).sort(dim=-1, descending=True, stable=True)",
+        "tests/ops/test_paged.py::test_of_equal_scores_the_earlier_row_is_taken",
+    ),
+    one(
+        "a row that was not selected is row 0",
+        "fla-org/native-sparse-attention: the first block is attended to twice",
+        "ops/paged.py",
+        "rows = rows.where(rows >= 0, places * size)",
+        "rows = rows.clamp(min=0)",
+        "tests/ops/test_paged.py::test_what_selects_nothing_sees_nothing",
     ),
 )

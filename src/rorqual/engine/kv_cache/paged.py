@@ -7,7 +7,7 @@ something was written that is no number, blocks are cleared before somebody has 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from rorqual.model import ModelConfig
-from rorqual.model.attention import LayerCache, check_parts
-from rorqual.model.sheet import angles, read
-from rorqual.ops.paged import BLOCK, Tiles, attend
+from rorqual.model.attention import CacheLayout, CachePart, LayerCache
+from rorqual.model.sheet import InBlocks, angles, fill
+from rorqual.ops.paged import BLOCK, Tiles
 from rorqual.ops.rope import Rope
 
 NOBODY = 0
@@ -34,14 +34,14 @@ def zeros(shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> Ten
     return torch.from_numpy(np.zeros((*shape[:-1], shape[-1] * size), np.uint8)).view(dtype)
 
 
-def token_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
-    """Of one position in all layers."""
+def token_bytes(config: ModelConfig, dtype: torch.dtype) -> float:
+    """Of one position in all layers; of a whole block it is a whole number."""
     return sum(part.token_bytes(dtype) for stage in config.layers for part in stage.attention.cache_spec())
 
 
 class PagedCache:
-    """`layers[i]`: by name, a tensor [blocks, heads, BLOCK, width] for each part of the kind's `cache_spec`; `experts` [blocks, BLOCK, routed
-    layers, k], the choices of the routers, which belong to a position as its keys do. Raises ValueError where two parts share a name.
+    """`layers[i]`: by name, a tensor [blocks, heads, BLOCK / every, width] for each part of `layouts[i]`; `experts` [blocks, BLOCK, routed
+    layers, k], the choices of the routers, which belong to a position as its keys do.
     """
 
     def __init__(
@@ -55,14 +55,11 @@ class PagedCache:
         expert_dtype: torch.dtype = torch.int8,
     ) -> None:
         self.device = device
-        self.layers: list[dict[str, Tensor]] = []
-        for stage in config.layers:
-            spec = stage.attention.cache_spec()
-            if len({part.name for part in spec}) < len(spec):
-                raise ValueError(f"two parts of the cache of kind '{stage.attention.kind}' have one name")
-            self.layers.append(
-                {p.name: zeros((blocks, p.heads, BLOCK, p.width), device, p.dtype or dtype) for p in spec}
-            )
+        self.layouts = [CacheLayout.of(stage.attention) for stage in config.layers]
+        self.layers = [
+            {p.name: zeros((blocks, p.heads, BLOCK // p.every, p.width), device, p.dtype or dtype) for p in parts}
+            for parts in (layout.parts.values() for layout in self.layouts)
+        ]
         self.experts = zeros((blocks, BLOCK, *experts), device, expert_dtype)
         self._angles: dict[tuple[Rope, int], tuple[Tensor, Tensor]] = {}
         self._positions = max_len
@@ -123,44 +120,66 @@ class StepCache:
     """Implements `rorqual.model.Cache` for the tokens of one forward: block and offset [tokens], where each is kept."""
 
     def __init__(self, cache: PagedCache, block: Ints, offset: Ints, groups: Sequence[Group]) -> None:
-        self.cache, self.groups = cache, groups
+        self.cache, self.pieces = cache, [(slice(g.start, g.start + g.size), g.tiles) for g in groups]
         self._block, self._offset = block, offset
-        self._places: dict[int, Tensor] = {}
+        self._ends: dict[int, tuple[Ints, Ints, Ints]] = {}
+        self._places: dict[tuple[int, int], Tensor] = {}
+        self._groups: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
 
     def layer(self, index: int) -> LayerCache:
         """One layer's pools."""
-        return _Layer(self, self.cache.layers[index])
+        return _Layer(self, self.cache.layouts[index], self.cache.layers[index])
 
     def table(self, rope: Rope, dim: int) -> tuple[Tensor, Tensor]:
         """See `PagedCache.table`."""
         return self.cache.table(rope, dim)
 
-    def places(self, heads: int) -> Tensor:
-        """[tokens * heads]: rows of a pool seen as [blocks * heads * BLOCK, width]."""
-        if heads not in self._places:
-            rows = (self._block[:, None] * heads + np.arange(heads)) * BLOCK + self._offset[:, None]
-            self._places[heads] = torch.from_numpy(rows.reshape(-1)).to(self.cache.device)
-        return self._places[heads]
+    def places(self, heads: int, every: int = 1) -> Tensor:
+        """[rows * heads]: where this forward's rows of a part go in its pool, seen as [blocks * heads * BLOCK / every, width]."""
+        if (heads, every) not in self._places:
+            block, offset = (self._block, self._offset) if every == 1 else self._completed(every)[1:]
+            rows = (block[:, None] * heads + np.arange(heads)) * (BLOCK // every) + offset[:, None] // every
+            self._places[heads, every] = self._tensor(rows.reshape(-1))
+        return self._places[heads, every]
+
+    def groups(self, every: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Of each group of `every` tokens that the forward completes: its block [groups, 1], its offsets there [groups, every], and its last
+        token [groups]."""
+        if every not in self._groups:
+            last, block, offset = self._completed(every)
+            at = offset[:, None] + np.arange(1 - every, 1)
+            self._groups[every] = self._tensor(block[:, None]), self._tensor(at), self._tensor(last)
+        return self._groups[every]
+
+    def _completed(self, every: int) -> tuple[Ints, Ints, Ints]:
+        """The last token of each group, its block and its offset [groups]; what fills up is token 0, and nobody's."""
+        if every not in self._ends:
+            found = np.flatnonzero((self._offset % every == every - 1) & (self._block != NOBODY))
+            least = self.pieces[0][1].rows.least if self.pieces else 1
+            last = np.zeros(fill(len(found), least), np.int64)
+            block, offset = np.full_like(last, NOBODY), np.full_like(last, every - 1)
+            last[: len(found)], block[: len(found)] = found, self._block[found]
+            offset[: len(found)] = self._offset[found]
+            self._ends[every] = last, block, offset
+        return self._ends[every]
+
+    def _tensor(self, array: Ints) -> Tensor:
+        return torch.from_numpy(array).to(self.cache.device)
 
 
-class _Layer(LayerCache):
-    def __init__(self, step: StepCache, pools: dict[str, Tensor]) -> None:
-        self._step, self._pools = step, pools
+class _Layer(InBlocks):
+    def __init__(self, step: StepCache, layout: CacheLayout, pools: dict[str, Tensor]) -> None:
+        super().__init__(layout, step.pieces)
+        self._step, self._tensors = step, pools
 
-    def write(self, parts: Mapping[str, Tensor]) -> None:
-        """See `LayerCache`."""
-        check_parts(parts, self._pools)
-        for name, part in parts.items():
-            flat = self._pools[name].view(-1, part.shape[2])
-            flat.index_copy_(0, self._step.places(part.shape[1]), part.reshape(-1, part.shape[2]).to(flat.dtype))
+    def _keep(self, part: CachePart, rows: Tensor) -> None:
+        flat = self._tensors[part.name].view(-1, part.width)
+        places = self._step.places(part.heads, part.every)
+        flat.index_copy_(0, places, rows.reshape(-1, part.width).to(flat.dtype))
 
-    def attend(self, q: Tensor, keys: str, values: str, scale: float, *, value_width: int | None = None) -> Tensor:
-        """See `LayerCache`. Tokens of no group fill up: they get what the first token got, and go the way that it goes."""
-        pools = read(self._pools, keys, values, value_width)
-        outs = [
-            attend(q[group.start : group.start + group.size], *pools, group.tiles, scale) for group in self._step.groups
-        ]
-        spare = len(q) - sum(group.size for group in self._step.groups)
-        if spare:
-            outs.append(outs[0][:1].expand(spare, -1, -1, -1))
-        return outs[0] if len(outs) == 1 else torch.cat(outs)
+    def _groups(self, name: str, every: int) -> tuple[Tensor, Tensor]:
+        block, offset, last = self._step.groups(every)
+        return self._tensors[name].transpose(1, 2)[block, offset], last
+
+    def _pool(self, name: str) -> Tensor:
+        return self._tensors[name]

@@ -4,10 +4,11 @@ from rorqual.model.attention.base import (
     Attention,
     AttentionConfig,
     AttentionContext,
+    CacheLayout,
     CachePart,
     LayerCache,
     RMSNorm,
-    check_parts,
+    Selection,
 )
 from rorqual.model.attention.gqa import GQAConfig
 from rorqual.model.attention.mla import MLA, MLAConfig
@@ -17,10 +18,11 @@ __all__ = [
     "Attention",
     "AttentionConfig",
     "AttentionContext",
+    "CacheLayout",
     "CachePart",
     "GQAConfig",
     "LayerCache",
     "MLAConfig",
     "RMSNorm",
-    "check_parts",
+    "Selection",
 ]

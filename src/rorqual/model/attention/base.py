@@ -15,44 +15,137 @@ from rorqual.core.errors import ConfigError
 from rorqual.model.cost import Cost
 from rorqual.ops.backends import Backend
 from rorqual.ops.layer import Layer
+from rorqual.ops.paged import BLOCK, Selection
 from rorqual.ops.rope import Rope, rope_table, spread
 
 
 @dataclass(frozen=True)
 class CachePart:
-    """A tensor that a layer keeps of each token, under `name`: `heads` vectors of `width` values, of type `dtype` (None: the model's)."""
+    """A tensor that a layer keeps under `name`: `heads` vectors of `width` values, of type `dtype` (None: the model's).
+
+    `every` 1: a row for each token. `every` n: a row for each complete group of n tokens, those at positions i n .. i n + n - 1 of a sequence.
+    n divides `BLOCK`.
+    """
 
     name: str
     heads: int
     width: int
     dtype: torch.dtype | None = None
+    every: int = 1
 
-    def token_bytes(self, dtype: torch.dtype) -> int:
+    @property
+    def values(self) -> float:
+        """Values for one token; exact, since `every` is a power of two."""
+        return self.heads * self.width / self.every
+
+    def token_bytes(self, dtype: torch.dtype) -> float:
         """Bytes for one token, in a model of type `dtype`."""
-        return self.heads * self.width * (self.dtype or dtype).itemsize
+        return self.values * (self.dtype or dtype).itemsize
 
 
-def check_parts(given: Collection[str], kept: Collection[str]) -> None:
-    """Raise ValueError where the parts that a layer writes are not those of its `cache_spec`."""
-    if set(given) != set(kept):
-        raise ValueError(f"a layer writes the parts {sorted(given)}; its cache_spec names {sorted(kept)}")
+@dataclass(frozen=True)
+class CacheLayout:
+    """The parts of an attention kind's `cache_spec`, by name. `CacheLayout.of` raises ValueError where the spec contradicts itself."""
+
+    kind: str
+    parts: Mapping[str, CachePart]
+
+    @classmethod
+    def of(cls, config: AttentionConfig) -> CacheLayout:
+        """The layout of a kind. Two parts of one name, and an `every` that does not divide `BLOCK`, are errors."""
+        spec = config.cache_spec()
+        parts = {part.name: part for part in spec}
+        if len(parts) < len(spec):
+            raise ValueError(f"two parts of the cache of kind '{config.kind}' have one name")
+        for part in spec:
+            if part.every < 1 or BLOCK % part.every:
+                raise ValueError(
+                    f"part '{part.name}' of the cache of kind '{config.kind}' has a row for every {part.every} tokens, which does not divide "
+                    f"a block of {BLOCK}"
+                )
+        return cls(config.kind, parts)
+
+    def part(self, name: str) -> CachePart:
+        """The part of that name, or ValueError."""
+        if name not in self.parts:
+            raise ValueError(
+                f"attention kind '{self.kind}' asks for the cached part '{name}'; its cache_spec names {sorted(self.parts)}"
+            )
+        return self.parts[name]
+
+    def check_write(self, given: Collection[str]) -> None:
+        """Raise ValueError unless the parts that a layer writes are all those with one `every`."""
+        every = {self.part(name).every for name in given if name in self.parts}
+        if set(given) != {name for name, part in self.parts.items() if part.every in every} or len(every) > 1:
+            raise ValueError(
+                f"attention kind '{self.kind}' writes the parts {sorted(given)}; its cache_spec names {sorted(self.parts)}, and a write gives "
+                "all parts with the same `every`"
+            )
 
 
 class LayerCache(Protocol):
-    """The parts that one layer keeps, for the tokens of one forward."""
+    """The parts that one layer keeps, for the tokens of one forward. Names that are not in the kind's `cache_spec` are a ValueError.
+
+    A forward writes first and reads then: what it reads includes its own tokens.
+    """
 
     def write(self, parts: Mapping[str, Tensor]) -> None:
-        """Keep a tensor [tokens, heads, width] for each part of the kind's `cache_spec`, by name.
+        """Keep a tensor for each part with the same `every`, by name: [tokens, heads, width] for a row a token; else [groups, heads, width],
+        for the groups that `groups` gave.
 
-        The engine's cache raises ValueError where the names are not those of the spec. A part that nobody attends to is kept like any other.
+        A part that nobody attends to is kept like any other.
         """
 
-    def attend(self, q: Tensor, keys: str, values: str, scale: float, *, value_width: int | None = None) -> Tensor:
+    def groups(self, part: str, every: int) -> tuple[Tensor, Tensor]:
+        """The groups of `every` tokens that this forward's tokens complete, earlier tokens from the cache: rows of `part`, which has one for
+        each token, [groups, every, heads, width]; and the number, among this forward's tokens, of each group's last [groups].
+
+        There are some groups more than complete ones, as products need them; what `write` is given of these is not kept.
+        """
+
+    def attend(
+        self,
+        q: Tensor,
+        keys: str,
+        values: str,
+        scale: float,
+        *,
+        value_width: int | None = None,
+        selected: Selection | None = None,
+        window: int | None = None,
+    ) -> Tensor:
         """Attend from every token to its sequence up to itself, over what was written.
 
         q [tokens, heads, queries of a head, d]; `keys` and `values` name parts, which may be one; of the values the first `value_width`
-        columns count (None: all). Returns [tokens, heads, queries of a head, value_width].
+        columns count (None: all). A row of a group is seen from the group's last token on. `selected`: only these rows are seen. `window`:
+        only rows of the last `window` tokens, itself included. Returns [tokens, heads, queries of a head, value_width]; 0 for a token that
+        sees nothing.
         """
+
+    def attend_with_lse(
+        self,
+        q: Tensor,
+        keys: str,
+        values: str,
+        scale: float,
+        *,
+        value_width: int | None = None,
+        selected: Selection | None = None,
+        window: int | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """`attend`, and the logarithm of each softmax's sum of exponentials [tokens, heads, queries of a head], in fp32; -1e30 where nothing is
+        seen. `rorqual.ops.paged.merge` joins several."""
+
+    def select(self, q: Tensor, weights: Tensor, part: str, budget: int) -> Selection:
+        """The `budget` rows s of `part` with the highest sum_j w_{t,j} ReLU(q_{t,j} . k_s), of those that each token t sees: the lightning
+        indexer of DeepSeek-V3.2-Exp. Of equal scores the earlier row is taken.
+
+        q [tokens, heads, queries of a head, d], weights [tokens, heads, queries of a head]; j runs over both. No gradient passes the choice;
+        the scores of the selection have theirs.
+        """
+
+    def gather(self, part: str, selected: Selection) -> Tensor:
+        """The selected rows of `part` themselves, [tokens, k, heads, width], with gradients; 0 for row -1."""
 
 
 @dataclass
@@ -60,13 +153,16 @@ class AttentionContext:
     """What the layers of one forward share: positions [batch, seq], mask [batch, 1, queries, keys], operations, angles.
 
     `table` [positions, dim / 2] of cosines and sines by (rope, dim), where the caller has them; else they are computed once a forward.
-    The mask is None where a cache knows who sees whom.
+    The mask is None where a cache knows who sees whom. `wanted`: names of what the caller of forward wants recorded; `recorded`: what the
+    layer at work has.
     """
 
     positions: Tensor
     mask: Tensor | None
     ops: Backend
     table: Callable[[Rope, int], tuple[Tensor, Tensor]] | None = None
+    wanted: Collection[str] = ()
+    recorded: dict[str, Tensor] = field(default_factory=dict)
     _angles: dict[tuple[Rope, int, bool], tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def rope(self, rope: Rope, dim: int, *, interleaved: bool) -> tuple[Tensor, Tensor]:
@@ -80,6 +176,16 @@ class AttentionContext:
             self._angles[known] = spread(cos.unsqueeze(2), sin.unsqueeze(2), interleaved=interleaved)
         return self._angles[known]
 
+    def record(self, name: str, tensor: Tensor) -> None:
+        """Hand a tensor of this layer to the caller of forward, who finds it in `Output.recorded`; unless it is `wanted` this does nothing.
+
+        A name that the layer has recorded already is a ValueError.
+        """
+        if name in self.wanted:
+            if name in self.recorded:
+                raise ValueError(f"one layer records '{name}' twice")
+            self.recorded[name] = tensor
+
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         """Attention among the tokens themselves: q [batch, heads, queries, d], k and v [batch, heads, keys, d or d_v]."""
         assert self.mask is not None
@@ -87,7 +193,12 @@ class AttentionContext:
 
 
 class Attention(Layer, ABC):
-    """x [batch, seq, hidden] -> [batch, seq, hidden]."""
+    """x [batch, seq, hidden] -> [batch, seq, hidden].
+
+    `needs_cache`: it always attends by a `LayerCache`; in training `Decoder` gives it one, whatever the backend.
+    """
+
+    needs_cache = False
 
     @abstractmethod
     def forward(self, x: Tensor, context: AttentionContext, cache: LayerCache | None) -> Tensor: ...
@@ -122,12 +233,12 @@ class AttentionConfig(Kind):
         return {}
 
     def cache_spec(self) -> tuple[CachePart, ...]:
-        """The parts that a layer keeps of each token, each with a name of its own."""
+        """The parts that a layer keeps, each with a name of its own."""
         raise NotImplementedError
 
-    def cache_width(self) -> int:
+    def cache_width(self) -> float:
         """Values kept for a token in one layer."""
-        return sum(part.heads * part.width for part in self.cache_spec())
+        return sum(part.values for part in self.cache_spec())
 
     def check(self) -> None:
         """Raise ValueError where the dimensions contradict each other."""

@@ -45,6 +45,10 @@ class Objective(Kind):
         """Optional fields of a batch that it cannot do without; a run whose source does not give them is refused."""
         return frozenset()
 
+    def records(self) -> frozenset[str]:
+        """Names of what attention shall record for it (`AttentionContext.record`); the term finds them in `output.recorded`."""
+        return frozenset()
+
     def weight(self, batch: TrainBatch) -> float:
         """What the batch adds to the global denominator; known from the data alone, before any forward."""
         raise NotImplementedError

@@ -1,0 +1,365 @@
+"""Attention kinds of a user's own, with an indexer and with compressed entries: the sums as the papers write them, in the engine the same bits
+however a sequence was computed, and what objectives are given."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from outside import WIDTH, Compressed, CompressedConfig, Indexed, IndexedConfig, IndexKL
+from pydantic import ValidationError
+from torch import Tensor
+
+from rorqual.core.errors import NumericsError
+from rorqual.data.chat import chat_format
+from rorqual.data.pack import Sample, pack
+from rorqual.data.tokenizer import BASE_VOCAB, Tokenizer
+from rorqual.engine import Completion, Engine, Request, SamplingParams
+from rorqual.engine.kv_cache.paged import PagedCache, StepCache
+from rorqual.engine.runner import Runner
+from rorqual.model import Decoder, ModelConfig, Stage, account, build
+from rorqual.model.attention import AttentionConfig, AttentionContext, CacheLayout, CachePart, LayerCache, Selection
+from rorqual.model.ffn import DenseConfig
+from rorqual.model.init import init_weights
+from rorqual.model.sheet import Sheet
+from rorqual.ops.backends import TORCH, TORCH_INVARIANT, Backend
+from rorqual.ops.losses import token_logprobs
+from rorqual.ops.paged import BLOCK
+from rorqual.plan.serve import cache_copies
+from rorqual.train.batch import TrainBatch
+from rorqual.train.objectives import NextToken
+from rorqual.train.objectives.base import Objective
+from rorqual.train.workers import gradient, workers
+
+KINDS: list[AttentionConfig] = [IndexedConfig(), CompressedConfig()]
+HIDDEN, LONG = 24, 2 * BLOCK + 11
+every_kind = pytest.mark.parametrize("attention", KINDS, ids=lambda config: config.kind)
+
+
+def config(attention: AttentionConfig) -> ModelConfig:
+    return ModelConfig(
+        vocab_size=BASE_VOCAB,
+        hidden_size=HIDDEN,
+        max_position_embeddings=256,
+        stages=(Stage(layers=2, attention=attention, ffn=DenseConfig(intermediate_size=20)),),
+        initializer_range=0.3,
+    )
+
+
+# ---- the sums
+
+
+def turned(x: Tensor) -> Tensor:
+    """Rotary positions, half-split: x [tokens, heads, WIDTH] of positions 0, 1, ..."""
+    angle = torch.arange(len(x)).double().outer(100.0 ** -(torch.arange(0, WIDTH, 2).double() / WIDTH)).unsqueeze(1)
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat((a * angle.cos() - b * angle.sin(), b * angle.cos() + a * angle.sin()), dim=-1)
+
+
+def qkv(m: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    k, v = m.kv_proj(x).view(-1, 4, WIDTH).split(2, dim=1)
+    return turned(m.q_proj(x).view(-1, 4, WIDTH)), turned(k), v
+
+
+def indexed(m: Any, x: Tensor) -> tuple[Tensor, list[list[int]], list[Tensor]]:
+    """What attention gives [tokens, hidden], whom each token sees, and its mean weights of those."""
+    q, k, v = qkv(m, x)
+    index_q, index_k, weight = m.index_q(x).view(-1, 3, WIDTH), m.index_k(x), m.index_weight(x)
+    outs, sets, weights = [], [], []
+    for t in range(len(x)):
+        scores = (weight[t, :, None] * (index_q[t] @ index_k[: t + 1].T).clamp(min=0)).sum(0)
+        seen = sorted(range(t + 1), key=lambda s: (-scores[s].item(), s))[: m.config.budget]
+        p = [(q[t, h] @ k[seen, h // 2].T * WIDTH**-0.5).softmax(-1) for h in range(4)]
+        outs.append(torch.cat([p[h] @ v[seen, h // 2] for h in range(4)]))
+        sets.append(seen)
+        weights.append(sum(p) / 4)
+    return m.o_proj(torch.stack(outs)), sets, weights
+
+
+def compressed(m: Any, x: Tensor) -> Tensor:
+    q, k, v = qkv(m, x)
+    gate = m.gate_proj(x)
+    keys, values = [], []
+    for first in range(0, len(x) - 3, 4):
+        some = slice(first, first + 4)
+        weight = gate[some].softmax(0)
+        keys.append(m.entry_proj(torch.cat([weight[:, h] @ k[some, h] for h in range(2)])).view(2, WIDTH))
+        values.append(torch.stack([weight[:, 2 + h] @ v[some, h] for h in range(2)]))
+    outs = []
+    for t in range(len(x)):
+        near, far = range(max(0, t + 1 - m.config.window), t + 1), range((t + 1) // 4)
+        for h in range(4):
+            key = torch.stack([*(k[s, h // 2] for s in near), *(keys[i][h // 2] for i in far)])
+            value = torch.stack([*(v[s, h // 2] for s in near), *(values[i][h // 2] for i in far)])
+            scores = torch.cat((key @ q[t, h] * WIDTH**-0.5, m.sink[h : h + 1]))
+            outs.append(scores.softmax(0)[:-1] @ value)
+    return m.o_proj(torch.stack(outs).view(len(x), -1))
+
+
+def relative(ours: Tensor, expected: Tensor) -> float:
+    return float((ours.double() - expected).abs().max() / expected.abs().max())
+
+
+def attended(
+    module: torch.nn.Module, attention: AttentionConfig, x: Tensor, ops: Backend, *wanted: str
+) -> tuple[Tensor, dict[str, Tensor]]:
+    positions = torch.arange(len(x)).unsqueeze(0)
+    sheet = Sheet(positions, None, [CacheLayout.of(attention)])
+    context = AttentionContext(positions, None, ops, sheet.table, wanted)
+    return module(x.unsqueeze(0), context, sheet.layer(0))[0], context.recorded
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("ops", [TORCH, TORCH_INVARIANT], ids=lambda ops: ops.name)
+@every_kind
+def test_each_kind_equals_its_second_writing(attention: AttentionConfig, ops: Backend) -> None:
+    module = attention.build(HIDDEN, 1e-6)
+    init_weights(module, 0.5, 3)
+    x = torch.randn(LONG, HIDDEN, generator=torch.Generator().manual_seed(0))
+    slow = copy.deepcopy(module).double()
+    names = ("selected", "attended") if isinstance(module, Indexed) else ()
+    found, recorded = attended(module, attention, x, ops, *names)
+    if isinstance(module, Compressed):
+        assert relative(found, compressed(slow, x.double())) < 1e-5
+        return
+    expected, sets, weights = indexed(slow, x.double())
+    assert relative(found, expected) < 1e-5
+    for t, (rows, shares) in enumerate(zip(recorded["selected"], recorded["attended"])):
+        assert rows.tolist() == sets[t] + [-1] * (6 - len(sets[t]))
+        assert relative(shares[: len(sets[t])], weights[t]) < 1e-5 and not shares[len(sets[t]) :].any()
+
+
+# ---- the engine
+
+
+def engine_of(model: Decoder, **settings: Any) -> Engine:
+    tokenizer = Tokenizer.byte_level()
+    return Engine.of(model, tokenizer, chat_format(tokenizer, "deepseek"), engine_cores=1, **settings)
+
+
+def requests() -> list[Request]:
+    """Two with a prefix of more than two blocks, and others; each draws past the end of a block or of a group."""
+    rng = np.random.default_rng(0)
+    stem = rng.integers(40, 200, 2 * BLOCK + 7).tolist()
+    prompts = [stem, stem[: 2 * BLOCK + 2] + stem[:9], stem[:50], rng.integers(40, 200, 3).tolist()]
+    return [
+        Request(prompt_ids=tuple(ids), params=SamplingParams(max_tokens=30, seed=i, temperature=1.0, ignore_eos=True))
+        for i, ids in enumerate(prompts)
+    ]
+
+
+def answers(engine: Engine, asked: list[Request]) -> list[tuple[list[int], list[float]]]:
+    return [(list(c.token_ids), list(c.logprobs)) for group in engine.generate(asked) for c in group]
+
+
+def alone(model: Decoder) -> list[tuple[list[int], list[float]]]:
+    return [answer for r in requests() for answer in answers(engine_of(model, slots=1, reuse=False), [r])]
+
+
+@every_kind
+def test_the_bits_are_the_same_however_a_sequence_was_computed(attention: AttentionConfig, tmp_path: Path) -> None:
+    """Alone; beside others; in chunks that end within a group; preempted; after a prefix in memory, and one from disk."""
+    model, asked = build(config(attention), seed=1), requests()
+    expected = alone(model)
+    assert answers(engine_of(model, reuse=False), asked) == expected
+    for step_tokens in (33, 50, 101):
+        assert answers(engine_of(model, reuse=False, step_tokens=step_tokens), asked) == expected
+    tight = engine_of(model, reuse=False, cache_bytes=6 * Runner.block_bytes(model))
+    assert answers(tight, asked) == expected and tight.stats()["preemptions"] > 0
+    kept = engine_of(model, cache_dir=tmp_path)
+    assert answers(kept, asked[:1]) == expected[:1]
+    assert answers(kept, asked) == expected and kept.stats()["hit_tokens"] >= 4 * BLOCK
+    kept.close()
+    restored = engine_of(model, cache_dir=tmp_path)
+    assert answers(restored, asked) == expected and restored.stats()["blocks_restored"] >= 2
+
+
+@torch.no_grad()
+@every_kind
+def test_a_trainers_log_probabilities_are_the_samplers(attention: AttentionConfig) -> None:
+    model = build(config(attention), seed=1, ops=TORCH_INVARIANT)
+    done: list[Completion] = [c for group in engine_of(model).generate(requests()) for c in group]
+    samples = [Sample(ids, [True] * len(ids)) for c in done if (ids := [*c.prompt_ids, *c.token_ids])]
+    packed = pack(samples, 256)
+    tokens, positions, segments = (
+        torch.from_numpy(x) for x in (packed.batch.tokens, packed.batch.positions, packed.batch.segments)
+    )
+    hidden = model(tokens, positions, segments=segments).hidden
+    for (row, start, length), c in zip(packed.places, done, strict=True):
+        logits = model.logits(hidden[row, start + len(c.prompt_ids) - 1 : start + length - 1])
+        assert token_logprobs(logits, torch.tensor(c.token_ids)).tolist() == c.logprobs
+
+
+def test_a_budget_for_all_is_dense_attention() -> None:
+    """To the bit; and a smaller one is not."""
+    dense, whole, few = (build(config(IndexedConfig(budget=budget)), seed=1) for budget in (10**6, 200, 20))
+    expected = answers(engine_of(dense), requests())
+    assert answers(engine_of(whole), requests()) == expected != answers(engine_of(few), requests())
+
+
+# ---- training
+
+
+def batch_of(length: int) -> TrainBatch:
+    ids = np.random.default_rng(1).integers(0, BASE_VOCAB, length).tolist()
+    return TrainBatch.from_packed(
+        pack([Sample(ids[:30], [True] * 30), Sample(ids[30:], [True] * (length - 30))], 160).batch
+    )
+
+
+def grads(model: Decoder, *objectives: Objective) -> dict[str, Tensor]:
+    with workers(1) as pool:
+        found = gradient(model, objectives, batch_of(LONG), parts=1, pool=pool).grads
+    return {name: grad.clone() for (name, _), grad in zip(model.named_parameters(), found, strict=True)}
+
+
+@pytest.mark.parametrize("ops", [TORCH, TORCH_INVARIANT], ids=lambda ops: ops.name)
+def test_the_indexer_learns_from_its_own_loss_alone(ops: Backend) -> None:
+    model = build(config(IndexedConfig()), seed=1, ops=ops)
+    with pytest.raises(NumericsError, match=r"no gradient reaches .*index_"):
+        grads(model, NextToken())
+    both = grads(model, NextToken(), IndexKL())
+    kl, none = grads(model, IndexKL(coefficient=2.0), NextToken()), grads(model, IndexKL(coefficient=0.0), NextToken())
+    for name, grad in both.items():
+        if ".index_" in name:
+            assert grad.abs().max() > 1e-6 and not none[name].any(), name
+            assert relative(kl[name], 2 * grad.double()) < 1e-5
+        else:
+            assert grad.abs().max() > 1e-6 and torch.equal(none[name], grad), name
+
+
+@pytest.mark.parametrize("ops", [TORCH, TORCH_INVARIANT], ids=lambda ops: ops.name)
+def test_compressed_entries_window_and_sink_train(ops: Backend) -> None:
+    """The gradients are those of the second writing, in fp64."""
+    attention = CompressedConfig()
+    module = attention.build(HIDDEN, 1e-6)
+    init_weights(module, 0.5, 3)
+    x = torch.randn(LONG, HIDDEN, generator=torch.Generator().manual_seed(0))
+    weights = torch.randn(LONG, HIDDEN, generator=torch.Generator().manual_seed(1))
+    slow = copy.deepcopy(module).double()
+    (attended(module, attention, x, ops)[0] * weights).sum().backward()
+    (compressed(slow, x.double()) * weights.double()).sum().backward()
+    for (name, one), other in zip(module.named_parameters(), slow.parameters(), strict=True):
+        assert one.grad is not None and other.grad is not None
+        assert relative(one.grad, other.grad) < 1e-4, name
+    assert all(
+        grad.abs().max() > 1e-6 for grad in grads(build(config(attention), seed=1, ops=ops), NextToken()).values()
+    )
+
+
+# ---- what is recorded
+
+
+@torch.no_grad()
+def test_attention_hands_out_what_was_asked_for_by_layer() -> None:
+    model = build(config(IndexedConfig()), seed=1)
+    tokens = torch.arange(40, 52).unsqueeze(0)
+    assert model(tokens).recorded == ({}, {})
+    output = model(tokens, record=["selected", "index_scores"])
+    assert [set(layer) for layer in output.recorded] == [{"selected", "index_scores"}] * 2
+    first, second = (layer["selected"] for layer in output.recorded)
+    assert first.shape == second.shape == (12, 6) and not torch.equal(first, second)
+    assert first[0].tolist() == [0, -1, -1, -1, -1, -1]
+    assert torch.equal(output.hidden, model(tokens).hidden)
+    with pytest.raises(ValueError, match=r"no layer of this model records \['selectd'\]"):
+        model(tokens, record=["selectd"])
+    context = AttentionContext(tokens, None, TORCH, wanted=("a",))
+    context.record("b", tokens)
+    context.record("a", tokens)
+    assert set(context.recorded) == {"a"}
+    with pytest.raises(ValueError, match="one layer records 'a' twice"):
+        context.record("a", tokens)
+
+
+# ---- errors and accounts
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ((CachePart("key", 2, 8),) * 2, "two parts of the cache of kind 'indexed' have one name"),
+        ((CachePart("key", 2, 8, every=3),), "part 'key' of the cache of kind 'indexed' has a row for every 3 tokens"),
+        ((CachePart("key", 2, 8, every=128),), "every 128 tokens, which does not divide a block of 64"),
+        ((CachePart("key", 2, 8, every=0),), "every 0 tokens"),
+    ],
+    ids=["one name", "3", "128", "0"],
+)
+def test_a_cache_that_cannot_be_is_refused_at_once(
+    spec: tuple[CachePart, ...], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config(IndexedConfig())
+    monkeypatch.setattr(IndexedConfig, "cache_spec", lambda _: spec)
+    with pytest.raises(ValidationError, match=message):
+        config(IndexedConfig())
+
+
+def in_the_engine(attention: AttentionConfig) -> LayerCache:
+    cache = PagedCache(config(attention), 2, torch.device("cpu"), torch.float32, 8)
+    return StepCache(cache, np.ones(4, np.int64), np.arange(4), []).layer(0)
+
+
+def in_training(attention: AttentionConfig) -> LayerCache:
+    return Sheet(torch.arange(4).unsqueeze(0), None, [CacheLayout.of(attention)]).layer(0)
+
+
+@pytest.mark.parametrize("layer_of", [in_the_engine, in_training])
+def test_a_part_that_the_kind_has_not_is_refused_by_name(layer_of: Callable[[AttentionConfig], LayerCache]) -> None:
+    layer = layer_of(CompressedConfig())
+    q, part, gate = torch.ones(4, 2, 2, WIDTH), torch.ones(4, 2, WIDTH), torch.ones(4, 1, 4)
+    rows = {"key": part, "value": part, "gate": gate}
+    some = Selection(torch.zeros(4, 1, dtype=torch.long), torch.zeros(4, 1))
+    with pytest.raises(ValueError, match="'compressed' reads the cached part 'key' before it writes it"):
+        layer.attend(q, "key", "value", 1.0)
+    for wrong in (
+        {"key": part, "value": part},
+        {**rows, "fourth": part},
+        {**rows, "entry_key": part},
+        {"entry_key": part},
+        {"fourth": part},
+    ):
+        with pytest.raises(ValueError, match=r"'compressed' writes the parts .*its cache_spec names \['entry_key'"):
+            layer.write(wrong)
+    layer.write(rows)
+    calls: list[Callable[[str], object]] = [
+        lambda name: layer.attend(q, name, "value", 1.0),
+        lambda name: layer.attend(q, "key", name, 1.0),
+        lambda name: layer.attend_with_lse(q, name, name, 1.0, window=2),
+        lambda name: layer.select(q, q[..., 0], name, 2),
+        lambda name: layer.gather(name, some),
+        lambda name: layer.groups(name, 4),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match="'compressed' asks for the cached part 'fourth'; its cache_spec names"):
+            call("fourth")
+        with pytest.raises(ValueError, match="'compressed' reads the cached part 'entry_key' before it writes it"):
+            call("entry_key")
+    entries = layer.groups("key", 4)[0][:, 0]
+    layer.write({"entry_key": entries, "entry_value": entries})
+    with pytest.raises(ValueError, match="by the keys 'entry_key' to the values 'value', which have rows for other"):
+        layer.attend(q, "entry_key", "value", 1.0)
+    for call_ in (lambda: layer.groups("key", 3), lambda: layer.groups("entry_key", 4)):
+        with pytest.raises(ValueError, match=r"'compressed' asks for groups of \d rows of the cached part"):
+            call_()
+    with pytest.raises(ValueError, match="'compressed' attends to a window of 0 tokens"):
+        layer.attend(q, "key", "value", 1.0, window=0)
+    with pytest.raises(ValueError, match="'compressed' selects 0 rows of the cached part 'key'"):
+        layer.select(q, q[..., 0], "key", 0)
+
+
+def test_entries_count_for_their_share_of_a_token() -> None:
+    """Two layers of keys and values of 16, a gate of 4, and a quarter of two entries of 16."""
+    a_token = 2 * (16 + 16 + 4 + 4 + 4)
+    compressed_, dense = config(CompressedConfig()), config(IndexedConfig())
+    assert CompressedConfig().cache_width() == a_token / 2
+    assert account(compressed_).cache_bytes == 2 * a_token
+    assert Runner.block_bytes(build(compressed_, seed=0)) == 4 * a_token * BLOCK
+    cache = PagedCache(compressed_, 3, torch.device("cpu"), torch.float32, 8)
+    assert sum(pool.nbytes for pool in cache.pools()) == 3 * 4 * a_token * BLOCK
+    # Over two devices heads are divided, and the one head of gates is copied: 40 of 44 values are halved.
+    assert cache_copies(compressed_, 2) == (40 / 2 + 4) / 44
+    assert cache_copies(dense, 2) == (32 / 2 + 8) / 40

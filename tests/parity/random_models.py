@@ -108,7 +108,7 @@ def deepseek_v2_config(seed: int) -> ModelConfig:
         "num_experts_per_tok": 2 if lite else 4,  # more than one group holds of the best, or groups would not show
         "routed_scaling_factor": 1.0 if lite else 16.0,
     }
-    moe = moe.model_copy(update=router)
+    moe = moe.model_copy(update={"router": moe.router.model_copy(update=router)})
     if lite and seed % 4 == 0:
         stages = (Stage(layers=3, attention=attention, ffn=moe),)
     else:
@@ -213,7 +213,9 @@ def loud(config: ModelConfig, seed: int, *, ops: Backend = REFERENCE, biased_bel
         elif name == "embed_tokens.weight":
             tensor.copy_(normal(tensor.shape))
         else:
-            gain = PEAK if "q_b_proj" in name or "attention.q_proj" in name else 2.0 if "ffn.gate" in name else 1.0
+            gain = (
+                PEAK if "q_b_proj" in name or "attention.q_proj" in name else 2.0 if "ffn.router.gate" in name else 1.0
+            )
             tensor.copy_(normal(tensor.shape) * gain / math.sqrt(tensor.shape[-1]))
         if "attention.q_norm" in name:  # a norm behind q_proj would undo its gain
             tensor.mul_(PEAK)

@@ -39,7 +39,7 @@ def their_gradients(theirs: Any, ours: Decoder) -> dict[str, Tensor]:
     """By our names: the same renaming as of the weights, on tensors that hold gradients."""
     names = {
         ".self_attn.": ".attention.",
-        ".mlp.gate.weight": ".ffn.gate",
+        ".mlp.gate.weight": ".ffn.router.gate",
         ".mlp.": ".ffn.",
         "model.": "",
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import count, islice, repeat
 from typing import Protocol
 
 import torch
@@ -25,7 +26,8 @@ from rorqual.ops.rope import Rope
 class Cache(Protocol):
     """What the tokens of one forward are kept in, and who of them sees whom."""
 
-    def layer(self, index: int) -> LayerCache: ...
+    def layer(self, index: int) -> LayerCache:
+        """The cache of the attention `index` (`ModelConfig.attentions`)."""
 
     def table(self, rope: Rope, dim: int) -> tuple[Tensor, Tensor]:
         """cos and sin [positions, dim / 2] (`rope_table` of 0, 1, ...), for every position that may occur."""
@@ -33,7 +35,7 @@ class Cache(Protocol):
 
 @dataclass(frozen=True)
 class Output:
-    """hidden [batch, seq, d] after the final norm; routing of each mixture-of-experts layer over the batch * seq tokens."""
+    """hidden [batch, seq, d] after the final norm; routing of each network that routes over the batch * seq tokens."""
 
     hidden: Tensor
     routing: tuple[Routing, ...]
@@ -46,7 +48,9 @@ class Decoder(Layer):
         super().__init__()
         self.config, self.ops = config, ops
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(Block(s, config.hidden_size, config.rms_norm_eps) for s in config.layers)
+        self.expand = config.ends.expand(config.hidden_size)
+        self.layers = nn.ModuleList(s.build(config.hidden_size, config.rms_norm_eps) for s in config.layers)
+        self.collapse = config.ends.collapse(config.hidden_size, config.rms_norm_eps)
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.lm_head = (
             None if config.tie_word_embeddings else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
@@ -72,7 +76,7 @@ class Decoder(Layer):
         """tokens [batch, seq] -> Output. inputs_embeds [batch, seq, d], where given, are read instead of `embed(tokens)`.
 
         positions [batch, seq] default to 0, 1, ...; segments [batch, seq] are document numbers that attention does not
-        cross. With a cache, a token attends to all cached positions of its sequence up to its own. replay [batch, seq, moe layers, k]
+        cross. With a cache, a token attends to all cached positions of its sequence up to its own. replay [batch, seq, routers, k]
         fixes the expert choices.
         """
         batch, seq = tokens.shape
@@ -82,16 +86,16 @@ class Decoder(Layer):
             cache = Sheet(positions, segments)
         mask = document_mask(torch.zeros_like(tokens) if segments is None else segments) if cache is None else None
         context = AttentionContext(positions, mask, self.ops, None if cache is None else cache.table)
-        x = self._embedded(tokens, inputs_embeds)
+        x = self.expand(self._embedded(tokens, inputs_embeds), self.ops)
+        caches = (None if cache is None else cache.layer(index) for index in count())
+        choices = repeat(None) if replay is None else iter(replay.flatten(0, 1).unbind(1))
         routing: list[Routing] = []
-        for index, block in enumerate(self.layers):
-            chosen = None
-            if replay is not None and isinstance(block.ffn, FFN) and block.ffn.experts_per_token:
-                chosen = replay[:, :, len(routing)].flatten(0, 1)
-            x, where = block(x, context, None if cache is None else cache.layer(index), chosen)
-            if where is not None:
-                routing.append(where)
-        return Output(self.norm(x, self.ops), tuple(routing))
+        for block in self.layers:
+            assert isinstance(block, Block)
+            chosen = [next(choices) if ffn.experts_per_token else None for ffn in block.ffns]
+            x, where = block(x, context, list(islice(caches, block.attentions)), chosen)
+            routing += [one for one in where if one is not None]
+        return Output(self.norm(self.collapse(x, self.ops), self.ops), tuple(routing))
 
     def predict_further(
         self,
@@ -116,7 +120,7 @@ class Decoder(Layer):
             context = AttentionContext(positions, document_mask(segments), self.ops)
             inputs_embeds = None if inputs_embeds is None else inputs_embeds[:, 1:]
             hidden, routing = module(hidden, self._embedded(tokens, inputs_embeds), context)
-            outputs.append(Output(hidden, () if routing is None else (routing,)))
+            outputs.append(Output(hidden, tuple(one for one in routing if one is not None)))
         return outputs
 
     def _embedded(self, tokens: Tensor, inputs_embeds: Tensor | None) -> Tensor:
@@ -136,4 +140,4 @@ class Decoder(Layer):
     def routers(self) -> list[FFN]:
         """Every feed-forward network that routes, in the order of the routing that a training step collects: main, then MTP."""
         blocks = [*self.layers, *(module.block for module in self.mtp)]
-        return [block.ffn for block in blocks if block.ffn.experts_per_token]
+        return [ffn for block in blocks for ffn in block.ffns if ffn.experts_per_token]

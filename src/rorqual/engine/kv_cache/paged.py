@@ -36,12 +36,12 @@ def zeros(shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> Ten
 
 def token_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
     """Of one position in all layers."""
-    return sum(part.token_bytes(dtype) for stage in config.layers for part in stage.attention.cache_spec())
+    return sum(part.token_bytes(dtype) for attention in config.attentions for part in attention.cache_spec())
 
 
 class PagedCache:
-    """`layers[i]`: by name, a tensor [blocks, heads, BLOCK, width] for each part of the kind's `cache_spec`; `experts` [blocks, BLOCK, routed
-    layers, k], the choices of the routers, which belong to a position as its keys do. Raises ValueError where two parts share a name.
+    """`layers[i]`, of the attention i: by name, a tensor [blocks, heads, BLOCK, width] for each part of its `cache_spec`; `experts` [blocks,
+    BLOCK, routers, k], the routers' choices, which belong to a position as its keys do. Raises ValueError where two parts share a name.
     """
 
     def __init__(
@@ -56,10 +56,10 @@ class PagedCache:
     ) -> None:
         self.device = device
         self.layers: list[dict[str, Tensor]] = []
-        for stage in config.layers:
-            spec = stage.attention.cache_spec()
+        for attention in config.attentions:
+            spec = attention.cache_spec()
             if len({part.name for part in spec}) < len(spec):
-                raise ValueError(f"two parts of the cache of kind '{stage.attention.kind}' have one name")
+                raise ValueError(f"two parts of the cache of kind '{attention.kind}' have one name")
             self.layers.append(
                 {p.name: zeros((blocks, p.heads, BLOCK, p.width), device, p.dtype or dtype) for p in spec}
             )

@@ -10,22 +10,26 @@ import pytest
 import torch
 from outside import ShortcutConfig, SkippingConfig, StreamsConfig, TwoKeysConfig, ZeroComputationConfig
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
+from rorqual.cli.accounts import InspectSettings, rows
 from rorqual.core.errors import ConfigError
 from rorqual.core.records import RunDir
 from rorqual.data.chat import chat_format
 from rorqual.data.pack import Sample, pack
 from rorqual.data.tokenizer import BASE_VOCAB, Tokenizer
 from rorqual.engine import Completion, Engine, Request, SamplingParams
-from rorqual.engine.kv_cache.paged import PagedCache, StepCache
-from rorqual.model import Decoder, ModelConfig, Stage, build
+from rorqual.engine.kv_cache.paged import PagedCache, StepCache, token_bytes
+from rorqual.model import Decoder, ModelConfig, Stage, account, build
 from rorqual.model.attention import CachePart, MLAConfig
-from rorqual.model.block import BlockConfig
-from rorqual.model.ffn import MoEConfig
+from rorqual.model.block import BlockConfig, PreNormConfig
+from rorqual.model.ffn import DenseConfig, MoEConfig
 from rorqual.model.init import init_weights
 from rorqual.model.load.find import family_for
 from rorqual.ops.backends import REFERENCE
 from rorqual.ops.moe import CHOOSE, SKIP
+from rorqual.plan.memory import layer_values
+from rorqual.plan.serve import decode_flops, touched
 from rorqual.recipes.sft import sft
 from rorqual.tasks.base import Verdict
 from rorqual.train.batch import TrainBatch
@@ -253,3 +257,53 @@ def test_two_parts_of_one_name_are_refused(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(TwoKeysConfig, "cache_spec", lambda _: (CachePart("key", 2, 8),) * 2)
     with pytest.raises(ValueError, match="two parts of the cache of kind 'two_keys' have one name"):
         PagedCache(config(), 1, torch.device("cpu"), torch.float32, 8)
+
+
+# ---- what is said of a model before it is built
+
+
+@pytest.mark.parametrize("block", [PreNormConfig(), ShortcutConfig(), StreamsConfig()], ids=lambda block: block.kind)
+def test_the_account_counts_the_flops_that_torch_counts(block: BlockConfig) -> None:
+    stage = Stage(layers=2, attention=LATENT, ffn=DenseConfig(intermediate_size=20), block=block)
+    model = build(model_config(stage), seed=1, ops=REFERENCE)
+    with FlopCounterMode(display=False) as counter:
+        model.logits(model(torch.arange(22).view(2, 11)).hidden)
+    assert counter.get_total_flops() == 22 * account(model.config, context=11).flops
+
+
+def test_the_account_takes_the_experts_that_serve_a_token_in_the_mean() -> None:
+    """Of three choices one and a half are experts with weights; identity experts cost nothing."""
+    moe, router = identity(), ZeroComputationConfig()
+    expert = 3 * 24 * 8
+    assert moe.active_experts() == pytest.approx(1.5) and moe.experts_per_token() == 3
+    assert moe.cost(24).params == (5 + 1) * expert + router.cost(24).params
+    assert moe.cost(24).flops == 2 * round((1.5 + 1) * expert) + router.cost(24).flops
+    assert moe.saved_values(24, everything=False) == 1.5 * (24 + 2 * 8) + 2 * 8
+    assert touched(MODELS["identity experts"], 4) == pytest.approx(1 - (1 - 1.5 / 5) ** 4)
+
+
+def test_the_plan_and_the_cache_count_what_a_block_holds() -> None:
+    dense = DenseConfig(intermediate_size=20)
+    one, two, streams = (
+        model_config(Stage(layers=2, attention=LATENT, ffn=identity(), block=block))
+        for block in (PreNormConfig(), ShortcutConfig(dense=dense), StreamsConfig())
+    )
+    assert account(two).cache_bytes == 2 * account(one).cache_bytes == 2 * account(streams).cache_bytes
+    assert token_bytes(two, torch.float32) == 2 * token_bytes(one, torch.float32) == 2 * account(two).cache_bytes
+    beside = decode_flops(one, 50) - account(one).flops
+    assert decode_flops(two, 50) - account(two).flops == 2 * beside > 0
+    values = {
+        config.stages[0].block.kind: layer_values(config.stages[0], 24, "selective") for config in (one, two, streams)
+    }
+    attention, saved = LATENT.saved_values(24, everything=False), dense.saved_values(24, everything=False)
+    assert values["shortcut"].saved == values["pre_norm"].saved + attention + 2 * saved
+    assert [one.residual for one in values.values()] == [2 * 24, 4 * 24, 2 * 2 * 24]
+    assert [layer_values(c.stages[0], 24, "full").residual for c in (one, two, streams)] == [24, 24, 2 * 24]
+    assert sum(one.shared + one.experts for one in values.values()) == sum(
+        config.stages[0].cost(24, 0).params for config in (one, two, streams)
+    )
+
+
+def test_inspect_names_a_block_that_is_not_the_usual_one() -> None:
+    shown = [rows(MODELS[name], InspectSettings(), 10**9)[0][1] for name in ("identity experts", "two streams")]
+    assert shown == ["2 x (mla, moe)", "2 x (streams, mla, moe)"]

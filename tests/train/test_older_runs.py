@@ -19,6 +19,7 @@ from rorqual.core.config import parse
 from rorqual.core.errors import CheckpointError, ConfigError
 from rorqual.core.records import RunDir
 from rorqual.model import ModelConfig
+from rorqual.model.ffn import older_names
 from rorqual.model.load.run import load_run, read_model_config
 from rorqual.train.loop import fit
 from rorqual.train.optim import AdamWConfig
@@ -99,6 +100,12 @@ def test_an_older_run_is_loaded_and_exported(made: dict[str, dict[int, Path]], t
         files = [*(tmp_path / place / "hf").iterdir(), tmp_path / place / "model.gguf"]
         found.append({file.name: file.read_bytes() for file in files})
     assert found[0] == found[1] and len(found[0]) > 2
+
+
+def test_only_a_routers_tensors_had_other_names() -> None:
+    today = ["layers.1.ffn.router.gate", "layers.1.ffn.experts.down_proj", "layers.2.ffn.gate", "lm_head.weight"]
+    assert older_names(today) == {"layers.1.ffn.gate": "layers.1.ffn.router.gate"}
+    assert older_names([*today, "layers.2.ffn.router.gate"]) == older_names(today), "layer 2 has a gate of its own, too"
 
 
 def test_other_names_are_refused(made: dict[str, dict[int, Path]], tmp_path: Path) -> None:

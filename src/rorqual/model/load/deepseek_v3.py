@@ -116,18 +116,12 @@ def _parts(config: ModelConfig) -> tuple[MLAConfig, DenseConfig | None, MoEConfi
     kinds = [stage.ffn for stage in config.layers]
     dense = sum(isinstance(ffn, DenseConfig) for ffn in kinds)
     attention, wide, moe = config.stages[0].attention, kinds[0], kinds[-1]
-    same = (
-        isinstance(attention, MLAConfig)
-        and isinstance(moe, MoEConfig)
-        and isinstance(moe.router, GroupedTopKConfig)
-        and all(stage.attention == attention and stage.block == PreNormConfig() for stage in config.stages)
-        and all(ffn == (wide if index < dense else moe) for index, ffn in enumerate(kinds))
-    )
     if (
-        not same
-        or not isinstance(attention, MLAConfig)
+        not isinstance(attention, MLAConfig)
         or not isinstance(moe, MoEConfig)
         or not isinstance(router := moe.router, GroupedTopKConfig)
+        or any(stage.attention != attention or stage.block != PreNormConfig() for stage in config.stages)
+        or any(ffn != (wide if index < dense else moe) for index, ffn in enumerate(kinds))
     ):
         raise ConfigError(
             "not a DeepSeek-V3 layout: it is dense layers first, then layers of one kind of experts, all with one latent attention",

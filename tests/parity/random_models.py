@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import random
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -179,6 +180,20 @@ def qwen3_moe_config(seed: int) -> ModelConfig:
     return ModelConfig(
         vocab_size=rng.choice([50, 97]), hidden_size=32, stages=stages, tie_word_embeddings=seed % 4 == 0
     )
+
+
+def changed(config: ModelConfig, part: Literal["attention", "router"], **fields: Any) -> ModelConfig:
+    """The config with other fields of every attention or of every router."""
+
+    def one(stage: Stage) -> Stage:
+        if part == "attention":
+            return stage.model_copy(update={part: stage.attention.model_copy(update=fields)})
+        if not isinstance(stage.ffn, MoEConfig):
+            return stage
+        router = stage.ffn.router.model_copy(update=fields)
+        return stage.model_copy(update={"ffn": stage.ffn.model_copy(update={part: router})})
+
+    return config.model_copy(update={"stages": tuple(map(one, config.stages))})
 
 
 def inputs(config: ModelConfig, seed: int) -> tuple[Tensor, Tensor]:

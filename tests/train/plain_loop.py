@@ -116,7 +116,8 @@ def mtp(coefficient: float) -> Part:
         length = x.shape[1]
         one = rows.documents[:, :-1]
         mask = (one[:, :, None] == one[:, None, :]) & (torch.arange(length)[:, None] >= torch.arange(length))
-        x, routing = module.block(x, AttentionContext(rows.places[:, :-1], mask.unsqueeze(1), model.ops))
+        context = AttentionContext(rows.places[:, :-1], mask.unsqueeze(1), model.ops)
+        x, (routing,) = module.block(x, context, [None], [None])
         if routing is not None:
             seen.experts.append(routing.indices[same(rows).flatten()])
         hidden = rms_norm(x, module.norm.weight, eps)

@@ -30,6 +30,7 @@ from rorqual.convert.texts import json_bytes
 from rorqual.core.records import write_json
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.model import ModelConfig
+from rorqual.model.ffn import MoEConfig
 from rorqual.model.load.deepseek_v3 import config_to_hf, name_map
 from rorqual.model.presets import preset
 
@@ -92,7 +93,9 @@ def shape(gb: float) -> ModelConfig:
     v3 = preset("deepseek-v3")
     dense, moe = v3.stages[0], v3.stages[-1]
     attention = moe.attention.model_copy(update={"num_attention_heads": 16, "q_lora_rank": 512})
-    experts = moe.ffn.model_copy(update={"n_routed_experts": EXPERTS, "moe_intermediate_size": WIDTH})
+    assert isinstance(moe.ffn, MoEConfig)
+    router = moe.ffn.router.model_copy(update={"n_routed_experts": EXPERTS})
+    experts = moe.ffn.model_copy(update={"router": router, "moe_intermediate_size": WIDTH})
     layers = max(1, round((gb * 1e9 - 4 * v3.vocab_size * HIDDEN) / LAYER) - 1)
     return v3.model_copy(
         update={

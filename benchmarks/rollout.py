@@ -61,9 +61,9 @@ SETTINGS = [
 
 def renamed(name: str) -> str:
     """Our name as transformers has it in memory; the layouts are the same."""
-    for ours, theirs in {".attention.": ".self_attn.", ".ffn.e_score": ".mlp.gate.e_score", ".ffn.": ".mlp."}.items():
+    router = {".ffn.router.gate": ".mlp.gate.weight", ".ffn.router.": ".mlp.gate."}
+    for ours, theirs in {".attention.": ".self_attn.", **router, ".ffn.": ".mlp."}.items():
         name = name.replace(ours, theirs)
-    name = name + ".weight" if name.endswith(".mlp.gate") else name
     return name if name.startswith("lm_head") else f"model.{name}"
 
 

@@ -20,7 +20,6 @@ from rorqual.core.records import RunDir, write_json
 from rorqual.engine.engine import Engine
 from rorqual.engine.request import Request, SamplingParams
 from rorqual.evals.run import pick
-from rorqual.model.ffn import MoEConfig
 from rorqual.model.load.run import read_model_config
 from rorqual.tasks.find import load_task
 
@@ -35,8 +34,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--result", type=Path, default=Path("docs/results/routing.json"))
     a = parser.parse_args()
-    kinds = [stage.ffn for stage in read_model_config(RunDir(a.run)).stages]
-    experts = max((kind.n_routed_experts for kind in kinds if isinstance(kind, MoEConfig)), default=0)
+    experts = max(ffn.n_choices() for ffn in read_model_config(RunDir(a.run)).ffns)
     if not experts:
         raise SystemExit(f"{a.run}: a model without experts")
     problems = pick(load_task(a.task), "dev", a.count, 0, False)

@@ -61,7 +61,7 @@ def settings_of_transformers(compiled: bool, config: ModelConfig, tokens: int) -
     experts = ["eager", "grouped_mm", "batched_mm"]
     moe = config.stages[-1].ffn
     assert isinstance(moe, MoEConfig)
-    copies = 4 * tokens * moe.num_experts_per_tok * 3 * moe.moe_intermediate_size * config.hidden_size
+    copies = 4 * tokens * moe.experts_per_token() * 3 * moe.moe_intermediate_size * config.hidden_size
     gib = copies * config.stages[-1].layers / 2**30
     if gib > BATCHED_GIB:
         experts.remove("batched_mm")
@@ -76,9 +76,9 @@ def settings_of_transformers(compiled: bool, config: ModelConfig, tokens: int) -
 
 def renamed(name: str) -> str:
     """Our name as transformers has it in memory; the layouts are the same."""
-    for ours, theirs in {".attention.": ".self_attn.", ".ffn.e_score": ".mlp.gate.e_score", ".ffn.": ".mlp."}.items():
+    router = {".ffn.router.gate": ".mlp.gate.weight", ".ffn.router.": ".mlp.gate."}
+    for ours, theirs in {".attention.": ".self_attn.", **router, ".ffn.": ".mlp."}.items():
         name = name.replace(ours, theirs)
-    name = name + ".weight" if name.endswith(".mlp.gate") else name
     return name if name.startswith("lm_head") else f"model.{name}"
 
 

@@ -110,9 +110,9 @@ def step_bytes(config: ModelConfig, batch: int, context: float, size: int) -> fl
     for stage in config.stages:
         if isinstance(stage.ffn, MoEConfig):
             moe = stage.ffn
-            missed = (1 - moe.num_experts_per_tok / moe.n_routed_experts) ** batch
+            missed = (1 - moe.experts_per_token() / moe.n_experts()) ** batch
             expert = 3 * linear(config.hidden_size, moe.moe_intermediate_size).params
-            weights -= stage.layers * moe.n_routed_experts * expert * missed
+            weights -= stage.layers * moe.n_experts() * expert * missed
     return weights * size + batch * context * found.cache_bytes
 
 

@@ -1,19 +1,22 @@
 """Kinds as a user writes them, outside the package: attentions with three cached parts, with an indexer, and with compressed entries beside a
-window; a router that may leave a token to nobody; and an objective that trains the indexer."""
+window; a network that may leave a token to nobody, a router with identity experts, a block with two attentions, a block with two residual
+streams; and an objective that trains the indexer."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from rorqual.model.attention import Attention, AttentionConfig, AttentionContext, CachePart, LayerCache
+from rorqual.model.attention import Attention, AttentionConfig, AttentionContext, CachePart, LayerCache, RMSNorm
+from rorqual.model.block import Block, BlockConfig, StreamEnd
 from rorqual.model.cost import Cost, linear, vector
 from rorqual.model.decoder import Decoder, Output
-from rorqual.model.ffn import FFN, FFNConfig
-from rorqual.model.ffn.moe import Experts
-from rorqual.ops.backends import Backend
+from rorqual.model.ffn import FFN, DenseConfig, FFNConfig
+from rorqual.model.ffn.router import Router, RouterConfig
+from rorqual.ops.backends import Backend, Experts
 from rorqual.ops.moe import CHOOSE, SKIP, Routing
 from rorqual.ops.paged import merge
 from rorqual.ops.rope import Rope, rotate
@@ -138,8 +141,8 @@ class IndexKL(Objective):
     def term(self, model: Decoder, batch: TrainBatch, output: Output) -> Term:
         valid = batch.segments.flatten() >= 0
         total = output.hidden.new_zeros(())
-        for layer in output.recorded:
-            scores, attended = layer["index_scores"][valid], layer["attended"][valid].detach()
+        for scores, attended in zip(output.recorded["index_scores"], output.recorded["attended"], strict=True):
+            scores, attended = scores[valid], attended[valid].detach()
             log_q = scores.log_softmax(-1).masked_fill(scores == -torch.inf, 0)
             total = total + (torch.special.xlogy(attended, attended) - attended * log_q).sum()
         return Term(total)
@@ -237,5 +240,196 @@ class Skipping(FFN):
         weights = scores.gather(-1, chosen)
         named, mine = (torch.where(one == nobody, SKIP, one) for one in (chosen, own))
         routing = Routing(named, weights, scores[:, :nobody], mine, torch.zeros_like(scores[:, 0]), skips=True)
-        y: Tensor = self.experts(x, routing.served(), ops)
+        y: Tensor = self.experts(x, routing.served(nobody), ops)
         return y + torch.where(named == SKIP, weights, 0).to(x.dtype) * x, routing
+
+
+class ZeroComputationConfig(RouterConfig):
+    """LongCat-Flash's router (2509.01322, eq. 2-4): some of a token's choices are identity experts. A bias keeps the experts with weights at
+    `active` a token in the mean, each as often as the others; identity experts have a fixed one."""
+
+    kind: Literal["zero_computation"] = "zero_computation"
+    experts: int = 5
+    identity: int = 4
+    k: int = 3
+    active: float = 1.5
+    scale: float = 3.0
+
+    def build(self, hidden_size: int) -> Router:
+        return ZeroComputation(self, hidden_size)
+
+    def cost(self, hidden_size: int) -> Cost:
+        return linear(hidden_size, self.n_choices()) + vector(self.n_choices())
+
+    def experts_per_token(self) -> int:
+        return self.k
+
+    def n_experts(self) -> int:
+        return self.experts
+
+    def n_identity(self) -> int:
+        return self.identity
+
+    def target_load(self) -> Tensor:
+        share, n, m = self.active / self.k, self.experts, self.identity
+        return torch.tensor([share / n] * n + [(1 - share) / m] * m, dtype=torch.float64)
+
+    def check(self) -> None:
+        if self.k > self.n_choices():
+            raise ValueError("a token makes more choices than there are")
+
+
+class ZeroComputation(Router):
+    bias: Tensor
+
+    def __init__(self, config: ZeroComputationConfig, hidden_size: int) -> None:
+        super().__init__(config)
+        self.k, self.experts, self.scale = config.k, config.experts, config.scale
+        self.weight = nn.Parameter(torch.empty(config.n_choices(), hidden_size))
+        self.register_buffer("bias", torch.zeros(config.n_choices()))
+
+    def balance(self, load: Tensor, gamma: float) -> None:
+        self.bias[: self.experts] += gamma * self.load_error(load)[: self.experts].sign()
+
+    def forward(self, x: Tensor, ops: Backend, replay: Tensor | None) -> Routing:
+        with torch.autocast(x.device.type, enabled=False):
+            scores = nn.functional.linear(x.float(), self.weight.float()).softmax(-1)
+        biased = scores.detach() + self.bias
+        own = biased.topk(self.k, dim=-1).indices
+        chosen = own if replay is None else torch.where(replay == CHOOSE, own, replay.long())
+        gap = biased.gather(-1, own).sum(-1) - biased.gather(-1, chosen).sum(-1)
+        return Routing(chosen, self.scale * scores.gather(-1, chosen), scores, own, gap, skips=True)
+
+
+class ShortcutConfig(BlockConfig):
+    """LongCat-Flash's layer (2509.01322, figure 2): two attentions and two dense networks in turn, and the stage's network beside them. It
+    reads what follows the first attention; what it gives is added at the end."""
+
+    kind: Literal["shortcut"] = "shortcut"
+    dense: DenseConfig = DenseConfig(intermediate_size=20)
+
+    def build(self, attention: AttentionConfig, ffn: FFNConfig, hidden_size: int, eps: float) -> Block:
+        return Shortcut(self, attention, ffn, hidden_size, eps)
+
+    def attentions(self, attention: AttentionConfig) -> tuple[AttentionConfig, ...]:
+        return (attention, attention)
+
+    def ffns(self, ffn: FFNConfig) -> tuple[FFNConfig, ...]:
+        return (ffn, self.dense, self.dense)
+
+    def cost(self, hidden_size: int) -> Cost:
+        return vector(4 * hidden_size)
+
+    def residual_values(self, hidden_size: int) -> int:
+        return 4 * hidden_size
+
+
+class Shortcut(Block):
+    attentions = 2
+
+    def __init__(
+        self, config: ShortcutConfig, attention: AttentionConfig, ffn: FFNConfig, hidden_size: int, eps: float
+    ) -> None:
+        super().__init__()
+        self.mixers = nn.ModuleList(attention.build(hidden_size, eps) for _ in range(2))
+        self.ffn = ffn.build(hidden_size)
+        self.dense = nn.ModuleList(config.dense.build(hidden_size) for _ in range(2))
+        self.before, self.after = (nn.ModuleList(RMSNorm(hidden_size, eps) for _ in range(2)) for _ in range(2))
+
+    @property
+    def ffns(self) -> tuple[FFN, ...]:
+        return (self.ffn, *self.dense)  # type: ignore[return-value]
+
+    def forward(
+        self,
+        x: Tensor,
+        context: AttentionContext,
+        caches: Sequence[LayerCache | None],
+        replay: Sequence[Tensor | None],
+    ) -> tuple[Tensor, tuple[Routing | None, ...]]:
+        later, routing = x, None
+        for turn, cache in enumerate(caches):
+            x = x + self.mixers[turn](self.before[turn](x, context.ops), context, cache)
+            flat = self.after[turn](x, context.ops).flatten(0, 1)
+            if turn == 0:
+                later, routing = self.ffn(flat, context.ops, replay[0])
+            x = x + self.dense[turn](flat, context.ops, None)[0].view_as(x)
+        return x + later.view_as(x), (routing, None, None)
+
+
+STREAMS = 2
+
+
+class StreamsConfig(BlockConfig):
+    """Hyper-connections (2409.19606) in small: `STREAMS` residual streams [batch, seq, streams, hidden]. What attention and network read is a
+    learned mixture of the normed streams; what they give is added to each stream with a weight of its own, after the streams were mixed."""
+
+    kind: Literal["streams"] = "streams"
+
+    def build(self, attention: AttentionConfig, ffn: FFNConfig, hidden_size: int, eps: float) -> Block:
+        return Streams(attention, ffn, hidden_size, eps)
+
+    def cost(self, hidden_size: int) -> Cost:
+        mixing = Cost(flops=2 * 2 * STREAMS * (STREAMS + 1) * hidden_size)  # of each of two turns: read, and mix
+        return vector(2 * hidden_size + 2 * STREAMS * (STREAMS + 2)) + mixing
+
+    def residual_values(self, hidden_size: int) -> int:
+        return 2 * STREAMS * hidden_size
+
+    def streams(self) -> int:
+        return STREAMS
+
+    def expand(self, hidden_size: int) -> StreamEnd:
+        return Copies()
+
+    def collapse(self, hidden_size: int, eps: float) -> StreamEnd:
+        return Joined()
+
+    def ends_cost(self, hidden_size: int) -> Cost:
+        return vector(STREAMS) + Cost(flops=2 * STREAMS * hidden_size)
+
+
+class Copies(StreamEnd):
+    def forward(self, x: Tensor, ops: Backend) -> Tensor:
+        return x.unsqueeze(2).expand(-1, -1, STREAMS, -1)
+
+
+class Joined(StreamEnd):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(STREAMS))
+
+    def forward(self, x: Tensor, ops: Backend) -> Tensor:
+        return torch.einsum("bsnd,n->bsd", x, self.weight.to(x.dtype))
+
+
+class Streams(Block):
+    def __init__(self, attention: AttentionConfig, ffn: FFNConfig, hidden_size: int, eps: float) -> None:
+        super().__init__()
+        self.attention, self.ffn = attention.build(hidden_size, eps), ffn.build(hidden_size)
+        self.norms = nn.ModuleList(RMSNorm(hidden_size, eps) for _ in range(2))
+        self.read = nn.ParameterList(torch.ones(STREAMS) for _ in range(2))
+        self.write = nn.ParameterList(torch.ones(STREAMS) for _ in range(2))
+        self.mix = nn.ParameterList(torch.empty(STREAMS, STREAMS) for _ in range(2))
+
+    @property
+    def ffns(self) -> tuple[FFN, ...]:
+        return (self.ffn,)
+
+    def forward(
+        self,
+        x: Tensor,
+        context: AttentionContext,
+        caches: Sequence[LayerCache | None],
+        replay: Sequence[Tensor | None],
+    ) -> tuple[Tensor, tuple[Routing | None, ...]]:
+        x = self._turn(0, x, self.attention(self._read(0, x, context), context, caches[0]))
+        y, routing = self.ffn(self._read(1, x, context).flatten(0, 1), context.ops, replay[0])
+        return self._turn(1, x, y.view(*x.shape[:2], -1)), (routing,)
+
+    def _read(self, turn: int, x: Tensor, context: AttentionContext) -> Tensor:
+        return torch.einsum("bsnd,n->bsd", self.norms[turn](x, context.ops), self.read[turn].to(x.dtype))
+
+    def _turn(self, turn: int, x: Tensor, y: Tensor) -> Tensor:
+        mixed = torch.einsum("bsnd,nm->bsmd", x, self.mix[turn].to(x.dtype))
+        return x + mixed + y.unsqueeze(2) * self.write[turn].to(x.dtype).unsqueeze(-1)

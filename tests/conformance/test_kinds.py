@@ -1,4 +1,4 @@
-"""What every attention kind and every feed-forward kind must hold. Being registered is being tested: no example, no pass."""
+"""What every attention, feed-forward, router and block kind must hold. Being registered is being tested: no example, no pass."""
 
 from __future__ import annotations
 
@@ -8,13 +8,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from outside import CompressedConfig, IndexedConfig, SkippingConfig, TwoKeysConfig
+from outside import (
+    CompressedConfig,
+    IndexedConfig,
+    ShortcutConfig,
+    SkippingConfig,
+    StreamsConfig,
+    TwoKeysConfig,
+    ZeroComputationConfig,
+)
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rorqual.core.config import kinds, parse
 from rorqual.engine.kv_cache.paged import Group, PagedCache, StepCache
-from rorqual.model import Decoder, ModelConfig, Stage, build
+from rorqual.model import Decoder, ModelConfig, Stage, account, build
 from rorqual.model.attention import (
     AttentionConfig,
     AttentionContext,
@@ -25,13 +33,16 @@ from rorqual.model.attention import (
     MLAConfig,
     Selection,
 )
-from rorqual.model.ffn import DenseConfig, FFNConfig, MoE, MoEConfig
+from rorqual.model.block import BlockConfig, PreNormConfig
+from rorqual.model.ffn import DenseConfig, FFNConfig, MoEConfig
+from rorqual.model.ffn.router import GroupedTopKConfig, RouterConfig
 from rorqual.model.init import init_weights
 from rorqual.model.sheet import Sheet
 from rorqual.ops.attention import document_mask
 from rorqual.ops.backends import REFERENCE, TORCH, TORCH_INVARIANT
 from rorqual.ops.paged import BLOCK, QUERIES, tiles_of
 from rorqual.ops.rope import Rope, Yarn
+from rorqual.plan.memory import PRECISIONS, Layout, device_memory
 
 HIDDEN, BATCH, SEQ, EPS = 24, 2, 10, 1e-6
 LONG = 2 * BLOCK + 9
@@ -49,39 +60,49 @@ ATTENTION: list[AttentionConfig] = [
     IndexedConfig(),
     CompressedConfig(),
 ]
-FFN: list[FFNConfig] = [
-    DenseConfig(intermediate_size=20),
-    MoEConfig(n_routed_experts=6, num_experts_per_tok=2, moe_intermediate_size=8, n_shared_experts=1),
-    MoEConfig(n_routed_experts=8, num_experts_per_tok=2, moe_intermediate_size=8, n_group=4, topk_group=2),
-    MoEConfig(
+ROUTERS: list[RouterConfig] = [
+    GroupedTopKConfig(n_routed_experts=6, num_experts_per_tok=2),
+    GroupedTopKConfig(n_routed_experts=8, num_experts_per_tok=2, n_group=4, topk_group=2),
+    GroupedTopKConfig(
         n_routed_experts=6,
         num_experts_per_tok=3,
-        moe_intermediate_size=8,
         scoring_func="softmax",
         norm_topk_prob=False,
         score_bias=False,
         group_score="max",
     ),
+    ZeroComputationConfig(),
+]
+FFN: list[FFNConfig] = [
+    DenseConfig(intermediate_size=20),
+    *(MoEConfig(router=router, moe_intermediate_size=8, n_shared_experts=n) for n, router in enumerate(ROUTERS)),
     SkippingConfig(),
+]
+BLOCKS: list[BlockConfig] = [PreNormConfig(), ShortcutConfig(), StreamsConfig()]
+STAGES = [
+    *(Stage(layers=2, attention=a, ffn=FFN[i % len(FFN)]) for i, a in enumerate(ATTENTION)),
+    *(Stage(layers=2, attention=ATTENTION[i], ffn=f) for i, f in enumerate(FFN)),
+    *(Stage(layers=2, attention=ATTENTION[i], ffn=FFN[-2], block=block) for block in BLOCKS[1:] for i in (-1, 3)),
 ]
 
 
-def label(config: AttentionConfig | FFNConfig) -> str:
-    return config.kind
+def label(config: AttentionConfig | FFNConfig | RouterConfig | Stage) -> str:
+    if isinstance(config, Stage):
+        return f"{config.block.kind}-{config.attention.kind}-{label(config.ffn)}"
+    return f"{config.kind}-{config.router.kind}" if isinstance(config, MoEConfig) else config.kind
 
 
 attention_kinds = pytest.mark.parametrize("config", ATTENTION, ids=label)
 ffn_kinds = pytest.mark.parametrize("config", FFN, ids=label)
-every_pair = pytest.mark.parametrize(
-    ("attention", "ffn"),
-    [(a, FFN[i % len(FFN)]) for i, a in enumerate(ATTENTION)] + [(ATTENTION[i], f) for i, f in enumerate(FFN)],
-    ids=label,
-)
+router_kinds = pytest.mark.parametrize("config", ROUTERS, ids=label)
+every_stage = pytest.mark.parametrize("stage", STAGES, ids=label)
 
 
 def test_every_registered_kind_has_an_example() -> None:
     assert set(kinds(AttentionConfig)) == {config.kind for config in ATTENTION}
     assert set(kinds(FFNConfig)) == {config.kind for config in FFN}
+    assert set(kinds(RouterConfig)) == {config.kind for config in ROUTERS}
+    assert set(kinds(BlockConfig)) == {stage.block.kind for stage in STAGES}
 
 
 class Kept(LayerCache):
@@ -201,23 +222,23 @@ def fed(model: Decoder, tokens: Tensor, cuts: Sequence[int]) -> Tensor:
     return torch.cat(parts, dim=1)
 
 
-def model_of(attention: AttentionConfig, ffn: FFNConfig, *, mtp: int = 0) -> Decoder:
+def model_of(stage: Stage, *, mtp: int = 0) -> Decoder:
     config = ModelConfig(
         vocab_size=50,
         hidden_size=HIDDEN,
-        stages=(Stage(layers=2, attention=attention, ffn=ffn),),
+        stages=(stage,),
         initializer_range=0.3,
         num_nextn_predict_layers=mtp,
     )
     model = build(config, seed=1)
-    for layer in biased(model):
-        layer.e_score_correction_bias.normal_(std=0.1, generator=torch.Generator().manual_seed(2))
+    for bias in biases(model).values():
+        bias.normal_(std=0.1, generator=torch.Generator().manual_seed(2))
     return model
 
 
-def biased(model: Decoder) -> list[MoE]:
-    """The routers with a bias that balances them."""
-    return [layer for layer in model.routers() if isinstance(layer, MoE)]
+def biases(model: Decoder) -> dict[str, Tensor]:
+    """The buffers of its routers, which balance moves."""
+    return {name: buffer for name, buffer in model.named_buffers() if ".router." in name}
 
 
 def some_tokens(seed: int = 0, length: int = SEQ) -> Tensor:
@@ -248,6 +269,35 @@ def test_ffn_builds_as_it_accounts(config: FFNConfig) -> None:
     assert cost.params == sum(t.numel() for t in module.state_dict().values())
     assert 0 < cost.active <= cost.params and cost.flops > 0
     assert (config.experts_per_token() > 0) == (cost.active < cost.params)
+
+
+@router_kinds
+def test_a_router_builds_as_it_accounts_and_aims_at_all_of_the_load(config: RouterConfig) -> None:
+    module, cost = config.build(HIDDEN), config.cost(HIDDEN)
+    assert cost.params == cost.active == sum(t.numel() for t in module.state_dict().values())
+    target = config.target_load()
+    assert target.shape == (config.n_choices(),) and target.dtype == torch.float64
+    assert float(target.sum()) == pytest.approx(1) and float(target.min()) > 0
+    assert 0 < config.active_experts() <= config.experts_per_token() <= config.n_choices()
+    assert not module.load_error((target * 36_000).round().long()).any()
+
+
+@router_kinds
+def test_a_router_brings_its_load_to_what_it_aims_at(config: RouterConfig) -> None:
+    """Of the experts with weights, which its bias moves; a router without a bias stays as it is."""
+    module = config.build(HIDDEN)
+    init_weights(module, 0.3, 0)
+    x = 0.5 + torch.randn(2000, HIDDEN, generator=torch.Generator().manual_seed(0))
+    aimed = config.target_load()[: config.n_experts()]
+
+    def miss() -> float:
+        load = torch.bincount(module(x, TORCH, None).indices.flatten(), minlength=config.n_choices())
+        module.balance(load, 0.002)
+        return float((load / load.sum() - config.target_load())[: config.n_experts()].abs().max() / aimed.max())
+
+    first = miss()
+    last = [miss() for _ in range(200)][-1]
+    assert first > 0.2 and (last < 0.1 if any(True for _ in module.buffers()) else last == first)
 
 
 @attention_kinds
@@ -289,9 +339,40 @@ def test_ffn_keeps_its_shape_and_says_where_tokens_went(config: FFNConfig) -> No
     near(torch.cat([module(row.unsqueeze(0), TORCH, None)[0] for row in x]), y)
 
 
-@every_pair
-def test_a_later_token_never_changes_an_earlier_output(attention: AttentionConfig, ffn: FFNConfig) -> None:
-    model, tokens = model_of(attention, ffn), some_tokens()
+@every_stage
+def test_a_model_builds_as_it_accounts(stage: Stage) -> None:
+    model = model_of(stage, mtp=1)
+    counted = account(model.config)
+    sizes = {name: tensor.numel() for name, tensor in model.state_dict().items()}
+    assert counted.mtp == sum(size for name, size in sizes.items() if name.startswith("mtp."))
+    assert counted.total == sum(sizes.values()) - counted.mtp
+    if not isinstance(stage.attention, TwoKeysConfig) and not isinstance(
+        stage.ffn, SkippingConfig
+    ):  # they say not what they save
+        memory = device_memory(model.config, Layout(zero=0), context=SEQ, precision=PRECISIONS["fp32"])
+        assert memory.weights == 4 * (counted.total + counted.mtp)
+
+
+@every_stage
+def test_chosen_again_is_the_same_and_chosen_otherwise_is_not(stage: Stage) -> None:
+    model, tokens = model_of(stage), some_tokens()
+    routing = model(tokens).routing
+    assert len(routing) == len(model.routers()) == sum(ffn.experts_per_token() > 0 for ffn in model.config.ffns)
+    if not routing:
+        return
+    chosen = torch.stack([one.indices for one in routing], dim=1).unflatten(0, tokens.shape)
+    near(hidden(model, tokens, replay=chosen), hidden(model, tokens))
+    for router in range(len(routing)):  # each of them reads its own
+        other = chosen.clone()
+        other[:, :, router] = (other[:, :, router] + 1) % routing[router].scores.shape[-1]
+        found = model(tokens, replay=other).routing[router].indices.unflatten(0, tokens.shape)
+        assert torch.equal(found, other[:, :, router])
+        assert not torch.allclose(hidden(model, tokens, replay=other), hidden(model, tokens), atol=1e-2)
+
+
+@every_stage
+def test_a_later_token_never_changes_an_earlier_output(stage: Stage) -> None:
+    model, tokens = model_of(stage), some_tokens()
     before = hidden(model, tokens)
     for cut in (1, 5, SEQ - 1):
         changed = tokens.clone()
@@ -301,9 +382,9 @@ def test_a_later_token_never_changes_an_earlier_output(attention: AttentionConfi
         assert not torch.allclose(after[:, cut:], before[:, cut:], atol=1e-2)
 
 
-@every_pair
-def test_packed_documents_equal_themselves_alone(attention: AttentionConfig, ffn: FFNConfig) -> None:
-    model, tokens, cut = model_of(attention, ffn), some_tokens(), 4
+@every_stage
+def test_packed_documents_equal_themselves_alone(stage: Stage) -> None:
+    model, tokens, cut = model_of(stage), some_tokens(), 4
     segments = (torch.arange(SEQ) >= cut).long().expand(BATCH, SEQ)
     positions = torch.cat((torch.arange(cut), torch.arange(SEQ - cut))).expand(BATCH, SEQ)
     packed = hidden(model, tokens, positions=positions, segments=segments)
@@ -313,9 +394,9 @@ def test_packed_documents_equal_themselves_alone(attention: AttentionConfig, ffn
     assert not torch.allclose(leaking[:, cut:], packed[:, cut:], atol=1e-2)
 
 
-@every_pair
-def test_padding_and_other_rows_change_nothing(attention: AttentionConfig, ffn: FFNConfig) -> None:
-    model, tokens = model_of(attention, ffn), some_tokens()
+@every_stage
+def test_padding_and_other_rows_change_nothing(stage: Stage) -> None:
+    model, tokens = model_of(stage), some_tokens()
     alone = hidden(model, tokens[:1, :6])
     padded = tokens.clone()
     padded[:, 6:] = 0
@@ -324,28 +405,28 @@ def test_padding_and_other_rows_change_nothing(attention: AttentionConfig, ffn: 
     near(hidden(model, padded, positions=positions, segments=segments)[:1, :6], alone)
 
 
-@every_pair
+@every_stage
 @pytest.mark.parametrize("split", range(1, SEQ + 1))
-def test_cached_equals_uncached_at_every_split(attention: AttentionConfig, ffn: FFNConfig, split: int) -> None:
-    model, tokens = model_of(attention, ffn), some_tokens()
+def test_cached_equals_uncached_at_every_split(stage: Stage, split: int) -> None:
+    model, tokens = model_of(stage), some_tokens()
     near(fed(model, tokens, sorted({split, SEQ})), hidden(model, tokens))
 
 
-@every_pair
+@every_stage
 @pytest.mark.parametrize(
     "cuts",
     [(LONG,), (*range(BLOCK - 2, BLOCK + 3), LONG), (BLOCK, 2 * BLOCK, LONG), (1, 97, 98, LONG)],
     ids=["whole", "one by one over a block's end", "by blocks", "anywhere"],
 )
-def test_cached_equals_uncached_over_blocks(attention: AttentionConfig, ffn: FFNConfig, cuts: tuple[int, ...]) -> None:
-    model, tokens = model_of(attention, ffn), some_tokens(length=LONG)
+def test_cached_equals_uncached_over_blocks(stage: Stage, cuts: tuple[int, ...]) -> None:
+    model, tokens = model_of(stage), some_tokens(length=LONG)
     near(fed(model, tokens, cuts), hidden(model, tokens))
 
 
-@every_pair
-def test_in_blocks_equals_not_in_blocks_with_gradients(attention: AttentionConfig, ffn: FFNConfig) -> None:
+@every_stage
+def test_in_blocks_equals_not_in_blocks_with_gradients(stage: Stage) -> None:
     """A training row of three documents, attended as the engine attends: the values and every gradient of the naive form."""
-    model, tokens = model_of(attention, ffn), some_tokens(length=LONG)
+    model, tokens = model_of(stage), some_tokens(length=LONG)
     lengths = (70, LONG - 71, 1)
     segments = torch.repeat_interleave(torch.arange(3), torch.tensor(lengths)).expand(BATCH, LONG)
     positions = torch.cat([torch.arange(n) for n in lengths]).expand(BATCH, LONG)
@@ -362,9 +443,9 @@ def test_in_blocks_equals_not_in_blocks_with_gradients(attention: AttentionConfi
         torch.testing.assert_close(one, other, rtol=1e-3, atol=2e-4 * float(one.detach().abs().max()))
 
 
-@every_pair
-def test_gradients_reach_every_parameter(attention: AttentionConfig, ffn: FFNConfig) -> None:
-    model, tokens = model_of(attention, ffn, mtp=1), some_tokens()
+@every_stage
+def test_gradients_reach_every_parameter(stage: Stage) -> None:
+    model, tokens = model_of(stage, mtp=1), some_tokens()
     output = model(tokens)
     further = model.predict_further(output.hidden, tokens)
     weights = torch.Generator().manual_seed(0)
@@ -374,43 +455,32 @@ def test_gradients_reach_every_parameter(attention: AttentionConfig, ffn: FFNCon
     assert silent == [name for name, _ in model.named_parameters() if ".index_" in name]  # a choice has no gradient
 
 
-@every_pair
-def test_bf16_keeps_the_routers_bias_in_fp32_through_save_and_load(
-    attention: AttentionConfig, ffn: FFNConfig, tmp_path: Path
-) -> None:
-    model = model_of(attention, ffn)
-    exact = [layer.e_score_correction_bias.clone() for layer in biased(model)]
+@every_stage
+def test_bf16_keeps_the_routers_bias_in_fp32_through_save_and_load(stage: Stage, tmp_path: Path) -> None:
+    model = model_of(stage)
+    exact = {name: bias.clone() for name, bias in biases(model).items()}
     model = model.to(torch.bfloat16)
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
     assert hidden(model, some_tokens()).dtype == torch.bfloat16
-    state = model.state_dict()
-    save_file(state, tmp_path / "weights.safetensors")
-    back = model_of(attention, ffn).to(torch.bfloat16)
-    for layer in biased(back):
-        layer.e_score_correction_bias.zero_()
-    loaded = load_file(tmp_path / "weights.safetensors")
-    back.load_state_dict(loaded, strict=True)
-    names = [name for name in state if name.endswith("e_score_correction_bias")]
-    persistent = isinstance(ffn, MoEConfig) and ffn.score_bias
-    assert len(names) == (2 if persistent else 0) and all(loaded[name].dtype == torch.float32 for name in names)
-    for layer, bias in zip(biased(back), exact):
-        assert layer.e_score_correction_bias.dtype == torch.float32
-        if persistent:
-            assert torch.equal(layer.e_score_correction_bias, bias)
-    for layer in biased(back.half().float()):
-        if persistent:
-            assert any(torch.equal(layer.e_score_correction_bias, bias) for bias in exact)
+    save_file(model.state_dict(), tmp_path / "weights.safetensors")
+    back = model_of(stage).to(torch.bfloat16)
+    for bias in biases(back).values():
+        bias.zero_()
+    back.load_state_dict(load_file(tmp_path / "weights.safetensors"), strict=True)
+    for found in (model, back, back.half().float()):
+        assert {name: bias.dtype for name, bias in biases(found).items()} == dict.fromkeys(exact, torch.float32)
+        assert all(torch.equal(bias, exact[name]) for name, bias in biases(found).items())
 
 
-@every_pair
-def test_the_config_survives_being_written(attention: AttentionConfig, ffn: FFNConfig) -> None:
-    config = model_of(attention, ffn).config
+@every_stage
+def test_the_config_survives_being_written(stage: Stage) -> None:
+    config = model_of(stage).config
     assert parse(ModelConfig, config.model_dump(mode="json"), where="test") == config
 
 
-@every_pair
-def test_the_same_seed_gives_the_same_model(attention: AttentionConfig, ffn: FFNConfig) -> None:
-    config = model_of(attention, ffn).config
+@every_stage
+def test_the_same_seed_gives_the_same_model(stage: Stage) -> None:
+    config = model_of(stage).config
     one, two, other = (build(config, seed=s).state_dict() for s in (3, 3, 4))
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert not all(torch.equal(one[name], other[name]) for name in one)

@@ -2,35 +2,77 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
-from outside import SkippingConfig, TwoKeysConfig
+from outside import ShortcutConfig, SkippingConfig, StreamsConfig, TwoKeysConfig, ZeroComputationConfig
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
+from rorqual.cli.accounts import InspectSettings, rows
+from rorqual.core.errors import ConfigError
+from rorqual.core.records import RunDir
 from rorqual.data.chat import chat_format
 from rorqual.data.pack import Sample, pack
 from rorqual.data.tokenizer import BASE_VOCAB, Tokenizer
 from rorqual.engine import Completion, Engine, Request, SamplingParams
-from rorqual.engine.kv_cache.paged import PagedCache, StepCache
-from rorqual.model import Decoder, ModelConfig, Stage, build
-from rorqual.model.attention import CachePart
+from rorqual.engine.kv_cache.paged import PagedCache, StepCache, token_bytes
+from rorqual.model import Decoder, ModelConfig, Stage, account, build
+from rorqual.model.attention import CachePart, MLAConfig
+from rorqual.model.block import BlockConfig, PreNormConfig
+from rorqual.model.ffn import DenseConfig, MoEConfig
+from rorqual.model.init import init_weights
+from rorqual.model.load.find import family_for
+from rorqual.ops.backends import REFERENCE
 from rorqual.ops.moe import CHOOSE, SKIP
+from rorqual.plan.memory import layer_values
+from rorqual.plan.serve import decode_flops, touched
+from rorqual.recipes.sft import sft
 from rorqual.tasks.base import Verdict
 from rorqual.train.batch import TrainBatch
+from rorqual.train.loop import fit
 from rorqual.train.objectives import GRPO, NextToken
+from rorqual.train.sources import Materials
 from rorqual.train.sources.rollouts import Scored, lay_beside
 from rorqual.train.workers import compare, gradient, workers
 
 
 def config(**ffn: int) -> ModelConfig:
+    return model_config(Stage(layers=2, attention=TwoKeysConfig(), ffn=SkippingConfig(**ffn)))
+
+
+def model_config(*stages: Stage) -> ModelConfig:
     return ModelConfig(
-        vocab_size=BASE_VOCAB,
-        hidden_size=24,
-        max_position_embeddings=128,
-        stages=(Stage(layers=2, attention=TwoKeysConfig(), ffn=SkippingConfig(**ffn)),),
-        initializer_range=0.3,
+        vocab_size=BASE_VOCAB, hidden_size=24, max_position_embeddings=128, stages=stages, initializer_range=0.3
     )
+
+
+def identity(**router: int) -> MoEConfig:
+    return MoEConfig(router=ZeroComputationConfig(**router), moe_intermediate_size=8, n_shared_experts=1)
+
+
+LATENT = MLAConfig(
+    num_attention_heads=2, q_lora_rank=10, kv_lora_rank=8, qk_nope_head_dim=8, qk_rope_head_dim=4, v_head_dim=8
+)
+MODELS = {
+    "nobody serves some": config(),
+    "identity experts": model_config(Stage(layers=2, attention=LATENT, ffn=identity())),
+    "two attentions in a block": model_config(
+        Stage(layers=2, attention=TwoKeysConfig(), ffn=identity(), block=ShortcutConfig())
+    ),
+    "two streams": model_config(Stage(layers=2, attention=LATENT, ffn=identity(), block=StreamsConfig())),
+}
+"""Each with the engine, in training and with the choices replayed."""
+every_model = pytest.mark.parametrize("name", MODELS)
+
+
+def changed(replay: Tensor, here: int, other: int) -> Tensor:
+    """Every choice of `here` is one of `other`, where that one was not chosen already."""
+    free = (replay == here) & ~(replay == other).any(-1, keepdim=True)
+    return torch.where(free, other, replay)
 
 
 def engine_of(model: Decoder, **settings: bool) -> Engine:
@@ -53,11 +95,14 @@ def batch_of(found: list[Completion]) -> TrainBatch:
     return lay_beside(pack(samples, 128), [Scored(c, Verdict.RIGHT, 1.0) for c in found])
 
 
-def test_who_is_served_by_nobody_is_recorded_and_replayed() -> None:
-    model = build(config(), seed=1)
+@every_model
+def test_choices_are_recorded_and_replayed(name: str) -> None:
+    model = build(MODELS[name], seed=1)
     found = answers(model)
     recorded = torch.cat([c.experts.flatten() for c in found])
-    assert set(recorded.tolist()) > {SKIP, 0} and int(recorded.min()) >= SKIP and int(recorded.max()) < 5
+    choices = range(model.config.ffns[0].n_choices())
+    assert len(set(recorded.tolist())) > 4 and set(recorded.tolist()) <= {SKIP, *choices}
+    assert max(recorded.tolist()) >= 5 or SKIP in recorded, "there are five experts with weights"
     batch = batch_of(found)
     assert batch.replay is not None
     fed = sum(
@@ -71,12 +116,39 @@ def test_who_is_served_by_nobody_is_recorded_and_replayed() -> None:
         return seen.maxima["logprob_diff"]
 
     assert diff(batch.replay) < 1e-4
-    assert diff(torch.where(batch.replay == SKIP, 0, batch.replay)) > 1e-2, "a replay that is ignored"
-    assert diff(torch.where(batch.replay == 0, SKIP, batch.replay)) > 1e-2
+    absent = SKIP if SKIP in recorded else choices[-1]
+    assert diff(changed(batch.replay, absent, 0)) > 1e-2, "a replay that is ignored"
+    assert diff(changed(batch.replay, 0, absent)) > 1e-2
 
 
 def batch_with(batch: TrainBatch, replay: Tensor) -> TrainBatch:
     return TrainBatch(**{**vars(batch), "replay": replay})
+
+
+def test_identity_experts_return_their_input_with_their_gates() -> None:
+    """The sum again, token by token and choice by choice."""
+    ffn = identity().build(24)
+    init_weights(ffn, 0.3, 0)
+    x = torch.randn(50, 24, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        found, routing = ffn(x, REFERENCE, None)
+        shared = ffn.shared_experts(x, REFERENCE, None)[0]
+    assert routing is not None and {0, 4, 5, 8} <= set(routing.indices.flatten().tolist())
+    for token, row in enumerate(x):
+        total = shared[token].clone()
+        for choice, gate in zip(routing.indices[token].tolist(), routing.weights[token].tolist()):
+            given = row
+            if choice < 5:
+                left, right = (ffn.experts.gate_up_proj[choice] @ row).chunk(2)
+                given = ffn.experts.down_proj[choice] @ (torch.nn.functional.silu(left) * right)
+            total += gate * given.detach()
+        torch.testing.assert_close(found[token], total, rtol=1e-4, atol=1e-5)
+
+
+def test_numbers_of_identity_experts_need_a_wider_record() -> None:
+    model = build(model_config(Stage(layers=1, attention=LATENT, ffn=identity(experts=120, identity=100))), seed=1)
+    recorded = torch.cat([c.experts.flatten() for c in answers(model)]).tolist()
+    assert max(recorded) > 127 and min(recorded) >= 0
 
 
 @pytest.mark.parametrize("experts", [5, 128, 129, 300])
@@ -90,25 +162,83 @@ def test_numbers_of_experts_survive_the_record(experts: int) -> None:
     assert {SKIP, experts - 1} <= set(recorded.tolist()) <= {SKIP, *range(experts)}
 
 
-def test_all_of_it_trains_and_the_load_is_counted() -> None:
-    model = build(config(), seed=1)
+@every_model
+def test_all_of_it_trains_and_the_load_is_counted(name: str) -> None:
+    model = build(MODELS[name], seed=1)
     sample = Sample(list(range(60)), [True] * 60)
     with workers(1) as pool:
         batch = TrainBatch.from_packed(pack([sample], 60).batch)
         update = gradient(model, [NextToken()], batch, parts=1, pool=pool)
     chosen = [routing.indices for routing in model(batch.tokens).routing]
-    assert [count.tolist() for count in update.counts] == [[int((c == e).sum()) for e in range(5)] for c in chosen]
-    assert all(int((c == SKIP).sum()) > 0 for c in chosen) and update.zeros == 0
+    choices = range(model.config.ffns[0].n_choices())
+    assert [count.tolist() for count in update.counts] == [[int((c == e).sum()) for e in choices] for c in chosen]
+    assert all(int(((c == SKIP) | (c >= 5)).sum()) > 0 for c in chosen) and update.zeros == 0
 
 
-def test_cached_blocks_of_three_parts_serve_again() -> None:
-    model = build(config(), seed=1)
+def test_a_run_balances_and_logs_by_what_the_router_aims_at(tmp_path: Path) -> None:
+    """Half of the choices go to five experts, the rest to four that return their input: no expert aims at the mean."""
+    config = model_config(Stage(layers=1, attention=LATENT, ffn=identity()))
+    run = sft(task="families:add", rows=4, row=96, steps=1).model_copy(
+        update={"model": config, "objectives": (NextToken(),)}
+    )
+    out = RunDir(tmp_path / "run")
+    tokenizer = Tokenizer.byte_level()
+    source = run.source.build(
+        Materials(model := build(config, seed=run.seed), tokenizer, chat_format(tokenizer, run.chat), run.seed, 1)
+    )
+    with workers(1) as pool:
+        (load,) = gradient(model, run.objectives, source.step(0).batches[0], parts=1, pool=pool).counts
+    aimed = [int(load.sum()) * share for share in [0.1] * 5 + [0.125] * 4]
+    (moved,) = (router.router.bias.tolist() for router in fit(run, out, quiet=True).model.routers())
+    signs = [(one < wanted) - (one > wanted) for one, wanted in zip(load.tolist(), aimed)]
+    assert moved == pytest.approx([run.balance.gamma * sign for sign in signs[:5]] + [0.0] * 4)
+    assert set(signs[:5]) == {-1, 1}
+    logged = json.loads(out.metrics_file.read_text(encoding="utf-8"))["load_max_over_mean"]
+    assert logged == pytest.approx(max(one / wanted for one, wanted in zip(load.tolist(), aimed)))
+
+
+@every_model
+def test_cached_blocks_of_every_part_serve_again(name: str) -> None:
+    model = build(MODELS[name], seed=1)
     engine = engine_of(model, reuse=True)
     request = Request(prompt_ids=tuple(range(40, 122)), params=SamplingParams(max_tokens=24, ignore_eos=True))
     [[first]], [[again]] = engine.generate([request]), engine.generate([request])
     assert first.usage["prompt_cache_hit_tokens"] == 0 < again.usage["prompt_cache_hit_tokens"]
     assert again.token_ids == first.token_ids and again.logprobs == first.logprobs
     assert torch.equal(again.experts, first.experts)
+
+
+@every_model
+def test_a_prepacked_engine_answers_alike(name: str) -> None:
+    """Copies of the modules are run: what a block or a router holds of itself must not be those of the model that was copied."""
+    model = build(MODELS[name], seed=1).bfloat16()
+    for one, other in zip(answers(model), answers(model, pack=True)):
+        assert one.token_ids == other.token_ids and torch.equal(one.experts, other.experts)
+
+
+def test_a_block_that_is_not_what_its_config_says_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its records or its cache would be read as another block's."""
+    stage = MODELS["two attentions in a block"].stages[0]
+    stage.build(24, 1e-6)
+    for method in ("attentions", "ffns"):
+        with monkeypatch.context() as patch:
+            patch.setattr(ShortcutConfig, method, getattr(BlockConfig, method))
+            if method == "ffns":
+                patch.setattr(ShortcutConfig, "ffns", lambda self, ffn: (self.dense, ffn, self.dense))
+            with pytest.raises(ValueError, match="a block 'shortcut' has 2 attentions and networks with"):
+                stage.build(24, 1e-6)
+
+
+def test_stages_with_other_numbers_of_streams_are_refused() -> None:
+    one, two = (MODELS[name].stages[0] for name in ("identity experts", "two streams"))
+    with pytest.raises(ValueError, match=r"stages with \[1, 2\] residual streams"):
+        model_config(one, two)
+
+
+@pytest.mark.parametrize("name", ["identity experts", "two streams", "two attentions in a block"])
+def test_no_published_family_takes_a_model_of_other_kinds_for_its_own(name: str) -> None:
+    with pytest.raises(ConfigError, match="no published family"):
+        family_for(MODELS[name])
 
 
 def test_parts_that_the_kind_does_not_keep_are_refused() -> None:
@@ -127,3 +257,53 @@ def test_two_parts_of_one_name_are_refused(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(TwoKeysConfig, "cache_spec", lambda _: (CachePart("key", 2, 8),) * 2)
     with pytest.raises(ValueError, match="two parts of the cache of kind 'two_keys' have one name"):
         PagedCache(config(), 1, torch.device("cpu"), torch.float32, 8)
+
+
+# ---- what is said of a model before it is built
+
+
+@pytest.mark.parametrize("block", [PreNormConfig(), ShortcutConfig(), StreamsConfig()], ids=lambda block: block.kind)
+def test_the_account_counts_the_flops_that_torch_counts(block: BlockConfig) -> None:
+    stage = Stage(layers=2, attention=LATENT, ffn=DenseConfig(intermediate_size=20), block=block)
+    model = build(model_config(stage), seed=1, ops=REFERENCE)
+    with FlopCounterMode(display=False) as counter:
+        model.logits(model(torch.arange(22).view(2, 11)).hidden)
+    assert counter.get_total_flops() == 22 * account(model.config, context=11).flops
+
+
+def test_the_account_takes_the_experts_that_serve_a_token_in_the_mean() -> None:
+    """Of three choices one and a half are experts with weights; identity experts cost nothing."""
+    moe, router = identity(), ZeroComputationConfig()
+    expert = 3 * 24 * 8
+    assert moe.active_experts() == pytest.approx(1.5) and moe.experts_per_token() == 3
+    assert moe.cost(24).params == (5 + 1) * expert + router.cost(24).params
+    assert moe.cost(24).flops == 2 * round((1.5 + 1) * expert) + router.cost(24).flops
+    assert moe.saved_values(24, everything=False) == 1.5 * (24 + 2 * 8) + 2 * 8
+    assert touched(MODELS["identity experts"], 4) == pytest.approx(1 - (1 - 1.5 / 5) ** 4)
+
+
+def test_the_plan_and_the_cache_count_what_a_block_holds() -> None:
+    dense = DenseConfig(intermediate_size=20)
+    one, two, streams = (
+        model_config(Stage(layers=2, attention=LATENT, ffn=identity(), block=block))
+        for block in (PreNormConfig(), ShortcutConfig(dense=dense), StreamsConfig())
+    )
+    assert account(two).cache_bytes == 2 * account(one).cache_bytes == 2 * account(streams).cache_bytes
+    assert token_bytes(two, torch.float32) == 2 * token_bytes(one, torch.float32) == 2 * account(two).cache_bytes
+    beside = decode_flops(one, 50) - account(one).flops
+    assert decode_flops(two, 50) - account(two).flops == 2 * beside > 0
+    values = {
+        config.stages[0].block.kind: layer_values(config.stages[0], 24, "selective") for config in (one, two, streams)
+    }
+    attention, saved = LATENT.saved_values(24, everything=False), dense.saved_values(24, everything=False)
+    assert values["shortcut"].saved == values["pre_norm"].saved + attention + 2 * saved
+    assert [one.residual for one in values.values()] == [2 * 24, 4 * 24, 2 * 2 * 24]
+    assert [layer_values(c.stages[0], 24, "full").residual for c in (one, two, streams)] == [24, 24, 2 * 24]
+    assert sum(one.shared + one.experts for one in values.values()) == sum(
+        config.stages[0].cost(24, 0).params for config in (one, two, streams)
+    )
+
+
+def test_inspect_names_a_block_that_is_not_the_usual_one() -> None:
+    shown = [rows(MODELS[name], InspectSettings(), 10**9)[0][1] for name in ("identity experts", "two streams")]
+    assert shown == ["2 x (mla, moe)", "2 x (streams, mla, moe)"]

@@ -32,11 +32,15 @@ V3_MOE = MoEConfig(
     n_shared_experts=1,
     routed_scaling_factor=2.5,
 )
-V2_MOE = V3_MOE.model_copy(
-    update={"scoring_func": "softmax", "norm_topk_prob": False, "group_score": "max", "score_bias": False}
-)
-QWEN_MOE = V2_MOE.model_copy(
-    update={"n_shared_experts": 0, "routed_scaling_factor": 1.0, "norm_topk_prob": True, "group_score": "top2"}
+
+
+def with_router(moe: MoEConfig, **fields: Any) -> MoEConfig:
+    return moe.model_copy(update={"router": moe.router.model_copy(update=fields)})
+
+
+V2_MOE = with_router(V3_MOE, scoring_func="softmax", norm_topk_prob=False, group_score="max", score_bias=False)
+QWEN_MOE = with_router(V2_MOE, routed_scaling_factor=1.0, norm_topk_prob=True, group_score="top2").model_copy(
+    update={"n_shared_experts": 0}
 )
 
 
@@ -52,7 +56,7 @@ def _gqa(**fields: Any) -> GQAConfig:
 def configs() -> dict[str, ModelConfig]:
     """By a name that begins with the architecture's."""
     deep = [Stage(layers=1, attention=MLA, ffn=DENSE), Stage(layers=2, attention=MLA, ffn=V3_MOE)]
-    groups = V3_MOE.model_copy(update={"n_group": 4, "topk_group": 2})
+    groups = with_router(V3_MOE, n_group=4, topk_group=2)
     yarn = Rope(yarn=Yarn(factor=4.0, original_max_position_embeddings=32, mscale=0.707, mscale_all_dim=0.707))
     far = MLA.model_copy(update={"rope": yarn, "num_attention_heads": 4})
     llama3 = Rope(theta=5e5, llama3=Llama3(factor=8.0, original_max_position_embeddings=32))

@@ -103,7 +103,8 @@ def anonymous() -> int:
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of 700 MB in three shards; the experts of a layer are 130 MB."""
     config = deepseek()
-    wide = config.stages[1].ffn.model_copy(update={"n_routed_experts": 512, "moe_intermediate_size": 480})  # type: ignore[union-attr]
+    router = config.stages[1].ffn.router.model_copy(update={"n_routed_experts": 512})  # type: ignore[attr-defined]
+    wide = config.stages[1].ffn.model_copy(update={"router": router, "moe_intermediate_size": 480})  # type: ignore[union-attr]
     stages = (config.stages[0], config.stages[1].model_copy(update={"ffn": wide}))
     config = config.model_copy(update={"stages": stages})
     folder = write_folder(tmp_path_factory.mktemp("large") / "hub", config, published(config), shards=3)

@@ -50,13 +50,14 @@ def model(*stages: tuple[int, AttentionConfig, FFNConfig], **fields: Any) -> Mod
 
 
 def moe(**fields: Any) -> MoEConfig:
-    return MOE.model_copy(update=fields)
+    own = {name: value for name, value in fields.items() if name in MoEConfig.model_fields}
+    router = MOE.router.model_copy(update={name: value for name, value in fields.items() if name not in own})
+    return MOE.model_copy(update=own | {"router": router})
 
 
 LATENT = YARN.model_copy(update={"yarn": YARN.yarn.model_copy(update={"mscale": 0.707, "mscale_all_dim": 0.707})})  # type: ignore[union-attr]
-QWEN_MOE = MoEConfig(
-    n_routed_experts=6, num_experts_per_tok=2, moe_intermediate_size=12, scoring_func="softmax", score_bias=False
-)
+QWEN: dict[str, Any] = {"scoring_func": "softmax", "score_bias": False}
+QWEN_MOE = MoEConfig(n_routed_experts=6, num_experts_per_tok=2, moe_intermediate_size=12, **QWEN)
 MODELS: dict[str, ModelConfig] = {
     "llama": model((2, gqa(), DENSE), rms_norm_eps=1e-5, max_position_embeddings=77),
     "llama, biases": model((1, gqa(attention_bias=True, output_bias=True), DENSE)),
@@ -120,7 +121,7 @@ def test_a_header_of_another_function_is_refused_by_its_key(name: str, change: d
     ("config", "message"),
     [
         (model((1, mla(), moe(**V2, n_group=2, topk_group=1))), "two best"),
-        (model((1, gqa(qk_norm=True), QWEN_MOE.model_copy(update={"norm_topk_prob": False}))), "norm_topk_prob"),
+        (model((1, gqa(qk_norm=True), moe(**QWEN, norm_topk_prob=False, n_shared_experts=0))), "norm_topk_prob"),
         (model((1, gqa(qk_norm=True), QWEN_MOE), (1, gqa(qk_norm=True), DENSE)), "dense"),
         (model((2, mla(q_lora_rank=0), MOE)), "q_lora_rank"),
         (model((1, mla(), moe(n_shared_experts=0))), "shared"),

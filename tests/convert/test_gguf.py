@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from gguf_models import HIDDEN, configs, filled, silent, weights_of, write_run
+from gguf_models import HIDDEN, configs, filled, silent, weights_of, with_router, write_run
 
 from rorqual.convert.gguf import export_gguf, import_gguf
 from rorqual.core.errors import CheckpointError, ConfigError, DataError, RorqualError
@@ -51,7 +51,7 @@ def test_out_and_in_again_is_the_same_model_bit_for_bit(
     assert before.keys() == after.keys()
     for key, tensor in after.items():
         assert torch.equal(tensor.float(), before[key].float()), key
-        assert tensor.dtype == kept or tensor.dim() == 1 or key.endswith("ffn.gate"), key
+        assert tensor.dtype == kept or tensor.dim() == 1 or key.endswith("ffn.router.gate"), key
     assert Tokenizer.load(back.tokenizer_file) == Tokenizer.load(run.tokenizer_file)
     load_run(back)
 
@@ -184,7 +184,7 @@ def test_fp8_weights_are_dequantised_on_their_way(tmp_path: Path, dtype: str) ->
     kept, wide = {}, {}
     for entry in deepseek_v3.name_map(config).entries:
         ours = state[entry.ours]
-        if ours.dim() == 1 or entry.ours.endswith(("ffn.gate", "embed_tokens.weight", "lm_head.weight")):
+        if ours.dim() == 1 or entry.ours.endswith(("ffn.router.gate", "embed_tokens.weight", "lm_head.weight")):
             kept[entry.ours] = wide[entry.ours] = ours
             continue
         pieces = [quantize_blocks(entry.piece(ours, index)) for index in range(len(entry.theirs))]
@@ -215,7 +215,7 @@ def test_what_is_not_as_asked_for_is_said(tmp_path: Path) -> None:
 def test_a_run_that_gguf_cannot_hold_is_refused_and_its_twin_is_not(tmp_path: Path) -> None:
     deep = CONFIGS["deepseek2-v2"]
     moe = deep.stages[-1].ffn
-    stages = (deep.stages[0], deep.stages[1].model_copy(update={"ffn": moe.model_copy(update={"n_group": 2})}))
+    stages = (deep.stages[0], deep.stages[1].model_copy(update={"ffn": with_router(moe, n_group=2)}))
     dense = CONFIGS["qwen3"].stages[0].model_copy(update={"layers": 1})
     mixed = CONFIGS["qwen3moe"].model_copy(update={"stages": (dense, *CONFIGS["qwen3moe"].stages)})
     for config, match in (

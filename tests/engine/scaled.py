@@ -46,8 +46,8 @@ def make_model(kind: str, *, experts: bool = True, seed: int = 0, context: int =
         if name in ("lm_head.weight",):
             parameter.data.mul_(0.6)
     for router in model.routers():
-        router.e_score_correction_bias.copy_(
-            0.2 * torch.randn(router.e_score_correction_bias.shape, generator=generator)
+        router.router.e_score_correction_bias.copy_(
+            0.2 * torch.randn(router.router.e_score_correction_bias.shape, generator=generator)
         )
     return model
 

@@ -210,7 +210,7 @@ def test_weights_changed_in_place_are_used_at_once(tokenizer: Tokenizer, chat: C
         for mine, theirs in zip(model.parameters(), other.parameters()):
             mine.copy_(theirs)
         for mine, theirs in zip(model.routers(), other.routers()):
-            mine.e_score_correction_bias.copy_(theirs.e_score_correction_bias)
+            mine.router.e_score_correction_bias.copy_(theirs.router.e_score_correction_bias)
     after = flat(engine.generate(asked))
     assert [c.token_ids for c in before] != [c.token_ids for c in after]
     expected = flat(Engine.of(other, tokenizer, chat).generate(asked))

@@ -104,7 +104,7 @@ def test_after_new_weights_nothing_older_is_hit(how: str, tokenizer: Tokenizer, 
         elif how == "in place":
             model.layers[0].attention.kv_b_proj.weight[3, 5] += 0.5
         else:
-            model.routers()[0].e_score_correction_bias.neg_()
+            model.routers()[0].router.e_score_correction_bias.neg_()
     new, fed = counted(engine, ASKED)
     assert fed == len(PROMPT)
     assert differences(new, fresh(model, tokenizer, chat)) == [] and differences(new, old)

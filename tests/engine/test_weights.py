@@ -159,7 +159,7 @@ WAYS: dict[str, Way] = {
     "the storage": simple(lambda m: some(m).untyped_storage().copy_((some(m) * 1.5).untyped_storage())),
     "tensors swapped": simple(swap),
     "another parameter": simple(lambda m: setattr(m.layers[1].attention.o_proj, "weight", nn.Parameter(some(m) * 1.5))),
-    "a router's bias, numpy": simple(lambda m: m.routers()[0].e_score_correction_bias.numpy().__imul__(-1)),
+    "a router's bias, numpy": simple(lambda m: m.routers()[0].router.e_score_correction_bias.numpy().__imul__(-1)),
     "a norm, .data": simple(lambda m: m.layers[0].input_layernorm.weight.data.mul_(1.5)),
     "the embedding, numpy": simple(lambda m: m.embed_tokens.weight.detach().numpy().__imul__(1.5)),
     "LoRA's scale": with_lora(lambda layer: setattr(layer, "scale", 9.0)),
@@ -169,7 +169,7 @@ WAYS: dict[str, Way] = {
     "eps": simple(lambda m: setattr(m.layers[1].input_layernorm, "eps", 0.5)),
     "the softmax's scale": simple(lambda m: setattr(m.layers[1].attention, "scale", 0.9)),
     "RoPE's base": simple(rope),
-    "experts a token": simple(lambda m: config(m.layers[1].ffn, num_experts_per_tok=4)),
+    "experts a token": simple(lambda m: config(m.layers[1].ffn.router, num_experts_per_tok=4)),
     "a hook": simple(lambda m: m.layers[1].attention.register_forward_hook(lambda module, x, y: y * 2)),
 }  # fmt: skip
 

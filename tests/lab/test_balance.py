@@ -35,7 +35,7 @@ def model() -> Decoder:
     made = build(v3_like("tiny", vocab_size=BASE_VOCAB, context=64), seed=0)
     with torch.no_grad():
         for router in made.routers():
-            router.gate.normal_(
+            router.router.gate.normal_(
                 0.0, 1.0, generator=torch.Generator().manual_seed(1)
             )  # a router that prefers some experts
     return made
@@ -86,8 +86,8 @@ def test_the_auxiliary_loss_is_that_of_the_papers() -> None:
 def test_the_router_feels_it_and_its_load_evens() -> None:
     net, batch = model(), packed()
     names = [name for name, _ in net.named_parameters()]
-    router = names.index("layers.1.ffn.gate")
-    parameter = dict(net.named_parameters())["layers.1.ffn.gate"]
+    router = names.index("layers.1.ffn.router.gate")
+    parameter = dict(net.named_parameters())["layers.1.ffn.router.gate"]
     before = excess_load([slow_load(net)])
     with workers(1) as pool:
         alone = gradient(net, [NextToken()], batch, parts=1, pool=pool).grads[router]
@@ -226,7 +226,7 @@ def test_the_whole_of_it_in_small(experiment: Balancing, tmp_path: Path) -> None
     assert {sum(layer) for layers in measured["load"].values() for layer in layers} == {2 * measured["tokens"]}
     biases = [
         any(
-            bool(r.e_score_correction_bias.any())
+            bool(r.router.e_score_correction_bias.any())
             for r in load_run(RunDir(places[1] / experiment.folder(arm))).routers()
         )
         for arm in ARMS

@@ -120,7 +120,7 @@ def test_active_parameters_by_hand() -> None:
     config = small()
     a, moe = account(config), config.stages[1].ffn
     assert isinstance(moe, MoEConfig)
-    idle = (moe.n_routed_experts - moe.num_experts_per_tok) * 3 * 128 * moe.moe_intermediate_size * 2
+    idle = (moe.n_experts() - moe.experts_per_token()) * 3 * 128 * moe.moe_intermediate_size * 2
     assert a.active == a.total - idle
     assert a.active_lookup == a.active - 264 * 128 + 128
     tied = account(small(tied=True))

@@ -65,7 +65,8 @@ def loud(
         noise = torch.randn(tensor.shape, generator=generator)
         tensor.copy_(noise / math.sqrt(tensor.shape[-1]) if tensor.dim() > 1 else 1 + 0.2 * noise)
     for layer in model.routers():
-        layer.e_score_correction_bias.normal_(std=0.05, generator=generator)
+        if router.router.score_bias:
+            layer.router.e_score_correction_bias.normal_(std=0.05, generator=generator)
     return model
 
 
@@ -83,16 +84,17 @@ def watched(model: Decoder) -> list[Tensor]:
 
 def exact(layer: MoE, x: Tensor) -> tuple[Tensor, Tensor]:
     """Affinities and chosen experts (ascending) of x, in double precision of what was read."""
-    logits = x.double() @ layer.gate.detach().double().T
-    scores = logits.sigmoid() if layer.config.scoring_func == "sigmoid" else logits.softmax(-1)
-    biased = scores + layer.e_score_correction_bias.double()
-    groups = biased.unflatten(-1, (layer.config.n_group, -1))
+    router, c = layer.router, layer.router.config
+    logits = x.double() @ router.gate.detach().double().T
+    scores = logits.sigmoid() if c.scoring_func == "sigmoid" else logits.softmax(-1)
+    biased = scores + (router.e_score_correction_bias.double() if c.score_bias else 0)
+    groups = biased.unflatten(-1, (c.n_group, -1))
     merit = groups.topk(min(2, groups.shape[-1]), dim=-1).values.sum(-1)
-    if layer.config.group_score == "max":
+    if c.group_score == "max":
         merit = groups.max(dim=-1).values
-    best = merit.topk(layer.config.topk_group, dim=-1).indices
+    best = merit.topk(c.topk_group, dim=-1).indices
     open_ = torch.zeros(groups.shape[:2], dtype=torch.bool).scatter(1, best, True).unsqueeze(-1).expand_as(groups)
-    chosen = biased.masked_fill(~open_.flatten(1), -math.inf).topk(layer.config.num_experts_per_tok, dim=-1).indices
+    chosen = biased.masked_fill(~open_.flatten(1), -math.inf).topk(c.num_experts_per_tok, dim=-1).indices
     return scores, chosen.sort(-1).values
 
 
@@ -120,8 +122,8 @@ def test_the_router_is_computed_in_fp32(how: str, router: MoEConfig, ops: Backen
         assert float((routing.scores - scores).abs().max()) < 1e-6
         assert torch.equal(routing.indices.sort(-1).values, chosen)
         gates = scores.gather(-1, routing.indices)
-        gates = gates / gates.sum(-1, keepdim=True) if router.norm_topk_prob else gates
-        assert float((routing.weights - router.routed_scaling_factor * gates).abs().max()) < 1e-6
+        gates = gates / gates.sum(-1, keepdim=True) if router.router.norm_topk_prob else gates
+        assert float((routing.weights - router.router.routed_scaling_factor * gates).abs().max()) < 1e-6
 
 
 @every_router
@@ -134,13 +136,13 @@ def test_a_routers_gradient_is_fp32_under_autocast(router: MoEConfig) -> None:
         _, routing = layer(x, TORCH, None)
     assert routing is not None
     pull = torch.randn(routing.weights.shape, generator=torch.Generator().manual_seed(4))
-    (found,) = torch.autograd.grad((routing.weights * pull).sum(), layer.gate)
-    gate = layer.gate.detach().double().requires_grad_()
+    (found,) = torch.autograd.grad((routing.weights * pull).sum(), layer.router.gate)
+    gate = layer.router.gate.detach().double().requires_grad_()
     logits = x.double() @ gate.T
-    scores = logits.sigmoid() if router.scoring_func == "sigmoid" else logits.softmax(-1)
+    scores = logits.sigmoid() if router.router.scoring_func == "sigmoid" else logits.softmax(-1)
     gates = scores.gather(-1, routing.indices)
-    gates = gates / gates.sum(-1, keepdim=True) if router.norm_topk_prob else gates
-    (wanted,) = torch.autograd.grad((router.routed_scaling_factor * gates * pull).sum(), gate)
+    gates = gates / gates.sum(-1, keepdim=True) if router.router.norm_topk_prob else gates
+    (wanted,) = torch.autograd.grad((router.router.routed_scaling_factor * gates * pull).sum(), gate)
     assert found.dtype == torch.float32
     assert float((found - wanted).abs().max() / wanted.abs().max()) < 1e-5
 

@@ -133,13 +133,13 @@ def test_a_greedy_router_of_v2_has_no_groups_whatever_the_file_says_of_them() ->
     unnamed = {key: value for key, value in least("deepseek_v2", **said).items() if key != "topk_method"}
     assert read(unnamed) == read(unnamed | {"topk_method": "greedy"})
     greedy, limited = (read(least("deepseek_v2", topk_method=m, **said)) for m in ("greedy", "group_limited_greedy"))
-    assert [(c.stages[-1].ffn.n_group, c.stages[-1].ffn.topk_group) for c in (greedy, limited)] == [(1, 1), (4, 2)]  # type: ignore[attr-defined]
+    assert [(r.n_group, r.topk_group) for r in (c.stages[-1].ffn.router for c in (greedy, limited))] == [(1, 1), (4, 2)]  # type: ignore[attr-defined]
 
 
 def test_v2_norms_its_gates_or_scales_them_and_a_file_that_says_both_is_refused() -> None:
     one, other = ({"norm_topk_prob": True}, {"routed_scaling_factor": 4.0})
-    assert read(least("deepseek_v2", **one)).stages[-1].ffn.norm_topk_prob  # type: ignore[attr-defined]
-    assert read(least("deepseek_v2", **other)).stages[-1].ffn.routed_scaling_factor == 4.0  # type: ignore[attr-defined]
+    assert read(least("deepseek_v2", **one)).stages[-1].ffn.router.norm_topk_prob  # type: ignore[attr-defined]
+    assert read(least("deepseek_v2", **other)).stages[-1].ffn.router.routed_scaling_factor == 4.0  # type: ignore[attr-defined]
     with pytest.raises(ConfigError, match="norm_topk_prob"):
         read(least("deepseek_v2", **one, **other))
     assert read(least("deepseek_v3", **one, **other))

@@ -30,7 +30,9 @@ def model(*layers: tuple[AttentionConfig, FFNConfig], **fields: Any) -> ModelCon
 
 
 def moe(**fields: Any) -> MoEConfig:
-    return MOE.model_copy(update=fields)
+    own = {name: value for name, value in fields.items() if name in MoEConfig.model_fields}
+    router = MOE.router.model_copy(update={name: value for name, value in fields.items() if name not in own})
+    return MOE.model_copy(update=own | {"router": router})
 
 
 QWEN_MOE = (gqa(qk_norm=True), moe(**SOFTMAX))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from rorqual.core.errors import DataError
 from rorqual.model import Decoder, ModelConfig, Stage, account, build
 from rorqual.model.attention import AttentionConfig, AttentionContext, CacheLayout, GQAConfig, MLAConfig
-from rorqual.model.ffn import DenseConfig, FFNConfig, MoE, MoEConfig
+from rorqual.model.ffn import DenseConfig, FFNConfig, MoEConfig
 from rorqual.model.init import init_weights
 from rorqual.model.sheet import TABLE, Sheet
 from rorqual.model.skeleton import skeleton
@@ -25,6 +25,12 @@ from rorqual.ops.rope import Rope, Yarn, rope_table, softmax_factor
 VOCAB, HIDDEN, SEQ = 40, 32, 14
 DENSE = DenseConfig(intermediate_size=24)
 MOE = MoEConfig(n_routed_experts=6, num_experts_per_tok=2, moe_intermediate_size=12, n_shared_experts=1)
+
+
+def moe(**router: Any) -> MoEConfig:
+    return MOE.model_copy(update={"router": MOE.router.model_copy(update=router)})
+
+
 GQA = GQAConfig(num_attention_heads=6, num_key_value_heads=2, head_dim=8)
 MLATENT = MLAConfig(
     num_attention_heads=3, q_lora_rank=12, kv_lora_rank=16, qk_nope_head_dim=6, qk_rope_head_dim=4, v_head_dim=8
@@ -233,14 +239,14 @@ def test_derived_tensors_lie_as_they_are_read() -> None:
     """Maps of latents in one piece, in the order in which their product reads them; the router's weight in fp32."""
     plain = loud(config((MLATENT, MOE))).bfloat16()
     model = REFERENCE.prepare(plain)
-    attention, ffn = model.layers[0].attention, model.layers[0].ffn
+    attention, router = model.layers[0].attention, model.layers[0].ffn.router
     w_uk, w_uv = attention.tensors("up_maps")
     assert w_uk.is_contiguous() and w_uv.transpose(1, 2).is_contiguous()
     for one, other in zip(plain.layers[0].attention.up_maps(), (w_uk, w_uv), strict=True):
         assert torch.equal(one, other)
-    (wide,) = ffn.tensors("wide_gate")
-    assert wide.dtype == torch.float32 and torch.equal(wide, plain.layers[0].ffn.gate.float())
-    assert "gate" not in dict(ffn.named_parameters())
+    (wide,) = router.tensors("wide_gate")
+    assert wide.dtype == torch.float32 and torch.equal(wide, plain.layers[0].ffn.router.gate.float())
+    assert "gate" not in dict(router.named_parameters())
 
 
 # ---- the router in the model
@@ -330,7 +336,7 @@ def test_under_autocast_the_stream_of_a_prediction_module_stays_fp32() -> None:
 )
 def test_a_router_whose_numbers_contradict_each_other_is_refused(fields: dict[str, int], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
-        config((GQA, MOE.model_copy(update=fields)))
+        config((GQA, moe(**fields)))
 
 
 @pytest.mark.parametrize(
@@ -345,9 +351,9 @@ def test_a_router_whose_numbers_contradict_each_other_is_refused(fields: dict[st
     ids=["all groups", "all of a group", "all", "groups of one", "two"],
 )
 def test_the_most_that_a_router_can_be_asked_for_runs(fields: dict[str, Any]) -> None:
-    model = loud(config((GQA, moe := MOE.model_copy(update=fields))))
+    model = loud(config((GQA, asked := moe(**fields))))
     (routing,) = model(TOKENS).routing
-    assert routing.indices.shape[1] == moe.num_experts_per_tok == moe.experts_per_token()
+    assert routing.indices.shape[1] == asked.router.num_experts_per_tok == asked.experts_per_token()
     assert all(len(set(row)) == len(row) for row in routing.indices.tolist())
 
 
@@ -417,9 +423,10 @@ def test_the_account_of_layers_that_differ() -> None:
         assert found.active == found.total == sum(p.numel() for p in Decoder(config((attention, DENSE))).parameters())
 
 
-def test_a_buffer_of_a_router_without_a_bias_is_in_no_checkpoint() -> None:
+def test_a_router_without_a_bias_has_none_to_keep_or_to_move() -> None:
     for biased in (True, False):
-        moe = MOE.model_copy(update={"score_bias": biased})
-        model = Decoder(config((GQA, moe)))
+        model = Decoder(config((GQA, moe(score_bias=biased))))
         assert any(name.endswith("correction_bias") for name in model.state_dict()) is biased
-        assert isinstance(model.layers[0].ffn, MoE) and not model.layers[0].ffn.e_score_correction_bias.any()
+        model.routers()[0].balance(torch.arange(6), 0.5)
+        moved = [(name, buffer) for name, buffer in model.named_buffers() if bool(buffer.any())]
+        assert [name for name, _ in moved] == ["layers.0.ffn.router.e_score_correction_bias"] * biased

@@ -90,7 +90,13 @@ def test_against_a_gradient_written_by_hand() -> None:
 @pytest.mark.parametrize("modules", [1, 2])
 @pytest.mark.parametrize(
     "name",
-    ["embed_tokens.weight", "layers.0.attention.v_proj.weight", "layers.1.ffn.gate", "norm.weight", "lm_head.weight"],
+    [
+        "embed_tokens.weight",
+        "layers.0.attention.v_proj.weight",
+        "layers.1.ffn.router.gate",
+        "norm.weight",
+        "lm_head.weight",
+    ],
 )
 def test_against_differences_of_the_loss(name: str, modules: int) -> None:
     """Along a direction, the loss of the prediction modules alone changes as its gradient says: nothing on the way is cut."""

@@ -52,9 +52,8 @@ def test_published_tensors_that_are_made_of_one_of_ours_or_copied_have_memory_of
     assert not ours & {hub[name].untyped_storage().data_ptr() for name in made}
 
 
-PLAIN = MOE.model_copy(
-    update={"scoring_func": "softmax", "score_bias": False, "norm_topk_prob": False, "group_score": "max"}
-)
+SOFTMAX = {"scoring_func": "softmax", "score_bias": False, "norm_topk_prob": False, "group_score": "max"}
+PLAIN = MOE.model_copy(update={"router": MOE.router.model_copy(update=SOFTMAX)})
 OTHERS: dict[str, tuple[AttentionConfig, FFNConfig]] = {
     "v3": (MLA.model_copy(update={"q_lora_rank": 12}), MOE),
     "v3, no shared expert": (MLA, MOE.model_copy(update={"n_shared_experts": 0})),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import random
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -108,7 +109,7 @@ def deepseek_v2_config(seed: int) -> ModelConfig:
         "num_experts_per_tok": 2 if lite else 4,  # more than one group holds of the best, or groups would not show
         "routed_scaling_factor": 1.0 if lite else 16.0,
     }
-    moe = moe.model_copy(update=router)
+    moe = moe.model_copy(update={"router": moe.router.model_copy(update=router)})
     if lite and seed % 4 == 0:
         stages = (Stage(layers=3, attention=attention, ffn=moe),)
     else:
@@ -181,6 +182,20 @@ def qwen3_moe_config(seed: int) -> ModelConfig:
     )
 
 
+def changed(config: ModelConfig, part: Literal["attention", "router"], **fields: Any) -> ModelConfig:
+    """The config with other fields of every attention or of every router."""
+
+    def one(stage: Stage) -> Stage:
+        if part == "attention":
+            return stage.model_copy(update={part: stage.attention.model_copy(update=fields)})
+        if not isinstance(stage.ffn, MoEConfig):
+            return stage
+        router = stage.ffn.router.model_copy(update=fields)
+        return stage.model_copy(update={"ffn": stage.ffn.model_copy(update={part: router})})
+
+    return config.model_copy(update={"stages": tuple(map(one, config.stages))})
+
+
 def inputs(config: ModelConfig, seed: int) -> tuple[Tensor, Tensor]:
     """tokens and positions [batch, seq]; where the context was extended (YaRN from 16, Llama 3 from 64) rows start beyond it,
     far beyond in row 1."""
@@ -213,7 +228,9 @@ def loud(config: ModelConfig, seed: int, *, ops: Backend = REFERENCE, biased_bel
         elif name == "embed_tokens.weight":
             tensor.copy_(normal(tensor.shape))
         else:
-            gain = PEAK if "q_b_proj" in name or "attention.q_proj" in name else 2.0 if "ffn.gate" in name else 1.0
+            gain = (
+                PEAK if "q_b_proj" in name or "attention.q_proj" in name else 2.0 if "ffn.router.gate" in name else 1.0
+            )
             tensor.copy_(normal(tensor.shape) * gain / math.sqrt(tensor.shape[-1]))
         if "attention.q_norm" in name:  # a norm behind q_proj would undo its gain
             tensor.mul_(PEAK)

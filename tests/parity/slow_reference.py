@@ -123,15 +123,17 @@ def choose_experts(scores: list[float], bias: list[float], c: Any) -> list[int]:
     return sorted((e for group in stay for e in group), key=lambda e: -biased[e])[: c.num_experts_per_tok]
 
 
-def mixture(state: State, prefix: str, c: Any, x: Tensor) -> Tensor:
-    logits = state[f"{prefix}.gate"] @ x
+def mixture(state: State, prefix: str, moe: Any, x: Tensor) -> Tensor:
+    c = moe.router
+    logits = state[f"{prefix}.router.gate"] @ x
     if c.scoring_func == "sigmoid":
         scores = [1 / (1 + math.exp(-float(z))) for z in logits]
     else:
         top = float(logits.max())
         total = sum(math.exp(float(z) - top) for z in logits)
         scores = [math.exp(float(z) - top) / total for z in logits]
-    bias = [float(b) for b in state[f"{prefix}.e_score_correction_bias"]] if c.score_bias else [0.0] * len(scores)
+    moved = state[f"{prefix}.router.e_score_correction_bias"] if c.score_bias else [0.0] * len(scores)
+    bias = [float(b) for b in moved]
     chosen = choose_experts(scores, bias, c)
     total = sum(scores[e] for e in chosen) if c.norm_topk_prob else 1.0
     out = torch.zeros_like(x)
@@ -140,7 +142,7 @@ def mixture(state: State, prefix: str, c: Any, x: Tensor) -> Tensor:
         out = out + c.routed_scaling_factor * scores[e] / total * (
             state[f"{prefix}.experts.down_proj"][e] @ (silu(gate) * up)
         )
-    if c.n_shared_experts:
+    if moe.n_shared_experts:
         out = out + swiglu(state, f"{prefix}.shared_experts", x)
     return out
 

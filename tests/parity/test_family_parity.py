@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from random_models import (
+    changed,
     deepseek_config,
     deepseek_v2_config,
     inputs,
@@ -52,16 +53,6 @@ def test_logits_equal_transformers(name: str, seed: int) -> None:
     assert family.config_from_hf(family.config_to_hf(config), "ours") == config
 
 
-def changed(config: ModelConfig, part: str, **fields: Any) -> ModelConfig:
-    stages = tuple(
-        stage.model_copy(update={part: getattr(stage, part).model_copy(update=fields)})
-        if fields.keys() <= type(getattr(stage, part)).model_fields.keys()
-        else stage
-        for stage in config.stages
-    )
-    return config.model_copy(update={"stages": stages})
-
-
 def rope_changed(config: ModelConfig, **fields: Any) -> ModelConfig:
     rope = config.stages[0].attention.rope  # type: ignore[attr-defined]
     return changed(config, "attention", rope=rope.model_copy(update=fields))
@@ -83,9 +74,9 @@ MISTAKES: dict[str, tuple[ModelConfig, Callable[[ModelConfig], ModelConfig]]] = 
     "linear scaling ignored": (llama_config(2), lambda c: rope_changed(c, linear=1.0)),
     "attention_factor ignored": (qwen2_config(1), without_factor),
     "YaRN ignored": (qwen2_config(0), lambda c: rope_changed(c, yarn=None)),
-    "gates not normalised": (qwen3_moe_config(0), lambda c: changed(c, "ffn", norm_topk_prob=False)),
-    "V2's scale ignored": (deepseek_v2_config(1), lambda c: changed(c, "ffn", routed_scaling_factor=1.0)),
-    "V2's groups ignored": (deepseek_v2_config(1), lambda c: changed(c, "ffn", n_group=1, topk_group=1)),
+    "gates not normalised": (qwen3_moe_config(0), lambda c: changed(c, "router", norm_topk_prob=False)),
+    "V2's scale ignored": (deepseek_v2_config(1), lambda c: changed(c, "router", routed_scaling_factor=1.0)),
+    "V2's groups ignored": (deepseek_v2_config(1), lambda c: changed(c, "router", n_group=1, topk_group=1)),
 }
 
 

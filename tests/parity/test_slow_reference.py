@@ -22,7 +22,8 @@ SLOW_SEQ = 12
 def with_ffn(config: ModelConfig, **fields: Any) -> ModelConfig:
     """The config with its experts changed."""
     *first, last = config.stages
-    ffn = type(last.ffn).model_validate(last.ffn.model_dump() | fields)
+    flat = last.ffn.model_dump()
+    ffn = type(last.ffn).model_validate(flat | flat.pop("router") | {"kind": "moe"} | fields)
     return config.model_copy(update={"stages": (*first, Stage(layers=last.layers, attention=last.attention, ffn=ffn))})
 
 
@@ -54,7 +55,7 @@ def test_hidden_states(case: str) -> None:
     with torch.no_grad():
         output = model(tokens, positions)
     if below_zero:
-        bias = model.routers()[0].e_score_correction_bias
+        bias = model.routers()[0].router.e_score_correction_bias
         assert (output.routing[0].scores + bias < 0).float().mean() > 0.9
     state = slow.double(model.state_dict())
     for row in range(len(tokens)):
@@ -70,7 +71,7 @@ def test_a_group_not_selected_never_wins_over_biased_scores_below_zero() -> None
     moe = (
         with_ffn(config, n_routed_experts=experts, n_group=n_group, topk_group=kept, num_experts_per_tok=k)
         .stages[-1]
-        .ffn
+        .ffn.router
     )
     weight, x = torch.randn(experts, hidden, generator=generator), torch.randn(200, hidden, generator=generator)
     bias = 0.1 * torch.randn(experts, generator=generator) - 1.5

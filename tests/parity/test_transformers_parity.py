@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from random_models import deepseek_config, inputs, loud, qwen3_config
+from random_models import changed, deepseek_config, inputs, loud, qwen3_config
 from theirs import fused, relative
 from torch import Tensor
 from transformers import DeepseekV3Config, DeepseekV3ForCausalLM, Qwen3Config, Qwen3ForCausalLM
@@ -39,7 +39,7 @@ def their_gradients(theirs: Any, ours: Decoder) -> dict[str, Tensor]:
     """By our names: the same renaming as of the weights, on tensors that hold gradients."""
     names = {
         ".self_attn.": ".attention.",
-        ".mlp.gate.weight": ".ffn.gate",
+        ".mlp.gate.weight": ".ffn.router.gate",
         ".mlp.": ".ffn.",
         "model.": "",
     }
@@ -96,16 +96,6 @@ def test_qwen3_logits_and_gradients(seed: int) -> None:
     compare(ours, their_qwen3(ours), seed)
 
 
-def changed(config: ModelConfig, part: str, **fields: Any) -> ModelConfig:
-    stages = tuple(
-        stage.model_copy(update={part: getattr(stage, part).model_copy(update=fields)})
-        if fields.keys() <= type(getattr(stage, part)).model_fields.keys()
-        else stage
-        for stage in config.stages
-    )
-    return config.model_copy(update={"stages": stages})
-
-
 def without_mscale(config: ModelConfig) -> ModelConfig:
     rope = config.stages[0].attention.rope  # type: ignore[attr-defined]
     yarn = rope.yarn.model_copy(update={"mscale": 0.0, "mscale_all_dim": 1e-9})
@@ -120,11 +110,11 @@ def without_yarn(config: ModelConfig) -> ModelConfig:
 MISTAKES: dict[str, Callable[[ModelConfig], ModelConfig]] = {
     "mscale missing from the softmax scale": without_mscale,
     "no YaRN": without_yarn,
-    "groups ignored": lambda c: changed(c, "ffn", n_group=1, topk_group=1),
-    "group score by its best expert": lambda c: changed(c, "ffn", group_score="max"),
-    "softmax scores": lambda c: changed(c, "ffn", scoring_func="softmax"),
-    "gates not normalised": lambda c: changed(c, "ffn", norm_topk_prob=False),
-    "gates not scaled": lambda c: changed(c, "ffn", routed_scaling_factor=1.0),
+    "groups ignored": lambda c: changed(c, "router", n_group=1, topk_group=1),
+    "group score by its best expert": lambda c: changed(c, "router", group_score="max"),
+    "softmax scores": lambda c: changed(c, "router", scoring_func="softmax"),
+    "gates not normalised": lambda c: changed(c, "router", norm_topk_prob=False),
+    "gates not scaled": lambda c: changed(c, "router", routed_scaling_factor=1.0),
 }
 
 
@@ -132,7 +122,7 @@ MISTAKES: dict[str, Callable[[ModelConfig], ModelConfig]] = {
 def test_a_mistake_moves_logits_a_hundred_times_the_tolerance(mistake: str) -> None:
     config = changed(
         deepseek_config(5),
-        "ffn",
+        "router",
         n_routed_experts=16,
         n_group=4,
         topk_group=2,

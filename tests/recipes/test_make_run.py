@@ -115,9 +115,9 @@ def test_a_model_of_ours_is_built_as_deepseek_v3(size: str) -> None:
     dense, routed = config.stages[0], config.stages[1]
     assert dense.layers == 1 and dense.ffn.kind == "dense" and routed.ffn.kind == "moe"
     moe = routed.ffn
-    assert moe.scoring_func == "sigmoid" and moe.n_shared_experts == 1 and moe.score_bias  # type: ignore[attr-defined]
-    assert moe.n_routed_experts >= 8 * moe.num_experts_per_tok, "at most one in eight is active"  # type: ignore[attr-defined]
-    assert moe.num_experts_per_tok > 1, "one normalised gate is 1: its router would not learn"  # type: ignore[attr-defined]
+    assert moe.router.scoring_func == "sigmoid" and moe.router.score_bias and moe.n_shared_experts == 1  # type: ignore[attr-defined]
+    assert moe.n_experts() >= 8 * moe.experts_per_token(), "at most one in eight is active"
+    assert moe.experts_per_token() > 1, "one normalised gate is 1: its router would not learn"
     assert config.num_nextn_predict_layers == 1 and {s.attention.kind for s in config.stages} == {"mla"}
     if size == "tiny":
         assert len(build(config, seed=0).routers()) == 2

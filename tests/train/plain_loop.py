@@ -116,7 +116,8 @@ def mtp(coefficient: float) -> Part:
         length = x.shape[1]
         one = rows.documents[:, :-1]
         mask = (one[:, :, None] == one[:, None, :]) & (torch.arange(length)[:, None] >= torch.arange(length))
-        x, routing = module.block(x, AttentionContext(rows.places[:, :-1], mask.unsqueeze(1), model.ops))
+        context = AttentionContext(rows.places[:, :-1], mask.unsqueeze(1), model.ops)
+        x, (routing,) = module.block(x, context, [None], [None])
         if routing is not None:
             seen.experts.append(routing.indices[same(rows).flatten()])
         hidden = rms_norm(x, module.norm.weight, eps)
@@ -316,11 +317,16 @@ def train(model: Decoder, updates: Callable[[int], list[Rows]], parts: Sequence[
                 for name, p in names.items():
                     history[name].append(grads[name] * min(1.0, plan.clip / norm))
                     p.copy_(updated(name, p, history[name], factor(step, plan), plan.optim))
-                loads = [[int((one == e).sum()) for e in range(len(r.gate))] for r, one in zip(model.routers(), chosen)]
+                loads = [
+                    [int((one == e).sum()) for e in range(len(r.router.gate))]
+                    for r, one in zip(model.routers(), chosen)
+                ]
                 for router, load in zip(model.routers(), loads):
                     mean = sum(load) / len(load)
                     for expert, tokens in enumerate(load):
-                        router.e_score_correction_bias[expert] += plan.gamma * ((tokens < mean) - (tokens > mean))
+                        router.router.e_score_correction_bias[expert] += plan.gamma * (
+                            (tokens < mean) - (tokens > mean)
+                        )
             before = told.loads or [[0] * len(load) for load in loads]
             told.loads = [[a + b for a, b in zip(one, two)] for one, two in zip(before, loads)]
         yield told

@@ -91,7 +91,7 @@ def hold(
         ):  # another last bit of a weight is another rounding to bf16: each step begins from the same
             model.load_state_dict(ours[number])
     still = [name for name, change in most.items() if not change]
-    assert (not still) if ran == 2 else "mtp.0.block.ffn.e_score_correction_bias" in still
+    assert (not still) if ran == 2 else "mtp.0.block.ffn.router.e_score_correction_bias" in still
     assert all(name.startswith("mtp.") and start[name].dim() == 1 for name in still), "vectors do not decay"
     return [work for _, work in seen]
 

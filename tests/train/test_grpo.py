@@ -90,8 +90,8 @@ def test_a_clipped_token_has_no_gradient_and_only_on_its_side(ratio: float, adva
 def test_the_routers_gradient_lives_under_replay() -> None:
     model = loud(tiny())
     update = update_of(model, (GRPO(),), rollouts(sampled(model)))
-    gates = {n: g for (n, _), g in zip(model.named_parameters(), update.grads) if n.endswith("ffn.gate")}
-    assert bool(gates["layers.1.ffn.gate"].any())
+    gates = {n: g for (n, _), g in zip(model.named_parameters(), update.grads) if n.endswith("ffn.router.gate")}
+    assert bool(gates["layers.1.ffn.router.gate"].any())
 
 
 def test_ids_and_probabilities_trained_on_are_those_that_were_sampled() -> None:

@@ -21,7 +21,7 @@ SHAPES = {
     "layers.0.attention.o_proj.weight": (6, 8),
     "layers.1.attention.o_proj.weight": (6, 8),
     "layers.0.attention.kv_b_proj.weight": (20, 4),
-    "layers.1.ffn.gate": (5, 6),
+    "layers.1.ffn.router.gate": (5, 6),
     "layers.1.ffn.experts.gate_up_proj": (5, 8, 6),
     "layers.1.ffn.experts.down_proj": (5, 6, 4),
     "norm.weight": (6,),

@@ -58,7 +58,7 @@ def test_one_by_four_is_four_by_one() -> None:
 
 def test_ten_steps_against_a_slow_reference() -> None:
     model = loud(tiny())
-    slow = [[float(b) for b in router.e_score_correction_bias] for router in model.routers()]
+    slow = [[float(b) for b in router.router.e_score_correction_bias] for router in model.routers()]
     assert len(slow) == 2, "the prediction module has a router of its own"
     for step in range(10):
         batch = packed(documents(100 + step, count=3, longest=12))
@@ -71,7 +71,7 @@ def test_ten_steps_against_a_slow_reference() -> None:
             for expert, load in enumerate(served):
                 bias[expert] += GAMMA if load < mean else -GAMMA if load > mean else 0.0
         for router, bias in zip(model.routers(), slow):
-            assert router.e_score_correction_bias.tolist() == pytest.approx(bias, abs=1e-6)
+            assert router.router.e_score_correction_bias.tolist() == pytest.approx(bias, abs=1e-6)
 
 
 def test_it_evens_the_load() -> None:
@@ -126,6 +126,6 @@ def test_it_is_kept_in_fp32_through_save_load_and_bf16(tmp_path: Path) -> None:
 
 def test_an_update_without_a_token_moves_nothing() -> None:
     model = loud(tiny())
-    before = [router.e_score_correction_bias.clone() for router in model.routers()]
+    before = [router.router.e_score_correction_bias.clone() for router in model.routers()]
     move_bias(model.routers(), [torch.zeros(16, dtype=torch.long)] * 2, GAMMA)
-    assert all(torch.equal(a, r.e_score_correction_bias) for a, r in zip(before, model.routers(), strict=True))
+    assert all(torch.equal(a, r.router.e_score_correction_bias) for a, r in zip(before, model.routers(), strict=True))

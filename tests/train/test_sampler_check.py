@@ -42,7 +42,7 @@ def test_they_agree_at_every_step(run: Path) -> None:
 
 def test_weights_and_router_move(run: Path, base: Path) -> None:
     before, after = load_run(RunDir(base)).state_dict(), load_run(RunDir(run)).state_dict()
-    assert not torch.equal(before["layers.1.ffn.gate"], after["layers.1.ffn.gate"])
+    assert not torch.equal(before["layers.1.ffn.router.gate"], after["layers.1.ffn.router.gate"])
     assert torch.equal(before["mtp.0.eh_proj.weight"], after["mtp.0.eh_proj.weight"])
     for name in before:
         if name.endswith("e_score_correction_bias"):

@@ -32,7 +32,7 @@ def batch(rows: list[list[int]], width: int) -> TrainBatch:
 def test_the_router_feels_it() -> None:
     model = build(v3_like("tiny", vocab_size=64, context=32), seed=0)
     names = [name for name, _ in model.named_parameters()]
-    router = names.index("layers.1.ffn.gate")
+    router = names.index("layers.1.ffn.router.gate")
     with workers(1) as pool:
         without = gradient(model, [NextToken()], batch([[9, 5], [12]], 16), parts=1, pool=pool)
         on = gradient(

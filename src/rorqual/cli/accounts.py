@@ -14,7 +14,8 @@ from rorqual.core.config import Natural, parse
 from rorqual.core.errors import ConfigError, nearest
 from rorqual.core.records import RunDir
 from rorqual.model.account import Account, account
-from rorqual.model.config import ModelConfig
+from rorqual.model.block import PreNormConfig
+from rorqual.model.config import ModelConfig, Stage
 from rorqual.model.load.find import family_of
 from rorqual.model.load.run import read_model_config
 from rorqual.model.presets import preset, preset_names
@@ -70,6 +71,12 @@ def _from_json(path: Path) -> ModelConfig:
     return family_of(kind, str(path)).config_from_hf(data, str(path))
 
 
+def _kinds(stage: Stage) -> str:
+    """Of attention and network, and of the block where it is not the usual one."""
+    block = [] if stage.block == PreNormConfig() else [stage.block.kind]
+    return ", ".join((*block, stage.attention.kind, stage.ffn.kind))
+
+
 def rows(config: ModelConfig, settings: InspectSettings, free_memory: int) -> list[tuple[str, str]]:
     """Each figure by name, with its unit and its convention."""
     size = BYTES[settings.dtype]
@@ -77,7 +84,7 @@ def rows(config: ModelConfig, settings: InspectSettings, free_memory: int) -> li
     bare, full = (account(config, context=keys, cache_value_bytes=size) for keys in (0, context))
     weights, training = (full.total + full.mtp) * size, (full.total + full.mtp) * TRAINING_BYTES
     found = [
-        ("stages", " + ".join(f"{s.layers} x ({s.attention.kind}, {s.ffn.kind})" for s in config.stages)),
+        ("stages", " + ".join(f"{s.layers} x ({_kinds(s)})" for s in config.stages)),
         ("parameters, total", count(full.total)),
         ("parameters, active for a token", count(full.active)),
         ("  with the embedding as a look-up", f"{count(full.active_lookup)}, {count(bare.flops // 2)} of them in matrices"),

@@ -291,7 +291,7 @@ def how(engine: Engine, chosen: BenchSettings, bandwidth: float, threads: int) -
             f"The weights are not much larger than the last cache ({memory_text(last_cache())}), which may give them faster than memory: "
             "the share is no bound here."
         )
-    if any(stage.ffn.experts_per_token() for stage in config.stages):
+    if any(ffn.experts_per_token() for ffn in config.ffns):
         found.append("Experts are counted as if each token chose evenly; random ids may not choose so.")
     if load() > cores() + 0.5:
         found.append(f"Other processes want the cores (load {load():.1f}): these figures are too low.")

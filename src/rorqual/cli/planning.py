@@ -120,7 +120,7 @@ class ServePlan(Rented):
 
     def replica(self, model: ModelConfig) -> Replica:
         """As asked, or the smallest that holds the model and a sequence; dense models split everything over all devices."""
-        dense = not any(stage.ffn.experts_per_token() for stage in model.stages)
+        dense = not any(ffn.experts_per_token() for ffn in model.ffns)
         tp = self.tp or (self.n if dense and self.n else 1)
         made = Replica(
             self.device(), self.n or 1, tp, self.dtype, self.cache_bytes, self.prefill_used, self.decode_used

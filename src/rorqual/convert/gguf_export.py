@@ -21,7 +21,8 @@ from rorqual.convert.gguf_rope import FREQS, rope_factors
 from rorqual.convert.gguf_tokenizer import tokenizer_keys
 from rorqual.convert.gguf_write import Planned, header_bytes, padding
 from rorqual.convert.merge import whole_weights
-from rorqual.convert.stream import CHUNK, Stored, read_header
+from rorqual.convert.stream import CHUNK, Stored
+from rorqual.convert.tensors import our_tensors
 from rorqual.core.errors import CheckpointError, RorqualError
 from rorqual.core.records import RunDir
 from rorqual.data.chat import ChatFormat, load_chat
@@ -95,7 +96,7 @@ def export_gguf(run: RunDir, dst: Path, *, dtype: str, progress: Progress) -> tu
     architecture = architecture_for(data)
     layout_ = layout(config, family.name_map(config), architecture)
     weights = whole_weights(run)
-    stored = _ours(read_header(weights), layout_, str(weights))
+    stored = _ours(our_tensors(weights, config), layout_, str(weights))
     places = {
         entry.theirs[index]: (entry, position)
         for entry in layout_.entries

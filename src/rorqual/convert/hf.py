@@ -22,8 +22,8 @@ import rorqual
 from rorqual.convert.cast import FP8, TYPES
 from rorqual.convert.files import INDEX, WEIGHTS, find_tensors, in_the_making, refuse_target
 from rorqual.convert.merge import whole_weights
-from rorqual.convert.stream import Progress, Spec, header_bytes, layout, read_header, write_tensors
-from rorqual.convert.tensors import Counted, DType, Job, check_copies, export_jobs, import_jobs
+from rorqual.convert.stream import Progress, Spec, header_bytes, layout, write_tensors
+from rorqual.convert.tensors import Counted, DType, Job, check_copies, export_jobs, import_jobs, our_tensors
 from rorqual.convert.texts import ORIGINALS, TEMPLATE, Texts, fp8_config, json_bytes, read_texts, written_texts
 from rorqual.core.errors import CheckpointError, ConfigError, nearest
 from rorqual.core.records import CONFIG_FILE, TOKENIZER_FILE, WHOLE_FILE, RunDir, write_json
@@ -123,7 +123,8 @@ def export_hf(
     _check_dtype(dtype, get_args(DType))
     refuse_target(dst)
     file = whole_weights(run)
-    model, tensors = read_model_config(run), read_header(file)
+    model = read_model_config(run)
+    tensors = our_tensors(file, model)
     imported = _imported(run)
     family = family_of(str(imported["family"]), str(run.config_file)) if "family" in imported else family_for(model)
     names = family.name_map(model)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from rorqual.convert.cast import FP8, TYPES, Piece, check_scale
-from rorqual.convert.stream import Progress, Spec, Stored
+from rorqual.convert.stream import Progress, Spec, Stored, read_header
 from rorqual.core.errors import CheckpointError, ConfigError
 from rorqual.model.config import ModelConfig
+from rorqual.model.ffn import older_names
 from rorqual.model.load.names import SCALE, Entry, NameMap, shown
 from rorqual.model.skeleton import skeleton
 from rorqual.ops.quant import BLOCK, blocks
@@ -69,6 +71,12 @@ def target(name: str, dtype: DType, stored: str) -> str:
 def shapes_of(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """The shape of each tensor of a model, by our names; nothing is allocated."""
     return {name: tuple(tensor.shape) for name, tensor in skeleton(config).state_dict().items()}
+
+
+def our_tensors(file: Path, config: ModelConfig) -> dict[str, Stored]:
+    """The tensors of a run's weights by our names, those of older runs by today's."""
+    older = older_names(shapes_of(config))
+    return {older.get(name, name): tensor for name, tensor in read_header(file).items()}
 
 
 def import_jobs(

@@ -22,7 +22,7 @@ class NumericsProbe:
     def renew(self) -> None:
         """Look what the model is made of now."""
         if (parts := _parts(self._model)) != self._parts:
-            specs = (stage.attention.cache_spec() for stage in self._model.config.stages)
+            specs = (attention.cache_spec() for attention in self._model.config.attentions)
             widths = [part.width for spec in specs for part in spec]
             self.fit = self._backend.fit(self._model, cache_widths=widths, threads=self._most)
             self._parts = parts

@@ -46,8 +46,8 @@ class Saved:
 
 
 def routed_layers(model: Decoder) -> tuple[int, int, int]:
-    """Mixture-of-experts layers, experts a token, experts; zeros for a dense model."""
-    ffns = [stage.ffn for stage in model.config.layers if stage.ffn.experts_per_token()]
+    """Networks that route, experts a token, numbers that a choice may have; zeros for a dense model."""
+    ffns = [ffn for ffn in model.config.ffns if ffn.experts_per_token()]
     if not ffns:
         return 0, 0, 0
     widths = {ffn.experts_per_token() for ffn in ffns}
@@ -57,7 +57,7 @@ def routed_layers(model: Decoder) -> tuple[int, int, int]:
             where="engine",
             remedy="Pass record_experts=False.",
         )
-    return len(ffns), widths.pop(), max(ffn.n_experts() for ffn in ffns)
+    return len(ffns), widths.pop(), max(ffn.n_choices() for ffn in ffns)
 
 
 SCORED = 64
@@ -107,10 +107,10 @@ class Runner:
     ) -> None:
         self._source = model
         self.renew(backend)
-        self.layers, self.k, n_experts = routed_layers(model) if record_experts else (0, 0, 0)
+        self.layers, self.k, n_choices = routed_layers(model) if record_experts else (0, 0, 0)
         weight = model.embed_tokens.weight
         self.device, self.dtype = weight.device, weight.dtype
-        expert_dtype = torch.int8 if n_experts <= 128 else torch.int16  # signed: SKIP is -1
+        expert_dtype = torch.int8 if n_choices <= 128 else torch.int16  # signed: SKIP is -1
         self.cache = PagedCache(
             model.config, blocks, self.device, self.dtype, max_len, (self.layers, self.k), expert_dtype
         )

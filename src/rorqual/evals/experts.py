@@ -17,7 +17,6 @@ from rorqual.engine.request import Generator, Request, SamplingParams
 from rorqual.evals.run import pick
 from rorqual.evals.stats import Floats
 from rorqual.model.decoder import Decoder
-from rorqual.model.ffn import MoE
 from rorqual.tasks.base import Task
 
 
@@ -89,8 +88,8 @@ def choices(model: Decoder, samples: Sequence[Sample], row: int, *, rows: int = 
 
 
 def counts(experts: Ints, group: Ints, n_experts: int, n_groups: int) -> Floats:
-    """experts [n, k], group [n] -> how often each group met each expert [groups, experts]."""
-    flat = (group[:, None] * n_experts + experts).ravel()
+    """experts [n, k] (below 0: none), group [n] -> how often each group met each expert [groups, experts]."""
+    flat = (group[:, None] * n_experts + experts)[experts >= 0]
     return np.bincount(flat, minlength=n_groups * n_experts).reshape(n_groups, n_experts).astype(float)
 
 
@@ -161,22 +160,12 @@ def lift(table: NDArray[Any]) -> Floats:
 def without_experts(model: Decoder, gone: Sequence[Sequence[int]]) -> Decoder:
     """A copy of `model` whose routers never choose the experts `gone` [main moe layer]; each token goes to its next best ones.
 
-    Errors: `ConfigError` where fewer are left than serve a token.
+    Errors: `ConfigError` where a router cannot, or fewer are left than serve a token.
     """
     made = copy.deepcopy(model)
     for layer, (router, experts) in enumerate(zip(made.routers(), gone)):
-        if not isinstance(router, MoE):
-            raise ConfigError(
-                "a router of this kind has no bias by which experts are taken away",
-                where=f"experts, layer {layer}",
-                remedy="Take a model whose feed-forward networks are of kind 'moe'.",
-            )
-        left = router.config.n_routed_experts - len(set(experts))
-        if left < router.config.num_experts_per_tok:
-            raise ConfigError(
-                f"{left} experts are left, {router.config.num_experts_per_tok} serve a token",
-                where=f"experts, layer {layer}",
-                remedy="Take fewer away.",
-            )
-        router.e_score_correction_bias[list(experts)] = float("-inf")
+        try:
+            router.exclude(experts)
+        except ConfigError as error:
+            raise ConfigError(error.what, where=f"experts, layer {layer}", remedy=error.remedy) from None
     return made

@@ -27,6 +27,7 @@ from rorqual.model.attention import GQAConfig, MLAConfig
 from rorqual.model.config import ModelConfig, Stage
 from rorqual.model.decoder import Decoder
 from rorqual.model.ffn import DenseConfig, MoEConfig
+from rorqual.model.ffn.router import GroupedTopKConfig
 from rorqual.model.load.run import load_run
 from rorqual.ops.losses import token_logprobs
 from rorqual.recipes.start import supervised
@@ -62,7 +63,11 @@ def baseline() -> ModelConfig:
         qk_rope_head_dim=16,
         v_head_dim=32,
     )
-    moe = MoEConfig(n_routed_experts=16, num_experts_per_tok=2, moe_intermediate_size=d // 2, n_shared_experts=1)
+    moe = MoEConfig(
+        router=GroupedTopKConfig(n_routed_experts=16, num_experts_per_tok=2),
+        moe_intermediate_size=d // 2,
+        n_shared_experts=1,
+    )
     return ModelConfig(
         vocab_size=BASE_VOCAB,
         hidden_size=d,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import ceil
 
-from rorqual.model.config import ModelConfig, Stage
+from rorqual.model.config import ModelConfig
 from rorqual.model.cost import Cost, linear, vector
 
 
@@ -28,21 +28,18 @@ class Account:
     context: int
 
 
-def _block(stage: Stage, hidden: int, context: int) -> Cost:
-    return stage.attention.cost(hidden, context) + stage.ffn.cost(hidden) + vector(2 * hidden)
-
-
 def account(config: ModelConfig, *, context: int = 0, cache_value_bytes: int = 2) -> Account:
     """Exact: a test counts the modules on the meta device, and the FLOPs with torch's own counter."""
     d, v = config.hidden_size, config.vocab_size
     head = linear(d, v)
     embedding = Cost() if config.tie_word_embeddings else vector(v * d)
-    main = embedding + head + vector(d)
+    ends = config.ends.ends_cost(d)
+    main = embedding + head + vector(d) + ends
     for stage in config.stages:
-        main += _block(stage, d, context) * stage.layers
-    mtp = linear(2 * d, d) + vector(3 * d) + _block(config.stages[-1], d, context)
+        main += stage.cost(d, context) * stage.layers
+    mtp = linear(2 * d, d) + vector(3 * d) + config.stages[-1].cost(d, context) + ends
     n_mtp = config.num_nextn_predict_layers
-    width = sum(stage.attention.cache_width() * stage.layers for stage in config.stages)
+    width = sum(attention.cache_width() for attention in config.attentions)
     return Account(
         total=main.params,
         active=main.active,

@@ -1,4 +1,4 @@
-"""What a model is: stages of identical blocks, each an attention kind and a feed-forward kind."""
+"""What a model is: stages of identical blocks, each of a block kind, an attention kind and a feed-forward kind."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pydantic import Field, SerializeAsAny, model_validator
 
 from rorqual.core.config import MOST, Config, Count, Natural, NonNegative, Positive, one_of
 from rorqual.model.attention import AttentionConfig, CacheLayout
+from rorqual.model.block import Block, BlockConfig, PreNormConfig
+from rorqual.model.cost import Cost
 from rorqual.model.ffn import FFNConfig
 
 
@@ -17,6 +19,39 @@ class Stage(Config):
     layers: Count
     attention: Annotated[SerializeAsAny[AttentionConfig], one_of(AttentionConfig)]
     ffn: Annotated[SerializeAsAny[FFNConfig], one_of(FFNConfig)]
+    block: Annotated[SerializeAsAny[BlockConfig], one_of(BlockConfig)] = PreNormConfig()
+
+    @property
+    def attentions(self) -> tuple[AttentionConfig, ...]:
+        """Those of one block."""
+        return self.block.attentions(self.attention)
+
+    @property
+    def ffns(self) -> tuple[FFNConfig, ...]:
+        """Those of one block."""
+        return self.block.ffns(self.ffn)
+
+    @property
+    def parts(self) -> tuple[AttentionConfig | FFNConfig, ...]:
+        """Attentions and networks of one block."""
+        return (*self.attentions, *self.ffns)
+
+    def cost(self, hidden_size: int, context: int) -> Cost:
+        """Parameters and FLOPs a token of one block, with `context` keys attended."""
+        parts = [a.cost(hidden_size, context) for a in self.attentions] + [f.cost(hidden_size) for f in self.ffns]
+        return sum(parts, self.block.cost(hidden_size))
+
+    def build(self, hidden_size: int, eps: float) -> Block:
+        """One block. Raises ValueError where the module has other attentions or routers than its config says: records would shift."""
+        block = self.block.build(self.attention, self.ffn, hidden_size, eps)
+        said = len(self.attentions), [ffn.experts_per_token() for ffn in self.ffns]
+        built = block.attentions, [ffn.experts_per_token for ffn in block.ffns]
+        if said != built:
+            raise ValueError(
+                f"a block '{self.block.kind}' has {built[0]} attentions and networks with {built[1]} experts a token; "
+                f"its config says {said[0]} and {said[1]}"
+            )
+        return block
 
 
 class ModelConfig(Config):
@@ -36,10 +71,29 @@ class ModelConfig(Config):
         """The stage of each layer, in order."""
         return tuple(stage for stage in self.stages for _ in range(stage.layers))
 
+    @property
+    def attentions(self) -> tuple[AttentionConfig, ...]:
+        """Every attention of the main model, in the order in which caches number them."""
+        return tuple(attention for stage in self.layers for attention in stage.attentions)
+
+    @property
+    def ffns(self) -> tuple[FFNConfig, ...]:
+        """Every feed-forward network of the main model, in the order in which choices are recorded."""
+        return tuple(ffn for stage in self.layers for ffn in stage.ffns)
+
+    @property
+    def ends(self) -> BlockConfig:
+        """The block kind that says how the stream begins and ends: the last stage's."""
+        return self.stages[-1].block
+
     @model_validator(mode="after")
     def _fits(self) -> Self:
         for stage in self.stages:
-            stage.attention.check()
-            CacheLayout.of(stage.attention)
-            stage.ffn.check()
+            stage.block.check()
+            for part in stage.parts:
+                part.check()
+            for attention in stage.attentions:
+                CacheLayout.of(attention)
+        if len(streams := {stage.block.streams() for stage in self.stages}) > 1:
+            raise ValueError(f"stages with {sorted(streams)} residual streams: a model has equally many throughout")
         return self

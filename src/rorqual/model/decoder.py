@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import count, islice, repeat
 from typing import Protocol
 
 import torch
@@ -26,7 +27,8 @@ from rorqual.ops.rope import Rope
 class Cache(Protocol):
     """What the tokens of one forward are kept in, and who of them sees whom."""
 
-    def layer(self, index: int) -> LayerCache: ...
+    def layer(self, index: int) -> LayerCache:
+        """The cache of the attention `index` (`ModelConfig.attentions`)."""
 
     def table(self, rope: Rope, dim: int) -> tuple[Tensor, Tensor]:
         """cos and sin [positions, dim / 2] (`rope_table` of 0, 1, ...), for every position that may occur."""
@@ -34,12 +36,12 @@ class Cache(Protocol):
 
 @dataclass(frozen=True)
 class Output:
-    """hidden [batch, seq, d] after the final norm; routing of each mixture-of-experts layer over the batch * seq tokens; and by layer and name
-    what attention recorded of the names that forward was asked for."""
+    """hidden [batch, seq, d] after the final norm; routing of each network that routes over the batch * seq tokens; and of each name that
+    forward was asked to record, the tensor of every attention that recorded it, in order."""
 
     hidden: Tensor
     routing: tuple[Routing, ...]
-    recorded: tuple[Mapping[str, Tensor], ...] = ()
+    recorded: Mapping[str, tuple[Tensor, ...]] = field(default_factory=dict)
 
 
 class Decoder(Layer):
@@ -49,7 +51,9 @@ class Decoder(Layer):
         super().__init__()
         self.config, self.ops = config, ops
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(Block(s, config.hidden_size, config.rms_norm_eps) for s in config.layers)
+        self.expand = config.ends.expand(config.hidden_size)
+        self.layers = nn.ModuleList(s.build(config.hidden_size, config.rms_norm_eps) for s in config.layers)
+        self.collapse = config.ends.collapse(config.hidden_size, config.rms_norm_eps)
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.lm_head = (
             None if config.tie_word_embeddings else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
@@ -77,7 +81,7 @@ class Decoder(Layer):
         """tokens [batch, seq] -> Output. inputs_embeds [batch, seq, d], where given, are read instead of `embed(tokens)`.
 
         positions [batch, seq] default to 0, 1, ...; segments [batch, seq] are document numbers that attention does not
-        cross. With a cache, a token attends to all cached positions of its sequence up to its own. replay [batch, seq, moe layers, k]
+        cross. With a cache, a token attends to all cached positions of its sequence up to its own. replay [batch, seq, routers, k]
         fixes the expert choices. record: names of what attention shall hand out (`AttentionContext.record`); a name that no layer records is
         a ValueError.
         """
@@ -85,24 +89,22 @@ class Decoder(Layer):
         if positions is None:
             positions = torch.arange(seq, device=tokens.device).expand(batch, seq)
         if cache is None and (self.ops.in_blocks or self.needs_cache):
-            cache = Sheet(positions, segments, [CacheLayout.of(stage.attention) for stage in self.config.layers])
+            cache = Sheet(positions, segments, [CacheLayout.of(attention) for attention in self.config.attentions])
         mask = document_mask(torch.zeros_like(tokens) if segments is None else segments) if cache is None else None
         context = AttentionContext(positions, mask, self.ops, None if cache is None else cache.table, record)
-        x = self._embedded(tokens, inputs_embeds)
+        x = self.expand(self._embedded(tokens, inputs_embeds), self.ops)
+        caches = (None if cache is None else cache.layer(index) for index in count())
+        choices = repeat(None) if replay is None else iter(replay.flatten(0, 1).unbind(1))
         routing: list[Routing] = []
-        recorded: list[Mapping[str, Tensor]] = []
-        for index, block in enumerate(self.layers):
-            chosen = None
-            if replay is not None and isinstance(block.ffn, FFN) and block.ffn.experts_per_token:
-                chosen = replay[:, :, len(routing)].flatten(0, 1)
-            context.recorded = {}
-            x, where = block(x, context, None if cache is None else cache.layer(index), chosen)
-            recorded.append(context.recorded)
-            if where is not None:
-                routing.append(where)
-        if unknown := set(record).difference(*recorded):
+        for block in self.layers:
+            assert isinstance(block, Block)
+            chosen = [next(choices) if ffn.experts_per_token else None for ffn in block.ffns]
+            x, where = block(x, context, list(islice(caches, block.attentions)), chosen)
+            routing += [one for one in where if one is not None]
+        if unknown := set(record) - set(context.recorded):
             raise ValueError(f"no layer of this model records {sorted(unknown)}")
-        return Output(self.norm(x, self.ops), tuple(routing), tuple(recorded))
+        recorded = {name: tuple(tensors) for name, tensors in context.recorded.items()}
+        return Output(self.norm(self.collapse(x, self.ops), self.ops), tuple(routing), recorded)
 
     def predict_further(
         self,
@@ -126,12 +128,14 @@ class Decoder(Layer):
             positions, segments = positions[:, :-1], segments[:, :-1]
             context = AttentionContext(positions, document_mask(segments), self.ops)
             inputs_embeds = None if inputs_embeds is None else inputs_embeds[:, 1:]
-            cache = None
+            attentions = self.config.stages[-1].attentions
+            caches: list[LayerCache | None] = [None] * len(attentions)
             if self.needs_cache:
-                sheet = Sheet(positions, segments, [CacheLayout.of(self.config.stages[-1].attention)])
-                context.mask, context.table, cache = None, sheet.table, sheet.layer(0)
-            hidden, routing = module(hidden, self._embedded(tokens, inputs_embeds), context, cache)
-            outputs.append(Output(hidden, () if routing is None else (routing,)))
+                sheet = Sheet(positions, segments, [CacheLayout.of(attention) for attention in attentions])
+                context.mask, context.table = None, sheet.table
+                caches = [sheet.layer(index) for index in range(len(attentions))]
+            hidden, routing = module(hidden, self._embedded(tokens, inputs_embeds), context, caches)
+            outputs.append(Output(hidden, tuple(one for one in routing if one is not None)))
         return outputs
 
     def _embedded(self, tokens: Tensor, inputs_embeds: Tensor | None) -> Tensor:
@@ -151,4 +155,4 @@ class Decoder(Layer):
     def routers(self) -> list[FFN]:
         """Every feed-forward network that routes, in the order of the routing that a training step collects: main, then MTP."""
         blocks = [*self.layers, *(module.block for module in self.mtp)]
-        return [block.ffn for block in blocks if block.ffn.experts_per_token]
+        return [ffn for block in blocks for ffn in block.ffns if ffn.experts_per_token]

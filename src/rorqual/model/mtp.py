@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from rorqual.model.attention import AttentionContext, LayerCache, RMSNorm
-from rorqual.model.block import Block
 from rorqual.model.config import ModelConfig
 from rorqual.ops.moe import Routing
 
@@ -23,15 +24,16 @@ class MTP(nn.Module):
         self.enorm = RMSNorm(d, eps)
         self.hnorm = RMSNorm(d, eps)
         self.eh_proj = nn.Linear(2 * d, d, bias=False)
-        self.block = Block(config.stages[-1], d, eps)
+        self.expand = config.ends.expand(d)
+        self.block = config.stages[-1].build(d, eps)
+        self.collapse = config.ends.collapse(d, eps)
         self.norm = RMSNorm(d, eps)
 
     def forward(
-        self, hidden: Tensor, embedded: Tensor, context: AttentionContext, cache: LayerCache | None = None
-    ) -> tuple[Tensor, Routing | None]:
+        self, hidden: Tensor, embedded: Tensor, context: AttentionContext, caches: Sequence[LayerCache | None]
+    ) -> tuple[Tensor, tuple[Routing | None, ...]]:
         """hidden [batch, seq, d] at positions i, embedded [batch, seq, d] of the tokens at i + 1 -> normed [batch, seq, d]."""
         joined = torch.cat((self.enorm(embedded, context.ops), self.hnorm(hidden, context.ops)), dim=-1)
-        x, routing = self.block(
-            self.eh_proj(joined).to(joined.dtype), context, cache
-        )  # the stream stays fp32 under autocast
-        return self.norm(x, context.ops), routing
+        x = self.expand(self.eh_proj(joined).to(joined.dtype), context.ops)  # the stream stays fp32 under autocast
+        x, routing = self.block(x, context, caches, [None] * len(self.block.ffns))
+        return self.norm(self.collapse(x, context.ops), context.ops), routing

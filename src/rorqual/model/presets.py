@@ -9,6 +9,7 @@ from rorqual.core.errors import ConfigError, nearest
 from rorqual.model.attention import GQAConfig, MLAConfig
 from rorqual.model.config import ModelConfig, Stage
 from rorqual.model.ffn import DenseConfig, MoEConfig
+from rorqual.model.ffn.router import GroupedTopKConfig
 from rorqual.ops.rope import Llama3, Rope, Yarn
 
 _V3_NAMES = ("deepseek-v3", "deepseek-r1", "deepseek-v3.1")
@@ -101,14 +102,16 @@ def _mla(heads: int, q_lora_rank: int, mscale: float) -> MLAConfig:
 def _v2_lite() -> ModelConfig:
     attention = _mla(16, 0, 0.707)
     moe = MoEConfig(
-        n_routed_experts=64,
-        num_experts_per_tok=6,
+        router=GroupedTopKConfig(
+            n_routed_experts=64,
+            num_experts_per_tok=6,
+            scoring_func="softmax",
+            norm_topk_prob=False,
+            group_score="max",
+            score_bias=False,
+        ),
         moe_intermediate_size=1408,
         n_shared_experts=2,
-        scoring_func="softmax",
-        norm_topk_prob=False,
-        group_score="max",
-        score_bias=False,
     )
     dense = DenseConfig(intermediate_size=10944)
     return ModelConfig(
@@ -122,17 +125,19 @@ def _v2_lite() -> ModelConfig:
 def _v2() -> ModelConfig:
     attention = _mla(128, 1536, 0.707)
     moe = MoEConfig(
-        n_routed_experts=160,
-        num_experts_per_tok=6,
+        router=GroupedTopKConfig(
+            n_routed_experts=160,
+            num_experts_per_tok=6,
+            n_group=8,
+            topk_group=3,
+            scoring_func="softmax",
+            norm_topk_prob=False,
+            routed_scaling_factor=16.0,
+            group_score="max",
+            score_bias=False,
+        ),
         moe_intermediate_size=1536,
         n_shared_experts=2,
-        n_group=8,
-        topk_group=3,
-        scoring_func="softmax",
-        norm_topk_prob=False,
-        routed_scaling_factor=16.0,
-        group_score="max",
-        score_bias=False,
     )
     dense = DenseConfig(intermediate_size=12288)
     return ModelConfig(
@@ -146,13 +151,11 @@ def _v2() -> ModelConfig:
 def _v3() -> ModelConfig:
     attention = _mla(128, 1536, 1.0)
     moe = MoEConfig(
-        n_routed_experts=256,
-        num_experts_per_tok=8,
+        router=GroupedTopKConfig(
+            n_routed_experts=256, num_experts_per_tok=8, n_group=8, topk_group=4, routed_scaling_factor=2.5
+        ),
         moe_intermediate_size=2048,
         n_shared_experts=1,
-        n_group=8,
-        topk_group=4,
-        routed_scaling_factor=2.5,
     )
     dense = DenseConfig(intermediate_size=18432)
     return ModelConfig(
@@ -182,11 +185,8 @@ def _qwen3_moe(hidden: int, expert: int, layers: int, heads: int) -> ModelConfig
         num_attention_heads=heads, num_key_value_heads=4, head_dim=128, qk_norm=True, rope=Rope(theta=1_000_000.0)
     )
     moe = MoEConfig(
-        n_routed_experts=128,
-        num_experts_per_tok=8,
+        router=GroupedTopKConfig(n_routed_experts=128, num_experts_per_tok=8, scoring_func="softmax", score_bias=False),
         moe_intermediate_size=expert,
-        scoring_func="softmax",
-        score_bias=False,
     )
     return ModelConfig(
         vocab_size=151936,

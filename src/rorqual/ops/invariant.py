@@ -120,7 +120,8 @@ def experts(x: Tensor, routing: Routing, gate_up: Matrices, down: Matrices, rows
 
 def _one_by_one(x: Tensor, routing: Routing, gate_up: Matrices, down: Matrices, used: list[int], most: int) -> Tensor:
     """The few experts of few tokens, each on all of them: the gates of the others are 0."""
-    gates = x.new_zeros(len(x), len(gate_up)).scatter_(1, routing.indices, routing.weights.to(x.dtype))
+    # Added: an expert may stand twice, once with a gate of zero (`Routing.served`).
+    gates = x.new_zeros(len(x), len(gate_up)).scatter_add_(1, routing.indices, routing.weights.to(x.dtype))
     out = torch.zeros_like(x, dtype=torch.float32)  # `index_add` adds in fp32, too, and rounds once
     for expert in used:
         gate, up = _product(x, gate_up[expert], most).chunk(2, dim=-1)

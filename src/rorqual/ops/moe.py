@@ -21,9 +21,9 @@ CHOOSE = -2
 class Routing:
     """Where tokens went in one layer.
 
-    indices [tokens, k] the experts used, `SKIP` for none; weights [tokens, k] their gates (with gradient); scores [tokens, experts] the
-    unbiased affinities; own [tokens, k] what this forward would have chosen itself (equal to `indices` unless replayed);
-    gap [tokens] how far, in biased score, the chosen set lies below a best one (0 where it is the router's own).
+    indices [tokens, k] the experts used, `SKIP` for none, numbers beyond the experts' for identity experts; weights [tokens, k] their gates
+    (with gradient); scores [tokens, choices] the unbiased affinities; own [tokens, k] what this forward would have chosen itself (equal to
+    `indices` unless replayed); gap [tokens] how far, in biased score, the chosen set lies below a best one (0 where it is the router's own).
     """
 
     indices: Tensor
@@ -32,16 +32,20 @@ class Routing:
     own: Tensor
     gap: Tensor
     skips: bool = False
-    """Whether `indices` may hold `SKIP`."""
+    """Whether `indices` may hold anything but experts with weights."""
 
-    def served(self) -> Routing:
-        """The same for kernels, which know no `SKIP`: expert 0 with a gate of zero stands in for it."""
+    def served(self, n_experts: int) -> Routing:
+        """The same for kernels, which know experts 0 to `n_experts` - 1 alone: expert 0 with a gate of zero stands in for the rest."""
         if not self.skips:
             return self
-        absent = self.indices == SKIP
+        absent = (self.indices < 0) | (self.indices >= n_experts)
         return replace(
             self, indices=self.indices.masked_fill(absent, 0), weights=self.weights.masked_fill(absent, 0), skips=False
         )
+
+    def returned(self, n_experts: int) -> Tensor:
+        """The summed gates of identity experts, which are numbered from `n_experts` on: [tokens, 1]."""
+        return self.weights.masked_fill(self.indices < n_experts, 0).sum(-1, keepdim=True)
 
 
 def router_logits(x: Tensor, gate: Tensor) -> Tensor:
@@ -106,7 +110,7 @@ def _shortfall(
 
 def route(
     logits: Tensor,
-    bias: Tensor,
+    bias: Tensor | None,
     *,
     k: int,
     n_group: int = 1,
@@ -118,13 +122,13 @@ def route(
     replay: Tensor | None = None,
     sigmoid: Callable[[Tensor], Tensor] = torch.sigmoid,
 ) -> Routing:
-    """Choose experts by affinity plus `bias` [experts]; gate by the affinity alone (V3 eq. 13-16).
+    """Choose experts by affinity plus `bias` [experts] (None: none); gate by the affinity alone (V3 eq. 13-16).
 
     `replay` [tokens, k] fixes the choice (below 0: choose here; this router never skips); the gates are still computed here, so that the
     router keeps its gradient.
     """
     scores = affinity(logits.float(), score, sigmoid)  # [tokens, experts]
-    biased = scores.detach() + bias
+    biased = scores.detach() if bias is None else scores.detach() + bias
     own = choose(biased, k=k, n_group=n_group, topk_group=topk_group, group_by=group_by)
     indices, gap = own, torch.zeros_like(biased[:, 0])
     if replay is not None:
@@ -163,6 +167,16 @@ def experts_tuned(
     return experts(x, routing, first, second)
 
 
+def aimed_load(load: Tensor, target: Tensor | None) -> Tensor:
+    """How many of the choices counted in load [choices] each should have had by the shares target [choices] (float64; None: even ones)."""
+    mean = load.float().mean()
+    if target is None:
+        return mean.expand(load.shape)
+    return mean * (target * len(target)).float().to(
+        load.device
+    )  # n shares of 1 / n: exactly 1, which float32 would miss
+
+
 def sequence_balance(scores: Tensor, indices: Tensor, sequence: Tensor, n_sequences: int) -> Tensor:
     """V3's sequence-wise balance loss without its factor alpha (eq. 17-20), summed over sequences.
 
@@ -173,7 +187,7 @@ def sequence_balance(scores: Tensor, indices: Tensor, sequence: Tensor, n_sequen
     n_experts, k = scores.shape[1], indices.shape[1]
     tokens = torch.zeros(n_sequences, device=scores.device).index_add(0, sequence, torch.ones_like(scores[:, 0]))
     tokens = tokens.clamp_min(1).unsqueeze(-1)
-    chosen = torch.zeros_like(scores).scatter(-1, indices, 1.0)
+    chosen = torch.zeros_like(scores).scatter_add(-1, indices.clamp_min(0), (indices >= 0).to(scores))  # not `SKIP`
     share = scores / scores.sum(-1, keepdim=True)
     zeros = scores.new_zeros(n_sequences, n_experts)
     f = zeros.index_add(0, sequence, chosen) * n_experts / (k * tokens)

@@ -52,12 +52,13 @@ def _split_by_tp(model: ModelConfig) -> list[tuple[str, int]]:
     """What tensor parallelism cuts, by its name in the configuration, each once."""
     found: dict[tuple[str, int], None] = {}
     for stage in model.stages:
-        found |= dict.fromkeys([*stage.attention.split_by_tp().items(), *stage.ffn.split_by_tp().items()])
+        for part in stage.parts:
+            found |= dict.fromkeys(part.split_by_tp().items())
     return list(found)
 
 
 def _experts(model: ModelConfig) -> set[int]:
-    return {stage.ffn.n_experts() for stage in model.stages if stage.ffn.n_experts()}
+    return {ffn.n_experts() for stage in model.stages for ffn in stage.ffns if ffn.n_experts()}
 
 
 def divisors(number: int) -> list[int]:

@@ -97,18 +97,13 @@ class Values:
 
 def layer_values(stage: Stage, hidden: int, recompute: Recompute) -> Values:
     """The account of one layer of `stage`."""
-    attention = stage.attention.cost(hidden, 0).params
-    ffn = stage.ffn.cost(hidden).params
-    routed = stage.ffn.routed_params(hidden)
-    kept = {
-        mode: stage.attention.saved_values(hidden, everything=mode) + stage.ffn.saved_values(hidden, everything=mode)
-        for mode in (True, False)
-    }
+    routed = sum(ffn.routed_params(hidden) for ffn in stage.ffns)
+    kept = {mode: sum(part.saved_values(hidden, everything=mode) for part in stage.parts) for mode in (True, False)}
     saved = {"none": kept[True], "selective": kept[False], "full": 0}[recompute]
     return Values(
-        shared=attention + ffn - routed + 2 * hidden,
+        shared=stage.cost(hidden, 0).params - routed,
         experts=routed,
-        residual=hidden if recompute == "full" else 2 * hidden,
+        residual=stage.block.streams() * hidden if recompute == "full" else stage.block.residual_values(hidden),
         saved=saved,
         whole=kept[True],
     )  # fmt: skip
@@ -154,8 +149,9 @@ def _end(model: ModelConfig, last: Values, part: dict[str, int], *, alone: bool,
     """Adds what the last pipeline stage holds beside its layers to `part`: norm, head, prediction modules; returns its bytes of
     activations a token: logits and their gradient in fp32, once more for each module."""
     n_mtp, hidden = model.num_nextn_predict_layers, model.hidden_size
+    ends = model.ends.ends_cost(hidden).params
     own_head = 0 if model.tie_word_embeddings and alone else model.vocab_size * hidden
-    part["shared"] += own_head + hidden + n_mtp * (last.shared + 2 * hidden * hidden + 3 * hidden)
+    part["shared"] += own_head + hidden + ends + n_mtp * (last.shared + 2 * hidden * hidden + 3 * hidden + ends)
     part["experts"] += n_mtp * last.experts
     block = (last.residual * precision.residual + last.saved * precision.activation) * n_mtp
     return block + 8 * model.vocab_size * (1 + n_mtp)

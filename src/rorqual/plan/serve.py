@@ -92,22 +92,22 @@ class Serving:
 
 def split_weights(model: ModelConfig) -> tuple[int, int]:
     """Parameters outside routed experts, and inside; without prediction modules."""
-    experts = sum(s.ffn.routed_params(model.hidden_size) * s.layers for s in model.stages)
+    experts = sum(ffn.routed_params(model.hidden_size) * s.layers for s in model.stages for ffn in s.ffns)
     return account(model).total - experts, experts
 
 
 def decode_flops(model: ModelConfig, keys: float) -> float:
     """FLOPs of one token at decode with `keys` attended. MLA runs absorbed: its queries meet the latents themselves."""
-    attention = sum(s.attention.decode_flops(model.hidden_size, keys) * s.layers for s in model.stages)
+    attention = sum(a.decode_flops(model.hidden_size, keys) * s.layers for s in model.stages for a in s.attentions)
     return account(model).flops + attention
 
 
 def cache_copies(model: ModelConfig, tp: int) -> float:
     """Shares of a token's cache that each of `tp` devices holds: heads of keys and values are divided, MLA's latent is copied."""
     width = held = 0.0
-    for stage in model.stages:
-        for part in stage.attention.cache_spec():
-            size = part.values * stage.layers
+    for layers, attention in ((stage.layers, a) for stage in model.stages for a in stage.attentions):
+        for part in attention.cache_spec():
+            size = part.values * layers
             width, held = width + size, held + size / min(tp, part.heads)
     return held / width
 
@@ -120,8 +120,8 @@ def weights_per_device(model: ModelConfig, replica: Replica) -> float:
 
 def touched(model: ModelConfig, tokens: float) -> float:
     """Share of the routed experts that `tokens` tokens reach, if each chooses evenly: 1 - (1 - k / n)^tokens."""
-    ffn = next((s.ffn for s in model.stages if s.ffn.n_experts()), None)
-    return 1.0 if ffn is None else 1 - (1 - ffn.experts_per_token() / ffn.n_experts()) ** tokens
+    ffn = next((ffn for ffn in model.ffns if ffn.n_experts()), None)
+    return 1.0 if ffn is None else 1 - (1 - ffn.active_experts() / ffn.n_experts()) ** tokens
 
 
 def decode_step(model: ModelConfig, replica: Replica, batch: float, keys: float) -> Step:
@@ -195,7 +195,7 @@ def smallest_replica(model: ModelConfig, replica: Replica, mix: Mix) -> tuple[in
 
 def query_heads(model: ModelConfig) -> set[int]:
     """What a tensor-parallel degree must divide."""
-    return {int(getattr(stage.attention, "num_attention_heads", 1)) for stage in model.stages}
+    return {int(getattr(attention, "num_attention_heads", 1)) for attention in model.attentions}
 
 
 def serving(model: ModelConfig, replica: Replica, mix: Mix, batch: int = 0) -> Serving:

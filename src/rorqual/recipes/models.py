@@ -11,6 +11,7 @@ from rorqual.model.account import account
 from rorqual.model.attention import GQAConfig, MLAConfig
 from rorqual.model.config import ModelConfig, Stage
 from rorqual.model.ffn import DenseConfig, MoEConfig
+from rorqual.model.ffn.router import GroupedTopKConfig
 
 TeacherSize = Literal["tiny", "small", "medium"]
 """tiny: for tests, a second to train; small: the quickstart's, 0.7M parameters; medium: 57M."""
@@ -42,8 +43,7 @@ def v3_like(size: TeacherSize, *, vocab_size: int, context: int) -> ModelConfig:
         v_head_dim=32,
     )
     moe = MoEConfig(
-        n_routed_experts=experts,
-        num_experts_per_tok=active,
+        router=GroupedTopKConfig(n_routed_experts=experts, num_experts_per_tok=active),
         moe_intermediate_size=d // 2,
         n_shared_experts=1,
     )

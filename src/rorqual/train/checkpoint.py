@@ -16,6 +16,7 @@ from rorqual.core.records import WHOLE_FILE, RunDir, write_atomic, write_json
 from rorqual.model.adapter import Adapter, trained
 from rorqual.model.adapter.files import Piece
 from rorqual.model.decoder import Decoder
+from rorqual.model.ffn import older_names
 from rorqual.model.load.run import WEIGHTS_FILE, load_weights
 from rorqual.train.optim import Optimizer
 
@@ -94,7 +95,7 @@ def load_checkpoint(
     else:
         load_trained(model, Piece(folder, adapter))
     try:
-        optimizer.load(load_file(folder / OPTIM_FILE))
+        optimizer.load(_named_today(load_file(folder / OPTIM_FILE), model))
         state = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
         return int(state["metrics_bytes"]), int(state.get("rollouts_bytes", 0))
     except (OSError, SafetensorError, KeyError, ValueError, CheckpointError) as error:
@@ -103,6 +104,13 @@ def load_checkpoint(
             where=str(folder),
             remedy="Give another out=, or delete this checkpoint to go on from the one before.",
         ) from error
+
+
+def _named_today(state: dict[str, Tensor], model: Decoder) -> dict[str, Tensor]:
+    """An optimizer's state, whose keys end in names of `model`, by the names of today."""
+    older = older_names(trained(model))
+    parts = {key: key.rpartition("/") for key in state}
+    return {f"{head}{slash}{older.get(name, name)}": state[key] for key, (head, slash, name) in parts.items()}
 
 
 @torch.no_grad()

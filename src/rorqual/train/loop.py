@@ -54,6 +54,7 @@ class Totals:
     means: dict[str, tuple[float, float]] = field(default_factory=dict)
     maxima: dict[str, float] = field(default_factory=dict)
     counts: list[Tensor] = field(default_factory=list)
+    targets: list[Tensor | None] = field(default_factory=list)
 
     def add(self, update: Update, norm: float, tokens: int) -> None:
         """One more update."""
@@ -77,7 +78,7 @@ class Totals:
             out["routing_flips"], out["routing_flip_share"] = self.means["routing_flips"][0], out["routing_flips"]
         out |= {f"{name}_max": value for name, value in self.maxima.items()}
         if self.counts:
-            out["load_max_over_mean"] = load_ratio(self.counts)
+            out["load_max_over_mean"] = load_ratio(self.counts, self.targets)
         if self.zeros:  # trained parameters with a gradient of zeros alone, in the update that has most
             out["zero_gradients"] = self.zeros
         if self.checked:
@@ -214,8 +215,10 @@ def _iterate(run: Run, state: State, work: Step, pool: ThreadPoolExecutor, where
         update.grads = []
         for parameter in trained(state.model).values():  # they take no memory while the next batch is sampled
             parameter.grad = None
+        routers = state.model.routers()[: len(update.counts)]
+        totals.targets = [router.target_load() for router in routers]
         if update.counts and run.tune.whole:
-            move_bias(state.model.routers()[: len(update.counts)], update.counts, run.balance.gamma)
+            move_bias(routers, update.counts, run.balance.gamma)
         if work.fresh:  # after an update the weights are no longer those that sampled: no check
             update.means = {name: value for name, value in update.means.items() if name not in CHECKED}
             update.maxima = {name: value for name, value in update.maxima.items() if name not in CHECKED}

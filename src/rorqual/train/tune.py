@@ -14,7 +14,7 @@ from rorqual.core.records import RunDir
 from rorqual.data.chat import chat_format
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.model.adapter import ESFT, Adapter, Selection, trained
-from rorqual.model.adapter.esft import relevance, routed, select
+from rorqual.model.adapter.esft import n_stacked, relevance, routed, select
 from rorqual.model.adapter.files import base_of
 from rorqual.model.decoder import Decoder
 from rorqual.train.batch import TrainBatch
@@ -44,13 +44,15 @@ def find_experts(run: Run, model: Decoder, tokenizer: Tokenizer, threads: int) -
     layers = routed(model)
     chat = chat_format(tokenizer, run.chat)
     source = run.source.build(Materials(model, tokenizer, chat, run.seed, threads))
-    totals = [torch.zeros(len(moe.gate), dtype=torch.float64) for moe in layers.values()]
+    experts = [n_stacked(ffn) for ffn in layers.values()]
+    totals = [torch.zeros(n, dtype=torch.float64) for n in experts]
     with workers(threads) as pool:
         for step in range(tune.sample):
             work = source.step(step)
             parts = [part for batch in (*work.batches, *work.unlearned) for part in _parts(batch)]
             for found in pool.map(lambda part: _look(model, part, tune, run.device), parts):
-                totals = [total + one for total, one in zip(totals, found, strict=True)]
+                # Identity experts, which have the numbers beyond, cannot be trained.
+                totals = [total + one[:n] for total, one, n in zip(totals, found, experts, strict=True)]
     return select(totals, tune.p)
 
 
@@ -90,7 +92,7 @@ def begun(model: Decoder, adapter: Adapter) -> str:
     line = f"{adapter.tune.kind}: {part:,} trained parameters beside {total:,} ({part / total:.2%})"
     if adapter.experts:
         layers = routed(model).values()
-        counts = ", ".join(f"{len(chosen)} of {len(moe.gate)}" for moe, chosen in zip(layers, adapter.experts))
+        counts = ", ".join(f"{len(chosen)} of {n_stacked(ffn)}" for ffn, chosen in zip(layers, adapter.experts))
         line = f"esft: {part:,} of {total:,} parameters trained ({part / total:.2%}); experts, layer by layer: {counts}"
     return line
 

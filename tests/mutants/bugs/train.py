@@ -629,4 +629,20 @@ MUTANTS = (
         "pass",
         "tests/train/test_train_wiring.py::test_a_record_is_of_all_updates_of_its_step",
     ),
+    one(
+        "balance aims at an even load whatever the router says",
+        "issue 16: a router is a kind",
+        "model/ffn/router/base.py",
+        "aimed_load(load, self.config.target_load())",
+        "aimed_load(load, None)",
+        "tests/conformance/test_kinds.py::test_a_router_brings_its_load_to_what_it_aims_at",
+    ),
+    one(
+        "the log's load is compared with the mean, not with what the router aims at",
+        "issue 16: a router is a kind",
+        "train/loop.py",
+        "totals.targets = [router.target_load() for router in routers]",
+        "totals.targets = [None for _ in routers]",
+        "tests/conformance/test_outside.py::test_a_run_balances_and_logs_by_what_the_router_aims_at",
+    ),
 )

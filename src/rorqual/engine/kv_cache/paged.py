@@ -36,12 +36,12 @@ def zeros(shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> Ten
 
 def token_bytes(config: ModelConfig, dtype: torch.dtype) -> float:
     """Of one position in all layers; of a whole block it is a whole number."""
-    return sum(part.token_bytes(dtype) for stage in config.layers for part in stage.attention.cache_spec())
+    return sum(part.token_bytes(dtype) for attention in config.attentions for part in attention.cache_spec())
 
 
 class PagedCache:
-    """`layers[i]`: by name, a tensor [blocks, heads, BLOCK / every, width] for each part of `layouts[i]`; `experts` [blocks, BLOCK, routed
-    layers, k], the choices of the routers, which belong to a position as its keys do.
+    """`layers[i]`, of the attention i: by name, a tensor [blocks, heads, BLOCK / every, width] for each part of `layouts[i]`; `experts` [blocks,
+    BLOCK, routers, k], the routers' choices, which belong to a position as its keys do.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class PagedCache:
         expert_dtype: torch.dtype = torch.int8,
     ) -> None:
         self.device = device
-        self.layouts = [CacheLayout.of(stage.attention) for stage in config.layers]
+        self.layouts = [CacheLayout.of(attention) for attention in config.attentions]
         self.layers = [
             {p.name: zeros((blocks, p.heads, BLOCK // p.every, p.width), device, p.dtype or dtype) for p in parts}
             for parts in (layout.parts.values() for layout in self.layouts)

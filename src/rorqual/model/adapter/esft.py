@@ -17,7 +17,7 @@ from rorqual.core.config import Count, Part
 from rorqual.core.errors import ConfigError
 from rorqual.model.adapter.base import Selection, Shapes, Tune
 from rorqual.model.decoder import Decoder
-from rorqual.model.ffn import MoE
+from rorqual.model.ffn import FFN
 from rorqual.ops.backends import Backend, Experts
 from rorqual.ops.moe import Routing
 
@@ -42,15 +42,15 @@ class ESFT(Tune):
         layers = routed(model)
         check_selection(layers, experts)
         model.requires_grad_(False)
-        for moe, chosen in zip(layers.values(), experts, strict=True):
-            moe.experts = TunedExperts(moe.experts, chosen)
+        for ffn, chosen in zip(layers.values(), experts, strict=True):
+            ffn.experts = TunedExperts(stacked(ffn), chosen)
 
     def shapes(self, model: Decoder, experts: Selection = ()) -> Shapes:
         layers = routed(model)
         check_selection(layers, experts)
         return {
-            f"{name}.experts.{expert}.{part}": tuple(getattr(moe.experts, part).shape[1:])
-            for (name, moe), chosen in zip(layers.items(), experts, strict=True)
+            f"{name}.experts.{expert}.{part}": tuple(getattr(stacked(ffn), part).shape[1:])
+            for (name, ffn), chosen in zip(layers.items(), experts, strict=True)
             for expert in chosen
             for part in PARTS
         }
@@ -61,29 +61,42 @@ class ESFT(Tune):
         for full, tensor in tensors.items():
             name, _, rest = full.partition(".experts.")
             expert, _, part = rest.partition(".")
-            getattr(layers[name].experts, part)[int(expert)].copy_(tensor)
+            getattr(stacked(layers[name]), part)[int(expert)].copy_(tensor)
 
 
 PARTS = ("gate_up_proj", "down_proj")
 
 
-def routed(model: Decoder) -> dict[str, MoE]:
-    """The main model's mixture-of-experts layers by name; a model without any is refused."""
-    found = {f"layers.{i}.ffn": block.ffn for i, block in enumerate(model.layers) if isinstance(block.ffn, MoE)}
-    if not found:
+def routed(model: Decoder) -> dict[str, FFN]:
+    """The main model's networks that route, by name, in the order of its routing; a model without stacked experts is refused."""
+    names = {module: name for name, module in model.named_modules()}
+    found = {names[ffn]: ffn for ffn in model.routers() if names[ffn].startswith("layers.")}
+    if not found or not all(isinstance(getattr(ffn, "experts", None), Experts) for ffn in found.values()):
         raise ConfigError(
             "the model has no routed experts", where="tune.kind=esft", remedy="Use tune.kind=lora or tune.kind=full."
         )
     return found
 
 
-def check_selection(layers: Mapping[str, MoE], experts: Selection) -> None:
+def stacked(ffn: FFN) -> Experts:
+    """The experts of a network that `routed` found."""
+    assert isinstance(ffn.experts, Experts)
+    return ffn.experts
+
+
+def n_stacked(ffn: FFN) -> int:
+    """How many they are."""
+    return len(stacked(ffn).down_proj)
+
+
+def check_selection(layers: Mapping[str, FFN], experts: Selection) -> None:
     """Refuse experts that the model does not have, or that are not named for every layer."""
     if len(experts) != len(layers):
         raise ConfigError(f"experts of {len(experts)} layers for a model of {len(layers)}", where="tune.kind=esft")
-    for (name, moe), chosen in zip(layers.items(), experts):
-        if not chosen or list(chosen) != sorted(set(chosen)) or not 0 <= chosen[0] <= chosen[-1] < len(moe.gate):
-            raise ConfigError(f"experts {list(chosen)} of {len(moe.gate)}", where=f"tune.kind=esft, {name}")
+    for (name, ffn), chosen in zip(layers.items(), experts):
+        n = n_stacked(ffn)
+        if not chosen or list(chosen) != sorted(set(chosen)) or not 0 <= chosen[0] <= chosen[-1] < n:
+            raise ConfigError(f"experts {list(chosen)} of {n}", where=f"tune.kind=esft, {name}")
 
 
 class TunedExperts(Experts):
@@ -121,7 +134,7 @@ def relevance(
 ) -> list[Tensor]:
     """Summed over documents, for each layer: the mean over a document's tokens of each expert's gate or choices [experts], in fp64.
 
-    routing of each layer over n tokens; document [n] numbers from 0, -1 on padding, whole documents only.
+    routing of each layer over n tokens; document [n] numbers from 0, -1 on padding, whole documents only. `SKIP` counts for no expert.
     """
     real = document >= 0
     number = document[real]
@@ -132,8 +145,9 @@ def relevance(
         indices = one.indices[real]
         part = one.weights[real].double() if score == "gate" else torch.full_like(indices, 1, dtype=torch.float64)
         part = part / part.sum(-1, keepdim=True) if score == "token" else part
-        each = (part * weight.unsqueeze(-1)).flatten()
-        found.append(torch.zeros(one.scores.shape[-1]).double().index_add(0, indices.flatten().cpu(), each.cpu()))
+        each = (part * weight.unsqueeze(-1)).masked_fill(indices < 0, 0).flatten()
+        index = indices.clamp_min(0).flatten()
+        found.append(torch.zeros(one.scores.shape[-1]).double().index_add(0, index.cpu(), each.cpu()))
     return found
 
 

@@ -162,7 +162,7 @@ class AttentionContext:
     ops: Backend
     table: Callable[[Rope, int], tuple[Tensor, Tensor]] | None = None
     wanted: Collection[str] = ()
-    recorded: dict[str, Tensor] = field(default_factory=dict)
+    recorded: dict[str, list[Tensor]] = field(default_factory=dict)
     _angles: dict[tuple[Rope, int, bool], tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def rope(self, rope: Rope, dim: int, *, interleaved: bool) -> tuple[Tensor, Tensor]:
@@ -177,14 +177,10 @@ class AttentionContext:
         return self._angles[known]
 
     def record(self, name: str, tensor: Tensor) -> None:
-        """Hand a tensor of this layer to the caller of forward, who finds it in `Output.recorded`; unless it is `wanted` this does nothing.
-
-        A name that the layer has recorded already is a ValueError.
-        """
+        """Hand a tensor to the caller of forward, who finds it in `Output.recorded`, one of each attention in turn; unless it is `wanted` this
+        does nothing."""
         if name in self.wanted:
-            if name in self.recorded:
-                raise ValueError(f"one layer records '{name}' twice")
-            self.recorded[name] = tensor
+            self.recorded.setdefault(name, []).append(tensor)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         """Attention among the tokens themselves: q [batch, heads, queries, d], k and v [batch, heads, keys, d or d_v]."""

@@ -3,5 +3,6 @@
 from rorqual.model.ffn.base import FFN, FFNConfig
 from rorqual.model.ffn.dense import DenseConfig
 from rorqual.model.ffn.moe import MoE, MoEConfig
+from rorqual.model.ffn.older import older_names
 
-__all__ = ["FFN", "DenseConfig", "FFNConfig", "MoE", "MoEConfig"]
+__all__ = ["FFN", "DenseConfig", "FFNConfig", "MoE", "MoEConfig", "older_names"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 from torch import Tensor
 
@@ -22,8 +23,20 @@ class FFN(Layer, ABC):
 
     experts_per_token: int = 0
 
+    def target_load(self) -> Tensor | None:
+        """Shares of an update's choices [choices] (float64) that balance aims at; None: even."""
+        return None
+
     def balance(self, load: Tensor, gamma: float) -> None:
-        """Move what evens the load by one step of `gamma`, given the tokens of an update that each expert served [experts]."""
+        """Move what brings the load to `target_load` by one step of `gamma`, given the tokens of an update by choice [choices]."""
+
+    def exclude(self, choices: Sequence[int]) -> None:
+        """Never choose these experts again. Raises ConfigError where the kind cannot."""
+        raise ConfigError(
+            "a network of this kind cannot leave experts out",
+            where="experts",
+            remedy="Take a model whose feed-forward networks are of kind 'moe'.",
+        )
 
     @abstractmethod
     def forward(self, x: Tensor, ops: Backend, replay: Tensor | None) -> tuple[Tensor, Routing | None]: ...
@@ -45,8 +58,16 @@ class FFNConfig(Kind):
         return 0
 
     def n_experts(self) -> int:
-        """Routed experts there are; 0 where nothing is routed."""
+        """Routed experts with weights; 0 where nothing is routed."""
         return 0
+
+    def n_choices(self) -> int:
+        """Numbers that a recorded choice may have, `SKIP` apart: experts with weights, and what else a router may choose."""
+        return self.n_experts()
+
+    def active_experts(self) -> float:
+        """Experts with weights that serve a token, in the mean."""
+        return self.experts_per_token()
 
     def routed_params(self, hidden_size: int) -> int:
         """Parameters of all routed experts."""

@@ -9,8 +9,10 @@ from torch import Tensor
 
 from rorqual.core.errors import ConfigError
 from rorqual.model.attention import MLAConfig
+from rorqual.model.block import PreNormConfig
 from rorqual.model.config import ModelConfig, Stage
 from rorqual.model.ffn import DenseConfig, MoEConfig
+from rorqual.model.ffn.router import GroupedTopKConfig
 from rorqual.model.load.keys import Keys, rope_to_hf
 from rorqual.model.load.layers import ends, norms, routed, swiglu, tied_head
 from rorqual.model.load.names import Entry, NameMap
@@ -89,12 +91,10 @@ def _moe_from_hf(keys: Keys, *, v3: bool) -> MoEConfig:
             "'norm_topk_prob' with 'routed_scaling_factor' in a V2 router: V2 applies one or the other",
             where=keys.where,
         )
-    return keys.build(
-        MoEConfig,
+    router = keys.build(
+        GroupedTopKConfig,
         n_routed_experts=keys.take("n_routed_experts"),
         num_experts_per_tok=keys.take("num_experts_per_tok"),
-        moe_intermediate_size=keys.take("moe_intermediate_size"),
-        n_shared_experts=keys.take("n_shared_experts", 0) or 0,
         n_group=groups,
         topk_group=kept,
         scoring_func=keys.take("scoring_func", "sigmoid" if v3 else "softmax"),
@@ -103,20 +103,26 @@ def _moe_from_hf(keys: Keys, *, v3: bool) -> MoEConfig:
         group_score=group_score,
         score_bias=bias,
     )
+    return keys.build(
+        MoEConfig,
+        router=router,
+        moe_intermediate_size=keys.take("moe_intermediate_size"),
+        n_shared_experts=keys.take("n_shared_experts", 0) or 0,
+    )
 
 
-def _parts(config: ModelConfig) -> tuple[MLAConfig, DenseConfig | None, MoEConfig, int]:
-    """Attention, dense network (None: no dense layer), experts and the number of dense layers first."""
+def _parts(config: ModelConfig) -> tuple[MLAConfig, DenseConfig | None, MoEConfig, GroupedTopKConfig, int]:
+    """Attention, dense network (None: no dense layer), experts, their router and the number of dense layers first."""
     kinds = [stage.ffn for stage in config.layers]
     dense = sum(isinstance(ffn, DenseConfig) for ffn in kinds)
     attention, wide, moe = config.stages[0].attention, kinds[0], kinds[-1]
-    same = (
-        isinstance(attention, MLAConfig)
-        and isinstance(moe, MoEConfig)
-        and all(stage.attention == attention for stage in config.stages)
-        and all(ffn == (wide if index < dense else moe) for index, ffn in enumerate(kinds))
-    )
-    if not same or not isinstance(moe, MoEConfig) or not isinstance(attention, MLAConfig):
+    if (
+        not isinstance(attention, MLAConfig)
+        or not isinstance(moe, MoEConfig)
+        or not isinstance(router := moe.router, GroupedTopKConfig)
+        or any(stage.attention != attention or stage.block != PreNormConfig() for stage in config.stages)
+        or any(ffn != (wide if index < dense else moe) for index, ffn in enumerate(kinds))
+    ):
         raise ConfigError(
             "not a DeepSeek-V3 layout: it is dense layers first, then layers of one kind of experts, all with one latent attention",
             where="config",
@@ -125,7 +131,7 @@ def _parts(config: ModelConfig) -> tuple[MLAConfig, DenseConfig | None, MoEConfi
     rope = attention.rope
     problems = {
         f"rms_norm_eps {config.rms_norm_eps} is not {EPSILON}": config.rms_norm_eps != EPSILON,
-        "a V2 has no prediction modules": config.num_nextn_predict_layers and not moe.score_bias,
+        "a V2 has no prediction modules": config.num_nextn_predict_layers and not router.score_bias,
         "its positions are extended by YaRN without attention_factor, or not at all": rope.llama3 is not None
         or rope.linear != 1.0
         or (rope.yarn is not None and rope.yarn.attention_factor),
@@ -134,17 +140,17 @@ def _parts(config: ModelConfig) -> tuple[MLAConfig, DenseConfig | None, MoEConfi
         raise ConfigError(
             f"not a DeepSeek layout: {found[0]}", where="config", remedy="Keep such a model as a run directory."
         )
-    return attention, wide if isinstance(wide, DenseConfig) else None, moe, dense
+    return attention, wide if isinstance(wide, DenseConfig) else None, moe, router, dense
 
 
 def config_to_hf(config: ModelConfig) -> dict[str, Any]:
     """The `config.json` that DeepSeek's code and transformers read; a model that they cannot express is a `ConfigError`."""
-    attention, wide, moe, dense = _parts(config)
-    v3 = moe.score_bias
-    method = "noaux_tc" if v3 else "group_limited_greedy" if moe.n_group > 1 else "greedy"
-    if (moe.n_group > 1 and _METHODS[method][0] != moe.group_score) or (v3 != (moe.scoring_func == "sigmoid")):
+    attention, wide, moe, router, dense = _parts(config)
+    v3 = router.score_bias
+    method = "noaux_tc" if v3 else "group_limited_greedy" if router.n_group > 1 else "greedy"
+    if (router.n_group > 1 and _METHODS[method][0] != router.group_score) or (v3 != (router.scoring_func == "sigmoid")):
         raise ConfigError(
-            f"no published router has scoring_func {moe.scoring_func!r}, group_score {moe.group_score!r} and score_bias {v3}",
+            f"no published router has scoring_func {router.scoring_func!r}, group_score {router.group_score!r} and score_bias {v3}",
             where="config",
             remedy="V3: sigmoid, top2, a bias. V2: softmax, max, no bias.",
         )
@@ -161,7 +167,8 @@ def config_to_hf(config: ModelConfig) -> dict[str, Any]:
         "num_key_value_heads": attention.num_attention_heads,
         "q_lora_rank": attention.q_lora_rank or None,
         **attention.model_dump(include={"kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"}),
-        **moe.model_dump(exclude={"kind", "group_score", "score_bias"}),
+        **moe.model_dump(exclude={"kind", "router"}),
+        **router.model_dump(exclude={"kind", "group_score", "score_bias"}),
         "topk_method": method,
         "moe_layer_freq": 1,
         "hidden_act": "silu",
@@ -205,6 +212,8 @@ def _block(stage: Stage, ours: str, theirs: str) -> Iterator[Entry]:
     attention, ffn = stage.attention, stage.ffn
     if not isinstance(attention, MLAConfig) or not isinstance(ffn, DenseConfig | MoEConfig):
         raise ConfigError(f"{ours} is {attention.kind} and {ffn.kind}, not DeepSeek's", where="config")
+    if stage.block != PreNormConfig():
+        raise ConfigError(f"{ours} is a block of kind {stage.block.kind}, not DeepSeek's", where="config")
     yield from norms(ours, theirs)
     query = ["q_a_proj", "q_a_layernorm", "q_b_proj"] if attention.q_lora_rank else ["q_proj"]
     for name in [*query, "kv_a_proj_with_mqa", "kv_a_layernorm", "kv_b_proj", "o_proj"]:
@@ -212,9 +221,11 @@ def _block(stage: Stage, ours: str, theirs: str) -> Iterator[Entry]:
     if isinstance(ffn, DenseConfig):
         yield from swiglu(f"{ours}.ffn", f"{theirs}.mlp")
         return
-    if ffn.score_bias:
+    if not isinstance(ffn.router, GroupedTopKConfig):
+        raise ConfigError(f"{ours} has a router of kind {ffn.router.kind}, not DeepSeek's", where="config")
+    if ffn.router.score_bias:
         name = "e_score_correction_bias"
-        yield Entry(f"{ours}.ffn.{name}", (f"{theirs}.mlp.gate.{name}",))
+        yield Entry(f"{ours}.ffn.router.{name}", (f"{theirs}.mlp.gate.{name}",))
     yield from routed(ffn, f"{ours}.ffn", f"{theirs}.mlp")
     if ffn.n_shared_experts:
         yield from swiglu(f"{ours}.ffn.shared_experts", f"{theirs}.mlp.shared_experts")

@@ -7,6 +7,7 @@ from typing import Any
 
 from rorqual.core.errors import ConfigError
 from rorqual.model.attention import GQAConfig
+from rorqual.model.block import PreNormConfig
 from rorqual.model.config import ModelConfig, Stage
 from rorqual.model.ffn import DenseConfig
 from rorqual.model.load.keys import Keys, rope_to_hf
@@ -77,7 +78,7 @@ def attention_of(config: ModelConfig, layout: str, fits: Callable[[GQAConfig], b
     if (
         not isinstance(attention, GQAConfig)
         or not fits(attention)
-        or any(stage.attention != attention for stage in config.stages)
+        or any(stage.attention != attention or stage.block != PreNormConfig() for stage in config.stages)
         or config.num_nextn_predict_layers
     ):
         raise ConfigError(f"not a {layout}", where="config", remedy="Keep such a model as a run directory.")

@@ -36,9 +36,9 @@ def swiglu(ours: str, theirs: str) -> Iterator[Entry]:
 
 def routed(ffn: MoEConfig, ours: str, theirs: str) -> Iterator[Entry]:
     """Router and routed experts."""
-    yield Entry(f"{ours}.gate", (f"{theirs}.gate.weight",))
+    yield Entry(f"{ours}.router.gate", (f"{theirs}.gate.weight",))
     gate, up, down = (
-        [f"{theirs}.experts.{expert}.{part}_proj.weight" for expert in range(ffn.n_routed_experts)]
+        [f"{theirs}.experts.{expert}.{part}_proj.weight" for expert in range(ffn.n_experts())]
         for part in ("gate", "up", "down")
     )
     yield stacked_pairs(f"{ours}.experts.gate_up_proj", gate, up)

@@ -13,6 +13,7 @@ from rorqual.core.errors import ConfigError
 from rorqual.model.attention import GQAConfig
 from rorqual.model.config import ModelConfig, Stage
 from rorqual.model.ffn import DenseConfig, MoEConfig
+from rorqual.model.ffn.router import GroupedTopKConfig
 from rorqual.model.load import grouped
 from rorqual.model.load.keys import Keys
 from rorqual.model.load.layers import routed, swiglu
@@ -38,15 +39,15 @@ def config_from_hf(data: Mapping[str, Any], where: str = "config.json") -> Model
     local = keys.take("num_local_experts", None)  # transformers 5 writes one for the other
     if None not in (experts, local) and experts != local:
         raise ConfigError(f"key 'num_experts' is {experts}, but 'num_local_experts' is {local}", where=where)
-    moe = keys.build(
-        MoEConfig,
+    router = keys.build(
+        GroupedTopKConfig,
         n_routed_experts=local if experts is None else experts,
         num_experts_per_tok=keys.take("num_experts_per_tok"),
-        moe_intermediate_size=keys.take("moe_intermediate_size"),
         scoring_func="softmax",
         norm_topk_prob=keys.take("norm_topk_prob", False),
         score_bias=False,
     )
+    moe = keys.build(MoEConfig, router=router, moe_intermediate_size=keys.take("moe_intermediate_size"))
     wide = keys.build(DenseConfig, intermediate_size=keys.take("intermediate_size", 6144))
     stages = _stages(keys, attention, moe, wide, layers)
     return grouped.model_from_hf(keys, stages)
@@ -67,8 +68,10 @@ def _stages(keys: Keys, attention: GQAConfig, moe: MoEConfig, wide: DenseConfig,
     ]
 
 
-def _parts(config: ModelConfig) -> tuple[GQAConfig, MoEConfig, DenseConfig | None, Sequence[int]]:
-    """Attention, experts, the dense network (None: no dense layer) and the indices of the dense layers."""
+def _parts(
+    config: ModelConfig,
+) -> tuple[GQAConfig, MoEConfig, GroupedTopKConfig, DenseConfig | None, Sequence[int]]:
+    """Attention, experts, their router, the dense network (None: no dense layer) and the indices of the dense layers."""
     attention = grouped.attention_of(config, LAYOUT, fits)
     kinds = [stage.ffn for stage in config.layers]
     dense = [index for index, ffn in enumerate(kinds) if isinstance(ffn, DenseConfig)]
@@ -76,26 +79,28 @@ def _parts(config: ModelConfig) -> tuple[GQAConfig, MoEConfig, DenseConfig | Non
     wide = kinds[dense[0]] if dense else None
     if (
         moe is None
+        or not isinstance(router := moe.router, GroupedTopKConfig)
         or not (wide is None or isinstance(wide, DenseConfig))
         or any(ffn != (wide if index in dense else moe) for index, ffn in enumerate(kinds))
-        or moe.scoring_func != "softmax"
-        or moe.n_group != 1
+        or router.scoring_func != "softmax"
+        or router.n_group != 1
         or moe.n_shared_experts
-        or moe.score_bias
-        or moe.routed_scaling_factor != 1.0
+        or router.score_bias
+        or router.routed_scaling_factor != 1.0
     ):
         raise ConfigError(f"not a {LAYOUT}", where="config", remedy="Keep such a model as a run directory.")
-    return attention, moe, wide, dense
+    return attention, moe, router, wide, dense
 
 
 def config_to_hf(config: ModelConfig) -> dict[str, Any]:
     """The `config.json` that transformers reads; a model that it cannot express is a `ConfigError`."""
-    attention, moe, wide, dense = _parts(config)
+    attention, moe, router, wide, dense = _parts(config)
     common = grouped.common_to_hf(config, attention, "qwen3_moe", "Qwen3MoeForCausalLM")
     return common | {
         "intermediate_size": moe.moe_intermediate_size if wide is None else wide.intermediate_size,
-        "num_experts": moe.n_routed_experts,
-        **moe.model_dump(include={"num_experts_per_tok", "moe_intermediate_size", "norm_topk_prob"}),
+        "num_experts": router.n_routed_experts,
+        **router.model_dump(include={"num_experts_per_tok", "norm_topk_prob"}),
+        **moe.model_dump(include={"moe_intermediate_size"}),
         "decoder_sparse_step": 1,
         "mlp_only_layers": list(dense),
         "attention_bias": False,

@@ -16,7 +16,7 @@ from rorqual.core.records import RunDir
 from rorqual.model.adapter.files import WEIGHTS_FILE, adapter_of, unfold
 from rorqual.model.config import ModelConfig
 from rorqual.model.decoder import Decoder
-from rorqual.model.ffn import MoE
+from rorqual.model.ffn import older_names
 from rorqual.model.load.find import family_for
 from rorqual.model.load.names import SCALE, Entry, Shape
 from rorqual.model.skeleton import skeleton
@@ -46,7 +46,8 @@ def read_model_config(run: RunDir) -> ModelConfig:
 def load_weights(model: Decoder, checkpoint: Path) -> None:
     """Fill `model` from a checkpoint folder, one tensor after another, each in the type that the model's has.
 
-    FP8 tensors, beside which their scales stand, are multiplied out. Other names or shapes are an error that lists them.
+    FP8 tensors, beside which their scales stand, are multiplied out. Names of older runs are read (`older_names`); other ones, and other
+    shapes, are an error that lists them.
     A checkpoint that holds an adapter alone: its base's weights, and the adapter merged into them.
     """
     whole, adapters = unfold(checkpoint)
@@ -54,22 +55,26 @@ def load_weights(model: Decoder, checkpoint: Path) -> None:
     wanted = model.state_dict()
     try:
         with safe_open(file, framework="pt") as stored:
-            entries = _check_headers(stored, wanted, model.config, str(file))
+            older = older_names(wanted)
+            names = stored.keys()
+            there = {older.get(name, name): name for name in names}  # our name -> the file's
+            entries = _check_headers(stored, there, wanted, model.config, str(file))
             for name, tensor in wanted.items():
                 if name in entries:
                     _dequantize(entries[name], stored.get_tensor(name), stored.get_tensor(name + SCALE), tensor)
                 else:
-                    tensor.copy_(stored.get_tensor(name))
+                    tensor.copy_(stored.get_tensor(there[name]))
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"cannot read: {error}", where=str(file), remedy="Use another checkpoint.") from None
     for adapter in adapters:
         adapter.merge_into(model)
 
 
-def _check_headers(stored: Any, wanted: dict[str, Tensor], config: ModelConfig, where: str) -> dict[str, Entry]:
-    """Refuse a file by its header; return how the tensors that are FP8 are made, by name."""
-    names = stored.keys()
-    slices = {name: stored.get_slice(name) for name in names}
+def _check_headers(
+    stored: Any, there: Mapping[str, str], wanted: dict[str, Tensor], config: ModelConfig, where: str
+) -> dict[str, Entry]:
+    """Refuse a file by its header, its names by ours in `there`; return how the tensors that are FP8 are made, by name."""
+    slices = {ours: stored.get_slice(name) for ours, name in there.items()}
     shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
     scales = {name for name in shapes if name.endswith(SCALE) and name.removesuffix(SCALE) in wanted}
     entries: dict[str, Entry] = {}
@@ -125,8 +130,5 @@ def load_run(run: RunDir, *, device: str = "cpu", dtype: torch.dtype = torch.flo
     model = skeleton(read_model_config(run), ops)
     held = dtype if adapter_of(checkpoint) is None else torch.float32  # an adapter is added first and rounded then
     model = model.to(dtype=held).to_empty(device=device)
-    for layer in model.routers():
-        if isinstance(layer, MoE):
-            layer.e_score_correction_bias.zero_()  # where the config has none, no file fills it
     load_weights(model, checkpoint)
     return model.to(dtype=dtype)

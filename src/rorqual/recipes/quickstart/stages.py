@@ -250,7 +250,7 @@ class Quickstart:
 
 def routed(model: ModelConfig) -> int:
     """How many routed experts its layers have."""
-    return max(stage.ffn.n_experts() for stage in model.stages)
+    return max(ffn.n_choices() for ffn in model.ffns)
 
 
 def shown(label: str) -> Callable[[int, int], None]:

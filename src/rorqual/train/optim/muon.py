@@ -31,7 +31,8 @@ class MuonConfig(OptimConfig):
 
 def is_hidden_matrix(name: str, parameter: Tensor) -> bool:
     """Matrices between hidden states, stacks of them included; not the embedding, the head or a router."""
-    return parameter.dim() >= 2 and not name.endswith(("embed_tokens.weight", "lm_head.weight", "ffn.gate"))
+    apart = name.endswith(("embed_tokens.weight", "lm_head.weight")) or ".router." in name
+    return parameter.dim() >= 2 and not apart
 
 
 def matrix_shape(name: str, parameter: Tensor) -> tuple[int, int]:

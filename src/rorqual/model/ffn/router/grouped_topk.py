@@ -1,0 +1,109 @@
+"""The router of DeepSeek-V2 and V3 and of Qwen3 (V3 eq. 12-16): the best k within the best groups, balanced by a bias."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from rorqual.core.config import MOST, Count, Positive
+from rorqual.core.errors import ConfigError
+from rorqual.model.cost import Cost, linear, vector
+from rorqual.model.ffn.router.base import Router, RouterConfig
+from rorqual.ops.backends import Backend
+from rorqual.ops.moe import Routing, route, router_logits
+
+
+class GroupedTopKConfig(RouterConfig):
+    """DeepSeek's names. `group_score` 'top2' is V3's sum of a group's two best, 'max' is V2's."""
+
+    kind: Literal["grouped_topk"] = "grouped_topk"
+    n_routed_experts: int = Field(ge=2, le=MOST)
+    num_experts_per_tok: Count
+    n_group: Count = 1
+    topk_group: Count = 1
+    scoring_func: Literal["sigmoid", "softmax"] = "sigmoid"
+    norm_topk_prob: bool = True
+    routed_scaling_factor: Positive = 1.0
+    group_score: Literal["top2", "max"] = "top2"
+    score_bias: bool = True
+
+    def build(self, hidden_size: int) -> Router:
+        return GroupedTopK(self, hidden_size)
+
+    def cost(self, hidden_size: int) -> Cost:
+        bias = vector(self.n_routed_experts) if self.score_bias else Cost()
+        return linear(hidden_size, self.n_routed_experts) + bias
+
+    def experts_per_token(self) -> int:
+        return self.num_experts_per_tok
+
+    def n_experts(self) -> int:
+        return self.n_routed_experts
+
+    def check(self) -> None:
+        per_group, rest = divmod(self.n_routed_experts, self.n_group)
+        if rest:
+            raise ValueError("n_routed_experts must be a multiple of n_group")
+        if self.topk_group > self.n_group or self.num_experts_per_tok > per_group * self.topk_group:
+            raise ValueError("num_experts_per_tok must fit into topk_group groups of n_group")
+        if self.n_group > 1 and self.group_score == "top2" and per_group < 2:
+            raise ValueError("group_score 'top2' needs two experts in a group")
+
+
+class GroupedTopK(Router):
+    """`e_score_correction_bias` [experts] is a buffer that the trainer moves, None without `score_bias`. The arithmetic is fp32, whatever
+    the type of the weight `gate` [experts, hidden]."""
+
+    derived = {"wide_gate": "gate"}
+    e_score_correction_bias: Tensor | None
+
+    def __init__(self, config: GroupedTopKConfig, hidden_size: int) -> None:
+        super().__init__(config)
+        self.config: GroupedTopKConfig = config
+        self.gate = nn.Parameter(torch.empty(config.n_routed_experts, hidden_size))
+        self.register_buffer(
+            "e_score_correction_bias", torch.zeros(config.n_routed_experts) if config.score_bias else None
+        )
+
+    def wide_gate(self) -> tuple[Tensor]:
+        """The weight [experts, hidden] in the type that it is used in."""
+        return (self.gate.float(),)
+
+    @torch.no_grad()
+    def balance(self, load: Tensor, gamma: float) -> None:
+        """Move every expert's bias by the sign of its load error (V3, section 2.1.2)."""
+        if (bias := self.e_score_correction_bias) is not None:
+            bias.add_(gamma * self.load_error(load).sign().to(bias))
+
+    def exclude(self, choices: Sequence[int]) -> None:
+        """Give these experts a bias of minus infinity; each token goes to its next best ones."""
+        left = self.config.n_routed_experts - len(set(choices))
+        if left < self.config.num_experts_per_tok:
+            raise ConfigError(
+                f"{left} experts are left, {self.config.num_experts_per_tok} serve a token",
+                where="experts",
+                remedy="Take fewer away.",
+            )
+        if self.e_score_correction_bias is None:
+            self.e_score_correction_bias = torch.zeros(self.config.n_routed_experts, device=self.gate.device)
+        self.e_score_correction_bias[list(choices)] = float("-inf")
+
+    def forward(self, x: Tensor, ops: Backend, replay: Tensor | None) -> Routing:
+        c = self.config
+        return route(
+            router_logits(x, *self.tensors("wide_gate")),
+            self.e_score_correction_bias,
+            k=c.num_experts_per_tok,
+            n_group=c.n_group,
+            topk_group=c.topk_group,
+            score=c.scoring_func,
+            norm=c.norm_topk_prob,
+            scale=c.routed_scaling_factor,
+            group_by=c.group_score,
+            replay=replay,
+            sigmoid=ops.sigmoid,
+        )

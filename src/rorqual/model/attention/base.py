@@ -49,6 +49,8 @@ class CacheLayout:
 
     kind: str
     parts: Mapping[str, CachePart]
+    writes: frozenset[frozenset[str]]
+    """What one write may give: all parts with the same `every`."""
 
     @classmethod
     def of(cls, config: AttentionConfig) -> CacheLayout:
@@ -63,7 +65,8 @@ class CacheLayout:
                     f"part '{part.name}' of the cache of kind '{config.kind}' has a row for every {part.every} tokens, which does not divide "
                     f"a block of {BLOCK}"
                 )
-        return cls(config.kind, parts)
+        writes = (frozenset(part.name for part in spec if part.every == every) for every in {p.every for p in spec})
+        return cls(config.kind, parts, frozenset(writes))
 
     def part(self, name: str) -> CachePart:
         """The part of that name, or ValueError."""
@@ -75,8 +78,7 @@ class CacheLayout:
 
     def check_write(self, given: Collection[str]) -> None:
         """Raise ValueError unless the parts that a layer writes are all those with one `every`."""
-        every = {self.part(name).every for name in given if name in self.parts}
-        if set(given) != {name for name, part in self.parts.items() if part.every in every} or len(every) > 1:
+        if frozenset(given) not in self.writes:
             raise ValueError(
                 f"attention kind '{self.kind}' writes the parts {sorted(given)}; its cache_spec names {sorted(self.parts)}, and a write gives "
                 "all parts with the same `every`"

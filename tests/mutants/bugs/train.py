@@ -505,8 +505,8 @@ MUTANTS = (
         "a cut by top_k alone is not kept for the trainer",
         "issue 14: third bug trial",
         "train/sources/rollouts.py",
-        "record_kept=config.top_p < 1 or config.top_k > 0,",
-        "record_kept=config.top_p < 1,",
+        "record_kept=config.top_p < 1 or config.top_k > 0",
+        "record_kept=config.top_p < 1",
         "tests/train/test_grpo_rollouts.py::test_trainer_and_sampler_agree_under_truncation",
     ),
     one(

@@ -18,6 +18,7 @@ from rorqual.data.tokenizer import BASE_VOCAB
 from rorqual.engine import Completion, Request
 from rorqual.engine.rollout_engine import InlineRolloutEngine
 from rorqual.model import Decoder
+from rorqual.model.adapter import ESFT, LoRA, Tune, trained, whole_weights
 from rorqual.model.load.run import load_run
 from rorqual.recipes.distil import on_policy
 from rorqual.train.batch import TrainBatch
@@ -157,6 +158,21 @@ def test_a_run_that_samples_nothing_takes_no_engine(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="source worked asks no rollout engine"):
         fit(sft_run(1), RunDir(tmp_path / "run"), quiet=True, rollout_engine=lambda _: Apart(loud(tiny())))
     assert not (tmp_path / "run").exists()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("tune", "experts"), [(LoRA(r=4), ()), (ESFT(), ((1, 3),))], ids=lambda one: str(one)[:8])
+def test_the_weights_that_are_sent_are_those_of_the_model_without_an_adapter(tune: Tune, experts: Any) -> None:
+    model, plain = loud(tiny()), loud(tiny())
+    tune.attach(model, seed=0, experts=experts)
+    for part in trained(model).values():
+        part.add_(0.1 * torch.randn(part.shape, generator=torch.Generator().manual_seed(0)))
+    tokens = torch.arange(40, 60)[None]
+    before, expected = (one.logits(one(tokens).hidden) for one in (plain, model))
+    plain.load_state_dict(whole_weights(model))  # the very names
+    found = plain.logits(plain(tokens).hidden)
+    assert float((found - expected).abs().max()) <= 1e-5 * float(expected.abs().max())
+    assert float((before - expected).abs().max()) > 0.01
 
 
 # ---- ages within a batch

@@ -63,7 +63,7 @@ class Compiling:
 
 
 @dataclass
-class Update:
+class PendingWeights:
     """Weights on their way: a file, then its `tensors`, or why they are none of this model's."""
 
     file: Path
@@ -84,7 +84,7 @@ class Worker:
         self.compiling: dict[int, Compiling] = {}  # the server's number -> its request
         self.recorded: set[int] = set()  # request_ids of rollouts
         self.version = 0  # of the weights
-        self.update: Update | None = None
+        self.update: PendingWeights | None = None
         self.held: dict[int, dict[str, Any]] = {}  # the server's number -> a request that waits for the update
         self.beat = 0.0
 
@@ -132,7 +132,7 @@ class Worker:
         number = message.get("number", -1)
         match message["kind"]:
             case "update":
-                self.update = Update(Path(message["file"]), message["version"])
+                self.update = PendingWeights(Path(message["file"]), message["version"])
                 threading.Thread(target=self._read, args=(self.update,), daemon=True).start()
             case "read":
                 self._install()
@@ -173,7 +173,7 @@ class Worker:
         if waiting is not None and not any(other.ready is waiting.ready for other in self.compiling.values()):
             waiting.ready.cancel()
 
-    def _read(self, update: Update) -> None:
+    def _read(self, update: PendingWeights) -> None:
         """Beside the loop: read a file of weights, and refuse what the model cannot take."""
         try:
             update.tensors = weights_of(update.file, self.engine.model.state_dict())

@@ -106,7 +106,7 @@ def fit(
     if rollout_engine is not None and not run.source.samples_itself:
         raise ConfigError(
             f"source {run.source.kind} asks no rollout engine",
-            where="rollout_engine",
+            where="rollout",
             remedy="Leave it out: only grpo and on_policy sample.",
         )
     with own_run(out.path):

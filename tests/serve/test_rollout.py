@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import os
 import signal
 import socket
@@ -42,7 +43,9 @@ from rorqual.model import Decoder
 from rorqual.model.adapter import LoRA
 from rorqual.model.load.run import load_run
 from rorqual.recipes.distil import on_policy
+from rorqual.serve import wire
 from rorqual.serve.keys import Keys
+from rorqual.serve.worker import Worker
 from rorqual.train.loop import fit
 from rorqual.train.run import Run
 
@@ -339,8 +342,8 @@ def test_the_key_for_rollouts_opens_these_routes_alone_and_no_tenants_key_does(r
         assert http.post("/v1/completions", json=asked()).status_code == 401
     assert rollout.key != rollout.rollout_key
     folder = rollout.log.parent / "weights"
-    assert [*Keys.load(folder / "keys.json").tenants.values()] == ["rollout"]
-    assert rollout.rollout_key not in (folder / "keys.json").read_text(encoding="utf-8")
+    assert [*Keys.load(folder / "rollout-key.json").tenants.values()] == ["rollout"]
+    assert rollout.rollout_key not in (folder / "rollout-key.json").read_text(encoding="utf-8")
 
 
 def test_the_routes_are_not_there_unless_they_were_asked_for(server: Server) -> None:
@@ -568,6 +571,45 @@ def test_an_engine_that_dies_over_an_update_has_the_old_weights_and_may_be_sent_
     assert drawn(rollout) == before and state_of(rollout)["version"] == version - 1 and not file.exists()
     engine.update(other_weights(base, seed=9), version)
     assert drawn(rollout)["policy_version"] == version
+
+
+def test_updates_that_come_one_after_another_are_taken_in_order(base: Path, tmp_path: Path) -> None:
+    """As an engine that was started again finds them: what it had, and at once the next, which it refuses. It keeps what it had."""
+    model = other_weights(base, seed=10)
+    (tmp_path / "good").write_bytes(save(state_dict(model)))
+    (tmp_path / "bad").write_bytes(b"no weights")
+    to_worker, from_worker = os.pipe(), os.pipe()
+    worker = Worker(engine_of(load_run(RunDir(base))), os.fdopen(to_worker[0], "rb"), os.fdopen(from_worker[1], "wb"))
+    thread = threading.Thread(target=worker.run)
+    ask = wire.pack(wire.Ask(prompt=PROMPT, max_tokens=8, temperature=1.0, seed=3))
+    with os.fdopen(to_worker[1], "wb") as sink, os.fdopen(from_worker[0], "rb") as source:
+        parts = (
+            wire.update(str(tmp_path / "good"), 7),
+            wire.update(str(tmp_path / "bad"), 8),
+            *wire.submit(0, ask, wire.TENANT),
+        )
+        sink.write(b"".join(parts))
+        sink.flush()
+        thread.start()
+        said = list[dict[str, Any]]()
+        while not said or said[-1].get("kind") != "recorded":
+            said.append(json.loads(source.readline()))
+        sink.close()
+        thread.join(60)
+    updates = [(one["version"], bool(one["refusal"])) for one in said if one["kind"] == "updated"]
+    assert updates == [(7, False), (8, True)] and said[-1]["policy_version"] == 7
+    tokens = [row[2] for one in said if one["kind"] == "drawn" for row in one["rows"]]
+    [here] = inline(model).generate(
+        [Request(prompt_ids=PROMPT, params=SamplingParams(max_tokens=8, temperature=1.0, seed=3))]
+    )
+    assert tokens == here.token_ids[: len(tokens)] and len(tokens) >= len(here.token_ids) - 1
+
+
+def test_tenants_keys_are_not_taken_for_those_of_rollouts(base: Path, tmp_path: Path) -> None:
+    (tmp_path / "weights").mkdir()
+    Keys.load(tmp_path / "weights" / "rollout-key.json").ensure("default")
+    with pytest.raises(AssertionError, match="it holds keys of tenants \\(default\\)"):
+        serving(base, tmp_path, f"rollout_dir={tmp_path / 'weights'}")
 
 
 def test_two_servers_do_not_share_a_folder_of_weights(base: Path, rollout: Server, tmp_path: Path) -> None:

@@ -113,7 +113,7 @@ def test_every_option_arrives_and_so_does_every_default(
         name: there if chosen else default for name, (_, _, there, default) in OPTIONS.items()
     }
     assert (tmp_path / ("KEYS" if chosen else "config/rorqual/keys.json")).is_file()
-    assert (tmp_path / "CACHE").is_dir() == (tmp_path / "WEIGHTS" / "keys.json").is_file() == chosen
+    assert (tmp_path / "CACHE").is_dir() == (tmp_path / "WEIGHTS" / "rollout-key.json").is_file() == chosen
     assert (page.service.uploads is not None) == chosen
     assert page.service.bridge.placed.run == str(run)
     assert page.service.bridge.share == page.service.bridge.queue, "one tenant may have every place"

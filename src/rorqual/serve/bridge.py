@@ -95,7 +95,7 @@ class Bridge:
         self.jobs: dict[int, Job] = {}  # by the first of its numbers
         self.stats: dict[str, float] = {}
         self.weights: tuple[Path, int] | None = None
-        self._updating: asyncio.Future[None] | None = None
+        self._updating: tuple[int, asyncio.Future[None]] | None = None
         self._parts: dict[int, tuple[Job, int]] = {}  # number -> its job, and how many samples of it come before
         self._heard = 0.0
         self._loading: float | None = None  # since when
@@ -118,7 +118,7 @@ class Bridge:
         """End the engine; whoever still waits is told."""
         self._closing = True
         self._fail_all("the server is stopping")
-        self._updated(ApiError(503, "the server is stopping", code="stopping"))
+        self._updated(None, ApiError(503, "the server is stopping", code="stopping"))
         process = self._process
         if process is not None and process.returncode is None:
             if process.stdin is not None:
@@ -179,21 +179,23 @@ class Bridge:
         """Give the engine other weights; returns once it has them. An `ApiError` says why it does not take them: then it has the old ones."""
         if not self.alive:
             raise ApiError(503, "The engine is loading. Try again in a moment.", code="loading")
-        self._updating = asyncio.get_running_loop().create_future()
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._updating = version, done
         self._write(wire.update(str(file), version))
         try:
-            await self._updating
+            await done
         finally:
             self._updating = None
         self.weights = file, version
 
-    def _updated(self, error: ApiError | None) -> None:
-        if self._updating is None or self._updating.done():
+    def _updated(self, version: int | None, error: ApiError | None) -> None:
+        """An update is over: that of `version`, or whichever is under way."""
+        if self._updating is None or self._updating[1].done() or version not in (None, self._updating[0]):
             return
         if error is None:
-            self._updating.set_result(None)
+            self._updating[1].set_result(None)
         else:
-            self._updating.set_exception(error)
+            self._updating[1].set_exception(error)
 
     def _submit(self, job: Job) -> None:
         if self.alive:
@@ -279,7 +281,8 @@ class Bridge:
                         part[0].events.put_nowait(Recorded(**message))
                 case "updated":
                     refusal = message["refusal"]
-                    self._updated(ApiError(422, refusal, code="wrong_weights") if refusal else None)
+                    error = ApiError(422, refusal, code="wrong_weights") if refusal else None
+                    self._updated(message["version"], error)
                 case "beat":
                     self.stats = message["stats"]
                 case "drawn":
@@ -315,7 +318,8 @@ class Bridge:
         _say(f"the engine died ({how}) and is started again")
         self.restarts += 1
         self.stats = {}
-        self._updated(ApiError(503, "the engine died before it had the weights; send them again", code="engine_died"))
+        lost = ApiError(503, "the engine died before it had the weights; send them again", code="engine_died")
+        self._updated(None, lost)
         for job in list(self.jobs.values()):
             job.tries += 1
             if job.sent or job.tries >= TRIES:

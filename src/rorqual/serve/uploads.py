@@ -27,6 +27,8 @@ from rorqual.serve.keys import Keys
 
 CHUNK = 1 << 20
 """Bytes that are written at once, in a thread."""
+KEYS, OWNER = "rollout-key.json", "rollout"
+"""The file of the key for rollouts, and the name beside its hash."""
 DIGEST = re.compile(r"sha-256=:([A-Za-z0-9+/]{43}=):")
 T = TypeVar("T")
 
@@ -60,8 +62,14 @@ class WeightUploads:
                 where=f"rollout_dir={folder}",
                 remedy="Name a folder that you may write to.",
             ) from None
-        keys = Keys.load(folder / "keys.json")
-        key = keys.ensure("rollout")
+        keys = Keys.load(folder / KEYS)
+        key = keys.ensure(OWNER)
+        if others := {*keys.tenants.values()} - {OWNER}:
+            raise ConfigError(
+                f"it holds keys of tenants ({', '.join(sorted(others))}), which must not send weights",
+                where=str(keys.file),
+                remedy="Give keys= another file, or rollout_dir= another folder.",
+            )
         return cls(folder, keys, lock), key
 
     def close(self) -> None:

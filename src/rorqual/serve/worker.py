@@ -84,8 +84,8 @@ class Worker:
         self.compiling: dict[int, Compiling] = {}  # the server's number -> its request
         self.recorded: set[int] = set()  # request_ids of rollouts
         self.version = 0  # of the weights
-        self.update: PendingWeights | None = None
-        self.held: dict[int, dict[str, Any]] = {}  # the server's number -> a request that waits for the update
+        self.updates: list[PendingWeights] = []
+        self.held: dict[int, dict[str, Any]] = {}  # the server's number -> a request that waits for the updates
         self.beat = 0.0
 
     def run(self) -> None:
@@ -108,7 +108,7 @@ class Worker:
         while not self.numbers or not self.inbox.empty():
             left = max(0.0, until - time.monotonic())
             try:
-                message = self.inbox.get(timeout=left if self.compiling or self.update else None)
+                message = self.inbox.get(timeout=left if self.compiling or self.updates else None)
             except queue.Empty:
                 break
             if message is None:
@@ -132,8 +132,8 @@ class Worker:
         number = message.get("number", -1)
         match message["kind"]:
             case "update":
-                self.update = PendingWeights(Path(message["file"]), message["version"])
-                threading.Thread(target=self._read, args=(self.update,), daemon=True).start()
+                self.updates.append(PendingWeights(Path(message["file"]), message["version"]))
+                threading.Thread(target=self._read, args=(self.updates[-1],), daemon=True).start()
             case "read":
                 self._install()
             case "cancel":
@@ -183,19 +183,19 @@ class Worker:
 
     def _install(self) -> None:
         """Take the weights that were read, once nothing runs with the old ones; then go on with what waited for them."""
-        update = self.update
-        if update is None or self.numbers or (update.tensors is None and not update.refusal):
-            return
-        if update.tensors is not None:
-            self.engine.load_weights(update.tensors)
-            self.version = update.version
-        self.update, held, self.held = None, self.held, {}
-        self._send(line("updated", refusal=update.refusal))
-        for message in held.values():
-            self._obey(message)
+        while self.updates and not self.numbers and (self.updates[0].tensors is not None or self.updates[0].refusal):
+            update = self.updates.pop(0)
+            if update.tensors is not None:
+                self.engine.load_weights(update.tensors)
+                self.version = update.version
+            self._send(line("updated", version=update.version, refusal=update.refusal))
+            if not self.updates:
+                held, self.held = self.held, {}
+                for message in held.values():
+                    self._obey(message)
 
     def _submit(self, number: int, message: dict[str, Any]) -> None:
-        if self.update is not None:
+        if self.updates:
             self.held[number] = message
             return
         ask = ask_of(message)

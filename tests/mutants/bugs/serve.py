@@ -699,8 +699,8 @@ MUTANTS = (
         "an update does not wait for what runs",
         "issue 16: rollout engines",
         "serve/worker.py",
-        "if update is None or self.numbers or (",
-        "if update is None or (",
+        "while self.updates and not self.numbers and (",
+        "while self.updates and (",
         "tests/serve/test_rollout.py::test_what_runs_ends_with_the_weights_that_it_began_with",
     ),
     one(

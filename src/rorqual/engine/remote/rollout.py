@@ -130,7 +130,7 @@ class RemoteRolloutEngine(RemoteClient):
             token_ids=token_ids,
             logprobs=logprobs,
             finish_reason=reason,
-            text=message.content,
+            text=message.text,
             reasoning=message.reasoning,
             experts=None if experts is None else torch.from_numpy(experts),
             kept=kept,

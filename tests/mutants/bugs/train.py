@@ -668,6 +668,6 @@ MUTANTS = (
         "train/objectives/base.py",
         "    fresh, n_stale = difference[ages == 0],",
         "    fresh, n_stale = difference[ages >= 0],",
-        "tests/train/test_rollout_sources.py::test_one_disagreement_among_older_samples_is_found",
+        "tests/train/test_rollout_sources.py::test_only_what_these_weights_drew_is_compared",
     ),
 )

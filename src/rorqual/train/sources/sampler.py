@@ -35,7 +35,7 @@ class RolloutSampler:
     def generate(self, requests: Sequence[Request]) -> list[list[Completion]]:
         """For each request its samples; a `ConfigError` where they lack what training needs of them."""
         rows = gather(self.engine, requests, version=self.version, max_age=self.max_age)
-        routes = any(stage.ffn.experts_per_token() for stage in self.model.config.layers)
+        routes = any(ffn.experts_per_token() for ffn in self.model.config.ffns)
         for one in (one for row in rows for one in row):
             for name, missing in (
                 ("experts", routes and one.experts is None),

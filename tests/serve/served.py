@@ -39,6 +39,7 @@ class Server:
     log: Path
     took: float
     """Seconds that the start took on this machine, under its load."""
+    rollout_key: str = ""
 
     @property
     def client(self) -> httpx.Client:
@@ -118,13 +119,15 @@ def start(
             stdout=subprocess.PIPE, stderr=errors, text=True, encoding="utf-8",
             env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
         )  # fmt: skip
-    key = ""
+    key = rollout_key = ""
     assert process.stdout is not None
     for line in process.stdout:
         if "key for tenant" in line:
             key = line.split()[-1]
+        if "key for rollouts" in line:
+            rollout_key = line.split()[-1]
         if found := re.search(r" at (http\S+)/v1$", line):
-            return Server(process, found.group(1), key, log, time.monotonic() - began)
+            return Server(process, found.group(1), key, log, time.monotonic() - began, rollout_key)
     raise AssertionError(log.read_text(encoding="utf-8"))
 
 

@@ -83,6 +83,8 @@ OPTIONS: dict[str, tuple[str, Callable[[Page, dict[str, Any]], Any], Any, Any]] 
     "disk_bytes": ("3000002", of_engine("disk_bytes"), 3000002, 4 << 30),
     "backend": ("torch", of_engine("backend"), "torch", "torch-invariant"),
     "step_tokens": ("48", of_engine("step_tokens"), 48, 256),
+    "rollout_dir": ("WEIGHTS", of_engine("rollout_dir"), "WEIGHTS", ""),
+    "record_kept": ("true", of_engine("record_kept"), True, False),
     "queue": ("77", of_bridge("queue"), 77, 256),
     "hang": ("101", of_bridge("hang"), 101, 120),
     "load": ("102", of_bridge("load"), 102, 3600),
@@ -111,7 +113,8 @@ def test_every_option_arrives_and_so_does_every_default(
         name: there if chosen else default for name, (_, _, there, default) in OPTIONS.items()
     }
     assert (tmp_path / ("KEYS" if chosen else "config/rorqual/keys.json")).is_file()
-    assert (tmp_path / "CACHE").is_dir() == chosen
+    assert (tmp_path / "CACHE").is_dir() == (tmp_path / "WEIGHTS" / "rollout-key.json").is_file() == chosen
+    assert (page.service.uploads is not None) == chosen
     assert page.service.bridge.placed.run == str(run)
     assert page.service.bridge.share == page.service.bridge.queue, "one tenant may have every place"
     lobby = settings["http"].keywords["lobby"]
@@ -163,7 +166,10 @@ def engine_of(placed: Placed) -> tuple[dict[str, Any], str]:
 
 def test_threads_and_device_are_the_engines_own(run: Path) -> None:
     message, errors = engine_of(Placed(str(run), threads=3, max_len=99))
+    most = message.pop("weights_bytes")
     assert message == {"kind": "ready", "max_len": 99, "vocab_size": 264} and errors.split()[-1] == "3"
+    size = next(run.rglob("model.safetensors")).stat().st_size
+    assert size <= most <= size + 64 * 1024, "what a file of the weights may take, and little more"
     message, _ = engine_of(Placed(str(run), device="nowhere"))
     assert message["kind"] == "fatal" and "nowhere" in message["what"]
 

@@ -179,9 +179,10 @@ def test_seeds_reach_the_sources(base: Path, tmp_path: Path) -> None:
 
 
 def test_no_option_of_a_source_is_forgotten_here() -> None:
+    """`max_age` is in test_rollout_sources.py: an engine on the trained tensors is never late."""
     assert set(ConversationsConfig.model_fields) == {"kind", *CONVERSATIONS}
-    assert set(RolloutConfig.model_fields) == {"kind", "data", *ROLLOUTS}
-    assert set(OnPolicyConfig.model_fields) == {"kind", "data", *ON_POLICY}
+    assert set(RolloutConfig.model_fields) == {"kind", "data", "max_age", *ROLLOUTS}
+    assert set(OnPolicyConfig.model_fields) == {"kind", "data", "max_age", *ON_POLICY}
 
 
 # ---- objectives

@@ -22,7 +22,8 @@ class ServeSettings(Placement):
     engine is started again; `load`: seconds that it may take to be ready. `cache_dir`: a folder for the prefix cache, which then outlives the
     server, up to `disk_bytes`; `cache_bytes`: of keys and values in memory, 0: a GiB. `step_tokens`: fed at once, so that a long prompt delays
     nobody's next token by more. `operator`: the tenant whose key reads everybody's figures. `stall`: seconds after which a client that does
-    not read its answer is cut off. `cors`: origins whose scripts may ask, with commas.
+    not read its answer is cut off. `cors`: origins whose scripts may ask, with commas. `rollout_dir`: a folder for weights that a trainer sends;
+    with it the server is a rollout engine, too, with a key of its own. `record_kept`: rollouts bring the sets that top-p and top-k left.
     """
 
     host: str = "127.0.0.1"
@@ -47,6 +48,8 @@ class ServeSettings(Placement):
     operator: str = "default"
     stall: float = Field(30, ge=0.1, le=3600)
     cors: str = ""
+    rollout_dir: str = ""
+    record_kept: bool = False
 
 
 def start(run: Path, arguments: Sequence[str] | None) -> None:
@@ -64,6 +67,8 @@ def start(run: Path, arguments: Sequence[str] | None) -> None:
         disk_bytes=chosen.disk_bytes,
         backend=chosen.backend,
         step_tokens=chosen.step_tokens,
+        rollout_dir=chosen.rollout_dir,
+        record_kept=chosen.record_kept,
     )
     address = Address(
         host=chosen.host,

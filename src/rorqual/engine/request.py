@@ -96,6 +96,7 @@ class Completion:
     `error`: why this is no answer, where it is none: the grammar gave up in the middle, the answer does not match what its schema asks
     beyond the grammar, or a logit was not a number. `model`: what an address calls the model that answered.
     `text` is the reply after `</think>`, `reasoning` what stood before it (None: it did not think).
+    Of a `RolloutEngine` it is sample number `sample` of request number `request`, drawn by weights of version `policy_version`.
     """
 
     prompt_ids: tuple[int, ...]
@@ -112,6 +113,9 @@ class Completion:
     prompt_logprobs: list[float | None] | None = None
     prompt_top_logprobs: list[list[tuple[int, float]]] | None = None
     model: str = ""
+    request: int = 0
+    sample: int = 0
+    policy_version: int = 0
 
 
 Arrived = Callable[[int, int, Completion], None]

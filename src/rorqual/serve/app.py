@@ -14,14 +14,18 @@ from rorqual.serve import cors
 from rorqual.serve.errors import ApiError
 from rorqual.serve.exchange import Gone, request_id
 from rorqual.serve.logs import say
-from rorqual.serve.routes import chat, completions, state
+from rorqual.serve.routes import chat, completions, rollout, state
 from rorqual.serve.service import Service
+from rorqual.serve.wire import TENANT
 
 GONE = 499
 """What nginx logs for a client that left: nobody reads it."""
 OTHER = "other"
 LIVEZ = "/livez"
 """Answers whoever asks, with nothing: the one route without a key. It says that the process runs, and nothing of the engine."""
+
+ROLLOUT = "/rollout/"
+"""Routes below it take the key for rollouts and no tenant's; no other route takes that key."""
 
 
 class Edge:
@@ -74,7 +78,12 @@ class Edge:
         if len(given) != 1:
             return None
         scheme, _, key = given[0].decode("latin-1").partition(" ")
-        return self.service.keys.tenant(key.strip()) if scheme.lower() == "bearer" else None
+        if scheme.lower() != "bearer":
+            return None
+        uploads = self.service.uploads
+        if uploads is None or not scope["path"].startswith(ROLLOUT):
+            return self.service.keys.tenant(key.strip())
+        return TENANT if uploads.keys.tenant(key.strip()) is not None else None
 
 
 def framed_twice(scope: Scope) -> bool:
@@ -117,7 +126,7 @@ def create_app(service: Service) -> Edge:
     """The ASGI application of a service."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     app.state.service = service
-    for routes in (chat, completions, state):
+    for routes in (chat, completions, state, *([rollout] if service.uploads is not None else [])):
         app.include_router(routes.router)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)

@@ -12,12 +12,13 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 
 from rorqual.core.errors import RorqualError
 from rorqual.serve import wire
 from rorqual.serve.errors import ApiError
 from rorqual.serve.limits import SLICE
-from rorqual.serve.wire import Drawn, Packed, Placed, Ready, Scored
+from rorqual.serve.wire import Drawn, Packed, Placed, Ready, Recorded, Scored
 
 TRIES = 2
 """Deaths of the engine that one request may see: it may be what kills it."""
@@ -47,7 +48,7 @@ class Job:
     sent: bool = False
     tries: int = 0
     left: int = 0
-    events: asyncio.Queue[Drawn | Scored | Restarted | ApiError] = field(default_factory=asyncio.Queue)
+    events: asyncio.Queue[Drawn | Recorded | Scored | Restarted | ApiError] = field(default_factory=asyncio.Queue)
 
     def __post_init__(self) -> None:
         self.left = self.samples
@@ -61,7 +62,7 @@ class Job:
     def started(self) -> bool:
         return self.left < self.samples or not self.events.empty() or self.sent
 
-    async def next(self, timeout: float | None = None) -> Drawn | Scored | Restarted | None:
+    async def next(self, timeout: float | None = None) -> Drawn | Recorded | Scored | Restarted | None:
         """What happens next; None after `timeout` seconds of nothing. A request that cannot be answered raises its `ApiError`."""
         try:
             # Not `wait_for`: before Python 3.12 it swallows a cancellation that comes together with an event.
@@ -79,7 +80,8 @@ class Bridge:
     that has less than its `share`, so that nobody takes everybody's place.
 
     `hang`: seconds of work without a sign of life after which the engine is killed, and `load`: seconds after which it is if it is not
-    ready by then. `stats`: what it last said of itself.
+    ready by then. `stats`: what it last said of itself. `weights`: the file and the version of weights that came after the run's own; an engine
+    that is started again gets them first.
     """
 
     def __init__(
@@ -92,6 +94,8 @@ class Bridge:
         self.restarts = 0
         self.jobs: dict[int, Job] = {}  # by the first of its numbers
         self.stats: dict[str, float] = {}
+        self.weights: tuple[Path, int] | None = None
+        self._updating: tuple[int, asyncio.Future[None]] | None = None
         self._parts: dict[int, tuple[Job, int]] = {}  # number -> its job, and how many samples of it come before
         self._heard = 0.0
         self._loading: float | None = None  # since when
@@ -114,6 +118,7 @@ class Bridge:
         """End the engine; whoever still waits is told."""
         self._closing = True
         self._fail_all("the server is stopping")
+        self._updated(None, ApiError(503, "the server is stopping", code="stopping"))
         process = self._process
         if process is not None and process.returncode is None:
             if process.stdin is not None:
@@ -169,6 +174,28 @@ class Bridge:
         finally:
             if self._forget(job):
                 self._cancel(job)
+
+    async def update(self, file: Path, version: int) -> None:
+        """Give the engine other weights; returns once it has them. An `ApiError` says why it does not take them: then it has the old ones."""
+        if not self.alive:
+            raise ApiError(503, "The engine is loading. Try again in a moment.", code="loading")
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._updating = version, done
+        self._write(wire.update(str(file), version))
+        try:
+            await done
+        finally:
+            self._updating = None
+        self.weights = file, version
+
+    def _updated(self, version: int | None, error: ApiError | None) -> None:
+        """An update is over: that of `version`, or whichever is under way."""
+        if self._updating is None or self._updating[1].done() or version not in (None, self._updating[0]):
+            return
+        if error is None:
+            self._updating[1].set_result(None)
+        else:
+            self._updating[1].set_exception(error)
 
     def _submit(self, job: Job) -> None:
         if self.alive:
@@ -247,6 +274,15 @@ class Bridge:
                 case "scored":
                     if (part := self._parts.get(number := message["number"])) is not None:
                         part[0].events.put_nowait(Scored(part[0].numbers.index(number), message["scores"]))
+                case "recorded":
+                    number = message.pop("number")
+                    if (part := self._parts.get(number)) is not None:
+                        message["sample"] += part[1]
+                        part[0].events.put_nowait(Recorded(**message))
+                case "updated":
+                    refusal = message["refusal"]
+                    error = ApiError(422, refusal, code="wrong_weights") if refusal else None
+                    self._updated(message["version"], error)
                 case "beat":
                     self.stats = message["stats"]
                 case "drawn":
@@ -257,6 +293,8 @@ class Bridge:
     def _ready(self, info: Ready) -> None:
         self.info, self.alive, self._loading = info, True, None
         self._heard = time.monotonic()
+        if self.weights is not None:
+            self._write(wire.update(str(self.weights[0]), self.weights[1]))
         for job in self.jobs.values():
             self._submit(job)
         if self._up is not None and not self._up.done():
@@ -280,6 +318,8 @@ class Bridge:
         _say(f"the engine died ({how}) and is started again")
         self.restarts += 1
         self.stats = {}
+        lost = ApiError(503, "the engine died before it had the weights; send them again", code="engine_died")
+        self._updated(None, lost)
         for job in list(self.jobs.values()):
             job.tries += 1
             if job.sent or job.tries >= TRIES:

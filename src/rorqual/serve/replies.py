@@ -15,7 +15,7 @@ from rorqual.serve.errors import ApiError
 from rorqual.serve.exchange import PROBE
 from rorqual.serve.metrics import Metrics
 from rorqual.serve.reading import Piece, Reader, Stops, ToolDelta
-from rorqual.serve.wire import Drawn, Score, Scored
+from rorqual.serve.wire import Drawn, Recorded, Score, Scored
 
 SILENT = 256
 """Tokens without a text that may be shown, after which the next is read outside of the event loop."""
@@ -38,7 +38,7 @@ class Choice:
     `ends`: tokens that end it and are not shown. `n_drawn`: its tokens, the one that ended it included; `hit`: ids of the prompt from the
     prefix cache. `told`: where log-probabilities were asked for (`tell`), the tokens that nobody has taken yet. `least`: tokens before
     which no stop string ends it. `scores`: of its prompt's tokens, from the second one on. `mute`: it is over at once, and what is drawn
-    is neither shown nor billed: the prompt alone was asked about.
+    is neither shown nor billed: the prompt alone was asked about. `recorded`: what a rollout brings beside its tokens.
     """
 
     reader: Reader
@@ -52,6 +52,7 @@ class Choice:
     reason: str | None = None
     calls: list[Call] = field(default_factory=list)
     told: list[Drawn] = field(default_factory=list)
+    recorded: Recorded | None = None
     n_drawn: int = 0
     hit: int = 0
     _reasoning: list[str] = field(default_factory=list)
@@ -151,7 +152,9 @@ class Reply:
     def done(self) -> bool:
         return all(choice.reason is not None for choice in self.choices)
 
-    async def _next(self, keep_alive: float | None, hurried: Callable[[], bool]) -> Drawn | Scored | Restarted | None:
+    async def _next(
+        self, keep_alive: float | None, hurried: Callable[[], bool]
+    ) -> Drawn | Recorded | Scored | Restarted | None:
         waited = 0.0
         while True:
             step = None if keep_alive is None else min(PROBE, keep_alive - waited)
@@ -186,6 +189,8 @@ class Reply:
                     if piece or (choice.reason is not None and not over):
                         yield event.sample, piece
                     await asyncio.sleep(0)
+                elif isinstance(event, Recorded):
+                    self.choices[event.sample].recorded = event
                 elif isinstance(event, Scored):
                     self._scores[event.prompt] += event.scores
                 else:

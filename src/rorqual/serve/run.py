@@ -31,6 +31,7 @@ from rorqual.serve.logs import WINDOW, Quiet
 from rorqual.serve.patience import Lobby, Patient
 from rorqual.serve.service import Defaults, Service
 from rorqual.serve.ui import Page
+from rorqual.serve.uploads import WeightUploads
 from rorqual.serve.wire import Placed
 
 BACKLOG = 2048
@@ -125,6 +126,7 @@ def serve(placed: Placed, address: Address) -> None:
     with listen(address.host, address.port) as door:
         keys = Keys.load(address.keys)
         key = keys.ensure(address.tenant)
+        uploads, rollout_key = WeightUploads.begin(Path(placed.rollout_dir)) if placed.rollout_dir else (None, None)
         service = Service(
             name=address.name or run.path.resolve().name,
             created=int(checkpoint.stat().st_mtime),
@@ -141,9 +143,12 @@ def serve(placed: Placed, address: Address) -> None:
             max_body=address.max_body,
             defaults=Defaults.of_run(run),
             cors=address.cors,
+            uploads=uploads,
         )
         if key is not None:
             _say(f"key for tenant '{address.tenant}', shown this once: {key}")
+        if rollout_key is not None:
+            _say(f"key for rollouts, shown this once: {rollout_key}")
         page = Page(create_app(service), service, address.ui)
         asyncio.run(_until_stopped(service, page, door, address))
 

@@ -22,6 +22,7 @@ from rorqual.serve.keys import Keys
 from rorqual.serve.limits import MAX_VALUES, SLICE, too_large
 from rorqual.serve.metrics import Metrics
 from rorqual.serve.schemas import Sampling
+from rorqual.serve.uploads import WeightUploads
 from rorqual.serve.wire import Ask, Ready
 from rorqual.serve.words import explain, shown
 
@@ -63,7 +64,8 @@ class Defaults:
 @dataclass(frozen=True)
 class Service:
     """Built once, at the start. `created` in seconds since 1970; `keep_alive`: seconds of silence before a comment is streamed; `operator`:
-    the tenant that may read everybody's figures; `cors`: origins of other sites whose scripts may ask."""
+    the tenant that may read everybody's figures; `cors`: origins of other sites whose scripts may ask; `uploads`: of weights that a trainer
+    sends, None where that is off."""
 
     name: str
     created: int
@@ -76,6 +78,7 @@ class Service:
     metrics: Metrics = field(default_factory=Metrics)
     operator: str = ""
     cors: frozenset[str] = frozenset()
+    uploads: WeightUploads | None = None
     bodies: Bodies = field(default_factory=Bodies)
     cutters: dict[str, ThreadPoolExecutor] = field(default_factory=dict)
 
@@ -90,6 +93,8 @@ class Service:
         """Nothing that waits for its turn is done any more."""
         for cutter in self.cutters.values():
             cutter.shutdown(wait=False, cancel_futures=True)
+        if self.uploads is not None:
+            self.uploads.close()
 
     def check_total(self, asks: Sequence[Ask], param: str) -> None:
         """Refuse prompts that are many and long; a single one may fill the context."""

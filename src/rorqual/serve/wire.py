@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 LONGEST_LINE = 64 * 2**20
+TENANT = "rollout-key"
+"""Whose the requests with the key for rollouts are. It is no name that a tenant may have."""
 
 
 @dataclass(frozen=True)
@@ -15,7 +17,8 @@ class Placed:
     """How the engine is set up, as `Engine` takes it. `max_len` 0: the model's context.
 
     `cache_dir`: the folder of the prefix cache on disk, none where it is empty; `cache_bytes`: memory of keys and values, 0 for the
-    engine's own choice.
+    engine's own choice. `rollout_dir`: where weights come from that a trainer sends, nowhere where it is empty; `record_kept`: whether rollouts
+    bring the sets that top-p and top-k left.
     """
 
     run: str
@@ -29,6 +32,8 @@ class Placed:
     disk_bytes: int = 4 << 30
     backend: str = "torch-invariant"
     step_tokens: int = 256
+    rollout_dir: str = ""
+    record_kept: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,11 +97,26 @@ class Drawn:
 
 
 @dataclass(frozen=True)
+class Recorded:
+    """What a rollout brings beside its tokens; it comes before the last of them.
+
+    `policy_version`: of the weights that drew it. `experts`, `kept`: arrays as `array_of` writes them, or None.
+    """
+
+    sample: int
+    policy_version: int
+    experts: dict[str, Any] | None
+    kept: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
 class Ready:
-    """The engine is up: the longest sequence, prompt and reply, and the size of the vocabulary."""
+    """The engine is up: the longest sequence, prompt and reply, the size of the vocabulary, and the most bytes that a file of its weights may
+    have."""
 
     max_len: int
     vocab_size: int
+    weights_bytes: int = 0
 
 
 def line(kind: str, **fields: Any) -> bytes:
@@ -127,6 +147,11 @@ def submit(number: int, ask: Packed, tenant: str) -> tuple[bytes, bytes]:
 def cancel(number: int) -> bytes:
     """Forget a request."""
     return line("cancel", number=number)
+
+
+def update(file: str, version: int) -> bytes:
+    """Sample with the weights of a file from now on. Requests before this one end with the old ones; those after it wait."""
+    return line("update", file=file, version=version)
 
 
 def scored(number: int, logprobs: list[float], best: list[list[tuple[int, float]]], top: int) -> Iterator[bytes]:

@@ -5,6 +5,7 @@ It ends when standard input does, so that it never outlives its server.
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 import os
@@ -17,9 +18,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
 
-from rorqual.core.errors import RorqualError
+from rorqual.core.errors import CheckpointError, RorqualError
 from rorqual.engine.config import CACHE_BYTES
 from rorqual.engine.deltas import Delta
 from rorqual.engine.engine import Engine
@@ -27,14 +32,18 @@ from rorqual.engine.grammar.check import MISMATCH
 from rorqual.engine.grammar.compiler import COMPILE_SECONDS, Compiled
 from rorqual.engine.grammar.queue import Build
 from rorqual.engine.request import Grammar, Request, SamplingParams
+from rorqual.model.load.run import check_names
 from rorqual.ops.backends import backend
 from rorqual.ops.backends.torch_invariant import NOT_HELD
 from rorqual.ops.devices import check_device
 from rorqual.ops.paged import BLOCK
-from rorqual.serve.wire import Ask, Placed, ask_of, line, scored
+from rorqual.serve.wire import LONGEST_LINE, TENANT, Ask, Placed, ask_of, line, scored
 
 BEAT = 0.5
 """Seconds of work after which the engine says that it is alive, and how it is doing."""
+HEADER = 1024
+"""Bytes of a safetensors header for each tensor, at most."""
+LONGEST_RECORD = LONGEST_LINE // 2
 
 
 def params_of(ask: Ask) -> SamplingParams:
@@ -53,6 +62,16 @@ class Compiling:
     ready: Build[Compiled]
 
 
+@dataclass
+class PendingWeights:
+    """Weights on their way: a file, then its `tensors`, or why they are none of this model's."""
+
+    file: Path
+    version: int
+    tensors: dict[str, Tensor] | None = None
+    refusal: str = ""
+
+
 class Worker:
     """An engine between two pipes."""
 
@@ -63,6 +82,10 @@ class Worker:
         self.left: dict[int, int] = {}  # request_id -> samples that have not ended
         self.scored: set[int] = set()  # request_ids whose prompt's log-probabilities were sent
         self.compiling: dict[int, Compiling] = {}  # the server's number -> its request
+        self.recorded: set[int] = set()  # request_ids of rollouts
+        self.version = 0  # of the weights
+        self.updates: list[PendingWeights] = []
+        self.held: dict[int, dict[str, Any]] = {}  # the server's number -> a request that waits for the updates
         self.beat = 0.0
 
     def run(self) -> None:
@@ -71,6 +94,7 @@ class Worker:
         while self._hear():
             if self.numbers:
                 self._tell(self.engine.step())
+            self._install()
             self._live()
 
     def _listen(self) -> None:
@@ -84,7 +108,7 @@ class Worker:
         while not self.numbers or not self.inbox.empty():
             left = max(0.0, until - time.monotonic())
             try:
-                message = self.inbox.get(timeout=left if self.compiling else None)
+                message = self.inbox.get(timeout=left if self.compiling or self.updates else None)
             except queue.Empty:
                 break
             if message is None:
@@ -105,9 +129,15 @@ class Worker:
             self._send(line("beat", stats=self.engine.stats()))
 
     def _obey(self, message: dict[str, Any]) -> None:
-        number = message["number"]
+        number = message.get("number", -1)
         match message["kind"]:
+            case "update":
+                self.updates.append(PendingWeights(Path(message["file"]), message["version"]))
+                threading.Thread(target=self._read, args=(self.updates[-1],), daemon=True).start()
+            case "read":
+                self._install()
             case "cancel":
+                self.held.pop(number, None)
                 self._give_up(number)
                 for request_id in [t for t, known in self.numbers.items() if known == number]:
                     self.engine.cancel(request_id)
@@ -143,7 +173,31 @@ class Worker:
         if waiting is not None and not any(other.ready is waiting.ready for other in self.compiling.values()):
             waiting.ready.cancel()
 
+    def _read(self, update: PendingWeights) -> None:
+        """Beside the loop: read a file of weights, and refuse what the model cannot take."""
+        try:
+            update.tensors = weights_of(update.file, self.engine.model.state_dict())
+        except RorqualError as error:
+            update.refusal = _said(error)
+        self.inbox.put({"kind": "read"})
+
+    def _install(self) -> None:
+        """Take the weights that were read, once nothing runs with the old ones; then go on with what waited for them."""
+        while self.updates and not self.numbers and (self.updates[0].tensors is not None or self.updates[0].refusal):
+            update = self.updates.pop(0)
+            if update.tensors is not None:
+                self.engine.load_weights(update.tensors)
+                self.version = update.version
+            self._send(line("updated", version=update.version, refusal=update.refusal))
+            if not self.updates:
+                held, self.held = self.held, {}
+                for message in held.values():
+                    self._obey(message)
+
     def _submit(self, number: int, message: dict[str, Any]) -> None:
+        if self.updates:
+            self.held[number] = message
+            return
         ask = ask_of(message)
         request = Request(params=params_of(ask), prompt_ids=ask.prompt, tenant=message["tenant"], priority=ask.priority)
         try:
@@ -152,6 +206,8 @@ class Worker:
             self._refuse(number, _said(error))
             return
         self.numbers[request_id], self.left[request_id] = number, ask.n
+        if message["tenant"] == TENANT:
+            self.recorded.add(request_id)
 
     def _refuse(self, number: int, message: str, status: int = 400) -> None:
         self._send(line("refused", number=number, message=message, status=status))
@@ -183,6 +239,8 @@ class Worker:
                 number, scores = self.numbers[delta.request_id], delta.scores
                 for message in scored(number, scores.logprobs, scores.best, scores.top):
                     self._send(message)
+            if delta.completion is not None and delta.request_id in self.recorded and not self._record(delta):
+                continue
             said = (delta.sample, delta.token, reason, delta.logprob, delta.top, delta.hit)
             rows.append([self.numbers[delta.request_id], *said])
             if reason is not None:
@@ -192,13 +250,51 @@ class Worker:
         if rows:
             self._send(line("drawn", rows=rows))
 
+    def _record(self, delta: Delta) -> bool:
+        """Send what a rollout brings beside its tokens; whether that fits a message."""
+        number, found = self.numbers[delta.request_id], delta.completion
+        assert found is not None
+        fields = {"experts": array_of(found.experts), "kept": array_of(found.kept)}
+        message = line("recorded", number=number, sample=delta.sample, policy_version=self.version, **fields)
+        if len(message) <= LONGEST_RECORD:
+            self._send(message)
+            return True
+        self._refuse(number, f"what the answer records takes more than {LONGEST_RECORD:,} bytes: lower max_tokens")
+        self.engine.cancel(delta.request_id)
+        self._forget(delta.request_id)
+        return False
+
     def _forget(self, request_id: int) -> None:
         del self.numbers[request_id], self.left[request_id]
         self.scored.discard(request_id)
+        self.recorded.discard(request_id)
 
     def _send(self, data: bytes) -> None:
         self.sink.write(data)
         self.sink.flush()
+
+
+def weights_of(file: Path, wanted: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a safetensors file; other names or shapes than `wanted`, and what is no finite number, are a `RorqualError`."""
+    try:
+        found = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"the body is no safetensors file: {error}", remedy="Send one.") from None
+    check_names(found, wanted, where="")
+    for name, tensor in found.items():
+        if not tensor.is_floating_point() or not bool(tensor.isfinite().all()):
+            raise CheckpointError(
+                f"{name} ({tensor.dtype}) holds what is no finite number", remedy="Send weights that are."
+            )
+    return found
+
+
+def array_of(array: Any) -> dict[str, Any] | None:
+    """A tensor or an array as JSON holds it: type, shape, and its bytes in base64."""
+    if array is None:
+        return None
+    found = np.ascontiguousarray(array)
+    return {"dtype": str(found.dtype), "shape": found.shape, "data": base64.b64encode(found.tobytes()).decode()}
 
 
 def _late(build: Build[Compiled], now: float) -> bool:
@@ -227,7 +323,9 @@ def main() -> None:
             dtype=placed.dtype,
             slots=placed.slots,
             max_len=placed.max_len or None,
-            record_experts=False,
+            record_experts=bool(placed.rollout_dir),
+            record_kept=placed.record_kept,
+            pack=not placed.rollout_dir,  # packed weights cannot be changed
             cache_dir=Path(placed.cache_dir) if placed.cache_dir else None,
             cache_bytes=placed.cache_bytes or CACHE_BYTES,
             disk_bytes=placed.disk_bytes,
@@ -241,7 +339,10 @@ def main() -> None:
     if backend(placed.backend).invariant and not engine.invariant:
         print(f"rorqual serve: {NOT_HELD}", file=sys.stderr, flush=True)
     room = int(engine.stats()["blocks_total"]) * BLOCK
-    sink.write(line("ready", max_len=min(engine.max_len, room), vocab_size=engine.model.config.vocab_size))
+    tensors = engine.model.state_dict().values()
+    most = HEADER * (1 + len(tensors)) + sum(4 * tensor.numel() for tensor in tensors)
+    vocab = engine.model.config.vocab_size
+    sink.write(line("ready", max_len=min(engine.max_len, room), vocab_size=vocab, weights_bytes=most))
     sink.flush()
     try:
         Worker(engine, sys.stdin.buffer, sink).run()

@@ -18,7 +18,8 @@ class TrainBatch:
     `segments` the document number, -1 on padding. For reinforcement: `advantages`, `sampled_logprobs` (of the targets, by the
     sampler), `lengths` (trained tokens of the document), and `replay` [rows, seq, moe layers, k], the sampler's experts;
     `old_logprobs` by the trainer before the step's first update, `reference_logprobs` by a frozen model, and `kept` [rows, seq,
-    ceil(vocab / 8)], the sets that top-p and top-k left, as bits (`ops.losses.keep_only`).
+    ceil(vocab / 8)], the sets that top-p and top-k left, as bits (`ops.losses.keep_only`). `ages`: of each token the updates between the
+    weights that drew its document and the trainer's; None where all are 0.
 
     For distillation: `teacher_logprobs` [rows, seq, k], a teacher's log-probabilities at temperature 1 of what follows
     `tokens[i]`, so of the same token as `targets[i]`; of the tokens `teacher_ids` [rows, seq, k], or without these of the whole
@@ -37,6 +38,7 @@ class TrainBatch:
     old_logprobs: Tensor | None = None
     reference_logprobs: Tensor | None = None
     kept: Tensor | None = None
+    ages: Tensor | None = None
     teacher_ids: Tensor | None = None
     teacher_logprobs: Tensor | None = None
 

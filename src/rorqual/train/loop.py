@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rorqual.core.errors import NumericsError
+from rorqual.core.errors import ConfigError, NumericsError
 from rorqual.core.lock import own_run
 from rorqual.core.log import Progress
 from rorqual.core.records import RunDir
-from rorqual.data.chat import chat_format
+from rorqual.data.chat import ChatFormat, chat_format
+from rorqual.engine.rollout_engine import RolloutEngine
 from rorqual.model.account import account
 from rorqual.model.adapter import trained
 from rorqual.train.balance import load_ratio, move_bias
@@ -72,9 +73,7 @@ class Totals:
         """The fields of a metrics record."""
         out: dict[str, Any] = {"loss": self.loss / max(self.updates, 1), "grad_norm": self.grad_norm}
         out |= {name: total / weight for name, (total, weight) in self.means.items() if weight}
-        if (
-            "routing_flips" in self.means
-        ):  # choices of an expert that would differ without replay: a number, and a share
+        if "routing_flips" in out:  # choices of an expert that would differ without replay: a number, and a share
             out["routing_flips"], out["routing_flip_share"] = self.means["routing_flips"][0], out["routing_flips"]
         out |= {f"{name}_max": value for name, value in self.maxima.items()}
         if self.counts:
@@ -94,13 +93,22 @@ def fit(
     quiet: bool = False,
     observe: Callable[[Record], None] | None = None,
     extend: bool = True,
+    rollout_engine: Callable[[ChatFormat], RolloutEngine] | None = None,
 ) -> State:
     """Train `run` into `out`, from where it stands there; returns the final state. One process at a time.
 
     Bad data, settings or folders are refused before anything is written. `threads` changes no bit of the result.
     With `extend`, a run with more steps than the folder's and nothing else changed goes on from there; else it is refused, too.
     `observe` is shown the record of each step that is done, those that a kill will have undone included.
+    `rollout_engine` makes, for the run's chat format, who samples in place of an engine on the trained tensors. It is no part of the run:
+    equal weights and seeds give equal samples.
     """
+    if rollout_engine is not None and not run.source.samples_itself:
+        raise ConfigError(
+            f"source {run.source.kind} asks no rollout engine",
+            where="rollout",
+            remedy="Leave it out: only grpo and on_policy sample.",
+        )
     with own_run(out.path):
         run = extended(run, out) if extend else run
         tokenizer = make_tokenizer(run)
@@ -108,7 +116,8 @@ def fit(
         check_context(run)
         state = restore(run, out, tokenizer, threads=threads)
         chat = chat_format(tokenizer, run.chat)
-        source = run.source.build(Materials(state.model, tokenizer, chat, run.seed, threads))
+        sampler = None if rollout_engine is None else rollout_engine(chat)
+        source = run.source.build(Materials(state.model, tokenizer, chat, run.seed, threads, sampler))
         run = versioned(run, out, source.versions)
         write_start(run, out, tokenizer)
         told = [*state.notes, *grown(run, state.step)] + (
@@ -190,7 +199,7 @@ def step_flops(run: Run, record: dict[str, Any]) -> int:
     return int(record["tokens"]) * cost.training_flops + once * cost.flops + int(record.get("teacher_flops", 0))
 
 
-CHECKED = ("logprob_diff", "routing_flips", "routing_gap")
+CHECKED = ("logprob_diff", "routing_flips", "routing_gap", "stale_logprob_diff", "policy_age")
 
 
 def _iterate(run: Run, state: State, work: Step, pool: ThreadPoolExecutor, where: str) -> Totals:
@@ -241,7 +250,7 @@ def clip(grads: Sequence[Tensor], limit: float, where: str = "") -> float:
 
 
 def check_sampler(run: Run, update: Update, where: str) -> None:
-    """Stop where trainer and sampler disagree on the log-probabilities of what was just sampled, or on experts beyond rounding."""
+    """Stop where trainer and sampler disagree on the log-probabilities of what these very weights sampled, or on experts beyond rounding."""
     total, weight = update.means.get("logprob_diff", (0.0, 0.0))
     mean, largest = total / weight if weight else 0.0, update.maxima.get("logprob_diff", 0.0)
     gap = update.maxima.get("routing_gap", 0.0)

@@ -202,7 +202,8 @@ def _look(
         seen.means |= term.means
         seen.maxima |= term.maxima
     if batch.replay is not None:
-        _record_replay(seen, output.routing, batch.segments.flatten() >= 0)
+        fresh = batch.segments >= 0 if batch.ages is None else (batch.segments >= 0) & (batch.ages == 0)
+        _record_replay(seen, output.routing, fresh.flatten())
     return seen, next((term.logprobs for term in terms if term.logprobs is not None), None)
 
 
@@ -253,6 +254,8 @@ def _forward(model: Decoder, objectives: Sequence[Objective], batch: TrainBatch)
 
 def _record_replay(update: Update, routing: Sequence[Routing], valid: Tensor) -> None:
     """How many expert choices differ from what the trainer's own router would choose, and by how much at most."""
+    if not bool(valid.any()):  # all of it was drawn by older weights
+        return
     flips, tokens, gap = 0.0, 0.0, 0.0
     for one in routing:
         differs = (one.own.sort(-1).values != one.indices.sort(-1).values).any(-1) & valid

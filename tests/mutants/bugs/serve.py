@@ -695,4 +695,28 @@ MUTANTS = (
         "            todo += value.values()",
         "tests/serve/test_load.py::test_a_part_that_is_too_large_is_named_with_its_limit",
     ),
+    one(
+        "an update does not wait for what runs",
+        "issue 16: rollout engines",
+        "serve/worker.py",
+        "while self.updates and not self.numbers and (",
+        "while self.updates and (",
+        "tests/serve/test_rollout.py::test_what_runs_ends_with_the_weights_that_it_began_with",
+    ),
+    one(
+        "weights are taken whatever their digest says",
+        "issue 16: rollout engines",
+        "serve/uploads.py",
+        "info.weights_bytes) != digest:",
+        'info.weights_bytes) == b"":',
+        "tests/serve/test_rollout.py::test_poisons_are_refused_beside_their_valid_twin_and_the_model_answers_as_before",
+    ),
+    one(
+        "an engine that is started again has the run's own weights",
+        "issue 16: rollout engines",
+        "serve/bridge.py",
+        "            self._updating = None\n        self.weights = file, version\n",
+        "            self._updating = None\n",
+        "tests/serve/test_rollout.py::test_an_engine_that_dies_has_the_same_weights_again",
+    ),
 )

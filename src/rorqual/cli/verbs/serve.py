@@ -22,7 +22,8 @@ def serve(
     max_body=8388608, grace=30, ui= (the page at /; by itself where Gradio is), hang=120, load=3600, cache_dir=, disk_bytes=,
     cache_bytes=, backend=torch-invariant, step_tokens=256,
     operator=default (the tenant that reads everybody's figures), stall=30 (seconds that a client
-    may leave unread), cors= (origins whose scripts may ask), threads=, device=, dtype=.
+    may leave unread), cors= (origins whose scripts may ask), rollout_dir= (a folder for weights that `rorqual train ... rollout=` sends: the
+    server then samples for it), record_kept=false, threads=, device=, dtype=.
     """
     try:
         from rorqual.cli.serving import start

@@ -14,13 +14,14 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from email.message import Message as Headers
 from http.client import HTTPException
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 from rorqual.core.errors import ConfigError, DataError, RorqualError
@@ -69,6 +70,7 @@ def _grammar(grammar: Grammar) -> dict[str, Any]:
     return {"response_format": {"type": "json_schema", "json_schema": schema}}
 
 
+T = TypeVar("T")
 RETRIED = frozenset({408, 409, 425, 429})
 FINAL = frozenset({501, 505})
 """Of the server's own errors those that the same request meets again."""
@@ -156,28 +158,23 @@ class _Gate:
     stop: threading.Event
 
 
-class RemoteEngine:
-    """`POST {base_url}/chat/completions`, one HTTP request a sample, `concurrency` at a time.
+class RemoteClient(ABC):
+    """Sends one HTTP request a sample to `url`, `concurrency` at a time. A subclass says what is asked and how the reply is read.
 
     `timeout` in seconds for each try. `retries`: further tries after 408, 409, 425, 429, 5xx, a broken connection or a reply that is no
     completion (a page of HTML, no choices), with waits of `backoff` seconds, doubled each time, or what `Retry-After` says.
-    Thinking `on` and `off` are sent as
-    `chat_template_kwargs`, as vLLM and SGLang take them; `auto` sends nothing. `extra` is merged into each body.
-    `seed_bits`: 64, as OpenAI's API documents seeds, or 31 for a server that refuses those; either way one seed is one request.
     """
 
     def __init__(
         self,
         base_url: str,
-        model: str,
+        path: str,
         *,
         api_key: str | None = None,
         concurrency: int = 8,
         timeout: float = 300.0,
         retries: int = 5,
         backoff: float = 0.5,
-        extra: Mapping[str, Any] | None = None,
-        seed_bits: Bits = 64,
     ) -> None:
         parts = urlsplit(base_url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -192,31 +189,26 @@ class RemoteEngine:
                 where="remote",
                 remedy="At least 1 at a time, no fewer than 0 retries, a timeout above 0 seconds.",
             )
-        self.url = base_url.rstrip("/") + "/chat/completions"
-        self.model, self.concurrency, self.timeout = model, concurrency, timeout
-        self.retries, self.backoff, self.extra = retries, backoff, dict(extra or {})
-        self.seed_bits: Bits = seed_bits
+        self.url = base_url.rstrip("/") + path
+        self.concurrency, self.timeout = concurrency, timeout
+        self.retries, self.backoff = retries, backoff
         self._key = api_key
         handlers: list[urllib.request.BaseHandler] = [_NoRedirect()]
         if parts.hostname in ("localhost", "127.0.0.1", "::1"):
             handlers.append(urllib.request.ProxyHandler({}))
         self._opener = urllib.request.build_opener(*handlers)
 
-    def generate(
-        self, requests: Sequence[Request], *, progress: Callable[[int, int], None] | None = None
-    ) -> list[list[Completion]]:
-        """For each request its `n` samples. The first failure that retries do not mend stops everything."""
-        wanted = [(request, sample) for request in requests for sample in range(request.params.n)]
-        found: dict[int, Completion] = {}
+    @abstractmethod
+    def _body(self, request: Request, sample: int) -> dict[str, Any]:
+        """The JSON that asks for one sample."""
 
-        def arrived(place: int, completion: Completion) -> None:
-            found[place] = completion
-            if progress is not None:
-                progress(len(found), len(wanted))
+    @abstractmethod
+    def _read(self, data: Any, request: Request) -> Completion:
+        """The completion that a reply's JSON holds; `NoCompletion` where there is none."""
 
-        self.collect(wanted, arrived)
-        flat = iter([found[place] for place in range(len(wanted))])
-        return [[next(flat) for _ in range(request.params.n)] for request in requests]
+    @abstractmethod
+    def _check(self, wanted: Sequence[tuple[Request, int]]) -> None:
+        """Refuse what the address cannot be asked, before anything is sent."""
 
     def collect(
         self,
@@ -235,7 +227,7 @@ class RemoteEngine:
         With `refused(place, error)` the others go on where the server refuses a request for what it asks (`REFUSED`), with
         `failed(place, error)` also where it fails `alone` in another way. `first_alone`: the first is waited for before any other is sent.
         """
-        _need_messages(wanted)
+        self._check(wanted)
         lock, stop = threading.Lock(), threading.Event()
         faults: list[BaseException] = []
 
@@ -281,40 +273,32 @@ class RemoteEngine:
 
     # ---- one sample
 
-    def _body(self, request: Request, sample: int) -> dict[str, Any]:
-        params = request.params
-        body: dict[str, Any] = {
-            "model": self.model,
-            "messages": [{"role": m.role, "content": content_json(m.content)} for m in request.messages],
-            "max_tokens": params.max_tokens,
-            "temperature": params.temperature,
-            "top_p": params.top_p,
-            "seed": sample_seed(params.seed, sample, self.seed_bits),
-        }
-        body |= further(params)
-        if request.thinking != "auto":
-            on = request.thinking == "on"
-            body["chat_template_kwargs"] = {"thinking": on, "enable_thinking": on}
-        return body | self.extra
-
     def _complete(self, request: Request, sample: int, gate: _Gate) -> Completion:
-        body = self._body(request, sample)
+        body = json.dumps(self._body(request, sample)).encode()
+        return self._tried(gate, self.url, lambda: self._read(self._sent(self.url, body), request))
+
+    def exchange(self, url: str, body: bytes | None = None, more: Mapping[str, str] | None = None) -> Any:
+        """The reply's JSON to one request that asks for no sample, after as many tries as it needs and may have."""
+        return self._tried(_Gate(FREE, 0, threading.Event()), url, lambda: self._sent(url, body, more))
+
+    def _tried(self, gate: _Gate, url: str, once: Callable[[], T]) -> T:
+        """What `once` returns, after as many tries as it needs and may have."""
         for attempt in range(self.retries + 1):
             fault, wait, alone = "stopped, since another request failed", 0.0, False
             remedy = "See that the server runs and can take this many requests at once, or lower concurrency."
             if gate.stop.is_set():
                 break
             if not gate.toll.enter(gate.place):
-                raise _Unpaid("no money for another request", where=self.url)
+                raise _Unpaid("no money for another request", where=url)
             try:
-                return completion_of(self._once(body), request.params.prompt_logprobs)
+                return once()
             except urllib.error.HTTPError as error:
                 if error.code < 500 and error.code not in UNSURE:
                     gate.toll.refused(gate.place)
                 fault, wait = f"HTTP {error.code}: {_message_of(error)}", _retry_after(error.headers)
                 if error.code not in RETRIED and (error.code < 500 or error.code in FINAL):
                     remedy = self._remedy(error.code, fault)
-                    raise RemoteError(fault, where=self.url, remedy=remedy, status=error.code) from None
+                    raise RemoteError(fault, where=url, remedy=remedy, status=error.code) from None
                 alone = error.code != 429
             except NoCompletion as error:
                 gate.toll.used(gate.place, error.usage)
@@ -327,18 +311,17 @@ class RemoteEngine:
                 fault = str(reason) or type(error).__name__
             if attempt < self.retries:
                 gate.stop.wait(min(max(wait, self.backoff * 2**attempt), LONGEST_WAIT))
-        raise RemoteError(f"{fault} (tried {attempt + 1} times)", where=self.url, remedy=remedy, alone=alone)
+        raise RemoteError(f"{fault} (tried {attempt + 1} times)", where=url, remedy=remedy, alone=alone)
 
     def _remedy(self, code: int, fault: str) -> str:
-        if self.seed_bits == 64 and re.search(r"\bseed\b", fault):
-            return "If its seeds are shorter, give seed_bits=31."
         return _remedy(code)
 
-    def _once(self, body: dict[str, Any]) -> Any:
+    def _sent(self, url: str, body: bytes | None, more: Mapping[str, str] | None = None) -> Any:
+        """The reply's JSON to a body that is posted, or to a GET without one."""
         headers = {"Content-Type": "application/json", "Accept": "application/json", "User-Agent": "rorqual"}
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"
-        call = urllib.request.Request(self.url, json.dumps(body).encode(), headers, method="POST")
+        call = urllib.request.Request(url, body, {**headers, **(more or {})})
         end = time.monotonic() + self.timeout
         with self._opener.open(call, timeout=self.timeout) as reply:
             raw = read_until(reply, end)
@@ -357,6 +340,71 @@ class RemoteEngine:
                 {},
                 "Give the address of the API, which often ends in /v1.",
             ) from None
+
+
+class RemoteEngine(RemoteClient):
+    """`POST {base_url}/chat/completions` of any server that speaks OpenAI's API.
+
+    Thinking `on` and `off` are sent as `chat_template_kwargs`, as vLLM and SGLang take them; `auto` sends nothing. `extra` is merged into
+    each body. `seed_bits`: 64, as OpenAI's API documents seeds, or 31 for a server that refuses those; either way one seed is one request.
+    `settings`: those of `RemoteClient`.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        model: str,
+        *,
+        extra: Mapping[str, Any] | None = None,
+        seed_bits: Bits = 64,
+        **settings: Any,
+    ) -> None:
+        super().__init__(base_url, "/chat/completions", **settings)
+        self.model, self.extra = model, dict(extra or {})
+        self.seed_bits: Bits = seed_bits
+
+    def generate(
+        self, requests: Sequence[Request], *, progress: Callable[[int, int], None] | None = None
+    ) -> list[list[Completion]]:
+        """For each request its `n` samples. The first failure that retries do not mend stops everything."""
+        wanted = [(request, sample) for request in requests for sample in range(request.params.n)]
+        found: dict[int, Completion] = {}
+
+        def arrived(place: int, completion: Completion) -> None:
+            found[place] = completion
+            if progress is not None:
+                progress(len(found), len(wanted))
+
+        self.collect(wanted, arrived)
+        flat = iter([found[place] for place in range(len(wanted))])
+        return [[next(flat) for _ in range(request.params.n)] for request in requests]
+
+    def _body(self, request: Request, sample: int) -> dict[str, Any]:
+        params = request.params
+        body: dict[str, Any] = {
+            "model": self.model,
+            "messages": [{"role": m.role, "content": content_json(m.content)} for m in request.messages],
+            "max_tokens": params.max_tokens,
+            "temperature": params.temperature,
+            "top_p": params.top_p,
+            "seed": sample_seed(params.seed, sample, self.seed_bits),
+        }
+        body |= further(params)
+        if request.thinking != "auto":
+            on = request.thinking == "on"
+            body["chat_template_kwargs"] = {"thinking": on, "enable_thinking": on}
+        return body | self.extra
+
+    def _read(self, data: Any, request: Request) -> Completion:
+        return completion_of(data, request.params.prompt_logprobs)
+
+    def _check(self, wanted: Sequence[tuple[Request, int]]) -> None:
+        _need_messages(wanted)
+
+    def _remedy(self, code: int, fault: str) -> str:
+        if self.seed_bits == 64 and re.search(r"\bseed\b", fault):
+            return "If its seeds are shorter, give seed_bits=31."
+        return super()._remedy(code, fault)
 
 
 def _need_messages(wanted: Sequence[tuple[Request, int]]) -> None:

@@ -3,7 +3,7 @@
 from rorqual.model.adapter.base import Full, HoldsParts, Selection, Tune, trained
 from rorqual.model.adapter.esft import ESFT
 from rorqual.model.adapter.files import Adapter, adapter_of, fingerprint, unfold
-from rorqual.model.adapter.lora import LoRA
+from rorqual.model.adapter.lora import LoRA, whole_weights
 
 __all__ = [
     "ESFT",
@@ -17,4 +17,5 @@ __all__ = [
     "fingerprint",
     "trained",
     "unfold",
+    "whole_weights",
 ]

@@ -89,6 +89,16 @@ class LoRA(Tune):
             linear.weight.copy_(merged(linear.weight, a, b, self.scale))
 
 
+@torch.no_grad()
+def whole_weights(model: Decoder) -> dict[str, Tensor]:
+    """The weights of `model` under the names that they have without an adapter, which is merged into them."""
+    state = {name: tensor for name, tensor in model.state_dict().items() if not name.endswith((".lora_A", ".lora_B"))}
+    for name, module in model.named_modules():
+        if isinstance(module, LoRALinear):
+            state[f"{name}.weight"] = module.weight
+    return state
+
+
 def linears(model: Decoder) -> Iterator[tuple[str, nn.Linear]]:
     """Linear maps of the main layers by name."""
     for name, module in model.named_modules():

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from rorqual.core.config import Kind, NonNegative
@@ -29,6 +30,28 @@ class Term:
     routing: tuple[Routing, ...] = ()
     valid: tuple[Tensor, ...] = ()
     logprobs: Tensor | None = None
+
+
+@torch.no_grad()
+def sampler_difference(now: Tensor, batch: TrainBatch, at: tuple[Tensor, ...]) -> Term:
+    """A term of nothing but records: how far the trainer's log-probabilities `now` [n], of the tokens `at` a batch's places, are from the
+    sampler's. `logprob_diff` is of what the trainer's very weights drew; what older ones drew counts in `stale_logprob_diff`, and its age in
+    `policy_age`."""
+    assert batch.sampled_logprobs is not None
+    difference = (now - batch.sampled_logprobs[at]).abs().double()
+    if batch.ages is None:
+        largest = float(difference.max()) if len(now) else 0.0
+        return Term(
+            now.new_zeros(()), {"logprob_diff": (float(difference.sum()), float(len(now)))}, {"logprob_diff": largest}
+        )
+    ages = batch.ages[at]
+    fresh, n_stale = difference[ages == 0], float((ages > 0).sum())
+    means = {
+        "logprob_diff": (float(fresh.sum()), float(len(fresh))),
+        "stale_logprob_diff": (float(difference[ages > 0].sum()), n_stale),
+        "policy_age": (float(ages.sum()), float(len(ages))),
+    }
+    return Term(now.new_zeros(()), means, {"logprob_diff": float(fresh.max())} if len(fresh) else {})
 
 
 class Objective(Kind):

@@ -13,7 +13,7 @@ from rorqual.core.errors import ConfigError, NumericsError
 from rorqual.model.decoder import Decoder, Output
 from rorqual.ops.losses import token_logprobs
 from rorqual.train.batch import TrainBatch
-from rorqual.train.objectives.base import Objective, Term
+from rorqual.train.objectives.base import Objective, Term, sampler_difference
 
 Divergence = Literal["forward", "reverse", "skewed", "skewed_reverse"]
 Tail = Literal["bucket", "renormalise"]
@@ -75,9 +75,8 @@ class Distil(Objective):
             maxima: dict[str, float] = {}
             if batch.sampled_logprobs is not None:
                 now = token_logprobs(logits / self.sampling_temperature, batch.targets[at])
-                difference = (now - batch.sampled_logprobs[at]).abs().double()
-                means["logprob_diff"] = (float(difference.sum()), n)
-                maxima["logprob_diff"] = float(difference.max()) if len(now) else 0.0
+                compared = sampler_difference(now, batch, at)
+                means, maxima = means | compared.means, compared.maxima
         return Term((divergences * batch.loss_mask[at]).sum() * self.temperature**2, means, maxima)
 
     def _aligned(self, logits: Tensor, stored: Tensor, ids: Tensor | None) -> tuple[Tensor, Tensor]:

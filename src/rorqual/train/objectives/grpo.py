@@ -19,7 +19,7 @@ from rorqual.model.decoder import Decoder, Output
 from rorqual.ops.losses import keep_only, reverse_kl, token_logprobs
 from rorqual.ops.rows import ENOUGH
 from rorqual.train.batch import TrainBatch
-from rorqual.train.objectives.base import Objective, Term
+from rorqual.train.objectives.base import Objective, Term, sampler_difference
 
 
 class GRPO(Objective):
@@ -106,18 +106,17 @@ class GRPO(Objective):
             total = total + self.beta * (kl * drawn.weight).sum()
             means["kl"] = (float(kl.detach().sum()), n)
         with torch.no_grad():
-            difference = (now - drawn.sampled).abs().double()
             p = logits.softmax(-1)
             entropy = -(p * p.clamp_min(1e-30).log()).sum()
-        means |= {
-            "logprob_diff": (float(difference.sum()), n),
+        compared = sampler_difference(now, batch, at)
+        means |= compared.means | {
             "entropy": (float(entropy), n),
             "clipped": (float(bound.sum()), n),
         }
         logprobs = None
         if self.wants_old:
             logprobs = torch.zeros_like(batch.loss_mask).index_put(at, now.detach())
-        return Term(total, means, {"logprob_diff": float(difference.max()) if len(now) else 0.0}, logprobs=logprobs)
+        return Term(total, means, compared.maxima, logprobs=logprobs)
 
     def _logits(self, model: Decoder, hidden: Tensor, kept: Tensor | None) -> Tensor:
         """Of the distribution that was sampled from; where the model has the engine's arithmetic, by the engine's own steps."""

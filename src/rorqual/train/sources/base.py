@@ -10,27 +10,31 @@ from typing import Any
 from rorqual.core.config import Kind, RowLength
 from rorqual.data.chat import ChatFormat
 from rorqual.data.tokenizer import Tokenizer
+from rorqual.engine.rollout_engine import RolloutEngine
 from rorqual.model.decoder import Decoder
 from rorqual.train.batch import TrainBatch
 
 
 @dataclass(frozen=True)
 class Materials:
-    """What a source may use: the model (for rollouts), tokenizer, chat format, seed, and worker threads."""
+    """What a source may use: the model (for rollouts), tokenizer, chat format, seed, and worker threads.
+
+    `rollout_engine`: who samples, where that is not an engine on the model itself."""
 
     model: Decoder
     tokenizer: Tokenizer
     chat: ChatFormat
     seed: int
     threads: int
+    rollout_engine: RolloutEngine | None = None
 
 
 @dataclass
 class Step:
     """One step's work: a batch for each optimizer update, and what to record.
 
-    `fresh`: the batches were sampled by these very weights, so that log-probabilities must agree before the first update;
-    `unlearned` was sampled too, teaches nothing, and is checked with them. `notes` are said to the user. `trace`: lines for
+    `fresh`: the batches were sampled for this step, so that log-probabilities of what these very weights sampled must agree before the first
+    update; `unlearned` was sampled too, teaches nothing, and is checked with them. `notes` are said to the user. `trace`: lines for
     `rollouts.jsonl`, which `rorqual trace` shows.
     """
 
@@ -57,6 +61,11 @@ class SourceConfig(Kind):
     """Base of the sources. `row`: tokens in a row of a batch."""
 
     row: RowLength
+
+    @property
+    def samples_itself(self) -> bool:
+        """Whether it asks a rollout engine for samples of the trained model."""
+        return False
 
     def build(self, materials: Materials) -> Source:
         """The source; bad data is refused here, before anything is written."""

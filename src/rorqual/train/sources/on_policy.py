@@ -21,7 +21,6 @@ from rorqual.core.config import Count, Natural, RowLength, Temperature
 from rorqual.core.errors import ConfigError
 from rorqual.core.records import RunDir, Thinking
 from rorqual.data.tokenizer import Tokenizer
-from rorqual.engine.engine import Engine
 from rorqual.engine.request import Completion, Request, SamplingParams
 from rorqual.engine.score import ROWS, next_logprobs
 from rorqual.model.account import account
@@ -32,6 +31,7 @@ from rorqual.train.batch import TrainBatch
 from rorqual.train.sources.base import Materials, Source, SourceConfig, Step
 from rorqual.train.sources.distilled import another_vocabulary
 from rorqual.train.sources.rollouts import Scored, batch_of, check_room, graded_as, measure
+from rorqual.train.sources.sampler import RolloutSampler
 from rorqual.train.sources.worked import opening, repeat
 
 PROBE = 256
@@ -42,6 +42,8 @@ class OnPolicyConfig(SourceConfig):
 
     `top_k`: how many of the teacher's likeliest tokens are kept at each place, 0 for the whole vocabulary. `grade`: judge the
     answers for the record (reward, right_when_thinking); no verdict trains. `minibatches`: updates a step. `row`: tokens in a training row.
+    `max_age`: by how many updates the weights that drew an answer may be older than the student's. What is older than 0 is not compared with
+    the student; it needs no importance weights, as each position's divergence is over the vocabulary and not of the token that was drawn.
     """
 
     kind: Literal["on_policy"] = "on_policy"
@@ -58,6 +60,11 @@ class OnPolicyConfig(SourceConfig):
     grade: bool = True
     minibatches: Count = 2
     row: RowLength = 128
+    max_age: Natural = 0
+
+    @property
+    def samples_itself(self) -> bool:
+        return True
 
     def build(self, materials: Materials) -> Source:
         return OnPolicy(self, materials)
@@ -72,18 +79,19 @@ class OnPolicyConfig(SourceConfig):
 
 
 class OnPolicy(Source):
-    """The engine holds the trained tensors themselves; the teacher's never change."""
+    """The student samples by the run's rollout engine; the teacher's weights never change."""
 
     def __init__(self, config: OnPolicyConfig, materials: Materials) -> None:
         self.config, self.chat, self.seed = config, materials.chat, materials.seed
         self.task = load_task(config.task, data=Path(config.data) if config.data else None, options=config.options)
         self.versions = self.task.versions
         self.teacher = Teacher(config.teacher, materials, config.row, config.top_k)
-        self.engine = Engine.of(materials.model, materials.tokenizer, materials.chat, threads=materials.threads)
+        self.sampler = RolloutSampler(materials, max_age=config.max_age)
         check_room(self.chat, opening(self.task, self.seed, PROBE), config.thinking, config.max_tokens, config.row)
 
     def step(self, step: int) -> Step:
         c = self.config
+        self.sampler.update()
         problems = list(islice(repeat(self.task, self.seed * 1_000_003 + step), c.problems))
         seeds = np.random.default_rng([self.seed, step]).integers(0, 2**31, size=len(problems)).tolist()
         requests = [
@@ -95,8 +103,8 @@ class OnPolicy(Source):
             for p, seed in zip(problems, seeds)
         ]
         groups = [
-            [Scored(one, self._verdict(p, one), 0.0) for one in got]
-            for p, got in zip(problems, self.engine.generate(requests))
+            [Scored(one, self._verdict(p, one), 0.0, self.sampler.age(one)) for one in got]
+            for p, got in zip(problems, self.sampler.generate(requests))
         ]
         every = [one for group in groups for one in group]
         order = np.random.default_rng([self.seed, step, 1]).permutation(len(every)).tolist()

@@ -18,7 +18,6 @@ from rorqual.core.errors import DataError
 from rorqual.core.records import Thinking
 from rorqual.data.chat import ChatFormat
 from rorqual.data.pack import Packed, Sample, pack
-from rorqual.engine.engine import Engine
 from rorqual.engine.request import Completion, Request, SamplingParams
 from rorqual.ops.moe import CHOOSE
 from rorqual.tasks.base import Problem, Task, Verdict
@@ -26,6 +25,7 @@ from rorqual.tasks.find import load_task, safe_grade
 from rorqual.train.batch import TrainBatch
 from rorqual.train.sources.base import Materials, Source, SourceConfig, Step
 from rorqual.train.sources.reference import Reference
+from rorqual.train.sources.sampler import RolloutSampler
 from rorqual.train.sources.shaping import group_advantages, overlong_penalty
 from rorqual.train.sources.worked import opening, repeat
 
@@ -48,6 +48,8 @@ class RolloutConfig(SourceConfig):
     `mask_truncated`: an answer that was cut off counts in its group's mean and does not train (DAPO's overlong filtering).
     `reference`: a run whose log-probabilities go with the batches (a KL term); all that was graded then trains, not only groups
     with both rewards.
+    `max_age`: by how many updates the weights that drew a sample may be older than the trainer's. What is older than 0 is not compared
+    with the trainer; the objective's ratios, to the sampler's own probabilities, are its importance weights.
     """
 
     kind: Literal["rollouts"] = "rollouts"
@@ -70,6 +72,11 @@ class RolloutConfig(SourceConfig):
     overlong_penalty: NonNegative = 1.0
     mask_truncated: bool = False
     reference: str = ""
+    max_age: Natural = 0
+
+    @property
+    def samples_itself(self) -> bool:
+        return True
 
     @model_validator(mode="after")
     def _buffer(self) -> Self:
@@ -87,11 +94,12 @@ class RolloutConfig(SourceConfig):
 
 @dataclass(frozen=True)
 class Scored:
-    """A completion with its verdict and advantage."""
+    """A completion with its verdict and advantage. `age`: updates between the weights that drew it and the trainer's."""
 
     completion: Completion
     verdict: Verdict
     advantage: float
+    age: int = 0
 
     @property
     def cut_off(self) -> bool:
@@ -100,18 +108,14 @@ class Scored:
 
 
 class Rollouts(Source):
-    """Samples with the trained model itself: the engine holds the same tensors, so its weights are never old."""
+    """Samples with the trained model itself, by the run's rollout engine."""
 
     def __init__(self, config: RolloutConfig, materials: Materials) -> None:
         self.config, self.chat, self.seed = config, materials.chat, materials.seed
         self.task = load_task(config.task, data=Path(config.data) if config.data else None, options=config.options)
         self.versions = self.task.versions
-        self.engine = Engine.of(
-            materials.model,
-            materials.tokenizer,
-            materials.chat,
-            threads=materials.threads,
-            record_kept=config.top_p < 1 or config.top_k > 0,
+        self.sampler = RolloutSampler(
+            materials, max_age=config.max_age, record_kept=config.top_p < 1 or config.top_k > 0
         )
         self.reference = (
             Reference(config.reference, materials.model, temperature=config.temperature, threads=materials.threads)
@@ -122,6 +126,7 @@ class Rollouts(Source):
 
     def step(self, step: int) -> Step:
         c = self.config
+        self.sampler.update()
         problems, groups = self._draw(step)
         chosen = [g for g in groups if mixed(g)][: c.problems] if c.max_num_gen_batches > 1 else groups
         learn = [one for group in chosen for one in group if self._trains(one)]
@@ -150,7 +155,7 @@ class Rollouts(Source):
             seeds = generator.integers(0, 2**31, size=len(fresh)).tolist()
             requests = [Request(p.messages, self._sampling(seed), c.thinking) for p, seed in zip(fresh, seeds)]
             problems += fresh
-            groups += [self._score(p, got) for p, got in zip(fresh, self.engine.generate(requests))]
+            groups += [self._score(p, got) for p, got in zip(fresh, self.sampler.generate(requests))]
             if sum(map(mixed, groups)) >= c.problems:
                 break
         return problems, groups
@@ -200,7 +205,8 @@ class Rollouts(Source):
         graded = [v is not Verdict.UNGRADED for v in verdicts]
         rewards = [float(v is Verdict.RIGHT) + self._penalty(len(c.token_ids)) for v, c in zip(verdicts, completions)]
         advantages = group_advantages(rewards, graded, std=self.config.std)
-        return [Scored(c, v, float(a)) for c, v, a in zip(completions, verdicts, advantages)]
+        ages = map(self.sampler.age, completions)
+        return [Scored(c, v, float(a), age) for c, v, a, age in zip(completions, verdicts, advantages, ages)]
 
     def _batch(self, scored: list[Scored], *, learned: bool = False) -> TrainBatch:
         batch = batch_of(scored, self.config.row, self.chat.pad)
@@ -253,6 +259,7 @@ def lay_beside(packed: Packed, scored: list[Scored]) -> TrainBatch:
         replay = torch.full((*shape, *experts.shape[1:]), CHOOSE)  # padding and last tokens choose for themselves
     sets = scored[0].completion.kept
     kept = None if sets is None else torch.full((*shape, sets.shape[-1]), 255, dtype=torch.uint8)
+    ages = torch.zeros(shape) if any(one.age for one in scored) else None
     for (row, start, length), one in zip(packed.places, scored, strict=True):
         c = one.completion
         first = start + len(c.prompt_ids) - 1  # the position that predicts the first sampled token
@@ -264,6 +271,8 @@ def lay_beside(packed: Packed, scored: list[Scored]) -> TrainBatch:
             replay[row, start : start + length - 1] = torch.as_tensor(np.asarray(c.experts, dtype=np.int64))
         if kept is not None:
             kept[row, here] = torch.as_tensor(np.asarray(c.kept, dtype=np.uint8))
+        if ages is not None:
+            ages[row, start : start + length] = one.age
     return TrainBatch(
         batch.tokens,
         batch.targets,
@@ -275,6 +284,7 @@ def lay_beside(packed: Packed, scored: list[Scored]) -> TrainBatch:
         lengths=lengths,
         replay=replay,
         kept=kept,
+        ages=ages,
     )
 
 

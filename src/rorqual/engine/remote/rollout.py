@@ -1,0 +1,154 @@
+"""A rollout engine behind the address of a `rorqual serve` that has `rollout_dir=`: token ids in and out, and weights up."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import math
+import queue
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save
+
+from rorqual.core.errors import ConfigError, DataError
+from rorqual.data.chat import ChatFormat
+from rorqual.engine.remote.engine import NoCompletion, RemoteClient, usage_of
+from rorqual.engine.request import Completion, Request, SamplingParams
+from rorqual.engine.seeds import sample_seed
+from rorqual.model import Decoder
+from rorqual.model.adapter import whole_weights
+
+UNSUPPORTED = ("stop", "grammar", "top_logprobs", "prompt_logprobs")
+SENT = (
+    "max_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "ignore_eos",
+    "min_tokens", "min_p_first",
+)  # fmt: skip
+"""Sampling parameters that are always sent: the server has defaults of its own."""
+NOT_OURS = "The address must be a `rorqual serve` of this version."
+
+
+class RemoteRolloutEngine(RemoteClient):
+    """`POST {address}/rollout/generate` and `/rollout/weights`; docs/serve.md describes both.
+
+    Each sample is a request of its own, as many at a time as the server has `slots`. The prompt's ids are made here and the reply's are read
+    here, so that nothing is decoded and encoded again. Refused: a server whose tokenizer or chat format is not the trainer's.
+    """
+
+    def __init__(self, address: str, chat: ChatFormat, *, api_key: str, **settings: Any) -> None:
+        super().__init__(address.rstrip("/").removesuffix("/v1"), "/rollout/generate", api_key=api_key, **settings)
+        self.chat = chat
+        self.weights_url = self.url.removesuffix("generate") + "weights"
+        state = self.exchange(self.weights_url)
+        try:
+            self.model, self.version, self.concurrency = state["model"], int(state["version"]), int(state["slots"])
+            theirs = (state["tokenizer"], state["chat"])
+        except (KeyError, TypeError, ValueError):
+            raise ConfigError("it says nothing of its weights", where=self.weights_url, remedy=NOT_OURS) from None
+        if theirs != (chat.tokenizer.fingerprint, chat.name):
+            raise ConfigError(
+                f"its tokenizer or chat format ({theirs[1]}) is not the trainer's ({chat.name})",
+                where=self.weights_url,
+                remedy="Serve the run that training starts from.",
+            )
+
+    def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
+        """Yield samples as they finish. The first failure that retries do not mend is raised; leaving early stops what was not sent yet."""
+        places = [(number, sample) for number, request in enumerate(requests) for sample in range(request.params.n)]
+        finished = queue.SimpleQueue[Completion | None]()
+        left = threading.Event()
+
+        def arrived(place: int, completion: Completion) -> None:
+            if left.is_set():
+                raise ConfigError("nobody waits for these samples any more", where=self.url)
+            completion.request, completion.sample = places[place]
+            finished.put(completion)
+
+        with ThreadPoolExecutor(1, thread_name_prefix="rollout") as pool:
+            asking = pool.submit(self.collect, [(requests[number], sample) for number, sample in places], arrived)
+            asking.add_done_callback(lambda _: finished.put(None))
+            try:
+                while (one := finished.get()) is not None:
+                    yield one
+                asking.result()
+            finally:
+                left.set()
+
+    def update(self, weights: Decoder, version: int) -> None:
+        """Send the weights, an adapter's merged into them, and wait until the server samples with them."""
+        data = save({name: tensor.cpu().contiguous() for name, tensor in whole_weights(weights).items()})
+        digest = base64.b64encode(hashlib.sha256(data).digest()).decode()
+        headers = {"Content-Type": "application/octet-stream", "Content-Digest": f"sha-256=:{digest}:"}
+        self.exchange(f"{self.weights_url}?version={version}", data, headers)
+        self.version = version
+
+    def _check(self, wanted: Sequence[tuple[Request, int]]) -> None:
+        default = SamplingParams()
+        for request, _ in wanted:
+            for name in UNSUPPORTED:
+                if getattr(request.params, name) != getattr(default, name):
+                    raise DataError(f"'{name}' cannot be asked of it", where=self.url, remedy="Sample without it.")
+
+    def _prompt(self, request: Request) -> list[int]:
+        given = request.prompt_ids
+        return self.chat.prompt(request.messages, request.thinking) if given is None else list(given)
+
+    def _body(self, request: Request, sample: int) -> dict[str, Any]:
+        params = request.params
+        return {name: getattr(params, name) for name in SENT} | {
+            "model": self.model,
+            "prompt": self._prompt(request),
+            "seed": sample_seed(params.seed, sample),
+            "logit_bias": {str(token): bias for token, bias in params.logit_bias},
+            "stop_token_ids": list(params.stop_token_ids),
+            "logprobs": 0,
+        }
+
+    def _read(self, data: Any, request: Request) -> Completion:
+        prompt = tuple(self._prompt(request))
+        try:
+            choice = data["choices"][0]
+            token_ids = [int(token) for token in choice["token_ids"]]
+            logprobs = [float(logprob) for logprob in choice["logprobs"]]
+            experts, kept = _array(choice["experts"]), _array(choice["kept"])
+            reason, version = choice["finish_reason"], int(choice["policy_version"])
+        except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
+            raise NoCompletion(f"the answer is no rollout: {type(error).__name__} {error}", {}, NOT_OURS) from None
+        n, length = len(token_ids), len(prompt) + len(token_ids) - 1
+        whole = 0 < n == len(logprobs) and all(map(math.isfinite, logprobs)) and reason in ("stop", "length")
+        if not whole or (experts is not None and len(experts) != length) or (kept is not None and len(kept) != n):
+            what = f"{n} tokens with {len(logprobs)} log-probabilities, of which some may be no numbers, or records of other lengths"
+            raise NoCompletion(f"the answer is no rollout: {what}", usage_of(data), NOT_OURS)
+        thinking = request.thinking if request.prompt_ids is None else self.chat.chosen(prompt)
+        message = self.chat.parse(token_ids, thinking)
+        return Completion(
+            prompt_ids=prompt,
+            token_ids=token_ids,
+            logprobs=logprobs,
+            finish_reason=reason,
+            text=message.text,
+            reasoning=message.reasoning,
+            experts=None if experts is None else torch.from_numpy(experts),
+            kept=kept,
+            usage=usage_of(data),
+            model=self.model,
+            policy_version=version,
+        )
+
+    def _remedy(self, code: int, fault: str) -> str:
+        known = {
+            401: "Give the key for rollouts, which the server showed when it first started with rollout_dir=FOLDER (RORQUAL_ROLLOUT_KEY).",
+            404: "Start the server with rollout_dir=FOLDER, and give its address.",
+        }
+        return known.get(code) or super()._remedy(code, fault)
+
+
+def _array(given: Mapping[str, Any] | None) -> np.ndarray[Any, Any] | None:
+    if given is None:
+        return None
+    flat = np.frombuffer(base64.b64decode(given["data"], validate=True), np.dtype(given["dtype"]))
+    return flat.reshape(given["shape"]).copy()

@@ -1,0 +1,149 @@
+"""Whoever samples for a trainer: a lost sample is asked for again and is the same, and weights of a wrong version are refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+from scaled import make_model
+
+from rorqual.core.errors import NumericsError
+from rorqual.data.chat import chat_format
+from rorqual.data.tokenizer import Tokenizer
+from rorqual.engine import Completion, Engine, Request, SamplingParams
+from rorqual.engine.rollout_engine import TRIES, InlineRolloutEngine, RolloutEngine, alone, gather
+from rorqual.model import Decoder
+
+REQUESTS = [
+    Request(
+        prompt_ids=tuple(range(40, 40 + 3 * n)), params=SamplingParams(max_tokens=9, temperature=1.0, seed=7 * n, n=n)
+    )
+    for n in (1, 3, 2)
+]
+PLACES = {(number, sample) for number, request in enumerate(REQUESTS) for sample in range(request.params.n)}
+
+
+@pytest.fixture(scope="module")
+def model() -> Decoder:
+    return make_model("mla")
+
+
+@pytest.fixture(scope="module")
+def inline(model: Decoder) -> InlineRolloutEngine:
+    tokenizer = Tokenizer.byte_level()
+    return InlineRolloutEngine(Engine.of(model, tokenizer, chat_format(tokenizer, "deepseek")), version=5)
+
+
+class Faulty:
+    """A worker of a user's own around a sound engine. Of call i it loses the samples in `loses[i]`, hands the others over backwards, and
+    changes each by `changes`."""
+
+    def __init__(self, engine: RolloutEngine, *loses: set[tuple[int, int]], **changes: int) -> None:
+        self.engine, self.loses, self.changes = engine, [*loses], changes
+        self.calls: list[Sequence[Request]] = []
+
+    @property
+    def version(self) -> int:
+        return self.engine.version
+
+    def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
+        self.calls.append(requests)
+        lost = self.loses.pop(0) if self.loses else set()
+        for one in [*self.engine.generate(requests)][::-1]:
+            if (one.request, one.sample) not in lost:
+                yield replace(one, **self.changes)  # type: ignore[arg-type]
+
+    def update(self, weights: Decoder, version: int) -> None:
+        self.engine.update(weights, version)
+
+
+def same(one: Completion, other: Completion) -> bool:
+    assert torch.equal(one.experts, other.experts)
+    return replace(one, experts=None) == replace(other, experts=None)
+
+
+def test_each_sample_says_which_it_is_and_what_drew_it(inline: InlineRolloutEngine) -> None:
+    found = [*inline.generate(REQUESTS)]
+    assert {(one.request, one.sample) for one in found} == PLACES and {one.policy_version for one in found} == {5}
+    for one in found:
+        assert one.prompt_ids == REQUESTS[one.request].prompt_ids
+    plain = inline.engine.generate(REQUESTS)
+    for one in found:
+        assert one.token_ids == plain[one.request][one.sample].token_ids
+    assert len({tuple(one.token_ids) for one in found}) == len(PLACES), "samples that are alike would show no swap"
+
+
+def test_a_request_for_one_sample_gives_that_sample(inline: InlineRolloutEngine) -> None:
+    rows = gather(inline, REQUESTS, version=5)
+    for number, sample in sorted(PLACES):
+        [again] = inline.generate([alone(REQUESTS[number], sample)])
+        assert same(replace(again, request=number, sample=sample), rows[number][sample])
+
+
+@pytest.mark.parametrize("lost", [{(1, 1)}, {(0, 0), (1, 2), (2, 0)}, PLACES], ids=len)
+def test_what_is_lost_half_way_is_asked_for_again_and_is_the_same(
+    inline: InlineRolloutEngine, lost: set[tuple[int, int]]
+) -> None:
+    whole = gather(inline, REQUESTS, version=5)
+    engine = Faulty(inline, lost, {(0, 0)})
+    rows = gather(engine, REQUESTS, version=5)
+    assert [len(row) for row in rows] == [1, 3, 2]
+    for row, expected in zip(rows, whole, strict=True):
+        assert all(same(*pair) for pair in zip(row, expected, strict=True))
+    assert [len(call) for call in engine.calls] == [3, len(lost), 1], "only what was lost is asked for again"
+
+
+def test_an_engine_that_always_loses_the_same_is_given_up(inline: InlineRolloutEngine) -> None:
+    engine = Faulty(inline, {(1, 0)}, *[{(0, 0)}] * TRIES)
+    with pytest.raises(NumericsError, match=rf"of 6 samples 1 were lost, {TRIES} times over"):
+        gather(engine, REQUESTS, version=5)
+    assert len(engine.calls) == TRIES
+
+
+@pytest.mark.parametrize(
+    ("had", "max_age", "refused"),
+    [
+        (5, 0, ""),
+        (6, 0, "weights of version 6, and the trainer is at 5"),
+        (6, 9, "weights of version 6, and the trainer is at 5"),
+        (4, 0, "weights of version 4; the trainer is at 5, and max_age=0 allows none below 5"),
+        (4, 1, ""),
+        (3, 1, "weights of version 3; the trainer is at 5, and max_age=1 allows none below 4"),
+    ],
+)
+def test_samples_of_newer_weights_and_of_too_old_ones_are_refused(
+    inline: InlineRolloutEngine, had: int, max_age: int, refused: str
+) -> None:
+    engine = Faulty(inline, policy_version=had)
+    if refused:
+        with pytest.raises(NumericsError, match=refused):
+            gather(engine, REQUESTS, version=5, max_age=max_age)
+    else:
+        rows = gather(engine, REQUESTS, version=5, max_age=max_age)
+        assert {one.policy_version for row in rows for one in row} == {had}
+
+
+def test_a_sample_that_nobody_asked_for_is_refused(inline: InlineRolloutEngine) -> None:
+    for change in ({"request": 3}, {"sample": 3}):
+        with pytest.raises(NumericsError, match="for which nobody asked"):
+            gather(Faulty(inline, **change), REQUESTS, version=5)
+
+
+def test_an_update_names_the_trained_tensors_anew_and_copies_others(model: Decoder) -> None:
+    tokenizer = Tokenizer.byte_level()
+    mine, other = make_model("mla"), make_model("mla")
+    with torch.no_grad():
+        other.embed_tokens.weight.mul_(-1.5)
+    engine = InlineRolloutEngine(Engine.of(mine, tokenizer, chat_format(tokenizer, "deepseek")))
+    before = gather(engine, REQUESTS, version=0)
+    engine.update(mine, 1)
+    assert engine.version == 1 and engine.engine.model is mine
+    assert [[one.token_ids for one in row] for row in gather(engine, REQUESTS, version=1)] == [
+        [one.token_ids for one in row] for row in before
+    ]
+    engine.update(other, 2)
+    after = gather(engine, REQUESTS, version=2)
+    assert torch.equal(mine.embed_tokens.weight, other.embed_tokens.weight) and mine is engine.engine.model
+    assert after[1][0].token_ids != before[1][0].token_ids

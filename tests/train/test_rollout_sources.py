@@ -1,0 +1,257 @@
+"""A run samples by any rollout engine: what is drawn by its own weights is compared with the trainer, and what older ones drew is weighed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from little import TASK, engine_of, grpo_run, loud, records, rollouts, same_gradient, sampled, sft_run, tiny, update_of
+
+from rorqual.core.errors import ConfigError, NumericsError
+from rorqual.core.records import RunDir
+from rorqual.data.tokenizer import BASE_VOCAB
+from rorqual.engine import Completion, Request
+from rorqual.engine.rollout_engine import InlineRolloutEngine
+from rorqual.model import Decoder
+from rorqual.model.adapter import ESFT, LoRA, Tune, trained, whole_weights
+from rorqual.model.load.run import load_run
+from rorqual.recipes.distil import on_policy
+from rorqual.train.batch import TrainBatch
+from rorqual.train.loop import check_sampler, fit
+from rorqual.train.objectives import GRPO, Distil, Objective
+from rorqual.train.run import Run
+from rorqual.train.sources import RolloutConfig
+from rorqual.train.workers import compare, workers
+
+Change = Callable[[Completion], Completion]
+
+
+class Apart:
+    """A rollout engine with a copy of the weights, which it takes `late` updates late. `change` is what it does to each sample; it loses the
+    first of each call."""
+
+    def __init__(self, model: Decoder, late: int = 0, change: Change = lambda one: one, **settings: Any) -> None:
+        self.inline = InlineRolloutEngine(engine_of(model, **settings))
+        self.late, self.change = late, change
+        self.coming: list[tuple[dict[str, torch.Tensor], int]] = []
+        self.lost = 0
+
+    @property
+    def version(self) -> int:
+        return self.inline.version
+
+    def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
+        first, *rest = self.inline.generate(requests)
+        self.lost += 1
+        if len(requests) == 1:
+            yield self.change(first)
+        yield from map(self.change, reversed(rest))
+
+    def update(self, weights: Decoder, version: int) -> None:
+        self.coming.append(({name: tensor.clone() for name, tensor in weights.state_dict().items()}, version))
+        if len(self.coming) > self.late:
+            state, self.inline.version = self.coming.pop(0)
+            self.inline.engine.load_weights(state)
+
+
+def another(run: Run, out: Path, base: Path, **how: Any) -> Apart:
+    """Train with such an engine, which begins with weights of its own."""
+    made: list[Apart] = []
+
+    def engine(_: object) -> Apart:
+        made.append(Apart(load_run(RunDir(base)), **how))
+        return made[0]
+
+    fit(run, RunDir(out), quiet=True, rollout_engine=engine)
+    return made[0]
+
+
+def with_source(run: Run, **fields: Any) -> Run:
+    return run.model_copy(update={"source": run.source.model_copy(update=fields)})
+
+
+def weights(path: Path) -> bytes:
+    return (RunDir(path).checkpoint() / "model.safetensors").read_bytes()
+
+
+def distilled(base: Path) -> Run:
+    run = on_policy(
+        teacher=str(base), start=str(base), task=TASK, steps=2, problems=3, samples=3, max_tokens=12, row=48
+    )
+    return run.model_copy(update={"save_seconds": 1e-9})
+
+
+@pytest.mark.parametrize("kind", ["grpo", "dynamic", "kept", "on_policy"])
+def test_an_engine_apart_that_loses_samples_trains_the_same_bits(base: Path, tmp_path: Path, kind: str) -> None:
+    runs = {
+        "grpo": grpo_run(base, 2),
+        "dynamic": with_source(grpo_run(base, 2), max_num_gen_batches=3),
+        "kept": with_source(grpo_run(base, 2), top_p=0.9, top_k=30),
+        "on_policy": distilled(base),
+    }
+    run = runs[kind]
+    fit(run, RunDir(tmp_path / "inline"), quiet=True)
+    engine = another(run, tmp_path / "apart", base, record_kept=kind == "kept")
+    assert engine.lost > 2 and engine.version == 2, "one update a step, however often it draws"
+    assert weights(tmp_path / "inline") == weights(tmp_path / "apart")
+    assert records(tmp_path / "inline") == records(tmp_path / "apart")
+    assert list(RunDir(tmp_path / "inline").rollouts()) == list(RunDir(tmp_path / "apart").rollouts())
+
+
+def test_older_weights_are_refused_unless_they_are_allowed_and_then_weighed(base: Path, tmp_path: Path) -> None:
+    run = grpo_run(base, 3)
+    with pytest.raises(NumericsError, match="version 0; the trainer is at 1, and max_age=0"):
+        another(run, tmp_path / "refused", base, late=1)
+    run = with_source(run, max_age=1)
+    with pytest.raises(NumericsError, match="version 0; the trainer is at 2, and max_age=1"):
+        another(run, tmp_path / "too late", base, late=2)
+    another(run, tmp_path / "late", base, late=1)
+    for record in records(tmp_path / "late"):
+        assert record["policy_age"] == 1 and record["updates"] > 0
+        assert not record.keys() & {
+            "logprob_diff",
+            "logprob_diff_max",
+            "routing_flips",
+            "routing_flip_share",
+            "routing_gap_max",
+        }
+    assert records(tmp_path / "late")[0]["stale_logprob_diff"] <= 1e-6, "the first weights were the base's as well"
+    for record in records(tmp_path / "late")[1:]:
+        assert record["stale_logprob_diff"] > 1e-4, "far more than may lie between a trainer and its sampler"
+    fit(grpo_run(base, 1), RunDir(tmp_path / "inline"), quiet=True)
+    assert not records(tmp_path / "inline")[0].keys() & {"policy_age", "stale_logprob_diff"}
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        (lambda one: replace(one, experts=None), "without experts"),
+        (lambda one: replace(one, experts=one.experts.flip(0)), "trainer and sampler disagree"),
+        (lambda one: replace(one, logprobs=one.logprobs[::-1]), "trainer and sampler disagree"),
+        (lambda one: replace(one, token_ids=one.token_ids[::-1]), "trainer and sampler disagree"),
+        (
+            lambda one: replace(one, policy_version=one.policy_version + 1),
+            "weights of version 2, and the trainer is at 1",
+        ),
+        (lambda one: replace(one, policy_version=0), "weights of version 0; the trainer is at 1"),
+    ],
+)
+def test_what_an_engine_gets_wrong_stops_the_run(base: Path, tmp_path: Path, change: Change, error: str) -> None:
+    with pytest.raises((ConfigError, NumericsError), match=error):
+        another(grpo_run(base, 2), tmp_path / "run", base, change=change)
+    out = RunDir(tmp_path / "run")
+    assert not out.metrics_file.is_file() or not records(out.path)
+    assert out.newest_whole()[0] is None
+
+
+def test_kept_sets_that_are_missing_stop_the_run(base: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"without kept sets.*\n.*record_kept=true"):
+        another(with_source(grpo_run(base, 1), top_p=0.9), tmp_path / "run", base)
+
+
+def test_a_run_that_samples_nothing_takes_no_engine(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="source worked asks no rollout engine"):
+        fit(sft_run(1), RunDir(tmp_path / "run"), quiet=True, rollout_engine=lambda _: Apart(loud(tiny())))
+    assert not (tmp_path / "run").exists()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("tune", "experts"), [(LoRA(r=4), ()), (ESFT(), ((1, 3),))], ids=lambda one: str(one)[:8])
+def test_the_weights_that_are_sent_are_those_of_the_model_without_an_adapter(tune: Tune, experts: Any) -> None:
+    model, plain = loud(tiny()), loud(tiny())
+    tune.attach(model, seed=0, experts=experts)
+    for part in trained(model).values():
+        part.add_(0.1 * torch.randn(part.shape, generator=torch.Generator().manual_seed(0)))
+    tokens = torch.arange(40, 60)[None]
+    before, expected = (one.logits(one(tokens).hidden) for one in (plain, model))
+    plain.load_state_dict(whole_weights(model))  # the very names
+    found = plain.logits(plain(tokens).hidden)
+    assert float((found - expected).abs().max()) <= 1e-5 * float(expected.abs().max())
+    assert float((before - expected).abs().max()) > 0.01
+
+
+# ---- ages within a batch
+
+
+def seen(model: Decoder, objective: Objective, batch: TrainBatch) -> Any:
+    with workers(1) as pool:
+        return compare(model, [objective], [batch], parts=1, pool=pool, dtype=torch.float32)[0]
+
+
+def aged(ages: Sequence[int], off: Sequence[float]) -> tuple[Decoder, TrainBatch]:
+    """Six samples in one batch, of these ages, whose log-probabilities are off by so much."""
+    model = loud(tiny())
+    scored = [
+        replace(one, age=age, completion=replace(one.completion, logprobs=[p + by for p in one.completion.logprobs]))
+        for one, age, by in zip(sampled(model), ages, off, strict=True)
+    ]
+    return model, rollouts(scored)
+
+
+@pytest.mark.parametrize("objective", [GRPO(), Distil()], ids=lambda one: one.kind)
+def test_only_what_these_weights_drew_is_compared(objective: Objective) -> None:
+    model, batch = aged([0, 2, 0, 1, 0, 0], [0, 0.5, 0, -0.25, 0, 0])
+    if isinstance(objective, Distil):
+        batch = replace(batch, teacher_logprobs=torch.full((*batch.tokens.shape, BASE_VOCAB), -math.log(BASE_VOCAB)))
+    update = seen(model, objective, batch)
+    total, n = update.means["logprob_diff"]
+    stale, n_stale = update.means["stale_logprob_diff"]
+    lengths = [len(one.completion.token_ids) for one in sampled(model)]
+    assert n == sum(lengths) - lengths[1] - lengths[3] and n_stale == lengths[1] + lengths[3]
+    assert total / n <= 1e-6 and update.maxima["logprob_diff"] <= 1e-4
+    assert stale == pytest.approx(0.5 * lengths[1] + 0.25 * lengths[3], rel=1e-4)
+    assert update.means["policy_age"] == (2 * lengths[1] + lengths[3], sum(lengths))
+
+
+def test_one_disagreement_among_older_samples_is_found(base: Path) -> None:
+    run = grpo_run(base, 1)
+    for ages, off, agree in (
+        ([1, 1, 0, 1, 1, 1], [0.5, 0.5, 0, 0.5, 0.5, 0.5], True),
+        ([1, 1, 0, 1, 1, 1], [0, 0, 0.5, 0, 0, 0], False),
+        ([1, 1, 1, 1, 1, 1], [0.5] * 6, True),
+        ([0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0], True),
+        ([0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0.01], False),
+    ):
+        update = seen(*_of(aged(ages, off)))
+        if agree:
+            check_sampler(run, update, "here")
+        else:
+            with pytest.raises(NumericsError, match="disagree"):
+                check_sampler(run, update, "here")
+
+
+def _of(made: tuple[Decoder, TrainBatch]) -> tuple[Decoder, Objective, TrainBatch]:
+    return made[0], GRPO(), made[1]
+
+
+def test_the_importance_weights_are_of_the_samplers_own_probabilities() -> None:
+    """Ages change what is recorded and no gradient: the ratio is to what the sampler said, as a plain second writing has it."""
+    model, batch = aged([1] * 6, [0.1, -0.1, 0.05, -0.05, 0.2, 0.0])
+    assert batch.ages is not None and batch.sampled_logprobs is not None and batch.advantages is not None
+    wide = GRPO(clip_low=0.9, clip_high=9.0)  # no ratio is cut
+    update = update_of(model, [wide], batch)
+    same_gradient(model, update, update_of(model, [wide], replace(batch, ages=None)), tolerance=0.0)
+    at = batch.loss_mask > 0
+    logits = model.logits(model(batch.tokens, batch.positions, segments=batch.segments, replay=batch.replay).hidden)
+    now = logits.log_softmax(-1).gather(-1, batch.targets[..., None])[..., 0][at]
+    expected = -((now - batch.sampled_logprobs[at]).exp() * batch.advantages[at]).mean()
+    assert update.loss == pytest.approx(float(expected.detach()), rel=1e-4)
+
+
+def test_rows_that_are_padding_have_no_age_and_parts_keep_theirs() -> None:
+    _, batch = aged([3, 0, 0, 0, 0, 1], [0] * 6)
+    assert batch.ages is not None
+    assert set(batch.ages[batch.segments < 0].tolist()) <= {0.0}
+    parts = batch.split(2)
+    assert torch.equal(torch.cat([part.ages for part in parts if part.ages is not None]), batch.ages)
+
+
+def test_an_age_is_a_field_of_the_run_with_bounds() -> None:
+    assert RolloutConfig(task="x").max_age == 0
+    with pytest.raises(ValueError, match="max_age"):
+        RolloutConfig(task="x", max_age=-1)

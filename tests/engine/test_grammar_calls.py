@@ -21,13 +21,13 @@ from tool_families import NAMES, with_marks, without_marks
 
 from rorqual.core.errors import DataError
 from rorqual.core.records import Message, Thinking, Tool
+from rorqual.core.sampling import check_params
 from rorqual.data.chat import ChatFormat, TemplateChat
 from rorqual.data.chat.marks import Marks, raw
 from rorqual.data.chat.stream import Reader
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine.grammar.calls import Spelling
 from rorqual.engine.grammar.compiler import Constraint, Grammars
-from rorqual.engine.params import check_params
 from rorqual.engine.processor import Processor
 from rorqual.engine.request import Grammar, Request, SamplingParams
 

@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -26,23 +26,15 @@ from rorqual.engine.engine import Engine
 from rorqual.engine.grammar.check import MISMATCH
 from rorqual.engine.grammar.compiler import COMPILE_SECONDS, Compiled
 from rorqual.engine.grammar.queue import Build
-from rorqual.engine.request import Grammar, Request, SamplingParams
+from rorqual.engine.request import Request
 from rorqual.ops.backends import backend
 from rorqual.ops.backends.torch_invariant import NOT_HELD
 from rorqual.ops.devices import check_device
 from rorqual.ops.paged import BLOCK
-from rorqual.serve.wire import Ask, Placed, ask_of, line, scored
+from rorqual.serve.wire import Placed, ask_of, line, scored
 
 BEAT = 0.5
 """Seconds of work after which the engine says that it is alive, and how it is doing."""
-
-
-def params_of(ask: Ask) -> SamplingParams:
-    """How to sample, in the engine's words."""
-    fields = asdict(ask)
-    for name in ("prompt", "priority", "grammar"):
-        del fields[name]
-    return SamplingParams(**fields, grammar=None if ask.grammar is None else Grammar(*ask.grammar))  # type: ignore[arg-type]
 
 
 @dataclass
@@ -115,14 +107,14 @@ class Worker:
             case "compiled":
                 if (waiting := self.compiling.pop(number, None)) is not None:
                     self._compiled(number, waiting)
-            case _ if message["grammar"] is not None:
+            case _ if message["params"]["grammar"] is not None:
                 self._compile(number, message)
             case _:
                 self._submit(number, message)
 
     def _compile(self, number: int, message: dict[str, Any]) -> None:
         """Beside the loop, so that what runs goes on; then the request comes in again."""
-        grammar = params_of(ask_of(message)).grammar
+        grammar = ask_of(message).params.grammar
         assert grammar is not None
         ready = self.engine.grammars.submit(grammar, message["tenant"])
         self.compiling[number] = Compiling(message, ready)
@@ -145,13 +137,13 @@ class Worker:
 
     def _submit(self, number: int, message: dict[str, Any]) -> None:
         ask = ask_of(message)
-        request = Request(params=params_of(ask), prompt_ids=ask.prompt, tenant=message["tenant"], priority=ask.priority)
+        request = Request(params=ask.params, prompt_ids=ask.prompt, tenant=message["tenant"], priority=ask.priority)
         try:
             request_id = self.engine.submit(request)
         except RorqualError as error:
             self._refuse(number, _said(error))
             return
-        self.numbers[request_id], self.left[request_id] = number, ask.n
+        self.numbers[request_id], self.left[request_id] = number, ask.params.n
 
     def _refuse(self, number: int, message: str, status: int = 400) -> None:
         self._send(line("refused", number=number, message=message, status=status))

@@ -70,9 +70,9 @@ class ChatShape(Shape[ChatRequest]):
     def new(self) -> Choice:
         wanted = self.wanted
         reader = Reader.of_chat(self.service.chat, self._mode, self._tools, f"call_{secrets.token_hex(8)}_")
-        ends, least = frozenset(wanted.stop_token_ids or ()), wanted.min_tokens or 0
+        params, ends = wanted.params(), frozenset(wanted.params().stop_token_ids)
         one_call, tell = wanted.parallel_tool_calls is False, wanted.top is not None
-        return Choice(reader, Stops(wanted.stops), ends, one_call=one_call, least=least, tell=tell)
+        return Choice(reader, Stops(params.stop), ends, one_call=one_call, least=params.min_tokens, tell=tell)
 
     def choice(self, index: int, choice: Choice) -> dict[str, Any]:
         message: dict[str, Any] = {"role": "assistant", "content": choice.content, "refusal": None}
@@ -85,7 +85,7 @@ class ChatShape(Shape[ChatRequest]):
         return {"index": index, "message": message, "logprobs": told, "finish_reason": choice.reason}
 
     def more(self, choices: list[Choice]) -> dict[str, Any]:
-        top = self.wanted.prompt_logprobs
+        top = self.wanted.params().prompt_logprobs
         if top is None:
             return {}
         tokenizer = self.service.chat.tokenizer

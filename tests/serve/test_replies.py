@@ -15,6 +15,7 @@ import pytest
 
 from rorqual.core.records import Tool
 from rorqual.data.chat import chat_format
+from rorqual.data.chat.stops import Stops
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine.request import Grammar, SamplingParams
 from rorqual.serve import logprobs
@@ -22,7 +23,6 @@ from rorqual.serve.bridge import BEHIND, Bridge, Job, Restarted
 from rorqual.serve.errors import ApiError
 from rorqual.serve.keys import Keys
 from rorqual.serve.metrics import Metrics
-from rorqual.serve.reading import Reader, Stops
 from rorqual.serve.replies import Choice, Reply
 from rorqual.serve.service import Service
 from rorqual.serve.wire import Ask, Drawn, Placed, ask_of, pack, submit
@@ -33,7 +33,7 @@ PACKED = pack(ASK)
 
 
 def reply_to(job: Job, ends: frozenset[int] = frozenset()) -> Reply:
-    return Reply(job, CHAT, lambda: Choice(Reader.of_text(CHAT), Stops([]), ends), Metrics())
+    return Reply(job, CHAT, lambda: Choice(CHAT.reader("auto", plain=True), Stops([]), ends), Metrics())
 
 
 def test_silence_is_told_while_a_request_waits_and_changes_nothing() -> None:
@@ -256,7 +256,7 @@ CALLED = "<｜tool▁call▁begin｜>add<｜tool▁sep｜>{}<｜tool▁call▁en
 
 @pytest.mark.parametrize(("one_call", "calls"), [(False, 2), (True, 1)])
 def test_calls_end_a_reply_at_the_first_where_one_is_allowed(one_call: bool, calls: int) -> None:
-    reader = Reader.of_chat(CHAT, "off", [Tool("add")], "c")
+    reader = CHAT.reader("off", [Tool("add")], calls="c")
     choice = Choice(reader, Stops(["add"]), one_call=one_call)  # which stands in the calls, where it is not looked for
     ids = CHAT.tokenizer.encode(f"so <｜tool▁calls▁begin｜>{CALLED * 2}<｜tool▁calls▁end｜>")
     for id_ in ids:

@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from fastapi import Request, Response
 
+from rorqual.data.chat.stream import Piece
 from rorqual.serve.bodies import body_of
 from rorqual.serve.errors import ApiError
 from rorqual.serve.exchange import (
@@ -31,7 +32,6 @@ from rorqual.serve.exchange import (
     written,
 )
 from rorqual.serve.limits import MAX_VALUES, too_large
-from rorqual.serve.reading import Piece
 from rorqual.serve.replies import Choice, Reply
 from rorqual.serve.schemas import Sampling, read
 from rorqual.serve.service import Service

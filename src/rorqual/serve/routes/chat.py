@@ -9,10 +9,11 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from rorqual.core.records import Tool
+from rorqual.data.chat.stops import Stops
+from rorqual.data.chat.stream import Piece
 from rorqual.data.chat.tools import spelt
 from rorqual.serve import logprobs
 from rorqual.serve.answer import Shape, answer
-from rorqual.serve.reading import Piece, Reader, Stops
 from rorqual.serve.replies import Choice
 from rorqual.serve.schemas import ChatRequest
 from rorqual.serve.service import Service
@@ -69,7 +70,7 @@ class ChatShape(Shape[ChatRequest]):
 
     def new(self) -> Choice:
         wanted = self.wanted
-        reader = Reader.of_chat(self.service.chat, self._mode, self._tools, f"call_{secrets.token_hex(8)}_")
+        reader = self.service.chat.reader(self._mode, self._tools, calls=f"call_{secrets.token_hex(8)}_")
         params, ends = wanted.params(), frozenset(wanted.params().stop_token_ids)
         one_call, tell = wanted.parallel_tool_calls is False, wanted.top is not None
         return Choice(reader, Stops(params.stop), ends, one_call=one_call, least=params.min_tokens, tell=tell)

@@ -7,9 +7,10 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
+from rorqual.data.chat.stops import Stops
+from rorqual.data.chat.stream import Piece
 from rorqual.serve import logprobs
 from rorqual.serve.answer import ENTRY, Shape, answer
-from rorqual.serve.reading import Piece, Reader, Stops
 from rorqual.serve.replies import Choice
 from rorqual.serve.schemas import TextRequest
 from rorqual.serve.service import Service
@@ -60,7 +61,7 @@ class TextShape(Shape[TextRequest]):
     def new(self) -> Choice:
         wanted, params = self.wanted, self.wanted.params()
         reader, ends, tell = (
-            Reader.of_text(self.service.chat),
+            self.service.chat.reader("auto", plain=True),
             frozenset(params.stop_token_ids),
             wanted.top is not None,
         )

@@ -93,7 +93,7 @@ def test_a_parameter_arrives_alone_and_whole_wherever_it_is_given(engine: Engine
 
 
 NEW = """
-    nudge: Annotated[float, FloatRange(-5, 5), Served(FloatRange(0, 4)), "Added to every logit."] = 0.0
+    nudge: Annotated[float, FloatRange(-5, 5), OnServer(FloatRange(0, 4)), "Added to every logit."] = 0.0
 
     shoves: Annotated[tuple[int, ...], TokenList(8), "Tokens that are shoved."] = ()
 

@@ -265,7 +265,7 @@ class InFile:
 
 
 @dataclass(frozen=True)
-class Served:
+class OnServer:
     """The same in a request to the server."""
 
     type: ParamType | None = None
@@ -276,7 +276,7 @@ class Served:
 class SamplingParams:
     """How to sample. One `seed` gives one answer.
 
-    Each field has its type, its range in the engine, where another place differs (`InFile`, `Served`), its meaning, and its default.
+    Each field has its type, its range in the engine, where another place differs (`InFile`, `OnServer`), its meaning, and its default.
     Cuts are made in this order: top_k, top_p, min_p, as in transformers.
     """
 
@@ -290,7 +290,7 @@ class SamplingParams:
         float,
         FloatRange(0, LARGEST),
         InFile(FloatRange(0, 100)),
-        Served(FloatRange(0, 2), default=1.0),
+        OnServer(FloatRange(0, 2), default=1.0),
         "What logits are divided by; 0 is greedy.",
     ] = 0.0
     top_p: Annotated[
@@ -301,18 +301,18 @@ class SamplingParams:
     top_k: Annotated[
         int,
         IntRange(0, INT32),
-        Served(IntRange(-1, INT32)),
+        OnServer(IntRange(-1, INT32)),
         "Draw from so many of the likeliest tokens; 0 is off.",
     ] = 0
     seed: Annotated[
         int,
         IntRange(),
         InFile(IntRange(0, SAFE)),
-        Served(IntRange(-INT64 - 1, INT64)),
+        OnServer(IntRange(-INT64 - 1, INT64)),
         "Random numbers depend on the seed, the number of the sample and the position alone: requests that should be independent of each "
         "other need seeds of their own.",
     ] = 0
-    n: Annotated[int, IntRange(1, 4096), Served(IntRange(1, MAX_SERVED_N)), "How many samples."] = 1
+    n: Annotated[int, IntRange(1, 4096), OnServer(IntRange(1, MAX_SERVED_N)), "How many samples."] = 1
     ignore_eos: Annotated[bool, Flag(), "Go on to `max_tokens`, to measure speed."] = False
     min_p: Annotated[
         float,
@@ -323,20 +323,20 @@ class SamplingParams:
         float,
         # Far below, a logit divided by it is no number any more.
         FloatRange(0.01, 100),
-        Served(FloatRange(0.01, 10)),
+        OnServer(FloatRange(0.01, 10)),
         "Divides positive and multiplies negative logits of tokens that the prompt or the reply holds (CTRL, Keskar et al. 2019, section "
         "4.1).",
     ] = 1.0
     presence_penalty: Annotated[
         float,
         FloatRange(-100, 100),
-        Served(FloatRange(-2, 2)),
+        OnServer(FloatRange(-2, 2)),
         "Subtracted from the logit of each token that the reply holds (OpenAI's API).",
     ] = 0.0
     frequency_penalty: Annotated[
         float,
         FloatRange(-100, 100),
-        Served(FloatRange(-2, 2)),
+        OnServer(FloatRange(-2, 2)),
         "Subtracted from the logit of a token once for each time that the reply holds it (OpenAI's API).",
     ] = 0.0
     logit_bias: Annotated[
@@ -353,7 +353,7 @@ class SamplingParams:
         tuple[int, ...],
         TokenList(),
         InFile(TokenList(1024)),
-        Served(TokenList(16)),
+        OnServer(TokenList(16)),
         "Further tokens that end a reply; the one drawn is kept in `token_ids`.",
     ] = ()
     top_logprobs: Annotated[
@@ -403,7 +403,7 @@ class Param:
 def _param(name: str, annotation: Any, default: Any) -> Param:
     kind, *rest = annotation.__metadata__
     places = {type(one): one for one in rest if not isinstance(one, str)}
-    file, served = places.get(InFile, InFile()), places.get(Served, Served())
+    file, served = places.get(InFile, InFile()), places.get(OnServer, OnServer())
     return Param(
         name,
         annotation.__origin__,

@@ -65,6 +65,13 @@ def test_whatever_a_model_draws_is_shown_whole_in_the_end(ids: list[int], thinki
     assert "".join(text for is_reasoning, text in told if not is_reasoning).endswith(message.content)
 
 
+def test_an_answer_that_may_still_be_a_thought_is_shown_as_it_comes() -> None:
+    ids = CHAT.tokenizer.encode("two words ")
+    assert list(pieces(ids, CHAT, "auto")) == [(False, letter) for letter in "two words "]
+    thought = list(pieces([*ids, CHAT.tokenizer.end_think, *CHAT.tokenizer.encode("so")], CHAT, "auto"))
+    assert thought == [*((False, letter) for letter in "two words "), (True, "two words "), (False, "s"), (False, "o")]
+
+
 @pytest.fixture(scope="module")
 def engine(tiny: Path) -> Engine:
     return Engine(tiny, slots=1)

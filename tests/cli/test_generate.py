@@ -79,7 +79,7 @@ def test_each_line_is_what_the_engine_says_to_that_request_alone(place: Path, en
     seeds = [line_seed(11, 1, 7), 5, line_seed(11, 3, None), line_seed(11, 4, None)]
     settings = [{}, {"temperature": 0.7, "n": 2}, {"max_tokens": 3}, {"temperature": 1.0, "top_k": 5}]
     for row, given, seed, own in zip(found, rows, seeds, settings):
-        params = Sampling(**{"max_tokens": 12, **own}).params(seed)
+        params = Sampling(**{"max_tokens": 12, **own, "seed": seed}).params()
         content = given["messages"][0]["content"] if "messages" in given else given.get("prompt", "")
         messages = (Message("user", content),) if content else ()
         ids = tuple(given["prompt_ids"]) if "prompt_ids" in given else None

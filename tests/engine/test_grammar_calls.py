@@ -21,13 +21,12 @@ from tool_families import NAMES, with_marks, without_marks
 
 from rorqual.core.errors import DataError
 from rorqual.core.records import Message, Thinking, Tool
+from rorqual.core.sampling import check_params
 from rorqual.data.chat import ChatFormat, TemplateChat
 from rorqual.data.chat.marks import Marks, raw
-from rorqual.data.chat.stream import Reader
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine.grammar.calls import Spelling
 from rorqual.engine.grammar.compiler import Constraint, Grammars
-from rorqual.engine.params import check_params
 from rorqual.engine.processor import Processor
 from rorqual.engine.request import Grammar, Request, SamplingParams
 
@@ -95,7 +94,7 @@ def check(chat: ChatFormat, reply: Sequence[int], many: bool, thinking: Thinking
     assert many or len(message.tool_calls) == 1
     for call in message.tool_calls:
         jsonschema.validate(json.loads(call.arguments), {"type": "object", **TOOLS[call.name]})
-    reader = Reader.of_chat(chat, thinking, OFFERED)
+    reader = chat.reader(thinking, OFFERED)
     pieces = [*map(reader.feed, [*reply, chat.stop_ids[0]]), reader.finish()]
     said = [(delta.name, delta.arguments) for piece in pieces for delta in piece.tools]
     assert said == [(call.name, call.arguments) for call in message.tool_calls]
@@ -235,7 +234,7 @@ def test_json_instead_of_calls_is_the_whole_answer(name: str) -> None:
             check(chat, reply, True)
             continue
         jsonschema.validate(json.loads(message.content), ANSWER)
-        reader = Reader.of_chat(chat, "off", OFFERED)
+        reader = chat.reader("off", OFFERED)
         pieces = [*map(reader.feed, ids), reader.finish()]
         assert "".join(piece.content for piece in pieces) == message.content
         assert not any(piece.tools for piece in pieces)

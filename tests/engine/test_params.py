@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from rorqual.core.errors import DataError
-from rorqual.engine.params import check_params
+from rorqual.core.sampling import check_params
 from rorqual.engine.request import Grammar, SamplingParams
 
 VOCAB = 300

@@ -20,7 +20,7 @@ from rorqual.core.errors import ConfigError, DataError
 from rorqual.core.parts import ImagePart, ImageURL, TextPart
 from rorqual.core.records import Message
 from rorqual.engine import Request, SamplingParams
-from rorqual.engine.remote.engine import RemoteEngine, RemoteError, further, split_reasoning
+from rorqual.engine.remote.engine import RemoteEngine, RemoteError, fields_of, split_reasoning
 from rorqual.engine.request import Grammar
 from rorqual.engine.sampler import sample_key
 from rorqual.engine.seeds import sample_seed
@@ -222,7 +222,9 @@ def test_every_sampling_parameter_is_sent(server: Server) -> None:
     plain = server.bodies[0]
     for (name, (_, change)), body in zip(sent.items(), server.bodies[1:], strict=True):
         assert body == plain | change, name
-    assert further(SamplingParams(prompt_logprobs=0)) == SENT["prompt_logprobs"][1]
+    always = fields_of(SamplingParams())
+    assert always == {"max_tokens": 64, "temperature": 0, "top_p": 1}
+    assert fields_of(SamplingParams(prompt_logprobs=0)) == always | SENT["prompt_logprobs"][1]
     kinds: dict[Grammar, dict[str, Any]] = {
         Grammar("json", ""): {"response_format": {"type": "json_object"}},
         Grammar("choice", '["a", "b"]'): {"guided_choice": ["a", "b"]},
@@ -234,7 +236,7 @@ def test_every_sampling_parameter_is_sent(server: Server) -> None:
         },
     }
     for grammar, asked in kinds.items():
-        assert further(SamplingParams(grammar=grammar)) == asked
+        assert fields_of(SamplingParams(grammar=grammar)) == always | asked
 
 
 @pytest.mark.parametrize("top", [0, 1, 2])

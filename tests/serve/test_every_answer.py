@@ -27,7 +27,7 @@ from rorqual.serve.replies import Reply
 from rorqual.serve.service import Service
 from rorqual.serve.wire import Ask, Drawn, Placed, Ready, Score, line, pack
 
-ONE, THREE = pack(Ask((5,), 9)), pack(Ask((5, 6, 7), 9))
+ONE, THREE = pack(Ask((5,))), pack(Ask((5, 6, 7)))
 TEXT, TALK = "/v1/completions", "/v1/chat/completions"
 
 

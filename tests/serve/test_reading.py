@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import gc
 import random
+import sys
 import time
 from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+sys.path.append(str(Path(__file__).parents[1] / "data" / "chat"))  # a second reading of replies
+
+from whole_reader import read_whole
+
 from rorqual.core.records import Thinking
 from rorqual.data.chat import ChatFormat, TemplateChat, chat_format
+from rorqual.data.chat.stops import Stops
+from rorqual.data.chat.stream import Piece, Reader
 from rorqual.data.tokenizer import Tokenizer
-from rorqual.serve.reading import Piece, Reader, Stops
 
 TOKENIZER = Tokenizer.byte_level()
 TEMPLATE = "{% for m in messages %}{{ m.content }}{% endfor %}{% if thinking %}<think>{% endif %}"
@@ -69,7 +77,8 @@ def test_each_fixture_cut_off_anywhere_reads_as_the_format_says(name: str, mode:
     for ids in FIXTURES.values():
         for cut in range(len(ids) + 1):
             message = chat.parse(ids[:cut], mode)
-            assert joined(fed(Reader.of_chat(chat, mode), ids[:cut])) == (message.reasoning or "", message.content)
+            assert message == read_whole(chat, ids[:cut], mode).message()
+            assert joined(fed(chat.reader(mode), ids[:cut])) == (message.reasoning or "", message.content)
 
 
 ANY = st.one_of(st.sampled_from([THINK, END, EOS, USER, *said(" \n<>"), 0]), st.integers(0, TOKENIZER.vocab_size - 1))
@@ -79,23 +88,31 @@ REPLIES = st.lists(
 
 
 @settings(max_examples=150, deadline=None)
-@given(REPLIES, st.sampled_from(sorted(CHATS)), st.sampled_from(MODES))
-def test_any_stream_reads_as_the_format_says(parts: list[list[int]], name: str, mode: Thinking) -> None:
+@given(REPLIES, st.sampled_from(sorted(CHATS)), st.sampled_from(MODES), st.lists(st.integers(0, 20), max_size=4))
+def test_any_stream_reads_as_the_format_says(
+    parts: list[list[int]], name: str, mode: Thinking, cuts: list[int]
+) -> None:
     ids = [id_ for part in parts for id_ in part]
-    message = CHATS[name].parse(ids, mode)
-    assert joined(fed(Reader.of_chat(CHATS[name], mode), ids)) == (message.reasoning or "", message.content)
+    chat, message = CHATS[name], CHATS[name].parse(ids, mode)
+    assert message == read_whole(chat, ids, mode).message()
+    assert joined(fed(chat.reader(mode), ids)) == (message.reasoning or "", message.content)
+    reader, pieces = chat.reader(mode), list[Piece]()
+    for start, end in pairwise([0, *sorted(min(cut, len(ids)) for cut in cuts), len(ids)]):
+        pieces.append(reader.feed(*ids[start:end]))
+    assert joined([*pieces, reader.finish()]) == (message.reasoning or "", message.content)
+    assert reader.message() == message
 
 
 def test_a_thought_and_its_answer_are_streamed_and_not_held_back() -> None:
     ids = FIXTURES["a whole thought"]
     for name in ("deepseek", "deepseek-r1"):
-        pieces = fed(Reader.of_chat(CHATS[name], "auto"), ids if name == "deepseek" else ids[1:])
+        pieces = fed(CHATS[name].reader("auto"), ids if name == "deepseek" else ids[1:])
         assert sum(bool(piece.reasoning) for piece in pieces) > 5
         assert sum(bool(piece.content) for piece in pieces) > 4
 
 
 def test_what_an_end_could_still_turn_into_a_thought_waits() -> None:
-    pieces = fed(Reader.of_chat(CHATS["deepseek"], "auto"), FIXTURES["opened in the prompt"])
+    pieces = fed(CHATS["deepseek"].reader("auto"), FIXTURES["opened in the prompt"])
     place = FIXTURES["opened in the prompt"].index(END)
     assert not any(pieces[:place])
     assert joined(pieces) == ("Let me see. ", "It is 7.")
@@ -113,7 +130,7 @@ def test_a_long_reply_takes_time_in_proportion_to_its_length() -> None:
             times = []
             for _ in range(5):
                 began = time.thread_time()
-                pieces = fed(Reader.of_chat(chat, "auto"), ids[:length])
+                pieces = fed(chat.reader("auto"), ids[:length])
                 times.append(time.thread_time() - began)
             spent.append(min(times))
             assert joined(pieces)[1] == chat.parse(ids[:length]).content
@@ -125,7 +142,7 @@ def test_a_long_reply_takes_time_in_proportion_to_its_length() -> None:
 
 def test_plain_text_has_no_parts_and_ends_at_the_end() -> None:
     ids = [*said("a "), THINK, *said("b 🐋"), EOS, *said("c")]
-    assert joined(fed(Reader.of_text(CHATS["deepseek"]), ids)) == ("", "a <think>b 🐋")
+    assert joined(fed(CHATS["deepseek"].reader("auto", plain=True), ids)) == ("", "a <think>b 🐋")
 
 
 # ---- stop strings

@@ -7,7 +7,7 @@ import json
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack, aclosing, nullcontext
-from dataclasses import fields, replace
+from dataclasses import replace
 from math import inf
 from pathlib import Path
 
@@ -15,26 +15,25 @@ import pytest
 
 from rorqual.core.records import Tool
 from rorqual.data.chat import chat_format
+from rorqual.data.chat.stops import Stops
 from rorqual.data.tokenizer import Tokenizer
-from rorqual.engine.request import Grammar
+from rorqual.engine.request import Grammar, SamplingParams
 from rorqual.serve import logprobs
 from rorqual.serve.bridge import BEHIND, Bridge, Job, Restarted
 from rorqual.serve.errors import ApiError
 from rorqual.serve.keys import Keys
 from rorqual.serve.metrics import Metrics
-from rorqual.serve.reading import Reader, Stops
 from rorqual.serve.replies import Choice, Reply
 from rorqual.serve.service import Service
 from rorqual.serve.wire import Ask, Drawn, Placed, ask_of, pack, submit
-from rorqual.serve.worker import params_of
 
 CHAT = chat_format(Tokenizer.byte_level())
-ASK = Ask(prompt=(0, 3, 4), max_tokens=9, temperature=0.0, top_p=1.0, top_k=0, seed=0, n=1)
+ASK = Ask((0, 3, 4), SamplingParams(max_tokens=9))
 PACKED = pack(ASK)
 
 
 def reply_to(job: Job, ends: frozenset[int] = frozenset()) -> Reply:
-    return Reply(job, CHAT, lambda: Choice(Reader.of_text(CHAT), Stops([]), ends), Metrics())
+    return Reply(job, CHAT, lambda: Choice(CHAT.reader("auto", plain=True), Stops([]), ends), Metrics())
 
 
 def test_silence_is_told_while_a_request_waits_and_changes_nothing() -> None:
@@ -165,23 +164,20 @@ def test_long_texts_are_cut_beside_the_loop_and_none_for_who_has_left() -> None:
     assert done == ["other False", "first False", "last False"]
 
 
-FULL = Ask(
-    prompt=(1, 2), max_tokens=3, temperature=0.5, top_p=0.25, top_k=4, seed=2**63, n=5, min_p=0.1, repetition_penalty=1.5,
+PARAMS = SamplingParams(
+    max_tokens=3, temperature=0.5, top_p=0.25, top_k=4, seed=2**63, n=5, min_p=0.1, repetition_penalty=1.5,
     presence_penalty=-1.0, frequency_penalty=2.0, logit_bias=((6, -100.0), (7, 1.5)), stop=("a\n", "🐋"), stop_token_ids=(8,),
-    ignore_eos=True, top_logprobs=9, grammar=("regex", "a|b"), priority=-2, min_tokens=2, min_p_first=True, prompt_logprobs=4,
+    ignore_eos=True, top_logprobs=9, grammar=Grammar("regex", "a|b"), min_tokens=2, min_p_first=True, prompt_logprobs=4,
 )  # fmt: skip
+FULL = Ask((1, 2), PARAMS, priority=-2)
 
 
 @pytest.mark.parametrize("ask", [ASK, FULL])
 def test_a_request_crosses_the_pipe_and_reaches_the_engine_as_it_was(ask: Ask) -> None:
-    assert all(getattr(FULL, field.name) != getattr(ASK, field.name) for field in fields(Ask))
+    for one, other in ((FULL, ASK), (FULL.params, ASK.params)):
+        assert all(getattr(one, name) != value for name, value in vars(other).items())
     message = json.loads(b"".join(submit(7, pack(ask), "them")))
-    there = ask_of(message)
-    assert (message["number"], message["tenant"], there) == (7, "them", ask)
-    params = params_of(there)
-    for field in fields(params):
-        given = getattr(ask, field.name)
-        assert getattr(params, field.name) == (Grammar(*given) if field.name == "grammar" and given else given)
+    assert (message["number"], message["tenant"], ask_of(message)) == (7, "them", ask)
 
 
 def test_several_prompts_are_one_request_whose_samples_are_counted_through() -> None:
@@ -260,7 +256,7 @@ CALLED = "<｜tool▁call▁begin｜>add<｜tool▁sep｜>{}<｜tool▁call▁en
 
 @pytest.mark.parametrize(("one_call", "calls"), [(False, 2), (True, 1)])
 def test_calls_end_a_reply_at_the_first_where_one_is_allowed(one_call: bool, calls: int) -> None:
-    reader = Reader.of_chat(CHAT, "off", [Tool("add")], "c")
+    reader = CHAT.reader("off", [Tool("add")], calls="c")
     choice = Choice(reader, Stops(["add"]), one_call=one_call)  # which stands in the calls, where it is not looked for
     ids = CHAT.tokenizer.encode(f"so <｜tool▁calls▁begin｜>{CALLED * 2}<｜tool▁calls▁end｜>")
     for id_ in ids:

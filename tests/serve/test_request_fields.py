@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -12,12 +12,13 @@ from shapes import CHAT, HELLO, MAX_LEN, chat_of, service_of, text_of
 
 from rorqual.core.parts import ImagePart, ImageURL, TextPart
 from rorqual.core.records import Message, Thinking, Tool, ToolCall
+from rorqual.core.sampling import SERVER_DEFAULTS, Grammar, SamplingParams
 from rorqual.serve.answer import Shape, _prepared
 from rorqual.serve.errors import ApiError
 from rorqual.serve.limits import MAX_VALUES
 from rorqual.serve.routes.completions import TextShape
 from rorqual.serve.schemas import ChatRequest, StreamOptions, TemplateOptions, TextRequest
-from rorqual.serve.service import MAX_SCORES, Defaults, Service
+from rorqual.serve.service import GENERATION, MAX_SCORES, Service
 from rorqual.serve.turns import Call, CalledFunction, ChatMessage, Function, Tools, ToolSpec
 from rorqual.serve.wire import Ask, Drawn, Packed
 
@@ -28,7 +29,7 @@ ADD: dict[str, Any] = {
 }
 SCHEMA_TEXT = '{"type":"object","properties":{"a":{"type":"integer"}}}'
 
-# field: a value, what it needs beside it, and the fields of `Ask` that it changes, with their values
+# field: a value, what it needs beside it, and the fields of `Ask` and its params that it changes, with their values
 SAMPLED: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
     "max_tokens": (7, {}, {"max_tokens": 7}),
     "temperature": (0.25, {}, {"temperature": 0.25}),
@@ -48,10 +49,10 @@ SAMPLED: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
     "min_p_first": (True, {}, {"min_p_first": True}),
     "prompt_logprobs": (4, {}, {"prompt_logprobs": 4}),
     "priority": (6, {}, {"priority": -6}),
-    "response_format": ({"type": "json_object"}, {}, {"grammar": ("json", "")}),
-    "guided_json": (SCHEMA, {}, {"grammar": ("json_schema", SCHEMA_TEXT)}),
-    "guided_regex": ("a+", {}, {"grammar": ("regex", "a+")}),
-    "guided_choice": (["yes", "no"], {}, {"grammar": ("choice", '["yes","no"]')}),
+    "response_format": ({"type": "json_object"}, {}, {"grammar": Grammar("json")}),
+    "guided_json": (SCHEMA, {}, {"grammar": Grammar("json_schema", SCHEMA_TEXT)}),
+    "guided_regex": ("a+", {}, {"grammar": Grammar("regex", "a+")}),
+    "guided_choice": (["yes", "no"], {}, {"grammar": Grammar("choice", '["yes","no"]')}),
 }
 OF_CHAT: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
     "max_completion_tokens": (6, {"max_tokens": 9}, {"max_tokens": 6}),
@@ -78,9 +79,13 @@ def asked(shape: Shape[Any]) -> Ask:
     return found
 
 
+def all_of(ask: Ask) -> dict[str, Any]:
+    return {"prompt": ask.prompt, "priority": ask.priority, **vars(ask.params)}
+
+
 def differs(one: Ask, other: Ask) -> dict[str, Any]:
-    names = [field.name for field in fields(Ask) if getattr(one, field.name) != getattr(other, field.name)]
-    return {name: getattr(one, name) for name in names}
+    before = all_of(other)
+    return {name: value for name, value in all_of(one).items() if value != before[name]}
 
 
 @pytest.mark.parametrize(("shape", "name"), CASES)
@@ -95,9 +100,10 @@ def test_all_fields_at_once_are_all_there() -> None:
     given = {name: value for name, (value, _, _) in SAMPLED.items() if not name.startswith("guided")}
     there = {key: value for _, _, changes in SAMPLED.values() for key, value in changes.items()}
     found = asked(text_of(**given, logprobs=5))
-    assert {field.name for field in fields(Ask)} == {"prompt", "top_logprobs", *there}
-    for name, value in {**there, "grammar": ("json", ""), "top_logprobs": 5}.items():
-        assert getattr(found, name) == value, name
+    assert {field.name for field in fields(Ask)} == {"prompt", "priority", "params"}
+    assert {field.name for field in fields(SamplingParams)} == {"top_logprobs", *there} - {"priority"}
+    expected = {"prompt": found.prompt, **there, "grammar": Grammar("json"), "top_logprobs": 5}
+    assert all_of(found) == expected
 
 
 def known(schema: type[BaseModel]) -> set[str]:
@@ -115,21 +121,21 @@ def test_no_field_is_forgotten_here() -> None:
 
 
 def test_without_a_seed_one_is_drawn_and_a_negative_one_is_kept() -> None:
-    assert asked(text_of(seed=-1)).seed == 2**64 - 1 and asked(text_of(seed=0)).seed == 0
-    assert len({asked(text_of(seed=None)).seed for _ in range(3)}) == 3
+    assert asked(text_of(seed=-1)).params.seed == 2**64 - 1 and asked(text_of(seed=0)).params.seed == 0
+    assert len({asked(text_of(seed=None)).params.seed for _ in range(3)}) == 3
 
 
 def test_what_a_request_does_not_say_the_run_says_field_by_field() -> None:
     said = {"temperature": 0.25, "top_p": 0.5, "top_k": 9, "min_p": 0.125, "repetition_penalty": 1.5}
-    assert {field.name for field in fields(Defaults)} == {*said}
-    told = service_of(defaults=Defaults(**said))  # type: ignore[arg-type]
+    assert {*GENERATION} == {*said}
+    told = service_of(defaults=replace(SERVER_DEFAULTS, **said))
     assert differs(asked(text_of(told)), asked(text_of())) == said
     assert differs(asked(text_of()), asked(text_of(**dict.fromkeys(said)))) == {}
     nothing = {"temperature": 0, "top_p": 1, "top_k": 0, "min_p": 0, "repetition_penalty": 1}
     for name, value in nothing.items():  # a nought is said, too
-        there = {key: getattr(asked(text_of(told, **{name: value})), key) for key in said}
+        there = {key: getattr(asked(text_of(told, **{name: value})).params, key) for key in said}
         assert there == {**said, name: value}
-    assert asked(text_of(told, top_k=-1)).top_k == 0, "off, as vLLM has it"
+    assert asked(text_of(told, top_k=-1)).params.top_k == 0, "off, as vLLM has it"
 
 
 # ---- conversations
@@ -255,7 +261,7 @@ def test_log_probabilities_come_where_they_were_asked_for(given: dict[str, Any],
     chat, text = chat_of(**wanted), text_of(logprobs=tell)
     [a] = letters("a")
     for shape in (chat, text):
-        assert asked(shape).top_logprobs == (tell or 0)
+        assert asked(shape).params.top_logprobs == (tell or 0)
         choice = shape.new()
         choice.add(Drawn(0, a, "length", -0.5, ((a, -0.5), (7, -2.0))[: tell or 0]))
         found = shape.choice(0, choice)["logprobs"]
@@ -290,11 +296,11 @@ def asks_of(count: int, service: Service | None = None, **given: Any) -> bool:
 
 
 def test_a_prompt_leaves_room_for_one_token_and_an_answer_takes_what_is_left() -> None:
-    assert asked(text_of(prompt=[5] * (MAX_LEN - 1))).max_tokens == 1
+    assert asked(text_of(prompt=[5] * (MAX_LEN - 1))).params.max_tokens == 1
     assert prepared(service_of(), prompt=[5] * MAX_LEN) == "prompt"
-    assert asked(text_of(prompt=[5] * 10)).max_tokens == MAX_LEN - 10
-    assert asked(text_of(prompt=[5] * 10, max_tokens=MAX_LEN)).max_tokens == MAX_LEN - 10
-    assert asked(text_of(prompt=[5] * 10, min_tokens=MAX_LEN - 10)).min_tokens == MAX_LEN - 10
+    assert asked(text_of(prompt=[5] * 10)).params.max_tokens == MAX_LEN - 10
+    assert asked(text_of(prompt=[5] * 10, max_tokens=MAX_LEN)).params.max_tokens == MAX_LEN - 10
+    assert asked(text_of(prompt=[5] * 10, min_tokens=MAX_LEN - 10)).params.min_tokens == MAX_LEN - 10
     assert prepared(service_of(), prompt=[5] * 10, min_tokens=MAX_LEN - 9) == "min_tokens"
     assert prepared(service_of(), prompt="a", max_tokens=5, min_tokens=6) == "min_tokens"
     assert asks_of(2, prompt=[[5], [6]]) and prepared(service_of(), prompt=[[5], [6] * MAX_LEN]) == "prompt"

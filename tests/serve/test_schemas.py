@@ -9,6 +9,7 @@ import pytest
 
 from rorqual.core.parts import TextPart
 from rorqual.core.records import Message, Tool, ToolCall
+from rorqual.core.sampling import Grammar
 from rorqual.serve.errors import ApiError
 from rorqual.serve.schemas import ChatRequest, TextRequest, read
 
@@ -226,18 +227,18 @@ def test_a_poison_is_refused_and_its_twin_is_taken(name: str) -> None:
 def test_what_an_answer_must_match_becomes_one_grammar() -> None:
     schema = {"type": "object", "title": "🐋"}
     text = '{"type":"object","title":"🐋"}'
-    cases: list[tuple[dict[str, Any], tuple[str, str] | None]] = [
+    cases: list[tuple[dict[str, Any], Grammar | None]] = [
         ({}, None),
         ({"response_format": {"type": "text"}}, None),
-        ({"response_format": {"type": "json_object"}}, ("json", "")),
+        ({"response_format": {"type": "json_object"}}, Grammar("json")),
         (
             {"response_format": {"type": "json_schema", "json_schema": {"name": "s", "schema": schema}}},
-            ("json_schema", text),
+            Grammar("json_schema", text),
         ),
-        ({"guided_json": schema}, ("json_schema", text)),
-        ({"guided_json": text}, ("json_schema", text)),
-        ({"guided_regex": "a+"}, ("regex", "a+")),
-        ({"guided_choice": ["yes", "no"]}, ("choice", '["yes","no"]')),
+        ({"guided_json": schema}, Grammar("json_schema", text)),
+        ({"guided_json": text}, Grammar("json_schema", text)),
+        ({"guided_regex": "a+"}, Grammar("regex", "a+")),
+        ({"guided_choice": ["yes", "no"]}, Grammar("choice", '["yes","no"]')),
     ]
     for given, grammar in cases:
         assert read(ChatRequest, body(**given))[0].grammar() == grammar
@@ -271,9 +272,9 @@ def test_a_choice_that_forces_calls_becomes_a_grammar_of_them() -> None:
     ]
     for given, expected in cases:
         found = read(ChatRequest, body(tools=[TOOL, bare], **given))[0].grammar()
-        assert (found and (found[0], json.loads(found[1]))) == (expected and ("calls", expected)), given
+        assert (found and (found.kind, json.loads(found.source))) == (expected and ("calls", expected)), given
     hidden = read(ChatRequest, body(tools=[TOOL], tool_choice="none", response_format=form))[0]
-    assert hidden.grammar() == ("json_schema", '{"title":"a"}')
+    assert hidden.grammar() == Grammar("json_schema", '{"title":"a"}')
     assert hidden.bound == "response_format"
     assert read(ChatRequest, body(tools=[TOOL], response_format=form))[0].bound is None  # the one or the other
     assert read(ChatRequest, body(tools=[TOOL], response_format=form, tool_choice="required"))[0].bound == "tools"

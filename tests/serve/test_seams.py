@@ -1,20 +1,35 @@
-"""A sampling key does the same from Python, in a row of a file, as a setting of the command, in a request and through our own client. A key that
-is dropped on the way gives the answer that it has without."""
+"""A sampling parameter does the same from Python, in a row of a file, as a setting of the command, in a request and through our own client. The
+tables are made from the schema (`core/sampling.py`), so that a new parameter is tested unasked."""
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from places import NOBODY, check_arrives, inside, outside, served
 from served import Server
+from shapes import HELLO, text_of
 
+import rorqual
+from rorqual.core.errors import DataError
 from rorqual.core.records import Message
+from rorqual.core.sampling import PARAMS, SERVER_DEFAULTS, FloatRange, IntRange, check_params
 from rorqual.engine import Engine, Request, SamplingParams
-from rorqual.engine.remote.engine import RemoteEngine
+from rorqual.engine.remote.engine import RemoteEngine, RemoteError
 from rorqual.generate.batch import answers, record
+from rorqual.generate.prompts import Refused
 from rorqual.generate.schema import Ask, Asking, Sampling
+from rorqual.serve.errors import ApiError
+from rorqual.serve.schemas import ChatRequest, read
+from rorqual.serve.wire import Ask as Asked
+from rorqual.serve.wire import ask_of, pack, submit
 
 MARKS = ((5, -100.0), (6, -100.0))  # of thinking
 BASE = SamplingParams(max_tokens=24, temperature=1.5, top_p=0.6, min_p=0.08, seed=5, logit_bias=MARKS)
@@ -70,3 +85,109 @@ def test_a_key_does_the_same_at_every_seam(engine: Engine, server: Server, key: 
         [Request(messages, params, "off")]
     )
     assert said(there) == said(here)
+
+
+@pytest.mark.parametrize("name", PARAMS)
+def test_a_parameter_arrives_alone_and_whole_wherever_it_is_given(engine: Engine, name: str) -> None:
+    check_arrives(engine, name)
+
+
+NEW = """
+    nudge: Annotated[float, FloatRange(-5, 5), OnServer(FloatRange(0, 4)), "Added to every logit."] = 0.0
+
+    shoves: Annotated[tuple[int, ...], TokenList(8), "Tokens that are shoved."] = ()
+
+
+@dataclass(frozen=True)
+class Param:"""
+
+
+def test_a_parameter_that_is_written_into_the_schema_alone_arrives_everywhere(tmp_path: Path) -> None:
+    """In a copy of the source, and a process of its own."""
+    copy = tmp_path / "rorqual"
+    shutil.copytree(Path(rorqual.__file__).parent, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    schema = copy / "core" / "sampling.py"
+    text = schema.read_text(encoding="utf-8")
+    end = "\n\n@dataclass(frozen=True)\nclass Param:"
+    assert text.count(end) == 1
+    schema.write_text(text.replace(end, NEW), encoding="utf-8")
+    command = [sys.executable, str(Path(__file__).with_name("places.py")), str(tmp_path / "run"), "nudge", "shoves"]
+    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
+    assert done.stdout.splitlines() == [str(copy / "__init__.py"), "nudge arrived", "shoves arrived"], done.stderr
+
+
+def test_what_nobody_says_is_as_each_place_has_it() -> None:
+    assert Sampling().params() == replace(SamplingParams(), max_tokens=1024)
+    assert replace(SamplingParams(), temperature=1.0) == SERVER_DEFAULTS
+    assert text_of().asks()[0].params == replace(SERVER_DEFAULTS, seed=1, max_tokens=1000 - len("hello") - 1)
+
+
+RANGES = [name for name, param in PARAMS.items() if isinstance(param.type, IntRange | FloatRange)]
+
+
+def put(name: str, value: Any) -> SamplingParams:
+    """With all else such that the value is refused for itself alone."""
+    return replace(SamplingParams(max_tokens=2**31 - 1), **{name: value})
+
+
+def checked(params: SamplingParams) -> None:
+    check_params(params, vocab_size=300, where="request 0")
+
+
+def sent(params: SamplingParams) -> None:
+    NOBODY.generate([Request((Message("user", "hello"),), params)])
+
+
+@pytest.mark.parametrize("name", RANGES)
+def test_the_engine_and_the_wire_and_the_client_hold_the_range(name: str) -> None:
+    kind = PARAMS[name].type
+    assert isinstance(kind, IntRange | FloatRange)
+    for value in inside(kind):
+        checked(put(name, value))
+        with pytest.raises(RemoteError):  # nobody is there: it was sent
+            sent(put(name, value))
+    for value in outside(kind):
+        params = put(name, value)
+        crossed = ask_of(json.loads(b"".join(submit(1, pack(Asked((5,), params)), ""))))
+        assert crossed.params == params
+        for refuse in (checked, sent):
+            with pytest.raises(DataError) as caught:
+                refuse(crossed.params)
+            assert (caught.value.what, caught.value.remedy) == (f"{name} is {value!r}", f"Give {kind.said}.")
+            assert caught.value.where == "request 0"
+
+
+@pytest.mark.parametrize("name", RANGES)
+def test_a_file_and_the_server_hold_their_ranges(name: str) -> None:
+    def row(value: Any) -> Ask | Refused:
+        return Asking(Sampling()).ask(1, {"prompt": "hello", name: value})
+
+    def body(value: Any) -> bytes:
+        return json.dumps({"model": "m", "messages": [HELLO], **served({name: value}, chat=True)}).encode()
+
+    in_file, in_request = PARAMS[name].in_file, PARAMS[name].served
+    assert isinstance(in_file, IntRange | FloatRange) and isinstance(in_request, IntRange | FloatRange)
+    for value in inside(in_file):
+        found = row(value)
+        assert isinstance(found, Ask) and getattr(found.request.params, name) == value
+    for value in outside(in_file):
+        refused = row(value)
+        assert isinstance(refused, Refused)
+        assert (refused.key, refused.remedy) == (name, f"It is {in_file.said}.") and f"(got {value!r})" in refused.what
+    for value in inside(in_request):
+        if name != "top_logprobs":
+            assert getattr(read(ChatRequest, body(value))[0].params(), name) == value
+    for value in outside(in_request):
+        with pytest.raises(ApiError) as caught:
+            read(ChatRequest, body(value))
+        error = caught.value
+        low, high = in_request.low, in_request.high
+        words = (
+            (f"{low} or more", f"a number above {low}")
+            if value <= low
+            else (f"{high} or less", f"a number below {high}")
+        )
+        assert (error.status, error.param) == (400, name) and error.message.split("Give ")[1][:-1] in words, (
+            error.message
+        )

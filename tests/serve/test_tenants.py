@@ -19,6 +19,7 @@ import pytest
 from served import Server, start, stop
 
 from rorqual.engine.engine import Engine
+from rorqual.engine.request import Grammar, SamplingParams
 from rorqual.serve.keys import Keys
 from rorqual.serve.wire import Ask, cancel, pack, submit
 from rorqual.serve.worker import BEAT, Worker
@@ -159,8 +160,8 @@ def test_messages_without_end_do_not_keep_the_engine_from_a_sign_of_life(run: Pa
             sent += 1
         assert beats.is_set(), "none while messages came"
         beats.clear()
-        grammar = ("json_schema", json.dumps(heavy(0)))
-        asked.writelines(submit(0, pack(Ask((65,), 4, grammar=grammar)), "default"))
+        grammar = Grammar("json_schema", json.dumps(heavy(0)))
+        asked.writelines(submit(0, pack(Ask((65,), SamplingParams(max_tokens=4, grammar=grammar))), "default"))
         assert beats.wait(60)
     working.join(60)
     assert not working.is_alive(), "it ends with its input"

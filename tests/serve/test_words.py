@@ -16,7 +16,7 @@ from rorqual.core.records import RunDir
 from rorqual.serve import formats, schemas, turns
 from rorqual.serve.errors import ApiError
 from rorqual.serve.schemas import ChatRequest, Sampling, TextRequest, read
-from rorqual.serve.service import Defaults
+from rorqual.serve.service import read_defaults
 
 HELLO = [{"role": "user", "content": "hello"}]
 TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
@@ -201,5 +201,5 @@ def test_a_run_whose_settings_no_request_could_give_says_so_in_words(tmp_path: A
     run = RunDir(tmp_path)
     run.config_file.write_text("generation: {top_p: 3}\n", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"`top_p` is 3\. Give 1 or less") as caught:
-        Defaults.of_run(run)
+        read_defaults(run)
     assert not INTERNAL.search(str(caught.value))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import Protocol
 
 from rorqual.cli.settings import Placement
@@ -12,8 +13,6 @@ from rorqual.data.chat import ChatFormat
 from rorqual.engine.engine import Engine
 from rorqual.engine.request import Request, SamplingParams
 
-UNFINISHED = "\ufffd"
-"""What the decoder gives for bytes that are not yet a whole character."""
 ROOM = 8
 """Tokens that a prompt must leave for the reply."""
 
@@ -45,24 +44,18 @@ def pieces(ids: Iterable[int], chat: ChatFormat, thinking: Thinking) -> Iterator
     Half a character waits for its other half. Where a later token turns what was shown as answer into reasoning (a model
     that closes a thought it never opened), all of the reasoning is given again as such.
     """
-    drawn: list[int] = []
-    shown = {True: "", False: ""}
-    for id_ in ids:
-        drawn.append(id_)
-        message = chat.parse(drawn, thinking)
-        yield from _new(message, shown, wait=True)
-    if drawn:
-        yield from _new(chat.parse(drawn, thinking), shown, wait=False)
-
-
-def _new(message: Message, shown: dict[bool, str], *, wait: bool) -> Iterator[tuple[bool, str]]:
-    for kind, text in ((True, message.reasoning or ""), (False, message.text)):
-        ready = text.rstrip(UNFINISHED) if wait else text
-        if not ready.startswith(shown[kind]):
-            shown[kind] = ""
-        if new := ready[len(shown[kind]) :]:
-            shown[kind] = ready
-            yield kind, new
+    reader, early = chat.reader(thinking), ""  # `early`: what was shown as answer before it was certain
+    for id_ in chain(ids, (None,)):
+        piece = reader.finish() if id_ is None else reader.feed(id_)
+        if piece.reasoning:
+            early = ""
+            yield True, piece.reasoning
+        fresh = piece.content.removeprefix(early)
+        if waiting := reader.tentative:
+            fresh = waiting.removeprefix(early)
+        early = waiting
+        if fresh:
+            yield False, fresh
 
 
 class Conversation:

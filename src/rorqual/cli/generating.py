@@ -25,7 +25,7 @@ from rorqual.engine.engine import Engine
 from rorqual.engine.remote.engine import RemoteEngine
 from rorqual.generate.batch import Answered, answers, answers_from_afar, fault_of, record, refused
 from rorqual.generate.output import Partial, check_place
-from rorqual.generate.prompts import Prompts, Refused
+from rorqual.generate.prompts import TEXTS, Prompts, Refused
 from rorqual.generate.schema import Ask, Asking, Sampling
 from rorqual.ops.backends import backend
 from rorqual.ops.backends.torch_invariant import NOT_HELD
@@ -60,7 +60,7 @@ def read_settings(arguments: Sequence[str] | None) -> tuple[GenerateSettings, Sa
     for key, value in pairs(arguments).items():
         if key in Sampling.model_fields:
             sampling[key] = scalar(value)
-            if key == "stop" and not isinstance(sampling[key], list):
+            if key in TEXTS and not isinstance(sampling[key], list):
                 sampling[key] = value
         elif key in GenerateSettings.model_fields:
             own[key] = value

@@ -7,12 +7,12 @@ its `kind`, so a new kind is one file and no list.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 
 from rorqual.core.errors import ConfigError, nearest
 
@@ -57,6 +57,17 @@ class Kind(Config):
 
 
 C = TypeVar("C", bound=Config)
+M = TypeVar("M", bound=BaseModel)
+
+
+def with_fields(fields: Mapping[str, Any]) -> Callable[[type[M]], type[M]]:
+    """Decorate a model with further fields: name -> (annotation, default)."""
+
+    def add(model: type[M]) -> type[M]:
+        name, doc, module = model.__name__, model.__doc__, model.__module__
+        return create_model(name, __base__=model, __doc__=doc, __module__=module, **fields)
+
+    return add
 
 
 def kinds(base: type[Kind]) -> dict[str, type[Kind]]:

@@ -11,6 +11,7 @@ from typing import get_args
 
 from rorqual.core.errors import DataError, RorqualError
 from rorqual.core.records import Message, Thinking
+from rorqual.core.sampling import check_params
 from rorqual.data.chat import ChatFormat
 from rorqual.data.chat.stops import Stops
 from rorqual.data.tokenizer import Special, Tokenizer
@@ -19,7 +20,6 @@ from rorqual.engine.embeds import Embeds
 from rorqual.engine.grammar.calls import Spelling
 from rorqual.engine.grammar.compiler import Compiled, Grammars
 from rorqual.engine.grammar.constraint import Constraint, Thought
-from rorqual.engine.params import check_params
 from rorqual.engine.prompt_scores import PromptScores
 from rorqual.engine.request import Completion, Request, SamplingParams
 from rorqual.engine.sampler import sample_key

@@ -7,59 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from rorqual.core.records import Message, Thinking
+from rorqual.core.sampling import Grammar, SamplingParams
 from rorqual.engine.embeds import Embeds
 
-
-@dataclass(frozen=True)
-class Grammar:
-    """What a reply must match. `source` is a JSON schema, a regular expression (of the whole reply) or a JSON list of choices, by `kind`;
-    of kind "json" any JSON object matches, and `source` is empty. Of kind "calls" it is `{"tools": [{"name": ..., "parameters": schema}],
-    "many": bool}`: the reply calls one of these functions or, with `many`, one or more, as the chat format writes calls; with
-    `"answer": schema` beside these it is calls, or a JSON text that this schema allows."""
-
-    kind: Literal["json_schema", "regex", "choice", "json", "calls"]
-    source: str = ""
-
-
-@dataclass(frozen=True)
-class SamplingParams:
-    """How to sample. `temperature` 0 is greedy. `top_k` 0, `top_p` 1 and `min_p` 0 are off. One `seed` gives one answer.
-
-    Cuts are made in this order: top_k, top_p, min_p, as in transformers. `min_p_first`: min_p, top_k, top_p, as in vLLM, so that `top_p` is a
-    share of what min_p left.
-    Random numbers depend on (`seed`, number of the sample, position) alone: requests that should be independent of each
-    other need seeds of their own. `ignore_eos`: go on to `max_tokens` (to measure speed).
-    `repetition_penalty` divides positive and multiplies negative logits of tokens that the prompt or the reply holds (CTRL,
-    Keskar et al. 2019, section 4.1); `presence_penalty` and `frequency_penalty` are subtracted from the logits of the reply's
-    tokens, once or for each time (OpenAI's API); `logit_bias` is added to logits: (token, bias).
-    `stop`: texts before which the reply's text ends; `stop_token_ids`: further tokens that end it. What was drawn of either is
-    kept in `token_ids`. `min_tokens`: neither the model's own end, nor a stop token, nor a stop string ends the reply before it has so many
-    tokens, a thought's included. A grammar goes first: where it allows nothing but the end, the reply ends.
-    `top_logprobs`: how many of the likeliest tokens, with their log-probabilities, come with each token. `prompt_logprobs`: the prompt's own
-    tokens get log-probabilities, too, with so many likeliest ones; None: they get none. They are of the plain softmax, whatever else is
-    asked for, and the prompt is then computed as a whole: what the prefix cache has of it has no logits.
-    `grammar`: what the reply (what follows `</think>`, where it thinks) must match.
-    """
-
-    max_tokens: int = 64
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    seed: int = 0
-    n: int = 1
-    ignore_eos: bool = False
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    logit_bias: tuple[tuple[int, float], ...] = ()
-    stop: tuple[str, ...] = ()
-    stop_token_ids: tuple[int, ...] = ()
-    top_logprobs: int = 0
-    grammar: Grammar | None = None
-    min_tokens: int = 0
-    min_p_first: bool = False
-    prompt_logprobs: int | None = None
+__all__ = ["Arrived", "Completion", "Generator", "Grammar", "Request", "SamplingParams"]
 
 
 @dataclass(frozen=True)
@@ -72,7 +23,7 @@ class Request:
     """
 
     messages: tuple[Message, ...] = ()
-    params: SamplingParams = SamplingParams()
+    params: SamplingParams = field(default_factory=SamplingParams)
     thinking: Thinking = "auto"
     prompt_ids: tuple[int, ...] | None = None
     tenant: str = ""

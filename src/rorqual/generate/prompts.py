@@ -14,13 +14,14 @@ import pydantic_core
 
 from rorqual.core.config import scalar
 from rorqual.core.errors import DataError
+from rorqual.core.sampling import PARAMS, TextList
 
 BOM = b"\xef\xbb\xbf"
 LONGEST_LINE = 64 * 2**20
 """Bytes of a line; a longer one is refused unread, so that a file without line ends takes no memory."""
 HEAD, CHUNK = 4096, 2**16
 LINES, TABLES = (".jsonl", ".ndjson", ".json"), (".parquet", ".csv")
-TEXTS = frozenset({"prompt", "stop"})
+TEXTS = frozenset({"prompt", *(name for name, param in PARAMS.items() if isinstance(param.type, TextList))})
 """Columns of a CSV file that are text even where they look like numbers."""
 
 

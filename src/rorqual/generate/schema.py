@@ -5,20 +5,31 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, get_args
 
 from pydantic import BeforeValidator, Field, ValidationError
 
-from rorqual.core.config import Config
+from rorqual.core.config import Config, with_fields
 from rorqual.core.errors import DataError, RorqualError, nearest
 from rorqual.core.parts import Content, content_label, read_content
 from rorqual.core.records import Message, Role, Thinking
+from rorqual.core.sampling import (
+    INT32,
+    PARAMS,
+    SAFE,
+    Flag,
+    FloatRange,
+    GrammarType,
+    IntRange,
+    Param,
+    TextList,
+    TokenBiases,
+    TokenList,
+)
 from rorqual.engine.request import Grammar, Request, SamplingParams
 from rorqual.generate.prompts import Refused, typed_cells
 
-INT32, SAFE = 2**31 - 1, 2**53 - 1
-"""SAFE: the largest whole number that every reader of JSON gives back."""
 KINDS = ("json_schema", "regex", "choice", "json")
 PROMPTS = ("prompt", "messages", "prompt_ids")
 RESERVED = frozenset({"line", "choices", "usage", "error"})
@@ -34,19 +45,6 @@ ALIKE = 0.9
 """From what likeness on a field that is carried over is taken for a mistyped key: `speed` is no `seed`, `temprature` is one."""
 
 
-def _texts(value: Any) -> Any:
-    return (value,) if isinstance(value, str) else value
-
-
-def _biases(value: Any) -> Any:
-    if not isinstance(value, Mapping):
-        return value
-    try:
-        return tuple((int(token), bias) for token, bias in value.items())
-    except (TypeError, ValueError):
-        raise ValueError("its keys are the ids of tokens") from None
-
-
 def _grammar(value: Any) -> Any:
     if value is None or isinstance(value, Grammar):
         return value
@@ -56,57 +54,41 @@ def _grammar(value: Any) -> Any:
     return Grammar(value["kind"], source if isinstance(source, str) else json.dumps(source))
 
 
-def _whole(low: int, high: int) -> Any:
-    return Field(strict=True, ge=low, le=high, description=f"a whole number from {low} to {high}")
-
-
-def _real(low: float, high: float) -> Any:
-    return Field(strict=True, ge=low, le=high, allow_inf_nan=False, description=f"a number from {low:g} to {high:g}")
-
-
 Token = Annotated[int, Field(strict=True, ge=0, le=INT32)]
-Stop = Annotated[str, Field(strict=True, min_length=1, max_length=256)]
-Truth = Annotated[bool, Field(strict=True, description="true or false")]
 
 
+def _field(param: Param) -> tuple[Any, Any]:
+    """A sampling parameter as a key of a file: its type, and its limits and default."""
+    kind, type_ = param.in_file, param.annotation
+    limits: dict[str, Any] = {}
+    match kind:
+        case IntRange() | FloatRange():
+            limits = {"strict": True, **kind.bounds}
+        case Flag():
+            limits = {"strict": True}
+        case TextList(most, longest):
+            text = Annotated[str, Field(strict=True, min_length=1, max_length=longest)]
+            type_, limits = Annotated[tuple[text, ...], BeforeValidator(kind.read)], {"max_length": most}
+        case TokenList(most):
+            type_, limits = tuple[Token, ...], {"max_length": most}
+        case TokenBiases(most):
+            bounds: dict[str, Any] = kind.bias.bounds
+            pair = tuple[Token, Annotated[float, Field(strict=True, **bounds)]]
+            type_, limits = Annotated[tuple[pair, ...], BeforeValidator(kind.read)], {"max_length": most}
+        case GrammarType():
+            type_ = Annotated[Any, BeforeValidator(_grammar)]
+    return type_, Field(param.file_default, description=kind.said, **limits)
+
+
+@with_fields({name: _field(param) for name, param in PARAMS.items()})
 class Sampling(Config):
     """How to sample, as a file or the command line says it: `SamplingParams` and who decides about thinking, each within a limit."""
 
-    max_tokens: Annotated[int, _whole(1, INT32)] = 1024
-    temperature: Annotated[float, _real(0, 100)] = 0.0
-    top_p: Annotated[float, Field(strict=True, gt=0, le=1, description="a number above 0, at most 1")] = 1.0
-    top_k: Annotated[int, _whole(0, INT32)] = 0
-    min_p: Annotated[float, Field(strict=True, ge=0, lt=1, description="a number from 0, below 1")] = 0.0
-    seed: Annotated[int, _whole(0, SAFE)] = 0
-    n: Annotated[int, _whole(1, 4096)] = 1
-    ignore_eos: Truth = False
-    repetition_penalty: Annotated[float, _real(0.01, 100)] = 1.0
-    presence_penalty: Annotated[float, _real(-100, 100)] = 0.0
-    frequency_penalty: Annotated[float, _real(-100, 100)] = 0.0
-    logit_bias: Annotated[
-        tuple[tuple[Token, Annotated[float, _real(-100, 100)]], ...],
-        BeforeValidator(_biases),
-        Field(max_length=1024, description="token ids, each with a number from -100 to 100"),
-    ] = ()
-    stop: Annotated[
-        tuple[Stop, ...],
-        BeforeValidator(_texts),
-        Field(max_length=16, description="a text or up to 16, of 1 to 256 characters"),
-    ] = ()
-    stop_token_ids: Annotated[tuple[Token, ...], Field(max_length=1024, description="a list of token ids")] = ()
-    top_logprobs: Annotated[int, _whole(0, 20)] = 0
-    prompt_logprobs: Annotated[int | None, _whole(0, 20)] = None
-    min_tokens: Annotated[int, _whole(0, INT32)] = 0
-    min_p_first: Truth = False
-    grammar: Annotated[
-        Any, BeforeValidator(_grammar), Field(description='such as {"kind": "regex", "source": "[0-9]+"}')
-    ] = None
     thinking: Annotated[Thinking, Field(description="auto, on or off")] = "auto"
 
-    def params(self, seed: int) -> SamplingParams:
+    def params(self) -> SamplingParams:
         """As the engine takes it."""
-        given = {name: getattr(self, name) for name in type(self).model_fields if name not in ("seed", "thinking")}
-        return SamplingParams(**given, seed=seed)
+        return SamplingParams(**{name: getattr(self, name) for name in PARAMS})
 
 
 KEYS = frozenset(Sampling.model_fields)
@@ -160,8 +142,10 @@ class Asking:
             kept = {k: v for k, v in carried.items() if k not in RESERVED and _writable(v)}
             return Refused(line, fault.key, fault.what, fault.remedy, kept)
         own = row.get("seed") is not None
-        seed = sampling.seed if own else line_seed(sampling.seed, line, carried.get("id"))
-        return Ask(line, key, Request(messages, sampling.params(seed), sampling.thinking, ids), carried)
+        params = sampling.params()
+        if not own:
+            params = replace(params, seed=line_seed(params.seed, line, carried.get("id")))
+        return Ask(line, key, Request(messages, params, sampling.thinking, ids), carried)
 
     def _sampling(self, row: dict[str, Any]) -> Sampling:
         given = {key: row[key] for key in KEYS & row.keys() if row[key] is not None}

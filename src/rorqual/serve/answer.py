@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from fastapi import Request, Response
 
+from rorqual.data.chat.stream import Piece
 from rorqual.serve.bodies import body_of
 from rorqual.serve.errors import ApiError
 from rorqual.serve.exchange import (
@@ -31,7 +32,6 @@ from rorqual.serve.exchange import (
     written,
 )
 from rorqual.serve.limits import MAX_VALUES, too_large
-from rorqual.serve.reading import Piece
 from rorqual.serve.replies import Choice, Reply
 from rorqual.serve.schemas import Sampling, read
 from rorqual.serve.service import Service
@@ -133,7 +133,7 @@ def _prepared(service: Service, schema: type[W], kind: type[Shape[W]], parts: li
 
 def _check_told(wanted: Sampling, asks: list[Ask]) -> None:
     """A whole answer with log-probabilities is in memory at once; a stream is not."""
-    told = sum(ask.n * ask.max_tokens for ask in asks) * (1 + (wanted.top or 0))
+    told = sum(ask.params.n * ask.params.max_tokens for ask in asks) * (1 + (wanted.top or 0))
     if wanted.top is not None and not wanted.stream and told > MAX_VALUES:
         what = "log-probabilities in one answer (n * max_tokens * (1 + top_logprobs))"
         raise too_large("logprobs", told, what, MAX_VALUES, "Set a smaller max_tokens, or stream: true.")

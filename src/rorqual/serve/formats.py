@@ -11,11 +11,10 @@ from typing import Annotated, Any, Literal
 import pydantic_core
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from rorqual.core.sampling import Grammar
 from rorqual.serve.errors import refuse
 
 MAX_SCHEMA, MAX_REGEX, MAX_CHOICES, MAX_TEXT = 65_536, 4096, 1024, 65_536
-Grammar = tuple[str, str]
-"""Kind and source, as `rorqual.engine.request.Grammar` has them."""
 
 
 def _writable(text: str) -> str:
@@ -57,8 +56,8 @@ class ResponseFormat(Schema):
                 "response_format.json_schema",
             )
         if self.json_schema is not None:
-            return "json_schema", source_of(self.json_schema.schema_, "response_format.json_schema.schema")
-        return ("json", "") if self.type == "json_object" else None
+            return Grammar("json_schema", source_of(self.json_schema.schema_, "response_format.json_schema.schema"))
+        return Grammar("json") if self.type == "json_object" else None
 
     @property
     def schema_(self) -> dict[str, Any]:
@@ -94,11 +93,11 @@ class Guided(Schema):
         if self.response_format is not None and (asked := self.response_format.grammar()) is not None:
             found["response_format"] = asked
         if self.guided_json is not None:
-            found["guided_json"] = "json_schema", source_of(_object(self.guided_json), "guided_json")
+            found["guided_json"] = Grammar("json_schema", source_of(_object(self.guided_json), "guided_json"))
         if self.guided_regex is not None:
-            found["guided_regex"] = "regex", self.guided_regex
+            found["guided_regex"] = Grammar("regex", self.guided_regex)
         if self.guided_choice is not None:
-            found["guided_choice"] = "choice", source_of(self.guided_choice, "guided_choice")
+            found["guided_choice"] = Grammar("choice", source_of(self.guided_choice, "guided_choice"))
         if len(found) > 1:
             names = list(found)
             raise refuse(f"`{names[0]}` and `{names[1]}` cannot both bind the answer. Give one of them.", names[1])

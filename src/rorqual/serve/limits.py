@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from rorqual.core.sampling import PARAMS, ParamType, TextList, TokenBiases, TokenList
 from rorqual.serve.errors import ApiError, refuse
 
 SLICE = 65_536
@@ -18,12 +19,19 @@ MAX_VALUES = 262_144
 """Values of a body: strings, numbers, lists, objects. It is the limit of token ids, too."""
 MAX_TOOLS, MAX_ARGUMENTS, MAX_OTHER = 262_144, 262_144, 131_072
 MAX_PARTS, MAX_CALLS = 4096, 4096
+_FEWER: Mapping[type[ParamType], str] = {
+    TextList: "Give fewer texts.",
+    TokenList: "Give fewer ids.",
+    TokenBiases: "Bias fewer tokens.",
+}
 ENTRIES: Mapping[str, tuple[int, str]] = {
     "messages": (4096, "Leave out the oldest turns."),
     "tools": (128, "Offer fewer tools."),
-    "stop": (16, "Give fewer stop strings."),
-    "stop_token_ids": (16, "Give fewer ids."),
-    "logit_bias": (1024, "Bias fewer tokens."),
+    **{
+        name: (most, _FEWER[type(param.served)])
+        for name, param in PARAMS.items()
+        if (most := getattr(param.served, "most", 0))
+    },
     "guided_choice": (1024, "Offer fewer answers."),
 }
 """The most entries of a list or an object, and what to do about more."""

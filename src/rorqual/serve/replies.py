@@ -10,11 +10,12 @@ from functools import partial
 from typing import Any
 
 from rorqual.data.chat import ChatFormat
+from rorqual.data.chat.stops import Stops
+from rorqual.data.chat.stream import Piece, Reader, ToolDelta
 from rorqual.serve.bridge import Job, Restarted
 from rorqual.serve.errors import ApiError
 from rorqual.serve.exchange import PROBE
 from rorqual.serve.metrics import Metrics
-from rorqual.serve.reading import Piece, Reader, Stops, ToolDelta
 from rorqual.serve.wire import Drawn, Recorded, Score, Scored
 
 SILENT = 256

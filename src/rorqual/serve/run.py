@@ -29,7 +29,7 @@ from rorqual.serve.descriptors import AT_ONCE, Complaints, raise_limit
 from rorqual.serve.keys import Keys
 from rorqual.serve.logs import WINDOW, Quiet
 from rorqual.serve.patience import Lobby, Patient
-from rorqual.serve.service import Defaults, Service
+from rorqual.serve.service import Service, read_defaults
 from rorqual.serve.ui import Page
 from rorqual.serve.uploads import WeightUploads
 from rorqual.serve.wire import Placed
@@ -141,7 +141,7 @@ def serve(placed: Placed, address: Address) -> None:
             keys=keys,
             operator=address.operator,
             max_body=address.max_body,
-            defaults=Defaults.of_run(run),
+            defaults=read_defaults(run),
             cors=address.cors,
             uploads=uploads,
         )

@@ -3,17 +3,34 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Annotated, Any, Literal, TypeVar
 
 import pydantic_core
 from pydantic import BaseModel, Field, ValidationError
 
 from rorqual.core import parts
+from rorqual.core.config import with_fields
 from rorqual.core.records import Thinking
+from rorqual.core.sampling import (
+    INT32,
+    MAX_SERVED_N,
+    MAX_TOP_LOGPROBS,
+    PARAMS,
+    SERVER_DEFAULTS,
+    FloatRange,
+    Grammar,
+    IntRange,
+    Param,
+    SamplingParams,
+    TextList,
+    TokenBiases,
+    TokenList,
+)
 from rorqual.serve import limits
 from rorqual.serve.errors import refuse
 from rorqual.serve.fields import IGNORED, sift
-from rorqual.serve.formats import Grammar, Guided, JsonSchema, ResponseFormat, Schema, Text
+from rorqual.serve.formats import Guided, JsonSchema, ResponseFormat, Schema, Text
 from rorqual.serve.turns import (
     Call,
     CalledFunction,
@@ -26,14 +43,13 @@ from rorqual.serve.turns import (
 )
 from rorqual.serve.words import explain, shown
 
-MAX_MESSAGES, MAX_N, MAX_STOPS, MAX_STOP, MAX_NAME = 4096, 128, 16, 256, 256
-MAX_IDS, MAX_PROMPTS, MAX_BIAS, MAX_TOP, MAX_KEYS = 1_000_000, 128, 1024, 20, 4096
-INT32, INT64 = 2**31 - 1, 2**63 - 1
+MAX_MESSAGES, MAX_NAME, MAX_IDS, MAX_PROMPTS, MAX_KEYS = 4096, 256, 1_000_000, 128, 4096
+OWN_NAMES = ("top_logprobs", "grammar")
+"""Parameters that OpenAI's API asks for by other fields: logprobs, response_format. All others are fields by their own names."""
 
-Penalty = Annotated[float, Field(ge=-2, le=2)]
-Bias = Annotated[float, Field(ge=-100, le=100)]
-Stop = Annotated[Text, Field(min_length=1, max_length=MAX_STOP)]
-Ids = Annotated[list[Annotated[int, Field(ge=0, le=INT32)]], Field(min_length=1, max_length=MAX_IDS, fail_fast=True)]
+Id = Annotated[int, Field(ge=0, le=INT32)]
+Top = Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)]
+Ids = Annotated[list[Id], Field(min_length=1, max_length=MAX_IDS, fail_fast=True)]
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 
@@ -62,53 +78,51 @@ class ThinkingSwitch(Schema):
     type: Literal["enabled", "disabled"]
 
 
+def _field(param: Param) -> tuple[Any, Any]:
+    """A sampling parameter as a field of a request, which may leave it out."""
+    kind, type_ = param.served, param.annotation
+    limits: dict[str, Any] = {}
+    match kind:
+        case IntRange() | FloatRange():
+            limits = kind.bounds
+        case TextList(most, longest):
+            text = Annotated[Text, Field(min_length=1, max_length=longest)]
+            type_ = text | Annotated[list[text], Field(max_length=most, fail_fast=True)]
+        case TokenList(most):
+            type_, limits = list[Id], {"max_length": most, "fail_fast": True}
+        case TokenBiases(most):
+            token = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,9})$")]
+            bias = Annotated[float, Field(**kind.bias.bounds)]
+            type_, limits = dict[token, bias], {"max_length": most}
+    return type_ | None, Field(None, description=param.doc, **limits)
+
+
+@with_fields({name: _field(param) for name, param in PARAMS.items() if name not in OWN_NAMES})
 class Sampling(Guided):
-    """What both kinds of requests have. Without a `seed` one is drawn, and nobody learns it.
+    """What both kinds of requests have: the sampling parameters, and what stands here. Without a `seed` one is drawn, and nobody learns it.
 
     `priority`: how far behind others it may wait (vLLM's order: the lowest number runs first); nobody gets before 0, or one tenant
-    could push another's work aside. `ignore_eos`: draw `max_tokens`
-    tokens, to measure speed; the text still ends where the model ended it. `min_p_first`: min_p, top_k, top_p, as vLLM cuts, instead of
-    top_k, top_p, min_p. `prompt_logprobs`: vLLM's.
+    could push another's work aside.
     """
 
     model: Annotated[Text, Field(min_length=1, max_length=MAX_NAME)]
-    max_tokens: Annotated[int, Field(ge=1, le=INT32)] | None = None
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=-1, le=INT32)] | None = None
-    min_p: Annotated[float, Field(ge=0, lt=1)] | None = None
-    repetition_penalty: Annotated[float, Field(ge=0.01, le=10)] | None = None
-    presence_penalty: Penalty | None = None
-    frequency_penalty: Penalty | None = None
-    logit_bias: (
-        Annotated[
-            dict[Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,9})$")], Bias],
-            Field(max_length=MAX_BIAS),
-        ]
-        | None
-    ) = None
-    seed: Annotated[int, Field(ge=-INT64 - 1, le=INT64)] | None = None
-    n: Annotated[int, Field(ge=1, le=MAX_N)] | None = None
-    stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS, fail_fast=True)] | None = None
-    stop_token_ids: (
-        Annotated[list[Annotated[int, Field(ge=0, le=INT32)]], Field(max_length=MAX_STOPS, fail_fast=True)] | None
-    ) = None
-    ignore_eos: bool | None = None
-    min_tokens: Annotated[int, Field(ge=0, le=INT32)] | None = None
-    min_p_first: bool | None = None
-    prompt_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP)] | None = None
     priority: Annotated[int, Field(ge=0, le=1000)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
-    @property
-    def stops(self) -> list[str]:
-        return [self.stop] if isinstance(self.stop, str) else list(self.stop or ())
+    def given(self) -> dict[str, Any]:
+        """The sampling parameters that the request gives, as `SamplingParams` has them."""
+        values = {name: getattr(self, name) for name in PARAMS if name not in OWN_NAMES}
+        return {name: PARAMS[name].type.read(value) for name, value in values.items() if value is not None}
+
+    def params(self, defaults: SamplingParams = SERVER_DEFAULTS) -> SamplingParams:
+        """The parameters of all names, those of OpenAI's own (`OWN_NAMES`) left as `defaults` has them."""
+        return replace(defaults, **self.given())
 
     @property
     def limit(self) -> int:
         """The most tokens of a reply: what is left of the context, where nothing is said."""
-        return self.max_tokens or INT32
+        return self.given().get("max_tokens") or INT32
 
     @property
     def top(self) -> int | None:
@@ -118,14 +132,14 @@ class Sampling(Guided):
     @property
     def scored(self) -> int | None:
         """The same of the prompt's tokens."""
-        return self.prompt_logprobs
+        return self.params().prompt_logprobs
 
     def check(self) -> None:
         """Refuse what only goes together, and what does not."""
         self.grammar()
         if self.stream_options is not None and not self.stream:
             raise refuse("`stream_options` goes with stream: true. Set it, or leave this out.", "stream_options")
-        if self.prompt_logprobs is not None and self.stream:
+        if self.params().prompt_logprobs is not None and self.stream:
             raise refuse("`prompt_logprobs` does not come in a stream. Set stream: false.", "prompt_logprobs")
 
 
@@ -142,7 +156,7 @@ class ChatRequest(Sampling, Tools):
     reasoning_effort: Effort | None = None
     switch: Annotated[ThinkingSwitch | None, Field(alias="thinking")] = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP)] | None = None
+    top_logprobs: Top | None = None
 
     @property
     def limit(self) -> int:
@@ -213,7 +227,7 @@ class TextRequest(Sampling):
         | Annotated[list[Ids], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True)]
     )
     echo: bool | None = None
-    logprobs: Annotated[int, Field(ge=0, le=MAX_TOP)] | None = None
+    logprobs: Top | None = None
 
     @property
     def prompts(self) -> list[str | list[int]]:
@@ -238,16 +252,16 @@ class TextRequest(Sampling):
 
     @property
     def scored(self) -> int | None:
-        asked = (self.prompt_logprobs, self.logprobs if self.echo else None)
+        asked = (super().scored, self.logprobs if self.echo else None)
         return max((top for top in asked if top is not None), default=None)
 
     def check(self) -> None:
         super().check()
         if self.mute and not self.echo and self.scored is None:
             raise refuse("`max_tokens` is 0. Give 1 or more, or echo: true for the prompt alone.", "max_tokens")
-        if len(self.prompts) * (self.n or 1) > MAX_N:
-            asked = f"`n` is {self.n} for each of {len(self.prompts)} prompts"
-            raise refuse(f"{asked}. Ask for {MAX_N} answers at most.", "n")
+        if len(self.prompts) * self.params().n > MAX_SERVED_N:
+            asked = f"`n` is {self.params().n} for each of {len(self.prompts)} prompts"
+            raise refuse(f"{asked}. Ask for {MAX_SERVED_N} answers at most.", "n")
 
 
 S = TypeVar("S", bound=Sampling)

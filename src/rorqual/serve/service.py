@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from rorqual.core.errors import ConfigError, RorqualError
 from rorqual.core.records import Message, RunDir, Thinking, Tool
+from rorqual.core.sampling import SERVER_DEFAULTS, SamplingParams
 from rorqual.data.chat import ChatFormat
 from rorqual.serve.bodies import Bodies
 from rorqual.serve.bridge import Bridge
@@ -29,36 +30,29 @@ from rorqual.serve.words import explain, shown
 T = TypeVar("T")
 MASK = 2**64 - 1
 SEED_BITS = 63
+GENERATION = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+"""What of a published model's generation config the server takes as its defaults."""
 MAX_SCORES = 1 << 18
 """Log-probabilities of a prompt that one request may ask for: some 20 MB of an answer."""
 COUNTED = 200_000
 """Bytes of text from which on tokens are counted, slice by slice, before the whole is tokenised."""
 
 
-@dataclass(frozen=True)
-class Defaults:
-    """How to sample where a request says nothing: what a published model's generation config says, else OpenAI's values."""
+def read_defaults(run: RunDir) -> SamplingParams:
+    """How to sample where a request says nothing: what `run.yaml`'s key generation says (`GENERATION`), else OpenAI's values.
 
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-
-    @classmethod
-    def of_run(cls, run: RunDir) -> Defaults:
-        """From `run.yaml`'s key generation; numbers that no request could give are a `ConfigError`."""
-        given = run.config().get("generation") or {}
-        where = f"{run.config_file} (generation)"
-        if not isinstance(given, dict):
-            raise ConfigError("not a mapping of keys", where=where, remedy="Restore the file.")
-        known = {name: given[name] for name in cls.__dataclass_fields__ if given.get(name) is not None}
-        try:
-            Sampling.model_validate({"model": "-", **known})
-        except ValidationError as error:
-            what = explain(error, known, {}).message
-            raise ConfigError(what, where=where, remedy="Correct it, or take the key out.") from None
-        return replace(cls(), **known)
+    Numbers that no request could give are a `ConfigError`.
+    """
+    given = run.config().get("generation") or {}
+    where = f"{run.config_file} (generation)"
+    if not isinstance(given, dict):
+        raise ConfigError("not a mapping of keys", where=where, remedy="Restore the file.")
+    known = {name: given[name] for name in GENERATION if given.get(name) is not None}
+    try:
+        return Sampling.model_validate({"model": "-", **known}).params()
+    except ValidationError as error:
+        what = explain(error, known, {}).message
+        raise ConfigError(what, where=where, remedy="Correct it, or take the key out.") from None
 
 
 @dataclass(frozen=True)
@@ -74,7 +68,7 @@ class Service:
     keys: Keys
     max_body: int
     keep_alive: float = 5.0
-    defaults: Defaults = Defaults()
+    defaults: SamplingParams = SERVER_DEFAULTS
     metrics: Metrics = field(default_factory=Metrics)
     operator: str = ""
     cors: frozenset[str] = frozenset()
@@ -175,46 +169,31 @@ class Service:
         """The request as the engine takes it; a wrong model, or a prompt that does not fit, is refused."""
         info = self.check_model(request.model)
         self._check(prompt, param, info)
-        bias = tuple((int(name), value) for name, value in (request.logit_bias or {}).items())
-        if outside := [id_ for id_, _ in bias if id_ >= info.vocab_size]:
+        params, seed = request.params(self.defaults), request.given().get("seed")
+        if outside := [id_ for id_, _ in params.logit_bias if id_ >= info.vocab_size]:
             raise refuse(
                 f"`logit_bias` names token {outside[0]}. Give ids from 0 to {info.vocab_size - 1}.", "logit_bias"
             )
         limit, top = min(request.limit, info.max_len - len(prompt)), request.scored
-        if (request.min_tokens or 0) > limit:
+        if params.min_tokens > limit:
             raise refuse(
-                f"`min_tokens` is {request.min_tokens}, and the reply may have {limit}. Lower it.", "min_tokens"
+                f"`min_tokens` is {params.min_tokens}, and the reply may have {limit}. Lower it.", "min_tokens"
             )
         if top is not None and len(prompt) * (1 + top) > MAX_SCORES:
             what = f"`{param}` has {len(prompt)} tokens, each with {top} likeliest ones: more than {MAX_SCORES} log-probabilities"
             raise refuse(f"{what}. Ask for fewer, or about a shorter prompt.", param)
-        seed = secrets.randbits(SEED_BITS) if request.seed is None else request.seed & MASK
-        said = {name: value for name in Defaults.__dataclass_fields__ if (value := getattr(request, name)) is not None}
-        how = replace(self.defaults, **said)
-        return Ask(
-            prompt=tuple(prompt),
+        params = replace(
+            params,
             max_tokens=limit,
-            temperature=how.temperature,
-            top_p=how.top_p,
-            top_k=max(0, how.top_k),
-            min_p=how.min_p,
-            repetition_penalty=how.repetition_penalty,
-            presence_penalty=request.presence_penalty or 0.0,
-            frequency_penalty=request.frequency_penalty or 0.0,
-            logit_bias=bias,
-            seed=seed,
-            n=request.n or 1,
+            top_k=max(0, params.top_k),  # vLLM's -1 is off
+            seed=secrets.randbits(SEED_BITS) if seed is None else seed & MASK,
             # The engine would find a stop string inside of a call, too, where it is not looked for.
-            stop=() if tools else tuple(request.stops),
-            stop_token_ids=tuple(request.stop_token_ids or ()),
-            ignore_eos=bool(request.ignore_eos),
+            stop=() if tools else params.stop,
             top_logprobs=request.top or 0,
             grammar=request.grammar(),
-            priority=-(request.priority or 0),  # vLLM's lowest is the engine's highest
-            min_tokens=request.min_tokens or 0,
-            min_p_first=bool(request.min_p_first),
             prompt_logprobs=top,
         )
+        return Ask(tuple(prompt), params, -(request.priority or 0))  # vLLM's lowest is the engine's highest
 
     @staticmethod
     def _check(prompt: Sequence[int], param: str, info: Ready) -> None:

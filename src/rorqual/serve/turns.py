@@ -9,8 +9,9 @@ from pydantic import Field
 from rorqual.core.errors import nearest
 from rorqual.core.parts import AnyPart, Content, content_label
 from rorqual.core.records import Message, Tool, ToolCall
+from rorqual.core.sampling import Grammar
 from rorqual.serve.errors import refuse
-from rorqual.serve.formats import Grammar, Schema, Text, source_of
+from rorqual.serve.formats import Schema, Text, source_of
 
 MAX_PARTS, MAX_NAME, MAX_CALLS, MAX_TOOLS, MAX_DESCRIPTION = 256, 256, 128, 128, 65_536
 NO_PARAMETERS: dict[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
@@ -139,12 +140,12 @@ class Tools(Schema):
         """
         if self.tool_choice in (None, "none", "auto"):
             return None
-        return "calls", source_of(self._calls(), "tools")
+        return Grammar("calls", source_of(self._calls(), "tools"))
 
     def called_or(self, answer: dict[str, Any]) -> Grammar:
         """What it must match where it may call, and else is JSON of this schema."""
         source_of(answer, "response_format.json_schema.schema")  # each by itself, so that what is too long is named
-        return "calls", source_of({**self._calls(), "answer": answer}, "tools")
+        return Grammar("calls", source_of({**self._calls(), "answer": answer}, "tools"))
 
     def _calls(self) -> dict[str, Any]:
         choice = self.tool_choice

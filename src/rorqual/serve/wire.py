@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+
+from rorqual.core.sampling import SamplingParams, from_json, to_json
 
 LONGEST_LINE = 64 * 2**20
 TENANT = "rollout-key"
@@ -38,32 +40,11 @@ class Placed:
 
 @dataclass(frozen=True)
 class Ask:
-    """A request: ids to continue, and how to sample, as `SamplingParams` has it. `grammar`: its kind and its source.
-
-    Not `SamplingParams` itself: it lives in a package that loads torch, which the server's process never does.
-    """
+    """A request: ids to continue, and how to sample. `priority`: of what waits, the highest runs first."""
 
     prompt: tuple[int, ...]
-    max_tokens: int
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    seed: int = 0
-    n: int = 1
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    logit_bias: tuple[tuple[int, float], ...] = ()
-    stop: tuple[str, ...] = ()
-    stop_token_ids: tuple[int, ...] = ()
-    ignore_eos: bool = False
-    top_logprobs: int = 0
-    grammar: tuple[str, str] | None = None
+    params: SamplingParams = field(default_factory=SamplingParams)
     priority: int = 0
-    min_tokens: int = 0
-    min_p_first: bool = False
-    prompt_logprobs: int | None = None
 
 
 Score = tuple[float, list[tuple[int, float]]]
@@ -135,8 +116,9 @@ class Packed:
 
 def pack(ask: Ask) -> Packed:
     """Write an ask down; for a long prompt not in the event loop."""
-    text = json.dumps({"kind": "submit", **vars(ask)}, separators=(",", ":"))
-    return Packed(text[:-1].encode(), ask.n, len(ask.prompt))
+    fields = {"prompt": ask.prompt, "params": to_json(ask.params), "priority": ask.priority}
+    text = json.dumps({"kind": "submit", **fields}, separators=(",", ":"))
+    return Packed(text[:-1].encode(), ask.params.n, len(ask.prompt))
 
 
 def submit(number: int, ask: Packed, tenant: str) -> tuple[bytes, bytes]:
@@ -164,9 +146,4 @@ def scored(number: int, logprobs: list[float], best: list[list[tuple[int, float]
 
 def ask_of(message: dict[str, Any]) -> Ask:
     """The `Ask` in a `submit`."""
-    fields = {key: _frozen(value) for key, value in message.items() if key not in ("kind", "number", "tenant")}
-    return Ask(**fields)
-
-
-def _frozen(value: Any) -> Any:
-    return tuple(map(_frozen, value)) if isinstance(value, list) else value
+    return Ask(tuple(message["prompt"]), from_json(message["params"]), message["priority"])

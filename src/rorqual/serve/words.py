@@ -10,12 +10,13 @@ from typing import Any
 from pydantic import ValidationError
 
 from rorqual.core.errors import nearest
+from rorqual.core.sampling import PARAMS, TextList, TokenBiases
 
 SHOWN = 40
 WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+BIASES = "an object with token ids as its keys"
 FORMS: Mapping[str, str] = {
     "prompt": "a text, a list of texts, a list of token ids, or a list of such lists",
-    "stop": "a text, or a list of texts",
     "messages": "a list of messages",
     "messages[]": 'an object such as {"role": "user", "content": "hello"}',
     "messages[].content": "a text, or a list of parts",
@@ -24,7 +25,8 @@ FORMS: Mapping[str, str] = {
     "tool_choice": "'none', 'auto', 'required', or an object that names one function",
     "guided_json": "a JSON schema, as an object or as its text",
     "response_format": 'an object such as {"type": "json_object"}',
-    "logit_bias": "an object with token ids as its keys",
+    **{name: "a text, or a list of texts" for name, param in PARAMS.items() if isinstance(param.served, TextList)},
+    **{name: BIASES for name, param in PARAMS.items() if isinstance(param.served, TokenBiases)},
 }
 """Fields that may have several forms, by their place."""
 PATTERNS: Mapping[str, str] = {
@@ -75,7 +77,7 @@ def explain(error: ValidationError, data: Any, names: Mapping[str, Collection[st
         return Fault(path, f"`{path}` is missing. Add it{f': {wanted}' if wanted else ''}.")
     if "[key]" in item["loc"]:
         key = shown(item["input"])
-        return Fault(path, f"`{path}` has the key {key}, which is no token id. Give {FORMS['logit_bias']}.")
+        return Fault(path, f"`{path}` has the key {key}, which is no token id. Give {BIASES}.")
     same = [other for where, other in found if where == parts]
     what, limit = _measured(item)
     wanted = limit or FORMS.get(place) or _either([_wanted(other) for other in same])

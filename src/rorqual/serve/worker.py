@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -31,27 +31,19 @@ from rorqual.engine.engine import Engine
 from rorqual.engine.grammar.check import MISMATCH
 from rorqual.engine.grammar.compiler import COMPILE_SECONDS, Compiled
 from rorqual.engine.grammar.queue import Build
-from rorqual.engine.request import Grammar, Request, SamplingParams
+from rorqual.engine.request import Request
 from rorqual.model.load.run import check_names
 from rorqual.ops.backends import backend
 from rorqual.ops.backends.torch_invariant import NOT_HELD
 from rorqual.ops.devices import check_device
 from rorqual.ops.paged import BLOCK
-from rorqual.serve.wire import LONGEST_LINE, TENANT, Ask, Placed, ask_of, line, scored
+from rorqual.serve.wire import LONGEST_LINE, TENANT, Placed, ask_of, line, scored
 
 BEAT = 0.5
 """Seconds of work after which the engine says that it is alive, and how it is doing."""
 HEADER = 1024
 """Bytes of a safetensors header for each tensor, at most."""
 LONGEST_RECORD = LONGEST_LINE // 2
-
-
-def params_of(ask: Ask) -> SamplingParams:
-    """How to sample, in the engine's words."""
-    fields = asdict(ask)
-    for name in ("prompt", "priority", "grammar"):
-        del fields[name]
-    return SamplingParams(**fields, grammar=None if ask.grammar is None else Grammar(*ask.grammar))  # type: ignore[arg-type]
 
 
 @dataclass
@@ -145,14 +137,14 @@ class Worker:
             case "compiled":
                 if (waiting := self.compiling.pop(number, None)) is not None:
                     self._compiled(number, waiting)
-            case _ if message["grammar"] is not None:
+            case _ if message["params"]["grammar"] is not None:
                 self._compile(number, message)
             case _:
                 self._submit(number, message)
 
     def _compile(self, number: int, message: dict[str, Any]) -> None:
         """Beside the loop, so that what runs goes on; then the request comes in again."""
-        grammar = params_of(ask_of(message)).grammar
+        grammar = ask_of(message).params.grammar
         assert grammar is not None
         ready = self.engine.grammars.submit(grammar, message["tenant"])
         self.compiling[number] = Compiling(message, ready)
@@ -199,13 +191,13 @@ class Worker:
             self.held[number] = message
             return
         ask = ask_of(message)
-        request = Request(params=params_of(ask), prompt_ids=ask.prompt, tenant=message["tenant"], priority=ask.priority)
+        request = Request(params=ask.params, prompt_ids=ask.prompt, tenant=message["tenant"], priority=ask.priority)
         try:
             request_id = self.engine.submit(request)
         except RorqualError as error:
             self._refuse(number, _said(error))
             return
-        self.numbers[request_id], self.left[request_id] = number, ask.n
+        self.numbers[request_id], self.left[request_id] = number, ask.params.n
         if message["tenant"] == TENANT:
             self.recorded.add(request_id)
 

@@ -13,6 +13,7 @@ import pytest
 from chat_families import tokenizer
 from stream_fixtures import FOLDER, files
 from tool_families import TOOLS, with_marks, without_marks
+from whole_reader import read_whole
 
 from rorqual.core.records import Message, Thinking, Tool, ToolCall
 from rorqual.data.chat import ChatFormat, TemplateChat
@@ -43,7 +44,7 @@ def read(
     chat: ChatFormat, ids: list[int], mode: Thinking, tools: tuple[Tool, ...] = TOOLS
 ) -> tuple[str, str, list[ToolCall], list[Part]]:
     """A stream read, with its laws checked."""
-    reader = Reader.of_chat(chat, mode, tools)
+    reader = chat.reader(mode, tools)
     return finished(chat, reader, [reader.feed(id_) for id_ in ids])
 
 
@@ -75,7 +76,11 @@ def joined_calls(pieces: list[Piece]) -> list[ToolCall]:
 
 
 def check(chat: ChatFormat, ids: list[int], mode: Thinking, tools: tuple[Tool, ...] = TOOLS) -> Message:
-    """The stream gives what the whole gives, and every part of the reply is somewhere; what was read."""
+    """The stream gives what the whole gives, however it is cut, and every part of the reply is somewhere; what was read."""
+    rng, reader, pieces = random.Random(len(ids)), chat.reader(mode, tools), list[Piece]()
+    while len(reader.ids) < len(ids):
+        pieces.append(reader.feed(*ids[len(reader.ids) :][: rng.choice((1, 2, 3, 7, 30))]))
+    agrees(chat, ids, mode, tools, finished(chat, reader, pieces))
     return agrees(chat, ids, mode, tools, read(chat, ids, mode, tools))
 
 
@@ -87,9 +92,10 @@ def agrees(
     streamed: tuple[str, str, list[ToolCall], list[Part]],
 ) -> Message:
     reasoning, content, calls, parts = streamed
-    message = chat.parse(ids, mode, tools)
+    message, whole = chat.parse(ids, mode, tools), read_whole(chat, ids, mode, tools)
+    assert message == whole.message()
     assert (reasoning, content, tuple(calls)) == (message.reasoning or "", message.content, message.tool_calls)
-    assert merged(parts) == merged(list(chat.read(ids, mode, tools).parts))
+    assert merged(parts) == merged(list(whole.parts))
     for call in calls:
         assert call.name in {tool.name for tool in tools} and isinstance(json.loads(call.arguments), dict)
         assert any(part.kind == "call" and call.name in part.text for part in parts)
@@ -131,7 +137,7 @@ def test_a_reply_is_read_as_its_rule_says(name: str, case: str) -> None:
 
 def check_cuts(chat: ChatFormat, ids: list[int], cuts: range) -> None:
     """The laws, for a reply cut off at each of `cuts`. One reader is fed; a copy of it is told at each cut that this was all."""
-    reader = Reader.of_chat(chat, "auto", TOOLS)
+    reader = chat.reader("auto", TOOLS)
     pieces: list[Piece] = []
     for cut in range(len(ids)):
         if cut in cuts:
@@ -185,7 +191,7 @@ def test_what_was_called_can_be_written_again_as_the_model_wrote_it(name: str) -
 def test_calls_come_one_by_one_and_text_is_not_held_back() -> None:
     chat = with_marks("qwen3")
     text = next(one["text"] for one in FIXTURES["qwen3"] if one["case"] == "text and two calls")
-    reader = Reader.of_chat(chat, "auto", TOOLS, "call_x_")
+    reader = chat.reader("auto", TOOLS, calls="call_x_")
     seen: list[tuple[int, str]] = []
     for place, id_ in enumerate(by_characters(chat, text)):
         piece = reader.feed(id_)
@@ -281,7 +287,7 @@ def test_a_template_that_knows_no_thoughts_is_not_held_back(family: str) -> None
     """Where neither it nor its tokenizer knows `</think>`, an answer comes as it is written; a thought is still told by its `<think>`."""
     chat = TemplateChat(tokenizer(family), "{{ messages[0].content }}", bos="", stop=["<|im_end|>"])
     ids = chat.tokenizer.encode("It is 20. And so on.")
-    reader = Reader.of_chat(chat, "auto")
+    reader = chat.reader("auto")
     assert any(reader.feed(id_) for id_ in ids) == (family == "smollm2")
     spelt = chat.tokenizer.encode("<think>\nHm.</think>\n\nSeven.")
     check(chat, spelt, "auto")

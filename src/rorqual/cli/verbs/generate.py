@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from rorqual.cli.settings import Settings
+from rorqual.core.sampling import PARAMS, GrammarType, Param, TextList, TokenBiases, TokenList
 
 
 def generate(
@@ -21,9 +22,6 @@ def generate(
     Keys: run=RUN|http://..., out=FILE.jsonl, raw=false (prompts are texts to continue), token_ids=false, logprobs=false, strict=false (stop
     at a bad row before anything runs), slots=64, max_len=, threads=, device=, dtype=, quiet=false; for a server model=NAME, concurrency=8,
     seed_bits=64|31.
-    Sampling keys: max_tokens=1024, temperature=0, top_p=1, top_k=0, min_p=0, seed=0, n=1, stop=TEXT|[...], stop_token_ids=[...],
-    thinking=auto|on|off, repetition_penalty=1, presence_penalty=0, frequency_penalty=0, logit_bias={ID: BIAS}, top_logprobs=0,
-    ignore_eos=false, min_tokens=0, min_p_first=false, prompt_logprobs=, grammar={kind: json_schema|regex|choice|json, source: ...}.
     """
     from rorqual.cli.generating import generate_file
 
@@ -31,3 +29,22 @@ def generate(
     print("\n".join(outcome.lines(out)))
     if outcome.errors:
         raise typer.Exit(1)
+
+
+def _shown(param: Param) -> str:
+    """How a sampling key is written on the command line: with its default, or its form."""
+    match param.in_file:
+        case TextList():
+            return "TEXT|[...]"
+        case TokenList():
+            return "[...]"
+        case TokenBiases():
+            return "{ID: BIAS}"
+        case GrammarType():
+            return "{kind: json_schema|regex|choice|json, source: ...}"
+    default = param.file_default
+    return "" if default is None else str(default).lower() if isinstance(default, bool) else f"{default:g}"
+
+
+KEYS = ", ".join(f"{name}={_shown(param)}" for name, param in PARAMS.items())
+generate.__doc__ = f"{generate.__doc__}Sampling keys: thinking=auto|on|off, {KEYS}.\n    "

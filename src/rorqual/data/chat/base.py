@@ -10,9 +10,10 @@ from typing import ClassVar
 from rorqual.core.errors import DataError
 from rorqual.core.parts import ContentPart, TextPart, foreign_part
 from rorqual.core.records import Message, Thinking, Tool
-from rorqual.data.chat.calls import CallForm, CallFrame, lex
+from rorqual.data.chat.calls import CallForm, CallFrame
 from rorqual.data.chat.marks import Marks
-from rorqual.data.chat.reply import Reading, ReplyForm, read
+from rorqual.data.chat.reply import ReplyForm
+from rorqual.data.chat.stream import Reader
 from rorqual.data.tokenizer import Special, Tokenizer
 
 
@@ -108,29 +109,26 @@ class ChatFormat(ABC):
         """Whether marks count in a reply however they are spelt, as tokens or as text."""
         return False
 
+    def reader(
+        self, thinking: Thinking, tools: Sequence[Tool] = (), *, calls: str = "call_", plain: bool = False
+    ) -> Reader:
+        """A reader of a reply to `prompt(..., thinking, tools)`; the ids of its calls are `calls` and their number.
+
+        Without `tools` there are no calls: whatever looks like one is content. `plain`: mere text, which has no parts.
+        """
+        written = self.call_form if tools and not plain else None
+        form = ReplyForm("answer") if plain else self.reply_form(thinking)
+        return Reader(self.reply_marks(written, plain=plain), form, written, tools, self.stop_ids, calls)
+
     def parse(self, ids: Iterable[int], thinking: Thinking = "auto", tools: Sequence[Tool] = ()) -> Message:
         """The message in a reply's ids: what came after `prompt(..., thinking, tools)`, whole or cut off at any token.
 
-        Everything after the first end token is ignored. Without `tools` there are no calls: whatever looks like one is content.
-        Any further special token stays visible, by name.
+        Everything after the first end token is ignored. Any special token beside the format's marks stays visible, by name.
         """
-        return self.read(ids, thinking, tools).message()
-
-    def read(
-        self, ids: Iterable[int], thinking: Thinking, tools: Sequence[Tool] = (), *, plain: bool = False
-    ) -> Reading:
-        """As `parse`, with the parts that a reply is made of; `plain`: as mere text."""
-        stops = frozenset(self.stop_ids)
-        reply: list[int] = []
-        ended = False
-        for id_ in ids:
-            if ended := id_ in stops:
-                break
-            reply.append(id_)
-        calls = self.call_form if tools and not plain else None
-        items = lex(self.reply_marks(calls, plain=plain).text(reply), calls, tools)
-        form = ReplyForm("answer") if plain else self.reply_form(thinking)
-        return read(items, form, calls, ended=ended)
+        reader = self.reader(thinking, tools)
+        reader.feed(*ids)
+        reader.finish()
+        return reader.message()
 
     def reply_marks(self, calls: CallForm | None, *, plain: bool = False) -> Marks:
         """The marks that count in a reply, with calls or without."""

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from rorqual.core.records import Tool
 from rorqual.data.chat.marks import CHARS, END_THINK, NAME_OF, THINK, raw
 
 WHITE = "".join(char for char in map(chr, range(0x3001)) if char.isspace())
@@ -207,34 +206,7 @@ def _string(text: str) -> str:
     return value if isinstance(value, str) else ""
 
 
-# ---- a whole text
-
-_SOMETHING = re.compile("[{\ud800-\udfff]")
-
-
-def lex(text: str, form: CallForm | None, tools: Sequence[Tool]) -> list[Item]:
-    """Items of a whole marked text. `form` None: there are no calls."""
-    names = {tool.name for tool in tools}
-    items: list[Item] = []
-    at = start = 0
-    fresh = True
-    while found := _SOMETHING.search(text, at):
-        fresh = fresh and form is not None and not text[at : found.start()].strip(form.gap)
-        at, char = found.start(), found.group()
-        item: Item | None = None
-        if form is not None and (char == form.begin or (form.bare and fresh and char == "{")):
-            item = _match(text, at, form, names)
-        elif (kind := kind_of(char, form)) != "text":
-            item = Item(kind, char)
-        if item is None:
-            fresh = False
-            at += 1
-            continue
-        fresh = item.kind in ("think", "end", "call")
-        items += [Item("text", text[start:at])] if start < at else []
-        items.append(item)
-        at = start = at + len(item.text)
-    return [*items, *([Item("text", text[start:])] if start < len(text) else [])]
+# ---- what is found in a text
 
 
 def kind_of(char: str, form: CallForm | None) -> Kind:
@@ -244,21 +216,6 @@ def kind_of(char: str, form: CallForm | None) -> Kind:
     if form is not None and form.around and char in form.around:
         return "open" if char == form.around[0] else "close"
     return "text"
-
-
-def _match(text: str, at: int, form: CallForm, names: Collection[str]) -> Item | None:
-    """The call that begins at a place of a text."""
-    begin = at + (text[at] == form.begin)
-    brace = text.find("{", begin, begin + MAX_HEAD + 1)
-    if brace < 0 or form.named(text[begin:brace]) is None:
-        return None
-    try:
-        end = _JSON.raw_decode(text, brace)[1]
-    except (ValueError, RecursionError):
-        return None
-    read = form.read(text[begin:brace], text[brace:end], names)
-    tail = ending(text[end:], form) if read else None
-    return None if read is None or tail is None else Item("call", text[at : end + tail], *read)
 
 
 def ending(text: str, form: CallForm) -> int | None:

@@ -1,4 +1,4 @@
-"""`calls.lex`, incremental: a reply's marked text, chunk by chunk, to the same items. Each character is looked at a bounded number of times."""
+"""A reply's marked text, chunk by chunk, to items: text, marks and calls. Each character is looked at a bounded number of times."""
 
 from __future__ import annotations
 

@@ -73,21 +73,6 @@ class Marks:
                 plain += part if name is None else name
         return [*ids, *(self.tokenizer.encode(plain) if plain else ())]
 
-    def text(self, ids: Iterable[int]) -> str:
-        """The marked text of a reply's ids."""
-        parts: list[str] = []
-        run: list[int] = []
-        for id_ in ids:
-            if id_ in self.by_id:
-                parts += [self._spoken(run), self.by_id[id_]]
-                run = []
-            else:
-                run.append(id_)
-        return "".join([*parts, self._spoken(run)])
-
-    def _spoken(self, ids: Sequence[int]) -> str:
-        return self.found(self.tokenizer.decode(ids, specials=True))
-
     def found(self, text: str) -> str:
         """Text in which the marks that are spelt out have become characters."""
         return self._texts.sub(lambda found: CHARS[found.group()], text) if self._texts else text

@@ -1,17 +1,15 @@
-"""How a family's replies are read: the form of its thoughts, and the whole reading, which the stream reader must equal.
+"""How a family's replies are read: the form of its thoughts, and what comes after a thought.
 
 A reply becomes parts, in order, which joined are the model's own text: reasoning, content, calls, and what only separates them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from rorqual.core.records import Message, ToolCall
 from rorqual.data.chat.calls import WHITE, CallForm, Item
-from rorqual.data.chat.marks import END_THINK, NAME_OF, THINK, raw
+from rorqual.data.chat.marks import NAME_OF, raw
 
 Begins = Literal["thought", "answer", "mark", "late"]
 """Where a reply begins: inside a thought that the prompt opened; in an answer that nothing turns into a thought; in a thought if `<think>`
@@ -56,106 +54,10 @@ class Part:
     text: str
 
 
-@dataclass(frozen=True)
-class Reading:
-    """A reply, read."""
-
-    parts: tuple[Part, ...]
-    reasoning: str | None
-    calls: tuple[Item, ...]
-
-    @property
-    def content(self) -> str:
-        return "".join(part.text for part in self.parts if part.kind == "content")
-
-    def message(self, prefix: str = "call_") -> Message:
-        """As the assistant's message; its calls are numbered."""
-        calls = tuple(ToolCall(f"{prefix}{n}", call.name, call.arguments) for n, call in enumerate(self.calls))
-        return Message("assistant", self.content, self.reasoning, calls)
-
-
 def half(text: str, mark: str) -> int:
     """Length of the longest beginning of a mark's name that a text ends with, but not all of it."""
     at = text.rfind("<")
     return len(text) - at if at >= 0 and NAME_OF[mark].startswith(text[at:]) and text[at:] != NAME_OF[mark] else 0
-
-
-def read(items: Sequence[Item], form: ReplyForm, calls: CallForm | None, *, ended: bool) -> Reading:
-    """A whole reply from its items. `ended`: a stop token ended it, so that no half of a mark is waiting for its other half."""
-    parts: list[Part] = []
-    rest = list(items)
-    opened = form.begins == "thought"
-    if (skipped := _leading_think(rest, form)) and form.begins != "answer":
-        parts.append(Part("mark", raw("".join(item.text for item in rest[:skipped]))))
-        rest, opened = rest[skipped:], True
-    ends = [place for place, item in enumerate(rest) if item.kind == "end"]
-    if not opened and not (form.begins == "late" and ends):
-        if form.halves and not ended and form.begins == "mark" and _is_half(rest):
-            return Reading((Part("mark", rest[0].text),) if rest else (), None, ())
-        return _answered(parts, rest, form.plain, calls, None)
-    place = ends[0] if ends else len(rest)
-    thought, answer = rest[:place], rest[place + 1 :]
-    tail = 0 if _says_anything(answer, calls) else _calls_at_end(thought, calls)
-    closed = bool(ends or tail)
-    own, moved = thought[: len(thought) - tail], thought[len(thought) - tail :]
-    text = raw("".join(item.text for item in own))
-    dropped = half(text, END_THINK) if form.halves and not ended and not closed else 0
-    kept = text[: len(text) - dropped].strip(form.trim)
-    lead = len(text) - len(text.lstrip(form.trim)) if kept else 0
-    parts += [Part("mark", text[:lead]), Part("reasoning", kept), Part("mark", text[lead + len(kept) :])]
-    empty = form.empty == "none" or (form.empty == "marked" and not opened)
-    reasoning = None if closed and not kept and empty else kept
-    if ends and not tail:
-        parts.append(Part("mark", NAME_OF[END_THINK]))
-    # A thought that ends with calls and is followed by nothing: its `</think>` is one more mark behind them.
-    late_end = [Item("end", END_THINK, LATE)] if ends and tail else []
-    return _answered(parts, [*moved, *late_end, *answer], form.answer, calls, reasoning)
-
-
-def _leading_think(items: Sequence[Item], form: ReplyForm) -> int:
-    """How many items make up the `<think>` that a reply begins with."""
-    if form.begins == "thought" and not form.indented:
-        return 0
-    place = int(form.indented and bool(items) and items[0].kind == "text" and not items[0].text.strip(WHITE))
-    return place + 1 if items[place:] and items[place].kind == "think" else 0
-
-
-def _is_half(items: Sequence[Item]) -> bool:
-    return not items or (len(items) == 1 and half(items[0].text, THINK) == len(items[0].text) > 0)
-
-
-def _says_anything(items: Sequence[Item], calls: CallForm | None) -> bool:
-    return calls is None or any(item.kind != "text" or item.text.strip(calls.gap) for item in items)
-
-
-def _calls_at_end(items: Sequence[Item], calls: CallForm | None) -> int:
-    """How many items at the end of a thought are calls and what separates them."""
-    if calls is None:
-        return 0
-    start = len(items)
-    while start and (items[start - 1].kind in ("call", "open", "close") or _separates(items[start - 1], calls)):
-        start -= 1
-    first = next((place for place in range(start, len(items)) if items[place].kind == "call"), len(items))
-    before = first - 1
-    while before >= start and _separates(items[before], calls):
-        before -= 1
-    if first < len(items) and before >= start and items[before].kind == "open":
-        first = before
-    return len(items) - first
-
-
-def _separates(item: Item, calls: CallForm) -> bool:
-    return item.kind == "text" and not item.text.strip(calls.gap)
-
-
-def _answered(
-    parts: list[Part], items: Sequence[Item], trim: Trim, calls: CallForm | None, reasoning: str | None
-) -> Reading:
-    answer = Answer(trim, calls)
-    for item in items:
-        parts += answer.feed(item)
-    parts += answer.finish()
-    return Reading(tuple(part for part in parts if part.text), reasoning, tuple(answer.calls))
 
 
 class Answer:

@@ -1,18 +1,17 @@
-"""A reply read while it is being written: reasoning, answer and calls apart, and nothing that a later token could take back.
+"""The reader of replies: reasoning, answer and calls apart, while a reply is being written or once it is whole.
 
-The chat format's `parse` of the whole reply is the truth. A `Reader` gives, piece by piece, exactly that: what is not yet certain
-waits. So the answer cannot depend on where a stream was cut. Each token is read once.
+What a later token could take back waits, so the message cannot depend on where the ids were cut. Each token is read once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from rorqual.core.records import Message, Thinking, Tool
-from rorqual.data.chat.base import ChatFormat
+from rorqual.core.records import Message, Tool, ToolCall
+from rorqual.data.chat.calls import CallForm
 from rorqual.data.chat.lexer import Lexer
-from rorqual.data.chat.marks import Unmarking
+from rorqual.data.chat.marks import Marks, Unmarking
 from rorqual.data.chat.reply import Part, ReplyForm
 from rorqual.data.chat.thoughts import Thoughts
 
@@ -40,54 +39,61 @@ class Piece:
 
 
 class Reader:
-    """Reads one reply, token by token. The pieces joined are the fields of `message()`; a call comes whole, once it can be no other."""
+    """Reads one reply by its ids. The pieces joined are the fields of `message()`; a call comes whole, once it can be no other.
 
-    def __init__(self, chat: ChatFormat, thinking: Thinking, tools: Sequence[Tool], calls: str, *, plain: bool) -> None:
+    `ChatFormat.reader` makes one. `stops`: ids that end a turn; what follows the first of them is ignored. `prefix`: what the ids of calls
+    begin with, before their numbers.
+    """
+
+    def __init__(
+        self,
+        marks: Marks,
+        form: ReplyForm,
+        calls: CallForm | None,
+        tools: Sequence[Tool],
+        stops: Iterable[int],
+        prefix: str,
+    ) -> None:
         self.ids: list[int] = []
         self.parts: list[Part] = []
         """What has been read so far; after `finish`, joined, the model's own text."""
-        self._chat, self._thinking, self._tools, self._prefix, self._plain = chat, thinking, tools, calls, plain
-        self._stops = frozenset(chat.stop_ids)
+        self._stops, self._prefix = frozenset(stops), prefix
         self._ended = False
-        form = ReplyForm("answer") if plain else chat.reply_form(thinking)
-        written = None if plain or not tools else chat.call_form
-        self._text = Unmarking(chat.reply_marks(written, plain=plain))
-        self._lexer = Lexer(written, tools)
-        self._thought = Thoughts(form, written)
-        self._n_calls = 0
+        self._text = Unmarking(marks)
+        self._lexer = Lexer(calls, tools)
+        self._thought = Thoughts(form, calls)
+        self._calls: list[ToolCall] = []
 
-    @classmethod
-    def of_chat(cls, chat: ChatFormat, thinking: Thinking, tools: Sequence[Tool] = (), calls: str = "call_") -> Reader:
-        """For a reply to `chat.prompt(..., thinking, tools)`; the ids of its calls are `calls` and their number."""
-        return cls(chat, thinking, tools, calls, plain=False)
-
-    @classmethod
-    def of_text(cls, chat: ChatFormat) -> Reader:
-        """For plain text, which has no parts: it ends at the first token that ends a turn."""
-        return cls(chat, "auto", (), "", plain=True)
-
-    def feed(self, id_: int) -> Piece:
-        """One more token; the text that is certain by now."""
-        self.ids.append(id_)
-        self._ended = self._ended or id_ in self._stops
-        return Piece() if self._ended else self._read(self._text.feed(id_), last=False)
+    def feed(self, *ids: int) -> Piece:
+        """The next tokens, one or more; the text that is certain by now."""
+        self.ids += ids
+        text = ""
+        for id_ in ids:
+            self._ended = self._ended or id_ in self._stops
+            if self._ended:
+                break
+            text += self._text.feed(id_)
+        return self._read(text, last=False)
 
     def finish(self) -> Piece:
         """What is left, when no token will come."""
         return self._read(self._text.finish(), last=True)
 
     def message(self) -> Message:
-        """The whole reply so far."""
-        if self._plain:
-            return Message(
-                "assistant", "".join(part.text for part in self._chat.read(self.ids, "auto", plain=True).parts)
-            )
-        return self._chat.read(self.ids, self._thinking, self._tools).message(self._prefix)
+        """What has been read so far; after `finish`, the whole reply."""
+        content = _joined(self.parts, "content")
+        reasoning = _joined(self.parts, "reasoning") if self.thought else None
+        return Message("assistant", content, reasoning, tuple(self._calls))
 
     @property
     def thought(self) -> bool:
         """Whether the reply has reasoning."""
-        return self.message().reasoning is not None
+        return self._thought.thought
+
+    @property
+    def tentative(self) -> str:
+        """Text that waits, as it is the answer unless a `</think>` still makes it reasoning."""
+        return self._thought.tentative
 
     def _read(self, text: str, *, last: bool) -> Piece:
         if not text and not last:
@@ -97,12 +103,15 @@ class Reader:
         fresh = [part for item in self._lexer.feed(text, last=last) for part in thought.feed(item)]
         fresh += thought.finish() if last else []
         self.parts += [part for part in fresh if part.text]
-        calls = thought.answer.calls[self._n_calls :]
+        first = len(self._calls)
+        self._calls += [
+            ToolCall(f"{self._prefix}{place}", call.name, call.arguments)
+            for place, call in enumerate(thought.answer.calls[first:], start=first)
+        ]
         tools = tuple(
-            ToolDelta(place, f"{self._prefix}{place}", call.name, call.arguments)
-            for place, call in enumerate(calls, start=self._n_calls)
+            ToolDelta(place, call.id, call.name, call.arguments)
+            for place, call in enumerate(self._calls[first:], start=first)
         )
-        self._n_calls += len(calls)
         return Piece(_joined(fresh, "reasoning"), _joined(fresh, "content"), tools)
 
 

@@ -1,4 +1,4 @@
-"""`reply.read`, incremental: a reply's items, one by one, to the same parts."""
+"""A reply's items, one by one, to parts: what is reasoning, what is content, what is a call."""
 
 from __future__ import annotations
 
@@ -32,7 +32,24 @@ class Thoughts:
         self._held: list[Item] = []
         self._behind: list[Item] | None = None  # what came after `</think>`, where calls are held
         self._edge = self._half = ""  # the end of the thought so far, which may have to be dropped
-        self._begun = False
+        self._opened = form.begins == "thought"  # by the prompt or a `<think>`
+        self._begun = self._closed = False
+
+    @property
+    def thought(self) -> bool:
+        """Whether the reply has reasoning, which may be empty."""
+        if not self._closed:
+            return self._state == "in"
+        kept = self._form.empty == "kept" or (self._form.empty == "marked" and self._opened)
+        return self._begun or kept
+
+    @property
+    def tentative(self) -> str:
+        """What is content if no `</think>` comes any more."""
+        if self._state != "late":
+            return ""
+        trim = self._form.plain
+        return raw(_text(self._held)).lstrip(trim.lead).rstrip(trim.trail)
 
     def feed(self, item: Item) -> list[Part]:
         """One more item; the parts that are certain by now."""
@@ -69,7 +86,7 @@ class Thoughts:
             return []
         held, self._held = self._held, []
         if item.kind == "think":
-            self._state = "in"
+            self._state, self._opened = "in", True
             return [Part("mark", raw(_text([*held, item])))]
         if form.halves and self.cut and item.kind == "text" and half(item.text, THINK) == len(item.text):
             return [Part("mark", item.text)]
@@ -111,7 +128,7 @@ class Thoughts:
         return [*said, *self._each([*behind, item])]
 
     def _leave(self) -> list[Part]:
-        self._state, self._behind = "out", None
+        self._state, self._behind, self._closed = "out", None, True
         self.answer = Answer(self._form.answer, self._calls)
         return self._drop_edge()
 

@@ -26,24 +26,23 @@ from urllib.parse import urlsplit
 
 from rorqual.core.errors import ConfigError, DataError, RorqualError
 from rorqual.core.parts import content_json
+from rorqual.core.sampling import INT32, PARAMS, check_params
 from rorqual.engine.request import Completion, Grammar, Request, SamplingParams
 from rorqual.engine.seeds import Bits, sample_seed
 
+ALWAYS = ("max_tokens", "temperature", "top_p")
+"""Parameters that are sent at any value: an address has defaults of its own for them."""
+OWN_FORMS = ("seed", "n", "top_logprobs", "grammar")
+"""Parameters that are not sent by their name alone: each sample is a request with a seed of its own."""
 
-def further(params: SamplingParams) -> dict[str, Any]:
-    """What is asked beyond the ordinary, under the names that OpenAI's API, or vLLM's and SGLang's beside it, have for it."""
-    default, found = SamplingParams(), dict[str, Any]()
-    for name in (
-        "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "ignore_eos", "min_tokens", "min_p_first",
-        "prompt_logprobs",
-    ):  # fmt: skip
-        if getattr(params, name) != getattr(default, name):
-            found[name] = getattr(params, name)
-    if params.logit_bias:
-        found["logit_bias"] = {str(token): bias for token, bias in params.logit_bias}
-    for name in ("stop", "stop_token_ids"):
-        if given := getattr(params, name):
-            found[name] = list(given)
+
+def fields_of(params: SamplingParams) -> dict[str, Any]:
+    """How to sample, under the names that OpenAI's API, or vLLM's and SGLang's beside it, have for it. What is at its default is not said."""
+    found = dict[str, Any]()
+    for name, param in PARAMS.items():
+        value = getattr(params, name)
+        if name in ALWAYS or (name not in OWN_FORMS and value != param.default):
+            found[name] = param.type.write(value)
     if params.top_logprobs:
         found |= {"logprobs": True, "top_logprobs": params.top_logprobs}
     return found | (_grammar(params.grammar) if params.grammar else {})
@@ -367,6 +366,7 @@ class RemoteEngine(RemoteClient):
         self, requests: Sequence[Request], *, progress: Callable[[int, int], None] | None = None
     ) -> list[list[Completion]]:
         """For each request its `n` samples. The first failure that retries do not mend stops everything."""
+        _check(requests)
         wanted = [(request, sample) for request in requests for sample in range(request.params.n)]
         found: dict[int, Completion] = {}
 
@@ -384,12 +384,9 @@ class RemoteEngine(RemoteClient):
         body: dict[str, Any] = {
             "model": self.model,
             "messages": [{"role": m.role, "content": content_json(m.content)} for m in request.messages],
-            "max_tokens": params.max_tokens,
-            "temperature": params.temperature,
-            "top_p": params.top_p,
             "seed": sample_seed(params.seed, sample, self.seed_bits),
         }
-        body |= further(params)
+        body |= fields_of(params)
         if request.thinking != "auto":
             on = request.thinking == "on"
             body["chat_template_kwargs"] = {"thinking": on, "enable_thinking": on}
@@ -399,7 +396,7 @@ class RemoteEngine(RemoteClient):
         return completion_of(data, request.params.prompt_logprobs)
 
     def _check(self, wanted: Sequence[tuple[Request, int]]) -> None:
-        _need_messages(wanted)
+        _check([request for request, _ in wanted])
 
     def _remedy(self, code: int, fault: str) -> str:
         if self.seed_bits == 64 and re.search(r"\bseed\b", fault):
@@ -407,8 +404,10 @@ class RemoteEngine(RemoteClient):
         return super()._remedy(code, fault)
 
 
-def _need_messages(wanted: Sequence[tuple[Request, int]]) -> None:
-    for number, (request, _) in enumerate(wanted):
+def _check(requests: Sequence[Request]) -> None:
+    """Refuse what no address can be asked, before anything is sent."""
+    for number, request in enumerate(requests):
+        check_params(request.params, vocab_size=INT32 + 1, where=f"request {number}")
         if not request.messages:
             raise DataError(
                 "it has token ids and no messages, and an address takes messages only",

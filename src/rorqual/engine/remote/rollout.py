@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import save
 
 from rorqual.core.errors import ConfigError, DataError
+from rorqual.core.sampling import PARAMS
 from rorqual.data.chat import ChatFormat
 from rorqual.engine.remote.engine import NoCompletion, RemoteClient, usage_of
 from rorqual.engine.request import Completion, Request, SamplingParams
@@ -24,11 +25,6 @@ from rorqual.model import Decoder
 from rorqual.model.adapter import whole_weights
 
 UNSUPPORTED = ("stop", "grammar", "top_logprobs", "prompt_logprobs")
-SENT = (
-    "max_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "ignore_eos",
-    "min_tokens", "min_p_first",
-)  # fmt: skip
-"""Sampling parameters that are always sent: the server has defaults of its own."""
 NOT_OURS = "The address must be a `rorqual serve` of this version."
 
 
@@ -99,12 +95,12 @@ class RemoteRolloutEngine(RemoteClient):
 
     def _body(self, request: Request, sample: int) -> dict[str, Any]:
         params = request.params
-        return {name: getattr(params, name) for name in SENT} | {
+        # All are said: the server has defaults of its own.
+        said = {name: param for name, param in PARAMS.items() if name not in (*UNSUPPORTED, "n", "seed")}
+        return {name: param.type.write(getattr(params, name)) for name, param in said.items()} | {
             "model": self.model,
             "prompt": self._prompt(request),
             "seed": sample_seed(params.seed, sample),
-            "logit_bias": {str(token): bias for token, bias in params.logit_bias},
-            "stop_token_ids": list(params.stop_token_ids),
             "logprobs": 0,
         }
 

@@ -9,10 +9,11 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from rorqual.core.records import Tool
+from rorqual.data.chat.stops import Stops
+from rorqual.data.chat.stream import Piece
 from rorqual.data.chat.tools import spelt
 from rorqual.serve import logprobs
 from rorqual.serve.answer import Shape, answer
-from rorqual.serve.reading import Piece, Reader, Stops
 from rorqual.serve.replies import Choice
 from rorqual.serve.schemas import ChatRequest
 from rorqual.serve.service import Service
@@ -69,10 +70,10 @@ class ChatShape(Shape[ChatRequest]):
 
     def new(self) -> Choice:
         wanted = self.wanted
-        reader = Reader.of_chat(self.service.chat, self._mode, self._tools, f"call_{secrets.token_hex(8)}_")
-        ends, least = frozenset(wanted.stop_token_ids or ()), wanted.min_tokens or 0
+        reader = self.service.chat.reader(self._mode, self._tools, calls=f"call_{secrets.token_hex(8)}_")
+        params, ends = wanted.params(), frozenset(wanted.params().stop_token_ids)
         one_call, tell = wanted.parallel_tool_calls is False, wanted.top is not None
-        return Choice(reader, Stops(wanted.stops), ends, one_call=one_call, least=least, tell=tell)
+        return Choice(reader, Stops(params.stop), ends, one_call=one_call, least=params.min_tokens, tell=tell)
 
     def choice(self, index: int, choice: Choice) -> dict[str, Any]:
         message: dict[str, Any] = {"role": "assistant", "content": choice.content, "refusal": None}
@@ -85,7 +86,7 @@ class ChatShape(Shape[ChatRequest]):
         return {"index": index, "message": message, "logprobs": told, "finish_reason": choice.reason}
 
     def more(self, choices: list[Choice]) -> dict[str, Any]:
-        top = self.wanted.prompt_logprobs
+        top = self.wanted.params().prompt_logprobs
         if top is None:
             return {}
         tokenizer = self.service.chat.tokenizer

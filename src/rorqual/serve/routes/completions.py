@@ -7,9 +7,10 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
+from rorqual.data.chat.stops import Stops
+from rorqual.data.chat.stream import Piece
 from rorqual.serve import logprobs
 from rorqual.serve.answer import ENTRY, Shape, answer
-from rorqual.serve.reading import Piece, Reader, Stops
 from rorqual.serve.replies import Choice
 from rorqual.serve.schemas import TextRequest
 from rorqual.serve.service import Service
@@ -58,14 +59,17 @@ class TextShape(Shape[TextRequest]):
         return [service.ask(wanted, prompt, "prompt") for prompt in self._prompts]
 
     def new(self) -> Choice:
-        ends = frozenset(self.wanted.stop_token_ids or ())
-        wanted = self.wanted
-        reader, least, tell = Reader.of_text(self.service.chat), wanted.min_tokens or 0, wanted.top is not None
-        return Choice(reader, Stops(wanted.stops), ends, least=least, mute=wanted.mute, tell=tell)
+        wanted, params = self.wanted, self.wanted.params()
+        reader, ends, tell = (
+            self.service.chat.reader("auto", plain=True),
+            frozenset(params.stop_token_ids),
+            wanted.top is not None,
+        )
+        return Choice(reader, Stops(params.stop), ends, least=params.min_tokens, mute=wanted.mute, tell=tell)
 
     def choice(self, index: int, choice: Choice) -> dict[str, Any]:
         found = self._part(index, self._echo(index) + choice.content, choice)
-        if (top := self.wanted.prompt_logprobs) is not None:
+        if (top := self.wanted.params().prompt_logprobs) is not None:
             prompt = self._prompts[self._number(index)]
             found["prompt_logprobs"] = logprobs.of_prompt(self.service.chat.tokenizer, prompt, choice.scores, top)
         return found
@@ -94,7 +98,7 @@ class TextShape(Shape[TextRequest]):
 
     def _number(self, index: int) -> int:
         """Of the prompt that an answer continues."""
-        return index // (self.wanted.n or 1)
+        return index // self.wanted.params().n
 
     def _echo(self, index: int) -> str:
         if not self.wanted.echo:

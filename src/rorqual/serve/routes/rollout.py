@@ -9,9 +9,10 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import Field
 
+from rorqual.data.chat.stops import Stops
+from rorqual.data.chat.stream import Piece
 from rorqual.serve.answer import answer
 from rorqual.serve.errors import ApiError, refuse
-from rorqual.serve.reading import Piece, Reader, Stops
 from rorqual.serve.replies import Choice
 from rorqual.serve.routes.completions import TextShape
 from rorqual.serve.schemas import TextRequest
@@ -43,7 +44,7 @@ class RolloutShape(TextShape):
     prefix, whole, part = "rollout", "rollout", "rollout"
 
     def new(self) -> Choice:
-        return Choice(Reader.of_text(self.service.chat), Stops(()), tell=True)
+        return Choice(self.service.chat.reader("auto", plain=True), Stops(()), tell=True)
 
     def choice(self, index: int, choice: Choice) -> dict[str, Any]:
         drawn, recorded = choice.take(), choice.recorded

@@ -113,7 +113,7 @@ EVALUATED: dict[str, tuple[dict[str, str], str]] = {
     "dtype": ({"max_tokens": "60"}, "bfloat16"),
 }
 """Those that another evaluation shows; the others are tested one by one below."""
-EVAL_ALONE = {"data", "window", "out", "threads", "device", "model", "seed_bits", "concurrency"}
+EVAL_ALONE = {"data", "window", "out", "threads", "device", "model", "seed_bits", "concurrency", "backend"}
 
 
 def evaluated(words: dict[str, str], model: str = "run") -> dict[str, Any]:
@@ -193,9 +193,9 @@ def test_eval_keeps_its_answers_by_task_split_and_mode(here: Path) -> None:
 @pytest.mark.usefixtures("here")
 def test_eval_makes_its_engine_as_told(engines: list[dict[str, Any]]) -> None:
     words = ("eval", "run", "task=families:add", "count=1", "max_tokens=2", "out=e.json")
-    said(*words, "threads=2", "dtype=bfloat16")
+    said(*words, "threads=2", "dtype=bfloat16", "backend=torch")
     assert engines == [
-        {"run": "run", "device": "cpu", "dtype": "bfloat16", "threads": 2, "record_experts": False},
+        {"run": "run", "device": "cpu", "dtype": "bfloat16", "threads": 2, "record_experts": False, "backend": "torch"},
     ]
     refuses_devices(*words)
 
@@ -336,7 +336,7 @@ GENERATED: dict[str, tuple[str, Any]] = {
     "thinking": ("off", "off"),
 }
 GENERATE_ALONE = {"run", "out", "raw", "token_ids", "logprobs", "strict", "quiet", "slots", "max_len", "threads"}
-GENERATE_ALONE |= {"device", "dtype", "model", "concurrency", "seed_bits"}
+GENERATE_ALONE |= {"device", "dtype", "model", "concurrency", "seed_bits", "backend"}
 GENERATE = ("generate", "p.jsonl", "run=run", "quiet=true", "threads=1")
 
 
@@ -400,8 +400,15 @@ def test_generate_is_quiet_where_it_is_told_to_be(here: Path) -> None:
 
 
 def test_generate_makes_its_engine_as_told(here: Path, engines: list[dict[str, Any]]) -> None:
-    generated(here, [{"prompt": "a", "max_tokens": 2}] * 3, "slots=2", "max_len=60", "dtype=bfloat16")
-    expected = {"slots": 2, "max_len": 60, "threads": 1, "device": "cpu", "dtype": "bfloat16", "record_experts": False}
+    generated(here, [{"prompt": "a", "max_tokens": 2}] * 3, "slots=2", "max_len=60", "dtype=bfloat16", "backend=torch")
+    expected = {
+        "slots": 2,
+        "max_len": 60,
+        "threads": 1,
+        "device": "cpu",
+        "dtype": "bfloat16",
+        "record_experts": False,
+    } | {"backend": "torch"}
     assert engines == [{"run": "run"} | expected] and torch.get_num_threads() == 1
     said("generate", "p.jsonl", "run=run", "out=other.jsonl", "threads=2", "quiet=true")
     assert torch.get_num_threads() == engines[-1]["threads"] == 2

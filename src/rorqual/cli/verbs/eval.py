@@ -22,7 +22,7 @@ def evaluate(
     Keys: task=NAME (families, families:add,gcd, gsm8k, math500, folio, knights, messages, everyday, gym:NAME, ./mine.py:Class), data=FILE,
     split=test, count=100, seed=0, thinking=auto|on|off, temperature=0, samples=1, max_tokens=1024, per_family=false, options={...},
     out=FILE.json (default: in the run's folder, evals/; without it no answer of a server is kept), threads=, device=, dtype=;
-    for a server model=NAME, concurrency=8, seed_bits=64|31.
+    backend=torch-invariant|torch; for a server model=NAME, concurrency=8, seed_bits=64|31.
     Without a task, data=FILE.txt is plain text: the loss per token and per character on its held-out tenth, in pieces of window= tokens
     (default: the model's context).
     """

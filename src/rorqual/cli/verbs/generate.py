@@ -20,8 +20,8 @@ def generate(
     A row has prompt (what a user says), messages or prompt_ids, and may have an id, sampling keys of its own, and other fields, which
     are carried over. A bad row becomes a line with its error; the others go on, and the command ends with 1.
     Keys: run=RUN|http://..., out=FILE.jsonl, raw=false (prompts are texts to continue), token_ids=false, logprobs=false, strict=false (stop
-    at a bad row before anything runs), slots=64, max_len=, threads=, device=, dtype=, quiet=false; for a server model=NAME, concurrency=8,
-    seed_bits=64|31.
+    at a bad row before anything runs), slots=64, max_len=, threads=, device=, dtype=, backend=, quiet=false; for a server
+    model=NAME, concurrency=8, seed_bits=64|31.
     """
     from rorqual.cli.generating import generate_file
 

@@ -19,7 +19,7 @@ from rorqual.ops.backends import TORCH, TORCH_INVARIANT
 from rorqual.ops.backends.base import PreparedExperts
 from rorqual.ops.layout import laid_out
 
-STEPS = TORCH.fit(nn.Linear(1, 1), cache_widths=(), threads=1).backend
+STEPS = TORCH.fit(nn.Linear(1, 1), cache_shapes=(), threads=1).backend
 MLA = MLAConfig(
     num_attention_heads=3, q_lora_rank=20, kv_lora_rank=16, qk_nope_head_dim=12, qk_rope_head_dim=8, v_head_dim=12
 )

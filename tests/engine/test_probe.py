@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import pytest
 import torch
 from scaled import make_model
@@ -10,18 +12,22 @@ from torch import nn
 from rorqual.data.chat import ChatFormat
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine import Engine, Request, SamplingParams
+from rorqual.engine.numerics import NumericsProbe
 from rorqual.model import Decoder, ModelConfig, Stage, build
 from rorqual.model.adapter import LoRA
 from rorqual.model.adapter.lora import LoRALinear
-from rorqual.model.attention import GQAConfig, MLAConfig
+from rorqual.model.attention import CachePart, GQAConfig, MLAConfig
 from rorqual.model.ffn import DenseConfig, MoEConfig
-from rorqual.ops.backends import TORCH_INVARIANT
+from rorqual.ops.backends import TORCH_INVARIANT, Fit, TorchInvariant
 from rorqual.ops.backends.torch_invariant import CHOICES, TiledLinear, _alike, products_of, rows_of
+from rorqual.ops.paged import BLOCK
 from rorqual.ops.rows import WIDE, Rows
 
 
-def widths(model: Decoder) -> list[int]:
-    return [part.width for stage in model.config.stages for part in stage.attention.cache_spec()]
+def shapes(model: Decoder) -> list[tuple[int, int]]:
+    return [
+        (part.width, BLOCK // part.every) for attention in model.config.attentions for part in attention.cache_spec()
+    ]
 
 
 @pytest.mark.parametrize(("head_dim", "kept"), [(16, True), (20, True), (18, False), (22, False)])
@@ -29,7 +35,7 @@ def test_heads_of_odd_widths_are_promised_nothing(head_dim: int, kept: bool) -> 
     attention = GQAConfig(num_attention_heads=4, num_key_value_heads=2, head_dim=head_dim)
     stage = Stage(layers=1, attention=attention, ffn=DenseConfig(intermediate_size=48))
     model = build(ModelConfig(vocab_size=264, hidden_size=32, stages=(stage,), max_position_embeddings=128), seed=1)
-    rows, found, _ = rows_of(model, widths(model), 1)
+    rows, found, _ = rows_of(model, shapes(model), 1)
     assert found is kept and rows in CHOICES
 
 
@@ -43,7 +49,7 @@ def test_a_router_as_wide_as_an_expert_hides_no_product() -> None:
         ffn = MoEConfig(n_routed_experts=experts, num_experts_per_tok=2, moe_intermediate_size=32)
         stage = Stage(layers=1, attention=attention, ffn=ffn)
         model = build(ModelConfig(vocab_size=264, hidden_size=32, stages=(stage,)), seed=1).bfloat16()
-        counts.append([len(set(products_of(m, widths(m)))) for m in (model, TORCH_INVARIANT.prepare(model))])
+        counts.append([len(set(products_of(m, shapes(m)))) for m in (model, TORCH_INVARIANT.prepare(model))])
     assert counts[0] == counts[1]
 
 
@@ -57,7 +63,7 @@ def test_every_width_of_a_model_is_tried() -> None:
     for tied in (False, True):
         config = ModelConfig(vocab_size=264, hidden_size=32, stages=(stage,), tie_word_embeddings=tied)
         model = build(config, seed=1).bfloat16()
-        found = set(products_of(model, widths(model)))
+        found = set(products_of(model, shapes(model)))
         fp32, bf16 = torch.float32, torch.bfloat16
         assert {
             ("map", 32, 264, bf16), ("map", 32, 24, bf16), ("map", 24, 60, bf16), ("map", 32, 5, fp32), ("map", 40, 32, bf16),
@@ -83,9 +89,9 @@ def test_with_two_threads_it_is_said_of_two_or_steps_take_one(pack: bool) -> Non
     stage = Stage(layers=1, attention=attention, ffn=DenseConfig(intermediate_size=1536))
     model = build(ModelConfig(vocab_size=264, hidden_size=64, stages=(stage,), max_position_embeddings=128), seed=1)
     made = TORCH_INVARIANT.prepare(model) if pack else model
-    rows, held, threads = rows_of(made, widths(made), 2)
+    rows, held, threads = rows_of(made, shapes(made), 2)
     assert held
-    assert all(_alike(*product, rows, threads) for product in products_of(made, widths(made)))
+    assert all(_alike(*product, rows, threads) for product in products_of(made, shapes(made)))
     assert threads in (1, 2)
 
 
@@ -106,8 +112,8 @@ def test_an_adapters_products_are_tried_and_what_is_promised_of_them_holds(
         if name.endswith("lora_B"):
             nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(len(name)))
     model = model.to(dtype)
-    rows, held, _ = rows_of(model, widths(model), 1)
-    found = set(products_of(model, widths(model)))
+    rows, held, _ = rows_of(model, shapes(model), 1)
+    found = set(products_of(model, shapes(model)))
     assert {("map", 576, 192, dtype), ("map", 576, r, dtype), ("map", r, 192, dtype)} <= found
     assert held is all(_alike(*product, rows, 1) for product in found)
     engine = Engine.of(model, tokenizer, chat, slots=40, engine_cores=1)
@@ -151,7 +157,7 @@ def test_an_adapter_that_comes_and_goes_is_looked_at_anew(
     assert engine.invariant
     looks: list[int] = []
 
-    def look(model: Decoder, widths: list[int], threads: int) -> tuple[Rows, bool, int]:
+    def look(model: Decoder, shapes: list[tuple[int, int]], threads: int) -> tuple[Rows, bool, int]:
         looks.append(sum(isinstance(module, LoRALinear) for module in model.modules()))
         return Rows(16, 16), False, 1
 
@@ -165,3 +171,23 @@ def test_an_adapter_that_comes_and_goes_is_looked_at_anew(
     engine.generate([(3, 4, 5)], SamplingParams(max_tokens=2))
     assert looks == [21] and not engine.invariant
     assert {core.runner.backend.rows for core in engine._cores} == {Rows(16, 16)}
+
+
+def test_rows_of_a_part_with_one_for_several_tokens_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A block of such a part has fewer keys: its products have another shape."""
+    model = make_model("gqa", context=128)
+    attention = type(model.config.stages[0].attention)
+    spec = attention.cache_spec(model.config.stages[0].attention)
+    monkeypatch.setattr(attention, "cache_spec", lambda _: (*spec, CachePart("entry", 2, 12, every=4)))
+    tried: list[tuple[int, int]] = []
+
+    class Fitted(TorchInvariant):
+        def fit(self, model: nn.Module, *, cache_shapes: Iterable[tuple[int, int]], threads: int) -> Fit:
+            tried.extend(cache_shapes)
+            return super().fit(model, cache_shapes=tried, threads=threads)
+
+    NumericsProbe(model, Fitted())
+    assert set(tried) == {*((part.width, 64) for part in spec), (12, 16)}
+    assert {("transposed", 12, 16, torch.float32), ("straight", 16, 12, torch.float32)} <= set(
+        products_of(model, tried)
+    )

@@ -25,7 +25,7 @@ from rorqual.ops.paged import BLOCK, attend, tiles_of
 from rorqual.ops.rope import Llama3, Rope, Yarn, inverse_frequencies, mscale, rope_table, softmax_factor
 from rorqual.ops.rows import WIDE, Rows, bmm, in_tiles
 
-STEPS = TORCH.fit(nn.Linear(1, 1), cache_widths=(), threads=1).backend
+STEPS = TORCH.fit(nn.Linear(1, 1), cache_shapes=(), threads=1).backend
 """What an engine runs for `torch`."""
 ALL = (REFERENCE, TORCH, TORCH_INVARIANT, STEPS)
 

@@ -7,6 +7,7 @@ from torch import nn
 
 from rorqual.model import Decoder
 from rorqual.ops.backends import Backend, Fit
+from rorqual.ops.paged import BLOCK
 
 
 class NumericsProbe:
@@ -23,8 +24,8 @@ class NumericsProbe:
         """Look what the model is made of now."""
         if (parts := _parts(self._model)) != self._parts:
             specs = (attention.cache_spec() for attention in self._model.config.attentions)
-            widths = [part.width for spec in specs for part in spec]
-            self.fit = self._backend.fit(self._model, cache_widths=widths, threads=self._most)
+            shapes = [(part.width, BLOCK // part.every) for spec in specs for part in spec]
+            self.fit = self._backend.fit(self._model, cache_shapes=shapes, threads=self._most)
             self._parts = parts
 
 

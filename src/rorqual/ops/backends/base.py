@@ -164,8 +164,9 @@ class Backend:
 
     # ---- running
 
-    def fit(self, model: nn.Module, *, cache_widths: Iterable[int], threads: int) -> Fit:
-        """This backend as it shall run `model` with `threads` threads. cache_widths: columns of the parts that its attention caches."""
+    def fit(self, model: nn.Module, *, cache_shapes: Iterable[tuple[int, int]], threads: int) -> Fit:
+        """This backend as it shall run `model` with `threads` threads. cache_shapes: of each part that its attention
+        caches, columns and rows of a block."""
         return Fit(self, self.invariant, threads)
 
     def bind(self, model: M) -> M:

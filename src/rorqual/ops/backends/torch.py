@@ -34,7 +34,7 @@ class Torch(Packing):
     ) -> Tensor:
         return training.experts_tuned(x, routing, gate_up, down, tuned, parts)
 
-    def fit(self, model: nn.Module, *, cache_widths: Iterable[int], threads: int) -> Fit:
+    def fit(self, model: nn.Module, *, cache_shapes: Iterable[tuple[int, int]], threads: int) -> Fit:
         return Fit(_Steps(), False, threads)
 
 

@@ -22,7 +22,6 @@ from rorqual.ops.invariant import LANES
 from rorqual.ops.layer import Layer, LinearMap
 from rorqual.ops.layout import laid_out, times
 from rorqual.ops.moe import Routing
-from rorqual.ops.paged import BLOCK
 from rorqual.ops.rows import ENOUGH, Rows, bmm, cancelling, in_tiles
 
 Kind = Literal["map", "packed", "transposed", "straight"]
@@ -73,9 +72,9 @@ class TorchInvariant(Packing):
     def bmm(self, a: Tensor, b: Tensor) -> Tensor:
         return bmm(a, b, self.rows.most)
 
-    def fit(self, model: nn.Module, *, cache_widths: Iterable[int], threads: int) -> Fit:
+    def fit(self, model: nn.Module, *, cache_shapes: Iterable[tuple[int, int]], threads: int) -> Fit:
         """With as many rows as the products of `model` need here, and no more threads than keep the promise."""
-        rows, held, threads = rows_of(model, cache_widths, threads)
+        rows, held, threads = rows_of(model, cache_shapes, threads)
         return Fit(TorchInvariant(rows), held, threads)
 
     def bind(self, model: M) -> M:
@@ -131,19 +130,19 @@ class TiledLinear(LinearMap):
         return in_tiles(self._other[0].forward, x, self.most, self.inner)
 
 
-def rows_of(model: nn.Module, cache_widths: Iterable[int], threads: int) -> tuple[Rows, bool, int]:
+def rows_of(model: nn.Module, cache_shapes: Iterable[tuple[int, int]], threads: int) -> tuple[Rows, bool, int]:
     """How many rows its products are to have, whether each then rounds a row in one way, and with how many threads at most.
 
     The first of `CHOICES` under which every product of `model`, one of each shape, does so with `threads` as with one; else, with one.
     """
-    widths = sorted(set(cache_widths))
+    shapes = sorted(set(cache_shapes))
     weight = next(model.parameters())
     if weight.device.type != "cpu":
         return Rows(4), False, threads  # nobody has looked
-    if any(width % EVEN for width in widths):
+    if any(width % EVEN for width, _ in shapes):
         # Keys of 18 and values of 10 are rounded in two ways in attention, though each product below holds.
         return ENOUGH, False, threads
-    products = set(products_of(model, widths))
+    products = set(products_of(model, shapes))
     for most in dict.fromkeys((threads, 1)):
         for rows in CHOICES:
             if all(_alike(*product, rows, most) for product in products):
@@ -151,12 +150,12 @@ def rows_of(model: nn.Module, cache_widths: Iterable[int], threads: int) -> tupl
     return ENOUGH, False, threads
 
 
-def products_of(model: nn.Module, cache_widths: Iterable[int]) -> Iterator[Product]:
+def products_of(model: nn.Module, cache_shapes: Iterable[tuple[int, int]]) -> Iterator[Product]:
     """The shapes of a model's products, from its parameters, packed weights, derived tensors and the parts that attention caches."""
     dtype = next(model.parameters()).dtype
-    for width in cache_widths:  # scores and sums over a block
-        yield "transposed", width, BLOCK, dtype
-        yield "straight", BLOCK, width, dtype
+    for width, keys in cache_shapes:  # scores and sums over a block
+        yield "transposed", width, keys, dtype
+        yield "straight", keys, width, dtype
     for module in model.modules():
         replaced: set[str] = set()
         if isinstance(module, Layer):

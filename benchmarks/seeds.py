@@ -19,7 +19,7 @@ from typing import Any
 
 from rorqual.core.records import write_json
 from rorqual.evals.compare import compare_seeds, did_think, is_right
-from rorqual.evals.evaluation import Evaluation, Grain, Sample
+from rorqual.evals.evaluation import Evaluation, GradedSample, Grain
 from rorqual.evals.stats import Interval, t_interval
 from rorqual.evals.verdict import CONFIDENCE, judge
 from rorqual.evals.verdicts import compact
@@ -28,7 +28,7 @@ TEACHER = ("before-auto", "after-auto", "before-on", "after-on", "before-off", "
 COMPARED = ("teacher", "student-base", "distilled", "reinforced")
 STUDENTS = tuple(f"student-{name}-{mode}" for name in COMPARED for mode in ("auto", "on"))
 OWN, MADE = "right, own choice: before GRPO against after", "right when made to think: before GRPO against after"
-QUESTIONS: dict[str, tuple[str, str, Callable[[Sample], float]]] = {
+QUESTIONS: dict[str, tuple[str, str, Callable[[GradedSample], float]]] = {
     OWN: ("before-auto", "after-auto", is_right),
     "right, after GRPO: at once against made to think": ("after-off", "after-on", is_right),
     "right, before GRPO: at once against made to think": ("before-off", "before-on", is_right),

@@ -34,7 +34,7 @@ from rorqual.engine.request import Request
 from rorqual.generate.batch import answers
 from rorqual.generate.output import Partial, to_line
 from rorqual.generate.prompts import Prompts, Refused
-from rorqual.generate.schema import Ask, Asking, Sampling, line_seed
+from rorqual.generate.schema import Asking, RowRequest, RowSampling, line_seed
 
 Rows = list[dict[str, Any]]
 GENERATE = ("generate", "prompts.jsonl", "run=run", "out=out.jsonl", "threads=1")
@@ -79,7 +79,7 @@ def test_each_line_is_what_the_engine_says_to_that_request_alone(place: Path, en
     seeds = [line_seed(11, 1, 7), 5, line_seed(11, 3, None), line_seed(11, 4, None)]
     settings = [{}, {"temperature": 0.7, "n": 2}, {"max_tokens": 3}, {"temperature": 1.0, "top_k": 5}]
     for row, given, seed, own in zip(found, rows, seeds, settings):
-        params = Sampling(**{"max_tokens": 12, **own, "seed": seed}).params()
+        params = RowSampling(**{"max_tokens": 12, **own, "seed": seed}).params()
         content = given["messages"][0]["content"] if "messages" in given else given.get("prompt", "")
         messages = (Message("user", content),) if content else ()
         ids = tuple(given["prompt_ids"]) if "prompt_ids" in given else None
@@ -476,11 +476,11 @@ def test_a_shuffled_file_gives_each_id_the_answer_that_it_had(place: Path) -> No
 
 
 def test_seeds_are_of_the_id_else_of_the_line(place: Path) -> None:
-    asking = Asking(Sampling(seed=3))
+    asking = Asking(RowSampling(seed=3))
 
     def seed(line: int, **row: Any) -> int:
         ask = asking.ask(line, {"prompt": "x", **row})
-        assert isinstance(ask, Ask)
+        assert isinstance(ask, RowRequest)
         return ask.request.params.seed
 
     assert seed(1, id="a") == seed(9, id="a") != seed(1, id="b")
@@ -517,13 +517,13 @@ def test_parquet_and_csv_are_read_as_the_same_prompts(place: Path) -> None:
 def test_no_more_is_read_than_can_be_asked(engine: Engine) -> None:
     read, answered = 0, 0
 
-    def asks() -> Iterator[Ask | Refused]:
+    def asks() -> Iterator[RowRequest | Refused]:
         nonlocal read
         for line in range(1, 61):
             read += 1
             assert read - answered <= 8 + 1 + 4, "the file is read ahead of the answers"
             row = {"prompt": f"add {line} 1", "max_tokens": 3, "temperature": 1.0}
-            found = Asking(Sampling()).ask(line, row if line % 5 else {})
+            found = Asking(RowSampling()).ask(line, row if line % 5 else {})
             yield found
 
     for some in answers(engine, asks(), room=8):
@@ -537,10 +537,10 @@ def test_a_file_of_many_lines_takes_the_memory_of_few(tmp_path: Path) -> None:
     path.write_text(line * 20_000, encoding="utf-8")
     tracemalloc.start()
     prompts = Prompts.open(path)
-    asking = Asking(Sampling())
+    asking = Asking(RowSampling())
     with Partial(tmp_path / "out.jsonl", {}, rows=prompts.rows, last=prompts.last) as partial:
         for number, row in prompts.read():
-            assert isinstance(asking.ask(number, row), Ask)
+            assert isinstance(asking.ask(number, row), RowRequest)
             partial.add({number: {"line": number, "text": "y" * 200}})
         partial.finish()
     peak = tracemalloc.get_traced_memory()[1]

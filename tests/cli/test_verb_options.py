@@ -39,7 +39,7 @@ from rorqual.engine.seeds import sample_seed
 from rorqual.evals.evaluation import Evaluation
 from rorqual.evals.run import pick, seeded
 from rorqual.evals.table import comparison_table
-from rorqual.generate.schema import Sampling
+from rorqual.generate.schema import RowSampling
 from rorqual.recipes import make_run
 from rorqual.tasks.find import load_task
 from rorqual.train.loop import fit
@@ -344,7 +344,7 @@ GENERATE = ("generate", "p.jsonl", "run=run", "quiet=true", "threads=1")
 def test_a_sampling_key_of_generate_is_read_as_that_of_a_row(name: str) -> None:
     typed, value = GENERATED[name]
     own, sampling = read_settings([f"{name}={typed}", "run=r", "out=o"])
-    assert sampling == Sampling.model_validate({name: value}) != Sampling()
+    assert sampling == RowSampling.model_validate({name: value}) != RowSampling()
     assert own == GenerateSettings(run="r", out="o")
 
 
@@ -680,7 +680,7 @@ DECLARED: dict[str, tuple[set[str], set[str]]] = {
     # verb: the options that it declares, and those that are tested here
     "eval": (of(EvalSettings), {*EVALUATED, *EVAL_ALONE}),
     "compare": (of(CompareSettings), {"grain", *PLACED}),
-    "generate": (of(GenerateSettings) | of(Sampling), {*GENERATED, *GENERATE_ALONE}),
+    "generate": (of(GenerateSettings) | of(RowSampling), {*GENERATED, *GENERATE_ALONE}),
     "chat": (of(ChatSettings), {*CHATTED, *CHAT_ALONE}),
     "bench": (of(BenchSettings), {"batch", "prompt", "new", "repeats", "data", "seed", "threads", "out", *PLACED}),
     "inspect": (of(InspectSettings), {"context", *PLACED}),

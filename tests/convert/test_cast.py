@@ -11,7 +11,7 @@ import torch
 from hub_folders import deepseek, from_fp8, in_fp8, published, write_folder
 from safetensors.torch import save_file
 
-from rorqual.convert.cast import Piece
+from rorqual.convert.cast import TensorPiece
 from rorqual.convert.hf import export_hf, import_hf
 from rorqual.convert.stream import CHUNK, Stored, read_header
 from rorqual.core.errors import NumericsError
@@ -47,7 +47,7 @@ def test_across_slices_a_conversion_is_torchs(
     dtype: str, kind: torch.dtype, plain: torch.Tensor, tmp_path: Path
 ) -> None:
     source = stored(tmp_path, **{NAME: plain})[NAME]
-    slices, data = joined(Piece(source).chunks(dtype))
+    slices, data = joined(TensorPiece(source).chunks(dtype))
     assert slices > 1
     assert data == raw(plain.to(kind))
 
@@ -57,12 +57,12 @@ def test_across_slices_each_block_has_its_own_scale(plain: torch.Tensor, tmp_pat
     found = stored(tmp_path, **fp8)
     scale = found[f"{NAME}_scale_inv"]
     assert scale.shape == (math.ceil(TALL[0] / 128), 2)
-    slices, data = joined(Piece(found[NAME], scale).chunks("F32"))
+    slices, data = joined(TensorPiece(found[NAME], scale).chunks("F32"))
     assert slices > 1
     assert data == raw(from_fp8(fp8)[NAME])
     source = stored(tmp_path, **{NAME: plain})[NAME]
-    assert joined(Piece(source, want="scales").chunks("F32"))[1] == raw(fp8[f"{NAME}_scale_inv"])
-    assert joined(Piece(source).chunks("F8_E4M3"))[1] == raw(fp8[NAME])
+    assert joined(TensorPiece(source, want="scales").chunks("F32"))[1] == raw(fp8[f"{NAME}_scale_inv"])
+    assert joined(TensorPiece(source).chunks("F8_E4M3"))[1] == raw(fp8[NAME])
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -73,11 +73,11 @@ def test_one_value_that_is_not_finite_is_found_and_the_largest_that_is_passes(
     tensor = torch.full((7, 3), torch.finfo(kind).max, dtype=kind)
     tensor[0, 0], tensor[1, 1], tensor[2, 2] = torch.finfo(kind).min, torch.finfo(kind).smallest_normal, -0.0
     source = stored(tmp_path, w=tensor)["w"]
-    assert joined(Piece(source).chunks(source.dtype))[1] == raw(tensor)
+    assert joined(TensorPiece(source).chunks(source.dtype))[1] == raw(tensor)
     tensor[6, 2] = value
     source = stored(tmp_path, w=tensor)["w"]
     with pytest.raises(NumericsError, match="w holds NaN or infinity"):
-        joined(Piece(source).chunks(source.dtype))
+        joined(TensorPiece(source).chunks(source.dtype))
 
 
 def test_every_fp8_value_passes_but_the_two_nans(tmp_path: Path) -> None:
@@ -86,10 +86,10 @@ def test_every_fp8_value_passes_but_the_two_nans(tmp_path: Path) -> None:
     for code, value in zip(codes, values.float()):
         source = stored(tmp_path, w=codes[int(code) : int(code) + 1].view(torch.float8_e4m3fn))["w"]
         if bool(value.isfinite()):
-            assert joined(Piece(source).chunks("F8_E4M3"))[1] == bytes([int(code)])
+            assert joined(TensorPiece(source).chunks("F8_E4M3"))[1] == bytes([int(code)])
         else:
             with pytest.raises(NumericsError):
-                joined(Piece(source).chunks("F8_E4M3"))
+                joined(TensorPiece(source).chunks("F8_E4M3"))
     assert int(values.float().isnan().sum()) == 2
 
 

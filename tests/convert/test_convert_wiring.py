@@ -19,7 +19,7 @@ from rorqual.convert.hf import _shards
 from rorqual.convert.hub import is_hub_id
 from rorqual.convert.peft import NEUTRAL, WITHOUT_EFFECT, read_config, shortest
 from rorqual.convert.stream import Spec, Stored, header_bytes, layout, read_header, write_tensors
-from rorqual.convert.tensors import Job, target
+from rorqual.convert.tensors import TensorJob, target
 from rorqual.core.errors import CheckpointError, ConfigError, RorqualError
 from rorqual.model import ModelConfig, Stage
 from rorqual.model.attention import AttentionConfig, GQAConfig, MLAConfig
@@ -220,7 +220,7 @@ def test_the_shortest_names_reach_what_was_chosen_and_nothing_else() -> None:
 def test_a_shard_is_filled_to_the_byte_and_holds_one_tensor_at_least(
     sizes: list[int], most: int, groups: list[int]
 ) -> None:
-    jobs = [Job(Spec(f"t{i}", "U8", (size,)), ()) for i, size in enumerate(sizes)]
+    jobs = [TensorJob(Spec(f"t{i}", "U8", (size,)), ()) for i, size in enumerate(sizes)]
     found = _shards(jobs, most)
     assert [len(group) for group in found.values()] == groups and [j for group in found.values() for j in group] == jobs
     n = len(groups)

@@ -15,7 +15,7 @@ from pydantic import SerializeAsAny
 from rorqual.core import config as core
 from rorqual.core.config import Config, Kind, kinds, one_of, parse, read_yaml, scalar, to_yaml
 from rorqual.core.errors import CheckpointError, ConfigError, RorqualError, nearest
-from rorqual.core.ledger import Entry, Ledger, read_ledger, total
+from rorqual.core.ledger import Ledger, LedgerEntry, read_ledger, total
 from rorqual.core.log import Progress, clock
 from rorqual.core.records import Message, RunDir, read_lines, says_nothing, write_atomic, write_json
 
@@ -242,7 +242,7 @@ def test_progress_in_a_pipe_is_lines_and_the_last_is_always_shown() -> None:
 
 
 def test_a_step_is_counted_with_what_was_sampled_for_it() -> None:
-    entry = Entry("train")
+    entry = LedgerEntry("train")
     entry.add({"tokens": 10, "flops": 100, "sampled_tokens": 5, "right": 2})
     entry.add({"tokens": 1, "flops": 1})
     assert (entry.tokens, entry.flops, entry.solved) == (16, 101, 2)

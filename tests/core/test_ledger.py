@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from rorqual.core.errors import RorqualError
-from rorqual.core.ledger import CORE_HOUR, UNACCOUNTED, Entry, Ledger, read_ledger, total
+from rorqual.core.ledger import CORE_HOUR, UNACCOUNTED, Ledger, LedgerEntry, read_ledger, total
 
 
 def spend(seconds: float) -> None:
@@ -36,7 +36,7 @@ class Clock:
         assert inner <= total(read_ledger(self.path)).seconds <= time.monotonic() - self.outer
 
 
-def by_stage(path: Path) -> dict[str, Entry]:
+def by_stage(path: Path) -> dict[str, LedgerEntry]:
     return {entry.stage: entry for entry in read_ledger(path)}
 
 
@@ -60,7 +60,7 @@ def test_entries_add_up_to_the_wall_clock_and_say_what_was_spent(tmp_path: Path)
     assert (found["train"].tokens, found["train"].flops, found["measure"].solved) == (125, 7_300, 3)
     assert found["train"].solved == 4 and found["train"].core_seconds >= 0.09 and found["measure"].core_seconds < 0.05
     assert found["measure"].money() == pytest.approx(0.25 + found["measure"].core_seconds / 3600 * CORE_HOUR)
-    assert Entry("x", core_seconds=7200).money(core_hour=1.5) == 3.0
+    assert LedgerEntry("x", core_seconds=7200).money(core_hour=1.5) == 3.0
     ledger.close()
     assert total(read_ledger(path)).seconds - wall <= time.monotonic() - closing, "closing twice counts nothing twice"
 
@@ -114,7 +114,7 @@ def test_a_kill_loses_no_more_than_a_beat(tmp_path: Path) -> None:
     path, began = tmp_path / "ledger.jsonl", time.monotonic()
     process = subprocess.Popen([sys.executable, "-c", KILLED, str(path)], stdout=subprocess.PIPE)
     assert process.stdout is not None and process.stdout.readline() == b"on\n"
-    while by_stage(path).get("train", Entry("")).seconds < 0.4:
+    while by_stage(path).get("train", LedgerEntry("")).seconds < 0.4:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     whole = time.monotonic() - began

@@ -22,7 +22,7 @@ from rorqual.data.chat.find import KINDS
 from rorqual.data.distilled import Distilled, read_distilled, read_kept_messages, write_distilled
 from rorqual.data.source.conversations import read_conversations
 from rorqual.data.tokenizer import Tokenizer
-from rorqual.generate.schema import Ask, Asking, Sampling
+from rorqual.generate.schema import Asking, RowRequest, RowSampling
 from rorqual.tasks.find import load_task
 
 sys.path.append(str(Path(__file__).parent.parent / "data" / "chat"))
@@ -254,10 +254,10 @@ def test_a_task_of_conversations_asks_with_their_parts(tmp_path: Path) -> None:
 
 def test_a_row_to_be_answered_holds_parts() -> None:
     def of(content: Any) -> Any:
-        return Asking(Sampling()).ask(1, {"messages": [{"role": "user", "content": content}]})
+        return Asking(RowSampling()).ask(1, {"messages": [{"role": "user", "content": content}]})
 
     found = of(content_json(SHOWN.content))
-    assert isinstance(found, Ask) and found.request.messages == (SHOWN,)
+    assert isinstance(found, RowRequest) and found.request.messages == (SHOWN,)
     refused = of([{"type": "text", "text": "a"}, {"type": "poem"}])
     assert refused.key == "messages.0.content[1]" and "not a content part" in refused.what
     assert "NUL" in of([{"type": "text", "text": "a\0"}]).what

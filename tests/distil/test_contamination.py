@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sums_task import SUMS, Make
 
 from rorqual.core.errors import ConfigError, DataError
-from rorqual.distil.contamination import COMMON, Evaluations, Item, bare, evaluation_items
+from rorqual.distil.contamination import COMMON, EvalItem, Evaluations, bare, evaluation_items
 from rorqual.distil.filters import words
 from rorqual.distil.problems import choose
 
@@ -83,7 +83,7 @@ def test_what_is_no_evaluation_set_is_refused(tmp_path: Path) -> None:
 
 
 def test_words_in_a_row_wherever_they_stand() -> None:
-    found = Evaluations([Item(STORY + "?", "eval:1")], 13)
+    found = Evaluations([EvalItem(STORY + "?", "eval:1")], 13)
     inside = STORY.split()[3:16]
     meeting = found.holds("so " + " ".join(inside).upper() + ", he said")
     assert meeting is not None and meeting.where == "eval:1" and meeting.how == " ".join(inside).lower()
@@ -96,8 +96,8 @@ def test_an_instruction_that_many_items_share_gives_nothing_away() -> None:
     def about(number: int) -> str:
         return f"{STORY} number {number}"
 
-    few = Evaluations([Item(about(i), f"e:{i}") for i in range(COMMON)], 13)
-    many = Evaluations([Item(about(i), f"e:{i}") for i in range(COMMON + 1)], 13)
+    few = Evaluations([EvalItem(about(i), f"e:{i}") for i in range(COMMON)], 13)
+    many = Evaluations([EvalItem(about(i), f"e:{i}") for i in range(COMMON + 1)], 13)
     assert few.meets(about(77)) and not many.meets(about(77)) and many.meets(about(3))
     few.leave_out_common(about(i) for i in range(100, 100 + COMMON + 1))
     assert not few.meets(about(77)) and few.meets(about(3))
@@ -106,7 +106,7 @@ def test_an_instruction_that_many_items_share_gives_nothing_away() -> None:
 @given(st.lists(st.sampled_from("abcde"), min_size=2, max_size=30), st.lists(st.sampled_from("abcde"), max_size=30))
 def test_meeting_is_having_a_row_of_words_in_common(item: list[str], text: list[str]) -> None:
     """Against the definition, slowly, with two words in a row."""
-    evaluations = Evaluations([Item(" ".join(item), "e")], 2)
+    evaluations = Evaluations([EvalItem(" ".join(item), "e")], 2)
     pairs = {tuple(item[i : i + 2]) for i in range(len(item) - 1)}
     slow = any(tuple(text[i : i + 2]) in pairs for i in range(len(text) - 1))
     assert (evaluations.holds(" ".join(text)) is not None) == slow

@@ -11,7 +11,7 @@ from test_remote import Server, fault, remote, reply
 
 from rorqual.engine.remote.engine import RemoteError
 from rorqual.generate.batch import answers_from_afar
-from rorqual.generate.schema import Ask, Asking, Refused, Sampling
+from rorqual.generate.schema import Asking, Refused, RowRequest, RowSampling
 
 
 @pytest.fixture
@@ -22,9 +22,9 @@ def server() -> Iterator[Server]:
     server.http.server_close()
 
 
-def rows() -> Iterator[Ask | Refused]:
+def rows() -> Iterator[RowRequest | Refused]:
     for line in range(1, 61):
-        yield Asking(Sampling()).ask(line, {"prompt": f"q{line}"})
+        yield Asking(RowSampling()).ask(line, {"prompt": f"q{line}"})
 
 
 @pytest.mark.parametrize("concurrency", [1, 3])

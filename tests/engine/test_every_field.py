@@ -25,7 +25,7 @@ from rorqual.engine import Completion, Engine, EngineConfig, Request, SamplingPa
 from rorqual.engine.request import Grammar
 from rorqual.engine.runner import Runner
 from rorqual.generate.prompts import Prompts
-from rorqual.generate.schema import Ask, Asking, Sampling, line_seed
+from rorqual.generate.schema import Asking, RowRequest, RowSampling, line_seed
 from rorqual.model import Decoder
 from rorqual.ops.paged import BLOCK
 
@@ -610,8 +610,8 @@ ROWS: dict[str, tuple[Any, Any]] = {
 
 
 def request_of(row: dict[str, Any], defaults: dict[str, Any] | None = None, **more: Any) -> Request:
-    found = Asking(Sampling.model_validate(defaults or {}), **more).ask(3, {"prompt": "hi", **row})
-    assert isinstance(found, Ask)
+    found = Asking(RowSampling.model_validate(defaults or {}), **more).ask(3, {"prompt": "hi", **row})
+    assert isinstance(found, RowRequest)
     return found.request
 
 
@@ -628,7 +628,7 @@ def test_a_key_of_a_row_is_that_parameter_and_goes_before_the_default(name: str)
 
 def test_no_key_of_a_row_is_forgotten_here() -> None:
     assert {f.name for f in fields(SamplingParams)} == ROWS.keys()
-    assert set(Sampling.model_fields) == {*ROWS, "thinking"}
+    assert set(RowSampling.model_fields) == {*ROWS, "thinking"}
     assert request_of({"thinking": "off"}).thinking == request_of({}, {"thinking": "off"}).thinking == "off"
     assert request_of({"thinking": "on"}, {"thinking": "off"}).thinking == "on"
 
@@ -649,12 +649,12 @@ def test_a_row_is_read_as_its_file_and_the_command_say() -> None:
     assert (ids.messages, ids.prompt_ids) == ((), (2, 5))
     assert request_of({"max_tokens": "7", "stop": "12"}, cells=True).params.max_tokens == 7
     assert request_of({"max_tokens": "7", "stop": "12"}, cells=True).params.stop == ("12",)
-    found = Asking(Sampling()).ask(8, {"prompt_ids": [4, 5], "id": "x", "note": [1]})
-    assert isinstance(found, Ask)
+    found = Asking(RowSampling()).ask(8, {"prompt_ids": [4, 5], "id": "x", "note": [1]})
+    assert isinstance(found, RowRequest)
     assert (found.line, found.key, found.carried) == (8, "prompt_ids", {"id": "x", "note": [1]})
     assert found.request.prompt_ids == (4, 5)
     assert {f.name for f in fields(Asking)} == {"defaults", "encode", "cells"}
-    assert {f.name for f in fields(Ask)} == {"line", "key", "request", "carried"}
+    assert {f.name for f in fields(RowRequest)} == {"line", "key", "request", "carried"}
 
 
 def test_a_file_of_prompts_is_counted_and_named_by_its_bytes(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from rorqual.engine.request import SamplingParams
-from rorqual.evals.evaluation import Evaluation, Sample
+from rorqual.evals.evaluation import Evaluation, GradedSample
 from rorqual.tasks.base import Verdict
 
 FAMILIES = ("addition", "multiplication", "sorting", "counters", "deduction", "parity")
@@ -27,7 +27,7 @@ TRUTH = {
 }
 
 
-def samples(when: str, mode: str, count: int) -> list[Sample]:
+def samples(when: str, mode: str, count: int) -> list[GradedSample]:
     made = []
     for place, family in enumerate(FAMILIES):
         random = np.random.default_rng([place, ["before", "after"].index(when), ["auto", "on", "off"].index(mode)])
@@ -40,7 +40,7 @@ def samples(when: str, mode: str, count: int) -> list[Sample]:
             right = random.random() < rate - 0.08 * (LEVELS.index(level) - 1.5)
             length = int(random.integers(8, 20)) + 6 * LEVELS.index(level) if thinks else 0
             made.append(
-                Sample(
+                GradedSample(
                     key=f"{family}:{number}",
                     family=family,
                     level=level,
@@ -140,12 +140,12 @@ BRANCHES = {
 STUDENT_STAGES = {"base student": 40.0, "sampling": 20.0, "distilling": 80.0, "answers": 70.0, "reinforcing": 95.0}
 
 
-def branch_samples(branch: str, mode: str, rate: float, count: int) -> list[Sample]:
+def branch_samples(branch: str, mode: str, rate: float, count: int) -> list[GradedSample]:
     """Answers of one branch to the student's problems; the distilled one is best at the second family only a little."""
     random = np.random.default_rng([list(BRANCHES).index(branch), ["auto", "on"].index(mode)])
     thinks = branch not in ("answers-only", "student-base") or mode == "on"
     return [
-        Sample(
+        GradedSample(
             key=f"{family}:{number}",
             family=family,
             level=LEVELS[number % 2],

@@ -26,18 +26,18 @@ from rorqual.evals.baselines import baselines
 from rorqual.evals.claims import (
     STUDENT_TOPICS,
     TOPICS,
-    Account,
+    GainAccount,
     account,
     ask,
     claims,
     student_claims,
 )
 from rorqual.evals.compare import Comparison, compare, compare_seeds, did_think, is_right
-from rorqual.evals.evaluation import CLAIMED, Evaluation, Row, Sample
+from rorqual.evals.evaluation import CLAIMED, Evaluation, GradedSample, Row
 from rorqual.evals.experts import choices, counts, dependence, expert_use
 from rorqual.evals.kept import Kept, _name
 from rorqual.evals.perplexity import TextLoss, text_loss
-from rorqual.evals.reading import Experts, Findings, Summary
+from rorqual.evals.reading import ExpertsReport, Findings, Summary
 from rorqual.evals.run import evaluate, pick, seeded
 from rorqual.evals.stats import (
     Claim,
@@ -198,7 +198,7 @@ def test_a_sample_has_each_of_its_fields_from_its_problem_and_its_completion() -
         "chance": None,
         "error": "",
     }
-    assert set(Sample.model_fields) == expected.keys()
+    assert set(GradedSample.model_fields) == expected.keys()
     assert dict(found.samples[0]) == expected
     assert dict(found.samples[1]) == expected | {"verdict": Verdict.UNGRADED, "error": "gave up"}
     assert found.usage == {"completion_tokens": 16, "reasoning_tokens": 10}
@@ -207,14 +207,14 @@ def test_a_sample_has_each_of_its_fields_from_its_problem_and_its_completion() -
 # ---- summaries
 
 
-def sample(key: str, right: bool | None, family: str = "f", level: str = "1", **more: Any) -> Sample:
+def sample(key: str, right: bool | None, family: str = "f", level: str = "1", **more: Any) -> GradedSample:
     given = Verdict.UNGRADED if right is None else Verdict.RIGHT if right else Verdict.WRONG
     least: dict[str, Any] = {"prompt": "?", "answer": "a", "reply": "r", "reasoning": None, "tokens": 4}
     least |= {"thinking_tokens": 0, "thought": False, "truncated": False}
-    return Sample(key=key, family=family, level=level, verdict=given, **least | more)
+    return GradedSample(key=key, family=family, level=level, verdict=given, **least | more)
 
 
-def of(samples: Sequence[Sample], **more: Any) -> Evaluation:
+def of(samples: Sequence[GradedSample], **more: Any) -> Evaluation:
     least: dict[str, Any] = {"task": "t", "split": "test", "seed": 0, "count": 1, "per_family": False}
     return Evaluation(**least | {"thinking": "auto", "params": SamplingParams(), "samples": tuple(samples)} | more)
 
@@ -362,7 +362,7 @@ def findings() -> Findings:
             ]
         )
         (evaluations if name in names else students)[name] = made
-    experts = Experts(layers=(), families=(), share=(), load=())
+    experts = ExpertsReport(layers=(), families=(), share=(), load=())
     summary = Summary(model={}, stages=(), seed=0, command="")
     return Findings([], [], evaluations, experts, summary, students)  # type: ignore[arg-type]
 
@@ -437,7 +437,7 @@ def test_an_account_has_each_share_from_its_evaluation() -> None:
         "thought_after": share("after", "auto", did_think),
     }
     assert asdict(account(found)) == pytest.approx(expected)
-    assert {f.name for f in fields(Account)} == expected.keys() and len({*expected.values()}) == 6
+    assert {f.name for f in fields(GainAccount)} == expected.keys() and len({*expected.values()}) == 6
     assert account(found).gain == pytest.approx(expected["after"] - expected["before"])
     assert account(found).by_choice == pytest.approx(expected["before_made_to_think"] - expected["before"])
 

@@ -10,7 +10,7 @@ import pytest
 
 from rorqual.engine.request import SamplingParams
 from rorqual.evals.compare import compare_seeds, did_think
-from rorqual.evals.evaluation import Evaluation, Sample
+from rorqual.evals.evaluation import Evaluation, GradedSample
 from rorqual.evals.stats import difference_over_seeds
 from rorqual.evals.verdicts import Verdicts, compact
 from rorqual.lab.experts_found import ablation_verdicts
@@ -26,7 +26,7 @@ def evaluation(seed: int, rate: float, *, tries: int = 1, ungraded: int = 0) -> 
     drawn = [(f"{family}{level}:{i}", family, level) for i in range(12) for family, level in FAMILIES]
     random.Random(seed).shuffle(drawn)
     samples = [
-        Sample(
+        GradedSample(
             key=key, family=family, level=level, prompt=key, answer="", reply="", reasoning=None, tokens=1, thinking_tokens=0,
             verdict=Verdict.UNGRADED if place < ungraded else Verdict.RIGHT if rng.random() < rate else Verdict.WRONG,
             thought=rng.random() < rate, truncated=False,

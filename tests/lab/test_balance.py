@@ -16,7 +16,7 @@ from rorqual.core.records import RunDir
 from rorqual.data.chat import chat_format
 from rorqual.data.pack import Sample, lay_out, pack
 from rorqual.data.tokenizer import BASE_VOCAB, Tokenizer
-from rorqual.lab.balance import Balance, BalanceWorked, Balancing, read
+from rorqual.lab.balance import BalanceExperiment, BalanceWorked, Balancing, read
 from rorqual.lab.balance_data import ORDER, SAMPLE, endless_text, entropy, text_blocks, worked_blocks
 from rorqual.lab.balance_found import ARMS, Arm, decide, excess_load, loss_contrast, third_contrast
 from rorqual.lab.job import value
@@ -173,7 +173,7 @@ def test_a_loss_that_is_not_surely_below_half_a_percent_is_open() -> None:
     assert decide(third_contrast(clear), {"none": contrast}) == "open"
 
 
-@pytest.mark.parametrize("experiment", [Balance(), BalanceWorked()], ids=lambda one: one.name)
+@pytest.mark.parametrize("experiment", [BalanceExperiment(), BalanceWorked()], ids=lambda one: one.name)
 def test_the_arms_differ_in_what_evens_and_in_nothing_else(experiment: Balancing, tmp_path: Path) -> None:
     runs = {arm: experiment.arm(arm, tmp_path, 7, 0.01) for arm in ARMS}
     plain = {
@@ -212,7 +212,7 @@ def test_windows_of_a_text_predict_the_next_token() -> None:
     assert len(blocks) == (len(ids) - 1) // 128
 
 
-@pytest.mark.parametrize("experiment", [Balance(), BalanceWorked()], ids=lambda one: one.name)
+@pytest.mark.parametrize("experiment", [BalanceExperiment(), BalanceWorked()], ids=lambda one: one.name)
 def test_the_whole_of_it_in_small(experiment: Balancing, tmp_path: Path) -> None:
     share = 0.003
     places = {seed: tmp_path / f"seed-{seed}" for seed in (1, 2)}

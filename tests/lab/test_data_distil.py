@@ -16,7 +16,7 @@ import pytest
 from rorqual.core.records import Message
 from rorqual.data.distilled import Distilled, DistilledFile, read_distilled
 from rorqual.engine.request import SamplingParams
-from rorqual.evals.evaluation import Evaluation, Sample
+from rorqual.evals.evaluation import Evaluation, GradedSample
 from rorqual.lab.data_distil import AMOUNTS, HARD, SOFT, DataDistil, arms
 from rorqual.lab.data_distil_sets import held_out, original_set, write_labelled, write_originals
 from rorqual.lab.data_distil_words import MARGIN, as_good, errors, scored, unreadable, voices
@@ -100,7 +100,7 @@ def test_the_teachers_small_set_is_its_part_of_the_full_one(tmp_path: Path) -> N
 
 def evaluation(chore: str, answers: list[tuple[Problem, str]]) -> Evaluation:
     samples = [
-        Sample(
+        GradedSample(
             key=p.key, family=chore, prompt=p.prompt, answer=p.answer, reply=reply, reasoning=None,
             verdict=CHORES[chore].grade(p, reply), tokens=3, thinking_tokens=0, thought=False, truncated=False,
         )

@@ -8,18 +8,18 @@ import pytest
 
 from rorqual.lab.distil_vs_rl import DISTIL, GOLD, MORE, ON_POLICY, DistilVsRl, _verdict
 from rorqual.lab.finding import Contrast, contrast_of_values, mean_by_seed
-from rorqual.lab.job import Cost, Measure
+from rorqual.lab.job import JobCost, Measure
 from rorqual.lab.student import RL
 from rorqual.lab.teacher import TEACHER
 
 INSIDE = {"add": 0.05, "sub": 0.3, "swap": 0.5}
 
 
-def cost(core_seconds: float) -> Cost:
-    return Cost(seconds=core_seconds, core_seconds=core_seconds)
+def cost(core_seconds: float) -> JobCost:
+    return JobCost(seconds=core_seconds, core_seconds=core_seconds)
 
 
-def costs(ratio: float) -> dict[str, Cost]:
+def costs(ratio: float) -> dict[str, JobCost]:
     return {DISTIL: cost(100 * ratio), RL: cost(100), TEACHER: cost(500)} | dict.fromkeys(
         (GOLD, MORE, ON_POLICY), cost(100)
     )

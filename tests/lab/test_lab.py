@@ -19,7 +19,7 @@ from rorqual.core.records import write_json
 from rorqual.lab.experiment import Experiment
 from rorqual.lab.find import EXPERIMENTS, find_experiment
 from rorqual.lab.finding import Finding
-from rorqual.lab.job import Job
+from rorqual.lab.job import ExperimentJob
 from rorqual.lab.page import page_text
 from rorqual.lab.run import Plan, concluded, planned
 from rorqual.tasks.families import FAMILIES
@@ -118,7 +118,7 @@ class Nothing(Experiment):
 
     name, title, claim, source = "nothing", "t", "c", "s"
 
-    def jobs(self, seed: int, place: Path, share: float) -> list[Job]:
+    def jobs(self, seed: int, place: Path, share: float) -> list[ExperimentJob]:
         return []
 
     def conclude(self, places: Mapping[int, Path]) -> Finding:

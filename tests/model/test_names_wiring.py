@@ -15,7 +15,7 @@ from rorqual.model import Decoder, ModelConfig, Stage, build
 from rorqual.model.attention import AttentionConfig, GQAConfig, MLAConfig
 from rorqual.model.ffn import DenseConfig, FFNConfig, MoEConfig
 from rorqual.model.load.find import family_for
-from rorqual.model.load.names import Entry, shown, stacked, stacked_pairs
+from rorqual.model.load.names import NameEntry, shown, stacked, stacked_pairs
 from rorqual.model.load.run import check_names, load_run, read_model_config, read_section
 
 MLA = MLAConfig(num_attention_heads=2, kv_lora_rank=8, qk_nope_head_dim=6, qk_rope_head_dim=4, v_head_dim=6)
@@ -102,10 +102,10 @@ def test_entries_by_hand() -> None:
     joined = pairs.join([a, b, c, d])
     assert torch.equal(joined, torch.stack((torch.cat((a, c)), torch.cat((b, d))))) and pairs.order() == (0, 2, 1, 3)
     assert all(torch.equal(one, other) for one, other in zip(pairs.split(joined), (a, b, c, d), strict=True))
-    assert Entry("x", ("a",)).order() == (0,) and Entry("x", ("a",)).join([b]) is b
+    assert NameEntry("x", ("a",)).order() == (0,) and NameEntry("x", ("a",)).join([b]) is b
     with pytest.raises(CheckpointError, match="only matrices"):
-        Entry("x", ("a",)).scale_shape((3,))
-    assert Entry("x", ("a",)).scale_shape((129, 128)) == (2, 1)
+        NameEntry("x", ("a",)).scale_shape((3,))
+    assert NameEntry("x", ("a",)).scale_shape((129, 128)) == (2, 1)
     assert stack.scale_shape((4, 129, 300)) == (4, 2, 3) and pairs.scale_shape((2, 2 * 129, 300)) == (2, 2 * 2, 3)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from rorqual.model import Decoder
-from rorqual.model.load.find import Family, family_for
+from rorqual.model.load.find import CheckpointFamily, family_for
 
 
 def fused(hub: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -24,7 +24,7 @@ def fused(hub: dict[str, Tensor]) -> dict[str, Tensor]:
     return out
 
 
-def their_model(model: Decoder) -> tuple[Family, Any]:
+def their_model(model: Decoder) -> tuple[CheckpointFamily, Any]:
     """The family that was found for our model, and transformers' model with the same weights."""
     family = family_for(model.config)
     data = json.loads(json.dumps(family.config_to_hf(model.config)))

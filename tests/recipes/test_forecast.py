@@ -13,7 +13,7 @@ from rorqual.recipes.quickstart.forecast import (
     Exam,
     Lengths,
     Pace,
-    Stage,
+    StageForecast,
     counted,
     mean,
     over,
@@ -27,7 +27,7 @@ PACE = Pace(step=0.1, tokens=4000, update=1e-5, rollout=1e-3, on=2e-3, off=5e-4,
 EXAM = Exam(problems=100, lengths=LENGTHS, drawing=1.0)
 
 
-def made(**changed: int) -> dict[str, Stage]:
+def made(**changed: int) -> dict[str, StageForecast]:
     scale = FULL.model_copy(update=changed)
     found = stages(scale, PACE, replace(PACE, step=0.05), LENGTHS, LENGTHS, EXAM, EXAM, (1.5, 3e-3))
     return {stage.name: stage for stage in found}

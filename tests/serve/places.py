@@ -34,8 +34,8 @@ from rorqual.core.sampling import (
 )
 from rorqual.engine import Engine, Request
 from rorqual.engine.remote.engine import RemoteEngine
-from rorqual.generate.schema import Ask as RowAsk
-from rorqual.generate.schema import Asking, Sampling
+from rorqual.generate.schema import Asking, RowSampling
+from rorqual.generate.schema import RowRequest as RowAsk
 from rorqual.serve.wire import Ask, pack, submit
 from rorqual.serve.worker import Worker
 
@@ -89,7 +89,7 @@ def by_row(given: dict[str, Any]) -> SamplingParams:
 
 
 def row_request(given: dict[str, Any]) -> Request:
-    found = Asking(Sampling()).ask(1, {"prompt": "hello", "seed": 0, **in_json(given)})
+    found = Asking(RowSampling()).ask(1, {"prompt": "hello", "seed": 0, **in_json(given)})
     assert isinstance(found, RowAsk), found
     return found.request
 

@@ -19,7 +19,7 @@ from served import Server
 from shapes import CHAT, MAX_LEN, chat_of, service_of, text_of
 
 from rorqual.serve.app import create_app
-from rorqual.serve.bridge import TRIES, Bridge, Job
+from rorqual.serve.bridge import TRIES, Bridge, ServerJob
 from rorqual.serve.errors import ApiError
 from rorqual.serve.keys import Keys
 from rorqual.serve.metrics import Metrics, Now
@@ -36,7 +36,7 @@ def letter(text: str) -> int:
     return found
 
 
-def reply_to(job: Job, metrics: Metrics | None = None, **fields: Any) -> Reply:
+def reply_to(job: ServerJob, metrics: Metrics | None = None, **fields: Any) -> Reply:
     return Reply(job, CHAT, text_of(**fields).new, metrics or Metrics())
 
 

@@ -19,7 +19,7 @@ from rorqual.data.chat.stops import Stops
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine.request import Grammar, SamplingParams
 from rorqual.serve import logprobs
-from rorqual.serve.bridge import BEHIND, Bridge, Job, Restarted
+from rorqual.serve.bridge import BEHIND, Bridge, Restarted, ServerJob
 from rorqual.serve.errors import ApiError
 from rorqual.serve.keys import Keys
 from rorqual.serve.metrics import Metrics
@@ -32,13 +32,13 @@ ASK = Ask((0, 3, 4), SamplingParams(max_tokens=9))
 PACKED = pack(ASK)
 
 
-def reply_to(job: Job, ends: frozenset[int] = frozenset()) -> Reply:
+def reply_to(job: ServerJob, ends: frozenset[int] = frozenset()) -> Reply:
     return Reply(job, CHAT, lambda: Choice(CHAT.reader("auto", plain=True), Stops([]), ends), Metrics())
 
 
 def test_silence_is_told_while_a_request_waits_and_changes_nothing() -> None:
     async def told() -> tuple[list[object], Reply]:
-        job = Job((PACKED,), "default")
+        job = ServerJob((PACKED,), "default")
         reply, found = reply_to(job), []
         async for step in reply.pieces(0.01):
             found.append(step if step is None else step[1].content)
@@ -55,7 +55,7 @@ def test_silence_is_told_while_a_request_waits_and_changes_nothing() -> None:
 
 def test_a_reply_that_begins_again_keeps_nothing_of_the_first() -> None:
     async def told() -> Reply:
-        job = Job((PACKED,), "default")
+        job = ServerJob((PACKED,), "default")
         reply = reply_to(job)
         first, second = CHAT.tokenizer.encode("xy")
         for event in (Drawn(0, first), Restarted(), Drawn(0, second, "length")):
@@ -69,7 +69,7 @@ def test_a_reply_that_begins_again_keeps_nothing_of_the_first() -> None:
 
 def test_a_cancellation_that_comes_together_with_a_token_is_not_lost() -> None:
     async def ended() -> bool:
-        job = Job((PACKED,), "default")
+        job = ServerJob((PACKED,), "default")
         reply = reply_to(job)
 
         async def read() -> None:
@@ -240,7 +240,7 @@ def test_a_stream_whose_tokens_nobody_takes_ends(streamed: bool, top: int) -> No
 def test_a_token_that_ends_a_reply_is_counted_and_not_shown() -> None:
     async def told() -> Reply:
         a, b = CHAT.tokenizer.encode("ab")
-        job = Job((PACKED,), "default")
+        job = ServerJob((PACKED,), "default")
         reply = reply_to(job, frozenset({b}))
         job.events.put_nowait(Drawn(0, a))
         job.events.put_nowait(Drawn(0, b, "stop"))

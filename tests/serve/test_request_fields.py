@@ -20,7 +20,7 @@ from rorqual.serve.routes.completions import TextShape
 from rorqual.serve.schemas import ChatRequest, StreamOptions, TemplateOptions, TextRequest
 from rorqual.serve.service import GENERATION, MAX_SCORES, Service
 from rorqual.serve.turns import Call, CalledFunction, ChatMessage, Function, Tools, ToolSpec
-from rorqual.serve.wire import Ask, Drawn, Packed
+from rorqual.serve.wire import Ask, Drawn, PackedAsk
 
 SCHEMA: dict[str, Any] = {"type": "object", "properties": {"a": {"type": "integer"}}}
 ADD: dict[str, Any] = {
@@ -282,7 +282,7 @@ def test_calls_are_one_where_no_more_were_wanted() -> None:
 # ---- limits, to the last one that is allowed
 
 
-def prepared(service: Service, **given: Any) -> list[Packed] | str | None:
+def prepared(service: Service, **given: Any) -> list[PackedAsk] | str | None:
     """What the engine is asked for a request of completions, or the parameter that is refused."""
     content = json.dumps({"model": "m", **given}).encode()
     found = _prepared(service, TextRequest, TextShape, [content[:20], content[20:]])

@@ -25,7 +25,7 @@ from rorqual.engine import Engine, Request, SamplingParams
 from rorqual.engine.remote.engine import RemoteEngine, RemoteError
 from rorqual.generate.batch import answers, record
 from rorqual.generate.prompts import Refused
-from rorqual.generate.schema import Ask, Asking, Sampling
+from rorqual.generate.schema import Asking, RowRequest, RowSampling
 from rorqual.serve.errors import ApiError
 from rorqual.serve.schemas import ChatRequest, read
 from rorqual.serve.wire import Ask as Asked
@@ -63,11 +63,11 @@ def test_a_key_does_the_same_at_every_seam(engine: Engine, server: Server, key: 
     }  # fmt: skip
     row = {"prompt": "hello", "seed": params.seed}
     asked = [
-        Asking(Sampling(**given, thinking="off")).ask(1, {**row, key: value}),
-        Asking(Sampling(**{**given, key: value}, thinking="off")).ask(1, row),
+        Asking(RowSampling(**given, thinking="off")).ask(1, {**row, key: value}),
+        Asking(RowSampling(**{**given, key: value}, thinking="off")).ask(1, row),
     ]
     for ask in asked:
-        assert isinstance(ask, Ask) and ask.request.params == params
+        assert isinstance(ask, RowRequest) and ask.request.params == params
     lines = [record(*one) for some in answers(engine, asked[:1], room=1) for one in some]
     assert lines[0]["choices"][0]["text"] == here.text and lines[0]["choices"][0]["tokens"] == said(here)[1]
     assert lines[0].get("prompt_logprobs") == here.prompt_logprobs
@@ -118,7 +118,7 @@ def test_a_parameter_that_is_written_into_the_schema_alone_arrives_everywhere(tm
 
 
 def test_what_nobody_says_is_as_each_place_has_it() -> None:
-    assert Sampling().params() == replace(SamplingParams(), max_tokens=1024)
+    assert RowSampling().params() == replace(SamplingParams(), max_tokens=1024)
     assert replace(SamplingParams(), temperature=1.0) == SERVER_DEFAULTS
     assert text_of().asks()[0].params == replace(SERVER_DEFAULTS, seed=1, max_tokens=1000 - len("hello") - 1)
 
@@ -160,8 +160,8 @@ def test_the_engine_and_the_wire_and_the_client_hold_the_range(name: str) -> Non
 
 @pytest.mark.parametrize("name", RANGES)
 def test_a_file_and_the_server_hold_their_ranges(name: str) -> None:
-    def row(value: Any) -> Ask | Refused:
-        return Asking(Sampling()).ask(1, {"prompt": "hello", name: value})
+    def row(value: Any) -> RowRequest | Refused:
+        return Asking(RowSampling()).ask(1, {"prompt": "hello", name: value})
 
     def body(value: Any) -> bytes:
         return json.dumps({"model": "m", "messages": [HELLO], **served({name: value}, chat=True)}).encode()
@@ -170,7 +170,7 @@ def test_a_file_and_the_server_hold_their_ranges(name: str) -> None:
     assert isinstance(in_file, IntRange | FloatRange) and isinstance(in_request, IntRange | FloatRange)
     for value in inside(in_file):
         found = row(value)
-        assert isinstance(found, Ask) and getattr(found.request.params, name) == value
+        assert isinstance(found, RowRequest) and getattr(found.request.params, name) == value
     for value in outside(in_file):
         refused = row(value)
         assert isinstance(refused, Refused)

@@ -39,7 +39,7 @@ from rorqual.train.sources import (
     TextConfig,
     WorkedConfig,
 )
-from rorqual.train.sources.on_policy import Teacher
+from rorqual.train.sources.on_policy import OnPolicyTeacher
 from rorqual.train.sources.rollouts import Scored, mixed
 from rorqual.train.sources.worked import opening, repeat, worked_sample
 
@@ -323,20 +323,20 @@ def test_what_a_source_gives_is_what_objectives_may_need(config: SourceConfig, n
 def test_a_teacher_reads_rows_of_its_context_and_no_longer(base: Path) -> None:
     given = materials(load_run(RunDir(base)))
     context, vocab = given.model.config.max_position_embeddings, given.model.config.vocab_size
-    teacher = Teacher(str(base), given, context, vocab)
+    teacher = OnPolicyTeacher(str(base), given, context, vocab)
     assert teacher.flops == account(teacher.model.config, context=context).flops
     assert not any(p.requires_grad for p in teacher.model.parameters())
     with pytest.raises(ConfigError, match=f"rows of {context + 1} tokens, and the teacher's context is {context}"):
-        Teacher(str(base), given, context + 1, 0)
+        OnPolicyTeacher(str(base), given, context + 1, 0)
     with pytest.raises(ConfigError, match=f"top_k={vocab + 1} of a vocabulary of {vocab}"):
-        Teacher(str(base), given, context, vocab + 1)
+        OnPolicyTeacher(str(base), given, context, vocab + 1)
 
 
 @pytest.mark.parametrize("top_k", [0, 5])
 def test_a_teacher_reads_each_row_of_a_large_batch(top_k: int, base: Path) -> None:
     """More rows than one forward takes: each has the distributions that it has alone, and zeros where nothing is trained."""
     given = materials(load_run(RunDir(base)))
-    teacher = Teacher(str(base), replace(given, threads=2), ROW, top_k)
+    teacher = OnPolicyTeacher(str(base), replace(given, threads=2), ROW, top_k)
     batch = packed(random_documents(6, count=110))
     assert len(batch.tokens) > 17
     whole = teacher.beside(batch)

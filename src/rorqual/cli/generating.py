@@ -26,7 +26,7 @@ from rorqual.engine.remote.engine import RemoteEngine
 from rorqual.generate.batch import Answered, answers, answers_from_afar, fault_of, record, refused
 from rorqual.generate.output import Partial, check_place
 from rorqual.generate.prompts import TEXTS, Prompts, Refused
-from rorqual.generate.schema import Ask, Asking, Sampling
+from rorqual.generate.schema import Asking, RowRequest, RowSampling
 from rorqual.ops.backends import backend
 from rorqual.ops.backends.torch_invariant import NOT_HELD
 
@@ -54,24 +54,24 @@ class GenerateSettings(Placement):
     backend: str = "torch-invariant"
 
 
-def read_settings(arguments: Sequence[str] | None) -> tuple[GenerateSettings, Sampling]:
+def read_settings(arguments: Sequence[str] | None) -> tuple[GenerateSettings, RowSampling]:
     """The command's own settings, and how every row is sampled that says nothing else."""
     own, sampling = dict[str, str](), dict[str, Any]()
     for key, value in pairs(arguments).items():
-        if key in Sampling.model_fields:
+        if key in RowSampling.model_fields:
             sampling[key] = scalar(value)
             if key in TEXTS and not isinstance(sampling[key], list):
                 sampling[key] = value
         elif key in GenerateSettings.model_fields:
             own[key] = value
         else:
-            known = (*Sampling.model_fields, *GenerateSettings.model_fields)
+            known = (*RowSampling.model_fields, *GenerateSettings.model_fields)
             raise ConfigError(f"unknown key '{key}'", where=WHERE, remedy=nearest(key, known))
     chosen = parse(GenerateSettings, own, where=WHERE)
     for key, said in (("run", "run=RUN, a run's folder or http://... of a server"), ("out", "out=FILE.jsonl")):
         if not getattr(chosen, key):
             raise ConfigError(f"no {key}", where=WHERE, remedy=f"Give {said}.")
-    return chosen, parse(Sampling, sampling, where=WHERE)
+    return chosen, parse(RowSampling, sampling, where=WHERE)
 
 
 @dataclass(frozen=True)
@@ -210,7 +210,7 @@ def _check_all(engine: Engine | None, prompts: Prompts, asking: Asking) -> None:
     """Raise for the first row that cannot be answered."""
     for line, row in prompts.read():
         asked = asking.ask(line, row)
-        if isinstance(asked, Ask) and engine is not None:
+        if isinstance(asked, RowRequest) and engine is not None:
             try:
                 engine.check(asked.request)
             except RorqualError as error:
@@ -220,7 +220,7 @@ def _check_all(engine: Engine | None, prompts: Prompts, asking: Asking) -> None:
             raise DataError(asked.what, where=where, remedy=asked.remedy)
 
 
-def _made(chosen: GenerateSettings, sampling: Sampling, prompts: Prompts) -> dict[str, Any]:
+def _made(chosen: GenerateSettings, sampling: RowSampling, prompts: Prompts) -> dict[str, Any]:
     """What the answers depend on beside the model. Threads, slots and what runs at once are not among it."""
     own = {
         key: getattr(chosen, key)

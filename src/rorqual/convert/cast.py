@@ -37,7 +37,7 @@ _EXPONENT: Mapping[str, tuple[type[np.unsignedinteger], int]] = {
 
 
 @dataclass(frozen=True)
-class Piece:
+class TensorPiece:
     """A tensor to be written, as it is stored. `scale`: its block scales, to multiply by. `want` "scales": not the values
     are written but the block scales that they are given in FP8."""
 
@@ -73,7 +73,9 @@ class Piece:
         """Whole blocks of rows [rows, columns], dequantised in fp32 where there is a scale."""
         columns = self.tensor.shape[1]
         scale = (
-            None if self.scale is None else _matrix(b"".join(Piece(self.scale).chunks(self.scale.dtype)), self.scale)
+            None
+            if self.scale is None
+            else _matrix(b"".join(TensorPiece(self.scale).chunks(self.scale.dtype)), self.scale)
         )
         line = columns * ITEM_BYTES[self.tensor.dtype]
         at = 0

@@ -14,7 +14,7 @@ from torch import Tensor
 from rorqual.convert.files import in_the_making, refuse_target
 from rorqual.convert.gguf_export import Progress, export_gguf
 from rorqual.convert.gguf_keys import architecture_of, config_from_keys
-from rorqual.convert.gguf_names import Layout, check_tensors, layout
+from rorqual.convert.gguf_names import GGUFLayout, check_tensors, layout
 from rorqual.convert.gguf_quant import Format
 from rorqual.convert.gguf_read import GGUFFile, open_gguf
 from rorqual.convert.gguf_rope import FREQS
@@ -25,7 +25,7 @@ from rorqual.core.records import WHOLE_FILE, RunDir, write_atomic, write_json
 from rorqual.data.chat import TEMPLATE_FILE, guess_chat
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.model.load.find import family_of
-from rorqual.model.load.names import Entry
+from rorqual.model.load.names import NameEntry
 from rorqual.model.load.run import WEIGHTS_FILE
 
 __all__ = ["export_gguf", "import_gguf"]
@@ -74,7 +74,7 @@ class _Work:
     architecture: str
     model_type: str
     model: dict[str, Any]
-    layout: Layout
+    layout: GGUFLayout
     specs: tuple[Spec, ...]
     types: Mapping[str, torch.dtype]
 
@@ -133,7 +133,7 @@ class _Feed:
     def __init__(self, file: GGUFFile, work: _Work, progress: Progress) -> None:
         self._file, self._work, self._progress = file, work, progress
         self._pieces = work.layout.of_theirs()
-        self._entries: dict[str, Entry] = {entry.ours: entry for entry in work.layout.entries}
+        self._entries: dict[str, NameEntry] = {entry.ours: entry for entry in work.layout.entries}
         self._done, self._total = 0, sum(spec.size for spec in work.specs)
 
     def chunks(self, spec: Spec) -> Iterator[bytes]:

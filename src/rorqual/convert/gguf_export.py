@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rorqual.convert.files import beside
 from rorqual.convert.gguf_keys import architecture_for, keys_for
-from rorqual.convert.gguf_names import Layout, RowRange, Shape, check_tensors, layout
+from rorqual.convert.gguf_names import GGUFLayout, RowRange, Shape, check_tensors, layout
 from rorqual.convert.gguf_quant import FORMATS, Bytes, Format, encode, written_format
 from rorqual.convert.gguf_rope import FREQS, rope_factors
 from rorqual.convert.gguf_tokenizer import tokenizer_keys
@@ -29,7 +29,7 @@ from rorqual.data.chat import ChatFormat, load_chat
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.model.attention import GQAConfig
 from rorqual.model.load.find import family_for
-from rorqual.model.load.names import SCALE, Entry, shown
+from rorqual.model.load.names import SCALE, NameEntry, shown
 from rorqual.model.load.run import FP8, read_model_config
 from rorqual.ops.quant import BLOCK, dequantize_blocks
 
@@ -46,8 +46,8 @@ class _Source:
     """Where our tensors are stored, which entry each published tensor belongs to, and tensors that only GGUF has."""
 
     stored: Mapping[str, Stored]
-    places: Mapping[str, tuple[Entry, int]]
-    layout: Layout
+    places: Mapping[str, tuple[NameEntry, int]]
+    layout: GGUFLayout
     where: str
     computed: Mapping[str, Tensor]
 
@@ -127,7 +127,7 @@ def _notes(modules: int, formats: Mapping[str, Format], shapes: Mapping[str, Sha
     return tuple(notes)
 
 
-def _ours(stored: Mapping[str, Stored], layout_: Layout, where: str) -> dict[str, Stored]:
+def _ours(stored: Mapping[str, Stored], layout_: GGUFLayout, where: str) -> dict[str, Stored]:
     """The tensors that are exported, checked for names, shapes and types; those of the prediction modules go."""
     kept = {name: tensor for name, tensor in stored.items() if not name.startswith("mtp.")}
     scaled = [name for name, tensor in kept.items() if tensor.dtype == FP8]
@@ -146,7 +146,7 @@ def _ours(stored: Mapping[str, Stored], layout_: Layout, where: str) -> dict[str
     return kept
 
 
-def _theirs(layout_: Layout, ours: str) -> tuple[str, ...]:
+def _theirs(layout_: GGUFLayout, ours: str) -> tuple[str, ...]:
     return next(entry.theirs for entry in layout_.entries if entry.ours == ours)
 
 

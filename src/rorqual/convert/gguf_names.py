@@ -18,7 +18,7 @@ from torch import Tensor
 from rorqual.core.errors import CheckpointError
 from rorqual.model.attention import GQAConfig, MLAConfig
 from rorqual.model.config import ModelConfig
-from rorqual.model.load.names import Entry, NameMap, shown
+from rorqual.model.load.names import NameEntry, NameMap, shown
 from rorqual.model.skeleton import skeleton
 
 Shape = tuple[int, ...]
@@ -100,10 +100,10 @@ class RowRange:
 
 
 @dataclass(frozen=True)
-class Layout:
+class GGUFLayout:
     """A model's tensors on the three sides: ours (`entries`, `ours`), the published ones, and GGUF's with their shapes."""
 
-    entries: tuple[Entry, ...]
+    entries: tuple[NameEntry, ...]
     ours: Mapping[str, Shape]
     theirs: Mapping[str, Shape]
     pieces: tuple[RowRange, ...]
@@ -125,7 +125,7 @@ def _grouped(items: Iterator[tuple[str, int, RowRange]]) -> dict[str, list[RowRa
     return out
 
 
-def layout(config: ModelConfig, names: NameMap, architecture: str, *, joined_kv: bool = False) -> Layout:
+def layout(config: ModelConfig, names: NameMap, architecture: str, *, joined_kv: bool = False) -> GGUFLayout:
     """The layout of a model without its prediction modules, which GGUF's `deepseek2` has no use for.
 
     `joined_kv`: a `deepseek2` file from before llama.cpp split `kv_b_proj`.
@@ -137,10 +137,10 @@ def layout(config: ModelConfig, names: NameMap, architecture: str, *, joined_kv:
     pieces: list[RowRange] = []
     for name, shape in theirs.items():
         pieces += _pieces(config, name, shape, architecture, joined_kv)
-    return Layout(entries, ours, theirs, tuple(pieces), _gguf_shapes(pieces, theirs))
+    return GGUFLayout(entries, ours, theirs, tuple(pieces), _gguf_shapes(pieces, theirs))
 
 
-def _their_shape(entry: Entry, ours: Shape) -> Shape:
+def _their_shape(entry: NameEntry, ours: Shape) -> Shape:
     if entry.kind == "alone":
         return ours
     return ours[1:] if entry.kind == "stack" else (ours[1] // 2, *ours[2:])

@@ -23,8 +23,8 @@ from rorqual.convert.cast import FP8, TYPES
 from rorqual.convert.files import INDEX, WEIGHTS, find_tensors, in_the_making, refuse_target
 from rorqual.convert.merge import whole_weights
 from rorqual.convert.stream import Progress, Spec, header_bytes, layout, write_tensors
-from rorqual.convert.tensors import Counted, DType, Job, check_copies, export_jobs, import_jobs, our_tensors
-from rorqual.convert.texts import ORIGINALS, TEMPLATE, Texts, fp8_config, json_bytes, read_texts, written_texts
+from rorqual.convert.tensors import CountedChunks, DType, TensorJob, check_copies, export_jobs, import_jobs, our_tensors
+from rorqual.convert.texts import ORIGINALS, TEMPLATE, StoredTexts, fp8_config, json_bytes, read_texts, written_texts
 from rorqual.core.errors import CheckpointError, ConfigError, nearest
 from rorqual.core.records import CONFIG_FILE, TOKENIZER_FILE, WHOLE_FILE, RunDir, write_json
 from rorqual.model.load.find import family_for, family_of
@@ -73,7 +73,7 @@ def import_hf(src: Path, out: Path, *, dtype: DType = "keep", progress: Progress
     tensors = {name: stored for name, stored in found.items() if not name.endswith(_DERIVED)}
     names = texts.family.name_map(texts.model)
     jobs = import_jobs(names, texts.model, tensors, dtype, str(src))
-    counted = Counted(jobs, progress)
+    counted = CountedChunks(jobs, progress)
     with in_the_making(out, needs=counted.total) as folder:
         copies = check_copies(names, tensors, str(src))
         run = RunDir(folder)
@@ -90,7 +90,7 @@ def _check_dtype(dtype: str, allowed: Iterable[str]) -> None:
         raise ConfigError(f"unknown type '{dtype}'", where="dtype", remedy=nearest(dtype, allowed))
 
 
-def _write_texts(folder: Path, texts: Texts, src: Path, dtype: DType, copies: list[str]) -> None:
+def _write_texts(folder: Path, texts: StoredTexts, src: Path, dtype: DType, copies: list[str]) -> None:
     imported: dict[str, Any] = {
         "source": str(src), "format": "hf", "family": texts.model_type, "dtype": dtype, "copies": copies,
     }  # fmt: skip
@@ -131,7 +131,7 @@ def export_hf(
     jobs = export_jobs(names, model, tensors, dtype, _copies(names, imported), str(file))
     texts = written_texts(run, family, model, _most(jobs), _quantization(jobs, imported))
     shards = _shards(jobs, shard_bytes)
-    counted = Counted(jobs, progress)
+    counted = CountedChunks(jobs, progress)
     with in_the_making(dst, needs=counted.total, resumes=True) as folder:
         _begin(
             folder, {"source": _identity(file), "dtype": dtype, "shard_bytes": shard_bytes, "by": rorqual.__version__}
@@ -163,7 +163,7 @@ def _copies(names: NameMap, imported: Mapping[str, Any]) -> list[str]:
     return [name for name in names.copies if name != "lm_head.weight"]
 
 
-def _most(jobs: Iterable[Job]) -> str:
+def _most(jobs: Iterable[TensorJob]) -> str:
     """The type of most bytes that are not FP8, in torch's words."""
     bytes_of: Counter[str] = Counter()
     for job in jobs:
@@ -171,7 +171,7 @@ def _most(jobs: Iterable[Job]) -> str:
     return str(TYPES[bytes_of.most_common(1)[0][0]]).removeprefix("torch.")
 
 
-def _quantization(jobs: Iterable[Job], imported: Mapping[str, Any]) -> Mapping[str, Any] | None:
+def _quantization(jobs: Iterable[TensorJob], imported: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """As imported, or as written here; None where nothing is in FP8."""
     specs = [job.spec for job in jobs]
     if all(spec.dtype != FP8 for spec in specs):
@@ -184,9 +184,9 @@ def _quantization(jobs: Iterable[Job], imported: Mapping[str, Any]) -> Mapping[s
     return fp8_config([name.removesuffix(".weight") for name in plain if "embed_tokens" not in name])
 
 
-def _shards(jobs: Iterable[Job], most: float) -> dict[str, list[Job]]:
+def _shards(jobs: Iterable[TensorJob], most: float) -> dict[str, list[TensorJob]]:
     """Files and what goes into each, in the order of the jobs."""
-    groups: list[list[Job]] = []
+    groups: list[list[TensorJob]] = []
     room = 0.0
     for job in jobs:
         if not groups or job.spec.size > room:
@@ -199,7 +199,7 @@ def _shards(jobs: Iterable[Job], most: float) -> dict[str, list[Job]]:
     return {f"model-{n:05d}-of-{len(groups):05d}.safetensors": group for n, group in enumerate(groups, start=1)}
 
 
-def _index(shards: Mapping[str, list[Job]]) -> dict[str, Any]:
+def _index(shards: Mapping[str, list[TensorJob]]) -> dict[str, Any]:
     places = {job.spec.name: name for name, jobs in shards.items() for job in jobs}
     total = sum(job.spec.size for jobs in shards.values() for job in jobs)
     return {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}

@@ -18,7 +18,7 @@ from rorqual.convert.files import in_the_making, inside, read_object, refuse_tar
 from rorqual.core.errors import CheckpointError, ConfigError
 from rorqual.core.records import CONFIG_FILE, WHOLE_FILE, RunDir, write_json
 from rorqual.model.adapter import Adapter, LoRA, adapter_of
-from rorqual.model.adapter.files import Piece, base_of, check_trained
+from rorqual.model.adapter.files import OpenedAdapter, base_of, check_trained
 from rorqual.model.adapter.lora import linears
 from rorqual.model.decoder import Decoder
 from rorqual.model.load.find import family_for
@@ -63,7 +63,7 @@ def write_peft(run: RunDir, dst: Path, *, base: str = "") -> Path:
     model, tune = skeleton(read_model_config(run)), adapter.tune
     theirs, found = published(model), tune.find(model)
     refuse_beside_experts(model, found, str(run.path))
-    ours = Piece(checkpoint, adapter).tensors(tune.shapes(model))
+    ours = OpenedAdapter(checkpoint, adapter).tensors(tune.shapes(model))
     tensors: dict[str, Tensor] = {}
     for name, tensor in ours.items():
         module, _, letter = name.rpartition(".lora_")

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from rorqual.convert.cast import FP8, TYPES, Piece, check_scale
+from rorqual.convert.cast import FP8, TYPES, TensorPiece, check_scale
 from rorqual.convert.stream import Progress, Spec, Stored, read_header
 from rorqual.core.errors import CheckpointError, ConfigError
 from rorqual.model.config import ModelConfig
 from rorqual.model.ffn import older_names
-from rorqual.model.load.names import SCALE, Entry, NameMap, shown
+from rorqual.model.load.names import SCALE, NameEntry, NameMap, shown
 from rorqual.model.skeleton import skeleton
 from rorqual.ops.quant import BLOCK, blocks
 
@@ -29,21 +29,21 @@ NO_MTP = "These weights have no prediction module, and transformers saves none: 
 
 
 @dataclass(frozen=True)
-class Job:
+class TensorJob:
     """A tensor to write: the bytes of its pieces, one after another, in its type."""
 
     spec: Spec
-    pieces: tuple[Piece, ...]
+    pieces: tuple[TensorPiece, ...]
 
     def chunks(self) -> Iterator[bytearray | memoryview]:
         for piece in self.pieces:
             yield from piece.chunks(self.spec.dtype)
 
 
-class Counted:
+class CountedChunks:
     """The chunks of jobs by their specs, as `write_tensors` asks for them, counted for whoever waits."""
 
-    def __init__(self, jobs: Sequence[Job], progress: Progress) -> None:
+    def __init__(self, jobs: Sequence[TensorJob], progress: Progress) -> None:
         self._jobs = {job.spec.name: job for job in jobs}
         self._progress = progress
         self.done, self.total = 0, sum(job.spec.size for job in jobs)
@@ -81,11 +81,11 @@ def our_tensors(file: Path, config: ModelConfig) -> dict[str, Stored]:
 
 def import_jobs(
     names: NameMap, config: ModelConfig, tensors: Mapping[str, Stored], dtype: DType, where: str
-) -> list[Job]:
+) -> list[TensorJob]:
     """Jobs that write our tensors from theirs. Whatever the headers can show is refused: names, shapes, types, scales."""
     _checked(names, tensors, where)
     wanted = shapes_of(config)
-    jobs: list[Job] = []
+    jobs: list[TensorJob] = []
     problems: list[str] = []
     for entry in names.entries:
         parts = [tensors[name] for name in entry.theirs]
@@ -113,7 +113,7 @@ def _checked(names: NameMap, tensors: Collection[str], where: str) -> None:
         raise CheckpointError(error.what, where=where, remedy=remedy) from None
 
 
-def _shape(entry: Entry, parts: Sequence[Stored], where: str) -> tuple[int, ...]:
+def _shape(entry: NameEntry, parts: Sequence[Stored], where: str) -> tuple[int, ...]:
     try:
         return entry.shape([part.shape for part in parts])
     except CheckpointError as error:
@@ -138,8 +138,8 @@ def _check_type(tensor: Stored, scale: Stored | None) -> None:
 
 
 def _import_entry(
-    entry: Entry, shape: tuple[int, ...], dtype: DType, parts: Sequence[Stored], scales: Sequence[Stored | None]
-) -> Iterator[Job]:
+    entry: NameEntry, shape: tuple[int, ...], dtype: DType, parts: Sequence[Stored], scales: Sequence[Stored | None]
+) -> Iterator[TensorJob]:
     kinds = sorted({target(part.name, dtype, part.dtype) for part in parts})
     if len(kinds) > 1:
         raise CheckpointError(
@@ -151,14 +151,14 @@ def _import_entry(
     whole = [scales[index] for index in order]
     kept = [scale for scale in whole if scale is not None and dtype == "keep"]
     if not kept:
-        yield Job(Spec(entry.ours, kinds[0], shape), tuple(Piece(parts[i], scales[i]) for i in order))
+        yield TensorJob(Spec(entry.ours, kinds[0], shape), tuple(TensorPiece(parts[i], scales[i]) for i in order))
         return
-    yield Job(Spec(entry.ours, kinds[0], shape), tuple(Piece(parts[i]) for i in order))
+    yield TensorJob(Spec(entry.ours, kinds[0], shape), tuple(TensorPiece(parts[i]) for i in order))
     beside = entry.scales()
     scale_shape = beside.shape([scale.shape for scale in scales if scale is not None])
     if len({scale.dtype for scale in kept}) > 1:
         raise CheckpointError(f"{beside.theirs[0]} and its siblings are of several types", where=str(kept[0].file))
-    yield Job(Spec(beside.ours, kept[0].dtype, scale_shape), tuple(Piece(scale) for scale in kept))
+    yield TensorJob(Spec(beside.ours, kept[0].dtype, scale_shape), tuple(TensorPiece(scale) for scale in kept))
 
 
 def check_copies(names: NameMap, tensors: Mapping[str, Stored], where: str) -> list[str]:
@@ -184,7 +184,7 @@ def export_jobs(
     dtype: DType,
     copies: Collection[str],
     where: str,
-) -> list[Job]:
+) -> list[TensorJob]:
     """Jobs that write theirs from our tensors, `copies` among them."""
     wanted = shapes_of(config)
     scaled = {entry.ours: entry.scales().ours for entry in names.entries if entry.scales().ours in tensors}
@@ -202,7 +202,7 @@ def export_jobs(
             where=where,
             remedy="Use the run.yaml that these weights were written with.",
         )
-    jobs: list[Job] = []
+    jobs: list[TensorJob] = []
     for entry in names.entries:
         scale = tensors.get(scaled.get(entry.ours, ""))
         for place, index in enumerate(entry.order()):
@@ -216,7 +216,7 @@ def export_jobs(
     return jobs
 
 
-def _part(ours: Stored, entry: Entry, place: int) -> Stored:
+def _part(ours: Stored, entry: NameEntry, place: int) -> Stored:
     """The bytes of the tensor of theirs that stands at `place` in ours."""
     shape = ours.shape
     if entry.kind == "stack":
@@ -226,16 +226,16 @@ def _part(ours: Stored, entry: Entry, place: int) -> Stored:
     return ours.part(place, len(entry.theirs), shape)
 
 
-def _export_tensor(name: str, part: Stored, scale: Stored | None, dtype: DType) -> Iterator[Job]:
+def _export_tensor(name: str, part: Stored, scale: Stored | None, dtype: DType) -> Iterator[TensorJob]:
     shape = part.shape
     if dtype in ("keep", "fp8") and scale is not None:
-        yield Job(Spec(name, part.dtype, shape), (Piece(part),))
-        yield Job(Spec(name + SCALE, scale.dtype, scale.shape), (Piece(scale),))
+        yield TensorJob(Spec(name, part.dtype, shape), (TensorPiece(part),))
+        yield TensorJob(Spec(name + SCALE, scale.dtype, scale.shape), (TensorPiece(scale),))
     elif dtype == "fp8" and len(shape) == 2 and _PROJECTION.search(name):
-        yield Job(Spec(name, FP8, shape), (Piece(part),))
-        yield Job(Spec(name + SCALE, "F32", blocks(shape)), (Piece(part, want="scales"),))
+        yield TensorJob(Spec(name, FP8, shape), (TensorPiece(part),))
+        yield TensorJob(Spec(name + SCALE, "F32", blocks(shape)), (TensorPiece(part, want="scales"),))
     else:
-        yield Job(Spec(name, target(name, dtype, part.dtype), shape), (Piece(part, scale),))
+        yield TensorJob(Spec(name, target(name, dtype, part.dtype), shape), (TensorPiece(part, scale),))
 
 
 def check_quantization(data: object, where: str) -> None:

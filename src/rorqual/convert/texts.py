@@ -15,7 +15,7 @@ from rorqual.core.records import TOKENIZER_FILE, RunDir
 from rorqual.data.chat import ChatFormat, guess_chat, load_chat
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.model.config import ModelConfig
-from rorqual.model.load.find import Family, family_of
+from rorqual.model.load.find import CheckpointFamily, family_of
 from rorqual.ops.quant import BLOCK
 
 CONFIG, GENERATION, TOKENIZER_CONFIG = "config.json", "generation_config.json", "tokenizer_config.json"
@@ -28,10 +28,10 @@ CODE = "auto_map"
 
 
 @dataclass(frozen=True)
-class Texts:
+class StoredTexts:
     """What a folder says beside its weights. `originals`: the files to keep. `notes`: what a person should know."""
 
-    family: Family
+    family: CheckpointFamily
     model_type: str
     model: ModelConfig
     tokenizer: Tokenizer
@@ -43,7 +43,7 @@ class Texts:
     notes: tuple[str, ...]
 
 
-def read_texts(folder: Path) -> Texts:
+def read_texts(folder: Path) -> StoredTexts:
     """Read and check a folder's small files; a `ConfigError`, `DataError` or `CheckpointError` names file and key."""
     where = str(folder / CONFIG)
     config = read_object(folder, CONFIG)
@@ -70,7 +70,7 @@ def read_texts(folder: Path) -> Texts:
     originals = {name: _without_code(value) for name, value in {**objects, CONFIG: config}.items() if value is not None}
     if (text := read_text(folder, TEMPLATE)) is not None:
         originals[TEMPLATE] = text
-    return Texts(
+    return StoredTexts(
         family, kind, model, tokenizer, guess_chat(kind, tokenizer, template), template, generation, quantization,
         originals, tuple(_notes(folder, [config, *objects.values()], kind)),
     )  # fmt: skip
@@ -146,7 +146,7 @@ def json_bytes(value: Mapping[str, Any]) -> bytes:
 
 
 def written_texts(
-    run: RunDir, family: Family, model: ModelConfig, dtype: str, quantization: Mapping[str, Any] | None
+    run: RunDir, family: CheckpointFamily, model: ModelConfig, dtype: str, quantization: Mapping[str, Any] | None
 ) -> dict[str, bytes]:
     """The small files of an export. Those that were imported are given back; config.json is written anew.
 

@@ -28,7 +28,7 @@ BEAT = 2.0
 
 
 @dataclass
-class Entry:
+class LedgerEntry:
     """What a stage spent. `seconds` and `core_seconds` (of this process and the children that it waited for) are the ledger's
     to count; the rest is the caller's: `tokens` and `flops` processed, problems `solved`, `paid` to others in USD."""
 
@@ -51,11 +51,11 @@ class Entry:
         """USD: core-seconds at the price of a core-hour, and what was paid to others."""
         return self.core_seconds / 3600 * core_hour + self.paid
 
-    def __add__(self, other: Entry) -> Entry:
-        return Entry(self.stage, *(getattr(self, name) + getattr(other, name) for name in AMOUNTS))
+    def __add__(self, other: LedgerEntry) -> LedgerEntry:
+        return LedgerEntry(self.stage, *(getattr(self, name) + getattr(other, name) for name in AMOUNTS))
 
 
-AMOUNTS = tuple(field.name for field in fields(Entry) if field.name != "stage")
+AMOUNTS = tuple(field.name for field in fields(LedgerEntry) if field.name != "stage")
 
 
 class Ledger:
@@ -67,16 +67,16 @@ class Ledger:
 
     def __init__(self, path: Path, *, whole_process: bool = False, every: float = BEAT) -> None:
         self.path, self.every = path, every
-        self._open = [Entry(UNACCOUNTED)]
-        self._said: dict[int, Entry] = {}
+        self._open = [LedgerEntry(UNACCOUNTED)]
+        self._said: dict[int, LedgerEntry] = {}
         self._lock = threading.RLock()
         self._mark = (process_began(), 0.0) if whole_process else (time.monotonic(), cpu_seconds())
         self._used = False
 
     @contextmanager
-    def of(self, stage: str) -> Iterator[Entry]:
+    def of(self, stage: str) -> Iterator[LedgerEntry]:
         """Count what is inside to `stage`, also where it raises; the entry holds what this call spent."""
-        entry = Entry(stage)
+        entry = LedgerEntry(stage)
         with self._lock:
             self._count()
             self._used = True
@@ -92,7 +92,7 @@ class Ledger:
             raise
         self._settle(entry, ended, beats)
 
-    def _settle(self, entry: Entry, ended: threading.Event, beats: threading.Thread) -> None:
+    def _settle(self, entry: LedgerEntry, ended: threading.Event, beats: threading.Thread) -> None:
         """Close a stage and write down the rest of it."""
         ended.set()
         beats.join()
@@ -125,10 +125,10 @@ class Ledger:
         entry.core_seconds += now[1] - self._mark[1]
         self._mark = now
 
-    def _say(self, entry: Entry) -> None:
+    def _say(self, entry: LedgerEntry) -> None:
         """Append what `entry` spent since it was last said."""
-        said = self._said.get(id(entry), Entry(entry.stage))
-        now = Entry(entry.stage, *(getattr(entry, name) for name in AMOUNTS))
+        said = self._said.get(id(entry), LedgerEntry(entry.stage))
+        now = LedgerEntry(entry.stage, *(getattr(entry, name) for name in AMOUNTS))
         line = {name: getattr(now, name) - getattr(said, name) for name in AMOUNTS}
         line = {name: value for name, value in line.items() if value}
         if line:
@@ -173,19 +173,19 @@ def _ends_whole(path: Path) -> bool:
         return file.read(1) == b"\n"
 
 
-def read_ledger(path: Path) -> list[Entry]:
+def read_ledger(path: Path) -> list[LedgerEntry]:
     """What each stage cost so far, in the order in which they began; no file is an empty ledger. A torn line is left out."""
-    found: dict[str, Entry] = {}
+    found: dict[str, LedgerEntry] = {}
     for raw in path.read_bytes().split(b"\n") if path.is_file() else ():
         try:
             line = json.loads(raw)
-            entry = Entry(str(line.pop("stage")), **{name: line.get(name, 0) for name in AMOUNTS})
+            entry = LedgerEntry(str(line.pop("stage")), **{name: line.get(name, 0) for name in AMOUNTS})
         except (ValueError, KeyError, AttributeError, TypeError):
             continue
         found[entry.stage] = found[entry.stage] + entry if entry.stage in found else entry
     return list(found.values())
 
 
-def total(entries: Iterable[Entry], name: str = "all") -> Entry:
+def total(entries: Iterable[LedgerEntry], name: str = "all") -> LedgerEntry:
     """The sum of entries, as an entry called `name`. Seconds of processes that ran side by side add up too."""
-    return sum(entries, Entry(name))
+    return sum(entries, LedgerEntry(name))

@@ -33,7 +33,7 @@ VERDICTS = ("right", "wrong", "ungraded")
 
 
 @dataclass(frozen=True)
-class Findings:
+class CardFindings:
     """What the card tells. `met`: problems that were not asked since they meet an
     evaluation set; `missing`: samples that the budget did not reach, None where all are there. `clock` as in clock.json."""
 
@@ -83,7 +83,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield prefix.removeprefix("access.") + name, value
 
 
-def write_card(out: Path, findings: Findings) -> None:
+def write_card(out: Path, findings: CardFindings) -> None:
     """`card.md`, and `card.html` with pictures; each needs nothing but itself."""
     tables = list(_tables(findings))
     lede, again = _lede(findings), command(findings.config, out)
@@ -120,11 +120,11 @@ def write_card(out: Path, findings: Findings) -> None:
     write_atomic(out / "card.html", page.page(f"Samples of {_teacher(findings)}", "\n".join(body)).encode())
 
 
-def _teacher(findings: Findings) -> str:
+def _teacher(findings: CardFindings) -> str:
     return findings.rows[0].teacher if findings.rows else findings.config.teacher
 
 
-def _lede(findings: Findings) -> str:
+def _lede(findings: CardFindings) -> str:
     config, rows, kept = findings.config, findings.rows, findings.kept
     text = (
         f"{len(rows)} samples of {len({row.key for row in rows})} problems of {config.task}, of which {len(kept)} are kept"
@@ -139,7 +139,7 @@ def _lede(findings: Findings) -> str:
     return text
 
 
-def _facts(findings: Findings) -> Iterator[tuple[str, str, str]]:
+def _facts(findings: CardFindings) -> Iterator[tuple[str, str, str]]:
     rows, kept = findings.rows, findings.kept
     yield "kept", f"{len(kept)}", f"of {len(rows)} samples"
     right = sum(row.verdict == "right" for row in rows)
@@ -155,7 +155,7 @@ def _facts(findings: Findings) -> Iterator[tuple[str, str, str]]:
 Table = tuple[str, list[str], list[list[str]]]
 
 
-def _tables(findings: Findings) -> Iterator[Table]:
+def _tables(findings: CardFindings) -> Iterator[Table]:
     families = [[name, *_counts(findings.of(name))] for name in findings.families]
     if len(families) > 1:
         families.append(["all", *_counts(findings.rows)])

@@ -36,7 +36,7 @@ Gram = tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class Item:
+class EvalItem:
     """One problem of an evaluation set, and where it stands (`file:line`, or `task NAME: key`). `key` is "" where it has none.
 
     `by_words`: met by its words, too, and not by its key and as a whole alone.
@@ -60,11 +60,11 @@ class Meeting:
 class Evaluations:
     """Evaluation sets, indexed. `overlap`: words in a row that give an item away."""
 
-    items: Sequence[Item]
+    items: Sequence[EvalItem]
     overlap: int
-    _keys: dict[str, Item] = field(default_factory=dict, init=False)
-    _whole: dict[Gram, Item] = field(default_factory=dict, init=False)
-    _grams: dict[Gram, Item] = field(default_factory=dict, init=False)
+    _keys: dict[str, EvalItem] = field(default_factory=dict, init=False)
+    _whole: dict[Gram, EvalItem] = field(default_factory=dict, init=False)
+    _grams: dict[Gram, EvalItem] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         held: Counter[Gram] = Counter()
@@ -138,7 +138,7 @@ def grams(found: Gram, size: int) -> set[Gram]:
     return {found[i : i + size] for i in range(len(found) - size + 1)}
 
 
-def evaluation_items(source: str, seed: int) -> list[Item]:
+def evaluation_items(source: str, seed: int) -> list[EvalItem]:
     """The items of `decontaminate=`: a JSONL or Parquet file of prompts, questions, problems, texts or messages, or the test
     split of a task. A `DataError` names a file without any of these columns; an unknown task is a `ConfigError`."""
     path = Path(source)
@@ -166,21 +166,21 @@ class _Test(Task):
         raise NotImplementedError
 
 
-def item_of(problem: Problem, task: str, *, by_words: bool = True) -> Item:
+def item_of(problem: Problem, task: str, *, by_words: bool = True) -> EvalItem:
     """A task's own problem as an evaluation item."""
     place = problem.meta.get("where")
     where = f"task {task}: {problem.key!r:.80}" + (f" ({place})" if place else "")
-    return Item("\n".join(m.label for m in problem.messages), where, problem.key, by_words)
+    return EvalItem("\n".join(m.label for m in problem.messages), where, problem.key, by_words)
 
 
-def _items_in(path: Path) -> Iterable[Item]:
+def _items_in(path: Path) -> Iterable[EvalItem]:
     for row in read(path):
         column = next((name for name in TEXT_COLUMNS if isinstance(row.values.get(name), str)), None)
         if column is not None:
-            yield Item(row.values[column], row.where)
+            yield EvalItem(row.values[column], row.where)
         elif isinstance(row.values.get("messages"), list):
             asked = [m for m in row.values["messages"] if isinstance(m, dict) and m.get("role") == "user"]
-            yield Item("\n".join(_said(m.get("content", ""), row.where) for m in asked), row.where)
+            yield EvalItem("\n".join(_said(m.get("content", ""), row.where) for m in asked), row.where)
         else:
             raise DataError(
                 f"no column {', '.join(TEXT_COLUMNS)} or messages",
@@ -193,7 +193,7 @@ def _said(content: Any, where: str) -> str:
     return content_label(read_content(content, f"{where}: content")) if isinstance(content, list) else str(content)
 
 
-def own_test(task: Task, seed: int) -> tuple[list[Item], str]:
+def own_test(task: Task, seed: int) -> tuple[list[EvalItem], str]:
     """The task's own test split; and a note where it cannot be read.
 
     One that ends is met by key, as a whole and by words; one of `Task.patterned` by key and as a whole. Of one that never ends

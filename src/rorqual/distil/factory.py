@@ -20,7 +20,7 @@ from rorqual.core.lock import RUN_LOCK, own_run
 from rorqual.core.log import Progress
 from rorqual.core.records import write_atomic, write_json
 from rorqual.data.distilled import Distilled, Ids, Logprobs, VerdictName, write_distilled
-from rorqual.distil.card import Findings, write_card
+from rorqual.distil.card import CardFindings, write_card
 from rorqual.distil.config import FactoryConfig
 from rorqual.distil.entries import Entry, Place, read_entry, row_of
 from rorqual.distil.filters import reasons, said
@@ -76,7 +76,7 @@ def _finish(work: Work, out: Path, whole: bool) -> None:
         _write_lines(out / CONTAMINATED, [*chosen.listed(), *met])
     left = None if whole else work.total - len(work.have) - len(work.failed)
     notes = [*chosen.notes, *(f"{note[0].upper()}{note[1:]}." for note in work.warnings().values())]
-    write_card(out, Findings(config, rows, clock.spent, len(chosen.met), notes, teacher.spending, left))
+    write_card(out, CardFindings(config, rows, clock.spent, len(chosen.met), notes, teacher.spending, left))
     if not whole:
         raise reached(teacher.spending, len(work.have), work.total, out)
     files = [DATA, CONTAMINATED, "card.html", "card.md"]

@@ -97,7 +97,7 @@ STUDENT_TOPICS = (
 
 
 @dataclass(frozen=True)
-class Asked:
+class SupportedClaim:
     """A claim with what it rests on; `wide` is the 99 % interval beside the claim's 95 % one."""
 
     topic: Topic
@@ -107,21 +107,21 @@ class Asked:
     paired: Comparison
 
 
-def claims(findings: Findings) -> list[Asked]:
+def claims(findings: Findings) -> list[SupportedClaim]:
     """What is claimed of the teacher's reinforcement."""
     return ask(TOPICS, findings.evaluations, ("family",))
 
 
-def student_claims(findings: Findings) -> list[Asked]:
+def student_claims(findings: Findings) -> list[SupportedClaim]:
     """What is claimed of the student's branches, over all families together first; none where there is no student."""
     return ask(STUDENT_TOPICS, findings.students, ("all", "family")) if findings.students else []
 
 
 def ask(
     topics: Sequence[Topic], evaluations: Mapping[tuple[str, Thinking], Evaluation], grains: Sequence[Grain]
-) -> list[Asked]:
+) -> list[SupportedClaim]:
     """Every topic asked of every family (or all): McNemar's exact test, one-sided, corrected by Holm over all of them."""
-    asked: list[Asked] = []
+    asked: list[SupportedClaim] = []
     for topic in topics:
         before, after = evaluations[topic.before], evaluations[topic.after]
         for grain in grains:
@@ -131,13 +131,13 @@ def ask(
                 change, family = row.difference, "all families" if row.family == ALL else row.family
                 how = "McNemar's exact test, one-sided, Holm-corrected; score interval over problems"
                 made = claim(topic.text.format(family=family), change.mean, change.interval, row.p_value, how)
-                asked.append(Asked(topic, family, made, wider.difference.interval, row))
+                asked.append(SupportedClaim(topic, family, made, wider.difference.interval, row))
     corrected = holm(item.claim for item in asked)
     return [replace(item, claim=claim) for item, claim in zip(asked, corrected, strict=True)]
 
 
 @dataclass(frozen=True)
-class Account:
+class GainAccount:
     """Where the gain came from, over all families, as shares of problems that were right."""
 
     before: float
@@ -157,10 +157,10 @@ class Account:
         return self.before_made_to_think - self.before
 
 
-def account(findings: Findings) -> Account:
+def account(findings: Findings) -> GainAccount:
     """How right it was before and after, by its own choice and when made to think."""
     rows = {name: evaluation.rows("all")[0] for name, evaluation in findings.evaluations.items()}
-    return Account(
+    return GainAccount(
         before=rows["before", "auto"].accuracy,
         before_made_to_think=rows["before", "on"].accuracy,
         after=rows["after", "auto"].accuracy,

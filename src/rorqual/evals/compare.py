@@ -8,19 +8,19 @@ from dataclasses import dataclass
 import numpy as np
 
 from rorqual.core.errors import DataError
-from rorqual.evals.evaluation import Evaluation, Grain, Sample, cell, per_problem
+from rorqual.evals.evaluation import Evaluation, GradedSample, Grain, cell, per_problem
 from rorqual.evals.stats import Difference, Floats, Side, difference_over_seeds, mcnemar
 from rorqual.tasks.base import Verdict
 
-Measure = Callable[[Sample], float]
+Measure = Callable[[GradedSample], float]
 
 
-def is_right(sample: Sample) -> float:
+def is_right(sample: GradedSample) -> float:
     """1.0 where the answer is right."""
     return float(sample.verdict is Verdict.RIGHT)
 
 
-def did_think(sample: Sample) -> float:
+def did_think(sample: GradedSample) -> float:
     """1.0 where the model thought."""
     return float(sample.thought)
 

@@ -23,7 +23,7 @@ CLAIMED = "chance, claimed"
 """The baseline of old files."""
 
 
-class Sample(Config):
+class GradedSample(Config):
     """One answer to one problem. Lengths are in tokens; `answer` is the gold one; `error` says why there is none.
 
     `chance` stands in files written before baselines were measured: what the task claimed a guesser can do.
@@ -89,7 +89,7 @@ class Evaluation(Config):
     per_family: bool
     thinking: Thinking
     params: SamplingParams
-    samples: tuple[Sample, ...]
+    samples: tuple[GradedSample, ...]
     baselines: dict[str, dict[str, float]] = {}
     versions: dict[str, int] = {}
     usage: dict[str, int] = {}
@@ -114,7 +114,7 @@ class Evaluation(Config):
 
     def rows(self, grain: Grain = "level", confidence: float = 0.95) -> list[Row]:
         """Summaries per (family, level), per family, or of the whole; in the order in which they first appear."""
-        groups: dict[tuple[str, str], list[Sample]] = {}
+        groups: dict[tuple[str, str], list[GradedSample]] = {}
         for sample in self.samples:
             groups.setdefault(cell(sample, grain), []).append(sample)
         if grain == "level":
@@ -122,7 +122,7 @@ class Evaluation(Config):
             groups = dict(sorted(groups.items(), key=lambda item: (order.index(item[0][0]), natural(item[0][1]))))
         return [self._row(name, group, confidence) for name, group in groups.items()]
 
-    def _row(self, name: tuple[str, str], group: list[Sample], confidence: float) -> Row:
+    def _row(self, name: tuple[str, str], group: list[GradedSample], confidence: float) -> Row:
         graded = [sample for sample in group if sample.verdict is not Verdict.UNGRADED]
         right = sum(sample.verdict is Verdict.RIGHT for sample in graded)
         thinking = [sample.thinking_tokens for sample in group if sample.thought]
@@ -159,12 +159,12 @@ class Evaluation(Config):
         return parse(cls, data, where=str(path))
 
 
-def _claimed(group: Iterable[Sample]) -> dict[str, float]:
+def _claimed(group: Iterable[GradedSample]) -> dict[str, float]:
     chances = [sample.chance for sample in group if sample.chance is not None]
     return {CLAIMED: _mean(chances)} if chances else {}
 
 
-def cell(sample: Sample, grain: Grain) -> tuple[str, str]:
+def cell(sample: GradedSample, grain: Grain) -> tuple[str, str]:
     """The (family, level) under which a sample is counted at `grain`."""
     return {"level": (sample.family, sample.level), "family": (sample.family, ALL), "all": (ALL, ALL)}[grain]
 
@@ -187,13 +187,13 @@ def _mean(values: Iterable[float]) -> float:
     return math.fsum(listed) / len(listed) if listed else 0.0
 
 
-def accuracy_interval(graded: list[Sample], confidence: float) -> Interval:
+def accuracy_interval(graded: list[GradedSample], confidence: float) -> Interval:
     """Wilson's interval of the share right, over problems: several samples of one problem are not several problems."""
     values = per_problem(graded, lambda sample: float(sample.verdict is Verdict.RIGHT))
     return wilson(min(math.fsum(values.values()), len(values)), len(values), confidence)
 
 
-def per_problem(samples: Iterable[Sample], value: Callable[[Sample], float]) -> dict[str, float]:
+def per_problem(samples: Iterable[GradedSample], value: Callable[[GradedSample], float]) -> dict[str, float]:
     """The mean of `value` over the samples of each problem, by key."""
     found: dict[str, list[float]] = {}
     for sample in samples:

@@ -23,13 +23,13 @@ REMEDY = "Repeat the command that made this folder: it goes on where it was."
 Record = dict[str, Any]
 
 
-class Reading(Config):
+class ForeignFile(Config):
     """A file that other rooms write and may add to: unknown keys are left alone."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
-class Experts(Reading):
+class ExpertsReport(ForeignFile):
     """Which expert served what. `share` is [layer][family][expert], shares of a family's tokens; `load` [layer][expert]."""
 
     layers: tuple[int | str, ...]
@@ -38,7 +38,7 @@ class Experts(Reading):
     load: tuple[tuple[float, ...], ...]
 
 
-class StageCost(Reading):
+class StageCost(ForeignFile):
     """What one stage cost: `seconds` on the clock, `core_seconds` of processor time. `solved` problems on the way; `spent_tokens`: with
     those of work that was killed and done again."""
 
@@ -55,7 +55,7 @@ class StageCost(Reading):
         return self.core_seconds / 3600 * core_hour
 
 
-class Branch(Reading):
+class Branch(ForeignFile):
     """A model that stands beside the student: how it was measured, and the stages that its cost is made of (for a student,
     those after the base, which all share)."""
 
@@ -65,7 +65,7 @@ class Branch(Reading):
     stages: tuple[str, ...] = ()
 
 
-class Summary(Reading):
+class Summary(ForeignFile):
     """Accounts of teacher and student (numbers by name), the cost of each stage, and how to repeat the run.
 
     `branches` is empty where there is no student; `samples` counts what the teacher said. `core_hour`: USD for an hour of a core.
@@ -95,7 +95,7 @@ class Findings:
     sft: Sequence[Record]
     grpo: Sequence[Record]
     evaluations: dict[tuple[str, Thinking], Evaluation]
-    experts: Experts
+    experts: ExpertsReport
     summary: Summary
     students: dict[tuple[str, Thinking], Evaluation] = field(default_factory=dict)
     training: dict[str, list[Record]] = field(default_factory=dict)
@@ -105,7 +105,7 @@ class Findings:
         return list(dict.fromkeys(sample.family for sample in self.evaluations["before", "auto"].samples))
 
 
-F = TypeVar("F", bound=Reading)
+F = TypeVar("F", bound=ForeignFile)
 
 
 def _read(cls: type[F], path: Path) -> F:
@@ -137,7 +137,7 @@ def read_findings(folder: Path) -> Findings:
     for when in WHENS:
         for mode in MODES:
             evaluations[when, mode] = _evaluation(folder / "evals" / f"{when}-{mode}.json")
-    experts = _read(Experts, folder / "evals" / "experts.json")
+    experts = _read(ExpertsReport, folder / "evals" / "experts.json")
     _check_shape(experts, folder / "evals" / "experts.json")
     summary = _read(Summary, folder / "summary.json")
     students = {
@@ -159,7 +159,7 @@ def _evaluation(path: Path) -> Evaluation:
     return Evaluation.load(path)
 
 
-def _check_shape(experts: Experts, path: Path) -> None:
+def _check_shape(experts: ExpertsReport, path: Path) -> None:
     layers, families = len(experts.layers), len(experts.families)
     widths = {len(row) for layer in experts.share for row in layer} | {len(row) for row in experts.load}
     fits = len(experts.share) == len(experts.load) == layers and all(len(layer) == families for layer in experts.share)

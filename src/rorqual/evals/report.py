@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rorqual.core.records import write_atomic
 from rorqual.evals import page
-from rorqual.evals.claims import TOPICS, Asked, account, claims, student_claims
+from rorqual.evals.claims import TOPICS, SupportedClaim, account, claims, student_claims
 from rorqual.evals.evaluation import Row
 from rorqual.evals.pictures import DARK, LIGHT, png
 from rorqual.evals.plots import SETTINGS, pictures
@@ -76,7 +76,7 @@ def report_text(findings: Findings, figures: Mapping[str, str]) -> str:
     return page.page("Rorqual: what the quickstart found", "\n".join(body))
 
 
-def _lede(findings: Findings, asked: Sequence[Asked]) -> str:
+def _lede(findings: Findings, asked: Sequence[SupportedClaim]) -> str:
     told = account(findings)
     signs = [item.claim.sign for item in asked if item.topic is TOPICS[0]]
     problems = len(findings.evaluations["before", "auto"].keys)
@@ -88,7 +88,7 @@ def _lede(findings: Findings, asked: Sequence[Asked]) -> str:
     return page.para(text, "lede") + page.para(_where_from(findings), "")
 
 
-def _student_lede(asked: Sequence[Asked]) -> str:
+def _student_lede(asked: Sequence[SupportedClaim]) -> str:
     if not asked:
         return ""
     main = main_claim(asked)

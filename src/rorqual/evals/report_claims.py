@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rorqual.evals import page
-from rorqual.evals.claims import Asked, Topic
+from rorqual.evals.claims import SupportedClaim, Topic
 from rorqual.evals.stats import Claim, Interval
 from rorqual.evals.table import p_text, percent
 
 MARKS = {"higher": ("yes", "●"), "lower": ("no", "✕"), "open": ("open", "○")}
 
 
-def claim_tables(asked: Sequence[Asked], topics: Sequence[Topic], name: str = "claims") -> list[str]:
+def claim_tables(asked: Sequence[SupportedClaim], topics: Sequence[Topic], name: str = "claims") -> list[str]:
     """HTML: families down and topics across; what the marks mean; every claim with its figures."""
     families = list(dict.fromkeys(item.family for item in asked))
     found = {(item.topic.name, item.family): item for item in asked}
@@ -60,7 +60,7 @@ def points_interval(interval: Interval) -> str:
     return f"[{points(interval.low)}, {points(interval.high)}]"
 
 
-def _claim_row(item: Asked) -> list[str]:
+def _claim_row(item: SupportedClaim) -> list[str]:
     return [
         item.claim.text,
         sign_mark(item.claim),

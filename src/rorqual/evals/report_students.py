@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from rorqual.core.records import Thinking
 from rorqual.evals import page
-from rorqual.evals.claims import STUDENT_TOPICS, Asked
+from rorqual.evals.claims import STUDENT_TOPICS, SupportedClaim
 from rorqual.evals.evaluation import ALL
 from rorqual.evals.plots_cost import CLOCK_PICTURE
 from rorqual.evals.plots_students import WIDE, accuracies
@@ -18,7 +18,7 @@ EQUAL = 0.15
 """Costs that differ by no more than this share are called equal."""
 
 
-def students(findings: Findings, asked: Sequence[Asked], figures: Mapping[str, str]) -> list[str]:
+def students(findings: Findings, asked: Sequence[SupportedClaim], figures: Mapping[str, str]) -> list[str]:
     """HTML of the section."""
     return [
         page.para(student_words(findings, asked)),
@@ -33,12 +33,12 @@ def students(findings: Findings, asked: Sequence[Asked], figures: Mapping[str, s
     ]
 
 
-def main_claim(asked: Sequence[Asked]) -> Asked:
+def main_claim(asked: Sequence[SupportedClaim]) -> SupportedClaim:
     """Distilled against reinforced, over all families."""
     return next(item for item in asked if item.topic is STUDENT_TOPICS[0])
 
 
-def student_words(findings: Findings, asked: Sequence[Asked]) -> str:
+def student_words(findings: Findings, asked: Sequence[SupportedClaim]) -> str:
     """What came out for these models, no more than the figures bear; the method's verdict needs seeds."""
     pooled = {item.topic.name: item for item in asked if item.family == "all families"}
     main, base = pooled["distilled-over-reinforced"], pooled["distilled-over-base"]

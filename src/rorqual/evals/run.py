@@ -12,7 +12,7 @@ from rorqual.core.errors import DataError, RorqualError
 from rorqual.core.records import Thinking
 from rorqual.engine.request import Completion, Generator, Request, SamplingParams
 from rorqual.evals.baselines import baselines
-from rorqual.evals.evaluation import ALL, Evaluation, Sample
+from rorqual.evals.evaluation import ALL, Evaluation, GradedSample
 from rorqual.tasks.base import Problem, Split, Task, Verdict
 from rorqual.tasks.find import safe_grade, safe_problems
 
@@ -125,10 +125,10 @@ def seeded(params: SamplingParams, key: str) -> SamplingParams:
     return replace(params, seed=int.from_bytes(digest[:4], "big") >> 1)
 
 
-def _sample(task: Task, problem: Problem, completion: Completion) -> Sample:
+def _sample(task: Task, problem: Problem, completion: Completion) -> GradedSample:
     thought = completion.reasoning is not None and completion.reasoning.strip() != ""
     tokens = len(completion.token_ids) or completion.usage.get("completion_tokens", 0)
-    return Sample(
+    return GradedSample(
         key=problem.key,
         family=problem.family,
         level=problem.level,

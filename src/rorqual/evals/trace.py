@@ -12,7 +12,7 @@ from rorqual.core.config import read_yaml
 from rorqual.core.errors import DataError
 from rorqual.core.records import RunDir, write_atomic
 from rorqual.evals import page
-from rorqual.evals.reading import Reading, Record
+from rorqual.evals.reading import ForeignFile, Record
 from rorqual.evals.trace_page import SCRIPT, STYLE
 
 TRACE_FILE = "trace.html"
@@ -21,7 +21,7 @@ TEXT_STEPS = 200
 CODES = {"right": "r", "wrong": "w", "ungraded": "u"}
 
 
-class RunFacts(Reading):
+class RunFacts(ForeignFile):
     """What the page says of a run, from its `run.yaml`."""
 
     recipe: str

@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 
 from rorqual.evals import page
-from rorqual.evals.evaluation import Sample
+from rorqual.evals.evaluation import GradedSample
 from rorqual.evals.reading import Findings
 from rorqual.tasks.base import Verdict
 
@@ -34,10 +34,10 @@ def transcripts(findings: Findings) -> list[str]:
     return parts
 
 
-def hardest(samples: list[Sample]) -> Sample | None:
+def hardest(samples: list[GradedSample]) -> GradedSample | None:
     """The first sample of the highest level; levels that are numbers compare as numbers."""
 
-    def level(sample: Sample) -> tuple[float, str]:
+    def level(sample: GradedSample) -> tuple[float, str]:
         try:
             return float(sample.level), ""
         except ValueError:
@@ -46,7 +46,7 @@ def hardest(samples: list[Sample]) -> Sample | None:
     return max(samples, key=level, default=None)
 
 
-def _talk(title: str, sample: Sample, before: Sample | None) -> str:
+def _talk(title: str, sample: GradedSample, before: GradedSample | None) -> str:
     level = f", level {sample.level}" if sample.level else ""
     parts = [
         f"<h3>{title}{escape(level)}</h3>",
@@ -58,7 +58,7 @@ def _talk(title: str, sample: Sample, before: Sample | None) -> str:
     return "".join(parts)
 
 
-def _answer(title: str, sample: Sample) -> str:
+def _answer(title: str, sample: GradedSample) -> str:
     words = {Verdict.RIGHT: "right", Verdict.WRONG: "wrong", Verdict.UNGRADED: "not graded"}[sample.verdict]
     cut = ", cut off at the limit" if sample.truncated else ""
     wanted = "" if sample.verdict is Verdict.RIGHT else f" (wanted <code>{escape(sample.answer)}</code>)"

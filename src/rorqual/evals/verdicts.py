@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from rorqual.core.config import Config
-from rorqual.evals.evaluation import Evaluation, Sample, cell, cell_name, natural
+from rorqual.evals.evaluation import Evaluation, GradedSample, cell, cell_name, natural
 from rorqual.tasks.base import Split, Verdict
 
 ORDER = (
@@ -13,7 +13,7 @@ ORDER = (
     "be graded. groups: of each seed, in the same order, 'family/level: problems'. Within a group problems stand in the order in which "
     "the task draws them for the split and the seed, so that the same place is the same problem in every string of a seed."
 )
-Samples = list[Sample]
+Samples = list[GradedSample]
 
 
 class Verdicts(Config):

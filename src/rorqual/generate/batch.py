@@ -13,12 +13,12 @@ from rorqual.engine.grammar.check import MISMATCH
 from rorqual.engine.remote.engine import REFUSED, RemoteEngine, RemoteError
 from rorqual.engine.request import Completion, Request
 from rorqual.generate.prompts import Refused
-from rorqual.generate.schema import KEYS, Ask
+from rorqual.generate.schema import KEYS, RowRequest
 
 LEADING = re.compile(r"\w+")
 BURST = 256
 """Rows that are refused, or answered, before they are handed on."""
-Answered = tuple[Ask | Refused, list[Completion]]
+Answered = tuple[RowRequest | Refused, list[Completion]]
 """A row and its samples; none where it was refused."""
 
 
@@ -32,7 +32,7 @@ class Stepping(Protocol):
     def cancel(self, request_id: int) -> None: ...
 
 
-def refused(ask: Ask, error: RorqualError) -> Refused:
+def refused(ask: RowRequest, error: RorqualError) -> Refused:
     """What the engine says of a request that it cannot run: of a sampling key, which it names first or as the place, or of the prompt."""
     named = LEADING.match(error.what)
     said = (error.where.rpartition(", ")[2], named.group() if named else "")
@@ -40,12 +40,12 @@ def refused(ask: Ask, error: RorqualError) -> Refused:
     return Refused(ask.line, key, error.what, error.remedy, ask.carried)
 
 
-def answers(engine: Stepping, asks: Iterable[Ask | Refused], *, room: int) -> Iterator[list[Answered]]:
+def answers(engine: Stepping, asks: Iterable[RowRequest | Refused], *, room: int) -> Iterator[list[Answered]]:
     """Rows as they are answered, a few at a time, in whatever order they end. At most `room` samples (and one row) are asked at once.
 
     A row that the engine refuses comes as `Refused`. What the engine raises in running stops everything; what ran is cancelled.
     """
-    rest, running = iter(asks), dict[int, tuple[Ask, dict[int, Completion]]]()
+    rest, running = iter(asks), dict[int, tuple[RowRequest, dict[int, Completion]]]()
     samples, more = 0, True
     try:
         while more or running:
@@ -79,11 +79,11 @@ def answers(engine: Stepping, asks: Iterable[Ask | Refused], *, room: int) -> It
 
 
 def answers_from_afar(
-    engine: RemoteEngine, asks: Iterable[Ask | Refused], *, concurrency: int
+    engine: RemoteEngine, asks: Iterable[RowRequest | Refused], *, concurrency: int
 ) -> Iterator[list[Answered]]:
     """The same of an address: `concurrency` rows at a time. A row that the server refuses (`REFUSED`) comes as `Refused`; any other
     failure is raised once what was under way has come in."""
-    rest, running = iter(asks), dict[Future[list[list[Completion]]], Ask]()
+    rest, running = iter(asks), dict[Future[list[list[Completion]]], RowRequest]()
     more, fatal = True, list[RorqualError]()
     with ThreadPoolExecutor(concurrency, thread_name_prefix="generate") as pool:
         while more or running:
@@ -115,7 +115,7 @@ def answers_from_afar(
         raise fatal[0]
 
 
-def _not_there(ask: Ask) -> DataError | None:
+def _not_there(ask: RowRequest) -> DataError | None:
     """What an address cannot be asked."""
     if not ask.request.messages:
         return DataError("an address takes messages, no ids", remedy="Give a prompt or messages.")
@@ -130,7 +130,7 @@ def _not_there(ask: Ask) -> DataError | None:
 
 
 def record(
-    asked: Ask | Refused, samples: Sequence[Completion], *, token_ids: bool = False, logprobs: bool = False
+    asked: RowRequest | Refused, samples: Sequence[Completion], *, token_ids: bool = False, logprobs: bool = False
 ) -> dict[str, Any]:
     """The line of the answer. It holds nothing that depends on when or beside what it was answered, such as hits of a cache."""
     head = {"line": asked.line, **asked.carried}
@@ -152,7 +152,7 @@ def record(
     return found
 
 
-def fault_of(asked: Ask, samples: Sequence[Completion]) -> Refused | None:
+def fault_of(asked: RowRequest, samples: Sequence[Completion]) -> Refused | None:
     """What is wrong with a row of which a sample is no answer."""
     broken = [(number, sample.error) for number, sample in enumerate(samples) if sample.error]
     if not broken:

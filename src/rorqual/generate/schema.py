@@ -81,7 +81,7 @@ def _field(param: Param) -> tuple[Any, Any]:
 
 
 @with_fields({name: _field(param) for name, param in PARAMS.items()})
-class Sampling(Config):
+class RowSampling(Config):
     """How to sample, as a file or the command line says it: `SamplingParams` and who decides about thinking, each within a limit."""
 
     thinking: Annotated[Thinking, Field(description="auto, on or off")] = "auto"
@@ -91,7 +91,7 @@ class Sampling(Config):
         return SamplingParams(**{name: getattr(self, name) for name in PARAMS})
 
 
-KEYS = frozenset(Sampling.model_fields)
+KEYS = frozenset(RowSampling.model_fields)
 
 
 def line_seed(seed: int, line: int, name: str | int | None) -> int:
@@ -104,7 +104,7 @@ def line_seed(seed: int, line: int, name: str | int | None) -> int:
 
 
 @dataclass(frozen=True)
-class Ask:
+class RowRequest:
     """A row that can be asked; `key` is the one that holds its prompt, `carried` what it carries on to the answer."""
 
     line: int
@@ -123,11 +123,11 @@ class Asking:
     """Makes requests of rows. `encode`: where given, a prompt is a text to continue and not a user's turn. `cells`: the rows are
     a CSV file's."""
 
-    defaults: Sampling
+    defaults: RowSampling
     encode: Callable[[str], Sequence[int]] | None = None
     cells: bool = False
 
-    def ask(self, line: int, row: dict[str, Any] | Refused) -> Ask | Refused:
+    def ask(self, line: int, row: dict[str, Any] | Refused) -> RowRequest | Refused:
         """The row as a request, or why it is none."""
         if isinstance(row, Refused):
             return row
@@ -145,12 +145,12 @@ class Asking:
         params = sampling.params()
         if not own:
             params = replace(params, seed=line_seed(params.seed, line, carried.get("id")))
-        return Ask(line, key, Request(messages, params, sampling.thinking, ids), carried)
+        return RowRequest(line, key, Request(messages, params, sampling.thinking, ids), carried)
 
-    def _sampling(self, row: dict[str, Any]) -> Sampling:
+    def _sampling(self, row: dict[str, Any]) -> RowSampling:
         given = {key: row[key] for key in KEYS & row.keys() if row[key] is not None}
         try:
-            return Sampling.model_validate({**dict(self.defaults), **given}) if given else self.defaults
+            return RowSampling.model_validate({**dict(self.defaults), **given}) if given else self.defaults
         except ValidationError as error:
             item = error.errors(include_url=False)[0]
             key = str(item["loc"][0])
@@ -180,7 +180,7 @@ class Asking:
 
 
 def _said(key: str) -> str:
-    return Sampling.model_fields[key].description or "as `rorqual generate --help` says"
+    return RowSampling.model_fields[key].description or "as `rorqual generate --help` says"
 
 
 def _check_carried(carried: dict[str, Any]) -> None:

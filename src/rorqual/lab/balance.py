@@ -37,7 +37,7 @@ from rorqual.lab.balance_found import (
 )  # fmt: skip
 from rorqual.lab.experiment import Experiment, amount
 from rorqual.lab.finding import Contrast, Finding
-from rorqual.lab.job import Compute, Job, Train, value
+from rorqual.lab.job import Compute, ExperimentJob, Train, value
 from rorqual.model.decoder import Decoder
 from rorqual.model.load.run import load_run
 from rorqual.ops.losses import token_logprobs
@@ -80,8 +80,8 @@ class Balancing(Experiment):
     def held_out(self, tokenizer: Tokenizer, seed: int, tokens: int) -> Iterator[TrainBatch]:
         """Blocks of at least `tokens` tokens that no training saw."""
 
-    def jobs(self, seed: int, place: Path, share: float) -> list[Job]:
-        arms: list[Job] = [
+    def jobs(self, seed: int, place: Path, share: float) -> list[ExperimentJob]:
+        arms: list[ExperimentJob] = [
             Train(name=self.folder(arm), estimate=self.took[0] * share, make=partial(self.arm, arm, place, seed, share))
             for arm in ARMS
         ]
@@ -159,7 +159,7 @@ class Balancing(Experiment):
         """What the loss is a mean over."""
 
 
-class Balance(Balancing):
+class BalanceExperiment(Balancing):
     """On an endless text, every token predicted, as in pretraining."""
 
     name = "balance"

@@ -29,7 +29,7 @@ from rorqual.lab.data_distil_sets import (
 from rorqual.lab.data_distil_words import conclusion
 from rorqual.lab.experiment import Experiment, amount
 from rorqual.lab.finding import Finding
-from rorqual.lab.job import Compute, Job, Measure, Sample, Train
+from rorqual.lab.job import Compute, ExperimentJob, Measure, SampleJob, Train
 from rorqual.recipes.distil import distil
 from rorqual.recipes.pretrain import pretrain
 from rorqual.recipes.sft import sft
@@ -96,9 +96,9 @@ class DataDistil(Experiment):
     )
     source: ClassVar[str] = "popular accounts; of fewer data, Distilling Step-by-Step, 2305.02301, abstract"
 
-    def jobs(self, seed: int, place: Path, share: float) -> list[Job]:
+    def jobs(self, seed: int, place: Path, share: float) -> list[ExperimentJob]:
         work = AMOUNTS.of(share)
-        shared: list[Job] = [
+        shared: list[ExperimentJob] = [
             Compute(
                 name=READ,
                 estimate=0.3 * share,
@@ -180,11 +180,11 @@ def factory(place: Path, chore: str, seed: int, work: Amounts) -> FactoryConfig:
     )
 
 
-def chore_jobs(chore: str, seed: int, place: Path, work: Amounts, share: float) -> list[Job]:
+def chore_jobs(chore: str, seed: int, place: Path, work: Amounts, share: float) -> list[ExperimentJob]:
     """Label, make the sets, train a student on each, measure students and teacher."""
     labels, sets = f"data-{chore}-labels", f"data-{chore}-sets"
-    found: list[Job] = [
-        Sample(name=labels, estimate=3 * share, needs=(TEACHER,), config=factory(place, chore, seed, work)),
+    found: list[ExperimentJob] = [
+        SampleJob(name=labels, estimate=3 * share, needs=(TEACHER,), config=factory(place, chore, seed, work)),
         Compute(name=sets, estimate=0.8 * share, needs=(labels,), function=partial(make_sets, chore, seed, work.small)),
     ]
     models = {arm: f"data-{chore}-{arm}" for arm in arms(chore)}
@@ -213,14 +213,14 @@ def make_sets(chore: str, seed: int, small: int, at: Path) -> dict[str, Any]:
     return took | {arm: counted(set_file(at, chore, arm), problems, tokenizer) for arm in arms(chore)}
 
 
-def measures(chore: str, model: str, seed: int, work: Amounts, share: float) -> list[Job]:
+def measures(chore: str, model: str, seed: int, work: Amounts, share: float) -> list[ExperimentJob]:
     """Greedy answers to held-out questions; of a writer also one sentence at temperature 1, and its loss on true sentences."""
     asked: dict[str, Any] = {
         "model": model, "seed": seed, "task": "everyday", "options": {"names": [chore]}, "count": work.count,
         "thinking": "off", "needs": (model,),
     }  # fmt: skip
     name = measure_name(chore, model)
-    found: list[Job] = [
+    found: list[ExperimentJob] = [
         Measure(
             name=name, estimate=0.15 * share, params=SamplingParams(max_tokens=LONGEST[CHORES[chore].form]), **asked
         )

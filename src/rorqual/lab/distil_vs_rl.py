@@ -14,7 +14,7 @@ from rorqual.evals.passk import mean_pass_at_k
 from rorqual.evals.verdict import Verdict
 from rorqual.lab.experiment import Experiment, amount
 from rorqual.lab.finding import Chart, Contrast, Finding, Series, Table, contrasts, mean_by_seed, percent, said
-from rorqual.lab.job import Cost, Job, Sample, Train, evaluation, run_cost
+from rorqual.lab.job import ExperimentJob, JobCost, SampleJob, Train, evaluation, run_cost
 from rorqual.lab.student import (
     BASE,
     BASE_THINK,
@@ -74,11 +74,11 @@ class DistilVsRl(Experiment):
     )
     source: ClassVar[str] = "DeepSeek-R1, arXiv 2501.12948, section 4.1 and table 6"
 
-    def jobs(self, seed: int, place: Path, share: float) -> list[Job]:
+    def jobs(self, seed: int, place: Path, share: float) -> list[ExperimentJob]:
         own = fresh(seed)
         trained = [
             reinforced_job(own, place, share),
-            Sample(name=SAMPLES, estimate=24 * share, config=_samples(place, own, share), needs=(TEACHER,)),
+            SampleJob(name=SAMPLES, estimate=24 * share, config=_samples(place, own, share), needs=(TEACHER,)),
             Train(name=DISTIL, estimate=58 * share, make=lambda: _distilled(place, own), needs=(RL, SAMPLES)),
             Train(name=GOLD, estimate=78 * share, make=lambda: _tuned(place, own, 1.0), needs=(RL,)),
             Train(name=MORE, estimate=78 * share, make=lambda: _tuned(place, own, BASE_THINK), needs=(RL,)),
@@ -215,16 +215,16 @@ def eight_tries(found: Evaluation) -> dict[str, float]:
     }
 
 
-def _costs(place: Path) -> dict[str, Cost]:
+def _costs(place: Path) -> dict[str, JobCost]:
     """What each branch took after the base; distillation pays for its samples."""
     cost = {branch: run_cost(RunDir(place / branch)) for branch in BUDGETED}
-    sampling = Sample(name=SAMPLES, estimate=0, config=_samples(place, 0, 1)).cost(place)
+    sampling = SampleJob(name=SAMPLES, estimate=0, config=_samples(place, 0, 1)).cost(place)
     teacher = run_cost(RunDir(place / TEACHER)) + run_cost(RunDir(place / "teacher-base"))
     return cost | {DISTIL: cost[DISTIL] + sampling, TEACHER: teacher}
 
 
 def _verdict(
-    main: Contrast, costs: Sequence[dict[str, Cost]], tries: Sequence[dict[str, float]]
+    main: Contrast, costs: Sequence[dict[str, JobCost]], tries: Sequence[dict[str, float]]
 ) -> tuple[Verdict, list[str]]:
     """The intervals' word, where the comparison is what it says it is: equal costs in every seed, a base with room in every family."""
     ratios = _ratios(costs, DISTIL)
@@ -246,7 +246,7 @@ def _verdict(
     return (main.sign if fair and room else "open"), words
 
 
-def _ratios(costs: Sequence[dict[str, Cost]], branch: str) -> list[float]:
+def _ratios(costs: Sequence[dict[str, JobCost]], branch: str) -> list[float]:
     return [one[branch].core_seconds / one[RL].core_seconds for one in costs]
 
 
@@ -285,7 +285,7 @@ def _window(tries: Sequence[dict[str, float]], seeds: Sequence[int]) -> Table:
     )
 
 
-def _cost_table(costs: Sequence[dict[str, Cost]], seeds: Sequence[int]) -> Table:
+def _cost_table(costs: Sequence[dict[str, JobCost]], seeds: Sequence[int]) -> Table:
     names = {**{b: BRANCHES[b] for b in BUDGETED}, TEACHER: "the teacher's training"}
     rows = tuple((label, *(f"{one[b].core_seconds:.1f}" for one in costs)) for b, label in names.items())
     return Table(

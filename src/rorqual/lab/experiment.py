@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from rorqual.evals.verdict import SEEDS, Verdict
 from rorqual.lab.finding import Finding
-from rorqual.lab.job import Job
+from rorqual.lab.job import ExperimentJob
 
 FIRST_SEED = 100
 """Evidence begins at this seed. Settings were chosen on smaller ones, and on problems of the dev split."""
@@ -28,7 +28,7 @@ class Experiment(ABC):
     """The first of them; later where a seed from 100 on was looked at while settings were chosen."""
 
     @abstractmethod
-    def jobs(self, seed: int, place: Path, share: float) -> list[Job]:
+    def jobs(self, seed: int, place: Path, share: float) -> list[ExperimentJob]:
         """The work of one seed in the folder `place`, each job after those it needs. `share` of the full amounts, 0 to 1."""
 
     @abstractmethod

@@ -37,7 +37,7 @@ from rorqual.lab.experts_found import (
     words,
 )
 from rorqual.lab.finding import Finding
-from rorqual.lab.job import Compute, Job, value
+from rorqual.lab.job import Compute, ExperimentJob, value
 from rorqual.lab.teacher import TEACHER, teacher_jobs
 from rorqual.model.decoder import Decoder
 from rorqual.model.load.run import load_run
@@ -65,7 +65,7 @@ class ExpertsExperiment(Experiment):
     )
     source = "DeepSeekMoE, 2401.06066, section 4.5; DeepSeek-V3, section 4.5.3 and appendix C"
 
-    def jobs(self, seed: int, place: Path, share: float) -> list[Job]:
+    def jobs(self, seed: int, place: Path, share: float) -> list[ExperimentJob]:
         count, shuffles = amount(PROBLEMS, share), amount(SHUFFLES, share, 99)
         return [
             *teacher_jobs(seed, place, share),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from rorqual.core.errors import ConfigError, nearest
-from rorqual.lab.balance import Balance, BalanceWorked
+from rorqual.lab.balance import BalanceExperiment, BalanceWorked
 from rorqual.lab.data_distil import DataDistil
 from rorqual.lab.distil_vs_rl import DistilVsRl
 from rorqual.lab.experiment import Experiment
@@ -21,7 +21,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         DistilVsRl(),
         Zero(),
         ZeroLong(),
-        Balance(),
+        BalanceExperiment(),
         BalanceWorked(),
         ExpertsExperiment(),
         DataDistil(),

@@ -20,7 +20,7 @@ from rorqual.evals.stats import t_interval
 from rorqual.evals.verdict import Verdict, together
 from rorqual.lab.experiment import Experiment
 from rorqual.lab.finding import Chart, Contrast, Finding, Series, Table, contrast_of_values, contrasts
-from rorqual.lab.job import Job, evaluation, run_cost, value
+from rorqual.lab.job import ExperimentJob, evaluation, run_cost, value
 from rorqual.lab.shapes import ADAMW_RATE, ARMS, CONTEXT, DEV_SEEDS, MUON_RATE, shape_jobs
 from rorqual.model.account import account
 from rorqual.model.load.run import read_model_config
@@ -153,7 +153,7 @@ class ShapeExperiment(Experiment):
         """Every arm once."""
         return tuple(dict.fromkeys(name for half in self.halves for name in (half.favoured, half.rival)))
 
-    def jobs(self, seed: int, place: Path, share: float) -> list[Job]:
+    def jobs(self, seed: int, place: Path, share: float) -> list[ExperimentJob]:
         return shape_jobs(self.arms, seed, share)
 
     def conclude(self, places: Places) -> Finding:

@@ -36,7 +36,7 @@ SAMPLED = SamplingParams(max_tokens=80, temperature=0.6, top_p=0.95)
 """As DeepSeek-R1 was evaluated (R1, section 3)."""
 
 
-class Cost(Config):
+class JobCost(Config):
     """What a job took: `core_seconds` of processor time are what an equal-cost rule compares, for two jobs may share a machine.
 
     `share`: of the full amounts of work.
@@ -48,8 +48,8 @@ class Cost(Config):
     flops: int = 0
     share: float = 1.0
 
-    def __add__(self, other: Cost) -> Cost:
-        return Cost(
+    def __add__(self, other: JobCost) -> JobCost:
+        return JobCost(
             seconds=self.seconds + other.seconds,
             core_seconds=self.core_seconds + other.core_seconds,
             tokens=self.tokens + other.tokens,
@@ -58,7 +58,7 @@ class Cost(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job(ABC):
+class ExperimentJob(ABC):
     """`estimate`: core-seconds that it took here, for the cost that is said before the start. `needs`: names of jobs before it."""
 
     name: str
@@ -66,7 +66,7 @@ class Job(ABC):
     needs: tuple[str, ...] = ()
 
     @abstractmethod
-    def work(self, place: Path) -> Cost:
+    def work(self, place: Path) -> JobCost:
         """Do it in the seed's folder `place`, from where it stands there; what it took, a killed part's share included where known."""
 
     def done(self, place: Path, share: float = 1.0) -> bool:
@@ -86,12 +86,12 @@ class Job(ABC):
         """Written last."""
         return place / "costs" / f"{self.name}.json"
 
-    def cost(self, place: Path) -> Cost:
+    def cost(self, place: Path) -> JobCost:
         """What it took."""
         file = self.cost_file(place)
-        return parse(Cost, json.loads(file.read_bytes()), where=str(file))
+        return parse(JobCost, json.loads(file.read_bytes()), where=str(file))
 
-    def finish(self, place: Path, share: float = 1.0) -> Cost:
+    def finish(self, place: Path, share: float = 1.0) -> JobCost:
         """Do it unless it is done, and keep what it took. Two experiments that need it do it once: the second one waits."""
         file = self.cost_file(place)
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -103,21 +103,21 @@ class Job(ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Train(Job):
+class Train(ExperimentJob):
     """A training, in `place/NAME`. `make` gives its run once the jobs that it needs are done: a recipe reads what it starts from."""
 
     make: Callable[[], Run]
 
-    def work(self, place: Path) -> Cost:
+    def work(self, place: Path) -> JobCost:
         out = RunDir(place / self.name)
         fit(self.make(), out, threads=1, quiet=True, extend=False)
         return run_cost(out)
 
 
-def run_cost(out: RunDir) -> Cost:
+def run_cost(out: RunDir) -> JobCost:
     """What a run's metrics add up to; the part of a killed run that was done again is in neither."""
     records = list(out.metrics())
-    return Cost(
+    return JobCost(
         seconds=sum(r["seconds"] for r in records),
         core_seconds=sum(r["core_seconds"] for r in records),
         tokens=sum(r["tokens"] + r.get("sampled_tokens", 0) for r in records),
@@ -126,22 +126,22 @@ def run_cost(out: RunDir) -> Cost:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sample(Job):
+class SampleJob(ExperimentJob):
     """A teacher sampled, verified and filtered, in `place/NAME`; the Parquet is `place/NAME/data.parquet`."""
 
     config: FactoryConfig
 
-    def work(self, place: Path) -> Cost:
+    def work(self, place: Path) -> JobCost:
         sample_teacher(self.config, place / self.name, threads=1, quiet=True)
         stages = json.loads((place / self.name / CLOCK).read_bytes()).values()
-        return Cost(
+        return JobCost(
             seconds=sum(stage["seconds"] for stage in stages),
             core_seconds=sum(stage["core_seconds"] for stage in stages),
         )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measure(Job):
+class Measure(ExperimentJob):
     """An evaluation of the run `place/MODEL` on held-out problems, kept in `place/evals/NAME.json`.
 
     `count` problems of each family and level; answers are sampled as in the quickstart unless `params` says otherwise.
@@ -156,7 +156,7 @@ class Measure(Job):
     thinking: Thinking = "auto"
     params: SamplingParams = SAMPLED
 
-    def work(self, place: Path) -> Cost:
+    def work(self, place: Path) -> JobCost:
         run = RunDir(place / self.model)
         with spent() as cost:
             found = evaluate(
@@ -187,12 +187,12 @@ def evaluation(place: Path, name: str) -> Evaluation:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Compute(Job):
+class Compute(ExperimentJob):
     """Any other work whose result is a JSON value, kept in `place/values/NAME.json`. `function(place)` must be a pure one of its files."""
 
     function: Callable[[Path], Any]
 
-    def work(self, place: Path) -> Cost:
+    def work(self, place: Path) -> JobCost:
         with spent() as cost:
             write_json(value_file(place, self.name), self.function(place))
         return cost[0]
@@ -209,9 +209,9 @@ def value(place: Path, name: str) -> Any:
 
 
 @contextmanager
-def spent() -> Iterator[list[Cost]]:
+def spent() -> Iterator[list[JobCost]]:
     """Gives a list that holds, after the block, what it took."""
     wall, cpu = time.monotonic(), time.process_time()
-    found: list[Cost] = []
+    found: list[JobCost] = []
     yield found
-    found.append(Cost(seconds=time.monotonic() - wall, core_seconds=time.process_time() - cpu))
+    found.append(JobCost(seconds=time.monotonic() - wall, core_seconds=time.process_time() - cpu))

@@ -29,7 +29,7 @@ from rorqual.evals.verdicts import compact
 from rorqual.lab.experiment import Experiment
 from rorqual.lab.find import find_experiment
 from rorqual.lab.finding import Finding
-from rorqual.lab.job import Job, Measure, evaluation
+from rorqual.lab.job import ExperimentJob, Measure, evaluation
 from rorqual.lab.page import write_page
 from rorqual.tasks.families import FAMILIES
 
@@ -42,7 +42,7 @@ class Plan:
     out: Path
     seeds: tuple[int, ...]
     share: float
-    jobs: dict[tuple[int, str], Job] = field(default_factory=dict)
+    jobs: dict[tuple[int, str], ExperimentJob] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for seed in self.seeds:
@@ -56,7 +56,7 @@ class Plan:
         """A seed's folder, which all experiments share."""
         return self.out / f"seed-{seed}"
 
-    def left(self) -> dict[tuple[int, str], Job]:
+    def left(self) -> dict[tuple[int, str], ExperimentJob]:
         """What is not done, in order."""
         return {key: job for key, job in self.jobs.items() if not job.done(self.place(key[0]), self.share)}
 
@@ -139,7 +139,7 @@ def concluded(plan: Plan, command: str) -> Finding:
 
 
 @dataclass
-class Worker:
+class JobProcess:
     """A job under way: its process, the end of a pipe on which it says how it ended, and when it began."""
 
     key: tuple[int, str]
@@ -148,10 +148,10 @@ class Worker:
     began: float
 
 
-def _do(plan: Plan, todo: dict[tuple[int, str], Job], workers: int) -> None:
+def _do(plan: Plan, todo: dict[tuple[int, str], ExperimentJob], workers: int) -> None:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["rorqual.lab.run"])
-    busy: list[Worker] = []
+    busy: list[JobProcess] = []
     total, done, began = sum(job.estimate for job in todo.values()), 0.0, time.monotonic()
     try:
         while todo or busy:
@@ -176,7 +176,7 @@ def _do(plan: Plan, todo: dict[tuple[int, str], Job], workers: int) -> None:
             worker.process.join()
 
 
-def _ready(plan: Plan, todo: Mapping[tuple[int, str], Job], busy: list[Worker]) -> tuple[int, str] | None:
+def _ready(plan: Plan, todo: Mapping[tuple[int, str], ExperimentJob], busy: list[JobProcess]) -> tuple[int, str] | None:
     """The first job whose needs are done."""
     under_way = {worker.key for worker in busy}
     for (seed, name), job in todo.items():
@@ -185,17 +185,17 @@ def _ready(plan: Plan, todo: Mapping[tuple[int, str], Job], busy: list[Worker]) 
     return None
 
 
-def _start(context: multiprocessing.context.ForkServerContext, plan: Plan, key: tuple[int, str]) -> Worker:
+def _start(context: multiprocessing.context.ForkServerContext, plan: Plan, key: tuple[int, str]) -> JobProcess:
     here, there = context.Pipe(duplex=False)
     process = context.Process(
         target=_work, args=(plan.experiment.name, plan.out, plan.seeds, plan.share, key, there), daemon=True
     )
     process.start()
     there.close()
-    return Worker(key, process, here, time.monotonic())
+    return JobProcess(key, process, here, time.monotonic())
 
 
-def _ended(plan: Plan, worker: Worker) -> None:
+def _ended(plan: Plan, worker: JobProcess) -> None:
     """What a job said at its end; one that failed stops the experiment, and what is done stays."""
     seed, name = worker.key
     try:

@@ -21,7 +21,7 @@ from rorqual.data.pack import Sample, pack
 from rorqual.data.tokenizer import BASE_VOCAB, Tokenizer
 from rorqual.engine.request import SamplingParams
 from rorqual.lab.experiment import amount
-from rorqual.lab.job import Compute, Job, Measure, Train
+from rorqual.lab.job import Compute, ExperimentJob, Measure, Train
 from rorqual.model.account import account
 from rorqual.model.attention import GQAConfig, MLAConfig
 from rorqual.model.config import ModelConfig, Stage
@@ -184,9 +184,9 @@ def shape_run(name: str, seed: int, share: float = 1.0, factor: float = 0.0) -> 
     )
 
 
-def shape_jobs(names: Iterable[str], seed: int, share: float) -> list[Job]:
+def shape_jobs(names: Iterable[str], seed: int, share: float) -> list[ExperimentJob]:
     """Each arm trained, its loss on held-out solutions, and its answers when it is made to think."""
-    jobs: list[Job] = []
+    jobs: list[ExperimentJob] = []
     for name in names:
         measure = Measure(
             name=f"{name}-on",

@@ -12,7 +12,7 @@ from rorqual.core.config import override
 from rorqual.core.records import Thinking
 from rorqual.engine.request import SamplingParams
 from rorqual.lab.experiment import amount
-from rorqual.lab.job import SAMPLED, Job, Measure, Train
+from rorqual.lab.job import SAMPLED, ExperimentJob, Measure, Train
 from rorqual.recipes.grpo import grpo
 from rorqual.recipes.quickstart import FULL, STUDENT_TASK
 from rorqual.recipes.sft import sft
@@ -40,7 +40,7 @@ def fresh(seed: int) -> int:
     return seed + 1000
 
 
-def base_jobs(seed: int, place: Path, share: float) -> list[Job]:
+def base_jobs(seed: int, place: Path, share: float) -> list[ExperimentJob]:
     """The base student, and how many problems it solves in eight tries."""
 
     def able() -> Run:
@@ -78,7 +78,7 @@ def reinforce(start: Path, steps: int, seed: int) -> Run:
     return override(run, ROUNDING)
 
 
-def measures(model: str, seed: int, share: float, modes: tuple[Thinking, ...] = ("auto", "on")) -> list[Job]:
+def measures(model: str, seed: int, share: float, modes: tuple[Thinking, ...] = ("auto", "on")) -> list[ExperimentJob]:
     """Evaluations of the run `model` on held-out problems, by its own choice and made to think."""
     return [measured(f"{model}-{mode}", model, seed, share, thinking=mode) for mode in modes]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rorqual.lab.experiment import amount
-from rorqual.lab.job import Job, Train
+from rorqual.lab.job import ExperimentJob, Train
 from rorqual.recipes.grpo import grpo
 from rorqual.recipes.quickstart import FULL, TASK
 from rorqual.recipes.sft import sft
@@ -14,7 +14,7 @@ from rorqual.train.run import Run
 BASE, TEACHER = "teacher-base", "teacher"
 
 
-def teacher_jobs(seed: int, place: Path, share: float) -> list[Job]:
+def teacher_jobs(seed: int, place: Path, share: float) -> list[ExperimentJob]:
     """Two trainings: on worked solutions, half of them answered at once, then GRPO on correctness; each as in the quickstart."""
 
     def base() -> Run:

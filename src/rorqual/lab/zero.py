@@ -15,7 +15,7 @@ from rorqual.evals.evaluation import Evaluation
 from rorqual.evals.verdict import Verdict
 from rorqual.lab.experiment import Experiment, amount
 from rorqual.lab.finding import Chart, Contrast, Finding, Series, contrasts, mean_by_seed, percent, said
-from rorqual.lab.job import Job, Train, evaluation
+from rorqual.lab.job import ExperimentJob, Train, evaluation
 from rorqual.lab.student import BASE, FAMILIES, RL, base_jobs, fresh, measures, reinforce, reinforced_job
 
 CLAIM = "reinforcement on correctness alone, without worked solutions, makes reasoning grow"
@@ -35,7 +35,7 @@ class Zero(Experiment):
     claim: ClassVar[str] = CLAIM
     source: ClassVar[str] = SOURCE
 
-    def jobs(self, seed: int, place: Path, share: float) -> list[Job]:
+    def jobs(self, seed: int, place: Path, share: float) -> list[ExperimentJob]:
         own = fresh(seed)
         return [*base_jobs(own, place, share), reinforced_job(own, place, share), *measures(RL, own, share)]
 
@@ -56,7 +56,7 @@ class ZeroLong(Experiment):
     source: ClassVar[str] = SOURCE
     seeds: ClassVar[int] = 1
 
-    def jobs(self, seed: int, place: Path, share: float) -> list[Job]:
+    def jobs(self, seed: int, place: Path, share: float) -> list[ExperimentJob]:
         own = fresh(seed)
         found = base_jobs(own, place, share)
         for part in range(1, LONG_PARTS + 1):

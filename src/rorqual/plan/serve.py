@@ -63,7 +63,7 @@ class Replica:
 
 
 @dataclass(frozen=True)
-class Step:
+class DecodeStep:
     """One decode step of a batch: seconds to read weights and cache, seconds to compute, and what it really takes."""
 
     weights: float
@@ -84,7 +84,7 @@ class Serving:
     weights: float
     free: float
     batch: int
-    step: Step
+    step: DecodeStep
     prefill_rate: float
     decode_rate: float
     per_sequence: float
@@ -124,7 +124,7 @@ def touched(model: ModelConfig, tokens: float) -> float:
     return 1.0 if ffn is None else 1 - (1 - ffn.active_experts() / ffn.n_experts()) ** tokens
 
 
-def decode_step(model: ModelConfig, replica: Replica, batch: float, keys: float) -> Step:
+def decode_step(model: ModelConfig, replica: Replica, batch: float, keys: float) -> DecodeStep:
     """A step of `batch` sequences in each group that attend to `keys` keys each."""
     shared, experts = split_weights(model)
     device, size = replica.device, BYTES[replica.dtype]
@@ -132,7 +132,7 @@ def decode_step(model: ModelConfig, replica: Replica, batch: float, keys: float)
     cache = account(model, cache_value_bytes=replica.value_bytes).cache_bytes * cache_copies(model, replica.tp)
     weights, kept = read * size / device.bandwidth, batch * keys * cache / device.bandwidth
     compute = batch * decode_flops(model, keys) / replica.tp / device.flops(replica.dtype)
-    return Step(weights, kept, compute, max(weights + kept, compute) / replica.decode_used)
+    return DecodeStep(weights, kept, compute, max(weights + kept, compute) / replica.decode_used)
 
 
 def prefill_rate(model: ModelConfig, replica: Replica, prompt: float, hit_rate: float = 0.0) -> float:

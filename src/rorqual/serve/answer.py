@@ -35,7 +35,7 @@ from rorqual.serve.limits import MAX_VALUES, too_large
 from rorqual.serve.replies import Choice, Reply
 from rorqual.serve.schemas import Sampling, read
 from rorqual.serve.service import Service
-from rorqual.serve.wire import Ask, Packed, pack
+from rorqual.serve.wire import Ask, PackedAsk, pack
 
 LONG = 1 << 14
 """Characters of an event from which on it is written in a thread."""
@@ -106,7 +106,7 @@ class Prepared(Generic[W]):
     """A request that was read: its shape, what the engine is asked, the parameter that binds the answer, and the names of what was ignored."""
 
     shape: Shape[W]
-    asks: list[Packed]
+    asks: list[PackedAsk]
     bound: str | None
     ignored: list[str]
 

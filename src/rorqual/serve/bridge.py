@@ -18,7 +18,7 @@ from rorqual.core.errors import RorqualError
 from rorqual.serve import wire
 from rorqual.serve.errors import ApiError
 from rorqual.serve.limits import SLICE
-from rorqual.serve.wire import Drawn, Packed, Placed, Ready, Recorded, Scored
+from rorqual.serve.wire import Drawn, PackedAsk, Placed, Ready, Recorded, ScoredPrompt
 
 TRIES = 2
 """Deaths of the engine that one request may see: it may be what kills it."""
@@ -34,13 +34,13 @@ class Restarted:
 
 
 @dataclass(eq=False)
-class Job:
+class ServerJob:
     """A request under way: one prompt or several, of which each has a number, and whose samples are counted through.
 
     Whoever sends a piece of the reply to the client sets `sent` before. `streamed`: its tokens wait for a client to read them.
     """
 
-    asks: tuple[Packed, ...]
+    asks: tuple[PackedAsk, ...]
     tenant: str
     numbers: tuple[int, ...] = ()
     bound: str | None = None
@@ -48,7 +48,7 @@ class Job:
     sent: bool = False
     tries: int = 0
     left: int = 0
-    events: asyncio.Queue[Drawn | Recorded | Scored | Restarted | ApiError] = field(default_factory=asyncio.Queue)
+    events: asyncio.Queue[Drawn | Recorded | ScoredPrompt | Restarted | ApiError] = field(default_factory=asyncio.Queue)
 
     def __post_init__(self) -> None:
         self.left = self.samples
@@ -62,7 +62,7 @@ class Job:
     def started(self) -> bool:
         return self.left < self.samples or not self.events.empty() or self.sent
 
-    async def next(self, timeout: float | None = None) -> Drawn | Recorded | Scored | Restarted | None:
+    async def next(self, timeout: float | None = None) -> Drawn | Recorded | ScoredPrompt | Restarted | None:
         """What happens next; None after `timeout` seconds of nothing. A request that cannot be answered raises its `ApiError`."""
         try:
             # Not `wait_for`: before Python 3.12 it swallows a cancellation that comes together with an event.
@@ -92,11 +92,11 @@ class Bridge:
         self.info: Ready | None = None
         self.alive = False
         self.restarts = 0
-        self.jobs: dict[int, Job] = {}  # by the first of its numbers
+        self.jobs: dict[int, ServerJob] = {}  # by the first of its numbers
         self.stats: dict[str, float] = {}
         self.weights: tuple[Path, int] | None = None
         self._updating: tuple[int, asyncio.Future[None]] | None = None
-        self._parts: dict[int, tuple[Job, int]] = {}  # number -> its job, and how many samples of it come before
+        self._parts: dict[int, tuple[ServerJob, int]] = {}  # number -> its job, and how many samples of it come before
         self._heard = 0.0
         self._loading: float | None = None  # since when
         self._late = False
@@ -154,14 +154,14 @@ class Bridge:
 
     @contextmanager
     def job(
-        self, asks: Sequence[Packed], tenant: str, bound: str | None = None, *, streamed: bool = False
-    ) -> Iterator[Job]:
+        self, asks: Sequence[PackedAsk], tenant: str, bound: str | None = None, *, streamed: bool = False
+    ) -> Iterator[ServerJob]:
         """A request for as long as somebody waits for it: on leaving, whatever still runs of it is cancelled. `bound`: the parameter that
         binds its replies, where one does."""
         self.check_room(tenant)
         if not self.jobs:
             self._heard = time.monotonic()  # an engine without work has nothing to say
-        job = Job(tuple(asks), tenant, tuple(range(self._numbers, self._numbers + len(asks))), bound, streamed)
+        job = ServerJob(tuple(asks), tenant, tuple(range(self._numbers, self._numbers + len(asks))), bound, streamed)
         self._numbers += len(asks)
         self.jobs[job.numbers[0]] = job
         before = 0
@@ -197,17 +197,17 @@ class Bridge:
         else:
             self._updating[1].set_exception(error)
 
-    def _submit(self, job: Job) -> None:
+    def _submit(self, job: ServerJob) -> None:
         if self.alive:
             for number, ask in zip(job.numbers, job.asks):
                 self._write(*wire.submit(number, ask, job.tenant))
 
-    def _cancel(self, job: Job) -> None:
+    def _cancel(self, job: ServerJob) -> None:
         if self.alive:
             for number in job.numbers:
                 self._write(wire.cancel(number))
 
-    def _forget(self, job: Job) -> bool:
+    def _forget(self, job: ServerJob) -> bool:
         """Whether it was still under way."""
         for number in job.numbers:
             self._parts.pop(number, None)
@@ -273,7 +273,7 @@ class Bridge:
                         self._end(part[0], ApiError(status, message["message"], param=param, code=code))
                 case "scored":
                     if (part := self._parts.get(number := message["number"])) is not None:
-                        part[0].events.put_nowait(Scored(part[0].numbers.index(number), message["scores"]))
+                        part[0].events.put_nowait(ScoredPrompt(part[0].numbers.index(number), message["scores"]))
                 case "recorded":
                     number = message.pop("number")
                     if (part := self._parts.get(number)) is not None:
@@ -359,7 +359,7 @@ class Bridge:
             what = f"the client reads too slowly: {job.events.qsize():,} tokens wait for it"
             self._end(job, ApiError(503, what, code="reads_too_slowly"))
 
-    def _end(self, job: Job, error: ApiError) -> None:
+    def _end(self, job: ServerJob, error: ApiError) -> None:
         if self._forget(job):
             self._cancel(job)  # its other prompts
             job.events.put_nowait(error)

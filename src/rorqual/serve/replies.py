@@ -12,18 +12,18 @@ from typing import Any
 from rorqual.data.chat import ChatFormat
 from rorqual.data.chat.stops import Stops
 from rorqual.data.chat.stream import Piece, Reader, ToolDelta
-from rorqual.serve.bridge import Job, Restarted
+from rorqual.serve.bridge import Restarted, ServerJob
 from rorqual.serve.errors import ApiError
 from rorqual.serve.exchange import PROBE
 from rorqual.serve.metrics import Metrics
-from rorqual.serve.wire import Drawn, Recorded, Score, Scored
+from rorqual.serve.wire import Drawn, Recorded, Score, ScoredPrompt
 
 SILENT = 256
 """Tokens without a text that may be shown, after which the next is read outside of the event loop."""
 
 
 @dataclass
-class Call:
+class StreamedCall:
     """A tool call on its way."""
 
     id: str = ""
@@ -51,7 +51,7 @@ class Choice:
     tell: bool = False
     scores: list[Score] = field(default_factory=list)
     reason: str | None = None
-    calls: list[Call] = field(default_factory=list)
+    calls: list[StreamedCall] = field(default_factory=list)
     told: list[Drawn] = field(default_factory=list)
     recorded: Recorded | None = None
     n_drawn: int = 0
@@ -117,7 +117,7 @@ class Choice:
 
     def _call(self, delta: ToolDelta) -> None:
         while len(self.calls) <= delta.index:
-            self.calls.append(Call())
+            self.calls.append(StreamedCall())
         call = self.calls[delta.index]
         call.id, call.name = delta.id or call.id, delta.name or call.name
         call.arguments += delta.arguments
@@ -130,7 +130,7 @@ class Reply:
     `beside`: how what is heavy is done outside of the event loop.
     """
 
-    job: Job
+    job: ServerJob
     chat: ChatFormat
     new_choice: Callable[[], Choice]
     metrics: Metrics
@@ -155,7 +155,7 @@ class Reply:
 
     async def _next(
         self, keep_alive: float | None, hurried: Callable[[], bool]
-    ) -> Drawn | Recorded | Scored | Restarted | None:
+    ) -> Drawn | Recorded | ScoredPrompt | Restarted | None:
         waited = 0.0
         while True:
             step = None if keep_alive is None else min(PROBE, keep_alive - waited)
@@ -192,7 +192,7 @@ class Reply:
                     await asyncio.sleep(0)
                 elif isinstance(event, Recorded):
                     self.choices[event.sample].recorded = event
-                elif isinstance(event, Scored):
+                elif isinstance(event, ScoredPrompt):
                     self._scores[event.prompt] += event.scores
                 else:
                     self._begin()

@@ -54,7 +54,7 @@ SCORES = 2048
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoredPrompt:
     """The next tokens of a prompt, from its second one on. `prompt`: the number of the prompt within its request."""
 
     prompt: int
@@ -106,7 +106,7 @@ def line(kind: str, **fields: Any) -> bytes:
 
 
 @dataclass(frozen=True)
-class Packed:
+class PackedAsk:
     """An `Ask` as it is sent: its JSON, and what the server still needs to know of it. It takes a fifth of the memory."""
 
     data: bytes
@@ -114,14 +114,14 @@ class Packed:
     prompt_tokens: int
 
 
-def pack(ask: Ask) -> Packed:
+def pack(ask: Ask) -> PackedAsk:
     """Write an ask down; for a long prompt not in the event loop."""
     fields = {"prompt": ask.prompt, "params": to_json(ask.params), "priority": ask.priority}
     text = json.dumps({"kind": "submit", **fields}, separators=(",", ":"))
-    return Packed(text[:-1].encode(), ask.params.n, len(ask.prompt))
+    return PackedAsk(text[:-1].encode(), ask.params.n, len(ask.prompt))
 
 
-def submit(number: int, ask: Packed, tenant: str) -> tuple[bytes, bytes]:
+def submit(number: int, ask: PackedAsk, tenant: str) -> tuple[bytes, bytes]:
     """Ask for samples; what comes back carries `number`. One line, in two parts: the first is not copied."""
     return ask.data, f',"number":{number},"tenant":{json.dumps(tenant)}}}\n'.encode()
 

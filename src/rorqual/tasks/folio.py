@@ -8,7 +8,7 @@ from rorqual.core.errors import DataError
 from rorqual.tasks.base import Problem, Split, Verdict
 from rorqual.tasks.labels import final_labels
 from rorqual.tasks.reply import verdict
-from rorqual.tasks.rows import SAMPLES, FileTask, Row, carve, held_out, normal, read
+from rorqual.tasks.rows import SAMPLES, DataRow, FileTask, carve, held_out, normal, read
 
 LABELS = ("True", "False", "Uncertain")
 SAME = {"Unknown": "Uncertain"}
@@ -38,7 +38,7 @@ class Folio(FileTask):
         found = [self._problem(row, split) for path in paths for row in read(path)]
         return carve([(str(p.meta["story"]), p) for p in found], split)
 
-    def _problem(self, row: Row, split: Split) -> Problem:
+    def _problem(self, row: DataRow, split: Split) -> Problem:
         premises, conclusion, gold = row.texts("premises"), row.get("conclusion"), row.get("label")
         gold = SAME.get(gold, gold)
         if gold not in LABELS and split == "train":

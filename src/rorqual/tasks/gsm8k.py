@@ -10,7 +10,7 @@ from rorqual.tasks.amounts import final_amounts
 from rorqual.tasks.base import Problem, Split, Verdict
 from rorqual.tasks.numbers import whole_number
 from rorqual.tasks.reply import verdict
-from rorqual.tasks.rows import SAMPLES, FileTask, Row, carve, held_out, normal, read
+from rorqual.tasks.rows import SAMPLES, DataRow, FileTask, carve, held_out, normal, read
 
 CALCULATOR = re.compile(r"<<[^>]*>>")
 
@@ -50,7 +50,7 @@ class Gsm8k(FileTask):
         found = [self._problem(row, split) for path in paths for row in read(path)]
         return carve([(p.key, p) for p in found], split)
 
-    def _problem(self, row: Row, split: Split) -> Problem:
+    def _problem(self, row: DataRow, split: Split) -> Problem:
         question = row.get("question")
         steps, _, gold = row.get("answer").rpartition("####")
         number = whole_number(gold)

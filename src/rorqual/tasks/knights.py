@@ -8,7 +8,7 @@ from pathlib import Path
 from rorqual.core.errors import DataError
 from rorqual.tasks.base import Problem, Split, Verdict
 from rorqual.tasks.roles import by_pronoun, roles
-from rorqual.tasks.rows import SAMPLES, FileTask, Row, carve, held_out, read
+from rorqual.tasks.rows import SAMPLES, DataRow, FileTask, carve, held_out, read
 
 
 class Knights(FileTask):
@@ -36,7 +36,7 @@ class Knights(FileTask):
         kept = [(p.key, p) for p in found if not self.people or len(p.meta["names"]) in self.people]
         return carve(kept, split)
 
-    def _problem(self, row: Row, split: Split) -> Problem:
+    def _problem(self, row: DataRow, split: Split) -> Problem:
         names, solution = row.texts("names"), row.get("solution", list)
         usable = len(names) == len(solution) > 0 and all(isinstance(truth, bool) for truth in solution)
         if not usable and split == "train":

@@ -7,7 +7,7 @@ from pathlib import Path
 from rorqual.core.errors import DataError
 from rorqual.tasks.answer import math_equal
 from rorqual.tasks.base import Problem, Split, Verdict
-from rorqual.tasks.rows import SAMPLES, FileTask, Row, files, normal, read
+from rorqual.tasks.rows import SAMPLES, DataRow, FileTask, files, normal, read
 
 
 class Math500(FileTask):
@@ -43,7 +43,7 @@ class Math500(FileTask):
             )
         return [self._problem(row) for path in files(self.data, "test") for row in read(path)]
 
-    def _problem(self, row: Row) -> Problem:
+    def _problem(self, row: DataRow) -> Problem:
         return Problem(
             key=f"math500 {normal(row.get('problem'))}",
             prompt=row.get("problem"),

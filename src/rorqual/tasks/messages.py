@@ -11,7 +11,7 @@ from rorqual.core.parts import read_content
 from rorqual.core.records import Message, Role, says_nothing
 from rorqual.tasks.answer import final_answer, final_number, whole_number
 from rorqual.tasks.base import Problem, Split, Verdict
-from rorqual.tasks.rows import FileTask, Row, carve, held_out, normal, read
+from rorqual.tasks.rows import DataRow, FileTask, carve, held_out, normal, read
 
 PAIRS = (("prompt", "completion"), ("question", "answer"))
 END_THINK = "</think>"
@@ -44,7 +44,7 @@ class Messages(FileTask):
         found = [self._problem(row) for path in paths for row in read(path)]
         return carve([(p.key, p) for p in found], split)
 
-    def _problem(self, row: Row) -> Problem:
+    def _problem(self, row: DataRow) -> Problem:
         turns = _turns(row)
         before, reply = turns[:-1], turns[-1] if turns else None
         if reply is None or reply.role != "assistant" or not before or before[-1].role != "user":
@@ -71,7 +71,7 @@ class Messages(FileTask):
         return Verdict.RIGHT if same else Verdict.WRONG
 
 
-def _turns(row: Row) -> list[Message]:
+def _turns(row: DataRow) -> list[Message]:
     for ask, answer in PAIRS:
         if row.values.get(ask) is not None or row.values.get(answer) is not None:
             return [_message({"role": "user", "content": row.get(ask)}, row.where),

@@ -20,7 +20,7 @@ SAMPLES = Path(__file__).parent / "samples"
 
 
 @dataclass(frozen=True)
-class Row:
+class DataRow:
     """One row and where it stands (`file:line`)."""
 
     values: dict[str, Any]
@@ -49,7 +49,7 @@ class Row:
         return value
 
 
-def read(path: Path) -> Iterator[Row]:
+def read(path: Path) -> Iterator[DataRow]:
     """The rows of a `.jsonl` or `.parquet` file. Lines end at `\\n` alone: JSON strings may hold other separators."""
     if not path.is_file():
         raise DataError("no such file", where=str(path), remedy="Check the path.")
@@ -58,7 +58,7 @@ def read(path: Path) -> Iterator[Row]:
             rows = pq.read_table(path).to_pylist()
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise DataError(f"not Parquet: {error}", where=str(path), remedy="Fetch the file again.") from None
-        yield from (Row(values, f"{path}:{i}") for i, values in enumerate(rows, 1))
+        yield from (DataRow(values, f"{path}:{i}") for i, values in enumerate(rows, 1))
         return
     for i, line in enumerate(path.read_bytes().split(b"\n"), 1):
         if not line.strip():
@@ -69,7 +69,7 @@ def read(path: Path) -> Iterator[Row]:
             raise DataError(f"not JSON: {error}", where=f"{path}:{i}", remedy="Mend or delete the line.") from None
         if not isinstance(values, dict):
             raise DataError("not a JSON object", where=f"{path}:{i}", remedy="Write one {...} a line.")
-        yield Row(values, f"{path}:{i}")
+        yield DataRow(values, f"{path}:{i}")
 
 
 def files(data: Path, name: str) -> list[Path]:

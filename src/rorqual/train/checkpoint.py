@@ -14,7 +14,7 @@ from torch import Tensor
 from rorqual.core.errors import CheckpointError, NumericsError, RorqualError
 from rorqual.core.records import WHOLE_FILE, RunDir, write_atomic, write_json
 from rorqual.model.adapter import Adapter, trained
-from rorqual.model.adapter.files import Piece
+from rorqual.model.adapter.files import OpenedAdapter
 from rorqual.model.decoder import Decoder
 from rorqual.model.ffn import older_names
 from rorqual.model.load.run import WEIGHTS_FILE, load_weights
@@ -93,7 +93,7 @@ def load_checkpoint(
     if adapter is None:
         load_weights(model, folder)
     else:
-        load_trained(model, Piece(folder, adapter))
+        load_trained(model, OpenedAdapter(folder, adapter))
     try:
         optimizer.load(_named_today(load_file(folder / OPTIM_FILE), model))
         state = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
@@ -114,7 +114,7 @@ def _named_today(state: dict[str, Tensor], model: Decoder) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def load_trained(model: Decoder, piece: Piece) -> None:
+def load_trained(model: Decoder, piece: OpenedAdapter) -> None:
     """Fill the trained part of a `model` on which an adapter is attached."""
     parts = trained(model)
     tensors = piece.tensors({name: tuple(part.shape) for name, part in parts.items()})

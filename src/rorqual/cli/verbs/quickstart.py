@@ -19,7 +19,7 @@ class Size(StrEnum):
     FULL = "full"
 
 
-class Precision(StrEnum):
+class FloatType(StrEnum):
     """A type of tensors."""
 
     FLOAT32 = "float32"
@@ -32,7 +32,7 @@ def quickstart(
     size: Annotated[Size, typer.Option(help="small shows every stage in short; its figures mean little.")] = Size.FULL,
     threads: Annotated[int, typer.Option(min=0, help="0: every core. Changes the time and no figure.")] = 0,
     device: Annotated[str, typer.Option(help="Where tensors lie.")] = "cpu",
-    dtype: Annotated[Precision, typer.Option(help="The type that matrix products are in.")] = Precision.FLOAT32,
+    dtype: Annotated[FloatType, typer.Option(help="The type that matrix products are in.")] = FloatType.FLOAT32,
 ) -> None:
     """Build a small DeepSeek-style model, teach it to reason, reinforce it, distil a student from it, measure all, and report.
 

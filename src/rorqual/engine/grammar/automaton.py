@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rorqual.engine.grammar.algebra import ALL, NONE, alt, both, cat, complement, nullable
-from rorqual.engine.grammar.pattern import ANY, EMPTY, Node, Ranges, Reader, ranges, written_set
+from rorqual.engine.grammar.pattern import ANY, EMPTY, Node, PatternReader, Ranges, ranges, written_set
 
 MAX_STATES, MAX_TEXT, MAX_UNROLLED, MAX_STEPS, MAX_SIZE = 48, 6000, 3, 4000, 2000
 MAX_WRITTEN = 50_000
@@ -36,7 +36,7 @@ class Translated:
 
 def translate(pattern: str) -> Translated:
     """A pattern of a JSON schema, which may match anywhere; `grammar.pattern.Unreadable` where it cannot be read."""
-    reader = Reader(pattern)
+    reader = PatternReader(pattern)
     node = reader.read()
     if _size(node, {}) > MAX_WRITTEN:
         return Translated((), False)

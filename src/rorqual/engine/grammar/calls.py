@@ -32,7 +32,7 @@ _MARK = re.compile("([\ud800-\udfff])")
 
 
 @dataclass(frozen=True)
-class Function:
+class FunctionSchema:
     """A function that may be called; `schema`: the text of its arguments' JSON schema, of an object."""
 
     name: str
@@ -44,7 +44,7 @@ class Calls:
     """What a reply may call: one of the functions, or, with `many`, one and then any. `answer`: the text of a JSON schema of which it may be
     instead."""
 
-    functions: tuple[Function, ...]
+    functions: tuple[FunctionSchema, ...]
     many: bool
     answer: str | None = None
 
@@ -52,7 +52,7 @@ class Calls:
 def read_calls(source: str) -> Calls:
     """The source of a grammar of kind `calls`; a `DataError` says what is wrong with it, or with which function's parameters."""
     found = parse_calls(source)
-    functions = tuple(Function(tool["name"], _object(**tool)) for tool in found["tools"])
+    functions = tuple(FunctionSchema(tool["name"], _object(**tool)) for tool in found["tools"])
     answer = json.dumps(found["answer"], ensure_ascii=False) if "answer" in found else None
     return Calls(functions, found["many"], answer)
 

@@ -63,7 +63,7 @@ CONTROLS = {"n": 10, "t": 9, "r": 13, "f": 12, "v": 11, "a": 7, "e": 27}
 
 
 @dataclass
-class Reader:
+class PatternReader:
     """Reads one pattern. `inexact`: something was left out, so that the tree matches more than the pattern does."""
 
     text: str

@@ -55,7 +55,7 @@ class Adapter(Config):
 
 
 @dataclass(frozen=True)
-class Piece:
+class OpenedAdapter:
     """An adapter's checkpoint that was opened."""
 
     folder: Path
@@ -153,11 +153,11 @@ def find_base(checkpoint: Path, base: Base) -> Path:
     )
 
 
-def unfold(checkpoint: Path) -> tuple[Path, list[Piece]]:
+def unfold(checkpoint: Path) -> tuple[Path, list[OpenedAdapter]]:
     """The checkpoint that holds a whole model, and the adapters on it, the innermost first."""
-    pieces: list[Piece] = []
+    pieces: list[OpenedAdapter] = []
     while (info := adapter_of(checkpoint)) is not None:
-        pieces.insert(0, Piece(checkpoint, info))
+        pieces.insert(0, OpenedAdapter(checkpoint, info))
         if len(pieces) > DEPTH:
             raise CheckpointError("adapters that are each other's base", where=str(checkpoint))
         checkpoint = find_base(checkpoint, info.base)

@@ -13,9 +13,9 @@ from rorqual.model.block import PreNormConfig
 from rorqual.model.config import ModelConfig, Stage
 from rorqual.model.ffn import DenseConfig, MoEConfig
 from rorqual.model.ffn.router import GroupedTopKConfig
-from rorqual.model.load.keys import Keys, rope_to_hf
+from rorqual.model.load.keys import ConfigKeys, rope_to_hf
 from rorqual.model.load.layers import ends, norms, routed, swiglu, tied_head
-from rorqual.model.load.names import Entry, NameMap
+from rorqual.model.load.names import NameEntry, NameMap
 
 EPSILON = 1e-6
 _METHODS: Mapping[str, tuple[Literal["top2", "max"], bool]] = {
@@ -27,7 +27,7 @@ _METHODS: Mapping[str, tuple[Literal["top2", "max"], bool]] = {
 
 def config_from_hf(data: Mapping[str, Any], where: str = "config.json") -> ModelConfig:
     """A published or saved `config.json` as ours; what this model cannot express is a `ConfigError` naming the key."""
-    keys = Keys(data, where)
+    keys = ConfigKeys(data, where)
     v3 = keys.take("model_type") != "deepseek_v2"
     keys.family(*(("deepseek_v3", "DeepseekV3ForCausalLM") if v3 else ("deepseek_v2", "DeepseekV2ForCausalLM")))
     heads, hidden, layers = keys.integer("num_attention_heads"), keys.integer("hidden_size"), keys.layers()
@@ -67,7 +67,7 @@ def config_from_hf(data: Mapping[str, Any], where: str = "config.json") -> Model
     return config
 
 
-def _stages(keys: Keys, attention: MLAConfig, layers: int, *, v3: bool) -> tuple[Stage, ...]:
+def _stages(keys: ConfigKeys, attention: MLAConfig, layers: int, *, v3: bool) -> tuple[Stage, ...]:
     dense = keys.integer("first_k_dense_replace", 0)
     if not 0 <= dense <= layers:
         raise ConfigError(f"key 'first_k_dense_replace' is {dense} of {layers} layers", where=keys.where)
@@ -76,7 +76,7 @@ def _stages(keys: Keys, attention: MLAConfig, layers: int, *, v3: bool) -> tuple
     return tuple(keys.build(Stage, layers=count, attention=attention, ffn=ffn) for count, ffn in parts if count)
 
 
-def _moe_from_hf(keys: Keys, *, v3: bool) -> MoEConfig:
+def _moe_from_hf(keys: ConfigKeys, *, v3: bool) -> MoEConfig:
     # transformers drops `topk_method` and `scoring_func` of V3: its class is the method.
     method = keys.take("topk_method", "noaux_tc" if v3 else "greedy")
     if method not in _METHODS:
@@ -202,13 +202,13 @@ def name_map(config: ModelConfig) -> NameMap:
     for index in range(config.num_nextn_predict_layers):
         ours, theirs = f"mtp.{index}", f"model.layers.{layers + index}"
         entries += _block(config.stages[-1], f"{ours}.block", theirs)
-        entries += [Entry(f"{ours}.{n}.weight", (f"{theirs}.{n}.weight",)) for n in ("enorm", "hnorm", "eh_proj")]
-        entries.append(Entry(f"{ours}.norm.weight", (f"{theirs}.shared_head.norm.weight",)))
+        entries += [NameEntry(f"{ours}.{n}.weight", (f"{theirs}.{n}.weight",)) for n in ("enorm", "hnorm", "eh_proj")]
+        entries.append(NameEntry(f"{ours}.norm.weight", (f"{theirs}.shared_head.norm.weight",)))
         copies |= {f"{theirs}.embed_tokens.weight": "embed_tokens.weight", f"{theirs}.shared_head.head.weight": head}
     return NameMap(tuple(entries), copies)
 
 
-def _block(stage: Stage, ours: str, theirs: str) -> Iterator[Entry]:
+def _block(stage: Stage, ours: str, theirs: str) -> Iterator[NameEntry]:
     attention, ffn = stage.attention, stage.ffn
     if not isinstance(attention, MLAConfig) or not isinstance(ffn, DenseConfig | MoEConfig):
         raise ConfigError(f"{ours} is {attention.kind} and {ffn.kind}, not DeepSeek's", where="config")
@@ -217,7 +217,7 @@ def _block(stage: Stage, ours: str, theirs: str) -> Iterator[Entry]:
     yield from norms(ours, theirs)
     query = ["q_a_proj", "q_a_layernorm", "q_b_proj"] if attention.q_lora_rank else ["q_proj"]
     for name in [*query, "kv_a_proj_with_mqa", "kv_a_layernorm", "kv_b_proj", "o_proj"]:
-        yield Entry(f"{ours}.attention.{name}.weight", (f"{theirs}.self_attn.{name}.weight",))
+        yield NameEntry(f"{ours}.attention.{name}.weight", (f"{theirs}.self_attn.{name}.weight",))
     if isinstance(ffn, DenseConfig):
         yield from swiglu(f"{ours}.ffn", f"{theirs}.mlp")
         return
@@ -225,7 +225,7 @@ def _block(stage: Stage, ours: str, theirs: str) -> Iterator[Entry]:
         raise ConfigError(f"{ours} has a router of kind {ffn.router.kind}, not DeepSeek's", where="config")
     if ffn.router.score_bias:
         name = "e_score_correction_bias"
-        yield Entry(f"{ours}.ffn.router.{name}", (f"{theirs}.mlp.gate.{name}",))
+        yield NameEntry(f"{ours}.ffn.router.{name}", (f"{theirs}.mlp.gate.{name}",))
     yield from routed(ffn, f"{ours}.ffn", f"{theirs}.mlp")
     if ffn.n_shared_experts:
         yield from swiglu(f"{ours}.ffn.shared_experts", f"{theirs}.mlp.shared_experts")

@@ -13,7 +13,7 @@ from rorqual.model.load.names import NameMap
 
 
 @dataclass(frozen=True)
-class Family:
+class CheckpointFamily:
     """How models of one kind are published: `model_types` of its `config.json`, and both directions.
 
     `config_from_hf(data, where)`: a `config.json` as ours. `config_to_hf(config)`: ours as a `config.json`.
@@ -27,11 +27,13 @@ class Family:
 
 
 FAMILIES = (
-    Family(("deepseek_v3", "deepseek_v2"), deepseek_v3.config_from_hf, deepseek_v3.config_to_hf, deepseek_v3.name_map),
-    Family(("qwen3",), qwen3.config_from_hf, qwen3.config_to_hf, qwen3.name_map),
-    Family(("qwen3_moe",), qwen3_moe.config_from_hf, qwen3_moe.config_to_hf, qwen3_moe.name_map),
-    Family(("qwen2",), qwen2.config_from_hf, qwen2.config_to_hf, qwen2.name_map),
-    Family(("llama",), llama.config_from_hf, llama.config_to_hf, llama.name_map),
+    CheckpointFamily(
+        ("deepseek_v3", "deepseek_v2"), deepseek_v3.config_from_hf, deepseek_v3.config_to_hf, deepseek_v3.name_map
+    ),
+    CheckpointFamily(("qwen3",), qwen3.config_from_hf, qwen3.config_to_hf, qwen3.name_map),
+    CheckpointFamily(("qwen3_moe",), qwen3_moe.config_from_hf, qwen3_moe.config_to_hf, qwen3_moe.name_map),
+    CheckpointFamily(("qwen2",), qwen2.config_from_hf, qwen2.config_to_hf, qwen2.name_map),
+    CheckpointFamily(("llama",), llama.config_from_hf, llama.config_to_hf, llama.name_map),
 )
 """In the order in which `family_for` asks them."""
 
@@ -41,7 +43,7 @@ def known_types() -> tuple[str, ...]:
     return tuple(sorted(name for family in FAMILIES for name in family.model_types))
 
 
-def family_of(model_type: str, where: str) -> Family:
+def family_of(model_type: str, where: str) -> CheckpointFamily:
     """The family whose `config.json` says `model_type`; an unknown one is a `ConfigError` that names the known ones."""
     for family in FAMILIES:
         if model_type in family.model_types:
@@ -55,7 +57,7 @@ def family_of(model_type: str, where: str) -> Family:
     )
 
 
-def family_for(config: ModelConfig) -> Family:
+def family_for(config: ModelConfig) -> CheckpointFamily:
     """The family that can express a model; where none can, a `ConfigError` with each one's reason."""
     reasons = []
     for family in FAMILIES:

@@ -10,12 +10,12 @@ from rorqual.model.attention import GQAConfig
 from rorqual.model.block import PreNormConfig
 from rorqual.model.config import ModelConfig, Stage
 from rorqual.model.ffn import DenseConfig
-from rorqual.model.load.keys import Keys, rope_to_hf
+from rorqual.model.load.keys import ConfigKeys, rope_to_hf
 from rorqual.model.load.layers import ends, norms, swiglu, tied_head
-from rorqual.model.load.names import Entry, NameMap
+from rorqual.model.load.names import NameEntry, NameMap
 
 
-def attention_from_hf(keys: Keys, *, head_dim: int = 0, **kind: bool) -> GQAConfig:
+def attention_from_hf(keys: ConfigKeys, *, head_dim: int = 0, **kind: bool) -> GQAConfig:
     """`head_dim` 0: where the key is absent it is `hidden_size` / heads. `kind`: norms and biases, as the family has them."""
     heads, hidden = keys.integer("num_attention_heads"), keys.integer("hidden_size")
     if not (wide := keys.take("head_dim", None) or head_dim):
@@ -48,7 +48,7 @@ def _without_mscale(attention: GQAConfig, where: str) -> None:
         )
 
 
-def no_sliding_window(keys: Keys, layers: int) -> None:
+def no_sliding_window(keys: ConfigKeys, layers: int) -> None:
     """Qwen's keys for attention to a window, which no published model that is read here uses."""
     keys.expect("use_sliding_window", False)
     keys.take("sliding_window", None)  # without meaning where use_sliding_window is false
@@ -56,7 +56,7 @@ def no_sliding_window(keys: Keys, layers: int) -> None:
     keys.expect("layer_types", None, ["full_attention"] * layers)
 
 
-def model_from_hf(keys: Keys, stages: Sequence[Stage]) -> ModelConfig:
+def model_from_hf(keys: ConfigKeys, stages: Sequence[Stage]) -> ModelConfig:
     """The rest of the file; a key that nobody took is refused."""
     config = keys.build(
         ModelConfig,
@@ -112,7 +112,7 @@ def common_to_hf(config: ModelConfig, attention: GQAConfig, model_type: str, arc
     }
 
 
-def name_map(config: ModelConfig, feed_forward: Callable[[Stage, str, str], Iterator[Entry]]) -> NameMap:
+def name_map(config: ModelConfig, feed_forward: Callable[[Stage, str, str], Iterator[NameEntry]]) -> NameMap:
     """Every tensor; `feed_forward` gives those of one layer's network by its stage, our prefix and theirs."""
     entries = list(ends(config))
     for index, stage in enumerate(config.layers):
@@ -124,14 +124,14 @@ def name_map(config: ModelConfig, feed_forward: Callable[[Stage, str, str], Iter
     return NameMap(tuple(entries), tied_head(config))
 
 
-def dense_names(_: Stage, ours: str, theirs: str) -> Iterator[Entry]:
+def dense_names(_: Stage, ours: str, theirs: str) -> Iterator[NameEntry]:
     """A `feed_forward` of `name_map` where every layer is dense."""
     return swiglu(ours, theirs)
 
 
-def _attention(attention: GQAConfig, ours: str, theirs: str) -> Iterator[Entry]:
+def _attention(attention: GQAConfig, ours: str, theirs: str) -> Iterator[NameEntry]:
     names = [f"{part}_proj.weight" for part in "qkvo"]
     names += [f"{part}_norm.weight" for part in "qk" if attention.qk_norm]
     names += [f"{part}_proj.bias" for part in "qkv" if attention.attention_bias]
     names += ["o_proj.bias"] * attention.output_bias
-    return (Entry(f"{ours}.{name}", (f"{theirs}.{name}",)) for name in names)
+    return (NameEntry(f"{ours}.{name}", (f"{theirs}.{name}",)) for name in names)

@@ -59,7 +59,7 @@ _MISSING = object()
 C = TypeVar("C", bound=Config)
 
 
-class Keys:
+class ConfigKeys:
     """The keys of a `config.json`; what nobody took is refused at `end`."""
 
     def __init__(self, data: Mapping[str, Any], where: str) -> None:

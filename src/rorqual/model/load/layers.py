@@ -6,15 +6,15 @@ from collections.abc import Iterator
 
 from rorqual.model.config import ModelConfig
 from rorqual.model.ffn import MoEConfig
-from rorqual.model.load.names import Entry, stacked, stacked_pairs
+from rorqual.model.load.names import NameEntry, stacked, stacked_pairs
 
 
-def ends(config: ModelConfig) -> Iterator[Entry]:
+def ends(config: ModelConfig) -> Iterator[NameEntry]:
     """Embedding, last norm and, where it is not the embedding, the head."""
-    yield Entry("embed_tokens.weight", ("model.embed_tokens.weight",))
-    yield Entry("norm.weight", ("model.norm.weight",))
+    yield NameEntry("embed_tokens.weight", ("model.embed_tokens.weight",))
+    yield NameEntry("norm.weight", ("model.norm.weight",))
     if not config.tie_word_embeddings:
-        yield Entry("lm_head.weight", ("lm_head.weight",))
+        yield NameEntry("lm_head.weight", ("lm_head.weight",))
 
 
 def tied_head(config: ModelConfig) -> dict[str, str]:
@@ -22,21 +22,21 @@ def tied_head(config: ModelConfig) -> dict[str, str]:
     return {"lm_head.weight": "embed_tokens.weight"} if config.tie_word_embeddings else {}
 
 
-def norms(ours: str, theirs: str) -> Iterator[Entry]:
+def norms(ours: str, theirs: str) -> Iterator[NameEntry]:
     """The two norms of a block."""
     for name in ("input_layernorm", "post_attention_layernorm"):
-        yield Entry(f"{ours}.{name}.weight", (f"{theirs}.{name}.weight",))
+        yield NameEntry(f"{ours}.{name}.weight", (f"{theirs}.{name}.weight",))
 
 
-def swiglu(ours: str, theirs: str) -> Iterator[Entry]:
+def swiglu(ours: str, theirs: str) -> Iterator[NameEntry]:
     """A dense feed-forward network."""
     for name in ("gate_proj", "up_proj", "down_proj"):
-        yield Entry(f"{ours}.{name}.weight", (f"{theirs}.{name}.weight",))
+        yield NameEntry(f"{ours}.{name}.weight", (f"{theirs}.{name}.weight",))
 
 
-def routed(ffn: MoEConfig, ours: str, theirs: str) -> Iterator[Entry]:
+def routed(ffn: MoEConfig, ours: str, theirs: str) -> Iterator[NameEntry]:
     """Router and routed experts."""
-    yield Entry(f"{ours}.router.gate", (f"{theirs}.gate.weight",))
+    yield NameEntry(f"{ours}.router.gate", (f"{theirs}.gate.weight",))
     gate, up, down = (
         [f"{theirs}.experts.{expert}.{part}_proj.weight" for expert in range(ffn.n_experts())]
         for part in ("gate", "up", "down")

@@ -9,7 +9,7 @@ from rorqual.model.attention import GQAConfig
 from rorqual.model.config import ModelConfig, Stage
 from rorqual.model.ffn import DenseConfig
 from rorqual.model.load import grouped
-from rorqual.model.load.keys import Keys
+from rorqual.model.load.keys import ConfigKeys
 from rorqual.model.load.names import NameMap
 
 LAYOUT = (
@@ -20,7 +20,7 @@ LAYOUT = (
 
 def config_from_hf(data: Mapping[str, Any], where: str = "config.json") -> ModelConfig:
     """A published or saved `config.json` as ours; what this model cannot express is a `ConfigError` naming the key."""
-    keys = Keys(data, where)
+    keys = ConfigKeys(data, where)
     keys.family("llama", "LlamaForCausalLM")
     keys.expect("hidden_act", "silu")
     keys.expect("mlp_bias", False)

@@ -19,7 +19,7 @@ Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Entry:
+class NameEntry:
     """One tensor of ours and the tensors `theirs` that hold it, bit for bit.
 
     "alone": the same tensor. "stack": ours [n, ...] is the stack of the n of theirs. "pairs": theirs are n first ones and
@@ -63,9 +63,9 @@ class Entry:
             return (len(self.theirs), *first)
         return (len(self.theirs) // 2, 2 * first[0], *first[1:])
 
-    def scales(self) -> Entry:
+    def scales(self) -> NameEntry:
         """The entry of the scales that stand beside these tensors; halves of pairs have blocks of their own."""
-        return Entry(self.ours + SCALE, tuple(name + SCALE for name in self.theirs), self.kind)
+        return NameEntry(self.ours + SCALE, tuple(name + SCALE for name in self.theirs), self.kind)
 
     def scale_shape(self, ours: Shape) -> Shape:
         """The shape of our scales beside our tensor of shape `ours`."""
@@ -100,14 +100,14 @@ class Entry:
         return [self.piece(ours, index).clone() for index in range(len(self.theirs))]
 
 
-def stacked(ours: str, theirs: Iterable[str]) -> Entry:
+def stacked(ours: str, theirs: Iterable[str]) -> NameEntry:
     """`ours` [n, ...] is the stack of `theirs`."""
-    return Entry(ours, tuple(theirs), "stack")
+    return NameEntry(ours, tuple(theirs), "stack")
 
 
-def stacked_pairs(ours: str, first: Iterable[str], second: Iterable[str]) -> Entry:
+def stacked_pairs(ours: str, first: Iterable[str], second: Iterable[str]) -> NameEntry:
     """`ours` [n, 2 rows, ...]: of each of the n the rows of `first`, then those of `second`."""
-    return Entry(ours, (*first, *second), "pairs")
+    return NameEntry(ours, (*first, *second), "pairs")
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class NameMap:
     """`entries` cover every tensor of both sides. `copies`: names of theirs that repeat a tensor of ours, written on the
     way out; on the way in they may be absent, and must be equal where present."""
 
-    entries: tuple[Entry, ...]
+    entries: tuple[NameEntry, ...]
     copies: Mapping[str, str] = field(default_factory=dict)
 
     def check(self, names: Collection[str]) -> None:

@@ -15,9 +15,9 @@ from rorqual.model.config import ModelConfig, Stage
 from rorqual.model.ffn import DenseConfig, MoEConfig
 from rorqual.model.ffn.router import GroupedTopKConfig
 from rorqual.model.load import grouped
-from rorqual.model.load.keys import Keys
+from rorqual.model.load.keys import ConfigKeys
 from rorqual.model.load.layers import routed, swiglu
-from rorqual.model.load.names import Entry, NameMap
+from rorqual.model.load.names import NameEntry, NameMap
 from rorqual.model.load.qwen3 import fits
 
 LAYOUT = (
@@ -28,7 +28,7 @@ LAYOUT = (
 
 def config_from_hf(data: Mapping[str, Any], where: str = "config.json") -> ModelConfig:
     """A published or saved `config.json` as ours; what this model cannot express is a `ConfigError` naming the key."""
-    keys = Keys(data, where)
+    keys = ConfigKeys(data, where)
     keys.family("qwen3_moe", "Qwen3MoeForCausalLM")
     keys.expect("hidden_act", "silu")
     keys.expect("attention_bias", False)
@@ -53,7 +53,7 @@ def config_from_hf(data: Mapping[str, Any], where: str = "config.json") -> Model
     return grouped.model_from_hf(keys, stages)
 
 
-def _stages(keys: Keys, attention: GQAConfig, moe: MoEConfig, wide: DenseConfig, layers: int) -> list[Stage]:
+def _stages(keys: ConfigKeys, attention: GQAConfig, moe: MoEConfig, wide: DenseConfig, layers: int) -> list[Stage]:
     """A layer has experts where its number, counted from 1, is a multiple of `decoder_sparse_step` and it is not listed."""
     step, listed = keys.integer("decoder_sparse_step", 1), keys.take("mlp_only_layers", None) or []
     if step < 1 or any(layer not in range(layers) for layer in listed):
@@ -114,7 +114,7 @@ def name_map(config: ModelConfig) -> NameMap:
     return grouped.name_map(config, _feed_forward)
 
 
-def _feed_forward(stage: Stage, ours: str, theirs: str) -> Iterator[Entry]:
+def _feed_forward(stage: Stage, ours: str, theirs: str) -> Iterator[NameEntry]:
     if isinstance(stage.ffn, MoEConfig):
         return routed(stage.ffn, ours, theirs)
     return swiglu(ours, theirs)

@@ -18,7 +18,7 @@ from rorqual.model.config import ModelConfig
 from rorqual.model.decoder import Decoder
 from rorqual.model.ffn import older_names
 from rorqual.model.load.find import family_for
-from rorqual.model.load.names import SCALE, Entry, Shape
+from rorqual.model.load.names import SCALE, NameEntry, Shape
 from rorqual.model.skeleton import skeleton
 from rorqual.ops.backends import TORCH, Backend
 from rorqual.ops.quant import dequantize_blocks
@@ -72,12 +72,12 @@ def load_weights(model: Decoder, checkpoint: Path) -> None:
 
 def _check_headers(
     stored: Any, there: Mapping[str, str], wanted: dict[str, Tensor], config: ModelConfig, where: str
-) -> dict[str, Entry]:
+) -> dict[str, NameEntry]:
     """Refuse a file by its header, its names by ours in `there`; return how the tensors that are FP8 are made, by name."""
     slices = {ours: stored.get_slice(name) for ours, name in there.items()}
     shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
     scales = {name for name in shapes if name.endswith(SCALE) and name.removesuffix(SCALE) in wanted}
-    entries: dict[str, Entry] = {}
+    entries: dict[str, NameEntry] = {}
     expected = {name: tuple(tensor.shape) for name, tensor in wanted.items()}
     if scales:
         entries = {entry.ours: entry for entry in family_for(config).name_map(config).entries}
@@ -94,7 +94,7 @@ def _check_headers(
     return entries
 
 
-def _dequantize(entry: Entry, weight: Tensor, scale: Tensor, out: Tensor) -> None:
+def _dequantize(entry: NameEntry, weight: Tensor, scale: Tensor, out: Tensor) -> None:
     scales = entry.scales()
     for index in range(len(entry.theirs)):
         values = dequantize_blocks(entry.piece(weight, index), scales.piece(scale, index))

@@ -46,7 +46,7 @@ FACTORY = (2, 8, 520)
 
 
 @dataclass(frozen=True)
-class Worked:
+class SolutionLength:
     """A problem, and tokens of its prompt and of its solution with and without thinking."""
 
     problem: Problem
@@ -96,7 +96,7 @@ class Exam:
 
 
 @dataclass(frozen=True)
-class Stage:
+class StageForecast:
     """A stage's forecast, by the ledger's name."""
 
     name: str
@@ -109,7 +109,7 @@ class Stage:
         return self.core_seconds / self.cores
 
 
-def forecast(scale: Scale, *, seed: int = 0, threads: int = 2) -> list[Stage]:
+def forecast(scale: Scale, *, seed: int = 0, threads: int = 2) -> list[StageForecast]:
     """Probe both models, and say what each stage takes. Some twenty core-seconds of probing for the full size."""
     teacher_run = sft(task=TASK, size=scale.model, think=scale.think, options={"hard": scale.sft_hard},
                       rows=scale.sft_rows, row=scale.row, seed=seed)  # fmt: skip
@@ -135,22 +135,22 @@ def stages(
     wide: Exam,
     narrow: Exam,
     factory: tuple[float, float],
-) -> list[Stage]:
+) -> list[StageForecast]:
     """The arithmetic: paces times work. `wide`: the teacher's evaluation; `narrow`: the students'; `factory`: as `factory_pace`."""
     habits = {"before": s.think, "after": over(s.think, 1.0)}
     first = [thinks(mode, habits[when]) for when in WHEN for mode in MODES]
     able = s.student_able_steps + s.student_base_steps
-    base = Stage("train the base student", able * student.step, able * student.tokens, student.cores)
+    base = StageForecast("train the base student", able * student.step, able * student.tokens, student.cores)
     further = (s.distil_steps * student.step, s.distil_steps * student.tokens, student.cores)
     prompts = s.distil_problems * (studying.prompt + studying.thinking)
     return [
-        Stage("train the teacher", s.sft_steps * teacher.step, s.sft_steps * teacher.tokens, teacher.cores),
+        StageForecast("train the teacher", s.sft_steps * teacher.step, s.sft_steps * teacher.tokens, teacher.cores),
         reinforced("reinforce the teacher", s.grpo_steps, s.grpo_problems * s.grpo_samples, teacher, teaching, s.think),
         measured("measure the teacher", [(teacher, first, len(WHEN))], wide),
         base,
-        Stage("sample the teacher", factory[0] + s.distil_problems * factory[1], prompts, teacher.cores),
-        Stage("distil the student", *further),
-        Stage("train on answers alone", *further),
+        StageForecast("sample the teacher", factory[0] + s.distil_problems * factory[1], prompts, teacher.cores),
+        StageForecast("distil the student", *further),
+        StageForecast("train on answers alone", *further),
         reinforced("reinforce the rival", s.rival_steps, s.rival_problems * s.rival_samples, student, studying, s.student_think),
         measured("measure the students", branches(s, teacher, student), narrow),
     ]  # fmt: skip
@@ -165,22 +165,22 @@ def branches(s: Scale, teacher: Pace, student: Pace) -> list[tuple[Pace, list[fl
     ]
 
 
-def measured(name: str, models: Sequence[tuple[Pace, list[float], int]], exam: Exam) -> Stage:
+def measured(name: str, models: Sequence[tuple[Pace, list[float], int]], exam: Exam) -> StageForecast:
     """Evaluations: for each model its answers, and the drawing of the problems."""
     core = sum(exam.problems * pace.answer(share) for pace, shares, _ in models for share in shares)
     tokens = sum(
         exam.problems * (exam.lengths.prompt + exam.lengths.reply(share)) for _, shares, _ in models for share in shares
     )
     drawing = exam.drawing * sum(count for _, _, count in models)
-    return Stage(name, core + drawing, tokens, models[-1][0].cores)
+    return StageForecast(name, core + drawing, tokens, models[-1][0].cores)
 
 
-def reinforced(name: str, steps: int, samples: int, pace: Pace, lengths: Lengths, share: float) -> Stage:
+def reinforced(name: str, steps: int, samples: int, pace: Pace, lengths: Lengths, share: float) -> StageForecast:
     """Each step samples, checks all that it sampled with one forward, and trains on the groups that teach."""
     reply = lengths.reply(over(share))
     seen = samples * (lengths.prompt + reply)
     cost = samples * pace.rollout + seen * pace.update * (1 / 3 + TEACHES)
-    return Stage(name, steps * cost, steps * (samples * reply + seen * TEACHES), pace.cores)
+    return StageForecast(name, steps * cost, steps * (samples * reply + seen * TEACHES), pace.cores)
 
 
 def thinks(mode: str, habit: float) -> float:
@@ -193,12 +193,12 @@ def over(share: float, goes: float = GOES_OVER) -> float:
     return share + (1 - share) * goes
 
 
-def worked(task: str, hard: float, seed: int) -> list[Worked]:
+def worked(task: str, hard: float, seed: int) -> list[SolutionLength]:
     """The first problems of the train split with their lengths."""
     return counted(list(islice(load_task(task, options={"hard": hard}).problems("train", seed), DRAWN)))
 
 
-def counted(problems: Sequence[Problem]) -> list[Worked]:
+def counted(problems: Sequence[Problem]) -> list[SolutionLength]:
     """Problems with their lengths in the quickstart's own chat."""
     chat = chat_format(Tokenizer.byte_level())
     found = []
@@ -207,11 +207,11 @@ def counted(problems: Sequence[Problem]) -> list[Worked]:
             chat.render((*problem.messages, Message("assistant", problem.answer, steps))).mask
             for steps in (problem.steps, None)
         )
-        found.append(Worked(problem, len(long) - sum(long), sum(long), sum(short)))
+        found.append(SolutionLength(problem, len(long) - sum(long), sum(long), sum(short)))
     return found
 
 
-def mean(solutions: Sequence[Worked]) -> Lengths:
+def mean(solutions: Sequence[SolutionLength]) -> Lengths:
     """The means of lengths."""
     return Lengths(*(fmean(getattr(one, name) for one in solutions) for name in ("prompt", "thinking", "at_once")))
 
@@ -224,7 +224,7 @@ def exam(task: str, hard: float, count: int, seed: int) -> Exam:
     return Exam(len(problems), mean(counted(problems[:: max(1, len(problems) // DRAWN)])), drawing)
 
 
-def probe(run: Run, solutions: Sequence[Worked], share: float, scale: Scale, threads: int) -> Pace:
+def probe(run: Run, solutions: Sequence[SolutionLength], share: float, scale: Scale, threads: int) -> Pace:
     """Measure a shape of model: a few steps of its own fine-tuning, updates as reinforcement has them, rollouts, and answers."""
     state, step, wall, tokens = paced(run, threads)
     adam = run.model_copy(update={"optim": nudged(1e-4), "source": run.source.model_copy(update={"rows": BATCH})})
@@ -274,7 +274,9 @@ def factory_pace(run: Run, scale: Scale, lengths: Lengths, threads: int) -> tupl
     return max(0.0, spent[1] - FACTORY[1] * each), each
 
 
-def sampling(state: State, solutions: Sequence[Worked], share: float, params: SamplingParams, threads: int) -> float:
+def sampling(
+    state: State, solutions: Sequence[SolutionLength], share: float, params: SamplingParams, threads: int
+) -> float:
     """Core-seconds a sample, `share` of the problems at the length of their thinking, the rest at that of an answer at once: a batch
     takes as many steps as its longest, so that lengths must be spread as real ones are."""
     tokenizer = Tokenizer.byte_level()

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rorqual.core.ledger import CORE_HOUR, Entry, read_ledger
+from rorqual.core.ledger import CORE_HOUR, LedgerEntry, read_ledger
 from rorqual.core.records import RunDir
 from rorqual.data.distilled import read_distilled
 from rorqual.evals.evaluation import Evaluation
@@ -90,7 +90,7 @@ def stages(place: Place) -> list[dict[str, Any]]:
     amounts["unaccounted"] = {"tokens": 0, "flops": 0, "solved": 0}
     found = []
     for stage, amount in amounts.items():
-        entry = spent.get(stage, Entry(stage))
+        entry = spent.get(stage, LedgerEntry(stage))
         clock = {"seconds": entry.seconds, "core_seconds": entry.core_seconds, "spent_tokens": entry.tokens}
         found.append({"name": stage} | amount | clock)
     return found

@@ -84,7 +84,7 @@ class GRPO(Objective):
 
     def term(self, model: Decoder, batch: TrainBatch, output: Output) -> Term:
         at = batch.loss_mask.nonzero(as_tuple=True)
-        drawn = Drawn.of(batch, at, self)
+        drawn = DrawnTokens.of(batch, at, self)
         logits = self._logits(model, output.hidden[at], None if batch.kept is None else batch.kept[at])
         now = token_logprobs(logits, batch.targets[at])
         ratio = self._ratio(now, drawn)
@@ -129,7 +129,7 @@ class GRPO(Objective):
         logits = logits / self.temperature
         return logits if kept is None else keep_only(logits.log_softmax(-1), kept)
 
-    def _ratio(self, now: Tensor, drawn: Drawn) -> Tensor:
+    def _ratio(self, now: Tensor, drawn: DrawnTokens) -> Tensor:
         """p / p_old of each token, or of its answer: exp of the mean over the answer's tokens (GSPO eq. 7)."""
         if self.importance_sampling_level == "token":
             return (now - drawn.old).exp()
@@ -138,7 +138,7 @@ class GRPO(Objective):
             return whole
         return whole.detach() * (now - now.detach()).exp()
 
-    def _gain(self, now: Tensor, ratio: Tensor, drawn: Drawn) -> tuple[Tensor, Tensor]:
+    def _gain(self, now: Tensor, ratio: Tensor, drawn: DrawnTokens) -> tuple[Tensor, Tensor]:
         """What a token adds to the objective, and where the clip changed it."""
         advantage = drawn.advantage
         clipped = ratio.clamp(1 - self.clip_low, 1 + self.clip_high)
@@ -149,7 +149,7 @@ class GRPO(Objective):
 
 
 @dataclass(frozen=True)
-class Drawn:
+class DrawnTokens:
     """What a batch says of its n trained tokens, in the order of the mask: each [n], and for each the number of its answer."""
 
     advantage: Tensor
@@ -162,7 +162,7 @@ class Drawn:
     counts: Tensor  # tokens of each answer
 
     @classmethod
-    def of(cls, batch: TrainBatch, at: tuple[Tensor, ...], how: GRPO) -> Drawn:
+    def of(cls, batch: TrainBatch, at: tuple[Tensor, ...], how: GRPO) -> DrawnTokens:
         if batch.advantages is None or batch.sampled_logprobs is None:
             raise NumericsError("grpo needs advantages and the sampler's log-probabilities", where="objectives.grpo")
         sampled = batch.sampled_logprobs[at]

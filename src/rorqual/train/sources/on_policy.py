@@ -85,7 +85,7 @@ class OnPolicy(Source):
         self.config, self.chat, self.seed = config, materials.chat, materials.seed
         self.task = load_task(config.task, data=Path(config.data) if config.data else None, options=config.options)
         self.versions = self.task.versions
-        self.teacher = Teacher(config.teacher, materials, config.row, config.top_k)
+        self.teacher = OnPolicyTeacher(config.teacher, materials, config.row, config.top_k)
         self.sampler = RolloutSampler(materials, max_age=config.max_age)
         check_room(self.chat, opening(self.task, self.seed, PROBE), config.thinking, config.max_tokens, config.row)
 
@@ -128,7 +128,7 @@ class OnPolicy(Source):
         return self.teacher.beside(replace(batch, advantages=None, lengths=None))
 
 
-class Teacher:
+class OnPolicyTeacher:
     """The newest checkpoint of run directory `path`, frozen, in fp32, on the device of the trained model.
 
     Refused: another tokenizer or vocabulary than the student's, and a context shorter than a row.

@@ -25,13 +25,13 @@ class TextConfig(SourceConfig):
     windows: Literal["chunks", "random"] = "chunks"
 
     def build(self, materials: Materials) -> Source:
-        return Text(self, materials)
+        return TextWindows(self, materials)
 
     def texts(self) -> Iterator[str]:
         yield read_text(Path(self.data)).train
 
 
-class Text(Source):
+class TextWindows(Source):
     """Windows of the training part."""
 
     def __init__(self, config: TextConfig, materials: Materials) -> None:

@@ -382,7 +382,7 @@ def test_a_request_that_is_no_rollout_is_refused(rollout: Server, change: dict[s
 def poisons(state: dict[str, Tensor], version: int) -> dict[str, tuple[bytes, Any, str | None, int, str]]:
     """Body, version, digest (None: the body's own), and how it is refused. All are as near to a valid update as can be."""
     good = save(state)
-    name = "layers.1.ffn.gate"
+    name = "layers.1.ffn.router.gate"
     reshaped = save(state | {name: state[name].T.contiguous()})
     missing, left_over = save({k: v for k, v in state.items() if k != name}), save(state | {"more": torch.zeros(1)})
     renamed = save({k.replace(name, name + "s"): v for k, v in state.items()})
@@ -580,7 +580,7 @@ def test_updates_that_come_one_after_another_are_taken_in_order(base: Path, tmp_
     to_worker, from_worker = os.pipe(), os.pipe()
     worker = Worker(engine_of(load_run(RunDir(base))), os.fdopen(to_worker[0], "rb"), os.fdopen(from_worker[1], "wb"))
     thread = threading.Thread(target=worker.run)
-    ask = wire.pack(wire.Ask(prompt=PROMPT, max_tokens=8, temperature=1.0, seed=3))
+    ask = wire.pack(wire.Ask(PROMPT, SamplingParams(max_tokens=8, temperature=1.0, seed=3)))
     with os.fdopen(to_worker[1], "wb") as sink, os.fdopen(from_worker[0], "rb") as source:
         parts = (
             wire.update(str(tmp_path / "good"), 7),

@@ -12,6 +12,7 @@ import threading
 import time
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -36,6 +37,8 @@ ROUTES = (
     ("GET", "/metrics"),
     ("GET", "/openapi.json"),
 )
+ROLLOUT = (("POST", "/rollout/generate"), ("GET", "/rollout/weights"), ("POST", "/rollout/weights"))
+"""With `rollout_dir=` alone, and with a key of their own: tests/serve/test_rollout.py."""
 OPEN = (("GET", "/livez"),)
 """The one route without a key: it says nothing."""
 
@@ -192,7 +195,6 @@ def test_nothing_is_answered_without_a_key(server: Server, path: str) -> None:
 
 
 def test_every_route_is_in_the_list_above(server: Server) -> None:
-    edge: Any = create_app(None)  # type: ignore[arg-type]
     found: set[tuple[str, str]] = set()
 
     def walk(routes: Any) -> None:
@@ -203,8 +205,11 @@ def test_every_route_is_in_the_list_above(server: Server) -> None:
                 child = getattr(route, inner, None)
                 walk(getattr(child, "routes", child) or ())
 
-    walk(edge.app.routes)
-    assert {pair for pair in found if pair[0] != "HEAD"} == set(ROUTES)
+    for uploads, more in ((None, set()), (object(), set(ROLLOUT))):
+        edge: Any = create_app(SimpleNamespace(uploads=uploads))  # type: ignore[arg-type]
+        found.clear()
+        walk(edge.app.routes)
+        assert {pair for pair in found if pair[0] != "HEAD"} == set(ROUTES) | more
     with server.client as client:
         for method, path in ROUTES:
             assert client.request(method, path).status_code in ((400,) if method == "POST" else (200,))

@@ -333,7 +333,9 @@ def test_each_field_of_a_completion_is_its_own(mla: Decoder, tokenizer: Tokenize
         "prompt_top_logprobs",
         "model",
     }
-    assert {f.name for f in fields(Completion)} == named
+    by_rollout_engines = {"request", "sample", "policy_version"}  # tests/engine/test_rollout_engine.py
+    assert {getattr(found, name) for name in by_rollout_engines} == {0}
+    assert {f.name for f in fields(Completion)} == named | by_rollout_engines
 
 
 # ---- what `generate` is given

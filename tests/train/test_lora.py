@@ -267,7 +267,8 @@ def test_reinforcement_trains_an_adapter_and_resumes(base: Path, tmp_path: Path)
 
 def test_its_run_is_a_run_for_engine_training_and_merging(base: Path, straight: Path, tmp_path: Path) -> None:
     alone = logits(load_run(RunDir(straight)))
-    assert relative(alone, logits(Engine(straight).model)) == 0
+    assert relative(alone, logits(Engine(straight, pack=False).model)) == 0
+    assert relative(alone, logits(Engine(straight).model)) < 1e-6, "maps side by side may add in another order"
     whole = load_run(RunDir(straight)).state_dict()
     for name, tensor in load_run(RunDir(straight), dtype=torch.bfloat16).state_dict().items():
         assert torch.equal(tensor, whole[name].to(tensor.dtype)), f"{name}: the sum is rounded once"

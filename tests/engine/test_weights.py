@@ -202,7 +202,7 @@ UNCHANGED: dict[str, Callable[[Decoder], Any]] = {
     "gradients": lambda m: m(torch.tensor([[5, 6]])).hidden.sum().backward(),
     "another engine": lambda m: Weights(m, b"", contents=True).look(contents=True),
     "numpy": lambda m: some(m).detach().numpy().sum(),
-    "an equal config": lambda m: config(m.layers[1].ffn),
+    "an equal config": lambda m: config(m.layers[1].ffn.router),
 }
 
 

@@ -29,7 +29,8 @@ EXPECTED: dict[str, Any] = json.loads((OLDER / "expected.json").read_text("utf-8
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copytree(OLDER, tmp_path, dirs_exist_ok=True)
-    for secret in (tmp_path / "cache", tmp_path / "cache" / "secret", tmp_path / "keys.json"):  # git keeps no such modes
+    cache = tmp_path / "cache"
+    for secret in (cache, cache / "secret", tmp_path / "keys.json"):  # git keeps no such modes
         secret.chmod(0o700 if secret.is_dir() else 0o600)
     monkeypatch.chdir(tmp_path)
     return tmp_path

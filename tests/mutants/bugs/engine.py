@@ -1174,12 +1174,12 @@ MUTANTS = (
         "tests/conformance/test_outside_backend.py::test_it_serves_what_the_packages_own_serve",
     ),
     one(
-        "fused maps are divided in the order of the last",
+        "fused maps lose their biases",
         "issue 16: a backend",
         "ops/backends/base.py",
-        "for name in group) for group in layer.shared_input)",
-        "for name in group) for group in layer.shared_input[::-1])",
-        "tests/conformance/test_outside_backend.py::test_it_serves_what_the_packages_own_serve",
+        "torch.cat([part.bias.detach() for part in maps])",
+        "torch.cat([0 * part.bias.detach() for part in maps])",
+        "tests/engine/test_packed.py::test_it_is_the_same_model",
     ),
     one(
         "an evaluation drops its backend",

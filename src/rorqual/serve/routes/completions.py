@@ -21,7 +21,7 @@ router = APIRouter()
 
 @router.post("/v1/completions")
 async def completions(request: Request) -> Response:
-    """Texts, continued. Ids are fed as they are; text begins as the model's texts begin."""
+    """Continue texts. Ids are the prompt as they are; text begins as the model's texts begin."""
     return await answer(request, TextRequest, TextShape)
 
 

@@ -21,9 +21,10 @@ class ServeSettings(Placement):
     `ui`: the chat page; without a word, where Gradio is installed. `hang`: seconds of work without a sign of life after which the
     engine is started again; `load`: seconds that it may take to be ready. `cache_dir`: a folder for the prefix cache, which then outlives the
     server, up to `disk_bytes`; `cache_bytes`: of keys and values in memory, 0: a GiB.
-    `step_tokens`: of a step at most, so that a long prompt delays nobody's next token by more. `operator`: the tenant whose
-    key reads everybody's figures. `stall`: seconds after which a client that does not read its answer is cut off. `cors`: origins whose scripts may ask, with commas. `rollout_dir`: a folder for weights that a trainer sends;
-    with it the server is a rollout engine, too, with a key of its own. `record_kept`: rollouts bring the sets that top-p and top-k left.
+    `step_tokens`: of a step at most, so that a long prompt delays nobody's next token by more. `operator`: the tenant whose key reads
+    everybody's figures. `stall`: seconds after which a client that does not read its answer is cut off. `cors`: origins whose scripts may
+    ask, with commas. `rollout_dir`: a folder for weights that a trainer sends; with it the server is a rollout engine, too, with a key of its
+    own. `record_kept`: rollouts bring the sets that top-p and top-k left.
     """
 
     host: str = "127.0.0.1"

@@ -19,9 +19,10 @@ from outside import (
 )
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transposed import Transposed
 
 from rorqual.core.config import kinds, parse
-from rorqual.engine.kv_cache.paged import Group, PagedCache, StepCache
+from rorqual.engine.kv_cache.paged import PagedCache, StepCache
 from rorqual.model import Decoder, ModelConfig, Stage, account, build
 from rorqual.model.attention import (
     AttentionConfig,
@@ -39,8 +40,9 @@ from rorqual.model.ffn.router import GroupedTopKConfig, RouterConfig
 from rorqual.model.init import init_weights
 from rorqual.model.sheet import Sheet
 from rorqual.ops.attention import document_mask
-from rorqual.ops.backends import REFERENCE, TORCH, TORCH_INVARIANT
-from rorqual.ops.paged import BLOCK, QUERIES, tiles_of
+from rorqual.ops.backends import REFERENCE, TORCH, TORCH_INVARIANT, Backend
+from rorqual.ops.backends.attention import AttentionMetadata
+from rorqual.ops.paged import BLOCK
 from rorqual.ops.rope import Rope, Yarn
 from rorqual.plan.memory import PRECISIONS, Layout, device_memory
 
@@ -96,6 +98,8 @@ attention_kinds = pytest.mark.parametrize("config", ATTENTION, ids=label)
 ffn_kinds = pytest.mark.parametrize("config", FFN, ids=label)
 router_kinds = pytest.mark.parametrize("config", ROUTERS, ids=label)
 every_stage = pytest.mark.parametrize("stage", STAGES, ids=label)
+BACKENDS = [REFERENCE, TORCH, TORCH_INVARIANT, Transposed()]
+every_backend = pytest.mark.parametrize("ops", BACKENDS, ids=lambda ops: ops.name)
 
 
 def test_every_registered_kind_has_an_example() -> None:
@@ -198,22 +202,22 @@ class Kept(LayerCache):
 
 
 def sheet_of(config: AttentionConfig, positions: Tensor) -> Sheet:
-    return Sheet(positions, None, [CacheLayout.of(config)])
+    return Sheet(positions, None, [CacheLayout.of(config)], TORCH_INVARIANT.attention)
 
 
 def fed(model: Decoder, tokens: Tensor, cuts: Sequence[int]) -> Tensor:
     """Hidden states of `tokens` [batch, seq] fed to one paged cache in pieces that end at `cuts`; its blocks lie in no order."""
     batch, seq = tokens.shape
-    blocks = -(-seq // BLOCK)
-    cache = PagedCache(model.config, 1 + batch * blocks, tokens.device, model.embed_tokens.weight.dtype, seq)
+    blocks, attention = -(-seq // BLOCK), model.ops.attention
+    cache = PagedCache(attention, model.config, 1 + batch * blocks, tokens.device, model.embed_tokens.weight.dtype, seq)
     tables = 1 + np.random.default_rng(0).permutation(batch * blocks).reshape(batch, blocks)
     parts, start = [], 0
     for stop in cuts:
         at = np.tile(np.arange(start, stop), (batch, 1))
-        first, count = np.full(batch, start), np.full(batch, stop - start)
-        tiles = tiles_of(first, count, tables, 1 if stop == start + 1 else QUERIES)
-        block = np.take_along_axis(tables, at // BLOCK, axis=1).reshape(-1)
-        step = StepCache(cache, block, at.reshape(-1) % BLOCK, [Group(0, at.size, tiles)])
+        slots = np.take_along_axis(tables, at // BLOCK, axis=1) * BLOCK + at % BLOCK
+        loc = np.arange(batch + 1) * (stop - start)
+        metadata = AttentionMetadata(loc, np.full(batch, stop), tables, slots.reshape(-1))
+        step = StepCache(cache, attention.plan(metadata, tokens.device))
         with torch.no_grad():
             flat = tokens[:, start:stop].reshape(1, -1)
             hidden_ = model(flat, torch.from_numpy(at).reshape(1, -1), cache=step).hidden
@@ -422,24 +426,45 @@ def test_cached_equals_uncached_over_blocks(stage: Stage, cuts: tuple[int, ...])
     near(fed(model, tokens, cuts), hidden(model, tokens))
 
 
+def test_every_registered_backend_is_tried() -> None:
+    classes, names = [Backend], set[str]()
+    while classes:
+        one = classes.pop()
+        classes += one.__subclasses__()
+        names |= {one.name} if "name" in vars(one) else set()
+    assert names == {ops.name for ops in BACKENDS}
+
+
 @every_stage
-def test_in_blocks_equals_not_in_blocks_with_gradients(stage: Stage) -> None:
-    """A training row of three documents, attended as the engine attends: the values and every gradient of the naive form."""
+@every_backend
+def test_each_backend_decodes_as_the_reference_does(stage: Stage, ops: Backend) -> None:
+    model, tokens = model_of(stage), some_tokens(length=LONG)
+    model.ops = REFERENCE
+    expected = hidden(model, tokens)
+    model.ops = ops
+    found = fed(model, tokens, (1, 97, 98, 99, LONG))
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-5 * float(expected.abs().max()))
+
+
+@every_stage
+@every_backend
+def test_each_backend_trains_as_the_reference_does(stage: Stage, ops: Backend) -> None:
+    """A training row of three documents: the values and every gradient."""
     model, tokens = model_of(stage), some_tokens(length=LONG)
     lengths = (70, LONG - 71, 1)
     segments = torch.repeat_interleave(torch.arange(3), torch.tensor(lengths)).expand(BATCH, LONG)
     positions = torch.cat([torch.arange(n) for n in lengths]).expand(BATCH, LONG)
     weights = torch.randn(BATCH, LONG, HIDDEN, generator=torch.Generator().manual_seed(3))
     found: list[list[Tensor]] = []
-    for ops in (TORCH, TORCH_INVARIANT):
-        model.ops = ops
+    for one in (REFERENCE, ops):
+        model.ops = one
         model.zero_grad()
         out = model(tokens, positions, segments=segments).hidden
         (out * weights).sum().backward()
         found.append([out, *(p.grad for p in model.parameters() if p.grad is not None)])
     assert len(found[0]) == len(found[1]) > 10
-    for one, other in zip(*found):
-        torch.testing.assert_close(one, other, rtol=1e-3, atol=2e-4 * float(one.detach().abs().max()))
+    for first, other in zip(*found):
+        torch.testing.assert_close(other, first, rtol=1e-3, atol=2e-4 * float(first.detach().abs().max()))
 
 
 @every_stage

@@ -26,8 +26,10 @@ from rorqual.model.block import BlockConfig, PreNormConfig
 from rorqual.model.ffn import DenseConfig, MoEConfig
 from rorqual.model.init import init_weights
 from rorqual.model.load.find import family_for
-from rorqual.ops.backends import REFERENCE
+from rorqual.ops.backends import REFERENCE, TORCH_INVARIANT
+from rorqual.ops.backends.attention import AttentionMetadata
 from rorqual.ops.moe import CHOOSE, SKIP
+from rorqual.ops.paged import BLOCK
 from rorqual.plan.memory import layer_values
 from rorqual.plan.serve import decode_flops, touched
 from rorqual.recipes.sft import sft
@@ -243,8 +245,9 @@ def test_no_published_family_takes_a_model_of_other_kinds_for_its_own(name: str)
 
 def test_parts_that_the_kind_does_not_keep_are_refused() -> None:
     model = build(config(), seed=1)
-    cache = PagedCache(model.config, 2, torch.device("cpu"), torch.float32, 8)
-    layer = StepCache(cache, np.ones(1, np.int64), np.zeros(1, np.int64), []).layer(0)
+    cache = PagedCache(TORCH_INVARIANT.attention, model.config, 2, torch.device("cpu"), torch.float32, 8)
+    one = AttentionMetadata(np.array([0, 1]), np.array([1]), np.array([[1]]), np.array([BLOCK]))
+    layer = StepCache(cache, cache.attention.plan(one, cache.device)).layer(0)
     part = torch.ones(1, 2, 8)
     layer.write(dict.fromkeys(("value", "key", "other_key"), part))
     for names in (("value", "key"), ("value", "key", "other_key", "fourth")):
@@ -253,10 +256,10 @@ def test_parts_that_the_kind_does_not_keep_are_refused() -> None:
 
 
 def test_two_parts_of_one_name_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    PagedCache(config(), 1, torch.device("cpu"), torch.float32, 8)
+    PagedCache(TORCH_INVARIANT.attention, config(), 1, torch.device("cpu"), torch.float32, 8)
     monkeypatch.setattr(TwoKeysConfig, "cache_spec", lambda _: (CachePart("key", 2, 8),) * 2)
     with pytest.raises(ValueError, match="two parts of the cache of kind 'two_keys' have one name"):
-        PagedCache(config(), 1, torch.device("cpu"), torch.float32, 8)
+        PagedCache(TORCH_INVARIANT.attention, config(), 1, torch.device("cpu"), torch.float32, 8)
 
 
 # ---- what is said of a model before it is built

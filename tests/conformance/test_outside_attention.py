@@ -28,6 +28,7 @@ from rorqual.model.ffn import DenseConfig
 from rorqual.model.init import init_weights
 from rorqual.model.sheet import Sheet
 from rorqual.ops.backends import TORCH, TORCH_INVARIANT, Backend
+from rorqual.ops.backends.attention import AttentionMetadata
 from rorqual.ops.losses import token_logprobs
 from rorqual.ops.paged import BLOCK
 from rorqual.plan.serve import cache_copies
@@ -109,7 +110,7 @@ def attended(
     module: torch.nn.Module, attention: AttentionConfig, x: Tensor, ops: Backend, *wanted: str
 ) -> tuple[Tensor, dict[str, Tensor]]:
     positions = torch.arange(len(x)).unsqueeze(0)
-    sheet = Sheet(positions, None, [CacheLayout.of(attention)])
+    sheet = Sheet(positions, None, [CacheLayout.of(attention)], ops.attention)
     context = AttentionContext(positions, None, ops, sheet.table, wanted)
     out = module(x.unsqueeze(0), context, sheet.layer(0))[0]
     return out, {name: tensor for name, [tensor] in context.recorded.items()}
@@ -301,12 +302,13 @@ def test_a_cache_that_cannot_be_is_refused_at_once(
 
 
 def in_the_engine(attention: AttentionConfig) -> LayerCache:
-    cache = PagedCache(config(attention), 2, torch.device("cpu"), torch.float32, 8)
-    return StepCache(cache, np.ones(4, np.int64), np.arange(4), []).layer(0)
+    cache = PagedCache(TORCH_INVARIANT.attention, config(attention), 2, torch.device("cpu"), torch.float32, 8)
+    four = AttentionMetadata(np.array([0, 4]), np.array([4]), np.array([[1]]), BLOCK + np.arange(4))
+    return StepCache(cache, cache.attention.plan(four, cache.device)).layer(0)
 
 
 def in_training(attention: AttentionConfig) -> LayerCache:
-    return Sheet(torch.arange(4).unsqueeze(0), None, [CacheLayout.of(attention)]).layer(0)
+    return Sheet(torch.arange(4).unsqueeze(0), None, [CacheLayout.of(attention)], TORCH_INVARIANT.attention).layer(0)
 
 
 @pytest.mark.parametrize("layer_of", [in_the_engine, in_training])
@@ -360,7 +362,7 @@ def test_entries_count_for_their_share_of_a_token() -> None:
     assert CompressedConfig().cache_width() == a_token / 2
     assert account(compressed_).cache_bytes == 2 * a_token
     assert Runner.block_bytes(build(compressed_, seed=0)) == 4 * a_token * BLOCK
-    cache = PagedCache(compressed_, 3, torch.device("cpu"), torch.float32, 8)
+    cache = PagedCache(TORCH_INVARIANT.attention, compressed_, 3, torch.device("cpu"), torch.float32, 8)
     assert sum(pool.nbytes for pool in cache.pools()) == 3 * 4 * a_token * BLOCK
     # Over two devices heads are divided, and the one head of gates is copied: 40 of 44 values are halved.
     assert cache_copies(compressed_, 2) == (40 / 2 + 4) / 44

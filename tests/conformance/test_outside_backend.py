@@ -54,7 +54,10 @@ def engine_of(model: Decoder, **settings: Any) -> Engine:
 
 def answers(engine: Engine) -> list[Completion]:
     requests = [
-        Request(prompt_ids=tuple(range(40, 52 + 70 * i)), params=SamplingParams(max_tokens=24, seed=i, ignore_eos=True))
+        Request(
+            prompt_ids=tuple(range(40, 52 + 70 * i)),
+            params=SamplingParams(max_tokens=24, seed=i, ignore_eos=True, n=1 + i, temperature=0.5 * i),
+        )
         for i in range(2)
     ]
     return [one for group in engine.generate(requests) for one in group]

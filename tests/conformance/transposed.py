@@ -1,15 +1,21 @@
-"""A backend as a user writes it, outside the package: it keeps the weights of a copy for inference transposed, and knows float32 alone."""
+"""A backend as a user writes it, outside the package: it keeps the weights of a copy for inference transposed and the blocks of the cache
+permuted, and knows float32 alone."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from rorqual.ops import moe
 from rorqual.ops.backends import Backend
+from rorqual.ops.backends.attention import PAD, AttentionMetadata, PagedAttention, Plan
 from rorqual.ops.backends.base import Matrices
 from rorqual.ops.layer import LinearMap
 from rorqual.ops.moe import Routing
+from rorqual.ops.paged import BLOCK
 
 
 class TransposedLinear(LinearMap):
@@ -30,8 +36,43 @@ class Columns(list[Tensor]):
     """Matrices [in, out], one for each expert."""
 
 
+class Permuted(PagedAttention):
+    """A pool is [blocks, rows, heads, width], and of the blocks 1 and 2 change places, 3 and 4, ...; 0 stays, as nobody's."""
+
+    def plan(self, metadata: AttentionMetadata, device: torch.device, last: Plan | None = None) -> Plan:
+        block, offset = np.divmod(metadata.slot_mapping, BLOCK)
+        slots = np.where(metadata.slot_mapping == PAD, PAD, swapped(block) * BLOCK + offset)
+        table = swapped(metadata.block_table)
+        return super().plan(replace(metadata, block_table=table, slot_mapping=slots), device, last)
+
+    def shape(self, blocks: int, heads: int, rows: int, width: int) -> tuple[int, ...]:
+        return (blocks + 1 - blocks % 2, rows, heads, width)
+
+    def as_blocks(self, pool: Tensor) -> Tensor:
+        return pool.transpose(1, 2)
+
+    def lay_out(self, blocks: Tensor) -> Tensor:
+        pool = blocks.new_zeros(self.shape(*blocks.shape))
+        pool[swapped(np.arange(len(blocks)))] = blocks.transpose(1, 2)
+        return pool
+
+    def read(self, pool: Tensor, blocks: Tensor) -> Tensor:
+        return super().read(pool, torch.from_numpy(swapped(blocks.numpy())))
+
+    def fill(self, pool: Tensor, blocks: Tensor, contents: Tensor) -> None:
+        super().fill(pool, torch.from_numpy(swapped(blocks.numpy())), contents)
+
+    def write(self, pool: Tensor, rows: Tensor, plan: Plan) -> None:
+        pool.flatten(0, 1).index_copy_(0, plan.places(1, BLOCK // pool.shape[1]), rows)
+
+
+def swapped(blocks: np.ndarray) -> np.ndarray:
+    return np.where(blocks > 0, (blocks - 1 ^ 1) + 1, 0)
+
+
 class Transposed(Backend):
     name = "transposed"
+    attention = Permuted()
     used: list[str] = []
     """What was called, for the tests."""
 

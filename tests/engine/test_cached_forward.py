@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 
 from rorqual.core.errors import DataError
-from rorqual.engine.kv_cache.paged import Group, PagedCache, StepCache, token_bytes
+from rorqual.engine.kv_cache.paged import PagedCache, StepCache, token_bytes
 from rorqual.model import Decoder
 from rorqual.model.sheet import Sheet
-from rorqual.ops.paged import BLOCK, QUERIES, tiles_of
+from rorqual.ops.backends import TORCH_INVARIANT
+from rorqual.ops.backends.attention import AttentionMetadata
+from rorqual.ops.paged import BLOCK
 
 LENGTH = BLOCK + 21
 
@@ -34,7 +36,9 @@ class Fed:
     def fresh(cls, model: Decoder, sequences: int = 1, length: int = LENGTH) -> Fed:
         blocks = -(-length // BLOCK)
         order = np.random.default_rng(0).permutation(sequences * blocks) + 1
-        cache = PagedCache(model.config, len(order) + 1, torch.device("cpu"), torch.float32, length)
+        cache = PagedCache(
+            TORCH_INVARIANT.attention, model.config, len(order) + 1, torch.device("cpu"), torch.float32, length
+        )
         return cls(model, cache, order.reshape(sequences, blocks))
 
     @torch.no_grad()
@@ -45,8 +49,9 @@ class Fed:
         count = np.array([len(piece) for piece in pieces.values()])
         at = np.concatenate([np.arange(a, a + n) for a, n in zip(first, count)])
         block = self.tables[np.repeat(names, count), at // BLOCK]
-        tiles = tiles_of(first, count, self.tables[names], 1 if count.max() == 1 else QUERIES)
-        step = StepCache(self.cache, block, at % BLOCK, [Group(0, len(at), tiles)])
+        loc = np.append(0, np.cumsum(count))
+        metadata = AttentionMetadata(loc, first + count, self.tables[names], block * BLOCK + at % BLOCK)
+        step = StepCache(self.cache, self.cache.attention.plan(metadata, self.cache.device))
         ids = torch.cat(list(pieces.values())).unsqueeze(0)
         embeds = self.model.embed(ids) if embedded else None
         ids = torch.zeros_like(ids) if embedded else ids
@@ -133,5 +138,5 @@ def test_a_block_of_another_size_is_not_written(model: Decoder) -> None:
 def test_a_document_that_does_not_begin_at_its_beginning_is_refused(starts: tuple[int, int]) -> None:
     positions = torch.stack([torch.arange(5) + start for start in starts])
     with pytest.raises(DataError, match="position 0"):
-        Sheet(positions, None)
-    Sheet(positions - torch.tensor(starts).unsqueeze(1), None)
+        Sheet(positions, None, [], TORCH_INVARIANT.attention)
+    Sheet(positions - torch.tensor(starts).unsqueeze(1), None, [], TORCH_INVARIANT.attention)

@@ -90,7 +90,7 @@ def test_padding_gets_no_gradient_and_gives_none(model: Decoder) -> None:
 @pytest.mark.parametrize("wrong", [[1, 2, 3], [0, 1, 3], [0, 1, 1]])
 def test_documents_that_are_not_whole_are_refused(wrong: list[int]) -> None:
     with pytest.raises(DataError, match="position 0"):
-        Sheet(torch.tensor([wrong]), None)
+        Sheet(torch.tensor([wrong]), None, [], TORCH_INVARIANT.attention)
 
 
 def test_angles_do_not_depend_on_how_many_there_are() -> None:

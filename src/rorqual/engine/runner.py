@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,14 +14,15 @@ from torch import Tensor
 
 from rorqual.core.errors import ConfigError
 from rorqual.engine.grammar.constraint import Constraint
-from rorqual.engine.kv_cache.paged import NOBODY, Group, PagedCache, StepCache, token_bytes
+from rorqual.engine.kv_cache.paged import PagedCache, StepCache, token_bytes
 from rorqual.engine.penalties import Counts, needs_history
 from rorqual.engine.sampler import Settings, adjust, distribution, draw_from, likeliest, mask_rows, uniform
-from rorqual.engine.scheduler import Chunk, Scheduler, SchedulerOutput
+from rorqual.engine.scheduler import Scheduler, SchedulerOutput
 from rorqual.engine.sequence import Ints, Sequence
 from rorqual.model import Decoder, Output
 from rorqual.ops.backends import Backend
-from rorqual.ops.paged import BLOCK, QUERIES, Tiles, tiles_of
+from rorqual.ops.backends.attention import PAD, AttentionMetadata, Plan
+from rorqual.ops.paged import BLOCK
 
 
 @dataclass(frozen=True)
@@ -62,33 +62,12 @@ def routed_layers(model: Decoder) -> tuple[int, int, int]:
 
 SCORED = 64
 """Positions of a prompt whose logits are in memory at once."""
-PAIRS = 48
-"""Tiles of queries times blocks that attention works on at once: so many scores stay in a processor's cache."""
 
 
 def filled(tokens: int, rows: int) -> int:
     """Tokens of a step, filled up: at least `rows`, and of few different numbers, for each of which oneDNN builds primitives."""
     multiple = rows if tokens <= 32 else max(rows, 16) if tokens <= 256 else 64
     return -(-tokens // multiple) * multiple
-
-
-def _pieces(chunks: list[Chunk]) -> Iterator[list[Chunk]]:
-    """`chunks` in groups that meet about `PAIRS` blocks each, a long one cut at tiles of queries."""
-    group: list[Chunk] = []
-    pairs = 0
-    for chunk in chunks:
-        for start in range(chunk.start, chunk.stop, QUERIES):
-            stop = min(start + QUERIES, chunk.stop)
-            if pairs and pairs + stop // BLOCK + 1 > PAIRS:
-                yield group
-                group, pairs = [], 0
-            pairs += stop // BLOCK + 1
-            if group and group[-1].sequence is chunk.sequence:
-                group[-1] = Chunk(chunk.sequence, group[-1].start, stop)
-            else:
-                group.append(Chunk(chunk.sequence, start, stop))
-    if group:
-        yield group
 
 
 class Runner:
@@ -105,14 +84,20 @@ class Runner:
         record_experts: bool,
         record_kept: bool = False,
     ) -> None:
-        self._source = model
-        self.renew(backend)
+        self._source, self.backend, self.model = model, backend, backend.bind(model)
         self.layers, self.k, n_choices = routed_layers(model) if record_experts else (0, 0, 0)
         weight = model.embed_tokens.weight
         self.device, self.dtype = weight.device, weight.dtype
         expert_dtype = torch.int8 if n_choices <= 128 else torch.int16  # signed: SKIP is -1
         self.cache = PagedCache(
-            model.config, blocks, self.device, self.dtype, max_len, (self.layers, self.k), expert_dtype
+            backend.attention,
+            model.config,
+            blocks,
+            self.device,
+            self.dtype,
+            max_len,
+            (self.layers, self.k),
+            expert_dtype,
         )
         self.vocab = model.config.vocab_size
         # Zeros that take no memory before they are written, so that nothing is sized by the longest that may come.
@@ -126,14 +111,13 @@ class Runner:
         self._constrained: list[tuple[int, Constraint]] = []
         self._short: list[int] = []
         self._version = -1
-        self._tiles: tuple[tuple[int, int], Tiles] | None = None
+        self._plan: Plan | None = None
         self.holds_non_finite = False
         """Whether something that is no number was ever written to the cache."""
 
     def renew(self, backend: Backend) -> None:
         """Look anew what the model is made of: `backend` computes with its own parameters."""
-        self.backend = backend
-        self.model = backend.bind(self._source)
+        self.backend, self.model = backend, backend.bind(self._source)
 
     @staticmethod
     def block_bytes(model: Decoder) -> int:
@@ -207,9 +191,9 @@ class Runner:
         chunks = plan.chunks
         size = n + sum(c.stop - c.start for c in chunks)
         ids = np.zeros(filled(size, self.backend.rows.least), np.int64)
-        at, block, offset = np.zeros_like(ids), np.full_like(ids, NOBODY), np.zeros_like(ids)
+        at, slots = np.zeros_like(ids), np.full_like(ids, PAD)
         ids[:n], at[:n] = self.ids[slot, position], position
-        block[:n], offset[:n] = self.block_table[slot, position // BLOCK], position % BLOCK
+        slots[:n] = self.block_table[slot, position // BLOCK] * BLOCK + position % BLOCK
         stop = n
         ends, scored = [], list[tuple[Sequence, int, range]]()
         for chunk in chunks:
@@ -218,17 +202,19 @@ class Runner:
                 scored.append((chunk.sequence, start - chunk.start, scores.wanted(chunk.start, chunk.stop)))
             places = np.arange(chunk.start, chunk.stop)
             ids[start:stop] = self.ids[chunk.sequence.slot, chunk.start : chunk.stop]
-            at[start:stop], offset[start:stop] = places, places % BLOCK
-            block[start:stop] = self.block_table[chunk.sequence.slot, places // BLOCK]
+            at[start:stop] = places
+            slots[start:stop] = self.block_table[chunk.sequence.slot, places // BLOCK] * BLOCK + places % BLOCK
             ends.append(stop - 1)
         ids[size:], at[size:] = ids[0], at[0]  # copies of the first token, so that they need no experts of their own
-        cache = StepCache(self.cache, block, offset, self._groups(plan, slot, position, scheduler.version))
+        metadata = self._metadata(plan, slot, position, slots)
+        self._plan = self.backend.attention.plan(metadata, self.device, self._plan)
+        cache = StepCache(self.cache, self._plan)
         embeds = self._embeds(plan, ids, size)
         output = self.model(self._tensor(ids[None]), self._tensor(at[None]), cache=cache, inputs_embeds=embeds)
         self.holds_non_finite |= not math.isfinite(float(output.hidden.sum()))
         if self.layers:
             chosen = torch.stack([routing.indices for routing in output.routing], dim=1).to(self.cache.experts.dtype)
-            self.cache.experts.flatten(0, 1).index_copy_(0, self._tensor(block * BLOCK + offset), chosen)
+            self.cache.experts.flatten(0, 1).index_copy_(0, self._tensor(slots.clip(min=0)), chosen)
         self._score(output, scored)
         last = [*range(n), *(ends[chunk] for _, chunk in plan.joined)]
         new = self._draw(output, last, scheduler) if last else np.zeros(0, np.int64)
@@ -274,34 +260,15 @@ class Runner:
         for sequence in (*fresh, *(c.sequence for c in plan.chunks), *(s for s, _ in plan.joined)):
             self.block_table[sequence.slot, : len(sequence.blocks)] = sequence.blocks
 
-    def _groups(self, plan: SchedulerOutput, slot: Ints, position: Ints, version: int) -> list[Group]:
-        groups = []
-        n = plan.decode
-        if n:
-            groups.append(Group(0, n, self._decoding(slot, position, version)))
-        start = n
-        for pieces in _pieces(plan.chunks):
-            first = np.array([piece.start for piece in pieces])
-            count = np.array([piece.stop - piece.start for piece in pieces])
-            slots = np.array([piece.sequence.slot for piece in pieces])
-            block_table = self.block_table[slots, : int((first + count - 1).max()) // BLOCK + 1]
-            size = int(count.sum())
-            groups.append(
-                Group(start, size, tiles_of(first, count, block_table, QUERIES, self.device, self.backend.rows))
-            )
-            start += size
-        return groups
-
-    def _decoding(self, slot: Ints, position: Ints, version: int) -> Tiles:
-        """Of the rows that decode: those of the last step, moved on, while the rows are the same and none begins a block."""
-        kept = self._tiles
-        if kept is not None and kept[0] == (version, len(slot)) and (position % BLOCK).all():
-            kept[1].move_on(position)
-            return kept[1]
-        block_table = self.block_table[slot, : int(position.max()) // BLOCK + 1]
-        tiles = tiles_of(position, np.ones(len(slot), np.int64), block_table, 1, self.device, self.backend.rows)
-        self._tiles = ((version, len(slot)), tiles)
-        return tiles
+    def _metadata(self, plan: SchedulerOutput, slot: Ints, position: Ints, slots: Ints) -> AttentionMetadata:
+        """Rows that decode, and then chunks."""
+        chunks = plan.chunks
+        count = np.array([c.stop - c.start for c in chunks], np.int64)
+        loc = np.concatenate((np.arange(len(slot) + 1), len(slot) + np.cumsum(count)))
+        seq_lens = np.append(position + 1, [c.stop for c in chunks]).astype(np.int64)
+        rows = np.append(slot, [c.sequence.slot for c in chunks]).astype(np.int64)
+        table = self.block_table[rows, : (int(seq_lens.max()) - 1) // BLOCK + 1]
+        return AttentionMetadata(loc, seq_lens, table, slots)
 
     def _tensor(self, array: npt.NDArray[Any]) -> Tensor:
         return torch.from_numpy(array).to(self.device)

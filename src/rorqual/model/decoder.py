@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count, islice, repeat
 from typing import Protocol
@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rorqual.model.attention import Attention, AttentionContext, CacheLayout, LayerCache, RMSNorm
+from rorqual.model.attention import Attention, AttentionConfig, AttentionContext, CacheLayout, LayerCache, RMSNorm
 from rorqual.model.block import Block
 from rorqual.model.config import ModelConfig
 from rorqual.model.ffn import FFN
@@ -89,7 +89,7 @@ class Decoder(Layer):
         if positions is None:
             positions = torch.arange(seq, device=tokens.device).expand(batch, seq)
         if cache is None and (self.ops.in_blocks or self.needs_cache):
-            cache = Sheet(positions, segments, [CacheLayout.of(attention) for attention in self.config.attentions])
+            cache = self._sheet(positions, segments, self.config.attentions)
         mask = document_mask(torch.zeros_like(tokens) if segments is None else segments) if cache is None else None
         context = AttentionContext(positions, mask, self.ops, None if cache is None else cache.table, record)
         x = self.expand(self._embedded(tokens, inputs_embeds), self.ops)
@@ -131,12 +131,15 @@ class Decoder(Layer):
             attentions = self.config.stages[-1].attentions
             caches: list[LayerCache | None] = [None] * len(attentions)
             if self.needs_cache:
-                sheet = Sheet(positions, segments, [CacheLayout.of(attention) for attention in attentions])
+                sheet = self._sheet(positions, segments, attentions)
                 context.mask, context.table = None, sheet.table
                 caches = [sheet.layer(index) for index in range(len(attentions))]
             hidden, routing = module(hidden, self._embedded(tokens, inputs_embeds), context, caches)
             outputs.append(Output(hidden, tuple(one for one in routing if one is not None)))
         return outputs
+
+    def _sheet(self, positions: Tensor, segments: Tensor | None, attentions: Sequence[AttentionConfig]) -> Sheet:
+        return Sheet(positions, segments, [CacheLayout.of(one) for one in attentions], self.ops.attention)
 
     def _embedded(self, tokens: Tensor, inputs_embeds: Tensor | None) -> Tensor:
         if inputs_embeds is None:

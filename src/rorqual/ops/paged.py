@@ -99,6 +99,11 @@ class Tiles:
         return pairs.new_zeros(len(self.mask), *pairs.shape[1:]).index_copy(0, self.back, pairs)
 
 
+def fill(groups: int, least: int) -> int:
+    """So many groups that products of them are rounded in one way: a multiple of `least`, and not none."""
+    return max(1, -(-groups // least)) * least
+
+
 DENSE = 1.25
 """Blocks of a part of the pool for each that is needed, up to which it is read as it lies."""
 

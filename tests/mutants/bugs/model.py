@@ -267,8 +267,8 @@ MUTANTS = (
         "the first cached part is taken for the keys",
         "issue 16: a silent hole",
         "model/sheet.py",
-        "pool = self._pool(keys)",
-        "pool = self._pool(next(iter(self._layout.parts)))",
+        "(self._pool(keys), self._pool(values))",
+        "(self._pool(next(iter(self._layout.parts))), self._pool(values))",
         "tests/conformance/test_kinds.py::test_cached_equals_uncached_at_every_split",
     ),
     one(

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rorqual.ops import attention, moe, norm
+from rorqual.ops.backends.attention import PagedAttention
 from rorqual.ops.layer import Layer
 from rorqual.ops.moe import Routing
 from rorqual.ops.rope import rotate
@@ -52,6 +53,11 @@ class Backend:
     ) -> str | None:
         """None where this backend runs `model` on `device` in `dtype`; else the reason why not, which an error shows."""
         return None
+
+    @property
+    def attention(self) -> PagedAttention:
+        """Who attends to keys in blocks, and lays these out."""
+        return PagedAttention(self.rows)
 
     # ---- operations
 

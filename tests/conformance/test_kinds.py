@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fused import Fused
 from outside import (
     CompressedConfig,
     IndexedConfig,
@@ -98,7 +99,7 @@ attention_kinds = pytest.mark.parametrize("config", ATTENTION, ids=label)
 ffn_kinds = pytest.mark.parametrize("config", FFN, ids=label)
 router_kinds = pytest.mark.parametrize("config", ROUTERS, ids=label)
 every_stage = pytest.mark.parametrize("stage", STAGES, ids=label)
-BACKENDS = [REFERENCE, TORCH, TORCH_INVARIANT, Transposed()]
+BACKENDS = [REFERENCE, TORCH, TORCH_INVARIANT, Transposed(), Fused()]
 every_backend = pytest.mark.parametrize("ops", BACKENDS, ids=lambda ops: ops.name)
 
 

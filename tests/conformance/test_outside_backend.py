@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from fused import Fused
 from transposed import Transposed, TransposedLinear
 
 from rorqual.cli.generating import GenerateSettings, _local
@@ -16,6 +18,8 @@ from rorqual.core.records import RunDir
 from rorqual.data.chat import chat_format
 from rorqual.data.tokenizer import BASE_VOCAB, Tokenizer
 from rorqual.engine import Completion, Engine, Request, SamplingParams
+from rorqual.engine.embeds import Embeds
+from rorqual.engine.request import Grammar
 from rorqual.model import Decoder, ModelConfig, Stage, build
 from rorqual.model.attention import GQAConfig, MLAConfig
 from rorqual.model.ffn import DenseConfig, MoEConfig
@@ -71,7 +75,7 @@ def test_it_serves_what_the_packages_own_serve(tied: bool) -> None:
     assert not Transposed.used
     engine = engine_of(model, backend="transposed", pack=True)
     found = answers(engine)
-    assert set(Transposed.used) == {"columns"}
+    assert set(Transposed.used) == {"columns", "sample"}
     maps = [m for m in engine.model.modules() if isinstance(m, TransposedLinear)]
     assert len(maps) == 2 * 2 + 3 + 2 + 1, (
         "fused and output maps of both attentions, queries of latents, networks, the head"
@@ -82,11 +86,65 @@ def test_it_serves_what_the_packages_own_serve(tied: bool) -> None:
     assert not engine.invariant, "it promises nothing"
 
 
+ASKED = {
+    "greedy": SamplingParams(max_tokens=12, temperature=0),
+    "a seed": SamplingParams(max_tokens=12, seed=3, temperature=1.0),
+    "another seed": SamplingParams(max_tokens=12, seed=4, temperature=1.0),
+    "samples": SamplingParams(max_tokens=12, seed=3, temperature=1.0, n=3),
+    "cuts": SamplingParams(max_tokens=12, seed=5, temperature=1.3, top_k=20, top_p=0.9, min_p=0.05),
+    "said before": SamplingParams(
+        max_tokens=30, seed=6, temperature=1.0, repetition_penalty=1.4, frequency_penalty=1.0, presence_penalty=0.5
+    ),
+    "biases": SamplingParams(max_tokens=12, seed=7, temperature=1.0, logit_bias=((70, 6.0), (71, -100.0))),
+    "a grammar": SamplingParams(max_tokens=40, seed=8, temperature=1.0, grammar=Grammar("regex", "[a-f]{9,30}")),
+    "not too short": SamplingParams(
+        max_tokens=40, min_tokens=25, seed=9, temperature=1.0, grammar=Grammar("regex", "[a-f]{0,30}")
+    ),
+    "likeliest": SamplingParams(max_tokens=12, seed=10, temperature=1.0, top_logprobs=4),
+    "the prompt's": SamplingParams(max_tokens=4, seed=11, temperature=1.0, prompt_logprobs=2),
+}
+
+
+def test_a_step_that_it_fuses_is_given_all_that_a_reply_depends_on() -> None:
+    """The same replies as operation by operation, all requests in one batch: ids, log-probabilities, experts, kept sets, likeliest tokens."""
+    model = model_of()
+    rows = torch.randn(70, 32, generator=torch.Generator().manual_seed(1)).numpy()
+    requests = [
+        Request(prompt_ids=tuple(range(40 + i, 150 + 7 * i)), params=params) for i, params in enumerate(ASKED.values())
+    ]
+    requests += [
+        Request(
+            prompt_ids=tuple(range(40, 150)),
+            params=ASKED["a seed"],
+            embeds=Embeds(rows, tuple(range(20, 90))),
+        )
+    ]
+    Fused.used.clear()
+    found, expected = (
+        [one for group in engine_of(model, backend=name, record_kept=True).generate(requests) for one in group]
+        for name in ("fused", "transposed")
+    )
+    assert Fused.used.count("step") > 20
+    assert len({tuple(one.token_ids) for one in expected[:6]}) == 6
+    for one, other in zip(found, expected, strict=True):
+        assert one.token_ids == other.token_ids and one.finish_reason == other.finish_reason
+        torch.testing.assert_close(torch.tensor(one.logprobs), torch.tensor(other.logprobs), rtol=0, atol=1e-4)
+        assert one.experts is not None and other.experts is not None and torch.equal(one.experts, other.experts)
+        assert one.kept is not None and other.kept is not None and np.array_equal(one.kept, other.kept)
+        assert likeliest(one.top_logprobs) == likeliest(other.top_logprobs)
+        assert likeliest(one.prompt_top_logprobs) == likeliest(other.prompt_top_logprobs)
+        assert (one.prompt_logprobs or [0.0])[1:] == pytest.approx((other.prompt_logprobs or [0.0])[1:], abs=1e-4)
+
+
+def likeliest(places: list[list[tuple[int, float]]] | None) -> list[list[int]]:
+    return [[id_ for id_, _ in best] for best in places or []]
+
+
 def test_without_a_copy_of_its_own_it_computes_with_the_weights_as_they_are() -> None:
     Transposed.used.clear()
     engine = engine_of(model_of(), backend="transposed")
     answers(engine)
-    assert set(Transposed.used) == {"stacked"} and type(engine._cores[-1].runner.model.ops) is Transposed
+    assert set(Transposed.used) == {"stacked", "sample"} and type(engine._cores[-1].runner.model.ops) is Transposed
 
 
 def test_its_blocks_are_found_on_disk_and_no_others(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from rorqual.ops.backends.base import Matrices
 from rorqual.ops.layer import LinearMap
 from rorqual.ops.moe import Routing
 from rorqual.ops.paged import BLOCK
+from rorqual.ops.sampling import SamplerOutput, SamplingMetadata
 
 
 class TransposedLinear(LinearMap):
@@ -89,6 +90,10 @@ class Transposed(Backend):
 
     def prepare_experts(self, gate_up: Tensor, down: Tensor) -> tuple[Matrices, Matrices] | None:
         return tuple(Columns(w.detach().t().contiguous() for w in stack) for stack in (gate_up, down))  # type: ignore[return-value]
+
+    def sample(self, logits: Tensor, asked: SamplingMetadata) -> SamplerOutput:
+        self.used.append("sample")
+        return super().sample(logits, asked)
 
     def experts(self, x: Tensor, routing: Routing, gate_up: Matrices, down: Matrices) -> Tensor:
         self.used.append("columns" if isinstance(gate_up, Columns) else "stacked")

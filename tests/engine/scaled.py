@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 
 from rorqual.engine import Completion
-from rorqual.engine.sampler import Settings, distribution
 from rorqual.model import Decoder, ModelConfig, Stage, build
 from rorqual.model.attention import GQAConfig, MLAConfig
 from rorqual.model.attention.base import AttentionConfig
 from rorqual.model.ffn import DenseConfig, MoEConfig
+from rorqual.ops.sampling import Settings, distribution
 
 ATTENTION: dict[str, AttentionConfig] = {
     "mla": MLAConfig(

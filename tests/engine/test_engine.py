@@ -18,8 +18,8 @@ from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine import Completion, Engine, Request, SamplingParams
 from rorqual.engine.engine import CORE_WORK
 from rorqual.engine.runner import Runner
-from rorqual.engine.sampler import Settings
 from rorqual.model import Decoder, account
+from rorqual.ops.sampling import Settings
 
 EOS = 1
 

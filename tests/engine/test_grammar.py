@@ -12,7 +12,6 @@ import hypothesis.strategies as st
 import jsonschema
 import numpy as np
 import pytest
-import torch
 from hypothesis import HealthCheck, given
 from hypothesis import settings as run_with
 
@@ -22,7 +21,6 @@ from rorqual.engine.grammar import compiler as room
 from rorqual.engine.grammar.compiler import Compiled, Constraint, Delayed, Grammars, Thought
 from rorqual.engine.grammar.source import MAX_BYTES, MAX_CHOICES, MAX_LEAST, MAX_PATTERN
 from rorqual.engine.request import Grammar
-from rorqual.engine.sampler import mask_rows
 
 EOS, PAD = 1, 2
 WORDS = [
@@ -373,16 +371,6 @@ def test_a_mark_without_a_token_is_found_however_it_is_spelt(
     letters = [id_ for mark in f"so{between}yes" for id_ in tokenizer.encode(mark)]
     assert finishes(constraint, letters)
     assert not finishes(constraint, tokenizer.encode("so it is</thinkyes"))
-
-
-def test_rows_are_masked_where_they_have_a_constraint(grammars: Grammars, tokenizer: Tokenizer) -> None:
-    wide = tokenizer.vocab_size + 20  # logits may be wider than the vocabulary
-    got = torch.randn(3, wide, generator=torch.Generator().manual_seed(0))
-    before = got.clone()
-    mask_rows(got, [(1, grammars.compile(Grammar("choice", '["x"]')).start())])
-    assert torch.equal(got[[0, 2]], before[[0, 2]])
-    assert got[1, : tokenizer.vocab_size + 9].isfinite().nonzero().flatten().tolist() == tokenizer.encode("x")
-    assert got[1, tokenizer.encode("x")] == before[1, tokenizer.encode("x")]
 
 
 # ---- what is refused, and its nearest valid twin

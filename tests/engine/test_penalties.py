@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers.generation.logits_process import RepetitionPenaltyLogitsProcessor
 
-from rorqual.engine.penalties import Counts, needs_history
+from rorqual.engine.penalties import Counts
 from rorqual.engine.request import SamplingParams
-from rorqual.engine.sampler import Settings, adjust, distribution, draw
+from rorqual.ops.sampling import SamplingMetadata, Settings, distribution, needs_history, sample
 
 VOCAB = 40
 PENALTY = SamplingParams(repetition_penalty=1.3, presence_penalty=0.4, frequency_penalty=0.25)
@@ -54,6 +54,15 @@ asked = st.builds(
     ),
 )
 rows = st.lists(st.tuples(asked, ids.filter(bool), ids), min_size=1, max_size=6)
+
+
+def adjust(logits: Tensor, settings: Settings, counts: Counts, rows: npt.NDArray[np.int64] | None = None) -> Tensor:
+    """Row i is row `rows[i]` of `counts`; without `rows`, row i."""
+    penalties = settings.penalties
+    if penalties is None:
+        return logits
+    asked = penalties.rows if rows is None else rows[penalties.rows]
+    return penalties.apply(logits, counts.of(asked) if len(asked) else None)
 
 
 def counts_of(batch: list[tuple[SamplingParams, list[int], list[int]]]) -> Counts:
@@ -162,7 +171,8 @@ def test_at_temperature_0_the_adjusted_logits_decide_and_their_softmax_is_record
     counts = counts_of([(params, [0], [best])])
     settings = Settings.of([params], "cpu")
     adjusted = adjust(logits, settings, counts)
-    token, logprob = draw(adjusted, settings, np.zeros(1))
+    drawn = sample(logits, SamplingMetadata(settings, np.zeros(1), counts.of(ints(0))))
+    token, logprob = drawn.ids, drawn.logprobs
     assert token.item() == adjusted.argmax().item() != best
     assert torch.equal(distribution(adjusted, settings), adjusted.log_softmax(-1))
     assert logprob.item() == adjusted.log_softmax(-1).amax().item()
@@ -172,7 +182,7 @@ def test_biases_alone_need_no_history() -> None:
     params = SamplingParams(logit_bias=((3, 100.0), (5, -100.0)))
     settings = Settings.of([SamplingParams(), params], "cpu")
     assert not needs_history(params)
-    assert settings.adjusted
+    assert settings.penalties is not None
     logits = random_logits(2, 1)
     got = adjust(logits, settings, Counts(0, VOCAB))
     assert torch.equal(got[0], logits[0])

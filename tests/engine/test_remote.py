@@ -22,8 +22,7 @@ from rorqual.core.records import Message
 from rorqual.engine import Request, SamplingParams
 from rorqual.engine.remote.engine import RemoteEngine, RemoteError, fields_of, split_reasoning
 from rorqual.engine.request import Grammar
-from rorqual.engine.sampler import sample_key
-from rorqual.engine.seeds import sample_seed
+from rorqual.engine.seeds import sample_key, sample_seed
 
 Answer = Callable[[dict[str, Any], int], tuple[int, Any, dict[str, str]]]
 

@@ -1,73 +1,13 @@
-"""Penalties for what was said before, and biases: what is added to logits before they become a distribution."""
+"""Which tokens a sequence has said, for the penalties of those that ask for them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
-
-from rorqual.engine.request import SamplingParams
 
 Ints = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Penalties:
-    """What each row of a batch adds to its logits, for the rows that do.
-
-    `rows` [penalised rows] have a history in `Counts`, and repetition, presence and frequency penalties, each [penalised rows, 1].
-    `biased`: (row, token) [2, biases] with `bias` [biases].
-    """
-
-    rows: Ints
-    repetition: Tensor
-    presence: Tensor
-    frequency: Tensor
-    biased: Tensor
-    bias: Tensor
-
-    @classmethod
-    def of(cls, params: Sequence[SamplingParams], device: torch.device | str) -> Penalties | None:
-        """None where no row asks for any."""
-        rows = [row for row, p in enumerate(params) if needs_history(p)]
-        biases = [(row, token, bias) for row, p in enumerate(params) for token, bias in p.logit_bias]
-        if not rows and not biases:
-            return None
-        asked = [params[row] for row in rows]
-        repetition, presence, frequency = (
-            torch.tensor([getattr(p, name) for p in asked], dtype=torch.float32, device=device).unsqueeze(1)
-            for name in ("repetition_penalty", "presence_penalty", "frequency_penalty")
-        )
-        biased = torch.tensor([pair[:2] for pair in biases], dtype=torch.int64, device=device).view(-1, 2).t()
-        bias = torch.tensor([bias for *_, bias in biases], dtype=torch.float32, device=device)
-        return cls(np.array(rows, np.int64), repetition, presence, frequency, biased, bias)
-
-    def apply(self, logits: Tensor, counts: Counts, rows: Ints | None = None) -> Tensor:
-        """See `sampler.adjust`."""
-        adjusted = logits.float().clone()
-        if len(self.rows):
-            ids, times = (torch.from_numpy(x).to(logits.device) for x in counts.of(_numbered(self.rows, rows)))
-            row = torch.from_numpy(self.rows).to(logits.device).unsqueeze(1)
-            x = adjusted[row, ids]
-            x = torch.where(x > 0, x / self.repetition, x * self.repetition)
-            adjusted[row, ids] = x - self.frequency * times - self.presence * (times > 0)
-        if len(self.bias):
-            biased, token = self.biased
-            adjusted[biased, token] += self.bias
-        return adjusted
-
-
-def _numbered(asked: Ints, rows: Ints | None) -> Ints:
-    return asked if rows is None else rows[asked]
-
-
-def needs_history(params: SamplingParams) -> bool:
-    """Whether a row with `params` must be in `Counts`."""
-    return params.repetition_penalty != 1 or params.presence_penalty != 0 or params.frequency_penalty != 0
 
 
 class Counts:

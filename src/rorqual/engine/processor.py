@@ -22,7 +22,7 @@ from rorqual.engine.grammar.compiler import Compiled, Grammars
 from rorqual.engine.grammar.constraint import Constraint, Thought
 from rorqual.engine.prompt_scores import PromptScores
 from rorqual.engine.request import Completion, Request, SamplingParams
-from rorqual.engine.sampler import sample_key
+from rorqual.engine.seeds import sample_key
 from rorqual.engine.sequence import Sequence as Sample
 
 Prompt = str | Sequence[int] | Sequence[Message]

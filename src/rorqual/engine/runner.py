@@ -13,16 +13,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rorqual.core.errors import ConfigError
-from rorqual.engine.grammar.constraint import Constraint
+from rorqual.engine.grammar.constraint import Bools, Constraint
 from rorqual.engine.kv_cache.paged import PagedCache, StepCache, token_bytes
-from rorqual.engine.penalties import Counts, needs_history
-from rorqual.engine.sampler import Settings, adjust, distribution, draw_from, likeliest, mask_rows, uniform
+from rorqual.engine.penalties import Counts
 from rorqual.engine.scheduler import Scheduler, SchedulerOutput
+from rorqual.engine.seeds import uniform
 from rorqual.engine.sequence import Ints, Sequence
-from rorqual.model import Decoder, Output
+from rorqual.model import Decoder
 from rorqual.ops.backends import Backend
 from rorqual.ops.backends.attention import PAD, AttentionMetadata, Plan
+from rorqual.ops.backends.step import StepFunction, StepInput, StepOutput
 from rorqual.ops.paged import BLOCK
+from rorqual.ops.sampling import SamplerOutput, SamplingMetadata, Settings, likeliest, needs_history
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,8 @@ class Runner:
         record_experts: bool,
         record_kept: bool = False,
     ) -> None:
-        self._source, self.backend, self.model = model, backend, backend.bind(model)
+        self._source = model
+        self.renew(backend)
         self.layers, self.k, n_choices = routed_layers(model) if record_experts else (0, 0, 0)
         weight = model.embed_tokens.weight
         self.device, self.dtype = weight.device, weight.dtype
@@ -118,6 +121,7 @@ class Runner:
     def renew(self, backend: Backend) -> None:
         """Look anew what the model is made of: `backend` computes with its own parameters."""
         self.backend, self.model = backend, backend.bind(self._source)
+        self._step: StepFunction = backend.compile(self.model) or EagerStep(self.model)
 
     @staticmethod
     def block_bytes(model: Decoder) -> int:
@@ -210,14 +214,24 @@ class Runner:
         self._plan = self.backend.attention.plan(metadata, self.device, self._plan)
         cache = StepCache(self.cache, self._plan)
         embeds = self._embeds(plan, ids, size)
-        output = self.model(self._tensor(ids[None]), self._tensor(at[None]), cache=cache, inputs_embeds=embeds)
+        last = [*range(n), *(ends[chunk] for _, chunk in plan.joined)]
+        sampling = self._sampling(scheduler, len(last)) if last else None
+        given = StepInput(
+            self._tensor(ids[None]),
+            self._tensor(at[None]),
+            cache,
+            self._tensor(np.array(last, np.int64)),
+            sampling,
+            embeds,
+        )
+        output = self._step(given)
         self.holds_non_finite |= not math.isfinite(float(output.hidden.sum()))
         if self.layers:
-            chosen = torch.stack([routing.indices for routing in output.routing], dim=1).to(self.cache.experts.dtype)
+            assert output.experts is not None
+            chosen = output.experts.to(self.cache.experts.dtype)
             self.cache.experts.flatten(0, 1).index_copy_(0, self._tensor(slots.clip(min=0)), chosen)
-        self._score(output, scored)
-        last = [*range(n), *(ends[chunk] for _, chunk in plan.joined)]
-        new = self._draw(output, last, scheduler) if last else np.zeros(0, np.int64)
+        self._score(output.hidden, scored)
+        new = np.zeros(0, np.int64) if output.drawn is None else self._keep(output.drawn, scheduler)
         if plan.copies:
             self.cache.copy(*zip(*plan.copies))
         return new
@@ -241,13 +255,14 @@ class Runner:
         embedded[:, size:] = embedded[:, :1]  # what fills up, as above
         return embedded
 
-    def _score(self, output: Output, scored: list[tuple[Sequence, int, range]]) -> None:
+    def _score(self, hidden: Tensor, scored: list[tuple[Sequence, int, range]]) -> None:
         """What the hidden states of prompts say of each next token: (sequence, where its position 0 would stand in the step, positions)."""
         for sequence, first, positions in scored:
             assert sequence.scores is not None
             for start in range(positions.start, positions.stop, SCORED):
                 some = range(start, min(start + SCORED, positions.stop))
-                logprobs = self._rows(output, [first + position for position in some]).float().log_softmax(-1)
+                places = self._tensor(first + np.arange(some.start, some.stop))
+                logprobs = logits_of(self.model, hidden, places).float().log_softmax(-1)
                 following = self._tensor(np.array(sequence.tokens[some.start + 1 : some.stop + 1])).unsqueeze(1)
                 best = likeliest(logprobs, sequence.scores.top) if sequence.scores.top else [[]] * len(some)
                 sequence.scores.add(logprobs.gather(1, following).squeeze(1).tolist(), best)
@@ -275,55 +290,49 @@ class Runner:
 
     # ---- drawing
 
-    def _draw(self, output: Output, last: list[int], scheduler: Scheduler) -> Ints:
-        """A token for each row, from the hidden state of the token numbered in `last`."""
-        rows, n = scheduler.rows, len(last)
-        slot, position = rows.slot[:n], rows.position[:n]
+    def _sampling(self, scheduler: Scheduler, n: int) -> SamplingMetadata:
+        """What each of the `n` rows draws by."""
+        rows, active = scheduler.rows, scheduler.running
         if self._version != scheduler.version or self._settings is None:
-            self._settings = Settings.of([s.params for s in scheduler.running], self.device)
-            self._constrained = [(row, s.constraint) for row, s in enumerate(scheduler.running) if s.constraint]
-            self._short = [row for row, s in enumerate(scheduler.running) if s.barred]
+            self._settings = Settings.of([s.params for s in active], self.device)
+            self._constrained = [(row, s.constraint) for row, s in enumerate(active) if s.constraint]
+            self._short = [row for row, s in enumerate(active) if s.barred]
             self._version = scheduler.version
-        settings = self._settings
-        logits = self._rows(output, last)
-        if settings.adjusted:
-            logits = adjust(logits, settings, self.counts, slot)
-        mask_rows(logits, self._constrained)
-        self._bar(logits, scheduler.running, position)
-        every = distribution(logits, settings)
-        drawn, logprobs = draw_from(every, logits, settings, uniform(rows.key[:n], position))
-        if self.kept.shape[-1]:
-            kept = every[:, : self.vocab].isfinite().cpu().numpy()
-            self.kept[slot, position + 1] = np.packbits(kept, axis=-1)
-        new: Ints = drawn.clamp(max=self.vocab - 1).cpu().numpy()  # where logits are NaN, a column that fills up
-        self.ids[slot, position + 1] = new
-        self.logprobs[slot, position + 1] = logprobs.cpu().numpy()
-        if settings.adjusted:
-            self.counts.tally(slot, new)
-        for row, constraint in self._constrained:
-            constraint.accept(int(new[row]))
-        self._keep_top(every, scheduler.running)
-        return new
+        penalties, seen = self._settings.penalties, None
+        if penalties is not None and len(penalties.rows):
+            seen = self.counts.of(rows.slot[:n][penalties.rows])
+        allowed = self._allowed(active, rows.position[:n])
+        return SamplingMetadata(self._settings, uniform(rows.key[:n], rows.position[:n]), seen, allowed)
 
-    def _bar(self, logits: Tensor, active: list[Sequence], position: Ints) -> None:
-        """Nothing ends a reply that has fewer than `min_tokens`, unless nothing else is left to it."""
+    def _allowed(self, active: list[Sequence], position: Ints) -> tuple[Ints, Bools] | None:
+        """The rows that a grammar binds, or that may not end yet, and what these may draw. A reply that has fewer tokens than `min_tokens`
+        may not end unless nothing else is left to it."""
+        found = {row: mask for row, constraint in self._constrained if (mask := constraint.mask()) is not None}
         for row in self._short:
             sequence = active[row]
             if int(position[row]) + 1 - len(sequence.prompt) < sequence.params.min_tokens:
-                kept = logits[row].clone()
-                kept[list(sequence.barred)] = -torch.inf
-                if bool((kept > -torch.inf).any()):
-                    logits[row] = kept
+                going_on = found[row].copy() if row in found else np.ones(self.vocab, np.bool_)
+                going_on[list(sequence.barred)] = False
+                if going_on.any():
+                    found[row] = going_on
+        return (np.array(list(found)), np.stack(list(found.values()))) if found else None
 
-    def _rows(self, output: Output, places: list[int]) -> Tensor:
-        """Logits [places, vocab or more] of the tokens with these numbers in the step."""
-        index = torch.tensor(places + [0] * (-len(places) % self.backend.rows.least), device=self.device)
-        return self._logits(output.hidden[0].index_select(0, index))[: len(places)]
-
-    def _logits(self, hidden: Tensor) -> Tensor:
-        """[rows, vocab], filled up with -inf so that no row's last exponentials are computed in another way than the rest."""
-        logits, rest = self.model.logits(hidden), -self.vocab % self.backend.lanes
-        return F.pad(logits, (0, rest), value=-torch.inf) if rest else logits
+    def _keep(self, drawn: SamplerOutput, scheduler: Scheduler) -> Ints:
+        """Note what each row drew; the tokens [rows]."""
+        rows, n = scheduler.rows, len(drawn.ids)
+        slot, position = rows.slot[:n], rows.position[:n]
+        if self.kept.shape[-1]:
+            kept = drawn.distribution[:, : self.vocab].isfinite().cpu().numpy()
+            self.kept[slot, position + 1] = np.packbits(kept, axis=-1)
+        new: Ints = drawn.ids.clamp(max=self.vocab - 1).cpu().numpy()  # where logits are NaN, a column that fills up
+        self.ids[slot, position + 1] = new
+        self.logprobs[slot, position + 1] = drawn.logprobs.cpu().numpy()
+        if self._settings is not None and self._settings.penalties is not None:
+            self.counts.tally(slot, new)
+        for row, constraint in self._constrained:
+            constraint.accept(int(new[row]))
+        self._keep_top(drawn.distribution, scheduler.running)
+        return new
 
     def _keep_top(self, logprobs: Tensor, active: list[Sequence]) -> None:
         asked = [row for row, sequence in enumerate(active) if sequence.params.top_logprobs]
@@ -332,3 +341,33 @@ class Runner:
         most = max(active[row].params.top_logprobs for row in asked)
         for row, best in zip(asked, likeliest(logprobs[asked], most)):
             self.top[active[row].slot].append(best[: active[row].params.top_logprobs])
+
+
+class EagerStep:
+    """Implements `StepFunction` where a backend fuses nothing: the model and its backend, operation by operation."""
+
+    def __init__(self, model: Decoder) -> None:
+        self._model = model
+
+    def __call__(self, given: StepInput) -> StepOutput:
+        """Forward, logits of the last tokens, draw."""
+        output = self._model(given.ids, given.positions, cache=given.cache, inputs_embeds=given.embeds)
+        hidden, routing = output.hidden[0], output.routing
+        experts = torch.stack([one.indices for one in routing], dim=1) if routing else None
+        if given.sampling is None:
+            return StepOutput(hidden, experts, None)
+        drawn = self._model.ops.sample(logits_of(self._model, hidden, given.last), given.sampling)
+        return StepOutput(hidden, experts, drawn)
+
+
+def logits_of(model: Decoder, hidden: Tensor, places: Tensor) -> Tensor:
+    """Logits [places, vocab or more] of the tokens with these numbers, from the hidden states [tokens, hidden] of a step.
+
+    Rows and columns are filled up as the backend's products and exponentials need it; columns with -inf.
+    """
+    ops, count = model.ops, len(places)
+    spare = -count % ops.rows.least
+    index = torch.cat((places, places.new_zeros(spare))) if spare else places
+    logits = model.logits(hidden.index_select(0, index))[:count]
+    rest = -logits.shape[-1] % ops.lanes
+    return F.pad(logits, (0, rest), value=-torch.inf) if rest else logits

@@ -118,7 +118,7 @@ class StepCache:
     """Implements `rorqual.model.Cache` for the tokens of one forward, of which `plan` says where each is kept and whom it sees."""
 
     def __init__(self, cache: PagedCache, plan: Plan) -> None:
-        self.cache, self.plan = cache, plan
+        self.cache, self.plan, self.pools = cache, plan, cache.layers
 
     def layer(self, index: int) -> LayerCache:
         """One layer's pools."""

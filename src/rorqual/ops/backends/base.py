@@ -11,12 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rorqual.ops import attention, moe, norm
+from rorqual.ops import attention, moe, norm, sampling
 from rorqual.ops.backends.attention import PagedAttention
+from rorqual.ops.backends.step import StepFunction
 from rorqual.ops.layer import Layer
 from rorqual.ops.moe import Routing
 from rorqual.ops.rope import rotate
 from rorqual.ops.rows import LOOSE, Rows
+from rorqual.ops.sampling import SamplerOutput, SamplingMetadata
 
 M = TypeVar("M", bound=nn.Module)
 Matrices = Tensor | Sequence[Tensor]
@@ -99,6 +101,10 @@ class Backend:
         """a [batch, rows, in] b [batch, in, out] -> [batch, rows, out]."""
         return torch.bmm(a, b)
 
+    def sample(self, logits: Tensor, asked: SamplingMetadata) -> SamplerOutput:
+        """See `ops.sampling.sample`."""
+        return sampling.sample(logits, asked)
+
     # ---- copies for inference alone
 
     def prepares(self, model: nn.Module) -> bool:
@@ -174,6 +180,10 @@ class Backend:
         """This backend as it shall run `model` with `threads` threads. cache_shapes: of each part that its attention
         caches, columns and rows of a block."""
         return Fit(self, self.invariant, threads)
+
+    def compile(self, model: nn.Module) -> StepFunction | None:
+        """A function that runs whole steps of an engine with `model`, as `bind` gave it; None: the engine calls the model and `sample`."""
+        return None
 
     def bind(self, model: M) -> M:
         """A tree of modules that shares all parameters with `model` and computes with this backend."""

@@ -1,17 +1,15 @@
 """Drawing tokens, and the log-probability of each under the very distribution it was drawn from.
 
-Random numbers are a function of (seed, sample, position) and of nothing else: who else is in the batch, which slot a
-sequence has and how many threads run change nothing. They come from SplitMix64 (Steele, Lea and Flood 2014), one number
-a row and step, and choose a token by the inverse of the cumulative distribution.
+A row's random number is given (`SamplingMetadata.uniform`), and chooses a token by the inverse of the cumulative distribution.
 
-Logits pass, in this order, through penalties and biases (`adjust`, where a row asks for any), temperature, top-k, top-p and min-p (or, where
+Logits pass, in this order, through penalties and biases, what the row may draw at all, temperature, top-k, top-p and min-p (or, where
 `min_p_first` asks for it, min-p, top-k and top-p). No row's result depends on the other rows, to the last bit: what one row asks for and
 another does not is done to the one alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,12 +17,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from rorqual.engine.grammar.constraint import Constraint
-from rorqual.engine.penalties import Counts, Ints, Penalties
-from rorqual.engine.request import SamplingParams
+from rorqual.core.sampling import SamplingParams
 
-_GOLDEN, _MIX1, _MIX2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
-_MASK = (1 << 64) - 1
+Ints = npt.NDArray[np.int64]
+Seen = tuple[Ints, npt.NDArray[np.float32]]
+"""Of each row that asks for penalties: tokens of its prompt or reply, and how often in the reply, each [rows, most tokens]."""
 
 CANDIDATES = 256
 """Tokens among which a cut is looked for before a whole row is sorted."""
@@ -35,25 +32,60 @@ COLDEST, HOTTEST = 1e-20, 1e20
 """Temperatures beyond these are these: logits divided by less would overflow fp32 and leave NaN."""
 
 
-def sample_key(seed: int, sample: int) -> int:
-    """The 64-bit key of one sample's random numbers."""
-    return _mix(_mix(seed & _MASK) ^ (sample & _MASK))
+@dataclass(frozen=True)
+class Penalties:
+    """What each row of a batch adds to its logits, for the rows that do.
+
+    `rows` [penalised rows] have a history, and repetition, presence and frequency penalties, each [penalised rows, 1].
+    `biased`: (row, token) [2, biases] with `bias` [biases].
+    """
+
+    rows: Ints
+    repetition: Tensor
+    presence: Tensor
+    frequency: Tensor
+    biased: Tensor
+    bias: Tensor
+
+    @classmethod
+    def of(cls, params: Sequence[SamplingParams], device: torch.device | str) -> Penalties | None:
+        """None where no row asks for any."""
+        rows = [row for row, p in enumerate(params) if needs_history(p)]
+        biases = [(row, token, bias) for row, p in enumerate(params) for token, bias in p.logit_bias]
+        if not rows and not biases:
+            return None
+        asked = [params[row] for row in rows]
+        repetition, presence, frequency = (
+            torch.tensor([getattr(p, name) for p in asked], dtype=torch.float32, device=device).unsqueeze(1)
+            for name in ("repetition_penalty", "presence_penalty", "frequency_penalty")
+        )
+        biased = torch.tensor([pair[:2] for pair in biases], dtype=torch.int64, device=device).view(-1, 2).t()
+        bias = torch.tensor([bias for *_, bias in biases], dtype=torch.float32, device=device)
+        return cls(np.array(rows, np.int64), repetition, presence, frequency, biased, bias)
+
+    def apply(self, logits: Tensor, seen: Seen | None) -> Tensor:
+        """Logits [rows, vocab] after penalties and biases, a new tensor in fp32. `seen`: of `rows`; None where there are none.
+
+        In this order: repetition (CTRL, Keskar et al. 2019, section 4.1: a positive logit of a token of prompt or reply is divided, a
+        negative one multiplied), presence and frequency (of the reply's tokens, as in OpenAI's API: logit - frequency * count - presence),
+        and biases, which are added.
+        """
+        adjusted = logits.float().clone()
+        if seen is not None:
+            ids, times = (torch.from_numpy(x).to(logits.device) for x in seen)
+            row = torch.from_numpy(self.rows).to(logits.device).unsqueeze(1)
+            x = adjusted[row, ids]
+            x = torch.where(x > 0, x / self.repetition, x * self.repetition)
+            adjusted[row, ids] = x - self.frequency * times - self.presence * (times > 0)
+        if len(self.bias):
+            biased, token = self.biased
+            adjusted[biased, token] += self.bias
+        return adjusted
 
 
-def _mix(value: int) -> int:
-    value = (value + _GOLDEN) & _MASK
-    value = ((value ^ (value >> 30)) * _MIX1) & _MASK
-    value = ((value ^ (value >> 27)) * _MIX2) & _MASK
-    return value ^ (value >> 31)
-
-
-def uniform(keys: npt.NDArray[np.uint64], positions: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """One number in [0, 1), with 53 random bits, for each row: the `positions`-th of SplitMix64's stream at `keys`."""
-    value = keys + (positions.astype(np.uint64) + np.uint64(1)) * np.uint64(_GOLDEN)  # wraps, as it should
-    value = (value ^ (value >> np.uint64(30))) * np.uint64(_MIX1)
-    value = (value ^ (value >> np.uint64(27))) * np.uint64(_MIX2)
-    value ^= value >> np.uint64(31)
-    return (value >> np.uint64(11)).astype(np.float64) * 2.0**-53
+def needs_history(params: SamplingParams) -> bool:
+    """Whether a row with `params` has a history."""
+    return params.repetition_penalty != 1 or params.presence_penalty != 0 or params.frequency_penalty != 0
 
 
 @dataclass(frozen=True)
@@ -74,8 +106,7 @@ class Cut:
 class Settings:
     """Sampling settings of a batch: `temperature` and `greedy` [rows, 1]; a greedy row has temperature 1 and nothing cut off.
 
-    What no row asks for is None or False, and costs nothing. `adjusted`: some row asks for penalties or biases (`penalties`), so
-    that its logits must go through `adjust` first.
+    What no row asks for is None or False, and costs nothing.
     """
 
     temperature: Tensor
@@ -85,10 +116,6 @@ class Settings:
     scaled: bool
     cut: Cut | None
     penalties: Penalties | None
-
-    @property
-    def adjusted(self) -> bool:
-        return self.penalties is not None
 
     @property
     def truncated(self) -> bool:
@@ -205,28 +232,6 @@ def _threshold(
     return last, room, tied, beyond
 
 
-def adjust(logits: Tensor, settings: Settings, counts: Counts, rows: Ints | None = None) -> Tensor:
-    """Logits [rows, vocab] after penalties and biases, a new tensor in fp32; for use where `settings.adjusted`.
-
-    Row i of them is row `rows[i]` of `counts`; without `rows`, row i. In this order: repetition (CTRL, Keskar et al. 2019, section 4.1:
-    a positive logit of a token of prompt or reply is divided, a negative one multiplied), presence and frequency (of the reply's
-    tokens, as in OpenAI's API: logit - frequency * count - presence), and biases, which are added.
-    """
-    return logits if settings.penalties is None else settings.penalties.apply(logits, counts, rows)
-
-
-def mask_rows(logits: Tensor, constraints: Iterable[tuple[int, Constraint]]) -> None:
-    """Write -inf into logits [rows, vocab or more] wherever a row's constraint allows no token: (row, constraint) for each row that has one.
-
-    What is asked for before (`adjust`) or after (temperature, cuts) goes by the tokens that are left.
-    """
-    for row, constraint in constraints:
-        allowed = constraint.mask()
-        if allowed is not None:
-            forbidden = torch.from_numpy(~allowed).to(logits.device)
-            logits[row, : len(allowed)].masked_fill_(forbidden, -torch.inf)
-
-
 def distribution(logits: Tensor, settings: Settings) -> Tensor:
     """Log-probabilities [rows, vocab] of the distribution that each row is drawn from; plain softmax where greedy."""
     cut, logprobs = settings.cut, torch.empty_like(logits, dtype=torch.float32)
@@ -248,15 +253,47 @@ def _blocks(logits: Tensor) -> list[slice]:
     return [slice(start, start + step) for start in range(0, rows, step)]
 
 
-def draw(logits: Tensor, settings: Settings, u: npt.NDArray[np.float64]) -> tuple[Tensor, Tensor]:
-    """logits [rows, vocab], u [rows] in [0, 1) -> tokens [rows] and their log-probabilities [rows] (fp32)."""
-    return draw_from(distribution(logits, settings), logits, settings, u)
+@dataclass(frozen=True)
+class SamplingMetadata:
+    """What each row of a step draws by.
+
+    uniform [rows]: its random number in [0, 1). seen: of the rows of `settings.penalties`, where these have any. allowed: numbers of the
+    rows that may not draw everything [some], and what these may draw [some, vocab]; a row may draw one token at least.
+    """
+
+    settings: Settings
+    uniform: npt.NDArray[np.float64]
+    seen: Seen | None = None
+    allowed: tuple[Ints, npt.NDArray[np.bool_]] | None = None
+
+
+@dataclass(frozen=True)
+class SamplerOutput:
+    """ids [rows] and their log-probabilities [rows] (fp32), of the distribution [rows, vocab] that each row was drawn from (`distribution`)."""
+
+    ids: Tensor
+    logprobs: Tensor
+    distribution: Tensor
+
+
+def sample(logits: Tensor, asked: SamplingMetadata) -> SamplerOutput:
+    """Draw a token for each row of logits [rows, vocab or more], which may be overwritten."""
+    settings = asked.settings
+    if settings.penalties is not None:
+        logits = settings.penalties.apply(logits, asked.seen)
+    if asked.allowed is not None:
+        rows, allowed = (torch.from_numpy(array).to(logits.device) for array in asked.allowed)
+        masked = logits.index_select(0, rows)
+        masked[:, : allowed.shape[1]].masked_fill_(~allowed, -torch.inf)
+        logits.index_copy_(0, rows, masked)
+    every = distribution(logits, settings)
+    return SamplerOutput(*draw_from(every, logits, settings, asked.uniform), every)
 
 
 def draw_from(
     logprobs: Tensor, logits: Tensor, settings: Settings, u: npt.NDArray[np.float64]
 ) -> tuple[Tensor, Tensor]:
-    """`draw`, of the `distribution` that the caller has."""
+    """logprobs [rows, vocab] of the `distribution` of logits, u [rows] in [0, 1) -> tokens [rows] and their log-probabilities [rows]."""
     if settings.all_greedy:
         best = logits.argmax(-1, keepdim=True)
         return best.squeeze(1), logprobs.gather(1, best).squeeze(1)

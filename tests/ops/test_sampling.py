@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from hypothesis import given
@@ -18,7 +19,8 @@ from transformers.generation.logits_process import (
 )
 
 from rorqual.engine.request import SamplingParams
-from rorqual.engine.sampler import Settings, distribution, draw, sample_key, top, truncate, uniform
+from rorqual.engine.seeds import sample_key, uniform
+from rorqual.ops.sampling import SamplingMetadata, Settings, distribution, sample, top, truncate
 
 
 def settings(
@@ -26,6 +28,12 @@ def settings(
 ) -> Settings:
     params = SamplingParams(temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, min_p_first=min_p_first)
     return Settings.of([params] * n, "cpu")
+
+
+def draw(logits: Tensor, settings: Settings, u: npt.NDArray[np.float64]) -> tuple[Tensor, Tensor]:
+    drawn = sample(logits.clone(), SamplingMetadata(settings, u))
+    assert torch.equal(drawn.distribution, distribution(logits, settings))
+    return drawn.ids, drawn.logprobs
 
 
 def random_logits(rows: int, vocab: int, seed: int, spread: float = 2.0) -> Tensor:
@@ -260,3 +268,17 @@ def test_the_ends_of_the_interval_never_draw_a_token_cut_off(u: float) -> None:
 def test_truncation_keeps_the_likeliest_of_equals() -> None:
     kept = truncate(torch.zeros(1, 8).log_softmax(-1), torch.tensor([[0.2]]), torch.tensor([[0]]))
     assert torch.isfinite(kept).sum() == 2  # 1/8 is less than 0.2, 2/8 reaches it
+
+
+def test_a_row_that_may_not_draw_everything_draws_of_what_it_may() -> None:
+    """Logits are wider than the vocabulary; of what may be drawn the shares stay, and other rows do not change."""
+    logits, settings_ = random_logits(3, 20, 0), settings(3)
+    expected = distribution(logits, settings_)
+    allowed = np.zeros((1, 16), np.bool_)
+    allowed[0, [2, 9, 15]] = True
+    masked = logits[1].clone()
+    masked[[i for i in range(16) if i not in (2, 9, 15)]] = -torch.inf
+    found = sample(logits, SamplingMetadata(settings_, np.full(3, 0.5), allowed=(np.array([1]), allowed)))
+    assert torch.equal(found.distribution[[0, 2]], expected[[0, 2]])
+    assert torch.equal(found.distribution[1], masked.log_softmax(-1))
+    assert torch.equal(found.logprobs, found.distribution.gather(1, found.ids.unsqueeze(1)).squeeze(1))

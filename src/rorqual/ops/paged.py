@@ -37,9 +37,9 @@ class Tiles:
     Tiles are numbered by falling count of blocks. Pairs are ordered by the block's place in its sequence and then by tile,
     so that place b holds the tiles 0 .. counts[b] - 1.
 
-    tile [pairs]; block [pairs]: its place in the pool; mask [pairs, queries, BLOCK]: what is added to a score, `HIDDEN` for a key that a
-    query must not see, else 0. gather [tiles * queries]: the token of each query, and of a tile that is not full its last again; slot
-    [tokens]: the query of each token; both None where query i is token i. rows: of a product, `ops.rows`.
+    tile [pairs]; block [pairs]: its place in the pool; place [pairs]: that in its sequence; mask [pairs, queries, BLOCK]: what is added to a
+    score, `HIDDEN` for a key that a query must not see, else 0. gather [tiles * queries]: the token of each query, and of a tile that is not
+    full its last again; slot [tokens]: the query of each token; both None where query i is token i. rows: of a product, `ops.rows`.
 
     span: where the blocks lie close together, the part of the pool that holds them: then nothing is gathered from it, and `met` and
     `mask` are of every block of the part, in its order; back [pairs]: the place of each pair there (None: its own). met: the tile that
@@ -50,6 +50,7 @@ class Tiles:
     queries: int
     tile: Tensor
     block: Tensor
+    place: Tensor
     counts: tuple[int, ...]
     mask: Tensor
     gather: Tensor | None
@@ -69,12 +70,6 @@ class Tiles:
         self.mask.view(-1).index_fill_(0, self.last * BLOCK + at, 0)
         self.position[:] = position
         self._masks.clear()
-
-    @property
-    def place(self) -> Tensor:
-        """[pairs]: the block's place in its sequence."""
-        counts = torch.tensor(self.counts, device=self.tile.device)
-        return torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
 
     def mask_of(self, every: int, window: int | None) -> Tensor:
         """`mask` for a part with a row for every `every` tokens: [pairs, queries, BLOCK / every].
@@ -158,6 +153,7 @@ def tiles_of(
         queries=queries,
         tile=tensor(tile),
         block=tensor(block),
+        place=tensor(place),
         counts=tuple(np.bincount(place).tolist()),
         mask=tensor(mask),
         gather=None if plain else tensor(flat),

@@ -1254,6 +1254,14 @@ MUTANTS = (
         "tests/conformance/test_outside_backend.py::test_it_serves_what_the_packages_own_serve",
     ),
     one(
+        "each layer waits for its device",
+        "issue 16: a backend",
+        "ops/backends/torch.py",
+        "        if grouped.fits(x, gate_up):\n            return super()",
+        "        if x.device.type == \"cpu\":\n            return super()",
+        "tests/conformance/test_no_waiting.py::test_a_step_of_an_engine_reads_nothing_back",
+    ),
+    one(
         "two pictures behind equal placeholders share a block",
         "issue 16: an extra key left out of the hash",
         "engine/kv_cache/block_hash.py",

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from torch import Tensor, nn
 
-from rorqual.ops import invariant
+from rorqual.ops import grouped, invariant
 from rorqual.ops.backends import training
 from rorqual.ops.backends.base import Backend, Fit, Matrices
 from rorqual.ops.backends.packed import Packing
@@ -26,7 +26,7 @@ class Torch(Packing):
 
     def experts(self, x: Tensor, routing: Routing, gate_up: Matrices, down: Matrices) -> Tensor:
         if isinstance(gate_up, Tensor) and isinstance(down, Tensor):
-            return training.experts(x, routing, gate_up, down)
+            return (grouped if grouped.fits(x, gate_up) else training).experts(x, routing, gate_up, down)
         return invariant.experts(x, routing, gate_up, down)
 
     def experts_tuned(
@@ -51,6 +51,8 @@ class _Steps(Torch):
         return Backend.attend(self, q, k, v, mask, scale)
 
     def experts(self, x: Tensor, routing: Routing, gate_up: Matrices, down: Matrices) -> Tensor:
+        if grouped.fits(x, gate_up):
+            return super().experts(x, routing, gate_up, down)
         return invariant.loose_experts(x, routing, gate_up, down)
 
     def experts_tuned(

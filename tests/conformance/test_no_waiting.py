@@ -1,0 +1,59 @@
+"""No layer waits for its device in bf16: on `meta`, whose tensors have no values, every attempt to read one is an error."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+import torch
+from test_kinds import STAGES, every_stage, label, model_of
+
+from rorqual.engine.kv_cache.paged import PagedCache, StepCache
+from rorqual.model import Stage
+from rorqual.ops.backends import TORCH, Backend
+from rorqual.ops.backends.attention import AttentionMetadata
+from rorqual.ops.moe import SKIP, Routing
+from rorqual.ops.paged import BLOCK
+
+META = torch.device("meta")
+STEPS = TORCH.fit(torch.nn.Linear(1, 1), cache_shapes=[], threads=1).backend
+
+
+@pytest.fixture(autouse=True)
+def no_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch knows no autocast for `meta`."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: False)
+
+
+@every_stage
+@torch.no_grad()
+def test_a_step_of_an_engine_reads_nothing_back(stage: Stage) -> None:
+    model, ops = model_of(stage).to(torch.bfloat16).to(META), STEPS
+    model.ops = ops
+    cache = PagedCache(ops.attention, model.config, 8, META, torch.bfloat16, 2 * BLOCK)
+    counts, lens = np.array([1, 1, 70, 5]), np.array([70, 3, 70, 100])
+    table = np.array([[1, 2], [3, 0], [4, 5], [6, 7]])
+    metadata = AttentionMetadata(np.append(0, np.cumsum(counts)), lens, table, np.arange(BLOCK, BLOCK + 77))
+    step = StepCache(cache, ops.attention.plan(metadata, META))
+    ids = torch.zeros(1, 77, dtype=torch.long, device=META)
+    assert model(ids, ids, cache=step).hidden.device == META
+
+
+@pytest.mark.parametrize("stage", [one for one in STAGES if not model_of(one).needs_cache], ids=label)
+def test_a_step_of_training_reads_nothing_back(stage: Stage) -> None:
+    """Kinds that attend by a cache are left out: they read positions once a step, to lay out blocks."""
+    model = model_of(stage).to(torch.bfloat16).to(META)
+    model.ops = TORCH
+    ids = torch.zeros(2, 33, dtype=torch.long, device=META)
+    model.logits(model(ids).hidden).sum().backward()
+
+
+def test_a_value_that_is_read_is_an_error() -> None:
+    with pytest.raises(NotImplementedError):
+        torch.zeros(3, device=META).tolist()
+    one = torch.zeros(4, 2, device=META)
+    routing = Routing(one.long().fill_(SKIP), one, one, one.long(), one[:, 0], skips=True)
+    with pytest.raises((NotImplementedError, RuntimeError)):
+        Backend().experts(one, routing, torch.zeros(3, 4, 2, device=META), torch.zeros(3, 2, 2, device=META))

@@ -1258,7 +1258,7 @@ MUTANTS = (
         "issue 16: a backend",
         "ops/backends/torch.py",
         "        if grouped.fits(x, gate_up):\n            return super()",
-        "        if x.device.type == \"cpu\":\n            return super()",
+        '        if x.device.type == "cpu":\n            return super()',
         "tests/conformance/test_no_waiting.py::test_a_step_of_an_engine_reads_nothing_back",
     ),
     one(

@@ -11,7 +11,7 @@ from test_kinds import STAGES, every_stage, label, model_of
 
 from rorqual.engine.kv_cache.paged import PagedCache, StepCache
 from rorqual.model import Stage
-from rorqual.ops.backends import TORCH, Backend
+from rorqual.ops.backends import TORCH, TORCH_INVARIANT, Backend
 from rorqual.ops.backends.attention import AttentionMetadata
 from rorqual.ops.moe import SKIP, Routing
 from rorqual.ops.paged import BLOCK
@@ -28,9 +28,10 @@ def no_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @every_stage
+@pytest.mark.parametrize("ops", [STEPS, TORCH_INVARIANT], ids=["torch", "torch-invariant"])
 @torch.no_grad()
-def test_a_step_of_an_engine_reads_nothing_back(stage: Stage) -> None:
-    model, ops = model_of(stage).to(torch.bfloat16).to(META), STEPS
+def test_a_step_of_an_engine_reads_nothing_back(stage: Stage, ops: Backend) -> None:
+    model = model_of(stage).to(torch.bfloat16).to(META)
     model.ops = ops
     cache = PagedCache(ops.attention, model.config, 8, META, torch.bfloat16, 2 * BLOCK)
     counts, lens = np.array([1, 1, 70, 5]), np.array([70, 3, 70, 100])

@@ -6,8 +6,6 @@ the device in each layer.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -18,12 +16,11 @@ ALIGNED = 8
 """Values of bf16 to which the rows of torch's grouped products are aligned."""
 
 
-def fits(x: Tensor, gate_up: Tensor | Sequence[Tensor]) -> bool:
+def fits(x: Tensor, gate_up: Tensor) -> bool:
     """Whether `experts` below is meant for these: in bf16, beside the host."""
-    if x.device.type == "cpu" or not isinstance(gate_up, Tensor):
-        return False
     _, twice, width = gate_up.shape
-    return _type(x) == torch.bfloat16 and width % ALIGNED == 0 and twice % (2 * ALIGNED) == 0
+    aligned = width % ALIGNED == 0 and twice % (2 * ALIGNED) == 0
+    return x.device.type != "cpu" and aligned and _type(x) == torch.bfloat16
 
 
 def _type(x: Tensor) -> torch.dtype:

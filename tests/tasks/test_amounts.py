@@ -16,6 +16,8 @@ from rorqual.tasks.reply import verdict
     [
         ('The answer is 12. That took 2 steps.', '12'),
         ('She makes over $18.', None),
+        ("It's tempting to say 18.", None),
+        ('She makes $18 minus the fee.', None),
         ('~~18~~ 16', '16'),
         ('The answer is $18, no wait, $16.', '16'),
         ('The price rises from $40 to $48.', '48'),

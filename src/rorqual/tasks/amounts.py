@@ -48,7 +48,7 @@ _OR = re.compile(
 )
 _OR_SO = re.compile(
     r"^(?: \w+)?,? (?:or so|or (?:maybe|perhaps|possibly)|give or take|plus or minus|more or less|(?:plus|minus"
-    r"|times) [a-z]\b(?! [a-z])|is (?:one"
+    r"|times) [a-z]\b(?! [a-z])|(?:plus|minus) (?:the|an?|his|her|their|tax|tip)\b|is (?:one"
     r"|among)(?: of)? the (?:options|possibilities|candidates)|(?:or |and )?(?:maybe|perhaps"
     r"|possibly) (?:even )?(?:more|less|fewer|a (?:bit|few)))\b",
     re.IGNORECASE,
@@ -103,7 +103,8 @@ _GUESSES = re.compile(
     r"\bbut\b[^0-9]*\b(?:(?:do|does|is|are|was|were|did|can) not|\w+n't)\W*$|"
     r"\bi doubt\b|\b(?:that|this|it) (?:can't|cannot|isn't|is not|doesn't|does not) (?:be |make )?(?:right|correct"
     r"|true|possible|sense|work)\b[^0-9]*$|"
-    r"\bi guess\b|\bi (?:could|might|may) (?:well )?be (?:off|wrong)\b|\bjust a guess\b|\b(?:wild|rough|best) guess\b|\bif\b.*\bif\b",
+    r"\bi guess\b|\blet me guess\b|\btempt\w+ to\b[^,;]*$"
+    r"|\bi (?:could|might|may) (?:well )?be (?:off|wrong)\b|\bjust a guess\b|\b(?:wild|rough|best) guess\b|\bif\b.*\bif\b",
     re.IGNORECASE,
 )
 _ITEM = re.compile(r"^\W*[0-9]{1,2}[.)] (?=\W*[A-Za-z])")

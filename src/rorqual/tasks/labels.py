@@ -4,11 +4,11 @@ A label does not count where it is denied ("not false"), left open ("true or fal
 false", "true that"), or supposed ("would be true", "whether it is true"). After a mark the first label counts, in a sentence the last. What
 cannot be concluded, shown or said ("we cannot conclude that it is true") is denied, and so is what is doubted ("only partly true", "I doubt
 that it is true"). A sentence that denies True or False alone leaves the other and Uncertain: the reply is ungraded for these two. "The
-negation of the conclusion is true" says False. A label after words that may turn it round ("we reject that ...") is ungraded, too. Reasons
-after the label ("true, since it is false that ...") are not read, and a guess is no answer. "Cannot be determined", "neither true nor
-false" and the like say Uncertain. Where a sentence has no label, "follows from the premises" says True and "contradicts the premises"
-False, "the conclusion holds" says True. Sentences that only say when each label would hold ("If ..., it is true; otherwise false") are
-passed over.
+negation of the conclusion is true" says False. In a sentence True and False count right after a copula or a sign ("is true", "→ True"), and
+without words that may turn them round ("no premise", "likely", "we reject that"); any other such reply is ungraded. Reasons after the label
+("true, since it is false that ...") are not read, and a guess is no answer. "Cannot be determined", "neither true nor false" and the like
+say Uncertain. Where a sentence has no label, "follows from the premises" says True and "contradicts the premises" False, "the conclusion
+holds" says True. Sentences that only say when each label would hold ("If ..., it is true; otherwise false") are passed over.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ _DENIES = re.compile(
 _NOT_CONCLUDED = re.compile(
     r"\b(?:cannot|can not|can't|could not|couldn't|(?:do|does|did|would|should|may|must|will)(?: not|n't)|unable to|not able to|fails? to"
     r"|no (?:proof|evidence|reason|way|guarantee|indication|support)|nothing|never|impossible|absurd|not (?:possible|enough|sufficient)"
-    r"|(?:is|are|was)(?: not|n't) (?:\w+ ){0,2}\w+(?:ed|en|wn))\b"
+    r"|(?:is|are|was)(?: not|n't) (?:\w+ ){0,2}(?:\w+(?:ed|en|wn)|told|said))\b"
     r"(?:(?!\b(?:but|so|hence|thus|therefore|and)\b)[^,;:]){0,80}\b(?:that|to be)\b"
     r"(?:(?!\b(?:not|but|so|hence|thus|therefore)\b|n't)[^,;:]){0,60}$",
     re.IGNORECASE,
@@ -105,6 +105,25 @@ _TURNED = re.compile(
     re.IGNORECASE,
 )
 """Words before a label that may turn it round, in a way that is not read."""
+_PLAIN_BEFORE = re.compile(
+    r"(?:^|[^\w\s,;\"'*_`]|\bmakes? (?:it|this|(?:the|this) (?:conclusion|statement|claim))"
+    r"|\b(?:is|be|are|was|remains?|stands?|holds?|as|it's|that's|answer|label(?:l?ed)?|verdict|option|value|status|choose|select|pick|say"
+    r"|with|to|the))"
+    r"(?: (?:also|in fact|indeed|then|thus|therefore|hence|simply|just|outright|considered|deemed|judged|found to be|\w+ly|the|an?|still"
+    r"|both))*[\s\"'*_`]*$",
+    re.IGNORECASE,
+)
+"""What stands right before a label that a sentence asserts: a copula, a sign, nothing."""
+_QUANTIFIED = re.compile(
+    r"\b(?:no|none|few|nobody|no one|nowhere|hardly|never|little|early|too|saying|being|can be|likely|probably|apparently|presumably"
+    r"|supposedly)\b|^\W*to be\b",
+    re.IGNORECASE,
+)
+_JUDGED_AFTER = re.compile(
+    r"^[\s\"'*]*(?:of \w+|in (?:some|most)\b|(?:can|could|cannot|goes|leads|contradicts|would|fails|does|needs|requires)\b"
+    r"|is (?!(?:the|my|our|a|an|what|also|therefore|thus|right|correct|clear|certain|here)\b)\w+)",
+    re.IGNORECASE,
+)
 _DENIED_AFTER = re.compile(
     r"^[\s\"'*]*(?:is|was|would be|seems|looks)(?: not|n't)? (?:wrong|incorrect|out\b|excluded|ruled out|impossible"
     r"|(?:the )?(?:right|correct)\b"
@@ -145,7 +164,10 @@ _REFUSES = re.compile(
     r"|\b(?:if i (?:had|have) to|forced to|my best) (?:guess|choose|pick|bet)\b",
     re.I,
 )
-_GUESSES = re.compile(r"\bI(?: am|'m) not (?:\w+ )?sure\b|\blean(?:ing)? to|\bI guess\b", re.IGNORECASE)
+_GUESSES = re.compile(
+    r"\bif\b.*\bbut (?:it|that|this|they) (?:does|is|do|are)(?: not|n't)\W*$|\bI(?: am|'m) not (?:\w+ )?sure\b|\blean(?:ing)? to|\bI guess\b",
+    re.IGNORECASE,
+)
 _SUBJECT = re.compile(
     r"\b(?:conclusion|statement|claim|answer|it|this|that|label|verdict|truth|value|option|hence|so|therefore|thus"
     r"|proposition|hypothesis|i|result|must)\b|→|⇒|[-=]>",
@@ -247,7 +269,9 @@ def _choose(text: str, found: list[re.Match[str]], marked: bool) -> Reading:
         place = left[0 if marked else -1]
         clause = _CLAUSE.split(text[: found[place].start()])[-1]
         name = _INVERSE.get(names[place], names[place]) if _INVERTED.search(clause) else names[place]
-        return Reading(name, frozenset(denied), rival=_OTHER if _TURNED.search(clause) else None)
+        plain = marked or name not in _INVERSE or (_PLAIN_BEFORE.search(clause) and not _QUANTIFIED.search(clause))
+        sure = plain and not _TURNED.search(clause) and not _JUDGED_AFTER.match(text[found[place].end() :])
+        return Reading(name, frozenset(denied), rival=None if sure else _OTHER)
     return Reading(denied=frozenset(denied), refused=bool(open_) and marked)
 
 

@@ -3,9 +3,10 @@
 Read are "Zoey is a knight", "Zoey: knight", a table, JSON, "Zoey (knight)", "Zoey and Ava are knights", "the knave is Oliver", a heading
 "Knights:" with names, a name above its role, "a knight and a knave, respectively", "no knave", "Ava is not", "which makes her a knave",
 "all are knaves", "everyone but Zoey is a knight", "the others are knights", "she is a knight" (the sentence's first name), and "is not a
-knave". "Ava is not." after "Zoey is a knight." and "Zoey is honest, so a knight" are read, too. Claims that a person makes, questions and
-suppositions are passed over. The last statement about each person counts; where the same paragraph says both of one person, and no
-conclusion or correction stands between, the reply commits to nothing.
+knave". "Ava is not." after "Zoey is a knight." and "Zoey is honest, so a knight" are read, too. Claims that a person makes, questions,
+suppositions, what is doubted or ruled out, and what the same sentence calls a contradiction are passed over. The last statement about each
+person counts; where the same paragraph says both of one person, and no conclusion or correction stands between, the reply commits to
+nothing.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ _SUPPOSED = re.compile(
     re.I,
 )
 _IF = re.compile(
-    r"\b(?:(?:can(?:no|')t|can not) be (?:true )?that|impossible that|false that|if|unless|were|suppose|assuming|would|could|might|may)\b"
+    r"\b(?:(?:rules? out|doubt|deny|wrong|untrue|false|impossible|neither is it so"
+    r"|(?:can(?:no|')?t|can not|cannot|do not|don't) \w+(?: true)?) that"
+    r"|if|unless|were|suppose|assuming|would|could|might|may)\b"
     r"[^.;\n]*?(?=, (?:so|hence|thus|therefore)\b|$|[.;\n])",
     re.I,
 )
@@ -124,7 +127,14 @@ _HEADING = re.compile(
     r"^\W*(?:the |(?:role|type|identity|status)\W+)?(?P<role>knights?|knaves?)\W*(?:,? (?:because|since|as) .*)?$",
     re.IGNORECASE,
 )
-_EITHER_WAY = re.compile(r"\bor (?:the other way|vice versa|conversely|the (?:reverse|opposite))\b", re.IGNORECASE)
+_REFUTED = re.compile(
+    r"^(?!.*\b(?:no|without|avoid|otherwise|because|since|so|hence|thus|therefore|must|else)\b).*\bcontradict\w*\W*$",
+    re.IGNORECASE,
+)
+_EITHER_WAY = re.compile(
+    r"\bor (?:maybe not|perhaps not|not\b|the other way|vice versa|conversely|the (?:reverse|opposite))\b",
+    re.IGNORECASE,
+)
 
 Said = tuple[int, int, dict[int, bool | None]]
 """(paragraph, sentence, who is said to be what); None: left open."""
@@ -206,7 +216,7 @@ def _statements(text: str, names: Sequence[str]) -> tuple[list[Said], list[str]]
                 supposed, before_it = number, len(said)
             elif supposed == number and _FOLLOWS.match(sentence) and _complete(said[:before_it], len(names)):
                 continue  # the answer stands first, and this only argues for it
-            elif not passed_over(sentence):
+            elif not passed_over(sentence) and not _REFUTED.search(sentence):
                 subject = people[0] if people else subject
                 before = {who for _, at, one in said[-8:] if said and at == said[-1][1] for who in one}
                 if _IS_NOT.fullmatch(sentence.rstrip(".! ")) and said and said[-1][1] == len(sources) - 2:

@@ -270,6 +270,14 @@ MUTANTS = (
         "tests/tasks/test_read_words.py::test_what_is_only_denied_or_doubted_is_not_accepted",
     ),
     one(
+        "a label is asserted by any words before it (no premise makes the conclusion true)",
+        "issue 15",
+        "tasks/labels.py",
+        "        plain = marked or name not in _INVERSE or (_PLAIN_BEFORE.search(clause) and not _QUANTIFIED.search(clause))\n",
+        "        plain = True\n",
+        "tests/tasks/test_read_words.py::test_the_label_that_a_reply_commits_to",
+    ),
+    one(
         "the end of an argument is dropped as one of its suppositions",
         "issue 15",
         "tasks/roles.py",

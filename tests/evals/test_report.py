@@ -17,13 +17,14 @@ from rorqual.evals.claims import TOPICS, account, claims
 from rorqual.evals.compare import compare
 from rorqual.evals.evaluation import Evaluation
 from rorqual.evals.page import Html, table
-from rorqual.evals.pictures import DARK, LIGHT, png
+from rorqual.evals.pictures import DARK, LIGHT, panels, png
 from rorqual.evals.plots import pictures
 from rorqual.evals.plots_cost import CLOCK_PICTURE
 from rorqual.evals.reading import read_findings, read_records
 from rorqual.evals.report import build_report, report_text
 from rorqual.evals.report_claims import points
 from rorqual.evals.report_cost import scientific
+from rorqual.evals.series import draw_series
 from rorqual.evals.stats import holm_values
 from rorqual.evals.transcripts import hardest
 from rorqual.tasks.base import Verdict
@@ -255,6 +256,12 @@ def test_a_step_done_twice_counts_as_last_written(tmp_path):
     lines = [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 2.0}, {"step": 2, "loss": 1.0}]
     (tmp_path / "metrics.jsonl").write_bytes(b"".join(json.dumps(line).encode() + b"\n" for line in lines) + b'{"st')
     assert read_records(tmp_path, "sft") == [lines[0], lines[2]]
+
+
+def test_steps_are_whole_numbers_on_their_axis():
+    _, (axis,) = panels(1, 1, 6.0, 3.0)
+    draw_series(axis, LIGHT, [{"step": step, "reward": 0.5} for step in (1, 2, 3)], [(("reward",), "black", "reward")])
+    assert all(tick == round(tick) for tick in axis.get_xticks())
 
 
 def test_transcripts_are_chosen_by_rule(folder):

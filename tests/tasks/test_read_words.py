@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rorqual.tasks.labels import label
+from rorqual.tasks.labels import final_labels, label
 from rorqual.tasks.roles import roles
 
 
@@ -12,6 +12,15 @@ from rorqual.tasks.roles import roles
     ("reply", "said"),
     [
         ('It is not false', None),
+        ('No premise makes the conclusion true.', None),
+        ('Few would say that it is true.', None),
+        ('The conclusion is likely true.', None),
+        ('Saying that it is true goes too far.', None),
+        ('We lack evidence for the conclusion being true.', None),
+        ('The statement is true of dogs, not of cats.', None),
+        ('The label True can be excluded.', None),
+        ('At first I thought False. But premise 4 makes it True.', 'True'),
+        ('| Premise 1 | False |\n| Conclusion | True |', 'True'),
         ('It is not true.', None),
         ('true or false', None),
         ('true or false, so: Uncertain', 'Uncertain'),
@@ -139,9 +148,42 @@ def test_the_label_that_a_reply_commits_to(reply: str, said: str | None) -> None
 
 
 @pytest.mark.parametrize(
+    ("reply", "said"),
+    [
+        ("We cannot conclude that it is true.", {"False", "Uncertain"}),
+        ("There is no proof that the conclusion is false.", {"True", "Uncertain"}),
+        ("Nothing in the premises guarantees the conclusion to be true.", {"False", "Uncertain"}),
+        ("The conclusion is only partly true.", {"False", "Uncertain"}),
+        ("The conclusion does not necessarily follow from the premises.", {"False", "Uncertain"}),
+        ("The conclusion is not true.", {"False", "Uncertain"}),
+        ("It is false that the conclusion is true.", {"False"}),
+        ("The negation of the conclusion is true.", {"False"}),
+        ("The conclusion cannot be true.", {"False"}),
+        ("Thus the conclusion holds.", {"True"}),
+        ("The conclusion is true only if Rina is a student.", set()),
+    ],
+)
+def test_what_is_only_denied_or_doubted_is_not_accepted(reply: str, said: set[str]) -> None:
+    assert set(final_labels(reply, ("True", "False", "Uncertain", "Unknown"))) == said
+
+
+@pytest.mark.parametrize(
     ("reply", "knights"),
     [
         ('**Zoey**: **knight**, **Oliver**: knave, Ava: Knight', '101'),
+        (
+            'Suppose Oliver is a knight. Then Ava is a knave and Zoey is a knave, a contradiction. So Oliver is a knave. '
+            'Then what Oliver said is false, so Ava and Zoey are knights.',
+            '101',
+        ),
+        ('We can rule out that Zoey is a knight, Oliver is a knave and Ava is a knight.', None),
+        ('I doubt that Zoey and Ava are knights and Oliver is a knave.', None),
+        ('Zoey and Ava are knights and Oliver is a knave: a contradiction.', None),
+        ("It can't be that Zoey is a knight, Oliver is a knave and Ava is a knight.", None),
+        ('Either Zoey and Ava are knights and Oliver is a knave, or the other way round.', None),
+        ('Zoey and Ava are knights. Oliver is not.', '101'),
+        ('Zoey: 😇 knight, Oliver: 🤥 knave, Ava: 😇 knight', '101'),
+        ("Zoey's identity is knight, Oliver's is knave, and Ava's is knight.", '101'),
         ('- **Zoey**: Knight\n- **Oliver**: Knave\n- **Ava**: Knight', '101'),
         ('Zoey is a **knight**, Oliver is a **knave**, Ava is a **knight**.', '101'),
         ('| Name | Role |\n|---|---|\n| Zoey | knight |\n| Oliver | knave |\n| Ava | knight |', '101'),

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from rorqual.evals.pictures import Theme, curve
 from rorqual.evals.reading import Record
@@ -41,6 +42,7 @@ def draw_series(
     elif drawn > 1:
         axis.legend(loc="best")
     axis.set_xlabel("step")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def ends(records: Sequence[Record], *names: str) -> str:

@@ -1,12 +1,12 @@
 r"""Decide which number a sentence states as its answer.
 
 Of the numbers in the segment these are not its answer: what an operator joins (`5 * 12`), the left side of an equation, what is denied
-("not 18"), a bound ("more than 18", "18, maybe more"), a range ("18 to 20"), two that are left open ("18 or 19"), a multiple ("3x = 18"),
-an ordinal, and what stands in brackets or in a clause that gives a reason. A sentence that guesses, lists cases ("if ..., 18; if ..., 19")
-or takes back its number has none. A quantity of two units ("1 hour and 30 minutes") is one number. Of the rest a number that a preposition
-or an article governs ("for 3 people", "the 5 days") counts only where there is no other. A mark is followed by its answer, so its first
-number counts; a sentence ends in its answer, so there the last, and where it joins two clauses ("9 remain, and 6 are gone") the one before
-it is its rival.
+("not 18"), a bound ("more than 18", "18, maybe more"), a range ("18 to 20", but not "rises from 18 to 20"), two that are left open ("18 or
+19", but not "18 in all, or 6 each"), a multiple ("3x = 18"), an ordinal, and what stands in brackets or in a clause that gives a reason. A
+sentence that guesses, lists cases ("if ..., 18; if ..., 19") or takes back its number has none. A quantity of two units ("1 hour and 30
+minutes") is one number. Of the rest a number that a preposition or an article governs ("for 3 people", "the 5 days") counts only where
+there is no other. A mark is followed by its answer, so its first number counts; a sentence ends in its answer, so there the last, and where
+it joins two clauses ("9 remain, and 6 are gone") the one before it is its rival.
 """
 
 from __future__ import annotations
@@ -27,16 +27,17 @@ _BOLD = re.compile(r"\*\*([^*\n]{1,200})\*\*")
 _OPERATOR = r"(?:[+*×·÷/]|\\times|\\cdot|\\div|\bx\b|\bplus\b|\bminus\b|\btimes\b(?! (?:a|as|per|the)\b)|divided by|multiplied by)"
 _JOINED_BEFORE = re.compile(rf"(?:{_OPERATOR}|(?<=[\s0-9)])-)\s*(?:the )?[$£€(]*$", re.IGNORECASE)
 _JOINED_AFTER = re.compile(rf"^[\s),]*(?:[A-Za-z]+\s)?\s*(?:{_OPERATOR}|-)\s*(?:the )?[$£€(]*$", re.IGNORECASE)
-_EQUATED_AFTER = re.compile(r"^[\s)]*(?:[A-Za-z$%/]+\s?){0,3}(?:=|≈|\\approx|\bequals\b)", re.IGNORECASE)
-_EQUATED_BEFORE = re.compile(r"(?:=|≈|\\approx|\bequals)\s*[$£€(]*$", re.IGNORECASE)
+_EQUATED_AFTER = re.compile(r"^[\s)]*(?:[A-Za-z$%/]+\s?){0,3}(?:=|≈|→|⇒|\\approx|\bequals\b)", re.IGNORECASE)
+_EQUATED_BEFORE = re.compile(r"(?:=|≈|→|⇒|\\approx|\bequals)\s*[$£€(]*$", re.IGNORECASE)
 _BOUND = re.compile(
-    r"(?:\b(?:(?:more|less|fewer|greater|larger|smaller|higher|lower|bigger) than|at least|at most"
+    r"(?:\b(?:(?:makes?|is|are|was|were|earns?|costs?|has|have|pays?) (?:over|under|above|below|beyond|upwards of)"
+    r"|(?:more|less|fewer|greater|larger|smaller|higher|lower|bigger) than|at least|at most"
     r"|(?<!round )(?<!rounds )(?<!rounding )(?<!rounded )up to|as (?:many"
     r"|much) as|no (?:more|less|fewer) than"
     r"|nearly|almost|probably|just (?:under|over|below|above)|maybe|perhaps|possibly|(?:might|may|could) (?:well )?be"
     r"|somewhere|something like|close to|(?:a (?:bit|little)|slightly|well|just) (?:under|over|below|above|short of)"
     r"|(?:possibility|option|candidate) (?:is|would be)|at the very least(?: it(?:'s| is))?|minimum of|maximum of|exceeds?"
-    r"|not sure (?:if|whether) it is)|[<>≤≥]|\\leq?|\\geq?)\s*[$£€(]*$",
+    r"|not sure (?:if|whether) it is)|<|(?<![-=])>|[≤≥]|\\leq?|\\geq?)\s*[$£€(]*$",
     re.IGNORECASE,
 )
 _MULTIPLE = re.compile(r"(?<![\w.])[0-9]+ ?[abknxyz]\b[^=,;.]*=\s*[$£€]?$")
@@ -47,7 +48,7 @@ _OR = re.compile(
 )
 _OR_SO = re.compile(
     r"^(?: \w+)?,? (?:or so|or (?:maybe|perhaps|possibly)|give or take|plus or minus|more or less|(?:plus|minus"
-    r"|times) [a-z]\b(?! [a-z])|is (?:one"
+    r"|times) [a-z]\b(?! [a-z])|(?:plus|minus) (?:the|an?|his|her|their|tax|tip)\b|is (?:one"
     r"|among)(?: of)? the (?:options|possibilities|candidates)|(?:or |and )?(?:maybe|perhaps"
     r"|possibly) (?:even )?(?:more|less|fewer|a (?:bit|few)))\b",
     re.IGNORECASE,
@@ -60,6 +61,9 @@ _ADVERBIAL = re.compile(
     r"^ (?:times? (?:a|per|each|every|as)\b|(?:days?|weeks?|months?|years?|hours?|minutes?) (?:later|ago|a|per|each|earlier|from now)\b)",
     re.I,
 )
+_OR_LIST = re.compile(rf"{_LIST.pattern}|^,? or [$£€]?$", re.IGNORECASE)
+_PARTS_FOLLOW = re.compile(r":|\b(?:namely|i\.e\.)")
+"""What stands between a count and what it counts: "3 roots: 1, 4, 9"."""
 _COMPARED = re.compile(
     r"^(?: [A-Za-z]+)? (?:(?:more|less|fewer|\w+er) than|(?:below|above|under|short of|ahead of|in excess of)(?! zero)"
     r"|more than|too (?:much|many|few|little))\b",
@@ -67,19 +71,19 @@ _COMPARED = re.compile(
 )
 _COORDINATED = re.compile(r"^(?: [A-Za-z-]+){1,3},? (?:and|&) $")
 _RELATIVE = re.compile(
-    r"\bwhich (?!leaves|makes|gives|means|equals|results|comes|adds|totals|brings|amounts|yields)[^,;]{0,40}$",
+    r"\bwhich (?!leaves|makes|gives|means|equals|results|comes|adds|totals|brings|amounts|yields|we round|rounds?\b|is rounded)[^,;]{0,40}$",
     re.IGNORECASE,
 )
 _OF_THE_QUESTION = re.compile(r"\b(?:the|these|those|all|both|each|every) $", re.IGNORECASE)
 _CLOSING = re.compile(
-    r"(?:, (?:so|thus|hence|making|leaving|which (?:makes|leaves|gives|means))|\b(?:so|making|leaving))\b[^,;0-9]*$",
+    r"(?:; |, (?:so|thus|hence|making|leaving|which (?:makes|leaves|gives|means))|\b(?:so|making|leaving))\b[^,;0-9]*$",
     re.I,
 )
 _INFERS = re.compile(
     r"=|\b(?:so|thus|hence|therefore|total|altogether|in all|makes?|giv(?:es|ing)|equals)\b", re.IGNORECASE
 )
 _JOINS = re.compile(r"[a-z],? (?:and|while|whereas|but)\b|^,? (?:and|while|whereas|but) [a-z]|; ", re.IGNORECASE)
-GOVERNED, RELATIVE, FREE = 0, 1, 2
+ATTRIBUTE, GOVERNED, RELATIVE, FREE = range(4)
 _CLAUSE = re.compile(
     r"[;:,]|\b(?:and|so|but|which|leaving|hence|thus|therefore|then|meaning|giving|making|that is|i\.e\.|namely)\b| - ",
     re.I,
@@ -99,15 +103,38 @@ _GUESSES = re.compile(
     r"\bbut\b[^0-9]*\b(?:(?:do|does|is|are|was|were|did|can) not|\w+n't)\W*$|"
     r"\bi doubt\b|\b(?:that|this|it) (?:can't|cannot|isn't|is not|doesn't|does not) (?:be |make )?(?:right|correct"
     r"|true|possible|sense|work)\b[^0-9]*$|"
-    r"\bi guess\b|\bi (?:could|might|may) (?:well )?be (?:off|wrong)\b|\bjust a guess\b|\b(?:wild|rough|best) guess\b|\bif\b.*\bif\b",
+    r"\bi guess\b|\blet me guess\b|\btempt\w+ to\b[^,;]*$"
+    r"|\bi (?:could|might|may) (?:well )?be (?:off|wrong)\b|\bjust a guess\b|\b(?:wild|rough|best) guess\b|\bif\b.*\bif\b",
     re.IGNORECASE,
 )
 _ITEM = re.compile(r"^\W*[0-9]{1,2}[.)] (?=\W*[A-Za-z])")
+_NONE_LEFT = re.compile(
+    r"(?:^|\b(?:so|leaving|and|has|have|had|with|there (?:is|are|will be))\W+(?:there (?:is|are|will be) )?)"
+    r"(?:no (?:\w+ ){1,2}(?:(?:is |are )?(?:left(?: over)?|remaining)|remains?)"
+    r"|none(?: of \w+(?: \w+)?)? (?:(?:is|are|was|were) (?:left(?: over)?|remaining)|remains?|left))\W*$",
+    re.IGNORECASE,
+)
+_CHANGES = re.compile(
+    r"\b(?:ris|rose|increas|decreas|drop|fall|fell|grow|grew|go(?:es)?\b|went|chang|reduc|lower|rais|climb|declin)\w*\b[^.;]{0,40}"
+    r"\b(?:from|by)\s+[$£€]*$",
+    re.IGNORECASE,
+)
+_RATE = re.compile(
+    r"^(?: [a-z-]+){0,2} (?:each|apiece|every|per|an? (?:hour|day|week|month|year|person|piece))\b", re.IGNORECASE
+)
+_OR_RATE = re.compile(r"^ [a-z][^0-9]{0,40}, (?:or )?[$£€]?$", re.IGNORECASE)
+_AND_OTHERS = re.compile(r"[^,;]{0,40}, [A-Z][a-z]+ [a-z]+ [$£€]?")
+"""Between what two people have: "Tom gets 6 apples, Ann gets 4"."""
+_APPOSED = re.compile(r"^[^0-9]{0,40}?, (?:(?:for )?an? (?:\w+ ){1,3}of|i\.e\.,?|that is,?) [$£€]?$", re.IGNORECASE)
+_A_SAVING = re.compile(r"[^0-9,]{0,40}, an? (?!total|sum)(?:\w+ ){1,3}of [$£€]?", re.IGNORECASE)
+_IS = re.compile(r"\b(?:is|are|was|were)\b", re.IGNORECASE)
 _NONE = re.compile(
-    r"^\W*(?:there(?:'s| is| are) )?(?:none|nothing|nil|no \w+)\b(?: (?:is|are) left(?: over)?| remains?| left(?: over)?)\W*$",
+    r"^\W*there (?:is|are) no (?:such )?(?:\w+ )?\w+\W*$"
+    r"|^\W*(?:there(?:'s| is| are) )?(?:none|nothing|nil|no \w+)\b(?: (?:is|are) left(?: over)?| remains?| left(?: over)?)\W*$",
     re.I,
 )
 _UNIT = re.compile(r"[\s-]*([A-Za-z]+)")
+_WITH_UNIT = re.compile(r"\s?([A-Za-z]+)[\s,(]+or $")
 _TWO_UNITS = re.compile(r"\s([A-Za-z]+)(?:,|,? and)?\s$")
 
 
@@ -151,6 +178,8 @@ def read_amount(segment: str, marked: bool) -> Reading:
     if _GUESSES.search(text):
         return Reading(refused=True)
     if _NONE.match(text):
+        return Reading(Amount(Fraction(0)))
+    if (none := _NONE_LEFT.search(text)) and (none[0].lower().startswith(("so", "leaving")) or not numbers(text)):
         return Reading(Amount(Fraction(0)))
     asides = ASIDE.findall(text)
     text = main_part(text, marked)
@@ -228,17 +257,43 @@ def _choose(text: str, found: list[Number], marked: bool, asides: list[str]) -> 
     ranks = _ranks(text, found, before, after)
     best = max(ranks[i] for i in left)
     pool = [i for i in left if ranks[i] == best]
-    place = _first(text, found, pool) if marked or best == GOVERNED else _last(text, found, before, pool)
+    place = _first(text, found, pool) if marked or best <= GOVERNED else _last(text, found, before, pool)
     value = found[place].value
     if value is None:  # "twice nine" says nothing yet, 3:30 is no number
         return Reading(denied=said, refused=not found[place].spelled)
     weak = not marked and _OF_THE_QUESTION.search(before[place]) is not None
     amount = Amount(value, found[place].percent, _others(found, place, after, asides))
-    return Reading(amount, said, weak=weak, rival=None if marked else _rival(text, found, pool, place))
+    rival = (
+        None
+        if marked
+        else _rival(text, found, pool, place) or _apposed(found, place, left, after) or _price(found, place, after)
+    )
+    return Reading(amount, said, weak=weak, rival=rival)
+
+
+def _apposed(found: list[Number], place: int, left: list[int], after: list[str]) -> Amount | None:
+    """The number after the chosen one that an apposition adds: "to $48, a saving of $12", "350, i.e. 50 more than planned"."""
+    i = place + 1
+    value = found[i].value if i in left and _APPOSED.match(after[place]) else None
+    return None if value is None else Amount(value, found[i].percent)
+
+
+def _price(found: list[Number], place: int, after: list[str]) -> Amount | None:
+    """The price of what is counted, of which either may be asked for: "She sells 18 eggs for $36"."""
+    i = place + 1
+    if (
+        i >= len(found)
+        or found[place].money
+        or not found[i].money
+        or not re.fullmatch(r"(?: [a-z]+){1,3} for \$?", after[place])
+    ):
+        return None
+    value = found[i].value
+    return None if value is None or _RATE.match(after[i]) else Amount(value)
 
 
 def _rival(text: str, found: list[Number], pool: list[int], place: int) -> Amount | None:
-    """The number before, where it is the answer as much: "9 remain, and 6 are gone", "20%, i.e. $16 off"."""
+    """The number before, where it is the answer as much: "9 remain, and 6 are gone", "20%, i.e. $16 off", "24, or 8 each"."""
     at = pool.index(place)
     one, other = found[pool[at - 1]], found[place]
     if at == 0 or one.value is None:
@@ -250,7 +305,13 @@ def _rival(text: str, found: list[Number], pool: list[int], place: int) -> Amoun
         shared = not _INFERS.search(text[one.end :])
     elif joined:
         clause = one.end + joined.start()
-        shared = closes(text[:clause]) and not _INFERS.search(text[clause:])
+        alike = one.percent == other.percent and "but" not in joined[0]
+        parallel = alike and _IS.search(gap, joined.start()) and _IS.search(text[: one.start])
+        shared = (closes(text[:clause]) or parallel) and not _INFERS.search(text[clause:])
+    elif _AND_OTHERS.fullmatch(gap) or _A_SAVING.fullmatch(gap):
+        shared = True
+    elif _OR_RATE.match(gap) or RESTATED.search(gap):
+        shared = shared or _RATE.match(text[other.end :]) is not None
     return Amount(one.value, one.percent) if shared else None
 
 
@@ -263,7 +324,7 @@ def _excluded(text: str, found: list[Number], before: list[str], after: list[str
         joined = i > 0 and (
             _JOINED_BEFORE.search(before[i]) or (number.value is not None and _signed(before[i], number))
         )
-        if joined or (not last and _JOINED_AFTER.search(after[i]) and not _is_range(found, i, after)):
+        if joined or (not last and _JOINED_AFTER.search(after[i]) and not _is_range(found, i, before, after)):
             out.add(i)
         if not last and _EQUATED_AFTER.search(after[i]):
             out.add(i)
@@ -276,10 +337,15 @@ def _excluded(text: str, found: list[Number], before: list[str], after: list[str
         if last or _same_quantity(found, i, after):
             continue
         if (
-            _is_range(found, i, after)
-            or (_OR.search(after[i]) and not joined)
+            _is_range(found, i, before, after)
+            or (_OR.search(after[i]) and not joined and not _is_rate(i, after))
             or (re.search(r"\bbetween\b[^,;]{0,12}$", before[i], re.IGNORECASE) and re.search(r"\band\b", after[i]))
-            or (_LIST.search(after[i]) and not _COMPARED.search(after[i + 1]) and not governed(before[i]))
+            or (
+                _LIST.search(after[i])
+                and number.value != found[i + 1].value
+                and not _COMPARED.search(after[i + 1])
+                and not governed(before[i])
+            )
         ):
             open_ |= {i, i + 1}
     return out | open_, open_
@@ -289,23 +355,36 @@ def _signed(before: str, number: Number) -> bool:
     return before.strip() == "" and number.value is not None and number.value < 0
 
 
-def _is_range(found: list[Number], i: int, after: list[str]) -> bool:
-    """Whether numbers i and i + 1 are the ends of a range: `18-20`, `18 to 20`."""
+def _is_rate(i: int, after: list[str]) -> bool:
+    """Whether number i + 1 says number i in other terms: `24 slices in total, or 8 slices each`, `500 kg or 1,102 pounds`."""
+    if _OR_RATE.match(after[i]) and _RATE.match(after[i + 1]):
+        return True
+    one, other = _WITH_UNIT.match(after[i]), _UNIT.match(after[i + 1])
+    units = [unit_of(word[1]) if word else None for word in (one, other)]
+    return None not in units and one is not None and other is not None and one[1].lower() != other[1].lower()
+
+
+def _is_range(found: list[Number], i: int, before: list[str], after: list[str]) -> bool:
+    """Whether numbers i and i + 1 are the ends of a range: `18-20`, `18 to 20`. "Rises from 18 to 20" says the second."""
     if i + 1 >= len(found) or not _RANGE.search(after[i]):
+        return False
+    if _CHANGES.search(before[i]) and not RESTATED.search(after[i + 1]):
         return False
     one, other = found[i].value, found[i + 1].value
     return one is None or other is None or one < other
 
 
 def _ranks(text: str, found: list[Number], before: list[str], after: list[str]) -> list[int]:
-    """How likely each number is the answer by its place: GOVERNED, RELATIVE or FREE."""
+    """How likely each number is the answer by its place: ATTRIBUTE ("the 100-gallon tank"), GOVERNED, RELATIVE or FREE."""
     ranks: list[int] = []
     listed = _breakdown(text, found)
     for i, number in enumerate(found):
         aside = number.ordinal or _ADVERBIAL.search(after[i]) or _COMPARED.search(after[i]) or number.start > listed
         again = i > 0 and ranks[-1] == GOVERNED and _COORDINATED.search(before[i])
         relative = _RELATIVE.search(before[i]) is not None and not _same_kind(found, i, after)
-        ranks.append(GOVERNED if aside or again or governed(before[i]) else RELATIVE if relative else FREE)
+        attribute = re.match(r"-[a-z]", after[i]) is not None
+        rank = GOVERNED if aside or again or governed(before[i]) else RELATIVE if relative else FREE
+        ranks.append(ATTRIBUTE if attribute else rank)
     return ranks
 
 
@@ -316,29 +395,32 @@ def _same_kind(found: list[Number], i: int, after: list[str]) -> bool:
     return len(units) == 2 and None not in units and len({unit[0] for unit in units if unit}) == 1
 
 
-def number_list(text: str) -> list[str]:
-    """The last numbers of `text` that only commas and `and` part, where there are several, and none before counts them ("2 roots: 3, 4")."""
+def number_list(text: str, *, counted: bool) -> list[str]:
+    """The last numbers of `text` that only commas, `and` and `or` part, where there are several; none where a number before counts
+
+    them ("2 roots: 3, 4"), unless `counted`.
+    """
     found = numbers(text)
     begin = len(found) - 1
-    while begin > 0 and _LIST.search(text[found[begin - 1].end : found[begin].start]):
+    while begin > 0 and _OR_LIST.search(text[found[begin - 1].end : found[begin].start]):
         begin -= 1
-    counted = (
+    if not 0 <= begin < len(found) - 1:
+        return []
+    says_how_many = (
         begin > 0
-        and ":" in text[found[begin - 1].end : found[begin].start]
+        and _PARTS_FOLLOW.search(text, found[begin - 1].end, found[begin].start)
         and found[begin - 1].value == len(found) - begin
     )
-    return (
-        [text[number.start : number.end] for number in found[begin:]]
-        if 0 <= begin < len(found) - 1 and not counted
-        else []
-    )
+    return [] if says_how_many and not counted else [text[number.start : number.end] for number in found[begin:]]
 
 
 def _breakdown(text: str, found: list[Number]) -> int:
     """Where the parts of a sum begin (`8 apples: 2 red and 6 green`), else the end of the text."""
-    colon = text.find(":", found[0].end)
-    parts = [number for number in found if number.start > colon]
-    return colon if colon >= 0 and len(parts) > 1 and "=" not in text[colon:] else len(text)
+    colon = _PARTS_FOLLOW.search(text, found[0].end)
+    if colon is None or (colon[0] != ":" and not number_list(text, counted=True)):
+        return len(text)
+    parts = [number for number in found if number.start > colon.start()]
+    return colon.start() if len(parts) > 1 and "=" not in text[colon.start() :] else len(text)
 
 
 def _first(text: str, found: list[Number], pool: list[int]) -> int:

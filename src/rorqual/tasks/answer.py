@@ -107,7 +107,9 @@ def _compare(gold: str, said: str | None, timeout: int) -> Verdict:
             return Verdict.WRONG
         if re.search(r"\\circ|°", said) and "=" not in gold:  # degrees are left out, so the sides may differ
             said = said.rpartition("=")[2]
-        return Verdict.RIGHT if _equal(tidy(gold), tidy(said), timeout) else Verdict.WRONG
+        if tidy(gold) == tidy(said) or _equal(tidy(gold), tidy(said), timeout):
+            return Verdict.RIGHT
+        return Verdict.UNGRADED if _open(tidy(gold), tidy(said), timeout) else Verdict.WRONG
     except (TimeoutException, *FAILURES):
         return Verdict.UNGRADED
 
@@ -142,6 +144,36 @@ def _equal(gold: str, said: str, timeout: int) -> bool:
     if one is None or other is None:
         return False
     return _equal_parts(one, other, timeout)
+
+
+def _open(gold: str, said: str, timeout: int) -> bool:
+    r"""Whether `said` leaves out what only the question says (a number's base, which of several letters), or has a form that is not read."""
+    if (base := base_of(gold)) is not None:
+        return said.replace(" ", "").upper() == base[0]
+    one, other = _rows(gold) or parts(gold), parts(said)
+    if one is not None and re.search(r"\\(?:setminus|backslash|forall)(?![a-z])", said):
+        return True
+    if other is None or other.kind not in (",", "()"):
+        return False
+    values = _named_values(other)
+    if one is None:
+        return any(_equal(gold, value, timeout) for value in values)
+    values = values or (other.items if one.kind == "rows" else ())
+    same_length = one.kind in ("()", "rows") and len(values) == len(one.items)
+    return same_length and all(_equal(*pair, timeout) for pair in zip(one.items, values))
+
+
+def _named_values(said: Parts) -> tuple[str, ...]:
+    """The values of `a = 1, b = 2`; none where one has no name, or two have the same."""
+    sides = [split(item, "=") for item in said.items]
+    named = all(len(pair) == 2 for pair in sides) and len({pair[0] for pair in sides}) == len(sides)
+    return tuple(pair[1] for pair in sides) if named else ()
+
+
+def _rows(text: str) -> Parts | None:
+    """The entries of a matrix of one column, None where `text` is no such matrix."""
+    found = re.fullmatch(r"\\begin\{[pb]matrix\}([^&]*)\\end\{[pb]matrix\}", text.strip(), re.DOTALL)
+    return None if found is None else Parts("rows", tuple(row.strip() for row in found[1].split("\\\\") if row.strip()))
 
 
 def _equal_parts(gold: Parts, said: Parts, timeout: int) -> bool:
@@ -181,8 +213,8 @@ def _names(text: str) -> bool:
 
 
 def _number(text: str) -> Number | None:
-    r"""`text` as a number, read exactly; `\frac` is left to math-verify."""
-    return None if "frac" in text else single(text)
+    r"""`text` as a number, read exactly; `\frac` is left to math-verify, but in a percentage."""
+    return None if "frac" in text and "%" not in text else single(text)
 
 
 def _same_number(gold: Number, said: Number) -> bool:

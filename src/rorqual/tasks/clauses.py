@@ -18,7 +18,8 @@ _MARKUP = (
 )
 _DASH = re.compile(r"(?<=\w) ?— ?(?=\S)")
 _VERB = re.compile(
-    r"\b(?:is|are|was|were|makes?|gives?|pays?|gets?|has|have|he|she|they|we|it|so|which)\b", re.IGNORECASE
+    r"\b(?:is|are|was|were|makes?|gives?|pays?|gets?|has|have|he|she|they|we|it|so|which|total|altogether|in all)\b",
+    re.IGNORECASE,
 )
 ASIDE = re.compile(r"\([^()]{0,300}\)")
 STEP = re.compile(r"^\W*(?:step|case|part|day|question|problem) [0-9]{1,3}\s?[:.)-]\s", re.IGNORECASE)
@@ -27,18 +28,22 @@ _LABEL = re.compile(
     re.IGNORECASE,
 )
 _LEADING = re.compile(
-    r"^\W*(?:(?:so|and|but|then|now|thus|hence|therefore)\b,? )?(?:after|when|if|since|as|because|while|given|with"
+    r"^\W*(?:(?:so|and|but|then|now|thus|hence|therefore)\b,? )?(?!in (?:total|all) [a-z])(?:after|when|if|since|as|because|while|given|with"
     r"|from|out of|of|on|in|at|for|during"
     r"|(?:every|each) (?:day|week|month|year|hour|time)|before|until|starting|by|although|though|whether"
     r"|to)\b[^,;:]{0,300}, ?",
     re.IGNORECASE,
 )
 _PARALLEL = re.compile(r"\b(after|before|on|in|at) the \w+\b[^;]{0,100}, \1 the ", re.IGNORECASE)
+_QUANTITY = (
+    "amount|average|balance|bill|cost|difference|distance|gain|income|loss|maximum|minimum|number|price|profit|salary"
+    "|savings?|score|sum|total|value"
+)
 _REASON = re.compile(
     r"(?:,? \b(?:because|since|whereas|although|even though|compared (?:to|with)|in contrast to|unlike|assuming|given that|not counting"
     r"|not including|excluding|except|without counting|so that|if|when|where|whenever|as long as)\b|, (?:as|while"
-    r"|for(?! an? (?:grand )?(?:total|sum))|after"
-    r"|before|with|(?:[\w\\$]+ )?of (?:which|whom)|whose|who)\b"
+    rf"|for(?! an? (?:\w+ ){{0,2}}(?:{_QUANTITY}) of\b)|after"
+    r"|before|with|(?:which is |that's )?enough (?:for|to)\b|(?:[\w\\$]+ )?of (?:which|whom)|whose|who)\b"
     r"| as (?:each|every|there|he|she|it|they|the|we|one)\b| while\b|(?<=[a-z]) (?:after|before|by|from|despite) \w+ing\b)"
     r".*?(?=(?:,|;|:) (?:so|but|hence|thus|therefore|we (?:get|round|need|must)|(?:he|she|they) must|this (?:gives|makes))\b|;|$)",
     re.IGNORECASE,
@@ -65,7 +70,7 @@ _DENIED_AFTER = re.compile(
     re.IGNORECASE,
 )
 _GOVERNED = re.compile(
-    r"\b(?:for|of|in|on|at|after|from|per|every|each|within|during|over|than|close to|near|the|these|those|all|his|her|their|its"
+    r"(?:\b|(?=@))(?:for|of|in|on|at|after|from|per|every|each|within|during|over|than|close to|near|the|these|those|all|his|her|their|its"
     r"|our|your|my|both|by|into|across|among"
     r"|between|until|before|when|with|without|if|since|first|last|next|other|remaining|whole|using|step|case|part"
     r"|day|week|month|year|premise|question"
@@ -73,23 +78,23 @@ _GOVERNED = re.compile(
     r"|equation"
     r"|(?<!has )(?<!have )(?<!had )(?<!need )(?<!needs )(?<!wants )(?<!want )(?<!going )(?<!able )(?<!used )(?<!is "
     r")"
-    r"(?<!are )to [a-z]{3,})\s+(?:(?:of|the|each|every|all|a|just|only|these|those|his|her|their"
+    r"(?<!are )to [a-z]{3,}|@)\s+(?:(?:of|the|each|every|all|a|just|only|these|those|his|her|their"
     r"|first|last|other|next|about|around|approximately)\s+)*[$£€(]*$",
     re.IGNORECASE,
 )
 _NOT_GOVERNED = re.compile(
     r"\b(?:in (?:all|total|sum)|after all|(?:left|ends?|ended|ending|up|remains?|home|him|her|them|us) (?:up )?with"
     r"|sold for|sells? (?:\w+ ){1,4}for"
-    r"|sold (?:\w+ ){1,4}for|total of|sum of|amount of|profit of|number of|cost of|price of|result of|value of"
-    r"|answer of|distance of|(?:is|lies|located) at|(?:travel|mov|driv|go|rid|fly|work|sell)(?:e|es|s|ing)? at|round(?:s|ed|ing)? (?:up|down"
-    r"|off)? ?to|(?:speed|rate) of|average of|age of"
+    rf"|sold (?:\w+ ){{1,4}}for|(?:{_QUANTITY}|answer|result) of"
+    r"|(?:is|lies|located) at|(?:travel|mov|driv|go|rid|fly|work|sell)(?:e|es|s|ing)? at|round(?:s|ed|ing)? (?:up|down"
+    r"|off)? ?to|(?:speed|rate) of|age of"
     r"|(?:tak|giv|g[ao]ve|cost|leav|left|mak|pay|ow|earn|need|sav|bring|get)(?:e|es|s|ing)? (?:him|her|them|us|me"
     r"|you)|took (?:him|her|them|us|me|you))"
     r"\s+[$£€(]*$",
     re.IGNORECASE,
 )
 _REFERRED = re.compile(
-    r"\b(?:off|out of|from|than|over|below|above|under) (?:the|its|an?|his|her|their) (?:\w+ ){0,2}of\s+[$£€(]*$",
+    r"\b(?:at|off|out of|from|than|over|below|above|under) (?:the|its|an?|his|her|their) (?:\w+ ){0,2}of\s+[$£€(]*$",
     re.IGNORECASE,
 )
 _COMPARED_WITH = re.compile(r"\bthan\b[^,;:.=]{0,60}$", re.IGNORECASE)

@@ -14,7 +14,7 @@ from rorqual.tasks.bases import base_of, in_base
 from rorqual.tasks.clauses import denied, governed, main_part, plain_text
 from rorqual.tasks.intervals import inequality
 from rorqual.tasks.numbers import numbers, plain, spelled
-from rorqual.tasks.parts import split
+from rorqual.tasks.parts import parts, split
 from rorqual.tasks.reply import NOTHING, Reading, settle
 from rorqual.tasks.sentences import SENTENCE
 from rorqual.tasks.units import unit_of
@@ -22,6 +22,7 @@ from rorqual.tasks.units import unit_of
 _FORMULA = re.compile(
     r"\$\$(?P<a>[^$]{1,1000}?)\$\$|(?<!\\)\$(?P<b>[^$]{1,1000}?)(?<!\\)\$(?![0-9])|\\\((?P<c>.{1,1000}?)\\\)|\\\[(?P<d>.{1,1000}?)\\\]"
     r"|(?<![\w\\])(?P<f>[(\[][-−]?(?:∞|[0-9.]{1,20}), ?[-−+]?∞\)|\([-−]∞, ?[-−]?[0-9.]{1,20}[)\]])"
+    r"|(?<![\w\\)])(?P<g>[(\[]-?[0-9.]{1,20}(?:/[0-9]{1,9})?(?:, ?-?[0-9.]{1,20}(?:/[0-9]{1,9})?){1,9}[)\]])(?!\w)"
     r"|(?<![\w\\{])(?P<e>[0-9A-F]{1,60}_(?:\{[0-9]{1,2}\}|[0-9]{1,2}))(?!\w)",
     re.DOTALL,
 )
@@ -55,7 +56,8 @@ _SPACING = re.compile(
 _SYMBOLS = {
     "π": r"\pi ", "∞": r"\infty ", "≤": r"\le ", "≥": r"\ge ", "×": r"\times ", "·": r"\cdot ", "÷": r"\div ", "∪": r"\cup ", "∈": r"\in ",
     "±": r"\pm ", "°": r"^\circ ", "θ": r"\theta ", "∅": r"\emptyset ", "√": r"\sqrt", "≈": r"\approx ", "≠": r"\ne ", "⋅": r"\cdot ",
-    "\\dfrac": "\\frac", "\\tfrac": "\\frac", "\\cfrac": "\\frac", "\\lbrace": "\\{", "\\rbrace": "\\}", "\\lbrack": "[", "\\rbrack": "]",
+    "\\dfrac": "\\frac", "\\tfrac": "\\frac", "\\cfrac": "\\frac", "\\langle": "(", "\\rangle": ")",
+    "\\lbrace": "\\{", "\\rbrace": "\\}", "\\lbrack": "[", "\\rbrack": "]",
     "\\approxeq": "\\approx", "\\simeq": "\\approx", "\\iff": "\\implies", "\\Rightarrow": "\\implies", "\\Longrightarrow": "\\implies",
     "\\rightarrow": "\\implies", "\\cdotp": "\\cdot",
 }  # fmt: skip
@@ -86,11 +88,37 @@ _ABOUT = re.compile(
     re.IGNORECASE,
 )
 _OUT_OF = re.compile(r"(?<![\w$.,/])([0-9]{1,9}) out of ([0-9]{1,9})(?=[.,;]?(?:\s(?:i\.e|that is|or)\b|$))")
+_ONE_IN = re.compile(r"(?<=(?:ance|lity) (?:is|of) )([0-9]{1,9}) in ([0-9]{1,9})(?![\w/]|[.,][0-9])")
+_RATIO = re.compile(r"(?<=ratio (?:is|of) )([0-9]{1,9}) ?(?::|to) ?([0-9]{1,9})(?![\w/:]|[.,][0-9])")
+_ROOT = re.compile(
+    r"(?:\b([0-9]{1,9}) (?:times )?)?\b(?:the )?square root of ([0-9]{1,9})(?![\w/]|[.,][0-9])", re.IGNORECASE
+)
+_LINE = re.compile(
+    r"^[ \t>*•-]*(?:\\[(\[]|\$\$?)?[ \t]*([a-z](?:_\{?[0-9]\}?)?[ ]?=[^=,\n$]{1,60}?)(?:\\[)\]]|\$\$?)?[.,]?[ \t]*$",
+    re.MULTILINE,
+)
+_LINES = re.compile(rf"(?:(?:{_LINE.pattern})\s*){{2,9}}\Z", re.MULTILINE)
+"""Roots, each on a line of its own, with which a reply ends."""
+_CHOICES = re.compile(r"\W*[A-F](?:\W{0,3}(?:,|and|or|&|/)\W{0,3}[A-F]\b)+\W*")
+_OR_ELSE = re.compile(r"(?<=[0-9}]\$) \((?:or|i\.e\.,?) \$?([^()$]{1,40})\$?\)")
+_AS_DESIRED = r",? as (?:desired|required|claimed|needed|expected|wanted)"
+_DONE = re.compile(
+    rf"(?:{_AS_DESIRED})?[\s.]{{0,5}}(?:\\q?quad){{0,2}}\s{{0,5}}\$?(?:∎|■|□|\\blacksquare|\\square|\\Box)\$?(?=\W{{0,9}}$)"
+    rf"|{_AS_DESIRED}(?=\W{{0,9}}$)"
+)
+_POWER = re.compile(r"(?<=[\w)])\*\*(?=\(?[0-9])(?!.*\*\*\W*$)")
+_REALS = re.compile(
+    r"\ball real (?:numbers|values)(?: of \$?[a-z]\$?)?[. ]*$|^\$?\\mathbb\s?\{?R\}?\$?[. ]*$", re.IGNORECASE
+)
+_PI = re.compile(r"(?<![A-Za-z])pi(?![A-Za-z])")
 _AND_THE = re.compile(
-    r",? (?:and|while|whereas|but) (?:the|its|their) [^,;.$]{1,40} (?:is|are|equals)(?: at)? ", re.IGNORECASE
+    r"[^$.;]{0,40}?,? (?:and|while|whereas|but) (?:the|its|their) [^,;.$]{1,40}? (?:(?:is|are|equals)(?: at)? )?",
+    re.IGNORECASE,
 )
 _ORDER = re.compile(r"[<>]|\\[lg](?:e|eq|eqslant|t)?(?![A-Za-z])")
 _COMPUTED = re.compile(r"(?:[^A-Za-z=]|\\[a-z]+)+=")
+_STEP = re.compile(r"[^=({_]*(?:[0-9][a-z]|[-+*/^])[^=]*=")
+"""An equation whose left side is no name: `2x = 9`."""
 Found = tuple[int, int, str]
 
 
@@ -98,7 +126,14 @@ def final_expressions(reply: str, gold: str) -> tuple[str, ...]:
     """The LaTeX (or the words) that look final: none, one, or two. `gold` says whether words are wanted, and whether a base is."""
     words = gold_words(gold)
     base = base_of(gold.strip().strip("$")) is not None
-    return settle(_BOLD.sub(r"\1", reply), lambda segment, marked: _read(segment, marked, words, base))
+    several = parts(tidy(gold)) is not None
+    reply = (
+        reply[:-SENTENCE]
+        + _LINES.sub(lambda match: ", ".join(f"${one}$" for one in _LINE.findall(match[0])), reply[-SENTENCE:])
+        if several
+        else reply
+    )
+    return settle(_BOLD.sub(r"\1", reply), lambda segment, marked: _read(segment, marked, words, base, several))
 
 
 def gold_words(gold: str) -> str | None:
@@ -119,11 +154,17 @@ def bare_words(text: str) -> str:
     return re.sub(r"[^0-9a-z:/+-]", "", _TEXT.sub(r" \1 ", text).lower())
 
 
-def _read(segment: str, marked: bool, words: str | None, base: bool) -> Reading:
+def _read(segment: str, marked: bool, words: str | None, base: bool, several: bool) -> Reading:
     text = segment[:SENTENCE] if marked else segment[-SENTENCE:]
     text = _ABOUT.sub("", in_base(text) if base else text)
-    text = _OUT_OF.sub(lambda match: rf"$\frac{{{match[1]}}}{{{match[2]}}}$", text)
-    return _read_words(text, marked, words) if words is not None else _read_formula(text, marked)
+    if several and _REALS.search(text):
+        return Reading(r"(-\infty, \infty)")
+    text = _DONE.sub("", text)
+    text = _OR_ELSE.sub(r", $\1$", _POWER.sub("^", text))
+    for pattern in (_OUT_OF, _ONE_IN, _RATIO):
+        text = pattern.sub(lambda match: rf"$\frac{{{match[1]}}}{{{match[2]}}}$", text)
+    text = _ROOT.sub(lambda match: rf"${match[1] or ''}\sqrt{{{match[2]}}}$", text)
+    return _read_words(text, marked, words) if words is not None else _read_formula(text, marked, several)
 
 
 def _read_words(text: str, marked: bool, words: str) -> Reading:
@@ -132,6 +173,8 @@ def _read_words(text: str, marked: bool, words: str) -> Reading:
     if bold and not marked:
         text, marked = bold[-1], True
     text = _TEXT.sub(r" \1 ", text).replace("$", " ").replace("*", "")
+    if _CHOICES.fullmatch(text):
+        return Reading(bare_words(text))
     if bare_words(text) == words or (words in ("yes", "no") and re.match(rf"\W*{words}\b", text, re.IGNORECASE)):
         return Reading(words)
     clauses = [piece for piece in _CLAUSE.split(text) if piece.strip(" .")]
@@ -149,6 +192,15 @@ def _read_words(text: str, marked: bool, words: str) -> Reading:
         r"(?<![\w-])" + r"\W{0,2}".join(map(re.escape, re.findall(r"[ap](?=m$)|[a-z]+|[0-9]+", words))) + r"(?!['\w-])",
         re.I,
     )
+    if _asserts(clause, pattern):
+        return Reading(words)
+    listed = re.split(r"[,;] (?!but\b|so\b|hence\b|thus\b|therefore\b)", text)
+    rival = words if not marked and any(_asserts(one, pattern) for one in listed if one in asserted) else None
+    return Reading(bare_words(clause) or None, rival=rival)
+
+
+def _asserts(clause: str, pattern: re.Pattern[str]) -> bool:
+    """Whether a clause says the words of `pattern` and neither denies them nor leaves them open."""
     for match in pattern.finditer(clause):
         before, after = clause[: match.start()].rstrip("( "), clause[match.end() : match.end() + 20]
         if (
@@ -156,23 +208,33 @@ def _read_words(text: str, marked: bool, words: str) -> Reading:
             and not _UNLIKE.search(before + " ")
             and not re.match(r"\W*(?:or|nor)\b", after)
         ):
-            return Reading(words)
-    return Reading(bare_words(clause) or None)
+            return True
+    return False
 
 
-def _read_formula(text: str, marked: bool) -> Reading:
+def _read_formula(text: str, marked: bool, several: bool) -> Reading:
     bold = re.findall(r"\*\*([^*\n]{1,200})\*\*", text)
     if bold and not marked and (_FORMULA.search(bold[-1]) or numbers(plain(bold[-1]))):
         text, marked = bold[-1], True
     text = _LED.sub("", plain(text) if "\\begin" not in text else text).replace("**", "").strip()
+    bare = _TEXT.sub(r"\1", text).strip("$ .")
+    if (
+        len(words := spelled(bare)) == 1
+        and (words[0].start, words[0].end) == (0, len(bare))
+        and words[0].value is not None
+    ):
+        return Reading(_formula(Amount(words[0].value, words[0].percent)))
     if not _prose(text):
         bare = text.rstrip(".").strip()
-        return Reading(bare) if re.search(r"[\w\\]", bare) else NOTHING
+        if (whole := _FORMULA.fullmatch(bare)) is not None and (inner := whole["c"] or whole["d"]):
+            bare = inner.strip()
+        chat = not marked and re.fullmatch(r"[A-Za-z]{3,}!?", bare)  # "Done."
+        return Reading(bare) if re.search(r"[\w\\]", bare) and not chat else NOTHING
     found = [(m.start(), m.end(), next(g for g in m.groups() if g).strip()) for m in _FORMULA.finditer(text)]
     if not found:
-        return _read_prose(text, marked)
+        return _read_prose(text, marked, several)
     cut = _without_reasons(text, [a for a, _, _ in found])
-    return _choose_formula(text, [one for one in found if one[0] < cut] or found, marked, cut)
+    return _choose_formula(text, [one for one in found if one[0] < cut] or found, marked, cut, several)
 
 
 def _prose(text: str) -> bool:
@@ -194,14 +256,17 @@ def _without_reasons(text: str, starts: list[int]) -> int:
         r",? \b(?:because|since|attained|achieved|reached|where|whereas|whose|as (?:the|we|it|each)|rather than|instead of)\b| \(",
         text,
     ):
+        if match.end() - 1 in starts:
+            continue
         if any(start < match.start() for start in starts) and not re.search(
-            r"\bso\b|\bhence\b|\bi\.e\.", text[match.start() :]
+            r"\b(?:so|hence|i\.e\.|(?:we|one) (?:take|choose|keep|discard|reject|must (?:have|take)|have))(?!\w)",
+            text[match.start() :],
         ):
             return match.start()
     return len(text)
 
 
-def _choose_formula(text: str, found: list[tuple[int, int, str]], marked: bool, cut: int) -> Reading:
+def _choose_formula(text: str, found: list[tuple[int, int, str]], marked: bool, cut: int, several: bool) -> Reading:
     """The formula that the sentence states; formulas joined by `and`, `or` or a comma are one list."""
     outside = _FORMULA.sub(lambda match: "#" * len(match[0]), text)[:cut]
     loose = [(n.start, n.end, outside[n.start : n.end]) for n in numbers(outside) if not n.ordinal and not n.spelled]
@@ -221,7 +286,7 @@ def _choose_formula(text: str, found: list[tuple[int, int, str]], marked: bool, 
         return Reading(refused=True)
     restated = [m.end() for m in re.finditer(r"\b(?:i\.\s?e\.|that is|namely|in other words),?\s", text)]
     free = [one for one in left if _is_free(text, one, restated)]
-    free = _before_parts(text, free) or _spelled(outside) or left
+    free = (free if several else _before_parts(text, free)) or _spelled(outside) or left
     if marked:
         place = 0
     else:
@@ -246,10 +311,10 @@ def _is_free(text: str, one: Found, restated: list[int]) -> bool:
 def _before_parts(text: str, free: list[Found]) -> list[Found]:
     """`free` up to a colon after which only parts are listed (`there are $3$ such numbers: $1, 4, 9$`)."""
     colon = text.find(":", free[0][1]) if free else -1
-    parts = [part for one in free if one[0] > colon for part in split(one[2], ",")]
+    listed = [part for one in free if one[0] > colon for part in split(one[2], ",")]
     head = [one for one in free if one[1] <= colon and not re.fullmatch("[A-Za-z]", one[2])]
     states = re.search(r"=|\\in\b", text[colon:]) or _ORDER.search(text[colon:])
-    return head if head and len(parts) > 1 and not states else free
+    return head if head and len(listed) > 1 and not states else free
 
 
 def _list_around(text: str, free: list[Found], left: list[Found], place: int) -> str:
@@ -280,14 +345,15 @@ def _spelled(text: str) -> list[tuple[int, int, str]]:
 
 def _joined(text: str, one: Found, other: Found) -> bool:
     r"""Whether two formulas are of one list. Two steps of a computation (`$3 + 6 = 9$, and $\frac{9}{21} = \frac{3}{7}$`) are not."""
-    if _COMPUTED.match(one[2]) and _COMPUTED.match(other[2]):
+    if (_COMPUTED.match(one[2]) and _COMPUTED.match(other[2])) or _STEP.match(one[2]):
         return False
     gap = text[one[1] : other[0]]
     return re.fullmatch(r"[\s,]*(?:(?:and|or|,)(?: at)?)?[\s,]*", gap) is not None and gap.strip() != ""
 
 
-def _read_prose(text: str, marked: bool) -> Reading:
+def _read_prose(text: str, marked: bool, several: bool) -> Reading:
     """A formula in plain letters (`2√3`, `p - q`), else the number that the sentence states."""
+    text = _PI.sub("π", text)
     copulas = [match.end() for match in _COPULA.finditer(text)]
     tail = text[copulas[0 if marked else -1] if copulas and not marked else 0 :].strip().rstrip(".").strip()
     tail = _UNIT.sub("", tail) if "π" in tail or "√" in tail else tail
@@ -297,7 +363,7 @@ def _read_prose(text: str, marked: bool) -> Reading:
         return Reading(tail)
     if (found := inequality(text)) is not None:
         return Reading(found)
-    if listed := number_list(main_part(plain_text(text), marked)):
+    if listed := number_list(main_part(plain_text(text), marked), counted=several):
         return Reading(", ".join(listed))
     reading = read_amount(text, marked)
     if not isinstance(reading.value, Amount):
@@ -321,8 +387,11 @@ def tidy(text: str) -> str:
     text = re.sub(r"\\sqrt\s?(?:\(([^()]{1,100})\)|([0-9]+|[a-z]))(?!\{)", lambda m: f"\\sqrt{{{m[1] or m[2]}}}", text)
     text = re.sub(r"\\text\s?\{\s*,?\s*(?:and|or)\s*\}|\s(?:and|or)\s", ",", text)
     text = re.sub(r"(?<=[0-9])(?:\{,\}|\\,\\!|,\\!|\\,|\\!)(?=[0-9]{3})", "", text)
+    text = re.sub(r"\s*\(?\\p?mod\s?\{[^{}]{1,20}\}\)?$", "", text).replace("\\equiv", "=")
     text = re.sub(r"(?<![\\A-Za-z])pi(?![A-Za-z])", r"\\pi ", text)
     text = re.sub(r"(?<=[0-9])_\{?(?:10|\\text\{ten\})\}?(?![0-9])", "", text)
+    if outward := re.fullmatch(r"([\[\]])([^\[\](){}]+,[^\[\](){}]+)([\[\]])", text):
+        text = f"{'(' if outward[1] == ']' else '['}{outward[2]}{')' if outward[3] == '[' else ']'}"
     text = _DEGREES.sub(" ", _SPACING.sub(" ", text)).replace("\\$", "").strip()
     text = re.sub(r"(?<=[0-9])\s*(?:percent|\\%|%)", "\\%", text)
     for _ in range(3):

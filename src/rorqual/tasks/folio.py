@@ -22,7 +22,9 @@ class Folio(FileTask):
     says something of the conclusion. A label that is denied ("not false"), left open ("true or false"), supposed ("would be true") or
     said of a premise is none, and sentences that only say when each label would hold are passed over. A guess ("I lean towards false",
     "probably true, though it might be uncertain") is no answer. "Cannot be determined" and "neither true nor false" say Uncertain.
-    Options are looked up by the letter that is chosen. Where two labels look final alike and one is right, the reply is ungraded.
+    "It cannot be shown that it is true" denies True, and "the negation of the conclusion is true" says False. A reply that only denies a
+    label ("The conclusion is not true") is wrong for that label and ungraded for the others. Options are looked up by the letter that is
+    chosen. Where two labels look final alike and one is right, the reply is ungraded.
 
     `dev` is carved from the training file by story, since several conclusions share one. `data` is a folder with
     `train.jsonl` and `validation.jsonl`, or one file; None is the sample of the package.

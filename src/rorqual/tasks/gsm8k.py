@@ -32,11 +32,13 @@ class Gsm8k(FileTask):
     - A conclusion ("So ...", "... in total", bold, `Total: ...`) is not replaced by a remark after it ("That is $4 a day."), nor is an
       answer that opens the reply ("**27**", "7 pencils.") by what explains it. A reply that leaves work to do ("Next, we have to add ...")
       or says that it guesses has no answer. Options ("A) 40", "B) 44") are looked up by the letter that is chosen.
-    - Where two numbers look final alike ("9 remain, and 6 are gone") and one of them is right, the reply is ungraded.
-    - What is denied ("not 18"), left open ("18 or 19", "18 to 20", "more than 18") or refused is no answer, and such a reply is wrong.
-    - Numbers are exact: `1e3`, `1\\,000`, `1 000`, `5.`, `70k`, `2.5 million`, `3 1/2`, `\\frac{7}{2}`, `-$5`, `5~\\mathrm{cm}` and words
-      are read, and `1 hour and 30 minutes` is 90 and 1.5; 0.333333 is not 1/3. 50% is 1/2, and it is 50. A time, and a number in another
-      base, is no number.
+    - Where two numbers look final alike ("9 remain, and 6 are gone", "$40, i.e. $8 a month", "to $48, a saving of $12", "18 eggs for $36")
+      and one of them is right, the reply is ungraded: only the question says which is wanted.
+    - What is denied ("not 18"), left open ("18 or 19", "18 to 20", "more than 18", "over $18") or refused is no answer, and such a reply
+      is wrong. What is struck out (`~~18~~`) or taken back midway ("18, no wait, 16") is not read. "Rises from 18 to 20" says 20.
+    - Numbers are exact: `1e3`, `1\\,000`, `1 000`, `1.200,00`, `5.`, `70k`, `2.5 million`, `3 1/2`, `\\frac{7}{2}`, `-$5`, `5~\\mathrm{cm}`
+      and words are read; `1 hour and 30 minutes` is 90 and 1.5, and "none are left" is 0; 0.333333 is not 1/3. 50% is 1/2, and it is 50. A
+      time, and a number in another base, is no number.
     """
 
     name = "gsm8k"

@@ -6,19 +6,26 @@ import re
 from collections.abc import Sequence
 
 _ORDER = r"(?P<{0}><=|>=|<|>|\\leq?slant(?![a-z])|\\geq?slant(?![a-z])|\\leq?(?![a-z])|\\geq?(?![a-z])|\\lt(?![a-z])|\\gt(?![a-z]))"
+_LETTER = r"[a-z](?:\([a-z]\))?"
 _TERM = r"[^<>=,]{1,80}?"
 _BETWEEN = re.compile(
-    rf"(?P<low>{_TERM})\s*{_ORDER.format('one')}\s*[a-z]\s*{_ORDER.format('other')}\s*(?P<high>{_TERM})"
+    rf"(?P<low>{_TERM})\s*{_ORDER.format('one')}\s*{_LETTER}\s*{_ORDER.format('other')}\s*(?P<high>{_TERM})"
 )
-_BOUND = re.compile(rf"[a-z]\s*{_ORDER.format('one')}\s*(?P<bound>{_TERM})")
+_BOUND = re.compile(rf"{_LETTER}\s*{_ORDER.format('one')}\s*(?P<bound>{_TERM})")
 _SIGN = r" ?(?:<=|>=|<|>|≤|≥) ?"
 _END = r"-?[0-9a-z√π∞./]{1,20}"
 _PLAIN = re.compile(rf"(?<![\w$\\])(?:{_END}{_SIGN})?[a-z]{_SIGN}{_END}(?:,? (?:and|or) [a-z]{_SIGN}{_END})*$")
+_INCLUSIVE = re.compile(rf"\b(?:from|between) ({_END}) (?:to|and) ({_END}),? \(?inclusive\)?$")
+_THAN = re.compile(rf"\b[a-z] (?:is )?(greater|larger|more|less|smaller) than( or equal to)? ({_END})$")
 _SET = re.compile(r"\\\{\s*[a-z]\s*(?:\\in[^:|]{0,40})?(?::|\||\\mid)\s*(.{1,200})\\\}")
 
 
 def inequality(text: str) -> str | None:
-    """The inequality in plain letters in which `text` ends (`x > 3`, `-1 < x ≤ 5`), None where it ends in none."""
+    """The inequality in plain letters in which `text` ends (`x > 3`, `-1 < x ≤ 5`, `from -1 to 5, inclusive`), None where it ends in none."""
+    if found := _INCLUSIVE.search(text[-100:].rstrip(". ")):
+        return f"{found[1]} <= x <= {found[2]}"
+    if found := _THAN.search(text[-100:].rstrip(". ")):
+        return f"x {'<' if found[1] in ('less', 'smaller') else '>'}{'=' if found[2] else ''} {found[3]}"
     found = _PLAIN.search(text[-100:].rstrip(". "))
     return found[0].replace("≤", "<=").replace("≥", ">=") if found else None
 

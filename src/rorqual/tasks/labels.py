@@ -1,16 +1,21 @@
 """Decide which of a few labels (True, False, Uncertain) a reply commits to.
 
 A label does not count where it is denied ("not false"), left open ("true or false"), said of a premise or of an assumption ("premise 2 is
-false", "true that"), or supposed ("would be true", "whether it is true"). After a mark the first label counts, in a sentence the last.
-Reasons after the label ("true, since it is false that ...") are not read, and a guess is no answer. "Cannot be determined", "neither true
-nor false" and the like say Uncertain. Where a sentence has no label, "follows from the premises" says True and "contradicts the premises"
-False. Sentences that only say when each label would hold ("If ..., it is true; otherwise false") are passed over.
+false", "true that"), or supposed ("would be true", "whether it is true"). After a mark the first label counts, in a sentence the last. What
+cannot be concluded, shown or said ("we cannot conclude that it is true") is denied, and so is what is doubted ("only partly true", "I doubt
+that it is true"). A sentence that denies True or False alone leaves the other and Uncertain: the reply is ungraded for these two. "The
+negation of the conclusion is true" says False. In a sentence True and False count right after a copula or a sign ("is true", "→ True"), and
+without words that may turn them round ("no premise", "likely", "we reject that"); any other such reply is ungraded. Reasons after the label
+("true, since it is false that ...") are not read, and a guess is no answer. "Cannot be determined", "neither true nor false" and the like
+say Uncertain. Where a sentence has no label, "follows from the premises" says True and "contradicts the premises" False, "the conclusion
+holds" says True. Sentences that only say when each label would hold ("If ..., it is true; otherwise false") are passed over.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Collection
+from dataclasses import replace
 from itertools import pairwise
 
 from rorqual.tasks.clauses import plain_text
@@ -27,7 +32,13 @@ _UNDECIDED = re.compile(
     r"|entailed nor contradicted|proved nor refuted|confirmed nor (?:denied|refuted)|provable nor refutable|(?:prove"
     r"|confirm|derive|show) nor (?:refute|disprove|deny|exclude))"
     r"|(?:undetermined|indeterminate|undecided|undecidable|inconclusive)"
-    r"|(?:not enough|insufficient|no) (?:information|data|evidence)|no way (?:to|of) (?:tell|know|determin"
+    r"|(?:cannot|can't|can not|unable to|do not|don't) (?:(?!but\b|so\b)\w+ ){1,12}?(?:true or false|false or true)"
+    r"|(?:we|one|you) (?:cannot|can't|can not|do not|don't) (?:\w+ly )?(?:know|tell|say|determine|decide|be (?:sure|certain)) (?:whether|if)"
+    r"|(?:we|one|you) (?:cannot|can't|can not) (?:tell|say|know|decide|determine(?: it)?|be (?:sure|certain))(?=\W*$)|say nothing about whether"
+    r"|lack(?:s|ing)? (?:\w+ ){0,2}(?:information|data|evidence)"
+    r"|(?:could|might|may|can) (?:well )?be (?:either )?(?:true or false|false or true)"
+    r"|neither (?:the|this|that) \w+ nor its (?:negation|opposite|denial)"
+    r"|(?:not enough|(?:is|are)n't enough|insufficient|no) (?:information|data|evidence)|no way (?:to|of) (?:tell|know|determin"
     r"|decid)\w*"
     r"|(?:not|never) possible to (?:\w+ )?(?:tell|know|determine|say|decide)"
     r"|(?:can )?neither (?:be )?(?:\w+ )?(?:proven|proved|shown|inferred|concluded)(?: to be)? (?:true|false)? ?nor (?:be )?(?:\w+ )?(?:to be )?"
@@ -42,6 +53,7 @@ _FOLLOWS = re.compile(
     r"(?:given )?premises?)\b",
     re.IGNORECASE,
 )
+_NOT_BEFORE = re.compile(r"\b(?:not|cannot|never)(?: \w+){0,3} $|n't(?: \w+){0,3} $", re.IGNORECASE)
 _CONTRADICTS = re.compile(
     r"\b(?:conclusion|statement|claim|it|this|that|hypothesis)\b[^.;]{0,60}?\b(?<!not )(?:(?:directly "
     r"|clearly )?contradicts|(?:is|are) (?:\w+ly )?"
@@ -49,6 +61,18 @@ _CONTRADICTS = re.compile(
     r"|a) contradiction (?:with|to|of)) (?:the |these |all )?"
     r"(?:given |\w+ )?premises?\b",
     re.IGNORECASE,
+)
+_THE = r"\b(?:conclusion|(?:the|this|given|final) (?:statement|claim|hypothesis))"
+_HOLDS = re.compile(
+    rf"{_THE}(?: (?:therefore|thus|hence|indeed|must|also))* (?P<not>(?:does not|doesn't) (?:\w+ly )?)?(?:holds?|stands)\b(?! (?:if|when|in)\b)"
+    rf"|{_THE} (?:is|must be) (?:\w+ly )?(?P<no>not |in)?(?:\w+ly )?(?:correct|valid|proven|proved|established)\b",
+    re.IGNORECASE,
+)
+_IMPOSSIBLE = re.compile(
+    rf"{_THE} (?:is (?:\w+ly )?impossible|(?:cannot|can not|can't) (?:possibly )?(?:be true|hold))\b", re.IGNORECASE
+)
+_NEGATED = re.compile(
+    r"\b(?:its|the) negation (?:\w+ly )?(?:follows|holds|is (?:true|entailed|implied|proven|proved))\b", re.IGNORECASE
 )
 _WHETHER = re.compile(
     r"\b(?:whether|if|suppose|assume|assuming|(?:assumption|supposition) that|unless)\b[^,;.:]{0,300}", re.I
@@ -60,6 +84,44 @@ _DENIES = re.compile(
     r"(?:\b(?:not|never|neither|nor|cannot|no|rather than|instead of|far from)|n't)(?:\s+(?:be|been|\w+ly|just|a|an"
     r"|the|so|labell?ed|called|answer(?:ed)?"
     r"|as|considered|either|think|believe|it|it's|that|is|said to be|shown to be|proved|proven|logically|enough to be)\b){0,4}[\s\"'*]{0,4}$",
+    re.IGNORECASE,
+)
+_NOT_CONCLUDED = re.compile(
+    r"\b(?:cannot|can not|can't|could not|couldn't|(?:do|does|did|would|should|may|must|will)(?: not|n't)|unable to|not able to|fails? to"
+    r"|no (?:proof|evidence|reason|way|guarantee|indication|support)|nothing|never|impossible|absurd|not (?:possible|enough|sufficient)"
+    r"|(?:is|are|was)(?: not|n't) (?:\w+ ){0,2}(?:\w+(?:ed|en|wn)|told|said))\b"
+    r"(?:(?!\b(?:but|so|hence|thus|therefore|and)\b)[^,;:]){0,80}\b(?:that|to be)\b"
+    r"(?:(?!\b(?:not|but|so|hence|thus|therefore)\b|n't)[^,;:]){0,60}$",
+    re.IGNORECASE,
+)
+_DOUBTED = re.compile(
+    r"\b(?:doubt|partly|partially|half|fails to be|hardly|barely|(?:mistake|wrong) to|unlikely|nothing|need more)\b[^,;:]*$",
+    re.IGNORECASE,
+)
+_INVERTED = re.compile(r"\b(?:negation|opposite|false that)\b[^,;:]*$", re.IGNORECASE)
+_TURNED = re.compile(
+    r"\b(?:fail\w*|contrary|converse|mistake\w*|wrong|den(?:y|ies|ied)|reject\w*|only(?! (?:be|possible|consistent|remaining|valid"
+    r"|\w+ (?:answer|option|label|conclusion|possibility)|answer|option|label|conclusion|possibility)\b))\b[^,;:]*$",
+    re.IGNORECASE,
+)
+"""Words before a label that may turn it round, in a way that is not read."""
+_PLAIN_BEFORE = re.compile(
+    r"(?:^|[^\w\s,;\"'*_`]|\bmakes? (?:it|this|(?:the|this) (?:conclusion|statement|claim))"
+    r"|\b(?:is|be|are|was|remains?|stands?|holds?|as|it's|that's|answer|label(?:l?ed)?|verdict|option|value|status|choose|select|pick|say"
+    r"|with|to|the))"
+    r"(?: (?:also|in fact|indeed|then|thus|therefore|hence|simply|just|outright|considered|deemed|judged|found to be|\w+ly|the|an?|still"
+    r"|both))*[\s\"'*_`]*$",
+    re.IGNORECASE,
+)
+"""What stands right before a label that a sentence asserts: a copula, a sign, nothing."""
+_QUANTIFIED = re.compile(
+    r"\b(?:no|none|few|nobody|no one|nowhere|hardly|never|little|early|too|saying|being|can be|likely|probably|apparently|presumably"
+    r"|supposedly)\b|^\W*to be\b",
+    re.IGNORECASE,
+)
+_JUDGED_AFTER = re.compile(
+    r"^[\s\"'*]*(?:of \w+|in (?:some|most)\b|(?:can|could|cannot|goes|leads|contradicts|would|fails|does|needs|requires)\b"
+    r"|is (?!(?:the|my|our|a|an|what|also|therefore|thus|right|correct|clear|certain|here)\b)\w+)",
     re.IGNORECASE,
 )
 _DENIED_AFTER = re.compile(
@@ -79,7 +141,8 @@ _NOT_OF_THE_CONCLUSION = re.compile(
     re.IGNORECASE,
 )
 _NOT_OF_IT = re.compile(
-    r"^\s+(?:that\b|(?:assumption|premise|supposition|antecedent|hypothes|dichotomy|start|lead|positive|negative"
+    r"^\s+(?:that\b|or not\b|only(?:\s{2}| (?:if|when|for)\b)"
+    r"|(?:assumption|premise|supposition|antecedent|hypothes|dichotomy|start|lead|positive|negative"
     r"|fact|belief)\w*|in some|in one|if\b"
     r"|when\b|for (?:some|every|any)\b|unless\b|means\b)",
     re.IGNORECASE,
@@ -92,12 +155,19 @@ _REASON = re.compile(
     r",? \b(?:because|since|given that)\b(?:(?!, (?:so|hence|thus|therefore|it|the)\b)[^;])*$", re.IGNORECASE
 )
 _MAY_BE = re.compile(r"\b(?:might|may|could)(?: \w+)? be[\s\"'*]*$", re.IGNORECASE)
+_CLAUSE = re.compile(r"[,;:]|\b(?:and|so|but|hence|thus|therefore)\b", re.IGNORECASE)
+_INVERSE = {"true": "false", "false": "true"}
+_OTHER = "?"
+"""No label: the rival of one that may not be meant."""
 _REFUSES = re.compile(
     r"\bI (?:cannot|can't|could not|couldn't) (?:decide|choose|answer|assist|help)\b|\bI (?:do not|don't) know\b"
     r"|\b(?:if i (?:had|have) to|forced to|my best) (?:guess|choose|pick|bet)\b",
     re.I,
 )
-_GUESSES = re.compile(r"\bI(?: am|'m) not (?:\w+ )?sure\b|\blean(?:ing)? to|\bI guess\b", re.IGNORECASE)
+_GUESSES = re.compile(
+    r"\bif\b.*\bbut (?:it|that|this|they) (?:does|is|do|are)(?: not|n't)\W*$|\bI(?: am|'m) not (?:\w+ )?sure\b|\blean(?:ing)? to|\bI guess\b",
+    re.IGNORECASE,
+)
 _SUBJECT = re.compile(
     r"\b(?:conclusion|statement|claim|answer|it|this|that|label|verdict|truth|value|option|hence|so|therefore|thus"
     r"|proposition|hypothesis|i|result|must)\b|→|⇒|[-=]>",
@@ -119,7 +189,7 @@ def final_labels(text: str, labels: Collection[str]) -> tuple[str, ...]:
     def read(segment: str, marked: bool) -> Reading:
         return _read(segment, marked, pattern)
 
-    return tuple(known[found] for found in settle(_without_conditions(with_options(text), pattern), read))
+    return tuple(known.get(found, found) for found in settle(_without_conditions(with_options(text), pattern), read))
 
 
 def _without_conditions(text: str, pattern: re.Pattern[str]) -> str:
@@ -150,8 +220,22 @@ def _read(segment: str, marked: bool, pattern: re.Pattern[str]) -> Reading:
     whole, text = text, _WHETHER.sub(lambda match: " " * len(match[0]), text)
     found = list(pattern.finditer(text))
     if not found:
-        return _implied(whole) if not pattern.search(whole) else NOTHING
-    return _choose(text, found, marked)
+        return _implied(whole, text) if not pattern.search(whole) else NOTHING
+    reading = _choose(text, found, marked)
+    if reading.value is None and not reading.refused:
+        implied = _implied(whole, text)
+        if implied.value is not None and implied.value not in reading.denied:
+            return replace(implied, denied=reading.denied)
+        if reading.denied >= {"true", "false"} and pattern.fullmatch("uncertain"):
+            return replace(reading, value="uncertain")
+        if len(reading.denied) == 1 and pattern.fullmatch("uncertain") and reading.denied <= {"true", "false"}:
+            return replace(_one_of({"true", "false"} - reading.denied), denied=reading.denied)
+    return reading
+
+
+def _one_of(names: set[str]) -> Reading:
+    """The reading of a sentence that denies a label and nothing else ("It is not true."): the other one, or Uncertain."""
+    return Reading(min(names), rival="uncertain", weak=True)
 
 
 def _choose(text: str, found: list[re.Match[str]], marked: bool) -> Reading:
@@ -172,12 +256,22 @@ def _choose(text: str, found: list[re.Match[str]], marked: bool) -> Reading:
             and not after.startswith("   ")
         ):
             return Reading(refused=True)
-        if _DENIES.search(before) or _DENIED_AFTER.match(after):
+        if (
+            _DENIES.search(before)
+            or _NOT_CONCLUDED.search(before)
+            or _DOUBTED.search(_CLAUSE.split(before)[-1])
+            or _DENIED_AFTER.match(after)
+        ):
             denied.add(names[i])
         elif i not in open_ and not _NOT_OF_THE_CONCLUSION.search(before) and not _NOT_OF_IT.match(after):
             left.append(i)
     if left:
-        return Reading(names[left[0 if marked else -1]], frozenset(denied))
+        place = left[0 if marked else -1]
+        clause = _CLAUSE.split(text[: found[place].start()])[-1]
+        name = _INVERSE.get(names[place], names[place]) if _INVERTED.search(clause) else names[place]
+        plain = marked or name not in _INVERSE or (_PLAIN_BEFORE.search(clause) and not _QUANTIFIED.search(clause))
+        sure = plain and not _TURNED.search(clause) and not _JUDGED_AFTER.match(text[found[place].end() :])
+        return Reading(name, frozenset(denied), rival=None if sure else _OTHER)
     return Reading(denied=frozenset(denied), refused=bool(open_) and marked)
 
 
@@ -186,8 +280,12 @@ def _undecided(text: str, pattern: re.Pattern[str]) -> str:
     return _UNDECIDED.sub("uncertain ", text) if pattern.fullmatch("uncertain") else text
 
 
-def _implied(text: str) -> Reading:
-    """What a sentence without a label says of the conclusion."""
-    if _CONTRADICTS.search(text):
+def _implied(whole: str, text: str) -> Reading:
+    """What a sentence without a label says of the conclusion; `text` is the sentence without suppositions."""
+    if _CONTRADICTS.search(whole) or _NEGATED.search(text) or _IMPOSSIBLE.search(text):
         return Reading("false")
-    return Reading("true") if _FOLLOWS.search(text) else NOTHING
+    if follows := _FOLLOWS.search(whole):
+        return _one_of({"false"}) if _NOT_BEFORE.search(whole[: follows.start()]) else Reading("true")
+    if (found := _HOLDS.search(text)) is None:
+        return NOTHING
+    return _one_of({"false"}) if found["not"] or found["no"] else Reading("true", weak=True)

@@ -18,10 +18,14 @@ class Math500(FileTask):
     - Of `a = b = c` the last side counts, of `a \\approx 0.3` the left one; sides that are different constants (`3 = 4`) are wrong.
     - Sets and lists are compared in any order, tuples and intervals in order and with the same brackets; a set is no tuple.
     - Inequalities in one letter are intervals: `2 \\le x < 5` is `[2, 5)`, and `x < 2` or `x > 3` is a union.
-    - A number in base 8 equals the same digits in base 8 alone; "315 in base eight" and "in octal: 315" are read. Units are left out,
-      unless both have one and the two differ.
+    - A number in base 8 equals the same digits in base 8 alone; "315 in base eight" and "in octal: 315" are read, and the digits without
+      a base are ungraded. Units are left out, unless both have one and the two differ.
+    - Of a count and what it counts ("5 such integers, namely ...") the one counts that is of the gold answer's kind. "1 in 4", "5 out of
+      8", "a ratio of 1:4" and "11 times the square root of 2" are read.
     - Decimals are exact: 0.333333 is not 1/3, and 3.14 is not pi. A gold answer in words, or a letter, must be asserted, not denied.
-    - Where two values look final alike ("the center is $(3, -2)$ and the radius is $5$") and one is right, the reply is ungraded.
+    - Where two values look final alike ("the center is $(3, -2)$ and the radius is $5$", `x = 5, y = 7`) and one is right, the reply is
+      ungraded, and so is one with the right parts in a form that only the question can confirm (`A = 6, B = 31` for `(6, 31)`, a tuple
+      for a column) or in a notation that is not read (`\\setminus`).
     - What is left is compared by math-verify, and then to 25 digits.
 
     `data` is a folder with a file `*test*.jsonl`, or one file; None is the sample of the package. A gold answer that does not

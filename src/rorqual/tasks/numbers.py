@@ -38,6 +38,8 @@ UNICODE = str.maketrans(
     | {"⁰": "^0", "¹": "^1", "²": "^2", "³": "^3", "⁴": "^4", "⁵": "^5", "⁶": "^6", "⁷": "^7", "⁸": "^8", "⁹": "^9"}
 )
 
+_EUROPEAN = re.compile(r"(?<![\w.,])([0-9]{1,3}(?:\.[0-9]{3})+),([0-9]{2})(?![\w,]|\.[0-9])")
+"""An amount with dots between thousands and a decimal comma: 1.200,00."""
 _GROUP = r"(?:,|\{,\}|\\,|\\!|,\\!|\\[ ]|[ '])"
 _DIGITS = rf"(?:[0-9]{{1,3}}(?:{_GROUP}[0-9]{{3}})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+"
 _ARM = r"(?:\{[ ]?-?[0-9][0-9,]{0,40}[ ]?\}|[0-9])"
@@ -83,7 +85,8 @@ _AFTER_SCALE = r"(?:(?<=hundred)|(?<=thousand)|(?<=million)|(?<=billion))"
 SPELLED = re.compile(
     rf"\b(?P<minus>(?:minus |negative )?)(?:(?P<count>(?:an? )?(?:{_WORD})(?:(?: |-|{_AFTER_SCALE}(?: and |, ))(?:{_WORD})){{0,20}})"
     rf"(?:(?: |-| and an? | and )(?P<part>half|halves|(?:{'|'.join(PARTS)})s?))?|(?P<dozen>half(?: a |-a-| )dozen)"
-    rf"|(?P<alone>(?:an? |one-)?half)(?! as\b| an? \w))\b"
+    rf"|(?P<alone>(?:an? |one-)?half)(?! as\b| an? hours?\b)"
+    rf"|(?P<hour>(?P<long>(?:an|one) hour and a half)|(?:an? )?half an hour|(?:an? )?half-hour))\b"
     r"(?P<percent>(?: percent\b)?)",
     re.IGNORECASE,
 )
@@ -114,7 +117,7 @@ class Number:
 
 def plain(text: str) -> str:
     """`text` with one form of minus sign, space, quotation mark, and of fractions and exponents that are one character."""
-    text = text.translate(UNICODE)
+    text = _EUROPEAN.sub(lambda match: f"{match[1].replace('.', '')}.{match[2]}", text.translate(UNICODE))
     for sign, fraction in VULGAR.items():
         if sign in text:
             text = re.sub(rf"(?<=[0-9]) ?{sign}", f" {fraction}", text).replace(sign, fraction)
@@ -204,8 +207,8 @@ def _spelled(match: re.Match[str], text: str) -> Number | None:
         return None
     if match["dozen"]:
         value = Fraction(6)
-    elif match["alone"]:
-        value = Fraction(1, 2)
+    elif match["alone"] or match["hour"]:
+        value = Fraction(3 if match["long"] else 1, 2)
     else:
         value = Fraction(_count(match["count"]))
         if match["part"]:
@@ -215,7 +218,10 @@ def _spelled(match: re.Match[str], text: str) -> Number | None:
             value = value + part if " and " in match[0][match.end("count") - match.start() :] else value * part
     if match["minus"]:
         value = -value
-    found = Number(match.start(), match.end(), value, percent=bool(match["percent"]), spelled=True)
+    if match["alone"] and re.search(r"\b(?:that|this|it)(?:'s| is) $", before, re.IGNORECASE):
+        return None  # "That's half a ton!" only restates
+    also = 60 * value if match["hour"] else None
+    found = Number(match.start(), match.end(), value, percent=bool(match["percent"]), spelled=True, also=also)
     return replace(found, value=None) if MULTIPLIED.search(before) else found
 
 

@@ -23,7 +23,8 @@ class Parts:
 def side(text: str, equation: bool) -> list[str]:
     """The sides of a chain of equations, of which the last counts. With `equation` the equation itself is wanted, and left whole."""
     text = split(text, "\\implies")[-1]
-    text = split(text, "\\approx")[0]
+    about = split(text, "\\approx")
+    text = about[1 if len(about) > 1 and len(about[0]) == 1 else 0]
     if equation or len(_commas(text)) > 1:
         return [text]
     text = split(text, "\\in")[-1]

@@ -9,7 +9,8 @@ from rorqual.tasks.clauses import plain_text
 
 _QUOTED = re.compile(r'"([^"\n]{0,400})"')
 _ASIDE = re.compile(
-    r"(?<!= )\((?=[^()\s]+\s+[^()\s]+\s+[^()\s])[^()]{0,300}\)(?!\s*=)|, (?:who|whose|which)\b(?! makes)[^,.;\n]{0,200},"
+    r"(?<!= )\((?=[^()\s]+\s+[^()\s]+\s+[^()\s])(?!(?:s?he|so|thus)\b[^()]{0,20}kn(?:ight|ave)\))[^()]{0,300}\)(?!\s*=)"
+    r"|, (?:who|whose|which)\b(?! makes)[^,.;\n]{0,200},"
 )
 _INSERTED = re.compile(
     r", (?:on the (?:contrary|other hand)|however|(?:in|by) contrast|in turn|of course|too|then),", re.IGNORECASE
@@ -23,6 +24,8 @@ _PLAIN = tuple(
     (re.compile(pattern, re.IGNORECASE), new)
     for pattern, new in (
         (r"\b(knight|knave)\(s\)", r"\1s"),
+        (r"[\U0001f300-\U0001faff]", " "),
+        (r"\b(?:impossible|not possible) for (\w+) to be\b", r"\1 is not"),
         (r"\btruth-?teller", "knight"),
         (r"\bliar", "knave"),
         (r"\bof (?:the |an? )?(knight|knave)(?:'s)? type\b", r"a \1"),
@@ -43,7 +46,7 @@ def named_text(text: str, names: Sequence[str]) -> str:
     order = sorted(range(len(names)), key=lambda who: -len(names[who]))
     named = re.compile(
         rf"\b(?:{'|'.join(re.escape(names[who]) for who in order)})\b(?:'s? (?=(?:role|type|identity|status"
-        rf"|label)\b)|(?P<possessive>'s?(?= )))?",
+        rf"|label|is (?:an? )?kn(?:ight|ave))\b)|(?P<possessive>'s?(?= )))?",
         re.IGNORECASE,
     )
     numbered = {names[who].lower(): who for who in order}

@@ -39,7 +39,8 @@ _ADDS = re.compile(
     re.IGNORECASE,
 )
 _CONTRASTS = re.compile(
-    rf"{_OPENING}(?:all )?(?:her|his|their|the) (?:previous|budget|goal|target|other|remaining|rest|complementary|opposite)\b",
+    rf"{_OPENING}(?:all )?(?:her|his|their|the) (?:previous|budget|goal|target|other|remaining|rest|complementary|opposite)\b"
+    rf"|{_OPENING}(?:at|with|for) [^.]{{1,60}}, (?:that|this|it) would\b",
     re.IGNORECASE,
 )
 _ANSWERS = re.compile(
@@ -53,7 +54,8 @@ _SO = re.compile(
     re.IGNORECASE,
 )
 _HEADING = re.compile(
-    r"^[^\w\n]{0,12}(?:(?:key |main |final )?(?:take-?aways?|notes?|remarks?|tips?|steps|points|insights?|facts)|(?:quick |a )?(?:summary|recap)"
+    r"^[^\w\n]{0,12}(?:(?:key |main |final )?(?:take-?aways?|notes?|remarks?|tips?|steps|points|insights?|facts)(?: used)?"
+    r"|(?:quick |a )?(?:summary|recap)"
     r"|(?:brief |short )?(?:explanation|reasoning|justification|details|breakdown)|why(?: (?:this|it) works)?|(?:sanity |quick )?check(?:ing)?"
     r"|verification|proof|here(?:'s| is) (?:why|how|the (?:breakdown|reasoning|explanation|logic|calculation)|how \w+ \w+ \w+)"
     r"|how (?:i|we) (?:got|get) (?:this|there|it))[^\w\n]{0,12}$",

@@ -6,11 +6,12 @@ The rules, in order:
    a further "Question: ... Answer: ..." that the model goes on with.
 2. The last mark counts (see `rorqual.tasks.marks`): `\boxed{...}`, `<answer>...</answer>`, `#### ...`, `answer is ...`, `Answer: ...`,
    `... is the answer`, `I'll go with ...`. Words that only speak of an answer ("if the answer is", a question) are no mark.
-3. A correction after the mark ("Wait, ...", "Correction: ...", "That is wrong.") replaces it by what it says; one that says nothing
-   else leaves no answer. A conclusion after it ("So it is 8.") is as final. Other text ("That took 2 steps.") changes nothing.
+3. What is struck out (`~~18~~`) is not read, nor what the same sentence takes back ("18, no wait, 16"). A correction after the mark ("Wait,
+   ...", "Correction: ...", "That is wrong.") replaces it by what it says; one that says nothing else leaves no answer. A conclusion after
+   it ("So it is 8.") is as final. Other text ("That took 2 steps.") changes nothing.
 4. Without a mark the last sentence that says an answer counts. Questions, closing phrases ("I hope it is correct."), checks ("Check: ...")
-   and suppositions are passed over. A reply that breaks off in the middle of a sentence says nothing, nor does one that ends with
-   work left to do ("Next, we have to add the tip.").
+   and suppositions are passed over, and so is a line that only introduces the next one ("The total is:"). A reply that breaks off in the
+   middle of a sentence says nothing, nor does one that ends with work left to do ("Next, we have to add the tip.").
 5. A conclusion before it ("So ...", "... in total", bold, `Total: ...`) counts instead where only remarks follow it ("That is $4 a day."),
    and an answer that opens the reply ("**27**", "7 pencils.", "7 are left.") where reasons, explanations or givens follow.
 6. What a sentence denies ("not 18") is not its answer, and what it leaves open ("18 or 19") leaves the reply without one.
@@ -30,6 +31,7 @@ from rorqual.tasks.base import Verdict
 from rorqual.tasks.marks import marks
 from rorqual.tasks.remarks import adds, answers, bare_answer, closes, concludes, contrasts, heading, led, shown
 from rorqual.tasks.sentences import (
+    corrected_midway,
     correction,
     corrects,
     leaves_work,
@@ -71,8 +73,14 @@ Reader = Callable[[str, bool], Reading]
 """(segment, whether it was marked as the answer) -> what it says."""
 
 
-def settle(reply: str, read: Reader, *, strict: bool = False) -> tuple[Any, ...]:
+def settle(reply: str, reader: Reader, *, strict: bool = False) -> tuple[Any, ...]:
     """The values that `reply` commits to: none, one, or two that look final alike. With `strict` only marks count."""
+
+    def read(segment: str, marked: bool) -> Reading:
+        later = corrected_midway(segment)
+        reading = NOTHING if later is None else reader(later, True)
+        return reader(segment, marked) if reading.value is None else reading
+
     text = spoken(reply)
     denied: set[Any] = set()
     found = marks(text)

@@ -3,8 +3,10 @@
 Read are "Zoey is a knight", "Zoey: knight", a table, JSON, "Zoey (knight)", "Zoey and Ava are knights", "the knave is Oliver", a heading
 "Knights:" with names, a name above its role, "a knight and a knave, respectively", "no knave", "Ava is not", "which makes her a knave",
 "all are knaves", "everyone but Zoey is a knight", "the others are knights", "she is a knight" (the sentence's first name), and "is not a
-knave". Claims that a person makes, questions and suppositions are passed over. The last statement about each person counts; where the same
-paragraph says both of one person, and no conclusion or correction stands between, the reply commits to nothing.
+knave". "Ava is not." after "Zoey is a knight." and "Zoey is honest, so a knight" are read, too. Claims that a person makes, questions,
+suppositions, what is doubted or ruled out, and what the same sentence calls a contradiction are passed over. The last statement about each
+person counts; where the same paragraph says both of one person, and no conclusion or correction stands between, the reply commits to
+nothing.
 """
 
 from __future__ import annotations
@@ -31,7 +33,10 @@ _SUPPOSED = re.compile(
     re.I,
 )
 _IF = re.compile(
-    r"\b(?:if|unless|were|suppose|assuming|would|could|might|may)\b[^.;\n]*?(?=, (?:so|hence|thus|therefore)\b|$|[.;\n])",
+    r"\b(?:(?:rules? out|doubt|deny|wrong|untrue|false|impossible|neither is it so"
+    r"|(?:can(?:no|')?t|can not|cannot|do not|don't) \w+(?: true)?) that"
+    r"|if|unless|were|suppose|assuming|would|could|might|may)\b"
+    r"[^.;\n]*?(?=, (?:so|hence|thus|therefore)\b|$|[.;\n])",
     re.I,
 )
 _SURVIVES = re.compile(
@@ -51,10 +56,10 @@ _ROLE = r"(?P<role>knights?|knaves?)\b(?P<open>\s*(?:/|,? or (?:an? )?)\s*(?:kni
 _LINK = (
     r"(?:,? who\b)?(?: ?(?:role|type|identity|status|label)\b)?[\s\"']*(?:,? (?:too|also|again|finally|however|then|in turn"
     r"|as well|therefore|thus|hence),? ?)?(?P<link>(?:is|are|was|must be|has to be|have to be|must (?:both|all) be"
-    r"|can only be|being|turns? out to be|to be|as|=|:|->|→|⇒|=>|-|\||\(|\[|,)"
+    r"|can only be|(?:, )?being|turns? out to be|to be|as|=|:|->|→|⇒|=>|-|\||\(|\[|,)"
     r"(?P<nt>n't)?[\s\"'*_]*)(?:(?:indeed|thus|therefore|then|also|hence|clearly|definitely|actually|both|all"
     r"|really|necessarily|certainly|either|now|in fact|identified as|found to be|determined to be|shown to be"
-    r"|the|an?|only|one|is|are|our|role|type|of|two|three|four|truth-?tell(?:er|ing)|liar|lying|honest)[\s:,(]+)*?(?P<not>(?:not?"
+    r"|the|an?|only|one|is|are|true|false|our|role|type|of|two|three|four|truth-?tell(?:er|ing)|liar|lying|honest)[\s:,(]+)*?(?P<not>(?:not?"
     r"|never) )?(?P<only>(?:an? |the |only |sole |single |lone |type of )*)"
 )
 _SAID = re.compile(rf"(?P<names>(?:only |both )?{_LIST}){_LINK}{_ROLE}", re.IGNORECASE)
@@ -65,9 +70,9 @@ _PRONOUN = re.compile(
     re.I,
 )
 _ROLE_FIRST = re.compile(
-    rf"(?P<only>\b(?:only |sole |single |lone |one )?)(?P<role>knights?|knaves?)(?: here| in (?:this|the) \w+)?[\s\"'*_]*"
-    rf"(?:\bis\b|\bare\b|must be|:|=|->|→|-|\||\(|\[|(?<=one knight),|(?<=one knave),|(?<=two knights),|(?<=two knaves),)"
-    rf"(?:[\s\"'*_\[]|only|both|and)*(?P<names>{_LIST})(?!\s*(?:is|are|:|=|must|\())",
+    rf"(?P<only>\b(?:only |sole |single |lone |(?:exactly |just )?one )?)(?P<role>knights?|knaves?)(?: here| in (?:this|the) \w+)?[\s\"'*_]*"
+    rf"(?:\bis\b|\bare\b|must be|:|=|->|→|-|\||\(|\[|\{{|(?<=one knight),|(?<=one knave),|(?<=two knights),|(?<=two knaves),)"
+    rf"(?:[\s\"'*_\[{{]|only|both|and|namely)*(?P<names>{_LIST})(?!\s*(?:is|are|:|=|must|\())",
     re.IGNORECASE,
 )
 _ALL = re.compile(
@@ -105,19 +110,31 @@ _IS_NOT = re.compile(
     re.IGNORECASE,
 )
 _AND_IS = re.compile(
-    rf"(?P<names>{_NAME}) (?!is\b|are\b)[^.;:,⟦]{{1,60}}? and (?:is|must be|has to be)(?: \w+ly)?(?: therefore| thus| hence| so| then)?,?"
+    rf"(?P<names>{_LIST}) (?!(?:is|are) (?:\w+ )?kn)[^.;:,⟦]{{1,60}}? and (?:is|are|must be|has to be|have to be)"
+    rf"(?: \w+ly)?(?: therefore| thus| hence| so| then)?,?"
     rf" (?P<not>not )?(?:an? |the )?{_ROLE}",
     re.IGNORECASE,
 )
-_OF_PERSON = re.compile(rf"(?P<names>{_LIST}) [^.;:,()⟦⟧]{{1,60}}?(?::|\() ?(?:an? )?{_ROLE}", re.IGNORECASE)
+_OF_PERSON = re.compile(rf"(?P<names>{_LIST}) [^.;:,()⟦⟧]{{1,60}}?(?::|\(|, so) ?(?:an? )?{_ROLE}", re.IGNORECASE)
 _RESPECTIVELY = re.compile(
-    rf"(?P<names>{_LIST})(?: are,? (?P<early>respectively,? )?|\) = \()"
+    rf"(?:(?P<names>{_LIST})|\bthey)(?: are,? (?P<early>respectively,? )?|\) = \()"
     r"(?P<roles>(?:an? )?kn(?:ight|ave)(?:(?:,| and|, and) (?:an? )?kn(?:ight|ave))+)(?(early)|(?:,? respectively|\)))",
     re.IGNORECASE,
 )
 _MAKES = re.compile(rf"\b(?:makes|making|made) (?:him|her|them) (?:an? )?{_ROLE}", re.IGNORECASE)
-_CARD = re.compile(r"\W*⟦([0-9]+)⟧\W*")
-_HEADING = re.compile(r"^\W*(?:the )?(?P<role>knights?|knaves?)\W*$", re.IGNORECASE)
+_CARD = re.compile(r"\W*(?:[0-9]+[.)]\W*)?⟦([0-9]+)⟧\W*")
+_HEADING = re.compile(
+    r"^\W*(?:the |(?:role|type|identity|status)\W+)?(?P<role>knights?|knaves?)\W*(?:,? (?:because|since|as) .*)?$",
+    re.IGNORECASE,
+)
+_REFUTED = re.compile(
+    r"^(?!.*\b(?:no|without|avoid|otherwise|because|since|so|hence|thus|therefore|must|else)\b).*\bcontradict\w*\W*$",
+    re.IGNORECASE,
+)
+_EITHER_WAY = re.compile(
+    r"\bor (?:maybe not|perhaps not|not\b|the other way|vice versa|conversely|the (?:reverse|opposite))\b",
+    re.IGNORECASE,
+)
 
 Said = tuple[int, int, dict[int, bool | None]]
 """(paragraph, sentence, who is said to be what); None: left open."""
@@ -183,7 +200,7 @@ def _statements(text: str, names: Sequence[str]) -> tuple[list[Said], list[str]]
     sources: list[str] = []
     heading: bool | None = None
     subject: int | None = None
-    supposed = -1
+    supposed, before_it = -1, 0
     for number, paragraph in enumerate(re.split(r"\n\s*\n", named_text(text, names))):
         for sentence in sentences(paragraph):
             sources.append(sentence)
@@ -196,12 +213,14 @@ def _statements(text: str, names: Sequence[str]) -> tuple[list[Said], list[str]]
             elif heading is not None and people and not re.search(r"knight|knave", sentence, re.IGNORECASE):
                 said += [(number, len(sources) - 1, {who: heading}) for who in people]
             elif _SUPPOSED.search(sentence) and not _SURVIVES.search(sentence):
-                supposed = number
-            elif supposed == number and _FOLLOWS.match(sentence) and _complete(said, len(names)):
+                supposed, before_it = number, len(said)
+            elif supposed == number and _FOLLOWS.match(sentence) and _complete(said[:before_it], len(names)):
                 continue  # the answer stands first, and this only argues for it
-            elif not passed_over(sentence):
+            elif not passed_over(sentence) and not _REFUTED.search(sentence):
                 subject = people[0] if people else subject
                 before = {who for _, at, one in said[-8:] if said and at == said[-1][1] for who in one}
+                if _IS_NOT.fullmatch(sentence.rstrip(".! ")) and said and said[-1][1] == len(sources) - 2:
+                    sentence = f"{sources[-2].rstrip('.! ')}, {sentence}"  # "Zoey is a knight. Ava is not."
                 found = _in_sentence(_IF.sub(" ", _CLAIMED.sub(" ", sentence)), len(names), subject, before)
                 said += [(number, len(sources) - 1, one) for one in found]
     return said, sources
@@ -218,7 +237,8 @@ def _in_sentence(sentence: str, count: int, subject: int | None, before: set[int
     found: list[tuple[int, dict[int, bool | None]]] = []
     taken: set[int] = set()
     for match in _RESPECTIVELY.finditer(sentence):
-        people = [int(who) for who in re.findall(r"[0-9]+", match["names"])]
+        listed = match["names"] or " ".join(re.findall(_NAME, sentence[: match.start()]))
+        people = list(dict.fromkeys(int(who) for who in re.findall(r"[0-9]+", listed)))
         each = [ROLES[role.lower()] for role in re.findall(r"knight|knave", match["roles"], re.IGNORECASE)]
         yield dict(zip(people, each)) if len(people) == len(each) else {}
     sentence = _RESPECTIVELY.sub(" ", sentence)
@@ -247,7 +267,7 @@ def _in_sentence(sentence: str, count: int, subject: int | None, before: set[int
             found.append((match.start(), dict.fromkeys(range(count), not ROLES[match["role"].lower()])))
     found.sort(key=lambda item: item[0])
     for (at, one), (then, other) in pairwise(found):
-        if re.search(r"\bor\b", sentence[at:then]):
+        if re.search(r"\bor\b", sentence[at:then]) or _EITHER_WAY.search(sentence):
             one.update(dict.fromkeys(one))
             other.update(dict.fromkeys(other))
     for match in _IS_NOT.finditer(sentence):  # "Zoey is a knight, and Ava is not", "Zoey is no knave; Ava is one"
@@ -275,7 +295,7 @@ def _of_pronouns(sentence: str, subject: int | None) -> Iterator[tuple[int, dict
         return
     for match in _PRONOUN.finditer(sentence):
         if match[0][:4].lower() != "they":
-            clause = re.findall(r"⟦([0-9]+)⟧ is(?: not|n't) \($", sentence[: match.start()])
+            clause = re.findall(r"⟦([0-9]+)⟧[^⟦()]{0,60}\((?:so |thus )?$", sentence[: match.start()])
             yield match.start(), {int(clause[-1]) if clause else subject: _role(match)}
     for match in _MAKES.finditer(sentence):
         names = [int(who) for who in re.findall(r"⟦([0-9]+)⟧", sentence[: match.start()])] or [subject]
@@ -299,6 +319,6 @@ def _named(match: re.Match[str], count: int) -> dict[int, bool | None]:
         people = people[-1:]
     found: dict[int, bool | None] = dict.fromkeys(people, role)
     only = (groups.get("only") or "") + match["names"].lower().partition("⟦")[0]
-    if re.search(r"\b(?:only|sole|single|lone)\b", only) and role is not None:
+    if re.search(r"\b(?:only|sole|single|lone|(?:exactly|just) one)\b", only) and role is not None:
         found |= {who: not role for who in range(count) if who not in people}
     return found

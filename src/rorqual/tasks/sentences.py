@@ -28,6 +28,7 @@ _CORRECTION = re.compile(
     r"|\b(?:(?:that|this|it|which|answer|result)(?:'s| is| was| can(?:no|')t be)(?: not|n't)? (?:wrong|right"
     r"|incorrect|correct"
     r"|mistaken)"
+    r"|(?:that|this|it|which) (?:does not|doesn't) (?:agree|match|add up|make sense|fit)"
     r"|(?:that|this|it) (?:isn't|wasn't) (?:right|correct)|correct(?:ing)? myself|take that back|(?:change|revise"
     r"|correct) (?:my|the) answer"
     r"|i (?:made|see) an? (?:\w+ )?(?:mistake|error)|i (?:misread|miscounted|miscalculated|forgot|overlooked))\b",
@@ -35,7 +36,7 @@ _CORRECTION = re.compile(
 )
 _RETRACTED = re.compile(
     r"\b(?:wrong|incorrect|mistake\w*|mistaken|error|oops|sorry|correction|scratch that|take that back|mis\w+ed|not right|not correct"
-    r"|isn't right|isn't correct|forgot|overlooked)\b",
+    r"|isn't right|isn't correct|(?:not|n't) (?:agree|match|add up|make sense|fit)|forgot|overlooked)\b",
     re.IGNORECASE,
 )
 _CONFIRMED = re.compile(
@@ -53,12 +54,15 @@ _META = re.compile(
     r"|(?:that|this|it|the \w+) (?:took|takes|used|uses|required|requires|needed|needs) (?:\S+ ){0,3}(?:steps?"
     r"|facts?|lines?"
     r"|calculations?|computations?|operations?|premises?)|(?:in|after) (?:\w+ ){1,2}steps?\b|confidence|difficulty"
-    r"|(?:good|best) (?:luck|wishes)"
-    r"|(?:with|had|for) (?:\w+ ){0,4}(?:would|it would)|source|hint|for (?:comparison|reference|example|instance)"
+    r"|(?:good|best) (?:luck|wishes)|enjoy\b|congrat|(?:great|good|nice) (?:job|work)|well done"
+    r"|have (?:fun|an? (?:great|nice|good|wonderful))\b"
+    r"|(?:with|had|for) (?:\w+ ){0,4}(?:would|it would)|source|hint|for (?:comparison|reference|example|instance)|assumptions?\b"
     r"|in comparison|by the way|ps\b|the (?:problem|puzzle) (?:has|contains|involves)\b)"
     r"|\bby the way\W*$",
     re.IGNORECASE,
 )
+_INTRODUCES = re.compile(r"(?:\b(?:is|are|was|be|equals?|gives?|get|obtain)|=)[*_ ]{0,4}:[*_ ]{0,4}$", re.IGNORECASE)
+_EMOJI = re.compile(r"^[\U0001f000-\U0001ffff\u2600-\u27bf\ufe0f\u200d ]+")
 _SUPPOSED = re.compile(
     rf"{_OPENING}(?:(?:suppose|assume|imagine|say that|let's (?:say|try)|try|what if)\b|(?:if|with|had)\b.*(?:\bwould\b|\w'd\b)"
     r"|if (?:you|we|one) (?:change|drop|remove|add|replace|omit)\w*\b)"
@@ -93,6 +97,11 @@ _UNFINISHED = re.compile(
 _FURTHER = re.compile(r"\n[ \t]{0,9}\n[^\w\n]{0,9}(?:question|q|problem)(?: [0-9]{1,4})?:", re.IGNORECASE)
 """A further example in the form of a prompt: models without chat training go on with one."""
 _ITS_ANSWER = re.compile(r"\n[^\w\n]{0,9}(?:answer|a|solution):", re.IGNORECASE)
+_STRUCK = re.compile(r"~~[^~\n]{1,200}~~")
+_MIDWAY = re.compile(
+    r"[,;.–—-]+ ?(?:oh |no,? )?(?:no,? wait|wait|sorry|i mean|or rather|make that|scratch that|correction|no, sorry)\b[,:]?\s+",
+    re.IGNORECASE,
+)
 _POINTED = re.compile(r"^[ \t]{0,9}>>[ \t]{0,9}([^<>\n]{1,80}?)[ \t]{0,9}<<[ \t]{0,9}$", re.MULTILINE)
 _CONCLUSION = re.compile(
     r"(?:^|\n|[.!?] )[^\w\n]{0,9}(?:so|thus|hence|therefore|(?:the )?(?:final )?answer)\b[^\n]*$", re.IGNORECASE
@@ -109,7 +118,7 @@ def spans(text: str, opening: str, closing: str) -> Iterator[tuple[int, int]]:
 
 def spoken(reply: str) -> str:
     """The reply without its thinking, and without a further question that the model made up and answered."""
-    after = _POINTED.sub(r"**\1**", reply.rpartition("</think>")[2].partition("<think>")[0])
+    after = _POINTED.sub(r"**\1**", _STRUCK.sub("", reply).rpartition("</think>")[2].partition("<think>")[0])
     further = _FURTHER.search(after)
     if further is None or not _ITS_ANSWER.search(after, further.end()):
         return after
@@ -153,7 +162,8 @@ def _formulas_on_a_line(text: str) -> str:
 
 
 def passed_over(sentence: str) -> bool:
-    """Whether a sentence asks, checks, supposes or takes leave, and so says no answer."""
+    """Whether a sentence asks, checks, supposes, takes leave or only introduces the next one ("The total is:"), and so says no answer."""
+    sentence = _EMOJI.sub("", sentence)
     asks = sentence.rstrip("*_ \"')").endswith("?")
     aside = (
         sentence.lstrip("✓✔✅\ufe0f ").startswith("(")
@@ -161,7 +171,12 @@ def passed_over(sentence: str) -> bool:
         and len(sentence.split()) > 3
         and ") = (" not in sentence
     )
-    return asks or aside or bool(_META.search(sentence) or _SUPPOSED.search(sentence))
+    return (
+        asks
+        or aside
+        or _INTRODUCES.search(sentence) is not None
+        or bool(_META.search(sentence) or _SUPPOSED.search(sentence))
+    )
 
 
 def correction(tail: str) -> tuple[str, bool] | None:
@@ -184,6 +199,12 @@ def with_options(text: str) -> str:
     if len(found) < 2:
         return text
     return _CHOSEN.sub(lambda match: match[1] + found.get(match[2], match[2]), _OPTION.sub("", text))
+
+
+def corrected_midway(sentence: str) -> str | None:
+    """What a sentence says after it corrects itself ("18, no wait, 16"), None where it does not."""
+    found = list(_MIDWAY.finditer(sentence))
+    return sentence[found[-1].end() :] if found else None
 
 
 def corrects(sentence: str) -> bool:

@@ -10,8 +10,9 @@ _UNITS: dict[str, tuple[str, int | Fraction]] = {
     "centimeter": ("m", Fraction(1, 100)), "m": ("m", 1), "meter": ("m", 1), "metre": ("m", 1), "km": ("m", 1000),
     "kilometer": ("m", 1000), "kilometre": ("m", 1000), "inch": ("in", 1), "inche": ("in", 1), "foot": ("in", 12), "feet": ("in", 12),
     "yard": ("in", 36), "mile": ("in", 63360), "g": ("g", 1), "gram": ("g", 1), "kg": ("g", 1000), "kilogram": ("g", 1000),
-    "ounce": ("oz", 1), "pound": ("oz", 16), "ml": ("l", Fraction(1, 1000)), "milliliter": ("l", Fraction(1, 1000)), "l": ("l", 1),
-    "liter": ("l", 1), "litre": ("l", 1), "month": ("mo", 1), "year": ("mo", 12), "cup": ("c", 1), "pint": ("c", 2), "quart": ("c", 4),
+    "tonne": ("g", 10**6), "ounce": ("oz", 1), "pound": ("oz", 16), "ml": ("l", Fraction(1, 1000)), "milliliter": ("l", Fraction(1, 1000)),
+    "l": ("l", 1), "liter": ("l", 1),
+    "litre": ("l", 1), "month": ("mo", 1), "year": ("mo", 12), "cup": ("c", 1), "pint": ("c", 2), "quart": ("c", 4),
     "gallon": ("c", 16),
 }  # fmt: skip
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from fused import Fused
-from transposed import Transposed, TransposedLinear
+from fused import Fused, Whole
+from torch import Tensor
+from transposed import Permuted, Transposed, TransposedLinear
 
 from rorqual.cli.generating import GenerateSettings, _local
 from rorqual.cli.measure import EvalSettings, generator
@@ -20,13 +24,21 @@ from rorqual.data.tokenizer import BASE_VOCAB, Tokenizer
 from rorqual.engine import Completion, Engine, Request, SamplingParams
 from rorqual.engine.embeds import Embeds
 from rorqual.engine.request import Grammar
+from rorqual.engine.rollout_engine import InlineRolloutEngine
 from rorqual.model import Decoder, ModelConfig, Stage, build
 from rorqual.model.attention import GQAConfig, MLAConfig
 from rorqual.model.ffn import DenseConfig, MoEConfig
 from rorqual.ops.backends import TORCH, TORCH_INVARIANT, Backend, backend
+from rorqual.ops.backends.attention import PAD, AttentionMetadata, PagedAttention, Plan
+from rorqual.ops.backends.layout import fault_of
+from rorqual.ops.backends.step import StepInput, StepOutput
+from rorqual.ops.backends.torch_invariant import TorchInvariant
+from rorqual.ops.paged import BLOCK
 from rorqual.recipes.pretrain import pretrain
 from rorqual.train.loop import fit
 from rorqual.train.run import Run
+from rorqual.train.sources.base import Materials
+from rorqual.train.sources.sampler import RolloutSampler
 
 MLA = MLAConfig(
     num_attention_heads=2, q_lora_rank=12, kv_lora_rank=8, qk_nope_head_dim=8, qk_rope_head_dim=4, v_head_dim=12
@@ -209,3 +221,131 @@ def test_the_packages_own_refuse_nothing_and_say_what_they_promise() -> None:
         for dtype in (torch.float32, torch.bfloat16):
             assert one.supports(torch.device("cpu"), dtype, model_of(), training=True) is None
     assert [one.invariant for one in (Backend(), TORCH, TORCH_INVARIANT)] == [False, False, True]
+
+
+# ---- what would go wrong without a word
+
+
+@pytest.mark.parametrize("method", ["plan", "shape", "as_blocks", "lay_out", "read", "fill", "write"])
+def test_a_layout_of_which_one_method_is_left_as_it_was_is_refused(method: str) -> None:
+    assert fault_of(Permuted()) is None
+    half = type("Half", (Permuted,), {method: getattr(PagedAttention, method)})
+    assert fault_of(half())
+
+
+def test_a_numbering_that_moves_block_0_or_the_slot_of_nobody_is_refused() -> None:
+    class Moves(Permuted):
+        def plan(self, metadata: AttentionMetadata, device: torch.device, last: Plan | None = None) -> Plan:
+            slots = np.where(metadata.slot_mapping == PAD, 3 * BLOCK, metadata.slot_mapping)
+            return super().plan(replace(metadata, slot_mapping=slots), device, last)
+
+    assert fault_of(Moves()) is not None
+
+    class NoGradient(Permuted):
+        def lay_out(self, blocks: Tensor) -> Tensor:
+            return super().lay_out(blocks.detach())
+
+    assert fault_of(NoGradient()) == "its lay_out passes no gradient"
+
+
+MINE = """
+from rorqual.ops.backends import Backend
+from rorqual.ops.backends.attention import PagedAttention
+
+class Half(PagedAttention):
+    def shape(self, blocks, heads, rows, width):
+        return (blocks, rows, heads, width)
+
+class Mine(Backend):
+    name = "mine"
+
+class Broken(Backend):
+    name = "broken"
+    attention = Half()
+
+class Nameless(Backend):
+    pass
+"""
+
+
+def test_a_file_names_a_backend(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(MINE, encoding="utf-8")
+    engine = engine_of(model_of(), backend=f"{file}:Mine")
+    assert type(engine._cores[0].runner.backend).__name__ == "Mine" and backend("mine").name == "mine"
+    for name, message in (
+        ("Other", "has no backend 'Other'"),
+        ("Broken", "the attention of Broken contradicts itself"),
+        ("Nameless", "'Nameless' has no name of its own"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            backend(f"{file}:{name}")
+    with pytest.raises(ConfigError, match="no such file"):
+        backend(f"{tmp_path}/none.py:Mine")
+
+
+def test_two_backends_of_one_name_are_refused_and_one_defined_again_is_the_newest(tmp_path: Path) -> None:
+    """In a process of its own: classes are known to the end of one."""
+    code = (
+        "from rorqual.ops.backends import Backend, backend\n"
+        "def define(scale):\n"
+        "    return type('Mine', (Backend,), {'name': 'mine', 'scale': scale, '__qualname__': 'Mine'})\n"
+        "first, second = define(1), define(2)\n"
+        "assert backend('mine').scale == 2\n"
+        "Other = type('Other', (Backend,), {'name': 'torch', '__qualname__': 'Other'})\n"
+        "backend('torch')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "two backends are called 'torch'" in done.stderr and "AssertionError" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"drawn": None}, r"gave none for a step's ids \[1\]"),
+        ({"experts": None}, r"gave none for a step's experts"),
+        ({"hidden": torch.zeros(1, 32)}, r"gave of shape \[1, 32\] for a step's hidden states"),
+    ],
+)
+def test_a_step_that_lacks_something_is_an_error_by_name(
+    change: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = Whole.__call__
+    monkeypatch.setattr(Whole, "__call__", lambda self, given: replace(whole(self, given), **change))
+    engine = engine_of(model_of(), backend="fused")
+    with pytest.raises(ValueError, match=f"backend 'fused' {message}"):
+        engine.generate([Request(prompt_ids=tuple(range(40, 60)), params=SamplingParams(max_tokens=3))])
+
+
+def test_an_id_that_is_none_is_an_error_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = Whole.__call__
+
+    def far(self: Whole, given: StepInput) -> StepOutput:
+        found = whole(self, given)
+        assert found.drawn is not None
+        return replace(found, drawn=replace(found.drawn, ids=found.drawn.ids + 100_000))
+
+    monkeypatch.setattr(Whole, "__call__", far)
+    with pytest.raises(ValueError, match=r"backend 'fused' drew \[1\d+\], of \d+ ids"):
+        engine_of(model_of(), backend="fused").generate(
+            [Request(prompt_ids=tuple(range(40, 60)), params=SamplingParams(max_tokens=3))]
+        )
+
+
+def test_a_layout_of_weights_alone_is_enough_to_be_asked_for_a_copy() -> None:
+    class Mine(Backend):
+        prepare_linear = Transposed.prepare_linear
+
+    assert Mine().prepares(model_of()) and not Backend().prepares(model_of())
+
+
+def test_reinforcement_samples_by_the_runs_own_backend() -> None:
+    for name, expected in (("torch", TorchInvariant), ("transposed", Transposed)):
+        model = backend(name).bind(model_of())
+        tokenizer = Tokenizer.byte_level()
+        materials = Materials(
+            model=model, tokenizer=tokenizer, chat=chat_format(tokenizer, "deepseek"), seed=0, threads=1
+        )
+        engine = RolloutSampler(materials).engine
+        assert isinstance(engine, InlineRolloutEngine)
+        assert type(engine.engine._cores[0].runner.backend) is expected

@@ -224,10 +224,9 @@ class Runner:
             sampling,
             embeds,
         )
-        output = self._step(given)
+        output = self._checked(self._step(given), given)
         self.holds_non_finite |= not math.isfinite(float(output.hidden.sum()))
-        if self.layers:
-            assert output.experts is not None
+        if output.experts is not None and self.layers:
             chosen = output.experts.to(self.cache.experts.dtype)
             self.cache.experts.flatten(0, 1).index_copy_(0, self._tensor(slots.clip(min=0)), chosen)
         self._score(output.hidden, scored)
@@ -235,6 +234,23 @@ class Runner:
         if plan.copies:
             self.cache.copy(*zip(*plan.copies))
         return new
+
+    def _checked(self, output: StepOutput, given: StepInput) -> StepOutput:
+        """What a step gave, or a ValueError that names the backend where something is missing or of another shape."""
+        drawn, tokens, rows = output.drawn, given.ids.shape[1], len(given.last)
+        shapes: dict[str, tuple[Tensor | None, tuple[int, ...]]] = {
+            "hidden states": (output.hidden, (tokens, self.model.config.hidden_size))
+        }
+        if self.layers:
+            shapes["experts"] = (output.experts, (tokens, self.layers, self.k))
+        if given.sampling is not None:
+            shapes["ids"] = (None if drawn is None else drawn.ids, (rows,))
+            shapes["log-probabilities"] = (None if drawn is None else drawn.logprobs, (rows,))
+        for name, (tensor, shape) in shapes.items():
+            if tensor is None or tuple(tensor.shape) != shape:
+                found = "none" if tensor is None else f"of shape {list(tensor.shape)}"
+                raise ValueError(f"backend '{self.backend.name}' gave {found} for a step's {name} {list(shape)}")
+        return output
 
     def _embeds(self, plan: SchedulerOutput, ids: Ints, size: int) -> Tensor | None:
         """Embeddings [1, tokens, d] of a step of `size` tokens in which a sequence brings rows of its own; None where none does."""
@@ -324,7 +340,10 @@ class Runner:
         if self.kept.shape[-1]:
             kept = drawn.distribution[:, : self.vocab].isfinite().cpu().numpy()
             self.kept[slot, position + 1] = np.packbits(kept, axis=-1)
-        new: Ints = drawn.ids.clamp(max=self.vocab - 1).cpu().numpy()  # where logits are NaN, a column that fills up
+        new: Ints = drawn.ids.cpu().numpy()
+        if new.min() < 0 or new.max() >= drawn.distribution.shape[1]:
+            raise ValueError(f"backend '{self.backend.name}' drew {new.tolist()}, of {self.vocab} ids")
+        new = new.clip(max=self.vocab - 1)  # where logits are NaN, a column that fills up
         self.ids[slot, position + 1] = new
         self.logprobs[slot, position + 1] = drawn.logprobs.cpu().numpy()
         if self._settings is not None and self._settings.penalties is not None:

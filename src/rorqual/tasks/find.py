@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
 import inspect
-import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from rorqual.core.errors import ConfigError, DataError, RorqualError, TaskError, nearest
+from rorqual.core.user_code import import_file
 from rorqual.tasks.base import Problem, Split, Task, Verdict
 from rorqual.tasks.everyday import Everyday
 from rorqual.tasks.families import Families
@@ -74,7 +71,7 @@ def _build(make: Callable[..., Task], spec: str, options: dict[str, Any], data: 
 
 
 def _class_in(path: Path, name: str) -> Callable[..., Task]:
-    module = _import(path)
+    module = import_file(path, TaskError)
     found = {
         key: value for key, value in vars(module).items() if _is_task(value) and value.__module__ == module.__name__
     }
@@ -103,31 +100,6 @@ def _line_of(value: Any) -> int:
         return inspect.getsourcelines(value)[1]
     except (OSError, TypeError):
         return 1
-
-
-def _import(path: Path) -> ModuleType:
-    if not path.is_file():
-        raise TaskError("no such file", where=str(path), remedy="Check the path; it is relative to the current folder.")
-    resolved = path.resolve()
-    name = f"rorqual_task_{resolved.stem}_{hashlib.sha256(str(resolved).encode()).hexdigest()[:8]}"
-    spec = importlib.util.spec_from_file_location(name, resolved)
-    if spec is None or spec.loader is None:
-        raise TaskError("not a Python file", where=str(path), remedy="Name a .py file.")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses and pickle look a class's module up by name
-    try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:  # a user's file: whatever it raises is theirs, and named
-        del sys.modules[name]
-        line = error.lineno if isinstance(error, SyntaxError) and error.filename == str(resolved) else None
-        frames = [
-            frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(resolved)
-        ]
-        line = line or (frames[-1] if frames else 1)
-        raise TaskError(
-            f"importing it raised {type(error).__name__}: {error}", where=f"{path}:{line}", remedy="Mend that line."
-        ) from error
-    return module
 
 
 def _theirs(error: Exception, task: str, doing: str) -> TaskError:

@@ -104,9 +104,12 @@ class Plan:
 class PagedAttention:
     """Attention to keys that lie in blocks, by `ops.paged`, with gradients where these are recorded.
 
-    A pool holds one cached part of all sequences. Here it is a tensor [blocks, heads, rows of a block, width]. A subclass may lay it out
-    otherwise (`shape`, `lay_out`, `as_blocks`, and with these `write`, `read` and `fill`), number blocks otherwise (`plan`), and compute
-    otherwise; nothing outside looks into a pool.
+    A pool holds one cached part of all sequences. Here it is a tensor [blocks, heads, rows of a block, width]; nothing outside looks into
+    it. A subclass that lays it out otherwise overrides `shape`, `as_blocks`, `lay_out` and `write`. One that numbers blocks otherwise
+    overrides `plan`, which changes `block_table` and `slot_mapping` alike and leaves `PAD`, and `read`, `fill` and `lay_out`, which are given
+    the engine's numbers. What fills up is written to block 0 (`NOBODY`) as `plan` numbers it, so that 0 stays 0; in `lay_out` block 0 is one
+    like the others. A numbering may not depend on how many blocks there are; `shape` may give more. `rorqual.ops.backends.backend` tries a
+    subclass on a small cache, and refuses it where its methods contradict each other.
     """
 
     def __init__(self, rows: Rows = LOOSE) -> None:
@@ -168,7 +171,10 @@ class PagedAttention:
     # ---- what a layer asks for
 
     def write(self, pool: Tensor, rows: Tensor, plan: Plan) -> None:
-        """Keep rows [tokens, heads, width] where `slot_mapping` says; of a part with fewer rows, those of the groups that `groups` gave."""
+        """Keep rows [tokens, heads, width] where `slot_mapping` says; of a part with fewer rows, those of the groups that `groups` gave.
+
+        `plan.places(heads, every)` says where, in a pool that is seen as [blocks * heads * rows of a block, width].
+        """
         flat = pool.view(-1, pool.shape[-1])
         places = plan.places(pool.shape[1], BLOCK // pool.shape[2])
         flat.index_copy_(0, places, rows.reshape(-1, pool.shape[-1]).to(flat.dtype))

@@ -38,6 +38,7 @@ class Backend:
     """The reference implementation of every operation: plain, slow, differentiable. A subclass replaces what it computes otherwise.
 
     A subclass with a `name` of its own is found by that name (`rorqual.ops.backends.backend`). A backend holds no state but its settings.
+    A name stands for one arithmetic: blocks on disk that were written under it are read under it.
     """
 
     name = "reference"
@@ -102,14 +103,15 @@ class Backend:
         return torch.bmm(a, b)
 
     def sample(self, logits: Tensor, asked: SamplingMetadata) -> SamplerOutput:
-        """See `ops.sampling.sample`."""
+        """See `ops.sampling.sample`. Columns of logits beyond the vocabulary are -inf. Of equal masses the lower id comes first."""
         return sampling.sample(logits, asked)
 
     # ---- copies for inference alone
 
     def prepares(self, model: nn.Module) -> bool:
-        """Whether `prepare` gains anything for a model of this type on this device."""
-        return False
+        """Whether `prepare` gains anything for a model of this type on this device; unless overridden, whether this class has a layout."""
+        mine = type(self)
+        return (mine.prepare_linear, mine.prepare_experts) != (Backend.prepare_linear, Backend.prepare_experts)
 
     def prepare_linear(self, weight: Tensor, bias: Tensor | None) -> nn.Module | None:
         """A `LinearMap` of weight [out, in] and bias [out] in a layout of its own; None: the plain layout is as good."""
@@ -182,7 +184,10 @@ class Backend:
         return Fit(self, self.invariant, threads)
 
     def compile(self, model: nn.Module) -> StepFunction | None:
-        """A function that runs whole steps of an engine with `model`, as `bind` gave it; None: the engine calls the model and `sample`."""
+        """A function that runs whole steps of an engine with `model`, as `bind` gave it; None: the engine calls the model and `sample`.
+
+        It is asked for again where weights or modules of the model changed.
+        """
         return None
 
     def bind(self, model: M) -> M:

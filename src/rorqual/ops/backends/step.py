@@ -40,8 +40,9 @@ class StepInput:
 
 @dataclass(frozen=True)
 class StepOutput:
-    """hidden [tokens, hidden]: normed, as the head reads it. experts [tokens, routers, k]: who served each token; None where nothing routes.
-    drawn: a token for each row."""
+    """hidden [tokens, hidden]: normed, as the head reads it; log-probabilities of prompts come from it. experts [tokens, routers, k]: who
+    served each token, by `Output.routing` (one `indices` for each router); None where nothing routes. drawn: a token for each row; None where
+    `StepInput.sampling` is."""
 
     hidden: Tensor
     experts: Tensor | None

@@ -8,7 +8,13 @@ from rorqual.core.errors import ConfigError
 from rorqual.engine.engine import Engine
 from rorqual.engine.request import Completion, Request
 from rorqual.engine.rollout_engine import InlineRolloutEngine, RolloutEngine, gather
+from rorqual.ops.backends import REFERENCE, TORCH, TORCH_INVARIANT, Backend
 from rorqual.train.sources.base import Materials
+
+
+def _sampled_by(ops: Backend) -> str:
+    """The engine's own backend, unless a run names one that is neither `reference` nor `torch`."""
+    return TORCH_INVARIANT.name if ops.name in (REFERENCE.name, TORCH.name) else ops.name
 
 
 class RolloutSampler:
@@ -21,7 +27,12 @@ class RolloutSampler:
         self.model, self.max_age, self.record_kept = materials.model, max_age, record_kept
         self.engine: RolloutEngine = materials.rollout_engine or InlineRolloutEngine(
             Engine.of(
-                materials.model, materials.tokenizer, materials.chat, threads=materials.threads, record_kept=record_kept
+                materials.model,
+                materials.tokenizer,
+                materials.chat,
+                threads=materials.threads,
+                record_kept=record_kept,
+                backend=_sampled_by(materials.model.ops),
             )
         )
         self.version = self.engine.version

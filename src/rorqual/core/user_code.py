@@ -1,0 +1,35 @@
+"""Import a user's file, and name what goes wrong in it."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import sys
+import traceback
+from pathlib import Path
+from types import ModuleType
+
+from rorqual.core.errors import RorqualError
+
+
+def import_file(path: Path, error: type[RorqualError]) -> ModuleType:
+    """The module in `path`, run anew. `error`: what is raised, with file and line, where there is none or it raises."""
+    if not path.is_file():
+        raise error("no such file", where=str(path), remedy="Check the path; it is relative to the current folder.")
+    resolved = path.resolve()
+    name = f"rorqual_user_{resolved.stem}_{hashlib.sha256(str(resolved).encode()).hexdigest()[:8]}"
+    spec = importlib.util.spec_from_file_location(name, resolved)
+    if spec is None or spec.loader is None:
+        raise error("not a Python file", where=str(path), remedy="Name a .py file.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and pickle look a class's module up by name
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as raised:  # a user's file: whatever it raises is theirs, and named
+        del sys.modules[name]
+        line = raised.lineno if isinstance(raised, SyntaxError) and raised.filename == str(resolved) else None
+        frames = [one.lineno for one in traceback.extract_tb(raised.__traceback__) if one.filename == str(resolved)]
+        line = line or (frames[-1] if frames else 1)
+        what = f"importing it raised {type(raised).__name__}: {raised}"
+        raise error(what, where=f"{path}:{line}", remedy="Mend that line.") from raised
+    return module

@@ -35,5 +35,7 @@ fi
 # One thread a process: with two, on busy cores, OpenMP's waiting threads take the time of the working ones. Tests that ask for two have them
 # wait asleep.
 export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive
+# Where containers set this, each process that a test starts compiles torch anew: three seconds of processor time.
+unset PYTHONDONTWRITEBYTECODE
 # One process more than cores: many tests wait for a server, a kill or a clock.
 exec "$bin/pytest" -m "not soak" -n "${RORQUAL_TEST_PROCESSES:-$(($(nproc) + 1))}" --dist worksteal --hypothesis-profile "$profile" "$@"

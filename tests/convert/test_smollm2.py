@@ -81,7 +81,7 @@ def test_its_tokenizer_gives_control_tokens_the_ids_that_the_file_has(run: RunDi
 def test_perplexity_is_that_of_transformers(run: RunDir, gguf: Path) -> None:
     transformers = pytest.importorskip("transformers")
     tokenizer = Tokenizer.load(run.tokenizer_file)
-    windows = 4
+    windows = 2
     ours = text_loss(load_run(run), tokenizer, text(), window=WINDOW, windows=windows)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     ids = torch.tensor(tokenizer.encode(text())[: windows * WINDOW + 1])

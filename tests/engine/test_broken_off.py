@@ -110,7 +110,7 @@ class Interrupts:
         return False
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_ctrl_c_at_any_moment_leaves_an_engine_that_answers_right(
     mla: Decoder, tokenizer: Tokenizer, chat: ChatFormat, seed: int
 ) -> None:
@@ -131,7 +131,7 @@ def test_ctrl_c_at_any_moment_leaves_an_engine_that_answers_right(
     calls = -counter.left
     assert calls > 300
     came = 0
-    for at in random.Random(seed).sample(range(1, calls), 40):
+    for at in random.Random(seed).sample(range(1, calls), 20):
         came += Interrupts(at).during(works[seed % 2])
         for request_id in list(engine._jobs):  # whose caller went on without them
             engine.cancel(request_id)
@@ -139,7 +139,7 @@ def test_ctrl_c_at_any_moment_leaves_an_engine_that_answers_right(
         engine._cores[0].scheduler.check()
         assert engine.step() == [] and engine.stats()["running"] == engine.stats()["waiting"] == 0, at
         assert [[told(one) for one in group] for group in engine.generate([asked, *others])] == expected, at
-    assert came > 20
+    assert came > 10
 
 
 def test_an_error_in_one_lane_stops_the_others(

@@ -56,15 +56,14 @@ def run_all(pool: Pool, seeds: range, folder: Path) -> None:
 @pytest.mark.usefixtures("one_thread")
 def test_random_schedules_change_no_bit(model: Decoder, tmp_path: Path) -> None:
     """Each forces a preemption, a hit in part, a cancellation and a restore from disk, and counts them from outside."""
-    run_all(make_pool(model, seed=1), range(3), tmp_path)
+    run_all(make_pool(model, seed=1), range(2), tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
-@pytest.mark.parametrize("pack", [False, True], ids=["plain", "packed"])
-def test_more_random_schedules_change_no_bit(model: Decoder, pack: bool, tmp_path: Path) -> None:
-    """The same with weights laid out anew, which round in another way, and in one way."""
-    run_all(make_pool(model, seed=4, pack=pack), range(3, 7), tmp_path)
+def test_random_schedules_change_no_bit_of_packed_weights(model: Decoder, tmp_path: Path) -> None:
+    """Weights laid out anew round in another way, and in one way."""
+    run_all(make_pool(model, seed=4, pack=True), range(3, 5), tmp_path)
 
 
 def pictured(pool: Pool, seed: int) -> Pool:
@@ -84,7 +83,7 @@ def pictured(pool: Pool, seed: int) -> Pool:
 
 @pytest.mark.usefixtures("one_thread")
 def test_pictures_in_random_schedules_change_no_bit(model: Decoder, tmp_path: Path) -> None:
-    run_all(pictured(make_pool(model, seed=7), seed=8), range(20, 22), tmp_path)
+    run_all(pictured(make_pool(model, seed=7), seed=8), range(20, 21), tmp_path)
 
 
 @pytest.mark.usefixtures("one_thread")
@@ -98,7 +97,7 @@ def test_rows_in_tiles_change_no_bit(
     cut: list[int] = []
     whole = torch.Tensor.split
     monkeypatch.setattr(torch.Tensor, "split", lambda x, size, dim=0: cut.append(1) or whole(x, size, dim))
-    run_all(make_pool(model, seed=6, pack=pack), range(8, 10), tmp_path)
+    run_all(make_pool(model, seed=6, pack=pack), range(8, 9), tmp_path)
     assert len(cut) > 1000
 
 

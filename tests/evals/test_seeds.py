@@ -49,18 +49,29 @@ def folders(tmp_path_factory: pytest.TempPathFactory, make_folder: Any, add_stud
     return made
 
 
-def test_five_seeds_give_a_verdict_and_four_do_not(seeds: ModuleType, folders: list[Path]) -> None:
-    five, four = (seeds.result(folders[:n])["questions"][OWN]["all"][0] for n in (5, 4))
+@pytest.fixture(scope="module")
+def found(seeds: ModuleType, folders: list[Path]) -> dict[str, Any]:
+    """The result of all five, never written to."""
+    result: dict[str, Any] = seeds.result(folders)
+    return result
+
+
+def test_five_seeds_give_a_verdict_and_four_do_not(
+    seeds: ModuleType, folders: list[Path], found: dict[str, Any]
+) -> None:
+    five = found["questions"][OWN]["all"][0]
+    four, one = (seeds.ask(folders[:count], *seeds.QUESTIONS[OWN], "all")[0] for count in (4, 1))
     assert five["verdict"] == "holds" and four["verdict"] == "open"
     differences = [after - before for before, after in five["by_seed"]]
     student = t_interval(differences, 0.99)
     assert five["t_interval_99"] == pytest.approx([student.low, student.high], abs=2e-4)
     assert five["interval_99"][0] > 0 and five["interval_99"] != five["t_interval_99"]
-    assert seeds.result(folders[:1])["questions"][OWN]["all"][0]["t_interval_99"] is None
+    assert one["t_interval_99"] is None
 
 
-def test_every_verdict_is_kept_and_gives_the_means_again(seeds: ModuleType, folders: list[Path]) -> None:
-    found = seeds.result(folders)
+def test_every_verdict_is_kept_and_gives_the_means_again(
+    seeds: ModuleType, folders: list[Path], found: dict[str, Any]
+) -> None:
     kept = {name: (one, lines) for one in found["verdicts"] for name, lines in one["right"].items()}
     assert set(kept) == {*seeds.TEACHER, *seeds.STUDENTS}
     for name, (_, lines) in kept.items():
@@ -69,18 +80,19 @@ def test_every_verdict_is_kept_and_gives_the_means_again(seeds: ModuleType, fold
             assert np.mean([mark == "1" for mark in line if mark != "-"]) == pytest.approx(right)
 
 
-def test_student_and_teacher_are_compared_by_choice_and_made_to_think(seeds: ModuleType, folders: list[Path]) -> None:
-    found = seeds.result(folders)["questions"]
+def test_student_and_teacher_are_compared_by_choice_and_made_to_think(
+    folders: list[Path], found: dict[str, Any]
+) -> None:
+    questions = found["questions"]
     for words, mode in (("own choice", "auto"), ("made to think", "on")):
-        title = next(t for t in found if "teacher against distilled" in t and words in t)
-        row = found[title]["all"][0]
+        title = next(t for t in questions if "teacher against distilled" in t and words in t)
+        row = questions[title]["all"][0]
         for side, name in (("before", "teacher"), ("after", "distilled")):
             one = Evaluation.load(folders[0] / "evals" / f"student-{name}-{mode}.json").rows("all")[0]
             assert row[side] == pytest.approx(one.accuracy, abs=1e-4)
 
 
-def test_the_table_has_both_intervals_and_the_verdict(seeds: ModuleType, folders: list[Path]) -> None:
-    found = seeds.result(folders)
+def test_the_table_has_both_intervals_and_the_verdict(seeds: ModuleType, found: dict[str, Any]) -> None:
     lines = seeds.table(found).split("\n")
     rows = {row["family"]: row for row in found["questions"][OWN]["family"]}
     assert len(lines) == 2 + len(rows)
@@ -91,14 +103,13 @@ def test_the_table_has_both_intervals_and_the_verdict(seeds: ModuleType, folders
         assert cells[3] == f"{100 * row['difference']:+.1f} {' '.join(both)}" and cells[4] == row["verdict"]
 
 
-def test_a_result_of_before_is_judged_again_from_its_figures(seeds: ModuleType, folders: list[Path]) -> None:
-    new = seeds.result(folders)
-    old = json.loads(json.dumps(new))
+def test_a_result_of_before_is_judged_again_from_its_figures(seeds: ModuleType, found: dict[str, Any]) -> None:
+    old = json.loads(json.dumps(found))
     for grains in old["questions"].values():
         for row in (row for rows in grains.values() for row in rows):
             del row["t_interval_99"], row["verdict"]
             row["p_value"] = 0.5
     again = seeds.again(old)["questions"][OWN]["all"][0]
-    expected = new["questions"][OWN]["all"][0]
+    expected = found["questions"][OWN]["all"][0]
     assert again["verdict"] == expected["verdict"] and "p_value" not in again
     assert again["t_interval_99"] == pytest.approx(expected["t_interval_99"], abs=2e-3)

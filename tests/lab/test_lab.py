@@ -29,7 +29,7 @@ CLOCKS = {"costs", "made"}
 
 
 def lab(out: Path, *words: str, name: str = "zero") -> list[str]:
-    return [sys.executable, "-m", "rorqual", "lab", name, "--seeds", "1", "--budget", "0.1", "--out", str(out), *words]
+    return [sys.executable, "-m", "rorqual", "lab", name, "--seeds", "1", "--budget", "0.04", "--out", str(out), *words]
 
 
 def finding(out: Path, name: str = "zero") -> dict[str, Any]:

@@ -227,10 +227,15 @@ def _assign(data: dict[str, Any], key: str, value: Any, where: str) -> None:
         raise ConfigError(f"'{key}' is a list: set the whole of it", where=where, remedy=f"{'.'.join(path)}=[...]")
 
 
+def load_yaml(text: str) -> Any:
+    """Read YAML with libyaml, ten times as fast as PyYAML's own loader, where PyYAML was built with it."""
+    return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+
+
 def read_yaml(cls: type[C], path: Path) -> C:
     """Read `path` as `cls`; a missing file, wrong YAML or unknown key is a `ConfigError` naming the file."""
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = load_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError("no such file", where=str(path), remedy="Check the path.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import yaml
 
+from rorqual.core.config import load_yaml
 from rorqual.core.errors import CheckpointError, DataError, RorqualError
 from rorqual.core.parts import Content, TextPart, content_label, foreign_part
 
@@ -165,7 +166,7 @@ class RunDir:
         """What `run.yaml` holds; a file that is missing or no YAML is an error that names it."""
         where = str(self.config_file)
         try:
-            data = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
+            data = load_yaml(self.config_file.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise CheckpointError(
                 f"not a run directory: it has no {CONFIG_FILE}",

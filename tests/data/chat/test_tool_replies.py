@@ -150,14 +150,14 @@ def check_cuts(chat: ChatFormat, ids: list[int], cuts: range) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FIXTURES)
-def test_a_reply_cut_off_at_each_character_is_read_by_the_same_rules(name: str) -> None:
-    """And after every third token where marks are spelt out."""
+def test_a_reply_cut_off_anywhere_is_read_by_the_same_rules(name: str) -> None:
+    """After every third character or token, one reply a step later than the one before."""
     for number, fixture in enumerate(FIXTURES[name]):
         text = text_of(name, fixture["text"])
         if len(text) > 300:
             continue
         ids = by_characters(with_marks(name), text)
-        check_cuts(with_marks(name), ids, range(len(ids)))
+        check_cuts(with_marks(name), ids, range(number % 3, len(ids), 3))
         ids = without_marks(name).tokenizer.encode_trusted(text)
         check_cuts(without_marks(name), ids, range(number % 3, len(ids), 3))
 
@@ -271,15 +271,12 @@ def mutated(rng: random.Random) -> tuple[ChatFormat, list[int]]:
     return chat, ids
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(4))
-def test_twenty_thousand_mutated_streams_raise_nothing_and_keep_the_laws(seed: int) -> None:
-    """In four parts."""
-    rng, called = random.Random(seed), 0
-    for _ in range(5_000):
+def test_two_thousand_mutated_streams_raise_nothing_and_keep_the_laws() -> None:
+    rng, called = random.Random(0), 0
+    for _ in range(2_000):
         chat, ids = mutated(rng)
         called += bool(check(chat, ids, rng.choice(MODES)).tool_calls)
-    assert called > 500, "mutants too broken to show anything"
+    assert called > 200, "mutants too broken to show anything"
 
 
 @pytest.mark.parametrize("family", ["smollm2", "qwen"])

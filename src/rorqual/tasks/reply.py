@@ -129,9 +129,9 @@ def settle(reply: str, reader: Reader, *, strict: bool = False) -> Said:
 def verdict(final: Iterable[bool], beside: Iterable[bool] = ()) -> Verdict:
     """The verdict for the values of a `Said`, each right or not, by rules 7 and 8."""
     found = set(final)
-    if len(found) > 1 or (found == {False} and any(beside)):
+    if found == {False} and any(beside):
         return Verdict.UNGRADED
-    return Verdict.RIGHT if found == {True} else Verdict.WRONG
+    return Verdict.UNGRADED if len(found) > 1 else Verdict.RIGHT if True in found else Verdict.WRONG
 
 
 def _values(*readings: Reading) -> tuple[Any, ...]:

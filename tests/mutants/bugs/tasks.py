@@ -121,8 +121,8 @@ MUTANTS = (
         "a wrong reply whose last sentence states the gold number too is wrong, not ungraded",
         "issue 15",
         "tasks/reply.py",
-        "if len(found) > 1 or (found == {False} and any(beside)):",
-        "if len(found) > 1:",
+        "    if found == {False} and any(beside):\n",
+        "    if found is None:\n",
         "tests/tasks/test_amounts.py::test_a_wrong_reply_whose_last_sentence_states_the_gold_number_too_is_ungraded",
     ),
     one(

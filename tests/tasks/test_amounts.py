@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import pytest
 
-from rorqual.tasks.amounts import final_amount, final_amounts
+from rorqual.tasks.amounts import Amount, final_amount, said_amounts
 from rorqual.tasks.base import Verdict
 from rorqual.tasks.reply import verdict
 
@@ -395,11 +395,61 @@ def test_the_number_that_a_reply_commits_to(reply: str, number: str | None) -> N
     ],
 )
 def test_two_numbers_that_look_final_alike_are_not_guessed_at(reply: str, first: int, second: int) -> None:
-    found = final_amounts(reply)
+    found = said_amounts(reply).final
     assert {amount.value for amount in found} == {first, second}
     assert final_amount(reply) is None
     for gold, expected in ((first, Verdict.UNGRADED), (second, Verdict.UNGRADED), (1000, Verdict.WRONG)):
         assert verdict(amount.equals(Fraction(gold)) for amount in found) is expected
+
+
+@pytest.mark.parametrize(
+    ("reply", "gold", "expected"),
+    [
+        ("They ate 13 slices altogether, leaving 2 uneaten.", 13, "ungraded"),
+        ("They ate 13 slices altogether, leaving 2 uneaten.", 2, "right"),
+        ("They ate 13 slices altogether, leaving 2 uneaten.", 15, "wrong"),
+        ("The 8th grade should have 10 seats and the 7th grade 8.", 10, "ungraded"),
+        (
+            "Total: 520 + 650 = 1170.\n\n1170 / 65 = 18.\n\nThe 8th grade should have 10 seats and the 7th grade 8.",
+            10,
+            "ungraded",
+        ),
+        ("The answer is 2. They ate 13 slices altogether, leaving 2 uneaten.", 13, "wrong"),
+        ("#### 2 slices, and 13 were eaten", 13, "wrong"),
+        ("They ate 13 slices altogether, leaving **2** uneaten.", 13, "wrong"),
+        ("They did not eat 13 slices but 12, leaving 3 uneaten.", 13, "wrong"),
+        ("They ate 13, no wait, 12 slices, leaving 3 uneaten.", 13, "wrong"),
+        ("They ate ~~13~~ 12 slices, leaving 3 uneaten.", 13, "wrong"),
+        ("They ate 13 slices, so 2 slices are left.", 13, "wrong"),
+        ("They leave 15 - 13 = 2 slices.", 13, "wrong"),
+        ("It is 13 or 14.", 13, "wrong"),
+    ],
+)
+def test_a_wrong_reply_whose_last_sentence_states_the_gold_number_too_is_ungraded(
+    reply: str, gold: int, expected: str
+) -> None:
+    said = said_amounts(reply)
+    final, beside = ([one.equals(Fraction(gold)) for one in found] for found in (said.final, said.beside))
+    assert verdict(final, beside).value == expected
+
+
+@pytest.mark.parametrize(
+    ("reply", "number"),
+    [
+        (
+            "So, Goldy gave **175 kg** of rice to her cousin. She would still have 13 sacks (325 kg) left for herself.",
+            175,
+        ),
+        ("So, Goldy gave 175 kg of rice to her cousin. She would still have 13 sacks left.", 175),
+        ("She still has 13 sacks left.", 13),
+        (
+            "If 2/5 of the land remains, that equals 12.8 hectares.\nL = 12.8 x 5/2 = 32\n\nHe had 32 hectares at first.",
+            32,
+        ),
+    ],
+)
+def test_what_is_still_left_and_what_is_given_replaces_no_answer(reply: str, number: int) -> None:
+    assert final_amount(reply) == Amount(Fraction(number))
 
 
 @pytest.mark.parametrize(

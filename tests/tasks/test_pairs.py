@@ -17,8 +17,8 @@ from rorqual.tasks.find import load_task
 
 Pair = dict[str, Any]
 FOLDER = Path(__file__).parent / "pairs"
-FILES = {"known": 665, "seen": 438, "further": 262, "more": 108, "fresh": 842, "styles": 1179}
-UNGRADED = {"known": 0, "seen": 3, "further": 0, "more": 6, "fresh": 20, "styles": 57}
+FILES = {"known": 665, "seen": 538, "further": 262, "more": 108, "fresh": 842, "styles": 1179}
+UNGRADED = {"known": 0, "seen": 5, "further": 0, "more": 8, "fresh": 31, "styles": 60}
 HELD_OUT = {"wrong accepted": 1, "right refused": 2, "ungraded": 5}
 """The most errors in the sealed set; the goal is 0, 0 and 5."""
 

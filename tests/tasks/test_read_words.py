@@ -189,6 +189,8 @@ def test_what_is_only_denied_or_doubted_is_not_accepted(reply: str, said: set[st
         ('| Name | Role |\n|---|---|\n| Zoey | knight |\n| Oliver | knave |\n| Ava | knight |', '101'),
         ('Zoey and Ava are knights, and Oliver is a knave.', '101'),
         ('Zoey and Ava are knights. Oliver is a knave.', '101'),
+        ('Zoey and Ava are knights. Oliver says Zoey is a knave, which is false, so Oliver is a knave.', '101'),
+        ('Zoey is a knight. Ava, who trusts Zoey, is a knight. Oliver says Zoey is a knave, which is false, so **Oliver is a knave**.', '101'),
         ('Knights: Zoey, Ava\nKnaves: Oliver', '101'),
         ('Knights: Zoey and Ava. Knave: Oliver.', '101'),
         ('The knights are Zoey and Ava, and the knave is Oliver.', '101'),

@@ -16,10 +16,20 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import pairwise
 
-from rorqual.tasks.clauses import ASIDE, RESTATED, STEP, denied, governed, main_part, plain_text, without_dashes
+from rorqual.tasks.clauses import (
+    ASIDE,
+    RESTATED,
+    STEP,
+    denied,
+    governed,
+    leads_on,
+    main_part,
+    plain_text,
+    without_dashes,
+)
 from rorqual.tasks.numbers import Number, numbers, plain, spelled
 from rorqual.tasks.remarks import closes
-from rorqual.tasks.reply import NOTHING, Reading, settle
+from rorqual.tasks.reply import BESIDE, NOTHING, Reading, Said, settle
 from rorqual.tasks.sentences import SENTENCE, with_options
 from rorqual.tasks.units import unit_of
 
@@ -155,12 +165,12 @@ class Amount:
 
 def final_amount(reply: str, *, strict: bool = False) -> Amount | None:
     """The number that `reply` commits to, None where it commits to none or does not decide. With `strict` only a mark counts."""
-    found = final_amounts(reply, strict=strict)
+    found = said_amounts(reply, strict=strict).final
     return found[0] if len(found) == 1 else None
 
 
-def final_amounts(reply: str, *, strict: bool = False) -> tuple[Amount, ...]:
-    """The numbers that look final: none, one, or two between which `reply` does not decide."""
+def said_amounts(reply: str, *, strict: bool = False) -> Said:
+    """The numbers that `reply` commits to, and those that it states beside them."""
     return settle(with_options(reply), read_amount, strict=strict)
 
 
@@ -268,7 +278,9 @@ def _choose(text: str, found: list[Number], marked: bool, asides: list[str]) -> 
         if marked
         else _rival(text, found, pool, place) or _apposed(found, place, left, after) or _price(found, place, after)
     )
-    return Reading(amount, said, weak=weak, rival=rival)
+    others = [i for i in pool if i != place and not (marked or leads_on(text, found[i].end, found[place].start))]
+    beside = {Amount(value, found[i].percent) for i in others[-BESIDE:] if (value := found[i].value) is not None}
+    return Reading(amount, said, weak=weak, rival=rival, beside=frozenset(beside - {amount} - said))
 
 
 def _apposed(found: list[Number], place: int, left: list[int], after: list[str]) -> Amount | None:

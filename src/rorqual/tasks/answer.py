@@ -24,7 +24,7 @@ from sympy.polys.polyerrors import BasePolynomialError
 from rorqual.tasks.amounts import Amount, final_amount
 from rorqual.tasks.base import Verdict
 from rorqual.tasks.bases import base_of, value_of
-from rorqual.tasks.expressions import bare_words, final_expressions, gold_words, same_unit, tidy
+from rorqual.tasks.expressions import bare_words, gold_words, said_expressions, same_unit, tidy
 from rorqual.tasks.intervals import set_condition, union
 from rorqual.tasks.labels import label
 from rorqual.tasks.marks import boxed, marked
@@ -73,10 +73,14 @@ def math_equal(gold: str, reply: str, *, timeout: int = 5) -> Verdict:
     sympy failed: none of these says that the reply is wrong. math-verify's clock is a signal, which only the main thread may
     set: in another thread the comparison runs in a process of its own, and costs its start.
     """
-    found = [_math_equal(gold, said, timeout) for said in final_expressions(reply, gold)] or [
-        _math_equal(gold, None, timeout)
-    ]
-    return Verdict.UNGRADED if Verdict.UNGRADED in found else verdict(one is Verdict.RIGHT for one in found)
+    said = said_expressions(reply, gold)
+    found = [_math_equal(gold, one, timeout) for one in said.final or (None,)]
+    if Verdict.UNGRADED in found:
+        return Verdict.UNGRADED
+    return verdict(
+        (one is Verdict.RIGHT for one in found),
+        (_math_equal(gold, one, timeout) is Verdict.RIGHT for one in said.beside),
+    )
 
 
 def _math_equal(gold: str, said: str | None, timeout: int) -> Verdict:

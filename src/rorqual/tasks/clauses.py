@@ -98,6 +98,10 @@ _REFERRED = re.compile(
     re.IGNORECASE,
 )
 _COMPARED_WITH = re.compile(r"\bthan\b[^,;:.=]{0,60}$", re.IGNORECASE)
+_LEADS_ON = re.compile(
+    r"[=:]|\b(?:so|thus|hence|therefore|but|yet|however|then|namely|that is|i\.e\.|which|it is|would|could|might)\b",
+    re.IGNORECASE,
+)
 RESTATED = re.compile(
     r"(?:\bthat is(?: to say)?|\bi\.\s?e\.|\bnamely|\bin other words|\bwhich (?:is|equals|means|makes|gives))\W",
     re.IGNORECASE,
@@ -135,6 +139,11 @@ def main_part(text: str, marked: bool) -> str:
             continue
         text = cut if numbers(cut) else text
     return text
+
+
+def leads_on(text: str, end: int, start: int) -> bool:
+    """Whether `text` goes on from the value that ends at `end` to the one that begins at `start`: concludes, corrects, supposes."""
+    return _LEADS_ON.search(text, end, start) is not None
 
 
 def denied(before: str, after: str) -> bool:

@@ -11,11 +11,11 @@ from itertools import pairwise
 
 from rorqual.tasks.amounts import Amount, number_list, read_amount
 from rorqual.tasks.bases import base_of, in_base
-from rorqual.tasks.clauses import denied, governed, main_part, plain_text
+from rorqual.tasks.clauses import denied, governed, leads_on, main_part, plain_text
 from rorqual.tasks.intervals import inequality
 from rorqual.tasks.numbers import numbers, plain, spelled
 from rorqual.tasks.parts import parts, split
-from rorqual.tasks.reply import NOTHING, Reading, settle
+from rorqual.tasks.reply import BESIDE, NOTHING, Reading, Said, settle
 from rorqual.tasks.sentences import SENTENCE
 from rorqual.tasks.units import unit_of
 
@@ -122,8 +122,8 @@ _STEP = re.compile(r"[^=({_]*(?:[0-9][a-z]|[-+*/^])[^=]*=")
 Found = tuple[int, int, str]
 
 
-def final_expressions(reply: str, gold: str) -> tuple[str, ...]:
-    """The LaTeX (or the words) that look final: none, one, or two. `gold` says whether words are wanted, and whether a base is."""
+def said_expressions(reply: str, gold: str) -> Said:
+    """The LaTeX (or the words) that `reply` commits to, and what it states beside. `gold` says whether words or a base are wanted."""
     words = gold_words(gold)
     base = base_of(gold.strip().strip("$")) is not None
     several = parts(tidy(gold)) is not None
@@ -299,7 +299,8 @@ def _choose_formula(text: str, found: list[tuple[int, int, str]], marked: bool, 
         rival = before[-1]
     elif not marked and place and _AND_THE.fullmatch(text[free[place - 1][1] : free[place][0]]):
         rival = free[place - 1][2]
-    return Reading(value, frozenset(said), rival=rival)
+    others = [] if marked else [one[2] for one in free if not leads_on(text, one[1], free[place][0])][-BESIDE:]
+    return Reading(value, frozenset(said), rival=rival, beside=frozenset(others) - {value} - said)
 
 
 def _is_free(text: str, one: Found, restated: list[int]) -> bool:
@@ -368,7 +369,8 @@ def _read_prose(text: str, marked: bool, several: bool) -> Reading:
     reading = read_amount(text, marked)
     if not isinstance(reading.value, Amount):
         return Reading(refused=reading.refused, denied=frozenset(map(_formula, reading.denied)))
-    return Reading(_formula(reading.value), frozenset(map(_formula, reading.denied)), weak=reading.weak)
+    denials, beside = (frozenset(map(_formula, one)) for one in (reading.denied, reading.beside))
+    return Reading(_formula(reading.value), denials, weak=reading.weak, beside=beside)
 
 
 def _formula(amount: Amount) -> str:

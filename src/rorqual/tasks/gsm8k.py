@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from rorqual.core.errors import DataError
-from rorqual.tasks.amounts import final_amounts
+from rorqual.tasks.amounts import said_amounts
 from rorqual.tasks.base import Problem, Split, Verdict
 from rorqual.tasks.numbers import whole_number
 from rorqual.tasks.reply import verdict
@@ -34,6 +34,8 @@ class Gsm8k(FileTask):
       or says that it guesses has no answer. Options ("A) 40", "B) 44") are looked up by the letter that is chosen.
     - Where two numbers look final alike ("9 remain, and 6 are gone", "$40, i.e. $8 a month", "to $48, a saving of $12", "18 eggs for $36")
       and one of them is right, the reply is ungraded: only the question says which is wanted.
+    - A reply without a mark that would be wrong is ungraded where its last sentence states the gold number beside the one that is taken
+      ("13 were eaten, leaving 2"), and neither denies it, computes with it nor goes on from it ("18, so she has 16").
     - What is denied ("not 18"), left open ("18 or 19", "18 to 20", "more than 18", "over $18") or refused is no answer, and such a reply
       is wrong. What is struck out (`~~18~~`) or taken back midway ("18, no wait, 16") is not read. "Rises from 18 to 20" says 20.
     - Numbers are exact: `1e3`, `1\\,000`, `1 000`, `1.200,00`, `5.`, `70k`, `2.5 million`, `3 1/2`, `\\frac{7}{2}`, `-$5`, `5~\\mathrm{cm}`
@@ -73,4 +75,5 @@ class Gsm8k(FileTask):
         gold = whole_number(problem.answer)
         if gold is None:
             return Verdict.UNGRADED
-        return verdict(said.equals(gold) for said in final_amounts(reply, strict=self.strict))
+        said = said_amounts(reply, strict=self.strict)
+        return verdict((one.equals(gold) for one in said.final), (one.equals(gold) for one in said.beside))

@@ -189,7 +189,9 @@ def final_labels(text: str, labels: Collection[str]) -> tuple[str, ...]:
     def read(segment: str, marked: bool) -> Reading:
         return _read(segment, marked, pattern)
 
-    return tuple(known.get(found, found) for found in settle(_without_conditions(with_options(text), pattern), read))
+    return tuple(
+        known.get(found, found) for found in settle(_without_conditions(with_options(text), pattern), read).final
+    )
 
 
 def _without_conditions(text: str, pattern: re.Pattern[str]) -> str:

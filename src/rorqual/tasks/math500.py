@@ -26,6 +26,7 @@ class Math500(FileTask):
     - Where two values look final alike ("the center is $(3, -2)$ and the radius is $5$", `x = 5, y = 7`) and one is right, the reply is
       ungraded, and so is one with the right parts in a form that only the question can confirm (`A = 6, B = 31` for `(6, 31)`, a tuple
       for a column) or in a notation that is not read (`\\setminus`).
+    - It is ungraded, too, where it has no mark and its last sentence states the gold answer beside what is taken (rule 8 of `reply`).
     - What is left is compared by math-verify, and then to 25 digits.
 
     `data` is a folder with a file `*test*.jsonl`, or one file; None is the sample of the package. A gold answer that does not

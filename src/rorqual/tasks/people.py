@@ -10,7 +10,7 @@ from rorqual.tasks.clauses import plain_text
 _QUOTED = re.compile(r'"([^"\n]{0,400})"')
 _ASIDE = re.compile(
     r"(?<!= )\((?=[^()\s]+\s+[^()\s]+\s+[^()\s])(?!(?:s?he|so|thus)\b[^()]{0,20}kn(?:ight|ave)\))[^()]{0,300}\)(?!\s*=)"
-    r"|, (?:who|whose|which)\b(?! makes)[^,.;\n]{0,200},"
+    r"|, (?:who|whose|which)\b(?! makes)[^,.;\n]{0,200},(?! (?:so|hence|thus|therefore)\b)"
 )
 _INSERTED = re.compile(
     r", (?:on the (?:contrary|other hand)|however|(?:in|by) contrast|in turn|of course|too|then),", re.IGNORECASE

@@ -35,6 +35,7 @@ _ADDS = re.compile(
     r"|\b(?:goal|budget|target|limit|record) (?:was|is|of)\b|\b(?:started|began) (?:out )?with\b"
     r"|\b(?:initially|at first),? (?:had|has)\b|\balready (?:had|has|have|\w+ed)\b|\b(?:i|we) (?:add|subtract|multipli|divid|count|round)\w*ed\b"
     rf"|{_OPENING}(?:over|in|after|for) (?:an?|the|one|two|three|four|five|ten|[0-9]+)\b[^,]{{0,40}},? \w+ would\b"
+    rf"|{_OPENING}(?:s?he|they|it|we|[a-z]+) would still have\b"
     r"|\b(?:could|would) (?:still |even )?(?:be|have been|cost|take|make|last|go|buy|fill) ",
     re.IGNORECASE,
 )

@@ -16,6 +16,8 @@ The rules, in order:
    and an answer that opens the reply ("**27**", "7 pencils.", "7 are left.") where reasons, explanations or givens follow.
 6. What a sentence denies ("not 18") is not its answer, and what it leaves open ("18 or 19") leaves the reply without one.
 7. Where two values look final by these rules, a reply with one right and one wrong is ungraded, not guessed at.
+8. A reply without a mark that would be wrong is ungraded where its last sentence states the right value beside the one that is taken ("13
+   were eaten, leaving 2"). It stays wrong where it denies that value, computes with it, or goes on from it ("18, so she has 16").
 
 A reader (of numbers, labels, mathematics) says what one segment of text asserts, as a `Reading`; `settle` applies the rules above.
 """
@@ -24,7 +26,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rorqual.tasks.base import Verdict
@@ -42,6 +44,8 @@ from rorqual.tasks.sentences import (
     unfinished,
 )
 
+BESIDE = 4
+"""Values beside the one taken that a sentence may state: to compare a formula may take seconds."""
 SENTENCES = 400
 """Sentences that are read, from the last one."""
 _REFUSAL = re.compile(
@@ -50,6 +54,8 @@ _REFUSAL = re.compile(
     r"|am not able to) (?:answer|solve|help|assist|provide)\b",
     re.I,
 )
+_GIVEN = re.compile(r"\W*(?:if|suppose|given|let|we (?:know|are (?:told|given)))\b", re.IGNORECASE)
+"""How a reply opens that begins with what the question gives."""
 _CONCLUDES = re.compile(r"\b(?:so|thus|hence|therefore)\b|=", re.IGNORECASE)
 
 
@@ -57,8 +63,9 @@ _CONCLUDES = re.compile(r"\b(?:so|thus|hence|therefore)\b|=", re.IGNORECASE)
 class Reading:
     """What a segment of text says. `value` is None where it asserts nothing; `denied` are values that it says are not the answer.
 
-    `rival` is another value that looks as final. `refused` is True where the segment leaves the answer open (a hedge, a range) or says
-    that there is none. A `weak` value counts only where the sentence before says none ("... = 8. So that is the total for the 3 days.").
+    `rival` is another value that looks as final, and `beside` are values that it states as well (rule 8). `refused` is True where the
+    segment leaves the answer open (a hedge, a range) or says that there is none. A `weak` value counts only where the sentence
+    before says none ("... = 8. So that is the total for the 3 days.").
     """
 
     value: Any = None
@@ -66,6 +73,18 @@ class Reading:
     refused: bool = False
     weak: bool = False
     rival: Any = None
+    beside: frozenset[Any] = frozenset()
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a reply says. `final` are the values that it commits to: none, one, or two that look final alike.
+
+    `beside` are the values that the last sentence of a reply without a mark states as well (rule 8).
+    """
+
+    final: tuple[Any, ...] = ()
+    beside: tuple[Any, ...] = ()
 
 
 NOTHING = Reading()
@@ -73,8 +92,8 @@ Reader = Callable[[str, bool], Reading]
 """(segment, whether it was marked as the answer) -> what it says."""
 
 
-def settle(reply: str, reader: Reader, *, strict: bool = False) -> tuple[Any, ...]:
-    """The values that `reply` commits to: none, one, or two that look final alike. With `strict` only marks count."""
+def settle(reply: str, reader: Reader, *, strict: bool = False) -> Said:
+    """What `reply` commits to. With `strict` only marks count."""
 
     def read(segment: str, marked: bool) -> Reading:
         later = corrected_midway(segment)
@@ -91,23 +110,27 @@ def settle(reply: str, reader: Reader, *, strict: bool = False) -> tuple[Any, ..
         if corrected is not None:
             _, reading = _last_said(sentences(corrected[0]), read, denied)
             if reading.value is not None or reading.refused or corrected[1]:
-                return _values(reading)
+                return Said(_values(reading))
         reading = read(mark.text, True)
         denied |= reading.denied
         if reading.refused:
-            return ()
+            return Said()
         if reading.value is not None:
-            return () if reading.value in denied else _values(reading, _concluded_after(tail, read))
+            return Said(() if reading.value in denied else _values(reading, _concluded_after(tail, read)))
         if not strict and (reading := _last_said(sentences(tail), read, denied)[1]).value is not None:
-            return _values(reading)
+            return Said(_values(reading))
     if strict or ((found_no := _REFUSAL.search(text)) and not _CONCLUDES.search(text, found_no.end())):
-        return ()
-    return _unmarked(text, read, denied)
+        return Said()
+    final = _unmarked(text, read, denied)
+    beside = {value for one in final for value in one.beside}
+    return Said(_values(*final), tuple(beside - denied))
 
 
-def verdict(said: Iterable[bool]) -> Verdict:
-    """The verdict for values of which each is right or not: UNGRADED where only one of two is."""
-    found = set(said)
+def verdict(final: Iterable[bool], beside: Iterable[bool] = ()) -> Verdict:
+    """The verdict for the values of a `Said`, each right or not, by rules 7 and 8."""
+    found = set(final)
+    if found == {False} and any(beside):
+        return Verdict.UNGRADED
     return Verdict.UNGRADED if len(found) > 1 else Verdict.RIGHT if True in found else Verdict.WRONG
 
 
@@ -123,21 +146,21 @@ def _concluded_after(tail: str, read: Reader) -> Reading:
     return NOTHING
 
 
-def _unmarked(text: str, read: Reader, denied: set[Any]) -> tuple[Any, ...]:
-    """What a reply without a mark says, by rules 4, 5 and 7."""
+def _unmarked(text: str, read: Reader, denied: set[Any]) -> tuple[Reading, ...]:
+    """What is final in a reply without a mark, by rules 4, 5 and 7."""
     parts = sentences(text)[-SENTENCES:]
     place, last = _last_said(parts, read, denied)
     if place is None or any(map(corrects, parts[1 : place + 1])):
-        return _values(last)
+        return (last,)
     final = _conclusion(parts, place, last, read)
     opening, sure = _opening(parts, read)
     if opening.value is None or opening.value in _values(*final):
-        return _values(*final) if opening.value is None else (opening.value,)
+        return final if opening.value is None else (Reading(opening.value),)
     if sure:
-        return _values(opening, *final) if led(parts[place]) else _values(opening)
+        return (opening, *final) if led(parts[place]) else (opening,)
     if closes(parts[place]) or any(map(concludes, parts[1 : place + 1])):
-        return _values(*final)
-    return _values(opening) if adds(parts[place]) else _values(opening, *final)
+        return final
+    return (opening,) if adds(parts[place]) else (opening, *final)
 
 
 def _conclusion(parts: list[str], place: int, last: Reading, read: Reader) -> tuple[Reading, ...]:
@@ -157,7 +180,8 @@ def _conclusion(parts: list[str], place: int, last: Reading, read: Reader) -> tu
     if last.refused or "=" in parts[place]:
         return (last,)
     if shown(parts[earlier]):
-        return (reading, last) if closes(parts[place]) else (reading,)
+        beside = reading.beside | last.beside | set(_values(last))
+        return (reading, last) if closes(parts[place]) else (replace(reading, beside=beside),)
     return (last,) if closes(parts[place]) else (reading, last)
 
 
@@ -169,7 +193,7 @@ def _opening(parts: list[str], read: Reader) -> tuple[Reading, bool]:
         return read(parts[0].strip("*_ .!"), True), True
     return (
         (read(parts[0], False), False)
-        if len(parts) > 1 and answers(parts[0]) and not passed_over(parts[0])
+        if len(parts) > 1 and answers(parts[0]) and not passed_over(parts[0]) and not _GIVEN.match(parts[0])
         else (NOTHING, False)
     )
 

@@ -76,7 +76,7 @@ _CHOSEN = re.compile(
 )
 _TO_DO = re.compile(
     r"^\W*(?:now |then |next,? |finally,? )?(?:add|subtract|divide|multiply)\b|\bonly (?:a )?part of\b|\bso far\b"
-    r"|\bat this point\b|\bstill (?:has|have|needs?|must|to) |\b(?:has|have|needs?) to be"
+    r"|\bat this point\b|\bstill (?!(?:has|have) [^.]*\bleft\b)(?:has|have|needs?|must|to) |\b(?:has|have|needs?) to be"
     r" (?:divided|multiplied|added|subtracted|split|shared)\b"
     r"|\b(?:we|i|you|one) (?:still |now |then )?(?:have|has|need|needs|must) (?:to )?(?:\w+ly )?"
     r"(?:add|divide|multiply|subtract|find|solve|compute"

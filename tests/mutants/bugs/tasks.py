@@ -118,6 +118,14 @@ MUTANTS = (
         "tests/tasks/test_amounts.py::test_the_number_that_a_reply_commits_to",
     ),
     one(
+        "a wrong reply whose last sentence states the gold number too is wrong, not ungraded",
+        "issue 15",
+        "tasks/reply.py",
+        "    if found == {False} and any(beside):\n",
+        "    if found is None:\n",
+        "tests/tasks/test_amounts.py::test_a_wrong_reply_whose_last_sentence_states_the_gold_number_too_is_ungraded",
+    ),
+    one(
         "the closing phrase is read as the answer",
         "issue 15",
         "tasks/sentences.py",

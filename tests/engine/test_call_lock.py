@@ -99,10 +99,10 @@ def test_a_stream_that_is_collected_in_the_middle_of_a_step_leaves_after_it(
             next(self.stream)
 
     runner, steps = engine._cores[0].runner, [0]
-    draw = runner._draw
+    keep = runner._keep
 
     def collecting(*given: object) -> object:
-        drawn = draw(*given)  # type: ignore[arg-type]
+        drawn = keep(*given)  # type: ignore[arg-type]
         steps[0] += 1
         if steps[0] == 5:
             gc.collect()
@@ -114,7 +114,7 @@ def test_a_stream_that_is_collected_in_the_middle_of_a_step_leaves_after_it(
         next(streams[0])
         Holder()
         streams |= {1: engine.stream(ask(1)), 2: engine.stream(ask(2))}
-        monkeypatch.setattr(runner, "_draw", collecting)
+        monkeypatch.setattr(runner, "_keep", collecting)
         found = {}
         while streams:
             for number in list(streams):

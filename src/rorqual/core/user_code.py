@@ -13,7 +13,8 @@ from rorqual.core.errors import RorqualError
 
 
 def import_file(path: Path, error: type[RorqualError]) -> ModuleType:
-    """The module in `path`, run anew. `error`: what is raised, with file and line, where there is none or it raises."""
+    """The module in `path`, run anew; nothing is written beside it. `error`: what is raised, with file and line, where there is none or it
+    raises."""
     if not path.is_file():
         raise error("no such file", where=str(path), remedy="Check the path; it is relative to the current folder.")
     resolved = path.resolve()
@@ -23,6 +24,7 @@ def import_file(path: Path, error: type[RorqualError]) -> ModuleType:
         raise error("not a Python file", where=str(path), remedy="Name a .py file.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and pickle look a class's module up by name
+    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as raised:  # a user's file: whatever it raises is theirs, and named
@@ -32,4 +34,6 @@ def import_file(path: Path, error: type[RorqualError]) -> ModuleType:
         line = line or (frames[-1] if frames else 1)
         what = f"importing it raised {type(raised).__name__}: {raised}"
         raise error(what, where=f"{path}:{line}", remedy="Mend that line.") from raised
+    finally:
+        sys.dont_write_bytecode = before
     return module

@@ -223,6 +223,7 @@ class Runner:
             self._tensor(np.array(last, np.int64)),
             sampling,
             embeds,
+            self.layers > 0,
         )
         output = self._checked(self._step(given), given)
         self.holds_non_finite |= not math.isfinite(float(output.hidden.sum()))
@@ -372,7 +373,8 @@ class EagerStep:
         """Forward, logits of the last tokens, draw."""
         output = self._model(given.ids, given.positions, cache=given.cache, inputs_embeds=given.embeds)
         hidden, routing = output.hidden[0], output.routing
-        experts = torch.stack([one.indices for one in routing], dim=1) if routing else None
+        recorded = routing and given.record_experts
+        experts = torch.stack([one.indices for one in routing], dim=1) if recorded else None
         if given.sampling is None:
             return StepOutput(hidden, experts, None)
         drawn = self._model.ops.sample(logits_of(self._model, hidden, given.last), given.sampling)

@@ -27,7 +27,8 @@ class StepInput:
 
     ids and positions [1, tokens]; embeds [1, tokens, hidden], where given, are read instead of the embeddings of the ids. cache: it takes
     the tokens' rows, and is a `Cache` of the model. last [rows]: numbers of the tokens after which a row draws its next; sampling: what
-    it draws by, None where no row draws. The last tokens of a step may be copies of its first, which fill up (`ops.backends.attention.PAD`).
+    it draws by, None where no row draws. record_experts: whether the output's experts are read. The last tokens of a step may be copies of
+    its first, which fill up (`ops.backends.attention.PAD`).
     """
 
     ids: Tensor
@@ -36,6 +37,7 @@ class StepInput:
     last: Tensor
     sampling: SamplingMetadata | None
     embeds: Tensor | None = None
+    record_experts: bool = True
 
 
 @dataclass(frozen=True)

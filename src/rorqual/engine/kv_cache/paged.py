@@ -51,7 +51,7 @@ class PagedCache:
         expert_dtype: torch.dtype = torch.int8,
     ) -> None:
         self.attention, self.device = attention, device
-        self.layouts = [CacheLayout.of(attention) for attention in config.attentions]
+        self.layouts = [CacheLayout.of(kind) for kind in config.attentions]
         self.layers = [
             {
                 p.name: zeros(attention.shape(blocks, p.heads, BLOCK // p.every, p.width), device, p.dtype or dtype)
@@ -77,7 +77,8 @@ class PagedCache:
 
     def clear(self, blocks: Sequence[int]) -> None:
         """Zeros in these blocks."""
-        self._fill(blocks, [torch.zeros_like(tensor) for tensor in self._contents(blocks)])
+        empty = (torch.zeros(len(blocks), *shape[1:], dtype=dtype, device=self.device) for dtype, shape in self._kinds)
+        self._fill(blocks, list(empty))
 
     def read(self, block: int) -> bytes:
         """A block's contents, as `write` takes them: the same bytes however the pools are laid out."""

@@ -103,7 +103,7 @@ class Backend:
         return torch.bmm(a, b)
 
     def sample(self, logits: Tensor, asked: SamplingMetadata) -> SamplerOutput:
-        """See `ops.sampling.sample`. Columns of logits beyond the vocabulary are -inf. Of equal masses the lower id comes first."""
+        """See `ops.sampling.sample`. Logits may have more columns than the vocabulary; these are -inf."""
         return sampling.sample(logits, asked)
 
     # ---- copies for inference alone

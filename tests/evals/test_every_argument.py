@@ -544,7 +544,13 @@ def columns(text: str) -> list[dict[str, str]]:
 def test_each_column_of_a_table_holds_its_figure() -> None:
     found = of(MIXED[:5], baselines={"f/1": {"rule": 0.2}}, model="mine", split="dev", thinking="off")
     low, high = (100 * end for end in (wilson(2, 4).low, wilson(2, 4).high))
-    assert columns(table(found)) == [
+    rows, _, note = table(found).rpartition("\n")
+    assert note == (
+        "1 of 5 answers are ungraded and left out of the accuracy. "
+        "It would be 40.0 % if all of them were wrong, and 60.0 % if all were right."
+    )
+    assert "ungraded and left out" not in table(of(MIXED[:2]))
+    assert columns(rows) == [
         {
             "family": "f",
             "level": "1",

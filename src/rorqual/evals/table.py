@@ -68,13 +68,27 @@ def table(evaluation: Evaluation) -> str:
     title = (
         f"{evaluation.model or evaluation.task}: {evaluation.task}, {evaluation.split}, thinking {evaluation.thinking}"
     )
-    return "\n".join(filter(None, [_render(title, heads, map(_cells, rows)), version_note(evaluation)]))
+    notes = (ungraded_note(evaluation), version_note(evaluation))
+    return "\n".join(filter(None, [_render(title, heads, map(_cells, rows)), *notes]))
 
 
 def baseline(row: Row) -> str:
     """`19.4 (tree)`: the best baseline in percent, and its name; `-` where there is none."""
     name, value = row.best
     return f"{percent(value)} ({name})" if name else percent(value)
+
+
+def ungraded_note(evaluation: Evaluation) -> str:
+    """State how many answers are left out of the accuracy, and its range if all of them were wrong or all right."""
+    [row] = evaluation.rows("all")
+    if not row.ungraded:
+        return ""
+    total = row.graded + row.ungraded
+    low, high = percent(row.right / total), percent((row.right + row.ungraded) / total)
+    return (
+        f"{row.ungraded} of {total} answers are ungraded and left out of the accuracy. "
+        f"It would be {low} % if all of them were wrong, and {high} % if all were right."
+    )
 
 
 def version_note(evaluation: Evaluation) -> str:

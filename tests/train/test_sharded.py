@@ -19,9 +19,11 @@ from torch.distributed.tensor import DTensor
 from rorqual.core.errors import NumericsError
 from rorqual.model import Decoder, Output
 from rorqual.model.adapter import LoRA, trained
+from rorqual.model.attention import MLA
+from rorqual.ops.backends import backend
 from rorqual.train.batch import TrainBatch
 from rorqual.train.loop import clip
-from rorqual.train.objectives import MultiToken, NextToken, Objective, Term
+from rorqual.train.objectives import MultiToken, NextToken, Objective, SequenceBalance, Term
 from rorqual.train.optim import AdamWConfig
 from rorqual.train.workers import Update, gradient, workers
 
@@ -94,18 +96,47 @@ def test_a_parameter_that_no_gradient_reaches_stops_the_step(threads: int) -> No
         update_of(broken(loud(tiny())), OBJECTIVES, batch, parts=2, threads=threads)
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_a_loss_without_any_gradient_stops_the_step(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = loud(tiny())
-    model.lm_head.requires_grad_(False)
+def cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the loss on the next token read a detached output of the model."""
     term = NextToken.term
 
     def detached(self: NextToken, model: Decoder, batch: TrainBatch, output: Output) -> Term:
         return term(self, model, batch, replace(output, hidden=output.hidden.detach()))
 
     monkeypatch.setattr(NextToken, "term", detached)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_loss_without_any_gradient_stops_the_step(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = loud(tiny())
+    model.lm_head.requires_grad_(False)
+    cut_off(monkeypatch)
     with pytest.raises(NumericsError, match="no trained parameter has a gradient"):
         update_of(model, (NextToken(),), packed(documents(0)), parts=2, threads=threads)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_loss_that_is_cut_off_at_the_models_output_stops_the_step(
+    threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the head would learn."""
+    batch = packed(documents(0))
+    cut_off(monkeypatch)
+    for objectives in [(NextToken(),), (NextToken(), SequenceBalance())]:
+        with pytest.raises(NumericsError, match=r"no gradient reaches .* though their modules ran"):
+            update_of(loud(tiny()), objectives, batch, parts=2, threads=threads)
+    update = update_of(loud(tiny()), (SequenceBalance(),), batch, parts=2, threads=threads)  # reads routing alone
+    assert any(grad.any() for grad in update.grads)
+
+
+def test_a_weight_that_is_read_without_its_module_is_missed_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Absorbed latent attention reads kv_b_proj's weight, and never calls the module."""
+    model = backend("torch-invariant").bind(loud(tiny(modules=0)))
+    update_of(model, (NextToken(),), packed(documents(0)), parts=2)  # the sound twin
+    maps = MLA.up_maps
+    monkeypatch.setattr(MLA, "up_maps", lambda self: tuple(each.detach() for each in maps(self)))
+    with pytest.raises(NumericsError, match=r"no gradient reaches layers\.\d\.attention\.kv_b_proj\.weight"):
+        update_of(model, (NextToken(),), packed(documents(0)), parts=2)
 
 
 def test_what_no_objective_asks_for_has_zeros_and_is_not_counted() -> None:

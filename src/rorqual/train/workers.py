@@ -23,6 +23,7 @@ from rorqual.core.errors import NumericsError
 from rorqual.core.memory import keep_freed
 from rorqual.model.adapter import HoldsParts, trained
 from rorqual.model.decoder import Decoder, Output
+from rorqual.ops.layer import Layer
 from rorqual.ops.moe import Routing
 from rorqual.train.balance import count
 from rorqual.train.batch import TrainBatch
@@ -34,7 +35,6 @@ class Update:
     """One update's gradient, loss and record. `means` hold (sum, weight), `counts` the load of each router's experts.
 
     `grads` are the `.grad` of the trained parameters; `zeros` is how many of those that took part have a gradient of zeros alone.
-    `through` says that the loss depends on the model's output, and not only on what its routers recorded.
     """
 
     grads: list[Tensor]
@@ -43,12 +43,10 @@ class Update:
     maxima: dict[str, float] = field(default_factory=dict)
     counts: list[Tensor] = field(default_factory=list)
     zeros: int = 0
-    through: bool = False
 
     def add(self, other: Update) -> None:
         """Add what the next micro-batch recorded, in place; gradients are added in `gradient`."""
         self.loss += other.loss
-        self.through |= other.through
         for name, (total, weight) in other.means.items():
             had = self.means.get(name, (0.0, 0.0))
             self.means[name] = (had[0] + total, had[1] + weight)
@@ -118,13 +116,18 @@ def gradient(
             where=where,
             remedy="Lower optim.lr or optim.clip; the newest checkpoint, if there is one, holds the weights from before it.",
         )
-    first.grads, first.zeros = checked(model, params, ran if first.through else set(), where)
+    if not any(objective.reads_hidden for objective in objectives):
+        ran.clear()
+    first.grads, first.zeros = checked(model, params, ran, where)
     return first
 
 
 @contextmanager
 def modules_that_run(model: nn.Module) -> Iterator[set[nn.Module]]:
-    """The modules of `model` whose `forward` is called inside the block, by any thread."""
+    """Collect the modules of `model` that take part inside the block, in any thread.
+
+    A module takes part if its `forward` is called, or if a `Layer` whose `forward` is called reads its weights (`Layer.derived`).
+    """
     ran = set[nn.Module]()
     hooks = [module.register_forward_pre_hook(lambda module, _: ran.add(module)) for module in model.modules()]
     try:
@@ -132,6 +135,9 @@ def modules_that_run(model: nn.Module) -> Iterator[set[nn.Module]]:
     finally:
         for hook in hooks:
             hook.remove()
+    for layer in [module for module in ran if isinstance(module, Layer)]:
+        sources = [getattr(layer, source) for source in layer.derived.values()]
+        ran |= {source for source in sources if isinstance(source, nn.Module)}
 
 
 def checked(
@@ -224,15 +230,12 @@ def _one(
         torch.zeros((), device=batch.tokens.device),
     )
     grads: Sequence[Tensor | None] = [None] * len(leaves or ())
-    reached = list[bool]()
-    if output.hidden.requires_grad:
-        output.hidden.register_hook(lambda _: reached.append(True))
     if loss.requires_grad and leaves is not None:
         grads = torch.autograd.grad(loss, leaves, allow_unused=True)
     elif loss.requires_grad:  # else nothing is trained, and `checked` says so
         loss.backward()
     valid = batch.segments.flatten() >= 0
-    update = Update([], float(loss.detach()), through=bool(reached))
+    update = Update([], float(loss.detach()))
     routed: list[tuple[Routing, Tensor]] = [(routing, valid) for routing in output.routing]
     for objective, term in zip(objectives, terms):
         weight = objective.weight(batch)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 
@@ -21,6 +21,7 @@ class AuxBalance(Objective):
     """
 
     kind: Literal["aux_balance"] = "aux_balance"
+    reads_hidden: ClassVar[bool] = False
     coefficient: NonNegative = 0.01
 
     def weight(self, batch: TrainBatch) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ class SequenceBalance(Objective):
     """Mean over documents, summed over the main model's layers; `coefficient` is the paper's alpha, 0.0001 in V3."""
 
     kind: Literal["sequence_balance"] = "sequence_balance"
+    reads_hidden: ClassVar[bool] = False
     coefficient: NonNegative = 1e-4
 
     def weight(self, batch: TrainBatch) -> float:

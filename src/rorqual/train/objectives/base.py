@@ -6,6 +6,7 @@ So the number of micro-batches, padding and packing never change a gradient (tra
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -58,6 +59,8 @@ class Objective(Kind):
     """Base of the objectives. `coefficient` scales its mean in the loss."""
 
     coefficient: NonNegative = 1.0
+    reads_hidden: ClassVar[bool] = True
+    """False for a loss on routing or recorded tensors alone: parameters behind the last of them then have no gradient."""
 
     @property
     def wants_old(self) -> bool:

@@ -5,6 +5,7 @@ streams; and an objective that trains the indexer."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -200,6 +201,38 @@ class Compressed(Attention):
         weight = gate.squeeze(2).transpose(1, 2).softmax(-1).transpose(1, 2).unsqueeze(-1)  # [groups, 4, 4, 1]
         keys, values = ((weight[:, :, i : i + 2] * part).sum(1) for i, part in ((0, key), (2, value)))
         return {"entry_key": self.entry_proj(keys.flatten(1)).view(-1, 2, WIDTH), "entry_value": values}
+
+
+def narrow(spec: Sequence[CachePart]) -> tuple[CachePart, ...]:
+    """The same parts, kept in fp16."""
+    return tuple(replace(part, dtype=torch.float16) for part in spec)
+
+
+class NarrowIndexedConfig(IndexedConfig):
+    """Selects, attends and gathers from rows in fp16."""
+
+    kind: Literal["narrow_indexed"] = "narrow_indexed"  # type: ignore[assignment]
+
+    def cache_spec(self) -> tuple[CachePart, ...]:
+        return narrow(super().cache_spec())
+
+
+class NarrowCompressedConfig(CompressedConfig):
+    """Groups and attends to rows in fp16."""
+
+    kind: Literal["narrow_compressed"] = "narrow_compressed"  # type: ignore[assignment]
+
+    def cache_spec(self) -> tuple[CachePart, ...]:
+        return narrow(super().cache_spec())
+
+
+class NarrowKeysConfig(TwoKeysConfig):
+    """Needs no cache in training but for the rounding."""
+
+    kind: Literal["narrow_keys"] = "narrow_keys"  # type: ignore[assignment]
+
+    def cache_spec(self) -> tuple[CachePart, ...]:
+        return narrow(super().cache_spec())
 
 
 class SkippingConfig(FFNConfig):

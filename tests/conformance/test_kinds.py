@@ -12,6 +12,9 @@ from fused import Fused
 from outside import (
     CompressedConfig,
     IndexedConfig,
+    NarrowCompressedConfig,
+    NarrowIndexedConfig,
+    NarrowKeysConfig,
     ShortcutConfig,
     SkippingConfig,
     StreamsConfig,
@@ -62,6 +65,9 @@ ATTENTION: list[AttentionConfig] = [
     TwoKeysConfig(),
     IndexedConfig(),
     CompressedConfig(),
+    NarrowIndexedConfig(),
+    NarrowCompressedConfig(),
+    NarrowKeysConfig(),
 ]
 ROUTERS: list[RouterConfig] = [
     GroupedTopKConfig(n_routed_experts=6, num_experts_per_tok=2),
@@ -121,9 +127,10 @@ class Kept(LayerCache):
 
     def write(self, parts: Mapping[str, Tensor]) -> None:
         every = {self.spec[name].every for name in parts}.pop()
-        self.received |= {CachePart(name, *part.shape[1:], every=every) for name, part in parts.items()}
+        kept = {name: self.spec[name].dtype for name in parts}
+        self.received |= {CachePart(name, *part.shape[1:], kept[name], every) for name, part in parts.items()}
         for name, part in parts.items():  # [batch, rows, heads, width]
-            new = part.unflatten(0, (self.batch, -1))
+            new = part.to(self.spec[name].dtype or part.dtype).to(part.dtype).unflatten(0, (self.batch, -1))
             self.parts[name] = torch.cat((self.parts[name], new), dim=1) if name in self.parts else new
             if every == 1:
                 self.before, self.now = self.parts[name].shape[1] - new.shape[1], self.parts[name].shape[1]
@@ -255,8 +262,13 @@ def hidden(model: Decoder, tokens: Tensor, **arguments: Tensor) -> Tensor:
     return model(tokens, **arguments).hidden
 
 
-def near(one: Tensor, other: Tensor) -> None:
-    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+def near(one: Tensor, other: Tensor, coarse: float = 1.0) -> None:
+    torch.testing.assert_close(one, other, rtol=1e-4 * coarse, atol=1e-5 * coarse)
+
+
+def coarse(stage: Stage) -> float:
+    """How much wider a tolerance of fp32 must be: parts in fp16 make one step of fp16 of two values that differ in their last bits."""
+    return 50.0 if any(part.dtype for kind in stage.attentions for part in kind.cache_spec()) else 1.0
 
 
 @attention_kinds
@@ -313,7 +325,8 @@ def test_attention_keeps_its_shape_and_caches_what_it_says(config: AttentionConf
     x = torch.randn(BATCH, SEQ, HIDDEN, generator=torch.Generator().manual_seed(0))
     positions = torch.arange(SEQ).expand(BATCH, SEQ)
     mask = document_mask(torch.zeros_like(positions))
-    cache = sheet_of(config, positions).layer(0) if module.needs_cache else None
+    rounded = any(part.dtype is not None for part in config.cache_spec())
+    cache = sheet_of(config, positions).layer(0) if module.needs_cache or rounded else None
     whole = module(x, AttentionContext(positions, mask, REFERENCE), cache)
     assert whole.shape == x.shape
     kept = Kept(BATCH, config.cache_spec())
@@ -424,7 +437,7 @@ def test_cached_equals_uncached_at_every_split(stage: Stage, split: int) -> None
 )
 def test_cached_equals_uncached_over_blocks(stage: Stage, cuts: tuple[int, ...]) -> None:
     model, tokens = model_of(stage), some_tokens(length=LONG)
-    near(fed(model, tokens, cuts), hidden(model, tokens))
+    near(fed(model, tokens, cuts), hidden(model, tokens), coarse(stage))
 
 
 def test_every_registered_backend_is_tried() -> None:
@@ -444,7 +457,7 @@ def test_each_backend_decodes_as_the_reference_does(stage: Stage, ops: Backend) 
     expected = hidden(model, tokens)
     model.ops = ops
     found = fed(model, tokens, (1, 97, 98, 99, LONG))
-    torch.testing.assert_close(found, expected, rtol=0, atol=2e-5 * float(expected.abs().max()))
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-5 * coarse(stage) * float(expected.abs().max()))
 
 
 @every_stage
@@ -465,7 +478,8 @@ def test_each_backend_trains_as_the_reference_does(stage: Stage, ops: Backend) -
         found.append([out, *(p.grad for p in model.parameters() if p.grad is not None)])
     assert len(found[0]) == len(found[1]) > 10
     for first, other in zip(*found):
-        torch.testing.assert_close(other, first, rtol=1e-3, atol=2e-4 * float(first.detach().abs().max()))
+        near_enough = 2e-4 * coarse(stage) * float(first.detach().abs().max())
+        torch.testing.assert_close(other, first, rtol=1e-3, atol=near_enough)
 
 
 @every_stage

@@ -11,7 +11,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from outside import WIDTH, Compressed, CompressedConfig, Indexed, IndexedConfig, IndexKL
+from outside import (
+    WIDTH,
+    Compressed,
+    CompressedConfig,
+    Indexed,
+    IndexedConfig,
+    IndexKL,
+    NarrowCompressedConfig,
+    NarrowIndexedConfig,
+    NarrowKeysConfig,
+    narrow,
+)
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -22,6 +33,7 @@ from rorqual.data.tokenizer import BASE_VOCAB, Tokenizer
 from rorqual.engine import Completion, Engine, Request, SamplingParams
 from rorqual.engine.kv_cache.paged import PagedCache, StepCache
 from rorqual.engine.runner import Runner
+from rorqual.engine.weights import fingerprint
 from rorqual.model import Decoder, ModelConfig, Stage, account, build
 from rorqual.model.attention import AttentionConfig, AttentionContext, CacheLayout, CachePart, LayerCache, Selection
 from rorqual.model.ffn import DenseConfig
@@ -37,7 +49,8 @@ from rorqual.train.objectives import NextToken
 from rorqual.train.objectives.base import Objective
 from rorqual.train.workers import gradient, workers
 
-KINDS: list[AttentionConfig] = [IndexedConfig(), CompressedConfig()]
+WRITTEN_TWICE: list[AttentionConfig] = [IndexedConfig(), CompressedConfig()]
+KINDS = [*WRITTEN_TWICE, NarrowIndexedConfig(), NarrowCompressedConfig(), NarrowKeysConfig()]
 HIDDEN, LONG = 24, 2 * BLOCK + 11
 every_kind = pytest.mark.parametrize("attention", KINDS, ids=lambda config: config.kind)
 
@@ -118,7 +131,7 @@ def attended(
 
 @torch.no_grad()
 @pytest.mark.parametrize("ops", [TORCH, TORCH_INVARIANT], ids=lambda ops: ops.name)
-@every_kind
+@pytest.mark.parametrize("attention", WRITTEN_TWICE, ids=lambda config: config.kind)
 def test_each_kind_equals_its_second_writing(attention: AttentionConfig, ops: Backend) -> None:
     module = attention.build(HIDDEN, 1e-6)
     init_weights(module, 0.5, 3)
@@ -134,6 +147,16 @@ def test_each_kind_equals_its_second_writing(attention: AttentionConfig, ops: Ba
     for t, (rows, shares) in enumerate(zip(recorded["selected"], recorded["attended"])):
         assert rows.tolist() == sets[t] + [-1] * (6 - len(sets[t]))
         assert relative(shares[: len(sets[t])], weights[t]) < 1e-5 and not shares[len(sets[t]) :].any()
+
+
+@torch.no_grad()
+def test_rows_are_rounded_to_the_type_of_their_part() -> None:
+    module = CompressedConfig().build(HIDDEN, 1e-6)
+    init_weights(module, 0.5, 3)
+    x = torch.randn(LONG, HIDDEN, generator=torch.Generator().manual_seed(0))
+    plain, _ = attended(module, CompressedConfig(), x, TORCH)
+    found, _ = attended(module, NarrowCompressedConfig(), x, TORCH)
+    assert found.dtype == torch.float32 and 1e-5 < relative(found, plain.double()) < 1e-2
 
 
 # ---- the engine
@@ -179,6 +202,17 @@ def test_the_bits_are_the_same_however_a_sequence_was_computed(attention: Attent
     kept.close()
     restored = engine_of(model, cache_dir=tmp_path)
     assert answers(restored, asked) == expected and restored.stats()["blocks_restored"] >= 2
+
+
+def test_blocks_on_disk_are_of_one_layout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other parts, or the same in another order: another name, though no weight differs."""
+    model = build(config(IndexedConfig()), seed=1)
+    parts = IndexedConfig().cache_spec()
+    names = {fingerprint(model)}
+    for spec in (parts[::-1], (*parts, CachePart("more", 1, WIDTH)), narrow(parts)):
+        monkeypatch.setattr(IndexedConfig, "cache_spec", lambda _, spec=spec: spec)
+        names.add(fingerprint(model))
+    assert len(names) == 4
 
 
 @torch.no_grad()

@@ -15,8 +15,9 @@ from fused import Fused, Whole
 from torch import Tensor
 from transposed import Permuted, Transposed, TransposedLinear
 
-from rorqual.cli.generating import GenerateSettings, _local
-from rorqual.cli.measure import EvalSettings, generator
+from rorqual.cli.evaluating import _load
+from rorqual.cli.generating import GenerateSettings, _local, _made
+from rorqual.cli.measure import EvalSettings, generator, loss_on_text
 from rorqual.core.errors import ConfigError
 from rorqual.core.records import RunDir
 from rorqual.data.chat import chat_format
@@ -25,10 +26,12 @@ from rorqual.engine import Completion, Engine, Request, SamplingParams
 from rorqual.engine.embeds import Embeds
 from rorqual.engine.request import Grammar
 from rorqual.engine.rollout_engine import InlineRolloutEngine
+from rorqual.generate.prompts import Prompts
+from rorqual.generate.schema import RowSampling
 from rorqual.model import Decoder, ModelConfig, Stage, build
 from rorqual.model.attention import GQAConfig, MLAConfig
 from rorqual.model.ffn import DenseConfig, MoEConfig
-from rorqual.ops.backends import TORCH, TORCH_INVARIANT, Backend, backend
+from rorqual.ops.backends import TORCH, TORCH_INVARIANT, Backend, arithmetic_of, backend
 from rorqual.ops.backends.attention import PAD, AttentionMetadata, PagedAttention, Plan
 from rorqual.ops.backends.layout import fault_of
 from rorqual.ops.backends.step import StepInput, StepOutput
@@ -205,6 +208,56 @@ def test_it_trains_and_evaluates_by_name(tmp_path: Path) -> None:
     refused = tiny(tmp_path, backend="transposed", dtype="bfloat16")
     with pytest.raises(ConfigError, match="transposed cannot train this model: it computes in float32"):
         fit(refused, RunDir(tmp_path / "refused"), quiet=True)
+
+
+LOUDER = """
+from rorqual.ops.backends.torch_invariant import TorchInvariant
+
+class Louder(TorchInvariant):
+    name = "louder"
+
+    def rms_norm(self, x, weight, eps):
+        return 100 * super().rms_norm(x, weight, eps)
+"""
+
+
+def test_texts_are_scored_by_the_backend_that_was_named(tmp_path: Path) -> None:
+    fit(tiny(tmp_path), RunDir(tmp_path / "run"), quiet=True)
+    (tmp_path / "text.txt").write_text("".join(f"{n} squared is {n * n}. " for n in range(900)))
+    (tmp_path / "mine.py").write_text(LOUDER)
+    losses = {}
+    for name in ("torch", "transposed", "torch-invariant", louder := f"{tmp_path / 'mine.py'}:Louder"):
+        settings = EvalSettings(data=str(tmp_path / "text.txt"), backend=name)
+        said = loss_on_text(str(tmp_path / "run"), settings)
+        losses[name] = float(said.partition("loss a token")[2].split()[0])
+    assert losses["torch"] == losses["transposed"] == losses["torch-invariant"]
+    assert abs(losses[louder] - losses["torch"]) > 0.01
+
+
+def test_a_backend_in_a_file_is_known_by_what_stands_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One relative name in two folders is two backends, and one file in two folders has one arithmetic."""
+    for folder, factor in (("one", "100"), ("other", "3"), ("copy", "100")):
+        (tmp_path / folder).mkdir()
+        text = LOUDER.replace("100", factor).replace('"louder"', '"quieter"' if folder == "other" else '"loudest"')
+        (tmp_path / folder / "mine.py").write_text(text)
+    fit(tiny(tmp_path), RunDir(tmp_path / "run"), quiet=True)
+    (prompts := tmp_path / "prompts.jsonl").write_text('{"prompt": "a"}\n')
+    mine, restored, given, names = "./mine.py:Louder", [], [], []
+    for folder in ("one", "other", "one"):
+        monkeypatch.chdir(tmp_path / folder)
+        engine = engine_of(model_of(), backend=mine, reuse=True, cache_dir=tmp_path / "cache")
+        given.append([one.token_ids for one in answers(engine)])
+        restored.append(engine.stats()["blocks_restored"])
+        engine.close()
+        run = Run.model_validate(tiny(tmp_path).model_dump() | {"backend": mine})
+        assert run.backend == f"{tmp_path / folder / 'mine.py'}:Louder"
+        made = _made(GenerateSettings(run="x", backend=mine), RowSampling(), Prompts.open(prompts))["backend"]
+        evaluated = _load(str(tmp_path / "run"), EvalSettings(task="families", backend=mine))[1]["backend"]
+        assert made == evaluated == arithmetic_of(mine)
+        names.append(made)
+    assert given[0] == given[2] != given[1] and restored[:2] == [0, 0] and restored[2] > 0
+    monkeypatch.chdir(tmp_path / "copy")
+    assert names[0] == names[2] == arithmetic_of(mine) != names[1]
 
 
 def test_a_run_from_before_backends_had_names_is_read(tmp_path: Path) -> None:

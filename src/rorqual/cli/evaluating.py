@@ -18,6 +18,7 @@ from rorqual.engine.weights import ROUNDING
 from rorqual.evals import run
 from rorqual.evals.evaluation import Evaluation
 from rorqual.evals.kept import Kept
+from rorqual.ops.backends import arithmetic_of
 from rorqual.tasks.base import Task
 
 T = TypeVar("T")
@@ -68,7 +69,7 @@ def _load(model: str, settings: EvalSettings) -> tuple[Any, dict[str, Any]]:
             "seed_bits": settings.seed_bits,
         }
     engine, print_ = loaded(RunDir(Path(model)), lambda: generator(model, settings))
-    where = {"dtype": settings.dtype, "device": settings.device, "backend": settings.backend}
+    where = {"dtype": settings.dtype, "device": settings.device, "backend": arithmetic_of(settings.backend)}
     return engine, {"run": print_, **where, **arithmetic()}
 
 

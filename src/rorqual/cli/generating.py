@@ -27,7 +27,7 @@ from rorqual.generate.batch import Answered, answers, answers_from_afar, fault_o
 from rorqual.generate.output import Partial, check_place
 from rorqual.generate.prompts import TEXTS, Prompts, Refused
 from rorqual.generate.schema import Asking, RowRequest, RowSampling
-from rorqual.ops.backends import backend
+from rorqual.ops.backends import arithmetic_of, backend
 from rorqual.ops.backends.torch_invariant import NOT_HELD
 
 SHOWN = 3
@@ -222,8 +222,6 @@ def _check_all(engine: Engine | None, prompts: Prompts, asking: Asking) -> None:
 
 def _made(chosen: GenerateSettings, sampling: RowSampling, prompts: Prompts) -> dict[str, Any]:
     """What the answers depend on beside the model. Threads, slots and what runs at once are not among it."""
-    own = {
-        key: getattr(chosen, key)
-        for key in ("raw", "token_ids", "logprobs", "dtype", "device", "backend", "max_len", "model")
-    }
+    own = {key: getattr(chosen, key) for key in ("raw", "token_ids", "logprobs", "dtype", "device", "max_len", "model")}
+    own["backend"] = arithmetic_of(chosen.backend)
     return sampling.model_dump(mode="json") | own | {"file": prompts.sha256}

@@ -116,7 +116,7 @@ def loss_on_text(model: str, settings: EvalSettings) -> str:
             where="command line",
             remedy="Lower it.",
         )
-    found = text_loss(engine.model, engine.tokenizer, text, window=settings.window or engine.max_len)
+    found = text_loss(engine.scorer, engine.tokenizer, text, window=settings.window or engine.max_len)
     return "\n".join(
         [
             f"{model} on the last tenth of {settings.data}: {found.tokens:,} tokens, {found.characters:,} characters,",

@@ -129,7 +129,7 @@ class LocalTeacher(Teacher):
 
     def top(self, rows: Sequence[Distilled], k: int) -> list[Scored]:
         pairs = [(row.prompt_ids, row.token_ids) for row in rows]
-        return score(self._engine.model, pairs, k, threads=self.threads)
+        return score(self._engine.scorer, pairs, k, threads=self.threads)
 
 
 class RemoteTeacher(Teacher):

@@ -32,7 +32,7 @@ from rorqual.engine.request import Arrived, Completion, Request, SamplingParams
 from rorqual.engine.weights import Weights, fingerprint
 from rorqual.model import Decoder, account
 from rorqual.model.load.run import check_names, load_run
-from rorqual.ops.backends import backend
+from rorqual.ops.backends import arithmetic_of, backend
 from rorqual.ops.paged import BLOCK
 
 NO_NUMBER = "Its weights hold NaN or infinity: go back to an earlier checkpoint."
@@ -87,7 +87,7 @@ class Engine:
         self.threads = config.threads
         chosen = backend(config.backend)
         self._packed = pack = config.pack and chosen.prepares(model)
-        arithmetic = f"packed={pack} backend={config.backend} experts={config.record_experts}"
+        arithmetic = f"packed={pack} backend={arithmetic_of(config.backend)} experts={config.record_experts}"
         kept = config.reuse or config.cache_dir is not None
         on_disk = config.cache_dir is not None
         print_ = fingerprint(model, arithmetic=arithmetic) if on_disk else secrets.token_bytes(32)
@@ -143,6 +143,11 @@ class Engine:
         with self._lock("weights_changed"):
             self._weights.changed()
             self._renew()
+
+    @property
+    def scorer(self) -> Decoder:
+        """The model, computed by the engine's backend: what `score` and `text_loss` take."""
+        return self._cores[0].runner.model
 
     @property
     def invariant(self) -> bool:

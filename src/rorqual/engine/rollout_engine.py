@@ -43,9 +43,10 @@ class InlineRolloutEngine:
         self.engine, self.version = engine, version
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
+        version = self.version  # whoever reads may update between two samples
         for number, samples in enumerate(self.engine.generate(requests)):
             for sample, found in enumerate(samples):
-                yield replace(found, request=number, sample=sample, policy_version=self.version)
+                yield replace(found, request=number, sample=sample, policy_version=version)
 
     def update(self, weights: Decoder, version: int) -> None:
         if weights is not self.engine.model:

@@ -80,6 +80,7 @@ def fingerprint(model: Decoder, *, arithmetic: str = "") -> bytes:
             "shapes": repr([(tuple(t.shape), t.dtype, t.device.type) for t in tensors]),
             "torch": torch.__version__,
             "processor": f"{torch.backends.cpu.get_cpu_capability()} {_make()}",
+            "layout": repr([kind.cache_spec() for kind in model.config.attentions]),
             "arithmetic": f"{ROUNDING} {arithmetic}",
         }
     )

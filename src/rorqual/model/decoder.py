@@ -60,7 +60,9 @@ class Decoder(Layer):
         )
         self.tied = {"lm_head": "embed_tokens"} if config.tie_word_embeddings else {}
         self.mtp = nn.ModuleList(MTP(config) for _ in range(config.num_nextn_predict_layers))
-        self.needs_cache = any(isinstance(module, Attention) and module.needs_cache for module in self.modules())
+        # Without a cache, the trainer would not round what the engine stores in another type.
+        rounded = any(part.dtype is not None for kind in config.attentions for part in kind.cache_spec())
+        self.needs_cache = rounded or any(isinstance(m, Attention) and m.needs_cache for m in self.modules())
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Token ids [...] -> embeddings [..., d], as `forward` reads them."""

@@ -33,7 +33,7 @@ class InBlocks(LayerCache, ABC):
 
     def __init__(self, layout: CacheLayout, attention: PagedAttention, plan: Plan) -> None:
         self._layout, self._attention, self._plan = layout, attention, plan
-        self._written: set[str] = set()
+        self._written = dict[str, torch.dtype]()  # by name, the type of the rows that were given
 
     @abstractmethod
     def _keep(self, part: CachePart, rows: Tensor) -> None: ...
@@ -48,8 +48,9 @@ class InBlocks(LayerCache, ABC):
         """See `LayerCache`."""
         self._layout.check_write(parts)
         for name, rows in parts.items():
-            self._keep(self._layout.parts[name], rows)
-        self._written.update(parts)
+            part = self._layout.parts[name]
+            self._keep(part, rows.to(part.dtype or rows.dtype))
+            self._written[name] = rows.dtype
 
     def groups(self, part: str, every: int) -> tuple[Tensor, Tensor]:
         """See `LayerCache`."""
@@ -58,7 +59,8 @@ class InBlocks(LayerCache, ABC):
                 f"attention kind '{self._layout.kind}' asks for groups of {every} rows of the cached part '{part}': they must be rows of one "
                 f"token each, and their number divide {BLOCK}"
             )
-        return self._groups(part, every)
+        rows, last = self._groups(part, every)
+        return rows.to(self._written[part]), last
 
     def attend(
         self,
@@ -106,7 +108,7 @@ class InBlocks(LayerCache, ABC):
     def gather(self, part: str, selected: Selection) -> Tensor:
         """See `LayerCache`."""
         self._read(part)
-        return self._attention.gather(self._pool(part), self._plan, selected.rows)
+        return self._attention.gather(self._pool(part), self._plan, selected.rows).to(self._written[part])
 
     def _read(self, name: str) -> CachePart:
         if name not in self._written:

@@ -258,7 +258,7 @@ def select(q: Tensor, weights: Tensor, keys: Tensor, tiles: Tiles, budget: int) 
     gates = gates.float().view(len(met), queries, heads * repeat, 1)
     if tiles.met is not None:
         met, gates = met.index_select(0, tiles.met), gates.index_select(0, tiles.met)
-    k = _blocks(keys, tiles)
+    k = _blocks(keys, tiles).to(q.dtype)
     products = bmm(met.flatten(0, 1), k.flatten(0, 1).transpose(1, 2), tiles.rows.most).float()
     each = products.view(len(k), heads, -1, size)[:, :, : queries * repeat].unflatten(2, (queries, repeat))
     each = each.transpose(1, 2).flatten(2, 3)  # [pairs, queries, heads * repeat, size]
@@ -313,8 +313,8 @@ def _meet(
     """Each block by itself: scores and weights [blocks, heads, rows, keys] in the order of `mask`, and means [pairs, heads, rows, d_v]."""
     _, heads, rows, _ = q.shape
     queries, size = mask.shape[1:]
-    k = _blocks(keys, tiles)  # [blocks, heads, size, d]
-    v = k[..., :values] if isinstance(values, int) else _blocks(values, tiles)
+    k = _blocks(keys, tiles).to(q.dtype)  # [blocks, heads, size, d]
+    v = k[..., :values] if isinstance(values, int) else _blocks(values, tiles).to(q.dtype)
     met = q if tiles.met is None else q.index_select(0, tiles.met)
     scores = bmm(met.flatten(0, 1), k.flatten(0, 1).transpose(1, 2), tiles.rows.most)
     wide = scores.view(len(k), heads, queries, -1, size)  # a decode tile's one query stands for all its rows

@@ -9,7 +9,7 @@ from pydantic import SerializeAsAny, model_validator
 from rorqual.core.config import Config, Count, Natural, NonNegative, Positive, Seed, one_of
 from rorqual.model.adapter import Full, Tune
 from rorqual.model.config import ModelConfig
-from rorqual.ops.backends import backend
+from rorqual.ops.backends import backend, resolved
 from rorqual.train.balance import Balance
 from rorqual.train.objectives import AuxBalance, MultiToken, NextToken, Objective
 from rorqual.train.optim import AdamWConfig, OptimConfig
@@ -106,10 +106,12 @@ class Run(Config):
     @model_validator(mode="before")
     @classmethod
     def _renamed(cls, value: Any) -> Any:
-        """Read a run.yaml from before backends had names."""
+        """Read a run.yaml from before backends had names, and resolve a backend in a file."""
         if isinstance(value, dict) and value.get("arithmetic") in BACKENDS:
             value = {**value, "backend": BACKENDS[value["arithmetic"]]}
             del value["arithmetic"]
+        if isinstance(value, dict) and isinstance(value.get("backend"), str):
+            value = {**value, "backend": resolved(value["backend"])}
         return value
 
     @model_validator(mode="after")

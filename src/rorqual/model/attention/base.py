@@ -23,6 +23,8 @@ from rorqual.ops.rope import Rope, rope_table, spread
 class CachePart:
     """A tensor that a layer keeps under `name`: `heads` vectors of `width` values, of type `dtype` (None: the model's).
 
+    Rows are rounded to `dtype` when they are written, and read in the type in which they were given, by the trainer too.
+
     `every` 1: a row for each token. `every` n: a row for each complete group of n tokens, those at positions i n .. i n + n - 1 of a sequence.
     n divides `BLOCK`.
     """

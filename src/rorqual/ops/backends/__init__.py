@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from functools import lru_cache
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from rorqual.ops.backends.layout import fault_of
 from rorqual.ops.backends.torch import Torch
 from rorqual.ops.backends.torch_invariant import TorchInvariant
 
-__all__ = ["REFERENCE", "TORCH", "TORCH_INVARIANT", "Backend", "Experts", "Fit", "backend"]
+__all__ = ["REFERENCE", "TORCH", "TORCH_INVARIANT", "Backend", "Experts", "Fit", "arithmetic_of", "backend", "resolved"]
 
 REFERENCE, TORCH, TORCH_INVARIANT = Backend(), Torch(), TorchInvariant()
 
@@ -25,9 +26,8 @@ def backend(name: str) -> Backend:
     Raises ConfigError for an unknown name, for one that two classes have, and for a backend that lays out blocks in one method otherwise than
     in another.
     """
-    path, _, name_there = name.rpartition(":") if ".py:" in name else ("", "", "")
-    if path:
-        cls = _in_file(Path(path).resolve(), name_there)
+    if (placed := in_file(name)) is not None:
+        cls = _in_file(*placed)
     else:
         known = _known()
         if name not in known:
@@ -41,6 +41,24 @@ def backend(name: str) -> Backend:
             remedy="Where blocks lie otherwise, override shape, as_blocks, lay_out, read, fill and write together (PagedAttention).",
         )
     return cls()
+
+
+def in_file(name: str) -> tuple[Path, str] | None:
+    """The file of the backend `./mine.py:Class`, resolved, and its class; None for any other name."""
+    path, _, cls = name.rpartition(":")
+    return (Path(path).resolve(), cls) if path.endswith(".py") else None
+
+
+def resolved(name: str) -> str:
+    """`name`, which for a backend in a file holds in any folder."""
+    placed = in_file(name)
+    return name if placed is None else f"{placed[0]}:{placed[1]}"
+
+
+def arithmetic_of(name: str) -> str:
+    """What stands for the arithmetic of a backend where answers or blocks are kept: its name, or its class and the digest of its file."""
+    placed = in_file(name)
+    return name if placed is None else f"{placed[1]} {hashlib.sha256(placed[0].read_bytes()).hexdigest()}"
 
 
 def _known() -> dict[str, type[Backend]]:

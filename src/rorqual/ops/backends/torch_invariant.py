@@ -77,7 +77,9 @@ class TorchInvariant(Packing):
     def fit(self, model: nn.Module, *, cache_shapes: Iterable[tuple[int, int]], threads: int) -> Fit:
         """With as many rows as the products of `model` need here, and no more threads than keep the promise."""
         rows, held, threads = rows_of(model, cache_shapes, threads)
-        return Fit(TorchInvariant(rows), held, threads)
+        fitted = copy.copy(self)
+        fitted.rows = rows
+        return Fit(fitted, held, threads)
 
     def bind(self, model: M) -> M:
         clone = super().bind(model)

@@ -272,7 +272,7 @@ class Skipping(FFN):
             chosen = torch.where(replay == CHOOSE, own, torch.where(replay == SKIP, nobody, replay.long()))
         weights = scores.gather(-1, chosen)
         named, mine = (torch.where(one == nobody, SKIP, one) for one in (chosen, own))
-        routing = Routing(named, weights, scores[:, :nobody], mine, torch.zeros_like(scores[:, 0]), skips=True)
+        routing = Routing(named, weights, scores[:, :nobody], mine, torch.zeros_like(scores[:, 0]))
         y: Tensor = self.experts(x, routing.served(nobody), ops)
         return y + torch.where(named == SKIP, weights, 0).to(x.dtype) * x, routing
 
@@ -331,7 +331,7 @@ class ZeroComputation(Router):
         own = biased.topk(self.k, dim=-1).indices
         chosen = own if replay is None else torch.where(replay == CHOOSE, own, replay.long())
         gap = biased.gather(-1, own).sum(-1) - biased.gather(-1, chosen).sum(-1)
-        return Routing(chosen, self.scale * scores.gather(-1, chosen), scores, own, gap, skips=True)
+        return Routing(chosen, self.scale * scores.gather(-1, chosen), scores, own, gap)
 
 
 class ShortcutConfig(BlockConfig):

@@ -21,7 +21,7 @@ from rorqual.evals.verdict import Verdict, ends, judge, together
 from rorqual.lab.find import EXPERIMENTS
 from rorqual.lab.finding import TOO_FEW, Contrast, Finding
 from rorqual.lab.page import page_text
-from rorqual.lab.run import Plan, judge_again
+from rorqual.lab.run import LabPlan, judge_again
 
 CLOSE = [0.1, 0.101, 0.099, 0.1, 0.1]
 T = {1: 63.657, 2: 9.925, 3: 5.841, 4: 4.604, 5: 4.032, 6: 3.707}
@@ -124,10 +124,10 @@ def test_every_experiment_defaults_to_five_seeds(name: str) -> None:
 @pytest.mark.parametrize("name", ["balance", "balance-worked"])
 def test_two_seeds_more_take_the_first_three_from_their_folder(name: str, tmp_path: Path) -> None:
     experiment = EXPERIMENTS[name]
-    three = Plan(experiment, tmp_path, (100, 101, 102), 1.0)
+    three = LabPlan(experiment, tmp_path, (100, 101, 102), 1.0)
     for (seed, _), job in three.jobs.items():
         write_json(job.cost_file(three.place(seed)), {"seconds": 1.0, "core_seconds": 1.0, "share": 1.0})
-    five = Plan(experiment, tmp_path, tuple(range(100, 100 + experiment.seeds)), 1.0)
+    five = LabPlan(experiment, tmp_path, tuple(range(100, 100 + experiment.seeds)), 1.0)
     assert {seed for seed, _ in five.left()} == {103, 104}
 
 

@@ -21,7 +21,7 @@ from rorqual.lab.find import EXPERIMENTS, find_experiment
 from rorqual.lab.finding import Finding
 from rorqual.lab.job import ExperimentJob
 from rorqual.lab.page import page_text
-from rorqual.lab.run import Plan, concluded, planned
+from rorqual.lab.run import LabPlan, concluded, planned
 from rorqual.tasks.families import FAMILIES
 
 SHARE = 0.01
@@ -80,7 +80,7 @@ def test_killed_again_and_again_it_ends_with_the_same_finding(tmp_path: Path) ->
 
 def test_every_experiment_plans_jobs_in_order_and_says_what_they_cost(tmp_path: Path) -> None:
     for experiment in EXPERIMENTS.values():
-        plan = Plan(experiment, tmp_path, (1, 2), 1.0)
+        plan = LabPlan(experiment, tmp_path, (1, 2), 1.0)
         assert all(job.estimate > 0 for job in plan.jobs.values())
         assert {seed for seed, _ in plan.jobs} == {1, 2}
         assert plan.left() == plan.jobs
@@ -88,7 +88,7 @@ def test_every_experiment_plans_jobs_in_order_and_says_what_they_cost(tmp_path: 
 
 def test_a_budget_shrinks_the_work_and_one_that_is_enough_does_not(tmp_path: Path) -> None:
     experiment = find_experiment("zero")
-    full = Plan(experiment, tmp_path, (1,), 1.0)
+    full = LabPlan(experiment, tmp_path, (1,), 1.0)
     minutes = sum(job.estimate for job in full.jobs.values()) / 60
     assert planned(experiment, tmp_path, (1,), minutes).share == 1.0
     half = planned(experiment, tmp_path, (1,), minutes / 2)
@@ -102,9 +102,9 @@ def test_what_was_done_with_less_work_is_not_taken_for_the_whole(tmp_path: Path)
     experiment = find_experiment("zero")
     for job in experiment.jobs(1, tmp_path / "seed-1", 0.1):
         write_json(job.cost_file(tmp_path / "seed-1"), {"seconds": 1.0, "core_seconds": 1.0, "share": 0.1})
-    assert Plan(experiment, tmp_path, (1,), 0.1).left() == {}
+    assert LabPlan(experiment, tmp_path, (1,), 0.1).left() == {}
     with pytest.raises(ConfigError, match=r"10.00% of the full amounts.*100.00%"):
-        Plan(experiment, tmp_path, (1,), 1.0).left()
+        LabPlan(experiment, tmp_path, (1,), 1.0).left()
 
 
 def test_an_unknown_experiment_names_the_nearest_and_all() -> None:
@@ -126,7 +126,7 @@ class Nothing(Experiment):
 
 
 def test_a_finding_says_which_versions_of_the_families_were_drawn(tmp_path: Path) -> None:
-    said = concluded(Plan(Nothing(), tmp_path, (1,), 1.0), "x").made["families"]
+    said = concluded(LabPlan(Nothing(), tmp_path, (1,), 1.0), "x").made["families"]
     assert dict(part.split() for part in said.split(", ")) == {f.name: str(f.version) for f in FAMILIES}
 
 

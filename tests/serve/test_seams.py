@@ -27,6 +27,7 @@ from rorqual.generate.batch import answers, record
 from rorqual.generate.prompts import Refused
 from rorqual.generate.schema import Asking, RowRequest, RowSampling
 from rorqual.serve.errors import ApiError
+from rorqual.serve.fields import IGNORED, TOP
 from rorqual.serve.schemas import ChatRequest, read
 from rorqual.serve.wire import Ask as Asked
 from rorqual.serve.wire import ask_of, pack, submit
@@ -97,6 +98,10 @@ NEW = """
 
     shoves: Annotated[tuple[int, ...], TokenList(8), "Tokens that are shoved."] = ()
 
+    length_penalty: Annotated[float, FloatRange(-5, 5), "A name that the server ignores so far."] = 1.0
+
+    typical_p: Annotated[float, FloatRange(0, 1), "A name that the server refuses so far."] = 1.0
+
 
 @dataclass(frozen=True)
 class Param:"""
@@ -111,10 +116,12 @@ def test_a_parameter_that_is_written_into_the_schema_alone_arrives_everywhere(tm
     end = "\n\n@dataclass(frozen=True)\nclass Param:"
     assert text.count(end) == 1
     schema.write_text(text.replace(end, NEW), encoding="utf-8")
-    command = [sys.executable, str(Path(__file__).with_name("places.py")), str(tmp_path / "run"), "nudge", "shoves"]
+    names = ["nudge", "shoves", "length_penalty", "typical_p"]
+    assert "length_penalty" in IGNORED and "typical_p" in TOP
+    command = [sys.executable, str(Path(__file__).with_name("places.py")), str(tmp_path / "run"), *names]
     env = {**os.environ, "PYTHONPATH": str(tmp_path)}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
-    assert done.stdout.splitlines() == [str(copy / "__init__.py"), "nudge arrived", "shoves arrived"], done.stderr
+    assert done.stdout.splitlines() == [str(copy / "__init__.py"), *(f"{name} arrived" for name in names)], done.stderr
 
 
 def test_what_nobody_says_is_as_each_place_has_it() -> None:

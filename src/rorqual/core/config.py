@@ -8,6 +8,9 @@ its `kind`, so a new kind is one file and no list.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cache
+from importlib.metadata import entry_points
+from inspect import get_annotations
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -71,14 +74,31 @@ def with_fields(fields: Mapping[str, Any]) -> Callable[[type[M]], type[M]]:
 
 
 def kinds(base: type[Kind]) -> dict[str, type[Kind]]:
-    """Every known kind below `base`, by name. A kind is known once its module has been imported."""
+    """Return every known kind below `base`, by name. A kind is known once its module has been imported.
+
+    A class has a name if it declares `kind` itself. Raises ConfigError if two classes have one name; if a class was defined again, as in a
+    notebook, the newest counts.
+    """
     found: dict[str, type[Kind]] = {}
-    for sub in base.__subclasses__():
-        default = sub.model_fields["kind"].default
-        if isinstance(default, str):
-            found[default] = sub
-        found |= kinds(sub)
+    classes: list[type[Kind]] = [base]
+    while classes:
+        classes += (sub := classes.pop(0)).__subclasses__()
+        name = sub.model_fields["kind"].default
+        if not isinstance(name, str) or "kind" not in get_annotations(sub):
+            continue
+        other = found.get(name, sub)
+        if (sub.__module__, sub.__qualname__) != (other.__module__, other.__qualname__):
+            both = " and ".join(f"{cls.__module__}.{cls.__qualname__}" for cls in (other, sub))
+            raise ConfigError(f"two kinds are called '{name}': {both}", where=base.__name__, remedy="Rename one.")
+        found[name] = sub
     return found
+
+
+@cache
+def import_plugins() -> None:
+    """Import the modules that installed packages name in the entry point group `rorqual.plugins`, once."""
+    for entry in entry_points(group="rorqual.plugins"):
+        entry.load()
 
 
 def one_of(base: type[Kind]) -> BeforeValidator:
@@ -89,6 +109,9 @@ def one_of(base: type[Kind]) -> BeforeValidator:
             return value
         known = kinds(base)
         kind = value.get("kind")
+        if kind not in known:
+            import_plugins()
+            known = kinds(base)
         if not isinstance(kind, str) or kind not in known:
             raise ValueError(f"unknown kind {kind!r}. {nearest(str(kind), known)}")
         return known[kind].model_validate(value)

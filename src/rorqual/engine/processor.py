@@ -10,6 +10,7 @@ from types import NoneType
 from typing import get_args
 
 from rorqual.core.errors import DataError, RorqualError
+from rorqual.core.parts import TextPart
 from rorqual.core.records import Message, Thinking
 from rorqual.core.sampling import check_params
 from rorqual.data.chat import ChatFormat
@@ -71,6 +72,12 @@ FIELDS: dict[str, tuple[tuple[type, ...], str]] = {
 }
 
 
+def _unseen(messages: Sequence[Message]) -> str:
+    """The kinds of parts that token ids alone cannot say, such as 'images'."""
+    parts = (part for message in messages if not isinstance(message.content, str) for part in message.content)
+    return ", ".join(sorted({part.plural for part in parts if not isinstance(part, TextPart)}))
+
+
 def _check_types(request: Request, where: str) -> None:
     for name, (kinds, what) in FIELDS.items():
         value = getattr(request, name)
@@ -112,6 +119,12 @@ class Processor:
         if not prompt or not all(_whole(token) and 0 <= token < vocab for token in prompt):
             what = "a token outside the vocabulary" if prompt else "an empty prompt"
             raise DataError(what, where=where, remedy=f"Feed ids from 0 to {vocab - 1}.")
+        if given is None and request.embeds is None and (unseen := _unseen(request.messages)):
+            raise DataError(
+                f"its messages hold {unseen}, and it brings no embeddings for them",
+                where=where,
+                remedy="Give `embeds`, or leave those parts out: the model would see placeholders alone.",
+            )
         if request.embeds is not None:
             self._check_embeds(request.embeds, len(prompt), where)
         if len(prompt) >= self.max_len:

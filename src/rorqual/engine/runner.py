@@ -88,10 +88,10 @@ class Runner:
     ) -> None:
         self._source = model
         self.renew(backend)
-        self.layers, self.k, n_choices = routed_layers(model) if record_experts else (0, 0, 0)
+        self.layers, self.k, self._choices = routed_layers(model) if record_experts else (0, 0, 0)
         weight = model.embed_tokens.weight
         self.device, self.dtype = weight.device, weight.dtype
-        expert_dtype = torch.int8 if n_choices <= 128 else torch.int16  # signed: SKIP is -1
+        expert_dtype = torch.int8 if self._choices <= 128 else torch.int16  # signed: SKIP is -1
         self.cache = PagedCache(
             backend.attention,
             model.config,
@@ -228,13 +228,19 @@ class Runner:
         output = self._checked(self._step(given), given)
         self.holds_non_finite |= not math.isfinite(float(output.hidden.sum()))
         if output.experts is not None and self.layers:
-            chosen = output.experts.to(self.cache.experts.dtype)
+            chosen = self._numbered(output.experts).to(self.cache.experts.dtype)
             self.cache.experts.flatten(0, 1).index_copy_(0, self._tensor(slots.clip(min=0)), chosen)
         self._score(output.hidden, scored)
         new = np.zeros(0, np.int64) if output.drawn is None else self._keep(output.drawn, scheduler)
         if plan.copies:
             self.cache.copy(*zip(*plan.copies))
         return new
+
+    def _numbered(self, experts: Tensor) -> Tensor:
+        """The experts that were chosen, or a ValueError where the record has no room for a number."""
+        if (highest := int(experts.max())) >= self._choices:
+            raise ValueError(f"a network chose expert {highest}; `n_choices()` says that there are {self._choices}")
+        return experts
 
     def _checked(self, output: StepOutput, given: StepInput) -> StepOutput:
         """What a step gave, or a ValueError that names the backend where something is missing or of another shape."""

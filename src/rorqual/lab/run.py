@@ -35,7 +35,7 @@ from rorqual.tasks.families import FAMILIES
 
 
 @dataclass
-class Plan:
+class LabPlan:
     """The jobs of all seeds. A job is (seed, name)."""
 
     experiment: Experiment
@@ -92,9 +92,9 @@ def judge_again(file: Path) -> Path:
     return write_page(finding, file.parent)
 
 
-def planned(experiment: Experiment, out: Path, seeds: tuple[int, ...], budget: float) -> Plan:
+def planned(experiment: Experiment, out: Path, seeds: tuple[int, ...], budget: float) -> LabPlan:
     """The plan whose estimate fits the budget. Errors: `ConfigError` where nothing would fit."""
-    full = Plan(experiment, out, seeds, 1.0)
+    full = LabPlan(experiment, out, seeds, 1.0)
     estimate = sum(job.estimate for job in full.jobs.values()) / 60
     if not budget or budget >= estimate:
         return full
@@ -105,10 +105,10 @@ def planned(experiment: Experiment, out: Path, seeds: tuple[int, ...], budget: f
             where="budget",
             remedy=f"Give at least {estimate / 1000:.1g}, or fewer seeds.",
         )
-    return Plan(experiment, out, seeds, float(f"{share:.2g}"))
+    return LabPlan(experiment, out, seeds, float(f"{share:.2g}"))
 
 
-def concluded(plan: Plan, command: str) -> Finding:
+def concluded(plan: LabPlan, command: str) -> Finding:
     """The finding, with what every job took, where it was made, and the verdict of every problem."""
     finding = plan.experiment.conclude({seed: plan.place(seed) for seed in plan.seeds})
     names = list(dict.fromkeys(name for _, name in plan.jobs))
@@ -148,7 +148,7 @@ class JobProcess:
     began: float
 
 
-def _do(plan: Plan, todo: dict[tuple[int, str], ExperimentJob], workers: int) -> None:
+def _do(plan: LabPlan, todo: dict[tuple[int, str], ExperimentJob], workers: int) -> None:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["rorqual.lab.run"])
     busy: list[JobProcess] = []
@@ -176,7 +176,9 @@ def _do(plan: Plan, todo: dict[tuple[int, str], ExperimentJob], workers: int) ->
             worker.process.join()
 
 
-def _ready(plan: Plan, todo: Mapping[tuple[int, str], ExperimentJob], busy: list[JobProcess]) -> tuple[int, str] | None:
+def _ready(
+    plan: LabPlan, todo: Mapping[tuple[int, str], ExperimentJob], busy: list[JobProcess]
+) -> tuple[int, str] | None:
     """The first job whose needs are done."""
     under_way = {worker.key for worker in busy}
     for (seed, name), job in todo.items():
@@ -185,7 +187,7 @@ def _ready(plan: Plan, todo: Mapping[tuple[int, str], ExperimentJob], busy: list
     return None
 
 
-def _start(context: multiprocessing.context.ForkServerContext, plan: Plan, key: tuple[int, str]) -> JobProcess:
+def _start(context: multiprocessing.context.ForkServerContext, plan: LabPlan, key: tuple[int, str]) -> JobProcess:
     here, there = context.Pipe(duplex=False)
     process = context.Process(
         target=_work, args=(plan.experiment.name, plan.out, plan.seeds, plan.share, key, there), daemon=True
@@ -195,7 +197,7 @@ def _start(context: multiprocessing.context.ForkServerContext, plan: Plan, key: 
     return JobProcess(key, process, here, time.monotonic())
 
 
-def _ended(plan: Plan, worker: JobProcess) -> None:
+def _ended(plan: LabPlan, worker: JobProcess) -> None:
     """What a job said at its end; one that failed stops the experiment, and what is done stays."""
     seed, name = worker.key
     try:
@@ -215,7 +217,7 @@ def _work(name: str, out: Path, seeds: tuple[int, ...], share: float, key: tuple
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends its jobs
     threading.Thread(target=_die_with_parent, daemon=True).start()
     torch.set_num_threads(1)
-    plan = Plan(find_experiment(name), out, seeds, share)
+    plan = LabPlan(find_experiment(name), out, seeds, share)
     try:
         plan.jobs[key].finish(plan.place(key[0]), share)
         said.send("")

@@ -39,7 +39,7 @@ def account(config: ModelConfig, *, context: int = 0, cache_value_bytes: int = 2
         main += stage.cost(d, context) * stage.layers
     mtp = linear(2 * d, d) + vector(3 * d) + config.stages[-1].cost(d, context) + ends
     n_mtp = config.num_nextn_predict_layers
-    width = sum(attention.cache_width() for attention in config.attentions)
+    cached = sum(attention.cache_bytes(cache_value_bytes) for attention in config.attentions)
     return Account(
         total=main.params,
         active=main.active,
@@ -47,6 +47,6 @@ def account(config: ModelConfig, *, context: int = 0, cache_value_bytes: int = 2
         mtp=mtp.params * n_mtp,
         flops=main.flops,
         training_flops=3 * (main.flops + n_mtp * (mtp.flops + head.flops)),
-        cache_bytes=ceil(width * cache_value_bytes),
+        cache_bytes=ceil(cached),
         context=context,
     )

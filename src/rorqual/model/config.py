@@ -94,6 +94,11 @@ class ModelConfig(Config):
                 part.check()
             for attention in stage.attentions:
                 CacheLayout.of(attention)
+            for ffn in stage.ffns:
+                if ffn.experts_per_token() and not ffn.n_choices():
+                    raise ValueError(
+                        f"network '{ffn.kind}' routes, and its `n_experts()` says 0: records need the number"
+                    )
         if len(streams := {stage.block.streams() for stage in self.stages}) > 1:
             raise ValueError(f"stages with {sorted(streams)} residual streams: a model has equally many throughout")
         return self

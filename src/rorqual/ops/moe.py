@@ -31,8 +31,8 @@ class Routing:
     scores: Tensor
     own: Tensor
     gap: Tensor
-    skips: bool = False
-    """Whether `indices` may hold anything but experts with weights."""
+    skips: bool = True
+    """False where `indices` hold nothing but experts with weights: kernels then need no mask."""
 
     def served(self, n_experts: int) -> Routing:
         """The same for kernels, which know experts 0 to `n_experts` - 1 alone: expert 0 with a gate of zero stands in for the rest."""
@@ -137,7 +137,7 @@ def route(
     weights = scores.gather(-1, indices)
     if norm:
         weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
-    return Routing(indices, weights * scale, scores, own, gap)
+    return Routing(indices, weights * scale, scores, own, gap, skips=False)
 
 
 def experts(x: Tensor, routing: Routing, gate_up: Tensor | Sequence[Tensor], down: Tensor | Sequence[Tensor]) -> Tensor:

@@ -10,11 +10,17 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from rorqual.core.parts import TYPES
+from rorqual.core.sampling import PARAMS
 from rorqual.serve.errors import ApiError, refuse
 
 Rule = tuple[str, tuple[Any, ...]]
 """Why the field is refused, and the values at which it changes nothing."""
 Route = Literal["chat", "completions"]
+
+OWN_NAMES = ("top_logprobs", "grammar")
+"""Parameters that OpenAI's API asks for by other fields: logprobs, response_format. All others are fields by their own names."""
+OUR_OWN = frozenset(PARAMS) - {*OWN_NAMES}
+"""Fields that are sampling parameters here, whatever they are elsewhere."""
 
 IGNORED = frozenset(
     # OpenAI: bookkeeping, billing, and hints to a cache.
@@ -37,7 +43,7 @@ IGNORED = frozenset(
     | {f"speculative.ngram_{name}" for name in ("size_n", "size_m", "m_hits")}
     | {"xtc_threshold", "dynatemp_exponent", "mirostat_tau", "mirostat_eta", "adaptive_decay"}
     | {"dry_base", "dry_allowed_length", "dry_penalty_last_n", "dry_sequence_breakers"}
-)
+) - {*OUR_OWN}
 """Fields of a request that change no answer at any value."""
 IGNORED_INSIDE = frozenset({"messages[].content[].prompt_cache_breakpoint"})
 """The same within a request, by place."""
@@ -228,7 +234,9 @@ KINDS: Mapping[str, tuple[str, Mapping[str, str]]] = {
 def sift(data: Mapping[str, Any], route: Route) -> tuple[dict[str, Any], set[str]]:
     """A request without what changes nothing, and the names of that; what would change the answer is an `ApiError` that says why."""
     ignored: set[str] = set()
-    return _object(data, "", "", {**TOP, **ROUTES[route]}, ignored), ignored
+    rules = {**TOP, **ROUTES[route]}
+    rules = {name: rule for name, rule in rules.items() if name not in OUR_OWN}
+    return _object(data, "", "", rules, ignored), ignored
 
 
 def _object(

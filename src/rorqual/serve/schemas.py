@@ -29,7 +29,7 @@ from rorqual.core.sampling import (
 )
 from rorqual.serve import limits
 from rorqual.serve.errors import refuse
-from rorqual.serve.fields import IGNORED, sift
+from rorqual.serve.fields import IGNORED, OWN_NAMES, sift
 from rorqual.serve.formats import Guided, JsonSchema, ResponseFormat, Schema, Text
 from rorqual.serve.turns import (
     Call,
@@ -44,9 +44,6 @@ from rorqual.serve.turns import (
 from rorqual.serve.words import explain, shown
 
 MAX_MESSAGES, MAX_NAME, MAX_IDS, MAX_PROMPTS, MAX_KEYS = 4096, 256, 1_000_000, 128, 4096
-OWN_NAMES = ("top_logprobs", "grammar")
-"""Parameters that OpenAI's API asks for by other fields: logprobs, response_format. All others are fields by their own names."""
-
 Id = Annotated[int, Field(ge=0, le=INT32)]
 Top = Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)]
 Ids = Annotated[list[Id], Field(min_length=1, max_length=MAX_IDS, fail_fast=True)]

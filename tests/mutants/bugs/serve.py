@@ -735,4 +735,12 @@ MUTANTS = (
         "for name, value in values.items() if value}",
         "tests/serve/test_request_fields.py::test_what_a_request_does_not_say_the_run_says_field_by_field",
     ),
+    one(
+        "a sampling parameter is ignored by its name in another server",
+        "issue 16: found by an audit",
+        "serve/fields.py",
+        "    rules = {name: rule for name, rule in rules.items() if name not in OUR_OWN}\n",
+        "",
+        "tests/serve/test_seams.py::test_a_parameter_that_is_written_into_the_schema_alone_arrives_everywhere",
+    ),
 )

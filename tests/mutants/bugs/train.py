@@ -670,4 +670,28 @@ MUTANTS = (
         "    fresh, n_stale = difference[ages >= 0],",
         "tests/train/test_rollout_sources.py::test_only_what_these_weights_drew_is_compared",
     ),
+    one(
+        "a loss that is cut off at the model's output passes",
+        "issue 16: found by an audit",
+        "train/workers.py",
+        "if not any(objective.reads_hidden for objective in objectives):",
+        "if objectives:",
+        "tests/train/test_sharded.py::test_a_loss_that_is_cut_off_at_the_models_output_stops_the_step",
+    ),
+    one(
+        "a weight that is read without its module is not missed",
+        "issue 16: found by an audit",
+        "train/workers.py",
+        "ran |= {source for source in sources if isinstance(source, nn.Module)}",
+        "ran |= set[nn.Module]()",
+        "tests/train/test_sharded.py::test_a_weight_that_is_read_without_its_module_is_missed_too",
+    ),
+    one(
+        "references are computed by torch whatever the trainer uses",
+        "issue 16: found by an audit",
+        "train/sources/reference.py",
+        "    return ops.bind(model)",
+        "    return model",
+        "tests/conformance/test_silent.py::test_references_and_teachers_are_computed_by_the_trainers_backend",
+    ),
 )

@@ -31,7 +31,7 @@ def zeros(shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> Ten
 
 def token_bytes(config: ModelConfig, dtype: torch.dtype) -> float:
     """Of one position in all layers; of a whole block it is a whole number."""
-    return sum(part.token_bytes(dtype) for attention in config.attentions for part in attention.cache_spec())
+    return sum(attention.cache_bytes(dtype.itemsize) for attention in config.attentions)
 
 
 class PagedCache:

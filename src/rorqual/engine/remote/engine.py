@@ -366,7 +366,6 @@ class RemoteEngine(RemoteClient):
         self, requests: Sequence[Request], *, progress: Callable[[int, int], None] | None = None
     ) -> list[list[Completion]]:
         """For each request its `n` samples. The first failure that retries do not mend stops everything."""
-        _check(requests)
         wanted = [(request, sample) for request in requests for sample in range(request.params.n)]
         found: dict[int, Completion] = {}
 
@@ -396,7 +395,15 @@ class RemoteEngine(RemoteClient):
         return completion_of(data, request.params.prompt_logprobs)
 
     def _check(self, wanted: Sequence[tuple[Request, int]]) -> None:
-        _check([request for request, _ in wanted])
+        requests = [request for request, _ in wanted]
+        check_requests(requests)
+        for number, request in enumerate(requests):
+            if not request.messages:
+                raise DataError(
+                    "it has token ids and no messages, and an address takes messages only",
+                    where=f"request {number}",
+                    remedy="Fill `messages`.",
+                )
 
     def _remedy(self, code: int, fault: str) -> str:
         if self.seed_bits == 64 and re.search(r"\bseed\b", fault):
@@ -404,16 +411,10 @@ class RemoteEngine(RemoteClient):
         return super()._remedy(code, fault)
 
 
-def _check(requests: Sequence[Request]) -> None:
+def check_requests(requests: Sequence[Request]) -> None:
     """Refuse what no address can be asked, before anything is sent."""
     for number, request in enumerate(requests):
         check_params(request.params, vocab_size=INT32 + 1, where=f"request {number}")
-        if not request.messages:
-            raise DataError(
-                "it has token ids and no messages, and an address takes messages only",
-                where=f"request {number}",
-                remedy="Fill `messages`.",
-            )
         if request.embeds is not None:
             raise DataError(
                 "an address takes no embeddings",

@@ -18,7 +18,7 @@ from safetensors.torch import save
 from rorqual.core.errors import ConfigError, DataError
 from rorqual.core.sampling import PARAMS
 from rorqual.data.chat import ChatFormat
-from rorqual.engine.remote.engine import NoCompletion, RemoteClient, usage_of
+from rorqual.engine.remote.engine import NoCompletion, RemoteClient, check_requests, usage_of
 from rorqual.engine.request import Completion, Request, SamplingParams
 from rorqual.engine.seeds import sample_seed
 from rorqual.model import Decoder
@@ -84,6 +84,7 @@ class RemoteRolloutEngine(RemoteClient):
 
     def _check(self, wanted: Sequence[tuple[Request, int]]) -> None:
         default = SamplingParams()
+        check_requests([request for request, _ in wanted])
         for request, _ in wanted:
             for name in UNSUPPORTED:
                 if getattr(request.params, name) != getattr(default, name):

@@ -40,10 +40,6 @@ class CachePart:
         """Values for one token; exact, since `every` is a power of two."""
         return self.heads * self.width / self.every
 
-    def token_bytes(self, dtype: torch.dtype) -> float:
-        """Bytes for one token, in a model of type `dtype`."""
-        return self.values * (self.dtype or dtype).itemsize
-
 
 @dataclass(frozen=True)
 class CacheLayout:
@@ -239,6 +235,10 @@ class AttentionConfig(Kind):
     def cache_width(self) -> float:
         """Values kept for a token in one layer."""
         return sum(part.values for part in self.cache_spec())
+
+    def cache_bytes(self, value_bytes: float) -> float:
+        """Bytes kept for a token in one layer; `value_bytes` for a value of a part without a type of its own."""
+        return sum(p.values * (value_bytes if p.dtype is None else p.dtype.itemsize) for p in self.cache_spec())
 
     def check(self) -> None:
         """Raise ValueError where the dimensions contradict each other."""

@@ -28,7 +28,7 @@ class Literal(NamedTuple):
         return bool(case[self.person]) == self.knight
 
 
-class Said(NamedTuple):
+class Statement(NamedTuple):
     """What `speaker` says: one literal (`op` empty), or two with `&` (and), `|` (or), `=` (both or neither)."""
 
     speaker: int
@@ -45,10 +45,10 @@ class Said(NamedTuple):
     def text(self, names: str = PEOPLE) -> str:
         return f"{names[self.speaker]}:" + self.op.join(("" if p.knight else "-") + names[p.person] for p in self.parts)
 
-    def renamed(self, order: tuple[int, ...]) -> Said:
+    def renamed(self, order: tuple[int, ...]) -> Statement:
         """The same with each person p called `order[p]`, the parts sorted: A&B is B&A."""
         parts = sorted(Literal(order[part.person], part.knight) for part in self.parts)
-        return Said(order[self.speaker], self.op, tuple(parts))
+        return Statement(order[self.speaker], self.op, tuple(parts))
 
 
 SIMPLE = tuple(("", (Literal(p, k),)) for p in range(3) for k in (True, False))
@@ -104,39 +104,39 @@ class KnightsKnaves(Family):
         return labelled // factorial(3)
 
 
-def _draw(rng: random.Random, difficulty: int, solution: tuple[int, ...]) -> list[Said]:
+def _draw(rng: random.Random, difficulty: int, solution: tuple[int, ...]) -> list[Statement]:
     total, paired = STATEMENTS[difficulty]
     speakers = [0, 1, 2] + [rng.randrange(3) for _ in range(total - 3)]
     chosen = set(rng.sample(range(total), paired))
     return [_statement(rng, speaker, i in chosen, solution) for i, speaker in enumerate(speakers)]
 
 
-def _statement(rng: random.Random, speaker: int, paired: bool, solution: tuple[int, ...]) -> Said:
+def _statement(rng: random.Random, speaker: int, paired: bool, solution: tuple[int, ...]) -> Statement:
     """A random statement that `speaker` may make in the case `solution`, its `op` independent of the case."""
     op = rng.choice("&|=") if paired else ""
     forms = [parts for other, parts in (PAIRED if paired else SIMPLE) if other == op]
     while True:
         parts = rng.choice(forms)
-        said = Said(speaker, op, parts[::-1] if rng.random() < 0.5 else parts)
+        said = Statement(speaker, op, parts[::-1] if rng.random() < 0.5 else parts)
         if said.fits(solution) and (paired or parts[0].person != speaker):
             return said
 
 
-def _solutions(said: list[Said]) -> list[tuple[int, ...]]:
+def _solutions(said: list[Statement]) -> list[tuple[int, ...]]:
     return [case for case in CASES if all(s.fits(case) for s in said)]
 
 
-def _canonical_one(said: Said) -> Said:
+def _canonical_one(said: Statement) -> Statement:
     return said.renamed((0, 1, 2))
 
 
-def _canonical(said: list[Said]) -> str:
+def _canonical(said: list[Statement]) -> str:
     """The least of the six namings, its statements sorted."""
     least = min(sorted(s.renamed(order) for s in said) for order in permutations(range(3)))
     return " ".join(s.text() for s in least)
 
 
-def _steps(said: list[Said]) -> str:
+def _steps(said: list[Statement]) -> str:
     out = ""
     for case in CASES:
         out += "".join(map(str, case)) + ":"
@@ -152,7 +152,7 @@ def _steps(said: list[Said]) -> str:
 
 def _masks(speaker: int, paired: bool, count: int) -> Counter[int]:
     """Sets of `count` statements by `speaker`, by the cases that fit all of them (bit i: case i)."""
-    forms = [Said(speaker, *form) for form in (PAIRED if paired else SIMPLE)]
+    forms = [Statement(speaker, *form) for form in (PAIRED if paired else SIMPLE)]
     if not paired:
         forms = [form for form in forms if form.parts[0].person != speaker]
     bits = [sum(form.fits(case) << i for i, case in enumerate(CASES)) for form in forms]

@@ -24,12 +24,12 @@ from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine.request import Completion, Request, SamplingParams
 from rorqual.engine.score import ROWS, next_logprobs
 from rorqual.model.account import account
-from rorqual.model.load.run import load_run
 from rorqual.tasks.base import Problem, Verdict
 from rorqual.tasks.find import load_task, safe_problems
 from rorqual.train.batch import TrainBatch
 from rorqual.train.sources.base import Materials, Source, SourceConfig, Step
 from rorqual.train.sources.distilled import another_vocabulary
+from rorqual.train.sources.reference import frozen
 from rorqual.train.sources.rollouts import Scored, batch_of, check_room, graded_as, measure
 from rorqual.train.sources.sampler import RolloutSampler
 from rorqual.train.sources.worked import opening, repeat
@@ -137,7 +137,7 @@ class OnPolicyTeacher:
     def __init__(self, path: str, materials: Materials, row: int, top_k: int) -> None:
         run, student = RunDir(Path(path)), materials.model
         self.device = str(student.embed_tokens.weight.device)
-        self.model = load_run(run, device=self.device).requires_grad_(False)
+        self.model = frozen(run, self.device, student.ops)
         config = self.model.config
         tokenizer = Tokenizer.load(run.tokenizer_file)
         if tokenizer != materials.tokenizer or config.vocab_size != student.config.vocab_size:

@@ -12,11 +12,22 @@ from rorqual.core.errors import ConfigError
 from rorqual.core.records import RunDir
 from rorqual.model.decoder import Decoder
 from rorqual.model.load.run import load_run
+from rorqual.ops.backends import Backend
 from rorqual.ops.losses import keep_only, token_logprobs
 from rorqual.train.batch import TrainBatch
 
 ROWS = 16
 """Rows in one forward. The number is fixed: it decides how products are rounded."""
+
+
+def frozen(run: RunDir, device: str, ops: Backend) -> Decoder:
+    """The newest checkpoint of `run` in fp32, computed by `ops`. A `ConfigError` where that cannot run it."""
+    model = load_run(run, device=device).requires_grad_(False)
+    if (reason := ops.supports(torch.device(device), torch.float32, model)) is not None:
+        raise ConfigError(
+            f"backend={ops.name} cannot run this model: {reason}", where=str(run.path), remedy="Train with another."
+        )
+    return ops.bind(model)
 
 
 class Reference:
@@ -27,7 +38,7 @@ class Reference:
 
     def __init__(self, path: str, trained: Decoder, *, temperature: float, threads: int) -> None:
         self.device = str(trained.embed_tokens.weight.device)
-        self.model = load_run(RunDir(Path(path)), device=self.device)
+        self.model = frozen(RunDir(Path(path)), self.device, trained.ops)
         if self.model.config.vocab_size != trained.config.vocab_size:
             raise ConfigError(
                 f"the reference has {self.model.config.vocab_size} tokens, the model {trained.config.vocab_size}",

@@ -1,0 +1,186 @@
+"""What a user's kind, request or backend could get wrong without a word: it is refused, or it is right."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Literal
+
+import pytest
+import torch
+from outside import IndexedConfig, NarrowIndexedConfig, SkippingConfig
+from pydantic import ValidationError
+from torch import Tensor
+
+from rorqual.core.config import Kind, kinds
+from rorqual.core.errors import ConfigError, DataError
+from rorqual.core.parts import ImagePart, ImageURL, TextPart
+from rorqual.core.records import Message, RunDir
+from rorqual.data.chat import chat_format
+from rorqual.data.tokenizer import BASE_VOCAB, Tokenizer
+from rorqual.engine import Embeds, Engine, Request, SamplingParams
+from rorqual.engine.remote.rollout import RemoteRolloutEngine
+from rorqual.engine.runner import Runner
+from rorqual.model import ModelConfig, Stage, account, build
+from rorqual.model.attention import AttentionConfig, GQAConfig
+from rorqual.model.ffn import DenseConfig, FFNConfig
+from rorqual.ops.backends import TORCH
+from rorqual.ops.backends.torch import Torch
+from rorqual.ops.paged import BLOCK
+from rorqual.recipes.pretrain import pretrain
+from rorqual.train.loop import fit
+from rorqual.train.sources.reference import frozen
+
+TOKENIZER = Tokenizer.byte_level()
+
+
+def model_config(attention: AttentionConfig | None = None, ffn: FFNConfig | None = None) -> ModelConfig:
+    attention = attention or GQAConfig(num_attention_heads=4, num_key_value_heads=2, head_dim=8)
+    stage = Stage(layers=2, attention=attention, ffn=ffn or DenseConfig(intermediate_size=16))
+    return ModelConfig(
+        vocab_size=BASE_VOCAB, hidden_size=24, stages=(stage,), max_position_embeddings=256, initializer_range=0.3
+    )
+
+
+# ---- pictures
+
+
+def picture(name: str) -> Message:
+    return Message("user", (TextPart(text="see "), ImagePart(image_url=ImageURL(url=f"data:image/png;base64,{name}"))))
+
+
+def test_a_picture_that_no_embeddings_stand_for_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A chat format that writes placeholders gives two pictures one prompt, and they would share blocks and answers."""
+    chat = chat_format(TOKENIZER, "deepseek")
+    monkeypatch.setattr(type(chat), "parts", (TextPart, ImagePart))
+    monkeypatch.setattr(type(chat), "prompt", lambda *_, **__: list(range(40, 60)))
+    engine = Engine.of(build(model_config(), seed=1), TOKENIZER, chat)
+    with pytest.raises(DataError, match="its messages hold images, and it brings no embeddings") as caught:
+        engine.generate([Request((picture("aaaa"),), SamplingParams(max_tokens=2))])
+    assert "request 0" in caught.value.where
+    rows = Embeds(torch.ones(1, 24), (5,))
+    [[seen]] = engine.generate([Request((picture("aaaa"),), SamplingParams(max_tokens=2), embeds=rows)])
+    assert seen.token_ids
+    engine.check(Request((Message("user", (TextPart(text="text alone"),)),)))
+
+
+def test_a_rollout_engine_at_an_address_takes_no_embeddings_and_no_value_out_of_range() -> None:
+    nobody = object.__new__(RemoteRolloutEngine)
+    nobody.url = "http://nowhere"
+    prompt = tuple(range(40, 60))
+    nobody._check([(Request(prompt_ids=prompt), 0)])
+    for request, what in (
+        (Request(prompt_ids=prompt, embeds=Embeds(torch.ones(1, 24), (5,))), "takes no embeddings"),
+        (Request(prompt_ids=prompt, params=SamplingParams(top_p=7)), "top_p is 7"),
+    ):
+        with pytest.raises(DataError, match=what):
+            nobody._check([(request, 0)])
+
+
+# ---- kinds
+
+
+def test_two_kinds_of_one_name_are_refused_and_a_class_without_a_name_is_none() -> None:
+    class Base(Kind):
+        pass
+
+    class One(Base):
+        kind: Literal["one"] = "one"
+
+    class Heir(One):
+        """It has no name of its own."""
+
+    assert kinds(Base) == {"one": One}
+
+    class Other(Base):
+        kind: Literal["one"] = "one"
+
+    with pytest.raises(ConfigError, match=r"two kinds are called 'one': .*One and .*Other"):
+        kinds(Base)
+
+
+def test_a_kind_of_an_installed_package_is_found_by_the_verbs(tmp_path: Path) -> None:
+    """Its package names a module in the entry point group `rorqual.plugins`."""
+    (tmp_path / "my_kinds.py").write_text(
+        "from typing import Literal\n"
+        "from rorqual.model.ffn import DenseConfig\n"
+        "class Mine(DenseConfig):\n"
+        '    kind: Literal["my_network"] = "my_network"\n'
+    )
+    info = tmp_path / "my_kinds-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: my-kinds\nVersion: 1.0\n")
+    run = RunDir(tmp_path / "run")
+    config = model_config().model_dump(mode="json")
+    config["stages"][0]["ffn"]["kind"] = "my_network"
+    run.path.mkdir()
+    run.config_file.write_text(f"recipe: sft\nmodel: {json.dumps(config)}\n")
+    command = [sys.executable, "-m", "rorqual", "inspect", str(run.path)]
+    for there in (False, True):
+        if there:
+            (info / "entry_points.txt").write_text("[rorqual.plugins]\nmine = my_kinds\n")
+        done = subprocess.run(command, env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, check=False)
+        assert done.returncode == (0 if there else 2), done.stderr
+        assert there or "unknown kind 'my_network'" in done.stderr
+
+
+def test_a_network_that_routes_says_among_how_many() -> None:
+    class Silent(SkippingConfig):
+        def n_experts(self) -> int:
+            return 0
+
+    model_config(ffn=SkippingConfig())
+    with pytest.raises(ValidationError, match="network 'skipping' routes, and its `n_experts\\(\\)` says 0"):
+        model_config(ffn=Silent())
+
+
+def test_an_expert_beyond_the_number_that_was_said_is_refused() -> None:
+    """130 are recorded as bytes with a sign: expert 129 would become another."""
+
+    class Modest(SkippingConfig):
+        def n_experts(self) -> int:
+            return 100
+
+    request = Request(prompt_ids=tuple(range(40, 90)), params=SamplingParams(max_tokens=2))
+    for ffn in (SkippingConfig(experts=130), Modest(experts=130)):
+        engine = Engine.of(build(model_config(ffn=ffn), seed=1), TOKENIZER, chat_format(TOKENIZER, "deepseek"))
+        if isinstance(ffn, Modest):
+            with pytest.raises(
+                ValueError, match=r"a network chose expert 1\d\d; `n_choices\(\)` says that there are 100"
+            ):
+                engine.generate([request])
+        else:
+            assert engine.generate([request])
+
+
+def test_a_cached_part_costs_what_the_engine_keeps() -> None:
+    for kind in (IndexedConfig(), NarrowIndexedConfig()):
+        config = model_config(kind)
+        kept = Runner.block_bytes(build(config, seed=1)) / BLOCK
+        assert account(config, cache_value_bytes=4).cache_bytes == kept == 2 * 40 * (4 if kind.kind == "indexed" else 2)
+
+
+# ---- who computes beside the trainer
+
+
+class _Loud(Torch):
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        return 2 * super().rms_norm(x, weight, eps)
+
+
+class _Picky(Torch):
+    def supports(self, *_: object, **__: object) -> str:
+        return "it runs nothing"
+
+
+def test_references_and_teachers_are_computed_by_the_trainers_backend(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    (tmp_path / "text.txt").write_text("".join(f"{a} and {b} make {a + b}. " for a in range(40) for b in range(10)))
+    fit(pretrain(data=str(tmp_path / "text.txt"), size="tiny", steps=1, rows=2, row=32), run, quiet=True)
+    tokens = torch.arange(40, 60).unsqueeze(0)
+    plain, loud = (frozen(run, "cpu", ops)(tokens).hidden for ops in (TORCH, _Loud()))
+    assert float((plain - loud).abs().max()) > 0.1
+    with pytest.raises(ConfigError, match="cannot run this model: it runs nothing"):
+        frozen(run, "cpu", _Picky())

@@ -294,6 +294,18 @@ def test_a_numbering_that_moves_block_0_or_the_slot_of_nobody_is_refused() -> No
 
     assert fault_of(Moves()) is not None
 
+    class Nearsighted(Permuted):
+        """It drops one of the limits that a layer sets."""
+
+        dropped = ""
+
+        def attend_with_lse(self, *given: Any, **limits: Any) -> tuple[Tensor, Tensor]:
+            return super().attend_with_lse(*given, **limits | {self.dropped: None})
+
+    for dropped in ("window", "selected"):
+        Nearsighted.dropped = dropped
+        assert "attend" in (fault_of(Nearsighted()) or ""), dropped
+
     class NoGradient(Permuted):
         def lay_out(self, blocks: Tensor) -> Tensor:
             return super().lay_out(blocks.detach())

@@ -17,6 +17,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from rorqual.core.errors import ConfigError
 from rorqual.ops import invariant
 from rorqual.ops.backends import REFERENCE, TORCH, TORCH_INVARIANT, Backend, TorchInvariant, backend
+from rorqual.ops.backends.torch import Torch
 from rorqual.ops.devices import check_device
 from rorqual.ops.layout import laid_out, plain, times
 from rorqual.ops.losses import keep_only, reverse_kl, token_logprobs
@@ -355,3 +356,13 @@ def test_backends_and_devices_by_name() -> None:
     for wrong in ("cuda:999", "nonsense"):
         with pytest.raises(ConfigError, match=f"no device '{wrong}'"):
             check_device(wrong)
+
+
+def test_a_gated_activation_uses_the_backends_own_silu() -> None:
+    class Own(Torch):
+        def silu(self, x: Tensor) -> Tensor:
+            return 3 * x
+
+    gate, up = torch.randn(5, 7), torch.randn(5, 7)
+    assert torch.equal(Own().act_mul(gate, up), 3 * gate * up)
+    assert torch.equal(TorchInvariant().act_mul(gate, up), TorchInvariant().silu(gate) * up)

@@ -204,10 +204,10 @@ def test_a_models_facts_are_its_own_account(start: Path) -> None:
     first, second = describe("teacher", model)
     assert (
         first
-        == f"teacher: {a.total:,} parameters, {a.active:,} active for a token ({a.active / a.total:.0%}), MTP {a.mtp:,} more"
+        == f"teacher: {a.total:,} parameters, {a.active:,} active per token ({a.active / a.total:.0%}), MTP {a.mtp:,} more"
     )
     assert (
         second
-        == f"  {a.cache_bytes:,} bytes of cache a token (fp32), {a.flops:,} FLOPs a token forward at 96 positions"
+        == f"  {a.cache_bytes:,} cache bytes per token (fp32), {a.flops:,} forward FLOPs per token at 96 positions"
     )
     assert routed(model) == 16 and routed(make_run("sft", LITTLE | {"size": "tiny-student"}).model) == 0

@@ -113,7 +113,7 @@ REFUSED = {
     "memory that never fits": ((*V3[:-1], "n=8"), ("fits in no layout of 8 devices", "more than the usable", "It fits on 256")),
     "a replica too small": (("deepseek-v3", "--serve", "n=8"), ("exceed the usable memory", "It fits on n=16")),
     "no rent known": ((*V3[:3], "hardware=ascend910c", "n=2048"), ("no rent is known", "price=")),
-    "no such type there": (("qwen3-8b", "--serve", "hardware=a100"), ("no fp8 units", "bf16")),
+    "no such type there": (("qwen3-8b", "--serve", "hardware=a100"), ("does not support fp8", "bf16")),
     "two plans": (("deepseek-v3", "--train", "--serve"), ("--train and --serve", "one at a time")),
     "no plan": (("deepseek-v3",), ("say what to plan", "--train")),
     "no model": ((), ("no model", "--train")),

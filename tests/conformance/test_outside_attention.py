@@ -344,7 +344,7 @@ def test_a_part_that_the_kind_has_not_is_refused_by_name(layer_of: Callable[[Att
             call("entry_key")
     entries = layer.groups("key", 4)[0][:, 0]
     layer.write({"entry_key": entries, "entry_value": entries})
-    with pytest.raises(ValueError, match="by the keys 'entry_key' to the values 'value', which have rows for other"):
+    with pytest.raises(ValueError, match="with keys 'entry_key' and values 'value', which must have the same"):
         layer.attend(q, "entry_key", "value", 1.0)
     for call_ in (lambda: layer.groups("key", 3), lambda: layer.groups("entry_key", 4)):
         with pytest.raises(ValueError, match=r"'compressed' requests groups of \d rows of the cached part"):

@@ -128,9 +128,9 @@ def test_what_the_loop_writes_is_no_setting(key: str, start: Path) -> None:
 
 
 def test_all_that_is_missing_is_named_by_its_key() -> None:
-    with pytest.raises(ConfigError, match="needs teacher=, from=, task="):
+    with pytest.raises(ConfigError, match="requires teacher=, from=, task="):
         make_run("on_policy", {})
-    with pytest.raises(ConfigError, match=r"needs task=\n"):
+    with pytest.raises(ConfigError, match=r"requires task=\n"):
         make_run("grpo", {"from": "x"})
 
 

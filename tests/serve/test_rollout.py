@@ -406,7 +406,7 @@ def poisons(state: dict[str, Tensor], version: int) -> dict[str, tuple[bytes, An
         "a name missing": (missing, version + 1, None, 422, f"missing {name}"),
         "a name left over": (left_over, version + 1, None, 422, "unexpected more"),
         "another name": (renamed, version + 1, None, 422, f"unexpected {name}s"),
-        "another shape": (reshaped, version + 1, None, 422, f"{name} is"),
+        "another shape": (reshaped, version + 1, None, 422, f"{name} has shape"),
         "whole numbers": (whole, version + 1, None, 422, "no finite number"),
         "no numbers": (spoiled, version + 1, None, 422, "no finite number"),
     }

@@ -77,7 +77,7 @@ class ModelConfig(Config):
 
     @property
     def attentions(self) -> tuple[AttentionConfig, ...]:
-        """The config of every attention in the main model. Caches number attentions in this order."""
+        """The config of every attention in the main model. Cache indices follow this order."""
         return tuple(attention for stage in self.layers for attention in stage.attentions)
 
     @property

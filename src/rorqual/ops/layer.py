@@ -9,14 +9,12 @@ from torch import Tensor, nn
 
 
 class Layer(nn.Module):
-    """A module that declares facts about its products. `Backend.prepare` uses them; training does not.
+    """A module that describes its matrix products. `Backend.prepare` uses the description; training does not.
 
-    shared_input: names of linear maps with the same input, in groups, computed by `shared(x)`.
-
-    derived: names of methods without arguments that compute tensors [.., in, out] or [out, in] from weights alone. Each
-    maps to the child or parameter that is not needed once they are known. `tensors(name)` returns them.
-
-    tied: maps a linear map's name to the child whose `weight` [out, in] it uses.
+    - `shared_input`: names of linear maps with the same input, in groups. `shared(x)` computes them.
+    - `derived`: names of methods without arguments that compute tensors [.., in, out] or [out, in] from weights alone. Each
+      maps to the child or parameter that is not needed once they are known. `tensors(name)` returns them.
+    - `tied`: maps a linear map's name to the child whose `weight` [out, in] it uses.
     """
 
     shared_input: tuple[tuple[str, ...], ...] = ()

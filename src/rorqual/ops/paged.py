@@ -350,8 +350,8 @@ def _shares(scores: Tensor, weights: Tensor, tiles: Tiles) -> tuple[Tensor, Tens
     """Return each block's share [pairs, heads, rows, 1], and the highest score [tiles, heads, rows, 1].
 
     A share is the block's sum of exponentials, relative to the exponential of the tile's highest score. The largest
-    weight of a block is 1 over its sum of exponentials. A block without visible keys has share exactly 0. A single
-    block, divided by the sum of shares, counts exactly 1. So hidden blocks do not change a query's rounding.
+    weight of a block is 1 over its sum of exponentials. The share of a block without visible keys is exactly 0. The
+    normalised share of a tile's only visible block is exactly 1. So hidden blocks do not change a query's rounding.
     """
     top, most = scores.detach().amax(-1, keepdim=True), weights.detach().amax(-1, keepdim=True)
     whole = scores.logsumexp(-1, keepdim=True) if torch.is_grad_enabled() else None

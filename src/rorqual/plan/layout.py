@@ -1,4 +1,4 @@
-"""Search parallel layouts: which divide the model, which fit in memory, and the nearest that does."""
+"""Search parallel layouts: valid ones (their degrees divide the model and the devices), and those that fit in memory."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Room:
 
 
 def misfits(model: ModelConfig, layout: Layout, n: int) -> list[str]:
-    """Return the reasons why `layout` does not divide the model or the devices, empty if it does."""
+    """Return the reasons why the degrees of `layout` do not divide the model or the devices, empty if it is valid."""
     found = []
     if layout.devices != n:
         found.append(f"dp x tp x pp is {layout.devices}, but n is {n}")
@@ -68,7 +68,7 @@ def divisors(number: int) -> list[int]:
 
 
 def dividing(model: ModelConfig, room: Room, microbatches: tuple[int, ...] = (1,)) -> Iterator[Layout]:
-    """Yield every layout that divides `room.n` devices, with tensor parallelism within a machine."""
+    """Yield every valid layout of `room.n` devices, with tensor parallelism within a machine."""
     experts = _experts(model)
     for tp in divisors(room.n):
         if tp > room.node or any(size % tp for _, size in _split_by_tp(model)):
@@ -103,7 +103,7 @@ def burden(layout: Layout) -> float:
 
 
 def nearest_dividing(model: ModelConfig, layout: Layout, room: Room) -> Layout:
-    """Return the layout that divides and differs least from `layout`."""
+    """Return the valid layout that differs least from `layout`."""
     found = dividing(model, room, (layout.microbatch,))
     return min(found, key=lambda other: (distance(layout, other), other.zero != layout.zero, burden(other)))
 
@@ -112,7 +112,7 @@ def fitting(
     model: ModelConfig, room: Room, microbatches: tuple[int, ...], context: int, precision: Precision,
     rank: Callable[[Layout], float],
 ) -> tuple[Layout, Memory] | None:  # fmt: skip
-    """Return the layout of lowest `rank` that divides and fits, with its memory, or None."""
+    """Return the valid layout of lowest `rank` that fits in memory, with its memory, or None."""
     if least_bytes(model, precision) / room.n > room.usable:
         return None
     for layout in sorted(dividing(model, room, microbatches), key=lambda one: (rank(one), burden(one))):
@@ -125,9 +125,9 @@ def fitting(
 def choose(
     model: ModelConfig, room: Room, context: int, precision: Precision, microbatch: int = 1
 ) -> tuple[Layout, Memory]:
-    """Return the layout of least burden that fits, with its memory.
+    """Return the layout of least burden that fits in memory, with its memory.
 
-    Raises ConfigError with the shortfall and the number of devices that would be enough if none fits.
+    Raises ConfigError if none fits, with the shortfall and the number of devices that would be enough.
     """
     found = fitting(model, room, (microbatch,), context, precision, burden)
     if found is None:
@@ -138,7 +138,7 @@ def choose(
 def nearest_fitting(
     model: ModelConfig, layout: Layout, room: Room, context: int, precision: Precision
 ) -> tuple[Layout, Memory]:
-    """Return the layout that fits and differs least from `layout`. Raises ConfigError if none fits."""
+    """Return the layout that fits in memory and differs least from `layout`. Raises ConfigError if none fits."""
     sizes = {2**power for power in range(layout.microbatch.bit_length())} | {layout.microbatch}
     found = fitting(model, room, tuple(sorted(sizes)), context, precision, lambda one: distance(layout, one))
     if found is None:
@@ -153,7 +153,7 @@ def least_bytes(model: ModelConfig, precision: Precision) -> float:
 
 
 def never_fits(model: ModelConfig, room: Room, context: int, precision: Precision) -> ConfigError:
-    """Return the error for devices on which no layout fits, with the shortfall and the number of devices that would be enough."""
+    """Return the error for devices on which no layout fits. It gives the shortfall and a sufficient number of devices."""
     best = min(
         (device_memory(model, one, context=context, precision=precision).total, str(one))
         for one in dividing(model, room)

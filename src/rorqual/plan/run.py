@@ -34,10 +34,10 @@ class Speed:
     asked: int
 
     def interval(self, steps: float, level: float = 0.95) -> tuple[float, float]:
-        """Return the bounds of the seconds that `steps` more steps take.
+        """Return the lower and upper bound of the seconds that `steps` more steps take.
 
-        They include the uncertainty of the mean and the spread of future steps, and assume independent blocks. Other
-        load on the machine and growing answer lengths are not included.
+        The bounds include the uncertainty of the mean and the spread of future steps, and assume independent blocks.
+        Other load on the machine and growing answer lengths are not included.
         """
         count = len(self.blocks)
         spread = stdev(self.blocks) * math.sqrt(1 / count + self.block / steps)

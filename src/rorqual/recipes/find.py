@@ -38,7 +38,8 @@ def recipe_names() -> dict[str, str]:
 def make_run(name: str, values: Mapping[str, str]) -> Run:
     """Return the run of recipe `name`.
 
-    Keys that the recipe takes are its arguments. A key with a dot, or a field of `Run`, overrides the result.
+    A key that is a parameter of the recipe is passed to it. A key with a dot, or a field of `Run`, overrides the
+    result.
     """
     if name not in RECIPES:
         raise ConfigError(f"unknown recipe '{name}'", where="train", remedy=nearest(name, RECIPES))

@@ -117,7 +117,7 @@ def common_to_hf(config: ModelConfig, attention: GQAConfig, model_type: str, arc
 
 
 def name_map(config: ModelConfig, feed_forward: Callable[[Stage, str, str], Iterator[NameEntry]]) -> NameMap:
-    """Return the name map of every tensor. `feed_forward` maps one layer's network, given its stage, our prefix and theirs."""
+    """Return the name map of every tensor. `feed_forward` maps one layer's network, given its stage, our and the published prefix."""
     entries = list(ends(config))
     for index, stage in enumerate(config.layers):
         ours, theirs = f"layers.{index}", f"model.layers.{index}"

@@ -1,4 +1,4 @@
-"""Two-way maps between our tensors and those of a published checkpoint. They are data, not functions, so tensors can stream."""
+"""Two-way maps between Rorqual's tensors and those of a published checkpoint. They are data, not functions, so tensors can stream."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from rorqual.core.errors import CheckpointError
 from rorqual.ops.quant import blocks
 
 SCALE = "_scale_inv"
-"""Suffix of the name of a tensor's scales, in ours and theirs. FP8 tensors have one scale per 128 x 128 block."""
+"""Suffix of a scale tensor's name, in Rorqual's and in published checkpoints. FP8 tensors have one scale per 128 x 128 block."""
 
 Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class NameEntry:
-    """One tensor of ours, and the tensors `theirs` that hold the same values bit for bit.
+    """One Rorqual tensor `ours`, and the published tensors `theirs` that hold the same values bit for bit.
 
-    "alone": the same tensor. "stack": ours [n, ...] stacks the n tensors of theirs. "pairs": theirs are n first and
-    then n second tensors. Ours [n, 2 rows, ...] holds, for each of the n, the rows of its first tensor, then those of
-    its second.
+    - "alone": the same tensor.
+    - "stack": `ours` [n, ...] stacks n published tensors.
+    - "pairs": `theirs` lists n first tensors, then n second ones. For each of the n, `ours` [n, 2 rows, ...] holds the rows
+      of the first tensor, then those of the second.
     """
 
     ours: str
@@ -32,7 +33,7 @@ class NameEntry:
     kind: Literal["alone", "stack", "pairs"] = "alone"
 
     def order(self) -> tuple[int, ...]:
-        """Return the indices into `theirs` whose bytes, concatenated in this order, are the bytes of ours."""
+        """Return the indices into `theirs` whose bytes, concatenated in this order, are the bytes of our tensor."""
         if self.kind != "pairs":
             return tuple(range(len(self.theirs)))
         n = len(self.theirs) // 2
@@ -48,7 +49,7 @@ class NameEntry:
         return ours[row].chunk(2, dim=0)[half]
 
     def shape(self, theirs: Sequence[Shape]) -> Shape:
-        """Return the shape of ours for these shapes of theirs, in the order of `theirs`. Raises CheckpointError if they do not match."""
+        """Return our tensor's shape for the published shapes `theirs`. Raises CheckpointError if they do not match."""
         first = tuple(theirs[0])
         odd = [
             f"{name} {tuple(shape)}" for name, shape in zip(self.theirs, theirs, strict=True) if tuple(shape) != first
@@ -69,7 +70,7 @@ class NameEntry:
         return NameEntry(self.ours + SCALE, tuple(name + SCALE for name in self.theirs), self.kind)
 
     def scale_shape(self, ours: Shape) -> Shape:
-        """Return the shape of our scales for our tensor of shape `ours`."""
+        """Return the shape of the scales of our tensor, which has shape `ours`."""
         if len(ours) < 2:
             raise CheckpointError(
                 f"{self.ours} {ours} has scales, but only matrices can be scaled",
@@ -80,7 +81,7 @@ class NameEntry:
         return self.scales().shape([blocks((rows, columns))] * len(self.theirs))
 
     def join(self, parts: Sequence[Tensor]) -> Tensor:
-        """Convert theirs to ours."""
+        """Convert published tensors to ours."""
         odd = [name for name, part in zip(self.theirs, parts, strict=True) if part.dtype != parts[0].dtype]
         if odd:
             raise CheckpointError(
@@ -96,7 +97,7 @@ class NameEntry:
         return out
 
     def split(self, ours: Tensor) -> list[Tensor]:
-        """Convert ours to theirs. Each tensor has its own memory."""
+        """Convert our tensor to published ones, each with its own memory."""
         if self.kind == "alone":
             return [ours]
         return [self.piece(ours, index).clone() for index in range(len(self.theirs))]
@@ -114,17 +115,17 @@ def stacked_pairs(ours: str, first: Iterable[str], second: Iterable[str]) -> Nam
 
 @dataclass(frozen=True)
 class NameMap:
-    """A map that covers every tensor of both sides.
+    """A map that covers every tensor on both sides.
 
-    `copies` names tensors of theirs that repeat a tensor of ours. They are written on export. On import they may be
-    absent, and must be equal if present.
+    `copies` names published tensors that repeat one of ours. They are written on export. On import they may be absent,
+    and must be equal if present.
     """
 
     entries: tuple[NameEntry, ...]
     copies: Mapping[str, str] = field(default_factory=dict)
 
     def check(self, names: Collection[str]) -> None:
-        """Raise CheckpointError listing missing and unexpected names of theirs.
+        """Raise CheckpointError listing missing and unexpected names of published tensors.
 
         An entry's tensors may have scales. If one tensor of an entry has scales, all must.
         """
@@ -135,14 +136,14 @@ class NameMap:
         _refuse(names, present, wanted, self.copies)
 
     def scaled(self, names: Collection[str]) -> NameMap:
-        """Return this map extended by the entries of the scales found in `names`, which may be ours or theirs."""
+        """Return this map extended by the entries of the scales found in `names`, which are either side's names."""
         present = set(names)
         extra = (entry.scales() for entry in self.entries)
         found = [entry for entry in extra if entry.ours in present or entry.theirs[0] in present]
         return NameMap((*self.entries, *found), self.copies)
 
     def to_hf(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Convert ours to theirs. Raises CheckpointError listing missing and unexpected names."""
+        """Convert our tensors to published ones. Raises CheckpointError listing missing and unexpected names."""
         entries = self.scaled(state).entries
         _refuse(state, set(state), [entry.ours for entry in entries], ())
         out: dict[str, Tensor] = {}
@@ -151,7 +152,9 @@ class NameMap:
         return out | {name: state[ours].clone() for name, ours in self.copies.items()}
 
     def from_hf(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Convert theirs to ours. Raises CheckpointError for missing or unexpected names, unequal shapes and copies that differ."""
+        """Convert published tensors to ours. Raises CheckpointError for missing or unexpected names, unequal shapes and
+        copies that differ.
+        """
         self.check(state)
         entries = self.scaled(state).entries
         out = {entry.ours: entry.join([state[name] for name in entry.theirs]) for entry in entries}

@@ -204,7 +204,7 @@ class PagedAttention:
         """Compute softmax(scale q k^T) v over each token's sequence up to itself.
 
         q [tokens, heads, repeat, d] -> [tokens, heads, repeat, width]. keys and values are pools and may be the same.
-        Values use their first `width` columns.
+        Only the first `width` value columns are used.
         """
         k, v = self._both(keys, values, width)
         found = [paged.attend(q[some], k, v, tiles, scale) for some, tiles in plan.pieces]
@@ -237,7 +237,7 @@ class PagedAttention:
         return _joined(outs, len(q)), _joined(lses, len(q))
 
     def _both(self, keys: Tensor, values: Tensor, width: int) -> tuple[Tensor, Tensor | int]:
-        """Convert pools for `ops.paged.attend`. Values that are the leading columns of the keys become a column count."""
+        """Convert pools for `ops.paged.attend`. If the values are leading columns of the keys, return their number instead of a pool."""
         k = self.as_blocks(keys)
         return (k, width) if values is keys else (k, self.as_blocks(values)[..., :width])
 

@@ -30,7 +30,7 @@ Kind = Literal["map", "packed", "transposed", "straight"]
 Product = tuple[Kind, int, int, torch.dtype]
 """The kind, width, out and dtype of a product."""
 CHOICES = (Rows(4), ENOUGH, Rows(16, 32), Rows(16, 16))
-"""Row limits to try, in order. MKL's path for any x86 needs little padding, and its Intel path more. oneDNN's bf16 on
+"""Row limits to try, in order. MKL's generic x86 path needs little padding and its Intel path more. oneDNN's bf16 on
 AMX also needs a limit on wide rows.
 """
 EVEN = 4

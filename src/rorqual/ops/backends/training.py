@@ -53,7 +53,7 @@ class _RMSNorm(torch.autograd.Function):
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tensor:
     """Compute `ops.attention.attend` by scaled_dot_product_attention, or by batched products for short bf16 sequences.
 
-    For those, the fused kernel takes three times as long, forward and backward (docs/LOG.md). Scores are rounded to
+    For short bf16 sequences, the fused kernel takes three times as long, forward and backward (docs/LOG.md). Scores are rounded to
     bf16 as in the reference, and torch's bf16 softmax computes in fp32.
     """
     if q.dtype == torch.bfloat16 and k.shape[2] <= BF16_SHORT:

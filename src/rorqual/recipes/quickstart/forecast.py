@@ -146,7 +146,7 @@ def stages(
     narrow: Exam,
     factory: tuple[float, float],
 ) -> list[StageForecast]:
-    """Multiply paces by work.
+    """Multiply each stage's work by its measured pace.
 
     `wide` is the teacher's evaluation and `narrow` the students'. `factory` is the result of `factory_pace`.
     """

@@ -22,8 +22,9 @@ class Scale(Config):
     `student_base_lr` then make thinking rare (`student_think`). The base can then partly solve problems by thinking,
     but hardly ever thinks.
 
-    The student's branches cost about the same in core-seconds, measured on other seeds. One samples `distil_problems`
-    from the teacher and trains `distil_steps` on the right ones. The other runs `rival_steps` of reinforcement.
+    The student's branches cost about the same in core-seconds, measured on other seeds. The distilled branch samples
+    `distil_problems` from the teacher and trains `distil_steps` on the right answers. The rival branch runs
+    `rival_steps` of reinforcement.
     `student_lr` and `student_adamw_lr` are the rates of this further training, half those of a fresh model.
 
     `rival_agreement` is how far the student's trainer and sampler may differ on one token. In half a million tokens,

@@ -94,4 +94,4 @@ def test_a_machine_is_described() -> None:
     for name in ("python", "cores", "memory", "torch", "matrix products", "pydantic", "What would make it faster"):
         assert name in text
     assert "missing" not in text
-    assert "no device 'gpu9' here" in typed_here("doctor", "device=gpu9", code=2)
+    assert "device 'gpu9' is not available" in typed_here("doctor", "device=gpu9", code=2)

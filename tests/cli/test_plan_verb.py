@@ -84,7 +84,7 @@ def test_a_page_with_pictures_needs_nothing_but_itself(tmp_path: Path) -> None:
 
 
 def test_a_run_s_own_speed(tiny: Path, tmp_path: Path) -> None:
-    assert "3 steps, and a speed needs 12" in refused(str(tiny))
+    assert "3 steps, but a speed needs at least 12" in refused(str(tiny))
     (tmp_path / "run.yaml").write_bytes((tiny / "run.yaml").read_bytes())
     line = json.dumps({"seconds": 0.5, "core_seconds": 1.0, "tokens": 1000, "flops": 10**9}) + "\n"
     (tmp_path / "metrics.jsonl").write_text(line * 40, encoding="utf-8")
@@ -102,7 +102,7 @@ def test_a_run_s_own_speed(tiny: Path, tmp_path: Path) -> None:
 
 REFUSED = {
     "no devices": ((*V3[:-1], "n=0"), ("'n'", "greater than or equal to 1")),
-    "half a device": ((*V3[:-1], "n=2.5"), ("'n'", "not a whole number")),
+    "half a device": ((*V3[:-1], "n=2.5"), ("'n'", "not an integer")),
     "tokens below zero": (("deepseek-v3", "--train", "tokens=-1T"), ("'tokens'", "greater than 0")),
     "no tokens": (("deepseek-v3", "--train"), ("'tokens'", "required")),
     "no number": (("deepseek-v3", "--train", "tokens=many"), ("'tokens'", "14.8T", "'many'")),
@@ -110,10 +110,10 @@ REFUSED = {
     "unknown model": (("deepseek-v33", "--serve"), ("'deepseek-v33'", "'deepseek-v3'")),
     "mistyped key": ((*V3, "contxt=4k"), ("'contxt'", "'context'")),
     "a layout that does not divide": ((*V3, "tp=3"), ("tp=3 does not divide num_attention_heads=128", "layout that divides: dp=512 tp=4")),
-    "memory that never fits": ((*V3[:-1], "n=8"), ("no layout of 8 devices holds it", "too much", "It fits on 256")),
-    "a replica too small": (("deepseek-v3", "--serve", "n=8"), ("more than it has to use", "It fits on n=16")),
+    "memory that never fits": ((*V3[:-1], "n=8"), ("fits in no layout of 8 devices", "more than the usable", "It fits on 256")),
+    "a replica too small": (("deepseek-v3", "--serve", "n=8"), ("exceed the usable memory", "It fits on n=16")),
     "no rent known": ((*V3[:3], "hardware=ascend910c", "n=2048"), ("no rent is known", "price=")),
-    "no such type there": (("qwen3-8b", "--serve", "hardware=a100"), ("no fp8 units", "bf16")),
+    "no such type there": (("qwen3-8b", "--serve", "hardware=a100"), ("does not support fp8", "bf16")),
     "two plans": (("deepseek-v3", "--train", "--serve"), ("--train and --serve", "one at a time")),
     "no plan": (("deepseek-v3",), ("say what to plan", "--train")),
     "no model": ((), ("no model", "--train")),

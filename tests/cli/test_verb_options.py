@@ -84,7 +84,7 @@ def engines(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 
 def refuses_devices(*words: str) -> None:
-    assert "no device 'gpu9' here" in said(*words, "device=gpu9", code=2)
+    assert "device 'gpu9' is not available" in said(*words, "device=gpu9", code=2)
 
 
 # ---- eval

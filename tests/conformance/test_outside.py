@@ -227,13 +227,13 @@ def test_a_block_that_is_not_what_its_config_says_is_refused(monkeypatch: pytest
             patch.setattr(ShortcutConfig, method, getattr(BlockConfig, method))
             if method == "ffns":
                 patch.setattr(ShortcutConfig, "ffns", lambda self, ffn: (self.dense, ffn, self.dense))
-            with pytest.raises(ValueError, match="a block 'shortcut' has 2 attentions and networks with"):
+            with pytest.raises(ValueError, match="block kind 'shortcut' built 2 attentions and networks with"):
                 stage.build(24, 1e-6)
 
 
 def test_stages_with_other_numbers_of_streams_are_refused() -> None:
     one, two = (MODELS[name].stages[0] for name in ("identity experts", "two streams"))
-    with pytest.raises(ValueError, match=r"stages with \[1, 2\] residual streams"):
+    with pytest.raises(ValueError, match=r"stages have \[1, 2\] residual streams"):
         model_config(one, two)
 
 
@@ -251,14 +251,14 @@ def test_parts_that_the_kind_does_not_keep_are_refused() -> None:
     part = torch.ones(1, 2, 8)
     layer.write(dict.fromkeys(("value", "key", "other_key"), part))
     for names in (("value", "key"), ("value", "key", "other_key", "fourth")):
-        with pytest.raises(ValueError, match=r"its cache_spec names \['key', 'other_key', 'value'\]"):
+        with pytest.raises(ValueError, match=r"its cache_spec declares \['key', 'other_key', 'value'\]"):
             layer.write(dict.fromkeys(names, part))
 
 
 def test_two_parts_of_one_name_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     PagedCache(TORCH_INVARIANT.attention, config(), 1, torch.device("cpu"), torch.float32, 8)
     monkeypatch.setattr(TwoKeysConfig, "cache_spec", lambda _: (CachePart("key", 2, 8),) * 2)
-    with pytest.raises(ValueError, match="two parts of the cache of kind 'two_keys' have one name"):
+    with pytest.raises(ValueError, match="'two_keys' declares two cache parts with the same name"):
         PagedCache(TORCH_INVARIANT.attention, config(), 1, torch.device("cpu"), torch.float32, 8)
 
 

@@ -302,7 +302,7 @@ def test_attention_hands_out_what_was_asked_for_by_layer() -> None:
     assert first.shape == second.shape == (12, 6) and not torch.equal(first, second)
     assert first[0].tolist() == [0, -1, -1, -1, -1, -1]
     assert torch.equal(output.hidden, model(tokens).hidden)
-    with pytest.raises(ValueError, match=r"no layer of this model records \['selectd'\]"):
+    with pytest.raises(ValueError, match=r"record=\['selectd'\]: no layer of this model records"):
         model(tokens, record=["selectd"])
     context = AttentionContext(tokens, None, TORCH, wanted=("a",))
     context.record("b", tokens)
@@ -319,10 +319,10 @@ def test_attention_hands_out_what_was_asked_for_by_layer() -> None:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ((CachePart("key", 2, 8),) * 2, "two parts of the cache of kind 'indexed' have one name"),
-        ((CachePart("key", 2, 8, every=3),), "part 'key' of the cache of kind 'indexed' has a row for every 3 tokens"),
-        ((CachePart("key", 2, 8, every=128),), "every 128 tokens, which does not divide a block of 64"),
-        ((CachePart("key", 2, 8, every=0),), "every 0 tokens"),
+        ((CachePart("key", 2, 8),) * 2, "'indexed' declares two cache parts with the same name"),
+        ((CachePart("key", 2, 8, every=3),), "'indexed' declares cache part 'key' with every=3"),
+        ((CachePart("key", 2, 8, every=128),), "every=128, which does not divide the block size 64"),
+        ((CachePart("key", 2, 8, every=0),), "every=0"),
     ],
     ids=["one name", "3", "128", "0"],
 )
@@ -351,7 +351,7 @@ def test_a_part_that_the_kind_has_not_is_refused_by_name(layer_of: Callable[[Att
     q, part, gate = torch.ones(4, 2, 2, WIDTH), torch.ones(4, 2, WIDTH), torch.ones(4, 1, 4)
     rows = {"key": part, "value": part, "gate": gate}
     some = Selection(torch.zeros(4, 1, dtype=torch.long), torch.zeros(4, 1))
-    with pytest.raises(ValueError, match="'compressed' reads the cached part 'key' before it writes it"):
+    with pytest.raises(ValueError, match="'compressed' reads the cached part 'key' before writing it"):
         layer.attend(q, "key", "value", 1.0)
     for wrong in (
         {"key": part, "value": part},
@@ -360,7 +360,7 @@ def test_a_part_that_the_kind_has_not_is_refused_by_name(layer_of: Callable[[Att
         {"entry_key": part},
         {"fourth": part},
     ):
-        with pytest.raises(ValueError, match=r"'compressed' writes the parts .*its cache_spec names \['entry_key'"):
+        with pytest.raises(ValueError, match=r"'compressed' writes the parts .*its cache_spec declares \['entry_key'"):
             layer.write(wrong)
     layer.write(rows)
     calls: list[Callable[[str], object]] = [
@@ -372,20 +372,20 @@ def test_a_part_that_the_kind_has_not_is_refused_by_name(layer_of: Callable[[Att
         lambda name: layer.groups(name, 4),
     ]
     for call in calls:
-        with pytest.raises(ValueError, match="'compressed' asks for the cached part 'fourth'; its cache_spec names"):
+        with pytest.raises(ValueError, match="'compressed' uses the cached part 'fourth'; its cache_spec declares"):
             call("fourth")
-        with pytest.raises(ValueError, match="'compressed' reads the cached part 'entry_key' before it writes it"):
+        with pytest.raises(ValueError, match="'compressed' reads the cached part 'entry_key' before writing it"):
             call("entry_key")
     entries = layer.groups("key", 4)[0][:, 0]
     layer.write({"entry_key": entries, "entry_value": entries})
-    with pytest.raises(ValueError, match="by the keys 'entry_key' to the values 'value', which have rows for other"):
+    with pytest.raises(ValueError, match="with keys 'entry_key' and values 'value', which must have the same"):
         layer.attend(q, "entry_key", "value", 1.0)
     for call_ in (lambda: layer.groups("key", 3), lambda: layer.groups("entry_key", 4)):
-        with pytest.raises(ValueError, match=r"'compressed' asks for groups of \d rows of the cached part"):
+        with pytest.raises(ValueError, match=r"'compressed' requests groups of \d rows of the cached part"):
             call_()
-    with pytest.raises(ValueError, match="'compressed' attends to a window of 0 tokens"):
+    with pytest.raises(ValueError, match="'compressed' requests window=0;"):
         layer.attend(q, "key", "value", 1.0, window=0)
-    with pytest.raises(ValueError, match="'compressed' selects 0 rows of the cached part 'key'"):
+    with pytest.raises(ValueError, match="'compressed' requests budget=0 for the cached part 'key'"):
         layer.select(q, q[..., 0], "key", 0)
 
 

@@ -310,7 +310,7 @@ def test_a_numbering_that_moves_block_0_or_the_slot_of_nobody_is_refused() -> No
         def lay_out(self, blocks: Tensor) -> Tensor:
             return super().lay_out(blocks.detach())
 
-    assert fault_of(NoGradient()) == "its lay_out passes no gradient"
+    assert fault_of(NoGradient()) == "`lay_out` passes no gradient"
 
 
 MINE = """
@@ -339,9 +339,9 @@ def test_a_file_names_a_backend(tmp_path: Path) -> None:
     engine = engine_of(model_of(), backend=f"{file}:Mine")
     assert type(engine._cores[0].runner.backend).__name__ == "Mine" and backend("mine").name == "mine"
     for name, message in (
-        ("Other", "has no backend 'Other'"),
-        ("Broken", "the attention of Broken contradicts itself"),
-        ("Nameless", "'Nameless' has no name of its own"),
+        ("Other", "defines no backend 'Other'"),
+        ("Broken", "the attention methods of Broken disagree about the block layout"),
+        ("Nameless", "backend 'Nameless' does not set `name`"),
     ):
         with pytest.raises(ConfigError, match=message):
             backend(f"{file}:{name}")
@@ -361,7 +361,7 @@ def test_two_backends_of_one_name_are_refused_and_one_defined_again_is_the_newes
         "backend('torch')\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert "two backends are called 'torch'" in done.stderr and "AssertionError" not in done.stderr
+    assert "two backends have the name 'torch'" in done.stderr and "AssertionError" not in done.stderr
 
 
 @pytest.mark.parametrize(

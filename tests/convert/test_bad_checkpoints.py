@@ -138,7 +138,7 @@ POISONS: dict[str, tuple[Spoil, str]] = {
     "an unknown architecture": (edit("config.json", model_type="mamba"), "'mamba'.*" + ".*".join(known_types())),
     "no architecture": (edit("config.json", model_type=None), "'model_type' is None"),
     "more layers than weights": (edit("config.json", num_hidden_layers=3), r"missing model\.layers\.2\."),
-    "fewer layers than weights": (edit("config.json", num_hidden_layers=1), r"left over model\.layers\.1\."),
+    "fewer layers than weights": (edit("config.json", num_hidden_layers=1), r"unexpected model\.layers\.1\."),
     "a head that the config ties": (
         edit("config.json", tie_word_embeddings=True), r"lm_head\.weight differs from model\.embed_tokens\.weight",
     ),

@@ -156,7 +156,7 @@ def test_a_device_that_is_not_here_is_refused_before_anything_is_written(
     run: Path, typed: Typed, tmp_path: Path
 ) -> None:
     told = typed("distil", str(run), f"task={SUMS}", "device=cuda:99", code=2)
-    assert "no device 'cuda:99' here" in told and not list(tmp_path.iterdir())
+    assert "device 'cuda:99' is not available" in told and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("text", ["4", "<think>" + "so it is " * 60 + "</think>4", " "])

@@ -269,7 +269,7 @@ def test_an_extension_that_is_not_understood_is_refused_by_its_key(keys: dict[st
 def test_deepseek_extends_by_yarn_alone() -> None:
     assert rope_of("deepseek_v3", rope_scaling=YARN | {"mscale": 0.7, "mscale_all_dim": 0.7}).yarn is not None
     for wrong in (LLAMA3, {"type": "linear", "factor": 4.0}, YARN | {"attention_factor": 1.5}):
-        with pytest.raises(ConfigError, match="rope scaling"):
+        with pytest.raises(ConfigError, match="RoPE scaling"):
             rope_of("deepseek_v3", rope_scaling=wrong)
 
 

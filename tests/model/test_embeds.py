@@ -115,5 +115,5 @@ def test_embeddings_of_another_shape_are_refused() -> None:
     model = made()
     embeds = model.embed(TOKENS)
     for wrong in (embeds[:, 1:], embeds[:1], embeds[..., 1:]):
-        with pytest.raises(ValueError, match="inputs_embeds of shape"):
+        with pytest.raises(ValueError, match="inputs_embeds has shape"):
             model(TOKENS, inputs_embeds=wrong)

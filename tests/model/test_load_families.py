@@ -137,12 +137,12 @@ def test_missing_and_left_over_names_are_listed() -> None:
     with pytest.raises(CheckpointError) as caught:
         deepseek_v3.from_hf(hub, config)
     assert "missing model.layers.1.mlp.experts.2.up_proj.weight" in str(caught.value)
-    assert "left over model.layers.9.extra" in str(caught.value)
+    assert "unexpected model.layers.9.extra" in str(caught.value)
 
 
 def test_prediction_modules_without_a_config_for_them_are_left_over_and_the_reverse_missing() -> None:
     hub = deepseek_v3.to_hf(weights(deepseek(mtp=1)), deepseek(mtp=1))
-    with pytest.raises(CheckpointError, match=r"left over model\.layers\.3\."):
+    with pytest.raises(CheckpointError, match=r"unexpected model\.layers\.3\."):
         deepseek_v3.from_hf(hub, deepseek())
     plain = deepseek_v3.to_hf(weights(deepseek()), deepseek())
     with pytest.raises(CheckpointError, match=r"missing model\.layers\.3\."):
@@ -166,9 +166,9 @@ def test_fp8_mixed_types_and_shapes_that_do_not_stack_are_refused() -> None:
     with pytest.raises(CheckpointError, match="float32 with scales"):
         deepseek_v3.from_hf(hub | {"model.layers.0.self_attn.o_proj.weight_scale_inv": torch.ones(1, 1)}, config)
     expert = "model.layers.1.mlp.experts.2.down_proj.weight"
-    with pytest.raises(CheckpointError, match=r"experts\.2\.down_proj.*another type"):
+    with pytest.raises(CheckpointError, match=r"experts\.2\.down_proj.*different types"):
         deepseek_v3.from_hf(hub | {expert: hub[expert].bfloat16()}, config)
-    with pytest.raises(CheckpointError, match="do not stack"):
+    with pytest.raises(CheckpointError, match="cannot be stacked"):
         deepseek_v3.from_hf(hub | {expert: hub[expert][:-1]}, config)
 
 
@@ -208,12 +208,12 @@ def test_a_missing_key_is_named() -> None:
 
 
 def test_a_layout_that_cannot_be_published_is_refused() -> None:
-    with pytest.raises(ConfigError, match="not a DeepSeek-V3 layout"):
+    with pytest.raises(ConfigError, match="does not have DeepSeek-V3's layout"):
         deepseek_v3.config_to_hf(qwen())
     with pytest.raises(ConfigError, match="not a Qwen3 layout"):
         qwen3.config_to_hf(deepseek())
     backwards = deepseek().model_copy(update={"stages": deepseek().stages[::-1]})
-    with pytest.raises(ConfigError, match="not a DeepSeek-V3 layout"):
+    with pytest.raises(ConfigError, match="does not have DeepSeek-V3's layout"):
         deepseek_v3.config_to_hf(backwards)
 
 

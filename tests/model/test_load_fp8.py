@@ -149,7 +149,7 @@ def test_gate_and_up_have_blocks_of_their_own(published: dict[str, Tensor], tmp_
         (lambda s: s.update({"norm.weight" + SCALE: torch.ones(1, 1)}), "norm.weight"),
         (lambda s: s.update({"layers.0.attention.o_proj.weight" + SCALE: torch.ones(1, 1)}), r"\(1, 1\)"),
         (lambda s: s.update({"layers.0.attention.o_proj.weight": torch.ones(136, 12)}), "with scales"),
-        (lambda s: s.update({"nothing.weight" + SCALE: torch.ones(1, 1)}), "left over nothing"),
+        (lambda s: s.update({"nothing.weight" + SCALE: torch.ones(1, 1)}), "unexpected nothing"),
     ],
 )
 def test_scales_that_do_not_fit_are_refused(published, change, message, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

@@ -87,7 +87,7 @@ def test_a_copy_of_each_prediction_module_must_be_equal() -> None:
             name = f"model.layers.{layer}.{part}.weight"
             assert torch.equal(hub[name], state[original])
             hub[name][-1, -1] += 1
-            with pytest.raises(CheckpointError, match=f"{name} differs"):
+            with pytest.raises(CheckpointError, match=f"{name} must be a copy of the main model's .*, but differs"):
                 names.from_hf(hub)
             del hub[name]
             names.from_hf(hub)
@@ -122,7 +122,9 @@ def test_long_lists_are_cut_after_twelve() -> None:
 def test_names_and_shapes_that_are_wrong_are_all_listed() -> None:
     wanted = {name: torch.zeros(2, 3) for name in "abc"}
     check_names(dict(wanted), wanted, where="there")
-    with pytest.raises(CheckpointError, match=r"missing a; left over d; c is \(3, 2\), the model has \(2, 3\)"):
+    with pytest.raises(
+        CheckpointError, match=r"missing a; unexpected d; c has shape \(3, 2\), the model needs \(2, 3\)"
+    ):
         check_names({"b": wanted["b"], "c": torch.zeros(3, 2), "d": torch.zeros(1)}, wanted, where="there")
 
 
@@ -154,7 +156,7 @@ def test_a_run_of_other_weights_or_without_its_config_is_refused(tmp_path: Path)
     assert caught.value.where == str(run.config_file)
     text = run.config_file.read_text(encoding="utf-8")
     run.config_file.write_text(text.replace("hidden_size: 32", "hidden_size: 36"), encoding="utf-8")
-    with pytest.raises(CheckpointError, match=r"embed_tokens.weight is \(40, 32\), the model has \(40, 36\)"):
+    with pytest.raises(CheckpointError, match=r"embed_tokens.weight has shape \(40, 32\), the model needs \(40, 36\)"):
         load_run(run)
     run.config_file.write_text(text.replace("hidden_size", "hiden_size"), encoding="utf-8")
     with pytest.raises(ConfigError, match="Did you mean 'hidden_size'"):

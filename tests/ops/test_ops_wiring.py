@@ -354,7 +354,7 @@ def test_backends_and_devices_by_name() -> None:
     assert "torch" in caught.value.remedy
     check_device("cpu")
     for wrong in ("cuda:999", "nonsense"):
-        with pytest.raises(ConfigError, match=f"no device '{wrong}'"):
+        with pytest.raises(ConfigError, match=f"device '{wrong}' is not available"):
             check_device(wrong)
 
 

@@ -125,7 +125,7 @@ def test_a_layout_that_does_not_divide_is_told_why_and_mended() -> None:
     wrong = Layout(dp=682, tp=3, pp=1, ep=7)
     reasons = "; ".join(misfits(V3, wrong, 2048))
     for said in (
-        "is 2046, and there are 2048",
+        "is 2046, but n is 2048",
         "tp=3 does not divide num_attention_heads=128",
         "ep=7 does not divide n_routed_experts=256",
     ):
@@ -133,7 +133,7 @@ def test_a_layout_that_does_not_divide_is_told_why_and_mended() -> None:
     near = nearest_dividing(V3, wrong, Room(2048, 8, 1))
     assert misfits(V3, near, 2048) == [] and near.tp in (2, 4) and near.ep == 8
     assert "has no routed experts" in "; ".join(misfits(preset("qwen3-8b"), Layout(ep=2), 1))
-    assert "more than its 36 layers" in "; ".join(misfits(preset("qwen3-8b"), Layout(pp=64), 64))
+    assert "exceeds the model's 36 layers" in "; ".join(misfits(preset("qwen3-8b"), Layout(pp=64), 64))
 
 
 def test_what_is_chosen_divides_and_fits_and_so_does_the_nearest() -> None:
@@ -148,10 +148,11 @@ def test_what_is_chosen_divides_and_fits_and_so_does_the_nearest() -> None:
 def test_what_never_fits_says_by_how_much_and_how_many_devices_would_do() -> None:
     room = Room(8, 8, H800.memory * (1 - RESERVE))
     with pytest.raises(
-        ConfigError, match=r"no layout of 8 devices holds it.* too much\n  It fits on 256 such devices: dp="
+        ConfigError,
+        match=r"fits in no layout of 8 devices.* more than the usable .*\n  It fits on 256 such devices: dp=",
     ):
         choose(V3, room, 4096, BF16)
-    assert "Take devices with more memory" in never_fits(V3, Room(8, 8, 1e6), 4096, BF16).remedy
+    assert "Use devices with more memory" in never_fits(V3, Room(8, 8, 1e6), 4096, BF16).remedy
 
 
 def test_every_row_of_hardware_has_its_sources_and_sensible_figures() -> None:

@@ -33,7 +33,7 @@ def test_what_is_no_number_is_refused_by_its_key(text: str) -> None:
 
 
 def test_half_a_device_is_refused() -> None:
-    with pytest.raises(ConfigError, match="not a whole number"):
+    with pytest.raises(ConfigError, match="not an integer"):
         parse(Asked, {"n": "2.5"}, where="here")
 
 

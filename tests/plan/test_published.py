@@ -17,8 +17,8 @@ from rorqual.plan.serve import DAY_DECODE, DAY_PREFILL
 FIGURES = {figure.name: figure for figure in figures()}
 PUBLISHED = {
     "DeepSeek-V3, pretraining, H800-hours": (2.664e6, 0.01),
-    "DeepSeek-V3, TFLOPS of a card in pretraining": (385, 0.01),
-    "DeepSeek-V3, H800-hours a trillion tokens": (180e3, 0.01),
+    "DeepSeek-V3, TFLOPS per card in pretraining": (385, 0.01),
+    "DeepSeek-V3, H800-hours per trillion tokens": (180e3, 0.01),
     "DeepSeek-V3, all training, H800-hours": (2.788e6, 0.01),
     "DeepSeek-V3, days on 2,048 cards": (57, 0.01),
     "DeepSeek-V3, all training, USD": (5.576e6, 0.01),
@@ -27,10 +27,10 @@ PUBLISHED = {
     "Llama-3.1-405B, USD": (60e6, 0.05),
     "Llama-3.1-70B, H100-hours": (7.0e6, 0.32),
     "Llama-3.1-8B, H100-hours": (1.46e6, 0.63),
-    "DeepSeek-V3, GFLOPs to train on a token": (250, 0.01),
-    "DeepSeek-V3, bytes of cache a token": (70272, 0),
-    "Qwen2.5-72B, bytes of cache a token": (327680, 0),
-    "Llama-3.1-405B, bytes of cache a token": (516096, 0),
+    "DeepSeek-V3, training GFLOPs per token": (250, 0.01),
+    "DeepSeek-V3, cache bytes per token": (70272, 0),
+    "Qwen2.5-72B, cache bytes per token": (327680, 0),
+    "Llama-3.1-405B, cache bytes per token": (516096, 0),
     "A day of serving, revenue at R1's prices, USD": (562027, 0.001),
     "A day of serving, cost, USD": (87072, 0),
     "A day of serving, margin": (5.45, 0.005),
@@ -53,7 +53,7 @@ def test_every_row_holds_and_says_why_where_it_does_not_follow(figure: Figure) -
 
 
 def test_it_is_386_tflops_that_the_published_hours_make() -> None:
-    assert FIGURES["DeepSeek-V3, TFLOPS of a card in pretraining"].ours == pytest.approx(386.5, abs=0.1)
+    assert FIGURES["DeepSeek-V3, TFLOPS per card in pretraining"].ours == pytest.approx(386.5, abs=0.1)
 
 
 def test_the_models_beside_v3_have_their_published_sizes() -> None:

@@ -83,20 +83,20 @@ def test_the_largest_batch_fits_and_one_more_does_not() -> None:
     batch = largest_batch(V3, replica, MIX)
     served = serving(V3, replica, MIX)
     assert served.batch == batch and batch * 70272 * 5000 <= served.free < (batch + 1) * 70272 * 5000
-    with pytest.raises(ConfigError, match=rf"batch={batch + 1} needs more cache.*\n.*is {batch} "):
+    with pytest.raises(ConfigError, match=rf"cache of batch={batch + 1} does not fit.*\n.*at most {batch} "):
         serving(V3, replica, MIX, batch + 1)
 
 
 def test_what_does_not_fit_says_by_how_much_and_what_would() -> None:
     with pytest.raises(
-        ConfigError, match=r"cannot hold it in bf16.* GB more than it has to use\n  It fits on n=32 tp=2"
+        ConfigError, match=r"does not fit on .* in bf16.* exceed the usable memory by .* GB\n  It fits on n=32 tp=2"
     ):
         serving(V3, replace(ONE, n=8), MIX)
-    with pytest.raises(ConfigError, match=r"no replica of NVIDIA RTX 4090 .* too much"):
+    with pytest.raises(ConfigError, match=r"fits on no replica of NVIDIA RTX 4090 .* more than the usable"):
         smallest_replica(QWEN, replace(ONE, device=device("rtx4090")), Mix(10**9, 1, 0))
-    with pytest.raises(ConfigError, match=r"tp=3 does not divide n=8.*\n.*nearest that does: tp=2"):
+    with pytest.raises(ConfigError, match=r"tp=3 does not divide n=8.*\n.*Use tp=2, the nearest that does"):
         serving(QWEN, replace(ONE, n=8, tp=3), MIX)
-    with pytest.raises(ConfigError, match="has no fp8 units"):
+    with pytest.raises(ConfigError, match="does not support fp8"):
         serving(QWEN, Replica(device("a100"), 1, 1, "fp8"), MIX)
 
 

@@ -76,9 +76,9 @@ def test_from_is_start(start: Path) -> None:
         ("sft", {**LETTERS, "dtype": "float64"}, r"key 'dtype'"),
         ("sft", {**LETTERS, "optim.kind": "sgd"}, r"unknown kind 'sgd'"),
         ("sft", {**LETTERS, "objectives.1.depth": "2"}, r"depth 2, the model has 1 prediction modules"),
-        ("sft", {}, r"needs data=FILE or task=NAME"),
-        ("grpo", {"task": "families"}, r"needs from="),
-        ("pretrain", {}, r"needs data="),
+        ("sft", {}, r"requires data=FILE or task=NAME"),
+        ("grpo", {"task": "families"}, r"requires from="),
+        ("pretrain", {}, r"requires data="),
     ],
 )  # fmt: skip
 def test_what_cannot_be_meant_is_refused_by_its_key(recipe: str, values: dict[str, str], said: str) -> None:

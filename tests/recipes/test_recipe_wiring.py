@@ -128,9 +128,9 @@ def test_what_the_loop_writes_is_no_setting(key: str, start: Path) -> None:
 
 
 def test_all_that_is_missing_is_named_by_its_key() -> None:
-    with pytest.raises(ConfigError, match="needs teacher=, from=, task="):
+    with pytest.raises(ConfigError, match="requires teacher=, from=, task="):
         make_run("on_policy", {})
-    with pytest.raises(ConfigError, match=r"needs task=\n"):
+    with pytest.raises(ConfigError, match=r"requires task=\n"):
         make_run("grpo", {"from": "x"})
 
 
@@ -204,10 +204,10 @@ def test_a_models_facts_are_its_own_account(start: Path) -> None:
     first, second = describe("teacher", model)
     assert (
         first
-        == f"teacher: {a.total:,} parameters, {a.active:,} active for a token ({a.active / a.total:.0%}), MTP {a.mtp:,} more"
+        == f"teacher: {a.total:,} parameters, {a.active:,} active per token ({a.active / a.total:.0%}), MTP {a.mtp:,} more"
     )
     assert (
         second
-        == f"  {a.cache_bytes:,} bytes of cache a token (fp32), {a.flops:,} FLOPs a token forward at 96 positions"
+        == f"  {a.cache_bytes:,} cache bytes per token (fp32), {a.flops:,} forward FLOPs per token at 96 positions"
     )
     assert routed(model) == 16 and routed(make_run("sft", LITTLE | {"size": "tiny-student"}).model) == 0

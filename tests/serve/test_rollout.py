@@ -404,9 +404,9 @@ def poisons(state: dict[str, Tensor], version: int) -> dict[str, tuple[bytes, An
         "no safetensors": (b"x" * len(good), version + 1, None, 422, "no safetensors file"),
         "too much": (good + b" " * 2**20, version + 1, None, 413, "at most"),
         "a name missing": (missing, version + 1, None, 422, f"missing {name}"),
-        "a name left over": (left_over, version + 1, None, 422, "left over more"),
-        "another name": (renamed, version + 1, None, 422, f"left over {name}s"),
-        "another shape": (reshaped, version + 1, None, 422, f"{name} is"),
+        "a name left over": (left_over, version + 1, None, 422, "unexpected more"),
+        "another name": (renamed, version + 1, None, 422, f"unexpected {name}s"),
+        "another shape": (reshaped, version + 1, None, 422, f"{name} has shape"),
         "whole numbers": (whole, version + 1, None, 422, "no finite number"),
         "no numbers": (spoiled, version + 1, None, 422, "no finite number"),
     }

@@ -111,7 +111,7 @@ def test_only_a_routers_tensors_had_other_names() -> None:
 def test_other_names_are_refused(made: dict[str, dict[int, Path]], tmp_path: Path) -> None:
     strange = older(made["muon"][3], tmp_path / "strange", (".ffn.router.gate", ".ffn.gates"))
     with pytest.raises(
-        CheckpointError, match=r"missing layers\.1\.ffn\.router\.gate; .*left over layers\.1\.ffn\.gates"
+        CheckpointError, match=r"missing layers\.1\.ffn\.router\.gate; .*unexpected layers\.1\.ffn\.gates"
     ):
         load_run(strange)
 

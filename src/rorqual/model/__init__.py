@@ -1,4 +1,4 @@
-"""Networks: one definition that trains, rolls out and serves."""
+"""Model definitions. One definition trains, generates rollouts and serves."""
 
 from rorqual.model.account import Account, account
 from rorqual.model.config import ModelConfig, Stage

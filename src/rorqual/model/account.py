@@ -1,4 +1,4 @@
-"""The account: parameters, FLOPs and cache bytes of a configuration, by formula, without building it."""
+"""Parameter, FLOP and cache-byte counts of a model configuration, computed by formula without building the model."""
 
 from __future__ import annotations
 
@@ -11,11 +11,15 @@ from rorqual.model.cost import Cost, linear, vector
 
 @dataclass(frozen=True)
 class Account:
-    """`total` and `active` count embedding and head; `active_lookup` counts the embedding as a look-up (one row a token).
+    """Parameter, FLOP and cache counts of a model.
 
-    `mtp`: parameters of the multi-token prediction modules, not in `total`. `flops`: forward, a token, main model, with `context` keys attended
-    (multiply-add = 2, matrix products). `training_flops` is three times the forward of main model and MTP.
-    `cache_bytes`: a token, all layers, at `cache_value_bytes` a value, rounded up.
+    `total` and `active` include the embedding and the head. `active_lookup` counts only one row of the embedding.
+
+    `mtp` counts the parameters of the multi-token prediction modules, which `total` excludes. `flops` is the forward
+    cost of one token in the main model with `context` keys attended. It counts matrix products only, and a multiply-add
+    as 2. `training_flops` is three times the forward cost of the main model and the MTP modules.
+
+    `cache_bytes` is the KV cache of one token over all layers, at `cache_value_bytes` per value, rounded up.
     """
 
     total: int
@@ -29,7 +33,10 @@ class Account:
 
 
 def account(config: ModelConfig, *, context: int = 0, cache_value_bytes: int = 2) -> Account:
-    """Exact: a test counts the modules on the meta device, and the FLOPs with torch's own counter."""
+    """Count the parameters, FLOPs and cache bytes of `config`.
+
+    The counts are exact: tests compare them with real modules on the meta device and with torch's FLOP counter.
+    """
     d, v = config.hidden_size, config.vocab_size
     head = linear(d, v)
     embedding = Cost() if config.tie_word_embeddings else vector(v * d)

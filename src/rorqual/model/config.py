@@ -1,4 +1,4 @@
-"""What a model is: stages of identical blocks, each of a block kind, an attention kind and a feed-forward kind."""
+"""Model configuration: stages of identical blocks, each with a block kind, an attention kind and a feed-forward kind."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rorqual.model.ffn import FFNConfig
 
 
 class Stage(Config):
-    """`layers` blocks in a row with the same shape. V3 is Stage(3, mla, dense) and then Stage(58, mla, moe)."""
+    """A run of `layers` identical blocks. V3 is `Stage(3, mla, dense)` followed by `Stage(58, mla, moe)`."""
 
     layers: Count
     attention: Annotated[SerializeAsAny[AttentionConfig], one_of(AttentionConfig)]
@@ -23,39 +23,43 @@ class Stage(Config):
 
     @property
     def attentions(self) -> tuple[AttentionConfig, ...]:
-        """Those of one block."""
+        """The attention configs of one block."""
         return self.block.attentions(self.attention)
 
     @property
     def ffns(self) -> tuple[FFNConfig, ...]:
-        """Those of one block."""
+        """The feed-forward configs of one block."""
         return self.block.ffns(self.ffn)
 
     @property
     def parts(self) -> tuple[AttentionConfig | FFNConfig, ...]:
-        """Attentions and networks of one block."""
+        """The attention and feed-forward configs of one block."""
         return (*self.attentions, *self.ffns)
 
     def cost(self, hidden_size: int, context: int) -> Cost:
-        """Parameters and FLOPs a token of one block, with `context` keys attended."""
+        """Return the parameters and FLOPs per token of one block, with `context` keys attended."""
         parts = [a.cost(hidden_size, context) for a in self.attentions] + [f.cost(hidden_size) for f in self.ffns]
         return sum(parts, self.block.cost(hidden_size))
 
     def build(self, hidden_size: int, eps: float) -> Block:
-        """One block. Raises ValueError where the module has other attentions or routers than its config says: records would shift."""
+        """Build one block.
+
+        Raises ValueError if the module's attentions or routers differ from its config, because recorded routing would
+        be misaligned.
+        """
         block = self.block.build(self.attention, self.ffn, hidden_size, eps)
         said = len(self.attentions), [ffn.experts_per_token() for ffn in self.ffns]
         built = block.attentions, [ffn.experts_per_token for ffn in block.ffns]
         if said != built:
             raise ValueError(
-                f"a block '{self.block.kind}' has {built[0]} attentions and networks with {built[1]} experts a token; "
-                f"its config says {said[0]} and {said[1]}"
+                f"block kind '{self.block.kind}' built {built[0]} attentions and networks with {built[1]} experts per token; "
+                f"its config declares {said[0]} and {said[1]}"
             )
         return block
 
 
 class ModelConfig(Config):
-    """A decoder. `num_nextn_predict_layers` multi-token prediction modules (V3 eq. 21-25) take the last stage's block."""
+    """A decoder. Its `num_nextn_predict_layers` multi-token prediction modules (V3 eq. 21-25) use the last stage's block."""
 
     vocab_size: int = Field(ge=2, le=MOST)
     hidden_size: Count
@@ -73,17 +77,17 @@ class ModelConfig(Config):
 
     @property
     def attentions(self) -> tuple[AttentionConfig, ...]:
-        """Every attention of the main model, in the order in which caches number them."""
+        """The config of every attention in the main model. Cache indices follow this order."""
         return tuple(attention for stage in self.layers for attention in stage.attentions)
 
     @property
     def ffns(self) -> tuple[FFNConfig, ...]:
-        """Every feed-forward network of the main model, in the order in which choices are recorded."""
+        """The config of every feed-forward network in the main model. Expert choices are recorded in this order."""
         return tuple(ffn for stage in self.layers for ffn in stage.ffns)
 
     @property
     def ends(self) -> BlockConfig:
-        """The block kind that says how the stream begins and ends: the last stage's."""
+        """The last stage's block config, which defines how the residual stream begins and ends."""
         return self.stages[-1].block
 
     @model_validator(mode="after")
@@ -100,5 +104,5 @@ class ModelConfig(Config):
                         f"network '{ffn.kind}' routes, and its `n_experts()` says 0: records need the number"
                     )
         if len(streams := {stage.block.streams() for stage in self.stages}) > 1:
-            raise ValueError(f"stages with {sorted(streams)} residual streams: a model has equally many throughout")
+            raise ValueError(f"stages have {sorted(streams)} residual streams; all stages must have the same number")
         return self

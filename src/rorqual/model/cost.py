@@ -1,4 +1,4 @@
-"""The unit of account: parameters, active parameters and FLOPs a token."""
+"""Parameters, active parameters and FLOPs per token, the unit of `Account`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Cost:
-    """Additive. `active`: parameters that take part in one token. `flops`: forward FLOPs a token, a multiply-add counted as
-    two, matrix products only (norms, softmax and gates are below a percent), attention over the full `context` keys."""
+    """An additive cost.
+
+    `active` counts the parameters used for one token. `flops` is the forward cost of one token, with attention over all
+    `context` keys. It counts matrix products only (norms, softmax and gates are below one percent), and a multiply-add
+    as two.
+    """
 
     params: int = 0
     active: int = 0
@@ -22,11 +26,11 @@ class Cost:
 
 
 def linear(inputs: int, outputs: int, *, bias: bool = False) -> Cost:
-    """A dense product of one token."""
+    """Return the cost of a dense product for one token."""
     params = inputs * outputs + (outputs if bias else 0)
     return Cost(params, params, 2 * inputs * outputs)
 
 
 def vector(size: int) -> Cost:
-    """Parameters that enter no product, such as a norm's."""
+    """Return the cost of parameters that take part in no matrix product, such as a norm's weight."""
     return Cost(size, size, 0)

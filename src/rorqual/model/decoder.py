@@ -1,4 +1,4 @@
-"""The model. One definition trains, rolls out and serves."""
+"""The decoder. One definition trains, generates rollouts and serves."""
 
 from __future__ import annotations
 
@@ -25,19 +25,22 @@ from rorqual.ops.rope import Rope
 
 
 class Cache(Protocol):
-    """What the tokens of one forward are kept in, and who of them sees whom."""
+    """The KV cache of the tokens of one forward pass. It also defines which tokens each token sees."""
 
     def layer(self, index: int) -> LayerCache:
-        """The cache of the attention `index` (`ModelConfig.attentions`)."""
+        """Return the cache of attention number `index` (the order of `ModelConfig.attentions`)."""
 
     def table(self, rope: Rope, dim: int) -> tuple[Tensor, Tensor]:
-        """cos and sin [positions, dim / 2] (`rope_table` of 0, 1, ...), for every position that may occur."""
+        """Return cos and sin [positions, dim / 2] for every position that may occur, as `rope_table` computes them for 0, 1, ..."""
 
 
 @dataclass(frozen=True)
 class Output:
-    """hidden [batch, seq, d] after the final norm; routing of each network that routes over the batch * seq tokens; and of each name that
-    forward was asked to record, the tensor of every attention that recorded it, in order."""
+    """The result of a forward pass.
+
+    hidden [batch, seq, d] is taken after the final norm. `routing` holds one entry per routing network, over the batch
+    * seq tokens. `recorded` maps each requested name to the tensors of the attentions that recorded it, in order.
+    """
 
     hidden: Tensor
     routing: tuple[Routing, ...]
@@ -45,7 +48,7 @@ class Output:
 
 
 class Decoder(Layer):
-    """Embedding, blocks, norm, head. `ops` is the backend; `config` says everything else."""
+    """Embedding, blocks, final norm and head. `ops` is the backend; `config` defines everything else."""
 
     def __init__(self, config: ModelConfig, ops: Backend = TORCH) -> None:
         super().__init__()
@@ -65,7 +68,7 @@ class Decoder(Layer):
         self.needs_cache = rounded or any(isinstance(m, Attention) and m.needs_cache for m in self.modules())
 
     def embed(self, tokens: Tensor) -> Tensor:
-        """Token ids [...] -> embeddings [..., d], as `forward` reads them."""
+        """Return the embeddings [..., d] of token ids [...], in the form that `forward` reads."""
         found: Tensor = self.embed_tokens(tokens)
         return found
 
@@ -80,12 +83,16 @@ class Decoder(Layer):
         inputs_embeds: Tensor | None = None,
         record: Collection[str] = (),
     ) -> Output:
-        """tokens [batch, seq] -> Output. inputs_embeds [batch, seq, d], where given, are read instead of `embed(tokens)`.
+        """Run the model on tokens [batch, seq].
 
-        positions [batch, seq] default to 0, 1, ...; segments [batch, seq] are document numbers that attention does not
-        cross. With a cache, a token attends to all cached positions of its sequence up to its own. replay [batch, seq, routers, k]
-        fixes the expert choices. record: names of what attention shall hand out (`AttentionContext.record`); a name that no layer records is
-        a ValueError.
+        - `positions` [batch, seq] default to 0, 1, ...
+        - `segments` [batch, seq] are document numbers; attention does not cross documents.
+        - `cache`: a token attends to all cached positions of its sequence up to its own.
+        - `replay` [batch, seq, routers, k] fixes the expert choices.
+        - `inputs_embeds` [batch, seq, d] replaces `embed(tokens)`.
+        - `record` names the tensors that attentions record (`AttentionContext.record`).
+
+        Raises ValueError if no layer records a name in `record`.
         """
         batch, seq = tokens.shape
         if positions is None:
@@ -104,7 +111,7 @@ class Decoder(Layer):
             x, where = block(x, context, list(islice(caches, block.attentions)), chosen)
             routing += [one for one in where if one is not None]
         if unknown := set(record) - set(context.recorded):
-            raise ValueError(f"no layer of this model records {sorted(unknown)}")
+            raise ValueError(f"record={sorted(unknown)}: no layer of this model records these names")
         recorded = {name: tuple(tensors) for name, tensors in context.recorded.items()}
         return Output(self.norm(self.collapse(x, self.ops), self.ops), tuple(routing), recorded)
 
@@ -116,10 +123,10 @@ class Decoder(Layer):
         segments: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
     ) -> list[Output]:
-        """The MTP modules over a whole sequence: module k's row i holds the hidden state that predicts t_{i+2+k}.
+        """Run the MTP modules over a whole sequence. Row i of module k holds the hidden state that predicts t_{i+2+k}.
 
-        hidden [batch, seq, d] as `forward` returned it; inputs_embeds as `forward` was given them. Module k's result is
-        [batch, seq - 1 - k, d]; rows whose document ends before the token to predict are the caller's to mask.
+        hidden [batch, seq, d] is the output of `forward`, and inputs_embeds are those given to `forward`. Module k
+        returns [batch, seq - 1 - k, d]. The caller must mask rows whose document ends before the token to predict.
         """
         outputs: list[Output] = []
         if positions is None:
@@ -147,17 +154,17 @@ class Decoder(Layer):
         if inputs_embeds is None:
             return self.embed(tokens)
         if inputs_embeds.shape != (wanted := (*tokens.shape, self.config.hidden_size)):
-            raise ValueError(f"inputs_embeds of shape {list(inputs_embeds.shape)}; the tokens need {list(wanted)}")
+            raise ValueError(f"inputs_embeds has shape {list(inputs_embeds.shape)}; these tokens need {list(wanted)}")
         return inputs_embeds
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """hidden [..., d] -> [..., vocab] in fp32."""
+        """Return the logits [..., vocab] in fp32 of hidden [..., d]."""
         if self.lm_head is None:
             return F.linear(hidden, self.embed_tokens.weight).float()
         scores: Tensor = self.lm_head(hidden)
         return scores.float()
 
     def routers(self) -> list[FFN]:
-        """Every feed-forward network that routes, in the order of the routing that a training step collects: main, then MTP."""
+        """Return every feed-forward network that routes, in the order of a training step's routing: main model, then MTP."""
         blocks = [*self.layers, *(module.block for module in self.mtp)]
         return [ffn for block in blocks for ffn in block.ffns if ffn.experts_per_token]

@@ -1,4 +1,4 @@
-"""Fresh weights: normal with `initializer_range`, norms at one, biases at zero (V3, section 4.2)."""
+"""Weight initialisation: matrices normal with `initializer_range`, norms one, biases zero (V3, section 4.2)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rorqual.ops.backends import TORCH, Backend
 
 
 def init_weights(model: nn.Module, std: float, seed: int) -> None:
-    """Fill every parameter in place, in the order of their names, from one generator: the same seed gives the same weights."""
+    """Fill every parameter in place. Draws follow the order of names from one generator, so a seed gives the same weights."""
     generator = torch.Generator().manual_seed(seed)
     for _, parameter in sorted(model.named_parameters()):
         if parameter.dim() > 1:
@@ -22,7 +22,7 @@ def init_weights(model: nn.Module, std: float, seed: int) -> None:
 
 
 def build(config: ModelConfig, *, seed: int, ops: Backend = TORCH) -> Decoder:
-    """A model with fresh weights in fp32 on the CPU."""
+    """Return a model with freshly initialised fp32 weights on the CPU."""
     model = Decoder(config, ops)
     init_weights(model, config.initializer_range, seed)
     return model

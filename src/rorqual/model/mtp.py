@@ -1,4 +1,4 @@
-"""Multi-token prediction (V3 eq. 21-25): a module that, from h_i and the embedding of t_{i+1}, predicts t_{i+2}."""
+"""Multi-token prediction (V3 eq. 21-25): a module that predicts t_{i+2} from h_i and the embedding of t_{i+1}."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from rorqual.ops.moe import Routing
 
 
 class MTP(nn.Module):
-    """Embedding and head are the main model's. The checkpoint's order of the join: embedding first, hidden second.
+    """One multi-token prediction module. It shares the embedding and the head with the main model.
 
-    `hidden` is the main model's output after its final norm, as the engines that reach the published acceptance feed it.
+    The concatenation follows the published checkpoint: embedding first, hidden state second. `hidden` is the main
+    model's output after its final norm, which is also the input of the engines that reach the published acceptance
+    rate.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -32,8 +34,11 @@ class MTP(nn.Module):
     def forward(
         self, hidden: Tensor, embedded: Tensor, context: AttentionContext, caches: Sequence[LayerCache | None]
     ) -> tuple[Tensor, tuple[Routing | None, ...]]:
-        """hidden [batch, seq, d] at positions i, embedded [batch, seq, d] of the tokens at i + 1 -> normed [batch, seq, d]."""
+        """Return the normed hidden states [batch, seq, d].
+
+        hidden [batch, seq, d] is at positions i; embedded [batch, seq, d] are the embeddings of the tokens at i + 1.
+        """
         joined = torch.cat((self.enorm(embedded, context.ops), self.hnorm(hidden, context.ops)), dim=-1)
-        x = self.expand(self.eh_proj(joined).to(joined.dtype), context.ops)  # the stream stays fp32 under autocast
+        x = self.expand(self.eh_proj(joined).to(joined.dtype), context.ops)  # stay fp32 under autocast
         x, routing = self.block(x, context, caches, [None] * len(self.block.ffns))
         return self.norm(self.collapse(x, context.ops), context.ops), routing

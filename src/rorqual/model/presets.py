@@ -1,6 +1,7 @@
-"""Configurations of published models by name, as their `config.json` says (dimensions: the V2, V3, Qwen2.5, Qwen3 and Llama 3 reports).
+"""Configurations of published models by name.
 
-Qwen2.5 is as its Instruct models are: the base models have other lengths and in part another epsilon.
+Values come from each model's `config.json`; dimensions are also in the V2, V3, Qwen2.5, Qwen3 and Llama 3 reports.
+Qwen2.5 presets follow the Instruct models: the base models have other lengths, and some another epsilon.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from rorqual.ops.rope import Llama3, Rope, Yarn
 
 _V3_NAMES = ("deepseek-v3", "deepseek-r1", "deepseek-v3.1")
 _QWEN3 = {
-    # name: hidden, intermediate, layers, heads, tied; all have 8 key-value heads of 128
+    # name: hidden, intermediate, layers, heads, tied; all have 8 key-value heads with head_dim 128
     "qwen3-0.6b": (1024, 3072, 28, 16, True),
     "qwen3-1.7b": (2048, 6144, 28, 16, True),
     "qwen3-4b": (2560, 9728, 36, 32, True),
@@ -25,7 +26,7 @@ _QWEN3 = {
 
 
 _QWEN3_MOE = {
-    # name: hidden, of an expert, layers, heads; all have 4 key-value heads of 128 and take 8 of 128 experts
+    # name: hidden, expert intermediate, layers, heads; all have 4 key-value heads with head_dim 128, and route to 8 of 128 experts
     "qwen3-30b-a3b": (2048, 768, 48, 32),
     "qwen3-235b-a22b": (4096, 1536, 94, 64),
 }
@@ -56,13 +57,13 @@ _LLAMA3 = {
 
 
 def preset_names() -> tuple[str, ...]:
-    """Every name that `preset` knows."""
+    """Return every name that `preset` accepts."""
     deepseek = ("deepseek-v2-lite", "deepseek-v2", *_V3_NAMES)
     return (*deepseek, *_QWEN3, *_QWEN3_MOE, *_QWEN2, *_LLAMA3, "smollm2-135m")
 
 
 def preset(name: str) -> ModelConfig:
-    """The configuration called `name`; an unknown name is a `ConfigError` with the nearest one."""
+    """Return the configuration called `name`. Raises ConfigError with the nearest name if it is unknown."""
     alone = {
         "deepseek-v2-lite": _v2_lite,
         "deepseek-v2": _v2,
@@ -79,7 +80,7 @@ def preset(name: str) -> ModelConfig:
         return _qwen2(*_QWEN2[name])
     if name in _LLAMA3:
         return _llama3(*_LLAMA3[name])
-    raise ConfigError(f"unknown model '{name}'", where="preset", remedy=nearest(name, preset_names()))
+    raise ConfigError(f"unknown model preset '{name}'", where="preset", remedy=nearest(name, preset_names()))
 
 
 def _deepseek_rope(mscale: float) -> Rope:

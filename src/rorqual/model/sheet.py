@@ -1,4 +1,4 @@
-"""Whole rows of a training batch, attended in blocks as the engine attends them: the trainer's side of the same arithmetic."""
+"""Paged attention over whole rows of a training batch, with the same block arithmetic as the engine."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from rorqual.ops.paged import BLOCK, fill
 from rorqual.ops.rope import Rope, rope_table
 
 TABLE = 4096
-"""Positions whose angles are computed at once: a multiple of this, so that no angle depends on how many there are."""
+"""Positions per call that computes angles. Tables have a multiple of this length, so an angle's bits do not depend on the length."""
 
 
 def angles(rope: Rope, dim: int, positions: int, device: torch.device | str) -> tuple[Tensor, Tensor]:
-    """cos and sin [at least `positions`, dim / 2] of 0, 1, 2, ..."""
+    """Return cos and sin [at least `positions`, dim / 2] of positions 0, 1, 2, ..."""
     parts = [
         rope_table(rope, dim, torch.arange(start, start + TABLE, device=device)) for start in range(0, positions, TABLE)
     ]
@@ -29,7 +29,9 @@ def angles(rope: Rope, dim: int, positions: int, device: torch.device | str) -> 
 
 
 class InBlocks(LayerCache, ABC):
-    """One layer's cache whose parts lie in blocks: `_pool` gives each as `attention` lays it out, which answers by its `plan`."""
+    """The cache of one attention whose parts are stored in blocks. `_pool` returns a part in the layout of `attention`,
+    and `attention` computes by `plan`.
+    """
 
     def __init__(self, layout: CacheLayout, attention: PagedAttention, plan: Plan) -> None:
         self._layout, self._attention, self._plan = layout, attention, plan
@@ -56,8 +58,8 @@ class InBlocks(LayerCache, ABC):
         """See `LayerCache`."""
         if self._read(part).every > 1 or every < 1 or BLOCK % every:
             raise ValueError(
-                f"attention kind '{self._layout.kind}' asks for groups of {every} rows of the cached part '{part}': they must be rows of one "
-                f"token each, and their number divide {BLOCK}"
+                f"attention kind '{self._layout.kind}' requests groups of {every} rows of the cached part '{part}': the part must have one row "
+                f"per token, and the group size must divide {BLOCK}"
             )
         rows, last = self._groups(part, every)
         return rows.to(self._written[part]), last
@@ -94,7 +96,7 @@ class InBlocks(LayerCache, ABC):
     ) -> tuple[Tensor, Tensor]:
         """See `LayerCache`."""
         if window is not None and window < 1:
-            raise ValueError(f"attention kind '{self._layout.kind}' attends to a window of {window} tokens")
+            raise ValueError(f"attention kind '{self._layout.kind}' requests window={window}; it must be at least 1")
         pools, width = self._pools(keys, values, value_width)
         rows = None if selected is None else selected.rows
         return self._attention.attend_with_lse(q, *pools, self._plan, scale, width, selected=rows, window=window)
@@ -102,7 +104,9 @@ class InBlocks(LayerCache, ABC):
     def select(self, q: Tensor, weights: Tensor, part: str, budget: int) -> Selection:
         """See `LayerCache`."""
         if self._read(part) and budget < 1:
-            raise ValueError(f"attention kind '{self._layout.kind}' selects {budget} rows of the cached part '{part}'")
+            raise ValueError(
+                f"attention kind '{self._layout.kind}' requests budget={budget} for the cached part '{part}'; it must be at least 1"
+            )
         return self._attention.select(q, weights, self._pool(part), self._plan, budget)
 
     def gather(self, part: str, selected: Selection) -> Tensor:
@@ -113,23 +117,23 @@ class InBlocks(LayerCache, ABC):
     def _read(self, name: str) -> CachePart:
         if name not in self._written:
             kind, name = self._layout.kind, self._layout.part(name).name
-            raise ValueError(f"attention kind '{kind}' reads the cached part '{name}' before it writes it")
+            raise ValueError(f"attention kind '{kind}' reads the cached part '{name}' before writing it")
         return self._layout.parts[name]
 
     def _pools(self, keys: str, values: str, value_width: int | None) -> tuple[tuple[Tensor, Tensor], int]:
-        """Keys, values, and the columns of these that count."""
+        """Return the pools of keys and values, and the number of value columns to use."""
         if self._read(keys).every != self._read(values).every:
             raise ValueError(
-                f"attention kind '{self._layout.kind}' attends by the keys '{keys}' to the values '{values}', which have rows for other tokens"
+                f"attention kind '{self._layout.kind}' attends with keys '{keys}' and values '{values}', which must have the same `every`"
             )
         return (self._pool(keys), self._pool(values)), value_width or self._layout.parts[values].width
 
 
 class Sheet:
-    """Implements `Cache` for a batch that is fed whole; nothing is kept, and gradients pass.
+    """A `Cache` for one whole batch. It keeps nothing after the forward pass, and gradients flow through it.
 
-    positions [batch, seq] begin at 0 in each document; segments [batch, seq] are document numbers (None: a row is one); layouts: of each
-    layer's parts; attention: who answers.
+    positions [batch, seq] begin at 0 in each document. segments [batch, seq] are document numbers; None means one
+    document per row. `layouts` gives the cache layout of each attention, and `attention` computes in blocks.
     """
 
     def __init__(
@@ -145,7 +149,7 @@ class Sheet:
         flat = rows.reshape(-1)
         if flat[start].any():
             raise DataError(
-                "a document that does not begin at position 0", where="positions", remedy="Feed documents whole."
+                "a document does not begin at position 0", where="positions", remedy="Pass whole documents."
             )
         count = np.diff(start, append=len(flat))
         blocks = -(-count // BLOCK)
@@ -155,13 +159,13 @@ class Sheet:
         slots = np.repeat(before * BLOCK, count) + flat
         loc = np.append(start, len(flat))
         self.plan = attention.plan(AttentionMetadata(loc, count, block_table, slots), self.device)
-        place = np.full(int(blocks.sum()) * BLOCK, len(flat))  # one token more stands for what a block does not hold
+        place = np.full(int(blocks.sum()) * BLOCK, len(flat))  # index len(flat) marks the empty slots of a block
         place[slots] = np.arange(len(flat))
         self._place, self._at = place, flat
         self._known: dict[int, tuple[Tensor, Tensor]] = {}
 
     def layer(self, index: int) -> LayerCache:
-        """What one layer writes, until it is forgotten."""
+        """Return the cache of one attention."""
         return _SheetLayer(self, self.layouts[index])
 
     def table(self, rope: Rope, dim: int) -> tuple[Tensor, Tensor]:
@@ -169,8 +173,11 @@ class Sheet:
         return angles(rope, dim, int(self._at.max()) + 1, self.device)
 
     def rows(self, every: int) -> tuple[Tensor, Tensor]:
-        """The last token of each group of `every` [groups], filled up; and for each row of the blocks [blocks * BLOCK / every] its group, or the
-        number of groups where it has none."""
+        """Return the groups of `every` tokens and their places in the blocks.
+
+        The first tensor [groups] holds the last token of each group, padded. The second [blocks * BLOCK / every] holds
+        the group of each block row, or the number of groups if the row has none.
+        """
         if every not in self._known:
             ends = np.flatnonzero(self._at % every == every - 1)
             last = np.zeros(len(ends) if every == 1 else fill(len(ends), self.plan.rows.least), np.int64)
@@ -198,7 +205,7 @@ class _SheetLayer(InBlocks):
         return self._rows[name].index_select(0, at.flatten()).unflatten(0, at.shape), last
 
     def _pool(self, name: str) -> Tensor:
-        """[rows, heads, width] -> a pool of blocks with BLOCK / every rows."""
+        """Return a part, stored as rows [rows, heads, width], as a pool of blocks with BLOCK / every rows."""
         if name not in self._blocks:
             rows, every = self._rows[name], self._layout.parts[name].every
             longer = torch.cat((rows, rows.new_zeros(1, *rows.shape[1:])))

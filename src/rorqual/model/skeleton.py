@@ -1,4 +1,4 @@
-"""A model without numbers: names, shapes and types of its tensors, for who fills or only counts them."""
+"""Models on the meta device: names, shapes and types of tensors without values, to be filled or only counted."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from rorqual.ops.backends import TORCH, Backend
 
 
 class _Unfilled(TorchFunctionMode):
-    """Random numbers are not drawn. On the meta device the first one would import 800 modules of torch's compiler: 2 s and more."""
+    """Skip random initialisation.
+
+    On the meta device the first random draw would import 800 modules of torch's compiler, which takes 2 s or more.
+    """
 
     def __torch_function__(
         self,
@@ -25,7 +28,7 @@ class _Unfilled(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         named = dict(kwargs or {})
-        # nn.init's own functions are seen as they are called, and not what they call.
+        # This mode sees calls to nn.init's functions, not the calls that those make.
         draws = getattr(func, "__module__", None) == nn.init.__name__
         if draws or func in (torch.Tensor.normal_, torch.Tensor.uniform_):
             return args[0] if args else named["tensor"]
@@ -33,6 +36,6 @@ class _Unfilled(TorchFunctionMode):
 
 
 def skeleton(config: ModelConfig, ops: Backend = TORCH) -> Decoder:
-    """The model on the meta device: it takes no memory, and `to_empty` gives it some."""
+    """Return the model on the meta device, without memory. `to_empty` allocates its tensors."""
     with torch.device("meta"), _Unfilled():
         return Decoder(config, ops)

@@ -1,1 +1,1 @@
-"""Tensor mathematics: plain-torch references that read like the papers, and backends proven equal to them."""
+"""Tensor operations: plain torch references that follow the papers, and backends tested to agree with them."""

@@ -1,4 +1,4 @@
-"""Scaled dot-product attention (Vaswani et al. 2017, eq. 1), plain."""
+"""Reference scaled dot-product attention (Vaswani et al. 2017, eq. 1)."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from torch import Tensor
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tensor:
-    """softmax(scale q k^T) v where `mask` allows it.
+    """Compute softmax(scale q k^T) v where `mask` is True.
 
-    q [batch, heads, queries, d], k [batch, heads, keys, d], v [batch, heads, keys, d_v], mask [batch, 1, queries, keys]
-    (True: may look). A query that may look nowhere is the caller's error. The softmax runs in fp32.
+    q [batch, heads, queries, d], k [batch, heads, keys, d], v [batch, heads, keys, d_v], mask [batch, 1, queries,
+    keys]. The caller must ensure that every query sees a key. The softmax runs in fp32.
     """
     scores = (q @ k.transpose(-1, -2)).float() * scale
     return scores.masked_fill(~mask, float("-inf")).softmax(-1).to(v.dtype) @ v
 
 
 def document_mask(segments: Tensor) -> Tensor:
-    """Causal and within a document: segments [batch, seq] (document number) -> [batch, 1, seq, seq], True: may look."""
+    """Return a causal mask within documents [batch, 1, seq, seq], True for visible keys. segments [batch, seq] are document numbers."""
     seq = segments.shape[1]
     causal = torch.ones(seq, seq, dtype=torch.bool, device=segments.device).tril()
     same = segments.unsqueeze(2) == segments.unsqueeze(1)

@@ -1,4 +1,4 @@
-"""Devices that tensors lie on."""
+"""Device checks."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from rorqual.core.errors import ConfigError
 
 
 def check_device(name: str) -> None:
-    """Refuse a device that this torch cannot put a tensor on."""
+    """Refuse a device on which this torch cannot create a tensor."""
     try:
         torch.empty(1, device=name)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ConfigError(
-            f"no device '{name}' here: {str(error).splitlines()[0]}",
+            f"device '{name}' is not available: {str(error).splitlines()[0]}",
             where="device",
-            remedy="Use device=cpu. `rorqual doctor` says what this machine has.",
+            remedy="Use device=cpu. `rorqual doctor` lists the devices of this machine.",
         ) from None

@@ -1,7 +1,7 @@
-"""Experts on a device that runs beside the host: no shape depends on where tokens go, so that nothing waits for the device.
+"""Experts by grouped products. No shape depends on the routing, so the host never waits for an accelerator.
 
-torch has grouped products in bf16 (torch 2.10; one kernel from CUDA's sm90 on). In other types experts are taken one by one, which waits for
-the device in each layer.
+torch has grouped products in bf16 (torch 2.10; one kernel from CUDA's sm90 on). Other dtypes loop over experts, which
+synchronises with the device in each layer.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from torch import Tensor
 from rorqual.ops.moe import Routing
 
 ALIGNED = 8
-"""Values of bf16 to which the rows of torch's grouped products are aligned."""
+"""Alignment of the rows of torch's grouped products, in bf16 values."""
 
 
 def fits(x: Tensor, gate_up: Tensor) -> bool:
-    """Whether `experts` below is meant for these: in bf16, beside the host."""
+    """Return True if `experts` below supports these tensors: bf16, aligned, and not on the CPU."""
     _, twice, width = gate_up.shape
     aligned = width % ALIGNED == 0 and twice % (2 * ALIGNED) == 0
     return x.device.type != "cpu" and aligned and _type(x) == torch.bfloat16
@@ -29,10 +29,10 @@ def _type(x: Tensor) -> torch.dtype:
 
 
 def experts(x: Tensor, routing: Routing, gate_up: Tensor, down: Tensor) -> Tensor:
-    """sum_k weight_k SwiGLU_k(x), by two grouped products over tokens sorted by expert.
+    """Compute sum_k weight_k SwiGLU_k(x) by two grouped products over tokens sorted by expert.
 
-    x [tokens, d], gate_up [experts, 2 i, d] (gate first), down [experts, d, i] -> [tokens, d]. A token's experts are added in the order in
-    which they were chosen.
+    x [tokens, d], gate_up [experts, 2 i, d] (gate first), down [experts, d, i] -> [tokens, d]. A token's experts are
+    added in the order in which they were chosen.
     """
     tokens, k = routing.indices.shape
     x, gate_up, down = (tensor.to(_type(x)) for tensor in (x, gate_up, down))

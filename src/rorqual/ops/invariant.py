@@ -1,8 +1,10 @@
-"""Operations whose every row is rounded in one way, however many rows there are: what generation runs on.
+"""Batch-invariant operations for generation: each row's rounding is independent of the number of rows.
 
-Three things make a row's bits depend on the others, and each has its remedy here. A product of few rows takes another path than one of
-many: rows are filled up (`ops.rows`). Sums over keys depend on how many keys there are: `ops.paged`. And torch computes the last elements of a
-contiguous tensor, up to 31, with another exponential than the rest: such tensors are filled up too.
+Three effects can make a row's bits depend on other rows, and each has a remedy.
+
+- Libraries compute products of few rows with other kernels than products of many: rows are padded (`ops.rows`).
+- Sums over keys depend on the number of keys: `ops.paged` fixes their order.
+- torch computes a contiguous tensor's last elements, up to 31, with another exponential: such tensors are padded.
 """
 
 from __future__ import annotations
@@ -21,18 +23,21 @@ from rorqual.ops.moe import Routing
 from rorqual.ops.rows import ENOUGH, Rows, bmm, in_tiles
 
 LANES = 32
-"""Elements that torch's vector loops take at once."""
+"""Elements that torch's vectorised loops process at once."""
 GRAIN = 32768
-"""Elements up to which torch gives a tensor to one thread; more are shared in equal parts."""
+"""Largest number of elements that torch gives to one thread. Larger tensors are split into equal parts."""
 ROWS = {torch.bfloat16: (4, 8, 16)}
-"""An expert's rows are filled up to one of these that is enough, or a multiple of the last: oneDNN builds a new primitive for every new
-number. In fp32, which is not oneDNN's, to a multiple of what is enough."""
+"""Row counts to which an expert's rows are padded: the smallest that is enough, or a multiple of the largest.
+
+oneDNN builds a new primitive for every new row count. fp32 does not use oneDNN, so its rows are padded to a multiple of
+the required rows.
+"""
 MANY = (64,)
-"""Of types that were not measured."""
+"""Row counts for dtypes that were not measured."""
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """`ops.norm.rms_norm` in fewer operations: the mean of squares from the vectors' lengths."""
+    """Compute `ops.norm.rms_norm` in fewer operations, with the mean of squares taken from vector norms."""
     wide = x.float()
     length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
     root = torch.addcmul(_number(eps, x.device), length, length, value=1 / x.shape[-1]).rsqrt()
@@ -41,23 +46,23 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 @lru_cache
 def _number(value: float, device: torch.device) -> Tensor:
-    """A tensor without dimensions that any mode may use."""
+    """Return a zero-dimensional tensor that is usable in and outside inference mode."""
     with torch.inference_mode(False):
         return torch.tensor(value, device=device)
 
 
 def silu(x: Tensor) -> Tensor:
-    """x sigmoid(x)."""
+    """Compute x sigmoid(x)."""
     return _whole(F.silu, x)
 
 
 def sigmoid(x: Tensor) -> Tensor:
-    """1 / (1 + exp(-x))."""
+    """Compute 1 / (1 + exp(-x))."""
     return _whole(torch.sigmoid, x)
 
 
 def _whole(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """`function`, element by element, of a tensor without a rest: nor has any of the parts in which threads share it."""
+    """Apply an elementwise `function` so that no element falls into the remainder of a vector loop, in any thread's part."""
     width, size = x.shape[-1], x.numel()
     parts = max(1, min(torch.get_num_threads(), -(-size // GRAIN)))
     if size % (LANES * parts) == 0 and (width % LANES == 0 or x.is_contiguous()):
@@ -71,19 +76,19 @@ def _whole(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 
 Matrices = Tensor | Sequence[Tensor]
-"""One for each expert: stacked, or each by itself and laid out (`ops.layout`)."""
+"""One matrix per expert: a stacked tensor, or a sequence of prepacked ones (`ops.layout`)."""
 
 
 def loose_experts(x: Tensor, routing: Routing, gate_up: Matrices, down: Matrices) -> Tensor:
-    """`experts` with rows as they come."""
+    """Compute `experts` without padding rows."""
     return experts(x, routing, gate_up, down, Rows(1))
 
 
 def experts(x: Tensor, routing: Routing, gate_up: Matrices, down: Matrices, rows: Rows = ENOUGH) -> Tensor:
-    """sum_k weight_k SwiGLU_k(x): x [tokens, d], gate_up [experts, 2 i, d], down [experts, d, i] -> [tokens, d].
+    """Compute sum_k weight_k SwiGLU_k(x): x [tokens, d], gate_up [experts, 2 i, d], down [experts, d, i] -> [tokens, d].
 
-    Tokens are sorted by expert and each expert's rows filled up; the gates multiply the narrow middle; a token's experts are
-    added in the order of their numbers. Matrices that are laid out take no gradients.
+    Tokens are sorted by expert, and each expert's rows are padded. Gates multiply the hidden activation, which is
+    narrower. A token's experts are added in the order of their numbers. Prepacked matrices get no gradients.
     """
     least, most = rows.least, rows.most
     if least <= len(x) < 2 * least and not torch.is_grad_enabled() and x.device.type == "cpu":
@@ -93,17 +98,17 @@ def experts(x: Tensor, routing: Routing, gate_up: Matrices, down: Matrices, rows
     sizes, order, slot = _sorted(routing.indices, len(gate_up), _fill(x.dtype, least))
     used = np.flatnonzero(sizes).tolist()
     together = _together(sizes, gate_up)
-    if together:  # every expert has as many rows as the largest: two products instead of two for each
+    if together:  # pad every expert to the rows of the largest: two products instead of two per expert
         size = int(sizes.max())
         slot = (
             slot + (np.arange(len(sizes)) * size - (sizes.cumsum() - sizes))[routing.indices.numpy().reshape(-1)[order]]
         )
         sizes = np.full(len(sizes), size)
-    place = np.zeros(int(sizes.sum()), np.int64)  # rows that fill up hold token 0
+    place = np.zeros(int(sizes.sum()), np.int64)  # padding rows hold token 0
     place[slot] = order // routing.indices.shape[1]
     at, slots, orders = (torch.from_numpy(array).to(x.device) for array in (place, slot, order))
     weights = routing.weights.reshape(-1, 1).index_select(0, orders).to(x.dtype)
-    gates = weights.new_zeros(len(place), 1).index_copy(0, slots, weights)  # and have gates of 0
+    gates = weights.new_zeros(len(place), 1).index_copy(0, slots, weights)  # padding rows have gate 0
     taken = x.index_select(0, at)
     grad = torch.is_grad_enabled()
 
@@ -119,10 +124,10 @@ def experts(x: Tensor, routing: Routing, gate_up: Matrices, down: Matrices, rows
 
 
 def _one_by_one(x: Tensor, routing: Routing, gate_up: Matrices, down: Matrices, used: list[int], most: int) -> Tensor:
-    """The few experts of few tokens, each on all of them: the gates of the others are 0."""
-    # Added: an expert may stand twice, once with a gate of zero (`Routing.served`).
+    """Run each of a few experts on all of a few tokens, with gate 0 for tokens that did not choose it."""
+    # Add, because an expert may occur twice, once with a gate of zero (`Routing.served`).
     gates = x.new_zeros(len(x), len(gate_up)).scatter_add_(1, routing.indices, routing.weights.to(x.dtype))
-    out = torch.zeros_like(x, dtype=torch.float32)  # `index_add` adds in fp32, too, and rounds once
+    out = torch.zeros_like(x, dtype=torch.float32)  # like `index_add`, add in fp32 and round once
     for expert in used:
         gate, up = _product(x, gate_up[expert], most).chunk(2, dim=-1)
         h = silu(gate).mul_(up).mul_(gates[:, expert : expert + 1])
@@ -131,10 +136,10 @@ def _one_by_one(x: Tensor, routing: Routing, gate_up: Matrices, down: Matrices, 
 
 
 FEW = 4
-"""Experts up to which nothing need be sorted, where no product has more rows than it is filled up to."""
+"""Largest number of experts that run without sorting, if no product exceeds the padded number of rows."""
 Ints = npt.NDArray[np.int64]
 SMALL = 1 << 20
-"""Values of all experts' first matrices that a processor's cache holds."""
+"""Number of values of all experts' first matrices that fit in a processor's cache."""
 
 
 def _fill(dtype: torch.dtype, least: int) -> tuple[int, ...]:
@@ -144,19 +149,22 @@ def _fill(dtype: torch.dtype, least: int) -> tuple[int, ...]:
 
 
 def _sorted(indices: Tensor, n_experts: int, fill: tuple[int, ...]) -> tuple[Ints, Ints, Ints]:
-    """Rows of each expert, filled up [experts]; pairs of token and expert sorted by expert, and the row of each [tokens * k]."""
+    """Sort token-expert pairs by expert.
+
+    Returns the padded rows of each expert [experts], the pairs sorted by expert, and the row of each pair [tokens * k].
+    """
     flat = indices.cpu().numpy().reshape(-1)
     order = flat.argsort(kind="stable")
     counts = np.bincount(flat, minlength=n_experts)
     sizes = -(-counts // fill[-1]) * fill[-1]
     for few in fill[-2::-1]:
         sizes[(counts > 0) & (counts <= few)] = few
-    moved = (sizes.cumsum() - sizes) - (counts.cumsum() - counts)  # by how much an expert's rows move down
+    moved = (sizes.cumsum() - sizes) - (counts.cumsum() - counts)  # shift of each expert's rows due to padding
     return sizes, order, np.arange(len(flat)) + moved[flat[order]]
 
 
 def _together(sizes: Ints, gate_up: Matrices) -> bool:
-    """Whether one product over all experts, each with the rows of the largest, costs less than one for each."""
+    """Return True if one batched product, with every expert padded to the largest, costs less than one product per expert."""
     rows, whole = len(sizes) * int(sizes.max()), int(sizes.sum())
     if not isinstance(gate_up, Tensor) or gate_up.dtype != torch.float32 or gate_up.device.type != "cpu":
         return False
@@ -171,7 +179,7 @@ def _product(rows: Tensor, weight: Tensor, most: int) -> Tensor:
 
 
 def _products(rows: Tensor, sizes: list[int], weights: list[Tensor], most: int) -> Tensor:
-    """Each part of `rows` [sum(sizes), d] by its matrix [width, d]: [sum(sizes), width]."""
+    """Multiply each part of `rows` [sum(sizes), d] by its matrix [width, d], giving [sum(sizes), width]."""
     parts = rows.split(sizes)
     if torch.is_grad_enabled() or weights[0].is_mkldnn or most:
         return torch.cat([_product(part, w, most) for part, w in zip(parts, weights)])

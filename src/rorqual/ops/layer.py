@@ -1,4 +1,4 @@
-"""Modules that state which of their products a backend may fuse or compute ahead, in a copy that nobody trains."""
+"""Modules that declare which of their products a backend may fuse or precompute in an inference-only copy."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 
 class Layer(nn.Module):
-    """A module with facts about its products. `Backend.prepare` uses them; training does not.
+    """A module that describes its matrix products. `Backend.prepare` uses the description; training does not.
 
-    shared_input: names of linear maps that read the same rows, in groups. `shared(x)` computes them.
-    derived: names of methods without arguments that compute tensors [.., in, out] or [out, in] from weights alone, each with the child or
-    parameter that is not needed once they are known. `tensors(name)` gives them.
-    tied: a linear map's name, and the child whose `weight` [out, in] it multiplies by.
+    - `shared_input`: names of linear maps with the same input, in groups. `shared(x)` computes them.
+    - `derived`: names of methods without arguments that compute tensors [.., in, out] or [out, in] from weights alone. Each
+      maps to the child or parameter that is not needed once they are known. `tensors(name)` returns them.
+    - `tied`: maps a linear map's name to the child whose `weight` [out, in] it uses.
     """
 
     shared_input: tuple[tuple[str, ...], ...] = ()
@@ -29,7 +29,7 @@ class Layer(nn.Module):
         self.register_module("fused", None)
 
     def shared(self, x: Tensor) -> tuple[Tensor, ...]:
-        """x [.., in] -> for each group of `shared_input` its maps' outputs side by side, [.., sum of out]."""
+        """Map x [.., in] to one output [.., sum of out] per group of `shared_input`, its maps' outputs concatenated."""
         if self.fused is not None:
             found: tuple[Tensor, ...] = self.fused(x).split(self.widths, dim=-1)
             return found
@@ -37,7 +37,7 @@ class Layer(nn.Module):
         return tuple(group[0] if len(group) == 1 else torch.cat(group, dim=-1) for group in outputs)
 
     def tensors(self, name: str) -> tuple[Tensor, ...]:
-        """What the method `name` of `derived` computes."""
+        """Return the tensors that method `name` of `derived` computes."""
         if name in self.known:
             return self.known[name]
         found: tuple[Tensor, ...] = getattr(self, name)()
@@ -45,11 +45,13 @@ class Layer(nn.Module):
 
 
 class LinearMap(nn.Module):
-    """A linear map x [.., in] -> [.., out] that is no `nn.Linear`. `inner`: the most columns of what it multiplies on the way, beside x."""
+    """A linear map x [.., in] -> [.., out] that is not an `nn.Linear`. `inner` is the largest inner width of its
+    products, other than that of x.
+    """
 
     inner = 0
 
     @property
     def weight(self) -> Tensor:
-        """The one matrix [out, in] that it stands for."""
+        """The equivalent matrix [out, in]."""
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""Mixture of experts: the router of DeepSeek-V3 (report eq. 12-16) and the experts' sum, plain."""
+"""Reference mixture of experts: the router of DeepSeek-V3 (report eq. 12-16) and the gated sum of experts."""
 
 from __future__ import annotations
 
@@ -12,18 +12,20 @@ from torch import Tensor
 
 Score = Literal["sigmoid", "softmax"]
 SKIP = -1
-"""In place of an expert's number: none serves the token there."""
+"""An expert number that means no expert."""
 CHOOSE = -2
-"""In place of an expert's number that is replayed: the router chooses for itself."""
+"""A replayed expert number that means the router chooses."""
 
 
 @dataclass(frozen=True)
 class Routing:
-    """Where tokens went in one layer.
+    """The routing of tokens in one layer.
 
-    indices [tokens, k] the experts used, `SKIP` for none, numbers beyond the experts' for identity experts; weights [tokens, k] their gates
-    (with gradient); scores [tokens, choices] the unbiased affinities; own [tokens, k] what this forward would have chosen itself (equal to
-    `indices` unless replayed); gap [tokens] how far, in biased score, the chosen set lies below a best one (0 where it is the router's own).
+    - `indices` [tokens, k]: the experts used, `SKIP` for none, and numbers beyond the experts' for identity experts.
+    - `weights` [tokens, k]: their gates, with gradient.
+    - `scores` [tokens, choices]: the unbiased affinities.
+    - `own` [tokens, k]: the router's choice without replay, equal to `indices` unless replayed.
+    - `gap` [tokens]: how far the biased score of the chosen set is below a best one, 0 without replay.
     """
 
     indices: Tensor
@@ -32,10 +34,10 @@ class Routing:
     own: Tensor
     gap: Tensor
     skips: bool = True
-    """False where `indices` hold nothing but experts with weights: kernels then need no mask."""
+    """False if `indices` contain only experts with weights. Kernels then need no mask."""
 
     def served(self, n_experts: int) -> Routing:
-        """The same for kernels, which know experts 0 to `n_experts` - 1 alone: expert 0 with a gate of zero stands in for the rest."""
+        """Return the routing for kernels that know only experts 0 to `n_experts` - 1. Other choices become expert 0 with gate 0."""
         if not self.skips:
             return self
         absent = (self.indices < 0) | (self.indices >= n_experts)
@@ -44,34 +46,34 @@ class Routing:
         )
 
     def returned(self, n_experts: int) -> Tensor:
-        """The summed gates of identity experts, which are numbered from `n_experts` on: [tokens, 1]."""
+        """Return the summed gates [tokens, 1] of identity experts, which are numbered from `n_experts` on."""
         return self.weights.masked_fill(self.indices < n_experts, 0).sum(-1, keepdim=True)
 
 
 def router_logits(x: Tensor, gate: Tensor) -> Tensor:
-    """x [tokens, d], gate [experts, d] of any type -> logits [tokens, experts], computed in fp32.
+    """Compute logits [tokens, experts] in fp32 from x [tokens, d] and gate [experts, d] of any dtype.
 
-    Autocast is off here: it would cast the product back to bf16, and tokens would choose other experts.
+    Autocast is disabled here: it would cast the product to bf16, and tokens would choose other experts.
     """
     with torch.autocast(x.device.type, enabled=False):
         return F.linear(x.float(), gate.float())
 
 
 def affinity(logits: Tensor, score: Score, sigmoid: Callable[[Tensor], Tensor] = torch.sigmoid) -> Tensor:
-    """Router logits [tokens, experts] (fp32) to affinities."""
+    """Convert router logits [tokens, experts] (fp32) to affinities."""
     return sigmoid(logits) if score == "sigmoid" else logits.softmax(-1)
 
 
 def _merit(groups: Tensor, group_by: Literal["top2", "max"]) -> Tensor:
-    """groups [tokens, groups, experts per group] -> [tokens, groups]."""
+    """Return the score of each group [tokens, groups], from groups [tokens, groups, experts per group]."""
     return groups.topk(2, dim=-1).values.sum(-1) if group_by == "top2" else groups.amax(-1)
 
 
 def choose(biased: Tensor, *, k: int, n_group: int, topk_group: int, group_by: Literal["top2", "max"]) -> Tensor:
-    """The k experts of each token by biased score, within its `topk_group` best of `n_group` groups: [tokens, k].
+    """Choose the k experts of each token by biased score within its `topk_group` best of `n_group` groups: [tokens, k].
 
-    A group not selected is masked with -inf: with 0 it would win over biased scores below zero. Ties: lowest index first
-    is not promised by torch.topk; equal biased scores do not occur in trained routers.
+    Unselected groups are masked with -inf, because a mask of 0 would win over negative biased scores. On ties,
+    torch.topk does not guarantee the lowest index. Equal biased scores do not occur in trained routers.
     """
     if n_group > 1:
         groups = biased.unflatten(-1, (n_group, -1))  # [tokens, groups, experts per group]
@@ -90,17 +92,17 @@ def _shortfall(
     topk_group: int,
     group_by: Literal["top2", "max"],
 ) -> Tensor:
-    """By how much `other` [tokens, k] misses being a best choice, as `own` is: [tokens], 0 where they are one set.
+    """Return how far the score of `other` [tokens, k] is below a best choice such as `own`: [tokens], 0 for equal sets.
 
-    Two choices are made, groups and then experts, and the larger miss counts. Without the first, a near tie between
-    groups would look like a large error, or a wrong group of better experts like none.
+    Two choices are made, groups and then experts, and the larger shortfall counts. Without the group term, a near tie
+    between groups would look like a large error, and a wrong group of better experts like none.
     """
-    own, other = own.sort(-1).values, other.sort(-1).values  # one order: equal sets have equal sums, to the bit
+    own, other = own.sort(-1).values, other.sort(-1).values  # same order, so equal sets have bit-identical sums
     if n_group == 1:
         return biased.gather(-1, own).sum(-1) - biased.gather(-1, other).sum(-1)
     merit = _merit(biased.unflatten(-1, (n_group, -1)), group_by)
     used = torch.zeros_like(merit, dtype=torch.bool).scatter_(-1, other // (biased.shape[-1] // n_group), True)
-    # The best groups that hold `other`: those it uses, then the best of the rest.
+    # The best groups that contain `other`: those it uses, then the best of the rest.
     kept = merit.masked_fill(used, float("inf")).topk(topk_group, dim=-1).indices
     groups = merit.topk(topk_group, dim=-1).values.sum(-1) - merit.gather(-1, kept).sum(-1)
     allowed = torch.zeros_like(used).scatter_(-1, kept, True).repeat_interleave(biased.shape[-1] // n_group, dim=-1)
@@ -122,10 +124,10 @@ def route(
     replay: Tensor | None = None,
     sigmoid: Callable[[Tensor], Tensor] = torch.sigmoid,
 ) -> Routing:
-    """Choose experts by affinity plus `bias` [experts] (None: none); gate by the affinity alone (V3 eq. 13-16).
+    """Choose experts by affinity plus `bias` [experts] (None: no bias), and gate by the affinity alone (V3 eq. 13-16).
 
-    `replay` [tokens, k] fixes the choice (below 0: choose here; this router never skips); the gates are still computed here, so that the
-    router keeps its gradient.
+    `replay` [tokens, k] fixes the choice; negative entries let this router choose, which never skips. Gates are still
+    computed here, so the router keeps its gradient.
     """
     scores = affinity(logits.float(), score, sigmoid)  # [tokens, experts]
     biased = scores.detach() if bias is None else scores.detach() + bias
@@ -141,7 +143,7 @@ def route(
 
 
 def experts(x: Tensor, routing: Routing, gate_up: Tensor | Sequence[Tensor], down: Tensor | Sequence[Tensor]) -> Tensor:
-    """sum_k weight_k SwiGLU_k(x), expert by expert.
+    """Compute sum_k weight_k SwiGLU_k(x), one expert at a time.
 
     x [tokens, d], gate_up [experts, 2 i, d] (gate first), down [experts, d, i] -> [tokens, d].
     """
@@ -157,9 +159,10 @@ def experts(x: Tensor, routing: Routing, gate_up: Tensor | Sequence[Tensor], dow
 def experts_tuned(
     x: Tensor, routing: Routing, gate_up: Tensor, down: Tensor, tuned: Sequence[int], parts: Sequence[Tensor]
 ) -> Tensor:
-    """`experts` where the experts `tuned` alone have a gradient; the others' matrices are constants.
+    """Compute `experts` with gradients for the experts `tuned` only; the other matrices are constants.
 
-    `parts`: gate_up [2 i, d] and down [d, i] of each of these in turn, equal to the slices of the stacked tensors.
+    `parts` holds gate_up [2 i, d] and down [d, i] of each tuned expert in turn, equal to the slices of the stacked
+    tensors.
     """
     first, second = list(gate_up.detach().unbind(0)), list(down.detach().unbind(0))
     for place, expert in enumerate(tuned):
@@ -168,26 +171,29 @@ def experts_tuned(
 
 
 def aimed_load(load: Tensor, target: Tensor | None) -> Tensor:
-    """How many of the choices counted in load [choices] each should have had by the shares target [choices] (float64; None: even ones)."""
+    """Return the target count of each choice, given counts load [choices] and shares target [choices] (float64; None: even)."""
     mean = load.float().mean()
     if target is None:
         return mean.expand(load.shape)
     return mean * (target * len(target)).float().to(
         load.device
-    )  # n shares of 1 / n: exactly 1, which float32 would miss
+    )  # in float64, n shares of 1 / n give exactly 1; float32 would not
 
 
 def sequence_balance(scores: Tensor, indices: Tensor, sequence: Tensor, n_sequences: int) -> Tensor:
-    """V3's sequence-wise balance loss without its factor alpha (eq. 17-20), summed over sequences.
+    """Compute V3's sequence-wise balance loss without the factor alpha (eq. 17-20), summed over sequences.
 
-    scores [tokens, experts] unbiased affinities; indices [tokens, k] the choices counted in f: the report counts the top k
-    of the unbiased scores (`scores.topk(k).indices`), not the biased choice; sequence [tokens] the sequence each token is of
-    (padding must be left out by the caller).
+    - `scores` [tokens, experts]: unbiased affinities.
+    - `indices` [tokens, k]: the choices counted in f. The report counts the top k of the unbiased scores
+      (`scores.topk(k).indices`), not the biased choice.
+    - `sequence` [tokens]: the number of each token's sequence.
+
+    The caller must leave out padding.
     """
     n_experts, k = scores.shape[1], indices.shape[1]
     tokens = torch.zeros(n_sequences, device=scores.device).index_add(0, sequence, torch.ones_like(scores[:, 0]))
     tokens = tokens.clamp_min(1).unsqueeze(-1)
-    chosen = torch.zeros_like(scores).scatter_add(-1, indices.clamp_min(0), (indices >= 0).to(scores))  # not `SKIP`
+    chosen = torch.zeros_like(scores).scatter_add(-1, indices.clamp_min(0), (indices >= 0).to(scores))  # exclude `SKIP`
     share = scores / scores.sum(-1, keepdim=True)
     zeros = scores.new_zeros(n_sequences, n_experts)
     f = zeros.index_add(0, sequence, chosen) * n_experts / (k * tokens)

@@ -1,9 +1,9 @@
-"""Attention over keys that lie in blocks of one fixed size, wherever these are in memory.
+"""Attention over keys in blocks of one fixed size, at any place in memory.
 
-The order of every sum is fixed for each query: a block's scores are one product of a fixed shape, their softmax is the block's own,
-and the blocks of a sequence are added first to last, each by its share. What else is in the batch, how a prompt was
-cut into chunks, and how long the neighbours are changes nothing of it. The algebra is that of the online softmax (Milakov and
-Gimelshein 2018), split over the keys.
+The order of every sum is fixed per query. A block's scores are one product of fixed shape, and its softmax covers that
+block alone. A sequence's blocks are then added from first to last, each weighted by its share. So neither the other
+sequences in the batch nor the chunking of a prompt changes any bit. The algebra is that of the online softmax (Milakov
+and Gimelshein 2018), split over keys.
 """
 
 from __future__ import annotations
@@ -21,30 +21,35 @@ from torch import Tensor
 from rorqual.ops.rows import ENOUGH, Rows, bmm
 
 BLOCK = 64
-"""Keys in a block: a page of the cache, what a prefix is shared by, and the unit of every sum over keys."""
+"""Keys in a block. A block is the page of the cache, the unit of prefix sharing, and the unit of every sum over keys."""
 QUERIES = 32
-"""Queries of one sequence that meet a block together in a prefill."""
+"""Queries of one sequence that are computed together against a block in prefill."""
 HIDDEN = np.float32(-1e30)
-"""Added to the score of a key that a query must not see: of a finite score no weight is left, and a block without a key to see gives no NaN."""
+"""Added to the score of an invisible key, whose weight becomes 0. Unlike -inf, it gives no NaN for a block without visible keys."""
 
 Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Tiles:
-    """Queries in tiles of `queries`, each of one sequence, and which tile meets which block of keys.
+    """Queries grouped in tiles of `queries`, each of one sequence, and the pairs of tiles and key blocks.
 
-    Tiles are numbered by falling count of blocks. Pairs are ordered by the block's place in its sequence and then by tile,
-    so that place b holds the tiles 0 .. counts[b] - 1.
+    Tiles are numbered by falling block count. Pairs are ordered by the block's place in its sequence, then by tile, so
+    place b has tiles 0 .. counts[b] - 1.
 
-    tile [pairs]; block [pairs]: its place in the pool; place [pairs]: that in its sequence; mask [pairs, queries, BLOCK]: what is added to a
-    score, `HIDDEN` for a key that a query must not see, else 0. gather [tiles * queries]: the token of each query, and of a tile that is not
-    full its last again; slot [tokens]: the query of each token; both None where query i is token i. rows: of a product, `ops.rows`.
-
-    span: where the blocks lie close together, the part of the pool that holds them: then nothing is gathered from it, and `met` and
-    `mask` are of every block of the part, in its order; back [pairs]: the place of each pair there (None: its own). met: the tile that
-    each block meets (None: block i meets tile i). last [tokens], of tiles of one query: where in `mask` the block is in which each token
-    lies. position [tokens]: of each token in its sequence.
+    - `tile` [pairs]: the tile of each pair.
+    - `block` [pairs]: the block's place in the pool.
+    - `place` [pairs]: the block's place in its sequence.
+    - `mask` [pairs, queries, BLOCK]: added to scores; `HIDDEN` for an invisible key, otherwise 0.
+    - `gather` [tiles * queries]: the token of each query. A partial tile repeats its last token.
+    - `slot` [tokens]: the query of each token. `gather` and `slot` are None if query i is token i.
+    - `rows`: row limits of a product (`ops.rows`).
+    - `span`: the slice of the pool that contains all blocks, if they are close together. With it nothing is gathered
+      from the pool, and `met` and `mask` cover every block of the slice in pool order.
+    - `met`: the tile of each block. None: block i pairs with tile i.
+    - `back` [pairs]: the place of each pair in the slice. None: unchanged.
+    - `last` [tokens], for tiles of one query: the place in `mask` of the block that contains each token.
+    - `position` [tokens]: the position of each token in its sequence.
     """
 
     queries: int
@@ -64,7 +69,7 @@ class Tiles:
     _masks: dict[tuple[int, int | None], Tensor] = field(default_factory=dict)
 
     def move_on(self, position: Ints) -> None:
-        """Tiles of one query each, in the next step: the queries are at `position` [tiles] now, in the same blocks as before."""
+        """Advance tiles of one query to the next step: queries are now at `position` [tiles], in the same blocks as before."""
         assert self.last is not None
         at = torch.from_numpy(position % BLOCK).to(self.mask.device)
         self.mask.view(-1).index_fill_(0, self.last * BLOCK + at, 0)
@@ -72,9 +77,10 @@ class Tiles:
         self._masks.clear()
 
     def mask_of(self, every: int, window: int | None) -> Tensor:
-        """`mask` for a part with a row for every `every` tokens: [pairs, queries, BLOCK / every].
+        """Return `mask` for a part with one row per `every` tokens: [pairs, queries, BLOCK / every].
 
-        A query sees a row from the last token of its group on, and with a `window` while that is among the last `window` tokens.
+        A query sees a row from the last token of its group on. With a `window`, that token must be among the last
+        `window` tokens.
         """
         if (every, window) not in self._masks:
             mask = self.mask
@@ -88,19 +94,19 @@ class Tiles:
         return self._masks[every, window]
 
     def in_span(self, pairs: Tensor) -> Tensor:
-        """What is given for each pair [pairs, ...], in the order of `mask`: zeros for a block that nobody needs."""
+        """Reorder values of pairs [pairs, ...] to the order of `mask`, with zeros for blocks that belong to no pair."""
         if self.back is None:
             return pairs
         return pairs.new_zeros(len(self.mask), *pairs.shape[1:]).index_copy(0, self.back, pairs)
 
 
 def fill(groups: int, least: int) -> int:
-    """So many groups that products of them are rounded in one way: a multiple of `least`, and not none."""
+    """Return the number of groups after padding to a multiple of `least`, and at least `least`."""
     return max(1, -(-groups // least)) * least
 
 
 DENSE = 1.25
-"""Blocks of a part of the pool for each that is needed, up to which it is read as it lies."""
+"""Largest ratio of blocks in a pool slice to needed blocks at which the slice is read without gathering."""
 
 
 def tiles_of(
@@ -111,13 +117,13 @@ def tiles_of(
     device: torch.device | str = "cpu",
     rows: Rows = ENOUGH,
 ) -> Tiles:
-    """Tiles for tokens that lie sequence after sequence: `count[i]` of sequence i, at its positions first[i], first[i] + 1, ...
+    """Build tiles for tokens stored sequence after sequence: `count[i]` of sequence i, at positions first[i], first[i] + 1, ...
 
-    first, count [sequences]; block_table [sequences, blocks]: where the blocks of each sequence are in the pool.
+    first and count are [sequences]; block_table [sequences, blocks] holds each sequence's block numbers in the pool.
     """
     each = -(-count // queries)
     sequence = np.repeat(np.arange(len(count)), each)
-    number = np.arange(len(sequence)) - np.repeat(np.cumsum(each) - each, each)  # of a tile in its sequence
+    number = np.arange(len(sequence)) - np.repeat(np.cumsum(each) - each, each)  # index of each tile in its sequence
     begin = number * queries
     size = np.minimum(count[sequence] - begin, queries)
     blocks = (first[sequence] + begin + size - 1) // BLOCK + 1
@@ -131,7 +137,7 @@ def tiles_of(
     flat = gather.reshape(-1)
     plain = len(flat) == int(count.sum()) and bool((flat == np.arange(len(flat))).all())
     slot = np.empty(int(count.sum()), np.int64)
-    slot[flat[::-1]] = np.arange(len(flat))[::-1]  # a token's first query: those after it fill up
+    slot[flat[::-1]] = np.arange(len(flat))[::-1]  # a token's first query; later ones are padding
 
     def tensor(array: npt.NDArray[Any]) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(device)
@@ -168,7 +174,7 @@ def tiles_of(
 
 
 def _part(block: Ints) -> slice | None:
-    """The part of the pool that holds these blocks, where it holds little else and none is wanted twice."""
+    """Return the slice of the pool that contains these blocks, if it has few others and no block occurs twice."""
     low, high = int(block.min()), int(block.max()) + 1
     if high - low > DENSE * len(block) or np.bincount(block - low).max() > 1:
         return None
@@ -177,9 +183,10 @@ def _part(block: Ints) -> slice | None:
 
 @dataclass(frozen=True)
 class Selection:
-    """Which rows of a cached part each token attends to: `rows` [tokens, k], numbered in its sequence, the best first; -1: none.
+    """The rows of a cached part that each token attends to.
 
-    `scores` [tokens, k] are those that they were chosen by, -inf for none, with gradients where these are recorded.
+    `rows` [tokens, k] are numbered within the token's sequence, best first; -1 means none. `scores` [tokens, k] are the
+    selection scores, -inf for none, with gradients if these are recorded.
     """
 
     rows: Tensor
@@ -187,10 +194,13 @@ class Selection:
 
 
 def attend(q: Tensor, keys: Tensor, values: Tensor | int, tiles: Tiles, scale: float) -> Tensor:
-    """softmax(scale q k^T) v over each token's sequence up to itself: q [tokens, heads, repeat, d] -> [tokens, heads, repeat, d_v].
+    """Compute softmax(scale q k^T) v over each token's sequence up to itself: [tokens, heads, repeat, d_v].
 
-    keys [blocks, heads, BLOCK, d]; values [blocks, heads, BLOCK, d_v], or a number: that many first columns of the keys. `repeat`: query heads
-    of one key head. With gradients where these are recorded.
+    - `q` [tokens, heads, repeat, d], with `repeat` query heads per key head.
+    - `keys` [blocks, heads, BLOCK, d].
+    - `values` [blocks, heads, BLOCK, d_v], or the number of leading key columns to use as values.
+
+    Gradients flow if they are recorded.
     """
     scores, weights, mixed = _meet(_in_tiles(q, tiles), keys, values, tiles, scale, tiles.mask)
     if len(tiles.counts) > 1:
@@ -203,10 +213,11 @@ def attend(q: Tensor, keys: Tensor, values: Tensor | int, tiles: Tiles, scale: f
 def attend_within(
     q: Tensor, keys: Tensor, values: Tensor | int, tiles: Tiles, scale: float, mask: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """`attend` to what `mask` (`restricted`) shows, and its log-sum-exp: [tokens, heads, repeat, d_v] and [tokens, heads, repeat] in fp32.
+    """Attend to the keys that `mask` (from `restricted`) shows.
 
-    Of a query that sees nothing the output is 0 and the log-sum-exp `HIDDEN`. Where the mask hides no more than `attend` does, the outputs
-    have its bits.
+    Returns the output [tokens, heads, repeat, d_v] and the log-sum-exp [tokens, heads, repeat] in fp32. A query that
+    sees nothing has output 0 and log-sum-exp `HIDDEN`. If the mask hides no more than `attend` does, outputs are
+    bit-identical to it.
     """
     scores, weights, mixed = _meet(_in_tiles(q, tiles), keys, values, tiles, scale, mask)
     share, highest = _shares(scores, weights, tiles)
@@ -219,9 +230,10 @@ def attend_within(
 
 
 def merge(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> Tensor:
-    """The attention over several sets of keys together, from that over each: outs [..., d_v] with their log-sum-exps [...].
+    """Combine attention over several sets of keys into attention over their union.
 
-    One log-sum-exp more than outputs is a sink: its share goes to nothing. Rounded in one way for each query.
+    outs [..., d_v] come with their log-sum-exps [...]. One extra log-sum-exp acts as a sink, whose share is dropped.
+    The rounding of each query is fixed.
     """
     shares = torch.stack(tuple(lses), dim=-1).float().softmax(-1)
     parts = [out.float() * share.unsqueeze(-1) for out, share in zip(outs, shares.unbind(-1))]
@@ -232,8 +244,11 @@ def merge(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> Tensor:
 
 
 def restricted(tiles: Tiles, every: int, window: int | None, selected: Tensor | None) -> Tensor:
-    """The mask [pairs, queries, BLOCK / every] of `attend_within`: a token sees its last `window` tokens (None: all), and of these the rows
-    `selected` [tokens, k] (None: all). -1 selects nothing."""
+    """Return the mask [pairs, queries, BLOCK / every] for `attend_within`.
+
+    A token sees its last `window` tokens (None: all), and among these the rows `selected` [tokens, k] (None: all). -1
+    selects nothing.
+    """
     mask = tiles.mask_of(every, window)
     if selected is None:
         return mask
@@ -246,10 +261,10 @@ def restricted(tiles: Tiles, every: int, window: int | None, selected: Tensor | 
 
 
 def select(q: Tensor, weights: Tensor, keys: Tensor, tiles: Tiles, budget: int) -> Selection:
-    """The lightning indexer (DeepSeek-V3.2-Exp, eq. 1 and 2): the `budget` rows of highest sum_j w_{t,j} ReLU(q_{t,j} . k_s), of those that a
-    token sees; of equal scores the earlier row.
+    """Select the `budget` visible rows with the highest sum_j w_{t,j} ReLU(q_{t,j} . k_s) for each token.
 
-    q [tokens, heads, repeat, d] and weights [tokens, heads, repeat]; keys [blocks, heads, BLOCK / every, d]. Scores are in fp32.
+    This is the lightning indexer (DeepSeek-V3.2-Exp, eq. 1 and 2). Equal scores take the earlier row. q [tokens, heads,
+    repeat, d], weights [tokens, heads, repeat], keys [blocks, heads, BLOCK / every, d]. Scores are fp32.
     """
     _, heads, repeat, _ = q.shape
     queries, size = tiles.queries, keys.shape[2]
@@ -262,7 +277,7 @@ def select(q: Tensor, weights: Tensor, keys: Tensor, tiles: Tiles, budget: int) 
     products = bmm(met.flatten(0, 1), k.flatten(0, 1).transpose(1, 2), tiles.rows.most).float()
     each = products.view(len(k), heads, -1, size)[:, :, : queries * repeat].unflatten(2, (queries, repeat))
     each = each.transpose(1, 2).flatten(2, 3)  # [pairs, queries, heads * repeat, size]
-    scores = (each.relu() * gates).sum(2) + 0.0  # no -0, which some sorts put behind 0
+    scores = (each.relu() * gates).sum(2) + 0.0  # avoid -0, which some sorts place after 0
     scores = scores.masked_fill(tiles.mask_of(BLOCK // size, None) < 0, -torch.inf)
     if tiles.back is not None:
         scores = scores.index_select(0, tiles.back)
@@ -278,7 +293,10 @@ def select(q: Tensor, weights: Tensor, keys: Tensor, tiles: Tiles, budget: int) 
 
 
 def gather(pool: Tensor, tiles: Tiles, rows: Tensor) -> Tensor:
-    """Rows [tokens, k] of each token's sequence, from a pool [blocks, heads, BLOCK / every, width]: [tokens, k, heads, width]; 0 for row -1."""
+    """Return rows [tokens, k] of each token's sequence from a pool [blocks, heads, BLOCK / every, width].
+
+    The result is [tokens, k, heads, width], with 0 for row -1.
+    """
     number, places, size = tiles.counts[0], len(tiles.counts), pool.shape[2]
     table = tiles.block.new_zeros(places * number)
     table[tiles.place * number + tiles.tile] = tiles.block
@@ -290,7 +308,7 @@ def gather(pool: Tensor, tiles: Tiles, rows: Tensor) -> Tensor:
 
 
 def _in_tiles(q: Tensor, tiles: Tiles) -> Tensor:
-    """[tokens, heads, repeat, d] -> [tiles, heads, rows, d]; the rows of one query are side by side, and filled up to `tiles.rows.least`."""
+    """Reshape [tokens, heads, repeat, d] to [tiles, heads, rows, d], with a query's rows adjacent, padded to `tiles.rows.least`."""
     if tiles.gather is not None:
         q = q.index_select(0, tiles.gather)
     if tiles.queries > 1:
@@ -300,7 +318,7 @@ def _in_tiles(q: Tensor, tiles: Tiles) -> Tensor:
 
 
 def _in_tokens(out: Tensor, tiles: Tiles, repeat: int) -> Tensor:
-    """[tiles, heads, rows, d] -> [tokens, heads, repeat, d]."""
+    """Reshape [tiles, heads, rows, d] to [tokens, heads, repeat, d]."""
     out = out[:, :, : tiles.queries * repeat]
     if tiles.queries > 1:
         out = out.unflatten(2, (tiles.queries, repeat)).transpose(1, 2).flatten(0, 1)
@@ -310,26 +328,30 @@ def _in_tokens(out: Tensor, tiles: Tiles, repeat: int) -> Tensor:
 def _meet(
     q: Tensor, keys: Tensor, values: Tensor | int, tiles: Tiles, scale: float, mask: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Each block by itself: scores and weights [blocks, heads, rows, keys] in the order of `mask`, and means [pairs, heads, rows, d_v]."""
+    """Attend to each block separately.
+
+    Returns scores and weights [blocks, heads, rows, keys] in the order of `mask`, and weighted means [pairs, heads,
+    rows, d_v].
+    """
     _, heads, rows, _ = q.shape
     queries, size = mask.shape[1:]
     k = _blocks(keys, tiles).to(q.dtype)  # [blocks, heads, size, d]
     v = k[..., :values] if isinstance(values, int) else _blocks(values, tiles).to(q.dtype)
     met = q if tiles.met is None else q.index_select(0, tiles.met)
     scores = bmm(met.flatten(0, 1), k.flatten(0, 1).transpose(1, 2), tiles.rows.most)
-    wide = scores.view(len(k), heads, queries, -1, size)  # a decode tile's one query stands for all its rows
+    wide = scores.view(len(k), heads, queries, -1, size)  # a decode tile's single query covers all its rows
     scores = torch.add(mask.view(-1, 1, queries, 1, size), wide, alpha=scale).view(len(k), heads, rows, size)
-    weights = scores.softmax(-1)  # fp32, each block's by itself
+    weights = scores.softmax(-1)  # fp32, separately for each block
     mixed = torch.bmm(weights.to(v.dtype).flatten(0, 1), v.flatten(0, 1)).view(len(k), heads, rows, -1)
     return scores, weights, mixed if tiles.back is None else mixed.index_select(0, tiles.back)
 
 
 def _shares(scores: Tensor, weights: Tensor, tiles: Tiles) -> tuple[Tensor, Tensor]:
-    """What each block's mean counts for, [pairs, heads, rows, 1]: its sum of exponentials over the exponential of the tile's highest score;
-    and that score [tiles, heads, rows, 1].
+    """Return each block's share [pairs, heads, rows, 1], and the highest score [tiles, heads, rows, 1].
 
-    The largest weight of a block is 1 over its sum of exponentials. A block of which a query sees nothing counts for exactly 0; divided by the
-    sum of all, a single block counts for exactly 1: a query is rounded in one way, whatever blocks it meets in vain.
+    A share is the block's sum of exponentials, relative to the exponential of the tile's highest score. The largest
+    weight of a block is 1 over its sum of exponentials. The share of a block without visible keys is exactly 0. The
+    normalised share of a tile's only visible block is exactly 1. So hidden blocks do not change a query's rounding.
     """
     top, most = scores.detach().amax(-1, keepdim=True), weights.detach().amax(-1, keepdim=True)
     whole = scores.logsumexp(-1, keepdim=True) if torch.is_grad_enabled() else None
@@ -338,7 +360,7 @@ def _shares(scores: Tensor, weights: Tensor, tiles: Tiles) -> tuple[Tensor, Tens
         whole = None if whole is None else whole.index_select(0, tiles.back)
     highest = _highest(top, tiles)
     share = (top - highest.index_select(0, tiles.tile)).exp() / most
-    # In training: times 1, whose gradient is that of the block's sum of exponentials.
+    # In training, multiply by 1 with the gradient of the block's sum of exponentials.
     return share if whole is None else share * (whole - whole.detach()).exp(), highest
 
 
@@ -347,13 +369,13 @@ def _blocks(pool: Tensor, tiles: Tiles) -> Tensor:
 
 
 def _highest(parts: Tensor, tiles: Tiles) -> Tensor:
-    """The most of a tile's blocks: parts [pairs, heads, rows, 1] -> [tiles, heads, rows, 1]."""
+    """Return the maximum over a tile's blocks: parts [pairs, heads, rows, 1] -> [tiles, heads, rows, 1]."""
     first, further = parts.split((tiles.counts[0], len(parts) - tiles.counts[0]))
     index = tiles.tile[len(first) :].view(-1, 1, 1, 1).expand_as(further)
     return first.scatter_reduce(0, index, further, "amax")
 
 
 def _added(parts: Tensor, tiles: Tiles) -> Tensor:
-    """The sum over a tile's blocks, on a CPU first to last: parts [pairs, ...] -> [tiles, ...]."""
+    """Return the sum over a tile's blocks, from first to last on a CPU: parts [pairs, ...] -> [tiles, ...]."""
     first = tiles.counts[0]
     return parts[:first].index_add(0, tiles.tile[first:], parts[first:])

@@ -1,7 +1,7 @@
-"""FP8 weights in blocks (DeepSeek-V3 report, section 3.3): e4m3 values, and one fp32 scale for each 128 x 128 of them.
+"""FP8 weights in blocks (DeepSeek-V3 report, section 3.3): e4m3 values with one fp32 scale per 128 x 128 block.
 
-The scale is called `scale_inv` in the checkpoints: the inverse of what the values were multiplied by, so a weight is value
-times scale. Blocks start at the first row and column; the last ones hold what is left. V3.1's scales are powers of two.
+Checkpoints call the scale `scale_inv`, the inverse of the factor applied before quantization: weight = value * scale.
+Blocks start at the first row and column; the last ones may be partial. V3.1's scales are powers of two.
 """
 
 from __future__ import annotations
@@ -13,25 +13,25 @@ from torch import Tensor
 
 BLOCK = 128
 LARGEST = 448.0
-"""The largest value of e4m3 (without infinities)."""
+"""Largest finite value of e4m3."""
 
 
 def blocks(shape: Sequence[int], block: int = BLOCK) -> tuple[int, int]:
-    """How many blocks a weight of `shape` [rows, columns] has, each way."""
+    """Return the number of row and column blocks of a weight of `shape` [rows, columns]."""
     rows, columns = shape
     return -(-rows // block), -(-columns // block)
 
 
 def dequantize_blocks(weight: Tensor, scale_inv: Tensor, block: int = BLOCK) -> Tensor:
-    """weight [rows, columns] (e4m3), scale_inv [row blocks, column blocks] -> [rows, columns] in fp32, each product rounded once."""
+    """Dequantize weight [rows, columns] (e4m3) with scale_inv [row blocks, column blocks] to fp32, rounding each product once."""
     return weight.float().mul_(_spread(weight, scale_inv.float(), block))
 
 
 def quantize_blocks(weight: Tensor, block: int = BLOCK, *, power_of_two: bool = False) -> tuple[Tensor, Tensor]:
-    """weight [rows, columns] -> e4m3 [rows, columns] and scale_inv [row blocks, column blocks] in fp32.
+    """Quantize weight [rows, columns] to e4m3 [rows, columns] and scale_inv [row blocks, column blocks] in fp32.
 
-    A block's largest value becomes 448; with `power_of_two` (V3.1's ue8m0) its scale is rounded up to a power of two. A block
-    of zeros has scale 1. Rounding is to nearest, ties to even.
+    A block's largest value becomes 448. With `power_of_two` (V3.1's ue8m0) the scale is rounded up to a power of two. A
+    block of zeros has scale 1. Values round to nearest, ties to even.
     """
     wide = weight.float()
     largest = _pad(wide.abs(), block).amax((1, 3))
@@ -39,13 +39,13 @@ def quantize_blocks(weight: Tensor, block: int = BLOCK, *, power_of_two: bool = 
     if power_of_two:
         mantissa, exponent = torch.frexp(scale)  # scale = mantissa 2^exponent, mantissa in [0.5, 1)
         scale = torch.ldexp(torch.ones_like(scale), exponent - (mantissa == 0.5).int())
-    # Rounding can put a quotient above 448, which e4m3 would make NaN.
+    # Rounding can push a quotient above 448, which e4m3 would turn into NaN.
     values = (wide / _spread(wide, scale, block)).clamp_(-LARGEST, LARGEST)
     return values.to(torch.float8_e4m3fn), scale
 
 
 def _pad(weight: Tensor, block: int) -> Tensor:
-    """[row blocks, block, column blocks, block], filled with zeros."""
+    """Pad with zeros and reshape to [row blocks, block, column blocks, block]."""
     rows, columns = blocks(weight.shape, block)
     padded = weight.new_zeros(rows * block, columns * block)
     padded[: weight.shape[0], : weight.shape[1]] = weight
@@ -53,10 +53,10 @@ def _pad(weight: Tensor, block: int) -> Tensor:
 
 
 def _spread(weight: Tensor, scale: Tensor, block: int) -> Tensor:
-    """The scale of each value of `weight`."""
+    """Return the scale of each value of `weight`."""
     if tuple(scale.shape) != (expected := blocks(weight.shape, block)):
         raise ValueError(
-            f"a weight {tuple(weight.shape)} has scales {expected} in blocks of {block}, not {tuple(scale.shape)}"
+            f"weight {tuple(weight.shape)} needs scales {expected} for blocks of {block}, got {tuple(scale.shape)}"
         )
     rows = scale.repeat_interleave(block, 0)[: weight.shape[0]]
     return rows.repeat_interleave(block, 1)[:, : weight.shape[1]]

@@ -1,7 +1,9 @@
-"""Rotary positions (Su et al. 2021, eq. 34), and the ways in which published models extend their context: YaRN (Peng et al.
-2023, section 3; DeepSeek-V2 and V3, Qwen2.5), Llama 3.1's scaling by wavelength, and positions divided by a factor.
+"""Rotary position embeddings (Su et al. 2021, eq. 34) and the context extensions of published models.
 
-Two layouts exist and confusing them corrupts attention without an error: MLA rotates neighbouring pairs (interleaved),
+These are YaRN (Peng et al. 2023, section 3; DeepSeek-V2 and V3, Qwen2.5), Llama 3.1's scaling by wavelength, and linear
+position scaling.
+
+Two layouts exist, and mixing them up corrupts attention without an error. MLA rotates neighbouring pairs (interleaved).
 Llama, Qwen and V3.2's indexer rotate dimension i with i + d/2 (half-split).
 """
 
@@ -20,7 +22,8 @@ from rorqual.core.config import LARGEST, Config, Count, NonNegative, Positive
 class Yarn(Config):
     """YaRN's extension of the context from `original_max_position_embeddings` by `factor`.
 
-    `attention_factor` multiplies cos and sin; 0: what `mscale`, `mscale_all_dim` and the paper's eq. 22 say.
+    `attention_factor` multiplies cos and sin. With 0, the factor follows from `mscale`, `mscale_all_dim` and the
+    paper's eq. 22.
     """
 
     factor: Positive
@@ -33,8 +36,11 @@ class Yarn(Config):
 
 
 class Llama3(Config):
-    """Llama 3.1's extension (its reference code, `apply_scaling`): a wave that turns less than `low_freq_factor` times over
-    the original context is stretched by `factor`, one that turns more than `high_freq_factor` times is kept, between is mixed."""
+    """Llama 3.1's context extension (its reference code, `apply_scaling`).
+
+    Frequencies with fewer than `low_freq_factor` turns over the original context are divided by `factor`. Those with
+    more than `high_freq_factor` turns are unchanged. Those between are interpolated.
+    """
 
     factor: Positive
     low_freq_factor: Positive = 1.0
@@ -49,8 +55,10 @@ class Llama3(Config):
 
 
 class Rope(Config):
-    """Base `theta` and, where the context was extended, one of `yarn`, `llama3` and `linear`: the factor that divides
-    every position (1: none)."""
+    """RoPE with base `theta` and at most one context extension: `yarn`, `llama3` or `linear`.
+
+    `linear` divides every position; 1 means no scaling.
+    """
 
     theta: float = Field(default=10000.0, gt=1, le=LARGEST, allow_inf_nan=False)
     yarn: Yarn | None = None
@@ -60,17 +68,17 @@ class Rope(Config):
     @model_validator(mode="after")
     def _one(self) -> Self:
         if (self.yarn is not None) + (self.llama3 is not None) + (self.linear != 1.0) > 1:
-            raise ValueError("at most one of yarn, llama3 and linear")
+            raise ValueError("at most one of yarn, llama3 and linear may be set")
         return self
 
 
 def mscale(factor: float, scale: float) -> float:
-    """YaRN's attention temperature, 0.1 scale ln(factor) + 1 (Peng et al. 2023, eq. 22)."""
+    """Return YaRN's attention temperature, 0.1 scale ln(factor) + 1 (Peng et al. 2023, eq. 22)."""
     return 1.0 if factor <= 1 else 0.1 * scale * math.log(factor) + 1.0
 
 
 def softmax_factor(rope: Rope) -> float:
-    """What multiplies the softmax scale: mscale_all_dim's square in DeepSeek's models, 1 elsewhere."""
+    """Return the factor of the softmax scale: the square of mscale_all_dim's temperature in DeepSeek's models, otherwise 1."""
     if rope.yarn is None or rope.yarn.mscale_all_dim == 0:
         return 1.0
     return mscale(rope.yarn.factor, rope.yarn.mscale_all_dim) ** 2
@@ -85,7 +93,7 @@ def _table_factor(yarn: Yarn) -> float:
 
 
 def inverse_frequencies(rope: Rope, dim: int, device: torch.device | None = None) -> Tensor:
-    """Angular frequencies [dim / 2] in radians a position, fp32."""
+    """Return the angular frequencies [dim / 2] in radians per position, in fp32."""
     exponent = torch.arange(0, dim, 2, dtype=torch.float32, device=device) / dim
     plain = 1.0 / rope.theta**exponent
     if rope.yarn is not None:
@@ -99,7 +107,7 @@ def _by_yarn(yarn: Yarn, theta: float, plain: Tensor) -> Tensor:
     half = plain.shape[0]
 
     def turn(rotations: float) -> float:
-        # The dimension whose wave turns `rotations` times over the original context.
+        # Dimension that completes `rotations` turns over the original context.
         length = yarn.original_max_position_embeddings
         return half * math.log(length / (rotations * 2 * math.pi)) / math.log(theta)
 
@@ -117,16 +125,16 @@ def _by_llama3(scaling: Llama3, plain: Tensor) -> Tensor:
 
 
 def rope_table(rope: Rope, dim: int, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """cos and sin, each [*positions.shape, dim / 2] in fp32, for integer positions."""
+    """Return cos and sin, each [*positions.shape, dim / 2] in fp32, for integer positions."""
     angles = positions.float().unsqueeze(-1) * inverse_frequencies(rope, dim, positions.device)
     factor = 1.0 if rope.yarn is None else _table_factor(rope.yarn)
     return angles.cos() * factor, angles.sin() * factor
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool) -> Tensor:
-    """Rotate x [..., dim] by angles [..., dim] as `spread` gives them; layout in = layout out.
+    """Rotate x [..., dim] by angles [..., dim] in the form that `spread` returns. The layout of x is preserved.
 
-    The products run in fp32, as in DeepSeek's code: an angle's cosine rounded to bf16 would blur neighbouring positions.
+    Products run in fp32, as in DeepSeek's code: a cosine rounded to bf16 would blur neighbouring positions.
     """
     if interleaved:
         swapped = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
@@ -138,7 +146,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool) -> Tensor:
 
 
 def spread(cos: Tensor, sin: Tensor, *, interleaved: bool) -> tuple[Tensor, Tensor]:
-    """Angles [..., dim / 2] as `rotate` takes them, [..., dim]: each cosine twice, and each sine with either sign."""
+    """Expand angles [..., dim / 2] to [..., dim] for `rotate`: each cosine twice, and each sine with both signs."""
     if interleaved:
         return cos.repeat_interleave(2, dim=-1), torch.stack((-sin, sin), dim=-1).flatten(-2)
     return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)

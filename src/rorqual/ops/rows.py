@@ -1,7 +1,8 @@
-"""How many rows a product needs here, and may have, so that each row is rounded in one way however many there are.
+"""How many rows a product needs, and may have, so that each row is rounded the same way for any number of rows.
 
-A library chooses its kernels by the number of rows, and where two kernels cut the sum over columns in different places, a row's last
-bits say how many others there were. Where that happens is the processor's affair (measured: docs/LOG.md, 'two makes of processor').
+A library chooses kernels by the number of rows. If two kernels split the sum over columns at different places, a row's
+last bits depend on the number of other rows. Which row counts are affected depends on the processor (docs/LOG.md, 'two
+makes of processor').
 """
 
 from __future__ import annotations
@@ -13,30 +14,37 @@ import torch
 from torch import Tensor
 
 WIDE = 512
-"""Columns from which on oneDNN's products of bf16 on AMX cut the sum over them according to the number of rows."""
+"""Number of columns from which oneDNN's bf16 products on AMX split sums according to the number of rows."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of a product are filled up to a multiple of `least`; of `WIDE` columns or more, `most` rows are multiplied at once (0: all)."""
+    """Row limits of a product.
+
+    Rows are padded to a multiple of `least`. For `WIDE` columns or more, at most `most` rows are multiplied at once (0:
+    all).
+    """
 
     least: int
     most: int = 0
 
     @property
     def loose(self) -> bool:
-        """Products as they come: nothing is promised of their bits."""
+        """True if products are not padded and their bits carry no guarantee."""
         return self.least == 1
 
 
 LOOSE = Rows(1)
 ENOUGH = Rows(16)
-"""What has been enough on every processor that was measured, but for wide rows of bf16 on AMX."""
+"""Limits that sufficed on every measured processor, except for wide bf16 rows on AMX."""
 
 
 def cancelling(rows: int, out: int, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """x [rows, width] and w [out, width] whose products are all rounding: each term of a sum stands in it once more with the other sign. So
-    another order of the sum is seen even where the result is rounded to bf16, which hides it in most numbers."""
+    """Return x [rows, width] and w [out, width] whose products consist only of rounding errors.
+
+    Each term of a sum occurs again with the opposite sign. Another summation order is therefore visible even after
+    rounding to bf16, which hides it in most numbers.
+    """
     generator = torch.Generator().manual_seed(width)
     half = width // 2
     order = torch.randperm(2 * half, generator=generator)
@@ -48,7 +56,10 @@ def cancelling(rows: int, out: int, width: int, dtype: torch.dtype) -> tuple[Ten
 
 
 def in_tiles(product: Callable[[Tensor], Tensor], x: Tensor, most: int, within: int = 0) -> Tensor:
-    """A map of rows, x [..., d] -> [..., out], at most `most` rows at a time where they, or those of `within` columns on the way, are `WIDE`."""
+    """Apply a map of rows x [..., d] -> [..., out] to at most `most` rows at a time if d or `within` is at least `WIDE`.
+
+    `within` is the largest inner width of the map.
+    """
     if not most or max(within, x.shape[-1]) < WIDE or x.numel() <= most * x.shape[-1]:
         return product(x)
     parts = x.reshape(-1, x.shape[-1]).split(most)
@@ -56,7 +67,7 @@ def in_tiles(product: Callable[[Tensor], Tensor], x: Tensor, most: int, within: 
 
 
 def bmm(a: Tensor, b: Tensor, most: int = 0) -> Tensor:
-    """a [batch, rows, d] b [batch, d, out] -> [batch, rows, out], at most `most` rows at a time where they are `WIDE`."""
+    """Compute a [batch, rows, d] @ b [batch, d, out] -> [batch, rows, out], at most `most` rows at a time if d is at least `WIDE`."""
     if not most or a.shape[-1] < WIDE or a.shape[1] <= most:
         return torch.bmm(a, b)
     return torch.cat([torch.bmm(part, b) for part in a.split(most, dim=1)], dim=1)

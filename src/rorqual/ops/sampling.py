@@ -1,10 +1,11 @@
-"""Drawing tokens, and the log-probability of each under the very distribution it was drawn from.
+"""Sample tokens, and return each one's log-probability under the distribution from which it was drawn.
 
-A row's random number is given (`SamplingMetadata.uniform`), and chooses a token by the inverse of the cumulative distribution.
+Each row has a given random number (`SamplingMetadata.uniform`), which selects a token by the inverse cumulative
+distribution.
 
-Logits pass, in this order, through penalties and biases, what the row may draw at all, temperature, top-k, top-p and min-p (or, where
-`min_p_first` asks for it, min-p, top-k and top-p). No row's result depends on the other rows, to the last bit: what one row asks for and
-another does not is done to the one alone.
+Logits pass through penalties and biases, the mask of allowed tokens, temperature, top-k, top-p and min-p, in this
+order. With `min_p_first` the last three are min-p, top-k and top-p. No row's result depends on other rows, to the last
+bit: an operation that only some rows request is applied to those rows only.
 """
 
 from __future__ import annotations
@@ -21,23 +22,22 @@ from rorqual.core.sampling import SamplingParams
 
 Ints = npt.NDArray[np.int64]
 Seen = tuple[Ints, npt.NDArray[np.float32]]
-"""Of each row that asks for penalties: tokens of its prompt or reply, and how often in the reply, each [rows, most tokens]."""
+"""For each row with penalties: tokens of its prompt or reply, and their counts in the reply, each [rows, most tokens]."""
 
 CANDIDATES = 256
-"""Tokens among which a cut is looked for before a whole row is sorted."""
+"""Number of likeliest tokens searched for a cut before a whole row is sorted."""
 BLOCK = 1 << 16
-"""Numbers of a large vocabulary that are worked on at once on a CPU: what then lies in its cache is ten times as fast as memory
-that the system hands out anew for each step."""
+"""Number of logits processed at once on a CPU. A block that fits in cache is ten times as fast as memory newly allocated for each step."""
 COLDEST, HOTTEST = 1e-20, 1e20
-"""Temperatures beyond these are these: logits divided by less would overflow fp32 and leave NaN."""
+"""Bounds to which temperatures are clipped. Dividing logits by less would overflow fp32 and give NaN."""
 
 
 @dataclass(frozen=True)
 class Penalties:
-    """What each row of a batch adds to its logits, for the rows that do.
+    """Penalties and logit biases of the rows that have any.
 
-    `rows` [penalised rows] have a history, and repetition, presence and frequency penalties, each [penalised rows, 1].
-    `biased`: (row, token) [2, biases] with `bias` [biases].
+    `rows` [penalised rows] are the rows with a history. Repetition, presence and frequency penalties are each
+    [penalised rows, 1]. `biased` holds (row, token) [2, biases] with `bias` [biases].
     """
 
     rows: Ints
@@ -49,7 +49,7 @@ class Penalties:
 
     @classmethod
     def of(cls, params: Sequence[SamplingParams], device: torch.device | str) -> Penalties | None:
-        """None where no row asks for any."""
+        """Return the penalties of a batch, or None if no row has any."""
         rows = [row for row, p in enumerate(params) if needs_history(p)]
         biases = [(row, token, bias) for row, p in enumerate(params) for token, bias in p.logit_bias]
         if not rows and not biases:
@@ -64,11 +64,12 @@ class Penalties:
         return cls(np.array(rows, np.int64), repetition, presence, frequency, biased, bias)
 
     def apply(self, logits: Tensor, seen: Seen | None) -> Tensor:
-        """Logits [rows, vocab] after penalties and biases, a new tensor in fp32. `seen`: of `rows`; None where there are none.
+        """Return the logits [rows, vocab] with penalties and biases applied, as a new fp32 tensor.
 
-        In this order: repetition (CTRL, Keskar et al. 2019, section 4.1: a positive logit of a token of prompt or reply is divided, a
-        negative one multiplied), presence and frequency (of the reply's tokens, as in OpenAI's API: logit - frequency * count - presence),
-        and biases, which are added.
+        `seen` is the history of `rows`, or None if `rows` is empty. Repetition comes first (CTRL, Keskar et al. 2019,
+        section 4.1): a positive logit of a prompt or reply token is divided, a negative one multiplied. Then come
+        presence and frequency over the reply's tokens, as in OpenAI's API: logit - frequency * count - presence. Biases
+        are added last.
         """
         adjusted = logits.float().clone()
         if seen is not None:
@@ -84,15 +85,15 @@ class Penalties:
 
 
 def needs_history(params: SamplingParams) -> bool:
-    """Whether a row with `params` has a history."""
+    """Return True if `params` penalises tokens of the history."""
     return params.repetition_penalty != 1 or params.presence_penalty != 0 or params.frequency_penalty != 0
 
 
 @dataclass(frozen=True)
 class Cut:
-    """What is cut off in the rows that cut anything: `top_p`, `top_k`, the logarithm of `min_p` and `min_p_first`, each [cut rows, 1].
+    """Truncation settings of the rows that truncate: `top_p`, `top_k`, log of `min_p`, `min_p_first`, each [cut rows, 1].
 
-    `rows` [cut rows] says which they are, in ascending order.
+    `rows` [cut rows] are their indices, ascending.
     """
 
     rows: Tensor
@@ -104,9 +105,10 @@ class Cut:
 
 @dataclass(frozen=True)
 class Settings:
-    """Sampling settings of a batch: `temperature` and `greedy` [rows, 1]; a greedy row has temperature 1 and nothing cut off.
+    """Sampling settings of a batch.
 
-    What no row asks for is None or False, and costs nothing.
+    `temperature` and `greedy` are [rows, 1]. A greedy row has temperature 1 and no truncation. Settings that no row
+    uses are None or False and cost nothing.
     """
 
     temperature: Tensor
@@ -123,7 +125,7 @@ class Settings:
 
     @classmethod
     def of(cls, params: Sequence[SamplingParams], device: torch.device | str) -> Settings:
-        """Of one row for each of `params`, which have passed `check_params`."""
+        """Return the settings of a batch with one row per entry of `params`, which must have passed `check_params`."""
         greedy = np.array([p.temperature <= 0 for p in params], np.bool_)
         given = np.array([p.temperature for p in params], np.float64)
         temperature = np.where(greedy, 1, given.clip(COLDEST, HOTTEST)).astype(np.float32)
@@ -159,14 +161,16 @@ def truncate(
     log_min_p: Tensor | None = None,
     min_p_first: Tensor | None = None,
 ) -> Tensor:
-    """Log-probabilities [rows, vocab] cut to the `top_k` likeliest tokens (0: all), then to the fewest whose mass reaches
-    `top_p` of what is left, then to those that are at least `min_p` (given as its logarithm) times as likely as the likeliest;
-    renormalised. Where `min_p_first` [rows, 1] is true, `top_p` is a share of what `min_p` leaves, too. A token cut off has -inf. Of equally
-    likely ones the lowest ids stay; the likeliest always does.
+    """Truncate and renormalise log-probabilities [rows, vocab].
 
-    A mass that reaches `top_p` to within rounding may be cut one token earlier or later when it is computed again from
-    logits that differ in their last bits: one token in some thousand. A policy gradient needs the very set that was drawn
-    from: `Completion.kept`.
+    The order is top-k (0: all), then top-p over the remaining mass, then min-p relative to the likeliest token.
+    `log_min_p` is its logarithm. Top-p keeps the fewest tokens whose mass reaches `top_p`. Where `min_p_first` [rows,
+    1] is true, `top_p` also applies to the mass that `min_p` leaves. A removed token has -inf. Ties keep the lowest
+    ids, and the likeliest token always stays.
+
+    If a mass reaches `top_p` to within rounding, recomputation from logits that differ in their last bits may cut one
+    token earlier or later. This affects about one token in a thousand. A policy gradient needs the exact set used for
+    sampling: `Completion.kept`.
     """
     vocab = logprobs.shape[-1]
     top_k = torch.where(top_k < vocab, top_k, 0)
@@ -187,7 +191,7 @@ def truncate(
 def _descending(logprobs: Tensor) -> Tensor:
     if logprobs.device.type != "cpu":
         return logprobs.sort(dim=-1, descending=True).values
-    # numpy's is five times as fast as torch's, which sorts places with the values.
+    # numpy's sort is five times as fast as torch's, which also sorts indices.
     return torch.from_numpy(np.sort(logprobs.detach().numpy(), axis=-1)).flip(-1)
 
 
@@ -199,18 +203,20 @@ def _threshold(
     log_min_p: Tensor | None = None,
     min_p_first: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Of the likeliest tokens' log-probabilities in descending order [rows, candidates], each [rows, 1]: the least that stays, how many
-    tokens of that very value stay, whether more have it, and whether the cut lies beyond the candidates (the rest is then meaningless).
+    """Find the cut of each row from its likeliest log-probabilities in descending order [rows, candidates].
+
+    Returns four tensors [rows, 1]: the smallest value that stays, how many tokens with that value stay, if more tokens
+    have it, and if the cut is beyond the candidates. In the last case the other three are meaningless.
     """
     candidates = ordered.shape[-1]
     rank = torch.arange(candidates, device=ordered.device)
     allowed = torch.where(top_k > 0, top_k, candidates)
     mass = ordered.double().exp()
     reached = mass.cumsum(-1)
-    # Of the whole row the mass is one; of its `top_k` likeliest it is what they have together.
+    # The mass of a whole row is 1; the mass of its top k is their sum.
     total = torch.where(top_k > 0, reached.gather(-1, allowed.clamp(max=candidates) - 1), 1.0)
     unlikely = None if log_min_p is None else ordered < ordered[:, :1] + log_min_p
-    open_ = torch.zeros_like(top_k, dtype=torch.bool)  # whether more may pass min_p than the candidates
+    open_ = torch.zeros_like(top_k, dtype=torch.bool)  # True if tokens beyond the candidates may pass min_p
     if unlikely is not None and log_min_p is not None and min_p_first is not None:
         passed = candidates - unlikely.sum(-1, keepdim=True)
         share = reached.gather(-1, torch.minimum(passed, allowed.clamp(max=candidates)) - 1)
@@ -219,12 +225,12 @@ def _threshold(
     gone = (rank >= allowed) | ((reached - mass >= top_p * total) & (top_p < 1))
     if unlikely is not None:
         gone |= unlikely
-    gone |= ordered == float("-inf")  # what a grammar forbids is not a tie at the cut
+    gone |= ordered == float("-inf")  # tokens that a grammar forbids are not ties at the cut
     gone[:, 0] = False
     count = candidates - gone.sum(-1, keepdim=True)
     last = ordered.gather(-1, count - 1)
     room = count - (ordered > last).sum(-1, keepdim=True)
-    # With more candidates than there are, `count` of these might have been another; at their very end, a tie would not be seen.
+    # With more candidates, `count` could have been larger. At the last candidate, a tie would be missed.
     beyond = (
         open_ | (top_k > candidates) | (count == candidates) if candidates < vocab else torch.zeros_like(gone[:, :1])
     )
@@ -233,7 +239,7 @@ def _threshold(
 
 
 def distribution(logits: Tensor, settings: Settings) -> Tensor:
-    """Log-probabilities [rows, vocab] of the distribution that each row is drawn from; plain softmax where greedy."""
+    """Return the log-probabilities [rows, vocab] of each row's sampling distribution. Greedy rows have a plain softmax."""
     cut, logprobs = settings.cut, torch.empty_like(logits, dtype=torch.float32)
     for rows in _blocks(logits):
         some = logits[rows].float()
@@ -247,7 +253,7 @@ def distribution(logits: Tensor, settings: Settings) -> Tensor:
 
 
 def _blocks(logits: Tensor) -> list[slice]:
-    """Rows to work on at once: on a CPU as many as its cache holds, else all."""
+    """Return slices of rows to process at once: as many as fit in cache on a CPU, otherwise all."""
     rows, vocab = logits.shape
     step = max(1, BLOCK // vocab) if logits.device.type == "cpu" else max(1, rows)
     return [slice(start, start + step) for start in range(0, rows, step)]
@@ -255,10 +261,11 @@ def _blocks(logits: Tensor) -> list[slice]:
 
 @dataclass(frozen=True)
 class SamplingMetadata:
-    """What each row of a step draws by.
+    """Sampling inputs of a step's rows.
 
-    uniform [rows]: its random number in [0, 1). seen: of the rows of `settings.penalties`, where these have any. allowed: numbers of the
-    rows that may not draw everything [some], and what these may draw [some, vocab]; a row may draw one token at least.
+    - `uniform` [rows]: each row's random number in [0, 1).
+    - `seen`: the history of the rows of `settings.penalties`, if any.
+    - `allowed`: the indices of restricted rows [some], and their allowed tokens [some, vocab], at least one per row.
     """
 
     settings: Settings
@@ -269,7 +276,7 @@ class SamplingMetadata:
 
 @dataclass(frozen=True)
 class SamplerOutput:
-    """ids [rows] and their log-probabilities [rows] (fp32), of the distribution [rows, vocab] that each row was drawn from (`distribution`)."""
+    """Sampled ids [rows], their log-probabilities [rows] (fp32), and the distribution [rows, vocab] they were drawn from."""
 
     ids: Tensor
     logprobs: Tensor
@@ -277,7 +284,7 @@ class SamplerOutput:
 
 
 def sample(logits: Tensor, asked: SamplingMetadata) -> SamplerOutput:
-    """Draw a token for each row of logits [rows, vocab or more], which may be overwritten."""
+    """Sample a token for each row of logits [rows, vocab or more]. The logits may be overwritten."""
     settings = asked.settings
     if settings.penalties is not None:
         logits = settings.penalties.apply(logits, asked.seen)
@@ -293,7 +300,10 @@ def sample(logits: Tensor, asked: SamplingMetadata) -> SamplerOutput:
 def draw_from(
     logprobs: Tensor, logits: Tensor, settings: Settings, u: npt.NDArray[np.float64]
 ) -> tuple[Tensor, Tensor]:
-    """logprobs [rows, vocab] of the `distribution` of logits, u [rows] in [0, 1) -> tokens [rows] and their log-probabilities [rows]."""
+    """Draw tokens [rows] with their log-probabilities [rows].
+
+    logprobs [rows, vocab] is the `distribution` of logits; u [rows] is in [0, 1).
+    """
     if settings.all_greedy:
         best = logits.argmax(-1, keepdim=True)
         return best.squeeze(1), logprobs.gather(1, best).squeeze(1)
@@ -303,7 +313,7 @@ def draw_from(
     probability = torch.empty_like(logprobs[blocks[0]])
     cumulative = torch.empty_like(probability, dtype=torch.float64)
     for rows in blocks:
-        # In fp64, so that 53 bits of u are not wasted; a token of probability 0 has no width and is never met.
+        # fp64 uses all 53 bits of u. A token of probability 0 has no width and is never drawn.
         count = len(logprobs[rows])
         torch.exp(logprobs[rows], out=probability[:count])
         mass = torch.cumsum(probability[:count], -1, dtype=torch.float64, out=cumulative[:count])
@@ -315,20 +325,20 @@ def draw_from(
 
 
 def top(logprobs: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The `k` likeliest tokens of each row, likeliest first: ids [rows, k] and log-probabilities [rows, k].
+    """Return the `k` likeliest tokens of each row, likeliest first: ids [rows, k] and log-probabilities [rows, k].
 
-    Of equally likely ones the lowest id comes first and is taken first. A token that was cut off has -inf.
+    Ties take the lowest id first. A truncated token has -inf.
     """
     last = logprobs.topk(k, dim=-1).values[:, -1:]
     above, equal = logprobs > last, logprobs == last
     room = k - above.sum(-1, keepdim=True)
     taken = above | (equal & (equal.cumsum(-1) <= room))
-    ids = taken.nonzero()[:, 1].view(-1, k)  # in ascending order, which a stable sort keeps among equals
+    ids = taken.nonzero()[:, 1].view(-1, k)  # ascending; a stable sort keeps this order among ties
     values, order = logprobs.gather(1, ids).sort(dim=-1, descending=True, stable=True)
     return ids.gather(1, order), values
 
 
 def likeliest(logprobs: Tensor, k: int) -> list[list[tuple[int, float]]]:
-    """`top` of each row as pairs. Of what is not a number nothing is likely."""
+    """Return `top` of each row as (id, log-probability) pairs. NaN counts as -inf."""
     ids, values = (t.tolist() for t in top(logprobs.masked_fill(logprobs.isnan(), -torch.inf), k))
     return [list(zip(row_ids, row_values)) for row_ids, row_values in zip(ids, values)]

@@ -1,4 +1,4 @@
-"""What a model costs before anybody pays: memory, time and money, to train it and to serve it.
+"""Estimate what a model costs before training or serving it: memory, time and money.
 
-`hardware.py` and `price.py` are the tables, each row with its source; the rest is arithmetic on the account of a model.
+`hardware.py` and `price.py` are tables with a source for each row. The rest computes from a model's `Account`.
 """

@@ -1,8 +1,8 @@
-"""The table of hardware: one row a device, each figure with its source. To add one, add a row.
+"""The table of hardware, one row per device, with sources. To add a device, add a row.
 
-Peaks are for dense products (data sheets like to print the double, with structured sparsity). Memory is in bytes of 10^9, as
-data sheets give it. A link is what one device sends within its machine, in one direction. A price is what renting asked on
-the day named: prices of one card differ twofold between providers, so pass `price=` where you know yours.
+Peaks are for dense products; data sheets often print twice that, with structured sparsity. Memory is in decimal bytes,
+as in data sheets. The link is a device's one-way bandwidth within its machine. A price is a rental price on the date
+given. Prices of one card differ twofold between providers, so pass `price=` if you know yours.
 """
 
 from __future__ import annotations
@@ -16,17 +16,24 @@ from rorqual.core.errors import ConfigError, nearest
 Dtype = Literal["fp32", "bf16", "fp8"]
 T, G = 1e12, 1e9
 V3_USED = 0.39
-"""Share of the bf16 peak that DeepSeek-V3's training reached on 2,048 H800, attention counted as causal: 38.94 % (ISCA 2025, table 4)."""
+"""Share of the bf16 peak that DeepSeek-V3's training reached on 2,048 H800, with causal attention: 38.94 % (ISCA 2025, table 4)."""
 REACHED: Mapping[str, float] = {"Llama-3.1-405B": 0.36, "Llama-3.1-70B": 0.27, "Llama-3.1-8B": 0.15}
-"""The same share of the H100's peak by the published hours of whole trainings (Llama 3.1's model card, 15.6T and "15T+" tokens): with
-restarts, evaluations, long rows and what came after. A plan at V3's share is that much below them; a test derives these."""
-MARKET = "mid of specialist clouds, mercatus-ai.com/blog/cloud-gpu-pricing, May 2026"
+"""Share of the H100's peak computed from the published hours of whole trainings (Llama 3.1's model card, 15.6T and "15T+" tokens).
+
+These hours include restarts, evaluations, long rows and later stages. A plan at V3's share underestimates such hours
+accordingly. A test derives these values.
+"""
+MARKET = "middle of specialist clouds' prices, mercatus-ai.com/blog/cloud-gpu-pricing, May 2026"
 
 
 @dataclass(frozen=True)
 class Device:
-    """`peak`: FLOP/s by type. `bandwidth`, `link`: bytes a second. `node`: devices in a machine. `price`: USD an hour, None where
-    no rent is known. `utilisation`: the share of the bf16 peak that training is planned with, unless told otherwise."""
+    """A device.
+
+    `peak` is FLOP/s by dtype. `bandwidth` and `link` are bytes per second. `node` is the number of devices per machine.
+    `price` is USD per hour, or None if no rental price is known. `utilisation` is the default share of the bf16 peak
+    for training plans.
+    """
 
     name: str
     title: str
@@ -41,10 +48,10 @@ class Device:
     utilisation: float = V3_USED
 
     def flops(self, dtype: Dtype) -> float:
-        """The peak for `dtype`; a ConfigError where the device has no such units."""
+        """Return the peak for `dtype`. Raises ConfigError if the device does not support it."""
         if dtype not in self.peak:
             known = ", ".join(self.peak)
-            raise ConfigError(f"{self.title} has no {dtype} units", where="dtype", remedy=f"Use one of: {known}.")
+            raise ConfigError(f"{self.title} does not support {dtype}", where="dtype", remedy=f"Use one of: {known}.")
         return self.peak[dtype]
 
 
@@ -52,39 +59,39 @@ DEVICES = (
     Device("h100", "NVIDIA H100 SXM", {"fp32": 67 * T, "bf16": 989.4 * T, "fp8": 1978.9 * T}, 3.35 * T, 80 * G, 450 * G, 8,
            3.00, "NVIDIA H100 data sheet, without sparsity", MARKET),
     Device("h800", "NVIDIA H800 SXM", {"fp32": 67 * T, "bf16": 989.4 * T, "fp8": 1978.9 * T}, 3.35 * T, 80 * G, 200 * G, 8,
-           2.00, "H100's chip, NVLink cut from 900 to 400 GB/s (ISCA 2025, section 4.1)", "DeepSeek-V3 report, table 1: assumed"),
+           2.00, "H100's chip, NVLink reduced from 900 to 400 GB/s (ISCA 2025, section 4.1)", "DeepSeek-V3 report, table 1: assumed"),
     Device("h200", "NVIDIA H200 SXM", {"fp32": 67 * T, "bf16": 989.4 * T, "fp8": 1978.9 * T}, 4.8 * T, 141 * G, 450 * G, 8,
            4.00, "NVIDIA H200 data sheet, without sparsity", MARKET),
     Device("a100", "NVIDIA A100 80GB SXM", {"fp32": 19.5 * T, "bf16": 312 * T}, 2.039 * T, 80 * G, 300 * G, 8,
            1.30, "NVIDIA A100 data sheet, without sparsity", MARKET),
     Device("h20", "NVIDIA H20", {"fp32": 44 * T, "bf16": 148 * T, "fp8": 296 * T}, 4.0 * T, 96 * G, 450 * G, 8,
-           None, "published specification of November 2023, without sparsity", "no public rent found"),
+           None, "published specification of November 2023, without sparsity", "no public rental price found"),
     Device("b200", "NVIDIA B200 SXM", {"fp32": 75 * T, "bf16": 2250 * T, "fp8": 4500 * T}, 8.0 * T, 180 * G, 900 * G, 8,
-           5.98, "NVIDIA DGX B200 data sheet, an eighth, without sparsity",
+           5.98, "NVIDIA DGX B200 data sheet, one eighth, without sparsity",
            "RunPod, deploybase.ai/articles/runpod-gpu-pricing, March 2026"),
     Device("mi300x", "AMD Instinct MI300X", {"fp32": 163.4 * T, "bf16": 1307.4 * T, "fp8": 2614.9 * T}, 5.3 * T, 192 * G,
            448 * G, 8, 1.85, "AMD Instinct MI300X data sheet, without sparsity", "Vultr, gpu.blog, 2026"),
     Device("rtx4090", "NVIDIA RTX 4090", {"fp32": 82.6 * T, "bf16": 165.2 * T, "fp8": 330.3 * T}, 1.008 * T, 24 * G, 32 * G, 8,
-           0.60, "NVIDIA Ada architecture paper, sums in fp32, without sparsity; PCIe 4.0 x16",
+           0.60, "NVIDIA Ada architecture paper, fp32 accumulation, without sparsity; PCIe 4.0 x16",
            "RunPod on demand, deploybase.ai/articles/runpod-gpu-pricing, March 2026"),
     Device("ascend910b", "Huawei Ascend 910B", {"bf16": 320 * T}, 1.6 * T, 64 * G, 196 * G, 8, None,
-           "fp16 figure, press (variants of 280 to 400 are reported); half of a 910C's bandwidth and link", "no public rent found"),
+           "press reports, fp16 (variants of 280 to 400 are reported); half of a 910C's bandwidth and link", "no public rental price found"),
     Device("ascend910c", "Huawei Ascend 910C", {"bf16": 780 * T}, 3.2 * T, 128 * G, 392 * G, 16, None,
-           "bf16 and memory: DigiTimes by techpowerup.com/335749; link: 784 GB/s in both directions, reported",
-           "no public rent found"),
+           "bf16 and memory: DigiTimes via techpowerup.com/335749; link: 784 GB/s in both directions, reported",
+           "no public rental price found"),
     Device("cpu", "two cores with AVX-512, laptop class", {"fp32": 230 * G, "bf16": 460 * G}, 29.5 * G, 16 * G, 29.5 * G, 1,
-           0.10, "measured: 115 and 230 GFLOP/s a core, 29.5 GB/s from memory; 16 GB assumed",
-           "0.05 USD a core-hour, the ledger's assumption", 0.27),
+           0.10, "measured: 115 and 230 GFLOP/s per core, 29.5 GB/s from memory; 16 GB assumed",
+           "0.05 USD per core-hour, the ledger's assumption", 0.27),
 )  # fmt: skip
 
 
 def device_names() -> tuple[str, ...]:
-    """Every name that `device` knows."""
+    """Return every name that `device` accepts."""
     return tuple(row.name for row in DEVICES)
 
 
 def device(name: str) -> Device:
-    """The row called `name`, in capitals or not; an unknown one is a ConfigError that names the nearest."""
+    """Return the row called `name`, ignoring case. Raises ConfigError with the nearest name if it is unknown."""
     plain = name.lower().replace("-", "").replace("_", "").replace(" ", "")
     for row in DEVICES:
         if row.name == plain:

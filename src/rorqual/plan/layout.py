@@ -1,4 +1,4 @@
-"""Layouts: which divide, which fit, and the nearest that does."""
+"""Search parallel layouts: valid ones (their degrees divide the model and the devices), and those that fit in memory."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from rorqual.plan.memory import Layout, Memory, Precision, Recompute, device_mem
 from rorqual.plan.numbers import gigabytes
 
 RESERVE = 0.08
-"""Share of a device's memory that is left free for the framework, its buffers and fragments. An assumption."""
+"""Share of device memory left free for the framework, its buffers and fragmentation. It is an assumption."""
 MODES: tuple[Recompute, ...] = ("none", "selective", "full")
 MOST = 2**20
 
 
 @dataclass(frozen=True)
 class Room:
-    """Where a training is to fit: devices, how many share a machine, bytes of each that may be used."""
+    """The devices available for training: their number, how many share a machine, and the usable bytes of each."""
 
     n: int
     node: int
@@ -28,18 +28,18 @@ class Room:
 
 
 def misfits(model: ModelConfig, layout: Layout, n: int) -> list[str]:
-    """Why `layout` does not divide the model or the devices, in words; empty where it does."""
+    """Return the reasons why the degrees of `layout` do not divide the model or the devices, empty if it is valid."""
     found = []
     if layout.devices != n:
-        found.append(f"dp x tp x pp is {layout.devices}, and there are {n} devices")
+        found.append(f"dp x tp x pp is {layout.devices}, but n is {n}")
     if layout.pp > len(model.layers):
-        found.append(f"pp={layout.pp} is more than its {len(model.layers)} layers")
+        found.append(f"pp={layout.pp} exceeds the model's {len(model.layers)} layers")
     for name, size in _split_by_tp(model):
         if size % layout.tp:
             found.append(f"tp={layout.tp} does not divide {name}={size}")
     experts = _experts(model)
     if not experts and layout.ep > 1:
-        found.append(f"ep={layout.ep}, and it has no routed experts")
+        found.append(f"ep={layout.ep}, but the model has no routed experts")
     for size in experts:
         if size % layout.ep:
             found.append(f"ep={layout.ep} does not divide n_routed_experts={size}")
@@ -49,7 +49,7 @@ def misfits(model: ModelConfig, layout: Layout, n: int) -> list[str]:
 
 
 def _split_by_tp(model: ModelConfig) -> list[tuple[str, int]]:
-    """What tensor parallelism cuts, by its name in the configuration, each once."""
+    """Return the distinct dimensions that tensor parallelism divides, by name."""
     found: dict[tuple[str, int], None] = {}
     for stage in model.stages:
         for part in stage.parts:
@@ -62,13 +62,13 @@ def _experts(model: ModelConfig) -> set[int]:
 
 
 def divisors(number: int) -> list[int]:
-    """Ascending."""
+    """Return the divisors of `number`, ascending."""
     small = [d for d in range(1, math.isqrt(number) + 1) if number % d == 0]
     return sorted({*small, *(number // d for d in small)})
 
 
 def dividing(model: ModelConfig, room: Room, microbatches: tuple[int, ...] = (1,)) -> Iterator[Layout]:
-    """Every layout of `room.n` devices that divides, tensor parallelism within a machine."""
+    """Yield every valid layout of `room.n` devices, with tensor parallelism within a machine."""
     experts = _experts(model)
     for tp in divisors(room.n):
         if tp > room.node or any(size % tp for _, size in _split_by_tp(model)):
@@ -85,17 +85,17 @@ def dividing(model: ModelConfig, room: Room, microbatches: tuple[int, ...] = (1,
 
 
 def distance(one: Layout, other: Layout) -> float:
-    """How much must be changed: doublings of each degree, and half a step for ZeRO, recomputation and microbatch each."""
+    """Return how far two layouts differ: doublings of each degree, and half a step each for ZeRO, recomputation and micro-batch."""
     degrees = sum(abs(math.log2(getattr(one, name) / getattr(other, name))) for name in ("tp", "pp", "ep"))
     modes = abs(MODES.index(one.recompute) - MODES.index(other.recompute))
     return degrees + 0.5 * (abs(one.zero - other.zero) + modes + abs(math.log2(one.microbatch / other.microbatch)))
 
 
 def burden(layout: Layout) -> float:
-    """What a layout costs beside memory, to choose among those that fit: a rough order, not a time.
+    """Return a rough cost of a layout besides memory, to rank those that fit. It is not a time.
 
-    Tensor parallelism speaks in every layer, full recomputation adds a third of the FLOPs, ZeRO 3 fetches weights for every
-    microbatch, a pipeline idles at its ends, experts elsewhere need an exchange.
+    Tensor parallelism communicates in every layer. Full recomputation adds a third of the FLOPs. ZeRO 3 fetches weights
+    for every micro-batch. A pipeline idles at its ends. Expert parallelism needs an all-to-all exchange.
     """
     again = (0.0, 0.3, 3.0)[MODES.index(layout.recompute)]
     shared = (0.0, 0.1, 1.5, 8.0)[layout.zero]
@@ -103,7 +103,7 @@ def burden(layout: Layout) -> float:
 
 
 def nearest_dividing(model: ModelConfig, layout: Layout, room: Room) -> Layout:
-    """The layout that divides with the least change of `layout`."""
+    """Return the valid layout that differs least from `layout`."""
     found = dividing(model, room, (layout.microbatch,))
     return min(found, key=lambda other: (distance(layout, other), other.zero != layout.zero, burden(other)))
 
@@ -112,7 +112,7 @@ def fitting(
     model: ModelConfig, room: Room, microbatches: tuple[int, ...], context: int, precision: Precision,
     rank: Callable[[Layout], float],
 ) -> tuple[Layout, Memory] | None:  # fmt: skip
-    """The layout of least `rank` that divides and fits, with its memory; None where none does."""
+    """Return the valid layout of lowest `rank` that fits in memory, with its memory, or None."""
     if least_bytes(model, precision) / room.n > room.usable:
         return None
     for layout in sorted(dividing(model, room, microbatches), key=lambda one: (rank(one), burden(one))):
@@ -125,7 +125,10 @@ def fitting(
 def choose(
     model: ModelConfig, room: Room, context: int, precision: Precision, microbatch: int = 1
 ) -> tuple[Layout, Memory]:
-    """The layout of least burden that fits; a ConfigError that says by how much the tightest does not, and how many devices would."""
+    """Return the layout of least burden that fits in memory, with its memory.
+
+    Raises ConfigError if none fits, with the shortfall and the number of devices that would be enough.
+    """
     found = fitting(model, room, (microbatch,), context, precision, burden)
     if found is None:
         raise never_fits(model, room, context, precision)
@@ -135,7 +138,7 @@ def choose(
 def nearest_fitting(
     model: ModelConfig, layout: Layout, room: Room, context: int, precision: Precision
 ) -> tuple[Layout, Memory]:
-    """The layout that fits with the least change of `layout`; a ConfigError where none does."""
+    """Return the layout that fits in memory and differs least from `layout`. Raises ConfigError if none fits."""
     sizes = {2**power for power in range(layout.microbatch.bit_length())} | {layout.microbatch}
     found = fitting(model, room, tuple(sorted(sizes)), context, precision, lambda one: distance(layout, one))
     if found is None:
@@ -144,13 +147,13 @@ def nearest_fitting(
 
 
 def least_bytes(model: ModelConfig, precision: Precision) -> float:
-    """Bytes of weights, gradients and optimizer, once: what all devices together must hold at least."""
+    """Return the bytes of one copy of weights, gradients and optimizer state, a lower bound over all devices together."""
     a = account(model)
     return (a.total + a.mtp) * (precision.weights + precision.gradients + precision.optimizer)
 
 
 def never_fits(model: ModelConfig, room: Room, context: int, precision: Precision) -> ConfigError:
-    """What no layout of these devices can do: by how much, and with how many devices one could."""
+    """Return the error for devices on which no layout fits. It gives the shortfall and a sufficient number of devices."""
     best = min(
         (device_memory(model, one, context=context, precision=precision).total, str(one))
         for one in dividing(model, room)
@@ -161,11 +164,11 @@ def never_fits(model: ModelConfig, room: Room, context: int, precision: Precisio
         n = 2 * n if n >= room.node else room.node
         enough = fitting(model, replace(room, n=n), (1,), context, precision, burden)
     remedy = (
-        f"It fits on {n} such devices: {enough[0]}." if enough else "Take devices with more memory, or shorter rows."
+        f"It fits on {n} such devices: {enough[0]}." if enough else "Use devices with more memory, or shorter rows."
     )
     return ConfigError(
-        f"no layout of {room.n} devices holds it: the tightest ({best[1]}) needs {gigabytes(best[0])} on a device that has "
-        f"{gigabytes(room.usable)} to use, {gigabytes(best[0] - room.usable)} too much",
+        f"the training fits in no layout of {room.n} devices: the smallest ({best[1]}) needs {gigabytes(best[0])} per device, "
+        f"{gigabytes(best[0] - room.usable)} more than the usable {gigabytes(room.usable)}",
         where="n",
         remedy=remedy,
     )

@@ -1,4 +1,4 @@
-"""What a device holds in training, by part: weights, gradients, optimizer, activations."""
+"""Training memory per device, by part: weights, gradients, optimizer state, activations."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PrecisionName = Literal["fp32", "bf16", "fp8"]
 
 @dataclass(frozen=True)
 class Precision:
-    """Bytes a parameter for each part, and bytes of a saved activation (the residual stream stays in two, or four)."""
+    """Bytes per parameter for each part, and bytes per saved activation. The residual stream stays in two or four bytes."""
 
     weights: int
     gradients: int
@@ -26,21 +26,25 @@ class Precision:
 
 
 PRECISIONS: dict[PrecisionName, Precision] = {
-    "fp32": Precision(4, 4, 8, 4, 4, "weights, gradients and AdamW's moments in fp32, as Rorqual trains"),
-    "bf16": Precision(2, 4, 12, 2, 2, "bf16 weights; gradients, master weights and moments in fp32, as Megatron-LM has them"),
+    "fp32": Precision(4, 4, 8, 4, 4, "weights, gradients and AdamW's moments in fp32, as in Rorqual"),
+    "bf16": Precision(2, 4, 12, 2, 2, "bf16 weights; gradients, master weights and moments in fp32, as in Megatron-LM"),
     "fp8": Precision(1, 4, 8, 1, 2, "DeepSeek-V3, section 3.3: fp8 weights and saved inputs; fp32 gradients and master weights, bf16 moments"),
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a training is spread: `dp` x `tp` x `pp` devices; experts over `ep` of the `dp` x `tp` of a pipeline stage.
+    """A parallel layout: `dp` x `tp` x `pp` devices, with experts over `ep` of the `dp` x `tp` devices of a pipeline stage.
 
-    `tp` splits attention, dense networks, embeddings, and (as sequence parallelism) the saved activations. Whole experts lie on a
-    device. `zero`: 1 shares the optimizer among data-parallel devices, 2 gradients too, 3 weights too (Rajbhandari et al. 2020)
-    and fetches those of one layer at a time, which count as activations here. `recompute` selective: norms, MLA's up-projections
-    and SwiGLU's product (V3, section 3.2.3); full: all but the input of each layer. `microbatch`: rows at once. The pipeline is
-    1F1B: stage s of `pp` holds `pp` - s microbatches.
+    `tp` splits attention, dense networks, embeddings and, as sequence parallelism, saved activations. An expert is not
+    split across devices.
+
+    `zero` 1 shards the optimizer state over data-parallel devices, 2 also gradients, 3 also weights (Rajbhandari et al.
+    2020). ZeRO 3 fetches one layer's weights at a time, and these count as activations here.
+
+    `recompute` selective recomputes norms, MLA's up-projections and SwiGLU's product (V3, section 3.2.3); full
+    recomputes all but the input of each layer. `microbatch` is the number of rows per micro-batch. The pipeline
+    schedule is 1F1B: stage s of `pp` holds `pp` - s micro-batches.
     """
 
     dp: int = 1
@@ -64,7 +68,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on the fullest device, which holds pipeline stage `stage` and `layers` layers."""
+    """Bytes on the device with the highest use, which holds pipeline stage `stage` with `layers` layers."""
 
     weights: float
     gradients: float
@@ -78,15 +82,18 @@ class Memory:
         return self.weights + self.gradients + self.optimizer + self.activations
 
     def parts(self) -> tuple[tuple[str, float], ...]:
-        """Each part by name."""
+        """Return the size of each part by name."""
         names = ("weights", "gradients", "optimizer", "activations")
         return tuple((name, float(getattr(self, name))) for name in names)
 
 
 @dataclass(frozen=True)
 class Values:
-    """Parameters of a layer outside and inside routed experts, and values that it saves for a token: of the residual stream
-    and other ones, as asked and when everything is kept."""
+    """Sizes of one layer.
+
+    `shared` and `experts` are parameters outside and inside routed experts. `residual` and `saved` are values saved per
+    token, for the residual stream and the rest; `whole` is the rest without recomputation.
+    """
 
     shared: int
     experts: int
@@ -96,7 +103,7 @@ class Values:
 
 
 def layer_values(stage: Stage, hidden: int, recompute: Recompute) -> Values:
-    """The account of one layer of `stage`."""
+    """Return the sizes of one layer of `stage`."""
     routed = sum(ffn.routed_params(hidden) for ffn in stage.ffns)
     kept = {mode: sum(part.saved_values(hidden, everything=mode) for part in stage.parts) for mode in (True, False)}
     saved = {"none": kept[True], "selective": kept[False], "full": 0}[recompute]
@@ -110,13 +117,16 @@ def layer_values(stage: Stage, hidden: int, recompute: Recompute) -> Values:
 
 
 def stage_sizes(layers: int, pp: int) -> list[int]:
-    """Layers of each pipeline stage, as even as can be; the first, which holds the most microbatches, gets none of the rest."""
+    """Return the layers of each pipeline stage, as even as possible.
+
+    The first stage holds the most micro-batches, so it gets none of the remainder.
+    """
     base, rest = divmod(layers, pp)
     return [base + (1 if 1 <= place <= rest else 0) for place in range(pp)]
 
 
 def device_memory(model: ModelConfig, layout: Layout, *, context: int, precision: Precision) -> Memory:
-    """The fullest device of a training on rows of `context` tokens."""
+    """Return the memory of the fullest device when training on rows of `context` tokens."""
     return max(_stages(model, layout, context, precision), key=lambda memory: memory.total)
 
 
@@ -135,7 +145,7 @@ def _stages(model: ModelConfig, layout: Layout, context: int, precision: Precisi
         activations = (part["residual"] * precision.residual + part["saved"] * precision.activation) * (
             layout.pp - place
         )
-        if layout.recompute == "full" and size:  # one layer at a time is whole again
+        if layout.recompute == "full" and size:  # one layer at a time is recomputed in full
             activations += max(layer.whole for layer in layers[begin : begin + size]) * precision.activation
         if place == layout.pp - 1:
             activations += _end(model, layers[-1], part, alone=layout.pp == 1, precision=precision)
@@ -146,8 +156,10 @@ def _stages(model: ModelConfig, layout: Layout, context: int, precision: Precisi
 
 
 def _end(model: ModelConfig, last: Values, part: dict[str, int], *, alone: bool, precision: Precision) -> int:
-    """Adds what the last pipeline stage holds beside its layers to `part`: norm, head, prediction modules; returns its bytes of
-    activations a token: logits and their gradient in fp32, once more for each module."""
+    """Add the last pipeline stage's extra parameters to `part`: norm, head, MTP modules.
+
+    Returns its activation bytes per token: logits and their gradient in fp32, once more for each module.
+    """
     n_mtp, hidden = model.num_nextn_predict_layers, model.hidden_size
     ends = model.ends.ends_cost(hidden).params
     own_head = 0 if model.tie_word_embeddings and alone else model.vocab_size * hidden
@@ -160,7 +172,7 @@ def _end(model: ModelConfig, last: Values, part: dict[str, int], *, alone: bool,
 def _sharded(
     shared: int, experts: int, activations: float, layout: Layout, precision: Precision, place: int, layers: int
 ) -> Memory:
-    """Parameters divided over tensor- and expert-parallel devices; what ZeRO shares, over the copies of each."""
+    """Divide parameters over tensor- and expert-parallel devices, and ZeRO's shards over the replicas of each parameter."""
     here = ((shared / layout.tp, layout.dp), (experts / layout.ep, layout.dp * layout.tp / layout.ep))
     weights, gradients, optimizer = (
         sum(count / (copies if layout.zero >= level else 1) for count, copies in here) * size

@@ -1,4 +1,4 @@
-"""Amounts as people write them: `14.8T` tokens in, `$5.58M`, `54 days` and `71.2 GB` out."""
+"""Parse and format amounts: `14.8T` tokens in; `$5.58M`, `54 days` and `71.2 GB` out."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "b": 3, "t": 4}
 
 
 def amount(text: Any, *, thousand: int = 1000) -> float:
-    """`14.8T`, `2.788M`, `4k`, `1_000`, `3e8` as a number; `B` and `G` are both 10^9. ValueError where it is none."""
+    """Parse `14.8T`, `2.788M`, `4k`, `1_000` or `3e8`; `B` and `G` both mean 10^9. Raises ValueError for anything else."""
     if isinstance(text, int | float) and not isinstance(text, bool):
         return float(text)
     match = WRITTEN.fullmatch(str(text).strip())
@@ -32,20 +32,20 @@ def _positions(text: Any) -> int:
 
 def _int(value: float, text: Any) -> int:
     if abs(value - round(value)) > 1e-6 * max(1.0, abs(value)):
-        raise ValueError(f"{text} is not a whole number")
+        raise ValueError(f"{text} is not an integer")
     return round(value)
 
 
 Amount = Annotated[float, BeforeValidator(amount)]
-"""A number that may have a suffix."""
+"""A number with an optional suffix."""
 Count = Annotated[int, BeforeValidator(_whole)]
-"""A whole number that may have a suffix, of thousands."""
+"""An integer with an optional decimal suffix."""
 Positions = Annotated[int, BeforeValidator(_positions)]
-"""A length of context: here `4k` is 4,096, as the field writes it."""
+"""A context length with an optional binary suffix: `4k` is 4,096, as is usual for contexts."""
 
 
 def short(value: float) -> str:
-    """`14800000000000` as `14.8T`; four digits at most."""
+    """Format `14800000000000` as `14.8T`, with at most four digits."""
     for power, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= power * 0.99995:
             return f"{value / power:.4g}{unit}"
@@ -53,12 +53,12 @@ def short(value: float) -> str:
 
 
 def flops(value: float) -> str:
-    """FLOPs in powers of ten."""
+    """Format FLOPs in scientific notation."""
     return f"{value:.3e} FLOPs"
 
 
 def money(value: float) -> str:
-    """USD with as many digits as are worth reading."""
+    """Format USD with a readable number of digits."""
     for power, unit in ((1e9, "B"), (1e6, "M")):
         if abs(value) >= power * 0.99995:
             return f"${value / power:,.3f}{unit}"
@@ -68,7 +68,7 @@ def money(value: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds in the unit that a person would choose."""
+    """Format seconds in a readable unit."""
     for size, unit in ((365.25 * 86400, "years"), (86400, "days"), (3600, "hours"), (60, "minutes")):
         if seconds >= 2 * size:
             return f"{seconds / size:,.1f} {unit}"
@@ -76,7 +76,7 @@ def duration(seconds: float) -> str:
 
 
 def gigabytes(size: float) -> str:
-    """Bytes in the unit in which cards are sold: 10^9."""
+    """Format bytes in decimal units (1 GB = 10^9), as device memory is sold."""
     for power, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if abs(size) >= power:
             return f"{size / power:,.3g} {unit}" if abs(size) < power * 100 else f"{size / power:,.0f} {unit}"

@@ -1,6 +1,6 @@
-"""Three pictures of a plan: cost against tokens, memory by part, price against hit rate.
+"""The plan's three figures: cost against tokens, memory by part, price against hit rate.
 
-A picture is drawn in the colours that it is given, so that the page, which stands higher in the house, can bring its own.
+The caller passes the colours: the page's theme is in a higher layer, which this package cannot import.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from rorqual.plan.price import Price
 
 
 class Colours(Protocol):
-    """What a drawing needs of a theme."""
+    """The theme colours that a figure needs."""
 
     @property
     def ground(self) -> str: ...
@@ -41,7 +41,7 @@ class Colours(Protocol):
 
 @dataclass(frozen=True)
 class Drawing:
-    """`alt` says in words what it shows; `caption` stands below it."""
+    """A figure with its `alt` text, and the `caption` below it."""
 
     name: str
     alt: str
@@ -51,7 +51,7 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Line:
-    """USD a token of training for one kind of hardware. `own`: the one that was asked for."""
+    """USD per training token on one kind of hardware. `own` marks the requested hardware."""
 
     name: str
     usd_per_token: float
@@ -61,12 +61,17 @@ class Line:
 def cost_against_tokens(
     lines: Sequence[Line], tokens: float, marks: Sequence[tuple[str, float, float]] = ()
 ) -> Drawing:
-    """Training cost over a range of tokens around `tokens`, a line for each hardware; `marks`: (name, tokens, USD) of trainings that
-    were published."""
+    """Plot training cost around `tokens` tokens, with one line per kind of hardware.
+
+    `marks` holds published trainings as (name, tokens, USD).
+    """
     alt = "Training cost grows in proportion to tokens: " + "; ".join(
         f"{line.name} {money(line.usd_per_token * tokens)}" for line in lines
     )
-    caption = f"Each at its rent and utilisation in the table. The strong line is the hardware asked for; the dot, {short(tokens)} tokens on it."
+    caption = (
+        "Each line uses the table's rent and utilisation. The thick line is the requested hardware; the dot marks "
+        f"{short(tokens)} tokens on it."
+    )
     return Drawing("plan-cost", alt + ".", caption, partial(_draw_cost, lines=lines, tokens=tokens, marks=marks))
 
 
@@ -98,17 +103,20 @@ def _draw_cost(
     axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"${short(value)}"))
     axis.yaxis.set_major_locator(LogLocator(10))
     _without_minor(axis)
-    axis.set_title("What the training costs")
+    axis.set_title("Training cost")
     axis.set_xlabel("tokens")
     return figure
 
 
 def memory_by_part(rows: Sequence[tuple[str, Memory]], usable: float) -> Drawing:
-    """Bars of a device's memory, by part, a bar for each layout; the line is what there is."""
+    """Plot device memory by part, with one bar per layout and a line at the usable memory."""
     alt = "Memory of the fullest device: " + "; ".join(f"{name}: {gigabytes(memory.total)}" for name, memory in rows)
-    caption = f"The fullest device of each layout. The line: {gigabytes(usable)} that a device has to use."
+    caption = f"The fullest device of each layout. The line marks the {gigabytes(usable)} usable on a device."
     return Drawing(
-        "plan-memory", f"{alt}, of {gigabytes(usable)}.", caption, partial(_draw_memory, rows=rows, usable=usable)
+        "plan-memory",
+        f"{alt}, of {gigabytes(usable)} usable.",
+        caption,
+        partial(_draw_memory, rows=rows, usable=usable),
     )
 
 
@@ -124,26 +132,26 @@ def _draw_memory(colours: Colours, rows: Sequence[tuple[str, Memory]], usable: f
             left += size
         _note(axis, colours, gigabytes(left), (left, place), (6, -3), colours.ink)
     axis.axvline(usable, color=colours.ink, linewidth=1, linestyle=(0, (4, 3)), zorder=2.5)
-    axis.annotate(f"{gigabytes(usable)} to use", (usable, len(rows) - 0.5), xytext=(-4, 2), textcoords="offset points", fontsize=8,
+    axis.annotate(f"{gigabytes(usable)} usable", (usable, len(rows) - 0.5), xytext=(-4, 2), textcoords="offset points", fontsize=8,
                   color=colours.faint, ha="right", annotation_clip=False)  # fmt: skip
     axis.set_yticks(places, [name for name, _ in rows], color=colours.ink)
     axis.set_xlim(0, widest * 1.14)
     axis.set_ylim(-0.6, len(rows) - 0.3)
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: gigabytes(value) if value else "0"))
     axis.grid(visible=False, axis="y")
-    axis.set_title("Memory of a device", pad=16)
+    axis.set_title("Memory per device", pad=16)
     figure.legend(*axis.get_legend_handles_labels(), ncols=4, loc="outside lower center")
     return figure
 
 
 def price_against_hit_rate(own: Price, others: Sequence[Price], prompt: int, reply: int, hit_rate: float) -> Drawing:
-    """USD a million tokens of a mix, against the share of its prompt that the cache holds; `own` at its margin among API prices."""
+    """Plot USD per million tokens against the cache hit rate of the prompt, for `own` at its margin and for API prices."""
     alt = f"Price of a million tokens at a hit rate of {hit_rate:.0%}: " + "; ".join(
         f"{row.name} {money(row.blended(prompt, reply, hit_rate))}" for row in (own, *others)
     )
     caption = (
-        f"Requests of {prompt:,} tokens of prompt and {reply:,} of reply; prompt and reply count alike in the million. Grey: API prices, with "
-        "their dates. What the cache's own disk costs is in theirs and not in this plan."
+        f"Requests have {prompt:,} prompt and {reply:,} reply tokens, which count alike. Grey lines are API prices with "
+        "their dates. API prices include the cost of the cache's disk; this plan does not."
     )
     draw = partial(_draw_price, own=own, others=others, prompt=prompt, reply=reply, hit_rate=hit_rate)
     return Drawing("plan-price", alt + ".", caption, draw)
@@ -178,15 +186,17 @@ def _draw_price(
     axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"${value:.2g}"))
     _without_minor(axis)
     axis.set_title("Price of a million tokens")
-    axis.set_xlabel("share of the prompt found in the cache")
+    axis.set_xlabel("cache hit rate of the prompt")
     return figure
 
 
 def _label(
     axis: Axes, colours: Colours, ends: Sequence[tuple[float, str, bool]], at: float, limits: tuple[float, float]
 ) -> None:
-    """Names beside the right ends of lines, as (height, name, own), on a logarithmic axis; apart from each other, with a thin
-    stroke to the line's end where a name had to move."""
+    """Label lines at their right ends, given as (height, name, own), on a logarithmic axis.
+
+    Labels are kept apart. A thin stroke connects a moved label to its line.
+    """
     bottom, top = (math.log10(limit) for limit in limits)
     span = top - bottom
     wanted = [(math.log10(height) - bottom) / span for height, _, _ in ends]
@@ -199,7 +209,7 @@ def _label(
 
 
 def spread(wanted: Sequence[float], gap: float) -> list[float]:
-    """Heights near `wanted` (ascending) that are at least `gap` apart: neighbours that are too near move away from their mean."""
+    """Return heights near `wanted` (ascending) at least `gap` apart. Groups of close labels are centred on their mean."""
     groups: list[list[float]] = []
     for height in wanted:
         groups.append([height])
@@ -209,14 +219,14 @@ def spread(wanted: Sequence[float], gap: float) -> list[float]:
 
 
 def _bottom(group: Sequence[float], gap: float) -> float:
-    """Where the lowest of a group of labels stands, its middle at the mean of what they want."""
+    """Return the lowest label's height in a group centred on the mean of its wanted heights."""
     return sum(group) / len(group) - gap * (len(group) - 1) / 2
 
 
 def _note(
     axis: Axes, colours: Colours, text: str, at: tuple[float, float], offset: tuple[int, int], colour: str
 ) -> None:
-    """A word beside a point, on a piece of the ground so that no line runs through it."""
+    """Write a label next to a point, on a background that hides the lines behind it."""
     box = {"facecolor": colours.ground, "edgecolor": "none", "pad": 1.0, "alpha": 0.85}
     axis.annotate(
         text, at, xytext=offset, textcoords="offset points", fontsize=8.5, color=colour, bbox=box, zorder=4,

@@ -1,4 +1,4 @@
-"""The one table of API prices: what a million tokens cost, when, and who says so. To add one, add a row."""
+"""The table of API prices: USD per million tokens, with date and source. To add a price, add a row."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ MILLION = 1e6
 
 @dataclass(frozen=True)
 class Price:
-    """USD a million tokens: of a prompt found in the cache, of a prompt not found there, of a reply."""
+    """USD per million tokens: prompt tokens found in the cache (`hit`), other prompt tokens (`miss`) and reply tokens."""
 
     name: str
     hit: float
@@ -21,11 +21,11 @@ class Price:
     source: str
 
     def bill(self, *, hit: float, miss: float, output: float) -> float:
-        """USD for these numbers of tokens."""
+        """Return the USD for these numbers of tokens."""
         return (hit * self.hit + miss * self.miss + output * self.output) / MILLION
 
     def blended(self, prompt: float, reply: float, hit_rate: float) -> float:
-        """USD a million tokens, prompt and reply together, of a request with this share of its prompt in the cache."""
+        """Return the USD per million tokens, prompt and reply together, if `hit_rate` of the prompt is in the cache."""
         bill = self.bill(hit=prompt * hit_rate, miss=prompt * (1 - hit_rate), output=reply)
         return bill / (prompt + reply) * MILLION
 
@@ -43,12 +43,12 @@ PRICES = (
 
 
 def price_names() -> tuple[str, ...]:
-    """Every name that `price` knows."""
+    """Return every name that `price` accepts."""
     return tuple(row.name for row in PRICES)
 
 
 def price(name: str) -> Price:
-    """The row called `name`; an unknown one is a ConfigError that names the nearest."""
+    """Return the row called `name`. Raises ConfigError with the nearest name if it is unknown."""
     for row in PRICES:
         if row.name == name:
             return row

@@ -1,7 +1,7 @@
-"""Published figures beside what this planner makes of the same inputs: the check on its arithmetic, and on theirs.
+"""Published figures next to this planner's figures from the same inputs. The comparison checks both.
 
-Each row names what was published and where, what is computed and from what, how near the two should be, and, where one does not
-follow from the other exactly, why.
+Each row gives the published figure and its source, the computation, its tolerance and, if the two should not match
+exactly, the reason.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ DAY = "DeepSeek, open-infra-index, 202502OpenSourceWeek, day 6"
 STORY = "as commonly told"
 V3_TOKENS, V3_CARDS, V3_USED, V3_RENT = 14.8e12, 2048, 0.3894, 2.0
 V3_PRETRAINING, V3_EXTENSION, V3_AFTER = 2.664e6, 119e3, 5e3
-"""H800-hours of the three stages in the report's table 1."""
+"""H800-hours of the three stages (report, table 1)."""
 LLAMA_TOKENS, LLAMA_CARDS, LLAMA_FLOPS = 15.6e12, 16384, 400e12
-"""FLOP/s: of a card, on the cards and at the row length (8,192) that most of the training used (table 4)."""
+"""FLOP/s is per card, with the cards and the row length (8,192) that most of the training used (table 4)."""
 LLAMA_HOURS = {
     "Llama-3.1-405B": (LLAMA_TOKENS, 30.84e6),
     "Llama-3.1-70B": (15e12, 7.0e6),
     "Llama-3.1-8B": (15e12, 1.46e6),
 }
-"""Tokens and H100-hours of the model card; of the smaller two it says "15T+" tokens."""
+"""Tokens and H100-hours from the model card, which gives "15T+" tokens for the two smaller models."""
 DAY_HIT, DAY_MISS, DAY_REPLY = 342e9, 266e9, 168e9
 DAY_NODES, DAY_NODE_IN, DAY_NODE_OUT, DAY_KEYS, DAY_SPEED = 226.75, 73.7e3, 14.8e3, 4989, 21.0
 
 
 @dataclass(frozen=True)
 class Figure:
-    """`tolerance`: how far ours may be from the published one, relative. `form` writes both."""
+    """A published figure and ours. `tolerance` is the allowed relative difference. `form` formats both."""
 
     name: str
     published: float
@@ -51,7 +51,7 @@ class Figure:
 
     @property
     def difference(self) -> float:
-        """Relative."""
+        """Relative difference of ours from the published figure."""
         return self.ours / self.published - 1
 
     @property
@@ -61,7 +61,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Quote:
-    """A figure that nobody outside can compute; `counts` says what it is a figure of."""
+    """A published figure that outsiders cannot compute. `counts` says what it includes."""
 
     name: str
     usd: float
@@ -71,18 +71,18 @@ class Quote:
 
 QUOTES = (
     Quote("GPT-4", 100e6,
-          "Training, as OpenAI's chief executive answered (\"more than that\") when asked whether it cost $100 million; what he counted was "
-          "not said.", "Wired, 17 April 2023"),
+          "Training. Asked if it cost $100 million, OpenAI's chief executive answered \"more than that\". He did not say what the "
+          "figure includes.", "Wired, 17 April 2023"),
     Quote("DeepSeek, all spending", 1.3e9,
-          "An outsider's estimate of what its servers cost to buy, often retold as all that it spent on research, hardware and staff. It is "
-          "the total of a table whose sum leaves out one of its columns; the text of the same article says $1.6 billion for servers and $944 "
-          "million to run them. It is not the cost of a model, and V3's $5.576 million is not the cost of a company: that counts the final "
-          "training, and no research, trials or data.", "SemiAnalysis, 31 January 2025"),
+          "An outsider's estimate of the purchase price of its servers, often repeated as all spending on research, hardware and staff. It "
+          "is the total of a table whose sum omits one of its columns. The same article's text gives $1.6 billion for servers and $944 "
+          "million to run them. It is not the cost of a model, and V3's $5.576 million is not the cost of a company: it covers the final "
+          "training, without research, trials or data.", "SemiAnalysis, 31 January 2025"),
 )  # fmt: skip
 
 
 def figures() -> list[Figure]:
-    """All of them, trainings first."""
+    """Return all figures, trainings first."""
     return [*_v3(), *_llama(), *_tokens(), *_day()]
 
 
@@ -94,23 +94,23 @@ def _v3() -> list[Figure]:
     long = sum(1000 * rows * row * training_flops(model, row) for rows, row in ((1920, 32768), (480, 131072)))
     reached = card.flops("bf16") * V3_USED
     assumed = f"14.8T tokens x {each / 1e9:.1f} GFLOPs (causal, rows of 4,096, no MTP) at 38.94 % of the bf16 peak ({ISCA}, table 4)"
-    total = f"ours of pretraining, {V3_EXTENSION:,.0f} of context extension and {V3_AFTER:,.0f} after it as published"
+    total = f"our pretraining, plus the published {V3_EXTENSION:,.0f} for context extension and {V3_AFTER:,.0f} for post-training"
     return [
         Figure("DeepSeek-V3, pretraining, H800-hours", V3_PRETRAINING, cost.hours, 0.01, assumed, V3_REPORT,
-               "Two sources meet: hours of the one, utilisation of the other."),
-        Figure("DeepSeek-V3, TFLOPS of a card in pretraining", 385, each * V3_TOKENS / V3_PRETRAINING / 3600e12, 0.01,
-               "FLOPs over the published hours", f"{ISCA}, table 4", form="{:.1f}"),
-        Figure("DeepSeek-V3, H800-hours a trillion tokens", 180e3, cost.hours / V3_TOKENS * 1e12, 0.01, assumed, V3_REPORT),
+               "This combines two sources: hours from one, utilisation from the other."),
+        Figure("DeepSeek-V3, TFLOPS per card in pretraining", 385, each * V3_TOKENS / V3_PRETRAINING / 3600e12, 0.01,
+               "FLOPs divided by the published hours", f"{ISCA}, table 4", form="{:.1f}"),
+        Figure("DeepSeek-V3, H800-hours per trillion tokens", 180e3, cost.hours / V3_TOKENS * 1e12, 0.01, assumed, V3_REPORT),
         Figure("DeepSeek-V3, context extension, H800-hours", V3_EXTENSION, long / reached / 3600, 0.4,
                "1,000 steps of 1,920 rows of 32K and of 480 rows of 128K, at the same 38.94 %", V3_REPORT,
-               f"It does not follow: at long rows a card did {long / V3_EXTENSION / 3600e12:.0f} TFLOPS rather than "
-               f"{reached / 1e12:.0f}. The batch and the parallelism were others, and nothing is published about their speed."),
+               f"The figure does not follow: with long rows a card reached {long / V3_EXTENSION / 3600e12:.0f} TFLOPS, not "
+               f"{reached / 1e12:.0f}. Batch and parallelism differed, and their speed is not published."),
         Figure("DeepSeek-V3, all training, H800-hours", 2.788e6, hours, 0.01, total, V3_REPORT),
         Figure("DeepSeek-V3, days on 2,048 cards", 57, hours / V3_CARDS / 24, 0.01, total, STORY,
-               f"The report's own hours are {2.788e6 / V3_CARDS / 24:.1f} days, {V3_PRETRAINING / V3_CARDS / 24:.1f} of them pretraining; 57 is "
-               "that, rounded up.", form="{:.1f}"),
+               f"The report's hours are {2.788e6 / V3_CARDS / 24:.1f} days, {V3_PRETRAINING / V3_CARDS / 24:.1f} of them for pretraining. 57 is "
+               "the total rounded up.", form="{:.1f}"),
         Figure("DeepSeek-V3, all training, USD", 5.576e6, hours * V3_RENT, 0.01, "the same hours at $2", V3_REPORT,
-               "The rent is the report's assumption; research and trials before are not in it, it says.", form="${:,.0f}"),
+               "The report assumes this rent, and excludes earlier research and trials.", form="${:,.0f}"),
     ]  # fmt: skip
 
 
@@ -122,21 +122,21 @@ def _llama() -> list[Figure]:
                f"15.6T tokens x {each / 1e9:,.0f} GFLOPs (causal, rows of 8,192)", LLAMA,
                "The published figure is 6 x parameters x tokens, without attention.", form="{:.3g}"),
         Figure("Llama-3.1-405B, H100-hours", 30.84e6, cost.hours, 0.15, "the same at 400 TFLOPS, 41 % (table 4: 430 to 380)", LLAMA,
-               "Ours is the time of the steps. The paper says that more than 90 % of the time went into them; the rest, the 128K stage and what "
-               "came after pretraining are in the published hours.", form="{:,.0f}"),
+               "Ours is the time of the steps, which the paper puts at more than 90 % of the time. The published hours also include the "
+               "rest, the 128K stage and post-training.", form="{:,.0f}"),
         *(_whole_training(name, tokens, hours) for name, (tokens, hours) in LLAMA_HOURS.items() if "405B" not in name),
         Figure("Llama-3.1-405B, USD", 60e6, 30.84e6 * 2.0, 0.05, "the published hours at $2", STORY,
-               "Nobody published a price; $2 an hour is the rent that V3's report assumes.", form="${:,.0f}"),
+               "No price was published; $2 per hour is the rent that V3's report assumes.", form="${:,.0f}"),
     ]  # fmt: skip
 
 
 def _whole_training(name: str, tokens: float, hours: float) -> Figure:
-    """The hours of a training at V3's share, where only their sum is published."""
+    """Compare the hours of a training at V3's utilisation if only total hours are published."""
     each, card = training_flops(preset(name.lower()), 8192), device("h100")
     cost = training_cost(each, tokens, n=1, peak=card.flops("bf16"), utilisation=V3_USED, price=2.0)
     why = (
-        f"It does not follow: its hours are {reached(name):.0%} of the peak. Nothing is published about the speed of its steps, nor what "
-        "else is in the hours; `rorqual plan` says how much more than its figure a training may take."
+        f"The figure does not follow: the hours imply {reached(name):.0%} of the peak. The speed of the steps is not published, nor what "
+        "else the hours include. `rorqual plan` shows how much longer than its estimate a training may take."
     )
     return Figure(
         f"{name}, H100-hours", hours, cost.hours, 0.65, f"15T tokens x {each / 1e9:,.0f} GFLOPs at 38.94 %", LLAMA, why
@@ -144,7 +144,7 @@ def _whole_training(name: str, tokens: float, hours: float) -> Figure:
 
 
 def reached(name: str) -> float:
-    """The share of the H100's bf16 peak by the published hours of a whole training of Llama 3.1."""
+    """Return the share of the H100's bf16 peak implied by the published hours of a whole Llama 3.1 training."""
     tokens, hours = LLAMA_HOURS[name]
     return training_flops(preset(name.lower()), 8192) * tokens / (hours * 3600 * device("h100").flops("bf16"))
 
@@ -155,10 +155,10 @@ def _tokens() -> list[Figure]:
               ("Llama-3.1-405B", preset("llama-3.1-405b"), 2448, 516096))  # fmt: skip
     for name, model, gflops, _ in models:
         ours = training_flops(model, 4096) / 1e9
-        found.append(Figure(f"{name}, GFLOPs to train on a token", gflops, ours, 0.15, "forward x 3, causal, rows of 4,096",
+        found.append(Figure(f"{name}, training GFLOPs per token", gflops, ours, 0.15, "forward x 3, causal, rows of 4,096",
                             f"{ISCA}, table 2", _why_tokens(model, gflops), form="{:,.1f}"))  # fmt: skip
     for name, model, _, size in models:
-        found.append(Figure(f"{name}, bytes of cache a token", size, account(model).cache_bytes, 0.0, "bf16, all layers",
+        found.append(Figure(f"{name}, cache bytes per token", size, account(model).cache_bytes, 0.0, "bf16, all layers",
                             f"{ISCA}, table 1"))  # fmt: skip
     return found
 
@@ -168,8 +168,8 @@ def _why_tokens(model: ModelConfig, gflops: float) -> str:
     if abs(whole / gflops - 1) < 0.01:
         return ""
     if gflops < matrices:
-        return f"It does not follow: the matrices alone, 6 FLOPs a parameter, are {matrices:,.1f}."
-    return f"Matrices alone are {matrices:,.1f}; what row length the published figure has is not said."
+        return f"The figure does not follow: the matrices alone, at 6 FLOPs per parameter, need {matrices:,.1f}."
+    return f"The matrices alone need {matrices:,.1f}; the row length of the published figure is not given."
 
 
 def _day() -> list[Figure]:
@@ -178,20 +178,22 @@ def _day() -> list[Figure]:
     nodes = (DAY_HIT + DAY_MISS) / 86400 / DAY_NODE_IN + DAY_REPLY / 86400 / DAY_NODE_OUT
     return [
         Figure("A day of serving, revenue at R1's prices, USD", 562027, revenue, 0.001,
-               "342B tokens hit, 266B missed, 168B of replies", DAY, "The tokens are published in whole billions.", form="${:,.0f}"),
+               "342B cached and 266B other prompt tokens, 168B reply tokens", DAY, "Token counts are published in whole billions.",
+               form="${:,.0f}"),
         Figure("A day of serving, cost, USD", 87072, cost, 0.0, "226.75 machines x 8 cards x 24 hours x $2", DAY, form="${:,.0f}"),
-        Figure("A day of serving, margin", 5.45, revenue / cost - 1, 0.005, "of the two above", DAY,
-               "Theoretical, says the source: V3 was cheaper, much was free, and nights were discounted.", form="{:.1%}"),
-        Figure("A day of serving, machines", DAY_NODES, nodes, 0.005, "tokens over 73.7k in and 14.8k out a second of a machine", DAY,
-               "Machines that prefill and machines that decode add up to all of them.", form="{:.2f}"),
+        Figure("A day of serving, margin", 5.45, revenue / cost - 1, 0.005, "from the two above", DAY,
+               "The source calls it theoretical: V3 was cheaper, much use was free, and nights were discounted.", form="{:.1%}"),
+        Figure("A day of serving, machines", DAY_NODES, nodes, 0.005, "tokens divided by 73.7k in and 14.8k out per second and machine", DAY,
+               "Prefill and decode machines add up to the total.", form="{:.2f}"),
     ]  # fmt: skip
 
 
 def shares_of_roofline() -> tuple[float, float]:
-    """What the service of that day reached of this planner's roofline, prefill and decode: the defaults of a serving plan.
+    """Return the shares of this planner's roofline that the service of that day reached, for prefill and decode.
 
-    Prefill on 32 cards, decode on 144, attention on each for itself, in fp8. A reader's 21 tokens a second (20 to 22 are published)
-    and a machine's 14.8k give 88 sequences a card, of 4,989 keys in the mean.
+    They are the defaults of a serving plan. Prefill ran on 32 cards and decode on 144, in fp8, with attention
+    replicated on each card. The rates of 21 tokens per second per user (20 to 22 are published) and 14.8k per machine
+    give 88 sequences per card. These have 4,989 keys on average.
     """
     model, card = preset("deepseek-v3"), device("h800")
     hit_rate = DAY_HIT / (DAY_HIT + DAY_MISS)

@@ -1,4 +1,4 @@
-"""The user's own run: how fast it was, and what more of it takes, with an interval."""
+"""The measured speed of a user's own run, and how long more steps take, with an interval."""
 
 from __future__ import annotations
 
@@ -12,13 +12,17 @@ from rorqual.core.errors import DataError
 from rorqual.core.records import RunDir
 
 WARM, FEWEST, BLOCKS = 2, 12, 20
-"""Steps left out at the start (buffers, kernels), steps that a speed needs, and blocks that the rest is divided into."""
+"""Warm-up steps to skip (buffers, kernels), fewest steps for a speed, and number of blocks that the other steps form."""
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Means of a step: `seconds`, `core_seconds` (0: not recorded), `tokens` (trained and sampled), `flops`. `blocks`: mean seconds of
-    `block` steps in a row, so that what drifts or comes in bursts is in the spread. `done` of `asked` steps."""
+    """Means per step of a run.
+
+    `core_seconds` is 0 if it was not recorded. `tokens` counts trained and sampled tokens. `blocks` holds mean seconds
+    of `block` consecutive steps, so that the spread includes drift and bursts. The run has completed `done` of `asked`
+    steps.
+    """
 
     seconds: float
     core_seconds: float
@@ -30,8 +34,11 @@ class Speed:
     asked: int
 
     def interval(self, steps: float, level: float = 0.95) -> tuple[float, float]:
-        """Seconds that `steps` more steps take: the mean's uncertainty and the spread of what is to come, of blocks that are taken to
-        be independent. A machine that gets other work, or answers that grow longer, are not in it."""
+        """Return the lower and upper bound of the seconds that `steps` more steps take.
+
+        The bounds include the uncertainty of the mean and the spread of future steps, and assume independent blocks.
+        Other load on the machine and growing answer lengths are not included.
+        """
         count = len(self.blocks)
         spread = stdev(self.blocks) * math.sqrt(1 / count + self.block / steps)
         reach = student_t(count - 1, level) * spread
@@ -39,13 +46,13 @@ class Speed:
 
 
 def speed_of(run: RunDir) -> Speed:
-    """The speed that `metrics.jsonl` records; a DataError where it holds too few steps."""
+    """Return the speed recorded in `metrics.jsonl`. Raises DataError if it has too few steps."""
     records = list(run.metrics())
     if len(records) < FEWEST:
         raise DataError(
-            f"{len(records)} steps, and a speed needs {FEWEST}",
+            f"the run has {len(records)} steps, but a speed needs at least {FEWEST}",
             where=str(run.metrics_file),
-            remedy="Let it train for longer, or plan it as --train hardware=cpu.",
+            remedy="Train for more steps, or plan with --train hardware=cpu.",
         )
     kept = records[WARM:]
     try:
@@ -54,7 +61,9 @@ def speed_of(run: RunDir) -> Speed:
         flops = [float(record["flops"]) for record in kept]
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(
-            f"a record without {error}", where=str(run.metrics_file), remedy="Name a run of ours."
+            f"a record has a missing or invalid value: {error}",
+            where=str(run.metrics_file),
+            remedy="Give a run directory that `rorqual train` wrote.",
         ) from None
     block = max(1, len(kept) // BLOCKS)
     whole = [fmean(seconds[at : at + block]) for at in range(0, len(kept) - block + 1, block)]
@@ -73,7 +82,7 @@ def _asked(run: RunDir, done: int) -> int:
 
 
 def read_row(run: RunDir) -> int:
-    """The length of the rows that a run trains on; 4,096 where its file does not say."""
+    """Return the row length that a run trains on, or 4,096 if its file does not give one."""
     try:
         return int(yaml.safe_load(run.config_file.read_bytes())["source"]["row"])
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError):
@@ -81,8 +90,11 @@ def read_row(run: RunDir) -> int:
 
 
 def student_t(freedom: int, level: float) -> float:
-    """The two-sided quantile of Student's t: Hill's expansion of the normal one (Abramowitz and Stegun 26.7.5), within half a percent
-    from four degrees on."""
+    """Return the two-sided quantile of Student's t.
+
+    It uses Hill's expansion of the normal quantile (Abramowitz and Stegun 26.7.5), within half a percent from four
+    degrees of freedom on.
+    """
     z = NormalDist().inv_cdf(0.5 + level / 2)
     terms = (
         (z**3 + z) / 4,

@@ -1,8 +1,8 @@
-"""What serving takes: cache, batch, tokens a second by roofline, and the price of a million tokens at a margin.
+"""Serving estimates: cache, batch, tokens per second by roofline, and the price of a million tokens at a margin.
 
-Two machines share the work, as DeepSeek runs it: prefill computes prompts, decode makes one token for each sequence of a
-batch at a time. Either takes the longer of two times, reading memory and computing (the roofline), divided by the share of the
-roofline that is reached. What the network takes is in that share.
+Prefill and decode run on separate machines, as DeepSeek runs them. Prefill computes prompts; decode generates one token
+per sequence of a batch at a time. Each takes the longer of memory time and compute time (the roofline), divided by the
+utilisation. Network time is part of the utilisation.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from rorqual.plan.price import MILLION, Price
 
 BYTES: dict[Dtype, int] = {"fp32": 4, "bf16": 2, "fp8": 1}
 CHUNK = 8192
-"""Tokens of prompts that prefill computes at once: weights are read once for as many."""
+"""Prompt tokens that prefill computes per read of the weights."""
 DAY_PREFILL, DAY_DECODE = 0.19, 0.33
-"""Shares of the roofline that DeepSeek's service reached on H800 in February 2025, by this roofline: `published.py` derives them,
-and a test holds them to it."""
+"""Share of this roofline that DeepSeek's service reached on H800 in February 2025. `published.py` derives both, and a test
+compares them."""
 
 
 @dataclass(frozen=True)
 class Mix:
-    """A request: tokens of prompt and of reply, and the share of the prompt that the cache holds already."""
+    """A request: prompt tokens, reply tokens, and the share of the prompt that is in the cache."""
 
     prompt: int
     reply: int
@@ -40,14 +40,18 @@ class Mix:
 
     @property
     def attended(self) -> float:
-        """Keys that a token of the reply attends to, in the mean."""
+        """Mean number of keys that a reply token attends to."""
         return self.prompt + self.reply / 2
 
 
 @dataclass(frozen=True)
 class Replica:
-    """`n` devices that hold a model once: experts spread over all of them, the rest over each `tp`, whose groups serve sequences of
-    their own. `value_bytes`: of a cached value. `prefill_used`, `decode_used`: shares of the roofline that are reached."""
+    """`n` devices that hold one copy of a model.
+
+    Experts are spread over all devices, and other weights over each group of `tp`. Each group serves its own sequences.
+    `value_bytes` is the size of a cached value. `prefill_used` and `decode_used` are the achieved shares of the
+    roofline.
+    """
 
     device: Device
     n: int
@@ -64,7 +68,7 @@ class Replica:
 
 @dataclass(frozen=True)
 class DecodeStep:
-    """One decode step of a batch: seconds to read weights and cache, seconds to compute, and what it really takes."""
+    """One decode step of a batch: seconds to read weights and cache, seconds to compute, and actual seconds."""
 
     weights: float
     cache: float
@@ -78,7 +82,11 @@ class DecodeStep:
 
 @dataclass(frozen=True)
 class Serving:
-    """`batch`: sequences of each group at once. Rates are tokens a second of one device; `per_sequence`: what a reader sees."""
+    """The estimate for a replica.
+
+    `batch` is the number of concurrent sequences per group. Rates are tokens per second per device. `per_sequence` is
+    the rate that one user sees.
+    """
 
     cache_bytes: int
     weights: float
@@ -91,19 +99,19 @@ class Serving:
 
 
 def split_weights(model: ModelConfig) -> tuple[int, int]:
-    """Parameters outside routed experts, and inside; without prediction modules."""
+    """Return the parameters outside and inside routed experts, without MTP modules."""
     experts = sum(ffn.routed_params(model.hidden_size) * s.layers for s in model.stages for ffn in s.ffns)
     return account(model).total - experts, experts
 
 
 def decode_flops(model: ModelConfig, keys: float) -> float:
-    """FLOPs of one token at decode with `keys` attended. MLA runs absorbed: its queries meet the latents themselves."""
+    """Return the FLOPs of one decoded token that attends to `keys` keys. MLA runs absorbed, on the latents."""
     attention = sum(a.decode_flops(model.hidden_size, keys) * s.layers for s in model.stages for a in s.attentions)
     return account(model).flops + attention
 
 
 def cache_copies(model: ModelConfig, tp: int) -> float:
-    """Shares of a token's cache that each of `tp` devices holds: heads of keys and values are divided, MLA's latent is copied."""
+    """Return the share of a token's cache that each of `tp` devices holds. Key and value heads are split; MLA's latent is replicated."""
     width = held = 0.0
     for layers, attention in ((stage.layers, a) for stage in model.stages for a in stage.attentions):
         for part in attention.cache_spec():
@@ -113,19 +121,19 @@ def cache_copies(model: ModelConfig, tp: int) -> float:
 
 
 def weights_per_device(model: ModelConfig, replica: Replica) -> float:
-    """Bytes."""
+    """Return the bytes of weights on each device."""
     shared, experts = split_weights(model)
     return (shared / replica.tp + experts / replica.n) * BYTES[replica.dtype]
 
 
 def touched(model: ModelConfig, tokens: float) -> float:
-    """Share of the routed experts that `tokens` tokens reach, if each chooses evenly: 1 - (1 - k / n)^tokens."""
+    """Return the share of routed experts that `tokens` tokens reach under even routing: 1 - (1 - k / n)^tokens."""
     ffn = next((ffn for ffn in model.ffns if ffn.n_experts()), None)
     return 1.0 if ffn is None else 1 - (1 - ffn.active_experts() / ffn.n_experts()) ** tokens
 
 
 def decode_step(model: ModelConfig, replica: Replica, batch: float, keys: float) -> DecodeStep:
-    """A step of `batch` sequences in each group that attend to `keys` keys each."""
+    """Estimate a decode step with `batch` sequences per group, each attending to `keys` keys."""
     shared, experts = split_weights(model)
     device, size = replica.device, BYTES[replica.dtype]
     read = shared / replica.tp + experts / replica.n * touched(model, batch * replica.groups)
@@ -136,7 +144,7 @@ def decode_step(model: ModelConfig, replica: Replica, batch: float, keys: float)
 
 
 def prefill_rate(model: ModelConfig, replica: Replica, prompt: float, hit_rate: float = 0.0) -> float:
-    """Tokens of prompts that one device computes in a second; each attends to those before it, the cached ones too."""
+    """Return the prompt tokens per second that one device computes. Each attends to all tokens before it, cached ones included."""
     keys = prompt * (1 + hit_rate) / 2
     flops = account(model, context=round(keys)).flops
     shared, experts = split_weights(model)
@@ -146,15 +154,15 @@ def prefill_rate(model: ModelConfig, replica: Replica, prompt: float, hit_rate: 
 
 
 def largest_batch(model: ModelConfig, replica: Replica, mix: Mix) -> int:
-    """Sequences whose whole cache fits beside the weights of a group; a ConfigError where none does, saying by how much."""
+    """Return how many sequences' full cache fits next to a group's weights. Raises ConfigError with the shortfall if none fits."""
     free = replica.device.memory * (1 - RESERVE) - weights_per_device(model, replica)
     each = sequence_bytes(model, replica, mix)
     if free < each:
         n, tp = smallest_replica(model, replica, mix)
         raise ConfigError(
-            f"{replica.n} x {replica.device.title} (tp={replica.tp}) cannot hold it in {replica.dtype}: weights of "
-            f"{gigabytes(weights_per_device(model, replica))} a device and one sequence of {mix.longest:,} tokens "
-            f"({gigabytes(each)}) are {gigabytes(each - free)} more than it has to use",
+            f"the model does not fit on {replica.n} x {replica.device.title} (tp={replica.tp}) in {replica.dtype}: weights of "
+            f"{gigabytes(weights_per_device(model, replica))} per device and one sequence of {mix.longest:,} tokens "
+            f"({gigabytes(each)}) exceed the usable memory by {gigabytes(each - free)}",
             where="n",
             remedy=f"It fits on n={n} tp={tp}.",
         )
@@ -162,13 +170,16 @@ def largest_batch(model: ModelConfig, replica: Replica, mix: Mix) -> int:
 
 
 def sequence_bytes(model: ModelConfig, replica: Replica, mix: Mix) -> float:
-    """Bytes of the cache of a whole sequence on each device of its group."""
+    """Return the cache bytes of a full sequence on each device of its group."""
     size = account(model, cache_value_bytes=replica.value_bytes).cache_bytes
     return size * cache_copies(model, replica.tp) * mix.longest
 
 
 def smallest_replica(model: ModelConfig, replica: Replica, mix: Mix) -> tuple[int, int]:
-    """The least (n, tp), powers of two, that hold the model and one sequence; a ConfigError where 4,096 devices do not."""
+    """Return the smallest (n, tp), powers of two, that hold the model and one sequence.
+
+    Raises ConfigError if 4,096 devices do not.
+    """
     dense = split_weights(model)[1] == 0
     usable = replica.device.memory * (1 - RESERVE)
     best = float("inf")
@@ -186,27 +197,27 @@ def smallest_replica(model: ModelConfig, replica: Replica, mix: Mix) -> tuple[in
             if needed <= usable:
                 return n, tp
     raise ConfigError(
-        f"no replica of {replica.device.title} holds it in {replica.dtype}: the best needs {gigabytes(best)} on a device that has "
-        f"{gigabytes(usable)} to use, {gigabytes(best - usable)} too much",
+        f"the model fits on no replica of {replica.device.title} in {replica.dtype}: the best needs {gigabytes(best)} per device, "
+        f"{gigabytes(best - usable)} more than the usable {gigabytes(usable)}",
         where="hardware",
-        remedy="Take a smaller type (dtype=), fewer tokens (prompt=, reply=), or larger devices.",
+        remedy="Use a smaller dtype=, fewer tokens (prompt=, reply=), or devices with more memory.",
     )
 
 
 def query_heads(model: ModelConfig) -> set[int]:
-    """What a tensor-parallel degree must divide."""
+    """Return the head counts that a tensor-parallel degree must divide."""
     return {int(getattr(attention, "num_attention_heads", 1)) for attention in model.attentions}
 
 
 def serving(model: ModelConfig, replica: Replica, mix: Mix, batch: int = 0) -> Serving:
-    """The plan of a replica; `batch` 0: the largest that fits."""
+    """Estimate the serving of a replica. `batch` 0 means the largest that fits."""
     check(model, replica)
     most = largest_batch(model, replica, mix)
     if batch > most:
         raise ConfigError(
-            f"batch={batch} needs more cache than there is room for",
+            f"the cache of batch={batch} does not fit in memory",
             where="batch",
-            remedy=f"The largest is {most} for each group of {replica.tp}.",
+            remedy=f"Use at most {most} for each group of {replica.tp}.",
         )
     chosen = batch or most
     step = decode_step(model, replica, chosen, mix.attended)
@@ -224,7 +235,7 @@ def serving(model: ModelConfig, replica: Replica, mix: Mix, batch: int = 0) -> S
 
 
 def check(model: ModelConfig, replica: Replica) -> None:
-    """Refuse a replica that does not divide, with what does."""
+    """Refuse a tensor-parallel degree that does not divide, and name the nearest that does."""
     heads = query_heads(model)
     good = [tp for tp in range(1, replica.n + 1) if replica.n % tp == 0 and all(h % tp == 0 for h in heads)]
     if replica.tp not in good:
@@ -232,13 +243,16 @@ def check(model: ModelConfig, replica: Replica) -> None:
         raise ConfigError(
             f"tp={replica.tp} does not divide n={replica.n} and num_attention_heads={', '.join(map(str, sorted(heads)))}",
             where="tp",
-            remedy=f"The nearest that does: tp={near}.",
+            remedy=f"Use tp={near}, the nearest that does.",
         )
 
 
 def token_prices(served: Serving, price_hour: float, margin: float, name: str = "planned") -> Price:
-    """USD a million tokens at `margin` over the rent of the devices (0.5: half as much again). A token found in the cache
-    computes nothing; the disk that it lies on is not in the plan, and so it is free here."""
+    """Return the USD per million tokens at `margin` over the devices' rent (0.5: rent plus half).
+
+    A cached prompt token needs no compute. The disk that stores the cache is not in the plan, so cached tokens are
+    free.
+    """
     second = price_hour / 3600 * (1 + margin)
     return Price(
         name, 0.0, second / served.prefill_rate * MILLION, second / served.decode_rate * MILLION, "", "this plan"

@@ -1,4 +1,4 @@
-"""How long a training takes, and what it costs: FLOPs over what the hardware does of them."""
+"""Training time and cost: FLOPs divided by the FLOP/s that the hardware achieves."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rorqual.model.config import ModelConfig
 
 @dataclass(frozen=True)
 class TrainingCost:
-    """`flops` of the whole training, `hours` of devices, `seconds` on the clock, `usd`."""
+    """The cost of a whole training: `flops`, device `hours`, wall-clock `seconds` and `usd`."""
 
     flops_per_token: float
     flops: float
@@ -20,11 +20,11 @@ class TrainingCost:
 
 
 def training_flops(model: ModelConfig, context: int, *, causal: bool = True, mtp: bool = False) -> float:
-    """FLOPs to train on one token, in rows of `context`: forward and backward, three times the forward.
+    """Return the FLOPs to train on one token in rows of `context`: forward and backward, three times the forward pass.
 
-    `causal`: a token attends to the tokens before it, half of the row in the mean, as training FLOPs are counted by DeepSeek (250
-    GFLOPs a token for V3, ISCA 2025, table 2); else to the whole row, as some count. `mtp`: with the prediction modules of V3,
-    which published counts leave out.
+    With `causal`, a token attends to the tokens before it, on average half of the row. DeepSeek counts training FLOPs
+    this way (250 GFLOPs per token for V3, ISCA 2025, table 2). Otherwise it attends to the whole row, as some others
+    count. `mtp` includes V3's MTP modules, which published counts leave out.
     """
     counted = model if mtp else model.model_copy(update={"num_nextn_predict_layers": 0})
     nothing, whole = (account(counted, context=keys).training_flops for keys in (0, context))
@@ -34,9 +34,9 @@ def training_flops(model: ModelConfig, context: int, *, causal: bool = True, mtp
 def training_cost(
     flops_per_token: float, tokens: float, *, n: int, peak: float, utilisation: float, price: float
 ) -> TrainingCost:
-    """`n` devices that reach `utilisation` of `peak` FLOP/s, at `price` USD an hour each.
+    """Return the cost on `n` devices that reach `utilisation` of `peak` FLOP/s, at `price` USD per hour each.
 
-    What a training takes beside its steps (restarts, evaluations, trials before it) is not in it.
+    Restarts, evaluations and earlier trials are not included.
     """
     total = flops_per_token * tokens
     seconds = total / (n * peak * utilisation)

@@ -1,4 +1,4 @@
-"""Recipes: functions that return a `Run`. `rorqual train NAME key=value` calls one by name."""
+"""Recipes: functions that return a `Run`. `rorqual train NAME key=value` calls a recipe by name."""
 
 from rorqual.recipes.find import make_run, recipe_names
 

@@ -1,4 +1,4 @@
-"""A student from a teacher: trained on the teacher's samples, or on what the teacher says of the student's own."""
+"""Distillation: train a student on a teacher's samples, or on the teacher's probabilities for the student's own samples."""
 
 from __future__ import annotations
 
@@ -33,10 +33,11 @@ def distil(
     row: RowLength = 128,
     seed: Seed = 0,
 ) -> Run:
-    """Train a student on a teacher's samples (data=FILE.parquet, which `rorqual distil` wrote): from a run, or fresh.
+    """Train a student on a teacher's samples, from a run or from fresh weights.
 
-    objective=sequence: the next token of the samples, as DeepSeek-R1's students were. forward, reverse, skewed, skewed_reverse:
-    KL from the teacher's stored log-probabilities, with `next_token` times the loss of the samples' own tokens beside it.
+    data=FILE.parquet is a file that `rorqual distil` wrote. With objective=sequence the student trains on the samples'
+    next tokens, like DeepSeek-R1's students. With forward, reverse, skewed or skewed_reverse it trains on the KL
+    divergence from the teacher's stored log-probabilities, plus `next_token` times the next-token loss.
     """
     begin, model, chat = beginning(start, tokenizer, size, row)
     if objective == "sequence":
@@ -44,9 +45,9 @@ def distil(
     else:
         if temperature != 1 and tail == "bucket":
             raise ConfigError(
-                f"temperature={temperature}: what is not among the stored tokens cannot be softened",
+                f"temperature={temperature} requires the log-probability of every token, but tail=bucket has only the stored ones",
                 where="train distil",
-                remedy="Add tail=renormalise.",
+                remedy="Add tail=renormalise, or use temperature=1.",
             )
         objectives = mixed_with(
             Distil(divergence=objective, alpha=alpha, temperature=temperature, tail=tail), next_token
@@ -85,9 +86,10 @@ def on_policy(
     seed: Seed = 0,
     dtype: Dtype = "float32",
 ) -> Run:
-    """Distil on the student's own answers: it samples, the teacher (a run) says at each place what it would write; no reward.
+    """Distil on the student's own samples: a teacher run gives its probabilities for each token. No reward is used.
 
-    Reverse KL by default, over the whole vocabulary, or over the teacher's `top_k` likeliest tokens and the rest as one.
+    The default is reverse KL over the whole vocabulary. With `top_k` it covers the teacher's likeliest tokens, and all
+    others as one bucket.
     """
     begin, model, chat = beginning(start, "bytes", "student", row)
     return Run(
@@ -119,5 +121,5 @@ def on_policy(
 
 
 def mixed_with(distil: Distil, next_token: float) -> tuple[Objective, ...]:
-    """The divergence and, where its coefficient is not 0, the loss of the samples' own tokens."""
+    """Return the divergence and, if its coefficient is not 0, the next-token loss on the samples."""
     return (distil, NextToken(coefficient=next_token)) if next_token else (distil,)

@@ -24,19 +24,23 @@ RECIPES: Mapping[str, Callable[..., Run]] = {
     "on_policy": on_policy,
 }
 ALIASES = {"from": "start"}
-"""`from` is a word of Python's; the recipes call it `start`."""
+"""`from` is a Python keyword, so recipes call this argument `start`."""
 
 SETTINGS = tuple(name for name in Run.model_fields if name != "extensions")
-"""What may be set of a run; its extensions are written by the loop."""
+"""The fields of a run that can be set. `extensions` is written by the training loop."""
 
 
 def recipe_names() -> dict[str, str]:
-    """Name -> the first line of what it does."""
+    """Return the first line of each recipe's docstring, by name."""
     return {name: (inspect.getdoc(recipe) or "").split("\n")[0] for name, recipe in RECIPES.items()}
 
 
 def make_run(name: str, values: Mapping[str, str]) -> Run:
-    """The run of recipe `name`. Keys that the recipe takes go to it; a key with a dot, or a field of `Run`, overrides the result."""
+    """Return the run of recipe `name`.
+
+    A key that is a parameter of the recipe is passed to it. A key with a dot, or a field of `Run`, overrides the
+    result.
+    """
     if name not in RECIPES:
         raise ConfigError(f"unknown recipe '{name}'", where="train", remedy=nearest(name, RECIPES))
     recipe = RECIPES[name]
@@ -56,7 +60,9 @@ def make_run(name: str, values: Mapping[str, str]) -> Run:
     missing = [p.name for p in takes.values() if p.default is inspect.Parameter.empty and p.name not in arguments]
     if missing:
         spelled = ", ".join(f"{'from' if m == 'start' else m}=" for m in missing)
-        raise ConfigError(f"the recipe needs {spelled}", where=f"train {name}", remedy="See `rorqual train --help`.")
+        raise ConfigError(
+            f"recipe '{name}' requires {spelled}", where=f"train {name}", remedy="See `rorqual train --help`."
+        )
     try:
         run = recipe(**arguments)
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""Reinforcement on problems with checkable answers."""
+"""Reinforcement learning on problems with checkable answers."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ Mends = Literal["none", "dapo", "dr_grpo", "gspo", "cispo", "v32"]
 
 
 def mended(name: Mends, max_tokens: int) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """What a paper's recipe sets in the objective and in the source (docs/grpo.md says from where each number is)."""
+    """Return the objective and source settings of a paper's recipe (docs/grpo.md gives the source of each number)."""
     presets: dict[Mends, tuple[dict[str, Any], dict[str, Any]]] = {
         "none": ({}, {}),
         "dapo": (
-            {},  # its clip and its mean over tokens are the defaults
+            {},  # the defaults are DAPO's clip and its mean over tokens
             {"max_num_gen_batches": 4, "overlong_buffer": max(1, max_tokens // 5), "overlong_penalty": 0.5},
         ),
         "dr_grpo": ({"per": "constant", "max_tokens": max_tokens, "clip_high": 0.2}, {"std": False}),
@@ -58,12 +58,13 @@ def grpo(
     seed: Seed = 0,
     dtype: Dtype = "float32",
 ) -> Run:
-    """Reinforce a run on a task, on correctness alone: groups of samples, the right ones up, the wrong ones down (GRPO).
+    """Train a run on a task by GRPO, with correctness as the only reward.
 
-    `data` is the file or folder of a task that reads files.
-    No KL term and an asymmetric clip (DAPO); groups with one reward only teach nothing, are left out and counted.
-    `mends`: a paper's settings; each of them is an option of its own (docs/grpo.md). `beta`: weight of a KL term, its
-    `reference` the run that training starts from unless another is named.
+    `data` is the file or folder of a task that reads files. The defaults are no KL term and DAPO's asymmetric clip.
+    Groups whose samples all have the same reward give no gradient; they are left out and counted.
+
+    `mends` selects a paper's settings, each of which is also an option of its own (docs/grpo.md). `beta` is the weight
+    of a KL term. Its `reference` defaults to the run that training starts from.
     """
     begin, model, chat = beginning(start, "bytes", "small", row)
     objective, source = mended(mends, max_tokens)

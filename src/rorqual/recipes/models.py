@@ -1,5 +1,8 @@
-"""Models of our own size: a teacher built as DeepSeek-V3 is (latent attention, one dense layer, then experts, a router bias,
-MTP), and a dense student in Qwen3's shape, as the students of DeepSeek-R1 were."""
+"""Small models that the recipes train.
+
+A teacher follows DeepSeek-V3: MLA, one dense layer, then MoE layers, a router bias and MTP. A dense student has Qwen3's
+shape, like DeepSeek-R1's students.
+"""
 
 from __future__ import annotations
 
@@ -14,16 +17,16 @@ from rorqual.model.ffn import DenseConfig, MoEConfig
 from rorqual.model.ffn.router import GroupedTopKConfig
 
 TeacherSize = Literal["tiny", "small", "medium"]
-"""tiny: for tests, a second to train; small: the quickstart's, 0.7M parameters; medium: 57M."""
+"""tiny: for tests, trains in a second. small: the quickstart's, 0.7M parameters. medium: 57M."""
 Size = Literal[TeacherSize, "student", "tiny-student"]
-"""A teacher's size, or the student of the small or of the tiny one."""
+"""A teacher's size, or the student of the small or the tiny teacher."""
 
 HIDDEN: dict[TeacherSize, int] = {"tiny": 32, "small": 96, "medium": 384}
 STUDENT_OF: dict[Size, TeacherSize] = {"student": "small", "tiny-student": "tiny"}
 
 
 def model_of(size: Size, *, vocab_size: int, context: int) -> ModelConfig:
-    """The model of a size's name."""
+    """Return the model of the named size."""
     if size in STUDENT_OF:
         return student_like(v3_like(STUDENT_OF[size], vocab_size=vocab_size, context=context))
     teacher = next(known for known in get_args(TeacherSize) if known == size)
@@ -31,7 +34,7 @@ def model_of(size: Size, *, vocab_size: int, context: int) -> ModelConfig:
 
 
 def v3_like(size: TeacherSize, *, vocab_size: int, context: int) -> ModelConfig:
-    """A DeepSeek-V3 in small: one routed expert in eight active, one shared expert, one MTP module."""
+    """Return a small DeepSeek-V3: one in eight routed experts active, one shared expert, one MTP module."""
     d = HIDDEN[size]
     layers, experts, active = {"tiny": (1, 16, 2), "small": (2, 16, 2), "medium": (7, 32, 4)}[size]
     mla = MLAConfig(
@@ -61,11 +64,14 @@ def v3_like(size: TeacherSize, *, vocab_size: int, context: int) -> ModelConfig:
 
 
 def student_like(teacher: ModelConfig, *, share: float = 0.25, layers: int = 0) -> ModelConfig:
-    """A dense model in Qwen3's shape with `share` of the teacher's active parameters, within 3 %, and its vocabulary and context.
+    """Return a dense model in Qwen3's shape with `share` of the teacher's active parameters, within 3 %.
 
-    Grouped queries (two heads share a key and a value) with norms on q and k, SwiGLU three times as wide as the model, tied
-    embeddings: the small models of Qwen3 (2505.09388, table 1). `layers` 0: as many as the teacher has. Widths are multiples of
-    8, searched for: of the models whose size is right, the one nearest these proportions. A `ConfigError` where there is none.
+    Vocabulary and context are the teacher's. The shape is that of Qwen3's small models (2505.09388, table 1):
+    grouped-query attention with two heads per key-value head, norms on q and k, tied embeddings. SwiGLU is three times
+    as wide as the model.
+
+    `layers` 0 means the teacher's number. Widths are multiples of 8: of the models of the right size, the one nearest
+    these proportions is chosen. Raises ConfigError if no model has the right size.
     """
     wanted = share * account(teacher).active
     depth = layers or len(teacher.layers)
@@ -81,20 +87,20 @@ def student_like(teacher: ModelConfig, *, share: float = 0.25, layers: int = 0) 
             found.append((abs(math.log(inner / (3 * hidden))) + 10 * abs(error), model))
     if not found:
         raise ConfigError(
-            f"no dense model of {depth} layers has {wanted:,.0f} parameters",
+            f"no dense model with {depth} layers has {wanted:,.0f} parameters: the vocabulary alone takes too many",
             where="student",
-            remedy="Its vocabulary alone takes too many: ask for a larger share, fewer layers, or a smaller vocabulary.",
+            remedy="Use a larger share, fewer layers or a smaller vocabulary.",
         )
     return min(found, key=lambda candidate: candidate[0])[1]
 
 
 def _qwen3_like(teacher: ModelConfig, hidden: int, layers: int, inner: int) -> ModelConfig:
-    """About four heads (an even number, together at least as wide as the model)."""
+    """Return a model with about four heads: an even number, together at least as wide as the model."""
     head_dim = min(max(8, 2 ** math.ceil(math.log2(hidden / 4))), 128)
     heads = 2 * math.ceil(hidden / head_dim / 2)
     attention = GQAConfig(
         num_attention_heads=heads, num_key_value_heads=heads // 2, head_dim=head_dim, qk_norm=True
-    )  # RoPE's base stays 10,000: Qwen3's million is for a context of 32,768
+    )  # keep RoPE's base at 10,000: Qwen3's 1,000,000 is for a context of 32,768
     return ModelConfig(
         vocab_size=teacher.vocab_size,
         hidden_size=hidden,

@@ -23,7 +23,7 @@ def pretrain(
     sequence_balance: NonNegative = 0.0,
     seed: Seed = 0,
 ) -> Run:
-    """Train on a text file: every token predicted from those before it, the last tenth of the file held out."""
+    """Pretrain on a text file by next-token prediction. The last tenth of the file is held out."""
     begin, model, chat = beginning(start, tokenizer, size, row)
     return Run(
         recipe="pretrain",

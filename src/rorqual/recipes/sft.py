@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: worked solutions of a task, or conversations from a file."""
+"""Supervised fine-tuning on a task's worked solutions, or on conversations from a file."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def sft(
 ) -> Run:
     """Fine-tune on conversations (data=FILE, JSONL or Parquet of messages) or on a task's worked solutions (task=NAME).
 
-    With both, `data` is the file or folder of a task that reads files, such as task=gsm8k.
-    Loss on what the assistant says: thinking, answer and the end of the turn. Muon for hidden matrices, AdamW for the rest, at rates for
-    a fresh model of ours; a model that was trained elsewhere wants `lr`, such as 1e-3 with tune.kind=lora: AdamW at that rate.
+    With both, `data` is the file or folder of a task that reads files, such as task=gsm8k. The loss covers assistant
+    tokens: thinking, answer and end of turn. By default Muon trains hidden matrices and AdamW the rest, at rates for
+    our fresh models. For a pretrained model set `lr`, such as 1e-3 with tune.kind=lora, which uses AdamW at that rate.
     """
     if not data and not task:
-        raise ConfigError("sft needs data=FILE or task=NAME", where="train sft", remedy="Name one.")
+        raise ConfigError("sft requires data=FILE or task=NAME", where="train sft", remedy="Add one of them.")
     begin, model, chat = beginning(start, tokenizer, size, row)
     source: SourceConfig = (
         WorkedConfig(task=task, data=data, options=options or {}, think=think, rows=rows, row=row)

@@ -1,4 +1,4 @@
-"""What a run starts from: another run's model and tokenizer, or a fresh model of a size of ours."""
+"""The start of a run: another run's model and tokenizer, or a fresh model of a named size."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ from rorqual.train.schedule import Schedule
 
 
 def beginning(start: str, tokenizer: str, size: Size, context: int) -> tuple[Start, ModelConfig, str]:
-    """The start, the model and the chat format of a run.
+    """Return the start, the model and the chat format of a run.
 
-    A fresh model's vocabulary is its tokenizer's, its context the row's length, its chat format what the tokenizer has marks for.
+    A fresh model's vocabulary comes from its tokenizer, and its context from the row length. Its chat format is the one
+    whose special tokens the tokenizer has.
     """
     if start:
         run = RunDir(Path(start))
-        run.checkpoint()  # refused here, before anything is written
+        run.checkpoint()  # fail before anything is written
         return Start(run=start, tokenizer="bytes"), read_model_config(run), read_chat(run)
     chat = DEFAULT
     if tokenizer == "bytes":
@@ -38,7 +39,7 @@ def beginning(start: str, tokenizer: str, size: Size, context: int) -> tuple[Sta
 
 
 def supervised(model: ModelConfig, sequence_balance: float = 0.0) -> tuple[Objective, ...]:
-    """The next token and, where the model has prediction modules, the ones after; V3's sequence-wise balance loss if asked for."""
+    """Return the next-token loss, the MTP loss if the model has MTP modules, and V3's sequence-wise balance loss if requested."""
     depth = model.num_nextn_predict_layers
     terms: list[Objective] = [NextToken()]
     if depth:
@@ -49,9 +50,10 @@ def supervised(model: ModelConfig, sequence_balance: float = 0.0) -> tuple[Objec
 
 
 def tuned(lr: float = 0.0) -> OptimConfig:
-    """How supervised recipes are optimised: Muon for hidden matrices, AdamW for the rest (docs/LOG.md, choosing the quickstart's recipe).
+    """Return the optimizer of supervised recipes: Muon for hidden matrices, AdamW for the rest.
 
-    Its rates are for fresh models of our sizes. With `lr`, for a model that knows something already: AdamW alone, at that rate.
+    Its rates are for fresh models of our sizes (docs/LOG.md, choosing the quickstart's recipe). For a pretrained model
+    set `lr`, which gives AdamW alone at that rate.
     """
     if lr:
         return nudged(lr)
@@ -59,5 +61,5 @@ def tuned(lr: float = 0.0) -> OptimConfig:
 
 
 def nudged(lr: float) -> AdamWConfig:
-    """How a model that knows something already is changed, by its own samples or by others: AdamW alone, at a low rate."""
+    """Return AdamW at a low rate, for a pretrained model."""
     return AdamWConfig(lr=lr, betas=(0.9, 0.95), schedule=Schedule(warmup=3, decay=0.5, final=0.1))

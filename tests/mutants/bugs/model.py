@@ -227,7 +227,7 @@ MUTANTS = (
         "an adapter is added to a base that was rounded",
         "issue 14: fourth bug trial",
         "model/load/run.py",
-        "held = dtype if adapter_of(checkpoint) is None else torch.float32  # an adapter is added first and rounded then",
+        "held = dtype if adapter_of(checkpoint) is None else torch.float32  # merge an adapter before rounding",
         "held = dtype",
         "tests/model/test_adapter_wiring.py::test_a_base_and_its_adapter_are_added_in_fp32_and_rounded_once",
     ),

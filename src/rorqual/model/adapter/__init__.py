@@ -1,4 +1,4 @@
-"""What of a model is trained. Each module holds one kind of it; importing this package makes them known."""
+"""Which parameters a run trains. Each module defines one kind of tuning; importing this package registers them."""
 
 from rorqual.model.adapter.base import Full, HoldsParts, Selection, Tune, trained
 from rorqual.model.adapter.esft import ESFT

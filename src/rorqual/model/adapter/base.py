@@ -1,4 +1,4 @@
-"""What every way of tuning offers, and the plainest: all of the model."""
+"""Base class of the kinds of tuning, and full fine-tuning."""
 
 from __future__ import annotations
 
@@ -11,41 +11,45 @@ from rorqual.core.config import Kind
 from rorqual.model.decoder import Decoder
 
 Selection = tuple[tuple[int, ...], ...]
-"""Experts by number, ascending, of each mixture-of-experts layer of the main model."""
+"""The selected experts of each mixture-of-experts layer in the main model, by number, ascending."""
 Shapes = dict[str, tuple[int, ...]]
 
 
 class Tune(Kind):
-    """Base of what a run trains. `whole`: a checkpoint holds the model; else it holds what was trained, beside a named base."""
+    """Base class of what a run trains.
+
+    If `whole`, a checkpoint holds the model. Otherwise it holds only the trained tensors and names its base.
+    """
 
     @property
     def whole(self) -> bool:
-        """Whether all of the model is trained, its routers' biases included."""
+        """True if the whole model is trained, including its routers' biases."""
         return False
 
     @property
     def selects(self) -> bool:
-        """Whether `attach` must be given experts that were found by reading some of the run's data."""
+        """True if `attach` needs experts that were selected by reading some of the run's data."""
         return False
 
     def attach(self, model: Decoder, *, seed: int, experts: Selection = ()) -> None:
-        """Freeze `model` but for what is trained, in place, and add what there is to add; no logit changes.
+        """Freeze `model` in place, except for what is trained, and add the adapter. Logits do not change.
 
-        The model must not be moved to another device or type afterwards. Errors: `ConfigError` where nothing fits.
+        Afterwards the model must not move to another device or type. Raises ConfigError if nothing in the model
+        matches.
         """
         raise NotImplementedError
 
     def shapes(self, model: Decoder, experts: Selection = ()) -> Shapes:
-        """Name and shape of everything that is trained of a `model` on which nothing is attached."""
+        """Return the name and shape of every trained tensor. `model` must have no adapter attached."""
         raise NotImplementedError
 
     def merge(self, model: Decoder, tensors: Mapping[str, Tensor]) -> None:
-        """Put what was trained, named as in `shapes`, into the weights of a `model` on which nothing is attached."""
+        """Merge trained tensors, named as in `shapes`, into the weights of `model`, which must have no adapter attached."""
         raise NotImplementedError
 
 
 class Full(Tune):
-    """Everything."""
+    """Train the whole model."""
 
     kind: Literal["full"] = "full"
 
@@ -62,13 +66,13 @@ class Full(Tune):
 
 @runtime_checkable
 class HoldsParts(Protocol):
-    """A module that trains slices of its tensors: parameters that share their memory and are no parameters of the module."""
+    """A module that trains slices of its tensors. The slices share memory with the tensors and are not registered parameters."""
 
     def parts(self) -> Iterator[tuple[str, nn.Parameter]]: ...
 
 
 def trained(model: nn.Module) -> dict[str, nn.Parameter]:
-    """What of `model` is trained, by name: the only tensors that have gradients and a place in an optimizer."""
+    """Return the trained parameters by name. Only these have gradients and optimizer state."""
     found = {name: p for name, p in model.named_parameters() if p.requires_grad}
     for prefix, module in model.named_modules():
         if isinstance(module, HoldsParts):

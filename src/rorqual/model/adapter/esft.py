@@ -1,8 +1,9 @@
-"""Expert-specialised fine-tuning (ESFT, Wang et al. 2407.01906): only the experts that a task uses are trained.
+"""Expert-specialised fine-tuning (ESFT, Wang et al. 2407.01906): train only the experts that a task uses.
 
-A task's tokens go to few experts. How much each matters to it is read from a sample (eq. 7 and 8): the mean over documents of the
-mean over a document's tokens of its gate, or of its share of the choices. In each layer the experts of most relevance are taken
-until they sum to p; their matrices are trained, and nothing else: not the other experts, the routers, the attention or the norms.
+A task's tokens go to few experts. A sample of the data gives each expert's relevance (eq. 7 and 8). It is the mean over
+documents of the mean over a document's tokens of the expert's gate, or of its share of choices. Each layer selects its
+most relevant experts until their relevance sums to p. Only their matrices are trained; other experts, routers,
+attention and norms are frozen.
 """
 
 from __future__ import annotations
@@ -23,10 +24,12 @@ from rorqual.ops.moe import Routing
 
 
 class ESFT(Tune):
-    """`score`: relevance by `gate` (eq. 7) or by `token`, the share of choices (eq. 8). `p`: how much of a layer's relevance is trained.
-    `sample`: the batches of how many steps are read to find it.
+    """Expert-specialised fine-tuning.
 
-    A layer's relevances are divided by their sum, so that p is a share where gates do not sum to 1, too.
+    `score` measures relevance by `gate` (eq. 7) or by `token`, the share of choices (eq. 8). `p` is the share of a
+    layer's relevance to train. `sample` is the number of steps whose batches are read to measure it.
+
+    A layer's relevances are divided by their sum, so p is a share even if gates do not sum to 1.
     """
 
     kind: Literal["esft"] = "esft"
@@ -68,7 +71,10 @@ PARTS = ("gate_up_proj", "down_proj")
 
 
 def routed(model: Decoder) -> dict[str, FFN]:
-    """The main model's networks that route, by name, in the order of its routing; a model without stacked experts is refused."""
+    """Return the main model's routing networks by name, in the order of its routing.
+
+    Raises ConfigError if the model has no stacked experts.
+    """
     names = {module: name for name, module in model.named_modules()}
     found = {names[ffn]: ffn for ffn in model.routers() if names[ffn].startswith("layers.")}
     if not found or not all(isinstance(getattr(ffn, "experts", None), Experts) for ffn in found.values()):
@@ -79,43 +85,48 @@ def routed(model: Decoder) -> dict[str, FFN]:
 
 
 def stacked(ffn: FFN) -> Experts:
-    """The experts of a network that `routed` found."""
+    """Return the experts of a network that `routed` found."""
     assert isinstance(ffn.experts, Experts)
     return ffn.experts
 
 
 def n_stacked(ffn: FFN) -> int:
-    """How many they are."""
+    """Return the number of experts of a network that `routed` found."""
     return len(stacked(ffn).down_proj)
 
 
 def check_selection(layers: Mapping[str, FFN], experts: Selection) -> None:
-    """Refuse experts that the model does not have, or that are not named for every layer."""
+    """Refuse experts that the model does not have, and selections that do not cover every layer."""
     if len(experts) != len(layers):
-        raise ConfigError(f"experts of {len(experts)} layers for a model of {len(layers)}", where="tune.kind=esft")
+        raise ConfigError(
+            f"the selection covers {len(experts)} layers, but the model has {len(layers)} with experts",
+            where="tune.kind=esft",
+        )
     for (name, ffn), chosen in zip(layers.items(), experts):
         n = n_stacked(ffn)
         if not chosen or list(chosen) != sorted(set(chosen)) or not 0 <= chosen[0] <= chosen[-1] < n:
-            raise ConfigError(f"experts {list(chosen)} of {n}", where=f"tune.kind=esft, {name}")
+            raise ConfigError(
+                f"experts {list(chosen)} are not distinct ascending numbers below {n}", where=f"tune.kind=esft, {name}"
+            )
 
 
 class TunedExperts(Experts):
-    """The same stacked tensors, frozen; `parts` are parameters on the memory of the chosen experts' slices.
+    """Frozen stacked experts with trained parameters that share the memory of the chosen experts' slices.
 
-    What an optimizer writes to a part stands in the stack at once: generation reads the stack and needs to know nothing of this.
+    An optimizer's write to a part changes the stack at once, so generation reads the stack without special handling.
     """
 
     def __init__(self, experts: Experts, chosen: Sequence[int]) -> None:
         nn.Module.__init__(self)
         self.gate_up_proj, self.down_proj = experts.gate_up_proj, experts.down_proj
         self.chosen = tuple(chosen)
-        # In a tuple, so that they are no parameters of the module and appear in no state_dict.
+        # A tuple keeps them out of the module's parameters and its state_dict.
         self._parts = tuple(
             nn.Parameter(stack.data[e]) for e in self.chosen for stack in (experts.gate_up_proj, experts.down_proj)
         )
 
     def parts(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """`NUMBER.gate_up_proj` [2 i, d] and `NUMBER.down_proj` [d, i] of each chosen expert."""
+        """Yield `NUMBER.gate_up_proj` [2 i, d] and `NUMBER.down_proj` [d, i] of each chosen expert."""
         names = (f"{expert}.{part}" for expert in self.chosen for part in PARTS)
         yield from zip(names, self._parts, strict=True)
 
@@ -125,16 +136,18 @@ class TunedExperts(Experts):
         return ops.experts_tuned(x, routing, self.gate_up_proj, self.down_proj, self.chosen, self._parts)
 
 
-# ---- which experts
+# ---- expert selection
 
 
 @torch.no_grad()
 def relevance(
     routing: Sequence[Routing], document: Tensor, score: Literal["gate", "token"], documents: int
 ) -> list[Tensor]:
-    """Summed over documents, for each layer: the mean over a document's tokens of each expert's gate or choices [experts], in fp64.
+    """Return each layer's relevance per expert [experts] in fp64, summed over documents.
 
-    routing of each layer over n tokens; document [n] numbers from 0, -1 on padding, whole documents only. `SKIP` counts for no expert.
+    A document contributes the mean over its tokens of each expert's gate or choices. `routing` holds each layer's
+    routing of n tokens. document [n] numbers documents from 0, with -1 on padding; documents must be whole. `SKIP`
+    counts for no expert.
     """
     real = document >= 0
     number = document[real]
@@ -152,7 +165,10 @@ def relevance(
 
 
 def select(scores: Sequence[Tensor], p: float) -> Selection:
-    """In each layer the fewest experts, the most relevant first, whose shares of the layer's relevance reach p; ties: the lower number."""
+    """Select in each layer the fewest experts whose shares of the layer's relevance reach p, most relevant first.
+
+    Ties go to the lower number.
+    """
     chosen = []
     for score in scores:
         share = (score / score.sum()).tolist()

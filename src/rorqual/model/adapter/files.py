@@ -1,7 +1,7 @@
-"""A checkpoint that holds what was trained alone: `adapter.safetensors`, and `adapter.json`, which names the base it belongs to.
+"""Adapter checkpoints: `adapter.safetensors` holds only the trained tensors, and `adapter.json` names the base.
 
-The base is a checkpoint of another run, known by the SHA-256 of its weights: another one is refused, for an adapter on other
-weights is another model. A base may be an adapter itself, on a base of its own.
+The base is another run's checkpoint, identified by the SHA-256 of its weights. A base with other weights is refused. A
+base may itself be an adapter on another base.
 """
 
 from __future__ import annotations
@@ -28,11 +28,15 @@ from rorqual.model.decoder import Decoder
 WEIGHTS_FILE = "model.safetensors"
 ADAPTER_FILE, ADAPTER_INFO = "adapter.safetensors", "adapter.json"
 DEPTH = 16
-"""Adapters on adapters: more are a circle."""
+"""Most adapters stacked on one another. A longer chain is treated as a cycle."""
 
 
 class Base(Config):
-    """`run` as it was named, `beside` its place seen from the adapter's run directory, `step` the checkpoint, and its fingerprint."""
+    """The base checkpoint of an adapter.
+
+    `run` is the run directory as the user gave it. `beside` is its path relative to the adapter's run directory, `step`
+    the checkpoint and `sha256` the fingerprint.
+    """
 
     run: str
     beside: str
@@ -41,14 +45,14 @@ class Base(Config):
 
 
 class Adapter(Config):
-    """What `adapter.json` holds: the base, the kind of tuning, and for ESFT the experts."""
+    """The contents of `adapter.json`: the base, the kind of tuning, and the experts for ESFT."""
 
     base: Base
     tune: Annotated[SerializeAsAny[Tune], one_of(Tune)]
     experts: Selection = ()
 
     def files(self, tensors: Mapping[str, Tensor]) -> dict[str, bytes]:
-        """Both files of a checkpoint."""
+        """Return the names and contents of an adapter checkpoint's two files."""
         info = json.dumps(self.model_dump(mode="json"), indent=1, sort_keys=True) + "\n"
         laid = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         return {ADAPTER_FILE: save(laid), ADAPTER_INFO: info.encode()}
@@ -56,13 +60,13 @@ class Adapter(Config):
 
 @dataclass(frozen=True)
 class OpenedAdapter:
-    """An adapter's checkpoint that was opened."""
+    """An adapter checkpoint opened from disk."""
 
     folder: Path
     info: Adapter
 
     def tensors(self, shapes: Shapes) -> dict[str, Tensor]:
-        """What was trained, by name; other names or shapes than `shapes` are an error that lists them."""
+        """Return the trained tensors by name. Raises CheckpointError listing names or shapes that differ from `shapes`."""
         file = self.folder / ADAPTER_FILE
         try:
             found = load_file(file)
@@ -72,32 +76,32 @@ class OpenedAdapter:
         return found
 
     def merge_into(self, model: Decoder) -> None:
-        """Add the adapter to the weights of `model`, which hold its base."""
+        """Merge the adapter into `model`, which must hold the base's weights."""
         tune, experts = self.info.tune, self.info.experts
         tune.merge(model, self.tensors(tune.shapes(model, experts)))
 
 
 def check_trained(found: Mapping[str, Tensor], shapes: Shapes, *, where: str) -> None:
-    """Refuse tensors of other names or shapes than `shapes`, or that are not finite; what is wrong is listed."""
+    """Refuse tensors whose names or shapes differ from `shapes`, or that are not finite. The error lists them."""
     wrong = [f"missing {name}" for name in shapes if name not in found]
-    wrong += [f"left over {name}" for name in found if name not in shapes]
+    wrong += [f"unexpected {name}" for name in found if name not in shapes]
     wrong += [
-        f"{name} is {tuple(found[name].shape)}, the model needs {shape}"
+        f"{name} has shape {tuple(found[name].shape)}, the model needs {shape}"
         for name, shape in shapes.items()
         if name in found and tuple(found[name].shape) != shape
     ]
-    wrong += [f"{name} holds NaN or infinity" for name, t in found.items() if not bool(t.isfinite().all())]
+    wrong += [f"{name} contains NaN or infinity" for name, t in found.items() if not bool(t.isfinite().all())]
     if wrong:
         shown = "; ".join(wrong[:12]) + (f"; and {len(wrong) - 12} more" if len(wrong) > 12 else "")
         raise CheckpointError(
-            f"an adapter of another model or of other settings: {shown}",
+            f"the adapter does not match this model or these settings: {shown}",
             where=where,
-            remedy="Use the base that it was trained on.",
+            remedy="Use the base that the adapter was trained on.",
         )
 
 
 def adapter_of(checkpoint: Path) -> Adapter | None:
-    """What an adapter's checkpoint says of itself; None for one that holds a whole model."""
+    """Return the contents of a checkpoint's `adapter.json`, or None if it holds a whole model."""
     file = checkpoint / ADAPTER_INFO
     if not file.is_file():
         return None
@@ -109,7 +113,7 @@ def adapter_of(checkpoint: Path) -> Adapter | None:
 
 
 def fingerprint(checkpoint: Path) -> str:
-    """SHA-256 of a checkpoint's weights; of an adapter's, of both its files, and so of its base too."""
+    """Return the SHA-256 of a checkpoint's weights. For an adapter it covers both files, and through them the base."""
     adapted = (checkpoint / ADAPTER_INFO).is_file()
     digest = hashlib.sha256()
     for name in (ADAPTER_INFO, ADAPTER_FILE) if adapted else (WEIGHTS_FILE,):
@@ -125,7 +129,7 @@ def fingerprint(checkpoint: Path) -> str:
 
 
 def base_of(checkpoint: Path, *, named: str, seen_from: Path) -> Base:
-    """How an adapter in the run directory `seen_from` shall know its base `checkpoint`, whose run the user called `named`."""
+    """Return the record of the base `checkpoint` for an adapter in run directory `seen_from`. `named` is its run as the user gave it."""
     run = checkpoint.parent.resolve()
     beside = Path(os.path.relpath(run, seen_from.resolve())).as_posix()
     step = int(checkpoint.name.rpartition("-")[2])
@@ -133,32 +137,34 @@ def base_of(checkpoint: Path, *, named: str, seen_from: Path) -> Base:
 
 
 def find_base(checkpoint: Path, base: Base) -> Path:
-    """The base's checkpoint, where it was named or where it now stands beside the adapter; one that changed is refused."""
+    """Return the base's checkpoint, at the recorded path or at its path relative to the adapter. A changed base is refused."""
     places = [Path(base.run), checkpoint.parent / base.beside]
     here = [place for place in places if RunDir(place).config_file.is_file()]
     if not here:
         raise CheckpointError(
-            f"the base of this adapter is not there: {places[0]}",
+            f"the base of this adapter was not found: {places[0]}",
             where=str(checkpoint / ADAPTER_INFO),
-            remedy="Put its run directory back, or give the command where it was given before.",
+            remedy="Restore its run directory, or run the command from the directory where it was first run.",
         )
     for place in here:
         found = RunDir(place).step_dir(base.step)
         if RunDir(place).why_torn(base.step) is None and fingerprint(found) == base.sha256:
             return found
     raise CheckpointError(
-        f"the base of this adapter has changed: {RunDir(here[0]).step_dir(base.step)} is gone or holds other weights",
+        f"the base of this adapter has changed: {RunDir(here[0]).step_dir(base.step)} is missing or has other weights",
         where=str(checkpoint / ADAPTER_INFO),
-        remedy="Put back the checkpoint that it was trained on, or train the adapter again.",
+        remedy="Restore the checkpoint that the adapter was trained on, or train the adapter again.",
     )
 
 
 def unfold(checkpoint: Path) -> tuple[Path, list[OpenedAdapter]]:
-    """The checkpoint that holds a whole model, and the adapters on it, the innermost first."""
+    """Return the checkpoint that holds the whole model, and the adapters on it, innermost first."""
     pieces: list[OpenedAdapter] = []
     while (info := adapter_of(checkpoint)) is not None:
         pieces.insert(0, OpenedAdapter(checkpoint, info))
         if len(pieces) > DEPTH:
-            raise CheckpointError("adapters that are each other's base", where=str(checkpoint))
+            raise CheckpointError(
+                f"more than {DEPTH} adapters are stacked, so the chain of bases is circular", where=str(checkpoint)
+            )
         checkpoint = find_base(checkpoint, info.base)
     return checkpoint, pieces

@@ -1,7 +1,8 @@
-"""LoRA (Hu et al. 2021): a frozen matrix W of a linear map, and beside it a trained product of two narrow ones.
+"""LoRA (Hu et al. 2021): a frozen linear map W plus a trained product of two low-rank matrices.
 
-y = W x + s B A x with A [r, in], B [out, r] and s = alpha / r, or alpha / sqrt(r) (rsLoRA, Kalajdzievski 2023). B begins at zero, so that
-nothing changes before the first step. Merged, in fp32 and then rounded once to W's type: W + s (B A).
+y = W x + s B A x, with A [r, in] and B [out, r]. The factor s is alpha / r, or alpha / sqrt(r) for rsLoRA
+(Kalajdzievski 2023). B starts at zero, so nothing changes before the first step. Merging computes W + s (B A) in fp32
+and rounds once to W's type.
 """
 
 from __future__ import annotations
@@ -25,9 +26,11 @@ ALL_LINEAR = "all-linear"
 
 
 class LoRA(Tune):
-    """`targets`: linear maps of the main layers, by our names: the last word (`q_proj`), more of them (`ffn.gate_proj`), a whole name
-    (`layers.3.attention.o_proj`), or `all-linear`. Routed experts, which are stacked, are not among them; nor are the modules
-    that predict further tokens."""
+    """LoRA on the main layers' linear maps.
+
+    `targets` uses Rorqual's names: the last part (`q_proj`), several parts (`ffn.gate_proj`), a full name
+    (`layers.3.attention.o_proj`), or `all-linear`. Stacked routed experts and the MTP modules cannot be targets.
+    """
 
     kind: Literal["lora"] = "lora"
     r: Count = 8
@@ -42,7 +45,7 @@ class LoRA(Tune):
 
     @property
     def scale(self) -> float:
-        """s, by which B A is multiplied."""
+        """s, the factor of B A."""
         return self.alpha / (math.sqrt(self.r) if self.use_rslora else self.r)
 
     def attach(self, model: Decoder, *, seed: int, experts: Selection = ()) -> None:
@@ -54,22 +57,22 @@ class LoRA(Tune):
             setattr(model.get_submodule(parent), last, LoRALinear(linear, self.r, self.scale, generator))
 
     def find(self, model: Decoder) -> dict[str, nn.Linear]:
-        """The linear maps that `targets` name; one that names none is refused with the nearest that does."""
+        """Return the linear maps that `targets` match. Raises ConfigError with the nearest name if a target matches none."""
         known = dict(linears(model))
         lost = [t for t in self.targets if t != ALL_LINEAR and not any(_named(name, t) for name in known)]
         if lost:
             last = {name.rpartition(".")[2] for name in known}
             raise ConfigError(
-                f"no linear map of this model is called '{lost[0]}'",
+                f"target '{lost[0]}' matches no linear map of this model",
                 where="tune.targets",
-                remedy=f"{nearest(lost[0], last)} All that can be named: {', '.join(sorted(last))}, {ALL_LINEAR}.",
+                remedy=f"{nearest(lost[0], last)} Valid targets: {', '.join(sorted(last))}, {ALL_LINEAR}.",
             )
         found = {n: m for n, m in known.items() if any(t == ALL_LINEAR or _named(n, t) for t in self.targets)}
-        # Beyond the rank of the largest map a product is wider than what it stands beside, and may take all the memory there is.
+        # Beyond the largest map's rank, B A has more parameters than the map, and may exhaust memory.
         most = max(min(m.in_features, m.out_features) for m in found.values())
         if self.r > most:
             raise ConfigError(
-                f"r={self.r}, and none of these maps has a rank above {most}",
+                f"r={self.r} exceeds the largest rank of the target maps, {most}",
                 where="tune.r",
                 remedy=f"Use {most} or less; 8 to 64 is usual.",
             )
@@ -91,7 +94,7 @@ class LoRA(Tune):
 
 @torch.no_grad()
 def whole_weights(model: Decoder) -> dict[str, Tensor]:
-    """The weights of `model` under the names that they have without an adapter, which is merged into them."""
+    """Return the weights of `model` with its adapter merged, under the names of the model without an adapter."""
     state = {name: tensor for name, tensor in model.state_dict().items() if not name.endswith((".lora_A", ".lora_B"))}
     for name, module in model.named_modules():
         if isinstance(module, LoRALinear):
@@ -100,7 +103,7 @@ def whole_weights(model: Decoder) -> dict[str, Tensor]:
 
 
 def linears(model: Decoder) -> Iterator[tuple[str, nn.Linear]]:
-    """Linear maps of the main layers by name."""
+    """Yield the main layers' linear maps by name."""
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) and name.startswith("layers."):
             yield name, module
@@ -111,15 +114,15 @@ def _named(name: str, target: str) -> bool:
 
 
 def merged(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
-    """W + s (B A): weight [out, in], a [r, in], b [out, r] -> [out, in] in fp32, under autocast too."""
+    """Return W + s (B A) [out, in] in fp32, even under autocast, for weight [out, in], a [r, in] and b [out, r]."""
     with torch.autocast(weight.device.type, enabled=False):
         return weight.float() + scale * (b.float() @ a.float())
 
 
 class LoRALinear(LinearMap):
-    """A linear map with a product beside it; `weight` and `bias` are those of the map it stands for, frozen, under their old names.
+    """A linear map with a LoRA product. The wrapped map's `weight` and `bias` are frozen and keep their names.
 
-    Whoever reads `weight` (latent attention does where it absorbs a map) is given the merged one, made there and then.
+    Reading `weight` returns the merged weight, computed at that moment. MLA reads it to absorb a map.
     """
 
     lora_A: nn.Parameter
@@ -127,17 +130,17 @@ class LoRALinear(LinearMap):
 
     def __init__(self, linear: nn.Linear, r: int, scale: float, generator: torch.Generator) -> None:
         super().__init__()
-        # The very parameters, not copies; not by register_parameter, for `weight` is a property here.
+        # Share the parameters, do not copy them. register_parameter would fail, because `weight` is a property.
         self._parameters |= {name: linear._parameters[name] for name in ("weight", "bias")}
         self.scale, self.inner = scale, r
-        bound = 1 / math.sqrt(linear.in_features)  # Kaiming with a = sqrt(5), as a linear map's own
+        bound = 1 / math.sqrt(linear.in_features)  # Kaiming with a = sqrt(5), as nn.Linear
         a = torch.empty(r, linear.in_features).uniform_(-bound, bound, generator=generator)
         self.lora_A = nn.Parameter(a.to(linear.weight))
         self.lora_B = nn.Parameter(linear.weight.new_zeros(linear.out_features, r))
 
     @property
     def weight(self) -> Tensor:
-        """W + s (B A) [out, in]."""
+        """The merged weight W + s (B A) [out, in]."""
         base = self._parameters["weight"]
         assert base is not None
         return merged(base, self.lora_A, self.lora_B, self.scale).to(base.dtype)

@@ -1,4 +1,4 @@
-"""Attention kinds. Each module holds one; importing this package makes them known."""
+"""Attention kinds. Each module defines one; importing this package registers them."""
 
 from rorqual.model.attention.base import (
     Attention,

@@ -1,4 +1,4 @@
-"""What every attention kind offers: a config that builds, accounts for and describes the cache of its module."""
+"""Base classes of the attention kinds. A kind's config builds the module, counts its cost and describes its cache."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from rorqual.ops.rope import Rope, rope_table, spread
 
 @dataclass(frozen=True)
 class CachePart:
-    """A tensor that a layer keeps under `name`: `heads` vectors of `width` values, of type `dtype` (None: the model's).
+    """A tensor cached under `name`: `heads` vectors of `width` values, of type `dtype` (None: the model's type).
 
-    Rows are rounded to `dtype` when they are written, and read in the type in which they were given, by the trainer too.
+    Rows are rounded to `dtype` when they are written, and read in the type that they had. The trainer does the same.
 
-    `every` 1: a row for each token. `every` n: a row for each complete group of n tokens, those at positions i n .. i n + n - 1 of a sequence.
-    n divides `BLOCK`.
+    With `every` 1, each token has a row. With `every` n, each complete group of n tokens has one, at positions i n to i
+    n + n - 1 of a sequence. n divides `BLOCK`.
     """
 
     name: str
@@ -37,70 +37,73 @@ class CachePart:
 
     @property
     def values(self) -> float:
-        """Values for one token; exact, since `every` is a power of two."""
+        """Values per token. The number is exact, because `every` is a power of two."""
         return self.heads * self.width / self.every
 
 
 @dataclass(frozen=True)
 class CacheLayout:
-    """The parts of an attention kind's `cache_spec`, by name. `CacheLayout.of` raises ValueError where the spec contradicts itself."""
+    """The parts of an attention kind's `cache_spec`, by name."""
 
     kind: str
     parts: Mapping[str, CachePart]
     writes: frozenset[frozenset[str]]
-    """What one write may give: all parts with the same `every`."""
+    """The sets of parts that one write may contain. Each set holds all parts with the same `every`."""
 
     @classmethod
     def of(cls, config: AttentionConfig) -> CacheLayout:
-        """The layout of a kind. Two parts of one name, and an `every` that does not divide `BLOCK`, are errors."""
+        """Return the layout of a kind. Raises ValueError if two parts share a name or an `every` does not divide `BLOCK`."""
         spec = config.cache_spec()
         parts = {part.name: part for part in spec}
         if len(parts) < len(spec):
-            raise ValueError(f"two parts of the cache of kind '{config.kind}' have one name")
+            raise ValueError(f"attention kind '{config.kind}' declares two cache parts with the same name")
         for part in spec:
             if part.every < 1 or BLOCK % part.every:
                 raise ValueError(
-                    f"part '{part.name}' of the cache of kind '{config.kind}' has a row for every {part.every} tokens, which does not divide "
-                    f"a block of {BLOCK}"
+                    f"attention kind '{config.kind}' declares cache part '{part.name}' with every={part.every}, which does not divide "
+                    f"the block size {BLOCK}"
                 )
         writes = (frozenset(part.name for part in spec if part.every == every) for every in {p.every for p in spec})
         return cls(config.kind, parts, frozenset(writes))
 
     def part(self, name: str) -> CachePart:
-        """The part of that name, or ValueError."""
+        """Return the part called `name`. Raises ValueError if there is none."""
         if name not in self.parts:
             raise ValueError(
-                f"attention kind '{self.kind}' asks for the cached part '{name}'; its cache_spec names {sorted(self.parts)}"
+                f"attention kind '{self.kind}' uses the cached part '{name}'; its cache_spec declares {sorted(self.parts)}"
             )
         return self.parts[name]
 
     def check_write(self, given: Collection[str]) -> None:
-        """Raise ValueError unless the parts that a layer writes are all those with one `every`."""
+        """Raise ValueError unless `given` names exactly the parts that share one `every`."""
         if frozenset(given) not in self.writes:
             raise ValueError(
-                f"attention kind '{self.kind}' writes the parts {sorted(given)}; its cache_spec names {sorted(self.parts)}, and a write gives "
-                "all parts with the same `every`"
+                f"attention kind '{self.kind}' writes the parts {sorted(given)}; its cache_spec declares {sorted(self.parts)}, and one write "
+                "must contain all parts with the same `every`"
             )
 
 
 class LayerCache(Protocol):
-    """The parts that one layer keeps, for the tokens of one forward. Names that are not in the kind's `cache_spec` are a ValueError.
+    """The cached parts of one attention, for the tokens of one forward pass.
 
-    A forward writes first and reads then: what it reads includes its own tokens.
+    A forward pass writes before it reads, so its reads include its own tokens. Raises ValueError for names that are not
+    in the kind's `cache_spec`.
     """
 
     def write(self, parts: Mapping[str, Tensor]) -> None:
-        """Keep a tensor for each part with the same `every`, by name: [tokens, heads, width] for a row a token; else [groups, heads, width],
-        for the groups that `groups` gave.
+        """Store all parts with the same `every`, by name.
 
-        A part that nobody attends to is kept like any other.
+        A tensor is [tokens, heads, width] for a part with one row per token. Otherwise it is [groups, heads, width],
+        for the groups that `groups` returned. A part that is never read may be written too.
         """
 
     def groups(self, part: str, every: int) -> tuple[Tensor, Tensor]:
-        """The groups of `every` tokens that this forward's tokens complete, earlier tokens from the cache: rows of `part`, which has one for
-        each token, [groups, every, heads, width]; and the number, among this forward's tokens, of each group's last [groups].
+        """Return the groups of `every` tokens that this forward pass completes. Earlier tokens come from the cache.
 
-        There are some groups more than complete ones, as products need them; what `write` is given of these is not kept.
+        The first tensor [groups, every, heads, width] holds the rows of `part`, which must have one row per token. The
+        second [groups] holds the index of each group's last token among this forward's tokens.
+
+        The groups are padded to a size that matrix products need. `write` ignores the values of padding groups.
         """
 
     def attend(
@@ -114,12 +117,15 @@ class LayerCache(Protocol):
         selected: Selection | None = None,
         window: int | None = None,
     ) -> Tensor:
-        """Attend from every token to its sequence up to itself, over what was written.
+        """Attend from every token to the written rows of its sequence, up to and including itself.
 
-        q [tokens, heads, queries of a head, d]; `keys` and `values` name parts, which may be one; of the values the first `value_width`
-        columns count (None: all). A row of a group is seen from the group's last token on. `selected`: only these rows are seen. `window`:
-        only rows of the last `window` tokens, itself included. Returns [tokens, heads, queries of a head, value_width]; 0 for a token that
-        sees nothing.
+        q is [tokens, heads, queries per head, d]. `keys` and `values` name parts and may name the same one.
+        `value_width` limits the values to their first columns; None uses all. The row of a group is visible from the
+        group's last token on.
+
+        `selected` restricts attention to these rows. `window` restricts it to rows of the last `window` tokens,
+        including the current one. Returns [tokens, heads, queries per head, value_width], with 0 for a token that sees
+        nothing.
         """
 
     def attend_with_lse(
@@ -133,28 +139,30 @@ class LayerCache(Protocol):
         selected: Selection | None = None,
         window: int | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """`attend`, and the logarithm of each softmax's sum of exponentials [tokens, heads, queries of a head], in fp32; -1e30 where nothing is
-        seen. `rorqual.ops.paged.merge` joins several."""
+        """Return `attend`'s result and the log-sum-exp of each softmax [tokens, heads, queries per head] in fp32.
+
+        The log-sum-exp is -1e30 for a token that sees nothing. `rorqual.ops.paged.merge` joins several results.
+        """
 
     def select(self, q: Tensor, weights: Tensor, part: str, budget: int) -> Selection:
-        """The `budget` rows s of `part` with the highest sum_j w_{t,j} ReLU(q_{t,j} . k_s), of those that each token t sees: the lightning
-        indexer of DeepSeek-V3.2-Exp. Of equal scores the earlier row is taken.
+        """Select the `budget` rows s of `part` with the highest sum_j w_{t,j} ReLU(q_{t,j} . k_s), among those each token t sees.
 
-        q [tokens, heads, queries of a head, d], weights [tokens, heads, queries of a head]; j runs over both. No gradient passes the choice;
-        the scores of the selection have theirs.
+        This is the lightning indexer of DeepSeek-V3.2-Exp. Equal scores take the earlier row. q is [tokens, heads,
+        queries per head, d] and weights [tokens, heads, queries per head]; j runs over both axes. The choice has no
+        gradient; the scores of the selected rows do.
         """
 
     def gather(self, part: str, selected: Selection) -> Tensor:
-        """The selected rows of `part` themselves, [tokens, k, heads, width], with gradients; 0 for row -1."""
+        """Return the selected rows of `part` [tokens, k, heads, width], with gradients, and 0 for row -1."""
 
 
 @dataclass
 class AttentionContext:
-    """What the layers of one forward share: positions [batch, seq], mask [batch, 1, queries, keys], operations, angles.
+    """State that the layers of one forward pass share: positions [batch, seq], mask [batch, 1, queries, keys], backend, angles.
 
-    `table` [positions, dim / 2] of cosines and sines by (rope, dim), where the caller has them; else they are computed once a forward.
-    The mask is None where a cache knows who sees whom. `wanted`: names of what the caller of forward wants recorded; `recorded`: what the
-    layer at work has.
+    `table` returns cos and sin [positions, dim / 2] by (rope, dim). If it is None, angles are computed once per forward
+    pass. The mask is None if a cache defines visibility. `wanted` holds the names to record, and `recorded` the tensors
+    recorded so far.
     """
 
     positions: Tensor
@@ -166,7 +174,7 @@ class AttentionContext:
     _angles: dict[tuple[Rope, int, bool], tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def rope(self, rope: Rope, dim: int, *, interleaved: bool) -> tuple[Tensor, Tensor]:
-        """cos and sin [batch, seq, 1, dim], for `rotate`."""
+        """Return cos and sin [batch, seq, 1, dim] for `rotate`."""
         known = (rope, dim, interleaved)
         if known not in self._angles:
             if self.table is None:
@@ -177,21 +185,21 @@ class AttentionContext:
         return self._angles[known]
 
     def record(self, name: str, tensor: Tensor) -> None:
-        """Hand a tensor to the caller of forward, who finds it in `Output.recorded`, one of each attention in turn; unless it is `wanted` this
-        does nothing."""
+        """Record a tensor in `Output.recorded`, which keeps one per attention, in order. Do nothing unless `name` is in `wanted`."""
         if name in self.wanted:
             self.recorded.setdefault(name, []).append(tensor)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        """Attention among the tokens themselves: q [batch, heads, queries, d], k and v [batch, heads, keys, d or d_v]."""
+        """Attend among this forward's tokens. q is [batch, heads, queries, d]; k and v are [batch, heads, keys, d or d_v]."""
         assert self.mask is not None
         return self.ops.attend(q, k, v, self.mask, scale)
 
 
 class Attention(Layer, ABC):
-    """x [batch, seq, hidden] -> [batch, seq, hidden].
+    """An attention module: x [batch, seq, hidden] -> [batch, seq, hidden].
 
-    `needs_cache`: it always attends by a `LayerCache`; in training `Decoder` gives it one, whatever the backend.
+    A module with `needs_cache` always attends through a `LayerCache`. In training `Decoder` provides one, for any
+    backend.
     """
 
     needs_cache = False
@@ -201,47 +209,50 @@ class Attention(Layer, ABC):
 
 
 class AttentionConfig(Kind):
-    """Base of the attention kinds."""
+    """Base class of the attention kinds' configs."""
 
     def build(self, hidden_size: int, eps: float) -> Attention:
-        """The module."""
+        """Build the module."""
         raise NotImplementedError
 
     def cost(self, hidden_size: int, context: int) -> Cost:
-        """Parameters, and FLOPs a token in the form that training uses, with `context` keys attended."""
+        """Return the parameters, and the FLOPs per token of the training form, with `context` keys attended."""
         raise NotImplementedError
 
     def decode_flops(self, hidden_size: int, context: float) -> float:
-        """FLOPs by which attending to `context` cached keys adds to a token that is decoded, in the form that generation uses."""
+        """Return the FLOPs that attending to `context` cached keys adds to a decoded token, in the form used for generation."""
         return self.cost(hidden_size, round(context)).flops - self.cost(hidden_size, 0).flops
 
     def saved_values(self, hidden_size: int, *, everything: bool) -> int:
-        """Values a token that training saves for the backward, beside the residual stream: what enters attention and what comes out of it;
-        with `everything` also the normed input and whatever else is not computed again."""
+        """Return the values per token that training saves for the backward pass, without the residual stream.
+
+        These are the inputs and the output of attention. With `everything` they include the normed input and all else
+        that is not recomputed. Raises ConfigError if the kind does not count them.
+        """
         raise ConfigError(
-            f"no account of what attention '{self.kind}' saves",
+            f"attention kind '{self.kind}' does not report the values it saves for the backward pass",
             where="plan",
-            remedy="Plan its serving, or add it there.",
+            remedy="Plan serving only, or implement `saved_values` in its config.",
         )
 
     def split_by_tp(self) -> dict[str, int]:
-        """What tensor parallelism divides, by its name in the config."""
+        """Return the dimensions that tensor parallelism divides, by their names in the config."""
         return {}
 
     def cache_spec(self) -> tuple[CachePart, ...]:
-        """The parts that a layer keeps, each with a name of its own."""
+        """Return the parts that one attention caches. Names must be unique."""
         raise NotImplementedError
 
     def cache_width(self) -> float:
-        """Values kept for a token in one layer."""
+        """Return the values cached per token in one attention."""
         return sum(part.values for part in self.cache_spec())
 
     def cache_bytes(self, value_bytes: float) -> float:
-        """Bytes kept for a token in one layer; `value_bytes` for a value of a part without a type of its own."""
+        """Return the bytes cached per token in one attention, `value_bytes` for each value of a part without a type of its own."""
         return sum(p.values * (value_bytes if p.dtype is None else p.dtype.itemsize) for p in self.cache_spec())
 
     def check(self) -> None:
-        """Raise ValueError where the dimensions contradict each other."""
+        """Raise ValueError if the dimensions contradict each other."""
 
 
 class RMSNorm(nn.Module):

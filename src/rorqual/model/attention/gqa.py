@@ -1,4 +1,4 @@
-"""Grouped-query attention (Ainslie et al. 2023) as Llama, Qwen2 (biases) and Qwen3 (norms on q and k) have it."""
+"""Grouped-query attention (Ainslie et al. 2023) as in Llama, Qwen2 (with biases) and Qwen3 (with norms on q and k)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from rorqual.ops.rope import Rope, softmax_factor
 
 
 class GQAConfig(AttentionConfig):
-    """Half-split rotary positions on the whole head. `attention_bias`: on q, k and v; `output_bias`: on the output."""
+    """Grouped-query attention with half-split RoPE on the whole head. `attention_bias` applies to q, k and v;
+    `output_bias` to the output.
+    """
 
     kind: Literal["gqa"] = "gqa"
     num_attention_heads: Count
@@ -51,7 +53,7 @@ class GQAConfig(AttentionConfig):
 
 
 class GQA(Attention):
-    """Caches keys (rotated) and values."""
+    """Grouped-query attention. It caches rotated keys, and values."""
 
     shared_input = (("q_proj", "k_proj"), ("v_proj",))
 

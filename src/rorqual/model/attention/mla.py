@@ -1,8 +1,8 @@
 """Multi-head latent attention (DeepSeek-V2, section 2.1; V3 eq. 1-11).
 
-Two forms of one function. Naive (training): latents are expanded to keys and values of each head. Absorbed (with a
-cache): W^UK moves into the query and W^UV behind the softmax, so that attention runs on the cached latents themselves. Prefill is
-absorbed, too: a position must not be rounded in another way because it was reached in another.
+The module has two forms of one function. The naive form (training) expands latents to the keys and values of each head.
+The absorbed form (with a cache) moves W^UK into the query and W^UV behind the softmax, so attention runs on the cached
+latents. Prefill is absorbed too: a position's rounding must not depend on how it was computed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from rorqual.ops.rope import Rope, softmax_factor
 
 
 class MLAConfig(AttentionConfig):
-    """`q_lora_rank` 0: queries are projected directly, as in V2-Lite. Rotary positions are interleaved."""
+    """Multi-head latent attention with interleaved RoPE. With `q_lora_rank` 0, queries are projected directly, as in V2-Lite."""
 
     kind: Literal["mla"] = "mla"
     num_attention_heads: Count
@@ -35,7 +35,7 @@ class MLAConfig(AttentionConfig):
 
     @property
     def qk_head_dim(self) -> int:
-        """What a query and a key hold: content and position."""
+        """Width of a query or key head: content plus position."""
         return self.qk_nope_head_dim + self.qk_rope_head_dim
 
     def build(self, hidden_size: int, eps: float) -> Attention:
@@ -53,7 +53,7 @@ class MLAConfig(AttentionConfig):
         return cost + linear(heads * self.v_head_dim, hidden_size)
 
     def decode_flops(self, hidden_size: int, context: float) -> float:
-        # Absorbed: the queries meet the latents themselves.
+        # Absorbed form: queries attend to the latents directly.
         return 2 * self.num_attention_heads * (2 * self.kv_lora_rank + self.qk_rope_head_dim) * context
 
     def saved_values(self, hidden_size: int, *, everything: bool) -> int:
@@ -74,7 +74,7 @@ class MLAConfig(AttentionConfig):
 
 
 class MLA(Attention):
-    """Caches, for each token, the normed latent c^KV and the rotated shared key k^R, side by side."""
+    """Multi-head latent attention. It caches the normed latent c^KV and the rotated shared key k^R of each token, concatenated."""
 
     derived = {"up_maps": "kv_b_proj"}
 
@@ -129,7 +129,7 @@ class MLA(Attention):
         return self.o_proj(out.transpose(1, 2).flatten(-2))
 
     def up_maps(self) -> tuple[Tensor, Tensor]:
-        """W^UK [heads, nope, kv_lora_rank] and the transposed W^UV [heads, kv_lora_rank, v]."""
+        """Return W^UK [heads, nope, kv_lora_rank] and the transposed W^UV [heads, kv_lora_rank, v]."""
         c = self.config
         both = self.kv_b_proj.weight.unflatten(0, (c.num_attention_heads, -1))  # [heads, nope + v, kv_lora_rank]
         w_uk, w_uv = both.split((c.qk_nope_head_dim, c.v_head_dim), dim=1)

@@ -1,4 +1,4 @@
-"""Block kinds. Each module holds one; importing this package makes them known."""
+"""Block kinds. Each module defines one; importing this package registers them."""
 
 from rorqual.model.block.base import Block, BlockConfig, StreamEnd
 from rorqual.model.block.pre_norm import PreNormConfig

@@ -1,4 +1,4 @@
-"""What every block kind offers: how attentions and feed-forward networks stand in the residual stream."""
+"""Base classes of the block kinds. A block connects attentions and feed-forward networks to the residual stream."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from rorqual.ops.moe import Routing
 
 
 class Block(nn.Module, ABC):
-    """stream [batch, seq, ...] -> the same shape, and the routing of each of `ffns` (None where it does not route).
+    """A block: stream [batch, seq, ...] -> the same shape, and the routing of each of `ffns` (None for one that does not route).
 
-    `attentions`: how many the block has, as of its config. caches and replay [tokens, k] hold one entry for each attention and for each of
-    `ffns`, or None: nothing is cached, or the router chooses itself.
+    `attentions` is the number of attentions, as in the config. `caches` has one entry per attention, or None without a
+    cache. `replay` has one entry [tokens, k] per network, or None to let the router choose.
     """
 
     attentions: int = 1
@@ -28,7 +28,7 @@ class Block(nn.Module, ABC):
     @property
     @abstractmethod
     def ffns(self) -> tuple[FFN, ...]:
-        """The feed-forward networks, in the order of the config's."""
+        """The feed-forward networks, in the config's order."""
 
     @abstractmethod
     def forward(
@@ -41,55 +41,59 @@ class Block(nn.Module, ABC):
 
 
 class StreamEnd(nn.Module):
-    """Where the stream begins or ends. This one passes it on: the stream is the hidden state [batch, seq, hidden]."""
+    """The start or end of the residual stream. This base class is the identity: the stream is the hidden state [batch, seq, hidden]."""
 
     def forward(self, x: Tensor, ops: Backend) -> Tensor:
-        """Embedding to stream, or stream to hidden state."""
+        """Map the embedding to the stream, or the stream to the hidden state."""
         return x
 
 
 class BlockConfig(Kind):
-    """Base of the block kinds. A kind that has more than the stage's one attention and one network says so here.
+    """Base class of the block kinds' configs. A kind with more than one attention or network overrides `attentions` or `ffns`.
 
-    The stream between blocks may be wider than the hidden state: `streams` of them, which `expand` makes of the embedding and `collapse`
-    joins before the last norm. The stages of a model have equally many.
+    The stream between blocks may be wider than the hidden state. It has `streams` parts: `expand` makes them from the
+    embedding, and `collapse` joins them before the last norm. All stages of a model have the same number.
     """
 
     def build(self, attention: AttentionConfig, ffn: FFNConfig, hidden_size: int, eps: float) -> Block:
-        """The module, with the stage's attention and network."""
+        """Build the module with the stage's attention and network."""
         raise NotImplementedError
 
     def attentions(self, attention: AttentionConfig) -> tuple[AttentionConfig, ...]:
-        """The attentions of a block, in the order in which it takes their caches, for a stage with this one."""
+        """Return the attentions of a block whose stage has `attention`, in the order of their caches."""
         return (attention,)
 
     def ffns(self, ffn: FFNConfig) -> tuple[FFNConfig, ...]:
-        """The feed-forward networks of a block, in the order in which their choices are recorded, for a stage with this one."""
+        """Return the networks of a block whose stage has `ffn`, in the order in which their choices are recorded."""
         return (ffn,)
 
     def cost(self, hidden_size: int) -> Cost:
-        """Parameters and FLOPs a token of what a block has beside attentions and networks."""
+        """Return the block's parameters and FLOPs per token, without its attentions and networks."""
         raise NotImplementedError
 
     def residual_values(self, hidden_size: int) -> int:
-        """Values a token of the residual stream that training saves for the backward."""
-        raise ConfigError(f"no account of what block '{self.kind}' saves", where="plan", remedy="Add it there.")
+        """Return the values per token of the residual stream that training saves for the backward pass."""
+        raise ConfigError(
+            f"block kind '{self.kind}' does not report the values it saves for the backward pass",
+            where="plan",
+            remedy="Implement `residual_values` in its config.",
+        )
 
     def streams(self) -> int:
-        """Residual streams of `hidden_size` between blocks."""
+        """Return the number of residual streams of width `hidden_size` between blocks."""
         return 1
 
     def expand(self, hidden_size: int) -> StreamEnd:
-        """The module that makes the stream of the embedding [batch, seq, hidden]."""
+        """Return the module that maps the embedding [batch, seq, hidden] to the stream."""
         return StreamEnd()
 
     def collapse(self, hidden_size: int, eps: float) -> StreamEnd:
-        """The module that makes the hidden state [batch, seq, hidden] of the stream."""
+        """Return the module that maps the stream to the hidden state [batch, seq, hidden]."""
         return StreamEnd()
 
     def ends_cost(self, hidden_size: int) -> Cost:
-        """Parameters and FLOPs a token of `expand` and `collapse`."""
+        """Return the parameters and FLOPs per token of `expand` and `collapse`."""
         return Cost()
 
     def check(self) -> None:
-        """Raise ValueError where the numbers contradict each other."""
+        """Raise ValueError if the numbers contradict each other."""

@@ -1,4 +1,4 @@
-"""The usual block: attention and a feed-forward network, each behind a norm, each added to the stream."""
+"""The standard pre-norm block: attention and a feed-forward network, each after a norm and added to the residual stream."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rorqual.ops.moe import Routing
 
 
 class PreNormConfig(BlockConfig):
-    """x + attention(norm(x)), then x + ffn(norm(x))."""
+    """A pre-norm block: x + attention(norm(x)), then x + ffn(norm(x))."""
 
     kind: Literal["pre_norm"] = "pre_norm"
 

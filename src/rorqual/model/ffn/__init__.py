@@ -1,4 +1,4 @@
-"""Feed-forward kinds. Each module holds one; importing this package makes them known."""
+"""Feed-forward kinds. Each module defines one; importing this package registers them."""
 
 from rorqual.model.ffn.base import FFN, FFNConfig
 from rorqual.model.ffn.dense import DenseConfig

@@ -1,4 +1,4 @@
-"""What every feed-forward kind offers."""
+"""Base classes of the feed-forward kinds."""
 
 from __future__ import annotations
 
@@ -16,26 +16,27 @@ from rorqual.ops.moe import Routing
 
 
 class FFN(Layer, ABC):
-    """x [tokens, hidden] -> ([tokens, hidden], where the tokens went or None).
+    """A feed-forward network: x [tokens, hidden] -> ([tokens, hidden], routing or None).
 
-    `experts_per_token`: routed experts that serve a token, as of the config. Where it is not 0, choices are recorded, replayed and counted.
+    `experts_per_token` is the number of routed experts per token, as in the config. If it is not 0, expert choices are
+    recorded, replayed and counted.
     """
 
     experts_per_token: int = 0
 
     def target_load(self) -> Tensor | None:
-        """Shares of an update's choices [choices] (float64) that balance aims at; None: even."""
+        """Return the target share of each choice in an update [choices] (float64), or None for an even load."""
         return None
 
     def balance(self, load: Tensor, gamma: float) -> None:
-        """Move what brings the load to `target_load` by one step of `gamma`, given the tokens of an update by choice [choices]."""
+        """Move the load toward `target_load` by one step of size `gamma`. load [choices] counts an update's tokens per choice."""
 
     def exclude(self, choices: Sequence[int]) -> None:
-        """Never choose these experts again. Raises ConfigError where the kind cannot."""
+        """Never choose these experts again. Raises ConfigError if the kind cannot exclude experts."""
         raise ConfigError(
-            "a network of this kind cannot leave experts out",
+            "this kind of feed-forward network cannot exclude experts",
             where="experts",
-            remedy="Take a model whose feed-forward networks are of kind 'moe'.",
+            remedy="Use a model whose feed-forward networks are of kind 'moe'.",
         )
 
     @abstractmethod
@@ -43,44 +44,51 @@ class FFN(Layer, ABC):
 
 
 class FFNConfig(Kind):
-    """Base of the feed-forward kinds."""
+    """Base class of the feed-forward kinds' configs."""
 
     def build(self, hidden_size: int) -> FFN:
-        """The module."""
+        """Build the module."""
         raise NotImplementedError
 
     def cost(self, hidden_size: int) -> Cost:
-        """Parameters and FLOPs a token."""
+        """Return the parameters and FLOPs per token."""
         raise NotImplementedError
 
     def experts_per_token(self) -> int:
-        """Routed experts that serve a token; 0 where nothing is routed."""
+        """Return the routed experts per token, or 0 without routing."""
         return 0
 
     def n_experts(self) -> int:
-        """Routed experts with weights; 0 where nothing is routed."""
+        """Return the number of routed experts with weights, or 0 without routing."""
         return 0
 
     def n_choices(self) -> int:
-        """Numbers that a recorded choice may have, `SKIP` apart: experts with weights, and what else a router may choose."""
+        """Return the number of choices a router has: experts with weights, and other choices except `SKIP`."""
         return self.n_experts()
 
     def active_experts(self) -> float:
-        """Experts with weights that serve a token, in the mean."""
+        """Return the mean number of experts with weights per token."""
         return self.experts_per_token()
 
     def routed_params(self, hidden_size: int) -> int:
-        """Parameters of all routed experts."""
+        """Return the parameters of all routed experts."""
         return 0
 
     def saved_values(self, hidden_size: int, *, everything: bool) -> int:
-        """Values a token that training saves for the backward, beside the residual stream: gate and up; with `everything` also their product
-        and the normed input."""
-        raise ConfigError(f"no account of what network '{self.kind}' saves", where="plan", remedy="Add it there.")
+        """Return the values per token that training saves for the backward pass, without the residual stream.
+
+        These are gate and up. With `everything` they include their product and the normed input. Raises ConfigError if
+        the kind does not count them.
+        """
+        raise ConfigError(
+            f"feed-forward kind '{self.kind}' does not report the values it saves for the backward pass",
+            where="plan",
+            remedy="Implement `saved_values` in its config.",
+        )
 
     def split_by_tp(self) -> dict[str, int]:
-        """What tensor parallelism divides, by its name in the config."""
+        """Return the dimensions that tensor parallelism divides, by their names in the config."""
         return {}
 
     def check(self) -> None:
-        """Raise ValueError where the dimensions contradict each other."""
+        """Raise ValueError if the dimensions contradict each other."""

@@ -14,7 +14,7 @@ from rorqual.ops.moe import Routing
 
 
 class DenseConfig(FFNConfig):
-    """down(silu(gate(x)) * up(x)) without biases."""
+    """A SwiGLU network without biases: down(silu(gate(x)) * up(x))."""
 
     kind: Literal["dense"] = "dense"
     intermediate_size: Count
@@ -33,7 +33,7 @@ class DenseConfig(FFNConfig):
 
 
 class Dense(FFN):
-    """gate, up [intermediate, hidden], down [hidden, intermediate]."""
+    """A SwiGLU network with gate and up [intermediate, hidden] and down [hidden, intermediate]."""
 
     shared_input = (("gate_proj",), ("up_proj",))
 

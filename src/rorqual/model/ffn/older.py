@@ -1,4 +1,4 @@
-"""Read what runs wrote before a router was a kind: its fields stood among those of its network, and so did the names of its tensors."""
+"""Compatibility with runs from before routers became a kind, when router fields and tensor names were flat in the network."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ FLAT = GroupedTopKConfig.model_fields.keys() - {"kind"}
 
 
 def nested(data: Any) -> Any:
-    """The fields of a mixture of experts with those of its router under `router`."""
+    """Move the flat router fields of a mixture of experts under `router`."""
     if not isinstance(data, Mapping) or "router" in data:
         return data
     router = {"kind": GroupedTopKConfig.model_fields["kind"].default} | {k: v for k, v in data.items() if k in FLAT}
@@ -19,7 +19,7 @@ def nested(data: Any) -> Any:
 
 
 def older_names(names: Iterable[str]) -> dict[str, str]:
-    """Older name -> today's, of those tensors among `names` that had another: `...ffn.gate` is `...ffn.router.gate` now."""
+    """Map the older name of each renamed tensor in `names` to its current name, such as `...ffn.gate` to `...ffn.router.gate`."""
     today = set(names)
     found = {name.replace(".router.", "."): name for name in today if ".router." in name}
     return {older: name for older, name in found.items() if older not in today}

@@ -1,1 +1,1 @@
-"""Weights in and out: run directories, and one file per checkpoint family."""
+"""Loading and saving weights: run directories, and one module per checkpoint family."""

@@ -1,4 +1,7 @@
-"""DeepSeek-V2, V3, R1 and V3.1: `config.json` and tensor names, both ways. V2's names are V3's without the router bias."""
+"""DeepSeek-V2, V3, R1 and V3.1: convert `config.json` and tensor names in both directions.
+
+V2 uses V3's names without the router bias.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ _METHODS: Mapping[str, tuple[Literal["top2", "max"], bool]] = {
 
 
 def config_from_hf(data: Mapping[str, Any], where: str = "config.json") -> ModelConfig:
-    """A published or saved `config.json` as ours; what this model cannot express is a `ConfigError` naming the key."""
+    """Convert a `config.json` to a ModelConfig. Raises ConfigError naming the key if this model cannot express it."""
     keys = ConfigKeys(data, where)
     v3 = keys.take("model_type") != "deepseek_v2"
     keys.family(*(("deepseek_v3", "DeepseekV3ForCausalLM") if v3 else ("deepseek_v2", "DeepseekV2ForCausalLM")))
@@ -39,7 +42,7 @@ def config_from_hf(data: Mapping[str, Any], where: str = "config.json") -> Model
     keys.expect("rope_interleave", True)
     keys.expect("num_key_value_heads", heads, None)
     keys.expect("head_dim", rope_dim, None)
-    # DeepSeek's code and transformers norm the latents with 1e-6 whatever the file says: another value would be two.
+    # DeepSeek's code and transformers always norm the latents with 1e-6: any other value would mean two epsilons.
     keys.expect("rms_norm_eps", EPSILON)
     nope = keys.integer("qk_nope_head_dim")
     keys.expect("qk_head_dim", nope + rope_dim, None)
@@ -70,17 +73,19 @@ def config_from_hf(data: Mapping[str, Any], where: str = "config.json") -> Model
 def _stages(keys: ConfigKeys, attention: MLAConfig, layers: int, *, v3: bool) -> tuple[Stage, ...]:
     dense = keys.integer("first_k_dense_replace", 0)
     if not 0 <= dense <= layers:
-        raise ConfigError(f"key 'first_k_dense_replace' is {dense} of {layers} layers", where=keys.where)
+        raise ConfigError(
+            f"key 'first_k_dense_replace' is {dense}, but the model has {layers} layers", where=keys.where
+        )
     wide, moe = keys.build(DenseConfig, intermediate_size=keys.take("intermediate_size")), _moe_from_hf(keys, v3=v3)
     parts = ((dense, wide), (layers - dense, moe))
     return tuple(keys.build(Stage, layers=count, attention=attention, ffn=ffn) for count, ffn in parts if count)
 
 
 def _moe_from_hf(keys: ConfigKeys, *, v3: bool) -> MoEConfig:
-    # transformers drops `topk_method` and `scoring_func` of V3: its class is the method.
+    # transformers drops V3's `topk_method` and `scoring_func`: its model class implies them.
     method = keys.take("topk_method", "noaux_tc" if v3 else "greedy")
     if method not in _METHODS:
-        raise ConfigError(f"key 'topk_method' is {method!r}; known are {sorted(_METHODS)}", where=keys.where)
+        raise ConfigError(f"key 'topk_method' is {method!r}; supported: {sorted(_METHODS)}", where=keys.where)
     group_score, bias = _METHODS[method]
     groups, kept = keys.take("n_group", 1) or 1, keys.take("topk_group", 1) or 1
     if method == "greedy":
@@ -88,7 +93,7 @@ def _moe_from_hf(keys: ConfigKeys, *, v3: bool) -> MoEConfig:
     norm, scale = keys.take("norm_topk_prob", v3), keys.take("routed_scaling_factor", 1.0)
     if norm and not bias and scale != 1.0:
         raise ConfigError(
-            "'norm_topk_prob' with 'routed_scaling_factor' in a V2 router: V2 applies one or the other",
+            "a V2 router sets both 'norm_topk_prob' and 'routed_scaling_factor', but V2 applies only one",
             where=keys.where,
         )
     router = keys.build(
@@ -112,7 +117,7 @@ def _moe_from_hf(keys: ConfigKeys, *, v3: bool) -> MoEConfig:
 
 
 def _parts(config: ModelConfig) -> tuple[MLAConfig, DenseConfig | None, MoEConfig, GroupedTopKConfig, int]:
-    """Attention, dense network (None: no dense layer), experts, their router and the number of dense layers first."""
+    """Return the attention, dense network (None if no layer is dense), experts, router and number of leading dense layers."""
     kinds = [stage.ffn for stage in config.layers]
     dense = sum(isinstance(ffn, DenseConfig) for ffn in kinds)
     attention, wide, moe = config.stages[0].attention, kinds[0], kinds[-1]
@@ -124,35 +129,37 @@ def _parts(config: ModelConfig) -> tuple[MLAConfig, DenseConfig | None, MoEConfi
         or any(ffn != (wide if index < dense else moe) for index, ffn in enumerate(kinds))
     ):
         raise ConfigError(
-            "not a DeepSeek-V3 layout: it is dense layers first, then layers of one kind of experts, all with one latent attention",
+            "the model does not have DeepSeek-V3's layout: dense layers, then layers with one kind of experts, all with the same MLA",
             where="config",
-            remedy="Keep such a model as a run directory.",
+            remedy="Keep this model as a run directory.",
         )
     rope = attention.rope
     problems = {
         f"rms_norm_eps {config.rms_norm_eps} is not {EPSILON}": config.rms_norm_eps != EPSILON,
-        "a V2 has no prediction modules": config.num_nextn_predict_layers and not router.score_bias,
-        "its positions are extended by YaRN without attention_factor, or not at all": rope.llama3 is not None
+        "V2 has no multi-token prediction modules": config.num_nextn_predict_layers and not router.score_bias,
+        "RoPE scaling must be YaRN without attention_factor, or none": rope.llama3 is not None
         or rope.linear != 1.0
         or (rope.yarn is not None and rope.yarn.attention_factor),
     }
     if found := [text for text, holds in problems.items() if holds]:
         raise ConfigError(
-            f"not a DeepSeek layout: {found[0]}", where="config", remedy="Keep such a model as a run directory."
+            f"the model does not have DeepSeek's layout: {found[0]}",
+            where="config",
+            remedy="Keep this model as a run directory.",
         )
     return attention, wide if isinstance(wide, DenseConfig) else None, moe, router, dense
 
 
 def config_to_hf(config: ModelConfig) -> dict[str, Any]:
-    """The `config.json` that DeepSeek's code and transformers read; a model that they cannot express is a `ConfigError`."""
+    """Return the `config.json` that DeepSeek's code and transformers read. Raises ConfigError if they cannot express the model."""
     attention, wide, moe, router, dense = _parts(config)
     v3 = router.score_bias
     method = "noaux_tc" if v3 else "group_limited_greedy" if router.n_group > 1 else "greedy"
     if (router.n_group > 1 and _METHODS[method][0] != router.group_score) or (v3 != (router.scoring_func == "sigmoid")):
         raise ConfigError(
-            f"no published router has scoring_func {router.scoring_func!r}, group_score {router.group_score!r} and score_bias {v3}",
+            f"no published router combines scoring_func {router.scoring_func!r}, group_score {router.group_score!r} and score_bias {v3}",
             where="config",
-            remedy="V3: sigmoid, top2, a bias. V2: softmax, max, no bias.",
+            remedy="V3 uses sigmoid, top2 and a bias; V2 uses softmax, max and no bias.",
         )
     mtp = {"num_nextn_predict_layers": config.num_nextn_predict_layers} if v3 else {}
     return {
@@ -183,17 +190,17 @@ def config_to_hf(config: ModelConfig) -> dict[str, Any]:
 
 
 def to_hf(state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
-    """Our state_dict as published tensors, one for each expert; the prediction modules follow the last layer."""
+    """Convert our state_dict to published tensors, one per expert. MTP modules follow the last layer."""
     return name_map(config).to_hf(state)
 
 
 def from_hf(state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
-    """Published tensors as our state_dict, bit for bit."""
+    """Convert published tensors to our state_dict, bit for bit."""
     return name_map(config).from_hf(state)
 
 
 def name_map(config: ModelConfig) -> NameMap:
-    """Every tensor of a model of this family."""
+    """Return the name map of every tensor in a model of this family."""
     layers = len(config.layers)
     entries, copies = list(ends(config)), tied_head(config)
     head = "embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"
@@ -211,9 +218,14 @@ def name_map(config: ModelConfig) -> NameMap:
 def _block(stage: Stage, ours: str, theirs: str) -> Iterator[NameEntry]:
     attention, ffn = stage.attention, stage.ffn
     if not isinstance(attention, MLAConfig) or not isinstance(ffn, DenseConfig | MoEConfig):
-        raise ConfigError(f"{ours} is {attention.kind} and {ffn.kind}, not DeepSeek's", where="config")
+        raise ConfigError(
+            f"{ours} has attention '{attention.kind}' and network '{ffn.kind}', which DeepSeek's layout does not have",
+            where="config",
+        )
     if stage.block != PreNormConfig():
-        raise ConfigError(f"{ours} is a block of kind {stage.block.kind}, not DeepSeek's", where="config")
+        raise ConfigError(
+            f"{ours} has block kind '{stage.block.kind}', which DeepSeek's layout does not have", where="config"
+        )
     yield from norms(ours, theirs)
     query = ["q_a_proj", "q_a_layernorm", "q_b_proj"] if attention.q_lora_rank else ["q_proj"]
     for name in [*query, "kv_a_proj_with_mqa", "kv_a_layernorm", "kv_b_proj", "o_proj"]:
@@ -222,7 +234,9 @@ def _block(stage: Stage, ours: str, theirs: str) -> Iterator[NameEntry]:
         yield from swiglu(f"{ours}.ffn", f"{theirs}.mlp")
         return
     if not isinstance(ffn.router, GroupedTopKConfig):
-        raise ConfigError(f"{ours} has a router of kind {ffn.router.kind}, not DeepSeek's", where="config")
+        raise ConfigError(
+            f"{ours} has router kind '{ffn.router.kind}', which DeepSeek's layout does not have", where="config"
+        )
     if ffn.router.score_bias:
         name = "e_score_correction_bias"
         yield NameEntry(f"{ours}.ffn.router.{name}", (f"{theirs}.mlp.gate.{name}",))

@@ -1,4 +1,4 @@
-"""Checkpoint families by name, and the family that can hold a model."""
+"""Find a checkpoint family by its name, or the family that can express a model."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from rorqual.model.load.names import NameMap
 
 @dataclass(frozen=True)
 class CheckpointFamily:
-    """How models of one kind are published: `model_types` of its `config.json`, and both directions.
+    """The published format of one family of models: its `model_types` and conversions in both directions.
 
-    `config_from_hf(data, where)`: a `config.json` as ours. `config_to_hf(config)`: ours as a `config.json`.
-    `name_map(config)`: every tensor of a model. Each raises a `ConfigError` for what the family cannot express.
+    `config_from_hf(data, where)` converts a `config.json` to ours, and `config_to_hf(config)` ours to a `config.json`.
+    `name_map(config)` covers every tensor. Each raises ConfigError for what the family cannot express.
     """
 
     model_types: tuple[str, ...]
@@ -35,30 +35,30 @@ FAMILIES = (
     CheckpointFamily(("qwen2",), qwen2.config_from_hf, qwen2.config_to_hf, qwen2.name_map),
     CheckpointFamily(("llama",), llama.config_from_hf, llama.config_to_hf, llama.name_map),
 )
-"""In the order in which `family_for` asks them."""
+"""All families, in the order in which `family_for` tries them."""
 
 
 def known_types() -> tuple[str, ...]:
-    """Every `model_type` that can be read."""
+    """Return every `model_type` that can be read."""
     return tuple(sorted(name for family in FAMILIES for name in family.model_types))
 
 
 def family_of(model_type: str, where: str) -> CheckpointFamily:
-    """The family whose `config.json` says `model_type`; an unknown one is a `ConfigError` that names the known ones."""
+    """Return the family of a `config.json`'s `model_type`. Raises ConfigError listing the known types if it is unknown."""
     for family in FAMILIES:
         if model_type in family.model_types:
             return family
     near = nearest(model_type, known_types())
     names = ", ".join(known_types())
     raise ConfigError(
-        f"unknown model_type '{model_type}'; known are {names}",
+        f"unknown model_type '{model_type}'; supported: {names}",
         where=where,
-        remedy=near if near.startswith("Did") else "Models of other architectures cannot be read.",
+        remedy=near if near.startswith("Did") else "Other architectures are not supported.",
     )
 
 
 def family_for(config: ModelConfig) -> CheckpointFamily:
-    """The family that can express a model; where none can, a `ConfigError` with each one's reason."""
+    """Return the first family that can express a model. Raises ConfigError with each family's reason if none can."""
     reasons = []
     for family in FAMILIES:
         try:
@@ -70,5 +70,5 @@ def family_for(config: ModelConfig) -> CheckpointFamily:
     raise ConfigError(
         f"no published family can express this model: {'; '.join(reasons)}",
         where="config",
-        remedy="Keep such a model as a run directory.",
+        remedy="Keep this model as a run directory.",
     )

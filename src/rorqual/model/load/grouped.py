@@ -1,4 +1,4 @@
-"""What the families of grouped-query attention share (Llama, Qwen2, Qwen3): keys of `config.json`, and names."""
+"""Shared `config.json` keys and tensor names of the families with grouped-query attention (Llama, Qwen2, Qwen3)."""
 
 from __future__ import annotations
 
@@ -16,13 +16,17 @@ from rorqual.model.load.names import NameEntry, NameMap
 
 
 def attention_from_hf(keys: ConfigKeys, *, head_dim: int = 0, **kind: bool) -> GQAConfig:
-    """`head_dim` 0: where the key is absent it is `hidden_size` / heads. `kind`: norms and biases, as the family has them."""
+    """Return the attention of a `config.json`.
+
+    `head_dim` is the default for an absent key; 0 means `hidden_size` / heads. `kind` sets the family's norms and
+    biases.
+    """
     heads, hidden = keys.integer("num_attention_heads"), keys.integer("hidden_size")
     if not (wide := keys.take("head_dim", None) or head_dim):
         wide, rest = divmod(hidden, max(heads, 1))
         if rest:
             raise ConfigError(
-                f"key 'hidden_size' is {hidden}, no multiple of num_attention_heads {heads}, and there is no 'head_dim'",
+                f"'head_dim' is missing and 'hidden_size' {hidden} is not a multiple of 'num_attention_heads' {heads}",
                 where=keys.where,
             )
     attention = keys.build(
@@ -40,24 +44,24 @@ def attention_from_hf(keys: ConfigKeys, *, head_dim: int = 0, **kind: bool) -> G
 def _without_mscale(attention: GQAConfig, where: str) -> None:
     yarn = attention.rope.yarn
     if yarn is not None and yarn.mscale_all_dim:
-        # DeepSeek's models scale the softmax by it, transformers' Llama and Qwen do not: who wrote it means one of them.
+        # DeepSeek's models scale the softmax by it, transformers' Llama and Qwen do not: the intended meaning is unknown.
         raise ConfigError(
-            f"rope scaling 'yarn' with mscale_all_dim {yarn.mscale_all_dim} outside DeepSeek's own models",
+            f"RoPE scaling 'yarn' sets mscale_all_dim {yarn.mscale_all_dim}, which is supported only for DeepSeek models",
             where=where,
-            remedy="Write its effect as 'attention_factor'.",
+            remedy="Express its effect as 'attention_factor'.",
         )
 
 
 def no_sliding_window(keys: ConfigKeys, layers: int) -> None:
-    """Qwen's keys for attention to a window, which no published model that is read here uses."""
+    """Refuse Qwen's sliding-window attention, which no supported published model uses."""
     keys.expect("use_sliding_window", False)
-    keys.take("sliding_window", None)  # without meaning where use_sliding_window is false
+    keys.take("sliding_window", None)  # ignored if use_sliding_window is false
     keys.take("max_window_layers", None)
     keys.expect("layer_types", None, ["full_attention"] * layers)
 
 
 def model_from_hf(keys: ConfigKeys, stages: Sequence[Stage]) -> ModelConfig:
-    """The rest of the file; a key that nobody took is refused."""
+    """Read the remaining keys into a ModelConfig. Raises ConfigError if a key is left unread."""
     config = keys.build(
         ModelConfig,
         vocab_size=keys.take("vocab_size"),
@@ -73,7 +77,7 @@ def model_from_hf(keys: ConfigKeys, stages: Sequence[Stage]) -> ModelConfig:
 
 
 def attention_of(config: ModelConfig, layout: str, fits: Callable[[GQAConfig], bool]) -> GQAConfig:
-    """The one attention of all layers, where it `fits`; else a `ConfigError` that says the family's `layout`."""
+    """Return the attention that all layers share and that `fits`. Otherwise raises ConfigError describing the `layout`."""
     attention = config.stages[0].attention
     if (
         not isinstance(attention, GQAConfig)
@@ -81,21 +85,21 @@ def attention_of(config: ModelConfig, layout: str, fits: Callable[[GQAConfig], b
         or any(stage.attention != attention or stage.block != PreNormConfig() for stage in config.stages)
         or config.num_nextn_predict_layers
     ):
-        raise ConfigError(f"not a {layout}", where="config", remedy="Keep such a model as a run directory.")
+        raise ConfigError(f"not a {layout}", where="config", remedy="Keep this model as a run directory.")
     _without_mscale(attention, "config")
     return attention
 
 
 def dense_of(config: ModelConfig, layout: str) -> DenseConfig:
-    """The one dense network of all layers."""
+    """Return the dense network that all layers share. Otherwise raises ConfigError describing the `layout`."""
     ffn = config.stages[0].ffn
     if not isinstance(ffn, DenseConfig) or any(stage.ffn != ffn for stage in config.stages):
-        raise ConfigError(f"not a {layout}", where="config", remedy="Keep such a model as a run directory.")
+        raise ConfigError(f"not a {layout}", where="config", remedy="Keep this model as a run directory.")
     return ffn
 
 
 def common_to_hf(config: ModelConfig, attention: GQAConfig, model_type: str, architecture: str) -> dict[str, Any]:
-    """The keys that all of these families have, but for the feed-forward network's."""
+    """Return the `config.json` keys common to these families, without those of the feed-forward network."""
     return {
         "architectures": [architecture],
         "model_type": model_type,
@@ -113,7 +117,7 @@ def common_to_hf(config: ModelConfig, attention: GQAConfig, model_type: str, arc
 
 
 def name_map(config: ModelConfig, feed_forward: Callable[[Stage, str, str], Iterator[NameEntry]]) -> NameMap:
-    """Every tensor; `feed_forward` gives those of one layer's network by its stage, our prefix and theirs."""
+    """Return the name map of every tensor. `feed_forward` maps one layer's network, given its stage, our and the published prefix."""
     entries = list(ends(config))
     for index, stage in enumerate(config.layers):
         ours, theirs = f"layers.{index}", f"model.layers.{index}"
@@ -125,7 +129,7 @@ def name_map(config: ModelConfig, feed_forward: Callable[[Stage, str, str], Iter
 
 
 def dense_names(_: Stage, ours: str, theirs: str) -> Iterator[NameEntry]:
-    """A `feed_forward` of `name_map` where every layer is dense."""
+    """A `feed_forward` for `name_map` if every layer is dense."""
     return swiglu(ours, theirs)
 
 

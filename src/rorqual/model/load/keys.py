@@ -1,4 +1,4 @@
-"""Reading a published `config.json` strictly: a key that could change the function and is not understood is refused."""
+"""Strict reading of a published `config.json`: refuse every key that could change the model's function and is not understood."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ C = TypeVar("C", bound=Config)
 
 
 class ConfigKeys:
-    """The keys of a `config.json`; what nobody took is refused at `end`."""
+    """Reader of a `config.json` that tracks which keys were read. `end` refuses the rest."""
 
     def __init__(self, data: Mapping[str, Any], where: str) -> None:
         self.where = where
@@ -68,7 +68,7 @@ class ConfigKeys:
         self._taken: set[str] = set()
 
     def take(self, key: str, default: Any = _MISSING) -> Any:
-        """The value; without a default a missing key is an error."""
+        """Return the value of `key`. Raises ConfigError if it is missing and has no default."""
         self._taken.add(key)
         value = self._data.get(key, default)
         if value is _MISSING:
@@ -76,47 +76,47 @@ class ConfigKeys:
         return value
 
     def integer(self, key: str, default: Any = _MISSING) -> int:
-        """A whole number."""
+        """Return the value of `key`, which must be an integer."""
         value = self.take(key, default)
         if not isinstance(value, int) or isinstance(value, bool):
-            raise ConfigError(f"key '{key}' is {value!r}, not a whole number", where=self.where)
+            raise ConfigError(f"key '{key}' is {value!r}, not an integer", where=self.where)
         return value
 
     def layers(self) -> int:
-        """`num_hidden_layers`; a number beyond any model is refused before anything is made of that length."""
+        """Return `num_hidden_layers`. An absurd number is refused before anything of that length is allocated."""
         value = self.integer("num_hidden_layers")
         if not 1 <= value <= MOST_LAYERS:
-            raise ConfigError(f"key 'num_hidden_layers' is {value}, not 1 to {MOST_LAYERS}", where=self.where)
+            raise ConfigError(f"key 'num_hidden_layers' is {value}; it must be 1 to {MOST_LAYERS}", where=self.where)
         return value
 
     def mapping(self, key: str) -> Mapping[str, Any]:
-        """Keys below a key; absent or null: none."""
+        """Return the mapping under `key`, empty if it is absent or null."""
         value = self.take(key, None)
         if value is not None and not isinstance(value, Mapping):
-            raise ConfigError(f"key '{key}' is {value!r}, not keys and values", where=self.where)
+            raise ConfigError(f"key '{key}' is {value!r}, not an object", where=self.where)
         return value or {}
 
     def build(self, cls: type[C], **fields: Any) -> C:
-        """`cls` of these fields; a value that does not fit is a `ConfigError` of this file."""
+        """Build `cls` from these fields. Raises ConfigError naming this file if a value is invalid."""
         return parse(cls, fields, where=self.where)
 
     def expect(self, key: str, *allowed: Any) -> None:
-        """Refuse a key whose value is none of `allowed`; absent is fine."""
+        """Refuse a value that is not in `allowed`. The key may be absent."""
         value = self.take(key, allowed[0])
         if value not in allowed:
             raise ConfigError(
-                f"key '{key}' is {value!r}, but only {' or '.join(map(repr, allowed))} is supported", where=self.where
+                f"key '{key}' is {value!r}; only {' or '.join(map(repr, allowed))} is supported", where=self.where
             )
 
     def family(self, model_type: str, architecture: str) -> None:
-        """`model_type` and `architectures` must name one model, and weights may be FP8 in blocks of 128 x 128, or plain."""
+        """Check that `model_type` and `architectures` name this model and that weights are plain or FP8 in 128 x 128 blocks."""
         self.expect("model_type", model_type)
         names = self.take("architectures", None) or [architecture]
         if names != [architecture]:
             raise ConfigError(
-                f"key 'architectures' is {names}, but a '{model_type}' that continues text is {architecture}",
+                f"key 'architectures' is {names}; the causal language model of '{model_type}' is {architecture}",
                 where=self.where,
-                remedy="Models with another head cannot be read.",
+                remedy="Models with other heads are not supported.",
             )
         quantization(self.mapping("quantization_config"), self.where)
 
@@ -126,9 +126,9 @@ class ConfigKeys:
         allowed: Sequence[str] = ("yarn", "llama3", "linear"),
         without: Sequence[str] = (),
     ) -> Rope:
-        """From `rope_theta` and `rope_scaling` (as published) or `rope_parameters` (transformers 5).
+        """Return the RoPE of `rope_theta` and `rope_scaling` (published files) or `rope_parameters` (transformers 5).
 
-        `allowed` are the extensions that the family has, `without` the keys of them that it has not.
+        `allowed` lists the scaling kinds of the family, and `without` the keys that the family does not support.
         """
         self.expect("partial_rotary_factor", 1.0, None)
         scaling: dict[str, Any] = {}
@@ -147,7 +147,7 @@ class ConfigKeys:
         if kind not in allowed or (unknown := sorted(set(scaling) - understood)):
             known = "', '".join(("default", *allowed))
             what = f"with {unknown or sorted(scaling)} " if kind in allowed else ""
-            raise ConfigError(f"rope scaling '{kind}' {what}is not supported: only '{known}' are", where=self.where)
+            raise ConfigError(f"RoPE scaling '{kind}' {what}is not supported; supported: '{known}'", where=self.where)
         self._agree("rope_scaling.truncate", scaling.pop("truncate", True), True)
         if kind == "linear":
             return self.build(Rope, theta=theta, linear=scaling.get("factor"))
@@ -155,25 +155,23 @@ class ConfigKeys:
 
     def _agree(self, key: str, value: Any, other: Any) -> None:
         if value != other:
-            raise ConfigError(
-                f"key '{key}' is {value!r}, but it must be {other!r} to agree with the rest", where=self.where
-            )
+            raise ConfigError(f"key '{key}' is {value!r}, but the other keys require {other!r}", where=self.where)
 
     def end(self) -> None:
-        """Refuse whatever was not taken."""
+        """Refuse all keys that were not read."""
         for key in sorted(self._data.keys() - self._taken - HARMLESS):
             raise ConfigError(
                 f"unknown key '{key}'",
                 where=self.where,
-                remedy=f"{nearest(key, self._taken)} Remove it if it does not change the model's function.",
+                remedy=f"{nearest(key, self._taken)} Remove the key if it does not change the model's function.",
             )
 
 
 def rope_to_hf(rope: Rope) -> dict[str, Any]:
-    """`rope_theta` and `rope_scaling`, as checkpoints publish them."""
+    """Return `rope_theta` and `rope_scaling` as published checkpoints write them."""
     scaling: dict[str, Any] | None = None
     if rope.yarn is not None:
-        # 0 means "not said" here, and 0 to those who read the file.
+        # Rorqual's 0 means "not set", but readers of the file would use the value 0.
         unsaid = {"attention_factor"} if not rope.yarn.attention_factor else set()
         scaling = {"type": "yarn", **rope.yarn.model_dump(exclude=unsaid)}
     elif rope.llama3 is not None:
@@ -184,9 +182,10 @@ def rope_to_hf(rope: Rope) -> dict[str, Any]:
 
 
 def quantization(data: Mapping[str, Any], where: str) -> bool:
-    """Whether a `quantization_config` (empty: none) says FP8 in blocks of 128 x 128 (V3's and V3.1's); any other is a `ConfigError`.
+    """Return True if `quantization_config` says FP8 in 128 x 128 blocks (V3, V3.1), and False if it is empty.
 
-    Which tensors are FP8 is not read from it: those that have scales beside them.
+    Raises ConfigError for any other. Which tensors are FP8 follows from the scales stored with them, not from this
+    config.
     """
     if not data:
         return False
@@ -195,7 +194,7 @@ def quantization(data: Mapping[str, Any], where: str) -> bool:
             continue
         if key not in _FP8 or value not in _FP8[key]:
             raise ConfigError(
-                f"key 'quantization_config.{key}' is {value!r}: of quantised weights only FP8 in blocks of 128 x 128 are read",
+                f"key 'quantization_config.{key}' is {value!r}: FP8 in 128 x 128 blocks is the only supported quantization",
                 where=where,
                 remedy="Use the model's unquantised weights.",
             )
@@ -205,7 +204,7 @@ def quantization(data: Mapping[str, Any], where: str) -> bool:
 
 
 def quantization_to_hf(*, power_of_two: bool) -> dict[str, Any]:
-    """The `quantization_config` of FP8 weights in blocks of 128 x 128; `power_of_two`: so are the scales (V3.1)."""
+    """Return the `quantization_config` of FP8 weights in 128 x 128 blocks. `power_of_two` declares power-of-two scales (V3.1)."""
     scales = {"scale_fmt": "ue8m0"} if power_of_two else {}
     fp8 = {"activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8", "weight_block_size": [128, 128]}
     return {"quantization_config": fp8 | scales}

@@ -1,4 +1,7 @@
-"""Llama 2 to 3.3, and what has their architecture (SmolLM2, R1's distillations): `config.json` and names, both ways."""
+"""Llama 2 to 3.3 and models with their architecture (SmolLM2, R1's distillations).
+
+Converts `config.json` and tensor names in both directions.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +16,13 @@ from rorqual.model.load.keys import ConfigKeys
 from rorqual.model.load.names import NameMap
 
 LAYOUT = (
-    "Llama layout: every layer is grouped-query attention without norms on q and k, with biases on all four products"
+    "Llama layout: every layer has grouped-query attention without norms on q and k, biases on all four projections"
     " or on none, and one dense network"
 )
 
 
 def config_from_hf(data: Mapping[str, Any], where: str = "config.json") -> ModelConfig:
-    """A published or saved `config.json` as ours; what this model cannot express is a `ConfigError` naming the key."""
+    """Convert a `config.json` to a ModelConfig. Raises ConfigError naming the key if this model cannot express it."""
     keys = ConfigKeys(data, where)
     keys.family("llama", "LlamaForCausalLM")
     keys.expect("hidden_act", "silu")
@@ -38,7 +41,7 @@ def _fits(attention: GQAConfig) -> bool:
 
 
 def config_to_hf(config: ModelConfig) -> dict[str, Any]:
-    """The `config.json` that transformers reads; a model that it cannot express is a `ConfigError`."""
+    """Return the `config.json` that transformers reads. Raises ConfigError if it cannot express the model."""
     attention, ffn = grouped.attention_of(config, LAYOUT, _fits), grouped.dense_of(config, LAYOUT)
     common = grouped.common_to_hf(config, attention, "llama", "LlamaForCausalLM")
     bias = {"attention_bias": attention.attention_bias, "mlp_bias": False}
@@ -46,7 +49,7 @@ def config_to_hf(config: ModelConfig) -> dict[str, Any]:
 
 
 def name_map(config: ModelConfig) -> NameMap:
-    """Every tensor of a model of this family."""
+    """Return the name map of every tensor in a model of this family."""
     grouped.attention_of(config, LAYOUT, _fits)
     grouped.dense_of(config, LAYOUT)
     return grouped.name_map(config, grouped.dense_names)

@@ -1,4 +1,7 @@
-"""Qwen2 and Qwen2.5 (biases on q, k and v), and R1's distillations into them: `config.json` and tensor names, both ways."""
+"""Qwen2 and Qwen2.5 (biases on q, k and v), and R1's distillations into them.
+
+Converts `config.json` and tensor names in both directions.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +15,11 @@ from rorqual.model.load import grouped
 from rorqual.model.load.keys import ConfigKeys
 from rorqual.model.load.names import NameMap
 
-LAYOUT = "Qwen2 layout: every layer is grouped-query attention with biases on q, k and v and no norms on them, and one dense network"
+LAYOUT = "Qwen2 layout: every layer has grouped-query attention with biases but no norms on q, k and v, and one dense network"
 
 
 def config_from_hf(data: Mapping[str, Any], where: str = "config.json") -> ModelConfig:
-    """A published or saved `config.json` as ours; what this model cannot express is a `ConfigError` naming the key."""
+    """Convert a `config.json` to a ModelConfig. Raises ConfigError naming the key if this model cannot express it."""
     keys = ConfigKeys(data, where)
     keys.family("qwen2", "Qwen2ForCausalLM")
     keys.expect("hidden_act", "silu")
@@ -33,16 +36,16 @@ def _fits(attention: GQAConfig) -> bool:
 
 
 def config_to_hf(config: ModelConfig) -> dict[str, Any]:
-    """The `config.json` that transformers reads; a model that it cannot express is a `ConfigError`."""
+    """Return the `config.json` that transformers reads. Raises ConfigError if it cannot express the model."""
     attention, ffn = grouped.attention_of(config, LAYOUT, _fits), grouped.dense_of(config, LAYOUT)
     common = grouped.common_to_hf(config, attention, "qwen2", "Qwen2ForCausalLM")
     if attention.head_dim * attention.num_attention_heads == config.hidden_size:
-        del common["head_dim"]  # published files have none
+        del common["head_dim"]  # published files omit it
     return common | {"intermediate_size": ffn.intermediate_size, "use_sliding_window": False}
 
 
 def name_map(config: ModelConfig) -> NameMap:
-    """Every tensor of a model of this family."""
+    """Return the name map of every tensor in a model of this family."""
     grouped.attention_of(config, LAYOUT, _fits)
     grouped.dense_of(config, LAYOUT)
     return grouped.name_map(config, grouped.dense_names)

@@ -1,4 +1,4 @@
-"""Qwen3, dense: `config.json` and tensor names, both ways."""
+"""Dense Qwen3: convert `config.json` and tensor names in both directions."""
 
 from __future__ import annotations
 
@@ -14,13 +14,11 @@ from rorqual.model.load import grouped
 from rorqual.model.load.keys import ConfigKeys
 from rorqual.model.load.names import NameMap
 
-LAYOUT = (
-    "Qwen3 layout: every layer is grouped-query attention with norms on q and k, without biases, and one dense network"
-)
+LAYOUT = "Qwen3 layout: every layer has grouped-query attention with norms on q and k, no biases, and one dense network"
 
 
 def config_from_hf(data: Mapping[str, Any], where: str = "config.json") -> ModelConfig:
-    """A published or saved `config.json` as ours; what this model cannot express is a `ConfigError` naming the key."""
+    """Convert a `config.json` to a ModelConfig. Raises ConfigError naming the key if this model cannot express it."""
     keys = ConfigKeys(data, where)
     keys.family("qwen3", "Qwen3ForCausalLM")
     keys.expect("hidden_act", "silu")
@@ -33,12 +31,12 @@ def config_from_hf(data: Mapping[str, Any], where: str = "config.json") -> Model
 
 
 def fits(attention: GQAConfig) -> bool:
-    """Qwen3's attention, dense or with experts."""
+    """Return True for Qwen3's attention, which the dense and the MoE models share."""
     return attention.qk_norm and not attention.attention_bias and not attention.output_bias
 
 
 def config_to_hf(config: ModelConfig) -> dict[str, Any]:
-    """The `config.json` that transformers reads; a model that it cannot express is a `ConfigError`."""
+    """Return the `config.json` that transformers reads. Raises ConfigError if it cannot express the model."""
     attention, ffn = grouped.attention_of(config, LAYOUT, fits), grouped.dense_of(config, LAYOUT)
     common = grouped.common_to_hf(config, attention, "qwen3", "Qwen3ForCausalLM")
     own = {"intermediate_size": ffn.intermediate_size, "attention_bias": False, "use_sliding_window": False}
@@ -46,17 +44,17 @@ def config_to_hf(config: ModelConfig) -> dict[str, Any]:
 
 
 def to_hf(state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
-    """Our state_dict as published tensors."""
+    """Convert our state_dict to published tensors."""
     return name_map(config).to_hf(state)
 
 
 def from_hf(state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
-    """Published tensors as our state_dict, bit for bit."""
+    """Convert published tensors to our state_dict, bit for bit."""
     return name_map(config).from_hf(state)
 
 
 def name_map(config: ModelConfig) -> NameMap:
-    """Every tensor of a model of this family."""
+    """Return the name map of every tensor in a model of this family."""
     grouped.attention_of(config, LAYOUT, fits)
     grouped.dense_of(config, LAYOUT)
     return grouped.name_map(config, grouped.dense_names)

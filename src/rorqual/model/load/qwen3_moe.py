@@ -1,6 +1,6 @@
-"""Qwen3 with experts (30B-A3B, 235B-A22B): `config.json` and tensor names, both ways.
+"""Qwen3 MoE (30B-A3B, 235B-A22B): convert `config.json` and tensor names in both directions.
 
-The router is a softmax over all experts, without a bias, groups or shared experts (Qwen3 report, section 2).
+The router is a softmax over all experts, without bias or groups; there are no shared experts (Qwen3 report, section 2).
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from rorqual.model.load.names import NameEntry, NameMap
 from rorqual.model.load.qwen3 import fits
 
 LAYOUT = (
-    "Qwen3 layout with experts: every layer is grouped-query attention with norms on q and k, without biases, and one kind"
-    " of experts (softmax, neither groups, shared ones, a bias nor a scale) or one dense network"
+    "Qwen3 MoE layout: every layer has grouped-query attention with norms on q and k, no biases, and one kind of experts"
+    " (softmax router; no groups, shared experts, bias or scale) or one dense network"
 )
 
 
 def config_from_hf(data: Mapping[str, Any], where: str = "config.json") -> ModelConfig:
-    """A published or saved `config.json` as ours; what this model cannot express is a `ConfigError` naming the key."""
+    """Convert a `config.json` to a ModelConfig. Raises ConfigError naming the key if this model cannot express it."""
     keys = ConfigKeys(data, where)
     keys.family("qwen3_moe", "Qwen3MoeForCausalLM")
     keys.expect("hidden_act", "silu")
@@ -36,7 +36,7 @@ def config_from_hf(data: Mapping[str, Any], where: str = "config.json") -> Model
     grouped.no_sliding_window(keys, layers)
     attention = grouped.attention_from_hf(keys, qk_norm=True)
     experts = keys.take("num_experts", None)
-    local = keys.take("num_local_experts", None)  # transformers 5 writes one for the other
+    local = keys.take("num_local_experts", None)  # transformers 5 writes this key instead
     if None not in (experts, local) and experts != local:
         raise ConfigError(f"key 'num_experts' is {experts}, but 'num_local_experts' is {local}", where=where)
     router = keys.build(
@@ -54,11 +54,15 @@ def config_from_hf(data: Mapping[str, Any], where: str = "config.json") -> Model
 
 
 def _stages(keys: ConfigKeys, attention: GQAConfig, moe: MoEConfig, wide: DenseConfig, layers: int) -> list[Stage]:
-    """A layer has experts where its number, counted from 1, is a multiple of `decoder_sparse_step` and it is not listed."""
+    """Return the stages.
+
+    A layer has experts if its number, counted from 1, is a multiple of `decoder_sparse_step` and `mlp_only_layers` does
+    not list its index.
+    """
     step, listed = keys.integer("decoder_sparse_step", 1), keys.take("mlp_only_layers", None) or []
     if step < 1 or any(layer not in range(layers) for layer in listed):
         raise ConfigError(
-            f"keys 'decoder_sparse_step' {step} and 'mlp_only_layers' {listed} do not fit {layers} layers",
+            f"'decoder_sparse_step' {step} or 'mlp_only_layers' {listed} is out of range for {layers} layers",
             where=keys.where,
         )
     dense = [index in listed or bool((index + 1) % step) for index in range(layers)]
@@ -71,7 +75,7 @@ def _stages(keys: ConfigKeys, attention: GQAConfig, moe: MoEConfig, wide: DenseC
 def _parts(
     config: ModelConfig,
 ) -> tuple[GQAConfig, MoEConfig, GroupedTopKConfig, DenseConfig | None, Sequence[int]]:
-    """Attention, experts, their router, the dense network (None: no dense layer) and the indices of the dense layers."""
+    """Return the attention, experts, router, dense network (None if no layer is dense) and indices of the dense layers."""
     attention = grouped.attention_of(config, LAYOUT, fits)
     kinds = [stage.ffn for stage in config.layers]
     dense = [index for index, ffn in enumerate(kinds) if isinstance(ffn, DenseConfig)]
@@ -88,12 +92,12 @@ def _parts(
         or router.score_bias
         or router.routed_scaling_factor != 1.0
     ):
-        raise ConfigError(f"not a {LAYOUT}", where="config", remedy="Keep such a model as a run directory.")
+        raise ConfigError(f"not a {LAYOUT}", where="config", remedy="Keep this model as a run directory.")
     return attention, moe, router, wide, dense
 
 
 def config_to_hf(config: ModelConfig) -> dict[str, Any]:
-    """The `config.json` that transformers reads; a model that it cannot express is a `ConfigError`."""
+    """Return the `config.json` that transformers reads. Raises ConfigError if it cannot express the model."""
     attention, moe, router, wide, dense = _parts(config)
     common = grouped.common_to_hf(config, attention, "qwen3_moe", "Qwen3MoeForCausalLM")
     return common | {
@@ -109,7 +113,7 @@ def config_to_hf(config: ModelConfig) -> dict[str, Any]:
 
 
 def name_map(config: ModelConfig) -> NameMap:
-    """Every tensor of a model of this family."""
+    """Return the name map of every tensor in a model of this family."""
     _parts(config)
     return grouped.name_map(config, _feed_forward)
 

@@ -1,4 +1,7 @@
-"""Weights of a run directory: `model.safetensors` in each checkpoint, the model's config under `model` in `run.yaml`."""
+"""Load the weights of a run directory.
+
+Each checkpoint has `model.safetensors`; `run.yaml` holds the model's config under `model`.
+"""
 
 from __future__ import annotations
 
@@ -24,31 +27,30 @@ from rorqual.ops.backends import TORCH, Backend
 from rorqual.ops.quant import dequantize_blocks
 
 FP8 = "F8_E4M3"
-"""What safetensors calls torch.float8_e4m3fn."""
+"""The safetensors name of torch.float8_e4m3fn."""
 
 
 def read_section(run: RunDir, key: str) -> Any:
-    """One key of `run.yaml`; an error names the file and the key."""
+    """Return one key of `run.yaml`. The error for a missing key names the file and the key."""
     data = run.config()
     if key not in data:
         raise CheckpointError(
-            f"key '{key}' is missing", where=str(run.config_file), remedy="Restore the file or repeat the run."
+            f"key '{key}' is missing", where=str(run.config_file), remedy="Restore the file, or repeat the run."
         )
     return data[key]
 
 
 def read_model_config(run: RunDir) -> ModelConfig:
-    """The model that a run directory holds."""
+    """Return the config of the model in a run directory."""
     return parse(ModelConfig, read_section(run, "model"), where=f"{run.config_file} (model)")
 
 
 @torch.no_grad()
 def load_weights(model: Decoder, checkpoint: Path) -> None:
-    """Fill `model` from a checkpoint folder, one tensor after another, each in the type that the model's has.
+    """Fill `model` from a checkpoint folder, one tensor at a time. Each tensor is cast to the model's type.
 
-    FP8 tensors, beside which their scales stand, are multiplied out. Names of older runs are read (`older_names`); other ones, and other
-    shapes, are an error that lists them.
-    A checkpoint that holds an adapter alone: its base's weights, and the adapter merged into them.
+    FP8 tensors are dequantized with their scales. Older names are accepted (`older_names`). Raises CheckpointError
+    listing other names and shapes that differ. For an adapter checkpoint, load the base and merge the adapter into it.
     """
     whole, adapters = unfold(checkpoint)
     file = whole / WEIGHTS_FILE
@@ -57,7 +59,7 @@ def load_weights(model: Decoder, checkpoint: Path) -> None:
         with safe_open(file, framework="pt") as stored:
             older = older_names(wanted)
             names = stored.keys()
-            there = {older.get(name, name): name for name in names}  # our name -> the file's
+            there = {older.get(name, name): name for name in names}  # our name -> name in the file
             entries = _check_headers(stored, there, wanted, model.config, str(file))
             for name, tensor in wanted.items():
                 if name in entries:
@@ -73,7 +75,10 @@ def load_weights(model: Decoder, checkpoint: Path) -> None:
 def _check_headers(
     stored: Any, there: Mapping[str, str], wanted: dict[str, Tensor], config: ModelConfig, where: str
 ) -> dict[str, NameEntry]:
-    """Refuse a file by its header, its names by ours in `there`; return how the tensors that are FP8 are made, by name."""
+    """Refuse a file whose header does not match the model. Return the name entries of its FP8 tensors, by name.
+
+    `there` maps our names to the file's.
+    """
     slices = {ours: stored.get_slice(name) for ours, name in there.items()}
     shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
     scales = {name for name in shapes if name.endswith(SCALE) and name.removesuffix(SCALE) in wanted}
@@ -89,7 +94,7 @@ def _check_headers(
             raise CheckpointError(
                 f"{name} is {slices[name].get_dtype()} {'with' if name in entries else 'without'} scales ({name}{SCALE})",
                 where=where,
-                remedy="FP8 tensors have scales, and no others do: import the model again.",
+                remedy="FP8 tensors must have scales, and others must not. Import the model again.",
             )
     return entries
 
@@ -102,33 +107,36 @@ def _dequantize(entry: NameEntry, weight: Tensor, scale: Tensor, out: Tensor) ->
 
 
 def check_names(state: dict[str, Tensor], wanted: dict[str, Tensor], *, where: str) -> None:
-    """Refuse missing, left-over and misshapen tensors, all of them listed."""
+    """Raise CheckpointError listing all missing, unexpected and misshapen tensors."""
     shapes, expected = ({name: tuple(tensor.shape) for name, tensor in side.items()} for side in (state, wanted))
     _check_shapes(shapes, expected, where)
 
 
 def _check_shapes(shapes: Mapping[str, Shape], wanted: Mapping[str, Shape], where: str) -> None:
     problems = [f"missing {name}" for name in wanted if name not in shapes]
-    problems += [f"left over {name}" for name in shapes if name not in wanted]
+    problems += [f"unexpected {name}" for name in shapes if name not in wanted]
     problems += [
-        f"{name} is {shapes[name]}, the model has {shape}"
+        f"{name} has shape {shapes[name]}, the model needs {shape}"
         for name, shape in wanted.items()
         if name in shapes and shapes[name] != shape
     ]
     if problems:
         shown = "; ".join(problems[:12]) + (f"; and {len(problems) - 12} more" if len(problems) > 12 else "")
         raise CheckpointError(
-            f"a checkpoint of another shape: {shown}",
+            f"the checkpoint does not match the model: {shown}",
             where=where,
             remedy="Use the config that the weights were trained with.",
         )
 
 
 def load_run(run: RunDir, *, device: str = "cpu", dtype: torch.dtype = torch.float32, ops: Backend = TORCH) -> Decoder:
-    """The model of a run's newest whole checkpoint, ready to use. It is held once, in `dtype`, in whatever type it is stored."""
+    """Return the model of a run's newest whole checkpoint, ready to use.
+
+    It holds one copy of the weights, in `dtype`, whatever type they are stored in.
+    """
     checkpoint = run.checkpoint()
     model = skeleton(read_model_config(run), ops)
-    held = dtype if adapter_of(checkpoint) is None else torch.float32  # an adapter is added first and rounded then
+    held = dtype if adapter_of(checkpoint) is None else torch.float32  # merge an adapter before rounding
     model = model.to(dtype=held).to_empty(device=device)
     load_weights(model, checkpoint)
     return model.to(dtype=dtype)

@@ -1,4 +1,4 @@
-"""Backends: who computes. `backend(name)` finds one; a subclass of `Backend` with a name of its own is found, too, wherever it is defined."""
+"""Compute backends. `backend(name)` finds one by name, including a user's subclass of `Backend` wherever it is defined."""
 
 from __future__ import annotations
 
@@ -20,25 +20,27 @@ REFERENCE, TORCH, TORCH_INVARIANT = Backend(), Torch(), TorchInvariant()
 
 
 def backend(name: str) -> Backend:
-    """The backend called `name`: `reference` is the slow truth, `torch` is proven equal to it, `torch-invariant` is what engines run on;
-    `./mine.py:Class` is a user's, in a file.
+    """Return the backend called `name`.
 
-    Raises ConfigError for an unknown name, for one that two classes have, and for a backend that lays out blocks in one method otherwise than
-    in another.
+    `reference` is the slow reference. `torch` is tested to agree with it. `torch-invariant` is the engines' default.
+    `./mine.py:Class` loads a user's backend from a file.
+
+    Raises ConfigError for an unknown name, a name that two classes share, and a backend whose methods use different
+    block layouts.
     """
     if (placed := in_file(name)) is not None:
         cls = _in_file(*placed)
     else:
         known = _known()
         if name not in known:
-            remedy = nearest(name, known) + " Or ./mine.py:Class."
+            remedy = nearest(name, known) + " A backend of your own is ./mine.py:Class."
             raise ConfigError(f"unknown backend '{name}'", where="backend", remedy=remedy)
         cls = known[name]
-    if (fault := _fault(cls)) is not None:  # type: ignore[arg-type]  # mypy takes a class for no hashable
+    if (fault := _fault(cls)) is not None:  # type: ignore[arg-type]  # mypy does not treat a class as hashable
         raise ConfigError(
-            f"the attention of {cls.__qualname__} contradicts itself: {fault}",
+            f"the attention methods of {cls.__qualname__} disagree about the block layout: {fault}",
             where=f"backend={name}",
-            remedy="Where blocks lie otherwise, override shape, as_blocks, lay_out, read, fill and write together (PagedAttention).",
+            remedy="Override shape, as_blocks, lay_out, read, fill and write of PagedAttention together.",
         )
     return cls()
 
@@ -62,7 +64,7 @@ def arithmetic_of(name: str) -> str:
 
 
 def _known() -> dict[str, type[Backend]]:
-    """By name. Of a class that was defined again, as in a notebook, the newest."""
+    """Return all backends by name. If a class was redefined, as in a notebook, the newest counts."""
     known, classes = dict[str, type[Backend]](), [Backend]
     while classes:
         one = classes.pop(0)
@@ -72,7 +74,7 @@ def _known() -> dict[str, type[Backend]]:
         other = known.get(one.name, one)
         if (one.__module__, one.__qualname__) != (other.__module__, other.__qualname__):
             both = " and ".join(f"{cls.__module__}.{cls.__qualname__}" for cls in (other, one))
-            raise ConfigError(f"two backends are called '{one.name}': {both}", where="backend", remedy="Rename one.")
+            raise ConfigError(f"two backends have the name '{one.name}': {both}", where="backend", remedy="Rename one.")
         known[one.name] = one
     return known
 
@@ -81,10 +83,12 @@ def _known() -> dict[str, type[Backend]]:
 def _in_file(path: Path, name: str) -> type[Backend]:
     found = getattr(import_file(path, ConfigError), name, None)
     if not (isinstance(found, type) and issubclass(found, Backend)):
-        what = f"has no backend '{name}'"
-        raise ConfigError(what, where=str(path), remedy="Write `class Mine(rorqual.ops.backends.Backend)` there.")
+        what = f"the file defines no backend '{name}'"
+        raise ConfigError(what, where=str(path), remedy="Define it as a subclass of `rorqual.ops.backends.Backend`.")
     if "name" not in vars(found):
-        raise ConfigError(f"'{name}' has no name of its own", where=str(path), remedy='Write `name = "mine"` in it.')
+        raise ConfigError(
+            f"backend '{name}' does not set `name`", where=str(path), remedy='Add `name = "mine"` to the class.'
+        )
     return found
 
 

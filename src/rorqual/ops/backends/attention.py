@@ -1,4 +1,4 @@
-"""Attention over a cache in blocks: what a step says of its batch, how a block lies in memory, and who computes."""
+"""Attention over a cache in blocks: the metadata of a step, the layout of blocks, and the computation."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from rorqual.ops.paged import BLOCK, QUERIES, Ints, Selection, Tiles, tiles_of
 from rorqual.ops.rows import LOOSE, Rows
 
 PAD = -1
-"""The slot of a token that fills up a step and is not kept."""
+"""The slot of a padding token, which is not cached."""
 NOBODY = 0
-"""The block that such tokens write to; no sequence has it."""
+"""The block that padding tokens write to. No sequence owns it."""
 PAIRS = 48
-"""Tiles of queries times blocks that attention works on at once: so many scores stay in a processor's cache."""
+"""Pairs of query tiles and blocks that attention processes at once, so that scores stay in a processor's cache."""
 
 
 @dataclass(frozen=True)
 class AttentionMetadata:
-    """Which tokens of a forward belong to which sequence, and where they are kept: arrays of int64 on the host, named as vLLM names them.
+    """The sequences of a forward pass and their places in the cache: int64 arrays on the host, with vLLM's names.
 
-    query_start_loc [sequences + 1]: sequence i brings the tokens query_start_loc[i] up to query_start_loc[i + 1] - 1 of the forward.
-    seq_lens [sequences]: the tokens of each so far, with these. block_table [sequences, blocks or more]: the numbers of its blocks; what
-    stands behind the last that it needs has no meaning. slot_mapping [tokens]: number of a block times `BLOCK` plus the place in it; `PAD`
-    for tokens that fill up, which come last.
+    - `query_start_loc` [sequences + 1]: sequence i has the tokens query_start_loc[i] to query_start_loc[i + 1] - 1.
+    - `seq_lens` [sequences]: the length of each sequence, including these tokens.
+    - `block_table` [sequences, blocks or more]: each sequence's block numbers. Entries past the last needed block are ignored.
+    - `slot_mapping` [tokens]: block number times `BLOCK` plus the offset in the block, or `PAD` for padding tokens, which come last.
     """
 
     query_start_loc: Ints
@@ -40,21 +40,22 @@ class AttentionMetadata:
 
     @property
     def query_lens(self) -> Ints:
-        """[sequences]: the tokens that each brings."""
+        """Number of tokens of each sequence in this forward pass [sequences]."""
         return np.diff(self.query_start_loc)
 
     @property
     def first(self) -> Ints:
-        """[sequences]: the position of the first token that each brings."""
+        """Position of each sequence's first token in this forward pass [sequences]."""
         return self.seq_lens - self.query_lens
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How a `PagedAttention` answers for one forward; every layer reads the same one. A subclass of that may have a plan of its own type.
+    """The precomputed part of a `PagedAttention` for one forward pass, shared by all layers. A subclass may define another plan type.
 
-    pieces: parts of the forward's tokens, one after another, and their tiles; a token of no piece fills up. decode: the block table of the
-    piece, where there is one, in which each sequence brings a single token. rows: of a product, `ops.rows`.
+    - `pieces`: consecutive slices of the tokens with their tiles. Tokens outside all pieces are padding.
+    - `decode`: the block table of the piece whose sequences have a single token each, if any.
+    - `rows`: row limits of a product (`ops.rows`).
     """
 
     metadata: AttentionMetadata
@@ -67,7 +68,10 @@ class Plan:
     _groups: dict[int, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
 
     def places(self, heads: int, every: int = 1) -> Tensor:
-        """[rows * heads]: where this forward's rows of a part go in a pool that is seen as [blocks * heads * BLOCK / every, width]."""
+        """Return where this forward's rows of a part are written [rows * heads].
+
+        The places index a pool viewed as [blocks * heads * BLOCK / every, width].
+        """
         if (heads, every) not in self._places:
             slot = self.metadata.slot_mapping.clip(min=0) if every == 1 else self._completed(every)[1]
             block, offset = np.divmod(slot, BLOCK)
@@ -76,8 +80,10 @@ class Plan:
         return self._places[heads, every]
 
     def groups(self, every: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Of each group of `every` tokens that the forward completes: its block [groups, 1], its offsets there [groups, every], and its last
-        token [groups]."""
+        """Return the groups of `every` tokens that the forward pass completes.
+
+        The result is their blocks [groups, 1], offsets in the block [groups, every] and last tokens [groups].
+        """
         if every not in self._groups:
             last, slot = self._completed(every)
             block, offset = np.divmod(slot, BLOCK)
@@ -86,7 +92,7 @@ class Plan:
         return self._groups[every]
 
     def _completed(self, every: int) -> tuple[Ints, Ints]:
-        """The last token of each group and its slot [groups]; what fills up is token 0, and nobody's."""
+        """Return each group's last token and its slot [groups]. Padding groups use token 0 and the padding block."""
         if every not in self._ends:
             slot = self.metadata.slot_mapping
             found = np.flatnonzero((slot % every == every - 1) & (slot != PAD))
@@ -97,30 +103,36 @@ class Plan:
         return self._ends[every]
 
     def tensor(self, array: Ints) -> Tensor:
-        """The array where the plan's pools are."""
+        """Copy the array to the plan's device."""
         return torch.from_numpy(array).to(self.device)
 
 
 class PagedAttention:
-    """Attention to keys that lie in blocks, by `ops.paged`, with gradients where these are recorded.
+    """Attention over keys in blocks by `ops.paged`, with gradients if these are recorded.
 
-    A pool holds one cached part of all sequences. Here it is a tensor [blocks, heads, rows of a block, width]; nothing outside looks into
-    it. A subclass that lays it out otherwise overrides `shape`, `as_blocks`, `lay_out` and `write`. One that numbers blocks otherwise
-    overrides `plan`, which changes `block_table` and `slot_mapping` alike and leaves `PAD`, and `read`, `fill` and `lay_out`, which are given
-    the engine's numbers. What fills up is written to block 0 (`NOBODY`) as `plan` numbers it, so that 0 stays 0; in `lay_out` block 0 is one
-    like the others. A numbering may not depend on how many blocks there are; `shape` may give more. `rorqual.ops.backends.backend` tries a
-    subclass on a small cache, and refuses it where its methods contradict each other.
+    A pool holds one cached part of all sequences. Here it is a tensor [blocks, heads, rows per block, width]; callers
+    treat it as opaque.
+
+    A subclass with another layout overrides `shape`, `as_blocks`, `lay_out` and `write`. A subclass that renumbers
+    blocks overrides `plan`, `read`, `fill` and `lay_out`. Its `plan` must renumber `block_table` and `slot_mapping`
+    alike and keep `PAD`. The other three receive the engine's block numbers. Padding is written to block 0 (`NOBODY`)
+    as `plan` numbers it, so 0 must stay 0; in `lay_out` block 0 is an ordinary block.
+
+    A numbering must not depend on the number of blocks; `shape` may return more blocks. `rorqual.ops.backends.backend`
+    tests a subclass on a small cache and refuses it if its methods disagree.
     """
 
     def __init__(self, rows: Rows = LOOSE) -> None:
         self.rows = rows
 
     def plan(self, metadata: AttentionMetadata, device: torch.device, last: Plan | None = None) -> Plan:
-        """What all layers of a forward share, once a forward. last: the plan of the step before, from which this one may take what still
-        holds; nobody reads that plan again."""
+        """Build the plan that all layers of a forward pass share.
+
+        `last` is the previous step's plan. The new plan may reuse its contents, and the old one is not read again.
+        """
         first, count = metadata.first, metadata.query_lens
-        decoding = int((np.cumsum(count != 1) == 0).sum())  # those before the first of more than one token
-        most = sys.maxsize if torch.is_grad_enabled() else PAIRS  # the gradient of a pool is made once for each piece
+        decoding = int((np.cumsum(count != 1) == 0).sum())  # sequences before the first with more than one token
+        most = sys.maxsize if torch.is_grad_enabled() else PAIRS  # each piece allocates a gradient of the pool
         pieces, table = list[tuple[slice, Tiles]](), None
         if decoding:
             tiles, table = self._decoding(metadata, decoding, device, last)
@@ -136,7 +148,7 @@ class PagedAttention:
     def _decoding(
         self, metadata: AttentionMetadata, n: int, device: torch.device, last: Plan | None
     ) -> tuple[Tiles, Ints]:
-        """Tiles of the first `n` sequences, one query each: those of the last step, moved on, where only positions are new."""
+        """Return one-query tiles of the first `n` sequences, reusing the last step's tiles if only positions changed."""
         position = metadata.first[:n]
         table = metadata.block_table[:n, : int(position.max()) // BLOCK + 1]
         if last is not None and last.decode is not None and last.rows == self.rows and (position % BLOCK).all():
@@ -146,49 +158,53 @@ class PagedAttention:
                 return tiles, table
         return tiles_of(position, np.ones(n, np.int64), table, 1, device, self.rows), table
 
-    # ---- how a block lies in memory
+    # ---- block layout
 
     def shape(self, blocks: int, heads: int, rows: int, width: int) -> tuple[int, ...]:
-        """Of a pool, which begins as zeros."""
+        """Return the shape of a pool, which starts as zeros."""
         return (blocks, heads, rows, width)
 
     def as_blocks(self, pool: Tensor) -> Tensor:
-        """A view of a pool as [blocks, heads, rows, width], in the pool's own order of blocks."""
+        """Return a view of a pool as [blocks, heads, rows, width], in the pool's own order of blocks."""
         return pool
 
     def lay_out(self, blocks: Tensor) -> Tensor:
-        """A pool that holds these blocks [blocks, heads, rows, width], numbered from 0; with gradients where training is supported."""
+        """Return a pool of these blocks [blocks, heads, rows, width], numbered from 0, with gradients if training is supported."""
         return blocks
 
     def read(self, pool: Tensor, blocks: Tensor) -> Tensor:
-        """The contents [n, heads, rows, width] of the blocks with these numbers [n]."""
+        """Return the contents [n, heads, rows, width] of the blocks with these numbers [n]."""
         return self.as_blocks(pool).index_select(0, blocks)
 
     def fill(self, pool: Tensor, blocks: Tensor, contents: Tensor) -> None:
-        """Make these the contents of the blocks with these numbers: what `read` gives, in this order."""
+        """Overwrite the blocks with these numbers. `contents` has the form that `read` returns."""
         self.as_blocks(pool).index_copy_(0, blocks, contents)
 
-    # ---- what a layer asks for
+    # ---- operations of a layer
 
     def write(self, pool: Tensor, rows: Tensor, plan: Plan) -> None:
-        """Keep rows [tokens, heads, width] where `slot_mapping` says; of a part with fewer rows, those of the groups that `groups` gave.
+        """Store rows [tokens, heads, width] at `slot_mapping`. For a part with fewer rows, store those of the groups
+        that `groups` returned.
 
-        `plan.places(heads, every)` says where, in a pool that is seen as [blocks * heads * rows of a block, width].
+        `plan.places(heads, every)` gives the places in a pool viewed as [blocks * heads * rows per block, width].
         """
         flat = pool.view(-1, pool.shape[-1])
         places = plan.places(pool.shape[1], BLOCK // pool.shape[2])
         flat.index_copy_(0, places, rows.reshape(-1, pool.shape[-1]).to(flat.dtype))
 
     def groups(self, pool: Tensor, plan: Plan, every: int) -> tuple[Tensor, Tensor]:
-        """Rows of the groups of `every` tokens that this forward completes [groups, every, heads, width], filled up; and each group's last
-        token [groups]."""
+        """Return the rows of the groups of `every` tokens that this forward pass completes, and their last tokens [groups].
+
+        The rows are [groups, every, heads, width], padded.
+        """
         block, offset, last = plan.groups(every)
         return self.as_blocks(pool).transpose(1, 2)[block, offset], last
 
     def attend(self, q: Tensor, keys: Tensor, values: Tensor, plan: Plan, scale: float, width: int) -> Tensor:
-        """softmax(scale q k^T) v over each token's sequence up to itself: q [tokens, heads, repeat, d] -> [tokens, heads, repeat, width].
+        """Compute softmax(scale q k^T) v over each token's sequence up to itself.
 
-        keys and values are pools, maybe the same; of the values the first `width` columns count.
+        q [tokens, heads, repeat, d] -> [tokens, heads, repeat, width]. keys and values are pools and may be the same.
+        Only the first `width` value columns are used.
         """
         k, v = self._both(keys, values, width)
         found = [paged.attend(q[some], k, v, tiles, scale) for some, tiles in plan.pieces]
@@ -206,8 +222,11 @@ class PagedAttention:
         selected: Tensor | None = None,
         window: int | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """`attend`, and the log-sum-exp [tokens, heads, repeat] in fp32, over the last `window` tokens and the rows `selected` [tokens, k]
-        alone (-1: none); of a token that sees nothing, 0 and -1e30."""
+        """Attend, and return the log-sum-exp [tokens, heads, repeat] in fp32 too.
+
+        A token sees its last `window` tokens, and among these the rows `selected` [tokens, k] (-1: none). A token that
+        sees nothing has output 0 and log-sum-exp -1e30.
+        """
         k, v = self._both(keys, values, width)
         outs, lses = [], []
         for some, tiles in plan.pieces:
@@ -218,12 +237,12 @@ class PagedAttention:
         return _joined(outs, len(q)), _joined(lses, len(q))
 
     def _both(self, keys: Tensor, values: Tensor, width: int) -> tuple[Tensor, Tensor | int]:
-        """As `ops.paged.attend` takes them: values that begin the keys as their number of columns."""
+        """Convert pools for `ops.paged.attend`. If the values are leading columns of the keys, return their number instead of a pool."""
         k = self.as_blocks(keys)
         return (k, width) if values is keys else (k, self.as_blocks(values)[..., :width])
 
     def select(self, q: Tensor, weights: Tensor, keys: Tensor, plan: Plan, budget: int) -> Selection:
-        """The lightning indexer: see `ops.paged.select`."""
+        """Select rows with the lightning indexer. See `ops.paged.select`."""
         k = self.as_blocks(keys)
         found = [paged.select(q[some], weights[some], k, tiles, budget) for some, tiles in plan.pieces]
         most = max(one.rows.shape[1] for one in found)
@@ -233,14 +252,16 @@ class PagedAttention:
         )
 
     def gather(self, pool: Tensor, plan: Plan, rows: Tensor) -> Tensor:
-        """Rows [tokens, k] of each token's sequence: [tokens, k, heads, width]; 0 for row -1."""
+        """Return rows [tokens, k] of each token's sequence [tokens, k, heads, width], with 0 for row -1."""
         blocks = self.as_blocks(pool)
         return _joined([paged.gather(blocks, tiles, rows[some]) for some, tiles in plan.pieces], len(rows))
 
 
 def _cut(first: Ints, count: Ints, most: int) -> Iterator[Ints]:
-    """Sequences in groups that meet about `most` blocks each, a long one cut at tiles of queries: [3, some] of which it is, from where, how
-    many tokens."""
+    """Split sequences into groups of about `most` blocks each. A long sequence is split at query tiles.
+
+    Each group is [3, some]: sequence index, first position, number of tokens.
+    """
     group, pairs = list[list[int]](), 0
     for which, (start, size) in enumerate(zip(first.tolist(), count.tolist(), strict=True)):
         for begin in range(start, start + size, QUERIES):
@@ -262,7 +283,7 @@ def _wider(rows: Tensor, most: int, value: float) -> Tensor:
 
 
 def _joined(parts: list[Tensor], tokens: int) -> Tensor:
-    """Side by side; tokens of no piece get what the first got."""
+    """Concatenate the pieces. Padding tokens get the result of the first token."""
     spare = tokens - sum(map(len, parts))
     if spare:
         parts = [*parts, parts[0][:1].expand(spare, *parts[0].shape[1:])]

@@ -1,4 +1,4 @@
-"""Who computes: one object answers for linear maps, experts, norms, activations and attention."""
+"""The backend interface: linear maps, experts, norms, activations, attention and sampling."""
 
 from __future__ import annotations
 
@@ -22,12 +22,15 @@ from rorqual.ops.sampling import SamplerOutput, SamplingMetadata
 
 M = TypeVar("M", bound=nn.Module)
 Matrices = Tensor | Sequence[Tensor]
-"""One for each expert: stacked [experts, out, in], or as `Backend.prepare_experts` gave them."""
+"""One matrix per expert: stacked [experts, out, in], or as `Backend.prepare_experts` returned them."""
 
 
 @dataclass(frozen=True)
 class Fit:
-    """A backend as it runs one model on this machine, with at most `threads` threads. `held`: it keeps its promise of invariance there."""
+    """A backend configured for one model on this machine, with at most `threads` threads.
+
+    `held` is True if its guarantee of invariance holds there.
+    """
 
     backend: Backend
     held: bool
@@ -35,31 +38,32 @@ class Fit:
 
 
 class Backend:
-    """The reference implementation of every operation: plain, slow, differentiable. A subclass replaces what it computes otherwise.
+    """The reference implementation of every operation: plain, slow, differentiable. Subclasses override operations.
 
-    A subclass with a `name` of its own is found by that name (`rorqual.ops.backends.backend`). A backend holds no state but its settings.
-    A name stands for one arithmetic: blocks on disk that were written under it are read under it.
+    A subclass with its own `name` is found by that name (`rorqual.ops.backends.backend`). A backend has no state except
+    its settings. A name identifies one arithmetic: cached blocks on disk are only read under the name they were written
+    under.
     """
 
     name = "reference"
     invariant = False
-    """Whether the bits of a row depend on that row alone, whatever runs beside it."""
+    """True if a row's bits depend on that row alone, whatever else is in the batch."""
     in_blocks = False
-    """Whether attention runs in blocks of keys (`ops.paged`) without a cache, too, as it does with one."""
+    """True if attention without a cache also runs in blocks of keys (`ops.paged`)."""
     rows: Rows = LOOSE
-    """Rows to which products are filled up."""
+    """Row limits of products."""
     lanes = 1
-    """Columns of logits are filled up to a multiple of this."""
+    """Columns of logits are padded to a multiple of this."""
 
     def supports(
         self, device: torch.device, dtype: torch.dtype, model: nn.Module | None = None, *, training: bool = False
     ) -> str | None:
-        """None where this backend runs `model` on `device` in `dtype`; else the reason why not, which an error shows."""
+        """Return None if this backend can run `model` on `device` in `dtype`, otherwise the reason, which errors show."""
         return None
 
     @property
     def attention(self) -> PagedAttention:
-        """Who attends to keys in blocks, and lays these out."""
+        """The implementation of attention over blocks, including their layout."""
         return PagedAttention(self.rows)
 
     # ---- operations
@@ -69,7 +73,7 @@ class Backend:
         return norm.rms_norm(x, weight, eps)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tensor:
-        """See `ops.attention.attend`: attention without a cache."""
+        """Attend without a cache. See `ops.attention.attend`."""
         return attention.attend(q, k, v, mask, scale)
 
     def experts(self, x: Tensor, routing: Routing, gate_up: Matrices, down: Matrices) -> Tensor:
@@ -83,11 +87,11 @@ class Backend:
         return moe.experts_tuned(x, routing, gate_up, down, tuned, parts)
 
     def silu(self, x: Tensor) -> Tensor:
-        """x sigmoid(x)."""
+        """Compute x sigmoid(x)."""
         return F.silu(x)
 
     def act_mul(self, gate: Tensor, up: Tensor) -> Tensor:
-        """silu(gate) up, of equal shapes (Shazeer 2020, eq. 6)."""
+        """Compute silu(gate) * up for equal shapes (Shazeer 2020, eq. 6)."""
         return self.silu(gate) * up
 
     def rope(self, x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool) -> Tensor:
@@ -95,37 +99,37 @@ class Backend:
         return rotate(x, cos, sin, interleaved=interleaved)
 
     def sigmoid(self, x: Tensor) -> Tensor:
-        """1 / (1 + exp(-x))."""
+        """Compute 1 / (1 + exp(-x))."""
         return torch.sigmoid(x)
 
     def bmm(self, a: Tensor, b: Tensor) -> Tensor:
-        """a [batch, rows, in] b [batch, in, out] -> [batch, rows, out]."""
+        """Compute a [batch, rows, in] @ b [batch, in, out] -> [batch, rows, out]."""
         return torch.bmm(a, b)
 
     def sample(self, logits: Tensor, asked: SamplingMetadata) -> SamplerOutput:
-        """See `ops.sampling.sample`. Logits may have more columns than the vocabulary; these are -inf."""
+        """See `ops.sampling.sample`. Logits may have padding columns beyond the vocabulary, filled with -inf."""
         return sampling.sample(logits, asked)
 
-    # ---- copies for inference alone
+    # ---- inference-only copies
 
     def prepares(self, model: nn.Module) -> bool:
-        """Whether `prepare` gains anything for a model of this type on this device; unless overridden, whether this class has a layout."""
+        """Return True if `prepare` speeds up a model of this dtype and device. The default: True if this class repacks weights."""
         mine = type(self)
         return (mine.prepare_linear, mine.prepare_experts) != (Backend.prepare_linear, Backend.prepare_experts)
 
     def prepare_linear(self, weight: Tensor, bias: Tensor | None) -> nn.Module | None:
-        """A `LinearMap` of weight [out, in] and bias [out] in a layout of its own; None: the plain layout is as good."""
+        """Return a `LinearMap` of weight [out, in] and bias [out] in a faster layout, or None if the plain layout is as good."""
         return None
 
     def prepare_experts(self, gate_up: Tensor, down: Tensor) -> tuple[Matrices, Matrices] | None:
-        """gate_up [experts, 2 i, d] and down [experts, d, i] as `experts` shall be given them; None: the plain layout is as good."""
+        """Return gate_up [experts, 2 i, d] and down [experts, d, i] in the layout for `experts`, or None to keep the plain layout."""
         return None
 
     def prepare(self, model: M, *, take: bool = False) -> M:
-        """A copy of `model` that answers and cannot be trained: repacked weights, fused maps, derived tensors computed once.
+        """Return an inference-only copy of `model`: repacked weights, fused maps, derived tensors computed once.
 
-        It shares every other parameter with `model`. `take`: nothing is left of `model`, and no weight is in memory twice but for a layer at
-        a time. A tied table of tokens is: one copy to look up, one to multiply by.
+        It shares all other parameters with `model`. `take` empties `model`, so weights are in memory twice only for one
+        layer at a time. A tied embedding is the exception: it keeps one copy for lookup and one for products.
         """
         with torch.inference_mode(False), torch.no_grad():
             clone = self._prepared(model, take)
@@ -155,13 +159,13 @@ class Backend:
         return clone
 
     def _compute_ahead(self, layer: Layer) -> None:
-        """Compute derived tensors and fuse maps that read the same rows, in place."""
+        """Compute derived tensors and fuse maps with the same input, in place."""
         layer.known = {name: tuple(t.detach() for t in layer.tensors(name)) for name in layer.derived}
         layer.known = {name: tuple(map(_dense, tensors)) for name, tensors in layer.known.items()}
         children = layer._modules
         names = [name for group in layer.shared_input for name in group]
         maps = [child for name in names if type(child := children[name]) is nn.Linear]
-        if names and len(maps) == len(names):  # not where an adapter wraps one
+        if names and len(maps) == len(names):  # skip if an adapter wraps one
             width = dict(zip(names, (m.out_features for m in maps)))
             layer.widths = tuple(sum(width[name] for name in group) for group in layer.shared_input)
             children |= dict.fromkeys(names) | {"fused": _fused(maps)}
@@ -179,20 +183,23 @@ class Backend:
     # ---- running
 
     def fit(self, model: nn.Module, *, cache_shapes: Iterable[tuple[int, int]], threads: int) -> Fit:
-        """This backend as it shall run `model` with `threads` threads. cache_shapes: of each part that its attention
-        caches, columns and rows of a block."""
+        """Return this backend configured to run `model` with `threads` threads.
+
+        cache_shapes gives, for each cached part of its attention, the columns and the rows per block.
+        """
         return Fit(self, self.invariant, threads)
 
     def compile(self, model: nn.Module) -> StepFunction | None:
-        """A function that runs whole steps of an engine with `model`, as `bind` gave it; None: the engine calls the model and `sample`.
+        """Return a function that runs whole engine steps with `model`, as `bind` returned it.
 
-        It is asked for again where weights or modules of the model changed.
+        None means that the engine calls the model and `sample`. The engine calls `compile` again when weights or
+        modules of the model change.
         """
         return None
 
     def bind(self, model: M) -> M:
-        """A tree of modules that shares all parameters with `model` and computes with this backend."""
-        clone = copy.copy(model)  # the same dictionaries
+        """Return a module tree that shares all parameters with `model` and computes with this backend."""
+        clone = copy.copy(model)  # shares the parameter and module dictionaries
         clone.ops = self  # type: ignore[assignment]
         return clone
 
@@ -206,12 +213,12 @@ class Experts(nn.Module):
         self.down_proj = nn.Parameter(torch.empty(n, hidden_size, intermediate_size))
 
     def forward(self, x: Tensor, routing: Routing, ops: Backend) -> Tensor:
-        """x [tokens, hidden] -> the gated sum of its experts [tokens, hidden]."""
+        """Return the gated sum [tokens, hidden] of each token's experts, for x [tokens, hidden]."""
         return ops.experts(x, routing, self.gate_up_proj, self.down_proj)
 
 
 class PreparedExperts(nn.Module):
-    """`Experts` whose matrices are as a backend prepared them."""
+    """`Experts` with matrices that a backend prepared."""
 
     def __init__(self, gate_up: Matrices, down: Matrices) -> None:
         super().__init__()
@@ -223,14 +230,14 @@ class PreparedExperts(nn.Module):
 
 
 def _dense(tensor: Tensor) -> Tensor:
-    """The same in one piece, its last two dimensions in the order in memory that they have: products of bf16 copy what does not lie so."""
+    """Return a contiguous tensor with the memory order of its last two dimensions kept. bf16 products copy strided tensors."""
     if tensor.ndim < 2 or tensor.stride(-1) <= tensor.stride(-2):
         return tensor.contiguous()
     return tensor.transpose(-1, -2).contiguous().transpose(-1, -2)
 
 
 def _fused(maps: Sequence[nn.Linear]) -> nn.Linear:
-    """One map [sum of out, in] whose outputs are those of `maps`, side by side."""
+    """Return one map [sum of out, in] whose output concatenates the outputs of `maps`."""
     weight = torch.cat([part.weight.detach() for part in maps])
     with torch.device("meta"):
         fused = nn.Linear(weight.shape[1], weight.shape[0], bias=maps[0].bias is not None)

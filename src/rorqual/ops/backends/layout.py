@@ -1,4 +1,4 @@
-"""Whether a user's attention lays out blocks in one way throughout: a method that is left as it was would give wrong answers without a word."""
+"""Check that a user's attention uses one block layout in all methods. An inconsistent override would give wrong answers silently."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ NEAR = 1e-3
 
 
 def fault_of(attention: PagedAttention) -> str | None:
-    """What `attention` gives otherwise than `PagedAttention` does, on a small cache in fp32; None where all is alike."""
+    """Compare `attention` with `PagedAttention` on a small fp32 cache. Return the first difference, or None."""
     try:
         with torch.inference_mode(False), torch.no_grad():
             found, expected = _answers(attention), _answers(PagedAttention(attention.rows))
         for name, tensor in expected.items():
             if found[name].shape != tensor.shape or not torch.allclose(found[name].float(), tensor.float(), atol=NEAR):
-                return f"its {name} is not what was put there"
+                return f"the result of {name} differs from PagedAttention's"
         blocks = _some(1, BLOCKS, HEADS, BLOCK, WIDTH)
         if attention.lay_out(blocks.requires_grad_()).grad_fn is None and attention.lay_out(blocks) is not blocks:
-            return "its lay_out passes no gradient"
+            return "`lay_out` passes no gradient"
     except (RuntimeError, ValueError, IndexError, TypeError, ArithmeticError, AttributeError) as error:
         return f"{type(error).__name__}: {error}"
     return None
@@ -34,7 +34,7 @@ def _some(seed: int, *shape: int) -> Tensor:
 
 
 def _answers(attention: PagedAttention) -> dict[str, Tensor]:
-    """What a step reads back, by the method that would be at fault."""
+    """Return the results of a small step, keyed by the methods they test."""
     pool, entries = (torch.zeros(attention.shape(BLOCKS, HEADS, BLOCK // n, WIDTH)) for n in (1, EVERY))
     every = torch.arange(1, BLOCKS)
     attention.fill(pool, every, _some(2, BLOCKS - 1, HEADS, BLOCK, WIDTH))

@@ -1,9 +1,10 @@
-"""Weights in oneDNN's blocked layout, for copies of a model that nobody trains.
+"""Weights prepacked in oneDNN's blocked layout, for inference-only copies.
 
-A plain product brings a weight into that layout at every call, which at few rows takes as long as the product itself.
-Bits: in bf16 the same as without, in an engine's steps (`Torch` without a cache agrees within rounding); in fp32 sums over more than some
-hundred columns are cut in another way, so that an engine with packed weights and one without differ in their last bits, and each agrees with
-itself.
+A plain product repacks the weight at every call, which for few rows takes as long as the product itself.
+
+In bf16, engine steps give the same bits with and without packing (`Torch` without a cache agrees within rounding). In
+fp32, sums over more than a few hundred columns are split differently. There an engine with packed weights differs from
+one without in the last bits, and each agrees with itself.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from rorqual.ops.layout import laid_out, plain, times
 from rorqual.ops.rows import in_tiles
 
 SMALLEST = 1 << 16
-"""Values of a weight from which on packing pays."""
+"""Smallest number of weight values for which packing pays."""
 
 
 class Packing(Backend):
-    """A backend that packs where this torch and this machine have the layout."""
+    """A backend that prepacks weights if this torch and this machine support the layout."""
 
     def prepares(self, model: nn.Module) -> bool:
         weight = next(model.parameters())
@@ -44,7 +45,10 @@ class Packing(Backend):
 
 
 class PackedLinear(LinearMap):
-    """y = x W^T + b without gradients; weight [out, in] is kept in oneDNN's layout alone. `most`: wide rows at once (`ops.rows`)."""
+    """A linear map y = x W^T + b without gradients. It stores weight [out, in] only in oneDNN's layout.
+
+    `most` is the most wide rows multiplied at once (`ops.rows`).
+    """
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
@@ -54,9 +58,9 @@ class PackedLinear(LinearMap):
 
     @property
     def weight(self) -> Tensor:
-        """[out, in], a copy."""
+        """A copy of the weight [out, in] in the plain layout."""
         return plain(self._packed)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [..., in] -> [..., out]."""
+        """Map x [..., in] to [..., out]."""
         return in_tiles(partial(times, opaque=self._packed, bias=self._bias), x, self.most)

@@ -1,4 +1,4 @@
-"""A step of an engine as one function: what a backend may fuse."""
+"""An engine step as one function, which a backend may fuse."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rorqual.ops.sampling import SamplerOutput, SamplingMetadata
 
 
 class Pools(Protocol):
-    """The cache of a step: how attention answers, and the pools of each attention of the model by the names of their parts."""
+    """The cache of a step: the attention plan, and each attention's pools by part name."""
 
     plan: Plan
 
@@ -23,12 +23,16 @@ class Pools(Protocol):
 
 @dataclass(frozen=True)
 class StepInput:
-    """One forward over the tokens of all scheduled sequences, laid side by side.
+    """One forward pass over the concatenated tokens of all scheduled sequences.
 
-    ids and positions [1, tokens]; embeds [1, tokens, hidden], where given, are read instead of the embeddings of the ids. cache: it takes
-    the tokens' rows, and is a `Cache` of the model. last [rows]: numbers of the tokens after which a row draws its next; sampling: what
-    it draws by, None where no row draws. record_experts: whether the output's experts are read. The last tokens of a step may be copies of
-    its first, which fill up (`ops.backends.attention.PAD`).
+    - `ids` and `positions`: [1, tokens].
+    - `embeds` [1, tokens, hidden]: replaces the embeddings of the ids, if given.
+    - `cache`: a `Cache` of the model, which receives the tokens' rows.
+    - `last` [rows]: the index of the token after which each row samples its next token.
+    - `sampling`: the sampling inputs, or None if no row samples.
+    - `record_experts`: True if the caller reads the output's experts.
+
+    The last tokens of a step may be padding, copies of its first tokens (`ops.backends.attention.PAD`).
     """
 
     ids: Tensor
@@ -42,9 +46,12 @@ class StepInput:
 
 @dataclass(frozen=True)
 class StepOutput:
-    """hidden [tokens, hidden]: normed, as the head reads it; log-probabilities of prompts come from it. experts [tokens, routers, k]: who
-    served each token, by `Output.routing` (one `indices` for each router); None where nothing routes. drawn: a token for each row; None where
-    `StepInput.sampling` is."""
+    """The result of a step.
+
+    - `hidden` [tokens, hidden]: normed, the input of the head. Prompt log-probabilities are computed from it.
+    - `experts` [tokens, routers, k]: each token's experts, in the order of `Output.routing`, or None without routing.
+    - `drawn`: one sampled token per row, or None if `StepInput.sampling` is None.
+    """
 
     hidden: Tensor
     experts: Tensor | None
@@ -52,6 +59,10 @@ class StepOutput:
 
 
 class StepFunction(Protocol):
-    """Runs steps of one model. It reads weights anew at every step, or says that it cannot (`Backend.supports`): training changes them."""
+    """A function that runs steps of one model.
+
+    It must read weights anew at every step, because training changes them. A backend that cannot do so must say so in
+    `Backend.supports`.
+    """
 
     def __call__(self, given: StepInput) -> StepOutput: ...

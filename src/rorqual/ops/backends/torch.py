@@ -1,4 +1,4 @@
-"""The fast arithmetic of training and of engines that promise nothing of their last bits."""
+"""The fast backend for training, and for engines without a guarantee of bit-identical results."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rorqual.ops.moe import Routing
 
 
 class Torch(Packing):
-    """torch's fused attention, experts as products over sorted tokens, backward passes written out (`ops.backends.training`)."""
+    """torch's fused attention, experts over sorted tokens, and hand-written backward passes (`ops.backends.training`)."""
 
     name = "torch"
 
@@ -39,7 +39,7 @@ class Torch(Packing):
 
 
 class _Steps(Torch):
-    """The same for the steps of an engine, which need no gradients: rows as they come, attention in blocks."""
+    """The `torch` backend for engine steps, which need no gradients: rows without padding, attention in blocks."""
 
     in_blocks = True
     lanes = invariant.LANES

@@ -1,7 +1,8 @@
-"""The arithmetic in which a row's bits depend on that row alone, and the probe of how many rows its products need on this machine.
+"""The batch-invariant backend, and the probe of how many rows its products need on this machine.
 
-A library may choose another kernel for another number of rows, and does so on one make of processor otherwise than on another (`ops.rows`;
-docs/engine.md). The engine's promise of the same bits therefore stands on what `rows_of` finds out about each product of a model.
+A library may choose another kernel for another number of rows, and the choice differs between processors (`ops.rows`;
+docs/engine.md). The engine's guarantee of identical bits therefore depends on what `rows_of` measures for each product
+of a model.
 """
 
 from __future__ import annotations
@@ -25,29 +26,30 @@ from rorqual.ops.moe import Routing
 from rorqual.ops.rows import ENOUGH, Rows, bmm, cancelling, in_tiles
 
 Kind = Literal["map", "packed", "transposed", "straight"]
-"""A product with a matrix [out, width] as it lies; laid out; batched, transposed; batched, of a matrix [width, out]."""
+"""The form of a product with a matrix [out, width]: plain, prepacked or batched and transposed; or batched with a matrix [width, out]."""
 Product = tuple[Kind, int, int, torch.dtype]
-"""Kind, width and out, and type."""
+"""The kind, width, out and dtype of a product."""
 CHOICES = (Rows(4), ENOUGH, Rows(16, 32), Rows(16, 16))
-"""Filled up a little, as MKL's path for any x86 needs it; more, as its path for Intel's own; and with at most so many wide rows at once,
-as oneDNN's bf16 on AMX."""
+"""Row limits to try, in order. MKL's generic x86 path needs little padding and its Intel path more. oneDNN's bf16 on
+AMX also needs a limit on wide rows.
+"""
 EVEN = 4
-"""Widths of keys and values are multiples of this where the promise holds (docs/engine.md)."""
+"""Widths of keys and values must be multiples of this for the guarantee to hold (docs/engine.md)."""
 STEPS = {torch.float32: (1, 2, 4)}
-"""Multiples of the least rows that are tried, by type."""
+"""Multiples of the least rows to test, by dtype."""
 MORE_STEPS = (1, 2, 3, 4, 6, 16)
 WHOLE = 20
 WIDEST = 16384
-"""Outputs that are tried: of 49,152 the first have the same bits (docs/LOG.md), and a head of a large vocabulary need not be made again."""
+"""Most outputs to test. Of 49,152, the first have the same bits (docs/LOG.md), so the head of a large vocabulary need not be copied."""
 NOT_HELD = (
-    "here answers may differ in their last bits by what runs beside them: no number of rows was found at which this model's products "
-    "on this device are all rounded in one way (docs/engine.md)"
+    "answers may differ in their last bits, depending on what else is in the batch: for no tested number of rows are all of this "
+    "model's products on this device rounded in one way (docs/engine.md)"
 )
-"""What to say where the promise was asked for and is not held."""
+"""The warning if the guarantee was requested but does not hold."""
 
 
 class TorchInvariant(Packing):
-    """Products of `rows` rows, filled up; attention in blocks of one size; no element in a rest of a vector."""
+    """Products of `rows` padded rows, attention in blocks of one size, and no element in the remainder of a vector loop."""
 
     name = "torch-invariant"
     invariant = True
@@ -68,14 +70,14 @@ class TorchInvariant(Packing):
 
     def experts(self, x: Tensor, routing: Routing, gate_up: Matrices, down: Matrices) -> Tensor:
         if isinstance(gate_up, Tensor) and isinstance(down, Tensor) and grouped.fits(x, gate_up):
-            return grouped.experts(x, routing, gate_up, down)  # where nothing is promised
+            return grouped.experts(x, routing, gate_up, down)  # no guarantee on this device
         return invariant.experts(x, routing, gate_up, down, self.rows)
 
     def bmm(self, a: Tensor, b: Tensor) -> Tensor:
         return bmm(a, b, self.rows.most)
 
     def fit(self, model: nn.Module, *, cache_shapes: Iterable[tuple[int, int]], threads: int) -> Fit:
-        """With as many rows as the products of `model` need here, and no more threads than keep the promise."""
+        """Use as many rows as `model`'s products need here, and no more threads than keep the guarantee."""
         rows, held, threads = rows_of(model, cache_shapes, threads)
         fitted = copy.copy(self)
         fitted.rows = rows
@@ -90,7 +92,7 @@ class TorchInvariant(Packing):
 
 
 def _tiled(module: M, most: int) -> M:
-    """A tree that shares all parameters, each of whose maps multiplies at most `most` wide rows at once."""
+    """Return a module tree with the same parameters whose maps multiply at most `most` wide rows at once."""
     clone = copy.copy(module)
     if isinstance(clone, PackedLinear):
         clone.most = most
@@ -109,7 +111,7 @@ def _tiled(module: M, most: int) -> M:
 
 
 def _linear(weight: nn.Parameter) -> nn.Linear:
-    """A map that multiplies by this very tensor."""
+    """Return a map that multiplies by `weight` itself, not a copy."""
     with torch.device("meta"):
         linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
     linear.weight = weight
@@ -117,34 +119,35 @@ def _linear(weight: nn.Parameter) -> nn.Linear:
 
 
 class TiledLinear(LinearMap):
-    """Another's map, whose parameters it reads, at most `most` wide rows at once (`ops.rows`)."""
+    """A wrapper that runs another linear map on at most `most` wide rows at once (`ops.rows`). It reads that map's parameters."""
 
     def __init__(self, other: nn.Linear | LinearMap, most: int) -> None:
         super().__init__()
-        self._other, self.most = (other,), most  # no module of this one's
+        self._other, self.most = (other,), most  # a tuple hides it from the module tree
         self.inner = getattr(other, "inner", 0)
 
     @property
     def weight(self) -> Tensor:
-        """[out, in]."""
+        """The wrapped map's weight [out, in]."""
         return self._other[0].weight
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [..., in] -> [..., out]."""
+        """Map x [..., in] to [..., out]."""
         return in_tiles(self._other[0].forward, x, self.most, self.inner)
 
 
 def rows_of(model: nn.Module, cache_shapes: Iterable[tuple[int, int]], threads: int) -> tuple[Rows, bool, int]:
-    """How many rows its products are to have, whether each then rounds a row in one way, and with how many threads at most.
+    """Return the row limits of the model's products, whether they are then invariant, and the maximum number of threads.
 
-    The first of `CHOICES` under which every product of `model`, one of each shape, does so with `threads` as with one; else, with one.
+    The limits are the first of `CHOICES` for which every product, one of each shape, gives the same bits with `threads`
+    threads as with one. If none do, one thread is tried.
     """
     shapes = sorted(set(cache_shapes))
     weight = next(model.parameters())
     if weight.device.type != "cpu":
-        return Rows(4), False, threads  # nobody has looked
+        return Rows(4), False, threads  # not measured on other devices
     if any(width % EVEN for width, _ in shapes):
-        # Keys of 18 and values of 10 are rounded in two ways in attention, though each product below holds.
+        # With keys of width 18 and values of width 10, attention is not invariant although each product below is.
         return ENOUGH, False, threads
     products = set(products_of(model, shapes))
     for most in dict.fromkeys((threads, 1)):
@@ -155,7 +158,7 @@ def rows_of(model: nn.Module, cache_shapes: Iterable[tuple[int, int]], threads: 
 
 
 def products_of(model: nn.Module, cache_shapes: Iterable[tuple[int, int]]) -> Iterator[Product]:
-    """The shapes of a model's products, from its parameters, packed weights, derived tensors and the parts that attention caches."""
+    """Yield the shapes of a model's products: parameters, packed weights, derived tensors and cached parts of attention."""
     dtype = next(model.parameters()).dtype
     for width, keys in cache_shapes:  # scores and sums over a block
         yield "transposed", width, keys, dtype
@@ -179,9 +182,7 @@ def products_of(model: nn.Module, cache_shapes: Iterable[tuple[int, int]]) -> It
         for name, parameter in module._parameters.items():
             if parameter is None or name in replaced:
                 continue
-            if (
-                parameter.ndim == 2
-            ):  # a linear map's, an adapter's, or a table of tokens, which is the shape of the head
+            if parameter.ndim == 2:  # a linear map, an adapter, or an embedding, which has the shape of the head
                 yield "map", parameter.shape[1], parameter.shape[0], parameter.dtype
             if parameter.ndim == 3:  # experts, one by one or all at once
                 yield "map", parameter.shape[2], parameter.shape[1], parameter.dtype

@@ -1,9 +1,11 @@
-"""CPU backend: attention through torch's SDPA, experts as products over tokens sorted by expert.
+"""Training operations on the CPU: attention through torch's SDPA, experts as products over tokens sorted by expert.
 
-The reference loops over experts with autograd in between: some forty small operations each. Here the tokens are sorted
-once, each expert is a slice, the products write into one preallocated tensor, and the backward pass is written out.
-In bf16 each expert's rows are padded to a multiple of 64: oneDNN builds a new primitive for every new number of rows,
-which makes that product three times as long (docs/LOG.md).
+The reference loops over experts with autograd in between, about forty small operations per expert. This module sorts
+tokens once, so each expert is a slice. Products write into one preallocated tensor, and the backward pass is written by
+hand.
+
+In bf16 each expert's rows are padded to a multiple of 64. The reason is that oneDNN builds a new primitive for every
+new row count, which makes that product three times as slow (docs/LOG.md).
 """
 
 from __future__ import annotations
@@ -19,11 +21,11 @@ from rorqual.ops.moe import Routing
 
 BF16_ROWS = 64
 BF16_SHORT = 512
-"""Keys up to which products beat the fused kernel in bf16; above, their memory is quadratic too."""
+"""Number of keys up to which batched products beat the fused kernel in bf16. Beyond it, their memory use is also quadratic."""
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """`ops.norm.rms_norm`, with its backward written out: torch's own is a chain of small operations."""
+    """Compute `ops.norm.rms_norm` with a hand-written backward pass; torch's own is a chain of small operations."""
     out: Tensor = _RMSNorm.apply(x, weight, eps)
     return out
 
@@ -49,10 +51,10 @@ class _RMSNorm(torch.autograd.Function):
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tensor:
-    """`ops.attention.attend`, by torch's scaled_dot_product_attention, or in short bf16 by batched products.
+    """Compute `ops.attention.attend` by scaled_dot_product_attention, or by batched products for short bf16 sequences.
 
-    There the fused kernel, forward and backward, takes three times as long as the products (docs/LOG.md); scores are rounded to bf16
-    as in the reference, and torch's softmax of bf16 computes in fp32.
+    For short bf16 sequences, the fused kernel takes three times as long, forward and backward (docs/LOG.md). Scores are rounded to
+    bf16 as in the reference, and torch's bf16 softmax computes in fp32.
     """
     if q.dtype == torch.bfloat16 and k.shape[2] <= BF16_SHORT:
         return _attend_by_products(q, k, v, mask, scale)
@@ -68,18 +70,18 @@ def _attend_by_products(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: fl
 
 
 def experts(x: Tensor, routing: Routing, gate_up: Tensor, down: Tensor) -> Tensor:
-    """`ops.moe.experts`, over tokens sorted by expert; under autocast in its type, as a linear layer would be."""
+    """Compute `ops.moe.experts` over tokens sorted by expert. Under autocast it uses the autocast dtype, as a linear layer does."""
     return experts_tuned(x, routing, gate_up, down, (), ())
 
 
 def experts_tuned(
     x: Tensor, routing: Routing, gate_up: Tensor, down: Tensor, tuned: Sequence[int], parts: Sequence[Tensor]
 ) -> Tensor:
-    """`ops.moe.experts_tuned`: the forward reads the stacked tensors alone, the backward makes no gradient that nobody wants."""
+    """Compute `ops.moe.experts_tuned`. The forward pass reads only stacked tensors; the backward pass skips unneeded gradients."""
     device = x.device.type
     kind = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
     stacked = (gate_up.to(kind), down.to(kind))
-    with torch.autocast(device, enabled=False):  # it would round the gates, which are fp32
+    with torch.autocast(device, enabled=False):  # autocast would round the gates, which are fp32
         out: Tensor = _Experts.apply(
             x.to(kind),
             routing.weights,
@@ -92,7 +94,7 @@ def experts_tuned(
 
 
 class _Slices:
-    """Tokens sorted by expert: `slot[j]` is the row of pair j = token * k + rank; `bounds` the slice of each expert used."""
+    """Tokens sorted by expert. `slot[j]` is the row of pair j = token * k + rank; `bounds` holds the slice of each used expert."""
 
     def __init__(self, indices: Tensor, n_experts: int, multiple: int) -> None:
         flat = indices.reshape(-1)
@@ -116,7 +118,7 @@ class _Slices:
         self.slot[order] = within
 
     def spread(self, pairs: Tensor) -> Tensor:
-        """[pairs, d] in token order to [rows, d] in expert order; padding rows are zero."""
+        """Reorder [pairs, d] from token order to [rows, d] in expert order. Padding rows are zero."""
         make = pairs.new_empty if self.rows == len(pairs) else pairs.new_zeros
         return make(self.rows, pairs.shape[1]).index_copy_(0, self.slot, pairs)
 

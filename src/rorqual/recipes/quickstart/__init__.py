@@ -1,7 +1,7 @@
-"""The main job: a teacher built, trained and reinforced, a student distilled from it and set against its rivals, a report.
+"""The quickstart: train a teacher, reinforce it, distil a student, compare the student with alternatives, write a report.
 
-Nothing here is special: each stage is a recipe, an evaluation, the factory or a report that a user can call alone. Every
-stage that is done is found again by its files, so the same command goes on where it was.
+Each stage is a recipe, an evaluation, the data factory or a report that a user can also call alone. Completed stages
+are recognised by their files, so the same command resumes.
 """
 
 from rorqual.recipes.quickstart.place import BRANCHES, MODES, WHEN, Place

@@ -1,9 +1,11 @@
-"""What a quickstart will take on this machine: the work of each stage from the recipe, its pace from a short probe.
+"""Forecast the quickstart's cost on this machine: the work of each stage from its recipe, its pace from a short probe.
 
-Steps, problems and lengths follow from the recipe and the tasks; seconds a step and an answer are measured on fresh models of the
-same shapes. An answer is as long as the solution that a model learned from, which its probe is made to sample to that length. What
-nobody knows before is how often a reinforced model will choose to think and how many groups will teach it something: `GOES_OVER`
-and `TEACHES` stand for them. The report and the start of Python are not forecast.
+Steps, problems and lengths follow from the recipe and the tasks. Seconds per step and per answer are measured on fresh
+models of the same shapes. An answer is assumed to be as long as the solution that the model learned from, and the probe
+samples to that length.
+
+Two values are unknown in advance: how often a reinforced model thinks, and how many groups give a gradient. `GOES_OVER`
+and `TEACHES` are their estimates. The report and Python's start-up are not forecast.
 """
 
 from __future__ import annotations
@@ -35,19 +37,22 @@ from rorqual.train.run import Run
 from rorqual.train.state import State
 
 GOES_OVER = 2 / 3
-"""How far of the way from its first habit to always thinking a reinforced model is, in the mean over its training."""
+"""How far a reinforced model moves from its initial share of thinking toward always thinking, on average over training."""
 TEACHES = 0.8
-"""Share of samples in groups with right and wrong answers. In the quickstart of seed 0 it was 0.94 for the teacher and 0.64 for the
-rival, and `GOES_OVER` 0.38 and 0.71: both constants stand near the middle, and another seed may lie elsewhere."""
+"""Share of samples in groups with both right and wrong answers.
+
+In the quickstart with seed 0 it was 0.94 for the teacher and 0.64 for the rival, and `GOES_OVER` was 0.38 and 0.71.
+Both constants are near the middle; another seed may differ.
+"""
 WARM, STEPS, BATCH = 2, 8, 64
 DRAWN = 384
 FACTORY = (2, 8, 520)
-"""Samples of the factory's probe: the first loads what it needs, the others are set against each other."""
+"""Sample counts of the factory's probe. The first run warms up; the other two give the pace by their difference."""
 
 
 @dataclass(frozen=True)
 class SolutionLength:
-    """A problem, and tokens of its prompt and of its solution with and without thinking."""
+    """A problem, and the token counts of its prompt and of its solution with and without thinking."""
 
     problem: Problem
     prompt: int
@@ -64,14 +69,17 @@ class Lengths:
     at_once: float
 
     def reply(self, share: float) -> float:
-        """Of a model that thinks on `share` of the problems."""
+        """Return the mean reply length of a model that thinks on `share` of the problems."""
         return share * self.thinking + (1 - share) * self.at_once
 
 
 @dataclass(frozen=True)
 class Pace:
-    """Core-seconds of a shape of model: a fine-tuning step of `tokens`, a token of an update in reinforcement, a rollout, and an answer
-    of an evaluation with thinking (`on`) and without (`off`). `cores`: how many were at work at once."""
+    """Core-seconds of a model shape.
+
+    `step` is a fine-tuning step of `tokens` tokens, `update` a token of a GRPO update, and `rollout` a rollout. `on`
+    and `off` are an evaluation's answer with and without thinking. `cores` is the number of cores in use at once.
+    """
 
     step: float
     tokens: float
@@ -82,13 +90,15 @@ class Pace:
     cores: float
 
     def answer(self, share: float) -> float:
-        """Of a model that thinks on `share` of the problems."""
+        """Return the mean cost of an answer of a model that thinks on `share` of the problems."""
         return share * self.on + (1 - share) * self.off
 
 
 @dataclass(frozen=True)
 class Exam:
-    """An evaluation's problems: how many, their lengths, and core-seconds to draw them, which each model's evaluation does."""
+    """An evaluation's problems: their number, their lengths, and the core-seconds to generate them, which each model's
+    evaluation repeats.
+    """
 
     problems: int
     lengths: Lengths
@@ -97,7 +107,7 @@ class Exam:
 
 @dataclass(frozen=True)
 class StageForecast:
-    """A stage's forecast, by the ledger's name."""
+    """A stage's forecast, under the ledger's name of the stage."""
 
     name: str
     core_seconds: float
@@ -110,7 +120,7 @@ class StageForecast:
 
 
 def forecast(scale: Scale, *, seed: int = 0, threads: int = 2) -> list[StageForecast]:
-    """Probe both models, and say what each stage takes. Some twenty core-seconds of probing for the full size."""
+    """Probe both models and forecast each stage. Probing takes about twenty core-seconds for the full size."""
     teacher_run = sft(task=TASK, size=scale.model, think=scale.think, options={"hard": scale.sft_hard},
                       rows=scale.sft_rows, row=scale.row, seed=seed)  # fmt: skip
     student_run = sft(task=STUDENT_TASK, size=scale.student, think=scale.student_able_think, options={"hard": scale.student_hard},
@@ -136,7 +146,10 @@ def stages(
     narrow: Exam,
     factory: tuple[float, float],
 ) -> list[StageForecast]:
-    """The arithmetic: paces times work. `wide`: the teacher's evaluation; `narrow`: the students'; `factory`: as `factory_pace`."""
+    """Multiply each stage's work by its measured pace.
+
+    `wide` is the teacher's evaluation and `narrow` the students'. `factory` is the result of `factory_pace`.
+    """
     habits = {"before": s.think, "after": over(s.think, 1.0)}
     first = [thinks(mode, habits[when]) for when in WHEN for mode in MODES]
     able = s.student_able_steps + s.student_base_steps
@@ -157,7 +170,7 @@ def stages(
 
 
 def branches(s: Scale, teacher: Pace, student: Pace) -> list[tuple[Pace, list[float], int]]:
-    """Each branch's pace, how often it thinks in each of its evaluations, and how many models it is."""
+    """Return each branch's pace, its share of thinking in each evaluation, and its number of models."""
     habits = {"teacher": over(s.think, 1.0), "student-base": s.student_think, "answers-only": 0.0}
     return [
         (teacher if name == "teacher" else student, [thinks(mode, habits.get(name, 1.0)) for mode in modes], 1)
@@ -166,7 +179,7 @@ def branches(s: Scale, teacher: Pace, student: Pace) -> list[tuple[Pace, list[fl
 
 
 def measured(name: str, models: Sequence[tuple[Pace, list[float], int]], exam: Exam) -> StageForecast:
-    """Evaluations: for each model its answers, and the drawing of the problems."""
+    """Forecast evaluations: each model's answers, and the generation of the problems."""
     core = sum(exam.problems * pace.answer(share) for pace, shares, _ in models for share in shares)
     tokens = sum(
         exam.problems * (exam.lengths.prompt + exam.lengths.reply(share)) for _, shares, _ in models for share in shares
@@ -176,7 +189,7 @@ def measured(name: str, models: Sequence[tuple[Pace, list[float], int]], exam: E
 
 
 def reinforced(name: str, steps: int, samples: int, pace: Pace, lengths: Lengths, share: float) -> StageForecast:
-    """Each step samples, checks all that it sampled with one forward, and trains on the groups that teach."""
+    """Forecast GRPO. Each step samples, checks all samples with one forward pass, and trains on the groups with a gradient."""
     reply = lengths.reply(over(share))
     seen = samples * (lengths.prompt + reply)
     cost = samples * pace.rollout + seen * pace.update * (1 / 3 + TEACHES)
@@ -184,22 +197,22 @@ def reinforced(name: str, steps: int, samples: int, pace: Pace, lengths: Lengths
 
 
 def thinks(mode: str, habit: float) -> float:
-    """How often a model thinks that is asked so."""
+    """Return how often a model thinks in `mode`, given its `habit` in mode auto."""
     return {"on": 1.0, "off": 0.0}.get(mode, habit)
 
 
 def over(share: float, goes: float = GOES_OVER) -> float:
-    """How often a model thinks once reinforcement has brought it `goes` of the way, that did so on `share` of the problems before."""
+    """Return the share of thinking after reinforcement moves it from `share` by the fraction `goes` toward always thinking."""
     return share + (1 - share) * goes
 
 
 def worked(task: str, hard: float, seed: int) -> list[SolutionLength]:
-    """The first problems of the train split with their lengths."""
+    """Return the first problems of the train split with their lengths."""
     return counted(list(islice(load_task(task, options={"hard": hard}).problems("train", seed), DRAWN)))
 
 
 def counted(problems: Sequence[Problem]) -> list[SolutionLength]:
-    """Problems with their lengths in the quickstart's own chat."""
+    """Return problems with their lengths in the quickstart's chat format."""
     chat = chat_format(Tokenizer.byte_level())
     found = []
     for problem in problems:
@@ -212,12 +225,12 @@ def counted(problems: Sequence[Problem]) -> list[SolutionLength]:
 
 
 def mean(solutions: Sequence[SolutionLength]) -> Lengths:
-    """The means of lengths."""
+    """Return the mean lengths."""
     return Lengths(*(fmean(getattr(one, name) for one in solutions) for name in ("prompt", "thinking", "at_once")))
 
 
 def exam(task: str, hard: float, count: int, seed: int) -> Exam:
-    """Draw an evaluation's problems, and count what that takes."""
+    """Generate an evaluation's problems, and measure the time that this takes."""
     began = time.process_time()
     problems = pick(load_task(task, options={"hard": hard}), "test", count, seed, per_family=True)
     drawing = time.process_time() - began
@@ -225,7 +238,7 @@ def exam(task: str, hard: float, count: int, seed: int) -> Exam:
 
 
 def probe(run: Run, solutions: Sequence[SolutionLength], share: float, scale: Scale, threads: int) -> Pace:
-    """Measure a shape of model: a few steps of its own fine-tuning, updates as reinforcement has them, rollouts, and answers."""
+    """Measure a model shape: some fine-tuning steps, GRPO-like updates, rollouts and answers."""
     state, step, wall, tokens = paced(run, threads)
     adam = run.model_copy(update={"optim": nudged(1e-4), "source": run.source.model_copy(update={"rows": BATCH})})
     _, update, _, learned = paced(adam, threads)
@@ -244,7 +257,7 @@ def probe(run: Run, solutions: Sequence[SolutionLength], share: float, scale: Sc
 
 
 def paced(run: Run, threads: int) -> tuple[State, float, float, float]:
-    """The trained state, and core-seconds, seconds and tokens of a step."""
+    """Return the trained state, and the core-seconds, seconds and tokens per step."""
     records: list[dict[str, float]] = []
     with TemporaryDirectory() as folder:
         short = run.model_copy(update={"steps": WARM + STEPS})
@@ -255,9 +268,9 @@ def paced(run: Run, threads: int) -> tuple[State, float, float, float]:
 
 
 def factory_pace(run: Run, scale: Scale, lengths: Lengths, threads: int) -> tuple[float, float]:
-    """Core-seconds of the factory whatever it samples (its card, with pictures), and of each sample, verified and kept."""
+    """Return the factory's fixed core-seconds (its card, with figures) and its core-seconds per verified and saved sample."""
     spent = []
-    # A fresh model says each token about as often as any other, the one that stops too: room so that the mean length is right.
+    # A fresh model samples tokens about uniformly, including the end token. Choose max_tokens so that the mean length is right.
     vocab = run.model.vocab_size
     room = round(math.log1p(-lengths.thinking / vocab) / math.log1p(-1 / vocab))
     with TemporaryDirectory() as folder:
@@ -277,8 +290,10 @@ def factory_pace(run: Run, scale: Scale, lengths: Lengths, threads: int) -> tupl
 def sampling(
     state: State, solutions: Sequence[SolutionLength], share: float, params: SamplingParams, threads: int
 ) -> float:
-    """Core-seconds a sample, `share` of the problems at the length of their thinking, the rest at that of an answer at once: a batch
-    takes as many steps as its longest, so that lengths must be spread as real ones are."""
+    """Return the core-seconds per sample, with `share` of the problems at their thinking length and the rest without thinking.
+
+    A batch takes as many steps as its longest sample, so lengths must be spread like real ones.
+    """
     tokenizer = Tokenizer.byte_level()
     engine = Engine.of(state.model, tokenizer, chat_format(tokenizer), threads=threads)
     requests = []
@@ -293,5 +308,5 @@ def sampling(
 
 
 def replaced(params: SamplingParams, length: int, seed: int) -> SamplingParams:
-    """`params` for a reply of `length` tokens, with a seed of its own."""
+    """Return `params` for a reply of `length` tokens with its own seed."""
     return SamplingParams(length, params.temperature, params.top_p, params.top_k, seed, params.n, params.ignore_eos)

@@ -1,4 +1,4 @@
-"""The quickstart's folder: where each stage keeps what it made."""
+"""The layout of the quickstart's folder."""
 
 from __future__ import annotations
 
@@ -16,17 +16,20 @@ BRANCHES: dict[str, tuple[Thinking, ...]] = {
     "reinforced": ("auto", "on"),
     "answers-only": ("auto",),
 }
-"""The models that stand side by side in the end, by their folders, and how each is measured on the student's problems."""
+"""The models compared at the end, by folder, and the thinking modes in which each is evaluated on the student's problems."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Paths of files and folders; nothing is read or made here."""
+    """Paths of files and folders. It reads and creates nothing."""
 
     out: Path
 
     def run(self, name: str) -> RunDir:
-        """A training: `base`, `teacher`, `student-able`, `student-base`, `distilled`, `reinforced`, `answers-only`."""
+        """Return the run directory of a training.
+
+        `name` is `base`, `teacher`, `student-able`, `student-base`, `distilled`, `reinforced` or `answers-only`.
+        """
         return RunDir(self.out / name)
 
     @property
@@ -39,7 +42,7 @@ class Place:
 
     @property
     def samples(self) -> Path:
-        """What the teacher said: the factory's folder."""
+        """The data factory's folder, with the teacher's samples."""
         return self.out / "samples"
 
     @property
@@ -48,7 +51,7 @@ class Place:
 
     @property
     def answers_file(self) -> Path:
-        """The same problems, with the answers alone."""
+        """The same problems with only the answers."""
         return self.out / "answers.jsonl"
 
     @property
@@ -59,7 +62,7 @@ class Place:
         return self.evals / f"{name}.json"
 
     def measured(self, branch: str, mode: str) -> Path:
-        """The evaluation of a branch on the student's problems."""
+        """Return the evaluation of a branch on the student's problems."""
         return self.evaluation(f"student-{branch}-{mode}")
 
     @property

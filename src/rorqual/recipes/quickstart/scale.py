@@ -1,4 +1,4 @@
-"""How much work the quickstart does."""
+"""The sizes of the quickstart."""
 
 from __future__ import annotations
 
@@ -7,24 +7,29 @@ from rorqual.distil.config import Keep
 from rorqual.recipes.models import Size
 
 TASK = "families:add,sub,mod,swap,count,kk"
-"""Six families of four kinds: arithmetic, an algorithm by steps, text and state, logic."""
+"""Six families of four kinds: arithmetic, an algorithm in steps, text and state, logic."""
 STUDENT_TASK = "families:add,sub,swap"
-"""The student's: families in which a guess is right at most once in 120 times, so that what it solves it has learned."""
+"""The student's families. A guess is right at most once in 120 times, so right answers show learning."""
 
 
 class Scale(Config):
-    """Steps and samples, never a clock. Chosen on problems of the dev split, on other seeds.
+    """Steps and sample counts, never a time limit. They were chosen on problems of the dev split with other seeds.
 
-    Answers are sampled as DeepSeek-R1 was evaluated, at temperature 0.6 and top-p 0.95 (R1, section 3): greedily, a model
-    that thinks on two problems in five would never think.
+    Evaluation samples as for DeepSeek-R1, at temperature 0.6 and top-p 0.95 (R1, section 3). With greedy decoding, a
+    model that thinks on two problems in five would never think.
 
-    The student's base first learns to think, on `student_able_think` of its problems, and then in a few steps at a low rate,
-    `student_base_lr`, that it seldom does (`student_think`): it can do in part what it hardly ever tries.
-    The branches of the student cost about the same: `distil_problems` sampled from the teacher and `distil_steps` on what was
-    right, against `rival_steps` of reinforcement, in core-seconds as they were measured on other seeds. `student_lr` and
-    `student_adamw_lr` are those of its further training, half those of a fresh model. `rival_agreement`: how far the student's
-    trainer and sampler may differ on one token: in half a million, one very unlikely token differed by 1.5e-4 nats. `distil_keep`:
-    which of the teacher's samples to learn from; `all` has no filter either, for a teacher too little trained to be right.
+    The student's base first learns to think, on `student_able_think` of its problems. A few steps at the low rate
+    `student_base_lr` then make thinking rare (`student_think`). The base can then partly solve problems by thinking,
+    but hardly ever thinks.
+
+    The student's branches cost about the same in core-seconds, measured on other seeds. The distilled branch samples
+    `distil_problems` from the teacher and trains `distil_steps` on the right answers. The rival branch runs
+    `rival_steps` of reinforcement.
+    `student_lr` and `student_adamw_lr` are the rates of this further training, half those of a fresh model.
+
+    `rival_agreement` is how far the student's trainer and sampler may differ on one token. In half a million tokens,
+    one very unlikely token differed by 1.5e-4 nats. `distil_keep` selects the teacher's samples to train on. `all` also
+    disables the filters, for a teacher that is too little trained to be right.
     """
 
     model: Size

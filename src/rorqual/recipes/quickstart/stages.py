@@ -1,4 +1,4 @@
-"""The quickstart's stages, in their order. Each is skipped where its files say that it is done."""
+"""The quickstart's stages, in order. A stage is skipped if its files show that it is complete."""
 
 from __future__ import annotations
 
@@ -51,9 +51,9 @@ def run_quickstart(
     dtype: Dtype = "float32",
     whole_process: bool = False,
 ) -> Path:
-    """Run all stages into `out`, from where they stand there; returns the report's path.
+    """Run all stages into `out`, resuming from completed ones. Return the report's path.
 
-    `whole_process`: the ledger counts from the process's start.
+    `whole_process` makes the ledger count from the start of the process.
     """
     began, place = time.monotonic(), Place(out)
     with own_run(out), closing(Ledger(place.ledger, whole_process=whole_process)) as ledger:
@@ -67,16 +67,16 @@ def run_quickstart(
 
 
 def describe(name: str, model: ModelConfig) -> Iterator[str]:
-    """The account of a model, for a person."""
+    """Yield a readable description of a model's account."""
     a = account(model, context=model.max_position_embeddings, cache_value_bytes=4)
     mtp = f", MTP {a.mtp:,} more" if a.mtp else ""
-    yield f"{name}: {a.total:,} parameters, {a.active:,} active for a token ({a.active / a.total:.0%}){mtp}"
-    yield f"  {a.cache_bytes:,} bytes of cache a token (fp32), {a.flops:,} FLOPs a token forward at {a.context} positions"
+    yield f"{name}: {a.total:,} parameters, {a.active:,} active per token ({a.active / a.total:.0%}){mtp}"
+    yield f"  {a.cache_bytes:,} cache bytes per token (fp32), {a.flops:,} forward FLOPs per token at {a.context} positions"
 
 
 @dataclass(frozen=True)
 class Quickstart:
-    """What every stage needs."""
+    """The settings that all stages share."""
 
     place: Place
     scale: Scale
@@ -87,7 +87,7 @@ class Quickstart:
     ledger: Ledger
 
     def teacher(self) -> None:
-        """Train the teacher on worked solutions, reinforce it on correctness alone, measure it before and after."""
+        """Train the teacher on worked solutions, reinforce it on correctness, and evaluate it before and after."""
         s, place = self.scale, self.place
         base = sft(task=TASK, size=s.model, steps=s.sft_steps, rows=s.sft_rows, row=s.row, think=s.think,
                    options={"hard": s.sft_hard}, seed=self.seed)  # fmt: skip
@@ -98,20 +98,20 @@ class Quickstart:
         run = grpo(task=TASK, start=str(place.base.path), steps=s.grpo_steps, problems=s.grpo_problems, samples=s.grpo_samples,
                    max_tokens=s.max_tokens, row=s.row, lr=s.lr, options={"hard": s.grpo_hard}, seed=self.seed,
                    dtype=self.dtype)  # fmt: skip
-        print(f"\n2/9 reinforce it: {run.steps} steps of GRPO, on correctness alone")
+        print(f"\n2/9 reinforce the teacher: {run.steps} steps of GRPO, rewarded for correctness only")
         self.train("reinforce the teacher", run, place.teacher)
-        print("\n3/9 measure it on held-out problems")
+        print("\n3/9 evaluate the teacher on held-out problems")
         self.measure_teacher()
 
     def students(self) -> None:
-        """One base student, and from it: distilled, on answers alone, reinforced. Measured beside the teacher."""
+        """Train a base student, and from it three branches: distilled, answers only, reinforced. Evaluate them and the teacher."""
         s, place = self.scale, self.place
         able = sft(task=STUDENT_TASK, size=s.student, steps=s.student_able_steps, rows=s.sft_rows, row=s.row,
                    think=s.student_able_think, options={"hard": s.student_hard}, seed=self.seed)  # fmt: skip
         for line in ("", *describe("student", able.model)):
             print(line)
         print(
-            f"\n4/9 train the student's base: {able.steps} steps with thinking on {s.student_able_think:.0%} of problems, then "
+            f"\n4/9 train the base student: {able.steps} steps with thinking on {s.student_able_think:.0%} of problems, then "
             f"{s.student_base_steps} on {s.student_think:.0%}"
         )
         self.train("train the base student", able, place.run("student-able"))
@@ -125,7 +125,7 @@ class Quickstart:
         run = distil(
             data=str(place.samples_file), start=start, steps=s.distil_steps, rows=s.sft_rows, row=s.row, seed=self.seed
         )
-        print(f"\n6/9 distil the student: {run.steps} steps on {self.learned()}; beside it one on the answers alone")
+        print(f"\n6/9 distil the student: {run.steps} steps on {self.learned()}; train another on the answers only")
         self.train("distil the student", self.further(run), place.run("distilled"))
         run = sft(
             data=str(place.answers_file), start=start, steps=s.distil_steps, rows=s.sft_rows, row=s.row, seed=self.seed
@@ -136,13 +136,13 @@ class Quickstart:
                    max_tokens=s.max_tokens, row=s.row, lr=s.rival_lr, options={"hard": s.student_hard}, seed=self.seed,
                    dtype=self.dtype)  # fmt: skip
         run = override(run, [f"agreement.most={max(run.agreement.most, s.rival_agreement)}"])
-        print(f"\n7/9 reinforce its rival: {run.steps} steps of GRPO, from the same base")
+        print(f"\n7/9 reinforce a rival student: {run.steps} steps of GRPO from the same base")
         self.train("reinforce the rival", run, place.run("reinforced"))
-        print("\n8/9 measure them on the student's held-out problems")
+        print("\n8/9 evaluate all models on the student's held-out problems")
         self.measure_students()
 
     def report(self, size: str) -> Path:
-        """The summary, and the report where it does not tell of what lies here."""
+        """Write the summary and the report, unless the report is up to date."""
         print("\n9/9 report")
         told = summary(self.place, self.seed, size)
         report = self.place.out / REPORT_FILE
@@ -153,29 +153,29 @@ class Quickstart:
         return report
 
     def further(self, run: Run) -> Run:
-        """A run of one that has learned already: at lower rates than a fresh model."""
+        """Lower the learning rates of `run`, for a model that is already trained."""
         return override(run, [f"optim.lr={self.scale.student_lr}", f"optim.adamw.lr={self.scale.student_adamw_lr}"])
 
     def learned(self) -> str:
-        """Which of the teacher's samples the student learns from, in words."""
+        """Describe the teacher's samples that the student trains on."""
         words: dict[Keep, str] = {
-            "right": "what the teacher got right",
-            "graded": "what was graded",
-            "all": "all the teacher said",
+            "right": "the teacher's right answers",
+            "graded": "the teacher's graded answers",
+            "all": "all of the teacher's samples",
         }
         return words[self.scale.distil_keep]
 
     def train(self, stage: str, run: Run, out: RunDir) -> None:
-        """Train, and count what it took."""
+        """Train, and record the cost in the ledger."""
         run = override(run, [f"device={self.device}", f"dtype={self.dtype}"])
         if out.newest_whole()[0] == run.steps:
-            fit(run, out, threads=self.threads, extend=False)  # refuses a folder that holds another run
+            fit(run, out, threads=self.threads, extend=False)  # refuses a folder with another run
             return
         with self.ledger.of(stage) as entry:
             fit(run, out, threads=self.threads, observe=entry.add, extend=False)
 
     def sample(self) -> None:
-        """The teacher's samples, made to think, verified and filtered; and the same problems with the answers alone."""
+        """Sample the teacher with thinking on, verify and filter. Also write the same problems with only the answers."""
         s, place = self.scale, self.place
         if place.answers_file.is_file():
             return
@@ -188,7 +188,7 @@ class Quickstart:
             cost = sampled_cost(place)
             entry.tokens, entry.flops, entry.solved = cost["tokens"], cost["flops"], cost["solved"]
             lines = [
-                # A teacher too little trained is cut off in a thought: then that is all it said.
+                # A barely trained teacher may be cut off while thinking; then its reasoning is its only text.
                 {"messages": [{"role": m.role, "content": m.text or m.reasoning} for m in row.messages]}
                 for row in read_distilled(place.samples_file).kept
             ]
@@ -196,7 +196,7 @@ class Quickstart:
             write_atomic(place.answers_file, text.encode())
 
     def measure_teacher(self) -> None:
-        """Before and after GRPO: own choice, made to think, at once; and which experts it uses."""
+        """Evaluate the teacher before and after GRPO in all thinking modes, and record which experts it uses."""
         task, place = load_task(TASK, options={"hard": 0.5}), self.place
         for when, run in zip(WHEN, (place.base, place.teacher)):
             paths = [(mode, place.evaluation(f"{when}-{mode}")) for mode in MODES]
@@ -210,7 +210,7 @@ class Quickstart:
                 write_json(place.evaluation("experts"), use)
 
     def measure_students(self) -> None:
-        """Every branch on the same problems."""
+        """Evaluate every branch on the same problems."""
         task = load_task(STUDENT_TASK, options={"hard": self.scale.student_hard})
         for branch, modes in BRANCHES.items():
             paths = [(mode, self.place.measured(branch, mode)) for mode in modes]
@@ -221,7 +221,7 @@ class Quickstart:
     def measure(
         self, stage: str, label: str, run: RunDir, task: Task, count: int, paths: Sequence[tuple[Thinking, Path]]
     ) -> None:
-        """The evaluations of one model that are not there yet, each counted."""
+        """Run the missing evaluations of one model, and record the cost of each."""
         wanted = [(mode, path) for mode, path in paths if not path.is_file()]
         if not wanted:
             return
@@ -239,22 +239,22 @@ class Quickstart:
                 found.save(path)
 
     def engine(self, run: RunDir) -> Engine:
-        """The model of a run, to ask."""
+        """Return an engine for a run's model."""
         return Engine(run.path, threads=self.threads, device=self.device, dtype=self.dtype)
 
     def params(self) -> SamplingParams:
-        """How every model is asked."""
+        """Return the sampling parameters of all evaluations."""
         s = self.scale
         return SamplingParams(max_tokens=s.max_tokens, temperature=s.temperature, top_p=s.top_p, seed=self.seed)
 
 
 def routed(model: ModelConfig) -> int:
-    """How many routed experts its layers have."""
+    """Return the number of routed experts in the model's layers."""
     return max(ffn.n_choices() for ffn in model.ffns)
 
 
 def shown(label: str) -> Callable[[int, int], None]:
-    """Progress of an evaluation, counted from now."""
+    """Return a progress callback for an evaluation that starts now."""
     progress = Progress(f"  {label}", 0, unit="answer")
 
     def update(done: int, total: int) -> None:

@@ -1,4 +1,4 @@
-"""What the report is told of models and costs: amounts from the files that each stage made, time and money from the ledger."""
+"""The report's facts about models and costs: amounts from the stages' files, time and money from the ledger."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TRAININGS = {
     "answers-only": "train on answers alone",
     "reinforced": "reinforce the rival",
 }
-"""A run's folder -> the stage that trains it."""
+"""The stage that trains each run folder."""
 TITLES = {
     "teacher": "teacher",
     "student-base": "base student",
@@ -40,12 +40,12 @@ PAID_FOR = {
     "reinforced": ("reinforce the rival",),
     "answers-only": ("sample the teacher", "train on answers alone"),
 }
-"""The stages whose cost is a branch's own; those of a student come after the base, which all share."""
+"""The stages whose cost belongs to each branch. A student's stages exclude the shared base."""
 CLOCK_KEYS = ("seconds", "core_seconds", "spent_tokens")
 
 
 def summary(place: Place, seed: int, size: str) -> dict[str, Any]:
-    """What the report says of models and costs."""
+    """Return the report's facts about models and costs."""
     facts = {name: model_facts(place.run(name)) for name in ("teacher", "student-base")}
     command = f"rorqual quickstart --seed {seed}" + ("" if size == "full" else f" --size {size}")
     branches = [
@@ -65,7 +65,7 @@ def summary(place: Place, seed: int, size: str) -> dict[str, Any]:
 
 
 def model_facts(run: RunDir) -> dict[str, int]:
-    """A model's account by the report's names."""
+    """Return a model's account under the report's names."""
     model = read_model_config(run)
     a = account(model, context=model.max_position_embeddings, cache_value_bytes=4)
     facts = {"total": a.total, "active": a.active, "cache_bytes_per_token": a.cache_bytes, "flops_per_token": a.flops}
@@ -73,7 +73,7 @@ def model_facts(run: RunDir) -> dict[str, int]:
 
 
 def stages(place: Place) -> list[dict[str, Any]]:
-    """Each stage's amounts and, from the ledger, its time; last what lies between them. The report's own cost cannot be in it."""
+    """Return each stage's amounts and its time from the ledger, with unaccounted time last. The report's own cost is not included."""
     amounts: dict[str, dict[str, int]] = {}
     for name, stage in TRAININGS.items():
         had, more = amounts.get(stage, {}), trained_cost(place.run(name))
@@ -97,7 +97,7 @@ def stages(place: Place) -> list[dict[str, Any]]:
 
 
 def trained_cost(run: RunDir) -> dict[str, int]:
-    """What a run's metrics add up to; `solved`: answers that were right on the way, of a run that samples."""
+    """Return the totals of a run's metrics. `solved` counts right answers during training, for runs that sample."""
     records = list(run.metrics())
     return {
         "tokens": sum(int(r["tokens"]) + int(r.get("sampled_tokens", 0)) for r in records),
@@ -107,7 +107,7 @@ def trained_cost(run: RunDir) -> dict[str, int]:
 
 
 def sampled_cost(place: Place) -> dict[str, int]:
-    """What sampling the teacher took; `solved`: samples that were right."""
+    """Return the cost of sampling the teacher. `solved` counts the right samples."""
     rows = read_distilled(place.samples_file).rows
     tokens = sum(row.prompt_tokens + row.completion_tokens for row in rows)
     solved = sum(row.verdict == "right" for row in rows)
@@ -115,14 +115,14 @@ def sampled_cost(place: Place) -> dict[str, int]:
 
 
 def sample_counts(place: Place) -> dict[str, int]:
-    """What became of the teacher's samples."""
+    """Return how many of the teacher's samples were drawn, right and kept."""
     rows = read_distilled(place.samples_file).rows
     counts = {"sampled": len(rows), "right": sum(row.verdict == "right" for row in rows)}
     return counts | {"kept": sum(not row.dropped for row in rows)}
 
 
 def measured_cost(paths: list[tuple[Path, RunDir]]) -> dict[str, int]:
-    """What these evaluations, each with its model, took."""
+    """Return the cost of these evaluations, each given with its model's run."""
     cost = {"tokens": 0, "flops": 0, "solved": 0}
     for path, run in paths:
         found = Evaluation.load(path)
@@ -134,19 +134,19 @@ def measured_cost(paths: list[tuple[Path, RunDir]]) -> dict[str, int]:
 
 
 def forward_flops(run: RunDir) -> int:
-    """FLOPs of a token through a run's model, at its whole context."""
+    """Return the FLOPs per token of a run's model at its full context."""
     model = read_model_config(run)
     return account(model, context=model.max_position_embeddings).flops
 
 
 def without_clock(told: dict[str, Any]) -> dict[str, Any]:
-    """A summary without what a clock, or a kill, had a part in."""
+    """Return a summary without the values that depend on time or on interruptions."""
     steady = [{k: v for k, v in stage.items() if k not in CLOCK_KEYS} for stage in told.get("stages", ())]
     return told | {"stages": steady}
 
 
 def tells(place: Place, told: dict[str, Any]) -> bool:
-    """Whether the report is there and tells of what lies here: the same summary, and nothing that it reads is newer."""
+    """Return True if the report exists and is up to date: the same summary, and none of its inputs is newer."""
     report = place.out / REPORT_FILE
     if not report.is_file() or not place.summary.is_file():
         return False

@@ -1,4 +1,4 @@
-"""Router kinds. Each module holds one; importing this package makes them known."""
+"""Router kinds. Each module defines one; importing this package registers them."""
 
 from rorqual.model.ffn.router.base import Router, RouterConfig
 from rorqual.model.ffn.router.grouped_topk import GroupedTopK, GroupedTopKConfig

@@ -1,4 +1,4 @@
-"""What every router kind offers: a config that builds and accounts for it, and a module that chooses experts for tokens."""
+"""Base classes of the router kinds. A config builds the module and counts its cost; the module chooses experts for tokens."""
 
 from __future__ import annotations
 
@@ -18,53 +18,54 @@ from rorqual.ops.moe import Routing, aimed_load
 
 
 class RouterConfig(Kind):
-    """Base of the router kinds.
+    """Base class of the router kinds' configs.
 
-    A router numbers its choices: 0 to `n_experts()` - 1 are experts with weights, and the `n_identity()` numbers after them are identity
-    experts, which return their input (LongCat-Flash's zero-computation experts, 2509.01322). `SKIP` stands for no expert at all.
+    A router numbers its choices. 0 to `n_experts()` - 1 are experts with weights. The next `n_identity()` numbers are
+    identity experts, which return their input (LongCat-Flash's zero-computation experts, 2509.01322). `SKIP` means no
+    expert.
     """
 
     def build(self, hidden_size: int) -> Router:
-        """The module."""
+        """Build the module."""
         raise NotImplementedError
 
     def cost(self, hidden_size: int) -> Cost:
-        """Parameters and FLOPs a token of the router itself."""
+        """Return the router's parameters and FLOPs per token."""
         raise NotImplementedError
 
     def experts_per_token(self) -> int:
-        """Choices for each token."""
+        """Return the number of choices per token."""
         raise NotImplementedError
 
     def n_experts(self) -> int:
-        """Experts with weights."""
+        """Return the number of experts with weights."""
         raise NotImplementedError
 
     def n_identity(self) -> int:
-        """Identity experts."""
+        """Return the number of identity experts."""
         return 0
 
     def n_choices(self) -> int:
-        """Numbers that a choice may have, `SKIP` apart."""
+        """Return the number of different choices, without `SKIP`."""
         return self.n_experts() + self.n_identity()
 
     def target_load(self) -> Tensor:
-        """Shares of all choices [choices] (float64) that balance aims at: even, unless a kind says otherwise."""
+        """Return the target share of each choice [choices] (float64). The default is an even load."""
         return torch.full((self.n_choices(),), 1 / self.n_choices(), dtype=torch.float64)
 
     def active_experts(self) -> float:
-        """Experts with weights that serve a token, in the mean, where the load is `target_load`."""
+        """Return the mean number of experts with weights per token, at the load `target_load`."""
         return self.experts_per_token() * float(self.target_load()[: self.n_experts()].sum())
 
     def check(self) -> None:
-        """Raise ValueError where the numbers contradict each other."""
+        """Raise ValueError if the numbers contradict each other."""
 
 
 class Router(Layer, ABC):
-    """x [tokens, hidden] -> `Routing`; replay [tokens, k] fixes the choices (`CHOOSE`: none is fixed there).
+    """A router module: x [tokens, hidden] -> `Routing`. replay [tokens, k] fixes choices, except where it is `CHOOSE`.
 
-    Gates are computed in every forward, replayed or not, so that the router has its gradient. A router whose choices may be other than
-    experts with weights says so (`Routing.skips`). Buffers keep their type, whatever type the model is given.
+    Gates are computed in every forward pass, replayed or not, so the router gets its gradient. A router whose choices
+    may include other than experts with weights sets `Routing.skips`. Buffers keep their dtype when the model is cast.
     """
 
     def __init__(self, config: RouterConfig) -> None:
@@ -72,7 +73,7 @@ class Router(Layer, ABC):
         self.config = config
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        # A bias rounded to bf16 chooses other experts (transformers#42580): types pass by, devices do not.
+        # Move buffers between devices but keep their dtype: a bias rounded to bf16 chooses other experts (transformers#42580).
         before = dict(self._buffers)
         super()._apply(fn, recurse)
         for name, buffer in before.items():
@@ -82,18 +83,18 @@ class Router(Layer, ABC):
         return self
 
     def load_error(self, load: Tensor) -> Tensor:
-        """load [choices], the tokens of an update by choice -> by how many each has fewer than `target_load` gives it [choices]."""
+        """Return how many tokens each choice is short of `target_load` [choices]. load [choices] counts an update's tokens per choice."""
         return aimed_load(load, self.config.target_load()) - load.float()
 
     def balance(self, load: Tensor, gamma: float) -> None:
-        """Move what brings the load to `target_load` by one step of `gamma`, given the tokens of an update by choice [choices]."""
+        """Move the load toward `target_load` by one step of size `gamma`. load [choices] counts an update's tokens per choice."""
 
     def exclude(self, choices: Sequence[int]) -> None:
-        """Never choose these again. Raises ConfigError where the kind cannot."""
+        """Never choose these experts again. Raises ConfigError if the kind cannot exclude experts."""
         raise ConfigError(
-            f"a router of kind '{self.config.kind}' cannot leave experts out",
+            f"router kind '{self.config.kind}' cannot exclude experts",
             where="experts",
-            remedy="Take a model whose router is of kind 'grouped_topk'.",
+            remedy="Use a model whose router is of kind 'grouped_topk'.",
         )
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""The router of DeepSeek-V2 and V3 and of Qwen3 (V3 eq. 12-16): the best k within the best groups, balanced by a bias."""
+"""The router of DeepSeek-V2, V3 and Qwen3 (V3 eq. 12-16): top k within the best groups, balanced by a bias."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rorqual.ops.moe import Routing, route, router_logits
 
 
 class GroupedTopKConfig(RouterConfig):
-    """DeepSeek's names. `group_score` 'top2' is V3's sum of a group's two best, 'max' is V2's."""
+    """A grouped top-k router, with DeepSeek's field names. `group_score` 'top2' is V3's sum of a group's two best scores; 'max' is V2's."""
 
     kind: Literal["grouped_topk"] = "grouped_topk"
     n_routed_experts: int = Field(ge=2, le=MOST)
@@ -49,14 +49,16 @@ class GroupedTopKConfig(RouterConfig):
         if rest:
             raise ValueError("n_routed_experts must be a multiple of n_group")
         if self.topk_group > self.n_group or self.num_experts_per_tok > per_group * self.topk_group:
-            raise ValueError("num_experts_per_tok must fit into topk_group groups of n_group")
+            raise ValueError("num_experts_per_tok must fit into topk_group groups, and topk_group into n_group")
         if self.n_group > 1 and self.group_score == "top2" and per_group < 2:
-            raise ValueError("group_score 'top2' needs two experts in a group")
+            raise ValueError("group_score 'top2' needs at least two experts in a group")
 
 
 class GroupedTopK(Router):
-    """`e_score_correction_bias` [experts] is a buffer that the trainer moves, None without `score_bias`. The arithmetic is fp32, whatever
-    the type of the weight `gate` [experts, hidden]."""
+    """The router module. It computes in fp32, whatever the dtype of the weight `gate` [experts, hidden].
+
+    `e_score_correction_bias` [experts] is a buffer that the trainer updates, or None without `score_bias`.
+    """
 
     derived = {"wide_gate": "gate"}
     e_score_correction_bias: Tensor | None
@@ -70,23 +72,26 @@ class GroupedTopK(Router):
         )
 
     def wide_gate(self) -> tuple[Tensor]:
-        """The weight [experts, hidden] in the type that it is used in."""
+        """Return the weight [experts, hidden] in fp32, the type used to compute logits."""
         return (self.gate.float(),)
 
     @torch.no_grad()
     def balance(self, load: Tensor, gamma: float) -> None:
-        """Move every expert's bias by the sign of its load error (V3, section 2.1.2)."""
+        """Move every expert's bias by `gamma` times the sign of its load error (V3, section 2.1.2)."""
         if (bias := self.e_score_correction_bias) is not None:
             bias.add_(gamma * self.load_error(load).sign().to(bias))
 
     def exclude(self, choices: Sequence[int]) -> None:
-        """Give these experts a bias of minus infinity; each token goes to its next best ones."""
+        """Set the bias of these experts to minus infinity, so each token goes to its next best experts.
+
+        Raises ConfigError if fewer experts remain than serve one token.
+        """
         left = self.config.n_routed_experts - len(set(choices))
         if left < self.config.num_experts_per_tok:
             raise ConfigError(
-                f"{left} experts are left, {self.config.num_experts_per_tok} serve a token",
+                f"only {left} experts would remain, but each token needs {self.config.num_experts_per_tok}",
                 where="experts",
-                remedy="Take fewer away.",
+                remedy="Exclude fewer experts.",
             )
         if self.e_score_correction_bias is None:
             self.e_score_correction_bias = torch.zeros(self.config.n_routed_experts, device=self.gate.device)

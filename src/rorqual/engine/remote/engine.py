@@ -366,6 +366,7 @@ class RemoteEngine(RemoteClient):
         self, requests: Sequence[Request], *, progress: Callable[[int, int], None] | None = None
     ) -> list[list[Completion]]:
         """For each request its `n` samples. The first failure that retries do not mend stops everything."""
+        self._check([(request, 0) for request in requests])  # before a huge `n` makes a list
         wanted = [(request, sample) for request in requests for sample in range(request.params.n)]
         found: dict[int, Completion] = {}
 

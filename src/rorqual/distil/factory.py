@@ -42,7 +42,7 @@ def sample_teacher(config: FactoryConfig, out: Path, *, threads: int, quiet: boo
     """Sample the teacher as `config` says into the folder `out`, and return the Parquet file that `data.distilled` reads.
 
     Every sample is synced to `samples.jsonl` before it is used. After a kill, a full disk or a failure of server or
-    grader, the same call resumes and requests no sample twice.
+    grader, the same call resumes and requests no saved sample again.
 
     Raises ConfigError, without any change, if the folder holds another config (`access` may differ). Raises
     RorqualError if another process uses the folder. Raises BudgetReached if the budget is reached, after writing the

@@ -152,6 +152,7 @@ class GainAccount:
 
     @property
     def gain(self) -> float:
+        """The change in accuracy, by the model's own choice to think."""
         return self.after - self.before
 
     @property

@@ -112,9 +112,9 @@ def _same_problems(before: Evaluation, after: Evaluation) -> None:
 def _paired(
     before: Evaluation, after: Evaluation, name: tuple[str, str], grain: Grain, measure: Measure
 ) -> tuple[Floats, Floats, int, bool]:
-    """Return the values of the problems that both sides graded, in one order, then two facts about them.
+    """Return (before values, after values, number left out, whether each problem has one sample).
 
-    These are how many problems are left out, and whether each problem has a single sample.
+    The values are those of the problems that both sides graded, in the same order.
     """
     sides = []
     for evaluation in (before, after):

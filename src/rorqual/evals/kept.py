@@ -29,16 +29,16 @@ Place = tuple[int, int]
 class Kept:
     """A `Generator` that caches answers on disk and asks `generator` only for those that are missing.
 
-    The cache is `OUT.xxxxxxxx.kept` beside `out`, one JSON line per sample. The file name holds a digest of `made`.
-    `made` describes what answers: weights and arithmetic, or an address and its model name. So another model gets
-    another file. A sample is identified by the whole request and its index: more problems, or more samples of each,
+    The cache is `OUT.xxxxxxxx.kept` beside `out`, one JSON line per sample. The file name holds a digest of `made`,
+    which describes the model: its weights and arithmetic, or an address and the model's name there. So each model has
+    its own file. A sample is identified by the whole request and its index: more problems, or more samples of each,
     request only the new ones. One process at a time may use the file. With `out` None nothing is written.
 
     A request that the server rejects (HTTP 400, 413, 422) yields a completion with an `error`, and the others
-    continue. If the server rejects every request, or `IN_A_ROW` in a row that it had not rejected before, its error is
-    raised: the credit may be spent. `refusals` lists the rejections; a later call retries them after all other
-    requests. Completions with an `error` are not cached. Completions carry text, reasoning, finish reason and usage,
-    but no token ids.
+    continue. The error is raised if the server rejects every request, or `IN_A_ROW` in a row that it had not rejected
+    before: the account may be out of credit. `refusals` lists the rejections; a later call retries them after all
+    other requests. Completions with an `error` are not cached. Completions carry text, reasoning, finish reason and
+    usage, but no token ids.
     """
 
     def __init__(self, generator: Engine | RemoteEngine, out: Path | None, made: Mapping[str, Any]) -> None:

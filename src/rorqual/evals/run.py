@@ -18,15 +18,16 @@ from rorqual.tasks.find import safe_grade, safe_problems
 
 GREEDY = SamplingParams()
 PATIENCE = 20
-"""`pick` stops after this many times the draws that one new problem of the rarest stratum took so far."""
+"""`pick` stops after this many times the mean number of draws per new problem of the rarest stratum."""
 
 
 def pick(task: Task, split: Split, count: int, seed: int, per_family: bool) -> list[Problem]:
     """Return the evaluation problems: the same arguments give the same problems, and no key occurs twice.
 
     With `per_family`, `count` problems of each stratum (family, level), else `count` in all. A task may be endless and
-    need not list its strata. So the search stops when far more draws in a row than the rarest unfinished stratum needs
-    bring nothing new. A stratum with fewer than `count` distinct problems then has all that were found.
+    need not list its strata. So the search stops after a long run of draws without a new stratum or a wanted problem.
+    The limit follows from the rarest unfinished stratum. A stratum with fewer than `count` distinct problems then has
+    all that were found.
 
     Raises DataError if `count` is below 1 or the split has no problem.
     """

@@ -160,8 +160,8 @@ def difference_over_seeds(
     """Return the paired difference of shares over runs: `before[s][i]` and `after[s][i]` are seed `s` on problem `i`.
 
     For one seed the interval is the score interval over problems. For several it is that of `hierarchical_difference`,
-    but at each end at least as wide as the score interval over all problems. Seeds that agree exactly therefore do not
-    give an empty interval.
+    but at each end at least as wide as the score interval over all problems. So seeds that agree exactly do not give
+    an interval of zero width.
     """
     changes = _changes(before, after)
     if any(np.abs(change).max() > 1 for change in changes):

@@ -62,9 +62,9 @@ def test_a_server_teaches_within_a_budget(address: str, tmp_path: Path) -> None:
         (("run",), ("task=", "task=families")),
         (("nowhere", "task=families"), ("nowhere", "not a run directory", "rorqual train")),
         (("http://127.0.0.1:9/v1", "task=families"), ("model=NAME",)),
-        (("http://127.0.0.1:9/v1", "model=m", "task=families", "top_k=4"), ("top_k", "run of ours")),
+        (("http://127.0.0.1:9/v1", "model=m", "task=families", "top_k=4"), ("top_k", "a local run")),
         (("http://127.0.0.1:9/v1", "model=m", "task=families", "budget=1"), ("price_in",)),
-        (("run", "task=families", "budget=1", "price_in=1"), ("belong to an address",)),
+        (("run", "task=families", "budget=1", "price_in=1"), ("apply to a remote address",)),
         (("run", "task=famlies"), ("'famlies'", "'families'")),
         (("run", "task=families", "decontaminate=none.jsonl"), ("none.jsonl", "no such file")),
     ],
@@ -95,7 +95,7 @@ def test_a_wrong_key_of_the_server_is_told(place: Path) -> None:
     for part in (
         "http://127.0.0.1:9/v1/chat/completions",
         "refused",
-        "0 of 2 samples are kept",
-        "the same command goes on",
+        "0 of 2 samples are saved",
+        "the same command resumes",
     ):
         assert part in done.err

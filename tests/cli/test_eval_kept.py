@@ -409,7 +409,7 @@ def test_a_kept_file_that_is_none_is_named(server: Server, tmp_path: Path) -> No
     raw = path.read_bytes()
     path.write_bytes(b'{"asked": 1}\n' + raw)
     _, errors = typed(server.url, "model=a", *WORDS, f"out={out}", code=2)
-    assert f"{path}:1" in errors and "Delete that line" in errors
+    assert f"{path}:1" in errors and "Delete the line" in errors
     path.write_bytes(raw)
     server.status = lambda number, question: 200
     typed(server.url, "model=a", *WORDS, f"out={out}")

@@ -39,8 +39,8 @@ def test_what_is_billed_outside_stays_within_the_promise(server: tuple[str, Path
 
 
 DEAR = {
-    "ignores max_tokens": "The server bills up to 180 tokens for a reply, beyond max_tokens; so much is reserved for each request.",
-    "adds a system prompt": r"The server bills up to \d+ tokens more for a prompt than it can have; so much is reserved for each request.",
+    "ignores max_tokens": "The server bills up to 180 reply tokens, more than max_tokens; each request now reserves this.",
+    "adds a system prompt": r"The server bills up to \d+ prompt tokens more than the prompt can have; each request now reserves this.",
 }
 
 
@@ -51,11 +51,11 @@ def test_an_overrun_is_said_in_the_progress_the_ledger_and_the_card(
     """The budget holds one request as it should be, and the server bills more for that one."""
     found = run(server, tmp_path, kind, budget=1.5 * RESERVE)
     assert found.requests == found.kept == 1 and found.budget < found.billed == pytest.approx(found.counted)
-    passed = f"he budget of {found.budget:g} is passed by {found.billed - found.budget:.4g}: {found.billed:.4g} spent"
+    passed = f"he budget of {found.budget:g} is exceeded by {found.billed - found.budget:.4g}: {found.billed:.4g} spent"
     told, card = capsys.readouterr().err, (tmp_path / "card.md").read_text(encoding="utf-8")
-    assert f"distil: t{passed}\n" in told and told.count("is passed") == 1
+    assert f"distil: t{passed}\n" in told and told.count("is exceeded") == 1
     assert f"T{passed}." in card and re.search(DEAR[kind], card)
-    assert found.ended.startswith(f"BudgetReached: the budget of {found.budget:g} is passed by")
+    assert found.ended.startswith(f"BudgetReached: the budget of {found.budget:g} is exceeded by")
     lines = [json.loads(line) for line in (tmp_path / "purse.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [line for line in lines if "passed" in line] == [
         {"passed": found.budget, "spent": pytest.approx(found.billed)}
@@ -70,7 +70,7 @@ def test_usage_that_cannot_be_true_costs_the_reserve(server: tuple[str, Path], t
     assert found.kept == found.requests == 6
     assert found.counted == pytest.approx(6 * RESERVE, rel=0.05)
     card = (tmp_path / "card.md").read_text(encoding="utf-8")
-    assert ("The server's usage cannot be true" in card) == (kind != "no usage")
+    assert ("The server reports an impossible usage" in card) == (kind != "no usage")
     assert run(server, tmp_path, kind, budget=9.5 * RESERVE).requests == 3, "a further call believes it no more"
 
 
@@ -87,9 +87,9 @@ def test_what_can_be_asked_again_is(server: tuple[str, Path], tmp_path: Path, ki
     assert {(row.verdict, row.dropped) for row in rows} == {("right", "")}
     card = (tmp_path / "card.md").read_text(encoding="utf-8")
     paid = sum(row.money for row in rows)
-    assert f"| paid, by our count | 16 | {found.counted:.6g} |" in card
-    assert f"| kept: its answer is here | 8 | {paid:.6g} |" in card
-    assert f"| lost: no answer came, and it may have been billed | 8 | {found.counted - paid:.6g} |" in card
+    assert f"| total, by our count | 16 | {found.counted:.6g} |" in card
+    assert f"| answer received | 8 | {paid:.6g} |" in card
+    assert f"| lost: no answer received, possibly billed | 8 | {found.counted - paid:.6g} |" in card
 
 
 def test_what_cannot_be_asked_is_ungraded_and_the_others_go_on(
@@ -102,12 +102,11 @@ def test_what_cannot_be_asked_is_ungraded_and_the_others_go_on(
     assert len(rows) == 30 and 5 < len(odd) < 20
     assert {(row.verdict, row.dropped, row.messages[-1].content) for row in odd} == {("ungraded", "error", "")}
     assert all(row.verdict == "right" and not row.dropped for row in rows if row not in odd)
-    said = f"{len(odd)} requests failed, their samples are ungraded"
+    said = f"{len(odd)} requests failed, and their samples are ungraded"
     card = (tmp_path / "card.md").read_text(encoding="utf-8")
     assert (
         said in card
-        and f"| error | no answer: a content filter, a tool call, or an error in the middle of it | {len(odd)} |"
-        in card
+        and f"| error | no answer: a content filter, a tool call, or an error in mid-answer | {len(odd)} |" in card
     )
     assert "requests failed" in capsys.readouterr().err
 
@@ -123,7 +122,7 @@ def test_another_models_name_is_told_once_and_a_dated_one_is_not(
 ) -> None:
     run(server, tmp_path / "other", "another model", budget=1.0, problems=9)
     told, card = capsys.readouterr().err, (tmp_path / "other" / "card.md").read_text(encoding="utf-8")
-    said = "he model 'adder' was asked for, and the server says that another answered: 'a-small-one'"
+    said = "he model 'adder' was requested, but the server reports another: 'a-small-one'"
     assert told.count(f"distil: t{said}") == 1 and f"T{said} (9 samples)." in card
     run(server, tmp_path / "same", "honest", budget=1.0, problems=9)
     assert "another" not in capsys.readouterr().err

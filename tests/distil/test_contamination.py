@@ -45,7 +45,7 @@ def test_a_training_file_that_holds_test_problems_is_named_with_its_line(local: 
     )
     assert len(met) == 1 and "train.jsonl:3" in met[0]["where"] and "test.jsonl:1" in met[0]["met"]
     (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    with pytest.raises(DataError, match=r"(?s)train.jsonl:\d: all \d problems meet an evaluation set"):
+    with pytest.raises(DataError, match=r"(?s)train.jsonl:\d: all \d problems match an evaluation set"):
         listed("gsm8k", tmp_path, local, data=str(tmp_path))
 
 
@@ -75,7 +75,7 @@ def test_what_is_no_evaluation_set_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="unknown task 'gsm9k'"):
         evaluation_items("gsm9k", 0)
     (tmp_path / "x.jsonl").write_text('{"promt": "hi"}\n', encoding="utf-8")
-    with pytest.raises(DataError, match=r"x.jsonl:1: no column prompt"):
+    with pytest.raises(DataError, match=r"x.jsonl:1: the row has none of the columns prompt"):
         evaluation_items(str(tmp_path / "x.jsonl"), 0)
     with pytest.raises(DataError, match="no such file"):
         evaluation_items(str(tmp_path / "y.jsonl"), 0)

@@ -219,7 +219,7 @@ def _top_k(server: Adder, remote: Make, local: Make, tmp_path: Path) -> None:
 def _batch(server: Adder, remote: Make, local: Make, tmp_path: Path) -> None:
     """What is drawn together is kept together, before a grader that fails on the third problem sees any of it."""
     for batch, kept in ((1, 6), (2, 6), (4, 8), (5, 8), (256, 12)):
-        with pytest.raises(Exception, match=f"{kept} of 12 samples are kept"):
+        with pytest.raises(Exception, match=f"{kept} of 12 samples are saved"):
             made(local(task=CRASHING, batch=batch), tmp_path / str(batch))
     assert FactoryConfig.model_fields["batch"].default == 256
 

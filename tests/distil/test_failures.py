@@ -50,7 +50,7 @@ def test_so_many_in_a_row_stop_it_and_one_fewer_does_not(
     rows = made(one_by_one(remote, limit + 2), tmp_path / "fewer")
     assert [row.dropped for row in rows] == ["", *["error"] * (limit - 1), "", ""]
     server.rule = lambda body, _: reply if 1 <= number(body) < limit + 1 else says("1")
-    with pytest.raises(RemoteError, match=f"(?s)1 of {limit + 2} samples are kept"):
+    with pytest.raises(RemoteError, match=f"(?s)1 of {limit + 2} samples are saved"):
         made(one_by_one(remote, limit + 2), tmp_path / "more")
     server.asked.clear()
     rows = made(one_by_one(remote, limit + 2), tmp_path / "more")
@@ -62,7 +62,7 @@ def test_so_many_in_a_row_stop_it_and_one_fewer_does_not(
 def test_a_server_that_answers_nothing_is_at_fault(server: Adder, remote: Make, tmp_path: Path, name: str) -> None:
     server.rule = lambda body, _: BROKEN[name][0]
     for _ in range(2):
-        with pytest.raises(RemoteError, match=r"(?s)\b0 of 3 samples are kept"):
+        with pytest.raises(RemoteError, match=r"(?s)\b0 of 3 samples are saved"):
             made(one_by_one(remote, 3), tmp_path)
     server.rule = lambda body, _: None
     assert not any(row.dropped == "error" for row in made(one_by_one(remote, 3), tmp_path))

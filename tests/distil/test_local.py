@@ -72,10 +72,10 @@ def test_the_same_call_again_does_nothing_and_another_config_is_refused(
     times = {file: file.stat().st_mtime_ns for file in straight.iterdir()}
     assert sample_teacher(local(), straight, threads=2, quiet=True) == straight / "data.parquet"
     assert {file: file.stat().st_mtime_ns for file in straight.iterdir()} == times
-    with pytest.raises(ConfigError, match=r"factory.yaml: .*temperature=1.0, and temperature=0.5 was asked for"):
+    with pytest.raises(ConfigError, match=r"factory.yaml: .*temperature=1.0, but temperature=0.5 was requested"):
         made(local(temperature=0.5), straight)
     (tmp_path / "letter.txt").write_text("dear", encoding="utf-8")
-    with pytest.raises(ConfigError, match="a folder with other things in it"):
+    with pytest.raises(ConfigError, match="the folder has other files in it"):
         made(local(), tmp_path)
 
 
@@ -120,7 +120,7 @@ def test_a_grader_that_crashes_stops_by_name_and_the_samples_stay(local: Make, t
     source = (HERE / "sums_task.py").read_text(encoding="utf-8")
     task.write_text(source, encoding="utf-8")
     with pytest.raises(
-        TaskError, match=r"(?s)task crashing: .*ZeroDivisionError.*8 of 12 samples are kept in .*samples.jsonl"
+        TaskError, match=r"(?s)task crashing: .*ZeroDivisionError.*8 of 12 samples are saved in .*samples.jsonl"
     ):
         made(local(task=f"{task}:Crashing"), out)
     before = (out / "samples.jsonl").read_bytes()
@@ -144,7 +144,7 @@ def test_a_teacher_that_was_trained_on_is_another_teacher(local: Make, run: Path
     (tmp_path / "out" / "finished.json").unlink()
     weights = copy / "step-000002" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-4] + b"\x00\x00\x80\x3f")
-    with pytest.raises(ConfigError, match=r"samples.jsonl:1: this sample is of another teacher"):
+    with pytest.raises(ConfigError, match=r"samples.jsonl:1: this sample comes from another teacher"):
         made(local(teacher=str(copy)), tmp_path / "out")
 
 
@@ -176,7 +176,7 @@ def test_fine_tuning_takes_the_file(straight: Path) -> None:
 def test_the_card_counts_what_is_in_the_file(straight: Path) -> None:
     rows = read_distilled(straight / "data.parquet").rows
     text, html = ((straight / f"card.{kind}").read_text(encoding="utf-8") for kind in ("md", "html"))
-    lede = f"12 samples of 6 problems of {HERE / 'sums_task.py'}:Sums, of which {sum(not r.dropped for r in rows)} are kept"
+    lede = f"12 samples of 6 problems of {HERE / 'sums_task.py'}:Sums. The filters kept {sum(not r.dropped for r in rows)} samples"
     assert lede in text and lede in html
     for name in {row.dropped for row in rows} - {""}:
         assert f"| {name} |" in text and str(sum(row.dropped == name for row in rows)) in text

@@ -66,7 +66,7 @@ def test_a_run_whose_logits_are_no_numbers_teaches_nothing(local: Make, run: Pat
     file = broken / "step-000002" / "model.safetensors"
     weights = load_file(file)
     save_file({name: weight * float("nan") for name, weight in weights.items()}, file)
-    with pytest.raises(NumericsError, match=r"(?s)a logit that is not a number.*0 of 12 samples are kept"):
+    with pytest.raises(NumericsError, match=r"(?s)a logit that is not a number.*0 of 12 samples are saved"):
         made(local(teacher=str(broken)), tmp_path / "out")
 
 
@@ -110,7 +110,9 @@ def test_samples_of_other_settings_are_never_mixed_in(server: Adder, remote: Mak
     for name, value in OTHERS.items():
         other = remote(keep="graded", **{name: server.url + "/" if value == "OTHER" else value})
         (tmp_path / "factory.yaml").write_text(to_yaml(other), encoding="utf-8")
-        with pytest.raises(ConfigError, match=r"samples.jsonl:1: this sample is of another teacher or other settings"):
+        with pytest.raises(
+            ConfigError, match=r"samples.jsonl:1: this sample comes from another teacher or other settings"
+        ):
             made(other, tmp_path)
     assert len(server.asked) == asked
     other = remote(keep="right", filters={"longest": 15})
@@ -131,10 +133,10 @@ def test_a_folder_is_of_one_config_and_every_field_counts(server: Adder, remote:
     assert {*REFUSED, "access"} == set(FactoryConfig.model_fields)
     for name, value in REFUSED.items():
         other = remote(problems=1).model_copy(update={name: FilterConfig(**value) if name == "filters" else value})
-        with pytest.raises(ConfigError, match=rf"factory.yaml: this folder holds samples with {name}=.*, and {name}="):
+        with pytest.raises(ConfigError, match=rf"factory.yaml: this folder has samples with {name}=.*, but {name}="):
             made(other, tmp_path)
     (tmp_path / "file").write_text("dear", encoding="utf-8")
-    with pytest.raises(ConfigError, match="file: not a folder"):
+    with pytest.raises(ConfigError, match="file: this is not a folder"):
         made(remote(), tmp_path / "file")
 
 
@@ -168,7 +170,7 @@ def test_the_progress_counts_samples_and_quiet_says_nothing(
     server.rule = lambda body, number: says("1")
     made(config, tmp_path, quiet=False)
     told = capsys.readouterr().err
-    assert "distil: 5 of 12 samples are here already" in told
+    assert "distil: resuming with 5 of 12 samples" in told
     assert re.search(r"distil sums  12/12  right 17%  paid 0.00012  ", told), told
 
 
@@ -200,7 +202,7 @@ def test_the_card_counts_each_family_and_each_reason(server: Adder, remote: Make
     assert [line for line in card.splitlines() if re.match(r"\| (even|odd|all) ", line)] == wanted
     reasons = re.findall(r"^\| (wrong|ungraded|duplicate|kept|length|error) \|[^|]*\| (\d+) \|$", card, re.MULTILINE)
     assert reasons == [("wrong", "4"), ("ungraded", "1"), ("duplicate", "2"), ("kept", "5")]
-    assert f"12 samples of 6 problems of {MIXED}, of which 5 are kept for 5 problems." in card
+    assert f"12 samples of 6 problems of {MIXED}. The filters kept 5 samples of 5 problems." in card
     facts = re.findall(
         r"<dt>([^<]+)</dt><dd>([^<]+)<small>([^<]+)", (tmp_path / "card.html").read_text(encoding="utf-8")
     )
@@ -255,7 +257,7 @@ def test_the_words_in_a_row_are_as_many_as_said_for_problems_too(server: Adder, 
         rows = made(remote(decontaminate=held_out, filters={"overlap": overlap}, samples=1), out)
         assert ("2+3" not in {row.key for row in rows}) == bool(met) and len(rows) == 6
         card = (out / "card.md").read_text(encoding="utf-8")
-        assert (f"{met} problems were not asked, for they meet an evaluation set" in card) == bool(met)
+        assert (f"{met} problems were excluded because they match an evaluation set" in card) == bool(met)
 
 
 def test_an_instruction_that_many_problems_share_is_no_contamination(
@@ -271,7 +273,7 @@ def test_an_instruction_that_many_problems_share_is_no_contamination(
     rows = made(remote(**way, problems=11, samples=1, keep="all"), tmp_path / "many")
     assert [row.dropped for row in rows] == [""] * 11
     few = remote(**{**way, "data": str(prompts(tmp_path / "few-train.jsonl", texts[:6]))}, problems=6)
-    with pytest.raises(DataError, match=r"all \d problems meet an evaluation set; the first, .*eval.jsonl:1"):
+    with pytest.raises(DataError, match=r"all \d problems match an evaluation set; the first, .*eval.jsonl:1"):
         made(few, tmp_path / "few")
 
 

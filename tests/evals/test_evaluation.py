@@ -208,7 +208,7 @@ def test_a_generator_that_loses_samples_is_refused():
         def generate(self, requests, *, progress=None):
             return super().generate(requests)[:-1]
 
-    with pytest.raises(RorqualError, match="asked for 1 samples of 7 problems, got 6"):
+    with pytest.raises(RorqualError, match="expected 1 samples for each of 7 problems, got 6 in all"):
         evaluate(Loses(), Few(), count=7)
 
 
@@ -219,10 +219,10 @@ def test_a_file_reads_back_equal(tmp_path):
 
 
 def test_a_wrong_file_is_named_with_key_and_remedy(tmp_path):
-    with pytest.raises(DataError, match=r"none.json: no such evaluation\n.*rorqual eval"):
+    with pytest.raises(DataError, match=r"none.json: the evaluation does not exist\n.*rorqual eval"):
         Evaluation.load(tmp_path / "none.json")
     (tmp_path / "torn.json").write_bytes(b'{"task": "x", "sam\xff')
-    with pytest.raises(DataError, match=r"torn.json: not JSON"):
+    with pytest.raises(DataError, match=r"torn.json: the file is not valid JSON"):
         Evaluation.load(tmp_path / "torn.json")
     evaluate(Adder(), Few(), count=2).save(tmp_path / "good.json")
     text = (tmp_path / "good.json").read_text(encoding="utf-8")
@@ -267,7 +267,7 @@ def test_different_problems_are_refused():
     one, other = (evaluate(Adder(), Sums(), count=5, seed=seed) for seed in (1, 2))
     with pytest.raises(DataError, match=r"different problems.*seed 1.*seed 2.*\n.*same task"):
         compare(one, other)
-    with pytest.raises(DataError, match="one of each per seed"):
+    with pytest.raises(DataError, match="one of each for every seed"):
         compare_seeds([one], [])
 
 

@@ -33,7 +33,7 @@ def test_what_cannot_be_estimated_is_refused():
         pass_at_k(4, 2, 5)
     with pytest.raises(ValueError, match="impossible"):
         pass_at_k(4, 5, 1)
-    with pytest.raises(ValueError, match="no problem"):
+    with pytest.raises(ValueError, match="at least one problem"):
         mean_pass_at_k([], 1)
 
 

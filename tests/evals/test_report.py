@@ -112,8 +112,8 @@ def test_claims_are_corrected_for_their_number_and_hold_only_beyond_zero(folder)
 def test_it_says_where_the_gain_came_from(folder, report, tmp_path, make_folder):
     told = account(read_findings(folder))
     assert told.by_choice > 0.8 * told.gain > 0
-    assert "nearly all of the gain is the choice to think" in report and "better thinking" not in report
-    assert f"Made to think, it is right on {told.after_made_to_think:.1%} after." in report
+    assert "the choice to think explains nearly all of the gain" in report and "better thinking" not in report
+    assert f"After GRPO, the model made to think reaches {told.after_made_to_think:.1%}." in report
     # Had it been as wrong before when made to think, the sentence must turn.
     other = make_folder(tmp_path)
     path = other / "evals" / "before-on.json"
@@ -129,7 +129,7 @@ def test_no_gain_is_said_to_be_none(tmp_path, make_folder):
     for mode in ("auto", "on", "off"):
         shutil.copy(folder / "evals" / f"before-{mode}.json", folder / "evals" / f"after-{mode}.json")
     text = without_pictures(folder)
-    assert "brought no gain here" in text
+    assert "GRPO brought no gain" in text
     signs = [item.claim.sign for item in claims(read_findings(folder)) if item.topic is not TOPICS[1]]
     assert set(signs) == {"open"}
 
@@ -173,7 +173,7 @@ def test_the_control_is_drawn_beside_what_grpo_changed(folder):
         assert "before GRPO, made to think" in [text.get_text() for text in figure.legends[0].get_texts()]
     told = {row.family: row.accuracy for row in findings.evaluations["before", "on"].rows("family")}
     for share in told.values():
-        assert f"(made to think before it {share:.0%})" in pictures(findings)["accuracy"].alt
+        assert f"(before GRPO, made to think: {share:.0%})" in pictures(findings)["accuracy"].alt
     assert "before, on" in without_pictures(folder)
 
 
@@ -213,7 +213,7 @@ def test_a_wrong_file_is_named(quickstart_folder):
     with pytest.raises(ConfigError, match=r"experts.json: key 'share'"):
         build_report(quickstart_folder)
     path.write_bytes(b"\xff\xfe")
-    with pytest.raises(DataError, match=r"experts.json: not JSON"):
+    with pytest.raises(DataError, match=r"experts.json: the file is not valid JSON"):
         build_report(quickstart_folder)
 
 
@@ -229,7 +229,7 @@ def test_the_busiest_experts_are_named_in_words(quickstart_folder):
     ]
     path.write_text(json.dumps(use | {"share": share}), encoding="utf-8")
     alt = pictures(read_findings(quickstart_folder))["experts"].alt
-    assert f"Busiest expert by layer: {', '.join(map(str, busiest))}." in alt
+    assert f"Most loaded expert by layer: {', '.join(map(str, busiest))}." in alt
 
 
 def test_a_dense_model_is_said_to_have_no_experts(quickstart_folder):

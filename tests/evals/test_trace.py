@@ -118,7 +118,7 @@ def test_a_long_run_keeps_texts_of_steps_evenly_spaced() -> None:
 
 def test_a_folder_without_rollouts_is_refused(run: Path) -> None:
     (run / "rollouts.jsonl").unlink()
-    with pytest.raises(DataError, match=r"no rollouts are kept here\n.*source.trace=4"):
+    with pytest.raises(DataError, match=r"the run has no saved rollouts\n.*source.trace=4"):
         build_trace(run)
     (run / "run.yaml").unlink()
     with pytest.raises(ConfigError, match="no such file"):
@@ -163,6 +163,6 @@ def test_it_opens_at_the_last_step_with_axes_that_are_true(run: Path, tmp_path: 
     assert f'd="{wanted}"' in drawn
     assert 'd="M30.0,45.0h0"' in drawn, "a lone value is a dot"
     titles = re.findall(r"<h3>([^<]*)", drawn)
-    assert titles == ["Right", "Length, tokens", "Groups that teach"]
-    assert "0 at every step: problems seen before; entropy, nats a token; router without replay." in drawn
+    assert titles == ["Right", "Length, tokens", "Groups with a gradient"]
+    assert "0 at every step: problems seen before; entropy, nats per token; router without replay." in drawn
     assert drawn.count('<p class="ends"><span>step 1</span><span>11</span></p>') == 3

@@ -109,7 +109,7 @@ def test_report_takes_a_findings_file_as_it_takes_a_folder(tmp_path: Path) -> No
     done = CliRunner().invoke(app, ["report", str(file)], catch_exceptions=False)
     assert done.exit_code == 0 and str(tmp_path / "x.html") in done.output
     assert json.loads(file.read_bytes())["verdict"] == "open"
-    for name, text in (("gone.json", "no such finding"), ("broken.json", "not JSON")):
+    for name, text in (("gone.json", "the finding does not exist"), ("broken.json", "not valid JSON")):
         if "broken" in name:
             (tmp_path / name).write_text("{", encoding="utf-8")
         done = CliRunner().invoke(app, ["report", str(tmp_path / name)])

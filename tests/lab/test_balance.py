@@ -232,4 +232,4 @@ def test_the_whole_of_it_in_small(experiment: Balancing, tmp_path: Path) -> None
         for arm in ARMS
     ]
     assert biases == [False, True, False]
-    assert "busiest expert" in page_text(finding)
+    assert "most loaded expert" in page_text(finding)

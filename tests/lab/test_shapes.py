@@ -180,7 +180,7 @@ def test_end_to_end(out: Path, experiment: ShapeExperiment) -> None:
             right = kept.values(f"{arm}-on", seed)
             assert np.mean(right) == evaluation(out / f"seed-{seed}", f"{arm}-on").rows("all")[0].accuracy
     page = page_text(finding)
-    assert finding.words[0].split(";")[0] in page and page.count("<img") >= 2
+    assert finding.words[0].split(". ")[0] in page and page.count("<img") >= 2
 
 
 def test_what_is_shared_is_trained_once(out: Path) -> None:

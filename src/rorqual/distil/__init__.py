@@ -1,4 +1,4 @@
-"""The factory of a teacher's samples: sampled, verified, filtered, decontaminated, kept as they arrive."""
+"""Sample a teacher: generate, verify, filter, decontaminate, and save every sample on arrival."""
 
 from rorqual.distil.config import Access, FactoryConfig, FilterConfig
 from rorqual.distil.factory import sample_teacher

@@ -1,4 +1,4 @@
-"""The card of a teacher's samples: what is in the file, what was left out and why, what it cost, and how to repeat it."""
+"""The data card of a teacher's samples: contents of the file, dropped samples and reasons, cost, and the command to repeat it."""
 
 from __future__ import annotations
 
@@ -20,22 +20,25 @@ from rorqual.evals import page
 from rorqual.evals.pictures import DARK, LIGHT, png
 
 REASONS: Mapping[str, str] = {
-    "error": "no answer: a content filter, a tool call, or an error in the middle of it",
-    "length": "cut off, or shorter or longer than allowed",
-    "wrong": "the task's grader says wrong",
-    "ungraded": "the grader failed or timed out, or the answer to compare with is unusable",
-    "repetition": "too much of it repeats itself",
-    "language": "too many letters of another script",
-    "contaminated": "holds words of an evaluation set in a row",
-    "duplicate": "nearly the same as an earlier sample of its problem",
+    "error": "no answer: a content filter, a tool call, or an error in mid-answer",
+    "length": "cut off, too short or too long",
+    "wrong": "graded wrong by the task",
+    "ungraded": "the grader failed or timed out, or the gold answer is unusable",
+    "repetition": "too much repeated text",
+    "language": "too many letters in another script",
+    "contaminated": "contains consecutive words of an evaluation set",
+    "duplicate": "nearly identical to an earlier sample of the problem",
 }
 VERDICTS = ("right", "wrong", "ungraded")
 
 
 @dataclass(frozen=True)
 class CardFindings:
-    """What the card tells. `met`: problems that were not asked since they meet an
-    evaluation set; `missing`: samples that the budget did not reach, None where all are there. `clock` as in clock.json."""
+    """The data of the card. `met` counts the problems excluded because they match an evaluation set.
+
+    `missing` counts the samples that the budget did not cover, None if all are there. `clock` has the form of
+    clock.json.
+    """
 
     config: FactoryConfig
     rows: Sequence[Distilled]
@@ -50,12 +53,12 @@ class CardFindings:
         self.families.extend(dict.fromkeys(row.family for row in self.rows))
 
     def of(self, family: str) -> list[Distilled]:
-        """The rows of one family."""
+        """Return the rows of one family."""
         return [row for row in self.rows if row.family == family]
 
     @property
     def kept(self) -> list[Distilled]:
-        """The rows that are trained on."""
+        """The rows used for training."""
         return [row for row in self.rows if not row.dropped]
 
     @property
@@ -65,7 +68,7 @@ class CardFindings:
 
 
 def command(config: FactoryConfig, out: Path) -> str:
-    """The command that repeats it: what differs from the defaults."""
+    """Return the command that repeats the run, with the settings that differ from their defaults."""
     words = ["rorqual", "distil", config.teacher, f"task={config.task}", f"out={out}"]
     plain = FactoryConfig.model_construct(teacher=config.teacher, task=config.task)
     for name, value in _flat(config.model_dump(mode="json", exclude={"teacher", "task"})):
@@ -84,13 +87,13 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def write_card(out: Path, findings: CardFindings) -> None:
-    """`card.md`, and `card.html` with pictures; each needs nothing but itself."""
+    """Write `card.md`, and `card.html` with pictures; each is self-contained."""
     tables = list(_tables(findings))
     lede, again = _lede(findings), command(findings.config, out)
     text = [f"# Samples of {_teacher(findings)}", lede, *findings.notes]
     for title, heads, rows in tables:
         text += [f"## {title}", _markdown(heads, rows)]
-    text += ["## Settings", "```yaml\n" + to_yaml(findings.config) + "```", "## Again", f"```sh\n{again}\n```"]
+    text += ["## Settings", "```yaml\n" + to_yaml(findings.config) + "```", "## Repeat", f"```sh\n{again}\n```"]
     write_atomic(out / "card.md", ("\n\n".join(text) + "\n").encode())
     body = [
         f"<header><h1>Samples of {escape(_teacher(findings))}</h1>{page.para(lede, 'lede')}</header>",
@@ -112,7 +115,7 @@ def write_card(out: Path, findings: CardFindings) -> None:
     body.append(
         page.section(
             "again",
-            "Again",
+            "Repeat",
             page.preformatted(again),
             page.folded("All settings", page.preformatted(to_yaml(findings.config))),
         )
@@ -127,15 +130,13 @@ def _teacher(findings: CardFindings) -> str:
 def _lede(findings: CardFindings) -> str:
     config, rows, kept = findings.config, findings.rows, findings.kept
     text = (
-        f"{len(rows)} samples of {len({row.key for row in rows})} problems of {config.task}, of which {len(kept)} are kept"
-        f" for {len({row.key for row in kept})} problems."
+        f"{len(rows)} samples of {len({row.key for row in rows})} problems of {config.task}. The filters kept {len(kept)} samples of"
+        f" {len({row.key for row in kept})} problems."
     )
     if findings.missing is not None:
         text += f" The budget was reached: {findings.missing} samples are missing."
     if findings.met:
-        text += (
-            f" {findings.met} problems were not asked, for they meet an evaluation set: contaminated.jsonl lists them."
-        )
+        text += f" {findings.met} problems were excluded because they match an evaluation set: contaminated.jsonl lists them."
     return text
 
 
@@ -148,7 +149,7 @@ def _facts(findings: CardFindings) -> Iterator[tuple[str, str, str]]:
     yield "tokens sampled", f"{tokens:,}", f"{sum(row.completion_tokens for row in kept):,} kept"
     if findings.config.remote:
         money = findings.spending
-        yield "paid", f"{money.total:.4g}", f"{money.paid:.4g} for answers that are here, {money.lost:.4g} lost"
+        yield "paid", f"{money.total:.4g}", f"{money.paid:.4g} for received answers, {money.lost:.4g} lost"
     yield "core-seconds", f"{findings.core_seconds:.1f}", "sampling, verifying, filtering"
 
 
@@ -164,7 +165,7 @@ def _tables(findings: CardFindings) -> Iterator[Table]:
         "Problems",
         "Samples",
         *map(str.capitalize, VERDICTS),
-        "Right share",
+        "Share right",
         "Kept",
         "Kept tokens, mean",
     ]
@@ -172,13 +173,13 @@ def _tables(findings: CardFindings) -> Iterator[Table]:
     dropped = Counter(row.dropped for row in findings.rows if row.dropped)
     reasons = [[name, why, str(dropped[name])] for name, why in REASONS.items() if dropped[name]]
     reasons.append(["kept", "", str(len(findings.kept))])
-    yield "Filters", ["Dropped as", "Why", "Samples"], reasons
+    yield "Filters", ["Reason", "Meaning", "Samples"], reasons
     money = findings.spending
     if money.total:
         spent = [
-            _spent("paid, by our count", money.kept + money.lost_requests, money.total),
-            _spent("kept: its answer is here", money.kept, money.paid),
-            _spent("lost: no answer came, and it may have been billed", money.lost_requests, money.lost),
+            _spent("total, by our count", money.kept + money.lost_requests, money.total),
+            _spent("answer received", money.kept, money.paid),
+            _spent("lost: no answer received, possibly billed", money.lost_requests, money.lost),
         ]
         yield "Money", ["Requests", "Number", "Money"], spent
     stages = [

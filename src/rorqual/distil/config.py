@@ -1,4 +1,4 @@
-"""What is asked of whom, and what is kept of it."""
+"""Settings of the sample factory: teacher, problems, sampling, filters, and use of a remote address."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ ADDRESS = ("http://", "https://")
 
 
 class FilterConfig(Config):
-    """Which filters look at a sample, and their limits.
+    """Which filters run on a sample, and their limits.
 
-    `shortest`, `longest`: tokens of a sample (0: no limit); a reply that was cut off counts as too long. `repeated`: the largest share of
-    its words that stand in a repeat of `ngram` words, or of its lines that were there before. `foreign`: the largest share of its
-    letters outside the script that most are in. `similar`: from this Jaccard similarity of `shingle`-word sequences on, two
-    samples of one problem are duplicates. `overlap`: words of an evaluation item that, in a row, give it away.
+    `shortest` and `longest` are limits in tokens; 0 means no limit, and a cut-off reply counts as too long. `repeated`
+    is the largest allowed share of words inside a repeated n-gram of `ngram` words, or of repeated lines. `foreign` is
+    the largest allowed share of letters outside the sample's main script. Two samples of one problem are duplicates if
+    the Jaccard similarity of their `shingle`-word sequences is at least `similar`. `overlap` is the number of
+    consecutive words of an evaluation item that count as contamination.
     """
 
     names: tuple[FilterName, ...] = ("length", "repetition", "language", "contaminated", "duplicate")
@@ -38,9 +39,10 @@ class FilterConfig(Config):
 
 
 class Access(Config):
-    """How an address is used; none of it changes what is asked, so that all of it may change when the work goes on.
+    """How to use a remote address. None of these fields affect the samples, so a resumed run may change them.
 
-    `price_in` and `price_out` are money per million tokens, `budget` the most that may be spent (0: no limit), in the same currency.
+    `price_in` and `price_out` are money per million tokens. `budget` is the spending limit in the same currency; 0
+    means none.
     """
 
     concurrency: Count = 8
@@ -54,17 +56,18 @@ class Access(Config):
     @model_validator(mode="after")
     def _priced(self) -> Self:
         if self.budget and not (self.price_in or self.price_out):
-            raise ValueError("a budget needs price_in and price_out, money per million tokens")
+            raise ValueError("budget needs price_in and price_out, in money per million tokens")
         return self
 
 
 class FactoryConfig(Config):
-    """`samples` of each of `problems` problems of `task` (with `per_family`, of each family and level), from `teacher`: a run's
-    folder or the address of an OpenAI-compatible server, then with the `model` to ask for.
+    """Sample `problems` problems of `task` (with `per_family`, of each family and level), `samples` times each.
 
-    `keep`: the right ones, what could be graded, or all. `top_k`: store that many of the teacher's likeliest tokens at each place.
-    `batch`: samples of a local teacher that are drawn side by side, and kept together. `decontaminate`: evaluation sets, files or
-    tasks, besides the task's own test split. `seed_bits`: of the seeds that an address gets, 64 or, where it refuses those, 31.
+    `teacher` is a run's folder, or the address of an OpenAI-compatible server with the name of its `model`. `keep`
+    selects right samples, graded samples, or all. `top_k` stores that many of the teacher's most likely tokens at each
+    position. `batch` is the number of samples that a local teacher generates together and saves together.
+    `decontaminate` lists evaluation sets, files or tasks, in addition to the task's own test split. `seed_bits` is the
+    size of the seeds sent to an address: 64, or 31 for a server that rejects those.
     """
 
     teacher: str
@@ -94,23 +97,23 @@ class FactoryConfig(Config):
     @model_validator(mode="after")
     def _meant(self) -> Self:
         if self.remote and not self.model:
-            raise ValueError("a server may hold several models: name one with model=NAME")
+            raise ValueError("a remote teacher needs model=NAME, because a server may have several models")
         if self.remote and self.top_k:
-            raise ValueError("top_k needs a run of ours as teacher: an address does not say its likeliest tokens")
+            raise ValueError("top_k needs a local run as teacher: a remote address does not return its top tokens")
         if not self.remote and (self.model or self.access.budget):
-            raise ValueError("model= and budget= belong to an address; a run of ours has neither")
+            raise ValueError("model= and budget= apply to a remote address only, not to a local run")
         if self.split == "test":
-            raise ValueError("split=test is held out to measure on, and never to learn from: use train or dev")
+            raise ValueError("split=test is held out for evaluation and cannot be used for training: use train or dev")
         return self
 
     @property
     def remote(self) -> bool:
-        """Whether the teacher is an address."""
+        """Whether the teacher is a remote address."""
         return self.teacher.startswith(ADDRESS)
 
     @property
     def params(self) -> SamplingParams:
-        """How each problem is sampled, but for the seed of its own that it gets."""
+        """The sampling parameters; each problem gets its own seed in addition."""
         return SamplingParams(
             max_tokens=self.max_tokens, temperature=self.temperature, top_p=self.top_p, seed=self.seed, n=self.samples
         )

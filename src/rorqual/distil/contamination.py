@@ -1,11 +1,13 @@
-"""Problems and samples that meet an evaluation set: the same text, or enough of its words in a row.
+"""Contamination checks: problems and samples that match an evaluation set as a whole, or by enough consecutive words.
 
-Texts are compared without case and punctuation, twice: with their numbers and the signs between them, and as words alone, so that
-a problem with other numbers is met, too. `overlap` words in a row give an item away, by default 8 (GPT-3 used 8 to 13, Brown et al.
-2020, appendix C). A shorter item of at least `SHORT` words is met where it stands inside other words; one that is shorter still, as
-a whole. As in GPT-3, sequences that many texts share (here: over `COMMON` evaluation items, or problems to sample) are common text,
-such as an instruction, and give nothing away. Not found: other words for the same, and a change in every eighth word. A character
-of a script without spaces counts as a word.
+Matching ignores case and punctuation. It runs twice: with numbers and the operators between them, and with words
+alone, so that a problem with different numbers also matches. `overlap` consecutive words count as a match, by default
+8 (GPT-3 used 8 to 13, Brown et al. 2020, appendix C). An item shorter than `overlap` but of at least `SHORT` words
+matches inside other text. A still shorter item matches only as a whole.
+
+As in GPT-3, common sequences, such as instructions, do not count. A sequence is common if over `COMMON` evaluation
+items, or over `COMMON` problems to sample, contain it. The check misses paraphrases, and texts with a change in every
+eighth word. A character of a script without spaces counts as a word.
 """
 
 from __future__ import annotations
@@ -28,8 +30,11 @@ COMMON = 10
 SHORT = 4
 SIGNS = frozenset("+-*/=<>^%×÷")
 FROM_FILES, FROM_ENDLESS = 100_000, 250
-"""How many problems of a test split are looked at: all that stand in files; of a task that makes them up, a sample, for making
-one of its rare test problems may take milliseconds, and such a task divides its problems by a hash of their keys."""
+"""How many problems of a test split are compared: all in files, but only a sample of an endless task.
+
+An endless task may need milliseconds for one of its rare test problems. It assigns problems to splits by a hash of
+their keys.
+"""
 TEXT_COLUMNS = ("prompt", "question", "problem", "text")
 
 Gram = tuple[str, ...]
@@ -37,9 +42,9 @@ Gram = tuple[str, ...]
 
 @dataclass(frozen=True)
 class EvalItem:
-    """One problem of an evaluation set, and where it stands (`file:line`, or `task NAME: key`). `key` is "" where it has none.
+    """One problem of an evaluation set, and its location (`file:line`, or `task NAME: key`). `key` may be "".
 
-    `by_words`: met by its words, too, and not by its key and as a whole alone.
+    With `by_words` it also matches by consecutive words, not only by its key or as a whole.
     """
 
     text: str
@@ -50,7 +55,7 @@ class EvalItem:
 
 @dataclass(frozen=True)
 class Meeting:
-    """What was met: `how` is "key", "whole prompt" or the words themselves."""
+    """A match with an evaluation item: `how` is "key", "whole prompt" or the matching words."""
 
     where: str
     how: str
@@ -58,7 +63,7 @@ class Meeting:
 
 @dataclass
 class Evaluations:
-    """Evaluation sets, indexed. `overlap`: words in a row that give an item away."""
+    """An index of evaluation sets. `overlap` is the number of consecutive words that count as a match."""
 
     items: Sequence[EvalItem]
     overlap: int
@@ -81,7 +86,10 @@ class Evaluations:
         self._drop_common(held)
 
     def _telling(self, found: Gram) -> set[Gram]:
-        """The sequences of `overlap` words of a text, and those of its words without numbers and signs, which begin with "" here."""
+        """Return the sequences of `overlap` words of a text, and those of its words without numbers and operators.
+
+        The latter are marked with a leading "".
+        """
         plain = tuple(word for word in found if word[0].isalpha())
         return grams(found, self.overlap) | {("", *gram) for gram in grams(plain, self.overlap)}
 
@@ -90,7 +98,7 @@ class Evaluations:
         return self._telling(found).union(*(grams(found, size) for size in range(SHORT, self.overlap)))
 
     def leave_out_common(self, texts: Iterable[str]) -> None:
-        """Forget the sequences that over `COMMON` of `texts` hold."""
+        """Remove the sequences that more than `COMMON` of `texts` contain."""
         held: Counter[Gram] = Counter()
         for text in texts:
             held.update(self._all(text) & self._grams.keys())
@@ -102,7 +110,7 @@ class Evaluations:
                 self._grams.pop(gram, None)
 
     def meets(self, text: str, key: str = "") -> Meeting | None:
-        """The evaluation item that a problem with this prompt meets; None where there is none."""
+        """Return the evaluation item that a problem with this prompt matches, else None."""
         if key and key in self._keys:
             return Meeting(self._keys[key].where, "key")
         found = bare(text)
@@ -111,15 +119,18 @@ class Evaluations:
         return self.holds(text)
 
     def holds(self, text: str) -> Meeting | None:
-        """The evaluation item that gives itself away in a text, such as a sample: enough of its words stand there in a row."""
+        """Return the evaluation item that matches consecutive words of a text, such as a sample; else None."""
         for gram in sorted(self._all(text) & self._grams.keys()):
             return Meeting(self._grams[gram].where, " ".join(gram).strip())
         return None
 
 
 def bare(text: str) -> Gram:
-    """The words of a text without punctuation: words and numbers, a minus before a number, and the signs of arithmetic between a number
-    or a single letter and another word."""
+    """Return the words of a text without punctuation.
+
+    These are words, numbers, a minus before a number, and arithmetic operators. An operator counts only between two
+    words, of which one is a number or a single letter.
+    """
     found = ["", *words(text), ""]
     kept = []
     for before, word, after in zip(found, found[1:], found[2:]):
@@ -134,13 +145,16 @@ def _term(word: str) -> bool:
 
 
 def grams(found: Gram, size: int) -> set[Gram]:
-    """The sequences of `size` words; none of a shorter text."""
+    """Return the set of sequences of `size` words; empty for a shorter text."""
     return {found[i : i + size] for i in range(len(found) - size + 1)}
 
 
 def evaluation_items(source: str, seed: int) -> list[EvalItem]:
-    """The items of `decontaminate=`: a JSONL or Parquet file of prompts, questions, problems, texts or messages, or the test
-    split of a task. A `DataError` names a file without any of these columns; an unknown task is a `ConfigError`."""
+    """Return the items of a `decontaminate=` entry: a JSONL or Parquet file, or the test split of a task.
+
+    A file needs a column of prompts, questions, problems, texts or messages. Raises DataError if it has none of these,
+    and ConfigError for an unknown task.
+    """
     path = Path(source)
     if path.suffix in (".jsonl", ".parquet"):
         return list(_items_in(path))
@@ -149,13 +163,13 @@ def evaluation_items(source: str, seed: int) -> list[EvalItem]:
 
 
 class _Test(Task):
-    """A task whose test split is looked at; `ended`: it has been, to its end."""
+    """A task whose test split is read. `ended` becomes true if the split has been read to its end."""
 
     def __init__(self, inner: Task) -> None:
         self.inner, self.name, self.ended = inner, inner.name, False
 
     def found(self, seed: int) -> list[Problem]:
-        """The test split, or what is looked at of it."""
+        """Return the problems of the test split, or the sample of them that is compared."""
         return pick(self, "test", FROM_FILES if isinstance(self.inner, FileTask) else FROM_ENDLESS, seed, False)
 
     def problems(self, split: Split, seed: int) -> Iterator[Problem]:
@@ -167,7 +181,7 @@ class _Test(Task):
 
 
 def item_of(problem: Problem, task: str, *, by_words: bool = True) -> EvalItem:
-    """A task's own problem as an evaluation item."""
+    """Return a task's problem as an evaluation item."""
     place = problem.meta.get("where")
     where = f"task {task}: {problem.key!r:.80}" + (f" ({place})" if place else "")
     return EvalItem("\n".join(m.label for m in problem.messages), where, problem.key, by_words)
@@ -183,9 +197,9 @@ def _items_in(path: Path) -> Iterable[EvalItem]:
             yield EvalItem("\n".join(_said(m.get("content", ""), row.where) for m in asked), row.where)
         else:
             raise DataError(
-                f"no column {', '.join(TEXT_COLUMNS)} or messages",
+                f"the row has none of the columns {', '.join(TEXT_COLUMNS)} or messages",
                 where=row.where,
-                remedy="decontaminate= needs the texts that a model will be measured on.",
+                remedy="Give decontaminate= a file with the prompts of an evaluation.",
             )
 
 
@@ -194,16 +208,16 @@ def _said(content: Any, where: str) -> str:
 
 
 def own_test(task: Task, seed: int) -> tuple[list[EvalItem], str]:
-    """The task's own test split; and a note where it cannot be read.
+    """Return the items of the task's own test split, and a note if it cannot be read.
 
-    One that ends is met by key, as a whole and by words; one of `Task.patterned` by key and as a whole. Of one that never ends
-    `FROM_ENDLESS` problems are met so, too: they come from the same few patterns as those of the other splits, and their keys are
-    disjoint by a hash.
+    A split that ends matches by key, as a whole and by words. The split of a `Task.patterned` task matches by key and
+    as a whole only. So do the `FROM_ENDLESS` problems of a split that never ends: they share a few patterns with the
+    other splits, and a hash keeps their keys disjoint.
     """
     test = _Test(task)
     try:
         found = test.found(seed)
     except DataError as error:
-        return [], f"no test split to compare with: {error.what}"
+        return [], f"the task has no test split for the contamination check: {error.what}"
     by_words = test.ended and not task.patterned
     return [item_of(problem, task.name, by_words=by_words) for problem in found], ""

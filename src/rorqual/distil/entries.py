@@ -1,4 +1,4 @@
-"""What is kept of each sample the moment it is there: a line of `samples.jsonl`."""
+"""Sample records: one line of `samples.jsonl` per sample, written on arrival."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ from rorqual.engine.request import Completion, SamplingParams
 from rorqual.tasks.base import Problem
 
 Place = tuple[str, int]
-"""A problem's key, and which of its samples."""
+"""A problem's key, and the index of the sample."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One sample. `of` says of which teacher, settings and seed; `attempt` which request brought it ("": none was needed).
+    """One sample. `of` identifies teacher, settings and seed. `attempt` names the request that returned it, if it was paid.
 
-    `core_seconds` is its share, by tokens, of what its batch took. `error`: why it is no answer, as in `Completion`. `failed`: none came, and a
-    further call asks again. `model`: the name under which another model than the one that was asked for answered.
+    `core_seconds` is the sample's share of its batch, by tokens. `error` says why there is no answer, as in
+    `Completion`. With `failed`, no completion arrived, and a later call retries. `model` is the model that answered,
+    if it is not the requested one.
     """
 
     of: str
@@ -48,18 +49,18 @@ class Entry:
 
     @property
     def place(self) -> Place:
-        """Which sample of which problem it is."""
+        """The problem's key and the sample's index."""
         return self.key, self.number
 
     def line(self) -> dict[str, Any]:
-        """As JSON."""
+        """Return the entry as a JSON object."""
         return asdict(self)
 
 
 def entry_of(
     of: str, problem: Problem, number: int, params: SamplingParams, completion: Completion, **cost: Any
 ) -> Entry:
-    """A completion as it is kept. Half a surrogate pair, which a server may send, is no text and becomes a question mark."""
+    """Return a completion as an entry. A lone surrogate, which a server may send, becomes a question mark."""
     usage = completion.usage
     return Entry(
         of=of,
@@ -79,17 +80,20 @@ def entry_of(
 
 
 def failure_of(of: str, problem: Problem, number: int, params: SamplingParams, error: str) -> Entry:
-    """A sample that never came."""
+    """Return the entry of a sample that failed."""
     return Entry(of, problem.key, number, params.seed, "", None, "stop", 0, 0, error=_text(error), failed=True)
 
 
 DATED = re.compile(r"[-@:](\d{3,4}|\d{6}|\d{8}|\d{4}-\d{2}(-\d{2})?)")
-"""What a server adds to a model's name to say which version it is."""
+"""A version suffix that a server appends to a model's name."""
 
 
 def is_same_model(asked: str, answered: str) -> bool:
-    """Whether a server's name for the model that answered may be the one that was asked for: `gpt-4o` and `gpt-4o-2024-08-06` are, `gpt-4o` and
-    `gpt-4o-mini` are not. Case, an organisation before the name, and `-latest` make no other model; no name says nothing."""
+    """Return whether the model that answered may be the requested one, judged by its name.
+
+    `gpt-4o` matches `gpt-4o-2024-08-06`, but not `gpt-4o-mini`. Case, an organisation prefix and `-latest` are
+    ignored. An empty answer name matches everything.
+    """
     one, other = (name.casefold().rpartition("/")[2].removesuffix("-latest") for name in (asked, answered))
     return not other or other == one or (other.startswith(one) and bool(DATED.fullmatch(other[len(one) :])))
 
@@ -99,28 +103,28 @@ def _text(text: str) -> str:
 
 
 def read_entry(line: Mapping[str, Any], where: str) -> Entry:
-    """A line of the journal; one that is not a sample is a `DataError`."""
+    """Parse a line of the journal. Raises DataError if it is not a sample."""
     try:
         return Entry(
             **{**line, "prompt_ids": tuple(line["prompt_ids"]), "token_ids": tuple(line["token_ids"])},
         )
     except (KeyError, TypeError) as error:
         raise DataError(
-            f"a line that is no sample ({error})", where=where, remedy="Delete it, or begin in another folder."
+            f"this line is not a sample ({error})", where=where, remedy="Delete the line, or use another folder."
         ) from None
 
 
 def sampling(config: FactoryConfig) -> dict[str, Any]:
-    """The settings that a sample depends on, beside its teacher, its problem and its number."""
+    """Return the settings that determine a sample, apart from its teacher, its problem and its index."""
     names = ("temperature", "top_p", "max_tokens", "thinking", "seed", "samples", "model")
     found = {name: getattr(config, name) for name in names}
-    # Said of addresses alone, and where there are more than there were when nothing was said of them.
+    # Only for addresses, and only if not 31, the size in older runs: otherwise their identity would change.
     longer = config.remote and config.seed_bits != 31
     return found | {"seed_bits": config.seed_bits} if longer else found
 
 
 def identity(config: FactoryConfig, teacher: str) -> str:
-    """A short name for (teacher, settings, seed): samples of another one are never mixed in."""
+    """Return a short hash of (teacher, settings, seed); samples with different hashes are never mixed."""
     text = json.dumps({"teacher": teacher} | sampling(config), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -128,10 +132,10 @@ def identity(config: FactoryConfig, teacher: str) -> str:
 def row_of(
     entry: Entry, problem: Problem, verdict: VerdictName, config: FactoryConfig, teacher: str, chosen: int = 0
 ) -> Distilled:
-    """The sample as a row of the result, not filtered yet.
+    """Return the sample as an unfiltered row of the result.
 
-    `chosen`: how many ids at the prompt's end made the teacher think, or answer at once. They open the reply in the row: a student that
-    never saw `<think>` chosen would not choose it.
+    `chosen` is the number of ids at the prompt's end that forced the teacher to think, or to answer at once. In the
+    row they open the reply. Otherwise a student never learns to emit `<think>` by itself.
     """
     asked = len(entry.prompt_ids) - chosen if entry.prompt_ids else 0
     return Distilled(

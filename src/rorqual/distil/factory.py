@@ -1,4 +1,4 @@
-"""Sample a teacher, keep what comes the moment it is there, verify it, filter it, and write it down with a card."""
+"""Sample a teacher, save each sample on arrival, verify and filter the samples, and write them to Parquet with a card."""
 
 from __future__ import annotations
 
@@ -33,18 +33,20 @@ from rorqual.tasks.find import safe_grade
 CONFIG, SAMPLES, FAILED, DATA = "factory.yaml", "samples.jsonl", "failed.jsonl", "data.parquet"
 CONTAMINATED, CLOCK, FINISHED = "contaminated.jsonl", "clock.json", "finished.json"
 TAIL_FLOOR = 1e-7
-"""What objective distil takes for the least mass of a teacher's tail."""
+"""The smallest tail mass of a teacher that objective `distil` assumes."""
 CLOCK_SECONDS = 1.0
-"""How often the clock is written, at most."""
+"""Minimum seconds between two writes of the clock file."""
 
 
 def sample_teacher(config: FactoryConfig, out: Path, *, threads: int, quiet: bool, api_key: str = "") -> Path:
-    """Sample the teacher as `config` says, into the folder `out`; the Parquet file that `data.distilled` reads.
+    """Sample the teacher as `config` says into the folder `out`, and return the Parquet file that `data.distilled` reads.
 
-    Every sample is on the disk, in `samples.jsonl`, before anything else is done with it, so that the same call goes on where it
-    was after a kill, a full disk, a failure of the server or of the grader, and asks for nothing twice that is there. A call for a folder
-    that holds another config (but for `access`), or in which another process works, is refused and changes nothing; a budget that is
-    reached is a `BudgetReached`, after the file and its card have been written with what is there.
+    Every sample is synced to `samples.jsonl` before it is used. After a kill, a full disk or a failure of server or
+    grader, the same call resumes and requests no saved sample again.
+
+    Raises ConfigError, without any change, if the folder holds another config (`access` may differ). Raises
+    RorqualError if another process uses the folder. Raises BudgetReached if the budget is reached, after writing the
+    file and its card with the samples so far.
     """
     out = Path(out)
     _settle_config(config, out)
@@ -66,7 +68,7 @@ def sample_teacher(config: FactoryConfig, out: Path, *, threads: int, quiet: boo
 
 
 def _finish(work: Work, out: Path, whole: bool) -> None:
-    """Write what is there, with its card; a `BudgetReached` where something is missing."""
+    """Write the samples and their card. Raises BudgetReached if samples are missing."""
     config, chosen, teacher, clock = work.config, work.chosen, work.teacher, work.clock
     with clock.of("finishing"):
         rows, met = work.rows()
@@ -84,9 +86,10 @@ def _finish(work: Work, out: Path, whole: bool) -> None:
 
 
 class Clock:
-    """Wall-clock and processor seconds of each stage, over all calls, in a file: all else in the folder is the same every time.
+    """Wall-clock and processor seconds of each stage, summed over all calls, in a file of its own.
 
-    It is written as samples are kept, so that a kill loses what its batch had taken and no more.
+    All other files in the folder are reproducible. The clock is written while samples are saved, so a kill loses the
+    time of the current batch only.
     """
 
     def __init__(self, path: Path) -> None:
@@ -98,16 +101,16 @@ class Clock:
 
     @contextmanager
     def of(self, stage: str) -> Iterator[None]:
-        """Time what is inside, also where it raises."""
+        """Time the block, also if it raises."""
         self._stage, self._mark = stage, (time.monotonic(), time.process_time())
         try:
             yield
         finally:
-            with suppress(RorqualError):  # a full disk: whoever writes what matters will say so
+            with suppress(RorqualError):  # a full disk is reported by the next write of samples
                 self.tick(0.0)
 
     def tick(self, every: float) -> None:
-        """Count what passed since the last tick, and write it down where `every` seconds have passed."""
+        """Add the time since the last tick, and write the file if `every` seconds have passed since the last write."""
         now = time.monotonic(), time.process_time()
         had = self.spent.get(self._stage, {"seconds": 0.0, "core_seconds": 0.0})
         self.spent[self._stage] = {
@@ -122,7 +125,7 @@ class Clock:
 
 @dataclass
 class Work:
-    """What is there so far, and what is known of it."""
+    """The state of a run: samples so far, failures and verdicts."""
 
     config: FactoryConfig
     chosen: Chosen
@@ -147,13 +150,13 @@ class Work:
             entry = read_entry(line, where)
             if entry.of != self.teacher.of:
                 raise ConfigError(
-                    "this sample is of another teacher or other settings: the run has been trained on since, or changed",
+                    "this sample comes from another teacher or other settings: the teacher's run has changed since",
                     where=where,
-                    remedy="Choose another folder (out=), or restore the teacher as it was.",
+                    remedy="Choose another folder (out=), or restore the teacher.",
                 )
             if entry.key not in self.problems:
                 raise DataError(
-                    f"a sample of the problem {entry.key!r:.60}, which the task does not give any more",
+                    f"this sample belongs to the problem {entry.key!r:.60}, which the task no longer generates",
                     where=where,
                     remedy="Restore the task's data or its evaluation sets, or choose another folder (out=).",
                 )
@@ -161,23 +164,23 @@ class Work:
 
     @property
     def total(self) -> int:
-        """Samples that there will be."""
+        """Number of samples in the complete result."""
         return len(self.problems) * self.config.samples
 
     def sample(self) -> bool:
-        """Ask for what is not there, and verify everything; False where the budget was reached."""
+        """Generate the missing samples and verify all; return False if the budget was reached."""
         bar = Progress(f"distil {self.chosen.task.name}", self.total, unit="sample", start=len(self.have))
         self.verify([*self.have.values(), *self.failed.values()])
         said = set(self.warnings())
         if self.have and len(self.have) < self.total and not self.quiet:
-            bar.say(f"distil: {len(self.have)} of {self.total} samples are here already")
+            bar.say(f"distil: resuming with {len(self.have)} of {self.total} samples")
 
         def keep(entries: Sequence[Entry], kept: Callable[[], None]) -> None:
             full: DiskFull | None = None
             try:
                 self.journal.append(entry.line() for entry in entries if not entry.failed)
                 self.failures.append(entry.line() for entry in entries if entry.failed)
-            except DiskFull as error:  # these are kept all the same
+            except DiskFull as error:  # the reserved space took these entries
                 full = error
             kept()
             for entry in entries:
@@ -208,12 +211,12 @@ class Work:
             raise self.told(error) from error
 
     def told(self, error: RorqualError) -> RorqualError:
-        """The same error, which says too what is kept."""
-        kept = f"{len(self.have)} of {self.total} samples are kept in {self.journal.path}; the same command goes on."
+        """Return the same error with the number of saved samples added to its remedy."""
+        kept = f"{len(self.have)} of {self.total} samples are saved in {self.journal.path}; the same command resumes."
         return type(error)(error.what, where=error.where, remedy=f"{error.remedy} {kept}".strip())
 
     def note(self) -> str:
-        """What is worth seeing beside the count."""
+        """Return the text beside the progress count: share right, failures and money."""
         judged, spending = list(self.verdicts.values()), self.teacher.spending
         right = f"right {judged.count('right') / len(judged):.0%}" if judged else ""
         failed = f"  failed {len(self.failed)}" * bool(self.failed)
@@ -221,33 +224,31 @@ class Work:
         return f"{right}{failed}" + f"  paid {spending.paid:.4g}{lost}" * bool(spending.total)
 
     def warnings(self) -> dict[str, str]:
-        """What must be said once, in the progress and on the card, by its kind."""
+        """Return the warnings, by kind; each is shown once in the progress and on the card."""
         found = self.teacher.spending.notes()
         names = Counter(entry.model for entry in self.have.values() if entry.model)
         if names:
             told = ", ".join(f"'{name}' ({count} samples)" for name, count in sorted(names.items()))
-            found["model"] = (
-                f"the model '{self.config.model}' was asked for, and the server says that another answered: {told}"
-            )
+            found["model"] = f"the model '{self.config.model}' was requested, but the server reports another: {told}"
         if self.failed:
             first = next(iter(self.failed.values()))
             found["failed"] = (
-                f"{len(self.failed)} requests failed, their samples are ungraded, and a further call without finished.json asks again;"
-                f" the first, of {first.key!r:.60}: {first.error}"
+                f"{len(self.failed)} requests failed, and their samples are ungraded; delete finished.json and repeat the command to"
+                f" retry. The first failure, of {first.key!r:.60}: {first.error}"
             )
         return found
 
     def verify(self, entries: Sequence[Entry]) -> None:
-        """Have the task's grader judge them; what is no answer is ungraded.
+        """Grade the samples with the task's grader; a sample without an answer is ungraded.
 
-        What the grader raises is a `TaskError` with the task's name, and the samples are kept.
+        Raises TaskError with the task's name if the grader raises. The samples stay saved.
         """
         for entry in entries:
             graded = None if entry.error else safe_grade(self.chosen.task, self.problems[entry.key], entry.text)
             self.verdicts[entry.place] = graded.value if graded else "ungraded"
 
     def rows(self) -> tuple[list[Distilled], list[dict[str, Any]]]:
-        """All samples in the order of the problems, verified and filtered; and those that hold words of an evaluation set."""
+        """Return all samples in the order of the problems, verified and filtered, and the list of contaminated samples."""
         there = self.failed | self.have
         entries = [
             there[place]
@@ -272,9 +273,9 @@ class Work:
 
 
 def with_top(rows: Sequence[Distilled], teacher: Teacher, k: int) -> list[Distilled]:
-    """The rows, and beside those that are kept the teacher's `k` likeliest tokens at each place.
+    """Return the rows; those that are kept get the teacher's `k` most likely tokens at each position.
 
-    The first `teacher.chosen` tokens were forced, not drawn: there its policy was that token alone.
+    The first `teacher.chosen` tokens were forced, not sampled. Their distribution has all mass on that token.
     """
     kept = [place for place, row in enumerate(rows) if not row.dropped and row.token_ids]
     found = dict(zip(kept, teacher.top([rows[place] for place in kept], k), strict=True))
@@ -288,7 +289,10 @@ def with_top(rows: Sequence[Distilled], teacher: Teacher, k: int) -> list[Distil
 
 
 def certain(token: int, others: Ids) -> tuple[Ids, Logprobs]:
-    """The distribution that is `token` alone, over as many ids as `others` [k]: each other has `TAIL_FLOOR`, as 0 has no finite logarithm."""
+    """Return the distribution with all mass on `token`, over as many ids as `others` [k].
+
+    Every other id has probability `TAIL_FLOOR`, because 0 has no finite logarithm.
+    """
     rest = others[others != token][: len(others) - 1]
     logprobs = np.full(len(others), np.log(TAIL_FLOOR), np.float32)
     logprobs[0] = np.log1p(-TAIL_FLOOR * len(others))
@@ -300,11 +304,11 @@ def _teacher(config: FactoryConfig, out: Path, threads: int, api_key: str) -> Te
 
 
 def _settle_config(config: FactoryConfig, out: Path) -> None:
-    """Refuse a folder that holds the work of another config."""
+    """Raise ConfigError if the folder holds the work of another config, or unrelated files."""
     file = out / CONFIG
     if not file.is_file():
         if out.exists() and (not out.is_dir() or any(path.name != RUN_LOCK for path in out.iterdir())):
-            what = "a folder with other things in it" if out.is_dir() else "not a folder"
+            what = "the folder has other files in it" if out.is_dir() else "this is not a folder"
             raise ConfigError(what, where=str(out), remedy="Choose another folder (out=).")
         return
     there = read_yaml(FactoryConfig, file)
@@ -314,14 +318,14 @@ def _settle_config(config: FactoryConfig, out: Path) -> None:
     if differ and samples.is_file() and samples.stat().st_size:
         name = differ[0]
         raise ConfigError(
-            f"this folder holds samples with {name}={one[name]}, and {name}={other[name]} was asked for",
+            f"this folder has samples with {name}={one[name]}, but {name}={other[name]} was requested",
             where=str(file),
-            remedy="Choose another folder (out=), or repeat the settings: they go on where they were.",
+            remedy="Choose another folder (out=), or use the same settings to resume.",
         )
 
 
 def _is_finished(out: Path) -> bool:
-    """Whether an earlier call came to its end, and its files are as it left them."""
+    """Return whether an earlier call finished and its files are unchanged."""
     try:
         sizes = json.loads((out / FINISHED).read_bytes())
     except (FileNotFoundError, ValueError):

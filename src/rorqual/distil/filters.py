@@ -1,4 +1,4 @@
-"""Filters of a teacher's samples: pure functions of text, each with a name that stands in the column `dropped`."""
+"""Filters of a teacher's samples: pure functions of text. The name of the filter is stored in the column `dropped`."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from rorqual.data.distilled import Distilled
 from rorqual.distil.config import FilterConfig, Keep
 
 WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\W_\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+|[^\w\s]|_")
-"""A word of letters and digits, a single sign, or a single character of the scripts that put no space between words."""
+"""A word of letters and digits, a single sign, or a single character of a script without spaces."""
 FEW_LINES = 4
-"""Below that many lines, a line that stands twice says nothing."""
+"""Minimum number of lines for the repeated-line test."""
 
 
 def words(text: str) -> list[str]:
-    """The words and signs of `text`, case folded."""
+    """Return the words and signs of `text`, case-folded."""
     return WORD.findall(unicodedata.normalize("NFKC", text).casefold())
 
 
 def is_too_long_or_short(tokens: int, cut_off: bool, filters: FilterConfig) -> bool:
-    """Whether a sample was cut off, or has fewer than `shortest` or more than `longest` tokens (0: no limit)."""
+    """Return whether a sample was cut off, or has fewer than `shortest` or more than `longest` tokens (0: no limit)."""
     return cut_off or tokens < filters.shortest or (filters.longest > 0 and tokens > filters.longest)
 
 
 def repeated_share(text: str, ngram: int) -> float:
-    """The share, 0 to 1, of the words that lie in an n-gram which was there before; or of the lines, where that is more."""
+    """Return the share of words inside an n-gram that occurred before, or the share of repeated lines if larger."""
     found = words(text)
     seen: set[tuple[str, ...]] = set()
     covered = [False] * len(found)
@@ -44,33 +44,34 @@ def repeated_share(text: str, ngram: int) -> float:
 
 @lru_cache(maxsize=4096)
 def script(letter: str) -> str:
-    """The script of a letter by its Unicode name, `LATIN` or `CJK`; Japanese and Korean count with the Chinese characters they use."""
+    """Return the script of a letter by its Unicode name, such as `LATIN`; Japanese and Korean count as `CJK`."""
     name = unicodedata.name(letter, "UNKNOWN").replace("-", " ").split()[0]
     return "CJK" if name in ("HIRAGANA", "KATAKANA", "HANGUL", "IDEOGRAPHIC") else name
 
 
 def foreign_share(text: str) -> float:
-    """The share, 0 to 1, of letters that are not in the script in which most letters are."""
+    """Return the share, 0 to 1, of letters outside the most frequent script."""
     letters = Counter(script(c) for c in unicodedata.normalize("NFKC", text) if c.isalpha())
     return 1 - letters.most_common(1)[0][1] / letters.total() if letters else 0.0
 
 
 def shingles(text: str, size: int) -> frozenset[tuple[str, ...]]:
-    """The sequences of `size` words in `text`; of a shorter text, the whole."""
+    """Return the sequences of `size` words in `text`; for a shorter text, the whole text."""
     found = words(text)
     return frozenset(tuple(found[i : i + size]) for i in range(max(1, len(found) - size + 1)))
 
 
 def jaccard(one: frozenset[tuple[str, ...]], other: frozenset[tuple[str, ...]]) -> float:
-    """Common elements over all elements, 0 to 1; two empty sets are the same."""
+    """Return the Jaccard similarity, 0 to 1; two empty sets have similarity 1."""
     union = len(one | other)
     return len(one & other) / union if union else 1.0
 
 
 def duplicates(texts: Sequence[str], shingle: int, similar: float) -> list[bool]:
-    """For each text, whether an earlier one that is no duplicate itself is the same, or shares at least `similar` of its shingles.
+    """Return, for each text, whether it duplicates an earlier text that is not a duplicate itself.
 
-    Exact, for a problem has few samples: no hashing, no sketch, and so no chance.
+    A duplicate is identical or shares at least `similar` of its shingles. The comparison is exact, without hashing or
+    sketches, because a problem has few samples.
     """
     kept: list[tuple[str, frozenset[tuple[str, ...]]]] = []
     found: list[bool] = []
@@ -84,19 +85,19 @@ def duplicates(texts: Sequence[str], shingle: int, similar: float) -> list[bool]
 
 
 def said(row: Distilled) -> str:
-    """What the teacher wrote: its reasoning and its answer."""
+    """Return the teacher's text: its reasoning and its answer."""
     reply = row.messages[-1]
     return f"{reply.reasoning or ''}\n{reply.text}".strip("\n")
 
 
 def verdict_filter(verdict: str, keep: Keep) -> str:
-    """`wrong` or `ungraded` where `keep` leaves such a verdict out, else ""."""
+    """Return `wrong` or `ungraded` if `keep` excludes such a verdict, else ""."""
     out = {"right": ("wrong", "ungraded"), "graded": ("ungraded",), "all": ()}[keep]
     return verdict if verdict in out else ""
 
 
 def reason_alone(row: Distilled, cut_off: bool, contaminated: bool, filters: FilterConfig, keep: Keep) -> str:
-    """The first reason to drop a sample that lies in itself; "" where there is none. Duplicates need its neighbours."""
+    """Return the first reason to drop a sample by itself, else ""; duplicates need the other samples."""
     text = said(row)
     on = set(filters.names)
     if "length" in on and is_too_long_or_short(row.completion_tokens, cut_off, filters):
@@ -118,9 +119,10 @@ def reasons(
     keep: Keep,
     failed: Sequence[bool] = (),
 ) -> list[str]:
-    """Why each row is dropped, "" where it is kept. Duplicates are looked for among those of one problem that nothing else drops.
+    """Return why each row is dropped, or "" if it is kept. Duplicates are searched among a problem's otherwise kept rows.
 
-    `failed`: rows that are no answer, dropped as `error` whatever `filters` and `keep` say; empty: none is.
+    Rows in `failed` have no answer. They are dropped as `error` regardless of `filters` and `keep`. An empty `failed`
+    means none.
     """
     found = [
         "error" if bad else reason_alone(row, cut, met, filters, keep)

@@ -1,4 +1,4 @@
-"""The card's pictures: how long samples are, and how many of each family are right and kept."""
+"""The card's pictures: lengths of the samples, and how many of each family are right and kept."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ BINS = 30
 
 
 def pictures(rows: Sequence[Distilled]) -> Iterator[Picture]:
-    """By the section of the card in which they stand; none without samples."""
+    """Yield the pictures, named after their sections of the card; none if there are no samples."""
     if rows:
         yield families(rows)
         yield lengths(rows)
 
 
 def _parts(rows: Sequence[Distilled], theme: Theme) -> list[tuple[str, str, list[Distilled]]]:
-    """(label, colour, rows), together all of them: what is kept, what is right and dropped, what is not right."""
+    """Return (label, colour, rows) for kept, right but dropped, and other dropped samples; empty parts are left out."""
     kept = [row for row in rows if not row.dropped]
     right = [row for row in rows if row.dropped and row.verdict == "right"]
     other = [row for row in rows if row.dropped and row.verdict != "right"]
@@ -35,7 +35,7 @@ def _parts(rows: Sequence[Distilled], theme: Theme) -> list[tuple[str, str, list
 
 
 def lengths(rows: Sequence[Distilled]) -> Picture:
-    """A histogram of the samples' tokens."""
+    """Return a histogram of tokens per sample."""
     tokens = [row.completion_tokens for row in rows]
     edges = np.histogram_bin_edges(tokens, bins=min(BINS, max(tokens) - min(tokens) + 1))
 
@@ -46,7 +46,7 @@ def lengths(rows: Sequence[Distilled]) -> Picture:
             [[row.completion_tokens for row in part] for _, _, part in parts],
             bins=list(edges), stacked=True, color=[colour for _, colour, _ in parts], label=[name for name, _, _ in parts],
         )  # fmt: skip
-        axis.set_xlabel("tokens of a sample")
+        axis.set_xlabel("tokens per sample")
         axis.set_ylabel("samples")
         axis.yaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(axis="x", visible=False)
@@ -54,12 +54,12 @@ def lengths(rows: Sequence[Distilled]) -> Picture:
         return figure
 
     low, middle, high = np.percentile(tokens, [10, 50, 90])
-    alt = f"Histogram of sample lengths: median {middle:.0f} tokens, a tenth below {low:.0f}, a tenth above {high:.0f}."
-    return Picture("filters", alt, "Length of all samples, reasoning and answer together.", draw)
+    alt = f"Histogram of sample lengths: median {middle:.0f} tokens, 10 % below {low:.0f}, 10 % above {high:.0f}."
+    return Picture("filters", alt, "Length of all samples, including reasoning.", draw)
 
 
 def families(rows: Sequence[Distilled]) -> Picture:
-    """A bar for each family, divided by what became of its samples."""
+    """Return one stacked bar per family: kept, right but dropped, other dropped samples."""
     names = list(dict.fromkeys(row.family for row in rows))
 
     def draw(theme: Theme) -> Figure:
@@ -81,4 +81,4 @@ def families(rows: Sequence[Distilled]) -> Picture:
         f"{name}: {sum(r.family == name for r in rows)} samples, {sum(r.family == name and not r.dropped for r in rows)} kept"
         for name in names
     )
-    return Picture("families", f"Samples by family. {told}.", "What became of the samples of each family.", draw)
+    return Picture("families", f"Samples by family. {told}.", "Kept and dropped samples of each family.", draw)

@@ -1,4 +1,4 @@
-"""Which problems the teacher is asked: as many as wanted, no key twice, and none that an evaluation set holds."""
+"""The choice of problems for the teacher: as many as requested, no key twice, and none that matches an evaluation set."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rorqual.tasks.find import load_task, safe_grade, safe_problems
 
 @dataclass
 class Chosen:
-    """The problems to ask; what was left out of the draw, and why."""
+    """The problems to sample, and the problems that were excluded, with reasons."""
 
     task: Task
     problems: list[Problem]
@@ -27,7 +27,7 @@ class Chosen:
     notes: list[str]
 
     def listed(self) -> Iterator[dict[str, Any]]:
-        """The lines of `contaminated.jsonl` for problems that are not asked."""
+        """Yield the lines of `contaminated.jsonl` for excluded problems."""
         for problem, meeting in self.met:
             yield {
                 "key": problem.key,
@@ -40,7 +40,7 @@ class Chosen:
 
 
 class Counted(Task):
-    """A task that counts how often a problem came again."""
+    """A wrapper around a task that counts repeated problems."""
 
     def __init__(self, inner: Task) -> None:
         self.inner, self.name, self.repeated = inner, inner.name, 0
@@ -58,9 +58,9 @@ class Counted(Task):
 
 
 def choose(config: FactoryConfig) -> Chosen:
-    """Draw the problems. Where some meet an evaluation set, others are drawn in their place, as far as there are others.
+    """Draw the problems. Problems that match an evaluation set are replaced by others, as far as the task has more.
 
-    Errors: what the task raises, by its name; a `DataError` where nothing is left, which names what the problems meet.
+    Raises what the task raises, with its name. Raises DataError, naming the match, if no problem is left.
     """
     task = load_task(config.task, data=Path(config.data) if config.data else None, options=config.options)
     held, note = own_test(task, config.seed)
@@ -82,22 +82,22 @@ def choose(config: FactoryConfig) -> Chosen:
     if not clean:
         problem, meeting = met[0]
         raise DataError(
-            f"all {len(met)} problems meet an evaluation set; the first, {problem.key!r:.60}, meets {meeting.where}",
+            f"all {len(met)} problems match an evaluation set; the first, {problem.key!r:.60}, matches {meeting.where}",
             where=str(problem.meta.get("where", f"task {task.name}")),
-            remedy="Give training problems that are not held out to measure on. Where all problems of the task share their sentences,"
+            remedy="Use training problems that are not held out for evaluation. If all problems of the task share their sentences,"
             " set `patterned = True` in its class.",
         )
     notes = [note] if note else []
     asked = len(clean)
     if not config.per_family and asked < config.problems:
-        notes.append(f"the task gave {asked} problems of the {config.problems} asked for")
+        notes.append(f"the task has {asked} of the {config.problems} requested problems")
     if counted.repeated:
-        notes.append(f"{counted.repeated} times the task gave a problem again; each was asked once")
+        notes.append(f"the task repeated a problem {counted.repeated} times; each problem was used once")
     return Chosen(task, clean, evaluations, met, notes)
 
 
 def _first(problems: Sequence[Problem], config: FactoryConfig) -> list[Problem]:
-    """The first `config.problems` of them, or of each family and level."""
+    """Return the first `config.problems` problems, or as many of each family and level."""
     taken: Counter[tuple[str, str]] = Counter()
     kept: list[Problem] = []
     for problem in problems:

@@ -1,15 +1,18 @@
-"""A budget: reserved before it is spent, and not forgotten by requests under way, answers that got lost, or a kill.
+"""Budget control: the cost of a request is reserved before it is sent, and no kill or lost answer makes the ledger forget it.
 
-Before a request is sent, the most that it can cost is reserved and written down: the most tokens that its prompt can have, and `max_tokens`, or
-what the server was seen to count beyond these, where that is more. The answer's own bill replaces the reserve. A request that was never
-sent, or that the server turned away (HTTP 3xx or 4xx), costs nothing. Of one whose answer never came (a server's error, a timeout, a broken
-connection, no completion) we do not know, so that its reserve counts as spent. So does that of an answer whose usage is missing, or fewer tokens
-than it has words could be, from which on no usage of that server is believed.
+The reserve is an upper bound of the cost: the most tokens that the prompt can have, plus `max_tokens`. If the server
+has billed more than these before, the reserve grows by that. The reserve is written to the ledger. The bill of the
+answer replaces it. A request costs nothing if it was never sent, or if the server rejected it (HTTP 3xx or 4xx).
 
-What is promised: a server that bills no request more than its reserve never bills more than the budget. One that does bill more (it ignores
-`max_tokens`, or adds a prompt of its own) and says so in its usage may pass the budget by what the requests under way at the first answer
-that shows it cost beyond their reserves; no request is sent after that. With a budget the first request goes alone, so that this is one
-request where all are alike, and never more than `concurrency`. A server that bills more and hides it has no bound.
+The reserve counts as spent if the answer never arrived (server error, timeout, broken connection, no completion),
+because it may have been billed. It also counts if the usage is missing, or reports fewer tokens than the text can
+have. After such a report, no usage of that server is trusted.
+
+The guarantee: if a server bills no request more than its reserve, it never bills more than the budget. A server may
+bill more and report it, because it ignores `max_tokens` or adds a prompt of its own. Then the budget may be exceeded
+by what the requests in flight at the first such report cost beyond their reserves. No request is sent after that. With
+a budget, the first request is sent alone. So this is one request if all behave the same, and never more than `concurrency`.
+A server that bills more and does not report it has no bound.
 """
 
 from __future__ import annotations
@@ -30,18 +33,18 @@ from rorqual.distil.entries import Entry
 from rorqual.engine.request import Completion, Request
 
 MESSAGE_TOKENS, TEMPLATE_TOKENS = 16, 64
-"""What a chat template adds, at most, to each message and to the whole. No tokenizer makes more tokens than bytes of the text itself."""
+"""The most tokens that a chat template adds per message and per prompt. A text has at most as many tokens as bytes."""
 
 
 class BudgetReached(RorqualError):
-    """The next request could exceed the budget. Everything that was paid for is kept."""
+    """The next request could exceed the budget. All paid answers are saved."""
 
 
 @dataclass(frozen=True)
 class Spending:
-    """Money, and how many requests it was for: `kept` brought an answer that is here, `lost` may have been billed without one.
+    """Money, and its number of requests: `kept` returned an answer, `lost` may have been billed without one.
 
-    `raised` says what the server counts beyond what was asked for, `unbelieved` that its usage cannot be true; both are "" where all is well.
+    `raised` reports tokens billed beyond the reserve, `unbelieved` reports an implausible usage; "" if all is well.
     """
 
     paid: float = 0.0
@@ -54,18 +57,18 @@ class Spending:
 
     @property
     def total(self) -> float:
-        """What was paid for answers that came, and for those that may have been billed and never came."""
+        """Money for answers received, and for answers that may have been billed but never arrived."""
         return self.paid + self.lost
 
     @property
     def over(self) -> float:
-        """How far the budget is passed; 0 where it is not, or there is none."""
+        """Money spent beyond the budget; 0 if there is no budget."""
         return max(0.0, self.total - self.budget) if self.budget else 0.0
 
     def notes(self) -> dict[str, str]:
-        """What must be said of the money, a sentence for each kind."""
+        """Return one warning per kind."""
         passed = (
-            f"the budget of {self.budget:g} is passed by {self.over:.4g}: {self.total:.4g} spent" if self.over else ""
+            f"the budget of {self.budget:g} is exceeded by {self.over:.4g}: {self.total:.4g} spent" if self.over else ""
         )
         found = {"passed": passed, "raised": self.raised, "unbelieved": self.unbelieved}
         return {kind: text for kind, text in found.items() if text}
@@ -76,7 +79,7 @@ NOTHING = Spending()
 
 @dataclass
 class _Try:
-    """A request under way: its name, the most tokens it should have, and the money that stands for it in the ledger."""
+    """A request in flight: its name, the request, and its reserve in the ledger."""
 
     name: str
     request: Request
@@ -84,9 +87,9 @@ class _Try:
 
 
 class Purse:
-    """Counts money. `asks` gives for each place of the requests its identity and the request.
+    """The budget: counts money paid and reserved. `asks` gives the identity and the request for each index.
 
-    `bought`: the samples that are there. It is a `Toll`, and a context that owns its file.
+    `bought` are the samples so far. It implements `Toll`, and as a context manager it owns the ledger file.
     """
 
     def __init__(
@@ -121,26 +124,29 @@ class Purse:
 
     @property
     def spending(self) -> Spending:
-        """How things stand."""
+        """The current spending."""
         raised = unbelieved = ""
         if self._beyond or self._longest:
-            more = [f"{self._beyond} tokens more for a prompt than it can have"] * bool(self._beyond)
-            more += [f"{self._longest} tokens for a reply, beyond max_tokens"] * bool(self._longest)
-            raised = f"the server bills up to {' and '.join(more)}; so much is reserved for each request"
+            more = [f"{self._beyond} prompt tokens more than the prompt can have"] * bool(self._beyond)
+            more += [f"{self._longest} reply tokens, more than max_tokens"] * bool(self._longest)
+            raised = f"the server bills up to {' and '.join(more)}; each request now reserves this"
         if not self._believed:
-            unbelieved = "the server's usage cannot be true: every request counts as its reserve"
+            unbelieved = "the server reports an impossible usage: every request now costs its full reserve"
         return Spending(self.paid, self.lost, self._kept, self._lost_requests, self.access.budget, raised, unbelieved)
 
     @property
     def spent(self) -> float:
-        """What is paid for answers that came, and for those that may have been billed and never came."""
+        """Money for answers received, and for answers that may have been billed but never arrived."""
         return self.paid + self.lost
 
     def enter(self, place: int) -> bool:
-        """Reserve the most that the request can cost; False where the budget does not hold it even when all others have ended."""
+        """Reserve the most that the request can cost, waiting for requests in flight if necessary.
+
+        Return False if the budget does not cover it even after all others have ended.
+        """
         identity, request = self._asks[place]
         with self._changed:
-            self._lose(place)  # an earlier try whose answer never came
+            self._lose(place)  # an earlier try whose answer never arrived
             while self.access.budget and self._passes(self._most(request)):
                 if not self._open:
                     return False
@@ -152,24 +158,27 @@ class Purse:
         return True
 
     def refused(self, place: int) -> None:
-        """It was not sent, or the server turned it away: nothing is owed."""
+        """Release the reserve: the request was not sent, or the server rejected it."""
         with self._changed:
             mine = self._open.pop(place)
             self._changed.notify_all()
         self._journal.append([{"refused": mine.name}])
 
     def used(self, place: int, usage: Mapping[str, int]) -> None:
-        """No completion came, and the server counts these tokens: no less is reserved from now on."""
+        """Learn from a usage without a completion: later reserves are at least as large."""
         if "prompt_tokens" in usage and "completion_tokens" in usage:
             self._learn(self._open[place].request, usage["prompt_tokens"], usage["completion_tokens"])
 
     def left(self, place: int) -> None:
-        """No answer came of the last try, or it could not be kept."""
+        """Count the reserve as spent: the last try returned no answer, or its answer could not be saved."""
         with self._changed:
             self._lose(place)
 
     def bill(self, place: int, completion: Completion) -> tuple[str, float]:
-        """The try that brought this answer and what it cost: its own count of tokens, or the reserve where that is missing or not believed."""
+        """Return the name of the try that returned this answer, and its cost.
+
+        The cost follows from the reported usage, or is the reserve if the usage is missing or not trusted.
+        """
         mine, usage = self._open[place], completion.usage
         text = f"{completion.text} {completion.reasoning or ''}"
         least = fewest(text)
@@ -180,12 +189,12 @@ class Purse:
         if counted and self._believed:
             self._learn(mine.request, usage["prompt_tokens"], usage["completion_tokens"])
             return mine.name, self.price(usage["prompt_tokens"], usage["completion_tokens"])
-        if least > max(mine.request.params.max_tokens, self._longest):  # no more tokens than bytes
+        if least > max(mine.request.params.max_tokens, self._longest):  # a text has at most as many tokens as bytes
             self._learn(mine.request, 0, len(text.encode("utf-8", "replace")))
         return mine.name, self._most(mine.request)
 
     def settle(self, place: int, money: float) -> None:
-        """The answer is kept."""
+        """Book the cost of a saved answer."""
         with self._changed:
             self._open.pop(place)
             self.paid += money
@@ -194,21 +203,21 @@ class Purse:
             self._changed.notify_all()
 
     def price(self, prompt_tokens: int, completion_tokens: int) -> float:
-        """Money for that many tokens."""
+        """Return the price of that many tokens."""
         return (prompt_tokens * self.access.price_in + completion_tokens * self.access.price_out) / 1e6
 
     def _most(self, request: Request) -> float:
-        """What a request can cost, by all that was seen so far."""
+        """Return the most that a request can cost, given everything observed so far."""
         prompt = prompt_bound(request.messages) + self._beyond
         return self.price(prompt, max(request.params.max_tokens, self._longest))
 
     def _passes(self, most: float) -> bool:
-        """Whether a further request could pass the budget."""
+        """Return whether another request could exceed the budget."""
         reserved = sum(self._most(mine.request) for mine in self._open.values())
         return self.spent + reserved + most > self.access.budget
 
     def _learn(self, request: Request, prompt_tokens: int, completion_tokens: int) -> None:
-        """Reserve the worst that was seen."""
+        """Raise later reserves to the largest usage observed."""
         beyond = prompt_tokens - prompt_bound(request.messages)
         with self._changed:
             line: dict[str, Any] = {}
@@ -237,28 +246,28 @@ class Purse:
             self._changed.notify_all()
 
     def _tell(self) -> None:
-        """Write down that the budget is passed, once."""
+        """Record once that the budget is exceeded."""
         if self.spending.over and not self._told:
             self._told = True
             self._journal.append([{"passed": self.access.budget, "spent": self.spent}])
 
 
 def prompt_bound(messages: Sequence[Message]) -> int:
-    """No fewer tokens than a prompt of these messages has, whatever the tokenizer."""
+    """Return an upper bound of the tokens of a prompt, for any tokenizer."""
     return TEMPLATE_TOKENS + sum(MESSAGE_TOKENS + len(m.text.encode("utf-8", "replace")) for m in messages)
 
 
 def fewest(text: str) -> int:
-    """No tokenizer that is in use has fewer tokens for a text: half of its words, rounded up."""
+    """Return a lower bound of the tokens of a text for any tokenizer in use: half its words, rounded up."""
     return (len(text.split()) + 1) // 2
 
 
 def reached(spending: Spending, have: int, total: int, out: Path) -> BudgetReached:
-    """The error that says where things stand and how to go on."""
-    how = f"is passed by {spending.over:.4g}" if spending.over else "is reached"
-    more = f" Mind that {spending.raised}." if spending.raised else ""
+    """Return the error that states the spending and how to continue."""
+    how = f"is exceeded by {spending.over:.4g}" if spending.over else "is reached"
+    more = f" Note: {spending.raised}." if spending.raised else ""
     return BudgetReached(
-        f"the budget of {spending.budget:g} {how}: {spending.total:.6g} spent, {have} of {total} samples are here",
+        f"the budget of {spending.budget:g} {how}: {spending.total:.6g} spent, {have} of {total} samples received",
         where=str(out),
-        remedy=f"They are kept, and data.parquet holds them.{more} Repeat the command with a larger budget= to go on.",
+        remedy=f"They are saved in data.parquet.{more} Repeat the command with a larger budget= to continue.",
     )

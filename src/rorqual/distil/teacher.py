@@ -1,4 +1,4 @@
-"""Who is asked: a run of ours, in batches that are always the same, or an address, whose every answer is kept as it comes."""
+"""Teachers: a local run, sampled in fixed batches, or a remote address, whose answers are saved one by one."""
 
 from __future__ import annotations
 
@@ -24,26 +24,27 @@ from rorqual.model.adapter import fingerprint
 from rorqual.tasks.base import Problem
 
 Keep = Callable[[Sequence[Entry], Callable[[], None]], None]
-"""Takes samples that are there, calls the second argument when they are on the disk, and looks at them after."""
+"""Saves samples, calls the second argument once they are on disk, then verifies them."""
 UnderWay = Callable[[int], None]
-"""Told how many samples are drawn and not kept yet."""
+"""Receives the number of samples generated but not saved yet."""
 FAILURES_IN_A_ROW = 5
-"""So many requests one after another that fail, each after its retries, stop the factory: the server is at fault, not a request."""
+"""Stop after this many requests in a row that fail after their retries: the server is at fault, not a request."""
 
 
 Ask = tuple[Problem, int, Request]
-"""A problem, which of its samples, and what is asked for it."""
+"""A problem, the index of the sample, and its request."""
 ANY = (Message("user", "?"),)
 
 
 def nothing() -> None:
-    """What is to be done when a sample is kept that nobody has to pay for."""
+    """Do nothing: the callback of a saved sample that costs no money."""
 
 
 class Teacher(ABC):
-    """`label` names it in the result; `of` is the identity of its samples. `tokenizer` and `vocab` as in the Parquet's metadata.
+    """The base of teachers. `label` names it in the result; `of` is the identity of its samples.
 
-    `chosen`: how many ids at the end of a prompt made it think, or answer at once.
+    `tokenizer` and `vocab` are stored in the Parquet's metadata. `chosen` is the number of ids at the end of a prompt
+    that force the teacher to think, or to answer at once.
     """
 
     label: str
@@ -61,23 +62,26 @@ class Teacher(ABC):
         under_way: UnderWay,
         failed: Collection[Place] = (),
     ) -> bool:
-        """Sample what is not in `have` and hand it to `keep`; False where money ran out. `failed`: what failed in an earlier call."""
+        """Generate the samples that are not in `have` and pass them to `keep`; return False if the budget ran out.
+
+        `failed` holds the samples that failed in an earlier call.
+        """
 
     @property
     def spending(self) -> Spending:
-        """Money, lost answers included."""
+        """Money spent, lost answers included."""
         return NOTHING
 
     def top(self, rows: Sequence[Distilled], k: int) -> list[Scored]:
-        """The `k` likeliest tokens at each place of each row's reply."""
+        """Return the `k` most likely tokens at each position of each row's reply."""
         raise NotImplementedError
 
 
 class LocalTeacher(Teacher):
-    """A run's newest whole checkpoint.
+    """The newest complete checkpoint of a run.
 
-    A problem's samples depend on the config alone: its seed is its own, and the batch in which it is drawn always holds the
-    same problems. So a batch of which a kill left a part is drawn again as a whole, and only what is missing is kept.
+    A problem's samples depend on the config alone: each problem has its own seed, and a batch always contains the same
+    problems. A batch that a kill interrupted is generated again as a whole, and only its missing samples are saved.
     """
 
     def __init__(self, config: FactoryConfig, threads: int) -> None:
@@ -109,7 +113,7 @@ class LocalTeacher(Teacher):
         return True
 
     def batches(self, problems: Sequence[Problem]) -> Iterator[Sequence[Problem]]:
-        """The problems that are drawn together: `config.batch` samples, no problem divided."""
+        """Yield the problems that are generated together: `config.batch` samples, with no problem split."""
         size = max(1, self.config.batch // self.config.samples)
         yield from (problems[start : start + size] for start in range(0, len(problems), size))
 
@@ -133,11 +137,12 @@ class LocalTeacher(Teacher):
 
 
 class RemoteTeacher(Teacher):
-    """An OpenAI-compatible address: each answer is kept on arrival, and paid from a purse where there are prices, or were.
+    """An OpenAI-compatible address: each answer is saved on arrival, and booked against the budget if there are prices.
 
-    A request that fails by itself, after its retries, is kept as a failure, and the others go on. The server is at fault, and its error is
-    raised, where it answered nothing at all, where `FAILURES_IN_A_ROW` fail one after another, and where it refuses `IN_A_ROW` so. What had
-    failed in an earlier call is asked last and does not count: the same call always goes on.
+    A ledger from an earlier call also turns booking on. A request that fails after its retries is saved as a failure,
+    and the others continue. The error is raised if the server answered nothing at all, after `FAILURES_IN_A_ROW`
+    failures in a row, and after `IN_A_ROW` rejections in a row. Requests that failed in an earlier call are sent last
+    and do not count, so the same call always makes progress.
     """
 
     def __init__(self, config: FactoryConfig, out: Path, api_key: str) -> None:
@@ -171,7 +176,7 @@ class RemoteTeacher(Teacher):
     ) -> bool:
         asks = [
             (problem, number, request_of(self.config, problem))
-            for number in range(self.config.samples)  # a first sample of each before a second of any
+            for number in range(self.config.samples)  # the first sample of every problem comes before any second sample
             for problem in problems
             if (problem.key, number) not in have
         ]
@@ -214,7 +219,7 @@ class RemoteTeacher(Teacher):
                 raise error
 
         wanted = [(request, number) for _, number, request in asks]
-        alone = bool(self.config.access.budget) and not answered  # it shows what this server bills
+        alone = bool(self.config.access.budget) and not answered  # the first answer shows what this server bills
         whole = self._engine.collect(wanted, arrived, purse or FREE, failed=failed, first_alone=alone)
         if errors and not answered:
             raise errors[0]
@@ -222,5 +227,5 @@ class RemoteTeacher(Teacher):
 
 
 def request_of(config: FactoryConfig, problem: Problem) -> Request:
-    """What is asked for a problem, with a seed of its own."""
+    """Return the request for a problem, with the problem's own seed."""
     return Request(problem.messages, seeded(config.params, problem.key), config.thinking)

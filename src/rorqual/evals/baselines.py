@@ -1,4 +1,4 @@
-"""Baselines that are measured: rules that see a prompt's surface, fitted on train problems, judged on the problems of an evaluation."""
+"""Measured baselines: rules that see only the surface of a prompt, fitted on train problems and scored on evaluation problems."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from rorqual.tasks.base import Problem, Task, Verdict
 from rorqual.tasks.find import safe_grade, safe_problems
 
 FIT = 500
-"""Train problems of each family and level that the rules of an evaluation are fitted on."""
+"""Train problems per family and level on which the rules are fitted."""
 DRAWS = 4
-"""A family and level that has not come `FIT` times after this many times the problems wanted in all makes do with what came."""
+"""The search draws at most this many times the number of train problems wanted. A cell may then hold fewer than `FIT`."""
 UNIFORM = "uniform"
 
 Guess = Callable[[Problem], str]
@@ -22,13 +22,16 @@ Cell = tuple[str, str]
 
 
 def majority(task: Task, train: Sequence[Problem]) -> Guess:
-    """Always the label that is most frequent in `train`."""
+    """Return a rule that always guesses the most frequent label in `train`."""
     most = Counter(map(task.label, train)).most_common(1)[0][0]
     return lambda problem: most
 
 
 def by_length(task: Task, train: Sequence[Problem]) -> Guess:
-    """The most frequent label among prompts with as many characters and words; for lengths that `train` lacks, that of all."""
+    """Return a rule that guesses the most frequent label among train prompts with as many characters and words.
+
+    It falls back to the majority label for lengths that do not occur in `train`.
+    """
     labels: dict[tuple[int, int], Counter[str]] = {}
     for problem in train:
         labels.setdefault(_lengths(problem), Counter())[task.label(problem)] += 1
@@ -38,7 +41,7 @@ def by_length(task: Task, train: Sequence[Problem]) -> Guess:
 
 
 def by_tree(task: Task, train: Sequence[Problem]) -> Guess:
-    """What a small decision tree says."""
+    """Return a rule that guesses with a small decision tree (evals/surface.py)."""
     tree = grow_tree([problem.prompt for problem in train], [task.label(problem) for problem in train])
     return lambda problem: tree.guess(problem.prompt)
 
@@ -51,11 +54,11 @@ RULES: dict[str, Callable[[Task, Sequence[Problem]], Guess]] = {
 
 
 def baselines(task: Task, problems: Sequence[Problem], seed: int, fit: int = FIT) -> dict[str, dict[str, float]]:
-    """The share of `problems` that each rule gets right, for each family, family/level and all; and `uniform`.
+    """Return the share of `problems` that each rule gets right, keyed by family, family/level and all, then by rule.
 
-    The rules of a family and level are fitted on `fit` problems of its train split, drawn with `seed`, none of them among `problems`.
-    `uniform` is one over the number of different answers among those. What has no such problems, as a task without a train split, has no
-    baselines, and nor has a pool that holds it.
+    The rules of a cell (family and level) are fitted on `fit` problems of its train split, drawn with `seed` and
+    disjoint from `problems`. `uniform` is one over the number of distinct answers in the fitting set. A cell without
+    train problems has no baselines, and neither has a pool that includes it.
     """
     asked: dict[Cell, list[Problem]] = {}
     for problem in problems:
@@ -82,7 +85,7 @@ def baselines(task: Task, problems: Sequence[Problem], seed: int, fit: int = FIT
 def training(
     task: Task, cells: Collection[Cell], seed: int, fit: int, held: Collection[str]
 ) -> dict[Cell, list[Problem]]:
-    """Up to `fit` problems of the train split for each of `cells`, none whose key is in `held`."""
+    """Return up to `fit` train problems for each of `cells`, without those whose key is in `held`."""
     known: dict[Cell, list[Problem]] = {cell: [] for cell in cells}
     lacking = set(known)
     try:
@@ -94,13 +97,13 @@ def training(
                     lacking.remove(cell)
             if not lacking or drawn >= DRAWS * fit * len(known):
                 break
-    except RorqualError:  # files to measure on need none to learn from
+    except RorqualError:  # an evaluation file need not have a train split
         return {cell: [] for cell in known}
     return known
 
 
 def scores(task: Task, train: Sequence[Problem], asked: Sequence[Problem]) -> dict[str, list[float]]:
-    """For each rule, and for `uniform`, its score on each problem: 1 where right."""
+    """Return the score of each rule, and of `uniform`, on each problem; a rule scores 1 where it is right, else 0."""
     found = {UNIFORM: [1 / len(set(map(task.label, train)))] * len(asked)}
     for rule, fitted in RULES.items():
         guess = fitted(task, train)

@@ -1,4 +1,7 @@
-"""What the report says of one run's models, family by family, and whether the figures bear it out. No verdict on a method."""
+"""The report's claims about the models of one run, family by family, and whether the figures support them.
+
+No verdict on a method.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from rorqual.evals.stats import Claim, Interval, claim, holm
 
 @dataclass(frozen=True)
 class Topic:
-    """One question put to every family: is `measure` higher in evaluation `after` than in `before`?"""
+    """One question asked of every family: is `measure` higher in evaluation `after` than in `before`?"""
 
     name: str
     title: str
@@ -28,7 +31,7 @@ TOPICS = (
     Topic(
         "more-right",
         "more right after GRPO",
-        "{family}: more is right after GRPO than before, by the model's own choice",
+        "{family}: with its own choice to think, the model is right more often after GRPO than before",
         ("before", "auto"),
         ("after", "auto"),
         is_right,
@@ -36,7 +39,7 @@ TOPICS = (
     Topic(
         "thinking-helps",
         "thinking beats answering at once",
-        "{family}: after GRPO, made to think it is right more often than answering at once",
+        "{family}: after GRPO, the model is right more often when made to think than when it answers at once",
         ("after", "off"),
         ("after", "on"),
         is_right,
@@ -44,7 +47,7 @@ TOPICS = (
     Topic(
         "thinks-more",
         "thinks more often",
-        "{family}: it chooses to think more often after GRPO",
+        "{family}: the model chooses to think more often after GRPO",
         ("before", "auto"),
         ("after", "auto"),
         did_think,
@@ -52,7 +55,7 @@ TOPICS = (
     Topic(
         "better-thinker",
         "more right when made to think",
-        "{family}: made to think, it is right more often after GRPO than before",
+        "{family}: when made to think, the model is right more often after GRPO than before",
         ("before", "on"),
         ("after", "on"),
         is_right,
@@ -64,7 +67,7 @@ STUDENT_TOPICS = (
     Topic(
         "distilled-over-reinforced",
         "distilled beats reinforced",
-        "{family}: the distilled student is right more often than its reinforced rival",
+        "{family}: the distilled student is right more often than the reinforced student",
         ("reinforced", "auto"),
         ("distilled", "auto"),
         is_right,
@@ -88,7 +91,7 @@ STUDENT_TOPICS = (
     Topic(
         "distilled-over-answers",
         "thinking beats answers alone",
-        "{family}: the distilled student is right more often than the one trained on the same problems' answers alone",
+        "{family}: the distilled student is right more often than a student trained on the answers alone",
         ("answers-only", "auto"),
         ("distilled", "auto"),
         is_right,
@@ -98,7 +101,7 @@ STUDENT_TOPICS = (
 
 @dataclass(frozen=True)
 class SupportedClaim:
-    """A claim with what it rests on; `wide` is the 99 % interval beside the claim's 95 % one."""
+    """A claim with its evidence: `wide` is a 99 % interval; the claim itself carries a 95 % one."""
 
     topic: Topic
     family: str
@@ -108,19 +111,19 @@ class SupportedClaim:
 
 
 def claims(findings: Findings) -> list[SupportedClaim]:
-    """What is claimed of the teacher's reinforcement."""
+    """Return the claims about GRPO on the teacher."""
     return ask(TOPICS, findings.evaluations, ("family",))
 
 
 def student_claims(findings: Findings) -> list[SupportedClaim]:
-    """What is claimed of the student's branches, over all families together first; none where there is no student."""
+    """Return the claims about the student's branches, pooled over families first; empty if the run has no student."""
     return ask(STUDENT_TOPICS, findings.students, ("all", "family")) if findings.students else []
 
 
 def ask(
     topics: Sequence[Topic], evaluations: Mapping[tuple[str, Thinking], Evaluation], grains: Sequence[Grain]
 ) -> list[SupportedClaim]:
-    """Every topic asked of every family (or all): McNemar's exact test, one-sided, corrected by Holm over all of them."""
+    """Test every topic on every family, or pooled: one-sided exact McNemar, Holm-corrected over all tests."""
     asked: list[SupportedClaim] = []
     for topic in topics:
         before, after = evaluations[topic.before], evaluations[topic.after]
@@ -138,7 +141,7 @@ def ask(
 
 @dataclass(frozen=True)
 class GainAccount:
-    """Where the gain came from, over all families, as shares of problems that were right."""
+    """A breakdown of the gain from GRPO, pooled over families. All values are shares of problems."""
 
     before: float
     before_made_to_think: float
@@ -149,16 +152,17 @@ class GainAccount:
 
     @property
     def gain(self) -> float:
+        """The change in accuracy, by the model's own choice to think."""
         return self.after - self.before
 
     @property
     def by_choice(self) -> float:
-        """What making the model of before GRPO think would have gained, without any training."""
+        """The gain that the model before GRPO gets without training, if it is made to think."""
         return self.before_made_to_think - self.before
 
 
 def account(findings: Findings) -> GainAccount:
-    """How right it was before and after, by its own choice and when made to think."""
+    """Return accuracy and share of thinking before and after GRPO, by the model's own choice and when made to think."""
     rows = {name: evaluation.rows("all")[0] for name, evaluation in findings.evaluations.items()}
     return GainAccount(
         before=rows["before", "auto"].accuracy,

@@ -1,4 +1,4 @@
-"""Two evaluations of the same problems, paired problem by problem."""
+"""Paired comparison of two evaluations of the same problems."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ Measure = Callable[[GradedSample], float]
 
 
 def is_right(sample: GradedSample) -> float:
-    """1.0 where the answer is right."""
+    """Return 1.0 if the answer is right, else 0.0."""
     return float(sample.verdict is Verdict.RIGHT)
 
 
 def did_think(sample: GradedSample) -> float:
-    """1.0 where the model thought."""
+    """Return 1.0 if the model thought, else 0.0."""
     return float(sample.thought)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """`before` and `after` are means over the same problems; `gained` and `lost` count problems that changed.
+    """The difference between two evaluations in one cell. `before` and `after` are means over the same problems.
 
-    `p_value` is McNemar's exact test over the pairs of one seed. It is None where there are several seeds, whose pairs are not
-    independent, or where a problem has several samples, for then verdicts are not binary. `left_out` counts problems that one
-    side could not grade.
+    `gained` and `lost` count the problems whose value rose and fell. `left_out` counts problems that one side could
+    not grade. `p_value` is McNemar's exact test over the pairs of one seed. It is None for several seeds, whose pairs
+    are not independent. It is also None if a problem has several samples, because verdicts are then not binary.
     """
 
     family: str
@@ -54,9 +54,9 @@ def compare(
     side: Side = "two-sided",
     confidence: float = 0.95,
 ) -> list[Comparison]:
-    """`after - before` for each family (or level, or the whole), with the score interval over problems.
+    """Return `after - before` for each family (or level, or pooled), with the score interval over problems.
 
-    Refuses evaluations of different problems.
+    Raises DataError if the evaluations have different problems.
     """
     return compare_seeds([before], [after], grain=grain, measure=measure, side=side, confidence=confidence)
 
@@ -71,13 +71,14 @@ def compare_seeds(
     confidence: float = 0.95,
     samples: int = 4000,
 ) -> list[Comparison]:
-    """The same for several runs that differ in their seed: `before[s]` is paired with `after[s]`.
+    """Compare several runs that differ in their seed: `before[s]` is paired with `after[s]`.
 
-    With several seeds the interval resamples seeds first, then problems; it covers less than it says (`hierarchical_difference`).
+    With several seeds the interval resamples seeds first, then problems. Its coverage is below nominal
+    (`hierarchical_difference`).
     """
     if len(before) != len(after) or not before:
         raise DataError(
-            f"{len(before)} evaluations cannot be paired with {len(after)}", remedy="Give one of each per seed."
+            f"{len(before)} evaluations cannot be paired with {len(after)}", remedy="Give one of each for every seed."
         )
     for old, new in zip(before, after, strict=True):
         _same_problems(old, new)
@@ -91,16 +92,16 @@ def _same_problems(before: Evaluation, after: Evaluation) -> None:
         old_version, new_version = (evaluation.versions.get(family, 1) for evaluation in (before, after))
         if old_version != new_version:
             raise DataError(
-                f"the problems of '{family}' are of version {old_version} in one and of version {new_version} in the other",
+                f"one evaluation has version {old_version} of the problems of '{family}', the other version {new_version}",
                 where="compare",
-                remedy="Evaluate both anew: this Rorqual draws one version for all.",
+                remedy="Repeat both evaluations with this version of Rorqual.",
             )
     old, new = set(before.keys), set(after.keys)
     if old == new and before.task == after.task:
         return
     odd = sorted(old ^ new)[:1]
     raise DataError(
-        f"different problems: {len(old)} of '{before.task}' ({before.split}, seed {before.seed}) "
+        f"the evaluations have different problems: {len(old)} of '{before.task}' ({before.split}, seed {before.seed}) "
         f"and {len(new)} of '{after.task}' ({after.split}, seed {after.seed})"
         + (f"; only one has '{odd[0]}'" if odd else ""),
         where="compare",
@@ -111,7 +112,10 @@ def _same_problems(before: Evaluation, after: Evaluation) -> None:
 def _paired(
     before: Evaluation, after: Evaluation, name: tuple[str, str], grain: Grain, measure: Measure
 ) -> tuple[Floats, Floats, int, bool]:
-    """Values of the problems that both could grade, in one order; how many were left out; if each has one sample."""
+    """Return (before values, after values, number left out, whether each problem has one sample).
+
+    The values are those of the problems that both sides graded, in the same order.
+    """
     sides = []
     for evaluation in (before, after):
         chosen = [sample for sample in evaluation.samples if cell(sample, grain) == name]

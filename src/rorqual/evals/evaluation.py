@@ -1,4 +1,4 @@
-"""What an evaluation found: every sample as it was, and summaries computed from nothing else."""
+"""The result of an evaluation: every graded sample, and summaries computed from the samples alone."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ from rorqual.tasks.families import FAMILIES, Families
 Grain = Literal["level", "family", "all"]
 ALL = "all"
 CLAIMED = "chance, claimed"
-"""The baseline of old files."""
+"""The name of the baseline in files written before baselines were measured."""
 
 
 class GradedSample(Config):
-    """One answer to one problem. Lengths are in tokens; `answer` is the gold one; `error` says why there is none.
+    """One graded answer to one problem. `answer` is the gold answer. Lengths are in tokens.
 
-    `chance` stands in files written before baselines were measured: what the task claimed a guesser can do.
+    `error` says why there is no reply. `chance` occurs only in files written before baselines were measured. It holds
+    the task's own estimate of a guesser's accuracy.
     """
 
     key: str
@@ -47,10 +48,10 @@ class GradedSample(Config):
 
 @dataclass(frozen=True)
 class Row:
-    """The summary of one family and level (`all` where pooled).
+    """The summary of one family and level; a pooled row has `all` in their place.
 
-    `accuracy` is over graded samples, with `interval`, Wilson's over problems: samples of one problem are not independent.
-    `thinking_length` is the mean over samples that thought.
+    `accuracy` covers graded samples only. `interval` is Wilson's over problems, because samples of one problem are not
+    independent. `thinking_length` is the mean over samples that thought, in tokens.
     """
 
     family: str
@@ -69,16 +70,17 @@ class Row:
 
     @property
     def best(self) -> tuple[str, float]:
-        """The best baseline, by name; NaN where there is none."""
+        """The name and accuracy of the best baseline; NaN if there is none."""
         return max(self.baselines.items(), key=lambda item: item[1], default=("", math.nan))
 
 
 class Evaluation(Config):
-    """Samples with the settings that made them.
+    """Graded samples with the settings that produced them. One evaluation is one JSON file.
 
-    `baselines` maps `family`, `family/level` and `all` to the accuracy of rules that see a prompt's surface at most (evals/baselines.py).
-    `versions` maps families to the version of their problems; one that is not there is version 1. `usage` sums what the generator
-    counted; `seconds` is wall-clock time, of the last part where it broke off and went on. One evaluation is one JSON file.
+    `baselines` maps `family`, `family/level` and `all` to the accuracy of rules that see only a prompt's surface
+    (evals/baselines.py). `versions` maps families to the version of their problems; a missing family has version 1.
+    `usage` sums the generator's token counts. `seconds` is wall-clock time; for a resumed evaluation it covers the
+    last part only.
     """
 
     task: str
@@ -97,12 +99,12 @@ class Evaluation(Config):
 
     @property
     def keys(self) -> list[str]:
-        """The problems' keys in order, one for each problem however many samples it has."""
+        """The keys of the problems in order, each once."""
         return list(dict.fromkeys(sample.key for sample in self.samples))
 
     @property
     def old_versions(self) -> dict[str, int]:
-        """Families whose problems were of an older version than those that are drawn now, with that version."""
+        """Families whose problems have an older version than this Rorqual generates, with that version."""
         if self.task != Families.name:
             return {}
         used = {sample.family: self.versions.get(sample.family, 1) for sample in self.samples}
@@ -113,7 +115,7 @@ class Evaluation(Config):
         }
 
     def rows(self, grain: Grain = "level", confidence: float = 0.95) -> list[Row]:
-        """Summaries per (family, level), per family, or of the whole; in the order in which they first appear."""
+        """Return one summary per (family, level), per family, or for all samples, in order of first appearance."""
         groups: dict[tuple[str, str], list[GradedSample]] = {}
         for sample in self.samples:
             groups.setdefault(cell(sample, grain), []).append(sample)
@@ -148,14 +150,14 @@ class Evaluation(Config):
 
     @classmethod
     def load(cls, path: Path) -> Evaluation:
-        """Read what `save` wrote; a missing or wrong file is an error that names it, the key and the remedy."""
-        remedy = "Repeat `rorqual eval` to make it."
+        """Read a file written by `save`. Raises DataError with path, key and remedy if it is missing or invalid."""
+        remedy = "Run `rorqual eval` again to create it."
         try:
             data = json.loads(path.read_bytes())
         except FileNotFoundError:
-            raise DataError("no such evaluation", where=str(path), remedy=remedy) from None
+            raise DataError("the evaluation does not exist", where=str(path), remedy=remedy) from None
         except ValueError as error:
-            raise DataError(f"not JSON: {error}", where=str(path), remedy=remedy) from None
+            raise DataError(f"the file is not valid JSON: {error}", where=str(path), remedy=remedy) from None
         return parse(cls, data, where=str(path))
 
 
@@ -165,17 +167,17 @@ def _claimed(group: Iterable[GradedSample]) -> dict[str, float]:
 
 
 def cell(sample: GradedSample, grain: Grain) -> tuple[str, str]:
-    """The (family, level) under which a sample is counted at `grain`."""
+    """Return the (family, level) under which a sample is counted at `grain`."""
     return {"level": (sample.family, sample.level), "family": (sample.family, ALL), "all": (ALL, ALL)}[grain]
 
 
 def cell_name(family: str, level: str) -> str:
-    """The key of a cell in `baselines`."""
+    """Return the key of a cell in `baselines`."""
     return f"{family}/{level}" if level not in ("", ALL) else family
 
 
 def natural(level: str) -> tuple[int, float, str]:
-    """Levels that are numbers in the order of numbers, the rest by name."""
+    """Return a sort key that orders numeric levels as numbers, before all others by name."""
     try:
         return (0, float(level), level)
     except ValueError:
@@ -188,13 +190,13 @@ def _mean(values: Iterable[float]) -> float:
 
 
 def accuracy_interval(graded: list[GradedSample], confidence: float) -> Interval:
-    """Wilson's interval of the share right, over problems: several samples of one problem are not several problems."""
+    """Return Wilson's interval of the accuracy over problems; several samples of a problem count as one problem."""
     values = per_problem(graded, lambda sample: float(sample.verdict is Verdict.RIGHT))
     return wilson(min(math.fsum(values.values()), len(values)), len(values), confidence)
 
 
 def per_problem(samples: Iterable[GradedSample], value: Callable[[GradedSample], float]) -> dict[str, float]:
-    """The mean of `value` over the samples of each problem, by key."""
+    """Return the mean of `value` over the samples of each problem, by key."""
     found: dict[str, list[float]] = {}
     for sample in samples:
         found.setdefault(sample.key, []).append(value(sample))

@@ -1,4 +1,4 @@
-"""Which expert serves which family: counted, measured in bits against shuffled labels, and tested by taking experts away."""
+"""Expert specialisation by family: counts, mutual information against shuffled labels, and ablation of experts."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ from rorqual.tasks.base import Task
 def expert_use(
     generator: Generator, task: Task, n_experts: int, *, count: int, seed: int, params: SamplingParams
 ) -> dict[str, Any]:
-    """Greedy answers to `count` development problems of each family and level; over every position fed:
+    """Count which experts serve the greedy answers to `count` dev problems of each family and level.
 
-    share [layer][family][expert], the part of a family's choices that went to each expert; load [layer][expert] over all.
+    The counts cover every position of prompt and answer that the model processed. `share` [layer][family][expert] is
+    the part of a family's choices that go to each expert. `load` [layer][expert] is the same over all families.
     """
     problems = pick(task, "dev", count, seed, True)
     answers = generator.generate([Request(p.messages, params) for p in problems])
@@ -53,13 +54,16 @@ def _count(experts: Sequence[Any], n_experts: int) -> Any:
     )
 
 
-# ---- choices of a model that reads given documents
+# ---- router choices on given documents
 
 
 @dataclass(frozen=True)
 class Choices:
-    """A row for each token that was read: its document [n], its id [n], the id before it [n] (-1 at a document's start), and the
-    experts that served it [n, moe layers, k]."""
+    """The router's choices, one row for each of n tokens.
+
+    `document` [n] is the token's document and `token` [n] its id. `before` [n] is the id before it, -1 at the start of
+    a document. `experts` [n, moe layers, k] are the experts that served it.
+    """
 
     document: Ints
     token: Ints
@@ -69,7 +73,7 @@ class Choices:
 
 @torch.no_grad()
 def choices(model: Decoder, samples: Sequence[Sample], row: int, *, rows: int = 32) -> Choices:
-    """What the router chooses where `model` reads `samples`, packed into rows of `row` tokens; padding is left out."""
+    """Return the router's choices while `model` reads `samples`, packed into rows of `row` tokens; padding is excluded."""
     packed = pack(samples, row)
     batch = packed.batch
     number = np.full(batch.tokens.shape, PADDING)
@@ -88,16 +92,16 @@ def choices(model: Decoder, samples: Sequence[Sample], row: int, *, rows: int = 
 
 
 def counts(experts: Ints, group: Ints, n_experts: int, n_groups: int) -> Floats:
-    """experts [n, k] (below 0: none), group [n] -> how often each group met each expert [groups, experts]."""
+    """Count how often each group meets each expert: experts [n, k] (below 0: none), group [n] -> [groups, experts]."""
     flat = (group[:, None] * n_experts + experts)[experts >= 0]
     return np.bincount(flat, minlength=n_groups * n_experts).reshape(n_groups, n_experts).astype(float)
 
 
-# ---- how much an expert says of a family
+# ---- mutual information of expert and family
 
 
 def information(table: NDArray[Any]) -> Floats:
-    """Mutual information in bits of counts [..., a, b], as they are (plug-in): 0 where rows have one distribution."""
+    """Return the plug-in mutual information in bits of counts [..., a, b]; it is 0 if all rows have one distribution."""
     table = np.asarray(table, float)
     total = np.maximum(table.sum((-2, -1), keepdims=True), 1e-300)
     joint = table / total
@@ -108,25 +112,25 @@ def information(table: NDArray[Any]) -> Floats:
 
 @dataclass(frozen=True)
 class Dependence:
-    """`bits`, and the same for labels shuffled: a plug-in estimate is above 0 by chance alone."""
+    """Mutual information `bits`, and `shuffled`, its values for shuffled labels. A plug-in estimate exceeds 0 by chance alone."""
 
     bits: float
     shuffled: Floats
 
     @property
     def p_value(self) -> float:
-        """Probability of as many bits from shuffled labels, the true ones counted among them."""
+        """Probability of at least as many bits from shuffled labels; the true labels count as one shuffle."""
         return float((1 + (self.shuffled >= self.bits).sum()) / (1 + len(self.shuffled)))
 
 
 def dependence(
     experts: Ints, document: Ints, label: Ints, within: Ints, *, n_experts: int, shuffles: int, seed: int
 ) -> Dependence:
-    """Bits that the expert says of a document's label, given `within`: sum over its values w of p(w) I(expert; label | w).
+    """Return the mutual information of expert and document label given `within`: sum over w of p(w) I(expert; label | w).
 
-    experts [n, k], document [n], within [n]; label [documents]. Labels are shuffled among documents and not among tokens, for the
-    tokens of a document choose alike; and for each value of `within` among those documents that have it, so that how labels and
-    values go together stays as it is.
+    experts [n, k], document [n], within [n]; label [documents]. Labels are shuffled among documents, not among tokens,
+    because the tokens of one document choose alike. For each value of `within` they are shuffled only among the
+    documents that contain it. So the joint distribution of labels and values stays the same.
     """
     rng = np.random.default_rng(seed)
     n_labels = int(label.max()) + 1
@@ -148,19 +152,20 @@ def _by_label(labels: Ints, each: Floats, n_labels: int) -> Floats:
     return np.stack([(labels == one).astype(float) @ each for one in range(n_labels)], axis=1)
 
 
-# ---- a model without some of its experts
+# ---- ablation
 
 
 def lift(table: NDArray[Any]) -> Floats:
-    """Counts [families, experts] -> an expert's share of a family's choices, over its mean share in all families."""
+    """Counts [families, experts] -> an expert's share of a family's choices over its mean share in all families."""
     share = table / table.sum(-1, keepdims=True)
     return np.asarray(share / np.maximum(share.mean(0, keepdims=True), 1e-12))
 
 
 def without_experts(model: Decoder, gone: Sequence[Sequence[int]]) -> Decoder:
-    """A copy of `model` whose routers never choose the experts `gone` [main moe layer]; each token goes to its next best ones.
+    """Return a copy of `model` whose routers never choose the experts `gone`, one list for each main MoE layer.
 
-    Errors: `ConfigError` where a router cannot, or fewer are left than serve a token.
+    Each token goes to its next best experts instead. Raises ConfigError if a router cannot exclude experts, or if
+    fewer remain than serve a token.
     """
     made = copy.deepcopy(model)
     for layer, (router, experts) in enumerate(zip(made.routers(), gone)):

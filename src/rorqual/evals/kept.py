@@ -1,4 +1,4 @@
-"""Answers that are written down as they come, so that no kill, and no request that fails, loses those before it."""
+"""The answer cache: each answer is written to disk on arrival, so that a kill or a failed request loses no earlier answer."""
 
 from __future__ import annotations
 
@@ -23,28 +23,29 @@ SYNC_SECONDS = 5.0
 IN_A_ROW = 32
 Progress = Callable[[int, int], None]
 Place = tuple[int, int]
-"""The number of a request, and of one of its samples."""
+"""The index of a request, and of one of its samples."""
 
 
 class Kept:
-    """A `Generator` that asks `generator` for what is not written down yet.
+    """A `Generator` that caches answers on disk and asks `generator` only for those that are missing.
 
-    Beside `out` stands `OUT.xxxxxxxx.kept` meanwhile, one line of JSON a sample; its name holds a digest of `made`, which says what answers
-    (weights and arithmetic, or an address and the name of a model there), so that what answers otherwise has another file. A request is
-    known by all that it asks: more problems, or more samples of each, ask for the further ones alone. One process at a time. `out` None:
-    nothing is written.
+    The cache is `OUT.xxxxxxxx.kept` beside `out`, one JSON line per sample. The file name holds a digest of `made`,
+    which describes the model: its weights and arithmetic, or an address and the model's name there. So each model has
+    its own file. A sample is identified by the whole request and its index: more problems, or more samples of each,
+    request only the new ones. One process at a time may use the file. With `out` None nothing is written.
 
-    What a server refuses for what it asks (HTTP 400, 413, 422) is a completion with an `error`, and the others go on. Where it refuses
-    everything, or `IN_A_ROW` one after another that it had not refused before, its error is raised: perhaps the money is spent. `refusals`
-    are what it said; they are asked again after all others. No completion with an `error` is kept. Completions have the text, its
-    reasoning, why it ended and the usage, no token ids.
+    A request that the server rejects (HTTP 400, 413, 422) yields a completion with an `error`, and the others
+    continue. The error is raised if the server rejects every request, or `IN_A_ROW` in a row that it had not rejected
+    before: the account may be out of credit. `refusals` lists the rejections; a later call retries them after all
+    other requests. Completions with an `error` are not cached. Completions carry text, reasoning, finish reason and
+    usage, but no token ids.
     """
 
     def __init__(self, generator: Engine | RemoteEngine, out: Path | None, made: Mapping[str, Any]) -> None:
         self.generator = generator
         self.refusals: list[RemoteError] = []
         self.answered = 0
-        """Answers that came, apart from those that were there."""
+        """Number of answers that arrived in this run, without those from the cache."""
         self._asked: set[str] = set()
         self.path: Path | None = None
         if out is not None:
@@ -60,15 +61,15 @@ class Kept:
 
     @property
     def count(self) -> int:
-        """Answers that are there."""
+        """Number of answers in the cache."""
         return len(self._file.answers)
 
     def forget(self) -> None:
-        """What was asked for stands elsewhere now: only answers to other questions stay, of an evaluation that broke off."""
+        """Drop the answers requested in this run: the result holds them now. Answers to other requests stay in the cache."""
         self._file.drop(self._asked)
 
     def generate(self, requests: Sequence[Request], *, progress: Progress | None = None) -> list[list[Completion]]:
-        """For each request its `n` samples, of which only those are generated that are not kept yet."""
+        """Return the `n` samples of each request; only samples that are not in the cache are generated."""
         names = {
             (number, sample): _name(request, sample)
             for number, request in enumerate(requests)
@@ -94,7 +95,7 @@ class Kept:
             if self.refusals and all(completion.error for completion in found.values()):
                 raise self.refusals[0]
         elif missing:
-            # A request's samples share its prompt, and asked again they are the same.
+            # A request's samples share its prefill, and generating them again gives the same samples.
             numbers = sorted({number for number, _ in missing})
             for number in numbers:
                 for sample in range(requests[number].params.n):
@@ -115,7 +116,8 @@ class Kept:
         arrived: Callable[[int, int, Completion], None],
     ) -> None:
         before = frozenset(self._file.refused)
-        order = sorted(missing, key=lambda place: missing[place] in before)  # what was refused before comes last
+        # Requests that were rejected before come last.
+        order = sorted(missing, key=lambda place: missing[place] in before)
         in_a_row = 0
 
         def answer(place: int, completion: Completion) -> None:
@@ -131,15 +133,18 @@ class Kept:
             self._file.refuse(name)
             if in_a_row == IN_A_ROW:
                 raise error
-            said = f"the server refused it: {error.what}"
+            said = f"the server rejected the request: {error.what}"
             arrived(*order[place], Completion((), [], [], "stop", "", None, error=said))
 
         engine.collect([(requests[number], sample) for number, sample in order], answer, refused=refused)
 
 
 class _File:
-    """Answers, and the names of requests that were refused; in memory alone where `path` is None. `paid`: each is on the disk before the next
-    comes, however full that is; else in the system's hands, which a kill of this process does not reach."""
+    """The cache file: answers, and the names of rejected requests. If `path` is None it exists in memory only.
+
+    With `paid`, each answer is synced to disk before the next one, and disk space is reserved so that this works on a
+    full disk. Otherwise answers are flushed to the operating system, which survives a kill of this process.
+    """
 
     def __init__(self, path: Path | None, *, paid: bool) -> None:
         self.path = path
@@ -160,47 +165,47 @@ class _File:
             except (KeyError, TypeError, ValueError):
                 self._journal.close()
                 raise DataError(
-                    "not a kept answer",
+                    "this line is not a cached answer",
                     where=f"{path}:{number}",
-                    remedy="Delete that line; what it held is asked for again.",
+                    remedy="Delete the line; its answer is generated again.",
                 ) from None
 
     def add(self, name: str, completion: Completion) -> None:
-        """Write an answer down."""
+        """Store an answer."""
         if name not in self.answers:
             try:
                 self._append(_line(name, completion))
-            except DiskFull:  # it took this one all the same
+            except DiskFull:  # the reserved space took this answer
                 self.answers[name] = completion
                 raise
             self.answers[name] = completion
 
     def refuse(self, name: str) -> None:
-        """Write down that there was none."""
+        """Record that a request was rejected."""
         if name not in self.refused:
             self._append({"refused": name})
             self.refused.add(name)
 
     def drop(self, names: Collection[str]) -> None:
-        """Leave only what is not among `names`."""
+        """Remove the answers and rejections in `names`."""
         self.answers = {name: answer for name, answer in self.answers.items() if name not in names}
         self.refused -= set(names)
         if self.path is not None and not self._empty:
             lines = [*(_line(name, answer) for name, answer in self.answers.items())]
             lines += [{"refused": name} for name in sorted(self.refused)]
             text = "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines)
-            with suppress(RorqualError):  # a full disk: then there is more in it than need be
+            with suppress(RorqualError):  # on a full disk the file keeps lines that are no longer needed
                 write_atomic(self.path, text.encode())
 
     def close(self) -> None:
-        """Let another process have it, if there is anything in it."""
+        """Release the file, and delete it if it is empty."""
         if self._journal is None or self.path is None:
             return
         if self._empty:
             self.path.unlink(missing_ok=True)
         self._journal.close()
         if self._empty:
-            with suppress(OSError):  # somebody has put something there
+            with suppress(OSError):  # another file is in the folder
                 for folder in self._new:
                     folder.rmdir()
 
@@ -214,9 +219,9 @@ class _File:
 
 
 def _name(request: Request, sample: int) -> str:
-    """A digest of all that decides a sample. How many others are drawn is not among it."""
+    """Return a digest of everything that determines a sample; the number of samples `n` is not part of it."""
     asked = asdict(replace(request, params=replace(request.params, n=1), embeds=None))
-    del asked["embeds"]  # it is not among what older files name
+    del asked["embeds"]  # names in older files do not include this key
     if request.embeds is not None:
         asked["embeds"] = request.embeds.digest.hex()
     return hashlib.sha256(json.dumps([asked, sample], sort_keys=True, default=_plain).encode()).hexdigest()

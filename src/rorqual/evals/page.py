@@ -1,4 +1,4 @@
-"""A page of HTML that needs nothing but itself: style within, pictures within, no script, no request."""
+"""Building blocks of self-contained HTML pages: inline style and pictures, no script, no network request."""
 
 from __future__ import annotations
 
@@ -68,11 +68,11 @@ dl.talk{margin:.5rem 0 .8rem}dl.talk dt{color:var(--faint);font-size:.88rem;marg
 
 
 class Html(str):
-    """Text that is HTML already, and so is not escaped again."""
+    """Text that is already HTML and is not escaped again."""
 
 
 def page(title: str, body: str, style: str = "") -> str:
-    """The whole document; `style` is added to its own. The empty icon keeps a browser from asking a server for one."""
+    """Return the whole document; `style` is appended to its style. The empty icon keeps a browser from requesting one."""
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{escape(title)}</title>\n'
         '<meta name="viewport" content="width=device-width,initial-scale=1">\n'
@@ -82,17 +82,17 @@ def page(title: str, body: str, style: str = "") -> str:
 
 
 def section(name: str, title: str, *parts: str) -> str:
-    """A section that can be linked to as `#name`."""
+    """Return a section with the anchor `#name`."""
     return f'<section id="{escape(name)}">\n<h2>{escape(title)}</h2>\n' + "\n".join(parts) + "\n</section>"
 
 
 def para(text: str, kind: str = "") -> str:
-    """A paragraph of plain text."""
+    """Return a paragraph of plain text, escaped."""
     return f'<p class="{kind}">{escape(text)}</p>' if kind else f"<p>{escape(text)}</p>"
 
 
 def figure(picture: Picture, light: bytes, dark: bytes) -> str:
-    """A picture within the page, in the version of the reader's colour scheme."""
+    """Return an inline picture that follows the reader's colour scheme."""
     day, night = (base64.b64encode(data).decode("ascii") for data in (light, dark))
     return (
         f'<figure><div class="wide" tabindex="0" role="region" aria-label="picture: {escape(picture.name)}"><picture>'
@@ -105,7 +105,7 @@ def figure(picture: Picture, light: bytes, dark: bytes) -> str:
 def table(
     name: str, heads: Sequence[str], groups: Iterable[tuple[str, Iterable[Sequence[str]]]], *, text_columns: int = 1
 ) -> str:
-    """A table of text, escaped unless it is `Html`. Groups are (heading or "", rows)."""
+    """Return a table; cells are escaped unless they are `Html`. `groups` are (heading or "", rows)."""
     head = "".join(
         f'<th scope="col"{" class=text" if place < text_columns else ""}>{escape(h)}</th>'
         for place, h in enumerate(heads)
@@ -130,7 +130,7 @@ def _cell(text: str, place: int, text_columns: int) -> str:
 
 
 def facts(items: Iterable[tuple[str, str, str]]) -> str:
-    """Figures in a row: (what, figure, small print)."""
+    """Return a row of key figures; each item is (label, figure, small print)."""
     made = (
         f"<div><dt>{escape(what)}</dt><dd>{escape(value)}"
         + (f"<small>{escape(small)}</small>" if small else "")
@@ -141,10 +141,10 @@ def facts(items: Iterable[tuple[str, str, str]]) -> str:
 
 
 def folded(summary: str, inner: str, *, is_open: bool = False) -> str:
-    """Something to unfold; `inner` is HTML."""
+    """Return a collapsible block; `inner` is HTML."""
     return f"<details{' open' if is_open else ''}><summary>{escape(summary)}</summary>{inner}</details>"
 
 
 def preformatted(text: str, kind: str = "") -> str:
-    """Text as it was, escaped."""
+    """Return preformatted text, escaped."""
     return f'<pre class="{kind}">{escape(text)}</pre>' if kind else f"<pre>{escape(text)}</pre>"

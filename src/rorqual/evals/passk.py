@@ -1,4 +1,4 @@
-"""pass@k without bias."""
+"""The unbiased estimator of pass@k."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from collections.abc import Sequence
 
 
 def pass_at_k(samples: int, right: int, k: int) -> float:
-    """Probability that at least one of `k` samples, drawn from `samples` of which `right` are right, is right.
+    """Return the probability that at least one of `k` samples is right, drawn without replacement from `samples` with `right` right ones.
 
-    Chen et al. 2021 (Evaluating Large Language Models Trained on Code), equation 1: 1 - C(n-c, k) / C(n, k).
-    Integers throughout, so that nothing is lost to rounding. More than `samples` cannot be asked of `k`.
+    Chen et al. 2021 (Evaluating Large Language Models Trained on Code), equation 1: 1 - C(n-c, k) / C(n, k). Integer
+    arithmetic avoids rounding. Raises ValueError if `k` exceeds `samples`.
     """
     if not 0 <= right <= samples:
         raise ValueError(f"{right} right out of {samples} samples is impossible")
     if not 1 <= k <= samples:
-        raise ValueError(f"pass@{k} needs at least {k} samples; there are {samples}")
+        raise ValueError(f"pass@{k} needs at least {k} samples, got {samples}")
     return 1 - math.comb(samples - right, k) / math.comb(samples, k)
 
 
 def mean_pass_at_k(counts: Sequence[tuple[int, int]], k: int) -> float:
-    """Mean of pass@k over problems, each given as (samples, right)."""
+    """Return the mean of pass@k over problems, each given as (samples, right)."""
     if not counts:
-        raise ValueError("pass@k of no problem")
+        raise ValueError("pass@k needs at least one problem")
     return math.fsum(pass_at_k(samples, right, k) for samples, right in counts) / len(counts)

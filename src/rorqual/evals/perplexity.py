@@ -1,4 +1,4 @@
-"""Held-out loss of plain text: per token, per character, per byte."""
+"""Held-out loss on plain text, per token, per character and per byte."""
 
 from __future__ import annotations
 
@@ -14,12 +14,15 @@ from rorqual.model.decoder import Decoder
 from rorqual.ops.losses import token_logprobs
 
 FORWARD_TOKENS, LOGIT_TOKENS = 8192, 1024
-"""Tokens in one forward, and in one product with the vocabulary: a real model's context times its vocabulary is gigabytes."""
+"""Tokens per forward pass and per logits product. Context times vocabulary of a real model is gigabytes."""
 
 
 @dataclass(frozen=True)
 class TextLoss:
-    """In nats; `bits_per_byte` in bits. `tokens` were predicted, each once, from at most `window` tokens before it."""
+    """The loss on a text, in nats; `bits_per_byte` is in bits.
+
+    Each of `tokens` tokens is predicted once, from at most `window` tokens before it.
+    """
 
     per_token: float
     per_character: float
@@ -30,21 +33,24 @@ class TextLoss:
 
     @property
     def perplexity(self) -> float:
-        """exp of the loss a token."""
+        """exp of the loss per token."""
         return math.exp(self.per_token)
 
 
 @torch.no_grad()
 def text_loss(model: Decoder, tokenizer: Tokenizer, text: str, *, window: int, windows: int = 0) -> TextLoss:
-    """Mean loss over non-overlapping windows of `window` predictions: the first of each sees one token only, as in training.
+    """Return the mean loss over non-overlapping windows of `window` predictions.
 
-    `windows`: the first so many of the text; 0 for all.
+    The first prediction of a window sees a single token, as in training. `windows` limits the evaluation to that many
+    windows from the start; 0 means all. Raises DataError if the text is shorter than one window.
     """
     ids = np.asarray(tokenizer.encode(text), dtype=np.int64)
     count = (len(ids) - 1) // window
     count = min(count, windows) if windows else count
     if count < 1:
-        raise DataError(f"{len(ids)} tokens are no window of {window}", where="text", remedy="Give more text.")
+        raise DataError(
+            f"{len(ids)} tokens do not fill a window of {window} predictions", where="text", remedy="Give more text."
+        )
     inputs = torch.from_numpy(ids[: count * window]).view(count, window)
     targets = torch.from_numpy(ids[1 : count * window + 1]).view(count, window)
     device = next(model.parameters()).device

@@ -1,4 +1,4 @@
-"""Drawing: two themes, one look, and PNG bytes that are the same for the same data."""
+"""Plotting helpers: a light and a dark theme, one style, and PNG bytes that depend on the data alone."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 @dataclass(frozen=True)
 class Theme:
-    """Colours of one scheme. Series are told apart by marker as well, so that no reader depends on hue."""
+    """The colours of one scheme. Series also differ by marker, so that no reader depends on hue."""
 
     name: str
     ground: str
@@ -32,7 +32,7 @@ class Theme:
 
     @property
     def heat(self) -> LinearSegmentedColormap:
-        """From the page's ground to the strong colour: nothing is the colour of paper."""
+        """A colour map from the page background (zero) to the strong colour."""
         return LinearSegmentedColormap.from_list(f"rorqual-{self.name}", [self.ground, self.after, self.ink])
 
 
@@ -43,7 +43,7 @@ THEMES = (LIGHT, DARK)
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture to be drawn once per theme. `alt` says in words what it shows; `caption` stands below it."""
+    """A picture, drawn once per theme. `alt` describes it in words; `caption` is printed below it."""
 
     name: str
     alt: str
@@ -52,7 +52,7 @@ class Picture:
 
 
 def png(picture: Picture, theme: Theme) -> bytes:
-    """The PNG of `picture`; the same data gives the same bytes (no date, no version in it)."""
+    """Return the PNG of `picture`. The same data gives the same bytes: the file has no date and no version."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_style(theme))
@@ -98,7 +98,7 @@ def _style(theme: Theme) -> Any:
 
 
 def panels(count: int, columns: int, width: float, height: float, *, sharey: bool = False) -> tuple[Figure, list[Axes]]:
-    """A figure of `count` panels, each `width` by `height` inches; unused places stay empty."""
+    """Return a figure of `count` panels, each `width` by `height` inches; unused grid cells stay empty."""
     columns = min(columns, count)
     rows = math.ceil(count / columns)
     figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
@@ -110,7 +110,7 @@ def panels(count: int, columns: int, width: float, height: float, *, sharey: boo
 
 
 def smooth(values: Sequence[float]) -> np.ndarray:
-    """A centred running mean over a twentieth of the series, with whatever lies inside it at the ends."""
+    """Return a centred running mean over a twentieth of the series; the window is truncated at both ends."""
     series = np.asarray(values, float)
     window = max(1, len(series) // 20) | 1
     kernel = np.ones(window)
@@ -118,6 +118,6 @@ def smooth(values: Sequence[float]) -> np.ndarray:
 
 
 def curve(axis: Axes, steps: Sequence[float], values: Sequence[float], colour: str, label: str = "") -> None:
-    """A series as it was, faint, below its running mean."""
+    """Plot the raw series, faint, under its running mean."""
     axis.plot(steps, values, color=colour, alpha=0.28, linewidth=0.8)
     axis.plot(steps, smooth(values), color=colour, linewidth=1.7, label=label or None)

@@ -1,4 +1,4 @@
-"""The report's pictures. Each function here makes one `Picture` from findings."""
+"""The report's pictures. Each public function makes one `Picture` from findings."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ SETTINGS: tuple[tuple[str, Thinking, str], ...] = (
 BASELINE = "best baseline"
 MARKERS = ("o", "^", "o", "s", "^")
 HOLLOW = 2
-"""The first settings, those before GRPO, are drawn hollow."""
+"""The first settings, those before GRPO, have hollow markers."""
 
 
 def pictures(findings: Findings) -> dict[str, Picture]:
-    """All of the report's pictures, by name; a model without routed experts has none of them."""
+    """Return all pictures of the report by name; a model without routed experts has no expert pictures."""
     made = [
         learning_curves(findings),
         accuracy(findings),
@@ -48,6 +48,8 @@ def pictures(findings: Findings) -> dict[str, Picture]:
 
 
 def learning_curves(findings: Findings) -> Picture:
+    """Return the SFT loss and the GRPO reward over steps."""
+
     def draw(theme: Theme) -> Figure:
         figure, (left, right) = panels(2, 2, 3.7, 2.7)
         wanted = [
@@ -66,9 +68,9 @@ def learning_curves(findings: Findings) -> Picture:
 
     alt = (
         f"Two learning curves. Fine-tuning loss went from {ends(findings.sft, 'loss/next_token', 'loss')}; "
-        f"GRPO reward from {ends(findings.grpo, 'reward')}."
+        f"GRPO reward went from {ends(findings.grpo, 'reward')}."
     )
-    caption = "Faint: each step. Strong: a running mean over a twentieth of the run."
+    caption = "Faint lines: each step. Strong lines: a running mean over a twentieth of the run."
     return Picture("learning-curves", alt, caption, draw)
 
 
@@ -77,12 +79,12 @@ def _colours(theme: Theme) -> tuple[str, ...]:
 
 
 def _errors(rows: Sequence[Row]) -> np.ndarray:
-    """Distances from the accuracy to the ends of its interval, as matplotlib wants them; [2, rows]."""
+    """Return the distances from the accuracy to the ends of its interval, as matplotlib expects them; [2, rows]."""
     return np.array([[r.accuracy - r.interval.low for r in rows], [r.interval.high - r.accuracy for r in rows]]).clip(0)
 
 
 def _legend(figure: Figure, axis: Axes, columns: int) -> None:
-    """A legend above all panels: the settings in their order, then the lines that are only for reference."""
+    """Put a legend above all panels: the settings in order, then the baseline."""
     handles, labels = axis.get_legend_handles_labels()
     order = sorted(range(len(labels)), key=lambda place: labels[place] == BASELINE)
     chosen = [handles[place] for place in order], [labels[place] for place in order]
@@ -90,6 +92,7 @@ def _legend(figure: Figure, axis: Axes, columns: int) -> None:
 
 
 def accuracy(findings: Findings) -> Picture:
+    """Return held-out accuracy by family in all five settings."""
     families = findings.families
     tables = [{row.family: row for row in findings.evaluations[w, m].rows("family")} for w, m, _ in SETTINGS]
 
@@ -123,17 +126,16 @@ def accuracy(findings: Findings) -> Picture:
         return figure
 
     told = "; ".join(
-        f"{f} {tables[0][f].accuracy:.0%} to {tables[2][f].accuracy:.0%} (made to think before it {tables[1][f].accuracy:.0%})"
+        f"{f} {tables[0][f].accuracy:.0%} to {tables[2][f].accuracy:.0%} (before GRPO, made to think: {tables[1][f].accuracy:.0%})"
         for f in families
     )
-    alt = f"Held-out accuracy per family, before to after GRPO by the model's own choice: {told}."
-    caption = (
-        "Held-out problems answered rightly, with 95 % Wilson intervals. Every setting was asked the same problems."
-    )
+    alt = f"Held-out accuracy per family before and after GRPO, by the model's own choice: {told}."
+    caption = "Accuracy on held-out problems, with 95 % Wilson intervals. All settings use the same problems."
     return Picture("accuracy", alt, caption, draw)
 
 
 def accuracy_by_level(findings: Findings) -> Picture:
+    """Return held-out accuracy by level, one panel per family."""
     families = findings.families
     tables = [findings.evaluations[when, mode].rows("level") for when, mode, _ in SETTINGS]
 
@@ -148,7 +150,7 @@ def accuracy_by_level(findings: Findings) -> Picture:
         figure.supxlabel("level of difficulty", fontsize=8.5, color=theme.faint)
         return figure
 
-    alt = "Small panels, one for each family: accuracy at each level of difficulty in five settings, beside the best baseline."
+    alt = "One panel per family: accuracy at each level of difficulty in five settings, and the best baseline."
     return Picture("accuracy-by-level", alt, "The same answers by level of difficulty, with 95 % intervals.", draw)
 
 
@@ -179,6 +181,7 @@ def _draw_levels(axis: Axes, theme: Theme, family: str, tables: Sequence[Sequenc
 
 
 def what_changed(findings: Findings) -> Picture:
+    """Return frequency of thinking, its length and accuracy when made to think, before and after GRPO."""
     families = findings.families
     auto = {when: _by_family(findings.evaluations[when, "auto"]) for when in ("before", "after")}
     made = {when: _by_family(findings.evaluations[when, "on"]) for when in ("before", "after")}
@@ -188,7 +191,7 @@ def what_changed(findings: Findings) -> Picture:
         values = [
             ("How often it thinks", {w: [auto[w][f].thought for f in families] for w in auto}),
             ("How long, in tokens", {w: [auto[w][f].thinking_length for f in families] for w in auto}),
-            ("How right, made to think", {w: [made[w][f].accuracy for f in families] for w in made}),
+            ("Accuracy, made to think", {w: [made[w][f].accuracy for f in families] for w in made}),
         ]
         lengths = [length for side in values[1][1].values() for length in side]
         places = np.arange(len(families), dtype=float)[::-1]
@@ -205,12 +208,12 @@ def what_changed(findings: Findings) -> Picture:
         return figure
 
     told = "; ".join(
-        f"{f}: thinks {auto['before'][f].thought:.0%} to {auto['after'][f].thought:.0%}, right when made to think "
+        f"{f}: share that thinks {auto['before'][f].thought:.0%} to {auto['after'][f].thought:.0%}, accuracy when made to think "
         f"{made['before'][f].accuracy:.0%} to {made['after'][f].accuracy:.0%}"
         for f in families
     )
-    caption = "Before and after GRPO. Length is the mean over answers that thought, by the model's own choice."
-    return Picture("what-changed", f"Before to after GRPO, {told}.", caption, draw)
+    caption = "Before and after GRPO. Length is the mean over answers with thinking, by the model's own choice."
+    return Picture("what-changed", f"From before to after GRPO: {told}.", caption, draw)
 
 
 def _by_family(evaluation: Evaluation) -> dict[str, Row]:
@@ -228,11 +231,13 @@ def _draw_dumbbells(
 
 
 def thinking_over_training(findings: Findings) -> Picture:
+    """Return lengths and shares of thinking of the rollouts over GRPO steps."""
+
     def draw(theme: Theme) -> Figure:
         figure, (left, right) = panels(2, 2, 3.7, 2.5)
         lengths = [
-            (("think_length",), theme.on, "thinking, where it thought"),
-            (("reply_length",), theme.after, "the whole reply, of all"),
+            (("think_length",), theme.on, "thinking, of answers that think"),
+            (("reply_length",), theme.after, "reply, of all answers"),
         ]
         draw_series(left, theme, findings.grpo, lengths)
         left.set_title("Length")
@@ -243,26 +248,26 @@ def thinking_over_training(findings: Findings) -> Picture:
             (("right_when_thinking",), theme.on, "right when thinking"),
         ]
         draw_series(right, theme, findings.grpo, wanted)
-        right.set_title("Choice to think, and its yield")
+        right.set_title("Share that thinks, and its accuracy")
         right.set_ylim(0, 1.03)
         right.yaxis.set_major_formatter(PercentFormatter(1.0))
         return figure
 
     alt = (
-        f"Over GRPO, the length of thinking in tokens, where it thought, went from {ends(findings.grpo, 'think_length')}, that of "
-        f"whole replies from {ends(findings.grpo, 'reply_length')}; the share of "
-        f"rollouts that think from {ends(findings.grpo, 'think_share')}; the share right among those from "
-        f"{ends(findings.grpo, 'right_when_thinking')}."
+        f"Over GRPO: length of thinking in tokens, {ends(findings.grpo, 'think_length')}; length of replies, "
+        f"{ends(findings.grpo, 'reply_length')}; share of rollouts that think, {ends(findings.grpo, 'think_share')}; "
+        f"accuracy of these, {ends(findings.grpo, 'right_when_thinking')}."
     )
     return Picture(
         "thinking",
         alt,
-        "Rollouts of GRPO on training problems, step by step; lengths are means, in tokens.",
+        "GRPO rollouts on training problems, step by step. Lengths are means, in tokens.",
         draw,
     )
 
 
 def experts(findings: Findings) -> Picture:
+    """Return heat maps of the share of each family's tokens per expert, one per MoE layer."""
     found = findings.experts
     share = np.asarray(found.share)  # [layers, families, experts]
 
@@ -287,17 +292,18 @@ def experts(findings: Findings) -> Picture:
 
     tops = [int(layer.mean(axis=0).argmax()) for layer in share]
     alt = (
-        f"Heat maps, one for each of {len(found.layers)} mixture-of-experts layers: families down, experts across, "
-        f"shade is the share of the family's tokens. Busiest expert by layer: {', '.join(map(str, tops))}."
+        f"Heat maps, one for each of {len(found.layers)} mixture-of-experts layers. Rows are families, columns are experts, "
+        f"shade is the share of the family's tokens. Most loaded expert by layer: {', '.join(map(str, tops))}."
     )
     caption = (
-        "Share of each family's routed tokens that each expert serves. Routing is by token and by layer: "
-        "an expert is not a family's own."
+        "Share of each family's routed tokens that each expert serves. The router chooses for each token and layer: "
+        "no expert belongs to one family."
     )
     return Picture("experts", alt, caption, draw)
 
 
 def load(findings: Findings) -> Picture:
+    """Return the load of each expert over the mean of its layer."""
     found = findings.experts
     relative = [np.asarray(row) / max(float(np.mean(row)), 1e-12) for row in found.load]  # [layers][experts]
 
@@ -315,5 +321,7 @@ def load(findings: Findings) -> Picture:
         return figure
 
     worst = max(float(row.max()) for row in relative)
-    alt = f"Bars, one panel for each layer: load of each expert over the layer's mean. The busiest carries {worst:.2f} times it."
-    return Picture("load", alt, "Tokens served by each expert, over the mean of its layer; dotted: all equal.", draw)
+    alt = f"Bars, one panel per layer: load of each expert over the mean of its layer. The largest is {worst:.2f}."
+    return Picture(
+        "load", alt, "Tokens served by each expert, over the mean of its layer. Dotted line: equal load.", draw
+    )

@@ -1,4 +1,4 @@
-"""Pictures of what it cost: amounts, and the clock."""
+"""Pictures of the cost of a run: tokens and FLOPs, then measured time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rorqual.evals.pictures import Picture, Theme, panels
 from rorqual.evals.reading import Findings, StageCost
 
 CLOCK_PICTURE = "clock"
-"""Pictures that show measured time begin with this name: they alone differ between two runs of the same seed."""
+"""Prefix of the names of pictures that show measured time. Only these differ between two runs of one seed."""
 
 
 def _draw_bars(
@@ -34,22 +34,24 @@ def _draw_bars(
 
 
 def cost(findings: Findings) -> Picture:
+    """Return tokens and FLOPs by stage."""
     stages = [stage for stage in findings.summary.stages if stage.tokens]
     measures = [
         ("Tokens, millions", [stage.tokens / 1e6 for stage in stages], "{:.2f}"),
         ("Floating-point operations, 10¹²", [stage.flops / 1e12 for stage in stages], "{:.2f}"),
     ]
     alt = "Bars by stage: " + "; ".join(f"{s.name} {s.tokens:.3g} tokens, {s.flops:.3g} FLOPs" for s in stages) + "."
-    caption = "What each stage processed. These figures follow from the recipe, whatever the machine."
+    caption = "Tokens and FLOPs by stage. They follow from the recipe and do not depend on the machine."
     return Picture("cost", alt, caption, partial(_draw_bars, stages=stages, measures=measures))
 
 
 def clock(findings: Findings) -> Picture:
+    """Return core-seconds and wall-clock seconds by stage."""
     stages = findings.summary.stages
     measures = [
         ("Core-seconds", [stage.core_seconds for stage in stages], "{:.0f}"),
-        ("Seconds on the clock", [stage.seconds for stage in stages], "{:.0f}"),
+        ("Wall-clock seconds", [stage.seconds for stage in stages], "{:.0f}"),
     ]
     alt = "Bars by stage: " + "; ".join(f"{s.name} {s.core_seconds:.0f} core-seconds" for s in stages) + "."
-    caption = "What each stage took here, on the clock: unlike the amounts, this differs between runs of a seed."
+    caption = "Measured time by stage. Unlike tokens and FLOPs, it differs between runs of one seed."
     return Picture(CLOCK_PICTURE, alt, caption, partial(_draw_bars, stages=stages, measures=measures))

@@ -1,4 +1,4 @@
-"""Pictures of the student and its rivals."""
+"""Pictures of the student and the branches that it is compared with."""
 
 from __future__ import annotations
 
@@ -21,23 +21,24 @@ WIDE = 0.99
 
 
 def student_pictures(findings: Findings) -> list[Picture]:
-    """Accuracy of every branch, how the branches learned, and accuracy beside cost."""
+    """Return accuracy of every branch, training curves of the branches, and accuracy over cost."""
     return [accuracy(findings), learning(findings), accuracy_and_cost(findings)]
 
 
 def colours(theme: Theme) -> tuple[str, ...]:
-    """One for each branch, in the order of the summary: teacher, base, distilled, reinforced, answers alone."""
+    """Return one colour per branch, in the order of the summary: teacher, base, distilled, reinforced, answers alone."""
     return theme.ink, theme.before, theme.after, theme.off, theme.on
 
 
 def accuracies(findings: Findings, branch: Branch, confidence: float) -> dict[str, Row]:
-    """Rows of all families together, then of each, by the model's own choice."""
+    """Return the rows of all families together, then of each family, by the model's own choice to think."""
     evaluation = findings.students[branch.name, "auto"]
     rows = [*evaluation.rows("all", confidence), *evaluation.rows("family", confidence)]
     return {row.family: row for row in rows}
 
 
 def accuracy(findings: Findings) -> Picture:
+    """Return held-out accuracy of every branch, pooled and by family."""
     branches = findings.summary.branches
     tables = [(accuracies(findings, b, 0.95), accuracies(findings, b, WIDE)) for b in branches]
     families = list(tables[0][0])
@@ -62,8 +63,8 @@ def accuracy(findings: Findings) -> Picture:
 
     told = "; ".join(f"{b.title} {table[ALL].accuracy:.0%}" for b, (table, _) in zip(branches, tables, strict=True))
     caption = (
-        "Held-out problems answered rightly, each model itself choosing whether to think; all were asked the same "
-        "problems. Thick: 95 % intervals, thin: 99 % (Wilson)."
+        "Accuracy on held-out problems; each model chooses whether to think. All models answer the same problems. "
+        "Thick lines are 95 % intervals, thin lines 99 % (Wilson)."
     )
     return Picture("students", f"Accuracy of each model over all families: {told}.", caption, draw)
 
@@ -81,6 +82,7 @@ def _draw_branch(
 
 
 def learning(findings: Findings) -> Picture:
+    """Return the training curves of the three trained branches."""
     trained = findings.training
 
     def draw(theme: Theme) -> Figure:
@@ -98,22 +100,27 @@ def learning(findings: Findings) -> Picture:
             (("right_when_thinking",), theme.on, "right when it thinks"),
         ]
         draw_series(right, theme, trained["reinforced"], wanted)
-        right.set_title("GRPO: rollouts of the rival")
+        right.set_title("GRPO: rollouts of the reinforced student")
         right.set_ylim(0, 1.03)
         right.yaxis.set_major_formatter(PercentFormatter(1.0))
         return figure
 
     alt = (
-        f"Loss of the distilled student went from {ends(trained['distilled'], 'loss/next_token', 'loss')}; the rival's reward "
-        f"from {ends(trained['reinforced'], 'reward')}, its share of answers that think from "
-        f"{ends(trained['reinforced'], 'think_share')}."
+        f"The loss of the distilled student went from {ends(trained['distilled'], 'loss/next_token', 'loss')}. For the "
+        f"reinforced student, the reward went from {ends(trained['reinforced'], 'reward')} and the share of answers that think "
+        f"from {ends(trained['reinforced'], 'think_share')}."
     )
-    caption = "From one base student. The losses are of different texts: with thinking and without."
+    caption = (
+        "All start from one base student. The two losses are not comparable: one text has thinking, the other has not."
+    )
     return Picture("students-learning", alt, caption, draw)
 
 
 def accuracy_and_cost(findings: Findings) -> Picture:
-    """Only students: the teacher is where a distilled one's cost goes on to, in faint."""
+    """Return the accuracy of the students over their cost.
+
+    The teacher has no point of its own: a dotted line extends the distilled students' cost by the teacher's.
+    """
     summary = findings.summary
     teacher = next((summary.cost_of(b).core_seconds for b in summary.branches if b.name == "teacher"), 0.0)
     students = [
@@ -145,8 +152,8 @@ def accuracy_and_cost(findings: Findings) -> Picture:
 
     told = "; ".join(f"{b.title} {row.accuracy:.0%} after {spent:.0f} core-seconds" for _, b, row, spent in students)
     caption = (
-        "What each branch cost, and what came of it. Distilling and training on answers include sampling the teacher; hollow, at the "
-        "end of the dots: with the teacher's own training too, which another student would not pay again."
+        "Accuracy over cost by branch. The cost of distillation and of training on answers includes sampling the teacher. Hollow "
+        "markers add the teacher's own training, which a second student would not pay again."
     )
     return Picture(f"{CLOCK_PICTURE}-students", f"Accuracy beside cost: {told}.", caption, draw)
 

@@ -1,4 +1,4 @@
-"""What a report is made of: the files of a quickstart folder, read strictly enough to name what is missing."""
+"""The files of a quickstart folder that the report is made from. Reading fails with the name of a missing file."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from rorqual.evals.evaluation import Evaluation
 When = Literal["before", "after"]
 WHENS: tuple[When, ...] = ("before", "after")
 MODES: tuple[Thinking, ...] = ("auto", "off", "on")
-REMEDY = "Repeat the command that made this folder: it goes on where it was."
+REMEDY = "Repeat the command that made this folder: it resumes."
 Record = dict[str, Any]
 
 
 class ForeignFile(Config):
-    """A file that other rooms write and may add to: unknown keys are left alone."""
+    """Base of files that other packages write and may extend: unknown keys are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
 class ExpertsReport(ForeignFile):
-    """Which expert served what. `share` is [layer][family][expert], shares of a family's tokens; `load` [layer][expert]."""
+    """Expert usage: `share` [layer][family][expert] are shares of a family's tokens; `load` is [layer][expert]."""
 
     layers: tuple[int | str, ...]
     families: tuple[str, ...]
@@ -39,8 +39,10 @@ class ExpertsReport(ForeignFile):
 
 
 class StageCost(ForeignFile):
-    """What one stage cost: `seconds` on the clock, `core_seconds` of processor time. `solved` problems on the way; `spent_tokens`: with
-    those of work that was killed and done again."""
+    """The cost of one stage: `seconds` of wall-clock time and `core_seconds` of processor time.
+
+    `solved` counts right answers produced on the way. `spent_tokens` includes tokens processed again after a kill.
+    """
 
     name: str
     tokens: float = 0
@@ -51,13 +53,15 @@ class StageCost(ForeignFile):
     spent_tokens: float = 0
 
     def money(self, core_hour: float) -> float:
-        """USD, at the price of a core-hour."""
+        """Return the cost in USD at the price of a core-hour."""
         return self.core_seconds / 3600 * core_hour
 
 
 class Branch(ForeignFile):
-    """A model that stands beside the student: how it was measured, and the stages that its cost is made of (for a student,
-    those after the base, which all share)."""
+    """A model in the student comparison: how it was measured, and the stages that make up its cost.
+
+    The cost of a student excludes the base, which all students share.
+    """
 
     name: str
     title: str
@@ -66,9 +70,10 @@ class Branch(ForeignFile):
 
 
 class Summary(ForeignFile):
-    """Accounts of teacher and student (numbers by name), the cost of each stage, and how to repeat the run.
+    """Sizes of teacher and student (numbers by name), the cost of each stage, and how to repeat the run.
 
-    `branches` is empty where there is no student; `samples` counts what the teacher said. `core_hour`: USD for an hour of a core.
+    `branches` is empty if the run has no student. `samples` counts the teacher's samples. `core_hour` is USD per
+    core-hour.
     """
 
     model: dict[str, float | int | str]
@@ -81,7 +86,7 @@ class Summary(ForeignFile):
     command: str
 
     def cost_of(self, branch: Branch) -> StageCost:
-        """The sum of a branch's own stages, under its title."""
+        """Return the sum of a branch's own stages, named by its title."""
         own = [stage for stage in self.stages if stage.name in branch.stages]
         names = ("tokens", "flops", "core_seconds", "seconds")
         return StageCost(name=branch.title, **{name: sum(getattr(s, name) for s in own) for name in names})
@@ -89,8 +94,11 @@ class Summary(ForeignFile):
 
 @dataclass(frozen=True)
 class Findings:
-    """All that the report shows. `sft` and `grpo` hold one record per step, ascending; `students` the evaluations of each
-    branch, `training` its records where it was trained from the base student."""
+    """Everything the report shows. `sft` and `grpo` hold one record per step, ascending.
+
+    `students` holds the evaluations of each branch. `training` holds the records of branches trained from the base
+    student.
+    """
 
     sft: Sequence[Record]
     grpo: Sequence[Record]
@@ -102,6 +110,7 @@ class Findings:
 
     @property
     def families(self) -> list[str]:
+        """The families of the evaluation, in order."""
         return list(dict.fromkeys(sample.family for sample in self.evaluations["before", "auto"].samples))
 
 
@@ -112,17 +121,17 @@ def _read(cls: type[F], path: Path) -> F:
     try:
         data = json.loads(path.read_bytes())
     except FileNotFoundError:
-        raise DataError("the report needs this file and it is missing", where=str(path), remedy=REMEDY) from None
+        raise DataError("the report needs this file, but it is missing", where=str(path), remedy=REMEDY) from None
     except ValueError as error:
-        raise DataError(f"not JSON: {error}", where=str(path), remedy=REMEDY) from None
+        raise DataError(f"the file is not valid JSON: {error}", where=str(path), remedy=REMEDY) from None
     return parse(cls, data, where=str(path))
 
 
 def read_records(folder: Path, stage: str) -> list[Record]:
-    """The records of `stage` in `folder`, one per step: a step done twice, because of a resume, counts as last written."""
+    """Return the records of `stage` in `folder`, one per step; a step repeated after a resume counts as last written."""
     run = RunDir(folder)
     if not run.metrics_file.is_file():
-        raise DataError("the report needs this file and it is missing", where=str(run.metrics_file), remedy=REMEDY)
+        raise DataError("the report needs this file, but it is missing", where=str(run.metrics_file), remedy=REMEDY)
     records = [record for record in run.metrics() if isinstance(record, dict) and record.get("stage", stage) == stage]
     if not records:
         raise DataError(f"no record of stage '{stage}'", where=str(run.metrics_file), remedy=REMEDY)
@@ -131,7 +140,7 @@ def read_records(folder: Path, stage: str) -> list[Record]:
 
 
 def read_findings(folder: Path) -> Findings:
-    """Read a folder as `build_report` describes it; a missing or wrong file is an error that names it."""
+    """Read a folder laid out as `build_report` describes. Raises DataError naming a missing or invalid file."""
     sft, grpo = read_records(folder / "base", "sft"), read_records(folder / "teacher", "grpo")
     evaluations: dict[tuple[str, Thinking], Evaluation] = {}
     for when in WHENS:
@@ -150,12 +159,12 @@ def read_findings(folder: Path) -> Findings:
 
 
 TRAINED = {"distilled": "distil", "answers-only": "sft", "reinforced": "grpo"}
-"""Branches from the base student, by their folders, and the recipe of each."""
+"""The branches trained from the base student, by folder, with the recipe of each."""
 
 
 def _evaluation(path: Path) -> Evaluation:
     if not path.is_file():
-        raise DataError("the report needs this file and it is missing", where=str(path), remedy=REMEDY)
+        raise DataError("the report needs this file, but it is missing", where=str(path), remedy=REMEDY)
     return Evaluation.load(path)
 
 

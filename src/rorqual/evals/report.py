@@ -1,4 +1,4 @@
-"""The quickstart's report: one HTML file that needs no network, and its pictures beside it."""
+"""The quickstart's report: one HTML file that needs no network, with its pictures as PNG files beside it."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ def build_report(folder: Path) -> Path:
     """Write `folder/report.html` and `folder/pictures/*.png` (light, and `-dark`), and return the report's path.
 
     The folder holds:
-    - `base/metrics.jsonl`, records of stage `sft`; `teacher/metrics.jsonl`, records of stage `grpo` (keys that a record
-      lacks are shown as not recorded);
+    - `base/metrics.jsonl`, records of stage `sft`; `teacher/metrics.jsonl`, records of stage `grpo` (the report shows missing keys
+      as not recorded);
     - `evals/{before,after}-{auto,on,off}.json`, saved by `Evaluation.save`, all of the same problems;
     - `evals/experts.json`: `{"layers": [...], "families": [...], "share": [layer][family][expert], "load":
       [layer][expert]}`;
     - `summary.json`: `{"model": {"total", "active", "cache_bytes_per_token", "flops_per_token", ...}, "stages":
-      [{"name", "tokens", "flops", "solved", "core_seconds", "seconds"}], "seed", "command"}`, and, where there is a student,
-      `"student"` (as `model`) and `"branches": [{"name", "title", "modes", "stages"}]`;
-    - for each branch `evals/student-NAME-MODE.json`; `distilled`, `answers-only` and `reinforced` with their metrics.
+      [{"name", "tokens", "flops", "solved", "core_seconds", "seconds"}], "seed", "command"}`; if there is a student, also
+      `"student"` (like `model`) and `"branches": [{"name", "title", "modes", "stages"}]`;
+    - for each branch, `evals/student-NAME-MODE.json`; `distilled`, `answers-only` and `reinforced` with their metrics.
 
-    A file that is missing or wrong is a `RorqualError` naming it, and nothing is written. Pictures are the same bytes
-    for the same figures; only `clock` shows measured time.
+    Raises RorqualError naming a missing or invalid file; nothing is written then. The same figures give the same picture bytes;
+    only `clock*` pictures show measured time.
     """
     findings = read_findings(folder)
     drawn = {}
@@ -55,25 +55,27 @@ def build_report(folder: Path) -> Path:
 
 
 def report_text(findings: Findings, figures: Mapping[str, str]) -> str:
-    """The report's HTML; `figures` holds the HTML of each picture by name."""
+    """Return the report's HTML; `figures` holds the HTML of each picture by name."""
     asked, of_student = claims(findings), student_claims(findings)
-    student = [("students", "Distilled or reinforced", students(findings, of_student, figures))] if of_student else []
+    student = (
+        [("students", "Distilled against reinforced", students(findings, of_student, figures))] if of_student else []
+    )
     sections = [
         ("claims", "What changed in this model", claim_tables(asked, TOPICS)),
         ("model", "The model", _model(findings)),
         ("learning", "Learning", [figures["learning-curves"], *_agreement(findings)]),
         ("accuracy", "Accuracy on held-out problems", _accuracy(findings, figures)),
-        ("reinforcement", "What reinforcement changed", _changed(findings, figures)),
-        ("experts", "Who serves what", _experts(findings, figures)),
+        ("reinforcement", "What GRPO changed", _changed(findings, figures)),
+        ("experts", "Which experts serve which family", _experts(findings, figures)),
         *student,
-        ("cost", "What it cost", cost(findings, figures)),
+        ("cost", "Cost", cost(findings, figures)),
         ("transcripts", "Transcripts", transcripts(findings)),
-        ("repeat", "To repeat this", _repeat(findings)),
+        ("repeat", "Repeat this run", _repeat(findings)),
     ]
     links = "\n".join(f'<a href="#{name}">{escape(title)}</a>' for name, title, _ in sections)
     head = f"<header><h1>What a small model learned</h1>{_lede(findings, asked)}{_student_lede(of_student)}<nav>{links}</nav></header>"
     body = [head, *(page.section(name, title, *parts) for name, title, parts in sections)]
-    return page.page("Rorqual: what the quickstart found", "\n".join(body))
+    return page.page("Rorqual: quickstart report", "\n".join(body))
 
 
 def _lede(findings: Findings, asked: Sequence[SupportedClaim]) -> str:
@@ -81,9 +83,9 @@ def _lede(findings: Findings, asked: Sequence[SupportedClaim]) -> str:
     signs = [item.claim.sign for item in asked if item.topic is TOPICS[0]]
     problems = len(findings.evaluations["before", "auto"].keys)
     text = (
-        f"On {problems} held-out problems of {len(findings.families)} families, the share answered rightly went from "
-        f"{told.before:.1%} before GRPO to {told.after:.1%} after it, the model itself choosing whether to think. In "
-        f"{signs.count('higher')} of {len(signs)} families it is higher after correction for the number of claims."
+        f"The accuracy on {problems} held-out problems of {len(findings.families)} families went from {told.before:.1%} before "
+        f"GRPO to {told.after:.1%} after it. The model chooses whether to think. After correction for the number of claims, "
+        f"accuracy is higher in {signs.count('higher')} of {len(signs)} families."
     )
     return page.para(text, "lede") + page.para(_where_from(findings), "")
 
@@ -93,37 +95,39 @@ def _student_lede(asked: Sequence[SupportedClaim]) -> str:
         return ""
     main = main_claim(asked)
     return page.para(
-        f"A student of a quarter of its active size, distilled from it, answers {main.paired.after:.1%} rightly on its own families; "
-        f"reinforced instead, from the same base, {main.paired.before:.1%}: {points(main.claim.estimate)} points, 99 % "
-        f"interval {points_interval(main.wide)} over problems. One run says nothing of the methods: rorqual lab distil-vs-rl does."
+        f"A student with a quarter of the active parameters, distilled from this model, is right on {main.paired.after:.1%} of its "
+        f"problems. Reinforced instead, from the same base, it is right on {main.paired.before:.1%}: {points(main.claim.estimate)} "
+        f"points, 99 % interval {points_interval(main.wide)} over problems. One run cannot compare the methods; "
+        "rorqual lab distil-vs-rl does."
     )
 
 
 def _where_from(findings: Findings) -> str:
-    """Say how much of the gain thinking alone would have brought."""
+    """Say how much of the gain the choice to think explains."""
     told = account(findings)
     if told.gain <= 0:
-        return "Over all families together, GRPO brought no gain here."
+        return "GRPO brought no gain over all families together."
     text = (
-        f"Merely making the model think as it was before GRPO takes it from {told.before:.1%} to {told.before_made_to_think:.1%}, "
-        f"without any reinforcement. By its own choice it thought on {told.thought_before:.1%} of problems before and on "
-        f"{told.thought_after:.1%} after. "
+        f"Before GRPO, making the model think takes it from {told.before:.1%} to {told.before_made_to_think:.1%} without any "
+        f"training. By its own choice, the model thought on {told.thought_before:.1%} of problems before GRPO and on "
+        f"{told.thought_after:.1%} after it. "
     )
     share = told.by_choice / told.gain
     if share >= 0.8:
         return text + (
-            f"So nearly all of the gain is the choice to think. Made to think, it is right on {told.after_made_to_think:.1%} after."
+            "So the choice to think explains nearly all of the gain. "
+            f"After GRPO, the model made to think reaches {told.after_made_to_think:.1%}."
         )
     if share >= 0.4:
-        return text + "So the choice to think is a large part of the gain, and not the whole of it."
+        return text + "So the choice to think explains a large part of the gain, but not all."
     return text + "So the choice to think explains little of the gain."
 
 
 KNOWN_FACTS = {
-    "total": ("parameters in all", ""),
-    "active": ("active for a token", "parameters that one token passes through"),
-    "cache_bytes_per_token": ("cache for a token", "bytes that stay in memory"),
-    "flops_per_token": ("FLOPs for a token", "one forward pass"),
+    "total": ("parameters, total", ""),
+    "active": ("parameters, active", "used for one token"),
+    "cache_bytes_per_token": ("KV cache per token", "bytes"),
+    "flops_per_token": ("FLOPs per token", "one forward pass"),
 }
 
 
@@ -148,12 +152,12 @@ def _account(model: Mapping[str, float | int | str]) -> list[str]:
     total, active = (model.get(name) for name in ("total", "active"))
     parts = [page.facts(items)]
     if isinstance(total, int | float) and isinstance(active, int | float) and active < total:
-        parts.append(page.para(f"A token passes through {active / total:.1%} of the parameters.", "note"))
+        parts.append(page.para(f"One token uses {active / total:.1%} of the parameters.", "note"))
     return parts
 
 
 def _agreement(findings: Findings) -> list[str]:
-    """How far the sampler's and the trainer's log-probabilities were apart, where the run recorded it."""
+    """Report the difference between the sampler's and the trainer's log-probabilities, if the run recorded it."""
     _, means = series(findings.grpo, "logprob_diff_mean", "logprob_diff")
     _, most = series(findings.grpo, "logprob_diff_max")
     _, flips = series(findings.grpo, "routing_flips")
@@ -162,14 +166,14 @@ def _agreement(findings: Findings) -> list[str]:
     parts = []
     if means and most:
         text = (
-            f"In {len(means)} GRPO steps the trainer's log-probabilities were at most {max(means):.1e} apart from the "
-            f"sampler's in the mean of a step and {max(most):.1e} at any token, its expert choices replayed."
+            f"Over {len(means)} GRPO steps, trainer and sampler log-probabilities differ by at most {max(means):.1e} in the mean "
+            f"of a step and by at most {max(most):.1e} at any token. The trainer replays the sampler's expert choices."
         )
         if flips:
-            text += f" Without replay, {sum(flips):,.0f} choices of an expert would have flipped."
+            text += f" Without replay, {sum(flips):,.0f} expert choices would differ."
         parts.append(page.para(text, "note"))
     if equal and sum(groups) > 0:
-        text = f"In {sum(equal):,.0f} of {sum(groups):,.0f} groups all rewards were equal: they taught nothing."
+        text = f"In {sum(equal):,.0f} of {sum(groups):,.0f} groups all rewards are equal, so these groups give no gradient."
         parts.append(page.para(text, "note"))
     return parts
 
@@ -189,13 +193,13 @@ def _accuracy(findings: Findings, figures: Mapping[str, str]) -> list[str]:
             rows.append(_accuracy_row("all", pooled))
         groups.append((family, rows))
     note = (
-        "Own choice (auto): the model decides whether to think. Answering at once (off) and made to think (on) are decided "
-        "for it. The best baseline is a rule that sees no more than a prompt's surface, fitted on train problems of the family and level: the "
-        "majority answer, the commonest answer among prompts as long, or a small decision tree on lengths, numbers and characters. "
-        f"In percent, with 95 % intervals. {ungraded} answers could not be graded and are left out. "
+        "Own choice (auto): the model decides whether to think. Off: it answers at once. On: it is made to think. The best "
+        "baseline is a rule that sees only the surface of a prompt, fitted on train problems of the family and level. The rules are "
+        "the majority answer, the most frequent answer for prompts of the same length, and a small decision tree on lengths, numbers "
+        f"and characters. Values are percent, with 95 % intervals. {ungraded} ungraded answers are left out. "
         f"{version_note(found['after', 'auto'])}"
     )
-    every = page.folded("Every figure, by family and level", page.table("accuracy", heads, groups))
+    every = page.folded("All values by family and level", page.table("accuracy", heads, groups))
     return [figures["accuracy"], figures["accuracy-by-level"], page.para(note, "note"), every]
 
 
@@ -206,7 +210,7 @@ def _accuracy_row(level: str, rows: Sequence[Row]) -> list[str]:
 
 
 def _changed(findings: Findings, figures: Mapping[str, str]) -> list[str]:
-    heads = ["family", "thinks, before", "after", "length, before", "after", "right if made to think, before", "after"]
+    heads = ["family", "thinks, before", "after", "length, before", "after", "accuracy made to think, before", "after"]
     tables = {
         name: {row.family: row for row in evaluation.rows("family")}
         for name, evaluation in findings.evaluations.items()
@@ -230,14 +234,14 @@ def _changed(findings: Findings, figures: Mapping[str, str]) -> list[str]:
         ("after, made to think", told.after_made_to_think),
     ]
     return [
-        page.facts((what, f"{value:.1%}", "right, all families") for what, value in right),
+        page.facts((what, f"{value:.1%}", "accuracy, all families") for what, value in right),
         page.para(
-            "If the second and the fourth figure are alike, what changed is how often the model chooses to think, and no change "
-            "of the thinking itself is to be seen. The claims above test each family's difference.",
+            "If the second and the fourth figure are similar, GRPO changed how often the model thinks, but not visibly how well it "
+            "thinks. The claims above test the difference in each family.",
             "note",
         ),
         figures["what-changed"],
-        page.table("what reinforcement changed", heads, [("", rows)]),
+        page.table("what GRPO changed", heads, [("", rows)]),
         figures["thinking"],
     ]
 
@@ -249,7 +253,7 @@ def _experts(findings: Findings, figures: Mapping[str, str]) -> list[str]:
     parts = [figures["experts"], figures["load"]]
     if not uneven:
         return parts
-    text = f"Over training, the busiest expert of a layer carried between {min(uneven):.2f} and {max(uneven):.2f} times the mean."
+    text = f"Over training, the most loaded expert of a layer carried {min(uneven):.2f} to {max(uneven):.2f} times the mean load."
     return [*parts, page.para(text, "note")]
 
 
@@ -257,15 +261,15 @@ def _repeat(findings: Findings) -> list[str]:
     auto = findings.evaluations["after", "auto"]
     counts = Counter(sample.family for sample in auto.samples)
     text = (
-        f"One seed gives one result: seed {findings.summary.seed}. The problems are those of the {auto.split} split "
-        f"of task {auto.task}, drawn with seed {auto.seed} ({', '.join(f'{n} of {f}' for f, n in counts.items())}), "
-        f"answered at temperature {auto.params.temperature:g} in at most {auto.params.max_tokens} tokens."
+        f"The seed, here {findings.summary.seed}, determines the result. The problems come from the {auto.split} split "
+        f"of task {auto.task}, drawn with seed {auto.seed} ({', '.join(f'{n} of {f}' for f, n in counts.items())}). "
+        f"They are answered at temperature {auto.params.temperature:g} in at most {auto.params.max_tokens} tokens."
     )
     return [
         page.preformatted(findings.summary.command),
         page.para(text),
         page.para(
-            "Every answer is kept in evals/*.json, every step in metrics.jsonl of each run, every second in ledger.jsonl; "
+            "evals/*.json contain every answer, metrics.jsonl of each run every step, and ledger.jsonl the time. "
             "rorqual trace shows the rollouts of a run.",
             "note",
         ),

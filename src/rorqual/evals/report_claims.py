@@ -1,4 +1,4 @@
-"""The report's tables of claims on one run's models: at a glance, and each with its figures."""
+"""The report's tables of claims about the models of one run: an overview, and every claim with its figures."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MARKS = {"higher": ("yes", "●"), "lower": ("no", "✕"), "open": ("open", "○
 
 
 def claim_tables(asked: Sequence[SupportedClaim], topics: Sequence[Topic], name: str = "claims") -> list[str]:
-    """HTML: families down and topics across; what the marks mean; every claim with its figures."""
+    """Return HTML: an overview of families by topics, the meaning of its symbols, and every claim with its figures."""
     families = list(dict.fromkeys(item.family for item in asked))
     found = {(item.topic.name, item.family): item for item in asked}
 
@@ -27,36 +27,35 @@ def claim_tables(asked: Sequence[SupportedClaim], topics: Sequence[Topic], name:
 
     matrix = [[family, *(short(topic, family) for topic in topics)] for family in families]
     words = (
-        f"Change in percentage points. ● higher, ○ open, ✕ lower. It is higher where the 95 % interval lies wholly above zero and "
-        f"the p-value, corrected by Holm's method for all {len(asked)} claims, is at most 0.05; lower where the interval lies wholly "
-        "below zero (not corrected); anything else is open. Intervals are score intervals over problems (Tango's, with Edwards' "
-        "correction), p-values McNemar's exact test, one-sided. They speak of these models on other problems: not of another seed, and "
-        "so not of the method."
+        f"Change in percentage points: ● higher, ○ open, ✕ lower. Higher: the 95 % interval lies above zero, and the p-value, "
+        f"Holm-corrected for all {len(asked)} claims, is at most 0.05. Lower: the interval lies below zero (not corrected). Otherwise "
+        "the claim is open. Intervals are score intervals over problems (Tango, with Edwards' correction). P-values are from "
+        "McNemar's exact test, one-sided. They apply to these models on other problems, not to other seeds, and so not to the method."
     )
-    heads = ["claim", "here", "before", "after", "difference", "95 % interval", "99 % interval", "p\u00a0(Holm)"]
+    heads = ["claim", "result", "before", "after", "difference", "95 % interval", "99 % interval", "p\u00a0(Holm)"]
     groups = [(topic.title, [_claim_row(i) for i in asked if i.topic is topic]) for topic in topics]
     every = page.table(name, heads, groups, text_columns=2)
     return [
         page.table(f"{name} at a glance", ["family", *(topic.title for topic in topics)], [("", matrix)]),
         page.para(words, "note"),
-        page.folded("Each claim with its figures", every, is_open=name == "claims"),
+        page.folded("Every claim with its figures", every, is_open=name == "claims"),
     ]
 
 
 def sign_mark(claim: Claim) -> str:
-    """The sign as a mark and a word: colour alone would not do."""
+    """Return the sign as a symbol and a word, so that no reader depends on colour."""
     kind, mark = MARKS[claim.sign]
     return page.Html(f'<span class="v v-{kind}">{mark} {claim.sign}</span>')
 
 
 def points(value: float) -> str:
-    """A difference of shares in percentage points, signed with a true minus."""
+    """Return a difference of shares in percentage points, with a sign; minus is U+2212."""
     text = f"{100 * value:+.1f}"
     return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
 
 
 def points_interval(interval: Interval) -> str:
-    """Both ends in percentage points."""
+    """Return both ends in percentage points."""
     return f"[{points(interval.low)}, {points(interval.high)}]"
 
 

@@ -1,4 +1,4 @@
-"""The report's section on cost: the ledger of all stages."""
+"""The report's section on cost: a table of all stages."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rorqual.evals.reading import Findings, StageCost
 
 
 def cost(findings: Findings, figures: Mapping[str, str]) -> list[str]:
-    """HTML: pictures of amounts and of the clock, the ledger, and what its money means."""
+    """Return HTML: pictures of amounts and of measured time, the table of stages, and the price assumption."""
     stages, price = findings.summary.stages, findings.summary.core_hour
     names = ("tokens", "flops", "solved", "core_seconds", "seconds")
     whole = StageCost(name="all", **{name: sum(getattr(s, name) for s in stages) for name in names})
@@ -26,9 +26,9 @@ def cost(findings: Findings, figures: Mapping[str, str]) -> list[str]:
     ]
     rows = [_row(stage, price) for stage in (*stages, whole)]
     text = (
-        f"Money is core-seconds at US $ {price:g} an hour for a core, which is an assumption. Solved are answers that were right in a "
-        "stage that has answers: rollouts of reinforcement, samples of the teacher, measuring. The seconds add up to the wall clock of "
-        "the whole, but for the drawing of this page; unaccounted is what lies between stages, such as starting up."
+        f"Money assumes US $ {price:g} per core-hour. Solved counts the right answers of a stage: GRPO rollouts, teacher samples, "
+        "evaluations. The seconds add up to the wall-clock time of the whole run, without drawing this page. The stage unaccounted "
+        "covers the time between stages, such as starting up."
     )
     parts = [
         figures["cost"],
@@ -40,7 +40,7 @@ def cost(findings: Findings, figures: Mapping[str, str]) -> list[str]:
     if again > 0:
         parts.append(
             page.para(
-                f"After interruptions {again:,.0f} tokens were processed again; their time is in the table.", "note"
+                f"After interruptions, {again:,.0f} tokens were processed again; the table includes their time.", "note"
             )
         )
     return parts
@@ -61,7 +61,7 @@ def _row(stage: StageCost, price: float) -> list[str]:
 
 
 def scientific(value: float) -> str:
-    """`1234567.0` as `1.23 × 10⁶`."""
+    """Return `1234567.0` as `1.23 × 10⁶`."""
     if value == 0:
         return "0"
     mantissa, exponent = f"{value:.2e}".split("e")

@@ -15,11 +15,11 @@ from rorqual.evals.report_claims import claim_tables, points, points_interval
 from rorqual.evals.table import baseline, percent, percent_interval
 
 EQUAL = 0.15
-"""Costs that differ by no more than this share are called equal."""
+"""Costs that differ by at most this share count as equal."""
 
 
 def students(findings: Findings, asked: Sequence[SupportedClaim], figures: Mapping[str, str]) -> list[str]:
-    """HTML of the section."""
+    """Return the HTML of the section."""
     return [
         page.para(student_words(findings, asked)),
         page.para(cost_words(findings)),
@@ -34,12 +34,12 @@ def students(findings: Findings, asked: Sequence[SupportedClaim], figures: Mappi
 
 
 def main_claim(asked: Sequence[SupportedClaim]) -> SupportedClaim:
-    """Distilled against reinforced, over all families."""
+    """Return the claim of distilled against reinforced over all families."""
     return next(item for item in asked if item.topic is STUDENT_TOPICS[0])
 
 
 def student_words(findings: Findings, asked: Sequence[SupportedClaim]) -> str:
-    """What came out for these models, no more than the figures bear; the method's verdict needs seeds."""
+    """Summarise the result for these models. A verdict on the method needs several seeds."""
     pooled = {item.topic.name: item for item in asked if item.family == "all families"}
     main, base = pooled["distilled-over-reinforced"], pooled["distilled-over-base"]
     rival, answers = pooled["reinforced-over-base"], pooled["distilled-over-answers"]
@@ -49,36 +49,36 @@ def student_words(findings: Findings, asked: Sequence[SupportedClaim]) -> str:
         "open": "Which of these two students is right more often is open",
     }
     text = (
-        f"{better[main.claim.sign]}: of the held-out problems the distilled student answers {main.paired.after:.1%} rightly, its "
-        f"reinforced rival {main.paired.before:.1%}, the base that both began from {base.paired.before:.1%} (difference "
+        f"{better[main.claim.sign]}. Accuracy on held-out problems: distilled {main.paired.after:.1%}, reinforced "
+        f"{main.paired.before:.1%}, their common base {base.paired.before:.1%} (distilled less reinforced "
         f"{points(main.claim.estimate)} points, 99 % interval {points_interval(main.wide)}). "
     )
     changed = {
-        "higher": "The rival is right more often than its base",
-        "lower": "The rival is right less often than its base",
+        "higher": "The reinforced student is right more often than its base",
+        "lower": "The reinforced student is right less often than its base",
     }
     text += (
-        f"{changed.get(rival.claim.sign, 'Whether the rival is right more often than its base is open')} "
-        f"({points(rival.claim.estimate)} points, by their own choice to think){_controls(findings)}. "
-        f"Trained on the answers alone, without thinking, the same base comes to {answers.paired.before:.1%}. "
+        f"{changed.get(rival.claim.sign, 'Whether the reinforced student is right more often than its base is open')} "
+        f"({points(rival.claim.estimate)} points, with their own choice to think){_controls(findings)}. "
+        f"Trained on the answers alone, without thinking, the same base reaches {answers.paired.before:.1%}. "
     )
     return (
-        f"{text}{_teacher_words(findings)}This is one run, and the intervals speak of these models on other problems: whether "
-        "distilling beats reinforcing is for rorqual lab distil-vs-rl to say, which repeats it with five seeds."
+        f"{text}{_teacher_words(findings)}This is one run, and its intervals apply to these models on other problems. "
+        "rorqual lab distil-vs-rl compares the methods over five seeds."
     )
 
 
 def _controls(findings: Findings) -> str:
-    """What making base and rival think shows: how much of the rise is the choice to think."""
+    """State the accuracy of base and reinforced student when made to think: how much of the gain is the choice to think."""
     shares = [_share(findings, name, "on") for name in ("student-base", "reinforced")]
     if None in shares:
         return ""
-    return f"; made to think, the base is right on {shares[0]:.1%} already, and the rival on {shares[1]:.1%}"
+    return f"; made to think, the base reaches {shares[0]:.1%} and the reinforced student {shares[1]:.1%}"
 
 
 def _teacher_words(findings: Findings) -> str:
-    """Student and teacher, alike by own choice and made to think: a student learns from a teacher that was made to think."""
-    modes: dict[Thinking, str] = {"auto": "by their own choice", "on": "made to think"}
+    """Compare student and teacher in both modes: the student learned from a teacher that was made to think."""
+    modes: dict[Thinking, str] = {"auto": "with their own choice to think", "on": "made to think"}
     shares = [
         (words, _share(findings, "distilled", mode), _share(findings, "teacher", mode)) for mode, words in modes.items()
     ]
@@ -87,35 +87,35 @@ def _teacher_words(findings: Findings) -> str:
 
 
 def _share(findings: Findings, name: str, mode: Thinking) -> float | None:
-    """The share right over all families; None where it was not measured."""
+    """Return the accuracy over all families; None if it was not measured."""
     found = findings.students.get((name, mode))
     return found.rows("all")[0].accuracy if found else None
 
 
 def cost_words(findings: Findings) -> str:
-    """Whether the branches cost the same, and what the teacher adds."""
+    """State whether the branches cost the same, and what the teacher's training adds."""
     costs = {branch.name: findings.summary.cost_of(branch) for branch in findings.summary.branches}
     own, rival, teacher = (costs[name].core_seconds for name in ("distilled", "reinforced", "teacher"))
     if rival <= 0 or own <= 0:
-        return "What the branches cost was not recorded."
+        return "The cost of the branches was not recorded."
     ratio = own / rival
-    judged = "about equal" if abs(ratio - 1) <= EQUAL else "not equal, so that the comparison is not a fair one"
+    judged = "about equal" if abs(ratio - 1) <= EQUAL else "not equal, so the comparison is not fair"
     return (
-        f"After the base, distilling (the teacher's samples included) took {own:.0f} core-seconds, reinforcing {rival:.0f}: {ratio:.2f} "
-        f"times as many, {judged}. The teacher's own training took {teacher:.0f} more; with it, distilling one student cost "
-        f"{(own + teacher) / rival:.1f} times as much as reinforcing one."
+        f"After the base, distillation took {own:.0f} core-seconds, including the teacher's samples, and reinforcement {rival:.0f}. "
+        f"The ratio is {ratio:.2f}, {judged}. The teacher's own training took another {teacher:.0f}. With it, distilling one "
+        f"student cost {(own + teacher) / rival:.1f} times as much as reinforcing one."
     )
 
 
 def _how(findings: Findings) -> str:
     samples = findings.summary.samples
-    text = "All branches begin at the base student; problems to learn from are of the train split, these are held out. "
+    text = "All branches start from the base student. They train on the train split; the problems here are held out. "
     if samples:
         text += (
             f"The teacher, made to think, was sampled {samples.get('sampled', 0):,} times: {samples.get('right', 0):,} samples were "
-            f"right, {samples.get('kept', 0):,} kept by the filters. "
+            f"right, and the filters kept {samples.get('kept', 0):,}. "
         )
-    return text + "Answers alone: the same problems and as many steps, with the thinking left out."
+    return text + "Answers alone: the same problems and number of steps, without the thinking."
 
 
 def _every_branch(findings: Findings) -> str:

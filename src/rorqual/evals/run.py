@@ -1,4 +1,4 @@
-"""Put a task's problems to a model and keep every answer."""
+"""Evaluate a model on a task: choose problems, generate answers, grade them, and keep every sample."""
 
 from __future__ import annotations
 
@@ -18,18 +18,23 @@ from rorqual.tasks.find import safe_grade, safe_problems
 
 GREEDY = SamplingParams()
 PATIENCE = 20
-"""`pick` gives up on a stratum after this many times the draws that one new problem of it took so far."""
+"""`pick` stops after this many times the mean number of draws per new problem of the rarest stratum."""
 
 
 def pick(task: Task, split: Split, count: int, seed: int, per_family: bool) -> list[Problem]:
-    """The problems that every model is asked: the same call gives the same problems, no key twice.
+    """Return the evaluation problems: the same arguments give the same problems, and no key occurs twice.
 
-    `per_family`: `count` of each (family, level), else `count` in all. A task may be endless and need not say what
-    strata it has, so the search ends when far more problems in a row than the rarest wanted one should take bring
-    neither a new stratum nor a wanted problem; a stratum with fewer than `count` distinct ones then gives all it has.
+    With `per_family`, `count` problems of each stratum (family, level), else `count` in all. A task may be endless and
+    need not list its strata. So the search stops after a long run of draws without a new stratum or a wanted problem.
+    The limit follows from the rarest unfinished stratum. A stratum with fewer than `count` distinct problems then has
+    all that were found.
+
+    Raises DataError if `count` is below 1 or the split has no problem.
     """
     if count < 1:
-        raise DataError(f"count={count} asks for no problem", where=f"task {task.name}", remedy="Ask for at least 1.")
+        raise DataError(
+            f"count={count} requests no problem", where=f"task {task.name}", remedy="Set count to at least 1."
+        )
     chosen: dict[str, Problem] = {}
     held: Counter[tuple[str, str]] = Counter()
     idle = patience = 0
@@ -49,7 +54,7 @@ def pick(task: Task, split: Split, count: int, seed: int, per_family: bool) -> l
         raise DataError(
             f"the {split} split has no problem",
             where=f"task {task.name}",
-            remedy="Choose another split, or check the data.",
+            remedy="Choose another split or check the data.",
         )
     if per_family:
         order = {name: place for place, name in enumerate(dict.fromkeys((p.family, p.level) for p in chosen.values()))}
@@ -58,7 +63,7 @@ def pick(task: Task, split: Split, count: int, seed: int, per_family: bool) -> l
 
 
 def _patience(held: Counter[tuple[str, str]], count: int, drawn: int) -> int:
-    """Idle draws to endure: as if each stratum came evenly, or as rarely as the rarest that still lacks problems."""
+    """Return the number of fruitless draws to allow, from the number of strata and the rarest unfinished stratum."""
     rarest = min((found for found in held.values() if found < count), default=drawn)
     return PATIENCE * max(5, len(held), drawn // rarest)
 
@@ -78,11 +83,13 @@ def evaluate(
     problems: Sequence[Problem] | None = None,
     measured: dict[str, dict[str, float]] | None = None,
 ) -> Evaluation:
-    """Ask `generator` the problems that `pick` gives, grade each reply, and keep all of it.
+    """Answer the problems that `pick` returns, grade each reply, and return all samples.
 
-    `params.n` samples each problem; each problem draws with a seed of its own, made of `params.seed` and its key, so
-    that an answer does not depend on which other problems were asked. `model` is a label for tables. `problems` are
-    those that `pick` gave for these settings, and `measured` their baselines, where several evaluations share them.
+    `params.n` is the number of samples per problem. The seed of a problem is derived from `params.seed` and its key,
+    so an answer does not depend on which other problems are in the evaluation. `model` is a label for tables. Pass
+    `problems` (from `pick` with the same settings) and `measured` (their baselines) to share them among evaluations.
+
+    Raises RorqualError if the generator does not return `params.n` samples for each request.
     """
     if problems is None:
         problems = pick(task, split, count, seed, per_family)
@@ -92,7 +99,7 @@ def evaluate(
     seconds = time.monotonic() - began
     if len(answers) != len(problems) or any(len(group) != params.n for group in answers):
         raise RorqualError(
-            f"asked for {params.n} samples of {len(problems)} problems, got {sum(map(len, answers))} samples",
+            f"expected {params.n} samples for each of {len(problems)} problems, got {sum(map(len, answers))} in all",
             where=f"task {task.name}",
             remedy="The generator must return n samples for each request, in order.",
         )
@@ -120,7 +127,7 @@ def evaluate(
 
 
 def seeded(params: SamplingParams, key: str) -> SamplingParams:
-    """`params` with a seed made of theirs and a problem's key: a problem's answer does not depend on which others are asked."""
+    """Return `params` with a seed derived from their seed and a problem's key."""
     digest = hashlib.sha256(f"{params.seed}:{key}".encode()).digest()
     return replace(params, seed=int.from_bytes(digest[:4], "big") >> 1)
 
@@ -146,10 +153,11 @@ def _sample(task: Task, problem: Problem, completion: Completion) -> GradedSampl
 
 
 def thinking_tokens(completion: Completion, tokens: int) -> int:
-    """Tokens of `completion` spent before `</think>`.
+    """Return the number of tokens of `completion` before `</think>`.
 
-    What the generator counted (`usage["reasoning_tokens"]`), else, since evals hold no tokenizer, the share of the
-    completion's characters, rounded: exact for a tokenizer by character and for a completion that is all thought.
+    This is `usage["reasoning_tokens"]` if the generator counted it. Otherwise it is estimated, because evals have no
+    tokenizer, as the share of the completion's characters, rounded. The estimate is exact for a character tokenizer
+    and for a completion that is all thinking.
     """
     counted = completion.usage.get("reasoning_tokens")
     if counted is not None:

@@ -1,4 +1,4 @@
-"""Series from the records of a training: read, drawn, and said in words."""
+"""Time series from training records: read, drawn, and summarised in words."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from rorqual.evals.reading import Record
 
 
 def series(records: Sequence[Record], *names: str) -> tuple[list[float], list[float]]:
-    """Steps and values of the first of `names` that a record has; records with none of them, or null, are left out."""
+    """Return steps and values; each record gives the first of `names` that it has as a number.
+
+    Records with none of `names` are skipped.
+    """
     steps, values = [], []
     for place, record in enumerate(records):
         value = next((record[name] for name in names if isinstance(record.get(name), int | float)), None)
@@ -30,7 +33,7 @@ def _nothing(axis: Axes, theme: Theme) -> None:
 def draw_series(
     axis: Axes, theme: Theme, records: Sequence[Record], wanted: Sequence[tuple[tuple[str, ...], str, str]]
 ) -> None:
-    """Curves over the steps; each wanted one is (names of the field, colour, label)."""
+    """Draw curves over the steps; each item of `wanted` is (names of the field, colour, label)."""
     drawn = 0
     for names, colour, label in wanted:
         steps, values = series(records, *names)
@@ -46,7 +49,7 @@ def draw_series(
 
 
 def ends(records: Sequence[Record], *names: str) -> str:
-    """Where a series began and ended, in words."""
+    """Return the means of the first and the last twentieth of a series, in words."""
     _, values = series(records, *names)
     if not values:
         return "not recorded"

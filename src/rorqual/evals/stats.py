@@ -1,6 +1,6 @@
-"""The few statistics that a claim needs: intervals, exact paired tests, bootstraps, and what may be said from them.
+"""Statistics of claims: intervals, exact paired tests, bootstraps, and corrections for several tests.
 
-Everything is seeded and exact where exactness is cheap; nothing here draws from a global random state.
+Every random draw is seeded. Tests are exact where that is cheap.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Side = Literal["two-sided", "greater", "less"]
 Sign = Literal["higher", "lower", "open"]
-"""What one run can show of itself. A verdict on a method needs seeds: `rorqual.evals.verdict`."""
+"""The result of one run's claim. A verdict on a method needs several seeds: `rorqual.evals.verdict`."""
 EDWARDS = 1.0
-"""Pairs that are given away: without them the score interval covers 86 to 94 % where it says 95, at 3 to 100 pairs."""
+"""Edwards' correction of one pair. Without it the nominal 95 % score interval covers 86 to 94 %, at 3 to 100 pairs."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Difference:
-    """A paired difference, `after - before`: its mean, its interval, and how many pairs it rests on."""
+    """A paired difference `after - before`: its mean, its interval, and the number of pairs."""
 
     mean: float
     interval: Interval
@@ -44,10 +44,11 @@ class Difference:
 
 
 def wilson(right: float, total: int, confidence: float = 0.95) -> Interval:
-    """Score interval of a proportion (Wilson 1927): stays within [0, 1] and is honest at 0 and at `total`.
+    """Return the score interval of a proportion (Wilson 1927); it stays within [0, 1] and is valid at 0 and at `total`.
 
-    `right` may be a sum of shares between 0 and 1, one a problem: their mean varies no more than that of 0s and 1s would.
-    It covers what it says in the mean over rates, and less at rates below 1 / `total` (docs/results/coverage.json).
+    `right` may be a sum of shares between 0 and 1, one per problem: their mean varies at most as much as that of 0s
+    and 1s. The coverage is nominal on average over rates, but lower at rates below 1 / `total`
+    (docs/results/coverage.json).
     """
     if not 0 <= right <= total:
         raise ValueError(f"{right} right out of {total} is impossible")
@@ -57,7 +58,7 @@ def wilson(right: float, total: int, confidence: float = 0.95) -> Interval:
     rate = right / total
     middle = (rate + z * z / (2 * total)) / (1 + z * z / total)
     half = z / (1 + z * z / total) * math.sqrt(rate * (1 - rate) / total + z * z / (4 * total * total))
-    # At the ends the formula is exactly 0 or 1; rounding must not leave the rate outside its own interval.
+    # At the ends the formula gives exactly 0 or 1; rounding must not exclude the rate from its own interval.
     low = 0.0 if right == 0 else max(0.0, middle - half)
     high = 1.0 if right == total else min(1.0, middle + half)
     return Interval(low, high, confidence)
@@ -65,12 +66,12 @@ def wilson(right: float, total: int, confidence: float = 0.95) -> Interval:
 
 def _checked(confidence: float) -> float:
     if not 0 < confidence < 1:
-        raise ValueError(f"a confidence lies between 0 and 1, not {confidence}")
+        raise ValueError(f"confidence must lie between 0 and 1, got {confidence}")
     return confidence
 
 
 def _log_binomial(total: int, chance: float) -> Floats:
-    """Log-probabilities of 0..total successes; [total + 1]. `chance` lies strictly between 0 and 1."""
+    """Return the log-probabilities of 0..total successes [total + 1], for 0 < `chance` < 1."""
     counts = range(total + 1)
     choose = [math.lgamma(total + 1) - math.lgamma(k + 1) - math.lgamma(total - k + 1) for k in counts]
     k = np.arange(total + 1)
@@ -78,12 +79,12 @@ def _log_binomial(total: int, chance: float) -> Floats:
 
 
 def binomial_p(right: int, total: int, chance: float, side: Side = "greater") -> float:
-    """Exact p-value of `right` out of `total` where a guesser is right with probability `chance`.
+    """Return the exact p-value of `right` out of `total` if a guesser is right with probability `chance`.
 
-    Two-sided: the total probability of all outcomes no likelier than the one seen.
+    Two-sided: the total probability of all outcomes that are at most as likely as the observed one.
     """
     if not 0 <= right <= total or not 0 <= chance <= 1:
-        raise ValueError(f"{right} out of {total} against a chance of {chance} is impossible")
+        raise ValueError(f"{right} right out of {total} with chance {chance} is impossible")
     if chance in (0.0, 1.0):
         sure = total if chance == 1.0 else 0
         extreme = {"greater": sure >= right, "less": sure <= right, "two-sided": sure == right}
@@ -101,9 +102,10 @@ def binomial_p(right: int, total: int, chance: float, side: Side = "greater") ->
 def mcnemar(
     before: Sequence[bool] | NDArray[Any], after: Sequence[bool] | NDArray[Any], side: Side = "two-sided"
 ) -> float:
-    """Exact McNemar test of paired verdicts (McNemar 1947): under the null, a pair that differs is a fair coin.
+    """Return the p-value of the exact McNemar test of paired verdicts (McNemar 1947).
 
-    `side="greater"` asks whether `after` is right more often. No pair that differs: 1.
+    Under the null, each pair that differs is a fair coin flip. `side="greater"` tests whether `after` is right more
+    often. The result is 1 if no pair differs.
     """
     old, new = np.asarray(before, bool), np.asarray(after, bool)
     if old.shape != new.shape:
@@ -115,10 +117,11 @@ def mcnemar(
 
 
 def paired_interval(gained: float, lost: float, pairs: float, confidence: float = 0.95) -> Interval:
-    """Score interval of a difference of paired proportions (Tango 1998), with Edwards' correction of one pair.
+    """Return the score interval of a difference of paired proportions (Tango 1998), with Edwards' correction of one pair.
 
-    `gained` of `pairs` became right and `lost` became wrong. Both may be sums of shares. It is never empty: 0 of 20 gives -0.24
-    to 0.24 at 95 %. At 0 it decides as McNemar's test with the correction of Edwards (1948) does.
+    `gained` of `pairs` became right and `lost` became wrong; both may be sums of shares. The interval always has
+    positive width: 0 of 20 gives -0.24 to 0.24 at 95 %. It contains 0 exactly when McNemar's test with the correction
+    of Edwards (1948) does not reject.
     """
     if gained < 0 or lost < 0 or gained + lost > pairs or pairs <= 0:
         raise ValueError(f"{gained} gained and {lost} lost of {pairs} pairs is impossible")
@@ -128,11 +131,11 @@ def paired_interval(gained: float, lost: float, pairs: float, confidence: float 
 
 
 def _paired_end(gained: float, lost: float, pairs: float, z: float) -> float:
-    """The largest difference that the score test does not reject, by bisection: the score falls as the difference grows."""
+    """Return the largest difference that the score test does not reject, by bisection: the score falls as the difference grows."""
     low, high = (gained - lost) / pairs, 1.0
     for _ in range(60):
         middle = (low + high) / 2
-        # The share lost, at its likeliest where the difference is `middle`.
+        # The maximum-likelihood share lost if the difference is `middle`.
         b = (2 * pairs - gained + lost) * middle - gained - lost
         share = (math.sqrt(max(0.0, b * b + 8 * pairs * lost * middle * (1 - middle))) - b) / (4 * pairs)
         spread = math.sqrt(max(0.0, pairs * (2 * share + middle * (1 - middle))))
@@ -143,10 +146,10 @@ def _paired_end(gained: float, lost: float, pairs: float, z: float) -> float:
 def paired_difference(
     before: Sequence[float] | NDArray[Any], after: Sequence[float] | NDArray[Any], confidence: float = 0.95
 ) -> Difference:
-    """Mean of `after - before` for shares between 0 and 1, one a problem, with the score interval over problems.
+    """Return the mean of `after - before`, shares between 0 and 1, one per problem, with the score interval over problems.
 
-    Shares that are neither 0 nor 1, such as means of several samples, vary no more than 0s and 1s with their sums: for them the
-    interval is wider than it need be.
+    Fractional shares, such as means of several samples, vary at most as much as 0s and 1s with the same sums. Their
+    interval is therefore wider than necessary.
     """
     return difference_over_seeds([np.asarray(before, float)], [np.asarray(after, float)], confidence)
 
@@ -154,14 +157,15 @@ def paired_difference(
 def difference_over_seeds(
     before: Sequence[NDArray[Any]], after: Sequence[NDArray[Any]], confidence: float = 0.95, samples: int = 4000
 ) -> Difference:
-    """Paired difference of shares between 0 and 1 over runs: `before[s][i]` and `after[s][i]` are seed `s` on problem `i`.
+    """Return the paired difference of shares over runs: `before[s][i]` and `after[s][i]` are seed `s` on problem `i`.
 
-    One seed: the score interval over problems. Several: `hierarchical_difference`, and at each end at least as wide as the score
-    interval over all problems, so that seeds that are alike do not make it empty.
+    For one seed the interval is the score interval over problems. For several it is that of `hierarchical_difference`,
+    but at each end at least as wide as the score interval over all problems. So seeds that agree exactly do not give
+    an interval of zero width.
     """
     changes = _changes(before, after)
     if any(np.abs(change).max() > 1 for change in changes):
-        raise ValueError("a score interval is of shares between 0 and 1")
+        raise ValueError("a score interval needs shares between 0 and 1")
     pairs = len(changes) ** 2 / sum(1 / len(change) for change in changes)
     gained, lost = (pairs * float(np.mean([np.clip(sign * c, 0, 1).mean() for c in changes])) for sign in (1, -1))
     score = paired_interval(gained, lost, pairs, confidence)
@@ -180,11 +184,14 @@ def hierarchical_difference(
     samples: int = 4000,
     seed: int = 0,
 ) -> Difference:
-    """Paired difference of any values over several runs: each resample draws seeds first, then items within each drawn seed.
+    """Return the paired difference of any values over runs; each resample draws seeds first, then items within each drawn seed.
 
-    `before[s][i]` and `after[s][i]` are seed `s` on item `i`. The mean weighs every seed the same. Items alone understate the
-    spread between runs. A percentile bootstrap (Efron 1979) of few seeds is too sure: over 5 seeds ten points apart it covers
-    97.5 % where it says 99, and 76 % where one seed in five falls off (docs/results/coverage.json): no verdict rests on it alone.
+    `before[s][i]` and `after[s][i]` are seed `s` on item `i`. The mean weighs all seeds equally. Resampling only items
+    would understate the spread between runs.
+
+    A percentile bootstrap (Efron 1979) of few seeds is too narrow. Over 5 seeds ten points apart, a nominal 99 %
+    interval covers 97.5 %, and 76 % if one seed in five is an outlier (docs/results/coverage.json). So no verdict
+    rests on it alone.
     """
     changes = _changes(before, after)
     drawn = _resampled_means(changes, samples, np.random.default_rng(seed))
@@ -195,9 +202,11 @@ def hierarchical_difference(
 
 
 def _changes(before: Sequence[NDArray[Any]], after: Sequence[NDArray[Any]]) -> list[Floats]:
-    """`after - before` of every seed; `ValueError` where they cannot be paired."""
+    """Return `after - before` for every seed. Raises ValueError if the values cannot be paired."""
     if len(before) != len(after) or not before:
-        raise ValueError(f"{len(before)} seeds before, {len(after)} after: the same number, at least one, is needed")
+        raise ValueError(
+            f"{len(before)} seeds before and {len(after)} after: both must have the same number, at least one"
+        )
     changes = []
     for old, new in zip(before, after, strict=True):
         if np.shape(old) != np.shape(new) or np.ndim(old) != 1 or len(old) == 0:
@@ -207,14 +216,14 @@ def _changes(before: Sequence[NDArray[Any]], after: Sequence[NDArray[Any]]) -> l
 
 
 def _resampled_means(values: Sequence[Floats], samples: int, random: np.random.Generator) -> Floats:
-    """Means of resamples, seeds first and then problems; [samples]."""
+    """Return the means of resamples, seeds first, then problems; [samples]."""
     seeds = len(values)
     picks = random.integers(seeds, size=(samples, seeds))
     total = np.zeros(samples)
     for index, value in enumerate(values):
         for slot in range(seeds):
             rows = np.flatnonzero(picks[:, slot] == index)
-            # Blocks keep the index table small where there are many problems.
+            # Blocks bound the memory of the index table for many problems.
             for block in np.array_split(rows, max(1, rows.size * value.size // 2_000_000)):
                 total[block] += value[random.integers(value.size, size=(block.size, value.size))].mean(axis=1)
     return total / seeds
@@ -222,10 +231,10 @@ def _resampled_means(values: Sequence[Floats], samples: int, random: np.random.G
 
 @dataclass(frozen=True)
 class Claim:
-    """That a value of one run lies above a bound, and what its figures show.
+    """The claim that a value of one run lies above a bound, and its evidence.
 
-    `sign` follows from `interval`: wholly above the bound, wholly below it, or neither. `p_value` is of the null that the bound
-    is not passed; None where there is no test. `how` names the test.
+    `sign` follows from `interval`: wholly above the bound, wholly below it, or neither. `p_value` tests the null that
+    the value is not above the bound; None if there is no test. `how` names the test.
     """
 
     text: str
@@ -239,13 +248,13 @@ class Claim:
 def claim(
     text: str, estimate: float, interval: Interval, p_value: float | None, how: str, *, bound: float = 0.0
 ) -> Claim:
-    """The claim that a value lies above `bound`; an interval that touches the bound decides nothing."""
+    """Return the claim that a value lies above `bound`; it is open if the interval touches the bound."""
     sign: Sign = "higher" if interval.low > bound else "lower" if interval.high < bound else "open"
     return Claim(text, sign, p_value, estimate, interval, how)
 
 
 def holm_values(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down adjusted p-values (Holm 1979), in the order given: the chance of any false claim is kept."""
+    """Return Holm's step-down adjusted p-values (Holm 1979), in the order given; they bound the family-wise error rate."""
     adjusted = [0.0] * len(p_values)
     highest = 0.0
     for rank, index in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
@@ -255,10 +264,9 @@ def holm_values(p_values: Sequence[float]) -> list[float]:
 
 
 def holm(claims: Iterable[Claim]) -> list[Claim]:
-    """The claims with p-values adjusted for their number; claims without a p-value do not count.
+    """Return the claims with p-values adjusted for the number of tests; claims without a p-value do not count.
 
-    A claim whose interval says "higher" while its adjusted p-value exceeds what the interval leaves out is open: it stands only
-    because many were asked.
+    A "higher" claim becomes open if its adjusted p-value exceeds one minus the confidence of its interval.
     """
     result = list(claims)
     tested = [(index, claim.p_value) for index, claim in enumerate(result) if claim.p_value is not None]
@@ -270,17 +278,20 @@ def holm(claims: Iterable[Claim]) -> list[Claim]:
 
 
 def t_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
-    """Student's interval of the mean of at least two independent values, such as one difference a seed."""
+    """Return Student's t interval of the mean of at least two independent values, such as one difference per seed."""
     data = np.asarray(values, float)
     if len(data) < 2:
-        raise ValueError("an interval over seeds needs two of them")
+        raise ValueError("an interval over seeds needs at least two seeds")
     reach = t_quantile(0.5 + _checked(confidence) / 2, len(data) - 1) * float(data.std(ddof=1)) / math.sqrt(len(data))
     middle = float(data.mean())
     return Interval(middle - reach, middle + reach, confidence)
 
 
 def t_quantile(probability: float, degrees: int) -> float:
-    """The value below which Student's t with `degrees` of freedom lies with `probability`, 0.5 to 0.9999, by integrating its density."""
+    """Return the quantile of Student's t distribution with `degrees` of freedom, by integrating its density.
+
+    `probability` lies between 0.5 and 0.9999.
+    """
     # With t = sqrt(degrees) tan(angle) the density becomes cos(angle)^(degrees - 1) on a finite range.
     angles = np.linspace(-math.pi / 2, math.pi / 2, 200_001)
     density = np.cos(angles).clip(0) ** (degrees - 1)

@@ -1,4 +1,4 @@
-"""A small decision tree on what is seen of a prompt without solving it."""
+"""A small decision tree on surface features of a prompt: features that need no solving."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 DEPTH, LEAF, CUTS, LABELS = 4, 20, 31, 32
-"""Questions in a row, problems that each side of one needs, thresholds of a feature, labels that are told apart."""
+"""Depth of the tree, minimum problems per leaf, thresholds per feature, and labels that are distinguished."""
 NUMBER = re.compile(r"[0-9]+")
 NUMBER_DIGITS = 15
 
@@ -20,9 +20,10 @@ Integers = np.ndarray[Any, np.dtype[np.int64]]
 
 
 def surface(prompt: str) -> dict[str, float]:
-    """Features of a prompt: lengths, its first and last words, characters and numbers, and how often each character stands in it.
+    """Return the features of a prompt: lengths, first and last words, characters, numbers, and the count of each character.
 
-    Characters are given as their code points, and -1 stands for a number that is not there. The second word is that after a family's name.
+    Characters are code points; -1 means that the prompt has no such number. The second word is the one after a
+    family's name.
     """
     words, numbers, counts = prompt.split(), NUMBER.findall(prompt), Counter(prompt)
     second, last = words[min(1, len(words) - 1)], words[-1]
@@ -48,7 +49,7 @@ def surface(prompt: str) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Node:
-    """`label` where nothing more is asked, else: is `feature` at most `cut`?"""
+    """A leaf with `label`, or a split: go to `below` if `feature` is at most `cut`, else to `above`."""
 
     label: str
     feature: str = ""
@@ -57,7 +58,7 @@ class Node:
     above: Node | None = None
 
     def guess(self, prompt: str) -> str:
-        """The label at the end of the questions."""
+        """Return the label of the leaf that the prompt reaches."""
         seen, node = surface(prompt), self
         while node.below is not None and node.above is not None:
             node = node.below if seen.get(node.feature, 0.0) <= node.cut else node.above
@@ -65,9 +66,10 @@ class Node:
 
 
 def grow_tree(prompts: Sequence[str], labels: Sequence[str]) -> Node:
-    """Fit a tree (CART, Breiman et al. 1984): each question lowers the Gini impurity most, of ties the first feature by name and lowest cut.
+    """Fit a tree (CART, Breiman et al. 1984): each split lowers the Gini impurity most.
 
-    Cuts of a feature are its quantiles. Of the labels only the `LABELS` most frequent are told apart, and the others never guessed.
+    Ties go to the first feature by name and to the lowest cut. The cuts of a feature are its quantiles. Only the
+    `LABELS` most frequent labels are distinguished; the others are never guessed.
     """
     rows = [surface(prompt) for prompt in prompts]
     names = sorted({name for row in rows for name in row})
@@ -103,7 +105,10 @@ class _Growth:
         return Node(label, self.names[feature], float(self.cuts[feature][at]), *parts)
 
     def _scores(self, bins: Integers, codes: Integers, counts: Integers, cuts: int) -> Floats:
-        """For each cut the sum over both sides of (squared counts of the labels) / problems, -1 where a side is too small; [cuts]."""
+        """Return, for each cut, the sum over both sides of (squared label counts) / problems; [cuts].
+
+        A cut that leaves fewer than `LEAF` problems on a side scores -1.
+        """
         width = len(counts)
         table = np.bincount(bins * width + codes, minlength=(cuts + 1) * width).reshape(cuts + 1, width)
         below = table.cumsum(axis=0)[:-1]

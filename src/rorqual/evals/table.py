@@ -1,4 +1,4 @@
-"""Evaluations and comparisons as text, for a terminal."""
+"""Evaluations and comparisons as text tables for a terminal."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from rorqual.evals.stats import Interval
 
 
 def percent(value: float) -> str:
-    """`0.614` as `61.4`; a mean of nothing as `-`."""
+    """Return `0.614` as `61.4`, and NaN (the mean of nothing) as `-`."""
     return "-" if math.isnan(value) else f"{100 * value:.1f}"
 
 
 def percent_interval(interval: Interval) -> str:
-    """`[55.1, 67.3]`, in percent."""
+    """Return an interval in percent, such as `[55.1, 67.3]`."""
     return f"[{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
 
 
 def p_text(p_value: float | None) -> str:
-    """A p-value as it is printed: three decimals, or a bound where it is smaller."""
+    """Return a p-value with three decimals, or an upper bound if it is smaller."""
     if p_value is None:
         return "-"
     return f"{p_value:.3f}" if p_value >= 0.001 else "<0.001" if p_value >= 1e-6 else "<1e-6"
@@ -46,7 +46,7 @@ def _render(title: str, heads: Sequence[str], rows: Iterable[Sequence[str]], *, 
 
 
 def table(evaluation: Evaluation) -> str:
-    """Accuracy in percent per family and level, with 95 % intervals, beside the best baseline and what the answers cost."""
+    """Return accuracy in percent by family and level, with 95 % intervals, the best baseline and answer lengths."""
     rows: list[Row] = list(evaluation.rows("level"))
     if len(rows) > 1:
         families = evaluation.rows("family")
@@ -73,7 +73,7 @@ def table(evaluation: Evaluation) -> str:
 
 
 def baseline(row: Row) -> str:
-    """`19.4 (tree)`: the best baseline in percent, and its name; `-` where there is none."""
+    """Return the best baseline in percent and its name, such as `19.4 (tree)`; `-` if there is none."""
     name, value = row.best
     return f"{percent(value)} ({name})" if name else percent(value)
 
@@ -92,10 +92,10 @@ def ungraded_note(evaluation: Evaluation) -> str:
 
 
 def version_note(evaluation: Evaluation) -> str:
-    """A sentence where the problems are of older versions of their families than those that this Rorqual draws."""
+    """Return a sentence if the problems have older versions than this Rorqual generates, else ""."""
     old = evaluation.old_versions
     return (
-        f"These are problems of an older Rorqual: {', '.join(f'{name}, version {n}' for name, n in old.items())}."
+        f"These problems come from an older Rorqual: {', '.join(f'{name}, version {n}' for name, n in old.items())}."
         if old
         else ""
     )
@@ -118,7 +118,7 @@ def _cells(row: Row) -> list[str]:
 
 
 def comparison_table(rows: Sequence[Comparison], title: str = "after - before, paired") -> str:
-    """Paired differences in points, with their intervals and exact p-values."""
+    """Return paired differences in points, with intervals and exact p-values."""
     confidence = rows[0].difference.interval.confidence if rows else 0.95
     heads = [
         "family",

@@ -1,4 +1,4 @@
-"""A run's reinforcement to look at: its rollouts step by step, in one HTML file that needs no network."""
+"""The trace page: the rollouts of a GRPO run, step by step, in one HTML file that needs no network."""
 
 from __future__ import annotations
 
@@ -17,12 +17,15 @@ from rorqual.evals.trace_page import SCRIPT, STYLE
 
 TRACE_FILE = "trace.html"
 TEXT_STEPS = 200
-"""Of a longer run, the texts of this many steps, evenly spaced, are in the page; the rest shows verdicts, advantages and lengths."""
+"""Maximum number of steps whose texts are on the page; a longer run has texts at this many evenly spaced steps.
+
+The other steps show verdicts, advantages and lengths only.
+"""
 CODES = {"right": "r", "wrong": "w", "ungraded": "u"}
 
 
 class RunFacts(ForeignFile):
-    """What the page says of a run, from its `run.yaml`."""
+    """The fields of `run.yaml` that the page shows."""
 
     recipe: str
     seed: int = 0
@@ -31,18 +34,18 @@ class RunFacts(ForeignFile):
 
 
 def build_trace(folder: Path, *, text_steps: int = TEXT_STEPS) -> Path:
-    """Write `folder/trace.html` from the run's `metrics.jsonl` and `rollouts.jsonl`; returns its path.
+    """Write `folder/trace.html` from the run's `metrics.jsonl` and `rollouts.jsonl`, and return its path.
 
-    A folder that is no run, or a run that kept no rollouts (of another recipe, or with `source.trace=0`), is a `DataError`.
+    Raises DataError if the folder is not a run, or if the run saved no rollouts (another recipe, or `source.trace=0`).
     """
     run = RunDir(folder)
     facts = read_yaml(RunFacts, run.config_file)
     lines = [line for line in run.rollouts() if isinstance(line, dict) and "samples" in line]
     if not lines:
         raise DataError(
-            "no rollouts are kept here",
+            "the run has no saved rollouts",
             where=str(run.rollouts_file),
-            remedy="A run of `rorqual train grpo` keeps them, with source.trace=4 groups of texts a step, say.",
+            remedy="Train with `rorqual train grpo`; for example, source.trace=4 saves the texts of 4 groups per step.",
         )
     data = {"facts": told(facts, folder), "steps": gather(lines, list(run.metrics()), text_steps)}
     write_atomic(folder / TRACE_FILE, html(folder.name, data).encode())
@@ -50,18 +53,18 @@ def build_trace(folder: Path, *, text_steps: int = TEXT_STEPS) -> Path:
 
 
 def told(facts: RunFacts, folder: Path) -> list[str]:
-    """The run in a line of words."""
+    """Summarise the run as a list of short phrases."""
     source = facts.source
     words = [f"{facts.recipe}, seed {facts.seed}", f"task {source.get('task', '?')}"]
     if "problems" in source and "samples" in source:
-        words.append(f"{source['problems']} problems a step, {source['samples']} samples of each")
+        words.append(f"{source['problems']} problems per step, {source['samples']} samples each")
     if "temperature" in source:
         words.append(f"temperature {source['temperature']:g}, at most {source.get('max_tokens', '?')} tokens")
     return [str(folder), *words]
 
 
 def gather(lines: Sequence[dict[str, Any]], records: Sequence[Record], text_steps: int) -> list[dict[str, Any]]:
-    """One dictionary a step: its metrics, its groups in their order, and which problems turned since they were last seen."""
+    """Return one dictionary per step: metrics, groups in order, and the problems whose majority verdict changed."""
     by_step: dict[int, list[dict[str, Any]]] = {}
     for line in lines:
         by_step.setdefault(int(line["step"]), []).append(line)
@@ -82,7 +85,7 @@ def gather(lines: Sequence[dict[str, Any]], records: Sequence[Record], text_step
 
 
 def spread(steps: Sequence[int], count: int) -> set[int]:
-    """At most `count` of the steps, evenly spaced, first and last among them."""
+    """Return at most `count` of the steps, evenly spaced, with the first and the last."""
     if len(steps) <= count:
         return set(steps)
     last = len(steps) - 1
@@ -90,8 +93,11 @@ def spread(steps: Sequence[int], count: int) -> set[int]:
 
 
 def group(line: dict[str, Any], spoken: bool) -> dict[str, Any]:
-    """A group by short names: key, family, level, prompt, answer, samples [verdict, advantage, tokens, of them thinking, cut off,
-    thinking's text, reply]."""
+    """Return a group with short keys: key, family, level, prompt, answer, samples.
+
+    A sample is [verdict, advantage, tokens, thinking tokens, cut off, thinking, reply]; the last two only for steps
+    with texts.
+    """
     made: dict[str, Any] = {"k": line["key"], "f": line["family"], "l": line["level"]}
     texts = spoken and "prompt" in line
     if texts:
@@ -107,9 +113,9 @@ def group(line: dict[str, Any], spoken: bool) -> dict[str, Any]:
 def turns(
     groups: Sequence[dict[str, Any]], seen: dict[str, tuple[int, float]], step: int
 ) -> tuple[list[dict[str, Any]], int]:
-    """Problems that were mostly right when last seen and now mostly wrong, or the reverse; and how many were seen before.
+    """Return problems that changed between mostly right and mostly wrong since they last occurred, and how many occurred before.
 
-    `seen` maps a problem's key to its last step and share right, and is brought up to date.
+    `seen` maps a problem's key to its last step and share right, and is updated.
     """
     turned, again = [], 0
     for line in groups:
@@ -127,11 +133,11 @@ def turns(
 
 
 def html(name: str, data: dict[str, Any]) -> str:
-    """The page. What a model wrote stands in a block of JSON and reaches the page as text, never as markup."""
+    """Return the page. Model output is stored as JSON and inserted as text, never as markup."""
     block = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
     body = (
         f"<header><h1>Rollouts of {escape(name)}</h1><p class=meta id=facts></p></header>\n"
-        "<noscript><p>This page shows its figures with a script of its own; it asks for nothing from elsewhere.</p></noscript>\n"
+        "<noscript><p>This page needs JavaScript. Its script is inside the page and makes no network request.</p></noscript>\n"
         f'<div id="app"></div>\n<script type="application/json" id="data">{block}</script>\n<script>\n{SCRIPT}\n</script>'
     )
     return page.page(f"Rorqual: rollouts of {name}", body, STYLE + "\n")

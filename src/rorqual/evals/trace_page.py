@@ -1,4 +1,4 @@
-"""Style and script of the trace page. The script draws from the JSON beside it and writes what a model said as text only."""
+"""Style and script of the trace page. The script draws from the embedded JSON and inserts model output as text only."""
 
 from __future__ import annotations
 
@@ -95,15 +95,15 @@ const CHARTS = [
     ["at once", of("right_at_once"), "--down"]]},
   {title: "Share that thinks", form: percent, high: 1, lines: [["thinks", of("think_share"), "--up"]]},
   {title: "Length, tokens", form: number, lines: [["reply", of("reply_length"), "--up"], ["thinking", of("think_length"), "--good"]]},
-  {title: "Groups that teach", form: count, lines: [["right and wrong in it",
+  {title: "Groups with a gradient", form: count, lines: [["both right and wrong",
     steps.map(s => s.groups.filter(g => spread(g) > 0).length), "--up"], ["cut-off answers", of("truncated"), "--down"]]},
   {title: "Problems seen before", form: count, lines: [
     ["now right", steps.map(s => s.turned.filter(t => t.now >= 0.5).length), "--good"],
     ["now wrong", steps.map(s => s.turned.filter(t => t.now < 0.5).length), "--down"], ["seen again", steps.map(s => s.again), "--up"]]},
-  {title: "Entropy, nats a token", form: number, lines: [["entropy", of("entropy"), "--up"]]},
-  {title: "Sampler, trainer apart", form: number, lines: [["mean, nats", of("logprob_diff"), "--up"],
-    ["most", of("logprob_diff_max"), "--down"]]},
-  {title: "Router without replay", form: count, lines: [["choices that would flip", of("routing_flips"), "--down"]]},
+  {title: "Entropy, nats per token", form: number, lines: [["entropy", of("entropy"), "--up"]]},
+  {title: "Sampler against trainer", form: number, lines: [["mean difference, nats", of("logprob_diff"), "--up"],
+    ["maximum", of("logprob_diff_max"), "--down"]]},
+  {title: "Router without replay", form: count, lines: [["choices that would differ", of("routing_flips"), "--down"]]},
 ].map(c => ({...c, lines: c.lines.filter(l => l[1].some(v => v !== null))})).filter(c => c.lines.length);
 const silent = c => c.lines.every(l => l[1].every(v => !v));
 
@@ -167,14 +167,14 @@ function group(g) {
     el("span", {}, shown ? "▾" : "▸"), el("b", {}, g.f + (g.l ? `, ${g.l}` : "")), el("span", {class: "key"}, told ? g.p : g.k), dots,
     el("span", {class: "sum"}, `${percent(share(g))} · ${mean(g.s.map(s => s[TOK])).toFixed(0)} tokens`)));
   if (shown) {
-    const ask = told ? el("div", {class: "ask"}, el("pre", {}, g.p), `wanted: `, el("code", {}, g.a))
-      : el("p", {class: "legend"}, "Of this group verdicts, advantages and lengths are kept, not the texts.");
+    const ask = told ? el("div", {class: "ask"}, el("pre", {}, g.p), `expected: `, el("code", {}, g.a))
+      : el("p", {class: "legend"}, "For this group the run saved verdicts, advantages and lengths, but no texts.");
     made.append(el("div", {class: "inner"}, ask, el("div", {class: "cards"}, ...ordered.map(s => card(s, top)))));
   }
   return made;
 }
-const ORDERS = {spread: ["spread of rewards", (a, b) => spread(b) - spread(a) || ("p" in b) - ("p" in a)],
-  texts: ["those with texts", (a, b) => ("p" in b) - ("p" in a) || spread(b) - spread(a)],
+const ORDERS = {spread: ["variance of rewards", (a, b) => spread(b) - spread(a) || ("p" in b) - ("p" in a)],
+  texts: ["with texts first", (a, b) => ("p" in b) - ("p" in a) || spread(b) - spread(a)],
   worst: ["fewest right", (a, b) => share(a) - share(b)], best: ["most right", (a, b) => share(b) - share(a)],
   long: ["longest", (a, b) => mean(b.s.map(s => s[TOK])) - mean(a.s.map(s => s[TOK]))], drawn: ["as drawn", () => 0]};
 
@@ -194,8 +194,9 @@ app.append(el("div", {class: "bar"}, label, el("button", {onclick: () => go(at -
       ...Object.entries(ORDERS).map(([k, v]) => el("option", {value: k}, v[0])))),
     el("label", {}, "family ", el("select", {onchange: e => { family = e.target.value; list(); }}, el("option", {value: ""}, "all"),
       ...families.map(f => el("option", {value: f}, f))))),
-  el("p", {class: "legend"}, "One square is one sample: ✓ right, ✕ wrong, ○ not graded. Blue was made likelier, orange less likely, the ",
-    "stronger the more; a group with one reward only teaches nothing. Arrow keys step; click a chart to go there."), groups);
+  el("p", {class: "legend"}, "One square is one sample: ✓ right, ✕ wrong, ○ not graded. Blue has a positive advantage, orange a negative one. ",
+    "A stronger colour means a larger advantage. A group with equal rewards has no gradient. ",
+    "Arrow keys or a click on a chart change the step."), groups);
 document.getElementById("facts").textContent = data.facts.join(" · ");
 
 function list() {
@@ -208,7 +209,7 @@ function list() {
 function flips() {
   const step = steps[at];
   if (!step.turned.length) { turned.replaceChildren(); return; }
-  turned.replaceChildren(el("h2", {}, "Turned since last seen"), el("ul", {class: "turns"}, ...step.turned.map(t => el("li", {},
+  turned.replaceChildren(el("h2", {}, "Changed since last seen"), el("ul", {class: "turns"}, ...step.turned.map(t => el("li", {},
     el("b", {class: t.now >= 0.5 ? "right" : "wrong"}, t.now >= 0.5 ? "✓ now right" : "✕ now wrong"),
     ` ${t.f}: ${t.k}, ${percent(t.before)} at step `,
     el("button", {onclick: () => go(steps.findIndex(s => s.step === t.when))}, String(t.when)), `, ${percent(t.now)} now`))));
@@ -219,7 +220,8 @@ function go(to) {
   slider.value = at;
   label.textContent = `step ${step.step} of ${steps[steps.length - 1].step}`;
   const told = [["right", percent(mean(all.filter(s => s[V] !== "u").map(s => +(s[V] === "r"))))], ["samples", all.length],
-    ["teach", `${step.groups.filter(spread).length} of ${step.groups.length} groups`], ["mean length", number(mean(all.map(s => s[TOK])))]];
+    ["with gradient", `${step.groups.filter(spread).length} of ${step.groups.length} groups`],
+    ["mean length", number(mean(all.map(s => s[TOK])))]];
   if ("loss" in m) told.push(["loss", number(m.loss)]);
   if ("grad_norm" in m) told.push(["gradient", number(m.grad_norm)]);
   now.replaceChildren(...told.map(([name, value]) => el("span", {}, name + " ", el("b", {}, String(value)))));

@@ -1,4 +1,4 @@
-"""Answers as they were: for each family one that is right and one that is wrong, and what the model said before GRPO."""
+"""Sample answers: for each family one right and one wrong answer after GRPO, and the answer before GRPO to the same problem."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from rorqual.tasks.base import Verdict
 
 
 def transcripts(findings: Findings) -> list[str]:
-    """HTML, one part for each family. They are chosen by rule: the hardest, then the first that was asked."""
+    """Return HTML, one part per family. Each sample is the first problem of the highest level."""
     after = findings.evaluations["after", "auto"].samples
     before = {sample.key: sample for sample in reversed(findings.evaluations["before", "auto"].samples)}
     parts = [
         page.para(
-            "For each family the hardest problem that was answered rightly after GRPO and the hardest that was not, "
-            "the first where several are as hard. Nothing else was looked at in choosing them.",
+            "For each family, the hardest problem answered right after GRPO and the hardest answered wrong. Of several equally "
+            "hard problems it is the first. Nothing else affects the choice.",
             "note",
         )
     ]
@@ -27,7 +27,7 @@ def transcripts(findings: Findings) -> list[str]:
         for verdict, title in ((Verdict.RIGHT, "Right"), (Verdict.WRONG, "Wrong")):
             sample = hardest([sample for sample in own if sample.verdict is verdict])
             if sample is None:
-                inner += page.para(f"{title}: there is none.", "note")
+                inner += page.para(f"{title}: none.", "note")
             else:
                 inner += _talk(title, sample, before.get(sample.key))
         parts.append(page.folded(family, inner, is_open=family == findings.families[0]))
@@ -35,7 +35,7 @@ def transcripts(findings: Findings) -> list[str]:
 
 
 def hardest(samples: list[GradedSample]) -> GradedSample | None:
-    """The first sample of the highest level; levels that are numbers compare as numbers."""
+    """Return the first sample of the highest level; numeric levels compare as numbers."""
 
     def level(sample: GradedSample) -> tuple[float, str]:
         try:
@@ -61,10 +61,10 @@ def _talk(title: str, sample: GradedSample, before: GradedSample | None) -> str:
 def _answer(title: str, sample: GradedSample) -> str:
     words = {Verdict.RIGHT: "right", Verdict.WRONG: "wrong", Verdict.UNGRADED: "not graded"}[sample.verdict]
     cut = ", cut off at the limit" if sample.truncated else ""
-    wanted = "" if sample.verdict is Verdict.RIGHT else f" (wanted <code>{escape(sample.answer)}</code>)"
+    wanted = "" if sample.verdict is Verdict.RIGHT else f" (expected <code>{escape(sample.answer)}</code>)"
     thought = ""
     if sample.thought:
-        label = f"thought for {sample.thinking_tokens} tokens"
+        label = f"thinking, {sample.thinking_tokens} tokens"
         thought = page.folded(label, page.preformatted(sample.reasoning or "", "thought"))
     how = "" if sample.thought else ", answered at once"
     return (

@@ -1,6 +1,6 @@
-"""The one rule for what may be said of a method: five seeds at least, and two 99 % intervals that agree.
+"""The rule for a verdict on a method: at least five seeds, and two 99 % intervals that agree.
 
-The bootstrap over seeds alone is too sure of a few seeds, and Student's t alone knows nothing of the problems within them
+The bootstrap over seeds is too narrow for few seeds, and Student's t ignores the problems within them
 (docs/results/coverage.json). So a verdict needs both.
 """
 
@@ -14,12 +14,15 @@ from rorqual.evals.stats import Interval, t_interval
 
 Verdict = Literal["holds", "does not hold", "open"]
 SEEDS = 5
-"""With fewer, every verdict is open."""
+"""With fewer seeds, every verdict is open."""
 CONFIDENCE = 0.99
 
 
 def ends(bootstrap: Interval, differences: Sequence[float]) -> Interval:
-    """At each end the wider of the bootstrap's interval and Student's over `differences`, one a seed. One seed bounds nothing."""
+    """Return, at each end, the wider of the bootstrap's interval and Student's t over `differences`, one per seed.
+
+    With fewer than two differences the interval is unbounded.
+    """
     if len(differences) < 2:
         return Interval(-math.inf, math.inf, bootstrap.confidence)
     student = t_interval(differences, bootstrap.confidence)
@@ -32,9 +35,9 @@ def judge(
     bound: float = 0.0,
     side: Literal["above", "below"] = "above",
 ) -> Verdict:
-    """Whether a difference lies on `side` of `bound`, by both 99 % intervals and at least five seeds; else open.
+    """Judge whether a difference lies on `side` of `bound`, by both 99 % intervals and at least five seeds; otherwise it is open.
 
-    `differences` has one value a seed; `bootstrap` is the interval over seeds and the problems within them.
+    `differences` has one value per seed. `bootstrap` is the interval over seeds and the problems within them.
     """
     if len(differences) < SEEDS or bootstrap.confidence < CONFIDENCE:
         return "open"
@@ -46,7 +49,7 @@ def judge(
 
 
 def together(verdicts: Sequence[Verdict]) -> Verdict:
-    """Of a claim in parts: it holds where all do, and does not where one does not."""
+    """Return the verdict of a claim with several parts: it holds if all hold, and does not hold if one does not."""
     if "does not hold" in verdicts:
         return "does not hold"
     return "holds" if verdicts and all(one == "holds" for one in verdicts) else "open"

@@ -1,4 +1,4 @@
-"""Every problem's verdict, a character each: enough to compute any interval again, and small enough to be kept with a result."""
+"""Compact verdicts of every problem, one character each: enough to recompute any interval, small enough to store with a result."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from rorqual.evals.evaluation import Evaluation, GradedSample, cell, cell_name, 
 from rorqual.tasks.base import Split, Verdict
 
 ORDER = (
-    "right, thought: a string a seed, a character a problem: how many of its samples are right (thought), at most 9; - where none could "
-    "be graded. groups: of each seed, in the same order, 'family/level: problems'. Within a group problems stand in the order in which "
-    "the task draws them for the split and the seed, so that the same place is the same problem in every string of a seed."
+    "right, thought: one string per seed, one character per problem. The character is the number of samples that are right (that "
+    "thought), at most 9; - means that none could be graded. groups: per seed, 'family/level: problems' in the same order. Within a "
+    "group, problems are in the order in which the task draws them for the split and the seed. So the same position is the same "
+    "problem in every string of a seed."
 )
 Samples = list[GradedSample]
 
 
 class Verdicts(Config):
-    """Evaluations of the same problems by name, each with a string a seed."""
+    """Verdicts of evaluations on the same problems, by name; each has one string per seed."""
 
     task: str
     split: Split
@@ -28,7 +29,7 @@ class Verdicts(Config):
     order: str = ORDER
 
     def values(self, name: str, seed: int, family: str = "all", *, thought: bool = False) -> list[float | None]:
-        """How many samples of each problem of a family are right; None where it is ungraded."""
+        """Return how many samples are right for each problem of a family; None if the problem is ungraded."""
         place = self.seeds.index(seed)
         line = (self.thought if thought else self.right)[name][place]
         groups = [group.rpartition(": ") for group in self.groups[place].split(" | ")]
@@ -38,7 +39,10 @@ class Verdicts(Config):
 
 
 def compact(found: Mapping[str, Sequence[Evaluation]], seeds: Sequence[int]) -> tuple[Verdicts, ...]:
-    """The verdicts of evaluations by name, one evaluation a seed; those of the same groups of problems stand together."""
+    """Return the verdicts of evaluations by name, one evaluation per seed.
+
+    Evaluations with the same groups of problems share one `Verdicts`.
+    """
     made: dict[tuple[str, tuple[str, ...]], Verdicts] = {}
     for name, evaluations in found.items():
         task, split, grouped = evaluations[0].task, evaluations[0].split, [_grouped(one) for one in evaluations]
@@ -53,7 +57,7 @@ def compact(found: Mapping[str, Sequence[Evaluation]], seeds: Sequence[int]) -> 
 
 
 def _grouped(evaluation: Evaluation) -> dict[tuple[str, str], dict[str, Samples]]:
-    """The samples of each problem by family and level, which are sorted, then by key."""
+    """Return the samples by (family, level), sorted, and within it by problem key."""
     found: dict[tuple[str, str], dict[str, Samples]] = {}
     for sample in evaluation.samples:
         found.setdefault(cell(sample, "level"), {}).setdefault(sample.key, []).append(sample)

@@ -1,1 +1,1 @@
-"""Experiments as recipes: seeds, controls, an equal-cost rule, a JSON and a page."""
+"""Experiments that test published claims: several seeds, controls, a rule for the verdict, a JSON result and a page."""

@@ -1,7 +1,8 @@
-"""Is balance by a router bias free (V3, section 2.1.2)? Three trainings a seed that differ in what evens the load, and in nothing else.
+"""Test whether load balance by a router bias costs quality (V3, section 2.1.2): three runs per seed that differ only in the balancing.
 
-`balance` trains on an endless text, whose loss falls smoothly; `balance-worked` on the families' worked solutions, which are learned
-in leaps: there two trainings that differ by rounding differ by percents, and half a percent cannot be seen.
+`balance` trains on an endless text, whose loss falls smoothly. `balance-worked` trains on the families' worked
+solutions, which are learned in jumps. There, runs that differ only by rounding differ by percents in loss, so half a
+percent is not measurable.
 """
 
 from __future__ import annotations
@@ -51,34 +52,34 @@ from rorqual.train.run import Run
 
 ROWS = 32
 TOKENS = 1_000_000
-"""Held out, to measure on."""
+"""Held-out tokens for the measurement."""
 
 
 class Balancing(Experiment):
-    """Load over mean and loss of three arms on held-out tokens.
+    """Load over mean load and loss of three arms on held-out tokens.
 
-    The model is the quickstart's without its prediction module: two layers of 16 routed experts, two for a token.
+    The model is the quickstart's without its MTP module: two layers of 16 routed experts, two per token.
     """
 
     claim = (
-        "a bias that is added to the router's scores for choosing only keeps the experts evenly loaded, and costs no quality: "
-        f"its excess load is at most {THIRD:.0%} of that without it, its loss less than {HALF_PERCENT:.1%} higher"
+        "a bias on the router's scores that affects only the choice of experts balances their load and costs no quality. "
+        f"The excess load is at most {THIRD:.0%} of that without the bias, and the loss less than {HALF_PERCENT:.1%} higher"
     )
     source = "DeepSeek-V3, section 2.1.2 and table 5; Wang et al., 2408.15664"
     gamma: ClassVar[float]
     alpha: ClassVar[float]
     tried: ClassVar[str]
-    """What else was tried for these two, and on which seeds."""
+    """Other values that were tried for gamma and alpha, and the seeds."""
     took: ClassVar[tuple[float, float]]
-    """Core-seconds of a training and of measuring all three."""
+    """Core-seconds of one training, and of measuring all three."""
 
     @abstractmethod
     def training(self, place: Path, seed: int, share: float) -> Run:
-        """A training on the experiment's data, before it is told what evens the load."""
+        """Return a run on the experiment's data, without its balancing method."""
 
     @abstractmethod
     def held_out(self, tokenizer: Tokenizer, seed: int, tokens: int) -> Iterator[TrainBatch]:
-        """Blocks of at least `tokens` tokens that no training saw."""
+        """Yield blocks of at least `tokens` tokens in total that no run was trained on."""
 
     def jobs(self, seed: int, place: Path, share: float) -> list[ExperimentJob]:
         arms: list[ExperimentJob] = [
@@ -89,16 +90,16 @@ class Balancing(Experiment):
                                function=partial(self.measure, seed=seed, tokens=amount(TOKENS, share)))]  # fmt: skip
 
     def folder(self, arm: Arm) -> str:
-        """An arm's run in the seed's folder."""
+        """Return the name of an arm's run in the seed's folder."""
         return f"{self.name}-{arm}"
 
     @property
     def measured(self) -> str:
-        """The job that measures all arms."""
+        """The name of the job that measures all arms."""
         return f"{self.name}-measure"
 
     def arm(self, arm: Arm, place: Path, seed: int, share: float) -> Run:
-        """The training of one arm."""
+        """Return the run of one arm."""
         run = self.training(place, seed, share)
         objectives: tuple[Objective, ...] = (NextToken(),)
         if arm == "aux":
@@ -108,15 +109,15 @@ class Balancing(Experiment):
                 "model": run.model.model_copy(update={"num_nextn_predict_layers": 0}),
                 "objectives": objectives,
                 "balance": balance.Balance(gamma=self.gamma if arm == "bias" else 0.0),
-                "micro_batches": 1,  # for the auxiliary loss, and so for all
+                "micro_batches": 1,  # the auxiliary loss is computed per micro-batch; all arms use the same number
             }
         )
 
     def measure(self, place: Path, *, seed: int, tokens: int) -> dict[str, Any]:
-        """All arms on the same held-out tokens, their biases at rest.
+        """Measure all arms on the same held-out tokens, without updating their biases.
 
-        `load` [arm][layer][expert]: tokens served; `loss` [arm][block]: nats, summed over a block's trained tokens, of which there
-        are `trained` [block].
+        `load` [arm][layer][expert] counts tokens served. `loss` [arm][block] is summed over the block's trained
+        tokens, in nats. `trained` [block] is their number.
         """
         runs = {arm: RunDir(place / self.folder(arm)) for arm in ARMS}
         models = {arm: load_run(run) for arm, run in runs.items()}
@@ -156,11 +157,11 @@ class Balancing(Experiment):
 
     @abstractmethod
     def said_of_loss(self) -> str:
-        """What the loss is a mean over."""
+        """State which tokens the loss averages over."""
 
 
 class BalanceExperiment(Balancing):
-    """On an endless text, every token predicted, as in pretraining."""
+    """Pretraining on an endless text, with every token predicted."""
 
     name = "balance"
     title = "Balance without an auxiliary loss"
@@ -172,8 +173,8 @@ class BalanceExperiment(Balancing):
     def training(self, place: Path, seed: int, share: float) -> Run:
         file = place / f"{self.name}.txt"
         steps = amount(self.steps, share)
-        if not file.is_file():  # a function of seed and share, so that whoever asks first writes it
-            needed = steps * ROWS * (FULL.row + 1) * 10 // 9 + 10_000  # a tenth is held out by the source
+        if not file.is_file():  # it depends on seed and share only, so any arm's job may write it
+            needed = steps * ROWS * (FULL.row + 1) * 10 // 9 + 10_000  # the source holds out a tenth
             place.mkdir(parents=True, exist_ok=True)
             write_atomic(file, endless_text(needed, seed).encode())
         return pretrain(data=str(file), steps=steps, rows=ROWS, row=FULL.row, seed=seed)
@@ -184,11 +185,11 @@ class BalanceExperiment(Balancing):
         return text_blocks(tokenizer, text, FULL.row, ROWS)
 
     def said_of_loss(self) -> str:
-        return f"Loss: mean over all tokens; the text's own entropy is {entropy():.3f} nats a character."
+        return f"Loss: mean over all tokens. The entropy of the text is {entropy():.3f} nats per character."
 
 
 class BalanceWorked(Balancing):
-    """On the families' worked solutions, half of them answered at once, as the quickstart's teacher is trained."""
+    """SFT on the families' worked solutions, half of them answered at once, like the quickstart's teacher."""
 
     name = "balance-worked"
     title = "Balance without an auxiliary loss, on worked solutions"
@@ -205,12 +206,12 @@ class BalanceWorked(Balancing):
         return worked_blocks(chat_format(tokenizer), seed, tokens, ROWS)
 
     def said_of_loss(self) -> str:
-        return "Loss: mean over the tokens of thinking, answer and end."
+        return "Loss: mean over the tokens of thinking, answer and end-of-turn."
 
 
 @torch.no_grad()
 def read(model: Decoder, batch: TrainBatch) -> tuple[float, list[Tensor]]:
-    """Summed loss of the trained tokens, and for each layer how many tokens each expert served."""
+    """Return the summed loss of the trained tokens, and for each layer the number of tokens each expert served."""
     output = model(batch.tokens, batch.positions, segments=batch.segments)
     at = batch.loss_mask.nonzero(as_tuple=True)
     logprobs = token_logprobs(model.logits(output.hidden[at]), batch.targets[at])

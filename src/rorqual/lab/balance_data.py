@@ -1,4 +1,4 @@
-"""What `balance` trains and measures on: worked solutions of the families, and an endless text of known entropy."""
+"""The data of `balance`: worked solutions of the families, and an endless text of known entropy."""
 
 from __future__ import annotations
 
@@ -22,13 +22,14 @@ from rorqual.train.sources.worked import worked_sample
 SAMPLE = "samples/tinyshakespeare-64k.txt"
 ORDER = 3
 LANES = 10_000
-"""Texts that are drawn side by side, one after the other in the result."""
+"""Texts that are generated in parallel and concatenated."""
 
 
 def worked_blocks(chat: ChatFormat, seed: int, tokens: int, rows: int, problems: int = 500) -> Iterator[TrainBatch]:
-    """Blocks of rows of worked solutions of the test split, mixed as in training, until there are `tokens`, padding not counted.
+    """Yield blocks of rows of worked solutions of the test split, mixed as in training, until `tokens` is reached without padding.
 
-    After `problems` the generator begins anew with a seed of its own: it would look ever longer for a problem that is still fresh.
+    The generator restarts with a new seed after `problems` problems, because a long search for fresh problems slows
+    down.
     """
     task = load_task(TASK, options={"hard": FULL.sft_hard})
     rng = random.Random(f"{seed} held out")
@@ -45,7 +46,7 @@ def worked_blocks(chat: ChatFormat, seed: int, tokens: int, rows: int, problems:
 
 
 def text_blocks(tokenizer: Tokenizer, text: str, row: int, rows: int) -> Iterator[TrainBatch]:
-    """Blocks of windows of `row` tokens, every one predicting the next, without overlap; what is left over is dropped."""
+    """Yield blocks of non-overlapping windows of `row` tokens with next-token targets; the remainder is dropped."""
     ids = np.asarray(tokenizer.encode(text), dtype=np.int64)
     size = rows * row
     for start in range(0, len(ids) - size, size):
@@ -57,9 +58,10 @@ def text_blocks(tokenizer: Tokenizer, text: str, row: int, rows: int) -> Iterato
 
 
 def endless_text(characters: int, seed: int) -> str:
-    """`characters` of a text in which each is drawn as often as it follows the three before it in the package's sample of Shakespeare.
+    """Return `characters` of a third-order Markov text of the package's sample of Shakespeare.
 
-    It never ends and never repeats, so nothing can be learned by heart; what can be learned is smooth, and its entropy is known.
+    Each character follows its three predecessors with the frequency in the sample. The text never ends or repeats, so
+    nothing can be memorised. The loss falls smoothly, and the entropy is known.
     """
     contexts, following = chain()
     rng = np.random.default_rng(seed)
@@ -73,7 +75,7 @@ def endless_text(characters: int, seed: int) -> str:
 
 
 def entropy() -> float:
-    """Nats a character of the endless text, its three characters before known: no model's loss on it is lower for long."""
+    """Return the entropy of the endless text in nats per character, given three characters: a lower bound of the loss."""
     contexts, following = chain()
     _, each = np.unique(contexts * 256 + following, return_counts=True)
     _, context = np.unique(contexts, return_counts=True)
@@ -82,7 +84,10 @@ def entropy() -> float:
 
 
 def chain() -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Contexts of three bytes of the sample, sorted, as numbers; and the byte that follows each. The sample is read as a ring."""
+    """Return the contexts of three bytes of the sample, as sorted numbers, and the byte that follows each.
+
+    The sample is read as a ring.
+    """
     raw = np.frombuffer((files("rorqual.data") / SAMPLE).read_bytes(), np.uint8).astype(np.int64)
     ring = np.concatenate([raw, raw[:ORDER]])
     contexts = np.zeros(len(raw), np.int64)

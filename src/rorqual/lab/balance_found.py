@@ -1,4 +1,4 @@
-"""What the trainings of `balance` show together: excess load, loss, the verdict's rule, tables and chart."""
+"""The results of `balance`: excess load, loss, the rule of the verdict, tables and chart."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ THIRD, HALF_PERCENT = 1 / 3, 0.005
 
 
 def excess_load(layers: Sequence[Sequence[int]]) -> float:
-    """Largest load over mean less one, mean over layers: 0 is perfect balance."""
+    """Return the largest load over the mean load, less one, averaged over layers; 0 is perfect balance."""
     return balance.load_ratio([torch.tensor(layer) for layer in layers]) - 1
 
 
 def load_contrast(arm: Arm, excess: Mapping[Arm, Sequence[float]]) -> Contrast:
-    """The bias's excess load against an arm's."""
+    """Contrast the excess load of an arm with that of the bias."""
     return contrast_of_values(
         f"largest load over mean less one: {ARMS[arm]}, then router bias",
         [[x] for x in excess[arm]],
@@ -37,7 +37,7 @@ def load_contrast(arm: Arm, excess: Mapping[Arm, Sequence[float]]) -> Contrast:
 
 
 def third_contrast(excess: Mapping[Arm, Sequence[float]]) -> Contrast:
-    """The bias's excess load against a third of that without it, which is what was claimed."""
+    """Contrast a third of the excess load without balancing, the claimed bound, with that of the bias."""
     return contrast_of_values(
         "largest load over mean less one: a third of that with nothing, then router bias",
         [[THIRD * x] for x in excess["none"]],
@@ -47,7 +47,7 @@ def third_contrast(excess: Mapping[Arm, Sequence[float]]) -> Contrast:
 
 
 def loss_contrast(arm: Arm, found: Sequence[Mapping[str, Any]]) -> Contrast:
-    """The bias's loss against an arm's, both divided by that arm's: a difference of 0.005 is half a percent."""
+    """Contrast the losses of an arm and the bias, both over the arm's loss: a difference of 0.005 is half a percent."""
     scaled: dict[Arm, list[np.ndarray]] = {arm: [], "bias": []}
     for one in found:
         for side in scaled:
@@ -61,8 +61,10 @@ def loss_contrast(arm: Arm, found: Sequence[Mapping[str, Any]]) -> Contrast:
 
 
 def decide(third: Contrast, losses: Mapping[Arm, Contrast]) -> Verdict:
-    """Holds: the excess load below a third of that without, and the loss less than half a percent above either arm's, each by the rule
-    of `rorqual.evals.verdict`. Does not hold: one of them beyond it by the same rule. Else open.
+    """Return the verdict, with every comparison by the rule of `rorqual.evals.verdict`.
+
+    It holds if the bias's excess load is below a third of that without balancing, and its loss less than half a
+    percent above that of either arm. It does not hold if one of these fails. Otherwise it is open.
     """
     return together([third.judge(0.0, "below"), *(one.judge(HALF_PERCENT, "below") for one in losses.values())])
 
@@ -70,20 +72,20 @@ def decide(third: Contrast, losses: Mapping[Arm, Contrast]) -> Verdict:
 def words(
     excess: Mapping[Arm, Sequence[float]], losses: Mapping[Arm, Contrast], found: Sequence[Mapping[str, Any]]
 ) -> tuple[str, ...]:
-    """What came out, in sentences."""
+    """Return the result in sentences."""
     parts = [bias / none for bias, none in zip(excess["bias"], excess["none"], strict=True)]
     tokens = min(one["tokens"] for one in found)
     lines = [
-        f"On {tokens:,} held-out tokens of each seed the busiest expert of a layer carries {1 + mean(excess['bias']):.2f} times the "
-        f"mean load with the router bias, {1 + mean(excess['aux']):.2f} times with the auxiliary loss, and "
-        f"{1 + mean(excess['none']):.2f} times where nothing evens it (means over layers and seeds).",
-        f"The excess over the mean with the bias is {min(parts):.0%} to {max(parts):.0%} of that without; a third was claimed.",
+        f"On {tokens:,} held-out tokens of each seed, the most loaded expert of a layer carries {1 + mean(excess['bias']):.2f} times "
+        f"the mean load with the router bias. It is {1 + mean(excess['aux']):.2f} times with the auxiliary loss, and "
+        f"{1 + mean(excess['none']):.2f} times without balancing (means over layers and seeds).",
+        f"The excess load with the bias is {min(parts):.0%} to {max(parts):.0%} of that without; the claim is a third.",
     ]
     for arm, contrast in losses.items():
         ends = contrast.ends
         lines.append(
             f"Held-out loss with the bias against {ARMS[arm]}: {contrast.difference:+.2%}, {ends.low:+.2%} to {ends.high:+.2%} by the "
-            f"wider of both {contrast.confidence:.0%} intervals; less than {HALF_PERCENT:+.1%} was claimed."
+            f"wider of both {contrast.confidence:.0%} intervals; the claim is less than {HALF_PERCENT:+.1%}."
         )
     return tuple(lines)
 
@@ -91,7 +93,7 @@ def words(
 def arms_table(
     seeds: Sequence[int], excess: Mapping[Arm, Sequence[float]], found: Sequence[Mapping[str, Any]], note: str
 ) -> Table:
-    """Every arm of every seed."""
+    """Return one row for each arm of each seed."""
     rows = []
     for place, (seed, one) in enumerate(zip(seeds, found, strict=True)):
         for arm, label in ARMS.items():
@@ -100,10 +102,10 @@ def arms_table(
             loss = sum(one["loss"][arm]) / sum(one["trained"])
             rows.append((str(seed), label, f"{excess[arm][place]:.3f}", layers, f"{idle:.3f}", f"{loss:.5f}"))
     return Table(
-        title="Every training",
+        title="All runs",
         heads=(
             "seed",
-            "evened by",
+            "balancing",
             "largest load over mean, less 1",
             "by layer",
             "smallest load over mean",
@@ -115,7 +117,7 @@ def arms_table(
 
 
 def experts_table(found: Sequence[Mapping[str, Any]]) -> Table:
-    """The load of each expert over the mean, sorted, first seed: what the one number hides."""
+    """Return the sorted loads of all experts over the mean, for the first seed."""
     rows = []
     for arm, label in ARMS.items():
         for number, layer in enumerate(found[0]["load"][arm], start=1):
@@ -123,13 +125,13 @@ def experts_table(found: Sequence[Mapping[str, Any]]) -> Table:
             rows.append((label, str(number), " ".join(f"{x:.2f}" for x in ordered)))
     return Table(
         title="Load of each expert over the mean, busiest first (first seed)",
-        heads=("evened by", "layer", "load over mean"),
+        heads=("balancing", "layer", "load over mean"),
         rows=tuple(rows),
     )
 
 
 def training_chart(runs: Sequence[Mapping[Arm, Path]], window: int = 10) -> Chart:
-    """The busiest expert's load over training, from the runs' own metrics, in means over `window` steps."""
+    """Return the load of the most loaded expert over training, from the runs' metrics, averaged over `window` steps."""
     series = []
     for arm, label in ARMS.items():
         lines = []
@@ -141,10 +143,10 @@ def training_chart(runs: Sequence[Mapping[Arm, Path]], window: int = 10) -> Char
         series.append(Series(label=label, points=middle, by_seed=tuple(lines)))
     return Chart(
         name="load",
-        title="The busiest expert over training",
+        title="The most loaded expert over training",
         x="step",
         y="largest load over mean",
         series=tuple(series),
-        caption=f"Largest load over mean load of a layer in each update's tokens, mean over layers and over {window} steps; "
-        "1 is perfect balance. Faint: each seed.",
+        caption=f"Largest load over mean load of a layer in the tokens of an update, averaged over layers and {window} steps. "
+        "1 is perfect balance. Faint lines: each seed.",
     )

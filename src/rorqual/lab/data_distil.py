@@ -1,8 +1,8 @@
-"""`data-distil`: whether a small set that a teacher labelled or wrote trains a student as well as the full original set does.
+"""`data-distil`: does a small set, labelled or written by a teacher, train a student as well as the full original set?
 
-One student's base, one teacher and three chores (`tasks.everyday`) for each seed. All students of a chore start from the same base
-and take the same number of steps of the same size; they differ in what they read. The teacher learned from true answers to
-questions of which none stands in an original set, as a large model knows a trade from elsewhere.
+Each seed has one base student, one teacher and three chores (`tasks.everyday`). All students of a chore start from the
+same base and take the same number of steps of the same size; only their data differs. The teacher was trained on true
+answers to questions that are in no original set, so its skill comes from elsewhere, like that of a large model.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ SOFT = "small-soft"
 
 
 class Amounts(Config):
-    """How much work; chosen on seed 0 and the dev split, before any seed of the evidence was run.
+    """The amounts of work, chosen on seed 0 and the dev split before any evidence seed was run.
 
-    Short training favours the small set, and long training the full one (docs/LOG.md): these are as many steps as twenty
-    core-minutes allow, so that of the two errors the one in the claim's favour is made.
+    Short training favours the small set, and long training the full one (docs/LOG.md). These are as many steps as
+    twenty core-minutes allow: an error in this choice is in favour of the claim.
     """
 
     questions: Count = 4000
@@ -63,7 +63,7 @@ class Amounts(Config):
     top_k: Count = 16
 
     def of(self, share: float) -> Amounts:
-        """A share of the work, for a budget."""
+        """Return a share of the work, for a budget."""
         return self.model_copy(
             update={
                 name: amount(getattr(self, name), share, least)
@@ -77,24 +77,24 @@ class Amounts(Config):
 
 AMOUNTS = Amounts()
 LONGEST: Mapping[Form, int] = {"classification": 8, "regression": 8, "generation": 24}
-"""Tokens of a reply at most: an answer takes half, and question and reply always fit a row."""
+"""Maximum tokens of a reply: an answer takes half of it, and question and reply always fit a row."""
 
 
 def arms(chore: str) -> tuple[str, ...]:
-    """The training sets of a chore: soft labels where an answer is one of a few words."""
+    """Return the training sets of a chore; soft labels are included if the answer is one of a few words."""
     return (*HARD, SOFT) if CHORES[chore].form == "classification" else HARD
 
 
 class DataDistil(Experiment):
-    """Three chores in one experiment: to classify, to estimate, to write."""
+    """Three chores in one experiment: classification, regression, generation."""
 
     name: ClassVar[str] = "data-distil"
     title: ClassVar[str] = "A small set from a teacher against the full original one"
     claim: ClassVar[str] = (
-        "a tenth of the data, labelled or written by a teacher, trains a small model as well as all of the faulty original data: "
-        "in classification, in regression and in generation"
+        "a tenth of the data, labelled or written by a teacher, trains a small model as well as all of the noisy original data, "
+        "in classification, regression and generation"
     )
-    source: ClassVar[str] = "popular accounts; of fewer data, Distilling Step-by-Step, 2305.02301, abstract"
+    source: ClassVar[str] = "popular accounts; for less data, Distilling Step-by-Step, 2305.02301, abstract"
 
     def jobs(self, seed: int, place: Path, share: float) -> list[ExperimentJob]:
         work = AMOUNTS.of(share)
@@ -115,7 +115,7 @@ class DataDistil(Experiment):
 
 
 def text_run(place: Path, seed: int, work: Amounts) -> Run:
-    """What becomes the students' base reads questions without answers, and sentences without questions."""
+    """Pretrain the students' base on questions without answers and sentences without questions."""
     return pretrain(
         data=str(place / READ / "base.txt"),
         tokenizer=str(place / READ / "tokenizer.json"),
@@ -128,13 +128,16 @@ def text_run(place: Path, seed: int, work: Amounts) -> Run:
 
 
 def base_run(place: Path, seed: int, work: Amounts) -> Run:
-    """The students' base learns what single words mean: without, it cannot copy out of a question, and writes nothing right after 300 steps."""
+    """Train the students' base on the meaning of single words.
+
+    Without this it cannot copy from a question, and answers nothing right after 300 steps.
+    """
     words = str(place / READ / "words.jsonl")
     return sft(data=words, start=str(place / TEXT), steps=work.words_steps, rows=work.rows, row=work.row, seed=seed)
 
 
 def teacher_run(place: Path, seed: int, work: Amounts) -> Run:
-    """The teacher, four times the student's size, learns all chores from true answers to questions of its own half."""
+    """Train the teacher, four times the student's size, on all chores: true answers to questions of its own half."""
     return sft(
         task="everyday",
         options={"pool": "teacher"},
@@ -149,7 +152,7 @@ def teacher_run(place: Path, seed: int, work: Amounts) -> Run:
 
 
 def student_run(place: Path, chore: str, arm: str, seed: int, work: Amounts) -> Run:
-    """A student on the set `arm`: every one the same number of steps, rows and tokens a row."""
+    """Return the run of a student on the set `arm`; steps, rows and tokens per row are the same for all."""
     data = str(set_file(place, chore, arm))
     how: dict[str, Any] = {
         "start": str(place / BASE), "steps": work.student_steps, "rows": work.rows, "row": work.row, "seed": seed,
@@ -157,12 +160,15 @@ def student_run(place: Path, chore: str, arm: str, seed: int, work: Amounts) -> 
     if arm == SOFT:
         return distil(data=data, objective="forward", **how)
     run = sft(data=data, **how)
-    # what a teacher of a tiny budget writes can take more tokens when it is read than when it was written
+    # At a tiny budget a teacher's text can tokenize to more tokens than it was sampled with.
     return run.model_copy(update={"source": run.source.model_copy(update={"longer": "cut"})})
 
 
 def factory(place: Path, chore: str, seed: int, work: Amounts) -> FactoryConfig:
-    """The teacher labels, its likeliest answer kept whatever it is; or it writes, and what its grader calls right is kept."""
+    """Return the factory config of a chore.
+
+    The teacher labels greedily, and every label is kept. Or it writes, and only what the grader calls right is kept.
+    """
     writes = CHORES[chore].form == "generation"
     return FactoryConfig(
         teacher=str(place / TEACHER),
@@ -181,7 +187,7 @@ def factory(place: Path, chore: str, seed: int, work: Amounts) -> FactoryConfig:
 
 
 def chore_jobs(chore: str, seed: int, place: Path, work: Amounts, share: float) -> list[ExperimentJob]:
-    """Label, make the sets, train a student on each, measure students and teacher."""
+    """Return the jobs of a chore: label, make the sets, train a student on each, measure students and teacher."""
     labels, sets = f"data-{chore}-labels", f"data-{chore}-sets"
     found: list[ExperimentJob] = [
         SampleJob(name=labels, estimate=3 * share, needs=(TEACHER,), config=factory(place, chore, seed, work)),
@@ -197,13 +203,13 @@ def chore_jobs(chore: str, seed: int, place: Path, work: Amounts, share: float) 
 
 
 def set_file(place: Path, chore: str, arm: str) -> Path:
-    """The training set of an arm; soft labels stand in the same file as the teacher's words."""
+    """Return the training set of an arm; soft labels are in the same file as the teacher's text."""
     source = "small-teacher" if arm == SOFT else arm
     return place / f"data-{chore}-sets" / f"{source}.{'parquet' if source.endswith('teacher') else 'jsonl'}"
 
 
 def make_sets(chore: str, seed: int, small: int, at: Path) -> dict[str, Any]:
-    """All training sets of a chore: what is in each, and what the teacher's took."""
+    """Write all training sets of a chore; return their counts and the cost of the teacher's samples."""
     said = read_distilled(at / f"data-{chore}-labels" / "data.parquet")
     problems = original_set(chore, seed, said.rows)
     tokenizer = Tokenizer.load(at / READ / "tokenizer.json")
@@ -214,7 +220,10 @@ def make_sets(chore: str, seed: int, small: int, at: Path) -> dict[str, Any]:
 
 
 def measures(chore: str, model: str, seed: int, work: Amounts, share: float) -> list[ExperimentJob]:
-    """Greedy answers to held-out questions; of a writer also one sentence at temperature 1, and its loss on true sentences."""
+    """Return the evaluations of a model: greedy answers to held-out questions.
+
+    For generation, add one sentence at temperature 1 per question, and the loss on true sentences.
+    """
     asked: dict[str, Any] = {
         "model": model, "seed": seed, "task": "everyday", "options": {"names": [chore]}, "count": work.count,
         "thinking": "off", "needs": (model,),
@@ -234,10 +243,10 @@ def measures(chore: str, model: str, seed: int, work: Amounts, share: float) -> 
 
 
 def losses_of(chore: str, model: str, seed: int, count: int, at: Path) -> list[float]:
-    """Losses on the true answers to the questions that the evaluations ask."""
+    """Return the losses on the true answers to the evaluation's questions."""
     return answer_losses(at / model, held_out(chore, seed, count, "test"))
 
 
 def measure_name(chore: str, model: str) -> str:
-    """The evaluation of a model on a chore."""
+    """Return the name of the evaluation of a model on a chore."""
     return f"{model}-on-{chore}" if model == TEACHER else model + "-test"

@@ -1,4 +1,4 @@
-"""The data of `data-distil`: what a base model reads, and the training sets that its students are compared on."""
+"""The data of `data-distil`: the base model's texts, and the training sets that the students are compared on."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ VOCABULARY = 512
 
 
 def original_set(chore: str, seed: int, rows: Sequence[Distilled]) -> list[Problem]:
-    """The problems that a teacher was asked, in the order of the task: the original set of a seed holds the same ones."""
+    """Return the problems that the teacher answered, in the order of the task: they form the seed's original set."""
     asked = {row.key for row in rows}
     found: dict[str, Problem] = {}
     for problem in Everyday([chore], "original").problems("train", seed):
@@ -39,15 +39,15 @@ def original_set(chore: str, seed: int, rows: Sequence[Distilled]) -> list[Probl
 
 
 def held_out(chore: str, seed: int, count: int, split: Split) -> list[Problem]:
-    """The problems that the evaluations of a seed ask, in their order."""
+    """Return the problems of a seed's evaluations, in order."""
     return pick(Everyday([chore]), split, count, seed, True)
 
 
 def write_base(folder: Path, seed: int, count: int) -> int:
-    """`base.txt`, `words.jsonl` and `tokenizer.json`, learned from both and from original answers; returns its size.
+    """Write `base.txt`, `words.jsonl` and a `tokenizer.json` trained on both and on original answers; return its vocabulary size.
 
-    The base learns what belongs to no chore: it reads questions without answers, and sentences without questions, and learns to
-    answer what single words mean. All are of the teacher's half of the problems: nothing that a student will learn from.
+    The base learns nothing of a chore. It reads questions without answers and sentences without questions, and learns
+    the meaning of single words. All texts are from the teacher's half of the problems, so no student trains on them.
     """
     problems = list(islice(Everyday(pool="teacher").problems("train", seed), count))
     lines = [problem.prompt for problem in problems]
@@ -63,7 +63,7 @@ def write_base(folder: Path, seed: int, count: int) -> int:
 
 
 def write_originals(folder: Path, problems: Sequence[Problem], small: int) -> None:
-    """`full-original.jsonl`, `small-original.jsonl` (its first `small` rows) and `small-true.jsonl`."""
+    """Write `full-original.jsonl`, `small-original.jsonl` (its first `small` rows) and `small-true.jsonl`."""
     originals = [(problem.prompt, str(problem.meta[ORIGINAL])) for problem in problems]
     truths = [(problem.prompt, problem.answer) for problem in problems[:small]]
     sets = {"full-original": originals, "small-original": originals[:small], "small-true": truths}
@@ -72,16 +72,16 @@ def write_originals(folder: Path, problems: Sequence[Problem], small: int) -> No
 
 
 def write_pairs(path: Path, rows: Iterable[tuple[str, str]]) -> None:
-    """Questions and answers as JSONL, which `rorqual train sft data=FILE` reads."""
+    """Write questions and answers as JSONL, in the form of `rorqual train sft data=FILE`."""
     lines = (json.dumps({"prompt": ask, "completion": answer}, ensure_ascii=False) + "\n" for ask, answer in rows)
     write_atomic(path, "".join(lines).encode())
 
 
 def write_labelled(folder: Path, said: DistilledFile, few: Collection[str]) -> dict[str, float]:
-    """`full-teacher.parquet`, all that a teacher said, and `small-teacher.parquet`, what it said of the keys `few`; returns the
-    core-seconds that each took it.
+    """Write `full-teacher.parquet`, all of the teacher's samples, and `small-teacher.parquet`, those whose keys are in `few`.
 
-    A set needs a row to learn from: of a teacher so poor that nothing passed, all is taken, and the table says how much is true.
+    Return the core-seconds of both. A set needs at least one row. So if the filters dropped every sample, all are
+    used; the table shows how many are true.
     """
     sets = {"full-teacher": said.rows, "small-teacher": [row for row in said.rows if row.key in few]}
     for name, rows in sets.items():
@@ -92,7 +92,7 @@ def write_labelled(folder: Path, said: DistilledFile, few: Collection[str]) -> d
 
 
 def counted(path: Path, problems: Sequence[Problem], tokenizer: Tokenizer) -> dict[str, float]:
-    """Of a training set: its rows, their tokens, and the share of answers that the chore's grader calls right."""
+    """Return a training set's rows and tokens, and the share of its answers that the chore's grader calls right."""
     chat, asked = chat_format(tokenizer, "deepseek"), {problem.prompt: problem for problem in problems}
     rows = read_conversations(path).conversations
     right = sum(CHORES[asked[ask.text].family].grade(asked[ask.text], said.text) is Verdict.RIGHT for ask, said in rows)
@@ -102,7 +102,7 @@ def counted(path: Path, problems: Sequence[Problem], tokenizer: Tokenizer) -> di
 
 @torch.no_grad()
 def answer_losses(run: Path, problems: Sequence[Problem]) -> list[float]:
-    """For each problem the model's loss on its true answer, in nats for each token that the assistant writes."""
+    """Return the model's loss on each problem's true answer, in nats per token that the assistant writes."""
     model = load_run(RunDir(run))
     chat = chat_format(Tokenizer.load(RunDir(run).tokenizer_file), "deepseek")
     losses = []

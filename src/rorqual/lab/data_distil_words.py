@@ -1,4 +1,4 @@
-"""What `data-distil` concludes: the measures of its chores, the rule of its verdict, tables and words."""
+"""The conclusion of `data-distil`: the measures of its chores, the rule of the verdict, tables and sentences."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from rorqual.tasks.everyday import CHORES, price_of
 from rorqual.tasks.everyday.prices import HIGH
 
 Values = list[list[float]]
-"""For each seed a value for each held-out problem."""
+"""One value for each held-out problem, for each seed."""
 
 MARGIN = 0.02
-"""As good as the full set: not more than this below it, in share right or in R². Set before any seed of the evidence was run."""
+"""Non-inferiority margin below the full set, in accuracy or R². It was set before any evidence seed was run."""
 SETS = {
     "full-original": "all, original",
     "small-original": "a tenth, original",
@@ -45,7 +45,7 @@ QUESTIONS = (
 
 
 def conclusion(experiment: Experiment, places: Mapping[int, Path], arms: Mapping[str, Sequence[str]]) -> Finding:
-    """The finding of all seeds. The claim holds where it holds for all three chores, and does not where it fails for one."""
+    """Return the finding over all seeds. The claim holds if it holds for all chores, and fails if it fails for one."""
     made: list[Contrast] = []
     tables: list[Table] = []
     charts: list[Chart] = []
@@ -77,28 +77,30 @@ def conclusion(experiment: Experiment, places: Mapping[int, Path], arms: Mapping
 
 
 def order(question: str) -> int:
-    """Where a question stands on the page: the same question of all chores together."""
+    """Return the position of a question on the page, so that the same question of all chores is together."""
     known = [text for *_, text in QUESTIONS]
     return known.index(question) if question in known else len(known)
 
 
 def as_good(contrast: Contrast) -> Verdict:
-    """Not worse by more than the margin."""
+    """Judge whether the teacher's small set is worse by at most the margin."""
     return contrast.judge(-MARGIN)
 
 
 def rule() -> str:
-    """The rule of the verdict, in words."""
+    """Return the rule of the verdict in words."""
     return (
-        "A chore's claim holds where both 99 % intervals of the difference (the bootstrap's, and Student's over at least five seeds) "
-        f"lie above -{MARGIN:.2f} (share right, R²), and does not where both lie below; the whole claim holds where all three do, and "
-        "does not where one does not. All students of a chore start from one base and take the same number of steps on batches of the "
-        "same size."
+        "A chore's claim holds if both 99 % intervals of the difference (bootstrap, and Student's t over at least five seeds) lie above "
+        f"-{MARGIN:.2f} (accuracy or R²). It does not hold if both lie below. The whole claim holds if all three chores hold, and does not "
+        "hold if one does not. All students of a chore start from one base and take the same number of steps on batches of the same size."
     )
 
 
 def scored(found: Evaluation) -> list[float]:
-    """For each problem: 1 or 0 for right; for prices what it adds to R², 1 - error² / variance, whose mean is R²."""
+    """Return a score per problem: 1 or 0 for right or wrong.
+
+    For prices it is the problem's contribution to R², 1 - error² / variance, whose mean is R².
+    """
     if found.samples[0].family != "prices":
         return [is_right(sample) for sample in found.samples]
     variance = float(np.var([int(sample.answer) for sample in found.samples]))
@@ -106,7 +108,7 @@ def scored(found: Evaluation) -> list[float]:
 
 
 def errors(found: Evaluation) -> list[float]:
-    """Distances from the true prices. A reply that is no price counts as the worst price there is."""
+    """Return distances from the true prices. A reply that is not a price counts as the worst possible price."""
     distances = []
     for sample in found.samples:
         price, truth = price_of(sample.reply), int(sample.answer)
@@ -115,22 +117,22 @@ def errors(found: Evaluation) -> list[float]:
 
 
 def unreadable(found: Evaluation) -> int:
-    """How many replies are no price."""
+    """Return how many replies are not a price."""
     return sum(price_of(sample.reply) is None for sample in found.samples)
 
 
 def unit_of(chore: str) -> Literal["points", "ratio"]:
-    """R² is no share of problems."""
+    """Return the unit of a chore's measure; R² is not a share of problems."""
     return "ratio" if CHORES[chore].form == "regression" else "points"
 
 
 def named(chore: str) -> str:
-    """A chore in a row of contrasts, with its measure where that is no share."""
+    """Return a chore's label in the contrasts, with its measure if that is not a share."""
     return f"{chore}, R²" if CHORES[chore].form == "regression" else chore
 
 
 def writing(chore: str, places: Mapping[int, Path]) -> list[Contrast]:
-    """What else a writer's set changes: validity at temperature 1, and the loss on true sentences."""
+    """Return the extra contrasts of generation: validity at temperature 1, and loss on true sentences."""
     a, b = (f"data-{chore}-{arm}-test" for arm in ("full-original", "small-teacher"))
     free = [
         [[is_right(s) for s in evaluation(at, f"{name}-free").samples] for at in places.values()] for name in (a, b)
@@ -144,7 +146,7 @@ def writing(chore: str, places: Mapping[int, Path]) -> list[Contrast]:
 
 
 def sentence(chore: str, rows: Sequence[Contrast], verdict: Verdict, places: Mapping[int, Path]) -> str:
-    """What came out for a chore, in one sentence with its numbers."""
+    """Return the result of a chore in words."""
     main, control = rows[0], rows[1]
     what, unit = MEASURES[CHORES[chore].form], main.unit
     sign = " %" if unit == "points" else ""
@@ -161,10 +163,10 @@ def sentence(chore: str, rows: Sequence[Contrast], verdict: Verdict, places: Map
 def table(
     chore: str, found: Mapping[str, Sequence[Evaluation]], scores: Mapping[str, Values], places: Mapping[int, Path]
 ) -> Table:
-    """A row for each training set, and the teacher: rows, epochs, how many of its answers are true, the measures, every seed."""
+    """Return one row per training set and one for the teacher: rows, epochs, share of true answers, measures, every seed."""
     form = CHORES[chore].form
     made = [value(at, f"data-{chore}-sets") for at in places.values()]
-    heads = ["training set", "rows", "epochs", "core-seconds", "true in it", MEASURES[form], *EXTRA[form], "each seed"]
+    heads = ["training set", "rows", "epochs", "core-seconds", "share true", MEASURES[form], *EXTRA[form], "each seed"]
     rows = []
     for arm, ones in found.items():
         trained = [run_cost(RunDir(at / f"data-{chore}-{arm}")) for at in places.values()]
@@ -175,13 +177,13 @@ def table(
         rows.append((SETS[arm], *cells, *measured(chore, f"data-{chore}-{arm}-test", ones, places)))
     name = f"data-teacher-on-{chore}"
     teacher = [evaluation(at, name) for at in places.values()]
-    rows.append(("the teacher itself", "", "", "", "", *measured(chore, name, teacher, places)))
+    rows.append(("teacher", "", "", "", "", *measured(chore, name, teacher, places)))
     tenth, whole = (np.mean([one[f"{size}-teacher-core-seconds"] for one in made]) for size in ("small", "full"))
     return Table(
         title=f"{form.capitalize()}: {chore}",
         heads=tuple(heads),
         rows=tuple(rows),
-        note=f"In the original set {CHORES[chore].noise}. The teacher took {tenth:.1f} core-seconds for a tenth, {whole:.1f} for all. "
+        note=f"In the original set {CHORES[chore].noise}. The teacher took {tenth:.1f} core-seconds for a tenth and {whole:.1f} for all. "
         + NOTES[form],
     )
 
@@ -193,14 +195,15 @@ EXTRA: Mapping[str, tuple[str, ...]] = {
 }
 NOTES = {
     "classification": "Greedy answers.",
-    "regression": "R² is 1 - mean squared error / variance of the truth; 'no price' counts replies that are no number, as the worst error.",
-    "generation": "Valid: one of the two right sentences. Loss: for each token of true sentences, both voices alike. Voices: the "
-    "entropy of active and passive among valid sentences at temperature 1; a bit at most.",
+    "regression": "R² is 1 - mean squared error / variance of the truth. 'no price' counts replies that are not a number; "
+    "these get the worst error.",
+    "generation": "Valid: one of the two right sentences. Loss: per token of true sentences in both voices. Voices: the entropy of "
+    "active and passive among valid sentences at temperature 1, at most 1 bit.",
 }
 
 
 def measured(chore: str, name: str, ones: Sequence[Evaluation], places: Mapping[int, Path]) -> tuple[str, ...]:
-    """The measures of one model on its chore, means over seeds, then every seed."""
+    """Return the measures of one model on its chore: means over seeds, then every seed."""
     form, unit = CHORES[chore].form, unit_of(chore)
     means = [float(np.mean(scored(one))) for one in ones]
     cells = [number(float(np.mean(means)), unit)]
@@ -216,14 +219,14 @@ def measured(chore: str, name: str, ones: Sequence[Evaluation], places: Mapping[
 
 
 def voices(found: Evaluation) -> float:
-    """Entropy of active and passive among the valid sentences, in bits; 0 where none is valid."""
+    """Return the entropy of active and passive among the valid sentences, in bits; 0 if none is valid."""
     passive = [" by " in sample.reply for sample in found.samples if is_right(sample)]
     share = sum(passive) / len(passive) if passive else 0.0
     return -sum(p * log2(p) for p in (share, 1 - share) if p)
 
 
 def chart(chore: str, scores: Mapping[str, Values]) -> Chart:
-    """Means of the sets as bars, a dot for each seed."""
+    """Return bars of the means of the sets, with a dot for each seed."""
     form = CHORES[chore].form
     means = {arm: [float(np.mean(one)) for one in ones] for arm, ones in scores.items()}
     seeds = zip(*means.values(), strict=True)

@@ -1,4 +1,4 @@
-"""Distillation against reinforcement on a small model, from one base student, at equal cost, with controls."""
+"""Distillation against reinforcement on a small model: one base student, equal cost, and controls."""
 
 from __future__ import annotations
 
@@ -50,27 +50,30 @@ BRANCHES = {
 }
 BUDGETED = (RL, DISTIL, GOLD, MORE, ON_POLICY)
 MODES: tuple[Thinking, ...] = ("auto", "on")
-"""The teacher is measured in both: the student learns from samples that it gave when made to think."""
+"""The teacher is measured in both modes, because the student learns from samples of a teacher made to think."""
 WINDOW = (0.05, 0.50)
-"""What the base student should solve in eight tries, in every family: something to reinforce, and something left to learn."""
+"""Required pass@8 of the base student in every family, so that there is something to reinforce and room to learn."""
 MOST = 0.8
-"""The share of families and seeds that must lie in the window, beside every family's mean: each is measured on 60 problems."""
+"""Required share of families and seeds in the window, besides every family's mean; each is measured on 60 problems."""
 EQUAL = 0.15
-"""Costs that differ by no more than this, in every seed, are equal."""
+"""Costs that differ by at most this share in every seed count as equal."""
 RL_COST = {"tokens": 44e-6, "sampled_tokens": 28e-6}
 SUPERVISED, SAMPLING, SCORED = 0.096, 19.0, 0.95
-"""Core-seconds of a trained and of a sampled token of reinforcement (its check included), of a step of fine-tuning, of the teacher's samples,
-and of a step of on-policy distillation, as measured on seeds 1 and 11. What reinforcement costs depends on how long its answers
-become; every other branch of a seed gets as many steps as its tokens were worth, so that no clock decides anything."""
+"""Core-seconds of an SFT step, of sampling the teacher, and of an on-policy distillation step, measured on seeds 1 and 11.
+
+`RL_COST` has those of a trained and of a sampled token of reinforcement, including grading. The cost of reinforcement
+depends on the length of its answers. Every other branch of a seed gets the number of steps that its tokens pay for. So
+no clock decides anything.
+"""
 
 
 class DistilVsRl(Experiment):
-    """All branches begin at the same base student and end after about as many core-seconds."""
+    """All branches start from the same base student and cost about the same core-seconds."""
 
     name: ClassVar[str] = "distil-vs-rl"
     title: ClassVar[str] = "Distillation against reinforcement on a small model"
     claim: ClassVar[str] = (
-        "reasoning distilled from a large model makes a small one better than reinforcement on it does"
+        "distilling reasoning from a large model makes a small model better than reinforcement of the small model does"
     )
     source: ClassVar[str] = "DeepSeek-R1, arXiv 2501.12948, section 4.1 and table 6"
 
@@ -133,7 +136,7 @@ PROBLEMS = FULL.distil_problems
 
 
 def budget(place: Path) -> float:
-    """What reinforcement cost in this seed, in core-seconds of the quiet machine on which its tokens were priced."""
+    """Return the cost of reinforcement in this seed, in core-seconds of the idle machine that its prices were measured on."""
     records = list(RunDir(place / RL).metrics())
     return sum(price * record[kind] for record in records for kind, price in RL_COST.items())
 
@@ -166,24 +169,24 @@ def _on_policy(place: Path, seed: int) -> Run:
 
 
 TUNING = [f"optim.lr={FULL.student_lr}", f"optim.adamw.lr={FULL.student_adamw_lr}"]
-"""Half the rates of a fresh model, for one that has learned already."""
+"""Half the learning rates of a fresh model, for a trained one."""
 
 TRIED = Table(
-    title="Settings tried, on seed 1 and its problems of the dev split",
+    title="Settings tried, on seed 1 and the dev split",
     heads=("what", "tried", "kept"),
     rows=(
         (
             "base: easy problems too (70 %), share that thinks and steps",
             "0.05, 1000; 0.1, 600; 0.2, 200, 450 and 600; 0.5, 400; 1, 400; 1, 300 and 500, then 0.04",
-            "none: on seed 100 reinforcement then taught to answer at once, which is often right on two digits",
+            "none: on seed 100, reinforcement taught the student to answer at once, which is often right on two digits",
         ),
         (
             "base: hard problems only, share that thinks and steps (seeds 1, 11, 12)",
             "0.2, 450; 0.2, 600",
-            "none: on seeds 101 to 104 half of the families were outside of 5 to 50 % in eight tries",
+            "none: on seeds 101 to 104, half of the families had pass@8 outside 5 to 50 %",
         ),
         (
-            "base: thinking first, then seldom (seeds 1, 11)",
+            "base: often thinking first, then rarely (seeds 1, 11)",
             "1, 450 and 600, then 0.06; 0.4, 550 and 800, then 0.05 and 0.06",
             "0.4, 600, then 0.07, 60",
         ),
@@ -195,8 +198,8 @@ TRIED = Table(
             "AdamW 3e-3, 32 x 4",
         ),
     ),
-    note="With 1e-3 reinforcement forgot; from 2e-4 to 5e-4 it ended alike. Students of seeds 100 to 104 were looked at; those reported here "
-    "have other seeds and problems. Their teachers, who only give samples, are the same.",
+    note="At 1e-3, reinforcement lost the base's skills; 2e-4 to 5e-4 gave similar results. Students of seeds 100 to 104 were inspected, so "
+    "the reported students have other seeds and problems. Their teachers, used for samples only, are the same.",
 )
 
 
@@ -205,7 +208,7 @@ def _measured(branch: str) -> str:
 
 
 def eight_tries(found: Evaluation) -> dict[str, float]:
-    """pass@8 of each family."""
+    """Return pass@8 of each family."""
     counts: dict[str, dict[str, list[bool]]] = {}
     for one in found.samples:
         counts.setdefault(one.family, {}).setdefault(one.key, []).append(one.verdict is Graded.RIGHT)
@@ -216,7 +219,7 @@ def eight_tries(found: Evaluation) -> dict[str, float]:
 
 
 def _costs(place: Path) -> dict[str, JobCost]:
-    """What each branch took after the base; distillation pays for its samples."""
+    """Return the cost of each branch after the base; distillation includes sampling."""
     cost = {branch: run_cost(RunDir(place / branch)) for branch in BUDGETED}
     sampling = SampleJob(name=SAMPLES, estimate=0, config=_samples(place, 0, 1)).cost(place)
     teacher = run_cost(RunDir(place / TEACHER)) + run_cost(RunDir(place / "teacher-base"))
@@ -226,7 +229,10 @@ def _costs(place: Path) -> dict[str, JobCost]:
 def _verdict(
     main: Contrast, costs: Sequence[dict[str, JobCost]], tries: Sequence[dict[str, float]]
 ) -> tuple[Verdict, list[str]]:
-    """The intervals' word, where the comparison is what it says it is: equal costs in every seed, a base with room in every family."""
+    """Return the verdict of the intervals if the comparison is valid, else open.
+
+    It is valid if costs are equal in every seed, and if the base has room in every family.
+    """
     ratios = _ratios(costs, DISTIL)
     fair = all(abs(ratio - 1) <= EQUAL for ratio in ratios)
     inside = [WINDOW[0] <= value <= WINDOW[1] for one in tries for value in one.values()]
@@ -235,13 +241,13 @@ def _verdict(
     with_teacher = [(one[DISTIL].core_seconds + one[TEACHER].core_seconds) / one[RL].core_seconds for one in costs]
     others = [ratio for branch in (GOLD, MORE, ON_POLICY) for ratio in _ratios(costs, branch)]
     words = [
-        f"Distilled against reinforced, by their own choice to think: {said(main)}. A verdict needs both intervals, and five seeds.",
-        f"Sampling and fine-tuning took {min(ratios):.2f} to {max(ratios):.2f} times the core-seconds of reinforcement, seed by seed"
-        f"{'' if fair else f': not equal within {EQUAL:.0%}, so there is no verdict'}. With the teacher's own training they took "
+        f"Distilled against reinforced, with their own choice to think: {said(main)}. A verdict needs both intervals and five seeds.",
+        f"Sampling and fine-tuning took {min(ratios):.2f} to {max(ratios):.2f} times the core-seconds of reinforcement, by seed"
+        f"{'' if fair else f'; this is not equal within {EQUAL:.0%}, so there is no verdict'}. With the teacher's own training they took "
         f"{sum(with_teacher) / len(with_teacher):.1f} times as many. The controls took {min(others):.2f} to {max(others):.2f} times.",
-        f"In eight tries the base student solved {percent(min(min(t.values()) for t in tries))} to "
+        f"In eight tries, the base student solved {percent(min(min(t.values()) for t in tries))} to "
         f"{percent(max(max(t.values()) for t in tries))} % of a family's problems; {sum(inside)} of {len(inside)} families "
-        f"and seeds lie within {percent(WINDOW[0])} to {percent(WINDOW[1])} %{'' if room else ', too few for a verdict'}.",
+        f"and seeds lie within {percent(WINDOW[0])} to {percent(WINDOW[1])} %{'' if room else '. These are too few for a verdict'}.",
     ]
     return (main.sign if fair and room else "open"), words
 
@@ -270,7 +276,7 @@ def _accuracies(found: Mapping[str, Sequence[Evaluation]], seeds: Sequence[int])
                 percent(sum(thought) / len(thought)) if family == "all" else "",
             ))  # fmt: skip
     return Table(
-        title="Percent right on held-out problems, by their own choice",
+        title="Accuracy in percent on held-out problems, own choice to think",
         heads=("branch", *(f"seed {seed}" for seed in seeds), "mean", "thinks"),
         rows=tuple(rows),
     )
@@ -300,17 +306,17 @@ def _bars(found: Mapping[str, Sequence[Evaluation]]) -> Chart:
     groups = ("all", *FAMILIES)
     return Chart(
         name="accuracy",
-        title="Right on held-out problems, own choice to think",
+        title="Accuracy on held-out problems, own choice to think",
         kind="bars",
         labels=groups,
         series=tuple(mean_by_seed(found[branch], label, groups) for branch, label in BRANCHES.items()),
         percent=True,
-        caption="Bars: mean over seeds with 99 % intervals. Dots: each seed.",
+        caption="Bars: means over seeds with 99 % intervals. Dots: each seed.",
     )
 
 
 def _reward(places: Sequence[Path]) -> Chart:
-    """Reward of rollouts over the steps of reinforcement, the share that thinks beside it."""
+    """Return the reward of rollouts and the share that thinks over the steps of reinforcement."""
 
     def series(label: str, key: str) -> Series:
         lines = [tuple((float(r["step"]), float(r[key])) for r in RunDir(place / RL).metrics()) for place in places]
@@ -324,5 +330,5 @@ def _reward(places: Sequence[Path]) -> Chart:
         y="share of samples",
         series=(series("right", "reward"), series("thinks", "think_share")),
         percent=True,
-        caption="Strong: mean over seeds. Faint: each seed.",
+        caption="Strong lines: mean over seeds. Faint lines: each seed.",
     )

@@ -1,4 +1,4 @@
-"""The base of experiments: jobs for each seed, and what is concluded from all seeds together."""
+"""The base of experiments: jobs for each seed, and a conclusion from all seeds."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from rorqual.lab.finding import Finding
 from rorqual.lab.job import ExperimentJob
 
 FIRST_SEED = 100
-"""Evidence begins at this seed. Settings were chosen on smaller ones, and on problems of the dev split."""
+"""The first seed of the evidence. Settings were chosen on smaller seeds, and on problems of the dev split."""
 
 
 class Experiment(ABC):
-    """`claim` is what is said, `source` who says it and where."""
+    """The base of experiments. `claim` is the tested statement, `source` where it was published."""
 
     name: ClassVar[str]
     title: ClassVar[str]
     claim: ClassVar[str]
     source: ClassVar[str]
     seeds: ClassVar[int] = SEEDS
-    """How many seeds the published result has."""
+    """Number of seeds of the published result."""
     first_seed: ClassVar[int] = FIRST_SEED
-    """The first of them; later where a seed from 100 on was looked at while settings were chosen."""
+    """The first seed; higher if a seed from 100 on was inspected while settings were chosen."""
 
     @abstractmethod
     def jobs(self, seed: int, place: Path, share: float) -> list[ExperimentJob]:
-        """The work of one seed in the folder `place`, each job after those it needs. `share` of the full amounts, 0 to 1."""
+        """Return the jobs of one seed in the folder `place`, in dependency order, at `share` (0 to 1) of the full work."""
 
     @abstractmethod
     def conclude(self, places: Mapping[int, Path]) -> Finding:
-        """What the seeds, all done, show together. Pure: the same files give the same finding."""
+        """Return the finding from all seeds, whose jobs are done. Pure: the same files give the same finding."""
 
     def found(self, places: Mapping[int, Path], verdict: Verdict, words: Sequence[str], **rest: Any) -> Finding:
-        """A finding under the experiment's own title and claim; `rest` are contrasts, tables and charts."""
+        """Return a finding with the experiment's title and claim; `rest` are contrasts, tables and charts."""
         return Finding(
             experiment=self.name,
             title=self.title,
@@ -50,5 +50,5 @@ class Experiment(ABC):
 
 
 def amount(full: int, share: float, least: int = 2) -> int:
-    """`share` of an amount of work: steps, problems."""
+    """Return `share` of an amount of work, such as steps or problems."""
     return max(least, round(full * share))

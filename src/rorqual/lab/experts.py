@@ -1,4 +1,4 @@
-"""Do experts specialise? What an expert says of a family beyond chance and beyond the token, and who suffers where it is taken away."""
+"""`experts`: do experts specialise? Mutual information of expert and family, and accuracy with experts removed."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ from rorqual.train.sources.worked import worked_sample
 
 INFORMATION, ABLATION = "experts-information", "experts-ablation"
 PROBLEMS = 40
-"""Of each family and level: held-out ones to measure on, and as many others, of the dev split, to choose a family's experts by."""
+"""Held-out problems per family and level, and as many of the dev split for the choice of a family's experts."""
 SHUFFLES = 499
 
 
@@ -60,8 +60,8 @@ class ExpertsExperiment(Experiment):
     name = "experts"
     title = "Experts specialise"
     claim = (
-        "experts divide the work by subject: which expert serves a token says of which family its problem is, also within one token "
-        "id, and a family loses more where its own experts are taken away than where another's or random ones are"
+        "experts specialise by subject: the expert of a token carries information on the family of its problem, also for a fixed token "
+        "id. A family loses more accuracy without its own experts than without another family's or random ones"
     )
     source = "DeepSeekMoE, 2401.06066, section 4.5; DeepSeek-V3, section 4.5.3 and appendix C"
 
@@ -94,7 +94,10 @@ class ExpertsExperiment(Experiment):
 
 
 def informed(place: Path, *, seed: int, count: int, shuffles: int) -> Value:
-    """For each `within` and layer: bits, mean and highest bits of shuffled labels, and the p-value; over worked solutions held out."""
+    """Return, for each condition and layer, the bits, the mean and maximum of shuffled labels, and the p-value.
+
+    The data are held-out worked solutions.
+    """
     model, chat = teacher(place)
     problems, samples = worked(chat, "test", seed, count)
     read = choices(model, samples, FULL.row)
@@ -114,9 +117,9 @@ def informed(place: Path, *, seed: int, count: int, shuffles: int) -> Value:
 
 
 def ablated(place: Path, *, seed: int, count: int) -> Value:
-    """Accuracy, made to think and greedy, and loss of the worked solution, problem by problem, with each set of experts gone.
+    """Return accuracy (made to think, greedy) and loss of the worked solution, per problem, without each set of experts.
 
-    A family's experts are the `GONE` of each layer with the highest lift on other problems, those of the dev split.
+    A family's experts are, in each layer, the `GONE` with the highest lift on problems of the dev split.
     """
     model, chat = teacher(place)
     others, known = worked(chat, "dev", seed, count)
@@ -147,25 +150,25 @@ def ablated(place: Path, *, seed: int, count: int) -> Value:
 
 
 def teacher(place: Path) -> tuple[Decoder, ChatFormat]:
-    """The seed's teacher and its chat format."""
+    """Return the seed's teacher and its chat format."""
     run = RunDir(place / TEACHER)
     return load_run(run), chat_format(Tokenizer.load(run.tokenizer_file))
 
 
 def worked(chat: ChatFormat, split: Split, seed: int, count: int) -> tuple[list[Problem], list[Sample]]:
-    """`count` problems of each family and level with their worked solutions."""
+    """Return `count` problems of each family and level with their worked solutions."""
     problems = pick(load_task(TASK, options={"hard": 0.5}), split, count, seed, True)
     return problems, [worked_sample(problem, chat, think=True) for problem in problems]
 
 
 def labels(problems: Sequence[Problem]) -> tuple[np.ndarray, list[str]]:
-    """Each problem's family as a number, and the families."""
+    """Return each problem's family as an index, and the families."""
     families = list(dict.fromkeys(problem.family for problem in problems))
     return np.asarray([families.index(problem.family) for problem in problems]), families
 
 
 def answered(model: Decoder, chat: ChatFormat, problems: Sequence[Problem], seed: int, count: int) -> list[int]:
-    """1 for each problem answered rightly, made to think, greedily."""
+    """Return 1 for each problem answered right, else 0; the model is made to think and decodes greedily."""
     found = evaluate(
         Engine.of(model, chat.tokenizer, chat, threads=1),
         load_task(TASK, options={"hard": 0.5}),
@@ -183,7 +186,7 @@ def answered(model: Decoder, chat: ChatFormat, problems: Sequence[Problem], seed
 
 @torch.no_grad()
 def losses(model: Decoder, samples: Sequence[Sample]) -> list[float]:
-    """Nats a trained token of each sample."""
+    """Return the loss of each sample in nats per trained token."""
     found = []
     for start in range(0, len(samples), 64):
         part = samples[start : start + 64]

@@ -1,4 +1,4 @@
-"""What the jobs of `experts` show together: bits, what a family loses, the verdict's rule, tables and charts."""
+"""The results of `experts`: mutual information, accuracy lost per family, the rule of the verdict, tables and charts."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from rorqual.lab.finding import Chart, Contrast, Series, Table, contrast_of_valu
 from rorqual.recipes.quickstart import TASK
 
 GONE = 2
-"""Experts taken away in each layer: as many as serve a token."""
+"""Experts removed in each layer: as many as serve a token."""
 RANDOM = 6
-"""Draws of as many random experts."""
+"""Number of random sets of as many experts."""
 WITHIN = {"any": "over all tokens", "token": "within one token id", "pair": "within one token id and the one before it"}
 P_VALUE = 0.01
 
@@ -24,7 +24,7 @@ Value = dict[str, Any]
 
 
 def lost(one: Value, family: str, names: Iterable[str], what: str) -> np.ndarray:
-    """What each problem of `family` loses, mean over the ablations `names`: `what` is "right" (accuracy) or "loss" (nats)."""
+    """Return the loss of each problem of `family`, averaged over the ablations `names`: "right" (accuracy) or "loss" (nats)."""
     mine = np.asarray([name == family for name in one["family"]])
     sign = 1 if what == "right" else -1
     whole = np.asarray(one[what]["none"], float)[mine]
@@ -32,7 +32,7 @@ def lost(one: Value, family: str, names: Iterable[str], what: str) -> np.ndarray
 
 
 def rivals(one: Value, family: str) -> dict[str, list[str]]:
-    """Names of ablations that a family's own is compared with."""
+    """Return the names of the ablations that a family's own is compared with."""
     return {
         "another family's": [name for name in one["families"] if name != family],
         "random": [name for name in one["gone"] if name not in one["families"]],
@@ -40,7 +40,10 @@ def rivals(one: Value, family: str) -> dict[str, list[str]]:
 
 
 def hurt_contrasts(taken: Sequence[Value]) -> list[Contrast]:
-    """What families lose with others' or random experts gone, then with their own: in accuracy, over all and each; then in nats."""
+    """Contrast what families lose without other or random experts with what they lose without their own.
+
+    Accuracy is contrasted pooled and by family, loss in nats pooled only.
+    """
     families = taken[0]["families"]
     found = []
     for what, unit in (("right", "points"), ("loss", "nats")):
@@ -63,7 +66,7 @@ def hurt_contrasts(taken: Sequence[Value]) -> list[Contrast]:
 
 
 def ablation_verdicts(taken: Sequence[Value], seeds: Sequence[int]) -> Verdicts:
-    """Every problem's verdict with nothing gone and with each set of experts gone; problems by family, as they were drawn."""
+    """Return every problem's verdict with all experts and without each set; problems by family, in drawing order."""
     families = sorted(taken[0]["families"])
     orders = [[i for f in families for i, own in enumerate(one["family"]) if own == f] for one in taken]
     counts = [" | ".join(f"{f}: {one['family'].count(f)}" for f in families) for one in taken]
@@ -77,7 +80,7 @@ def ablation_verdicts(taken: Sequence[Value], seeds: Sequence[int]) -> Verdicts:
 
 
 def information_contrasts(said: Sequence[Value]) -> Iterable[Contrast]:
-    """Bits of shuffled labels, then of the true ones, by layer."""
+    """Contrast the bits of shuffled labels with those of the true labels, by layer."""
     for name, label in WITHIN.items():
         for layer in range(len(said[0][name])):
             yield contrast_of_values(
@@ -90,8 +93,10 @@ def information_contrasts(said: Sequence[Value]) -> Iterable[Contrast]:
 
 
 def decide(bits: Iterable[Contrast], hurt: Iterable[Contrast]) -> Verdict:
-    """Holds: in every layer more bits than shuffled labels give, also within one token id, and a family loses more accuracy with its
-    own experts gone than with another's, and than with random ones; each by the rule of `rorqual.evals.verdict`.
+    """Return the verdict, with every comparison by the rule of `rorqual.evals.verdict`.
+
+    It holds if every layer has more bits than shuffled labels, also for a fixed token id. In addition, a family must
+    lose more accuracy without its own experts than without another family's, and than without random ones.
     """
     pair = WITHIN["pair"]
     parts = [one for one in bits if pair not in one.question]
@@ -100,15 +105,15 @@ def decide(bits: Iterable[Contrast], hurt: Iterable[Contrast]) -> Verdict:
 
 
 def words(said: Sequence[Value], hurt: Sequence[Contrast], taken: Sequence[Value]) -> tuple[str, ...]:
-    """What came out, in sentences."""
+    """Return the result in sentences."""
     entropy = np.log2(len(taken[0]["families"]))
     lines = []
     for name, label in WITHIN.items():
         layers = [layer for one in said for layer in one[name]]
         beyond = sum(layer["p"] <= P_VALUE for layer in layers)
         lines.append(
-            f"{label.capitalize()}, the expert says {mean(x['bits'] for x in layers):.3f} bits of the family (which is {entropy:.2f}); "
-            f"with families shuffled it would say {mean(x['chance'] for x in layers):.3f}. It is more than chance, p at most {P_VALUE}, in "
+            f"{label.capitalize()}, the expert carries {mean(x['bits'] for x in layers):.3f} bits on the family (entropy {entropy:.2f}). "
+            f"With shuffled families it is {mean(x['chance'] for x in layers):.3f}. The difference is significant (p at most {P_VALUE}) in "
             f"{beyond} of {len(layers)} layers and seeds."
         )
     lines += [sentence(one) for one in hurt if one.of == "all"]
@@ -116,48 +121,50 @@ def words(said: Sequence[Value], hurt: Sequence[Contrast], taken: Sequence[Value
     worse = [one.of for one in rows if one.sign == "holds"]
     rest = [one.of for one in rows if one.sign != "holds"]
     lines.append(
-        f"Family by family, {len(worse)} of {len(rows)} lose more accuracy with their own experts gone than with another's"
-        + (f" ({', '.join(worse)}); for {', '.join(rest)} the seeds do not decide." if worse and rest else ".")
+        f"By family, {len(worse)} of {len(rows)} lose more accuracy without their own experts than without another family's"
+        + (f" ({', '.join(worse)}). The result is open for {', '.join(rest)}." if worse and rest else ".")
     )
     return tuple(lines)
 
 
 def sentence(one: Contrast) -> str:
-    """A contrast of what was lost, in words."""
+    """Return a contrast of losses in words."""
     scale, digits, unit = (100, 1, " points") if one.unit == "points" else (1, 3, " nats")
     own, other, more, low, high = (f"{scale * x:.{digits}f}" for x in (one.b, one.a, one.difference, one.low, one.high))
     rival = "another family's" if "another" in one.question else "random ones"
     what = "accuracy falls by" if one.unit == "points" else "loss on a worked solution grows by"
     return (
-        f"With its own experts gone a family's {what} {own}{unit}, with {rival} by {other}: {more} more, {one.confidence:.0%} "
-        f"interval {low} to {high}."
+        f"Without its own experts, a family's {what} {own}{unit}; without {rival}, by {other}. The difference is {more}, "
+        f"{one.confidence:.0%} interval {low} to {high}."
     )
 
 
 def matrix_table(taken: Sequence[Value]) -> Table:
-    """Accuracy lost, family by family, in points: means over seeds."""
+    """Return the accuracy lost by family and removed experts, in points, as means over seeds."""
     families = taken[0]["families"]
     whole = [
         mean(np.asarray(one["right"]["none"], float)[np.asarray(one["family"]) == f].mean() for one in taken)
         for f in families
     ]
-    rows = [("nothing (accuracy, %)", *(f"{100 * x:.1f}" for x in whole))]
+    rows = [("none (accuracy, %)", *(f"{100 * x:.1f}" for x in whole))]
     for gone in families:
         cells = [100 * mean(lost(one, f, [gone], "right").mean() for one in taken) for f in families]
-        rows.append((f"those of {gone}", *(f"{x:+.1f}" + (" *" if f == gone else "") for f, x in zip(families, cells))))
+        rows.append(
+            (f"experts of {gone}", *(f"{x:+.1f}" + (" *" if f == gone else "") for f, x in zip(families, cells)))
+        )
     cells = [100 * mean(lost(one, f, rivals(one, f)["random"], "right").mean() for one in taken) for f in families]
-    rows.append((f"random ones ({RANDOM} draws)", *(f"{x:+.1f}" for x in cells)))
+    rows.append((f"random ({RANDOM} draws)", *(f"{x:+.1f}" for x in cells)))
     return Table(
-        title="Accuracy lost, in points, with experts gone",
-        heads=("experts gone", *families),
+        title="Accuracy lost in points, by removed experts",
+        heads=("removed experts", *families),
         rows=tuple(rows),
-        note=f"{GONE} of each layer's experts gone, those with the highest lift for a family on other problems. Made to think, greedy; "
-        "means over seeds. *: the family's own.",
+        note=f"In each layer, the {GONE} experts with the highest lift for a family on dev problems are removed. Made to think, greedy; "
+        "means over seeds. *: the family's own experts.",
     )
 
 
 def information_table(seeds: Sequence[int], said: Sequence[Value]) -> Table:
-    """Every seed and layer."""
+    """Return one row for each seed, condition and layer."""
     rows = []
     for seed, one in zip(seeds, said, strict=True):
         for name, label in WITHIN.items():
@@ -166,15 +173,15 @@ def information_table(seeds: Sequence[int], said: Sequence[Value]) -> Table:
                 rows.append((str(seed), label, str(number), *cells, f"{layer['p']:.3f}"))
     return Table(
         title="Mutual information of expert and family, bits",
-        heads=("seed", "held fixed", "layer", "as it is", "shuffled, mean", "shuffled, most", "p"),
+        heads=("seed", "condition", "layer", "true labels", "shuffled, mean", "shuffled, maximum", "p"),
         rows=tuple(rows),
         note=f"{said[0]['tokens']:,} tokens of {said[0]['problems']:,} held-out worked solutions (first seed). Families are shuffled among "
-        "problems, within a token id among the problems that have it.",
+        "problems; for a fixed token id, among the problems that contain it.",
     )
 
 
 def chosen_table(seeds: Sequence[int], taken: Sequence[Value]) -> Table:
-    """Which experts were taken for a family, and their lift."""
+    """Return each family's experts and their lift."""
     rows = []
     for seed, one in zip(seeds, taken, strict=True):
         for family in one["families"]:
@@ -191,11 +198,11 @@ def chosen_table(seeds: Sequence[int], taken: Sequence[Value]) -> Table:
 
 
 def information_chart(said: Sequence[Value]) -> Chart:
-    """Bits as they are and shuffled, by layer and by what is held fixed."""
+    """Return the bits of true and shuffled labels, by condition and layer."""
     cells = [(name, layer) for name in WITHIN for layer in range(len(said[0][name]))]
     short = {"any": "any", "token": "token", "pair": "pair"}
     series = []
-    for key, label in (("bits", "as it is"), ("chance", "families shuffled")):
+    for key, label in (("bits", "true families"), ("chance", "shuffled families")):
         lines = tuple(
             tuple((float(i), float(one[name][layer][key])) for i, (name, layer) in enumerate(cells)) for one in said
         )
@@ -203,19 +210,19 @@ def information_chart(said: Sequence[Value]) -> Chart:
         series.append(Series(label=label, points=points, by_seed=lines))
     return Chart(
         name="bits",
-        title="What an expert says of the family",
+        title="Information of an expert on the family",
         kind="bars",
-        x="held fixed, layer",
+        x="condition, layer",
         y="bits",
         labels=tuple(f"{short[name]}, {layer + 1}" for name, layer in cells),
         series=tuple(series),
-        caption="Mutual information of the chosen expert and the problem's family: for any token, within one token id, and within one "
-        "pair of token ids. What is above the second bars is more than chance. Dots: seeds.",
+        caption="Mutual information of the chosen expert and the problem's family: over all tokens, for a fixed token id, and for a fixed "
+        "pair of token ids. Only the excess over the second bars is more than chance. Dots: seeds.",
     )
 
 
 def hurt_chart(hurt: Sequence[Contrast]) -> Chart:
-    """Accuracy lost by family: own, others', random."""
+    """Return the accuracy lost by family without its own, another family's and random experts."""
     rows = [one for one in hurt if one.unit == "points"]
     labels_ = tuple(dict.fromkeys(one.of for one in rows))
     series = []
@@ -228,12 +235,12 @@ def hurt_chart(hurt: Sequence[Contrast]) -> Chart:
         )
     return Chart(
         name="ablation",
-        title="Accuracy lost with experts gone",
+        title="Accuracy lost without some experts",
         kind="bars",
         y="accuracy lost",
         labels=labels_,
         series=tuple(series),
         percent=True,
-        caption=f"{GONE} of each layer's experts gone: the family's own, another family's (mean of them all), random ones (mean of "
+        caption=f"{GONE} experts of each layer are removed: the family's own, another family's (mean over all), random (mean over "
         f"{RANDOM} draws). Dots: seeds.",
     )

@@ -1,4 +1,4 @@
-"""Experiments by name."""
+"""The experiments by name."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ EXPERIMENTS: Mapping[str, Experiment] = {
 
 
 def find_experiment(name: str) -> Experiment:
-    """The experiment `name`; an unknown one is refused with the nearest and the list."""
+    """Return the experiment `name`. Raises ConfigError with the nearest name and the list if it is unknown."""
     if name not in EXPERIMENTS:
         raise ConfigError(
-            f"unknown experiment '{name}'",
+            f"'{name}' is not an experiment",
             where="lab",
-            remedy=f"{nearest(name, EXPERIMENTS)} There are: {', '.join(EXPERIMENTS)}.".strip(),
+            remedy=f"{nearest(name, EXPERIMENTS)} Experiments: {', '.join(EXPERIMENTS)}.".strip(),
         )
     return EXPERIMENTS[name]

@@ -1,4 +1,4 @@
-"""What an experiment found, as one value: its JSON is the record, its page is drawn from nothing else."""
+"""The result of an experiment as one value: its JSON is the record, and its page is drawn from it alone."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from rorqual.tasks.base import Verdict as Graded
 
 
 class Contrast(Config):
-    """`b - a`, with its interval over seeds first and problems within them; `by_seed` lists [a, b] of every seed."""
+    """The difference `b - a`, with an interval over seeds first, then problems. `by_seed` lists [a, b] of every seed."""
 
     question: str
     of: str = "all"
@@ -36,17 +36,17 @@ class Contrast(Config):
 
     @property
     def bootstrap(self) -> Interval:
-        """Over seeds, and items within them."""
+        """The bootstrap interval over seeds, and items within them."""
         return Interval(self.low, self.high, self.confidence)
 
     @property
     def differences(self) -> list[float]:
-        """One a seed."""
+        """One difference per seed."""
         return [b - a for a, b in self.by_seed]
 
     @property
     def ends(self) -> Interval:
-        """At each end the wider of both intervals."""
+        """At each end the wider of the two intervals."""
         return ends(self.bootstrap, self.differences)
 
     @property
@@ -55,12 +55,12 @@ class Contrast(Config):
         return self.judge()
 
     def judge(self, bound: float = 0.0, side: Literal["above", "below"] = "above") -> Verdict:
-        """Whether the difference lies on `side` of `bound`, by the same rule."""
+        """Judge whether the difference lies on `side` of `bound`, by the same rule."""
         return judge(self.bootstrap, self.differences, bound, side)
 
 
 class Table(Config):
-    """A table of text; the first column names the row."""
+    """A table of text; the first column is the row label."""
 
     title: str
     heads: tuple[str, ...]
@@ -69,7 +69,10 @@ class Table(Config):
 
 
 class Series(Config):
-    """One line of a chart: a point is (x, y); `low` and `high`, where given, bound y. Faint lines, one a seed, go behind it."""
+    """One series of a chart: points (x, y), with optional bounds `low` and `high` of y.
+
+    `by_seed` holds one line per seed, drawn faint behind it.
+    """
 
     label: str
     points: tuple[tuple[float, float], ...]
@@ -79,7 +82,7 @@ class Series(Config):
 
 
 class Chart(Config):
-    """`bars`: x is the number of a label in `labels`. `percent`: y is a share."""
+    """A chart. With `bars`, x is an index into `labels`. With `percent`, y is a share."""
 
     name: str
     title: str
@@ -96,11 +99,11 @@ TOO_FEW = f"A verdict needs at least {SEEDS} seeds, and there are fewer: open."
 
 
 class Finding(Config):
-    """`costs`: for each job, core-seconds of every seed, in the order of `seeds`. `words`: what came out, in sentences.
-    `verdicts`: of every problem that was asked.
+    """The result of an experiment. `costs` lists, for each job, core-seconds in the order of `seeds`.
 
-    With fewer than five seeds the verdict is open, whatever is given, and the words say so; so a file of an older rule is judged
-    again as it is read.
+    `words` is the result in sentences. `verdicts` holds the verdict of every problem. With fewer than five seeds the
+    verdict is always open, and `words` say so. This also applies to a file written under an older rule when it is
+    read.
     """
 
     experiment: str
@@ -129,14 +132,14 @@ class Finding(Config):
 
     @classmethod
     def load(cls, path: Path) -> Finding:
-        """Read a finding's JSON; a missing or wrong file is an error that names it."""
-        remedy = "Give the JSON that `rorqual lab NAME` wrote."
+        """Read a finding's JSON. Raises DataError naming the file if it is missing or invalid."""
+        remedy = "Give the JSON file that `rorqual lab NAME` wrote."
         try:
             data = json.loads(path.read_bytes())
         except FileNotFoundError:
-            raise DataError("no such finding", where=str(path), remedy=remedy) from None
+            raise DataError("the finding does not exist", where=str(path), remedy=remedy) from None
         except ValueError as error:
-            raise DataError(f"not JSON: {error}", where=str(path), remedy=remedy) from None
+            raise DataError(f"the file is not valid JSON: {error}", where=str(path), remedy=remedy) from None
         return parse(cls, data, where=str(path))
 
 
@@ -149,7 +152,7 @@ def contrasts(
     measure: Measure = is_right,
     confidence: float = CONFIDENCE,
 ) -> list[Contrast]:
-    """`b` against `a`, an evaluation a seed: over all problems, then by family (or level)."""
+    """Contrast `b` with `a`, one evaluation per seed: over all problems, then by family (or level)."""
     found = []
     for fineness in dict.fromkeys(("all", grain)):
         rows = compare_seeds(a, b, grain=fineness, measure=measure, confidence=confidence, samples=20_000)
@@ -185,7 +188,7 @@ def contrast_of_values(
     confidence: float = CONFIDENCE,
     summary: Callable[[np.ndarray], float] = lambda values: float(values.mean()),
 ) -> Contrast:
-    """The same for values that are no verdicts, such as losses of documents: one sequence a seed, paired item by item."""
+    """Contrast values that are not verdicts, such as losses of documents: one sequence per seed, paired by item."""
     olds, news = [np.asarray(x, float) for x in a], [np.asarray(x, float) for x in b]
     difference = hierarchical_difference(olds, news, confidence, 20_000)
     return Contrast(
@@ -203,7 +206,10 @@ def contrast_of_values(
 
 
 def mean_by_seed(found: Sequence[Evaluation], label: str, groups: Sequence[str], measure: Measure = is_right) -> Series:
-    """A series of bars: for each family of `groups` (`all`: every problem), the mean over seeds with its interval."""
+    """Return a series of bars: for each family of `groups`, the mean over seeds with its interval.
+
+    The group `all` covers every problem.
+    """
     points, low, high, seeds = [], [], [], []
     for place, group in enumerate(groups):
         values = [
@@ -222,12 +228,12 @@ def mean_by_seed(found: Sequence[Evaluation], label: str, groups: Sequence[str],
 
 
 def percent(value: float) -> str:
-    """A share as percent, for sentences and tables."""
+    """Return a share as percent, for sentences and tables."""
     return f"{100 * value:.1f}"
 
 
 def said(contrast: Contrast) -> str:
-    """`a` to `b` with the difference and both its intervals, for sentences; in points where it is a share."""
+    """Return a contrast as text: a, b, difference and both intervals; shares are in points."""
     scale, digits = (100, 1) if contrast.unit == "points" else (1, 4)
     a, b, d, low, high = (scale * v for v in (contrast.a, contrast.b, contrast.difference, contrast.low, contrast.high))
     text = f"{a:.{digits}f} against {b:.{digits}f}, {d:+.{digits}f} {contrast.unit}"

@@ -1,9 +1,11 @@
-"""A claim about a shape, in halves: at equal this and at equal that. What each half shows, and the rule that judges them.
+"""Claims about a model's shape, split into parts: each part compares two arms at equal cost of one kind.
 
-A half holds where the rival's loss less the favoured arm's lies above 0 by both 99 % intervals, the bootstrap's and Student's over the
-seeds, and does not hold where both lie below. A half whose costs are not equal within its tolerance is open, whatever the losses. The
-claim holds where all halves do, and does not where one does not. The rule of both intervals, and of five seeds at least, is that of
-`rorqual.evals.verdict`; it began with the bootstrap's alone, and what was added after the evidence can only turn a verdict to open.
+A part holds if the rival's loss minus the favoured arm's lies above 0 by both 99 % intervals: the bootstrap's, and
+Student's t over the seeds. It does not hold if both lie below. A part whose costs differ by more than its tolerance is
+open, regardless of the losses. The claim holds if all parts hold, and does not hold if one does not.
+
+The rule of two intervals and at least five seeds is that of `rorqual.evals.verdict`. At first the rule was the
+bootstrap alone. What was added after the evidence can only turn a verdict to open.
 """
 
 from __future__ import annotations
@@ -28,15 +30,15 @@ from rorqual.model.load.run import read_model_config
 Equal = Literal["active FLOPs", "parameters", "steps", "core-seconds"]
 TOLERANCE: Mapping[Equal, float] = {"active FLOPs": 0.03, "parameters": 0.03, "steps": 0.0, "core-seconds": 0.15}
 FLOOR = 0.05
-"""A family in which neither arm is right more often says nothing of either."""
+"""Families in which neither arm is right more often than this are left out: they show nothing."""
 BINS, UNSHOWN = 40, 8
-"""Points of a curve; the first fifth, which is alike and steep, is left out of the chart."""
+"""Points of a curve, and how many of its first ones the chart omits: these are steep and similar in all arms."""
 Places = Mapping[int, Path]
 
 
 @dataclass(frozen=True)
 class Half:
-    """`favoured` and `rival` are arms; the claim says that the favoured one is better at equal `equal`."""
+    """One part of a claim: arm `favoured` is better than arm `rival` at equal `equal`."""
 
     equal: Equal
     favoured: str
@@ -45,7 +47,7 @@ class Half:
 
 @dataclass(frozen=True)
 class Match:
-    """What should be equal, as it came out: means over the seeds."""
+    """The quantity that should be equal, as measured: means over the seeds."""
 
     equal: Equal
     favoured: float
@@ -53,18 +55,18 @@ class Match:
 
     @property
     def excess(self) -> float:
-        """By how much the larger exceeds the smaller, as a share."""
+        """The relative excess of the larger value over the smaller one."""
         return max(self.favoured, self.rival) / min(self.favoured, self.rival) - 1
 
     @property
     def fair(self) -> bool:
-        """Within the tolerance."""
+        """Whether the excess is within the tolerance."""
         return self.excess <= TOLERANCE[self.equal] + 1e-12
 
 
 @dataclass(frozen=True)
 class Judged:
-    """A half with its evidence. Contrasts are the favoured arm, then the rival."""
+    """A part with its evidence. Contrasts are rival minus favoured arm."""
 
     half: Half
     match: Match
@@ -73,38 +75,38 @@ class Judged:
 
     @property
     def verdict(self) -> Verdict:
-        """By the rule above."""
+        """The verdict by the rule of this module."""
         return self.loss.sign if self.match.fair else "open"
 
     def words(self) -> str:
-        """In a sentence or two."""
+        """Return the result of the part in sentences."""
         a, b, loss = ARMS[self.half.favoured].label, ARMS[self.half.rival].label, self.loss
         text = (
             f"At equal {self.half.equal} ({_shown(self.match.favoured)} and {_shown(self.match.rival)}), held-out loss is {loss.a:.4f} nats "
-            f"a token for {a} and {loss.b:.4f} for {b}; the second less the first is "
+            f"per token for {a} and {loss.b:.4f} for {b}. The second minus the first is "
             f"{loss.difference:+.4f} ({loss.difference / loss.a:+.1%}), 99 % interval {loss.low:+.4f} to {loss.high:+.4f}."
         )
         whole = [one for one in self.accuracy if one.of == "all"]
         if whole:
             one = whole[0]
             text += (
-                f" Made to think, {one.a:.1%} and {one.b:.1%} of held-out problems are right: {100 * one.difference:+.1f} points, "
+                f" Made to think, they are right on {one.a:.1%} and {one.b:.1%} of held-out problems: {100 * one.difference:+.1f} points, "
                 f"{100 * one.low:+.1f} to {100 * one.high:+.1f}."
             )
         if not self.match.fair:
             return text + (
                 f" The {self.half.equal} differ by {self.match.excess:.0%}, more than the {TOLERANCE[self.half.equal]:.0%} "
-                "that the rule allows: no verdict."
+                "that the rule allows, so there is no verdict."
             )
         ends = {"holds": f"Better: {a}.", "does not hold": f"Better: {b}.", "open": "Which is better is open."}
         return f"{text} {ends[self.loss.sign]}{self._by_seeds()}"
 
     def _by_seeds(self) -> str:
-        """What Student's t says, which takes documents as they are."""
+        """State the interval of Student's t over the seeds."""
         if len(self.loss.by_seed) < 2:
             return ""
         t = t_interval(self.loss.differences, self.loss.confidence)
-        return f" Student's t over the seeds: {t.low:+.4f} to {t.high:+.4f}; a verdict needs both."
+        return f" Student's t over the seeds gives {t.low:+.4f} to {t.high:+.4f}. A verdict needs both intervals."
 
 
 def _shown(value: float) -> str:
@@ -133,7 +135,7 @@ def judge(half: Half, places: Places) -> Judged:
 
 
 def measured(equal: Equal, run: Path) -> float:
-    """How much of it a run has or took."""
+    """Return the amount of the quantity `equal` that a run has or used."""
     out = RunDir(run)
     if equal == "core-seconds":
         return run_cost(out).core_seconds
@@ -144,13 +146,13 @@ def measured(equal: Equal, run: Path) -> float:
 
 
 class ShapeExperiment(Experiment):
-    """`halves` of the claim; the rest is alike for all shapes."""
+    """An experiment on a model's shape, defined by the parts of its claim, `halves`."""
 
     halves: ClassVar[tuple[Half, ...]]
 
     @property
     def arms(self) -> tuple[str, ...]:
-        """Every arm once."""
+        """All arms, each once."""
         return tuple(dict.fromkeys(name for half in self.halves for name in (half.favoured, half.rival)))
 
     def jobs(self, seed: int, place: Path, share: float) -> list[ExperimentJob]:
@@ -169,14 +171,14 @@ class ShapeExperiment(Experiment):
         )
 
     def also(self, places: Places) -> tuple[tuple[Verdict, ...], tuple[str, ...]]:
-        """Verdicts and words on what is no comparison of losses."""
+        """Return verdicts and sentences beyond the comparison of losses; none by default."""
         return (), ()
 
 
 def arms_table(names: Sequence[str], places: Places) -> Table:
-    """What each arm is and took, and what came out; means over the seeds."""
-    heads = ("arm", "parameters", "active", "FLOPs a token", "cache bytes a token", "steps", "tokens", "training FLOPs",
-             "core-seconds", "loss", "right when made to think")  # fmt: skip
+    """Return size, cost and result of each arm, as means over the seeds."""
+    heads = ("arm", "parameters", "active", "FLOPs per token", "cache bytes per token", "steps", "tokens", "training FLOPs",
+             "core-seconds", "loss", "accuracy made to think")  # fmt: skip
     rows = []
     for name in names:
         model = read_model_config(RunDir(next(iter(places.values())) / name))
@@ -200,14 +202,14 @@ def arms_table(names: Sequence[str], places: Places) -> Table:
             )
         )
     note = (
-        f"FLOPs of a forward pass of the main model with {CONTEXT} positions attended, by the account; training FLOPs count MTP. Loss in "
-        "nats a token of held-out worked solutions, mean over documents, by the main model alone. Cache in two bytes a value."
+        f"FLOPs: computed for a forward pass of the main model with {CONTEXT} attended positions; training FLOPs include MTP. Loss: nats "
+        "per token of held-out worked solutions, mean over documents, main model only. Cache: two bytes per value."
     )
     return Table(title="The arms", heads=heads, rows=tuple(rows), note=note)
 
 
 def rates_table(names: Sequence[str]) -> Table:
-    """The learning rates that were tried, on other seeds and another split."""
+    """Return the learning rates that were tried on other seeds and another split."""
     factors = sorted({factor for name in names for factor in ARMS[name].tried})
     rows = tuple(
         (
@@ -218,11 +220,11 @@ def rates_table(names: Sequence[str]) -> Table:
         for name in names
     )
     return Table(
-        title="Learning rates, chosen beforehand",
-        heads=("arm", *(f"x {factor:g}" for factor in factors), "taken"),
+        title="Learning rates, chosen before the evidence",
+        heads=("arm", *(f"x {factor:g}" for factor in factors), "used"),
         rows=rows,
-        note=f"Loss on the dev split for seeds {' and '.join(map(str, DEV_SEEDS))} (-: not tried); factors on {MUON_RATE:g} (Muon) "
-        f"and {ADAMW_RATE:g} (AdamW). Arms with more steps take the rates of their shape.",
+        note=f"Loss on the dev split for seeds {' and '.join(map(str, DEV_SEEDS))} (-: not tried). Factors multiply {MUON_RATE:g} (Muon) "
+        f"and {ADAMW_RATE:g} (AdamW). Arms with more steps use the rates of their shape.",
     )
 
 
@@ -232,7 +234,7 @@ def _tried(name: str, factor: float, seed: int) -> str:
 
 
 def curves(names: Sequence[str], places: Places) -> Chart:
-    """Training loss of the next token against core-seconds. Every problem is fresh, so it is a held-out loss but for the split."""
+    """Return training loss over core-seconds. Every problem is new, so it equals a held-out loss except for the split."""
     series = []
     for name in names:
         seeds = [tuple(_curve(RunDir(place / name))) for place in places.values()]
@@ -240,12 +242,12 @@ def curves(names: Sequence[str], places: Places) -> Chart:
         series.append(
             Series(label=ARMS[name].label, points=tuple((float(x), float(y)) for x, y in mean), by_seed=tuple(seeds))
         )
-    caption = "Loss of the next token on fresh problems, mean of a fortieth of the steps each; every seed faint. The first fifth is left out."
+    caption = "Next-token loss on new problems, averaged over a fortieth of the steps. Faint lines: each seed. The first fifth is omitted."
     return Chart(
         name="curves",
-        title="Loss by time",
+        title="Loss over time",
         x="core-seconds of training",
-        y="nats a token",
+        y="nats per token",
         series=tuple(series),
         caption=caption,
     )
@@ -261,13 +263,13 @@ def _curve(run: RunDir) -> Iterator[tuple[float, float]]:
 
 
 def differences(judged: Sequence[Judged]) -> Chart:
-    """How much more the rival loses, at equal this and that."""
+    """Return the excess loss of the rival for each part."""
     seeds = zip(*(one.loss.by_seed for one in judged), strict=True)
     return Chart(
         name="differences",
-        title="The rival's loss less the favoured arm's",
+        title="Loss of the rival minus loss of the favoured arm",
         kind="bars",
-        y="nats a token",
+        y="nats per token",
         labels=tuple(f"equal {one.half.equal}" for one in judged),
         series=(
             Series(
@@ -278,5 +280,5 @@ def differences(judged: Sequence[Judged]) -> Chart:
                 by_seed=tuple(tuple((float(i), b - a) for i, (a, b) in enumerate(seed)) for seed in seeds),
             ),
         ),
-        caption="Above 0 the claim's side is better. Bars carry 99 % intervals over seeds and documents; dots are seeds.",
+        caption="Above 0, the favoured arm is better. Bars have 99 % intervals over seeds and documents; dots are seeds.",
     )

@@ -1,7 +1,7 @@
-"""A job is one piece of an experiment's work for one seed: idempotent, resumable, run in a process of its own on one core.
+"""Jobs: units of an experiment's work for one seed. A job is idempotent and resumable, and runs in its own process on one core.
 
-Jobs of a seed live in one folder and are known by name, so that experiments share what they have in common: the teacher of seed 100
-is trained once, whoever asks for it first.
+The jobs of a seed are in one folder and identified by name, so that experiments share them: the teacher of seed 100 is
+trained once for all experiments.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from rorqual.train.loop import fit
 from rorqual.train.run import Run
 
 SAMPLED = SamplingParams(max_tokens=80, temperature=0.6, top_p=0.95)
-"""As DeepSeek-R1 was evaluated (R1, section 3)."""
+"""The sampling parameters of DeepSeek-R1's evaluations (R1, section 3)."""
 
 
 class JobCost(Config):
-    """What a job took: `core_seconds` of processor time are what an equal-cost rule compares, for two jobs may share a machine.
+    """The cost of a job. Equal-cost rules compare `core_seconds` of processor time, because jobs may share a machine.
 
-    `share`: of the full amounts of work.
+    `share` is the share of the full amounts of work.
     """
 
     seconds: float
@@ -59,7 +59,10 @@ class JobCost(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class ExperimentJob(ABC):
-    """`estimate`: core-seconds that it took here, for the cost that is said before the start. `needs`: names of jobs before it."""
+    """A job. `estimate` is its core-seconds on the reference machine, for the printed forecast.
+
+    `needs` names the jobs that must be done before.
+    """
 
     name: str
     estimate: float
@@ -67,32 +70,35 @@ class ExperimentJob(ABC):
 
     @abstractmethod
     def work(self, place: Path) -> JobCost:
-        """Do it in the seed's folder `place`, from where it stands there; what it took, a killed part's share included where known."""
+        """Do the work in the seed's folder `place`, resuming what is there, and return its cost.
+
+        The cost includes killed parts if they are known.
+        """
 
     def done(self, place: Path, share: float = 1.0) -> bool:
-        """Whether it has been done. Errors: `ConfigError` where it was done with other amounts of work."""
+        """Return whether the job is done. Raises ConfigError if it was done with another share of the work."""
         if not self.cost_file(place).is_file():
             return False
         had = self.cost(place).share
         if had != share:
             raise ConfigError(
-                f"job {self.name} was done there with {had:.2%} of the full amounts of work, and {share:.2%} are asked for",
+                f"job {self.name} was done with {had:.2%} of the full amounts of work, but {share:.2%} is requested",
                 where=str(place),
-                remedy="Give another --out, or the --seeds and --budget of before.",
+                remedy="Give another --out, or the same --seeds and --budget as before.",
             )
         return True
 
     def cost_file(self, place: Path) -> Path:
-        """Written last."""
+        """Return the file of the job's cost; it is written last."""
         return place / "costs" / f"{self.name}.json"
 
     def cost(self, place: Path) -> JobCost:
-        """What it took."""
+        """Return the cost of the finished job."""
         file = self.cost_file(place)
         return parse(JobCost, json.loads(file.read_bytes()), where=str(file))
 
     def finish(self, place: Path, share: float = 1.0) -> JobCost:
-        """Do it unless it is done, and keep what it took. Two experiments that need it do it once: the second one waits."""
+        """Do the job unless it is done, and save its cost. A lock makes a second experiment wait for it."""
         file = self.cost_file(place)
         file.parent.mkdir(parents=True, exist_ok=True)
         with open(file.with_name(f".{self.name}.lock"), "ab") as lock:
@@ -104,7 +110,7 @@ class ExperimentJob(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class Train(ExperimentJob):
-    """A training, in `place/NAME`. `make` gives its run once the jobs that it needs are done: a recipe reads what it starts from."""
+    """A training run in `place/NAME`. `make` builds it after the jobs that it needs, because a recipe reads its start."""
 
     make: Callable[[], Run]
 
@@ -115,7 +121,7 @@ class Train(ExperimentJob):
 
 
 def run_cost(out: RunDir) -> JobCost:
-    """What a run's metrics add up to; the part of a killed run that was done again is in neither."""
+    """Return the sum over a run's metrics; work that was killed and repeated is not included."""
     records = list(out.metrics())
     return JobCost(
         seconds=sum(r["seconds"] for r in records),
@@ -127,7 +133,7 @@ def run_cost(out: RunDir) -> JobCost:
 
 @dataclass(frozen=True, kw_only=True)
 class SampleJob(ExperimentJob):
-    """A teacher sampled, verified and filtered, in `place/NAME`; the Parquet is `place/NAME/data.parquet`."""
+    """Sampling of a teacher, verified and filtered, in `place/NAME`; the result is `place/NAME/data.parquet`."""
 
     config: FactoryConfig
 
@@ -142,9 +148,9 @@ class SampleJob(ExperimentJob):
 
 @dataclass(frozen=True, kw_only=True)
 class Measure(ExperimentJob):
-    """An evaluation of the run `place/MODEL` on held-out problems, kept in `place/evals/NAME.json`.
+    """An evaluation of the run `place/MODEL` on held-out problems, saved in `place/evals/NAME.json`.
 
-    `count` problems of each family and level; answers are sampled as in the quickstart unless `params` says otherwise.
+    It has `count` problems of each family and level. Sampling is as in the quickstart unless `params` differs.
     """
 
     model: str
@@ -177,18 +183,21 @@ class Measure(ExperimentJob):
 
 
 def evaluation_file(place: Path, name: str) -> Path:
-    """Where `Measure` keeps what it found."""
+    """Return the path where `Measure` saves its evaluation."""
     return place / "evals" / f"{name}.json"
 
 
 def evaluation(place: Path, name: str) -> Evaluation:
-    """What the job `name` measured."""
+    """Return the evaluation of the job `name`."""
     return Evaluation.load(evaluation_file(place, name))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Compute(ExperimentJob):
-    """Any other work whose result is a JSON value, kept in `place/values/NAME.json`. `function(place)` must be a pure one of its files."""
+    """Any other work with a JSON value as result, saved in `place/values/NAME.json`.
+
+    `function(place)` must depend on the files in `place` only.
+    """
 
     function: Callable[[Path], Any]
 
@@ -199,18 +208,18 @@ class Compute(ExperimentJob):
 
 
 def value_file(place: Path, name: str) -> Path:
-    """Where `Compute` keeps its value."""
+    """Return the path where `Compute` saves its value."""
     return place / "values" / f"{name}.json"
 
 
 def value(place: Path, name: str) -> Any:
-    """What the job `name` computed."""
+    """Return the value of the job `name`."""
     return json.loads(value_file(place, name).read_bytes())
 
 
 @contextmanager
 def spent() -> Iterator[list[JobCost]]:
-    """Gives a list that holds, after the block, what it took."""
+    """Yield a list; after the block it contains the cost of the block."""
     wall, cpu = time.monotonic(), time.process_time()
     found: list[JobCost] = []
     yield found

@@ -1,4 +1,4 @@
-"""Is latent attention as good as full attention, or better, though its cache is smaller?"""
+"""`latent-vs-full`: is latent attention at least as good as full attention, with a smaller cache?"""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from rorqual.model.load.run import read_model_config
 
 
 class LatentVsFull(ShapeExperiment):
-    """Multi-head attention with as many heads, of the size at which the whole model has as many parameters."""
+    """The rival is multi-head attention with as many heads; the head size equalises the total parameters."""
 
     name = "latent-vs-full"
     title = "Latent attention against full attention"
-    claim = "latent attention is better than multi-head attention, with a cache that is a fraction of the size"
+    claim = "latent attention is better than multi-head attention, with a fraction of the KV cache"
     source = "DeepSeek-V2, 2405.04434, section 2.1 and appendix D.2"
     halves: ClassVar = (Half("parameters", MOE, FULL),)
 
     def also(self, places: Places) -> tuple[tuple[Verdict, ...], tuple[str, ...]]:
         first = next(iter(places.values()))
         latent, full = (account(read_model_config(RunDir(first / name))).cache_bytes for name in (MOE, FULL))
-        words = f"The cache of a token takes {latent:,} bytes against {full:,} (two bytes a value): {latent / full:.0%} of it."
+        words = f"The KV cache takes {latent:,} bytes per token against {full:,} (two bytes per value): {latent / full:.0%}."
         return ("holds" if latent < full else "does not hold",), (words,)

@@ -1,4 +1,4 @@
-"""Is a mixture of experts better than a dense model, for the same arithmetic, and for the same time?"""
+"""`moe-vs-dense`: is a mixture of experts better than a dense model at equal FLOPs, and at equal time?"""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from rorqual.lab.shapes import DENSE_CLOCK, DENSE_FLOPS, MOE
 
 
 class MoEVsDense(ShapeExperiment):
-    """The dense model has the width at which a token costs as many FLOPs. It is faster for each of them, so for the second half it
-    is trained for as many steps as the mixture's core-seconds were found to buy on other seeds."""
+    """The dense model's width gives equal FLOPs per token.
+
+    The dense model needs less time per FLOP. So for equal time it is trained for more steps: as many as the mixture's
+    core-seconds bought on other seeds.
+    """
 
     name = "moe-vs-dense"
     title = "A mixture of experts against a dense model"
-    claim = "for the same arithmetic a mixture of experts is better than a dense model, and still is for the same time"
-    source = "the first half: DeepSeekMoE, 2401.06066, section 4.2; nanochat tried the second twice and lost"
+    claim = "a mixture of experts is better than a dense model at equal FLOPs, and also at equal time"
+    source = "first part: DeepSeekMoE, 2401.06066, section 4.2; nanochat tried the second twice, without success"
     halves: ClassVar = (Half("active FLOPs", MOE, DENSE_FLOPS), Half("core-seconds", MOE, DENSE_CLOCK))

@@ -1,4 +1,4 @@
-"""Does predicting the token after the next make the main model better, for the same steps, and for the same time?"""
+"""`mtp`: does multi-token prediction improve the main model at equal steps, and at equal time?"""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from rorqual.lab.shapes import MOE, MTP, PLAIN_CLOCK
 
 
 class MultiTokenPrediction(ShapeExperiment):
-    """The module is dropped for every measurement. It makes a step dearer, so for the second half the model without it is trained for
-    as many steps as that buys."""
+    """The MTP module is dropped for every measurement.
+
+    The module makes a step more expensive. So for equal time the model without it is trained for as many steps as that
+    pays for.
+    """
 
     name = "mtp"
     title = "Multi-token prediction as a training signal"
-    claim = "predicting one token more makes the main model better, for the same steps and for the same time"
-    source = "the first half: DeepSeek-V3, 2412.19437, table 4"
+    claim = "predicting one more token makes the main model better, at equal steps and at equal time"
+    source = "first part: DeepSeek-V3, 2412.19437, table 4"
     halves: ClassVar = (Half("steps", MTP, MOE), Half("core-seconds", MTP, PLAIN_CLOCK))

@@ -1,4 +1,4 @@
-"""A finding as a page: one HTML file that needs no network, in the shape of a paper's table with its figures."""
+"""The page of a finding: one HTML file that needs no network, with tables and figures as in a paper."""
 
 from __future__ import annotations
 
@@ -22,30 +22,32 @@ MARKERS = ("o", "s", "^", "D", "v", "P")
 
 
 def write_page(finding: Finding, out: Path) -> Path:
-    """Write `out/NAME.html`; returns its path."""
+    """Write `out/NAME.html` and return its path."""
     target = out / f"{finding.experiment}.html"
     write_atomic(target, page_text(finding).encode())
     return target
 
 
 def page_text(finding: Finding) -> str:
-    """The page: verdict, contrasts, charts, tables, costs, how to repeat it."""
+    """Return the page: verdict, contrasts, charts, tables, costs, and the command to repeat it."""
     parts = [
         f"<h1>{escape(finding.title)}</h1>",
-        f'<p class="lede">The claim: {escape(finding.claim)} <span class="meta">({escape(finding.source)})</span></p>',
-        f'<p>Here: <span class="v {MARKS[finding.verdict]}">{escape(finding.verdict)}</span></p>',
+        f'<p class="lede">Claim: {escape(finding.claim)} <span class="meta">({escape(finding.source)})</span></p>',
+        f'<p>Verdict: <span class="v {MARKS[finding.verdict]}">{escape(finding.verdict)}</span></p>',
         *(html.para(words) for words in finding.words),
         *_contrasts(finding),
         *(html.figure(picture, png(picture, LIGHT), png(picture, DARK)) for picture in map(picture_of, finding.charts)),
         *(part for table in finding.tables for part in _table(table)),
-        html.section("cost", "What it took", *_costs(finding)),
-        html.section("repeat", "Repeat it", html.preformatted(finding.command), html.para(_made(finding), "meta")),
+        html.section("cost", "Cost", *_costs(finding)),
+        html.section(
+            "repeat", "Repeat this experiment", html.preformatted(finding.command), html.para(_made(finding), "meta")
+        ),
     ]
     return html.page(f"{finding.experiment}: {finding.verdict}", "\n".join(parts))
 
 
 def number(value: float, unit: str, *, signed: bool = False) -> str:
-    """A value in its unit: points are shares shown in percent."""
+    """Format a value in its unit; points are shares in percent."""
     scaled, digits = (100 * value, 1) if unit == "points" else (value, 4 if unit in ("nats", "bits") else 3)
     return f"{scaled:{'+' if signed else ''}.{digits}f}"
 
@@ -60,12 +62,12 @@ def _contrasts(finding: Finding) -> list[str]:
     heads = ["", "first", "second", "difference", f"{level} interval", "", f"{level}, t over seeds", "each seed"]
     groups = [(question, [_contrast_row(one) for one in rows]) for question, rows in questions.items()]
     note = (
-        "Intervals resample seeds first, then items within them: with five seeds that covers less than it says (docs/results/coverage.json). "
-        "Beside them Student's t over the seeds' differences, which covers what it says where those are normal, and is wide. A row is "
-        f"higher or lower where both say so and there are at least {SEEDS} seeds. Points are shares in percent. No correction is made "
-        "for the number of rows."
+        "Intervals resample seeds first, then items within them. With five seeds their coverage is below nominal "
+        "(docs/results/coverage.json). Student's t over the seeds' differences has nominal coverage if these are normal, and is wide. "
+        f"A row is higher or lower if both intervals agree and there are at least {SEEDS} seeds. Points are shares in percent. There is no "
+        "correction for the number of rows."
     )
-    return [html.section("contrasts", "Compared", html.table("contrasts", heads, groups), html.para(note, "note"))]
+    return [html.section("contrasts", "Contrasts", html.table("contrasts", heads, groups), html.para(note, "note"))]
 
 
 def _contrast_row(one: Contrast) -> list[str]:
@@ -114,7 +116,7 @@ def _made(finding: Finding) -> str:
 
 
 def picture_of(chart: Chart) -> Picture:
-    """A chart as a picture."""
+    """Return a chart as a picture."""
 
     def draw(theme: Theme) -> Figure:
         wide = max(6.6, 0.9 * len(chart.labels) * max(1, len(chart.series) * 0.45))
@@ -134,12 +136,12 @@ def picture_of(chart: Chart) -> Picture:
 
 
 def colours(theme: Theme) -> Sequence[str]:
-    """Colours of series, in order; markers tell them apart as well."""
+    """Return the colours of the series, in order; markers differ as well."""
     return (theme.after, theme.off, theme.on, theme.before, theme.ink, theme.faint)
 
 
 def draw_lines(axis: Axes, chart: Chart, theme: Theme) -> None:
-    """Means, strong, with their band; every seed's own line faint behind it."""
+    """Draw the means with their bands, and each seed's line faint behind them."""
     for place, series in enumerate(chart.series):
         colour = colours(theme)[place % 6]
         for line in series.by_seed:
@@ -152,7 +154,7 @@ def draw_lines(axis: Axes, chart: Chart, theme: Theme) -> None:
 
 
 def draw_bars(axis: Axes, chart: Chart, theme: Theme) -> None:
-    """Groups of bars, with intervals."""
+    """Draw groups of bars with intervals."""
     width = 0.8 / max(len(chart.series), 1)
     for place, series in enumerate(chart.series):
         at = [x + (place - (len(chart.series) - 1) / 2) * width for x, _ in series.points]

@@ -1,7 +1,7 @@
-"""Run an experiment: say what it costs, do the jobs of its seeds side by side, conclude, write the JSON and the page.
+"""Run an experiment: print the cost, run the jobs of its seeds in parallel, conclude, and write the JSON and the page.
 
-A job has a process of its own with one torch thread, so two cores do two jobs and processor time is a job's own. Whatever is done
-is found again by its files: the same command goes on where it was, and a killed job goes on from its checkpoint.
+Each job has its own process with one torch thread. So two cores run two jobs, and processor time belongs to one job.
+Finished jobs are found by their files: the same command resumes, and a killed job resumes from its checkpoint.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from rorqual.tasks.families import FAMILIES
 
 @dataclass
 class LabPlan:
-    """The jobs of all seeds. A job is (seed, name)."""
+    """The jobs of all seeds, by (seed, name)."""
 
     experiment: Experiment
     out: Path
@@ -49,24 +49,26 @@ class LabPlan:
             for job in self.experiment.jobs(seed, self.place(seed), self.share):
                 missing = [need for need in job.needs if (seed, need) not in self.jobs]
                 if (seed, job.name) in self.jobs or missing:
-                    raise ValueError(f"{self.experiment.name}: job {job.name} is there twice, or before {missing}")
+                    raise ValueError(
+                        f"{self.experiment.name}: job {job.name} occurs twice, or needs jobs that do not precede it: {missing}"
+                    )
                 self.jobs[seed, job.name] = job
 
     def place(self, seed: int) -> Path:
-        """A seed's folder, which all experiments share."""
+        """Return a seed's folder, which all experiments share."""
         return self.out / f"seed-{seed}"
 
     def left(self) -> dict[tuple[int, str], ExperimentJob]:
-        """What is not done, in order."""
+        """Return the jobs that are not done, in order."""
         return {key: job for key, job in self.jobs.items() if not job.done(self.place(key[0]), self.share)}
 
 
 def run_lab(
     name: str, out: Path, *, seeds: tuple[int, ...], budget: float = 0.0, workers: int = 2, command: str
 ) -> Path:
-    """The experiment `name` over `seeds` into `out`; returns the page's path.
+    """Run the experiment `name` over `seeds` into `out`, and return the page's path.
 
-    `budget`, in core-minutes (0: as much as the published result took): the amounts of work shrink until the estimate fits it.
+    `budget` is in core-minutes: the amounts of work are scaled down until the estimate fits. 0 means the full amounts.
     """
     plan = planned(find_experiment(name), out, seeds, budget)
     todo = plan.left()
@@ -85,7 +87,7 @@ def run_lab(
 
 
 def judge_again(file: Path) -> Path:
-    """Judge a stored finding by the rule of today, from its own figures: writes its JSON anew and its page beside it; returns the page."""
+    """Apply the current verdict rule to a stored finding: rewrite its JSON and its page, and return the page's path."""
     finding = Finding.load(file)
     write_json(file, finding.model_dump(mode="json"))
     print(f"{finding.experiment}: {finding.verdict} (seeds {', '.join(map(str, finding.seeds))})")
@@ -93,7 +95,7 @@ def judge_again(file: Path) -> Path:
 
 
 def planned(experiment: Experiment, out: Path, seeds: tuple[int, ...], budget: float) -> LabPlan:
-    """The plan whose estimate fits the budget. Errors: `ConfigError` where nothing would fit."""
+    """Return the plan whose estimate fits the budget. Raises ConfigError if the budget is too small."""
     full = LabPlan(experiment, out, seeds, 1.0)
     estimate = sum(job.estimate for job in full.jobs.values()) / 60
     if not budget or budget >= estimate:
@@ -101,15 +103,15 @@ def planned(experiment: Experiment, out: Path, seeds: tuple[int, ...], budget: f
     share = budget / estimate
     if share < 1e-3:
         raise ConfigError(
-            f"{budget:g} core-minutes are {share:.2%} of what it takes ({estimate:.0f})",
+            f"{budget:g} core-minutes are {share:.2%} of the full experiment ({estimate:.0f} core-minutes)",
             where="budget",
-            remedy=f"Give at least {estimate / 1000:.1g}, or fewer seeds.",
+            remedy=f"Give at least {estimate / 1000:.1g} core-minutes, or fewer seeds.",
         )
     return LabPlan(experiment, out, seeds, float(f"{share:.2g}"))
 
 
 def concluded(plan: LabPlan, command: str) -> Finding:
-    """The finding, with what every job took, where it was made, and the verdict of every problem."""
+    """Return the finding with the cost of every job, where it was made, and the verdict of every problem."""
     finding = plan.experiment.conclude({seed: plan.place(seed) for seed in plan.seeds})
     names = list(dict.fromkeys(name for _, name in plan.jobs))
     costs = {
@@ -140,7 +142,7 @@ def concluded(plan: LabPlan, command: str) -> Finding:
 
 @dataclass
 class JobProcess:
-    """A job under way: its process, the end of a pipe on which it says how it ended, and when it began."""
+    """A running job: its process, the pipe for its final message, and its start time."""
 
     key: tuple[int, str]
     process: BaseProcess
@@ -179,7 +181,7 @@ def _do(plan: LabPlan, todo: dict[tuple[int, str], ExperimentJob], workers: int)
 def _ready(
     plan: LabPlan, todo: Mapping[tuple[int, str], ExperimentJob], busy: list[JobProcess]
 ) -> tuple[int, str] | None:
-    """The first job whose needs are done."""
+    """Return the first job whose needs are done."""
     under_way = {worker.key for worker in busy}
     for (seed, name), job in todo.items():
         if all((seed, need) not in todo and (seed, need) not in under_way for need in job.needs):
@@ -198,23 +200,23 @@ def _start(context: multiprocessing.context.ForkServerContext, plan: LabPlan, ke
 
 
 def _ended(plan: LabPlan, worker: JobProcess) -> None:
-    """What a job said at its end; one that failed stops the experiment, and what is done stays."""
+    """Read a job's final message. A failed job stops the experiment; finished jobs stay."""
     seed, name = worker.key
     try:
         said = worker.said.recv()
-    except EOFError:  # it said nothing: killed, or a bug whose traceback stands above
+    except EOFError:  # no message: the job was killed, or crashed with a traceback above
         said = f"its process ended with code {worker.process.exitcode}"
     if said:
         raise RorqualError(
             said,
             where=f"{plan.experiment.name}, seed {seed}, {name}",
-            remedy="Repeat the command: what is done is kept.",
+            remedy="Repeat the command: finished jobs are kept.",
         )
 
 
 def _work(name: str, out: Path, seeds: tuple[int, ...], share: float, key: tuple[int, str], said: Connection) -> None:
-    """In the job's own process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends its jobs
+    """Run one job; this is the entry point of its process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which terminates its jobs
     threading.Thread(target=_die_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     plan = LabPlan(find_experiment(name), out, seeds, share)
@@ -228,7 +230,7 @@ def _work(name: str, out: Path, seeds: tuple[int, ...], share: float, key: tuple
 
 
 def _die_with_parent() -> None:
-    """Left alone after a kill, a job would write beside the one that goes on in its place."""
+    """Exit when the parent dies: an orphaned job would write beside the job that replaces it."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         wait([parent.sentinel])

@@ -1,6 +1,6 @@
-"""The base student of a seed: dense, a quarter of the teacher's active size, able to think and mostly answering at once.
+"""The base student of a seed: dense, a quarter of the teacher's active parameters, able to think, but mostly answering at once.
 
-It is where `distil-vs-rl` and `zero` begin, and what is measured of it in both.
+It is the start of `distil-vs-rl` and `zero`, and both use the same measurements of it.
 """
 
 from __future__ import annotations
@@ -19,29 +19,34 @@ from rorqual.recipes.sft import sft
 from rorqual.train.run import Run
 
 TASK = STUDENT_TASK
-"""Families in which a guess is right at most once in 120 times: in eight tries of count, mod or kk guessing alone solves more than half."""
+"""Families in which a guess is right at most once in 120. In count, mod and kk, guessing has a pass@8 over one half."""
 FAMILIES = ("add", "sub", "swap")
 HARD = FULL.student_hard
-"""Hard problems only: two-digit sums are learned at once, without thinking, and then reinforcement teaches to answer at once."""
+"""Only hard problems. Two-digit sums are learned at once, without thinking, and reinforcement then favours answering at once."""
 ABLE, BASE = "student-able", "student-base"
 ABLE_STEPS, ABLE_THINK = FULL.student_able_steps, FULL.student_able_think
 BASE_STEPS, BASE_THINK, BASE_RATE = FULL.student_base_steps, FULL.student_think, FULL.student_base_lr
-"""As in the quickstart. First it learns to think, on 40 % of its problems, then in a few steps that it seldom does: so it can do in part
-what it hardly ever tries."""
+"""As in the quickstart. The student first learns to think on 40 % of its problems, then in a few steps to think rarely.
+
+So it has an ability that it seldom uses.
+"""
 ROUNDING = [f"agreement.most={FULL.rival_agreement}"]
-"""In the small student's fp32 one token in half a million, a very unlikely one, differed by 1.5e-4 nats between trainer and sampler."""
+"""In fp32, one very unlikely token in half a million differed by 1.5e-4 nats between trainer and sampler."""
 PER_CELL, TRIES = 120, 8
 EIGHT = f"{BASE}-eight-tries"
 RL, RL_STEPS, RL_RATE = "student-rl", FULL.rival_steps, FULL.rival_lr
 
 
 def fresh(seed: int) -> int:
-    """The student's seed beside the teacher of `seed`: what students of seeds below 1000 did was looked at while settings were chosen."""
+    """Return the student's seed for the teacher of `seed`.
+
+    Students with seeds below 1000 were inspected while settings were chosen.
+    """
     return seed + 1000
 
 
 def base_jobs(seed: int, place: Path, share: float) -> list[ExperimentJob]:
-    """The base student, and how many problems it solves in eight tries."""
+    """Return the jobs of the base student, and of its pass@8."""
 
     def able() -> Run:
         return sft(task=TASK, size="student", steps=amount(ABLE_STEPS, share), rows=32, row=128, think=ABLE_THINK,
@@ -62,7 +67,7 @@ def base_jobs(seed: int, place: Path, share: float) -> list[ExperimentJob]:
 
 
 def reinforced_job(seed: int, place: Path, share: float) -> Train:
-    """GRPO on correctness alone, from the base student."""
+    """Return the job of GRPO from the base student, with correctness as the only reward."""
 
     def run() -> Run:
         return reinforce(place / BASE, amount(RL_STEPS, share), seed)
@@ -71,7 +76,7 @@ def reinforced_job(seed: int, place: Path, share: float) -> Train:
 
 
 def reinforce(start: Path, steps: int, seed: int) -> Run:
-    """GRPO from `start`; 32 problems of 12 samples a step."""
+    """Return a GRPO run from `start`."""
     run = grpo(task=TASK, start=str(start), steps=steps, problems=FULL.rival_problems, samples=FULL.rival_samples, max_tokens=80,
                row=128, lr=RL_RATE,
                 options={"hard": HARD}, seed=seed)  # fmt: skip
@@ -79,7 +84,7 @@ def reinforce(start: Path, steps: int, seed: int) -> Run:
 
 
 def measures(model: str, seed: int, share: float, modes: tuple[Thinking, ...] = ("auto", "on")) -> list[ExperimentJob]:
-    """Evaluations of the run `model` on held-out problems, by its own choice and made to think."""
+    """Return evaluations of the run `model` on held-out problems, by its own choice and made to think."""
     return [measured(f"{model}-{mode}", model, seed, share, thinking=mode) for mode in modes]
 
 
@@ -93,7 +98,7 @@ def measured(
     count: int = PER_CELL,
     params: SamplingParams = SAMPLED,
 ) -> Measure:
-    """One evaluation of the run `model`; `count` problems of each family and level at full share."""
+    """Return one evaluation of the run `model`; `count` problems of each family and level at full share."""
     return Measure(
         name=name,
         model=model,

@@ -1,4 +1,4 @@
-"""The teacher of a seed: the quickstart's, trained once in the seed's folder for every experiment that needs it."""
+"""The teacher of a seed: the quickstart's, trained once in the seed's folder for all experiments that need it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ BASE, TEACHER = "teacher-base", "teacher"
 
 
 def teacher_jobs(seed: int, place: Path, share: float) -> list[ExperimentJob]:
-    """Two trainings: on worked solutions, half of them answered at once, then GRPO on correctness; each as in the quickstart."""
+    """Return the two trainings of the quickstart's teacher.
+
+    The first is SFT on worked solutions, half of them answered at once. The second is GRPO on correctness.
+    """
 
     def base() -> Run:
         return sft(task=TASK, size=FULL.model, steps=amount(FULL.sft_steps, share), rows=FULL.sft_rows, row=FULL.row,

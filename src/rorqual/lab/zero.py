@@ -1,6 +1,6 @@
-"""Reinforcement alone, on correctness alone, from a model that mostly answers at once: what grows?
+"""`zero`: what improves if a model that mostly answers at once gets only reinforcement, with correctness as the only reward?
 
-Two effects are kept apart: the choice to think, and being right when thinking, which is measured by making the model think.
+Two effects are measured apart: the choice to think, and accuracy when made to think.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from rorqual.lab.finding import Chart, Contrast, Finding, Series, contrasts, mea
 from rorqual.lab.job import ExperimentJob, Train, evaluation
 from rorqual.lab.student import BASE, FAMILIES, RL, base_jobs, fresh, measures, reinforce, reinforced_job
 
-CLAIM = "reinforcement on correctness alone, without worked solutions, makes reasoning grow"
+CLAIM = "reinforcement with correctness as the only reward, without worked solutions, improves reasoning"
 SOURCE = "DeepSeek-R1, arXiv 2501.12948, section 2.2; Nature, September 2025, figure 1"
 EFFECTS = {
     "choice": "thinks, own choice: before against after",
@@ -28,7 +28,7 @@ EFFECTS = {
 
 
 class Zero(Experiment):
-    """From the base student of `distil-vs-rl`, with the same reinforcement."""
+    """Reinforcement from the base student of `distil-vs-rl`."""
 
     name: ClassVar[str] = "zero"
     title: ClassVar[str] = "Reinforcement alone"
@@ -44,11 +44,11 @@ class Zero(Experiment):
 
 
 LONG_PARTS, LONG_STEPS = 4, 150
-"""Some 25 core-minutes, in parts, so that it can be measured on the way."""
+"""About 25 core-minutes, in parts, so that the model is measured in between."""
 
 
 class ZeroLong(Experiment):
-    """The same for a seed or more, much longer, in parts that each begin where the last one ended (with a fresh optimizer)."""
+    """A much longer `zero` for one seed, in parts. Each part starts from the last one with a fresh optimizer."""
 
     name: ClassVar[str] = "zero-long"
     title: ClassVar[str] = "Reinforcement alone, for long"
@@ -87,7 +87,7 @@ def _part(part: int, seed: int, place: Path, share: float) -> Train:
 def told(
     experiment: Experiment, where: Sequence[Path], last: str, runs: Sequence[str], places: Mapping[int, Path]
 ) -> Finding:
-    """What reinforcement changed, from the base to the run `last`; `runs` follow each other."""
+    """Return the finding on the change from the base to the run `last`; `runs` are consecutive."""
     before, after = ([evaluation(p, f"{m}-auto") for p in where] for m in (BASE, last))
     made_before, made_after = ([evaluation(p, f"{m}-on") for p in where] for m in (BASE, last))
     choice = contrasts(EFFECTS["choice"], before, after, measure=did_think)
@@ -95,9 +95,7 @@ def told(
     ability = contrasts(EFFECTS["ability"], made_before, made_after)
     verdict, words = _verdict(choice[0], right[0], ability[0])
     lengths = [_length(before), _length(after)]
-    words.append(
-        f"Answers that thought were {lengths[0]:.1f} tokens of thinking long before and {lengths[1]:.1f} after."
-    )
+    words.append(f"Thinking had a mean length of {lengths[0]:.1f} tokens before and {lengths[1]:.1f} after.")
     groups = ("all", *FAMILIES)
     bars = (
         mean_by_seed(before, "before, own choice", groups),
@@ -111,8 +109,8 @@ def told(
         words,
         contrasts=(*right, *choice, *ability),
         charts=(
-            Chart(name="effects", title="Right on held-out problems", kind="bars", labels=groups, series=bars, percent=True,
-                  caption="Mean over seeds with 99 % intervals; dots: each seed."),
+            Chart(name="effects", title="Accuracy on held-out problems", kind="bars", labels=groups, series=bars, percent=True,
+                  caption="Means over seeds with 99 % intervals. Dots: each seed."),
             _over_steps(where, runs),
             _thinking_length(where, runs),
         ),
@@ -120,14 +118,14 @@ def told(
 
 
 def _verdict(choice: Contrast, right: Contrast, ability: Contrast) -> tuple[Verdict, list[str]]:
-    """Reasoning grew where the model made to think is more often right than before; thinking more often alone is not that.
+    """Judge accuracy when made to think: thinking more often is not better reasoning.
 
-    One seed shows what can happen, and gives no verdict.
+    One seed shows what is possible, and gives no verdict.
     """
     words = [
-        f"Right by its own choice: {said(right)}.",
-        f"It chose to think on {percent(choice.a)} % of the problems before and {percent(choice.b)} % after: {said(choice)}.",
-        f"Made to think, right: {said(ability)}.",
+        f"Accuracy by its own choice to think: {said(right)}.",
+        f"It chose to think on {percent(choice.a)} % of the problems before and on {percent(choice.b)} % after: {said(choice)}.",
+        f"Accuracy when made to think: {said(ability)}.",
     ]
     return ability.sign, words
 
@@ -149,7 +147,7 @@ def _lines(where: Sequence[Path], runs: Sequence[str], label: str, key: str) -> 
 def _over_steps(where: Sequence[Path], runs: Sequence[str]) -> Chart:
     return Chart(
         name="steps",
-        title="Over reinforcement, of its own samples",
+        title="Rollouts over reinforcement",
         x="step",
         y="share",
         series=(
@@ -158,14 +156,14 @@ def _over_steps(where: Sequence[Path], runs: Sequence[str]) -> Chart:
             _lines(where, runs, "right when thinking", "right_when_thinking"),
         ),
         percent=True,
-        caption="Strong: mean over seeds. Faint: each seed.",
+        caption="Strong lines: mean over seeds. Faint lines: each seed.",
     )
 
 
 def _thinking_length(where: Sequence[Path], runs: Sequence[str]) -> Chart:
-    return Chart(name="length", title="Length of an answer", x="step", y="tokens",
+    return Chart(name="length", title="Length of answers", x="step", y="tokens",
                  series=(_lines(where, runs, "answer with its thinking", "reply_length"),),
-                 caption="Strong: mean over seeds. Faint: each seed.")  # fmt: skip
+                 caption="Strong lines: mean over seeds. Faint lines: each seed.")  # fmt: skip
 
 
 def _on_the_way(where: Sequence[Path], runs: Sequence[str]) -> Chart:
@@ -179,7 +177,7 @@ def _on_the_way(where: Sequence[Path], runs: Sequence[str]) -> Chart:
 
     return Chart(
         name="parts",
-        title=f"On held-out problems, after each {LONG_STEPS} steps",
+        title=f"Accuracy on held-out problems after each {LONG_STEPS} steps",
         x="part",
         y="right",
         series=(series("made to think", "on"), series("own choice", "auto")),

@@ -3,8 +3,8 @@
     python benchmarks/coverage.py --out docs/results/coverage.json
 
 The coverage of intervals of counts (Wilson's, paired) is exact: a sum over all outcomes, as the mean and the worst of a grid of rates.
-Intervals over seeds are simulated, with a rate of its own for each seed and 40 problems. `holds` means that the coverage is at most
-one point below the nominal one.
+Intervals over seeds are simulated, with a rate of its own for each seed and 40 problems. `holds` means that the coverage is at least
+the nominal one minus one point.
 """
 
 from __future__ import annotations
@@ -100,9 +100,8 @@ def over_seeds(confidence: float, seeds: int, case: str) -> dict[str, float]:
     for _ in range(RUNS):
         rates = random.binomial(PROBLEMS, draw(random, seeds)) / PROBLEMS
         bootstrap = resampled(rates, confidence, random)
-        score = paired_interval(
-            float(rates.sum()) * PROBLEMS, 0, seeds * PROBLEMS, confidence
-        )  # as in difference_over_seeds
+        # As in difference_over_seeds.
+        score = paired_interval(float(rates.sum()) * PROBLEMS, 0, seeds * PROBLEMS, confidence)
         both = Interval(min(bootstrap.low, score.low), max(bootstrap.high, score.high), confidence)
         found: dict[str, Interval] = {
             "hierarchical_difference": bootstrap,

@@ -303,7 +303,7 @@ def show(done: Measured) -> None:
         share = f"{row.get('decode_share_of_roofline')} / {row.get('prefill_share_of_roofline')}"
         print(
             f"  {name:32} decode {d.get('median')} [{d.get('least')}, {d.get('most')}]  prefill {p.get('median')}"
-            f"  a core's second {cores}  of roofline {share}  same {row['same_first_token']} {row.get('errors', '')}",
+            f"  per core-second {cores}  of roofline {share}  same {row['same_first_token']} {row.get('errors', '')}",
             flush=True,
         )
 
@@ -341,9 +341,8 @@ def bench(model: Model, a: argparse.Namespace, document: Measured) -> None:
                 done = cell(model, peers, measure(peers, *whole, a.rounds, a.seconds), whole, a.threads)
                 done |= {"threads": a.threads, "load": os.getloadavg()[0], "transformers tried": rows}
                 done["made by"] = document["made by"]
-                asked = [
-                    s for s in asked if "errors" not in done["sides"].get(s.name, {})
-                ]  # a side that failed may be in a bad state
+                # A side that failed may be in a bad state.
+                asked = [s for s in asked if "errors" not in done["sides"].get(s.name, {})]
                 key = f"{model.name}, batch {batch}, prompt {prompt}, threads {a.threads}"
                 document["cells"][key] = done
                 show(done)

@@ -182,7 +182,7 @@ def tune(peers: Peers, what: str) -> tuple[Setting, list[dict[str, Any]]]:
             runs.append(got)
         seconds = min(one.warm_seconds for one in runs) / (peers.scale.tune_steps - 1)
         cores = min(one.warm_core_seconds for one in runs) / (peers.scale.tune_steps - 1)
-        print(f"  {setting!s:60} {seconds:6.2f} s a step, {cores:6.2f} core-seconds", flush=True)
+        print(f"  {setting!s:60} {seconds:6.2f} s/step, {cores:6.2f} core-seconds", flush=True)
         listed.append(
             {"setting": str(setting), "seconds_a_step": round(seconds, 3), "core_seconds_a_step": round(cores, 3)}
         )

@@ -35,7 +35,7 @@ def speed(out: Path, rounds: int = 6, share: float = 0.1) -> None:
     for name in SHAPES:
         ratios = [a / b for a, b in zip(spent[name], spent[MOE], strict=True)]
         print(
-            f"{name:20} {statistics.median(spent[name]):.4f} s a step, {statistics.median(ratios):.3f} of {MOE}'s",
+            f"{name:20} {statistics.median(spent[name]):.4f} s/step, {statistics.median(ratios):.3f} of {MOE}'s",
             ratios,
         )
 

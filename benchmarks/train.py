@@ -201,7 +201,7 @@ def main() -> None:
     config = config.model_copy(update={"num_nextn_predict_layers": 0})
     size, rows = account(config, context=ROWS[args.size][1]), ROWS[args.size]
     print(
-        f"{args.size}: {size.total / 1e6:.2f}M parameters, {size.active / 1e6:.2f}M active, {rows[0]} x {rows[1]} tokens a step"
+        f"{args.size}: {size.total / 1e6:.2f}M parameters, {size.active / 1e6:.2f}M active, {rows[0]} x {rows[1]} tokens per step"
     )
     print(f"torch {torch.__version__}, transformers {transformers.__version__}, one thread")
     eager, compiled = (

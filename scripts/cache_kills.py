@@ -152,12 +152,11 @@ def look(run: Path, folder: Path, flip: random.Random | None, asked: list[Reques
         record.counts["flipped_and_found"] += seen["damaged"]
         if stats["blocks_restored"] and files:
             record.fault(round_, "a flipped file was served")
-        for file in folder.glob(
-            f"*{SUFFIX}"
-        ):  # files that were not read are still damaged, which must not count in later rounds
+        # Files that were not read are still damaged. They must not count as faults of later rounds.
+        for file in folder.glob(f"*{SUFFIX}"):
             file.unlink()
     if on_disk > store.budget or list(folder.glob(f"*.part{SUFFIX}")):
-        record.fault(round_, f"{on_disk} bytes on disk, or a half-written file")
+        record.fault(round_, f"{on_disk} bytes on disk, or a partial file")
 
 
 def engine_kills(run: Path, folder: Path, kills: int, seed: int, spread: float) -> Record:

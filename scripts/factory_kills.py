@@ -98,7 +98,7 @@ def results(out: Path) -> dict[str, Any]:
 
 
 def torment(case: Case, folder: Path, kills: int, rng: random.Random) -> None:
-    """Kill and resume runs until there have been `kills` kills. Finish each run after at most three."""
+    """Kill and resume runs until there have been `kills` kills. Finish each run after at most three kills."""
     case.straight(folder / f"{case.name}-straight")
     wanted, answers = results(folder / f"{case.name}-straight"), len(case.answered())
     case.rows = len(wanted["rows"])

@@ -32,7 +32,7 @@ class Ours:
         elif "invariant" in known:
             given["invariant"] = invariant
         elif invariant:
-            raise SystemExit("this version of the engine has no invariant=")
+            raise SystemExit("this version of the engine has no option invariant=")
         self.cached = "cache_bytes" in known
         self.engine = Engine(run, **given)
         self.vocab = self.engine.model.config.vocab_size

@@ -90,7 +90,7 @@ def peers() -> dict[str, dict[str, Grader]]:
 def guarded(grade: Grader, pair: Pair) -> str:
     try:
         return grade(pair)
-    except Exception as error:  # a peer may raise anything
+    except Exception as error:  # the other graders may raise anything
         print(f"{type(error).__name__}: {error}"[:120], f"<- {pair['reply'][:60]!r}", file=sys.stderr)
         return "ungraded"
 

@@ -136,14 +136,14 @@ def test_a_header_of_a_gigabyte_is_refused_before_it_is_read(tmp_path: Path) -> 
         file.write(b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", 1) + b"k")
         file.write(struct.pack("<IQ", 8, 1 << 30))
         file.truncate(2 << 30)  # a sparse file: it takes no room
-    with pytest.raises(RorqualError, match=f"a header of more than {HEADER_LIMIT >> 20} MiB"):
+    with pytest.raises(RorqualError, match=f"the header is larger than {HEADER_LIMIT >> 20} MiB"):
         import_gguf(bad, tmp_path / "out", progress=silent)
 
 
 def test_one_part_of_a_split_file_is_refused(tmp_path: Path) -> None:
     part = tmp_path / "model-00001-of-00002.gguf"
     part.write_bytes(header_bytes({"general.architecture": "qwen3", "split.count": 2}, []))
-    with pytest.raises(RorqualError, match=r"(?s)one part of a split file.*gguf-split"):
+    with pytest.raises(RorqualError, match=r"(?s)one part of a split model.*gguf-split"):
         import_gguf(part, tmp_path / "out", progress=silent)
 
 

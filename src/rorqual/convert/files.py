@@ -55,7 +55,7 @@ def read_text(folder: Path, name: str) -> bytes | None:
     try:
         if not file.is_file() or file.stat().st_size > MAX_TEXT:
             raise CheckpointError(
-                f"not a file of at most {MAX_TEXT:,} bytes", where=str(file), remedy="Download it again."
+                f"not a regular file, or larger than {MAX_TEXT:,} bytes", where=str(file), remedy="Download it again."
             )
         return file.read_bytes()
     except OSError as error:

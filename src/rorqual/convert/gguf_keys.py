@@ -54,7 +54,9 @@ def config_from_keys(
     k = HeaderKeys(keys, architecture, where)
     heads, hidden = k.integer("attention.head_count"), k.integer("embedding_length")
     if "token_embd.weight" not in shapes or not heads:
-        raise CheckpointError("no tensor 'token_embd.weight', or no heads", where=where, remedy="Use another file.")
+        raise CheckpointError(
+            "the model has no tensor 'token_embd.weight', or no heads", where=where, remedy="Use another file."
+        )
     data: dict[str, Any] = {
         "vocab_size": shapes["token_embd.weight"][0],
         "hidden_size": hidden,

@@ -57,9 +57,11 @@ def find_llama3(theta: float, wanted: Sequence[float], original: int) -> Llama3 
 
 @dataclass(frozen=True)
 class Seen:
-    """What the divisors show. Frequencies are in periods per position; multiplied by the original context they compare to the bounds.
+    """One interpretation of the divisors. Frequencies are in periods per position.
 
-    `between` holds (frequency, k) of the interpolated waves. `stretched` is the highest frequency that is divided by the full factor,
+    Multiplied by the original context, they are comparable with the bounds.
+
+    `between` holds the (frequency, k) of the interpolated waves. `stretched` is the highest frequency that is divided by the full factor,
     and `kept` the lowest that stays unchanged.
     """
 

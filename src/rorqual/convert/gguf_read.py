@@ -107,7 +107,7 @@ def open_gguf(path: Path) -> Iterator[GGUFFile]:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except OSError as error:
         raise CheckpointError(f"cannot read: {error.strerror}", where=str(path), remedy="Give a .gguf file.") from None
-    yield GGUFFile(mapped, str(path))  # unmapped with the last array on it
+    yield GGUFFile(mapped, str(path))  # the mapping lives as long as an array that uses it
 
 
 class _Header:
@@ -131,7 +131,9 @@ class _Header:
                 raise self._error(f"key '{key}' occurs twice")
             self.keys[key] = self._value(self._number("<I", f"type of '{key}'"), key)
         if int(self.keys.get("split.count", 1) or 1) > 1:
-            raise self._error("one part of a split file", "Join the parts with llama.cpp's `llama-gguf-split --merge`.")
+            raise self._error(
+                "the file is one part of a split model", "Join the parts with llama.cpp's `llama-gguf-split --merge`."
+            )
         self.tensors: dict[str, GGUFTensor] = {}
         self._tensors(n_tensors)
 
@@ -146,7 +148,7 @@ class _Header:
         if end > len(self._data):
             raise self._error(f"{what} at byte {self._at} do not fit into the file's {len(self._data)} bytes")
         if end > HEADER_LIMIT:
-            raise self._error(f"a header of more than {HEADER_LIMIT >> 20} MiB ({what})")
+            raise self._error(f"the header is larger than {HEADER_LIMIT >> 20} MiB ({what})")
 
     def _number(self, code: str, what: str) -> int:
         size = struct.calcsize(code)

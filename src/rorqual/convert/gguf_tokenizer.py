@@ -1,6 +1,6 @@
 """Convert a `tokenizer.json` to the tokenizer keys of a GGUF file, and back.
 
-GGUF holds tokens, their types, merges, and only the *name* of the pre-tokenizer, because llama.cpp splits text in code.
+GGUF holds tokens, their types, merges, and only the *name* of the pre-tokenizer, because llama.cpp implements it in code.
 So a `tokenizer.json` can be exported only if its pre-tokenizer equals a known one in every part.
 """
 
@@ -50,7 +50,7 @@ PRE_TOKENIZERS: Mapping[str, tuple[dict[str, Any], ...]] = MappingProxyType(
 _ALIASES: Mapping[str, str] = MappingProxyType(
     {"llama3": "llama-bpe", "llama-v3": "llama-bpe", "gpt2": "gpt-2", "deepseek-r1-qwen": "qwen2"}
 )
-_NFC = ("qwen2",)  # their models normalise text first; llama.cpp does not (docs/gguf.md)
+_NFC = ("qwen2",)  # these models normalise text to NFC first; llama.cpp does not (docs/gguf.md)
 _WHOLE_WORDS = ("llama-bpe",)  # llama.cpp takes a word that is a token without applying merges
 
 

@@ -21,7 +21,7 @@ from rorqual.core.errors import CheckpointError
 CHUNK = 8 << 20
 """Size of a slice in bytes. A few slices are in memory at once."""
 MAX_HEADER = 100_000_000
-"""Maximum header size in bytes, the limit of the safetensors library. DeepSeek-V3's largest header has 0.1 million."""
+"""Maximum header size in bytes, the limit of the safetensors library. DeepSeek-V3's largest header has 0.1 million bytes."""
 ITEM_BYTES: Mapping[str, int] = {
     "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2,
     "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "I8": 1, "U8": 1, "BOOL": 1,

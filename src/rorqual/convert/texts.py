@@ -62,7 +62,9 @@ def read_texts(folder: Path) -> StoredTexts:
         )
     kind = config.get("model_type")
     if not isinstance(kind, str):
-        raise ConfigError(f"key 'model_type' is {kind!r}", where=where, remedy="Use the model's own config.json.")
+        raise ConfigError(
+            f"key 'model_type' is {kind!r}, not a string", where=where, remedy="Use the model's own config.json."
+        )
     family = family_of(kind, where)
     quantization = config.get("quantization_config")
     check_quantization(quantization, where)

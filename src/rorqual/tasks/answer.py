@@ -245,7 +245,9 @@ def _equal_expressions(gold: str, said: str, timeout: int) -> bool:
     one, other = _number(gold), _number(said)
     if one is not None and other is not None:
         return _same_number(one, other)
-    if other is not None and other.value is not None and other.value.denominator > 1:  # forms that LaTeX does not have
+    if (
+        other is not None and other.value is not None and other.value.denominator > 1
+    ):  # `said` may have a form that LaTeX lacks
         said = f"\\frac{{{other.value.numerator}}}{{{other.value.denominator}}}" + "\\%" * other.percent
     if ("=" in gold) != ("=" in said):
         gold, said = side(gold, False)[-1], side(said, False)[-1]

@@ -60,9 +60,8 @@ class GymTask(Task):
     def problems(self, split: Split, seed: int) -> Iterator[Problem]:
         dry = 0
         for block in itertools.count():
-            for entry in self._block(
-                (seed + 1) * 1_000_003 + block * BLOCK
-            ):  # reasoning-gym samples item i of a block with seed + i
+            # reasoning-gym samples item i of a block with seed + i.
+            for entry in self._block((seed + 1) * 1_000_003 + block * BLOCK):
                 problem = self._problem(entry)
                 if split_of(problem.key) == split:
                     dry = 0

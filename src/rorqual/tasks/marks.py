@@ -125,7 +125,7 @@ def _joined(text: str, found: list[Mark]) -> list[Mark]:
 
 def _tags(text: str) -> list[Mark]:
     lower = text.lower()
-    if len(lower) != len(text):  # a letter whose lower case is longer
+    if len(lower) != len(text):  # lower() changed the length, which would shift the positions
         lower = text
     return [Mark(a, b, text[a + 8 : b - 9].strip()) for a, b in spans(lower, "<answer>", "</answer>")]
 

@@ -62,7 +62,7 @@ _CONCLUDES = re.compile(r"\b(?:so|thus|hence|therefore)\b|=", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Reading:
-    """What one segment of text asserts.
+    """The reader's result for one segment of text.
 
     `value` is the answer, or None. `denied` holds values that the segment rejects.
     `rival` is another value that looks equally final. `beside` holds other values that it states (rule 8).

@@ -59,10 +59,12 @@ class GGUFTensor:
 
     @property
     def row_bytes(self) -> int:
+        """Bytes of one row."""
         return self.format.row_bytes(self.shape[-1])
 
     @property
     def nbytes(self) -> int:
+        """Bytes of the tensor, without padding."""
         return self.rows * self.row_bytes
 
 

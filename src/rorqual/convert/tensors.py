@@ -39,6 +39,7 @@ class TensorJob:
     pieces: tuple[TensorPiece, ...]
 
     def chunks(self) -> Iterator[bytearray | memoryview]:
+        """Yield the tensor's bytes in order."""
         for piece in self.pieces:
             yield from piece.chunks(self.spec.dtype)
 

@@ -20,6 +20,7 @@ class Parts:
 
     @property
     def ordered(self) -> bool:
+        """Whether the order of the parts matters, as in tuples and intervals."""
         return self.kind not in ("{}", ",", "u")
 
 

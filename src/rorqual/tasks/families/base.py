@@ -36,6 +36,7 @@ class Family(ABC):
         """Return the number of distinct keys of `sample(_, difficulty)`, or a lower bound."""
 
     def level(self, difficulty: int) -> str:
+        """Return "hard" or "easy"."""
         return "hard" if difficulty in self.hard else "easy"
 
     def problem(self, difficulty: int, *, key: str, prompt: str, steps: str, answer: str) -> Problem:

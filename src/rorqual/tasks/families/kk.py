@@ -25,6 +25,7 @@ class Literal(NamedTuple):
     knight: bool
 
     def holds(self, case: tuple[int, ...]) -> bool:
+        """Return whether the literal is true in `case`."""
         return bool(case[self.person]) == self.knight
 
 
@@ -36,13 +37,16 @@ class Said(NamedTuple):
     parts: tuple[Literal, ...]
 
     def holds(self, case: tuple[int, ...]) -> bool:
+        """Return whether the statement is true in `case`."""
         truth = [part.holds(case) for part in self.parts]
         return any(truth) if self.op == "|" else truth[0] == truth[-1] if self.op == "=" else all(truth)
 
     def fits(self, case: tuple[int, ...]) -> bool:
+        """Return whether the speaker can make the statement in `case`: a knight only a true one, a knave only a false one."""
         return self.holds(case) == bool(case[self.speaker])
 
     def text(self, names: str = PEOPLE) -> str:
+        """Return the statement in the notation of the prompt, such as `A:B&-C`."""
         return f"{names[self.speaker]}:" + self.op.join(("" if p.knight else "-") + names[p.person] for p in self.parts)
 
     def renamed(self, order: tuple[int, ...]) -> Said:

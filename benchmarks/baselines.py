@@ -1,9 +1,9 @@
-"""What each family's problems give away: the share that cheap rules get right, beside uniform guessing over the level's answers.
+"""Measure how many problems of each family simple rules answer, compared with uniform guessing over the level's answers.
 
     python benchmarks/baselines.py [--result docs/results/baselines.json]
 
-The rules see a prompt's surface at most (src/rorqual/evals/baselines.py). They are fitted on problems of the train split of a family and
-level, and judged on problems of its test split. Hard problems must not give more than 10 points away: the command fails where one does.
+The rules see at most a prompt's surface (src/rorqual/evals/baselines.py). They are fitted on the train split of a family and level,
+and evaluated on its test split. The command fails if the rules gain more than 10 points over guessing on hard problems of a family.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ FIT, JUDGED, MOST = 2000, 1000, 0.1
 
 
 def measured(task: Task, seed: int) -> list[dict[str, Any]]:
-    """A row for each family and level of a task; shares of 1."""
+    """Return a row for each family and level of a task, with shares of 1."""
     problems = pick(task, "test", JUDGED, seed, per_family=True)
     found = baselines(task, problems, seed, FIT)
     rows = []
@@ -47,7 +47,7 @@ def measured(task: Task, seed: int) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    """All families, then the everyday chores, of which nothing is asked."""
+    """Measure all families, and the everyday jobs, which have no limit."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--result", type=Path, default=Path("docs/results/baselines.json"))
@@ -67,7 +67,7 @@ def main() -> None:
     })  # fmt: skip
     given = [row["family"] for row in rows if row["level"] == "hard" and row["best over uniform"] > MOST]
     if given:
-        raise SystemExit(f"hard problems give away more than {100 * MOST:.0f} points: {', '.join(given)}")
+        raise SystemExit(f"rules gain more than {100 * MOST:.0f} points on hard problems: {', '.join(given)}")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Whether this checkout is slower or larger than another: each work in turn in both, in pairs.
+"""Compare CPU time and memory of this checkout with another one, in alternating pairs.
 
     python benchmarks/checkouts.py OTHER_CHECKOUT --pairs 7 --result docs/results/checkouts.json
 
-Each work runs in a process of its own, with this interpreter and the checkout's `src`, on one core. What counts is processor time, which
-other work on the machine disturbs less than the clock; `start` counts the whole process, the rest leaves out imports and building. A ratio
-above 1 says that this checkout takes more. Printed: median, least and greatest ratio of the pairs.
+Each workload runs in a process of its own on one core, with this interpreter and the checkout's `src`. CPU time counts, because other
+work on the machine affects it less than wall-clock time. `start` covers the whole process; the other workloads exclude imports and
+setup. A ratio above 1 means that this checkout takes more. The output has the median, least and greatest ratio.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 VOCAB = 264
 Work = Callable[[], Callable[[], object]]
-"""Builds, and returns what is measured."""
+"""Sets a workload up and returns the function to measure."""
 
 
 def _engine(size: str, *, context: int = 4096, **settings: Any) -> Any:
@@ -86,7 +86,7 @@ WORKS: dict[str, Work] = {
 
 
 def measure(name: str) -> None:
-    """One work in this process; prints processor seconds and the most memory, in MiB."""
+    """Run one workload in this process. Print CPU seconds and peak memory in MiB."""
     run = WORKS[name]()
     began = 0.0 if name == "start" else time.process_time()
     run()
@@ -94,7 +94,7 @@ def measure(name: str) -> None:
 
 
 def asked(checkout: Path, name: str) -> tuple[float, float]:
-    """The same in a process of its own with the code of `checkout`."""
+    """Run a workload in a process of its own with the code of `checkout`. Return CPU seconds and peak MiB."""
     words = [sys.executable, str(Path(__file__).resolve()), "--work", name]
     env = os.environ | {"PYTHONPATH": str(checkout / "src"), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     done = subprocess.run(words, capture_output=True, text=True, env=env, check=False)
@@ -108,15 +108,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("other", type=Path, nargs="?")
     parser.add_argument("--pairs", type=int, default=7)
-    parser.add_argument("--work", choices=WORKS, help="run one work here, and nothing else")
-    parser.add_argument("--only", choices=WORKS, help="one work, in both")
-    parser.add_argument("--result", type=Path, help="keep every pair in this file")
+    parser.add_argument("--work", choices=WORKS, help="run only this workload, in this process")
+    parser.add_argument("--only", choices=WORKS, help="compare only this workload")
+    parser.add_argument("--result", type=Path, help="JSON file for every pair")
     given = parser.parse_args()
     if given.work:
         measure(given.work)
         return
     if given.other is None or not (given.other / "src" / "rorqual").is_dir():
-        parser.error("name the folder of another checkout")
+        parser.error("give the folder of another checkout")
     found = {}
     for name in [given.only] if given.only else WORKS:
         pairs = []

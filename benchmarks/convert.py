@@ -1,10 +1,10 @@
-"""Memory and time of conversions: a synthetic sharded checkpoint of DeepSeek-V3's shape, in and out, as folder and as GGUF.
+"""Measure memory and time of conversions: import and export a synthetic sharded checkpoint of DeepSeek-V3's shape, as folder and GGUF.
 
     python benchmarks/convert.py --work FOLDER
 
-Each conversion is the command `rorqual`, in a process of its own, whose anonymous memory (RssAnon: what cannot be dropped as pages of
-a file can) is read every 20 ms. What comes out is compared with what went in, byte for byte. FOLDER needs some 27 GB and is
-emptied afterwards.
+Each conversion runs the `rorqual` command in a process of its own. The benchmark reads its anonymous memory (RssAnon, which unlike file
+pages cannot be dropped) every 20 ms. The exported folder is compared with the original byte by byte. FOLDER needs about 27 GB and is
+deleted afterwards.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ from rorqual.model.load.deepseek_v3 import config_to_hf, name_map
 from rorqual.model.presets import preset
 
 LIMIT = 1.5e9
-"""Bytes of anonymous memory that a conversion may take."""
+"""Maximum anonymous memory of a conversion in bytes."""
 HIDDEN, EXPERTS, WIDTH = 2048, 64, 1024
 LAYER = 3 * EXPERTS * WIDTH * HIDDEN * 2
 """Bytes of a layer's experts in bfloat16."""
 
 
 def main() -> None:
-    """Make it, convert it there and back in both formats, and write down what that took."""
+    """Make the checkpoint, convert it in both directions and formats, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--work", type=Path, required=True, help="a folder that does not exist, on a disk with room")
-    parser.add_argument("--gb", type=float, default=8.0, help="size of the checkpoint, in thousand million bytes")
+    parser.add_argument("--work", type=Path, required=True, help="a new folder, on a disk with enough space")
+    parser.add_argument("--gb", type=float, default=8.0, help="size of the checkpoint in GB (10^9 bytes)")
     parser.add_argument("--result", type=Path, default=Path("docs/results/convert.json"))
     a = parser.parse_args()
     a.work.mkdir(parents=True)
@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def measure(work: Path, gb: float) -> dict[str, Any]:
-    """The four conversions, each deleted as soon as nothing needs it."""
+    """Run the four conversions. Delete each result as soon as it is not needed."""
     config = shape(gb)
     hub, run, out, gguf, back = (work / name for name in ("hub", "run", "out", "model.gguf", "back"))
     size = make(hub, config)
@@ -89,7 +89,7 @@ def measure(work: Path, gb: float) -> dict[str, Any]:
 
 
 def shape(gb: float) -> ModelConfig:
-    """DeepSeek-V3, narrower and with fewer layers and experts: one dense layer, layers of experts, a prediction module."""
+    """Return a smaller DeepSeek-V3 of about `gb` GB: one dense layer, layers with experts, and an MTP module."""
     v3 = preset("deepseek-v3")
     dense, moe = v3.stages[0], v3.stages[-1]
     attention = moe.attention.model_copy(update={"num_attention_heads": 16, "q_lora_rank": 512})
@@ -109,7 +109,7 @@ def shape(gb: float) -> ModelConfig:
 
 
 def make(folder: Path, config: ModelConfig) -> int:
-    """Write the checkpoint in bfloat16, in shards with an index; returns its bytes."""
+    """Write the checkpoint in bfloat16, in shards with an index. Return its bytes."""
     folder.mkdir()
     names, ours = name_map(config), shapes_of(config)
     specs = []
@@ -137,7 +137,7 @@ def make(folder: Path, config: ModelConfig) -> int:
 
 
 def repeated(noise: bytes, spec: Spec) -> Iterator[memoryview]:
-    """As many bytes as the tensor has, from a place in the noise that its name decides, so that neighbours differ."""
+    """Yield the tensor's bytes from the noise. The offset depends on its name, so that similar tensors differ."""
     start = sum(spec.name.encode()) * 4096 % len(noise)
     left = spec.size
     while left:
@@ -148,7 +148,7 @@ def repeated(noise: bytes, spec: Spec) -> Iterator[memoryview]:
 
 
 def convert(name: str, words: list[Any]) -> dict[str, Any]:
-    """Run `rorqual WORDS` and watch its memory."""
+    """Run `rorqual WORDS`, and return its peak memory and time."""
     began = time.monotonic()
     command = [sys.executable, "-m", "rorqual", *map(str, words), "quiet=true"]
     process = subprocess.Popen(command)
@@ -164,7 +164,7 @@ def convert(name: str, words: list[Any]) -> dict[str, Any]:
 
 
 def anonymous(pid: int) -> int:
-    """RssAnon of a process in bytes; 0 once it has ended."""
+    """Return a process's RssAnon in bytes, or 0 after it has ended."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").split("\n")
     except OSError:
@@ -173,7 +173,7 @@ def anonymous(pid: int) -> int:
 
 
 def equal(one: Path, other: Path) -> bool:
-    """Whether two folders hold the same tensors, byte for byte."""
+    """Return whether two folders hold the same tensors, byte by byte."""
     a, b = find_tensors(one), find_tensors(other)
     return a.keys() == b.keys() and all(
         (a[name].dtype, a[name].shape) == (b[name].dtype, b[name].shape)

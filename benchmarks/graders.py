@@ -1,10 +1,10 @@
-"""Judge labelled pairs of a gold answer and a reply with our graders, with math-verify alone, and with lm-evaluation-harness.
+"""Grade labelled pairs of gold answer and reply with our graders, with math-verify alone, and with lm-evaluation-harness.
 
-    python benchmarks/graders.py                              # tests/tasks/pairs/known.jsonl, ours alone
-    python benchmarks/graders.py --pairs FILE                 # other pairs in that form
-    python benchmarks/graders.py --harness VENV/bin/python    # a Python with `pip install "lm_eval[math]"`: its graders, too
+    python benchmarks/graders.py                              # tests/tasks/pairs/known.jsonl, our graders only
+    python benchmarks/graders.py --pairs FILE                 # other pairs in the same format
+    python benchmarks/graders.py --harness VENV/bin/python    # also the harness, from a Python with `pip install "lm_eval[math]"`
 
-The harness needs an environment of its own: it wants another antlr than ours. See `peers_graders/harness.py`.
+The harness needs a separate environment, because it requires another version of antlr. See `peers_graders/harness.py`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ COUNTS = ("wrong accepted", "right refused", "ungraded")
 
 
 def row(pair: Pair) -> dict[str, Any]:
-    """A row of the task's own file, with a question that says nothing."""
+    """Return a row in the format of the task's file, with a placeholder question."""
     task = pair["task"]
     if task == "gsm8k":
         return {"question": "?", "answer": f"#### {pair['gold']}"}
@@ -43,26 +43,26 @@ def row(pair: Pair) -> dict[str, Any]:
 
 
 def ours(pairs: list[Pair]) -> list[str]:
-    """The verdicts of the task that all of `pairs` share, with each problem as the task reads it from a file."""
+    """Return our verdicts. All `pairs` have the same task, which reads the problems from a file as usual."""
     name = pairs[0]["task"]
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "test.jsonl"
         file.write_text("".join(json.dumps(row(pair)) + "\n" for pair in pairs), encoding="utf-8")
-        # math-verify's clock is a wall clock: on a busy machine five seconds run out.
+        # math-verify's timeout is wall-clock time, and five seconds are too few on a busy machine.
         task: Any = load_task(name, data=file, options={"timeout": 60} if name == "math500" else {})
         problems = task.load("test")
     return [task.grade(problem, pair["reply"]).value for problem, pair in zip(problems, pairs, strict=True)]
 
 
 def theirs(python: Path, pairs: Path) -> dict[str, Any]:
-    """The verdicts and versions of the peers, from a process of their own environment."""
+    """Return the verdicts and versions of the other graders, from a process in their environment."""
     done = subprocess.run([str(python), str(HARNESS), str(pairs)], check=True, stdout=subprocess.PIPE, encoding="utf-8")
     found: dict[str, Any] = json.loads(done.stdout.strip().split("\n")[-1])
     return found
 
 
 def counted(pairs: Iterable[Pair], verdicts: Iterable[str]) -> dict[str, int]:
-    """How often a wrong reply was accepted, a right one refused, and one not graded."""
+    """Count wrong replies that were accepted, right ones that were refused, and ungraded ones."""
     found: Counter[str] = Counter()
     for pair, verdict in zip(pairs, verdicts, strict=True):
         if verdict == "ungraded":
@@ -73,7 +73,7 @@ def counted(pairs: Iterable[Pair], verdicts: Iterable[str]) -> dict[str, int]:
 
 
 def main() -> None:
-    """All graders over one file of pairs."""
+    """Run all graders on one file of pairs."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--pairs", type=Path, default=ROOT / "tests/tasks/pairs/known.jsonl")
     parser.add_argument("--harness", type=Path, help="a Python with lm_eval[math]")

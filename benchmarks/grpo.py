@@ -1,17 +1,19 @@
-"""Reinforcement and on-policy distillation, ours against TRL's GRPOTrainer and DistillationTrainer (GKDTrainer's successor).
+"""Compare reinforcement learning and on-policy distillation with TRL's GRPOTrainer and DistillationTrainer (GKDTrainer's successor).
 
     python benchmarks/grpo.py --work runs/peers                # the times: TRL's settings, then pairs
     python benchmarks/grpo.py --work runs/peers --seeds 5      # and final accuracy over five seeds
     python benchmarks/grpo.py --work runs/peers --smoke        # two steps of everything
 
-Needs `pip install trl accelerate datasets` beside the package. Both sides train the same dense student from the same weights in
-fp32 on the same problems in the same order, with the same grader, group size, number of updates, samples in an update, clip
-range, AdamW, learning rates and longest answer; each training is a process of its own. What remains different is each house's
-own: TRL divides an update by all its tokens, we by those whose group has both rewards; it divides advantages by the sample
-deviation, we by the population's; our time holds the check of the sampler, metrics and checkpoints, theirs none.
+Needs `pip install trl accelerate datasets`. Both sides train the same dense student from the same weights, in fp32, on the same
+problems in the same order. Grader, group size, updates, samples per update, clip range, AdamW, learning rates and maximum answer
+length are also the same. Each training runs in a process of its own. These differences remain:
 
-First each of TRL's settings is timed alone, then its best meets ours in alternating pairs. Times are without the first step, and
-a ratio is theirs over ours. The command goes on where it was: a training that ended is found again in WORK.
+- TRL divides an update's loss by all its tokens, we by those whose group has both rewards.
+- TRL divides advantages by the sample standard deviation, we by the population's.
+- Our time includes the check of the sampler, metrics and checkpoints; TRL's includes none of them.
+
+First each TRL setting is timed alone. Then the best one and ours run in alternating pairs. Times exclude the first step, and
+a ratio is TRL's time over ours. The command resumes: a finished training is read from WORK.
 """
 
 from __future__ import annotations
@@ -42,17 +44,17 @@ HERE = Path(__file__).resolve().parent
 RESULT = HERE.parent / "docs" / "results" / "grpo.json"
 TASK, HARD = "families:add,sub,swap", 0.3
 HELPS = 0.97
-"""A setting goes into the combination where it takes at most this share of the plain one's time."""
+"""A setting joins the combination if it takes at most this share of the default setting's time."""
 TRIES = 2
-"""Each setting is timed so often, and its fastest run counts: others use the machine too."""
+"""Number of timings of each setting. The fastest counts, because the machine is shared."""
 PATIENCE = 240
-"""Seconds after which a setting that is tried is given up."""
+"""Timeout in seconds for a setting under trial."""
 WHATS = ("grpo", "distil")
 GRAINS: tuple[Grain, ...] = ("all", "family")
 
 
 class Scale(Config):
-    """How much work. `start_steps`, `teacher_steps`: fine-tuning of the student's start and of the teacher."""
+    """The amount of work. `start_steps` and `teacher_steps` are fine-tuning steps of the initial student and the teacher."""
 
     start_steps: int = 400
     teacher_steps: int = 600
@@ -69,13 +71,13 @@ SMOKE = Scale(start_steps=20, teacher_steps=4, steps=2, problems=4, samples=4, m
 
 
 class Peers:
-    """The trainings under `work`; each is done once."""
+    """The trainings under `work`. Each runs once."""
 
     def __init__(self, work: Path, scale: Scale, threads: int) -> None:
         self.work, self.scale, self.threads = work, scale, threads
 
     def start(self, seed: int) -> RunDir:
-        """The student from which both sides of a seed begin: a short fine-tuning on worked solutions, half without thinking."""
+        """Return the initial student of a seed, briefly fine-tuned on worked solutions, half of them without thinking."""
         run = RunDir(self.work / f"start-{seed}")
         made = sft(
             task=TASK,
@@ -90,14 +92,14 @@ class Peers:
         return run
 
     def teacher(self) -> RunDir:
-        """The quickstart's mixture of experts, fine-tuned on worked solutions."""
+        """Return the quickstart's mixture of experts, fine-tuned on worked solutions."""
         run = RunDir(self.work / "teacher")
         made = sft(task=TASK, size="small", steps=self.scale.teacher_steps, options={"hard": HARD}, seed=0, row=ROW)
         fit(made, run, threads=self.threads, quiet=True)
         return run
 
     def job(self, what: str, seed: int, **changes: Any) -> Job:
-        """The work of a kind: GRPO with two updates a step, as our recipe has it; distillation with one, all that TRL's has."""
+        """Return the job of a kind. GRPO makes two updates per step, like our recipe; distillation one, since TRL supports no more."""
         scale = self.scale
         given: dict[str, Any] = {
             "what": what, "start": str(self.start(0).path), "task": TASK, "hard": HARD, "steps": scale.steps,
@@ -109,7 +111,7 @@ class Peers:
         return Job(**given | changes)
 
     def outcome(self, job: Job, name: str, *, theirs: bool, limit: float | None = None) -> Outcome | str:
-        """Train it in a process of its own, or read what it left; why not, where it does not run within `limit` seconds."""
+        """Run the job in a process of its own, or read its earlier outcome. Return the reason if it fails or exceeds `limit` seconds."""
         out = self.work / name
         kept, fault = out / "outcome.json", out / "fault.txt"
         if kept.is_file():
@@ -138,7 +140,7 @@ class Peers:
 
 
 def run_alone(words: list[str], env: dict[str, str], limit: float | None) -> tuple[int | None, str]:
-    """Exit status (None: it was ended after `limit` seconds, with what it had started) and what it wrote to stderr."""
+    """Run a command and return its exit status and stderr. After `limit` seconds, kill its process group and return status None."""
     with subprocess.Popen(
         words, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
     ) as child:
@@ -152,14 +154,14 @@ def run_alone(words: list[str], env: dict[str, str], limit: float | None) -> tup
 
 
 def variants(threads: int) -> list[dict[str, Any]]:
-    """What TRL offers on a processor, one change at a time."""
+    """Return the settings that TRL offers on a CPU, one change at a time."""
     changes: list[dict[str, Any]] = [{"attention": "eager"}, {"cache": "static"}, {"cache": "paged"}, {"bf16": True}]
     changes += [{"parts": 2}, {"optim": "foreach"}, {"compiled": True}]
     return [*changes, {"threads": threads}, {"processes": threads}] if threads > 1 else changes
 
 
 def tune(peers: Peers, what: str) -> tuple[Setting, list[dict[str, Any]]]:
-    """TRL's fastest setting, and the seconds a step of each: every change alone, then those that helped together."""
+    """Return TRL's fastest setting and the seconds per step of each: every change alone, then the helpful ones combined."""
     plain = Setting()
     found: list[tuple[float, dict[str, Any]]] = []
     listed: list[dict[str, Any]] = []
@@ -180,7 +182,7 @@ def tune(peers: Peers, what: str) -> tuple[Setting, list[dict[str, Any]]]:
             runs.append(got)
         seconds = min(one.warm_seconds for one in runs) / (peers.scale.tune_steps - 1)
         cores = min(one.warm_core_seconds for one in runs) / (peers.scale.tune_steps - 1)
-        print(f"  {setting!s:60} {seconds:6.2f} s a step, {cores:6.2f} core-seconds", flush=True)
+        print(f"  {setting!s:60} {seconds:6.2f} s/step, {cores:6.2f} core-seconds", flush=True)
         listed.append(
             {"setting": str(setting), "seconds_a_step": round(seconds, 3), "core_seconds_a_step": round(cores, 3)}
         )
@@ -197,12 +199,12 @@ def tune(peers: Peers, what: str) -> tuple[Setting, list[dict[str, Any]]]:
     if len(helpful) > 1:
         measure(helpful)
     if not found:
-        sys.exit("none of TRL's settings runs")
+        sys.exit("no TRL setting runs")
     return plain.model_copy(update=min(found, key=lambda one: one[0])[1]), listed
 
 
 def times(peers: Peers, what: str, pairs: int) -> tuple[dict[str, Any], Setting]:
-    """Tune TRL, then pairs, each side first in turn."""
+    """Tune TRL, then time pairs. The side that runs first alternates."""
     print(f"{what}: TRL's settings, each alone")
     best, listed = tune(peers, what)
     rows = []
@@ -231,7 +233,7 @@ def times(peers: Peers, what: str, pairs: int) -> tuple[dict[str, Any], Setting]
 
 
 def pair_row(mine: Outcome, rival: Outcome) -> dict[str, Any]:
-    """Two trainings of the same work. What they sample differs by chance, hence the ratio of seconds a token beside."""
+    """Compare two trainings of the same job. Sampled lengths differ by chance, so the row also has the ratio of seconds per token."""
     ratio = rival.warm_seconds / mine.warm_seconds
     row = {"ratio": ratio, "core_ratio": rival.warm_core_seconds / mine.warm_core_seconds}
     row["token_ratio"] = ratio * mine.tokens / rival.tokens
@@ -241,7 +243,7 @@ def pair_row(mine: Outcome, rival: Outcome) -> dict[str, Any]:
 
 
 def accuracy(peers: Peers, what: str, seeds: int, best: Setting) -> dict[str, Any]:
-    """Both sides from each seed's start; held-out accuracy, TRL against ours, and the start against ours."""
+    """Train both sides from each seed's initial student. Compare the held-out accuracy of TRL, ours and the initial student."""
     found: dict[str, list[Evaluation]] = {"start": [], "TRL": [], "rorqual": []}
     who: dict[str, str] = {}
     for seed in range(seeds):
@@ -277,7 +279,7 @@ def share(evaluation: Evaluation) -> float:
 
 
 def rows_of(before: Sequence[Evaluation], after: Sequence[Evaluation]) -> list[dict[str, Any]]:
-    """Differences with hierarchical-bootstrap intervals over seeds and problems."""
+    """Return the differences with hierarchical-bootstrap intervals over seeds and problems."""
     rows = [
         row for grain in GRAINS for row in compare_seeds(before, after, grain=grain, confidence=0.99, samples=20_000)
     ]
@@ -297,9 +299,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--what", choices=WHATS, nargs="+", default=list(WHATS))
-    parser.add_argument("--pairs", type=int, default=3, help="0: no times, and TRL as it comes for accuracy")
-    parser.add_argument("--seeds", type=int, default=0, help="final accuracy over so many seeds too")
-    parser.add_argument("--threads", type=int, default=2, help="ours; TRL is tried with as many, and with one")
+    parser.add_argument("--pairs", type=int, default=3, help="0: no timing, and TRL's default setting for accuracy")
+    parser.add_argument("--seeds", type=int, default=0, help="also measure final accuracy over this many seeds")
+    parser.add_argument(
+        "--threads", type=int, default=2, help="our threads; TRL is tried with this number and with one"
+    )
     parser.add_argument("--smoke", action="store_true")
     parser.add_argument("--result", type=Path, default=RESULT)
     a = parser.parse_args()

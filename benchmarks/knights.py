@@ -1,8 +1,8 @@
-"""Fine-tune a small model on knights and knaves with their traces, and measure it on the test split beside chance.
+"""Fine-tune a small model on knights and knaves with step traces, and compare its test accuracy with chance.
 
-    python benchmarks/knights.py --data kk          # 4,500 training problems of 3 to 7 people, 500 to measure on
+    python benchmarks/knights.py --data kk          # 4,500 training problems of 3 to 7 people, 500 test problems
 
-The result names the two commands that do the same by hand. Nothing was chosen on the test split.
+The result lists the two equivalent shell commands. Nothing was chosen on the test split.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from rorqual.train.loop import fit
 
 
 def settings(a: argparse.Namespace) -> dict[str, str]:
-    """The `key=value` words of `rorqual train sft`. A fifth is answered at once, so that this can be measured too."""
+    """Return the `key=value` arguments of `rorqual train sft`. A fifth of the samples has no thinking, to measure that mode too."""
     people = ", ".join(map(str, a.people))
     return {
         "task": "knights",
@@ -44,7 +44,7 @@ def settings(a: argparse.Namespace) -> dict[str, str]:
 
 
 def row(found: Row) -> dict[str, Any]:
-    """One line of the result, shares of 1."""
+    """Return one row of the result, with shares of 1."""
     return {
         "people": found.level,
         "problems": found.problems,
@@ -59,7 +59,7 @@ def row(found: Row) -> dict[str, Any]:
 
 
 def people_right(found: Evaluation) -> dict[str, float]:
-    """A milder score: of all people of all problems, the share called what they are (chance: one half)."""
+    """Return a milder score: the share of people, over all problems, with the right role. Chance is one half."""
     right = total = 0
     for sample in found.samples:
         for line in sample.answer.split("\n"):
@@ -69,7 +69,7 @@ def people_right(found: Evaluation) -> dict[str, float]:
 
 
 def main() -> None:
-    """Train, or go on; measure with thinking and without; write the result."""
+    """Train or resume, evaluate with and without thinking, and write the result."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path("runs/knights"))
@@ -78,7 +78,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--row", type=int, default=1024)
-    parser.add_argument("--count", type=int, default=100, help="test problems of each number of people")
+    parser.add_argument("--count", type=int, default=100, help="test problems for each number of people")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     a = parser.parse_args()

@@ -1,9 +1,9 @@
-"""Does llama.cpp say what we say? Runs, or GGUF files, in F32 in both: 64 greedy tokens after 20 prompts.
+"""Compare 64 greedy tokens after 20 prompts with llama.cpp, for runs or GGUF files, both in F32.
 
     python benchmarks/llama_cpp.py NAME=RUN ...
 
-Needs xllamacpp. llama.cpp runs with one thread, its cache in F32, flash attention off. Each result goes under its NAME into
-docs/results/llama-cpp.json.
+Needs xllamacpp. llama.cpp runs with one thread, a KV cache in F32 and without flash attention. Each result is written under its NAME
+to docs/results/llama-cpp.json.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ RESULT = Path(__file__).resolve().parent.parent / "docs" / "results" / "llama-cp
 
 
 def silent(done: int, total: int, name: str) -> None:
-    """No progress."""
+    """Report no progress."""
 
 
 def compare(run: Path, work: Path) -> dict[str, Any]:
-    """Export, run both: where they part, and the smallest margin between the first two tokens."""
+    """Export the run, and run both engines. Return the divergences and the smallest margin between the two best tokens."""
     if run.suffix == ".gguf":
         import_gguf(run, work / "run", progress=silent)
         run = work / "run"

@@ -1,4 +1,4 @@
-"""One training of `grpo.py`, ours or TRL's, as a value that both sides read; and our side of it, in a process of its own.
+"""Define the training jobs of `grpo.py` for both sides, and run our side in a process of its own.
 
 python benchmarks/peer.py JOB.json FOLDER
 """
@@ -36,9 +36,9 @@ EVAL_SEED = 1_000
 
 
 class Setting(Config):
-    """How TRL runs, by the names of its arguments.
+    """TRL's configuration, by the names of its arguments.
 
-    `parts`: gradient accumulation, into how many batches an update is cut. `threads`: torch's, in each of `processes`.
+    `parts` is the number of gradient accumulation steps. `threads` is the number of torch threads in each of `processes`.
     """
 
     attention: Literal["sdpa", "eager"] = "sdpa"
@@ -58,9 +58,10 @@ class Setting(Config):
 
 
 class Job(Config):
-    """What both sides do. `start`: the run directory of the common start; `teacher`: of the teacher, for `distil`.
+    """The job of both sides. `start` is the run directory of the initial student, `teacher` that of the teacher for `distil`.
 
-    `updates` of a step share its samples; `per_cell`: problems of each family and level asked at the end, 0 for none.
+    The `updates` of a step share its samples. `per_cell` is the number of problems per family and level in the final evaluation,
+    or 0 for no evaluation.
     """
 
     what: Literal["grpo", "distil"]
@@ -80,7 +81,7 @@ class Job(Config):
     setting: Setting = Setting()
 
     def run(self) -> Run:
-        """Ours, as the recipe gives it, with this job's number of updates a step."""
+        """Return our run from the recipe, with this job's number of updates per step."""
         given: dict[str, Any] = {
             "task": self.task, "start": self.start, "steps": self.steps, "problems": self.problems,
             "samples": self.samples, "max_tokens": self.max_tokens, "row": ROW, "lr": self.lr,
@@ -91,9 +92,9 @@ class Job(Config):
 
 
 class Outcome(Config):
-    """What a side's training took: `seconds` of it all, `warm_seconds` and `warm_core_seconds` without its first step.
+    """The cost of one side's training. `warm_seconds` and `warm_core_seconds` exclude the first step.
 
-    Loading, export and evaluation are outside. `tokens`: sampled in all.
+    Loading, export and evaluation are not included. `tokens` is the total of sampled tokens.
     """
 
     who: str
@@ -107,7 +108,7 @@ class Outcome(Config):
 
 
 def problems_of(job: Job) -> list[Problem]:
-    """All problems of the run, step by step, in our rollouts' order."""
+    """Return all problems of the run, step by step, in the order of our rollouts."""
     task = load_task(job.task, options={"hard": job.hard})
     seed = job.run().seed
     return [p for step in range(job.steps) for p in islice(repeat(task, seed * 1_000_003 + step), job.problems)]
@@ -118,7 +119,7 @@ def format_of(run: RunDir) -> ChatFormat:
 
 
 def judge(model: Decoder, chat: ChatFormat, job: Job, out: Path, label: str) -> Evaluation:
-    """Held-out problems, answered as in training (temperature 1, the model's own choice to think)."""
+    """Evaluate on held-out problems with the sampling of training: temperature 1, and the model chooses whether to think."""
     params = SamplingParams(max_tokens=job.max_tokens, temperature=1.0, seed=job.seed, n=4)
     found = evaluate(
         Engine.of(model, chat.tokenizer, chat, threads=job.threads),
@@ -134,9 +135,9 @@ def judge(model: Decoder, chat: ChatFormat, job: Job, out: Path, label: str) -> 
 
 
 def ours(job: Job, out: Path) -> Outcome:
-    """Our loop, whole: with its checks of the sampler, its metrics and its checkpoints."""
+    """Run our complete loop, with the sampler check, metrics and checkpoints."""
     began = time.perf_counter()
-    ends: list[tuple[float, float]] = []  # of each step, as theirs are taken: by the clock and in core-seconds
+    ends: list[tuple[float, float]] = []  # wall-clock and core-seconds at the end of each step, as for TRL
 
     def note(record: Mapping[str, Any]) -> None:
         ends.append((time.perf_counter(), core_seconds()))
@@ -163,17 +164,17 @@ def peak_mib() -> float:
 
 
 def finish(outcome: Outcome, out: Path) -> None:
-    """Written last: an outcome that is there is whole."""
+    """Write the outcome last, so that an existing file is complete."""
     write_json(out / "outcome.json", outcome.model_dump(mode="json"))
 
 
 def text_of(chat: ChatFormat, problem: Problem) -> str:
-    """The prompt as text in which special tokens stand by name."""
+    """Return the prompt as text, with special tokens by name."""
     return chat.tokenizer.decode(chat.prompt(problem.messages), specials=True)
 
 
 def verdicts(chat: ChatFormat, job: Job, problems: Sequence[Problem], replies: Sequence[Sequence[int]]) -> list[Any]:
-    """Rewards as in our rollouts: 1 for right, 0 for wrong or cut off, None for ungraded."""
+    """Return rewards as in our rollouts: 1 for right, 0 for wrong or truncated, None for ungraded."""
     task = load_task(job.task, options={"hard": job.hard})
     found: list[Any] = []
     for problem, ids in zip(problems, replies, strict=True):

@@ -1,9 +1,9 @@
-"""Does `rorqual plan quickstart` say what a quickstart takes? Its forecast, from a probe, beside the ledger of one that ran here.
+"""Compare the forecast of `rorqual plan quickstart`, from a probe, with the ledger of a quickstart on this machine.
 
     python benchmarks/plan.py runs/quickstart docs/results/plan-quickstart.json
 
-Core-seconds are compared: other work on the machine changes them little, and seconds on the clock much. The probe runs --times times and
-the median of each stage counts; what all of it said is in the file. Run it on the machine that the quickstart ran on.
+The benchmark compares core-seconds, because other work on the machine affects them less than wall-clock time. The probe runs --times
+times, and the median of each stage counts. The file keeps every forecast. Run it on the machine of the quickstart.
 """
 
 from __future__ import annotations

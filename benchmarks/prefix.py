@@ -1,11 +1,11 @@
-"""Caches pay: seconds to the first token after a long prefix that was seen before: in memory, on disk after a restart, or not.
+"""Measure the time to first token after a long prefix: without the prefix cache, from memory, and from disk after a restart.
 
     python benchmarks/prefix.py --work runs/decode smollm2 moe
 
-For each of some prefixes (2,048 tokens of a text, 16 more that differ from request to request): a miss (nothing may be reused), the
-same prefix seen just now, and, in a new process on the same cache folder, the same prefix again. The miss is taken at the best of
-the step budgets tried, and may be told a faster arithmetic with --fast. Every hit must draw the very token that the miss drew
-in the same arithmetic, and must have been served from the cache, or the benchmark ends.
+A prompt is a prefix of 2,048 tokens of text and 16 tokens that differ between requests. Each prefix is measured as a miss (no reuse)
+and as a hit in memory. A new process with the same cache folder then measures the hit on disk. The miss uses the best of several token budgets
+per step, and with --fast a faster backend. The benchmark stops unless every hit samples the same token as the miss in the same
+arithmetic and was served from the cache.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ Row = dict[str, Any]
 
 
 def engine_of(run: Path, a: argparse.Namespace, **more: Any) -> Engine:
-    """An engine on `run`; a keyword that this one does not know is left out."""
+    """Return an engine on `run`. Options that this version does not have are left out."""
     known = {*inspect.signature(Engine).parameters, *getattr(rorqual.engine, "EngineConfig", Engine).__annotations__}
     given = {"dtype": a.dtype, "threads": a.threads, "slots": 4, "record_experts": False, "cache_bytes": 2 << 30} | more
     return Engine(run, **{key: value for key, value in given.items() if key in known})
 
 
 def first(engine: Engine, prefix: list[int], tail: int, reuse: bool) -> tuple[list[float], int, int]:
-    """([seconds, processor seconds] to the first token, the token, tokens of the prompt that the cache served)."""
+    """Return ([wall-clock, CPU] seconds to the first token, the token, the number of prompt tokens from the cache)."""
     ids = prefix + [100 + tail * 31 + i for i in range(TAIL)]
     params = SamplingParams(max_tokens=2, ignore_eos=True)
     wall, core = time.perf_counter(), time.process_time()
@@ -58,14 +58,14 @@ def first(engine: Engine, prefix: list[int], tail: int, reuse: bool) -> tuple[li
 
 
 def prefixes(run: Path, a: argparse.Namespace, length: int) -> list[list[int]]:
-    """Pieces of this project's own pages."""
+    """Return pieces of this project's documentation as ids."""
     text = "\n".join(file.read_text(encoding="utf-8") for file in sorted((ROOT / "docs").glob("*.md")))
     ids = Tokenizer.load(run / "tokenizer.json").encode(text)
     return [ids[i * length : (i + 1) * length] for i in range(a.prefixes)]
 
 
 def warm(run: Path, a: argparse.Namespace, folder: Path, length: int) -> Row:
-    """The first process: misses at several step budgets, then the same prefixes from memory."""
+    """Run the first process: misses at several token budgets, then hits in memory."""
     given = prefixes(run, a, length)
     budgets = {}
     for tokens in a.budgets:
@@ -80,7 +80,7 @@ def warm(run: Path, a: argparse.Namespace, folder: Path, length: int) -> Row:
     for prefix in given:
         misses.append(first(quick, prefix, 1, reuse=False)[0])
         token = first(engine, prefix, 1, reuse=False)[1]
-        first(engine, prefix, 0, reuse=True)  # this one is kept
+        first(engine, prefix, 0, reuse=True)  # this request fills the cache
         spent, again, served = first(engine, prefix, 1, reuse=True)
         check(token, again, served, length, "memory")
         hits.append(spent)
@@ -90,7 +90,7 @@ def warm(run: Path, a: argparse.Namespace, folder: Path, length: int) -> Row:
 
 
 def restarted(run: Path, a: argparse.Namespace, folder: Path, length: int, said: list[int], best: int) -> Row:
-    """The second process: from disk."""
+    """Run the second process: hits on disk."""
     given, hits = prefixes(run, a, length), []
     engine = engine_of(run, a, step_tokens=best, backend="torch-invariant", cache_dir=folder)
     first(engine, given[0][::-1][:256], 0, reuse=False)
@@ -104,9 +104,9 @@ def restarted(run: Path, a: argparse.Namespace, folder: Path, length: int, said:
 
 def check(token: int, again: int, served: int, length: int, where: str) -> None:
     if token != again:
-        sys.exit(f"from {where}: token {again}, computed alone it is {token}")
+        sys.exit(f"from {where}: token {again}, but without the cache it is {token}")
     if served < 0.9 * length:
-        sys.exit(f"from {where}: {served} tokens of {length} were served: no hit")
+        sys.exit(f"from {where}: only {served} of {length} tokens came from the cache")
 
 
 def summary(values: list[float]) -> Row:
@@ -118,7 +118,7 @@ def summary(values: list[float]) -> Row:
 
 
 def bench(name: str, given: str, a: argparse.Namespace) -> Row:
-    """Both processes of one model."""
+    """Run both processes for one model."""
     model = prepared(name, given, a.work, "")
     length = min(a.length, model.config.max_position_embeddings - 2 * TAIL - 64)
     folder = a.work / f"{name}-cache"

@@ -1,9 +1,9 @@
-"""A small model fine-tuned on GSM8K and one on FOLIO, measured on their held-out files and on MATH-500, beside chance.
+"""Fine-tune a small model on GSM8K and one on FOLIO. Evaluate them on the held-out files and MATH-500, and compare with chance.
 
     python benchmarks/public.py --data FOLDER      # with gsm8k/, folio/ and math500/ in it
 
-Models of a million parameters that never saw other text: scores near chance are expected, and are what the result says.
-What it shows is that the way from a file to a score with its interval is whole.
+The models have a million parameters and saw no other text, so scores near chance are expected.
+The benchmark shows that the pipeline from a data file to a score with an interval works.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ TRAINED = {
     "folio": {"tokenizer": "bpe:1024", "row": "1024", "rows": "4", "think": "0.0", "source.longer": "skip"},
 }
 MEASURED = (("gsm8k", "gsm8k", 256), ("gsm8k", "math500", 256), ("folio", "folio", 16))
-"""(the model trained on, measured on, tokens of an answer at most)."""
+"""(training task, evaluation task, maximum tokens of an answer)."""
 
 
 def trained(name: str, a: argparse.Namespace) -> tuple[RunDir, dict[str, Any]]:
-    """The run fine-tuned on a task's training file."""
+    """Fine-tune a run on a task's training file. Return it with a summary."""
     values = {"task": name, "data": str(a.data / name), "steps": str(a.steps), "seed": "0"} | TRAINED[name]
     run, folder = make_run("sft", values), RunDir(a.out / name)
     fit(run, folder, threads=a.threads)
@@ -50,7 +50,7 @@ def trained(name: str, a: argparse.Namespace) -> tuple[RunDir, dict[str, Any]]:
 
 
 def measured(folder: RunDir, task: str, max_tokens: int, a: argparse.Namespace) -> dict[str, Any]:
-    """Greedy answers to the held-out file, problems that fit the model's context."""
+    """Evaluate greedily on the held-out problems that fit the model's context."""
     engine = Engine(folder.path, threads=a.threads, record_experts=False)
     loaded = load_task(task, data=a.data / task)
     room = engine.max_len - max_tokens
@@ -76,7 +76,7 @@ def measured(folder: RunDir, task: str, max_tokens: int, a: argparse.Namespace) 
 
 
 def main() -> None:
-    """Two trainings, three measurements, one JSON."""
+    """Train two models, run three evaluations and write one JSON file."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path("runs/public"))

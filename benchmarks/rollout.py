@@ -1,12 +1,12 @@
-"""Tokens per second of batched generation, our engine against transformers' DeepseekV3ForCausalLM.generate.
+"""Compare tokens per second of batched generation: our engine against transformers' DeepseekV3ForCausalLM.generate.
 
     python benchmarks/rollout.py                        # 64 and 384 sequences at the quickstart's size
     python benchmarks/rollout.py --size medium --sequences 64
 
-The work: so many distinct prompts of 32 tokens, each continued greedily by 64 tokens with no end of turn, in fp32, with
-the same weights and all cores on both sides; a reply that leaves ours where rounding does not decide ends the benchmark.
-Ours also records log-probabilities and expert choices; theirs does not. First each of their settings is timed alone, then
-the best meets ours in alternating pairs, and the ratio is given as median, least and greatest.
+Each side continues distinct prompts of 32 tokens greedily by 64 tokens, ignoring the end of turn, in fp32 on all cores with the same
+weights. The benchmark stops if a reply differs from ours for another reason than rounding. Only our side records log-probabilities and
+expert choices. First each transformers setting is timed alone. Then the best one and ours run in alternating pairs.
+The result is the median, least and greatest ratio.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from rorqual.recipes.models import v3_like
 
 VOCAB, PROMPT, NEW = 264, 32, 64
 TIE = 1e-3
-"""Greedy replies may part where the two best logits lie closer than this."""
+"""Greedy replies may diverge where the two best logits differ by less than this."""
 
 Replies = list[list[int]]
 Generate = Callable[[Replies], Replies]
@@ -43,7 +43,7 @@ Generate = Callable[[Replies], Replies]
 
 @dataclass(frozen=True)
 class Setting:
-    """One way to run theirs, by transformers' names."""
+    """One configuration of transformers, by the names of its arguments."""
 
     attention: str
     experts: str
@@ -60,7 +60,7 @@ SETTINGS = [
 
 
 def renamed(name: str) -> str:
-    """Our name as transformers has it in memory; the layouts are the same."""
+    """Convert our tensor name to transformers' in-memory name. The layouts are the same."""
     router = {".ffn.router.gate": ".mlp.gate.weight", ".ffn.router.": ".mlp.gate."}
     for ours, theirs in {".attention.": ".self_attn.", **router, ".ffn.": ".mlp."}.items():
         name = name.replace(ours, theirs)
@@ -72,7 +72,7 @@ def theirs(model: Decoder, setting: Setting, threads: int) -> Generate:
         **deepseek_v3.config_to_hf(model.config),
         attn_implementation=setting.attention,
         experts_implementation=setting.experts,
-        eos_token_id=None,  # a default would end replies, and `min_new_tokens` would forbid the token
+        eos_token_id=None,  # the default would end replies early, and `min_new_tokens` would mask the token
         bos_token_id=None,
     )
     twin = DeepseekV3ForCausalLM(config).eval()
@@ -109,28 +109,28 @@ def ours(model: Decoder, threads: int) -> Generate:
 
 
 def speed(generate: Generate, prompts: Replies) -> tuple[float, Replies]:
-    """(new tokens a second, replies)."""
+    """Return (new tokens per second, replies)."""
     start = time.perf_counter()
     replies = generate(prompts)
     return len(prompts) * NEW / (time.perf_counter() - start), replies
 
 
 def check(model: Decoder, prompts: Replies, replies: Replies, wanted: Replies, who: str) -> None:
-    """The two parted only at near-ties; after that they say different things by right."""
+    """Exit unless the replies diverge only at near-ties. Tokens after a divergence may differ."""
     for prompt, reply, mine in zip(prompts, replies, wanted):
         if len(reply) != NEW:
-            sys.exit(f"{who}: a reply of {len(reply)} tokens, not {NEW}: not the same work")
+            sys.exit(f"{who}: a reply has {len(reply)} tokens instead of {NEW}, so the work differs")
         if reply == mine:
             continue
         at = next(index for index in range(NEW) if reply[index] != mine[index])
         with torch.no_grad():
             logits = model.logits(model(torch.tensor([[*prompt, *mine[:at]]])).hidden[0, -1])
         if logits[mine[at]] - logits[reply[at]] > TIE:
-            sys.exit(f"{who}: a reply leaves ours at token {at}, and not by rounding: not the same model")
+            sys.exit(f"{who}: a reply diverges from ours at token {at}, not by rounding, so the models differ")
 
 
 def sweep(model: Decoder, prompts: Replies, wanted: Replies, threads: int) -> tuple[Setting, Generate]:
-    """Each of their settings, printed; the fastest."""
+    """Time and print each transformers setting. Return the fastest."""
     best: tuple[float, Setting, Generate] | None = None
     for setting in SETTINGS:
         try:
@@ -145,7 +145,7 @@ def sweep(model: Decoder, prompts: Replies, wanted: Replies, threads: int) -> tu
         if best is None or rate > best[0]:
             best = rate, setting, generate
     if best is None:
-        sys.exit("none of their settings runs")
+        sys.exit("no transformers setting runs")
     return best[1], best[2]
 
 
@@ -180,7 +180,7 @@ def main() -> None:
     args = parser.parse_args()
     transformers.logging.set_verbosity_error()
     config = v3_like(args.size, vocab_size=VOCAB, context=128)
-    # Weights large enough that logits have a spread: near-ties would let rounding choose the tokens.
+    # Large weights spread the logits. With near-ties, rounding would decide the tokens.
     config = config.model_copy(update={"num_nextn_predict_layers": 0, "initializer_range": 0.15})
     size = account(config, context=PROMPT + NEW)
     print(

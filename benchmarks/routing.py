@@ -1,10 +1,10 @@
-"""Is there one expert for a question? Count, question by question, which experts its tokens met.
+"""Count which experts the tokens of each question are routed to, to test whether one expert serves a whole question.
 
     python benchmarks/routing.py runs/quickstart/teacher
 
-For each layer: how many routed experts served at least one token of one question and its answer, how many at least half of them
-(an "expert for the question" would serve all), and how often two neighbouring tokens met an expert in common, beside what two tokens of
-different questions have in common.
+For each layer, over a question and its answer, the benchmark counts the routed experts that serve at least one token, and those that
+serve at least half. An "expert for the question" would serve all. It also counts how often two adjacent tokens share an expert,
+compared with two tokens of different questions.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from rorqual.tasks.find import load_task
 
 
 def main() -> None:
-    """Greedy answers to development problems, counted."""
+    """Answer problems of the dev split greedily and count the experts."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("run", type=Path)
     parser.add_argument("--task", default="families")
@@ -36,7 +36,7 @@ def main() -> None:
     a = parser.parse_args()
     experts = max(ffn.n_choices() for ffn in read_model_config(RunDir(a.run)).ffns)
     if not experts:
-        raise SystemExit(f"{a.run}: a model without experts")
+        raise SystemExit(f"{a.run}: the model has no experts")
     problems = pick(load_task(a.task), "dev", a.count, 0, False)
     params = SamplingParams(max_tokens=a.max_tokens)
     answers = Engine(a.run, threads=a.threads).generate([Request(p.messages, params) for p in problems])
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def layer(chosen: list[Any], experts: int) -> dict[str, float]:
-    """`chosen`: for each question [positions, k]."""
+    """Return the statistics of one layer. `chosen` holds the expert ids of each question [positions, k]."""
     served = [np.array([(one == e).any(-1).mean() for e in range(experts)]) for one in chosen]  # share of tokens
     near = [shared(one[:-1], one[1:]) for one in chosen if len(one) > 1]
     rng = np.random.default_rng(0)
@@ -72,7 +72,7 @@ def layer(chosen: list[Any], experts: int) -> dict[str, float]:
 
 
 def shared(left: Any, right: Any) -> float:
-    """Share of pairs of tokens that met at least one expert in common: [n, k] and [n, k]."""
+    """Return the share of token pairs that have at least one expert in common. Both arguments are [n, k]."""
     return float((left[:, :, None] == right[:, None, :]).any((1, 2)).mean())
 
 

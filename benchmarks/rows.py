@@ -1,9 +1,9 @@
-"""At which numbers of rows a product rounds a row as it does beside 1,023 others, on this processor: what docs/engine.md says of products.
+"""Find the row counts at which a matrix product gives a row the same bits as among 1,024 rows on this CPU (see docs/engine.md).
 
     python benchmarks/rows.py --threads 1
 
-For each type, columns, outputs and kind of product the numbers of rows in classes of equal bits of the first row, with sums that cancel
-(`ops.rows.cancelling`); shapes with one class are not listed. Nothing is timed.
+For each type, width, output size and kind of product, the benchmark groups row counts by the bits of the first row. The inputs have
+sums that cancel (`ops.rows.cancelling`). Shapes with a single group are not listed. Nothing is timed.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ COUNTS = (
 
 
 def classes(product: Callable[[Tensor], Tensor], x: Tensor) -> list[list[int]]:
-    """Numbers of rows that give the first row the same bits."""
+    """Group the row counts that give the first row the same bits."""
     found: dict[bytes, list[int]] = {}
     for count in COUNTS:
         first = product(x[:count].contiguous())[0].float().numpy().tobytes()

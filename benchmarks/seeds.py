@@ -1,11 +1,11 @@
-"""The quickstart's differences over several seeds, each seed a whole quickstart of its own.
+"""Compute the quickstart's differences over several seeds. Each seed is a complete quickstart.
 
     rorqual quickstart --seed 0 --out runs/seed-0      (and four more)
     python benchmarks/seeds.py runs/seed-0 runs/seed-1 ... --out docs/results/quickstart-seeds.json
     python benchmarks/seeds.py --table docs/results/quickstart-seeds.json
 
-`--table` prints README's table from the result. Intervals are of 99 %: the bootstrap's, which resamples seeds first, then problems
-within each, and Student's over the seeds' differences. A verdict needs both, and five seeds (`rorqual.evals.verdict`).
+`--table` prints README's table from the result. Both 99 % intervals are given: a bootstrap that resamples seeds and then problems,
+and Student's over the seeds' differences. A verdict needs both intervals and five seeds (`rorqual.evals.verdict`).
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ QUESTIONS: dict[str, tuple[str, str, Callable[[GradedSample], float]]] = {
         is_right,
     ),
 }
-"""A student learns from a teacher that was made to think, so the two are compared alike: by own choice, and made to think."""
+"""The student learns from a teacher that was forced to think. So both are compared in both modes: free choice and forced thinking."""
 NAMES = {"kk": "knights and knaves"}
 HEADS = (
     "family", "own choice, before GRPO", "after", "difference: bootstrap, Student's t", "verdict",
@@ -64,12 +64,12 @@ HEADS = (
 
 
 def load(folders: Sequence[Path], name: str) -> list[Evaluation]:
-    """One evaluation of every seed."""
+    """Load one evaluation of every seed."""
     return [Evaluation.load(folder / "evals" / f"{name}.json") for folder in folders]
 
 
 def ask(folders: Sequence[Path], old: str, new: str, measure: Any, grain: Grain) -> list[dict[str, Any]]:
-    """One question of every family, or of every family and level."""
+    """Compare two evaluations over all seeds, for each family, or for each family and level."""
     before, after = load(folders, old), load(folders, new)
     rows = compare_seeds(before, after, grain=grain, measure=measure, confidence=CONFIDENCE, samples=20_000)
     by_seed = [
@@ -89,7 +89,7 @@ def ask(folders: Sequence[Path], old: str, new: str, measure: Any, grain: Grain)
 
 
 def judged(found: Interval, by_seed: Sequence[Sequence[float]]) -> dict[str, Any]:
-    """Both intervals, each seed, and the verdict on "after is higher"."""
+    """Return both intervals, the values of each seed, and the verdict on "after is higher"."""
     differences = [after - before for before, after in by_seed]
     student = t_interval(differences, CONFIDENCE) if len(differences) > 1 else None
     return {
@@ -101,7 +101,7 @@ def judged(found: Interval, by_seed: Sequence[Sequence[float]]) -> dict[str, Any
 
 
 def lengths(folders: Sequence[Path], name: str) -> dict[str, float]:
-    """Mean thinking length, in tokens, of answers that thought, seed by seed."""
+    """Return each seed's mean thinking length in tokens, over answers with thinking."""
     found = {}
     for folder, one in zip(folders, load(folders, name), strict=True):
         found[folder.name] = round(one.rows("all")[0].thinking_length, 2)
@@ -109,7 +109,7 @@ def lengths(folders: Sequence[Path], name: str) -> dict[str, float]:
 
 
 def result(folders: Sequence[Path]) -> dict[str, Any]:
-    """Everything of these quickstarts that is kept, the verdict of every problem included."""
+    """Return all stored results of these quickstarts, including the verdict of every problem."""
     summaries = {folder: json.loads((folder / "summary.json").read_bytes()) for folder in folders}
     seeds = [summaries[folder]["seed"] for folder in folders]
     grains: tuple[Grain, ...] = ("all", "family", "level")
@@ -140,11 +140,11 @@ def result(folders: Sequence[Path]) -> dict[str, Any]:
 
 
 def again(old: dict[str, Any]) -> dict[str, Any]:
-    """A result with Student's intervals and today's verdicts, from its own figures: for one of before they were kept."""
+    """Recompute Student's intervals and the verdicts of a stored result from its own figures, for results without them."""
     questions = {
         title: {
             grain: [
-                {key: value for key, value in row.items() if key != "p_value"}  # its seeds were pooled
+                {key: value for key, value in row.items() if key != "p_value"}  # the p-value pooled the seeds
                 | judged(Interval(*row["interval_99"], CONFIDENCE), row["by_seed"])
                 for row in rows
             ]
@@ -156,7 +156,7 @@ def again(old: dict[str, Any]) -> dict[str, Any]:
 
 
 def table(found: dict[str, Any], heads: Sequence[str] = HEADS, names: dict[str, str] = NAMES) -> str:
-    """README's table, in Markdown: percent, and points with both intervals."""
+    """Return README's table in Markdown: percentages, and points with both intervals."""
     rows = {
         title: {row["family"]: row for row in found["questions"][title]["family"]}
         for title in (OWN, MADE, "right, after GRPO: at once against made to think")
@@ -177,7 +177,7 @@ def table(found: dict[str, Any], heads: Sequence[str] = HEADS, names: dict[str, 
 
 
 def percent(share: float) -> str:
-    """A share in percent, with one digit."""
+    """Format a share as a percentage with one decimal."""
     return f"{100 * share:.1f}"
 
 
@@ -186,7 +186,9 @@ def main() -> None:
     parser.add_argument("folders", nargs="*", type=Path)
     parser.add_argument("--out", type=Path, default=Path("docs/results/quickstart-seeds.json"))
     parser.add_argument("--table", type=Path, help="print README's table of this result")
-    parser.add_argument("--again", type=Path, help="judge this result again from its own figures, and write it")
+    parser.add_argument(
+        "--again", type=Path, help="recompute the verdicts of this result from its own figures, and write it"
+    )
     arguments = parser.parse_args()
     if arguments.again:
         write_json(arguments.again, again(json.loads(arguments.again.read_bytes())))
@@ -196,7 +198,7 @@ def main() -> None:
         write_json(arguments.out, result(arguments.folders))
         print(table(json.loads(arguments.out.read_bytes())))
     else:
-        parser.error(f"give the folders of quickstarts, --table or --again{os.linesep}")
+        parser.error(f"give the quickstart folders, --table or --again{os.linesep}")
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
-"""1, 4 and 16 clients at once: `rorqual serve` beside llama.cpp's server, the same weights, prompts and lengths.
+"""Compare `rorqual serve` with llama.cpp's server under 1, 4 and 16 concurrent clients: same weights, prompts and lengths.
 
     python benchmarks/serve.py --work runs/decode smollm2
     python benchmarks/serve.py --work runs/decode teacher=RUN --prompt 32
 
-The peer is the OpenAI server inside xllamacpp (AVX2; node-llama-cpp, whose build is AVX-512, brings no server). Both servers are
-up, one is asked at a time; each round asks every server with every number of clients, every second round in reverse. Each client
-sends its requests to /v1/completions one after another, streamed: ids of a text (other ones in each request, so that no prompt is
-in a cache), greedy, ends ignored. Tokens are counted by the second, and by the processor second that the server's processes
-spent, prompts included, which neighbours on the machine disturb less. Time to first token is that of the first piece of text;
-gaps are between pieces.
+The other server is the OpenAI server in xllamacpp (AVX2; node-llama-cpp, built for AVX-512, has no server). All servers run, but only
+one gets load at a time. Each round measures every server with every number of clients, and every second round in reverse order.
+Each client sends streamed requests to /v1/completions one after another. Prompts are ids of a text, different in each request, so
+no prompt is in the prefix cache. Decoding is greedy and ignores the end of turn. Throughput is given per second, and per CPU second
+of the server's processes, including prefill, which other load affects less. Time to first token is the time to the first piece
+of text. Gaps are the times between pieces.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Server:
 
 @dataclass
 class Times:
-    """One reply: seconds to its first piece, between pieces, and how many tokens it had."""
+    """One reply: the seconds to its first piece, the seconds between pieces, and its number of tokens."""
 
     first: float
     gaps: list[float]
@@ -63,7 +63,7 @@ class Times:
 
 @contextmanager
 def rorqual(run: Path, work: Path, dtype: str, a: argparse.Namespace, more: Sequence[str]) -> Iterator[Server]:
-    """`rorqual serve`, with a key of its own."""
+    """Run `rorqual serve` with its own API key."""
     keys = work / f"keys-{os.getpid()}-{dtype}"
     keys.unlink(missing_ok=True)
     words = [sys.executable, "-m", "rorqual", "serve", str(run), "port=0", f"keys={keys}", f"slots={max(a.clients)}"]
@@ -87,7 +87,7 @@ def rorqual(run: Path, work: Path, dtype: str, a: argparse.Namespace, more: Sequ
 
 @contextmanager
 def llama(file: Path, dtype: str, a: argparse.Namespace) -> Iterator[Server]:
-    """llama.cpp's server."""
+    """Run llama.cpp's server."""
     words = [sys.executable, str(HERE / "llama_server.py"), str(file), "--threads", str(a.threads)]
     words += ["--slots", str(max(a.clients)), "--length", str(-(-a.length // 256) * 256)]
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
@@ -96,14 +96,14 @@ def llama(file: Path, dtype: str, a: argparse.Namespace) -> Iterator[Server]:
             assert process.stdout is not None
             address, _, system = process.stdout.readline().partition(" ")
             if not address:
-                raise SystemExit(f"llama.cpp refused {file}")
+                raise SystemExit(f"llama.cpp cannot load {file}")
             yield Server(f"llama.cpp AVX2 {dtype}", address, "default", process.pid, system=system.strip())
         finally:
             process.kill()
 
 
 def core_seconds(root: int) -> float:
-    """Processor seconds of a process and of all that live below it (Linux; 0 elsewhere)."""
+    """Return the CPU seconds of a process and its living descendants (on Linux; 0 elsewhere)."""
     used: dict[int, tuple[int, float]] = {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -119,7 +119,7 @@ def core_seconds(root: int) -> float:
 
 
 async def one(client: httpx.AsyncClient, server: Server, prompt: list[int], new: int) -> Times:
-    """One streamed reply."""
+    """Request one streamed reply and time it."""
     body = {
         "model": server.model,
         "prompt": prompt,
@@ -141,14 +141,14 @@ async def one(client: httpx.AsyncClient, server: Server, prompt: list[int], new:
             if part.get("choices") and part["choices"][0].get("text"):
                 came.append(time.perf_counter())
     if not came:
-        raise SystemExit(f"{server.name}: a reply without text")
+        raise SystemExit(f"{server.name}: a reply has no text")
     return Times(came[0] - began, [b - a for a, b in itertools.pairwise(came)], tokens or len(came))
 
 
 async def load(server: Server, prompts: list[list[int]], clients: int, new: int) -> Row:
-    """`clients` at once take the prompts one by one."""
+    """Send the prompts with `clients` concurrent clients, and return throughput and latencies."""
     waiting, times = iter(prompts), []
-    limits = httpx.Limits(max_connections=clients, max_keepalive_connections=0)  # a server may close one that waits
+    limits = httpx.Limits(max_connections=clients, max_keepalive_connections=0)  # a server may close an idle connection
     async with httpx.AsyncClient(timeout=600, limits=limits) as client:
 
         async def work() -> None:
@@ -177,13 +177,13 @@ def quantile(values: Sequence[float], q: float) -> float:
 
 
 def text_ids(run: Path) -> list[int]:
-    """A text that everybody has: this project's own pages, as the model's ids."""
+    """Return this project's documentation as the model's ids, a text that every checkout has."""
     text = "\n".join(file.read_text(encoding="utf-8") for file in sorted((ROOT / "docs").glob("*.md")))
     return Tokenizer.load(run / "tokenizer.json").encode(text)
 
 
 def rounds(servers: list[Server], ids: list[int], a: argparse.Namespace) -> dict[str, dict[str, list[Row]]]:
-    """All measurements, by clients and server."""
+    """Return all measurements by number of clients and server."""
     found: dict[str, dict[str, list[Row]]] = {str(c): {s.name: [] for s in servers} for c in a.clients}
     at = 0
     for number in range(a.rounds):
@@ -199,7 +199,7 @@ def rounds(servers: list[Server], ids: list[int], a: argparse.Namespace) -> dict
 
 
 def told(found: dict[str, dict[str, list[Row]]]) -> Row:
-    """Medians with their spread, and each of ours over each of theirs, round by round."""
+    """Return medians with spread, and the ratio of each of our servers to each other one, round by round."""
     out: Row = {}
     for clients, by in found.items():
         rows: Row = {"servers": {}}
@@ -225,7 +225,7 @@ def main() -> None:
     parser.add_argument("model", metavar="NAME[=RUN]")
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 4, 16])
-    parser.add_argument("--requests", type=int, default=8, help="of all clients together, and at least one each")
+    parser.add_argument("--requests", type=int, default=8, help="total of all clients, at least one per client")
     parser.add_argument("--prompt", type=int, default=256)
     parser.add_argument("--new", type=int, default=48)
     parser.add_argument("--rounds", type=int, default=3)

@@ -1,12 +1,12 @@
-"""Validation loss per character on tiny Shakespeare, beside nanoGPT's own CPU configuration, for the same number of tokens.
+"""Compare the validation loss per character on tiny Shakespeare with nanoGPT's CPU configuration, for the same number of tokens.
 
     git clone nanoGPT's repository to NANOGPT; then
     python benchmarks/shakespeare.py --data tinyshakespeare.txt --nanogpt NANOGPT --out runs/shakespeare
 
-nanoGPT's own `train.py` runs with the command of its README ("I only have a macbook"), unchanged but for the seed, threads,
-and a checkpoint kept at the end. Both see 2,000 x 12 x 64 characters of the first nine tenths of the file, and both are
-measured on the whole last tenth: every window of 64 side by side, each character predicted once. What is done is found
-again in `--out`, so the command can be repeated until all of it is there.
+nanoGPT's `train.py` runs with the command of its README ("I only have a macbook"). Only seed, threads and a final checkpoint are
+changed. Both sides train on 2,000 x 12 x 64 characters of the first nine tenths of the file. Both are measured on the whole last
+tenth, in adjacent windows of 64, so that each character is predicted once. Finished runs in `--out` are reused, so the command
+can be repeated until it is complete.
 """
 
 from __future__ import annotations
@@ -47,15 +47,15 @@ SEEDED = (
     "import sys, runpy, torch; seed, sys.argv = int(sys.argv[1]), sys.argv[2:]; torch.set_num_threads({threads}); "
     "plant = torch.manual_seed; torch.manual_seed = lambda _: plant(seed); runpy.run_path(sys.argv[0], run_name='__main__')"
 )
-"""Runs a script with another seed than the 1337 that is written in it."""
+"""Runs a script with another seed than its hard-coded 1337."""
 
 ADAMW = "optim={{kind: adamw, lr: {}, betas: [0.9, 0.99], weight_decay: 0.1, schedule: {{warmup: 100, decay: 1.0, final: 0.1}}}}"
 OURS = {"rorqual": "", "rorqual, AdamW": ADAMW.format("1e-3"), "rorqual, AdamW at 3e-3": ADAMW.format("3e-3")}
-"""Our recipe as it is (Muon, MTP, experts), and with nanoGPT's optimizer (its rate, and three times its rate) in Muon's place."""
+"""Our default recipe (Muon, MTP, experts), and the same with nanoGPT's optimizer at its rate and at three times its rate."""
 
 
 def prepare(checkout: Path, data: Path) -> None:
-    """The three files that nanoGPT's data/shakespeare_char/prepare.py writes, from a file at hand."""
+    """Write the three files of nanoGPT's data/shakespeare_char/prepare.py from a local file."""
     folder = checkout / "data" / "shakespeare_char"
     text = data.read_text(encoding="utf-8")
     chars = sorted(set(text))
@@ -68,7 +68,7 @@ def prepare(checkout: Path, data: Path) -> None:
 
 
 def nanogpt(checkout: Path, out: Path, seed: int, threads: int) -> dict[str, Any]:
-    """Train by nanoGPT's own script, then measure its checkpoint on the whole validation part."""
+    """Train with nanoGPT's script, then measure its checkpoint on the whole validation part."""
     done = out / f"nanogpt-{seed}"
     result = done / "result.json"
     if result.is_file():
@@ -85,7 +85,7 @@ def nanogpt(checkout: Path, out: Path, seed: int, threads: int) -> dict[str, Any
     printed = re.findall(r"step (\d+): train loss ([\d.]+), val loss ([\d.]+)", (done / "log.txt").read_text("utf-8"))
     saved = torch.load(done / "ckpt.pt", map_location="cpu", weights_only=False)
     if saved["iter_num"] != STEPS or int(printed[-1][0]) != STEPS:
-        raise SystemExit(f"nanoGPT stopped at {saved['iter_num']} of {STEPS}: see {done / 'log.txt'}")
+        raise SystemExit(f"nanoGPT stopped at step {saved['iter_num']} of {STEPS}: see {done / 'log.txt'}")
     model = nanogpt_model(checkout, saved)
     found = {
         "model": "nanoGPT",
@@ -101,7 +101,7 @@ def nanogpt(checkout: Path, out: Path, seed: int, threads: int) -> dict[str, Any
 
 
 def nanogpt_model(checkout: Path, saved: dict[str, Any]) -> torch.nn.Module:
-    """Its model, from its checkpoint."""
+    """Load nanoGPT's model from its checkpoint."""
     spec = importlib.util.spec_from_file_location("nanogpt_model", checkout / "model.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -114,7 +114,7 @@ def nanogpt_model(checkout: Path, saved: dict[str, Any]) -> torch.nn.Module:
 
 @torch.no_grad()
 def whole_loss(model: torch.nn.Module, ids: np.ndarray) -> float:
-    """Mean nats over all windows of 64 side by side: written here once more, independently of `text_loss`."""
+    """Return the mean loss in nats over all adjacent windows of 64. The code is independent of `text_loss`."""
     count = (len(ids) - 1) // WINDOW
     x = torch.from_numpy(ids[: count * WINDOW].astype(np.int64)).view(count, WINDOW)
     y = torch.from_numpy(ids[1 : count * WINDOW + 1].astype(np.int64)).view(count, WINDOW)
@@ -123,7 +123,7 @@ def whole_loss(model: torch.nn.Module, ids: np.ndarray) -> float:
 
 
 def ours(name: str, data: Path, out: Path, seed: int, threads: int) -> dict[str, Any]:
-    """Train by our recipe and measure."""
+    """Train with our recipe and measure the loss."""
     folder = RunDir(out / f"{name.replace(', ', '-').replace(' ', '-').lower()}-{seed}")
     result = folder.path / "result.json"
     if result.is_file():
@@ -155,7 +155,7 @@ def ours(name: str, data: Path, out: Path, seed: int, threads: int) -> dict[str,
 
 
 def main() -> None:
-    """Both sides, every seed, into one JSON file."""
+    """Run both sides with every seed and write one JSON file."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path, required=True, help="tinyshakespeare.txt")
     parser.add_argument("--nanogpt", type=Path, required=True, help="a checkout of nanoGPT")
@@ -178,7 +178,7 @@ def main() -> None:
 
 
 def document(found: list[dict[str, Any]], a: argparse.Namespace) -> dict[str, Any]:
-    """All runs, and their means."""
+    """Return all runs and their means."""
     names = list(dict.fromkeys(run["model"] for run in found))
     losses = {name: [run["loss"] for run in found if run["model"] == name] for name in names}
     return {

@@ -1,6 +1,6 @@
-"""How the arms of `rorqual lab moe-vs-dense`, `latent-vs-full` and `mtp` were set, on seeds and a split that are no evidence.
+"""Tune the arms of `rorqual lab moe-vs-dense`, `latent-vs-full` and `mtp`, on seeds and a split that do not count as evidence.
 
-python benchmarks/shapes.py speed --out DIR     core-seconds of a step, arms taken in turn
+python benchmarks/shapes.py speed --out DIR     core-seconds per step, arms in alternation
 python benchmarks/shapes.py rates --out DIR     loss on the dev split for each factor on the learning rates
 """
 
@@ -19,12 +19,12 @@ from rorqual.lab.shapes import ARMS, DENSE_FLOPS, DEV_SEEDS, DOCUMENTS, FULL, MO
 from rorqual.train.loop import fit
 
 SHAPES = (MOE, DENSE_FLOPS, FULL, MTP)
-"""Arms that differ in more than their number of steps."""
+"""The arms that differ in more than the number of steps."""
 FACTORS = (0.25, 0.5, 1.0, 2.0)
 
 
 def speed(out: Path, rounds: int = 6, share: float = 0.1) -> None:
-    """Short trainings in turn, so that whatever else the machine does meets all arms alike; the first steps are left out."""
+    """Time short trainings in alternation, so that other load affects all arms equally. The first steps do not count."""
     spent: dict[str, list[float]] = {name: [] for name in SHAPES}
     for turn in range(rounds):
         for name in SHAPES:
@@ -35,13 +35,13 @@ def speed(out: Path, rounds: int = 6, share: float = 0.1) -> None:
     for name in SHAPES:
         ratios = [a / b for a, b in zip(spent[name], spent[MOE], strict=True)]
         print(
-            f"{name:20} {statistics.median(spent[name]):.4f} s a step, {statistics.median(ratios):.3f} of {MOE}'s",
+            f"{name:20} {statistics.median(spent[name]):.4f} s/step, {statistics.median(ratios):.3f} of {MOE}'s",
             ratios,
         )
 
 
 def rates(out: Path, names: list[str], seeds: list[int]) -> None:
-    """Each arm in full."""
+    """Train each arm fully with each learning-rate factor, and print its dev loss."""
     for seed in seeds:
         for name in names:
             for factor in FACTORS:

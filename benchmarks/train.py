@@ -1,13 +1,13 @@
-"""Tokens per second of a whole training step, ours against transformers' DeepseekV3ForCausalLM.
+"""Compare tokens per second of a complete training step with transformers' DeepseekV3ForCausalLM.
 
     python benchmarks/train.py --size small            # the quickstart's model
     python benchmarks/train.py --size medium           # 57M parameters
-    python benchmarks/train.py --size small --compile  # their settings with torch.compile too (needs a C++ compiler)
+    python benchmarks/train.py --size small --compile  # also transformers with torch.compile (needs a C++ compiler)
 
-A step is forward, cross-entropy on every token, backward and AdamW, on a fresh random batch each time, with the experts
-that the router happens to choose; one thread; no multi-token prediction on either side, the same weights on both (a first
-loss that differs ends the benchmark). First each of their settings is timed alone, then our two types. Then our best
-meets their best in alternating pairs, and the ratio is given as median, least and greatest.
+A step is forward, cross-entropy on every token, backward and AdamW, on a new random batch, with the experts that the router chooses.
+Both sides use one thread, the same weights and no MTP. The benchmark stops if the first losses differ. First each
+transformers setting is timed alone, then our two types. Then the best of each side run in alternating pairs.
+The result is the median, least and greatest ratio.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from rorqual.recipes.models import v3_like
 
 VOCAB = 264
 ROWS = {"small": (64, 64), "medium": (8, 256), "tiny": (4, 32)}
-"""Batch and length of a step: 4,096 and 2,048 tokens."""
+"""Rows and length of a batch, by model size."""
 BATCHED_GIB = 1.0
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 Logits = Callable[[Tensor], Tensor]
@@ -43,7 +43,7 @@ Logits = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Setting:
-    """One way to run one of the two. `attention` and `experts` are transformers' names; ours has neither."""
+    """One configuration of one side. `attention` and `experts` are arguments of transformers; our side has neither."""
 
     who: str
     dtype: str
@@ -57,7 +57,7 @@ class Setting:
 
 
 def settings_of_transformers(compiled: bool, config: ModelConfig, tokens: int) -> list[Setting]:
-    """Everything that its CPU path offers."""
+    """Return every setting of transformers' CPU path. `batched_mm` is left out if it needs too much memory."""
     experts = ["eager", "grouped_mm", "batched_mm"]
     moe = config.stages[-1].ffn
     assert isinstance(moe, MoEConfig)
@@ -65,7 +65,9 @@ def settings_of_transformers(compiled: bool, config: ModelConfig, tokens: int) -
     gib = copies * config.stages[-1].layers / 2**30
     if gib > BATCHED_GIB:
         experts.remove("batched_mm")
-        print(f"  left out: experts batched_mm, which copies each token's expert weights: {gib:.1f} GiB a step in fp32")
+        print(
+            f"  skipped: experts batched_mm, which copies each token's expert weights: {gib:.1f} GiB per step in fp32"
+        )
     return [
         Setting("transformers", dtype, attention, implementation, compiled)
         for dtype in DTYPES
@@ -75,7 +77,7 @@ def settings_of_transformers(compiled: bool, config: ModelConfig, tokens: int) -
 
 
 def renamed(name: str) -> str:
-    """Our name as transformers has it in memory; the layouts are the same."""
+    """Convert our tensor name to transformers' in-memory name. The layouts are the same."""
     router = {".ffn.router.gate": ".mlp.gate.weight", ".ffn.router.": ".mlp.gate."}
     for ours, theirs in {".attention.": ".self_attn.", **router, ".ffn.": ".mlp."}.items():
         name = name.replace(ours, theirs)
@@ -83,7 +85,7 @@ def renamed(name: str) -> str:
 
 
 def model_of(setting: Setting, config: ModelConfig) -> tuple[nn.Module, Logits]:
-    """The model with the weights of seed 0, and the function from tokens to logits."""
+    """Return the model with the weights of seed 0, and its function from tokens to logits."""
     ours = build(config, seed=0, ops=TORCH)
     if setting.who == "rorqual":
         return prepared(ours, setting, lambda model, tokens: model.logits(model(tokens).hidden))
@@ -109,7 +111,7 @@ def prepared(
 
 
 class Training:
-    """One model under training; `run` times whole steps."""
+    """One model in training. `run` times complete steps."""
 
     def __init__(self, setting: Setting, config: ModelConfig, rows: tuple[int, int]) -> None:
         self.setting, self.rows = setting, rows
@@ -127,7 +129,7 @@ class Training:
         return float(loss.detach())
 
     def run(self, steps: int) -> float:
-        """Tokens per second over `steps` steps."""
+        """Return the tokens per second over `steps` steps."""
         start = time.perf_counter()
         for _ in range(steps):
             self.step()
@@ -135,7 +137,7 @@ class Training:
 
 
 def alone(setting: Setting, config: ModelConfig, rows: tuple[int, int], steps: int) -> tuple[float, float]:
-    """(first loss, tokens per second after the warm-up)."""
+    """Return (first loss, tokens per second after the warm-up)."""
     training = Training(setting, config, rows)
     first = training.step()
     training.run(2)
@@ -146,7 +148,7 @@ def alone(setting: Setting, config: ModelConfig, rows: tuple[int, int], steps: i
 
 
 def sweep(settings: list[Setting], config: ModelConfig, rows: tuple[int, int], steps: int) -> dict[Setting, float]:
-    """Each setting's speed, printed; one that this machine or version cannot run is listed with the reason."""
+    """Time and print each setting. A setting that this machine or version cannot run is printed with the reason."""
     speeds: dict[Setting, float] = {}
     reference: float | None = None
     for setting in settings:
@@ -158,7 +160,7 @@ def sweep(settings: list[Setting], config: ModelConfig, rows: tuple[int, int], s
         reference = first if reference is None else reference
         bound = 1e-4 if setting.dtype == "fp32" else 3e-2
         if abs(first - reference) > bound * abs(reference):
-            sys.exit(f"{setting}: first loss {first:.6f}, not {reference:.6f}: not the same model")
+            sys.exit(f"{setting}: the first loss is {first:.6f}, not {reference:.6f}, so the models differ")
         print(f"  {setting!s:55} {speeds[setting]:9.0f} tokens/s", flush=True)
         torch.compiler.reset()
     return speeds
@@ -167,7 +169,7 @@ def sweep(settings: list[Setting], config: ModelConfig, rows: tuple[int, int], s
 def pairs(
     ours: Setting, theirs: Setting, config: ModelConfig, rows: tuple[int, int], n: int, steps: int
 ) -> list[float]:
-    """Ratios of `n` pairs, each side first in turn, both models alive and warm."""
+    """Return the ratios of `n` pairs. Both models stay loaded and warm, and the side that runs first alternates."""
     two = [Training(setting, config, rows) for setting in (ours, theirs)]
     for training in two:
         training.run(3)
@@ -191,7 +193,7 @@ def main() -> None:
     parser.add_argument("--size", choices=list(ROWS), default="small")
     parser.add_argument("--pairs", type=int, default=9)
     parser.add_argument("--steps", type=int, default=10, help="steps in each timing")
-    parser.add_argument("--compile", action="store_true", help="their settings under torch.compile too")
+    parser.add_argument("--compile", action="store_true", help="also time transformers with torch.compile")
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.set_num_interop_threads(1)
@@ -199,7 +201,7 @@ def main() -> None:
     config = config.model_copy(update={"num_nextn_predict_layers": 0})
     size, rows = account(config, context=ROWS[args.size][1]), ROWS[args.size]
     print(
-        f"{args.size}: {size.total / 1e6:.2f}M parameters, {size.active / 1e6:.2f}M active, {rows[0]} x {rows[1]} tokens a step"
+        f"{args.size}: {size.total / 1e6:.2f}M parameters, {size.active / 1e6:.2f}M active, {rows[0]} x {rows[1]} tokens per step"
     )
     print(f"torch {torch.__version__}, transformers {transformers.__version__}, one thread")
     eager, compiled = (

@@ -1,9 +1,9 @@
-"""TRL's side of `grpo.py`: one job, in a process of its own.
+"""Run one job of `grpo.py` with TRL, in a process of its own.
 
     python benchmarks/trl_side.py JOB.json FOLDER
 
-The model is a Qwen3ForCausalLM with the very weights of our run, the tokenizer is our tokenizer.json, and prompts are text that
-becomes exactly our ids; each of these is checked before training starts.
+The model is a Qwen3ForCausalLM with the weights of our run, and the tokenizer is our tokenizer.json. The prompts are text that
+encodes to exactly our ids. All of this is checked before training starts.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ from rorqual.model.load import deepseek_v3, qwen3
 from rorqual.model.load.run import load_run
 
 SAME = 1e-4
-"""Largest difference of a logit between our model and the exported one, fp32."""
+"""Maximum difference of a logit between our model and the exported one, in fp32."""
 
 
 class Clock(TrainerCallback):
-    """Wall-clock and core seconds at the end of each update, and what was logged."""
+    """Records wall-clock and CPU seconds at the end of each update."""
 
     def __init__(self) -> None:
         self.marks: list[tuple[float, float]] = []
@@ -53,7 +53,7 @@ class Clock(TrainerCallback):
 
 
 def student(ours: Decoder, attention: str) -> Qwen3ForCausalLM:
-    """The dense model in transformers, with the same weights."""
+    """Return the dense model in transformers, with the same weights."""
     model = Qwen3ForCausalLM(Qwen3Config(**qwen3.config_to_hf(ours.config) | {"attn_implementation": attention}))
     model.load_state_dict(qwen3.to_hf(ours.state_dict(), ours.config), strict=True)
     model.tie_weights()
@@ -61,7 +61,7 @@ def student(ours: Decoder, attention: str) -> Qwen3ForCausalLM:
 
 
 def renamed(name: str) -> str:
-    """Our name of a tensor as transformers has it in memory; the layouts are the same."""
+    """Convert our tensor name to transformers' in-memory name. The layouts are the same."""
     router = {".ffn.router.gate": ".mlp.gate.weight", ".ffn.router.": ".mlp.gate."}
     for ours, theirs in {".attention.": ".self_attn.", **router, ".ffn.": ".mlp."}.items():
         name = name.replace(ours, theirs)
@@ -69,7 +69,7 @@ def renamed(name: str) -> str:
 
 
 def teacher(ours: Decoder) -> DeepseekV3ForCausalLM:
-    """The mixture of experts in transformers, without its prediction module, which neither side uses here."""
+    """Return the mixture of experts in transformers, without the MTP module, which neither side uses here."""
     config = ours.config.model_copy(update={"num_nextn_predict_layers": 0})
     how = {"attn_implementation": "sdpa", "experts_implementation": "grouped_mm"}
     model = DeepseekV3ForCausalLM(DeepseekV3Config(**deepseek_v3.config_to_hf(config) | how))
@@ -83,7 +83,7 @@ def check_model(ours: Decoder, theirs: Any, ids: list[int]) -> None:
     with torch.no_grad():
         difference = (ours.logits(ours(tokens).hidden) - theirs(tokens, use_cache=False).logits).abs().max()
     if not difference < SAME:
-        sys.exit(f"not the same model: logits differ by {difference:.1e}")
+        sys.exit(f"the models differ: logits differ by {difference:.1e}")
 
 
 def tokenizer_of(start: RunDir, chat: ChatFormat) -> PreTrainedTokenizerFast:
@@ -97,12 +97,12 @@ def tokenizer_of(start: RunDir, chat: ChatFormat) -> PreTrainedTokenizerFast:
         model_input_names=["input_ids", "attention_mask"],
     )
     if (made.eos_token_id,) != chat.stop_ids or made.pad_token_id != chat.tokenizer.pad:
-        sys.exit("the tokenizer's special tokens moved")
+        sys.exit("the special tokens have other ids in transformers' tokenizer")
     return made
 
 
 def common(job: Job, out: Path, batch: int) -> dict[str, Any]:
-    """Arguments that both of TRL's trainers take; nothing is saved or reported while it trains."""
+    """Return the arguments of both TRL trainers. Nothing is saved or reported during training."""
     setting = job.setting
     return {
         "output_dir": str(out / "trl"),
@@ -132,7 +132,7 @@ def common(job: Job, out: Path, batch: int) -> dict[str, Any]:
 
 
 def optimizers(job: Job, model: Any) -> tuple[Any, Any]:
-    """AdamW and the schedule of our recipe, which counts steps, not updates; weight decay is 0 there."""
+    """Return AdamW and our recipe's schedule, which counts steps, not updates. The recipe's weight decay is 0."""
     config: Any = job.run().optim
     optimizer = torch.optim.AdamW(
         model.parameters(),
@@ -178,7 +178,7 @@ def grpo_trainer(job: Job, out: Path, model: Any, chat: ChatFormat, tokenizer: A
 
 
 def distillation_trainer(job: Job, out: Path, model: Any, chat: ChatFormat, tokenizer: Any) -> DistillationTrainer:
-    """The successor of GKDTrainer: all samples the student's own, reverse KL (beta 1) over the whole vocabulary."""
+    """Return GKDTrainer's successor: all samples come from the student, with reverse KL (beta 1) over the whole vocabulary."""
     problems = [problem for problem in problems_of(job) for _ in range(job.samples)]
     rows = [{"prompt": text_of(chat, problem)} for problem in problems]
     check_prompts(rows, problems, chat, tokenizer)
@@ -200,11 +200,11 @@ def check_prompts(rows: list[dict[str, Any]], problems: list[Any], chat: ChatFor
     got = tokenizer(text=[row["prompt"] for row in rows])["input_ids"]
     for ids, problem in zip(got, problems, strict=True):
         if ids != chat.prompt(problem.messages):
-            sys.exit(f"other prompt ids: {problem.prompt!r}")
+            sys.exit(f"the prompt encodes to other ids than ours: {problem.prompt!r}")
 
 
 def trained(ours: Decoder, theirs: Any) -> Decoder:
-    """Their weights in our model, for the same evaluation."""
+    """Load TRL's weights into our model, so that both get the same evaluation."""
     state: dict[str, Tensor] = {
         name: tensor.float().contiguous()
         for name, tensor in theirs.state_dict().items()
@@ -233,7 +233,7 @@ def main() -> None:
     ended, spent = time.perf_counter(), core_seconds()
     log = [entry for entry in trainer.state.log_history if "loss" in entry]
     if trainer.state.global_step != job.steps * job.updates or len(log) != job.steps * job.updates:
-        sys.exit(f"{trainer.state.global_step} updates and {len(log)} records of {job.steps * job.updates}")
+        sys.exit(f"{trainer.state.global_step} updates and {len(log)} records, {job.steps * job.updates} expected")
     each = job.problems * job.samples
     first = clock.marks[job.updates - 1]
     outcome = Outcome(

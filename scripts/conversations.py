@@ -1,10 +1,10 @@
-"""A thousand conversations of several tenants through one engine, interleaved; each answer the one computed alone.
+"""Run a thousand interleaved conversations of several tenants through one engine, and compare each answer with the one computed alone.
 
     python scripts/conversations.py --conversations 1000
 
-Each turn's prompt is the former turns, the replies and more; many begin alike, within a tenant and across. No turn may find more of its
-prompt in the cache than its own tenant had said before; that is counted from what was said, not from what the engine reports. Exit code
-0 where all holds. The result goes to docs/results/conversations.json.
+Each prompt extends the earlier turns and replies. Many share a prefix, within and across tenants. A turn must not find more of its
+prompt in the cache than its own tenant has sent before. The script counts this from the conversations, not from the engine's statistics.
+The exit code is 0 if all holds. The result is written to docs/results/conversations.json.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from trained import KINDS, trained  # noqa: E402
 
 RESULT = ROOT / "docs" / "results" / "conversations.json"
 KEPT = 300
-"""Blocks of cache: fewer than all that is said, so that some is given up."""
+"""Number of cache blocks: fewer than the conversations need, so that some are evicted."""
 
 
 def hold(kind: str, count: int) -> dict[str, Any]:
-    """Conversations with one model, and what was counted."""
+    """Run the conversations with one model, and return the counts."""
     began, counts, wrong = time.process_time(), Counter[str](), ""
     try:
         for counts in converse(trained(kind), count, seed=7, at_once=40, blocks=KEPT):

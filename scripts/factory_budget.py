@@ -1,11 +1,11 @@
-"""Ask servers that misbehave within a budget, and compare what was billed outside with what the factory counts.
+"""Sample misbehaving servers within a budget, and compare what they bill with what the distillation run counts.
 
     python scripts/factory_budget.py
 
-The server (tests/distil/billing_server.py) is a process of its own that writes down what each request cost. Each kind is asked for 40
-samples, by 1 and by 8 requests at a time, with a budget for ten and a half requests at their most. What is promised: billed is no more
-than the budget and what one request costs beyond its reserve, and the factory counts no less than was billed. Exit code 0 where
-that holds for every kind. The result goes to docs/results/factory-budget.json.
+The server (tests/distil/billing_server.py) is a process of its own that records the cost of each request. Each kind of server gets
+requests for 40 samples, 1 and 8 at a time, with a budget for ten and a half requests at their maximum cost. Two guarantees are tested.
+The bill is at most the budget plus the cost of one request beyond its reserve. The run counts at least the billed amount.
+The exit code is 0 if both hold for every kind. The result is written to docs/results/factory-budget.json.
 """
 
 from __future__ import annotations

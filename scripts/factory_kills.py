@@ -1,20 +1,20 @@
-"""Kill `rorqual distil` at random points, go on each time, and compare what comes out with a run that nobody killed.
+"""Kill `rorqual distil` at random points, resume it each time, and compare the results with an uninterrupted run.
 
     python scripts/factory_kills.py --kills 20
 
-Half of the kills hit a factory whose teacher is a run of ours, half one whose teacher is a server on this machine that answers like
-OpenAI's, counts every answer it would bill, and is paid from a budget. Every kill is a SIGKILL at a random moment: when a random
-number of further samples is there, and a little later. At each kill and at the end it is checked that
+Half of the kills hit a run with one of our models as teacher. The other half use a local server with OpenAI's API as teacher, which
+counts every answer that it would bill and has a budget. Every kill is a SIGKILL at a random moment: when a random number of further
+samples exists, and a little later. At each kill and at the end the script checks that
 
-- the rows of data.parquet equal those of the straight run in every column but the clock's, and so do the other results;
-- every sample that was there at a kill is there at the end, byte for byte, and once;
-- the server was never asked again for a sample that was there; every answer it gave is a row, or was under way at a kill (at most
-  `concurrency` each), and the purse counts those in full: what it says was spent is no less than what the server would bill.
+- the rows of data.parquet equal those of the uninterrupted run in every column except times, and so do the other results;
+- every sample that existed at a kill still exists at the end, byte for byte, and once;
+- the server was never asked again for an existing sample;
+- every answer of the server is a row or was in flight at a kill (at most `concurrency` each);
+- the budget counts answers in flight in full, so the recorded spending is at least what the server would bill.
 
-For each killed factory whose teacher is a server the result lists requests and money: billed by the server, and paid, kept and lost as
-card.md shows them.
+For each killed run with the server, the result lists requests and money: billed by the server, and paid, kept and lost by card.md.
 
-Exit code 0 where all holds. The result goes to docs/results/factory-kills.json.
+The exit code is 0 if all of this holds. The result is written to docs/results/factory-kills.json.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ PRICE_IN, PRICE_OUT = 1.0, 2.0
 
 @dataclass
 class Case:
-    """One teacher, killed again and again: its words, and what went wrong."""
+    """The runs with one teacher: its arguments, the kills, and the faults found."""
 
     name: str
     words: list[str]
@@ -70,14 +70,14 @@ class Case:
         return subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
     def straight(self, out: Path) -> None:
-        """A run to the end."""
+        """Run to the end without a kill."""
         process = self.start(out)
         _, error = process.communicate()
         if process.returncode:
             self.faults.append(f"{out.name} ended with {process.returncode}: {error.decode()[-500:]}")
 
     def answered(self) -> list[tuple[str, int]]:
-        """(question, seed) of every answer that the server would bill."""
+        """Return the (question, seed) of every answer that the server would bill."""
         if self.log is None or not self.log.is_file():
             return []
         lines = [json.loads(line) for line in self.log.read_bytes().split(b"\n")[:-1]]
@@ -85,25 +85,25 @@ class Case:
 
 
 def samples(out: Path) -> list[bytes]:
-    """The whole lines of the journal."""
+    """Return the complete lines of the journal."""
     file = out / "samples.jsonl"
     return file.read_bytes().split(b"\n")[:-1] if file.is_file() else []
 
 
 def results(out: Path) -> dict[str, Any]:
-    """What must be the same whatever was killed."""
+    """Return the results that must not depend on kills."""
     table = pq.read_table(out / "data.parquet")
     return {"rows": table.drop_columns(CLOCK_COLUMNS).to_pylist(), "metadata": table.schema.metadata,
             "contaminated": (out / "contaminated.jsonl").read_bytes()}  # fmt: skip
 
 
 def torment(case: Case, folder: Path, kills: int, rng: random.Random) -> None:
-    """Kill the same factory until it is done, then another, until there have been `kills`."""
+    """Kill and resume runs until there have been `kills` kills. Finish each run after at most three kills."""
     case.straight(folder / f"{case.name}-straight")
     wanted, answers = results(folder / f"{case.name}-straight"), len(case.answered())
     case.rows = len(wanted["rows"])
     if case.log is not None and answers != case.rows:
-        case.faults.append(f"a straight run of {case.rows} rows was answered {answers} times")
+        case.faults.append(f"an uninterrupted run of {case.rows} rows got {answers} answers")
     number = 0
     while len(case.kills) < kills:
         out, there, before = folder / f"{case.name}-{number}", list[bytes](), Counter(case.answered())
@@ -121,10 +121,10 @@ def torment(case: Case, folder: Path, kills: int, rng: random.Random) -> None:
             process.communicate()
             now = samples(out)
             if now[: len(there)] != there:
-                case.faults.append(f"run {number}: a sample that was there is not there after a kill")
+                case.faults.append(f"run {number}: an existing sample is missing after a kill")
             there, mine = now, mine + 1
             case.kills.append({"run": number, "samples_there": len(now)})
-            print(f"{case.name}: killed with {len(now)} of {case.rows} samples there", flush=True)
+            print(f"{case.name}: killed with {len(now)} of {case.rows} samples", flush=True)
         case.straight(out)
         check(case, out, wanted, there, Counter(case.answered()) - before, mine, number)
         number += 1
@@ -136,7 +136,7 @@ def check(
     got, end = results(out), samples(out)
     case.faults += [f"run {number}: {name} differ" for name in wanted if wanted[name] != got[name]]
     if end[: len(there)] != there or len(set(end)) != len(end) or len(end) != case.rows:
-        case.faults.append(f"run {number}: samples were lost or kept twice")
+        case.faults.append(f"run {number}: samples were lost or duplicated")
     if case.log is None:
         return
     extra = answered.total() - case.rows
@@ -147,40 +147,40 @@ def check(
     lines = [json.loads(line) for line in (out / "purse.jsonl").read_bytes().split(b"\n")[:-1]]
     sent = {line["sent"] for line in lines if "sent" in line} - {line["refused"] for line in lines if "refused" in line}
     if len(sent) < answered.total():
-        case.faults.append(f"run {number}: the purse knows of {len(sent)} of {answered.total()} answers")
+        case.faults.append(f"run {number}: the budget records {len(sent)} of {answered.total()} answers")
     spent = money_of(out)
     billed = answered.total() * PROMPT_TOKENS * PRICE_IN / 1e6 + sum(map(completion_money, answered.elements()))
     case.money.append(
         {"run": number, "kills": kills, "billed": {"requests": answered.total(), "money": round(billed, 9)}} | spent
     )
     if spent["paid"]["money"] < billed - 1e-9:
-        case.faults.append(f"run {number}: {billed:.6g} was billed, and the card counts {spent['paid']['money']:.6g}")
+        case.faults.append(f"run {number}: {billed:.6g} was billed, but the card counts {spent['paid']['money']:.6g}")
     if len(sent) - case.rows > kills * CONCURRENCY:
         case.faults.append(f"run {number}: {len(sent)} requests for {case.rows} rows and {kills} kills")
 
 
 def completion_money(asked: tuple[str, int]) -> float:
-    """What the server bills for its answer to a (question, seed), apart from the prompt."""
+    """Return what the server bills for its answer to a (question, seed), without the prompt."""
     body = {"messages": [{"content": asked[0]}], "seed": asked[1]}
     return int(answer(body)["usage"]["completion_tokens"]) * PRICE_OUT / 1e6
 
 
 def money_of(out: Path) -> dict[str, Any]:
-    """Requests and money that were paid, kept and lost, as the card shows them."""
+    """Return the requests and money that were paid, kept and lost, as shown in the card."""
     card = (out / "card.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (paid|kept|lost)[,:][^|]*\| (\d+) \| ([^ ]+) \|$", card, re.MULTILINE)
     return {name: {"requests": int(count), "money": float(money)} for name, count, money in rows}
 
 
 def asked_again(case: Case, folder: Path) -> None:
-    """Every sample's attempt is the last of its place: none was asked for after it was there."""
+    """Record a fault for each sample that was requested again after it existed."""
     for out in sorted(folder.glob(f"{case.name}-*")):
         lines = [json.loads(line) for line in (out / "purse.jsonl").read_bytes().split(b"\n")[:-1]]
         last = {line["sent"].rpartition("#")[0]: line["sent"] for line in lines if "sent" in line}
         for line in samples(out):
             attempt = json.loads(line)["attempt"]
             if last[attempt.rpartition("#")[0]] != attempt:
-                case.faults.append(f"{out.name}: {attempt} was there and was asked for again")
+                case.faults.append(f"{out.name}: {attempt} existed and was requested again")
 
 
 def main() -> int:

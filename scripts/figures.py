@@ -1,28 +1,28 @@
-"""Every measured figure of README.md, README.zh.md and docs/claims.md, compared with the result file that it stands in.
+"""Compare every measured figure in README.md, README.zh.md and docs/claims.md with its result file.
 
-    python scripts/figures.py            # what is wrong, one line each
-    python scripts/figures.py --write    # write the results' values into the pages, with as many digits as stand there
+    python scripts/figures.py            # print one line for each problem
+    python scripts/figures.py --write    # write the results' values into the pages, with the same number of digits
 
-docs/figures.json lists, for each page, stretches of its text in which every number is a `#` (white space counts as one blank), and for
-each `#` where it comes from, as a string:
+docs/figures.json lists passages of each page. In a passage every number is a `#`, and white space counts as one blank. Each `#` has
+a source, a string:
 
-    docs/results/x.json#/path/to/value        the value itself
-    docs/results/x.json#/path/to/value *100   a share, printed in percent or points (or * any factor)
-    max docs/results/x.json#/path             the greatest of a list; so min and mean; count: how many
-    ... / docs/results/y.json#/path           the first over the second; or less it, with -
-    -docs/results/x.json#/path                with its sign turned
-    ... ~2                                    the third number of a text, such as a finding's words
-    !theirs                                   another's figure, its source beside it
-    !setting                                  chosen beforehand
-    !inspect                                  arithmetic that `rorqual inspect` or `plan` prints and tests hold
-    !bare                                     a whole number that is not looked at
+    docs/results/x.json#/path/to/value        the value
+    docs/results/x.json#/path/to/value *100   a share in percent or points (or * any factor)
+    max docs/results/x.json#/path             the maximum of a list; also min, mean, and count for its length
+    ... / docs/results/y.json#/path           the first divided by the second; - subtracts it
+    -docs/results/x.json#/path                the negated value
+    ... ~2                                    the third number in a text, such as a finding's sentence
+    !theirs                                   a figure from another source, cited on the page
+    !setting                                  a chosen setting
+    !inspect                                  arithmetic that `rorqual inspect` or `plan` prints and tests check
+    !bare                                     an integer that is not checked
 
-In a path, `family=swap&level=all` picks the item of a list with these fields, `1:6` a part of a list. Of an object with `by_seed`
+In a path, `family=swap&level=all` selects the list item with these fields, and `1:6` a part of a list. For an object with `by_seed`
 pairs, `student/low` and `student/high` are the ends of Student's 99 % interval over the seeds.
 
-A number is a measured figure where it has a point or a sign, stands in brackets, or where a unit follows (%, points, times, nats,
-bits, GB, core-seconds, core-minutes and their Chinese forms). Exempt everywhere: code and links, arXiv numbers, versions, and the 95
-or 99 % of an interval. Bare whole numbers (seeds, steps, problems, years) are not looked at unless a stretch covers them.
+A number is a measured figure if it has a decimal point, a sign or a unit, or is part of an interval in brackets. The units are %,
+points, times, nats, bits, GB, core-seconds, core-minutes and their Chinese forms. Code, links, arXiv numbers, versions, and the 95
+or 99 % of an interval are exempt. Bare integers (seeds, steps, problems, years) are checked only inside a listed passage.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ SOURCE = re.compile(
 
 @dataclass(frozen=True)
 class Number:
-    """A number of a page: where it stands, as it is printed, and whether it is a measured figure."""
+    """A number on a page: its position, its text, and whether it is a measured figure."""
 
     start: int
     end: int
@@ -69,7 +69,7 @@ class Number:
 
 
 def numbers(page: str) -> list[Number]:
-    """Every number outside of what is exempt."""
+    """Return every number outside the exempt parts."""
     clean = HIDDEN.sub(lambda found: re.sub(r"[^\n]", "\0", found.group()), page)
     levels = {found.start() for found in LEVEL.finditer(clean)}
     return [
@@ -90,7 +90,7 @@ def numbers(page: str) -> list[Number]:
 
 
 def template(page: str) -> tuple[str, list[int]]:
-    """The page with `#` for each number and single blanks; for each `#`, which number it is is its order. Also where each `#` stands."""
+    """Return the page with `#` for each number and single blanks, and the positions of the `#`s in the order of the numbers."""
     parts, last = [], 0
     for one in numbers(page):
         parts += [page[last : one.start].replace("#", "\1"), "#"]
@@ -100,23 +100,23 @@ def template(page: str) -> tuple[str, list[int]]:
 
 
 def places(page: str, stretch: str) -> list[int] | str:
-    """Which numbers of the page the `#`s of a stretch are, or what is wrong."""
+    """Return the indices of the page's numbers for the `#`s of a passage, or an error text."""
     text, marks = template(page)
     wanted = stretch.replace("\\#", "\1")
     if text.count(wanted) != 1:
-        return f"stands there {text.count(wanted)} times"
+        return f"occurs {text.count(wanted)} times"
     start = text.index(wanted)
     return [order for order, mark in enumerate(marks) if start <= mark < start + len(wanted)]
 
 
 @cache
 def result(root: Path, file: str) -> Any:
-    """A result file."""
+    """Load a result file."""
     return json.loads((root / file).read_bytes())
 
 
 def reach(root: Path, file: str, path: str) -> Any:
-    """The value at a path; `LookupError` where there is none."""
+    """Return the value at a path. Raises LookupError if there is none."""
     value = result(root, file)
     keys = path.strip("/").split("/")
     while keys:
@@ -134,7 +134,7 @@ def reach(root: Path, file: str, path: str) -> Any:
 
 
 def _item(items: list[Any], key: str) -> Any:
-    """By number, or the first whose fields are as in `family=swap&level=all`."""
+    """Return an item by index, a slice, or the first item with fields like `family=swap&level=all`."""
     if ":" in key and "=" not in key:
         first, last = key.split(":")
         return items[int(first) : int(last)]
@@ -143,19 +143,19 @@ def _item(items: list[Any], key: str) -> Any:
     wanted = [pair.partition("=") for pair in key.split("&")]
     found = next((item for item in items if all(str(item.get(name)) == value for name, _, value in wanted)), None)
     if found is None:
-        raise LookupError(f"nothing with {key}")
+        raise LookupError(f"no item with {key}")
     return found
 
 
 def worth(root: Path, source: str) -> float:
-    """The number that a source stands for. Errors: `LookupError`, `ValueError`."""
+    """Return the number that a source describes. Raises LookupError or ValueError for an invalid source."""
     for sign, apply in ((" / ", truediv), (" - ", sub)):
         if sign in source:
             first, second = source.split(sign)
             return float(apply(worth(root, first), worth(root, second)))
     found = SOURCE.fullmatch(source)
     if found is None:
-        raise ValueError(f"no source: {source}")
+        raise ValueError(f"not a valid source: {source}")
     value = reach(root, found["file"], found["path"])
     if found["nth"]:
         value = NUMBER.findall(value)[int(found["nth"])].replace("%", "")
@@ -167,12 +167,12 @@ def worth(root: Path, source: str) -> float:
 
 
 def _plain(value: Any) -> float:
-    """A number, or a cell that holds one."""
+    """Convert a number, or a table cell with one, to a float."""
     return float(value.rstrip(" %*").replace(",", "")) if isinstance(value, str) else float(value)
 
 
 def printed(value: float, like: str) -> str:
-    """A value with as many digits, and the sign, of the figure that stands there."""
+    """Format a value with the digits and the sign style of the figure `like`."""
     digits = len(like.partition(".")[2])
     text = f"{value:,.{digits}f}"
     text = text if "," in like or "," not in text else text.replace(",", "")
@@ -184,13 +184,13 @@ def printed(value: float, like: str) -> str:
 
 
 def fits(value: float, figure: str) -> bool:
-    """Whether the figure is the value, rounded either way where it lies in the middle."""
+    """Return whether the figure is the rounded value. A value halfway may round either way."""
     digits = len(figure.partition(".")[2])
     return abs(float(figure.replace(",", "").replace("−", "-")) - value) <= 0.5 * 10**-digits + 1e-6
 
 
 def problems(root: Path = ROOT) -> Iterator[str]:
-    """What is wrong: a stretch that is gone, a figure with another value, a measured figure without a source."""
+    """Yield the problems: a missing passage, a figure with another value, a measured figure without a source."""
     listed = json.loads((root / LIST).read_bytes())
     for name in PAGES:
         page = (root / name).read_text(encoding="utf-8")
@@ -199,7 +199,7 @@ def problems(root: Path = ROOT) -> Iterator[str]:
             where = places(page, stretch)
             if isinstance(where, str) or len(where) != len(sources):
                 told = where if isinstance(where, str) else f"has {len(where)} numbers and {len(sources)} sources"
-                yield f"{name}: the stretch '{stretch}' {told}. Mend {LIST}."
+                yield f"{name}: the passage '{stretch}' {told}. Fix {LIST}."
                 continue
             for place, source in zip(where, sources, strict=True):
                 covered.add(place)
@@ -221,7 +221,7 @@ def _differs(root: Path, figure: str, source: str) -> str:
 
 
 def rewritten(root: Path, name: str) -> str:
-    """The page with each listed figure as its result has it."""
+    """Return the page with each listed figure set to its result's value."""
     page = (root / name).read_text(encoding="utf-8")
     found, right = numbers(page), {}
     for stretch, sources in json.loads((root / LIST).read_bytes()).get(name, []):
@@ -240,7 +240,7 @@ def main() -> int:
         for name in PAGES:
             (ROOT / name).write_text(rewritten(ROOT, name), encoding="utf-8")
     found = list(problems())
-    print("\n".join(found) or "every figure stands in its result file")
+    print("\n".join(found) or "every figure matches its result file")
     return 1 if found else 0
 
 

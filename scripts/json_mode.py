@@ -1,21 +1,20 @@
-"""Thousands of random JSON schemas asked of a real `rorqual serve`: each answer matches its schema, or the schema is refused by name.
+"""Send thousands of random JSON schemas to a real `rorqual serve`. Each answer must match its schema, or the error must name the problem.
 
     python scripts/json_mode.py --schemas 2000
     python scripts/json_mode.py RUN --schemas 300 --max-tokens 96
 
-The schemas are those of tests/serve/drawn.py: three of four such as people write them, one a mixture of keywords. Each is asked once,
-strict, at temperature 1 with a seed of its own. What comes back:
+The schemas come from tests/serve/drawn.py: three of four look like schemas that people write, the fourth mixes keywords at random.
+Each is requested once, in strict mode, at temperature 1 with its own seed. The allowed responses are:
 
-- 200 and `stop`: the content is one JSON text that jsonschema finds valid (how many have a free name twice is counted apart);
-- 200 and `length`: at most 5 % of those accepted that set an end to what they allow; apart are those without one (a text without
-  maxLength, a list without maxItems, any properties), where a model of random weights writes on as long as it may;
-- 422: the answer ended, was checked, and did not match; the message names a keyword that stands in the schema;
-- 400: the message names a keyword that stands in the schema (or says that no reply matches it), and is counted by that keyword;
-- anything else is wrong.
+- 200 with `stop`: the content is one JSON document that jsonschema accepts. Duplicate free names are counted separately.
+- 200 with `length`: for at most 5 % of the accepted schemas with bounded values. Unbounded schemas (a string without maxLength,
+  a list without maxItems, any properties) are counted separately, since a random model may never end such an answer.
+- 422: the answer ended, was checked, and did not match. The message names a keyword of the schema.
+- 400: the message names a keyword of the schema, or says that no reply matches it. It is counted by that keyword.
 
-At the end the engine must be the one that began, and its memory where it was after the first quarter. What is done is written down
-after each block of schemas; the same command goes on from there. Exit code 0 where all holds. The result goes to
-docs/results/json-mode.json.
+Any other response is wrong. At the end, the engine process must be the same as at the start, and its memory must not exceed that after
+the first quarter. Progress is saved after each block of schemas, and the same command resumes. The exit code is 0 if all holds.
+The result is written to docs/results/json-mode.json.
 """
 
 from __future__ import annotations
@@ -50,15 +49,15 @@ MOST_CUT, MOST_GROWN = 0.05, 0.1
 
 
 def resident(process: int) -> float:
-    """MiB of memory that a process has."""
+    """Return the resident memory of a process in MiB."""
     for line in Path(f"/proc/{process}/status").read_text(encoding="ascii").splitlines():
         if line.startswith("VmRSS:"):
             return round(int(line.split()[1]) / 1024, 1)
-    raise RuntimeError(f"process {process} has no memory")
+    raise RuntimeError(f"process {process} has no VmRSS: it has ended")
 
 
 def fresh(chosen: argparse.Namespace) -> dict[str, Any]:
-    """A result with nothing in it, of what is asked."""
+    """Return an empty result for the given options."""
     git = ["git", "rev-parse", "HEAD"]
     commit = chosen.commit or subprocess.run(git, cwd=ROOT, check=True, stdout=subprocess.PIPE, encoding="utf-8").stdout
     packages = {name: version(name) for name in ("llguidance", "jsonschema", "hypothesis", "hypothesis-jsonschema")}
@@ -70,7 +69,7 @@ def fresh(chosen: argparse.Namespace) -> dict[str, Any]:
 
 
 def words(chosen: argparse.Namespace) -> list[str]:
-    """What decides the result, as it was asked."""
+    """Return the options that determine the result."""
     return [
         f"--schemas {chosen.schemas}",
         f"--seed {chosen.seed}",
@@ -80,7 +79,7 @@ def words(chosen: argparse.Namespace) -> list[str]:
 
 
 def note(result: dict[str, Any], source: str, schema: Any, outcome: asked.Outcome, number: int) -> None:
-    """Add one outcome."""
+    """Add one outcome to the result."""
     kind = outcome.kind if outcome.kind != "length" or not drawn.endless(schema) else "length, endless"
     if kind == "stop":
         kind = "valid, endless" if drawn.endless(schema) else "valid"
@@ -95,7 +94,7 @@ def note(result: dict[str, Any], source: str, schema: Any, outcome: asked.Outcom
 
 
 def ask_all(server: served.Server, chosen: argparse.Namespace, result: dict[str, Any]) -> None:
-    """From where the result ends to the last schema."""
+    """Request the remaining schemas and save the result after each block."""
     schemas = drawn.schemas(chosen.schemas, chosen.seed)
     engine, began, first = server.engine(), time.monotonic(), result["done"]
     spent = result["seconds"]
@@ -125,11 +124,11 @@ def ask_all(server: served.Server, chosen: argparse.Namespace, result: dict[str,
                 f"{result['done']} of {chosen.schemas}, {len(result['wrong'])} wrong, {left:.1f} min left", flush=True
             )
     if server.engine() != engine:
-        result["wrong"].append({"said": "the engine that began is not the one at the end"})
+        result["wrong"].append({"said": "the engine process was replaced"})
 
 
 def summary(result: dict[str, Any]) -> dict[str, Any]:
-    """What the counts say, and whether it holds."""
+    """Return the totals and whether all conditions hold."""
     total: dict[str, int] = {}
     for counts in result["outcomes"].values():
         for kind, count in counts.items():
@@ -152,15 +151,15 @@ def summary(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Ask, print, keep."""
+    """Request the schemas, and print and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, nargs="?", help="default: a small model of random weights")
+    parser.add_argument("run", type=Path, nargs="?", help="default: a small model with random weights")
     parser.add_argument("--schemas", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--max-tokens", type=int, default=512)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--out", type=Path, default=RESULT)
-    parser.add_argument("--commit", default="", help="of a tree without git")
+    parser.add_argument("--commit", default="", help="the commit, for a source tree without git")
     chosen = parser.parse_args()
     result = fresh(chosen)
     if chosen.out.is_file() and (kept := json.loads(chosen.out.read_text(encoding="utf-8")))["done"] < chosen.schemas:
@@ -169,7 +168,7 @@ def main() -> int:
         place = Path(folder)
         run = chosen.run or served.write_run(place / "small")
         chosen.model = run.resolve().name
-        # Blocks of the cache are memory only once they are used: few of them, so that what grows is something else.
+        # Cache blocks take memory only once they are used. With few of them, any growth has another cause.
         options = ("port=0", "slots=8", f"dtype={chosen.dtype}", "cache_bytes=67108864")
         server = served.start(run, place / "keys.json", place / "log", *options)
         try:
@@ -183,7 +182,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    # A reply may nest as deep as it is long, and json and jsonschema descend with it: in threads whose stacks hold that.
+    # A reply may nest as deep as its length, and json and jsonschema recurse into it, so threads need large stacks.
     sys.setrecursionlimit(50_000)
     threading.stack_size(1 << 30)
     with ThreadPoolExecutor(1) as one:

@@ -1,10 +1,10 @@
-"""Put known bugs back into a copy of the source, one at a time, and see that a test catches each by an assertion.
+"""Put known bugs into a copy of the source, one at a time, and check that a test catches each with an assertion.
 
     python scripts/mutants.py [--only WORDS]
 
-The bugs are listed in tests/mutants/bugs/. The named tests must pass on the unchanged copy. A bug is caught where a
-test fails by an assertion or by a refusal that did not come (`pytest.raises`); a change that no longer applies, a test that
-dies of an import, type or syntax error, and a bug that no test notices fail the command.
+tests/mutants/bugs/ lists the bugs and their tests, which must pass on the unchanged copy. A bug counts as caught if a test fails
+with an assertion or a missing exception (`pytest.raises`). The command fails for a change that no longer applies, a test that stops
+with an import, type or syntax error, and a bug that no test catches.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ ASSERTION = re.compile(r"\s*(AssertionError|assert |Failed: DID NOT RAISE)")
 
 
 def copy_tree(to: Path) -> None:
-    """What the tests need: source, tests, settings."""
+    """Copy what the tests need: source, tests and settings."""
     ignored = shutil.ignore_patterns("__pycache__", ".hypothesis", ".pytest_cache")
     for name in ("src", "tests"):
         shutil.copytree(ROOT / name, to / name, ignore=ignored)
@@ -39,7 +39,7 @@ def copy_tree(to: Path) -> None:
 
 
 def apply(mutant: Mutant, tree: Path) -> None:
-    """Change the copy; `LookupError` where a text does not stand there exactly once."""
+    """Apply the mutant to the copy. Raises LookupError if a text does not occur exactly once."""
     for change in mutant.changes:
         file = tree / change.file
         text = file.read_text(encoding="utf-8")
@@ -54,7 +54,7 @@ def restore(mutant: Mutant, tree: Path) -> None:
 
 
 def run_tests(tests: Iterable[str], tree: Path) -> list[tuple[str, str, str]]:
-    """(test, outcome, message) of each that ran: outcome 'passed', 'skipped', 'assertion' or 'died'."""
+    """Run tests and return (test, outcome, message) of each. The outcome is 'passed', 'skipped', 'assertion' or 'died'."""
     report = tree / "report.xml"
     report.unlink(missing_ok=True)
     environment = os.environ | {
@@ -83,7 +83,7 @@ def outcome(case: ET.Element) -> tuple[str, str, str]:
 
 
 def of_the_copy(tree: Path) -> None:
-    """Refuse to go on where the tests would import the package from elsewhere."""
+    """Exit if the tests would import the package from elsewhere than the copy."""
     code = "import rorqual; print(rorqual.__file__)"
     environment = os.environ | {"PYTHONPATH": str(tree / "src")}
     found = subprocess.run(
@@ -94,7 +94,7 @@ def of_the_copy(tree: Path) -> None:
 
 
 def judge(mutant: Mutant, tree: Path) -> tuple[bool, str]:
-    """Whether it was caught, and by what."""
+    """Return whether the mutant was caught, and by which test."""
     try:
         apply(mutant, tree)
     except LookupError as error:
@@ -106,17 +106,17 @@ def judge(mutant: Mutant, tree: Path) -> tuple[bool, str]:
     if asserted:
         return True, f"{asserted[0].rpartition('.')[2]} ({len(asserted)} of {len(results)} fail)"
     if died:
-        return False, f"died of an error: {died[0][0]}: {died[0][1]:.120}"
+        return False, f"stopped with an error: {died[0][0]}: {died[0][1]:.120}"
     return False, "SURVIVED"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", help="those whose name or origin holds these words")
+    parser.add_argument("--only", default="", help="only mutants whose name or origin contains this text")
     only = parser.parse_args().only
     wanted = [mutant for mutant in MUTANTS if only in mutant.name or only in mutant.seen]
     if not wanted:
-        sys.exit("mutants: no name or origin holds these words")
+        sys.exit("mutants: no name or origin contains this text")
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder).resolve()
         copy_tree(tree)
@@ -124,9 +124,9 @@ def main() -> int:
         tests = sorted({test for mutant in wanted for test in mutant.tests})
         sound = run_tests(tests, tree)
         if bad := [(name, message) for name, kind, message in sound if kind != "passed"]:
-            print("mutants: without a bug these do not pass:", *bad, sep="\n  ")
+            print("mutants: these tests do not pass on the unchanged source:", *bad, sep="\n  ")
             return 1
-        print(f"{len(sound)} tests pass without a bug; now {len(wanted)} bugs, one at a time", flush=True)
+        print(f"{len(sound)} tests pass on the unchanged source; testing {len(wanted)} bugs", flush=True)
         missed = 0
         for mutant in wanted:
             began = time.monotonic()

@@ -1,4 +1,4 @@
-"""Print the longest files and functions of the package: places to look at, none of them forbidden.
+"""Print the longest files and functions of the package for review. None of them is an error.
 
 python scripts/outliers.py [NUMBER]
 """

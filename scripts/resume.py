@@ -1,12 +1,11 @@
-"""Kill the quickstart at random points, go on each time, and compare what comes out with a run that nobody killed.
+"""Kill the quickstart at random points, resume it each time, and compare the results with an uninterrupted run.
 
     python scripts/resume.py --kills 20
 
-Every kill is a SIGKILL of `python -m rorqual quickstart --size small`, at a random moment within one of its stages, which
-take turns; every other run is killed twice before it gets to the end. Compared, to the bit: the final weights and optimizer
-of all runs, their metrics without the clock's fields, the rollouts that they kept, every sample of the teacher without its
-seconds, every evaluation without its seconds, the summary and the pictures without the clock. No sample may be lost or paid for
-twice. Exit code 0 where all are equal. The result goes to docs/results/resume.json.
+Every kill is a SIGKILL of `python -m rorqual quickstart --size small` at a random moment within a stage. The stages take turns, and
+every second run is killed twice. The following must be equal, bit for bit: final weights and optimizer states, metrics, stored
+rollouts, the teacher's samples, evaluations, the summary and the pictures. Times are ignored. No sample may be lost or paid for
+twice. The exit code is 0 if all are equal. The result is written to docs/results/resume.json.
 """
 
 from __future__ import annotations
@@ -42,9 +41,9 @@ RUNS = {
     "answers": "answers-only",
     "rival": "reinforced",
 }
-"""A stage that trains -> its run's folder."""
+"""Each training stage, and the folder of its run."""
 OF_A_PLACE = {"of", "teacher"}
-"""Fields of a sample that hold the path of the folder, which differs between the folders compared."""
+"""Fields of a sample that hold the folder's path, which differs between the compared folders."""
 
 
 Moment = tuple[str, int, float]
@@ -59,7 +58,7 @@ def start(out: Path, seed: int) -> subprocess.Popen[bytes]:
 
 
 def progress(out: Path) -> dict[str, int]:
-    """How far each stage has come, by its files and in their order: records of runs, samples of the teacher, evaluations done."""
+    """Return the progress of each stage, in order, from its files: records of runs, samples of the teacher, evaluations."""
     made = {stage: len(list(RunDir(out / folder).metrics())) for stage, folder in RUNS.items()}
     names = [path.name for path in (out / "evals").glob("*.json")] if (out / "evals").is_dir() else []
     ofstudents = sum(name.startswith("student-") for name in names)
@@ -77,19 +76,19 @@ def progress(out: Path) -> dict[str, int]:
 
 
 def samples_kept(out: Path) -> list[dict[str, Any]]:
-    """The lines of the factory's journal."""
+    """Return the lines of the distillation journal."""
     return list(read_lines(out / "samples" / "samples.jsonl"))
 
 
 def without_clock(value: Any) -> Any:
-    """JSON without the fields that a clock wrote."""
+    """Return JSON without time fields."""
     if isinstance(value, dict):
         return {k: without_clock(v) for k, v in value.items() if k not in CLOCKS}
     return [without_clock(v) for v in value] if isinstance(value, list) else value
 
 
 def results(out: Path) -> dict[str, Any]:
-    """Everything that must be the same, by name."""
+    """Return everything that must be equal, by name."""
     found: dict[str, Any] = {}
     for name in RUNS.values():
         run = RunDir(out / name)
@@ -109,7 +108,7 @@ def results(out: Path) -> dict[str, Any]:
 
 
 def samples(out: Path) -> dict[str, Any]:
-    """What the factory made, without its seconds; each sample once, none lost."""
+    """Return the distillation results without times, and the number of duplicate samples."""
     rows = read_distilled(out / "samples" / "data.parquet").rows
     journal = samples_kept(out)
     places = [(line["key"], line["number"]) for line in journal]
@@ -125,14 +124,14 @@ def samples(out: Path) -> dict[str, Any]:
 
 
 def straight(out: Path, seed: int) -> float:
-    """A run to the end; its seconds."""
+    """Run to the end, and return the seconds."""
     began = time.monotonic()
     subprocess.run(command(out, seed), check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     return time.monotonic() - began
 
 
 def kill_within(out: Path, seed: int, moment: Moment, whole: dict[str, int]) -> dict[str, Any] | None:
-    """Kill within a stage, as `moment` says; where it stood, None if it had ended."""
+    """Kill the run within a stage, as `moment` says. Return its progress, or None if it had already ended."""
     process, (stage, after, delay) = start(out, seed), moment
     order = list(whole)
     before = order[order.index(stage) - 1] if order.index(stage) else None
@@ -150,7 +149,7 @@ def kill_within(out: Path, seed: int, moment: Moment, whole: dict[str, int]) -> 
 
 
 def moments(rng: random.Random, whole: dict[str, int], count: int) -> Iterator[Moment]:
-    """(stage, records of it that must be there, seconds to wait then), the stages in turn; the report comes after all else."""
+    """Yield (stage, number of its records to wait for, further seconds to wait). The stages take turns; the report comes last."""
     stages, last = [*whole, "report"], list(whole)[-1]
     for number in range(count):
         stage = stages[number % len(stages)]
@@ -171,7 +170,7 @@ def main() -> int:
         reference = Path(folder) / "straight"
         whole = straight(reference, options.seed)
         wanted = results(reference)
-        print(f"a straight run took {whole:.0f} s", flush=True)
+        print(f"an uninterrupted run took {whole:.0f} s", flush=True)
         made = progress(reference)
         planned = list(moments(rng, made, options.kills))
         number = 0
@@ -183,7 +182,7 @@ def main() -> int:
                 where = kill_within(out, options.seed, moment, made)
                 if where is None:
                     stage, after, delay = moment
-                    planned.append((stage, after, delay / 2))  # it had ended: no kill, and to be tried again, earlier
+                    planned.append((stage, after, delay / 2))  # it had ended: retry with an earlier kill
                     break
                 died += 1
                 kills.append({"run": number} | where)

@@ -1,11 +1,11 @@
-"""Thousands of random schedules, and every answer equal, to the last bit, to the same request computed alone.
+"""Run thousands of random schedules and check that every answer equals, bit for bit, the same request computed alone.
 
     python scripts/same_bits.py --schedules 2000
 
-Small models of both attention kinds are trained for some seconds, in fp32 and in bf16, with weights as they are and packed. Each
-schedule forces a preemption, a hit in part, a cancellation and a restore from disk, counted from outside
-(tests/engine/schedules.py). What is done is written down every ten schedules; the same command goes on from there. Exit code 0
-where no bit differed. The result goes to docs/results/same-bits.json.
+Small models of both attention kinds are trained for some seconds and run in fp32 and bf16, with plain and packed weights. Each
+schedule forces a preemption, a partial prefix hit, a cancellation and a restore from disk, counted outside the engine
+(tests/engine/schedules.py). Progress is saved every ten schedules, and the same command resumes. The exit code is 0 if no bit
+differs. The result is written to docs/results/same-bits.json.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from trained import KINDS, TYPES, in_type, trained  # noqa: E402
 RESULT = ROOT / "docs" / "results" / "same-bits.json"
 KINDS_OF_ENGINE = [(kind, dtype, pack) for pack in (False, True) for kind in KINDS for dtype in TYPES]
 A_POOL = 20
-"""Schedules over one set of requests."""
+"""Number of schedules that share one set of requests."""
 
 
 def name_of(kind: str, dtype: str, pack: bool) -> str:
@@ -49,14 +49,14 @@ def fresh() -> dict[str, Any]:
 
 
 def begun(out: Path) -> dict[str, Any]:
-    """What was found so far: nothing, where the machine, torch or the arithmetic was another."""
+    """Return the stored progress, or a fresh result if machine, torch or arithmetic differ."""
     found = fresh()
     if not out.is_file():
         return found
     old: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
     others = [key for key in ("torch", "cpu", "capability", "rounding") if old.get(key) != found[key]]
     if others:
-        print(f"{out.name} was made with another {others[0]} ({old.get(others[0])}): beginning anew", flush=True)
+        print(f"{out.name} was made with another {others[0]} ({old.get(others[0])}): starting again", flush=True)
     return found if others else old
 
 

@@ -1,12 +1,12 @@
-"""Kill the engine of a server under load, ten times and more; hold every answer against that of a server that nobody killed.
+"""Kill a server's engine process repeatedly under load, and compare every answer with that of an undisturbed server.
 
     python scripts/serve_kills.py --kills 10
 
-Clients of two tenants ask for texts that share beginnings, streamed and not, while the engine gets a SIGKILL at random moments. Every
-answer that was given whole must be the right one, every one that broke off a beginning of it with an error that says so; the server's own
-process must never fail. The prefix cache lies on disk, so that what survives a kill is used by the next engine.
+Clients of two tenants send streamed and plain requests with shared prefixes, while the engine gets SIGKILL at random moments. Every
+complete answer must be right. Every interrupted one must be a prefix of the right answer and report the error. The server process
+must never fail. The prefix cache is on disk, so the next engine uses what survives a kill.
 
-Exit code 0 where all holds. The result goes to docs/results/serve-kills.json.
+The exit code is 0 if all of this holds. The result is written to docs/results/serve-kills.json.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def main() -> int:
     }
     write_json(options.out, head | asdict(outcome))
     print(
-        f"{outcome.kills} kills: {outcome.whole} answers whole and right, {outcome.broken} broke off, {outcome.refused} refused"
+        f"{outcome.kills} kills: {outcome.whole} answers complete and right, {outcome.broken} interrupted, {outcome.refused} refused"
     )
     print(*outcome.faults, sep="\n")
     return 1 if outcome.faults else 0

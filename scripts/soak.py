@@ -1,17 +1,17 @@
-"""Half an hour of mixed load on `rorqual serve`: does its memory stay where it was, and does it still answer rightly?
+"""Run mixed load on `rorqual serve` for half an hour, and check that its memory is stable and its answers stay right.
 
     python scripts/soak.py --minutes 30
 
-Clients without pause: conversations that go on turn after turn (their beginnings are in the prefix cache), streams, streams that are left
-half way, long prompts, many samples of one, seeds and penalties, JSON by a grammar, and requests that are refused. Every ten seconds
-the resident memory of the server and of its engine is read from outside. What must hold:
+Clients send requests without pause: growing conversations (with hits in the prefix cache), streams, abandoned streams and long
+prompts. They also use several samples per prompt, seeds, penalties, JSON by a grammar, and invalid requests. Every ten seconds the
+script reads the resident memory of the server and of its engine. These conditions must hold:
 
-- the memory after the first third (the caches are full by then) and at the end: grown by less than 3 %, by the medians of a fifth of
-  the time each;
-- no answer of status 500 or above; a fixed greedy request has the same answer every time;
-- at the end nothing runs or waits, and no block of the cache is in use.
+- Memory grows by less than 3 % from the end of the first third, when the caches are full, to the end. Both values are medians over
+  a fifth of the time.
+- No response has status 500 or above. A fixed greedy request always gets the same answer.
+- At the end no request is running or waiting, and no cache block is in use.
 
-Exit code 0 where all holds. The result goes to docs/results/soak.json, with the samples.
+The exit code is 0 if all of them hold. The result, with the samples, is written to docs/results/soak.json.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ WORDS = [
 
 @dataclass
 class Load:
-    """What the clients did, and what came back."""
+    """The requests of the clients and their outcomes."""
 
     model: str
     until: float
@@ -77,7 +77,7 @@ class Load:
 
 
 async def client(number: int, http: httpx.AsyncClient, load: Load) -> None:
-    """One client, until the time is over."""
+    """Send random requests until the time is over."""
     draw = random.Random(number)
     turns: list[dict[str, str]] = []
     kinds = [talk, stream, leave, long, several, json_mode, refused, fixed]
@@ -94,17 +94,17 @@ async def client(number: int, http: httpx.AsyncClient, load: Load) -> None:
 
 
 def text(draw: random.Random, words: int) -> str:
-    """Some words."""
+    """Return random words."""
     return " ".join(draw.choice(WORDS) for _ in range(words))
 
 
 async def post(http: httpx.AsyncClient, load: Load, body: dict[str, Any]) -> httpx.Response:
-    """One request, answered whole."""
+    """Send one request without streaming."""
     return await http.post("/v1/chat/completions", json={"model": load.model, **body})
 
 
 async def talk(http: httpx.AsyncClient, load: Load, draw: random.Random, turns: list[dict[str, str]]) -> int:
-    """One more turn of a conversation."""
+    """Send the next turn of a conversation."""
     if len(turns) > 8:
         turns.clear()
     turns.append({"role": "user", "content": text(draw, 20)})
@@ -117,7 +117,7 @@ async def talk(http: httpx.AsyncClient, load: Load, draw: random.Random, turns: 
 
 
 async def stream(http: httpx.AsyncClient, load: Load, draw: random.Random, turns: Any, pieces: int = 10**9) -> int:
-    """A stream, to its end or to its `pieces`-th line."""
+    """Read a stream to its end, or up to `pieces` lines."""
     body = {
         "model": load.model,
         "messages": [{"role": "user", "content": text(draw, 8)}],
@@ -133,18 +133,18 @@ async def stream(http: httpx.AsyncClient, load: Load, draw: random.Random, turns
 
 
 async def leave(http: httpx.AsyncClient, load: Load, draw: random.Random, turns: Any) -> int:
-    """A stream that is left."""
+    """Abandon a stream."""
     return await stream(http, load, draw, turns, pieces=draw.randrange(12))
 
 
 async def long(http: httpx.AsyncClient, load: Load, draw: random.Random, turns: Any) -> int:
-    """A long prompt, of few different ones: half of them are in the cache."""
+    """Send one of a few long prompts. Half of them are in the cache."""
     body = {"messages": [{"role": "user", "content": text(random.Random(draw.randrange(40)), 80)}], "max_tokens": 8}
     return (await post(http, load, body)).status_code
 
 
 async def several(http: httpx.AsyncClient, load: Load, draw: random.Random, turns: Any) -> int:
-    """Four samples, with penalties and log-probabilities."""
+    """Request four samples with penalties and log-probabilities."""
     extra = {
         "n": 4,
         "presence_penalty": 0.5,
@@ -158,7 +158,7 @@ async def several(http: httpx.AsyncClient, load: Load, draw: random.Random, turn
 
 
 async def json_mode(http: httpx.AsyncClient, load: Load, draw: random.Random, turns: Any) -> int:
-    """An answer by a schema, of many different ones."""
+    """Request an answer by one of many JSON schemas."""
     schema = {**SCHEMA, "title": str(draw.randrange(500))}
     form = {"type": "json_schema", "json_schema": {"name": "it", "schema": schema, "strict": True}}
     body = {"messages": [{"role": "user", "content": "a number"}], "max_tokens": 40, "response_format": form}
@@ -166,7 +166,7 @@ async def json_mode(http: httpx.AsyncClient, load: Load, draw: random.Random, tu
 
 
 async def refused(http: httpx.AsyncClient, load: Load, draw: random.Random, turns: Any) -> int:
-    """Something that cannot be meant."""
+    """Send an invalid request, which must be refused."""
     wrong: list[dict[str, Any]] = [
         {"temperature": -1}, {"max_tokens": 0}, {"stop": ["x"] * 99}, {"n": 10**9}, {"messages": []}, {"unknown": 1},
         {"response_format": {"type": "json_schema", "json_schema": {"name": "it", "schema": {"not": {}}}}},
@@ -179,7 +179,7 @@ async def refused(http: httpx.AsyncClient, load: Load, draw: random.Random, turn
 
 
 async def fixed(http: httpx.AsyncClient, load: Load, draw: random.Random, turns: Any) -> int:
-    """The request whose answer never changes."""
+    """Send the fixed request, whose answer must never change."""
     answer = await post(http, load, FIXED)
     if answer.status_code == 200:
         message = answer.json()["choices"][0]["message"]
@@ -188,15 +188,15 @@ async def fixed(http: httpx.AsyncClient, load: Load, draw: random.Random, turns:
 
 
 def resident(process: int) -> int:
-    """Bytes of memory that a process has."""
+    """Return the resident memory of a process in bytes."""
     for line in Path(f"/proc/{process}/status").read_text(encoding="ascii").splitlines():
         if line.startswith("VmRSS:"):
             return int(line.split()[1]) * 1024
-    raise RuntimeError(f"process {process} has no memory")
+    raise RuntimeError(f"process {process} has no VmRSS: it has ended")
 
 
 async def soak(server: served.Server, load: Load, minutes: float) -> list[dict[str, float]]:
-    """The load, and the memory read beside it."""
+    """Run the load and sample the memory."""
     engine, began, samples = server.engine(), time.monotonic(), []
     async with httpx.AsyncClient(
         base_url=server.url, headers={"authorization": f"Bearer {server.key}"}, timeout=300, trust_env=False
@@ -220,16 +220,16 @@ async def soak(server: served.Server, load: Load, minutes: float) -> list[dict[s
 
 
 def growth(samples: list[dict[str, float]], name: str) -> float:
-    """Of the median of the last fifth over that of the fifth after the first third."""
+    """Return the relative growth from the median of the fifth after the first third to the median of the last fifth."""
     n = len(samples)
     early, late = samples[n // 3 : n // 3 + max(n // 5, 1)], samples[-max(n // 5, 1) :]
     return statistics.median(s[name] for s in late) / statistics.median(s[name] for s in early) - 1
 
 
 def main() -> None:
-    """Run, print, keep."""
+    """Run the load, and print and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, nargs="?", help="default: a small model of random weights")
+    parser.add_argument("run", type=Path, nargs="?", help="default: a small model with random weights")
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--out", type=Path, default=RESULT)
     chosen = parser.parse_args()

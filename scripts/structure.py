@@ -1,9 +1,9 @@
-"""Count what the package is made of: statements, files, class names that several classes share, and looks at the class of a kind.
+"""Count a package's statements, files, class names shared by several classes, and type checks against kinds.
 
-python scripts/structure.py [FOLDER]            # of a package: by itself this checkout's src/rorqual
+python scripts/structure.py [FOLDER]            # a package; the default is this checkout's src/rorqual
 
-A look at a class is `isinstance(x, Kind)` outside the kind's own package, where Kind is an attention, a feed-forward network, a router, a
-block, an adapter, an objective, a source or an optimiser, or its configuration.
+A type check is `isinstance(x, Kind)` outside the kind's own package. Kinds are attentions, feed-forward networks, routers,
+blocks, adapters, objectives, sources and optimizers, and their configurations.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ ROOTS = {
     "OptimConfig": "train/optim",
     "Backend": "ops/backends",
 }
-"""The bases of kinds, and the package of each."""
+"""The base classes of kinds, and the package of each."""
 
 
 def main() -> None:
@@ -42,7 +42,7 @@ def main() -> None:
     }
     nodes = [node for tree in trees.values() for node in ast.walk(tree) if isinstance(node, ast.stmt)]
     statements = sum(not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)) for node in nodes)
-    print(f"statements but docstrings: {statements:,} in {len(trees):,} files")
+    print(f"statements without docstrings: {statements:,} in {len(trees):,} files")
     places, bases = defaultdict[str, list[str]](list), dict[str, list[str]]()
     for name, tree in trees.items():
         for node in ast.walk(tree):
@@ -51,12 +51,12 @@ def main() -> None:
                 bases[node.name] = [base.id for base in node.bases if isinstance(base, ast.Name)]
     shared = {name: where for name, where in places.items() if len(where) > 1}
     within = {name for name, where in shared.items() if len({_room(file) for file in where}) < len(where)}
-    print(f"class names that several classes share: {len(within)} within a package, {len(shared) - len(within)} across")
+    print(f"shared class names: {len(within)} within a package, {len(shared) - len(within)} across packages")
     for name, where in sorted(shared.items()):
         print(f"  {name}: {', '.join(where)}")
     kinds = {name: package for name in places if (package := _package(name, bases, set()))}
     looks = [look for name, tree in trees.items() for look in _looks(name, tree, kinds)]
-    print(f"looks at the class of a kind outside its package: {len(looks)}", *looks, sep="\n  ")
+    print(f"type checks against a kind outside its package: {len(looks)}", *looks, sep="\n  ")
 
 
 def _room(file: str) -> str:
@@ -64,7 +64,7 @@ def _room(file: str) -> str:
 
 
 def _package(name: str, bases: dict[str, list[str]], seen: set[str]) -> str | None:
-    """The package of the kind that the class `name` is, if it is one."""
+    """Return the package of the kind of class `name`, or None if it is not a kind."""
     if name in ROOTS:
         return ROOTS[name]
     found = (_package(base, bases, seen | {name}) for base in bases.get(name, ()) if base not in seen)

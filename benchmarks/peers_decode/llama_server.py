@@ -1,4 +1,4 @@
-"""llama.cpp's own HTTP server, out of xllamacpp: prints its address, and serves until the input ends.
+"""Run llama.cpp's own HTTP server from xllamacpp. Print its address, and serve until stdin ends.
 
 python llama_server.py FILE.gguf --threads 1 --slots 16 --length 2048
 """
@@ -17,7 +17,7 @@ def main() -> None:
     parser.add_argument("file")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--slots", type=int, default=16)
-    parser.add_argument("--length", type=int, default=2048, help="of each slot")
+    parser.add_argument("--length", type=int, default=2048, help="context of each slot, in tokens")
     a = parser.parse_args()
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)

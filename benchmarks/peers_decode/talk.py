@@ -1,6 +1,6 @@
-"""What every side of benchmarks/decode.py speaks: one JSON line in, one measurement out, the rest to stderr.
+"""The protocol of all sides of benchmarks/decode.py: one JSON line in, one measurement out, everything else to stderr.
 
-Imported by sides that run in Pythons of their own: nothing but the standard library here.
+Sides in other Python environments import this module, so it uses only the standard library.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ Told = dict[str, Any]
 
 
 def prompts(batch: int, length: int, vocab: int, seed: int = 0) -> Prompts:
-    """`batch` distinct prompts of `length` ids in [3, vocab): the same on every side."""
+    """Return `batch` distinct prompts of `length` ids in [3, vocab), the same on every side."""
     draw = random.Random(f"{seed} {batch} {length}")
     return [[draw.randrange(3, vocab) for _ in range(length)] for _ in range(batch)]
 
 
 class Watch:
-    """Wall and processor seconds since the last mark."""
+    """A stopwatch for wall-clock and CPU seconds."""
 
     def __init__(self) -> None:
         self._wall, self._core = time.perf_counter(), time.process_time()
 
     def lap(self) -> list[float]:
-        """[wall, processor] seconds since the last lap."""
+        """Return the [wall-clock, CPU] seconds since the last lap."""
         wall, core = time.perf_counter(), time.process_time()
         spent = [wall - self._wall, core - self._core]
         self._wall, self._core = wall, core
@@ -40,7 +40,10 @@ class Watch:
 def told(
     prefill: list[float], prefilled: int, decode: list[float], decoded: int, replies: Sequence[Sequence[int]]
 ) -> Told:
-    """A measurement. `prefill`, `decode`: [wall, processor] seconds of so many tokens; the replies for a check of who says the same."""
+    """Return a measurement. `prefill` and `decode` are the [wall-clock, CPU] seconds for `prefilled` and `decoded` tokens.
+
+    The first tokens of the replies let the caller check that the sides agree.
+    """
     return {
         "prefill": prefill,
         "prefilled": prefilled,
@@ -51,13 +54,13 @@ def told(
 
 
 def answer(info: Told, measure: Callable[[Told], Told]) -> None:
-    """Say `info`, then measure what is asked, line by line, until the input ends. A side that cannot do it says why.
+    """Print `info`, then answer one request per line until stdin ends. A request that fails gets {"error": reason}.
 
-    Asked are `batch`, `prompt` and `new`; with `warm`, a side may take the prompts' cache of its last measurement where it
-    was of the same shape, and tell no prefill; `setting` is the side's own business.
+    A request has `batch`, `prompt` and `new`. With `warm`, a side may reuse the prompts' KV cache of its last measurement if the
+    shape is the same, and then reports no prefill. `setting` is specific to the side.
     """
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what libraries print must not stand between the answers
+    os.dup2(2, 1)  # output of libraries must not mix with the answers
     print(json.dumps(info), file=out, flush=True)
     for line in sys.stdin:
         asked = json.loads(line)

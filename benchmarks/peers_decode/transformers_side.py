@@ -1,4 +1,4 @@
-"""transformers' generate, with the settings that each question names.
+"""Run transformers' generate with the settings of each request.
 
 python transformers_side.py HF_FOLDER --threads 1
 """
@@ -24,7 +24,7 @@ from transformers import (
 
 
 class Clock(StoppingCriteria):
-    """Called after each token: the first call ends the prefill, the last the decoding."""
+    """Records a lap after each token. The first call ends the prefill, the last one the decoding."""
 
     def __init__(self) -> None:
         self.watch, self.laps = Watch(), []  # type: ignore[var-annotated]
@@ -35,7 +35,7 @@ class Clock(StoppingCriteria):
 
 
 class Theirs:
-    """One model at a time, loaded anew where a question's setting asks for another."""
+    """Holds one model at a time and reloads it when a request has another setting."""
 
     def __init__(self, folder: str) -> None:
         self.folder, self.loaded, self.model = folder, (), None
@@ -54,7 +54,7 @@ class Theirs:
         return self.model
 
     def measure(self, asked: Told) -> Told:
-        """`setting`: dtype, attention, experts, cache ("dynamic", "static" or "static, compiled")."""
+        """Time prefill and decoding. `setting` holds dtype, attention, experts, and cache: "dynamic", "static" or "static, compiled"."""
         batch, length, new, setting = asked["batch"], asked["prompt"], asked["new"], asked["setting"]
         model = self.load(setting["dtype"], setting["attention"], setting.get("experts", "eager"))
         ids = torch.tensor(prompts(batch, length, self.config.vocab_size))
@@ -63,7 +63,7 @@ class Theirs:
         if not static and asked.get("keep"):
             cache = self.cache[1] if warm else DynamicCache(config=self.config)
             if warm:
-                cache.crop(length - 1 - cache.get_seq_length())  # generate feeds the last token of the prompt again
+                cache.crop(length - 1 - cache.get_seq_length())  # generate computes the prompt's last token again
             self.cache = ((batch, length), cache)
         how = GenerationConfig(
             max_new_tokens=new + 1,
@@ -93,7 +93,7 @@ class Theirs:
 
 
 def compiling() -> CompileConfig:
-    """torch.compile on a CPU too, where generate leaves it out by itself."""
+    """Return a config that enables torch.compile on a CPU, where generate disables it by default."""
     config = CompileConfig(fullgraph=False, dynamic=True, mode="default")
     config._compile_all_devices = True
     return config

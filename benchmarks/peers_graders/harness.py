@@ -1,9 +1,10 @@
-"""The verdicts of lm-evaluation-harness and of math-verify alone on labelled pairs: called by `graders.py`, which counts them.
+"""Grade labelled pairs with lm-evaluation-harness and with math-verify alone. `graders.py` calls it and counts the verdicts.
 
-    PYTHON benchmarks/peers_graders/harness.py PAIRS       # where `pip install "lm_eval[math]"` was run
+    PYTHON benchmarks/peers_graders/harness.py PAIRS       # in an environment with `pip install "lm_eval[math]"`
 
-The harness is called as it is installed: the filters, the regular expressions and the metric of `tasks/gsm8k/gsm8k.yaml`, and
-`process_results` of `tasks/minerva_math/utils.py` and `tasks/hendrycks_math/utils.py`. What raises is ungraded. Prints one JSON object.
+The installed harness is used unchanged: the filters, the regular expressions and the metric of `tasks/gsm8k/gsm8k.yaml`, and
+`process_results` of `tasks/minerva_math/utils.py` and `tasks/hendrycks_math/utils.py`. An exception counts as ungraded.
+The script prints one JSON object.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ from math_verify import parse, verify
 
 Pair = dict[str, Any]
 Grader = Callable[[Pair], str]
-"""A pair -> "right", "wrong" or "ungraded"."""
+"""Maps a pair to "right", "wrong" or "ungraded"."""
 HARNESS = Path(lm_eval.__file__).parent
 
 
 def math_verify_alone(pair: Pair) -> str:
-    """As its README shows: both sides parsed, then verified."""
+    """Grade with math-verify as its README shows: parse both sides, then verify."""
     return said(verify(parse(f"${pair['gold']}$"), parse(pair["reply"])))
 
 
@@ -39,7 +40,7 @@ def said(right: object) -> str:
 
 
 def harness_gsm8k(name: str) -> Grader:
-    """The filter `name` of the harness's GSM8K, and its exact match."""
+    """Return a grader with the filter `name` of the harness's GSM8K task and its exact match."""
     text = (HARNESS / "tasks/gsm8k/gsm8k.yaml").read_text(encoding="utf-8")
     config = yaml.safe_load(text)
     (metric,) = config["metric_list"]
@@ -55,7 +56,7 @@ def harness_gsm8k(name: str) -> Grader:
 
 
 def harness_math(task: str, metric: str) -> Grader:
-    """`process_results` of a task of the harness, and one of its metrics."""
+    """Return a grader with `process_results` of a harness task and one of its metrics."""
     spec = importlib.util.spec_from_file_location(task, HARNESS / f"tasks/{task}/utils.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -70,7 +71,7 @@ def harness_math(task: str, metric: str) -> Grader:
 
 
 def peers() -> dict[str, dict[str, Grader]]:
-    """Task -> name of a grader -> the grader."""
+    """Return the graders by task and name."""
     return {
         "gsm8k": {
             "lm-eval gsm8k, strict-match": harness_gsm8k("strict-match"),
@@ -89,7 +90,7 @@ def peers() -> dict[str, dict[str, Grader]]:
 def guarded(grade: Grader, pair: Pair) -> str:
     try:
         return grade(pair)
-    except Exception as error:  # a peer may raise anything
+    except Exception as error:  # the other graders may raise anything
         print(f"{type(error).__name__}: {error}"[:120], f"<- {pair['reply'][:60]!r}", file=sys.stderr)
         return "ungraded"
 

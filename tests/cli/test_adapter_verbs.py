@@ -30,7 +30,7 @@ def test_there_and_back(place: Path) -> None:
     ("words", "says"),
     [
         (("merge", "run", "merged"), ("nothing to merge", "rorqual export")),
-        (("peft", "run", "folder"), ("no LoRA", "rorqual merge")),
+        (("peft", "run", "folder"), ("not a LoRA", "rorqual merge")),
         (("peft", "run", "back", "base=run"), ("adapter_config.json", "save_pretrained")),
         ((*LORA, "tune.targets=oproj"), ("'oproj'", "Did you mean 'o_proj'")),
         ((*LORA, "tune.r=0"), ("tune.r", "0")),

@@ -94,7 +94,7 @@ CASES = [
     Case(
         "unparsable gold",
         ("train", "grpo", "task=gsm8k", "data=train.jsonl", "from=run", "steps=1", "out=out"),
-        ("train.jsonl:1", "no number after '####'", "Mend or delete"),
+        ("train.jsonl:1", "no number after '####'", "Fix or remove"),
         file("train.jsonl", '{"question": "How many?", "answer": "All of them. #### many"}\n'),
     ),
     Case(
@@ -111,7 +111,7 @@ CASES = [
     Case(
         "task that raises",
         ("eval", "run", "task=./mine.py:Mine", "count=1", "max_tokens=2"),
-        ("task mine", "ZeroDivisionError", "mine.py:11", "Mend the task", "Answers kept: 1", "goes on from them"),
+        ("task mine", "ZeroDivisionError", "mine.py:11", "Fix the task", "Answers kept: 1", "goes on from them"),
         file("mine.py", TASK.format(grade="return 1 / 0")),
         keeps="run/evals",
     ),

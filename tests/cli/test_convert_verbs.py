@@ -50,10 +50,10 @@ class Case:
 
 CASES = [
     Case("no such folder", ("import", "nowhere", "new"), ("nowhere", "no such folder")),
-    Case("a run for a checkpoint", ("import", "run", "new"), ("run: this is a run already", "rorqual chat")),
+    Case("a run for a checkpoint", ("import", "run", "new"), ("run: this folder is already a run", "rorqual chat")),
     Case("no such file", ("import", "nowhere.gguf", "new"), ("nowhere.gguf",)),
-    Case("a target that exists", ("import", "hf", "run"), ("run: it exists already", "Name a folder")),
-    Case("an export to what exists", ("export", "run", "hf"), ("hf: it exists already",)),
+    Case("a target that exists", ("import", "hf", "run"), ("run: it already exists", "Choose a new folder")),
+    Case("an export to what exists", ("export", "run", "hf"), ("hf: it already exists",)),
     Case("not a run", ("export", "hf", "new"), ("hf: not a run directory",)),
     Case("no such type", ("import", "hf", "new", "dtype=int4"), ("'dtype'", "'int4'", "bfloat16")),
     Case("no such type of hf", ("export", "run", "new", "dtype=q4_0"), ("dtype=q4_0 with format=hf", "bfloat16, float16, fp8")),
@@ -88,7 +88,7 @@ def test_weights_that_are_no_numbers_are_told_and_code_is_mentioned(place: Path,
     (place / "hf" / "modeling_mine.py").write_text("raise SystemExit(7)", encoding="utf-8")
     done = typed(place, "import", "hf", "good")
     assert done.code == 0, done.err
-    assert "modeling_mine.py) and was not run: the model is Rorqual's own deepseek_v3" in done.err
+    assert "modeling_mine.py) was not run: Rorqual uses its own deepseek_v3" in done.err
     file = place / "hf" / "model.safetensors"
     state = load_file(file)
     state["model.norm.weight"][0] = float("nan")

@@ -106,7 +106,7 @@ POISONS: dict[str, tuple[Spoil, str]] = {
     "an empty shard": (lambda f: os.truncate(f / SECOND, 0), f"{SECOND}.*has 0"),
     "a header of a gigabyte": (header_of_a_gigabyte, f"{SECOND}: the header claims 1,073,741,824 bytes"),
     "a pickle": (pickles_only, "pytorch_model.bin is a pickle, which can run any code"),
-    "a pickle in the index": (place(NORM, "pytorch_model.bin"), "pytorch_model.bin is not safetensors"),
+    "a pickle in the index": (place(NORM, "pytorch_model.bin"), "pytorch_model.bin is not a safetensors file"),
     "a path above the folder": (place(NORM, "../x.safetensors"), OUT),
     "an absolute path": (place(NORM, "/etc/passwd"), OUT),
     "a link out of the folder": (linked_out, OUT),
@@ -114,33 +114,33 @@ POISONS: dict[str, tuple[Spoil, str]] = {
         lambda f: (shutil.move(f / "config.json", f.parent / "c"), (f / "config.json").symlink_to(f.parent / "c")),
         OUT,
     ),
-    "a tensor that the index does not name": (place(NORM, None), f"{NORM} stands in .*the index does not name it"),
-    "a tensor in another shard than the index says": (place(NORM, FIRST), f"{NORM} stands in {SECOND}, the index says"),
+    "a tensor that the index does not name": (place(NORM, None), f"{NORM} is in .*the index does not name it"),
+    "a tensor in another shard than the index says": (place(NORM, FIRST), f"{NORM} is in {SECOND}, the index says"),
     "a tensor in two shards": (
-        tensors(FIRST, lambda s: s.update({NORM: torch.ones(16)})), f"{NORM} stands in",
+        tensors(FIRST, lambda s: s.update({NORM: torch.ones(16)})), f"{NORM} is in",
     ),
     "a tensor in no shard": (place("model.layers.9.x", FIRST), rf"model.layers.9.x is not in {FIRST}"),
     "a tensor twice in the index": (
         text(INDEX, lambda t: t.replace('"weight_map": {', f'"weight_map": {{"{NORM}": "{FIRST}", ')),
-        f"'{NORM}' stands there twice",
+        f"'{NORM}' occurs twice",
     ),
     "an index that is a list": (lambda f: write_json(f / INDEX, []), "not an object"),
     "an index without a map": (edit(INDEX, weight_map=None), "'weight_map'"),
     "an index whose map holds numbers": (edit(INDEX, weight_map={NORM: 1}), "'weight_map'"),
     "weights and an index": (lambda f: shutil.copy(f / FIRST, f / "model.safetensors"), "both model.safetensors and"),
     "a key twice in the config": (
-        text("config.json", lambda t: t.replace("{", '{"hidden_size": 8, ', 1)), "config.json.*'hidden_size' stands there twice",
+        text("config.json", lambda t: t.replace("{", '{"hidden_size": 8, ', 1)), "config.json.*'hidden_size' occurs twice",
     ),
     "a key twice in the generation config": (
-        text("generation_config.json", lambda t: t.replace("{", '{"top_p": 1, ', 1)), "'top_p' stands there twice",
+        text("generation_config.json", lambda t: t.replace("{", '{"top_p": 1, ', 1)), "'top_p' occurs twice",
     ),
-    "a config that is not JSON": (text("config.json", lambda t: t[:-1]), "config.json: not usable JSON"),
+    "a config that is not JSON": (text("config.json", lambda t: t[:-1]), "config.json: invalid JSON"),
     "an unknown architecture": (edit("config.json", model_type="mamba"), "'mamba'.*" + ".*".join(known_types())),
     "no architecture": (edit("config.json", model_type=None), "'model_type' is None"),
     "more layers than weights": (edit("config.json", num_hidden_layers=3), r"missing model\.layers\.2\."),
     "fewer layers than weights": (edit("config.json", num_hidden_layers=1), r"unexpected model\.layers\.1\."),
     "a head that the config ties": (
-        edit("config.json", tie_word_embeddings=True), r"lm_head\.weight differs from model\.embed_tokens\.weight",
+        edit("config.json", tie_word_embeddings=True), r"lm_head\.weight must be a copy of model\.embed_tokens\.weight",
     ),
     "wider than the weights": (
         edit("config.json", intermediate_size=24), r"mlp\.gate_proj\.weight \(20, 16\).* not \(24, 16\)",
@@ -149,7 +149,7 @@ POISONS: dict[str, tuple[Spoil, str]] = {
         tensors(SECOND, lambda s: s.update({NORM: torch.ones(15)})), r"model\.norm\.weight \(15,\).* not \(16,\)",
     ),
     "a weight of whole numbers": (
-        tensors(SECOND, lambda s: s.update({NORM: torch.ones(16, dtype=torch.int64)})), f"{NORM} is of type I64",
+        tensors(SECOND, lambda s: s.update({NORM: torch.ones(16, dtype=torch.int64)})), f"{NORM} has type I64",
     ),
     "weights in four bits": (
         edit("config.json", quantization_config={"quant_method": "gptq", "bits": 4}), "'quantization_config'.*'gptq'",
@@ -163,7 +163,7 @@ POISONS: dict[str, tuple[Spoil, str]] = {
         f"{NORM} is F32 with",
     ),
     "a tokenizer that is larger than the vocabulary": (
-        edit("config.json", vocab_size=100), "the tokenizer has 263 tokens, the model's vocabulary 100",
+        edit("config.json", vocab_size=100), "the tokenizer has 263 tokens, but the model's vocabulary has 100",
     ),
     "not a tokenizer": (edit("tokenizer.json", model={}), "tokenizer.json.*'model.vocab'"),
     "NaN": (nan_in(SECOND, NORM, float("nan")), f"{NORM} holds NaN or infinity"),
@@ -270,7 +270,7 @@ def test_scales_of_another_block_and_experts_of_two_types_are_refused(tmp_path: 
     hub = in_fp8(published(deepseek()))
     scale = "model.layers.0.self_attn.o_proj.weight_scale_inv"
     folder = write_folder(tmp_path / "blocks", deepseek(), hub | {scale: torch.ones(17, 1)})
-    with pytest.raises(CheckpointError, match="not one scale for each 128 x 128"):
+    with pytest.raises(CheckpointError, match="each 128 x 128 block needs one scale"):
         import_hf(folder, tmp_path / "run")
     plain = published(deepseek())
     expert = "model.layers.1.mlp.experts.2.down_proj.weight"
@@ -385,7 +385,7 @@ def test_a_generation_config_that_no_model_can_follow(key: str, bad: object, wel
 
 def test_a_run_is_no_checkpoint_to_import(folder: Path) -> None:
     import_hf(folder, folder.parent / "run")
-    with pytest.raises(CheckpointError, match="a run already"):
+    with pytest.raises(CheckpointError, match="already a run"):
         import_hf(folder.parent / "run", folder.parent / "again")
     assert not (folder.parent / "again").exists()
 
@@ -431,7 +431,7 @@ def test_a_full_disk_leaves_no_half_file(folder: Path) -> None:
 
 def test_a_disk_without_room_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     with (
-        pytest.raises(RorqualError, match=r"bytes will be written, and [\d,]+ are free"),
+        pytest.raises(RorqualError, match=r"bytes are needed, but only [\d,]+ are free"),
         in_the_making(tmp_path / "new" / "x", needs=1 << 60),
     ):
         raise AssertionError

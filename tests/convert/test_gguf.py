@@ -203,8 +203,8 @@ def test_fp8_weights_are_dequantised_on_their_way(tmp_path: Path, dtype: str) ->
 def test_what_is_not_as_asked_for_is_said(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", filled(CONFIGS["deepseek2"]))
     modules, odd = export_gguf(run, tmp_path / "m.gguf", dtype="q8_0", progress=silent)
-    assert "1 prediction module(s) (MTP) left out" in modules
-    assert "tensors in F32, rows of no whole blocks of 32: blk.0.attn_q_b.weight" in odd
+    assert "1 prediction module(s) (MTP) omitted" in modules
+    assert "tensors in F32: their rows are not whole blocks of 32: blk.0.attn_q_b.weight" in odd
     run = write_run(tmp_path / "other", filled(CONFIGS["qwen2"]))
     assert export_gguf(run, tmp_path / "other.gguf", dtype="q8_0", progress=silent) == ()
 
@@ -221,7 +221,7 @@ def test_a_run_that_gguf_cannot_hold_is_refused_and_its_twin_is_not(tmp_path: Pa
     for config, match in (
         (deep.model_copy(update={"stages": stages}), "scores a group"),
         (_with_attention(deep, q_lora_rank=0), "q_lora_rank"),
-        (mixed, "has dense ones"),
+        (mixed, "has dense layers"),
         (_with_attention(CONFIGS["qwen2"], qk_norm=True), "no published family"),
     ):
         run = write_run(tmp_path / match, filled(config))
@@ -262,7 +262,7 @@ def test_a_value_beyond_half_precision_is_refused_where_it_would_become_infinite
 def test_an_export_never_touches_what_is_there(tmp_path: Path) -> None:
     run, file = exported(tmp_path, CONFIGS["qwen3"])
     before = file.read_bytes()
-    with pytest.raises(CheckpointError, match="exists already"):
+    with pytest.raises(CheckpointError, match="already exists"):
         export_gguf(run, file, dtype="q8_0", progress=silent)
     assert file.read_bytes() == before
 
@@ -272,7 +272,7 @@ def test_an_import_never_touches_what_is_there(tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     (out / "mine.txt").write_text("mine", encoding="utf-8")
-    with pytest.raises(CheckpointError, match="exists already"):
+    with pytest.raises(CheckpointError, match="already exists"):
         import_gguf(file, out, progress=silent)
     assert os.listdir(out) == ["mine.txt"]
     (out / "mine.txt").unlink()

@@ -70,6 +70,6 @@ def test_types_that_are_not_known_are_named() -> None:
         read_format(int(GGMLQuantizationType.IQ2_XXS), "w", "a.gguf")
     with pytest.raises(CheckpointError, match="type 999"):
         read_format(999, "w", "a.gguf")
-    with pytest.raises(CheckpointError, match=r"not written in 'q4_k'"):
+    with pytest.raises(CheckpointError, match=r"does not support 'q4_k'"):
         written_format("q4_k")
     assert written_format("bfloat16") == written_format("BF16") == FORMATS["BF16"]

@@ -69,39 +69,39 @@ POISONS: dict[str, tuple[Change, str]] = {
     "huge count of tensors": (_number(8, HUGE), "tensors at byte 24 do not fit"),
     "huge count of keys": (_number(16, HUGE), "keys at byte 24 do not fit"),
     "more tensors than there are": (_number(8, 1000), "do not fit|is not UTF-8|dimensions"),
-    "huge key": (_number(24, HUGE), "letters of a key"),
-    "huge text": (lambda d: put(d, at(d, b"general.architecture") + 4, struct.pack("<Q", HUGE)), "letters of 'general"),
-    "huge list": (lambda d: put(d, at(d, b"tokenizer.ggml.tokens") + 8, struct.pack("<Q", HUGE)), "texts of 'tokenizer"),
+    "huge key": (_number(24, HUGE), "bytes of a key"),
+    "huge text": (lambda d: put(d, at(d, b"general.architecture") + 4, struct.pack("<Q", HUGE)), "bytes of 'general"),
+    "huge list": (lambda d: put(d, at(d, b"tokenizer.ggml.tokens") + 8, struct.pack("<Q", HUGE)), "strings of 'tokenizer"),
     "list too long": (lambda d: put(d, at(d, b"tokenizer.ggml.merges") + 8, struct.pack("<Q", 99999)), "do not fit"),
     "list of lists": (lambda d: put(d, at(d, b"tokenizer.ggml.tokens") + 4, struct.pack("<I", 9)), "unknown type 9"),
     "value of no type": (lambda d: put(d, at(d, b"general.architecture"), struct.pack("<I", 77)), "unknown type 77"),
     "not UTF-8": (lambda d: put(d, at(d, b"general.archi"), b"\xff"), "is not UTF-8"),
     "cut off in the header": (lambda data: bytes(data[:500]), "do not fit|does not fit"),
-    "cut off in a tensor": (lambda data: bytes(data[:-4000]), "cut off: tensor"),
+    "cut off in a tensor": (lambda data: bytes(data[:-4000]), "truncated: tensor"),
     "nine dimensions": (_info(b"blk.0.attn_q.weight", 0, "<I", 9), "has 9 dimensions"),
     "no rows": (_info(b"blk.0.attn_q.weight", 4, "<Q", 0), "cannot hold"),
-    "larger than the file": (_info(b"blk.0.attn_q.weight", 4, "<Q", 1 << 40), "cut off|inside another"),
+    "larger than the file": (_info(b"blk.0.attn_q.weight", 4, "<Q", 1 << 40), "truncated|overlaps another"),
     "half a block": (_info(b"blk.0.attn_q.weight", 20, "<I", 14), "Q6_K cannot hold"),
-    "a type that is not read": (_info(b"blk.0.attn_q.weight", 20, "<I", 10), "type Q2_K, which is not read"),
-    "a type that does not exist": (_info(b"blk.0.attn_q.weight", 20, "<I", 4000), "type 4000, which is not read"),
-    "beyond the end": (_info(b"blk.0.attn_q.weight", 24, "<Q", HUGE), "cut off: tensor 'blk.0.attn_q.weight'"),
-    "on another tensor": (_info(b"blk.0.attn_q.weight", 24, "<Q", 0), "begins inside another"),
+    "a type that is not read": (_info(b"blk.0.attn_q.weight", 20, "<I", 10), "type Q2_K, which is not supported"),
+    "a type that does not exist": (_info(b"blk.0.attn_q.weight", 20, "<I", 4000), "type 4000, which is not supported"),
+    "beyond the end": (_info(b"blk.0.attn_q.weight", 24, "<Q", HUGE), "truncated: tensor 'blk.0.attn_q.weight'"),
+    "on another tensor": (_info(b"blk.0.attn_q.weight", 24, "<Q", 0), "overlaps another"),
     "two of one name": (lambda d: bytes(d.replace(b"blk.0.attn_q.weight", b"blk.1.attn_q.weight")), "two tensors"),
-    "one key twice": (lambda d: bytes(d.replace(b"qwen3.rope.freq_base", b"qwen3.context_length", 1)), "stands twice|unknown type"),
+    "one key twice": (lambda d: bytes(d.replace(b"qwen3.rope.freq_base", b"qwen3.context_length", 1)), "occurs twice|unknown type"),
     "an unknown architecture": (
         lambda d: put(d, at(d, b"general.architecture") + 12, b"mamba"),
         "(?s)unknown architecture 'mamba'.*llama, qwen2, qwen3, qwen3moe, deepseek2",
     ),
     "a tokenizer of sentencepiece": (
         lambda d: put(d, at(d, b"tokenizer.ggml.model") + 12, b"t5\0\0"),
-        "its tokenizer is",
+        "the tokenizer is",
     ),
-    "a pre-tokenizer that is not read": (lambda d: put(d, at(d, b"tokenizer.ggml.pre") + 12, b"falcon"), "'falcon', which"),
+    "a pre-tokenizer that is not read": (lambda d: put(d, at(d, b"tokenizer.ggml.pre") + 12, b"falcon"), "'falcon' is not supported"),
     "a missing tensor": (
         lambda d: bytes(d.replace(b"blk.1.ffn_up.weight", b"blk.1.ffn_xx.weight")),
-        "missing blk.1.ffn_up.weight; left over blk.1.ffn_xx.weight",
+        "missing blk.1.ffn_up.weight; unexpected blk.1.ffn_xx.weight",
     ),
-    "an unknown key": (lambda d: bytes(d.replace(b"qwen3.rope.freq_base", b"qwen3.rope.freq_bass")), "not known: qwen3.rope.freq_bass"),
+    "an unknown key": (lambda d: bytes(d.replace(b"qwen3.rope.freq_base", b"qwen3.rope.freq_bass")), "unknown keys: qwen3.rope.freq_bass"),
     "no width": (lambda d: bytes(d.replace(b"qwen3.embedding_length", b"other.embedding_length")), "'qwen3.embedding_length' is missing"),
     "another width": (
         lambda d: put(d, at(d, b"qwen3.feed_forward_length") + 4, struct.pack("<I", 128)),
@@ -136,14 +136,14 @@ def test_a_header_of_a_gigabyte_is_refused_before_it_is_read(tmp_path: Path) -> 
         file.write(b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", 1) + b"k")
         file.write(struct.pack("<IQ", 8, 1 << 30))
         file.truncate(2 << 30)  # a sparse file: it takes no room
-    with pytest.raises(RorqualError, match=f"a header of more than {HEADER_LIMIT >> 20} MiB"):
+    with pytest.raises(RorqualError, match=f"the header is larger than {HEADER_LIMIT >> 20} MiB"):
         import_gguf(bad, tmp_path / "out", progress=silent)
 
 
 def test_one_part_of_a_split_file_is_refused(tmp_path: Path) -> None:
     part = tmp_path / "model-00001-of-00002.gguf"
     part.write_bytes(header_bytes({"general.architecture": "qwen3", "split.count": 2}, []))
-    with pytest.raises(RorqualError, match=r"(?s)one part of a split file.*gguf-split"):
+    with pytest.raises(RorqualError, match=r"(?s)one part of a split model.*gguf-split"):
         import_gguf(part, tmp_path / "out", progress=silent)
 
 

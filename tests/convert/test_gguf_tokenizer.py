@@ -64,7 +64,7 @@ def test_rows_without_a_token_are_unused_and_stay_so() -> None:
     assert keys["tokenizer.ggml.tokens"][-1] == f"[PAD{LEARNED.vocab_size + 2}]"
     assert keys["tokenizer.ggml.token_type"][-3:] == [5, 5, 5] and set(keys["tokenizer.ggml.token_type"][:7]) == {3}
     assert tokenizer_from_keys(keys, "test") == LEARNED
-    with pytest.raises(DataError, match="has a vocabulary of 100"):
+    with pytest.raises(DataError, match="vocabulary has 100"):
         tokenizer_keys(LEARNED, 100)
 
 
@@ -100,11 +100,11 @@ def test_a_tokenizer_that_gguf_cannot_say_is_refused(name: str) -> None:
     ("key", "value", "match"),
     [
         ("model", "llama", "sentencepiece, called 'llama'"),
-        ("model", None, "its tokenizer is None"),
-        ("pre", "viking", "pre-tokenizer is 'viking'"),
-        ("tokens", None, "no list 'tokenizer.ggml.tokens'"),
+        ("model", None, "the tokenizer is None"),
+        ("pre", "viking", "pre-tokenizer 'viking'"),
+        ("tokens", None, "'tokenizer.ggml.tokens' is not a list"),
         ("tokens", ["a"], "1 tokens with 400 types"),
-        ("merges", ["a b c"], "something else than pairs"),
+        ("merges", ["a b c"], "is not a pair"),
         ("merges", ["zzz qqq"], "not a tokenizer"),
     ],
 )

@@ -308,7 +308,7 @@ def test_a_target_that_exists_is_refused_and_left_alone(there: str, trained: Run
         target.symlink_to(tmp_path / "nowhere")
     before = listing(tmp_path)
     for convert in (lambda: import_hf(folder, target), lambda: export_hf(trained, target)):
-        with pytest.raises(RorqualError, match="exists already"):
+        with pytest.raises(RorqualError, match="already exists"):
             convert()
     assert listing(tmp_path) == before
 

@@ -104,7 +104,7 @@ def test_import_of_a_name_fetches_what_is_needed_and_neither_code_nor_pickles(hu
 
 def test_without_the_package_a_name_is_refused_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(ConfigError, match=r"no folder 'org/name' here(?s:.*)pip install huggingface_hub"):
+    with pytest.raises(ConfigError, match=r"no local folder 'org/name'(?s:.*)pip install huggingface_hub"):
         fetch("org/name")
 
 

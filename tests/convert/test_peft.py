@@ -204,7 +204,7 @@ def test_weights_that_do_not_fit_are_refused(written: tuple[RunDir, Path], tmp_p
     says = r"the model needs \(8, "
     if what == "pickle":
         (src / WEIGHTS).rename(src / PICKLE)
-        says = "never opened"
+        says = "not opened"
     elif what == "name":
         tensors[name.replace("layers.0", "layers.9")] = tensors.pop(name)
         says = r"layers\.9"
@@ -219,7 +219,7 @@ def test_weights_that_do_not_fit_are_refused(written: tuple[RunDir, Path], tmp_p
         says = "NaN"
     elif what == "none":
         tensors = {}
-        says = "no tensor"
+        says = "no adapter tensors"
     if what not in ("pickle", "rank"):
         save_file(tensors, src / WEIGHTS)
     if what == "torn":
@@ -234,7 +234,7 @@ def test_only_lora_is_written(tmp_path: Path) -> None:
     base = a_base(tmp_path / "base", v3())
     run = an_adapter(tmp_path / "esft", base, ESFT(), ((0, 3),))
     for no_lora in (run, base):
-        with pytest.raises(ConfigError, match="no LoRA"):
+        with pytest.raises(ConfigError, match="not a LoRA"):
             write_peft(no_lora, tmp_path / "peft")
     assert not (tmp_path / "peft").exists()
 
@@ -243,7 +243,7 @@ def test_what_peft_would_take_for_experts_is_not_written(tmp_path: Path) -> None
     base = a_base(tmp_path / "base", v3())
     run = an_adapter(tmp_path / "lora", base, LoRA(targets=("o_proj", "shared_experts.up_proj")))
     with pytest.raises(
-        ConfigError, match=r"routed experts in the place of layers\.1\.ffn\.shared_experts\.up_proj"
+        ConfigError, match=r"routed experts instead of layers\.1\.ffn\.shared_experts\.up_proj"
     ) as error:
         write_peft(run, tmp_path / "peft")
     assert "rorqual merge" in error.value.remedy

@@ -73,9 +73,9 @@ def test_parts_are_the_rows(tmp_path: Path) -> None:
 
 
 def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="3 bytes for 4"):
+    with pytest.raises(ValueError, match="3 bytes written, 4 expected"):
         write_tensors(tmp_path / "x", [Spec("w", "F32", (1,))], lambda spec: [b"abc"])
-    with pytest.raises(ValueError, match="twice"):
+    with pytest.raises(ValueError, match="same name"):
         write_tensors(tmp_path / "x", [Spec("w", "F32", (1,))] * 2, lambda spec: [b"abcd"])
     with pytest.raises(KeyboardInterrupt):
         write_tensors(tmp_path / "x", [Spec("w", "F32", (1,))], _interrupted)
@@ -125,7 +125,7 @@ POISONS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "header of a gigabyte": (lambda p: written(p, GOOD, length=1 << 30), r"claims 1,073,741,824 bytes"),
     "header of a gigabyte in a file that is larger": (
         lambda p: enlarged(written(p, GOOD, length=1 << 30)),
-        "and 100,000,000 is the most",
+        "and the limit is 100,000,000",
     ),
     "header longer than the file": (lambda p: written(p, GOOD, length=400), "claims 400 bytes"),
     "seven bytes": (lambda p: (p.write_bytes(bytes(7)) and p) or p, "the file has 7"),
@@ -133,22 +133,22 @@ POISONS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "a byte too many": (lambda p: written(p, GOOD, bytes(17)), "bytes after the last tensor"),
     "overlap": (lambda p: written(p, changed("b", data_offsets=[4, 12])), "b overlaps"),
     "hole": (lambda p: written(p, changed("b", data_offsets=[12, 20]), bytes(20)), "leaves 4 bytes unused"),
-    "before the data": (lambda p: written(p, changed("a", data_offsets=[-4, 4])), "whole numbers"),
+    "before the data": (lambda p: written(p, changed("a", data_offsets=[-4, 4])), "non-negative integers"),
     "offsets the wrong way": (lambda p: written(p, changed("a", data_offsets=[8, 0])), "offsets say -8"),
-    "shape of another size": (lambda p: written(p, changed("a", shape=[3])), "12 bytes, its offsets say 8"),
+    "shape of another size": (lambda p: written(p, changed("a", shape=[3])), "12 bytes, but the offsets say 8"),
     "shape that overflows": (lambda p: written(p, changed("a", shape=[1 << 62, 1 << 62])), "offsets say 8"),
-    "shape of truths": (lambda p: written(p, changed("a", shape=[True, 2])), "whole numbers"),
-    "negative shape": (lambda p: written(p, changed("a", shape=[-1, -2])), "whole numbers"),
+    "shape of truths": (lambda p: written(p, changed("a", shape=[True, 2])), "non-negative integers"),
+    "negative shape": (lambda p: written(p, changed("a", shape=[-1, -2])), "non-negative integers"),
     "unknown type": (lambda p: written(p, changed("a", dtype="F31")), "type 'F31' is not one of"),
     "type that is a list": (lambda p: written(p, changed("a", dtype=[])), "is not one of"),
-    "a further key": (lambda p: written(p, changed("a", code="x")), "not dtype, shape and data_offsets"),
+    "a further key": (lambda p: written(p, changed("a", code="x")), "exactly dtype, shape and data_offsets"),
     "a name twice": (
         lambda p: written(p, json.dumps(GOOD).replace('"b"', '"a"').encode()),
-        "'a' stands there twice",
+        "'a' occurs twice",
     ),
-    "not JSON": (lambda p: written(p, b"\x80\x02pickle"), "not usable JSON"),
+    "not JSON": (lambda p: written(p, b"\x80\x02pickle"), "invalid JSON"),
     "a list": (lambda p: written(p, []), "not an object"),
-    "a depth without end": (lambda p: written(p, b'{"a":' * 100_000), "not usable JSON"),
+    "a depth without end": (lambda p: written(p, b'{"a":' * 100_000), "invalid JSON"),
     "a folder": (lambda p: p.mkdir() or p, "cannot read|not a regular"),
     "missing": (lambda p: p, "No such file"),
 }

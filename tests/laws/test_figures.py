@@ -70,7 +70,7 @@ def test_words_around_a_figure_that_changed_are_told(copy: Path) -> None:
     found = spoil(copy, "README.md", "What\nreinforcement did is", "What\nit did is")
     assert found == []
     found = spoil(copy, "README.md", "to think rose from", "to think went from")
-    assert "stands there 0 times" in found[0] and any("'50.2' has no source" in one for one in found)
+    assert "occurs 0 times" in found[0] and any("'50.2' has no source" in one for one in found)
 
 
 def test_a_result_that_changed_is_written_into_the_pages(copy: Path) -> None:

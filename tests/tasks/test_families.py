@@ -384,7 +384,7 @@ def test_gold_is_right_and_another_answer_wrong() -> None:
 
 @pytest.mark.parametrize(
     ("options", "said"),
-    [({"names": ("ad",)}, "Did you mean 'add'"), ({"names": ()}, "no family"), ({"names": ("add", "add")}, "twice"),
+    [({"names": ("ad",)}, "Did you mean 'add'"), ({"names": ()}, "names is empty"), ({"names": ("add", "add")}, "repeats a family"),
      ({"hard": 1.5}, "1.5"), ({"hard": "much"}, "much"), ({"hard": True}, "True")],
 )  # fmt: skip
 def test_wrong_options_are_refused(options: dict[str, object], said: str) -> None:

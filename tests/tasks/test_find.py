@@ -104,8 +104,8 @@ def test_an_unknown_option_names_the_nearest() -> None:
         (MINE, "Min", "Did you mean 'Mine'"),
         ("class Mine:\n    pass\n", "Mine", "mine.py:1: 'Mine' is not a Task"),
         (MINE.replace("def grade", "def mark"), "Mine", "mine.py:4: 'Mine' lacks grade"),
-        (MINE.replace("self.top = top", "raise OSError('disk')"), "Mine", "its constructor raised OSError: disk"),
-        (MINE + MINE.replace("Mine", "Other"), "", "name the class"),
+        (MINE.replace("self.top = top", "raise OSError('disk')"), "Mine", "the constructor raised OSError: disk"),
+        (MINE + MINE.replace("Mine", "Other"), "", "does not define exactly one task"),
     ],
 )
 def test_a_file_that_cannot_be_loaded_is_named_with_its_line(text: str, spec: str, said: str, tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ class Odd(Task):
 def test_a_grader_that_raises_stops_the_run_by_name() -> None:
     problem = next(Odd().problems("train", 0))
     assert safe_grade(Odd(), problem, "wrong") is Verdict.WRONG
-    with pytest.raises(TaskError, match=r"task odd: its grader.* raised KeyError: 'none' at .*test_find\.py:\d+"):
+    with pytest.raises(TaskError, match=r"task odd: the grader.* raised KeyError: 'none' at .*test_find\.py:\d+"):
         safe_grade(Odd(), problem, "raise")
     with pytest.raises(TaskError, match=r"returned 1\.0, not a Verdict"):
         safe_grade(Odd(), problem, "number")

@@ -95,15 +95,15 @@ TWO = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
         ({"prompt": None, "completion": "b"}, "column 'prompt' is not str: None"),
         ({"prompt": "a", "completion": None}, "column 'completion' is not str: None"),
         ({"question": ["a"], "answer": "b"}, "column 'question' is not str"),
-        ({"prompt": "a", "completion": "b", "reasoning": 3}, "key 'reasoning' is no text"),
+        ({"prompt": "a", "completion": "b", "reasoning": 3}, "'reasoning' is not a string"),
         ({"prompt": " \t", "completion": "b"}, "an empty prompt"),
         ({"messages": None}, "column 'messages' is not list: None"),
-        ({"messages": []}, "does not end with a user's turn"),
+        ({"messages": []}, "does not end with a user turn"),
         ({"messages": [None, None]}, "not a message: None"),
         ({"messages": [[TWO[0]], TWO[1]]}, "not a message"),
         ({"messages": [TWO[0] | {"content": None}, TWO[1]]}, "not a message"),
         ({"messages": [TWO[0] | {"content": ""}, TWO[1]]}, "an empty prompt"),
-        ({"messages": [TWO[0], TWO[1] | {"reasoning": {"a": 1}}]}, "key 'reasoning' is no text"),
+        ({"messages": [TWO[0], TWO[1] | {"reasoning": {"a": 1}}]}, "'reasoning' is not a string"),
     ],
 )
 def test_a_null_an_empty_or_a_nested_field_is_named_by_its_row(tmp_path: Path, row: dict[str, Any], said: str) -> None:

@@ -63,9 +63,9 @@ def problem(n: int, **changes: object) -> Problem:
 @pytest.mark.parametrize(
     ("how", "said"),
     [
-        ("loops", r"task made: its generator took over 0.3 processor seconds .*\(0 before\)(?s:.)*patience"),
-        ("stops yielding", r"task made: .*\(3 before\)"),
-        ("swallows", r"task made: .*\(0 before\)"),
+        ("loops", r"task made: the generator used over 0.3 CPU seconds .*\(0 so far\)(?s:.)*patience"),
+        ("stops yielding", r"task made: .*\(3 so far\)"),
+        ("swallows", r"task made: .*\(0 so far\)"),
         ("none", "task made: no problems in the train split"),
         ("one again and again", "task made: its first 64 problems are one and the same, '0'"),
     ],
@@ -88,7 +88,7 @@ def test_a_wait_is_said_and_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
     def waits() -> Iterator[int]:
         yield 1
         for _ in range(100_000):
-            if "has yielded no problem for" in "".join(said):
+            if "no problem for" in "".join(said):
                 break
             told.wait(0.005)
             said.append(capsys.readouterr().err)
@@ -96,7 +96,7 @@ def test_a_wait_is_said_and_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
 
     said: list[str] = []
     assert list(watched("slow", waits(), 1e9, say=0.05)) == [1, 2]
-    assert "task slow has yielded no problem for" in "".join(said) and "(1 before); Ctrl-C stops" in "".join(said)
+    assert "task slow: no problem for" in "".join(said) and "(1 so far); press Ctrl-C to stop" in "".join(said)
 
 
 def test_a_kept_generator_takes_no_one_elses_time(capsys: pytest.CaptureFixture[str]) -> None:
@@ -151,7 +151,7 @@ class Wrong(Made):
 @pytest.mark.parametrize("key", ["key", "prompt", "answer", "family", "level", "steps"])
 @pytest.mark.parametrize("value", [3, ["a"], {"a": 1}, b"a"])
 def test_a_field_of_another_type_is_named(key: str, value: object) -> None:
-    with pytest.raises(TaskError, match=f"task made: {key} of the problem .* not a text"):
+    with pytest.raises(TaskError, match=f"task made: `{key}` of the problem .* not a string"):
         list(safe_problems(Wrong(**{key: value}), "train", 0))
 
 

@@ -1,5 +1,5 @@
-"""Checkpoints in and out, with tokenizer and chat: Hugging Face folders and GGUF files to run directories, and back.
+"""Import and export checkpoints with tokenizer and chat template: Hugging Face folders and GGUF files to and from run directories.
 
-Tensors travel slice by slice: whatever the size of a model, a few slices of it are in memory. Nothing that comes with a
-checkpoint is run, and no pickle is read.
+Tensors are converted in slices, so memory holds only a few slices of a model of any size. No code from a checkpoint is run,
+and no pickle is read.
 """

@@ -1,6 +1,6 @@
-"""Values of a stored tensor as bytes of another type, slice by slice, each slice checked for NaN and infinity.
+"""Convert a stored tensor to another type in slices, and check each slice for NaN and infinity.
 
-A tensor that keeps its type is copied byte for byte. FP8 (E4M3) has a scale for each 128 x 128 block of a matrix.
+A tensor that keeps its type is copied byte by byte. FP8 (E4M3) has one scale for each 128 x 128 block of a matrix.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ TYPES: Mapping[str, torch.dtype] = {
     "BF16": torch.bfloat16,
     FP8: torch.float8_e4m3fn,
 }
-"""Types of weights, as safetensors and as torch call them."""
+"""The types of weights: safetensors name to torch dtype."""
 _EXPONENT: Mapping[str, tuple[type[np.unsignedinteger], int]] = {
     "F64": (np.uint64, 0x7FF0_0000_0000_0000),
     "F32": (np.uint32, 0x7F80_0000),
@@ -33,20 +33,22 @@ _EXPONENT: Mapping[str, tuple[type[np.unsignedinteger], int]] = {
     "BF16": (np.uint16, 0x7F80),
     FP8: (np.uint8, 0x7F),  # E4M3 has no infinity, and one NaN for each sign
 }
-"""Bits that are all set in NaN and infinity, and in nothing else."""
+"""The exponent bits, which are all set only in NaN and infinity."""
 
 
 @dataclass(frozen=True)
 class TensorPiece:
-    """A tensor to be written, as it is stored. `scale`: its block scales, to multiply by. `want` "scales": not the values
-    are written but the block scales that they are given in FP8."""
+    """A stored tensor to write. `scale` holds its block scales, which dequantise it by multiplication.
+
+    With `want="scales"`, the piece yields the FP8 block scales of the values instead of the values.
+    """
 
     tensor: Stored
     scale: Stored | None = None
     want: Literal["values", "scales"] = "values"
 
     def chunks(self, dtype: str) -> Iterator[bytearray | memoryview]:
-        """The bytes in type `dtype`; a value that is not finite, or is none in `dtype`, is a `NumericsError`."""
+        """Yield the bytes in type `dtype`. Raises NumericsError for a value that is not finite or does not fit `dtype`."""
         source = self.tensor
         if self.want == "values" and self.scale is None and dtype == source.dtype:
             for chunk in source.chunks(ITEM_BYTES[dtype]):
@@ -70,7 +72,7 @@ class TensorPiece:
             yield torch.frombuffer(chunk, dtype=kind)
 
     def _rows(self) -> Iterator[Tensor]:
-        """Whole blocks of rows [rows, columns], dequantised in fp32 where there is a scale."""
+        """Yield whole blocks of rows [rows, columns], dequantised in fp32 if there is a scale."""
         columns = self.tensor.shape[1]
         scale = (
             None
@@ -94,21 +96,21 @@ class TensorPiece:
         if not bits.size or int(bits.max()) != mask:
             return
         if dtype == self.tensor.dtype or self.want == "scales":
-            what, remedy = "holds NaN or infinity", "These weights are of no use: fetch the checkpoint again."
+            what, remedy = "holds NaN or infinity", "Download the checkpoint again: these weights are unusable."
         else:
             what = f"has values that {dtype} cannot hold"
-            remedy = "Choose a type with a wider range: dtype=bfloat16 or dtype=float32."
+            remedy = "Use a type with a wider range: dtype=bfloat16 or dtype=float32."
         raise NumericsError(f"{self.tensor.name} {what}", where=str(self.tensor.file), remedy=remedy)
 
 
 def check_scale(weight: Stored, scale: Stored) -> None:
-    """Refuse scales that are not those of this matrix."""
+    """Raise CheckpointError if the scales do not fit this matrix."""
     if len(weight.shape) != 2 or scale.shape != blocks(weight.shape) or scale.dtype not in ("F32", "BF16"):
         raise CheckpointError(
-            f"{scale.name} is {scale.dtype} {scale.shape}, {weight.name} is {weight.shape}: not one scale for each "
-            f"{BLOCK} x {BLOCK} values",
+            f"{scale.name} is {scale.dtype} {scale.shape} and {weight.name} is {weight.shape}, but each "
+            f"{BLOCK} x {BLOCK} block needs one scale",
             where=str(scale.file),
-            remedy="Only FP8 by such blocks is read. Convert the checkpoint to bfloat16 where it was made.",
+            remedy="Only FP8 with such blocks is supported. Convert the checkpoint to bfloat16 with the tool that made it.",
         )
 
 

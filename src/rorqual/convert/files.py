@@ -1,4 +1,4 @@
-"""The files of a checkpoint's folder, none of them trusted; and results that appear under their name when they are whole."""
+"""Read the untrusted files of a checkpoint folder, and write results under a temporary name until they are complete."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from rorqual.model.load.names import shown
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 MAX_TEXT = 100_000_000
-"""Bytes of a JSON file that may be read. The largest tokenizers have 20 million, DeepSeek-V3's index has 9."""
+"""Maximum size of a JSON file in bytes. The largest tokenizers have 20 million, DeepSeek-V3's index has 9 million."""
 
 
 def beside(final: Path) -> Path:
-    """A name of this process beside `final`, to write under until it is whole. What a process that is no more left there is removed."""
+    """Return this process's temporary name next to `final`. Remove the temporary files of processes that no longer exist."""
     for left in final.parent.glob(f".{final.name}.*") if final.parent.is_dir() else ():
         number = left.suffix[1:]
         if number.isdigit() and not Path("/proc", number).exists():
@@ -30,9 +30,9 @@ def beside(final: Path) -> Path:
 
 
 def inside(folder: Path, name: str, where: str) -> Path:
-    """The file `name` of `folder`; a path or a link that leads out of the folder is a `CheckpointError`.
+    """Return the file `name` of `folder`. Raises CheckpointError if the path or a link leads out of the folder.
 
-    The cache of huggingface_hub keeps snapshots of links into its own `blobs`: those are taken.
+    Links into the `blobs` folder of a huggingface_hub cache are allowed.
     """
     root, file = folder.resolve(), (folder / name).resolve()
     homes = [root]
@@ -42,20 +42,20 @@ def inside(folder: Path, name: str, where: str) -> Path:
         raise CheckpointError(
             f"'{name}' leads out of the folder, to {file}",
             where=where,
-            remedy="A checkpoint has its files in its own folder. Copy the file there, if you trust who wrote that path.",
+            remedy="A checkpoint keeps its files in its own folder. Copy the file there if you trust the author of the path.",
         )
     return folder / name
 
 
 def read_text(folder: Path, name: str) -> bytes | None:
-    """The bytes of one of the folder's small files; None where there is none."""
+    """Return the bytes of a small file of the folder, or None if it does not exist."""
     if not (folder / name).exists() and not (folder / name).is_symlink():
         return None
     file = inside(folder, name, str(folder / name))
     try:
         if not file.is_file() or file.stat().st_size > MAX_TEXT:
             raise CheckpointError(
-                f"not a file of at most {MAX_TEXT:,} bytes", where=str(file), remedy="Fetch it again."
+                f"not a regular file, or larger than {MAX_TEXT:,} bytes", where=str(file), remedy="Download it again."
             )
         return file.read_bytes()
     except OSError as error:
@@ -63,18 +63,18 @@ def read_text(folder: Path, name: str) -> bytes | None:
 
 
 def read_object(folder: Path, name: str) -> dict[str, Any] | None:
-    """One of the folder's JSON files; None where there is none."""
+    """Return the object in a JSON file of the folder, or None if the file does not exist."""
     data = read_text(folder, name)
-    return None if data is None else strict_json(data, str(folder / name), "Fetch the file again.")
+    return None if data is None else strict_json(data, str(folder / name), "Download the file again.")
 
 
 def find_tensors(folder: Path) -> dict[str, Stored]:
-    """Every tensor of a folder's `model.safetensors`, or of the shards that its index names. Only headers are read."""
+    """Return every tensor of a folder's `model.safetensors`, or of the shards in its index. Read only the headers."""
     index = read_object(folder, INDEX)
     single = folder / WEIGHTS
     if index is not None and single.exists():
         raise CheckpointError(
-            f"both {WEIGHTS} and {INDEX} are there",
+            f"the folder has both {WEIGHTS} and {INDEX}",
             where=str(folder),
             remedy="Delete the one that does not belong to this checkpoint.",
         )
@@ -90,15 +90,15 @@ def _no_weights(folder: Path) -> CheckpointError:
     pickles = [name for name in names if name.endswith(PICKLES)]
     if pickles:
         return CheckpointError(
-            f"{shown(pickles)} is a pickle, which can run any code when it is read; it is never opened",
+            f"{shown(pickles)} is a pickle, which can run any code when it is opened; it was not opened",
             where=str(folder),
-            remedy=f"Use a checkpoint with {WEIGHTS}, or convert this one where you trust it.",
+            remedy=f"Use a checkpoint with {WEIGHTS}, or convert this one on a machine where you trust it.",
         )
     loose = [name for name in names if name.endswith(".safetensors")]
     return CheckpointError(
         f"no {WEIGHTS} and no {INDEX}" + (f", only {shown(loose)}" if loose else ""),
         where=str(folder),
-        remedy=f"Fetch {INDEX if loose else 'the weights'} too.",
+        remedy=f"Download {INDEX if loose else 'the weights'} too.",
     )
 
 
@@ -106,26 +106,30 @@ def _sharded(folder: Path, index: Mapping[str, Any]) -> dict[str, Stored]:
     where = str(folder / INDEX)
     places = index.get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()) or not places:
-        raise CheckpointError("key 'weight_map' is not names and files", where=where, remedy="Fetch the file again.")
+        raise CheckpointError(
+            "key 'weight_map' does not map tensor names to files", where=where, remedy="Download the file again."
+        )
     names = sorted(set(places.values()))
     files = {name: inside(folder, name, where) for name in names}
     if strange := [name for name in names if not name.endswith(".safetensors")]:
         raise CheckpointError(
-            f"{shown(strange)} is not safetensors", where=where, remedy="Only safetensors are read, never a pickle."
+            f"{shown(strange)} is not a safetensors file",
+            where=where,
+            remedy="Use safetensors; pickles are never read.",
         )
     if missing := [name for name in names if not files[name].exists()]:
         raise CheckpointError(
-            f"{shown(missing)} of {len(names)} shards is missing", where=where, remedy="Fetch the missing shards."
+            f"{shown(missing)} of {len(names)} shards is missing", where=where, remedy="Download the missing shards."
         )
     found: dict[str, Stored] = {}
     problems: list[str] = []
     for name in names:
         tensors = read_header(files[name])
         problems += [
-            f"{tensor} stands in {name} and in {found[tensor].file.name}" for tensor in tensors if tensor in found
+            f"{tensor} is in both {name} and {found[tensor].file.name}" for tensor in tensors if tensor in found
         ]
         problems += [
-            f"{tensor} stands in {name}, the index {f'says {places[tensor]}' if tensor in places else 'does not name it'}"
+            f"{tensor} is in {name}, the index {f'says {places[tensor]}' if tensor in places else 'does not name it'}"
             for tensor in tensors
             if tensor not in found and places.get(tensor) != name
         ]
@@ -135,30 +139,29 @@ def _sharded(folder: Path, index: Mapping[str, Any]) -> dict[str, Stored]:
         raise CheckpointError(
             f"index and shards disagree: {shown(problems)}",
             where=where,
-            remedy="Fetch index and shards again, together.",
+            remedy="Download the index and the shards again, together.",
         )
     return found
 
 
 def refuse_target(final: Path) -> None:
-    """Refuse to write to what is there already; an empty folder is fine."""
+    """Raise CheckpointError if `final` exists, unless it is an empty folder."""
     if final.is_symlink() or (final.exists() and not final.is_dir()) or (final.is_dir() and any(final.iterdir())):
-        raise CheckpointError(
-            "it exists already", where=str(final), remedy="Name a folder that does not exist, or delete it."
-        )
+        raise CheckpointError("it already exists", where=str(final), remedy="Choose a new folder, or delete this one.")
 
 
 @contextmanager
 def in_the_making(final: Path, *, needs: int, resumes: bool = False) -> Iterator[Path]:
-    """A folder beside `final` in which it is made; renamed when the block ends, gone where it fails.
+    """Yield a temporary folder next to `final`. Rename it to `final` when the block ends, and delete it if the block fails.
 
-    What a kill left there is thrown away, or kept with `resumes`: then also an interruption and a full disk leave it there.
-    `needs`: bytes that will be written; a disk without that much room is refused now. One process at a time, by `core.lock`.
+    The leftovers of a killed process are deleted. With `resumes` they are kept, also after an interruption or an OSError.
+    `needs` is the number of bytes to write. Raises RorqualError at once if the disk has less room.
+    `core.lock` allows one process at a time.
     """
     refuse_target(final)
     final = final.absolute()
     temporary = final.with_name(f".{final.name}.part")
-    with own(final, "Wait for it, or name another folder."):
+    with own(final, "Wait for it, or choose another folder."):
         refuse_target(final)
         temporary.mkdir(exist_ok=True)
         keep = resumes and any(temporary.iterdir())
@@ -188,7 +191,7 @@ def _room(folder: Path, needs: int) -> None:
     free = shutil.disk_usage(folder).free
     if needs - there > free:
         raise RorqualError(
-            f"{needs - there:,} bytes will be written, and {free:,} are free",
+            f"{needs - there:,} bytes are needed, but only {free:,} are free",
             where=str(folder.parent),
             remedy="Free disk space, or choose a folder on another disk.",
         )

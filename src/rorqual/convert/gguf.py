@@ -1,4 +1,4 @@
-"""GGUF, llama.cpp's format: a file as a run directory, and a run directory as a file."""
+"""Convert between GGUF files, llama.cpp's format, and run directories."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ _NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
 def import_gguf(src: Path, out: Path, *, progress: Progress, dtype: str = "float32") -> None:
-    """Write the file `src` as the run directory `out`, which must not exist or be empty.
+    """Import the GGUF file `src` as the run directory `out`, which must not exist or must be empty.
 
-    F32, F16 and BF16 are kept as they are; `dtype` is the type in which what was quantised is stored (float32 holds it
-    exactly). Where one tensor of ours is made of tensors of several types, it has that type, too. What the header shows to be
-    wrong is refused before a tensor is read; `out` appears when it is whole.
+    F32, F16 and BF16 tensors keep their type. `dtype` is the type for dequantised tensors; float32 holds them exactly.
+    A tensor made from several GGUF tensors of different types also gets `dtype`.
+    Errors in the header are raised before any tensor is read. `out` appears only when it is complete.
     """
     if dtype not in ("float32", "bfloat16"):
-        raise ConfigError(f"no type '{dtype}' to dequantise to", where="dtype", remedy="Use float32 or bfloat16.")
+        raise ConfigError(f"cannot dequantise to '{dtype}'", where="dtype", remedy="Use float32 or bfloat16.")
     refuse_target(out)
     with open_gguf(src) as file:
         work = _plan(file, torch.bfloat16 if dtype == "bfloat16" else torch.float32)
@@ -69,7 +69,7 @@ def import_gguf(src: Path, out: Path, *, progress: Progress, dtype: str = "float
 
 @dataclass(frozen=True)
 class _Work:
-    """What the header says: the model, where its tensors stand, and what is to be written."""
+    """The plan of an import, from the header: the model, the places of its tensors, and the tensors to write."""
 
     architecture: str
     model_type: str
@@ -106,7 +106,7 @@ def _type(formats: set[Format], dequantised: torch.dtype) -> torch.dtype:
 
 
 def _settings(file: GGUFFile, work: _Work, tokenizer: Tokenizer, dtype: str) -> dict[str, Any]:
-    """`run.yaml` of the import."""
+    """Return the contents of the run's `run.yaml`."""
     template = file.keys.get("tokenizer.chat_template")
     ids = {name: file.keys.get(f"tokenizer.ggml.{key}_token_id") for name, key in _IDS.items()}
     return {
@@ -128,7 +128,7 @@ _IDS = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "padding"}
 
 
 class _Feed:
-    """Gives the bytes of each of our tensors, slice by slice."""
+    """Yields the bytes of each of our tensors in slices."""
 
     def __init__(self, file: GGUFFile, work: _Work, progress: Progress) -> None:
         self._file, self._work, self._progress = file, work, progress
@@ -147,7 +147,7 @@ class _Feed:
         self._progress(self._done, self._total, spec.name)
 
     def _values(self, theirs: str) -> Iterator[Tensor]:
-        """A published tensor's rows, in order."""
+        """Yield the rows of a published tensor in order."""
         for piece in self._pieces[theirs]:
             stored = self._file.tensors[piece.gguf]
             if len(stored.shape) == 1:

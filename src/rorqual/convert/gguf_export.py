@@ -1,4 +1,4 @@
-"""A run directory as a GGUF file: the header first, then the tensors slice by slice."""
+"""Export a run directory as a GGUF file: first the header, then the tensors in slices."""
 
 from __future__ import annotations
 
@@ -34,16 +34,17 @@ from rorqual.model.load.run import FP8, read_model_config
 from rorqual.ops.quant import BLOCK, dequantize_blocks
 
 Progress = Callable[[int, int, str], None]
-"""Called with the bytes done, their total, and the name of the tensor."""
+"""Called with the bytes done, the total, and the tensor's name."""
 
 _TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, FP8: torch.float8_e4m3fn}
 _FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7, "BF16": 32}  # llama.cpp's `general.file_type`
-_LARGEST = {"F16": 65504.0, "Q8_0": 65504.0 * 127, "Q4_0": 65504.0 * 8}  # what a half-precision number or scale reaches
+_LARGEST = {"F16": 65504.0, "Q8_0": 65504.0 * 127, "Q4_0": 65504.0 * 8}
+"""The largest magnitude of each type, whose values or scales are in half precision."""
 
 
 @dataclass(frozen=True)
 class _Source:
-    """Where our tensors are stored, which entry each published tensor belongs to, and tensors that only GGUF has."""
+    """The stored tensors, the entry of each published tensor, and the tensors that only GGUF has (`computed`)."""
 
     stored: Mapping[str, Stored]
     places: Mapping[str, tuple[NameEntry, int]]
@@ -52,7 +53,7 @@ class _Source:
     computed: Mapping[str, Tensor]
 
     def rows(self, theirs: str, start: int, stop: int) -> Tensor:
-        """Rows of a published tensor [rows, columns], out of ours; a vector is a column. FP8 is dequantised to fp32."""
+        """Return rows of a published tensor [rows, columns] from ours. A vector is one column. FP8 is dequantised to fp32."""
         entry, _ = self.places[theirs]
         if entry.ours + SCALE in self.stored:
             begin, end = start // BLOCK * BLOCK, -(-stop // BLOCK) * BLOCK
@@ -68,7 +69,7 @@ class _Source:
         return values
 
     def _cut(self, theirs: str, start: int, stop: int, beside: str = "") -> Tensor:
-        """Rows as they are stored: of the tensor, or of the scales beside it."""
+        """Return stored rows of the tensor, or of its scales if `beside` is their suffix."""
         entry, position = self.places[theirs]
         shape = self.layout.theirs[theirs]
         if beside:
@@ -81,15 +82,15 @@ class _Source:
 
 
 def export_gguf(run: RunDir, dst: Path, *, dtype: str, progress: Progress) -> tuple[str, ...]:
-    """Write a run's newest whole checkpoint to the file `dst`, in F32, F16, BF16, Q8_0 or Q4_0.
+    """Write a run's newest complete checkpoint to the file `dst`, in F32, F16, BF16, Q8_0 or Q4_0.
 
-    Vectors and the router stay F32, and so does a tensor whose rows are not whole blocks of 32; with Q4_0 the embedding and
-    the head are Q8_0. Prediction modules (MTP) are left out: llama.cpp has no use for them. The file appears under its name
-    when it is whole. Returns lines that say what is not as it was asked for.
+    Vectors, the router, and tensors whose rows are not whole blocks of 32 stay F32. With Q4_0, the embedding and the head
+    are Q8_0. Prediction modules (MTP) are omitted, because llama.cpp does not use them. The file appears only when it is complete.
+    Return one line for each deviation from the requested type.
     """
     format_ = written_format(dtype)
     if dst.exists():
-        raise CheckpointError("exists already", where=str(dst), remedy="Give another name, or delete it.")
+        raise CheckpointError("it already exists", where=str(dst), remedy="Choose another name, or delete it.")
     config, tokenizer = read_model_config(run), Tokenizer.load(run.tokenizer_file)
     family = family_for(config)
     data = family.config_to_hf(config)
@@ -120,15 +121,15 @@ def export_gguf(run: RunDir, dst: Path, *, dtype: str, progress: Progress) -> tu
 
 def _notes(modules: int, formats: Mapping[str, Format], shapes: Mapping[str, Shape], wanted: Format) -> tuple[str, ...]:
     odd = [name for name, shape in shapes.items() if len(shape) > 1 and shape[-1] % wanted.block]
-    notes = [f"{modules} prediction module(s) (MTP) left out: llama.cpp has no use for them"] * bool(modules)
-    notes += [f"{len(odd)} tensors in F32, rows of no whole blocks of {wanted.block}: {shown(odd)}"] * bool(odd)
+    notes = [f"{modules} prediction module(s) (MTP) omitted: llama.cpp does not use them"] * bool(modules)
+    notes += [f"{len(odd)} tensors in F32: their rows are not whole blocks of {wanted.block}: {shown(odd)}"] * bool(odd)
     larger = [name for name, format_ in formats.items() if wanted.name == "Q4_0" and format_.name == "Q8_0"]
     notes += [f"{shown(larger)} in Q8_0: in 4 bits they cost more than they save"] * bool(larger)
     return tuple(notes)
 
 
 def _ours(stored: Mapping[str, Stored], layout_: GGUFLayout, where: str) -> dict[str, Stored]:
-    """The tensors that are exported, checked for names, shapes and types; those of the prediction modules go."""
+    """Return the tensors to export, without the prediction modules. Check their names, shapes and types."""
     kept = {name: tensor for name, tensor in stored.items() if not name.startswith("mtp.")}
     scaled = [name for name, tensor in kept.items() if tensor.dtype == FP8]
     entries = {entry.ours: entry.scales() for entry in layout_.entries}
@@ -141,7 +142,9 @@ def _ours(stored: Mapping[str, Stored], layout_: GGUFLayout, where: str) -> dict
     odd = [name for name, tensor in kept.items() if tensor.dtype not in _TYPES]
     if odd:
         raise CheckpointError(
-            f"tensor '{odd[0]}' is {kept[odd[0]].dtype}", where=where, remedy=f"Written are {', '.join(_TYPES)}."
+            f"tensor '{odd[0]}' has the type {kept[odd[0]].dtype}, which export does not support",
+            where=where,
+            remedy=f"Supported types: {', '.join(_TYPES)}.",
         )
     return kept
 
@@ -151,7 +154,7 @@ def _theirs(layout_: GGUFLayout, ours: str) -> tuple[str, ...]:
 
 
 def _format(name: str, shape: tuple[int, ...], wanted: Format) -> Format:
-    """The type in which a tensor is written."""
+    """Return the type in which to write a tensor."""
     if len(shape) == 1 or name.endswith("ffn_gate_inp.weight") or shape[-1] % wanted.block:
         return FORMATS["F32"]
     if wanted.name == "Q4_0" and name in ("token_embd.weight", "output.weight"):
@@ -160,7 +163,7 @@ def _format(name: str, shape: tuple[int, ...], wanted: Format) -> Format:
 
 
 def _special_keys(chat: ChatFormat) -> dict[str, Any]:
-    """Ids that llama.cpp needs by name, and the chat template."""
+    """Return the token ids that llama.cpp needs by name, and the chat template."""
     keys: dict[str, Any] = {
         "tokenizer.ggml.eos_token_id": chat.stop_ids[0],
         "tokenizer.ggml.padding_token_id": chat.pad,
@@ -207,7 +210,7 @@ def _write(
 
 
 def _encoded(source: _Source, piece: RowRange, format_: Format) -> Iterator[Bytes]:
-    """The bytes of a piece, in slices."""
+    """Yield the bytes of a piece in slices."""
     columns = int(np.prod(source.layout.theirs[piece.theirs][1:], dtype=np.int64))
     for begin, end in piece.steps(max(CHUNK // (4 * columns), 1)):
         values = piece.to_gguf(source.rows(piece.theirs, piece.start + begin, piece.start + end))

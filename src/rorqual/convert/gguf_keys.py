@@ -1,7 +1,7 @@
-"""The keys of a GGUF file's header that describe the model, and a published `config.json`: both ways.
+"""Convert the model keys of a GGUF header to a published `config.json`, and back.
 
-What a model is goes through the families of `model/load/`, so that nothing is understood twice. A key of the architecture
-that is not known here could change the function, and is refused.
+The families in `model/load/` then interpret that `config.json`, so each setting has one reader. An unknown key of the
+architecture is an error, because it could change what the model computes.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ ARCHITECTURES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "deepseek2": ("deepseek_v3", "deepseek_v2"),
     }
 )
-"""GGUF's architectures and the `model_type`s that they hold."""
+"""GGUF's architectures and the values of `model_type` that each covers."""
 
 _LITE_LAYERS = (26, 27)
 _SOFTMAX, _SIGMOID = 1, 2  # llama.cpp's numbers of `expert_gating_func`
 
 
 def architecture_of(keys: Mapping[str, Any], where: str) -> str:
-    """`general.architecture`; one that is not read is a `CheckpointError` naming those that are."""
+    """Return `general.architecture`. Raises CheckpointError for an unsupported one."""
     name = keys.get("general.architecture")
     if name not in ARCHITECTURES:
         raise CheckpointError(
-            f"unknown architecture {name!r}", where=where, remedy=f"Known: {', '.join(ARCHITECTURES)}."
+            f"unknown architecture {name!r}", where=where, remedy=f"Supported: {', '.join(ARCHITECTURES)}."
         )
     return str(name)
 
@@ -46,15 +46,17 @@ def config_from_keys(
     where: str,
     factors: Sequence[float] = (),
 ) -> dict[str, Any]:
-    """The header as a published `config.json`.
+    """Return the header as a published `config.json`.
 
-    What only tensors tell is read off `shapes` (tied embeddings, a router bias) and `factors`: those of `rope_freqs.weight`,
-    where the file has that.
+    `shapes` shows what only the tensors tell: tied embeddings and a router bias. `factors` holds the values of
+    `rope_freqs.weight`, if the file has it.
     """
     k = HeaderKeys(keys, architecture, where)
     heads, hidden = k.integer("attention.head_count"), k.integer("embedding_length")
     if "token_embd.weight" not in shapes or not heads:
-        raise CheckpointError("no tensor 'token_embd.weight', or no heads", where=where, remedy="Take another file.")
+        raise CheckpointError(
+            "the model has no tensor 'token_embd.weight', or no heads", where=where, remedy="Use another file."
+        )
     data: dict[str, Any] = {
         "vocab_size": shapes["token_embd.weight"][0],
         "hidden_size": hidden,
@@ -74,7 +76,7 @@ def config_from_keys(
         data["attention_bias"] = "blk.0.attn_q.bias" in shapes
     if architecture == "qwen3moe":
         data |= _qwen_experts(k)
-    # Qwen3's mixture has no dense layer: its writers give a length all the same.
+    # Qwen3 MoE has no dense layer, but some writers store a length.
     data["intermediate_size"] = k.integer("feed_forward_length", *(() if architecture != "qwen3moe" else (0,)))
     if architecture == "qwen3moe" and not data["intermediate_size"]:
         data["intermediate_size"] = data["moe_intermediate_size"]
@@ -88,7 +90,7 @@ def _grouped_attention(k: HeaderKeys, architecture: str, even: int, heads: int) 
     k.expect("attention.value_length", head_dim)
     k.expect("rope.dimension_count", head_dim)
     if architecture == "llama":
-        k.expect("expert_count", 0)  # Mixtral calls itself llama, too
+        k.expect("expert_count", 0)  # Mixtral also has the architecture llama
         k.expect("expert_used_count", 0)
     data = {
         "model_type": ARCHITECTURES[architecture][0],
@@ -96,7 +98,7 @@ def _grouped_attention(k: HeaderKeys, architecture: str, even: int, heads: int) 
     }
     if architecture == "qwen2":  # its config.json has no head_dim
         if head_dim != even:
-            raise CheckpointError(f"heads of {head_dim}, where qwen2 has {even}", where=k.where)
+            raise CheckpointError(f"head_dim is {head_dim}, but qwen2 needs {even}", where=k.where)
         return data
     return data | {"head_dim": head_dim}
 
@@ -106,7 +108,7 @@ def _qwen_experts(k: HeaderKeys) -> dict[str, Any]:
         "num_experts": k.integer("expert_count"),
         "num_experts_per_tok": k.integer("expert_used_count"),
         "moe_intermediate_size": k.integer("expert_feed_forward_length"),
-        "norm_topk_prob": True,  # llama.cpp always does, for this architecture
+        "norm_topk_prob": True,  # llama.cpp always normalises for this architecture
     }
 
 
@@ -114,7 +116,7 @@ def _latent_attention(k: HeaderKeys, shapes: Mapping[str, tuple[int, ...]]) -> d
     rank, rope = k.integer("attention.kv_lora_rank"), k.integer("rope.dimension_count")
     split = "blk.0.attn_k_b.weight" in shapes
     key, value = k.integer("attention.key_length"), k.integer("attention.value_length")
-    k.take("attention.head_count_kv", None)  # 1 in the absorbed form; the latent has no heads of its own
+    k.take("attention.head_count_kv", None)  # 1 in the absorbed form, since the latent has no heads
     if split:
         key, value = k.integer("attention.key_length_mla"), k.integer("attention.value_length_mla")
     return {
@@ -129,7 +131,11 @@ def _latent_attention(k: HeaderKeys, shapes: Mapping[str, tuple[int, ...]]) -> d
 def _deepseek_experts(k: HeaderKeys, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     gating = k.integer("expert_gating_func", _SOFTMAX)
     if gating not in (_SOFTMAX, _SIGMOID):
-        raise CheckpointError(f"key 'deepseek2.expert_gating_func' is {gating}", where=k.where, remedy="Known: 1, 2.")
+        raise CheckpointError(
+            f"key 'deepseek2.expert_gating_func' is {gating}, which is not supported",
+            where=k.where,
+            remedy="Supported: 1 (softmax), 2 (sigmoid).",
+        )
     bias = any(name.endswith("exp_probs_b.bias") for name in shapes)
     groups = k.integer("expert_group_count", 1) or 1
     return {
@@ -149,40 +155,44 @@ def _deepseek_experts(k: HeaderKeys, shapes: Mapping[str, tuple[int, ...]]) -> d
 
 
 def architecture_for(data: Mapping[str, Any]) -> str:
-    """GGUF's architecture for a published `config.json`; a `ConfigError` where GGUF has none or cannot express it."""
+    """Return GGUF's architecture for a published `config.json`. Raises ConfigError if GGUF cannot express the model."""
     kind = data["model_type"]
     name = next((name for name, types in ARCHITECTURES.items() if kind in types), None)
     if name is None:
         raise ConfigError(
             f"GGUF export has no architecture for '{kind}'",
             where="config",
-            remedy=f"Known: {', '.join(t for types in ARCHITECTURES.values() for t in types)}.",
+            remedy=f"Supported: {', '.join(t for types in ARCHITECTURES.values() for t in types)}.",
         )
     if data.get("topk_method") == "group_limited_greedy":
         raise ConfigError(
-            "llama.cpp scores a group by its two best experts, V2 by its best one: GGUF cannot say this router",
+            "GGUF cannot express this router: llama.cpp scores a group by its two best experts, DeepSeek-V2 by its best one",
             where="config",
             remedy="Export it as a Hugging Face folder.",
         )
     if name == "qwen3moe" and not data.get("norm_topk_prob", True):
-        raise ConfigError("llama.cpp always normalises qwen3moe's gates: norm_topk_prob is false here", where="config")
+        raise ConfigError(
+            "norm_topk_prob is false, but llama.cpp always normalises the gates of qwen3moe", where="config"
+        )
     if name == "qwen3moe" and data.get("mlp_only_layers"):
-        raise ConfigError("llama.cpp's qwen3moe has experts in every layer; this model has dense ones", where="config")
+        raise ConfigError(
+            "this model has dense layers, but llama.cpp's qwen3moe has experts in every layer", where="config"
+        )
     if name == "deepseek2" and not data.get("q_lora_rank") and data["num_hidden_layers"] not in _LITE_LAYERS:
         raise ConfigError(
-            f"llama.cpp reads deepseek2 without q_lora_rank only with {_LITE_LAYERS} layers: V2-Lite's",
+            f"llama.cpp reads deepseek2 without q_lora_rank only with {_LITE_LAYERS} layers, as in DeepSeek-V2-Lite",
             where="config",
             remedy="Export it as a Hugging Face folder.",
         )
     if name == "deepseek2" and not data["n_shared_experts"]:
-        raise ConfigError("llama.cpp's deepseek2 needs shared experts; this model has none", where="config")
+        raise ConfigError("this model has no shared experts, but llama.cpp's deepseek2 needs them", where="config")
     return name
 
 
 def keys_for(data: Mapping[str, Any], architecture: str) -> dict[str, Any]:
-    """A published `config.json` as keys of the header, without the architecture's prefix.
+    """Return a published `config.json` as header keys, without the architecture's prefix.
 
-    Numbers keep their type: llama.cpp wants whole ones as 32 bits unsigned, others as floats, switches as booleans.
+    Numbers keep their type, because llama.cpp expects uint32 for integers, floats for others, and booleans for switches.
     """
     keys: dict[str, Any] = {
         "vocab_size": data["vocab_size"],
@@ -217,7 +227,7 @@ def _latent_keys(data: Mapping[str, Any]) -> dict[str, Any]:
     rank, rope = data["kv_lora_rank"], data["qk_rope_head_dim"]
     query = {"attention.q_lora_rank": data["q_lora_rank"]} if data.get("q_lora_rank") else {}
     return query | {
-        # The absorbed form is attention with one key of rank + rope, whose first part is its value, too.
+        # The absorbed form is attention with one key of size rank + rope. Its first part is also the value.
         "attention.head_count_kv": 1,
         "attention.key_length": rank + rope,
         "attention.value_length": rank,

@@ -1,8 +1,8 @@
-"""Llama 3.1's rotary scaling, found again from what it divides each frequency by: GGUF holds nothing else of it.
+"""Recover Llama 3.1's RoPE scaling from its frequency divisors, the only part that GGUF stores.
 
-A divisor is 1 / ((1 - k) / factor + k) with k = clamp((w - low) / (high - low), 0, 1), where w is how often the wave turns over the original
-context. So a context of twice the length with both bounds twice as large is the same scaling: where the context is not told, the one is taken
-in which low is 1.
+A divisor is 1 / ((1 - k) / factor + k) with k = clamp((w - low) / (high - low), 0, 1). Here w is the number of periods of the
+wave in the original context. Doubling the context and both bounds gives the same scaling. If the context is unknown, the
+search takes the one with low = 1.
 """
 
 from __future__ import annotations
@@ -18,29 +18,29 @@ from torch import Tensor
 from rorqual.ops.rope import Llama3, Rope, inverse_frequencies
 
 SAME, AGREE = 1e-6, 3e-6
-"""Relative differences: of divisors that are one value, and of divisors that were computed again in fp32."""
+"""Relative tolerances: for divisors that count as equal, and for divisors recomputed in fp32."""
 LOW, HIGH = 1.0, 4.0
-"""Of all published models."""
+"""The values of all published models."""
 DIGITS = 8
 MORE = 60
-"""Candidates that are tried for the same bits after one that agrees."""
+"""Number of further candidates to try for an exact match after one that agrees."""
 
 
 def divisors(rope: Rope, dim: int) -> Tensor:
-    """`rope_freqs.weight` [dim / 2]: what each frequency is divided by."""
+    """Return `rope_freqs.weight` [dim / 2], the divisor of each frequency."""
     return inverse_frequencies(Rope(theta=rope.theta), dim) / inverse_frequencies(rope, dim)
 
 
 def agree(scaling: Llama3, theta: float, wanted: Sequence[float]) -> bool:
-    """Whether the scaling's divisors are these, to rounding."""
+    """Return whether the scaling has these divisors, up to rounding."""
     ours = divisors(Rope(theta=theta, llama3=scaling), 2 * len(wanted))
     return torch.allclose(ours, torch.tensor(wanted), rtol=AGREE, atol=0.0)
 
 
 def find_llama3(theta: float, wanted: Sequence[float], original: int) -> Llama3 | None:
-    """The scaling whose divisors are `wanted`, computed again and compared; None where there is none. `original` 0: not told.
+    """Return the scaling with the divisors `wanted`, or None. Each candidate's divisors are computed and compared.
 
-    Of several that are the same function here, the one with the shortest numbers.
+    `original` is the original context, or 0 if it is unknown. Of several equal scalings, return the one with the shortest numbers.
     """
     given, best, left = torch.tensor(wanted), None, MORE
     for found in _candidates(theta, wanted, original):
@@ -57,9 +57,12 @@ def find_llama3(theta: float, wanted: Sequence[float], original: int) -> Llama3 
 
 @dataclass(frozen=True)
 class Seen:
-    """What the divisors show. Bounds are in turns a position: times the original context they are `low` and `high`.
+    """One interpretation of the divisors. Frequencies are in periods per position.
 
-    `between`: (turns, k) of the waves that are mixed. `stretched` is the quickest wave that is stretched, `kept` the slowest that is kept.
+    Multiplied by the original context, they are comparable with the bounds.
+
+    `between` holds the (frequency, k) of the interpolated waves. `stretched` is the highest frequency that is divided by the full factor,
+    and `kept` the lowest that stays unchanged.
     """
 
     factor: float
@@ -77,7 +80,10 @@ def _candidates(theta: float, wanted: Sequence[float], original: int) -> Iterato
 
 
 def _seen(turns: Sequence[float], wanted: Sequence[float]) -> Iterator[Seen]:
-    """Readings: the divisor that is farthest from 1 is the factor, or, where one wave alone has it, is mixed as others are."""
+    """Yield possible interpretations of the divisors.
+
+    The divisor farthest from 1 is the factor. If only one wave has it, that wave may also be interpolated.
+    """
     farthest = max(wanted, key=lambda value: abs(math.log(value)))
     top = [turn for turn, value in zip(turns, wanted) if math.isclose(value, farthest, rel_tol=SAME)]
     mixed = [(t, v) for t, v in zip(turns, wanted) if t not in top and not math.isclose(v, 1.0, rel_tol=SAME)]
@@ -97,7 +103,7 @@ def _seen(turns: Sequence[float], wanted: Sequence[float]) -> Iterator[Seen]:
 
 
 def _contexts(seen: Seen) -> list[int]:
-    """Original contexts to try where none is told: the one in which low is 1, then powers of two."""
+    """Return the original contexts to try if it is unknown: the one with low = 1, then powers of two."""
     line = _line(seen)
     powers = [1 << exponent for exponent in range(5, 21)]
     if line is None:
@@ -111,7 +117,7 @@ def _contexts(seen: Seen) -> list[int]:
 
 
 def _line(seen: Seen) -> tuple[float, float] | None:
-    """low and high, in turns a position, where two mixed waves or more fix them."""
+    """Return low and high in periods per position, or None unless at least two interpolated waves determine them."""
     if len(seen.between) < 2:
         return None
     (x, kx), (y, ky) = min(seen.between), max(seen.between)
@@ -122,7 +128,7 @@ def _line(seen: Seen) -> tuple[float, float] | None:
 
 
 def _bounds(seen: Seen, context: int) -> Iterator[tuple[float, float]]:
-    """low and high by this context. Where fewer than two waves are mixed there are many: the usual ones, then short numbers."""
+    """Yield low and high for this context. With fewer than two interpolated waves, try the usual values, then short numbers."""
     line = _line(seen)
     if line is not None:
         yield line[0] * context, line[1] * context
@@ -142,7 +148,7 @@ def _bounds(seen: Seen, context: int) -> Iterator[tuple[float, float]]:
 
 
 def _short(least: float, most: float) -> Iterator[float]:
-    """Numbers from `least` to below `most`, those with few digits first, 1 before all."""
+    """Yield numbers from `least` to below `most`: first 1, then numbers with few digits."""
     if least <= LOW < most:
         yield LOW
     for digits in range(DIGITS):
@@ -154,7 +160,7 @@ def _short(least: float, most: float) -> Iterator[float]:
 
 
 def _rounded(factor: float, low: float, high: float, context: int) -> Iterator[Llama3]:
-    """The scaling with numbers of few digits, then of more, and last as they were computed."""
+    """Yield the scaling with rounded numbers, from few digits to many, and last with the computed ones."""
     places = (*range(DIGITS), 17)
     pairs = itertools.product(places, places)
     for rounded in dict.fromkeys((round(factor, a), round(low, b), round(high, b)) for a, b in pairs):

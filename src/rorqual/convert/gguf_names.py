@@ -1,8 +1,11 @@
-"""Where each tensor stands in a GGUF file: the pieces that tie the published names of a family to llama.cpp's.
+"""Map the published tensor names of a family to llama.cpp's, piece by piece.
 
-Three things differ but for the names. Experts of a layer are stacked into one tensor. For architecture `llama` the rows of
-each query and key head are reordered, because ggml rotates neighbouring pairs where the checkpoint rotates halves. For
-`deepseek2`, `kv_b_proj` is two tensors: W^UK of each head transposed, for the absorbed form, and W^UV.
+Besides the names, three things differ:
+
+- The experts of a layer are stacked into one tensor.
+- For architecture `llama`, the rows of each query and key head are reordered. ggml's RoPE rotates adjacent pairs, while the
+  checkpoint rotates the two halves of a head.
+- For `deepseek2`, `kv_b_proj` becomes two tensors: W^UK of each head, transposed for the absorbed form, and W^UV.
 """
 
 from __future__ import annotations
@@ -61,10 +64,10 @@ _EXPERT_NAME = re.compile(r"mlp\.experts\.(\d+)\.(gate|up|down)_proj\.weight")
 
 @dataclass(frozen=True)
 class RowRange:
-    """`rows` rows of the published tensor `theirs` from row `start` on, as they stand in tensor `gguf` from `gguf_start` on.
+    """Maps `rows` rows of the published tensor `theirs`, from row `start`, to the tensor `gguf`, from row `gguf_start`.
 
-    "permuted": in heads of `head` rows, (half, index) there is (index, half) here. "transposed": the rows are columns, so
-    `gguf_rows` differs. A vector is a column: its values are its rows.
+    "permuted" reorders each head of `head` rows from (half, index) to (index, half). "transposed" turns rows into columns,
+    so `gguf_rows` differs. A vector counts as one column: its values are its rows.
     """
 
     theirs: str
@@ -77,7 +80,7 @@ class RowRange:
     head: int = 1
 
     def to_gguf(self, values: Tensor) -> Tensor:
-        """Published rows [n, columns] as GGUF has them."""
+        """Convert published rows [n, columns] to GGUF's order."""
         if self.form == "transposed":
             return values.T
         if self.form == "permuted":
@@ -85,7 +88,7 @@ class RowRange:
         return values
 
     def from_gguf(self, values: Tensor) -> Tensor:
-        """The inverse."""
+        """Convert GGUF rows to the published order, the inverse of `to_gguf`."""
         if self.form == "transposed":
             return values.T
         if self.form == "permuted":
@@ -93,7 +96,7 @@ class RowRange:
         return values
 
     def steps(self, size: int) -> Iterator[tuple[int, int]]:
-        """Offsets (from, to) into the rows that can travel alone, about `size` rows at a time."""
+        """Yield row ranges (start, stop) that can be converted separately, of about `size` rows."""
         step = self.rows if self.form == "transposed" else max(size // self.head, 1) * self.head
         for begin in range(0, self.rows, step):
             yield begin, min(begin + step, self.rows)
@@ -101,7 +104,7 @@ class RowRange:
 
 @dataclass(frozen=True)
 class GGUFLayout:
-    """A model's tensors on the three sides: ours (`entries`, `ours`), the published ones, and GGUF's with their shapes."""
+    """A model's tensors under three naming schemes: ours (`entries`, `ours`), the published one, and GGUF's, with shapes."""
 
     entries: tuple[NameEntry, ...]
     ours: Mapping[str, Shape]
@@ -110,11 +113,11 @@ class GGUFLayout:
     gguf: Mapping[str, Shape]
 
     def of_theirs(self) -> dict[str, list[RowRange]]:
-        """The pieces of each published tensor, in the order of its rows."""
+        """Return the pieces of each published tensor in row order."""
         return _grouped((piece.theirs, piece.start, piece) for piece in self.pieces)
 
     def of_gguf(self) -> dict[str, list[RowRange]]:
-        """The pieces of each GGUF tensor, in the order of its rows."""
+        """Return the pieces of each GGUF tensor in row order."""
         return _grouped((piece.gguf, piece.gguf_start, piece) for piece in self.pieces)
 
 
@@ -126,9 +129,9 @@ def _grouped(items: Iterator[tuple[str, int, RowRange]]) -> dict[str, list[RowRa
 
 
 def layout(config: ModelConfig, names: NameMap, architecture: str, *, joined_kv: bool = False) -> GGUFLayout:
-    """The layout of a model without its prediction modules, which GGUF's `deepseek2` has no use for.
+    """Return the layout of a model without its prediction modules, which GGUF's `deepseek2` does not use.
 
-    `joined_kv`: a `deepseek2` file from before llama.cpp split `kv_b_proj`.
+    Set `joined_kv` for `deepseek2` files from before llama.cpp split `kv_b_proj`.
     """
     state = skeleton(config.model_copy(update={"num_nextn_predict_layers": 0})).state_dict()
     ours = {name: tuple(tensor.shape) for name, tensor in state.items()}
@@ -185,7 +188,7 @@ def _split_kv(name: str, block: str, attention: MLAConfig) -> Iterator[RowRange]
 
 
 def _gguf_shapes(pieces: list[RowRange], theirs: Mapping[str, Shape]) -> dict[str, Shape]:
-    """Shapes as torch writes them. Stacks have three dimensions: one for each expert or head, its rows, its columns."""
+    """Return the shapes in torch's order. Stacks are [experts or heads, rows, columns]."""
     shapes: dict[str, Shape] = {}
     for piece in pieces:
         columns = (piece.rows,) if piece.form == "transposed" else theirs[piece.theirs][1:]
@@ -198,14 +201,14 @@ def _gguf_shapes(pieces: list[RowRange], theirs: Mapping[str, Shape]) -> dict[st
 
 
 def check_tensors(found: Mapping[str, Shape], wanted: Mapping[str, Shape], where: str) -> None:
-    """Missing, left-over and misshapen tensors of a file are a `CheckpointError` that lists them."""
+    """Raise CheckpointError, with a list, for missing tensors, unexpected tensors and wrong shapes."""
     missing, extra = [n for n in wanted if n not in found], [n for n in found if n not in wanted]
     odd = [f"{n} is {found[n]}, the model has {wanted[n]}" for n in wanted if n in found and found[n] != wanted[n]]
-    problems = [f"missing {shown(missing)}"] * bool(missing) + [f"left over {shown(extra)}"] * bool(extra)
+    problems = [f"missing {shown(missing)}"] * bool(missing) + [f"unexpected {shown(extra)}"] * bool(extra)
     problems += [shown(odd)] * bool(odd)
     if problems:
         raise CheckpointError(
             "; ".join(problems),
             where=where,
-            remedy="The file's keys say another model than its tensors hold: fetch it again, or another one.",
+            remedy="The file's keys and tensors describe different models: download it again, or use another file.",
         )

@@ -1,7 +1,7 @@
-"""The number formats of GGUF: bytes to fp32 and back, whole rows at a time, so that a tensor can be done in slices.
+"""GGUF's number formats: convert bytes to fp32 and back by whole rows, so that a tensor can be converted in slices.
 
-Layouts: ggml's `block_q8_0`, `block_q4_0`, ... (ggml-common.h). A block holds `block` neighbouring values of one row and
-takes `size` bytes: half-precision scales, and the quants packed beside them.
+The layouts are ggml's `block_q8_0`, `block_q4_0`, ... (ggml-common.h). A block holds `block` adjacent values of one row in
+`size` bytes: half-precision scales and the packed quantised values.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Format:
-    """A type of tensor in GGUF: `block` values stand in `size` bytes. `dtype`: ours where the values are kept as they are."""
+    """A tensor type of GGUF: `block` values take `size` bytes. `dtype` is the torch dtype of unquantised types, else None."""
 
     name: str
     block: int
@@ -33,11 +33,11 @@ class Format:
 
     @property
     def code(self) -> int:
-        """The number that GGUF has for it."""
+        """GGUF's number for this type."""
         return int(GGMLQuantizationType[self.name])
 
     def row_bytes(self, columns: int) -> int:
-        """Bytes of a row of `columns` values, which must be whole blocks."""
+        """Return the bytes of a row of `columns` values, which must be whole blocks."""
         return columns // self.block * self.size
 
 
@@ -48,48 +48,48 @@ def _formats() -> Mapping[str, Format]:
 
 
 FORMATS = _formats()
-"""The types that are read."""
+"""The types that import supports."""
 
 WRITTEN = ("F32", "F16", "BF16", "Q8_0", "Q4_0")
-"""The types that are written."""
+"""The types that export supports."""
 
 _SAME = MappingProxyType({"float32": "F32", "float16": "F16", "bfloat16": "BF16"})
 
 
 def written_format(name: str) -> Format:
-    """The type to write called `name`, in GGUF's words or torch's; another is a `CheckpointError` naming those there are."""
+    """Return the export type `name`, by its GGUF or torch name. Raises CheckpointError for an unsupported type."""
     upper = _SAME.get(name.lower(), name.upper())
     if upper not in WRITTEN:
-        raise CheckpointError(f"GGUF is not written in {name!r}", where="dtype", remedy=nearest(upper, WRITTEN))
+        raise CheckpointError(f"GGUF export does not support {name!r}", where="dtype", remedy=nearest(upper, WRITTEN))
     return FORMATS[upper]
 
 
 def read_format(code: int, tensor: str, where: str) -> Format:
-    """The type with GGUF's number `code`; one that is not read is a `CheckpointError` that names it."""
+    """Return the type with GGUF's number `code`. Raises CheckpointError, with its name, for an unsupported type."""
     known = {format_.code: format_ for format_ in FORMATS.values()}
     if code not in known:
         names = {int(kind): kind.name for kind in GGMLQuantizationType}
         raise CheckpointError(
-            f"tensor '{tensor}' has type {names.get(code, code)}, which is not read",
+            f"tensor '{tensor}' has type {names.get(code, code)}, which is not supported",
             where=where,
-            remedy=f"Read are {', '.join(FORMATS)}: take a file in one of them.",
+            remedy=f"Use a file in one of {', '.join(FORMATS)}.",
         )
     return known[code]
 
 
 def decode(raw: Bytes, format_: Format) -> Tensor:
-    """raw [rows, row bytes] -> [rows, columns], in the type it has (F32, F16, BF16) or dequantised to fp32."""
+    """Decode raw [rows, row bytes] to [rows, columns]. F32, F16 and BF16 keep their type; others are dequantised to fp32."""
     if format_.dtype is not None:
-        # A copy: torch wants memory that it may write to, and a mapped file is not.
+        # Copy, because torch needs writable memory and the file is mapped read-only.
         return torch.from_numpy(np.array(raw)).view(format_.dtype)
     blocks = raw.reshape(-1, format_.size)
     unpack = {"Q8_0": _q8_0, "Q4_0": _q4_0, "Q4_1": _q4_1, "Q4_K": _q4_k, "Q6_K": _q6_k}[format_.name]
-    with np.errstate(invalid="ignore"):  # a scale that is NaN is the caller's to refuse, by the tensor's name
+    with np.errstate(invalid="ignore"):  # the caller rejects NaN scales and names the tensor
         return torch.from_numpy(unpack(blocks).reshape(raw.shape[0], -1))
 
 
 def encode(values: Tensor, format_: Format) -> Bytes:
-    """values [rows, columns] -> [rows, row bytes]; columns are whole blocks."""
+    """Encode values [rows, columns] as [rows, row bytes]. The columns must be whole blocks."""
     if format_.dtype is not None:
         return values.to(format_.dtype).contiguous().view(torch.uint8).numpy()
     blocks = values.float().contiguous().numpy().reshape(-1, format_.block)
@@ -98,12 +98,12 @@ def encode(values: Tensor, format_: Format) -> Bytes:
 
 
 def _half(raw: Bytes) -> Floats:
-    """Half-precision numbers in bytes [blocks, 2 n] -> [blocks, n]."""
+    """Convert half-precision numbers in bytes [blocks, 2 n] to fp32 [blocks, n]."""
     return np.ascontiguousarray(raw).view(np.float16).astype(np.float32)
 
 
 def _nibbles(raw: Bytes) -> Bytes:
-    """[..., n] bytes -> [..., 2 n]: the low halves of all, then the high halves."""
+    """Unpack bytes [..., n] to nibbles [..., 2 n]: first the low nibbles of all, then the high ones."""
     return np.concatenate((raw & np.uint8(15), raw >> np.uint8(4)), axis=-1)
 
 
@@ -113,21 +113,21 @@ def _q8_0(blocks: Bytes) -> Floats:
 
 
 def _q4_0(blocks: Bytes) -> Floats:
-    # 2 bytes of scale; a nibble stands for -8 to 7.
+    # 2 bytes of scale, then nibbles for -8 to 7.
     return (_nibbles(blocks[:, 2:]).astype(np.float32) - np.float32(8)) * _half(blocks[:, :2])
 
 
 def _q4_1(blocks: Bytes) -> Floats:
-    # Scale and minimum; a nibble counts upwards from the minimum.
+    # Scale and minimum, then nibbles as offsets from the minimum.
     return _nibbles(blocks[:, 4:]).astype(np.float32) * _half(blocks[:, :2]) + _half(blocks[:, 2:4])
 
 
 def _q4_k(blocks: Bytes) -> Floats:
-    """256 values in 8 groups of 32: a scale and a minimum of 6 bits for each group, themselves scaled in half precision."""
+    """Decode 256 values in 8 groups of 32. Each group has a 6-bit scale and a 6-bit minimum, scaled by half-precision numbers."""
     scale, least = _half(blocks[:, :2]), _half(blocks[:, 2:4])
     packed = blocks[:, 4:16]
     low, mid, high = packed[:, :4], packed[:, 4:8], packed[:, 8:]
-    # Groups 0-3 stand in the low 6 bits of the first 8 bytes; groups 4-7 have 4 bits in the last 4 and 2 above the others.
+    # Groups 0-3 use the low 6 bits of the first 8 bytes. Groups 4-7 use 4 bits of the last 4 bytes and the 2 high bits of the first 8.
     scales = np.concatenate((low & 63, (high & 15) | (low >> 6) << 4), axis=1).astype(np.float32)
     leasts = np.concatenate((mid & 63, (high >> 4) | (mid >> 6) << 4), axis=1).astype(np.float32)
     quants = _nibbles(blocks[:, 16:].reshape(-1, 4, 32)).reshape(-1, 8, 32).astype(np.float32)
@@ -135,7 +135,7 @@ def _q4_k(blocks: Bytes) -> Floats:
 
 
 def _q6_k(blocks: Bytes) -> Floats:
-    """256 values in 16 groups of 16 with a signed byte of scale each: 4 low bits in `low`, 2 high ones in `high`."""
+    """Decode 256 values in 16 groups of 16, each with a signed byte as scale: 4 low bits in `low`, 2 high bits in `high`."""
     high = blocks[:, 128:192].reshape(-1, 2, 1, 32)
     scales = np.ascontiguousarray(blocks[:, 192:208]).view(np.int8).astype(np.float32) * _half(blocks[:, 208:210])
     low = _nibbles(blocks[:, :128].reshape(-1, 2, 64)).reshape(-1, 2, 4, 32)
@@ -145,7 +145,7 @@ def _q6_k(blocks: Bytes) -> Floats:
 
 
 def _inverse(scale: Floats) -> Floats:
-    """1 / scale, and 0 for a block of zeros."""
+    """Return 1 / scale, or 0 for a block of zeros."""
     return np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=scale != 0)
 
 
@@ -153,12 +153,12 @@ def _to_q8_0(blocks: Floats) -> Bytes:
     scale = np.abs(blocks).max(axis=1, keepdims=True) / np.float32(127)
     scaled = blocks * _inverse(scale)
     whole = np.trunc(scaled)
-    rounded = whole + np.trunc(np.float32(2) * (scaled - whole))  # halves away from zero, as C's roundf
+    rounded = whole + np.trunc(np.float32(2) * (scaled - whole))  # round half away from zero, like C's roundf
     return np.concatenate((scale.astype(np.float16).view(np.uint8), rounded.astype(np.int8).view(np.uint8)), axis=1)
 
 
 def _to_q4_0(blocks: Floats) -> Bytes:
-    # The value of the largest size becomes -8, whatever its sign: so one scale reaches it exactly.
+    # The value with the largest magnitude becomes -8, whatever its sign, so it is represented exactly.
     extreme = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=1)[:, None], axis=1)
     scale = extreme / np.float32(-8)
     quants = np.trunc(blocks * _inverse(scale) + np.float32(8.5)).astype(np.uint8).clip(0, 15)

@@ -1,7 +1,7 @@
-"""The container: a GGUF file's header, read strictly, and its tensors in slices.
+"""Read a GGUF file: validate the header strictly and read tensors in slices.
 
-The `gguf` package's reader maps whatever a header says and makes three objects of each string; here each count, length
-and offset is checked against the file before anything is read. Format: ggml's docs/gguf.md, versions 2 and 3.
+The reader of the `gguf` package trusts the header and makes three objects per string. This one checks each count, length
+and offset against the file before reading. Format: ggml's docs/gguf.md, versions 2 and 3.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from rorqual.core.errors import CheckpointError
 
 MAGIC = b"GGUF"
 HEADER_LIMIT = 1 << 27
-"""Bytes of header that are read at most: the largest vocabularies there are take a tenth of it."""
+"""Maximum header size in bytes. The largest known vocabularies take a tenth of this."""
 
 _SCALARS: Mapping[int, str] = {
     GGUFValueType.UINT8: "<u1",
@@ -42,7 +42,7 @@ _SCALARS: Mapping[int, str] = {
 
 @dataclass(frozen=True)
 class GGUFTensor:
-    """A tensor of the file. `shape` is as torch writes it, rows first; `offset` is in bytes from the file's start."""
+    """A tensor of the file. `shape` has torch's order, rows first. `offset` is in bytes from the start of the file."""
 
     name: str
     format: Format
@@ -59,15 +59,17 @@ class GGUFTensor:
 
     @property
     def row_bytes(self) -> int:
+        """Bytes of one row."""
         return self.format.row_bytes(self.shape[-1])
 
     @property
     def nbytes(self) -> int:
+        """Bytes of the tensor, without padding."""
         return self.rows * self.row_bytes
 
 
 class GGUFFile:
-    """An open file: `keys`, `tensors`, and rows of a tensor on request. Nothing but the header is read beforehand."""
+    """An open file with `keys` and `tensors`. Only the header is read on opening; tensor rows are read on request."""
 
     def __init__(self, mapped: mmap.mmap, where: str) -> None:
         self.where, self._mapped = where, mapped
@@ -76,49 +78,50 @@ class GGUFFile:
         self._data = np.frombuffer(mapped, np.uint8)
 
     def raw(self, tensor: GGUFTensor, start: int, stop: int) -> Bytes:
-        """Bytes of rows `start` to `stop`, [rows, row bytes], on the mapped file."""
+        """Return the bytes of rows `start` to `stop`, [rows, row bytes], as a view of the mapped file."""
         first = tensor.offset + start * tensor.row_bytes
         return self._data[first : first + (stop - start) * tensor.row_bytes].reshape(stop - start, tensor.row_bytes)
 
     def rows(self, tensor: GGUFTensor, start: int, stop: int) -> Tensor:
-        """Rows `start` to `stop` [rows, columns], kept in F32, F16 or BF16, dequantised to fp32 otherwise.
+        """Return rows `start` to `stop` [rows, columns]. F32, F16 and BF16 keep their type; others are dequantised to fp32.
 
-        A NaN or an infinity, in the values or in the scale of a block, is a `CheckpointError` naming the tensor.
+        Raises CheckpointError, with the tensor's name, for NaN or infinity in the values or in a block's scale.
         """
         values = decode(self.raw(tensor, start, stop), tensor.format)
         if not bool(values.isfinite().all()):
             raise CheckpointError(
                 f"tensor '{tensor.name}' holds NaN or infinity in rows {start} to {stop - 1}",
                 where=self.where,
-                remedy="The file is damaged, or the model was: fetch it again.",
+                remedy="The file or the original model is damaged: download it again.",
             )
         return values
 
 
 @contextmanager
 def open_gguf(path: Path) -> Iterator[GGUFFile]:
-    """The file at `path`, mapped for reading; what is not a whole GGUF file is a `CheckpointError`."""
+    """Open the file at `path` as a memory map. Raises CheckpointError if it is not a complete GGUF file."""
     try:
         with open(path, "rb") as file:
             if file.read(4) != MAGIC:
                 raise CheckpointError(
-                    "not a GGUF file: it does not begin with 'GGUF'", where=str(path), remedy="Name a .gguf file."
+                    "not a GGUF file: it does not begin with 'GGUF'", where=str(path), remedy="Give a .gguf file."
                 )
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except OSError as error:
-        raise CheckpointError(f"cannot read: {error.strerror}", where=str(path), remedy="Name a .gguf file.") from None
-    yield GGUFFile(mapped, str(path))  # unmapped with the last array on it
+        raise CheckpointError(f"cannot read: {error.strerror}", where=str(path), remedy="Give a .gguf file.") from None
+    yield GGUFFile(mapped, str(path))  # the mapping lives as long as an array that uses it
 
 
 class _Header:
-    """Reads from the front; every length is compared with what is left of the file before it is used."""
+    """Parses the header from the start. Every length is checked against the rest of the file before use."""
 
     def __init__(self, data: mmap.mmap, where: str) -> None:
         self._data, self.where, self._at = data, where, len(MAGIC)
         version = self._number("<I", "version")
         if version not in (2, 3):
             raise self._error(
-                f"GGUF version {version}; read are 2 and 3 of little endian", "Convert it with a newer llama.cpp."
+                f"GGUF version {version} is not supported, only 2 and 3 in little endian",
+                "Convert it with a newer llama.cpp.",
             )
         n_tensors, n_keys = self._number("<Q", "count of tensors"), self._number("<Q", "count of keys")
         self._fits(n_tensors, 24, f"{n_tensors} tensors")
@@ -127,23 +130,27 @@ class _Header:
         for _ in range(n_keys):
             key = self._text("a key")
             if key in self.keys:
-                raise self._error(f"key '{key}' stands twice")
+                raise self._error(f"key '{key}' occurs twice")
             self.keys[key] = self._value(self._number("<I", f"type of '{key}'"), key)
         if int(self.keys.get("split.count", 1) or 1) > 1:
-            raise self._error("one part of a split file", "Join the parts with llama.cpp's `llama-gguf-split --merge`.")
+            raise self._error(
+                "the file is one part of a split model", "Join the parts with llama.cpp's `llama-gguf-split --merge`."
+            )
         self.tensors: dict[str, GGUFTensor] = {}
         self._tensors(n_tensors)
 
-    def _error(self, what: str, remedy: str = "Fetch the file again: it is damaged or cut off.") -> CheckpointError:
+    def _error(
+        self, what: str, remedy: str = "Download the file again: it is damaged or truncated."
+    ) -> CheckpointError:
         return CheckpointError(what, where=self.where, remedy=remedy)
 
     def _fits(self, count: int, size: int, what: str) -> None:
-        """`count` things of at least `size` bytes must fit into the file, and into the limit of a header."""
+        """Raise CheckpointError unless `count` items of at least `size` bytes fit into the file and the header limit."""
         end = self._at + count * size
         if end > len(self._data):
             raise self._error(f"{what} at byte {self._at} do not fit into the file's {len(self._data)} bytes")
         if end > HEADER_LIMIT:
-            raise self._error(f"a header of more than {HEADER_LIMIT >> 20} MiB ({what})")
+            raise self._error(f"the header is larger than {HEADER_LIMIT >> 20} MiB ({what})")
 
     def _number(self, code: str, what: str) -> int:
         size = struct.calcsize(code)
@@ -154,7 +161,7 @@ class _Header:
 
     def _text(self, what: str) -> str:
         length = self._number("<Q", f"length of {what}")
-        self._fits(length, 1, f"{length} letters of {what}")
+        self._fits(length, 1, f"{length} bytes of {what}")
         start, self._at = self._at, self._at + length
         try:
             return self._data[start : self._at].decode("utf-8")
@@ -162,8 +169,8 @@ class _Header:
             raise self._error(f"{what} at byte {start} is not UTF-8") from None
 
     def _texts(self, count: int, key: str) -> list[str]:
-        # A vocabulary has a hundred thousand of them: one loop, without a call for each number.
-        self._fits(count, 8, f"{count} texts of '{key}'")
+        # A vocabulary has a hundred thousand strings, so use one loop without a call per number.
+        self._fits(count, 8, f"{count} strings of '{key}'")
         data, at, length_at = self._data, self._at, struct.Struct("<Q").unpack_from
         limit = min(len(data), HEADER_LIMIT)
         out = []
@@ -172,14 +179,14 @@ class _Header:
             at += 8 + length
             if at > limit:
                 raise self._error(
-                    f"the texts of '{key}' do not fit into the file or a header's {HEADER_LIMIT >> 20} MiB"
+                    f"the strings of '{key}' do not fit into the file or the header limit of {HEADER_LIMIT >> 20} MiB"
                 )
             out.append(data[at - length : at])
         self._at = at
         try:
             return [text.decode("utf-8") for text in out]
         except UnicodeDecodeError as error:
-            raise self._error(f"a text of '{key}' is not UTF-8: {error.reason}") from None
+            raise self._error(f"a string of '{key}' is not UTF-8: {error.reason}") from None
 
     def _value(self, kind: int, key: str) -> Any:
         if kind == GGUFValueType.STRING:
@@ -221,10 +228,12 @@ class _Header:
         for tensor in sorted(found, key=lambda tensor: tensor.offset):
             placed = GGUFTensor(tensor.name, tensor.format, tensor.shape, start + tensor.offset)
             if tensor.offset % alignment or placed.offset < end:
-                raise self._error(f"tensor '{tensor.name}' begins inside another or between the file's steps")
+                raise self._error(f"tensor '{tensor.name}' overlaps another or is not aligned to {alignment} bytes")
             end = placed.offset + placed.nbytes
             if end > len(self._data):
-                raise self._error(f"cut off: tensor '{tensor.name}' ends at byte {end}, the file at {len(self._data)}")
+                raise self._error(
+                    f"truncated: tensor '{tensor.name}' ends at byte {end}, the file at {len(self._data)}"
+                )
             self.tensors[tensor.name] = placed
         if len(self.tensors) != count:
-            raise self._error("two tensors of one name")
+            raise self._error("two tensors have the same name")

@@ -1,7 +1,7 @@
-"""How a context was extended: keys of a GGUF header, and `rope_scaling` of a published `config.json`.
+"""Convert context extension between GGUF header keys and `rope_scaling` of a published `config.json`.
 
-Llama 3.1's scaling has no keys in llama.cpp: what divides each frequency stands in a tensor, `rope_freqs.weight` (`gguf_llama3`). Our own
-files have keys beside it, `rope.scaling.llama3_factor` and the like, for the numbers that were given; where they disagree the tensor counts.
+Llama 3.1's scaling has no keys in llama.cpp. A tensor, `rope_freqs.weight`, holds the divisor of each frequency (`gguf_llama3`).
+Our own files also store the original numbers in keys like `rope.scaling.llama3_factor`. If keys and tensor disagree, the tensor counts.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor")
 
 
 def scaling_from_keys(k: HeaderKeys, theta: float, factors: Sequence[float], *, latent: bool) -> dict[str, Any] | None:
-    """`rope_scaling`, or None. `factors`: the values of `rope_freqs.weight`. `latent`: DeepSeek's attention."""
+    """Return `rope_scaling`, or None. `factors` holds the values of `rope_freqs.weight`. `latent` means DeepSeek's MLA."""
     kind = k.take("rope.scaling.type", "none")
     log_multiplier = k.take("rope.scaling.yarn_log_multiplier", 0.0)
     factor, original = k.take("rope.scaling.factor", 1.0), k.take("rope.scaling.original_context_length", 0)
@@ -39,20 +39,23 @@ def scaling_from_keys(k: HeaderKeys, theta: float, factors: Sequence[float], *, 
         return {"type": "linear", "factor": factor}
     if kind != "yarn":
         raise CheckpointError(
-            f"key '{k.prefix}rope.scaling.type' is {kind!r}, but only 'none', 'linear' and 'yarn' are read",
+            f"key '{k.prefix}rope.scaling.type' is {kind!r}, but only 'none', 'linear' and 'yarn' are supported",
             where=k.where,
         )
     scaling = {"type": "yarn", "factor": factor, "original_max_position_embeddings": original}
     scaling |= {"beta_fast": fast, "beta_slow": slow}
     if latent:
-        # The key holds 0.1 mscale_all_dim; DeepSeek's two mscales are equal, so that they cancel in the table.
+        # The key holds 0.1 mscale_all_dim. DeepSeek's two mscales are equal, so they cancel in the RoPE table.
         mscale = round(log_multiplier * 10, 6)
         scaling |= {"mscale": mscale, "mscale_all_dim": mscale}
     return scaling
 
 
 def _llama3(theta: float, factors: Sequence[float], told: dict[str, Any], where: str) -> dict[str, Any] | None:
-    """The extension whose frequencies are divided by `factors`: what is `told` of it where that is so; None where all are 1."""
+    """Return the `rope_scaling` whose divisors are `factors`, or None if all are 1. Use the numbers in `told` if they agree.
+
+    Raises CheckpointError if the divisors are not a Llama 3.1 scaling.
+    """
     if all(told.values()):
         named = parse(Llama3, told, where=where)
         if agree(named, theta, factors):
@@ -64,23 +67,23 @@ def _llama3(theta: float, factors: Sequence[float], told: dict[str, Any], where:
         if (found := find_llama3(theta, factors, original)) is not None:
             return {"rope_type": "llama3", **found.model_dump()}
     raise CheckpointError(
-        f"tensor '{FREQS}' divides frequencies in a way that is not Llama 3.1's",
+        f"tensor '{FREQS}' does not hold the divisors of a Llama 3.1 scaling",
         where=where,
-        remedy="No config.json has words for it: import the model from its Hugging Face folder.",
+        remedy="config.json cannot express it: import the model from its Hugging Face folder.",
     )
 
 
 def rope_factors(rope: Rope, dim: int) -> Tensor | None:
-    """`rope_freqs.weight` [dim / 2] of a model with Llama 3.1's scaling."""
+    """Return `rope_freqs.weight` [dim / 2] for a model with Llama 3.1's scaling, else None."""
     return None if rope.llama3 is None else divisors(rope, dim)
 
 
 def scaling_keys(scaling: Mapping[str, Any] | None, *, latent: bool) -> dict[str, Any]:
-    """The keys of `rope_scaling`; a `ConfigError` for what llama.cpp would compute differently."""
+    """Return the header keys of `rope_scaling`. Raises ConfigError if llama.cpp would compute something else."""
     kind = None if not scaling else scaling.get("type", scaling.get("rope_type"))
     if not scaling:
         return {}
-    if kind == "llama3":  # beside `rope_freqs.weight`; of these keys llama.cpp reads one, and that for YaRN alone
+    if kind == "llama3":  # in addition to `rope_freqs.weight`; llama.cpp reads only the last key, for YaRN
         ours = {f"rope.scaling.llama3_{name}": float(scaling[name]) for name in LLAMA3}
         return ours | {"rope.scaling.original_context_length": scaling["original_max_position_embeddings"]}
     if kind == "linear":
@@ -89,9 +92,9 @@ def scaling_keys(scaling: Mapping[str, Any] | None, *, latent: bool) -> dict[str
     told = mscale == all_dim and all_dim if latent else math.isclose(mscale, 1.0) and not all_dim
     if kind != "yarn" or not told or scaling.get("attention_factor"):
         raise ConfigError(
-            f"rope scaling {dict(scaling)} has no keys in GGUF from which llama.cpp computes the same",
+            f"GGUF has no keys with which llama.cpp computes the rope scaling {dict(scaling)}",
             where="config",
-            remedy="GGUF has YaRN: for DeepSeek with mscale equal to mscale_all_dim, elsewhere without mscale_all_dim.",
+            remedy="Supported is YaRN: for DeepSeek with mscale equal to mscale_all_dim, else without mscale_all_dim.",
         )
     extra = {"rope.scaling.yarn_log_multiplier": 0.1 * all_dim} if latent else {}
     return extra | {

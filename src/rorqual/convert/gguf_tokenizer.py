@@ -1,7 +1,7 @@
-"""The tokenizer inside a GGUF file: a `tokenizer.json` as its keys, and back.
+"""Convert a `tokenizer.json` to the tokenizer keys of a GGUF file, and back.
 
-GGUF holds tokens, their types, merges, and only the *name* of the pre-tokenizer: what cuts text into words is code of
-llama.cpp. So a `tokenizer.json` is exported if its pre-tokenizer is, part by part, one of those; another is refused.
+GGUF holds tokens, their types, merges, and only the *name* of the pre-tokenizer, because llama.cpp implements it in code.
+So a `tokenizer.json` can be exported only if its pre-tokenizer equals a known one in every part.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from rorqual.core.errors import DataError
 from rorqual.data.tokenizer import Tokenizer
 
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
-"""GGUF's types of tokens. A control token is never read out of plain text; a user-defined one always is."""
+"""GGUF's token types. Plain text never encodes to a control token, and always to a matching user-defined token."""
 
 _WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|"
@@ -45,17 +45,17 @@ PRE_TOKENIZERS: Mapping[str, tuple[dict[str, Any], ...]] = MappingProxyType(
         ),
     }
 )
-"""GGUF's names and what they mean, in the words of `tokenizer.json`."""
+"""GGUF's pre-tokenizer names and their definitions in the form of `tokenizer.json`."""
 
 _ALIASES: Mapping[str, str] = MappingProxyType(
     {"llama3": "llama-bpe", "llama-v3": "llama-bpe", "gpt2": "gpt-2", "deepseek-r1-qwen": "qwen2"}
 )
-_NFC = ("qwen2",)  # pre-tokenizers whose models normalise text before; llama.cpp does not (docs/gguf.md)
-_WHOLE_WORDS = ("llama-bpe",)  # those for which llama.cpp takes a word that is a token without asking the merges
+_NFC = ("qwen2",)  # these models normalise text to NFC first; llama.cpp does not (docs/gguf.md)
+_WHOLE_WORDS = ("llama-bpe",)  # llama.cpp takes a word that is a token without applying merges
 
 
 def pre_name(tokenizer: Tokenizer) -> str:
-    """GGUF's name of a tokenizer's pre-tokenizer; a `DataError` where it has none."""
+    """Return GGUF's name for a tokenizer's pre-tokenizer. Raises DataError if there is none."""
     data = json.loads(tokenizer.source)
     part = data.get("pre_tokenizer") or {}
     parts = _flat(part, "pretokenizers")
@@ -77,7 +77,7 @@ def _no_name(tokenizer: Tokenizer, what: str) -> DataError:
     return DataError(
         f"GGUF has no name for this tokenizer's {what}",
         where=tokenizer.where,
-        remedy=f"Known: {', '.join(PRE_TOKENIZERS)}. Export it as a Hugging Face folder.",
+        remedy=f"Supported: {', '.join(PRE_TOKENIZERS)}. Export it as a Hugging Face folder.",
     )
 
 
@@ -88,18 +88,21 @@ def _flat(part: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
 
 
 def _plain(part: Mapping[str, Any]) -> dict[str, Any]:
-    # What moves offsets, and what has its default, does not change ids.
+    # Offset settings and default values do not change token ids.
     defaults = {"behavior": "Isolated", "invert": False, "use_regex": True, "trim_offsets": True}
     return {key: value for key, value in part.items() if key != "trim_offsets" and value != defaults.get(key, part)}
 
 
 def tokenizer_keys(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
-    """`tokenizer.ggml.*` of tokens, types and merges. Rows of the embedding without a token are called `[PAD7]`, unused."""
+    """Return the `tokenizer.ggml.*` keys: tokens, types and merges. Embedding rows without a token are unused `[PAD7]`.
+
+    Raises DataError if the tokenizer has more tokens than `vocab_size`.
+    """
     name = pre_name(tokenizer)
     data = json.loads(tokenizer.source)
     if tokenizer.vocab_size > vocab_size:
         raise DataError(
-            f"{tokenizer.vocab_size} tokens, but the model has a vocabulary of {vocab_size}",
+            f"the tokenizer has {tokenizer.vocab_size} tokens, but the model's vocabulary has {vocab_size}",
             where=tokenizer.where,
             remedy="Use the tokenizer that the model was trained with.",
         )
@@ -121,38 +124,41 @@ def tokenizer_keys(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
 
 
 def _looks_special(text: str) -> bool:
-    # DeepSeek's <｜User｜> is not marked special in its file; read out of a user's text it would end the turn.
+    # DeepSeek's tokenizer.json does not mark <｜User｜> as special. Encoded from a user's text, it would end the turn.
     return text.startswith(("<|", "<｜")) and text.endswith(("|>", "｜>"))
 
 
 def tokenizer_from_keys(keys: Mapping[str, Any], where: str) -> Tokenizer:
-    """The `tokenizer.json` of a file's tokens, types, merges and pre-tokenizer. Ids are those that llama.cpp gives."""
+    """Return a tokenizer with the file's tokens, types, merges and pre-tokenizer. It gives the same ids as llama.cpp.
 
-    def wrong(what: str, remedy: str = "Fetch the file again.") -> DataError:
+    Raises DataError for an unsupported or damaged tokenizer.
+    """
+
+    def wrong(what: str, remedy: str = "Download the file again.") -> DataError:
         return DataError(what, where=where, remedy=remedy)
 
     model, pre = keys.get("tokenizer.ggml.model"), keys.get("tokenizer.ggml.pre")
     if model != "gpt2":
         kind = "sentencepiece, called 'llama'" if model == "llama" else repr(model)
-        raise wrong(f"its tokenizer is {kind}; byte-level BPE, called 'gpt2', is read", "Take a model with such a one.")
+        raise wrong(f"the tokenizer is {kind}, not byte-level BPE ('gpt2')", "Use a model with byte-level BPE.")
     pre = _ALIASES.get(str(pre), str(pre))
     if pre not in PRE_TOKENIZERS:
-        raise wrong(f"its pre-tokenizer is {pre!r}, which is not read", f"Known: {', '.join(PRE_TOKENIZERS)}.")
+        raise wrong(f"the pre-tokenizer {pre!r} is not supported", f"Supported: {', '.join(PRE_TOKENIZERS)}.")
     tokens, merges = keys.get("tokenizer.ggml.tokens"), keys.get("tokenizer.ggml.merges")
     if not isinstance(tokens, list) or not isinstance(merges, list) or not all(isinstance(t, str) for t in tokens):
-        raise wrong("it has no list 'tokenizer.ggml.tokens' of texts, or no 'tokenizer.ggml.merges'")
+        raise wrong("'tokenizer.ggml.tokens' is not a list of strings, or 'tokenizer.ggml.merges' is not a list")
     types = keys.get("tokenizer.ggml.token_type", [NORMAL] * len(tokens))
     if not isinstance(types, list) or len(types) != len(tokens):
         raise wrong(f"{len(tokens)} tokens with {len(types) if isinstance(types, list) else 'no'} types")
     pairs = [str(merge).split(" ") for merge in merges]
     if any(len(pair) != 2 for pair in pairs):
-        raise wrong("'tokenizer.ggml.merges' holds something else than pairs")
-    # Control tokens stand in the vocabulary, too: the library gives one that does not an id of its own.
+        raise wrong("an item of 'tokenizer.ggml.merges' is not a pair")
+    # Control tokens must also be in the vocabulary, or the library gives them new ids.
     kept = (NORMAL, CONTROL, USER_DEFINED)
     vocab = {text: id_ for id_, (text, kind) in enumerate(zip(tokens, types)) if kind in kept}
     if len(vocab) < sum(kind in kept for kind in types):
         twice = next(text for id_, (text, kind) in enumerate(zip(tokens, types)) if kind in kept and vocab[text] != id_)
-        raise wrong(f"token {twice!r} stands twice in 'tokenizer.ggml.tokens'")
+        raise wrong(f"token {twice!r} occurs twice in 'tokenizer.ggml.tokens'")
     added = [
         {"id": id_, "content": text, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
         | {"special": kind == CONTROL}

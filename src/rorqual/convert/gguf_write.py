@@ -1,7 +1,7 @@
-"""The container: a GGUF file's header as bytes (ggml's docs/gguf.md, version 3).
+"""Write the header of a GGUF file as bytes (ggml's docs/gguf.md, version 3).
 
-The `gguf` package's writer does not write an empty list, and a tokenizer of bytes alone has an empty list of merges, without
-which llama.cpp does not load. The tests read what is written here with that package.
+The writer of the `gguf` package omits empty lists. A byte-only tokenizer has an empty list of merges, and llama.cpp needs it.
+The tests read the result with that package.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from rorqual.convert.gguf_quant import Format
 from rorqual.convert.gguf_read import MAGIC
 
 ALIGNMENT = 32
-"""Bytes to whose multiples tensors are aligned: the format's default."""
+"""Alignment of tensors in bytes, the format's default."""
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A tensor to write; `shape` is as torch writes it, rows first."""
+    """A tensor to write. `shape` has torch's order, rows first."""
 
     name: str
     format: Format
@@ -30,7 +30,7 @@ class Planned:
 
     @property
     def size(self) -> int:
-        """Bytes, without what is added to align the next one."""
+        """Size in bytes, without padding."""
         size = self.format.row_bytes(self.shape[-1])
         for rows in self.shape[:-1]:
             size *= rows
@@ -38,13 +38,15 @@ class Planned:
 
 
 def padding(size: int) -> bytes:
-    """Zeros that align what comes after `size` bytes."""
+    """Return the zeros that align the data after `size` bytes."""
     return bytes(-size % ALIGNMENT)
 
 
 def header_bytes(keys: Mapping[str, Any], tensors: Sequence[Planned]) -> bytes:
-    """Everything before the first tensor's bytes, aligned. Whole numbers are written as 32 bits, lists as lists of texts or
-    of signed numbers of 32 bits."""
+    """Return everything before the first tensor's bytes, with padding.
+
+    Integers are written as uint32, and lists as lists of strings or int32.
+    """
     parts = [MAGIC, struct.pack("<IQQ", 3, len(tensors), len(keys))]
     for key, value in keys.items():
         parts += (_text(key), _value(value))

@@ -1,7 +1,7 @@
-"""Hugging Face folders to run directories, and back: config, tokenizer, safetensors in shards, generation config.
+"""Convert Hugging Face folders to run directories and back: config, tokenizer, sharded safetensors, generation config.
 
-A tensor that keeps its type keeps its bytes. An export goes on where it was interrupted; an import starts again. Both are
-written under a temporary name and renamed when they are whole.
+A tensor that keeps its type keeps its bytes. An interrupted export resumes; an interrupted import starts again. Both write
+under a temporary name and rename the result when it is complete.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ from rorqual.model.load.names import NameMap
 from rorqual.model.load.run import WEIGHTS_FILE, read_model_config
 
 SHARD_BYTES = 5e9
-"""As transformers cuts them."""
+"""Maximum shard size in bytes, the default of transformers."""
 STATE_FILE = ".export.json"
-"""In an export in the making: of what, and how it is written."""
+"""The file of an unfinished export that records its source and settings."""
 _DERIVED = ".rotary_emb.inv_freq"
-"""Older checkpoints carry these; they follow from the config."""
+"""Suffix of tensors in older checkpoints that follow from the config."""
 
 
 @dataclass(frozen=True)
 class Converted:
-    """What was written: the family's `model_type`, tensors and bytes. `notes`: what a person should know."""
+    """The result of a conversion: the family's `model_type`, the number of tensors, the bytes, and notes for the user."""
 
     model_type: str
     tensors: int
@@ -50,15 +50,17 @@ class Converted:
 
 
 def quiet(done: int, total: int, name: str) -> None:
-    """A progress that nobody sees."""
+    """Report no progress."""
 
 
 def import_hf(src: Path, out: Path, *, dtype: DType = "keep", progress: Progress = quiet) -> Converted:
-    """A folder with config.json, tokenizer.json and safetensors as the run directory `out`, which must not exist.
+    """Import a folder with config.json, tokenizer.json and safetensors as the run directory `out`, which must not exist.
 
-    `dtype`: "keep" copies every tensor's bytes, FP8 with its scales; "float32", "bfloat16" and "float16" convert, and
-    dequantise FP8; the router's bias stays fp32. Refused before a tensor is read: whatever the headers show; then weights
-    that are not finite. Errors: `ConfigError`, `CheckpointError`, `DataError`, `NumericsError`, each with its remedy.
+    `dtype="keep"` copies every tensor's bytes, FP8 with its scales. "float32", "bfloat16" and "float16" convert and
+    dequantise FP8; the router's bias stays fp32.
+
+    Raises ConfigError, CheckpointError or DataError before reading any tensor if config, headers or texts are wrong.
+    Raises NumericsError for weights that are not finite.
     """
     _check_dtype(dtype, ("keep", "float32", "bfloat16", "float16"))
     refuse_target(out)
@@ -66,7 +68,7 @@ def import_hf(src: Path, out: Path, *, dtype: DType = "keep", progress: Progress
         raise CheckpointError(
             "no such folder",
             where=str(src),
-            remedy="Name a folder with config.json and safetensors, a file.gguf, or ORG/NAME on the hub.",
+            remedy="Give a folder with config.json and safetensors, a .gguf file, or ORG/NAME on the hub.",
         )
     texts = read_texts(src)
     found = find_tensors(src)
@@ -114,11 +116,11 @@ def _write_texts(folder: Path, texts: StoredTexts, src: Path, dtype: DType, copi
 def export_hf(
     run: RunDir, dst: Path, *, dtype: DType = "keep", shard_bytes: float = SHARD_BYTES, progress: Progress = quiet
 ) -> Converted:
-    """A run directory's newest whole checkpoint as a folder that transformers and other engines read.
+    """Export a run directory's newest complete checkpoint as a folder that transformers and other engines read.
 
-    `dtype`: as in `import_hf`; "fp8" writes every projection in FP8 (E4M3) with a scale for each 128 x 128 values, as
-    DeepSeek-V3 is published, and the rest in bfloat16. A shard has at most `shard_bytes` bytes, or one tensor. Interrupted
-    and repeated, it keeps the shards that are whole.
+    `dtype` is as in `import_hf`. "fp8" writes every projection in FP8 (E4M3) with one scale per 128 x 128 block, like the
+    published DeepSeek-V3, and the rest in bfloat16. A shard has at most `shard_bytes` bytes, or one tensor.
+    After an interruption, the same call keeps the complete shards.
     """
     _check_dtype(dtype, get_args(DType))
     refuse_target(dst)
@@ -157,14 +159,14 @@ def _imported(run: RunDir) -> Mapping[str, Any]:
 
 
 def _copies(names: NameMap, imported: Mapping[str, Any]) -> list[str]:
-    """Those that the imported checkpoint had; else all but a tied head, which no one writes twice."""
+    """Return the copies that the imported checkpoint had. Without an import, return all but a tied head."""
     if isinstance(imported.get("copies"), list):
         return [name for name in names.copies if name in imported["copies"]]
     return [name for name in names.copies if name != "lm_head.weight"]
 
 
 def _most(jobs: Iterable[TensorJob]) -> str:
-    """The type of most bytes that are not FP8, in torch's words."""
+    """Return the torch name of the type with the most bytes, FP8 excluded."""
     bytes_of: Counter[str] = Counter()
     for job in jobs:
         bytes_of[job.spec.dtype] += job.spec.size if job.spec.dtype != FP8 else 0
@@ -172,7 +174,7 @@ def _most(jobs: Iterable[TensorJob]) -> str:
 
 
 def _quantization(jobs: Iterable[TensorJob], imported: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """As imported, or as written here; None where nothing is in FP8."""
+    """Return the imported `quantization_config`, or ours, or None without FP8 tensors."""
     specs = [job.spec for job in jobs]
     if all(spec.dtype != FP8 for spec in specs):
         return None
@@ -185,7 +187,7 @@ def _quantization(jobs: Iterable[TensorJob], imported: Mapping[str, Any]) -> Map
 
 
 def _shards(jobs: Iterable[TensorJob], most: float) -> dict[str, list[TensorJob]]:
-    """Files and what goes into each, in the order of the jobs."""
+    """Return the shard files and the jobs of each, in order."""
     groups: list[list[TensorJob]] = []
     room = 0.0
     for job in jobs:
@@ -210,7 +212,7 @@ def _size(specs: list[Spec]) -> int:
 
 
 def _identity(file: Path) -> dict[str, Any]:
-    """What tells whether a file is the one that an interrupted export was reading."""
+    """Return a fingerprint that identifies the source file of an interrupted export."""
     status = file.stat()
     with open(file, "rb") as stream:
         head = hashlib.sha256(stream.read(1 << 20)).hexdigest()
@@ -218,7 +220,7 @@ def _identity(file: Path) -> dict[str, Any]:
 
 
 def _begin(folder: Path, state: Mapping[str, Any]) -> None:
-    """Keep what was written of the same export; throw away what is of another, or half."""
+    """Keep the shards of the same export. Delete everything else in the folder."""
     file = folder / STATE_FILE
     try:
         same = json.loads(file.read_text(encoding="utf-8")) == state

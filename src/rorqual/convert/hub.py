@@ -1,4 +1,4 @@
-"""A checkpoint of the Hugging Face hub, where there is a network and `huggingface_hub` is installed."""
+"""Download a checkpoint from the Hugging Face hub. Needs a network and the package `huggingface_hub`."""
 
 from __future__ import annotations
 
@@ -18,23 +18,26 @@ WANTED = (
     "model-*.safetensors",
     "model.safetensors.index.json",
 )
-"""What is fetched: never code, never a pickle."""
+"""The files to download: never code, never a pickle."""
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether this reads as ORG/NAME."""
+    """Return whether `name` has the form ORG/NAME."""
     return _ID.fullmatch(name) is not None
 
 
 def fetch(name: str) -> Path:
-    """The folder, in the hub's cache, with the files of `name` (ORG/NAME) that an import reads; they are fetched if need be."""
+    """Return the hub cache's folder with the files of `name` (ORG/NAME) that an import reads. Download missing files.
+
+    Raises ConfigError without `huggingface_hub`, and CheckpointError if the download fails.
+    """
     try:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
     except ImportError:
         raise ConfigError(
-            f"no folder '{name}' here, and without the package huggingface_hub nothing is fetched from the hub",
+            f"no local folder '{name}', and a download from the hub needs the package huggingface_hub",
             where="import",
             remedy="Check the path, or `pip install huggingface_hub`.",
         ) from None
@@ -43,7 +46,7 @@ def fetch(name: str) -> Path:
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CheckpointError(
-            f"no folder '{name}' here, and the hub does not give it: {first}",
+            f"no local folder '{name}', and the download from the hub failed: {first}",
             where="import",
-            remedy="Check the name and the network (a gated model wants HF_TOKEN), or fetch the files by other means.",
+            remedy="Check the name and the network (a gated model needs HF_TOKEN), or download the files in another way.",
         ) from None

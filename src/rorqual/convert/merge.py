@@ -1,4 +1,4 @@
-"""An adapter and its base as one run that needs neither: what is exported, served and quantised."""
+"""Merge an adapter and its base into one run, which can be exported, served and quantised without them."""
 
 from __future__ import annotations
 
@@ -19,31 +19,32 @@ from rorqual.model.load.run import load_run, read_section
 
 
 def whole_weights(run: RunDir) -> Path:
-    """The file with all weights of a run's newest checkpoint; a checkpoint that holds an adapter alone is refused."""
+    """Return the weights file of a run's newest checkpoint. Raises CheckpointError if it holds only an adapter."""
     checkpoint = run.checkpoint()
     if adapter_of(checkpoint) is not None:
         raise CheckpointError(
             "this run holds an adapter, not a whole model",
             where=str(checkpoint),
-            remedy=f"rorqual merge {run.path} MERGED writes it and its base as one run: use that.",
+            remedy=f"Merge it with its base first: rorqual merge {run.path} MERGED. Then use MERGED.",
         )
     return checkpoint / WEIGHTS_FILE
 
 
 def merge_run(run: RunDir, dst: Path, *, dtype: Literal["float32", "bfloat16"] = "float32") -> Path:
-    """Write the newest checkpoint of an adapter's run, merged with its base, as the run directory `dst`; returns its checkpoint.
+    """Merge the newest checkpoint of an adapter run with its base into the run directory `dst`. Return the new checkpoint.
 
-    Base and adapter are added in fp32; the sum is rounded once, to `dtype` (LoRA: W + s (B A); ESFT: the trained experts take the place
-    of the base's). Errors: `ConfigError` where the run holds a whole model already; `CheckpointError` where its base is gone or changed.
+    LoRA adds W + s (B A) in fp32 and rounds once, to `dtype`. ESFT replaces the base's experts with the trained ones.
+
+    Raises ConfigError if the run already holds a whole model, and CheckpointError if its base is missing or changed.
     """
     refuse_target(dst)
     checkpoint = run.checkpoint()
     adapter = adapter_of(checkpoint)
     if adapter is None:
         raise ConfigError(
-            "this run holds a whole model: there is nothing to merge",
+            "this run holds a whole model, so there is nothing to merge",
             where=str(run.path),
-            remedy="Use it as it is; `rorqual export` writes it for other engines.",
+            remedy="Use it directly, or export it for other engines with `rorqual export`.",
         )
     model = load_run(run, dtype=getattr(torch, dtype))
     data: dict[str, Any] = {"recipe": "merge", "chat": read_section(run, "chat")}

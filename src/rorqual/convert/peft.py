@@ -1,4 +1,4 @@
-"""LoRA in PEFT's format: `adapter_config.json` and `adapter_model.safetensors`, with the names of the published model, both ways."""
+"""Read and write LoRA in PEFT's format: `adapter_config.json` and `adapter_model.safetensors`, with published module names."""
 
 from __future__ import annotations
 
@@ -32,33 +32,34 @@ KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<letter>[AB])\.wei
 NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "bias": ("none",),
     "fan_in_fan_out": (False,),
-    "init_lora_weights": (True, False, "gaussian"),  # others change the base's weights, too
+    "init_lora_weights": (True, False, "gaussian"),  # other values also change the base's weights
     "peft_type": ("LORA",),
     "task_type": ("CAUSAL_LM", None),
 }
-"""Keys whose value must be one of these: another means weights that LoRA as it is here does not have."""
+"""Keys and their allowed values. Any other value means weights that our LoRA does not have."""
 TAKEN = ("r", "lora_alpha", "use_rslora")
 WITHOUT_EFFECT = (
     "alora_invocation_tokens", "auto_mapping", "base_model_name_or_path", "exclude_modules", "inference_mode", "layers_pattern",
     "layers_to_transform", "lora_dropout", "megatron_core", "peft_version", "qalora_group_size", "revision", "target_modules",
 )  # fmt: skip
-"""They say how it was trained, or which modules are adapted, which the tensors' names say better."""
+"""Keys that only describe the training, or the adapted modules, which the tensor names give more exactly."""
 
 
 def write_peft(run: RunDir, dst: Path, *, base: str = "") -> Path:
-    """The newest checkpoint of a LoRA run as a folder that `peft` loads onto the published model; returns `dst`.
+    """Write the newest checkpoint of a LoRA run as a folder that `peft` loads onto the published model. Return `dst`.
 
-    `base`: what stands as base_model_name_or_path (default: the base run's path). Errors: `ConfigError` where the run is no LoRA, or
-    no published family can express its model, or peft would put the adapter elsewhere.
+    `base` is the value of base_model_name_or_path. It defaults to the base run's path.
+
+    Raises ConfigError if the run is not a LoRA, if no published family can express its model, or if peft would adapt other modules.
     """
     refuse_target(dst)
     checkpoint = run.checkpoint()
     adapter = adapter_of(checkpoint)
     if adapter is None or not isinstance(adapter.tune, LoRA):
         raise ConfigError(
-            "no LoRA: PEFT's format holds nothing else",
+            "this run is not a LoRA, and PEFT's format supports nothing else",
             where=str(run.path),
-            remedy="Export the run itself, after `rorqual merge` where it is an adapter.",
+            remedy="Export the run itself. If it is an adapter, run `rorqual merge` first.",
         )
     model, tune = skeleton(read_model_config(run)), adapter.tune
     theirs, found = published(model), tune.find(model)
@@ -89,10 +90,12 @@ def write_peft(run: RunDir, dst: Path, *, base: str = "") -> Path:
 
 
 def read_peft(src: Path, base: RunDir, out: Path) -> Path:
-    """A folder that `peft` wrote, for the model of run `base`, as the run directory `out`; returns `out`.
+    """Import a folder that `peft` wrote for the model of run `base` as the run directory `out`. Return `out`.
 
-    It holds the adapter alone, as a LoRA run's own checkpoints do. Errors: `ConfigError` for options that LoRA here does not have, each
-    named; `CheckpointError` for names and shapes that do not fit, and for a pickle, which is not opened.
+    The run holds only the adapter, like a LoRA run's own checkpoints.
+
+    Raises ConfigError, with names, for options that our LoRA does not have.
+    Raises CheckpointError for names and shapes that do not fit, and for a pickle, which is not opened.
     """
     refuse_target(out)
     settings = read_config(src)
@@ -123,48 +126,57 @@ def read_peft(src: Path, base: RunDir, out: Path) -> Path:
 
 
 def published(model: Decoder) -> dict[str, str]:
-    """Linear maps of the main layers: our name -> the module's name in the published model."""
+    """Return the linear modules of the main layers: our name to the name in the published model."""
     names = {entry.ours: entry for entry in family_for(model.config).name_map(model.config).entries}
     found = {name: names[f"{name}.weight"] for name, _ in linears(model) if f"{name}.weight" in names}
     return {name: entry.theirs[0].removesuffix(".weight") for name, entry in found.items() if entry.kind == "alone"}
 
 
 def refuse_beside_experts(model: Decoder, modules: Iterable[str], where: str) -> None:
-    """Refuse dense and shared networks of a model with routed experts: with transformers 5, which stacks those, peft takes every
-    `gate_proj`, `up_proj` and `down_proj` of such a model for the experts', whatever stands before it, and adapts these instead."""
+    """Raise ConfigError for adapted dense or shared networks of a model with routed experts.
+
+    transformers 5 stacks the routed experts. peft then takes every `gate_proj`, `up_proj` and `down_proj` of the model for
+    theirs, whatever the prefix, and adapts the routed experts instead.
+    """
     if model.routers() and (lost := [name for name in modules if ".ffn." in name]):
         raise ConfigError(
-            f"peft would adapt the routed experts in the place of {lost[0]}",
+            f"peft would adapt the routed experts instead of {lost[0]}",
             where=where,
-            remedy="Train with tune.targets of the attention alone, or write the merged model: rorqual merge, then export.",
+            remedy="Train with tune.targets of the attention only, or run `rorqual merge` and export the merged model.",
         )
 
 
 def shortest(chosen: list[str], every: list[str]) -> list[str]:
-    """Names for `chosen` and nothing else of `every`: the last word where all that end with it are chosen."""
+    """Return short names that match exactly `chosen` among `every`.
+
+    A last component stands for all modules that end with it, if all of them are chosen.
+    """
     last = {name.rpartition(".")[2] for name in chosen}
     whole = {word for word in last if all(name in chosen for name in every if name.rpartition(".")[2] == word)}
     return sorted(whole) + sorted(name for name in chosen if name.rpartition(".")[2] not in whole)
 
 
 def read_config(src: Path) -> dict[str, Any]:
-    """r, alpha and use_rslora of an `adapter_config.json`; whatever else would change the model is refused by name."""
+    """Return r, alpha and use_rslora of an `adapter_config.json`.
+
+    Raises ConfigError, with names, for other options that would change the model.
+    """
     where = str(src / CONFIG)
     data = read_object(src, CONFIG)
     if data is None:
-        raise CheckpointError(f"no {CONFIG}", where=str(src), remedy="Name a folder that peft's save_pretrained wrote.")
+        raise CheckpointError(f"no {CONFIG}", where=str(src), remedy="Give a folder that peft's save_pretrained wrote.")
     strange = [key for key, values in NEUTRAL.items() if key in data and data[key] not in values]
     known = {*NEUTRAL, *TAKEN, *WITHOUT_EFFECT}
-    # An option that is off is no option; newer versions of peft write many of those.
+    # Options that are off have no effect; newer versions of peft write many of them.
     strange += [key for key, value in data.items() if key not in known and value not in (None, False, {}, [])]
     if strange:
         raise ConfigError(
-            "options that LoRA does not have here: " + ", ".join(f"{key}={data[key]!r}" for key in sorted(strange)),
+            "unsupported LoRA options: " + ", ".join(f"{key}={data[key]!r}" for key in sorted(strange)),
             where=where,
             remedy="Merge it with peft (merge_and_unload) and import the merged model.",
         )
     if missing := [key for key in ("r", "lora_alpha") if key not in data]:
-        raise ConfigError(f"{', '.join(missing)} missing", where=where, remedy="Fetch the file again.")
+        raise ConfigError(f"{', '.join(missing)} missing", where=where, remedy="Download the file again.")
     settings = {"r": data["r"], "alpha": data["lora_alpha"], "use_rslora": data.get("use_rslora", False)}
     try:
         LoRA(**settings)
@@ -175,9 +187,9 @@ def read_config(src: Path) -> dict[str, Any]:
 
 
 def read_tensors(src: Path) -> dict[str, Tensor]:
-    """The tensors of `adapter_model.safetensors` in fp32; a pickle is never opened."""
+    """Return the tensors of `adapter_model.safetensors` in fp32. A pickle is never opened."""
     if not (src / WEIGHTS).exists():
-        what = f"{PICKLE} is a pickle, which can run any code when it is read; it is never opened"
+        what = f"{PICKLE} is a pickle, which can run any code when it is opened; it was not opened"
         raise CheckpointError(
             what if (src / PICKLE).exists() else f"no {WEIGHTS}",
             where=str(src),
@@ -187,11 +199,11 @@ def read_tensors(src: Path) -> dict[str, Tensor]:
     try:
         return {name: tensor.float() for name, tensor in load_file(file).items()}
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"cannot read: {error}", where=str(file), remedy="Fetch it again.") from None
+        raise CheckpointError(f"cannot read: {error}", where=str(file), remedy="Download it again.") from None
 
 
 def ours_of(tensors: Mapping[str, Tensor], ours: Mapping[str, str], where: str) -> dict[str, Tensor]:
-    """Tensors by our names; those that adapt no linear map of the model are an error that lists them."""
+    """Return the tensors by our names. Raises CheckpointError, with a list, for tensors that adapt no linear module."""
     found: dict[str, Tensor] = {}
     left: list[str] = []
     for name, tensor in tensors.items():
@@ -203,8 +215,8 @@ def ours_of(tensors: Mapping[str, Tensor], ours: Mapping[str, str], where: str) 
     if left or not found:
         shown = ", ".join(left[:8]) + (f" and {len(left) - 8} more" if len(left) > 8 else "")
         raise CheckpointError(
-            f"tensors that adapt nothing of this model: {shown}" if left else "no tensor of an adapter",
+            f"tensors that adapt no module of this model: {shown}" if left else "the file holds no adapter tensors",
             where=where,
-            remedy="Name the base that it was trained for; embedding, head and routed experts cannot be adapted.",
+            remedy="Give the base that it was trained for; embedding, head and routed experts cannot be adapted.",
         )
     return found

@@ -1,7 +1,7 @@
-"""Safetensors by slices, both ways: a reader that trusts no header, and a writer that is fed chunks of bytes.
+"""Read and write safetensors in slices. The reader validates the header, and the writer takes chunks of bytes.
 
-The format: eight bytes, the length n of the header (little-endian); n bytes of JSON, `{name: {dtype, shape, data_offsets}}`;
-then the tensors' bytes, one after another without a hole. Source: the safetensors format description.
+A file starts with eight bytes for the header's length n (little-endian) and n bytes of JSON, `{name: {dtype, shape, data_offsets}}`.
+The bytes of all tensors follow without gaps. Source: the safetensors format description.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from typing import Any
 from rorqual.core.errors import CheckpointError
 
 CHUNK = 8 << 20
-"""Bytes of a slice. A few of them are in memory at once."""
+"""Size of a slice in bytes. A few slices are in memory at once."""
 MAX_HEADER = 100_000_000
-"""Bytes of a header that may be read: the limit of the safetensors library. DeepSeek-V3's largest has 0.1 million."""
+"""Maximum header size in bytes, the limit of the safetensors library. DeepSeek-V3's largest header has 0.1 million bytes."""
 ITEM_BYTES: Mapping[str, int] = {
     "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2,
     "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "I8": 1, "U8": 1, "BOOL": 1,
 }  # fmt: skip
 METADATA = "__metadata__"
 Progress = Callable[[int, int, str], None]
-"""Called as work is done: bytes done, bytes in all, the name of the tensor at hand."""
-_MEND = "Fetch the file again: it is damaged or not a safetensors file."
+"""Called with the bytes done, the total, and the current tensor's name."""
+_MEND = "Download the file again: it is damaged or not a safetensors file."
 
 
 @dataclass(frozen=True)
 class Spec:
-    """A tensor to write: its name, its type in safetensors' words (`BF16`), its shape."""
+    """A tensor to write: its name, its safetensors type (`BF16`) and its shape."""
 
     name: str
     dtype: str
@@ -42,26 +42,26 @@ class Spec:
 
     @property
     def size(self) -> int:
-        """Bytes."""
+        """Size in bytes."""
         return math.prod(self.shape) * ITEM_BYTES[self.dtype]
 
 
 @dataclass(frozen=True)
 class Stored(Spec):
-    """A tensor in a file, or a run of its rows: `begin` is where its bytes start in `file`."""
+    """A tensor in a file, or a range of its rows. `begin` is the offset of its bytes in `file`."""
 
     file: Path
     begin: int
 
     def part(self, index: int, count: int, shape: tuple[int, ...]) -> Stored:
-        """The `index`-th of `count` equal parts of the bytes, as a tensor of `shape`."""
+        """Return part `index` of `count` equal parts of the bytes, as a tensor of `shape`."""
         one = replace(self, shape=shape, begin=self.begin + index * (self.size // count))
         if one.size * count != self.size:
-            raise ValueError(f"{self.name}: {count} parts of {shape} are not {self.shape}")
+            raise ValueError(f"{self.name}: {count} parts of {shape} do not make {self.shape}")
         return one
 
     def chunks(self, multiple: int = 8, size: int = CHUNK) -> Iterator[bytearray]:
-        """The bytes in order, in chunks that are a multiple of `multiple` bytes and (but for that) at most `size` long."""
+        """Yield the bytes in order. Chunks are multiples of `multiple` bytes and, if that allows, at most `size` long."""
         step = max(size // multiple, 1) * multiple
         with open(self.file, "rb", buffering=0) as file:
             for start in range(0, self.size, step):
@@ -71,42 +71,42 @@ class Stored(Spec):
                     read = os.preadv(file.fileno(), [view[at:]], self.begin + start + at)
                     if not read:
                         raise CheckpointError(
-                            f"{self.name} ends before its time: the file became shorter while it was read",
+                            f"{self.name} is truncated: the file became shorter during the read",
                             where=str(self.file),
-                            remedy="Repeat the command when nothing else writes there.",
+                            remedy="Repeat the command when no other process writes there.",
                         )
                     at += read
                 yield chunk
 
 
 def strict_json(data: bytes, where: str, remedy: str) -> dict[str, Any]:
-    """A JSON object; duplicate keys, NaN as a number and anything that is not an object are a `CheckpointError`."""
+    """Parse a JSON object. Raises CheckpointError for duplicate keys, NaN, infinity and anything but an object."""
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) < len(pairs):
             names = [name for name, _ in pairs]
             twice = next(name for name in names if names.count(name) > 1)
-            raise ValueError(f"key {twice!r} stands there twice")
+            raise ValueError(f"key {twice!r} occurs twice")
         return found
 
     def constant(text: str) -> Any:
-        raise ValueError(f"{text} is no JSON number")
+        raise ValueError(f"{text} is not a JSON number")
 
     try:
         value = json.loads(data.decode("utf-8"), object_pairs_hook=once, parse_constant=constant)
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"not usable JSON: {error}", where=where, remedy=remedy) from None
+        raise CheckpointError(f"invalid JSON: {error}", where=where, remedy=remedy) from None
     if not isinstance(value, dict):
         raise CheckpointError(f"a JSON {type(value).__name__}, not an object", where=where, remedy=remedy)
     return value
 
 
 def read_header(file: Path) -> dict[str, Stored]:
-    """The tensors of a safetensors file, in the order of their bytes; no tensor is read.
+    """Return the tensors of a safetensors file in the order of their bytes. Read only the header.
 
-    Refused (`CheckpointError`): a header longer than the file or than `MAX_HEADER`, duplicate names, an unknown type, a size
-    that is not that of the shape, tensors that overlap, leave a hole, or do not end where the file ends.
+    Raises CheckpointError for a header longer than the file or `MAX_HEADER`, duplicate names, an unknown type, or a size that
+    does not fit the shape. It also raises if tensors overlap, leave gaps, or do not end at the end of the file.
     """
     where = str(file)
     try:
@@ -117,7 +117,7 @@ def read_header(file: Path) -> dict[str, Stored]:
             length = int.from_bytes(stream.read(8), "little")
             if status.st_size < 8 or length > min(status.st_size - 8, MAX_HEADER):
                 raise CheckpointError(
-                    f"the header claims {length:,} bytes; the file has {status.st_size:,}, and {MAX_HEADER:,} is the most",
+                    f"the header claims {length:,} bytes; the file has {status.st_size:,}, and the limit is {MAX_HEADER:,}",
                     where=where,
                     remedy=_MEND,
                 )
@@ -148,15 +148,17 @@ def _stored(name: str, entry: Any, file: Path, data: int) -> Stored:
         return CheckpointError(f"{name}: {what}", where=str(file), remedy=_MEND)
 
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
-        raise wrong("its header is not dtype, shape and data_offsets")
+        raise wrong("its header entry needs exactly dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
         raise wrong(f"type {dtype!r} is not one of {', '.join(ITEM_BYTES)}")
     if not _sizes(shape) or not _sizes(offsets) or len(offsets) != 2:
-        raise wrong(f"shape {shape!r} or data_offsets {offsets!r} are not whole numbers of 0 or more")
+        raise wrong(f"shape {shape!r} or data_offsets {offsets!r} are not non-negative integers")
     tensor = Stored(name, dtype, tuple(shape), file, data + offsets[0])
     if tensor.size != offsets[1] - offsets[0]:
-        raise wrong(f"{dtype} of shape {shape} are {tensor.size:,} bytes, its offsets say {offsets[1] - offsets[0]:,}")
+        raise wrong(
+            f"{dtype} of shape {shape} has {tensor.size:,} bytes, but the offsets say {offsets[1] - offsets[0]:,}"
+        )
     return tensor
 
 
@@ -165,12 +167,12 @@ def _sizes(value: Any) -> bool:
 
 
 def layout(specs: Iterable[Spec]) -> list[Spec]:
-    """The order in which tensors are written: wide types first, so that each starts at a multiple of its item's size."""
+    """Return the write order of tensors: wide types first, so that each starts at a multiple of its item size."""
     return sorted(specs, key=lambda spec: -ITEM_BYTES[spec.dtype])
 
 
 def header_bytes(specs: Sequence[Spec], metadata: Mapping[str, str] | None = None) -> bytes:
-    """Length and header of a file that holds `specs` in this order; padded so that the first tensor is aligned to 8 bytes."""
+    """Return the length and header of a file with `specs` in this order, padded to align the first tensor to 8 bytes."""
     header: dict[str, Any] = {METADATA: dict(metadata or {"format": "pt"})}
     at = 0
     for spec in specs:
@@ -184,14 +186,14 @@ def header_bytes(specs: Sequence[Spec], metadata: Mapping[str, str] | None = Non
 def write_tensors(
     file: Path, specs: Iterable[Spec], chunks: Callable[[Spec], Iterable[bytes | bytearray | memoryview]]
 ) -> int:
-    """Write a safetensors file; `chunks(spec)` gives each tensor's bytes in order. Returns the file's size.
+    """Write a safetensors file and return its size. `chunks(spec)` yields a tensor's bytes in order.
 
-    The file appears under its name when it is whole and on the disk; on any failure nothing of it remains. A tensor whose
-    chunks are not its size is a `ValueError`. A full disk is an `OSError`, as the system says it.
+    The file appears only when it is complete and on disk. After a failure nothing remains.
+    Raises ValueError if the chunks of a tensor do not have its size, and OSError, for example on a full disk.
     """
     specs = layout(specs)
     if len({spec.name for spec in specs}) < len(specs):
-        raise ValueError("a name twice")
+        raise ValueError("two tensors have the same name")
     temporary = file.with_name(f".{file.name}.part")
     try:
         with open(temporary, "wb", buffering=0) as stream:
@@ -199,7 +201,7 @@ def write_tensors(
             for spec in specs:
                 written = sum(_write(stream.fileno(), chunk, file) for chunk in chunks(spec))
                 if written != spec.size:
-                    raise ValueError(f"{spec.name}: {written} bytes for {spec.size}")
+                    raise ValueError(f"{spec.name}: {written} bytes written, {spec.size} expected")
             os.fsync(stream.fileno())
             size = os.fstat(stream.fileno()).st_size
         os.replace(temporary, file)
@@ -211,7 +213,7 @@ def write_tensors(
 
 
 def _write(descriptor: int, data: bytes | bytearray | memoryview, file: Path) -> int:
-    """All of `data`: a write may take less than it is given, and says so only by its result. An error names `file`."""
+    """Write all of `data` in a loop, because a single write may accept fewer bytes. An OSError names `file`."""
     view = memoryview(data).cast("B")
     at = 0
     try:

@@ -1,4 +1,4 @@
-"""Which stored tensors make up which written ones, in both directions of a family's name map; all of it from headers."""
+"""Plan which stored tensors make up each written tensor, for import and export. Only headers are read."""
 
 from __future__ import annotations
 
@@ -20,28 +20,32 @@ from rorqual.ops.quant import BLOCK, blocks
 DType = Literal["keep", "float32", "bfloat16", "float16", "fp8"]
 STORED_AS: Mapping[str, str] = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 ALWAYS_FP32 = ("e_score_correction_bias",)
-"""Ends of names that no conversion narrows: in bf16 the router's bias chooses other experts (transformers#42580)."""
+"""Suffixes of tensors that always stay fp32. In bf16 the router's bias selects other experts (transformers#42580)."""
 _PROJECTION = re.compile(r"(?<!eh)_proj(_with_mqa)?\.weight$")
-"""What DeepSeek-V3 publishes in FP8: every projection of attention, networks and experts; not embedding, head, gate, norms, eh_proj."""
-MEND = "The config does not belong to these weights, or the file is damaged: fetch both again."
+"""The tensors that DeepSeek-V3 publishes in FP8: every projection of attention, networks and experts.
 
-NO_MTP = "These weights have no prediction module, and transformers saves none: set num_nextn_predict_layers to 0 in config.json."
+Embedding, head, gate, norms and eh_proj are not among them.
+"""
+MEND = "The config does not belong to these weights, or the file is damaged: download both again."
+
+NO_MTP = "These weights have no MTP module (transformers does not save it): set num_nextn_predict_layers to 0 in config.json."
 
 
 @dataclass(frozen=True)
 class TensorJob:
-    """A tensor to write: the bytes of its pieces, one after another, in its type."""
+    """A tensor to write: the concatenated bytes of its pieces in its type."""
 
     spec: Spec
     pieces: tuple[TensorPiece, ...]
 
     def chunks(self) -> Iterator[bytearray | memoryview]:
+        """Yield the tensor's bytes in order."""
         for piece in self.pieces:
             yield from piece.chunks(self.spec.dtype)
 
 
 class CountedChunks:
-    """The chunks of jobs by their specs, as `write_tensors` asks for them, counted for whoever waits."""
+    """Yields the chunks of each job for `write_tensors` and reports progress."""
 
     def __init__(self, jobs: Sequence[TensorJob], progress: Progress) -> None:
         self._jobs = {job.spec.name: job for job in jobs}
@@ -54,13 +58,13 @@ class CountedChunks:
             self.add(len(chunk), spec.name)
 
     def add(self, size: int, name: str) -> None:
-        """Count `size` bytes more."""
+        """Add `size` bytes to the progress."""
         self.done += size
         self._progress(self.done, self.total, name)
 
 
 def target(name: str, dtype: DType, stored: str) -> str:
-    """The type in which a tensor of theirs called `name`, stored as `stored`, is written."""
+    """Return the type in which to write the published tensor `name`, which is stored as `stored`."""
     if dtype == "keep":
         return stored
     if name.endswith(ALWAYS_FP32):
@@ -69,12 +73,12 @@ def target(name: str, dtype: DType, stored: str) -> str:
 
 
 def shapes_of(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """The shape of each tensor of a model, by our names; nothing is allocated."""
+    """Return the shape of each tensor of a model, by our names, without allocating memory."""
     return {name: tuple(tensor.shape) for name, tensor in skeleton(config).state_dict().items()}
 
 
 def our_tensors(file: Path, config: ModelConfig) -> dict[str, Stored]:
-    """The tensors of a run's weights by our names, those of older runs by today's."""
+    """Return the tensors of a run's weights by our names. Names of older runs are translated."""
     older = older_names(shapes_of(config))
     return {older.get(name, name): tensor for name, tensor in read_header(file).items()}
 
@@ -82,7 +86,10 @@ def our_tensors(file: Path, config: ModelConfig) -> dict[str, Stored]:
 def import_jobs(
     names: NameMap, config: ModelConfig, tensors: Mapping[str, Stored], dtype: DType, where: str
 ) -> list[TensorJob]:
-    """Jobs that write our tensors from theirs. Whatever the headers can show is refused: names, shapes, types, scales."""
+    """Return the jobs that write our tensors from the published ones.
+
+    Raises CheckpointError for wrong names, shapes, types or scales in the headers.
+    """
     _checked(names, tensors, where)
     wanted = shapes_of(config)
     jobs: list[TensorJob] = []
@@ -98,9 +105,7 @@ def import_jobs(
             continue
         jobs += _import_entry(entry, shape, dtype, parts, scales)
     if problems:
-        raise CheckpointError(
-            f"weights of another model than the config's: {shown(problems)}", where=where, remedy=MEND
-        )
+        raise CheckpointError(f"the weights do not fit the config: {shown(problems)}", where=where, remedy=MEND)
     return jobs
 
 
@@ -123,15 +128,15 @@ def _shape(entry: NameEntry, parts: Sequence[Stored], where: str) -> tuple[int, 
 def _check_type(tensor: Stored, scale: Stored | None) -> None:
     if tensor.dtype not in TYPES:
         raise CheckpointError(
-            f"{tensor.name} is of type {tensor.dtype}; weights are {', '.join(TYPES)}",
+            f"{tensor.name} has type {tensor.dtype}, not one of {', '.join(TYPES)}",
             where=str(tensor.file),
-            remedy="Weights quantised in other ways are not read.",
+            remedy="Use a checkpoint in one of these types; other quantisations are not supported.",
         )
     if (tensor.dtype == FP8) != (scale is not None):
         raise CheckpointError(
             f"{tensor.name} is {tensor.dtype} {'without' if scale is None else 'with'} scales ({tensor.name}{SCALE})",
             where=str(tensor.file),
-            remedy="FP8 tensors have scales, and no others do: fetch the checkpoint again.",
+            remedy="Only FP8 tensors have scales: download the checkpoint again.",
         )
     if scale is not None:
         check_scale(tensor, scale)
@@ -143,7 +148,7 @@ def _import_entry(
     kinds = sorted({target(part.name, dtype, part.dtype) for part in parts})
     if len(kinds) > 1:
         raise CheckpointError(
-            f"{entry.theirs[0]} and its siblings are of types {', '.join(kinds)}, and one tensor of a run holds them all",
+            f"{entry.theirs[0]} and its siblings have the types {', '.join(kinds)}, but a run stores them in one tensor",
             where=str(parts[0].file),
             remedy="Convert them to one type: dtype=bfloat16 or dtype=float32.",
         )
@@ -157,12 +162,12 @@ def _import_entry(
     beside = entry.scales()
     scale_shape = beside.shape([scale.shape for scale in scales if scale is not None])
     if len({scale.dtype for scale in kept}) > 1:
-        raise CheckpointError(f"{beside.theirs[0]} and its siblings are of several types", where=str(kept[0].file))
+        raise CheckpointError(f"{beside.theirs[0]} and its siblings have different types", where=str(kept[0].file))
     yield TensorJob(Spec(beside.ours, kept[0].dtype, scale_shape), tuple(TensorPiece(scale) for scale in kept))
 
 
 def check_copies(names: NameMap, tensors: Mapping[str, Stored], where: str) -> list[str]:
-    """The copies that a checkpoint carries; one that differs from what it copies is a `CheckpointError`. Reads both."""
+    """Return the copies in a checkpoint. Read them, and raise CheckpointError if one differs from its original."""
     original = {entry.ours: entry.theirs[0] for entry in names.entries}
     present = [name for name in names.copies if name in tensors]
     for name in present:
@@ -170,9 +175,9 @@ def check_copies(names: NameMap, tensors: Mapping[str, Stored], where: str) -> l
         same = (copy.dtype, copy.shape) == (first.dtype, first.shape)
         if not same or any(a != b for a, b in zip(copy.chunks(), first.chunks(), strict=True)):
             raise CheckpointError(
-                f"{name} differs from {first.name}, of which it must be a copy",
+                f"{name} must be a copy of {first.name}, but differs",
                 where=where,
-                remedy="This model shares these weights: a checkpoint with separate ones is another model.",
+                remedy="This model shares these weights. A checkpoint with separate ones is another model.",
             )
     return present
 
@@ -185,7 +190,10 @@ def export_jobs(
     copies: Collection[str],
     where: str,
 ) -> list[TensorJob]:
-    """Jobs that write theirs from our tensors, `copies` among them."""
+    """Return the jobs that write the published tensors, including `copies`, from ours.
+
+    Raises CheckpointError for missing or unexpected tensors and wrong shapes.
+    """
     wanted = shapes_of(config)
     scaled = {entry.ours: entry.scales().ours for entry in names.entries if entry.scales().ours in tensors}
     missing = [name for name in wanted if name not in tensors]
@@ -195,12 +203,12 @@ def export_jobs(
         for n, shape in wanted.items()
         if n in tensors and tensors[n].shape != shape
     ]
-    problems = [f"missing {n}" for n in missing] + [f"left over {n}" for n in extra] + odd
+    problems = [f"missing {n}" for n in missing] + [f"unexpected {n}" for n in extra] + odd
     if problems:
         raise CheckpointError(
-            f"a checkpoint of another shape than run.yaml's model: {shown(problems)}",
+            f"the checkpoint does not fit the model in run.yaml: {shown(problems)}",
             where=where,
-            remedy="Use the run.yaml that these weights were written with.",
+            remedy="Use the run.yaml that belongs to these weights.",
         )
     jobs: list[TensorJob] = []
     for entry in names.entries:
@@ -217,7 +225,7 @@ def export_jobs(
 
 
 def _part(ours: Stored, entry: NameEntry, place: int) -> Stored:
-    """The bytes of the tensor of theirs that stands at `place` in ours."""
+    """Return the bytes of the published tensor at index `place` in our tensor."""
     shape = ours.shape
     if entry.kind == "stack":
         shape = shape[1:]
@@ -239,14 +247,14 @@ def _export_tensor(name: str, part: Stored, scale: Stored | None, dtype: DType) 
 
 
 def check_quantization(data: object, where: str) -> None:
-    """Refuse a `quantization_config` other than FP8 in blocks of 128 x 128; None is fine."""
+    """Raise ConfigError for a `quantization_config` other than FP8 in blocks of 128 x 128. None is allowed."""
     if data is None:
         return
     found = data if isinstance(data, dict) else {}
     method, block, fmt = (found.get(key) for key in ("quant_method", "weight_block_size", "fmt"))
     if method != "fp8" or block != [BLOCK, BLOCK] or fmt not in (None, "e4m3"):
         raise ConfigError(
-            f"key 'quantization_config' says quant_method {method!r}, weight_block_size {block!r}, fmt {fmt!r}",
+            f"key 'quantization_config' has quant_method {method!r}, weight_block_size {block!r}, fmt {fmt!r}",
             where=where,
-            remedy=f"Only FP8 (E4M3) with a scale for each {BLOCK} x {BLOCK} values is read.",
+            remedy=f"Use a checkpoint in FP8 (E4M3) with one scale per {BLOCK} x {BLOCK} block, or an unquantised one.",
         )

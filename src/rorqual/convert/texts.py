@@ -1,4 +1,4 @@
-"""The small files of a checkpoint: config, tokenizer, chat template, generation config; read strictly, written for transformers."""
+"""Read and write the small files of a checkpoint: config, tokenizer, chat template, generation config."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from rorqual.ops.quant import BLOCK
 CONFIG, GENERATION, TOKENIZER_CONFIG = "config.json", "generation_config.json", "tokenizer_config.json"
 SPECIALS, TEMPLATE = "special_tokens_map.json", "chat_template.jinja"
 KEPT = (CONFIG, GENERATION, TOKENIZER_CONFIG, SPECIALS, TEMPLATE)
-"""Files of an imported checkpoint that its run keeps, in `imported/`, and an export gives back."""
+"""Files of an imported checkpoint that the run keeps in `imported/` and an export restores."""
 ORIGINALS = "imported"
 IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 CODE = "auto_map"
@@ -29,7 +29,7 @@ CODE = "auto_map"
 
 @dataclass(frozen=True)
 class StoredTexts:
-    """What a folder says beside its weights. `originals`: the files to keep. `notes`: what a person should know."""
+    """The contents of a folder's small files. `originals` holds the files to keep, and `notes` are for the user."""
 
     family: CheckpointFamily
     model_type: str
@@ -44,20 +44,27 @@ class StoredTexts:
 
 
 def read_texts(folder: Path) -> StoredTexts:
-    """Read and check a folder's small files; a `ConfigError`, `DataError` or `CheckpointError` names file and key."""
+    """Read and check a folder's small files.
+
+    Raises ConfigError, DataError or CheckpointError, with file and key, for invalid contents.
+    """
     where = str(folder / CONFIG)
     config = read_object(folder, CONFIG)
     if config is None:
         if RunDir(folder).config_file.is_file():
             raise CheckpointError(
-                "this is a run already", where=str(folder), remedy="Use it as it is: rorqual chat, eval, train, export."
+                "this folder is already a run",
+                where=str(folder),
+                remedy="Use it directly with rorqual chat, eval, train or export.",
             )
         raise CheckpointError(
-            f"no {CONFIG}", where=str(folder), remedy="Name a folder with a model of transformers' form."
+            f"no {CONFIG}", where=str(folder), remedy="Give a folder with a model in transformers' format."
         )
     kind = config.get("model_type")
     if not isinstance(kind, str):
-        raise ConfigError(f"key 'model_type' is {kind!r}", where=where, remedy="Use the model's own config.json.")
+        raise ConfigError(
+            f"key 'model_type' is {kind!r}, not a string", where=where, remedy="Use the model's own config.json."
+        )
     family = family_of(kind, where)
     quantization = config.get("quantization_config")
     check_quantization(quantization, where)
@@ -83,15 +90,15 @@ def _read_tokenizer(folder: Path, model: ModelConfig) -> Tokenizer:
         raise CheckpointError(
             f"no {TOKENIZER_FILE}",
             where=str(folder),
-            remedy="Fetch it too; an older tokenizer is rewritten by transformers' `save_pretrained`.",
+            remedy="Download it too. transformers' `save_pretrained` converts an older tokenizer.",
         )
     try:
         tokenizer = Tokenizer(data.decode("utf-8"), where=where)
     except UnicodeDecodeError as error:
-        raise DataError(f"not UTF-8 at byte {error.start}", where=where, remedy="Fetch the file again.") from None
+        raise DataError(f"not UTF-8 at byte {error.start}", where=where, remedy="Download the file again.") from None
     if tokenizer.vocab_size > model.vocab_size:
         raise DataError(
-            f"the tokenizer has {tokenizer.vocab_size} tokens, the model's vocabulary {model.vocab_size}",
+            f"the tokenizer has {tokenizer.vocab_size} tokens, but the model's vocabulary has {model.vocab_size}",
             where=where,
             remedy="Use the tokenizer that belongs to this model.",
         )
@@ -99,7 +106,7 @@ def _read_tokenizer(folder: Path, model: ModelConfig) -> Tokenizer:
 
 
 def _template(folder: Path, tokenizer_config: Mapping[str, Any]) -> str | None:
-    """The chat template, from the file of its own or the tokenizer's config, where the one called `default` counts."""
+    """Return the chat template from its own file, or from the tokenizer's config. Of a named list, use `default`."""
     data = read_text(folder, TEMPLATE)
     try:
         found = tokenizer_config.get("chat_template") if data is None else data.decode("utf-8")
@@ -112,22 +119,23 @@ def _template(folder: Path, tokenizer_config: Mapping[str, Any]) -> str | None:
 
 
 def _check_generation(generation: Mapping[str, Any], model: ModelConfig, where: str) -> None:
-    """Refuse ids that the vocabulary does not have, and sampling settings that are no numbers: a model would never stop, or not start."""
+    """Raise ConfigError for token ids outside the vocabulary and sampling settings that are not numbers.
+
+    With them, generation would never stop or fail at the start.
+    """
     for key in IDS:
         value = generation.get(key)
         ids = value if isinstance(value, list) else [] if value is None else [value]
         if not all(type(i) is int and 0 <= i < model.vocab_size for i in ids):
             raise ConfigError(
-                f"key '{key}' is {value!r}, and the vocabulary has ids 0 to {model.vocab_size - 1}",
+                f"key '{key}' is {value!r}, but the vocabulary has the ids 0 to {model.vocab_size - 1}",
                 where=where,
-                remedy="Use the file that belongs to this model, or take the key out.",
+                remedy="Use the file that belongs to this model, or remove the key.",
             )
     for key in ("temperature", "top_p", "top_k", "repetition_penalty"):
         value = generation.get(key)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-            raise ConfigError(
-                f"key '{key}' is {value!r}, not a number", where=where, remedy="Correct it or take it out."
-            )
+            raise ConfigError(f"key '{key}' is {value!r}, not a number", where=where, remedy="Correct it or remove it.")
 
 
 def _without_code(value: Mapping[str, Any]) -> bytes:
@@ -137,20 +145,20 @@ def _without_code(value: Mapping[str, Any]) -> bytes:
 def _notes(folder: Path, objects: list[dict[str, Any] | None], kind: str) -> list[str]:
     code = sorted(entry.name for entry in folder.iterdir() if entry.suffix == ".py")
     code += [f"the key {CODE}"] if any(CODE in value for value in objects if value) else []
-    return [f"code came with it ({', '.join(code)}) and was not run: the model is Rorqual's own {kind}"] if code else []
+    return [f"the checkpoint's code ({', '.join(code)}) was not run: Rorqual uses its own {kind}"] if code else []
 
 
 def json_bytes(value: Mapping[str, Any]) -> bytes:
-    """JSON as transformers writes it, with the keys in their order."""
+    """Return JSON in transformers' format, with the keys in their order."""
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def written_texts(
     run: RunDir, family: CheckpointFamily, model: ModelConfig, dtype: str, quantization: Mapping[str, Any] | None
 ) -> dict[str, bytes]:
-    """The small files of an export. Those that were imported are given back; config.json is written anew.
+    """Return the small files of an export. Imported files are restored; config.json is always written anew.
 
-    `dtype`: the type of most weights, in torch's words. `quantization`: the `quantization_config`, where there is one.
+    `dtype` is the torch name of the type of most weights. `quantization` is the `quantization_config`, or None.
     """
     tokenizer = Tokenizer.load(run.tokenizer_file)
     originals = run.path / ORIGINALS
@@ -173,7 +181,7 @@ def written_texts(
 
 
 def fp8_config(plain: list[str]) -> dict[str, Any]:
-    """The `quantization_config` of FP8 in blocks; `plain` are the linear modules that are not in FP8."""
+    """Return the `quantization_config` of FP8 in blocks. `plain` lists the linear modules that are not in FP8."""
     return {
         "activation_scheme": "dynamic",
         "fmt": "e4m3",

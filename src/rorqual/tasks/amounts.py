@@ -1,12 +1,18 @@
 r"""Decide which number a sentence states as its answer.
 
-Of the numbers in the segment these are not its answer: what an operator joins (`5 * 12`), the left side of an equation, what is denied
-("not 18"), a bound ("more than 18", "18, maybe more"), a range ("18 to 20", but not "rises from 18 to 20"), two that are left open ("18 or
-19", but not "18 in all, or 6 each"), a multiple ("3x = 18"), an ordinal, and what stands in brackets or in a clause that gives a reason. A
-sentence that guesses, lists cases ("if ..., 18; if ..., 19") or takes back its number has none. A quantity of two units ("1 hour and 30
-minutes") is one number. Of the rest a number that a preposition or an article governs ("for 3 people", "the 5 days") counts only where
-there is no other. A mark is followed by its answer, so its first number counts; a sentence ends in its answer, so there the last, and where
-it joins two clauses ("9 remain, and 6 are gone") the one before it is its rival.
+These numbers of a segment are not its answer:
+
+- an operand (`5 * 12`), the left side of an equation, a multiple ("3x = 18"), an ordinal
+- a denied number ("not 18")
+- a bound ("more than 18", "18, maybe more") or a range ("18 to 20", but not "rises from 18 to 20")
+- two open alternatives ("18 or 19", but not "18 in all, or 6 each")
+- a number in brackets or in a clause that gives a reason
+
+A sentence that guesses, lists cases ("if ..., 18; if ..., 19") or retracts its number has no answer.
+A quantity in two units ("1 hour and 30 minutes") is one number.
+A number after a preposition or article ("for 3 people", "the 5 days") counts only if no other number remains.
+After a mark the first number counts. In a sentence the last one counts, because sentences end with their answer.
+If the sentence joins two clauses ("9 remain, and 6 are gone"), the number of the first clause is its rival.
 """
 
 from __future__ import annotations
@@ -73,7 +79,7 @@ _ADVERBIAL = re.compile(
 )
 _OR_LIST = re.compile(rf"{_LIST.pattern}|^,? or [$£€]?$", re.IGNORECASE)
 _PARTS_FOLLOW = re.compile(r":|\b(?:namely|i\.e\.)")
-"""What stands between a count and what it counts: "3 roots: 1, 4, 9"."""
+"""The text between a count and the counted items: "3 roots: 1, 4, 9"."""
 _COMPARED = re.compile(
     r"^(?: [A-Za-z]+)? (?:(?:more|less|fewer|\w+er) than|(?:below|above|under|short of|ahead of|in excess of)(?! zero)"
     r"|more than|too (?:much|many|few|little))\b",
@@ -134,7 +140,7 @@ _RATE = re.compile(
 )
 _OR_RATE = re.compile(r"^ [a-z][^0-9]{0,40}, (?:or )?[$£€]?$", re.IGNORECASE)
 _AND_OTHERS = re.compile(r"[^,;]{0,40}, [A-Z][a-z]+ [a-z]+ [$£€]?")
-"""Between what two people have: "Tom gets 6 apples, Ann gets 4"."""
+"""The text between the numbers of two people: "Tom gets 6 apples, Ann gets 4"."""
 _APPOSED = re.compile(r"^[^0-9]{0,40}?, (?:(?:for )?an? (?:\w+ ){1,3}of|i\.e\.,?|that is,?) [$£€]?$", re.IGNORECASE)
 _A_SAVING = re.compile(r"[^0-9,]{0,40}, an? (?!total|sum)(?:\w+ ){1,3}of [$£€]?", re.IGNORECASE)
 _IS = re.compile(r"\b(?:is|are|was|were)\b", re.IGNORECASE)
@@ -150,32 +156,32 @@ _TWO_UNITS = re.compile(r"\s([A-Za-z]+)(?:,|,? and)?\s$")
 
 @dataclass(frozen=True)
 class Amount:
-    """A number that a reply commits to. `others` are the same quantity in other units, where the reply states them too."""
+    """A final number of a reply. `others` holds the same quantity in other units if the reply states them."""
 
     value: Fraction
     percent: bool = False
     others: frozenset[Fraction] = field(default=frozenset(), compare=False)
 
     def equals(self, gold: Fraction) -> bool:
-        """A percentage equals its share (50% is 1/2), and its figure where that is no share itself (50% for 50)."""
+        """Return whether the amount equals `gold`. 50% equals both 1/2 and 50, but 0.5% does not equal 1/2."""
         if not self.percent:
             return gold == self.value or gold in self.others
         return self.value == 100 * gold or (self.value == gold and not 0 < abs(gold) < 1)
 
 
 def final_amount(reply: str, *, strict: bool = False) -> Amount | None:
-    """The number that `reply` commits to, None where it commits to none or does not decide. With `strict` only a mark counts."""
+    """Return the final number of `reply`, or None if it has none or two. With `strict`, only marked answers count."""
     found = said_amounts(reply, strict=strict).final
     return found[0] if len(found) == 1 else None
 
 
 def said_amounts(reply: str, *, strict: bool = False) -> Said:
-    """The numbers that `reply` commits to, and those that it states beside them."""
+    """Return the final numbers of `reply`, and the other numbers that its last sentence states."""
     return settle(with_options(reply), read_amount, strict=strict)
 
 
 def read_amount(segment: str, marked: bool) -> Reading:
-    """What number the segment states; see the rules above."""
+    """Return the number that the segment states, by the rules in the module docstring."""
     text = segment[-SENTENCE:] if not marked else segment[:SENTENCE]
     bold = [found for found in _BOLD.findall(text) if numbers(plain(found))]
     if bold and not marked:
@@ -201,7 +207,7 @@ def read_amount(segment: str, marked: bool) -> Reading:
 
 
 def _compounds(found: list[Number], text: str) -> list[Number]:
-    """`found` with each quantity of two units as one number in the smaller one: `1 hour and 30 minutes` is 90."""
+    """Merge each quantity in two units into one number in the smaller unit: `1 hour and 30 minutes` becomes 90."""
     whole: list[Number] = []
     for number in found:
         joined = _compound(whole[-1], number, text) if whole else None
@@ -212,7 +218,7 @@ def _compounds(found: list[Number], text: str) -> list[Number]:
 
 
 def _compound(one: Number, other: Number, text: str) -> Number | None:
-    """Two numbers as one quantity (`5 feet 3 inches`, `3 dozen and 5`), None where they are two."""
+    """Return two numbers as one quantity (`5 feet 3 inches`, `3 dozen and 5`), or None if they are separate."""
     gap = text[one.end : other.start]
     if one.value is None or other.value is None:
         return None
@@ -230,9 +236,10 @@ def _compound(one: Number, other: Number, text: str) -> Number | None:
 
 
 def _in_words(text: str, found: list[Number]) -> list[Number]:
-    """The numbers in words that count: those of a closing clause without digits ("making it twenty-one in total"), and where every number
+    """Return the numbers in words that count.
 
-    in digits is a term or is governed ("four boxes at $5"), those that no preposition governs.
+    These are the numbers of a closing clause without digits ("making it twenty-one in total"). If every number in digits
+    is an operand or follows a preposition ("four boxes at $5"), they are the numbers in words without a preposition.
     """
     closing = _CLOSING.search(text)
     if closing and (words := [one for one in spelled(text) if one.start >= closing.start()]):
@@ -269,7 +276,7 @@ def _choose(text: str, found: list[Number], marked: bool, asides: list[str]) -> 
     pool = [i for i in left if ranks[i] == best]
     place = _first(text, found, pool) if marked or best <= GOVERNED else _last(text, found, before, pool)
     value = found[place].value
-    if value is None:  # "twice nine" says nothing yet, 3:30 is no number
+    if value is None:  # "twice nine" and 3:30 have no value
         return Reading(denied=said, refused=not found[place].spelled)
     weak = not marked and _OF_THE_QUESTION.search(before[place]) is not None
     amount = Amount(value, found[place].percent, _others(found, place, after, asides))
@@ -284,14 +291,14 @@ def _choose(text: str, found: list[Number], marked: bool, asides: list[str]) -> 
 
 
 def _apposed(found: list[Number], place: int, left: list[int], after: list[str]) -> Amount | None:
-    """The number after the chosen one that an apposition adds: "to $48, a saving of $12", "350, i.e. 50 more than planned"."""
+    """Return the number in an apposition after the chosen one: "to $48, a saving of $12", "350, i.e. 50 more than planned"."""
     i = place + 1
     value = found[i].value if i in left and _APPOSED.match(after[place]) else None
     return None if value is None else Amount(value, found[i].percent)
 
 
 def _price(found: list[Number], place: int, after: list[str]) -> Amount | None:
-    """The price of what is counted, of which either may be asked for: "She sells 18 eggs for $36"."""
+    """Return the price after a count ("She sells 18 eggs for $36"), since the question may ask for either."""
     i = place + 1
     if (
         i >= len(found)
@@ -305,7 +312,7 @@ def _price(found: list[Number], place: int, after: list[str]) -> Amount | None:
 
 
 def _rival(text: str, found: list[Number], pool: list[int], place: int) -> Amount | None:
-    """The number before, where it is the answer as much: "9 remain, and 6 are gone", "20%, i.e. $16 off", "24, or 8 each"."""
+    """Return the previous number if it looks equally final: "9 remain, and 6 are gone", "20%, i.e. $16 off", "24, or 8 each"."""
     at = pool.index(place)
     one, other = found[pool[at - 1]], found[place]
     if at == 0 or one.value is None:
@@ -328,7 +335,7 @@ def _rival(text: str, found: list[Number], pool: list[int], place: int) -> Amoun
 
 
 def _excluded(text: str, found: list[Number], before: list[str], after: list[str]) -> tuple[set[int], set[int]]:
-    """The numbers that are no candidates, and those of them that leave the answer open."""
+    """Return the indices of excluded numbers, and of those among them that leave the answer open."""
     out: set[int] = set()
     open_: set[int] = set()
     for i, number in enumerate(found):
@@ -368,7 +375,7 @@ def _signed(before: str, number: Number) -> bool:
 
 
 def _is_rate(i: int, after: list[str]) -> bool:
-    """Whether number i + 1 says number i in other terms: `24 slices in total, or 8 slices each`, `500 kg or 1,102 pounds`."""
+    """Return whether number i + 1 restates number i: `24 slices in total, or 8 slices each`, `500 kg or 1,102 pounds`."""
     if _OR_RATE.match(after[i]) and _RATE.match(after[i + 1]):
         return True
     one, other = _WITH_UNIT.match(after[i]), _UNIT.match(after[i + 1])
@@ -377,7 +384,7 @@ def _is_rate(i: int, after: list[str]) -> bool:
 
 
 def _is_range(found: list[Number], i: int, before: list[str], after: list[str]) -> bool:
-    """Whether numbers i and i + 1 are the ends of a range: `18-20`, `18 to 20`. "Rises from 18 to 20" says the second."""
+    """Return whether numbers i and i + 1 are a range (`18-20`, `18 to 20`). "Rises from 18 to 20" states the second number."""
     if i + 1 >= len(found) or not _RANGE.search(after[i]):
         return False
     if _CHANGES.search(before[i]) and not RESTATED.search(after[i + 1]):
@@ -387,7 +394,7 @@ def _is_range(found: list[Number], i: int, before: list[str], after: list[str]) 
 
 
 def _ranks(text: str, found: list[Number], before: list[str], after: list[str]) -> list[int]:
-    """How likely each number is the answer by its place: ATTRIBUTE ("the 100-gallon tank"), GOVERNED, RELATIVE or FREE."""
+    """Rank each number by its grammatical place: ATTRIBUTE ("the 100-gallon tank"), GOVERNED, RELATIVE or FREE, the likeliest."""
     ranks: list[int] = []
     listed = _breakdown(text, found)
     for i, number in enumerate(found):
@@ -401,16 +408,16 @@ def _ranks(text: str, found: list[Number], before: list[str], after: list[str]) 
 
 
 def _same_kind(found: list[Number], i: int, after: list[str]) -> bool:
-    """Whether number i has a unit of the same kind as the number before it: `1 hour and 30 minutes, which is 90 minutes`."""
+    """Return whether number i and the previous one measure the same kind: `1 hour and 30 minutes, which is 90 minutes`."""
     words = [_UNIT.match(after[j]) for j in (i - 1, i) if j >= 0]
     units = [unit_of(word[1]) if word else None for word in words]
     return len(units) == 2 and None not in units and len({unit[0] for unit in units if unit}) == 1
 
 
 def number_list(text: str, *, counted: bool) -> list[str]:
-    """The last numbers of `text` that only commas, `and` and `or` part, where there are several; none where a number before counts
+    """Return the last numbers of `text` if only commas, `and` or `or` separate several of them.
 
-    them ("2 roots: 3, 4"), unless `counted`.
+    Return none if the previous number counts them ("2 roots: 3, 4"), unless `counted`.
     """
     found = numbers(text)
     begin = len(found) - 1
@@ -427,7 +434,7 @@ def number_list(text: str, *, counted: bool) -> list[str]:
 
 
 def _breakdown(text: str, found: list[Number]) -> int:
-    """Where the parts of a sum begin (`8 apples: 2 red and 6 green`), else the end of the text."""
+    """Return where the parts of a sum begin (`8 apples: 2 red and 6 green`), else the end of the text."""
     colon = _PARTS_FOLLOW.search(text, found[0].end)
     if colon is None or (colon[0] != ":" and not number_list(text, counted=True)):
         return len(text)
@@ -436,14 +443,14 @@ def _breakdown(text: str, found: list[Number]) -> int:
 
 
 def _first(text: str, found: list[Number], pool: list[int]) -> int:
-    """After a mark: the first, or the one after `that is`."""
+    """Return the number that counts after a mark: the first, or the one after `that is` if the first has no value."""
     restated = [m.end() for m in RESTATED.finditer(text) if m.start() > found[pool[0]].end]
     later = [i for i in pool if restated and found[i].start >= restated[-1]]
     return later[0] if later and found[pool[0]].value is None else pool[0]
 
 
 def _last(text: str, found: list[Number], before: list[str], pool: list[int]) -> int:
-    """In running prose: the last right side of an equation in the last clause, else the last number."""
+    """Return the number that counts in prose: the last right side of an equation in the last clause, else the last number."""
     breaks = [m.end() for m in _CLAUSE.finditer(text) if m.end() <= found[pool[-1]].start]
     begin = breaks[-1] if breaks else 0
     clause = [i for i in pool if found[i].start >= begin]
@@ -452,7 +459,7 @@ def _last(text: str, found: list[Number], before: list[str], pool: list[int]) ->
 
 
 def _others(found: list[Number], place: int, after: list[str], asides: list[str]) -> frozenset[Fraction]:
-    """The numbers that say the same quantity in another unit: `90 minutes (1.5 hours)`, `90 minutes or 1.5 hours`."""
+    """Return the numbers that restate the quantity in another unit: `90 minutes (1.5 hours)`, `90 minutes or 1.5 hours`."""
     values = {found[place].also}
     for i in (place - 1, place):
         if 0 <= i < len(found) - 1 and _same_quantity(found, i, after):
@@ -464,7 +471,7 @@ def _others(found: list[Number], place: int, after: list[str], asides: list[str]
 
 
 def _same_quantity(found: list[Number], i: int, after: list[str]) -> bool:
-    """Whether numbers i and i + 1 are one quantity: `90 minutes or 1.5 hours`, `5 or 5.0`."""
+    """Return whether numbers i and i + 1 are the same quantity: `90 minutes or 1.5 hours`, `5 or 5.0`."""
     if found[i].value is None or not re.search(
         r"\bor\b|\bi\.\s?e\.|\bthat is\b|\bwhich is\b|=|\bequals\b|\(", after[i]
     ):
@@ -474,7 +481,7 @@ def _same_quantity(found: list[Number], i: int, after: list[str]) -> bool:
 
 
 def _base(number: Number, after: str) -> tuple[str, Fraction] | None:
-    """The quantity in the base unit of its kind; without a unit the bare number."""
+    """Return the kind and the value in its base unit. A number without a unit has the kind ""."""
     if number.value is None:
         return None
     word = _UNIT.match(after)

@@ -1,4 +1,4 @@
-"""Find the answer in a reply, and compare it: numbers exactly, mathematics by math-verify, labels by name."""
+"""Find the answer in a reply and compare it: numbers exactly, mathematics with math-verify, labels by name."""
 
 from __future__ import annotations
 
@@ -38,21 +38,21 @@ FAILURES = (
     ArithmeticError, AssertionError, AttributeError, BasePolynomialError, LookupError, NotImplementedError, RecursionError,
     TypeError, ValueError,
 )  # fmt: skip
-"""What sympy is known to raise on expressions that it cannot compare. Such a reply is ungraded, not wrong."""
+"""Exceptions that sympy raises on expressions that it cannot compare. Such a reply is ungraded, not wrong."""
 _INEQUALITY = re.compile(r"[<>]|\\[lg]eq?(?![a-z])")
 POINTS = (Rational(7, 3), Rational(11, 5), Rational(23, 9))
-"""Where two expressions with variables are compared."""
+"""Values of the variables at which two expressions are compared."""
 LONGER, LONGEST = 10, 400
-"""An answer of more than ten times the gold answer's length, and 400 characters, is wrong without being parsed."""
+"""An answer longer than ten times the gold answer plus 400 characters is wrong and is not parsed."""
 STRIKES_AGAIN = 0.5
-"""Seconds from one strike of the clock to the next."""
+"""Seconds between repeated alarms after a timeout."""
 
-for _name in ("math_verify.parser", "math_verify.grader"):  # the clock that they miss is our own
+for _name in ("math_verify.parser", "math_verify.grader"):  # they warn about a missing timeout; `_clock` sets one
     logging.getLogger(_name).addFilter(lambda record: not record.getMessage().startswith("Timeout is disabled"))
 
 
 def final_answer(text: str) -> str:
-    """The marked answer, else the last line that is not empty, without `$` around it."""
+    """Return the marked answer, else the last line that is not empty, without `$` around it."""
     found = marked(text)
     if found is None:
         lines = [line.strip() for line in text.split("\n") if line.strip()]
@@ -61,17 +61,16 @@ def final_answer(text: str) -> str:
 
 
 def final_number(text: str) -> Fraction | None:
-    """The number that `text` commits to: `1,234`, `$5`, `-2.50`, `3/4`, `70k` and `twelve` are numbers, and 50% is 50."""
+    """Return the final number of `text`. `1,234`, `$5`, `-2.50`, `3/4`, `70k` and `twelve` are numbers, and 50% is 50."""
     found = final_amount(text)
     return None if found is None else found.value
 
 
 def math_equal(gold: str, reply: str, *, timeout: int = 5) -> Verdict:
-    """Whether `reply` ends in mathematics equal to the LaTeX `gold`, by math-verify.
+    """Grade whether the final expression of `reply` equals the LaTeX `gold`, with math-verify.
 
-    UNGRADED where the gold answer does not parse, where parsing or comparing took more than `timeout` seconds, or where
-    sympy failed: none of these says that the reply is wrong. math-verify's clock is a signal, which only the main thread may
-    set: in another thread the comparison runs in a process of its own, and costs its start.
+    The verdict is UNGRADED if `gold` does not parse, if parsing or comparing takes over `timeout` seconds, or if sympy fails.
+    The timeout is a signal, and only the main thread can set signals. Other threads therefore start a process for each comparison.
     """
     said = said_expressions(reply, gold)
     found = [_math_equal(gold, one, timeout) for one in said.final or (None,)]
@@ -84,7 +83,7 @@ def math_equal(gold: str, reply: str, *, timeout: int = 5) -> Verdict:
 
 
 def _math_equal(gold: str, said: str | None, timeout: int) -> Verdict:
-    """Whether the one expression that a reply commits to equals `gold`; None commits to nothing."""
+    """Grade one final expression against `gold`. None means that the reply has no final expression."""
     if said is not None and len(said) > LONGER * len(gold) + LONGEST:
         said = None
     one, other = _number(tidy(gold)), None if said is None else _number(tidy(said))
@@ -96,12 +95,15 @@ def _math_equal(gold: str, said: str | None, timeout: int) -> Verdict:
 
 
 def parses(gold: str, *, timeout: int = 5) -> bool:
-    """Whether `gold` can be used to grade: a reply that repeats it is right."""
+    """Return whether `gold` is usable as a gold answer, that is, whether a reply that repeats it is right."""
     return math_equal(gold, f"\\boxed{{{gold}}}", timeout=timeout) is Verdict.RIGHT
 
 
 def _compare(gold: str, said: str | None, timeout: int) -> Verdict:
-    """Compare part by part, so that no set equals a tuple and no interval one with other brackets; then math-verify compares the parts."""
+    """Compare part by part, then each part with math-verify.
+
+    So a set never equals a tuple, and intervals with different brackets differ.
+    """
     if (words := gold_words(gold)) is not None:
         return Verdict.RIGHT if said is not None and bare_words(said) == words else Verdict.WRONG
     try:
@@ -109,7 +111,7 @@ def _compare(gold: str, said: str | None, timeout: int) -> Verdict:
             return Verdict.UNGRADED
         if said is None or not same_unit(gold, said):
             return Verdict.WRONG
-        if re.search(r"\\circ|°", said) and "=" not in gold:  # degrees are left out, so the sides may differ
+        if re.search(r"\\circ|°", said) and "=" not in gold:  # degree signs are removed, so the sides may differ
             said = said.rpartition("=")[2]
         if tidy(gold) == tidy(said) or _equal(tidy(gold), tidy(said), timeout):
             return Verdict.RIGHT
@@ -119,7 +121,7 @@ def _compare(gold: str, said: str | None, timeout: int) -> Verdict:
 
 
 def _usable(gold: str, timeout: int) -> bool:
-    """Whether every part of `gold` parses."""
+    """Return whether every part of `gold` parses."""
     gold = split(gold, "\\in")[-1]
     found = parts(gold)
     if found is not None:
@@ -143,7 +145,7 @@ def _equal(gold: str, said: str, timeout: int) -> bool:
             return _equal(gold, described, timeout)
     if (one is None and other is None) or (_INEQUALITY.search(gold) is None) != (_INEQUALITY.search(said) is None):
         return _equal_expressions(gold, said, timeout)
-    if one is None and other is not None and other.kind == "," and "pm" not in said:  # one value, said several times
+    if one is None and other is not None and other.kind == "," and "pm" not in said:  # one value, stated several times
         return all(_equal(gold, item, timeout) for item in other.items)
     if one is None or other is None:
         return False
@@ -151,7 +153,7 @@ def _equal(gold: str, said: str, timeout: int) -> bool:
 
 
 def _open(gold: str, said: str, timeout: int) -> bool:
-    r"""Whether `said` leaves out what only the question says (a number's base, which of several letters), or has a form that is not read."""
+    r"""Return whether only the question can decide: `said` omits a number's base or names, or uses a notation that is not read."""
     if (base := base_of(gold)) is not None:
         return said.replace(" ", "").upper() == base[0]
     one, other = _rows(gold) or parts(gold), parts(said)
@@ -168,20 +170,23 @@ def _open(gold: str, said: str, timeout: int) -> bool:
 
 
 def _named_values(said: Parts) -> tuple[str, ...]:
-    """The values of `a = 1, b = 2`; none where one has no name, or two have the same."""
+    """Return the values of `a = 1, b = 2`. The tuple is empty if a value has no name or two values share one."""
     sides = [split(item, "=") for item in said.items]
     named = all(len(pair) == 2 for pair in sides) and len({pair[0] for pair in sides}) == len(sides)
     return tuple(pair[1] for pair in sides) if named else ()
 
 
 def _rows(text: str) -> Parts | None:
-    """The entries of a matrix of one column, None where `text` is no such matrix."""
+    """Return the entries of a matrix with one column, or None if `text` is not such a matrix."""
     found = re.fullmatch(r"\\begin\{[pb]matrix\}([^&]*)\\end\{[pb]matrix\}", text.strip(), re.DOTALL)
     return None if found is None else Parts("rows", tuple(row.strip() for row in found[1].split("\\\\") if row.strip()))
 
 
 def _equal_parts(gold: Parts, said: Parts, timeout: int) -> bool:
-    """Tuples and intervals in order and with the same brackets, lists and sets in any order. A list without brackets may be a set."""
+    """Compare tuples and intervals in order and with their brackets, lists and sets in any order.
+
+    A list without brackets may equal a set.
+    """
     loose = {gold.kind, said.kind} == {",", "{}"}
     if (gold.kind != said.kind and not loose) or len(gold.items) != len(said.items):
         return False
@@ -197,7 +202,7 @@ def _equal_parts(gold: Parts, said: Parts, timeout: int) -> bool:
 
 
 def _contradicts(sides: list[str], timeout: int) -> bool:
-    """Whether two sides of a chain of equations are constants that differ (`3 = 4`)."""
+    """Return whether two sides of a chain of equations are different constants (`3 = 4`)."""
     values = [found for one in sides if (found := _value(one, timeout)) is not None]
     return any(not _exactly(values[0], value) for value in values[1:])
 
@@ -212,12 +217,12 @@ def _value(text: str, timeout: int) -> Expr | None:
 
 
 def _names(text: str) -> bool:
-    """Whether the left side of an equation names what the right side is: a letter, a function, words."""
+    """Return whether the left side of an equation names the right side: a letter, a function or words."""
     return re.search(r"[A-Za-z]", re.sub(r"\\(?:[dt]?frac|sqrt|cdot|times|pi|div)", "", text)) is not None
 
 
 def _number(text: str) -> Number | None:
-    r"""`text` as a number, read exactly; `\frac` is left to math-verify, but in a percentage."""
+    r"""Return `text` as an exact number. math-verify handles `\frac`, except in a percentage."""
     return None if "frac" in text and "%" not in text else single(text)
 
 
@@ -240,7 +245,9 @@ def _equal_expressions(gold: str, said: str, timeout: int) -> bool:
     one, other = _number(gold), _number(said)
     if one is not None and other is not None:
         return _same_number(one, other)
-    if other is not None and other.value is not None and other.value.denominator > 1:  # forms that LaTeX does not know
+    if (
+        other is not None and other.value is not None and other.value.denominator > 1
+    ):  # `said` may have a form that LaTeX lacks
         said = f"\\frac{{{other.value.numerator}}}{{{other.value.denominator}}}" + "\\%" * other.percent
     if ("=" in gold) != ("=" in said):
         gold, said = side(gold, False)[-1], side(said, False)[-1]
@@ -260,12 +267,15 @@ def _verified(gold: Any, said: Any, timeout: int) -> bool:
 
 
 def _as_set(one: Any) -> Any:
-    """The numbers that an inequality admits."""
+    """Return the set of numbers that satisfy an inequality."""
     return one if isinstance(one, Set) else one.as_set()
 
 
 def _exactly(one: Any, other: Any) -> bool:
-    """Whether two expressions agree to 30 digits, at three points where they have variables: math-verify rounds to 6 digits."""
+    """Return whether two expressions agree to 25 digits, since math-verify rounds to 6.
+
+    Expressions with variables are compared at three points.
+    """
     if isinstance(one, MatrixBase) and isinstance(other, MatrixBase):
         return one.shape == other.shape and all(map(_exactly, one, other))
     if not isinstance(one, Expr) or not isinstance(other, Expr):
@@ -282,12 +292,12 @@ def _exactly(one: Any, other: Any) -> bool:
 
 
 def _rational(expression: Expr) -> Expr:
-    """`expression` with its decimals as the fractions that they are."""
+    """Return `expression` with each decimal as an exact fraction."""
     return expression.xreplace({number: Rational(str(number)) for number in expression.atoms(Float)})
 
 
 def _parsed(text: str, timeout: int) -> list[Any] | None:
-    """Expressions, not the strings that math-verify falls back to; None where the clock ran out."""
+    """Return the parsed expressions, without math-verify's fallback strings, or None after a timeout."""
     try:
         with _clock(timeout):
             found = parse(f"\\boxed{{{text}}}", parsing_timeout=None)
@@ -298,11 +308,11 @@ def _parsed(text: str, timeout: int) -> list[Any] | None:
 
 @contextmanager
 def _clock(seconds: float) -> Iterator[None]:
-    """Raises TimeoutException where what is inside takes longer than `seconds`, in the main thread only.
+    """Raise TimeoutException if the block takes longer than `seconds`. Works in the main thread only.
 
-    math-verify has such a clock, which strikes once. Where it strikes in what a garbage collection calls, Python prints the error and
-    goes on, without a clock and without an end: so this one goes on striking, and an end that comes too late is still too late. An alarm
-    that somebody had set goes off when it was to, or at the end of this.
+    math-verify's own timeout fires once. If it fires inside a finalizer during garbage collection, Python prints the error and continues
+    without a timeout. This one fires again every `STRIKES_AGAIN` seconds, and also raises if the block ends late.
+    An alarm set by the caller still fires at its time, or at the end of the block.
     """
     struck = over = False
     began, theirs = time.monotonic(), (0.0, 0.0)
@@ -320,7 +330,7 @@ def _clock(seconds: float) -> Iterator[None]:
             yield
         finally:
             over = True
-    finally:  # once more, should it have struck on the way here
+    finally:  # repeated, because the alarm may fire inside the inner `finally`
         over = True
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)

@@ -1,4 +1,4 @@
-"""A task: problems, a grader, and, where it has them, worked solutions. The same object evaluates, filters and rewards."""
+"""A task: problems, a grader and optional worked solutions. Evaluation, filtering and reward use the same object."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ from typing import Any, Literal
 from rorqual.core.records import Message
 
 Split = Literal["train", "dev", "test"]
-"""`train` to learn from, `dev` to choose settings on, `test` held out: nothing is chosen on it."""
+"""`train` is for training, `dev` for choosing settings, and `test` is held out: choose nothing on it."""
 
 
 class Verdict(Enum):
-    """What a grader says. `UNGRADED` (it failed, timed out, or the gold answer is unusable) never trains and is counted."""
+    """The result of grading. `UNGRADED` means that the grader failed or timed out, or that the gold answer is unusable.
+
+    Ungraded samples are counted and never used for training.
+    """
 
     RIGHT = "right"
     WRONG = "wrong"
@@ -27,9 +30,10 @@ class Verdict(Enum):
 class Problem:
     """One problem with a checkable answer.
 
-    `key` is the canonical form (a+b and b+a share it): equal keys are one problem, and the split is a hash of it.
-    `prompt` is never empty; to learn from, nor is `answer`. `steps` is a worked solution, the text that belongs between `<think>` and
-    `</think>`; None where there is none. `version`: of the family; results of two versions are not compared.
+    `key` is the canonical form: a+b and b+a share one key and count as one problem. The split is a hash of the key.
+    `prompt` is never empty. `answer` is never empty in a training set.
+    `steps` is a worked solution, the text between `<think>` and `</think>`, or None.
+    `version` is the version of the family. Results of two versions are not comparable.
     """
 
     key: str
@@ -43,38 +47,38 @@ class Problem:
 
     @property
     def messages(self) -> tuple[Message, ...]:
-        """What the model is asked."""
+        """The messages of the prompt."""
         return (Message("user", self.prompt),)
 
 
 class Task(ABC):
-    """Problems with checkable answers. Subclass it in one file of your own: `rorqual train grpo task=./mine.py:Mine`."""
+    """Problems with checkable answers. Subclass it in your own file: `rorqual train grpo task=./mine.py:Mine`."""
 
     name: str = "task"
     patience: float = 300.0
-    """Processor seconds that `problems` may take for one problem before a run is stopped by the task's name."""
+    """CPU seconds that `problems` may use for one problem. Beyond that a `TaskError` with the task's name stops the run."""
     patterned: bool = False
-    """Whether its problems share their sentences, so that words in a row do not give one of them away."""
+    """Whether problems share sentences. If so, a match of consecutive words is no evidence of contamination."""
 
     @property
     def versions(self) -> dict[str, int]:
-        """The version of each family that the task draws from, where it has versions: a run is not resumed on other problems."""
+        """The version of each family that the task samples, if families have versions. A run resumes only with the same versions."""
         return {}
 
     @abstractmethod
     def problems(self, split: Split, seed: int) -> Iterator[Problem]:
-        """Problems of `split`, in an order fixed by `seed`: the same call gives the same problems. May never end."""
+        """Yield the problems of `split` in an order fixed by `seed`. The same call yields the same problems; it may be endless."""
 
     @abstractmethod
     def grade(self, problem: Problem, reply: str) -> Verdict:
-        """Judge `reply`, the text after `</think>`. It should not raise: what it raises stops a training run by name."""
+        """Grade `reply`, the text after `</think>`. Do not raise: an exception stops the training run and names the task."""
 
     def label(self, problem: Problem) -> str:
-        """What baselines guess: the answer, or what the answers of problems have in common, where no two are alike."""
+        """Return what the baselines guess: the answer, or a pattern that answers share if no two answers are equal."""
         return problem.answer
 
 
 def split_of(key: str, *, dev: float = 0.02, test: float = 0.04) -> Split:
-    """The split of a problem: a hash of its canonical form, so that twins never fall on both sides."""
+    """Return the split of a problem by a hash of its canonical form, so equivalent problems land in the same split."""
     point = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
     return "test" if point < test else "dev" if point < test + dev else "train"

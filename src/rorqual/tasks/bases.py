@@ -25,13 +25,13 @@ _FIRST = re.compile(
 
 
 def base_of(text: str) -> tuple[str, str] | None:
-    """The digits and the base of a number that names its base, None for any other."""
+    """Return the digits and the base of a number that names its base, or None for any other text."""
     found = _NUMBER.fullmatch(text.replace(" ", ""))
     return None if found is None else (found[1].upper(), str(BASES.get(found[2].lower(), found[2])))
 
 
 def value_of(text: str) -> int | None:
-    """The value of a number that names its base; None for any other, and where a digit does not fit."""
+    """Return the value of a number that names its base, or None for any other text or an invalid digit."""
     found = base_of(text)
     if found is None or not found[1].isdecimal() or not 2 <= int(found[1]) <= 16:
         return None
@@ -41,7 +41,7 @@ def value_of(text: str) -> int | None:
 
 
 def in_base(text: str) -> str:
-    """`text` with each number that words say to be in a base as `315_{8}`."""
+    """Return `text` with each number whose base is named in words written as `315_{8}`."""
     text = _AFTER.sub(_with_base, text)
     return _FIRST.sub(lambda match: match["start"] + _with_base(match), text)
 

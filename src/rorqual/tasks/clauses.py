@@ -1,7 +1,11 @@
-r"""Cut a sentence down to the clause that states its answer, and tell what denies or governs a value.
+r"""Reduce a sentence to the clause that states its answer, and detect text that denies or governs a value.
 
-Cut off are, where a number is left without them: a label ("a) "), brackets, a clause that leads in ("After 3 days, ..."), a clause that
-gives a reason ("..., because 3 of them ...") or supposes ("...; it would have been 5"), and what a dash adds ("56 seats — 7 rows of 8").
+The following parts are removed if a number remains without them:
+
+- a label ("a) ") and brackets
+- an introductory clause ("After 3 days, ...")
+- a clause that gives a reason ("..., because 3 of them ...") or supposes something ("...; it would have been 5")
+- an addition after a dash ("56 seats — 7 rows of 8")
 """
 
 from __future__ import annotations
@@ -109,14 +113,14 @@ RESTATED = re.compile(
 
 
 def plain_text(text: str) -> str:
-    """`text` without the markup of Markdown and LaTeX that changes no number."""
+    """Return `text` without the Markdown and LaTeX markup that does not affect numbers."""
     for pattern, new in _MARKUP:
         text = pattern.sub(new, text)
     return plain(text).replace("\\$", "$").replace("\\%", "%")
 
 
 def without_dashes(text: str) -> str:
-    """`text` with commas for dashes, and without what a dash adds in no sentence of its own ("56 seats — 7 rows of 8")."""
+    """Replace dashes by commas. Remove an addition after a dash if it is not a clause ("56 seats — 7 rows of 8")."""
     dash = _DASH.search(text)
     if dash and numbers(plain(text[: dash.start()])) and not _VERB.search(text, dash.end()):
         return text[: dash.start()]
@@ -124,7 +128,7 @@ def without_dashes(text: str) -> str:
 
 
 def main_part(text: str, marked: bool) -> str:
-    """`text` without its label, brackets, introductory clause and reasons, as far as a number remains."""
+    """Return `text` without its label, brackets, introductory clause and reasons. Each is removed only if a number remains."""
     label = _LABEL.match(text)
     shorter = [text[label.end() :]] if label and label.end() < len(text.rstrip()) else []
     if _PARALLEL.search(text):
@@ -142,16 +146,16 @@ def main_part(text: str, marked: bool) -> str:
 
 
 def leads_on(text: str, end: int, start: int) -> bool:
-    """Whether `text` goes on from the value that ends at `end` to the one that begins at `start`: concludes, corrects, supposes."""
+    """Return whether `text[end:start]` leads from one value to the next: a conclusion, a correction or a supposition."""
     return _LEADS_ON.search(text, end, start) is not None
 
 
 def denied(before: str, after: str) -> bool:
-    """Whether what stands before or after a value says that it is not the answer."""
+    """Return whether the text before or after a value says that it is not the answer."""
     return bool(_DENIES.search(before) or _DENIED_AFTER.search(after))
 
 
 def governed(before: str) -> bool:
-    """Whether a preposition or an article at the end of `before` governs what follows."""
+    """Return whether `before` ends with a preposition or article that governs the value after it."""
     free = _NOT_GOVERNED.search(before) is not None and _REFERRED.search(before) is None
     return (_GOVERNED.search(before) is not None and not free) or _COMPARED_WITH.search(before) is not None

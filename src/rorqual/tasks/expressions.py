@@ -1,7 +1,7 @@
-r"""Find the mathematics that a reply commits to, and take it apart: equations, lists, sets, tuples, intervals, number bases, words.
+r"""Find the final expression of a reply: an equation, list, set, tuple, interval, number in a base, or words.
 
-In a sentence the last formula (or number) that no preposition governs counts, after a mark the first. Of a chain `a = b = c` the last
-side counts, of `a \approx 0.3` the left one. The parts are compared by `rorqual.tasks.answer`.
+In a sentence the last formula or number without a preposition counts, after a mark the first. In a chain `a = b = c` the last
+side counts, in `a \approx 0.3` the left one. `rorqual.tasks.answer` compares the parts.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ _LINE = re.compile(
     re.MULTILINE,
 )
 _LINES = re.compile(rf"(?:(?:{_LINE.pattern})\s*){{2,9}}\Z", re.MULTILINE)
-"""Roots, each on a line of its own, with which a reply ends."""
+"""Roots at the end of a reply, one per line."""
 _CHOICES = re.compile(r"\W*[A-F](?:\W{0,3}(?:,|and|or|&|/)\W{0,3}[A-F]\b)+\W*")
 _OR_ELSE = re.compile(r"(?<=[0-9}]\$) \((?:or|i\.e\.,?) \$?([^()$]{1,40})\$?\)")
 _AS_DESIRED = r",? as (?:desired|required|claimed|needed|expected|wanted)"
@@ -118,12 +118,15 @@ _AND_THE = re.compile(
 _ORDER = re.compile(r"[<>]|\\[lg](?:e|eq|eqslant|t)?(?![A-Za-z])")
 _COMPUTED = re.compile(r"(?:[^A-Za-z=]|\\[a-z]+)+=")
 _STEP = re.compile(r"[^=({_]*(?:[0-9][a-z]|[-+*/^])[^=]*=")
-"""An equation whose left side is no name: `2x = 9`."""
+"""An equation whose left side is not a name: `2x = 9`."""
 Found = tuple[int, int, str]
 
 
 def said_expressions(reply: str, gold: str) -> Said:
-    """The LaTeX (or the words) that `reply` commits to, and what it states beside. `gold` says whether words or a base are wanted."""
+    """Return the final LaTeX or words of `reply`, and other values that it states.
+
+    The form of `gold` decides whether words, a base or several parts are wanted.
+    """
     words = gold_words(gold)
     base = base_of(gold.strip().strip("$")) is not None
     several = parts(tidy(gold)) is not None
@@ -137,7 +140,7 @@ def said_expressions(reply: str, gold: str) -> Said:
 
 
 def gold_words(gold: str) -> str | None:
-    r"""The bare words of a gold answer that is one (`\text{Evelyn}`, `\text{(C)}`), else None."""
+    r"""Return the bare words of a gold answer in words (`\text{Evelyn}`, `\text{(C)}`), else None."""
     bare = gold.strip().strip("$").strip()
     inner = _TEXT.sub(r" \1 ", bare)
     if "\\" in inner or not re.search("[A-Za-z]", inner):
@@ -150,7 +153,7 @@ def gold_words(gold: str) -> str | None:
 
 
 def bare_words(text: str) -> str:
-    """Letters and digits alone, in lower case: `\\text{3:30 p.m.}` is `3:30pm`."""
+    """Return only letters, digits and `:/+-`, in lower case: `3:30pm` for `\\text{3:30 p.m.}`."""
     return re.sub(r"[^0-9a-z:/+-]", "", _TEXT.sub(r" \1 ", text).lower())
 
 
@@ -168,7 +171,7 @@ def _read(segment: str, marked: bool, words: str | None, base: bool, several: bo
 
 
 def _read_words(text: str, marked: bool, words: str) -> Reading:
-    """The wanted words where the deciding clause asserts them, else the clause itself."""
+    """Return the wanted words if the deciding clause asserts them, else the clause itself."""
     bold = re.findall(r"\*\*([^*\n]{1,80})\*\*", text)
     if bold and not marked:
         text, marked = bold[-1], True
@@ -200,7 +203,7 @@ def _read_words(text: str, marked: bool, words: str) -> Reading:
 
 
 def _asserts(clause: str, pattern: re.Pattern[str]) -> bool:
-    """Whether a clause says the words of `pattern` and neither denies them nor leaves them open."""
+    """Return whether a clause states the words of `pattern` without denying them or leaving them open."""
     for match in pattern.finditer(clause):
         before, after = clause[: match.start()].rstrip("( "), clause[match.end() : match.end() + 20]
         if (
@@ -238,7 +241,7 @@ def _read_formula(text: str, marked: bool, several: bool) -> Reading:
 
 
 def _prose(text: str) -> bool:
-    """Whether `text` holds words of a sentence outside its formulas."""
+    """Return whether `text` contains prose outside its formulas."""
     rest = _TEXT.sub(" ", _FORMULA.sub(" ", text)).replace("i.e.", "that is")
     words = [word for word in _WORD.findall(rest) if word.lower() not in _FUNCTIONS]
     if not words or "\\begin" in rest:
@@ -251,7 +254,7 @@ def _prose(text: str) -> bool:
 
 
 def _without_reasons(text: str, starts: list[int]) -> int:
-    """Where a clause begins that only gives a reason or an aside, after the first formula; else the end."""
+    """Return where the first reason or aside after a formula begins, else the end of the text."""
     for match in re.finditer(
         r",? \b(?:because|since|attained|achieved|reached|where|whereas|whose|as (?:the|we|it|each)|rather than|instead of)\b| \(",
         text,
@@ -267,7 +270,7 @@ def _without_reasons(text: str, starts: list[int]) -> int:
 
 
 def _choose_formula(text: str, found: list[tuple[int, int, str]], marked: bool, cut: int, several: bool) -> Reading:
-    """The formula that the sentence states; formulas joined by `and`, `or` or a comma are one list."""
+    """Return the formula that the sentence states. Formulas joined by `and`, `or` or a comma form one list."""
     outside = _FORMULA.sub(lambda match: "#" * len(match[0]), text)[:cut]
     loose = [(n.start, n.end, outside[n.start : n.end]) for n in numbers(outside) if not n.ordinal and not n.spelled]
     found = [one for one in found if not re.fullmatch("[a-zA-Z]", one[2])] or found
@@ -295,7 +298,7 @@ def _choose_formula(text: str, found: list[tuple[int, int, str]], marked: bool, 
     value = _list_around(text, free, left, place)
     before = [one[2] for one in found if restated and one[1] <= restated[-1]]
     rival = None
-    if not marked and before and free[place] in loose:  # "$12.5\%$ of them, namely 5": either may be asked for
+    if not marked and before and free[place] in loose:  # "$12.5\%$ of them, namely 5": the question may ask for either
         rival = before[-1]
     elif not marked and place and _AND_THE.fullmatch(text[free[place - 1][1] : free[place][0]]):
         rival = free[place - 1][2]
@@ -304,13 +307,13 @@ def _choose_formula(text: str, found: list[tuple[int, int, str]], marked: bool, 
 
 
 def _is_free(text: str, one: Found, restated: list[int]) -> bool:
-    """Whether no preposition governs a formula, or it is an inequality, or follows `that is` ("that is, in $(-2, 1)$")."""
+    """Return whether a formula has no preposition, is an inequality, or follows `that is` ("that is, in $(-2, 1)$")."""
     again = any(0 <= one[0] - end <= len("in the ") for end in restated)
     return again or _ORDER.search(one[2]) is not None or not governed(text[max(0, one[0] - 60) : one[0]])
 
 
 def _before_parts(text: str, free: list[Found]) -> list[Found]:
-    """`free` up to a colon after which only parts are listed (`there are $3$ such numbers: $1, 4, 9$`)."""
+    """Return the formulas of `free` before a colon that introduces a list (`there are $3$ such numbers: $1, 4, 9$`)."""
     colon = text.find(":", free[0][1]) if free else -1
     listed = [part for one in free if one[0] > colon for part in split(one[2], ",")]
     head = [one for one in free if one[1] <= colon and not re.fullmatch("[A-Za-z]", one[2])]
@@ -319,7 +322,7 @@ def _before_parts(text: str, free: list[Found]) -> list[Found]:
 
 
 def _list_around(text: str, free: list[Found], left: list[Found], place: int) -> str:
-    """The formula at `place` and those that `and`, `or` or a comma joins to it; `when $x < 2$ or $x > 3$` is one list, too."""
+    """Return the formula at `place` with those joined to it by `and`, `or` or a comma. `when $x < 2$ or $x > 3$` is one list."""
     if free[place] in left and _ORDER.search(free[place][2]):
         free, place = left, left.index(free[place])
     first = last = place
@@ -331,7 +334,7 @@ def _list_around(text: str, free: list[Found], left: list[Found], place: int) ->
 
 
 def _ends_of_range(text: str, one: tuple[int, int, str], other: tuple[int, int, str]) -> bool:
-    """Whether two formulas are the ends of a range: `between $6$ and $7$`, `$6$ to $7$`."""
+    """Return whether two formulas are the ends of a range: `between $6$ and $7$`, `$6$ to $7$`."""
     gap, before = text[one[1] : other[0]].strip(), text[max(0, one[0] - 20) : one[0]].strip().lower()
     return (gap == "and" and before.endswith("between")) or (
         gap in ("to", "-", "through") and not before.endswith("to")
@@ -339,13 +342,16 @@ def _ends_of_range(text: str, one: tuple[int, int, str], other: tuple[int, int, 
 
 
 def _spelled(text: str) -> list[tuple[int, int, str]]:
-    """Numbers in words after a copula (`the minimum is negative three, attained at $x = 2$`)."""
+    """Return the numbers in words after a copula (`the minimum is negative three, attained at $x = 2$`)."""
     found = [n for n in spelled(text) if n.value is not None and _COPULA.search(text[: n.start].rstrip()[-8:])]
     return [(n.start, n.end, _formula(Amount(n.value, n.percent))) for n in found if n.value is not None]
 
 
 def _joined(text: str, one: Found, other: Found) -> bool:
-    r"""Whether two formulas are of one list. Two steps of a computation (`$3 + 6 = 9$, and $\frac{9}{21} = \frac{3}{7}$`) are not."""
+    r"""Return whether two formulas belong to one list.
+
+    Two steps of a computation (`$3 + 6 = 9$, and $\frac{9}{21} = \frac{3}{7}$`) do not.
+    """
     if (_COMPUTED.match(one[2]) and _COMPUTED.match(other[2])) or _STEP.match(one[2]):
         return False
     gap = text[one[1] : other[0]]
@@ -353,7 +359,7 @@ def _joined(text: str, one: Found, other: Found) -> bool:
 
 
 def _read_prose(text: str, marked: bool, several: bool) -> Reading:
-    """A formula in plain letters (`2√3`, `p - q`), else the number that the sentence states."""
+    """Return a formula in plain letters (`2√3`, `p - q`), else the number that the sentence states."""
     text = _PI.sub("π", text)
     copulas = [match.end() for match in _COPULA.finditer(text)]
     tail = text[copulas[0 if marked else -1] if copulas and not marked else 0 :].strip().rstrip(".").strip()
@@ -380,7 +386,7 @@ def _formula(amount: Amount) -> str:
 
 
 def tidy(text: str) -> str:
-    """LaTeX without spacing, units and degrees, with one name for each symbol."""
+    """Return LaTeX without spacing, units and degrees, and with one name for each symbol."""
     text = _BOLD.sub(r"\1", text.strip().strip("$").strip().removesuffix(".").strip())
     text = plain(text) if "\\begin" not in text else text
     text = re.sub(
@@ -402,7 +408,7 @@ def tidy(text: str) -> str:
 
 
 def same_unit(gold: str, said: str) -> bool:
-    """Whether the units agree, as far as both have one that is known: 5 km is not 5 cm."""
+    """Return whether the units measure the same, if both are known: 5 km is not 5 cm."""
     units = [
         re.search(r"(?:\\(?:text|mathrm|textrm|mbox)\s?\{\s*|(?<=[0-9\s~]))([A-Za-z]{1,11})\}?\.?\$?$", one.strip())
         for one in (gold, said)

@@ -1,4 +1,4 @@
-"""Find a task by name or in a user's file, and call its code so that what it raises is named."""
+"""Load a task by name or from a user's file. Wrap calls to its code so that errors name the task."""
 
 from __future__ import annotations
 
@@ -28,10 +28,12 @@ NAMED: Mapping[str, Callable[..., Task]] = {
 
 
 def load_task(spec: str, *, data: Path | None = None, options: Mapping[str, Any] | None = None) -> Task:
-    """The task that `spec` names: `families`, `families:add,sub`, `gsm8k`, `messages`, `gym:NAME`, or `./mine.py:Class`.
+    """Return the task that `spec` names: `families`, `families:add,sub`, `gsm8k`, `messages`, `gym:NAME`, or `./mine.py:Class`.
 
-    `data` is the file or folder of a task that reads files, `options` its other arguments. Errors: `ConfigError` for an
-    unknown name or option, `TaskError` for a user's file that cannot be loaded (naming file and line), `DataError` for files.
+    `data` is the file or folder for a task that reads files. `options` are the task's other arguments.
+
+    Raises ConfigError for an unknown name or option, and DataError for bad files.
+    Raises TaskError, with file and line, if a user's file cannot be loaded.
     """
     given: dict[str, Any] = dict(options or {})
     path, _, name = spec.rpartition(":") if ".py:" in spec else (spec, "", "")
@@ -54,7 +56,7 @@ def _build(make: Callable[..., Task], spec: str, options: dict[str, Any], data: 
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     if data is not None:
         if "data" not in parameters:
-            raise ConfigError(f"task '{spec}' reads no files", where="data", remedy="Leave data out.")
+            raise ConfigError(f"task '{spec}' reads no files", where="data", remedy="Remove data=.")
         options["data"] = Path(data)
     elif "data" in parameters and parameters["data"].default is inspect.Parameter.empty and "data" not in options:
         raise ConfigError(f"task '{spec}' needs a file", where="data", remedy="Give data=FILE.")
@@ -65,8 +67,8 @@ def _build(make: Callable[..., Task], spec: str, options: dict[str, Any], data: 
         task = make(**options)
     except RorqualError:
         raise
-    except Exception as error:  # a user's constructor: whatever it raises is theirs, and named
-        raise _theirs(error, spec, "its constructor") from error
+    except Exception as error:  # a user's constructor may raise anything; the error names the task
+        raise _theirs(error, spec, "the constructor") from error
     return task
 
 
@@ -77,16 +79,22 @@ def _class_in(path: Path, name: str) -> Callable[..., Task]:
     }
     if not name:
         if len(found) != 1:
-            raise TaskError("name the class", where=str(path), remedy=f"{path}:Class. {nearest('', found)}".strip())
+            raise TaskError(
+                "the file does not define exactly one task",
+                where=str(path),
+                remedy=f"Name the class: {path}:Class. {nearest('', found)}".strip(),
+            )
         name = next(iter(found))
     cls = getattr(module, name, None)
     if cls is None:
-        raise TaskError(f"has no class '{name}'", where=str(path), remedy=nearest(name, found) or "Define it there.")
+        raise TaskError(
+            f"the file has no class '{name}'", where=str(path), remedy=nearest(name, found) or "Define it there."
+        )
     where = f"{path}:{_line_of(cls)}"
     if not _is_task(cls):
         raise TaskError(f"'{name}' is not a Task", where=where, remedy="Write `class Mine(rorqual.tasks.base.Task)`.")
     if missing := sorted(cls.__abstractmethods__):
-        raise TaskError(f"'{name}' lacks {', '.join(missing)}", where=where, remedy="Define what is missing.")
+        raise TaskError(f"'{name}' lacks {', '.join(missing)}", where=where, remedy="Define the missing methods.")
     made: Callable[..., Task] = cls
     return made
 
@@ -103,25 +111,25 @@ def _line_of(value: Any) -> int:
 
 
 def _theirs(error: Exception, task: str, doing: str) -> TaskError:
-    """What a task's own code raised, with the place nearest to it."""
+    """Wrap an exception from a task's own code, with the innermost file and line."""
     frames = traceback.extract_tb(error.__traceback__)
     place = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
     return TaskError(
         f"{doing} raised {type(error).__name__}: {error}{place}",
         where=f"task {task}",
-        remedy="Mend the task: a failure that became a score would be trained on.",
+        remedy="Fix the task. If failures counted as scores, the model would train on them.",
     )
 
 
 def safe_grade(task: Task, problem: Problem, reply: str) -> Verdict:
-    """`task.grade`; what it raises, and anything but a `Verdict` that it returns, is a `TaskError` with the task's name."""
+    """Call `task.grade`. Raises TaskError with the task's name if it raises, or returns anything but a `Verdict`."""
     try:
         verdict = task.grade(problem, reply)
-    except Exception as error:  # a user's grader: never scored 0, it stops the run by name
-        raise _theirs(error, task.name, f"its grader, on the problem {problem.key!r:.80},") from error
+    except Exception as error:  # a failing grader must stop the run, never score 0
+        raise _theirs(error, task.name, f"the grader, on the problem {problem.key!r:.80},") from error
     if not isinstance(verdict, Verdict):
         raise TaskError(
-            f"its grader returned {verdict!r:.40}, not a Verdict",
+            f"the grader returned {verdict!r:.40}, not a Verdict",
             where=f"task {task.name}",
             remedy="Return Verdict.RIGHT or .WRONG.",
         )
@@ -129,9 +137,9 @@ def safe_grade(task: Task, problem: Problem, reply: str) -> Verdict:
 
 
 def safe_problems(task: Task, split: Split, seed: int) -> Iterator[Problem]:
-    """`task.problems`; what it raises is a `TaskError` with the task's name, or the `RorqualError` that it is.
+    """Yield from `task.problems`. Raises TaskError with the task's name for any exception but a RorqualError, which passes through.
 
-    A problem whose fields are not of their types, or whose prompt is empty, is a `TaskError`. One that does not come: `tasks.watch`.
+    Raises TaskError for a problem with a field of the wrong type or an empty prompt. `tasks.watch` reports a generator that stalls.
     """
     try:
         for problem in watched(task.name, iter(task.problems(split, seed)), task.patience):
@@ -140,7 +148,7 @@ def safe_problems(task: Task, split: Split, seed: int) -> Iterator[Problem]:
     except RorqualError:
         raise
     except Exception as error:  # a user's generator
-        raise _theirs(error, task.name, f"its problems({split!r}, {seed})") from error
+        raise _theirs(error, task.name, f"problems({split!r}, {seed})") from error
 
 
 TEXTS = ("key", "prompt", "answer", "family", "level")
@@ -149,29 +157,31 @@ TEXTS = ("key", "prompt", "answer", "family", "level")
 def _check(task: Task, problem: Problem) -> None:
     where, remedy = f"task {task.name}", "Yield Problem(...)."
     if not isinstance(problem, Problem):
-        raise TaskError(f"it gave {problem!r:.40}, not a Problem", where=where, remedy=remedy)
+        raise TaskError(f"the generator yielded {problem!r:.40}, not a Problem", where=where, remedy=remedy)
     wrong = [name for name in TEXTS if not isinstance(getattr(problem, name), str)]
     wrong += ["steps"] if not isinstance(problem.steps, str | None) else []
     if wrong:
         value = getattr(problem, wrong[0])
         raise TaskError(
-            f"{wrong[0]} of the problem {problem.key!r:.60} is {value!r:.40}, not a text",
+            f"`{wrong[0]}` of the problem {problem.key!r:.60} is {value!r:.40}, not a string",
             where=place(task, problem),
             remedy=remedy,
         )
     if not problem.prompt.strip():
         raise TaskError(
-            f"the problem {problem.key!r:.60} has an empty prompt", where=place(task, problem), remedy="Give it a text."
+            f"the problem {problem.key!r:.60} has an empty prompt",
+            where=place(task, problem),
+            remedy="Give it a prompt.",
         )
 
 
 def place(task: Task, problem: Problem) -> str:
-    """Where a problem comes from: file and line, or the task's name."""
+    """Return where a problem comes from: its file and line, or the task's name."""
     return str(problem.meta.get("where", f"task {task.name}"))
 
 
 def refuse_empty_answer(task: Task, problem: Problem) -> None:
-    """A gold answer of white space alone is a `DataError`: it would teach to say nothing."""
+    """Raise DataError for a gold answer of only white space, because it would train the model to say nothing."""
     if not problem.answer.strip():
         raise DataError(
             f"the problem {problem.key!r:.60} has an empty answer",
@@ -181,7 +191,7 @@ def refuse_empty_answer(task: Task, problem: Problem) -> None:
 
 
 def check_gold(task: Task, problems: Iterable[Problem]) -> None:
-    """Refuse a training set in which a gold answer, given as the reply, is not graded right: it could not be learned."""
+    """Raise DataError if the grader does not accept a gold answer as a reply, because no model could learn such a problem."""
     for problem in problems:
         refuse_empty_answer(task, problem)
         verdict = safe_grade(task, problem, problem.answer)
@@ -189,5 +199,5 @@ def check_gold(task: Task, problems: Iterable[Problem]) -> None:
             raise DataError(
                 f"the gold answer {problem.answer!r:.60} is graded {verdict.value} (problem {problem.key!r:.60})",
                 where=place(task, problem),
-                remedy="Mend or delete the problem, or mend the grader.",
+                remedy="Fix or remove the problem, or fix the grader.",
             )

@@ -1,4 +1,4 @@
-"""FOLIO: does a conclusion follow from premises in natural language (Han et al., 2022)."""
+"""FOLIO: decide whether a conclusion follows from premises in natural language (Han et al., 2022)."""
 
 from __future__ import annotations
 
@@ -12,22 +12,25 @@ from rorqual.tasks.rows import SAMPLES, DataRow, FileTask, carve, held_out, norm
 
 LABELS = ("True", "False", "Uncertain")
 SAME = {"Unknown": "Uncertain"}
-"""The training file says Unknown where the validation file says Uncertain."""
+"""The training file uses Unknown for the label that the validation file calls Uncertain."""
 
 
 class Folio(FileTask):
-    """Rows `premises` (a list), `conclusion`, `label`. The validation file is the held-out split; test labels are not public.
+    """Problems from rows `premises` (a list), `conclusion`, `label`. The validation file is the held-out split.
 
-    A reply is right where it commits to the gold label (see `rorqual.tasks.labels`). The last mark counts, else the last sentence that
-    says something of the conclusion. A label that is denied ("not false"), left open ("true or false"), supposed ("would be true") or
-    said of a premise is none, and sentences that only say when each label would hold are passed over. A guess ("I lean towards false",
-    "probably true, though it might be uncertain") is no answer. "Cannot be determined" and "neither true nor false" say Uncertain.
-    "It cannot be shown that it is true" denies True, and "the negation of the conclusion is true" says False. A reply that only denies a
-    label ("The conclusion is not true") is wrong for that label and ungraded for the others. Options are looked up by the letter that is
-    chosen. Where two labels look final alike and one is right, the reply is ungraded.
+    The test labels are not public. A reply is right if its final label is the gold label (see `rorqual.tasks.labels`):
 
-    `dev` is carved from the training file by story, since several conclusions share one. `data` is a folder with
-    `train.jsonl` and `validation.jsonl`, or one file; None is the sample of the package.
+    - The last mark counts, else the last sentence about the conclusion.
+    - A label that is denied ("not false"), open ("true or false"), hypothetical ("would be true") or about a premise does not count.
+      Sentences that only say when each label would hold are skipped.
+    - A guess ("I lean towards false", "probably true, though it might be uncertain") is not an answer.
+    - "Cannot be determined" and "neither true nor false" mean Uncertain. "The negation of the conclusion is true" means False.
+      "It cannot be shown that it is true" denies True.
+    - A reply that only denies a label ("The conclusion is not true") is wrong for that label and ungraded for the others.
+    - A chosen letter selects its option. If two labels look equally final and one is right, the reply is ungraded.
+
+    `dev` comes from the training file, split by story, because several conclusions share one story.
+    `data` is one file, or a folder with `train.jsonl` and `validation.jsonl`. None selects the packaged sample.
     """
 
     name = "folio"

@@ -1,4 +1,4 @@
-"""Adapter to reasoning-gym: its procedural datasets as tasks (`task=gym:NAME`)."""
+"""Adapter for reasoning-gym: each procedural dataset is a task (`task=gym:NAME`)."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from rorqual.tasks.marks import marked
 BLOCK = 500
 PROBES = 8
 DRY = 20_000
-"""Draws without a problem of the split after which a dataset counts as too small to be split."""
+"""A dataset is too small to split if this many consecutive samples contain no problem of the split."""
 
 
 class GymTask(Task):
-    """The dataset `dataset` of reasoning-gym, endless, split by a hash of the question; `options` go to its config.
+    """The reasoning-gym dataset `dataset`: endless, split by a hash of the question. `options` go to the dataset's config.
 
-    A score of 1 is right, and less is wrong, of the whole reply or of what it marks as its answer (`The answer is 5.`).
-    Errors: `RorqualError` where reasoning-gym is not installed, `TaskError` for an unknown name, options it does not take, or a
-    dataset whose own gold answers do not score 1.
+    A reply is right if the whole reply, or its marked answer (`The answer is 5.`), scores 1. Any lower score is wrong.
+
+    Raises RorqualError if reasoning-gym is not installed.
+    Raises TaskError for an unknown name, an invalid option, or a dataset whose own gold answers do not score 1.
     """
 
     def __init__(self, dataset: str, **options: Any) -> None:
@@ -43,9 +44,9 @@ class GymTask(Task):
             score = None if gold is None else self._scorer.score_answer(gold, entry)
             if score is None or score < 1:
                 raise TaskError(
-                    f"its own gold answer {gold!r:.40} scores {score}: its grader cannot be trusted",
+                    f"the dataset's own gold answer {gold!r:.40} scores {score}, so its grader is unreliable",
                     where=self.name,
-                    remedy="Take another dataset.",
+                    remedy="Use another dataset.",
                 )
 
     def _block(self, seed: int) -> Any:
@@ -59,18 +60,17 @@ class GymTask(Task):
     def problems(self, split: Split, seed: int) -> Iterator[Problem]:
         dry = 0
         for block in itertools.count():
-            for entry in self._block(
-                (seed + 1) * 1_000_003 + block * BLOCK
-            ):  # item i of a block is drawn with seed + i
+            # reasoning-gym samples item i of a block with seed + i.
+            for entry in self._block((seed + 1) * 1_000_003 + block * BLOCK):
                 problem = self._problem(entry)
                 if split_of(problem.key) == split:
                     dry = 0
                     yield problem
                 elif (dry := dry + 1) > DRY:
                     raise TaskError(
-                        f"no problem of the split '{split}' in {DRY} draws",
+                        f"{DRY} samples contain no problem of the split '{split}'",
                         where=self.name,
-                        remedy="Take a larger dataset.",
+                        remedy="Use a larger dataset.",
                     )
 
     def _problem(self, entry: dict[str, Any]) -> Problem:

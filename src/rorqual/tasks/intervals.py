@@ -1,4 +1,4 @@
-r"""Write inequalities in one letter as intervals: `2 \le x < 5` is `[2, 5)`, and `x < 2, x > 3` is a union."""
+r"""Convert inequalities in one variable to intervals: `2 \le x < 5` is `[2, 5)`, and `x < 2, x > 3` is a union."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SET = re.compile(r"\\\{\s*[a-z]\s*(?:\\in[^:|]{0,40})?(?::|\||\\mid)\s*(.{1,200
 
 
 def inequality(text: str) -> str | None:
-    """The inequality in plain letters in which `text` ends (`x > 3`, `-1 < x ≤ 5`, `from -1 to 5, inclusive`), None where it ends in none."""
+    """Return the plain inequality at the end of `text` (`x > 3`, `-1 < x ≤ 5`, `from -1 to 5, inclusive`), or None."""
     if found := _INCLUSIVE.search(text[-100:].rstrip(". ")):
         return f"{found[1]} <= x <= {found[2]}"
     if found := _THAN.search(text[-100:].rstrip(". ")):
@@ -31,7 +31,7 @@ def inequality(text: str) -> str | None:
 
 
 def interval(text: str) -> str | None:
-    """The interval that one inequality describes, None where `text` is none."""
+    """Return the interval of one inequality, or None if `text` is not an inequality."""
     if found := _BETWEEN.fullmatch(text.strip()):
         up, further = _upwards(found["one"]), _upwards(found["other"])
         if up != further:
@@ -48,13 +48,13 @@ def interval(text: str) -> str | None:
 
 
 def set_condition(text: str) -> str:
-    r"""`text` without the braces of a set that a condition describes: `\{x : x > 3\}` is `x > 3`."""
+    r"""Return the condition of a set: `x > 3` for `\{x : x > 3\}`. Return any other text unchanged."""
     found = _SET.fullmatch(text.strip())
     return found[1] if found else text
 
 
 def union(items: Sequence[str]) -> str | None:
-    r"""The union of intervals that several inequalities describe, joined by `\cup`."""
+    r"""Return the union of the intervals of several inequalities, joined by `\cup`, or None if an item is not an inequality."""
     found = [interval(item) for item in items]
     return None if None in found or not found else " \\cup ".join(one for one in found if one is not None)
 

@@ -1,4 +1,4 @@
-"""Knights and knaves in sentences, with step traces: 3 to 7 people (Xie et al., 2024; files of Logic-RL, 2025)."""
+"""Knights and knaves in natural language, with step traces, 3 to 7 people (Xie et al., 2024; files from Logic-RL, 2025)."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from rorqual.tasks.rows import SAMPLES, DataRow, FileTask, carve, held_out, read
 
 
 class Knights(FileTask):
-    """Rows `quiz`, `names`, `solution`, `statements` and the trace (`cot_head`, `cot_repeat_steps`, `cot_foot`).
+    """Problems from rows `quiz`, `names`, `solution`, `statements` and a trace (`cot_head`, `cot_repeat_steps`, `cot_foot`).
 
-    A reply is right where it commits to the right role for each person (see `rorqual.tasks.roles`): in a sentence, as `Name: role`, in a
-    table, JSON or bold text. Claims, questions, suppositions and cases that are only tried are passed over, and the last statement about a
-    person counts. A person without a role, with two, or with one that is left open ("a knight or a knave") makes the reply wrong.
-    It is ungraded where a role is missing and one sentence gives roles to "he" and to "she".
+    A reply is right if it gives each person the right role (see `rorqual.tasks.roles`).
+    Sentences, `Name: role`, tables, JSON and bold text are read. Claims, questions, suppositions and tried cases are skipped.
+    The last statement about a person counts. The reply is wrong if a person has no role, two roles or an open one ("a knight or a knave").
+    It is ungraded if a role is missing and one sentence gives roles to both "he" and "she".
 
-    `data` is a folder with `*train*` and `*test*` files, or one file; None is the sample of the package. `people`, where
-    given, keeps the problems with so many. The key is the structure of the statements: other names make no other problem.
+    `data` is one file, or a folder with `*train*` and `*test*` files. None selects the packaged sample.
+    `people` keeps only the problems with these numbers of people. The key is the structure of the statements, without names.
     """
 
     name = "knights"
@@ -40,7 +40,9 @@ class Knights(FileTask):
         names, solution = row.texts("names"), row.get("solution", list)
         usable = len(names) == len(solution) > 0 and all(isinstance(truth, bool) for truth in solution)
         if not usable and split == "train":
-            raise DataError("the solution does not say who is what", where=row.where, remedy="Mend or delete the row.")
+            raise DataError(
+                "the solution does not give each name a role", where=row.where, remedy="Fix or remove the row."
+            )
         said = [f"{name} is a {'knight' if truth else 'knave'}" for name, truth in zip(names, solution)]
         trace = [row.get("cot_head"), *row.texts("cot_repeat_steps"), row.get("cot_foot")]
         return Problem(
@@ -54,7 +56,7 @@ class Knights(FileTask):
         )
 
     def grade(self, problem: Problem, reply: str) -> Verdict:
-        """Right where each person is said to be what they are; numbering and order do not matter."""
+        """Return RIGHT if the reply gives each person the right role. Numbering and order do not matter."""
         solution = problem.meta["solution"]
         if solution is None:
             return Verdict.UNGRADED
@@ -64,5 +66,5 @@ class Knights(FileTask):
         return Verdict.RIGHT if said == tuple(solution) else Verdict.WRONG
 
     def label(self, problem: Problem) -> str:
-        """The pattern of knights and knaves: names differ."""
+        """Return the pattern of knights and knaves, since names differ between problems."""
         return str(problem.meta["solution"])

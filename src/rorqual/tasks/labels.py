@@ -1,14 +1,16 @@
-"""Decide which of a few labels (True, False, Uncertain) a reply commits to.
+"""Decide which of a few labels (True, False, Uncertain) is the answer of a reply.
 
-A label does not count where it is denied ("not false"), left open ("true or false"), said of a premise or of an assumption ("premise 2 is
-false", "true that"), or supposed ("would be true", "whether it is true"). After a mark the first label counts, in a sentence the last. What
-cannot be concluded, shown or said ("we cannot conclude that it is true") is denied, and so is what is doubted ("only partly true", "I doubt
-that it is true"). A sentence that denies True or False alone leaves the other and Uncertain: the reply is ungraded for these two. "The
-negation of the conclusion is true" says False. In a sentence True and False count right after a copula or a sign ("is true", "→ True"), and
-without words that may turn them round ("no premise", "likely", "we reject that"); any other such reply is ungraded. Reasons after the label
-("true, since it is false that ...") are not read, and a guess is no answer. "Cannot be determined", "neither true nor false" and the like
-say Uncertain. Where a sentence has no label, "follows from the premises" says True and "contradicts the premises" False, "the conclusion
-holds" says True. Sentences that only say when each label would hold ("If ..., it is true; otherwise false") are passed over.
+- After a mark the first label counts, in a sentence the last.
+- A label does not count if it is denied ("not false"), open ("true or false") or hypothetical ("would be true", "whether it is true").
+  It does not count for a premise or an assumption, either ("premise 2 is false", "true that").
+- A label that cannot be concluded ("we cannot conclude that it is true") or is doubted ("only partly true") is denied.
+- A sentence that only denies True or False leaves the other label and Uncertain. The reply is ungraded for these two.
+- In a sentence True and False count directly after a copula or sign ("is true", "→ True"). Words that may invert them
+  ("no premise", "likely", "we reject that") make the reply ungraded, and so does any other position.
+- Reasons after the label ("true, since it is false that ...") are not read. A guess is not an answer.
+- "Cannot be determined", "neither true nor false" and the like mean Uncertain. "The negation of the conclusion is true" means False.
+- Without a label, "follows from the premises" and "the conclusion holds" mean True, and "contradicts the premises" means False.
+- Sentences that only say when each label would hold ("If ..., it is true; otherwise false") are skipped.
 """
 
 from __future__ import annotations
@@ -104,7 +106,7 @@ _TURNED = re.compile(
     r"|\w+ (?:answer|option|label|conclusion|possibility)|answer|option|label|conclusion|possibility)\b))\b[^,;:]*$",
     re.IGNORECASE,
 )
-"""Words before a label that may turn it round, in a way that is not read."""
+"""Words before a label that may invert it in a way that the reader does not resolve."""
 _PLAIN_BEFORE = re.compile(
     r"(?:^|[^\w\s,;\"'*_`]|\bmakes? (?:it|this|(?:the|this) (?:conclusion|statement|claim))"
     r"|\b(?:is|be|are|was|remains?|stands?|holds?|as|it's|that's|answer|label(?:l?ed)?|verdict|option|value|status|choose|select|pick|say"
@@ -113,7 +115,7 @@ _PLAIN_BEFORE = re.compile(
     r"|both))*[\s\"'*_`]*$",
     re.IGNORECASE,
 )
-"""What stands right before a label that a sentence asserts: a copula, a sign, nothing."""
+"""The text directly before an asserted label: a copula, a sign or nothing."""
 _QUANTIFIED = re.compile(
     r"\b(?:no|none|few|nobody|no one|nowhere|hardly|never|little|early|too|saying|being|can be|likely|probably|apparently|presumably"
     r"|supposedly)\b|^\W*to be\b",
@@ -158,7 +160,7 @@ _MAY_BE = re.compile(r"\b(?:might|may|could)(?: \w+)? be[\s\"'*]*$", re.IGNORECA
 _CLAUSE = re.compile(r"[,;:]|\b(?:and|so|but|hence|thus|therefore)\b", re.IGNORECASE)
 _INVERSE = {"true": "false", "false": "true"}
 _OTHER = "?"
-"""No label: the rival of one that may not be meant."""
+"""A placeholder that matches no label: the rival of a label that may not be meant."""
 _REFUSES = re.compile(
     r"\bI (?:cannot|can't|could not|couldn't) (?:decide|choose|answer|assist|help)\b|\bI (?:do not|don't) know\b"
     r"|\b(?:if i (?:had|have) to|forced to|my best) (?:guess|choose|pick|bet)\b",
@@ -176,13 +178,13 @@ _SUBJECT = re.compile(
 
 
 def label(text: str, labels: Collection[str]) -> str | None:
-    """The label of `labels` that `text` commits to, by its spelling there; None where it commits to none or does not decide."""
+    """Return the final label of `text`, spelled as in `labels`, or None if it has none or several."""
     found = final_labels(text, labels)
     return found[0] if len(found) == 1 else None
 
 
 def final_labels(text: str, labels: Collection[str]) -> tuple[str, ...]:
-    """The labels that look final: none, one, or two between which `text` does not decide."""
+    """Return the final labels of `text`: none, one, or two that look equally final."""
     known = {name.lower(): name for name in labels}
     pattern = re.compile(rf"(?<![\w-])(?:{'|'.join(map(re.escape, known))})(?![\w-])", re.IGNORECASE)
 
@@ -195,7 +197,7 @@ def final_labels(text: str, labels: Collection[str]) -> tuple[str, ...]:
 
 
 def _without_conditions(text: str, pattern: re.Pattern[str]) -> str:
-    """`text` without the sentences that only say when each label would hold; they count where all they name is one label."""
+    """Remove the sentences that only say when each label would hold, if together they name at least two labels."""
     every = sentences(spoken(text))
     conditional = {
         one for one in every if _CONDITIONAL.search(one) and not _CONCLUDED.search(one) and pattern.search(one)
@@ -236,7 +238,7 @@ def _read(segment: str, marked: bool, pattern: re.Pattern[str]) -> Reading:
 
 
 def _one_of(names: set[str]) -> Reading:
-    """The reading of a sentence that denies a label and nothing else ("It is not true."): the other one, or Uncertain."""
+    """Return the reading of a sentence that only denies a label ("It is not true."): the other label, or Uncertain."""
     return Reading(min(names), rival="uncertain", weak=True)
 
 
@@ -278,12 +280,12 @@ def _choose(text: str, found: list[re.Match[str]], marked: bool) -> Reading:
 
 
 def _undecided(text: str, pattern: re.Pattern[str]) -> str:
-    """`text` with what says that nothing can be decided as the label Uncertain, where there is such a label."""
+    """Replace phrases for "cannot be decided" by the label Uncertain, if that is one of the labels."""
     return _UNDECIDED.sub("uncertain ", text) if pattern.fullmatch("uncertain") else text
 
 
 def _implied(whole: str, text: str) -> Reading:
-    """What a sentence without a label says of the conclusion; `text` is the sentence without suppositions."""
+    """Return what a sentence without a label says about the conclusion. `text` is the sentence without suppositions."""
     if _CONTRADICTS.search(whole) or _NEGATED.search(text) or _IMPOSSIBLE.search(text):
         return Reading("false")
     if follows := _FOLLOWS.search(whole):

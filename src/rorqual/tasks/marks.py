@@ -1,4 +1,4 @@
-"""Find what a reply marks as its answer: a box, a tag, `#### ...`, `answer is ...`, `I'll go with ...`."""
+"""Find the marked answers of a reply: a box, a tag, `#### ...`, `answer is ...`, `I'll go with ...`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from rorqual.tasks.sentences import SENTENCE, sentences, spans
 
 MARKS = 24
-"""Marks of a kind that are read, from the last one."""
+"""Maximum number of marks of each kind to read, counted from the last."""
 BOXED = "\\boxed"
 _BRACE = re.compile(r"\\boxed\s?\{|\\.|[{}]", re.DOTALL)
 _AND = re.compile(r"[\s$,.]*(?:(?:\\text\s?\{)?\s*(?:and|or)\s*\}?|,)[\s$]*(?:[a-z]\s?=\s?)?[\s$]*", re.IGNORECASE)
@@ -50,7 +50,10 @@ _CHOICE = re.compile(
 
 @dataclass(frozen=True)
 class Mark:
-    """`text` is what a reply marks as its answer; the reply goes on at `end`. A phrase is prose, anything else is the answer alone."""
+    """A marked answer: `text` is the answer, and the rest of the reply starts at `end`.
+
+    `phrase` is True for a mark in prose, whose text may hold more than the answer.
+    """
 
     start: int
     end: int
@@ -59,7 +62,7 @@ class Mark:
 
 
 def boxes(text: str) -> list[Mark]:
-    r"""The contents of every whole `\boxed{...}` (braces may nest), by where they start."""
+    r"""Return the contents of every complete `\boxed{...}`, ordered by start. Braces may nest."""
     found: list[Mark] = []
     opened: list[tuple[int, int] | None] = []
     for match in _BRACE.finditer(text):
@@ -74,13 +77,13 @@ def boxes(text: str) -> list[Mark]:
 
 
 def boxed(text: str) -> str | None:
-    r"""The content of the last whole `\boxed{...}`, None where there is none."""
+    r"""Return the content of the last complete `\boxed{...}`, or None."""
     found = boxes(text)
     return found[-1].text if found else None
 
 
 def marks(text: str) -> list[Mark]:
-    """The last marks of an answer, in the order in which they stand."""
+    """Return the last marks of the text, ordered by start."""
     found = [*_joined(text, boxes(text)), *_tags(text)][-MARKS:]
     inside = found[:]
     for match in _lasts(_HASHES, text):
@@ -103,13 +106,13 @@ def _lasts(pattern: re.Pattern[str], text: str) -> deque[re.Match[str]]:
 
 
 def marked(text: str) -> str | None:
-    r"""What the reply itself calls its answer, None where it marks none."""
+    r"""Return the text of the last mark, or None if the reply has no mark."""
     found = marks(text)
     return found[-1].text.rstrip(".").strip() if found else None
 
 
 def _joined(text: str, found: list[Mark]) -> list[Mark]:
-    """Boxes with `and`, `or` or a comma between them are one answer."""
+    """Join boxes that are separated by `and`, `or` or a comma into one answer."""
     joined: list[Mark] = []
     for box in found:
         gap = text[joined[-1].end : box.start] if joined else ""
@@ -122,13 +125,13 @@ def _joined(text: str, found: list[Mark]) -> list[Mark]:
 
 def _tags(text: str) -> list[Mark]:
     lower = text.lower()
-    if len(lower) != len(text):  # a letter whose lower case is longer
+    if len(lower) != len(text):  # lower() changed the length, which would shift the positions
         lower = text
     return [Mark(a, b, text[a + 8 : b - 9].strip()) for a, b in spans(lower, "<answer>", "</answer>")]
 
 
 def _line(text: str, match: re.Match[str]) -> Mark:
-    """From the end of `match` to the end of the sentence that begins there."""
+    """Return a mark from the end of `match` to the end of the sentence that begins there."""
     rest = text[match.end() : match.end() + SENTENCE]
     sentence = next(iter(sentences(rest)), "")
     end = match.end() + max(rest.find(sentence), 0) + len(sentence)
@@ -136,7 +139,7 @@ def _line(text: str, match: re.Match[str]) -> Mark:
 
 
 def _only_spoken_of(text: str, match: re.Match[str]) -> bool:
-    """Whether the sentence supposes, asks or reports the answer rather than states it."""
+    """Return whether the sentence supposes, asks for or reports an answer instead of stating one."""
     before = re.split(r"[.;:!?\n]\s|,\s(?!(?:so|and) that\b)", text[max(0, match.start() - 120) : match.start()])[-1]
     sentence = re.split(r"[.;:!?\n]\s", text[max(0, match.start() - 300) : match.start()])[-1]
     if (

@@ -11,26 +11,27 @@ from rorqual.tasks.rows import SAMPLES, DataRow, FileTask, files, normal, read
 
 
 class Math500(FileTask):
-    """Rows `problem`, `answer` (LaTeX), `solution`, `subject`, `level`; graded by math-verify. For evaluation only.
+    """Problems from rows `problem`, `answer` (LaTeX), `solution`, `subject`, `level`, graded by math-verify. Evaluation only.
 
-    A reply is right where what it commits to (see `rorqual.tasks.reply` and `expressions`) equals the gold answer:
+    A reply is right if its final expression (see `rorqual.tasks.reply` and `expressions`) equals the gold answer:
 
-    - Of `a = b = c` the last side counts, of `a \\approx 0.3` the left one; sides that are different constants (`3 = 4`) are wrong.
-    - Sets and lists are compared in any order, tuples and intervals in order and with the same brackets; a set is no tuple.
-    - Inequalities in one letter are intervals: `2 \\le x < 5` is `[2, 5)`, and `x < 2` or `x > 3` is a union.
-    - A number in base 8 equals the same digits in base 8 alone; "315 in base eight" and "in octal: 315" are read, and the digits without
-      a base are ungraded. Units are left out, unless both have one and the two differ.
-    - Of a count and what it counts ("5 such integers, namely ...") the one counts that is of the gold answer's kind. "1 in 4", "5 out of
-      8", "a ratio of 1:4" and "11 times the square root of 2" are read.
-    - Decimals are exact: 0.333333 is not 1/3, and 3.14 is not pi. A gold answer in words, or a letter, must be asserted, not denied.
-    - Where two values look final alike ("the center is $(3, -2)$ and the radius is $5$", `x = 5, y = 7`) and one is right, the reply is
-      ungraded, and so is one with the right parts in a form that only the question can confirm (`A = 6, B = 31` for `(6, 31)`, a tuple
-      for a column) or in a notation that is not read (`\\setminus`).
-    - It is ungraded, too, where it has no mark and its last sentence states the gold answer beside what is taken (rule 8 of `reply`).
-    - What is left is compared by math-verify, and then to 25 digits.
+    - In `a = b = c` the last side counts, in `a \\approx 0.3` the left side. Sides that are different constants (`3 = 4`) are wrong.
+    - Sets and lists match in any order. Tuples and intervals match in order and with the same brackets. A set never equals a tuple.
+    - An inequality in one variable is an interval: `2 \\le x < 5` is `[2, 5)`. `x < 2` or `x > 3` is a union.
+    - A number in base 8 equals only the same digits in base 8. The digits without a base are ungraded.
+      "315 in base eight" and "in octal: 315" are read. Units count only if both sides have one.
+    - If a reply states a count and the items ("5 such integers, namely ..."), the kind of the gold answer decides which one counts.
+      "1 in 4", "5 out of 8", "a ratio of 1:4" and "11 times the square root of 2" are read.
+    - Decimals are exact: 0.333333 is not 1/3, and 3.14 is not pi. The reply must assert, not deny, a gold answer in words or letters.
+    - If two values look equally final and one is right, the reply is ungraded.
+      Examples: "the center is $(3, -2)$ and the radius is $5$", `x = 5, y = 7`.
+    - A reply with the right parts is ungraded if only the question can confirm their form.
+      Examples: `A = 6, B = 31` for `(6, 31)`, or a tuple for a column. Unsupported notation (`\\setminus`) is ungraded, too.
+    - An unmarked reply is ungraded if its last sentence also states the gold answer (rule 8 of `reply`).
+    - math-verify compares everything else. A second comparison then checks 25 digits.
 
-    `data` is a folder with a file `*test*.jsonl`, or one file; None is the sample of the package. A gold answer that does not
-    parse is ungraded. A split other than test is a `DataError`: nothing is trained on or chosen by these problems.
+    `data` is one file, or a folder with a file `*test*.jsonl`. None selects the packaged sample.
+    A gold answer that does not parse is ungraded. Raises DataError for any split but test: these problems are for evaluation.
     """
 
     name = "math500"
@@ -42,9 +43,9 @@ class Math500(FileTask):
     def load(self, split: Split) -> list[Problem]:
         if split != "test":
             raise DataError(
-                f"MATH-500 has no split '{split}': it is for evaluation",
+                f"MATH-500 has no split '{split}': it is for evaluation only",
                 where=str(self.data),
-                remedy="Take split=test, or another task to learn from.",
+                remedy="Use split=test, or train on another task.",
             )
         return [self._problem(row) for path in files(self.data, "test") for row in read(path)]
 

@@ -1,4 +1,4 @@
-"""Conversations of one's own as a task: the last assistant's turn is the gold answer of what stands before it."""
+"""A task from your own conversations: the last assistant turn is the gold answer to the turns before it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ END_THINK = "</think>"
 
 
 class Asked(Problem):
-    """A problem whose prompt has turns before it."""
+    """A problem with a conversation before its prompt."""
 
     @property
     def messages(self) -> tuple[Message, ...]:
@@ -27,11 +27,12 @@ class Asked(Problem):
 
 
 class Messages(FileTask):
-    r"""Rows `messages`, or `prompt` and `completion`, or `question` and `answer`, as `rorqual train sft data=FILE` reads them.
+    r"""Problems from rows that `rorqual train sft data=FILE` also reads.
 
-    A reply is right where it ends in what the gold answer ends in: the marked answer (`\boxed{}`, `####`, `answer:`), else the
-    last line; as numbers (see `Gsm8k`) where the gold one is a number, else without regard to case and white space. `data` is a file, or a
-    folder with `*train*` and `*test*` files.
+    A row has `messages`, or `prompt` and `completion`, or `question` and `answer`.
+    A reply is right if its final answer equals that of the gold answer. The final answer is the marked one (`\boxed{}`, `####`, `answer:`),
+    else the last line. Numbers compare as in `Gsm8k`. Other answers compare without case and white space.
+    `data` is a file, or a folder with `*train*` and `*test*` files.
     """
 
     name = "messages"
@@ -49,9 +50,9 @@ class Messages(FileTask):
         before, reply = turns[:-1], turns[-1] if turns else None
         if reply is None or reply.role != "assistant" or not before or before[-1].role != "user":
             raise DataError(
-                "it does not end with a user's turn and the assistant's",
+                "the conversation does not end with a user turn and an assistant turn",
                 where=row.where,
-                remedy="The last turn is the gold answer to the one before it.",
+                remedy="End it with a user turn and the assistant turn that is its gold answer.",
             )
         return Asked(
             key="messages " + " | ".join(f"{m.role} {normal(m.label)}" for m in before),
@@ -84,11 +85,11 @@ def _message(item: Any, where: str) -> Message:
     role = next((role for role in roles if isinstance(item, Mapping) and item.get("role") == role), None)
     if role is None or not isinstance(item.get("content"), str | list):
         raise DataError(
-            f"not a message: {item!r:.60}", where=where, remedy=f"Give role ({', '.join(roles)}) and content."
+            f"not a message: {item!r:.60}", where=where, remedy=f"Give it role ({', '.join(roles)}) and content."
         )
     if not isinstance(item.get("reasoning"), str | None):
-        raise DataError(f"key 'reasoning' is no text: {item['reasoning']!r:.60}", where=where, remedy="Mend the row.")
+        raise DataError(f"'reasoning' is not a string: {item['reasoning']!r:.60}", where=where, remedy="Fix the row.")
     message = Message(role, read_content(item["content"], f"{where}: content"), item.get("reasoning"))
     if role == "user" and says_nothing(message):
-        raise DataError("an empty prompt", where=where, remedy="Give the user's turn a text, or delete the row.")
+        raise DataError("an empty prompt", where=where, remedy="Give the user turn a text, or remove the row.")
     return message

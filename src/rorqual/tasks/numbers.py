@@ -1,8 +1,12 @@
 r"""Read numbers in running text as exact fractions.
 
-Forms: `1,234`, `1{,}234`, `1\,234`, `1 234`, `.5`, `5.`, `1e3`, `4.5 \times 10^3`, `2^3`, `3/4`, `\frac{3}{4}`, `3 1/2`, `2\frac14`, `½`,
-`$5`, `-2`, `minus 2`, `10%`, `70k`, `2.5 million`, `3 dozen`, and numbers in English words. A time (`3:30`), a date (`3/4/2020`) and a
-number in another base (`101_2`) are found but have no value. Arabic, Persian, Hindi, Bengali, Thai and wide digits are read, too.
+These forms are read, and numbers in English words:
+
+- `1,234`, `1{,}234`, `1\,234`, `1 234`, `.5`, `5.`, `1e3`, `4.5 \times 10^3`, `2^3`, `3/4`, `\frac{3}{4}`, `3 1/2`, `2\frac14`, `½`
+- `$5`, `-2`, `minus 2`, `10%`, `70k`, `2.5 million`, `3 dozen`
+
+A time (`3:30`), a date (`3/4/2020`) and a number in another base (`101_2`) are found but have no value.
+Arabic, Persian, Hindi, Bengali, Thai and full-width digits are also read.
 """
 
 from __future__ import annotations
@@ -12,7 +16,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 
 LONGEST = 200
-"""Digits beyond which a number has no value: reading it would cost more than a grade may."""
+"""A number with more digits has no value, because reading it would take too long for a grader."""
 GREATEST_EXPONENT = 60
 SCALES = {
     "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12,
@@ -39,7 +43,7 @@ UNICODE = str.maketrans(
 )
 
 _EUROPEAN = re.compile(r"(?<![\w.,])([0-9]{1,3}(?:\.[0-9]{3})+),([0-9]{2})(?![\w,]|\.[0-9])")
-"""An amount with dots between thousands and a decimal comma: 1.200,00."""
+"""An amount with dots as thousands separators and a decimal comma: 1.200,00."""
 _GROUP = r"(?:,|\{,\}|\\,|\\!|,\\!|\\[ ]|[ '])"
 _DIGITS = rf"(?:[0-9]{{1,3}}(?:{_GROUP}[0-9]{{3}})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+"
 _ARM = r"(?:\{[ ]?-?[0-9][0-9,]{0,40}[ ]?\}|[0-9])"
@@ -99,7 +103,7 @@ MULTIPLIED = re.compile(r"(?:twice|thrice|half|double|triple|times) $", re.IGNOR
 
 @dataclass(frozen=True)
 class Number:
-    """A number at `text[start:end]`. `value` is None where the form has none (a time, a date, another base, x / 0).
+    """A number at `text[start:end]`. `value` is None for forms without one: a time, a date, another base, x / 0.
 
     `also` is the same quantity in a larger unit (1.5 for `1 hour and 30` minutes).
     """
@@ -116,7 +120,7 @@ class Number:
 
 
 def plain(text: str) -> str:
-    """`text` with one form of minus sign, space, quotation mark, and of fractions and exponents that are one character."""
+    """Return `text` with uniform minus signs, spaces and quotation marks. One-character fractions and exponents are spelled out."""
     text = _EUROPEAN.sub(lambda match: f"{match[1].replace('.', '')}.{match[2]}", text.translate(UNICODE))
     for sign, fraction in VULGAR.items():
         if sign in text:
@@ -125,32 +129,32 @@ def plain(text: str) -> str:
 
 
 def numbers(text: str) -> list[Number]:
-    """The numbers of `text` (as `plain` leaves it) in order; those in words only where there are none in digits."""
+    """Return the numbers of `text`, an output of `plain`, in order. Numbers in words count only if there are none in digits."""
     found = [_digits(match) for match in NUMBER.finditer(text)] or spelled(text)
     return [_below_zero(number, text[number.end : number.end + 40]) for number in found]
 
 
 def _below_zero(number: Number, after: str) -> Number:
-    """`8 degrees below zero` is -8."""
+    """Negate the number in a phrase like `8 degrees below zero`."""
     if number.value is None or number.value < 0 or not BELOW_ZERO.match(after):
         return number
     return replace(number, value=-number.value)
 
 
 def spelled(text: str) -> list[Number]:
-    """The numbers of `text` that are written in words."""
+    """Return the numbers of `text` that are written in words."""
     return [number for match in SPELLED.finditer(text) if (number := _spelled(match, text)) is not None]
 
 
 def single(text: str) -> Number | None:
-    """`text` as one number and nothing else but math delimiters around it; None where it is anything more."""
+    """Return `text` as one number, with optional math delimiters around it, or None if there is anything else."""
     bare = plain(text).strip().strip("$").strip()
     match = NUMBER.fullmatch(bare) or NUMBER.fullmatch(bare.removesuffix("."))
     return None if match is None or match["ordinal"] else _digits(match)
 
 
 def whole_number(text: str) -> Fraction | None:
-    """The value of `single`; None for a percentage, too."""
+    """Return the value of `single`, or None for a percentage."""
     found = single(text)
     return None if found is None or found.percent else found.value
 
@@ -160,7 +164,7 @@ def _digits(match: re.Match[str]) -> Number:
     scale = match["scale"].strip(" -\\").lower()
     scale = scale if len(scale) <= 2 else scale.removesuffix("s")
     if scale in ("m", "b") and not match["money"]:
-        value = None  # 5M is metres, a model's size or five million
+        value = None  # 5M may be metres, a model's size or five million
     elif scale and value is not None:
         value *= SCALES[scale]
     if value is not None and (match["sign"].strip()[:1] in tuple("-mMnN") or match["late"]):
@@ -172,7 +176,7 @@ def _digits(match: re.Match[str]) -> Number:
 
 
 def _value(match: re.Match[str]) -> Fraction | None:
-    """The value without sign and scale."""
+    """Return the value without sign and scale."""
     if match["time"] or match["date"] or match["base"] or match.end() - match.start() > 2 * LONGEST:
         return None
     if match["over"]:
@@ -200,7 +204,7 @@ def _mixed(whole: str | None, top: str, bottom: str) -> Fraction | None:
 
 
 def _spelled(match: re.Match[str], text: str) -> Number | None:
-    """A number in words; None where `one` is a pronoun. A number that is multiplied (`twice nine`) has no value."""
+    """Return a number in words, or None if `one` is a pronoun. A multiplied number (`twice nine`) has no value."""
     before, after = text[max(0, match.start() - 12) : match.start()], text[match.end() : match.end() + 12]
     said = match[0].lower()
     if said == "one" and (PRONOUN.search(before) or re.match(r" (?:of|another|can|must|could|who|that|by)\b", after)):
@@ -219,7 +223,7 @@ def _spelled(match: re.Match[str], text: str) -> Number | None:
     if match["minus"]:
         value = -value
     if match["alone"] and re.search(r"\b(?:that|this|it)(?:'s| is) $", before, re.IGNORECASE):
-        return None  # "That's half a ton!" only restates
+        return None  # "That's half a ton!" is only a restatement
     also = 60 * value if match["hour"] else None
     found = Number(match.start(), match.end(), value, percent=bool(match["percent"]), spelled=True, also=also)
     return replace(found, value=None) if MULTIPLIED.search(before) else found

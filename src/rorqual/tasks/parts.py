@@ -1,4 +1,4 @@
-r"""Take LaTeX apart: the sides of equations, lists, sets, tuples, intervals and unions."""
+r"""Split LaTeX into parts: sides of equations, lists, sets, tuples, intervals and unions."""
 
 from __future__ import annotations
 
@@ -10,18 +10,22 @@ OPENINGS, CLOSINGS = "([{", ")]}"
 
 @dataclass(frozen=True)
 class Parts:
-    """A list of parts. `kind` is its brackets: "()" a tuple or open interval, "{}" a set, "," a list without brackets, "u" a union."""
+    """A list of parts. `kind` gives its brackets.
+
+    "()" is a tuple or open interval, "{}" a set, "," a list without brackets, "u" a union.
+    """
 
     kind: str
     items: tuple[str, ...]
 
     @property
     def ordered(self) -> bool:
+        """Whether the order of the parts matters, as in tuples and intervals."""
         return self.kind not in ("{}", ",", "u")
 
 
 def side(text: str, equation: bool) -> list[str]:
-    """The sides of a chain of equations, of which the last counts. With `equation` the equation itself is wanted, and left whole."""
+    """Return the sides of a chain of equations, of which the last counts. With `equation`, do not split the equation."""
     text = split(text, "\\implies")[-1]
     about = split(text, "\\approx")
     text = about[1 if len(about) > 1 and len(about[0]) == 1 else 0]
@@ -32,7 +36,7 @@ def side(text: str, equation: bool) -> list[str]:
 
 
 def split(text: str, separator: str) -> list[str]:
-    """`text` at each `separator` outside brackets and braces; a word of LaTeX is not found within a longer one."""
+    """Split `text` at each `separator` outside brackets and braces. A LaTeX command never matches inside a longer one."""
     pieces, depth, begin, i = [], 0, 0, 0
     width = len(separator)
     while i < len(text):
@@ -50,14 +54,14 @@ def split(text: str, separator: str) -> list[str]:
 
 
 def _parts_here(text: str, separator: str, at: int) -> bool:
-    r"""Whether the separator at `at` is whole: no part of `\infty`, `<=` or `\=`."""
+    r"""Return whether the separator at `at` is complete and not part of `\infty`, `<=` or `\=`."""
     if separator[0] == "\\":
         return not text[at + len(separator) : at + len(separator) + 1].isalpha()
     return separator != "=" or text[at - 1 : at] not in ("<", ">", "!", "\\")
 
 
 def parts(text: str) -> Parts | None:
-    """`text` as a union, a set, a tuple, an interval or a list; None where it is one expression."""
+    """Return `text` as a union, set, tuple, interval or list, or None if it is a single expression."""
     text = text.strip()
     if "\\begin" in text:
         return None
@@ -76,14 +80,14 @@ def parts(text: str) -> Parts | None:
     opening, closing = ("{", "}") if brace else (text[:1], text[-1:])
     if plus or opening not in OPENINGS or closing not in CLOSINGS or not _one_bracket(text):
         return None
-    items = tuple(piece for piece in split(inner, ",") if piece)  # in brackets `12,102` is a pair
+    items = tuple(piece for piece in split(inner, ",") if piece)  # inside brackets `12,102` is a pair
     if brace or len(items) > 1:
         return Parts(opening + closing, items)
     return None
 
 
 def _commas(text: str) -> tuple[str, ...]:
-    """Pieces between commas; a comma of a thousand (`22,200`) parts nothing, unless a space follows it."""
+    """Split `text` at commas, but not at a thousands separator (`22,200`)."""
     text = (
         re.sub(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))", "", text)
         if re.fullmatch(r"-?[0-9]{1,3}(,[0-9]{3})+(\.[0-9]+)?", text)
@@ -93,7 +97,7 @@ def _commas(text: str) -> tuple[str, ...]:
 
 
 def _one_bracket(text: str) -> bool:
-    """Whether the bracket that opens `text` is closed by its end."""
+    """Return whether the bracket at the start of `text` closes at its end."""
     depth = 0
     bare = text.replace("\\{", "{").replace("\\}", "}")
     for i, letter in enumerate(bare):

@@ -1,4 +1,4 @@
-"""Put what a reply says of people into plain words: names as `⟦number⟧`, roles as `a knight`, without quotations and insertions."""
+"""Normalize a reply about people: names become `⟦number⟧`, roles become `a knight`, quotations and insertions are removed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _ROW = re.compile(
     r"^[ \t]*\|[ \t]*(⟦[0-9]+⟧)[ \t]*\|(?:[^|\n]*\|)*?[ \t]*(knight|knave)[ \t]*\|[^|\n]*\|?[ \t]*$",
     re.IGNORECASE | re.MULTILINE,
 )
-"""A row of a table with a person's name first and the role in a cell of its own."""
+"""A table row with a person's name in the first cell and the role in another."""
 _PLAIN = tuple(
     (re.compile(pattern, re.IGNORECASE), new)
     for pattern, new in (
@@ -38,7 +38,7 @@ _PLAIN = tuple(
 
 
 def named_text(text: str, names: Sequence[str]) -> str:
-    """`text` with each name as `⟦number⟧`, in the possessive as `⟨number⟩`."""
+    """Return `text` with each name replaced by `⟦number⟧`, or by `⟨number⟩` for a possessive."""
     text = _QUOTED.sub(lambda match: '""' if " " in match[1].strip() else match[0], plain_text(text))
     text = _INSERTED.sub("", _ASIDE.sub(" ", re.sub(r"[*_`]", "", text)))
     for pattern, new in _PLAIN:

@@ -1,10 +1,10 @@
-r"""Tell by its form whether a sentence concludes ("So ...", `Total: ...`), adds to an answer ("That is $4 a day."), or opens with one.
+r"""Classify sentences by their form: conclusions, additions to an answer, and answers at the start of a reply.
 
-- It concludes by layout (bold text with a number, `Total: ...`, the last row of a table, a displayed formula) or by words ("So ...",
-  "Therefore ...", "... in total").
-- It adds where it restates, averages, extrapolates, compares, gives a reason or a given: "That works out to ...", "Over 5 years ...",
-  "Her goal was ...", "Because ...", "She started with ...", "The other 6 ...".
-- It opens a reply with its answer where it is nothing else ("**27**", "7 pencils.") or says what is left, in total, per day.
+- A conclusion is marked by layout (bold text with a number, `Total: ...`, a displayed formula) or by words
+  ("So ...", "Therefore ...", "... in total").
+- An addition restates, averages, extrapolates, compares, or gives a reason or a given fact. Examples: "That works out to ...",
+  "Over 5 years ...", "Her goal was ...", "Because ...", "She started with ...", "The other 6 ...".
+- An answer at the start is the whole sentence ("**27**", "7 pencils."), or a statement of what is left, in total or per day.
 """
 
 from __future__ import annotations
@@ -68,45 +68,45 @@ _BARE = re.compile(
 
 
 def led(sentence: str) -> bool:
-    """Whether the sentence begins as a conclusion: "So ...", "In total ..."."""
+    """Return whether the sentence begins like a conclusion: "So ...", "In total ..."."""
     return _LED.match(sentence) is not None
 
 
 def concludes(sentence: str) -> bool:
-    """Whether the sentence states a conclusion, by its layout or its words."""
+    """Return whether layout or words mark the sentence as a conclusion."""
     return led(sentence) or shown(sentence) or _TOTAL.search(sentence) is not None
 
 
 def shown(sentence: str) -> bool:
-    """Whether layout says that the sentence states a result: bold, `Total:`, a displayed formula."""
+    """Return whether layout marks the sentence as a result: bold, `Total:`, a displayed formula."""
     return not _STEP.match(sentence) and _SHOWN.search(sentence) is not None
 
 
 def adds(sentence: str) -> bool:
-    """Whether the sentence only adds to an answer: a restatement, an average, an extrapolation, a comparison, a reason, a given."""
+    """Return whether the sentence only adds to an answer: a restatement, average, extrapolation, comparison, reason or given fact."""
     return "=" not in sentence and (_ADDS.search(sentence) is not None or contrasts(sentence))
 
 
 def contrasts(sentence: str) -> bool:
-    """Whether the sentence says what is left beside the answer, or was before it: "The other 6 ...", "Her previous best ..."."""
+    """Return whether the sentence states a remainder or an earlier value: "The other 6 ...", "Her previous best ..."."""
     return _CONTRASTS.match(sentence) is not None
 
 
 def answers(sentence: str) -> bool:
-    """Whether the sentence says what questions ask for: what is left, in total, needed, now, per day."""
+    """Return whether the sentence states a quantity that questions ask for: left, in total, needed, now, per day."""
     return _ANSWERS.search(sentence) is not None
 
 
 def closes(sentence: str) -> bool:
-    """Whether the sentence answers, computes or infers, and so is more than a remark."""
+    """Return whether the sentence answers, computes or infers something, so it is more than a remark."""
     return answers(sentence) or "=" in sentence or _SO.search(sentence) is not None
 
 
 def bare_answer(sentences: Sequence[str]) -> bool:
-    """Whether the first of several sentences is an answer and nothing else (`**27**`, `7 pencils.`)."""
+    """Return whether the first of several sentences is only an answer (`**27**`, `7 pencils.`)."""
     return len(sentences) > 1 and not _STEP.match(sentences[0]) and _BARE.match(sentences[0].strip()) is not None
 
 
 def heading(sentences: Sequence[str]) -> int:
-    """The place of the first heading of reasons, checks or takeaways ("Explanation:", "Here is why:"); 0 where there is none."""
+    """Return the index of the first heading of reasons, checks or takeaways ("Explanation:", "Here is why:"), or 0."""
     return next((place for place, one in enumerate(sentences) if place and _HEADING.match(one)), 0)

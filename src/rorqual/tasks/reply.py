@@ -2,24 +2,25 @@ r"""Decide which words of a reply are its answer.
 
 The rules, in order:
 
-1. Text up to `</think>` is not the answer, and neither is what follows a `<think>` that never ends, nor
-   a further "Question: ... Answer: ..." that the model goes on with.
+1. Text up to `</think>` is not the answer. Text after an unclosed `<think>` is not, either.
+   A further "Question: ... Answer: ..." that the model makes up does not count.
 2. The last mark counts (see `rorqual.tasks.marks`): `\boxed{...}`, `<answer>...</answer>`, `#### ...`, `answer is ...`, `Answer: ...`,
-   `... is the answer`, `I'll go with ...`. Words that only speak of an answer ("if the answer is", a question) are no mark.
-3. What is struck out (`~~18~~`) is not read, nor what the same sentence takes back ("18, no wait, 16"). A correction after the mark ("Wait,
-   ...", "Correction: ...", "That is wrong.") replaces it by what it says; one that says nothing else leaves no answer. A conclusion after
-   it ("So it is 8.") is as final. Other text ("That took 2 steps.") changes nothing.
-4. Without a mark the last sentence that says an answer counts. Questions, closing phrases ("I hope it is correct."), checks ("Check: ...")
-   and suppositions are passed over, and so is a line that only introduces the next one ("The total is:"). A reply that breaks off in the
-   middle of a sentence says nothing, nor does one that ends with work left to do ("Next, we have to add the tip.").
-5. A conclusion before it ("So ...", "... in total", bold, `Total: ...`) counts instead where only remarks follow it ("That is $4 a day."),
-   and an answer that opens the reply ("**27**", "7 pencils.", "7 are left.") where reasons, explanations or givens follow.
-6. What a sentence denies ("not 18") is not its answer, and what it leaves open ("18 or 19") leaves the reply without one.
-7. Where two values look final by these rules, a reply with one right and one wrong is ungraded, not guessed at.
-8. A reply without a mark that would be wrong is ungraded where its last sentence states the right value beside the one that is taken ("13
-   were eaten, leaving 2"). It stays wrong where it denies that value, computes with it, or goes on from it ("18, so she has 16").
+   `... is the answer`, `I'll go with ...`. A question or a mere mention ("if the answer is") is not a mark.
+3. Struck-out text (`~~18~~`) and values corrected in the same sentence ("18, no wait, 16") are ignored.
+   A correction after the mark ("Wait, ...", "Correction: ...", "That is wrong.") replaces the answer. Without a new value, it leaves none.
+   A conclusion after the mark ("So it is 8.") is equally final. Other text ("That took 2 steps.") changes nothing.
+4. Without a mark, the last sentence that states an answer counts.
+   Questions, closing phrases ("I hope it is correct."), checks ("Check: ...") and suppositions are skipped.
+   So is a line that only introduces the next one ("The total is:").
+   A reply has no answer if it stops in the middle of a sentence or ends with work left to do ("Next, we have to add the tip.").
+5. An earlier conclusion ("So ...", "... in total", bold, `Total: ...`) counts instead if only remarks follow it ("That is $4 a day.").
+   An answer at the start ("**27**", "7 pencils.", "7 are left.") counts if reasons, explanations or given facts follow it.
+6. A denied value ("not 18") is not the answer. Open alternatives ("18 or 19") leave the reply without an answer.
+7. If two values look final by these rules, one right and one wrong, the reply is ungraded.
+8. A wrong reply without a mark is ungraded if its last sentence also states the right value ("13 were eaten, leaving 2").
+   It stays wrong if the sentence denies that value, computes with it or continues from it ("18, so she has 16").
 
-A reader (of numbers, labels, mathematics) says what one segment of text asserts, as a `Reading`; `settle` applies the rules above.
+A reader (for numbers, labels or mathematics) returns what one segment asserts as a `Reading`. `settle` applies the rules.
 """
 
 from __future__ import annotations
@@ -45,9 +46,9 @@ from rorqual.tasks.sentences import (
 )
 
 BESIDE = 4
-"""Values beside the one taken that a sentence may state: to compare a formula may take seconds."""
+"""Maximum number of other values that a sentence may state. The limit exists because comparing a formula may take seconds."""
 SENTENCES = 400
-"""Sentences that are read, from the last one."""
+"""Maximum number of sentences to read, counted from the last."""
 _REFUSAL = re.compile(
     r"\b(?:not enough|insufficient|too little) (?:information|data)\b[^.]{0,80}\b(?:answer|solve|compute|calculate|say how)"
     r"|\b(?:cannot|can't) be (?:answered|solved|computed|calculated)\b|\bI (?:cannot|can't|am unable to"
@@ -55,17 +56,18 @@ _REFUSAL = re.compile(
     re.I,
 )
 _GIVEN = re.compile(r"\W*(?:if|suppose|given|let|we (?:know|are (?:told|given)))\b", re.IGNORECASE)
-"""How a reply opens that begins with what the question gives."""
+"""The start of a reply that repeats facts from the question."""
 _CONCLUDES = re.compile(r"\b(?:so|thus|hence|therefore)\b|=", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What a segment of text says. `value` is None where it asserts nothing; `denied` are values that it says are not the answer.
+    """The reader's result for one segment of text.
 
-    `rival` is another value that looks as final, and `beside` are values that it states as well (rule 8). `refused` is True where the
-    segment leaves the answer open (a hedge, a range) or says that there is none. A `weak` value counts only where the sentence
-    before says none ("... = 8. So that is the total for the 3 days.").
+    `value` is the answer, or None. `denied` holds values that the segment rejects.
+    `rival` is another value that looks equally final. `beside` holds other values that it states (rule 8).
+    `refused` is True if the segment leaves the answer open (a hedge, a range) or says that there is none.
+    A `weak` value counts only if the previous sentence has none ("... = 8. So that is the total for the 3 days.").
     """
 
     value: Any = None
@@ -78,9 +80,9 @@ class Reading:
 
 @dataclass(frozen=True)
 class Said:
-    """What a reply says. `final` are the values that it commits to: none, one, or two that look final alike.
+    """The answer of a reply. `final` holds no value, one value, or two that look equally final.
 
-    `beside` are the values that the last sentence of a reply without a mark states as well (rule 8).
+    `beside` holds the other values in the last sentence of a reply without a mark (rule 8).
     """
 
     final: tuple[Any, ...] = ()
@@ -89,11 +91,11 @@ class Said:
 
 NOTHING = Reading()
 Reader = Callable[[str, bool], Reading]
-"""(segment, whether it was marked as the answer) -> what it says."""
+"""Map (segment, whether it is marked as the answer) to a `Reading`."""
 
 
 def settle(reply: str, reader: Reader, *, strict: bool = False) -> Said:
-    """What `reply` commits to. With `strict` only marks count."""
+    """Return the final values of `reply`. With `strict`, only marked answers count."""
 
     def read(segment: str, marked: bool) -> Reading:
         later = corrected_midway(segment)
@@ -127,7 +129,7 @@ def settle(reply: str, reader: Reader, *, strict: bool = False) -> Said:
 
 
 def verdict(final: Iterable[bool], beside: Iterable[bool] = ()) -> Verdict:
-    """The verdict for the values of a `Said`, each right or not, by rules 7 and 8."""
+    """Return the verdict for the values of a `Said`, each given as right or not, by rules 7 and 8."""
     found = set(final)
     if found == {False} and any(beside):
         return Verdict.UNGRADED
@@ -139,7 +141,7 @@ def _values(*readings: Reading) -> tuple[Any, ...]:
 
 
 def _concluded_after(tail: str, read: Reader) -> Reading:
-    """The conclusion that a reply draws after its mark ("So it is 8."), which rivals it where it is another."""
+    """Return the conclusion after a mark ("So it is 8."). A different value there becomes a rival."""
     for sentence in reversed(sentences(tail)[-SENTENCES:]):
         if led(sentence) and not passed_over(sentence) and not adds(sentence):
             return read(sentence, False)
@@ -147,7 +149,7 @@ def _concluded_after(tail: str, read: Reader) -> Reading:
 
 
 def _unmarked(text: str, read: Reader, denied: set[Any]) -> tuple[Reading, ...]:
-    """What is final in a reply without a mark, by rules 4, 5 and 7."""
+    """Return the final readings of a reply without a mark, by rules 4, 5 and 7."""
     parts = sentences(text)[-SENTENCES:]
     place, last = _last_said(parts, read, denied)
     if place is None or any(map(corrects, parts[1 : place + 1])):
@@ -164,7 +166,7 @@ def _unmarked(text: str, read: Reader, denied: set[Any]) -> tuple[Reading, ...]:
 
 
 def _conclusion(parts: list[str], place: int, last: Reading, read: Reader) -> tuple[Reading, ...]:
-    """What is final: what sentence `place`, the last one, says, or the conclusion before it, or both."""
+    """Return the final readings: that of the last sentence `place`, of an earlier conclusion, or both."""
     if concludes(parts[place]) and not adds(parts[place]):
         return (last,)
     for earlier in range(place - 1, -1, -1):
@@ -186,7 +188,7 @@ def _conclusion(parts: list[str], place: int, last: Reading, read: Reader) -> tu
 
 
 def _opening(parts: list[str], read: Reader) -> tuple[Reading, bool]:
-    """The answer that the reply opens with, if any, and whether its form leaves no doubt."""
+    """Return the answer at the start of the reply, if any, and whether its form is unambiguous."""
     if (end := heading(parts)) and (concludes(parts[end - 1]) or end == 1):
         return read(parts[end - 1], end == 1), True
     if bare_answer(parts):
@@ -199,7 +201,7 @@ def _opening(parts: list[str], read: Reader) -> tuple[Reading, bool]:
 
 
 def _last_said(parts: list[str], read: Reader, denied: set[Any]) -> tuple[int | None, Reading]:
-    """The last sentence that says anything, and what. `denied` grows by what is denied on the way."""
+    """Return the index and the reading of the last sentence with an answer. Add the denied values to `denied`."""
     if parts and unfinished(parts[-1]):
         return None, Reading(refused=True)
     weak, at = NOTHING, None

@@ -1,12 +1,18 @@
-"""Decide who a reply says is a knight and who a knave.
+"""Decide which people a reply calls knights and which knaves.
 
-Read are "Zoey is a knight", "Zoey: knight", a table, JSON, "Zoey (knight)", "Zoey and Ava are knights", "the knave is Oliver", a heading
-"Knights:" with names, a name above its role, "a knight and a knave, respectively", "no knave", "Ava is not", "which makes her a knave",
-"all are knaves", "everyone but Zoey is a knight", "the others are knights", "she is a knight" (the sentence's first name), and "is not a
-knave". "Ava is not." after "Zoey is a knight." and "Zoey is honest, so a knight" are read, too. Claims that a person makes, questions,
-suppositions, what is doubted or ruled out, and what the same sentence calls a contradiction are passed over. The last statement about each
-person counts; where the same paragraph says both of one person, and no conclusion or correction stands between, the reply commits to
-nothing.
+These forms are read:
+
+- "Zoey is a knight", "Zoey: knight", "Zoey (knight)", "Zoey and Ava are knights", "the knave is Oliver"
+- a table, JSON, a heading "Knights:" with names, a name above its role
+- "a knight and a knave, respectively", "no knave", "is not a knave", "which makes her a knave", "Zoey is honest, so a knight"
+- "Ava is not", also as "Ava is not." after "Zoey is a knight."
+- "all are knaves", "everyone but Zoey is a knight", "the others are knights"
+- "she is a knight", where she is the first name in the sentence
+
+Claims of a person, questions, suppositions, doubts and exclusions are skipped.
+So is a statement that the same sentence calls a contradiction.
+The last statement about each person counts. If one paragraph gives a person both roles, without a conclusion or correction between,
+the reply has no answer.
 """
 
 from __future__ import annotations
@@ -137,11 +143,11 @@ _EITHER_WAY = re.compile(
 )
 
 Said = tuple[int, int, dict[int, bool | None]]
-"""(paragraph, sentence, who is said to be what); None: left open."""
+"""(paragraph, sentence, role of each person). A role is True for a knight, False for a knave and None if it is open."""
 
 
 def roles(reply: str, names: Sequence[str]) -> tuple[bool, ...] | None:
-    """For each name whether the reply says that it is a knight; None where it does not commit to one role for each."""
+    """Return, for each name, whether the reply calls it a knight, or None unless every name has exactly one role."""
     text = spoken(reply)
     for mark in reversed(marks(text)):
         if mark.phrase or mark.text.lower().count("kn") >= 1:
@@ -152,7 +158,7 @@ def roles(reply: str, names: Sequence[str]) -> tuple[bool, ...] | None:
 
 
 def by_pronoun(reply: str, names: Sequence[str]) -> bool:
-    """Whether a sentence gives roles to both `he` and `she`: whom it means is not read."""
+    """Return whether a sentence gives roles to both `he` and `she`, because the reader cannot tell whom it means."""
     found = (_PRONOUN.finditer(sentence) for sentence in sentences(named_text(spoken(reply), names)))
     return any({"he", "she"} <= {match[0].split()[0].lower() for match in one} for one in found)
 
@@ -177,14 +183,14 @@ def _finish(known: dict[int, bool | None], names: Sequence[str]) -> tuple[bool, 
 
 
 def _one_breath(said: list[Said], sources: list[str], place: int, who: int) -> bool:
-    """Whether statement `place` and the next one about `who` contradict each other, with no conclusion or new paragraph between."""
+    """Return whether no conclusion or new paragraph separates statement `place` from the next one about `who`."""
     later = next(i for i in range(place + 1, len(said)) if who in said[i][2])
     between = " ".join(sources[said[place][1] + 1 : said[later][1] + 1])
     return said[place][0] == said[later][0] and not _CONCLUDES.search(between)
 
 
 def _contradicted(said: list[Said], sources: list[str], place: int, known: dict[int, bool | None]) -> bool:
-    """Whether what stands before the final statements, in their paragraph and with no conclusion between, says otherwise."""
+    """Return whether earlier statements of the same paragraph, without a conclusion between, contradict the final ones."""
     for i in range(place - 1, -1, -1):
         between = " ".join(sources[said[i][1] + 1 : said[place][1] + 1])
         if said[i][0] != said[place][0] or _CONCLUDES.search(between):
@@ -195,7 +201,7 @@ def _contradicted(said: list[Said], sources: list[str], place: int, known: dict[
 
 
 def _statements(text: str, names: Sequence[str]) -> tuple[list[Said], list[str]]:
-    """Every statement of `text` in order, and its sentences, with names as `⟦number⟧`."""
+    """Return every statement of `text` in order, and its sentences with names as `⟦number⟧`."""
     said: list[Said] = []
     sources: list[str] = []
     heading: bool | None = None
@@ -215,7 +221,7 @@ def _statements(text: str, names: Sequence[str]) -> tuple[list[Said], list[str]]
             elif _SUPPOSED.search(sentence) and not _SURVIVES.search(sentence):
                 supposed, before_it = number, len(said)
             elif supposed == number and _FOLLOWS.match(sentence) and _complete(said[:before_it], len(names)):
-                continue  # the answer stands first, and this only argues for it
+                continue  # the answer came first, and this sentence only argues for it
             elif not passed_over(sentence) and not _REFUTED.search(sentence):
                 subject = people[0] if people else subject
                 before = {who for _, at, one in said[-8:] if said and at == said[-1][1] for who in one}
@@ -227,13 +233,16 @@ def _statements(text: str, names: Sequence[str]) -> tuple[list[Said], list[str]]
 
 
 def _complete(said: list[Said], count: int) -> bool:
-    """Whether the first statements name everybody, once each: a reply that begins with its answer."""
+    """Return whether the first `count` statements name every person once, as in a reply that begins with its answer."""
     first = [who for paragraph, _, one in said[:count] if paragraph == said[0][0] for who in one]
     return len(set(first)) == count
 
 
 def _in_sentence(sentence: str, count: int, subject: int | None, before: set[int]) -> Iterator[dict[int, bool | None]]:
-    """What a sentence says, in its order. The others are those that it does not name itself, or else not in `before`."""
+    """Yield the roles that a sentence states, in order.
+
+    "The others" are the people that it does not name, or if it names no one, those not in `before`.
+    """
     found: list[tuple[int, dict[int, bool | None]]] = []
     taken: set[int] = set()
     for match in _RESPECTIVELY.finditer(sentence):
@@ -290,7 +299,7 @@ def _in_sentence(sentence: str, count: int, subject: int | None, before: set[int
 
 
 def _of_pronouns(sentence: str, subject: int | None) -> Iterator[tuple[int, dict[int, bool | None]]]:
-    """What is said of `he` and `she`, the sentence's subject, and of `her` in "which makes her a knave", the last name before."""
+    """Yield the roles of pronouns. `he` and `she` mean the sentence's subject; `her` in "makes her a knave" means the last name."""
     if subject is None:
         return
     for match in _PRONOUN.finditer(sentence):
@@ -310,7 +319,10 @@ def _role(match: re.Match[str]) -> bool | None:
 
 
 def _named(match: re.Match[str], count: int) -> dict[int, bool | None]:
-    """The people that a statement names; a singular after a list is said of its last name ("unlike Zoey, Oliver is a knave")."""
+    """Return the roles of the people that a statement names.
+
+    After a list, a singular verb refers to the last name ("unlike Zoey, Oliver is a knave").
+    """
     people = [int(who) for who in re.findall(r"[0-9]+", match["names"])]
     role = _role(match)
     groups = match.groupdict()

@@ -1,4 +1,4 @@
-"""Rows of a task's files: JSONL or Parquet, from a folder, a file, or the sample that the package ships."""
+"""Read a task's rows from JSONL or Parquet: a folder, a file, or the packaged sample."""
 
 from __future__ import annotations
 
@@ -21,13 +21,16 @@ SAMPLES = Path(__file__).parent / "samples"
 
 @dataclass(frozen=True)
 class DataRow:
-    """One row and where it stands (`file:line`)."""
+    """One row and its place (`file:line`)."""
 
     values: dict[str, Any]
     where: str
 
     def get(self, name: str, *types: type) -> Any:
-        """The value of column `name`, of one of `types`; else a `DataError` that names file, line and column."""
+        """Return the value of column `name`, a string unless `types` is given.
+
+        Raises DataError, with file, line and column, for a missing column or another type.
+        """
         if name not in self.values:
             raise DataError(
                 f"no column '{name}'", where=self.where, remedy=f"The columns are: {', '.join(map(str, self.values))}."
@@ -35,29 +38,34 @@ class DataRow:
         value = self.values[name]
         if not isinstance(value, types or (str,)):
             wanted = " or ".join(t.__name__ for t in types or (str,))
-            raise DataError(f"column '{name}' is not {wanted}: {value!r:.60}", where=self.where, remedy="Mend the row.")
+            raise DataError(f"column '{name}' is not {wanted}: {value!r:.60}", where=self.where, remedy="Fix the row.")
         return value
 
     def texts(self, name: str) -> list[str]:
-        """The value of column `name`, a list of texts."""
+        """Return the value of column `name`, a list of strings. Raises DataError for anything else."""
         value: list[str] = self.get(name, list)
         for item in value:
             if not isinstance(item, str):
                 raise DataError(
-                    f"column '{name}' holds what is no text: {item!r:.60}", where=self.where, remedy="Mend the row."
+                    f"column '{name}' holds an item that is not a string: {item!r:.60}",
+                    where=self.where,
+                    remedy="Fix the row.",
                 )
         return value
 
 
 def read(path: Path) -> Iterator[DataRow]:
-    """The rows of a `.jsonl` or `.parquet` file. Lines end at `\\n` alone: JSON strings may hold other separators."""
+    """Yield the rows of a `.jsonl` or `.parquet` file. Only `\\n` ends a line, because JSON strings may hold other separators.
+
+    Raises DataError if the file is missing or cannot be read.
+    """
     if not path.is_file():
         raise DataError("no such file", where=str(path), remedy="Check the path.")
     if path.suffix == ".parquet":
         try:
             rows = pq.read_table(path).to_pylist()
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-            raise DataError(f"not Parquet: {error}", where=str(path), remedy="Fetch the file again.") from None
+            raise DataError(f"not Parquet: {error}", where=str(path), remedy="Download the file again.") from None
         yield from (DataRow(values, f"{path}:{i}") for i, values in enumerate(rows, 1))
         return
     for i, line in enumerate(path.read_bytes().split(b"\n"), 1):
@@ -65,48 +73,51 @@ def read(path: Path) -> Iterator[DataRow]:
             continue
         try:
             values = json.loads(line.decode("utf-8"))
-        except (ValueError, RecursionError) as error:  # UTF-8, JSON, and numbers too long to be read are ValueErrors
-            raise DataError(f"not JSON: {error}", where=f"{path}:{i}", remedy="Mend or delete the line.") from None
+        except (ValueError, RecursionError) as error:  # bad UTF-8, bad JSON and overlong numbers are ValueErrors
+            raise DataError(f"not JSON: {error}", where=f"{path}:{i}", remedy="Fix or remove the line.") from None
         if not isinstance(values, dict):
-            raise DataError("not a JSON object", where=f"{path}:{i}", remedy="Write one {...} a line.")
+            raise DataError("not a JSON object", where=f"{path}:{i}", remedy="Write one {...} per line.")
         yield DataRow(values, f"{path}:{i}")
 
 
 def files(data: Path, name: str) -> list[Path]:
-    """Files of `data` (a folder, or one file of any name) whose name holds `name`, sorted; an error where there is none."""
+    """Return the sorted files of folder `data` whose name contains `name`. If `data` is a file, return it.
+
+    Raises DataError if no file matches.
+    """
     if data.is_file():
         return [data]
     found = sorted(p for p in data.glob("*") if p.suffix in (".jsonl", ".parquet") and name in p.stem)
     if not found:
         what = "has no" if data.is_dir() else "is neither a file nor a folder with a"
         raise DataError(
-            f"{what} *{name}*.jsonl or .parquet", where=str(data), remedy="Name the folder or file that holds the data."
+            f"{what} *{name}*.jsonl or .parquet", where=str(data), remedy="Give the folder or file with the data."
         )
     return found
 
 
 def held_out(data: Path, split: Split, names: dict[str, str]) -> list[Path]:
-    """The files that serve `split`. `names` gives the word in a file's name for "train" and "test".
+    """Return the files for `split`. `names` maps "train" and "test" to the word that file names contain.
 
-    `dev` is served by the training files (see `carve`). A single file serves training where its name says so, else it is for
-    evaluation: a file to measure on is never learned from by mistake.
+    The training files also supply `dev` (see `carve`). A single file is for training only if its name says so.
+    Otherwise it is for evaluation, so that test data is never used for training by mistake. Raises DataError if the single file does not fit.
     """
     source = "test" if split == "test" else "train"
     if data.is_file():
         serves = "train" if names["train"] in data.stem else "test"
         if serves != source:
             raise DataError(
-                f"this file serves the split '{serves}' only, by its name; '{split}' was asked for",
+                f"by its name this file holds the split '{serves}', not '{split}'",
                 where=str(data),
-                remedy=f"Name a folder with *{names[source]}* files, or call a file to train on '{names['train']}.jsonl'.",
+                remedy=f"Give a folder with *{names[source]}* files, or name a training file '{names['train']}.jsonl'.",
             )
     return files(data, names[source])
 
 
 def carve(problems: list[tuple[str, Problem]], split: Split) -> list[Problem]:
-    """Divide training rows into train and dev by a hash of the first of each pair; test rows stay whole.
+    """Divide training rows into train and dev by a hash of each pair's first element. Return all test rows.
 
-    What is hashed is what twins share: for questions about one text, the text.
+    The first element is the group that related problems share, for example the text of several questions.
     """
     if split == "test":
         return [problem for _, problem in problems]
@@ -116,17 +127,17 @@ def carve(problems: list[tuple[str, Problem]], split: Split) -> list[Problem]:
 
 
 def shuffled(problems: list[Problem], split: Split, seed: int, where: str) -> Iterator[Problem]:
-    """The problems in the order of `seed`; nothing at all is an error."""
+    """Return the problems shuffled by `seed`. Raises DataError if there are none."""
     if not problems:
         raise DataError(
-            f"no problem in the split '{split}'", where=where, remedy="Check the file, or take another split."
+            f"no problem in the split '{split}'", where=where, remedy="Check the file, or use another split."
         )
     random.Random(f"{seed} {split}").shuffle(problems)
     return iter(problems)
 
 
 class FileTask(Task):
-    """A task whose problems stand in files, which are read once for each split."""
+    """A task with problems in files. Each split is read once."""
 
     def __init__(self, data: Path) -> None:
         self.data = data
@@ -139,9 +150,9 @@ class FileTask(Task):
 
     @abstractmethod
     def load(self, split: Split) -> list[Problem]:
-        """The problems of `split`, in the order of the files."""
+        """Return the problems of `split` in file order."""
 
 
 def normal(text: str) -> str:
-    """White space and case do not make another problem."""
+    """Return `text` in lower case with single spaces, since white space and case do not distinguish problems."""
     return " ".join(text.split()).lower()

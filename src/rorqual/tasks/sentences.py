@@ -1,4 +1,4 @@
-"""Split a reply into sentences, and tell by their form what they do: conclude, remark, ask, check, correct."""
+"""Split a reply into sentences and classify them by form: questions, checks, corrections, suppositions, unfinished work."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 SENTENCE = 4000
-"""Characters of one sentence that are read: its end. It bounds the work on a text without sentences."""
+"""Maximum characters to read from the end of a sentence. It bounds the work on text without sentence breaks."""
 _ABBREVIATION = re.compile(
     r"(?:\b(?:i\.e|e\.g|a\.m|p\.m|[ap]\.|rs|no|nr|vs|approx|mr|mrs|ms|dr|st|cf|resp|ca|fig|eq|ft|in|lb|oz|hr|min"
     r"|sec|\d)|^\W*\(?\w{1,2})\.$",
@@ -17,7 +17,7 @@ _BREAK = re.compile(
 )
 _ITEM = re.compile(r"\W{0,4}[0-9]{1,2}\.$")
 _STOP = re.compile(r"[.,]\s*(\\\]|\$\$)$")
-"""The full stop of a sentence within the displayed formula that ends it."""
+"""A full stop inside the displayed formula that ends a sentence."""
 _OPENING = r"^[\s*_#>\"'(\[-]*(?:(?:so|but|and|oh|okay|ok|yes|well|now|then|finally|also)\b[, ]*)*"
 _CORRECTION = re.compile(
     rf"{_OPENING}(?:wait|actually|correction|oops|h+m+|no[,.:;!]|sorry|hold on|on second thoughts?|scratch that"
@@ -95,7 +95,7 @@ _UNFINISHED = re.compile(
 
 
 _FURTHER = re.compile(r"\n[ \t]{0,9}\n[^\w\n]{0,9}(?:question|q|problem)(?: [0-9]{1,4})?:", re.IGNORECASE)
-"""A further example in the form of a prompt: models without chat training go on with one."""
+"""A further example in prompt form. Models without chat training often generate one after their answer."""
 _ITS_ANSWER = re.compile(r"\n[^\w\n]{0,9}(?:answer|a|solution):", re.IGNORECASE)
 _STRUCK = re.compile(r"~~[^~\n]{1,200}~~")
 _MIDWAY = re.compile(
@@ -109,7 +109,7 @@ _CONCLUSION = re.compile(
 
 
 def spans(text: str, opening: str, closing: str) -> Iterator[tuple[int, int]]:
-    """(start, end) of each `opening ... closing` with what is between, without overlap, in linear time."""
+    """Yield (start, end) of each `opening ... closing`, without overlap, in linear time."""
     at = 0
     while (start := text.find(opening, at)) >= 0 and (end := text.find(closing, start + len(opening))) >= 0:
         at = end + len(closing)
@@ -117,7 +117,7 @@ def spans(text: str, opening: str, closing: str) -> Iterator[tuple[int, int]]:
 
 
 def spoken(reply: str) -> str:
-    """The reply without its thinking, and without a further question that the model made up and answered."""
+    """Return the reply without its thinking, and without a further question that the model made up and answered."""
     after = _POINTED.sub(r"**\1**", _STRUCK.sub("", reply).rpartition("</think>")[2].partition("<think>")[0])
     further = _FURTHER.search(after)
     if further is None or not _ITS_ANSWER.search(after, further.end()):
@@ -127,7 +127,10 @@ def spoken(reply: str) -> str:
 
 
 def sentences(text: str) -> list[str]:
-    """Sentences and lines, in order. A full stop of an abbreviation or a number ends none, and a displayed formula is one line."""
+    """Return the sentences and lines in order.
+
+    The full stop of an abbreviation or a number ends no sentence. A displayed formula is one line.
+    """
     text = _formulas_on_a_line(text)
     found: list[str] = []
     begin = 0
@@ -162,7 +165,7 @@ def _formulas_on_a_line(text: str) -> str:
 
 
 def passed_over(sentence: str) -> bool:
-    """Whether a sentence asks, checks, supposes, takes leave or only introduces the next one ("The total is:"), and so says no answer."""
+    """Return whether a sentence states no answer: a question, check, supposition, closing phrase or introduction ("The total is:")."""
     sentence = _EMOJI.sub("", sentence)
     asks = sentence.rstrip("*_ \"')").endswith("?")
     aside = (
@@ -180,7 +183,7 @@ def passed_over(sentence: str) -> bool:
 
 
 def correction(tail: str) -> tuple[str, bool] | None:
-    """The text from the last correction in `tail` on, and whether it takes back what was said; None where there is none."""
+    """Return the text from the last correction in `tail`, and whether it retracts the answer. Return None without a correction."""
     if not tail.strip():
         return None
     parts = sentences(tail)
@@ -194,7 +197,7 @@ def correction(tail: str) -> tuple[str, bool] | None:
 
 
 def with_options(text: str) -> str:
-    """`text` without the lines that list the options of a question ("A) 40", "B) 44"), and with "option B" as "option 44"."""
+    """Remove the lines that list options ("A) 40", "B) 44"), and replace "option B" by "option 44"."""
     found = {match[1]: match[2] for match in _OPTION.finditer(text)}
     if len(found) < 2:
         return text
@@ -202,27 +205,27 @@ def with_options(text: str) -> str:
 
 
 def corrected_midway(sentence: str) -> str | None:
-    """What a sentence says after it corrects itself ("18, no wait, 16"), None where it does not."""
+    """Return the text after a sentence corrects itself ("18, no wait, 16"), or None."""
     found = list(_MIDWAY.finditer(sentence))
     return sentence[found[-1].end() :] if found else None
 
 
 def corrects(sentence: str) -> bool:
-    """Whether the sentence corrects what was said ("Wait, ...")."""
+    """Return whether the sentence corrects an earlier one ("Wait, ...")."""
     return _CORRECTION.search(sentence) is not None and _CONFIRMED.search(sentence) is None
 
 
 def retracts(sentence: str) -> bool:
-    """Whether the sentence takes back what was said ("That is wrong.")."""
+    """Return whether the sentence retracts an earlier one ("That is wrong.")."""
     return _CORRECTION.search(sentence) is not None and _RETRACTED.search(sentence) is not None
 
 
 def leaves_work(sentence: str) -> bool:
-    """Whether the sentence says that more is to be computed ("Next, we have to add ...") and does not do it."""
+    """Return whether the sentence announces a computation ("Next, we have to add ...") without doing it."""
     found = _TO_DO.search(sentence)
     return found is not None and _DONE.search(sentence, found.end()) is None
 
 
 def unfinished(sentence: str) -> bool:
-    """Whether the sentence breaks off."""
+    """Return whether the sentence is incomplete."""
     return not _META.search(sentence) and _UNFINISHED.search(_ENDS.sub("", sentence)) is not None

@@ -18,5 +18,5 @@ _UNITS: dict[str, tuple[str, int | Fraction]] = {
 
 
 def unit_of(word: str) -> tuple[str, int | Fraction] | None:
-    """The kind of quantity that a unit measures, and the unit as a multiple of the kind's base unit."""
+    """Return the quantity that a unit measures and the unit's size in base units, or None for an unknown word."""
     return _UNITS.get(word.lower()) or _UNITS.get(word.lower().removesuffix("s"))

@@ -1,4 +1,4 @@
-"""A watch over code that yields problems: it may take its time, but not in silence, and not for ever."""
+"""Watch a task's generator: report when it stalls, and stop it after a CPU-time limit."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from typing import TypeVar
 from rorqual.core.errors import TaskError
 
 SAY_SECONDS = 10.0
-"""Seconds without a problem after which it is said on standard error, and each time that they have doubled."""
+"""Seconds without a problem before the first report on stderr. Each further report comes after twice the time."""
 BEAT = 0.25
 
 T = TypeVar("T")
 
 
 def watched(name: str, given: Iterator[T], patience: float, say: float = SAY_SECONDS) -> Iterator[T]:
-    """What `given` yields. Where nothing comes for `say` seconds, a line on standard error says so, and it goes on.
+    """Yield from `given`. If nothing comes for `say` seconds, print a line to stderr and continue.
 
-    One item that takes more than `patience` processor seconds of this thread is a `TaskError`: a slow or busy machine, or a wait for
-    something, never is. It needs the main thread and Python's own Ctrl-C, by which the code is interrupted; elsewhere it is only said.
+    Raises TaskError if one item takes over `patience` CPU seconds of this thread. Waiting and a slow machine do not count.
+    The limit interrupts the generator with SIGINT. It needs the main thread and Python's default handler; otherwise only reports appear.
     """
     watch = Watch(name, patience, say)
     threading.Thread(target=watch.run, daemon=True).start()
@@ -40,7 +40,10 @@ def watched(name: str, given: Iterator[T], patience: float, say: float = SAY_SEC
 
 
 class Watch:
-    """`since` is when the item at hand was asked for, None between two of them; `used`: this thread's processor seconds then."""
+    """The state of one watched generator.
+
+    `since` is the start time of the current item, None between items. `used` is the thread's CPU seconds at that time.
+    """
 
     def __init__(self, name: str, patience: float, say: float) -> None:
         self.name, self.patience, self.say = name, patience, say
@@ -53,28 +56,28 @@ class Watch:
 
     @contextmanager
     def over(self) -> Iterator[None]:
-        """Watch the block."""
+        """Watch the block, which produces one item."""
         self.used, self.since = time.thread_time(), time.monotonic()
         try:
             yield
             with self.lock:
                 self.since = None
-            while self.late:  # the interruption is on its way
+            while self.late:  # the SIGINT is pending
                 time.sleep(BEAT)
         except KeyboardInterrupt:
             if not self.late:
                 raise
             raise TaskError(
-                f"its generator took over {self.patience:g} processor seconds and yielded no further problem ({self.yielded} before)",
+                f"the generator used over {self.patience:g} CPU seconds without another problem ({self.yielded} so far)",
                 where=f"task {self.name}",
-                remedy="Mend problems(), or give the class a larger `patience`.",
+                remedy="Fix problems(), or give the class a larger `patience`.",
             ) from None
         finally:
             self.since = None
         self.yielded += 1
 
     def run(self) -> None:
-        """In a thread beside."""
+        """Report stalls and enforce the limit. Runs in a thread of its own."""
         wait = self.say
         while not self.ended.wait(min(BEAT, self.say)):
             since = self.since
@@ -84,7 +87,7 @@ class Watch:
             elif seconds >= wait:
                 wait *= 2
                 print(
-                    f"task {self.name} has yielded no problem for {seconds:.0f} s ({self.yielded} before); Ctrl-C stops",
+                    f"task {self.name}: no problem for {seconds:.0f} s ({self.yielded} so far); press Ctrl-C to stop",
                     file=sys.stderr,
                     flush=True,
                 )

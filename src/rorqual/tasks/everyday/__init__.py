@@ -1,4 +1,4 @@
-"""Three everyday jobs whose truth is known and whose original data are faulty: to classify, to estimate a number, to write."""
+"""Three everyday jobs with known true answers and noisy original data: classification, regression and generation."""
 
 from rorqual.tasks.everyday.base import Chore
 from rorqual.tasks.everyday.mixture import CHORES, Everyday

@@ -1,4 +1,4 @@
-"""A chore: problems with a truth that a rule gives, and an original answer as a data set of the world would hold it, faults included."""
+"""Base class of the everyday jobs: a rule gives the true answer, and a noisy original answer imitates a real data set."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import ClassVar, Literal
 from rorqual.tasks.base import Problem, Verdict
 
 ORIGINAL = "original"
-"""The key of `Problem.meta` that holds the original answer; `Problem.answer` is always true."""
+"""The key of `Problem.meta` with the original answer. `Problem.answer` is always the true one."""
 
 Form = Literal["classification", "regression", "generation"]
 
 
 class Chore(ABC):
-    """Problems of one sort. `noise` says how faulty the originals are, in words; `corrupt` makes the faults."""
+    """Problems of one kind. `noise` describes the errors of the original answers in words, and `corrupt` makes them."""
 
     name: ClassVar[str]
     form: ClassVar[Form]
@@ -24,25 +24,25 @@ class Chore(ABC):
 
     @abstractmethod
     def sample(self, rng: random.Random) -> Problem:
-        """A problem with its true answer."""
+        """Return a random problem with its true answer."""
 
     @abstractmethod
     def corrupt(self, problem: Problem, rng: random.Random) -> str:
-        """The answer of an original data set: faulty as often, or as much, as `noise` says."""
+        """Return the answer in the original data set, with the errors that `noise` describes."""
 
     @abstractmethod
     def grade(self, problem: Problem, reply: str) -> Verdict:
-        """Judge against the truth. A reply in no form of an answer is wrong: the grader never fails."""
+        """Grade against the true answer. A reply in any other form is wrong, and the grader never fails."""
 
     def primer(self, problem: Problem) -> tuple[str, str] | None:
-        """What a base model knows before it meets the chore: a question about the words of `problem`, and its answer; None: nothing."""
+        """Return a question about the words of `problem` and its answer, to pretrain a base model, or None."""
         return None
 
     def problem(self, key: str, prompt: str, answer: str) -> Problem:
-        """The record, with the chore's name as the first word of key and prompt."""
+        """Return a `Problem` whose key and prompt start with the chore's name."""
         return Problem(key=f"{self.name} {key}", prompt=f"{self.name}: {prompt}", answer=answer, family=self.name)
 
     def with_original(self, problem: Problem) -> Problem:
-        """The problem with its original answer, which depends on the problem alone: asked twice, the world errs the same way."""
+        """Return the problem with its original answer in `meta`. The same problem always gets the same original answer."""
         original = self.corrupt(problem, random.Random(f"{problem.key} {problem.answer} original"))
         return replace(problem, meta={ORIGINAL: original})

@@ -1,4 +1,4 @@
-"""The chores as one task, evenly mixed, split by hash of the canonical form."""
+"""The everyday jobs as one task, evenly mixed and split by a hash of the canonical form."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ from rorqual.tasks.everyday.sentences import Sentences
 
 CHORES: dict[str, Chore] = {chore.name: chore for chore in (Reviews(), Prices(), Sentences())}
 DEV, TEST = 0.05, 0.1
-"""Shares of the held-out splits, of which the prices are few: there are 9,000 in all."""
+"""Shares of the held-out splits. They are larger than for other tasks because there are only 9,000 price problems."""
 FRESH_TRIES = 50
-"""Draws without a new problem after which one may repeat."""
+"""A problem may repeat after this many samples without a new one."""
 
 Pool = Literal["any", "teacher", "original"]
 
 
 class Everyday(Task):
-    """`names` evenly mixed, endless; no problem repeats while fresh ones are to be had.
+    """An endless, even mixture of the jobs in `names`. No problem repeats while new ones remain.
 
-    `pool` halves the train split by hash: what a teacher learns from (`teacher`) is never what stands in an original set
-    (`original`), so that its labels there are its judgement and not its memory. `Problem.meta["original"]` is the original
-    answer, faults included. Errors: `ConfigError` for an unknown or repeated name or an unknown pool.
+    `pool` divides the train split by hash. A teacher trains on `teacher` and labels `original`, so it cannot label from memory.
+    `Problem.meta["original"]` is the noisy original answer.
+
+    Raises ConfigError for an unknown or repeated name, or an unknown pool.
     """
 
     name = "everyday"
@@ -38,9 +39,11 @@ class Everyday(Task):
             if name not in CHORES:
                 raise ConfigError(f"unknown chore '{name}'", where="everyday.names", remedy=nearest(name, CHORES))
         if not names or len(set(names)) != len(names):
-            raise ConfigError("no chore is named, or one twice", where="everyday.names", remedy="Name each once.")
+            raise ConfigError(
+                "names is empty or repeats a chore", where="everyday.names", remedy="Name each chore once."
+            )
         if pool not in ("any", "teacher", "original"):
-            raise ConfigError(f"unknown pool '{pool}'", where="everyday.pool", remedy="any, teacher or original.")
+            raise ConfigError(f"unknown pool '{pool}'", where="everyday.pool", remedy="Use any, teacher or original.")
         self.chores = [CHORES[name] for name in names]
         self.pool = pool
 
@@ -71,5 +74,5 @@ class Everyday(Task):
 
 
 def pool_of(key: str) -> Pool:
-    """The half of the train split that a problem belongs to."""
+    """Return the half of the train split that a problem belongs to."""
     return "teacher" if split_of(f"pool {key}", dev=0.0, test=0.5) == "test" else "original"

@@ -13,22 +13,22 @@ BASE = 18
 WEIGHTS = {"rooms": 6, "age": -2, "garden": 2, "floor": 1}
 LOW, HIGH = 0, 99
 TOLERANCE = 3
-"""A price that is at most this far from the truth is right; the experiment's measure is the error itself."""
+"""A price within this distance of the true one is right. The experiment measures the error itself."""
 DEVIATION = 12.0
 NUMBER = re.compile(r"[0-9]{1,2}")
 
 
 def price_of(reply: str) -> int | None:
-    """The price that a reply states: one whole number without sign, from 0 to 99, and nothing else but white space around it.
+    """Return the price that a reply states: one integer from 0 to 99 without sign, with white space around it allowed.
 
-    None for anything more or less: what else the model may have meant is not guessed.
+    Return None for any other text.
     """
     text = reply.strip()
     return int(text) if NUMBER.fullmatch(text) else None
 
 
 class Prices(Chore):
-    """`prices: rooms 4 age 7 garden 3 floor 2` -> 36: 18 + 6 rooms - 2 age + 2 garden + floor, always from 0 to 99."""
+    """`prices: rooms 4 age 7 garden 3 floor 2` -> 36. The price is 18 + 6 rooms - 2 age + 2 garden + floor, from 0 to 99."""
 
     name: ClassVar[str] = "prices"
     form: ClassVar[Form] = "regression"

@@ -1,4 +1,4 @@
-"""Classification: whether a review says more good than bad."""
+"""Classification: decide whether a review has more positive or negative opinions."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ BAD = ("bad", "dull", "cold", "silly", "ugly", "bleak")
 ASPECTS = ("plot", "cast", "music", "pace", "end", "light", "sound", "humour")
 LABELS = ("negative", "positive")
 MOOD, NOT = 0.8, 0.2
-"""How often an opinion agrees with the review's mood, and how often it is said by a negation."""
+"""Probability that an opinion agrees with the review's mood, and that it is written as a negation."""
 FLIPPED = 0.3
 
 
 class Reviews(Chore):
-    """`reviews: plot good, cast not dull, end bad`: positive, for two of three opinions are. Three opinions: no ties.
+    """`reviews: plot good, cast not dull, end bad` -> positive, since two of three opinions are. Three opinions cannot tie.
 
-    Opinions of one review lean to one side, as in life, so that text without labels already tells which words are alike.
+    The opinions of one review tend to agree, as in real reviews. So even unlabelled text shows which words are similar.
     """
 
     name: ClassVar[str] = "reviews"
@@ -39,7 +39,7 @@ class Reviews(Chore):
         return self.problem(", ".join(sorted(opinions)), ", ".join(opinions), LABELS[balance > 0])
 
     def primer(self, problem: Problem) -> tuple[str, str]:
-        """One opinion alone: `words: cast not dull` and `good`."""
+        """Return one opinion: `words: cast not dull` and `good`."""
         opinion = problem.prompt.removeprefix(f"{self.name}: ").split(", ")[0]
         good = (opinion.split()[-1] in GOOD) != (" not " in opinion)
         return f"words: {opinion}", GOOD[0] if good else BAD[0]

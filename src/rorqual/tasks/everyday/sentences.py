@@ -1,4 +1,4 @@
-"""Generation: a sentence that says given facts, in either of two voices."""
+"""Generation: write a sentence that states given facts, in the active or passive voice."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FAULTY = 0.3
 class Sentences(Chore):
     """`sentences: owl 2, see, ant 1` -> `two owls see an ant` or `an ant is seen by two owls`.
 
-    Number, agreement, article and participle can be wrong; the facts are all to be said, and no others.
+    Both sentences are right. Number, agreement, article and participle must be right, with all the facts and no others.
     """
 
     name: ClassVar[str] = "sentences"
@@ -33,7 +33,7 @@ class Sentences(Chore):
         return self.problem(text, text, rng.choice(self.valid(text)))
 
     def valid(self, prompt: str) -> tuple[str, str]:
-        """The two right sentences, active and passive, of a prompt (with or without the chore's name)."""
+        """Return the two right sentences, active and passive, for a prompt with or without the chore's name."""
         one, verb, other = prompt.removeprefix(f"{self.name}: ").split(", ")
         agent, patient = _phrase(one), _phrase(other)
         many, acted_on = one.split()[1] != "1", other.split()[1] != "1"
@@ -43,7 +43,7 @@ class Sentences(Chore):
         )
 
     def primer(self, problem: Problem) -> tuple[str, str]:
-        """The words alone: `words: owl 2, see, ant 1` and `two owls, sees, seen, an ant`."""
+        """Return the words without a sentence: `words: owl 2, see, ant 1` and `two owls, sees, seen, an ant`."""
         facts = problem.prompt.removeprefix(f"{self.name}: ")
         one, verb, other = facts.split(", ")
         return f"words: {facts}", f"{_phrase(one)}, {verb}s, {VERBS[verb]}, {_phrase(other)}"
@@ -75,7 +75,7 @@ def _phrase(fact: str) -> str:
 
 
 def _alike(word: str) -> tuple[str, ...]:
-    """Words that could be mistaken for `word`; itself where there is none, and then the fault is drawn again."""
+    """Return words that are easily confused with `word`, or `word` itself. In that case the caller samples another error."""
     stem = word.removesuffix("s")
     if stem in NOUNS or stem in VERBS:
         return (stem if word != stem else f"{word}s",)

@@ -1,4 +1,4 @@
-"""Families of generated problems that a small model can learn to reason about, with their steps written out."""
+"""Families of generated problems with written steps, which a small model can learn to reason about."""
 
 from rorqual.tasks.families.base import Family
 from rorqual.tasks.families.mixture import FAMILIES, NAMES, Families

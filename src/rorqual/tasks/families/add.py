@@ -10,7 +10,7 @@ from rorqual.tasks.families.base import Family, FamilyKind
 
 
 class Add(Family):
-    """`add 58+67`: `8+7+0=15 5+6+1=12 =125`. Both numbers have `difficulty` digits; a+b and b+a are one problem."""
+    """`add 58+67`: `8+7+0=15 5+6+1=12 =125`. Both numbers have `difficulty` digits. a+b and b+a are one problem."""
 
     name: ClassVar[str] = "add"
     kind: ClassVar[FamilyKind] = "arithmetic"
@@ -31,7 +31,7 @@ class Add(Family):
 
 
 def _steps(a: int, b: int) -> str:
-    """Each step sums two digits and the carry into two digits, the next carry and the digit of the sum."""
+    """Write the steps. Each adds two digits and the carry; the two digits of its result are the next carry and a digit of the sum."""
     words, carry, total = [], 0, ""
     for x, y in zip(reversed(str(a)), reversed(str(b)), strict=True):
         column = int(x) + int(y) + carry

@@ -1,4 +1,4 @@
-"""A family: generated problems with a difficulty knob and a writer of steps, each step a local function of what is written."""
+"""Base class of the families: generated problems of a given difficulty, with steps that depend only on text already written."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ INTEGER = re.compile(r"-?[0-9]+")
 
 
 class Family(ABC):
-    """Problems of one sort. The text after the last `=` of the steps is the answer: to answer after thinking is to copy."""
+    """Problems of one kind. The answer is the text after the last `=` of the steps, so a model that thinks only copies it."""
 
     name: ClassVar[str]
     kind: ClassVar[FamilyKind]
@@ -22,22 +22,25 @@ class Family(ABC):
     hard: ClassVar[range]
     numeric: ClassVar[bool] = True
     version: ClassVar[int]
-    """Raised when its problems change: results of two versions are not compared. Version 2 of each: a level's difficulties do not run out
-    one after the other (`ENOUGH` in mixture.py); what else changed stands in the family's docstring."""
+    """Increase it when the problems change, because results of two versions are not comparable.
+
+    Version 2 of every family keeps the shares of difficulties constant (`ENOUGH` in mixture.py). A family's docstring states its other changes.
+    """
 
     @abstractmethod
     def sample(self, rng: random.Random, difficulty: int) -> Problem:
-        """A problem of `difficulty`, a number in `easy` or `hard`, with its steps."""
+        """Return a random problem with its steps. `difficulty` is a number in `easy` or `hard`."""
 
     @abstractmethod
     def size(self, difficulty: int) -> int:
-        """How many distinct keys `sample(_, difficulty)` can give, or a lower bound of it."""
+        """Return the number of distinct keys of `sample(_, difficulty)`, or a lower bound."""
 
     def level(self, difficulty: int) -> str:
+        """Return "hard" or "easy"."""
         return "hard" if difficulty in self.hard else "easy"
 
     def problem(self, difficulty: int, *, key: str, prompt: str, steps: str, answer: str) -> Problem:
-        """The record, with the family's name as the first word of key and prompt."""
+        """Return a `Problem` whose key and prompt start with the family's name."""
         return Problem(
             key=f"{self.name} {key}",
             prompt=f"{self.name} {prompt}",
@@ -50,7 +53,7 @@ class Family(ABC):
         )
 
     def grade(self, problem: Problem, reply: str) -> Verdict:
-        """Exact: numbers as integers, text letter by letter; only white space around the reply is forgiven."""
+        """Grade exactly: compare numbers as integers and text by letter. White space around the reply is ignored."""
         text = reply.strip()
         if self.numeric:
             right = INTEGER.fullmatch(text) is not None and len(text) < 100 and int(text) == int(problem.answer)

@@ -1,4 +1,4 @@
-"""Chained operations modulo ten, from left to right."""
+"""A chain of operations modulo ten, from left to right."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rorqual.tasks.base import Problem
 from rorqual.tasks.families.base import Family, FamilyKind
 
 OPERATIONS = (*((op, n) for op in "+-" for n in range(1, 10)), ("*", 3), ("*", 7), ("*", 9))
-"""Multipliers are the units of the ring: nothing is forgotten on the way, and the answer is uniform over ten digits."""
+"""The multipliers are invertible modulo ten, so no step loses information and the answer is uniform over ten digits."""
 
 
 class Chain(Family):
@@ -30,7 +30,7 @@ class Chain(Family):
             words.append(f"{value}{op}{n}={after}")
             value = after
         first_op, first = operations[0]
-        low, high = (start, first) if first_op == "-" else sorted((start, first))  # 3+7... is 7+3...
+        low, high = (start, first) if first_op == "-" else sorted((start, first))  # 3+7... and 7+3... are one problem
         rest = "".join(f"{op}{n}" for op, n in operations[1:])
         return self.problem(
             difficulty,

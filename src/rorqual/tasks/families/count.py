@@ -1,4 +1,4 @@
-"""How often a letter stands in a string, with a running tally."""
+"""Count a letter in a string with a running tally."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ LETTERS = string.ascii_lowercase
 
 
 class Count(Family):
-    """`count s:hsesh`: `sh0ss1se1ss2sh2 =2`: the asked letter, one of the string, and how many were alike so far.
+    """`count s:hsesh`: `sh0ss1se1ss2sh2 =2`. Each step is the asked letter, a letter of the string and the count so far.
 
-    `difficulty` is the length of the string. The count is uniform over 0 to 2 in easy strings and 0 to 4 in hard ones; as many other
-    letters stand beside the asked one as there is room for where the count is highest.
+    `difficulty` is the length of the string. The count is uniform over 0 to 2 in easy strings and 0 to 4 in hard ones.
+    The number of different other letters is constant: the room that the highest count leaves.
 
-    Version 1 filled the string with letters at random: how many different ones it had gave the count away, and a small model learned no more
-    than that from steps in which the asked letter did not stand beside each other one.
+    Version 1 filled the string with random letters, so the number of different letters revealed the count.
+    Its steps did not repeat the asked letter, and a small model learned only that shortcut.
     """
 
     name: ClassVar[str] = "count"
@@ -45,7 +45,7 @@ class Count(Family):
         )
 
     def size(self, difficulty: int) -> int:
-        """Of those with the highest count alone, where each other letter stands once."""
+        """Return the number of keys with the highest count, in which each other letter occurs once."""
         others = difficulty - self._most(difficulty)
         return len(LETTERS) * math.comb(len(LETTERS) - 1, others) * math.perm(difficulty, others)
 

@@ -1,4 +1,4 @@
-"""Greatest common divisor of several numbers by Euclid's algorithm, folded from the left."""
+"""Greatest common divisor of several numbers by Euclid's algorithm, from left to right."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ OTHERS = range(10, 400)
 class Gcd(Family):
     """`gcd 27 36 39`: `36%27=9 27%9=0 39%9=3 9%3=0 =3`. `difficulty` numbers from 10 to 399 follow 9 or 27.
 
-    Remainders are by small numbers, so that a step is a look-up and no computation is hidden. Pairs of small numbers would be too
-    few for a million distinct problems. The divisor is uniform over 1, 3 and 9, whatever the first number: it takes digit sums to see it.
+    The divisors of each step are small, so a step is a look-up without hidden computation. Pairs of small numbers would give
+    too few distinct problems for a million. The answer is uniform over 1, 3 and 9 for each first number; only digit sums reveal it.
 
-    Version 1 began with 6, 8 or 9: the first number and the last one's parity told half of the divisor.
+    Version 1 began with 6, 8 or 9. The first number and the parity of the last one revealed part of the answer.
     """
 
     name: ClassVar[str] = "gcd"
@@ -46,7 +46,7 @@ class Gcd(Family):
         )
 
     def size(self, difficulty: int) -> int:
-        """Sets with 9, and sets with 27 of which not all are multiples of 27."""
+        """Count the sets with 9, and the sets with 27 in which not all numbers are multiples of 27."""
         others = len(OTHERS)
         return (
             math.comb(others, difficulty)

@@ -1,4 +1,4 @@
-"""Knights, who tell the truth, and knaves, who lie: three people, solved by trying the eight cases in order."""
+"""Knights tell the truth and knaves lie: puzzles with three people, solved by trying the eight cases in order."""
 
 from __future__ import annotations
 
@@ -13,40 +13,44 @@ from rorqual.tasks.families.base import Family, FamilyKind
 
 PEOPLE = "ABC"
 CASES = tuple(product((1, 0), repeat=3))
-"""Who is a knight, in the order in which they are tried: 111, 110, ... 000."""
+"""All assignments (1 knight, 0 knave), in the order in which the steps try them: 111, 110, ... 000."""
 MIXED = tuple(case for case in CASES if 0 < sum(case) < 3)
-"""Those that can be solutions."""
+"""The cases that may be solutions: those with both knights and knaves."""
 
 
 class Literal(NamedTuple):
-    """`A`: that A is a knight; `-A`: that A is a knave."""
+    """`A` states that A is a knight, `-A` that A is a knave."""
 
     person: int
     knight: bool
 
     def holds(self, case: tuple[int, ...]) -> bool:
+        """Return whether the literal is true in `case`."""
         return bool(case[self.person]) == self.knight
 
 
 class Statement(NamedTuple):
-    """What `speaker` says: one literal (`op` empty), or two with `&` (and), `|` (or), `=` (both or neither)."""
+    """A statement of `speaker`: one literal (`op` empty), or two joined by `&` (and), `|` (or), `=` (both or neither)."""
 
     speaker: int
     op: str
     parts: tuple[Literal, ...]
 
     def holds(self, case: tuple[int, ...]) -> bool:
+        """Return whether the statement is true in `case`."""
         truth = [part.holds(case) for part in self.parts]
         return any(truth) if self.op == "|" else truth[0] == truth[-1] if self.op == "=" else all(truth)
 
     def fits(self, case: tuple[int, ...]) -> bool:
+        """Return whether the speaker can make the statement in `case`: a knight only a true one, a knave only a false one."""
         return self.holds(case) == bool(case[self.speaker])
 
     def text(self, names: str = PEOPLE) -> str:
+        """Return the statement in the notation of the prompt, such as `A:B&-C`."""
         return f"{names[self.speaker]}:" + self.op.join(("" if p.knight else "-") + names[p.person] for p in self.parts)
 
     def renamed(self, order: tuple[int, ...]) -> Statement:
-        """The same with each person p called `order[p]`, the parts sorted: A&B is B&A."""
+        """Return the statement with each person p renamed to `order[p]` and the parts sorted, since A&B equals B&A."""
         parts = sorted(Literal(order[part.person], part.knight) for part in self.parts)
         return Statement(order[self.speaker], self.op, tuple(parts))
 
@@ -62,17 +66,20 @@ PAIRED = tuple(
 
 
 STATEMENTS = {1: (3, 2), 2: (4, 2), 3: (4, 4), 4: (5, 5)}
-"""By difficulty: how many statements, and how many of them have two parts. Literals alone never decide: all may be flipped."""
+"""By difficulty: the number of statements, and how many of them have two parts.
+
+Single literals never give a unique solution, because flipping every role gives another one.
+"""
 
 
 class KnightsKnaves(Family):
-    """`kk A:B&-C B:-A C:A=B`: `111:0x110:10x ... =100`, a digit for each of A, B, C: 1 knight, 0 knave.
+    """`kk A:B&-C B:-A C:A=B`: `111:0x110:10x ... =100`. The digits stand for A, B and C: 1 knight, 0 knave.
 
-    After a case come the truth values of the statements in their order, up to the first that contradicts its speaker (`x`).
-    `STATEMENTS` says how many statements each difficulty has, and how many of them have two parts. Each person says one or
-    more, in any order. Exactly one case fits, one with both knights and knaves. Renamed people or reordered statements are one problem.
+    Each case is followed by the truth values of the statements in order, up to the first that contradicts its speaker (`x`).
+    `STATEMENTS` gives the number of statements for each difficulty. Each person makes one or more, in any order.
+    Exactly one case fits, with both knights and knaves. Renamed people or reordered statements are one problem.
 
-    Version 1 had 111 and 000, which come with fewer minus signs; knights said fewer `&`; and A always spoke first.
+    Version 1 also had the solutions 111 and 000, recognizable by fewer minus signs. Knights said fewer `&`, and A always spoke first.
     """
 
     name: ClassVar[str] = "kk"
@@ -94,7 +101,7 @@ class KnightsKnaves(Family):
         )
 
     def size(self, difficulty: int) -> int:
-        """At least this many: sets of statements with one solution, counted exactly, over the six ways to name the people."""
+        """Return a lower bound: the exact number of statement sets with one solution, divided by the six ways to name the people."""
         total, paired = STATEMENTS[difficulty]
         said = [(speaker, pair) for speaker in range(3) for pair in (True, False)]
         labelled = 0
@@ -112,7 +119,7 @@ def _draw(rng: random.Random, difficulty: int, solution: tuple[int, ...]) -> lis
 
 
 def _statement(rng: random.Random, speaker: int, paired: bool, solution: tuple[int, ...]) -> Statement:
-    """A random statement that `speaker` may make in the case `solution`, its `op` independent of the case."""
+    """Return a random statement that `speaker` can make in the case `solution`. Its `op` does not depend on the case."""
     op = rng.choice("&|=") if paired else ""
     forms = [parts for other, parts in (PAIRED if paired else SIMPLE) if other == op]
     while True:
@@ -131,7 +138,7 @@ def _canonical_one(said: Statement) -> Statement:
 
 
 def _canonical(said: list[Statement]) -> str:
-    """The least of the six namings, its statements sorted."""
+    """Return the smallest of the six namings, with sorted statements."""
     least = min(sorted(s.renamed(order) for s in said) for order in permutations(range(3)))
     return " ".join(s.text() for s in least)
 
@@ -151,7 +158,7 @@ def _steps(said: list[Statement]) -> str:
 
 
 def _masks(speaker: int, paired: bool, count: int) -> Counter[int]:
-    """Sets of `count` statements by `speaker`, by the cases that fit all of them (bit i: case i)."""
+    """Count the sets of `count` statements by `speaker`, keyed by a mask of the cases that fit all of them (bit i for case i)."""
     forms = [Statement(speaker, *form) for form in (PAIRED if paired else SIMPLE)]
     if not paired:
         forms = [form for form in forms if form.parts[0].person != speaker]
@@ -166,7 +173,7 @@ def _masks(speaker: int, paired: bool, count: int) -> Counter[int]:
 
 
 def _count_unique(counts: Counter[tuple[int, bool]]) -> int:
-    """Sets of statements with one solution, given how many each speaker makes of one part and of two."""
+    """Count the statement sets with one solution. `counts` maps (speaker, two parts) to a number of statements."""
     total = Counter({255: 1})
     for (speaker, paired), count in counts.items():
         after: Counter[int] = Counter()

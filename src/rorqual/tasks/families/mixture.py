@@ -1,4 +1,4 @@
-"""The families as one task: evenly mixed, split by hash of the canonical form."""
+"""The families as one task, evenly mixed and split by a hash of the canonical form."""
 
 from __future__ import annotations
 
@@ -22,17 +22,18 @@ from rorqual.tasks.families.swap import Swap
 FAMILIES: tuple[Family, ...] = (Add(), Sub(), Chain(), Gcd(), Mod(), Swap(), Count(), KnightsKnaves())
 NAMES = tuple(family.name for family in FAMILIES)
 ENOUGH = 30_000
-"""A difficulty comes as often as its number of problems, up to this many, has it: so none of a level's runs out before the others."""
+"""A difficulty's share is proportional to its number of problems, capped here, so that no difficulty of a level runs out first."""
 REPEAT_TRIES = 200
-"""Problems of a held-out split in a row, all given before, after which their difficulty has run out, and its problems repeat."""
+"""A difficulty of a held-out split counts as exhausted after this many consecutive repeats. Its problems may then repeat."""
 
 
 class Families(Task):
-    """`names` evenly mixed; a share `hard` of the problems is hard. Endless in each split.
+    """An even mixture of the families in `names`, endless in each split. `hard` is the share of hard problems.
 
-    Held-out splits do not repeat a problem while its difficulty has fresh ones. Difficulties come in the same shares however many
-    problems are drawn: a small one (two-digit sums: 4,095 problems, 4 % of them in the test split) comes more seldom, rather than first.
-    Errors: `ConfigError` for an unknown or repeated name and for a share outside 0 to 1.
+    Held-out splits do not repeat a problem while its difficulty has new ones. The shares of difficulties do not depend on the
+    number of problems. A difficulty with few problems (two-digit sums: 4,095, of which 4 % are in the test split) gets a smaller share.
+
+    Raises ConfigError for an unknown or repeated name, or a share outside 0 to 1.
     """
 
     name = "families"
@@ -43,10 +44,12 @@ class Families(Task):
             if name not in NAMES:
                 raise ConfigError(f"unknown family '{name}'", where="families.names", remedy=nearest(name, NAMES))
         if not names or len(set(names)) != len(names):
-            raise ConfigError("no family is named, or one twice", where="families.names", remedy="Name each once.")
+            raise ConfigError(
+                "names is empty or repeats a family", where="families.names", remedy="Name each family once."
+            )
         if isinstance(hard, bool) or not isinstance(hard, int | float) or not 0 <= hard <= 1:
             raise ConfigError(
-                f"not a share: {hard!r}",
+                f"not a share from 0 to 1: {hard!r}",
                 where="families.hard",
                 remedy="Give a number from 0 (all easy) to 1 (all hard).",
             )
@@ -58,7 +61,7 @@ class Families(Task):
         return {family.name: family.version for family in self.families.values()}
 
     def problems(self, split: Split, seed: int) -> Iterator[Problem]:
-        rng = random.Random(f"{seed} {split}")  # a text seeds by SHA-512: the same in each process
+        rng = random.Random(f"{seed} {split}")  # a string seed is hashed with SHA-512: the same in each process
         given: set[str] = set()
         repeats: Counter[tuple[str, int]] = Counter()
         order = list(self.families.values())
@@ -92,7 +95,7 @@ def _shares(family: Family, level: range) -> tuple[int, ...]:
 
 
 def _family(problem: Problem) -> Family:
-    """Also one that this mixture does not draw from: kept problems may be judged by any."""
+    """Return the problem's family, even outside this mixture, since stored problems may be graded by any mixture."""
     for family in FAMILIES:
         if family.name == problem.family:
             return family

@@ -1,4 +1,4 @@
-"""Remainder of a long number by one digit, as in division by hand."""
+"""Remainder of a long number divided by one digit, by long division."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from rorqual.tasks.base import Problem
 from rorqual.tasks.families.base import Family, FamilyKind
 
 DIVISORS = (7, 9)
-"""Their remainders depend on every digit; those by 2, 4, 5, 8 and 10 are read off the last ones, and half of that by 6, too."""
+"""Remainders by 7 and 9 depend on every digit. The last digits reveal those by 2, 4, 5, 8 and 10, and partly by 6."""
 
 
 class Mod(Family):
     """`mod 4837%7`: `04%7=4 48%7=6 63%7=0 07%7=0 =0`. `difficulty` is the number of digits.
 
-    Version 1 divided by 6, too: whether the last digit is even left three remainders of six.
+    Version 1 also divided by 6. There the parity of the last digit excludes three of six remainders.
     """
 
     name: ClassVar[str] = "mod"

@@ -10,9 +10,9 @@ from rorqual.tasks.families.base import Family, FamilyKind
 
 
 class Sub(Family):
-    """`sub 62-35`: `2-5-0=7b 6-3-1=2. =27`. Both numbers have `difficulty` digits and the result is not negative.
+    """`sub 62-35`: `2-5-0=7b 6-3-1=2. =27`. Both numbers have `difficulty` digits, and the result is not negative.
 
-    `b` after a digit says that ten was borrowed, `.` that it was not; the next step takes the 1 or the 0.
+    `b` after a digit means that the step borrowed ten, and the next step subtracts 1. After `.` the next step subtracts 0.
     """
 
     name: ClassVar[str] = "sub"

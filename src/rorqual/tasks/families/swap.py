@@ -1,4 +1,4 @@
-"""Letters that change places."""
+"""Swap pairs of letters in a string."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ PAIRS = tuple("".join(pair) for pair in combinations(LETTERS, 2))
 
 
 class Swap(Family):
-    """`swap cabed ab de`: `ab=cbaed de=cbade`: the two letters of each pair change places. `difficulty` counts pairs.
+    """`swap cabed ab de`: `ab=cbaed de=cbade`. Each step swaps the two letters of a pair. `difficulty` is the number of pairs.
 
-    `ab` is `ba`, and neighbouring pairs without a common letter may be made in either order: one problem.
+    `ab` and `ba` are the same pair. Adjacent pairs without a common letter commute, so both orders are one problem.
     """
 
     name: ClassVar[str] = "swap"
@@ -43,10 +43,10 @@ class Swap(Family):
         )
 
     def size(self, difficulty: int) -> int:
-        """Starts times words of pairs up to exchange of disjoint neighbours.
+        """Return the number of start strings times the number of pair sequences, up to swaps of adjacent disjoint pairs.
 
-        Their generating function is 1 / (1 - 10 t + 15 t^2) (Cartier and Foata, 1969): K5 has 10 edges and 15 pairs of
-        disjoint edges.
+        The generating function of the sequences is 1 / (1 - 10 t + 15 t^2) (Cartier and Foata, 1969).
+        K5 has 10 edges and 15 pairs of disjoint edges.
         """
         before, words = 0, 1
         for _ in range(difficulty):
@@ -55,7 +55,10 @@ class Swap(Family):
 
 
 def _canonical(pairs: list[str]) -> list[str]:
-    """The least order that exchanges of disjoint neighbours reach: again and again the least pair that can come first."""
+    """Return the smallest sequence that swaps of adjacent disjoint pairs can reach.
+
+    The loop repeatedly takes the smallest pair that can come first.
+    """
     left, out = list(pairs), []
     while left:
         free = [i for i, pair in enumerate(left) if all(not set(pair) & set(earlier) for earlier in left[:i])]

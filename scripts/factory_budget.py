@@ -2,7 +2,7 @@
 
     python scripts/factory_budget.py
 
-The server (tests/distil/billing_server.py) is a process of its own that records the cost of each request. Each kind of server gets
+The server (tests/factory/billing_server.py) is a process of its own that records the cost of each request. Each kind of server gets
 requests for 40 samples, 1 and 8 at a time, with a budget for ten and a half requests at their maximum cost. Two guarantees are tested.
 The bill is at most the budget plus the cost of one request beyond its reserve. The run counts at least the billed amount.
 The exit code is 0 if both hold for every kind. The result is written to docs/results/factory-budget.json.

@@ -1,3 +1,46 @@
-"""Rorqual: the whole life of a DeepSeek-style reasoning model in one library."""
+"""Rorqual: the whole life of a DeepSeek-style reasoning model in one library.
+
+The names below are the public interface (CONTRIBUTING.md says what that promises). Each is imported when it is first used, so `import rorqual`
+is fast and does not load torch.
+"""
+
+from importlib import import_module
+from typing import Any
 
 __version__ = "0.1.0"
+
+_MODULES = {
+    "Completion": "rorqual.engine.request",
+    "Engine": "rorqual.engine.engine",
+    "EngineConfig": "rorqual.engine.config",
+    "Message": "rorqual.core.records",
+    "ModelConfig": "rorqual.model.config",
+    "Problem": "rorqual.tasks.base",
+    "Request": "rorqual.engine.request",
+    "RorqualError": "rorqual.core.errors",
+    "Run": "rorqual.train.run",
+    "RunDir": "rorqual.core.records",
+    "SamplingParams": "rorqual.core.sampling",
+    "Task": "rorqual.tasks.base",
+    "Verdict": "rorqual.tasks.base",
+    "distil": "rorqual.recipes.distil",
+    "evaluate": "rorqual.evals.run",
+    "fit": "rorqual.train.loop",
+    "grpo": "rorqual.recipes.grpo",
+    "load_task": "rorqual.tasks.find",
+    "on_policy": "rorqual.recipes.distil",
+    "pretrain": "rorqual.recipes.pretrain",
+    "sft": "rorqual.recipes.sft",
+}
+__all__ = list(_MODULES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'rorqual' has no attribute '{name}'")
+    found = globals()[name] = getattr(import_module(_MODULES[name]), name)
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULES})

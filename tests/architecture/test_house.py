@@ -21,7 +21,7 @@ FLOORS = [
     {"model", "data", "tasks"},
     {"engine", "plan", "convert"},
     {"evals", "generate"},
-    {"train", "distil"},
+    {"train", "factory"},
     {"recipes", "serve"},
     {"lab"},
     {"cli"},

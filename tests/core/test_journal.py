@@ -12,8 +12,8 @@ import pytest
 
 from rorqual.core.errors import DataError, RorqualError
 from rorqual.core.journal import DiskFull, Journal
-from rorqual.distil import FactoryConfig
-from rorqual.distil.entries import identity, sampling
+from rorqual.factory import FactoryConfig
+from rorqual.factory.entries import identity, sampling
 
 
 def lines(path: Path) -> list[int]:

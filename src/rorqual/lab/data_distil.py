@@ -15,8 +15,8 @@ from typing import Any, ClassVar
 from rorqual.core.config import Config, Count
 from rorqual.data.distilled import read_distilled
 from rorqual.data.tokenizer import Tokenizer
-from rorqual.distil.config import FactoryConfig, FilterConfig
 from rorqual.engine.request import SamplingParams
+from rorqual.factory.config import FactoryConfig, FilterConfig
 from rorqual.lab.data_distil_sets import (
     answer_losses,
     counted,

@@ -8,10 +8,10 @@ from typing import ClassVar
 
 from rorqual.core.config import override
 from rorqual.core.records import RunDir, Thinking
-from rorqual.distil.config import FactoryConfig
 from rorqual.evals.evaluation import Evaluation
 from rorqual.evals.passk import mean_pass_at_k
 from rorqual.evals.verdict import Verdict
+from rorqual.factory.config import FactoryConfig
 from rorqual.lab.experiment import Experiment, amount
 from rorqual.lab.finding import Chart, Contrast, Finding, Series, Table, contrasts, mean_by_seed, percent, said
 from rorqual.lab.job import ExperimentJob, JobCost, SampleJob, Train, evaluation, run_cost

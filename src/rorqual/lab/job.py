@@ -19,12 +19,12 @@ from typing import Any
 from rorqual.core.config import Config, parse
 from rorqual.core.errors import ConfigError
 from rorqual.core.records import RunDir, Thinking, write_json
-from rorqual.distil.config import FactoryConfig
-from rorqual.distil.factory import CLOCK, sample_teacher
 from rorqual.engine.engine import Engine
 from rorqual.engine.request import SamplingParams
 from rorqual.evals.evaluation import Evaluation
 from rorqual.evals.run import evaluate
+from rorqual.factory.config import FactoryConfig
+from rorqual.factory.run import CLOCK, sample_teacher
 from rorqual.model.account import account
 from rorqual.model.load.run import read_model_config
 from rorqual.tasks.base import Split

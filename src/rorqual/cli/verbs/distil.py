@@ -45,7 +45,7 @@ def distil(
         DistilCommand, {key: values.pop(key) for key in DistilCommand.model_fields if key in values}, where=WHERE
     )
 
-    from rorqual.distil import FactoryConfig, sample_teacher
+    from rorqual.factory import FactoryConfig, sample_teacher
 
     config = parse(FactoryConfig, _nested({"teacher": teacher, **values}), where=WHERE)
     check_device(config.device)
@@ -70,7 +70,7 @@ def _next(made: Path) -> str:
 
 def _nested(values: dict[str, str]) -> dict[str, Any]:
     """Dotted keys as a tree, the keys of `access` also by their bare names; texts stay texts, a comma makes a list."""
-    from rorqual.distil import Access, FactoryConfig, FilterConfig
+    from rorqual.factory import Access, FactoryConfig, FilterConfig
 
     parts: dict[str, type[Config]] = {"": FactoryConfig, "access": Access, "filters": FilterConfig}
     if missing := [key for key in ("task",) if key not in values]:

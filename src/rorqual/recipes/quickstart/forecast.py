@@ -22,10 +22,10 @@ from tempfile import TemporaryDirectory
 from rorqual.core.records import Message, RunDir
 from rorqual.data.chat import chat_format
 from rorqual.data.tokenizer import Tokenizer
-from rorqual.distil import FactoryConfig, FilterConfig, sample_teacher
 from rorqual.engine.engine import Engine
 from rorqual.engine.request import Request, SamplingParams
 from rorqual.evals.run import pick
+from rorqual.factory import FactoryConfig, FilterConfig, sample_teacher
 from rorqual.recipes.quickstart.place import BRANCHES, MODES, WHEN
 from rorqual.recipes.quickstart.scale import STUDENT_TASK, TASK, Scale
 from rorqual.recipes.sft import sft

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rorqual.core.config import Config, Count, NonNegative
-from rorqual.distil.config import Keep
+from rorqual.factory.config import Keep
 from rorqual.recipes.models import Size
 
 TASK = "families:add,sub,mod,swap,count,kk"

@@ -16,14 +16,14 @@ from rorqual.core.lock import own_run
 from rorqual.core.log import Progress, clock
 from rorqual.core.records import RunDir, Thinking, write_atomic, write_json
 from rorqual.data.distilled import read_distilled
-from rorqual.distil import FactoryConfig, FilterConfig, sample_teacher
-from rorqual.distil.config import Keep
 from rorqual.engine.engine import Engine
 from rorqual.engine.request import SamplingParams
 from rorqual.evals.baselines import baselines
 from rorqual.evals.experts import expert_use
 from rorqual.evals.report import REPORT_FILE, build_report
 from rorqual.evals.run import evaluate, pick
+from rorqual.factory import FactoryConfig, FilterConfig, sample_teacher
+from rorqual.factory.config import Keep
 from rorqual.model.account import account
 from rorqual.model.config import ModelConfig
 from rorqual.model.load.run import read_model_config

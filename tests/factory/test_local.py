@@ -16,9 +16,9 @@ from sums_task import Make
 from rorqual.core.errors import CheckpointError, ConfigError, TaskError
 from rorqual.data.distilled import Distilled, read_distilled
 from rorqual.data.source.conversations import read_conversations
-from rorqual.distil import FactoryConfig, sample_teacher
-from rorqual.distil.factory import Clock
 from rorqual.engine import Engine
+from rorqual.factory import FactoryConfig, sample_teacher
+from rorqual.factory.run import Clock
 from rorqual.tasks.find import load_task, safe_grade
 
 HERE = Path(__file__).parent

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from rorqual.core.records import Message
-from rorqual.distil import Access
-from rorqual.distil.entries import Entry
-from rorqual.distil.purse import Purse, prompt_bound
 from rorqual.engine.request import Completion, Request, SamplingParams
+from rorqual.factory import Access
+from rorqual.factory.budget import Budget, prompt_bound
+from rorqual.factory.entries import Entry
 
 REQUEST = Request((Message("user", "2+2?"),), SamplingParams(max_tokens=100))
 ASKS = [(f"p{i}.0", REQUEST) for i in range(64)]
@@ -34,7 +34,7 @@ def bought(attempt: str, money: float) -> Entry:
 def test_64_at_once_never_overspend(tmp_path: Path) -> None:
     """What servers may bill, billed at the moment of sending, stays within the budget at every moment."""
     budget, rng, lock, billed, worst = MOST * 7.5, Random(0), threading.Lock(), [0.0], [0.0]
-    with Purse(tmp_path / "purse.jsonl", Access(budget=budget, **PRICES), ASKS, []) as purse:
+    with Budget(tmp_path / "purse.jsonl", Access(budget=budget, **PRICES), ASKS, []) as purse:
 
         def one(place: int, fate: str, tokens: int) -> None:
             if not purse.enter(place):
@@ -67,20 +67,20 @@ def test_64_at_once_never_overspend(tmp_path: Path) -> None:
 
 def test_what_was_under_way_at_a_kill_counts_in_full(tmp_path: Path) -> None:
     path, access = tmp_path / "purse.jsonl", Access(budget=MOST * 10, **PRICES)
-    with Purse(path, access, ASKS, []) as purse:
+    with Budget(path, access, ASKS, []) as purse:
         assert all(purse.enter(place) for place in range(3))
         purse.refused(1)
         attempt, money = purse.bill(0, completion(5))
         purse.settle(0, money)
     assert (attempt, money) == ("p0.0#1", 9)
-    with Purse(path, access, ASKS[1:], [bought(attempt, money)]) as again:
+    with Budget(path, access, ASKS[1:], [bought(attempt, money)]) as again:
         assert (again.paid, again.lost, again.spent) == (9, MOST, MOST + 9)
         assert again.enter(1)  # p2 once more: another try, with a name of its own
         assert again.bill(1, completion(1))[0] == "p2.0#2"
 
 
 def test_an_answer_without_a_bill_costs_the_reserve(tmp_path: Path) -> None:
-    with Purse(tmp_path / "purse.jsonl", Access(budget=MOST, **PRICES), ASKS, []) as purse:
+    with Budget(tmp_path / "purse.jsonl", Access(budget=MOST, **PRICES), ASKS, []) as purse:
         assert purse.enter(0)
         assert purse.bill(0, completion(None))[1] == MOST
         purse.settle(0, MOST)
@@ -88,7 +88,7 @@ def test_an_answer_without_a_bill_costs_the_reserve(tmp_path: Path) -> None:
 
 
 def test_without_a_budget_everything_may_be_sent(tmp_path: Path) -> None:
-    with Purse(tmp_path / "purse.jsonl", Access(**PRICES), ASKS, []) as purse:
+    with Budget(tmp_path / "purse.jsonl", Access(**PRICES), ASKS, []) as purse:
         assert all(purse.enter(place) for place in range(64))
 
 

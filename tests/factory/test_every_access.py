@@ -16,9 +16,9 @@ from sums_task import Make
 
 from rorqual.core.errors import RorqualError
 from rorqual.data.distilled import Distilled, read_distilled
-from rorqual.distil import Access, BudgetReached, FactoryConfig, sample_teacher
-from rorqual.distil.purse import MESSAGE_TOKENS, TEMPLATE_TOKENS
 from rorqual.engine.remote.engine import RemoteError
+from rorqual.factory import Access, BudgetReached, FactoryConfig, sample_teacher
+from rorqual.factory.budget import MESSAGE_TOKENS, TEMPLATE_TOKENS
 
 TOKENS = 20
 QUESTION = "What is 0 + 1?"

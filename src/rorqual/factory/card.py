@@ -13,11 +13,11 @@ from typing import Any
 from rorqual.core.config import to_yaml
 from rorqual.core.records import write_atomic
 from rorqual.data.distilled import Distilled
-from rorqual.distil.config import FactoryConfig
-from rorqual.distil.pictures import pictures
-from rorqual.distil.purse import NOTHING, Spending
 from rorqual.evals import page
 from rorqual.evals.pictures import DARK, LIGHT, png
+from rorqual.factory.budget import NOTHING, Spending
+from rorqual.factory.config import FactoryConfig
+from rorqual.factory.pictures import pictures
 
 REASONS: Mapping[str, str] = {
     "error": "no answer: a content filter, a tool call, or an error in mid-answer",

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from rorqual.cli.main import app
 from rorqual.cli.verbs.distil import DistilCommand
 from rorqual.core.config import read_yaml
-from rorqual.distil import Access, FactoryConfig, FilterConfig
+from rorqual.factory import Access, FactoryConfig, FilterConfig
 
 # key: what is typed, and the value
 REMOTE: dict[str, tuple[str, Any]] = {

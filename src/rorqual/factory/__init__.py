@@ -1,7 +1,7 @@
 """Sample a teacher: generate, verify, filter, decontaminate, and save every sample on arrival."""
 
-from rorqual.distil.config import Access, FactoryConfig, FilterConfig
-from rorqual.distil.factory import sample_teacher
-from rorqual.distil.purse import BudgetReached
+from rorqual.factory.budget import BudgetReached
+from rorqual.factory.config import Access, FactoryConfig, FilterConfig
+from rorqual.factory.run import sample_teacher
 
 __all__ = ["Access", "BudgetReached", "FactoryConfig", "FilterConfig", "sample_teacher"]

@@ -20,8 +20,8 @@ from typing import Any
 
 from rorqual.core.errors import DataError
 from rorqual.core.parts import content_label, read_content
-from rorqual.distil.filters import words
 from rorqual.evals.run import pick
+from rorqual.factory.filters import words
 from rorqual.tasks.base import Problem, Split, Task, Verdict
 from rorqual.tasks.find import load_task, safe_problems
 from rorqual.tasks.rows import FileTask, read

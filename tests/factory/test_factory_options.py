@@ -14,12 +14,12 @@ from distil_server import Adder, answer, says
 from sums_task import SUMS, Make
 
 from rorqual.data.distilled import Distilled, read_distilled
-from rorqual.distil import FactoryConfig, sample_teacher
 from rorqual.engine import Engine
 from rorqual.engine.request import Request, SamplingParams
 from rorqual.engine.score import score
 from rorqual.engine.seeds import sample_seed
 from rorqual.evals.run import seeded
+from rorqual.factory import FactoryConfig, sample_teacher
 from rorqual.tasks.find import load_task
 
 DRAWN, LEAKY, MIXED, CRASHING = (SUMS.replace(":Sums", f":{name}") for name in ("Drawn", "Leaky", "Mixed", "Crashing"))

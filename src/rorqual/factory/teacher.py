@@ -11,15 +11,15 @@ from pathlib import Path
 
 from rorqual.core.records import Message, RunDir, Thinking
 from rorqual.data.distilled import Distilled
-from rorqual.distil.config import FactoryConfig
-from rorqual.distil.entries import Entry, Place, entry_of, failure_of, identity, is_same_model
-from rorqual.distil.purse import NOTHING, Purse, Spending
 from rorqual.engine.engine import Engine
 from rorqual.engine.remote.engine import FREE, REFUSED, RemoteEngine, RemoteError
 from rorqual.engine.request import Completion, Request
 from rorqual.engine.score import Scored, score
 from rorqual.evals.kept import IN_A_ROW
 from rorqual.evals.run import seeded
+from rorqual.factory.budget import NOTHING, Budget, Spending
+from rorqual.factory.config import FactoryConfig
+from rorqual.factory.entries import Entry, Place, entry_of, failure_of, identity, is_same_model
 from rorqual.model.adapter import fingerprint
 from rorqual.tasks.base import Problem
 
@@ -150,7 +150,7 @@ class RemoteTeacher(Teacher):
         access = config.access
         self.label = f"{config.model} at {config.teacher}"
         self.of = identity(config, config.teacher)
-        self._purse: Purse | None = None
+        self._budget: Budget | None = None
         self._engine = RemoteEngine(
             config.teacher,
             config.model,
@@ -164,7 +164,7 @@ class RemoteTeacher(Teacher):
 
     @property
     def spending(self) -> Spending:
-        return self._purse.spending if self._purse else NOTHING
+        return self._budget.spending if self._budget else NOTHING
 
     def sample(
         self,
@@ -188,11 +188,11 @@ class RemoteTeacher(Teacher):
         names = [
             (f"{hashlib.sha256(p.key.encode()).hexdigest()[:12]}.{number}", request) for p, number, request in asks
         ]
-        with Purse(ledger, access, names, list(have.values())) as self._purse:
-            return self._collect(asks, self._purse, keep, failed, bool(have))
+        with Budget(ledger, access, names, list(have.values())) as self._budget:
+            return self._collect(asks, self._budget, keep, failed, bool(have))
 
     def _collect(
-        self, asks: Sequence[Ask], purse: Purse | None, keep: Keep, before: Collection[Place], answered: bool
+        self, asks: Sequence[Ask], budget: Budget | None, keep: Keep, before: Collection[Place], answered: bool
     ) -> bool:
         in_a_row: Counter[bool] = Counter()
         errors: list[RemoteError] = []
@@ -202,12 +202,12 @@ class RemoteTeacher(Teacher):
             answered = True
             in_a_row.clear()
             problem, number, request = asks[place]
-            attempt, money = purse.bill(place, completion) if purse else ("", 0.0)
+            attempt, money = budget.bill(place, completion) if budget else ("", 0.0)
             other = "" if is_same_model(self.config.model, completion.model) else completion.model
             entry = entry_of(
                 self.of, problem, number, request.params, completion, money=money, attempt=attempt, model=other
             )
-            keep([entry], lambda: purse.settle(place, money) if purse else None)
+            keep([entry], lambda: budget.settle(place, money) if budget else None)
 
         def failed(place: int, error: RemoteError) -> None:
             problem, number, request = asks[place]
@@ -220,7 +220,7 @@ class RemoteTeacher(Teacher):
 
         wanted = [(request, number) for _, number, request in asks]
         alone = bool(self.config.access.budget) and not answered  # the first answer shows what this server bills
-        whole = self._engine.collect(wanted, arrived, purse or FREE, failed=failed, first_alone=alone)
+        whole = self._engine.collect(wanted, arrived, budget or FREE, failed=failed, first_alone=alone)
         if errors and not answered:
             raise errors[0]
         return whole

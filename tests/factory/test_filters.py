@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from rorqual.core.records import Message
 from rorqual.data.distilled import Distilled
-from rorqual.distil import FilterConfig
-from rorqual.distil.filters import duplicates, foreign_share, jaccard, reasons, repeated_share, shingles, words
+from rorqual.factory import FilterConfig
+from rorqual.factory.filters import duplicates, foreign_share, jaccard, reasons, repeated_share, shingles, words
 
 THOUGHT = "First I add the ones, which gives seven, and then the tens, which gives forty, so it is forty-seven."
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)

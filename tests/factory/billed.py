@@ -18,9 +18,9 @@ from sums_task import SUMS
 
 from rorqual.core.errors import RorqualError
 from rorqual.core.records import Message
-from rorqual.distil import Access, FactoryConfig, sample_teacher
-from rorqual.distil.entries import read_entry
-from rorqual.distil.purse import Purse, prompt_bound
+from rorqual.factory import Access, FactoryConfig, sample_teacher
+from rorqual.factory.budget import Budget, prompt_bound
+from rorqual.factory.entries import read_entry
 
 SERVER = Path(__file__).with_name("billing_server.py")
 PRICE_IN, PRICE_OUT, MAX_TOKENS = 1.0, 2.0, 20
@@ -74,7 +74,7 @@ def counted(out: Path) -> tuple[float, int]:
     """What the ledger and the samples add up to, and how many samples there are."""
     raw = (out / "samples.jsonl").read_text(encoding="utf-8").splitlines()
     entries = [read_entry(json.loads(line), "") for line in raw]
-    with Purse(out / "purse.jsonl", Access(), [], entries) as purse:
+    with Budget(out / "purse.jsonl", Access(), [], entries) as purse:
         return purse.spent, len(entries)
 
 

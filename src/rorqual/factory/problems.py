@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from rorqual.core.errors import DataError
-from rorqual.distil.config import FactoryConfig
-from rorqual.distil.contamination import Evaluations, Meeting, evaluation_items, own_test
 from rorqual.evals.run import pick
+from rorqual.factory.config import FactoryConfig
+from rorqual.factory.contamination import Evaluations, Meeting, evaluation_items, own_test
 from rorqual.tasks.base import Problem, Split, Task, Verdict
 from rorqual.tasks.find import load_task, safe_grade, safe_problems
 

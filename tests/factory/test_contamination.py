@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from sums_task import SUMS, Make
 
 from rorqual.core.errors import ConfigError, DataError
-from rorqual.distil.contamination import COMMON, EvalItem, Evaluations, bare, evaluation_items
-from rorqual.distil.filters import words
-from rorqual.distil.problems import choose
+from rorqual.factory.contamination import COMMON, EvalItem, Evaluations, bare, evaluation_items
+from rorqual.factory.filters import words
+from rorqual.factory.problems import choose
 
 STORY = (
     "Anna has fourteen red apples and gives five of them to her brother who already had twice as many pears as apples"

@@ -12,8 +12,8 @@ from distil_server import Adder, Reply, says
 from sums_task import Make
 
 from rorqual.data.distilled import read_distilled
-from rorqual.distil import FactoryConfig, FilterConfig, sample_teacher
-from rorqual.distil.card import REASONS
+from rorqual.factory import FactoryConfig, FilterConfig, sample_teacher
+from rorqual.factory.card import REASONS
 
 HELD_OUT = "my brother owns seven red boats and sails them on the lake each morning"
 TWICE = "one two three four one two three four five six seven eight nine ten eleven twelve"

@@ -13,8 +13,8 @@ from rorqual.core.records import RunDir, Thinking
 from rorqual.data.chat import chat_format
 from rorqual.data.distilled import read_distilled
 from rorqual.data.tokenizer import Tokenizer
-from rorqual.distil import sample_teacher
 from rorqual.engine import Engine
+from rorqual.factory import sample_teacher
 from rorqual.model import build
 from rorqual.recipes import make_run
 from rorqual.train.sources import Materials

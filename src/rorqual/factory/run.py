@@ -20,13 +20,13 @@ from rorqual.core.lock import RUN_LOCK, own_run
 from rorqual.core.log import Progress
 from rorqual.core.records import write_atomic, write_json
 from rorqual.data.distilled import Distilled, Ids, Logprobs, VerdictName, write_distilled
-from rorqual.distil.card import CardFindings, write_card
-from rorqual.distil.config import FactoryConfig
-from rorqual.distil.entries import Entry, Place, read_entry, row_of
-from rorqual.distil.filters import reasons, said
-from rorqual.distil.problems import Chosen, choose
-from rorqual.distil.purse import reached
-from rorqual.distil.teacher import LocalTeacher, RemoteTeacher, Teacher
+from rorqual.factory.budget import reached
+from rorqual.factory.card import CardFindings, write_card
+from rorqual.factory.config import FactoryConfig
+from rorqual.factory.entries import Entry, Place, read_entry, row_of
+from rorqual.factory.filters import reasons, said
+from rorqual.factory.problems import Chosen, choose
+from rorqual.factory.teacher import LocalTeacher, RemoteTeacher, Teacher
 from rorqual.tasks.base import Problem
 from rorqual.tasks.find import safe_grade
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from rorqual.data.distilled import Distilled
-from rorqual.distil.config import FilterConfig, Keep
+from rorqual.factory.config import FilterConfig, Keep
 
 WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\W_\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+|[^\w\s]|_")
 """A word of letters and digits, a single sign, or a single character of a script without spaces."""

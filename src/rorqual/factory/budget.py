@@ -28,9 +28,9 @@ from typing import Any
 from rorqual.core.errors import RorqualError
 from rorqual.core.journal import Journal
 from rorqual.core.records import Message
-from rorqual.distil.config import Access
-from rorqual.distil.entries import Entry
 from rorqual.engine.request import Completion, Request
+from rorqual.factory.config import Access
+from rorqual.factory.entries import Entry
 
 MESSAGE_TOKENS, TEMPLATE_TOKENS = 16, 64
 """The most tokens that a chat template adds per message and per prompt. A text has at most as many tokens as bytes."""
@@ -86,7 +86,7 @@ class _Try:
     written: float
 
 
-class Purse:
+class Budget:
     """The budget: counts money paid and reserved. `asks` gives the identity and the request for each index.
 
     `bought` are the samples so far. It implements `Toll`, and as a context manager it owns the ledger file.
@@ -116,7 +116,7 @@ class Purse:
         self._believed = not any("unbelieved" in line for line in lines)
         self._told = any("passed" in line for line in lines)
 
-    def __enter__(self) -> Purse:
+    def __enter__(self) -> Budget:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:

@@ -11,7 +11,7 @@ from distil_server import Adder
 from sums_task import SUMS, Make
 
 from rorqual.core.records import RunDir
-from rorqual.distil import FactoryConfig
+from rorqual.factory import FactoryConfig
 from rorqual.recipes import make_run
 from rorqual.train.loop import fit
 

@@ -18,9 +18,9 @@ from sums_task import SUMS, Make
 
 from rorqual.core.errors import ConfigError, RorqualError, TaskError
 from rorqual.data.distilled import Distilled, read_distilled
-from rorqual.distil import BudgetReached, FactoryConfig, sample_teacher
-from rorqual.distil.purse import prompt_bound
 from rorqual.engine.remote.engine import RemoteError
+from rorqual.factory import BudgetReached, FactoryConfig, sample_teacher
+from rorqual.factory.budget import prompt_bound
 from rorqual.tasks.find import load_task
 
 PRICES = {"price_in": 1.0, "price_out": 2.0}

@@ -12,8 +12,8 @@ from typing import Any, Literal
 from rorqual.core.errors import DataError
 from rorqual.core.records import Message
 from rorqual.data.distilled import Distilled, VerdictName
-from rorqual.distil.config import FactoryConfig
 from rorqual.engine.request import Completion, SamplingParams
+from rorqual.factory.config import FactoryConfig
 from rorqual.tasks.base import Problem
 
 Place = tuple[str, int]

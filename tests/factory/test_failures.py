@@ -13,11 +13,11 @@ from sums_task import Make
 from rorqual.core.errors import RorqualError
 from rorqual.core.lock import own_run
 from rorqual.data.distilled import Distilled, read_distilled
-from rorqual.distil import FactoryConfig, sample_teacher
-from rorqual.distil.entries import is_same_model
-from rorqual.distil.teacher import FAILURES_IN_A_ROW
 from rorqual.engine.remote.engine import RemoteError
 from rorqual.evals.kept import IN_A_ROW
+from rorqual.factory import FactoryConfig, sample_teacher
+from rorqual.factory.entries import is_same_model
+from rorqual.factory.teacher import FAILURES_IN_A_ROW
 
 
 def made(config: FactoryConfig, out: Path) -> list[Distilled]:

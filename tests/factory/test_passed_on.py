@@ -17,9 +17,9 @@ from sums_task import SUMS, Make
 from rorqual.core.config import to_yaml
 from rorqual.core.errors import ConfigError, DataError, NumericsError, RorqualError
 from rorqual.data.distilled import Distilled, read_distilled
-from rorqual.distil import FactoryConfig, FilterConfig, sample_teacher
 from rorqual.engine import Engine
 from rorqual.engine.score import score
+from rorqual.factory import FactoryConfig, FilterConfig, sample_teacher
 
 MIXED, ODD = (SUMS.replace(":Sums", f":{name}") for name in ("Mixed", "Odd"))
 

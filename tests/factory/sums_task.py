@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from rorqual.distil import FactoryConfig
+from rorqual.factory import FactoryConfig
 from rorqual.tasks.base import Problem, Split, Task, Verdict
 
 SUMS = f"{Path(__file__)}:Sums"

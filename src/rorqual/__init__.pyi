@@ -1,0 +1,25 @@
+"""What type checkers see of the public interface: `__init__.py` imports each name when it is first used."""
+
+from rorqual.core.errors import RorqualError as RorqualError
+from rorqual.core.records import Message as Message
+from rorqual.core.records import RunDir as RunDir
+from rorqual.core.sampling import SamplingParams as SamplingParams
+from rorqual.engine.config import EngineConfig as EngineConfig
+from rorqual.engine.engine import Engine as Engine
+from rorqual.engine.request import Completion as Completion
+from rorqual.engine.request import Request as Request
+from rorqual.evals.run import evaluate as evaluate
+from rorqual.model.config import ModelConfig as ModelConfig
+from rorqual.recipes.distil import distil as distil
+from rorqual.recipes.distil import on_policy as on_policy
+from rorqual.recipes.grpo import grpo as grpo
+from rorqual.recipes.pretrain import pretrain as pretrain
+from rorqual.recipes.sft import sft as sft
+from rorqual.tasks.base import Problem as Problem
+from rorqual.tasks.base import Task as Task
+from rorqual.tasks.base import Verdict as Verdict
+from rorqual.tasks.find import load_task as load_task
+from rorqual.train.loop import fit as fit
+from rorqual.train.run import Run as Run
+
+__version__: str

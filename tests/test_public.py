@@ -1,0 +1,44 @@
+"""The public interface: names that `rorqual` exports, loaded when they are used."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import rorqual
+
+NAMES = rorqual.__all__
+STUB = Path(rorqual.__file__).with_suffix(".pyi")
+
+
+def test_importing_rorqual_loads_no_torch_and_none_of_its_own_modules() -> None:
+    code = "import rorqual, sys; print([m for m in sys.modules if m.startswith(('torch', 'numpy', 'pydantic', 'rorqual.'))])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_public_name_is_the_object_of_its_module_and_is_documented(name: str) -> None:
+    found = getattr(rorqual, name)
+    assert found is getattr(importlib.import_module(rorqual._MODULES[name]), name)
+    assert len(inspect.getdoc(found) or "") > 20
+    assert name in dir(rorqual)
+
+
+def test_type_checkers_see_the_same_names() -> None:
+    imports = [node for node in ast.parse(STUB.read_text(encoding="utf-8")).body if isinstance(node, ast.ImportFrom)]
+    seen = {alias.asname: node.module for node in imports for alias in node.names if alias.name == alias.asname}
+    assert seen == rorqual._MODULES
+
+
+def test_a_name_that_is_not_public_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="module 'rorqual' has no attribute 'engin'"):
+        _ = rorqual.engin
+    with pytest.raises(ImportError):
+        exec("from rorqual import Engin")

@@ -90,7 +90,7 @@ def broken(model: Decoder) -> Decoder:
 def test_a_parameter_that_no_gradient_reaches_stops_the_step(threads: int) -> None:
     batch = packed(documents(0))
     update_of(loud(tiny()), OBJECTIVES, batch, parts=2, threads=threads)  # the sound twin
-    with pytest.raises(NumericsError, match=r"no gradient reaches layers\.1\.attention\.o_proj\.weight, though"):
+    with pytest.raises(NumericsError, match=r"no gradient reaches layers\.1\.attention\.o_proj\.weight, although"):
         update_of(broken(loud(tiny())), OBJECTIVES, batch, parts=2, threads=threads)
 
 

@@ -62,7 +62,7 @@ CASES = [
     Case(
         "null prompt",
         sft_on("null.jsonl"),
-        ("null.jsonl:2", "'prompt' is null", "Give a text"),
+        ("null.jsonl:2", "'prompt' is null", "Give text"),
         file("null.jsonl", GOOD + '{"prompt": null, "completion": "a"}\n'),
     ),
     Case("missing file", sft_on("nowhere.jsonl"), ("nowhere.jsonl", "no such file", "Check the path")),
@@ -118,7 +118,7 @@ CASES = [
     Case(
         "task file that raises",
         ("train", "grpo", "task=./mine.py:Mine", "from=run", "out=out"),
-        ("mine.py:1", "NameError", "Mend that line"),
+        ("mine.py:1", "NameError", "Fix that line"),
         file("mine.py", "nonsense\n"),
     ),
     Case("no such run", ("eval", "nowhere", "task=families"), ("nowhere", "not a run directory", "rorqual train")),

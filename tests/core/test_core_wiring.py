@@ -174,7 +174,7 @@ def test_a_run_without_a_whole_checkpoint_says_why(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     checkpoint(run, 1, torn="size")
     run.config_file.write_text("{}", encoding="utf-8")
-    with pytest.raises(CheckpointError, match=r"no whole checkpoint here; .*a is not 6 bytes long"):
+    with pytest.raises(CheckpointError, match=r"no complete checkpoint; .*a is not 6 bytes long"):
         run.checkpoint()
     for text, message in ((b"- 1", "not a mapping"), (b"a: [", "not YAML"), (b"\xff", "not YAML")):
         run.config_file.write_bytes(text)

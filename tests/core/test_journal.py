@@ -51,7 +51,7 @@ def test_every_cut_of_a_journal_gives_a_beginning_of_it(tmp_path: Path) -> None:
 def test_a_line_in_the_middle_that_is_no_json_is_named(tmp_path: Path) -> None:
     path = tmp_path / "j.jsonl"
     path.write_bytes(b'{"n": 1}\n{"n": \n{"n": 3}\n')
-    with pytest.raises(DataError, match=r"j.jsonl:2.*(?s:.)*asked for again"):
+    with pytest.raises(DataError, match=r"j.jsonl:2.*(?s:.)*requested again"):
         Journal(path)
     path.write_bytes(b'{"n": 1}\n{"n": "\\u2028 \xe2\x80\xa8"}\n{"n": 3}\n')
     with Journal(path) as journal:
@@ -80,7 +80,7 @@ def test_a_full_disk_keeps_what_is_under_way_and_says_so(tmp_path: Path, monkeyp
     with Journal(path, spare=True) as journal:
         journal.append([{"n": 1}])
         monkeypatch.setattr(os, "write", full)
-        with pytest.raises(DiskFull, match=r"j.jsonl: the disk is full; .* kept(?s:.)*Free disk space"):
+        with pytest.raises(DiskFull, match=r"j.jsonl: the disk is full; .* saved(?s:.)*Free disk space"):
             journal.append([{"n": 2}])
         journal.append([{"n": 3}])
         assert not spare.exists()

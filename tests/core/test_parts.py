@@ -59,7 +59,7 @@ def test_the_json_is_openais() -> None:
 
 
 POISONS: dict[str, tuple[Any, str]] = {
-    "a number": (5, r"^x: a int, not a text"),
+    "a number": (5, r"^x: a int, not text"),
     "a part that is a text": (["a"], r"^x\[0\]: not a content part"),
     "another type": (
         [{"type": "text", "text": "a"}, {"type": "poem"}],

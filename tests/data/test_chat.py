@@ -207,12 +207,15 @@ def test_every_form_of_a_reply_has_one_reading(
 @pytest.mark.parametrize(
     ("messages", "message"),
     [
-        ([], "without a user turn"),
-        ([Message("system", "a")], "without a user turn"),
-        ([AT_ONCE], "message 1: an assistant turn after nothing"),
-        ([USER, AT_ONCE, AT_ONCE], "message 3: an assistant turn after assistant"),
-        ([USER, Message("tool", "4")], "message 2: (this chat format has no role 'tool'|a tool's turn without a call)"),
-        ([Message("user", "a", reasoning="b")], "message 1: a user turn with reasoning"),
+        ([], "has no user turn"),
+        ([Message("system", "a")], "has no user turn"),
+        ([AT_ONCE], "message 1: an assistant turn follows no turn"),
+        ([USER, AT_ONCE, AT_ONCE], "message 3: an assistant turn follows assistant turn"),
+        (
+            [USER, Message("tool", "4")],
+            "message 2: (this chat format has no role 'tool'|a tool turn follows no tool call)",
+        ),
+        ([Message("user", "a", reasoning="b")], "message 1: a user turn has reasoning"),
     ],
 )
 def test_what_the_template_cannot_write_is_refused(messages: list[Message], message: str) -> None:
@@ -223,7 +226,7 @@ def test_what_the_template_cannot_write_is_refused(messages: list[Message], mess
 
 
 def test_a_prompt_after_the_assistants_own_turn_is_refused() -> None:
-    with pytest.raises(DataError, match="the assistant's own"):
+    with pytest.raises(DataError, match="the last turn is an assistant turn"):
         CHAT.prompt([USER, AT_ONCE])
     assert CHAT.prompt([USER, AT_ONCE, USER])
 
@@ -270,7 +273,7 @@ def test_a_hostile_or_broken_template_is_refused_by_name(template: str) -> None:
 
 
 def test_a_template_that_is_not_jinja_is_refused() -> None:
-    with pytest.raises(DataError, match="not a jinja2 template"):
+    with pytest.raises(DataError, match="not a valid jinja2 template"):
         TemplateChat(TOKENIZER, "{% for %}")
 
 

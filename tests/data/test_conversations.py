@@ -94,7 +94,7 @@ POISONS = [
     (b'{"mesages": []}', "it has the keys mesages", ":1"),
     (b"{}", "it has the keys none", ":1"),
     (b'{"prompt": "a"}', "it has the keys prompt", ":1"),
-    (b'{"prompt": "a", "completion": 4}', "key 'completion' is a int, not a text", ":1"),
+    (b'{"prompt": "a", "completion": 4}', "key 'completion' is a int, not text", ":1"),
     (line(USER, {"role": "asistant", "content": "b"}), "unknown role 'asistant'", ":1: message 2"),
     (line(USER, {"content": "b"}), "unknown role None", ":1: message 2"),
     (line(USER, {"role": ["user"], "content": "b"}), "unknown role", ":1: message 2"),
@@ -103,9 +103,9 @@ POISONS = [
     (b'{"messages": null}', "key 'messages' is null", ":1"),
     (b'{"prompt": null, "completion": "a"}', "key 'prompt' is null", ":1"),
     (b'{"prompt": "a", "completion": null}', "key 'completion' is null", ":1"),
-    (b'{"question": ["a"], "answer": "b"}', "key 'question' is a list, not a text", ":1"),
-    (b'{"prompt": {"a": 1}, "completion": "b"}', "key 'prompt' is a dict, not a text", ":1"),
-    (b'{"prompt": "a", "completion": "\\ud800"}', "key 'completion' holds half of a surrogate pair", ":1"),
+    (b'{"question": ["a"], "answer": "b"}', "key 'question' is a list, not text", ":1"),
+    (b'{"prompt": {"a": 1}, "completion": "b"}', "key 'prompt' is a dict, not text", ":1"),
+    (b'{"prompt": "a", "completion": "\\ud800"}', "key 'completion' contains half of a surrogate pair", ":1"),
     (line(USER, {"role": "assistant", "content": "b", "reasoning": 1}), "key 'reasoning' is a int", ":1: message 2"),
     (b'{"prompt": " ", "completion": "b"}', "an empty prompt", ":1: message 1"),
     (
@@ -119,11 +119,11 @@ POISONS = [
         ":1: message 2: content[0]",
     ),
     (line(USER, {"role": "assistant", "content": 5}), "key 'content' is a int", ":1: message 2"),
-    (line({**USER, "reasoning": "b"}), "a user turn with reasoning", ":1: message 1"),
+    (line({**USER, "reasoning": "b"}), "a user turn has reasoning", ":1: message 1"),
     (line(USER, {"role": "assistant", "content": "<think>b"}), "<think> without </think>", ":1: message 2"),
     (
         line(USER, {"role": "assistant", "content": "<think>b</think>c", "reasoning": "d"}),
-        "reasoning given twice",
+        "reasoning is given twice",
         ":1: message 2",
     ),
 ]
@@ -148,7 +148,7 @@ def test_a_missing_file_or_unknown_kind_is_refused(tmp_path: Path) -> None:
     for name in ("none.jsonl", "none.parquet"):
         with pytest.raises(DataError, match=rf"none\.{name[5:]}: no such file"):
             read_conversations(tmp_path / name)
-    with pytest.raises(DataError, match=r"unknown kind of file '\.csv'"):
+    with pytest.raises(DataError, match=r"unknown file type '\.csv'"):
         read_conversations(write(tmp_path, b"a,b", "data.csv"))
 
 
@@ -156,7 +156,7 @@ def test_nothing_to_train_on_is_skipped_and_counted_and_a_file_of_nothing_else_r
     silent = line(USER)
     loaded = read_conversations(write(tmp_path, silent + b"\n" + GOOD + b"\n" + silent))
     assert loaded.conversations == [READ] and loaded.skipped == 2
-    with pytest.raises(DataError, match="none of its 2 conversations has an assistant turn"):
+    with pytest.raises(DataError, match="each of its 2 conversations lacks an assistant turn"):
         read_conversations(write(tmp_path, silent + b"\n" + silent))
 
 
@@ -242,7 +242,7 @@ def test_an_empty_answer_is_skipped_and_counted_in_every_form(tmp_path: Path, an
     loaded = read_conversations(write(tmp_path, b"\n".join([*rows, GOOD])))
     assert loaded.conversations == [READ] and loaded.skipped == len(rows)
     with pytest.raises(
-        DataError, match=f"none of its {len(rows)} conversations has an assistant turn that is not empty"
+        DataError, match=f"each of its {len(rows)} conversations lacks an assistant turn or has an empty one"
     ):
         read_conversations(write(tmp_path, b"\n".join(rows)))
 

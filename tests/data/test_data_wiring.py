@@ -79,7 +79,7 @@ def test_a_fault_in_a_file_of_samples_is_named_by_its_row(bad: int, what: str, t
         place = SCHEMA.get_field_index("dropped")
         pq.write_table(table.set_column(place, SCHEMA.field(place), pa.array(column, pa.string())), path)
     said = {"null": "column 'dropped' is null", "role": "unknown role 'wizard'", "prompt": "an empty prompt",
-            "asks": "does not end with the assistant's turn"}[what]  # fmt: skip
+            "asks": "does not end with an assistant turn"}[what]  # fmt: skip
     with pytest.raises(DataError, match=said) as caught:
         read_conversations(path)
     assert (
@@ -133,7 +133,7 @@ def test_the_thought_of_an_answer_is_its_first_block_and_white_space_beside_the_
         assert read(tmp_path, {"prompt": "q", "completion": text})[0][1] == Message("assistant", content, reasoning)
     said = [{"role": "user", "content": "<think>x"}, {"role": "assistant", "content": "a"}]
     assert read(tmp_path, {"messages": said})[0][0] == Message("user", "<think>x"), "only the assistant thinks"
-    with pytest.raises(DataError, match="reasoning given twice"):
+    with pytest.raises(DataError, match="reasoning is given twice"):
         read(tmp_path, {"prompt": "q", "completion": "<think>a</think>b", "reasoning": "c"})
 
 
@@ -166,7 +166,7 @@ def test_all_of_a_text_is_in_one_of_its_parts(tmp_path: Path) -> None:
         with pytest.raises(DataError, match="too few to hold out"):
             read_text(tmp_path / "t", validation=share)
     (tmp_path / "t").write_text(" \n" * 9 + "ab", encoding="utf-8")
-    with pytest.raises(DataError, match="nothing but white space to train on"):
+    with pytest.raises(DataError, match="the training part is white space only"):
         read_text(tmp_path / "t")
 
 
@@ -195,7 +195,7 @@ def test_a_batch_is_its_parts_in_order_and_pads_with_what_it_is_told() -> None:
     assert (cut.weight, len(cut), cut.n_trained) == (5.5, 2, 1)
     short = pack([samples[8]], 3, truncate=True).batch
     assert short.loss_mask.tolist() == [[5.5, 5.5, 0.0]]
-    with pytest.raises(DataError, match="rows do not split"):
+    with pytest.raises(DataError, match="rows cannot be split"):
         batch.split(batch.n_rows + 1)
 
 

@@ -109,7 +109,7 @@ def test_rows_of_short_samples_are_well_filled() -> None:
 def test_micro_batches_are_the_rows_in_order(samples: list[Sample], n: int) -> None:
     batch = pack(samples, ROW).batch
     if n > batch.n_rows:
-        with pytest.raises(DataError, match=f"do not split into {n}"):
+        with pytest.raises(DataError, match=f"cannot be split into {n}"):
             batch.split(n)
         return
     parts = batch.split(n)
@@ -130,9 +130,9 @@ def test_a_sample_longer_than_a_row_is_refused_with_its_length_or_cut_if_asked()
 
 
 def test_an_empty_or_mismatched_sample_is_refused() -> None:
-    with pytest.raises(DataError, match="sample 1: no tokens"):
+    with pytest.raises(DataError, match="sample 1: it has no tokens"):
         pack([Sample([], [])], ROW)
-    with pytest.raises(DataError, match="3 ids with a mask of 2"):
+    with pytest.raises(DataError, match="3 ids have a mask of length 2"):
         Sample([1, 2, 3], [True, True])
 
 

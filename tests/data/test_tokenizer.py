@@ -225,7 +225,7 @@ def test_a_missing_mark_is_named_and_can_be_given() -> None:
         (b'{"model": {"type": "BPE"}}', "model.vocab"),
         (b'{"model": {"type": "WordPiece", "vocab": {}}}', "not byte-level BPE"),
         (_foreign(added_tokens={}).encode(), "added_tokens"),
-        (_foreign(pre_tokenizer={"type": "Nonsense"}).encode(), "not a tokenizer"),
+        (_foreign(pre_tokenizer={"type": "Nonsense"}).encode(), "not a valid tokenizer"),
     ],
 )
 def test_a_bad_file_is_refused_by_name(tmp_path: Path, content: bytes, message: str) -> None:

@@ -75,7 +75,7 @@ def test_from_is_start(start: Path) -> None:
         ("sft", {**LETTERS, "optim.clip": "wide"}, r"key 'optim.clip'.*number.*got 'wide'"),
         ("sft", {**LETTERS, "dtype": "float64"}, r"key 'dtype'"),
         ("sft", {**LETTERS, "optim.kind": "sgd"}, r"unknown kind 'sgd'"),
-        ("sft", {**LETTERS, "objectives.1.depth": "2"}, r"depth 2, the model has 1 prediction modules"),
+        ("sft", {**LETTERS, "objectives.1.depth": "2"}, r"depth 2, but the model has 1 prediction modules"),
         ("sft", {}, r"requires data=FILE or task=NAME"),
         ("grpo", {"task": "families"}, r"requires from="),
         ("pretrain", {}, r"requires data="),

@@ -66,7 +66,7 @@ def test_a_worked_problem_longer_than_a_row_is_refused_with_its_line_or_skipped(
 
 def test_rows_longer_than_the_context_are_refused(tmp_path: Path) -> None:
     run = make_run("sft", {"task": "families", "size": "tiny", "row": "64", "source.row": "96", "steps": "1"})
-    with pytest.raises(ConfigError, match=r"source\.row: rows of 96 tokens, and the model's context is 64"):
+    with pytest.raises(ConfigError, match=r"source\.row: rows have 96 tokens, but the model's context is 64"):
         fit(run, RunDir(tmp_path / "run"), quiet=True)
     assert not (tmp_path / "run").exists()
 

@@ -66,8 +66,8 @@ def problem(n: int, **changes: object) -> Problem:
         ("loops", r"task made: the generator used over 0.3 CPU seconds .*\(0 so far\)(?s:.)*patience"),
         ("stops yielding", r"task made: .*\(3 so far\)"),
         ("swallows", r"task made: .*\(0 so far\)"),
-        ("none", "task made: no problems in the train split"),
-        ("one again and again", "task made: its first 64 problems are one and the same, '0'"),
+        ("none", "task made: there are no problems in the train split"),
+        ("one again and again", "task made: its first 64 problems are all the same, '0'"),
     ],
 )
 def test_a_generator_that_gives_too_little_is_named(how: str, said: str) -> None:
@@ -77,7 +77,7 @@ def test_a_generator_that_gives_too_little_is_named(how: str, said: str) -> None
 
 def test_few_problems_begin_again_and_none_end() -> None:
     assert [p.key for p in itertools.islice(repeat(Made("few"), 0), 5)][:3] == ["0", "1", "2"]
-    with pytest.raises(DataError, match="task made: no problem in the train split with the seed 7919"):
+    with pytest.raises(DataError, match="task made: there are no problems in the train split for seed 7919"):
         list(itertools.islice(repeat(Made("none after the first pass"), 0), 5))
 
 

@@ -176,5 +176,5 @@ def test_what_it_cannot_do_is_refused() -> None:
         update_of(ours, (Distil(temperature=2.0),), beside(batch, teacher(), 5))
     wide = beside(batch, teacher())
     assert wide.teacher_logprobs is not None
-    with pytest.raises(NumericsError, match="one vocabulary"):
+    with pytest.raises(NumericsError, match="with the same vocabulary"):
         update_of(ours, (Distil(),), replace(wide, teacher_logprobs=wide.teacher_logprobs[..., :-1]))

@@ -117,7 +117,7 @@ def test_what_a_filter_dropped_is_never_seen(rows: list[Distilled], tmp_path: Pa
     one = source(write(tmp_path, marked))
     assert {ids for step in range(6) for ids, _ in documents(one, step)} == kept
     said = source(write(tmp_path, marked)).step(0).notes
-    assert said == [f"{tmp_path / 'data.parquet'}: 12 samples, 24 were dropped by filters, 0 longer than a row"]
+    assert said == [f"{tmp_path / 'data.parquet'}: 12 samples, 24 dropped by filters, 0 longer than a row"]
     with pytest.raises(DataError, match="all 36 samples were dropped"):
         source(write(tmp_path, [replace(one, dropped="wrong") for one in rows]))
 
@@ -131,7 +131,7 @@ def test_empty_answers_are_left_out_and_counted_and_an_empty_prompt_is_refused(
     gone |= {"top_ids": rows[0].top_ids[:1], "top_logprobs": rows[0].top_logprobs[:1]} if not words else {}
     said = [replace(one, messages=(one.messages[0], Message("assistant", " \n\u3000")), **gone) for one in rows[:3]]
     one = source(write(tmp_path, [*rows[3:], *said]))
-    assert "33 samples, 0 were dropped by filters, 0 longer than a row, 3 with an empty answer" in one.step(0).notes[0]
+    assert "33 samples, 0 dropped by filters, 0 longer than a row, 3 with an empty answer" in one.step(0).notes[0]
     with pytest.raises(DataError, match="all 3 samples were dropped or have an empty answer"):
         source(write(tmp_path, said))
     asked = replace(rows[1], messages=(Message("user", "\t "), rows[1].messages[1]))
@@ -185,7 +185,7 @@ def test_another_vocabulary_is_refused_with_what_to_do(rows: list[Distilled], tm
     swapped = ours.renamed({ours.token(ours.user): "<a>", ours.token(ours.assistant): "<b>"})  # of one size
     for print_, vocab in ((swapped.fingerprint, ours.vocab_size), (ours.fingerprint, ours.vocab_size + 1)):
         write_distilled(tmp_path / "data.parquet", rows, tokenizer=print_, vocab=vocab)
-        with pytest.raises(DataError, match="is not the student's"):
+        with pytest.raises(DataError, match="differs from the student's"):
             source(str(tmp_path / "data.parquet"))
     words = [replace(one, prompt_ids=(), token_ids=()) for one in rows]  # a teacher whose ids we do not hold
     assert documents(source(write(tmp_path, words, ids=other)), 0)
@@ -214,7 +214,7 @@ def poisons(one: Distilled) -> dict[str, Distilled]:
         "outside the vocabulary": replace(one, top_ids=ids(tokenizer().vocab_size)),
         "add up to more than 1": replace(one, top_logprobs=one.top_logprobs + np.float32(0.5)),
         "not finite": replace(one, top_logprobs=nan),
-        "one token twice": replace(one, top_ids=ids(int(one.top_ids[0, 1]))),
+        "a token occurs twice": replace(one, top_ids=ids(int(one.top_ids[0, 1]))),
         "stored: 3, 6 of them": replace(one, top_ids=one.top_ids[:, :3], top_logprobs=one.top_logprobs[:, :3]),
     }
 

@@ -101,7 +101,7 @@ def test_dynamic_sampling_has_a_limit_and_says_so(base: Path, tmp_path: Path) ->
     assert "nothing to learn from" in step.notes[0]
     (short,) = watch(run_with(base, 1, problems=30, samples=2, max_num_gen_batches=2), tmp_path / "short")
     assert short.metrics["groups_trained"] < 30
-    assert f"of 60 groups in 2 draws only {short.metrics['groups_trained']} had both rewards" in short.notes[0]
+    assert f"only {short.metrics['groups_trained']} of 60 groups in 2 draws have both rewards" in short.notes[0]
 
 
 # ---- length and cut-off answers
@@ -332,7 +332,7 @@ def test_settings_that_do_not_fit_are_refused(base: Path) -> None:
     values = {"task": grpo_run(base).source.task, "from": str(base)}  # type: ignore[attr-defined]
     with pytest.raises(ConfigError, match="mends"):
         make_run("grpo", values | {"mends": "dpao"})
-    with pytest.raises(ConfigError, match="overlong_buffer=200 is more than max_tokens=96"):
+    with pytest.raises(ConfigError, match="overlong_buffer=200 exceeds max_tokens=96"):
         make_run("grpo", values | {"source.overlong_buffer": "200"})
     run = make_run("grpo", values | {"mends": "v32", "source.top_p": "0.9", "objectives.0.off_policy_delta": "0.2"})
     assert run.source.top_p == 0.9 and run.source.reference == str(base)  # type: ignore[attr-defined]

@@ -133,11 +133,11 @@ def test_a_teacher_of_another_vocabulary_is_refused_with_what_to_do(base: Path, 
     run = sft(task=TASK, size="tiny", steps=1, rows=1, row=ROW, tokenizer=str(tmp_path / "tokenizer.json"))
     fit(run, RunDir(tmp_path / "teacher"), quiet=True)
     with pytest.raises(
-        DataError, match=r"tokenizer=TEACHER/tokenizer.json, or use .* rorqual train sft data=FILE.parquet"
+        DataError, match=r"tokenizer=TEACHER/tokenizer.json, or train .* rorqual train sft data=FILE.parquet"
     ):
         fit(own_run(tmp_path / "teacher", student), RunDir(tmp_path / "run"), quiet=True)
     assert not (tmp_path / "run").exists()
-    with pytest.raises(ConfigError, match="top_k=264 of a vocabulary of 263"):
+    with pytest.raises(ConfigError, match="top_k=264 is more than the vocabulary of 263"):
         fit(own_run(base, student, top_k=264), RunDir(tmp_path / "run"), quiet=True)
 
 

@@ -136,15 +136,15 @@ def test_a_state_through_a_file_changes_no_bit(config: OptimConfig, tmp_path: Pa
 
 
 @pytest.mark.parametrize("config", [ADAMW, MUON], ids=["adamw", "muon"])
-@pytest.mark.parametrize("how", ["missing", "left over", "shape"])
+@pytest.mark.parametrize("how", ["missing", "unexpected", "shape"])
 def test_a_state_of_another_shape_is_refused_and_changes_nothing(config: OptimConfig, how: str) -> None:
     params = fresh()
     optimizer = run(config, params, range(2))
     state = {name: tensor.clone() for name, tensor in optimizer.state().items()}
-    name = next(n for n in reversed(state) if state[n].dim() == (2 if how != "left over" else 1))
+    name = next(n for n in reversed(state) if state[n].dim() == (2 if how != "unexpected" else 1))
     if how == "missing":
         del state[name]
-    elif how == "left over":
+    elif how == "unexpected":
         state[name.replace("norm", "another")] = state[name]
     else:
         state[name] = state[name][:-1]

@@ -182,7 +182,7 @@ def test_a_torn_checkpoint_is_named_and_skipped(
     assert RunDir(out).checkpoint().name == f"step-{STEPS - 1:06d}"
     fit(sft_run(STEPS), RunDir(out))
     said = capsys.readouterr().out
-    assert newest.name in said and "torn checkpoint skipped" in said
+    assert newest.name in said and "incomplete checkpoint skipped" in said
     same(straight["sft"], out)
 
 
@@ -324,7 +324,7 @@ def test_an_optimizers_state_of_another_shape_is_refused(how: str, half: Path) -
     (folder / OPTIM).write_bytes(data)
     sizes = json.loads((folder / WHOLE_FILE).read_bytes())
     (folder / WHOLE_FILE).write_text(json.dumps(sizes | {OPTIM: len(data)}), "utf-8")
-    with pytest.raises(CheckpointError, match="cannot go on from here"):
+    with pytest.raises(CheckpointError, match="cannot resume from this checkpoint"):
         fit(sft_run(STEPS), RunDir(half), quiet=True)
 
 
@@ -453,9 +453,9 @@ def test_a_run_is_not_resumed_or_repeated_on_problems_of_another_version(tmp_pat
         assert changed != text
         out.config_file.write_text(changed, encoding="utf-8")
         for steps in (2, 4):
-            with pytest.raises(ConfigError, match=f"run.yaml: .*draws no more: {said}"):
+            with pytest.raises(ConfigError, match=f"run.yaml: .*no longer generates: {said}"):
                 fit(run.model_copy(update={"steps": steps}), out, quiet=True)
     again = read_yaml(Run, out.config_file).model_copy(update={"versions": {"add": 2, "kk": 1}})
-    with pytest.raises(ConfigError, match=r"versions: .*kk of version 1, now 2(?s:.)*Leave versions out"):
+    with pytest.raises(ConfigError, match=r"versions: .*kk of version 1, now 2(?s:.)*Remove versions"):
         fit(again, RunDir(tmp_path / "again"), quiet=True)
     assert not (tmp_path / "again" / "run.yaml").exists()

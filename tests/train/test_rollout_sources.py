@@ -155,7 +155,7 @@ def test_kept_sets_that_are_missing_stop_the_run(base: Path, tmp_path: Path) -> 
 
 
 def test_a_run_that_samples_nothing_takes_no_engine(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="source worked asks no rollout engine"):
+    with pytest.raises(ConfigError, match="source worked does not use a rollout engine"):
         fit(sft_run(1), RunDir(tmp_path / "run"), quiet=True, rollout_engine=lambda _: Apart(loud(tiny())))
     assert not (tmp_path / "run").exists()
 

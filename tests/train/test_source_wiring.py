@@ -224,7 +224,7 @@ def test_steps_of_white_space_are_no_thought() -> None:
 
 def test_thinking_needs_worked_steps_and_a_solution_may_fill_its_row() -> None:
     numbers = f"{Path(__file__).parent / 'numbers_task.py'}:Numbers"
-    with pytest.raises(DataError, match="none of its problems has worked steps"):
+    with pytest.raises(DataError, match="none of the task's problems has worked steps"):
         made(WorkedConfig(task=numbers, think=0.1, row=ROW))
     made(WorkedConfig(task=numbers, think=0.0, row=ROW))
     longest = max(len(worked_sample(p, CHAT, think=True)) for p in opening(WorkedConfig(task=TASK).load(), 0, 64))
@@ -295,7 +295,7 @@ def test_a_sample_may_fill_its_row_and_the_count_is_said_once(tmp_path: Path) ->
     data = str(tmp_path / "d.parquet")
     source = made(DistilledConfig(data=data, rows=2, row=size, longer="skip"))
     first = source.step(0)
-    assert first.notes == [f"{data}: 2 samples, 1 were dropped by filters, 1 longer than a row"]
+    assert first.notes == [f"{data}: 2 samples, 1 dropped by filters, 1 longer than a row"]
     assert source.step(1).notes == [] and set(texts(first.batches[0])) == {"q" + "a" * 20, "sc"}
     with pytest.raises(
         DataError, match=rf"1 of 3 samples are longer than a row of {size} tokens \(the longest: {size + 1}\)"
@@ -326,9 +326,9 @@ def test_a_teacher_reads_rows_of_its_context_and_no_longer(base: Path) -> None:
     teacher = OnPolicyTeacher(str(base), given, context, vocab)
     assert teacher.flops == account(teacher.model.config, context=context).flops
     assert not any(p.requires_grad for p in teacher.model.parameters())
-    with pytest.raises(ConfigError, match=f"rows of {context + 1} tokens, and the teacher's context is {context}"):
+    with pytest.raises(ConfigError, match=f"rows have {context + 1} tokens, but the teacher's context is {context}"):
         OnPolicyTeacher(str(base), given, context + 1, 0)
-    with pytest.raises(ConfigError, match=f"top_k={vocab + 1} of a vocabulary of {vocab}"):
+    with pytest.raises(ConfigError, match=f"top_k={vocab + 1} is more than the vocabulary of {vocab}"):
         OnPolicyTeacher(str(base), given, context, vocab + 1)
 
 
@@ -375,7 +375,7 @@ def test_settings_that_do_not_fit_are_refused_and_their_nearest_twins_are_not(ba
     with pytest.raises(ValidationError, match="per=constant divides by max_tokens"):
         GRPO(per="constant")
     RolloutConfig(task=TASK, max_tokens=12, overlong_buffer=12)
-    with pytest.raises(ValidationError, match="overlong_buffer=13 is more than max_tokens=12"):
+    with pytest.raises(ValidationError, match="overlong_buffer=13 exceeds max_tokens=12"):
         RolloutConfig(task=TASK, max_tokens=12, overlong_buffer=13)
     data = sft_run().model_dump()
     balanced = [{"kind": "next_token"}, {"kind": "aux_balance"}]
@@ -384,7 +384,7 @@ def test_settings_that_do_not_fit_are_refused_and_their_nearest_twins_are_not(ba
         Run.model_validate(data | {"objectives": balanced, "micro_batches": 2})
     for objective in (GRPO(), Distil()):
         with pytest.raises(
-            ValidationError, match=f"objective {objective.kind} needs .* which source worked does not give"
+            ValidationError, match=f"objective {objective.kind} needs .* which source worked does not provide"
         ):
             Run.model_validate(data | {"objectives": [{"kind": "next_token"}, objective.model_dump()]})
 

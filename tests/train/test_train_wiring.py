@@ -294,7 +294,7 @@ def test_a_vocabulary_must_hold_the_tokenizer_and_may_be_larger() -> None:
         check_vocabulary(run.model_copy(update={"model": wide}), tokenizer())
     small = run.model_copy(update={"model": run.model.model_copy(update={"vocab_size": BASE_VOCAB - 1})})
     with pytest.raises(
-        ConfigError, match=f"the tokenizer has {BASE_VOCAB} tokens, the model's vocabulary {BASE_VOCAB - 1}"
+        ConfigError, match=f"the tokenizer has {BASE_VOCAB} tokens, but the model's vocabulary has {BASE_VOCAB - 1}"
     ):
         check_vocabulary(small, tokenizer())
 
@@ -326,7 +326,7 @@ def test_the_trained_share_is_of_the_models_own_parameters(
     part = sum(p.numel() for p in trained(state.model).values())
     assert state.adapter is not None and 0 < part < own
     if kind == "lora":
-        assert f"lora: {part:,} trained parameters beside {own:,} ({part / own:.2%})" in said
+        assert f"lora: {part:,} trained parameters added to {own:,} ({part / own:.2%})" in said
     else:
         chosen = len(state.adapter.experts[0])
         assert f"esft: {part:,} of {own:,} parameters trained ({part / own:.2%})" in said

@@ -1,8 +1,8 @@
-"""Configuration: frozen pydantic models, strict parsing, dotted overrides, YAML that reads back.
+"""Configuration: frozen pydantic models, strict parsing, dotted overrides, and YAML that round-trips.
 
-A component owns its config and a parent never holds a child's fields. A field whose type is a base class with a
-`kind` (an attention, a feed-forward network, an objective) is declared with `one_of(Base)`: the subclass is chosen by
-its `kind`, so a new kind is one file and no list.
+Each component owns its config; a parent does not repeat a child's fields. Some fields hold one of several kinds, such as an
+attention, a feed-forward network or an objective. Declare such a field with `one_of(Base)`, which selects the subclass by
+`kind`. A new kind needs one file and no registry entry.
 """
 
 from __future__ import annotations
@@ -21,40 +21,40 @@ from rorqual.core.errors import ConfigError, nearest
 
 
 def _no_truth_value(value: Any) -> Any:
-    if isinstance(value, bool):  # `steps=yes` is no number, though Python counts with it
-        raise ValueError("a truth value, not a number")
+    if isinstance(value, bool):  # Python's bool is an int, so `steps=yes` would pass as 1
+        raise ValueError("a boolean, not a number")
     return value
 
 
 MOST, LARGEST = 2**31 - 1, 1e37
-"""What any number may be at most: an index of 32 bits, and what float32 holds."""
+"""Upper bounds of all numbers: the largest 32-bit index, and a value that float32 can hold."""
 _NUMBER = BeforeValidator(_no_truth_value)
 Count = Annotated[int, _NUMBER, Field(ge=1, le=MOST)]
 Natural = Annotated[int, _NUMBER, Field(ge=0, le=MOST)]
 Rows = Annotated[int, _NUMBER, Field(ge=1, le=2**16)]
-"""Rows of a batch."""
+"""Number of rows in a batch."""
 RowLength = Annotated[int, _NUMBER, Field(ge=8, le=2**22)]
-"""Tokens of a row."""
+"""Number of tokens in a row."""
 Seed = Annotated[int, _NUMBER, Field(ge=0, lt=2**63)]
 Bytes = Annotated[int, _NUMBER, Field(ge=0, lt=2**63)]
 Positive = Annotated[float, _NUMBER, Field(gt=0, le=LARGEST, allow_inf_nan=False)]
 NonNegative = Annotated[float, _NUMBER, Field(ge=0, le=LARGEST, allow_inf_nan=False)]
 Share = Annotated[float, _NUMBER, Field(ge=0, le=1, allow_inf_nan=False)]
 Part = Annotated[float, _NUMBER, Field(gt=0, le=1, allow_inf_nan=False)]
-"""A share that is not none."""
+"""A share above zero."""
 Momentum = Annotated[float, _NUMBER, Field(ge=0, lt=1, allow_inf_nan=False)]
 Temperature = Annotated[float, _NUMBER, Field(ge=1e-3, le=1e3, allow_inf_nan=False)]
-"""A temperature that log-probabilities are divided by."""
+"""A temperature that divides logits or log-probabilities; it cannot be 0."""
 
 
 class Config(BaseModel):
-    """Base of every configuration: frozen, and an unknown key is an error."""
+    """Base class of all configurations: frozen, and unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=False, validate_default=True)
 
 
 class Kind(Config):
-    """A config that is one of several kinds; each subclass pins `kind: Literal["name"]`."""
+    """Base class of configs that exist in several kinds. Each subclass declares `kind: Literal["name"]`."""
 
     kind: str
 
@@ -64,7 +64,7 @@ M = TypeVar("M", bound=BaseModel)
 
 
 def with_fields(fields: Mapping[str, Any]) -> Callable[[type[M]], type[M]]:
-    """Decorate a model with further fields: name -> (annotation, default)."""
+    """Return a class decorator that adds fields to a model, given as name -> (annotation, default)."""
 
     def add(model: type[M]) -> type[M]:
         name, doc, module = model.__name__, model.__doc__, model.__module__
@@ -74,10 +74,10 @@ def with_fields(fields: Mapping[str, Any]) -> Callable[[type[M]], type[M]]:
 
 
 def kinds(base: type[Kind]) -> dict[str, type[Kind]]:
-    """Return every known kind below `base`, by name. A kind is known once its module has been imported.
+    """Return all kinds below `base`, by name. A kind is registered when its module is imported.
 
-    A class has a name if it declares `kind` itself. Raises ConfigError if two classes have one name; if a class was defined again, as in a
-    notebook, the newest counts.
+    A class has a name if it declares `kind` itself. Raises ConfigError if two classes have one name. If a class was defined
+    again, as in a notebook, the newest counts.
     """
     found: dict[str, type[Kind]] = {}
     classes: list[type[Kind]] = [base]
@@ -102,7 +102,10 @@ def import_plugins() -> None:
 
 
 def one_of(base: type[Kind]) -> BeforeValidator:
-    """`Annotated[SerializeAsAny[Base], one_of(Base)]`: a field that holds any kind below `Base`, told apart by `kind`."""
+    """Return a validator for a field that holds any kind below `base`, selected by `kind`.
+
+    Declare the field as `Annotated[SerializeAsAny[Base], one_of(Base)]`.
+    """
 
     def choose(value: Any) -> Any:
         if not isinstance(value, Mapping):
@@ -120,7 +123,10 @@ def one_of(base: type[Kind]) -> BeforeValidator:
 
 
 def parse(cls: type[C], data: Any, *, where: str) -> C:
-    """Validate `data` as `cls`; an error names `where`, the key, and the nearest right key."""
+    """Validate `data` as `cls`.
+
+    Raises ConfigError that names `where`, the key, and the closest valid key.
+    """
     try:
         return cls.model_validate(data)
     except ValidationError as error:
@@ -149,10 +155,10 @@ def _fields_at(cls: Any, path: Iterable[Any]) -> list[str]:
 
 
 def override(config: C, assignments: Iterable[str], *, where: str = "command line") -> C:
-    """`config` with dotted `key=value` assignments, such as `optim.lr=3e-4`; values are YAML scalars or lists.
+    """Return `config` with dotted `key=value` assignments applied, such as `optim.lr=3e-4`. Values are YAML scalars or lists.
 
-    `tune.kind=lora` puts another kind there: what all kinds of the field have stays as it was, the rest begins at the new kind's defaults.
-    Kinds are set before anything else, whatever the order.
+    `tune.kind=lora` replaces the kind of that field. Fields of the common base class keep their values; all others start at
+    the new kind's defaults. Kinds are set first, whatever the order of the assignments.
     """
     data = config.model_dump(mode="python")
     pairs: list[tuple[str, Any]] = []
@@ -174,11 +180,11 @@ def override(config: C, assignments: Iterable[str], *, where: str = "command lin
 
 
 class _Unset:
-    """Stands where a new kind's field has no default: to be assigned, or reported as missing."""
+    """Marks a field of a new kind that has no default. It must be assigned, or it is reported as missing."""
 
 
 def _of_another_kind(held: Kind, kind: Any, key: str, where: str) -> dict[str, Any]:
-    """The fields of the kind that is called `kind`, a sibling of `held`; those of their common base keep what they hold."""
+    """Return the fields of the kind named `kind`, a sibling of `held`. Fields of their common base keep the values of `held`."""
     base: type[Kind] = next(cls for cls in type(held).__mro__ if issubclass(cls, Kind) and Kind in cls.__bases__)
     known = kinds(base)
     if not isinstance(kind, str) or kind not in known:
@@ -193,7 +199,7 @@ def _of_another_kind(held: Kind, kind: Any, key: str, where: str) -> dict[str, A
 
 
 def _at(node: Any, path: Iterable[str]) -> Any:
-    """What stands at a dotted place of a config, or of its dump; None where there is no such place."""
+    """Return the value at a dotted path of a config or of its dump, or None if the path does not exist."""
     for part in path:
         if isinstance(node, tuple | list) and part.isdigit() and int(part) < len(node):
             node = node[int(part)]
@@ -211,10 +217,10 @@ def _given(data: Any) -> Any:
 
 
 def scalar(raw: str) -> Any:
-    """The value of a `key=value` argument: YAML, and also numbers such as `3e-4` that YAML reads as text.
+    """Parse the value of a `key=value` argument as YAML, plus numbers such as `3e-4` that YAML reads as text.
 
-    `on` and `off` stay words, which YAML reads as true and false: they are values of `thinking`, and pydantic reads them as
-    booleans where a boolean is wanted.
+    `on` and `off` stay strings, although YAML reads them as booleans: they are values of `thinking`. Pydantic still reads
+    them as booleans for boolean fields.
     """
     if raw.strip().lower() in ("on", "off"):
         return raw.strip()
@@ -247,16 +253,21 @@ def _assign(data: dict[str, Any], key: str, value: Any, where: str) -> None:
     if isinstance(node, dict):
         node[last] = value
     else:
-        raise ConfigError(f"'{key}' is a list: set the whole of it", where=where, remedy=f"{'.'.join(path)}=[...]")
+        raise ConfigError(
+            f"'{key}' is inside a list", where=where, remedy=f"Set the whole list: {'.'.join(path)}=[...]"
+        )
 
 
 def load_yaml(text: str) -> Any:
-    """Read YAML with libyaml, eight times as fast on a run.yaml as PyYAML's own loader, where PyYAML was built with it."""
+    """Parse YAML with libyaml if PyYAML was built with it: eight times as fast on a run.yaml as PyYAML's own loader."""
     return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 
 def read_yaml(cls: type[C], path: Path) -> C:
-    """Read `path` as `cls`; a missing file, wrong YAML or unknown key is a `ConfigError` naming the file."""
+    """Read the YAML file `path` as `cls`.
+
+    Raises ConfigError that names the file if it is missing, is not YAML, or has an unknown key.
+    """
     try:
         data = load_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -267,5 +278,5 @@ def read_yaml(cls: type[C], path: Path) -> C:
 
 
 def to_yaml(config: Config) -> str:
-    """The YAML text that `read_yaml` reads back to an equal config."""
+    """Return `config` as YAML. `read_yaml` reads it back to an equal config."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

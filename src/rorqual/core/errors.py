@@ -1,4 +1,4 @@
-"""Errors that a user can mend: each names the place, the problem and the remedy."""
+"""Errors that a user can fix. Each names the place, the problem and the remedy."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Iterable
 
 
 class RorqualError(Exception):
-    """Something the user can mend.
+    """Base class of errors that a user can fix.
 
-    `where` names the file (with line or key), `what` the problem, `remedy` what to do about it.
+    `where` names the file (with line or key), `what` is the problem, and `remedy` says what to do.
     The command line prints the message without a traceback and exits with 2.
     """
 
@@ -20,27 +20,27 @@ class RorqualError(Exception):
 
 
 class ConfigError(RorqualError):
-    """A configuration that cannot be meant: an unknown key, a wrong type, values that contradict each other."""
+    """An invalid configuration: an unknown key, a wrong type, or values that contradict each other."""
 
 
 class DataError(RorqualError):
-    """Data that cannot be used: a line that is not JSON, a conversation with nothing to train on."""
+    """Unusable data: a line that is not JSON, or a conversation with nothing to train on."""
 
 
 class CheckpointError(RorqualError):
-    """A checkpoint that is torn, of another shape, or lacks or adds names."""
+    """A checkpoint that is incomplete, has other shapes, or has missing or unexpected tensor names."""
 
 
 class NumericsError(RorqualError):
-    """A number that must stop the run: a NaN in a loss, a sampler that disagrees with the trainer."""
+    """A numerical fault that must stop the run: a NaN loss, or a sampler that disagrees with the trainer."""
 
 
 class TaskError(RorqualError):
-    """A task whose own code failed: a problem generator or grader that raised."""
+    """An exception in a task's own code: its problem generator or its grader."""
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """A hint such as `did you mean 'lr'?`, or the list of what exists where nothing is near."""
+    """Return a hint such as `Did you mean 'lr'?`, or the list of all names if none is close."""
     known = sorted(names)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     if close:

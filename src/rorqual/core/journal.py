@@ -1,4 +1,4 @@
-"""A file of JSON lines to which things are added as they happen, so that no kill loses what was there."""
+"""An append-only file of JSON lines that survives a killed process."""
 
 from __future__ import annotations
 
@@ -16,20 +16,23 @@ from rorqual.core.errors import DataError, RorqualError
 from rorqual.core.lock import own
 
 SPARE_BYTES = 1 << 20
-"""Disk space that is held back, so that answers which are paid for and under way can still be kept when the disk fills up."""
+"""Disk space held in reserve. When the disk fills up, it takes the answers in flight, which are already paid for."""
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 class DiskFull(RorqualError):
-    """The disk filled up. What had to be kept is kept; nothing more should be begun."""
+    """The disk filled up. The lines in flight were saved; start no new work."""
 
 
 class Journal:
-    """`lines` are those that were there; `append` adds whole lines and returns when they are on the disk, or, with `patience`, when the system
-    has them, so that no kill of the process loses them, and are on the disk after so many seconds at most if more come.
+    """An append-only file of JSON lines, for one process at a time.
 
-    A last line that is torn (a kill or a full disk while writing) is cut off; any other that is not JSON is refused. One process at a
-    time: a second is refused. `spare`: hold back some disk space beside the file.
+    `lines` are the lines that the file held when it was opened. `append` adds whole lines and returns once they are on disk.
+    With `patience`, it may return once the operating system has the lines. A killed process then loses nothing, and the next
+    append after `patience` seconds writes them to disk.
+
+    An incomplete last line, left by a kill or a full disk, is cut off. `spare` reserves `SPARE_BYTES` of disk space beside
+    the file. Raises DataError if any other line is not JSON, and RorqualError if another process holds the file.
     """
 
     def __init__(self, path: Path, *, spare: bool = False, patience: float = 0.0) -> None:
@@ -37,7 +40,7 @@ class Journal:
         self._synced = time.monotonic()
         self._writing = threading.Lock()
         self._spare = path.with_name(f".{path.name}.spare") if spare else None
-        self._lock = own(path, "Wait for it, or write elsewhere: the same sample would be paid for twice.")
+        self._lock = own(path, "Wait for it, or write to another file: both would pay for the same samples.")
         try:
             self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         except OSError as error:
@@ -57,14 +60,17 @@ class Journal:
         self.close()
 
     def close(self) -> None:
-        """Let another process have it."""
+        """Close the file and release its lock."""
         os.close(self._file)
         if self._spare is not None:
             self._spare.unlink(missing_ok=True)
         self._lock.close()
 
     def append(self, entries: Iterable[Mapping[str, Any]]) -> None:
-        """Add lines in one write. A `DiskFull` where the disk is full: what was held back has been used to keep these."""
+        """Add lines in one write.
+
+        Raises DiskFull if the disk is full; the reserved space has then been used to save these lines.
+        """
         raw = b"".join(json.dumps(entry, separators=(",", ":")).encode() + b"\n" for entry in entries)
         if not raw:
             return
@@ -80,13 +86,13 @@ class Journal:
                 except OSError as again:
                     raise self._refusal(again) from again
                 raise DiskFull(
-                    "the disk is full; what was under way has been kept",
+                    "the disk is full; the answers in flight were saved",
                     where=str(self.path),
-                    remedy="Free disk space and repeat the command: it goes on from there.",
+                    remedy="Free disk space and repeat the command: it resumes from there.",
                 ) from error
 
     def _write(self, raw: bytes) -> None:
-        """All of it and to the disk, or nothing: what a full disk took of it is cut off again."""
+        """Write all bytes to disk or none: a partial write on a full disk is cut off again."""
         size = os.fstat(self._file).st_size
         view = memoryview(raw)
         try:
@@ -111,13 +117,13 @@ class Journal:
                 line = None
             if isinstance(line, dict):
                 found.append(line)
-            elif number == len(pieces):  # its end was written and its middle not: a power cut
+            elif number == len(pieces):  # a power cut can write the end of a line and not its middle
                 whole = whole[: len(whole) - len(piece) - 1]
             else:
                 raise DataError(
                     "not a JSON object",
                     where=f"{self.path}:{number}",
-                    remedy="Delete that line; what it held is asked for again.",
+                    remedy="Delete that line; its content is requested again.",
                 )
         if len(whole) < len(raw):
             os.ftruncate(self._file, len(whole))
@@ -138,5 +144,5 @@ class Journal:
         return RorqualError(
             f"cannot write: {error.strerror}",
             where=str(self.path),
-            remedy="Free disk space, or raise the limit, and repeat the command: it goes on from what is kept.",
+            remedy="Free disk space, or raise the limit, and repeat the command: it resumes from the saved lines.",
         )

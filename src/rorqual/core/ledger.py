@@ -1,9 +1,9 @@
-"""The cost ledger: what each stage of a piece of work took, in tokens, FLOPs, core-seconds, seconds and money.
+"""The cost ledger: what each stage of a job used, in tokens, FLOPs, core-seconds, seconds and money.
 
-It is a file of lines, each what was spent since the line before; a stage's cost is the sum of its lines. So a stage that
-was killed and done again costs what both took, several processes may write one file, and no line is ever changed. While
-a stage is open, a line is written every few seconds: a kill loses no more than that. What lies between stages is
-`unaccounted`, and counted: the seconds of all entries are the wall clock of the whole.
+The ledger is an append-only file of JSON lines. Each line holds the amounts since the line before, and a stage's cost is the
+sum of its lines. A stage that was killed and repeated therefore costs both attempts, and several processes may write one
+file. An open stage writes a line every few seconds, so a kill loses no more than that. Time between stages is counted as
+`unaccounted`: the seconds of all entries add up to the wall-clock time of the job.
 """
 
 from __future__ import annotations
@@ -21,16 +21,19 @@ from typing import Any
 from rorqual.core.errors import RorqualError
 
 UNACCOUNTED = "unaccounted"
-"""Start-up, imports, and whatever else passes between two stages."""
+"""The stage for time outside all stages, such as start-up and imports."""
 CORE_HOUR = 0.05
-"""USD for an hour of one core, about what clouds ask for a rented one. An assumption: pass another price where you know yours."""
+"""Assumed price of one core-hour in USD, about what clouds charge. Pass another price if you know yours."""
 BEAT = 2.0
 
 
 @dataclass
 class LedgerEntry:
-    """What a stage spent. `seconds` and `core_seconds` (of this process and the children that it waited for) are the ledger's
-    to count; the rest is the caller's: `tokens` and `flops` processed, problems `solved`, `paid` to others in USD."""
+    """The amounts that a stage used.
+
+    The ledger counts `seconds` and `core_seconds` (of this process and of the child processes it waited for). The caller
+    counts the rest: `tokens` and `flops` processed, problems `solved`, and `paid`, the USD paid to remote providers.
+    """
 
     stage: str
     tokens: int = 0
@@ -41,14 +44,13 @@ class LedgerEntry:
     core_seconds: float = 0.0
 
     def add(self, record: Mapping[str, Any]) -> None:
-        """Count a step of training by its record in the metrics: what was trained on, what was sampled for it, and how many of
-        the samples were right."""
+        """Add one training step from its metrics record: trained tokens, sampled tokens, FLOPs and correct samples."""
         self.tokens += int(record["tokens"]) + int(record.get("sampled_tokens", 0))
         self.flops += int(record["flops"])
         self.solved += int(record.get("right", 0))
 
     def money(self, core_hour: float = CORE_HOUR) -> float:
-        """USD: core-seconds at the price of a core-hour, and what was paid to others."""
+        """Return the cost in USD: core-seconds at `core_hour` USD an hour, plus `paid`."""
         return self.core_seconds / 3600 * core_hour + self.paid
 
     def __add__(self, other: LedgerEntry) -> LedgerEntry:
@@ -59,10 +61,10 @@ AMOUNTS = tuple(field.name for field in fields(LedgerEntry) if field.name != "st
 
 
 class Ledger:
-    """Writes the ledger at `path` for one process. Open it, then `with ledger.of("stage") as entry: ...`; `close` at the end.
+    """Writes the ledger at `path` for one process: `with ledger.of("stage") as entry: ...`, then `close`.
 
-    `whole_process`: what the process spent before this line (start of Python, imports) is counted too, as unaccounted. A
-    session that opens no stage writes nothing. Stages may be nested: time goes to the innermost.
+    `whole_process` also counts the time before this object was made (start of Python, imports) as unaccounted. A ledger
+    without any stage writes nothing. Stages may be nested: time counts for the innermost.
     """
 
     def __init__(self, path: Path, *, whole_process: bool = False, every: float = BEAT) -> None:
@@ -75,7 +77,7 @@ class Ledger:
 
     @contextmanager
     def of(self, stage: str) -> Iterator[LedgerEntry]:
-        """Count what is inside to `stage`, also where it raises; the entry holds what this call spent."""
+        """Count the time of the `with` body for `stage`, even if it raises. The entry holds the amounts of this call."""
         entry = LedgerEntry(stage)
         with self._lock:
             self._count()
@@ -87,13 +89,13 @@ class Ledger:
         try:
             yield entry
         except BaseException:
-            with suppress(RorqualError):  # what went wrong inside is what must be told
+            with suppress(RorqualError):  # the exception from the body is the one to report
                 self._settle(entry, ended, beats)
             raise
         self._settle(entry, ended, beats)
 
     def _settle(self, entry: LedgerEntry, ended: threading.Event, beats: threading.Thread) -> None:
-        """Close a stage and write down the rest of it."""
+        """Close a stage and write its remaining amounts."""
         ended.set()
         beats.join()
         with self._lock:
@@ -104,7 +106,7 @@ class Ledger:
             self._said.pop(id(entry), None)
 
     def close(self) -> None:
-        """Count what passed since the last stage. Closing twice counts nothing twice."""
+        """Write the time since the last stage. A second call adds nothing."""
         with self._lock:
             self._count()
             if self._used:
@@ -112,13 +114,13 @@ class Ledger:
 
     def _beat(self, ended: threading.Event) -> None:
         while not ended.wait(self.every):
-            with self._lock, suppress(RorqualError):  # a full disk: the end of the stage will say so
+            with self._lock, suppress(RorqualError):  # a full disk is reported when the stage ends
                 self._count()
                 for entry in list(self._open):
                     self._say(entry)
 
     def _count(self) -> None:
-        """Give the time since the last mark to the innermost open stage."""
+        """Add the time since the last count to the innermost open stage."""
         now = (time.monotonic(), cpu_seconds())
         entry = self._open[-1]
         entry.seconds += now[0] - self._mark[0]
@@ -126,7 +128,7 @@ class Ledger:
         self._mark = now
 
     def _say(self, entry: LedgerEntry) -> None:
-        """Append what `entry` spent since it was last said."""
+        """Append the amounts of `entry` since its last line."""
         said = self._said.get(id(entry), LedgerEntry(entry.stage))
         now = LedgerEntry(entry.stage, *(getattr(entry, name) for name in AMOUNTS))
         line = {name: getattr(now, name) - getattr(said, name) for name in AMOUNTS}
@@ -137,13 +139,13 @@ class Ledger:
 
 
 def cpu_seconds() -> float:
-    """Processor seconds of this process, all threads, and of its children that have ended and were waited for."""
+    """Return the CPU seconds of this process (all threads) and of the child processes it has waited for."""
     times = os.times()
     return time.process_time() + times.children_user + times.children_system
 
 
 def process_began() -> float:
-    """When this process began, on the clock of `time.monotonic`; where the system does not tell, now."""
+    """Return the start time of this process on the clock of `time.monotonic`, or now if the system does not report it."""
     try:
         fields_after_name = Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
         since_boot = int(fields_after_name[19]) / os.sysconf("SC_CLK_TCK")
@@ -153,7 +155,7 @@ def process_began() -> float:
 
 
 def _append(path: Path, line: Mapping[str, Any]) -> None:
-    """One write, at the end: whole among those of other processes. It begins a line too, for the last one may be torn."""
+    """Append one line in one write, so that lines of several processes do not mix. End an incomplete last line first."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "ab", buffering=0) as file:
@@ -163,7 +165,7 @@ def _append(path: Path, line: Mapping[str, Any]) -> None:
         raise RorqualError(
             f"cannot write: {error.strerror}",
             where=str(path),
-            remedy="Free disk space and repeat the command: it goes on where it was.",
+            remedy="Free disk space and repeat the command: it resumes where it stopped.",
         ) from error
 
 
@@ -174,7 +176,10 @@ def _ends_whole(path: Path) -> bool:
 
 
 def read_ledger(path: Path) -> list[LedgerEntry]:
-    """What each stage cost so far, in the order in which they began; no file is an empty ledger. A torn line is left out."""
+    """Return the cost of each stage so far, in the order the stages began. Incomplete lines are skipped.
+
+    A missing file is an empty ledger.
+    """
     found: dict[str, LedgerEntry] = {}
     for raw in path.read_bytes().split(b"\n") if path.is_file() else ():
         try:
@@ -187,5 +192,5 @@ def read_ledger(path: Path) -> list[LedgerEntry]:
 
 
 def total(entries: Iterable[LedgerEntry], name: str = "all") -> LedgerEntry:
-    """The sum of entries, as an entry called `name`. Seconds of processes that ran side by side add up too."""
+    """Return the sum of `entries` as an entry named `name`. Seconds of parallel processes add up too."""
     return sum(entries, LedgerEntry(name))

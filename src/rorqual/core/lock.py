@@ -1,4 +1,4 @@
-"""One process at a time: a lock on what is written, which names its holder and is free again when that process ends, however it ends."""
+"""Lock files that let one process write at a time. A lock names its holder and is released when that process ends."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ BUSY = frozenset({errno.EWOULDBLOCK, errno.EACCES})
 
 
 class Lock:
-    """The lock file `path`, held until `close`. It is the kernel's lock: a killed process holds none. Readers are not kept out.
+    """The lock file `path`, held until `close`. It is a kernel lock, so a killed process holds none. Readers need no lock.
 
-    Folders above it are made; what was made is removed at the end where nothing else came into it, and a folder in which nothing else
-    changed has the times of before: to go on with what is finished leaves no trace. Errors: a `RorqualError` at `where` that
-    names the process that holds it. On a file system without locks nothing is refused.
+    Missing parent folders are created, and removed at the end if they are still empty. If nothing else changed in the folder,
+    its modification time is restored, so resuming a finished job leaves no trace.
+
+    Raises RorqualError at `where` that names the process holding the lock. A file system without locks refuses nothing.
     """
 
     def __init__(self, path: Path, where: Path, remedy: str) -> None:
@@ -40,12 +41,12 @@ class Lock:
             ) from error
 
     def _take(self, where: Path, remedy: str) -> bool:
-        """Whether the file that was locked is still the one at the path: its last holder may have removed it meanwhile."""
+        """Lock the file; return False if it was replaced meanwhile, since its last holder may have removed it."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
             before = os.stat(self.path.parent)
             self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        except FileNotFoundError:  # the folder was removed, too
+        except FileNotFoundError:  # the folder was removed too
             return False
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -61,7 +62,7 @@ class Lock:
         if not same:
             os.close(self._file)
             return False
-        with suppress(OSError):  # a full disk: it stays without a name
+        with suppress(OSError):  # on a full disk the lock holds, but does not name its process
             os.ftruncate(self._file, 0)
             os.pwrite(self._file, json.dumps(_this_process()).encode(), 0)
         self._before, self._began = before, os.stat(self.path.parent).st_mtime_ns
@@ -74,7 +75,7 @@ class Lock:
         self.close()
 
     def close(self) -> None:
-        """Let another process have it."""
+        """Release the lock."""
         with suppress(OSError):
             unchanged = os.stat(self.path.parent).st_mtime_ns == self._began
             self.path.unlink()
@@ -90,12 +91,15 @@ class Lock:
 
 
 def own(path: Path, remedy: str) -> Lock:
-    """The lock on a file, or on a folder that is made beside its place."""
+    """Lock a file, or a folder that is built in a temporary folder and then renamed."""
     return Lock(_beside(path), path, remedy)
 
 
 def own_run(folder: Path) -> Lock:
-    """The lock on a run folder, or on any other that is written in place. One that is being made beside its place is refused, too."""
+    """Lock a run folder, or any folder that is written in place.
+
+    Raises RorqualError also if another process is building the folder under a temporary name.
+    """
     if folder.exists() and not folder.is_dir():
         raise ConfigError("not a folder", where=str(folder), remedy="Give another out=.")
     remedy = "Wait for it, or give another out=."
@@ -115,16 +119,16 @@ def _beside(path: Path) -> Path:
 
 
 def _this_process() -> dict[str, object]:
-    # No command: its words may hold a key.
+    # The command line is left out: it may contain an API key.
     began = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
     return {"process": os.getpid(), "host": platform.node(), "since": began}
 
 
 def named(raw: bytes) -> str:
-    """The process of which a lock file tells: its number, its machine where that is another, and since when it holds the lock."""
+    """Return the process that a lock file names: its id, its host if that is another one, and since when it holds the lock."""
     try:
         told = json.loads(raw)
         place = "" if told["host"] == platform.node() else f" on {told['host']}"
         return f": process {told['process']}{place}, since {told['since']}"
-    except (ValueError, KeyError, TypeError):  # it has not said so yet
+    except (ValueError, KeyError, TypeError):  # the holder has not written its name yet
         return ""

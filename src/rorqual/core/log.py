@@ -1,4 +1,4 @@
-"""Progress for a person: how far, how fast, how long still; one line that is rewritten, or lines in a pipe."""
+"""Progress on a terminal: done, speed and time left. One line that is rewritten, or separate lines in a pipe."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TextIO
 
 
 def clock(seconds: float) -> str:
-    """`75.2` as `1:15`."""
+    """Format seconds as a clock: `75.2` gives `1:15`."""
     whole = max(0, round(seconds))
     return (
         f"{whole // 60}:{whole % 60:02d}"
@@ -20,7 +20,7 @@ def clock(seconds: float) -> str:
 
 @dataclass
 class Progress:
-    """Shows `label  done/total  fields  speed  left m:ss` on `stream` (standard error), at most `every` seconds apart."""
+    """Prints `label  done/total  fields  speed  left m:ss` to `stream` (standard error), at most once per `every` seconds."""
 
     label: str
     total: int
@@ -35,7 +35,7 @@ class Progress:
         self._live = self.stream.isatty()
 
     def update(self, done: int, note: str = "") -> None:
-        """Say that `done` of `total` are done; `note` is what is worth seeing, such as `loss 0.31`."""
+        """Report that `done` of `total` are done. `note` is a value to show, such as `loss 0.31`."""
         now = time.monotonic()
         last = done >= self.total
         if not last and now - self._shown < (0.2 if self._live else self.every):
@@ -50,5 +50,5 @@ class Progress:
         self.stream.flush()
 
     def say(self, text: str) -> None:
-        """A line of its own, above the progress."""
+        """Print a separate line above the progress line."""
         self.stream.write(("\r\x1b[K" if self._live else "") + text + "\n")

@@ -1,4 +1,7 @@
-"""Parts of a message's content, in the form of OpenAI's API: text and pictures. A further kind is a class here and its place in `AnyPart`."""
+"""Content parts of a message, in the form of OpenAI's API: text and images.
+
+To add a kind, write a class here and add it to `AnyPart`.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,8 @@ from rorqual.core.errors import DataError
 def _writable(text: str) -> str:
     try:
         text.encode()
-    except UnicodeEncodeError:  # which JSON can spell
-        raise ValueError("holds half of a surrogate pair") from None
+    except UnicodeEncodeError:  # JSON can spell a lone surrogate
+        raise ValueError("contains half of a surrogate pair") from None
     return text
 
 
@@ -23,19 +26,19 @@ Text = Annotated[str, AfterValidator(_writable)]
 
 
 class ContentPart(BaseModel):
-    """Base of every kind of part: frozen, and an unknown key is an error. `plural` names the kind in errors."""
+    """Base class of content parts: frozen, and unknown keys are errors. `plural` names the kind in error messages."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
     plural: ClassVar[str]
     type: str
 
     def label(self) -> str:
-        """The part as a short text for people, keys and word counts: equal parts have equal labels, and others have not."""
+        """Return a short text for display, keys and word counts. Equal parts have equal labels; different parts differ."""
         return f"[{self.type} {blake2b(self.model_dump_json().encode(), digest_size=8).hexdigest()}]"
 
 
 class TextPart(ContentPart):
-    """A piece of text. The pieces of one message are joined as they are, in order."""
+    """A piece of text. The text parts of a message are joined in order, without separators."""
 
     plural: ClassVar[str] = "texts"
     type: Literal["text"] = "text"
@@ -46,7 +49,7 @@ class TextPart(ContentPart):
 
 
 class ImageURL(BaseModel):
-    """Where a picture is: an address, or a `data:` URL that holds it. `detail`: how closely the model shall look."""
+    """The location of an image: a URL, or a `data:` URL that contains it. `detail` says how closely the model shall look."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
     url: Annotated[Text, Field(min_length=1)]
@@ -54,7 +57,7 @@ class ImageURL(BaseModel):
 
 
 class ImagePart(ContentPart):
-    """A picture."""
+    """An image."""
 
     plural: ClassVar[str] = "images"
     type: Literal["image_url"] = "image_url"
@@ -62,20 +65,23 @@ class ImagePart(ContentPart):
 
 
 AnyPart = Annotated[TextPart | ImagePart, Field(discriminator="type")]
-"""A part as a file or a request holds it, told apart by `type`."""
+"""Any content part of a file or request, selected by `type`."""
 KINDS: tuple[type[ContentPart], ...] = get_args(get_args(AnyPart)[0])
 TYPES = frozenset(kind.model_fields["type"].default for kind in KINDS)
 Content = str | Sequence[ContentPart]
-"""What a message says."""
+"""The content of a message: text, or a sequence of parts."""
 _READER: TypeAdapter[Any] = TypeAdapter(AnyPart)
 
 
 def read_content(value: Any, where: str) -> Content:
-    """Content from JSON or Parquet: a text as it is, a list as parts. Anything else is a `DataError` at `where`, or at `where[1]`."""
+    """Read content from JSON or Parquet: text stays text, a list becomes parts.
+
+    Raises DataError at `where`, or at `where[1]` for a part, if the value is anything else.
+    """
     if isinstance(value, str):
         return value
     if not isinstance(value, list):
-        raise DataError(f"a {type(value).__name__}, not a text", where=where, remedy="Give a text, or a list of parts.")
+        raise DataError(f"a {type(value).__name__}, not text", where=where, remedy="Give text, or a list of parts.")
     return tuple(_read_part(part, f"{where}[{number}]") for number, part in enumerate(value))
 
 
@@ -94,24 +100,24 @@ def _read_part(value: Any, where: str) -> ContentPart:
 
 
 def _without_none(value: Any) -> Any:
-    """`value` without keys that are None: Parquet gives every key that any row has."""
+    """Return `value` without keys that are None: Parquet gives each row every key that any row has."""
     if isinstance(value, dict):
         return {key: _without_none(one) for key, one in value.items() if one is not None}
     return value
 
 
 def content_label(content: Content) -> str:
-    """Content as text for people, keys and word counts: what is no text stands in brackets."""
+    """Return content as text for display, keys and word counts. Parts other than text appear in brackets."""
     return content if isinstance(content, str) else "".join(part.label() for part in content)
 
 
 def content_json(content: Content) -> str | list[dict[str, Any]]:
-    """Content as JSON holds it: `read_content` gives it back."""
+    """Return content as JSON holds it. `read_content` reads it back."""
     return content if isinstance(content, str) else [part.model_dump(exclude_none=True) for part in content]
 
 
 def foreign_part(content: Content, taken: Sequence[type[ContentPart]]) -> int | None:
-    """The number of the first part that is of none of the kinds in `taken`; None where there is none."""
+    """Return the index of the first part of a kind that is not in `taken`, or None."""
     if isinstance(content, str):
         return None
     return next((number for number, part in enumerate(content) if not isinstance(part, tuple(taken))), None)

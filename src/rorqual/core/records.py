@@ -1,4 +1,4 @@
-"""Records that rooms exchange: messages, and the run directory."""
+"""Records that packages exchange: messages, tools, and the run directory."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from rorqual.core.parts import Content, TextPart, content_label, foreign_part
 
 Role = Literal["system", "user", "assistant", "tool"]
 Thinking = Literal["auto", "on", "off"]
-"""Who decides whether the model thinks: the model (`auto`), made to (`on`), made to answer at once (`off`)."""
+"""Whether the model thinks: it decides (`auto`), it must (`on`), or it must answer at once (`off`)."""
 
 
 @dataclass(frozen=True)
 class Tool:
-    """A function that a model may call: `parameters` is the JSON schema of its arguments, an object."""
+    """A function that a model may call. `parameters` is the JSON schema of its arguments, which form an object."""
 
     name: str
     description: str = ""
@@ -33,7 +33,7 @@ class Tool:
 
 @dataclass(frozen=True)
 class ToolCall:
-    """A call that a model wrote. `arguments` is a JSON object, as the model spelt it."""
+    """A tool call that a model wrote. `arguments` is the text of a JSON object, exactly as the model wrote it."""
 
     id: str
     name: str
@@ -42,10 +42,10 @@ class ToolCall:
 
 @dataclass(frozen=True)
 class Message:
-    """One turn of a conversation. `reasoning` is what stood between `<think>` and `</think>`; None: it did not think.
+    """One turn of a conversation. `reasoning` is the text between `<think>` and `</think>`, or None if the turn has none.
 
-    `content` is a text, or parts in the order in which the model reads them. `tool_calls` are an assistant's; `tool_call_id` says which of
-    them a tool's turn answers.
+    `content` is text, or parts in the order in which the model reads them. `tool_calls` belong to an assistant turn.
+    `tool_call_id` names the call that a tool turn answers.
     """
 
     role: Role
@@ -55,31 +55,31 @@ class Message:
     tool_call_id: str | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.content, list):  # so that equal messages are equal, and can be keys
+        if isinstance(self.content, list):  # a tuple makes equal messages equal, and hashable
             object.__setattr__(self, "content", tuple(self.content))
 
     @property
     def text(self) -> str:
-        """The content as one text: text parts are joined as they are. A part of another kind is a `DataError`."""
+        """The content as one text; text parts are joined without separators. Raises DataError if it holds another part."""
         if isinstance(self.content, str):
             return self.content
         number = foreign_part(self.content, (TextPart,))
         if number is not None:
             raise DataError(
-                f"a part of type '{self.content[number].type}' where only text can be read",
+                f"a part of type '{self.content[number].type}' where only text is accepted",
                 where=f"content[{number}]",
-                remedy="Send text parts alone.",
+                remedy="Send text parts only.",
             )
         return self.label
 
     @property
     def label(self) -> str:
-        """The content as text for people, keys and word counts: what is no text stands in brackets."""
+        """The content as text for display, keys and word counts. Parts other than text appear in brackets."""
         return content_label(self.content)
 
 
 def says_nothing(message: Message) -> bool:
-    """Whether its content is white space alone."""
+    """Return whether the content of `message` is empty or white space."""
     return not message.label.strip()
 
 
@@ -87,12 +87,12 @@ STEP = re.compile(r"step-(\d{6,})$")
 CONFIG_FILE, METRICS_FILE, TOKENIZER_FILE = "run.yaml", "metrics.jsonl", "tokenizer.json"
 ROLLOUTS_FILE = "rollouts.jsonl"
 WHOLE_FILE = "whole.json"
-"""Written last into a checkpoint, with the size of each of its files: without it, or with another size, it is torn."""
+"""Lists the size of each file of a checkpoint, and is written last. Without it, or with another size, a checkpoint is incomplete."""
 
 
 @dataclass(frozen=True)
 class RunDir:
-    """The only handle that verbs exchange: `run.yaml`, `metrics.jsonl`, `tokenizer.json`, `step-000200/`."""
+    """A run directory, which one command passes to the next: `run.yaml`, `metrics.jsonl`, `tokenizer.json`, `step-000200/`."""
 
     path: Path
 
@@ -116,14 +116,14 @@ class RunDir:
         return self.path / f"step-{step:06d}"
 
     def steps(self) -> list[int]:
-        """Steps that have a checkpoint, whole or torn, ascending."""
+        """Return all steps with a checkpoint, complete or not, in ascending order."""
         if not self.path.is_dir():
             return []
         matches = (STEP.match(entry.name) for entry in self.path.iterdir() if entry.is_dir())
         return sorted(int(match.group(1)) for match in matches if match)
 
     def why_torn(self, step: int) -> str | None:
-        """None where the checkpoint is whole, else what is wrong with it."""
+        """Return what is wrong with a checkpoint, or None if it is complete."""
         folder = self.step_dir(step)
         try:
             sizes = json.loads((folder / WHOLE_FILE).read_text(encoding="utf-8"))
@@ -136,17 +136,20 @@ class RunDir:
         return None
 
     def newest_whole(self) -> tuple[int | None, list[str]]:
-        """The newest whole checkpoint's step (None if there is none), and a line for each torn one skipped."""
+        """Return the newest complete checkpoint's step (None without one), and a message for each incomplete one skipped."""
         skipped: list[str] = []
         for step in reversed(self.steps()):
             reason = self.why_torn(step)
             if reason is None:
                 return step, skipped
-            skipped.append(f"{self.step_dir(step)}: torn checkpoint skipped: {reason}")
+            skipped.append(f"{self.step_dir(step)}: incomplete checkpoint skipped: {reason}")
         return None, skipped
 
     def checkpoint(self) -> Path:
-        """The newest whole checkpoint's folder; an error names the remedy where there is none."""
+        """Return the folder of the newest complete checkpoint.
+
+        Raises CheckpointError if the run has none.
+        """
         if not self.config_file.is_file():
             raise CheckpointError(
                 f"not a run directory: it has no {CONFIG_FILE}",
@@ -156,14 +159,17 @@ class RunDir:
         step, skipped = self.newest_whole()
         if step is None:
             raise CheckpointError(
-                "no whole checkpoint here" + ("; " + "; ".join(skipped) if skipped else ""),
+                "no complete checkpoint" + ("; " + "; ".join(skipped) if skipped else ""),
                 where=str(self.path),
-                remedy="Repeat the command that made this run: it goes on where it was.",
+                remedy="Repeat the command that made this run: it resumes where it stopped.",
             )
         return self.step_dir(step)
 
     def config(self) -> dict[str, Any]:
-        """What `run.yaml` holds; a file that is missing or no YAML is an error that names it."""
+        """Return the content of `run.yaml`.
+
+        Raises CheckpointError that names the file if it is missing or is not a YAML mapping.
+        """
         where = str(self.config_file)
         try:
             data = load_yaml(self.config_file.read_text(encoding="utf-8"))
@@ -180,16 +186,16 @@ class RunDir:
         return data
 
     def metrics(self) -> Iterator[dict[str, Any]]:
-        """The records of `metrics.jsonl`; a torn last line (a kill while writing) is left out."""
+        """Yield the records of `metrics.jsonl`. An incomplete last line, left by a kill, is skipped."""
         return read_lines(self.metrics_file)
 
     def rollouts(self) -> Iterator[dict[str, Any]]:
-        """The lines of `rollouts.jsonl`, one for each group of samples of a step; none where the run kept none."""
+        """Yield the lines of `rollouts.jsonl`, one per group of samples in a step. A run that saved no rollouts yields none."""
         return read_lines(self.rollouts_file)
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The JSON lines of a file that is still being written: a torn one is left out, no file has none."""
+    """Yield the JSON lines of a file that may still grow. Incomplete lines are skipped; a missing file yields none."""
     if not path.is_file():
         return
     for line in path.read_bytes().split(b"\n"):
@@ -200,9 +206,9 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file so that a reader or a kill sees the old one or the new one, never half; a full disk is a clear error.
+    """Write a file atomically: a reader or a kill sees the old file or the new one, never a part.
 
-    A device or a pipe, such as /dev/null, is written to and stays what it is.
+    A device or a pipe, such as /dev/null, is written directly and not replaced. Raises RorqualError if the write fails.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -216,7 +222,7 @@ def write_atomic(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        with suppress(OSError):  # such as a folder that is a file
+        with suppress(OSError):  # such as a parent path that is a file
             temporary.unlink(missing_ok=True)
         raise RorqualError(
             f"cannot write: {error.strerror}",

@@ -1,9 +1,14 @@
-"""The sampling parameters, each once: its name, type, range, default and meaning.
+"""The sampling parameters. Each has its name, type, range, default and meaning in one place: a field of `SamplingParams`.
 
-`SamplingParams` is what the engine takes. Its fields carry the rest, and `PARAMS` reads it from them. Five places are made from that: the
-engine's checks (`check_params`), the keys of files of prompts (`generate/schema.py`), the fields of requests to the server
-(`serve/schemas.py`), the messages to the engine's process (`serve/wire.py`) and the requests to a remote address
-(`engine/remote/engine.py`). A new parameter is one field here, and its effect in the sampler.
+`PARAMS` collects these facts from the fields. Five places derive from it:
+
+- the engine's checks (`check_params`)
+- the keys of prompt files (`generate/schema.py`)
+- the server's request fields (`serve/schemas.py`)
+- the messages to the engine's process (`serve/wire.py`)
+- requests to a remote endpoint (`engine/remote/engine.py`)
+
+To add a parameter, add a field here and implement its effect in the sampler.
 """
 
 from __future__ import annotations
@@ -18,7 +23,7 @@ from rorqual.core.errors import DataError
 
 INT32, INT64 = 2**31 - 1, 2**63 - 1
 SAFE = 2**53 - 1
-"""The largest whole number that every reader of JSON gives back."""
+"""The largest integer that every JSON reader preserves."""
 LARGEST = sys.float_info.max
 MAX_TOP_LOGPROBS = 20
 MAX_SERVED_N = 128
@@ -28,10 +33,16 @@ _SHOWN = 60
 
 @dataclass(frozen=True)
 class Grammar:
-    """What a reply must match. `source` is a JSON schema, a regular expression (of the whole reply) or a JSON list of choices, by `kind`;
-    of kind "json" any JSON object matches, and `source` is empty. Of kind "calls" it is `{"tools": [{"name": ..., "parameters": schema}],
-    "many": bool}`: the reply calls one of these functions or, with `many`, one or more, as the chat format writes calls; with
-    `"answer": schema` beside these it is calls, or a JSON text that this schema allows."""
+    """A constraint that a reply must match. `kind` says what `source` holds:
+
+    - "json_schema": a JSON schema.
+    - "regex": a regular expression for the whole reply.
+    - "choice": a JSON list of texts.
+    - "json": nothing; any JSON object matches.
+    - "calls": `{"tools": [{"name": ..., "parameters": schema}], "many": bool}`. The reply calls one of these functions, or
+      with `many` one or more, in the chat format's own syntax. With `"answer": schema` the reply may instead be a JSON text
+      that matches this schema.
+    """
 
     kind: GrammarKind
     source: str = ""
@@ -42,36 +53,36 @@ class Grammar:
 
 @dataclass(frozen=True)
 class Limits:
-    """What a range depends on beside the parameter: the ids that the model can give, and the tokens of the reply."""
+    """Limits that some ranges depend on: the model's number of token ids, and `max_tokens` of the request."""
 
     vocab_size: int
     max_tokens: int
 
 
 class ParamType(ABC):
-    """The values that a parameter can have."""
+    """A parameter's type: its range, its check, and its JSON form."""
 
     @property
     @abstractmethod
     def said(self) -> str:
-        """The range in words, as they stand behind "Give ..."."""
+        """The range in words, to follow "Give ..."."""
 
     @abstractmethod
     def check(self, where: str, name: str, value: Any, limits: Limits) -> None:
-        """Raise a `DataError` that names the value and the range where the value lies outside."""
+        """Raise a DataError that names the value and the range if `value` is out of range."""
 
     def read(self, value: Any) -> Any:
-        """The value in `SamplingParams` of one that JSON gave; what has no such form comes back as it is."""
+        """Convert a JSON value to its form in `SamplingParams`. A value of the wrong form is returned unchanged."""
         return value
 
     def write(self, value: Any) -> Any:
-        """The value as OpenAI's API, or vLLM's beside it, writes it in JSON."""
+        """Convert a value to its JSON form in OpenAI's API, or in vLLM's extensions of it."""
         return value
 
 
 @dataclass(frozen=True)
 class IntRange(ParamType):
-    """A whole number from `low` to `high`, both included; without these any. `within`: a limit that it cannot exceed either."""
+    """A whole number from `low` to `high`, inclusive; any if both are None. `within` names a limit that also caps it."""
 
     low: int | None = None
     high: int | None = None
@@ -79,7 +90,7 @@ class IntRange(ParamType):
 
     @property
     def bounds(self) -> dict[str, Any]:
-        """As arguments of pydantic's `Field`."""
+        """The range as arguments of pydantic's `Field`."""
         return {"ge": self.low, "le": self.high}
 
     @property
@@ -90,7 +101,7 @@ class IntRange(ParamType):
         low, high = self.low, self.high
         if self.within and high is not None:
             high = min(high, getattr(limits, self.within))
-        # `type(...) is`, as True is an int to isinstance.
+        # Not isinstance: True is an int to it.
         inside = type(value) is int and (low is None or low <= value) and (high is None or value <= high)
         if not inside:
             raise _outside(where, name, value, IntRange(low, high).said)
@@ -98,7 +109,7 @@ class IntRange(ParamType):
 
 @dataclass(frozen=True)
 class FloatRange(ParamType):
-    """A number from `low` to `high`. `above` and `below`: `low`, or `high`, itself is not one of them."""
+    """A number from `low` to `high`. `above` excludes `low` itself, `below` excludes `high` itself."""
 
     low: float
     high: float
@@ -107,7 +118,7 @@ class FloatRange(ParamType):
 
     @property
     def bounds(self) -> dict[str, Any]:
-        """As arguments of pydantic's `Field`."""
+        """The range as arguments of pydantic's `Field`."""
         low, high = "gt" if self.above else "ge", "lt" if self.below else "le"
         return {low: self.low, high: self.high, "allow_inf_nan": False}
 
@@ -124,7 +135,7 @@ class FloatRange(ParamType):
         )
 
     def check(self, where: str, name: str, value: Any, limits: Limits) -> None:
-        # NaN fails every comparison; a whole number too large for a float compares exactly.
+        # NaN fails every comparison. An int too large for a float still compares exactly.
         inside = type(value) in (int, float) and self.low <= value <= self.high
         if not inside or (self.above and value == self.low) or (self.below and value == self.high):
             raise _outside(where, name, value, self.said)
@@ -143,27 +154,29 @@ class Flag(ParamType):
 
 @dataclass(frozen=True)
 class TextList(ParamType):
-    """Up to `most` texts of 1 to `longest` characters; JSON may give a single one alone."""
+    """Up to `most` texts of 1 to `longest` characters. In JSON a single text may stand without a list."""
 
     most: int
     longest: int
 
     @property
     def said(self) -> str:
-        return f"a text or up to {self.most}, of 1 to {self.longest} characters"
+        return f"a text or a list of up to {self.most} texts, each of 1 to {self.longest} characters"
 
     def check(self, where: str, name: str, value: Any, limits: Limits) -> None:
         if not isinstance(value, tuple | list) or not all(isinstance(text, str) for text in value):
             raise _outside(where, name, value, "a list of texts")
         if len(value) > self.most:
-            raise DataError(f"{name} has {len(value)} texts", where=where, remedy=f"At most {self.most} can be given.")
+            raise DataError(f"{name} has {len(value)} texts", where=where, remedy=f"Give at most {self.most}.")
         for text in value:
             if not 1 <= len(text) <= self.longest:
                 raise DataError(
-                    f"{name}: a text of {len(text)} characters", where=where, remedy=f"Give 1 to {self.longest}."
+                    f"{name} has a text of {len(text)} characters",
+                    where=where,
+                    remedy=f"Give 1 to {self.longest} characters.",
                 )
             if any("\ud800" <= character <= "\udfff" for character in text):
-                raise _outside(where, name, text, "text without half of a surrogate pair, which no reply can hold")
+                raise _outside(where, name, text, "text without lone surrogates, which no reply can contain")
 
     def read(self, value: Any) -> Any:
         return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
@@ -174,7 +187,7 @@ class TextList(ParamType):
 
 @dataclass(frozen=True)
 class TokenList(ParamType):
-    """Token ids, `most` at most where it is given."""
+    """A list of token ids, of at most `most` entries if that is set."""
 
     most: int | None = None
     said = "a list of token ids"
@@ -194,14 +207,14 @@ class TokenList(ParamType):
 
 @dataclass(frozen=True)
 class TokenBiases(ParamType):
-    """Up to `most` pairs of a token id and a number from `-bound` to `bound`. JSON has an object of them."""
+    """Up to `most` pairs of a token id and a number from `-bound` to `bound`. In JSON they form an object."""
 
     most: int
     bound: float
 
     @property
     def bias(self) -> FloatRange:
-        """The range of one of the numbers."""
+        """The range of one bias."""
         return FloatRange(-self.bound, self.bound)
 
     @property
@@ -213,7 +226,7 @@ class TokenBiases(ParamType):
             raise _outside(where, name, value, "pairs of a token id and a number")
         if len(value) > self.most:
             what = f"{name} has {len(value)} entries"
-            raise DataError(what, where=where, remedy=f"At most {self.most} tokens can be biased.")
+            raise DataError(what, where=where, remedy=f"Give at most {self.most} tokens.")
         seen: set[int] = set()
         for token, bias in value:
             IntRange(0, limits.vocab_size - 1).check(where, f"{name}: token", token, limits)
@@ -230,7 +243,7 @@ class TokenBiases(ParamType):
         try:
             return tuple((int(token), bias) for token, bias in value.items())
         except (TypeError, ValueError):
-            raise ValueError("its keys are the ids of tokens") from None
+            raise ValueError("its keys must be token ids") from None
 
     def write(self, value: Any) -> Any:
         return {str(token): bias for token, bias in value}
@@ -238,13 +251,13 @@ class TokenBiases(ParamType):
 
 @dataclass(frozen=True)
 class GrammarType(ParamType):
-    """A `Grammar`; JSON has an object with its kind and its source."""
+    """A `Grammar`. In JSON it is an object with `kind` and `source`."""
 
     said = 'such as {"kind": "regex", "source": "[0-9]+"}'
 
     def check(self, where: str, name: str, value: Any, limits: Limits) -> None:
         if not isinstance(value, Grammar) or not isinstance(value.source, str):
-            raise _outside(where, name, value, "a Grammar with a text as its source")
+            raise _outside(where, name, value, "a Grammar whose source is a text")
         kinds = get_args(GrammarKind)
         if value.kind not in kinds:
             raise _outside(where, f"{name}: kind", value.kind, "one of " + ", ".join(kinds))
@@ -258,7 +271,7 @@ class GrammarType(ParamType):
 
 @dataclass(frozen=True)
 class InFile:
-    """The range, or the default, in a file of prompts and on its command line, where it is another than the engine's."""
+    """The range or default in a prompt file and on its command line, if it differs from the engine's."""
 
     type: ParamType | None = None
     default: Any = ...
@@ -266,7 +279,7 @@ class InFile:
 
 @dataclass(frozen=True)
 class OnServer:
-    """The same in a request to the server."""
+    """The range or default in a request to the server, if it differs from the engine's."""
 
     type: ParamType | None = None
     default: Any = ...
@@ -274,120 +287,120 @@ class OnServer:
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How to sample. One `seed` gives one answer.
+    """How to sample. The same `seed` gives the same answer.
 
-    Each field has its type, its range in the engine, where another place differs (`InFile`, `OnServer`), its meaning, and its default.
-    Cuts are made in this order: top_k, top_p, min_p, as in transformers.
+    Each field states its type, its range in the engine, differences elsewhere (`InFile`, `OnServer`), its meaning and its
+    default. The filters apply in the order top_k, top_p, min_p, as in transformers.
     """
 
     max_tokens: Annotated[
         int,
         IntRange(1, INT32),
         InFile(default=1024),
-        "The most tokens of a reply, a thought's included.",
+        "Maximum number of tokens in the reply, including its thinking.",
     ] = 64
     temperature: Annotated[
         float,
         FloatRange(0, LARGEST),
         InFile(FloatRange(0, 100)),
         OnServer(FloatRange(0, 2), default=1.0),
-        "What logits are divided by; 0 is greedy.",
+        "Divides the logits; 0 means greedy decoding.",
     ] = 0.0
     top_p: Annotated[
         float,
         FloatRange(0, 1, above=True),
-        "Draw from the likeliest tokens that have this share of the probability; 1 is off.",
+        "Sample from the most likely tokens whose probabilities add up to this share; 1 disables it.",
     ] = 1.0
     top_k: Annotated[
         int,
         IntRange(0, INT32),
         OnServer(IntRange(-1, INT32)),
-        "Draw from so many of the likeliest tokens; 0 is off.",
+        "Sample from this many of the most likely tokens; 0 disables it.",
     ] = 0
     seed: Annotated[
         int,
         IntRange(),
         InFile(IntRange(0, SAFE)),
         OnServer(IntRange(-INT64 - 1, INT64)),
-        "Random numbers depend on the seed, the number of the sample and the position alone: requests that should be independent of each "
-        "other need seeds of their own.",
+        "Seed of the random numbers. They depend only on the seed, the sample's index and the position: give independent requests "
+        "different seeds.",
     ] = 0
-    n: Annotated[int, IntRange(1, 4096), OnServer(IntRange(1, MAX_SERVED_N)), "How many samples."] = 1
-    ignore_eos: Annotated[bool, Flag(), "Go on to `max_tokens`, to measure speed."] = False
+    n: Annotated[int, IntRange(1, 4096), OnServer(IntRange(1, MAX_SERVED_N)), "Number of samples."] = 1
+    ignore_eos: Annotated[bool, Flag(), "Continue to `max_tokens` whatever is drawn, to measure speed."] = False
     min_p: Annotated[
         float,
         FloatRange(0, 1, below=True),
-        "Draw from the tokens that are at least this share as likely as the likeliest; 0 is off.",
+        "Sample from tokens at least this share as likely as the most likely one; 0 disables it.",
     ] = 0.0
     repetition_penalty: Annotated[
         float,
-        # Far below, a logit divided by it is no number any more.
+        # Below this range a divided logit overflows.
         FloatRange(0.01, 100),
         OnServer(FloatRange(0.01, 10)),
-        "Divides positive and multiplies negative logits of tokens that the prompt or the reply holds (CTRL, Keskar et al. 2019, section "
-        "4.1).",
+        "Divides the positive logits, and multiplies the negative logits, of tokens that occur in the prompt or the reply "
+        "(CTRL, Keskar et al. 2019, section 4.1).",
     ] = 1.0
     presence_penalty: Annotated[
         float,
         FloatRange(-100, 100),
         OnServer(FloatRange(-2, 2)),
-        "Subtracted from the logit of each token that the reply holds (OpenAI's API).",
+        "Subtracted from the logit of each token that occurs in the reply (OpenAI's API).",
     ] = 0.0
     frequency_penalty: Annotated[
         float,
         FloatRange(-100, 100),
         OnServer(FloatRange(-2, 2)),
-        "Subtracted from the logit of a token once for each time that the reply holds it (OpenAI's API).",
+        "Subtracted from the logit of a token once for each occurrence in the reply (OpenAI's API).",
     ] = 0.0
     logit_bias: Annotated[
         tuple[tuple[int, float], ...],
         TokenBiases(1024, 100),
-        "Added to the logits of these tokens: (token, bias).",
+        "Added to the logits of these tokens, as pairs (token, bias).",
     ] = ()
     stop: Annotated[
         tuple[str, ...],
         TextList(16, 256),
-        "Texts before which the reply's text ends. What was drawn of one is kept in `token_ids`.",
+        "Stop strings: the reply's text ends before the first. The tokens of a stop string remain in `token_ids`.",
     ] = ()
     stop_token_ids: Annotated[
         tuple[int, ...],
         TokenList(),
         InFile(TokenList(1024)),
         OnServer(TokenList(16)),
-        "Further tokens that end a reply; the one drawn is kept in `token_ids`.",
+        "Further tokens that end the reply. The stop token remains in `token_ids`.",
     ] = ()
     top_logprobs: Annotated[
         int,
         IntRange(0, MAX_TOP_LOGPROBS, within="vocab_size"),
-        "How many of the likeliest tokens, with their log-probabilities, come with each token.",
+        "Number of most likely tokens to return with each token, with their log-probabilities.",
     ] = 0
     grammar: Annotated[
         Grammar | None,
         GrammarType(),
-        "What the reply (what follows `</think>`, where it thinks) must match.",
+        "Constraint that the reply must match. If the model thinks, it applies after `</think>`.",
     ] = None
     min_tokens: Annotated[
         int,
         IntRange(0, INT32, within="max_tokens"),
-        "Neither the model's own end, nor a stop token, nor a stop string ends the reply before it has so many tokens, a thought's "
-        "included. A grammar goes first: where it allows nothing but the end, the reply ends.",
+        "Minimum number of tokens, including thinking. Before it, no end of the model, stop token or stop string ends the reply. "
+        "A grammar takes precedence: if it allows only the end, the reply ends.",
     ] = 0
     min_p_first: Annotated[
         bool,
         Flag(),
-        "Cut by min_p, top_k, top_p, as vLLM does, so that `top_p` is a share of what min_p left.",
+        "Apply min_p, then top_k, then top_p, as vLLM does. `top_p` is then a share of what min_p left.",
     ] = False
     prompt_logprobs: Annotated[
         int | None,
         IntRange(0, MAX_TOP_LOGPROBS, within="vocab_size"),
-        "The prompt's own tokens get log-probabilities, too, with so many likeliest ones; None: they get none. They are of the plain "
-        "softmax, whatever else is asked for, and the prompt is then computed as a whole: what the prefix cache has of it has no logits.",
+        "Return log-probabilities of the prompt's tokens, with this many most likely alternatives; None disables it. They come from the "
+        "plain softmax, without penalties or temperature. The whole prompt is computed: cached prefixes have no logits.",
     ] = None
 
 
 @dataclass(frozen=True)
 class Param:
-    """One field of `SamplingParams`. `type`: its range in the engine; `in_file` and `served`: elsewhere, with the defaults there."""
+    """One field of `SamplingParams`. `type` is its range in the engine; `in_file` and `served` are its ranges elsewhere."""
 
     name: str
     annotation: Any
@@ -427,9 +440,10 @@ SERVER_DEFAULTS = SamplingParams(**{name: param.served_default for name, param i
 
 
 def check_params(params: SamplingParams, *, vocab_size: int, where: str) -> None:
-    """Raise a `DataError` that names the first parameter outside its range, its value and the range; `where` names the request.
+    """Check all parameters. `vocab_size` is the number of token ids of the model; `where` names the request.
 
-    A value of another type (a bool for a number, NaN) lies outside. `vocab_size`: ids that the model can give.
+    Raises DataError that names the first parameter out of range, its value and its range. A value of the wrong type (a bool
+    for a number, NaN) is out of range.
     """
     limits = Limits(vocab_size, params.max_tokens)
     for name, param in PARAMS.items():
@@ -439,12 +453,12 @@ def check_params(params: SamplingParams, *, vocab_size: int, where: str) -> None
 
 
 def to_json(params: SamplingParams) -> dict[str, Any]:
-    """All parameters by name, as values that JSON can hold; `from_json` gives back equal ones."""
+    """Return all parameters by name, as JSON values. `from_json` reads them back to equal ones."""
     return asdict(params)
 
 
 def from_json(data: Mapping[str, Any]) -> SamplingParams:
-    """The parameters that `to_json` wrote, after JSON made lists of tuples."""
+    """Read the parameters that `to_json` wrote, converting JSON's lists back to tuples."""
     return SamplingParams(**{name: PARAMS[name].type.read(value) for name, value in data.items()})
 
 
@@ -453,7 +467,7 @@ def _outside(where: str, name: str, value: Any, text: str) -> DataError:
 
 
 def _shown(value: Any) -> str:
-    """A value as a person can read it, however large it is."""
+    """Format a value for an error message, shortened if it is long."""
     if isinstance(value, int) and value.bit_length() > 200:
         return f"a number of {value.bit_length()} bits"
     if isinstance(value, str | int | float | None):

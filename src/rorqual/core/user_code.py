@@ -1,4 +1,4 @@
-"""Import a user's file, and name what goes wrong in it."""
+"""Import a user's Python file and report errors in it by file and line."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from rorqual.core.errors import RorqualError
 
 
 def import_file(path: Path, error: type[RorqualError]) -> ModuleType:
-    """The module in `path`, run anew; nothing is written beside it. `error`: what is raised, with file and line, where there is none or it
-    raises."""
+    """Import the module in `path`. Each call executes it again; no bytecode is written.
+
+    Raises `error`, with file and line, if the file does not exist or raises.
+    """
     if not path.is_file():
         raise error("no such file", where=str(path), remedy="Check the path; it is relative to the current folder.")
     resolved = path.resolve()
@@ -27,13 +29,13 @@ def import_file(path: Path, error: type[RorqualError]) -> ModuleType:
     before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     try:
         spec.loader.exec_module(module)
-    except (Exception, SystemExit) as raised:  # a user's file: whatever it raises is theirs, and named
+    except (Exception, SystemExit) as raised:  # user code may raise anything
         del sys.modules[name]
         line = raised.lineno if isinstance(raised, SyntaxError) and raised.filename == str(resolved) else None
         frames = [one.lineno for one in traceback.extract_tb(raised.__traceback__) if one.filename == str(resolved)]
         line = line or (frames[-1] if frames else 1)
         what = f"importing it raised {type(raised).__name__}: {raised}"
-        raise error(what, where=f"{path}:{line}", remedy="Mend that line.") from raised
+        raise error(what, where=f"{path}:{line}", remedy="Fix that line.") from raised
     finally:
         sys.dont_write_bytecode = before
     return module

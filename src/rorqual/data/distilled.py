@@ -1,9 +1,11 @@
-"""What a teacher said, as one Parquet file: a row a sample, with where it came from, its verdict and why it was dropped.
+"""A teacher's samples as one Parquet file: one row per sample, with its origin, its verdict and the filter that dropped it.
 
-Format 1, or 2 where a message is made of parts: then `messages` have `parts`, the content as JSON, and `content` is its label.
-The file's metadata hold `rorqual.format`, `rorqual.tokenizer` (sha256 of the teacher's tokenizer.json; empty for a
-teacher whose tokens we do not hold) and `rorqual.vocab` (its size). `top_ids` and `top_logprobs` are, for each of `token_ids`, the teacher's k
-likeliest next tokens and their log-probabilities at temperature 1.
+Format 2 is used if any message has content parts: `messages` then have `parts`, the content as JSON, and `content` is its
+label. Otherwise the format is 1. The file's metadata hold `rorqual.format`, `rorqual.tokenizer` (the sha256 of the teacher's
+tokenizer.json; empty for a remote teacher that returns no tokens) and `rorqual.vocab` (the vocabulary size).
+
+For each of `token_ids`, `top_ids` and `top_logprobs` hold the teacher's k most likely next tokens and their log-probabilities
+at temperature 1.
 """
 
 from __future__ import annotations
@@ -60,16 +62,16 @@ SCHEMAS = {
     "1": SCHEMA,
     "2": SCHEMA.set(SCHEMA.get_field_index("messages"), pa.field("messages", pa.list_(_message_of_parts))),
 }
-"""The columns, by format."""
+"""The columns of each format."""
 
 
 def no_ids() -> Ids:
-    """No token's alternatives: [0, 0]."""
+    """Return an empty [0, 0] array: no alternatives were stored."""
     return np.zeros((0, 0), np.int32)
 
 
 def no_logprobs() -> Logprobs:
-    """No token's alternatives: [0, 0]."""
+    """Return an empty [0, 0] array: no alternatives were stored."""
     return np.zeros((0, 0), np.float32)
 
 
@@ -77,9 +79,9 @@ def no_logprobs() -> Logprobs:
 class Distilled:
     """One sample of a teacher. `messages` end with the assistant's reply; `dropped` is "" or the name of a filter.
 
-    `params` is the JSON of how it was sampled, `number` which of a problem's samples it is. `core_seconds` is its share of
-    the processors' time, `money` what it cost, in the currency of the price given. `top_ids` and `top_logprobs` are
-    [len(token_ids), k], or [0, 0] where none were stored.
+    `params` is the JSON of the sampling parameters, and `number` the sample's index within its problem. `core_seconds` is its
+    share of CPU time. `money` is its cost, in the currency of the given price. `top_ids` and `top_logprobs` are
+    [len(token_ids), k], or [0, 0] if none were stored.
     """
 
     key: str
@@ -105,7 +107,7 @@ class Distilled:
 
 @dataclass(frozen=True)
 class DistilledFile:
-    """All rows of a file, and the tokenizer whose ids they hold (`tokenizer` "" and `vocab` 0: they hold none)."""
+    """All rows of a file, and the tokenizer of their ids (`tokenizer` "" and `vocab` 0 if there are no ids)."""
 
     rows: list[Distilled]
     tokenizer: str = ""
@@ -149,7 +151,7 @@ def _message_row(message: Message) -> dict[str, Any]:
 
 
 def _lists(arrays: Sequence[npt.NDArray[Any]], kind: pa.DataType) -> pa.Array:
-    """Arrays [tokens, k] as lists of lists, without a Python object for each number."""
+    """Convert arrays [tokens, k] to lists of lists, without creating a Python object for each number."""
     widths = np.concatenate([np.full(a.shape[0], a.shape[1], np.int32) for a in arrays] or [np.zeros(0, np.int32)])
     values = np.concatenate([a.reshape(-1) for a in arrays] or [np.zeros(0)])
     inner = pa.ListArray.from_arrays(_offsets(widths), pa.array(values, kind))
@@ -161,7 +163,7 @@ def _offsets(lengths: Any) -> pa.Array:
 
 
 def is_distilled(path: Path) -> bool:
-    """Whether `path` is a Parquet file that `write_distilled` wrote; False for anything else, or nothing."""
+    """Return whether `path` is a Parquet file that `write_distilled` wrote. A missing file gives False."""
     try:
         return FORMAT_KEY in (pq.read_schema(path).metadata or {})
     except (OSError, pa.ArrowException):
@@ -169,20 +171,22 @@ def is_distilled(path: Path) -> bool:
 
 
 def read_distilled(path: Path) -> DistilledFile:
-    """All rows. A file that is missing, torn, of another format or without a row is a `DataError` that names it."""
+    """Read all rows. Raises DataError that names the file if it is missing, corrupt, of another format, or empty."""
     file = _open(path)
     rows = [row for first, batch in _batches(file, path, None) for row in _rows(batch, path, first)]
     if not rows:
-        raise DataError("the file has no sample", where=str(path), remedy="Sample the teacher again.")
+        raise DataError("the file has no samples", where=str(path), remedy="Sample the teacher again.")
     metadata = file.schema_arrow.metadata
     tokenizer, vocab = (metadata.get(key, b"").decode("utf-8", "replace") for key in (TOKENIZER_KEY, VOCAB_KEY))
     if not vocab.isdecimal():
-        raise DataError(f"its vocabulary's size is {vocab!r:.40}", where=str(path), remedy="Sample the teacher again.")
+        raise DataError(
+            f"its vocabulary size is {vocab!r:.40}, not a number", where=str(path), remedy="Sample the teacher again."
+        )
     return DistilledFile(rows, tokenizer, int(vocab))
 
 
 def read_kept_messages(path: Path) -> tuple[dict[int, tuple[Message, ...]], int]:
-    """The conversations of the rows that no filter dropped, by the number of the row, and how many were dropped."""
+    """Return the conversations that no filter dropped, by row number, and the number of dropped rows."""
     found: dict[int, tuple[Message, ...]] = {}
     dropped = 0
     for first, batch in _batches(_open(path), path, ["messages", "dropped"]):
@@ -205,7 +209,7 @@ def _open(path: Path) -> pq.ParquetFile:
     found = metadata.get(FORMAT_KEY, b"none").decode("utf-8", "replace")
     if found not in SCHEMAS:
         raise DataError(
-            f"not a teacher's samples of format {' or '.join(SCHEMAS)} (found: {found})",
+            f"not a teacher's samples in format {' or '.join(SCHEMAS)} (found: {found})",
             where=str(path),
             remedy="Give the data.parquet that `rorqual distil` wrote.",
         )
@@ -221,7 +225,7 @@ def _open(path: Path) -> pq.ParquetFile:
 
 
 def _batches(file: pq.ParquetFile, path: Path, columns: list[str] | None) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """Pieces of the table, each with the number of its first row; a value that is missing is a `DataError`."""
+    """Yield record batches, each with the number of its first row. Raises DataError if a value is null."""
     first = 1
     try:
         for batch in file.iter_batches(ROWS_AT_ONCE, columns=columns or SCHEMA.names):
@@ -234,7 +238,7 @@ def _batches(file: pq.ParquetFile, path: Path, columns: list[str] | None) -> Ite
             yield first, batch
             first += len(batch)
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
-        raise DataError(f"torn: {error}", where=str(path), remedy="Write the file again.") from None
+        raise DataError(f"the file is corrupt: {error}", where=str(path), remedy="Write the file again.") from None
 
 
 def _rows(batch: pa.RecordBatch, path: Path, first: int) -> Iterator[Distilled]:
@@ -249,12 +253,12 @@ def _rows(batch: pa.RecordBatch, path: Path, first: int) -> Iterator[Distilled]:
         except ValueError:
             whole = False
         if not whole:
-            raise DataError("ids or their alternatives have gaps", where=where, remedy="Sample the teacher again.")
+            raise DataError("token ids or alternatives are missing", where=where, remedy="Sample the teacher again.")
         yield Distilled(**row, top_ids=top, top_logprobs=its)
 
 
 def _messages(given: list[dict[str, Any] | None], where: str) -> tuple[Message, ...]:
-    """The turns of a row, of which the last is the assistant's."""
+    """Read the messages of a row; the last must be an assistant message."""
     roles = get_args(Role)
     for number, message in enumerate(given, start=1):
         role, content = (None, None) if message is None else (message["role"], message["content"])
@@ -263,7 +267,7 @@ def _messages(given: list[dict[str, Any] | None], where: str) -> tuple[Message, 
             raise DataError(fault, where=f"{where}: message {number}", remedy="Write the file again.")
     made = tuple(_made(message, f"{where}: message {n}") for n, message in enumerate(given, start=1) if message)
     if not made or made[-1].role != "assistant":
-        raise DataError("it does not end with the assistant's turn", where=where, remedy="Write the file again.")
+        raise DataError("it does not end with an assistant turn", where=where, remedy="Write the file again.")
     return made
 
 

@@ -1,4 +1,4 @@
-"""Samples into rows: several documents in a row, told apart by segment, none predicting another."""
+"""Pack samples into rows: several documents in a row, separated by segment, so that none predicts another."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ Floats = npt.NDArray[np.float32]
 
 OPEN_ROWS = 64
 PADDING = -1
-"""Segment of a position that holds no document."""
+"""Segment of a padding position."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One document: ids, which of them may be trained on, and how much each of those counts in the loss."""
+    """One document: its token ids, a mask of the ids to train on, and the weight of each of them in the loss."""
 
     ids: Sequence[int]
     mask: Sequence[bool]
@@ -29,7 +29,7 @@ class Sample:
     def __post_init__(self) -> None:
         if len(self.ids) != len(self.mask):
             raise DataError(
-                f"{len(self.ids)} ids with a mask of {len(self.mask)}", where="sample", remedy="Render again."
+                f"{len(self.ids)} ids have a mask of length {len(self.mask)}", where="sample", remedy="Render it again."
             )
 
     def __len__(self) -> int:
@@ -37,11 +37,11 @@ class Sample:
 
     @property
     def n_trained(self) -> int:
-        """How many tokens a loss can count: the first is predicted by nothing."""
+        """Number of tokens in the loss. The first token of a document has no prediction."""
         return int(np.count_nonzero(np.asarray(self.mask, dtype=bool)[1:])) if self.weight else 0
 
     def cut(self, length: int) -> Sample:
-        """The first `length` tokens."""
+        """Return the first `length` tokens."""
         return Sample(self.ids[:length], self.mask[:length], self.weight)
 
 
@@ -49,9 +49,9 @@ class Sample:
 class Batch:
     """Rows to train on. Every array is [rows, T].
 
-    `targets[t]` is the token that position t predicts and `loss_mask[t]` how much that prediction counts (0: not at all),
-    so both are already shifted: the last position of a document predicts nothing. `segments` is the number of the
-    document in its row (-1: padding) and `positions` restarts at 0 in each.
+    `targets[t]` is the token that position t predicts, and `loss_mask[t]` the weight of that prediction (0 for none). Both
+    are already shifted: the last position of a document predicts nothing. `segments` is the index of the document within its
+    row (-1 for padding). `positions` restarts at 0 in each document.
     """
 
     tokens: Ints
@@ -66,48 +66,51 @@ class Batch:
 
     @property
     def n_tokens(self) -> int:
-        """Tokens of documents, padding left out."""
+        """Number of document tokens, without padding."""
         return int(np.count_nonzero(self.segments != PADDING))
 
     @property
     def n_trained(self) -> int:
-        """Predictions that count in the loss."""
+        """Number of predictions in the loss."""
         return int(np.count_nonzero(self.loss_mask))
 
     @property
     def fill(self) -> float:
-        """Share of positions that hold a document."""
+        """Share of positions that hold document tokens."""
         return self.n_tokens / max(self.tokens.size, 1)
 
     def split(self, n: int) -> list[Batch]:
-        """`n` micro-batches of whole rows, in order, as even as can be."""
+        """Split the batch into `n` micro-batches of whole rows, in order, as evenly as possible."""
         if not 1 <= n <= self.n_rows:
             raise DataError(
-                f"{self.n_rows} rows do not split into {n}", where="batch", remedy="Use fewer micro-batches."
+                f"{self.n_rows} rows cannot be split into {n} micro-batches",
+                where="batch",
+                remedy=f"Use 1 to {self.n_rows} micro-batches.",
             )
         cuts = np.array_split(np.arange(self.n_rows), n)
         return [self.rows(int(cut[0]), int(cut[-1]) + 1) for cut in cuts]
 
     def rows(self, start: int, stop: int) -> Batch:
-        """The rows `start` to `stop`."""
+        """Return the rows from `start` up to, but not including, `stop`."""
         return Batch(**{field.name: getattr(self, field.name)[start:stop] for field in fields(self)})
 
 
 @dataclass(frozen=True)
 class Packed:
-    """A batch, and where in it each sample lies: `places[i]` is (row, start, length) of sample i."""
+    """A batch and the place of each sample in it: `places[i]` is (row, start, length) of sample i."""
 
     batch: Batch
     places: list[tuple[int, int, int]]
 
 
 def first_fit(lengths: Sequence[int], row_length: int, *, open_rows: int = OPEN_ROWS) -> list[list[int]]:
-    """Rows as lists of sample numbers: each sample goes into the first open row with room, else into a new one.
+    """Assign samples to rows and return each row's sample indices. A sample goes into the first open row with enough room.
 
-    At most `open_rows` rows are open; the fullest is closed for a new one. Same lengths, same rows.
+    If no open row has room, a new one is opened. At most `open_rows` rows are open; the fullest is closed for a new one. The
+    result depends on the lengths only.
     """
     rows: list[list[int]] = []
-    room: dict[int, int] = {}  # open row -> tokens left, in the order of the rows
+    room: dict[int, int] = {}  # open row -> free tokens, in row order
     for number, length in enumerate(lengths):
         row = next((row for row, left in room.items() if left >= length), None)
         if row is None:
@@ -124,16 +127,16 @@ def first_fit(lengths: Sequence[int], row_length: int, *, open_rows: int = OPEN_
 
 
 def check_lengths(samples: Sequence[Sample], row_length: int) -> None:
-    """Refuse a sample that is empty or longer than a row, by number and length."""
+    """Raise a DataError that names the first sample that is empty or longer than a row."""
     for number, sample in enumerate(samples):
         if len(sample) > row_length:
             raise DataError(
                 f"{len(sample)} tokens do not fit a row of {row_length}",
                 where=f"sample {number + 1}",
-                remedy=f"Set context={len(sample)} or more, or ask for samples to be cut.",
+                remedy=f"Set context={len(sample)} or more, or truncate samples.",
             )
         if not len(sample):
-            raise DataError("no tokens", where=f"sample {number + 1}", remedy="Leave it out.")
+            raise DataError("it has no tokens", where=f"sample {number + 1}", remedy="Remove it.")
 
 
 def pack(
@@ -141,8 +144,8 @@ def pack(
 ) -> Packed:
     """Pack samples into rows of `row_length` by first fit.
 
-    A sample longer than a row is a `DataError`, or is cut to its first `row_length` tokens where `truncate` asks for it.
-    `pad` fills `tokens` and `targets` where there is nothing; no loss and no segment covers it.
+    With `truncate` a longer sample is cut to its first `row_length` tokens; without it, it raises DataError. `pad` fills
+    `tokens` and `targets` in unused positions, which have no loss and no segment.
     """
     if truncate:
         samples = [sample.cut(row_length) for sample in samples]
@@ -151,7 +154,7 @@ def pack(
 
 
 def lay_out(samples: Sequence[Sample], rows: Sequence[Sequence[int]], row_length: int, *, pad: int = 0) -> Packed:
-    """The arrays of a packing: `rows[r]` lists the samples of row r. Every sample is in one row and fits."""
+    """Return the arrays of a packing: `rows[r]` lists the samples of row r. Each sample must be in one row and fit."""
     shape = (len(rows), row_length)
     batch = Batch(
         tokens=np.full(shape, pad, dtype=np.int64),

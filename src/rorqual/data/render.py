@@ -1,4 +1,4 @@
-"""Conversations to samples: rendered with their loss mask, measured against the context, counted where they do not serve."""
+"""Render conversations to samples with a loss mask, and check them against the context length."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rorqual.data.pack import Sample
 
 @dataclass(frozen=True)
 class RenderedSet:
-    """Samples to train on; `skipped` conversations had nothing to train on, `cut` samples lost what the context cannot hold."""
+    """Samples to train on. `skipped` counts conversations with nothing to train on, `cut` the samples that were truncated."""
 
     samples: list[Sample]
     skipped: int = 0
@@ -23,10 +23,10 @@ class RenderedSet:
 def render_samples(
     conversations: Iterable[Sequence[Message]], chat: ChatFormat, context: int, *, truncate: bool = False
 ) -> RenderedSet:
-    """Samples of at most `context` tokens, in which every assistant turn is trained once.
+    """Render conversations to samples of at most `context` tokens, in which every assistant turn is trained once.
 
-    A longer one is a `DataError` that names the conversation, or is cut where `truncate` asks for it. What has nothing to
-    train on, also after a cut, is skipped and counted; a set of nothing else is refused.
+    With `truncate` a longer sample is cut; without it, a DataError names the conversation. A conversation with nothing to
+    train on, also after a cut, is skipped and counted. Raises DataError if no sample is left.
     """
     samples: list[Sample] = []
     skipped = cut = 0
@@ -51,7 +51,7 @@ def render_samples(
         raise DataError(
             f"nothing to train on in {skipped} conversations",
             where="data",
-            remedy="Each needs an assistant's turn that fits the context.",
+            remedy="Each conversation needs an assistant turn that fits the context.",
         )
     return RenderedSet(samples, skipped, cut)
 

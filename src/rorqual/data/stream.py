@@ -1,6 +1,6 @@
-"""Streams of batches in which `batch(step)` is a pure function of the seed and the step.
+"""Endless streams of batches. `batch(step)` is a pure function of the seed and the step.
 
-There is no cursor to save, so none can be lost: a run that resumes at step 700 asks for batch 700.
+No cursor is saved, so none can be lost: a run that resumes at step 700 requests batch 700.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from rorqual.data.pack import OPEN_ROWS, Batch, Ints, Sample, check_lengths, fir
 
 
 class Stream(ABC):
-    """Batches of `rows` rows of `row_length` tokens, one for each step, without end."""
+    """An endless sequence of batches, one per step, of `rows` rows of `row_length` tokens."""
 
     def __init__(self, rows: int, row_length: int, seed: int) -> None:
         if rows < 1 or row_length < 2:
             raise DataError(
-                f"batches of {rows} rows of {row_length} tokens",
+                f"batches of {rows} rows of {row_length} tokens are too small",
                 where="stream",
-                remedy="Use 1 row of 2 tokens or more.",
+                remedy="Use at least 1 row of 2 tokens.",
             )
         if seed < 0:
             raise DataError(f"seed={seed} is negative", where="stream", remedy="Use 0 or more.")
@@ -34,14 +34,14 @@ class Stream(ABC):
 
     @abstractmethod
     def batch(self, step: int) -> Batch:
-        """The batch of `step`, counted from 0: the same whenever and in whatever order it is asked for."""
+        """Return the batch of `step`, counted from 0. It does not depend on when or in which order batches are requested."""
 
 
 class ConversationStream(Stream):
-    """Samples, every one of them once in each epoch, in an order of its own for each epoch, packed into rows.
+    """Packs samples into rows. Each epoch contains every sample once, in an order of its own.
 
-    Epochs follow each other row by row: the batch in which one ends holds the first rows of the next, so that no batch is
-    short and nothing is dropped. Samples with nothing to train on are left out, and counted in `skipped`.
+    Epochs continue into each other: the batch in which one ends holds the first rows of the next. So no batch is short and no
+    sample is dropped. Samples with nothing to train on are left out and counted in `skipped`.
     """
 
     def __init__(self, samples: Sequence[Sample], rows: int, row_length: int, seed: int, *, pad: int = 0) -> None:
@@ -51,12 +51,12 @@ class ConversationStream(Stream):
             raise DataError(
                 f"nothing to train on in {len(samples)} samples",
                 where="stream",
-                remedy="Each needs an assistant's turn that fits the context.",
+                remedy="Each needs an assistant turn that fits the context.",
             )
         self._samples, self._pad = [sample for sample in samples if sample.n_trained], pad
         self.skipped = len(samples) - len(self._samples)
         self._lengths = [len(sample) for sample in self._samples]
-        self._ends: list[int] = []  # rows up to the end of each epoch; computed, never saved
+        self._ends: list[int] = []  # cumulative rows at the end of each epoch; computed, never saved
         self._packing = lru_cache(maxsize=2)(self._pack_epoch)
 
     def _pack_epoch(self, epoch: int) -> list[list[int]]:
@@ -65,7 +65,7 @@ class ConversationStream(Stream):
         return [[order[place] for place in row] for row in rows]
 
     def _epoch_of_row(self, row: int) -> tuple[int, int]:
-        """The epoch of a row counted over all epochs, and the number of that epoch's first row."""
+        """Return the epoch of a row, counted over all epochs, and the index of that epoch's first row."""
         while not self._ends or self._ends[-1] <= row:
             before = self._ends[-1] if self._ends else 0
             self._ends.append(before + len(self._packing(len(self._ends))))
@@ -73,13 +73,13 @@ class ConversationStream(Stream):
         return epoch, self._ends[epoch - 1] if epoch else 0
 
     def steps(self, epochs: int) -> int:
-        """Steps that cover `epochs` epochs; the last batch may reach into the next epoch."""
+        """Return the number of steps for `epochs` epochs. The last batch may reach into the next epoch."""
         while len(self._ends) < epochs:
             self._epoch_of_row(self._ends[-1] if self._ends else 0)
         return -(-self._ends[epochs - 1] // self.rows) if epochs else 0
 
     def sample_rows(self, step: int) -> list[list[int]]:
-        """Numbers of the samples in each row of the batch of `step`."""
+        """Return the sample indices in each row of the batch of `step`."""
         found = []
         for row in range(step * self.rows, (step + 1) * self.rows):
             epoch, first = self._epoch_of_row(row)
@@ -89,17 +89,17 @@ class ConversationStream(Stream):
     def batch(self, step: int) -> Batch:
         samples: list[Sample] = []
         rows: list[list[int]] = []
-        for numbers in self.sample_rows(step):  # numbered anew: two epochs may put one sample into one batch twice
+        for numbers in self.sample_rows(step):  # renumber: a batch that spans two epochs may hold a sample twice
             rows.append(list(range(len(samples), len(samples) + len(numbers))))
             samples += [self._samples[number] for number in numbers]
         return lay_out(samples, rows, self.row_length, pad=self._pad).batch
 
 
 class TextStream(Stream):
-    """Windows of one long text (an array or a memory map of ids), each position predicting the next token.
+    """Windows of one long text (an array or a memory map of ids), in which each position predicts the next token.
 
-    `chunks`: the text is cut into windows side by side, shuffled anew each epoch: in an epoch every token but the first is
-    predicted exactly once. `random`: windows begin anywhere, as in nanoGPT.
+    `chunks` cuts the text into adjacent windows and shuffles them in each epoch. Each epoch predicts every token but the
+    first exactly once. `random` starts windows anywhere, as nanoGPT does.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class TextStream(Stream):
         super().__init__(rows, row_length, seed)
         if len(ids) <= row_length:
             raise DataError(
-                f"a text of {len(ids)} tokens has no window of {row_length} and the token after it",
+                f"a text of {len(ids)} tokens is too short for a window of {row_length} and the next token",
                 where="stream",
                 remedy=f"Set context={max(len(ids) - 1, 2)} or less, or give a longer text.",
             )
@@ -120,7 +120,7 @@ class TextStream(Stream):
         return np.random.default_rng([self.seed, epoch]).permutation(self.n_chunks)
 
     def steps(self, epochs: int) -> int:
-        """Steps of `chunks` that cover `epochs` epochs."""
+        """Return the number of steps for `epochs` epochs of `chunks`."""
         return -(-self.n_chunks * epochs // self.rows)
 
     def batch(self, step: int) -> Batch:
@@ -132,7 +132,7 @@ class TextStream(Stream):
         return self._lay_out([chunk * self.row_length for chunk in chunks])
 
     def _lay_out(self, begins: Sequence[int]) -> Batch:
-        # The last chunk is shifted back to be whole; what an earlier chunk predicts already has no loss in it.
+        # The last chunk is shifted back to be complete. Tokens that an earlier chunk predicts have no loss in it.
         last = len(self._ids) - self.row_length - 1
         starts = np.minimum(np.asarray(begins, dtype=np.int64), last)
         window = starts[:, None] + np.arange(self.row_length + 1)
@@ -150,11 +150,11 @@ class TextStream(Stream):
 
 
 class GeneratedStream(Stream):
-    """Samples made as they are needed: each step has a random state of its own, of the seed and the step.
+    """Generates samples on demand. Each step has its own random state, seeded by the seed and the step.
 
-    `make(rng)` must depend on `rng` alone. Samples are placed by first fit until `misses` of them found no row with room;
-    those are dropped. Each more miss fills the rows a little better and favours short samples a little more: with lengths of
-    8 to 60 in rows of 96, 1 miss gave 94.7 % and a mean length of 34.1 for 34.0 made, 16 gave 96.3 % and 33.6.
+    `make(rng)` must depend on `rng` only. Samples are placed by first fit until `misses` of them have found no row with room;
+    those are dropped. A larger `misses` fills rows better but favours short samples. With lengths of 8 to 60 in rows of 96,
+    1 miss filled 94.7 % with a mean length of 34.1 (34.0 were made), and 16 misses filled 96.3 % with 33.6.
     """
 
     def __init__(
@@ -180,7 +180,11 @@ class GeneratedStream(Stream):
             sample = self._make(rng)
             check_lengths([sample], self.row_length)
             if not sample.n_trained:
-                raise DataError("a sample with nothing to train on", where="stream", remedy="Each needs an answer.")
+                raise DataError(
+                    "a generated sample has nothing to train on",
+                    where="stream",
+                    remedy="Generate an answer in each sample.",
+                )
             row = next((number for number, left in enumerate(room) if left >= len(sample)), None)
             if row is None:
                 missed += 1

@@ -1,6 +1,6 @@
-"""Text to ids and back: byte-level BPE over the `tokenizers` library, ours or a checkpoint's.
+"""Byte-level BPE on the `tokenizers` library: train a new tokenizer, or load a checkpoint's.
 
-What a user types can never become a special token: text is encoded by a copy of the tokenizer that knows none.
+Text that a user types can never become a special token: it is encoded by a copy of the tokenizer without special tokens.
 Special tokens enter a sequence only by id, from a chat format.
 """
 
@@ -22,7 +22,7 @@ from rorqual.core.records import write_atomic
 
 
 class Special(StrEnum):
-    """Special tokens, by DeepSeek's own names."""
+    """The special tokens of our tokenizer, with DeepSeek's names."""
 
     BOS = "<｜begin▁of▁sentence｜>"
     EOS = "<｜end▁of▁sentence｜>"
@@ -35,25 +35,25 @@ class Special(StrEnum):
 
 N_BYTES = 256
 BASE_VOCAB = len(Special) + N_BYTES
-"""Vocabulary without a merge: the special tokens are ids 0 to 6, then one token for each byte."""
+"""Vocabulary size without merges: special tokens have ids 0 to 6, followed by one token for each byte."""
 
 REPLACEMENT = "\ufffd"
 LONG = 4096
-"""Characters from which on a text is encoded without the interpreter's lock, which takes a moment longer."""
+"""Texts of this many characters or more are encoded without holding the GIL, which has a small fixed cost."""
 
 _SHOWN = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
 _HIDDEN = [byte for byte in range(N_BYTES) if byte not in set(_SHOWN)]
 _BYTE_OF: Mapping[str, int] = {chr(byte): byte for byte in _SHOWN} | {
     chr(N_BYTES + place): byte for place, byte in enumerate(_HIDDEN)
 }
-"""Byte-level BPE's letters (Radford et al. 2019): a byte that can be seen is itself, the others follow from 256 on."""
+"""The letters of byte-level BPE (Radford et al. 2019): a printable byte is itself, the others are numbered from 256."""
 
 
 class Tokenizer:
     """A byte-level BPE tokenizer.
 
-    `source` is the text of a `tokenizer.json`, kept as it came, so that `save` writes the very bytes that `load` read.
-    Equality is that of the `fingerprint`, which does not see layout. `where` names the file in errors.
+    `source` is the text of a `tokenizer.json`, kept unchanged, so that `save` writes exactly the bytes that `load` read.
+    Tokenizers are equal if their fingerprints are; the layout of the file does not matter. `where` names the file in errors.
     """
 
     def __init__(self, source: str, *, where: str = "tokenizer") -> None:
@@ -71,14 +71,14 @@ class Tokenizer:
 
     @classmethod
     def byte_level(cls, merges_from: Iterable[str] = (), vocab_size: int = BASE_VOCAB) -> Tokenizer:
-        """Our own: seven special tokens, 256 bytes, and merges learned from `merges_from` up to `vocab_size`.
+        """Train a tokenizer: seven special tokens, 256 bytes, and merges learned from `merges_from` up to `vocab_size`.
 
-        Each digit is a token of its own, so that numbers have one spelling. The pre-tokenizer (single digits, then
-        GPT-2's byte-level words) is the one that GGUF calls `smollm`. The text may hold fewer merges.
+        Each digit is a token of its own, so that a number has only one tokenization. The pre-tokenizer (single digits, then
+        GPT-2's byte-level words) is the one that GGUF calls `smollm`. A short text may give fewer merges.
         """
         if vocab_size < BASE_VOCAB:
             raise DataError(
-                f"vocab_size={vocab_size} has no room for {len(Special)} special tokens and {N_BYTES} bytes",
+                f"vocab_size={vocab_size} is too small for {len(Special)} special tokens and {N_BYTES} bytes",
                 where="tokenizer",
                 remedy=f"Set it to {BASE_VOCAB} or more.",
             )
@@ -98,24 +98,24 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: Path) -> Tokenizer:
-        """Read a `tokenizer.json`; what is missing, not UTF-8, not JSON or not byte-level BPE is a `DataError`."""
+        """Read a `tokenizer.json`. Raises DataError if it is missing or not a byte-level BPE tokenizer in UTF-8 JSON."""
         try:
             return cls(path.read_bytes().decode("utf-8"), where=str(path))
         except OSError as error:
             raise DataError(
-                f"cannot read the tokenizer: {error.strerror}", where=str(path), remedy="Name a tokenizer.json."
+                f"cannot read the tokenizer: {error.strerror}", where=str(path), remedy="Give a tokenizer.json."
             ) from None
         except UnicodeDecodeError as error:
             raise DataError(f"not UTF-8 at byte {error.start}", where=str(path), remedy="Restore the file.") from None
 
     def save(self, path: Path) -> None:
-        """Write `tokenizer.json`, atomically; `load` of it is equal, and its `save` gives the same bytes."""
+        """Write `tokenizer.json` atomically. Loading it gives an equal tokenizer and the same bytes."""
         write_atomic(path, self.source.encode())
 
     def renamed(self, names: Mapping[str, str]) -> Tokenizer:
-        """A tokenizer in which special tokens carry other names, old to new, at the ids they had.
+        """Return a tokenizer with special tokens renamed, old name to new, at the same ids.
 
-        DeepSeek-V3's file keeps placeholders where R1 has its marks:
+        DeepSeek-V3's file has placeholders where R1 has its thinking tokens:
         `renamed({"<｜place▁holder▁no▁798｜>": "<think>", "<｜place▁holder▁no▁799｜>": "</think>"})`.
         """
         data = _parse(self.source, self.where)
@@ -133,21 +133,21 @@ class Tokenizer:
     # ---- text and ids
 
     def encode(self, text: str) -> list[int]:
-        """Ids of `text` as plain text: no special token ever comes out, whatever the text says."""
+        """Encode plain text. The result never contains a special token, whatever the text says."""
         return _encode(self._plain, text, self.where)
 
     def count(self, text: str) -> int:
-        """How many tokens `encode` gives; it makes no list of them."""
+        """Return the number of tokens of `encode(text)`, without making the list."""
         return len(_encoding(self._plain, text))
 
     def encode_trusted(self, text: str) -> list[int]:
-        """Ids of text that a template wrote: names of special tokens become their ids. Never for what a user typed."""
+        """Encode the output of a template: names of special tokens become their ids. Never use it on text from a user."""
         return _encode(self._marked, text, self.where)
 
     def decode(self, ids: Iterable[int], *, specials: bool = False) -> str:
-        """Text of `ids`: bytes that are not UTF-8, and ids that mean nothing, become U+FFFD.
+        """Decode `ids`. Invalid UTF-8 and unknown ids become U+FFFD.
 
-        Special tokens are left out, or shown by name with `specials=True`. Bytes on the two sides of one never join.
+        Special tokens are left out, or shown by name if `specials` is true. Bytes on either side of one are never joined.
         """
         parts: list[str] = []
         run: list[int] = []
@@ -166,13 +166,13 @@ class Tokenizer:
         return "".join(parts)
 
     def token(self, id_: int) -> str:
-        """One token for a person to read: a special token's name, else its text."""
+        """Return one token for display: a special token's name, or the text."""
         return self.decode((id_,), specials=True)
 
     def token_bytes(self, id_: int) -> bytes:
-        """The bytes that one token writes, which may be half a character; of a special token, those of its name.
+        """Return the bytes that one token writes, possibly a part of a character. A special token gives its name.
 
-        An entry of the vocabulary with a letter that stands for no byte writes itself, as `decode` has it.
+        A vocabulary entry with a character outside byte-level BPE's alphabet gives its own UTF-8 text, as `decode` does.
         """
         if id_ not in self._ordinary:
             return self._special_text.get(id_, "").encode()
@@ -181,14 +181,16 @@ class Tokenizer:
 
     @cached_property
     def longest(self) -> int:
-        """Bytes of the longest token that plain text can give, so that n bytes are n / longest tokens or more. A normalizer may shorten
-        a text before it is cut, NFC to a third: then it is four times as much."""
-        most = max((len(text) for text in self._plain.get_vocab()), default=1)  # a letter for a byte
+        """Bytes in the longest ordinary token: n bytes are at least n / longest tokens.
+
+        A normalizer may shorten text before it is split, NFC to a third. The value is then multiplied by four.
+        """
+        most = max((len(text) for text in self._plain.get_vocab()), default=1)  # each byte is one character
         return most * (1 if self._plain.normalizer is None else 4)
 
     @property
     def vocab_size(self) -> int:
-        """The largest id plus one: rows that an embedding must have."""
+        """The largest id plus one, which is the number of rows an embedding needs."""
         return self._vocab_size
 
     @property
@@ -201,7 +203,7 @@ class Tokenizer:
     # ---- named ids
 
     def special(self, name: str) -> int:
-        """Id of the special token called `name`; a `DataError` says what the tokenizer has instead."""
+        """Return the id of the special token `name`. Raises DataError with the closest name if it does not exist."""
         try:
             return self._special_id[name]
         except KeyError:
@@ -243,7 +245,7 @@ class Tokenizer:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of what the tokenizer does, as hexadecimal digits; layout of the file does not count."""
+        """SHA-256 of the tokenizer's behaviour in hexadecimal. The layout of its file does not count."""
         return hashlib.sha256(self._marked.to_str().encode()).hexdigest()
 
     def __eq__(self, other: object) -> bool:
@@ -254,45 +256,45 @@ class Tokenizer:
 
 
 def _hint(name: str, known: Iterable[str]) -> str:
-    # DeepSeek's file has 800 placeholders: a list of them helps nobody.
+    # Leave out DeepSeek's 800 placeholders: a list of them would be useless.
     named = [text for text in known if "place▁holder" not in text]
-    return f"{nearest(name, named)} `Tokenizer.renamed` gives a placeholder this name."
+    return f"{nearest(name, named)} `Tokenizer.renamed` can give a placeholder this name."
 
 
 def _encode(built: tokenizers.Tokenizer, text: str, where: str) -> list[int]:
     try:
-        text.encode()  # the library answers a lone surrogate with a TypeError that says nothing
+        text.encode()  # the library's TypeError for a lone surrogate is not helpful
     except UnicodeEncodeError as error:
         raise DataError(
-            f"the text holds half of a surrogate pair at character {error.start}, which no UTF-8 can carry",
+            f"half of a surrogate pair at character {error.start} cannot be encoded as UTF-8",
             where=where,
-            remedy="Remove it: it often comes from a cut emoji in JSON.",
+            remedy="Remove it. It often comes from an emoji cut in JSON.",
         ) from None
     return list(_encoding(built, text).ids)
 
 
 def _encoding(built: tokenizers.Tokenizer, text: str) -> tokenizers.Encoding:
-    # `encode` keeps the interpreter's lock all the while, so that no other thread runs; a batch lets go of it.
+    # `encode` holds the GIL throughout and blocks other threads; a batch releases it.
     if len(text) < LONG:
         return built.encode(text, add_special_tokens=False)
     return built.encode_batch_fast([text], add_special_tokens=False)[0]
 
 
 def _parse(source: str, where: str) -> dict[str, Any]:
-    """The JSON of a byte-level BPE tokenizer, or a `DataError`."""
-    remedy = "Name a tokenizer.json of the `tokenizers` library."
+    """Parse the JSON of a byte-level BPE tokenizer. Raises DataError if it is not one."""
+    remedy = "Give a tokenizer.json of the `tokenizers` library."
     try:
         data = json.loads(source)
     except (ValueError, RecursionError) as error:
         raise DataError(f"not JSON: {error}", where=where, remedy=remedy) from None
     model = data.get("model") if isinstance(data, dict) else None
     if not isinstance(model, dict) or not isinstance(model.get("vocab"), dict):
-        raise DataError("not a tokenizer: it has no key 'model.vocab'", where=where, remedy=remedy)
+        raise DataError("not a tokenizer: key 'model.vocab' is missing", where=where, remedy=remedy)
     if model.get("type") != "BPE" or "ByteLevel" not in _types(data.get("decoder")):
         raise DataError(
             f"not byte-level BPE: model {model.get('type')!r}, decoder {_types(data.get('decoder'))}",
             where=where,
-            remedy="Only byte-level BPE is read: any text goes in, and the same text comes out.",
+            remedy="Use a byte-level BPE tokenizer: only it encodes and decodes any text without loss.",
         )
     added = data.get("added_tokens")
     if not isinstance(added, list) or not all(isinstance(t, dict) and {"id", "content"} <= t.keys() for t in added):
@@ -301,7 +303,7 @@ def _parse(source: str, where: str) -> dict[str, Any]:
 
 
 def _types(part: Any) -> list[str]:
-    """Types of a decoder and, where it is a sequence, of its parts."""
+    """Return the type of a decoder and, if it is a sequence, the types of its parts."""
     if not isinstance(part, dict):
         return []
     inner: Sequence[Any] = part.get("decoders") or ()
@@ -309,8 +311,8 @@ def _types(part: Any) -> list[str]:
 
 
 def _without_specials(data: dict[str, Any], specials: Mapping[int, str]) -> dict[str, Any]:
-    # Added tokens that are not marked `special` (DeepSeek's <｜User｜>) would be found in text even with the library's
-    # `encode_special_tokens`; without them in the file, nothing can be found.
+    # The library's `encode_special_tokens` still finds added tokens not marked `special` (DeepSeek's <｜User｜>) in text.
+    # Removing them from the file prevents that.
     vocab = {text: id_ for text, id_ in data["model"]["vocab"].items() if id_ not in specials}
     return data | {"added_tokens": [], "post_processor": None, "model": data["model"] | {"vocab": vocab}}
 
@@ -321,4 +323,4 @@ def _build(data: dict[str, Any], where: str) -> tokenizers.Tokenizer:
     try:
         return tokenizers.Tokenizer.from_buffer(json.dumps(whole, ensure_ascii=False).encode())
     except (ValueError, UnicodeEncodeError) as error:
-        raise DataError(f"not a tokenizer: {error}", where=where, remedy="Restore the file.") from None
+        raise DataError(f"not a valid tokenizer: {error}", where=where, remedy="Restore the file.") from None

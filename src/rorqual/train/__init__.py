@@ -1,1 +1,1 @@
-"""One loop for pretraining, fine-tuning and reinforcement; they differ in source and objective."""
+"""One training loop for pretraining, fine-tuning and reinforcement learning, which differ in source and objective."""

@@ -1,4 +1,4 @@
-"""Balance of experts without an auxiliary loss: the router bias moves after each update (V3, section 2.1.2)."""
+"""Auxiliary-loss-free load balancing: router biases move after each update (DeepSeek-V3, section 2.1.2)."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from rorqual.ops.moe import Routing, aimed_load
 
 
 class Balance(Config):
-    """`gamma`: by how much a bias moves an update, down where its expert served more than its router's `target_load`, up where less."""
+    """`gamma` is the bias step per update: down for experts above the router's `target_load`, up for those below."""
 
     gamma: NonNegative = 0.001
 
 
 def count(routing: Routing, valid: Tensor, n_choices: int) -> Tensor:
-    """Tokens by choice [choices]: those that each expert served; `valid` [tokens] leaves padding out."""
+    """Return the number of tokens that each expert served [choices]. `valid` [tokens] excludes padding."""
     chosen = routing.indices[valid].flatten()
     return torch.bincount(chosen[chosen >= 0] if routing.skips else chosen, minlength=n_choices)
 
 
 def move_bias(routers: Sequence[FFN], counts: Sequence[Tensor], gamma: float) -> None:
-    """One step of every router's balance, over the whole update's tokens."""
+    """Move the biases of every router by one step, from the loads of the whole update."""
     for router, load in zip(routers, counts, strict=True):
         router.balance(load, gamma)
 
 
 def load_ratio(counts: Sequence[Tensor], targets: Sequence[Tensor | None] = ()) -> float:
-    """Largest load over the load that balance aims at, mean over layers: 1 is perfect balance.
+    """Return the largest load relative to its target, averaged over layers. 1 is perfect balance.
 
-    targets: `target_load` of each router; none: every one aims at the mean.
+    `targets` holds each router's `target_load`; without it, every target is the mean load.
     """
     ratios = []
     for load, target in zip(counts, targets or [None] * len(counts), strict=True):

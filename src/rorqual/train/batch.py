@@ -1,4 +1,4 @@
-"""What a source gives the loop: one optimizer update's tokens, as tensors."""
+"""The batch type of the training loop: the tokens of one optimizer update, as tensors."""
 
 from __future__ import annotations
 
@@ -12,18 +12,24 @@ from rorqual.data.pack import Batch
 
 @dataclass(frozen=True)
 class TrainBatch:
-    """Rows of packed documents; every tensor [rows, seq].
+    """Rows of packed documents. Every tensor is [rows, seq] unless stated otherwise.
 
-    `targets[i]` is the token after `tokens[i]` in its document, `loss_mask` (fp32) its weight, 0 where nothing is predicted;
-    `segments` the document number, -1 on padding. For reinforcement: `advantages`, `sampled_logprobs` (of the targets, by the
-    sampler), `lengths` (trained tokens of the document), and `replay` [rows, seq, moe layers, k], the sampler's experts;
-    `old_logprobs` by the trainer before the step's first update, `reference_logprobs` by a frozen model, and `kept` [rows, seq,
-    ceil(vocab / 8)], the sets that top-p and top-k left, as bits (`ops.losses.keep_only`). `ages`: of each token the updates between the
-    weights that drew its document and the trainer's; None where all are 0.
+    - `targets[i]` is the token after `tokens[i]` in its document. `loss_mask` (fp32) is its weight, 0 without a prediction.
+    - `segments` is the index of the document in its row, -1 on padding. `positions` restarts at 0 in each document.
 
-    For distillation: `teacher_logprobs` [rows, seq, k], a teacher's log-probabilities at temperature 1 of what follows
-    `tokens[i]`, so of the same token as `targets[i]`; of the tokens `teacher_ids` [rows, seq, k], or without these of the whole
-    vocabulary in its order. Zeros where `loss_mask` is 0.
+    Reinforcement learning adds:
+
+    - `advantages`, and `sampled_logprobs`, the sampler's log-probabilities of the targets.
+    - `lengths`, the number of trained tokens in the document.
+    - `replay` [rows, seq, moe layers, k], the sampler's expert choices.
+    - `old_logprobs`, the trainer's log-probabilities before the step's first update.
+    - `reference_logprobs`, those of a frozen model.
+    - `kept` [rows, seq, ceil(vocab / 8)], the token sets that top-p and top-k left, as bits (`ops.losses.keep_only`).
+    - `ages`, the number of updates between the weights that sampled a token's document and the trainer's; None if all are 0.
+
+    Distillation adds `teacher_logprobs` [rows, seq, k], the teacher's log-probabilities at temperature 1 of the token after
+    `tokens[i]`, the one in `targets[i]`. They belong to the tokens `teacher_ids` [rows, seq, k], or without these to the whole
+    vocabulary in order. They are 0 where `loss_mask` is 0.
     """
 
     tokens: Tensor
@@ -44,7 +50,7 @@ class TrainBatch:
 
     @classmethod
     def from_packed(cls, packed: Batch) -> TrainBatch:
-        """The same rows as tensors."""
+        """Convert packed rows to tensors."""
         return cls(
             tokens=torch.from_numpy(packed.tokens),
             targets=torch.from_numpy(packed.targets),
@@ -54,7 +60,7 @@ class TrainBatch:
         )
 
     def split(self, parts: int) -> list[TrainBatch]:
-        """At most `parts` micro-batches of whole rows, in order."""
+        """Split the batch into at most `parts` micro-batches of whole rows, in order."""
         present = {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
         chunks = {name: torch.chunk(value, parts) for name, value in present.items()}
         return [
@@ -62,11 +68,11 @@ class TrainBatch:
         ]
 
     def to(self, device: str) -> TrainBatch:
-        """On `device`."""
+        """Return the batch on `device`."""
         present = {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
         return replace(self, **{name: value.to(device) for name, value in present.items()})
 
     @property
     def n_tokens(self) -> int:
-        """Tokens that are not padding."""
+        """Number of tokens without padding."""
         return int((self.segments >= 0).sum())

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or named as torn: written beside, renamed when complete, with a list of sizes written last."""
+"""Atomic checkpoints. A checkpoint is written to a temporary folder, completed by a list of file sizes, and then renamed."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def save_checkpoint(
     rollouts_bytes: int = 0,
     adapter: Adapter | None = None,
 ) -> None:
-    """Write `step-NNNNNN/`; on any failure the older checkpoints stay as they were. The newest two whole ones are kept.
+    """Write `step-NNNNNN/` and keep the two newest complete checkpoints. If writing fails, older checkpoints are unchanged.
 
-    The bytes are how much of `metrics.jsonl` and of `rollouts.jsonl` tells of the steps up to here. With an `adapter` what was trained
-    is kept and the frozen weights are not: they are the base's.
+    `metrics_bytes` and `rollouts_bytes` are the sizes of `metrics.jsonl` and `rollouts.jsonl` at this step. With an `adapter`
+    only the trained weights are saved; the frozen weights stay in the base checkpoint.
 
-    A weight that is not finite is a `NumericsError`, and nothing is written.
+    Raises NumericsError, and writes nothing, if a weight is not finite.
     """
     check_finite(model, step)
     final, temporary = run.step_dir(step), run.path / f".step-{step:06d}.{os.getpid()}"
@@ -65,7 +65,7 @@ def save_checkpoint(
         raise CheckpointError(
             f"cannot write the checkpoint of step {step}: {error}",
             where=str(final),
-            remedy="Free disk space and repeat the command: it goes on from the last checkpoint.",
+            remedy="Free disk space and repeat the command: it resumes from the last checkpoint.",
         ) from error
     older = [s for s in run.steps() if s < step]
     kept = [s for s in older if run.why_torn(s) is None][-(KEEP - 1) :]
@@ -75,20 +75,20 @@ def save_checkpoint(
 
 
 def check_finite(model: Decoder, step: int) -> None:
-    """Refuse weights that hold NaN or infinity: a checkpoint of them would be the newest, and of no use."""
+    """Raise a NumericsError if a weight is NaN or infinite: such a checkpoint would be the newest, and useless."""
     bad = [name for name, tensor in model.state_dict().items() if not bool(tensor.isfinite().all())]
     if bad:
         raise NumericsError(
-            f"after step {step} {len(bad)} tensors hold NaN or infinity, {bad[0]} among them",
+            f"after step {step}, {len(bad)} tensors contain NaN or infinity, such as {bad[0]}",
             where="train",
-            remedy="Lower optim.lr; the last checkpoint holds the weights from before it.",
+            remedy="Lower optim.lr; the last checkpoint has the weights from before this step.",
         )
 
 
 def load_checkpoint(
     run: RunDir, step: int, model: Decoder, optimizer: Optimizer, adapter: Adapter | None = None
 ) -> tuple[int, int]:
-    """Fill model and optimizer; returns how many bytes of `metrics.jsonl` and `rollouts.jsonl` belong to this checkpoint."""
+    """Load model and optimizer. Return how many bytes of `metrics.jsonl` and `rollouts.jsonl` belong to this checkpoint."""
     folder = run.step_dir(step)
     if adapter is None:
         load_weights(model, folder)
@@ -100,14 +100,14 @@ def load_checkpoint(
         return int(state["metrics_bytes"]), int(state.get("rollouts_bytes", 0))
     except (OSError, SafetensorError, KeyError, ValueError, CheckpointError) as error:
         raise CheckpointError(
-            f"cannot go on from here: {error}",
+            f"cannot resume from this checkpoint: {error}",
             where=str(folder),
-            remedy="Give another out=, or delete this checkpoint to go on from the one before.",
+            remedy="Give another out=, or delete this checkpoint to resume from the one before.",
         ) from error
 
 
 def _named_today(state: dict[str, Tensor], model: Decoder) -> dict[str, Tensor]:
-    """An optimizer's state, whose keys end in names of `model`, by the names of today."""
+    """Rename an optimizer's state, whose keys end in parameter names, from old parameter names to current ones."""
     older = older_names(trained(model))
     parts = {key: key.rpartition("/") for key in state}
     return {f"{head}{slash}{older.get(name, name)}": state[key] for key, (head, slash, name) in parts.items()}
@@ -115,7 +115,7 @@ def _named_today(state: dict[str, Tensor], model: Decoder) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def load_trained(model: Decoder, piece: OpenedAdapter) -> None:
-    """Fill the trained part of a `model` on which an adapter is attached."""
+    """Load the trained weights of a `model` with an attached adapter."""
     parts = trained(model)
     tensors = piece.tensors({name: tuple(part.shape) for name, part in parts.items()})
     for name, part in parts.items():

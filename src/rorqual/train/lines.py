@@ -1,4 +1,4 @@
-"""The files that a run writes line by line: its metrics, and the rollouts that it keeps to be looked at."""
+"""The JSON-lines files of a run: its metrics and its rollouts."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from rorqual.core.errors import RorqualError
 
 
 class Lines:
-    """A file of JSON lines, cut to `size` bytes first: what follows tells of steps that will be done again.
+    """A file of JSON lines, first truncated to `size` bytes: later lines belong to steps that will be repeated.
 
-    A file that gets no line is not made. `size` counts the bytes so far, which a checkpoint keeps.
+    The file is created with its first line. `size` counts the bytes so far, which checkpoints store.
     """
 
     def __init__(self, path: Path, size: int) -> None:
@@ -40,7 +40,7 @@ class Lines:
         return self._file
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Write a whole line; a full disk is an error that says so."""
+        """Write one complete line. Raises RorqualError if the disk is full."""
         line = (json.dumps(record, ensure_ascii=False) + "\n").encode()
         try:
             file, left = self._open(), line
@@ -50,6 +50,6 @@ class Lines:
             raise RorqualError(
                 f"cannot write: {error.strerror}",
                 where=str(self.path),
-                remedy="Free disk space and repeat the command: it goes on from the last checkpoint.",
+                remedy="Free disk space and repeat the command: it resumes from the last checkpoint.",
             ) from error
         self.size += len(line)

@@ -1,4 +1,4 @@
-"""The one loop: pretraining, fine-tuning and reinforcement differ in source and objective only."""
+"""The training loop. Pretraining, fine-tuning and reinforcement learning differ only in source and objective."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 @dataclass
 class Totals:
-    """What an iteration added up over its updates."""
+    """Sums over the updates of one step."""
 
     loss: float = 0.0
     grad_norm: float = 0.0
@@ -58,7 +58,7 @@ class Totals:
     targets: list[Tensor | None] = field(default_factory=list)
 
     def add(self, update: Update, norm: float, tokens: int) -> None:
-        """One more update."""
+        """Add one update."""
         self.loss, self.grad_norm = self.loss + update.loss, max(self.grad_norm, norm)
         self.updates, self.tokens = self.updates + 1, self.tokens + tokens
         self.zeros = max(self.zeros, update.zeros)
@@ -70,15 +70,15 @@ class Totals:
         self.counts = update.counts if not self.counts else [a + b for a, b in zip(self.counts, update.counts)]
 
     def record(self) -> dict[str, Any]:
-        """The fields of a metrics record."""
+        """Return the fields of a metrics record."""
         out: dict[str, Any] = {"loss": self.loss / max(self.updates, 1), "grad_norm": self.grad_norm}
         out |= {name: total / weight for name, (total, weight) in self.means.items() if weight}
-        if "routing_flips" in out:  # choices of an expert that would differ without replay: a number, and a share
+        if "routing_flips" in out:  # expert choices that would differ without replay, as a count and as a share
             out["routing_flips"], out["routing_flip_share"] = self.means["routing_flips"][0], out["routing_flips"]
         out |= {f"{name}_max": value for name, value in self.maxima.items()}
         if self.counts:
             out["load_max_over_mean"] = load_ratio(self.counts, self.targets)
-        if self.zeros:  # trained parameters with a gradient of zeros alone, in the update that has most
+        if self.zeros:  # parameters whose gradient is all zeros, in the update with the most of them
             out["zero_gradients"] = self.zeros
         if self.checked:
             out["checked_tokens"] = self.checked
@@ -95,19 +95,20 @@ def fit(
     extend: bool = True,
     rollout_engine: Callable[[ChatFormat], RolloutEngine] | None = None,
 ) -> State:
-    """Train `run` into `out`, from where it stands there; returns the final state. One process at a time.
+    """Train `run` in the folder `out`, starting from its newest checkpoint, and return the final state.
 
-    Bad data, settings or folders are refused before anything is written. `threads` changes no bit of the result.
-    With `extend`, a run with more steps than the folder's and nothing else changed goes on from there; else it is refused, too.
-    `observe` is shown the record of each step that is done, those that a kill will have undone included.
-    `rollout_engine` makes, for the run's chat format, who samples in place of an engine on the trained tensors. It is no part of the run:
-    equal weights and seeds give equal samples.
+    Only one process may train in a folder. Bad data, settings or folders are refused before anything is written. `threads`
+    does not change a bit of the result. If only `steps` grew, `extend` continues the folder's run; without it, that is an
+    error. `observe` is called with the record of each finished step, even if a kill later makes the step repeat.
+
+    `rollout_engine` makes the engine that samples, from the run's chat format; by default it samples with the trained tensors.
+    It is not part of the run, because equal weights and seeds give equal samples.
     """
     if rollout_engine is not None and not run.source.samples_itself:
         raise ConfigError(
-            f"source {run.source.kind} asks no rollout engine",
+            f"source {run.source.kind} does not use a rollout engine",
             where="rollout",
-            remedy="Leave it out: only grpo and on_policy sample.",
+            remedy="Remove it: only grpo and on_policy sample.",
         )
     with own_run(out.path):
         run = extended(run, out) if extend else run
@@ -174,24 +175,26 @@ def _go(
 
 
 def extension_at(run: Run, done: int) -> dict[str, int]:
-    """What the record of the first step after an extension says of it; `done`: the steps before that one."""
+    """Return the metrics fields of an extension, for the first step after it. `done` counts the steps before that one."""
     return next((e.model_dump() for e in run.extensions if e.from_step == done), {})
 
 
 def grown(run: Run, done: int) -> list[str]:
-    """A line for the user where the run is extended from here."""
+    """Return a message if the run is extended at this step."""
     return [
-        f"extended after step {e.from_step}: {e.new_steps} steps, not {e.old_steps}; the schedule is of {e.new_steps} from here"
+        f"extended after step {e.from_step}: {e.new_steps} steps instead of {e.old_steps}; the schedule now spans {e.new_steps}"
         for e in run.extensions
         if e.from_step == done
     ]
 
 
 def step_flops(run: Run, record: dict[str, Any]) -> int:
-    """FLOPs of a step by the account: three forwards for each trained token, with MTP where it is trained, and one for each that was
-    sampled, one more where it was then checked, and one where a reference scored it; a teacher's come as its source counted them.
+    """Return the FLOPs of a step, from the model's cost account.
 
-    Where a part is trained this is an upper bound: the gradients of frozen weights are not computed."""
+    A trained token counts three forward passes, with MTP if it is trained. A sampled token counts one, one more if it was
+    checked, and one if a reference scored it. The source counts a teacher's FLOPs. If only a part of the model is trained,
+    the result is an upper bound, since gradients of frozen weights are not computed.
+    """
     predicts = any(objective.kind == "mtp" for objective in run.objectives)
     model = run.model if predicts else run.model.model_copy(update={"num_nextn_predict_layers": 0})
     cost = account(model, context=run.source.row)
@@ -203,7 +206,7 @@ CHECKED = ("logprob_diff", "routing_flips", "routing_gap", "stale_logprob_diff",
 
 
 def _iterate(run: Run, state: State, work: Step, pool: ThreadPoolExecutor, where: str) -> Totals:
-    """One step: where it sampled, the check of all that it sampled; then an update for each of its batches."""
+    """Run one step: check all that was sampled for it against the trainer, then make one update per batch."""
     totals = Totals()
     names = list(trained(state.model))
     factor = run.optim.schedule.at(state.step, run.steps)
@@ -222,13 +225,13 @@ def _iterate(run: Run, state: State, work: Step, pool: ThreadPoolExecutor, where
         norm = clip(update.grads, run.optim.clip, where)
         state.optimizer.step(dict(zip(names, update.grads)), factor, pool)
         update.grads = []
-        for parameter in trained(state.model).values():  # they take no memory while the next batch is sampled
+        for parameter in trained(state.model).values():  # free the memory while the next batch is sampled
             parameter.grad = None
         routers = state.model.routers()[: len(update.counts)]
         totals.targets = [router.target_load() for router in routers]
         if update.counts and run.tune.whole:
             move_bias(routers, update.counts, run.balance.gamma)
-        if work.fresh:  # after an update the weights are no longer those that sampled: no check
+        if work.fresh:  # after an update the weights differ from the sampler's, so these values mean nothing
             update.means = {name: value for name, value in update.means.items() if name not in CHECKED}
             update.maxima = {name: value for name, value in update.maxima.items() if name not in CHECKED}
         totals.add(update, norm, batch.n_tokens)
@@ -236,13 +239,13 @@ def _iterate(run: Run, state: State, work: Step, pool: ThreadPoolExecutor, where
 
 
 def clip(grads: Sequence[Tensor], limit: float, where: str = "") -> float:
-    """Scale gradients in place to a global norm of at most `limit` (0: leave them); returns the norm before."""
+    """Scale gradients in place to a global norm of at most `limit` (0 disables it). Return the norm before."""
     norm = float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in grads])))
     if not math.isfinite(norm):
         raise NumericsError(
-            f"the gradient's norm is {norm}",
+            f"the gradient norm is {norm}",
             where=where,
-            remedy="Lower optim.lr; the newest checkpoint, if there is one, is whole.",
+            remedy="Lower optim.lr. The newest checkpoint, if there is one, is complete.",
         )
     if limit and norm > limit:
         torch._foreach_mul_(list(grads), limit / (norm + 1e-6))
@@ -250,18 +253,21 @@ def clip(grads: Sequence[Tensor], limit: float, where: str = "") -> float:
 
 
 def check_sampler(run: Run, update: Update, where: str) -> None:
-    """Stop where trainer and sampler disagree on the log-probabilities of what these very weights sampled, or on experts beyond rounding."""
+    """Raise a NumericsError if trainer and sampler disagree, beyond rounding, on samples of the same weights.
+
+    It compares log-probabilities and expert choices.
+    """
     total, weight = update.means.get("logprob_diff", (0.0, 0.0))
     mean, largest = total / weight if weight else 0.0, update.maxima.get("logprob_diff", 0.0)
     gap = update.maxima.get("routing_gap", 0.0)
     limit = run.agreement
     if not (mean <= limit.mean and largest <= limit.most and gap <= limit.gap):
         raise NumericsError(
-            f"trainer and sampler disagree: log-probabilities by {mean:.2e} in the mean (limit "
-            f"{limit.mean:.0e}) and {largest:.2e} at most (limit {limit.most:.0e}), expert scores by {gap:.2e} (limit "
+            f"trainer and sampler disagree: log-probabilities by {mean:.2e} on average (limit "
+            f"{limit.mean:.0e}) and by up to {largest:.2e} (limit {limit.most:.0e}), expert scores by {gap:.2e} (limit "
             f"{limit.gap:.0e})",
             where=where,
-            remedy="A bug in the model's cache, replay or temperature, or weights in another type: training on it would be wrong.",
+            remedy="Do not train on it. Look for a bug in the model's cache, replay or temperature, or for weights of another dtype.",
         )
 
 
@@ -269,5 +275,5 @@ def _note(record: dict[str, Any]) -> str:
     shown = {"loss": "loss", "reward": "reward", "think_share": "thinks", "reply_length": "length"}
     text = "  ".join(f"{label} {record[key]:.3g}" for key, label in shown.items() if key in record)
     if record.get("groups_equal"):
-        text += f"  one reward only in {record['groups_equal']} of {record['groups_total']} groups"
+        text += f"  equal rewards in {record['groups_equal']} of {record['groups_total']} groups"
     return f"{text}  {record['tokens_per_second']:,.0f} tokens/s"

@@ -1,4 +1,4 @@
-"""A run: a whole training as one value, which `run.yaml` holds and repeats."""
+"""A run: the whole definition of a training, stored in `run.yaml` so that it can be repeated."""
 
 from __future__ import annotations
 
@@ -17,8 +17,11 @@ from rorqual.train.sources import SourceConfig
 
 
 class Start(Config):
-    """Where weights and tokenizer come from. `run` empty: fresh weights. `tokenizer`: `bytes`, `bpe:SIZE` (learned from the
-    source's text), or a `tokenizer.json`; with a `run` the run's own is taken."""
+    """The origin of weights and tokenizer. An empty `run` means new weights.
+
+    `tokenizer` is `bytes`, `bpe:SIZE` (learned from the source's text), or the path of a `tokenizer.json`. With a `run`, that
+    run's tokenizer is used instead.
+    """
 
     run: str = ""
     tokenizer: str = "bytes"
@@ -28,10 +31,10 @@ Dtype = Literal["float32", "bfloat16"]
 
 
 class Agreement(Config):
-    """How far trainer and sampler may differ on what was just sampled, the sampler's expert choices replayed.
+    """How far trainer and sampler may differ on fresh samples, with the sampler's expert choices replayed.
 
-    `mean` and `most` are absolute differences of log-probabilities in nats, `gap` how far a replayed expert may lie below the
-    router's own choice, in score.
+    `mean` and `most` limit the average and the largest absolute difference of log-probabilities, in nats. `gap` limits how far
+    the score of a replayed expert may be below the router's own choice.
     """
 
     mean: NonNegative
@@ -41,14 +44,16 @@ class Agreement(Config):
 
 FLOAT32 = Agreement(mean=1e-6, most=1e-4, gap=1e-4)
 BFLOAT16 = Agreement(mean=1e-2, most=1.0, gap=0.05)
-"""A trainer in bf16 beside a sampler in fp32. Measured on the quickstart's model: mean 3e-3, most 0.21, gap 0.009 (docs/LOG.md)."""
+"""Limits for a bf16 trainer and an fp32 sampler. The quickstart's model measured 3e-3, 0.21 and 0.009 (docs/LOG.md)."""
 SHALLOW = 8
-"""Layers up to which `FLOAT32` holds."""
+"""Number of layers up to which `FLOAT32` holds."""
 
 
 def agreement(dtype: Dtype, layers: int) -> Agreement:
-    """How far a model of so many layers may differ. In fp32 roundings add up from layer to layer: SmolLM2, with 30, differs by 1.4e-6
-    in the mean and by 4e-5 at most (docs/LOG.md)."""
+    """Return the limits for a model with `layers` layers. In fp32 they grow with depth, since rounding errors add up.
+
+    SmolLM2, with 30 layers, differs by 1.4e-6 on average and by at most 4e-5 (docs/LOG.md).
+    """
     if dtype != "float32":
         return BFLOAT16
     scale = max(1.0, layers / SHALLOW)
@@ -56,7 +61,7 @@ def agreement(dtype: Dtype, layers: int) -> Agreement:
 
 
 class Extension(Config):
-    """More steps in the same folder: after step `from_step` the schedule is of `new_steps`, up to there it was of `old_steps`."""
+    """An increase of `steps` in the same folder. After step `from_step` the schedule spans `new_steps` instead of `old_steps`."""
 
     from_step: Natural
     old_steps: Count
@@ -64,23 +69,23 @@ class Extension(Config):
 
 
 BACKENDS = {"fast": "torch", "invariant": "torch-invariant"}
-"""What `backend` says of an older run.yaml's `arithmetic`."""
+"""The backend of each value of `arithmetic` in older run.yaml files."""
 
 
 class Run(Config):
-    """Amounts of work are numbers of steps and samples; no clock decides anything, so one seed gives one result.
+    """A whole training. Work is measured in steps and samples, never in time, so that one seed gives one result.
 
-    `micro_batches`: into how many parts an update is divided; worker threads share them. It never changes a gradient by more
-    than rounding, but it fixes the order of sums, so it belongs to the run and the number of threads does not.
+    `micro_batches` is the number of parts of an update, which worker threads share. It changes gradients by rounding only.
+    It fixes the order of sums, so it belongs to the run; the number of threads does not.
 
-    `backend` 'torch-invariant': the trainer rounds as the engine does (docs/engine.md), so that in float32 its log-probabilities of what was
-    just sampled are the sampler's, bit for bit. It is slower, and off by default.
+    `backend` 'torch-invariant' makes the trainer round as the engine does (docs/engine.md). In float32 its log-probabilities of
+    fresh samples then equal the sampler's bit for bit. It is slower, and not the default.
 
-    `tune`: what is trained (docs/adapters.md). Where that is not everything, routers are frozen and so are their biases: `balance`
-    moves none.
+    `tune` selects the weights to train (docs/adapters.md). If that is only a part, routers and their biases are frozen, and
+    `balance` has no effect.
 
-    `extensions` and `versions` are no settings: the loop writes them, where `steps` grew in the same folder, and for the families whose
-    problems are drawn.
+    `extensions` and `versions` are not settings; the loop writes them. `extensions` records increases of `steps` in the same
+    folder, `versions` the versions of generated problem families.
     """
 
     recipe: str
@@ -106,7 +111,7 @@ class Run(Config):
     @model_validator(mode="before")
     @classmethod
     def _renamed(cls, value: Any) -> Any:
-        """Read a run.yaml from before backends had names, and resolve a backend in a file."""
+        """Read a run.yaml written before backends had names, and resolve a backend in a file."""
         if isinstance(value, dict) and value.get("arithmetic") in BACKENDS:
             value = {**value, "backend": BACKENDS[value["arithmetic"]]}
             del value["arithmetic"]
@@ -119,19 +124,19 @@ class Run(Config):
         backend(self.backend)
         modules = self.model.num_nextn_predict_layers
         if not self.tune.whole and not self.start.run:
-            raise ValueError(f"tune.kind={self.tune.kind} trains a part of a run's model: name the run (from=RUN)")
+            raise ValueError(f"tune.kind={self.tune.kind} trains a part of an existing model: name its run (from=RUN)")
         for objective in self.objectives:
             if isinstance(objective, MultiToken) and objective.depth != modules:
                 raise ValueError(
-                    f"objective mtp has depth {objective.depth}, the model has {modules} prediction modules"
+                    f"objective mtp has depth {objective.depth}, but the model has {modules} prediction modules"
                 )
             if missing := objective.needs() - self.source.gives():
                 raise ValueError(
                     f"objective {objective.kind} needs {', '.join(sorted(missing))}, which source {self.source.kind} does not "
-                    "give (a KL term needs source.reference=RUN)"
+                    "provide (a KL term needs source.reference=RUN)"
                 )
             if isinstance(objective, AuxBalance) and self.micro_batches > 1:
                 raise ValueError(
-                    f"objective aux_balance is a product of means over the whole batch: micro_batches=1, not {self.micro_batches}"
+                    f"objective aux_balance needs the whole batch at once: set micro_batches=1, not {self.micro_batches}"
                 )
         return self

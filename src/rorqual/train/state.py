@@ -1,4 +1,4 @@
-"""Everything that training holds: model, tokenizer, optimizer, and where it stands."""
+"""The state of training: model, tokenizer, optimizer and progress."""
 
 from __future__ import annotations
 
@@ -23,14 +23,17 @@ from rorqual.train.run import Extension, Run
 from rorqual.train.tune import begin
 
 CLOCK_FIELDS = ("seconds", "core_seconds", "tokens_per_second")
-"""Fields of a metrics record that a clock wrote: all others are the same in a resumed run, to the bit."""
+"""Fields of a metrics record that depend on time. All others are identical, bit for bit, in a resumed run."""
 LIVE_KEYS = {"device", "save_seconds", "extensions", "versions"}
 
 
 @dataclass
 class State:
-    """`step`: how many steps are done; `metrics_bytes`, `rollouts_bytes`: how much of those files tells of them. `notes`: what
-    was skipped while looking for a checkpoint. `adapter`: what its checkpoints say of the trained part; None where all is trained."""
+    """The state of training after `step` steps.
+
+    `metrics_bytes` and `rollouts_bytes` are the sizes of those files at that step. `notes` names checkpoints that were
+    skipped. `adapter` describes the trained part in checkpoints; it is None if all weights are trained.
+    """
 
     model: Decoder
     tokenizer: Tokenizer
@@ -43,7 +46,7 @@ class State:
 
 
 def make_tokenizer(run: Run) -> Tokenizer:
-    """The run's tokenizer, before anything is written."""
+    """Load or train the run's tokenizer. Nothing is written."""
     if run.start.run:
         return Tokenizer.load(RunDir(Path(run.start.run)).tokenizer_file)
     spec = run.start.tokenizer
@@ -55,37 +58,39 @@ def make_tokenizer(run: Run) -> Tokenizer:
 
 
 def check_vocabulary(run: Run, tokenizer: Tokenizer) -> None:
-    """Refuse a model whose vocabulary cannot hold the tokenizer's ids."""
+    """Raise a ConfigError if the model's vocabulary is smaller than the tokenizer's."""
     if tokenizer.vocab_size > run.model.vocab_size:
         raise ConfigError(
-            f"the tokenizer has {tokenizer.vocab_size} tokens, the model's vocabulary {run.model.vocab_size}",
+            f"the tokenizer has {tokenizer.vocab_size} tokens, but the model's vocabulary has {run.model.vocab_size}",
             where="model.vocab_size",
-            remedy=f"Set model.vocab_size={tokenizer.vocab_size} or take the tokenizer that the weights were trained with.",
+            remedy=f"Set model.vocab_size={tokenizer.vocab_size}, or use the tokenizer that the weights were trained with.",
         )
 
 
 def check_context(run: Run) -> None:
-    """Refuse rows longer than the model's context: it would learn positions that it can never be asked at."""
+    """Raise a ConfigError for rows longer than the model's context: their last positions could never be used."""
     context = run.model.max_position_embeddings
     if run.source.row > context:
         raise ConfigError(
-            f"rows of {run.source.row} tokens, and the model's context is {context}",
+            f"rows have {run.source.row} tokens, but the model's context is {context}",
             where="source.row",
-            remedy=f"Set row={context} or less, or begin a model with a longer context (row= without from=).",
+            remedy=f"Set row={context} or less, or start a model with a longer context (row= without from=).",
         )
 
 
 def restore(run: Run, out: RunDir, tokenizer: Tokenizer, ops: Backend | None = None, threads: int = 1) -> State:
-    """Fresh weights, another run's, or this run's newest whole checkpoint; another run in the folder is refused.
+    """Return the state to start from: new weights, another run's weights, or this run's newest complete checkpoint.
 
-    `ops`: another backend than the run's.
+    `ops` replaces the run's backend. Raises ConfigError if the folder holds another run.
     """
     same_run(run, out)
     step, notes = out.newest_whole()
     ops = ops or backend(run.backend)
     model = build(run.model, seed=run.seed, ops=ops)
     if (reason := ops.supports(torch.device(run.device), getattr(torch, run.dtype), model, training=True)) is not None:
-        raise ConfigError(f"{ops.name} cannot train this model: {reason}", where="backend", remedy="Use another.")
+        raise ConfigError(
+            f"{ops.name} cannot train this model: {reason}", where="backend", remedy="Use another backend."
+        )
     adapter = None if step is None or run.tune.whole else adapter_of(out.step_dir(step))
     if run.start.run:
         base = RunDir(Path(run.start.run)).checkpoint()
@@ -102,11 +107,11 @@ def restore(run: Run, out: RunDir, tokenizer: Tokenizer, ops: Backend | None = N
 
 
 def same_run(run: Run, out: RunDir) -> None:
-    """Refuse to go on in a folder that holds another run; the error names what differs."""
+    """Raise a ConfigError that names the differences if the folder holds another run."""
     if out.path.exists() and not out.path.is_dir():
         raise ConfigError("not a folder", where=str(out.path), remedy="Give another out=.")
     if not out.config_file.is_file():
-        # A kill while run.yaml was being written leaves its hidden temporary file: that is not another's folder.
+        # A kill while run.yaml is written leaves a hidden temporary file; the folder is still this run's.
         if out.path.exists() and any(not entry.name.startswith(".") for entry in out.path.iterdir()):
             raise ConfigError(
                 "the folder is not empty and holds no run", where=str(out.path), remedy="Give another out=."
@@ -121,20 +126,20 @@ def same_run(run: Run, out: RunDir) -> None:
         raise ConfigError(
             f"this folder holds another run: {detail}",
             where=str(out.config_file),
-            remedy="Give another out=, or the settings that the run began with.",
+            remedy="Give another out=, or the settings that the run started with.",
         )
 
 
 def differing(was: Run, run: Run) -> set[str]:
-    """Names of the settings in which two runs differ, but for those that change no figure."""
+    """Return the settings in which two runs differ, except those that do not change results."""
     had, now = was.model_dump(mode="json"), run.model_dump(mode="json")
     return {key for key in now if key not in LIVE_KEYS and had[key] != now[key]}
 
 
 def extended(run: Run, out: RunDir) -> Run:
-    """The run with its folder's extensions; where `steps` is larger than there and nothing else differs, with one more.
+    """Return the run with its folder's extensions, plus a new one if only `steps` grew.
 
-    It begins at the newest whole checkpoint. Errors: `ConfigError` where `steps` is smaller than the folder's.
+    The new one starts at the newest complete checkpoint. Raises ConfigError if `steps` is smaller than the folder's.
     """
     was = read_yaml(Run, out.config_file) if out.config_file.is_file() else run.model_copy(update={"extensions": ()})
     run = run.model_copy(update={"extensions": was.extensions})
@@ -144,34 +149,34 @@ def extended(run: Run, out: RunDir) -> Run:
         raise ConfigError(
             f"steps={run.steps} is smaller than the run's {was.steps}",
             where=str(out.config_file),
-            remedy=f"Set steps={was.steps} to go on, more to extend the run, or give another out=.",
+            remedy=f"Set steps={was.steps} to resume, more to extend the run, or give another out=.",
         )
     more = Extension(from_step=out.newest_whole()[0] or 0, old_steps=was.steps, new_steps=run.steps)
     before = was.extensions
     if (
         before and before[-1].from_step == more.from_step
-    ):  # nothing of it is kept: the same as to extend at once to the new total
+    ):  # the last extension trained nothing: merge it with the new one
         before, more = before[:-1], more.model_copy(update={"old_steps": before[-1].old_steps})
     return run.model_copy(update={"extensions": (*before, more)})
 
 
 def versioned(run: Run, out: RunDir, versions: dict[str, int]) -> Run:
-    """The run with the versions of the families that it draws from. One that began with others is not gone on with, nor repeated."""
+    """Return the run with the versions of its problem families. Raises ConfigError if the folder's run has others."""
     began = out.config_file.is_file()
     had = read_yaml(Run, out.config_file).versions if began else run.versions or versions
     if had != versions:
         names = [name for name in had | versions if had.get(name, 1) != versions.get(name, 1)]
         detail = ", ".join(f"{name} of version {had.get(name, 1)}, now {versions.get(name, 1)}" for name in names)
         raise ConfigError(
-            f"the run draws problems that this Rorqual draws no more: {detail}",
+            f"the run generates problems that this version of Rorqual no longer generates: {detail}",
             where=str(out.config_file) if began else "versions",
-            remedy="Begin a new run with another out=." if began else "Leave versions out to draw the new ones.",
+            remedy="Start a new run with another out=." if began else "Remove versions to generate the new problems.",
         )
     return run.model_copy(update={"versions": versions})
 
 
 def difference(had: object, now: object) -> str:
-    """The innermost values that differ, for a person."""
+    """Describe the innermost values that differ."""
     if isinstance(had, dict) and isinstance(now, dict):
         keys = [k for k in {**had, **now} if had.get(k) != now.get(k)]
         return ", ".join(f"{k}: {difference(had.get(k), now.get(k))}" for k in keys)
@@ -181,7 +186,7 @@ def difference(had: object, now: object) -> str:
 
 
 def write_start(run: Run, out: RunDir, tokenizer: Tokenizer) -> None:
-    """The run's config and tokenizer, before the first step; the config again where the run is extended."""
+    """Write the run's config and tokenizer before the first step; write the config again after an extension."""
     if not out.config_file.is_file() or run.extensions != read_yaml(Run, out.config_file).extensions:
         write_atomic(out.config_file, to_yaml(run).encode())
     if not out.tokenizer_file.is_file():

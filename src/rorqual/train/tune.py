@@ -1,4 +1,4 @@
-"""What a run trains, found and told: the experts that its own data uses, and what the trained part costs."""
+"""Partial training: choose the experts that the run's data uses (ESFT), and report the cost of the trained part."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from rorqual.train.sources import Materials
 from rorqual.train.workers import workers
 
 ROWS = 16
-"""Rows in one forward. The number is fixed: it decides how products are rounded, and a rounding may decide between two experts."""
+"""Rows in one forward pass. It is fixed, because it determines rounding, and rounding may decide between two experts."""
 
 
 def begin(run: Run, out: RunDir, base: Path, model: Decoder, tokenizer: Tokenizer, threads: int) -> Adapter:
-    """The adapter that this run begins, on the checkpoint `base`, whose weights `model` holds."""
+    """Return the adapter of a new run on the checkpoint `base`, whose weights `model` holds."""
     experts = find_experts(run, model, tokenizer, threads)
     return Adapter(base=base_of(base, named=run.start.run, seen_from=out.path), tune=run.tune, experts=experts)
 
 
 def find_experts(run: Run, model: Decoder, tokenizer: Tokenizer, threads: int) -> Selection:
-    """ESFT's experts, by what `model` does with the batches of the run's first steps; none for other kinds.
+    """Return ESFT's experts, chosen by how `model` routes the batches of the run's first steps. Other kinds have none.
 
-    What a source samples with the model is read as what it trains on is: padding is not.
+    Rows that a source samples with the model count like training rows. Padding does not count.
     """
     tune = run.tune
     if not isinstance(tune, ESFT):
@@ -51,7 +51,7 @@ def find_experts(run: Run, model: Decoder, tokenizer: Tokenizer, threads: int) -
             work = source.step(step)
             parts = [part for batch in (*work.batches, *work.unlearned) for part in _parts(batch)]
             for found in pool.map(lambda part: _look(model, part, tune, run.device), parts):
-                # Identity experts, which have the numbers beyond, cannot be trained.
+                # Identity experts come after the stacked ones and have no weights to train.
                 totals = [total + one[:n] for total, one, n in zip(totals, found, experts, strict=True)]
     return select(totals, tune.p)
 
@@ -60,7 +60,7 @@ def _parts(batch: TrainBatch) -> list[TrainBatch]:
     return batch.split(-(-len(batch.tokens) // ROWS))
 
 
-@torch.no_grad()  # threads do not inherit it
+@torch.no_grad()  # grad mode is per thread; pool threads do not inherit it
 def _look(model: Decoder, given: TrainBatch, tune: ESFT, device: str) -> Sequence[Tensor]:
     batch = given.to(device)
     routing = model(batch.tokens, batch.positions, segments=batch.segments).routing
@@ -72,11 +72,11 @@ def _look(model: Decoder, given: TrainBatch, tune: ESFT, device: str) -> Sequenc
     return relevance(routing, number, tune.score, int(number.max()) + 1)
 
 
-# ---- what it costs
+# ---- cost
 
 
 def cost(model: Decoder, optimizer: Optimizer) -> dict[str, int]:
-    """Measured: trained parameters, and bytes of the optimizer's state as it is."""
+    """Return the number of trained parameters and the bytes of the optimizer state."""
     held = optimizer.state().values()
     return {
         "trained_parameters": sum(p.numel() for p in trained(model).values()),
@@ -85,11 +85,11 @@ def cost(model: Decoder, optimizer: Optimizer) -> dict[str, int]:
 
 
 def begun(model: Decoder, adapter: Adapter) -> str:
-    """A line for the user: how much of the model is trained, and which experts."""
+    """Return a message that says how much of the model is trained, and which experts."""
     part = sum(p.numel() for p in trained(model).values())
     added = part if not adapter.experts else 0
     total = sum(p.numel() for p in model.parameters()) - added
-    line = f"{adapter.tune.kind}: {part:,} trained parameters beside {total:,} ({part / total:.2%})"
+    line = f"{adapter.tune.kind}: {part:,} trained parameters added to {total:,} ({part / total:.2%})"
     if adapter.experts:
         layers = routed(model).values()
         counts = ", ".join(f"{len(chosen)} of {n_stacked(ffn)}" for ffn, chosen in zip(layers, adapter.experts))
@@ -98,7 +98,7 @@ def begun(model: Decoder, adapter: Adapter) -> str:
 
 
 def ended(costs: dict[str, int], seconds: float, steps: int) -> str:
-    """A line for the user: memory of the optimizer, the process's peak, and time."""
+    """Return a message with the optimizer's memory, the process's peak memory, and the time per step."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return (
         f"optimizer state {costs['optimizer_bytes']:,} bytes for {costs['trained_parameters']:,} parameters; "

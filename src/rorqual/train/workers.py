@@ -1,10 +1,11 @@
-"""Compute the gradient of one update, its micro-batches shared among threads.
+"""Compute the gradient of one update, with its micro-batches spread over threads.
 
-torch releases the interpreter while an operation runs, so two threads keep two cores busy; each runs its operations on one
-core. Micro-batches are added in order: the number of threads changes no bit.
+torch releases the GIL while an operation runs, so two threads keep two cores busy. Each thread runs its operations on one
+core. Micro-batches are summed in order, so the number of threads does not change a bit.
 
-One thread calls `backward()`, which adds to each parameter's `.grad`; the hooks of FSDP2 and DDP run there and nowhere else. Several threads
-would add in any order, so each keeps its micro-batch's gradient apart; a process group of torch.distributed therefore uses one.
+A single thread calls `backward()`, which adds to each parameter's `.grad`; the hooks of FSDP2 and DDP run only there. Several
+threads would add in varying order, so each keeps its micro-batch's gradient apart. With a torch.distributed process group one
+thread is used.
 """
 
 from __future__ import annotations
@@ -32,9 +33,10 @@ from rorqual.train.objectives import Objective
 
 @dataclass
 class Update:
-    """One update's gradient, loss and record. `means` hold (sum, weight), `counts` the load of each router's experts.
+    """One update's gradient, loss and metrics. `means` hold (sum, weight), `counts` the load of each router's experts.
 
-    `grads` are the `.grad` of the trained parameters; `zeros` is how many of those that took part have a gradient of zeros alone.
+    `grads` are the `.grad` tensors of the trained parameters. `zeros` counts the participating parameters whose gradient is
+    all zeros.
     """
 
     grads: list[Tensor]
@@ -45,7 +47,7 @@ class Update:
     zeros: int = 0
 
     def add(self, other: Update) -> None:
-        """Add what the next micro-batch recorded, in place; gradients are added in `gradient`."""
+        """Add the metrics of the next micro-batch in place. Gradients are added in `gradient`."""
         self.loss += other.loss
         for name, (total, weight) in other.means.items():
             had = self.means.get(name, (0.0, 0.0))
@@ -56,7 +58,7 @@ class Update:
 
 
 class Workers(ThreadPoolExecutor):
-    """A pool of `threads` threads, each of which runs torch's operations on one core."""
+    """A pool of `threads` threads, each of which runs torch operations on one core."""
 
     def __init__(self, threads: int) -> None:
         super().__init__(threads, initializer=torch.set_num_threads, initargs=(1,))
@@ -65,7 +67,7 @@ class Workers(ThreadPoolExecutor):
 
 @contextmanager
 def workers(threads: int) -> Iterator[Workers]:
-    """A pool whose threads each run torch's operations on one core, and so does the caller meanwhile."""
+    """Open a thread pool. Its threads, and the caller meanwhile, each run torch operations on one core."""
     keep_freed()
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -86,9 +88,10 @@ def gradient(
     dtype: torch.dtype = torch.float32,
     where: str = "",
 ) -> Update:
-    """The gradient of the objectives' means over the whole `batch`, computed in `parts` micro-batches: of each of `trained(model)`.
+    """Compute the gradient of the objectives' means over the whole `batch`, in `parts` micro-batches, for `trained(model)`.
 
-    Raises NumericsError where the loss is not finite, where no trained parameter has a gradient, or where one has none although its module ran.
+    Raises NumericsError if the loss is not finite, if no trained parameter has a gradient, or if one lacks a gradient although
+    its module ran.
     """
     totals = [max(objective.weight(batch), 1e-20) for objective in objectives]
     micro = batch.split(parts)
@@ -97,7 +100,7 @@ def gradient(
         parameter.grad = None
     with modules_that_run(model) as ran:
         if pool.threads == 1 or (dist.is_available() and dist.is_initialized()):
-            # In a thread of the pool, too: it inherits no grad mode that the caller may have left.
+            # Run in a pool thread too: it does not inherit a grad mode that the caller may have set.
             turns = (pool.submit(_one, model, objectives, part, totals, dtype, None).result() for part in micro)
             first, *rest = [update for update, _ in turns]
         else:
@@ -114,7 +117,7 @@ def gradient(
         raise NumericsError(
             f"the loss is {first.loss}",
             where=where,
-            remedy="Lower optim.lr or optim.clip; the newest checkpoint, if there is one, holds the weights from before it.",
+            remedy="Lower optim.lr or optim.clip. The newest checkpoint, if there is one, has the weights from before.",
         )
     if not any(objective.reads_hidden for objective in objectives):
         ran.clear()
@@ -143,10 +146,10 @@ def modules_that_run(model: nn.Module) -> Iterator[set[nn.Module]]:
 def checked(
     model: nn.Module, params: dict[str, nn.Parameter], ran: set[nn.Module], where: str = ""
 ) -> tuple[list[Tensor], int]:
-    """The gradient of each of `params`, and how many of those that took part are zero throughout.
+    """Return the gradient of each parameter, and the number of participating parameters whose gradient is all zeros.
 
-    A parameter takes part if its module is in `ran`; any other without a gradient gets zeros and is not counted. The router chooses which
-    expert's part of `HoldsParts` takes part, so any of those may have none.
+    A parameter participates if its module is in `ran`. Any other parameter without a gradient gets zeros and is not counted.
+    In `HoldsParts` modules the router decides which experts participate, so any of their parameters may lack a gradient.
     """
     modules = dict(model.named_modules())
     grads, found, missing = list[Tensor](), list[Tensor](), list[str]()
@@ -164,7 +167,7 @@ def checked(
     if missing or not found:
         shown = ", ".join(missing[:4]) + (f" and {len(missing) - 4} more" if len(missing) > 4 else "")
         raise NumericsError(
-            f"no gradient reaches {shown}, though their modules ran"
+            f"no gradient reaches {shown}, although their modules ran"
             if found
             else "no trained parameter has a gradient",
             where=where,
@@ -182,9 +185,9 @@ def compare(
     pool: Workers,
     dtype: torch.dtype = torch.float32,
 ) -> tuple[Update, list[Tensor | None]]:
-    """What the trainer, before any update, makes of everything that was just sampled: means and maxima, no gradient.
+    """Compare trainer and sampler on fresh samples, before any update and without gradients. Return means and maxima.
 
-    With them, for each batch, its log-probabilities [rows, seq] of the targets, if an objective `wants_old`.
+    If an objective `wants_old`, also return for each batch the trainer's log-probabilities [rows, seq] of the targets.
     """
     jobs = [[pool.submit(_look, model, objectives, part, dtype) for part in batch.split(parts)] for batch in batches]
     seen, old = Update([], 0.0), list[Tensor | None]()
@@ -196,7 +199,7 @@ def compare(
     return seen, old
 
 
-@torch.no_grad()  # threads do not inherit it
+@torch.no_grad()  # grad mode is per thread; pool threads do not inherit it
 def _look(
     model: Decoder, objectives: Sequence[Objective], batch: TrainBatch, dtype: torch.dtype
 ) -> tuple[Update, Tensor | None]:
@@ -221,7 +224,7 @@ def _one(
     dtype: torch.dtype,
     leaves: Sequence[nn.Parameter] | None,
 ) -> tuple[Update, Sequence[Tensor | None]]:
-    """One micro-batch: its record, and the gradients of `leaves`. Without `leaves` these are added to every `.grad`."""
+    """Compute one micro-batch: its metrics and the gradients of `leaves`. Without `leaves`, add to every `.grad`."""
     with torch.autocast(batch.tokens.device.type, dtype=dtype, enabled=dtype != torch.float32):
         output = _forward(model, objectives, batch)
         terms = [objective.term(model, batch, output) for objective in objectives]
@@ -232,7 +235,7 @@ def _one(
     grads: Sequence[Tensor | None] = [None] * len(leaves or ())
     if loss.requires_grad and leaves is not None:
         grads = torch.autograd.grad(loss, leaves, allow_unused=True)
-    elif loss.requires_grad:  # else nothing is trained, and `checked` says so
+    elif loss.requires_grad:  # otherwise nothing is trained, which `checked` reports
         loss.backward()
     valid = batch.segments.flatten() >= 0
     update = Update([], float(loss.detach()))
@@ -256,8 +259,8 @@ def _forward(model: Decoder, objectives: Sequence[Objective], batch: TrainBatch)
 
 
 def _record_replay(update: Update, routing: Sequence[Routing], valid: Tensor) -> None:
-    """How many expert choices differ from what the trainer's own router would choose, and by how much at most."""
-    if not bool(valid.any()):  # all of it was drawn by older weights
+    """Record how many expert choices differ from the trainer's own routing, and by how much at most."""
+    if not bool(valid.any()):  # older weights sampled all of it
         return
     flips, tokens, gap = 0.0, 0.0, 0.0
     for one in routing:

@@ -217,7 +217,7 @@ def test_a_mark_alone_that_is_missing_is_named_alone() -> None:
 @pytest.mark.parametrize("name", [name for name in FAMILY if name not in THINKS_BY_IDS])
 def test_what_a_text_format_could_not_tell_apart_is_refused(name: str) -> None:
     for message in (Message("assistant", "<think>a"), Message("assistant", "b", "a</think>")):
-        with pytest.raises(DataError, match="as text, and cannot write"):
+        with pytest.raises(DataError, match="as text, so it cannot write"):
             made(name).render([USER, message])
     assert made(name).render([USER, Message("assistant", "a <think>", "b")]).n_trained
 
@@ -228,12 +228,12 @@ def test_tool_turns_are_not_trained_on(name: str) -> None:
     call = ToolCall("call_0", "add", "{}")
     messages = [USER, Message("assistant", "a", tool_calls=(call,)), Message("tool", "4", tool_call_id="call_0")]
     for held in (messages, messages[:2]):
-        with pytest.raises(DataError, match=r"which are not trained on|no role 'tool'"):
+        with pytest.raises(DataError, match=r"tool calls cannot be trained on|no role 'tool'"):
             made(name).render([*held, *([Message("assistant", "4")] if len(held) > 2 else [])])
     if made(name).takes_tools:
         assert made(name).prompt(messages)
     else:
-        with pytest.raises(DataError, match=f"chat format '{name}' has no way to write tools"):
+        with pytest.raises(DataError, match=f"chat format '{name}' cannot write tools"):
             made(name).prompt(messages)
 
 

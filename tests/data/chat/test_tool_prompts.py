@@ -82,13 +82,16 @@ def test_answers_stand_in_the_order_of_the_calls(name: str) -> None:
 
 
 REFUSED: dict[str, tuple[list[Message], str]] = {
-    "an answer to no call": ([ASKED, Message("assistant", "a"), SAID], "without a call before it"),
-    "an answer first": ([SAID], "without a call before it"),
-    "an answer to another call": ([ASKED, CALLED, replace(SAID, tool_call_id="call_9")], "an unknown call 'call_9'"),
-    "two answers to one call": ([ASKED, CALLED, SAID, SAID], "a second answer to call 'call_0'"),
-    "calls of a user": ([replace(ASKED, tool_calls=CALLED.tool_calls)], "a user turn with calls"),
-    "an assistant's last turn": ([ASKED, CALLED], "the last turn is the assistant's own"),
-    "an assistant after an assistant": ([ASKED, CALLED, CALLED, SAID], "an assistant turn after assistant"),
+    "an answer to no call": ([ASKED, Message("assistant", "a"), SAID], "a tool turn follows no tool call"),
+    "an answer first": ([SAID], "a tool turn follows no tool call"),
+    "an answer to another call": (
+        [ASKED, CALLED, replace(SAID, tool_call_id="call_9")],
+        "a result for unknown call 'call_9'",
+    ),
+    "two answers to one call": ([ASKED, CALLED, SAID, SAID], "a second result for call 'call_0'"),
+    "calls of a user": ([replace(ASKED, tool_calls=CALLED.tool_calls)], "a user turn has calls"),
+    "an assistant's last turn": ([ASKED, CALLED], "the last turn is an assistant turn"),
+    "an assistant after an assistant": ([ASKED, CALLED, CALLED, SAID], "an assistant turn follows assistant turn"),
     "half of a surrogate pair": ([ASKED, CALLED, replace(SAID, content="\ud802")], "surrogate"),
 }
 
@@ -112,14 +115,14 @@ def nested(depth: int) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("tools", "what"),
     [
-        ([Tool("")], "no name of a tool"),
-        ([Tool("a b")], "no name of a tool"),
-        ([Tool('a"')], "no name of a tool"),
-        ([WEATHER, WEATHER], "two tools are called 'get_weather'"),
+        ([Tool("")], "not a valid tool name"),
+        ([Tool("a b")], "not a valid tool name"),
+        ([Tool('a"')], "not a valid tool name"),
+        ([WEATHER, WEATHER], "two tools are named 'get_weather'"),
         ([Tool("a", "\ud800")], "surrogate"),
-        ([Tool("a", "", {"a": object()})], "no JSON can hold"),
-        ([Tool("a", "", nested(100))], "more than 100 levels"),
-        ([Tool("a", "", nested(100_000))], "no JSON can hold"),
+        ([Tool("a", "", {"a": object()})], "cannot be written as JSON"),
+        ([Tool("a", "", nested(100))], "nested deeper than 100 levels"),
+        ([Tool("a", "", nested(100_000))], "cannot be written as JSON"),
     ],
 )
 def test_tools_that_no_call_could_name_are_refused(tools: list[Tool], what: str) -> None:
@@ -134,7 +137,7 @@ def test_a_format_without_tools_says_so() -> None:
         TemplateChat(made("qwen3").tokenizer, "{{ messages[0].content }}", bos="", stop=["<|im_end|>"]),
     ):
         assert not chat.takes_tools
-        with pytest.raises(DataError, match="no way to write tools"):
+        with pytest.raises(DataError, match=r"cannot write tools|writes no tool calls in a supported syntax"):
             chat.prompt([ASKED], "auto", TOOLS)
         assert chat.prompt([ASKED])
     with pytest.raises(DataError, match="chat=none"):

@@ -1,4 +1,4 @@
-"""Chat formats, by the name of the family."""
+"""Chat formats, one per model family."""
 
 from __future__ import annotations
 

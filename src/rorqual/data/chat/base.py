@@ -1,4 +1,4 @@
-"""A chat format: messages to ids with the loss mask born beside them, and a reply's ids back to a message."""
+"""The base class of chat formats: messages to token ids with a loss mask, and a reply's ids back to a message."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ from rorqual.data.tokenizer import Special, Tokenizer
 
 @dataclass(frozen=True)
 class Rendered:
-    """A conversation as ids; `mask[i]` says that the assistant wrote `ids[i]`, so that it may be trained on."""
+    """A conversation as token ids. `mask[i]` is true if the assistant wrote `ids[i]`; only such tokens may be trained on."""
 
     ids: list[int]
     mask: list[bool]
 
     @property
     def n_trained(self) -> int:
-        """How many tokens a loss can count: the first token of a sequence is predicted by nothing."""
+        """Number of tokens in the loss. The first token of a sequence has no prediction."""
         return sum(self.mask[1:])
 
 
 class ChatFormat(ABC):
-    """How one family of models writes conversations. One file per family, beside this one.
+    """How one model family writes conversations. Each family has one file in this folder.
 
-    Which special token plays which role (start, end, padding) is the format's to know; nobody else asks the tokenizer.
+    The format alone decides which special tokens start, end and pad sequences; no other code reads them from the tokenizer.
     """
 
     name: str
     parts: ClassVar[tuple[type[ContentPart], ...]] = (TextPart,)
-    """Kinds of content parts that the format can write; `prompt` and `render` refuse the others."""
+    """Content parts that the format can write. `prompt` and `render` refuse all others."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
@@ -52,26 +52,27 @@ class ChatFormat(ABC):
         continue_: bool = False,
         train_from: int = 0,
     ) -> Rendered:
-        """Ids and loss mask of a whole conversation.
+        """Return token ids and loss mask of a whole conversation.
 
-        `thinking` says who chose whether the last turn thinks: the assistant (`auto`: its choice is trained), or the
-        prompt (`on`, `off`: the choice is context). So `prompt(messages[:-1], thinking)` is a prefix of
-        `render(messages, thinking=thinking)` and, where the last turn is the only one trained, the mask covers the rest,
-        up to and including the token that ends the turn; what a template writes after that token belongs to the next turn.
-        `continue_` leaves the last assistant turn open, for the model to go on with. Turns before the message numbered
+        `thinking` says who decided whether the last turn thinks. With `auto` the assistant decided, and its choice is
+        trained. With `on` or `off` the prompt decided, and the choice is context. Therefore `prompt(messages[:-1], thinking)`
+        is a prefix of `render(messages, thinking=thinking)`. If only the last turn is trained, the mask covers the rest, up
+        to and including the end token of the turn. Text that a template writes after that token belongs to the next turn.
+
+        `continue_` leaves the last assistant turn open, so that the model can continue it. Turns before message number
         `train_from` are context only.
         """
 
     @abstractmethod
     def prompt(self, messages: Sequence[Message], thinking: Thinking = "auto", tools: Sequence[Tool] = ()) -> list[int]:
-        """Ids to feed so that the assistant's reply comes next. `tools` are those that it may call."""
+        """Return the prompt's token ids, up to where the assistant's reply begins. `tools` are the tools it may call."""
 
     @abstractmethod
     def reply_form(self, thinking: Thinking) -> ReplyForm:
-        """How a reply to `prompt(..., thinking)` is read."""
+        """Return how to parse a reply to `prompt(..., thinking)`."""
 
     def foreign_part(self, messages: Sequence[Message]) -> tuple[int, int, ContentPart] | None:
-        """The first part that the format cannot write, with the number of its message and its own, both from 0."""
+        """Return the first unsupported content part, with the 0-based indices of its message and of the part."""
         for number, message in enumerate(messages):
             place = foreign_part(message.content, self.parts)
             if place is not None and not isinstance(message.content, str):
@@ -79,7 +80,7 @@ class ChatFormat(ABC):
         return None
 
     def check_parts(self, messages: Sequence[Message]) -> None:
-        """Refuse a content part that the format cannot write, by name and place."""
+        """Raise a DataError that names the first unsupported content part and its place."""
         if found := self.foreign_part(messages):
             number, place, part = found
             raise DataError(
@@ -91,39 +92,39 @@ class ChatFormat(ABC):
 
     @property
     def call_form(self) -> CallForm | None:
-        """How calls of tools are written; None: not at all."""
+        """The syntax of tool calls in replies, or None if the format has none."""
         return None
 
     @property
     def call_frame(self) -> CallFrame | None:
-        """How a reply that only calls is written, so that `parse` reads those calls; None where there is no `call_form`."""
+        """How to write a reply that consists of tool calls so that `parse` reads them; None without a `call_form`."""
         return None
 
     @property
     def thinks(self) -> bool:
-        """Whether models of this family were trained to think when the prompt says so."""
+        """Whether models of this family were trained to think when the prompt asks for it."""
         return True
 
     @property
     def spoken(self) -> bool:
-        """Whether marks count in a reply however they are spelt, as tokens or as text."""
+        """Whether thinking tags in a reply count as text too, not only as special tokens."""
         return False
 
     def reader(
         self, thinking: Thinking, tools: Sequence[Tool] = (), *, calls: str = "call_", plain: bool = False
     ) -> Reader:
-        """A reader of a reply to `prompt(..., thinking, tools)`; the ids of its calls are `calls` and their number.
+        """Return a reader for a reply to `prompt(..., thinking, tools)`. Call ids are `calls` plus the call's index.
 
-        Without `tools` there are no calls: whatever looks like one is content. `plain`: mere text, which has no parts.
+        Without `tools` nothing is parsed as a call: its text is content. `plain` reads the whole reply as content.
         """
         written = self.call_form if tools and not plain else None
         form = ReplyForm("answer") if plain else self.reply_form(thinking)
         return Reader(self.reply_marks(written, plain=plain), form, written, tools, self.stop_ids, calls)
 
     def parse(self, ids: Iterable[int], thinking: Thinking = "auto", tools: Sequence[Tool] = ()) -> Message:
-        """The message in a reply's ids: what came after `prompt(..., thinking, tools)`, whole or cut off at any token.
+        """Parse the token ids of a reply to `prompt(..., thinking, tools)`, complete or cut off at any token.
 
-        Everything after the first end token is ignored. Any special token beside the format's marks stays visible, by name.
+        Ids after the first end token are ignored. Special tokens that have no meaning in the format appear by name.
         """
         reader = self.reader(thinking, tools)
         reader.feed(*ids)
@@ -131,43 +132,46 @@ class ChatFormat(ABC):
         return reader.message()
 
     def reply_marks(self, calls: CallForm | None, *, plain: bool = False) -> Marks:
-        """The marks that count in a reply, with calls or without."""
+        """Return the special tokens that have a meaning in a reply, with those of tool calls if `calls` is given."""
         names = [] if plain else ["<think>", "</think>", *(calls.marks if calls else ())]
         return Marks(self.tokenizer, names, spoken=names if self.spoken else ())
 
     @property
     def takes_tools(self) -> bool:
-        """Whether the format has a way to write tools and calls; `prompt` refuses them where it has none."""
+        """Whether the format can write tools and tool calls. If not, `prompt` refuses them."""
         return self.call_form is not None
 
     def mode(self, messages: Sequence[Message], thinking: Thinking) -> Thinking:
-        """How the reply to `prompt(messages, thinking)` is to be parsed: some formats cannot think after a tool's turn."""
+        """Return the thinking mode for parsing a reply to `prompt(messages, thinking)`.
+
+        Some formats cannot think after a tool turn.
+        """
         return thinking
 
     @abstractmethod
     def kept(self, message: Message, thinking: Thinking = "auto") -> Message:
-        """What of an assistant's message survives being written and read: `parse` of its reply's ids is `kept(message)`.
+        """Return the assistant message as it reads after being rendered and parsed: `parse` of its ids equals `kept(message)`.
 
-        A template that strips newlines cannot give them back; a format that strips nothing returns `message` itself.
+        A template that strips newlines loses them; a format that strips nothing returns `message` itself.
         """
 
     @abstractmethod
     def n_thought(self, ids: Sequence[int]) -> int:
-        """How many of a reply's ids come before the mark that ends thinking; all of them where there is none."""
+        """Return the number of ids before the tag that ends thinking, or all of them if it does not occur."""
 
     @abstractmethod
     def choice(self, thinking: Thinking) -> list[int]:
-        """Ids at the end of a prompt that say whether to think: empty where the model chooses."""
+        """Return the ids at the end of a prompt that force or forbid thinking. Empty if the model chooses."""
 
     @property
     def thought_ids(self) -> tuple[int, int] | None:
-        """Ids of `<think>` and `</think>`, where both are tokens."""
+        """The ids of `<think>` and `</think>`, if both are tokens."""
         if not {Special.THINK, Special.END_THINK} <= self.tokenizer.special_names:
             return None
         return self.tokenizer.think, self.tokenizer.end_think
 
     def chosen(self, prompt: Sequence[int]) -> Thinking:
-        """What the last ids of a prompt say about thinking: they force it, forbid it, or leave it to the model."""
+        """Return the thinking mode that the last ids of a prompt set: `on`, `off`, or `auto` if they leave it to the model."""
         modes: tuple[Thinking, Thinking] = ("off", "on")
         for mode in modes:
             ids = self.choice(mode)
@@ -176,34 +180,34 @@ class ChatFormat(ABC):
         return "auto"
 
     def as_written(self, message: Message) -> bool:
-        """Whether an earlier turn stands in a conversation as the assistant wrote it, so that it may be trained there."""
+        """Return whether an earlier turn is rendered exactly as the assistant wrote it, so that it may be trained there."""
         return message.reasoning is None
 
     @property
     @abstractmethod
     def stop_ids(self) -> tuple[int, ...]:
-        """Ids that end a turn; the first is the one that `render` writes."""
+        """Ids that end a turn. `render` writes the first."""
 
     @property
     @abstractmethod
     def pad(self) -> int:
-        """Id that fills the rest of a row. No loss counts it and nothing attends to it."""
+        """The padding id. It has no loss, and no token attends to it."""
 
     @property
     def bos(self) -> int | None:
-        """Id that opens every conversation, or None where the format has none."""
+        """The id that starts every conversation, or None."""
         return None
 
     @property
     def template(self) -> str | None:
-        """A jinja2 chat template that writes the same prompts, for a checkpoint that leaves the house; None: there is none."""
+        """An equivalent jinja2 chat template for exported checkpoints, or None if there is none."""
         return None
 
     def samples(self, messages: Sequence[Message]) -> list[Rendered]:
-        """Renderings in which each assistant turn is trained exactly once, as it was written.
+        """Return renderings in which each assistant turn is trained exactly once, as the assistant wrote it.
 
-        A format that drops the reasoning of earlier turns needs one rendering for each turn that reasons: there that
-        turn is the last one. A conversation of single answers needs one only. Empty without an assistant turn.
+        A format that drops the reasoning of earlier turns needs one rendering for each turn with reasoning, in which that turn
+        is the last. Other conversations need one. Without an assistant turn the list is empty.
         """
         turns = [number for number, message in enumerate(messages) if message.role == "assistant"]
         ends = [number for number in turns if not self.as_written(messages[number]) or number == turns[-1]]
@@ -212,26 +216,30 @@ class ChatFormat(ABC):
 
 
 def check_turns(messages: Sequence[Message], roles: Sequence[str]) -> None:
-    """Refuse what no template can write: nobody speaking, a role it does not know, an answer to no one."""
+    """Raise a DataError for what no template can write: an unknown role, or an assistant turn that answers no user turn."""
     before = ""
     for number, message in enumerate(messages, start=1):
         where = f"message {number}"
         if message.role not in roles:
             raise DataError(
-                f"this chat format has no role {message.role!r}", where=where, remedy=f"It has {', '.join(roles)}."
+                f"this chat format has no role {message.role!r}",
+                where=where,
+                remedy=f"Use one of {', '.join(roles)}.",
             )
         if message.role == "assistant" and before != "user":
             raise DataError(
-                f"an assistant turn after {before or 'nothing'}",
+                f"an assistant turn follows {before or 'no'} turn",
                 where=where,
-                remedy="An assistant answers a user turn.",
+                remedy="Put a user turn before it.",
             )
         if message.tool_calls:
             raise DataError(
-                "calls of tools, which are not trained on", where=where, remedy="Leave conversations with tools out."
+                "tool calls cannot be trained on", where=where, remedy="Remove conversations with tools from the data."
             )
         if message.reasoning is not None and message.role != "assistant":
-            raise DataError(f"a {message.role} turn with reasoning", where=where, remedy="Only the assistant reasons.")
+            raise DataError(
+                f"a {message.role} turn has reasoning", where=where, remedy="Only assistant turns may have reasoning."
+            )
         before = message.role if message.role != "system" else before
     if not before:
-        raise DataError("a conversation without a user turn", where="messages", remedy="Add one.")
+        raise DataError("the conversation has no user turn", where="messages", remedy="Add one.")

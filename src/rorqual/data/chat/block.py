@@ -1,8 +1,8 @@
 r"""Replies that think in a block, `<think>\n{reasoning}\n</think>\n\n{content}`, as Qwen3 and DeepSeek-R1 write them.
 
-Two readings of it: by the ids of the marks, where the family has tokens for them, and by their text, where it has none
-(a model of such a family can be taught to think all the same). Newlines around reasoning and before the content belong to the
-block: they are stripped when a reply is written and when it is read, as the published templates do.
+`MarkedBlock` reads the tags as special tokens, if the family has them. `SpokenBlock` reads them as text, so that a model of
+a family without such tokens can still be taught to think. Newlines around the reasoning and before the content belong to
+the block: writing and reading strip them, as the published templates do.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ THINK, END_THINK = "<think>", "</think>"
 
 
 class MarkedBlock(TurnChat):
-    """The block by ids. `auto` leaves the choice to the model, which writes an empty block where it does not think.
+    """A thinking block with special tokens. With `auto` the model chooses; it writes an empty block if it does not think.
 
-    An earlier turn stands without any block, so it is trained only where it is last.
+    Earlier turns are rendered without a block, so a turn is trained only where it is the last.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -31,7 +31,7 @@ class MarkedBlock(TurnChat):
         self._one, self._two = tokenizer.encode("\n"), tokenizer.encode("\n\n")
 
     def choice(self, thinking: Thinking) -> list[int]:
-        """`on` opens the block, `off` gives an empty one."""
+        """`on` opens the block; `off` writes an empty block."""
         if thinking == "off":
             return [self._think, *self._two, self._end_think, *self._two]
         return [self._think, *self._one] if thinking == "on" else []
@@ -53,13 +53,14 @@ class MarkedBlock(TurnChat):
         after = [self._end_think, *encode("\n\n" + kept.text)]
         if kept.reasoning:
             return [self._think, *self._one, *encode(kept.reasoning + "\n"), *after]
-        # One token for two newlines, unless the prompt has written the first of them already.
+        # Two newlines are one token, unless the prompt has already written the first newline.
         return [self._think, *(self._one * 2 if self.choice(thinking) else self._two), *after]
 
     def reply_form(self, thinking: Thinking) -> ReplyForm:
-        """What stands before the first `</think>` is reasoning, if a `<think>` opens the reply or the prompt opened it; also where
-        neither did, and the model closes what it never opened. Cut off before `</think>`, all is reasoning and the content is
-        empty. An empty block is no reasoning, unless thinking is `on`.
+        """Read the text before the first `</think>` as reasoning, whether the reply or the prompt opened it, or neither did.
+
+        A reply cut off before `</think>` is all reasoning, with empty content. An empty block counts as no reasoning, unless
+        thinking is `on`.
         """
         begins: Begins = "answer" if thinking == "off" else "thought" if self.choice(thinking) else "late"
         empty: Literal["kept", "none"] = "kept" if thinking == "on" else "none"
@@ -70,12 +71,12 @@ class MarkedBlock(TurnChat):
 
 
 class SpokenBlock(TurnChat):
-    """The block for families that do not think: its marks are plain text, unless the tokenizer happens to have tokens for them.
+    """A thinking block for families that were not trained to think. Its tags are text, unless the tokenizer has tokens for them.
 
-    A reply that does not think is the content alone. Replies are read as text, so that it does not matter how a mark was spelt.
+    A reply without thinking is content only. Replies are read as text, so tags count however they were tokenized.
 
-    `auto` and `off` leave the prompt as published; `on` opens the block. Refused, because they could not be told apart when
-    read: a content that begins with `<think>` and reasoning that holds `</think>`.
+    `auto` and `off` leave the prompt as published; `on` opens the block. Two ambiguous inputs are refused: content that begins
+    with `<think>`, and reasoning that contains `</think>`.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -84,7 +85,7 @@ class SpokenBlock(TurnChat):
         self._marks = (tokenizer.special(THINK), tokenizer.special(END_THINK)) if known else None
 
     def choice(self, thinking: Thinking) -> list[int]:
-        """`on` opens the block; `off` is what such a family does anyway."""
+        """`on` opens the block; `off` changes nothing, since such a family does not think by default."""
         if thinking != "on":
             return []
         return (
@@ -94,7 +95,7 @@ class SpokenBlock(TurnChat):
         )
 
     def as_written(self, message: Message) -> bool:
-        """A content that begins like a thought is trained nowhere: where it is last, it is refused."""
+        """Exclude content that begins with `<think>` from training; as the last turn it is refused."""
         return message.reasoning is None and not message.text.lstrip().startswith(THINK)
 
     def kept(self, message: Message, thinking: Thinking = "auto") -> Message:
@@ -108,7 +109,7 @@ class SpokenBlock(TurnChat):
         if message.reasoning is None:
             self._refuse(THINK, message.text.startswith(THINK), "content that begins with")
             return encode(message.text)
-        self._refuse(END_THINK, END_THINK in message.reasoning, "reasoning that holds")
+        self._refuse(END_THINK, END_THINK in message.reasoning, "reasoning that contains")
         opened = self.choice("on")
         if not closed and not message.text:
             return [*opened, *encode(message.reasoning.lstrip("\n"))]
@@ -120,9 +121,9 @@ class SpokenBlock(TurnChat):
     def _refuse(self, mark: str, found: bool, what: str) -> None:
         if found:
             raise DataError(
-                f"chat format '{self.name}' writes {mark} as text, and cannot write {what} it",
+                f"chat format '{self.name}' writes {mark} as text, so it cannot write {what} it",
                 where="messages",
-                remedy="Put what was thought into the message's reasoning, without the marks.",
+                remedy="Put the reasoning into the message's `reasoning`, without the tags.",
             )
 
     @property
@@ -134,16 +135,17 @@ class SpokenBlock(TurnChat):
         return True
 
     def reply_form(self, thinking: Thinking) -> ReplyForm:
-        """A reply that begins with `<think>` (or that the prompt opened) is reasoning up to the first `</think>`; cut off before
-        it, all is reasoning and the content is empty. Any other reply is content. The beginning of a mark at the very end of
-        a reply that was cut off is left out: it is neither.
+        """Read a reply that begins with `<think>`, or whose prompt does, as reasoning up to the first `</think>`.
+
+        A reply cut off before `</think>` is all reasoning, with empty content. Any other reply is content. An incomplete tag
+        at the end of a reply that was cut off is dropped.
         """
         empty: Literal["kept", "none"] = "kept" if thinking == "on" else "none"
         return ReplyForm("thought" if thinking == "on" else "mark", "\n", Trim("\n"), empty=empty, halves=True)
 
     def n_thought(self, ids: Sequence[int]) -> int:
         low, high = 0, len(ids)
-        while low < high:  # the first length whose text holds the mark
+        while low < high:  # find the shortest prefix whose text contains the tag
             middle = (low + high) // 2
             if END_THINK in self._text(ids[:middle]):
                 high = middle

@@ -1,7 +1,8 @@
-"""How families write calls of tools, and how one is read.
+"""How model families write tool calls, and how one call is parsed.
 
-A call is read whole or not at all: from its begin mark on stands the name of a tool that was offered, a JSON object of arguments, and the
-end mark. Otherwise the begin mark is text like any other, and reading goes on behind it. docs/tools.md lists what follows from this.
+A call is complete or it is text. A complete call has a begin token, the name of an offered tool, a JSON object of arguments,
+and the end token. Otherwise the begin token is plain text, and parsing continues after it. docs/tools.md lists the
+consequences.
 """
 
 from __future__ import annotations
@@ -16,16 +17,16 @@ from rorqual.data.chat.marks import CHARS, END_THINK, NAME_OF, THINK, raw
 
 WHITE = "".join(char for char in map(chr, range(0x3001)) if char.isspace())
 MAX_HEAD = 256
-"""Characters between a begin mark and the arguments: room for a name."""
+"""Maximum length, in characters, of the text between the begin token and the arguments, which contains the name."""
 MAX_DEPTH = 100
-"""Nesting of arguments; deeper ones are no call."""
+"""Maximum nesting depth of arguments. Deeper arguments are not parsed as a call."""
 
 Kind = Literal["text", "think", "end", "call", "open", "close"]
 
 
 @dataclass(frozen=True)
 class Item:
-    """A part of a reply: text, a thinking mark, a mark around calls, or a call. `text` is its marked text."""
+    """A part of a reply: text, a thinking tag, a token around calls, or a call. `text` is its marked text (see `marks.py`)."""
 
     kind: Kind
     text: str
@@ -35,11 +36,11 @@ class Item:
 
 @dataclass(frozen=True)
 class CallForm:
-    """A family's way of writing calls, by the characters of its marks.
+    """The syntax of a family's tool calls. Special tokens are given as their characters in marked text.
 
-    `begin` opens a call; bare forms have calls without one, where an answer begins with `{`. `around` encloses all calls of a reply.
-    `named` reads what stands between the begin mark and the arguments: the name, "" where the name is inside the JSON object, None where it
-    is no call. `tail` is what may stand between the arguments and the end mark.
+    `begin` opens a call. A `bare` form has calls without `begin`, where an answer begins with `{`. `around` encloses all calls
+    of a reply. `named` parses the text between `begin` and the arguments: it returns the name, "" if the name is inside the
+    JSON object, or None if the text is not a call. `tail` matches the text allowed between the arguments and `end`.
     """
 
     begin: str
@@ -50,7 +51,7 @@ class CallForm:
     tail: str = r"\s*"
     bare: bool = False
     before: str = ""
-    """What the family writes between its text and a call."""
+    """Text that the family writes between content and a call."""
 
     @property
     def gap(self) -> str:
@@ -59,12 +60,12 @@ class CallForm:
 
     @property
     def marks(self) -> tuple[str, ...]:
-        """Names of all its marks."""
+        """The names of all special tokens of this syntax."""
         chars = self.begin + (self.end or "") + self.inside + "".join(self.around or ())
         return tuple(NAME_OF[char] for char in chars)
 
     def read(self, head: str, body: str, names: Collection[str]) -> tuple[str, str] | None:
-        """Name and arguments of a call; None where it is none."""
+        """Return name and arguments of a call, or None if it is not a valid call."""
         name, text = self.named(head), raw(body)
         if name is None or THINK in body or END_THINK in body:
             return None
@@ -76,7 +77,7 @@ class CallForm:
         key = "parameters" if "parameters" in members and "arguments" not in members else "arguments"
         said, arguments = _string(members["name"]), members.get(key, "{}")
         if _object(arguments) is None:
-            arguments = _string(arguments)  # JSON within a string of JSON, as some models write it
+            arguments = _string(arguments)  # some models write the arguments as a JSON string that contains JSON
         return (said, arguments) if said in names and _object(arguments) is not None else None
 
 
@@ -90,15 +91,15 @@ _HEAD = re.compile(
 
 
 def _deepseek_head(head: str) -> str | None:
-    """V3.1: `name<sep>`; before it: `function<sep>name` and a fence."""
+    """Parse V3.1's `name<sep>`, or V3's `function<sep>name` before a code fence."""
     found = _HEAD.fullmatch(head) if len(head) <= MAX_HEAD else None
     return (found.group(2) or found.group(1)) if found else None
 
 
 HERMES = CallForm(CHARS["<tool_call>"], CHARS["</tool_call>"], _no_head, before="\n")
-"""`<tool_call>\\n{"name": ..., "arguments": {...}}\\n</tool_call>`: Hermes', Qwen's."""
+"""`<tool_call>\\n{"name": ..., "arguments": {...}}\\n</tool_call>`, as Hermes and Qwen write it."""
 LLAMA = CallForm(CHARS["<|python_tag|>"], None, _no_head, bare=True)
-"""`{"name": ..., "parameters": {...}}` in place of an answer."""
+"""`{"name": ..., "parameters": {...}}` in place of an answer, as Llama writes it."""
 DEEPSEEK = CallForm(
     CHARS["<｜tool▁call▁begin｜>"],
     CHARS["<｜tool▁call▁end｜>"],
@@ -115,9 +116,9 @@ DEEPSEEK = CallForm(
 
 @dataclass(frozen=True)
 class CallFrame:
-    """How a reply that only calls is written, as marked text: `begin`, the calls with `gap` between them, `end`.
+    """How to write a reply that consists of calls, as marked text: `begin`, the calls joined by `gap`, `end`.
 
-    `call(name, arguments)` is one call.
+    `call(name, arguments)` formats one call.
     """
 
     call: Callable[[str, str], str]
@@ -146,9 +147,9 @@ _BEGIN, _END = CHARS["<｜tool▁calls▁begin｜>"], CHARS["<｜tool▁calls▁
 HERMES_FRAME = CallFrame(_hermes, "\n")
 LLAMA_FRAME = CallFrame(_llama, "; ")
 DEEPSEEK_FRAME = CallFrame(_deepseek, "", _BEGIN, _END)
-"""V3.1's."""
+"""DeepSeek-V3.1's format."""
 FENCED_FRAME = CallFrame(_fenced, "\n", _BEGIN, _END)
-"""V3's and R1's."""
+"""DeepSeek-V3's and R1's format."""
 
 
 # ---- the arguments
@@ -163,7 +164,10 @@ _SPACE = re.compile(r"[ \t\n\r]*")
 
 
 def _object(text: str) -> dict[str, str] | None:
-    """Members of a JSON object, each value as it is spelt; None where the text is anything else, or nests beyond reason."""
+    """Return the members of a JSON object, each value as its source text.
+
+    Returns None if `text` is not a JSON object or is nested deeper than `MAX_DEPTH`.
+    """
     try:
         text.encode()
         if not isinstance(_JSON.decode(text), dict) or too_deep(text):
@@ -174,7 +178,7 @@ def _object(text: str) -> dict[str, str] | None:
 
 
 def _members(text: str) -> Iterator[tuple[str, str]]:
-    """Of a text that is a JSON object."""
+    """Yield key and value source of each member. `text` must be a valid JSON object."""
     at = _space(text, text.index("{") + 1)
     while text[at] != "}":
         key, at = _JSON.raw_decode(text, at)
@@ -192,7 +196,7 @@ def _space(text: str, at: int) -> int:
 
 
 def too_deep(text: str) -> bool:
-    """Whether JSON nests deeper than `MAX_DEPTH`."""
+    """Return whether JSON is nested deeper than `MAX_DEPTH`."""
     depth = deepest = 0
     for char in re.findall(r'"(?:[^"\\]|\\.)*"|[\[\]{}]', text):
         depth += (char in "[{") - (char in "]}")
@@ -201,16 +205,16 @@ def too_deep(text: str) -> bool:
 
 
 def _string(text: str) -> str:
-    """What a JSON string says; empty for any other value."""
+    """Decode a JSON string; return "" for any other value."""
     value = _JSON.decode(text)
     return value if isinstance(value, str) else ""
 
 
-# ---- what is found in a text
+# ---- parts of a text
 
 
 def kind_of(char: str, form: CallForm | None) -> Kind:
-    """What one character is, apart from a call."""
+    """Classify one character that is not part of a call."""
     if char in (THINK, END_THINK):
         return "think" if char == THINK else "end"
     if form is not None and form.around and char in form.around:
@@ -219,9 +223,10 @@ def kind_of(char: str, form: CallForm | None) -> Kind:
 
 
 def ending(text: str, form: CallForm) -> int | None:
-    """Length of what ends a call behind its arguments, in all the text that there is; None where something else stands there.
+    """Return the length of the text that ends a call after its arguments, or None if other text follows.
 
-    The end mark may be missing before another mark and at the end of a reply, and cut short at the end of a reply.
+    `text` is everything after the arguments. The end token may be missing before another special token or at the end of the
+    reply, where it may also be incomplete.
     """
     if form.end is None:
         return 0

@@ -1,9 +1,9 @@
-r"""ChatML, as Qwen, SmolLM2 and many others write it; `qwen3` thinks in a block.
+r"""ChatML, as Qwen, SmolLM2 and many others write it. `qwen3` thinks in a block.
 
     <|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n{user}<|im_end|>\n<|im_start|>assistant\n{content}<|im_end|>
 
-Sources: the chat templates of Qwen2, Qwen2.5, Qwen3 and SmolLM2. They differ in the system turn that is written where a
-conversation begins without one. The newline after a turn is written with the next turn: a model that ends its turn stops before it.
+Sources: the chat templates of Qwen2, Qwen2.5, Qwen3 and SmolLM2. They differ in the default system turn of a conversation
+that has none. The newline after a turn is rendered with the next turn, because a model stops before it.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ For each function call, return a json object with function name and arguments wi
 {CALL}
 {{"name": <function-name>, "arguments": <args-json-object>}}
 {END_CALL}"""
-"""What Qwen2.5's and Qwen3's templates say about tools, and so what those models know."""
+"""The tool instructions of Qwen2.5's and Qwen3's templates, on which those models were trained."""
 
 
 class ImTurns(TurnChat):
-    """Turns between `<|im_start|>` and `<|im_end|>`. `default_system` opens a conversation that has no system turn of its own."""
+    """Turns between `<|im_start|>` and `<|im_end|>`. `default_system` is the system turn of a conversation that has none."""
 
     marks: ClassVar[tuple[str, ...]] = (START, END)
     ends: ClassVar[tuple[str, ...]] = (END, TEXT_END)
@@ -102,7 +102,7 @@ class ImTurns(TurnChat):
         return [*self._header(), *self._spelling.ids(thought + said), self._stops[0]]
 
     def _thought(self, message: Message, current: bool) -> str:
-        """What an earlier turn keeps of its reasoning."""
+        """Return the reasoning that an earlier turn keeps, as marked text."""
         return ""
 
     def _answers(self, turn: Sequence[Message]) -> list[int]:
@@ -125,21 +125,21 @@ class PlainChatML(ImTurns, SpokenBlock):
 
 
 class ChatML(PlainChatML):
-    """Qwen2.5's."""
+    """Qwen2.5's format."""
 
     name = "chatml"
     default_system = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
 
 
 class Qwen2Chat(PlainChatML):
-    """Qwen2's, and that of Qwen2.5's base models."""
+    """The format of Qwen2 and of Qwen2.5's base models."""
 
     name = "qwen2"
     default_system = "You are a helpful assistant."
 
 
 class SmolLM2Chat(PlainChatML):
-    """SmolLM2's, which pads with `<|im_end|>`."""
+    """SmolLM2's format, which pads with `<|im_end|>`."""
 
     name = "smollm2"
     default_system = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
@@ -147,16 +147,16 @@ class SmolLM2Chat(PlainChatML):
 
 
 class Qwen3Chat(ImTurns, MarkedBlock):
-    """Qwen3's: the model opens `<think>` itself; `off` gives the empty block of `enable_thinking=False`.
+    """Qwen3's format: the model opens `<think>` itself. `off` writes the empty block of `enable_thinking=False`.
 
-    `on` opens the block in the prompt, as Qwen3-Thinking-2507 does; the template of the first Qwen3 leaves even that to the model.
+    `on` opens the block in the prompt, as Qwen3-Thinking-2507 does. The first Qwen3's template never opens it.
     """
 
     name = "qwen3"
     marks: ClassVar[tuple[str, ...]] = (START, END, "<think>", "</think>")
 
     def _thought(self, message: Message, current: bool) -> str:
-        """Reasoning stays until a user speaks: a model that called a tool goes on thinking where it was."""
+        """Keep the reasoning until the next user turn, so that the model can continue it after a tool call."""
         if not current or not message.reasoning:
             return ""
         return THINK + "\n" + message.reasoning.strip("\n") + "\n" + END_THINK + "\n\n"

@@ -1,13 +1,13 @@
-"""DeepSeek's chat formats: V3, which answers; R1, which thinks; V3.1, one model that chooses by the first token of its reply.
+"""DeepSeek's chat formats: V3 does not think, R1 always thinks, and V3.1 chooses by the first token of its reply.
 
     V3    <bos>{system}<｜User｜>{user}<｜Assistant｜>{content}<eos>
     R1    <bos>{system}<｜User｜>{user}<｜Assistant｜><think>\\n{reasoning}\\n</think>\\n\\n{content}<eos>
     V3.1  <bos>{system}<｜User｜>{user}<｜Assistant｜><think>{reasoning}</think>{content}<eos>
           <bos>{system}<｜User｜>{user}<｜Assistant｜></think>{content}<eos>
 
-Sources: the chat templates of DeepSeek-V3, -R1 and -V3.1. As there, system messages are joined by a blank line at the front
-(R1's distilled models take the last one only; with one or none they agree), and the reasoning of earlier turns is dropped: such a turn
-reads `{content}<eos>`, in V3.1 `</think>{content}<eos>`.
+Sources: the chat templates of DeepSeek-V3, -R1 and -V3.1. As there, system messages are joined by blank lines at the start.
+(R1's distilled models use only the last one; with at most one, both agree.) The reasoning of earlier turns is dropped:
+such a turn reads `{content}<eos>`, or in V3.1 `</think>{content}<eos>`.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ Where:
 
 
 def written(past: str, choice: str) -> str:
-    """A jinja2 template of the three: what an earlier reply begins with, and how a prompt ends."""
+    """Return the jinja2 template of one of the three formats: `past` starts an earlier reply, `choice` ends a prompt."""
     return PUBLISHED.replace("PAST", past).replace("CHOICE", choice)
 
 
 class DeepSeekTurns(TurnChat):
-    """What the three have in common."""
+    """The common part of the three formats."""
 
     marks: ClassVar[tuple[str, ...]] = MARKS
     ends: ClassVar[tuple[str, ...]] = (Special.EOS,)
@@ -87,7 +87,7 @@ class DeepSeekTurns(TurnChat):
     outputs_gap: ClassVar[str] = ""
     outputs: ClassVar[tuple[str, str]] = (CHARS["<｜tool▁outputs▁begin｜>"], CHARS["<｜tool▁outputs▁end｜>"])
     answer_begins: ClassVar[str] = ""
-    """What an earlier turn begins with, after a user's."""
+    """What an earlier assistant turn begins with if it follows a user turn."""
 
     @property
     def call_form(self) -> CallForm:
@@ -98,7 +98,7 @@ class DeepSeekTurns(TurnChat):
         return FENCED_FRAME
 
     def mode(self, messages: Sequence[Message], thinking: Thinking) -> Thinking:
-        """After a tool's turn the published templates open no turn, and the model goes on without a thought."""
+        """Return `off` after a tool turn: the published templates open no turn there, so the model continues without thinking."""
         return "off" if messages and messages[-1].role == "tool" else thinking
 
     def chosen(self, prompt: Sequence[int]) -> Thinking:
@@ -113,7 +113,7 @@ class DeepSeekTurns(TurnChat):
         return [self._bos, *self._spelling.ids("\n\n".join([*system, *([self._tools_text(tools)] if tools else [])]))]
 
     def _tools_text(self, tools: Sequence[Tool]) -> str:
-        """How to call, in the words of V3.1's model card; the templates themselves say nothing about tools."""
+        """Return the tool instructions of V3.1's model card; the templates themselves contain none."""
         listed = "".join(
             f"### {tool.name}\nDescription: {tool.description}\n\nParameters: {spelt(dict(tool.parameters))}\n\n"
             for tool in tools
@@ -140,7 +140,7 @@ class DeepSeekTurns(TurnChat):
 
 
 class DeepSeekV3Chat(DeepSeekTurns, SpokenBlock):
-    """DeepSeek-V3's format, which has no marks for thinking."""
+    """DeepSeek-V3's format, which has no thinking tokens."""
 
     name = "deepseek-v3"
     outputs_gap: ClassVar[str] = "\n"
@@ -151,9 +151,9 @@ class DeepSeekV3Chat(DeepSeekTurns, SpokenBlock):
 
 
 class DeepSeekR1Chat(DeepSeekTurns, MarkedBlock):
-    """DeepSeek-R1's format, also that of its distilled models: the prompt opens the block, so `auto` thinks as `on` does.
+    """The format of DeepSeek-R1 and its distilled models. The prompt opens the block, so `auto` thinks as `on` does.
 
-    `off` gives an empty block, which is not in the published template (its `off` is "NoThinking", arXiv 2504.09858).
+    `off` writes an empty block. The published template has no such mode; it is "NoThinking" of arXiv 2504.09858.
     """
 
     name = "deepseek-r1"
@@ -172,7 +172,7 @@ class DeepSeekR1Chat(DeepSeekTurns, MarkedBlock):
 
 
 class DeepSeekChat(DeepSeekTurns):
-    """DeepSeek-V3.1's format. Nothing is stripped: what was written is read back exactly."""
+    """DeepSeek-V3.1's format. Nothing is stripped: a written message is read back exactly."""
 
     name = "deepseek"
     outputs: ClassVar[tuple[str, str]] = ("", "")
@@ -213,12 +213,12 @@ class DeepSeekChat(DeepSeekTurns):
         return [*thought, self._end_think, *encode(message.text)]
 
     def reply_form(self, thinking: Thinking) -> ReplyForm:
-        """Nothing is stripped.
+        """Read a reply, stripping nothing.
 
-        - `<think>` first (or thinking `on`): what follows up to `</think>` is reasoning, the rest content. Cut off before
-          `</think>`, all of it is reasoning and the content is empty.
-        - `</think>` first (or thinking `off`): all is content, and the reasoning None.
-        - neither first: with a `</think>` later, what stands before it is reasoning; without one, all is content.
+        - It begins with `<think>`, or thinking is `on`: the text up to `</think>` is reasoning, the rest is content. A reply
+          cut off before `</think>` is all reasoning, with empty content.
+        - It begins with `</think>`, or thinking is `off`: all is content, and the reasoning is None.
+        - It begins with neither: the text before a later `</think>` is reasoning; without one, all is content.
         """
         begins: dict[Thinking, Begins] = {"auto": "late", "on": "thought", "off": "answer"}
         return ReplyForm(begins[thinking], empty="marked")

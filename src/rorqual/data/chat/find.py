@@ -1,4 +1,4 @@
-"""The chat formats by name, the one that a checkpoint's own template writes, and the one that a run was made with."""
+"""Find a chat format: by name, by a checkpoint's chat template, or by a run directory."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ KINDS: tuple[type[TurnChat], ...] = (
     Llama3Chat,
 )
 DEFAULT = "deepseek"
-"""The format of a run whose `run.yaml` names none."""
+"""The format of a run whose `run.yaml` does not set `chat`."""
 TEMPLATE_FILE = "chat_template.jinja"
-"""Beside `run.yaml`, where its key chat is `template`."""
+"""The template file beside `run.yaml` of a run with `chat: template`."""
 
 PROBES = (
     (Message("user", "A?"),),
@@ -41,13 +41,16 @@ PROBES = (
 
 
 def chat_format(tokenizer: Tokenizer, name: str = DEFAULT) -> ChatFormat:
-    """The chat format called `name`, on `tokenizer`; a `DataError` names the marks that the tokenizer lacks."""
+    """Return the chat format named `name` for `tokenizer`.
+
+    Raises DataError if the name is unknown, or names the special tokens that the tokenizer lacks.
+    """
     known: dict[str, type[TurnChat]] = {kind.name: kind for kind in KINDS}
     if name == TemplateChat.name:
         raise DataError(
-            "a chat template of an unknown family can chat, but has no loss mask to train with",
+            "a chat template of an unknown family can chat but not train: it has no loss mask",
             where="chat",
-            remedy=f"To train, name the format that the model speaks: {', '.join(known)}.",
+            remedy=f"To train, set chat to the model's format: {', '.join(known)}.",
         )
     if name == NoChat.name:
         return NoChat(tokenizer)
@@ -57,10 +60,10 @@ def chat_format(tokenizer: Tokenizer, name: str = DEFAULT) -> ChatFormat:
 
 
 def guess_chat(model_type: str, tokenizer: Tokenizer, template: str | None) -> str:
-    """The name of the chat format that a checkpoint was trained with.
+    """Return the name of the chat format that a checkpoint was trained with.
 
-    With a template: the format that writes the same prompts as it does, or `template` where none does. Without one: what the
-    tokenizer's special tokens and the `model_type` (`qwen3`, ...) say; `none` where they know no turns.
+    With a template, it is the format that writes the same prompts, or `template` if no format does. Without one, it follows
+    from the special tokens and the `model_type` (`qwen3`, ...), or is `none` if the tokenizer has no tokens for turns.
     """
     if template is None:
         return _without_template(model_type, tokenizer)
@@ -73,7 +76,7 @@ def guess_chat(model_type: str, tokenizer: Tokenizer, template: str | None) -> s
 
 
 def load_chat(run: RunDir, tokenizer: Tokenizer) -> ChatFormat:
-    """The chat format of a run directory: `run.yaml`'s key chat; for `template`, the template that lies beside it."""
+    """Return the chat format of a run directory: the key `chat` of `run.yaml`, or the template file beside it."""
     data = run.config()
     if (name := _name(data, run)) != TemplateChat.name:
         return chat_format(tokenizer, name)
@@ -82,9 +85,9 @@ def load_chat(run: RunDir, tokenizer: Tokenizer) -> ChatFormat:
         template = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
-            f"the run's chat template cannot be read: {error}",
+            f"cannot read the run's chat template: {error}",
             where=str(file),
-            remedy="Put it there, or set the key chat of run.yaml to a known format.",
+            remedy="Restore the file, or set `chat` in run.yaml to a known format.",
         ) from None
     generation = data.get("generation") or {}
     return TemplateChat(
@@ -97,7 +100,7 @@ def load_chat(run: RunDir, tokenizer: Tokenizer) -> ChatFormat:
 
 
 def read_chat(run: RunDir) -> str:
-    """The name of the chat format that a run directory was made with."""
+    """Return the name of a run directory's chat format."""
     return _name(run.config(), run)
 
 
@@ -105,7 +108,7 @@ def _name(data: Mapping[str, Any], run: RunDir) -> str:
     name = data.get("chat", DEFAULT)
     if not isinstance(name, str):
         raise CheckpointError(
-            f"a chat format is a name, not {name!r}", where=f"{run.config_file} (chat)", remedy="Restore the file."
+            f"a chat format must be a name, not {name!r}", where=f"{run.config_file} (chat)", remedy="Restore the file."
         )
     return name
 
@@ -123,16 +126,16 @@ def _without_template(model_type: str, tokenizer: Tokenizer) -> str:
 
 
 def _equal(ours: ChatFormat, theirs: TemplateChat) -> bool:
-    """Whether a template writes our prompts: with thinking off, on, and left open.
+    """Return whether a template writes our prompts with thinking off, on and unset.
 
-    Templates differ in what they do where nothing is said (V3.1's answers at once), and a family that always thinks has no switch.
+    Templates differ if nothing is set (V3.1's answers at once), and a family that always thinks has no switch.
     """
     for probe in PROBES:
         auto, on, off = (ours.prompt(probe, mode) for mode in ("auto", "on", "off"))
         try:
             said, said_on, said_off = (theirs.prompt(probe, mode) for mode in ("auto", "on", "off"))
         except DataError:
-            return False  # it refuses what we can write, or is broken
+            return False  # it refuses a prompt that we can write, or is broken
         always = said == said_on == said_off == on
         if not always and not (said_off == off and said in (auto, off, on) and said_on in (on, auto)):
             return False
@@ -140,18 +143,18 @@ def _equal(ours: ChatFormat, theirs: TemplateChat) -> bool:
 
 
 def _bos(tokenizer: Tokenizer) -> str:
-    """What a template calls `bos_token`; empty for a tokenizer without one."""
+    """Return a template's `bos_token`, or "" for a tokenizer without one."""
     known = (Special.BOS, "<|begin_of_text|>", "<s>")
     return next((name for name in known if name in tokenizer.special_names), "")
 
 
 def _stops(tokenizer: Tokenizer, ids: Any, where: str) -> Sequence[str]:
-    """Names of the end tokens whose ids a generation config gives."""
+    """Return the names of the end tokens that a generation config lists by id."""
     given = ids if isinstance(ids, list) else [ids]
     if not given or not all(isinstance(id_, int) and tokenizer.is_special(id_) for id_ in given):
         raise DataError(
-            f"no special token with the id {ids} ends a reply",
+            f"{ids} is not the id of a special token",
             where=f"{where} (generation.eos_token_id)",
-            remedy="Write the id of the token with which the model ends its turns, or a list of such ids.",
+            remedy="Set it to the id of the token that ends the model's turns, or to a list of such ids.",
         )
     return [tokenizer.token(id_) for id_ in given]

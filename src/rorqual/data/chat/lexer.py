@@ -1,4 +1,4 @@
-"""A reply's marked text, chunk by chunk, to items: text, marks and calls. Each character is looked at a bounded number of times."""
+"""Splits a reply's marked text into text, tags and calls, chunk by chunk. Reading takes linear time."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ State = Literal["open", "whole", "broken"]
 
 
 class Lexer:
-    """Text to items. Text that cannot become a call comes at once; what begins like one waits until it is one, or none."""
+    """Converts text to items. Text that may become a call waits until it is one or cannot be one; all other text is immediate."""
 
     def __init__(self, form: CallForm | None, tools: Sequence[Tool]) -> None:
         self._form = form
@@ -27,7 +27,7 @@ class Lexer:
         self._fresh = True
 
     def feed(self, text: str, *, last: bool = False) -> list[Item]:
-        """Items that one more chunk makes certain; `last`: no other will come."""
+        """Return the items that one more chunk makes certain. `last` says that no chunk follows."""
         items: list[Item] = []
         todo = [text]
         while todo:
@@ -46,7 +46,7 @@ class Lexer:
         return items
 
     def _plain(self, text: str, items: list[Item]) -> str:
-        """Items up to the next place where a call may begin; there a call is opened, and what follows its begin returned."""
+        """Append items up to the next possible start of a call. Open a call there and return the text after its begin token."""
         form, at, start = self._form, 0, 0
         while found := _SOMETHING.search(text, at):
             self._pass(text[at : found.start()])
@@ -70,7 +70,7 @@ class Lexer:
         self._fresh = self._fresh and self._form is not None and not text.strip(self._form.gap)
 
     def _settled(self, call: _Call, state: State, items: list[Item]) -> str:
-        """The item of a call, or its first character as text; the text that is still to be read."""
+        """Append the item of a complete call, or the first character as text. Return the text still to be read."""
         text = "".join(call.parts)
         if state == "whole" and (read := call.read()) is not None:
             items.append(Item("call", text[: call.length], *read))
@@ -82,7 +82,7 @@ class Lexer:
 
 
 class _Call:
-    """A call on its way, from its first character: head, JSON, tail."""
+    """A call being read, from its first character: head, JSON, tail."""
 
     def __init__(self, form: CallForm, names: frozenset[str], first: str) -> None:
         self.parts = [first]
@@ -115,7 +115,7 @@ class _Call:
         return self._end()
 
     def close(self) -> State:
-        """The state where no more text comes."""
+        """Return the state if no more text comes."""
         if self._phase != "tail":
             return "broken"
         return self._whole(ending(self._tail, self._form))
@@ -132,13 +132,13 @@ class _Call:
         return not any(char in NAME_OF and char not in self._form.inside for char in head)
 
     def _scan(self, text: str) -> int | None:
-        """Where the JSON object ends in a chunk; None: not in it; -1: it is broken."""
+        """Return the end of the JSON object within a chunk: None if it is not there yet, -1 if the JSON is broken."""
         at, self._skip = self._skip, 0
         while found := (_IN_STRING if self._in_string else _OUTSIDE).search(text, at):
             at, char = found.end(), found.group()
             if char == "\\":
                 at += 1
-                self._skip = max(0, at - len(text))  # what is escaped may come with the next chunk
+                self._skip = max(0, at - len(text))  # the escaped character may come with the next chunk
             elif char == '"':
                 self._in_string = not self._in_string
             elif char in NAME_OF:

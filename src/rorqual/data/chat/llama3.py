@@ -1,9 +1,9 @@
-r"""Llama 3's chat formats: headers between ids of their own, and in 3.1 and later a system turn with two dates.
+r"""Llama 3's chat formats: turns with header tokens, and since 3.1 a system turn with two dates.
 
     <bos><|start_header_id|>user<|end_header_id|>\n\n{user}<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n{content}<|eot_id|>
 
-Sources: the chat templates of Llama-3 and Llama-3.1. As there, white space around every content is stripped, also around a
-reply's when it is read.
+Sources: the chat templates of Llama-3 and Llama-3.1. As there, white space around every content is stripped, also when a
+reply is read.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ PUBLISHED = """{{- '<|begin_of_text|>' -}}OPENING
 
 
 class Llama3Chat(SpokenBlock):
-    """Llama 3's: no system turn unless the conversation has one."""
+    """Llama 3's format, without a default system turn."""
 
     name = "llama3"
     marks: ClassVar[tuple[str, ...]] = (BOS, START_HEADER, END_HEADER, END)
@@ -88,9 +88,9 @@ class Llama3Chat(SpokenBlock):
 
 
 class Llama31Chat(Llama3Chat):
-    """Llama 3.1's, 3.2's and 3.3's: every conversation opens with a system turn that says what day it is.
+    """The format of Llama 3.1, 3.2 and 3.3. Every conversation begins with a system turn that states the date.
 
-    `today` is the template's own fixed date unless one is given: a prompt must not depend on the clock.
+    `today` defaults to the template's own fixed date, because a prompt must not depend on the clock.
     """
 
     name = "llama3.1"
@@ -125,7 +125,7 @@ class Llama31Chat(Llama3Chat):
         return [self._bos, *self._said("system", where + self._dates() + system)]
 
     def _asks(self, message: Message, number: int, tools: Sequence[Tool], *, first: bool) -> list[int]:
-        """The first user's turn says what tools there are."""
+        """List the tools in the first user turn."""
         if tools and first:
             listed = "".join(spelt(schema(tool), indent=4) + "\n\n" for tool in tools)
             return self._said(message.role, TOOLS + listed + message.text.strip())

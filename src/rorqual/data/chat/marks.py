@@ -1,7 +1,7 @@
-"""Marks: the special strings of a chat format, each as one character while a text is written or read.
+"""Special tokens of chat formats, each as one character while text is written or read.
 
-A mark stands in a *marked text* as a lone surrogate, which no decoded and no encodable text can hold: so it is never mistaken for
-what somebody typed, and ordinary string functions work on conversations and replies.
+In a *marked text* a special token (`<think>`, `<tool_call>`, ...) is a lone surrogate character. Decoded text and encodable
+text cannot contain one. So a special token is never confused with text that a user typed, and ordinary string functions work.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ NAMES = (
     "<｜tool▁output▁begin｜>",
     "<｜tool▁output▁end｜>",
 )
-"""Each begins with `<` and holds no other: a text has at most one unfinished mark, at its last `<`."""
+"""Each name begins with `<` and contains no other `<`: a text has at most one incomplete name, at its last `<`."""
 CHARS: Mapping[str, str] = {name: chr(0xD800 + place) for place, name in enumerate(NAMES)}
 NAME_OF: Mapping[str, str] = {char: name for name, char in CHARS.items()}
 THINK, END_THINK = CHARS["<think>"], CHARS["</think>"]
@@ -39,15 +39,15 @@ _MARK = re.compile(f"[{CHARS[NAMES[0]]}-{CHARS[NAMES[-1]]}]")
 
 
 def raw(text: str) -> str:
-    """A marked text with the marks by name, as the model wrote it."""
+    """Return a marked text with its special tokens spelled out, as the model wrote it."""
     return _MARK.sub(lambda found: NAME_OF[found.group()], text)
 
 
 class Marks:
-    """How one tokenizer spells marks: by a token of its own where it has one, else as text.
+    """How one tokenizer writes special tokens: as a token if it has one, else as text.
 
-    `spoken`: marks that are found in a reply's text, whether they came as tokens or were spelt out. All other `names` count only as
-    tokens, unless the tokenizer has none for them.
+    `spoken` lists names that count in a reply both as tokens and as text. All other `names` count only as tokens, unless the
+    tokenizer has no token for them.
     """
 
     def __init__(self, tokenizer: Tokenizer, names: Iterable[str], *, spoken: Iterable[str] = ()) -> None:
@@ -61,7 +61,7 @@ class Marks:
         self._texts = re.compile("|".join(map(re.escape, self.by_text))) if self.by_text else None
 
     def ids(self, text: str) -> list[int]:
-        """Ids of a marked text that we wrote: what stands between marks is plain, whatever it says."""
+        """Encode a marked text. Text between special tokens is plain text, even if it spells one."""
         ids: list[int] = []
         plain = ""
         for part in re.split(f"({_MARK.pattern})", text):
@@ -74,18 +74,18 @@ class Marks:
         return [*ids, *(self.tokenizer.encode(plain) if plain else ())]
 
     def found(self, text: str) -> str:
-        """Text in which the marks that are spelt out have become characters."""
+        """Replace the special tokens that are spelled out in `text` by their characters."""
         return self._texts.sub(lambda found: CHARS[found.group()], text) if self._texts else text
 
     def unfinished(self, text: str) -> int:
-        """Length of the end of `text` that may become one of the marks that are found in text."""
+        """Return the length of the end of `text` that may be an incomplete special token spelled as text."""
         at = text.rfind("<")
         tail = text[at:] if at >= 0 else ""
         return len(tail) if tail and any(name.startswith(tail) for name in self.by_text) else 0
 
 
 class Unmarking:
-    """A reply's ids, one by one, to its marked text; what may still become a character or a mark waits."""
+    """Converts a reply's ids to marked text, one by one. Incomplete characters and special tokens wait."""
 
     def __init__(self, marks: Marks) -> None:
         self._marks = marks
@@ -93,7 +93,7 @@ class Unmarking:
         self._held = ""
 
     def feed(self, id_: int) -> str:
-        """The text that one more id makes certain."""
+        """Return the text that one more id makes certain."""
         marks, tokenizer = self._marks, self._marks.tokenizer
         if id_ in marks.by_id:
             return self.finish() + marks.by_id[id_]
@@ -103,7 +103,7 @@ class Unmarking:
         return self._more(self._bytes.decode(written) if written else self._half() + REPLACEMENT)
 
     def finish(self) -> str:
-        """What is left."""
+        """Return the remaining text."""
         text = self._more(self._half()) + self._held
         self._held = ""
         return text
@@ -123,13 +123,13 @@ class Unmarking:
 
 
 def check_text(texts: Iterable[str], where: str = "messages") -> None:
-    """Refuse half of a surrogate pair, which would pass for a mark."""
+    """Raise a DataError for a lone surrogate, which would be read as a special token."""
     for text in texts:
         for at, char in _surrogates(text):
             raise DataError(
-                f"the text holds half of a surrogate pair ({char!a}) at character {at}, which no UTF-8 can carry",
+                f"half of a surrogate pair ({char!a}) at character {at} cannot be encoded as UTF-8",
                 where=where,
-                remedy="Remove it: it often comes from a cut emoji in JSON.",
+                remedy="Remove it. It often comes from an emoji cut in JSON.",
             )
 
 

@@ -1,4 +1,4 @@
-"""The format of a base model: its tokenizer knows no turns, so text can be trained, measured and continued, and nothing said."""
+"""The format of base models, which have no turns: text can be trained, measured and continued, but not chatted with."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from rorqual.data.chat.reply import ReplyForm
 from rorqual.data.tokenizer import Special
 
 ENDS = (Special.EOS, "<|endoftext|>", "<|end_of_text|>", "</s>")
-"""What base models end a text with."""
+"""Tokens with which base models end a text."""
 
 
 class NoChat(ChatFormat):
-    """Refuses conversations; a continuation of given ids reads as plain content, up to the end of a text.
+    """Refuses conversations. A continuation of given ids is read as plain content up to the end-of-text token.
 
-    Without a token that is known to end texts, nothing but its length stops it.
+    If the tokenizer has no known end-of-text token, only the length limit stops generation.
     """
 
     name = "none"
@@ -31,11 +31,11 @@ class NoChat(ChatFormat):
         continue_: bool = False,
         train_from: int = 0,
     ) -> Rendered:
-        """Always refused."""
+        """Raise a DataError."""
         self._refuse()
 
     def prompt(self, messages: Sequence[Message], thinking: Thinking = "auto", tools: Sequence[Tool] = ()) -> list[int]:
-        """Always refused."""
+        """Raise a DataError."""
         self._refuse()
 
     @property
@@ -61,12 +61,12 @@ class NoChat(ChatFormat):
 
     @property
     def pad(self) -> int:
-        """The end of a text, else id 0."""
+        """The end-of-text token, or id 0."""
         return self.stop_ids[0] if self.stop_ids else 0
 
     def _refuse(self) -> NoReturn:
         raise DataError(
-            "chat=none: a base model, whose tokenizer has no marks for turns",
+            "chat=none: this is a base model, whose tokenizer has no special tokens for turns",
             where="chat",
             remedy="Use a model that was trained to chat, or plain text (data=FILE.txt).",
         )

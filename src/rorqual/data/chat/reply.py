@@ -1,6 +1,6 @@
-"""How a family's replies are read: the form of its thoughts, and what comes after a thought.
+"""How the replies of a family are read: its form of thinking, and the answer after it.
 
-A reply becomes parts, in order, which joined are the model's own text: reasoning, content, calls, and what only separates them.
+A reply becomes a list of parts: reasoning, content, calls, and separators. Joined in order they are the model's exact text.
 """
 
 from __future__ import annotations
@@ -12,16 +12,21 @@ from rorqual.data.chat.calls import WHITE, CallForm, Item
 from rorqual.data.chat.marks import NAME_OF, raw
 
 Begins = Literal["thought", "answer", "mark", "late"]
-"""Where a reply begins: inside a thought that the prompt opened; in an answer that nothing turns into a thought; in a thought if `<think>`
-comes first, else in an answer (`mark`), which a `</think>` may still turn into a thought (`late`)."""
+"""How a reply begins:
+
+- `thought`: inside thinking that the prompt opened.
+- `answer`: in an answer, whatever follows.
+- `mark`: in thinking if `<think>` comes first, else in an answer.
+- `late`: like `mark`, but a later `</think>` turns the text before it into thinking.
+"""
 Kind = Literal["reasoning", "content", "call", "mark"]
 LATE = "late"
-"""Name of a `</think>` that comes behind the calls that a thought ended with."""
+"""Name of a `</think>` that follows calls at the end of thinking."""
 
 
 @dataclass(frozen=True)
 class Trim:
-    """Characters that are dropped at the beginning and at the end of a text."""
+    """Characters to strip at the beginning and at the end of a text."""
 
     lead: str = ""
     trail: str = ""
@@ -29,12 +34,12 @@ class Trim:
 
 @dataclass(frozen=True)
 class ReplyForm:
-    """What a format does with a reply.
+    """How a format reads a reply.
 
-    `trim`: characters around the reasoning. `answer` and `plain`: around a content after a thought, and without one. `indented`: white space
-    may stand before `<think>`, which may also repeat the prompt's. `empty`: whether a thought that was closed at once is reasoning: `kept`
-    as "", `none`, or kept where it was `marked` by `<think>` or the prompt. `halves`: the beginning of a thinking mark at the end of a reply
-    that was cut off is dropped.
+    `trim` is stripped around the reasoning. `answer` and `plain` are stripped around content after thinking, and without
+    thinking. `indented` allows white space before `<think>`, and a `<think>` that repeats the prompt's. `empty` says what an
+    empty thinking block counts as: reasoning "" (`kept`), no reasoning (`none`), or reasoning "" only if `<think>` or the
+    prompt opened it (`marked`). `halves` drops an incomplete thinking tag at the end of a reply that was cut off.
     """
 
     begins: Begins
@@ -48,23 +53,23 @@ class ReplyForm:
 
 @dataclass(frozen=True)
 class Part:
-    """A piece of a reply's own text and where it goes; `mark` is a mark or white space that goes nowhere."""
+    """A piece of a reply's text and its field. `mark` is a special token or white space that belongs to no field."""
 
     kind: Kind
     text: str
 
 
 def half(text: str, mark: str) -> int:
-    """Length of the longest beginning of a mark's name that a text ends with, but not all of it."""
+    """Return the length of the longest incomplete beginning of a tag's name at the end of `text`."""
     at = text.rfind("<")
     return len(text) - at if at >= 0 and NAME_OF[mark].startswith(text[at:]) and text[at:] != NAME_OF[mark] else 0
 
 
 class Answer:
-    """What comes after a thought: content and calls, item by item. Separators wait until it is clear what they separate.
+    """Reads the answer after thinking: content and calls, item by item. Separators wait until their neighbours are known.
 
-    White space around calls is dropped, but for that between a text and a call, of which only what the family writes there itself is;
-    so a text that is followed by a call can be written again as it was. A mark around calls that stands anywhere else is text.
+    White space around calls is dropped. Between text and a call, only the white space that the family itself writes there is
+    dropped, so that the text can be rendered again unchanged. A token around calls is text in any other place.
     """
 
     def __init__(self, trim: Trim, calls: CallForm | None) -> None:
@@ -75,7 +80,7 @@ class Answer:
         self._begun = self._after_call = False
 
     def feed(self, item: Item) -> list[Part]:
-        """One more item; the parts that are certain by now. A thinking mark here is text, but for one that only ends calls."""
+        """Read one more item and return the parts that are certain. A thinking tag is text, unless it only ends calls."""
         if item.kind == "call":
             return self._call(item)
         if item.kind == "open":
@@ -101,7 +106,7 @@ class Answer:
         return said
 
     def finish(self) -> list[Part]:
-        """What is left when no item will come."""
+        """Return the remaining parts after the last item."""
         if self._after_call and not self._has("open"):
             return self._dropped()
         if self._has("open"):
@@ -132,7 +137,7 @@ class Answer:
         return [Part("mark", raw(item.text)) for item in waiting]
 
     def _said(self) -> list[Part]:
-        """What was waiting, as text; the marks that ended the calls before it are still dropped."""
+        """Return the waiting items as text, without the tokens that ended the calls before them."""
         waiting, self._waiting = self._waiting, []
         said: list[Part] = []
         for item in waiting:

@@ -1,4 +1,4 @@
-"""Stop strings, looked for while a text is being written."""
+"""Stop strings, matched while text is generated."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 
 class Stops:
-    """Cuts text before the first of some strings. Of two that overlap, the one that ends first counts: so it would in a stream.
+    """Cuts text before the first stop string. If two overlap, the one that ends first counts, as it would in a stream.
 
-    `unheard`: characters at the beginning in which none may end.
+    No stop string may end within the first `unheard` characters.
     """
 
     def __init__(self, stops: Sequence[str], unheard: int = 0) -> None:
@@ -18,7 +18,7 @@ class Stops:
         self.hit = False
 
     def feed(self, text: str, *, last: bool = False, heard: bool = True) -> str:
-        """What of the text may be shown by now; after a hit, nothing. Where it is not `heard`, no string may end in it."""
+        """Return the text that is certain; after a match, return "". If `heard` is false, no stop string may end in `text`."""
         if self.hit or not self._stops:
             return "" if self.hit else text
         self._held += text
@@ -37,6 +37,6 @@ class Stops:
         return self._held.find(stop, max(0, self._unheard - len(stop) + 1))
 
     def _overlap(self, stop: str) -> int:
-        """Length of the longest end of what is held that may become `stop`."""
+        """Return the length of the longest end of the held text that may become `stop`."""
         most = min(len(stop) - 1, len(self._held))
         return next((n for n in range(most, 0, -1) if self._held.endswith(stop[:n])), 0)

@@ -1,6 +1,7 @@
-"""The reader of replies: reasoning, answer and calls apart, while a reply is being written or once it is whole.
+"""Reads a reply into reasoning, answer and calls, while it is generated or once it is complete.
 
-What a later token could take back waits, so the message cannot depend on where the ids were cut. Each token is read once.
+Text that a later token could reclassify waits, so the message does not depend on how the ids are split into calls of
+`feed`. Each token is read once.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from rorqual.data.chat.thoughts import Thoughts
 
 @dataclass(frozen=True)
 class ToolDelta:
-    """New text of a tool call: the call's number in the reply; `id` and `name` come once, with its first delta."""
+    """New text of a tool call. `index` is the call's place in the reply; `id` and `name` come with its first delta only."""
 
     index: int
     id: str | None
@@ -39,10 +40,10 @@ class Piece:
 
 
 class Reader:
-    """Reads one reply by its ids. The pieces joined are the fields of `message()`; a call comes whole, once it can be no other.
+    """Reads one reply from its ids. The pieces join to the fields of `message()`; a call is returned once it is complete.
 
-    `ChatFormat.reader` makes one. `stops`: ids that end a turn; what follows the first of them is ignored. `prefix`: what the ids of calls
-    begin with, before their numbers.
+    Use `ChatFormat.reader` to make one. `stops` are ids that end a turn; ids after the first of them are ignored. `prefix`
+    starts the ids of calls, before their index.
     """
 
     def __init__(
@@ -56,7 +57,7 @@ class Reader:
     ) -> None:
         self.ids: list[int] = []
         self.parts: list[Part] = []
-        """What has been read so far; after `finish`, joined, the model's own text."""
+        """The parts read so far. After `finish` they join to the model's exact text."""
         self._stops, self._prefix = frozenset(stops), prefix
         self._ended = False
         self._text = Unmarking(marks)
@@ -65,7 +66,7 @@ class Reader:
         self._calls: list[ToolCall] = []
 
     def feed(self, *ids: int) -> Piece:
-        """The next tokens, one or more; the text that is certain by now."""
+        """Read the next tokens and return the text that is certain."""
         self.ids += ids
         text = ""
         for id_ in ids:
@@ -76,11 +77,11 @@ class Reader:
         return self._read(text, last=False)
 
     def finish(self) -> Piece:
-        """What is left, when no token will come."""
+        """Return the remaining text after the last token."""
         return self._read(self._text.finish(), last=True)
 
     def message(self) -> Message:
-        """What has been read so far; after `finish`, the whole reply."""
+        """Return the message read so far; after `finish`, the whole reply."""
         content = _joined(self.parts, "content")
         reasoning = _joined(self.parts, "reasoning") if self.thought else None
         return Message("assistant", content, reasoning, tuple(self._calls))
@@ -92,7 +93,7 @@ class Reader:
 
     @property
     def tentative(self) -> str:
-        """Text that waits, as it is the answer unless a `</think>` still makes it reasoning."""
+        """Text that is the answer unless a later `</think>` turns it into reasoning."""
         return self._thought.tentative
 
     def _read(self, text: str, *, last: bool) -> Piece:

@@ -1,7 +1,7 @@
-"""A chat template that came with a checkpoint of an unknown family: rendered in jinja2's sandbox, to chat, never to train.
+"""Chat templates from checkpoints of unknown families, rendered in jinja2's sandbox. They can chat, but not train.
 
-A template says how a conversation looks, not which of its tokens the assistant wrote. Training needs to know, so
-`render` refuses; a family that is to be trained gets a file beside this one.
+A template does not say which tokens the assistant wrote, and a loss mask needs that. So `render` raises an error. To train a
+family, add a file for it in this folder.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from rorqual.data.chat.tools import check_tools, has_tools, schema, spelt, turns
 from rorqual.data.tokenizer import Special, Tokenizer
 
 MAX_OUTPUT = 4_000_000
-"""Characters that a template may write before it is stopped; the longest context of the field holds less."""
+"""Maximum number of characters a template may write; more than the longest context in use."""
 
 
 class TemplateChat(ChatFormat):
-    """Prompts by a jinja2 chat template. `where` names the template in errors; `stop` are the names of its end tokens.
+    """Writes prompts with a jinja2 chat template. `where` names the template in errors; `stop` lists its end tokens by name.
 
-    Whether it opens the thinking in its prompts is found by asking it once: then a reply begins inside.
+    It renders one prompt to find out whether the template opens thinking; if so, replies begin inside the reasoning.
     """
 
     name = "template"
@@ -62,11 +62,11 @@ class TemplateChat(ChatFormat):
             trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
         )
         environment.globals["raise_exception"] = self._refused
-        environment.filters["tojson"] = spelt  # jinja2's own escapes for HTML; models were trained on transformers'
+        environment.filters["tojson"] = spelt  # jinja2's own escapes HTML; models were trained on transformers' version
         try:
             self._template = environment.from_string(template)
         except jinja2.TemplateError as error:
-            raise DataError(f"not a jinja2 template: {error}", where=where, remedy="Restore the file.") from None
+            raise DataError(f"not a valid jinja2 template: {error}", where=where, remedy="Restore the file.") from None
 
     def render(
         self,
@@ -76,11 +76,11 @@ class TemplateChat(ChatFormat):
         continue_: bool = False,
         train_from: int = 0,
     ) -> Rendered:
-        """Always refused: a template has no loss mask, and training on everything would be a guess."""
+        """Raise a DataError: a template gives no loss mask, and training on all tokens would be a guess."""
         raise DataError(
-            "a chat template does not say which tokens the assistant wrote, so it has no loss mask to train with",
+            "a chat template does not say which tokens the assistant wrote, so there is no loss mask for training",
             where=self.where,
-            remedy="Train with a known chat format (chat=deepseek), or write one beside rorqual/data/chat/deepseek.py.",
+            remedy="Train with a known chat format (chat=deepseek), or add one in rorqual/data/chat/.",
         )
 
     @property
@@ -89,7 +89,7 @@ class TemplateChat(ChatFormat):
 
     @property
     def pad(self) -> int:
-        """An end token: nothing is trained with a template, so nothing is padded."""
+        """An end token. Templates are never trained with, so nothing is padded."""
         return self.stop_ids[0]
 
     @property
@@ -98,24 +98,24 @@ class TemplateChat(ChatFormat):
 
     @property
     def template(self) -> str:
-        """The template itself, as it came."""
+        """The template's original source."""
         return self._source
 
     def choice(self, thinking: Thinking) -> list[int]:
-        """Empty: what a template does to make a model think is its own secret."""
+        """Return no ids: a template does not reveal how it makes the model think."""
         return []
 
     def kept(self, message: Message, thinking: Thinking = "auto") -> Message:
-        """Content and reasoning without the white space around them."""
+        """Return content and reasoning without surrounding white space."""
         reasoning = None if message.reasoning is None else message.reasoning.strip()
         return Message("assistant", message.text if reasoning is None else message.text.strip(), reasoning)
 
     def n_thought(self, ids: Sequence[int]) -> int:
-        # By halves: a reply of 8,000 tokens read at each of them would take a minute.
+        # Binary search: decoding every prefix of an 8,000-token reply would take a minute.
         return bisect_left(range(len(ids)), True, key=lambda n: Special.END_THINK in self._text(ids[: n + 1]))
 
     def prompt(self, messages: Sequence[Message], thinking: Thinking = "auto", tools: Sequence[Tool] = ()) -> list[int]:
-        """Ids of the template's text. What the messages say stays text, also where it spells a special token."""
+        """Encode the template's output. Message text stays plain text, even if it spells a special token."""
         self.check_parts(messages)
         if tools or has_tools(messages):
             self._check(messages, tools)
@@ -145,7 +145,7 @@ class TemplateChat(ChatFormat):
 
     @property
     def thinks(self) -> bool:
-        """Found by the template's own text: whether it reads one of the two names of the switch."""
+        """Whether the template reads `thinking` or `enable_thinking`."""
         return re.search(r"\b(enable_)?thinking\b", self._source) is not None
 
     @property
@@ -154,23 +154,23 @@ class TemplateChat(ChatFormat):
 
     @property
     def call_form(self) -> CallForm | None:
-        """Found by the template's own text: it must speak of tools, and of one of the marks that we can read."""
+        """The call syntax whose begin token occurs in the template, if the template also mentions `tools`; else None."""
         if not re.search(r"\btools\b", self._source):
             return None
         return next((form for form in (HERMES, DEEPSEEK) if NAME_OF[form.begin] in self._source), None)
 
     @property
     def call_frame(self) -> CallFrame | None:
-        """The older of DeepSeek's two ways where the template writes a fence."""
+        """DeepSeek's older syntax if the template writes a code fence."""
         if self.call_form is DEEPSEEK:
             return FENCED_FRAME if "```json" in self._source else DEEPSEEK_FRAME
         return None if self.call_form is None else HERMES_FRAME
 
     def reply_form(self, thinking: Thinking) -> ReplyForm:
-        """What stands before the first `</think>` is reasoning, if template or tokenizer know that mark; else only where `<think>` comes
-        first, so that a model that does not think is not waited for.
+        """Read the text before the first `</think>` as reasoning if the template or the tokenizer knows that tag.
 
-        Where the prompt has opened the thinking, a reply without `</think>` is all reasoning, and its content empty.
+        Otherwise only a reply that begins with `<think>` has reasoning, so that the text of a model that does not think is
+        not held back. If the prompt opened thinking, a reply without `</think>` is all reasoning, with empty content.
         """
         known = Special.END_THINK in self._source or Special.END_THINK in self.tokenizer.special_names
         begins: Begins = "thought" if self._opened(thinking) else "late" if known else "mark"
@@ -179,9 +179,9 @@ class TemplateChat(ChatFormat):
     def _check(self, messages: Sequence[Message], tools: Sequence[Tool]) -> None:
         if not self.takes_tools:
             raise DataError(
-                "the chat template has no way to write tools that we can read back",
+                "the chat template writes no tool calls in a supported syntax",
                 where=self.where,
-                remedy="Leave them out, or use a model of a family that was trained with tools.",
+                remedy="Remove the tools, or use a model of a family that was trained with tools.",
             )
         check_tools(tools)
         turns(messages)
@@ -209,7 +209,7 @@ class TemplateChat(ChatFormat):
 
 
 def _row(message: Message, as_text: bool) -> dict[str, Any]:
-    """A message as templates expect it: arguments are a mapping, or text where the template puts them together as text."""
+    """Return a message as templates expect it. Arguments are a mapping, or text if the template concatenates them."""
     row: dict[str, Any] = {"role": str(message.role), "content": message.text}
     if message.reasoning is not None:
         row["reasoning_content"] = message.reasoning
@@ -242,10 +242,10 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def _hide(values: list[Any], tokenizer: Tokenizer, template: str) -> tuple[list[Any], dict[str, str]]:
-    """Messages and tools for a template, in which one private character stands for each special token's name that a user wrote.
+    """Replace each special token's name in messages and tools by a private character. Return both and the mapping back.
 
-    The template's text is encoded with special tokens; these characters are put back afterwards, as plain text. A
-    template may still cut, strip and compare what the messages say.
+    The template's own text is encoded with special tokens; the private characters are then restored as plain text. The
+    template can still cut, strip and compare messages.
     """
     said = "\n".join(_strings(values))
     free = (chr(code) for code in range(0xF0000, 0xFFFFE) if chr(code) not in said + template)

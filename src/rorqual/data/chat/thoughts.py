@@ -1,4 +1,4 @@
-"""A reply's items, one by one, to parts: what is reasoning, what is content, what is a call."""
+"""Converts a reply's items to parts: reasoning, content and calls."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ State = Literal["start", "late", "in", "out"]
 
 
 class Thoughts:
-    """Where a reply is: at its `start`, in what a `</think>` may make a thought (`late`), `in` a thought, `out` of it.
+    """Tracks the position in a reply.
 
-    Calls at the end of a thought wait until something is said behind them, which makes them a part of it, or nothing is.
+    `start` is its beginning, `in` is inside thinking, `out` is after it. In `late`, a `</think>` would still turn the text
+    into thinking. Calls at the end of thinking wait: text after them makes them part of the thinking.
     """
 
     def __init__(self, form: ReplyForm, calls: CallForm | None) -> None:
         self.answer = Answer(form.plain, calls)
         self.cut = False
-        """Set before the last items of a reply that no stop token ended: the half of a mark at its end is dropped."""
+        """Set before the last items of a reply that ended without a stop token. An incomplete tag at its end is dropped."""
         self._form, self._calls = form, calls
         self._gap = calls.gap if calls else WHITE
         self._state: State = "start"
@@ -30,14 +31,14 @@ class Thoughts:
         elif form.begins == "thought" and not form.indented:
             self._state = "in"
         self._held: list[Item] = []
-        self._behind: list[Item] | None = None  # what came after `</think>`, where calls are held
-        self._edge = self._half = ""  # the end of the thought so far, which may have to be dropped
+        self._behind: list[Item] | None = None  # items after `</think>`, while calls are held
+        self._edge = self._half = ""  # end of the thinking so far, which may have to be dropped
         self._opened = form.begins == "thought"  # by the prompt or a `<think>`
         self._begun = self._closed = False
 
     @property
     def thought(self) -> bool:
-        """Whether the reply has reasoning, which may be empty."""
+        """Whether the reply has reasoning, possibly empty."""
         if not self._closed:
             return self._state == "in"
         kept = self._form.empty == "kept" or (self._form.empty == "marked" and self._opened)
@@ -45,14 +46,14 @@ class Thoughts:
 
     @property
     def tentative(self) -> str:
-        """What is content if no `</think>` comes any more."""
+        """Text that is content if no `</think>` follows."""
         if self._state != "late":
             return ""
         trim = self._form.plain
         return raw(_text(self._held)).lstrip(trim.lead).rstrip(trim.trail)
 
     def feed(self, item: Item) -> list[Part]:
-        """One more item; the parts that are certain by now."""
+        """Read one more item and return the parts that are certain."""
         match self._state:
             case "start":
                 return self._start(item)
@@ -64,7 +65,7 @@ class Thoughts:
                 return self.answer.feed(item)
 
     def finish(self) -> list[Part]:
-        """What is left when no item will come."""
+        """Return the remaining parts after the last item."""
         held, self._held = self._held, []
         if self._state == "start" and self._form.begins == "thought":
             self._state = "in"
@@ -119,7 +120,7 @@ class Thoughts:
         return [*said, *self._say(item.text)]
 
     def _after(self, item: Item) -> list[Part]:
-        """Behind a `</think>` that came behind calls."""
+        """Read an item after a `</think>` that followed calls."""
         behind = self._behind or []
         if item.kind == "text" and not item.text.strip(self._gap):
             self._behind = [*behind, item]
@@ -133,12 +134,12 @@ class Thoughts:
         return self._drop_edge()
 
     def _release(self) -> list[Part]:
-        """What was held, as a part of the thought."""
+        """Return the held items as part of the thinking."""
         held, self._held = self._held, []
         return self._say(_text(held))
 
     def _say(self, text: str) -> list[Part]:
-        """More of the thought."""
+        """Add text to the thinking."""
         if not text:
             return []
         trim = self._form.trim

@@ -1,4 +1,4 @@
-"""Conversations with tools: what is refused, in which order the answers of tools stand, and how tools are spelt."""
+"""Conversations with tools: validation, the order of tool results, and the JSON form of tools."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from rorqual.data.chat.marks import check_text
 
 
 def has_tools(messages: Sequence[Message]) -> bool:
-    """Whether a conversation has calls, or answers to them."""
+    """Return whether a conversation contains tool calls or tool results."""
     return any(message.role == "tool" or message.tool_calls for message in messages)
 
 
 def turns(messages: Sequence[Message]) -> list[list[Message]]:
-    """The turns of a conversation, checked: answers to one turn's calls are one turn, in the order of the calls.
+    """Check a conversation and return its turns. The results of one turn's calls form one turn, in the order of the calls.
 
-    Templates write no ids: an answer belongs to the call at its place. Refused: an answer to no call or to another turn's, two to one
-    call, an assistant that speaks to no one, calls or reasoning of anyone else, half of a surrogate pair, nobody to answer.
+    Templates write no call ids, so a result belongs to the call at the same position. Raises DataError for a result without
+    a call, for the call of another turn, or for a call already answered. It also refuses an assistant turn that answers
+    nothing, calls or reasoning in other roles, lone surrogates, and a conversation with nothing to answer.
     """
     found: list[list[Message]] = []
     before = ""
@@ -31,13 +32,15 @@ def turns(messages: Sequence[Message]) -> list[list[Message]]:
         check_text([message.label, message.reasoning or "", *(c.name + c.arguments for c in calls)], where)
         if message.role == "assistant" and before not in ("user", "tool"):
             raise DataError(
-                f"an assistant turn after {before or 'nothing'}",
+                f"an assistant turn follows {before or 'no'} turn",
                 where=where,
-                remedy="An assistant answers a user's turn or a tool's.",
+                remedy="Put a user turn or a tool turn before it.",
             )
         if message.role != "assistant" and (calls or message.reasoning is not None):
             what = "calls" if calls else "reasoning"
-            raise DataError(f"a {message.role} turn with {what}", where=where, remedy="Only the assistant has them.")
+            raise DataError(
+                f"a {message.role} turn has {what}", where=where, remedy=f"Only assistant turns may have {what}."
+            )
         if message.role == "tool":
             _check_answer(message, found, where)
         if message.role == "tool" and before == "tool":
@@ -46,8 +49,8 @@ def turns(messages: Sequence[Message]) -> list[list[Message]]:
             found.append([message])
         before = message.role if message.role != "system" else before
     if before not in ("user", "tool"):
-        what = "the last turn is the assistant's own" if before else "a conversation without a user turn"
-        raise DataError(what, where="messages", remedy="End with a user's turn or a tool's.")
+        what = "the last turn is an assistant turn" if before else "the conversation has no user turn"
+        raise DataError(what, where="messages", remedy="End with a user turn or a tool turn.")
     return [_in_order(turn, earlier) for earlier, turn in zip([[], *found], found)]
 
 
@@ -58,13 +61,13 @@ def _check_answer(message: Message, found: Sequence[Sequence[Message]], where: s
     ids = [call.id for one in asked for call in one.tool_calls]
     if not ids:
         raise DataError(
-            "a tool's turn without a call before it", where=where, remedy="A tool answers an assistant's call."
+            "a tool turn follows no tool call", where=where, remedy="Put an assistant turn with tool calls before it."
         )
     given = message.tool_call_id
     if given is None and len(answered) < len(ids):
         return
     if given not in ids or given in answered:
-        fault = "a second answer to" if given in answered else "an answer to an unknown"
+        fault = "a second result for" if given in answered else "a result for unknown"
         raise DataError(f"{fault} call {given!r}", where=where, remedy=f"The calls before it are {', '.join(ids)}.")
 
 
@@ -76,7 +79,7 @@ def _in_order(turn: list[Message], earlier: Sequence[Message]) -> list[Message]:
 
 
 def check_tools(tools: Sequence[Tool]) -> None:
-    """Refuse tools that no call could name: without a name, with white space in it, or two of one name."""
+    """Raise a DataError for an unusable tool: an invalid or repeated name, or parameters that are not valid JSON."""
     seen: set[str] = set()
     for number, tool in enumerate(tools, start=1):
         where = f"tool {number}"
@@ -84,28 +87,32 @@ def check_tools(tools: Sequence[Tool]) -> None:
             parameters = spelt(dict(tool.parameters))
         except (RecursionError, ValueError, TypeError) as error:
             raise DataError(
-                f"parameters that no JSON can hold: {type(error).__name__}", where=where, remedy="Give a JSON schema."
+                f"its parameters cannot be written as JSON: {type(error).__name__}",
+                where=where,
+                remedy="Give a JSON schema.",
             ) from None
         if too_deep(parameters):
-            raise DataError(f"parameters of more than {MAX_DEPTH} levels", where=where, remedy="Nest them less.")
+            raise DataError(
+                f"its parameters are nested deeper than {MAX_DEPTH} levels", where=where, remedy="Nest them less."
+            )
         check_text([tool.name, tool.description, parameters], where)
         if not tool.name or any(char.isspace() or char in '"\\{}<>`' for char in tool.name):
             raise DataError(
-                f"{tool.name!r} is no name of a tool", where=where, remedy="Use letters, digits, '_', '-' and '.'."
+                f"{tool.name!r} is not a valid tool name", where=where, remedy="Use letters, digits, '_', '-' and '.'."
             )
         if tool.name in seen:
-            raise DataError(f"two tools are called {tool.name!r}", where=where, remedy="Give each a name of its own.")
+            raise DataError(f"two tools are named {tool.name!r}", where=where, remedy="Give each tool its own name.")
         seen.add(tool.name)
 
 
 def schema(tool: Tool) -> dict[str, Any]:
-    """A tool as OpenAI's API writes it, and templates expect it."""
+    """Return a tool in the form of OpenAI's API, which chat templates expect."""
     described = {"description": tool.description} if tool.description else {}
     return {"type": "function", "function": {"name": tool.name, **described, "parameters": dict(tool.parameters)}}
 
 
 def spelt(value: Any, indent: int | None = None) -> str:
-    """JSON as transformers' templates write it."""
+    """Return JSON in the form that transformers' chat templates write."""
     return json.dumps(value, ensure_ascii=False, indent=indent)
 
 

@@ -1,4 +1,4 @@
-"""What the formats that are written in code share: turns one after another, a header, a choice, a reply, an end."""
+"""The base of chat formats written in code: turns, header, thinking choice, reply and end token."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ ROLES = ("system", "user", "assistant")
 
 
 class TurnChat(ChatFormat):
-    """A conversation is an opening and turns; an assistant's turn is a header, a choice, a reply and an end.
+    """A conversation is an opening and turns. An assistant turn is a header, a thinking choice, a reply and an end token.
 
-    The reply begins with a token of its own, as it does where a model writes it. A published template encodes header and
-    reply as one text: the ids are the same unless the reply begins with white space. Conversations
-    with tools are prompts only: no loss mask is certain there.
+    The reply is encoded separately from the header, because the model generates it that way. A published template encodes
+    both as one text; the ids agree unless the reply begins with white space. Conversations with tools can be prompts only:
+    their loss mask is uncertain.
     """
 
     marks: ClassVar[tuple[str, ...]]
-    """Special tokens that the format cannot do without."""
+    """Special tokens that the format requires."""
     ends: ClassVar[tuple[str, ...]]
-    """Tokens that end a reply: the first is written, the others stop a model where its tokenizer has them."""
+    """Tokens that end a reply. The first is written; the others also stop generation if the tokenizer has them."""
     pads: ClassVar[tuple[str, ...]]
-    """Tokens to pad with: the first that the tokenizer has."""
+    """Padding tokens; the first one that the tokenizer has is used."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         super().__init__(tokenizer)
@@ -37,9 +37,9 @@ class TurnChat(ChatFormat):
         known = tokenizer.special_names
         if missing := [mark for mark in self.marks if mark not in known]:
             raise DataError(
-                f"the tokenizer lacks {', '.join(missing)}, which chat format '{self.name}' is written with",
+                f"the tokenizer lacks {', '.join(missing)}, which chat format '{self.name}' requires",
                 where=tokenizer.where,
-                remedy="Use the tokenizer that the model was trained with, or the chat format of this one (key chat).",
+                remedy="Use the tokenizer the model was trained with, or set `chat` to this tokenizer's format.",
             )
         self._stops = tuple(tokenizer.special(mark) for mark in self.ends if mark in known)
         self._pad = next(tokenizer.special(mark) for mark in self.pads if mark in known)
@@ -52,60 +52,60 @@ class TurnChat(ChatFormat):
     def pad(self) -> int:
         return self._pad
 
-    # ---- what a family gives
+    # ---- each family defines
 
     @abstractmethod
     def _opening(self, messages: Sequence[Message]) -> list[int]:
-        """Ids before the first turn."""
+        """Return the ids before the first turn."""
 
     @abstractmethod
     def _turn(self, message: Message, number: int) -> list[int]:
-        """A user's or a system's turn; empty where the opening says it already."""
+        """Return a user or system turn; empty if the opening already contains it."""
 
     @abstractmethod
     def _header(self) -> list[int]:
-        """Ids that open an assistant's turn."""
+        """Return the ids that open an assistant turn."""
 
     @abstractmethod
     def _reply(self, message: Message, thinking: Thinking, *, closed: bool) -> list[int]:
-        """A last turn from its choice on, without the end token; open, it lacks what has not been written yet."""
+        """Return a last turn from its thinking choice on, without the end token. If not `closed`, it may still continue."""
 
     def _past(self, message: Message) -> list[int]:
-        """An earlier reply as it reads to what comes after it, without the end token."""
+        """Return an earlier reply as later turns see it, without the end token."""
         return self.tokenizer.encode(message.text)
 
     def _gap(self) -> list[int]:
-        """Ids between two turns."""
+        """Return the ids between two turns."""
         return []
 
-    # ---- and for tools, where it has a way to write them
+    # ---- each family with tools also defines
 
     def _told(self, messages: Sequence[Message], tools: Sequence[Tool]) -> list[int]:
-        """The opening of a conversation with tools, which holds the first system turn where it has one."""
+        """Return the opening of a conversation with tools, including the first system turn if there is one."""
         raise NotImplementedError
 
     def _called(self, message: Message, before: str, *, current: bool) -> list[int]:
-        """An assistant's earlier turn, whole, after a turn of `before`; `current`: no user has spoken since."""
+        """Return a whole earlier assistant turn. `before` is the previous role; `current` if no user turn follows."""
         raise NotImplementedError
 
     def _answers(self, turn: Sequence[Message]) -> list[int]:
-        """What tools said, one turn."""
+        """Return one turn with tool results."""
         raise NotImplementedError
 
     def _asks(self, message: Message, number: int, tools: Sequence[Tool], *, first: bool) -> list[int]:
-        """A user's or a system's turn; `number` counts turns; `first`: the first user's."""
+        """Return a user or system turn. `number` is its index among the turns; `first` marks the first user turn."""
         return self._turn(message, number)
 
-    # ---- what follows from it
+    # ---- common to all families
 
     def prompt(self, messages: Sequence[Message], thinking: Thinking = "auto", tools: Sequence[Tool] = ()) -> list[int]:
-        """See `ChatFormat.prompt`. A conversation that ends with the assistant's own turn is refused."""
+        """See `ChatFormat.prompt`. Raises DataError if the last turn is an assistant turn."""
         self.check_parts(messages)
         if tools or has_tools(messages):
             return self._prompt_with_tools(messages, thinking, tools)
         check_turns(messages, ROLES)
         if messages[-1].role == "assistant":
-            raise DataError("the last turn is the assistant's own", where="messages", remedy="End with a user turn.")
+            raise DataError("the last turn is an assistant turn", where="messages", remedy="End with a user turn.")
         return [*self._conversation(messages).ids, *self._gap(), *self._header(), *self.choice(thinking)]
 
     def render(
@@ -116,9 +116,10 @@ class TurnChat(ChatFormat):
         continue_: bool = False,
         train_from: int = 0,
     ) -> Rendered:
-        """See `ChatFormat.render`. An earlier turn that does not stand there as it was written is context only.
+        """See `ChatFormat.render`. An earlier turn that is not rendered as it was written is context only.
 
-        Training on a turn without its reasoning would teach to answer at once; `samples` trains such turns where they are last.
+        Training on a turn without its reasoning would teach the model to answer at once. `samples` trains such turns where
+        they are last.
         """
         self.check_parts(messages)
         check_turns(messages, ROLES)
@@ -141,9 +142,9 @@ class TurnChat(ChatFormat):
     def _prompt_with_tools(self, messages: Sequence[Message], thinking: Thinking, tools: Sequence[Tool]) -> list[int]:
         if not self.takes_tools:
             raise DataError(
-                f"chat format '{self.name}' has no way to write tools",
+                f"chat format '{self.name}' cannot write tools",
                 where="tools" if tools else "messages",
-                remedy="Leave them out, or use a model of a family that was trained with tools.",
+                remedy="Remove the tools, or use a model of a family that was trained with tools.",
             )
         check_tools(tools)
         parts = turns(messages)
@@ -163,11 +164,11 @@ class TurnChat(ChatFormat):
         return [*ids, *self._begins_after(before, thinking)]
 
     def _begins_after(self, before: str, thinking: Thinking) -> list[int]:
-        """The end of a prompt with tools."""
+        """Return the end of a prompt with tools."""
         return [*self._gap(), *self._header(), *self.choice(thinking)]
 
     def _conversation(self, messages: Sequence[Message], train_from: int = 0) -> Rendered:
-        """Finished turns, as they read to what comes after them."""
+        """Render finished turns as later turns see them."""
         ids = self._opening(messages)
         mask = [False] * len(ids)
         for number, message in enumerate(messages):

@@ -1,9 +1,9 @@
-"""Conversations from JSONL or Parquet.
+"""Read conversations from JSONL or Parquet.
 
-A row is `{"messages": [{"role", "content", "reasoning"?}, ...]}`, where a content is a text or a list of parts (`core.parts`), or a pair
-`{"prompt", "completion", "reasoning"?}` or `{"question", "answer", "reasoning"?}`. `reasoning_content` is `reasoning` by its name in
-DeepSeek's API. An assistant's content that begins with `<think>...</think>` is split: inside is the reasoning, and white space beside
-the marks goes.
+A row is `{"messages": [{"role", "content", "reasoning"?}, ...]}`, or a pair `{"prompt", "completion", "reasoning"?}` or
+`{"question", "answer", "reasoning"?}`. `content` is text or a list of parts (`core.parts`). `reasoning_content`, the name in
+DeepSeek's API, is read as `reasoning`. Assistant content that begins with `<think>...</think>` is split: the text inside is
+the reasoning, and white space around the tags is removed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,10 @@ OPEN, CLOSE = "<think>", "</think>"
 
 @dataclass(frozen=True)
 class Loaded:
-    """Conversations in the order of the file; `skipped` had no assistant turn or an empty one, or a filter dropped it: nothing to train on."""
+    """Conversations in file order. `skipped` counts those with nothing to train on.
+
+    Those have no assistant turn, an empty one, or were dropped by a filter.
+    """
 
     conversations: list[Conversation]
     skipped: int = 0
@@ -37,9 +40,9 @@ class Loaded:
 def read_conversations(path: Path) -> Loaded:
     """Read `.jsonl` (also `.json` with an object on each line) or `.parquet`.
 
-    A `DataError` names file and line (or row) of what cannot be used, an empty prompt among it. A conversation without an assistant
-    turn, or with one whose answer is empty (white space alone), is skipped and counted; a file with nothing else is refused. Of a teacher's
-    samples (`data.distilled`), those that a filter dropped are skipped.
+    Raises DataError that names file and line (or row) if a row is invalid or has an empty prompt. A conversation without an
+    assistant turn, or with an empty answer (white space only), is skipped and counted. If no conversation is left, the file
+    is refused. Among a teacher's samples (`data.distilled`), those dropped by a filter are skipped.
     """
     path = Path(path)
     if path.suffix.lower() == ".parquet" and is_distilled(path):
@@ -54,15 +57,15 @@ def read_conversations(path: Path) -> Loaded:
             skipped += 1
     if not found:
         raise DataError(
-            f"nothing to train on: none of its {skipped} conversations has an assistant turn that is not empty",
+            f"nothing to train on: each of its {skipped} conversations lacks an assistant turn or has an empty one",
             where=str(path),
-            remedy="Each needs a message with the role 'assistant' and a text.",
+            remedy="Each needs a message with role 'assistant' and some text.",
         )
     return Loaded(found, skipped)
 
 
 def teaches(conversation: Conversation) -> bool:
-    """Whether it has an assistant turn, and none that is empty: an empty one would teach to say nothing."""
+    """Return whether it has assistant turns and none is empty. An empty one would teach the model to say nothing."""
     replies = [message for message in conversation if message.role == "assistant"]
     return bool(replies) and not any(map(says_nothing, replies))
 
@@ -77,19 +80,19 @@ def _kept(path: Path) -> Loaded:
         raise DataError(
             f"nothing to train on: each of its {dropped} samples was dropped or has an empty answer",
             where=str(path),
-            remedy="The card beside it says by which filter: sample more, a better teacher, or set the filters otherwise.",
+            remedy="The card beside the file says which filter dropped them. Sample more, use a better teacher, or change the filters.",
         )
     return Loaded(found, dropped)
 
 
 def refuse_empty_prompt(conversation: Conversation, where: str) -> None:
-    """A user's turn that is white space alone is a `DataError`: what its answer answers is not there."""
+    """Raise a DataError for a user turn that is white space only: its answer would answer nothing."""
     for number, message in enumerate(conversation, start=1):
         if message.role == "user" and says_nothing(message):
             raise DataError(
                 "an empty prompt",
                 where=f"{where}: message {number}",
-                remedy="Give the user's turn a text, or leave the conversation out.",
+                remedy="Write text in the user turn, or remove the conversation.",
             )
 
 
@@ -99,7 +102,7 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         return parquet_rows(path, (("messages",), *PAIRS))
     if kind in (".jsonl", ".json", ".ndjson"):
         return json_lines(path)
-    raise DataError(f"unknown kind of file {kind!r}", where=str(path), remedy="Give a .jsonl or a .parquet file.")
+    raise DataError(f"unknown file type {kind!r}", where=str(path), remedy="Give a .jsonl or a .parquet file.")
 
 
 def _conversation(row: dict[str, Any], where: str) -> Conversation:
@@ -129,7 +132,7 @@ def _read(row: dict[str, Any], where: str) -> Conversation:
         f"it has the keys {', '.join(sorted(row)) or 'none'}",
         where=where,
         remedy=f"{nearest(wrong, known) if wrong else ''} A row needs messages, prompt+completion or question+answer."
-        " A task's own files are read with task=NAME beside data=.".strip(),
+        " To read a task's own files, add task=NAME.".strip(),
     )
 
 
@@ -145,7 +148,7 @@ def _message(message: Any, where: str) -> Message:
     if role == "assistant":
         return _assistant(content, reasoning, where)
     if reasoning is not None:
-        raise DataError(f"a {role} turn with reasoning", where=where, remedy="Only the assistant reasons.")
+        raise DataError(f"a {role} turn has reasoning", where=where, remedy="Only assistant turns may have reasoning.")
     return Message(role, content)
 
 
@@ -158,16 +161,18 @@ def _content(message: dict[str, Any], where: str) -> Content:
 def _text(row: dict[str, Any], key: str, where: str) -> str:
     value = row.get(key)
     if not isinstance(value, str):
-        fault = f"is a {type(value).__name__}, not a text"
+        fault = f"is a {type(value).__name__}, not text"
         fault = fault if value is not None else "is null" if key in row else "is missing"
-        raise DataError(f"key '{key}' {fault}", where=where, remedy="Give a text.")
+        raise DataError(f"key '{key}' {fault}", where=where, remedy="Give text.")
     if not is_unicode(value):
-        raise DataError(f"key '{key}' holds half of a surrogate pair", where=where, remedy="Write it as one character.")
+        raise DataError(
+            f"key '{key}' contains half of a surrogate pair", where=where, remedy="Write it as one character."
+        )
     return value
 
 
 def is_unicode(text: str) -> bool:
-    """Whether UTF-8 has bytes for it: JSON can spell half of a surrogate pair, and no tokenizer can read it."""
+    """Return whether UTF-8 can encode `text`. JSON can spell a lone surrogate, which no tokenizer reads."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -176,7 +181,7 @@ def is_unicode(text: str) -> bool:
 
 
 def _reasoning(row: dict[str, Any], where: str) -> str | None:
-    # Parquet gives a column that a row does not have as None.
+    # Parquet gives None for a key that other rows have and this one lacks.
     given = [key for key in REASONING if row.get(key) is not None]
     return _text(row, given[0], where) if given else None
 
@@ -186,8 +191,8 @@ def _assistant(content: Content, reasoning: str | None, where: str) -> Message:
     if not said.label.lstrip().startswith(OPEN):
         return said
     if reasoning is not None:
-        raise DataError(f"reasoning given twice: a key and {OPEN}", where=where, remedy="Keep one of them.")
+        raise DataError(f"reasoning is given twice: by key and by {OPEN}", where=where, remedy="Keep one of them.")
     inside, mark, after = said.text.lstrip().removeprefix(OPEN).partition(CLOSE)
     if not mark:
-        raise DataError(f"{OPEN} without {CLOSE}", where=where, remedy="Close it, or leave the conversation out.")
+        raise DataError(f"{OPEN} without {CLOSE}", where=where, remedy="Close it, or remove the conversation.")
     return Message("assistant", after.strip(), reasoning=inside.strip())

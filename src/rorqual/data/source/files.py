@@ -1,4 +1,4 @@
-"""Files that may not be what they say: read with the file and the line in every error."""
+"""Read files of unknown quality. Every error names the file and the line."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ BOM = b"\xef\xbb\xbf"
 
 
 def read_bytes(path: Path) -> bytes:
-    """The file's bytes, without a byte-order mark; a missing, unreadable or empty file is a `DataError`."""
+    """Return the file's bytes without a byte-order mark. Raises DataError if it is missing, unreadable or empty."""
     try:
         data = path.read_bytes()
     except FileNotFoundError:
@@ -22,12 +22,12 @@ def read_bytes(path: Path) -> bytes:
         raise DataError(f"cannot read: {error.strerror}", where=str(path), remedy="Check the path.") from None
     data = data.removeprefix(BOM)
     if not data.strip():
-        raise DataError("the file is empty", where=str(path), remedy="Give a file with data in it.")
+        raise DataError("the file is empty", where=str(path), remedy="Give a file that contains data.")
     return data
 
 
 def decode(data: bytes, where: str) -> str:
-    """UTF-8 bytes as text; `where` names the file, with its line if there is one."""
+    """Decode UTF-8. `where` names the file, and the line if there is one, in errors."""
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -39,9 +39,9 @@ def decode(data: bytes, where: str) -> str:
 
 
 def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each line's object with its place, `file:line`. Blank lines are passed over.
+    """Yield each line's place, `file:line`, and its object. Blank lines are skipped.
 
-    Lines end with a newline byte alone: U+2028 and its like, which `splitlines` takes for line ends, belong to the text.
+    Only a newline byte ends a line. Characters such as U+2028, which `splitlines` treats as line ends, belong to the text.
     """
     for number, line in enumerate(read_bytes(path).split(b"\n"), start=1):
         if not line.strip():
@@ -60,13 +60,13 @@ def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def parquet_rows(path: Path, any_of: tuple[tuple[str, ...], ...]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each row as a dictionary, with its place, `file:row N`. The table must have all columns of one of `any_of`."""
-    import pyarrow  # here, because it takes a third of a second that a JSONL file need not pay
+    """Yield each row's place, `file:row N`, and the row as a dict. The table must have all columns of one of `any_of`."""
+    import pyarrow  # imported here because it takes a third of a second, which JSONL files do not need
     import pyarrow.parquet
 
     try:
         if not path.stat().st_size:
-            raise DataError("the file is empty", where=str(path), remedy="Give a file with data in it.")
+            raise DataError("the file is empty", where=str(path), remedy="Give a file that contains data.")
         table = pyarrow.parquet.ParquetFile(path)
         columns = set(table.schema_arrow.names)
         if not any(set(names) <= columns for names in any_of):
@@ -74,7 +74,7 @@ def parquet_rows(path: Path, any_of: tuple[tuple[str, ...], ...]) -> Iterator[tu
             raise DataError(
                 f"it has the columns {', '.join(sorted(columns))}",
                 where=str(path),
-                remedy=f"It needs {wanted}. A task's own files are read with task=NAME beside data=.",
+                remedy=f"It needs {wanted}. To read a task's own files, add task=NAME.",
             )
         number = 0
         for piece in table.iter_batches(batch_size=1024):
@@ -86,4 +86,4 @@ def parquet_rows(path: Path, any_of: tuple[tuple[str, ...], ...]) -> Iterator[tu
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"not Parquet: {error}", where=str(path), remedy="Write the file again.") from None
     if not number:
-        raise DataError("the file is empty", where=str(path), remedy="Give a file with data in it.")
+        raise DataError("the file is empty", where=str(path), remedy="Give a file that contains data.")

@@ -1,4 +1,4 @@
-"""Objectives. Each module holds one; importing this package makes them known."""
+"""Training objectives, one per module. Importing this package registers them."""
 
 from rorqual.train.objectives.aux_balance import AuxBalance
 from rorqual.train.objectives.balance import SequenceBalance

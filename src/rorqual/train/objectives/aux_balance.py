@@ -1,4 +1,4 @@
-"""The classic auxiliary loss for balance (GShard, 2006.16668; Switch, 2101.03961, eq. 4-6): what V3's router bias replaces."""
+"""The auxiliary load-balancing loss (GShard, 2006.16668; Switch, 2101.03961, eq. 4-6), which V3's router bias replaces."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from rorqual.train.objectives.base import Objective, Term
 
 
 class AuxBalance(Objective):
-    """E sum_i f_i P_i over all tokens of a batch that are no padding, summed over the main model's layers; 1 a layer at balance.
+    """E sum_i f_i P_i over all tokens except padding, summed over the main model's layers. It is 1 per layer at balance.
 
-    f_i is the share of choices that went to expert i, P_i its mean affinity, normalised over the experts. `coefficient` is
-    Switch's alpha, 0.01 there. A product of two means of the batch: a run with it has one micro-batch.
+    E is the number of experts, f_i the share of choices for expert i, and P_i its mean affinity, normalised over the experts.
+    `coefficient` is Switch's alpha (0.01 in the paper). The loss multiplies two means over the whole batch, so a run that uses
+    it has one micro-batch.
     """
 
     kind: Literal["aux_balance"] = "aux_balance"
@@ -29,9 +30,7 @@ class AuxBalance(Objective):
 
     def term(self, model: Decoder, batch: TrainBatch, output: Output) -> Term:
         valid = batch.segments.flatten() >= 0
-        one = torch.zeros(
-            batch.n_tokens, dtype=torch.long, device=valid.device
-        )  # the batch, as if it were one sequence
+        one = torch.zeros(batch.n_tokens, dtype=torch.long, device=valid.device)  # treat the batch as one sequence
         total = output.hidden.new_zeros((), dtype=torch.float32)
         for routing in output.routing:
             total = total + sequence_balance(routing.scores[valid], routing.indices[valid], one, 1)

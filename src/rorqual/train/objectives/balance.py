@@ -1,4 +1,4 @@
-"""V3's sequence-wise balance loss (eq. 17-20), beside the router bias: it keeps single sequences from one expert."""
+"""DeepSeek-V3's sequence-wise balance loss (eq. 17-20). It keeps single sequences from using few experts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rorqual.train.objectives.base import Objective, Term
 
 
 class SequenceBalance(Objective):
-    """Mean over documents, summed over the main model's layers; `coefficient` is the paper's alpha, 0.0001 in V3."""
+    """Mean over documents, summed over the main model's layers. `coefficient` is the paper's alpha (0.0001 in V3)."""
 
     kind: Literal["sequence_balance"] = "sequence_balance"
     reads_hidden: ClassVar[bool] = False
@@ -30,13 +30,13 @@ class SequenceBalance(Objective):
         total = output.hidden.new_zeros((), dtype=torch.float32)
         for routing in output.routing:
             scores = routing.scores[valid]
-            chosen = scores.topk(routing.indices.shape[-1], dim=-1).indices  # of the unbiased scores (eq. 18)
+            chosen = scores.topk(routing.indices.shape[-1], dim=-1).indices  # by the unbiased scores (eq. 18)
             total = total + sequence_balance(scores, chosen, number, len(found))
         return Term(total)
 
 
 def documents(batch: TrainBatch) -> tuple[Tensor, Tensor]:
-    """For each token that is no padding, in the order of the flattened batch, the number of its document; and the documents."""
+    """Return the document index of each token except padding, in flattened batch order, and the list of documents."""
     rows, width = batch.segments.shape
     row = torch.arange(rows, device=batch.segments.device).unsqueeze(1).expand(rows, width)
     named = (row * (width + 1) + batch.segments)[batch.segments >= 0]

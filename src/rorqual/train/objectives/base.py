@@ -1,6 +1,6 @@
-"""An objective returns a sum and its weight; only the loop divides, by the global weight of an update.
+"""The base class of objectives. An objective returns a sum and its weight; the loop divides by the weight of the whole update.
 
-So the number of micro-batches, padding and packing never change a gradient (transformers#34191, trl#2175).
+Therefore micro-batches, padding and packing never change a gradient (transformers#34191, trl#2175).
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from rorqual.train.batch import TrainBatch
 
 @dataclass
 class Term:
-    """`sum`: what to minimise, summed, not divided. `means` are (sum, weight), `maxima` the largest seen; both for the record.
+    """The loss of one objective on a batch: `sum` is to be minimised, and is not divided by the weight.
 
-    `routing`: where the objective's own layers sent their tokens; `valid`, beside each, which of those are no padding.
-    `logprobs` [rows, seq]: the targets' log-probabilities, where the objective `wants_old`.
+    `means` (as sum and weight) and `maxima` go into the metrics record. `routing` holds the expert choices of the objective's
+    own layers, and `valid` the mask of their tokens without padding. `logprobs` [rows, seq] holds the targets'
+    log-probabilities if the objective `wants_old`.
     """
 
     sum: Tensor
@@ -35,9 +36,11 @@ class Term:
 
 @torch.no_grad()
 def sampler_difference(now: Tensor, batch: TrainBatch, at: tuple[Tensor, ...]) -> Term:
-    """A term of nothing but records: how far the trainer's log-probabilities `now` [n], of the tokens `at` a batch's places, are from the
-    sampler's. `logprob_diff` is of what the trainer's very weights drew; what older ones drew counts in `stale_logprob_diff`, and its age in
-    `policy_age`."""
+    """Return a Term with metrics only: how far the trainer's log-probabilities `now` [n] are from the sampler's.
+
+    `at` holds the indices of the n tokens in the batch. `logprob_diff` covers tokens that the trainer's current weights
+    sampled. Tokens of older weights count in `stale_logprob_diff`, and their age in `policy_age`.
+    """
     assert batch.sampled_logprobs is not None
     difference = (now - batch.sampled_logprobs[at]).abs().double()
     if batch.ages is None:
@@ -56,7 +59,7 @@ def sampler_difference(now: Tensor, batch: TrainBatch, at: tuple[Tensor, ...]) -
 
 
 class Objective(Kind):
-    """Base of the objectives. `coefficient` scales its mean in the loss."""
+    """Base class of objectives. `coefficient` scales the objective's mean in the loss."""
 
     coefficient: NonNegative = 1.0
     reads_hidden: ClassVar[bool] = True
@@ -64,21 +67,21 @@ class Objective(Kind):
 
     @property
     def wants_old(self) -> bool:
-        """Whether the loop shall keep the trainer's log-probabilities from before a step's first update (`old_logprobs`)."""
+        """Whether the loop must store the trainer's log-probabilities before a step's first update (`old_logprobs`)."""
         return False
 
     def needs(self) -> frozenset[str]:
-        """Optional fields of a batch that it cannot do without; a run whose source does not give them is refused."""
+        """Return the optional batch fields that it requires. A run whose source does not provide them is refused."""
         return frozenset()
 
     def records(self) -> frozenset[str]:
-        """Names of what attention shall record for it (`AttentionContext.record`); the term finds them in `output.recorded`."""
+        """Return the names of tensors that attention must record (`AttentionContext.record`), for `output.recorded`."""
         return frozenset()
 
     def weight(self, batch: TrainBatch) -> float:
-        """What the batch adds to the global denominator; known from the data alone, before any forward."""
+        """Return the batch's share of the update's denominator. It depends on the data only, not on a forward pass."""
         raise NotImplementedError
 
     def term(self, model: Decoder, batch: TrainBatch, output: Output) -> Term:
-        """The sum over the batch."""
+        """Return the sum over the batch."""
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""Distillation from a teacher's distributions: the student's next token beside the teacher's, position by position."""
+"""Distillation from a teacher's next-token distributions, position by position."""
 
 from __future__ import annotations
 
@@ -19,22 +19,28 @@ Divergence = Literal["forward", "reverse", "skewed", "skewed_reverse"]
 Tail = Literal["bucket", "renormalise"]
 MOST_MASS = 1.001
 TAIL_FLOOR = 1e-7
-"""The least mass of a teacher's tail: what fp32 log-probabilities of the others leave cannot be told from 0 below it."""
+"""Minimum mass of a teacher's tail. A smaller remainder of fp32 log-probabilities cannot be told from 0."""
 
 
 class Distil(Objective):
-    """Mean over trained tokens of a divergence, in nats, of the teacher's distribution p and the student's q.
+    """Mean divergence over trained tokens, in nats, between the teacher's distribution p and the student's q.
 
-    `divergence`: 'forward' KL(p | q) (Hinton et al. 1503.02531), which covers all that the teacher does; 'reverse' KL(q | p) (MiniLLM,
-    2306.08543), which seeks what it does most; 'skewed' KL(p | a p + (1 - a) q) and 'skewed_reverse' KL(q | a q + (1 - a) p) with a =
-    `alpha` (DistiLLM, 2402.03898, eq. 3 and 4), whose gradients stay bounded where the other gives a token nothing.
-    With samples of the student's own (source on_policy) it is generalized knowledge distillation (GKD, 2306.13649).
+    `divergence` is one of:
 
-    `temperature` T softens both distributions; the mean is multiplied by T^2, so that its gradient keeps its size (Hinton).
-    `tail`: with a teacher's k likeliest tokens only, the rest of the vocabulary is one event more ('bucket'), or p and q are
-    both renormalised over the k ('renormalise': what q gives to other tokens is then free). With k the whole vocabulary both
-    are the full divergence. 'bucket' needs T = 1 there: how a sum of unknown probabilities softens is unknown.
-    `sampling_temperature`: that of the sampler whose log-probabilities come with the batch, for the loop to compare.
+    - 'forward': KL(p | q) (Hinton et al., 1503.02531), which covers all modes of the teacher.
+    - 'reverse': KL(q | p) (MiniLLM, 2306.08543), which seeks its main modes.
+    - 'skewed': KL(p | a p + (1 - a) q), 'skewed_reverse': KL(q | a q + (1 - a) p), with a = `alpha` (DistiLLM, 2402.03898,
+      eq. 3 and 4). Their gradients stay bounded where the other distribution is zero.
+
+    On the student's own samples (source on_policy) this is generalized knowledge distillation (GKD, 2306.13649).
+
+    `temperature` T softens both distributions. The mean is multiplied by T^2, so that the gradient keeps its scale (Hinton).
+
+    `tail` handles a teacher with its k most likely tokens only. 'bucket' treats all other tokens as one more event.
+    'renormalise' renormalises p and q over the k tokens, and ignores what q gives to the others. If k is the whole
+    vocabulary, both equal the full divergence. Otherwise 'bucket' needs T = 1, since an unknown tail cannot be softened.
+
+    `sampling_temperature` is the temperature of the batch's sampled log-probabilities, which the loop compares.
     """
 
     kind: Literal["distil"] = "distil"
@@ -53,7 +59,7 @@ class Distil(Objective):
     def term(self, model: Decoder, batch: TrainBatch, output: Output) -> Term:
         if batch.teacher_logprobs is None:
             raise NumericsError(
-                "distil needs a teacher's log-probabilities",
+                "distil needs the teacher's log-probabilities",
                 where="objectives.distil",
                 remedy="Use source distilled with logits=true, or on_policy.",
             )
@@ -80,13 +86,13 @@ class Distil(Objective):
         return Term((divergences * batch.loss_mask[at]).sum() * self.temperature**2, means, maxima)
 
     def _aligned(self, logits: Tensor, stored: Tensor, ids: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Log-probabilities of the same events, teacher's and student's: logits [n, vocab], stored [n, k] -> two [n, k or k + 1]."""
+        """Align teacher and student on the same events: logits [n, vocab], stored [n, k] -> two log-probs [n, k or k + 1]."""
         t, vocab = self.temperature, logits.shape[-1]
         if ids is None and stored.shape[-1] != vocab:
             raise NumericsError(
                 f"the teacher's distribution has {stored.shape[-1]} tokens, the student's {vocab}",
                 where="objectives.distil",
-                remedy="Teacher and student need one vocabulary.",
+                remedy="Use a teacher and a student with the same vocabulary.",
             )
         whole = (logits / t).log_softmax(-1)
         p = stored if t == 1 else (stored / t).log_softmax(-1)
@@ -99,9 +105,9 @@ class Distil(Objective):
             return (stored / t).log_softmax(-1), q.log_softmax(-1)
         if t != 1:
             raise ConfigError(
-                f"temperature={t} with the {ids.shape[-1]} likeliest of {vocab} tokens: the rest cannot be softened",
+                f"temperature={t} cannot soften the tail of the {ids.shape[-1]} most likely of {vocab} tokens",
                 where="objectives.distil",
-                remedy="Set temperature=1, or tail=renormalise, or keep the teacher's whole distribution.",
+                remedy="Set temperature=1 or tail=renormalise, or store the teacher's whole distribution.",
             )
         rest_p = (1 - p.double().exp().sum(-1, keepdim=True)).clamp_min(TAIL_FLOOR).log().to(p.dtype)
         rest_q = whole.scatter(-1, ids, float("-inf")).logsumexp(-1, keepdim=True)
@@ -109,18 +115,20 @@ class Distil(Objective):
 
 
 def check_mass(mass: Tensor) -> None:
-    """Refuse a trained position for which no distribution was given: zeros there are log-probabilities of 1 each. A source that lays
-    them one token off would otherwise train on a divergence that is none, and may be below 0."""
+    """Raise a NumericsError if a trained position has no distribution: the zeros there mean probabilities of 1 each.
+
+    A source that misplaces distributions by one token would otherwise train on a meaningless divergence, possibly below 0.
+    """
     if len(mass) and not float(mass.max()) <= MOST_MASS:
         raise NumericsError(
-            f"a teacher's probabilities add up to {float(mass.max()):.4g} at a trained position",
+            f"the teacher's probabilities add up to {float(mass.max()):.4g} at a trained position",
             where="objectives.distil",
-            remedy="Its log-probabilities are missing there or lie beside another token: score the samples again.",
+            remedy="The log-probabilities are missing or belong to another token. Score the samples again.",
         )
 
 
 def divergence(kind: Divergence, p: Tensor, q: Tensor, alpha: float) -> Tensor:
-    """Log-probabilities of teacher and student [n, events] -> [n]."""
+    """Return the divergence of log-probabilities of teacher and student: [n, events] -> [n]."""
     if kind == "forward":
         return kl(p, q)
     if kind == "reverse":
@@ -131,11 +139,11 @@ def divergence(kind: Divergence, p: Tensor, q: Tensor, alpha: float) -> Tensor:
 
 
 def kl(p: Tensor, q: Tensor) -> Tensor:
-    """KL(p | q) of log-probabilities [n, events] -> [n]; an event that p never has adds nothing."""
+    """Return KL(p | q) of log-probabilities: [n, events] -> [n]. Events with p = 0 add nothing."""
     return (p.exp() * (p - q).masked_fill(p == float("-inf"), 0.0)).sum(-1)
 
 
 def mixture(p: Tensor, q: Tensor, alpha: float) -> Tensor:
-    """log(alpha p + (1 - alpha) q)."""
+    """Return log(alpha p + (1 - alpha) q)."""
     share = torch.tensor(alpha, dtype=p.dtype, device=p.device)
     return torch.logaddexp(p + share.log(), q + torch.log1p(-share))

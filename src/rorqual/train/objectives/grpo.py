@@ -1,6 +1,6 @@
-"""Group relative policy optimisation (DeepSeekMath, eq. 3; R1, eq. 1-3), and what later papers mended in it, each an option.
+"""Group relative policy optimization (DeepSeekMath, eq. 3; R1, eq. 1-3), with variants from later papers as options.
 
-docs/grpo.md lists options, papers and keys. All are off by default, but for DAPO's asymmetric clip and mean over tokens.
+docs/grpo.md lists options, papers and keys. All are off by default, except DAPO's asymmetric clip and its mean over tokens.
 """
 
 from __future__ import annotations
@@ -23,23 +23,37 @@ from rorqual.train.objectives.base import Objective, Term, sampler_difference
 
 
 class GRPO(Objective):
-    """-min(r A, clip(r, 1 - clip_low, 1 + clip_high) A) with r the ratio of a token's probability to the sampler's.
+    """The GRPO loss, -min(r A, clip(r, 1 - clip_low, 1 + clip_high) A).
 
-    `temperature` must be the sampler's: ratios are taken under the distribution that was sampled from. With a batch's `kept`,
-    the sets that top-p and top-k left, the trainer's distribution is renormalised over them (V3.2, 2512.02556, keep sampling mask).
+    r is the ratio of a token's probability under the trainer and under the sampler; A is the advantage.
 
-    `per` 'token': mean over all tokens (DAPO, 2503.14476); 'sequence': mean over each answer's tokens, then over answers (R1);
-    'constant': sum over an answer's tokens over `max_tokens`, mean over answers (Dr. GRPO, 2503.20783).
-    `importance_sampling_level` 'token': r of each token; 'sequence': the geometric mean of an answer's, one for all its tokens
-    (GSPO, 2507.18071, eq. 5-7); 'sequence_token': its value, the gradient through each token's own probability (GSPO-token, eq. 13-14).
-    `loss_type` 'cispo': clip(r) without gradient, times A log p (CISPO, MiniMax-M1, 2506.13585, eq. 4-5): no token is left out. The
-    paper has no lower bound: clip_low of 1 or more.
-    `tis_cap` C, 0: off: r is of the trainer's probability to its own before the first update, and the gain times
-    min(p_trainer / p_sampler, C) before that update (truncated importance sampling, Yao et al. 2025).
-    `beta`: weight of the KL divergence from the batch's `reference_logprobs`, by `kl` 'k3' (R1, eq. 2) or 'unbiased', which
-    weighs k3 by p / p_sampler with its gradient (V3.2, section 3.1). It is neither clipped nor masked.
-    `off_policy_delta`, 0: off: an answer with a negative advantage, of which the sampler's log-probability exceeds the trainer's by
-    more than this in the mean over its tokens, does not train (V3.2, section 3.1).
+    `temperature` must be the sampler's, because r compares the distributions that were sampled from. If a batch has `kept`
+    (the sets that top-p and top-k left), the trainer's distribution is renormalised over them (keep sampling mask, V3.2,
+    2512.02556).
+
+    `per` sets how the loss is averaged:
+
+    - 'token': over all tokens (DAPO, 2503.14476).
+    - 'sequence': over each answer's tokens, then over answers (R1).
+    - 'constant': an answer's sum over tokens divided by `max_tokens`, then the mean over answers (Dr. GRPO, 2503.20783).
+
+    `importance_sampling_level` sets the level at which r is computed:
+
+    - 'token': per token.
+    - 'sequence': the geometric mean over an answer, for all its tokens (GSPO, 2507.18071, eq. 5-7).
+    - 'sequence_token': that value, with the gradient of each token's own probability (GSPO-token, eq. 13-14).
+
+    `loss_type` 'cispo': clip(r) without gradient, times A log p (CISPO, MiniMax-M1, 2506.13585, eq. 4-5). No token is dropped.
+    The paper has no lower bound, which is a clip_low of 1 or more.
+
+    `tis_cap` C (0 disables it): truncated importance sampling (Yao et al. 2025). r is then relative to the trainer's own
+    probability before the first update, and the gain is multiplied by min(p_trainer / p_sampler, C) from before that update.
+
+    `beta`: weight of the KL divergence from the batch's `reference_logprobs`. `kl` is 'k3' (R1, eq. 2), or 'unbiased', which
+    weights k3 by p / p_sampler with its gradient (V3.2, section 3.1). The term is neither clipped nor masked.
+
+    `off_policy_delta` (0 disables it): drop answers with a negative advantage whose sampler log-probability exceeds the
+    trainer's by more than this on average over their tokens (V3.2, section 3.1).
     """
 
     kind: Literal["grpo"] = "grpo"
@@ -58,7 +72,7 @@ class GRPO(Objective):
     @model_validator(mode="after")
     def _constant(self) -> Self:
         if self.per == "constant" and not self.max_tokens:
-            raise ValueError("per=constant divides by max_tokens: set max_tokens to the source's")
+            raise ValueError("per=constant divides by max_tokens: set max_tokens to the source's value")
         return self
 
     @property
@@ -73,13 +87,13 @@ class GRPO(Objective):
         return float(self._weights(batch).sum())
 
     def _weights(self, batch: TrainBatch) -> Tensor:
-        """What sums to the denominator: tokens, or answers."""
+        """Return weights that sum to the denominator: one per token, or one per answer spread over its tokens."""
         if self.per == "token" or batch.lengths is None:
             return batch.loss_mask
         return batch.loss_mask / batch.lengths.clamp_min(1)
 
     def shares(self, batch: TrainBatch) -> Tensor:
-        """What each token's gain counts in the sum."""
+        """Return the weight of each token's gain in the sum."""
         return batch.loss_mask / self.max_tokens if self.per == "constant" else self._weights(batch)
 
     def term(self, model: Decoder, batch: TrainBatch, output: Output) -> Term:
@@ -119,7 +133,7 @@ class GRPO(Objective):
         return Term(total, means, compared.maxima, logprobs=logprobs)
 
     def _logits(self, model: Decoder, hidden: Tensor, kept: Tensor | None) -> Tensor:
-        """Of the distribution that was sampled from; where the model has the engine's arithmetic, by the engine's own steps."""
+        """Return logits of the sampled distribution; on a backend with the engine's arithmetic, by the engine's own steps."""
         if not model.ops.in_blocks:
             logits = model.logits(hidden) / self.temperature
             return logits if kept is None else keep_only(logits, kept)
@@ -130,7 +144,7 @@ class GRPO(Objective):
         return logits if kept is None else keep_only(logits.log_softmax(-1), kept)
 
     def _ratio(self, now: Tensor, drawn: DrawnTokens) -> Tensor:
-        """p / p_old of each token, or of its answer: exp of the mean over the answer's tokens (GSPO eq. 7)."""
+        """Return p / p_old per token, or per answer as the exp of the mean over its tokens (GSPO, eq. 7)."""
         if self.importance_sampling_level == "token":
             return (now - drawn.old).exp()
         whole = drawn.mean(now - drawn.old).exp()
@@ -139,7 +153,7 @@ class GRPO(Objective):
         return whole.detach() * (now - now.detach()).exp()
 
     def _gain(self, now: Tensor, ratio: Tensor, drawn: DrawnTokens) -> tuple[Tensor, Tensor]:
-        """What a token adds to the objective, and where the clip changed it."""
+        """Return each token's term of the objective, and a mask of the tokens that the clip changed."""
         advantage = drawn.advantage
         clipped = ratio.clamp(1 - self.clip_low, 1 + self.clip_high)
         if self.loss_type == "cispo":
@@ -150,7 +164,7 @@ class GRPO(Objective):
 
 @dataclass(frozen=True)
 class DrawnTokens:
-    """What a batch says of its n trained tokens, in the order of the mask: each [n], and for each the number of its answer."""
+    """The n trained tokens of a batch, in mask order. Every field is [n] except `counts`; `answer` is each token's answer index."""
 
     advantage: Tensor
     weight: Tensor
@@ -159,14 +173,14 @@ class DrawnTokens:
     tis: Tensor | None
     reference: Tensor | None
     answer: Tensor
-    counts: Tensor  # tokens of each answer
+    counts: Tensor  # [answers], number of tokens of each answer
 
     @classmethod
     def of(cls, batch: TrainBatch, at: tuple[Tensor, ...], how: GRPO) -> DrawnTokens:
         if batch.advantages is None or batch.sampled_logprobs is None:
             raise NumericsError("grpo needs advantages and the sampler's log-probabilities", where="objectives.grpo")
         sampled = batch.sampled_logprobs[at]
-        # Both are missing while trainer and sampler are compared, which is before them and without a gradient.
+        # Both are absent in the comparison of trainer and sampler, which runs earlier and without gradients.
         old = _there(batch.old_logprobs, how.wants_old, "the trainer's log-probabilities before the update", at)
         reference = _there(batch.reference_logprobs, how.beta > 0, "a reference's log-probabilities", at)
         named = at[0] * (batch.segments.shape[1] + 1) + batch.segments[at]  # documents never cross rows
@@ -183,12 +197,12 @@ class DrawnTokens:
         )
 
     def mean(self, values: Tensor) -> Tensor:
-        """values [n] -> [n], for each token the mean over the tokens of its answer."""
+        """Return for each token the mean over the tokens of its answer: values [n] -> [n]."""
         sums = values.new_zeros(len(self.counts)).index_add(0, self.answer, values)
         return (sums / self.counts)[self.answer]
 
 
 def _there(values: Tensor | None, wanted: bool, what: str, at: tuple[Tensor, ...]) -> Tensor | None:
     if wanted and values is None and torch.is_grad_enabled():
-        raise NumericsError(f"grpo needs {what}, and the batch has none", where="objectives.grpo")
+        raise NumericsError(f"grpo needs {what}, but the batch has none", where="objectives.grpo")
     return values[at] if wanted and values is not None else None

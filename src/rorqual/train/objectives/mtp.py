@@ -1,4 +1,4 @@
-"""Multi-token prediction's loss (V3 eq. 24-25): cross-entropy of the token after the next, mean over the depths."""
+"""Multi-token prediction loss (DeepSeek-V3, eq. 24-25): cross-entropy of tokens beyond the next, averaged over the depths."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rorqual.train.objectives.base import Objective, Term
 
 
 class MultiToken(Objective):
-    """`coefficient` is the paper's lambda: 0.3 for most of V3's training. `depth`: the model's `num_nextn_predict_layers`."""
+    """`coefficient` is the paper's lambda (0.3 in most of V3's training); `depth` is `num_nextn_predict_layers` of the model."""
 
     kind: Literal["mtp"] = "mtp"
     coefficient: NonNegative = 0.3
@@ -41,10 +41,10 @@ class MultiToken(Objective):
 
 
 def _within(batch: TrainBatch, k: int) -> Tensor:
-    """Rows i of depth k whose token i + k, which the module reads, is of the same document, and no padding."""
+    """Return a mask of rows i at depth k whose input token i + k belongs to the same document and is not padding."""
     return (batch.segments[:, k:] >= 0) & (batch.segments[:, k:] == batch.segments[:, :-k])
 
 
 def _mask(batch: TrainBatch, k: int) -> Tensor:
-    """Row i of depth k predicts the target of position i + k: trained where that is, and the document is the same."""
+    """Return the loss mask of depth k. Row i predicts the target of position i + k, if both are in the same document."""
     return batch.loss_mask[:, k:] * _within(batch, k)

@@ -1,4 +1,4 @@
-"""Cross-entropy of the next token over the loss mask."""
+"""Next-token cross-entropy over the loss mask."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rorqual.train.objectives.base import Objective, Term
 
 
 class NextToken(Objective):
-    """Mean over trained tokens, in nats."""
+    """Mean cross-entropy over trained tokens, in nats."""
 
     kind: Literal["next_token"] = "next_token"
 

@@ -1,4 +1,4 @@
-"""Optimizers. Each module holds one; importing this package makes them known."""
+"""Optimizers, one per module. Importing this package registers them."""
 
 from rorqual.train.optim.adamw import AdamWConfig
 from rorqual.train.optim.base import OptimConfig, Optimizer

@@ -1,4 +1,4 @@
-"""AdamW (Loshchilov and Hutter 2019), by torch's implementation."""
+"""AdamW (Loshchilov and Hutter 2019), with torch's implementation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rorqual.train.optim.base import OptimConfig, Optimizer, check_state
 
 
 class AdamWConfig(OptimConfig):
-    """Decay acts on matrices only; norms and biases are left alone."""
+    """AdamW. Weight decay applies to matrices only, not to norms and biases."""
 
     kind: Literal["adamw"] = "adamw"
     lr: Positive = 3e-4
@@ -26,7 +26,7 @@ class AdamWConfig(OptimConfig):
 
 
 class AdamW(Optimizer):
-    """State names: `exp_avg/NAME`, `exp_avg_sq/NAME`, `step/NAME`; none before the first step."""
+    """The AdamW optimizer. Its state is named `exp_avg/NAME`, `exp_avg_sq/NAME`, `step/NAME`, and empty before the first step."""
 
     def __init__(self, config: AdamWConfig, params: dict[str, nn.Parameter]) -> None:
         self.config, self.params = config, params

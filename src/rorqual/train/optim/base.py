@@ -1,4 +1,4 @@
-"""Optimizers: built from a config, stepped with gradients, saved as named tensors."""
+"""The base class of optimizers: built from a config, stepped with gradients, saved as named tensors."""
 
 from __future__ import annotations
 
@@ -14,25 +14,28 @@ from rorqual.train.schedule import Schedule
 
 
 class Optimizer(ABC):
-    """Owns the state of named parameters."""
+    """An optimizer of named parameters, with its state."""
 
     @abstractmethod
     def step(self, grads: dict[str, Tensor], factor: float, pool: Executor | None = None) -> None:
-        """One update; `factor` scales every learning rate (the schedule); `pool` may share the work, in a fixed order of sums."""
+        """Make one update. `factor`, from the schedule, scales every learning rate. `pool` may run parts in parallel.
+
+        The order of sums must not depend on `pool`.
+        """
 
     @abstractmethod
     def state(self) -> dict[str, Tensor]:
-        """Everything that a resumed run needs, by name."""
+        """Return the state that a resumed run needs, as named tensors."""
 
     @abstractmethod
     def load(self, state: dict[str, Tensor]) -> None:
-        """Take back what `state` gave; other names or shapes are a `CheckpointError`, before anything is changed."""
+        """Load the tensors of `state`. Raises CheckpointError, before changing anything, if names or shapes differ."""
 
 
 def check_state(state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Refuse a state whose names or shapes are not those of `shapes`; what differs is listed."""
+    """Raise a CheckpointError that lists the names and shapes in which `state` differs from `shapes`."""
     problems = [f"missing {name}" for name in shapes if name not in state]
-    problems += [f"left over {name}" for name in state if name not in shapes]
+    problems += [f"unexpected {name}" for name in state if name not in shapes]
     problems += [
         f"{name} is {tuple(state[name].shape)}, not {shape}"
         for name, shape in shapes.items()
@@ -40,15 +43,15 @@ def check_state(state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...
     ]
     if problems:
         shown = "; ".join(problems[:6]) + (f"; and {len(problems) - 6} more" if len(problems) > 6 else "")
-        raise CheckpointError(f"an optimizer's state of another shape: {shown}")
+        raise CheckpointError(f"the optimizer state does not match: {shown}")
 
 
 class OptimConfig(Kind):
-    """Base of the optimizers. `clip`: largest global gradient norm, 0 for none."""
+    """Base class of optimizer configs. `clip` is the largest global gradient norm; 0 disables clipping."""
 
     schedule: Schedule = Schedule()
     clip: NonNegative = 1.0
 
     def build(self, params: dict[str, nn.Parameter]) -> Optimizer:
-        """The optimizer of these parameters."""
+        """Build the optimizer of these parameters."""
         raise NotImplementedError

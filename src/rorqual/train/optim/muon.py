@@ -1,4 +1,4 @@
-"""Muon (Jordan et al. 2024): the momentum of each hidden matrix is orthogonalised; AdamW takes the rest."""
+"""Muon (Jordan et al. 2024): orthogonalises the momentum of each hidden matrix. AdamW updates all other parameters."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from rorqual.train.optim.adamw import AdamW, AdamWConfig
 from rorqual.train.optim.base import OptimConfig, Optimizer, check_state
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Quintic Newton-Schulz iteration, from the author's description; singular values end between 0.7 and 1.2."""
+"""Coefficients of the quintic Newton-Schulz iteration, from the author's description. Singular values end in 0.7 to 1.2."""
 
 
 class MuonConfig(OptimConfig):
-    """`adamw` serves embedding, head, routers, norms and biases. Decay is decoupled and scaled by the learning rate."""
+    """Muon. `adamw` updates embedding, head, routers, norms and biases. Weight decay is decoupled and scaled by `lr`."""
 
     kind: Literal["muon"] = "muon"
     lr: Positive = 0.02
@@ -30,19 +30,19 @@ class MuonConfig(OptimConfig):
 
 
 def is_hidden_matrix(name: str, parameter: Tensor) -> bool:
-    """Matrices between hidden states, stacks of them included; not the embedding, the head or a router."""
+    """Return whether a parameter is a matrix, or a stack of matrices, other than the embedding, the head or a router."""
     apart = name.endswith(("embed_tokens.weight", "lm_head.weight")) or ".router." in name
     return parameter.dim() >= 2 and not apart
 
 
 def matrix_shape(name: str, parameter: Tensor) -> tuple[int, int]:
-    """Rows and columns of each matrix in a parameter: fused gate and up projections are two matrices, not one."""
+    """Return rows and columns of each matrix in a parameter. Fused gate and up projections count as two matrices."""
     rows, columns = parameter.shape[-2:]
     return (rows // 2 if name.endswith("gate_up_proj") else rows, columns)
 
 
 def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
-    """The nearest semi-orthogonal matrix, roughly: [..., rows, columns] -> the same."""
+    """Return approximately the nearest semi-orthogonal matrix: [..., rows, columns] -> the same shape."""
     a, b, c = COEFFICIENTS
     x = matrix.transpose(-1, -2) if matrix.shape[-2] > matrix.shape[-1] else matrix
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
@@ -53,7 +53,10 @@ def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
 
 
 class Muon(Optimizer):
-    """State names: `momentum/NAME`, and AdamW's below `adamw/`. Matrices of one shape are orthogonalised together."""
+    """The Muon optimizer. Matrices of equal shape are orthogonalised together.
+
+    Its state is named `momentum/NAME`, and AdamW's state is under `adamw/`.
+    """
 
     def __init__(self, config: MuonConfig, params: dict[str, nn.Parameter]) -> None:
         self.config = config
@@ -63,7 +66,7 @@ class Muon(Optimizer):
         shapes: dict[tuple[int, int], list[str]] = {}
         for name, p in self.hidden.items():
             shapes.setdefault(matrix_shape(name, p), []).append(name)
-        # The largest groups first, so that threads that share them finish together.
+        # Largest groups first, so that the threads finish at about the same time.
         self.groups = sorted(
             shapes.items(), key=lambda item: -sum(self.hidden[n].numel() * min(item[0]) for n in item[1])
         )
@@ -79,7 +82,7 @@ class Muon(Optimizer):
                 done.result()
         self.rest.step(grads, factor)
 
-    @torch.no_grad()  # threads do not inherit it
+    @torch.no_grad()  # grad mode is per thread; pool threads do not inherit it
     def _update(self, shape: tuple[int, int], names: list[str], grads: dict[str, Tensor], factor: float) -> None:
         c = self.config
         directions = [self._direction(name, grads[name]).reshape(-1, *shape) for name in names]

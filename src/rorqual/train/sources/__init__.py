@@ -1,4 +1,4 @@
-"""Sources of batches. Each module holds one; importing this package makes them known."""
+"""Sources of batches, one per module. Importing this package registers them."""
 
 from rorqual.train.sources.base import Materials, Source, SourceConfig, Step
 from rorqual.train.sources.conversations import ConversationsConfig

@@ -1,4 +1,4 @@
-"""Where batches come from. Batches are a function of seed, step and weights: there is no cursor that a resume could lose."""
+"""The base class of sources. Batches depend on seed, step and weights only, so a resumed run needs no saved cursor."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from rorqual.train.batch import TrainBatch
 
 @dataclass(frozen=True)
 class Materials:
-    """What a source may use: the model (for rollouts), tokenizer, chat format, seed, and worker threads.
+    """What a source may use: the model (for rollouts), tokenizer, chat format, seed, and number of worker threads.
 
-    `rollout_engine`: who samples, where that is not an engine on the model itself."""
+    `rollout_engine` samples; without it an engine runs on the trained model itself.
+    """
 
     model: Decoder
     tokenizer: Tokenizer
@@ -31,11 +32,11 @@ class Materials:
 
 @dataclass
 class Step:
-    """One step's work: a batch for each optimizer update, and what to record.
+    """The work of one step: a batch for each optimizer update, and metrics to record.
 
-    `fresh`: the batches were sampled for this step, so that log-probabilities of what these very weights sampled must agree before the first
-    update; `unlearned` was sampled too, teaches nothing, and is checked with them. `notes` are said to the user. `trace`: lines for
-    `rollouts.jsonl`, which `rorqual trace` shows.
+    `fresh` says that the batches were sampled for this step. Before the first update, trainer and sampler must then agree on
+    the log-probabilities of what the current weights sampled. `unlearned` holds samples that do not train but are checked too.
+    `notes` are shown to the user. `trace` holds lines for `rollouts.jsonl`, which `rorqual trace` shows.
     """
 
     batches: list[TrainBatch]
@@ -47,34 +48,34 @@ class Step:
 
 
 class Source(ABC):
-    """Gives each step its work."""
+    """Provides the work of each step."""
 
     versions: dict[str, int] = {}
-    """Of the families whose problems it draws."""
+    """The versions of the problem families in use."""
 
     @abstractmethod
     def step(self, step: int) -> Step:
-        """The work of step `step`, from 0."""
+        """Return the work of step `step`, counted from 0."""
 
 
 class SourceConfig(Kind):
-    """Base of the sources. `row`: tokens in a row of a batch."""
+    """Base class of source configs. `row` is the number of tokens in a row of a batch."""
 
     row: RowLength
 
     @property
     def samples_itself(self) -> bool:
-        """Whether it asks a rollout engine for samples of the trained model."""
+        """Whether it samples the trained model through a rollout engine."""
         return False
 
     def build(self, materials: Materials) -> Source:
-        """The source; bad data is refused here, before anything is written."""
+        """Build the source. Bad data raises an error here, before anything is written."""
         raise NotImplementedError
 
     def gives(self) -> frozenset[str]:
-        """Optional fields of a batch that its batches hold."""
+        """Return the optional batch fields that its batches contain."""
         return frozenset()
 
     def texts(self) -> Iterator[str]:
-        """Text to learn a tokenizer from (`start.tokenizer=bpe:SIZE`)."""
+        """Yield text to train a tokenizer on (`start.tokenizer=bpe:SIZE`)."""
         raise NotImplementedError

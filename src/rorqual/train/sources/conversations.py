@@ -1,4 +1,4 @@
-"""Conversations from a file: JSONL or Parquet of messages, every assistant turn trained."""
+"""Conversations from a JSONL or Parquet file. Every assistant turn is trained."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rorqual.train.sources.base import Materials, Source, SourceConfig, Step
 
 
 class ConversationsConfig(SourceConfig):
-    """`longer`: what happens to a conversation longer than a `row`: an error, cut to its first tokens, or skipped (and counted)."""
+    """Train on a file of conversations. One longer than `row` is an error, or `longer` cuts it, or skips and counts it."""
 
     kind: Literal["conversations"] = "conversations"
     data: str
@@ -34,11 +34,11 @@ class ConversationsConfig(SourceConfig):
 
 
 class Conversations(Source):
-    """Every conversation once an epoch, in an order of its own for each epoch."""
+    """Uses every conversation once per epoch, in an order of its own for each epoch."""
 
     def __init__(self, config: ConversationsConfig, materials: Materials) -> None:
         loaded = read_conversations(Path(config.data))
-        # An earlier turn that reasoned is trained in a rendering of its own, in which it is the last.
+        # An earlier turn with reasoning is trained in a separate rendering, in which it is the last turn.
         rendered = [one for messages in loaded.conversations for one in materials.chat.samples(messages)]
         samples = [Sample(r.ids, r.mask) for r in rendered]
         long = [len(s) for s in samples if len(s) > config.row]
@@ -49,7 +49,7 @@ class Conversations(Source):
                 remedy=f"Set row={max(long)}, or source.longer=cut or skip.",
             )
         kept = [s.cut(config.row) for s in samples if config.longer == "cut" or len(s) <= config.row]
-        empty = sum(not s.n_trained for s in kept)  # a cut may leave the question alone
+        empty = sum(not s.n_trained for s in kept)  # cutting may leave only the prompt
         self.stream = ConversationStream(kept, config.rows, config.row, materials.seed, pad=materials.chat.pad)
         self.notes = []
         longer = len(samples) - len(kept)

@@ -1,4 +1,4 @@
-"""A teacher's samples from a file: those that no filter dropped, with the teacher's likeliest tokens where these were stored."""
+"""A teacher's samples from a file, without those that a filter dropped, with the teacher's log-probabilities if stored."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from rorqual.train.sources.base import Materials, Source, SourceConfig, Step
 
 
 class DistilledConfig(SourceConfig):
-    """`data`: the Parquet file that `rorqual distil` wrote. `rows` of `row` tokens a step; every sample once an epoch.
+    """Train on `data`, the Parquet file that `rorqual distil` wrote, with every sample once per epoch.
 
-    `logits`: lay the stored log-probabilities beside the tokens, for objective distil. `longer`: whether a sample longer than a
-    row is an error or skipped (and counted).
+    A step has `rows` rows of `row` tokens. `logits` adds the stored log-probabilities, for objective distil. A sample longer
+    than a row is an error, or with `longer` 'skip' is skipped and counted.
     """
 
     kind: Literal["distilled"] = "distilled"
@@ -49,7 +49,7 @@ class DistilledConfig(SourceConfig):
 
 
 class DistilledSamples(Source):
-    """The ids that the teacher drew, never decoded and encoded again; of a teacher whose ids we do not hold, its messages."""
+    """Uses the teacher's own token ids, without decoding and re-encoding. If the file has no ids, it renders the messages."""
 
     def __init__(self, config: DistilledConfig, materials: Materials) -> None:
         self.config, self.pad = config, materials.chat.pad
@@ -62,7 +62,7 @@ class DistilledSamples(Source):
             raise DataError(
                 f"all {len(file.rows)} samples were dropped or have an empty answer",
                 where=config.data,
-                remedy="Sample more, or filter less: column 'dropped' names the filter of each.",
+                remedy="Sample more, or filter less. Column 'dropped' names the filter that dropped each sample.",
             )
         check_teacher(file, materials.tokenizer, config)
         pairs = [pair for one in kept for pair in _samples(one, materials)]
@@ -79,7 +79,7 @@ class DistilledSamples(Source):
         filtered, longer = len(file.rows) - len(file.kept), len(pairs) - len(fit)
         silent = len(file.kept) - len(kept)
         self.notes = [
-            f"{config.data}: {len(fit)} samples, {filtered} were dropped by filters, {longer} longer than a row"
+            f"{config.data}: {len(fit)} samples, {filtered} dropped by filters, {longer} longer than a row"
             + f", {silent} with an empty answer" * bool(silent)
         ]
 
@@ -87,7 +87,7 @@ class DistilledSamples(Source):
         numbers = self.stream.sample_rows(step)
         flat = [number for row in numbers for number in row]
         rows, begun = [], 0
-        for row in numbers:  # numbered anew: two epochs may put one sample into one batch twice
+        for row in numbers:  # renumber: a batch that spans two epochs may hold a sample twice
             rows.append(list(range(begun, begun + len(row))))
             begun += len(row)
         packed = lay_out([self.samples[n] for n in flat], rows, self.config.row, pad=self.pad)
@@ -98,14 +98,16 @@ class DistilledSamples(Source):
 
 
 def empty(one: Distilled, stops: Collection[int]) -> bool:
-    """Whether the teacher ended without an answer. Ids that were cut off in a thought are no end: the filters judge them."""
+    """Return whether the teacher gave an empty answer. A sample cut off while thinking does not count; filters judge it."""
     cut_off = len(one.token_ids) and one.token_ids[-1] not in stops and one.messages[-1].reasoning
     return says_nothing(one.messages[-1]) and not cut_off
 
 
 def lay_teacher(packed: Packed, rows: Sequence[Distilled]) -> TrainBatch:
-    """The packed samples with the teacher's likeliest tokens on the positions that predict: row i of `top_ids`, which is of the place
-    where the reply's token i stands, lies one position before that token."""
+    """Add the teacher's most likely tokens to a packed batch, at the positions that predict.
+
+    Row i of `top_ids` belongs to reply token i, so it is placed one position before that token.
+    """
     batch = TrainBatch.from_packed(packed.batch)
     shape = (*batch.tokens.shape, rows[0].top_ids.shape[1])
     ids, logprobs = torch.zeros(shape, dtype=torch.long), torch.zeros(shape)
@@ -125,7 +127,7 @@ def lay_teacher(packed: Packed, rows: Sequence[Distilled]) -> TrainBatch:
 
 
 def check_teacher(file: DistilledFile, tokenizer: Tokenizer, config: DistilledConfig) -> None:
-    """Refuse ids of another tokenizer than the student's, and, where they are wanted, log-probabilities that are missing or wrong."""
+    """Raise a DataError if the ids are of another tokenizer, or if log-probabilities are required but missing or invalid."""
     has_ids = any(len(one.token_ids) for one in file.kept)
     ours = {tokenizer.fingerprint, hashlib.sha256(tokenizer.source.encode()).hexdigest()}
     if has_ids and (file.tokenizer not in ours or file.vocab != tokenizer.vocab_size):
@@ -136,9 +138,9 @@ def check_teacher(file: DistilledFile, tokenizer: Tokenizer, config: DistilledCo
     if widths == {0} or len(widths) > 1 or not has_ids:
         found = "none" if widths == {0} else f"{', '.join(map(str, sorted(widths)))} of them, by sample"
         raise DataError(
-            f"objective distil needs the teacher's k likeliest tokens at every place of every sample; stored: {found}",
+            f"objective distil needs the teacher's k most likely tokens at every position of every sample; stored: {found}",
             where=config.data,
-            remedy="Sample a run as the teacher with top_k=32 or so, or use objective=sequence.",
+            remedy="Sample from a run as teacher with top_k=32 or so, or use objective=sequence.",
         )
     for number, one in enumerate(file.rows, start=1):
         if not one.dropped:
@@ -146,12 +148,12 @@ def check_teacher(file: DistilledFile, tokenizer: Tokenizer, config: DistilledCo
 
 
 def another_vocabulary(where: str, teacher: int, student: int, data: str = "FILE.parquet") -> DataError:
-    """A teacher's ids mean other tokens to this student: what to do about it."""
+    """Return the error for a teacher whose vocabulary differs from the student's."""
     return DataError(
-        f"the teacher's tokenizer ({teacher} tokens) is not the student's ({student} tokens): its ids and log-probabilities mean"
-        " other tokens here",
+        f"the teacher's tokenizer ({teacher} tokens) differs from the student's ({student} tokens), so its token ids mean other"
+        " tokens here",
         where=where,
-        remedy="Train the student with tokenizer=TEACHER/tokenizer.json, or use sequence distillation on messages: "
+        remedy="Train the student with tokenizer=TEACHER/tokenizer.json, or train on the messages: "
         f"rorqual train sft data={data}",
     )
 
@@ -159,13 +161,13 @@ def another_vocabulary(where: str, teacher: int, student: int, data: str = "FILE
 def _check_logprobs(one: Distilled, vocab: int, where: str) -> None:
     wanted = (len(one.token_ids), one.top_ids.shape[1])
     if one.top_ids.shape != wanted or one.top_logprobs.shape != wanted:
-        fault = f"{len(one.token_ids)} tokens with alternatives for {len(one.top_ids)} and {len(one.top_logprobs)}"
+        fault = f"{len(one.token_ids)} tokens have alternatives for {len(one.top_ids)} and {len(one.top_logprobs)}"
     elif one.top_ids.min() < 0 or one.top_ids.max() >= vocab:
-        fault = f"an alternative outside the vocabulary of {vocab}"
+        fault = f"an alternative lies outside the vocabulary of {vocab}"
     elif not np.isfinite(one.top_logprobs).all() or np.exp(one.top_logprobs.astype(np.float64)).sum(-1).max() > 1.001:
-        fault = "log-probabilities that are not finite, or whose probabilities add up to more than 1"
+        fault = "log-probabilities are not finite, or their probabilities add up to more than 1"
     elif (np.diff(np.sort(one.top_ids, axis=-1), axis=-1) == 0).any():
-        fault = "one token twice among a place's alternatives"
+        fault = "a token occurs twice among the alternatives of a position"
     else:
         return
     raise DataError(fault, where=where, remedy="Score the samples again.")

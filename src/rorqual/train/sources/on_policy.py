@@ -1,7 +1,8 @@
-"""On-policy distillation: the student answers, the teacher says what it would have written at each place of those answers.
+"""On-policy distillation: the student samples answers, and the teacher gives its distribution at each of their positions.
 
-GKD (Agarwal et al. 2306.13649) with all samples the student's own, MiniLLM (Gu et al. 2306.08543) without its sequence-level
-term: each position's divergence is taken over the vocabulary and no gradient runs through the sampling. No reward is needed.
+It is GKD (Agarwal et al. 2306.13649) with samples of the student only, or MiniLLM (Gu et al. 2306.08543) without its
+sequence-level term. Each position's divergence is taken over the vocabulary, and no gradient flows through sampling. No
+reward is needed.
 """
 
 from __future__ import annotations
@@ -38,12 +39,15 @@ PROBE = 256
 
 
 class OnPolicyConfig(SourceConfig):
-    """`problems` a step and `samples` of each, by the student; `teacher`: the run directory whose distributions they are trained on.
+    """Train on the student's own answers: `samples` answers to each of `problems` problems per step.
 
-    `top_k`: how many of the teacher's likeliest tokens are kept at each place, 0 for the whole vocabulary. `grade`: judge the
-    answers for the record (reward, right_when_thinking); no verdict trains. `minibatches`: updates a step. `row`: tokens in a training row.
-    `max_age`: by how many updates the weights that drew an answer may be older than the student's. What is older than 0 is not compared with
-    the student; it needs no importance weights, as each position's divergence is over the vocabulary and not of the token that was drawn.
+    `teacher` is the run directory whose distributions are the targets. `top_k` keeps only its most likely tokens at each
+    position; 0 keeps the whole vocabulary. `grade` grades the answers for the metrics (reward, right_when_thinking); verdicts
+    do not train. `minibatches` is the number of updates per step, and `row` the number of tokens in a training row.
+
+    `max_age` is the most updates by which the weights that sampled an answer may be older than the student's. Answers of age 1
+    or more are not compared with the student. They need no importance weights, because each divergence is over the whole
+    vocabulary and not only over the sampled token.
     """
 
     kind: Literal["on_policy"] = "on_policy"
@@ -79,7 +83,7 @@ class OnPolicyConfig(SourceConfig):
 
 
 class OnPolicy(Source):
-    """The student samples by the run's rollout engine; the teacher's weights never change."""
+    """Samples the student with the run's rollout engine. The teacher's weights never change."""
 
     def __init__(self, config: OnPolicyConfig, materials: Materials) -> None:
         self.config, self.chat, self.seed = config, materials.chat, materials.seed
@@ -118,7 +122,7 @@ class OnPolicy(Source):
         return graded_as(self.task, problem, completion) if self.config.grade else Verdict.UNGRADED
 
     def _measure(self, problems: list[Problem], groups: list[list[Scored]]) -> dict[str, Any]:
-        """What rollouts record, but for what only groups with advantages have, and verdicts that were not given."""
+        """Return the metrics of rollouts, without those about advantages, and without verdicts that were not made."""
         found = measure(problems, groups, self.chat)
         verdicts = () if self.config.grade else ("reward", "right", "ungraded")
         return {name: value for name, value in found.items() if not name.startswith(("groups_", *verdicts))}
@@ -129,9 +133,9 @@ class OnPolicy(Source):
 
 
 class OnPolicyTeacher:
-    """The newest checkpoint of run directory `path`, frozen, in fp32, on the device of the trained model.
+    """A frozen teacher: the newest checkpoint of the run directory `path`, in fp32 on the trained model's device.
 
-    Refused: another tokenizer or vocabulary than the student's, and a context shorter than a row.
+    Raises an error if its tokenizer or vocabulary differs from the student's, or if its context is shorter than a row.
     """
 
     def __init__(self, path: str, materials: Materials, row: int, top_k: int) -> None:
@@ -144,21 +148,21 @@ class OnPolicyTeacher:
             raise another_vocabulary(f"teacher {path}", config.vocab_size, student.config.vocab_size)
         if row > config.max_position_embeddings:
             raise ConfigError(
-                f"rows of {row} tokens, and the teacher's context is {config.max_position_embeddings}",
+                f"rows have {row} tokens, but the teacher's context is {config.max_position_embeddings}",
                 where="source.row",
                 remedy=f"Set row={config.max_position_embeddings} or less.",
             )
         if top_k > config.vocab_size:
             raise ConfigError(
-                f"top_k={top_k} of a vocabulary of {config.vocab_size}",
+                f"top_k={top_k} is more than the vocabulary of {config.vocab_size}",
                 where="source.top_k",
-                remedy="Use 0 for all of it.",
+                remedy="Use 0 for the whole vocabulary.",
             )
         self.top_k, self.threads = top_k, materials.threads
         self.flops = account(config, context=row).flops
 
     def beside(self, batch: TrainBatch) -> TrainBatch:
-        """The batch with the teacher's distribution at each trained position, given the very tokens of the batch."""
+        """Return the batch with the teacher's distribution at each trained position, given the batch's own tokens."""
         parts = batch.split(-(-len(batch.tokens) // ROWS))
         with ThreadPoolExecutor(self.threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             found = list(pool.map(self._look, parts))
@@ -168,7 +172,7 @@ class OnPolicyTeacher:
         return replace(batch, teacher_logprobs=logprobs, teacher_ids=torch.cat([ids for _, ids in found]))
 
     def _look(self, given: TrainBatch) -> tuple[Tensor, Tensor]:
-        """Log-probabilities [rows, seq, k] and ids (empty for the whole vocabulary), zeros where nothing is trained."""
+        """Return log-probabilities [rows, seq, k] and ids (empty for the whole vocabulary), 0 at untrained positions."""
         batch = given.to(self.device)
         logprobs = next_logprobs(self.model, batch.tokens, batch.positions, batch.segments, batch.loss_mask)
         ids = logprobs.new_empty(len(logprobs), 0, dtype=torch.long)

@@ -1,4 +1,4 @@
-"""A frozen model that scores what was sampled: the reference of a KL term."""
+"""The reference policy of a KL term: a frozen model that scores the samples."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rorqual.ops.losses import keep_only, token_logprobs
 from rorqual.train.batch import TrainBatch
 
 ROWS = 16
-"""Rows in one forward. The number is fixed: it decides how products are rounded."""
+"""Rows in one forward pass. It is fixed, because it determines rounding."""
 
 
 def frozen(run: RunDir, device: str, ops: Backend) -> Decoder:
@@ -31,9 +31,9 @@ def frozen(run: RunDir, device: str, ops: Backend) -> Decoder:
 
 
 class Reference:
-    """The newest checkpoint of run directory `path`, on the device of the `trained` model, in fp32.
+    """The newest checkpoint of the run directory `path`, in fp32 on the device of the `trained` model.
 
-    It routes by its own routers, and its distribution is the sampler's kind: at `temperature`, over the sets that were kept.
+    It uses its own routers. Its distribution is formed like the sampler's: at `temperature`, over the kept token sets.
     """
 
     def __init__(self, path: str, trained: Decoder, *, temperature: float, threads: int) -> None:
@@ -41,14 +41,14 @@ class Reference:
         self.model = frozen(RunDir(Path(path)), self.device, trained.ops)
         if self.model.config.vocab_size != trained.config.vocab_size:
             raise ConfigError(
-                f"the reference has {self.model.config.vocab_size} tokens, the model {trained.config.vocab_size}",
+                f"the reference has {self.model.config.vocab_size} tokens, but the model has {trained.config.vocab_size}",
                 where="source.reference",
-                remedy="Take a reference with the same tokenizer: the run that training starts from.",
+                remedy="Use a reference with the same tokenizer, such as the run that training starts from.",
             )
         self.temperature, self.threads = temperature, threads
 
     def logprobs(self, batch: TrainBatch) -> Tensor:
-        """log p [rows, seq] of the targets under the reference, 0 where nothing is trained; on the batch's own device."""
+        """Return log p [rows, seq] of the targets under the reference, on the batch's device; 0 at untrained positions."""
         parts = batch.split(-(-len(batch.tokens) // ROWS))
         with ThreadPoolExecutor(self.threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             return torch.cat(list(pool.map(self._score, parts))).to(batch.tokens.device)

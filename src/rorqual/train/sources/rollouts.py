@@ -1,4 +1,4 @@
-"""Rollouts: the model's own answers to problems, graded, as groups with advantages (GRPO)."""
+"""Rollouts for GRPO: the model's own answers to problems, graded, in groups with advantages."""
 
 from __future__ import annotations
 
@@ -33,23 +33,30 @@ GOLD_PROBE = 256
 
 
 class RolloutConfig(SourceConfig):
-    """`problems` a step, `samples` (the group's size) of each. `std`: divide advantages by the group's deviation (R1).
+    """Train on the model's own answers: `samples` answers (the group size) to each of `problems` problems per step.
 
-    `data`: the file or folder of a task that reads files. `minibatches`: updates a step.
-    `row`: tokens in a training row; answers are at most what it leaves the prompt. `trace`: of how many groups a step keeps
-    the texts for `rorqual trace`, those whose rewards differ most; it changes no bit of the training.
+    `std` divides advantages by the group's standard deviation (R1). `data` is the file or folder of a task that reads files.
+    `minibatches` is the number of updates per step. `row` is the number of tokens in a training row, prompt and answer.
+    `trace` is the number of groups per step whose texts are kept for `rorqual trace`, those with the most varied rewards
+    first. It does not affect training.
 
-    `top_p`, `top_k`: answers are drawn from what these leave, and the trainer takes its probabilities over the same sets (V3.2,
-    2512.02556, keep sampling mask).
-    `max_num_gen_batches`: draw `problems` again, so often at most, until `problems` groups have right and wrong answers; only
-    those train (dynamic sampling, DAPO, 2503.14476). 1: once, as it comes.
-    `overlong_buffer`: punish, by up to `overlong_penalty`, the last so many tokens before max_tokens (DAPO's soft punishment, eq. 13; its
-    rewards are 1 and -1: with 1 and 0 a penalty of 0.5 stands in its proportion).
-    `mask_truncated`: an answer that was cut off counts in its group's mean and does not train (DAPO's overlong filtering).
-    `reference`: a run whose log-probabilities go with the batches (a KL term); all that was graded then trains, not only groups
-    with both rewards.
-    `max_age`: by how many updates the weights that drew a sample may be older than the trainer's. What is older than 0 is not compared
-    with the trainer; the objective's ratios, to the sampler's own probabilities, are its importance weights.
+    `top_p` and `top_k` restrict sampling. The trainer then takes its probabilities over the same token sets (keep sampling
+    mask, V3.2, 2512.02556).
+
+    `max_num_gen_batches`: draw `problems` problems up to this many times, until `problems` groups have right and wrong
+    answers, and train on those only (dynamic sampling, DAPO, 2503.14476). 1 draws once and trains on all groups.
+
+    `overlong_buffer` punishes answers that use some of their last so many tokens before max_tokens, by up to
+    `overlong_penalty` (DAPO's soft punishment, eq. 13). DAPO's rewards are 1 and -1. Ours are 1 and 0, so 0.5 is a
+    penalty of the same proportion.
+
+    `mask_truncated`: a cut-off answer counts in its group's mean but does not train (DAPO's overlong filtering).
+
+    `reference` is a run whose log-probabilities are added to the batches, for a KL term. All graded answers then train, also
+    those of groups with equal rewards.
+
+    `max_age` is the most updates by which the weights that sampled an answer may be older than the trainer's. Answers of age
+    1 or more are not compared with the trainer; the objective's ratios to the sampler's probabilities weight them.
     """
 
     kind: Literal["rollouts"] = "rollouts"
@@ -81,7 +88,7 @@ class RolloutConfig(SourceConfig):
     @model_validator(mode="after")
     def _buffer(self) -> Self:
         if self.overlong_buffer > self.max_tokens:
-            raise ValueError(f"overlong_buffer={self.overlong_buffer} is more than max_tokens={self.max_tokens}")
+            raise ValueError(f"overlong_buffer={self.overlong_buffer} exceeds max_tokens={self.max_tokens}")
         return self
 
     def gives(self) -> frozenset[str]:
@@ -94,7 +101,7 @@ class RolloutConfig(SourceConfig):
 
 @dataclass(frozen=True)
 class Scored:
-    """A completion with its verdict and advantage. `age`: updates between the weights that drew it and the trainer's."""
+    """A graded completion. `age` is the number of updates between the weights that sampled it and the trainer's."""
 
     completion: Completion
     verdict: Verdict
@@ -108,7 +115,7 @@ class Scored:
 
 
 class Rollouts(Source):
-    """Samples with the trained model itself, by the run's rollout engine."""
+    """Samples the trained model with the run's rollout engine."""
 
     def __init__(self, config: RolloutConfig, materials: Materials) -> None:
         self.config, self.chat, self.seed = config, materials.chat, materials.seed
@@ -144,7 +151,7 @@ class Rollouts(Source):
         return Step(batches, metrics, fresh=True, unlearned=unlearned, notes=notes, trace=trace)
 
     def _draw(self, step: int) -> tuple[list[Problem], list[list[Scored]]]:
-        """The step's problems and their groups: once, or until enough groups have both rewards (DAPO's dynamic sampling)."""
+        """Sample the step's problems once, or until enough groups have both rewards (DAPO's dynamic sampling)."""
         c = self.config
         stream = repeat(self.task, self.seed * 1_000_003 + step)
         problems: list[Problem] = []
@@ -172,7 +179,7 @@ class Rollouts(Source):
         return one.advantage != 0.0 or self.reference is not None
 
     def _measure_options(self, groups: list[list[Scored]], chosen: list[list[Scored]]) -> dict[str, Any]:
-        """What the options that are on did; nothing for those that are off."""
+        """Return the metrics of the options that are on."""
         c = self.config
         every = [one.completion for group in groups for one in group]
         out: dict[str, Any] = {}
@@ -188,11 +195,11 @@ class Rollouts(Source):
     ) -> Iterable[str]:
         c = self.config
         if not learn:
-            yield f"step {step + 1}: every group had one reward only; nothing to learn from, weights unchanged"
+            yield f"step {step + 1}: every group has equal rewards; nothing to learn from, weights unchanged"
         elif c.max_num_gen_batches > 1 and len(chosen) < c.problems:
             yield (
-                f"step {step + 1}: of {len(groups)} groups in {c.max_num_gen_batches} draws only {len(chosen)} had both "
-                f"rewards, {c.problems} were asked for"
+                f"step {step + 1}: only {len(chosen)} of {len(groups)} groups in {c.max_num_gen_batches} draws have both "
+                f"rewards; {c.problems} were requested"
             )
 
     def _penalty(self, length: int) -> float:
@@ -200,7 +207,7 @@ class Rollouts(Source):
         return c.overlong_penalty * overlong_penalty(length, c.max_tokens, c.overlong_buffer)
 
     def _score(self, problem: Problem, completions: list[Completion]) -> list[Scored]:
-        """Advantage = (reward - group mean) / group deviation (R1 eq. 3); ungraded samples are left out of the group."""
+        """Compute advantages, (reward - group mean) / group deviation (R1, eq. 3). Ungraded samples do not count."""
         verdicts = [graded_as(self.task, problem, c) for c in completions]
         graded = [v is not Verdict.UNGRADED for v in verdicts]
         rewards = [float(v is Verdict.RIGHT) + self._penalty(len(c.token_ids)) for v, c in zip(verdicts, completions)]
@@ -216,12 +223,12 @@ class Rollouts(Source):
 
 
 def mixed(group: list[Scored]) -> bool:
-    """Whether a group has right and wrong answers: its mean says something of its members."""
+    """Return whether a group has right and wrong answers, so that its rewards differ."""
     return {Verdict.RIGHT, Verdict.WRONG} <= {one.verdict for one in group}
 
 
 def check_room(chat: ChatFormat, probe: list[Problem], thinking: Thinking, max_tokens: int, row: int) -> None:
-    """Refuse a row that the longest of these problems and an answer of `max_tokens` do not fit."""
+    """Raise a DataError if the longest prompt of these problems and an answer of `max_tokens` do not fit a row."""
     longest = max(len(chat.prompt(problem.messages, thinking)) for problem in probe)
     if longest + max_tokens > row:
         raise DataError(
@@ -232,12 +239,12 @@ def check_room(chat: ChatFormat, probe: list[Problem], thinking: Thinking, max_t
 
 
 def graded_as(task: Task, problem: Problem, completion: Completion) -> Verdict:
-    """What the task's grader says of an answer; one that was cut off is wrong."""
+    """Grade an answer with the task's grader. An answer that was cut off is wrong."""
     return safe_grade(task, problem, completion.text) if completion.finish_reason == "stop" else Verdict.WRONG
 
 
 def batch_of(scored: list[Scored], width: int, pad: int) -> TrainBatch:
-    """Samples packed into rows of `width`, with what `lay_beside` lays there; loss on what was sampled."""
+    """Pack samples into rows of `width`, with the fields that `lay_beside` adds. The loss covers the sampled tokens."""
     samples = [
         Sample(
             [*s.completion.prompt_ids, *s.completion.token_ids],
@@ -249,14 +256,14 @@ def batch_of(scored: list[Scored], width: int, pad: int) -> TrainBatch:
 
 
 def lay_beside(packed: Packed, scored: list[Scored]) -> TrainBatch:
-    """The packed rows with, on the same positions, advantages, the sampler's log-probabilities, its expert choices and kept sets."""
+    """Add advantages, the sampler's log-probabilities, expert choices and kept sets to packed rows, position by position."""
     batch = TrainBatch.from_packed(packed.batch)
     shape = batch.tokens.shape
     advantages, logprobs, lengths = (torch.zeros(shape) for _ in range(3))
     experts = scored[0].completion.experts
     replay: Tensor | None = None
     if experts is not None:
-        replay = torch.full((*shape, *experts.shape[1:]), CHOOSE)  # padding and last tokens choose for themselves
+        replay = torch.full((*shape, *experts.shape[1:]), CHOOSE)  # the router decides at padding and last tokens
     sets = scored[0].completion.kept
     kept = None if sets is None else torch.full((*shape, sets.shape[-1]), 255, dtype=torch.uint8)
     ages = torch.zeros(shape) if any(one.age for one in scored) else None
@@ -289,7 +296,7 @@ def lay_beside(packed: Packed, scored: list[Scored]) -> TrainBatch:
 
 
 def measure(problems: list[Problem], groups: list[list[Scored]], chat: ChatFormat) -> dict[str, Any]:
-    """What a step's rollouts say: reward, groups without signal, how often and how long it thought, and how right it then was."""
+    """Return a step's metrics: reward, groups without signal, frequency and length of thinking, and accuracy with it."""
     every = [s for group in groups for s in group]
     thought = [s for s in every if s.completion.reasoning]
     right = [s for s in every if s.verdict is Verdict.RIGHT]
@@ -319,7 +326,7 @@ def measure(problems: list[Problem], groups: list[list[Scored]], chat: ChatForma
 def trace_lines(
     problems: list[Problem], groups: list[list[Scored]], count: int, chat: ChatFormat
 ) -> list[dict[str, Any]]:
-    """A line for each group: its problem, and verdict, advantage and lengths of each sample; texts for `count` of them."""
+    """Return a line per group: its problem, and each sample's verdict, advantage and lengths; texts for `count` groups."""
     if not count:
         return []
     apart = [abs(share(group) - 0.5) for group in groups]
@@ -340,6 +347,6 @@ def trace_lines(
 
 
 def share(scored: list[Scored]) -> float:
-    """Share of right ones among those graded; 0 of none."""
+    """Return the share of right answers among the graded ones, or 0 if none is graded."""
     graded = [s for s in scored if s.verdict is not Verdict.UNGRADED]
     return sum(s.verdict is Verdict.RIGHT for s in graded) / len(graded) if graded else 0.0

@@ -1,4 +1,4 @@
-"""The trained model's samples, from whichever rollout engine a run has."""
+"""Samples the trained model with the run's rollout engine."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from rorqual.train.sources.base import Materials
 
 
 def _sampled_by(ops: Backend) -> str:
-    """The engine's own backend, unless a run names one that is neither `reference` nor `torch`."""
+    """Return the engine's default backend, unless the run names one other than `reference` and `torch`."""
     return TORCH_INVARIANT.name if ops.name in (REFERENCE.name, TORCH.name) else ops.name
 
 
 class RolloutSampler:
-    """Gives the engine each step's weights, and checks what it samples with them.
+    """Sends the weights of each step to the rollout engine, and checks its samples.
 
-    `max_age`: how many updates older the weights of a sample may be. `record_kept`: each sample must bring the sets that top-p and top-k left.
+    `max_age` is the most updates by which the weights of a sample may be older. With `record_kept` each sample must contain
+    the token sets that top-p and top-k left.
     """
 
     def __init__(self, materials: Materials, *, max_age: int = 0, record_kept: bool = False) -> None:
@@ -36,15 +37,15 @@ class RolloutSampler:
             )
         )
         self.version = self.engine.version
-        """Of the trainer's weights."""
+        """The version of the trainer's weights."""
 
     def update(self) -> None:
-        """Name the weights as they are now, and hand them to the engine."""
+        """Give the current weights a new version and send them to the engine."""
         self.version += 1
         self.engine.update(self.model, self.version)
 
     def generate(self, requests: Sequence[Request]) -> list[list[Completion]]:
-        """For each request its samples; a `ConfigError` where they lack what training needs of them."""
+        """Return the samples of each request. Raises ConfigError if they lack data that training needs."""
         rows = gather(self.engine, requests, version=self.version, max_age=self.max_age)
         routes = any(ffn.experts_per_token() for ffn in self.model.config.ffns)
         for one in (one for row in rows for one in row):
@@ -54,12 +55,12 @@ class RolloutSampler:
             ):
                 if missing:
                     raise ConfigError(
-                        f"its samples come without {name}, which training replays",
+                        f"the samples have no {name}, which training replays",
                         where="rollout engine",
-                        remedy="Let it record them; rorqual serve records kept sets with record_kept=true.",
+                        remedy="Configure the engine to record them; for kept sets, start rorqual serve with record_kept=true.",
                     )
         return rows
 
     def age(self, one: Completion) -> int:
-        """How many updates lie between the weights that drew a sample and the trainer's."""
+        """Return the number of updates between the weights that sampled `one` and the trainer's."""
         return self.version - one.policy_version

@@ -1,4 +1,4 @@
-"""Rewards of a group and what is taught of them: length's punishment (DAPO), advantages (R1, Dr. GRPO)."""
+"""Reward shaping within a group: the length penalty (DAPO) and advantages (R1, Dr. GRPO)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ import numpy.typing as npt
 
 
 def overlong_penalty(length: int, max_tokens: int, buffer: int) -> float:
-    """DAPO eq. 13: 0 up to max_tokens - buffer tokens, from there down to -1 at max_tokens and beyond. `buffer` 0: always 0."""
+    """Return DAPO's length penalty (eq. 13): 0 up to max_tokens - buffer, then falling to -1 at max_tokens.
+
+    Longer answers stay at -1. A `buffer` of 0 disables the penalty.
+    """
     free = max_tokens - buffer
     if not buffer or length <= free:
         return 0.0
@@ -17,8 +20,10 @@ def overlong_penalty(length: int, max_tokens: int, buffer: int) -> float:
 
 
 def group_advantages(rewards: Sequence[float], graded: Sequence[bool], *, std: bool) -> npt.NDArray[np.float64]:
-    """Reward less the group's mean, over its deviation (R1 eq. 3) unless `std` is off (Dr. GRPO). One that is not graded
-    is no member of its group: its advantage is 0."""
+    """Return each reward minus the group mean, divided by the group's deviation (R1, eq. 3) unless `std` is off (Dr. GRPO).
+
+    An ungraded sample does not count in its group, and its advantage is 0.
+    """
     given, among = np.asarray(rewards, dtype=np.float64), np.asarray(graded, dtype=bool)
     advantages = np.zeros(len(given))
     if among.any():

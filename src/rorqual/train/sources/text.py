@@ -1,4 +1,4 @@
-"""Plain text for pretraining: windows of a file, every token predicted."""
+"""Plain text for pretraining: windows of a file, with a loss on every token."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rorqual.train.sources.base import Materials, Source, SourceConfig, Step
 
 
 class TextConfig(SourceConfig):
-    """The first nine tenths of the file are trained on, the last tenth is held out (`rorqual eval RUN data=FILE`)."""
+    """Train on the first nine tenths of a text file. The last tenth is held out (`rorqual eval RUN data=FILE`)."""
 
     kind: Literal["text"] = "text"
     data: str

@@ -1,4 +1,4 @@
-"""Worked solutions of a task: endless problems, each with its steps or answered at once."""
+"""Worked solutions of a task: endless problems, each with worked steps or with the answer alone."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ from rorqual.train.sources.base import Materials, Source, SourceConfig, Step
 
 PROBE = 64
 DRY = 10_000
-"""Problems in a row of which none fits a row: more are not drawn."""
+"""Give up after this many consecutive problems that do not fit a row."""
 
 
 class WorkedConfig(SourceConfig):
-    """`think`: the share of problems shown with their steps; the rest is answered at once. `row` tokens in each of `rows`.
+    """Train on worked solutions. `think` is the share of problems with their steps; the others have only the answer.
 
-    `data`: the file or folder of a task that reads files. `longer`: whether a solution longer than a row is an error or skipped.
+    A step has `rows` rows of `row` tokens. `data` is the file or folder of a task that reads files. A solution longer than a
+    row is an error, or with `longer` 'skip' is skipped.
     """
 
     kind: Literal["worked"] = "worked"
@@ -43,7 +44,7 @@ class WorkedConfig(SourceConfig):
         return Worked(self, materials)
 
     def load(self) -> Task:
-        """The task."""
+        """Load the task."""
         return load_task(self.task, data=Path(self.data) if self.data else None, options=self.options)
 
     def texts(self) -> Iterator[str]:
@@ -52,7 +53,7 @@ class WorkedConfig(SourceConfig):
 
 
 class Worked(Source):
-    """Each step draws its own problems from the train split, by seed and step."""
+    """Draws each step's problems from the train split, by seed and step."""
 
     def __init__(self, config: WorkedConfig, materials: Materials) -> None:
         self.config, self.chat, self.seed = config, materials.chat, materials.seed
@@ -61,7 +62,7 @@ class Worked(Source):
         probe = opening(self.task, self.seed, PROBE)
         if config.think and all(problem.steps is None for problem in probe):
             raise DataError(
-                "none of its problems has worked steps",
+                "none of the task's problems has worked steps",
                 where=f"task {self.task.name}",
                 remedy="Set source.think=0, or use `rorqual train grpo`.",
             )
@@ -87,7 +88,7 @@ class Worked(Source):
         return Step([TrainBatch.from_packed(stream.batch(step))])
 
     def _sample(self, problem: Problem, *, think: bool) -> Sample | None:
-        """The worked problem; None where it is longer than a row and is to be skipped."""
+        """Return the worked problem, or None if it is longer than a row and is to be skipped."""
         sample = worked_sample(problem, self.chat, think=think)
         if len(sample) <= self.config.row:
             return sample
@@ -105,34 +106,34 @@ class Worked(Source):
 
 
 def opening(task: Task, seed: int, count: int) -> list[Problem]:
-    """The first problems of the train split, once it is sure that a run can learn from them.
+    """Return the first problems of the train split, after checking that a run can learn from them.
 
-    Refused: no problem at all, one problem again and again, a gold answer that its own grader does not call right, and an order that does
-    not depend on the seed, for then every step would see the same first problems.
+    Raises DataError if there is no problem, if all are the same, or if a grader does not accept its own gold answer. It also
+    refuses an order that does not depend on the seed, because every step would then see the same first problems.
     """
     where = f"task {task.name}"
     probe = list(islice(safe_problems(task, "train", seed), count))
     if not probe:
-        raise DataError("no problems in the train split", where=where, remedy="Check problems().")
+        raise DataError("there are no problems in the train split", where=where, remedy="Check problems().")
     check_gold(task, probe)
     if len(probe) == count and len({problem.key for problem in probe}) == 1:
         raise DataError(
-            f"its first {count} problems are one and the same, {probe[0].key!r:.60}",
+            f"its first {count} problems are all the same, {probe[0].key!r:.60}",
             where=where,
-            remedy="Let problems() yield problems with keys of their own.",
+            remedy="Let problems() yield problems with distinct keys.",
         )
     other = [problem.key for problem in islice(safe_problems(task, "train", seed + 1), count)]
     if len(probe) == count and other == [problem.key for problem in probe]:
         raise DataError(
-            f"its first {count} problems are the same for every seed, so every step would see them again",
+            f"its first {count} problems are the same for every seed, so every step would repeat them",
             where=where,
-            remedy="Let problems(split, seed) draw or shuffle by its seed: random.Random(seed).shuffle(rows).",
+            remedy="Let problems(split, seed) use its seed to draw or shuffle: random.Random(seed).shuffle(rows).",
         )
     return probe
 
 
 def repeat(task: Task, seed: int) -> Iterator[Problem]:
-    """The task's train problems without end: a finite task begins again in another order."""
+    """Yield the task's train problems endlessly. A finite task starts again in another order."""
     while True:
         found = False
         for problem in safe_problems(task, "train", seed):
@@ -141,7 +142,7 @@ def repeat(task: Task, seed: int) -> Iterator[Problem]:
             yield problem
         if not found:
             raise DataError(
-                f"no problem in the train split with the seed {seed}",
+                f"there are no problems in the train split for seed {seed}",
                 where=f"task {task.name}",
                 remedy="Check problems().",
             )
@@ -149,7 +150,7 @@ def repeat(task: Task, seed: int) -> Iterator[Problem]:
 
 
 def worked_sample(problem: Problem, chat: ChatFormat, *, think: bool) -> Sample:
-    """A problem and its solution as ids with their mask."""
+    """Render a problem and its solution to ids with a loss mask."""
     shown = think and problem.steps is not None and problem.steps.strip()
     reply = Message("assistant", problem.answer, problem.steps if shown else None)
     rendered = chat.render((*problem.messages, reply))

@@ -256,5 +256,5 @@ def test_an_engine_refuses_rows_that_are_not_its_models(engine: Engine) -> None:
 
 def test_an_address_takes_none() -> None:
     remote = RemoteEngine("http://127.0.0.1:9/v1", "m")
-    with pytest.raises(DataError, match="request 0, embeds: an address takes no embeddings"):
+    with pytest.raises(DataError, match="request 0, embeds: a remote endpoint does not take embeddings"):
         remote.generate([Request((Message("user", "hi"),), embeds=picture(1))])

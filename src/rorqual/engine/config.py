@@ -37,7 +37,7 @@ class EngineConfig:
     cache_bytes: int = CACHE_BYTES
     """Bytes of the KV cache of each engine core."""
     step_tokens: int = 2048
-    """Most tokens that one step computes, prefill and decode."""
+    """Maximum number of tokens that one step computes, prefill and decode."""
     pack: bool = True
     """Repack the weights once for fast reads (`Backend.prepare`). Only for a model that no other code uses."""
     backend: str = "torch-invariant"

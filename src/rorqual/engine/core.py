@@ -55,10 +55,10 @@ class CoreConfig:
     disk_bytes: int = 4 << 30
 
     def blocks(self, block_bytes: int, *, reuse: bool) -> int:
-        """Return how many blocks of `block_bytes` each the KV cache has, with the padding block 0.
+        """Return how many blocks of `block_bytes` the KV cache has, including the padding block 0.
 
-        `cache_bytes` sets the limit. Without `reuse`, more blocks than all slots can fill are not allocated. With `reuse`,
-        up to `MOST_BLOCKS` are.
+        `cache_bytes` sets the limit. The cache has no more blocks than all slots can fill, or with `reuse` no more than
+        `MOST_BLOCKS` if that is larger.
         """
         affordable = self.cache_bytes // max(block_bytes, 1)
         usable = self.slots * -(-self.max_len // BLOCK)
@@ -66,7 +66,7 @@ class CoreConfig:
 
 
 MOST_BLOCKS = 16384
-"""Most blocks that a core allocates for the prefix cache beyond the need of its running sequences."""
+"""Number of blocks up to which a core with a prefix cache allocates more than its running sequences can fill."""
 
 
 class EngineCore:

@@ -75,9 +75,10 @@ def _check_types(request: Request, where: str) -> None:
     for name, (kinds, what) in FIELDS.items():
         value = getattr(request, name)
         if type(value) not in kinds:
-            raise DataError(f"'{name}' is {value!r}", where=where, remedy=f"Give {what}.")
+            raise DataError(f"'{name}' is {value!r}, which has the wrong type", where=where, remedy=f"Give {what}.")
     if request.thinking not in get_args(Thinking):
-        raise DataError(f"'thinking' is {request.thinking!r}", where=where, remedy=f"Give one of {get_args(Thinking)}.")
+        what = f"'thinking' is {request.thinking!r}, which is not a known value"
+        raise DataError(what, where=where, remedy=f"Give one of {', '.join(map(repr, get_args(Thinking)))}.")
 
 
 @dataclass

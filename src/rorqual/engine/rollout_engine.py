@@ -48,11 +48,13 @@ class InlineRolloutEngine:
         self.engine, self.version = engine, version
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
+        """Run all requests, then yield their samples in order."""
         for number, samples in enumerate(self.engine.generate(requests)):
             for sample, found in enumerate(samples):
                 yield replace(found, request=number, sample=sample, policy_version=self.version)
 
     def update(self, weights: Decoder, version: int) -> None:
+        """Set the version. Weights of another model object are copied into the engine's model."""
         if weights is not self.engine.model:
             self.engine.load_weights(weights)
         self.version = version

@@ -323,7 +323,7 @@ class Runner:
     def _tensor(self, array: npt.NDArray[Any]) -> Tensor:
         return torch.from_numpy(array).to(self.device)
 
-    # ---- drawing
+    # ---- sampling
 
     def _sampling(self, scheduler: Scheduler, n: int) -> SamplingMetadata:
         """Return the sampling parameters and random numbers of the `n` rows."""

@@ -87,11 +87,13 @@ class InputBatch:
 
     @classmethod
     def empty(cls, slots: int) -> InputBatch:
+        """Return zeroed arrays for `slots` rows."""
         position, limit, slot = (np.zeros(slots, np.int64) for _ in range(3))
         ignore_eos, special = (np.zeros(slots, np.bool_) for _ in range(2))
         return cls(position, limit, slot, np.zeros(slots, np.uint64), ignore_eos, special)
 
     def fill(self, row: int, sequence: Sequence) -> None:
+        """Write the state of a sequence that starts to decode in `row`."""
         self.position[row], self.limit[row] = len(sequence.tokens) - 1, sequence.limit
         self.slot[row], self.key[row] = sequence.slot, sequence.key
         self.ignore_eos[row] = sequence.params.ignore_eos
@@ -99,5 +101,6 @@ class InputBatch:
         self.special[row] = bool(asked)
 
     def move(self, to: Ints, from_: Ints) -> None:
+        """Copy rows `from_` to rows `to`."""
         for array in vars(self).values():
             array[to] = array[from_]

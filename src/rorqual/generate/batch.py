@@ -17,7 +17,7 @@ from rorqual.generate.schema import KEYS, RowRequest
 
 LEADING = re.compile(r"\w+")
 BURST = 256
-"""Most rejected rows that are collected before they are yielded."""
+"""Maximum number of rejected rows that are collected before they are yielded."""
 Answered = tuple[RowRequest | Refused, list[Completion]]
 """A row and its samples, or no samples if the row was rejected."""
 
@@ -135,7 +135,7 @@ def _not_there(ask: RowRequest) -> DataError | None:
     return None
 
 
-# ---- what is written
+# ---- output lines
 
 
 def record(

@@ -18,7 +18,7 @@ from rorqual.core.sampling import PARAMS, TextList
 
 BOM = b"\xef\xbb\xbf"
 LONGEST_LINE = 64 * 2**20
-"""Most bytes of a line. A longer line is rejected without being kept in memory, as in a file without line breaks."""
+"""Maximum number of bytes in a line. A longer line is rejected without being kept in memory."""
 HEAD, CHUNK = 4096, 2**16
 LINES, TABLES = (".jsonl", ".ndjson", ".json"), (".parquet", ".csv")
 TEXTS = frozenset({"prompt", *(name for name, param in PARAMS.items() if isinstance(param.type, TextList))})

@@ -189,7 +189,8 @@ def _said(key: str) -> str:
 def _check_carried(carried: dict[str, Any]) -> None:
     name = carried.get("id")
     if name is not None and (isinstance(name, bool) or not isinstance(name, str | int)):
-        raise _Fault("id", f"a {type(name).__name__}, not a string or whole number", "Give a string or a whole number.")
+        what = f"the id must be a string or a whole number, but has the type {type(name).__name__}"
+        raise _Fault("id", what, "Change the type, or remove the id.")
     for key, value in carried.items():
         if key in RESERVED:
             raise _Fault(key, f"'{key}' is reserved for the output", "Rename the field.")
@@ -217,7 +218,7 @@ def _writable(value: Any) -> bool:
 
 def _text(value: Any, key: str) -> str:
     if not isinstance(value, str):
-        raise _Fault(key, f"a {type(value).__name__}, not a string", "Give a string.")
+        raise _Fault(key, f"the value must be a string, but has the type {type(value).__name__}", "Give a string.")
     if "\0" in value:
         raise _Fault(key, "the string contains a NUL character", "Remove the NUL character.")
     return value
@@ -236,7 +237,7 @@ def _content(value: Any, key: str) -> Content:
 
 def _ids(value: Any) -> tuple[int, ...]:
     if not isinstance(value, list) or not all(type(token) is int for token in value):
-        raise _Fault("prompt_ids", "not a list of whole numbers", "Give a list of token ids.")
+        raise _Fault("prompt_ids", "prompt_ids must be a list of whole numbers", "Give a list of token ids.")
     if not value:
         raise _Fault("prompt_ids", "the prompt is empty", "Give at least one id, or delete the row.")
     return tuple(value)
@@ -244,7 +245,7 @@ def _ids(value: Any) -> tuple[int, ...]:
 
 def _messages(value: Any) -> tuple[Message, ...]:
     if not isinstance(value, list) or not value:
-        raise _Fault("messages", "not a non-empty list", "Give a list of messages.")
+        raise _Fault("messages", "messages must be a list with at least one message", "Add a user message.")
     found = tuple(_message(turn, f"messages.{number}") for number, turn in enumerate(value))
     if not any(message.label for message in found):
         raise _Fault("messages", "the prompt is empty: no message has content", "Write a prompt, or delete the row.")
@@ -253,7 +254,8 @@ def _messages(value: Any) -> tuple[Message, ...]:
 
 def _message(turn: Any, key: str) -> Message:
     if not isinstance(turn, dict):
-        raise _Fault(key, f"a {type(turn).__name__}, not an object", "Give an object with role and content.")
+        what = f"a message must be an object, but has the type {type(turn).__name__}"
+        raise _Fault(key, what, "Give an object with role and content.")
     if extra := sorted(turn.keys() - {"role", "content", "reasoning", "reasoning_content", "name"}):
         raise _Fault(f"{key}.{extra[0]}", f"unknown key '{extra[0]}'", "A message has role, content and reasoning.")
     roles: tuple[Role, ...] = get_args(Role)

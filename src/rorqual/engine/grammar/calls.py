@@ -63,9 +63,7 @@ def _object(name: str, parameters: Mapping[str, Any]) -> str:
     """Return the JSON text of the schema of a function's arguments. Raises DataError if it is not the schema of an object."""
     kind = parameters.get("type", "object")
     if kind != "object" and not (isinstance(kind, list) and "object" in kind):
-        raise blame(
-            name, DataError(f"their type is {kind!r}"[:200], remedy='Arguments must be an object: "type": "object".')
-        )
+        raise blame(name, DataError(f"their type is {kind!r}"[:200], remedy='Use an object: "type": "object".'))
     return json.dumps({**parameters, "type": "object"}, ensure_ascii=False)
 
 
@@ -144,7 +142,7 @@ class Spelling:
             )
 
     def _written(self, text: str) -> str:
-        """Return a text with marks in Lark: a token id for each mark that is a special token, else strings."""
+        """Return a text in Lark. `NAME_OF` maps its surrogates to special tokens, which become ids if the tokenizer has them."""
         parts: list[str] = []
         plain = ""
         for part in _MARK.split(text):

@@ -30,7 +30,7 @@ class Judge:
             raise ConfigError(
                 "this JSON schema needs jsonschema-rs to check finished answers, but it is not installed",
                 where="engine",
-                remedy='pip install "rorqual[serve]"',
+                remedy='Run: pip install "rorqual[serve]"',
             ) from None
         options = jsonschema_rs.FancyRegexOptions(backtrack_limit=BACKTRACKS)
         readable: dict[str, str] = {}

@@ -197,7 +197,7 @@ class Grammars:
             raise ConfigError(
                 "grammars need llguidance, which is not installed",
                 where="engine",
-                remedy='pip install "rorqual[serve]"',
+                remedy='Run: pip install "rorqual[serve]"',
             ) from None
         return llguidance
 

@@ -80,7 +80,7 @@ class Thought:
     end_text: str = ""
     """Text that ends it, for a tokenizer without such a token."""
     open_ids: Sequence[int] = ()
-    """Ids of `<think>`, if the model itself opens the reasoning or answers at once. Empty: the prompt has opened it."""
+    """Ids of `<think>`, if the model may open the reasoning or answer at once. Empty: the reply starts inside the reasoning."""
     gap_ids: Sequence[int] = ()
     """Separator between reasoning and answer, which belongs to neither. The model may omit it or write only its start."""
 

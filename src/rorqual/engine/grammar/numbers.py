@@ -12,7 +12,7 @@ from rorqual.core.errors import DataError
 
 BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 DIGITS, FINEST, WHOLE, LARGEST = 15, Decimal("1e-60"), 2**53 - 1, 2**63
-"""Limits of a bound: most digits, smallest and largest magnitude, largest exact integer.
+"""Limits of a bound: number of digits, smallest magnitude, largest exact integer, largest magnitude.
 
 A bound with more digits would be wrong in the last one, and a smaller or larger bound has no expression. Integers are exact up to 2^53,
 and the limits of 64 bits happen to be exact, too.

@@ -40,6 +40,7 @@ class Build(Future[T]):
         self.set_result(result)
 
     def cancel(self) -> bool:
+        """Cancel the work if it has not started, and wake the threads in `within`."""
         cancelled = super().cancel()
         self._turn.set()
         return cancelled

@@ -23,7 +23,7 @@ MAX_REACH = 1000
 """Largest sum of the nesting depths of all referenced parts. llguidance followed a chain of 1,300; 3,000 crashed the process."""
 MAX_CHOICES = 1024
 MAX_LOOSE = 8
-"""Most attempts to rewrite a schema that llguidance rejects."""
+"""Maximum number of attempts to rewrite a schema that llguidance rejects."""
 
 _FUNCTION = re.compile(r"[a-zA-Z0-9_.-]{1,64}")
 _COUNT = re.compile(r"(?:(?<=\{)|(?<=,))[0-9]+(?=[,}])")
@@ -155,7 +155,7 @@ def choice_pattern(source: str) -> str:
     if not isinstance(choices, list) or not choices or not all(isinstance(c, str) and c for c in choices):
         raise _refuse("the choices are not a list of non-empty strings", 'Give a list such as ["yes", "no"].')
     if len(choices) > MAX_CHOICES:
-        raise _refuse(f"there are {len(choices)} choices, too many", f"Give at most {MAX_CHOICES}.")
+        raise _refuse(f"there are too many choices: {len(choices)} choices", f"Give at most {MAX_CHOICES}.")
     return "(" + "|".join("".join(map(_literal, choice)) for choice in choices) + ")"
 
 

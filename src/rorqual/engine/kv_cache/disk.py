@@ -67,7 +67,7 @@ def _read_secret(place: int, folder: Path) -> bytes | None:
             raise ConfigError(
                 "other users can read this secret",
                 where=str(folder / SECRET_FILE),
-                remedy="Run `chmod 600` on it if you trust them. Otherwise remove it, which empties the disk cache.",
+                remedy="Run `chmod 600` on it if you trust them. Otherwise remove it, which invalidates the disk cache.",
             )
         secret = opened.read(SECRET_BYTES + 1)
     return secret if len(secret) == SECRET_BYTES else None
@@ -81,7 +81,7 @@ def _make_secret(place: int, folder: Path) -> bytes:
     temporary = f"{SECRET_FILE}.{secrets.token_hex(8)}.part{SUFFIX}"
     try:
         _write_new(place, temporary, secrets.token_bytes(SECRET_BYTES), lasting=True)
-        # FileNotFoundError: another store opened meanwhile and removed the file as a leftover. Then it has written a secret.
+        # FileNotFoundError: another store opened meanwhile and removed the file as a leftover. Then a secret exists already.
         with suppress(FileExistsError, FileNotFoundError):
             os.link(temporary, SECRET_FILE, src_dir_fd=place, dst_dir_fd=place, follow_symlinks=False)
     finally:

@@ -20,8 +20,8 @@ T = TypeVar("T")
 class CallLock:
     """A lock that other threads wait for and that refuses reentrant calls.
 
-    A reentrant call would deadlock or see a half-finished step. `with lock("step"):` enters the `RLock` itself, not a wrapper:
-    no Ctrl-C can fall between acquiring and releasing it.
+    A reentrant call would deadlock or see a half-finished step. `with lock("step"):` enters the `RLock` itself, not a
+    wrapper: no Ctrl-C can fall between acquiring and releasing it.
     """
 
     def __init__(self) -> None:

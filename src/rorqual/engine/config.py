@@ -18,9 +18,9 @@ class EngineConfig:
     """Settings that `Engine(run, ...)` and `Engine.of(model, ...)` take as keywords."""
 
     slots: int = 256
-    """Rows in the batch of each engine core: the most sequences that a core runs at once."""
+    """Rows in the batch of each engine core: the maximum number of sequences that it runs at once."""
     max_len: int | None = None
-    """Tokens of the longest sequence, prompt and reply. None: the model's context length."""
+    """Maximum number of tokens in a sequence, prompt and reply. None means the model's context length."""
     threads: int = 1
     """Engine cores that run at the same time."""
     engine_cores: int = 2
@@ -28,12 +28,14 @@ class EngineConfig:
     record_experts: bool = True
     """Record the experts that served each position (`Completion.experts`)."""
     record_kept: bool = False
-    """Record the tokens that top-k and top-p left for each draw, one bit per token of the vocabulary (`Completion.kept`)."""
+    """Record the tokens that top-k and top-p left for each draw, one bit per token of the vocabulary
+    (`Completion.kept`)."""
     reuse: bool = True
     """Keep the KV-cache blocks of finished sequences for later prompts with the same prefix."""
     cache_dir: Path | None = None
-    """Folder that keeps these blocks on disk for the next start, up to `disk_bytes`. None: no disk cache."""
+    """Folder that keeps these blocks on disk for the next start. None turns the disk cache off."""
     disk_bytes: int = 4 << 30
+    """Maximum number of bytes in `cache_dir`."""
     cache_bytes: int = CACHE_BYTES
     """Bytes of the KV cache of each engine core."""
     step_tokens: int = 2048
@@ -41,13 +43,14 @@ class EngineConfig:
     pack: bool = True
     """Repack the weights once for fast reads (`Backend.prepare`). Only for a model that no other code uses."""
     backend: str = "torch-invariant"
-    """Backend that runs the model. `torch` is faster than `torch-invariant`, but its results depend on the rest of the batch
-    (docs/engine.md)."""
+    """Backend that runs the model. `torch` is faster than `torch-invariant`, but its results depend on the rest of the
+    batch (docs/engine.md)."""
 
     def check(self, model: Decoder, tokenizer: Tokenizer) -> None:
         """Check these settings against a model and its tokenizer.
 
-        Raises ConfigError for a setting that does not fit, and DataError if the tokenizer has more tokens than the model.
+        Raises ConfigError for a setting that does not fit, and DataError if the tokenizer has more tokens than the
+        model.
         """
         context = model.config.max_position_embeddings
         if self.max_len is not None and not 2 <= self.max_len <= context:

@@ -32,9 +32,9 @@ class Finished:
     sequence: Sequence
     sampled: Sampled
     stopped: bool
-    """It ended by a stop token, a stop string or its grammar, not by its length limit."""
+    """Whether a stop token, a stop string or its grammar ended it, not its length limit."""
     lost: bool = False
-    """A logit was NaN or infinite, so the last token is meaningless."""
+    """Whether a logit was NaN or infinite, so that the last token is meaningless."""
 
 
 Drawn = tuple[Sequence, int, float, tuple[tuple[int, float], ...]]
@@ -43,8 +43,8 @@ Drawn = tuple[Sequence, int, float, tuple[tuple[int, float], ...]]
 
 @dataclass(frozen=True)
 class CoreConfig:
-    """Sizes of an engine core. `cache_bytes` is the size of the KV cache in memory. `folder` holds blocks on disk, up to
-    `disk_bytes` (None: no disk cache). `Scheduler` documents `step_tokens` and `patience`."""
+    """Sizes of an engine core. `cache_bytes` is the size of the KV cache in memory. `folder` holds blocks on disk, up
+    to `disk_bytes`; None turns the disk cache off. `Scheduler` documents `step_tokens` and `patience`."""
 
     slots: int
     max_len: int
@@ -66,7 +66,7 @@ class CoreConfig:
 
 
 MOST_BLOCKS = 16384
-"""Number of blocks up to which a core with a prefix cache allocates more than its running sequences can fill."""
+"""With a prefix cache, the KV cache may have this many blocks even if the running sequences can fill fewer."""
 
 
 class EngineCore:

@@ -65,7 +65,8 @@ class Embeds:
         return self._places[first:last] - start, self.rows[first:last]
 
     def extra_keys(self, start: int, stop: int) -> tuple[bytes, ...]:
-        """Return the extra keys of the block hash for the positions [start, stop): a digest of their rows, or () without rows."""
+        """Return the extra keys of the block hash for the positions [start, stop): a digest of their rows, or ()
+        without rows."""
         places, rows = self.within(start, stop)
         return (_digest(places, rows),) if len(places) else ()
 

@@ -1,7 +1,7 @@
 """The engine: batched generation in one or more threads.
 
-The engine divides requests over a fixed number of engine cores. The number of threads changes only the time, not the results:
-each core runs in its own thread with one torch thread, and its batch does not depend on other cores.
+The engine divides requests over a fixed number of engine cores. Each core runs in its own thread with one torch thread,
+and its batch does not depend on other cores. So the number of threads changes only the time, not the results.
 """
 
 from __future__ import annotations
@@ -39,24 +39,23 @@ NO_NUMBER = "The weights hold NaN or infinity: go back to an earlier checkpoint.
 CORE_WORK = 15_000_000
 """Multiply-adds per layer and step that make one more core worthwhile.
 
-With less work, threads wait for the interpreter lock, which every torch operation releases and takes again. Two cores then took
-up to twice the time of one (docs/LOG.md).
+With less work, threads wait for the interpreter lock, which every torch operation releases and takes again. Two cores
+then took up to twice the time of one (docs/LOG.md).
 """
 
 
 class Engine:
     """Batched generation with a KV cache, exact log-probabilities and recorded expert choices.
 
-    With the default backend, a completion is a function of its request and the weights, bit for bit. It does not depend on other
-    requests, their order, the chunks of prefill or cache hits (docs/engine.md).
+    With the default backend, a completion is a function of its request and the weights, bit for bit. It does not depend
+    on other requests, their order, the chunks of prefill or cache hits (docs/engine.md).
 
-    `Engine(run)` loads a run directory. `Engine.of(model, ...)` serves a model that other code holds, such as a trainer.
-    Both take the fields of `EngineConfig` as keywords. In `of`, `reuse` and `pack` default to False.
+    `Engine(run)` loads a run directory. `Engine.of(model, ...)` serves a model that other code holds, such as a
+    trainer. Both take the fields of `EngineConfig` as keywords. In `of`, `reuse` and `pack` default to False.
 
-    `of` shares the model and does not copy it. The next step uses weights that were changed in place, and drops everything cached
-    under older ones (docs/engine.md).
-    An error or a Ctrl-C within a step drops all submitted requests, and the engine stays usable. Calls from several threads
-    wait for each other.
+    `of` shares the model and does not copy it. The next step uses weights that were changed in place, and drops
+    everything cached under older ones (docs/engine.md). An error or a Ctrl-C within a step drops all submitted
+    requests, and the engine stays usable. Calls from several threads wait for each other.
     """
 
     def __init__(self, run: Path | str, *, device: str = "cpu", dtype: str = "float32", **settings: Any) -> None:
@@ -161,7 +160,8 @@ class Engine:
 
     @property
     def invariant(self) -> bool:
-        """Whether results are bitwise invariant: the backend promises it, and the probe of this machine's matrix products confirms it."""
+        """Whether results are bitwise invariant: the backend promises it, and a probe of this machine's matrix products
+        confirms it."""
         return self._numerics.fit.held
 
     # ---- whole batches
@@ -176,9 +176,10 @@ class Engine:
     ) -> list[list[Completion]]:
         """Return the samples of each request, in order. All requests are checked before any runs.
 
-        A prompt that is not a `Request` becomes one with `params`: a string is a user message, a list of `Message` is a conversation,
-        and a list of ids is the prompt itself. Prompt i is sampled with `params.seed + i`, so that equal prompts get independent answers.
-        `arrived(request, sample, completion)` and `progress(done, total)` are called as samples finish, by one thread at a time.
+        A prompt that is not a `Request` becomes one with `params`. A string is a user message, a list of `Message` a
+        conversation, and a list of ids the prompt itself. Prompt i is sampled with `params.seed + i`, so that equal
+        prompts get independent answers. `arrived(request, sample, completion)` and `progress(done, total)` are called
+        as samples finish, by one thread at a time.
 
         Raises DataError or ConfigError for a request that cannot run, and NumericsError if a logit is NaN or infinite.
         """
@@ -347,7 +348,8 @@ class Engine:
         return self._processor.grammars
 
     def stats(self) -> dict[str, float]:
-        """Return counts of the first core: running and waiting sequences, preemptions, blocks by state, cache hits and misses.
+        """Return counts of the first core: running and waiting sequences, preemptions, blocks by state, cache hits and
+        misses.
 
         Hits and misses are counted in prompt tokens. `invariant` is 1 if results are bitwise invariant, else 0.
         """

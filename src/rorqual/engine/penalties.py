@@ -13,9 +13,9 @@ Ints = npt.NDArray[np.int64]
 class Counts:
     """The distinct tokens in prompt and reply of each row, with their counts in the reply, for rows with penalties.
 
-    A row is the number of a sequence in the batch, below `rows`. A history depends only on the row's ids, so a preempted
-    sequence is added again with its reply so far. Counting a token takes constant time.
-    Memory per row with a history: 4 bytes per token of the vocabulary, and 12 per distinct token of the longest history.
+    A row is the number of a sequence in the batch, below `rows`. A history depends only on the row's ids, so a
+    preempted sequence is added again with its reply so far. Counting a token takes constant time. Memory per row with a
+    history: 4 bytes per token of the vocabulary, and 12 per distinct token of the longest history.
     """
 
     def __init__(self, rows: int, vocab_size: int) -> None:
@@ -74,7 +74,8 @@ class Counts:
             self._place[row] = -1
 
     def of(self, rows: Ints) -> tuple[Ints, npt.NDArray[np.float32]]:
-        """Return the distinct tokens of `rows` [n] and their counts in the reply, each [n, most distinct tokens of a row].
+        """Return the distinct tokens of `rows` [n] and their counts in the reply, each [n, most distinct tokens of a
+        row].
 
         A row with fewer tokens repeats its last one. Raises KeyError for a row without a history.
         """

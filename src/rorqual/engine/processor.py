@@ -171,7 +171,8 @@ class Processor:
         return Grammars(self.tokenizer, self.vocab_size, self.chat.stop_ids, Spelling(self.chat, self.vocab_size))
 
     def _constraint(self, job: Job) -> Constraint | None:
-        """Return the grammar constraint of one sample. It binds the answer, which starts after the reasoning, if there is any."""
+        """Return the grammar constraint of one sample. It binds the answer, which starts after the reasoning, if there
+        is any."""
         compiled, form = job.compiled, self.chat.reply_form(job.thinking)
         if compiled is None:
             return None

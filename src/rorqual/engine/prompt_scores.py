@@ -12,9 +12,9 @@ Likeliest = list[tuple[int, float]]
 class PromptScores:
     """Log-probabilities of a prompt of `length` tokens.
 
-    `logprobs[i]` belongs to token i + 1, and `best[i]` holds the `top` likeliest tokens there. Both lists fill from the left and
-    survive a preemption. The prefix cache keeps keys and values but no logits, so a prefill may reuse only positions that are
-    already scored (`reusable`).
+    `logprobs[i]` belongs to token i + 1, and `best[i]` holds the `top` likeliest tokens there. Both lists fill from the
+    left and survive a preemption. The prefix cache keeps keys and values but no logits, so a prefill may reuse only
+    positions that are already scored (`reusable`).
     """
 
     length: int
@@ -24,7 +24,7 @@ class PromptScores:
 
     @property
     def reusable(self) -> int | None:
-        """Positions that the prefix cache may serve: those already scored. None: all."""
+        """Number of positions that the prefix cache may serve: those already scored. None means all."""
         return None if len(self.logprobs) == self.length - 1 else len(self.logprobs)
 
     def wanted(self, start: int, stop: int) -> range:

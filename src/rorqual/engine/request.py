@@ -39,31 +39,32 @@ class Completion:
     prompt_ids: tuple[int, ...]
     token_ids: list[int]
     logprobs: list[float]
-    """`logprobs[i]` is the log-probability of `token_ids[i]` under the distribution that it was drawn from: after temperature,
-    top-k and top-p. At temperature 0 it is that of the plain softmax."""
+    """`logprobs[i]` is the log-probability of `token_ids[i]` under the distribution that it was drawn from: after
+    temperature, top-k and top-p. At temperature 0 it is that of the plain softmax."""
     finish_reason: Literal["stop", "length"]
     text: str
     """The reply after `</think>`."""
     reasoning: str | None
-    """The reasoning before `</think>`. None: the model did not think."""
+    """The reasoning before `</think>`. None means that the model did not think."""
     experts: Any = None
     """Experts of each computed position [len(prompt_ids) + len(token_ids) - 1, MoE layers, top-k], int8 or int16.
-    -1: the token skips an expert. None for a dense or remote model."""
+    -1 means that no expert served. None for a dense or remote model."""
     kept: Any = None
-    """Tokens that top-k and top-p left for each draw [len(token_ids), ceil(vocab / 8)], uint8 as `numpy.packbits` writes it.
-    None unless the engine records it."""
+    """Tokens that top-k and top-p left for each draw [len(token_ids), ceil(vocab / 8)], uint8 as `numpy.packbits`
+    writes it. None unless the engine records it."""
     top_logprobs: list[list[tuple[int, float]]] | None = None
     """The likeliest tokens at each position of the reply, if `SamplingParams.top_logprobs` is set."""
     usage: dict[str, int] = field(default_factory=dict)
     """Counts `prompt_tokens` and `completion_tokens`. A local engine adds `prompt_cache_hit_tokens` and
     `prompt_cache_miss_tokens`."""
     error: str = ""
-    """Why this sample is invalid, else "". The grammar reached a dead end, the answer violates a part of its schema that the
-    grammar does not enforce, or a logit was NaN or infinite."""
+    """Why this sample is invalid, or "". Reasons are a dead end of the grammar, a violation of the schema that the
+    grammar cannot prevent, and a logit that is NaN or infinite."""
     prompt_logprobs: list[float | None] | None = None
     """Log-probability of each prompt token, if `SamplingParams.prompt_logprobs` is set. None for the first token."""
     prompt_top_logprobs: list[list[tuple[int, float]]] | None = None
-    """The likeliest tokens at each prompt position, if `SamplingParams.prompt_logprobs` is above 0. [] for the first token."""
+    """The likeliest tokens at each prompt position, if `SamplingParams.prompt_logprobs` is above 0. [] for the first
+    token."""
     model: str = ""
     """Name of the model, as a remote endpoint reports it."""
     request: int = 0

@@ -1,11 +1,11 @@
 """The queue of waiting sequences, with priorities and fairness between tenants.
 
-The next sequence is the one with the highest priority. Ties go to a tenant without running sequences, then to the tenant
-served least, then to the earliest arrival.
+The next sequence is the one with the highest priority. Ties go to a tenant without running sequences, then to the
+tenant served least, then to the earliest arrival.
 
-Fairness follows the virtual token counter of Sheng et al. 2024 ("Fairness in serving large language models"). The counter of a
-tenant grows with its service: one per prefill token and `DRAWN` per sampled token. A tenant that returns from idleness
-starts at the lowest counter of the busy tenants, so idle time earns no credit.
+Fairness follows the virtual token counter of Sheng et al. 2024 ("Fairness in serving large language models"). The
+counter of a tenant grows with its service: one per prefill token and `DRAWN` per sampled token. A tenant that returns
+from idleness starts at the lowest counter of the busy tenants, so idle time earns no credit.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ W = TypeVar("W", bound=Queued)
 
 
 def in_turn(sequences: Iterable[W]) -> list[W]:
-    """Sort by priority, and round-robin over tenants within a priority: the first of each tenant, then the second of each."""
+    """Sort by priority, and round-robin over tenants within a priority: the first of each tenant, then the second of
+    each."""
     before = Counter[tuple[int, str]]()
     places = dict[W, tuple[int, int, int]]()
     for one in sorted(sequences, key=lambda s: (-s.priority, s.arrival)):
@@ -90,10 +91,11 @@ class RequestQueue(Generic[W]):
         return self._counters.get(tenant, 0.0) + DRAWN * running.get(tenant, 0.0)
 
     def owing(self, tenant: str, held: Mapping[str, int], running: Mapping[str, float]) -> set[str]:
-        """Return the tenants that must give up a slot for `tenant`. `held` counts slots per tenant; `running` is as in `next`.
+        """Return the tenants that must give up a slot for `tenant`. `held` counts slots per tenant; `running` is as in
+        `next`.
 
-        A tenant with several slots gives one to a tenant without any. A tenant that was served more than `tenant` gives one
-        if it still has at least as many afterwards, or if `tenant` has none.
+        A tenant with several slots gives one to a tenant without any. A tenant that was served more than `tenant` gives
+        one if it still has at least as many afterwards, or if `tenant` has none.
         """
         mine, used = held.get(tenant, 0), self.usage(tenant, running)
         return {

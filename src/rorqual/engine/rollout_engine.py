@@ -63,10 +63,12 @@ class InlineRolloutEngine:
 def gather(
     engine: RolloutEngine, requests: Sequence[Request], *, version: int, max_age: int = 0
 ) -> list[list[Completion]]:
-    """Return the samples of each request, in order. Lost samples are requested again, with the seed that reproduces them.
+    """Return the samples of each request, in order. Lost samples are requested again, with the seed that reproduces
+    them.
 
-    `version` is that of the trainer's weights. Raises NumericsError for samples of newer weights or of weights more than `max_age`
-    versions older. It also refuses samples that were not requested, and an engine that loses a sample `TRIES` times.
+    `version` is that of the trainer's weights. Raises NumericsError for samples of newer weights or of weights more
+    than `max_age` versions older. It also refuses samples that were not requested, and an engine that loses a sample
+    `TRIES` times.
     """
     found: dict[tuple[int, int], Completion] = {}
     places = [(number, sample) for number, request in enumerate(requests) for sample in range(request.params.n)]

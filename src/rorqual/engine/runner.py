@@ -178,7 +178,8 @@ class Runner:
         return Saved(self.logprobs[slot, part].copy(), self.kept[slot, part].copy(), self.top[slot])
 
     def newest(self, scheduler: Scheduler) -> tuple[list[float], list[tuple[tuple[int, float], ...]]]:
-        """Return, for each row, the log-probability of its newest token, and the likeliest tokens if the request asks for them."""
+        """Return, for each row, the log-probability of its newest token, and the likeliest tokens if the request asks
+        for them."""
         n = len(scheduler.running)
         slot = scheduler.rows.slot[:n]
         logprobs: list[float] = self.logprobs[slot, scheduler.rows.position[:n]].tolist()
@@ -268,7 +269,8 @@ class Runner:
         return output
 
     def _embeds(self, plan: SchedulerOutput, ids: Ints, size: int) -> Tensor | None:
-        """Return the embeddings [1, tokens, d] of a step of `size` tokens, or None if no request brings its own embeddings."""
+        """Return the embeddings [1, tokens, d] of a step of `size` tokens, or None if no request brings its own
+        embeddings."""
         places, rows = list[Ints](), list[npt.NDArray[np.float32]]()
         start = plan.decode
         for chunk in plan.chunks:
@@ -289,8 +291,8 @@ class Runner:
     def _score(self, hidden: Tensor, scored: list[tuple[Sequence, int, range]]) -> None:
         """Compute prompt log-probabilities from the hidden states [tokens, d] of a step.
 
-        `scored` has (sequence, index in the step of its position 0, positions to score). The index is negative if an earlier step
-        computed position 0.
+        `scored` has (sequence, index of its position 0 in the step, positions to score). The index may be negative,
+        because an earlier step may have computed position 0.
         """
         for sequence, first, positions in scored:
             assert sequence.scores is not None
@@ -342,8 +344,8 @@ class Runner:
     def _allowed(self, active: list[Sequence], position: Ints) -> tuple[Ints, Bools] | None:
         """Return the rows with a restricted vocabulary and their masks of allowed tokens, or None if there are none.
 
-        A row is restricted by its grammar or by `min_tokens`. A reply shorter than `min_tokens` may end only if its grammar
-        allows nothing else.
+        A row is restricted by its grammar or by `min_tokens`. A reply shorter than `min_tokens` may end only if its
+        grammar allows nothing else.
         """
         found = {row: mask for row, constraint in self._constrained if (mask := constraint.mask()) is not None}
         for row in self._short:

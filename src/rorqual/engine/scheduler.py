@@ -1,11 +1,13 @@
-"""Schedule the next step: which sequences decode, how much of each prompt is prefilled, which wait and which are preempted.
+"""Schedule the next step: which sequences decode, how much of each prompt is prefilled, which wait and which are
+preempted.
 
 This module is plain Python and numpy. It uses no tensors and no model.
 
-A sequence waits, gets a slot, is prefilled in chunks, decodes in a row until it stops, and leaves. Rows 0..B-1 are in use and stay
-contiguous: when sequences leave, the last rows move into the gaps. The state of a running sequence is indexed by its slot, which does
-not change. Its keys and values lie in blocks (`KVCacheManager`). When no block is left, the scheduler preempts the sequence that
-ranks last: it releases its blocks, waits, and later resumes from its tokens. The scheduler also preempts for fairness (`_victim`).
+A sequence waits, gets a slot, is prefilled in chunks, decodes in a row until it stops, and leaves. Rows 0..B-1 are in
+use and stay contiguous: when sequences leave, the last rows move into the gaps. The state of a running sequence is
+indexed by its slot, which does not change. Its keys and values lie in blocks (`KVCacheManager`). When no block is left,
+the scheduler preempts the sequence that ranks last: it releases its blocks, waits, and later resumes from its tokens.
+The scheduler also preempts for fairness (`_victim`).
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ from rorqual.engine.sequence import InputBatch, Ints, Sequence
 from rorqual.ops.paged import BLOCK, QUERIES
 
 QUANTUM = 16
-"""Tokens that a sequence decodes in its row before fairness may preempt it. This guarantees progress despite preemptions."""
+"""Tokens that a sequence decodes in its row before fairness may preempt it. This guarantees progress despite
+preemptions."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,8 @@ class SchedulerOutput:
     chunks: list[Chunk]
     """Parts of prompts to prefill. Chunks that complete a prompt come last."""
     joined: list[tuple[Sequence, int]]
-    """Sequences that get a row in this step, in row order, each with the index of the chunk whose last token it samples from."""
+    """Sequences that get a row in this step, in row order, each with the index of the chunk whose last token it samples
+    from."""
     copies: list[tuple[int, int]]
     """Blocks (to, from) to copy after the forward pass."""
     admitted: list[Sequence]
@@ -68,9 +72,9 @@ class History(Protocol):
 class Scheduler:
     """Continuous batching over `slots` rows and the blocks of `pages`.
 
-    A step computes at most `step_tokens` tokens, which bounds the delay of decoding sequences by long prompts; a prefill always gets
-    room for at least `QUERIES` tokens. `patience` is the share of slots that must be free before waiting sequences are admitted.
-    A higher share prefills more prompts together; 0 gives the earliest first token.
+    A step computes at most `step_tokens` tokens, so that long prompts delay decoding sequences only this much. Prefill
+    always gets room for at least `QUERIES` tokens. `patience` is the share of slots that must be free before waiting
+    sequences are admitted. A higher share prefills more prompts together; 0 gives the earliest first token.
     """
 
     def __init__(
@@ -128,7 +132,8 @@ class Scheduler:
         return self.preemptions == before
 
     def _last(self) -> Sequence:
-        """Return the running sequence that ranks last: lowest priority, then the tenant with most slots, then latest arrival."""
+        """Return the running sequence that ranks last: lowest priority, then the tenant with most slots, then latest
+        arrival."""
         held = self._held()
         running = (s for s in (*self.running, *self.prefilling) if s.slot >= 0)
         return max(running, key=lambda s: (-s.priority, held[s.tenant], s.arrival))
@@ -228,8 +233,9 @@ class Scheduler:
     def _victim(self, sequence: Sequence) -> Sequence | None:
         """Return the sequence to preempt for the waiting `sequence`, or None.
 
-        If a lower priority runs, it is the sequence that ranks last. Otherwise a tenant must owe a slot (`RequestQueue.owing`).
-        Of those tenants, the one with most slots gives up its longest-running sequence with `QUANTUM` or more tokens in its row.
+        If a lower priority runs, it is the sequence that ranks last. Otherwise a tenant must owe a slot
+        (`RequestQueue.owing`). Of those tenants, the one with most slots gives up its longest-running sequence with
+        `QUANTUM` or more tokens in its row.
         """
         if min(s.priority for s in (*self.running, *self.prefilling)) < sequence.priority:
             return self._last()
@@ -380,7 +386,8 @@ class Scheduler:
     def renew(self, fingerprint: bytes) -> None:
         """Invalidate everything cached under the old weights.
 
-        Running sequences continue. Their blocks mix old and new weights, so they are neither cached nor shared with later requests.
+        Running sequences continue. Their blocks mix old and new weights, so they are neither cached nor shared with
+        later requests.
         """
         self.kv_cache.renew(fingerprint)
         for sequence in self._admitted():

@@ -24,7 +24,8 @@ Scored = tuple[Ids, Logprobs]
 
 @torch.no_grad()
 def next_logprobs(model: Decoder, tokens: Tensor, positions: Tensor, segments: Tensor, wanted: Tensor) -> Tensor:
-    """Return the log-probabilities [n, vocab] fp32 of the next token at the n positions where `wanted` [rows, seq] is not 0.
+    """Return the log-probabilities [n, vocab] fp32 of the next token at the n positions where `wanted` [rows, seq] is
+    not 0.
 
     tokens, positions and segments [rows, seq] are packed rows as in a training batch.
     Raises NumericsError if a logit is NaN or infinite.
@@ -43,12 +44,13 @@ def next_logprobs(model: Decoder, tokens: Tensor, positions: Tensor, segments: T
 def score(
     model: Decoder, samples: Sequence[tuple[Sequence[int], Sequence[int]]], k: int, *, row: int = 0, threads: int = 1
 ) -> list[Scored]:
-    """Return the `k` likeliest tokens at each reply position of each (prompt ids, reply ids), with their log-probabilities.
+    """Return the `k` likeliest tokens at each reply position of each (prompt ids, reply ids), with their
+    log-probabilities.
 
-    A result has ids [len(reply), k] int32, the likeliest first, and log-probabilities [len(reply), k] fp32 at temperature 1.
-    Row i is the distribution from which reply[i] would be drawn. Samples are packed into rows of `row` tokens, or of the longest
-    sample if that is longer.
-    Raises DataError if `k` exceeds the vocabulary, a prompt or reply is empty, or a sample is longer than the context.
+    A result has ids [len(reply), k] int32, the likeliest first, and log-probabilities [len(reply), k] fp32 at
+    temperature 1. Row i is the distribution from which reply[i] would be drawn. Samples are packed into rows of `row`
+    tokens, or of the longest sample if that is longer. Raises DataError if `k` exceeds the vocabulary, a prompt or
+    reply is empty, or a sample is longer than the context.
     """
     vocab, context = model.config.vocab_size, model.config.max_position_embeddings
     if not 1 <= k <= vocab:

@@ -1,7 +1,7 @@
 """Random numbers of a sample, and the seeds with which a server reproduces them.
 
-The numbers depend only on (seed, sample, position), not on the batch, the slot or the number of threads. They come from SplitMix64
-(Steele, Lea and Flood 2014), one per row and step.
+The numbers depend only on (seed, sample, position), not on the batch, the slot or the number of threads. They come from
+SplitMix64 (Steele, Lea and Flood 2014), one per row and step.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ def sample_key(seed: int, sample: int) -> int:
 
 
 def uniform(keys: npt.NDArray[np.uint64], positions: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """Return one number in [0, 1) with 53 random bits per row: number `positions[i]` of SplitMix64's stream at `keys[i]`."""
+    """Return one number in [0, 1) with 53 random bits per row: number `positions[i]` of SplitMix64's stream at
+    `keys[i]`."""
     value = keys + (positions.astype(np.uint64) + np.uint64(1)) * np.uint64(_GOLDEN)  # wraps modulo 2**64 on purpose
     value = (value ^ (value >> np.uint64(30))) * np.uint64(_MIX1)
     value = (value ^ (value >> np.uint64(27))) * np.uint64(_MIX2)
@@ -34,9 +35,9 @@ def uniform(keys: npt.NDArray[np.uint64], positions: npt.NDArray[np.int64]) -> n
 def sample_seed(seed: int, sample: int, bits: Bits = 64) -> int:
     """Return the seed to send to a server for sample number `sample` of a request with `seed`.
 
-    With 64 bits it is signed, as OpenAI's API documents, and equals `seed` for the first sample. `sample_key(result, 0)` equals
-    `sample_key(seed, sample)`, so a server that samples like this engine gives the same answers. With 31 bits it is a
-    non-negative hash of both numbers.
+    With 64 bits it is signed, as OpenAI's API documents, and equals `seed` for the first sample. `sample_key(result,
+    0)` equals `sample_key(seed, sample)`, so a server that samples like this engine gives the same answers. With 31
+    bits it is a non-negative hash of both numbers.
     """
     mixed = _mix(seed) ^ (sample & _MASK)
     if bits == 31:

@@ -33,13 +33,13 @@ class Sequence:
     reuse: bool = True
     arrival: int = 0
     slot: int = -1
-    """Slot of its state in the runner. -1: none."""
+    """Slot of its state in the runner, or -1."""
     tokens: list[int] = field(default_factory=list)
     """The prompt and, after a preemption, the reply up to it."""
     num_computed_tokens: int = 0
     """How many of `tokens` are in the KV cache."""
     hit: int = -1
-    """Prompt tokens that the prefix cache served. -1: not admitted yet."""
+    """Prompt tokens that the prefix cache served, or -1 before it is first admitted."""
     blocks: list[int] = field(default_factory=list)
     num_cached_blocks: int = 0
     keys: list[bytes] = field(default_factory=list)
@@ -76,7 +76,8 @@ class Sequence:
 
 @dataclass
 class InputBatch:
-    """State of the running rows, as arrays [slots] for the hot loop. `position` is the position of the next token to compute."""
+    """State of the running rows, as arrays [slots] for the hot loop. `position` is the position of the next token to
+    compute."""
 
     position: Ints
     limit: Ints

@@ -1,9 +1,10 @@
 """Detect changed weights, so that blocks cached under other weights are never used.
 
-`Weights` detects a change of anything that a completion depends on. Each step compares the address and torch's version counter of
-every tensor. It also compares every attribute of every module, such as an adapter's scale, an eps or a RoPE base. That takes
-microseconds per module. It misses writes that torch does not count: fused optimizers, numpy, `tensor.data`, inference tensors,
-DLPack, mapped files. So values are also compared before a cached block is used and before one is hashed.
+`Weights` detects a change of anything that a completion depends on. Each step compares the address and torch's version
+counter of every tensor. It also compares every attribute of every module, such as an adapter's scale, an eps or a RoPE
+base. That takes microseconds per module. This comparison misses writes that torch does not count: fused optimizers,
+numpy, `tensor.data`, inference tensors, DLPack, mapped files. So values are also compared before a cached block is used
+and before one is hashed.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from rorqual.model import Decoder
 from rorqual.ops.backends import Backend
 
 ROUNDING = 3
-"""Version of the engine's rounding. Increase it when the order of additions or multiplications changes: old disk caches then miss."""
+"""Version of the engine's rounding. Increase it when the order of additions or multiplications changes: old disk caches
+then miss."""
 WORDS, ROWS = 1024, 128
 PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size, Enum, type)
 COMMON, DICTS = frozenset(PLAIN), (dict, OrderedDict)
@@ -38,8 +40,8 @@ FUNCTIONS = (FunctionType, BuiltinFunctionType)
 class Weights:
     """A fingerprint of a model's weights that changes when any weight or module attribute changes.
 
-    `name` is the first fingerprint. `contents` also compares the values of tensors. `watched=False` is for weights that no other
-    code can reach. Thread-safe.
+    `name` is the first fingerprint. `contents` also compares the values of tensors. `watched=False` is for weights that
+    no other code can reach. Thread-safe.
     """
 
     def __init__(self, model: Decoder, name: bytes, *, contents: bool, watched: bool = True) -> None:
@@ -68,8 +70,9 @@ class Weights:
 def fingerprint(model: Decoder, *, arithmetic: str = "") -> bytes:
     """Return a fingerprint of `model` that is the same in every process.
 
-    It covers values, module attributes, dtypes, and everything that affects rounding: torch, processor, `arithmetic`.
-    A model whose code was replaced in this process (a hook, a local function) gets a random one and never hits the disk cache.
+    It covers values, module attributes, dtypes, and everything that affects rounding: torch, processor, `arithmetic`. A
+    model whose code was replaced in this process (a hook, a local function) gets a random one and never hits the disk
+    cache.
     """
     leaves: list[object] = []
     tensors: list[Tensor] = []
@@ -108,7 +111,8 @@ def _state_of(model: Decoder) -> tuple[list[object], list[Tensor]]:
 
 
 def _walk(value: object, leaves: list[object], tensors: list[Tensor], seen: set[int]) -> None:
-    """Append the tensors inside `value` to `tensors` and its plain values to `leaves`. `seen`: ids of the enclosing objects."""
+    """Append the tensors inside `value` to `tensors` and its plain values to `leaves`. `seen`: ids of the enclosing
+    objects."""
     if isinstance(value, PLAIN):
         leaves.append(value)
     elif isinstance(value, Tensor):
@@ -172,9 +176,9 @@ def _keys(device: torch.device) -> Tensor:
 def digest(tensors: list[Tensor]) -> bytes:
     """Return a 32-byte hash of the values of `tensors`. It misses a changed value with a probability of at most 2**-32.
 
-    Each row of `WORDS` 64-bit words is hashed by sums of products with random keys modulo 2**64: once of whole words, once of their
-    upper 32 bits. Together they are the multilinear hash of Lemire & Kaser (arXiv 1202.4961) over 32-bit characters with 64-bit
-    keys. It reads about 7 GB/s per core; BLAKE2 reads 0.9 GB/s.
+    Each row of `WORDS` 64-bit words is hashed by sums of products with random keys modulo 2**64: once of whole words,
+    once of their upper 32 bits. Together they are the multilinear hash of Lemire & Kaser (arXiv 1202.4961) over 32-bit
+    characters with 64-bit keys. It reads about 7 GB/s per core; BLAKE2 reads 0.9 GB/s.
     """
     found = blake2b(digest_size=32)
     for tensor in tensors:

@@ -35,7 +35,8 @@ class Stepping(Protocol):
 def refused(ask: RowRequest, error: RorqualError) -> Refused:
     """Turn the engine's error for a request into a rejected row.
 
-    The key is the sampling key that the error names, first in its message or as its place; otherwise it is the key of the prompt.
+    The key is the sampling key that the error names, first in its message or as its place; otherwise it is the key of
+    the prompt.
     """
     named = LEADING.match(error.what)
     said = (error.where.rpartition(", ")[2], named.group() if named else "")
@@ -46,8 +47,8 @@ def refused(ask: RowRequest, error: RorqualError) -> Refused:
 def answers(engine: Stepping, asks: Iterable[RowRequest | Refused], *, room: int) -> Iterator[list[Answered]]:
     """Yield the answered rows in small lists, in the order in which they finish.
 
-    A new row is submitted while fewer than `room` samples run. A row that the engine rejects is yielded as `Refused`. Any other error
-    of the engine is raised, and the running rows are cancelled.
+    A new row is submitted while fewer than `room` samples run. A row that the engine rejects is yielded as `Refused`.
+    Any other error of the engine is raised, and the running rows are cancelled.
     """
     rest, running = iter(asks), dict[int, tuple[RowRequest, dict[int, Completion]]]()
     samples, more = 0, True
@@ -87,8 +88,8 @@ def answers_from_afar(
 ) -> Iterator[list[Answered]]:
     """Yield answered rows like `answers`, from a remote endpoint with `concurrency` rows at a time.
 
-    A row that the server rejects (`REFUSED`) is yielded as `Refused`. Any other failure is raised after all requests in flight
-    have finished.
+    A row that the server rejects (`REFUSED`) is yielded as `Refused`. Any other failure is raised after all requests in
+    flight have finished.
     """
     rest, running = iter(asks), dict[Future[list[list[Completion]]], RowRequest]()
     more, fatal = True, list[RorqualError]()

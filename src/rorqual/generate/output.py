@@ -1,8 +1,9 @@
-"""An output file that is written line by line, in any order, and appears only when it is complete. A kill loses no answer.
+"""An output file that is written line by line, in any order, and appears only when it is complete. A kill loses no
+answer.
 
-There are three files. `OUT.partial` collects the lines as they come. `OUT.made` records the input and settings. `OUT` is written from
-`OUT.partial`, in the order of the input, after the last line. A repeated command with the same input and settings resumes; with
-others it is refused.
+There are three files. `OUT.partial` collects the lines as they come. `OUT.made` records the input and settings. `OUT`
+is written from `OUT.partial`, in the order of the input, after the last line. A repeated command with the same input
+and settings resumes; with others it is refused.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ class Partial:
     """The output file in progress. One process at a time may open it.
 
     `made` is everything that the answers depend on. The file will have `rows` lines, with line numbers up to `last`.
-    `count` lines exist, and `errors` of them hold an error. `whole` is True if the finished output exists. A line that a kill or a full
-    disk has torn is cut off, with everything after it.
+    `count` lines exist, and `errors` of them hold an error. `whole` is True if the finished output exists. A line that
+    a kill or a full disk has torn is cut off, with everything after it.
 
     Raises ConfigError if the files belong to another input or other settings, or the output was changed.
     """

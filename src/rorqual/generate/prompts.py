@@ -1,4 +1,5 @@
-"""Read a file of prompts row by row: JSON lines, Parquet or CSV. An unreadable row is reported, and the others are still read."""
+"""Read a file of prompts row by row: JSON lines, Parquet or CSV. An unreadable row is reported, and the others are
+still read."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ TEXTS = frozenset({"prompt", *(name for name, param in PARAMS.items() if isinsta
 
 @dataclass(frozen=True)
 class Refused:
-    """A row that cannot be answered: its line or row from 1, the wrong key, the problem, the remedy and the extra fields."""
+    """A row that cannot be answered: its line or row from 1, the wrong key, the problem, the remedy and the extra
+    fields."""
 
     line: int
     key: str
@@ -38,7 +40,8 @@ class Refused:
 
 @dataclass(frozen=True)
 class Prompts:
-    """A file of prompts with its number of rows, the line number of the last one, and the SHA-256 of its bytes when opened."""
+    """A file of prompts with its number of rows, the line number of the last one, and the SHA-256 of its bytes when
+    opened."""
 
     path: Path
     rows: int

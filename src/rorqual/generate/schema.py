@@ -105,7 +105,8 @@ def line_seed(seed: int, line: int, name: str | int | None) -> int:
 
 @dataclass(frozen=True)
 class RowRequest:
-    """A valid row as a request. `key` is the key of its prompt, and `carried` holds the extra fields, which the answer repeats."""
+    """A valid row as a request. `key` is the key of its prompt, and `carried` holds the extra fields, which the answer
+    repeats."""
 
     line: int
     key: str

@@ -1,8 +1,10 @@
-"""Translate patterns of JSON schemas into those of llguidance: anchored, without look-around, with classes that JSON escapes preserve.
+"""Translate patterns of JSON schemas into those of llguidance: anchored, without look-around, with classes that JSON
+escapes preserve.
 
-A look-ahead is the intersection of the rest with its pattern; a negative one intersects with the complement (Brzozowski, Derivatives of
-regular expressions, 1964). llguidance has intersections but no complements. So a complement is converted to an expression through its
-automaton. Parts that cannot be converted, or only at great length, are dropped: the pattern then matches more, and the answer is checked.
+A look-ahead is the intersection of the rest with its pattern; a negative one intersects with the complement
+(Brzozowski, Derivatives of regular expressions, 1964). llguidance has intersections but no complements. So a complement
+is converted to an expression through its automaton. Parts that cannot be converted, or only at great length, are
+dropped: the pattern then matches more, and the answer is checked.
 """
 
 from __future__ import annotations
@@ -28,14 +30,16 @@ class TooLarge(Exception):
 
 @dataclass(frozen=True)
 class Translated:
-    """Expressions that must all match the whole text. `exact`: together they match exactly the texts that the pattern matches."""
+    """Expressions that must all match the whole text. `exact`: together they match exactly the texts that the pattern
+    matches."""
 
     expressions: tuple[str, ...]
     exact: bool
 
 
 def translate(pattern: str) -> Translated:
-    """Translate a pattern of a JSON schema, which may match anywhere in a text. Raises Unreadable if it cannot be parsed."""
+    """Translate a pattern of a JSON schema, which may match anywhere in a text. Raises Unreadable if it cannot be
+    parsed."""
     reader = PatternReader(pattern)
     node = reader.read()
     if _size(node, {}) > MAX_WRITTEN:
@@ -87,7 +91,8 @@ class _Assertions:
         return alt(self.before(node, ALL, True), cat(("rep", ("set", ANY), 1, None), later))
 
     def before(self, node: Node, rest: Node, start: bool) -> Node:
-        """Return `node` followed by `rest`, without assertions. `rest` has none; `start` tells if the node is at the start of the text."""
+        """Return `node` followed by `rest`, without assertions. `rest` has none; `start` tells if the node is at the
+        start of the text."""
         self._steps += 1
         if self._steps > MAX_STEPS:
             raise TooLarge
@@ -204,8 +209,9 @@ def _grouped(node: Node) -> str:
 def _set(given: Ranges) -> str:
     """Return a character class in llguidance's syntax.
 
-    With a class that has all control characters but neither quotation mark nor backslash, llguidance still allows those two. So control
-    characters without a short escape, which JSON cannot write here anyway, are removed from such classes.
+    With a class that has all control characters but neither quotation mark nor backslash, llguidance still allows those
+    two. So control characters without a short escape, which JSON cannot write here anyway, are removed from such
+    classes.
     """
     if given == ANY:
         return "(?s:.)"
@@ -229,7 +235,8 @@ def _shared(one: Ranges, other: Ranges) -> Iterator[tuple[int, int]]:
 
 
 class _Automaton:
-    """An automaton whose states are derivatives: expressions for the rest of the text. Classes of characters label its edges."""
+    """An automaton whose states are derivatives: expressions for the rest of the text. Classes of characters label its
+    edges."""
 
     def __init__(self, node: Node) -> None:
         if not _derivable(node):

@@ -1,7 +1,9 @@
-"""Grammars for tool calls: calls in the syntax of the chat format, with arguments that match each function's JSON schema.
+"""Grammars for tool calls: calls in the syntax of the chat format, with arguments that match each function's JSON
+schema.
 
-`parse_calls` documents the source of a grammar of kind `calls`. The special tokens around calls are token ids if the tokenizer has them,
-else text, as the chat format writes and reads them. So the chat format parses every complete reply as calls.
+`core.sampling.Grammar` documents the source of a grammar of kind `calls`. The special tokens around calls are token ids
+if the tokenizer has them, else text, as the chat format writes and reads them. So the chat format parses every complete
+reply as calls.
 """
 
 from __future__ import annotations
@@ -52,7 +54,8 @@ class Calls:
 
 
 def read_calls(source: str) -> Calls:
-    """Parse the source of a grammar of kind `calls`. Raises DataError, which names the function if its parameters are at fault."""
+    """Parse the source of a grammar of kind `calls`. Raises DataError, which names the function if its parameters are
+    at fault."""
     found = parse_calls(source)
     functions = tuple(FunctionSchema(tool["name"], _object(**tool)) for tool in found["tools"])
     answer = json.dumps(found["answer"], ensure_ascii=False) if "answer" in found else None
@@ -60,7 +63,8 @@ def read_calls(source: str) -> Calls:
 
 
 def _object(name: str, parameters: Mapping[str, Any]) -> str:
-    """Return the JSON text of the schema of a function's arguments. Raises DataError if it is not the schema of an object."""
+    """Return the JSON text of the schema of a function's arguments. Raises DataError if it is not the schema of an
+    object."""
     kind = parameters.get("type", "object")
     if kind != "object" and not (isinstance(kind, list) and "object" in kind):
         raise blame(name, DataError(f"their type is {kind!r}"[:200], remedy='Use an object: "type": "object".'))
@@ -75,8 +79,8 @@ def blame(name: str, error: DataError) -> DataError:
 class Spelling:
     """The syntax of calls in one chat format, in token ids.
 
-    `marks` [n] are the ids of the special tokens in calls. `unsaid` are texts that no call may contain: the chat format reads them as the
-    start or end of reasoning wherever they are, so it would not parse the call.
+    `marks` [n] are the ids of the special tokens in calls. `unsaid` are texts that no call may contain. The chat format
+    reads them as the start or end of reasoning wherever they are, and so would not parse the call.
     """
 
     def __init__(self, chat: ChatFormat, vocab_size: int) -> None:
@@ -111,8 +115,8 @@ class Spelling:
     ) -> str:
         """Return the grammar of a reply in llguidance's Lark dialect.
 
-        `functions` maps each name to the schema of its arguments, rewritten for llguidance. `answer` and `many` are as in `Calls`.
-        `options` are llguidance's options for JSON.
+        `functions` maps each name to the schema of its arguments, rewritten for llguidance. `answer` and `many` are as
+        in `Calls`. `options` are llguidance's options for JSON.
         """
         frame, names = self.frame, [f"call_{number}" for number in range(len(functions))]
         more = f" ({self._written(frame.gap)} call)*" if many else ""
@@ -133,7 +137,8 @@ class Spelling:
         return "\n".join(rules)
 
     def _check_apart(self, frame: CallFrame) -> None:
-        """Raise DataError if calls do not start with a special token. Then a string within a JSON answer could look like a call."""
+        """Raise DataError if calls do not start with a special token. Then a string within a JSON answer could look
+        like a call."""
         first = (frame.begin + frame.call("", ""))[:1]
         if NAME_OF.get(first, "") not in self._tokenizer.special_names:
             raise DataError(
@@ -142,7 +147,8 @@ class Spelling:
             )
 
     def _written(self, text: str) -> str:
-        """Return a text in Lark. `NAME_OF` maps its surrogates to special tokens, which become ids if the tokenizer has them."""
+        """Return a text in Lark. `NAME_OF` maps its surrogates to special tokens, which become ids if the tokenizer has
+        them."""
         parts: list[str] = []
         plain = ""
         for part in _MARK.split(text):
@@ -187,7 +193,8 @@ class Spelling:
 
 
 class CallsJudge:
-    """Validates call arguments that the grammar cannot fully enforce: `functions` by name, `answer` for JSON instead of calls."""
+    """Validates call arguments that the grammar cannot fully enforce: `functions` by name, `answer` for JSON instead of
+    calls."""
 
     def __init__(self, spelling: Spelling, functions: Mapping[str, Judge | None], answer: Judge | None) -> None:
         self._spelling, self._functions, self._answer = spelling, functions, answer

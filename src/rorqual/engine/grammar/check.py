@@ -1,4 +1,5 @@
-"""Check finished answers against the parts of a JSON schema that the grammar cannot enforce, with the optional jsonschema-rs.
+"""Check finished answers against the parts of a JSON schema that the grammar cannot enforce, with the optional
+jsonschema-rs.
 
 Regular expressions backtrack at most `BACKTRACKS` steps. Nothing is fetched: all references are within the schema.
 """

@@ -1,8 +1,10 @@
-"""Compile grammars with the optional package llguidance: a JSON schema, a regular expression, a choice, any JSON object or tool calls.
+"""Compile grammars with the optional package llguidance: a JSON schema, a regular expression, a choice, any JSON object
+or tool calls.
 
-`Grammars.compile` compiles a grammar once in the background. It takes milliseconds, and `COMPILE_SECONDS` at most. Each sample then
-walks its own copy: it masks the tokens before each draw, and advances by the sampled token. The size of users' grammars is limited
-before and during compilation. A keyword that can be neither enforced nor checked is an error. Nothing is ever fetched.
+`Grammars.compile` compiles a grammar once in the background. It takes milliseconds, and `COMPILE_SECONDS` at most. Each
+sample then walks its own copy: it masks the tokens before each draw, and advances by the sampled token. The size of
+users' grammars is limited before and during compilation. A keyword that can be neither enforced nor checked is an
+error. Nothing is ever fetched.
 """
 
 from __future__ import annotations
@@ -32,21 +34,24 @@ from rorqual.engine.grammar.source import MAX_LOOSE, check_pattern, choice_patte
 from rorqual.engine.request import Grammar
 
 WHITESPACE = r"\n[ ]{0,16}|[ ]"
-"""Whitespace allowed between the parts of a JSON text. It is bounded, because a small model may repeat blanks without end."""
+"""Whitespace allowed between the parts of a JSON text. It is bounded, because a small model may repeat blanks without
+end."""
 JSON: Mapping[str, Any] = {"whitespace_pattern": WHITESPACE, "lenient": False, "coerce_one_of": False}
 ESCAPES = 'nrbtf"\\'
-"""Characters that may follow a backslash in a string. `u` is not among them: a property name with `\\u` would be another name to the
-grammar, and so evade its schema."""
+"""Characters that may follow a backslash in a string. `u` is not among them: a property name with `\\u` would be
+another name to the grammar, and so evade its schema."""
 CONTROL = re.compile(r"\\u00(?:[01]|7[fF])|\x7f")
 
 
 def options_of(*schemas: str) -> dict[str, Any]:
-    """Return llguidance's options for JSON. `\\u` escapes are allowed only if a schema has a control character, which needs them."""
+    """Return llguidance's options for JSON. `\\u` escapes are allowed only if a schema has a control character, which
+    needs them."""
     return dict(JSON) if any(map(CONTROL.search, schemas)) else {**JSON, "json_allowed_escapes": ESCAPES}
 
 
 def written(library: Any, grammar: Grammar) -> str:
-    """Return the llguidance text of a grammar of kind `json`, `choice` or `regex`. Raises DataError if its source is invalid."""
+    """Return the llguidance text of a grammar of kind `json`, `choice` or `regex`. Raises DataError if its source is
+    invalid."""
     if grammar.kind == "json":
         return schema_text(library, {"type": "object"})
     pattern = choice_pattern(grammar.source) if grammar.kind == "choice" else check_pattern(grammar.source)
@@ -81,8 +86,8 @@ REHEARSED = 4
 class Compiled:
     """A compiled grammar, which starts one `Constraint` per sample.
 
-    `spelling` is set for grammars of calls. `schema` is the rewritten JSON schema that was compiled. `fault` returns the error of the ids
-    of a finished reply, if the grammar cannot enforce the whole schema.
+    `spelling` is set for grammars of calls. `schema` is the rewritten JSON schema that was compiled. `fault` returns
+    the error of the ids of a finished reply, if the grammar cannot enforce the whole schema.
     """
 
     def __init__(
@@ -99,7 +104,8 @@ class Compiled:
         self._lock = threading.Lock()
 
     def start(self, reply: Sequence[int] = (), thought: Thought | None = None) -> Constraint:
-        """Return the constraint of a sample with the tokens `reply` so far. `thought` is set if the sample may think first."""
+        """Return the constraint of a sample with the tokens `reply` so far. `thought` is set if the sample may think
+        first."""
         with self._lock:
             constraint: Constraint = Matched(self._matcher.deep_copy(), self._lexicon)
         if self._spelling is not None and self._spelling.unsaid:
@@ -116,8 +122,8 @@ class Compiled:
 class Grammars:
     """Compiles grammars for one tokenizer in background threads, and caches the last `CACHED`.
 
-    `vocab_size` is the model's; `stop_ids` end a reply. A matching reply contains no special tokens except those of calls. `spelling` is
-    the syntax of calls, for grammars of that kind.
+    `vocab_size` is the model's; `stop_ids` end a reply. A matching reply contains no special tokens except those of
+    calls. `spelling` is the syntax of calls, for grammars of that kind.
     """
 
     def __init__(
@@ -134,7 +140,8 @@ class Grammars:
     def compile(self, grammar: Grammar, *, where: str = "grammar", seconds: float = COMPILE_SECONDS) -> Compiled:
         """Compile a grammar and wait for the result.
 
-        Raises DataError at `where` if the grammar cannot be parsed or enforced, or takes more than `seconds` from its turn.
+        Raises DataError at `where` if the grammar cannot be parsed or enforced, or takes more than `seconds` from its
+        turn.
         """
         try:
             return self.submit(grammar).within(seconds)
@@ -150,8 +157,8 @@ class Grammars:
     def submit(self, grammar: Grammar, tenant: str = "") -> Build[Compiled]:
         """Compile a grammar in the background at the next turn of `tenant`, and return the future.
 
-        The future raises the errors of `compile`. While the caller holds it, `compile` returns its result, even if the cache has evicted
-        the grammar. A caller may cancel it if no other caller waits for it.
+        The future raises the errors of `compile`. While the caller holds it, `compile` returns its result, even if the
+        cache has evicted the grammar. A caller may cancel it if no other caller waits for it.
         """
         with self._lock:
             build = self._known.get(grammar)
@@ -203,7 +210,8 @@ class Grammars:
 
     @cached_property
     def _vocabulary(self) -> Any:
-        """llguidance's tokenizer. It treats all added tokens as special, else one could spell a grammar's text (`<think>` of Qwen3)."""
+        """llguidance's tokenizer. It treats all added tokens as special, else one could spell a grammar's text
+        (`<think>` of Qwen3)."""
         data = json.loads(self._tokenizer.source)
         data["added_tokens"] = [token | {"special": True} for token in data["added_tokens"]]
         data |= {"truncation": None, "padding": None}
@@ -224,7 +232,8 @@ class Grammars:
             raise refusal(grammar, str(error)) from None
 
     def _schema(self, source: str, library: Any, lexicon: Lexicon) -> tuple[Compiled, Judge | None]:
-        """Compile the enforceable part of a schema, and return it with the validator for the rest (None if it is complete)."""
+        """Compile the enforceable part of a schema, and return it with the validator for the rest (None if it is
+        complete)."""
         asked, loose = parse_schema(source), frozenset[str]()
         part, checked = rewrite(asked)
         judge = Judge(asked) if checked else None

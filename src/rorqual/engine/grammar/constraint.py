@@ -19,7 +19,8 @@ class Constraint(Protocol):
     """Decides which tokens may come next in one sample."""
 
     def mask(self) -> Bools | None:
-        """Return the allowed tokens [vocab], including stop ids if the reply may end here. None: all are allowed."""
+        """Return the allowed tokens [vocab], including stop ids if the reply may end here. None means that all are
+        allowed."""
 
     def accept(self, token: int) -> None:
         """Advance by `token`, which the mask allowed."""
@@ -30,7 +31,8 @@ class Constraint(Protocol):
 
     @property
     def error(self) -> str:
-        """Why the grammar failed, for example at a limit, or "". After a failure the reply does not match and must stop."""
+        """Why the grammar failed, for example at a limit, or "". After a failure the reply does not match and must
+        stop."""
 
     def copy(self) -> Constraint:
         """Return an independent copy in the same state."""
@@ -80,9 +82,11 @@ class Thought:
     end_text: str = ""
     """Text that ends it, for a tokenizer without such a token."""
     open_ids: Sequence[int] = ()
-    """Ids of `<think>`, if the model may open the reasoning or answer at once. Empty: the reply starts inside the reasoning."""
+    """Ids of `<think>`, if the model may open the reasoning or answer at once. Empty: the reply starts inside the
+    reasoning."""
     gap_ids: Sequence[int] = ()
-    """Separator between reasoning and answer, which belongs to neither. The model may omit it or write only its start."""
+    """Separator between reasoning and answer, which belongs to neither. The model may omit it or write only its start.
+    """
 
 
 class Delayed:

@@ -1,4 +1,5 @@
-"""Find parts of a JSON schema without a finite value: parts that require each other in a cycle would be generated without end."""
+"""Find parts of a JSON schema without a finite value: parts that require each other in a cycle would be generated
+without end."""
 
 from __future__ import annotations
 
@@ -11,16 +12,17 @@ NEEDS = ("required", "minItems", "minProperties")
 Node = tuple[str, int, str]
 """A question about a part: (kind, id of the part, type).
 
-The kinds ask whether a finite value exists: `value` one of this type, `any` one of any type, `some` one of one of these parts.
+Each asks whether a finite value exists. `value` asks for a value of this type, `any` for one of any type, and `some`
+for one that matches at least one of several parts.
 """
 
 
 def find_endless(schema: dict[str, Any], resolve: Callable[[Any, str], Any]) -> list[tuple[str, str, dict[str, Any]]]:
-    """Return the reachable parts without a finite value because they require themselves, as (keyword, place, part).
+    """Return the reachable parts that require themselves and so have no finite value, as (keyword, place, part).
 
-    Parts with a keyword of `NEEDS` come first. `resolve(schema, pointer)` returns the target of a reference. Only necessary conditions
-    are checked, so a part that is found has no value for certain. Parts that are impossible for other reasons (`false`, contradicting
-    types) are not found.
+    Parts with a keyword of `NEEDS` come first. `resolve(schema, pointer)` returns the target of a reference. Only
+    necessary conditions are checked, so a part that is found has no value for certain. Parts that are impossible for
+    other reasons (`false`, contradicting types) are not found.
     """
     parts = dict(_reachable(schema, resolve))
     if not any("$ref" in part for part in parts.values()):
@@ -68,7 +70,8 @@ def _elements(place: str, part: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 class _Graph:
-    """A graph of questions (`Node`). The answer to each is an `and` or an `or` of others."""
+    """A graph of questions (`Node`). The answer to a question is the conjunction or disjunction of the answers to other
+    questions."""
 
     def __init__(self, schema: Any, resolve: Callable[[Any, str], Any]) -> None:
         self._schema, self._resolve = schema, resolve
@@ -113,7 +116,8 @@ class _Graph:
         ]
 
     def settle(self, kind: str) -> set[Node]:
-        """Return the nodes that are certainly true (`kind` "and") or certainly false (`kind` "or") in finitely many steps."""
+        """Return the nodes that are certainly true (`kind` "and") or certainly false (`kind` "or") in finitely many
+        steps."""
         left = {node: len(below) if joined == kind else 1 for node, (joined, below) in self._below.items()}
         above: dict[Node, list[Node]] = {node: [] for node in self._below}
         for node, (_, below) in self._below.items():

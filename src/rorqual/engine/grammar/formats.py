@@ -1,7 +1,8 @@
-"""Regular expressions for formats of JSON schemas: the regular ones of the specification, and those that pydantic writes.
+"""Regular expressions for formats of JSON schemas: the regular ones of the specification, and those that pydantic
+writes.
 
-`date`, `time` and `date-time` follow the calendar (no 2023-02-29, no second 60), and `uuid4` requires its version. Unknown formats
-(`binary`, `password`, `int32`, ...) are annotations, as the specification says, and constrain nothing.
+`date`, `time` and `date-time` follow the calendar (no 2023-02-29, no second 60), and `uuid4` requires its version.
+Unknown formats (`binary`, `password`, `int32`, ...) are annotations, as the specification says, and constrain nothing.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Rewrite bounds of numbers in JSON schemas for llguidance, which computes with doubles and writes numbers without exponents."""
+"""Rewrite bounds of numbers in JSON schemas for llguidance, which computes with doubles and writes numbers without
+exponents."""
 
 from __future__ import annotations
 
@@ -14,8 +15,8 @@ BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 DIGITS, FINEST, WHOLE, LARGEST = 15, Decimal("1e-60"), 2**53 - 1, 2**63
 """Limits of a bound: number of digits, smallest magnitude, largest exact integer, largest magnitude.
 
-A bound with more digits would be wrong in the last one, and a smaller or larger bound has no expression. Integers are exact up to 2^53,
-and the limits of 64 bits happen to be exact, too.
+A bound with more digits would be wrong in the last one, and a smaller or larger bound has no expression. Integers are
+exact up to 2^53, and the limits of 64 bits happen to be exact, too.
 """
 STEP = Decimal("1e-9")
 """Distance that replaces an exclusive bound at a whole number if the other bound is less than 1 away.

@@ -79,7 +79,8 @@ class Objects(Texts):
         return False
 
     def _evaluated(self, part: Any, depth: int) -> tuple[list[str] | None, bool]:
-        """Return the property names that a part and its applied parts evaluate, and whether they always evaluate all of them.
+        """Return the property names that a part and its applied parts evaluate, and whether they always evaluate all of
+        them.
 
         None stands for any name.
         """
@@ -100,7 +101,8 @@ class Objects(Texts):
         return names, certain and not chosen
 
     def _names(self, part: Any, place: str) -> list[str] | str | None:
-        """Return the allowed property names: a list, an expression, or None if all are allowed or the answer is checked."""
+        """Return the allowed property names: a list, an expression, or None if all are allowed or the answer is
+        checked."""
         for _ in range(MAX_BRANCHES):
             if not (isinstance(part, dict) and isinstance(part.get("$ref"), str) and not binds(part, "$ref")):
                 break
@@ -168,7 +170,8 @@ class Objects(Texts):
                 self._note(key, place)
 
     def _chosen(self, optional: list[str], least: int, most: int | None) -> list[Part] | None:
-        """Return parts that fix the number of optional properties if no others are allowed, or None if there are too many parts."""
+        """Return parts that fix the number of optional properties if no others are allowed, or None if there are too
+        many parts."""
         if len(optional) > MAX_BRANCHES:
             return None
         found = list[Part]()

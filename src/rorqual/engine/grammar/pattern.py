@@ -1,8 +1,8 @@
 """Parse patterns of JSON schemas (ECMA-262) into trees, which `grammar.automaton` writes for llguidance.
 
-The semantics are those of ECMA-262 without the flags `i` and `s`. `\\d` and `\\w` are ASCII, and `\\s` is Unicode white space. `.` is any
-character but a line terminator, and `^` and `$` are the ends of the text. Syntax of Python and Rust is accepted, too:
-`(?P<name>...)`, `\\A`, `\\Z`, and `(?i)` and `(?s)` at the start.
+The semantics are those of ECMA-262 without the flags `i` and `s`. `\\d` and `\\w` are ASCII, and `\\s` is Unicode white
+space. `.` is any character but a line terminator, and `^` and `$` are the ends of the text. Syntax of Python and Rust
+is accepted, too: `(?P<name>...)`, `\\A`, `\\Z`, and `(?i)` and `(?s)` at the start.
 """
 
 from __future__ import annotations
@@ -13,9 +13,12 @@ from typing import Any
 Ranges = tuple[tuple[int, int], ...]
 """A set of characters: sorted, disjoint ranges of code points without surrogates."""
 Node = tuple[Any, ...]
-"""A node of the tree: `("set", Ranges)`, `("raw", text)` for a Unicode class in Rust syntax, `("cat", nodes)`, `("alt", nodes)`,
-`("rep", node, least, most)`, `("begin",)`, `("end",)`, `("look", negative, node)`, or `("drop",)` for a dropped part.
-With a dropped part the tree matches more than the pattern."""
+"""A node of the tree.
+
+It is `("set", Ranges)`, `("cat", nodes)`, `("alt", nodes)`, `("rep", node, least, most)`, `("begin",)`, `("end",)`,
+`("look", negative, node)`, `("raw", text)` or `("drop",)`. `("raw", text)` is a Unicode class in Rust syntax.
+`("drop",)` is a dropped part, with which the tree matches more than the pattern.
+"""
 
 TOP, SURROGATES = 0x10FFFF, (0xD800, 0xDFFF)
 MAX_REPEAT, MAX_DEPTH = 100_000, 60

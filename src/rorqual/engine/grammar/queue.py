@@ -1,4 +1,5 @@
-"""A compile queue with round-robin over tenants, so that many grammars of one tenant do not delay the grammar of another."""
+"""A compile queue with round-robin over tenants, so that many grammars of one tenant do not delay the grammar of
+another."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ T = TypeVar("T")
 
 
 class Build(Future[T]):
-    """Work that waits for its turn. `began` is the `time.monotonic` of its start, None before. It can be cancelled until then."""
+    """Work that waits for its turn. `began` is the `time.monotonic` of its start, None before. It can be cancelled
+    until then."""
 
     def __init__(self, work: Callable[[], T]) -> None:
         super().__init__()

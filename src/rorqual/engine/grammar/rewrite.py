@@ -1,8 +1,8 @@
 """Rewrite JSON schemas for llguidance.
 
-Every part is rebuilt from its constraining keywords, in their order. A keyword that llguidance lacks is replaced by an equivalent one,
-where that exists. Otherwise it is dropped and noted, and the finished answer is checked (`grammar.check`). Generation and check together
-enforce the whole schema.
+Every part is rebuilt from its constraining keywords, in their order. A keyword that llguidance lacks is replaced by an
+equivalent one, where that exists. Otherwise it is dropped and noted, and the finished answer is checked
+(`grammar.check`). Generation and check together enforce the whole schema.
 """
 
 from __future__ import annotations

@@ -20,7 +20,8 @@ MAX_PATTERN = 1 << 13
 MAX_DEPTH = 64
 MAX_NODES = 20_000
 MAX_REACH = 1000
-"""Largest sum of the nesting depths of all referenced parts. llguidance followed a chain of 1,300; 3,000 crashed the process."""
+"""Largest sum of the nesting depths of all referenced parts. llguidance followed a chain of 1,300; 3,000 crashed the
+process."""
 MAX_CHOICES = 1024
 MAX_LOOSE = 8
 """Maximum number of attempts to rewrite a schema that llguidance rejects."""
@@ -62,7 +63,8 @@ def rewrite(
 ) -> tuple[dict[str, Any], list[tuple[str, str]]]:
     """Rewrite a schema from `parse_schema` for llguidance.
 
-    Returns the schema, and (keyword, place) of everything that is not enforced, so that finished answers must be checked.
+    Returns the schema, and (keyword, place) of everything that is not enforced, so that finished answers must be
+    checked.
     """
     rings = find_endless(schema, resolve)
     if any(part is schema for _, _, part in rings):
@@ -126,7 +128,8 @@ def _check_chain(place: str, part: Any, schema: dict[str, Any]) -> None:
 
 
 def _check_reach(schema: dict[str, Any]) -> None:
-    """Limit the total depth of references. llguidance follows them by recursion, and a stack overflow would end the process."""
+    """Limit the total depth of references. llguidance follows them by recursion, and a stack overflow would end the
+    process."""
     pointers = [
         part["$ref"] for _, part in parts(schema) if isinstance(part, dict) and isinstance(part.get("$ref"), str)
     ]
@@ -140,7 +143,8 @@ def _check_reach(schema: dict[str, Any]) -> None:
 
 
 def _nesting(part: Any, known: dict[int, int]) -> int:
-    """Return the nesting depth of arrays and objects. `known` caches depths by id. The depth is limited to `MAX_DEPTH` already."""
+    """Return the nesting depth of arrays and objects. `known` caches depths by id. The depth is limited to `MAX_DEPTH`
+    already."""
     if not isinstance(part, dict | list):
         return 0
     if id(part) not in known:

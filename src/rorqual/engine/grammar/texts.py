@@ -40,12 +40,14 @@ class Texts:
     dead: frozenset[int] = frozenset()
     """Ids of parts that no value matches."""
     loose: frozenset[str] = frozenset()
-    """Keywords to leave out because llguidance rejected them. `branches` stands for rewrites that add branches to the schema."""
+    """Keywords to leave out because llguidance rejected them. `branches` stands for rewrites that add branches to the
+    schema."""
     checked: list[tuple[str, str]] = field(default_factory=list)
     """Keyword and place of everything that is not enforced, so that the answer must be checked."""
 
     ways: int = 1
-    """Number of branch combinations of the part being rewritten, counting added branches. llguidance multiplies them out."""
+    """Number of branch combinations of the part being rewritten, counting added branches. llguidance multiplies them
+    out."""
     shared: dict[str, Part] = field(default_factory=dict)
 
     def _multiply(self, count: int) -> bool:
@@ -162,7 +164,8 @@ def binds(part: dict[str, Any], *but: str) -> bool:
 
 
 def count_of(value: Any, keyword: str, place: str) -> int:
-    """Return the value of a counting keyword. Raises DataError unless it is a whole number from 0, and a minimum not too large."""
+    """Return the value of a counting keyword. Raises DataError unless it is a whole number from 0, and a minimum not
+    too large."""
     if not grammar_numbers.number(value) or value < 0 or int(value) != value:
         raise DataError(
             f"the {keyword!r} at {place} in the JSON schema is {shown(repr(value))}",

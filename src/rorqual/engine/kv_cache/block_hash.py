@@ -1,10 +1,9 @@
 """Block hashes: one key per full block of a prompt, equal exactly for equal prefixes.
 
-A key is a keyed hash of the block's tokens, its extra keys and the key of the parent block. An extra key is, for example, the digest of
-embeddings that replace those of tokens. The chain starts at a root that covers everything that changes all contents: tenant, weights,
-adapter, arithmetic.
-The hash is keyed with a secret. Without it, an attacker can neither construct a collision nor learn another tenant's prompts from
-the timing of a hit or from a file name.
+A key is a keyed hash of the block's tokens, its extra keys and the key of the parent block. An extra key is, for
+example, the digest of embeddings that replace those of tokens. The chain starts at a root that covers everything that
+changes all contents: tenant, weights, adapter, arithmetic. The hash is keyed with a secret. Without it, an attacker can
+neither construct a collision nor learn another tenant's prompts from the timing of a hit or from a file name.
 """
 
 from __future__ import annotations
@@ -22,8 +21,9 @@ _INT32 = np.iinfo(np.int32)
 def chain(secret: bytes, fingerprint: bytes, tenant: str, tokens: Sequence[int] | Any, block: int) -> list[bytes]:
     """Return one key of 32 bytes for each full block of `tokens` ([length], a list or an array of integers).
 
-    `secret` has 16 to 64 random bytes; `fingerprint` comes from `fingerprint_of`. Keys of another secret, fingerprint, tenant or
-    block size are always different. Raises ValueError for a secret of another length, tokens beyond int32, or `block` below 1.
+    `secret` has 16 to 64 random bytes; `fingerprint` comes from `fingerprint_of`. Keys of another secret, fingerprint,
+    tenant or block size are always different. Raises ValueError for a secret of another length, tokens beyond int32, or
+    `block` below 1.
     """
     return extend(secret, root(secret, fingerprint, tenant, block), tokens, block)
 
@@ -48,7 +48,8 @@ def extend(
 ) -> list[bytes]:
     """Return the keys of the full blocks of `tokens` that follow the block with the key `parent` (or `root`).
 
-    A growing sequence thus hashes only its new blocks. `extra_keys(i)` gives the extra keys of the i-th of these blocks.
+    A growing sequence thus hashes only its new blocks. `extra_keys(i)` gives the extra keys of the i-th of these
+    blocks.
     """
     if len(parent) != KEY_BYTES:
         raise ValueError(f"the parent key has {len(parent)} bytes; it must have {KEY_BYTES}")
@@ -78,7 +79,8 @@ def matchable(length: int, block: int) -> int:
 
 
 def fingerprint_of(parts: Mapping[str, str]) -> bytes:
-    """Hash everything that changes the contents of all blocks: weights, adapter, dtype, arithmetic, layout. Returns 32 bytes."""
+    """Hash everything that changes the contents of all blocks: weights, adapter, dtype, arithmetic, layout. Returns 32
+    bytes."""
     fields = [field.encode("utf-8", "surrogatepass") for item in sorted(parts.items()) for field in item]
     return blake2b(b"".join(map(_prefixed, fields)), digest_size=32, person=b"rorqual print").digest()
 

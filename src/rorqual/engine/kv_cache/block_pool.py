@@ -1,7 +1,7 @@
 """Ownership of the KV-cache blocks: reference counts, hash keys and eviction. This module uses no tensors.
 
-A block is in one of three states. *Used*: at least one sequence refers to it. *Cached*: no sequence does, but it has a key, under
-which a prompt with the same prefix can reuse it. *Free*: neither.
+A block is in one of three states. A *used* block has at least one sequence that refers to it. A *cached* block has
+none, but has a key under which a prompt with the same prefix can reuse it. A *free* block has neither.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ OnEvict = Callable[[int, bytes], None]
 class BlockPool:
     """A pool of `n_blocks` blocks with ids 0 to n - 1.
 
-    An operation takes constant time per block, or logarithmic time if the block is or becomes free.
-    `on_evict(id, key)` is called when a cached block is evicted, before its contents are overwritten, so that they can be saved.
-    It must not call the pool.
+    An operation takes constant time per block, or logarithmic time if the block is or becomes free. `on_evict(id, key)`
+    is called when a cached block is evicted, before its contents are overwritten, so that they can be saved. It must
+    not call the pool.
 
-    Raises RuntimeError on misuse: a double release, an unknown id, or a key for a block without references. Such a bug of the
-    caller would give one sequence's keys and values to another.
+    Raises RuntimeError on misuse: a double release, an unknown id, or a key for a block without references. Such a bug
+    of the caller would give one sequence's keys and values to another.
     """
 
     def __init__(self, n_blocks: int, on_evict: OnEvict | None = None) -> None:
@@ -125,8 +125,8 @@ class BlockPool:
     def release(self, blocks: Sequence[int]) -> None:
         """Remove a reference from each of `blocks`, given in the order of their sequence.
 
-        A block without references becomes cached if it has a key, else free. The last block of the sequence is evicted first:
-        a prefix is useful without its continuation, but not the other way round.
+        A block without references becomes cached if it has a key, else free. The last block of the sequence is evicted
+        first: a prefix is useful without its continuation, but not the other way round.
         """
         for block in reversed(blocks):
             self._exists(block)
@@ -142,10 +142,11 @@ class BlockPool:
                     self._cached[block] = None
 
     def register(self, block: int, key: bytes, tenant: str = "") -> bool:
-        """Give a key to a full block that the caller holds. Others can `share` it from now on, so it must not be written again.
+        """Give a key to a full block that the caller holds. Others can `share` it from now on, so it must not be
+        written again.
 
-        Returns False if another block has the key already. Then this block keeps no key, and is free once it is released.
-        `drop` selects blocks by `tenant`.
+        Returns False if another block has the key already. Then this block keeps no key, and is free once it is
+        released. `drop` selects blocks by `tenant`.
         """
         self._exists(block)
         if self._references[block] == 0:
@@ -163,7 +164,8 @@ class BlockPool:
     def drop(self, tenant: str | None = None) -> None:
         """Remove all keys, or those of one tenant, because the contents are out of date.
 
-        Cached blocks become free. Used blocks lose their keys and stay used. `on_evict` is not called: outdated contents are not saved.
+        Cached blocks become free. Used blocks lose their keys and stay used. `on_evict` is not called: outdated
+        contents are not saved.
         """
         for block in list(self._known.values()):
             if tenant is None or self._tenants[block] == tenant:
@@ -188,7 +190,8 @@ class BlockPool:
     def check(self, held: Iterable[Sequence[int]] | None = None) -> None:
         """Raise RuntimeError unless every block is in exactly one state and all indices agree.
 
-        `held` gives the blocks of every live sequence. Each block must then have as many references as sequences hold it.
+        `held` gives the blocks of every live sequence. Each block must then have as many references as sequences hold
+        it.
         """
         references, keys = self._references, self._keys
         used = sum(map(bool, references))

@@ -1,4 +1,5 @@
-"""Prefix-cache blocks on disk: one authenticated file per block, written in the background, which survives restarts and kills.
+"""Prefix-cache blocks on disk: one authenticated file per block, written in the background, which survives restarts and
+kills.
 
 A file that is not exactly the one that this store wrote under its key is a miss. It is removed and counted as damaged.
 """
@@ -43,7 +44,8 @@ _PLAIN = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
 
 def load_secret(folder: Path) -> bytes:
-    """Return the 32 random bytes that authenticate the files in `folder`. The first start creates them, readable by the owner only.
+    """Return the 32 random bytes that authenticate the files in `folder`. The first start creates them, readable by the
+    owner only.
 
     A secret of another length, which a power failure can leave, is replaced, and then every file is a miss.
     Raises ConfigError if the folder cannot be written or other users can read the secret.
@@ -74,7 +76,8 @@ def _read_secret(place: int, folder: Path) -> bytes | None:
 
 
 def _make_secret(place: int, folder: Path) -> bytes:
-    """Write a new secret to a temporary file and link it into place. Of two processes that start at once, both read the winner's."""
+    """Write a new secret to a temporary file and link it into place. Of two processes that start at once, both read the
+    winner's."""
     with suppress(FileNotFoundError):
         if os.stat(SECRET_FILE, dir_fd=place, follow_symlinks=False).st_size != SECRET_BYTES:
             os.unlink(SECRET_FILE, dir_fd=place)
@@ -96,8 +99,9 @@ def _make_secret(place: int, folder: Path) -> bytes:
 class DiskStore:
     """An LRU store of payloads by key in at most `budget_bytes` of disk.
 
-    `secret` comes from `load_secret`. `fingerprint` identifies the weights: files of other weights are misses. Calls never wait for a
-    write, and disk errors do not raise. The constructor raises ConfigError if the folder is unusable or in use by another process.
+    `secret` comes from `load_secret`. `fingerprint` identifies the weights: files of other weights are misses. Calls
+    never wait for a write, and disk errors do not raise. The constructor raises ConfigError if the folder is unusable
+    or in use by another process.
     """
 
     def __init__(
@@ -139,7 +143,8 @@ class DiskStore:
         self.close()
 
     def stats(self) -> dict[str, int]:
-        """Return counts of files `written`, `read`, `damaged` and `evicted`, of puts `dropped`, and `files` and `bytes` on disk."""
+        """Return counts of files `written`, `read`, `damaged` and `evicted`, of puts `dropped`, and `files` and `bytes`
+        on disk."""
         with self._changed:
             return {**self._counts, "files": len(self._sizes), "bytes": self._total}
 
@@ -201,7 +206,8 @@ class DiskStore:
     def close(self) -> None:
         """Write the queued payloads and unlock the folder. Afterwards every `get` misses and every `put` is dropped.
 
-        Does nothing in a process forked from the one that opened the store: the child has no writer thread and no claim to the folder.
+        Does nothing in a forked child of the process that opened the store. The child has no writer thread and does not
+        own the folder.
         """
         if os.getpid() != self._owner:
             return
@@ -234,8 +240,8 @@ class DiskStore:
     def _scan(self) -> None:
         """Build the index from the folder, in the order of last use.
 
-        A file with the name and size of a block is indexed. Any other file with our suffix is a leftover and is removed. Files without
-        the suffix are not touched.
+        A file with the name and size of a block is indexed. Any other file with our suffix is a leftover and is
+        removed. Files without the suffix are not touched.
         """
         found: list[tuple[int, bytes, int]] = []
         with os.scandir(self._place) as entries:
@@ -316,7 +322,8 @@ class DiskStore:
         return code.digest()
 
     def _now(self) -> tuple[int, int]:
-        """Return strictly increasing access and modification times in ns, from which the next start reads the order of last use."""
+        """Return strictly increasing access and modification times in ns, from which the next start reads the order of
+        last use."""
         with self._changed:
             self._last = max(self._last + 1, time.time_ns())
             return self._last, self._last
@@ -365,7 +372,8 @@ def _mendable(folder: Path) -> Iterator[None]:
 
 
 def _open_folder(folder: Path) -> int:
-    """Open the folder and return its file descriptor. All files are opened relative to it, so renaming the path does not matter."""
+    """Open the folder and return its file descriptor. All files are opened relative to it, so renaming the path does
+    not matter."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     place = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     if os.fstat(place).st_mode & 0o022:

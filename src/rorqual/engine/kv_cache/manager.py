@@ -1,8 +1,8 @@
 """The blocks of each sequence, and the prefix cache. This module uses no tensors.
 
-A full computed block gets a key (`block_hash.py`). It covers all tokens up to the end of the block, embeddings that replace some of
-them, the tenant and the weights. Sequences with the same prefix share the block. It stays cached after its last use until evicted.
-With a disk store it is written there, too.
+A full computed block gets a key (`block_hash.py`). It covers all tokens up to the end of the block, embeddings that
+replace some of them, the tenant and the weights. Sequences with the same prefix share the block. It stays cached after
+its last use until evicted. With a disk store it is written there, too.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ class Owner(Protocol):
 
 @dataclass
 class KVCacheManager:
-    """Assigns the blocks of one KV cache to sequences. Block 0 belongs to no sequence: padding tokens are written there."""
+    """Assigns the blocks of one KV cache to sequences. Block 0 belongs to no sequence: padding tokens are written
+    there."""
 
     n_blocks: int
     secret: bytes
@@ -46,7 +47,8 @@ class KVCacheManager:
     clear: Callable[[list[int]], None] | None = None
     """If set, called with new blocks before a sequence gets them."""
     look: Callable[[], None] = lambda: None
-    """Called before a cached block is reused or a new one gets its key. It calls `renew` if the weights have changed."""
+    """Called before a cached block is reused or a new one gets its key. It calls `renew` if the weights have changed.
+    """
     pool: BlockPool = field(init=False)
     roots: dict[str, bytes] = field(default_factory=dict)
     hit_tokens: int = 0
@@ -73,7 +75,8 @@ class KVCacheManager:
         self.pool.drop()
 
     def match(self, owner: Owner, most: int | None = None) -> int:
-        """Give `owner`, which has no blocks, the blocks of its longest cached prefix, and return their number of tokens.
+        """Give `owner`, which has no blocks, the blocks of its longest cached prefix, and return their number of
+        tokens.
 
         At least one token is left to compute. Tokens from `most` on are computed, too.
         """
@@ -144,9 +147,11 @@ class KVCacheManager:
         owner.blocks, owner.num_cached_blocks = [], 0
 
     def fork(self, owner: Owner, other: Owner, length: int) -> list[tuple[int, int]] | None:
-        """Give `other` the first `length` positions of `owner`. Full blocks are shared; the caller must copy the last, partial one.
+        """Give `other` the first `length` positions of `owner`. Full blocks are shared; the caller must copy the last,
+        partial one.
 
-        Returns [(block to copy to, block to copy from)], or [] if no block is partial. None means that no block is available.
+        Returns [(block to copy to, block to copy from)], or [] if no block is partial. None means that no block is
+        available.
         """
         full, rest = divmod(length, BLOCK)
         own = self.pool.allocate(1) if rest else []

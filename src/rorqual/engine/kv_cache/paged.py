@@ -1,8 +1,9 @@
-"""The KV cache in memory: pools of blocks. A block holds the cached parts of `BLOCK` positions of one sequence in every layer.
+"""The KV cache in memory: pools of blocks. A block holds the cached parts of `BLOCK` positions of one sequence in every
+layer.
 
-The scheduler decides which blocks a sequence owns. Rows beyond the end of a sequence in its last block get attention weight 0, but must
-be finite, because 0 times NaN is NaN. So pools start as zeros, which the system allocates only when a page is written. After a NaN
-or infinity was written once, blocks are cleared before a sequence gets them (`clear`).
+The scheduler decides which blocks a sequence owns. Rows beyond the end of a sequence in its last block get attention
+weight 0, but must be finite, because 0 times NaN is NaN. So pools start as zeros, which the system allocates only when
+a page is written. After a NaN or infinity was written once, blocks are cleared before a sequence gets them (`clear`).
 """
 
 from __future__ import annotations
@@ -30,15 +31,16 @@ def zeros(shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> Ten
 
 
 def token_bytes(config: ModelConfig, dtype: torch.dtype) -> float:
-    """Return the bytes of one position in all layers. Parts that group tokens make it fractional; times `BLOCK` it is whole."""
+    """Return the bytes of one position in all layers. Parts that group tokens make it fractional; times `BLOCK` it is
+    whole."""
     return sum(part.token_bytes(dtype) for attention in config.attentions for part in attention.cache_spec())
 
 
 class PagedCache:
     """The block pools of all layers.
 
-    `layers[i]` maps each part of `layouts[i]` to its pool, for attention i; the backend's `attention` decides the memory layout.
-    `experts` [blocks, BLOCK, routers, k] holds the routers' choices for each cached position.
+    `layers[i]` maps each part of `layouts[i]` to its pool, for attention i; the backend's `attention` decides the
+    memory layout. `experts` [blocks, BLOCK, routers, k] holds the routers' choices for each cached position.
     """
 
     def __init__(
@@ -98,7 +100,8 @@ class PagedCache:
         return True
 
     def _contents(self, blocks: Sequence[int]) -> list[Tensor]:
-        """Return the contents of n blocks: per pool [n, heads, BLOCK / every, width], then `experts` if the model routes."""
+        """Return the contents of n blocks: per pool [n, heads, BLOCK / every, width], then `experts` if the model
+        routes."""
         index = torch.tensor(blocks, device=self.device)
         found = [self.attention.read(pool, index) for pool in self.pools()]
         return [*found, self.experts.index_select(0, index)] if self.experts.numel() else found
@@ -118,7 +121,8 @@ class PagedCache:
 
 
 class StepCache:
-    """The `rorqual.model.Cache` of one forward pass. `plan` has the cache slot of each token and the tokens that it attends to."""
+    """The `rorqual.model.Cache` of one forward pass. `plan` has the cache slot of each token and the tokens that it
+    attends to."""
 
     def __init__(self, cache: PagedCache, plan: Plan) -> None:
         self.cache, self.plan, self.pools = cache, plan, cache.layers

@@ -1,7 +1,8 @@
-"""A client for OpenAI-compatible endpoints with the engine's interface, to evaluate a served model or use it as teacher or judge.
+"""A client for OpenAI-compatible endpoints with the engine's interface, to evaluate a served model or use it as teacher
+or judge.
 
-It uses only the standard library. A remote model returns neither our log-probabilities nor expert choices. Its samples can be graded,
-but not trained on by policy gradient.
+It uses only the standard library. A remote model returns neither our log-probabilities nor expert choices. Its samples
+can be graded, but not trained on by policy gradient.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ from rorqual.engine.seeds import Bits, sample_seed
 ALWAYS = ("max_tokens", "temperature", "top_p")
 """Parameters that are always sent, because servers differ in their defaults."""
 OWN_FORMS = ("seed", "n", "top_logprobs", "grammar")
-"""Parameters that are not sent under their own name. For `seed` and `n`, each sample is a request with its own seed."""
+"""Parameters that are not sent under their own name. `seed` and `n` become one request per sample, each with its own
+seed."""
 
 
 def fields_of(params: SamplingParams) -> dict[str, Any]:
@@ -81,18 +83,20 @@ FINAL = frozenset({501, 505})
 REFUSED = frozenset({400, 413, 422})
 """Status codes of a request that is itself at fault. Other requests may succeed."""
 UNSURE = frozenset({408, 409, 425})
-"""Status codes below 500 that may come after work was done and billed. All others below 500 mean that no work was done."""
+"""Status codes below 500 that may come after work was done and billed. All others below 500 mean that no work was done.
+"""
 UNSENT = (ConnectionRefusedError, socket.gaierror, ssl.SSLCertVerificationError)
 """Exceptions raised before a request is sent."""
 LONGEST_WAIT = 60.0
 
 
 class RemoteError(RorqualError):
-    """A remote endpoint that does not answer, or answers with an error. `status` is the HTTP status of a refusal, else 0.
+    """A remote endpoint that does not answer, or answers with an error. `status` is the HTTP status of a refusal, else
+    0.
 
-    `alone` means that only this request failed after its retries, and others may succeed. Examples are a server error, a timeout, a
-    broken connection and a reply without a completion. A wrong key, model or address, a rate limit and an unreachable server are not
-    `alone`.
+    `alone` means that only this request failed after its retries, and others may succeed. Examples are a server error,
+    a timeout, a broken connection and a reply without a completion. A wrong key, model or address, a rate limit and an
+    unreachable server are not `alone`.
     """
 
     def __init__(self, what: str, *, where: str = "", remedy: str = "", status: int = 0, alone: bool = False) -> None:
@@ -113,7 +117,8 @@ class Toll(Protocol):
         """Return whether request `place` may be sent, before each attempt. May wait for other requests to finish."""
 
     def refused(self, place: int) -> None:
-        """Note an attempt that is not billed: it was not sent, or was rejected with HTTP 3xx or 4xx other than `UNSURE`."""
+        """Note an attempt that is not billed: it was not sent, or was rejected with HTTP 3xx or 4xx other than
+        `UNSURE`."""
 
     def used(self, place: int, usage: Mapping[str, int]) -> None:
         """Note an attempt that returned no completion but for which the server counts these tokens."""
@@ -164,11 +169,12 @@ class _Gate:
 
 
 class RemoteClient(ABC):
-    """Sends one HTTP request per sample to `url`, `concurrency` at a time. Subclasses build the body and parse the reply.
+    """Sends one HTTP request per sample to `url`, `concurrency` at a time. Subclasses build the body and parse the
+    reply.
 
-    `timeout` is in seconds per attempt. `retries` counts further attempts after HTTP 408, 409, 425, 429 or 5xx, a broken connection, or
-    a reply without a completion, such as an HTML page. The wait is `backoff` seconds, doubled each time, or longer if `Retry-After`
-    asks for it.
+    `timeout` is in seconds per attempt. `retries` is the number of further attempts. They follow HTTP 408, 409, 425,
+    429 or 5xx, a broken connection, or a reply without a completion, such as an HTML page. The wait is `backoff`
+    seconds, doubled each time, or longer if `Retry-After` asks for it.
     """
 
     def __init__(
@@ -225,15 +231,16 @@ class RemoteClient(ABC):
         failed: Callable[[int, RemoteError], None] | None = None,
         first_alone: bool = False,
     ) -> bool:
-        """Request the given (request, sample number) pairs and call `arrived(place, completion)` for each as it arrives.
+        """Request the given (request, sample number) pairs and call `arrived(place, completion)` for each as it
+        arrives.
 
-        Calls of `arrived` are serialized. The first failure, of a request or of `arrived`, stops all requests that were not sent yet.
-        Requests in flight are awaited and delivered, then the failure is raised.
-        `toll` is asked before each attempt. If it refuses one, nothing further is sent and the result is False.
+        Calls of `arrived` are serialized. The first failure, of a request or of `arrived`, stops all requests that were
+        not sent yet. Requests in flight are awaited and delivered, then the failure is raised. `toll` is asked before
+        each attempt. If it refuses one, nothing further is sent and the result is False.
 
-        With `refused(place, error)`, a request that the server rejects for its content (`REFUSED`) does not stop the others.
-        With `failed(place, error)`, neither does any other request that fails `alone`.
-        `first_alone` awaits the first request before it sends the others.
+        With `refused(place, error)`, a request that the server rejects for its content (`REFUSED`) does not stop the
+        others. With `failed(place, error)`, neither does any other request that fails `alone`. `first_alone` awaits the
+        first request before it sends the others.
         """
         self._check(wanted)
         lock, stop = threading.Lock(), threading.Event()
@@ -352,9 +359,9 @@ class RemoteClient(ABC):
 class RemoteEngine(RemoteClient):
     """An engine that sends `POST {base_url}/chat/completions` to any OpenAI-compatible server.
 
-    Thinking `on` and `off` are sent as `chat_template_kwargs`, as vLLM and SGLang take them; `auto` sends nothing. `extra` is merged
-    into each body. `seed_bits` is 64, as OpenAI's API documents seeds, or 31 for a server that rejects those. `settings` are those of
-    `RemoteClient`.
+    Thinking `on` and `off` are sent as `chat_template_kwargs`, as vLLM and SGLang take them; `auto` sends nothing.
+    `extra` is merged into each body. `seed_bits` is 64, as OpenAI's API documents seeds, or 31 for a server that
+    rejects those. `settings` are those of `RemoteClient`.
     """
 
     def __init__(
@@ -525,7 +532,8 @@ def shorten(text: str) -> str:
 
 
 def read_until(reply: Any, end: float) -> bytes:
-    """Read the body until the monotonic time `end`. Raises TimeoutError if it is late: a socket timeout applies only to each read."""
+    """Read the body until the monotonic time `end`. Raises TimeoutError if it is late: a socket timeout applies only to
+    each read."""
     raw = bytearray()
     while len(raw) < LARGEST_REPLY and (piece := reply.read1(1 << 16)):
         raw += piece
@@ -552,9 +560,11 @@ Scores = tuple[list[float | None], list[list[tuple[int, float]]] | None]
 
 
 def prompt_scores(data: Any, top: int | None) -> Scores | None:
-    """Parse vLLM's `prompt_logprobs` into the log-probability of each prompt token and the `top` likeliest tokens there.
+    """Parse vLLM's `prompt_logprobs` into the log-probability of each prompt token and the `top` likeliest tokens
+    there.
 
-    Returns None if the request did not ask for them. In each entry the prompt token comes first, and ranks mark the likeliest.
+    Returns None if the request did not ask for them. In each entry the prompt token comes first, and ranks mark the
+    likeliest.
     """
     if top is None or data is None:
         return None
@@ -567,8 +577,8 @@ def prompt_scores(data: Any, top: int | None) -> Scores | None:
 def split_reasoning(content: str) -> tuple[str, str | None]:
     """Split a reply into answer and reasoning.
 
-    The prompt may contain `<think>`, so it may be missing here. A reply that is cut off while thinking has no answer. A reply without
-    `<think>` and `</think>` is all answer: the server removed the reasoning, or there was none.
+    The prompt may contain `<think>`, so it may be missing here. A reply that is cut off while thinking has no answer. A
+    reply without `<think>` and `</think>` is all answer: the server removed the reasoning, or there was none.
     """
     head, mark, tail = content.partition(END_THINK)
     if mark:

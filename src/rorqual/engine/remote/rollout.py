@@ -29,10 +29,12 @@ NOT_OURS = "Give the address of a `rorqual serve` of this version."
 
 
 class RemoteRolloutEngine(RemoteClient):
-    """Samples with `POST {address}/rollout/generate` and sends weights to `/rollout/weights`; docs/serve.md describes both.
+    """Samples with `POST {address}/rollout/generate` and sends weights to `/rollout/weights`; docs/serve.md describes
+    both.
 
-    Each sample is a separate request, with as many at a time as the server has `slots`. Prompts and replies travel as token ids, so
-    nothing is tokenized twice. Raises ConfigError if the server's tokenizer or chat format differs from the trainer's.
+    Each sample is a separate request, with as many at a time as the server has `slots`. Prompts and replies travel as
+    token ids, so nothing is tokenized twice. Raises ConfigError if the server's tokenizer or chat format differs from
+    the trainer's.
     """
 
     def __init__(self, address: str, chat: ChatFormat, *, api_key: str, **settings: Any) -> None:
@@ -57,7 +59,8 @@ class RemoteRolloutEngine(RemoteClient):
     def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
         """Yield samples as they finish.
 
-        Raises the first failure that remains after all retries. Closing the iterator early cancels requests that were not sent yet.
+        Raises the first failure that remains after all retries. Closing the iterator early cancels requests that were
+        not sent yet.
         """
         places = [(number, sample) for number, request in enumerate(requests) for sample in range(request.params.n)]
         finished = queue.SimpleQueue[Completion | None]()

@@ -197,7 +197,7 @@ def test_an_output_that_was_changed_is_refused(tmp_path: Path) -> None:
         partial.finish()
     assert Partial(out, {"a": 1}, rows=2, last=2).whole
     out.write_bytes(b'{"line": 1}\n')
-    with pytest.raises(ConfigError, match="1 of its 2 lines"):
+    with pytest.raises(ConfigError, match="1 of 2 valid lines"):
         Partial(out, {"a": 1}, rows=2, last=2)
 
 

@@ -384,9 +384,13 @@ HUGE = [str(number) for number in range(10**6)]
 POISONS: dict[str, tuple[Grammar, Grammar, str]] = {
     "an empty schema": (Grammar("json_schema", ""), Grammar("json_schema", "{}"), "is empty"),
     "an empty pattern": (Grammar("regex", ""), Grammar("regex", " "), "is empty"),
-    "an empty list": (Grammar("choice", "[]"), Grammar("choice", '["a"]'), "not a list of texts"),
-    "an empty choice": (Grammar("choice", '["a", ""]'), Grammar("choice", '["a", " "]'), "not empty"),
-    "a choice that is a number": (Grammar("choice", "[1]"), Grammar("choice", '["1"]'), "not a list of texts"),
+    "an empty list": (Grammar("choice", "[]"), Grammar("choice", '["a"]'), "not a list of non-empty strings"),
+    "an empty choice": (Grammar("choice", '["a", ""]'), Grammar("choice", '["a", " "]'), "non-empty strings"),
+    "a choice that is a number": (
+        Grammar("choice", "[1]"),
+        Grammar("choice", '["1"]'),
+        "not a list of non-empty strings",
+    ),
     "not JSON": (Grammar("json_schema", "{'a': 1}"), Grammar("json_schema", "{}"), "is not JSON"),
     "NaN": (Grammar("json_schema", '{"minimum": NaN}'), Grammar("json_schema", '{"minimum": 0}'), "NaN is not"),
     "a number beyond all": (Grammar("json_schema", '{"minimum": 1e999}'), schema(minimum=1e9), "1e999 is too large"),

@@ -314,7 +314,7 @@ def test_retry_after_is_obeyed(server: Server) -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "hint"), [(400, "refuses"), (401, "api_key"), (404, "/v1"), (422, "refuses"), (501, "refuses")]
+    ("status", "hint"), [(400, "rejected"), (401, "api_key"), (404, "/v1"), (422, "rejected"), (501, "rejected")]
 )
 def test_a_refusal_is_not_repeated(server: Server, status: int, hint: str) -> None:
     server.answer = lambda *_: fault(status, "no such thing")

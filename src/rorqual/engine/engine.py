@@ -98,13 +98,13 @@ class Engine:
         arithmetic = f"packed={pack} backend={config.backend} experts={config.record_experts}"
         kept = config.reuse or config.cache_dir is not None
         on_disk = config.cache_dir is not None
-        print_ = fingerprint(model, arithmetic=arithmetic) if on_disk else secrets.token_bytes(32)
+        weights_fingerprint = fingerprint(model, arithmetic=arithmetic) if on_disk else secrets.token_bytes(32)
         self.model = model = chosen.prepare(model, take=take) if pack else model
         self._numerics = NumericsProbe(model, chosen)
         fit = self._numerics.fit
         size = CoreConfig(config.slots, self.max_len, config.cache_bytes, config.step_tokens)
-        self._weights = Weights(model, print_, contents=kept and not take, watched=not (take and pack))
-        self._name = print_
+        self._weights = Weights(model, weights_fingerprint, contents=kept and not take, watched=not (take and pack))
+        self._name = weights_fingerprint
         record = {"record_experts": config.record_experts, "record_kept": config.record_kept}
         # Only the first core keeps a prefix cache: it runs submitted requests. The others only run batches.
         stored = replace(size, folder=config.cache_dir, disk_bytes=config.disk_bytes)

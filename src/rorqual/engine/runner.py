@@ -208,41 +208,44 @@ class Runner:
         chunks = plan.chunks
         size = n + sum(c.stop - c.start for c in chunks)
         ids = np.zeros(filled(size, self.backend.rows.least), np.int64)
-        at, slots = np.zeros_like(ids), np.full_like(ids, PAD)
-        ids[:n], at[:n] = self.ids[slot, position], position
-        slots[:n] = self.block_table[slot, position // BLOCK] * BLOCK + position % BLOCK
+        positions, slot_mapping = np.zeros_like(ids), np.full_like(ids, PAD)
+        ids[:n], positions[:n] = self.ids[slot, position], position
+        slot_mapping[:n] = self.block_table[slot, position // BLOCK] * BLOCK + position % BLOCK
         stop = n
         ends, scored = [], list[tuple[Sequence, int, range]]()
         for chunk in chunks:
             start, stop = stop, stop + chunk.stop - chunk.start
             if (scores := chunk.sequence.scores) is not None:
                 scored.append((chunk.sequence, start - chunk.start, scores.wanted(chunk.start, chunk.stop)))
-            places = np.arange(chunk.start, chunk.stop)
+            chunk_positions = np.arange(chunk.start, chunk.stop)
             ids[start:stop] = self.ids[chunk.sequence.slot, chunk.start : chunk.stop]
-            at[start:stop] = places
-            slots[start:stop] = self.block_table[chunk.sequence.slot, places // BLOCK] * BLOCK + places % BLOCK
+            positions[start:stop] = chunk_positions
+            slot_mapping[start:stop] = (
+                self.block_table[chunk.sequence.slot, chunk_positions // BLOCK] * BLOCK + chunk_positions % BLOCK
+            )
             ends.append(stop - 1)
-        ids[size:], at[size:] = ids[0], at[0]  # padding copies the first token, so that it selects no other experts
-        metadata = self._metadata(plan, slot, position, slots)
+        # Padding copies the first token, so that it selects no other experts.
+        ids[size:], positions[size:] = ids[0], positions[0]
+        metadata = self._metadata(plan, slot, position, slot_mapping)
         self._plan = self.backend.attention.plan(metadata, self.device, self._plan)
         cache = StepCache(self.cache, self._plan)
         embeds = self._embeds(plan, ids, size)
         last = [*range(n), *(ends[chunk] for _, chunk in plan.joined)]
         sampling = self._sampling(scheduler, len(last)) if last else None
-        given = StepInput(
+        step_input = StepInput(
             self._tensor(ids[None]),
-            self._tensor(at[None]),
+            self._tensor(positions[None]),
             cache,
             self._tensor(np.array(last, np.int64)),
             sampling,
             embeds,
             self.layers > 0,
         )
-        output = self._checked(self._step(given), given)
+        output = self._checked(self._step(step_input), step_input)
         self.holds_non_finite |= not math.isfinite(float(output.hidden.sum()))
         if output.experts is not None and self.layers:
             chosen = output.experts.to(self.cache.experts.dtype)
-            self.cache.experts.flatten(0, 1).index_copy_(0, self._tensor(slots.clip(min=0)), chosen)
+            self.cache.experts.flatten(0, 1).index_copy_(0, self._tensor(slot_mapping.clip(min=0)), chosen)
         self._score(output.hidden, scored)
         new = np.zeros(0, np.int64) if output.drawn is None else self._keep(output.drawn, scheduler)
         if plan.copies:
@@ -312,15 +315,15 @@ class Runner:
         for sequence in (*fresh, *(c.sequence for c in plan.chunks), *(s for s, _ in plan.joined)):
             self.block_table[sequence.slot, : len(sequence.blocks)] = sequence.blocks
 
-    def _metadata(self, plan: SchedulerOutput, slot: Ints, position: Ints, slots: Ints) -> AttentionMetadata:
+    def _metadata(self, plan: SchedulerOutput, slot: Ints, position: Ints, slot_mapping: Ints) -> AttentionMetadata:
         """Describe the step for attention: decoding rows first, then prefill chunks."""
         chunks = plan.chunks
         count = np.array([c.stop - c.start for c in chunks], np.int64)
-        loc = np.concatenate((np.arange(len(slot) + 1), len(slot) + np.cumsum(count)))
+        query_start_loc = np.concatenate((np.arange(len(slot) + 1), len(slot) + np.cumsum(count)))
         seq_lens = np.append(position + 1, [c.stop for c in chunks]).astype(np.int64)
         rows = np.append(slot, [c.sequence.slot for c in chunks]).astype(np.int64)
-        table = self.block_table[rows, : (int(seq_lens.max()) - 1) // BLOCK + 1]
-        return AttentionMetadata(loc, seq_lens, table, slots)
+        block_table = self.block_table[rows, : (int(seq_lens.max()) - 1) // BLOCK + 1]
+        return AttentionMetadata(query_start_loc, seq_lens, block_table, slot_mapping)
 
     def _tensor(self, array: npt.NDArray[Any]) -> Tensor:
         return torch.from_numpy(array).to(self.device)

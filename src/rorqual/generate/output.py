@@ -125,7 +125,7 @@ class Partial:
             with open(self.out, "rb") as file:
                 self._scan(file)
             if self.count != self.rows:
-                self._changed(f"the finished file was changed: it has {self.count} of {self.rows} valid lines")
+                self._changed(f"the finished output was changed: it has {self.count} of {self.rows} valid lines")
             self.whole = True
             return
         self._lock = own(self.path, "Wait for it, or choose another out=.")
@@ -167,11 +167,13 @@ class Partial:
 
     def _check(self, old: dict[str, Any], made: dict[str, Any]) -> None:
         if not old:
-            self._changed(f"the file exists, but {self.made_file.name}, which records its input and settings, does not")
+            self._changed(
+                f"the file exists, but there is no {self.made_file.name}, which records its input and settings"
+            )
         differs = sorted(key for key in old.keys() | made.keys() if old.get(key) != made.get(key))
         if differs:
             shown = ", ".join(f"{key} was {_short(old.get(key))} and is {_short(made.get(key))}" for key in differs[:4])
-            self._changed(f"the file was started with another input or other settings: {shown}")
+            self._changed(f"the output was started with another input or other settings: {shown}")
 
     def _changed(self, what: str) -> NoReturn:
         names = f"{self.out.name}, {self.path.name} and {self.made_file.name}"

@@ -536,8 +536,8 @@ MUTANTS = (
         "the arithmetic is missing from the cache's fingerprint",
         "issue 14: first bug trial",
         "engine/engine.py",
-        "print_ = fingerprint(model, arithmetic=arithmetic)",
-        "print_ = fingerprint(model)",
+        "weights_fingerprint = fingerprint(model, arithmetic=arithmetic)",
+        "weights_fingerprint = fingerprint(model)",
         "tests/engine/test_isolation.py::test_a_folder_filled_by_another_engine_is_a_miss",
     ),
     one(

@@ -197,7 +197,7 @@ def test_an_output_that_was_changed_is_refused(tmp_path: Path) -> None:
         partial.finish()
     assert Partial(out, {"a": 1}, rows=2, last=2).whole
     out.write_bytes(b'{"line": 1}\n')
-    with pytest.raises(ConfigError, match="1 of its 2 lines"):
+    with pytest.raises(ConfigError, match="1 of 2 valid lines"):
         Partial(out, {"a": 1}, rows=2, last=2)
 
 
@@ -284,14 +284,14 @@ POISONS = [
     Poison('{"prompt": "x", "note": "\\udc00"}', "", "not JSON", '{"prompt": "x", "note": "\\u2028"}'),
     Poison('{"prompt": "x"', "", "not JSON", '{"prompt": "x"}'),
     Poison('{"prompt": "x", "y": NaN}', "", "not JSON", '{"prompt": "x", "y": null}'),
-    Poison('{"prompt": "x", "y": 1e999}', "y", "no form", '{"prompt": "x", "y": 1e99}'),
+    Poison('{"prompt": "x", "y": 1e999}', "y", "written as JSON", '{"prompt": "x", "y": 1e99}'),
     Poison(b'{"prompt": "\xe9"}', "", "not UTF-8", '{"prompt": "\u00e9"}'),
     Poison(b'{"prompt": "a\x00b"}', "", "not JSON", '{"prompt": "a b"}'),
     Poison("[" * 5000 + "]" * 5000, "", "not JSON", '{"prompt": "x", "y": ' + "[" * 50 + "]" * 50 + "}"),
     Poison('["prompt"]', "", "not an object", '{"prompt": "list"}'),
     Poison('{"id": 1}', "prompt", "no prompt", '{"id": 1, "prompt": "x"}'),
     Poison('{"promt": "x"}', "prompt", "no prompt", '{"prompt": "x", "promt": "x"}'),
-    Poison('{"prompt": "x", "prompt_ids": [1]}', "prompt_ids", "together", '{"prompt": "x", "prompt_ids": null}'),
+    Poison('{"prompt": "x", "prompt_ids": [1]}', "prompt_ids", "both", '{"prompt": "x", "prompt_ids": null}'),
     Poison('{"prompt": ["x"]}', "prompt", "list", '{"prompt": "x"}'),
     poison('"temperature": -0.1', "temperature", "greater", '"temperature": 0'),
     poison('"temperature": "0"', "temperature", "number", '"temperature": 0.0'),
@@ -327,7 +327,7 @@ POISONS = [
     poison('"min_p": 1', "min_p", "less than 1", '"min_p": 0.5'),
     poison('"temprature": 1', "temprature", "unknown key", '"speed": 1'),
     poison('"max_completion_tokens": 5', "max_completion_tokens", "unknown key", '"max_tokens": 5'),
-    poison('"choices": []', "choices", "answer's own", '"choice": []'),
+    poison('"choices": []', "choices", "reserved", '"choice": []'),
     poison('"id": 1.5', "id", "whole number", '"id": "1.5"'),
 ]  # fmt: skip
 
@@ -360,7 +360,7 @@ def test_a_reply_that_its_grammar_gave_up_is_no_answer(place: Path) -> None:
     twin = {"kind": "choice", "source": ["hello think world"]}
     write(place, [{"prompt": "hi", "thinking": "off", "grammar": one} for one in (grammar, twin)])
     done = typed(place, *GENERATE, "max_tokens=40")
-    assert done.code == 1 and "broke off" in done.out
+    assert done.code == 1 and "is incomplete" in done.out
     broken, whole = answers_in(place)
     assert broken["error"]["key"] == "grammar" and broken["choices"][0]["error"] in broken["error"]["what"]
     assert whole["choices"][0]["text"] == "hello think world" and "error" not in whole
@@ -393,13 +393,13 @@ def base_model(place: Path) -> None:
 WHOLE: list[tuple[str, tuple[str, ...], tuple[str, ...], Any]] = [
     ("missing", ("nowhere.jsonl", "run=run", "out=o"), ("nowhere.jsonl", "no such file"), None),
     ("a folder", ("run", "run=run", "out=o"), ("run", "Give a .jsonl"), None),
-    ("a folder called so", ("d.jsonl", "run=run", "out=o"), ("not a file",), lambda p: (p / "d.jsonl").mkdir()),
+    ("a folder called so", ("d.jsonl", "run=run", "out=o"), ("not a regular file",), lambda p: (p / "d.jsonl").mkdir()),
     ("empty", ("e.jsonl", "run=run", "out=o"), ("e.jsonl", "empty"), lambda p: (p / "e.jsonl").touch()),
     ("blank", ("e.jsonl", "run=run", "out=o"), ("empty",), lambda p: (p / "e.jsonl").write_bytes(b"\n \n\n")),
     ("gzip", ("z.jsonl", "run=run", "out=o"), ("binary", "UTF-8"), lambda p: (p / "z.jsonl").write_bytes(b"\x1f\x8b\x08\x00" * 9)),
     ("binary", ("z.jsonl", "run=run", "out=o"), ("binary",), lambda p: (p / "z.jsonl").write_bytes(bytes(range(256)) * 4)),
     ("UTF-16", ("z.jsonl", "run=run", "out=o"), ("binary",), lambda p: (p / "z.jsonl").write_text('{"prompt": "x"}', "utf-16")),
-    ("no Parquet", ("z.parquet", "run=run", "out=o"), ("not Parquet",), lambda p: (p / "z.parquet").write_bytes(b"x" * 99)),
+    ("no Parquet", ("z.parquet", "run=run", "out=o"), ("not valid Parquet",), lambda p: (p / "z.parquet").write_bytes(b"x" * 99)),
     ("unknown kind", ("z.xlsx", "run=run", "out=o"), (".xlsx", ".csv"), lambda p: (p / "z.xlsx").write_bytes(b"x")),
     ("no run", ("p.jsonl", "out=o"), ("no run", "run=RUN"), None),
     ("no out", ("p.jsonl", "run=run"), ("no out", "out=FILE"), None),
@@ -407,7 +407,7 @@ WHOLE: list[tuple[str, tuple[str, ...], tuple[str, ...], Any]] = [
     ("out is a folder", ("p.jsonl", "run=run", "out=run"), ("a folder", "out=FILE"), None),
     ("out under a file", ("p.jsonl", "run=run", "out=p.jsonl/o"), ("not a folder", "another out="), None),
     ("out is the input", ("p.jsonl", "run=run", "out=p.jsonl"), ("the file of the prompts",), None),
-    ("out is there", ("p.jsonl", "run=run", "out=o"), ("there already", "remove"), lambda p: (p / "o").write_bytes(b"mine")),
+    ("out is there", ("p.jsonl", "run=run", "out=o"), ("the file exists", "remove"), lambda p: (p / "o").write_bytes(b"mine")),
     ("mistyped key", ("p.jsonl", "run=run", "out=o", "max_token=3"), ("'max_token'", "'max_tokens'"), None),
     ("out of range", ("p.jsonl", "run=run", "out=o", "temperature=-1"), ("'temperature'", "greater"), None),
     ("no number", ("p.jsonl", "run=run", "out=o", "n=many"), ("'n'", "integer", "'many'"), None),

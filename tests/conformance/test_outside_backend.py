@@ -367,9 +367,12 @@ def test_two_backends_of_one_name_are_refused_and_one_defined_again_is_the_newes
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"drawn": None}, r"gave none for a step's ids \[1\]"),
-        ({"experts": None}, r"gave none for a step's experts"),
-        ({"hidden": torch.zeros(1, 32)}, r"gave of shape \[1, 32\] for a step's hidden states"),
+        ({"drawn": None}, r"must give a step's ids in the shape \[1\], but gave none"),
+        ({"experts": None}, r"must give a step's experts in the shape \[.*\], but gave none"),
+        (
+            {"hidden": torch.zeros(1, 32)},
+            r"must give a step's hidden states in the shape \[.*\], but gave shape \[1, 32\]",
+        ),
     ],
 )
 def test_a_step_that_lacks_something_is_an_error_by_name(
@@ -391,7 +394,7 @@ def test_an_id_that_is_none_is_an_error_by_name(monkeypatch: pytest.MonkeyPatch)
         return replace(found, drawn=replace(found.drawn, ids=found.drawn.ids + 100_000))
 
     monkeypatch.setattr(Whole, "__call__", far)
-    with pytest.raises(ValueError, match=r"backend 'fused' drew \[1\d+\], of \d+ ids"):
+    with pytest.raises(ValueError, match=r"backend 'fused' sampled \[1\d+\] from a vocabulary of \d+"):
         engine_of(model_of(), backend="fused").generate(
             [Request(prompt_ids=tuple(range(40, 60)), params=SamplingParams(max_tokens=3))]
         )

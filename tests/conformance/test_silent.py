@@ -57,7 +57,7 @@ def test_a_picture_that_no_embeddings_stand_for_is_refused(monkeypatch: pytest.M
     monkeypatch.setattr(type(chat), "parts", (TextPart, ImagePart))
     monkeypatch.setattr(type(chat), "prompt", lambda *_, **__: list(range(40, 60)))
     engine = Engine.of(build(model_config(), seed=1), TOKENIZER, chat)
-    with pytest.raises(DataError, match="its messages hold images, and it brings no embeddings") as caught:
+    with pytest.raises(DataError, match="the messages hold images, but the request has no embeddings") as caught:
         engine.generate([Request((picture("aaaa"),), SamplingParams(max_tokens=2))])
     assert "request 0" in caught.value.where
     rows = Embeds(torch.ones(1, 24), (5,))
@@ -72,7 +72,7 @@ def test_a_rollout_engine_at_an_address_takes_no_embeddings_and_no_value_out_of_
     prompt = tuple(range(40, 60))
     nobody._check([(Request(prompt_ids=prompt), 0)])
     for request, what in (
-        (Request(prompt_ids=prompt, embeds=Embeds(torch.ones(1, 24), (5,))), "takes no embeddings"),
+        (Request(prompt_ids=prompt, embeds=Embeds(torch.ones(1, 24), (5,))), "does not take embeddings"),
         (Request(prompt_ids=prompt, params=SamplingParams(top_p=7)), "top_p is 7"),
     ):
         with pytest.raises(DataError, match=what):

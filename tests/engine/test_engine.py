@@ -322,7 +322,7 @@ def test_an_engine_that_cannot_be_meant_is_refused(mla: Decoder, tokenizer: Toke
         with pytest.raises(ConfigError):
             Engine.of(mla, tokenizer, chat, **wrong)  # type: ignore[arg-type]
     larger = Tokenizer.byte_level(["the cat sat on the mat " * 50], vocab_size=270)
-    with pytest.raises(DataError, match="vocabulary 264"):
+    with pytest.raises(DataError, match="vocabulary has 264"):
         Engine.of(mla, larger, chat)
 
 

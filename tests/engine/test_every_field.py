@@ -463,11 +463,11 @@ BOTH: dict[str, tuple[dict[str, Any], Any, Callable[[Engine], Any], Any, Any]] =
 }
 RUN = {
     "reuse": ({}, False, twice, [0, BLOCK], [0, 0]),
-    "pack": ({}, False, loads, "this engine's weights are packed", ""),
+    "pack": ({}, False, loads, "packed weights cannot be replaced", ""),
 }
 OF = {
     "reuse": ({}, True, twice, [0, 0], [0, BLOCK]),
-    "pack": ({}, True, loads, "", "this engine's weights are packed"),
+    "pack": ({}, True, loads, "", "packed weights cannot be replaced"),
     "engine_cores": ({"slots": 1, "threads": 2}, 1, threads_of, {"engine"}, {"caller"}),
     "record_kept": ({}, True, lambda e: recorded(e)[1], False, True),
 }

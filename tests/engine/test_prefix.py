@@ -150,7 +150,7 @@ def test_a_secret_that_is_none_is_refused() -> None:
     for secret in (b"", b"short", b"x" * 65):
         with pytest.raises(ValueError, match="secret"):
             chain(secret, b"", "", [1], 1)
-    with pytest.raises(ValueError, match="blocks of 0"):
+    with pytest.raises(ValueError, match="a block has 0 tokens"):
         chain(SECRET, b"", "", [1], 0)
     with pytest.raises(ValueError, match="parent"):
         extend(SECRET, b"x", [1], 1)

@@ -215,10 +215,10 @@ POISONS: dict[str, tuple[Any, Any, str]] = {
     "twice one position": (ROWS, (1, 1), "ascend"),
     "backwards": (ROWS, (2, 1), "ascend"),
     "before the prompt": (ROWS, (-1, 1), "ascend"),
-    "half a position": (ROWS, (1, 1.5), "no rows of numbers|integer"),
+    "half a position": (ROWS, (1, 1.5), "rows or positions are not numbers|integer"),
     "NaN": (ROWS * np.nan, (1, 2), "NaN"),
     "infinity": (ROWS * np.inf, (1, 2), "infinity"),
-    "words": ([["a"], ["b"]], (1, 2), "no rows of numbers"),
+    "words": ([["a"], ["b"]], (1, 2), "rows or positions are not numbers"),
 }
 
 
@@ -242,8 +242,11 @@ def test_rows_are_those_of_when_they_were_given() -> None:
 
 def test_an_engine_refuses_rows_that_are_not_its_models(engine: Engine) -> None:
     for embeds, message in (
-        (picture(1, width=31), r"request 0, embeds: rows of 31 numbers.*\n.*32"),
-        (picture(1, (*PLACES, len(HOLES))), rf"request 0, embeds: position {len(HOLES)} of a prompt of {len(HOLES)}"),
+        (picture(1, width=31), r"request 0, embeds: the rows have 31 numbers.*\n.*32"),
+        (
+            picture(1, (*PLACES, len(HOLES))),
+            rf"request 0, embeds: position {len(HOLES)} is outside the prompt of {len(HOLES)}",
+        ),
     ):
         with pytest.raises(DataError, match=message):
             engine.generate([asked(embeds)])
@@ -253,5 +256,5 @@ def test_an_engine_refuses_rows_that_are_not_its_models(engine: Engine) -> None:
 
 def test_an_address_takes_none() -> None:
     remote = RemoteEngine("http://127.0.0.1:9/v1", "m")
-    with pytest.raises(DataError, match="request 0, embeds: an address takes no embeddings"):
+    with pytest.raises(DataError, match="request 0, embeds: a remote endpoint does not take embeddings"):
         remote.generate([Request((Message("user", "hi"),), embeds=picture(1))])

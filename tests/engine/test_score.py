@@ -80,7 +80,7 @@ def test_threads_change_no_bit_and_rows_are_many(model: Decoder, drawn: tuple[li
 
 @pytest.mark.parametrize(("pair", "k", "says"), [
     (((1,), [2]), BASE_VOCAB + 1, "vocabulary of 263"), (((1,), [2]), 0, "vocabulary of 263"),
-    (((), [2]), 1, "empty prompt"), (((1,), []), 1, "empty reply"), (((1,) * 60, [2] * 5), 1, "context is 64"),
+    (((), [2]), 1, "prompt is empty"), (((1,), []), 1, "reply is empty"), (((1,) * 60, [2] * 5), 1, "context is 64"),
 ])  # fmt: skip
 def test_what_it_cannot_score_is_refused(model: Decoder, pair: Pair, k: int, says: str) -> None:
     with pytest.raises(DataError, match=says):

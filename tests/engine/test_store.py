@@ -402,23 +402,25 @@ def test_a_secret_that_others_can_read_or_that_leads_elsewhere_is_refused(folder
     secret = load_secret(folder)
     file = folder / "secret"
     file.chmod(0o644)
-    with pytest.raises(ConfigError, match=r"others can read it.*\n.*chmod 600") as refused:
+    with pytest.raises(ConfigError, match=r"other users can read this secret.*\n.*chmod 600") as refused:
         load_secret(folder)
     assert str(file) in str(refused.value)
     file.chmod(0o600)
     assert load_secret(folder) == secret
     file.rename(folder.parent / "elsewhere")
     file.symlink_to(folder.parent / "elsewhere")
-    with pytest.raises(ConfigError, match="cached there"):
+    with pytest.raises(ConfigError, match="this folder for the disk cache"):
         load_secret(folder)
     file.unlink()
     file.mkdir()
-    with pytest.raises(ConfigError, match="cached there"):
+    with pytest.raises(ConfigError, match="this folder for the disk cache"):
         load_secret(folder)
 
 
 def test_a_second_engine_on_one_folder_is_told_who_and_what_to_do(store: DiskStore, folder: Path) -> None:
-    with pytest.raises(ConfigError, match=rf"process {os.getpid()} on .* caches there\n.*folder of its own"):
+    with pytest.raises(
+        ConfigError, match=rf"process {os.getpid()} on .* uses this folder for its disk cache\n.*its own folder"
+    ):
         open_store(folder)
     assert store.get(key(0)) == payload(0), "and the first goes on"
     store.close()
@@ -487,7 +489,7 @@ def test_a_folder_without_the_right_to_write_is_named_with_what_to_do(tmp_path: 
     if root:  # who may write anywhere
         os.seteuid(65534)
     try:
-        with pytest.raises(ConfigError, match=r"(?s)cache: .*[Pp]ermission denied.*Make it writable"):
+        with pytest.raises(ConfigError, match=r"(?s)cache: .*[Pp]ermission denied.*Make the folder writable"):
             open_store(folder)
     finally:
         if root:
@@ -526,8 +528,12 @@ def test_a_disk_that_fills_costs_what_was_to_be_kept_and_is_said_once(folder: Pa
     done = subprocess.run([sys.executable, "-c", FULL, folder], capture_output=True, text=True, check=True)
     lines = done.stdout.splitlines()
     assert lines[0] == "4 1 b'early' None"
-    assert str(folder) in lines[1] and "nothing can be cached there" in lines[1] and "name another folder" in lines[2]
-    assert len(done.stderr.splitlines()) == 1 and "nothing is cached on disk for now" in done.stderr
+    assert (
+        str(folder) in lines[1]
+        and "cannot use this folder for the disk cache" in lines[1]
+        and "choose another folder" in lines[2]
+    )
+    assert len(done.stderr.splitlines()) == 1 and "cannot write to the disk cache" in done.stderr
     assert not list(folder.glob(f"*.part{SUFFIX}"))
 
 
@@ -539,7 +545,7 @@ def test_a_forked_process_gives_nothing_back(folder: Path) -> None:
             store.close()
             os._exit(0)
         assert os.waitpid(child, 0)[1] == 0
-        with pytest.raises(ConfigError, match="caches there"):
+        with pytest.raises(ConfigError, match="uses this folder for its disk cache"):
             open_store(folder)
         assert store.put(key(1), payload(1))
         store.flush()

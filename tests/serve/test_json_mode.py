@@ -62,9 +62,9 @@ def test_an_answer_that_does_not_match_is_an_error_that_names_the_keyword(server
         reply = http.post("/v1/chat/completions", json={**body, "response_format": form, "seed": 1})
         assert (reply.status_code, reply.json()["error"]["code"]) == (422, "schema_mismatch")
         assert reply.json()["error"]["param"] == "response_format"
-        assert "'contains' at # does not hold of" in reply.json()["error"]["message"]
+        assert "'contains' at # does not hold for" in reply.json()["error"]["message"]
         streamed = http.post("/v1/chat/completions", json={**body, "response_format": form, "seed": 1, "stream": True})
-        assert "'contains' at # does not hold of" in streamed.text
+        assert "'contains' at # does not hold for" in streamed.text
         assert "[DONE]" not in streamed.text
         called = http.post("/v1/chat/completions", json={**body, **tools, "seed": 1})
         assert called.status_code == 422, called.text

@@ -299,7 +299,7 @@ def test_what_a_rollout_has_no_place_for_is_refused_by_name(
     trained: tuple[Decoder, RemoteRolloutEngine], name: str, value: Any
 ) -> None:
     request = replace(QUESTION, params=replace(QUESTION.params, **{name: value}))
-    with pytest.raises(DataError, match=f"'{name}' cannot be asked"):
+    with pytest.raises(DataError, match=f"'{name}' is not supported by remote rollouts"):
         [*trained[1].generate([request])]
 
 
@@ -316,7 +316,7 @@ def test_samples_come_one_by_one_and_may_be_left(trained: tuple[Decoder, RemoteR
 def test_a_trainer_of_another_tokenizer_or_format_is_refused(rollout: Server) -> None:
     other = Tokenizer.byte_level(["abc abc abc"] * 9, 270)
     for chat in (chat_format(other, "deepseek"), chat_format(Tokenizer.byte_level(), "none")):
-        with pytest.raises(ConfigError, match="its tokenizer or chat format"):
+        with pytest.raises(ConfigError, match="the server's tokenizer or chat format"):
             RemoteRolloutEngine(rollout.url, chat, api_key=rollout.rollout_key)
 
 

@@ -136,7 +136,7 @@ def test_older_weights_are_refused_unless_they_are_allowed_and_then_weighed(base
         (lambda one: replace(one, token_ids=one.token_ids[::-1]), "trainer and sampler disagree"),
         (
             lambda one: replace(one, policy_version=one.policy_version + 1),
-            "weights of version 2, and the trainer is at 1",
+            "weights of version 2, newer than the trainer's version 1",
         ),
         (lambda one: replace(one, policy_version=0), "weights of version 0; the trainer is at 1"),
     ],

@@ -1,4 +1,4 @@
-"""Inference: batched generation by a local model, or the same interface over an address."""
+"""Inference: batched generation with a local model, or through a remote endpoint with the same interface."""
 
 from rorqual.engine.config import EngineConfig
 from rorqual.engine.deltas import Delta

@@ -1,4 +1,4 @@
-"""Who may change what an engine holds: one call at a time, whatever threads, callbacks and garbage collections ask for."""
+"""Serialize the calls of an engine across threads, callbacks and garbage collection."""
 
 from __future__ import annotations
 
@@ -18,29 +18,33 @@ T = TypeVar("T")
 
 
 class CallLock:
-    """A lock that other threads wait for. A call from within the one that has it is refused: it would wait for ever, or find things half done.
+    """A lock that other threads wait for and that refuses reentrant calls.
 
-    `with turn("step"):` enters the lock itself, in which no Ctrl-C falls between having it and giving it back.
+    A reentrant call would deadlock or see a half-finished step. `with lock("step"):` enters the `RLock` itself, not a
+    wrapper: no Ctrl-C can fall between acquiring and releasing it.
     """
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
         self.helpers: set[int] = set()
-        """Threads that work for the call that has the turn."""
+        """Ids of threads that work for the call that holds the lock."""
 
     def __call__(self, name: str) -> AbstractContextManager[bool]:
-        """The lock, for the call of this name."""
+        """Return the lock for the engine method `name`.
+
+        Raises ConfigError if the calling thread already holds it.
+        """
         if self.mine():
             raise ConfigError(
-                f"{name} was called from within a call of the same engine",
+                f"{name} was called from within another call of the same engine",
                 where="engine",
-                remedy="Call it when that is over.",
+                remedy="Call it after that call returns.",
             )
         return self.lock
 
     @contextmanager
     def helping(self) -> Iterator[None]:
-        """The calling thread works for the call that has the turn, with one of torch's threads."""
+        """Register the calling thread as a helper of the call that holds the lock. It uses one torch thread."""
         torch.set_num_threads(1)
         self.helpers.add(threading.get_ident())
         try:
@@ -49,9 +53,9 @@ class CallLock:
             self.helpers.discard(threading.get_ident())
 
     def share(self, items: Sequence[T], work: Callable[[T], None], threads: int, stop: threading.Event) -> None:
-        """Call `work` with each item: in the calling thread if `threads` or the items are one, else in that many helper threads.
+        """Call `work` on each item in `threads` helper threads, or in the calling thread for one item or one thread.
 
-        The first error, or a Ctrl-C, sets `stop`, waits for what runs, and is raised.
+        The first error or a Ctrl-C sets `stop`, waits for the running helpers, and is raised.
         """
         if min(threads, len(items)) <= 1:
             with at_most(1):
@@ -71,13 +75,13 @@ class CallLock:
                 stop.set()
 
     def mine(self) -> bool:
-        """Whether the calling thread is in a call that has the turn."""
+        """Return whether the calling thread is inside the call that holds the lock."""
         return self.lock._is_owned() or threading.get_ident() in self.helpers  # type: ignore[attr-defined]
 
 
 @contextmanager
 def at_most(threads: int) -> Iterator[None]:
-    """torch's operations with no more threads than these."""
+    """Limit torch to `threads` threads inside the `with` block."""
     before = torch.get_num_threads()
     if before <= threads:
         yield
@@ -90,7 +94,7 @@ def at_most(threads: int) -> Iterator[None]:
 
 
 def shared_out(sizes: Sequence[int], cores: int) -> list[int]:
-    """For each size the core that has the least so far."""
+    """Assign each size to the core with the least load so far, and return the core numbers."""
     loads, chosen = [0] * cores, list[int]()
     for size in sizes:
         chosen.append(loads.index(min(loads)))
@@ -99,7 +103,7 @@ def shared_out(sizes: Sequence[int], cores: int) -> list[int]:
 
 
 class Results:
-    """The samples of a batch as they end, over threads: `sizes[i]` of request i."""
+    """Collect the finished samples of a batch from several threads. Request i has `sizes[i]` samples."""
 
     def __init__(self, sizes: Sequence[int], progress: Progress | None, arrived: Arrived | None) -> None:
         self._rows: list[list[Completion | None]] = [[None] * size for size in sizes]
@@ -108,7 +112,7 @@ class Results:
         self._lock = threading.Lock()
 
     def add(self, request: int, sample: int, completion: Completion) -> None:
-        """One more; tells `arrived`, then `progress`."""
+        """Store one sample, then call `arrived` and `progress`."""
         with self._lock:
             self._rows[request][sample] = completion
             self._done += 1
@@ -118,5 +122,5 @@ class Results:
                 self._progress(self._done, self._total)
 
     def rows(self) -> list[list[Completion]]:
-        """All, in the order of the requests."""
+        """Return all samples in the order of the requests."""
         return [[completion for completion in row if completion is not None] for row in self._rows]

@@ -1,4 +1,7 @@
-"""One engine core: a scheduler, its blocks and a runner, one batch in flight. An engine has several, each run by one thread at a time."""
+"""An engine core: a scheduler, a KV cache and a runner that advance one batch.
+
+An engine has several cores. One thread at a time runs each of them.
+"""
 
 from __future__ import annotations
 
@@ -24,23 +27,24 @@ from rorqual.ops.paged import BLOCK
 
 @dataclass(frozen=True)
 class Finished:
-    """A sequence that ended, with what was drawn. `stopped`: by a token that ends it, not by its length; `lost`: by a logit that is not a
-    number, so that what was drawn last means nothing."""
+    """A finished sequence and its sampled tokens."""
 
     sequence: Sequence
     sampled: Sampled
     stopped: bool
+    """Whether a stop token, a stop string or its grammar ended it, not its length limit."""
     lost: bool = False
+    """Whether a logit was NaN or infinite, so that the last token is meaningless."""
 
 
 Drawn = tuple[Sequence, int, float, tuple[tuple[int, float], ...]]
-"""A sequence, its newest token, that token's log-probability, and the likeliest tokens where these were asked for."""
+"""A sequence, its newest token, that token's log-probability, and the likeliest tokens if the request asks for them."""
 
 
 @dataclass(frozen=True)
 class CoreConfig:
-    """The sizes of an engine core. `cache_bytes`: of keys and values. `folder`: of blocks on disk (None: nowhere), up to `disk_bytes`.
-    `step_tokens` and `patience`: see `Scheduler`."""
+    """Sizes of an engine core. `cache_bytes` is the size of the KV cache in memory. `folder` holds blocks on disk, up
+    to `disk_bytes`; None turns the disk cache off. `Scheduler` documents `step_tokens` and `patience`."""
 
     slots: int
     max_len: int
@@ -51,18 +55,22 @@ class CoreConfig:
     disk_bytes: int = 4 << 30
 
     def blocks(self, block_bytes: int, *, reuse: bool) -> int:
-        """Blocks of a cache: what `cache_bytes` affords, at most what all slots can use, or with `reuse` as many as that."""
+        """Return how many blocks of `block_bytes` the KV cache has, including the padding block 0.
+
+        `cache_bytes` sets the limit. The cache has no more blocks than all slots can fill, or with `reuse` no more than
+        `MOST_BLOCKS` if that is larger.
+        """
         affordable = self.cache_bytes // max(block_bytes, 1)
         usable = self.slots * -(-self.max_len // BLOCK)
         return 1 + max(1, min(affordable, max(usable, MOST_BLOCKS) if reuse else usable))
 
 
 MOST_BLOCKS = 16384
-"""Blocks that are kept at most for prompts to come, where sequences need fewer."""
+"""With a prefix cache, the KV cache may have this many blocks even if the running sequences can fill fewer."""
 
 
 class EngineCore:
-    """Advances its sequences by one token a `step`."""
+    """Advances its sequences by one token per `step`."""
 
     def __init__(
         self,
@@ -82,7 +90,7 @@ class EngineCore:
             record_experts=record_experts, record_kept=record_kept,
         )  # fmt: skip
         self.weights, fingerprint = weights, weights.look()
-        secret, store = secrets.token_bytes(SECRET_BYTES), None  # not numpy's numbers, which a seed makes known
+        secret, store = secrets.token_bytes(SECRET_BYTES), None  # not from numpy, whose numbers a known seed reveals
         if size.folder is not None:
             secret = load_secret(size.folder)
             store = DiskStore(size.folder, size.disk_bytes, secret, fingerprint)
@@ -95,10 +103,11 @@ class EngineCore:
         )
         self.stop_ids = np.array(sorted(stop_ids), np.int64)
         self.drawn: list[Drawn] = []
-        """What the last step drew."""
+        """Tokens that the last step drew."""
 
     @property
     def idle(self) -> bool:
+        """Whether no sequence runs or waits."""
         return self.scheduler.idle
 
     def submit(self, sequences: list[Sequence]) -> None:
@@ -108,9 +117,9 @@ class EngineCore:
 
     @torch.inference_mode()
     def step(self) -> list[Finished]:
-        """Run one step, and return the sequences that ended.
+        """Run one step and return the sequences that finished.
 
-        What is raised in here, be it a Ctrl-C, leaves a step half done: whoever calls must `reset` then.
+        An exception, also a Ctrl-C, leaves the step unfinished. The caller must then `reset` the core.
         """
         self.drawn, self._looked = [], False
         scheduler, runner = self.scheduler, self.runner
@@ -147,7 +156,7 @@ class EngineCore:
         return finished
 
     def _look(self) -> None:
-        """Compare the weights, value by value: blocks are about to be used again, or named. Once a step is enough."""
+        """Compare the weights by value, at most once a step, before cached blocks are reused or hashed."""
         if not self._looked:
             self._looked = True
             self._rename(self.weights.look(contents=True))
@@ -159,28 +168,30 @@ class EngineCore:
             self.scheduler.renew(fingerprint)
 
     def reset(self) -> None:
-        """Forget everything that runs, waits or was kept in memory, whatever state it is in."""
+        """Drop all running and waiting sequences and all cached blocks in memory, in whatever state they are."""
         self.scheduler.reset()
         self.drawn = []
         if self.runner.holds_non_finite:
             self.kv_cache.clear = self.runner.cache.clear
 
     def cancel(self, request_id: int) -> None:
-        """Forget the request `request_id`; its slots and blocks are free at once."""
+        """Cancel the request `request_id` and free its slots and blocks at once."""
         self._looked = False
         self.scheduler.cancel(request_id)
 
     def renew(self, fingerprint: bytes, backend: Backend) -> None:
-        """The weights have changed: nothing that was cached of the old ones serves again, and the folder is for them alone. From now on
-        `backend` computes."""
+        """Invalidate everything cached under the old weights and compute with `backend` from now on.
+
+        This also closes the disk cache, whose folder holds blocks of the old weights only.
+        """
         self._rename(fingerprint)
         self.runner.renew(backend)
 
     def request_ids(self) -> set[int]:
-        """Of all that runs or waits."""
+        """Return the ids of all running and waiting requests."""
         return self.scheduler.request_ids()
 
     def close(self) -> None:
-        """What is on its way to the folder is written."""
+        """Write the pending blocks to the disk cache."""
         if self.kv_cache.store is not None:
             self.kv_cache.store.close()

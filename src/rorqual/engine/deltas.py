@@ -1,4 +1,4 @@
-"""What a step did, on its way to whoever asked: `Engine.step` or one of several streams."""
+"""The results of a step, queued for `Engine.step` or for the stream of their request."""
 
 from __future__ import annotations
 
@@ -12,44 +12,45 @@ from rorqual.engine.request import Completion
 
 @dataclass(frozen=True)
 class Delta:
-    """What one step of `Engine.step` did for one sample: the token drawn and, where it was the last, the whole sample.
-
-    `logprob` and `top`: its log-probability, and the likeliest tokens with theirs where `top_logprobs` asked for them.
-    `hit`: tokens of the prompt that the prefix cache served. `scores`: of the prompt, where `prompt_logprobs` asked for them.
-    """
+    """The result of one `Engine.step` for one sample: the new token and, after the last one, the whole completion."""
 
     request_id: int
     sample: int
     token: int
     completion: Completion | None = None
+    """The whole sample, if `token` is its last."""
     logprob: float = 0.0
+    """Log-probability of `token`."""
     top: tuple[tuple[int, float], ...] = ()
+    """The likeliest tokens at this position and their log-probabilities, if the request sets `top_logprobs`."""
     hit: int = 0
+    """Prompt tokens that the prefix cache served."""
     scores: PromptScores | None = None
+    """Log-probabilities of the prompt, if the request sets `prompt_logprobs`."""
 
 
 class Outbox:
-    """Deltas that are not delivered yet: a queue for each stream, and one for all that was submitted otherwise."""
+    """Deltas not delivered yet: one queue per stream, and one list for all other requests."""
 
     def __init__(self) -> None:
         self._streams: dict[int, deque[Delta]] = {}
         self._rest: list[Delta] = []
 
     def open(self, request_id: int) -> deque[Delta]:
-        """From now on the deltas of `request_id` are put there."""
+        """Return the queue that receives the deltas of `request_id` from now on."""
         return self._streams.setdefault(request_id, deque())
 
     def close(self, request_id: int) -> None:
-        """Nobody takes deltas of `request_id` any more."""
+        """Drop the queue and the pending deltas of `request_id`."""
         self._streams.pop(request_id, None)
         self._rest = [delta for delta in self._rest if delta.request_id != request_id]
 
     def put(self, deltas: Iterable[Delta]) -> None:
-        """Each to whom it belongs."""
+        """Append each delta to the stream of its request, or to the list of the rest."""
         for delta in deltas:
             self._streams.get(delta.request_id, self._rest).append(delta)
 
     def take(self) -> list[Delta]:
-        """Those that belong to no stream."""
+        """Remove and return the deltas that belong to no stream."""
         found, self._rest = self._rest, []
         return found

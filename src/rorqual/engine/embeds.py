@@ -1,4 +1,7 @@
-"""Embeddings that stand in a prompt instead of those of its tokens, such as a picture's. This file loads without torch."""
+"""Embeddings that replace those of a prompt's placeholder tokens, such as the embeddings of an image.
+
+This module does not import torch.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +22,10 @@ Rows = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, eq=False)
 class Embeds:
-    """`rows` [n, hidden] stand at `positions` [n] of a prompt, ascending, where its ids hold placeholders.
+    """Embeddings `rows` [n, hidden] for the placeholder tokens at the ascending `positions` [n] of a prompt.
 
-    `rows`: a tensor, an array or lists of numbers; they are copied, as float32. A `DataError` names what cannot be used.
+    `rows` may be a tensor, an array or nested lists of numbers; it is copied as float32.
+    Raises DataError if the rows are not finite numbers of shape [n, hidden] or the positions do not ascend.
     """
 
     rows: Any
@@ -33,13 +37,17 @@ class Embeds:
             rows = np.array(given, np.float32, order="C")
             positions = tuple(operator.index(place) for place in self.positions)
         except (TypeError, ValueError) as error:
-            raise DataError(f"no rows of numbers: {error}", where="embeds", remedy="Give [n, hidden].") from None
+            raise DataError(
+                f"rows or positions are not numbers: {error}",
+                where="embeds",
+                remedy="Give rows [n, hidden] and n whole-number positions.",
+            ) from None
         if rows.ndim != 2 or len(rows) != len(positions) or not len(rows):
-            what = f"rows of shape {list(rows.shape)} for {len(positions)} positions"
-            raise DataError(what, where="embeds", remedy="Give one row [hidden] for each position, one or more.")
+            what = f"rows have the shape {list(rows.shape)} for {len(positions)} positions"
+            raise DataError(what, where="embeds", remedy="Give one row [hidden] per position, and at least one.")
         if positions[0] < 0 or any(one >= other for one, other in pairwise(positions)):
-            what = "positions that do not ascend from 0 or more"
-            raise DataError(what, where="embeds", remedy="Sort them, each once.")
+            what = "positions are negative, repeated or out of order"
+            raise DataError(what, where="embeds", remedy="Give distinct positions in ascending order, from 0.")
         if not np.isfinite(rows).all():
             raise DataError("a row holds NaN or infinity", where="embeds", remedy="Give finite numbers.")
         rows.setflags(write=False)
@@ -48,16 +56,17 @@ class Embeds:
 
     @cached_property
     def digest(self) -> bytes:
-        """32 bytes that name rows and positions."""
+        """A hash of rows and positions, 32 bytes."""
         return _digest(self._places, self.rows)
 
     def within(self, start: int, stop: int) -> tuple[npt.NDArray[np.int64], Rows]:
-        """The positions in start .. stop - 1, counted from `start`, and their rows."""
+        """Return the positions in [start, stop), relative to `start`, and their rows."""
         first, last = np.searchsorted(self._places, (start, stop))
         return self._places[first:last] - start, self.rows[first:last]
 
     def extra_keys(self, start: int, stop: int) -> tuple[bytes, ...]:
-        """What the hash of the block of positions start .. stop - 1 takes beside its tokens: a digest of its rows; () where it has none."""
+        """Return the extra keys of the block hash for the positions [start, stop): a digest of their rows, or ()
+        without rows."""
         places, rows = self.within(start, stop)
         return (_digest(places, rows),) if len(places) else ()
 
@@ -67,6 +76,6 @@ class Embeds:
 
 
 def _digest(places: npt.NDArray[np.int64], rows: Rows) -> bytes:
-    shape = np.array(rows.shape, np.int64)  # so that no row is read as a position
+    shape = np.array(rows.shape, np.int64)  # without the shape, bytes of rows could pass for positions
     message = shape.tobytes() + places.tobytes() + rows.tobytes()
     return blake2b(message, digest_size=32, person=b"rorqual embeds").digest()

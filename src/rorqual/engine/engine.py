@@ -1,7 +1,7 @@
-"""The engine: requests in, samples out, in one or more threads.
+"""The engine: batched generation in one or more threads.
 
-Requests are divided over a fixed number of engine cores. How many threads run these changes the time and nothing else: an engine core
-is always run by a thread of its own with one torch thread, and its batch does not depend on the others.
+The engine divides requests over a fixed number of engine cores. Each core runs in its own thread with one torch thread,
+and its batch does not depend on other cores. So the number of threads changes only the time, not the results.
 """
 
 from __future__ import annotations
@@ -35,43 +35,51 @@ from rorqual.model.load.run import check_names, load_run
 from rorqual.ops.backends import arithmetic_of, backend
 from rorqual.ops.paged import BLOCK
 
-NO_NUMBER = "Its weights hold NaN or infinity: go back to an earlier checkpoint."
+NO_NUMBER = "The weights hold NaN or infinity: go back to an earlier checkpoint."
 CORE_WORK = 15_000_000
-"""Multiply-adds, in a step of a layer, from which on a further core pays. Below, its thread and the others wait for the interpreter's lock,
-which each of torch's operations gives up and takes again: two cores took up to twice the time of one (docs/LOG.md)."""
+"""Multiply-adds per layer and step that make one more core worthwhile.
+
+With less work, threads wait for the interpreter lock, which every torch operation releases and takes again. Two cores
+then took up to twice the time of one (docs/LOG.md).
+"""
 
 
 class Engine:
-    """Batched, cached generation with exact log-probabilities and expert choices.
+    """Batched generation with a KV cache, exact log-probabilities and recorded expert choices.
 
-    A request's answer depends on nothing but itself and the weights, to the last bit: not on what runs beside it, in what order it
-    came, how its prompt was cut, or what of it was found in a cache (docs/engine.md).
+    With the default backend, a completion is a function of its request and the weights, bit for bit. It does not depend
+    on other requests, their order, the chunks of prefill or cache hits (docs/engine.md).
 
-    `Engine(run)` is for a run directory, `Engine.of(model, ...)` for a model that somebody holds, such as a trainer.
+    `Engine(run)` loads a run directory. `Engine.of(model, ...)` serves a model that other code holds, such as a
+    trainer. Both take the fields of `EngineConfig` as keywords. In `of`, `reuse` and `pack` default to False.
 
-    Both take the settings of `EngineConfig` as keywords; `of` keeps no blocks and packs nothing unless told to.
-    A model given to `of` is shared, not copied: weights that are changed in place are used from the next step on, and what was cached of older
-    ones is not used again, whoever changed them (docs/engine.md). The weights of a run directory are the engine's own.
-    An error or a Ctrl-C within a step forgets what was submitted; the engine can be used again. Calls of several threads wait for each other.
+    `of` shares the model and does not copy it. The next step uses weights that were changed in place, and drops
+    everything cached under older ones (docs/engine.md). An error or a Ctrl-C within a step drops all submitted
+    requests, and the engine stays usable. Calls from several threads wait for each other.
     """
 
     def __init__(self, run: Path | str, *, device: str = "cpu", dtype: str = "float32", **settings: Any) -> None:
-        """For a run directory: its newest whole checkpoint, its tokenizer and its chat format."""
+        """Load the newest complete checkpoint, the tokenizer and the chat format of a run directory.
+
+        Raises ConfigError if `dtype` is not a floating-point type or a setting does not fit the model.
+        """
         folder = RunDir(Path(run))
         kind = getattr(torch, dtype, None)
         if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
-            raise ConfigError(f"no floating-point type '{dtype}'", where="dtype", remedy="Use float32 or bfloat16.")
+            raise ConfigError(
+                f"'{dtype}' is not a floating-point type", where="dtype", remedy="Use float32 or bfloat16."
+            )
         config = EngineConfig(**settings)
         model = load_run(folder, device=device, dtype=kind)
         tokenizer = Tokenizer.load(folder.tokenizer_file)
         self._begin(model, tokenizer, load_chat(folder, tokenizer), config, take=True)
-        if self._packed:  # the weights as they were read
+        if self._packed:  # free the weights in their unpacked form
             del model
             give_back()
 
     @classmethod
     def of(cls, model: Decoder, tokenizer: Tokenizer, chat: ChatFormat, **settings: Any) -> Engine:
-        """For a model that somebody holds, such as a trainer."""
+        """Build an engine on a model that other code holds, such as a trainer. `reuse` and `pack` default to False."""
         engine = cls.__new__(cls)
         engine._begin(model, tokenizer, chat, EngineConfig(**{"reuse": False, "pack": False, **settings}))
         return engine
@@ -79,7 +87,7 @@ class Engine:
     def _begin(
         self, model: Decoder, tokenizer: Tokenizer, chat: ChatFormat, config: EngineConfig, *, take: bool = False
     ) -> None:
-        """Build the cores. With `take` the model is the engine's own, and nothing is left of it where its weights are packed."""
+        """Build the engine cores. With `take` the engine owns the model, and packing consumes its weights."""
         keep_freed()
         config.check(model, tokenizer)
         self.tokenizer, self.chat, self.config = tokenizer, chat, config
@@ -90,15 +98,15 @@ class Engine:
         arithmetic = f"packed={pack} backend={arithmetic_of(config.backend)} experts={config.record_experts}"
         kept = config.reuse or config.cache_dir is not None
         on_disk = config.cache_dir is not None
-        print_ = fingerprint(model, arithmetic=arithmetic) if on_disk else secrets.token_bytes(32)
+        weights_fingerprint = fingerprint(model, arithmetic=arithmetic) if on_disk else secrets.token_bytes(32)
         self.model = model = chosen.prepare(model, take=take) if pack else model
         self._numerics = NumericsProbe(model, chosen)
         fit = self._numerics.fit
         size = CoreConfig(config.slots, self.max_len, config.cache_bytes, config.step_tokens)
-        self._weights = Weights(model, print_, contents=kept and not take, watched=not (take and pack))
-        self._name = print_
+        self._weights = Weights(model, weights_fingerprint, contents=kept and not take, watched=not (take and pack))
+        self._name = weights_fingerprint
         record = {"record_experts": config.record_experts, "record_kept": config.record_kept}
-        # Only the first core, which serves, keeps anything for later: the others are for batches.
+        # Only the first core keeps a prefix cache: it runs submitted requests. The others only run batches.
         stored = replace(size, folder=config.cache_dir, disk_bytes=config.disk_bytes)
         first = EngineCore(model, stored, chat.stop_ids, self._weights, fit.backend, reuse=kept, **record)
         self._cores = [first]
@@ -115,12 +123,15 @@ class Engine:
         self._lock, self._gone = CallLock(), list[int]()
 
     def load_weights(self, weights: dict[str, Tensor] | Decoder) -> None:
-        """Copy weights into the model in place; other names or shapes are refused."""
+        """Copy weights into the model in place.
+
+        Raises ConfigError if the engine's weights are packed, and CheckpointError if names or shapes differ.
+        """
         if self._packed:
             raise ConfigError(
-                "this engine's weights are packed",
+                "packed weights cannot be replaced",
                 where="engine.load_weights",
-                remedy="Make the engine with pack=False.",
+                remedy="Create the engine with pack=False.",
             )
         state = weights.state_dict() if isinstance(weights, Decoder) else weights
         check_names(state, self.model.state_dict(), where="engine.load_weights")
@@ -130,16 +141,19 @@ class Engine:
             self._renew()
 
     def _renew(self) -> None:
-        """Forget what was cached of weights that have changed since."""
+        """Invalidate the caches of all cores if the weights have changed."""
         name = self._weights.look()
         if name != self._name:
             self._numerics.renew()
             for core in self._cores:
                 core.renew(name, self._numerics.fit.backend)
-            self._name = name  # at the end: what was broken off is done again
+            self._name = name  # last, so that an interrupted call is repeated
 
     def weights_changed(self) -> None:
-        """Forget what was cached of older weights. Changes are seen without this call, too, but for those that docs/engine.md names."""
+        """Invalidate everything cached under older weights.
+
+        The engine detects most changes by itself; docs/engine.md lists those that need this call.
+        """
         with self._lock("weights_changed"):
             self._weights.changed()
             self._renew()
@@ -151,7 +165,8 @@ class Engine:
 
     @property
     def invariant(self) -> bool:
-        """Whether the same bits were asked for, and this machine's products keep that promise."""
+        """Whether results are bitwise invariant: the backend promises it, and a probe of this machine's matrix products
+        confirms it."""
         return self._numerics.fit.held
 
     # ---- whole batches
@@ -164,11 +179,14 @@ class Engine:
         progress: Progress | None = None,
         arrived: Arrived | None = None,
     ) -> list[list[Completion]]:
-        """For each request its samples. Every request is checked before anything runs.
+        """Return the samples of each request, in order. All requests are checked before any runs.
 
-        What is no `Request` is made one with `params`: a text is what a user says, a list of `Message` a conversation, and a list of ids
-        is the prompt itself; prompt number i is sampled with `params.seed + i`, so that equal prompts have answers of their own.
-        `arrived(request, sample, completion)` and `progress(done, total)` are called as samples end, by one thread at a time.
+        A prompt that is not a `Request` becomes one with `params`. A string is a user message, a list of `Message` a
+        conversation, and a list of ids the prompt itself. Prompt i is sampled with `params.seed + i`, so that equal
+        prompts get independent answers. `arrived(request, sample, completion)` and `progress(done, total)` are called
+        as samples finish, by one thread at a time.
+
+        Raises DataError or ConfigError for a request that cannot run, and NumericsError if a logit is NaN or infinite.
         """
         requests = [request_of(prompt, params or SamplingParams(), number) for number, prompt in enumerate(prompts)]
         with self._lock("generate"):
@@ -179,7 +197,11 @@ class Engine:
     ) -> list[list[Completion]]:
         self._drop()
         if self._jobs:
-            raise ConfigError("requests were submitted for step()", where="engine", remedy="Finish or cancel them.")
+            raise ConfigError(
+                "generate() cannot run while submitted requests are unfinished",
+                where="engine",
+                remedy="Finish them with step(), or cancel them.",
+            )
         self._renew()
         jobs = [self._processor.job(request, f"request {number}") for number, request in enumerate(requests)]
         results = Results([job.request.params.n for job in jobs], progress, arrived)
@@ -195,19 +217,22 @@ class Engine:
                             raise NumericsError(found.error, where=f"request {number}", remedy=NO_NUMBER)
                         results.add(number, item.sequence.sample, found)
             except BaseException:
-                stop.set()  # the others need not go on
+                stop.set()
                 raise
 
         try:
             self._lock.share(self._divide(jobs), run, self.threads, stop)
         except BaseException:
-            for core in self._cores:  # whatever it was doing
+            for core in self._cores:
                 core.reset()
             raise
         return results.rows()
 
     def _divide(self, jobs: list[Job]) -> list[EngineCore]:
-        """Share the requests out; the cores used: as many as the work pays for, or the slots need."""
+        """Divide the requests among engine cores and return the cores used.
+
+        There are as many as the work makes worthwhile (`CORE_WORK`), or more if the samples need their slots.
+        """
         total = sum(job.request.params.n for job in jobs)
         cores = self._cores[: max(1, int(total * self._row_work) // CORE_WORK, -(-total // self._slots))]
         chosen = shared_out([job.request.params.n for job in jobs], len(cores))
@@ -218,10 +243,13 @@ class Engine:
     # ---- step by step
 
     def submit(self, request: Request) -> int:
-        """Queue a request for `step`; its id names it in what `step` returns, and for `cancel`."""
+        """Queue a request for `step` and return its id, which `Delta.request_id` and `cancel` use.
+
+        Raises DataError or ConfigError for a request that cannot run.
+        """
         with self._lock("submit"):
             self._renew()
-            request_id, self._next_id = self._next_id, self._next_id + 1  # nobody else's, whatever comes
+            request_id, self._next_id = self._next_id, self._next_id + 1  # never used again, even after an error
             job = self._processor.job(request, "request")
             try:
                 self._jobs[request_id] = job
@@ -233,7 +261,10 @@ class Engine:
             return request_id
 
     def step(self) -> list[Delta]:
-        """Advance everything submitted by one token, in the calling thread. What belongs to a `stream` is kept for it."""
+        """Advance all submitted requests by one token in the calling thread, and return the deltas.
+
+        Deltas of a `stream` are queued for that stream instead.
+        """
         self._advance()
         return self._outbox.take()
 
@@ -272,8 +303,13 @@ class Engine:
         return deltas
 
     def cancel(self, request_id: int) -> None:
-        """Stop a submitted request; its slots are free at once, or after the step that runs. An unknown or finished id does nothing."""
-        self._gone.append(request_id)  # perhaps in the middle of a step, by a garbage collection that closes a stream
+        """Cancel a submitted request. Its slots are free at once, or after the running step.
+
+        An unknown or finished id is ignored.
+        """
+        self._gone.append(
+            request_id
+        )  # garbage collection may close a stream, and so call this, in the middle of a step
         if request_id in self._jobs and not self._lock.mine():
             with self._lock.lock:
                 self._drop()
@@ -286,14 +322,17 @@ class Engine:
                 self._cores[0].cancel(request_id)
 
     def stream(self, request: Request) -> Iterator[Delta]:
-        """The tokens of one request as they are drawn; several may be open, and each advances all. Closing the iterator cancels it."""
+        """Yield the deltas of one request as its tokens are drawn.
+
+        Several streams may be open; each advances all of them. Closing the iterator cancels the request.
+        """
         request_id = self.submit(request)
         deltas, left = self._outbox.open(request_id), request.params.n
         try:
             while left:
                 while not deltas:
                     if request_id not in self._jobs:
-                        raise RuntimeError("a step that another stream or step() asked for broke off")
+                        raise RuntimeError("a step of another stream or of step() failed, which dropped this request")
                     self._advance()
                 left -= deltas[0].completion is not None
                 yield deltas.popleft()
@@ -301,18 +340,24 @@ class Engine:
             self.cancel(request_id)
 
     def check(self, request: Request, where: str = "request") -> None:
-        """Raise what `submit` would."""
+        """Raise the error that `submit` would raise for this request, without queueing it."""
         self._cores[0].runner.check()
         self._processor.job(request, where)
 
     @property
     def grammars(self) -> Grammars:
-        """What compiles grammars for this engine. `grammars.submit` does so beside the loop and keeps the result, so that a request whose
-        grammar is ready is submitted without delay."""
+        """The grammar compiler of this engine.
+
+        `grammars.submit` compiles in the background and caches the result, so that a later `submit` does not wait.
+        """
         return self._processor.grammars
 
     def stats(self) -> dict[str, float]:
-        """What runs and waits, the blocks of the serving core by state, and prompt tokens found in its cache and not."""
+        """Return counts of the first core: running and waiting sequences, preemptions, blocks by state, cache hits and
+        misses.
+
+        Hits and misses are counted in prompt tokens. `invariant` is 1 if results are bitwise invariant, else 0.
+        """
         core = self._cores[0]
         return {
             "running": len(core.scheduler.running) + len(core.scheduler.prefilling),
@@ -323,6 +368,6 @@ class Engine:
         }
 
     def close(self) -> None:
-        """Write what is on its way to the folder. The engine must not be used afterwards."""
+        """Write pending blocks to the disk cache. The engine must not be used afterwards."""
         for core in self._cores:
             core.close()

@@ -1,4 +1,4 @@
-"""Which backend runs an engine's steps, and how, as long as its model is made of the same parts."""
+"""Fit a backend to an engine's model, and again when the model's modules change."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rorqual.ops.paged import BLOCK
 
 
 class NumericsProbe:
-    """Fits a backend to a model, and again where the model is made of other parts: where an adapter was attached, or taken off."""
+    """Fits a backend to a model, and refits it when the modules change, as when an adapter is attached or removed."""
 
     def __init__(self, model: Decoder, backend: Backend) -> None:
         self._model, self._backend = model, backend
@@ -21,7 +21,7 @@ class NumericsProbe:
         self.renew()
 
     def renew(self) -> None:
-        """Look what the model is made of now."""
+        """Refit the backend if the modules or parameter shapes have changed."""
         if (parts := _parts(self._model)) != self._parts:
             specs = (attention.cache_spec() for attention in self._model.config.attentions)
             shapes = [(part.width, BLOCK // part.every) for spec in specs for part in spec]
@@ -30,7 +30,7 @@ class NumericsProbe:
 
 
 def _parts(model: nn.Module) -> tuple[object, ...]:
-    """What the shapes of a model's products follow from: another where they are others."""
+    """Return the module types and parameter shapes, which decide the shapes of all matrix products."""
     return tuple(
         (type(module), *(p.shape for p in module._parameters.values() if p is not None)) for module in model.modules()
     )

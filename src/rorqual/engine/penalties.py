@@ -1,4 +1,4 @@
-"""Which tokens a sequence has said, for the penalties of those that ask for them."""
+"""Token counts of prompts and replies, for repetition, presence and frequency penalties."""
 
 from __future__ import annotations
 
@@ -11,23 +11,26 @@ Ints = npt.NDArray[np.int64]
 
 
 class Counts:
-    """Which tokens stand in the prompt or the reply of a row, and how often in its reply, for the rows that need it.
+    """The distinct tokens in prompt and reply of each row, with their counts in the reply, for rows with penalties.
 
-    A row is the batch's number for a sequence, below `rows`. What a row holds follows from its ids alone, so that a sequence that was
-    preempted is added again with the reply it had. A token drawn costs the same however long the history is. Memory, for each row that
-    was here at once: 4 bytes a token of the vocabulary, and 12 a different token of the longest history.
+    A row is the number of a sequence in the batch, below `rows`. A history depends only on the row's ids, so a
+    preempted sequence is added again with its reply so far. Counting a token takes constant time. Memory per row with a
+    history: 4 bytes per token of the vocabulary, and 12 per distinct token of the longest history.
     """
 
     def __init__(self, rows: int, vocab_size: int) -> None:
-        self._place = np.full(rows, -1, np.int64)  # where the history of a row is; -1: it has none
+        self._place = np.full(rows, -1, np.int64)  # index of a row's history; -1: none
         self._free: list[int] = []
-        self._column = np.full((0, vocab_size), -1, np.int32)  # where a token is among `_ids`; -1: it was not seen
+        self._column = np.full((0, vocab_size), -1, np.int32)  # column of a token in `_ids`; -1: not seen
         self._ids = np.zeros((0, 64), np.int64)
         self._times = np.zeros((0, 64), np.float32)  # exact to 2^24
         self._used = np.zeros(0, np.int64)
 
     def add(self, row: int, prompt: Sequence[int], reply: Sequence[int] = ()) -> None:
-        """`row` begins, with its prompt (an id at least) and what of its reply there is; call it where `needs_history(params)`."""
+        """Start the history of `row` with its prompt (at least one id) and its reply so far.
+
+        Call it for rows with `needs_history(params)`.
+        """
         self.drop(row)
         if not self._free:
             self._more_places()
@@ -44,7 +47,7 @@ class Counts:
         self._used[place] = len(ids)
 
     def tally(self, rows: Ints, tokens: Ints) -> None:
-        """Each of `rows` [n], none twice, has drawn its token of `tokens` [n]; rows without a history are passed over."""
+        """Count one new token `tokens` [n] for each of the distinct `rows` [n]. Rows without a history are skipped."""
         places = self._place[rows]
         known = places >= 0
         if not known.any():
@@ -60,24 +63,25 @@ class Counts:
         self._times[places, self._column[places, tokens]] += 1
 
     def move(self, to: int, from_: int) -> None:
-        """The sequence at row `from_` is now at `to`, whose own has left; neither needs to have a history."""
+        """Move the history of row `from_` to row `to` and drop the one at `to`. Either row may lack a history."""
         self.drop(to)
         self._place[to], self._place[from_] = self._place[from_], -1
 
     def drop(self, row: int) -> None:
-        """The sequence at `row` has left."""
+        """Free the history of `row`, if it has one."""
         if self._place[row] >= 0:
             self._free.append(int(self._place[row]))
             self._place[row] = -1
 
     def of(self, rows: Ints) -> tuple[Ints, npt.NDArray[np.float32]]:
-        """Of `rows` [n], all of which were added: tokens of prompt or reply, and how often in the reply, each [n, most tokens].
+        """Return the distinct tokens of `rows` [n] and their counts in the reply, each [n, most distinct tokens of a
+        row].
 
-        A row with fewer tokens has its last one again and again.
+        A row with fewer tokens repeats its last one. Raises KeyError for a row without a history.
         """
         places = self._place[rows]
         if (places < 0).any():
-            raise KeyError(f"rows {rows[places < 0].tolist()} have no history: `add` them")
+            raise KeyError(f"rows {rows[places < 0].tolist()} have no history: call `add` first")
         used = self._used[places, None]
         at = places[:, None], np.minimum(np.arange(used.max()), used - 1)
         return self._ids[at], self._times[at]

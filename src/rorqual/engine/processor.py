@@ -1,4 +1,4 @@
-"""From a request to its samples and back: checked, written as ids, and read when it has ended."""
+"""Check requests, encode them as sequences, and decode finished sequences into completions."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from rorqual.engine.seeds import sample_key
 from rorqual.engine.sequence import Sequence as Sample
 
 Prompt = str | Sequence[int] | Sequence[Message]
-"""What a user says, ids to feed as they are, or a conversation."""
+"""A user message, the token ids of the prompt itself, or a conversation."""
 
 
 def request_of(prompt: Request | Prompt, params: SamplingParams, number: int) -> Request:
-    """A prompt as a request, sampled with `params.seed + number`."""
+    """Return a prompt as a request, sampled with `params.seed + number`. A `Request` is returned unchanged."""
     if isinstance(prompt, Request):
         return prompt
     params = replace(params, seed=params.seed + number)
@@ -43,7 +43,7 @@ def request_of(prompt: Request | Prompt, params: SamplingParams, number: int) ->
 
 
 def _fault(finished: Finished) -> str:
-    """Why a sample is no answer, where it is none."""
+    """Return why a finished sample is invalid, or "" if it is valid."""
     sequence = finished.sequence
     if finished.lost:
         return f"the model gave a logit that is not a number, for a prompt of {len(sequence.prompt)} tokens"
@@ -52,7 +52,7 @@ def _fault(finished: Finished) -> str:
 
 @dataclass
 class Job:
-    """A request that can run. `compiled`: its grammar."""
+    """A checked request with its prompt ids and its compiled grammar."""
 
     request: Request
     prompt: tuple[int, ...]
@@ -65,7 +65,7 @@ def _whole(token: object) -> bool:
 
 
 FIELDS: dict[str, tuple[tuple[type, ...], str]] = {
-    "tenant": ((str,), "a text"),
+    "tenant": ((str,), "a string"),
     "priority": ((int,), "a whole number"),
     "reuse": ((bool,), "True or False"),
     "embeds": ((Embeds, NoneType), "Embeds(rows, positions)"),
@@ -82,26 +82,32 @@ def _check_types(request: Request, where: str) -> None:
     for name, (kinds, what) in FIELDS.items():
         value = getattr(request, name)
         if type(value) not in kinds:
-            raise DataError(f"'{name}' is {value!r}", where=where, remedy=f"Give {what}.")
+            raise DataError(f"'{name}' is {value!r}, which has the wrong type", where=where, remedy=f"Give {what}.")
     if request.thinking not in get_args(Thinking):
-        raise DataError(f"'thinking' is {request.thinking!r}", where=where, remedy=f"Give one of {get_args(Thinking)}.")
+        what = f"'thinking' is {request.thinking!r}, which is not a known value"
+        raise DataError(what, where=where, remedy=f"Give one of {', '.join(map(repr, get_args(Thinking)))}.")
 
 
 @dataclass
 class Processor:
-    """What an engine knows of requests. `vocab_size` and `hidden_size`: the model's; `max_len`: of a sequence; `room`: positions that its
-    cache holds; `reuse`: whether it keeps prefixes."""
+    """Turns requests into sequences, and finished sequences into completions."""
 
     vocab_size: int
     hidden_size: int
     max_len: int
+    """Tokens of the longest sequence."""
     room: int
+    """Positions that the KV cache holds."""
     tokenizer: Tokenizer
     chat: ChatFormat
     reuse: bool
+    """Whether the engine keeps a prefix cache."""
 
     def job(self, request: Request, where: str) -> Job:
-        """The request with its ids and its grammar; a `RorqualError` at `where` for one that cannot run."""
+        """Check a request, encode its prompt and compile its grammar.
+
+        Raises a RorqualError whose place starts with `where` if the request cannot run.
+        """
         try:
             return self._job(request, where)
         except RorqualError as error:
@@ -117,28 +123,28 @@ class Processor:
         given = request.prompt_ids
         prompt = tuple(self.chat.prompt(request.messages, request.thinking)) if given is None else tuple(given)
         if not prompt or not all(_whole(token) and 0 <= token < vocab for token in prompt):
-            what = "a token outside the vocabulary" if prompt else "an empty prompt"
-            raise DataError(what, where=where, remedy=f"Feed ids from 0 to {vocab - 1}.")
+            what = "the prompt has a token id outside the vocabulary" if prompt else "the prompt is empty"
+            raise DataError(what, where=where, remedy=f"Give token ids from 0 to {vocab - 1}.")
         if given is None and request.embeds is None and (unseen := _unseen(request.messages)):
             raise DataError(
-                f"its messages hold {unseen}, and it brings no embeddings for them",
+                f"the messages hold {unseen}, but the request has no embeddings for them",
                 where=where,
-                remedy="Give `embeds`, or leave those parts out: the model would see placeholders alone.",
+                remedy="Set `embeds`, or leave those parts out: the model would see only placeholders.",
             )
         if request.embeds is not None:
             self._check_embeds(request.embeds, len(prompt), where)
         if len(prompt) >= self.max_len:
             raise DataError(
-                f"the prompt has {len(prompt)} tokens, and the context of {self.max_len} must hold it and a reply",
+                f"the prompt has {len(prompt)} tokens, but the context of {self.max_len} must hold it and a reply",
                 where=where,
                 remedy=f"Shorten it to {self.max_len - 1} tokens or fewer, or use a model with a longer context.",
             )
         longest = min(len(prompt) + params.max_tokens, self.max_len)
         if longest > self.room:
             raise DataError(
-                f"prompt and reply may have {longest} tokens, and the cache holds {self.room}",
+                f"prompt and reply may need {longest} tokens, but the KV cache holds {self.room}",
                 where=where,
-                remedy="Lower max_tokens, or give the engine more cache_bytes.",
+                remedy="Lower max_tokens, or raise the engine's cache_bytes.",
             )
         thinking = request.thinking if given is None else self.chat.chosen(prompt)
         grammar = params.grammar
@@ -148,15 +154,17 @@ class Processor:
     def _check_embeds(self, embeds: Embeds, length: int, where: str) -> None:
         width, last = embeds.rows.shape[1], embeds.positions[-1]
         if width != self.hidden_size:
-            what, remedy = f"rows of {width} numbers", f"This model's embeddings have {self.hidden_size}."
+            what = f"the rows have {width} numbers, but the model's embeddings {self.hidden_size}"
+            remedy = f"Give rows of {self.hidden_size} numbers."
         elif last >= length:
-            what, remedy = f"position {last} of a prompt of {length} tokens", "Give positions of the prompt, from 0."
+            what = f"position {last} is outside the prompt of {length} tokens"
+            remedy = f"Give positions from 0 to {length - 1}."
         else:
             return
         raise DataError(what, where=f"{where}, embeds", remedy=remedy)
 
     def sequences(self, request_id: int, job: Job) -> list[Sample]:
-        """The samples of a request."""
+        """Return the sequences of a request, one per sample."""
         request, params = job.request, job.request.params
         limit = min(len(job.prompt) + params.max_tokens, self.max_len)
         return [
@@ -172,11 +180,12 @@ class Processor:
 
     @cached_property
     def grammars(self) -> Grammars:
-        """What compiles grammars for this tokenizer."""
+        """The grammar compiler for this tokenizer."""
         return Grammars(self.tokenizer, self.vocab_size, self.chat.stop_ids, Spelling(self.chat, self.vocab_size))
 
     def _constraint(self, job: Job) -> Constraint | None:
-        """What one sample may draw: its grammar holds for the answer, which may begin at once unless the prompt opened a thought."""
+        """Return the grammar constraint of one sample. It binds the answer, which starts after the reasoning, if there
+        is any."""
         compiled, form = job.compiled, self.chat.reply_form(job.thinking)
         if compiled is None:
             return None
@@ -190,17 +199,20 @@ class Processor:
         return compiled.start(thought=Thought([marks[1]], open_ids=opens, gap_ids=gap))
 
     def _barred(self, params: SamplingParams) -> tuple[int, ...]:
-        """What may not be drawn before `min_tokens`."""
+        """Return the stop tokens that may not be drawn before `min_tokens`."""
         own = () if params.ignore_eos else self.chat.stop_ids
         return tuple({*own, *params.stop_token_ids}) if params.min_tokens else ()
 
     def _halts(self, job: Job) -> Callable[[list[int]], bool]:
-        """Whether the answer of a sample, given all its ids, holds a stop string now that ends after its first `min_tokens` tokens."""
+        """Return a function from all ids of a sample to whether its answer has a stop string that ends it.
+
+        A stop string counts only if it ends after the first `min_tokens` tokens.
+        """
         stops, start = job.request.params.stop, len(job.prompt)
-        window = 4 * max(map(len, stops)) + 16  # tokens: the longest character has four bytes
+        window = 4 * max(map(len, stops)) + 16  # in tokens: a character has at most four bytes
 
         def halts(ids: list[int]) -> bool:
-            tail = self.tokenizer.decode(ids[max(start, len(ids) - window) :], specials=True)  # as an answer has them
+            tail = self.tokenizer.decode(ids[max(start, len(ids) - window) :], specials=True)  # answers keep specials
             if not any(stop in tail for stop in stops):
                 return False
             content = self.chat.parse(ids[start:], job.thinking).text
@@ -210,12 +222,12 @@ class Processor:
         return halts
 
     def _unheard(self, reply: list[int], job: Job) -> int:
-        """Characters of the answer in which no stop string may end: those of the first `min_tokens` tokens."""
+        """Return the length in characters of the answer's first `min_tokens` tokens, in which no stop string may end."""
         least = job.request.params.min_tokens if job.request.params.stop else 0
         return len(self.chat.parse(reply[:least], job.thinking).text) if least else 0
 
     def completion(self, job: Job, finished: Finished) -> Completion:
-        """A sample that ended, read."""
+        """Decode a finished sample."""
         sampled, sequence = finished.sampled, finished.sequence
         message = self.chat.parse(sampled.token_ids, job.thinking)
         hit, scores = max(sequence.hit, 0), sequence.scores

@@ -1,4 +1,4 @@
-"""Log-probabilities of a prompt's own tokens, gathered during chunked prefill. No tensors here."""
+"""Log-probabilities of a prompt's own tokens, collected during chunked prefill. This module uses no tensors."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ Likeliest = list[tuple[int, float]]
 
 @dataclass
 class PromptScores:
-    """Of a prompt of `length` tokens: `logprobs[i]` is of token i + 1, and `best[i]` the `top` likeliest tokens there. They fill up from the
-    left, and stay when the sequence is preempted.
+    """Log-probabilities of a prompt of `length` tokens.
 
-    The prefix cache keeps keys and values, no logits: positions whose logits nobody has seen must be computed again (`reusable`).
+    `logprobs[i]` belongs to token i + 1, and `best[i]` holds the `top` likeliest tokens there. Both lists fill from the
+    left and survive a preemption. The prefix cache keeps keys and values but no logits, so a prefill may reuse only
+    positions that are already scored (`reusable`).
     """
 
     length: int
@@ -23,27 +24,27 @@ class PromptScores:
 
     @property
     def reusable(self) -> int | None:
-        """How many positions may come from the prefix cache: those whose logits were seen; None: all."""
+        """Number of positions that the prefix cache may serve: those already scored. None means all."""
         return None if len(self.logprobs) == self.length - 1 else len(self.logprobs)
 
     def wanted(self, start: int, stop: int) -> range:
-        """Of positions start .. stop - 1, which are computed now, those whose logits are missing."""
+        """Return the positions in [start, stop) that are not scored yet."""
         return range(max(start, len(self.logprobs)), min(stop, self.length - 1))
 
     def add(self, logprobs: list[float], best: list[Likeliest]) -> None:
-        """What the next positions say."""
+        """Append the scores of the next positions."""
         self.logprobs += logprobs
         self.best += best
 
     @property
     def lost(self) -> bool:
-        """Whether a logit was not a number."""
+        """Whether a log-probability is NaN."""
         return any(math.isnan(value) for value in self.logprobs)
 
     def tokens(self) -> list[float | None]:
-        """[length]: a log-probability for each token of the prompt; None for the first, which nothing comes before."""
+        """Return the log-probability of each prompt token [length]. The first is None: it has no context."""
         return [None, *self.logprobs]
 
     def likeliest(self) -> list[Likeliest]:
-        """[length]: the likeliest tokens at each place, none at the first."""
+        """Return the likeliest tokens at each prompt position [length]. The first list is empty."""
         return [[], *self.best]

@@ -1,4 +1,4 @@
-"""What goes into an engine and what comes out: the same for a local model and for a remote address."""
+"""Requests and completions, the same for a local model and a remote endpoint."""
 
 from __future__ import annotations
 
@@ -15,68 +15,74 @@ __all__ = ["Arrived", "Completion", "Generator", "Grammar", "Request", "Sampling
 
 @dataclass(frozen=True)
 class Request:
-    """A conversation to continue. `prompt_ids`, where given, is the prompt, token for token, instead of `messages`.
-
-    `tenant`: whose it is; tenants share neither cache nor turns. `priority`: of what waits, the highest runs first.
-    `reuse`: whether the prefix cache may serve and keep it. `embeds`: rows that are read instead of the embeddings of the prompt's tokens
-    at their positions.
-    """
+    """A conversation or a tokenized prompt to continue."""
 
     messages: tuple[Message, ...] = ()
     params: SamplingParams = field(default_factory=SamplingParams)
     thinking: Thinking = "auto"
     prompt_ids: tuple[int, ...] | None = None
+    """Token ids of the prompt. If given, `messages` is not used."""
     tenant: str = ""
+    """Owner of the request. Tenants share no cached blocks, and the scheduler treats them fairly."""
     priority: int = 0
+    """The queued request with the highest priority runs first."""
     reuse: bool = True
+    """Whether the prefix cache may serve this request and keep its blocks."""
     embeds: Embeds | None = None
+    """Embeddings that replace those of placeholder tokens in the prompt."""
 
 
 @dataclass
 class Completion:
-    """One sample.
-
-    `logprobs[i]` is the log-probability of `token_ids[i]` under the distribution it was drawn from (temperature, top-p and top-k
-    included; at temperature 0, of the plain softmax). `experts` is [len(prompt_ids) + len(token_ids) - 1, moe layers, top-k], the experts
-    that served each computed position, int8 or int16, -1 where none served; None for a dense or a remote model.
-    `kept` is [len(token_ids), ceil(vocab / 8)] uint8, the tokens that top-k and top-p left for each draw, as `numpy.packbits` writes
-    them; None where the engine does not record it.
-    `top_logprobs[i]`: the likeliest tokens at that place, where they were asked for. `prompt_logprobs` and `prompt_top_logprobs`
-    [len(prompt_ids)]: the same of the prompt, where `SamplingParams.prompt_logprobs` asks for it; None and [] for its first token.
-    `usage` counts `prompt_tokens`, `completion_tokens` and, of a local engine, `prompt_cache_hit_tokens` and `prompt_cache_miss_tokens`.
-    `error`: why this is no answer, where it is none: the grammar gave up in the middle, the answer does not match what its schema asks
-    beyond the grammar, or a logit was not a number. `model`: what an address calls the model that answered.
-    `text` is the reply after `</think>`, `reasoning` what stood before it (None: it did not think).
-    Of a `RolloutEngine` it is sample number `sample` of request number `request`, drawn by weights of version `policy_version`.
-    """
+    """One sample of a request."""
 
     prompt_ids: tuple[int, ...]
     token_ids: list[int]
     logprobs: list[float]
+    """`logprobs[i]` is the log-probability of `token_ids[i]` under the distribution that it was drawn from: after
+    temperature, top-k and top-p. At temperature 0 it is that of the plain softmax."""
     finish_reason: Literal["stop", "length"]
     text: str
+    """The reply after `</think>`."""
     reasoning: str | None
+    """The reasoning before `</think>`. None means that the model did not think."""
     experts: Any = None
+    """Experts of each computed position [len(prompt_ids) + len(token_ids) - 1, MoE layers, top-k], int8 or int16.
+    -1 means that no expert served. None for a dense or remote model."""
     kept: Any = None
+    """Tokens that top-k and top-p left for each draw [len(token_ids), ceil(vocab / 8)], uint8 as `numpy.packbits`
+    writes it. None unless the engine records it."""
     top_logprobs: list[list[tuple[int, float]]] | None = None
+    """The likeliest tokens at each position of the reply, if `SamplingParams.top_logprobs` is set."""
     usage: dict[str, int] = field(default_factory=dict)
+    """Counts `prompt_tokens` and `completion_tokens`. A local engine adds `prompt_cache_hit_tokens` and
+    `prompt_cache_miss_tokens`."""
     error: str = ""
+    """Why this sample is invalid, or "". Reasons are a dead end of the grammar, a violation of the schema that the
+    grammar cannot prevent, and a logit that is NaN or infinite."""
     prompt_logprobs: list[float | None] | None = None
+    """Log-probability of each prompt token, if `SamplingParams.prompt_logprobs` is set. None for the first token."""
     prompt_top_logprobs: list[list[tuple[int, float]]] | None = None
+    """The likeliest tokens at each prompt position, if `SamplingParams.prompt_logprobs` is above 0. [] for the first
+    token."""
     model: str = ""
+    """Name of the model, as a remote endpoint reports it."""
     request: int = 0
+    """Index of the request, set by a `RolloutEngine`."""
     sample: int = 0
+    """Index of the sample in its request, set by a `RolloutEngine`."""
     policy_version: int = 0
+    """Version of the weights that drew the sample, set by a `RolloutEngine`."""
 
 
 Arrived = Callable[[int, int, Completion], None]
-"""Told of each sample as it ends: the number of its request, its own number, and the sample."""
+"""A callback for each finished sample: the index of its request, its own index, and the sample."""
 
 
 class Generator(Protocol):
-    """The interface that a local `Engine` and a `RemoteEngine` share."""
+    """The interface that `Engine` and `RemoteEngine` share."""
 
     def generate(
         self, requests: Sequence[Request], *, progress: Callable[[int, int], None] | None = None
     ) -> list[list[Completion]]:
-        """For each request its `n` samples, in the order of the requests. `progress(done, total)` counts samples."""
+        """Return the `n` samples of each request, in the order of the requests. `progress(done, total)` counts samples."""

@@ -1,9 +1,11 @@
-"""Who waits, and whose turn it is: the highest priority first, then a tenant of which nothing runs, then the one that
-was served least, then the earliest.
+"""The queue of waiting sequences, with priorities and fairness between tenants.
 
-Fairness between tenants as in Sheng et al. 2024 ("Fairness in serving large language models", virtual token counter): a tenant's
-counter grows by what it is served, a token drawn counts as `DRAWN` tokens of prefill; one that comes back from idleness begins at the least
-counter of those that are busy, so that nobody saves up turns.
+The next sequence is the one with the highest priority. Ties go to a tenant without running sequences, then to the
+tenant served least, then to the earliest arrival.
+
+Fairness follows the virtual token counter of Sheng et al. 2024 ("Fairness in serving large language models"). The
+counter of a tenant grows with its service: one per prefill token and `DRAWN` per sampled token. A tenant that returns
+from idleness starts at the lowest counter of the busy tenants, so idle time earns no credit.
 """
 
 from __future__ import annotations
@@ -14,11 +16,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Generic, Protocol, TypeVar
 
 DRAWN = 2.0
-"""What drawing a token costs, in tokens of prefill."""
+"""Cost of sampling one token, in prefill tokens."""
 
 
 class Queued(Protocol):
-    """What `RequestQueue` needs of a sequence."""
+    """The fields of a sequence that `RequestQueue` reads."""
 
     request_id: int
     tenant: str
@@ -30,7 +32,8 @@ W = TypeVar("W", bound=Queued)
 
 
 def in_turn(sequences: Iterable[W]) -> list[W]:
-    """By priority; of one priority each tenant's first, then each tenant's second, and so on."""
+    """Sort by priority, and round-robin over tenants within a priority: the first of each tenant, then the second of
+    each."""
     before = Counter[tuple[int, str]]()
     places = dict[W, tuple[int, int, int]]()
     for one in sorted(sequences, key=lambda s: (-s.priority, s.arrival)):
@@ -40,7 +43,7 @@ def in_turn(sequences: Iterable[W]) -> list[W]:
 
 
 class RequestQueue(Generic[W]):
-    """Sequences in queues, one for each tenant."""
+    """Waiting sequences, in one queue per tenant."""
 
     def __init__(self) -> None:
         self._queues: dict[str, list[tuple[int, int, W]]] = {}
@@ -52,11 +55,11 @@ class RequestQueue(Generic[W]):
 
     @property
     def highest(self) -> int:
-        """The highest priority that waits; somebody must."""
+        """The highest priority of a waiting sequence. The queue must not be empty."""
         return max(-queue[0][0] for queue in self._queues.values())
 
     def push(self, sequence: W, busy: Iterable[str] = ()) -> None:
-        """Queue a newcomer. `busy`: tenants of which something runs."""
+        """Queue a new sequence. `busy`: tenants with running sequences."""
         tenant = sequence.tenant
         others = {*busy, *(name for name, queue in self._queues.items() if queue)}
         if tenant not in others:
@@ -65,14 +68,17 @@ class RequestQueue(Generic[W]):
         self.push_back(sequence)
 
     def push_back(self, sequence: W) -> None:
-        """Queue what had been taken, at the place of its arrival."""
+        """Queue a preempted sequence again, at the place of its first arrival."""
         queue = self._queues.setdefault(sequence.tenant, [])
         heapq.heappush(queue, (-sequence.priority, sequence.arrival, sequence))
         self._length += 1
 
     def next(self, running: Mapping[str, float]) -> W:
-        """Whose turn it is; it stays queued. `running`: tokens drawn, but not yet charged, for each tenant of which something runs. One of which
-        nothing runs goes first."""
+        """Return the sequence to run next, which stays queued.
+
+        `running` holds the tokens sampled but not yet charged, for each tenant with running sequences.
+        A tenant without running sequences goes first.
+        """
         best = min(
             (queue[0][0], tenant in running, self.usage(tenant, running), queue[0][1], tenant)
             for tenant, queue in self._queues.items()
@@ -81,13 +87,15 @@ class RequestQueue(Generic[W]):
         return self._queues[best[4]][0][2]
 
     def usage(self, tenant: str, running: Mapping[str, float]) -> float:
-        """What a tenant was served, in tokens of prefill; `running` as in `next`."""
+        """Return the service that a tenant has received, in prefill tokens. `running` is as in `next`."""
         return self._counters.get(tenant, 0.0) + DRAWN * running.get(tenant, 0.0)
 
     def owing(self, tenant: str, held: Mapping[str, int], running: Mapping[str, float]) -> set[str]:
-        """Tenants that must give a slot to `tenant`. `held`: slots of each; `running` as in `next`.
+        """Return the tenants that must give up a slot for `tenant`. `held` counts slots per tenant; `running` is as in
+        `next`.
 
-        They have at least as many as it then, or it has none and was served less: they wait for one in their turn.
+        A tenant with several slots gives one to a tenant without any. A tenant that was served more than `tenant` gives
+        one if it still has at least as many afterwards, or if `tenant` has none.
         """
         mine, used = held.get(tenant, 0), self.usage(tenant, running)
         return {
@@ -98,25 +106,25 @@ class RequestQueue(Generic[W]):
         }
 
     def pop(self, sequence: W) -> None:
-        """Take the head of a tenant's queue: what `next` said. Its prompt is charged by `charge`."""
+        """Remove the sequence that `next` returned. This charges nothing: call `charge` for its prompt."""
         queue = self._queues[sequence.tenant]
         if queue[0][2] is not sequence:
-            raise RuntimeError("not the head of its queue")
+            raise RuntimeError("the sequence is not the head of its tenant's queue")
         heapq.heappop(queue)
         self._length -= 1
         if not queue:
             del self._queues[sequence.tenant]
 
     def charge(self, tenant: str, prefilled: int, drawn: int) -> None:
-        """Charge a tenant for tokens of prefill and tokens drawn."""
+        """Charge a tenant for prefill tokens and sampled tokens."""
         self._counters[tenant] = self._counters.get(tenant, 0.0) + prefilled + DRAWN * drawn
 
     def __iter__(self) -> Iterator[W]:
-        """All that waits, in no order."""
+        """Iterate over the waiting sequences, in no particular order."""
         return (item[2] for queue in self._queues.values() for item in queue)
 
     def drop(self, request_id: int) -> None:
-        """Forget what waits under `request_id`."""
+        """Remove the waiting sequences of `request_id`."""
         for tenant, queue in list(self._queues.items()):
             kept = [item for item in queue if item[2].request_id != request_id]
             self._length -= len(queue) - len(kept)

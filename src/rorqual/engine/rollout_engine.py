@@ -1,4 +1,4 @@
-"""Who samples for a trainer: one protocol for the engine on the trained tensors, for an address, and for a user's own."""
+"""Rollout engines, which sample for a trainer: in its process, at a remote endpoint, or of a user's own class."""
 
 from __future__ import annotations
 
@@ -13,42 +13,49 @@ from rorqual.engine.seeds import sample_seed
 from rorqual.model import Decoder
 
 TRIES = 3
-"""How often a sample is asked for that an engine does not hand over."""
+"""Attempts to get a sample that a rollout engine does not return."""
 
 
 class RolloutEngine(Protocol):
     """Samples with the newest weights that it was given.
 
-    An answer depends on the weights and on its request alone (prompt, parameters, seed, number of the sample), so that another engine, or a
-    second try, gives the same one.
+    A completion must depend only on the weights and its request: prompt, sampling parameters, seed and sample index.
+    Then another engine, or a second attempt, returns the same one.
     """
 
     @property
     def version(self) -> int:
-        """Of the weights that it samples with."""
+        """The version of the weights that it samples with."""
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
-        """Yield each sample of each request as it finishes, in any order. `Completion.request` and `.sample` say which it is, and
-        `.policy_version` which weights drew it. A sample that was lost may be left out: it is asked for again."""
+        """Yield the samples of all requests as they finish, in any order.
+
+        `Completion.request` and `.sample` identify a sample, and `.policy_version` is the version of its weights.
+        The engine may omit a lost sample: the trainer requests it again.
+        """
 
     def update(self, weights: Decoder, version: int) -> None:
-        """Sample with `weights` from now on; `version` is greater than any before."""
+        """Sample with `weights` from now on. `version` is greater than all earlier ones."""
 
 
 class InlineRolloutEngine:
-    """An `Engine` on the trained tensors: it sees their changes by itself. It works in the trainer's thread, so that what it yields is there
-    when all samples are."""
+    """An `Engine` that shares the trained tensors and so sees each update without a copy.
+
+    It works in the trainer's thread and yields nothing before all samples are finished.
+    """
 
     def __init__(self, engine: Engine, version: int = 0) -> None:
         self.engine, self.version = engine, version
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
-        version = self.version  # whoever reads may update between two samples
+        """Run all requests, then yield their samples in order."""
+        version = self.version  # the caller may update the weights between two samples
         for number, samples in enumerate(self.engine.generate(requests)):
             for sample, found in enumerate(samples):
                 yield replace(found, request=number, sample=sample, policy_version=version)
 
     def update(self, weights: Decoder, version: int) -> None:
+        """Set the version. Weights of another model object are copied into the engine's model."""
         if weights is not self.engine.model:
             self.engine.load_weights(weights)
         self.version = version
@@ -57,10 +64,12 @@ class InlineRolloutEngine:
 def gather(
     engine: RolloutEngine, requests: Sequence[Request], *, version: int, max_age: int = 0
 ) -> list[list[Completion]]:
-    """For each request its samples, in order; what the engine lost is asked for again, by the seed that makes it the same sample.
+    """Return the samples of each request, in order. Lost samples are requested again, with the seed that reproduces
+    them.
 
-    `version`: of the trainer's weights. A `NumericsError` refuses samples of newer weights, of weights that are more than `max_age` versions
-    older, samples that nobody asked for, and an engine that loses a sample `TRIES` times.
+    `version` is that of the trainer's weights. Raises NumericsError for samples of newer weights or of weights more
+    than `max_age` versions older. It also refuses samples that were not requested, and an engine that loses a sample
+    `TRIES` times.
     """
     found: dict[tuple[int, int], Completion] = {}
     places = [(number, sample) for number, request in enumerate(requests) for sample in range(request.params.n)]
@@ -71,9 +80,9 @@ def gather(
             place = names.get((one.request, one.sample))
             if place is None:
                 raise NumericsError(
-                    f"it handed over sample {one.sample} of request {one.request}, for which nobody asked",
+                    f"it returned sample {one.sample} of request {one.request}, which was not requested",
                     where="rollout engine",
-                    remedy="Number requests, and the samples of each, from 0, in the order that they were given.",
+                    remedy="Number the requests, and the samples of each request, from 0 in the order given.",
                 )
             found[place] = replace(one, request=place[0], sample=place[1])
         lost = [place for place in places if place not in found]
@@ -82,28 +91,28 @@ def gather(
         asked = [alone(requests[number], sample) for number, sample in lost]
         names = {(again, 0): place for again, place in enumerate(lost)}
     raise NumericsError(
-        f"of {len(places)} samples {len(lost)} were lost, {TRIES} times over",
+        f"{len(lost)} of {len(places)} samples are missing after {TRIES} attempts",
         where="rollout engine",
-        remedy="See what the engine says of itself; the run goes on from its last checkpoint when the command is repeated.",
+        remedy="Check the engine's log, then repeat the command: the run resumes from its last checkpoint.",
     )
 
 
 def alone(request: Request, sample: int) -> Request:
-    """A request for one sample of `request`: the very one that has that number there."""
+    """Return a request that reproduces sample number `sample` of `request` alone."""
     return replace(request, params=replace(request.params, seed=sample_seed(request.params.seed, sample), n=1))
 
 
 def _check_version(had: int, version: int, max_age: int) -> None:
     if had > version:
         raise NumericsError(
-            f"it sampled with weights of version {had}, and the trainer is at {version}",
+            f"it sampled with weights of version {had}, newer than the trainer's version {version}",
             where="rollout engine",
-            remedy="Another trainer updates this engine: give each an engine of its own.",
+            remedy="Another trainer updates this engine: give each trainer its own.",
         )
     if version - had > max_age:
         raise NumericsError(
-            f"it sampled with weights of version {had}; the trainer is at {version}, and max_age={max_age} allows none below "
-            f"{version - max_age}",
+            f"it sampled with weights of version {had}; the trainer is at {version}, and max_age={max_age} allows "
+            f"version {version - max_age} or newer",
             where="rollout engine",
-            remedy="It was started anew, or did not take an update: repeat the command, which goes on from the last checkpoint.",
+            remedy="The engine restarted or missed an update: repeat the command, which resumes from the last checkpoint.",
         )

@@ -1,4 +1,4 @@
-"""Run one forward pass over all scheduled prefill and decode tokens, and draw the new tokens."""
+"""Run one forward pass over all scheduled prefill and decode tokens, and sample the new tokens."""
 
 from __future__ import annotations
 
@@ -29,7 +29,10 @@ from rorqual.ops.sampling import SamplerOutput, SamplingMetadata, Settings, like
 
 @dataclass(frozen=True)
 class Sampled:
-    """The ids of a finished reply, their log-probabilities, the experts of each computed position, kept sets, likeliest tokens."""
+    """A finished reply: ids, log-probabilities, experts of each computed position, kept sets and likeliest tokens.
+
+    `Completion` documents the shapes.
+    """
 
     token_ids: list[int]
     logprobs: list[float]
@@ -40,7 +43,7 @@ class Sampled:
 
 @dataclass(frozen=True)
 class Saved:
-    """The state of a preempted sequence that is not recomputed."""
+    """The state of a preempted sequence that its second prefill does not recompute."""
 
     logprobs: npt.NDArray[np.float32]
     kept: npt.NDArray[np.uint8]
@@ -48,32 +51,41 @@ class Saved:
 
 
 def routed_layers(model: Decoder) -> tuple[int, int, int]:
-    """Networks that route, experts a token, numbers that a choice may have; zeros for a dense model."""
+    """Return the number of routed layers, experts per token, and possible expert numbers. All are 0 for a dense model.
+
+    Raises ConfigError if layers differ in experts per token.
+    """
     ffns = [ffn for ffn in model.config.ffns if ffn.experts_per_token()]
     if not ffns:
         return 0, 0, 0
     widths = {ffn.experts_per_token() for ffn in ffns}
     if len(widths) > 1:
         raise ConfigError(
-            f"layers route to different numbers of experts: {sorted(widths)}",
+            f"cannot record experts: layers route a token to different numbers of them, {sorted(widths)}",
             where="engine",
-            remedy="Pass record_experts=False.",
+            remedy="Set record_experts=False.",
         )
     return len(ffns), widths.pop(), max(ffn.n_choices() for ffn in ffns)
 
 
 SCORED = 64
-"""Positions of a prompt whose logits are in memory at once."""
+"""Prompt positions whose logits are in memory at once."""
 
 
 def filled(tokens: int, rows: int) -> int:
-    """Tokens of a step, filled up: at least `rows`, and of few different numbers, for each of which oneDNN builds primitives."""
+    """Return the padded number of tokens of a step: a multiple of `rows` or more.
+
+    Few distinct sizes are best, because oneDNN builds primitives for each.
+    """
     multiple = rows if tokens <= 32 else max(rows, 16) if tokens <= 256 else 64
     return -(-tokens // multiple) * multiple
 
 
 class Runner:
-    """Cache, histories and sampling for `slots` sequences of up to `max_len` ids in `blocks` blocks. Histories are kept by slot."""
+    """KV cache, token histories and sampling for `slots` sequences of up to `max_len` ids in `blocks` blocks.
+
+    Histories are indexed by slot.
+    """
 
     def __init__(
         self,
@@ -103,12 +115,12 @@ class Runner:
             expert_dtype,
         )
         self.vocab = model.config.vocab_size
-        # Zeros that take no memory before they are written, so that nothing is sized by the longest that may come.
+        # np.zeros takes no memory before a page is written, so the size follows the sequences and not `max_len`.
         self.ids = np.zeros((slots, max_len), np.int64)
         self.logprobs = np.zeros((slots, max_len), np.float32)
         self.kept = np.zeros((slots, max_len, -(-self.vocab // 8) if record_kept else 0), np.uint8)
         self.block_table = np.zeros((slots, -(-max_len // BLOCK)), np.int64)
-        self.top: dict[int, list[list[tuple[int, float]]]] = {}  # by slot, where they were asked for
+        self.top: dict[int, list[list[tuple[int, float]]]] = {}  # slot -> likeliest tokens, if requested
         self.counts = Counts(slots, self.vocab)
         self._settings: Settings | None = None
         self._constrained: list[tuple[int, Constraint]] = []
@@ -116,37 +128,37 @@ class Runner:
         self._version = -1
         self._plan: Plan | None = None
         self.holds_non_finite = False
-        """Whether something that is no number was ever written to the cache."""
+        """Whether a NaN or infinity was ever written to the KV cache."""
 
     def renew(self, backend: Backend) -> None:
-        """Look anew what the model is made of: `backend` computes with its own parameters."""
+        """Bind the model to `backend` again, after its modules or weights have changed."""
         self.backend, self.model = backend, backend.bind(self._source)
         self._step: StepFunction = backend.compile(self.model) or EagerStep(self.model)
 
     @staticmethod
     def block_bytes(model: Decoder) -> int:
-        """Memory of one block."""
+        """Return the bytes of one KV-cache block."""
         return round(token_bytes(model.config, model.embed_tokens.weight.dtype) * BLOCK)
 
     def check(self) -> None:
-        """A model that was moved is refused."""
+        """Raise ConfigError if the model was moved to another device or dtype."""
         weight = self.model.embed_tokens.weight
         if (weight.device, weight.dtype) != (self.device, self.dtype):
             raise ConfigError(
-                f"the model was moved to {weight.device}, {weight.dtype} under an engine on {self.device}, {self.dtype}",
+                f"the engine runs on {self.device} in {self.dtype}, but its model was moved to {weight.device}, {weight.dtype}",
                 where="engine",
-                remedy="Build a new Engine after moving a model.",
+                remedy="Create a new Engine after moving a model.",
             )
 
     # ---- histories
 
     def place(self, sequence: Sequence) -> None:
-        """A sequence has a slot: put there what is known of it."""
+        """Write the history of a newly admitted sequence into its slot."""
         slot, known = sequence.slot, len(sequence.tokens)
         self.ids[slot, :known] = sequence.tokens
         self.top[slot] = []
         start = len(sequence.prompt)
-        if isinstance(sequence.saved, Saved):  # and it stays so: it may be preempted again before it draws
+        if isinstance(sequence.saved, Saved):  # do not clear it: the sequence may be preempted before it samples
             self.logprobs[slot, start:known] = sequence.saved.logprobs
             self.kept[slot, start:known] = sequence.saved.kept
             self.top[slot] = list(sequence.saved.top)
@@ -166,7 +178,8 @@ class Runner:
         return Saved(self.logprobs[slot, part].copy(), self.kept[slot, part].copy(), self.top[slot])
 
     def newest(self, scheduler: Scheduler) -> tuple[list[float], list[tuple[tuple[int, float], ...]]]:
-        """Of each row, what was drawn last: its log-probability, and the likeliest tokens where they were asked for."""
+        """Return, for each row, the log-probability of its newest token, and the likeliest tokens if the request asks
+        for them."""
         n = len(scheduler.running)
         slot = scheduler.rows.slot[:n]
         logprobs: list[float] = self.logprobs[slot, scheduler.rows.position[:n]].tolist()
@@ -174,7 +187,7 @@ class Runner:
         return logprobs, best
 
     def take(self, sequence: Sequence, length: int) -> Sampled:
-        """The history of a sequence of `length` ids."""
+        """Return the reply of a finished sequence of `length` ids."""
         start, slot = len(sequence.prompt), sequence.slot
         logprobs = self.logprobs[slot, start:length]
         experts = None
@@ -188,48 +201,51 @@ class Runner:
     # ---- a step
 
     def step(self, plan: SchedulerOutput, scheduler: Scheduler) -> Ints:
-        """Run the scheduled tokens, draw a token for every row and keep it; the tokens [rows]."""
+        """Run the scheduled tokens, sample a token for each row, store it, and return the tokens [rows]."""
         rows, n = scheduler.rows, plan.decode
         slot, position = rows.slot[:n], rows.position[:n]
         self._lay_tables(plan, scheduler)
         chunks = plan.chunks
         size = n + sum(c.stop - c.start for c in chunks)
         ids = np.zeros(filled(size, self.backend.rows.least), np.int64)
-        at, slots = np.zeros_like(ids), np.full_like(ids, PAD)
-        ids[:n], at[:n] = self.ids[slot, position], position
-        slots[:n] = self.block_table[slot, position // BLOCK] * BLOCK + position % BLOCK
+        positions, slot_mapping = np.zeros_like(ids), np.full_like(ids, PAD)
+        ids[:n], positions[:n] = self.ids[slot, position], position
+        slot_mapping[:n] = self.block_table[slot, position // BLOCK] * BLOCK + position % BLOCK
         stop = n
         ends, scored = [], list[tuple[Sequence, int, range]]()
         for chunk in chunks:
             start, stop = stop, stop + chunk.stop - chunk.start
             if (scores := chunk.sequence.scores) is not None:
                 scored.append((chunk.sequence, start - chunk.start, scores.wanted(chunk.start, chunk.stop)))
-            places = np.arange(chunk.start, chunk.stop)
+            chunk_positions = np.arange(chunk.start, chunk.stop)
             ids[start:stop] = self.ids[chunk.sequence.slot, chunk.start : chunk.stop]
-            at[start:stop] = places
-            slots[start:stop] = self.block_table[chunk.sequence.slot, places // BLOCK] * BLOCK + places % BLOCK
+            positions[start:stop] = chunk_positions
+            slot_mapping[start:stop] = (
+                self.block_table[chunk.sequence.slot, chunk_positions // BLOCK] * BLOCK + chunk_positions % BLOCK
+            )
             ends.append(stop - 1)
-        ids[size:], at[size:] = ids[0], at[0]  # copies of the first token, so that they need no experts of their own
-        metadata = self._metadata(plan, slot, position, slots)
+        # Padding copies the first token, so that it selects no other experts.
+        ids[size:], positions[size:] = ids[0], positions[0]
+        metadata = self._metadata(plan, slot, position, slot_mapping)
         self._plan = self.backend.attention.plan(metadata, self.device, self._plan)
         cache = StepCache(self.cache, self._plan)
         embeds = self._embeds(plan, ids, size)
         last = [*range(n), *(ends[chunk] for _, chunk in plan.joined)]
         sampling = self._sampling(scheduler, len(last)) if last else None
-        given = StepInput(
+        step_input = StepInput(
             self._tensor(ids[None]),
-            self._tensor(at[None]),
+            self._tensor(positions[None]),
             cache,
             self._tensor(np.array(last, np.int64)),
             sampling,
             embeds,
             self.layers > 0,
         )
-        output = self._checked(self._step(given), given)
+        output = self._checked(self._step(step_input), step_input)
         self.holds_non_finite |= not math.isfinite(float(output.hidden.sum()))
         if output.experts is not None and self.layers:
             chosen = self._numbered(output.experts).to(self.cache.experts.dtype)
-            self.cache.experts.flatten(0, 1).index_copy_(0, self._tensor(slots.clip(min=0)), chosen)
+            self.cache.experts.flatten(0, 1).index_copy_(0, self._tensor(slot_mapping.clip(min=0)), chosen)
         self._score(output.hidden, scored)
         new = np.zeros(0, np.int64) if output.drawn is None else self._keep(output.drawn, scheduler)
         if plan.copies:
@@ -243,7 +259,7 @@ class Runner:
         return experts
 
     def _checked(self, output: StepOutput, given: StepInput) -> StepOutput:
-        """What a step gave, or a ValueError that names the backend where something is missing or of another shape."""
+        """Return the output of a step. Raises ValueError if the backend omits a part or gives a wrong shape."""
         drawn, tokens, rows = output.drawn, given.ids.shape[1], len(given.last)
         shapes: dict[str, tuple[Tensor | None, tuple[int, ...]]] = {
             "hidden states": (output.hidden, (tokens, self.model.config.hidden_size))
@@ -255,12 +271,15 @@ class Runner:
             shapes["log-probabilities"] = (None if drawn is None else drawn.logprobs, (rows,))
         for name, (tensor, shape) in shapes.items():
             if tensor is None or tuple(tensor.shape) != shape:
-                found = "none" if tensor is None else f"of shape {list(tensor.shape)}"
-                raise ValueError(f"backend '{self.backend.name}' gave {found} for a step's {name} {list(shape)}")
+                found = "none" if tensor is None else f"shape {list(tensor.shape)}"
+                raise ValueError(
+                    f"backend '{self.backend.name}' must give a step's {name} in the shape {list(shape)}, but gave {found}"
+                )
         return output
 
     def _embeds(self, plan: SchedulerOutput, ids: Ints, size: int) -> Tensor | None:
-        """Embeddings [1, tokens, d] of a step of `size` tokens in which a sequence brings rows of its own; None where none does."""
+        """Return the embeddings [1, tokens, d] of a step of `size` tokens, or None if no request brings its own
+        embeddings."""
         places, rows = list[Ints](), list[npt.NDArray[np.float32]]()
         start = plan.decode
         for chunk in plan.chunks:
@@ -275,11 +294,15 @@ class Runner:
         embedded[0].index_copy_(
             0, self._tensor(np.concatenate(places)), self._tensor(np.concatenate(rows)).to(self.dtype)
         )
-        embedded[:, size:] = embedded[:, :1]  # what fills up, as above
+        embedded[:, size:] = embedded[:, :1]  # padding, as in `step`
         return embedded
 
     def _score(self, hidden: Tensor, scored: list[tuple[Sequence, int, range]]) -> None:
-        """What the hidden states of prompts say of each next token: (sequence, where its position 0 would stand in the step, positions)."""
+        """Compute prompt log-probabilities from the hidden states [tokens, d] of a step.
+
+        `scored` has (sequence, index of its position 0 in the step, positions to score). The index may be negative,
+        because an earlier step may have computed position 0.
+        """
         for sequence, first, positions in scored:
             assert sequence.scores is not None
             for start in range(positions.start, positions.stop, SCORED):
@@ -291,30 +314,30 @@ class Runner:
                 sequence.scores.add(logprobs.gather(1, following).squeeze(1).tolist(), best)
 
     def _lay_tables(self, plan: SchedulerOutput, scheduler: Scheduler) -> None:
-        """Write down the blocks of every sequence that has new ones."""
+        """Update the block table for every sequence with new blocks."""
         n = plan.decode
         begun = np.flatnonzero(scheduler.rows.position[:n] % BLOCK == 0).tolist()
         fresh = [scheduler.running[row] for row in begun]
         for sequence in (*fresh, *(c.sequence for c in plan.chunks), *(s for s, _ in plan.joined)):
             self.block_table[sequence.slot, : len(sequence.blocks)] = sequence.blocks
 
-    def _metadata(self, plan: SchedulerOutput, slot: Ints, position: Ints, slots: Ints) -> AttentionMetadata:
-        """Rows that decode, and then chunks."""
+    def _metadata(self, plan: SchedulerOutput, slot: Ints, position: Ints, slot_mapping: Ints) -> AttentionMetadata:
+        """Describe the step for attention: decoding rows first, then prefill chunks."""
         chunks = plan.chunks
         count = np.array([c.stop - c.start for c in chunks], np.int64)
-        loc = np.concatenate((np.arange(len(slot) + 1), len(slot) + np.cumsum(count)))
+        query_start_loc = np.concatenate((np.arange(len(slot) + 1), len(slot) + np.cumsum(count)))
         seq_lens = np.append(position + 1, [c.stop for c in chunks]).astype(np.int64)
         rows = np.append(slot, [c.sequence.slot for c in chunks]).astype(np.int64)
-        table = self.block_table[rows, : (int(seq_lens.max()) - 1) // BLOCK + 1]
-        return AttentionMetadata(loc, seq_lens, table, slots)
+        block_table = self.block_table[rows, : (int(seq_lens.max()) - 1) // BLOCK + 1]
+        return AttentionMetadata(query_start_loc, seq_lens, block_table, slot_mapping)
 
     def _tensor(self, array: npt.NDArray[Any]) -> Tensor:
         return torch.from_numpy(array).to(self.device)
 
-    # ---- drawing
+    # ---- sampling
 
     def _sampling(self, scheduler: Scheduler, n: int) -> SamplingMetadata:
-        """What each of the `n` rows draws by."""
+        """Return the sampling parameters and random numbers of the `n` rows."""
         rows, active = scheduler.rows, scheduler.running
         if self._version != scheduler.version or self._settings is None:
             self._settings = Settings.of([s.params for s in active], self.device)
@@ -328,8 +351,11 @@ class Runner:
         return SamplingMetadata(self._settings, uniform(rows.key[:n], rows.position[:n]), seen, allowed)
 
     def _allowed(self, active: list[Sequence], position: Ints) -> tuple[Ints, Bools] | None:
-        """The rows that a grammar binds, or that may not end yet, and what these may draw. A reply that has fewer tokens than `min_tokens`
-        may not end unless nothing else is left to it."""
+        """Return the rows with a restricted vocabulary and their masks of allowed tokens, or None if there are none.
+
+        A row is restricted by its grammar or by `min_tokens`. A reply shorter than `min_tokens` may end only if its
+        grammar allows nothing else.
+        """
         found = {row: mask for row, constraint in self._constrained if (mask := constraint.mask()) is not None}
         for row in self._short:
             sequence = active[row]
@@ -341,7 +367,7 @@ class Runner:
         return (np.array(list(found)), np.stack(list(found.values()))) if found else None
 
     def _keep(self, drawn: SamplerOutput, scheduler: Scheduler) -> Ints:
-        """Note what each row drew; the tokens [rows]."""
+        """Store the sampled token of each row and return the tokens [rows]."""
         rows, n = scheduler.rows, len(drawn.ids)
         slot, position = rows.slot[:n], rows.position[:n]
         if self.kept.shape[-1]:
@@ -349,8 +375,8 @@ class Runner:
             self.kept[slot, position + 1] = np.packbits(kept, axis=-1)
         new: Ints = drawn.ids.cpu().numpy()
         if new.min() < 0 or new.max() >= drawn.distribution.shape[1]:
-            raise ValueError(f"backend '{self.backend.name}' drew {new.tolist()}, of {self.vocab} ids")
-        new = new.clip(max=self.vocab - 1)  # where logits are NaN, a column that fills up
+            raise ValueError(f"backend '{self.backend.name}' sampled {new.tolist()} from a vocabulary of {self.vocab}")
+        new = new.clip(max=self.vocab - 1)  # if logits are NaN, the sample may be a padding column
         self.ids[slot, position + 1] = new
         self.logprobs[slot, position + 1] = drawn.logprobs.cpu().numpy()
         if self._settings is not None and self._settings.penalties is not None:
@@ -370,13 +396,13 @@ class Runner:
 
 
 class EagerStep:
-    """Implements `StepFunction` where a backend fuses nothing: the model and its backend, operation by operation."""
+    """The `StepFunction` of a backend without a fused step: runs the model operation by operation."""
 
     def __init__(self, model: Decoder) -> None:
         self._model = model
 
     def __call__(self, given: StepInput) -> StepOutput:
-        """Forward, logits of the last tokens, draw."""
+        """Run the forward pass, compute the logits of the last tokens, and sample."""
         output = self._model(given.ids, given.positions, cache=given.cache, inputs_embeds=given.embeds)
         hidden, routing = output.hidden[0], output.routing
         recorded = routing and given.record_experts
@@ -388,9 +414,9 @@ class EagerStep:
 
 
 def logits_of(model: Decoder, hidden: Tensor, places: Tensor) -> Tensor:
-    """Logits [places, vocab or more] of the tokens with these numbers, from the hidden states [tokens, hidden] of a step.
+    """Return the logits [places, padded vocab] of the tokens at indices `places`, from hidden states [tokens, d].
 
-    Rows and columns are filled up as the backend's products and exponentials need it; columns with -inf.
+    The backend decides the padding of rows and columns. Padding columns hold -inf; padding rows are removed.
     """
     ops, count = model.ops, len(places)
     spare = -count % ops.rows.least

@@ -1,10 +1,13 @@
-"""Decide what runs in the next step: which sequences decode, how much of each prompt is prefilled, who waits and who is preempted. Plain
-Python and numpy: no tensors, no model.
+"""Schedule the next step: which sequences decode, how much of each prompt is prefilled, which wait and which are
+preempted.
 
-A sequence waits, gets a slot, is prefilled in chunks, decodes in a row until it stops, and leaves. Rows 0..B-1 are in use and stay
-contiguous: when sequences leave, the last rows are moved into the holes. The state of a running sequence lives under its slot, which does
-not change. Its keys and values lie in blocks (`KVCacheManager`). Where no block is left, the scheduler preempts the sequence that comes
-last: it gives up its blocks, waits, and is resumed later from the tokens it has. It also preempts for fairness (`_victim`).
+This module is plain Python and numpy. It uses no tensors and no model.
+
+A sequence waits, gets a slot, is prefilled in chunks, decodes in a row until it stops, and leaves. Rows 0..B-1 are in
+use and stay contiguous: when sequences leave, the last rows move into the gaps. The state of a running sequence is
+indexed by its slot, which does not change. Its keys and values lie in blocks (`KVCacheManager`). When no block is left,
+the scheduler preempts the sequence that ranks last: it releases its blocks, waits, and later resumes from its tokens.
+The scheduler also preempts for fairness (`_victim`).
 """
 
 from __future__ import annotations
@@ -21,12 +24,13 @@ from rorqual.engine.sequence import InputBatch, Ints, Sequence
 from rorqual.ops.paged import BLOCK, QUERIES
 
 QUANTUM = 16
-"""Tokens that a sequence draws, once it has a row, before it is preempted for fairness. So it makes progress, however often."""
+"""Tokens that a sequence decodes in its row before fairness may preempt it. This guarantees progress despite
+preemptions."""
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Tokens start .. stop - 1 of a sequence, to prefill."""
+    """Tokens [start, stop) of a sequence, to prefill."""
 
     sequence: Sequence
     start: int
@@ -35,37 +39,43 @@ class Chunk:
 
 @dataclass
 class SchedulerOutput:
-    """One step. `decode`: rows that decode one token. `chunks`: parts of prompts to prefill, those that end a prompt last.
-
-    `joined`: who gets a row in this step, in the order of the rows, and the chunk whose last token stands for each. `copies`: blocks
-    (to, from) to copy after the forward pass. `admitted`: who has a slot since now.
-    """
+    """The work of one step."""
 
     decode: int
+    """Rows that decode one token."""
     chunks: list[Chunk]
+    """Parts of prompts to prefill. Chunks that complete a prompt come last."""
     joined: list[tuple[Sequence, int]]
+    """Sequences that get a row in this step, in row order, each with the index of the chunk whose last token it samples
+    from."""
     copies: list[tuple[int, int]]
+    """Blocks (to, from) to copy after the forward pass."""
     admitted: list[Sequence]
+    """Sequences that get a slot in this step."""
 
     @property
     def empty(self) -> bool:
+        """Whether the step computes no tokens."""
         return not self.decode and not self.chunks
 
 
 class History(Protocol):
-    """What the runner keeps of a sequence under its slot."""
+    """The state that the runner keeps for the sequence in a slot."""
 
     def tokens(self, slot: int, length: int) -> list[int]:
-        """Its first `length` ids."""
+        """Return the first `length` ids."""
 
     def save(self, slot: int, start: int, length: int) -> object:
-        """What else is kept of ids start .. length - 1, for the runner to put back."""
+        """Return the other state of ids [start, length), which the runner restores after a preemption."""
 
 
 class Scheduler:
-    """Continuous batching over `slots` rows and the blocks of `kv_cache`; a step computes at most `step_tokens` tokens, so that a long
-    prompt delays nobody's next token by more. `patience`: the share of the slots that must be free before any is filled, so that
-    prompts are prefilled together rather than one by one; 0 where somebody waits for a first token."""
+    """Continuous batching over `slots` rows and the blocks of `pages`.
+
+    A step computes at most `step_tokens` tokens, so that long prompts delay decoding sequences only this much. Prefill
+    always gets room for at least `QUERIES` tokens. `patience` is the share of slots that must be free before waiting
+    sequences are admitted. A higher share prefills more prompts together; 0 gives the earliest first token.
+    """
 
     def __init__(
         self, slots: int, pages: KVCacheManager, history: History, *, step_tokens: int = 1024, patience: float = 0.0
@@ -78,12 +88,13 @@ class Scheduler:
         self.waiting: RequestQueue[Sequence] = RequestQueue()
         self.preemptions = 0
         self.version = 0
-        """Changes whenever a row is another sequence's."""
+        """A counter that changes whenever the mapping of rows to sequences changes."""
         self._free = list(range(slots - 1, -1, -1))
         self._arrivals = 0
 
     @property
     def idle(self) -> bool:
+        """Whether no sequence runs or waits."""
         return not self.running and not self.prefilling and not self.waiting
 
     def submit(self, sequences: list[Sequence]) -> None:
@@ -98,7 +109,7 @@ class Scheduler:
     # ---- one step
 
     def schedule(self) -> SchedulerOutput:
-        """What the next step does. Everything in it is settled: slots, blocks and rows are given."""
+        """Plan the next step. All slots, blocks and rows that it needs are assigned."""
         plan = SchedulerOutput(0, [], [], [], [])
         if self._make_room(plan):
             self._admit(plan)
@@ -106,7 +117,10 @@ class Scheduler:
         return plan
 
     def _make_room(self, plan: SchedulerOutput) -> bool:
-        """Give a block to every row whose next position begins one, and preempt for them. False: a sequence was preempted."""
+        """Allocate a block for every row whose next position starts one, preempting if necessary.
+
+        Returns False if a sequence was preempted.
+        """
         before = self.preemptions
         n = len(self.running)
         for row in np.flatnonzero(self.rows.position[:n] % BLOCK == 0).tolist():
@@ -118,17 +132,18 @@ class Scheduler:
         return self.preemptions == before
 
     def _last(self) -> Sequence:
-        """Who comes last of all that run: of the lowest priority, of the tenant that has most, the latest."""
+        """Return the running sequence that ranks last: lowest priority, then the tenant with most slots, then latest
+        arrival."""
         held = self._held()
         running = (s for s in (*self.running, *self.prefilling) if s.slot >= 0)
         return max(running, key=lambda s: (-s.priority, held[s.tenant], s.arrival))
 
     def _held(self) -> Counter[str]:
-        """Slots of each tenant."""
+        """Count the slots of each tenant."""
         return Counter(s.tenant for s in self._admitted() if s.slot >= 0)
 
     def _preempt(self, sequence: Sequence, plan: SchedulerOutput) -> None:
-        """Take slot and blocks from a sequence, which waits again; if it has a row, `_close` must follow."""
+        """Take slot and blocks from a sequence and queue it again. If it has a row, call `_close` afterwards."""
         self.preemptions += 1
         if sequence in self.prefilling:
             self.prefilling.remove(sequence)
@@ -140,7 +155,7 @@ class Scheduler:
             self.waiting.charge(sequence.tenant, 0, self._drawn(row))
             sequence.tokens, sequence.num_computed_tokens = self.history.tokens(sequence.slot, length), length - 1
             sequence.saved = self.history.save(sequence.slot, len(sequence.prompt), length)
-        # Named before they are left: unless somebody needs these blocks, going on costs next to nothing.
+        # Cache the blocks before releasing them: if they are not evicted, resuming costs almost nothing.
         self.kv_cache.cache_blocks(sequence, sequence.num_computed_tokens)
         self.kv_cache.release(sequence)
         self._send_back([sequence], plan)
@@ -154,7 +169,7 @@ class Scheduler:
             self.waiting.push_back(sequence)
 
     def _close(self) -> None:
-        """Close the rows of preempted sequences."""
+        """Remove the rows of preempted sequences."""
         gone = [row for row, sequence in enumerate(self.running) if sequence.slot < 0]
         if gone:
             self._compact(np.array(gone, np.int64))
@@ -171,7 +186,7 @@ class Scheduler:
             if not self._free:
                 if not self._preempt_for(sequence, plan):
                     return
-                continue  # who stood behind the one that was preempted may come first now
+                continue  # the preemption may change which sequence comes first
             known = sequence.prefill_key
             leader = leaders.get(known)
             if leader is not None and leader.slot >= 0:
@@ -181,7 +196,7 @@ class Scheduler:
                 leader.followers.append(sequence)
                 continue
             hit = self.kv_cache.match(sequence, None if sequence.scores is None else sequence.scores.reusable)
-            # One block for every row, so that no decoding sequence is preempted for a newcomer at once.
+            # Reserve one block per row, so that admitting a sequence does not preempt a decoding one in the next step.
             wanted = -(-len(sequence.tokens) // BLOCK) - len(sequence.blocks) + len(self.running) + len(self.prefilling)
             if self.kv_cache.pool.available < wanted and (self.running or self.prefilling):
                 self.kv_cache.release(sequence)
@@ -195,7 +210,7 @@ class Scheduler:
             leaders[known] = sequence
 
     def _count(self, sequence: Sequence, hit: int) -> None:
-        """What was found of a prompt, when it is admitted for the first time."""
+        """Count the prefix-cache hits and misses of a sequence when it is first admitted."""
         if sequence.hit < 0:
             sequence.hit = hit
             self.kv_cache.hit_tokens += hit
@@ -207,7 +222,7 @@ class Scheduler:
         plan.admitted.append(sequence)
 
     def _preempt_for(self, sequence: Sequence, plan: SchedulerOutput) -> bool:
-        """Whether somebody made room for a sequence that waits."""
+        """Preempt a running sequence for a waiting one. Returns False if none may be preempted."""
         victim = self._victim(sequence)
         if victim is None:
             return False
@@ -216,8 +231,12 @@ class Scheduler:
         return True
 
     def _victim(self, sequence: Sequence) -> Sequence | None:
-        """Who is preempted so that `sequence`, whose turn it is, need not wait: one of a lower priority, else the longest-running of the tenant
-        that has most slots, once it has drawn `QUANTUM` tokens in its row."""
+        """Return the sequence to preempt for the waiting `sequence`, or None.
+
+        If a lower priority runs, it is the sequence that ranks last. Otherwise a tenant must owe a slot
+        (`RequestQueue.owing`). Of those tenants, the one with most slots gives up its longest-running sequence with
+        `QUANTUM` or more tokens in its row.
+        """
         if min(s.priority for s in (*self.running, *self.prefilling)) < sequence.priority:
             return self._last()
         held = self._held()
@@ -232,14 +251,14 @@ class Scheduler:
         return self.running[max(found)[2]] if found else None
 
     def _served(self) -> dict[str, float]:
-        """Tokens drawn, since they have their rows, for each tenant that has a slot."""
+        """Return the tokens decoded in their current rows, summed for each tenant with a slot."""
         served = dict.fromkeys((s.tenant for s in self._admitted()), 0.0)
         for row, sequence in enumerate(self.running):
             served[sequence.tenant] += self._drawn(row)
         return served
 
     def _prefill(self, plan: SchedulerOutput) -> None:
-        """Share what is left of the step among the prompts; those that end get their rows."""
+        """Divide the rest of the step among the prompts. Completed prompts get their rows."""
         plan.decode = len(self.running)
         left = max(self.step_tokens - plan.decode, QUERIES)
         whole: list[Chunk] = []
@@ -260,7 +279,10 @@ class Scheduler:
             self._join(chunk.sequence, len(plan.chunks) - 1, plan)
 
     def _grow(self, sequence: Sequence, stop: int, later: list[Sequence], plan: SchedulerOutput) -> bool:
-        """Blocks for a chunk. While others decode it waits for theirs; else the last of the `later` prompts is preempted."""
+        """Allocate the blocks of a chunk. Returns False if there are too few.
+
+        If no sequence decodes, no block will become free, so prompts in `later` are preempted, the last one first.
+        """
         while not self.kv_cache.grow(sequence, stop):
             seated = [other for other in later if other.slot >= 0]
             if self.running or not seated:
@@ -269,12 +291,12 @@ class Scheduler:
         return True
 
     def _join(self, sequence: Sequence, chunk: int, plan: SchedulerOutput) -> None:
-        """Give rows to a sequence whose prefill ends in this step, and to those that share it."""
+        """Give rows to a sequence whose prefill completes in this step, and to the followers that share the prefill."""
         self.prefilling.remove(sequence)
         followers, sequence.followers = sequence.followers, []
         self._row(sequence, chunk, plan)
         for follower in followers:
-            follower.scores = sequence.scores  # the last of them come in this step
+            follower.scores = sequence.scores  # shared, not copied: this step still adds the last scores
             copied = self.kv_cache.fork(sequence, follower, len(sequence.tokens))
             if copied is None:
                 self._send_back([follower], plan)
@@ -293,7 +315,7 @@ class Scheduler:
     # ---- after a step
 
     def advance(self, tokens: Ints, stops: Ints) -> Ints:
-        """Every active row was given one token [active]: move on, and return the rows that are done, ascending."""
+        """Advance each running row by its new token [rows] and return the finished rows, ascending."""
         n, rows = len(self.running), self.rows
         rows.position[:n] += 1
         done = rows.position[:n] + 1 >= rows.limit[:n]
@@ -306,13 +328,13 @@ class Scheduler:
         return np.flatnonzero(done)
 
     def _halts(self, sequence: Sequence, token: int, length: int) -> bool:
-        """Whether a sequence of `length` ids ends for a reason of its own: a token, a text, or a grammar that nothing can follow."""
+        """Return whether a sequence of `length` ids ends by its stop tokens, its stop strings or its complete grammar."""
         if token in sequence.params.stop_token_ids or (sequence.constraint is not None and sequence.constraint.done):
             return True
         return sequence.halts is not None and sequence.halts(self.history.tokens(sequence.slot, length))
 
     def release(self, rows: Ints) -> None:
-        """The sequences in `rows` (ascending) leave; slots and blocks are free, the holes closed."""
+        """Remove the sequences in `rows` (ascending), free their slots and blocks, and close the gaps."""
         for row in rows.tolist():
             sequence = self.running[row]
             computed = int(self.rows.position[row])
@@ -340,11 +362,11 @@ class Scheduler:
         del self.running[keep:]
 
     def _drawn(self, row: int) -> int:
-        """Tokens that a row has drawn since it is this sequence's."""
+        """Return the tokens that a sequence has decoded in its current row."""
         return int(self.rows.position[row]) + 1 - len(self.running[row].tokens)
 
     def cancel(self, request_id: int) -> None:
-        """Forget what was submitted under `request_id`; its slots and blocks are free at once."""
+        """Remove all sequences of `request_id` and free their slots and blocks at once."""
         self.waiting.drop(request_id)
         for leader in list(self.prefilling):
             for follower in [f for f in leader.followers if f.request_id == request_id]:
@@ -355,15 +377,18 @@ class Scheduler:
                 self.kv_cache.cache_blocks(leader, leader.num_computed_tokens)
                 self.waiting.charge(leader.tenant, max(0, leader.num_computed_tokens - max(leader.hit, 0)), 0)
                 self._leave(leader)
-                self._send_back(leader.followers, None)  # of another request with the same prompt
+                self._send_back(leader.followers, None)  # those left belong to other requests with the same prompt
                 leader.followers = []
         rows = [row for row, s in enumerate(self.running) if s.request_id == request_id]
         if rows:
             self.release(np.array(rows, np.int64))
 
     def renew(self, fingerprint: bytes) -> None:
-        """Other weights: nothing that was kept of the old ones serves again. What runs goes on, and its blocks, which hold
-        both, are named no more; nobody who comes from now on shares them."""
+        """Invalidate everything cached under the old weights.
+
+        Running sequences continue. Their blocks mix old and new weights, so they are neither cached nor shared with
+        later requests.
+        """
         self.kv_cache.renew(fingerprint)
         for sequence in self._admitted():
             sequence.reuse, sequence.stale = False, True
@@ -371,7 +396,7 @@ class Scheduler:
             sequence.keys = []
 
     def reset(self) -> None:
-        """A step broke off in the middle: forget all that runs, waits and was kept in memory, for nobody knows what of it was computed."""
+        """Drop all running and waiting sequences and all cached blocks in memory, after a step failed halfway."""
         for sequence in (*self._admitted(), *self.waiting):
             sequence.slot, sequence.blocks, sequence.followers = -1, [], []
         self.running, self.prefilling, self.waiting = [], [], RequestQueue()
@@ -380,17 +405,17 @@ class Scheduler:
         self.kv_cache.reset()
 
     def _admitted(self) -> list[Sequence]:
-        """Whoever has a slot."""
+        """Return all sequences with a slot."""
         return [*self.running, *self.prefilling, *(f for s in self.prefilling for f in s.followers)]
 
     def request_ids(self) -> set[int]:
-        """Of all that runs or waits."""
+        """Return the ids of all running and waiting requests."""
         return {s.request_id for s in (*self._admitted(), *self.waiting)}
 
     def check(self) -> None:
-        """RuntimeError unless slots and blocks add up: a law that holds after every step."""
+        """Raise RuntimeError unless slots and blocks add up, as they must after every step."""
         held = [*self.running, *self.prefilling]
         seated = self._admitted()
         if len(self._free) + len(seated) != self.slots or len({s.slot for s in seated} | set(self._free)) != self.slots:
-            raise RuntimeError("slots do not add up")
+            raise RuntimeError("free and occupied slots do not add up")
         self.kv_cache.pool.check([[0], *(s.blocks for s in held)])

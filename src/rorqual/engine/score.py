@@ -1,4 +1,4 @@
-"""What a model says of given tokens: its distribution at each, without drawing any."""
+"""Score given tokens with a model: its distribution at each position, without sampling."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rorqual.data.pack import Sample, pack
 from rorqual.model import Decoder
 
 ROWS = 16
-"""Rows in one forward: a constant, so that the number of threads changes no bit."""
+"""Rows in one forward pass. A constant, so that results do not depend on the number of threads."""
 
 Ids = npt.NDArray[np.int32]
 Logprobs = npt.NDArray[np.float32]
@@ -24,9 +24,11 @@ Scored = tuple[Ids, Logprobs]
 
 @torch.no_grad()
 def next_logprobs(model: Decoder, tokens: Tensor, positions: Tensor, segments: Tensor, wanted: Tensor) -> Tensor:
-    """log softmax over the vocabulary of what follows each position where `wanted` [rows, seq] is not 0: [n, vocab] fp32.
+    """Return the log-probabilities [n, vocab] fp32 of the next token at the n positions where `wanted` [rows, seq] is
+    not 0.
 
     tokens, positions and segments [rows, seq] are packed rows as in a training batch.
+    Raises NumericsError if a logit is NaN or infinite.
     """
     hidden = model(tokens, positions, segments=segments).hidden
     logprobs = model.logits(hidden[wanted.nonzero(as_tuple=True)]).log_softmax(-1)
@@ -34,7 +36,7 @@ def next_logprobs(model: Decoder, tokens: Tensor, positions: Tensor, segments: T
         raise NumericsError(
             "the model gave a logit that is not a number",
             where="engine.score",
-            remedy="Its weights hold NaN or infinity: go back to an earlier checkpoint.",
+            remedy="The weights hold NaN or infinity: go back to an earlier checkpoint.",
         )
     return logprobs
 
@@ -42,20 +44,26 @@ def next_logprobs(model: Decoder, tokens: Tensor, positions: Tensor, segments: T
 def score(
     model: Decoder, samples: Sequence[tuple[Sequence[int], Sequence[int]]], k: int, *, row: int = 0, threads: int = 1
 ) -> list[Scored]:
-    """For each (prompt ids, reply's ids) the `k` likeliest tokens at each of the reply's places, and their log-probabilities.
+    """Return the `k` likeliest tokens at each reply position of each (prompt ids, reply ids), with their
+    log-probabilities.
 
-    ids [len(reply), k] int32, the likeliest first, and log-probabilities [len(reply), k] fp32 at temperature 1, given everything
-    before that place: row i is of the place where reply[i] stands. Samples are packed into rows of `row` tokens (0: the
-    longest sample's length). A `DataError` for k beyond the vocabulary, an empty prompt or reply, or a sample beyond the context.
+    A result has ids [len(reply), k] int32, the likeliest first, and log-probabilities [len(reply), k] fp32 at
+    temperature 1. Row i is the distribution from which reply[i] would be drawn. Samples are packed into rows of `row`
+    tokens, or of the longest sample if that is longer. Raises DataError if `k` exceeds the vocabulary, a prompt or
+    reply is empty, or a sample is longer than the context.
     """
     vocab, context = model.config.vocab_size, model.config.max_position_embeddings
     if not 1 <= k <= vocab:
-        raise DataError(f"k={k} of a vocabulary of {vocab}", where="score", remedy=f"Use 1 to {vocab}.")
+        raise DataError(
+            f"k={k} is out of range for a vocabulary of {vocab}", where="score", remedy=f"Set k from 1 to {vocab}."
+        )
     documents = [_document(number, *sample) for number, sample in enumerate(samples, start=1)]
     longest = max(map(len, documents), default=0)
     if longest > context:
         raise DataError(
-            f"a sample of {longest} tokens, and the model's context is {context}", where="score", remedy="Leave it out."
+            f"a sample has {longest} tokens, but the model's context is {context}",
+            where="score",
+            remedy="Remove the sample.",
         )
     if not documents:
         return []
@@ -73,9 +81,8 @@ def score(
     with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         found = list(pool.map(look, range(0, batch.n_rows, ROWS)))
     ids, logprobs = (torch.cat(parts).numpy() for parts in zip(*found))
-    place = (
-        np.cumsum(batch.loss_mask.reshape(-1) > 0).reshape(batch.loss_mask.shape) - 1
-    )  # of a position among the wanted
+    # Index of each position among the wanted ones.
+    place = np.cumsum(batch.loss_mask.reshape(-1) > 0).reshape(batch.loss_mask.shape) - 1
     scored: list[Scored] = []
     for (at, start, _), (prompt, reply) in zip(packed.places, samples, strict=True):
         first = int(place[at, start + len(prompt) - 1])
@@ -86,6 +93,8 @@ def score(
 def _document(number: int, prompt: Sequence[int], reply: Sequence[int]) -> Sample:
     if not len(prompt) or not len(reply):
         raise DataError(
-            f"an empty {'reply' if len(prompt) else 'prompt'}", where=f"sample {number}", remedy="Leave it out."
+            f"the {'reply' if len(prompt) else 'prompt'} is empty",
+            where=f"sample {number}",
+            remedy="Remove the sample.",
         )
     return Sample([*prompt, *reply], [False] * len(prompt) + [True] * len(reply))

@@ -1,7 +1,7 @@
-"""The random numbers of a sample, and seeds by which a server draws the same.
+"""Random numbers of a sample, and the seeds with which a server reproduces them.
 
-They are a function of (seed, sample, position) and of nothing else: who else is in the batch, which slot a sequence has and how many threads
-run change nothing. They come from SplitMix64 (Steele, Lea and Flood 2014), one number a row and step.
+The numbers depend only on (seed, sample, position), not on the batch, the slot or the number of threads. They come from
+SplitMix64 (Steele, Lea and Flood 2014), one per row and step.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ Bits = Literal[31, 64]
 
 
 def sample_key(seed: int, sample: int) -> int:
-    """The 64-bit key of one sample's random numbers."""
+    """Return the 64-bit key of one sample's random numbers."""
     return _mix(_mix(seed & _MASK) ^ (sample & _MASK))
 
 
 def uniform(keys: npt.NDArray[np.uint64], positions: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """One number in [0, 1), with 53 random bits, for each row: the `positions`-th of SplitMix64's stream at `keys`."""
-    value = keys + (positions.astype(np.uint64) + np.uint64(1)) * np.uint64(_GOLDEN)  # wraps, as it should
+    """Return one number in [0, 1) with 53 random bits per row: number `positions[i]` of SplitMix64's stream at
+    `keys[i]`."""
+    value = keys + (positions.astype(np.uint64) + np.uint64(1)) * np.uint64(_GOLDEN)  # wraps modulo 2**64 on purpose
     value = (value ^ (value >> np.uint64(30))) * np.uint64(_MIX1)
     value = (value ^ (value >> np.uint64(27))) * np.uint64(_MIX2)
     value ^= value >> np.uint64(31)
@@ -32,11 +33,11 @@ def uniform(keys: npt.NDArray[np.uint64], positions: npt.NDArray[np.int64]) -> n
 
 
 def sample_seed(seed: int, sample: int, bits: Bits = 64) -> int:
-    """The seed to send for sample number `sample` of a request with `seed`.
+    """Return the seed to send to a server for sample number `sample` of a request with `seed`.
 
-    With 64 bits it is a signed number (OpenAI's API documents one), the `seed` itself for the first sample, and such that
-    `sample_key` of it is that of (`seed`, `sample`): so a server that draws as this engine does gives this engine's answers. With 31
-    bits it is a number from 0 that is a hash of both.
+    With 64 bits it is signed, as OpenAI's API documents, and equals `seed` for the first sample. `sample_key(result,
+    0)` equals `sample_key(seed, sample)`, so a server that samples like this engine gives the same answers. With 31
+    bits it is a non-negative hash of both numbers.
     """
     mixed = _mix(seed) ^ (sample & _MASK)
     if bits == 31:
@@ -53,12 +54,12 @@ def _mix(value: int) -> int:
 
 
 def _unmix(value: int) -> int:
-    """The only number that `_mix` makes `value` of."""
+    """Invert `_mix`."""
     value = _unshift(value, 31) * pow(_MIX2, -1, 1 << 64) & _MASK
     value = _unshift(value, 27) * pow(_MIX1, -1, 1 << 64) & _MASK
     return (_unshift(value, 30) - _GOLDEN) & _MASK
 
 
 def _unshift(value: int, by: int) -> int:
-    """The number that gives `value` when it is combined with itself shifted right."""
+    """Invert `value ^= value >> by`, for `by` of 22 or more."""
     return value ^ (value >> by) ^ (value >> 2 * by)

@@ -1,4 +1,4 @@
-"""One sample in the making, and what the hot loop needs of all that have a row."""
+"""A sequence that is being generated, and the per-row arrays of the running batch."""
 
 from __future__ import annotations
 
@@ -18,72 +18,83 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(eq=False)
 class Sequence:
-    """One sample in the making.
-
-    `key` identifies its random numbers; `limit` is the number of ids, prompt included, at which it ends. `tokens`: the prompt and, after a
-    preemption, what was drawn before it. `num_computed_tokens`: how many of these are in the cache. `hit`: tokens of the prompt that the
-    prefix cache served. `saved`: what the runner keeps of it while it is preempted. `halts`, given all its ids, says whether the newest token
-    ends it; `halted`: it did. `constraint`: what the next token may be. `stale`: it ran when the weights changed. `scores`: of its prompt,
-    where they are wanted. `barred`: tokens that may not be drawn before it has `min_tokens`. `embeds`: see `Request`.
-    """
+    """One sample that is being generated."""
 
     request_id: int
     sample: int
     prompt: tuple[int, ...]
     params: SamplingParams
     key: int
+    """Key of its random numbers (`seeds.sample_key`)."""
     limit: int
+    """Number of ids, prompt included, at which it ends."""
     tenant: str = ""
     priority: int = 0
     reuse: bool = True
     arrival: int = 0
     slot: int = -1
+    """Slot of its state in the runner, or -1."""
     tokens: list[int] = field(default_factory=list)
+    """The prompt and, after a preemption, the reply up to it."""
     num_computed_tokens: int = 0
+    """How many of `tokens` are in the KV cache."""
     hit: int = -1
+    """Prompt tokens that the prefix cache served, or -1 before it is first admitted."""
     blocks: list[int] = field(default_factory=list)
     num_cached_blocks: int = 0
     keys: list[bytes] = field(default_factory=list)
+    """Hashes of its first blocks."""
     followers: list[Sequence] = field(default_factory=list)
+    """Sequences that wait for this one's prefill and share it."""
     saved: object = None
+    """State that the runner keeps while the sequence is preempted."""
     halts: Callable[[list[int]], bool] | None = None
+    """Tells from all ids whether a stop string ends the sequence at its newest token."""
     halted: bool = False
+    """Whether its own stop token, stop string or grammar ended it."""
     stale: bool = False
+    """Whether the weights changed while it ran."""
     constraint: Constraint | None = None
+    """The grammar that restricts the next token."""
     scores: PromptScores | None = None
+    """Log-probabilities of the prompt, if the request asks for them."""
     barred: tuple[int, ...] = ()
+    """Tokens that may not be sampled before `min_tokens`."""
     embeds: Embeds | None = None
 
     @property
     def prefill_key(self) -> tuple[object, ...]:
-        """Equal for sequences that one prefill serves."""
+        """A key that is equal for sequences that can share one prefill."""
         embeds = None if self.embeds is None else self.embeds.digest
         return self.tenant, tuple(self.tokens), embeds, None if self.scores is None else self.scores.top
 
     @property
     def rank(self) -> tuple[int, int]:
-        """Who comes first: the higher priority, then the earlier arrival."""
+        """Sort key: higher priority first, then earlier arrival."""
         return (-self.priority, self.arrival)
 
 
 @dataclass
 class InputBatch:
-    """What the hot loop needs of each row, as arrays [slots]; `position` is that of the next token to compute."""
+    """State of the running rows, as arrays [slots] for the hot loop. `position` is the position of the next token to
+    compute."""
 
     position: Ints
     limit: Ints
     slot: Ints
     key: npt.NDArray[np.uint64]
     ignore_eos: npt.NDArray[np.bool_]
-    special: npt.NDArray[np.bool_]  # ends by more than the model's own tokens
+    special: npt.NDArray[np.bool_]  # has stop strings, stop tokens of its own or a grammar
 
     @classmethod
     def empty(cls, slots: int) -> InputBatch:
+        """Return zeroed arrays for `slots` rows."""
         position, limit, slot = (np.zeros(slots, np.int64) for _ in range(3))
         ignore_eos, special = (np.zeros(slots, np.bool_) for _ in range(2))
         return cls(position, limit, slot, np.zeros(slots, np.uint64), ignore_eos, special)
 
     def fill(self, row: int, sequence: Sequence) -> None:
+        """Write the state of a sequence that starts to decode in `row`."""
         self.position[row], self.limit[row] = len(sequence.tokens) - 1, sequence.limit
         self.slot[row], self.key[row] = sequence.slot, sequence.key
         self.ignore_eos[row] = sequence.params.ignore_eos
@@ -91,5 +102,6 @@ class InputBatch:
         self.special[row] = bool(asked)
 
     def move(self, to: Ints, from_: Ints) -> None:
+        """Copy rows `from_` to rows `to`."""
         for array in vars(self).values():
             array[to] = array[from_]

@@ -1,9 +1,10 @@
-"""Which weights a model has: what was cached of others must never serve.
+"""Detect changed weights, so that blocks cached under other weights are never used.
 
-`Weights` sees a change of anything that an answer depends on. It looks in two ways. At every step it compares where each tensor lies, torch's
-count of its changes, and every attribute of every module (an adapter's scale, an eps, a base of RoPE), which takes microseconds a module. That
-misses what torch does not count: fused optimizers, numpy, `tensor.data`, inference tensors, DLPack, mapped files. So the contents are
-compared, too, before a cached block is used and before one is named.
+`Weights` detects a change of anything that a completion depends on. Each step compares the address and torch's version
+counter of every tensor. It also compares every attribute of every module, such as an adapter's scale, an eps or a RoPE
+base. That takes microseconds per module. This comparison misses writes that torch does not count: fused optimizers,
+numpy, `tensor.data`, inference tensors, DLPack, mapped files. So values are also compared before a cached block is used
+and before one is hashed.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from rorqual.model import Decoder
 from rorqual.ops.backends import Backend
 
 ROUNDING = 3
-"""To be raised by whoever changes in what order the engine's operations add or multiply: a folder filled before is then a miss."""
+"""Version of the engine's rounding. Increase it when the order of additions or multiplications changes: old disk caches
+then miss."""
 WORDS, ROWS = 1024, 128
 PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size, Enum, type)
 COMMON, DICTS = frozenset(PLAIN), (dict, OrderedDict)
@@ -36,10 +38,10 @@ FUNCTIONS = (FunctionType, BuiltinFunctionType)
 
 
 class Weights:
-    """Names what a model computes. `look` gives another name once anything has changed.
+    """A fingerprint of a model's weights that changes when any weight or module attribute changes.
 
-    `name`: the first one. `contents`: compare the values of the tensors, too. `watched`: False for weights that nobody else can reach.
-    Several threads may look.
+    `name` is the first fingerprint. `contents` also compares the values of tensors. `watched=False` is for weights that
+    no other code can reach. Thread-safe.
     """
 
     def __init__(self, model: Decoder, name: bytes, *, contents: bool, watched: bool = True) -> None:
@@ -49,7 +51,7 @@ class Weights:
         self._digest = digest(tensors) if self._contents else b""
 
     def look(self, *, contents: bool = False) -> bytes:
-        """The name of the weights as they are now: 32 bytes. `contents`: read every value."""
+        """Return the fingerprint of the current weights, 32 bytes. `contents` also reads every value."""
         if self._watched:
             with self._lock:
                 state, tensors = _state_of(self._model)
@@ -60,15 +62,17 @@ class Weights:
         return self._name
 
     def changed(self) -> None:
-        """Give another name, whatever `look` sees."""
+        """Change the fingerprint, whether or not `look` detects a change."""
         with self._lock:
             self._name = secrets.token_bytes(32)
 
 
 def fingerprint(model: Decoder, *, arithmetic: str = "") -> bytes:
-    """Name what `model` computes, the same in every process: values, attributes of modules, type, and what decides how it is rounded.
+    """Return a fingerprint of `model` that is the same in every process.
 
-    Nothing is found in a folder by a model whose code was replaced in this process (a hook, a local function): its name is random.
+    It covers values, module attributes, dtypes, and everything that affects rounding: torch, processor, `arithmetic`. A
+    model whose code was replaced in this process (a hook, a local function) gets a random one and never hits the disk
+    cache.
     """
     leaves: list[object] = []
     tensors: list[Tensor] = []
@@ -87,7 +91,7 @@ def fingerprint(model: Decoder, *, arithmetic: str = "") -> bytes:
 
 
 def _make() -> str:
-    """Of the processor: two makes of one capability round in two ways (docs/engine.md)."""
+    """Return the processor model. Two models with the same capability may round differently (docs/engine.md)."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0].split("\n")
     except (OSError, UnicodeDecodeError):
@@ -96,7 +100,7 @@ def _make() -> str:
 
 
 def _state_of(model: Decoder) -> tuple[list[object], list[Tensor]]:
-    """All that can be compared without reading a value, and the tensors."""
+    """Return all state that can be compared without reading tensor values, and the tensors."""
     leaves: list[object] = []
     tensors: list[Tensor] = []
     _walk(model, leaves, tensors, set())
@@ -108,7 +112,8 @@ def _state_of(model: Decoder) -> tuple[list[object], list[Tensor]]:
 
 
 def _walk(value: object, leaves: list[object], tensors: list[Tensor], seen: set[int]) -> None:
-    """Append what `value` is made of: tensors, and plain values in an order of their own. `seen`: objects around it."""
+    """Append the tensors inside `value` to `tensors` and its plain values to `leaves`. `seen`: ids of the enclosing
+    objects."""
     if isinstance(value, PLAIN):
         leaves.append(value)
     elif isinstance(value, Tensor):
@@ -116,7 +121,7 @@ def _walk(value: object, leaves: list[object], tensors: list[Tensor], seen: set[
     elif isinstance(value, np.ndarray):
         leaves.append((value.shape, value.dtype.str, value.tobytes()))
     elif isinstance(value, Backend):
-        pass  # an engine brings its own
+        pass  # the engine fingerprints its backend separately
     elif id(value) in seen:
         leaves.append("a cycle")
     else:
@@ -131,9 +136,9 @@ def _walk(value: object, leaves: list[object], tensors: list[Tensor], seen: set[
 
 
 def _parts(value: object, leaves: list[object]) -> list[object]:
-    """What is inside an object; its keys, and a function itself, are put down in `leaves`."""
+    """Return the parts of an object. Its dictionary keys, or the function itself, are appended to `leaves`."""
     if isinstance(value, nn.Module):
-        # Most modules have no hooks.
+        # Skip empty dicts for speed: most modules have no hooks.
         value = {key: part for key, part in vars(value).items() if type(part) not in DICTS or part}
     if isinstance(value, dict):
         leaves += value
@@ -154,7 +159,7 @@ def _parts(value: object, leaves: list[object]) -> list[object]:
 
 
 def _lasting(leaf: object) -> str:
-    """A leaf in words that another process would use, too."""
+    """Return a text for a leaf that is the same in every process, or a random one for a local function or class."""
     if isinstance(leaf, type | Callable):  # type: ignore[arg-type]
         name = f"{leaf.__module__}.{leaf.__qualname__}"  # type: ignore[attr-defined]
         return secrets.token_hex(32) if "<" in name else name
@@ -163,18 +168,18 @@ def _lasting(leaf: object) -> str:
 
 @lru_cache
 def _keys(device: torch.device) -> Tensor:
-    """[WORDS], random and always the same."""
+    """Return the hash keys [WORDS]: random, but the same in every process."""
     generator = torch.Generator().manual_seed(0)
     return torch.randint(-(1 << 63), (1 << 63) - 1, (WORDS,), generator=generator).to(device)
 
 
 @torch.no_grad()
 def digest(tensors: list[Tensor]) -> bytes:
-    """32 bytes of the values of `tensors`, which another value anywhere changes but with a chance of 2**-32 or less.
+    """Return a 32-byte hash of the values of `tensors`. It misses a changed value with a probability of at most 2**-32.
 
-    Each row of `WORDS` words of 64 bits is hashed by a sum of products with random keys, once of whole words and once of their upper
-    halves, both modulo 2**64: together the multilinear hash of Lemire & Kaser (1202.4961), of 32-bit characters under 64-bit keys. It reads
-    some 7 GB/s a core, BLAKE2 0.9.
+    Each row of `WORDS` 64-bit words is hashed by sums of products with random keys modulo 2**64: once of whole words,
+    once of their upper 32 bits. Together they are the multilinear hash of Lemire & Kaser (arXiv 1202.4961) over 32-bit
+    characters with 64-bit keys. It reads about 7 GB/s per core; BLAKE2 reads 0.9 GB/s.
     """
     found = blake2b(digest_size=32)
     for tensor in tensors:
@@ -195,6 +200,6 @@ def digest(tensors: list[Tensor]) -> bytes:
 
 
 def _products(words: Tensor) -> Tensor:
-    """[rows, WORDS] -> [rows]: sums of products with the keys, modulo 2**64."""
+    """Return the sums of products of `words` [rows, WORDS] with the keys, modulo 2**64: [rows]."""
     keys = _keys(words.device)
     return torch.mv(words, keys) if words.device.type == "cpu" else (words * keys).sum(1)

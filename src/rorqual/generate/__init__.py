@@ -1,1 +1,1 @@
-"""Files of prompts, answered row by row."""
+"""Answer files of prompts row by row."""

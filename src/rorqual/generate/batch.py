@@ -1,4 +1,4 @@
-"""Many prompts, answered as slots fall free: what answers each does not depend on what runs beside it."""
+"""Answer many prompts with continuous batching. An answer does not depend on the other rows."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from rorqual.generate.schema import KEYS, RowRequest
 
 LEADING = re.compile(r"\w+")
 BURST = 256
-"""Rows that are refused, or answered, before they are handed on."""
+"""Maximum number of rejected rows that are collected before they are yielded."""
 Answered = tuple[RowRequest | Refused, list[Completion]]
-"""A row and its samples; none where it was refused."""
+"""A row and its samples, or no samples if the row was rejected."""
 
 
 class Stepping(Protocol):
-    """What is used of the engine."""
+    """The methods of the engine that `answers` uses."""
 
     def submit(self, request: Request) -> int: ...
 
@@ -33,7 +33,11 @@ class Stepping(Protocol):
 
 
 def refused(ask: RowRequest, error: RorqualError) -> Refused:
-    """What the engine says of a request that it cannot run: of a sampling key, which it names first or as the place, or of the prompt."""
+    """Turn the engine's error for a request into a rejected row.
+
+    The key is the sampling key that the error names, first in its message or as its place; otherwise it is the key of
+    the prompt.
+    """
     named = LEADING.match(error.what)
     said = (error.where.rpartition(", ")[2], named.group() if named else "")
     key = next((word for word in said if word in KEYS), ask.key)
@@ -41,9 +45,10 @@ def refused(ask: RowRequest, error: RorqualError) -> Refused:
 
 
 def answers(engine: Stepping, asks: Iterable[RowRequest | Refused], *, room: int) -> Iterator[list[Answered]]:
-    """Rows as they are answered, a few at a time, in whatever order they end. At most `room` samples (and one row) are asked at once.
+    """Yield the answered rows in small lists, in the order in which they finish.
 
-    A row that the engine refuses comes as `Refused`. What the engine raises in running stops everything; what ran is cancelled.
+    A new row is submitted while fewer than `room` samples run. A row that the engine rejects is yielded as `Refused`.
+    Any other error of the engine is raised, and the running rows are cancelled.
     """
     rest, running = iter(asks), dict[int, tuple[RowRequest, dict[int, Completion]]]()
     samples, more = 0, True
@@ -81,8 +86,11 @@ def answers(engine: Stepping, asks: Iterable[RowRequest | Refused], *, room: int
 def answers_from_afar(
     engine: RemoteEngine, asks: Iterable[RowRequest | Refused], *, concurrency: int
 ) -> Iterator[list[Answered]]:
-    """The same of an address: `concurrency` rows at a time. A row that the server refuses (`REFUSED`) comes as `Refused`; any other
-    failure is raised once what was under way has come in."""
+    """Yield answered rows like `answers`, from a remote endpoint with `concurrency` rows at a time.
+
+    A row that the server rejects (`REFUSED`) is yielded as `Refused`. Any other failure is raised after all requests in
+    flight have finished.
+    """
     rest, running = iter(asks), dict[Future[list[list[Completion]]], RowRequest]()
     more, fatal = True, list[RorqualError]()
     with ThreadPoolExecutor(concurrency, thread_name_prefix="generate") as pool:
@@ -102,7 +110,7 @@ def answers_from_afar(
                 ask = running.pop(future)
                 try:
                     ready.append((ask, future.result()[0]))
-                except DataError as error:  # it was not sent
+                except DataError as error:  # the client rejected it before sending
                     ready.append((refused(ask, error), []))
                 except RemoteError as error:
                     if error.status in REFUSED:
@@ -116,23 +124,25 @@ def answers_from_afar(
 
 
 def _not_there(ask: RowRequest) -> DataError | None:
-    """What an address cannot be asked."""
+    """Return the error of a row that no remote endpoint can answer, or None."""
     if not ask.request.messages:
-        return DataError("an address takes messages, no ids", remedy="Give a prompt or messages.")
+        return DataError("a remote endpoint takes text, not token ids", remedy="Give `prompt` or `messages`.")
     if ask.request.params.top_logprobs:
         return DataError(
-            "an address gives texts alone", where="top_logprobs", remedy="Leave it out, or name a run's folder."
+            "a remote endpoint returns only text",
+            where="top_logprobs",
+            remedy="Leave it out, or set run= to a run directory.",
         )
     return None
 
 
-# ---- what is written
+# ---- output lines
 
 
 def record(
     asked: RowRequest | Refused, samples: Sequence[Completion], *, token_ids: bool = False, logprobs: bool = False
 ) -> dict[str, Any]:
-    """The line of the answer. It holds nothing that depends on when or beside what it was answered, such as hits of a cache."""
+    """Return the output line of a row. It holds nothing that depends on the time or on other rows, such as cache hits."""
     head = {"line": asked.line, **asked.carried}
     if isinstance(asked, Refused):
         return {**head, "error": {"key": asked.key, "what": asked.what, "remedy": asked.remedy}}
@@ -153,19 +163,19 @@ def record(
 
 
 def fault_of(asked: RowRequest, samples: Sequence[Completion]) -> Refused | None:
-    """What is wrong with a row of which a sample is no answer."""
+    """Return the error of a row with an invalid sample, or None if all samples are valid."""
     broken = [(number, sample.error) for number, sample in enumerate(samples) if sample.error]
     if not broken:
         return None
     number, what = broken[0]
-    key, remedy = ("grammar", "Make the grammar simpler, or such that a reply can always go on.")
+    key, remedy = ("grammar", "Simplify the grammar, or change it so that every prefix of a reply can be completed.")
     if what.startswith(MISMATCH):
-        remedy = "Ask again with another seed, or make the schema simpler."
+        remedy = "Use another seed, or simplify the schema."
     elif what.startswith("the server"):
-        key, remedy = "", "Ask it why, and repeat without out= or with another: what is there is kept."
+        key, remedy = "", "Check the server. Then repeat the command with a new out=: answers in this file are kept."
     elif "not a number" in what:
-        key, remedy = "", "The weights, or the type they are computed in, give no number here: try dtype=float32."
-    return Refused(asked.line, key, f"sample {number} broke off: {what}", remedy, asked.carried)
+        key, remedy = "", "The weights are damaged, or the dtype overflows: try dtype=float32."
+    return Refused(asked.line, key, f"sample {number} is incomplete: {what}", remedy, asked.carried)
 
 
 def _tokens(sample: Completion) -> int:

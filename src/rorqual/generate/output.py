@@ -1,8 +1,9 @@
-"""An output file that grows line by line, in any order, and is there only when it is whole: no kill loses an answer.
+"""An output file that is written line by line, in any order, and appears only when it is complete. A kill loses no
+answer.
 
-Three files: `OUT.partial` takes the lines as they come, `OUT.made` says what they were made of, and `OUT` is put together from
-the first, in the order of the input, when the last line is there. What is begun again of the same input with the same settings
-goes on where it was; of others it is refused.
+There are three files. `OUT.partial` collects the lines as they come. `OUT.made` records the input and settings. `OUT`
+is written from `OUT.partial`, in the order of the input, after the last line. A repeated command with the same input
+and settings resumes; with others it is refused.
 """
 
 from __future__ import annotations
@@ -25,19 +26,22 @@ from rorqual.core.records import write_json
 SYNC_SECONDS = 5.0
 NONE = -1
 ESCAPED = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
-"""What some readers take for the end of a line, though JSON lets it stand in a text."""
+"""Characters that some readers take for the end of a line, although JSON allows them in strings."""
 
 
 def to_line(record: Mapping[str, Any]) -> bytes:
-    """A record as a line of JSON in UTF-8."""
+    """Return a record as a line of JSON in UTF-8."""
     return json.dumps(record, ensure_ascii=False, allow_nan=False).translate(ESCAPED).encode() + b"\n"
 
 
 class Partial:
-    """`made`: what the answers depend on. `rows` lines are to come, numbered to `last`. One process at a time.
+    """The output file in progress. One process at a time may open it.
 
-    `count` lines are there, `errors` of them say why a row was refused. `whole`: the output itself is there already. A line that is torn
-    (a kill, a full disk) is cut off, with what follows it.
+    `made` is everything that the answers depend on. The file will have `rows` lines, with line numbers up to `last`.
+    `count` lines exist, and `errors` of them hold an error. `whole` is True if the finished output exists. A line that
+    a kill or a full disk has torn is cut off, with everything after it.
+
+    Raises ConfigError if the files belong to another input or other settings, or the output was changed.
     """
 
     def __init__(self, out: Path, made: Mapping[str, Any], *, rows: int, last: int) -> None:
@@ -63,7 +67,7 @@ class Partial:
         self.close()
 
     def close(self) -> None:
-        """Let another process go on. What was added stays."""
+        """Close the file and release the lock. Added lines stay."""
         if self._file != NONE:
             os.close(self._file)
             self._file = NONE
@@ -72,17 +76,17 @@ class Partial:
             self._lock = None
 
     def has(self, line: int) -> bool:
-        """Whether that line's answer is there."""
+        """Return whether the answer of `line` exists."""
         return self._places[line] != NONE
 
     def add(self, lines: Mapping[int, Mapping[str, Any]]) -> None:
-        """Write records, by the number of their line, in one write: a kill of the process loses none of them afterwards."""
+        """Write records by line number, in one write. After it returns, a kill of the process loses none of them."""
         raw = {line: to_line(record) for line, record in lines.items()}
         try:
             view = memoryview(b"".join(raw.values()))
             while view:
                 view = view[os.write(self._file, view) :]
-            if time.monotonic() - self._synced > SYNC_SECONDS:  # for a power cut
+            if time.monotonic() - self._synced > SYNC_SECONDS:  # bounds the loss of a power failure
                 os.fsync(self._file)
                 self._synced = time.monotonic()
         except OSError as error:
@@ -92,7 +96,7 @@ class Partial:
             self._note(line, len(written), "error" in lines[line])
 
     def finish(self) -> None:
-        """Put the output together. The lines as they came are removed once it is there."""
+        """Write the finished output and remove `OUT.partial`."""
         assert self.count == self.rows
         temporary = self.out.with_name(f".{self.out.name}.{os.getpid()}")
         try:
@@ -113,7 +117,7 @@ class Partial:
     def _begin(self, made: dict[str, Any]) -> None:
         there, begun = self.out.exists(), self.path.exists()
         old = self._read_made()
-        # Between its two files' beginnings a kill, or a full disk, leaves the first of them empty.
+        # A kill or a full disk between the creation of the two files leaves an empty OUT.partial without OUT.made.
         begun = begun and bool(old or self.path.stat().st_size)
         if there or begun:
             self._check(old, made)
@@ -121,7 +125,7 @@ class Partial:
             with open(self.out, "rb") as file:
                 self._scan(file)
             if self.count != self.rows:
-                self._changed(f"{self.count} of its {self.rows} lines are there: it was changed")
+                self._changed(f"the finished output was changed: it has {self.count} of {self.rows} valid lines")
             self.whole = True
             return
         self._lock = own(self.path, "Wait for it, or choose another out=.")
@@ -136,7 +140,7 @@ class Partial:
         os.ftruncate(self._file, self._end)
 
     def _scan(self, file: BinaryIO) -> None:
-        """Find the lines that are whole, up to the first that is not."""
+        """Index the valid lines up to the first invalid one."""
         for raw in file:
             try:
                 record = json.loads(raw) if raw.endswith(b"\n") else {}
@@ -163,32 +167,34 @@ class Partial:
 
     def _check(self, old: dict[str, Any], made: dict[str, Any]) -> None:
         if not old:
-            self._changed(f"it is there already, and no {self.made_file.name} says of what it was made")
+            self._changed(
+                f"the file exists, but there is no {self.made_file.name}, which records its input and settings"
+            )
         differs = sorted(key for key in old.keys() | made.keys() if old.get(key) != made.get(key))
         if differs:
             shown = ", ".join(f"{key} was {_short(old.get(key))} and is {_short(made.get(key))}" for key in differs[:4])
-            self._changed(f"it was begun with another file or other settings: {shown}")
+            self._changed(f"the output was started with another input or other settings: {shown}")
 
     def _changed(self, what: str) -> NoReturn:
         names = f"{self.out.name}, {self.path.name} and {self.made_file.name}"
         raise ConfigError(
             what,
             where=str(self.out),
-            remedy=f"Choose another out=, set it as it was, or remove {names} to begin again.",
+            remedy=f"Choose another out=, restore the old settings, or remove {names} to start over.",
         )
 
     def _refuse(self, error: OSError) -> NoReturn:
         raise RorqualError(
             f"cannot write: {error.strerror}",
             where=str(self.path),
-            remedy="Free disk space or mend the folder, and repeat the command: it goes on from what is kept.",
+            remedy="Free disk space or make the folder writable, then repeat the command: it resumes.",
         ) from error
 
 
 def check_place(out: Path) -> None:
-    """Refuse what cannot be written to, before a model is loaded and without writing."""
+    """Raise ConfigError if `out` cannot be written, before a model is loaded and without writing."""
     if out.is_dir():
-        raise ConfigError("it is a folder", where=str(out), remedy="Name a file: out=FILE.jsonl.")
+        raise ConfigError("out is a folder", where=str(out), remedy="Give a file: out=FILE.jsonl.")
     above = out.absolute().parent
     while not above.exists() and above != above.parent:
         above = above.parent

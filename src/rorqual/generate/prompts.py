@@ -1,4 +1,5 @@
-"""A file of prompts, read row by row: JSON lines, Parquet or CSV. A row that cannot be read is told, and the others go on."""
+"""Read a file of prompts row by row: JSON lines, Parquet or CSV. An unreadable row is reported, and the others are
+still read."""
 
 from __future__ import annotations
 
@@ -18,16 +19,17 @@ from rorqual.core.sampling import PARAMS, TextList
 
 BOM = b"\xef\xbb\xbf"
 LONGEST_LINE = 64 * 2**20
-"""Bytes of a line; a longer one is refused unread, so that a file without line ends takes no memory."""
+"""Maximum number of bytes in a line. A longer line is rejected without being kept in memory."""
 HEAD, CHUNK = 4096, 2**16
 LINES, TABLES = (".jsonl", ".ndjson", ".json"), (".parquet", ".csv")
 TEXTS = frozenset({"prompt", *(name for name, param in PARAMS.items() if isinstance(param.type, TextList))})
-"""Columns of a CSV file that are text even where they look like numbers."""
+"""Columns of a CSV file that are text even if they look like numbers."""
 
 
 @dataclass(frozen=True)
 class Refused:
-    """A row that cannot be answered: its line (or row) from 1, the key that is wrong, what is wrong, what to do; what it carries on."""
+    """A row that cannot be answered: its line or row from 1, the wrong key, the problem, the remedy and the extra
+    fields."""
 
     line: int
     key: str
@@ -38,7 +40,8 @@ class Refused:
 
 @dataclass(frozen=True)
 class Prompts:
-    """A file of prompts as it was when it was opened: how many rows, the last one's line number, and a hash of its bytes."""
+    """A file of prompts with its number of rows, the line number of the last one, and the SHA-256 of its bytes when
+    opened."""
 
     path: Path
     rows: int
@@ -47,15 +50,15 @@ class Prompts:
 
     @classmethod
     def open(cls, path: Path) -> Prompts:
-        """Read it once, to count. What is missing, empty, binary or of an unknown kind is a `DataError`."""
+        """Read a file once to count its rows. Raises DataError if it is missing, empty, binary or of an unknown type."""
         kind = path.suffix.lower()
         if kind not in (*LINES, *TABLES):
             raise DataError(
-                f"unknown kind of file '{kind}'", where=str(path), remedy="Give a .jsonl, a .parquet or a .csv file."
+                f"unknown file type '{kind}'", where=str(path), remedy="Give a .jsonl, .parquet or .csv file."
             )
         try:
             if path.exists() and not path.is_file():
-                raise DataError("not a file", where=str(path), remedy="Give a file: it is read more than once.")
+                raise DataError("not a regular file", where=str(path), remedy="Give a file that can be read twice.")
             digest, head, rows, last = _scan(path)
         except FileNotFoundError:
             raise DataError("no such file", where=str(path), remedy="Check the path.") from None
@@ -63,25 +66,25 @@ class Prompts:
             raise DataError(f"cannot read: {error.strerror}", where=str(path), remedy="Check the path.") from None
         if kind != ".parquet" and _binary(head):
             raise DataError(
-                "not text: it looks like a binary or a compressed file",
+                "not a text file: it looks binary or compressed",
                 where=str(path),
-                remedy="Give JSON lines in UTF-8, one object on each line.",
+                remedy="Give JSON lines in UTF-8, one object per line.",
             )
         if kind in TABLES and rows:
             rows = last = sum(1 for _ in _read(path))
         if not rows:
-            raise DataError("the file is empty", where=str(path), remedy="Give a file with a prompt on each line.")
+            raise DataError("the file is empty", where=str(path), remedy="Give a file with one prompt per line.")
         return cls(path, rows, last, digest)
 
     def read(self) -> Iterator[tuple[int, dict[str, Any] | Refused]]:
-        """(line, row) of each row. Blank lines are passed over, and counted as lines."""
+        """Yield (line, row) for each row. Blank lines are skipped but counted as lines."""
         return _read(self.path)
 
 
 def _scan(path: Path) -> tuple[str, bytes, int, int]:
-    """SHA-256, first bytes, lines that are not blank, and the number of the last of them."""
+    """Return the SHA-256, the first bytes, the number of non-blank lines, and the line number of the last of them."""
     digest, head, rows, line, last, blank = hashlib.sha256(), b"", 0, 1, 0, True
-    start = BOM  # what may stand before the first line
+    start = BOM  # may precede the first line
     with open(path, "rb") as file:
         while chunk := file.read(CHUNK):
             head = head or chunk[:HEAD]
@@ -124,7 +127,7 @@ def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | Refused]]:
             if number == 1:
                 raw = raw.removeprefix(BOM)
             if long:
-                yield number, Refused(number, "", f"longer than {LONGEST_LINE} bytes", "Shorten it.")
+                yield number, Refused(number, "", f"the line is longer than {LONGEST_LINE} bytes", "Shorten it.")
             elif raw.strip():
                 yield number, _object(raw, number)
 
@@ -132,15 +135,15 @@ def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | Refused]]:
 def _object(raw: bytes, line: int) -> dict[str, Any] | Refused:
     try:
         raw.decode("utf-8")
-        # A parser with a limit of depth, which takes neither NaN nor half of a surrogate pair.
+        # This parser limits the depth and rejects NaN and lone surrogates.
         row = pydantic_core.from_json(raw, allow_inf_nan=False)
     except UnicodeDecodeError as error:
         what = f"not UTF-8: byte 0x{raw[error.start]:02x} at position {error.start}"
         return Refused(line, "", what, "Convert the file to UTF-8.")
     except ValueError as error:
-        return Refused(line, "", f"not JSON: {error}", "Write one JSON object on each line.")
+        return Refused(line, "", f"not JSON: {error}", "Write one JSON object per line.")
     if not isinstance(row, dict):
-        return Refused(line, "", f"a JSON {type(row).__name__}, not an object", "Write one JSON object on each line.")
+        return Refused(line, "", f"a JSON {type(row).__name__}, not an object", "Write one JSON object per line.")
     return row
 
 
@@ -148,7 +151,7 @@ def _object(raw: bytes, line: int) -> dict[str, Any] | Refused:
 
 
 def _parquet(path: Path) -> Iterator[tuple[int, dict[str, Any] | Refused]]:
-    import pyarrow  # here, because it takes a third of a second that a JSONL file need not pay
+    import pyarrow  # not at the top: it takes a third of a second, which a JSONL file does not need
     import pyarrow.parquet
 
     number = 0
@@ -158,11 +161,11 @@ def _parquet(path: Path) -> Iterator[tuple[int, dict[str, Any] | Refused]]:
                 number += 1
                 yield number, _given(row)
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise DataError(f"not Parquet: {error}", where=str(path), remedy="Write the file again.") from None
+        raise DataError(f"not valid Parquet: {error}", where=str(path), remedy="Export the file again.") from None
 
 
 def _given(value: Any) -> Any:
-    """Without what a column has and a row has not."""
+    """Remove null fields, which Parquet adds to rows without a value in a column."""
     if isinstance(value, dict):
         return {key: _given(item) for key, item in value.items() if item is not None}
     return [_given(item) for item in value] if isinstance(value, list) else value
@@ -173,7 +176,7 @@ def _csv(path: Path) -> Iterator[tuple[int, dict[str, Any] | Refused]]:
         try:
             yield from _csv_rows(file)
         except (csv.Error, UnicodeDecodeError) as error:
-            raise DataError(f"not CSV in UTF-8: {error}", where=str(path), remedy="Write the file again.") from None
+            raise DataError(f"not CSV in UTF-8: {error}", where=str(path), remedy="Export the file again.") from None
 
 
 def _csv_rows(file: TextIO) -> Iterator[tuple[int, dict[str, Any] | Refused]]:
@@ -181,13 +184,14 @@ def _csv_rows(file: TextIO) -> Iterator[tuple[int, dict[str, Any] | Refused]]:
     names = next(rows, [])
     for number, cells in enumerate((cells for cells in rows if cells), start=1):
         if len(cells) > len(names):
-            yield number, Refused(number, "", f"{len(cells)} cells, and {len(names)} columns", "Quote its commas.")
+            what = f"the row has {len(cells)} cells, but the header {len(names)} columns"
+            yield number, Refused(number, "", what, "Put cells that contain commas in quotes.")
         else:
             yield number, {name: text for name, text in zip(names, cells) if text}
 
 
 def typed_cells(row: dict[str, Any], keys: frozenset[str]) -> dict[str, Any]:
-    """A CSV file's row with the values of `keys` as what they look like: numbers, lists, truth values."""
+    """Parse the cells of `keys` in a CSV row as numbers, lists or booleans. Text columns (`TEXTS`) stay strings."""
     return {
         name: scalar(value) if name in keys - TEXTS and isinstance(value, str) else value for name, value in row.items()
     }

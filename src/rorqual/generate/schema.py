@@ -1,4 +1,4 @@
-"""Rows of a file made requests: each checked by name, with settings and a seed of its own."""
+"""The request schema: turn the rows of a file into requests, each with its own sampling parameters and seed."""
 
 from __future__ import annotations
 
@@ -40,16 +40,16 @@ ELSEWHERE: Mapping[str, str] = {
     "response_format": "grammar",
     "best_of": "n",
 }
-"""Names that other programs give to what is meant."""
+"""Keys of other programs, mapped to ours, for hints in errors."""
 ALIKE = 0.9
-"""From what likeness on a field that is carried over is taken for a mistyped key: `speed` is no `seed`, `temprature` is one."""
+"""Similarity from which an extra field is taken for a mistyped key. `temprature` is one, `speed` is not."""
 
 
 def _grammar(value: Any) -> Any:
     if value is None or isinstance(value, Grammar):
         return value
     if not isinstance(value, Mapping) or value.get("kind") not in KINDS or value.keys() - {"kind", "source"}:
-        raise ValueError(f"an object of kind ({', '.join(KINDS)}) and source")
+        raise ValueError(f"a grammar is an object with kind ({', '.join(KINDS)}) and source")
     source = value.get("source", "")
     return Grammar(value["kind"], source if isinstance(source, str) else json.dumps(source))
 
@@ -58,7 +58,7 @@ Token = Annotated[int, Field(strict=True, ge=0, le=INT32)]
 
 
 def _field(param: Param) -> tuple[Any, Any]:
-    """A sampling parameter as a key of a file: its type, and its limits and default."""
+    """Return a sampling parameter as a pydantic field of a file's row: its type, and its limits and default."""
     kind, type_ = param.in_file, param.annotation
     limits: dict[str, Any] = {}
     match kind:
@@ -82,12 +82,12 @@ def _field(param: Param) -> tuple[Any, Any]:
 
 @with_fields({name: _field(param) for name, param in PARAMS.items()})
 class RowSampling(Config):
-    """How to sample, as a file or the command line says it: `SamplingParams` and who decides about thinking, each within a limit."""
+    """Sampling keys of a row or the command line: `SamplingParams` and `thinking`, each within its limits."""
 
     thinking: Annotated[Thinking, Field(description="auto, on or off")] = "auto"
 
     def params(self) -> SamplingParams:
-        """As the engine takes it."""
+        """Return the engine's sampling parameters."""
         return SamplingParams(**{name: getattr(self, name) for name in PARAMS})
 
 
@@ -95,9 +95,9 @@ KEYS = frozenset(RowSampling.model_fields)
 
 
 def line_seed(seed: int, line: int, name: str | int | None) -> int:
-    """The seed of a row: of the whole's `seed` and the row's `id`, or, where it has none, its line number.
+    """Return the seed of a row, from the command's `seed` and the row's `id`, or its line number if it has no id.
 
-    So a file may be shuffled or cut, and a row with an id has the answer that it had.
+    A row with an id thus keeps its answer when the file is shuffled or cut.
     """
     key = json.dumps([seed, "line", line] if name is None else [seed, "id", name])
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") & SAFE
@@ -105,7 +105,8 @@ def line_seed(seed: int, line: int, name: str | int | None) -> int:
 
 @dataclass(frozen=True)
 class RowRequest:
-    """A row that can be asked; `key` is the one that holds its prompt, `carried` what it carries on to the answer."""
+    """A valid row as a request. `key` is the key of its prompt, and `carried` holds the extra fields, which the answer
+    repeats."""
 
     line: int
     key: str
@@ -120,15 +121,17 @@ class _Fault(Exception):
 
 @dataclass(frozen=True)
 class Asking:
-    """Makes requests of rows. `encode`: where given, a prompt is a text to continue and not a user's turn. `cells`: the rows are
-    a CSV file's."""
+    """Turns rows into requests.
+
+    With `encode`, a prompt is a text to continue instead of a user message. `cells` is True for rows of a CSV file.
+    """
 
     defaults: RowSampling
     encode: Callable[[str], Sequence[int]] | None = None
     cells: bool = False
 
     def ask(self, line: int, row: dict[str, Any] | Refused) -> RowRequest | Refused:
-        """The row as a request, or why it is none."""
+        """Return the row as a request, or as `Refused` if it is not valid."""
         if isinstance(row, Refused):
             return row
         if self.cells:
@@ -160,9 +163,10 @@ class Asking:
     def _prompt(self, row: dict[str, Any]) -> tuple[str, tuple[Message, ...], tuple[int, ...] | None]:
         given = [key for key in PROMPTS if row.get(key) is not None]
         if len(given) != 1:
-            what = f"{' and '.join(given)} together" if given else "no prompt"
+            what = f"the row has both {' and '.join(given)}" if given else "the row has no prompt"
             near = next((hint for key in row if (hint := nearest(key, PROMPTS)).startswith("Did")), "")
-            raise _Fault(given[1] if given else "prompt", what, f"{near} Give one of {', '.join(PROMPTS)}.".strip())
+            remedy = f"{near} Give exactly one of {', '.join(PROMPTS)}.".strip()
+            raise _Fault(given[1] if given else "prompt", what, remedy)
         key, value = given[0], row[given[0]]
         if key == "prompt_ids":
             return key, (), _ids(value)
@@ -170,7 +174,7 @@ class Asking:
             return key, _messages(value), None
         text = _text(value, key)
         if not text:
-            raise _Fault(key, "the prompt is empty", "Write something, or delete the line.")
+            raise _Fault(key, "the prompt is empty", "Write a prompt, or delete the row.")
         if self.encode is None:
             return key, (Message("user", text),), None
         try:
@@ -180,23 +184,24 @@ class Asking:
 
 
 def _said(key: str) -> str:
-    return RowSampling.model_fields[key].description or "as `rorqual generate --help` says"
+    return RowSampling.model_fields[key].description or "described in `rorqual generate --help`"
 
 
 def _check_carried(carried: dict[str, Any]) -> None:
     name = carried.get("id")
     if name is not None and (isinstance(name, bool) or not isinstance(name, str | int)):
-        raise _Fault("id", f"a {type(name).__name__}, neither text nor whole number", "Give a text or a whole number.")
+        what = f"the id must be a string or a whole number, but has the type {type(name).__name__}"
+        raise _Fault("id", what, "Change the type, or remove the id.")
     for key, value in carried.items():
         if key in RESERVED:
-            raise _Fault(key, f"'{key}' is a name of the answer's own", "Rename it; other fields are carried over.")
+            raise _Fault(key, f"'{key}' is reserved for the output", "Rename the field.")
         if key in ELSEWHERE:
-            raise _Fault(key, f"unknown key '{key}'", f"It is '{ELSEWHERE[key]}' here.")
+            raise _Fault(key, f"unknown key '{key}'", f"Use '{ELSEWHERE[key]}'.")
         near = nearest(key, KEYS)
         if near.startswith("Did") and _alike(key, near.split("'")[1]):
-            raise _Fault(key, f"unknown key '{key}'", f"{near} A field to be carried over needs another name.")
+            raise _Fault(key, f"unknown key '{key}'", f"{near} If not, rename the field.")
         if not _writable(value):
-            raise _Fault(key, "it holds what JSON has no form for", "Leave it out, or write it as text.")
+            raise _Fault(key, "the value cannot be written as JSON", "Leave it out, or write it as a string.")
 
 
 def _alike(one: str, other: str) -> bool:
@@ -214,9 +219,9 @@ def _writable(value: Any) -> bool:
 
 def _text(value: Any, key: str) -> str:
     if not isinstance(value, str):
-        raise _Fault(key, f"a {type(value).__name__}, not a text", "Give a text.")
+        raise _Fault(key, f"the value must be a string, but has the type {type(value).__name__}", "Give a string.")
     if "\0" in value:
-        raise _Fault(key, "it holds a NUL character", "Take it out.")
+        raise _Fault(key, "the string contains a NUL character", "Remove the NUL character.")
     return value
 
 
@@ -233,24 +238,25 @@ def _content(value: Any, key: str) -> Content:
 
 def _ids(value: Any) -> tuple[int, ...]:
     if not isinstance(value, list) or not all(type(token) is int for token in value):
-        raise _Fault("prompt_ids", "not a list of whole numbers", "Give the ids of tokens.")
+        raise _Fault("prompt_ids", "prompt_ids must be a list of whole numbers", "Give a list of token ids.")
     if not value:
-        raise _Fault("prompt_ids", "the prompt is empty", "Give one id or more, or delete the line.")
+        raise _Fault("prompt_ids", "the prompt is empty", "Give at least one id, or delete the row.")
     return tuple(value)
 
 
 def _messages(value: Any) -> tuple[Message, ...]:
     if not isinstance(value, list) or not value:
-        raise _Fault("messages", "not a list with something in it", "Give a list of messages.")
+        raise _Fault("messages", "messages must be a list with at least one message", "Add a user message.")
     found = tuple(_message(turn, f"messages.{number}") for number, turn in enumerate(value))
     if not any(message.label for message in found):
-        raise _Fault("messages", "the prompt is empty: no message has content", "Write something, or delete the line.")
+        raise _Fault("messages", "the prompt is empty: no message has content", "Write a prompt, or delete the row.")
     return found
 
 
 def _message(turn: Any, key: str) -> Message:
     if not isinstance(turn, dict):
-        raise _Fault(key, f"a {type(turn).__name__}, not an object", "Give role and content.")
+        what = f"a message must be an object, but has the type {type(turn).__name__}"
+        raise _Fault(key, what, "Give an object with role and content.")
     if extra := sorted(turn.keys() - {"role", "content", "reasoning", "reasoning_content", "name"}):
         raise _Fault(f"{key}.{extra[0]}", f"unknown key '{extra[0]}'", "A message has role, content and reasoning.")
     roles: tuple[Role, ...] = get_args(Role)

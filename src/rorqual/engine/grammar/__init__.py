@@ -1,1 +1,1 @@
-"""Grammars: from a JSON schema, a regular expression or a list of choices to the tokens that may come next."""
+"""Constrained decoding: from a JSON schema, a regular expression or a list of choices to masks of allowed tokens."""

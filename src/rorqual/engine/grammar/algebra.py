@@ -1,4 +1,4 @@
-"""What expressions are put together of, beside what `grammar.pattern` reads: `("and", nodes)` and `("not", node)`."""
+"""Combine expressions. Beside the nodes of `grammar.pattern` it adds `("and", nodes)` and `("not", node)`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ ALL: Node = ("rep", ("set", ANY), 0, None)
 
 
 def cat(*parts: Node) -> Node:
-    """One after another."""
+    """Return the concatenation of the parts."""
     found = list[Node]()
     for part in parts:
         found += part[1] if part[0] == "cat" else [part]
@@ -26,7 +26,7 @@ def _flat(kind: str, parts: tuple[Node, ...]) -> list[Node]:
 
 
 def alt(*branches: Node) -> Node:
-    """Any of them."""
+    """Return the union of the branches."""
     found = [branch for branch in _flat("alt", branches) if branch != NONE]
     if ALL in found:
         return ALL
@@ -42,7 +42,7 @@ def alt(*branches: Node) -> Node:
 
 
 def both(*parts: Node) -> Node:
-    """What all of them match."""
+    """Return the intersection of the parts."""
     found = [part for part in _flat("and", parts) if part != ALL]
     if NONE in found:
         return NONE
@@ -52,14 +52,14 @@ def both(*parts: Node) -> Node:
 
 
 def complement(node: Node) -> Node:
-    """What it does not match."""
+    """Return the complement of a node."""
     if node in (NONE, ALL):
         return NONE if node == ALL else ALL
     return node[1] if node[0] == "not" else ("not", node)
 
 
 def nullable(node: Node) -> bool:
-    """Whether it matches the empty text."""
+    """Return whether the node matches the empty text."""
     match node[0]:
         case "cat" | "and":
             return all(map(nullable, node[1]))

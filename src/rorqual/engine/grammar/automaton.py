@@ -1,8 +1,10 @@
-"""Patterns of JSON schemas as llguidance enforces them: without look-around, anchored, and with classes that JSON's escapes keep.
+"""Translate patterns of JSON schemas into those of llguidance: anchored, without look-around, with classes that JSON
+escapes preserve.
 
-A look-ahead is an intersection of what follows with what it asks for, a negative one with its complement (Brzozowski, Derivatives of
-regular expressions, 1964); llguidance intersects patterns but has no complement of one, so that is written out as an expression again,
-from its automaton. What cannot be, or would be long, is left out: the pattern then matches more, and the answer is checked.
+A look-ahead is the intersection of the rest with its pattern; a negative one intersects with the complement
+(Brzozowski, Derivatives of regular expressions, 1964). llguidance has intersections but no complements. So a complement
+is converted to an expression through its automaton. Parts that cannot be converted, or only at great length, are
+dropped: the pattern then matches more, and the answer is checked.
 """
 
 from __future__ import annotations
@@ -17,25 +19,27 @@ from rorqual.engine.grammar.pattern import ANY, EMPTY, Node, PatternReader, Rang
 MAX_STATES, MAX_TEXT, MAX_UNROLLED, MAX_STEPS, MAX_SIZE = 48, 6000, 3, 4000, 2000
 MAX_WRITTEN = 50_000
 ESCAPED = ranges((8, 10), (12, 13))
-"""Control characters with an escape of their own in JSON."""
+"""Control characters with a short escape in JSON."""
 PRINTED = ranges((32, 126), (128, ANY[-1][1]))
 ZERO_WIDTH = ("begin", "end", "look", "drop")
 
 
 class TooLarge(Exception):
-    """It would take more states, or a longer text, than is worth it."""
+    """The translation would take too many states or too long a text."""
 
 
 @dataclass(frozen=True)
 class Translated:
-    """Expressions that all must match the whole of a text. `exact`: they match what the pattern does, and nothing else."""
+    """Expressions that must all match the whole text. `exact`: together they match exactly the texts that the pattern
+    matches."""
 
     expressions: tuple[str, ...]
     exact: bool
 
 
 def translate(pattern: str) -> Translated:
-    """A pattern of a JSON schema, which may match anywhere; `grammar.pattern.Unreadable` where it cannot be read."""
+    """Translate a pattern of a JSON schema, which may match anywhere in a text. Raises Unreadable if it cannot be
+    parsed."""
     reader = PatternReader(pattern)
     node = reader.read()
     if _size(node, {}) > MAX_WRITTEN:
@@ -57,7 +61,7 @@ def translate(pattern: str) -> Translated:
 
 
 def _size(node: Node, known: dict[int, int]) -> int:
-    """Of the tree written out, in which a group that is referred to stands again and again."""
+    """Return the number of nodes when the tree is written out, where each reference repeats its group."""
     if id(node) not in known:
         below = (
             node[1]
@@ -69,25 +73,26 @@ def _size(node: Node, known: dict[int, int]) -> int:
 
 
 def _check_size(node: Node) -> Node:
-    """It: unless it is too large to be compared with others, which takes as long as it is."""
+    """Return the node, or raise TooLarge if comparing it with others would take too long."""
     if _size(node, {}) > MAX_SIZE:
         raise TooLarge
     return node
 
 
 class _Assertions:
-    """Replaces `^`, `$` and look-ahead by what they ask of the text that follows."""
+    """Replaces `^`, `$` and look-ahead by conditions on the text that follows."""
 
     def __init__(self) -> None:
         self.inexact, self._steps = False, 0
 
     def searched(self, node: Node) -> Node:
-        """The texts that it matches somewhere."""
+        """Return an expression for all texts in which `node` matches somewhere."""
         later = self.before(node, ALL, False)
         return alt(self.before(node, ALL, True), cat(("rep", ("set", ANY), 1, None), later))
 
     def before(self, node: Node, rest: Node, start: bool) -> Node:
-        """What `node` matches, and then `rest`, which holds no assertion; `start`: at the beginning of the text."""
+        """Return `node` followed by `rest`, without assertions. `rest` has none; `start` tells if the node is at the
+        start of the text."""
         self._steps += 1
         if self._steps > MAX_STEPS:
             raise TooLarge
@@ -105,7 +110,7 @@ class _Assertions:
                 return _check_size(alt(*(self.before(branch, rest, start) for branch in branches)))
             case ("cat", parts):
                 starts = [start and all(map(_empty, parts[:number])) for number in range(len(parts))]
-                # (a?^b: a beginning behind what may be nothing is not followed up)
+                # `^` after a part that may be empty, as in a?^b, is not translated.
                 self.inexact |= any(
                     start and not first and _begins(part) and all(map(nullable, map(_bare, parts[:number])))
                     for number, (part, first) in enumerate(zip(parts, starts, strict=True))
@@ -115,7 +120,7 @@ class _Assertions:
                 return rest
             case ("rep", body, least, most):
                 return self._repeated(body, least, most, rest, start)
-        return rest  # what is left out
+        return rest  # ("drop",): a dropped assertion
 
     def _repeated(self, body: Node, least: int, most: int | None, rest: Node, start: bool) -> Node:
         if most is not None and most <= MAX_UNROLLED:
@@ -129,7 +134,7 @@ class _Assertions:
             case ("cat", (("look", True, unwanted), ("set", _) as one)) if rest == EMPTY and not nullable(
                 _bare(unwanted)
             ):
-                # (?:(?!unwanted).)*$: it begins nowhere
+                # (?:(?!unwanted).)*$: `unwanted` matches at no position
                 return both(("rep", one, least, most), complement(cat(ALL, self.before(unwanted, ALL, False))))
         self.inexact = True
         return cat(("rep", _bare(body), least, most), rest)
@@ -145,7 +150,7 @@ def _asserts(node: Node) -> bool:
 
 
 def _begins(node: Node) -> bool:
-    """Whether a `^` stands in it."""
+    """Return whether the node contains `^`."""
     match node[0]:
         case "cat" | "alt":
             return any(map(_begins, node[1]))
@@ -157,7 +162,7 @@ def _begins(node: Node) -> bool:
 
 
 def _bare(node: Node) -> Node:
-    """Without assertions: it matches more."""
+    """Return the node without its assertions, so that it matches more."""
     match node[0]:
         case "cat":
             return cat(*map(_bare, node[1]))
@@ -169,19 +174,19 @@ def _bare(node: Node) -> Node:
 
 
 def _empty(node: Node) -> bool:
-    """Whether it takes no character, whatever it matches."""
+    """Return whether every match of the node is empty."""
     return node[0] in ZERO_WIDTH or (node[0] in ("cat", "alt") and all(map(_empty, node[1])))
 
 
 def _plain(node: Node) -> bool:
-    """Whether it holds neither an intersection nor a complement."""
+    """Return whether the node has neither an intersection nor a complement."""
     if node[0] in ("cat", "alt"):
         return all(map(_plain, node[1]))
     return _plain(node[1]) if node[0] == "rep" else node[0] in ("set", "raw")
 
 
 def _written(node: Node) -> str:
-    """As llguidance reads it."""
+    """Return the expression in llguidance's syntax."""
     match node:
         case ("set", given):
             return _set(given)
@@ -202,8 +207,12 @@ def _grouped(node: Node) -> str:
 
 
 def _set(given: Ranges) -> str:
-    """A class. llguidance writes a quotation mark or a backslash under one that has neither but all control characters; those that have no
-    short escape in JSON could not be written anyway."""
+    """Return a character class in llguidance's syntax.
+
+    With a class that has all control characters but neither quotation mark nor backslash, llguidance still allows those
+    two. So control characters without a short escape, which JSON cannot write here anyway, are removed from such
+    classes.
+    """
     if given == ANY:
         return "(?s:.)"
     if not (_holds(given, 34) and _holds(given, 92)):
@@ -226,7 +235,8 @@ def _shared(one: Ranges, other: Ranges) -> Iterator[tuple[int, int]]:
 
 
 class _Automaton:
-    """Its states are what is left to match; each leads to others by classes of characters."""
+    """An automaton whose states are derivatives: expressions for the rest of the text. Classes of characters label its
+    edges."""
 
     def __init__(self, node: Node) -> None:
         if not _derivable(node):
@@ -257,7 +267,7 @@ class _Automaton:
                 self._steps[edge] = ranges(*self._steps.get(edge, ()), *members)
 
     def _derivative(self, node: Node, code: int) -> Node:
-        """What is left to match after a character."""
+        """Return the expression for the rest of the text after one character."""
         self._left -= 1
         if self._left < 0:
             raise TooLarge
@@ -282,7 +292,7 @@ class _Automaton:
         return alt(found, self._derivative(rest, code)) if nullable(first) else found
 
     def expression(self) -> str:
-        """By elimination of states, those with the fewest ways through them first."""
+        """Convert the automaton to an expression by eliminating states, those with the fewest paths through them first."""
         begin, end = -1, -2
         edges: dict[tuple[int, int], str] = {edge: _set(members) for edge, members in self._steps.items()}
         edges[begin, 0] = ""
@@ -335,7 +345,7 @@ def _sets(node: Node) -> Iterator[Ranges]:
 
 
 def _partition(node: Node) -> list[Ranges]:
-    """Classes of characters that no set of it tells apart."""
+    """Return the classes of characters that no set in the node distinguishes."""
     sets = list(dict.fromkeys(_sets(node)))
     bounds = sorted({0, *(edge for given in (*sets, ANY) for low, high in given for edge in (low, high + 1))})
     found: dict[tuple[bool, ...], list[tuple[int, int]]] = {}

@@ -1,7 +1,9 @@
-"""Replies that must call tools: a chat format's own way of writing calls, with arguments that each function's JSON schema allows.
+"""Grammars for tool calls: calls in the syntax of the chat format, with arguments that match each function's JSON
+schema.
 
-A grammar of kind `calls` has as its source what `calls_source` writes. Marks are tokens where the tokenizer has them, else text, as
-the chat format itself writes and reads them; so what ends is read as calls, whole, and as nothing else.
+`core.sampling.Grammar` documents the source of a grammar of kind `calls`. The special tokens around calls are token ids
+if the tokenizer has them, else text, as the chat format writes and reads them. So the chat format parses every complete
+reply as calls.
 """
 
 from __future__ import annotations
@@ -27,13 +29,13 @@ from rorqual.engine.grammar.source import parse_calls
 Bools = npt.NDArray[np.bool_]
 THINKING = ("<think>", "</think>")
 _HOLE = "\0"
-"""Stands for the arguments while a call is written; no name can hold it."""
+"""Placeholder for the arguments while a call is written. No function name can contain it."""
 _MARK = re.compile("([\ud800-\udfff])")
 
 
 @dataclass(frozen=True)
 class FunctionSchema:
-    """A function that may be called; `schema`: the text of its arguments' JSON schema, of an object."""
+    """A function that may be called. `schema` is the JSON text of the schema of its arguments, always an object."""
 
     name: str
     schema: str
@@ -41,8 +43,10 @@ class FunctionSchema:
 
 @dataclass(frozen=True)
 class Calls:
-    """What a reply may call: one of the functions, or, with `many`, one and then any. `answer`: the text of a JSON schema of which it may be
-    instead."""
+    """The calls that a reply may make: one of `functions`, or with `many` one or more.
+
+    `answer` is the JSON text of a schema that the reply may match instead.
+    """
 
     functions: tuple[FunctionSchema, ...]
     many: bool
@@ -50,7 +54,8 @@ class Calls:
 
 
 def read_calls(source: str) -> Calls:
-    """The source of a grammar of kind `calls`; a `DataError` says what is wrong with it, or with which function's parameters."""
+    """Parse the source of a grammar of kind `calls`. Raises DataError, which names the function if its parameters are
+    at fault."""
     found = parse_calls(source)
     functions = tuple(FunctionSchema(tool["name"], _object(**tool)) for tool in found["tools"])
     answer = json.dumps(found["answer"], ensure_ascii=False) if "answer" in found else None
@@ -58,25 +63,24 @@ def read_calls(source: str) -> Calls:
 
 
 def _object(name: str, parameters: Mapping[str, Any]) -> str:
-    """The schema of arguments, which are always an object."""
+    """Return the JSON text of the schema of a function's arguments. Raises DataError if it is not the schema of an
+    object."""
     kind = parameters.get("type", "object")
     if kind != "object" and not (isinstance(kind, list) and "object" in kind):
-        raise blame(
-            name, DataError(f"their type is {kind!r}"[:200], remedy='Arguments are an object: "type": "object".')
-        )
+        raise blame(name, DataError(f"their type is {kind!r}"[:200], remedy='Use an object: "type": "object".'))
     return json.dumps({**parameters, "type": "object"}, ensure_ascii=False)
 
 
 def blame(name: str, error: DataError) -> DataError:
-    """An error of one function's schema, with its name."""
+    """Return the error of a function's schema with the name of the function."""
     return DataError(f"the parameters of {name!r}: {error.what}", remedy=error.remedy)
 
 
 class Spelling:
-    """How one chat format writes calls in its tokenizer's ids.
+    """The syntax of calls in one chat format, in token ids.
 
-    `marks` [n]: ids of the marks that stand in them. `unsaid`: texts that no call may hold, because wherever they stand they are marks of
-    thinking, and a call that holds one is none.
+    `marks` [n] are the ids of the special tokens in calls. `unsaid` are texts that no call may contain. The chat format
+    reads them as the start or end of reasoning wherever they are, and so would not parse the call.
     """
 
     def __init__(self, chat: ChatFormat, vocab_size: int) -> None:
@@ -87,15 +91,17 @@ class Spelling:
 
     @cached_property
     def frame(self) -> CallFrame:
+        """The text around calls. Raises DataError if the chat format has no tool calls."""
         if self._frame is None:
             raise DataError(
-                f"chat format '{self._name}' has no way to write calls",
-                remedy="Use a model of a family that was trained with tools.",
+                f"chat format '{self._name}' has no syntax for tool calls",
+                remedy="Use a model that was trained with tools.",
             )
         return self._frame
 
     @cached_property
     def marks(self) -> list[int]:
+        """Ids of the special tokens in calls."""
         frame = self.frame
         names = {NAME_OF[char] for char in frame.begin + frame.end + frame.call("", "") if char in NAME_OF}
         return [self._tokenizer.special(name) for name in names if name in self._tokenizer.special_names]
@@ -107,8 +113,11 @@ class Spelling:
         many: bool,
         options: Mapping[str, Any],
     ) -> str:
-        """The grammar of a reply in llguidance's Lark dialect. `functions`: of each name the schema of its arguments, as llguidance enforces
-        it; `answer` and `many` as `Calls` has them; `options`: of its JSON."""
+        """Return the grammar of a reply in llguidance's Lark dialect.
+
+        `functions` maps each name to the schema of its arguments, rewritten for llguidance. `answer` and `many` are as
+        in `Calls`. `options` are llguidance's options for JSON.
+        """
         frame, names = self.frame, [f"call_{number}" for number in range(len(functions))]
         more = f" ({self._written(frame.gap)} call)*" if many else ""
         rules = [
@@ -128,16 +137,18 @@ class Spelling:
         return "\n".join(rules)
 
     def _check_apart(self, frame: CallFrame) -> None:
-        """Refuse an answer of JSON where a call is told from it by its text alone, which a text within the answer may hold, too."""
+        """Raise DataError if calls do not start with a special token. Then a string within a JSON answer could look
+        like a call."""
         first = (frame.begin + frame.call("", ""))[:1]
         if NAME_OF.get(first, "") not in self._tokenizer.special_names:
             raise DataError(
-                f"chat format '{self._name}' begins calls without a token of their own here, so that JSON beside them could be read as one",
-                remedy="Ask for calls or for JSON, in two requests.",
+                f"chat format '{self._name}' starts calls without a special token, so a JSON answer could be mistaken for a call",
+                remedy="Request either calls or JSON, in separate requests.",
             )
 
     def _written(self, text: str) -> str:
-        """A marked text in Lark: ids where a mark is a token, else strings."""
+        """Return a text in Lark. `NAME_OF` maps its surrogates to special tokens, which become ids if the tokenizer has
+        them."""
         parts: list[str] = []
         plain = ""
         for part in _MARK.split(text):
@@ -150,11 +161,11 @@ class Spelling:
         return " ".join([*parts, *([_string(plain)] if plain else [])])
 
     def read(self, reply: Sequence[int], names: Iterable[str]) -> Message:
-        """A reply without its thought, as calls of functions of these names, or as text."""
+        """Parse a reply without its reasoning as calls of these functions, or as text."""
         return self._chat.parse(reply, thinking="off", tools=[Tool(name, "", {}) for name in names])
 
     def closing(self, tail: bytes) -> Bools:
-        """Tokens [vocab] that would complete one of the texts that are `unsaid`, after `tail`."""
+        """Return the tokens [vocab] that would complete one of the `unsaid` texts after `tail`."""
         return self._closing[tail]
 
     @cached_property
@@ -169,12 +180,12 @@ class Spelling:
         return found
 
     def warm(self) -> None:
-        """Compute what `closing` needs, which takes a look at each token."""
+        """Precompute the tables of `closing`, which needs a pass over the vocabulary."""
         if self.unsaid:
             self.closing(b"")
 
     def tail(self, before: bytes, token: int) -> bytes:
-        """What of the text so far may be the beginning of one that is `unsaid`."""
+        """Return the end of the text so far that may start one of the `unsaid` texts."""
         text = before + self._tokenizer.token_bytes(token)
         longest = max(map(len, self.unsaid), default=1) - 1
         starts = (text[place:] for place in range(max(0, len(text) - longest), len(text)))
@@ -182,13 +193,14 @@ class Spelling:
 
 
 class CallsJudge:
-    """Judges the arguments of calls that their grammar does not hold: `functions` by name, `answer` for JSON instead of calls."""
+    """Validates call arguments that the grammar cannot fully enforce: `functions` by name, `answer` for JSON instead of
+    calls."""
 
     def __init__(self, spelling: Spelling, functions: Mapping[str, Judge | None], answer: Judge | None) -> None:
         self._spelling, self._functions, self._answer = spelling, functions, answer
 
     def fault(self, reply: Sequence[int]) -> str:
-        """What the first call that does not match is at fault for; empty where all match."""
+        """Return the error of the first call that violates its schema, or "" if all match."""
         message = self._spelling.read(reply, self._functions)
         if not message.tool_calls:
             return "" if self._answer is None else self._answer.fault(message.text)

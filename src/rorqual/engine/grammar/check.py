@@ -1,6 +1,7 @@
-"""Finished answers against what a grammar could not enforce of their JSON schema. By jsonschema-rs, an optional package.
+"""Check finished answers against the parts of a JSON schema that the grammar cannot enforce, with the optional
+jsonschema-rs.
 
-Its expressions backtrack no more than `BACKTRACKS` steps, and nothing is fetched: all references are within the schema.
+Regular expressions backtrack at most `BACKTRACKS` steps. Nothing is fetched: all references are within the schema.
 """
 
 from __future__ import annotations
@@ -16,21 +17,21 @@ from rorqual.engine.grammar.refs import NAMED, VALUES, shown
 
 BACKTRACKS = 100_000
 MISMATCH = "the answer does not match the JSON schema"
-"""How the error of an answer begins that ended and does not match."""
+"""Start of the error of a finished answer that violates its schema."""
 _DROPPED = ("$id", "$anchor", "$dynamicAnchor", "$schema", "$vocabulary", "dependencies", "additionalItems", "format")
 
 
 class Judge:
-    """Judges the answers of one schema, whose references are pointers (`grammar.refs.settle`)."""
+    """Validates answers against one schema, whose references are pointers (`grammar.refs.settle`)."""
 
     def __init__(self, schema: dict[str, Any]) -> None:
         try:
             import jsonschema_rs
         except ImportError:
             raise ConfigError(
-                "this JSON schema is checked after the answer, which needs jsonschema-rs, and that is not installed",
+                "this JSON schema needs jsonschema-rs to check finished answers, but it is not installed",
                 where="engine",
-                remedy='pip install "rorqual[serve]"',
+                remedy='Run: pip install "rorqual[serve]"',
             ) from None
         options = jsonschema_rs.FancyRegexOptions(backtrack_limit=BACKTRACKS)
         readable: dict[str, str] = {}
@@ -46,12 +47,12 @@ class Judge:
             )
         except (ValueError, jsonschema_rs.ValidationError) as error:
             raise DataError(
-                f"the JSON schema is none: {shown(str(error).splitlines()[0])}",
-                remedy="Correct it by JSON Schema 2020-12.",
+                f"the JSON schema is invalid: {shown(str(error).splitlines()[0])}",
+                remedy="Correct it as JSON Schema 2020-12 requires.",
             ) from None
 
     def fault(self, text: str) -> str:
-        """Which keyword an answer does not match, and where that stands; empty where it matches."""
+        """Return the keyword that an answer violates and its place, or "" if the answer matches."""
         try:
             answer = json.loads(text)
             error = next(iter(self._validator.iter_errors(answer)), None)
@@ -61,11 +62,12 @@ class Judge:
             return ""
         path = [str(step) for step in error.schema_path]
         place = "/".join(["#", *map(shown, path[:-1])])
-        return f"{MISMATCH}: {(path or ['false'])[-1]!r} at {place} does not hold of {shown(json.dumps(error.instance, ensure_ascii=False))}"
+        found = shown(json.dumps(error.instance, ensure_ascii=False))
+        return f"{MISMATCH}: {(path or ['false'])[-1]!r} at {place} does not hold for {found}"
 
 
 def _readable(library: Any, pattern: str) -> str:
-    """A pattern as the validator reads it, or what it was translated to, where that is all of it."""
+    """Return a pattern that the validator can read: the pattern itself, or its translation if that is exact."""
     try:
         library.Draft202012Validator({"pattern": pattern})
         return pattern
@@ -74,13 +76,13 @@ def _readable(library: Any, pattern: str) -> str:
         if not done.exact or len(done.expressions) != 1:
             raise DataError(
                 f"the JSON schema uses the 'pattern' {shown(pattern)}, which can neither be enforced nor checked",
-                remedy="Write it as ECMA-262 has it, without references to named groups.",
+                remedy="Write it in ECMA-262 syntax, without references to named groups.",
             ) from None
         return done.expressions[0].replace("(?s:.)", r"[\s\S]").replace("\\x{", "\\u{")
 
 
 def _current(part: Any, expression: Any) -> Any:
-    """A part as draft 2020-12 writes it, without names of its own, and with the formats alone that are checked."""
+    """Convert a part to draft 2020-12. Its `$id` and anchors are removed, and all formats except the checked ones."""
     if isinstance(part, list):
         return [_current(one, expression) for one in part]
     if not isinstance(part, dict):
@@ -102,7 +104,7 @@ def _current(part: Any, expression: Any) -> Any:
 
 
 def _modern(part: Mapping[str, Any], found: dict[str, Any], expression: Any) -> None:
-    """What drafts 4 to 7 write otherwise."""
+    """Convert keywords that drafts 4 to 7 write differently."""
     if isinstance(part.get("items"), list):
         found["prefixItems"] = found.pop("items") or [True]
         if "additionalItems" in part:

@@ -1,8 +1,10 @@
-"""Replies that match a grammar: a JSON schema, a regular expression, a choice, any JSON object. By llguidance, an optional package.
+"""Compile grammars with the optional package llguidance: a JSON schema, a regular expression, a choice, any JSON object
+or tool calls.
 
-A grammar is compiled once (`Grammars.compile`, beside the loop: it takes milliseconds, at most `COMPILE_SECONDS`), and every sample
-walks a copy of it: before each draw a mask of the tokens that may follow, after it the token that was drawn. What users send is
-limited before and while it is compiled; what cannot be enforced is refused by name rather than passed over. Nothing is ever fetched.
+`Grammars.compile` compiles a grammar once in the background. It takes milliseconds, and `COMPILE_SECONDS` at most. Each
+sample then walks its own copy: it masks the tokens before each draw, and advances by the sampled token. The size of
+users' grammars is limited before and during compilation. A keyword that can be neither enforced nor checked is an
+error. Nothing is ever fetched.
 """
 
 from __future__ import annotations
@@ -32,20 +34,24 @@ from rorqual.engine.grammar.source import MAX_LOOSE, check_pattern, choice_patte
 from rorqual.engine.request import Grammar
 
 WHITESPACE = r"\n[ ]{0,16}|[ ]"
-"""Between the parts of a JSON text at most one of these: a small model that may go on with blanks goes on without end."""
+"""Whitespace allowed between the parts of a JSON text. It is bounded, because a small model may repeat blanks without
+end."""
 JSON: Mapping[str, Any] = {"whitespace_pattern": WHITESPACE, "lenient": False, "coerce_one_of": False}
 ESCAPES = 'nrbtf"\\'
-"""What may follow a backslash in a text. Not `u`: a name written with it would be another to the grammar, and escape what is said of it."""
+"""Characters that may follow a backslash in a string. `u` is not among them: a property name with `\\u` would be
+another name to the grammar, and so evade its schema."""
 CONTROL = re.compile(r"\\u00(?:[01]|7[fF])|\x7f")
 
 
 def options_of(*schemas: str) -> dict[str, Any]:
-    """How texts of JSON are written; where a schema names a control character, which has no other spelling, with `\\u`, too."""
+    """Return llguidance's options for JSON. `\\u` escapes are allowed only if a schema has a control character, which
+    needs them."""
     return dict(JSON) if any(map(CONTROL.search, schemas)) else {**JSON, "json_allowed_escapes": ESCAPES}
 
 
 def written(library: Any, grammar: Grammar) -> str:
-    """A grammar other than of a schema or of calls; a `DataError` says what is wrong with what was sent."""
+    """Return the llguidance text of a grammar of kind `json`, `choice` or `regex`. Raises DataError if its source is
+    invalid."""
     if grammar.kind == "json":
         return schema_text(library, {"type": "object"})
     pattern = choice_pattern(grammar.source) if grammar.kind == "choice" else check_pattern(grammar.source)
@@ -53,11 +59,11 @@ def written(library: Any, grammar: Grammar) -> str:
 
 
 def schema_text(library: Any, part: Mapping[str, Any]) -> str:
-    """A schema that was written for llguidance (`grammar.source.rewrite`)."""
+    """Return the llguidance text of a schema from `grammar.source.rewrite`."""
     text = json.dumps(part)
     try:
         return str(library.LLMatcher.grammar_from_json_schema(text, overrides=options_of(text)))
-    except ValueError as error:  # such as a whole number of 400 digits
+    except ValueError as error:  # for example, an integer of 400 digits
         raise Unusable(str(error)) from None
 
 
@@ -72,14 +78,17 @@ LIMITS: Mapping[str, Any] = {
     "max_grammar_size": 200_000,
     "verbose_errors": False,
 }
-"""About 20 ms to build a lexer, 15 ms for a mask, and 30 MB of states."""
+"""llguidance's limits. They allow about 20 ms to build a lexer, 15 ms per mask, and 30 MB of states."""
 REHEARSED = 4
-"""Tokens of a first walk: some grammars fail only where they are first used."""
+"""Tokens of a trial walk after compilation, because some grammars fail only at their first use."""
 
 
 class Compiled:
-    """A grammar, ready: each sample starts one `Constraint`. `spelling`: of calls, where the grammar is of such. `schema`: of JSON, as it was
-    compiled. `fault`: what is wrong with the ids of a finished reply, where the grammar does not hold all that was asked."""
+    """A compiled grammar, which starts one `Constraint` per sample.
+
+    `spelling` is set for grammars of calls. `schema` is the rewritten JSON schema that was compiled. `fault` returns
+    the error of the ids of a finished reply, if the grammar cannot enforce the whole schema.
+    """
 
     def __init__(
         self,
@@ -95,7 +104,8 @@ class Compiled:
         self._lock = threading.Lock()
 
     def start(self, reply: Sequence[int] = (), thought: Thought | None = None) -> Constraint:
-        """For a sample that has drawn `reply` so far; `thought`: how its thought ends, where it may think."""
+        """Return the constraint of a sample with the tokens `reply` so far. `thought` is set if the sample may think
+        first."""
         with self._lock:
             constraint: Constraint = Matched(self._matcher.deep_copy(), self._lexicon)
         if self._spelling is not None and self._spelling.unsaid:
@@ -110,10 +120,10 @@ class Compiled:
 
 
 class Grammars:
-    """Compiles grammars over one tokenizer, in threads of its own, and keeps the last `CACHED`.
+    """Compiles grammars for one tokenizer in background threads, and caches the last `CACHED`.
 
-    `vocab_size`: ids that the model can give; `stop_ids`: those that end a reply. Special tokens are never part of a reply that matches,
-    but for the marks of calls. `spelling`: how calls are written, for grammars of that kind.
+    `vocab_size` is the model's; `stop_ids` end a reply. A matching reply contains no special tokens except those of
+    calls. `spelling` is the syntax of calls, for grammars of that kind.
     """
 
     def __init__(
@@ -121,30 +131,35 @@ class Grammars:
     ) -> None:
         self._spelling = spelling
         self._tokenizer, self._vocab_size, self._stop_ids = tokenizer, vocab_size, sorted(set(stop_ids))
-        self._known: WeakValueDictionary[Grammar, Build[Compiled]] = (
-            WeakValueDictionary()
-        )  # as long as somebody holds it
+        # Builds that a caller still holds.
+        self._known: WeakValueDictionary[Grammar, Build[Compiled]] = WeakValueDictionary()
         self._kept: OrderedDict[Grammar, Build[Compiled]] = OrderedDict()
         self._lock, self._building = threading.Lock(), threading.Lock()
         self._turns: Turns[Compiled] = Turns(WORKERS, "grammar")
 
     def compile(self, grammar: Grammar, *, where: str = "grammar", seconds: float = COMPILE_SECONDS) -> Compiled:
-        """Wait for `submit`; a `DataError` at `where` says what of the grammar cannot be read or enforced, or that it took more than
-        `seconds` from its turn on."""
+        """Compile a grammar and wait for the result.
+
+        Raises DataError at `where` if the grammar cannot be parsed or enforced, or takes more than `seconds` from its
+        turn.
+        """
         try:
             return self.submit(grammar).within(seconds)
         except Late:
             raise DataError(
                 f"the {KINDS[grammar.kind]} was not compiled within {seconds:g} s",
                 where=where,
-                remedy="Make it simpler: fewer choices, smaller repetitions, less nesting.",
+                remedy="Simplify it: fewer choices, smaller repetitions, less nesting.",
             ) from None
         except DataError as error:
             raise DataError(error.what, where=where, remedy=error.remedy) from None
 
     def submit(self, grammar: Grammar, tenant: str = "") -> Build[Compiled]:
-        """Compile beside the caller, when it is `tenant`'s turn; the future raises what `compile` raises. As long as it is held, `compile`
-        finds what it compiled, however many others came in between. Whoever gave it up may cancel it, if nobody else waits for it."""
+        """Compile a grammar in the background at the next turn of `tenant`, and return the future.
+
+        The future raises the errors of `compile`. While the caller holds it, `compile` returns its result, even if the
+        cache has evicted the grammar. A caller may cancel it if no other caller waits for it.
+        """
         with self._lock:
             build = self._known.get(grammar)
             if build is None or build.cancelled() or (build.done() and build.exception()):
@@ -168,10 +183,12 @@ class Grammars:
                 self._kept.popitem(last=False)
 
     def close(self) -> None:
+        """Cancel all grammars that wait to be compiled."""
         self._turns.close()
 
     @cached_property
     def lexicon(self) -> Lexicon:
+        """Properties of each token id."""
         ids = range(self._vocab_size)
         stops = np.zeros(self._vocab_size, np.bool_)
         stops[self._stop_ids] = True
@@ -187,13 +204,14 @@ class Grammars:
             raise ConfigError(
                 "grammars need llguidance, which is not installed",
                 where="engine",
-                remedy='pip install "rorqual[serve]"',
+                remedy='Run: pip install "rorqual[serve]"',
             ) from None
         return llguidance
 
     @cached_property
     def _vocabulary(self) -> Any:
-        """llguidance's tokenizer. Added tokens are special to it too, or a grammar's text could be written by one (`<think>` of Qwen3)."""
+        """llguidance's tokenizer. It treats all added tokens as special, else one could spell a grammar's text
+        (`<think>` of Qwen3)."""
         data = json.loads(self._tokenizer.source)
         data["added_tokens"] = [token | {"special": True} for token in data["added_tokens"]]
         data |= {"truncation": None, "padding": None}
@@ -201,7 +219,7 @@ class Grammars:
         return self._library.LLTokenizer(json.dumps(data), n_vocab=size, eos_token=self._stop_ids)
 
     def _build(self, grammar: Grammar) -> Compiled:
-        with self._building:  # once, by the first
+        with self._building:  # the first thread builds these, the others wait
             library, lexicon, _ = self._library, self.lexicon, self._vocabulary
         try:
             match grammar.kind:
@@ -214,7 +232,8 @@ class Grammars:
             raise refusal(grammar, str(error)) from None
 
     def _schema(self, source: str, library: Any, lexicon: Lexicon) -> tuple[Compiled, Judge | None]:
-        """A schema, as much of it as can be enforced, and what checks the rest."""
+        """Compile the enforceable part of a schema, and return it with the validator for the rest (None if it is
+        complete)."""
         asked, loose = parse_schema(source), frozenset[str]()
         part, checked = rewrite(asked)
         judge = Judge(asked) if checked else None
@@ -237,7 +256,7 @@ class Grammars:
         return compiled, judge if checked else None
 
     def _impossible(self, part: Mapping[str, Any], library: Any, lexicon: Lexicon) -> bool:
-        """Whether no reply matches a schema."""
+        """Return whether no reply can match a schema."""
         try:
             self._compiled(schema_text(library, part), lexicon)
         except Unusable as error:
@@ -246,10 +265,12 @@ class Grammars:
 
     def _calls(self, grammar: Grammar, library: Any, lexicon: Lexicon) -> Compiled:
         if self._spelling is None:
-            raise DataError("calls of tools need a chat format that writes them", remedy="Load a run that has one.")
+            raise DataError(
+                "tool calls need a chat format with a syntax for them", remedy="Load a run with such a chat format."
+            )
         calls = read_calls(grammar.source)
         parts, judges = dict[str, Mapping[str, Any]](), dict[str, Judge | None]()
-        for function in calls.functions:  # alone, so that what is refused has a name
+        for function in calls.functions:  # compile each one separately, so that an error can name its function
             try:
                 compiled, judges[function.name] = self._alone(function.schema, library, lexicon)
             except DataError as error:
@@ -284,7 +305,7 @@ class Grammars:
 
 
 def _rehearse(compiled: Compiled) -> None:
-    """Walk its first tokens: a grammar that nothing matches, or that breaks a limit where it is first used, is refused now."""
+    """Walk the first tokens. Raises Unusable for a grammar that matches nothing or breaks a limit at its first use."""
     constraint = compiled.start()
     for _ in range(REHEARSED):
         mask = constraint.mask()

@@ -1,4 +1,4 @@
-"""What the next token of one sample may be, where its reply must match a grammar."""
+"""Constraints on the next token of a sample whose reply must match a grammar."""
 
 from __future__ import annotations
 
@@ -16,28 +16,30 @@ Bools = npt.NDArray[np.bool_]
 
 
 class Constraint(Protocol):
-    """What the next token of one sample may be."""
+    """Decides which tokens may come next in one sample."""
 
     def mask(self) -> Bools | None:
-        """The tokens that may follow [vocab], stop ids among them where the reply may end; None: nothing is masked."""
+        """Return the allowed tokens [vocab], including stop ids if the reply may end here. None means that all are
+        allowed."""
 
     def accept(self, token: int) -> None:
-        """`token`, which the mask allowed, was drawn."""
+        """Advance by `token`, which the mask allowed."""
 
     @property
     def done(self) -> bool:
-        """The reply is complete and nothing can follow it but a stop id."""
+        """Whether the reply is complete, so that only a stop id can follow."""
 
     @property
     def error(self) -> str:
-        """Why the grammar gave up, where a limit was reached while it ran: the reply does not match it, and only a stop id may follow."""
+        """Why the grammar failed, for example at a limit, or "". After a failure the reply does not match and must
+        stop."""
 
     def copy(self) -> Constraint:
-        """An independent one in the same state."""
+        """Return an independent copy in the same state."""
 
 
 class Matched:
-    """A reply that matches a grammar from its first token on."""
+    """The constraint of a reply that must match the grammar from its first token."""
 
     def __init__(self, matcher: Any, lexicon: Lexicon) -> None:
         self._matcher, self._lexicon = matcher, lexicon
@@ -73,29 +75,32 @@ class Matched:
 
 @dataclass(frozen=True)
 class Thought:
-    """How the reply of a model that thinks begins: with a thought, up to `end_ids` (of `</think>`) one after another or, where a family
-    has no token for it, to where the text holds `end_text`.
-
-    `open_ids`: of `<think>`, where the model opens the thought itself or answers at once. `gap_ids`: what a format writes between
-    thought and answer, and does not count as either; it may be left out, or broken off.
-    """
+    """How the reasoning at the start of a reply begins and ends."""
 
     end_ids: Sequence[int] = ()
+    """Ids that end the reasoning in sequence (`</think>`)."""
     end_text: str = ""
+    """Text that ends it, for a tokenizer without such a token."""
     open_ids: Sequence[int] = ()
+    """Ids of `<think>`, if the model may open the reasoning or answer at once. Empty: the reply starts inside the
+    reasoning."""
     gap_ids: Sequence[int] = ()
+    """Separator between reasoning and answer, which belongs to neither. The model may omit it or write only its start.
+    """
 
 
 class Delayed:
-    """A reply that may think first: until its thought ended, everything is allowed but to end the reply; from there on `constraint` holds.
-    So the reply either matches or is cut off by its length."""
+    """A constraint that starts after the reasoning. Until then, every token except a stop id is allowed.
+
+    So the reply either matches or is cut off by its length limit.
+    """
 
     def __init__(self, constraint: Constraint, thought: Thought, lexicon: Lexicon) -> None:
         if not thought.end_ids and not thought.end_text:
-            raise ValueError("a thought without an end cannot be waited for")
+            raise ValueError("a Thought needs end_ids or end_text")
         self._constraint, self._thought, self._lexicon = constraint, thought, lexicon
         self._last: tuple[int, ...] = ()
-        self._gap = 0  # of `gap_ids`, drawn
+        self._gap = 0  # number of `gap_ids` sampled so far
         self._state: Literal["opening", "thinking", "gap", "bound"] = "opening" if thought.open_ids else "thinking"
 
     def mask(self) -> Bools | None:
@@ -126,7 +131,7 @@ class Delayed:
     def _open(self, token: int) -> None:
         if token in self._thought.open_ids:
             self._state = "thinking"
-        elif token in self._thought.end_ids[:1]:  # a thought closed before it was opened is none
+        elif token in self._thought.end_ids[:1]:  # `</think>` without `<think>`: empty reasoning
             self._state = "thinking"
             self._think(token)
         else:
@@ -135,7 +140,7 @@ class Delayed:
 
     def _think(self, token: int) -> None:
         ids, text = tuple(self._thought.end_ids), self._thought.end_text
-        # A token holds a byte at least, so that the mark lies within as many tokens as it has bytes.
+        # A token has at least one byte, so the end text spans at most as many tokens as it has bytes.
         self._last = (*self._last, token)[-(len(ids) or len(text.encode()) + 1) :]
         if self._last == ids or (text and text in self._lexicon.decode(self._last)):
             self._state = "gap"
@@ -159,21 +164,24 @@ class Delayed:
 
 @dataclass(frozen=True)
 class Lexicon:
-    """Of each id [vocab]: whether it ends a reply, its contrary, and whether a reply that matches a grammar may hold it.
-    `decode`: the text of ids."""
+    """Properties of each token id, as arrays [vocab]."""
 
     stops: Bools
+    """Whether the id ends a reply."""
     not_stops: Bools
     usable: Bools
+    """Whether a reply that matches a grammar may contain the id."""
     decode: Callable[[Sequence[int]], str]
+    """Returns the text of ids."""
 
     @property
     def vocab_size(self) -> int:
+        """Number of ids."""
         return len(self.stops)
 
 
 class Avoiding:
-    """A reply that matches, and holds none of the texts that `spelling` leaves unsaid."""
+    """A constraint that also forbids the texts in `spelling.unsaid`."""
 
     def __init__(self, constraint: Constraint, spelling: Spelling, lexicon: Lexicon) -> None:
         self._constraint, self._spelling, self._lexicon = constraint, spelling, lexicon
@@ -209,7 +217,7 @@ class Avoiding:
 
 
 class Checked:
-    """A reply that matches, and of which `fault` finds nothing against what its grammar does not hold, when it is complete."""
+    """A constraint that also checks the complete reply with `fault`, for requirements that the grammar cannot enforce."""
 
     def __init__(self, constraint: Constraint, fault: Callable[[Sequence[int]], str], lexicon: Lexicon) -> None:
         self._constraint, self._fault, self._lexicon = constraint, fault, lexicon

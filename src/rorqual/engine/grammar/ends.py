@@ -1,4 +1,5 @@
-"""Whether what a JSON schema describes can end: a ring of parts that each need the next has no finite value, and would be written for ever."""
+"""Find parts of a JSON schema without a finite value: parts that require each other in a cycle would be generated
+without end."""
 
 from __future__ import annotations
 
@@ -9,15 +10,19 @@ from typing import Any
 TYPES = ("null", "boolean", "number", "string", "object", "array")
 NEEDS = ("required", "minItems", "minProperties")
 Node = tuple[str, int, str]
-"""What is asked (`value`: is there one of this type; `any`: of some type; `some`: of one of these parts), of which part, and a type."""
+"""A question about a part: (kind, id of the part, type).
+
+Each asks whether a finite value exists. `value` asks for a value of this type, `any` for one of any type, and `some`
+for one that matches at least one of several parts.
+"""
 
 
 def find_endless(schema: dict[str, Any], resolve: Callable[[Any, str], Any]) -> list[tuple[str, str, dict[str, Any]]]:
-    """The parts that can be reached and have no finite value because they need themselves: a keyword, the place and the part of each,
-    those with a keyword that needs something first.
+    """Return the reachable parts that require themselves and so have no finite value, as (keyword, place, part).
 
-    `resolve(schema, pointer)` is what a reference points to. Necessary conditions alone are looked at, so that what is found has no value
-    for certain. What is dead for another reason (`false`, types that contradict each other) is not found here.
+    Parts with a keyword of `NEEDS` come first. `resolve(schema, pointer)` returns the target of a reference. Only
+    necessary conditions are checked, so a part that is found has no value for certain. Parts that are impossible for
+    other reasons (`false`, contradicting types) are not found.
     """
     parts = dict(_reachable(schema, resolve))
     if not any("$ref" in part for part in parts.values()):
@@ -31,7 +36,7 @@ def find_endless(schema: dict[str, Any], resolve: Callable[[Any, str], Any]) -> 
 
 
 def _reachable(schema: Any, resolve: Callable[[Any, str], Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every part that a value's part may have to match, by its place, from the whole on."""
+    """Yield (place, part) for every part that some value may have to match, starting at the root."""
     waiting, seen = deque([("#", schema)]), set[int]()
     while waiting:
         place, part = waiting.popleft()
@@ -53,7 +58,7 @@ def _reachable(schema: Any, resolve: Callable[[Any, str], Any]) -> Iterator[tupl
 
 
 def _elements(place: str, part: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The parts that elements of a list may have to match, as far as it may be long."""
+    """Yield (place, part) for the parts that array items may have to match, up to `maxItems`."""
     given, items = part.get("maxItems"), part.get("items")
     most = given if isinstance(given, int | float) else float("inf")
     name = "prefixItems" if "prefixItems" in part else "items"
@@ -65,16 +70,17 @@ def _elements(place: str, part: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 class _Graph:
-    """Questions, each of which is `and` or `or` of others."""
+    """A graph of questions (`Node`). The answer to a question is the conjunction or disjunction of the answers to other
+    questions."""
 
     def __init__(self, schema: Any, resolve: Callable[[Any, str], Any]) -> None:
         self._schema, self._resolve = schema, resolve
-        self._kept: list[Any] = []  # so that no id is used twice
+        self._kept: list[Any] = []  # keeps parts alive, so that no id is reused
         self._below: dict[Node, tuple[str, list[Node]]] = {}
         self._todo: list[tuple[Node, Any]] = []
 
     def add(self, what: str, part: Any, type_: str = "") -> Node:
-        """A question, and all that it leads to."""
+        """Add a question and all questions that its answer depends on."""
         node = self._ask(what, part, type_)
         while self._todo:
             known, about = self._todo.pop()
@@ -110,7 +116,8 @@ class _Graph:
         ]
 
     def settle(self, kind: str) -> set[Node]:
-        """With `and` what holds for certain, with `or` what certainly does not: in a finite number of steps."""
+        """Return the nodes that are certainly true (`kind` "and") or certainly false (`kind` "or") in finitely many
+        steps."""
         left = {node: len(below) if joined == kind else 1 for node, (joined, below) in self._below.items()}
         above: dict[Node, list[Node]] = {node: [] for node in self._below}
         for node, (_, below) in self._below.items():
@@ -128,7 +135,7 @@ class _Graph:
 
 
 def _members(part: dict[str, Any]) -> list[Any]:
-    """What an object must have: parts, and lists of parts of which it must have one."""
+    """Return the parts that an object must have. A list stands for parts of which it must have at least one."""
     named, patterns = _mapping(part.get("properties")), _mapping(part.get("patternProperties"))
     others = part.get("additionalProperties", True)
     required = [name for name in _list(part.get("required")) if isinstance(name, str)]
@@ -139,7 +146,7 @@ def _members(part: dict[str, Any]) -> list[Any]:
 
 
 def _items(part: dict[str, Any]) -> list[Any]:
-    """What a list must have."""
+    """Return the parts that an array must have."""
     least, items = _least(part, "minItems"), part.get("items", True)
     first = _list(part.get("prefixItems")) or _list(items)
     rest = part.get("additionalItems", True) if isinstance(items, list) else items

@@ -1,7 +1,8 @@
-"""Formats of JSON schemas as expressions: those of the specification that are regular, and those that pydantic writes.
+"""Regular expressions for formats of JSON schemas: the regular ones of the specification, and those that pydantic
+writes.
 
-`date`, `time` and `date-time` are of the calendar (no 2023-02-29, no second 60), `uuid4` has its version. Names that neither knows
-(`binary`, `password`, `int32`, ...) are annotations, as the specification says, and bind nothing.
+`date`, `time` and `date-time` follow the calendar (no 2023-02-29, no second 60), and `uuid4` requires its version.
+Unknown formats (`binary`, `password`, `int32`, ...) are annotations, as the specification says, and constrain nothing.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def _uuid(version: str) -> str:
 
 
 def _network(bits: int) -> str:
-    """Networks of IPv4 with a prefix of whole bytes, behind which all is 0."""
+    """Return an expression for IPv4 networks with a prefix of whole bytes. All bytes after the prefix are 0."""
     return r"\.".join([_BYTE] * (bits // 8) + ["0"] * (4 - bits // 8)) + f"/{bits}"
 
 
@@ -61,9 +62,9 @@ EXPRESSIONS: dict[str, str] = {
     "base64url": "(?:[A-Za-z0-9_-]{4})*(?:[A-Za-z0-9_-]{2}==|[A-Za-z0-9_-]{3}=)?",
     "multi-host-uri": rf"[a-z][a-z0-9+]*://(?:[a-zA-Z0-9_]+(?::[a-zA-Z0-9_]+)?@)?{_HOST}(?:,{_HOST})*(?:/[a-zA-Z0-9_-]*)?",
 }  # fmt: skip
-"""Each matches the whole of a text."""
+"""Each expression matches a whole text."""
 EXPRESSIONS["ipvanynetwork"] = f"(?:{EXPRESSIONS['ipv4network']}|{EXPRESSIONS['ipv6network']})"
 LIBRARY = ("email", "hostname", "uri")
-"""Those that llguidance has, and that are left to it."""
+"""Formats that llguidance enforces itself."""
 CHECKED = ("idn-email", "idn-hostname", "uri-reference", "iri", "iri-reference", "uri-template", "regex")
-"""Those of the specification that no expression of bearable size holds: the answer is checked."""
+"""Formats of the specification without an expression of reasonable size: the answer is checked instead."""

@@ -1,4 +1,4 @@
-"""What a JSON schema does not allow, as a JSON schema, where that can be said."""
+"""Negate a JSON schema, where its negation can be written as a JSON schema."""
 
 from __future__ import annotations
 
@@ -27,12 +27,14 @@ def _group(pattern: str) -> str:
 
 
 class Unsayable(Exception):
-    """The contrary of this has no schema."""
+    """The negation cannot be written as a schema."""
 
 
 def negate(part: Any, resolve: Callable[[str], Any], annotations: Callable[[str], bool], depth: int = 0) -> Part:
-    """The contrary of a part; `Unsayable` where there is none. `resolve`: what a reference points to; `annotations`: whether a keyword
-    binds nothing."""
+    """Return the negation of a part. Raises Unsayable if it cannot be written.
+
+    `resolve` returns the target of a reference. `annotations` tells whether a keyword constrains nothing.
+    """
     if isinstance(part, bool):
         return not part
     if depth > MAX_DEPTH or not isinstance(part, dict):
@@ -54,7 +56,7 @@ def negate(part: Any, resolve: Callable[[str], Any], annotations: Callable[[str]
 def _branches(
     keyword: str, value: Any, part: dict[str, Any], below: Callable[[Any], Part], resolve: Callable[[str], Any]
 ) -> list[Part]:
-    """Parts of which one holds wherever a keyword does not."""
+    """Return the branches of the negation of one keyword: a value that violates it matches at least one."""
     match keyword:
         case "type":
             return [_other_types(value)]
@@ -97,7 +99,7 @@ def _other_types(value: Any) -> Part:
 
 
 def _other_values(values: list[Any]) -> Part:
-    """All but some texts, truth values, null and numbers."""
+    """Return a schema of all values except these strings, booleans, nulls and numbers."""
     if any(isinstance(value, dict | list) for value in values):
         raise Unsayable
     texts = [value for value in values if isinstance(value, str)]

@@ -1,4 +1,5 @@
-"""Bounds of numbers in JSON schemas, as llguidance keeps to them: it computes with doubles, and writes numbers without exponents."""
+"""Rewrite bounds of numbers in JSON schemas for llguidance, which computes with doubles and writes numbers without
+exponents."""
 
 from __future__ import annotations
 
@@ -12,22 +13,31 @@ from rorqual.core.errors import DataError
 
 BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 DIGITS, FINEST, WHOLE, LARGEST = 15, Decimal("1e-60"), 2**53 - 1, 2**63
-"""A bound of more digits would be off in the last, one finer or larger has no expression. Whole ones are exact to 2^53, and those that end
-64 bits happen to be."""
+"""Limits of a bound: number of digits, smallest magnitude, largest exact integer, largest magnitude.
+
+A bound with more digits would be wrong in the last one, and a smaller or larger bound has no expression. Integers are
+exact up to 2^53, and the limits of 64 bits happen to be exact, too.
+"""
 STEP = Decimal("1e-9")
-"""How far from a whole number an exclusive bound keeps, where the other is less than 1 away: llguidance takes the bound itself there."""
+"""Distance that replaces an exclusive bound at a whole number if the other bound is less than 1 away.
+
+There llguidance would allow the bound itself.
+"""
 MOST_COEFFICIENT = 2**32 - 1
 
 
 @dataclass(frozen=True)
 class Numbers:
-    """What `rewritten` makes of the bounds. `keys`: those to generate under; `steps`: values of `multipleOf` of which one must hold;
-    `checked`: keywords that are not enforced; `none`: no number is within."""
+    """The result of `rewritten`."""
 
     keys: dict[str, Any]
+    """Keywords that llguidance enforces."""
     steps: tuple[Any, ...] = ()
+    """Values for `multipleOf`, of which one must hold."""
     checked: tuple[str, ...] = ()
+    """Keywords that are not enforced, so that the answer is checked."""
     none: bool = False
+    """Whether no number is within the bounds."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +48,12 @@ class _Bound:
 
 
 def number(value: Any) -> TypeGuard[int | float]:
-    """Whether it is a number of JSON, which true and false are not."""
+    """Return whether a value is a JSON number. Booleans are not."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def exact(value: Any) -> bool:
-    """Whether a double holds it, to the last digit that was written."""
+    """Return whether a double represents the value to its last written digit. True for a value that is not a number."""
     if not number(value) or value in (0, LARGEST - 1, -LARGEST):
         return True
     if isinstance(value, int):
@@ -54,7 +64,7 @@ def exact(value: Any) -> bool:
 
 
 def rewritten(part: dict[str, Any], integer: bool) -> Numbers:
-    """The bounds of a part; `integer`: where nothing but a whole number is allowed."""
+    """Rewrite the bounds of a part. `integer`: only whole numbers are allowed."""
     low, high = _bound(part, "minimum", "exclusiveMinimum", 1), _bound(part, "maximum", "exclusiveMaximum", -1)
     step = _step(part.get("multipleOf"))
     if integer:
@@ -77,7 +87,7 @@ def _bound(part: dict[str, Any], closed: str, opened: str, sign: int) -> _Bound 
     found = list[_Bound]()
     least, strict = part.get(closed), part.get(opened)
     if number(least):
-        found.append(_Bound(Decimal(repr(least)), strict is True, closed))  # a boolean: as draft 4 writes it
+        found.append(_Bound(Decimal(repr(least)), strict is True, closed))  # draft 4 has a boolean exclusive bound
     if number(strict):
         found.append(_Bound(Decimal(repr(strict)), True, opened))
     return max(found, key=lambda bound: (sign * bound.value, bound.open), default=None)
@@ -87,12 +97,12 @@ def _step(value: Any) -> Fraction | None:
     if not number(value):
         return None
     if value <= 0:
-        raise DataError(f"'multipleOf' is {value!r}, which is not above 0", remedy="Give a number above 0.")
+        raise DataError(f"'multipleOf' is {value!r}, which is not above 0", remedy="Set it above 0.")
     return Fraction(Decimal(repr(value)))
 
 
 def _whole(bound: _Bound | None, sign: int) -> _Bound | None:
-    """The last whole number within it."""
+    """Return the last whole number within the bound, as a closed bound."""
     if bound is None:
         return None
     value = Fraction(bound.value)
@@ -112,7 +122,7 @@ def _nothing(low: _Bound | None, high: _Bound | None, step: Fraction | None) -> 
 
 
 def _kept(bound: _Bound, other: _Bound | None, sign: int, integer: bool) -> dict[str, Any]:
-    """The bound as it is enforced, never beyond what was asked; nothing where it cannot be."""
+    """Return the bound as llguidance enforces it, never looser than the schema, or {} if it cannot."""
     value, strict = bound.value, bound.open
     near = other is not None and abs(other.value - value) < 1
     if strict and near and value == value.to_integral_value() and value * sign >= 0 and not integer:
@@ -131,8 +141,10 @@ def _kept(bound: _Bound, other: _Bound | None, sign: int, integer: bool) -> dict
 
 
 def _steps(step: Fraction) -> tuple[Any, ...]:
-    """`step`, and those coarser ones of which multiples have fewer decimals: llguidance writes all of them with as many as the step has,
-    0.50 for two of 0.25. Nothing where it cannot read the step."""
+    """Return `step` and its coarser multiples with fewer decimals, or () if llguidance cannot read the step.
+
+    llguidance writes every multiple with as many decimals as the step: 0.50 for 2 * 0.25.
+    """
     places = next((count for count in range(18) if (step * 10**count).denominator == 1), None)
     if places is None:
         return ()
@@ -148,7 +160,7 @@ def _steps(step: Fraction) -> tuple[Any, ...]:
 
 
 def _readable(value: Fraction) -> bool:
-    """Whether llguidance, which multiplies a double by 10 until it is whole, comes to the number that was meant."""
+    """Return whether llguidance reads the value exactly. It multiplies a double by 10 until it is whole."""
     moved, places = float(value), 0
     while moved != int(moved) and places < 18:
         moved, places = moved * 10, places + 1

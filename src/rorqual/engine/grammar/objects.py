@@ -1,4 +1,4 @@
-"""Keywords of JSON schemas for objects, as llguidance enforces them (`grammar.rewrite`)."""
+"""Rewrite the keywords of JSON schemas for objects for llguidance (see `grammar.rewrite`)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MAX_NAMES, MAX_INLINE = 256, 4
 
 
 class Objects(Texts):
-    """Objects, whose properties are parts."""
+    """Rewrites object keywords."""
 
     def _object(
         self, given: dict[str, Any], place: str, found: dict[str, Any], extra: list[Part], _: frozenset[str]
@@ -24,7 +24,7 @@ class Objects(Texts):
         named = given.get("properties", {})
         if not isinstance(named, dict):
             raise DataError(
-                f"the JSON schema uses 'properties' at {place} without an object", remedy='Send {"name": {...}}.'
+                f"'properties' at {place} in the JSON schema is not an object", remedy='Give {"name": {...}}.'
             )
         properties = self._each(named, f"{place}/properties")
         patterns = self._patterns(given, place)
@@ -79,7 +79,11 @@ class Objects(Texts):
         return False
 
     def _evaluated(self, part: Any, depth: int) -> tuple[list[str] | None, bool]:
-        """Names that a part and what it applies look at, and whether all of them always are; None: any name may be."""
+        """Return the property names that a part and its applied parts evaluate, and whether they always evaluate all of
+        them.
+
+        None stands for any name.
+        """
         if not isinstance(part, dict) or depth > MAX_BRANCHES:
             return ([], True) if isinstance(part, bool) else (None, False)
         if part.get("patternProperties") or (depth and part.get("additionalProperties", False) is not False):
@@ -97,7 +101,8 @@ class Objects(Texts):
         return names, certain and not chosen
 
     def _names(self, part: Any, place: str) -> list[str] | str | None:
-        """What names of properties may be: a list of them, an expression, or None where they may be any (or are checked)."""
+        """Return the allowed property names: a list, an expression, or None if all are allowed or the answer is
+        checked."""
         for _ in range(MAX_BRANCHES):
             if not (isinstance(part, dict) and isinstance(part.get("$ref"), str) and not binds(part, "$ref")):
                 break
@@ -122,7 +127,7 @@ class Objects(Texts):
     def _named_alone(
         self, names: list[str] | str, properties: dict[str, Part], patterns: dict[str, Part], others: Part, place: str
     ) -> tuple[dict[str, Part], dict[str, Part], Part]:
-        """Properties, patterns and others where only some names are allowed."""
+        """Restrict properties, patterns and additional properties to the allowed `names`."""
         if patterns:
             self._note("propertyNames", place)
             return properties, patterns, others
@@ -139,7 +144,7 @@ class Objects(Texts):
     def _sizes(
         self, given: dict[str, Any], place: str, found: dict[str, Any], extra: list[Part], required: list[str]
     ) -> None:
-        """How many properties there may be."""
+        """Rewrite `minProperties` and `maxProperties`."""
         counts = {key: count_of(given[key], key, place) for key in ("minProperties", "maxProperties") if key in given}
         least, most = max(0, counts.get("minProperties", 0) - len(required)), counts.get("maxProperties")
         optional = [
@@ -160,12 +165,13 @@ class Objects(Texts):
                 continue
             if key not in self.loose:
                 found[key] = count
-            # That a name comes once is not enforced: of those not listed, only the first is sure to count.
+            # llguidance may repeat an unlisted name, so only the first unlisted property is sure to count.
             if key in self.loose or (key == "minProperties" and free and least > 1):
                 self._note(key, place)
 
     def _chosen(self, optional: list[str], least: int, most: int | None) -> list[Part] | None:
-        """Which of the optional properties there are, where nothing else may be; None where that would be too many parts."""
+        """Return parts that fix the number of optional properties if no others are allowed, or None if there are too
+        many parts."""
         if len(optional) > MAX_BRANCHES:
             return None
         found = list[Part]()
@@ -181,7 +187,7 @@ class Objects(Texts):
         return found if max(branches, default=0) <= MAX_BRANCHES and self._multiply(prod(branches)) else None
 
     def _dependent(self, given: dict[str, Any], place: str, extra: list[Part]) -> None:
-        """What must hold where there is a property of some name."""
+        """Rewrite keywords that apply if a property exists."""
         for keyword in ("dependentRequired", "dependentSchemas", "dependencies"):
             value = given.get(keyword, {})
             for name, asked in value.items() if isinstance(value, dict) else ():

@@ -1,8 +1,8 @@
-"""Patterns of JSON schemas (ECMA-262), read into a tree. `grammar.automaton` writes them for llguidance.
+"""Parse patterns of JSON schemas (ECMA-262) into trees, which `grammar.automaton` writes for llguidance.
 
-As in ECMA-262 without the flags `i` and `s`: `\\d` and `\\w` are ASCII, `\\s` is Unicode's white space, `.` is anything but a line
-terminator, and `^` and `$` are the ends of the text. What Python and Rust write otherwise is read, too: `(?P<name>...)`, `\\A`, `\\Z`,
-`(?i)` and `(?s)` at the beginning.
+The semantics are those of ECMA-262 without the flags `i` and `s`. `\\d` and `\\w` are ASCII, and `\\s` is Unicode white
+space. `.` is any character but a line terminator, and `^` and `$` are the ends of the text. Syntax of Python and Rust
+is accepted, too: `(?P<name>...)`, `\\A`, `\\Z`, and `(?i)` and `(?s)` at the start.
 """
 
 from __future__ import annotations
@@ -11,10 +11,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 Ranges = tuple[tuple[int, int], ...]
-"""Characters: ranges of code points, sorted, apart from each other, without surrogates."""
+"""A set of characters: sorted, disjoint ranges of code points without surrogates."""
 Node = tuple[Any, ...]
-"""`("set", Ranges)`, `("raw", text)` (a class of Unicode's, as Rust writes it), `("cat", nodes)`, `("alt", nodes)`,
-`("rep", node, least, most)`, `("begin",)`, `("end",)`, `("look", negative, node)`, `("drop",)` (left out: the pattern matches more)."""
+"""A node of the tree.
+
+It is `("set", Ranges)`, `("cat", nodes)`, `("alt", nodes)`, `("rep", node, least, most)`, `("begin",)`, `("end",)`,
+`("look", negative, node)`, `("raw", text)` or `("drop",)`. `("raw", text)` is a Unicode class in Rust syntax.
+`("drop",)` is a dropped part, with which the tree matches more than the pattern.
+"""
 
 TOP, SURROGATES = 0x10FFFF, (0xD800, 0xDFFF)
 MAX_REPEAT, MAX_DEPTH = 100_000, 60
@@ -22,11 +26,11 @@ EMPTY: Node = ("cat", ())
 
 
 class Unreadable(ValueError):
-    """Not a pattern, or of a kind that is not read."""
+    """The pattern is invalid or uses unsupported syntax."""
 
 
 def ranges(*parts: tuple[int, int]) -> Ranges:
-    """Sorted, joined, without surrogates."""
+    """Sort and join ranges, and remove surrogates."""
     found: list[tuple[int, int]] = []
     for low, high in sorted(parts):
         for lower, upper in ((low, min(high, SURROGATES[0] - 1)), (max(low, SURROGATES[1] + 1), high)):
@@ -40,7 +44,7 @@ def ranges(*parts: tuple[int, int]) -> Ranges:
 
 
 def inverted(given: Ranges) -> Ranges:
-    """All other characters."""
+    """Return all characters that are not in the set."""
     found, after = list[tuple[int, int]](), 0
     for low, high in given:
         if after < low:
@@ -64,7 +68,7 @@ CONTROLS = {"n": 10, "t": 9, "r": 13, "f": 12, "v": 11, "a": 7, "e": 27}
 
 @dataclass
 class PatternReader:
-    """Reads one pattern. `inexact`: something was left out, so that the tree matches more than the pattern does."""
+    """Parses one pattern. `inexact` is set if a part was dropped, so that the tree matches more than the pattern."""
 
     text: str
     at: int = 0
@@ -76,7 +80,7 @@ class PatternReader:
     names: dict[str, int] = field(default_factory=dict)
 
     def read(self) -> Node:
-        """The whole pattern."""
+        """Parse the whole pattern. Raises Unreadable if it is invalid or unsupported."""
         node = self._alternatives()
         if self.at < len(self.text):
             raise Unreadable(f"unmatched {self.text[self.at]!r}")
@@ -99,7 +103,7 @@ class PatternReader:
     def _alternatives(self) -> Node:
         self.depth += 1
         if self.depth > MAX_DEPTH:
-            raise Unreadable(f"groups nested deeper than {MAX_DEPTH}")
+            raise Unreadable(f"groups are nested deeper than {MAX_DEPTH}")
         branches = [self._sequence()]
         while self._next("|"):
             branches.append(self._sequence())
@@ -122,9 +126,9 @@ class PatternReader:
                 least, most = counts
             else:
                 return node
-            self._next("?")  # that it is lazy changes nothing of what matches
+            self._next("?")  # a lazy repetition matches the same texts
             if self.text[self.at : self.at + 1] == "+":
-                raise Unreadable("a possessive repetition")
+                raise Unreadable("possessive repetition is not supported")
             node = ("rep", node, least, most)
         return node
 
@@ -136,7 +140,7 @@ class PatternReader:
         self.at = end + 1
         least, most = int(low), (int(low) if not comma else int(high) if high else None)
         if max(least, most or 0) > MAX_REPEAT or (most is not None and most < least):
-            raise Unreadable(f"a repetition of {low}{comma}{high} times")
+            raise Unreadable(f"a repetition of {low}{comma}{high} times is not possible")
         return least, most
 
     def _atom(self) -> Node:
@@ -183,7 +187,7 @@ class PatternReader:
             self._closed()
             return self._dropped()
         if self._next("?P=", "?>", "?(", "?#"):
-            raise Unreadable("a group of this kind")
+            raise Unreadable("this kind of group is not supported")
         if self._next("?P<", "?<"):
             self.names[self._until(">")] = len(self.groups)
         elif self._next("?"):
@@ -196,7 +200,7 @@ class PatternReader:
     def _flags(self) -> Node:
         flags = self.text[self.at : self.at + 4].split(")")[0]
         if set(flags) - set("is") or self.at != 2 or not self._next(f"{flags})"):
-            raise Unreadable("flags other than (?i) and (?s) at the beginning")
+            raise Unreadable("only the flags (?i) and (?s) at the start are supported")
         self.fold, self.dot = "i" in flags, ANY if "s" in flags else DOT
         return EMPTY
 
@@ -233,9 +237,9 @@ class PatternReader:
         return "set", self._folded(found)
 
     def _again(self, number: int) -> Node:
-        """What a group matched, once more: anything that it could match."""
+        """Return a reference to a group. It is inexact: it matches every text that the group can match."""
         if not 0 <= number < len(self.groups):
-            raise Unreadable("a reference to a group that there is not")
+            raise Unreadable("a reference to a group that does not exist")
         self.inexact = True
         return self.groups[number] or ("drop",)
 
@@ -246,11 +250,11 @@ class PatternReader:
             raise Unreadable(r"\p without {...}")
         name = self._until("}")
         if not name or not all(char.isalnum() or char in "_=" for char in name):
-            raise Unreadable(rf"\p{{{name}}}")
+            raise Unreadable(rf"\p{{{name}}} is not supported")
         return "\\" + self.text[start : self.at]
 
     def _character(self) -> Ranges:
-        """What stands after a backslash, for one character or a class of them."""
+        """Parse the part of an escape after the backslash: a character or a class."""
         char = self.text[self.at]
         self.at += 1
         if char in CLASSES:
@@ -268,7 +272,7 @@ class PatternReader:
                 code = 0x10000 + ((code - 0xD800) << 10) + (self._code(4) - 0xDC00)
             return ranges((code, code))
         if char.isalnum():
-            raise Unreadable(f"the escape \\{char}")
+            raise Unreadable(f"unknown escape \\{char}")
         return ranges((ord(char), ord(char)))
 
     def _code(self, digits: int) -> int:
@@ -278,7 +282,7 @@ class PatternReader:
             found = self.text[self.at : self.at + digits]
             self.at += digits
         if not 1 <= len(found) <= 8 or set(found) - set("0123456789abcdefABCDEF") or int(found, 16) > TOP:
-            raise Unreadable(f"the character {found!r}")
+            raise Unreadable(f"invalid character code {found!r}")
         return int(found, 16)
 
     def _class(self) -> Node:
@@ -296,7 +300,7 @@ class PatternReader:
                 self.at += 1
                 high = self._member()
                 if len(low) != 1 or len(high) != 1 or low[0][0] != low[0][1] or high[0][0] < low[0][0]:
-                    raise Unreadable("a range that is none")
+                    raise Unreadable("an invalid range in a class")
                 found.append((low[0][0], high[0][0]))
             else:
                 found += low
@@ -318,7 +322,7 @@ class PatternReader:
 
 
 def written_set(given: Ranges) -> str:
-    """Within brackets, as Rust writes it."""
+    """Return a set in Rust syntax, without the brackets."""
     return "".join(_char(low) if low == high else f"{_char(low)}-{_char(high)}" for low, high in given)
 
 

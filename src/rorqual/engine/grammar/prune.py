@@ -1,4 +1,4 @@
-"""What to leave out of a schema that llguidance refuses: keywords that it cannot enforce, and branches that no value matches."""
+"""Reduce a schema that llguidance rejects: drop keywords that it cannot enforce, and branches that no value matches."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ SAYS: Mapping[str, tuple[str, ...]] = {
     "too big": ("branches",),
     "symbols.len()": ("branches",),
 }
-"""What llguidance says where a keyword, or what stands under it, is beyond it."""
+"""Fragments of llguidance's errors, and the keywords to drop for each."""
 
 
 def loosened(error: str, loose: frozenset[str]) -> frozenset[str] | None:
-    """`loose` (`grammar.texts.Texts`) and one keyword more, of which an error speaks; None where it speaks of none."""
+    """Return `loose` (see `grammar.texts.Texts`) plus the keywords that an error names, or None if it names no new one."""
     if matches_nothing(error):
         return None
     error = first_line(error)
@@ -35,7 +35,10 @@ def loosened(error: str, loose: frozenset[str]) -> frozenset[str] | None:
 
 
 def pruned(part: dict[str, Any], error: str, impossible: Callable[[Mapping[str, Any]], bool]) -> dict[str, Any]:
-    """A schema of which no value seems to match, without the branches and definitions that are to blame; the error again where none is."""
+    """Remove the impossible branches and definitions from a schema that llguidance says nothing matches.
+
+    Raises Unusable with the same error if no branch is impossible.
+    """
     if not matches_nothing(error):
         raise Unusable(error)
     defs: dict[str, Any] = {name: part[name] for name in ("$defs", "definitions") if name in part}
@@ -59,7 +62,7 @@ def pruned(part: dict[str, Any], error: str, impossible: Callable[[Mapping[str, 
 
 
 def _choices(part: Any) -> Iterator[tuple[Any, Any]]:
-    """What may be left out, the innermost first: branches, definitions and optional properties, each by what holds it and its key there."""
+    """Yield (container, key) of every branch, definition and optional property that may be removed, innermost first."""
     if isinstance(part, list):
         for one in part:
             yield from _choices(one)

@@ -1,4 +1,5 @@
-"""Whose grammar is compiled next: tenants take turns, so that the many of one wait behind each other, not before the one of another."""
+"""A compile queue with round-robin over tenants, so that many grammars of one tenant do not delay the grammar of
+another."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ T = TypeVar("T")
 
 
 class Build(Future[T]):
-    """Work that waits for its turn. `began`: when it came, by `time.monotonic`; None before. To `cancel` it helps until then."""
+    """Work that waits for its turn. `began` is the `time.monotonic` of its start, None before. It can be cancelled
+    until then."""
 
     def __init__(self, work: Callable[[], T]) -> None:
         super().__init__()
@@ -23,7 +25,7 @@ class Build(Future[T]):
         self._turn = threading.Event()
 
     def begin(self) -> bool:
-        """Whether it is to run now; it asks once."""
+        """Claim the work and return whether the caller must `run` it. Only the first call can return True."""
         if self.done() or self.running() or not self.set_running_or_notify_cancel():
             return False
         self.began = time.monotonic()
@@ -31,7 +33,7 @@ class Build(Future[T]):
         return True
 
     def run(self) -> None:
-        """What `begin` was asked for."""
+        """Do the work that `begin` has claimed."""
         try:
             result = self._work()
         except BaseException as error:
@@ -40,26 +42,27 @@ class Build(Future[T]):
         self.set_result(result)
 
     def cancel(self) -> bool:
+        """Cancel the work if it has not started, and wake the threads in `within`."""
         cancelled = super().cancel()
         self._turn.set()
         return cancelled
 
     def within(self, seconds: float) -> T:
-        """Its result, where that comes within `seconds` of its turn; else `concurrent.futures.TimeoutError`."""
+        """Return the result. Raises `concurrent.futures.TimeoutError` if it takes more than `seconds` from its turn."""
         self._turn.wait()
         return self.result(seconds)
 
 
 class Turns(Generic[T]):
-    """Threads that run what is added: each tenant's in order, the tenants one after another."""
+    """Worker threads that run builds, round-robin over tenants and in order for each tenant."""
 
     def __init__(self, workers: int, name: str) -> None:
         self._workers = ThreadPoolExecutor(workers, thread_name_prefix=name)
-        self._waiting: OrderedDict[str, deque[Build[T]]] = OrderedDict()  # the first has the next turn
+        self._waiting: OrderedDict[str, deque[Build[T]]] = OrderedDict()  # the first tenant is next
         self._lock = threading.Lock()
 
     def add(self, tenant: str, build: Build[T]) -> None:
-        """Wait for a turn of `tenant`; with one of another's where it was added for that, too."""
+        """Queue `build` for `tenant`. A build that several tenants add runs at the first turn of any of them."""
         with self._lock:
             if tenant in build.tenants:
                 return
@@ -68,7 +71,7 @@ class Turns(Generic[T]):
         self._workers.submit(self._run)
 
     def close(self) -> None:
-        """What has not begun never will."""
+        """Cancel all builds that have not started."""
         self._workers.shutdown(wait=False, cancel_futures=True)
         with self._lock:
             left = [build for builds in self._waiting.values() for build in builds]
@@ -89,6 +92,6 @@ class Turns(Generic[T]):
                     build = builds.popleft()
                     if build.begin():
                         if builds:
-                            self._waiting[tenant] = builds  # behind all others
+                            self._waiting[tenant] = builds  # at the end of the round
                         return build
         return None

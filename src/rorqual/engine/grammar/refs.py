@@ -1,4 +1,4 @@
-"""References within a JSON schema, however they are written, as pointers into `$defs`: `#/$defs/NAME`, or `#` for the whole."""
+"""Rewrite all references within a JSON schema as pointers: `#/$defs/NAME`, or `#` for the root."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ HOLDERS = ("$defs", "definitions")
 
 
 def resolve(schema: Any, pointer: str) -> Any:
-    """What `#/$defs/a` points to; None where to nothing, or by an anchor."""
+    """Return the target of a pointer such as `#/$defs/a`, or None if it does not exist or the reference is an anchor."""
     for step in pointer.split("/")[1:]:
         step = unquote(step).replace("~1", "/").replace("~0", "~")
         if isinstance(schema, list) and step.isdecimal() and int(step) < len(schema):
@@ -36,19 +36,19 @@ def resolve(schema: Any, pointer: str) -> Any:
 
 
 def parts(schema: Any) -> Iterator[tuple[str, Any]]:
-    """Every part of a schema that is a schema, with its place; what is under `const`, `enum` and the like is a value and is not."""
+    """Yield (place, part) for every part of a schema. Values under `const`, `enum` and the like are not parts."""
     for pointer, part, _ in _based(schema):
         yield pointer, part
 
 
 def shown(name: str) -> str:
-    """A name in a place, short enough for a message."""
+    """Return a name as printable text of at most 61 characters, for messages."""
     name = name if name.isprintable() else ascii(name)
     return name if len(name) <= 60 else name[:60] + "…"
 
 
 def _based(schema: Any) -> Iterator[tuple[str, Any, str]]:
-    """Every part, its place as people read it, and the address that references in it are relative to."""
+    """Yield (place for messages, part, base address of the references in the part) for every part."""
     waiting = [("#", schema, "")]
     while waiting:
         place, part, base = waiting.pop()
@@ -67,7 +67,10 @@ def _based(schema: Any) -> Iterator[tuple[str, Any, str]]:
 
 
 def settle(schema: dict[str, Any]) -> None:
-    """Write every reference of `schema` as a pointer, in place, and put what they point to under `$defs`."""
+    """Rewrite every reference of `schema` as a pointer, in place, and move the targets to `$defs`.
+
+    Raises DataError for a reference to another document, or to a target that does not exist or is ambiguous.
+    """
     if not any(isinstance(part, dict) and part.keys() & set(REFERENCES) for _, part in parts(schema)):
         return
     known = _addresses(schema)
@@ -88,7 +91,7 @@ def settle(schema: dict[str, Any]) -> None:
             found = _found(schema, target, base, known)
             if keyword == "$dynamicRef" and anchors.count(target.rpartition("#")[2]) > 1:
                 raise DataError(
-                    f"the JSON schema uses '$dynamicRef' at {place} for one of several parts of that name, which cannot be enforced",
+                    f"the '$dynamicRef' at {place} in the JSON schema has several targets of the same name, which is not supported",
                     remedy="Use $ref.",
                 )
             if found is None:
@@ -114,12 +117,12 @@ def _write(part: dict[str, Any], keyword: str, pointer: str) -> None:
 
 
 def escaped(name: str) -> str:
-    """A name in a pointer."""
+    """Escape a name for a JSON pointer."""
     return quote(name.replace("~", "~0").replace("/", "~1"), safe="~")
 
 
 def _addresses(schema: Any) -> dict[str, Any]:
-    """What has an `$id` or an anchor, by its whole address."""
+    """Map the full address of every part with an `$id` or an anchor to that part."""
     found: dict[str, Any] = {}
     for _, part, base in _based(schema):
         if not isinstance(part, dict):
@@ -148,10 +151,10 @@ def _found(schema: Any, target: str, base: str, known: dict[str, Any]) -> Any:
 def _missing(place: str, keyword: str, target: str) -> None:
     if not target.startswith("#"):
         raise DataError(
-            f"the JSON schema refers to another document at {place}: {shown(target)}, and nothing is fetched",
-            remedy="Put what it refers to under $defs, and refer to #/$defs/NAME.",
+            f"the JSON schema refers to another document at {place}: {shown(target)}, which is not fetched",
+            remedy="Put the target under $defs, and refer to it as #/$defs/NAME.",
         )
     raise DataError(
-        f"the JSON schema uses {keyword!r} at {place} for {shown(target)}, which does not exist in it",
-        remedy="Put what it refers to under $defs, and refer to #/$defs/NAME.",
+        f"the {keyword!r} at {place} in the JSON schema refers to {shown(target)}, which does not exist",
+        remedy="Put the target under $defs, and refer to it as #/$defs/NAME.",
     )

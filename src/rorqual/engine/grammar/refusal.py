@@ -1,4 +1,4 @@
-"""What llguidance says against a grammar, in a user's words."""
+"""Turn llguidance's errors into messages for users."""
 
 from __future__ import annotations
 
@@ -20,40 +20,40 @@ NOTHING = "no token can follow"
 
 
 class Unusable(Exception):
-    """What llguidance says against a grammar, as it says it."""
+    """llguidance cannot use a grammar. The message is llguidance's own."""
 
     @property
     def nothing(self) -> bool:
-        """Whether it says that no reply matches."""
+        """Whether the reason is that no reply matches."""
         return matches_nothing(str(self))
 
 
 def matches_nothing(error: str) -> bool:
-    """Whether llguidance says that no reply matches."""
+    """Return whether an error of llguidance means that no reply matches."""
     error = first_line(error)
     return "nsatisfiable" in error or "NoExtension" in error or error == NOTHING
 
 
 def refusal(grammar: Grammar, error: str) -> DataError:
-    """What llguidance says, in a user's words: which keyword, and where in the schema it stands."""
+    """Return llguidance's error as a DataError that names the keyword and its place in the schema."""
     kind, error = KINDS[grammar.kind], first_line(error)
     if matches_nothing(error):
         known = "nsatisfiable" in error and grammar.kind == "json_schema"
         detail = f": {error.split('Regex is empty')[0].strip(': ')}" if known else ""
         if "Regex is empty" in error:
-            detail = ": a text cannot match all that 'pattern', 'format', 'const' or its length ask of it"
-        return DataError(f"the {kind} is matched by no reply{detail}", remedy="Allow at least one.")
+            detail = ": no string satisfies its 'pattern', 'format', 'const' and length together"
+        return DataError(f"no reply can match the {kind}{detail}", remedy="Allow at least one reply.")
     if grammar.kind == "json_schema" and (cause := find_cause(grammar.source, error)) is not None:
         return DataError(
             f"the {kind} uses {cause[0]!r} at {cause[1]}, which cannot be enforced: {error}",
-            remedy="Take it out, and check the reply yourself; docs/serve.md says what can be enforced.",
+            remedy="Remove the keyword and check the reply yourself. docs/serve.md lists the supported keywords.",
         )
-    remedy = "Correct it; docs/serve.md says what can be enforced and how large it may be."
+    remedy = "Correct it. docs/serve.md lists the supported keywords and the size limits."
     return DataError(f"the {kind} cannot be used: {error}", remedy=remedy)
 
 
 def first_line(error: str) -> str:
-    """The problem, without the state of the parser, the grammar and the drawings of the place that come with it."""
+    """Return the problem without llguidance's parser state, grammar text and position markers, cut to 200 characters."""
     lines = [line.strip() for line in re.split("<state>|<non-verbose/>", error)[0].splitlines()]
     whole = " ".join(line for line in lines if line.strip("^|") and not re.match(r"\d+ \|", line))
     if "invalid regex" in whole:

@@ -1,8 +1,8 @@
-"""JSON schemas as llguidance enforces them.
+"""Rewrite JSON schemas for llguidance.
 
-Every part is written anew from the keywords that bind something, in their order. What llguidance has no keyword for becomes one that it
-has, where that says the same; what does not is left out and noted, and the finished answer is checked (`grammar.check`). So what is
-generated is never less bound than the schema, taken together.
+Every part is rebuilt from its constraining keywords, in their order. A keyword that llguidance lacks is replaced by an
+equivalent one, where that exists. Otherwise it is dropped and noted, and the finished answer is checked
+(`grammar.check`). Generation and check together enforce the whole schema.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from rorqual.engine.grammar.unique import MAX_VALUES, arrangements, values_of
 
 
 class Rewriter(Objects):
-    """Writes one schema anew."""
+    """Rewrites one schema."""
 
     def whole(self) -> Part:
-        """The schema, with what it refers to."""
+        """Rewrite the whole schema with its definitions. Returns False if no value can match it."""
         defs: dict[str, dict[str, Any]] = {}
         for holder in ("$defs", "definitions"):
             held = self.root.get(holder)
@@ -49,12 +49,12 @@ class Rewriter(Objects):
         return {**found, **{holder: {n: p for n, p in held.items() if p is not False} for holder, held in defs.items()}}
 
     def part(self, given: Any, place: str) -> Part:
-        """One part, and all below it."""
+        """Rewrite a part and everything below it. Returns False if no value can match it."""
         if not isinstance(given, dict):
             if not isinstance(given, bool):
                 raise DataError(
-                    f"the JSON schema has no schema at {place}",
-                    remedy='Send an object such as {"type": "string"}, or true.',
+                    f"the value at {place} in the JSON schema is not a schema",
+                    remedy='Give an object such as {"type": "string"}, or true.',
                 )
             return given
         if id(given) in self.dead:
@@ -76,25 +76,25 @@ class Rewriter(Objects):
         return _together(found, extra)
 
     def _types(self, given: dict[str, Any], place: str) -> frozenset[str]:
-        """Which of the types values may have, `integer` as number."""
+        """Return the types that values may have. `integer` counts as number."""
         named = given.get("type", list(TYPES))
         listed = [named] if isinstance(named, str) else named
         if not isinstance(listed, list) or not set(map(str, listed)) <= {*TYPES, "integer"}:
             raise DataError(
-                f"the JSON schema uses 'type' at {place} with {shown(str(named))}, which is no type",
+                f"the 'type' at {place} in the JSON schema is {shown(str(named))}, which is not a type",
                 remedy="Use string, number, integer, boolean, null, array or object.",
             )
         return frozenset("number" if name == "integer" else name for name in listed)
 
-    # ---- what holds whatever the type
+    # ---- keywords for all types
 
     def _apply(self, keyword: str, given: dict[str, Any], place: str, found: dict[str, Any], extra: list[Part]) -> None:
         value = given[keyword]
         if keyword in ("allOf", "anyOf", "oneOf"):
             if not isinstance(value, list) or not value:
                 raise DataError(
-                    f"the JSON schema uses {keyword!r} at {place} without a list of schemas",
-                    remedy="List at least one.",
+                    f"the {keyword!r} at {place} in the JSON schema is not a list of schemas",
+                    remedy="List at least one schema.",
                 )
             branches = [self.part(one, f"{place}/{keyword}/{number}") for number, one in enumerate(value)]
             self._branches(keyword, value, branches, place, found, extra)
@@ -103,7 +103,7 @@ class Rewriter(Objects):
         elif keyword == "if":
             self._condition(given, place, extra)
         elif keyword == "enum" and not isinstance(value, list):
-            raise DataError(f"the JSON schema uses 'enum' at {place} without a list", remedy="List the values.")
+            raise DataError(f"the 'enum' at {place} in the JSON schema is not a list", remedy="List the values.")
         elif keyword not in ("then", "else"):
             found[keyword] = value
 
@@ -113,7 +113,7 @@ class Rewriter(Objects):
         if keyword != "oneOf" or ("oneOf" not in self.loose and True not in branches and {} not in branches):
             found[keyword] = branches
             return
-        try:  # each without the others
+        try:  # each branch without all others
             if not self._multiply(len(branches)):
                 raise Unsayable
             others = [self._negated(one, place) for one in given]
@@ -148,13 +148,13 @@ class Rewriter(Objects):
         except Unsayable:
             self._note("if", place)
 
-    # ---- lists
+    # ---- arrays
 
     def _array(
         self, given: dict[str, Any], place: str, found: dict[str, Any], extra: list[Part], _: frozenset[str]
     ) -> bool:
         first, items = given.get("prefixItems"), given.get("items", True)
-        if isinstance(items, list):  # as draft 7 writes them
+        if isinstance(items, list):  # the form of draft 7
             first, items = items, given.get("additionalItems", True)
         if isinstance(first, list) and first:
             name = "items" if isinstance(given.get("items"), list) else "prefixItems"
@@ -177,7 +177,7 @@ class Rewriter(Objects):
         return True
 
     def _unique(self, items: Any, place: str, found: dict[str, Any], extra: list[Part]) -> None:
-        """Where few values are allowed, all lists of them; else the answer is checked."""
+        """Rewrite `uniqueItems`: list all arrays if few values are allowed, else check the answer."""
         values = None if "prefixItems" in found or "uniqueItems" in self.loose else values_of(items, self._resolve)
         if values is not None and len(values) <= MAX_VALUES:
             lists = arrangements(values, found.get("minItems", 0), found.get("maxItems", len(values)))
@@ -194,7 +194,7 @@ def _named(types: frozenset[str], given: dict[str, Any]) -> list[str]:
 
 
 def _together(found: dict[str, Any], extra: list[Part]) -> Part:
-    """One part that asks for all of these."""
+    """Return one part that requires `found` and all of `extra`."""
     extra = [part for part in extra if part is not True and part != {}]
     if any(part is False for part in extra):
         return False
@@ -206,7 +206,7 @@ def _together(found: dict[str, Any], extra: list[Part]) -> Part:
 
 
 def without(part: Any, impossible: set[str]) -> Any:
-    """A part where references to what no value matches are `false`."""
+    """Return the part with `false` in place of references to impossible definitions."""
     if isinstance(part, list):
         return [without(one, impossible) for one in part]
     if not isinstance(part, dict):

@@ -1,4 +1,4 @@
-"""What users send as a grammar, checked before anything compiles it: sizes, nesting, JSON that is JSON, nothing to be fetched."""
+"""Validate users' grammars before compilation: size, nesting, JSON syntax, no external references."""
 
 from __future__ import annotations
 
@@ -20,29 +20,30 @@ MAX_PATTERN = 1 << 13
 MAX_DEPTH = 64
 MAX_NODES = 20_000
 MAX_REACH = 1000
-"""How deep all parts that a schema refers to are nested, added up: 1,300 in a chain were followed, 3,000 ended the process."""
+"""Largest sum of the nesting depths of all referenced parts. llguidance followed a chain of 1,300; 3,000 crashed the
+process."""
 MAX_CHOICES = 1024
 MAX_LOOSE = 8
-"""How often a schema is written anew because of what llguidance says against it."""
+"""Maximum number of attempts to rewrite a schema that llguidance rejects."""
 
 _FUNCTION = re.compile(r"[a-zA-Z0-9_.-]{1,64}")
 _COUNT = re.compile(r"(?:(?<=\{)|(?<=,))[0-9]+(?=[,}])")
 
 
 def parse_schema(source: str) -> dict[str, Any]:
-    """A JSON schema as an object, its references as pointers, or a `DataError` that says what is wrong with it and where."""
+    """Parse a JSON schema and rewrite its references as pointers. Raises DataError with the problem and its place."""
     schema = _parse(source, "JSON schema", "{}")
     if schema is True:
         return {}
     if schema is False:
-        raise _refuse("the JSON schema is matched by no reply: it is false", "Allow at least one.")
+        raise _refuse("no reply can match the JSON schema: it is false", "Allow at least one reply.")
     if not isinstance(schema, dict):
-        raise _refuse(f"a JSON schema is an object, not {_name(schema)}", 'Send such as {"type": "object"}.')
+        raise _refuse(f"a JSON schema is an object, not {_name(schema)}", 'Give an object such as {"type": "object"}.')
     for count, (place, part) in enumerate(parts(schema)):
         if count >= MAX_NODES:
             raise _refuse(f"the JSON schema has more than {MAX_NODES} parts", "Make it smaller.")
         if isinstance(part, dict) and "x-guidance" in part:
-            raise _refuse(f"the JSON schema uses 'x-guidance' at {place}", "It is not taken from users: remove it.")
+            raise _refuse(f"the JSON schema uses 'x-guidance' at {place}, which is not allowed", "Remove it.")
     settle(schema)
     for place, part in parts(schema):
         if not isinstance(part, dict):
@@ -60,39 +61,43 @@ def parse_schema(source: str) -> dict[str, Any]:
 def rewrite(
     schema: dict[str, Any], loose: frozenset[str] = frozenset()
 ) -> tuple[dict[str, Any], list[tuple[str, str]]]:
-    """A schema of `parse_schema` as llguidance enforces it, and the keywords, with their places, that a finished answer must be checked for."""
+    """Rewrite a schema from `parse_schema` for llguidance.
+
+    Returns the schema, and (keyword, place) of everything that is not enforced, so that finished answers must be
+    checked.
+    """
     rings = find_endless(schema, resolve)
     if any(part is schema for _, _, part in rings):
         keyword, place, _ = rings[0]
         raise _refuse(
-            f"the JSON schema uses {keyword!r} at {shown(place)} for what needs another of itself, without end: no value matches",
-            "Make a link of the ring optional, or give it an end, such as a list that may be empty or null beside it.",
+            f"the {keyword!r} at {shown(place)} in the JSON schema requires itself without end, so no value matches",
+            "Make one part of the cycle optional, or let it end, for example with null or an empty array.",
         )
     rewriter = Rewriter(schema, frozenset(id(part) for _, _, part in rings), loose)
     found = rewriter.whole()
     if found is False:
         raise _refuse(
-            "the JSON schema is matched by no reply: its keywords contradict each other", "Allow at least one."
+            "no reply can match the JSON schema: its keywords contradict each other", "Allow at least one reply."
         )
     return (found if isinstance(found, dict) else {}), rewriter.checked
 
 
 def _check_values(place: str, part: dict[str, Any]) -> None:
-    """Refuse numbers that would be written as others."""
+    """Raise DataError for numbers that would not be generated exactly."""
     values = [part["const"]] if "const" in part else []
     listed = part.get("enum")
     values += listed if isinstance(listed, list) else []
-    # The least number of 64 bits ends llguidance's process.
+    # The lowest 64-bit integer crashes llguidance.
     if not all(exact(value) and value != -LARGEST for value in _leaves(values)):
         raise _refuse(
-            f"the JSON schema uses {'const' if 'const' in part else 'enum'!r} at {place} for a number of more than {DIGITS} digits, or out "
-            "of range, which would be written as another",
-            "Round it, or make it a text.",
+            f"the {'const' if 'const' in part else 'enum'!r} at {place} in the JSON schema has a number of more than {DIGITS} digits or out "
+            "of range, which cannot be written exactly",
+            "Round the number, or write it as a string.",
         )
 
 
 def _leaves(values: list[Any]) -> Iterator[Any]:
-    """What stands in values that are no lists and no objects."""
+    """Yield all scalars within the values."""
     waiting = list(values)
     while waiting:
         value = waiting.pop()
@@ -105,7 +110,7 @@ def _leaves(values: list[Any]) -> Iterator[Any]:
 
 
 def _check_chain(place: str, part: Any, schema: dict[str, Any]) -> None:
-    """Refuse references that lead from one to the next and back, or further than can be a purpose."""
+    """Raise DataError for references that only lead in a circle, or over more than `MAX_DEPTH` steps."""
     for _ in range(MAX_DEPTH):
         if not isinstance(part, dict):
             return
@@ -117,13 +122,14 @@ def _check_chain(place: str, part: Any, schema: dict[str, Any]) -> None:
             return
         part = only[0]
     raise _refuse(
-        f"the JSON schema uses '$ref' at {place} for what is only itself and is matched by no reply",
-        f"Say what it is, or allow something beside it, within {MAX_DEPTH} references.",
+        f"the '$ref' at {place} in the JSON schema leads only to itself, so no reply can match it",
+        f"Define the part, or allow an alternative, within {MAX_DEPTH} references.",
     )
 
 
 def _check_reach(schema: dict[str, Any]) -> None:
-    """llguidance follows references by recursion: depths that add up to too much would end the process, not the request."""
+    """Limit the total depth of references. llguidance follows them by recursion, and a stack overflow would end the
+    process."""
     pointers = [
         part["$ref"] for _, part in parts(schema) if isinstance(part, dict) and isinstance(part.get("$ref"), str)
     ]
@@ -131,13 +137,14 @@ def _check_reach(schema: dict[str, Any]) -> None:
     reach = sum(_nesting(resolve(schema, target), known) for target in targets)
     if reach > MAX_REACH:
         raise _refuse(
-            f"the JSON schema uses '$ref' for {len(targets)} parts that are nested {reach} deep together, more than {MAX_REACH}",
+            f"the {len(targets)} parts that '$ref' uses in the JSON schema have a total depth of {reach}, above the limit of {MAX_REACH}",
             "Use fewer $defs, or flatten them.",
         )
 
 
 def _nesting(part: Any, known: dict[int, int]) -> int:
-    """How deep lists and objects stand in each other; `known`: of those that were seen, by id. No deeper than `MAX_DEPTH` by now."""
+    """Return the nesting depth of arrays and objects. `known` caches depths by id. The depth is limited to `MAX_DEPTH`
+    already."""
     if not isinstance(part, dict | list):
         return 0
     if id(part) not in known:
@@ -147,17 +154,17 @@ def _nesting(part: Any, known: dict[int, int]) -> int:
 
 
 def choice_pattern(source: str) -> str:
-    """A regular expression that matches the strings of a JSON list and nothing else."""
+    """Return a regular expression that matches exactly the strings of a JSON list."""
     choices = _parse(source, "list of choices", '["yes", "no"]')
     if not isinstance(choices, list) or not choices or not all(isinstance(c, str) and c for c in choices):
-        raise _refuse("the choices are not a list of texts that are not empty", 'Send such as ["yes", "no"].')
+        raise _refuse("the choices are not a list of non-empty strings", 'Give a list such as ["yes", "no"].')
     if len(choices) > MAX_CHOICES:
-        raise _refuse(f"there are {len(choices)} choices", f"Give at most {MAX_CHOICES}.")
+        raise _refuse(f"there are too many choices: {len(choices)} choices", f"Give at most {MAX_CHOICES}.")
     return "(" + "|".join("".join(map(_literal, choice)) for choice in choices) + ")"
 
 
 def parse_calls(source: str) -> dict[str, Any]:
-    """The functions that a reply must call, and the JSON that it may be instead (`request.Grammar`)."""
+    """Parse the functions that a reply must call, and the JSON that it may be instead (see `request.Grammar`)."""
     example = '{"tools": [{"name": "add", "parameters": {}}], "many": true}'
     found = _parse(source, "set of functions", example)
     tools = found.get("tools") if isinstance(found, dict) else None
@@ -169,24 +176,25 @@ def parse_calls(source: str) -> dict[str, Any]:
         or not isinstance(found.get("answer", {}), dict)
         or not all(isinstance(tool, dict) and tool.keys() == {"name", "parameters"} for tool in tools)
     ):
-        raise _refuse("the set of functions has another form", f"Send such as {example}.")
+        raise _refuse("the set of functions has the wrong form", f"Give an object such as {example}.")
     for tool in tools:
         if not isinstance(tool["name"], str) or not _FUNCTION.fullmatch(tool["name"]):
-            raise _refuse(f"{shown(repr(tool['name']))} is no name of a function", "Use letters, digits, '_', '-'.")
+            raise _refuse(f"{shown(repr(tool['name']))} is not a function name", "Use letters, digits, '_', '-', '.'.")
         if not isinstance(tool["parameters"], dict):
-            raise _refuse(f"the parameters of {tool['name']!r} are no JSON schema", 'Send such as {"type": "object"}.')
+            what = f"the parameters of {tool['name']!r} are not a JSON schema"
+            raise _refuse(what, 'Give an object such as {"type": "object"}.')
     return dict(found)
 
 
 def check_pattern(source: str) -> str:
-    """The regular expression, if its size is one that is compiled."""
+    """Return a regular expression unchanged. Raises DataError if it is too large to compile."""
     _check_text(source, "regular expression", "[0-9]+", MAX_PATTERN)
     _check_counts(source, "regular expression")
     return source
 
 
 def find_cause(source: str, error: str) -> tuple[str, str] | None:
-    """Which keyword of a JSON schema llguidance means by an error that does not say it, and where that stands."""
+    """Guess the keyword and place in a JSON schema that cause an error of llguidance which names none, or return None."""
     patterns = list[tuple[str, str]]()
     for place, part in parts(json.loads(source)):
         if not isinstance(part, dict):
@@ -201,25 +209,25 @@ def find_cause(source: str, error: str) -> tuple[str, str] | None:
 def _parse(source: str, kind: str, example: str) -> Any:
     _check_text(source, kind, example, MAX_BYTES)
     if _depth(source) > MAX_DEPTH:
-        raise _refuse(f"the {kind} is nested deeper than {MAX_DEPTH}", "Flatten it, or refer to $defs.")
+        raise _refuse(f"the {kind} is nested deeper than {MAX_DEPTH}", "Flatten it, or use $defs.")
     try:
         parsed = json.loads(source, parse_constant=_not_json, parse_float=_finite)
         json.dumps(parsed, ensure_ascii=False).encode()
     except UnicodeEncodeError:
-        raise _refuse(f"the {kind} holds half of a surrogate pair", "Remove it: no text can match it.") from None
+        raise _refuse(f"the {kind} contains a lone surrogate", "Remove it: no text can match it.") from None
     except ValueError as error:
-        raise _refuse(f"the {kind} is not JSON: {error}", f"Send such as {example}.") from None
+        raise _refuse(f"the {kind} is not JSON: {error}", f"Give JSON such as {example}.") from None
     return parsed
 
 
 def _check_text(source: str, kind: str, example: str, most: int, *, empty: bool = False) -> None:
     if not source and not empty:
-        raise _refuse(f"the {kind} is empty", f"Send such as {example}.")
-    # Characters first: what is far too long is not even encoded.
+        raise _refuse(f"the {kind} is empty", f"Give one such as {example}.")
+    # Count characters first, so that a source that is far too long is not encoded.
     try:
         size = len(source) if len(source) > most else len(source.encode())
     except UnicodeEncodeError:
-        raise _refuse(f"the {kind} holds half of a surrogate pair", "Remove it: no text can match it.") from None
+        raise _refuse(f"the {kind} contains a lone surrogate", "Remove it: no text can match it.") from None
     if size > most:
         raise _refuse(f"the {kind} is longer than {most} bytes", "Make it shorter.")
 
@@ -227,11 +235,11 @@ def _check_text(source: str, kind: str, example: str, most: int, *, empty: bool 
 def _check_counts(pattern: str, place: str) -> None:
     for count in _COUNT.findall(pattern):
         if len(count) > 9 or int(count) > MAX_LEAST:
-            raise _refuse(f"the {place} repeats something {shown(count)} times", f"At most {MAX_LEAST} can be counted.")
+            raise _refuse(f"the {place} repeats something {shown(count)} times", f"Repeat at most {MAX_LEAST} times.")
 
 
 def _depth(source: str) -> int:
-    """Of brackets that stand outside of strings; found without a parser, which would run out of stack on the worst."""
+    """Return the depth of brackets outside of strings, without a parser, whose stack deep input would exhaust."""
     depth = deepest = 0
     in_string = escaped = False
     for character in source:
@@ -253,7 +261,7 @@ def _keys(part: Any) -> list[str]:
 
 
 def _not_json(name: str) -> float:
-    raise ValueError(f"{name} is not a number of JSON")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _finite(text: str) -> float:
@@ -268,7 +276,7 @@ def _literal(character: str) -> str:
 
 
 def _name(value: Any) -> str:
-    return {list: "a list", str: "a text", type(None): "null"}.get(type(value), "a number")
+    return {list: "a list", str: "a string", type(None): "null"}.get(type(value), "a number")
 
 
 def _refuse(what: str, remedy: str) -> DataError:

@@ -1,4 +1,4 @@
-"""Keywords of JSON schemas for texts and numbers, as llguidance enforces them (`grammar.rewrite`)."""
+"""Rewrite the keywords of JSON schemas for strings and numbers for llguidance (see `grammar.rewrite`)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rorqual.engine.grammar.refs import resolve, shown
 
 MAX_BRANCHES, MAX_WAYS = 24, 32
 MAX_LEAST = 10_000
-"""The most that a minimum may ask for: no reply has more characters, items or properties."""
+"""Largest value of a minimum: no reply has more characters, items or properties."""
 COUNTS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
 STRINGS = ("pattern", "format", "minLength", "maxLength", "contentEncoding")
 NUMBERS = (*grammar_numbers.BOUNDS, "multipleOf")
@@ -33,28 +33,32 @@ Part = dict[str, Any] | bool
 
 @dataclass
 class Texts:
-    """`root`: the schema that is written anew. `dead`: ids of parts that no value matches; `loose`: keywords that are left out
-    because llguidance refused what stands under them, and `branches`: all that is said in more of them than the schema has.
-    `checked`: keyword and place of all that is not enforced."""
+    """Rewrites string and number keywords, and holds the state of a rewrite."""
 
     root: dict[str, Any]
+    """The schema to rewrite."""
     dead: frozenset[int] = frozenset()
+    """Ids of parts that no value matches."""
     loose: frozenset[str] = frozenset()
+    """Keywords to leave out because llguidance rejected them. `branches` stands for rewrites that add branches to the
+    schema."""
     checked: list[tuple[str, str]] = field(default_factory=list)
+    """Keyword and place of everything that is not enforced, so that the answer must be checked."""
 
     ways: int = 1
-    """In how many ways the part that is being written may be met, as far as it was said in branches: llguidance multiplies them."""
+    """Number of branch combinations of the part being rewritten, counting added branches. llguidance multiplies them
+    out."""
     shared: dict[str, Part] = field(default_factory=dict)
 
     def _multiply(self, count: int) -> bool:
-        """Whether a part may be said in so many branches more; else it is checked."""
+        """Return whether a part may be rewritten with `count` branches, and count them. If not, the answer is checked."""
         if "branches" in self.loose or self.ways * count > MAX_WAYS:
             return False
         self.ways *= count
         return True
 
     def _each(self, given: Mapping[Any, Any], place: str) -> dict[Any, Part]:
-        """Parts beside each other, whose ways are not multiplied."""
+        """Rewrite sibling parts, whose branch combinations do not multiply each other."""
         before, most, found = self.ways, self.ways, dict[Any, Part]()
         for name, one in given.items():
             self.ways = before
@@ -65,7 +69,7 @@ class Texts:
 
     @abstractmethod
     def part(self, given: Any, place: str) -> Part:
-        """One part, and all below it."""
+        """Rewrite a part and everything below it."""
 
     def _note(self, keyword: str, place: str) -> None:
         self.checked.append((keyword, place))
@@ -90,7 +94,7 @@ class Texts:
         return True
 
     def _expressions(self, given: Mapping[str, Any], place: str) -> list[str]:
-        """What a text must match, one and all."""
+        """Return the expressions that a string must match, all of them."""
         found = list[str]()
         if "pattern" in given:
             found += self._pattern(given["pattern"], "pattern", place)
@@ -107,14 +111,15 @@ class Texts:
     def _pattern(self, pattern: Any, keyword: str, place: str) -> list[str]:
         if not isinstance(pattern, str):
             raise DataError(
-                f"the JSON schema uses {keyword!r} at {place} without a text", remedy="Send an expression of ECMA-262."
+                f"the {keyword!r} at {place} in the JSON schema is not a string",
+                remedy="Give an ECMA-262 regular expression.",
             )
         try:
             done = translate(pattern)
         except Unreadable as error:
             raise DataError(
-                f"the JSON schema uses {keyword!r} at {place}, which is not an expression of ECMA-262 that can be read: {error}",
-                remedy="Correct it; docs/serve.md says what can be enforced.",
+                f"the {keyword!r} at {place} in the JSON schema cannot be read as an ECMA-262 regular expression: {error}",
+                remedy="Correct it. docs/serve.md lists the supported syntax.",
             ) from None
         if "pattern" in self.loose:
             self._note(keyword, place)
@@ -146,6 +151,7 @@ class Texts:
 
 
 def applies(given: dict[str, Any]) -> bool:
+    """Return whether a part has a keyword that applies other parts to the same value."""
     return any(
         keyword in given
         for keyword in ("allOf", "anyOf", "oneOf", "$ref", "if", "not", "dependentSchemas", "dependencies")
@@ -153,16 +159,18 @@ def applies(given: dict[str, Any]) -> bool:
 
 
 def binds(part: dict[str, Any], *but: str) -> bool:
-    """Whether it holds a keyword that binds something, beside some."""
+    """Return whether a part has a keyword that constrains values, other than those in `but`."""
     return any(keyword in BINDING and keyword not in but for keyword in part)
 
 
 def count_of(value: Any, keyword: str, place: str) -> int:
+    """Return the value of a counting keyword. Raises DataError unless it is a whole number from 0, and a minimum not
+    too large."""
     if not grammar_numbers.number(value) or value < 0 or int(value) != value:
         raise DataError(
-            f"the JSON schema uses {keyword!r} at {place} with {shown(repr(value))}",
-            remedy="Give a whole number from 0 on.",
+            f"the {keyword!r} at {place} in the JSON schema is {shown(repr(value))}",
+            remedy="Give a whole number, 0 or more.",
         )
     if keyword.startswith("min") and value > MAX_LEAST:
-        raise DataError(f"the JSON schema asks for {keyword} above {MAX_LEAST} at {place}", remedy="Ask for less.")
+        raise DataError(f"the JSON schema asks for {keyword} above {MAX_LEAST} at {place}", remedy="Lower it.")
     return int(value)

@@ -1,4 +1,4 @@
-"""Lists whose items differ, where few values are allowed: they can be listed."""
+"""List all arrays of distinct items, for `uniqueItems` with few allowed values."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ MAX_VALUES, MAX_LISTS, MAX_DEPTH = 12, 400, 16
 
 
 def values_of(part: Any, resolve: Callable[[str], Any], depth: int = 0) -> list[Any] | None:
-    """All values that a part allows, where it says no more than that; None where it does not, or allows too many."""
+    """Return all values that a part allows, or None if they are not enumerable or too many."""
     if not isinstance(part, dict) or depth > MAX_DEPTH:
         return [] if part is False else None
     bound = {
@@ -79,7 +79,10 @@ def _different(values: list[Any]) -> list[Any]:
 
 
 def arrangements(values: list[Any], least: int, most: int) -> list[list[Any]] | None:
-    """All lists of different values: in any order, or where these are too many in the order of `values`; None where those are, too."""
+    """Return all lists of `least` to `most` distinct values, or None if there are too many.
+
+    The lists have all orders if there are at most `MAX_LISTS` of them, else only the order of `values`.
+    """
     for choose in (permutations, combinations):
         found = list(
             islice(

@@ -1,1 +1,1 @@
-"""The paged cache of keys and values: blocks, who has them, their names, and the blocks on disk."""
+"""The paged KV cache: blocks, their owners and hashes, and the blocks on disk."""

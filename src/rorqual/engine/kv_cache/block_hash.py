@@ -1,9 +1,9 @@
-"""The names of cached blocks: one key for each full block of a prompt, so that equal beginnings have equal keys and nothing else has.
+"""Block hashes: one key per full block of a prompt, equal exactly for equal prefixes.
 
-A key is a keyed hash over the block's tokens, its extra keys (a digest of the embeddings that stand there instead of its tokens') and the
-key of the block before it, back to a root made of whatever changes all contents: the tenant, the weights with their adapter, the
-arithmetic. Without the secret nobody can make a prompt that collides, nor learn from a hit's timing or a file's name what another tenant
-asked.
+A key is a keyed hash of the block's tokens, its extra keys and the key of the parent block. An extra key is, for
+example, the digest of embeddings that replace those of tokens. The chain starts at a root that covers everything that
+changes all contents: tenant, weights, adapter, arithmetic. The hash is keyed with a secret. Without it, an attacker can
+neither construct a collision nor learn another tenant's prompts from the timing of a hit or from a file name.
 """
 
 from __future__ import annotations
@@ -19,21 +19,22 @@ _INT32 = np.iinfo(np.int32)
 
 
 def chain(secret: bytes, fingerprint: bytes, tenant: str, tokens: Sequence[int] | Any, block: int) -> list[bytes]:
-    """One key of 32 bytes for each full block of `tokens` ([length], a list or an array of integers).
+    """Return one key of 32 bytes for each full block of `tokens` ([length], a list or an array of integers).
 
-    `secret`: 16 to 64 random bytes; `fingerprint`: see `fingerprint_of`. Keys that differ in any of secret, fingerprint, tenant and block
-    size never meet. ValueError: a secret of another length, tokens that are not int32, a block below 1.
+    `secret` has 16 to 64 random bytes; `fingerprint` comes from `fingerprint_of`. Keys of another secret, fingerprint,
+    tenant or block size are always different. Raises ValueError for a secret of another length, tokens beyond int32, or
+    `block` below 1.
     """
     return extend(secret, root(secret, fingerprint, tenant, block), tokens, block)
 
 
 def root(secret: bytes, fingerprint: bytes, tenant: str, block: int) -> bytes:
-    """What stands before a tenant's first block."""
+    """Return the parent key of a tenant's first block."""
     if not 16 <= len(secret) <= 64:
-        raise ValueError(f"a secret of {len(secret)} bytes; it has 16 to 64")
+        raise ValueError(f"the secret has {len(secret)} bytes; it must have 16 to 64")
     if block < 1:
-        raise ValueError(f"blocks of {block} tokens")
-    # A JSON request can bring lone surrogates: they are names like any other.
+        raise ValueError(f"a block has {block} tokens; it must have 1 or more")
+    # A tenant name from a JSON request may contain lone surrogates.
     fields = (fingerprint, tenant.encode("utf-8", "surrogatepass"), str(block).encode())
     return _keyed(secret, b"rorqual root", b"".join(map(_prefixed, fields)))
 
@@ -45,10 +46,13 @@ def extend(
     block: int,
     extra_keys: Callable[[int], Sequence[bytes]] = lambda _: (),
 ) -> list[bytes]:
-    """The keys of the full blocks of `tokens` that follow the block named `parent` (or `root`): a sequence that grows hashes only what is
-    new. `extra_keys(i)`: those of the i-th of these blocks."""
+    """Return the keys of the full blocks of `tokens` that follow the block with the key `parent` (or `root`).
+
+    A growing sequence thus hashes only its new blocks. `extra_keys(i)` gives the extra keys of the i-th of these
+    blocks.
+    """
     if len(parent) != KEY_BYTES:
-        raise ValueError(f"a parent of {len(parent)} bytes; keys have {KEY_BYTES}")
+        raise ValueError(f"the parent key has {len(parent)} bytes; it must have {KEY_BYTES}")
     flat, step = _as_bytes(tokens), 4 * block
     keys = []
     for number in range(len(flat) // step):
@@ -58,18 +62,25 @@ def extend(
 
 
 def block_hash(secret: bytes, parent: bytes, tokens: bytes, extra_keys: Sequence[bytes] = ()) -> bytes:
-    """The key of the block of `tokens` (int32) that follows the block named `parent`. `extra_keys`: what else decides its contents."""
-    # A parent of 32 bytes and a block's tokens, of one length, and then keys with their lengths: one reading.
+    """Return the key of the block of `tokens` (int32 bytes) after the block with the key `parent`.
+
+    `extra_keys` covers everything else that decides the block's contents.
+    """
+    # Unambiguous: the parent and the tokens have fixed lengths, and each extra key carries its length.
     return _keyed(secret, b"rorqual block", b"".join((parent, tokens, *map(_prefixed, extra_keys))))
 
 
 def matchable(length: int, block: int) -> int:
-    """How many blocks of a prompt of `length` tokens may come from the cache: at least one token must be computed, to get logits from."""
+    """Return how many blocks of a prompt of `length` tokens the cache may serve.
+
+    At least one token must be computed to get logits.
+    """
     return max(0, (length - 1) // block)
 
 
 def fingerprint_of(parts: Mapping[str, str]) -> bytes:
-    """32 bytes for everything that changes what a block holds: the digest of the weights, the adapter, type, arithmetic, layout."""
+    """Hash everything that changes the contents of all blocks: weights, adapter, dtype, arithmetic, layout. Returns 32
+    bytes."""
     fields = [field.encode("utf-8", "surrogatepass") for item in sorted(parts.items()) for field in item]
     return blake2b(b"".join(map(_prefixed, fields)), digest_size=32, person=b"rorqual print").digest()
 
@@ -87,8 +98,10 @@ def _as_bytes(tokens: Sequence[int] | Any) -> bytes:
     if values.size == 0:
         return b""
     if values.ndim != 1 or values.dtype.kind not in "iu":
-        raise ValueError(f"tokens of shape {list(values.shape)} and type {values.dtype}; a row of integers is needed")
-    # Cast in silence, 2**32 would be token 0.
+        raise ValueError(
+            f"tokens must be a row of integers, but have the shape {list(values.shape)} and dtype {values.dtype}"
+        )
+    # Without this check, a silent cast would turn 2**32 into token 0.
     if values.min() < _INT32.min or values.max() > _INT32.max:
-        raise ValueError("a token beyond int32")
+        raise ValueError("a token does not fit in int32")
     return values.astype("<i4").tobytes()

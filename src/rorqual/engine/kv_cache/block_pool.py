@@ -1,7 +1,7 @@
-"""Which block of the paged cache is whose: reference counts, names, and what is given up first. No tensors here.
+"""Ownership of the KV-cache blocks: reference counts, hash keys and eviction. This module uses no tensors.
 
-A block is in one of three states. *Used*: at least one sequence refers to it. *Cached*: nobody does, but it is known under a key, so that
-a prompt with the same beginning can have it again. *Free*: neither.
+A block is in one of three states. A *used* block has at least one sequence that refers to it. A *cached* block has
+none, but has a key under which a prompt with the same prefix can reuse it. A *free* block has neither.
 """
 
 from __future__ import annotations
@@ -14,18 +14,19 @@ OnEvict = Callable[[int, bytes], None]
 
 
 class BlockPool:
-    """`n_blocks` blocks with ids 0 to n - 1. Every operation takes constant time for each block it touches, or logarithmic where it is free.
+    """A pool of `n_blocks` blocks with ids 0 to n - 1.
 
-    `on_evict(id, key)` is called when a cached block is given up, while its contents still stand: the owner may write them elsewhere.
-    It must not call the pool.
+    An operation takes constant time per block, or logarithmic time if the block is or becomes free. `on_evict(id, key)`
+    is called when a cached block is evicted, before its contents are overwritten, so that they can be saved. It must
+    not call the pool.
 
-    A misuse (a release too many, an id that does not exist, a name for a block nobody holds) is a bug of the caller, which would hand
-    one sequence's cache to another: RuntimeError, at once.
+    Raises RuntimeError on misuse: a double release, an unknown id, or a key for a block without references. Such a bug
+    of the caller would give one sequence's keys and values to another.
     """
 
     def __init__(self, n_blocks: int, on_evict: OnEvict | None = None) -> None:
         if n_blocks < 1:
-            raise ValueError(f"a pool of {n_blocks} blocks")
+            raise ValueError(f"n_blocks={n_blocks}: a pool needs 1 block or more")
         self.n_blocks = n_blocks
         self.on_evict = on_evict
         self.evictions = 0
@@ -33,37 +34,42 @@ class BlockPool:
         self._keys: list[bytes | None] = [None] * n_blocks
         self._tenants = [""] * n_blocks
         self._known: dict[bytes, int] = {}
-        self._free = list(
-            range(n_blocks)
-        )  # a heap: blocks in use lie close together, and attention reads them as they lie
-        # Least recently used first. An OrderedDict, because popping the front of a plain dict walks over its tombstones.
+        # A heap, so that used blocks have low ids and lie close together in memory, where attention reads them.
+        self._free = list(range(n_blocks))
+        # Least recently used first. An OrderedDict, because popping the front of a plain dict walks over its deleted entries.
         self._cached: OrderedDict[int, None] = OrderedDict()
         self._used = 0
 
     @property
     def free(self) -> int:
+        """Number of free blocks."""
         return len(self._free)
 
     @property
     def cached(self) -> int:
+        """Number of cached blocks."""
         return len(self._cached)
 
     @property
     def used(self) -> int:
+        """Number of used blocks."""
         return self._used
 
     @property
     def available(self) -> int:
-        """How many blocks `allocate` could give."""
+        """Number of blocks that `allocate` can return: free and cached ones."""
         return len(self._free) + len(self._cached)
 
     def allocate(self, count: int) -> list[int] | None:
-        """`count` unnamed blocks with one reference each, or None and nothing changed where there are not as many."""
+        """Return `count` blocks without a key and with one reference each, evicting cached blocks if necessary.
+
+        Returns None and changes nothing if too few are available.
+        """
         if count < 0:
-            raise ValueError(f"{count} blocks asked for")
+            raise ValueError(f"cannot allocate {count} blocks")
         if count > len(self._free) + len(self._cached):
             return None
-        # Each victim is free before its owner hears of it: an owner that raises loses no block.
+        # `_evict` frees a block before it calls `on_evict`, so no block is lost if the callback raises.
         while len(self._free) < count:
             self._evict()
         ids = [heappop(self._free) for _ in range(count)]
@@ -81,14 +87,14 @@ class BlockPool:
             self.on_evict(block, key)
 
     def share(self, key: bytes) -> int | None:
-        """The block known under `key`, with one reference more; None where there is none."""
+        """Add a reference to the block with `key` and return it, or None if there is no such block."""
         block = self._known.get(key)
         if block is not None:
             self.take(block)
         return block
 
     def match(self, keys: Sequence[bytes]) -> list[int]:
-        """The blocks of the longest beginning of `keys` that is known, with one reference more each."""
+        """Add a reference to each block of the longest known prefix of `keys`, and return these blocks."""
         blocks = []
         for key in keys:
             block = self.share(key)
@@ -98,16 +104,16 @@ class BlockPool:
         return blocks
 
     def holds(self, key: bytes) -> bool:
-        """Whether `share` would hit. Changes nothing, not even what was used last."""
+        """Return whether a block has `key`. Does not count as a use of the block."""
         return key in self._known
 
     def key(self, block: int) -> bytes | None:
-        """The name of a block."""
+        """Return the key of a block, or None if it has no key."""
         self._exists(block)
         return self._keys[block]
 
     def take(self, block: int) -> None:
-        """One reference more to a block that is used or cached."""
+        """Add a reference to a used or cached block."""
         self._exists(block)
         if self._references[block] == 0:
             if block not in self._cached:
@@ -117,16 +123,16 @@ class BlockPool:
         self._references[block] += 1
 
     def release(self, blocks: Sequence[int]) -> None:
-        """One reference less to each of `blocks`, given in the order of their sequence. Those that nobody refers to any more are cached
-        where they have a name, else free.
+        """Remove a reference from each of `blocks`, given in the order of their sequence.
 
-        The last block counts as the least recently used: a beginning without its continuation can still be hit, the other way round not.
+        A block without references becomes cached if it has a key, else free. The last block of the sequence is evicted
+        first: a prefix is useful without its continuation, but not the other way round.
         """
         for block in reversed(blocks):
             self._exists(block)
             left = self._references[block] - 1
             if left < 0:
-                raise RuntimeError(f"block {block} is released once too often")
+                raise RuntimeError(f"block {block} has no reference to release")
             self._references[block] = left
             if left == 0:
                 self._used -= 1
@@ -136,27 +142,31 @@ class BlockPool:
                     self._cached[block] = None
 
     def register(self, block: int, key: bytes, tenant: str = "") -> bool:
-        """Names a full block that the caller holds; from now on others can `share` it, so it must not be written to any more.
+        """Give a key to a full block that the caller holds. Others can `share` it from now on, so it must not be
+        written again.
 
-        False where another block has that name already: this one stays unnamed, and is free once it is released.
-        `tenant` is what `drop` goes by.
+        Returns False if another block has the key already. Then this block keeps no key, and is free once it is
+        released. `drop` selects blocks by `tenant`.
         """
         self._exists(block)
         if self._references[block] == 0:
-            raise RuntimeError(f"block {block} is named by one who does not hold it")
+            raise RuntimeError(f"block {block} has no references and so cannot get a key")
         known = self._known.get(key)
         if known is not None:
             return known == block
         if self._keys[block] is not None:
-            raise RuntimeError(f"block {block} has another name already")
+            raise RuntimeError(f"block {block} has another key already")
         self._known[key] = block
         self._keys[block] = key
         self._tenants[block] = tenant
         return True
 
     def drop(self, tenant: str | None = None) -> None:
-        """Forgets all names, or those of one tenant, because the contents are out of date. Cached blocks become free, used ones lose
-        their names and go on. Nothing is said to `on_evict`: what is out of date is not worth keeping."""
+        """Remove all keys, or those of one tenant, because the contents are out of date.
+
+        Cached blocks become free. Used blocks lose their keys and stay used. `on_evict` is not called: outdated
+        contents are not saved.
+        """
         for block in list(self._known.values()):
             if tenant is None or self._tenants[block] == tenant:
                 self._forget(block)
@@ -173,29 +183,30 @@ class BlockPool:
         return key
 
     def _exists(self, block: int) -> None:
-        # Also negative ids: a list would take them from its end.
+        # Negative ids need a check too: a list would index from its end.
         if not 0 <= block < self.n_blocks:
-            raise RuntimeError(f"block {block} of a pool of {self.n_blocks}")
+            raise RuntimeError(f"block {block} does not exist in a pool of {self.n_blocks}")
 
     def check(self, held: Iterable[Sequence[int]] | None = None) -> None:
-        """Raises RuntimeError unless every block is in exactly one state and all indices agree.
+        """Raise RuntimeError unless every block is in exactly one state and all indices agree.
 
-        `held`: the blocks of every live sequence; where given, each block has as many references as sequences that hold it.
+        `held` gives the blocks of every live sequence. Each block must then have as many references as sequences hold
+        it.
         """
         references, keys = self._references, self._keys
         used = sum(map(bool, references))
         free, cached = set(self._free), set(self._cached)
         named = {block for block, key in enumerate(keys) if key is not None}
         laws = {
-            f"{used} blocks have references, {self._used} were counted": used == self._used,
-            "a reference count below 0": min(references) >= 0,
-            "free + cached + used is not the number of blocks": used + len(free) + len(cached) == self.n_blocks,
+            f"{used} blocks have references, but {self._used} are counted": used == self._used,
+            "a reference count is below 0": min(references) >= 0,
+            "free, cached and used blocks do not add up": used + len(free) + len(cached) == self.n_blocks,
             "a block is free twice": len(free) == len(self._free),
             "a block is both free and cached": free.isdisjoint(cached),
             "a block with references is free or cached": not any(map(references.__getitem__, free | cached)),
-            "a free block has a name": free.isdisjoint(named),
-            "a cached block has no name": cached <= named,
-            "names and blocks disagree": len(self._known) == len(named)
+            "a free block has a key": free.isdisjoint(named),
+            "a cached block has no key": cached <= named,
+            "keys and blocks disagree": len(self._known) == len(named)
             and all(keys[block] == key for key, block in self._known.items()),
         }
         if held is not None:
@@ -206,4 +217,4 @@ class BlockPool:
             laws["references and live sequences disagree"] = counts == references
         broken = [law for law, holds in laws.items() if not holds]
         if broken:
-            raise RuntimeError("the block pool is broken: " + "; ".join(broken))
+            raise RuntimeError("the block pool is inconsistent: " + "; ".join(broken))

@@ -1,6 +1,7 @@
-"""Blocks of the prefix cache on disk: one file for each, authenticated, written beside generation, kept over restarts and kills.
+"""Prefix-cache blocks on disk: one authenticated file per block, written in the background, which survives restarts and
+kills.
 
-A file that is not exactly what this store wrote under that key is a miss, whoever changed it and why; it is removed and counted.
+A file that is not exactly the one that this store wrote under its key is a miss. It is removed and counted as damaged.
 """
 
 from __future__ import annotations
@@ -35,18 +36,19 @@ _OURS = re.compile(rf"[0-9a-f]{{{2 * KEY_BYTES}}}{re.escape(SUFFIX)}")
 _HEAD = struct.Struct(f"<8sIQ{KEY_BYTES}s")  # magic, version, bytes of the payload, key
 _MAC_BYTES = 32
 _OVERHEAD = _HEAD.size + _MAC_BYTES
-# What a disk gives a file at the least. Nearly all file systems, and `du` counts it so.
+# The allocation unit of nearly all file systems, which `du` also counts.
 _PAGE = 4096
-_REMEDY = "Make it writable and free space on its disk, name another folder, or go without a cache on disk."
-# A link in the place of a file is not followed, and a pipe there is not waited for.
+_REMEDY = "Make the folder writable and free disk space, choose another folder, or leave out cache_dir."
+# Do not follow a symbolic link in place of a file, and do not wait for a pipe.
 _PLAIN = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
 
 def load_secret(folder: Path) -> bytes:
-    """The 32 random bytes that authenticate what is cached in `folder`: made at the first start, for the owner's eyes only.
+    """Return the 32 random bytes that authenticate the files in `folder`. The first start creates them, readable by the
+    owner only.
 
-    One of another length, as a lost power leaves it, is made anew, and then every file is a miss. ConfigError: a folder that cannot be
-    written, a secret that others can read.
+    A secret of another length, which a power failure can leave, is replaced, and then every file is a miss.
+    Raises ConfigError if the folder cannot be written or other users can read the secret.
     """
     with _mendable(folder):
         place = _open_folder(folder)
@@ -65,23 +67,24 @@ def _read_secret(place: int, folder: Path) -> bytes | None:
         status = os.fstat(file)
         if stat.S_ISREG(status.st_mode) and status.st_mode & 0o077:
             raise ConfigError(
-                "others can read it",
+                "other users can read this secret",
                 where=str(folder / SECRET_FILE),
-                remedy="`chmod 600` it where you trust them, else remove it: then all that is cached there is void.",
+                remedy="Run `chmod 600` on it if you trust them. Otherwise remove it, which invalidates the disk cache.",
             )
         secret = opened.read(SECRET_BYTES + 1)
     return secret if len(secret) == SECRET_BYTES else None
 
 
 def _make_secret(place: int, folder: Path) -> bytes:
-    """Written whole beside its place; of two that start at once, one wins and both read it."""
+    """Write a new secret to a temporary file and link it into place. Of two processes that start at once, both read the
+    winner's."""
     with suppress(FileNotFoundError):
         if os.stat(SECRET_FILE, dir_fd=place, follow_symlinks=False).st_size != SECRET_BYTES:
             os.unlink(SECRET_FILE, dir_fd=place)
     temporary = f"{SECRET_FILE}.{secrets.token_hex(8)}.part{SUFFIX}"
     try:
         _write_new(place, temporary, secrets.token_bytes(SECRET_BYTES), lasting=True)
-        # FileNotFoundError: a store that opened meanwhile took it for a leftover; then there is a secret by now.
+        # FileNotFoundError: another store opened meanwhile and removed the file as a leftover. Then a secret exists already.
         with suppress(FileExistsError, FileNotFoundError):
             os.link(temporary, SECRET_FILE, src_dir_fd=place, dst_dir_fd=place, follow_symlinks=False)
     finally:
@@ -89,15 +92,16 @@ def _make_secret(place: int, folder: Path) -> bytes:
             os.unlink(temporary, dir_fd=place)
     secret = _read_secret(place, folder)
     if secret is None:
-        raise ConfigError("it is not a secret", where=str(folder / SECRET_FILE), remedy="Remove it.")
+        raise ConfigError("this file is not a valid secret", where=str(folder / SECRET_FILE), remedy="Remove it.")
     return secret
 
 
 class DiskStore:
-    """Payloads by key, at most `budget_bytes` of disk, the least recently used given up first.
+    """An LRU store of payloads by key in at most `budget_bytes` of disk.
 
-    `secret`: of `load_secret`; `fingerprint`: what names the weights, so that files of others are misses. Calls never wait for a write and
-    raise nothing because of the disk. ConfigError at the start: a folder that cannot be used, or that another process uses.
+    `secret` comes from `load_secret`. `fingerprint` identifies the weights: files of other weights are misses. Calls
+    never wait for a write, and disk errors do not raise. The constructor raises ConfigError if the folder is unusable
+    or in use by another process.
     """
 
     def __init__(
@@ -105,14 +109,16 @@ class DiskStore:
     ) -> None:
         if budget_bytes < 1:
             raise ConfigError(
-                f"a cache of {budget_bytes} bytes", where=str(folder), remedy="Give it some, or leave it out."
+                f"the disk cache has a budget of {budget_bytes} bytes",
+                where=str(folder),
+                remedy="Set disk_bytes to 1 or more, or leave out cache_dir.",
             )
         if not 16 <= len(secret) <= 64:
-            raise ValueError(f"a secret of {len(secret)} bytes; it has 16 to 64")
+            raise ValueError(f"the secret has {len(secret)} bytes; it must have 16 to 64")
         self.folder, self.budget, self.queue_bytes = folder, budget_bytes, queue_bytes
         self._mac_key = blake2b(fingerprint, key=secret, digest_size=32, person=b"rorqual store").digest()
-        self._sizes: OrderedDict[bytes, int] = OrderedDict()  # what is on disk, least recently used first
-        self._pending: OrderedDict[bytes, bytes] = OrderedDict()  # what is to be written; the first is being written
+        self._sizes: OrderedDict[bytes, int] = OrderedDict()  # sizes of files on disk, least recently used first
+        self._pending: OrderedDict[bytes, bytes] = OrderedDict()  # payloads to write; the first may be in progress
         self._pending_bytes = 0
         self._total = 2 * _PAGE  # the secret and the lock
         self._counts = dict.fromkeys(("written", "read", "damaged", "dropped", "evicted"), 0)
@@ -137,20 +143,23 @@ class DiskStore:
         self.close()
 
     def stats(self) -> dict[str, int]:
-        """Files `written`, `read`, `damaged`, `evicted`, puts `dropped`; `files` and `bytes` on disk now."""
+        """Return counts of files `written`, `read`, `damaged` and `evicted`, of puts `dropped`, and `files` and `bytes`
+        on disk."""
         with self._changed:
             return {**self._counts, "files": len(self._sizes), "bytes": self._total}
 
     def has(self, key: bytes) -> bool:
-        """Whether `get` would look. Changes nothing."""
+        """Return whether a payload is stored or queued under `key`. Does not count as a use."""
         with self._changed:
             return not self._closing and (key in self._sizes or key in self._pending)
 
     def put(self, key: bytes, payload: bytes | memoryview) -> bool:
-        """Queues a payload, copied at once, under a key of 32 bytes. False where it is dropped: the queue is full, the budget too small,
-        the store closed. What is there already is not written again: equal keys mean equal contents."""
+        """Copy a payload and queue it under a key of 32 bytes. A key that is stored already is not written again.
+
+        Returns False if the payload is dropped: the queue is full, the budget too small or the store closed.
+        """
         if len(key) != KEY_BYTES:
-            raise ValueError(f"a key of {len(key)} bytes")
+            raise ValueError(f"the key has {len(key)} bytes; it must have {KEY_BYTES}")
         size = _on_disk(memoryview(payload).nbytes + _OVERHEAD)
         with self._changed:
             if not self._closing and (key in self._sizes or key in self._pending):
@@ -165,18 +174,18 @@ class DiskStore:
             return True
 
     def get(self, key: bytes) -> bytes | None:
-        """The payload that was put under `key`, or None."""
+        """Return the payload of `key`, or None if it is not stored or its file is damaged."""
         with self._changed:
             if self._closing or key not in self._sizes:
                 return None if self._closing else self._pending.get(key)
             self._sizes.move_to_end(key)
             try:
-                # Inside the lock, so that the writer cannot give the file up in between.
+                # Open inside the lock, so that the writer cannot evict the file first.
                 file = os.open(_name(key), os.O_RDONLY | _PLAIN, dir_fd=self._place)
             except OSError as error:
                 if error.errno in (errno.ENOENT, errno.ELOOP, errno.ENXIO):  # gone, a link, a socket
                     self._lose(key, damaged=error.errno != errno.ENOENT)
-                return None  # or, say, too many open files: not the file's fault
+                return None  # another error, such as too many open files, does not mean that the file is damaged
         try:
             payload = self._verified(file, key)
         finally:
@@ -189,14 +198,17 @@ class DiskStore:
         return payload
 
     def flush(self) -> None:
-        """Wait until everything that was put is written or dropped."""
+        """Wait until all queued payloads are written or dropped."""
         with self._changed:
             while self._pending and self._writer.is_alive():
                 self._changed.wait(0.1)
 
     def close(self) -> None:
-        """Writes what is queued and gives the folder back. Afterwards nothing is found and nothing kept. In a process that was forked from the
-        one that opened it, which has neither writer nor right to the folder: nothing."""
+        """Write the queued payloads and unlock the folder. Afterwards every `get` misses and every `put` is dropped.
+
+        Does nothing in a forked child of the process that opened the store. The child has no writer thread and does not
+        own the folder.
+        """
         if os.getpid() != self._owner:
             return
         self.flush()
@@ -206,13 +218,13 @@ class DiskStore:
             self._closing = True
             self._changed.notify_all()
         self._writer.join()
-        # A process that was forked from this one has the same lock: closing alone would leave it locked.
+        # Unlock explicitly: a forked process shares the lock, so closing the file alone would leave it locked.
         with suppress(OSError):
             fcntl.flock(self._lock, fcntl.LOCK_UN)
         os.close(self._lock)
         os.close(self._place)
 
-    # The rest is called with the lock held, but for what reads and writes contents.
+    # The caller of `_lose` and `_evict` holds the lock, except in the constructor. `_write` and `_verified` do I/O without it.
 
     def _lose(self, key: bytes, *, damaged: bool) -> None:
         self._counts["damaged"] += damaged
@@ -226,8 +238,11 @@ class DiskStore:
             self._counts["evicted"] += 1
 
     def _scan(self) -> None:
-        """The index, from the folder: what is ours by name and could be whole, in the order of last use. Whatever else ends in our suffix
-        is a leftover; nothing without it is touched."""
+        """Build the index from the folder, in the order of last use.
+
+        A file with the name and size of a block is indexed. Any other file with our suffix is a leftover and is
+        removed. Files without the suffix are not touched.
+        """
         found: list[tuple[int, bytes, int]] = []
         with os.scandir(self._place) as entries:
             for entry in entries:
@@ -268,13 +283,13 @@ class DiskStore:
                 self._changed.notify_all()
             if error is not None and not self._complained:
                 self._complained = True
-                print(f"{self.folder}: nothing is cached on disk for now: {error.strerror}", file=sys.stderr)
+                print(f"{self.folder}: cannot write to the disk cache: {error.strerror}", file=sys.stderr)
 
     def _write(self, key: bytes, payload: bytes) -> OSError | None:
         temporary = f"{key.hex()}.{os.getpid()}.part{SUFFIX}"
         head = _head(key, len(payload))
         try:
-            # Not synced: a file that a lost power tears is found out by its code, and costs a miss.
+            # No fsync: if a power failure tears a file, its authentication code fails, and it is a miss.
             _write_new(self._place, temporary, head, self._code(head, payload), payload, times=self._now())
             os.replace(temporary, _name(key), src_dir_fd=self._place, dst_dir_fd=self._place)
         except OSError as error:
@@ -283,7 +298,7 @@ class DiskStore:
         return None
 
     def _verified(self, file: int, key: bytes) -> bytes | None:
-        """The payload of an open file, if every byte of it is as it was written."""
+        """Return the payload of an open file, or None unless every byte is as it was written."""
         try:
             status = os.fstat(file)
             length = status.st_size - _OVERHEAD
@@ -292,10 +307,10 @@ class DiskStore:
             with os.fdopen(file, "rb", closefd=False) as opened:
                 head, code = opened.read(_HEAD.size), opened.read(_MAC_BYTES)
                 payload = opened.read(length)
-            # The one header there can be, byte by byte: nothing in the file is believed before its code is checked.
+            # Compare with the only valid header, byte by byte: nothing in the file is trusted before its code is checked.
             if head != _head(key, length) or not hmac.compare_digest(code, self._code(head, payload)):
                 return None
-            with suppress(OSError):  # a disk mounted read-only meanwhile still serves
+            with suppress(OSError):  # keep serving if the disk was remounted read-only
                 os.utime(file, ns=self._now())
         except OSError:
             return None
@@ -307,7 +322,8 @@ class DiskStore:
         return code.digest()
 
     def _now(self) -> tuple[int, int]:
-        """Access and modification time, rising: the order of last use that the next start finds."""
+        """Return strictly increasing access and modification times in ns, from which the next start reads the order of
+        last use."""
         with self._changed:
             self._last = max(self._last + 1, time.time_ns())
             return self._last, self._last
@@ -326,7 +342,7 @@ def _on_disk(size: int) -> int:
 
 
 def _remove(place: int, name: str) -> None:
-    # A folder in a file's place stays: it is not ours, and what is in it even less.
+    # unlink fails on a directory, which is not ours and so must stay.
     with suppress(OSError):
         os.unlink(name, dir_fd=place)
 
@@ -351,22 +367,27 @@ def _mendable(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise ConfigError(
-            f"nothing can be cached there: {error.strerror}", where=str(folder), remedy=_REMEDY
+            f"cannot use this folder for the disk cache: {error.strerror}", where=str(folder), remedy=_REMEDY
         ) from error
 
 
 def _open_folder(folder: Path) -> int:
-    """A handle on the folder, by which everything in it is reached, whatever becomes of its path."""
+    """Open the folder and return its file descriptor. All files are opened relative to it, so renaming the path does
+    not matter."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     place = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     if os.fstat(place).st_mode & 0o022:
         os.close(place)
-        raise ConfigError("others can write to it", where=str(folder), remedy="`chmod 700` it, or name another folder.")
+        raise ConfigError(
+            "other users can write to this folder",
+            where=str(folder),
+            remedy="Run `chmod 700` on it, or choose another folder.",
+        )
     return place
 
 
 def _own(place: int, folder: Path) -> int:
-    """The lock on the folder. It is the kernel's: whoever held it and died has lost it."""
+    """Lock the folder and return the file descriptor of the lock. The kernel releases the lock of a process that dies."""
     lock = os.open(LOCK_FILE, os.O_RDWR | os.O_CREAT | _PLAIN, 0o600, dir_fd=place)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -376,7 +397,9 @@ def _own(place: int, folder: Path) -> int:
         if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
             raise
         raise ConfigError(
-            f"{owner} caches there", where=str(folder), remedy="Stop it, or give each engine a folder of its own."
+            f"{owner} uses this folder for its disk cache",
+            where=str(folder),
+            remedy="Stop that process, or give each engine its own folder.",
         ) from None
     try:
         os.ftruncate(lock, 0)

@@ -1,8 +1,8 @@
-"""Which blocks a sequence has: what is shared with others, what is new, what outlives it. No tensors here.
+"""The blocks of each sequence, and the prefix cache. This module uses no tensors.
 
-A full block that was computed is named by all tokens up to its end and the embeddings that stand for some of them, its tenant and the
-weights (`block_hash.py`): from then on
-whoever begins alike shares it, and after its last user it stays until its place is needed. With a folder it is written there, too.
+A full computed block gets a key (`block_hash.py`). It covers all tokens up to the end of the block, embeddings that
+replace some of them, the tenant and the weights. Sequences with the same prefix share the block. It stays cached after
+its last use until evicted. With a disk store it is written there, too.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from rorqual.ops.paged import BLOCK
 
 
 class Owner(Protocol):
-    """What `KVCacheManager` needs of a sequence."""
+    """The fields of a sequence that `KVCacheManager` uses."""
 
     tenant: str
     reuse: bool
@@ -32,21 +32,23 @@ class Owner(Protocol):
 
 @dataclass
 class KVCacheManager:
-    """The blocks of one cache. `read(block)` and `write(block, contents)` are the cache's; `store` is its folder, where it has one. `clear`,
-    where it is set, gets blocks before a sequence has them. `look` is called before a block is used again or named: it calls
-    `renew` where the weights have changed.
-
-    Block 0 is nobody's: what fills up a step is written there.
-    """
+    """Assigns the blocks of one KV cache to sequences. Block 0 belongs to no sequence: padding tokens are written
+    there."""
 
     n_blocks: int
     secret: bytes
     fingerprint: bytes
     read: Callable[[int], bytes]
+    """Returns the contents of a block (`PagedCache.read`)."""
     write: Callable[[int, bytes], bool]
+    """Restores the contents of a block (`PagedCache.write`)."""
     store: DiskStore | None = None
+    """The disk cache, if there is one."""
     clear: Callable[[list[int]], None] | None = None
+    """If set, called with new blocks before a sequence gets them."""
     look: Callable[[], None] = lambda: None
+    """Called before a cached block is reused or a new one gets its key. It calls `renew` if the weights have changed.
+    """
     pool: BlockPool = field(init=False)
     roots: dict[str, bytes] = field(default_factory=dict)
     hit_tokens: int = 0
@@ -57,25 +59,26 @@ class KVCacheManager:
         self.reset()
 
     def reset(self) -> None:
-        """Nobody has a block, and none is known, but in the folder."""
+        """Drop all blocks in memory. Those on disk stay."""
         self.pool = BlockPool(self.n_blocks)
         self.pool.allocate(1)
 
     @property
     def capacity(self) -> int:
-        """Blocks that sequences can have."""
+        """Number of blocks that sequences can use."""
         return self.n_blocks - 1
 
     def renew(self, fingerprint: bytes) -> None:
-        """Other weights: nothing that was kept may serve again, here or from the folder."""
+        """Invalidate all cached blocks, in memory and on disk, because the weights have changed."""
         self.fingerprint = fingerprint
         self.roots.clear()
         self.pool.drop()
 
     def match(self, owner: Owner, most: int | None = None) -> int:
-        """Give `owner`, which has no blocks, those of the longest beginning of its tokens that is known; how many tokens these hold.
+        """Give `owner`, which has no blocks, the blocks of its longest cached prefix, and return their number of
+        tokens.
 
-        At least one token is left to compute, and those from `most` on.
+        At least one token is left to compute. Tokens from `most` on are computed, too.
         """
         if not owner.reuse:
             return 0
@@ -110,7 +113,7 @@ class KVCacheManager:
         return found[0]
 
     def grow(self, owner: Owner, length: int) -> bool:
-        """Give `owner` blocks for `length` positions; False, and nothing changed, where there are not as many."""
+        """Give `owner` blocks for `length` positions. Returns False and changes nothing if too few are available."""
         missing = -(-length // BLOCK) - len(owner.blocks)
         if missing <= 0:
             return True
@@ -123,13 +126,13 @@ class KVCacheManager:
         return True
 
     def cache_blocks(self, owner: Owner, length: int) -> None:
-        """Positions 0 .. length - 1 of `owner` are computed: its full blocks among them can be shared from now on."""
+        """Cache the full blocks of `owner` among its first `length` positions, which are computed."""
         full = length // BLOCK
         if not owner.reuse or full <= owner.num_cached_blocks:
             return
         before = self.fingerprint
         self.look()
-        if self.fingerprint != before:  # these may hold both
+        if self.fingerprint != before:  # the blocks may mix old and new weights
             return
         keys = self._keys(owner, full)
         for place in range(owner.num_cached_blocks, full):
@@ -139,14 +142,16 @@ class KVCacheManager:
         owner.num_cached_blocks = full
 
     def release(self, owner: Owner) -> None:
-        """`owner` leaves its blocks."""
+        """Release the blocks of `owner`."""
         self.pool.release(owner.blocks)
         owner.blocks, owner.num_cached_blocks = [], 0
 
     def fork(self, owner: Owner, other: Owner, length: int) -> list[tuple[int, int]] | None:
-        """Give `other` the first `length` positions of `owner`: full blocks shared, the rest to be copied.
+        """Give `other` the first `length` positions of `owner`. Full blocks are shared; the caller must copy the last,
+        partial one.
 
-        [(block to copy to, block to copy from)], or nothing where it is full; None where there is no block for it.
+        Returns [(block to copy to, block to copy from)], or [] if no block is partial. None means that no block is
+        available.
         """
         full, rest = divmod(length, BLOCK)
         own = self.pool.allocate(1) if rest else []
@@ -159,7 +164,7 @@ class KVCacheManager:
         return [(own[0], owner.blocks[full])] if rest else []
 
     def _keys(self, owner: Owner, blocks: int) -> list[bytes]:
-        """The names of the first `blocks` blocks of `owner`; what is known already is not hashed again."""
+        """Return the keys of the first `blocks` blocks of `owner`. Keys that it has already are not computed again."""
         known = len(owner.keys)
         if known < blocks:
             if owner.tenant not in self.roots:
@@ -175,7 +180,7 @@ class KVCacheManager:
         return owner.keys[:blocks]
 
     def stats(self) -> dict[str, float]:
-        """Blocks by state, and tokens of prompts that were found and that were computed."""
+        """Return the number of blocks by state, and of prompt tokens that hit and missed the prefix cache."""
         return {
             "blocks_total": self.capacity,
             "blocks_used": self.pool.used - 1,

@@ -1,8 +1,9 @@
-"""The cache: pools of blocks, a block holding what `BLOCK` positions of one sequence keep in every layer.
+"""The KV cache in memory: pools of blocks. A block holds the cached parts of `BLOCK` positions of one sequence in every
+layer.
 
-Which sequence has which blocks is the scheduler's affair. What lies beyond a sequence's own length in its last block is never seen, but
-must be finite: a weight of 0 times NaN is NaN. So memory starts as zeros, and as zeros that the system gives out only when touched; and once
-something was written that is no number, blocks are cleared before somebody has them (`clear`).
+The scheduler decides which blocks a sequence owns. Rows beyond the end of a sequence in its last block get attention
+weight 0, but must be finite, because 0 times NaN is NaN. So pools start as zeros, which the system allocates only when
+a page is written. After a NaN or infinity was written once, blocks are cleared before a sequence gets them (`clear`).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from rorqual.ops.rope import Rope
 
 
 def zeros(shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Zeros that take no memory until they are written."""
+    """Return a tensor of zeros. On the CPU it takes no memory until it is written."""
     if device.type != "cpu":
         return torch.zeros(*shape, device=device, dtype=dtype)
     size = torch.empty(0, dtype=dtype).element_size()
@@ -30,13 +31,16 @@ def zeros(shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> Ten
 
 
 def token_bytes(config: ModelConfig, dtype: torch.dtype) -> float:
-    """Of one position in all layers; of a whole block it is a whole number."""
+    """Return the bytes of one position in all layers. Parts that group tokens make it fractional; times `BLOCK` it is
+    whole."""
     return sum(attention.cache_bytes(dtype.itemsize) for attention in config.attentions)
 
 
 class PagedCache:
-    """`layers[i]`, of the attention i: by name, a pool for each part of `layouts[i]`, as `attention` lays it out; `experts` [blocks, BLOCK,
-    routers, k], the routers' choices, which belong to a position as its keys do.
+    """The block pools of all layers.
+
+    `layers[i]` maps each part of `layouts[i]` to its pool, for attention i; the backend's `attention` decides the
+    memory layout. `experts` [blocks, BLOCK, routers, k] holds the routers' choices for each cached position.
     """
 
     def __init__(
@@ -67,7 +71,7 @@ class PagedCache:
         self._kinds = [(tensor.dtype, tensor.shape) for tensor in contents]
 
     def pools(self) -> Iterator[Tensor]:
-        """Every pool of every layer."""
+        """Yield every pool of every layer."""
         for layer in self.layers:
             yield from layer.values()
 
@@ -76,18 +80,18 @@ class PagedCache:
         self._fill(to, self._contents(from_))
 
     def clear(self, blocks: Sequence[int]) -> None:
-        """Zeros in these blocks."""
+        """Fill these blocks with zeros."""
         empty = (torch.zeros(len(blocks), *shape[1:], dtype=dtype, device=self.device) for dtype, shape in self._kinds)
         self._fill(blocks, list(empty))
 
     def read(self, block: int) -> bytes:
-        """A block's contents, as `write` takes them: the same bytes however the pools are laid out."""
+        """Return the contents of a block, as `write` takes them. The bytes do not depend on the layout of the pools."""
         return b"".join(
             tensor.contiguous().cpu().view(-1).view(torch.uint8).numpy().tobytes() for tensor in self._contents([block])
         )
 
     def write(self, block: int, contents: bytes) -> bool:
-        """Put a block back; False, and nothing changed, where the size is not that of a block."""
+        """Restore the contents of a block. Returns False and changes nothing if they have another size than a block."""
         if len(contents) != sum(self._sizes):
             return False
         parts = torch.frombuffer(bytearray(contents), dtype=torch.uint8).split(self._sizes)
@@ -96,7 +100,8 @@ class PagedCache:
         return True
 
     def _contents(self, blocks: Sequence[int]) -> list[Tensor]:
-        """Of each pool [n, heads, BLOCK / every, width], and of `experts` where anything routes."""
+        """Return the contents of n blocks: per pool [n, heads, BLOCK / every, width], then `experts` if the model
+        routes."""
         index = torch.tensor(blocks, device=self.device)
         found = [self.attention.read(pool, index) for pool in self.pools()]
         return [*found, self.experts.index_select(0, index)] if self.experts.numel() else found
@@ -109,20 +114,21 @@ class PagedCache:
             self.experts.index_copy_(0, index, contents[-1])
 
     def table(self, rope: Rope, dim: int) -> tuple[Tensor, Tensor]:
-        """cos and sin of every position up to `max_len`."""
+        """Return the RoPE cosines and sines of all positions up to `max_len`."""
         if (rope, dim) not in self._angles:
             self._angles[rope, dim] = angles(rope, dim, self._positions, self.device)
         return self._angles[rope, dim]
 
 
 class StepCache:
-    """Implements `rorqual.model.Cache` for the tokens of one forward, of which `plan` says where each is kept and whom it sees."""
+    """The `rorqual.model.Cache` of one forward pass. `plan` has the cache slot of each token and the tokens that it
+    attends to."""
 
     def __init__(self, cache: PagedCache, plan: Plan) -> None:
         self.cache, self.plan, self.pools = cache, plan, cache.layers
 
     def layer(self, index: int) -> LayerCache:
-        """One layer's pools."""
+        """Return the cache of one layer."""
         return _Layer(self, self.cache.layouts[index], self.cache.layers[index])
 
     def table(self, rope: Rope, dim: int) -> tuple[Tensor, Tensor]:

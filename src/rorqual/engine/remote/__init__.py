@@ -1,1 +1,1 @@
-"""An engine behind an OpenAI-compatible address, with the interface of the local one."""
+"""Engines at a remote endpoint, with the interface of the local engine."""

@@ -1,7 +1,8 @@
-"""An OpenAI-compatible address behind the engine's interface: to measure any served model, to let it teach or judge.
+"""A client for OpenAI-compatible endpoints with the engine's interface, to evaluate a served model or use it as teacher
+or judge.
 
-Standard library only. A remote model has no log-probabilities and no expert choices of ours: what it returns can be
-graded, never trained on by policy gradient.
+It uses only the standard library. A remote model returns neither our log-probabilities nor expert choices. Its samples
+can be graded, but not trained on by policy gradient.
 """
 
 from __future__ import annotations
@@ -31,13 +32,17 @@ from rorqual.engine.request import Completion, Grammar, Request, SamplingParams
 from rorqual.engine.seeds import Bits, sample_seed
 
 ALWAYS = ("max_tokens", "temperature", "top_p")
-"""Parameters that are sent at any value: an address has defaults of its own for them."""
+"""Parameters that are always sent, because servers differ in their defaults."""
 OWN_FORMS = ("seed", "n", "top_logprobs", "grammar")
-"""Parameters that are not sent by their name alone: each sample is a request with a seed of its own."""
+"""Parameters that are not sent under their own name. `seed` and `n` become one request per sample, each with its own
+seed."""
 
 
 def fields_of(params: SamplingParams) -> dict[str, Any]:
-    """How to sample, under the names that OpenAI's API, or vLLM's and SGLang's beside it, have for it. What is at its default is not said."""
+    """Return sampling parameters under the names of OpenAI's API or its extensions in vLLM and SGLang.
+
+    Parameters at their default are left out, except those in `ALWAYS`.
+    """
     found = dict[str, Any]()
     for name, param in PARAMS.items():
         value = getattr(params, name)
@@ -51,9 +56,9 @@ def fields_of(params: SamplingParams) -> dict[str, Any]:
 def _grammar(grammar: Grammar) -> dict[str, Any]:
     if grammar.kind == "calls":
         raise DataError(
-            "a request to an address carries no tools, so that none can be called",
+            "kind 'calls' is not supported: a request to a remote endpoint carries no tools",
             where="grammar",
-            remedy="Ask for JSON by the function's schema: kind json_schema.",
+            remedy="Use kind 'json_schema' with the function's schema.",
         )
     if grammar.kind == "json":
         return {"response_format": {"type": "json_object"}}
@@ -62,7 +67,9 @@ def _grammar(grammar: Grammar) -> dict[str, Any]:
     try:
         source = json.loads(grammar.source)
     except ValueError as error:
-        raise DataError(f"not JSON: {error}", where="grammar", remedy="Write its source as JSON.") from None
+        raise DataError(
+            f"the source is not JSON: {error}", where="grammar", remedy="Write the source as JSON."
+        ) from None
     if grammar.kind == "choice":
         return {"guided_choice": source}
     schema = {"name": "reply", "schema": source, "strict": True}
@@ -72,21 +79,24 @@ def _grammar(grammar: Grammar) -> dict[str, Any]:
 T = TypeVar("T")
 RETRIED = frozenset({408, 409, 425, 429})
 FINAL = frozenset({501, 505})
-"""Of the server's own errors those that the same request meets again."""
+"""Server errors that a retry cannot fix."""
 REFUSED = frozenset({400, 413, 422})
-"""What a server says of a request that is itself at fault: others may well be answered."""
+"""Status codes of a request that is itself at fault. Other requests may succeed."""
 UNSURE = frozenset({408, 409, 425})
-"""Errors below 500 that may come after work was done. Every other one of them says that the request was turned away."""
+"""Status codes below 500 that may come after work was done and billed. All others below 500 mean that no work was done.
+"""
 UNSENT = (ConnectionRefusedError, socket.gaierror, ssl.SSLCertVerificationError)
-"""What is raised before a request is sent."""
+"""Exceptions raised before a request is sent."""
 LONGEST_WAIT = 60.0
 
 
 class RemoteError(RorqualError):
-    """An address that does not answer, or not as agreed. `status`: what it answered by HTTP, 0 where it did not refuse.
+    """A remote endpoint that does not answer, or answers with an error. `status` is the HTTP status of a refusal, else
+    0.
 
-    `alone`: one request failed, after its retries, and others may well be answered: a server's error, a timeout, a broken connection, or a
-    reply that is no completion. Not alone are a wrong key, model or address, a rate limit, and a server that is not there.
+    `alone` means that only this request failed after its retries, and others may succeed. Examples are a server error,
+    a timeout, a broken connection and a reply without a completion. A wrong key, model or address, a rate limit and an
+    unreachable server are not `alone`.
     """
 
     def __init__(self, what: str, *, where: str = "", remedy: str = "", status: int = 0, alone: bool = False) -> None:
@@ -95,25 +105,26 @@ class RemoteError(RorqualError):
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    # urllib would carry the key along to wherever the answer points.
+    # urllib would send the API key along to the target of a redirect.
     def redirect_request(self, *_: Any, **__: Any) -> None:
         return None
 
 
 class Toll(Protocol):
-    """Who pays. Called by several threads at once."""
+    """Accounts for the cost of requests against a budget. Several threads call it at once."""
 
     def enter(self, place: int) -> bool:
-        """Whether the request at `place` may be sent (again); asked before each try, and may wait for others to end."""
+        """Return whether request `place` may be sent, before each attempt. May wait for other requests to finish."""
 
     def refused(self, place: int) -> None:
-        """The try will not be billed: it was never sent, or the server turned it away (HTTP 3xx and 4xx but `UNSURE`)."""
+        """Note an attempt that is not billed: it was not sent, or was rejected with HTTP 3xx or 4xx other than
+        `UNSURE`."""
 
     def used(self, place: int, usage: Mapping[str, int]) -> None:
-        """The try brought no completion, and the server counts these tokens for it."""
+        """Note an attempt that returned no completion but for which the server counts these tokens."""
 
     def left(self, place: int) -> None:
-        """The request is over, whatever came of it; what may have been billed without an answer has been."""
+        """Note that the request is finished, with or without success. Attempts without a known cost count as billed."""
 
 
 class _Free:
@@ -134,12 +145,12 @@ FREE: Toll = _Free()
 
 
 class _Unpaid(RorqualError):
-    """The toll let a request not through."""
+    """The budget does not allow another request."""
 
 
 @contextmanager
 def _noting(faults: list[BaseException], stop: threading.Event) -> Iterator[None]:
-    """Keep what is raised, and stop the other threads, which only say that they were stopped."""
+    """Record an exception in `faults` and stop the other threads. Their own exceptions only report the stop."""
     try:
         yield
     except BaseException as error:
@@ -150,7 +161,7 @@ def _noting(faults: list[BaseException], stop: threading.Event) -> Iterator[None
 
 @dataclass(frozen=True)
 class _Gate:
-    """One request's way to the server."""
+    """The budget, number and stop event of one request."""
 
     toll: Toll
     place: int
@@ -158,10 +169,12 @@ class _Gate:
 
 
 class RemoteClient(ABC):
-    """Sends one HTTP request a sample to `url`, `concurrency` at a time. A subclass says what is asked and how the reply is read.
+    """Sends one HTTP request per sample to `url`, `concurrency` at a time. Subclasses build the body and parse the
+    reply.
 
-    `timeout` in seconds for each try. `retries`: further tries after 408, 409, 425, 429, 5xx, a broken connection or a reply that is no
-    completion (a page of HTML, no choices), with waits of `backoff` seconds, doubled each time, or what `Retry-After` says.
+    `timeout` is in seconds per attempt. `retries` is the number of further attempts. They follow HTTP 408, 409, 425,
+    429 or 5xx, a broken connection, or a reply without a completion, such as an HTML page. The wait is `backoff`
+    seconds, doubled each time, or longer if `Retry-After` asks for it.
     """
 
     def __init__(
@@ -178,15 +191,15 @@ class RemoteClient(ABC):
         parts = urlsplit(base_url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ConfigError(
-                f"'{base_url}' is no address of a server",
+                f"'{base_url}' is not an HTTP address",
                 where="base_url",
-                remedy="Give one such as http://localhost:8000/v1.",
+                remedy="Give an address such as http://localhost:8000/v1.",
             )
         if concurrency < 1 or retries < 0 or timeout <= 0:
             raise ConfigError(
-                f"concurrency={concurrency}, retries={retries}, timeout={timeout}",
+                f"a setting is out of range: concurrency={concurrency}, retries={retries}, timeout={timeout}",
                 where="remote",
-                remedy="At least 1 at a time, no fewer than 0 retries, a timeout above 0 seconds.",
+                remedy="Set concurrency to 1 or more, retries to 0 or more, and timeout above 0 seconds.",
             )
         self.url = base_url.rstrip("/") + path
         self.concurrency, self.timeout = concurrency, timeout
@@ -199,15 +212,15 @@ class RemoteClient(ABC):
 
     @abstractmethod
     def _body(self, request: Request, sample: int) -> dict[str, Any]:
-        """The JSON that asks for one sample."""
+        """Return the JSON body that requests one sample."""
 
     @abstractmethod
     def _read(self, data: Any, request: Request) -> Completion:
-        """The completion that a reply's JSON holds; `NoCompletion` where there is none."""
+        """Return the completion in a reply's JSON. Raises NoCompletion if there is none."""
 
     @abstractmethod
     def _check(self, wanted: Sequence[tuple[Request, int]]) -> None:
-        """Refuse what the address cannot be asked, before anything is sent."""
+        """Raise DataError for a request that the endpoint does not support, before anything is sent."""
 
     def collect(
         self,
@@ -218,13 +231,16 @@ class RemoteClient(ABC):
         failed: Callable[[int, RemoteError], None] | None = None,
         first_alone: bool = False,
     ) -> bool:
-        """Ask for the given (request, number of the sample) and hand each answer over as it comes: `arrived(place, completion)`.
+        """Request the given (request, sample number) pairs and call `arrived(place, completion)` for each as it
+        arrives.
 
-        One call of `arrived` at a time, in the order of arrival. The first failure, of a request or of `arrived`, stops
-        everything that is not under way yet; what is under way is waited for and handed over, then the failure is raised.
-        `toll` is asked before each try; False is returned where it let one not through, and nothing further was sent.
-        With `refused(place, error)` the others go on where the server refuses a request for what it asks (`REFUSED`), with
-        `failed(place, error)` also where it fails `alone` in another way. `first_alone`: the first is waited for before any other is sent.
+        Calls of `arrived` are serialized. The first failure, of a request or of `arrived`, stops all requests that were
+        not sent yet. Requests in flight are awaited and delivered, then the failure is raised. `toll` is asked before
+        each attempt. If it refuses one, nothing further is sent and the result is False.
+
+        With `refused(place, error)`, a request that the server rejects for its content (`REFUSED`) does not stop the
+        others. With `failed(place, error)`, neither does any other request that fails `alone`. `first_alone` awaits the
+        first request before it sends the others.
         """
         self._check(wanted)
         lock, stop = threading.Lock(), threading.Event()
@@ -247,7 +263,7 @@ class RemoteClient(ABC):
             try:
                 with _noting(faults, stop):
                     found = answer(place)
-                with lock, _noting(faults, stop):  # stopped before another thread has the lock, and goes on
+                with lock, _noting(faults, stop):  # a fault must set `stop` before another thread gets the lock
                     if isinstance(found, Completion):
                         arrived(place, found)
                     elif tell := told(found):
@@ -277,18 +293,18 @@ class RemoteClient(ABC):
         return self._tried(gate, self.url, lambda: self._read(self._sent(self.url, body), request))
 
     def exchange(self, url: str, body: bytes | None = None, more: Mapping[str, str] | None = None) -> Any:
-        """The reply's JSON to one request that asks for no sample, after as many tries as it needs and may have."""
+        """Send one request that is not for a sample, with retries, and return the JSON of its reply."""
         return self._tried(_Gate(FREE, 0, threading.Event()), url, lambda: self._sent(url, body, more))
 
     def _tried(self, gate: _Gate, url: str, once: Callable[[], T]) -> T:
-        """What `once` returns, after as many tries as it needs and may have."""
+        """Call `once` until it succeeds or `retries` are used up, and return its result."""
         for attempt in range(self.retries + 1):
-            fault, wait, alone = "stopped, since another request failed", 0.0, False
-            remedy = "See that the server runs and can take this many requests at once, or lower concurrency."
+            fault, wait, alone = "stopped because another request failed", 0.0, False
+            remedy = "Check that the server runs and accepts this many requests at once, or lower concurrency."
             if gate.stop.is_set():
                 break
             if not gate.toll.enter(gate.place):
-                raise _Unpaid("no money for another request", where=url)
+                raise _Unpaid("the budget does not allow another request", where=url)
             try:
                 return once()
             except urllib.error.HTTPError as error:
@@ -316,7 +332,7 @@ class RemoteClient(ABC):
         return _remedy(code)
 
     def _sent(self, url: str, body: bytes | None, more: Mapping[str, str] | None = None) -> Any:
-        """The reply's JSON to a body that is posted, or to a GET without one."""
+        """POST the body, or GET without one, and return the JSON of the reply."""
         headers = {"Content-Type": "application/json", "Accept": "application/json", "User-Agent": "rorqual"}
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"
@@ -328,25 +344,24 @@ class RemoteClient(ABC):
         try:
             return json.loads(raw)
         except RecursionError:
-            raise NoCompletion("the answer is JSON that nests without end", {}) from None
+            raise NoCompletion("the JSON of the reply is nested too deeply", {}) from None
         except ValueError:
-            if (
-                not raw or raw.lstrip()[:1] == b"{" or (promised.isdigit() and len(raw) < int(promised))
-            ):  # read1(n) is silent about it
-                raise HTTPException(f"the answer broke off after {len(raw)} bytes") from None
+            # read1(n) does not raise if the connection ends before Content-Length bytes.
+            if not raw or raw.lstrip()[:1] == b"{" or (promised.isdigit() and len(raw) < int(promised)):
+                raise HTTPException(f"the reply broke off after {len(raw)} bytes") from None
             raise NoCompletion(
-                f"the answer is not JSON: {shorten(raw.decode('utf-8', 'replace'))}",
+                f"the reply is not JSON: {shorten(raw.decode('utf-8', 'replace'))}",
                 {},
                 "Give the address of the API, which often ends in /v1.",
             ) from None
 
 
 class RemoteEngine(RemoteClient):
-    """`POST {base_url}/chat/completions` of any server that speaks OpenAI's API.
+    """An engine that sends `POST {base_url}/chat/completions` to any OpenAI-compatible server.
 
-    Thinking `on` and `off` are sent as `chat_template_kwargs`, as vLLM and SGLang take them; `auto` sends nothing. `extra` is merged into
-    each body. `seed_bits`: 64, as OpenAI's API documents seeds, or 31 for a server that refuses those; either way one seed is one request.
-    `settings`: those of `RemoteClient`.
+    Thinking `on` and `off` are sent as `chat_template_kwargs`, as vLLM and SGLang take them; `auto` sends nothing.
+    `extra` is merged into each body. `seed_bits` is 64, as OpenAI's API documents seeds, or 31 for a server that
+    rejects those. `settings` are those of `RemoteClient`.
     """
 
     def __init__(
@@ -365,7 +380,7 @@ class RemoteEngine(RemoteClient):
     def generate(
         self, requests: Sequence[Request], *, progress: Callable[[int, int], None] | None = None
     ) -> list[list[Completion]]:
-        """For each request its `n` samples. The first failure that retries do not mend stops everything."""
+        """Return the `n` samples of each request. Raises the first failure that remains after all retries."""
         self._check([(request, 0) for request in requests])  # before a huge `n` makes a list
         wanted = [(request, sample) for request in requests for sample in range(request.params.n)]
         found: dict[int, Completion] = {}
@@ -401,33 +416,33 @@ class RemoteEngine(RemoteClient):
         for number, request in enumerate(requests):
             if not request.messages:
                 raise DataError(
-                    "it has token ids and no messages, and an address takes messages only",
+                    "a remote endpoint takes messages, not token ids",
                     where=f"request {number}",
-                    remedy="Fill `messages`.",
+                    remedy="Set `messages`.",
                 )
 
     def _remedy(self, code: int, fault: str) -> str:
         if self.seed_bits == 64 and re.search(r"\bseed\b", fault):
-            return "If its seeds are shorter, give seed_bits=31."
+            return "If the server takes only shorter seeds, set seed_bits=31."
         return super()._remedy(code, fault)
 
 
 def check_requests(requests: Sequence[Request]) -> None:
-    """Refuse what no address can be asked, before anything is sent."""
+    """Raise DataError for a request that no remote endpoint supports."""
     for number, request in enumerate(requests):
         check_params(request.params, vocab_size=INT32 + 1, where=f"request {number}")
         if request.embeds is not None:
             raise DataError(
-                "an address takes no embeddings",
+                "a remote endpoint does not take embeddings",
                 where=f"request {number}, embeds",
-                remedy="Send a picture as a part of a message, or use a local model.",
+                remedy="Send an image as a part of a message, or use a local model.",
             )
 
 
 def _retry_after(headers: Headers) -> float:
     try:
         return float(headers.get("Retry-After", 0))
-    except ValueError:  # a date: the backoff decides
+    except ValueError:  # a date: use the backoff instead
         return 0.0
 
 
@@ -447,23 +462,23 @@ def _message_of(error: urllib.error.HTTPError) -> str:
 
 def _remedy(code: int) -> str:
     known = {
-        401: "Give the server's key as api_key.",
-        403: "Give a key that may use this model.",
+        401: "Give the server's API key as api_key.",
+        403: "Give an API key that may use this model.",
         404: "Check the address, which often ends in /v1, and the name of the model.",
     }
-    return known.get(code, "The server refuses this request: its message says why.")
+    return known.get(code, "The server rejected this request: see its message.")
 
 
 LARGEST_REPLY = 64 * 2**20
 THINK, END_THINK = "<think>", "</think>"
 NO_ANSWER = frozenset({"content_filter", "tool_calls", "function_call", "error"})
-"""Ends of what is no answer to a request that carries no tools."""
+"""Finish reasons of a reply without an answer. Requests carry no tools, so calls are among them."""
 
 
 class NoCompletion(Exception):
-    """A reply of status 200 that holds no completion. `remedy`: what a user can do; `usage`: the tokens that it counts all the same."""
+    """A reply with status 200 but without a completion. `usage` has the tokens that the server counts for it."""
 
-    remedy = "The address must speak OpenAI's chat completions."
+    remedy = "Give the address of a server with OpenAI's chat completions API."
 
     def __init__(self, what: str, usage: Mapping[str, int], remedy: str = remedy) -> None:
         super().__init__(what)
@@ -471,7 +486,7 @@ class NoCompletion(Exception):
 
 
 def completion_of(data: Any, prompt_logprobs: int | None) -> Completion:
-    """The first choice of a reply's JSON; `NoCompletion` where there is none."""
+    """Return the first choice of a reply's JSON. Raises NoCompletion if there is none."""
     try:
         choice = data["choices"][0]
         message = choice["message"]
@@ -481,10 +496,10 @@ def completion_of(data: Any, prompt_logprobs: int | None) -> Completion:
         scores = prompt_scores(data.get("prompt_logprobs"), prompt_logprobs)
     except (KeyError, IndexError, TypeError, AttributeError, ValueError):
         raise NoCompletion(
-            f"the answer has no choices[0].message: {shorten(json.dumps(data))}", usage_of(data)
+            f"the reply has no choices[0].message: {shorten(json.dumps(data))}", usage_of(data)
         ) from None
     reasoning: str | None
-    if given:  # apart, and some servers leave `</think>` in front of the content all the same
+    if given:  # some servers return the reasoning separately but leave `</think>` in front of the content
         text, reasoning = content.lstrip("\n").removeprefix(END_THINK).lstrip("\n"), str(given)
     else:
         text, reasoning = split_reasoning(content)
@@ -507,48 +522,51 @@ def completion_of(data: Any, prompt_logprobs: int | None) -> Completion:
 
 
 def usage_of(data: Any) -> dict[str, int]:
-    """The whole numbers of a reply's `usage`; none where it has no such object."""
+    """Return the integers of a reply's `usage`, or {} if it has none."""
     usage = data.get("usage") if isinstance(data, dict) else None
     return {name: value for name, value in usage.items() if type(value) is int} if isinstance(usage, dict) else {}
 
 
 def shorten(text: str) -> str:
-    """One line of at most 300 characters."""
+    """Return the text on one line, cut to 300 characters and "..."."""
     text = " ".join(text.split())
     return text if len(text) <= 300 else text[:300] + "..."
 
 
 def read_until(reply: Any, end: float) -> bytes:
-    """The body, where it is whole by `end`: a socket's timeout is for each piece alone."""
+    """Read the body until the monotonic time `end`. Raises TimeoutError if it is late: a socket timeout applies only to
+    each read."""
     raw = bytearray()
     while len(raw) < LARGEST_REPLY and (piece := reply.read1(1 << 16)):
         raw += piece
         if time.monotonic() > end:
-            raise TimeoutError(f"the answer was not whole in time, of which {len(raw)} bytes came")
+            raise TimeoutError(f"the reply was not complete in time: only {len(raw)} bytes arrived")
     return bytes(raw)
 
 
 def writable(text: str) -> str:
-    """Half a surrogate pair, which no file can hold, is U+FFFD."""
+    """Replace lone surrogates, which UTF-8 cannot encode, by U+FFFD."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def text_of(content: Any) -> str:
-    """The text of a message's content: a string, nothing, or a list of parts of which some are text."""
+    """Return the text of a message's content, which is a string, None or a list of parts."""
     if isinstance(content, list):
         return "".join(part["text"] for part in content if part.get("type") == "text")
     if content is None or isinstance(content, str):
         return content or ""
-    raise TypeError("content is neither text nor parts")
+    raise TypeError("content is neither a string nor a list of parts")
 
 
 Scores = tuple[list[float | None], list[list[tuple[int, float]]] | None]
 
 
 def prompt_scores(data: Any, top: int | None) -> Scores | None:
-    """Of vLLM's `prompt_logprobs`: for each token of the prompt its log-probability, and the `top` likeliest tokens; None where nobody asked.
+    """Parse vLLM's `prompt_logprobs` into the log-probability of each prompt token and the `top` likeliest tokens
+    there.
 
-    At each place the token itself comes first, and a rank says which are the likeliest.
+    Returns None if the request did not ask for them. In each entry the prompt token comes first, and ranks mark the
+    likeliest.
     """
     if top is None or data is None:
         return None
@@ -559,10 +577,10 @@ def prompt_scores(data: Any, top: int | None) -> Scores | None:
 
 
 def split_reasoning(content: str) -> tuple[str, str | None]:
-    """Answer and reasoning of a reply that holds both.
+    """Split a reply into answer and reasoning.
 
-    `<think>` may stand in the prompt and so be missing here; a reply cut off while thinking has no answer. A reply with
-    neither mark is an answer: the server took the reasoning away, or there was none.
+    The prompt may contain `<think>`, so it may be missing here. A reply that is cut off while thinking has no answer. A
+    reply without `<think>` and `</think>` is all answer: the server removed the reasoning, or there was none.
     """
     head, mark, tail = content.partition(END_THINK)
     if mark:

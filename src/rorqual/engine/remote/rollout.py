@@ -1,4 +1,4 @@
-"""A rollout engine behind the address of a `rorqual serve` that has `rollout_dir=`: token ids in and out, and weights up."""
+"""A rollout engine at a remote `rorqual serve` with `rollout_dir=`. It exchanges token ids and uploads weights."""
 
 from __future__ import annotations
 
@@ -25,14 +25,16 @@ from rorqual.model import Decoder
 from rorqual.model.adapter import whole_weights
 
 UNSUPPORTED = ("stop", "grammar", "top_logprobs", "prompt_logprobs")
-NOT_OURS = "The address must be a `rorqual serve` of this version."
+NOT_OURS = "Give the address of a `rorqual serve` of this version."
 
 
 class RemoteRolloutEngine(RemoteClient):
-    """`POST {address}/rollout/generate` and `/rollout/weights`; docs/serve.md describes both.
+    """Samples with `POST {address}/rollout/generate` and sends weights to `/rollout/weights`; docs/serve.md describes
+    both.
 
-    Each sample is a request of its own, as many at a time as the server has `slots`. The prompt's ids are made here and the reply's are read
-    here, so that nothing is decoded and encoded again. Refused: a server whose tokenizer or chat format is not the trainer's.
+    Each sample is a separate request, with as many at a time as the server has `slots`. Prompts and replies travel as
+    token ids, so nothing is tokenized twice. Raises ConfigError if the server's tokenizer or chat format differs from
+    the trainer's.
     """
 
     def __init__(self, address: str, chat: ChatFormat, *, api_key: str, **settings: Any) -> None:
@@ -44,23 +46,29 @@ class RemoteRolloutEngine(RemoteClient):
             self.model, self.version, self.concurrency = state["model"], int(state["version"]), int(state["slots"])
             theirs = (state["tokenizer"], state["chat"])
         except (KeyError, TypeError, ValueError):
-            raise ConfigError("it says nothing of its weights", where=self.weights_url, remedy=NOT_OURS) from None
+            raise ConfigError(
+                "the server does not report its weights", where=self.weights_url, remedy=NOT_OURS
+            ) from None
         if theirs != (chat.tokenizer.fingerprint, chat.name):
             raise ConfigError(
-                f"its tokenizer or chat format ({theirs[1]}) is not the trainer's ({chat.name})",
+                f"the server's tokenizer or chat format ({theirs[1]}) differs from the trainer's ({chat.name})",
                 where=self.weights_url,
                 remedy="Serve the run that training starts from.",
             )
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
-        """Yield samples as they finish. The first failure that retries do not mend is raised; leaving early stops what was not sent yet."""
+        """Yield samples as they finish.
+
+        Raises the first failure that remains after all retries. Closing the iterator early cancels requests that were
+        not sent yet.
+        """
         places = [(number, sample) for number, request in enumerate(requests) for sample in range(request.params.n)]
         finished = queue.SimpleQueue[Completion | None]()
         left = threading.Event()
 
         def arrived(place: int, completion: Completion) -> None:
             if left.is_set():
-                raise ConfigError("nobody waits for these samples any more", where=self.url)
+                raise ConfigError("the caller stopped waiting for these samples", where=self.url)
             completion.request, completion.sample = places[place]
             finished.put(completion)
 
@@ -75,7 +83,7 @@ class RemoteRolloutEngine(RemoteClient):
                 left.set()
 
     def update(self, weights: Decoder, version: int) -> None:
-        """Send the weights, an adapter's merged into them, and wait until the server samples with them."""
+        """Send the weights, with any adapter merged, and wait until the server samples with them."""
         data = save({name: tensor.cpu().contiguous() for name, tensor in whole_weights(weights).items()})
         digest = base64.b64encode(hashlib.sha256(data).digest()).decode()
         headers = {"Content-Type": "application/octet-stream", "Content-Digest": f"sha-256=:{digest}:"}
@@ -88,7 +96,9 @@ class RemoteRolloutEngine(RemoteClient):
         for request, _ in wanted:
             for name in UNSUPPORTED:
                 if getattr(request.params, name) != getattr(default, name):
-                    raise DataError(f"'{name}' cannot be asked of it", where=self.url, remedy="Sample without it.")
+                    raise DataError(
+                        f"'{name}' is not supported by remote rollouts", where=self.url, remedy="Leave it out."
+                    )
 
     def _prompt(self, request: Request) -> list[int]:
         given = request.prompt_ids
@@ -96,7 +106,7 @@ class RemoteRolloutEngine(RemoteClient):
 
     def _body(self, request: Request, sample: int) -> dict[str, Any]:
         params = request.params
-        # All are said: the server has defaults of its own.
+        # Send all parameters, because the server has its own defaults.
         said = {name: param for name, param in PARAMS.items() if name not in (*UNSUPPORTED, "n", "seed")}
         return {name: param.type.write(getattr(params, name)) for name, param in said.items()} | {
             "model": self.model,
@@ -114,12 +124,15 @@ class RemoteRolloutEngine(RemoteClient):
             experts, kept = _array(choice["experts"]), _array(choice["kept"])
             reason, version = choice["finish_reason"], int(choice["policy_version"])
         except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
-            raise NoCompletion(f"the answer is no rollout: {type(error).__name__} {error}", {}, NOT_OURS) from None
+            raise NoCompletion(f"the reply is not a rollout: {type(error).__name__} {error}", {}, NOT_OURS) from None
         n, length = len(token_ids), len(prompt) + len(token_ids) - 1
         whole = 0 < n == len(logprobs) and all(map(math.isfinite, logprobs)) and reason in ("stop", "length")
         if not whole or (experts is not None and len(experts) != length) or (kept is not None and len(kept) != n):
-            what = f"{n} tokens with {len(logprobs)} log-probabilities, of which some may be no numbers, or records of other lengths"
-            raise NoCompletion(f"the answer is no rollout: {what}", usage_of(data), NOT_OURS)
+            what = (
+                f"{n} tokens and {len(logprobs)} log-probabilities; "
+                "some log-probabilities are not finite, or the record of experts or kept tokens has another length"
+            )
+            raise NoCompletion(f"the reply is not a rollout: {what}", usage_of(data), NOT_OURS)
         thinking = request.thinking if request.prompt_ids is None else self.chat.chosen(prompt)
         message = self.chat.parse(token_ids, thinking)
         return Completion(
@@ -138,7 +151,7 @@ class RemoteRolloutEngine(RemoteClient):
 
     def _remedy(self, code: int, fault: str) -> str:
         known = {
-            401: "Give the key for rollouts, which the server showed when it first started with rollout_dir=FOLDER (RORQUAL_ROLLOUT_KEY).",
+            401: "Give the rollout key (RORQUAL_ROLLOUT_KEY), which the server printed at its first start with rollout_dir=FOLDER.",
             404: "Start the server with rollout_dir=FOLDER, and give its address.",
         }
         return known.get(code) or super()._remedy(code, fault)

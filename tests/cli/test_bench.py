@@ -37,7 +37,7 @@ def test_a_table_a_file_of_all_repeats_and_how_it_was_measured(place: Path) -> N
         share = row["bytes_per_step"] / step / found["bandwidth_bytes_per_second"]
         assert row["bandwidth_share"]["median"] == pytest.approx(share)
         assert row["peak_memory_bytes"] > 50e6
-    for part in ("random ids", "greedy", "end of a reply is passed over", "GB/s", "median", "1 threads"):
+    for part in ("random ids", "greedy", "ignores EOS", "GB/s", "median", "1 threads"):
         assert part in " ".join(done.out.split()), done.out
     assert "found.json" in done.out
     assert "…" not in done.out, "a figure is cut off"

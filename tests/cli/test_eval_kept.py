@@ -135,7 +135,7 @@ def test_a_kill_loses_no_answer_that_was_paid_for(server: Server, tmp_path: Path
         _, errors = process.communicate(timeout=600)
         assert process.returncode != 0
     if how == signal.SIGINT:
-        assert "The same command goes on" in errors
+        assert "The same command resumes" in errors
     assert not again.exists()
     before = len(kept(again)[0].read_bytes().splitlines())
     server.asked.clear()
@@ -182,7 +182,7 @@ def test_a_request_that_is_refused_is_ungraded_and_asked_again_by_the_same_comma
     assert [sample.verdict.value for sample in samples if "too long for me" in sample.error] == ["ungraded"] * 2
     assert len(server.asked) == 24
     assert "ungraded" in text
-    assert "2 requests were refused" in errors and "this prompt is too long for me" in errors
+    assert "2 requests failed" in errors and "this prompt is too long for me" in errors
     server.asked.clear()
     server.status = lambda number, question: 200
     typed(server.url, "model=a", *WORDS, f"out={out}")
@@ -231,7 +231,7 @@ def test_a_server_that_refuses_everything_from_some_moment_on_stops_the_evaluati
     server.asked.clear()
     server.status = lambda number, question: 200 if number < 5 else 401
     _, errors = typed(server.url, "model=a", *WORDS, code=2)
-    assert "5 answers are lost: out=FILE.json keeps" in errors
+    assert "5 answers are lost. Give out=FILE.json" in errors
 
 
 def test_what_is_always_refused_keeps_nobody_from_going_on(server: Server, tmp_path: Path) -> None:
@@ -246,7 +246,7 @@ def test_what_is_always_refused_keeps_nobody_from_going_on(server: Server, tmp_p
     server.asked.clear()
     _, errors = typed(server.url, *words, "count=80")
     assert [question for question, _ in server.asked] == refused
-    assert f"{len(refused)} requests were refused" in errors
+    assert f"{len(refused)} requests failed" in errors
     server.asked.clear()
     typed(server.url, *words, "count=120")
     new = [question for question, _ in server.asked[: -len(refused)]]

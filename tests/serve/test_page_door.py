@@ -198,7 +198,7 @@ def test_without_gradio_the_page_says_how(tmp_path: Path, monkeypatch: pytest.Mo
 
     within(tmp_path, act)
     (tmp_path / "other").mkdir()
-    with pytest.raises(ConfigError, match="gradio is not installed"):
+    with pytest.raises(ConfigError, match="needs gradio, which is not installed"):
         page_of(tmp_path / "other", wanted=True)
 
 

@@ -152,15 +152,15 @@ def test_more_samples_and_problems_ask_for_the_further_ones_alone_and_another_mo
     out = tmp_path / "out.json"
     server.status = lambda number, question: 200 if number < 20 else 404
     _, errors = typed(server.url, "model=a", *WORDS, f"out={out}", code=2)
-    assert "Answers kept: 20, in" in errors
+    assert "Saved 20 answers in" in errors
     server.asked.clear()
     server.status = lambda number, question: 404
     _, errors = typed(server.url, "model=b", *WORDS, f"out={out}", code=2)
-    assert "kept" not in errors and len(kept(out)) == 1
+    assert "Saved" not in errors and len(kept(out)) == 1
     server.asked.clear()
     server.status = lambda number, question: 200 if number < 5 else 404
     _, errors = typed(server.url, "model=b", *WORDS, f"out={out}", code=2)
-    assert "Answers kept: 5, in" in errors and len(kept(out)) == 2
+    assert "Saved 5 answers in" in errors and len(kept(out)) == 2
     server.asked.clear()
     server.status = lambda number, question: 200
     more = [word.replace("samples=2", "samples=3").replace("count=12", "count=14") for word in WORDS]
@@ -211,12 +211,12 @@ def test_a_server_that_refuses_everything_from_some_moment_on_stops_the_evaluati
 
     server.status = refuses
     _, errors = typed(server.url, "model=a", *more, f"out={out}", code=2)
-    assert "Answers kept: 10, in" in errors and "too long for me" in errors
+    assert "Saved 10 answers in" in errors and "too long for me" in errors
     assert 10 + IN_A_ROW <= len(server.asked) <= 10 + IN_A_ROW + 1, "one was under way"
     server.asked.clear()
     server.status = lambda number, question: 200
     _, errors = typed(server.url, "model=a", *more, f"out={out}")
-    assert "10 answers are in" in errors and "from before" in errors
+    assert "Reusing 10 answers from" in errors
     assert len(server.asked) == 50
     assert kept(out) == []
     server.status = lambda number, question: 400

@@ -33,7 +33,7 @@ def test_the_training_of_deepseek_v3() -> None:
 
 def test_a_layout_that_does_not_fit_comes_with_the_nearest_that_does() -> None:
     text = shown(*V3, "pp=16", "ep=64", "recompute=none")
-    assert "does not fit: 79.5 GB too much" in text
+    assert "does not fit, 79.5 GB too much" in text
     assert "nearest that fits dp=128 tp=1 pp=16 ep=64 zero=2 recompute=selective" in text
 
 
@@ -50,10 +50,10 @@ def test_a_plan_at_the_best_share_says_how_much_more_it_may_be() -> None:
 def test_serving_and_its_price_at_a_margin() -> None:
     text = shown("deepseek-v3", "--serve", "hardware=h800", "n=144", "margin=0.5")
     for figure in (
-        "70,272 bytes a token",
+        "70,272 bytes per token",
         "bound by memory",
         "margin 50%",
-        "price a million prompt $0.",
+        "price per million prompt $0.",
         "deepseek-r1, 2025-01 $0.714",
     ):
         assert figure in text
@@ -90,7 +90,7 @@ def test_a_run_s_own_speed(tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text(line * 40, encoding="utf-8")
     text = shown(str(tmp_path), "tokens=7.2M")
     for figure in (
-        "500 ms a step",
+        "500 ms per step",
         "2,000 tokens",
         "7,200 steps, 7.2M tokens 60.0 minutes",
         "60.0 minutes to 60.0 minutes",
@@ -112,12 +112,12 @@ REFUSED = {
     "a layout that does not divide": ((*V3, "tp=3"), ("tp=3 does not divide num_attention_heads=128", "nearest valid layout is dp=512 tp=4")),
     "memory that never fits": ((*V3[:-1], "n=8"), ("no layout of 8 devices holds it", "too much", "It fits on 256")),
     "a replica too small": (("deepseek-v3", "--serve", "n=8"), ("more than it has to use", "It fits on n=16")),
-    "no rent known": ((*V3[:3], "hardware=ascend910c", "n=2048"), ("no rent is known", "price=")),
+    "no rent known": ((*V3[:3], "hardware=ascend910c", "n=2048"), ("has no rent", "price=")),
     "no such type there": (("qwen3-8b", "--serve", "hardware=a100"), ("no fp8 units", "bf16")),
     "two plans": (("deepseek-v3", "--train", "--serve"), ("--train and --serve", "only one of them")),
     "no plan": (("deepseek-v3",), ("kind of plan is missing", "--train")),
-    "no model": ((), ("no model", "--train")),
-    "a key for a model": (("tokens=1T", "--train"), ("'tokens=1T' is no model",)),
+    "no model": ((), ("model is missing", "--train")),
+    "a key for a model": (("tokens=1T", "--train"), ("'tokens=1T' is not a model",)),
     "dashes": ((*V3, "--tp=8"), ("'--tp=8'", "tp=8, without dashes")),
     "a hit rate above one": (("qwen3-8b", "--serve", "hit_rate=1.5"), ("'hit_rate'", "less than or equal to 1")),
 }  # fmt: skip

@@ -37,8 +37,8 @@ NOTHING: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 CHANGES: dict[str, tuple[dict[str, Any], str]] = {
-    "modalities": ({"modalities": ["text", "audio"]}, "text alone"),
-    "verbosity": ({"verbosity": "low"}, "how long"),
+    "modalities": ({"modalities": ["text", "audio"]}, "only text"),
+    "verbosity": ({"verbosity": "low"}, "length you want"),
     "suffix": ({"suffix": "x"}, "middle"),
     "best_of": ({"best_of": 2}, "use n"),
     "prediction": ({"prediction": {"type": "content", "content": "x"}}, "predicted"),

@@ -322,5 +322,5 @@ def test_of_gradios_own_routes_none_is_open_but_those_that_are_known() -> None:
     for path in paths - known - {JOIN, DATA, HEARTBEAT + "{session_hash}"}:
         for method in ("GET", "POST"):
             scope = {"type": "http", "path": path, "method": method, "query_string": b"", "headers": []}
-            with pytest.raises(ApiError, match="nothing here"):
+            with pytest.raises(ApiError, match="does not exist"):
                 asyncio.run(pages.bind(scope, api, "a", None))  # type: ignore[arg-type]

@@ -279,7 +279,7 @@ def test_a_choice_that_forces_calls_becomes_a_grammar_of_them() -> None:
     assert read(ChatRequest, body(tools=[TOOL], response_format=form))[0].bound is None  # the one or the other
     assert read(ChatRequest, body(tools=[TOOL], response_format=form, tool_choice="required"))[0].bound == "tools"
     for choice in ("auto", "required"):
-        with pytest.raises(ApiError, match="not with `guided_regex`"):
+        with pytest.raises(ApiError, match="combined with `guided_regex`"):
             read(ChatRequest, body(tools=[TOOL], guided_regex="a+", tool_choice=choice))
     long = {"type": "json_schema", "json_schema": {"name": "s", "schema": {"title": "a" * 65_536}}}
     with pytest.raises(ApiError) as caught:

@@ -68,7 +68,7 @@ CHAT: dict[str, tuple[dict[str, Any], str, str]] = {
     "a message that is a text": ({"messages": ["x"]}, "messages[0]", '"role"'),
     "messages that are a text": ({"messages": "x"}, "messages", "Give a list of messages"),
     "no messages": ({"messages": None}, "messages", "Give a list of messages"),
-    "few messages": ({"messages": []}, "messages", "1 entries or more"),
+    "few messages": ({"messages": []}, "messages", "at least 1 entries"),
     "a mistyped field of a message": (turn(contnet="x"), "messages[1].contnet", "Did you mean 'content'?"),
     "a name of a message": (turn(name=5), "messages[1].name", "Give a text"),
     "a turn to continue": (turn(prefix=True), "messages[1].prefix", "cannot continue"),
@@ -91,7 +91,7 @@ CHAT: dict[str, tuple[dict[str, Any], str, str]] = {
     "a seed of text": ({"seed": "x"}, "seed", "Give a whole number"),
     "many stops": ({"stop": ["a"] * 17}, "stop", "has 17 entries; at most 16 are allowed"),
     "a stop of a number": ({"stop": 5}, "stop", "Give a text, or a list of texts"),
-    "a long stop": ({"stop": ["a" * 300]}, "stop[0]", "has 300 characters. Give 256 characters at most"),
+    "a long stop": ({"stop": ["a" * 300]}, "stop[0]", "has 300 characters. Give at most 256 characters"),
     "a bias as a list": ({"logit_bias": [[5, 1]]}, "logit_bias", "token ids"),
     "a bias of a word": ({"logit_bias": {"whale": 1}}, "logit_bias", "'whale'"),
     "a bias that is a text": ({"logit_bias": {"5": "x"}}, "logit_bias.'5'", "Give a number"),
@@ -140,7 +140,7 @@ CHAT: dict[str, tuple[dict[str, Any], str, str]] = {
 }  # fmt: skip
 TEXTS: dict[str, tuple[dict[str, Any], str, str]] = {
     "no prompt": ({}, "prompt", "is missing"),
-    "an empty list": ({"prompt": []}, "prompt", "1 entries or more"),
+    "an empty list": ({"prompt": []}, "prompt", "at least 1 entries"),
     "a truth": ({"prompt": True}, "prompt", "a text, a list of texts"),
     "a token below 0": ({"prompt": [-1]}, "prompt[0]", "Give 0 or more"),
     "texts and ids": ({"prompt": ["a", 1]}, "prompt[1]", "Give a text"),

@@ -318,7 +318,7 @@ def test_deepseeks_switch_says_whether_to_think(given: dict[str, Any], mode: str
     ("given", "message", "param"),
     [
         ({"stop": ["a"] * 17}, "at most 16 are allowed", "stop"),
-        ({"stop": ""}, "1 characters or more", "stop"),
+        ({"stop": ""}, "at least 1 characters", "stop"),
         ({"messages": [{**HELLO[0], "type": "x"}]}, "`messages[0].type`", "messages[0].type"),
         ({"tools": [{**TOOL, "name": "x"}]}, "`tools[0].name`", "tools[0].name"),
         ({"thinking": {"type": "disabled"}, "reasoning_effort": "low"}, "contradict", "reasoning_effort"),

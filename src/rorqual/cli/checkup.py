@@ -35,7 +35,7 @@ def facts(device: str, dtype: str) -> list[tuple[str, str]]:
         ("bf16 in hardware", "yes" if flags & BF16_FLAGS else "no"),
         ("cores", f"{cores()} for this process, {os.cpu_count()} in the machine"),
         ("load", f"{load():.1f} runnable processes, mean of the last minute"),
-        ("memory", f"{memory_text(total)}, {memory_text(free)} of it free"),
+        ("memory", f"{memory_text(total)}, {memory_text(free)} free"),
         ("torch", f"{torch.__version__}, {f'built for CUDA {cuda}' if cuda else 'CPU build'}"),
         (
             "torch threads",

@@ -30,7 +30,7 @@ def measure(
 ) -> Evaluation:
     """Evaluate `model` on `task` and save the evaluation in `file`.
 
-    Until then, answers are cached beside `file`. The same command resumes from them.
+    Until then, answers are cached in a file next to it. The same command resumes from them.
     """
     engine, made = _load(model, settings)
     with Kept(engine, file, made) as kept:

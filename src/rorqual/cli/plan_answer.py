@@ -175,7 +175,7 @@ def columns(rows: Iterable[Sequence[str]], right: frozenset[int] = frozenset()) 
 def published_text() -> str:
     """Return a table of published figures beside ours, with difference, tolerance and source.
 
-    Below it stand the reasons for differences, and the figures that are quoted without being computed.
+    The text below it explains differences, and lists figures that are quoted without being computed.
     """
     found = figures()
     head = ("figure", "published", "ours", "difference", "tolerance", "source")

@@ -60,12 +60,12 @@ def _usd_per_token(card: Device, asked: TrainPlan, made: Trained) -> float:
 
 
 def serving_drawings(asked: ServePlan, made: Served) -> list[Drawing]:
-    """Return a plot of the price against the cache hit rate, beside the table's API prices."""
+    """Return a plot of the price against the cache hit rate, with the API prices of the table."""
     return [price_against_hit_rate(made.price, PRICES, asked.prompt, asked.reply, asked.hit_rate)]
 
 
 def write_page(folder: Path, title: str, rows: Rows, drawings: Sequence[Drawing], asked: TrainPlan | ServePlan) -> Path:
-    """Write a self-contained page, and its plots beside it as PNG. Return the page's path."""
+    """Write a self-contained page, and its plots as PNG files in the same folder. Return the page's path."""
     figures = []
     for drawing in drawings:
         picture = Picture(drawing.name, drawing.alt, drawing.caption, drawing.draw)

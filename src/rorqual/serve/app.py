@@ -22,7 +22,7 @@ GONE = 499
 """The status that nginx logs if the client closed the connection. No client reads it."""
 OTHER = "other"
 LIVEZ = "/livez"
-"""The only route without a key. It answers 200 with an empty body while the server process runs, whatever the engine does."""
+"""The only route without a key. It answers 200 with an empty body while the server process runs, also if the engine is down."""
 
 ROLLOUT = "/rollout/"
 """Routes below this prefix accept only the rollout key; no other route accepts it."""

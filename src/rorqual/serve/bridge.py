@@ -159,7 +159,7 @@ class Bridge:
     def job(
         self, asks: Sequence[PackedAsk], tenant: str, bound: str | None = None, *, streamed: bool = False
     ) -> Iterator[ServerJob]:
-        """Submit a request, and cancel what still runs of it when the context ends.
+        """Submit a request, and cancel its unfinished part when the context ends.
 
         `bound`: the parameter that constrains the replies by a grammar, if any. Errors of the grammar name it.
         """
@@ -197,7 +197,7 @@ class Bridge:
         self.weights = file, version
 
     def _updated(self, version: int | None, error: ApiError | None) -> None:
-        """Finish the update to `version`, or with None the running update, whatever its version."""
+        """Finish the update to `version`, or with None the running update of any version."""
         if self._updating is None or self._updating[1].done() or version not in (None, self._updating[0]):
             return
         if error is None:

@@ -1,7 +1,7 @@
 """Fields of the APIs of OpenAI, vLLM and llama.cpp that this server does not implement.
 
 A field is ignored at values that would not change the reply, and refused with a reason at other values. Places are paths
-without indices: `messages[].content[]` stands for the parts of every message, and "" for the request itself.
+without indices: `messages[].content[]` means the parts of every message, and "" the request itself.
 """
 
 from __future__ import annotations
@@ -88,9 +88,9 @@ TOP: Mapping[str, Rule] = {
     "prompt_embeds": ("a prompt must be text or token ids", ()),
     "logprob_token_ids": ("use logprobs", ()),
     # llama.cpp
-    "n_predict": ("the name here is max_tokens", (-1,)),
-    "n_cmpl": ("the name here is n", (1,)),
-    "n_probs": ("the name here is logprobs", (0,)),
+    "n_predict": ("use max_tokens", (-1,)),
+    "n_cmpl": ("use n", (1,)),
+    "n_probs": ("use logprobs", (0,)),
     "min_keep": (_SAMPLER, (0,)),
     "post_sampling_probs": ("use logprobs, which already are of the distribution after sampling parameters", (False,)),
     "return_tokens": ("responses have no token ids", (False,)),
@@ -100,7 +100,7 @@ TOP: Mapping[str, Rule] = {
     "n_indent": ("indentation cannot end a reply", (0,)),
     "t_max_predict_ms": ("a reply has no time limit; use max_tokens", (0, -1)),
     "t_max_prompt_ms": ("a prompt has no time limit", (0, -1)),
-    "repeat_penalty": ("the name here is repetition_penalty", (1,)),
+    "repeat_penalty": ("use repetition_penalty", (1,)),
     "repeat_last_n": ("repetition_penalty covers the whole prompt and reply", (-1,)),
     "penalize_nl": ("repetition_penalty treats newlines as any other token", (True,)),
     "typical_p": (_SAMPLER, (1,)),
@@ -128,11 +128,11 @@ TOP: Mapping[str, Rule] = {
     "reasoning_budget": ("reasoning has no separate budget; use max_tokens or reasoning_effort: none", (-1,)),
     "reasoning_budget_tokens": ("reasoning has no separate budget; use max_tokens or reasoning_effort: none", (-1,)),
     # other programs' names for our fields
-    "max_new_tokens": ("the name here is max_tokens", ()),
-    "max_output_tokens": ("the name here is max_tokens", ()),
-    "num_return_sequences": ("the name here is n", (1,)),
-    "stop_sequences": ("the name here is stop", ([],)),
-    "reasoning": ("the name here is reasoning_effort", ()),
+    "max_new_tokens": ("use max_tokens", ()),
+    "max_output_tokens": ("use max_tokens", ()),
+    "num_return_sequences": ("use n", (1,)),
+    "stop_sequences": ("use stop", ([],)),
+    "reasoning": ("use reasoning_effort", ()),
 }
 
 ROUTES: Mapping[Route, Mapping[str, Rule]] = {
@@ -146,8 +146,8 @@ ROUTES: Mapping[Route, Mapping[str, Rule]] = {
         "tools": (_CHAT, ([],)),
         "tool_choice": (_CHAT, ("none", "auto")),
         "parallel_tool_calls": (_CHAT, (True, False)),
-        "top_logprobs": ("the name here is logprobs, a number", (0,)),
-        "max_completion_tokens": ("the name here is max_tokens", ()),
+        "top_logprobs": ("use logprobs, an integer here", (0,)),
+        "max_completion_tokens": ("use max_tokens", ()),
         "reasoning_effort": (_CHAT, ()),
         "thinking": (_CHAT, ()),
         "chat_template_kwargs": (_CHAT, ({},)),

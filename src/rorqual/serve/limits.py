@@ -1,4 +1,4 @@
-"""Size limits of a request's parts. They bound the memory and time of all processing of a body.
+"""Size limits of a request's parts. They bound the memory and time that processing a body takes.
 
 These checks run in the tenant's thread. A single long C call would still block the event loop, because it holds the GIL.
 Therefore a body's values are counted in slices before a parser gets the whole body.

@@ -113,7 +113,7 @@ def _event(body: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):
         raise refuse("The body is not JSON.") from None
     if not isinstance(found, dict) or not isinstance(found.get("session_hash"), str):
-        raise refuse("`session_hash` must be a text.", "session_hash")
+        raise refuse("`session_hash` must be a string.", "session_hash")
     return {field: found[field] for field in (*FIELDS, "session_hash") if field in found}
 
 

@@ -16,16 +16,16 @@ SHOWN = 40
 WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 BIASES = "an object with token ids as its keys"
 FORMS: Mapping[str, str] = {
-    "prompt": "a text, a list of texts, a list of token ids, or a list of lists of token ids",
+    "prompt": "a string, a list of strings, a list of token ids, or a list of lists of token ids",
     "messages": "a list of messages",
     "messages[]": 'an object such as {"role": "user", "content": "hello"}',
-    "messages[].content": "a text, or a list of parts",
+    "messages[].content": "a string or a list of parts",
     "messages[].content[]": 'an object such as {"type": "text", "text": "hello"}',
     "tools[]": 'an object such as {"type": "function", "function": {"name": "add"}}',
     "tool_choice": "'none', 'auto', 'required', or an object with the name of one function",
-    "guided_json": "a JSON schema, as an object or as text",
+    "guided_json": "a JSON schema, as an object or as a string",
     "response_format": 'an object such as {"type": "json_object"}',
-    **{name: "a text, or a list of texts" for name, param in PARAMS.items() if isinstance(param.served, TextList)},
+    **{name: "a string or a list of strings" for name, param in PARAMS.items() if isinstance(param.served, TextList)},
     **{name: BIASES for name, param in PARAMS.items() if isinstance(param.served, TokenBiases)},
 }
 """Expected values of fields that accept several forms, by place."""
@@ -35,11 +35,11 @@ PATTERNS: Mapping[str, str] = {
     "^[a-zA-Z0-9_-]{1,64}$": "a name of 1 to 64 letters, digits, dashes and underscores",
 }
 TYPES: Mapping[str, str] = {
-    "string_type": "a text",
-    "string_unicode": "a text",
-    "int_type": "a whole number",
-    "int_from_float": "a whole number",
-    "int_parsing_size": "a smaller whole number",
+    "string_type": "a string",
+    "string_unicode": "a string",
+    "int_type": "an integer",
+    "int_from_float": "an integer",
+    "int_parsing_size": "a smaller integer",
     "float_type": "a number",
     "finite_number": "a finite number",
     "bool_type": "true or false",
@@ -101,7 +101,7 @@ def shown(value: Any) -> str:
             return str(value).lower()
         case str():
             short = len(value) <= SHOWN and value.isprintable()
-            return f"'{value}'" if short else f"a text of {len(value)} characters"
+            return f"'{value}'" if short else f"a string of {len(value)} characters"
         case list():
             return "a list"
         case dict():
@@ -156,7 +156,7 @@ def _measured(item: Mapping[str, Any]) -> tuple[str, str]:
     if item["type"] == "string_pattern_mismatch":
         return f"is {shown(value)}", PATTERNS[limits["pattern"]]
     if item["type"] == "value_error":
-        return str(limits["error"]), "a text without it"
+        return str(limits["error"]), "a string without it"
     if item["type"] == "union_tag_invalid":
         return f"is {shown(limits['tag'])}", limits["expected_tags"].replace(", ", " or ")
     return f"is {shown(value)}", ""

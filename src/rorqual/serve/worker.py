@@ -49,7 +49,7 @@ LONGEST_RECORD = LONGEST_LINE // 2
 
 @dataclass
 class Compiling:
-    """A request whose grammar is being compiled. `ready` is kept until it is submitted, so that the grammar stays cached."""
+    """A request whose grammar is being compiled. `ready` is kept until submission, because the cache of grammars holds weak references."""
 
     message: dict[str, Any]
     ready: Build[Compiled]

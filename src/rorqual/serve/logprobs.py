@@ -33,7 +33,7 @@ def of_chat(tokenizer: Tokenizer, drawn: Sequence[Drawn]) -> dict[str, Any]:
 
 
 def of_text(tokenizer: Tokenizer, drawn: Sequence[Drawn], before: int = 0) -> dict[str, Any]:
-    """Return `logprobs` of a text choice. `before`: characters of tokens already sent, the first `text_offset`."""
+    """Return `logprobs` of a text choice. `text_offset` starts at `before`, the characters already sent."""
     tokens = [tokenizer.token(one.token) for one in drawn]
     offsets, place = [], before
     for text in tokens:

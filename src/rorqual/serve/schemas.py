@@ -310,7 +310,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> None:
 
 
 def known_names(cls: type[Sampling]) -> dict[str, set[str]]:
-    """Return the accepted fields of a request and of its nested objects, by place. They serve for hints on misspelt names."""
+    """Return the accepted fields of a request and of its nested objects, by place. Hints about misspelt names use it."""
     inside: dict[str, type[Schema]] = {
         "messages[]": ChatMessage, "messages[].tool_calls[]": Call,
         "messages[].tool_calls[].function": CalledFunction, "tools[]": ToolSpec, "tools[].function": Function,

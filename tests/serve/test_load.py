@@ -326,7 +326,7 @@ def test_what_is_left_out_of_the_log_is_counted(capsys: pytest.CaptureFixture[st
     assert sum(lines(f"kind {chr(number)}", 1) for number in range(300, 2000)) < 300  # kinds without end are one
     quiet.flush()
     told = capsys.readouterr().err
-    assert "rorqual serve: 2 more lines like this" in told
+    assert "rorqual serve: omitted 2 more lines like this" in told
     quiet.flush()
     assert not capsys.readouterr().err
 

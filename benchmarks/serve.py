@@ -74,7 +74,7 @@ def rorqual(run: Path, work: Path, dtype: str, a: argparse.Namespace, more: Sequ
             assert process.stdout is not None
             key = address = ""
             while not address and (line := process.stdout.readline()):
-                key = found.group(1) if (found := re.search(r"shown this once: (\S+)", line)) else key
+                key = found.group(1) if (found := re.search(r"shown only once: (\S+)", line)) else key
                 address = found.group(1) if (found := re.search(r" at (http\S+)/v1", line)) else ""
             if not address:
                 raise SystemExit("rorqual serve does not start")

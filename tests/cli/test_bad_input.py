@@ -111,7 +111,7 @@ CASES = [
     Case(
         "task that raises",
         ("eval", "run", "task=./mine.py:Mine", "count=1", "max_tokens=2"),
-        ("task mine", "ZeroDivisionError", "mine.py:11", "Fix the task", "Answers kept: 1", "goes on from them"),
+        ("task mine", "ZeroDivisionError", "mine.py:11", "Fix the task", "Saved 1 answers", "resumes from them"),
         file("mine.py", TASK.format(grade="return 1 / 0")),
         keeps="run/evals",
     ),
@@ -125,7 +125,7 @@ CASES = [
     Case("unknown task", ("eval", "run", "task=famlies"), ("'famlies'", "'families'")),
     Case("unknown model", ("inspect", "deepsek-v3"), ("'deepsek-v3'", "'deepseek-v3'")),
     Case("no device", ("inspect", "deepseek-v3", "device=gpu9"), ("device", "'gpu9'", "device=cpu")),
-    Case("no evaluations", ("compare", "run", "run"), ("run/evals", "share no evaluation", "rorqual eval")),
+    Case("no evaluations", ("compare", "run", "run"), ("run/evals", "no evaluation in common", "rorqual eval")),
     Case("no quickstart", ("report", "run"), ("base/metrics.jsonl", "missing", "Repeat the command")),
 ]  # fmt: skip
 

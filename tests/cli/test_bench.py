@@ -37,7 +37,7 @@ def test_a_table_a_file_of_all_repeats_and_how_it_was_measured(place: Path) -> N
         share = row["bytes_per_step"] / step / found["bandwidth_bytes_per_second"]
         assert row["bandwidth_share"]["median"] == pytest.approx(share)
         assert row["peak_memory_bytes"] > 50e6
-    for part in ("random ids", "greedy", "end of a reply is passed over", "GB/s", "median", "1 threads"):
+    for part in ("random ids", "greedy", "ignores EOS", "GB/s", "median", "1 threads"):
         assert part in " ".join(done.out.split()), done.out
     assert "found.json" in done.out
     assert "…" not in done.out, "a figure is cut off"
@@ -128,12 +128,12 @@ REFUSED = [
     (("bench", "run", "prompt=1.5"), ("'prompt.0'", "integer")),
     (("bench", "run", "new=1"), ("'new'", "greater")),
     (("bench", "run", "repeats=0"), ("'repeats'", "greater")),
-    (("bench", "run", "prompt=100", "new=64"), ("164 tokens", "context is 128", "128 or fewer")),
+    (("bench", "run", "prompt=100", "new=64"), ("164 tokens", "context is 128", "at most 128")),
     (("bench", "run", "batchs=1"), ("'batchs'", "'batch'")),
     (("bench", "run", "device=gpu9"), ("'gpu9'", "device=cpu")),
     (("bench", "run", "dtype=int8"), ("'dtype'", "int8")),
     (("bench", "run", "out=run"), ("out=run", "a folder")),
-    (("bench", "run", "out=no/where.json"), ("no such folder",)),
+    (("bench", "run", "out=no/where.json"), ("parent folder does not exist",)),
     (("bench", "run", "data=nowhere.txt", *SMALL), ("nowhere.txt", "no such file")),
     (("bench", "run", "data=short.txt", *SMALL), ("short.txt", "prompts of 20", "longer text")),
     (("bench", "http://127.0.0.1:1/v1"), ("run's folder",)),

@@ -85,7 +85,7 @@ def test_the_history_is_kept_and_its_oldest_turns_forgotten_where_the_context_en
         assert len(CHAT.prompt(conversation.history[:-1], "off")) <= engine.max_len - ROOM
     assert conversation.history[-2].content == "11 is what I say"
     assert conversation.history[0].role == "user"
-    assert any(kind == "note" and text.startswith("forgot the oldest") for kind, text in screen.said)
+    assert any(kind == "note" and text.startswith("dropped the oldest") for kind, text in screen.said)
     with pytest.raises(DataError, match="context of 128"):
         conversation.say("long " * 100, screen)
 

@@ -77,7 +77,7 @@ def test_stopped_it_says_so_and_the_same_command_goes_on_where_it_was(polite: si
     process.send_signal(polite)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 130, err
-    assert err.endswith("stopped; the same command goes on where it was\n")
+    assert err.endswith("stopped; the same command resumes\n")
     assert "Traceback" not in err
     reached, _ = run.newest_whole()
     assert reached is not None

@@ -56,8 +56,8 @@ CASES = [
     Case("an export to what exists", ("export", "run", "hf"), ("hf: it already exists",)),
     Case("not a run", ("export", "hf", "new"), ("hf: not a run directory",)),
     Case("no such type", ("import", "hf", "new", "dtype=int4"), ("'dtype'", "'int4'", "bfloat16")),
-    Case("no such type of hf", ("export", "run", "new", "dtype=q4_0"), ("dtype=q4_0 with format=hf", "bfloat16, float16, fp8")),
-    Case("no such type of gguf", ("export", "run", "new", "format=gguf", "dtype=fp8"), ("dtype=fp8 with format=gguf", "q8_0")),
+    Case("no such type of hf", ("export", "run", "new", "dtype=q4_0"), ("format=hf does not support dtype=q4_0", "bfloat16, float16, fp8")),
+    Case("no such type of gguf", ("export", "run", "new", "format=gguf", "dtype=fp8"), ("format=gguf does not support dtype=fp8", "q8_0")),
     Case("a mistyped key", ("export", "run", "new", "fromat=gguf"), ("'fromat'", "'format'")),
     Case("a shard of nothing", ("export", "run", "new", "shard_gb=-1"), ("'shard_gb'", "greater than 0")),
 ]  # fmt: skip

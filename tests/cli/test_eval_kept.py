@@ -135,7 +135,7 @@ def test_a_kill_loses_no_answer_that_was_paid_for(server: Server, tmp_path: Path
         _, errors = process.communicate(timeout=600)
         assert process.returncode != 0
     if how == signal.SIGINT:
-        assert "The same command goes on" in errors
+        assert "The same command resumes" in errors
     assert not again.exists()
     before = len(kept(again)[0].read_bytes().splitlines())
     server.asked.clear()
@@ -152,15 +152,15 @@ def test_more_samples_and_problems_ask_for_the_further_ones_alone_and_another_mo
     out = tmp_path / "out.json"
     server.status = lambda number, question: 200 if number < 20 else 404
     _, errors = typed(server.url, "model=a", *WORDS, f"out={out}", code=2)
-    assert "Answers kept: 20, in" in errors
+    assert "Saved 20 answers in" in errors
     server.asked.clear()
     server.status = lambda number, question: 404
     _, errors = typed(server.url, "model=b", *WORDS, f"out={out}", code=2)
-    assert "kept" not in errors and len(kept(out)) == 1
+    assert "Saved" not in errors and len(kept(out)) == 1
     server.asked.clear()
     server.status = lambda number, question: 200 if number < 5 else 404
     _, errors = typed(server.url, "model=b", *WORDS, f"out={out}", code=2)
-    assert "Answers kept: 5, in" in errors and len(kept(out)) == 2
+    assert "Saved 5 answers in" in errors and len(kept(out)) == 2
     server.asked.clear()
     server.status = lambda number, question: 200
     more = [word.replace("samples=2", "samples=3").replace("count=12", "count=14") for word in WORDS]
@@ -182,7 +182,7 @@ def test_a_request_that_is_refused_is_ungraded_and_asked_again_by_the_same_comma
     assert [sample.verdict.value for sample in samples if "too long for me" in sample.error] == ["ungraded"] * 2
     assert len(server.asked) == 24
     assert "ungraded" in text
-    assert "2 requests were refused" in errors and "this prompt is too long for me" in errors
+    assert "2 requests failed" in errors and "this prompt is too long for me" in errors
     server.asked.clear()
     server.status = lambda number, question: 200
     typed(server.url, "model=a", *WORDS, f"out={out}")
@@ -211,12 +211,12 @@ def test_a_server_that_refuses_everything_from_some_moment_on_stops_the_evaluati
 
     server.status = refuses
     _, errors = typed(server.url, "model=a", *more, f"out={out}", code=2)
-    assert "Answers kept: 10, in" in errors and "too long for me" in errors
+    assert "Saved 10 answers in" in errors and "too long for me" in errors
     assert 10 + IN_A_ROW <= len(server.asked) <= 10 + IN_A_ROW + 1, "one was under way"
     server.asked.clear()
     server.status = lambda number, question: 200
     _, errors = typed(server.url, "model=a", *more, f"out={out}")
-    assert "10 answers are in" in errors and "from before" in errors
+    assert "Reusing 10 answers from" in errors
     assert len(server.asked) == 50
     assert kept(out) == []
     server.status = lambda number, question: 400
@@ -231,7 +231,7 @@ def test_a_server_that_refuses_everything_from_some_moment_on_stops_the_evaluati
     server.asked.clear()
     server.status = lambda number, question: 200 if number < 5 else 401
     _, errors = typed(server.url, "model=a", *WORDS, code=2)
-    assert "5 answers are lost: out=FILE.json keeps" in errors
+    assert "5 answers are lost. Give out=FILE.json" in errors
 
 
 def test_what_is_always_refused_keeps_nobody_from_going_on(server: Server, tmp_path: Path) -> None:
@@ -246,7 +246,7 @@ def test_what_is_always_refused_keeps_nobody_from_going_on(server: Server, tmp_p
     server.asked.clear()
     _, errors = typed(server.url, *words, "count=80")
     assert [question for question, _ in server.asked] == refused
-    assert f"{len(refused)} requests were refused" in errors
+    assert f"{len(refused)} requests failed" in errors
     server.asked.clear()
     typed(server.url, *words, "count=120")
     new = [question for question, _ in server.asked[: -len(refused)]]

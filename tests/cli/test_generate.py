@@ -131,9 +131,9 @@ def test_killed_four_times_it_gives_the_same_file(place: Path) -> None:
     assert (place / "out.jsonl").read_bytes() == (place / "whole.jsonl").read_bytes()
     assert not partial.exists()
     left = 41 - kept.count(b"\n")
-    assert f"this time {left} lines" in done.out
+    assert f"this run: {left} lines" in done.out
     again = typed(place, *words)
-    assert (again.code, "there already" in again.out) == (1, True)
+    assert (again.code, "already complete" in again.out) == (1, True)
 
 
 @pytest.mark.parametrize(
@@ -401,12 +401,12 @@ WHOLE: list[tuple[str, tuple[str, ...], tuple[str, ...], Any]] = [
     ("UTF-16", ("z.jsonl", "run=run", "out=o"), ("binary",), lambda p: (p / "z.jsonl").write_text('{"prompt": "x"}', "utf-16")),
     ("no Parquet", ("z.parquet", "run=run", "out=o"), ("not valid Parquet",), lambda p: (p / "z.parquet").write_bytes(b"x" * 99)),
     ("unknown kind", ("z.xlsx", "run=run", "out=o"), (".xlsx", ".csv"), lambda p: (p / "z.xlsx").write_bytes(b"x")),
-    ("no run", ("p.jsonl", "out=o"), ("no run", "run=RUN"), None),
-    ("no out", ("p.jsonl", "run=run"), ("no out", "out=FILE"), None),
+    ("no run", ("p.jsonl", "out=o"), ("run= is required", "run=RUN"), None),
+    ("no out", ("p.jsonl", "run=run"), ("out= is required", "out=FILE"), None),
     ("no such run", ("p.jsonl", "run=nowhere", "out=o"), ("nowhere", "not a run directory"), None),
     ("out is a folder", ("p.jsonl", "run=run", "out=run"), ("a folder", "out=FILE"), None),
     ("out under a file", ("p.jsonl", "run=run", "out=p.jsonl/o"), ("not a folder", "another out="), None),
-    ("out is the input", ("p.jsonl", "run=run", "out=p.jsonl"), ("the file of the prompts",), None),
+    ("out is the input", ("p.jsonl", "run=run", "out=p.jsonl"), ("the prompt file itself",), None),
     ("out is there", ("p.jsonl", "run=run", "out=o"), ("the file exists", "remove"), lambda p: (p / "o").write_bytes(b"mine")),
     ("mistyped key", ("p.jsonl", "run=run", "out=o", "max_token=3"), ("'max_token'", "'max_tokens'"), None),
     ("out of range", ("p.jsonl", "run=run", "out=o", "temperature=-1"), ("'temperature'", "greater"), None),
@@ -570,7 +570,7 @@ def served(place: Path) -> Iterator[tuple[str, str]]:
     assert process.stdout is not None
     key = ""
     for line in process.stdout:
-        if "key for tenant" in line:
+        if "key of tenant" in line:
             key = line.split()[-1]
         if found := re.search(r" at (http\S+/v1)$", line):
             yield found.group(1), key

@@ -29,16 +29,16 @@ def test_deepseek_v3() -> None:
         "671.03B",
         "37.55B",
         "36.62B",
-        "70,272 bytes a token",
-        "36.7B is published",
-        "its own definition",
+        "70,272 bytes per token",
+        "The published 36.7B",
+        "not to its definition",
         "1.221 TiB, with multi-token prediction 1.242 TiB",
     ):
         assert figure in text
 
 
 def test_the_cache_follows_the_type_and_the_context() -> None:
-    assert "140,544 bytes a token in float32" in shown("deepseek-v3", "dtype=float32")
+    assert "140,544 bytes per token in float32" in shown("deepseek-v3", "dtype=float32")
     assert f"cache of 1,000 tokens {memory_text(70_272_000)}" in re.sub(" +", " ", shown("deepseek-v3", "context=1000"))
 
 
@@ -54,7 +54,7 @@ def test_one_model_from_a_name_a_run_a_yaml_and_a_hub_s_json(tiny: Path, tmp_pat
 def test_too_little_memory_is_said() -> None:
     for name, value in rows(preset("qwen3-8b"), InspectSettings(), free_memory=2**30):
         if name.startswith("weights"):
-            assert value.endswith("(this machine has 1 GiB free: too little)")
+            assert value.endswith("(this machine has 1 GiB free: not enough)")
 
 
 def test_what_is_no_model_is_refused(tmp_path: Path) -> None:

@@ -81,12 +81,14 @@ def test_a_text_has_a_loss_by_token_and_by_character(place: Path, monkeypatch: p
     monkeypatch.chdir(place)
     (place / "text.txt").write_text("one two three " * 400, encoding="utf-8")
     text = typed_here("eval", "run", "data=text.txt")
-    assert "loss a token" in text
-    assert "loss a character" in text
+    assert "loss per token" in text
+    assert "loss per character" in text
     assert "from at most 16 tokens" in typed_here("eval", "run", "data=text.txt", "window=16")
-    assert "Lower it" in typed_here("eval", "run", "data=text.txt", "window=100000", code=2)
-    assert "nothing to measure on" in typed_here("eval", "run", code=2)
-    assert "no loss of a text" in typed_here("eval", "http://127.0.0.1:9/v1", "model=m", "data=text.txt", code=2)
+    assert "or less" in typed_here("eval", "run", "data=text.txt", "window=100000", code=2)
+    assert "no task and no data" in typed_here("eval", "run", code=2)
+    assert "cannot compute the loss of a text" in typed_here(
+        "eval", "http://127.0.0.1:9/v1", "model=m", "data=text.txt", code=2
+    )
 
 
 def test_a_machine_is_described() -> None:

@@ -654,7 +654,7 @@ def test_a_plan_of_more_of_a_run_takes_steps_tokens_a_model_and_a_price(tiny: Pa
     assert "60.0 minutes" in plain and "7,200 steps" in plain and "$0.1 at $0.05" in plain
     assert plain == said("plan", str(tmp_path), "tokens=7.2M") != said("plan", str(tmp_path), "tokens=3.6M")
     dear = said("plan", str(tmp_path), "steps=7200", "core_hour=0.5")
-    assert "at $0.5 a core-hour" in dear and "$1.00 at" in dear
+    assert "at $0.5 per core-hour" in dear and "$1.00 at" in dear
     assert "of qwen3-0.6b" in said("plan", str(tmp_path), "steps=7200", "model=qwen3-0.6b")
 
 

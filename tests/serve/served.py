@@ -122,9 +122,9 @@ def start(
     key = rollout_key = ""
     assert process.stdout is not None
     for line in process.stdout:
-        if "key for tenant" in line:
+        if "key of tenant" in line:
             key = line.split()[-1]
-        if "key for rollouts" in line:
+        if "rollout key" in line:
             rollout_key = line.split()[-1]
         if found := re.search(r" at (http\S+)/v1$", line):
             return Server(process, found.group(1), key, log, time.monotonic() - began, rollout_key)

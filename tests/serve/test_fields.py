@@ -37,8 +37,8 @@ NOTHING: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 CHANGES: dict[str, tuple[dict[str, Any], str]] = {
-    "modalities": ({"modalities": ["text", "audio"]}, "text alone"),
-    "verbosity": ({"verbosity": "low"}, "how long"),
+    "modalities": ({"modalities": ["text", "audio"]}, "only text"),
+    "verbosity": ({"verbosity": "low"}, "length you want"),
     "suffix": ({"suffix": "x"}, "middle"),
     "best_of": ({"best_of": 2}, "use n"),
     "prediction": ({"prediction": {"type": "content", "content": "x"}}, "predicted"),
@@ -46,7 +46,7 @@ CHANGES: dict[str, tuple[dict[str, Any], str]] = {
     "include_stop_str_in_output": ({"include_stop_str_in_output": True}, "stop string"),
     "bad_words": ({"bad_words": ["x"]}, "logit_bias"),
     "allowed_token_ids": ({"allowed_token_ids": [1]}, "logit_bias"),
-    "truncate_prompt_tokens": ({"truncate_prompt_tokens": 5}, "never cut"),
+    "truncate_prompt_tokens": ({"truncate_prompt_tokens": 5}, "never truncated"),
     "structured_outputs": ({"structured_outputs": {"regex": "a"}}, "guided_regex"),
     "n_probs": ({"n_probs": 3}, "logprobs"),
     "n_probs true": ({"n_probs": True}, "logprobs"),

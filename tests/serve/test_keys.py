@@ -48,7 +48,7 @@ def test_a_file_of_another_shape_is_named_with_what_is_wrong_and_the_remedy(tmp_
     with pytest.raises(ConfigError) as caught:
         Keys.load(file)
     assert said in caught.value.what and caught.value.where == str(file)
-    assert "Restore it, or remove it" in caught.value.remedy
+    assert "Restore it or remove it" in caught.value.remedy
     file.write_text(rows({"sha256": DIGEST, "tenant": "a"}, {"sha256": DIGEST[::-1], "tenant": "a"}), encoding="utf-8")
     assert Keys.load(file).tenants == {DIGEST: "a", DIGEST[::-1]: "a"}
 
@@ -60,7 +60,7 @@ def test_a_server_does_not_start_with_such_a_file(run: Path, tmp_path: Path) -> 
         command(run, file, "port=0", "ui=false"), capture_output=True, text=True, encoding="utf-8", check=False
     )
     assert done.returncode == 2
-    assert "not a file of keys" in done.stderr and str(file) in done.stderr and "Traceback" not in done.stderr
+    assert "not a valid key file" in done.stderr and str(file) in done.stderr and "Traceback" not in done.stderr
 
 
 def test_a_key_of_every_start_is_kept_however_many_start_at_once(tmp_path: Path) -> None:

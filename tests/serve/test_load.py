@@ -193,7 +193,7 @@ def strict(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serv
     assert stop(server) == 0
     log = server.log.read_text(encoding="utf-8")
     assert "Traceback" not in log
-    left = [int(found.replace(",", "")) for found in re.findall(r"([\d,]+) more lines like this were left out", log)]
+    left = [int(found.replace(",", "")) for found in re.findall(r"omitted ([\d,]+) more lines like this", log)]
     assert not log.count("nonsense") and sum(left) >= FLOOD - 4 * MOST  # a slow flood has several windows
 
 
@@ -322,11 +322,11 @@ def test_what_is_left_out_of_the_log_is_counted(capsys: pytest.CaptureFixture[st
     assert lines("at 0x2e: 8", 10) == 0 and lines("another", 1) == 1  # one kind, whatever its numbers
     now = WINDOW
     assert lines("at 0x3d: 9", 12) == MOST
-    assert "1,000 more lines like this were left out in 60 seconds: at 0x1f: 7" in capsys.readouterr().err
+    assert "omitted 1,000 more lines like this in 60 seconds: at 0x1f: 7" in capsys.readouterr().err
     assert sum(lines(f"kind {chr(number)}", 1) for number in range(300, 2000)) < 300  # kinds without end are one
     quiet.flush()
     told = capsys.readouterr().err
-    assert "rorqual serve: 2 more lines like this" in told
+    assert "rorqual serve: omitted 2 more lines like this" in told
     quiet.flush()
     assert not capsys.readouterr().err
 

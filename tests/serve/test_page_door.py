@@ -72,7 +72,7 @@ def test_without_a_login_there_is_a_form_that_says_nothing(tmp_path: Path, path:
 def test_a_key_becomes_a_cookie_that_no_script_reads_and_no_other_site_sends(tmp_path: Path) -> None:
     async def act(client: httpx.AsyncClient, key: str) -> None:
         wrong = await login(client, key[:-1])
-        assert wrong.status_code == 401 and "not known" in wrong.text and "set-cookie" not in wrong.headers
+        assert wrong.status_code == 401 and "does not know" in wrong.text and "set-cookie" not in wrong.headers
         right = await login(client, f" {key}\r\n")
         assert (right.status_code, right.headers["location"]) == (303, "/")
         cookie = right.headers["set-cookie"].lower()
@@ -198,7 +198,7 @@ def test_without_gradio_the_page_says_how(tmp_path: Path, monkeypatch: pytest.Mo
 
     within(tmp_path, act)
     (tmp_path / "other").mkdir()
-    with pytest.raises(ConfigError, match="gradio is not installed"):
+    with pytest.raises(ConfigError, match="needs gradio, which is not installed"):
         page_of(tmp_path / "other", wanted=True)
 
 

@@ -59,7 +59,7 @@ def test_what_ended_a_reply_is_said() -> None:
     turn.add(chunk("length"))
     turn.add({"choices": [], "usage": {"completion_tokens": 12}})
     clock.now += 3
-    assert turn.summary() == "12 tokens in 3.0 s, 4 tokens per second. The reply reached the limit of tokens."
+    assert turn.summary() == "12 tokens in 3.0 s, 4 tokens per second. The reply reached the token limit."
 
 
 def test_thoughts_are_not_sent_again_and_text_is_sent_as_it_was_written() -> None:

@@ -390,25 +390,25 @@ def poisons(state: dict[str, Tensor], version: int) -> dict[str, tuple[bytes, An
     spoiled = save(state | {name: state[name].index_fill(0, torch.tensor([1]), float("nan"))})
     flipped = good[:-1] + bytes([good[-1] ^ 1])
     return {
-        "an old version": (good, version - 1, None, 412, "no newer than"),
-        "the version that it has": (good, version, None, 412, "no newer than"),
+        "an old version": (good, version - 1, None, 412, "not newer than"),
+        "the version that it has": (good, version, None, 412, "not newer than"),
         "no version": (good, "", None, 400, "version"),
         "a version that is no number": (good, "-1", None, 400, "version"),
         "no digest": (good, version + 1, "", 400, "content-digest"),
         "another kind of digest": (good, version + 1, "md5=:AAAA:", 400, "content-digest"),
-        "a wrong digest": (good, version + 1, digest_of(flipped), 422, "cut off or changed"),
-        "a changed body": (flipped, version + 1, digest_of(good), 422, "cut off or changed"),
-        "a truncated body": (good[:-1], version + 1, digest_of(good), 422, "cut off or changed"),
-        "a body that was truncated before it was hashed": (good[:-1], version + 1, None, 422, "no safetensors file"),
-        "nothing": (b"", version + 1, None, 422, "no safetensors file"),
-        "no safetensors": (b"x" * len(good), version + 1, None, 422, "no safetensors file"),
+        "a wrong digest": (good, version + 1, digest_of(flipped), 422, "truncated or changed"),
+        "a changed body": (flipped, version + 1, digest_of(good), 422, "truncated or changed"),
+        "a truncated body": (good[:-1], version + 1, digest_of(good), 422, "truncated or changed"),
+        "a body that was truncated before it was hashed": (good[:-1], version + 1, None, 422, "not a safetensors file"),
+        "nothing": (b"", version + 1, None, 422, "not a safetensors file"),
+        "no safetensors": (b"x" * len(good), version + 1, None, 422, "not a safetensors file"),
         "too much": (good + b" " * 2**20, version + 1, None, 413, "at most"),
         "a name missing": (missing, version + 1, None, 422, f"missing {name}"),
         "a name left over": (left_over, version + 1, None, 422, "unexpected more"),
         "another name": (renamed, version + 1, None, 422, f"unexpected {name}s"),
         "another shape": (reshaped, version + 1, None, 422, f"{name} has shape"),
-        "whole numbers": (whole, version + 1, None, 422, "no finite number"),
-        "no numbers": (spoiled, version + 1, None, 422, "no finite number"),
+        "whole numbers": (whole, version + 1, None, 422, "not finite floating-point numbers"),
+        "no numbers": (spoiled, version + 1, None, 422, "not finite floating-point numbers"),
     }
 
 
@@ -503,7 +503,7 @@ def test_what_runs_ends_with_the_weights_that_it_began_with(base: Path, rollout:
                 time.sleep(0.02)
         with client(rollout) as http:
             answer = put(http, save(state_dict(models[1])), old + 2)
-            assert answer.status_code == 409 and "another update" in answer.text
+            assert answer.status_code == 409 and "Another update" in answer.text
     finally:
         os.kill(process, signal.SIGCONT)
     for thread in threads:
@@ -566,7 +566,7 @@ def test_an_engine_that_dies_over_an_update_has_the_old_weights_and_may_be_sent_
         time.sleep(0.02)
     os.kill(process, signal.SIGKILL)
     thread.join(120)
-    assert found[0].status_code == 503 and "send them again" in found[0].text
+    assert found[0].status_code == 503 and "Send them again" in found[0].text
     assert drawn(rollout) == before and state_of(rollout)["version"] == version - 1 and not file.exists()
     engine.update(other_weights(base, seed=9), version)
     assert drawn(rollout)["policy_version"] == version
@@ -607,12 +607,12 @@ def test_updates_that_come_one_after_another_are_taken_in_order(base: Path, tmp_
 def test_tenants_keys_are_not_taken_for_those_of_rollouts(base: Path, tmp_path: Path) -> None:
     (tmp_path / "weights").mkdir()
     Keys.load(tmp_path / "weights" / "rollout-key.json").ensure("default")
-    with pytest.raises(AssertionError, match="it holds keys of tenants \\(default\\)"):
+    with pytest.raises(AssertionError, match="the file contains keys of tenants \\(default\\)"):
         serving(base, tmp_path, f"rollout_dir={tmp_path / 'weights'}")
 
 
 def test_two_servers_do_not_share_a_folder_of_weights(base: Path, rollout: Server, tmp_path: Path) -> None:
     folder = rollout.log.parent / "weights"
-    with pytest.raises(AssertionError, match="rollout_dir of its own"):
+    with pytest.raises(AssertionError, match="its own rollout_dir"):
         serving(base, tmp_path, f"rollout_dir={folder}")
     assert drawn(rollout)["token_ids"]

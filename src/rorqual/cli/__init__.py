@@ -1,1 +1,1 @@
-"""The command line: verbs, no logic. One file a verb; torch is imported only by the verb that needs it."""
+"""The command line. Each verb has its own file, and imports torch only if it needs it."""

@@ -1,4 +1,4 @@
-"""What `rorqual inspect` says of a model: its account, and the memory it needs."""
+"""The table of `rorqual inspect`: parameters, FLOPs, KV cache and memory of a model."""
 
 from __future__ import annotations
 
@@ -22,22 +22,25 @@ from rorqual.model.presets import preset, preset_names
 
 BYTES: Mapping[DType, int] = {"float32": 4, "bfloat16": 2}
 TRAINING_BYTES = 16
-"""Bytes a parameter in training: weight, gradient and AdamW's two moments, each in fp32."""
+"""Bytes per parameter in training: weight, gradient and AdamW's two moments, each in fp32."""
 PUBLISHED = """\
-Why 36.7B is published: DeepSeek-V3's README_WEIGHTS says 36.7B activated, 0.9B of them the embedding and 0.9B the head.
-Counted so, it is {active}. Counting the embedding as a look-up, of which a token takes one row, it is {matrices} in matrices
-({lookup} with norms and router biases). The published figure is nearest to that; its own definition does not give it."""
+The published 36.7B: DeepSeek-V3's README_WEIGHTS states 36.7B activated parameters, including 0.9B of embedding and 0.9B of head.
+Counted by that definition, the model activates {active}. If the embedding counts as a look-up of one row per token, the activated
+matrices have {matrices} ({lookup} with norms and router biases). The published figure is closest to this count, not to its definition."""
 
 
 class InspectSettings(Placement):
-    """`context`: keys that attention looks back on, for FLOPs and the cache of one sequence."""
+    """Settings of `rorqual inspect`. `context`: number of keys that attention reads, for FLOPs and one sequence's cache."""
 
     dtype: DType = "bfloat16"
     context: Natural = 4096
 
 
 def find_model(name: str) -> ModelConfig:
-    """A published model by name, a run's folder, a `config.json` of a hub, or a YAML file of a model or of a run."""
+    """Return the model config of a published model, a run folder, a Hugging Face `config.json`, or a YAML file.
+
+    A YAML file holds a model config or a whole run. Raises ConfigError if `name` is none of these.
+    """
     path = Path(name)
     if name in preset_names():
         return preset(name)
@@ -49,7 +52,7 @@ def find_model(name: str) -> ModelConfig:
     if path.is_file():
         return _from_yaml(path)
     raise ConfigError(
-        f"neither a model's name nor a folder or file: '{name}'", where="model", remedy=nearest(name, preset_names())
+        f"'{name}' is not a published model, a folder or a file", where="model", remedy=nearest(name, preset_names())
     )
 
 
@@ -57,7 +60,9 @@ def _from_yaml(path: Path) -> ModelConfig:
     try:
         data = yaml.safe_load(path.read_bytes())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"not YAML: {error}", where=str(path), remedy="Name a model's or a run's file.") from None
+        raise ConfigError(
+            f"not valid YAML: {error}", where=str(path), remedy="Give the YAML file of a model or of a run."
+        ) from None
     whole_run = isinstance(data, dict) and "model" in data
     return parse(ModelConfig, data["model"] if whole_run else data, where=str(path))
 
@@ -66,19 +71,21 @@ def _from_json(path: Path) -> ModelConfig:
     try:
         data = json.loads(path.read_bytes())
     except ValueError as error:
-        raise ConfigError(f"not JSON: {error}", where=str(path), remedy="Name a config.json.") from None
+        raise ConfigError(
+            f"not valid JSON: {error}", where=str(path), remedy="Give a Hugging Face config.json."
+        ) from None
     kind = str(data.get("model_type")) if isinstance(data, dict) else ""
     return family_of(kind, str(path)).config_from_hf(data, str(path))
 
 
 def _kinds(stage: Stage) -> str:
-    """Of attention and network, and of the block where it is not the usual one."""
+    """Return the kinds of a stage's attention and FFN, preceded by the block kind if it is not `pre_norm`."""
     block = [] if stage.block == PreNormConfig() else [stage.block.kind]
     return ", ".join((*block, stage.attention.kind, stage.ffn.kind))
 
 
 def rows(config: ModelConfig, settings: InspectSettings, free_memory: int) -> list[tuple[str, str]]:
-    """Each figure by name, with its unit and its convention."""
+    """Return the rows of the table: (name, figure with unit)."""
     size = BYTES[settings.dtype]
     context = min(settings.context, config.max_position_embeddings)
     bare, full = (account(config, context=keys, cache_value_bytes=size) for keys in (0, context))
@@ -86,7 +93,7 @@ def rows(config: ModelConfig, settings: InspectSettings, free_memory: int) -> li
     found = [
         ("stages", " + ".join(f"{s.layers} x ({_kinds(s)})" for s in config.stages)),
         ("parameters, total", count(full.total)),
-        ("parameters, active for a token", count(full.active)),
+        ("parameters, active per token", count(full.active)),
         ("  with the embedding as a look-up", f"{count(full.active_lookup)}, {count(bare.flops // 2)} of them in matrices"),
     ]  # fmt: skip
     alone = ""
@@ -95,18 +102,23 @@ def rows(config: ModelConfig, settings: InspectSettings, free_memory: int) -> li
         found.append(("multi-token prediction", f"{count(full.mtp)} more, not in the total"))
     return [
         *found,
-        ("FLOPs a token, forward", f"{bare.flops:.3e}, and {full.flops:.3e} with {context:,} keys attended"),
-        ("FLOPs a token, training", f"{bare.training_flops:.3e}: forward and backward, 3 times the forward"),
-        ("cache", f"{full.cache_bytes:,} bytes a token in {settings.dtype}"),
-        (f"cache of {context:,} tokens", memory_text(full.cache_bytes * context)),
+        ("FLOPs per token, forward", f"{bare.flops:.3e}, or {full.flops:.3e} with {context:,} keys attended"),
+        ("FLOPs per token, training", f"{bare.training_flops:.3e}: forward and backward, 3 times the forward"),
+        ("KV cache", f"{full.cache_bytes:,} bytes per token in {settings.dtype}"),
+        (f"KV cache of {context:,} tokens", memory_text(full.cache_bytes * context)),
         (f"weights in {settings.dtype}", f"{alone}{memory_text(weights)}{_fits(weights, free_memory)}"),
         ("weights, gradients, AdamW", f"{memory_text(training)} in fp32{_fits(training, free_memory)}"),
     ]
 
 
 def notes(name: str, figures: Account) -> list[str]:
-    """The convention, and for DeepSeek-V3 why another figure is published; `figures` with no keys attended."""
-    found = ["FLOPs: a multiply-add counts as two; matrix products and attention, no norms, softmax or gates."]
+    """Return the notes below the table: the FLOP convention and, for DeepSeek-V3, why the published figure differs.
+
+    `figures` is the account with no keys attended.
+    """
+    found = [
+        "FLOPs count a multiply-add as two. They include matrix products and attention, not norms, softmax or gates."
+    ]
     if name in preset_names() and preset(name) == preset("deepseek-v3"):
         found.append(
             PUBLISHED.format(
@@ -117,7 +129,7 @@ def notes(name: str, figures: Account) -> list[str]:
 
 
 def count(parameters: int) -> str:
-    """`671026419200` as `671.03B`."""
+    """Format a number of parameters: `671026419200` becomes `671.03B`."""
     for size, unit in ((10**9, "B"), (10**6, "M"), (10**3, "K")):
         if parameters >= size:
             return f"{parameters / size:.2f}{unit}"
@@ -125,7 +137,7 @@ def count(parameters: int) -> str:
 
 
 def memory_text(size: float) -> str:
-    """Bytes in the nearest unit, powers of 1024."""
+    """Format bytes with a binary unit, from bytes to TiB."""
     for unit in ("bytes", "KiB", "MiB", "GiB"):
         if size < 1024:
             return f"{size:,.4g} {unit}"
@@ -136,10 +148,10 @@ def memory_text(size: float) -> str:
 def _fits(size: int, free: int) -> str:
     if not free:
         return ""
-    return f" (this machine has {memory_text(free)} free{'' if size <= free else ': too little'})"
+    return f" (this machine has {memory_text(free)} free{'' if size <= free else ': not enough'})"
 
 
 def lines(table: list[tuple[str, Any]]) -> str:
-    """Two columns."""
+    """Format rows as two aligned columns."""
     width = max(len(name) for name, _ in table)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in table)

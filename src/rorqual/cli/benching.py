@@ -1,4 +1,4 @@
-"""What `rorqual bench` measures: an engine's speed, and how near it comes to reading its weights as fast as memory gives them."""
+"""Run `rorqual bench`: measure an engine's throughput and latency, and its share of the machine's memory bandwidth."""
 
 from __future__ import annotations
 
@@ -37,7 +37,9 @@ from rorqual.model.config import ModelConfig
 from rorqual.plan.serve import split_weights, touched
 
 SMALLEST_ARRAY, LARGEST_ARRAY = 256 * 2**20, 2**31
-"""Bytes of the array whose reading is timed: at least four times the last cache, and no more than a quarter of what is free."""
+"""Limits in bytes of the array that the bandwidth test reads.
+
+The array is at least four times the last-level cache, within these limits and a quarter of free memory."""
 READS = 5
 
 
@@ -49,7 +51,11 @@ Counts = Annotated[tuple[Annotated[int, Field(ge=1, le=2**20)], ...], BeforeVali
 
 
 class BenchSettings(Placement):
-    """`batch` requests at once of `prompt` tokens each, `new` tokens of each reply: every pair is measured `repeats` times."""
+    """Settings of `rorqual bench`.
+
+    Every pair of `batch` (concurrent requests) and `prompt` (prompt tokens per request) is measured `repeats` times, with
+    `new` generated tokens per request.
+    """
 
     batch: Counts = (1, 8, 32)
     prompt: Counts = (32, 512)
@@ -63,7 +69,11 @@ class BenchSettings(Placement):
 
 @dataclass(frozen=True)
 class Timing:
-    """One repeat. Rates in tokens a second, times in seconds; `gaps`: between two tokens of one reply, all of them."""
+    """The measurements of one repeat.
+
+    `prefill` and `decode` are in tokens per second, `first` (median time to first token) and `gaps` (all inter-token
+    latencies) in seconds, `peak` (memory) in bytes.
+    """
 
     prefill: float
     decode: float
@@ -73,10 +83,10 @@ class Timing:
 
 
 def bench_run(run: str, arguments: Sequence[str] | None) -> None:
-    """Measure, and show the table; `out` takes every repeat."""
+    """Run the benchmark, print its table, and write every repeat to `out` if it is given."""
     chosen = read(BenchSettings, arguments)
     if run.startswith(REMOTE):
-        raise ConfigError("an address is not measured here", where=run, remedy="Name a run's folder.")
+        raise ConfigError("bench cannot measure a server", where=run, remedy="Give a run's folder.")
     check_device(chosen.device)
     out = _checked_out(chosen.out)
     threads = chosen.threads or cores()
@@ -92,9 +102,9 @@ def bench_run(run: str, arguments: Sequence[str] | None) -> None:
     )
     if longest > engine.max_len:
         raise ConfigError(
-            f"prompt={max(chosen.prompt)} and new={chosen.new} are {longest} tokens, the model's context is {engine.max_len}",
+            f"prompt={max(chosen.prompt)} and new={chosen.new} need {longest} tokens, but the model's context is {engine.max_len}",
             where="command line",
-            remedy=f"Give prompt= and new= that make {engine.max_len} or fewer.",
+            remedy=f"Lower prompt= or new= so that their sum is at most {engine.max_len}.",
         )
     source = _source(engine, chosen)
     bandwidth = read_bandwidth(chosen.device, threads)
@@ -116,8 +126,8 @@ def _checked_out(name: str) -> Path | None:
         return None
     out = Path(name)
     if out.is_dir() or not out.absolute().parent.is_dir():
-        what = "it is a folder" if out.is_dir() else "no such folder"
-        raise ConfigError(what, where=f"out={name}", remedy="Name a file in a folder that exists.")
+        what = "this is a folder, not a file" if out.is_dir() else "the parent folder does not exist"
+        raise ConfigError(what, where=f"out={name}", remedy="Give a file in an existing folder.")
     return out
 
 
@@ -147,9 +157,9 @@ def _row(
 
 
 def timing(engine: Engine, prompts: Sequence[tuple[int, ...]], new: int) -> Timing:
-    """Submit all at once, and draw `new` tokens of each.
+    """Submit all prompts at once and generate `new` tokens for each.
 
-    Prefill lasts until every request has its first token, decode from then to the end.
+    Prefill ends when every request has its first token. Decode is the time after that.
     """
     params = SamplingParams(max_tokens=new, ignore_eos=True)
     _reset_peak()
@@ -183,7 +193,10 @@ def timing(engine: Engine, prompts: Sequence[tuple[int, ...]], new: int) -> Timi
 
 
 def _prompts(source: Sequence[int], batch: int, length: int, seed: int) -> list[tuple[int, ...]]:
-    """`batch` prompts that differ, so that none is another's prefix: pieces of a text, or ids of the vocabulary at random."""
+    """Return `batch` different prompts, so that the prefix cache gives no hits.
+
+    They are slices of `source`, or random ids if `source` is a range (the vocabulary).
+    """
     rng = random.Random(f"{seed} {batch} {length}")
     if isinstance(source, range):
         return [tuple(rng.choices(source, k=length)) for _ in range(batch)]
@@ -198,17 +211,18 @@ def _source(engine: Engine, chosen: BenchSettings) -> Sequence[int]:
     ids = engine.tokenizer.encode(split.train + split.validation)
     if len(ids) < max(chosen.prompt) + max(chosen.batch):
         raise ConfigError(
-            f"it has {len(ids)} tokens, for prompts of {max(chosen.prompt)}",
+            f"the text has only {len(ids)} tokens, too few for prompts of {max(chosen.prompt)}",
             where=chosen.data,
-            remedy="Give a longer text, or a shorter prompt=.",
+            remedy="Give a longer text or a smaller prompt=.",
         )
     return ids
 
 
 def step_bytes(config: ModelConfig, batch: int, keys: float, size: int) -> float:
-    """What one decode step must read, in bytes: each weight that `batch` tokens use once, and the cache of `keys` tokens of each.
+    """Return the bytes that one decode step must read.
 
-    Of the embedding, a row; of the routed experts, those that so many tokens reach if each chooses evenly (1 - (1 - k / n)^batch).
+    These are the weights that `batch` tokens use, each once, and the KV cache of `keys` tokens per sequence. The embedding
+    counts as one row. The share of routed experts that are read assumes uniform routing: 1 - (1 - k / n)^batch.
     """
     figures = account(config, cache_value_bytes=size)
     experts = split_weights(config)[1] * (touched(config, batch) - touched(config, 1))
@@ -219,7 +233,10 @@ def step_bytes(config: ModelConfig, batch: int, keys: float, size: int) -> float
 
 
 def read_bandwidth(device: str, threads: int) -> float:
-    """Bytes a second that `threads` threads read of an array larger than any cache: the best of several reads of two kinds."""
+    """Return the memory bandwidth in bytes per second that `threads` threads reach.
+
+    An array larger than any cache is read by a sum and by a matrix-vector product, several times each. The fastest counts.
+    """
     size = max(SMALLEST_ARRAY, min(LARGEST_ARRAY, 4 * last_cache()))
     free = memory()[1]
     size = min(size, free // 4) if free else size
@@ -235,7 +252,7 @@ def read_bandwidth(device: str, threads: int) -> float:
 
 
 def last_cache() -> int:
-    """Bytes of the largest cache of the first core; 0 where the system does not say."""
+    """Return the size of core 0's largest cache in bytes, or 0 if the system does not report it."""
     sizes = [0]
     for file in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
         with suppress(OSError, ValueError):
@@ -249,7 +266,7 @@ def _reset_peak() -> None:
 
 
 def _peak() -> int:
-    """The most bytes this process held since the last reset, or since it began where that cannot be reset."""
+    """Return the peak memory of this process in bytes, since the last reset if the system supports resetting."""
     with suppress(OSError):
         for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
             if line.startswith("VmHWM:"):
@@ -270,36 +287,37 @@ def _machine() -> dict[str, Any]:
     }
 
 
-# ---- what is said
+# ---- output
 
 
 def how(engine: Engine, chosen: BenchSettings, bandwidth: float, threads: int) -> list[str]:
-    """What was measured and how, and what stands against it."""
+    """Return notes on what was measured, how, and what may distort it."""
     config = engine.model.config
     weights = account(config).total * BYTES[chosen.dtype]
     prompts = f"pieces of {chosen.data}" if chosen.data else "random ids"
     found = [
         f"{count(account(config).total)} parameters in {chosen.dtype} on {chosen.device}, {memory_text(weights)}; {threads} threads.",
-        f"Prompts are {prompts}, each another, the same in each repeat; greedy, and the end of a reply is passed over. One warm-up.",
-        "Shown: the median of the repeats, below it the lowest and the highest. All requests come at once: prefill lasts until each has "
-        "its first token, decode from then on. First token: the median request. Between tokens: the median, and the 99th percentile.",
-        f"Memory is read at {bandwidth / 1e9:.1f} GB/s here (best of {2 * READS} reads of an array beyond the cache). The share is "
-        "what a step must read, weights once and the cache of each sequence, by the time it took.",
+        f"Prompts are {prompts}, all different, the same in each repeat. Decoding is greedy and ignores EOS. One warm-up run is not counted.",
+        "Each cell shows the median of the repeats, then the lowest and the highest. All requests are submitted at once. Prefill ends when "
+        "each has its first token; decode is the rest. First: median time to first token. Between: median and 99th percentile of "
+        "inter-token latency.",
+        f"This machine reads memory at {bandwidth / 1e9:.1f} GB/s (best of {2 * READS} reads of an array larger than the cache). The last "
+        "column is the bytes that a step must read, weights once and each sequence's KV cache, divided by its time and this bandwidth.",
     ]
     if weights < 2 * last_cache():
         found.append(
-            f"The weights are not much larger than the last cache ({memory_text(last_cache())}), which may give them faster than memory: "
-            "the share is no bound here."
+            f"The weights nearly fit in the last-level cache ({memory_text(last_cache())}), which is faster than memory: "
+            "the share of memory bandwidth may exceed 100 % here."
         )
     if any(ffn.experts_per_token() for ffn in config.ffns):
-        found.append("Experts are counted as if each token chose evenly; random ids may not choose so.")
+        found.append("The bytes read assume uniform routing to experts; random ids may route differently.")
     if load() > cores() + 0.5:
-        found.append(f"Other processes want the cores (load {load():.1f}): these figures are too low.")
+        found.append(f"Other processes use the cores (load {load():.1f}): these figures are too low.")
     return found
 
 
 def _show(found: dict[str, Any]) -> None:
-    # Narrow enough for 80 columns: a figure that is cut off is worse than none.
+    # The table must fit in 80 columns, or figures are truncated.
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     heads = (
         "batch",

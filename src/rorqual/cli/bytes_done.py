@@ -1,4 +1,4 @@
-"""Bytes converted, shown to a person as megabytes: how many, how fast, how long still."""
+"""A progress bar for conversions, in megabytes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ MB = 1_000_000
 
 
 class BytesDone:
-    """A `progress(done, total, name)` that writes to standard error; with `quiet`, nothing."""
+    """A `progress(done, total, name)` callback that writes to standard error unless `quiet`."""
 
     def __init__(self, label: str, *, quiet: bool) -> None:
         self.label, self.quiet = label, quiet
@@ -24,6 +24,6 @@ class BytesDone:
         self._shown.update(self._shown.total if done >= total else min(done // MB, self._shown.total - 1), name)
 
     def say(self, notes: Iterable[str]) -> None:
-        """Lines of their own."""
+        """Print each note on its own line, above the progress bar."""
         for note in notes if not self.quiet else ():
             (self._shown or Progress(self.label, 1)).say(note)

@@ -1,4 +1,4 @@
-"""What `rorqual doctor` says: the machine, versions, torch's build, and advice that follows from them."""
+"""The output of `rorqual doctor`: the machine, package versions, torch's build, and advice."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ VECTORS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int
 BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 PACKAGE = re.compile(r"[^\w.-]")
 PROBE = 1024
-"""Rows of the square matrices whose product is timed."""
+"""Rows and columns of the matrix whose product is timed."""
 
 
 def facts(device: str, dtype: str) -> list[tuple[str, str]]:
-    """What is so, by name."""
+    """Return the facts about this machine and its software as (name, value)."""
     name, flags = processor()
     total, free = memory()
     cuda = torch.version.cuda
@@ -34,29 +34,29 @@ def facts(device: str, dtype: str) -> list[tuple[str, str]]:
         ("vector instructions", ", ".join(flag for flag in VECTORS if flag in flags) or "none known"),
         ("bf16 in hardware", "yes" if flags & BF16_FLAGS else "no"),
         ("cores", f"{cores()} for this process, {os.cpu_count()} in the machine"),
-        ("load", f"{load():.1f} processes wanting a core, over the last minute"),
-        ("memory", f"{memory_text(total)}, {memory_text(free)} of it free"),
+        ("load", f"{load():.1f} runnable processes, mean of the last minute"),
+        ("memory", f"{memory_text(total)}, {memory_text(free)} free"),
         ("torch", f"{torch.__version__}, {f'built for CUDA {cuda}' if cuda else 'CPU build'}"),
         (
             "torch threads",
             f"{torch.get_num_threads()} (OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', 'not set')})",
         ),
         ("accelerator", accelerator()),
-        ("backends", f"{TORCH.name} (in use), {REFERENCE.name} (what it is proven equal to)"),
+        ("backends", f"{TORCH.name}, {REFERENCE.name} (the reference that tests compare with)"),
         ("matrix products", f"{speed(device, dtype) / 1e9:,.0f} GFLOP/s on {device} in {dtype}"),
         *versions(),
     ]
 
 
 def accelerator() -> str:
-    """The accelerator that torch sees."""
+    """Return the name of the accelerator that torch finds, or `none`."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name(0)
     return "mps" if torch.backends.mps.is_available() else "none"
 
 
 def versions() -> list[tuple[str, str]]:
-    """The packages that Rorqual stands on."""
+    """Return the installed versions of Rorqual's dependencies."""
     found = []
     for text in requires("rorqual") or []:
         name = PACKAGE.split(text, maxsplit=1)[0]
@@ -70,7 +70,7 @@ def versions() -> list[tuple[str, str]]:
 
 
 def speed(device: str, dtype: str) -> float:
-    """Floating-point operations a second of a square matrix product: the best of five after a warm-up."""
+    """Return the FLOP/s of a square matrix product: the fastest of six."""
     kind = {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
     matrix = torch.ones(PROBE, PROBE, device=device, dtype=kind)
     best = float("inf")
@@ -82,22 +82,24 @@ def speed(device: str, dtype: str) -> float:
 
 
 def advice() -> list[str]:
-    """What a user could change."""
+    """Return what the user can change to make Rorqual faster."""
     _, flags = processor()
     mine, machine, free = cores(), os.cpu_count() or 1, memory()[1]
     found = []
     if mine < machine:
-        found.append(f"This process may use {mine} of {machine} cores: lift the container's limit or the affinity.")
+        found.append(
+            f"This process may use {mine} of {machine} cores: raise the container's CPU limit or widen the affinity."
+        )
     if load() > mine + 0.5:
-        found.append(f"Other processes want the {mine} cores (load {load():.1f}): stop them, or set threads= lower.")
+        found.append(f"Other processes use the {mine} cores (load {load():.1f}): stop them, or lower threads=.")
     if torch.version.cuda and not torch.cuda.is_available():
-        found.append("torch is built for CUDA and sees no GPU: the CPU build is smaller and as fast here.")
+        found.append("torch is built for CUDA but finds no GPU: the CPU build is smaller and equally fast here.")
     if torch.cuda.is_available():
-        found.append("There is a GPU: device=cuda.")
+        found.append("torch finds a GPU: use device=cuda.")
     if platform.machine() in ("x86_64", "AMD64") and "avx2" not in flags:
-        found.append("The processor shows no AVX2: matrix products take several times as long.")
+        found.append("The processor has no AVX2: matrix products take several times as long.")
     if flags and not flags & BF16_FLAGS:
-        found.append("No bf16 in hardware: keep dtype=float32, bfloat16 would be slower here.")
+        found.append("The processor has no bf16 instructions: keep dtype=float32, because bfloat16 is slower here.")
     if 0 < free < 4 * 1024**3:
-        found.append(f"{memory_text(free)} of memory are free; the quickstart may need 4 GiB.")
+        found.append(f"Only {memory_text(free)} of memory is free; the quickstart may need 4 GiB.")
     return found

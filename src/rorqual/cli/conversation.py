@@ -1,4 +1,4 @@
-"""A conversation in a terminal: replies as they are drawn, and a history that is kept within the context."""
+"""A chat in the terminal: streams replies, and drops old turns that no longer fit in the context."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from rorqual.engine.engine import Engine
 from rorqual.engine.request import Request, SamplingParams
 
 ROOM = 8
-"""Tokens that a prompt must leave for the reply."""
+"""Tokens of the context that are reserved for the reply."""
 
 
 class ChatSettings(Placement):
-    """How replies are drawn; `seed` moves on by one with each turn."""
+    """Settings of `rorqual chat`. Each turn adds one to `seed`."""
 
     thinking: Thinking = "auto"
     system: str = ""
@@ -29,7 +29,7 @@ class ChatSettings(Placement):
 
 
 class Screen(Protocol):
-    """Where a reply goes."""
+    """Where a reply is displayed."""
 
     def reasoning(self, text: str) -> None: ...
 
@@ -39,12 +39,13 @@ class Screen(Protocol):
 
 
 def pieces(ids: Iterable[int], chat: ChatFormat, thinking: Thinking) -> Iterator[tuple[bool, str]]:
-    """(is reasoning, new text) as tokens come: the pieces of each kind, joined, are what `chat.parse` makes of all of them.
+    """Yield (is reasoning, new text) as tokens arrive.
 
-    Half a character waits for its other half. Where a later token turns what was shown as answer into reasoning (a model
-    that closes a thought it never opened), all of the reasoning is given again as such.
+    The joined pieces of each kind equal the result of `chat.parse` on all tokens. Bytes of an incomplete UTF-8 character
+    are held back. If a model closes a reasoning section that it never opened, text already yielded as answer was
+    reasoning. It is then yielded again, as reasoning.
     """
-    reader, early = chat.reader(thinking), ""  # `early`: what was shown as answer before it was certain
+    reader, early = chat.reader(thinking), ""  # `early`: text already yielded as answer while still tentative
     for id_ in chain(ids, (None,)):
         piece = reader.finish() if id_ is None else reader.feed(id_)
         if piece.reasoning:
@@ -59,7 +60,7 @@ def pieces(ids: Iterable[int], chat: ChatFormat, thinking: Thinking) -> Iterator
 
 
 class Conversation:
-    """One conversation with a run's model."""
+    """One conversation with a model."""
 
     def __init__(self, engine: Engine, settings: ChatSettings) -> None:
         self.engine, self.settings = engine, settings
@@ -67,7 +68,10 @@ class Conversation:
         self.turns = 0
 
     def say(self, text: str, screen: Screen) -> Message:
-        """Put `text` to the model, show the reply as it comes, keep both. A message longer than the context is a `DataError`."""
+        """Send `text` to the model, stream the reply to `screen`, and add both to the history.
+
+        Raises DataError if the message alone is longer than the context.
+        """
         asked = self._fitting([*self.history, Message("user", text)], screen)
         params = SamplingParams(
             max_tokens=self.settings.max_tokens,
@@ -80,7 +84,7 @@ class Conversation:
             (screen.reasoning if is_reasoning else screen.answer)(piece)
         reply = self.engine.chat.parse(drawn, self.settings.thinking)
         if drawn and drawn[-1] not in self.engine.chat.stop_ids:
-            screen.note(f"cut off after {len(drawn)} tokens")
+            screen.note(f"reply cut off after {len(drawn)} tokens")
         self.history = [*asked, reply]
         self.turns += 1
         return reply
@@ -95,12 +99,12 @@ class Conversation:
         return (*system, *messages)
 
     def _fitting(self, messages: list[Message], screen: Screen) -> list[Message]:
-        """Without the oldest exchanges, as many as the context makes necessary; said, never silent."""
+        """Return `messages` without the oldest exchanges that do not fit in the context. Dropped ones are noted on screen."""
         kept, room = messages, self.engine.max_len - ROOM
         while len(kept) > 1 and len(self.engine.chat.prompt(self._opening(kept), self.settings.thinking)) > room:
             kept = kept[2:]
         if len(kept) < len(messages):
             screen.note(
-                f"forgot the oldest {(len(messages) - len(kept)) // 2} exchanges: the context is {room + ROOM} tokens"
+                f"dropped the oldest {(len(messages) - len(kept)) // 2} exchanges to fit the context of {room + ROOM} tokens"
             )
         return kept

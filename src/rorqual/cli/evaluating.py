@@ -1,4 +1,4 @@
-"""What `rorqual eval` does with a task: every answer is kept as it comes, and an evaluation that broke off goes on."""
+"""Run `rorqual eval` on a task. Answers are saved as they arrive, so an interrupted evaluation can resume."""
 
 from __future__ import annotations
 
@@ -23,34 +23,33 @@ from rorqual.tasks.base import Task
 
 T = TypeVar("T")
 NO_WEIGHTS = frozenset({"optim.safetensors", "state.json"})
-"""Files of a checkpoint that only training reads."""
+"""Checkpoint files that only training reads."""
 
 
 def measure(
     model: str, settings: EvalSettings, task: Task, file: Path | None, progress: Callable[[int, int], None]
 ) -> Evaluation:
-    """The task's problems put to `model`, saved in `file`. Answers are kept beside it until then: the same command goes on from them."""
+    """Evaluate `model` on `task` and save the evaluation in `file`.
+
+    Until then, answers are cached in a file next to it. The same command resumes from them.
+    """
     engine, made = _load(model, settings)
     with Kept(engine, file, made) as kept:
         if kept.count:
-            _say(
-                f"{kept.count:,} answers are in {kept.path} from before, and are not asked for again. Remove it to begin anew."
-            )
+            _say(f"Reusing {kept.count:,} answers from {kept.path}. Remove this file to start over.")
         try:
             found = run.evaluate(kept, task, progress=progress, model=model, **settings.asked())
             if file is not None:
                 found.save(file)
         except BaseException:
             if file is not None and kept.count:
-                _say(f"Answers kept: {kept.count:,}, in {kept.path}. The same command goes on from them.")
+                _say(f"Saved {kept.count:,} answers in {kept.path}. The same command resumes from them.")
             elif file is None and kept.answered and model.startswith(REMOTE):
-                _say(f"{kept.answered:,} answers are lost: out=FILE.json keeps each as it comes.")
+                _say(f"{kept.answered:,} answers are lost. Give out=FILE.json to save answers as they arrive.")
             raise
         if kept.refusals:
-            more = (
-                f"; the others are kept in {kept.path}, and the same command asks for these again" if kept.path else ""
-            )
-            _say(f"{len(kept.refusals):,} requests were refused and are ungraded{more}: {kept.refusals[0]}")
+            more = f" The same command retries them; the other answers are in {kept.path}." if kept.path else ""
+            _say(f"{len(kept.refusals):,} requests failed and are ungraded.{more} The first: {kept.refusals[0]}")
         else:
             kept.forget()
     return found
@@ -61,7 +60,7 @@ def _say(text: str) -> None:
 
 
 def _load(model: str, settings: EvalSettings) -> tuple[Any, dict[str, Any]]:
-    """What answers, and all that its answers depend on beside what is asked."""
+    """Return the engine, and everything but the requests that its answers depend on."""
     if model.startswith(REMOTE):
         return generator(model, settings), {
             "address": model,
@@ -74,22 +73,25 @@ def _load(model: str, settings: EvalSettings) -> tuple[Any, dict[str, Any]]:
 
 
 def loaded(run: RunDir, load: Callable[[], T]) -> tuple[T, str]:
-    """What `load` makes of a run's newest checkpoint, and the fingerprint of that one, also where a training writes another meanwhile."""
+    """Return the result of `load` and the fingerprint of the checkpoint that it loaded.
+
+    `load` reads the run's newest checkpoint. It is called again if training wrote a newer one in the meantime.
+    """
     while True:
         checkpoint = run.checkpoint()
         found = load()
         if run.checkpoint() == checkpoint:
             return found, fingerprint(run, checkpoint)
-        del found  # before the next is loaded
+        del found  # free its memory before the next load
 
 
 def arithmetic() -> dict[str, Any]:
-    """The versions that a local engine's last bits depend on."""
+    """Return the versions that the exact bits of a local engine's results depend on."""
     return {"rorqual": rorqual.__version__, "torch": torch.__version__, "rounding": ROUNDING}
 
 
 def fingerprint(run: RunDir, checkpoint: Path) -> str:
-    """Of a run's settings, its tokenizer, its template where it has one, and the weights of a checkpoint."""
+    """Return a SHA-256 of a run's settings, tokenizer, chat template (if any) and a checkpoint's weights."""
     digest = hashlib.sha256()
     weights = (file for file in sorted(checkpoint.rglob("*")) if file.name not in NO_WEIGHTS)
     for file in (run.config_file, run.tokenizer_file, run.path / TEMPLATE_FILE, *weights):

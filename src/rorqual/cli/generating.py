@@ -1,4 +1,4 @@
-"""What `rorqual generate` does: a file of prompts, a run or an address, and an output that no kill spoils."""
+"""Run `rorqual generate`: answer a file of prompts with a run or a server, into an output that survives kills."""
 
 from __future__ import annotations
 
@@ -31,12 +31,16 @@ from rorqual.ops.backends import arithmetic_of, backend
 from rorqual.ops.backends.torch_invariant import NOT_HELD
 
 SHOWN = 3
-"""Refused lines that the end of a run shows."""
+"""Number of refused lines that the summary shows."""
 
 
 class GenerateSettings(Placement):
-    """`raw`: prompts are texts to continue, not what a user says. `token_ids`, `logprobs`: write them, too. `strict`: stop at the first bad
-    line, before anything runs. `slots` sequences run at once. `max_len` 0: the model's context."""
+    """Settings of `rorqual generate`, apart from sampling parameters.
+
+    `raw`: continue each prompt as plain text, without the chat template. `token_ids`, `logprobs`: write these, too.
+    `strict`: stop at the first bad line, before anything runs. `slots`: concurrent sequences. `max_len`: 0 means the
+    model's context length.
+    """
 
     run: str = ""
     out: str = ""
@@ -55,7 +59,10 @@ class GenerateSettings(Placement):
 
 
 def read_settings(arguments: Sequence[str] | None) -> tuple[GenerateSettings, RowSampling]:
-    """The command's own settings, and how every row is sampled that says nothing else."""
+    """Split the arguments into the command's settings and the default sampling parameters of rows.
+
+    Raises ConfigError if a key is unknown, or if `run` or `out` is missing.
+    """
     own, sampling = dict[str, str](), dict[str, Any]()
     for key, value in pairs(arguments).items():
         if key in RowSampling.model_fields:
@@ -68,15 +75,18 @@ def read_settings(arguments: Sequence[str] | None) -> tuple[GenerateSettings, Ro
             known = (*RowSampling.model_fields, *GenerateSettings.model_fields)
             raise ConfigError(f"unknown key '{key}'", where=WHERE, remedy=nearest(key, known))
     chosen = parse(GenerateSettings, own, where=WHERE)
-    for key, said in (("run", "run=RUN, a run's folder or http://... of a server"), ("out", "out=FILE.jsonl")):
+    for key, said in (("run", "run=RUN, a run's folder or a server's http://... address"), ("out", "out=FILE.jsonl")):
         if not getattr(chosen, key):
-            raise ConfigError(f"no {key}", where=WHERE, remedy=f"Give {said}.")
+            raise ConfigError(f"{key}= is required", where=WHERE, remedy=f"Give {said}.")
     return chosen, parse(RowSampling, sampling, where=WHERE)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a file came to: rows, how many of them were refused and the first few, and what this time took."""
+    """The result of one command: counts for the whole file, the first refused lines, and the speed of this invocation.
+
+    `answered`, `tokens` and `seconds` count this invocation only; `rows` and `errors` count the whole output.
+    """
 
     rows: int
     errors: int
@@ -86,26 +96,26 @@ class Outcome:
     seconds: float
 
     def lines(self, out: Path) -> list[str]:
-        """For a person."""
+        """Return the summary that the command prints."""
         found = [f"{self.rows:,} lines: {self.rows - self.errors:,} answered, {self.errors:,} refused"]
         if self.answered:
             speed = self.tokens / max(self.seconds, 1e-9)
             found.append(
-                f"  this time {self.answered:,} lines, {self.tokens:,} tokens in {clock(self.seconds)}, {speed:,.1f} tokens/s"
+                f"  this run: {self.answered:,} lines, {self.tokens:,} tokens in {clock(self.seconds)}, {speed:,.1f} tokens/s"
             )
         else:
-            found.append("  all of them were there already")
+            found.append("  all lines were already complete")
         found += [f"  line {r.line}: {f'{r.key}: ' if r.key else ''}{r.what}\n    {r.remedy}" for r in self.shown]
         return [*found, f"  {out}"]
 
 
 def generate_file(file: Path, arguments: Sequence[str] | None) -> tuple[Outcome, Path]:
-    """Answer every row of `file`, or what is left of it."""
+    """Answer the rows of `file` that have no answer in the output yet. Return the outcome and the output's path."""
     chosen, sampling = read_settings(arguments)
     out = Path(chosen.out)
     check_place(out)
     if out.exists() and file.exists() and out.samefile(file):
-        raise ConfigError("it is the file of the prompts", where="out", remedy="Choose another out=.")
+        raise ConfigError("out= is the prompt file itself", where="out", remedy="Choose another out=.")
     prompts = Prompts.open(file)
     engine, of = _engine(chosen)
     local = engine if isinstance(engine, Engine) else None
@@ -124,7 +134,9 @@ def generate_file(file: Path, arguments: Sequence[str] | None) -> tuple[Outcome,
         outcome = _write(partial, answered, chosen)
         if partial.count != prompts.rows:
             raise DataError(
-                "it changed while it was read", where=str(file), remedy="Begin again with a file that stays."
+                "the file changed while it was read",
+                where=str(file),
+                remedy="Do not change it, and run the command again.",
             )
         partial.finish()
     return outcome, out
@@ -133,7 +145,9 @@ def generate_file(file: Path, arguments: Sequence[str] | None) -> tuple[Outcome,
 def _is_new(partial: Partial, prompts: Prompts, line: int) -> bool:
     if line > prompts.last:
         raise DataError(
-            "it grew while it was read", where=str(prompts.path), remedy="Begin again with a file that stays."
+            "the file grew while it was read",
+            where=str(prompts.path),
+            remedy="Do not change it, and run the command again.",
         )
     return not partial.has(line)
 
@@ -163,16 +177,24 @@ def _write(partial: Partial, answered: Iterator[list[Answered]], chosen: Generat
 
 
 def _engine(chosen: GenerateSettings) -> tuple[Engine | RemoteEngine, dict[str, Any]]:
-    """What answers, and what it is."""
+    """Return the engine, and the fields that identify it in the output's record of settings."""
     if not chosen.run.startswith(REMOTE):
         local, print_ = loaded(RunDir(Path(chosen.run)), lambda: _local(chosen))
         return local, {"run": print_, **arithmetic()}
     if not chosen.model:
-        raise ConfigError("a server may hold several models", where=chosen.run, remedy="Name one: model=NAME.")
+        raise ConfigError(
+            "model= is required, because a server may serve several models",
+            where=chosen.run,
+            remedy="Give model=NAME.",
+        )
     for key in ("raw", "token_ids", "logprobs"):
         if getattr(chosen, key):
-            raise ConfigError(f"{key}=true, and an address gives texts alone", where=key, remedy="Name a run's folder.")
-    # One sample at a time each: rows are what runs side by side.
+            raise ConfigError(
+                f"{key}=true needs a local engine; a server returns only text",
+                where=key,
+                remedy=f"Remove {key}=, or give a run's folder.",
+            )
+    # Each request runs its samples one at a time (concurrency=1), because rows already run concurrently.
     key = os.environ.get("RORQUAL_API_KEY", "")
     engine = RemoteEngine(chosen.run, model=chosen.model, api_key=key, concurrency=1, seed_bits=chosen.seed_bits)
     return engine, {"run": chosen.run, "seed_bits": chosen.seed_bits}
@@ -196,7 +218,7 @@ def _local(chosen: GenerateSettings) -> Engine:
         print(NOT_HELD, file=sys.stderr)
     if engine.chat.name == "none" and not chosen.raw:
         raise ConfigError(
-            "a base model, whose tokenizer has no marks for turns", where=chosen.run, remedy="Give raw=true."
+            "this is a base model: its tokenizer has no chat template", where=chosen.run, remedy="Give raw=true."
         )
     return engine
 
@@ -207,7 +229,7 @@ def _encoder(engine: Engine) -> Any:
 
 
 def _check_all(engine: Engine | None, prompts: Prompts, asking: Asking) -> None:
-    """Raise for the first row that cannot be answered."""
+    """Raise DataError for the first row that cannot be answered."""
     for line, row in prompts.read():
         asked = asking.ask(line, row)
         if isinstance(asked, RowRequest) and engine is not None:
@@ -221,7 +243,7 @@ def _check_all(engine: Engine | None, prompts: Prompts, asking: Asking) -> None:
 
 
 def _made(chosen: GenerateSettings, sampling: RowSampling, prompts: Prompts) -> dict[str, Any]:
-    """What the answers depend on beside the model. Threads, slots and what runs at once are not among it."""
+    """Return everything but the model that the answers depend on. Threads, slots and concurrency do not affect answers."""
     own = {key: getattr(chosen, key) for key in ("raw", "token_ids", "logprobs", "dtype", "device", "max_len", "model")}
     own["backend"] = arithmetic_of(chosen.backend)
     return sampling.model_dump(mode="json") | own | {"file": prompts.sha256}

@@ -1,4 +1,4 @@
-"""What this machine is: asked of the system, without torch."""
+"""Facts about this machine, read from the operating system without torch."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from pathlib import Path
 
 
 def cores() -> int:
-    """Cores this process may use: its affinity, cut to the quota of its control group where there is one."""
+    """Return the number of cores that this process may use, by its affinity and its cgroup's CPU quota."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = _quota()
     return max(1, min(allowed, round(quota))) if quota else allowed
 
 
 def _quota() -> float:
-    """Cores' worth of time that a container may use; 0 where there is no limit."""
+    """Return the cgroup's CPU quota in cores, or 0 if there is no limit."""
     text = _text("/sys/fs/cgroup/cpu.max").split()
     if len(text) == 2 and text[0].isdigit():
         return int(text[0]) / int(text[1])
@@ -23,7 +23,7 @@ def _quota() -> float:
 
 
 def memory() -> tuple[int, int]:
-    """Bytes of memory: all of it (cut to a container's limit), and what is free to use."""
+    """Return (total, available) memory in bytes, both within the container's limit."""
     fields = {key: value.split()[0] for key, _, value in (x.partition(":") for x in _lines("/proc/meminfo")) if value}
     total, free = (int(fields.get(key, "0")) * 1024 for key in ("MemTotal", "MemAvailable"))
     limit = _text("/sys/fs/cgroup/memory.max")
@@ -34,14 +34,14 @@ def memory() -> tuple[int, int]:
 
 
 def processor() -> tuple[str, frozenset[str]]:
-    """The processor's name and its flags, as the kernel gives them; empty where it gives none."""
+    """Return the processor's name and flags from /proc/cpuinfo; empty if the kernel does not list them."""
     info = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in _lines("/proc/cpuinfo"))}
     flags = info.get("flags", "") or info.get("Features", "")
     return info.get("model name", ""), frozenset(flags.split())
 
 
 def load() -> float:
-    """Mean number of processes that wanted a core over the last minute."""
+    """Return the one-minute load average: the mean number of runnable processes."""
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
 
 

@@ -1,4 +1,4 @@
-"""The command `rorqual`, and how what goes wrong is told: a message with a remedy, never a traceback."""
+"""The `rorqual` command. It prints a user's errors as a message with a remedy, without a traceback."""
 
 from __future__ import annotations
 
@@ -36,26 +36,26 @@ from rorqual.cli.verbs.train import train
 from rorqual.core.errors import RorqualError
 
 RESUMES = ("quickstart", "train", "distil", "distill", "lab", "export", "generate")
-"""Verbs that go on where they were when the same command is given again."""
+"""Verbs that resume when the same command is given again."""
 WRITE_REMEDY = {
-    errno.ENOSPC: "Free disk space and repeat the command; what was written whole is kept.",
-    errno.EDQUOT: "Free some of your quota and repeat the command; what was written whole is kept.",
+    errno.ENOSPC: "Free disk space and repeat the command. Files that were written completely are kept.",
+    errno.EDQUOT: "Free some of your quota and repeat the command. Files that were written completely are kept.",
 }
 INTERRUPTED, REFUSED = 130, 2
 
 
 @contextmanager
 def told(verb: Callable[[], str | None]) -> Iterator[None]:
-    """Turn what a user can mend into a message on standard error and an exit code; anything else is a bug and shows itself."""
+    """Print errors that the user can fix on standard error, and exit with a code. Other exceptions are bugs and propagate."""
     try:
         yield
     except RorqualError as error:
         _stop(f"rorqual: {error}", REFUSED)
     except KeyboardInterrupt:
         on = verb() in RESUMES
-        _stop("\nstopped; the same command goes on where it was" if on else "\nstopped", INTERRUPTED)
+        _stop("\nstopped; the same command resumes" if on else "\nstopped", INTERRUPTED)
     except BrokenPipeError:
-        # Whoever read our output has left. Standard output is closed here, or the interpreter complains at its end.
+        # The reader of our output closed the pipe. Without this, the interpreter fails to flush stdout at exit.
         sys.stdout = None
         raise typer.Exit(0) from None
     except OSError as error:
@@ -70,7 +70,7 @@ def _stop(message: str, code: int) -> NoReturn:
 
 
 class Verbs(TyperGroup):
-    """The verbs, in the order in which they are met."""
+    """The verbs, listed in the order in which a new user needs them."""
 
     def invoke(self, ctx: Any) -> Any:
         with told(lambda: ctx.invoked_subcommand):
@@ -96,12 +96,12 @@ def _root(
         bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
     ] = False,
 ) -> None:
-    """The whole life of a DeepSeek-style reasoning model: build, train, reinforce, measure, talk."""
+    """Build, train, evaluate and serve DeepSeek-style reasoning models."""
     if ctx.invoked_subcommand is None:
         print(ctx.get_help())
 
 
-# Unknown options reach the verb, which says how they are written.
+# Unknown options reach the verb, which explains the key=value syntax.
 PAIRS = {"ignore_unknown_options": True}
 
 
@@ -150,6 +150,6 @@ def _terminate(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def main() -> None:
-    """Entry point. A polite kill (SIGTERM) is Ctrl-C."""
+    """Run the command line. SIGTERM is handled like Ctrl-C."""
     signal.signal(signal.SIGTERM, _terminate)
     app(prog_name="rorqual")

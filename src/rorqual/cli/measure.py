@@ -1,4 +1,4 @@
-"""What `rorqual eval` measures with: a run or an address behind one interface, and where the result is kept."""
+"""Settings of `rorqual eval`, its engine (a local run or a server), and the file of its result."""
 
 from __future__ import annotations
 
@@ -19,12 +19,15 @@ from rorqual.tasks.base import Split
 REMOTE = ("http://", "https://")
 Typed = BeforeValidator(lambda raw: scalar(raw) if isinstance(raw, str) else raw)
 SeedBits = Annotated[Literal[31, 64], Typed]
-"""Of the seeds that an address gets."""
+"""Number of bits of the seeds that are sent to a server."""
 
 
 class EvalSettings(Placement):
-    """`samples` of each problem; `count` problems, or, with `per_family`, of each family and level. `window`: tokens of a text
-    that are read together, 0 for the model's context."""
+    """Settings of `rorqual eval`.
+
+    `samples`: samples per problem. `count`: problems; with `per_family`, problems per family and level. `window`: tokens
+    per window of a text, or 0 for the model's context length.
+    """
 
     task: str = ""
     data: str = ""
@@ -46,7 +49,7 @@ class EvalSettings(Placement):
     backend: str = "torch-invariant"
 
     def asked(self) -> dict[str, Any]:
-        """The arguments of `evals.run.evaluate` that say what is asked and how."""
+        """Return the arguments of `evals.run.evaluate` that select problems and sampling."""
         from rorqual.engine.request import SamplingParams
 
         return {
@@ -62,12 +65,16 @@ class EvalSettings(Placement):
 
 
 def generator(model: str, settings: EvalSettings) -> Any:
-    """The engine of a run's folder, or the server at an address (its key in RORQUAL_API_KEY)."""
+    """Return the engine of a run folder, or a client of a server (with the API key in RORQUAL_API_KEY)."""
     if model.startswith(REMOTE):
         from rorqual.engine.remote.engine import RemoteEngine
 
         if not settings.model:
-            raise ConfigError("a server may hold several models", where=model, remedy="Name one: model=NAME.")
+            raise ConfigError(
+                "model= is required, because a server may serve several models",
+                where=model,
+                remedy="Give model=NAME.",
+            )
         key = os.environ.get("RORQUAL_API_KEY", "")
         return RemoteEngine(
             model, model=settings.model, api_key=key, seed_bits=settings.seed_bits, concurrency=settings.concurrency
@@ -86,7 +93,10 @@ def generator(model: str, settings: EvalSettings) -> Any:
 
 
 def evaluation_file(model: str, settings: EvalSettings) -> Path | None:
-    """Where every answer is kept: `out`, else in the run's folder by task, split and mode; None for a server."""
+    """Return the file of the evaluation, or None for a server without `out`.
+
+    The default is in the run's `evals/`, named by task, split and thinking mode.
+    """
     if settings.out:
         return Path(settings.out)
     if model.startswith(REMOTE):
@@ -96,7 +106,10 @@ def evaluation_file(model: str, settings: EvalSettings) -> Path | None:
 
 
 def loss_on_text(model: str, settings: EvalSettings) -> str:
-    """The held-out tenth of a text file under a run's model, in windows as long as its context."""
+    """Return a report of the model's loss on the held-out last tenth of a text file.
+
+    The text is read in windows of `window` tokens (default: the model's context length).
+    """
     import torch
 
     from rorqual.data.source.text import read_text
@@ -104,7 +117,9 @@ def loss_on_text(model: str, settings: EvalSettings) -> str:
     from rorqual.evals.perplexity import text_loss
 
     if model.startswith(REMOTE):
-        raise ConfigError("a server gives no loss of a text", where="command line", remedy="Name a run's folder.")
+        raise ConfigError(
+            "a server cannot compute the loss of a text", where="command line", remedy="Give a run's folder."
+        )
     text = read_text(Path(settings.data)).validation
     if settings.threads:
         torch.set_num_threads(settings.threads)
@@ -112,17 +127,17 @@ def loss_on_text(model: str, settings: EvalSettings) -> str:
     assert isinstance(engine, Engine)
     if settings.window > engine.max_len:
         raise ConfigError(
-            f"window={settings.window}, the model's context is {engine.max_len}",
+            f"window={settings.window} exceeds the model's context of {engine.max_len}",
             where="command line",
-            remedy="Lower it.",
+            remedy=f"Use window={engine.max_len} or less.",
         )
     found = text_loss(engine.scorer, engine.tokenizer, text, window=settings.window or engine.max_len)
     return "\n".join(
         [
             f"{model} on the last tenth of {settings.data}: {found.tokens:,} tokens, {found.characters:,} characters,",
             f"each predicted once, from at most {found.window} tokens before it.",
-            f"  loss a token      {found.per_token:.4f} nats (perplexity {found.perplexity:.2f})",
-            f"  loss a character  {found.per_character:.4f} nats",
-            f"  bits a byte       {found.bits_per_byte:.4f}",
+            f"  loss per token      {found.per_token:.4f} nats (perplexity {found.perplexity:.2f})",
+            f"  loss per character  {found.per_character:.4f} nats",
+            f"  bits per byte       {found.bits_per_byte:.4f}",
         ]
     )

@@ -1,4 +1,4 @@
-"""What `rorqual plan` prints: which plan is asked for, and its text."""
+"""The output of `rorqual plan`: chooses the plan from the arguments, and formats it."""
 
 from __future__ import annotations
 
@@ -41,28 +41,30 @@ V3_NAMES = ("deepseek-v3", "deepseek-r1", "deepseek-v3.1")
 def answer(
     model: str, settings: Sequence[str] | None, *, train: bool, serve: bool, published: bool, tables: bool
 ) -> str:
-    """The text of what was asked; a ConfigError where nothing or two things were."""
+    """Return the text of the requested plan. Raises ConfigError unless exactly one plan is requested."""
     asked = [
         name
         for name, wanted in (("train", train), ("serve", serve), ("published", published), ("tables", tables))
         if wanted
     ]
     if len(asked) > 1:
-        raise ConfigError(f"--{' and --'.join(asked)}", where="plan", remedy="Ask for one at a time.")
+        raise ConfigError(
+            f"--{' and --'.join(asked)} exclude each other", where="plan", remedy="Give only one of them."
+        )
     if "=" in model or ((published or tables) and (model or settings)):
-        raise ConfigError(f"'{model}' is no model", where="plan", remedy=f"Write {ASK}")
+        raise ConfigError(f"'{model}' is not a model", where="plan", remedy=f"Write {ASK}")
     if published:
         return published_text()
     if tables:
         return tables_text()
     if not model:
-        raise ConfigError("no model is named", where="plan", remedy=f"Write {ASK}")
+        raise ConfigError("the model is missing", where="plan", remedy=f"Write {ASK}")
     if train:
         if not any(word.startswith("tokens=") for word in settings or ()):
             raise ConfigError(
-                "key 'tokens' is required: how many to train on",
+                "key 'tokens' is required",
                 where=WHERE,
-                remedy="Say how many, such as tokens=14.8T.",
+                remedy="Give the number of training tokens, for example tokens=14.8T.",
             )
         return training_text(model, read(TrainPlan, settings))
     if serve:
@@ -71,12 +73,12 @@ def answer(
         return quickstart_text(read(QuickstartPlan, settings))
     if RunDir(Path(model)).metrics_file.is_file():
         return run_text(model, read(RunPlan, settings))
-    find_model(model)  # what is not known is said first
-    raise ConfigError("say what to plan", where="plan", remedy=f"Write {ASK}")
+    find_model(model)  # report an unknown model first
+    raise ConfigError("the kind of plan is missing", where="plan", remedy=f"Write {ASK}")
 
 
 def training_text(model: str, asked: TrainPlan) -> str:
-    """The plan of a training, and its page where one is wanted."""
+    """Return the plan of a training, and write its page if `out` is given."""
     config = find_model(model)
     made = plan_training(config, asked)
     rows = [("model", model), *training_rows(config, asked, made)]
@@ -89,7 +91,7 @@ def training_text(model: str, asked: TrainPlan) -> str:
 
 
 def serving_text(model: str, asked: ServePlan) -> str:
-    """The plan of serving, and its page where one is wanted."""
+    """Return the plan of serving, and write its page if `out` is given."""
     config = find_model(model)
     made = plan_serving(config, asked)
     rows = [("model", model), *serving_rows(config, asked, made)]
@@ -100,22 +102,22 @@ def serving_text(model: str, asked: ServePlan) -> str:
 
 
 def run_text(name: str, asked: RunPlan) -> str:
-    """How fast a run was here, and what more of it takes."""
+    """Return a run's measured speed, and the time and money that more training would take."""
     run = RunDir(Path(name))
     speed = speed_of(run)
     core = f", {speed.core_seconds:.3g} core-seconds" if speed.core_seconds else ""
     rows = [
         ("run", name),
-        ("measured", f"{speed.done:,} of {speed.asked:,} steps: {duration(speed.seconds)} a step{core}, {speed.tokens:,.0f} tokens"),
-        ("speed", f"{speed.tokens / speed.seconds:,.0f} tokens and {short(speed.flops / speed.seconds)}FLOPs a second"),
+        ("measured", f"{speed.done:,} of {speed.asked:,} steps: {duration(speed.seconds)} per step{core}, {speed.tokens:,.0f} tokens"),
+        ("speed", f"{speed.tokens / speed.seconds:,.0f} tokens/s, {short(speed.flops / speed.seconds)}FLOP/s"),
     ]  # fmt: skip
     if asked.steps and asked.tokens:
-        raise ConfigError("steps and tokens are both given", where=WHERE, remedy="Give one of them.")
+        raise ConfigError("steps and tokens exclude each other", where=WHERE, remedy="Give only one of them.")
     steps = asked.steps or round(asked.tokens / speed.tokens)
     label = f"{steps:,} steps, {short(steps * speed.tokens)} tokens"
     if not steps:
         steps, label = (
-            (speed.asked - speed.done, "what is left of it")
+            (speed.asked - speed.done, "remaining steps")
             if speed.done < speed.asked
             else (10 * speed.done, "ten times as long")
         )
@@ -124,20 +126,20 @@ def run_text(name: str, asked: RunPlan) -> str:
         grown = find_model(asked.model)
         context = read_row(run)
         times = training_flops(grown, context, mtp=True) / training_flops(read_model_config(run), context, mtp=True)
-        like = f" of {asked.model}, {times:,.3g} times the FLOPs a token, at the same FLOPs a second (a larger model reaches more)"
+        like = f" of {asked.model}, {times:,.3g} times the FLOPs per token, at the same FLOP/s (a larger model reaches more)"
     low, high = (end * times for end in speed.interval(steps))
     rows += [
         (label, f"{duration(steps * speed.seconds * times)}{like}"),
-        ("  95 % interval", f"{duration(low)} to {duration(high)}, if the machine stays as it was"),
+        ("  95 % interval", f"{duration(low)} to {duration(high)}, on the same machine under the same load"),
     ]
     if speed.core_seconds:
         usd = steps * speed.core_seconds * times / 3600 * asked.core_hour
-        rows.append(("  money", f"{money(usd)} at ${asked.core_hour:g} a core-hour"))
+        rows.append(("  money", f"{money(usd)} at ${asked.core_hour:g} per core-hour"))
     return lines(rows)
 
 
 def quickstart_text(asked: QuickstartPlan) -> str:
-    """What each stage of a quickstart would take here, by a probe of some seconds."""
+    """Return the expected time and money of each quickstart stage on this machine, from a probe of a few seconds."""
     found = forecast(SCALES[asked.size], seed=asked.seed, threads=asked.threads or cores())
     head = ("stage", "seconds", "core-seconds", "tokens", "USD")
     rows = [
@@ -152,12 +154,12 @@ def quickstart_text(asked: QuickstartPlan) -> str:
     ]
     seconds, core, tokens = (sum(getattr(s, name) for s in found) for name in ("seconds", "core_seconds", "tokens"))
     rows.append(("all", f"{seconds:,.1f}", f"{core:,.1f}", short(tokens), money(core / 3600 * CORE_HOUR)))
-    note = "Without the start of Python and the report. Reinforcement depends on how long answers become, which nobody knows before."
+    note = "Excludes Python's start-up and the report. The time of reinforcement depends on reply lengths, which are not known in advance."
     return f"{columns([head, *rows], frozenset({1, 2, 3, 4}))}\n\n{note}"
 
 
 def columns(rows: Iterable[Sequence[str]], right: frozenset[int] = frozenset()) -> str:
-    """Text in columns, those in `right` aligned to the right; the last one runs free."""
+    """Format rows as aligned columns. Columns in `right` are right-aligned."""
     table = [tuple(row) for row in rows]
     widths = [max(len(row[place]) for row in table) for place in range(len(table[0]))]
     made = []
@@ -171,9 +173,12 @@ def columns(rows: Iterable[Sequence[str]], right: frozenset[int] = frozenset()) 
 
 
 def published_text() -> str:
-    """Each published figure, ours, the difference and where it stands; below, why one does not follow, and what is only quoted."""
+    """Return a table of published figures beside ours, with difference, tolerance and source.
+
+    The text below it explains differences, and lists figures that are quoted without being computed.
+    """
     found = figures()
-    head = ("what", "published", "ours", "difference", "held to", "source")
+    head = ("figure", "published", "ours", "difference", "tolerance", "source")
     rows = [
         (
             f.name,
@@ -197,7 +202,7 @@ def published_text() -> str:
 
 
 def tables_text() -> str:
-    """Hardware and prices, each row with its sources."""
+    """Return the tables of hardware and API prices, with sources."""
     cards: list[tuple[str, ...]] = [
         ("hardware", "fp32", "bf16", "fp8", "memory", "bandwidth", "link", "USD/h", "sources")
     ]
@@ -208,6 +213,6 @@ def tables_text() -> str:
         cards.append(
             (d.name, *peaks, gigabytes(d.memory), *rates, rent, f"{d.title}: {d.source}; rent: {d.price_source}")
         )
-    prices = [("USD a million tokens", "hit", "miss", "reply", "date", "source")]
+    prices = [("USD per million tokens", "hit", "miss", "reply", "date", "source")]
     prices += [(p.name, f"{p.hit:g}", f"{p.miss:g}", f"{p.output:g}", p.date, p.source) for p in PRICES]
     return columns(cards, frozenset(range(1, 8))) + "\n\n" + columns(prices, frozenset({1, 2, 3}))

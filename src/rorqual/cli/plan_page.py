@@ -1,4 +1,4 @@
-"""The page that `rorqual plan ... out=DIR` writes: the plan's figures, its pictures, and where its inputs come from."""
+"""The HTML page that `rorqual plan ... out=DIR` writes: the plan, its plots, and the sources of its inputs."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from rorqual.plan.price import PRICES
 
 PAGE = "plan.html"
 V3_MARK = ("DeepSeek-V3", 14.8e12, 2.664e6 * 2.0)
-"""Pretraining alone, its hours at the report's rent."""
+"""Label, tokens and USD of DeepSeek-V3's pretraining: the report's GPU hours at the report's $2 per hour."""
 
 
 def training_drawings(model: ModelConfig, asked: TrainPlan, made: Trained, *, is_v3: bool) -> list[Drawing]:
-    """Cost against tokens on each hardware that has a rent, and memory of the layout beside others."""
+    """Return two plots: cost against tokens for each device with a rent, and memory per device of several layouts."""
     lines = [
         Line(card.title, _usd_per_token(card, asked, made), card.name == asked.device().name)
         for card in DEVICES
@@ -40,7 +40,7 @@ def training_drawings(model: ModelConfig, asked: TrainPlan, made: Trained, *, is
 
 
 def _changes(layout: Layout) -> list[tuple[str, Layout]]:
-    """What the same layout is without each of its savings."""
+    """Return variants of `layout` with other recomputation, and one without ZeRO."""
     data = {name: getattr(layout, name) for name in ("dp", "tp", "pp", "ep", "zero", "recompute", "microbatch")}
     found = [("everything recomputed", Layout(**{**data, "recompute": "full"}))] if layout.recompute != "full" else []
     if layout.recompute != "none":
@@ -60,12 +60,12 @@ def _usd_per_token(card: Device, asked: TrainPlan, made: Trained) -> float:
 
 
 def serving_drawings(asked: ServePlan, made: Served) -> list[Drawing]:
-    """The price against the hit rate, among the API prices of the table."""
+    """Return a plot of the price against the cache hit rate, with the API prices of the table."""
     return [price_against_hit_rate(made.price, PRICES, asked.prompt, asked.reply, asked.hit_rate)]
 
 
 def write_page(folder: Path, title: str, rows: Rows, drawings: Sequence[Drawing], asked: TrainPlan | ServePlan) -> Path:
-    """One file that needs no network, and its pictures beside it; returns the page's path."""
+    """Write a self-contained page, and its plots as PNG files in the same folder. Return the page's path."""
     figures = []
     for drawing in drawings:
         picture = Picture(drawing.name, drawing.alt, drawing.caption, drawing.draw)
@@ -75,15 +75,15 @@ def write_page(folder: Path, title: str, rows: Rows, drawings: Sequence[Drawing]
     card = asked.device()
     peaks = ", ".join(f"{value / 1e12:,.4g} TFLOPS in {name}" for name, value in card.peak.items())
     given = f"{card.title}: {card.source}. {peaks}; {card.bandwidth / 1e12:.3g} TB/s; {card.memory / 1e9:.4g} GB. Rent: {asked.rent_words()}."
-    counted = "FLOPs: a multiply-add counts as two, matrix products only. A device's memory is planned to 92 %. The rest is in docs/plan.md."
-    lede = "A plan: arithmetic on the model's account and on tables with sources. Nothing was run."
+    counted = "FLOPs count a multiply-add as two, in matrix products only. A plan fills up to 92 % of device memory. Details: docs/plan.md."
+    lede = "This plan is computed from the model's config and from tables with sources. Nothing was run."
     shown = [row for row in rows if row[0]]
     body = "\n".join(
         [
             f"<header><h1>{escape(title)}</h1>{para(lede, 'lede')}</header>",
             section("plan", "The plan", table("the plan", ("what", "figure"), [("", shown)], text_columns=2)),
-            section("pictures", "In pictures", *figures),
-            section("sources", "Where the inputs come from", para(given), para(counted, "note")),
+            section("pictures", "Plots", *figures),
+            section("sources", "Sources", para(given), para(counted, "note")),
         ]
     )
     target = folder / PAGE

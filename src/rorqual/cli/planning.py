@@ -1,4 +1,4 @@
-"""What `rorqual plan` is asked, and the lines that it answers with."""
+"""Settings of `rorqual plan`, and the rows of its tables."""
 
 from __future__ import annotations
 
@@ -34,7 +34,10 @@ Rows = list[tuple[str, str]]
 
 
 class Rented(Config):
-    """What both plans take. `price`: USD an hour of one device, 0: the table's. `out`: a folder for a page with pictures."""
+    """Settings of both plans.
+
+    `price`: USD per hour of one device, or 0 for the table's value. `out`: folder for a page with plots.
+    """
 
     hardware: str = "h800"
     price: Amount = Field(0.0, ge=0)
@@ -44,22 +47,27 @@ class Rented(Config):
         return device(self.hardware)
 
     def rent(self) -> float:
-        """USD an hour; a ConfigError where neither the table nor the user knows one."""
+        """Return the rent in USD per device-hour. Raises ConfigError if neither the user nor the table gives one."""
         found = self.price or self.device().price
         if not found:
             raise ConfigError(
-                f"no rent is known for {self.device().title}", where="price", remedy="Give price=USD_AN_HOUR."
+                f"the hardware table has no rent for {self.device().title}",
+                where="price",
+                remedy="Give price=USD_PER_HOUR.",
             )
         return found
 
     def rent_words(self) -> str:
-        return f"${self.rent():.2f} an hour, {'as given' if self.price else self.device().price_source}"
+        return f"${self.rent():.2f} per hour, {'as given' if self.price else self.device().price_source}"
 
 
 class TrainPlan(Rented):
-    """`tokens` to train on, on `n` devices, in rows of `context`. A layout (dp, tp, pp, ep, zero, ...) is chosen unless one of its
-    degrees is given; 0 is what the rest leaves. `utilisation`: share of the bf16 peak, 0: the table's. `full_attention`: count
-    attention over whole rows rather than its causal half. `mtp`: count V3's prediction modules."""
+    """Settings of a training plan: `tokens` to train on, `n` devices, rows of `context` tokens.
+
+    The parallel layout is chosen unless one of dp, tp, pp, ep is given. A degree of 0 then means 1, or for dp the remaining
+    devices. `utilisation`: share of the bf16 peak, or 0 for the table's value. `full_attention`: count attention over whole
+    rows instead of its causal half. `mtp`: count multi-token prediction modules.
+    """
 
     tokens: Amount = Field(gt=0)
     n: Count = Field(8, ge=1)
@@ -80,7 +88,7 @@ class TrainPlan(Rented):
         return self.utilisation or self.device().utilisation
 
     def layout(self) -> Layout | None:
-        """The layout that was asked for; None where none was."""
+        """Return the requested layout, or None if no degree is given."""
         if not (self.dp or self.tp or self.pp or self.ep):
             return None
         tp, pp, ep = self.tp or 1, self.pp or 1, self.ep or 1
@@ -92,9 +100,13 @@ class TrainPlan(Rented):
 
 
 class ServePlan(Rented):
-    """A replica of `n` devices (0: the fewest that hold it), attention over `tp` of them; requests of `prompt` and `reply` tokens, of
-    whose prompt the cache holds `hit_rate`. `batch` 0: the largest. `margin` over the rent; `busy`: share of the hours that are
-    used. `prefill_used`, `decode_used`: shares of the roofline that are reached."""
+    """Settings of a serving plan.
+
+    A replica has `n` devices (0: the fewest that hold the model) and splits attention over `tp` of them. Requests have
+    `prompt` and `reply` tokens; the prefix cache holds the share `hit_rate` of prompt tokens. `batch` 0 is the largest that
+    fits. `margin` is added to the rent. `busy`: share of the rented hours that are used. `prefill_used`, `decode_used`:
+    shares of the roofline that are reached.
+    """
 
     n: Count = Field(0, ge=0)
     tp: Count = Field(0, ge=0)
@@ -112,14 +124,17 @@ class ServePlan(Rented):
     @model_validator(mode="after")
     def _degrees(self) -> Self:
         if self.tp and not self.n:
-            raise ValueError(f"tp={self.tp} needs n, the devices of a replica")
+            raise ValueError(f"tp={self.tp} also needs n=, the number of devices of a replica")
         return self
 
     def mix(self) -> Mix:
         return Mix(self.prompt, self.reply, self.hit_rate)
 
     def replica(self, model: ModelConfig) -> Replica:
-        """As asked, or the smallest that holds the model and a sequence; dense models split everything over all devices."""
+        """Return the requested replica, or the smallest that holds the model and one sequence.
+
+        A dense model is split over all devices by tensor parallelism unless `tp` is given.
+        """
         dense = not any(ffn.experts_per_token() for ffn in model.ffns)
         tp = self.tp or (self.n if dense and self.n else 1)
         made = Replica(
@@ -132,7 +147,7 @@ class ServePlan(Rented):
 
 
 class RunPlan(Config):
-    """How much more of a run: `steps` or `tokens` (0: what is left of it), of another `model` where one is named."""
+    """Settings of a plan for a run: more `steps` or `tokens` (0: the remaining steps), optionally of another `model`."""
 
     steps: Count = Field(0, ge=0)
     tokens: Amount = Field(0.0, ge=0)
@@ -141,7 +156,7 @@ class RunPlan(Config):
 
 
 class QuickstartPlan(Config):
-    """Which quickstart: its `size`, `seed`, and `threads` (0: every core)."""
+    """Settings of a quickstart forecast: `size`, `seed` and `threads` (0: all cores)."""
 
     size: Literal["small", "full"] = "full"
     seed: int = Field(0, ge=0)
@@ -150,7 +165,7 @@ class QuickstartPlan(Config):
 
 @dataclass(frozen=True)
 class Trained:
-    """A training's plan: cost, the layout asked for or chosen with its memory, and, where that does not fit, the nearest that does."""
+    """A training plan: cost, layout and memory per device. `nearest`: the nearest layout that fits, if this one does not."""
 
     cost: TrainingCost
     layout: Layout
@@ -159,7 +174,7 @@ class Trained:
 
 
 def plan_training(model: ModelConfig, asked: TrainPlan) -> Trained:
-    """A layout that does not divide is refused with the nearest that does."""
+    """Plan a training. Raises ConfigError if the requested layout does not divide the model or the devices."""
     each = training_flops(model, asked.context, causal=not asked.full_attention, mtp=asked.mtp)
     cost = training_cost(
         each, asked.tokens, n=asked.n, peak=asked.device().flops("bf16"), utilisation=asked.used(), price=asked.rent()
@@ -169,7 +184,7 @@ def plan_training(model: ModelConfig, asked: TrainPlan) -> Trained:
         return Trained(cost, *choose(model, room, asked.context, precision, asked.microbatch), None)
     if reasons := misfits(model, layout, asked.n):
         near = nearest_dividing(model, layout, room)
-        raise ConfigError("; ".join(reasons), where="layout", remedy=f"The nearest layout that divides: {near}.")
+        raise ConfigError("; ".join(reasons), where="layout", remedy=f"The nearest valid layout is {near}.")
     memory = device_memory(model, layout, context=asked.context, precision=precision)
     fits = memory.total <= room.usable
     return Trained(
@@ -178,20 +193,20 @@ def plan_training(model: ModelConfig, asked: TrainPlan) -> Trained:
 
 
 def training_rows(model: ModelConfig, asked: TrainPlan, made: Trained) -> Rows:
-    """The plan of a training, a line a figure."""
+    """Return the rows of a training plan, one per figure."""
     card, cost = asked.device(), made.cost
-    attention = "attention over whole rows" if asked.full_attention else "causal attention, half of a row in the mean"
+    attention = "attention over whole rows" if asked.full_attention else "causal attention, half a row on average"
     peak = card.flops("bf16")
     source = "as given" if asked.utilisation else "the table's; DeepSeek-V3 reached 0.389 on H800 (ISCA 2025)"
     rows = [
         ("hardware", f"{asked.n:,} x {card.title} ({card.source})"),
-        ("FLOPs a token", f"{flops(cost.flops_per_token)}: {attention}, rows of {asked.context:,}{', with MTP' if asked.mtp else ''}"),
+        ("FLOPs per token", f"{flops(cost.flops_per_token)}: {attention}, rows of {asked.context:,}{', with MTP' if asked.mtp else ''}"),
         ("FLOPs", f"{flops(cost.flops)} for {short(asked.tokens)} tokens"),
-        ("speed", f"{short(peak * asked.used())}FLOP/s a device: {asked.used():.3g} of {short(peak)} in bf16, {source}"),
+        ("speed", f"{short(peak * asked.used())}FLOP/s per device: {asked.used():.3g} of {short(peak)} in bf16, {source}"),
         ("device-hours", short(cost.hours)),
         ("time", duration(cost.seconds)),
         ("money", f"{money(cost.usd)} at {asked.rent_words()}"),
-        *([] if asked.utilisation or card.utilisation != V3_USED else [("may take more", range_words(asked, cost))]),
+        *([] if asked.utilisation or card.utilisation != V3_USED else [("upper estimate", range_words(asked, cost))]),
         ("", ""),
         ("layout", f"{made.layout} ({'as given' if asked.layout() else 'chosen'}), {asked.precision}: {PRECISIONS[asked.precision].source}"),
         *memory_rows(made.memory, asked),
@@ -202,28 +217,28 @@ def training_rows(model: ModelConfig, asked: TrainPlan, made: Trained) -> Rows:
 
 
 def range_words(asked: TrainPlan, cost: TrainingCost) -> str:
-    """What the plan would be at the shares that other published trainings reached: the default is the best of them."""
+    """Return the cost at the lowest utilisation that published trainings reached. The default is the highest."""
     times = {name: asked.used() / share for name, share in REACHED.items()}
     told = ", ".join(f"{name} {share:.2f}" for name, share in REACHED.items())
     return (
         f"up to {short(cost.hours * max(times.values()))} device-hours and {money(cost.usd * max(times.values()))}: by their published "
-        f"hours whole trainings reached less ({told}). Give utilisation= where you know yours."
+        f"hours, whole trainings reached a lower utilisation ({told}). Give utilisation= if you know yours."
     )
 
 
 def memory_rows(memory: Memory, asked: TrainPlan) -> Rows:
-    """By part, and whether it fits."""
+    """Return the memory per device by part, and whether the total fits."""
     card, usable = asked.device(), asked.room().usable
     left = usable - memory.total
-    verdict = f"fits, {gigabytes(left)} free" if left >= 0 else f"does not fit: {gigabytes(-left)} too much"
+    verdict = f"fits, {gigabytes(left)} free" if left >= 0 else f"does not fit, {gigabytes(-left)} too much"
     where = f"pipeline stage {memory.stage + 1}, {memory.layers} layers"
-    total = f"{gigabytes(memory.total)} of {gigabytes(usable)} ({gigabytes(card.memory)} less {RESERVE:.0%} left free): {verdict} ({where})"
-    return [*((f"  {name}", gigabytes(size)) for name, size in memory.parts()), ("  a device", total)]
+    total = f"{gigabytes(memory.total)} of {gigabytes(usable)} ({gigabytes(card.memory)} less {RESERVE:.0%} reserve): {verdict} ({where})"
+    return [*((f"  {name}", gigabytes(size)) for name, size in memory.parts()), ("  per device", total)]
 
 
 @dataclass(frozen=True)
 class Served:
-    """A serving plan: the replica, what it does, and the price of its tokens at the margin."""
+    """A serving plan: the replica, its throughput, and the price of its tokens with the margin."""
 
     replica: Replica
     serving: Serving
@@ -231,14 +246,14 @@ class Served:
 
 
 def plan_serving(model: ModelConfig, asked: ServePlan) -> Served:
-    """What serving `model` takes."""
+    """Plan the serving of `model`."""
     replica = asked.replica(model)
     served = serving(model, replica, asked.mix(), asked.batch)
     return Served(replica, served, token_prices(served, asked.rent() / asked.busy, asked.margin))
 
 
 def serving_rows(model: ModelConfig, asked: ServePlan, made: Served) -> Rows:
-    """The plan of serving, a line a figure."""
+    """Return the rows of a serving plan, one per figure."""
     replica, served, mix = made.replica, made.serving, asked.mix()
     group, step, price = replica.tp, served.step, made.price
     where = "device" if group == 1 else f"{group} devices"
@@ -247,16 +262,16 @@ def serving_rows(model: ModelConfig, asked: ServePlan, made: Served) -> Rows:
     known = asked.prefill_used == DAY_PREFILL and asked.decode_used == DAY_DECODE
     return [
         ("replica", f"{replica.n:,} x {replica.device.title}, tp={group}, {count(sum(split_weights(model)))} parameters in {replica.dtype}"),
-        ("cache", f"{served.cache_bytes:,} bytes a token, {gigabytes(served.cache_bytes * mix.longest)} for {mix.longest:,} tokens"),
-        ("memory of a device", f"{gigabytes(served.weights)} of weights, {gigabytes(served.free)} for cache"),
-        ("batch", f"{served.batch:,} sequences on each {where}, {served.batch * replica.groups:,} in all"),
-        ("decode step", f"{duration(step.seconds)}, bound by {step.bound}: weights {duration(step.weights)}, cache {duration(step.cache)}, "
-                        f"computing {duration(step.compute)} at the roofline"),
-        ("decode", f"{served.decode_rate:,.0f} tokens a second of a device, {served.per_sequence:.1f} for each reader"),
-        ("prefill", f"{served.prefill_rate:,.0f} tokens a second of a device, computed; tokens found in the cache beside them"),
+        ("KV cache", f"{served.cache_bytes:,} bytes per token, {gigabytes(served.cache_bytes * mix.longest)} for {mix.longest:,} tokens"),
+        ("memory per device", f"{gigabytes(served.weights)} of weights, {gigabytes(served.free)} for KV cache"),
+        ("batch", f"{served.batch:,} sequences on each {where}, {served.batch * replica.groups:,} in total"),
+        ("decode step", f"{duration(step.seconds)}, bound by {step.bound}: weights {duration(step.weights)}, KV cache {duration(step.cache)}, "
+                        f"compute {duration(step.compute)} at the roofline"),
+        ("decode", f"{served.decode_rate:,.0f} tokens/s per device, {served.per_sequence:.1f} tokens/s per sequence"),
+        ("prefill", f"{served.prefill_rate:,.0f} tokens/s per device, not counting tokens found in the cache"),
         ("shares", shares + (", as DeepSeek's service did in February 2025" if known else ", as given")),
         ("cost", f"{asked.rent_words()}{'' if asked.busy == 1 else f', busy {asked.busy:.0%} of them'}; margin {asked.margin:.0%}"),
-        ("price a million", f"prompt {money(price.miss)}, found in the cache {money(price.hit)}, reply {money(price.output)}"),
-        ("  of this mix", f"{money(blended)}: {mix.prompt:,} tokens of prompt, {mix.hit_rate:.0%} of them hits, {mix.reply:,} of reply"),
+        ("price per million", f"prompt {money(price.miss)}, found in the cache {money(price.hit)}, reply {money(price.output)}"),
+        ("  of this mix", f"{money(blended)}: {mix.prompt:,} prompt tokens, {mix.hit_rate:.0%} of them cached, {mix.reply:,} reply tokens"),
         *((f"  {row.name}, {row.date}", money(row.blended(mix.prompt, mix.reply, mix.hit_rate))) for row in PRICES),
     ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""The terminal's side of a chat: thinking dimmed, notes apart, plain text in a pipe."""
+"""Terminal output and input of `rorqual chat`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ OPEN, CLOSE = "<think>", "</think>"
 
 
 class Terminal:
-    """Shows a reply piece by piece. In a pipe the text is the same, without colours."""
+    """Prints a reply piece by piece, with reasoning dimmed. In a pipe, the text has no colours."""
 
     def __init__(self) -> None:
         self.console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
@@ -19,27 +19,27 @@ class Terminal:
         self._thinking = False
 
     def reasoning(self, text: str) -> None:
-        """Part of what stands between `<think>` and `</think>`."""
+        """Print a piece of reasoning, after `<think>` if it is the first."""
         self._write(text if self._thinking else OPEN + text, "dim")
         self._thinking = True
 
     def answer(self, text: str) -> None:
-        """Part of the answer."""
+        """Print a piece of the answer."""
         self.end_thinking()
         self._write(text, "")
 
     def note(self, text: str) -> None:
-        """What the model did not say; on standard error."""
+        """Print a note of the program on standard error."""
         self.notes.print(f"({text})", style="dim italic")
 
     def end_thinking(self) -> None:
-        """Close the thought, if one is open."""
+        """Print `</think>` if reasoning is open."""
         if self._thinking:
             self._write(f"{CLOSE}\n", "dim")
         self._thinking = False
 
     def end(self) -> None:
-        """The reply is over."""
+        """End the reply."""
         self.end_thinking()
         self._write("\n", "")
 
@@ -49,10 +49,10 @@ class Terminal:
 
 
 def lines_typed() -> Iterator[str]:
-    """What a person types, or each line of a pipe, up to its end or `/quit`."""
+    """Yield non-empty lines from the terminal or a pipe, until the input ends or a line is `/quit`."""
     asks = sys.stdin.isatty() and sys.stdout.isatty()
     if asks:
-        import readline  # noqa: F401  (its import gives `input` a history and editing)
+        import readline  # noqa: F401  (importing it gives `input` line editing and history)
     while True:
         try:
             text = input("\nyou> " if asks else "").strip()

@@ -1,4 +1,4 @@
-"""What `rorqual serve` is told, as the server takes it."""
+"""Settings of `rorqual serve`, and their conversion into the server's own."""
 
 from __future__ import annotations
 
@@ -17,14 +17,22 @@ from rorqual.serve.wire import Placed
 
 
 class ServeSettings(Placement):
-    """`max_len` 0: the model's context, as far as the cache holds it. `threads` 0: as many as there are cores. `keys`: the file of hashes.
-    `ui`: the chat page; without a word, where Gradio is installed. `hang`: seconds of work without a sign of life after which the
-    engine is started again; `load`: seconds that it may take to be ready. `cache_dir`: a folder for the prefix cache, which then outlives the
-    server, up to `disk_bytes`; `cache_bytes`: of keys and values in memory, 0: a GiB.
-    `step_tokens`: of a step at most, so that a long prompt delays nobody's next token by more. `operator`: the tenant whose key reads
-    everybody's figures. `stall`: seconds after which a client that does not read its answer is cut off. `cors`: origins whose scripts may
-    ask, with commas. `rollout_dir`: a folder for weights that a trainer sends; with it the server is a rollout engine, too, with a key of its
-    own. `record_kept`: rollouts bring the sets that top-p and top-k left.
+    """Settings of `rorqual serve`.
+
+    - `max_len`: 0 is the model's context length, limited by the size of the KV cache.
+    - `threads`: 0 is the number of cores.
+    - `keys`: the file with the hashes of API keys.
+    - `ui`: whether to serve the chat page; None serves it if Gradio is installed.
+    - `hang`: restart the engine process after this many seconds of work without a heartbeat.
+    - `load`: seconds that the engine process may take to become ready.
+    - `cache_dir`: a folder for the prefix cache, which then survives restarts; it grows up to `disk_bytes`.
+    - `cache_bytes`: size of the KV cache in memory; 0 is 1 GiB.
+    - `step_tokens`: tokens per engine step, at most. It bounds how long a long prompt delays the next token of other requests.
+    - `operator`: the tenant whose key may read the metrics of all tenants.
+    - `stall`: disconnect a client that reads nothing for this many seconds.
+    - `cors`: allowed origins, separated by commas.
+    - `rollout_dir`: a folder for weights that a trainer sends. The server then also is a rollout engine, with a separate key.
+    - `record_kept`: return the sets of tokens that top-p and top-k keep with each rollout.
     """
 
     host: str = "127.0.0.1"
@@ -54,7 +62,7 @@ class ServeSettings(Placement):
 
 
 def start(run: Path, arguments: Sequence[str] | None) -> None:
-    """Serve `run` until it is stopped."""
+    """Serve `run` until the process is stopped."""
     chosen = read(ServeSettings, arguments)
     placed = Placed(
         run=str(run),

@@ -1,4 +1,4 @@
-"""`key=value` arguments of a verb, read strictly."""
+"""Parsing of a verb's `key=value` arguments. Unknown keys are errors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DType = Literal["float32", "bfloat16"]
 
 
 class Placement(Config):
-    """What every verb takes: where tensors lie and their type."""
+    """Settings that most verbs accept: the device and type of tensors."""
 
     device: str = "cpu"
     dtype: DType = "float32"
@@ -26,7 +26,7 @@ P = TypeVar("P", bound=Config)
 
 
 def pairs(arguments: Sequence[str] | None) -> dict[str, str]:
-    """`["seed=1", "out=x"]` as a dictionary; what is not `key=value`, or a key given twice, is refused."""
+    """Return `["seed=1", "out=x"]` as a dictionary. Raises ConfigError if an argument is not `key=value` or repeats a key."""
     found: dict[str, str] = {}
     for text in arguments or ():
         key, equals, value = text.partition("=")
@@ -42,12 +42,12 @@ def pairs(arguments: Sequence[str] | None) -> dict[str, str]:
 
 
 def read(cls: type[P], arguments: Sequence[str] | None) -> P:
-    """The arguments as `cls`; an unknown key names the nearest right one."""
+    """Parse the arguments as `cls`. Raises ConfigError for an unknown key, with the closest known key."""
     return parse(cls, pairs(arguments), where=WHERE)
 
 
 def check_device(name: str) -> None:
-    """Refuse a device that this torch cannot put a tensor on."""
+    """Raise ConfigError if torch cannot put a tensor on the device."""
     from rorqual.ops import devices  # loads torch
 
     devices.check_device(name)

@@ -1,1 +1,1 @@
-"""A run behind an OpenAI-compatible address. The server's process never loads torch: the engine has one of its own."""
+"""An OpenAI-compatible server for a run. The server process never loads torch; the engine runs in its own process."""

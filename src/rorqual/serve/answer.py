@@ -1,7 +1,7 @@
-"""How every generating route answers: a request read, its prompts asked, one JSON object or a stream of events given back.
+"""The request path that all generating routes share: parse the body, submit prompts, return one JSON object or an event stream.
 
-A route brings a `Shape`: how its objects look. Everything else is here once. What grows with the request or the reply is done in the
-tenant's own thread: the event loop, which all streams share, gets it ready to be sent.
+A route supplies a `Shape`, which builds its response objects. Work whose size depends on the request or the reply runs in
+the tenant's thread, because all streams share the event loop.
 """
 
 from __future__ import annotations
@@ -38,14 +38,17 @@ from rorqual.serve.service import Service
 from rorqual.serve.wire import Ask, PackedAsk, pack
 
 LONG = 1 << 14
-"""Characters of an event from which on it is written in a thread."""
+"""Events of more characters are serialized in a thread."""
 ENTRY = 128
-"""Characters that a log-probability takes, about."""
+"""Approximate number of characters of one log-probability entry."""
 W = TypeVar("W", bound=Sampling)
 
 
 class Shape(ABC, Generic[W]):
-    """The objects of one route, for one request."""
+    """Builds one route's response objects for one request.
+
+    `prefix` starts the response id. `whole` and `part` are the `object` types of a response and of a stream chunk.
+    """
 
     prefix: ClassVar[str]
     whole: ClassVar[str]
@@ -56,43 +59,43 @@ class Shape(ABC, Generic[W]):
 
     @abstractmethod
     def texts(self) -> Iterator[tuple[str, list[str]]]:
-        """Texts that must fit the context together, and the parameter that holds them."""
+        """Yield (parameter, texts). The texts of one pair together must fit in the context."""
 
     def ignored(self) -> list[str]:
-        """Fields that change nothing for this model."""
+        """Return the fields of this request that have no effect with this model."""
         return []
 
     @abstractmethod
     def asks(self) -> list[Ask]:
-        """What the engine is asked, one for each prompt; a request that cannot be meant is refused."""
+        """Return one engine request per prompt. Raises ApiError if the request is invalid."""
 
     @abstractmethod
     def forget(self) -> None:
-        """Let go of what only the prompt needed: a reply takes long."""
+        """Free what only the prompt needed, because generation may take long."""
 
     @abstractmethod
     def new(self) -> Choice:
-        """A choice of which nothing has come yet."""
+        """Return an empty choice."""
 
     @abstractmethod
     def choice(self, index: int, choice: Choice) -> dict[str, Any]:
-        """A whole choice."""
+        """Return the JSON object of a complete choice."""
 
     def more(self, choices: list[Choice]) -> dict[str, Any]:
-        """What stands beside the whole choices."""
+        """Return additional top-level fields of a complete response."""
         return {}
 
     @abstractmethod
     def parts(self, index: int, piece: Piece, choice: Choice) -> Iterator[dict[str, Any]]:
-        """The choices of the events that one piece makes; the last piece comes when the choice has a reason."""
+        """Yield the `choices` entries of the events for one piece. A choice has a finish reason at its last piece."""
 
     def size(self, index: int, piece: Piece, choice: Choice) -> int:
-        """Characters of these events, about."""
+        """Return the approximate number of characters of these events."""
         text = len(piece.content) + len(piece.reasoning) + sum(len(one.arguments) for one in piece.tools)
         return text + ENTRY * len(choice.told) * (1 + (self.wanted.top or 0))
 
     def envelope(self, kind: str) -> dict[str, Any]:
-        """What stands around the choices."""
+        """Return the fields around the choices: id, object, created and model."""
         return {
             "id": f"{self.prefix}-{secrets.token_hex(12)}",
             "object": kind,
@@ -103,7 +106,10 @@ class Shape(ABC, Generic[W]):
 
 @dataclass(frozen=True)
 class Prepared(Generic[W]):
-    """A request that was read: its shape, what the engine is asked, the parameter that binds the answer, and the names of what was ignored."""
+    """A parsed request.
+
+    `bound`: the parameter that constrains the reply by a grammar, if any. `ignored`: names of fields without effect.
+    """
 
     shape: Shape[W]
     asks: list[PackedAsk]
@@ -112,7 +118,10 @@ class Prepared(Generic[W]):
 
 
 def _prepared(service: Service, schema: type[W], kind: type[Shape[W]], parts: list[bytes]) -> Prepared[W] | ApiError:
-    """Everything that grows with a body. A refusal is returned, as it would bring along what it was made from."""
+    """Parse the body in the tenant's thread.
+
+    An ApiError is returned instead of raised, because a raised one keeps the frames, and with them the body, alive.
+    """
     try:
         body = b"".join(parts)
         parts.clear()
@@ -132,15 +141,15 @@ def _prepared(service: Service, schema: type[W], kind: type[Shape[W]], parts: li
 
 
 def _check_told(wanted: Sampling, asks: list[Ask]) -> None:
-    """A whole answer with log-probabilities is in memory at once; a stream is not."""
+    """Limit log-probabilities in a response that is not streamed, because it is held in memory as a whole."""
     told = sum(ask.params.n * ask.params.max_tokens for ask in asks) * (1 + (wanted.top or 0))
     if wanted.top is not None and not wanted.stream and told > MAX_VALUES:
-        what = "log-probabilities in one answer (n * max_tokens * (1 + top_logprobs))"
-        raise too_large("logprobs", told, what, MAX_VALUES, "Set a smaller max_tokens, or stream: true.")
+        what = "log-probabilities in one response (n * max_tokens * (1 + top_logprobs))"
+        raise too_large("logprobs", told, what, MAX_VALUES, "Set a smaller max_tokens or stream: true.")
 
 
 async def answer(request: Request, schema: type[W], kind: type[Shape[W]]) -> Response:
-    """The answer to a request of any shape."""
+    """Answer a request of any generating route."""
     tenant: str = request.state.tenant
     service: Service = request.app.state.service
     with service.bridge.place(tenant):

@@ -1,4 +1,4 @@
-"""The application: routes, and an edge before them that asks every request for a key, counts it, and shapes what goes wrong."""
+"""The ASGI application: the routes, and a middleware that authenticates and counts every request and formats errors."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from rorqual.serve.service import Service
 from rorqual.serve.wire import TENANT
 
 GONE = 499
-"""What nginx logs for a client that left: nobody reads it."""
+"""The status that nginx logs if the client closed the connection. No client reads it."""
 OTHER = "other"
 LIVEZ = "/livez"
-"""Answers whoever asks, with nothing: the one route without a key. It says that the process runs, and nothing of the engine."""
+"""The only route without a key. It answers 200 with an empty body while the server process runs, also if the engine is down."""
 
 ROLLOUT = "/rollout/"
-"""Routes below it take the key for rollouts and no tenant's; no other route takes that key."""
+"""Routes below this prefix accept only the rollout key; no other route accepts it."""
 
 
 class Edge:
-    """Stands before the router, so that there is no path, method or spelling of an address that does without a key."""
+    """Middleware before the router. It checks the key for every path and method, including unknown ones."""
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self.app, self.service = app, service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":  # no websockets; and lifespan events, where a server sends them, are nobody's
+        if scope["type"] != "http":  # websockets are not supported, and lifespan events have no handler
             return
-        status, name = GONE, request_id(scope)  # gone unless an answer begins
+        status, name = GONE, request_id(scope)  # stays GONE unless a response starts
         origin = cors.allowed(dict(scope["headers"]), self.service.cors)
         always = {"x-request-id": name, **(cors.answered(origin) if self.service.cors else {})}
 
@@ -51,16 +51,17 @@ class Edge:
         try:
             await self._respond(scope, origin)(scope, receive, counted)
         except Exception as error:
-            say(f"request {name} found a bug: {type(error).__name__}")  # its traceback follows
+            say(f"request {name} raised {type(error).__name__}, a bug")  # its traceback follows
             raise
         finally:
             self.service.metrics.requests[_route(scope), status] += 1
 
     def _respond(self, scope: Scope, origin: str) -> ASGIApp:
-        """What answers a request: the routes, where it brings a key."""
+        """Return the ASGI app that answers a request: the router, or an error response."""
         headers = dict(scope["headers"])
         if framed_twice(scope):
-            error = ApiError(400, "a body has a length or comes in chunks, not both", code="two_lengths")
+            what = "The request has both Content-Length and Transfer-Encoding. Send only one of them."
+            error = ApiError(400, what, code="two_lengths")
             return _answer(scope, error, {"connection": "close"})
         if origin and cors.is_preflight(scope["method"], headers):
             return Response(status_code=204, headers=cors.preflight(headers))
@@ -68,7 +69,8 @@ class Edge:
             return Response()
         tenant = self._tenant(scope)
         if tenant is None:
-            error = ApiError(401, "a key is needed: Authorization: Bearer KEY", code="invalid_api_key")
+            what = "The API key is missing or unknown. Send the header Authorization: Bearer KEY."
+            error = ApiError(401, what, code="invalid_api_key")
             return _answer(scope, error, {"www-authenticate": "Bearer"})
         scope["state"]["tenant"] = tenant
         return self.app
@@ -87,8 +89,11 @@ class Edge:
 
 
 def framed_twice(scope: Scope) -> bool:
-    """Whether a request says its length in two ways: a proxy before us may go by the other, and what it takes for the body, by ours, be a
-    second request (RFC 9112, 6.1). The connection is closed."""
+    """Return whether a request gives its length in two ways, by Content-Length and Transfer-Encoding.
+
+    A proxy before this server may use the other one, and part of a body could then pass as a second request (request
+    smuggling; RFC 9112, section 6.1). The connection is closed.
+    """
     return {b"content-length", b"transfer-encoding"} <= {name for name, _ in scope["headers"]}
 
 
@@ -118,12 +123,12 @@ async def _gone(request: Request, error: Exception) -> Response:
 
 
 async def _bug(request: Request, error: Exception) -> Response:
-    # The traceback is raised again behind this answer, and logged; the client learns nothing of it.
-    return _answer(request.scope, ApiError(500, "the server has a bug; its log says more"))
+    # Starlette re-raises the error after this response, and it is logged. The client does not see it.
+    return _answer(request.scope, ApiError(500, "The server raised an unexpected error. Its log has the traceback."))
 
 
 def create_app(service: Service) -> Edge:
-    """The ASGI application of a service."""
+    """Return the ASGI application of a service."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     app.state.service = service
     for routes in (chat, completions, state, *([rollout] if service.uploads is not None else [])):

@@ -1,4 +1,4 @@
-"""Bodies of requests, read within limits: of their size, of their time, and of how many large ones are in memory at once."""
+"""Reading of request bodies, with limits on size, time, and the number of large bodies in memory."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from rorqual.serve.limits import SLICE
 
 BODY_SECONDS = 60.0
 DISCARDED = 2**28
-"""Bytes of a body beyond the limit that are read and dropped, so that its client can read why it was refused."""
+"""Bodies over the limit are read and dropped up to this many bytes, so that the client finishes sending and reads the error."""
 LARGE_AT_ONCE, LARGE_OF_ONE = 8, 2
-"""Bodies of more than `SLICE` bytes that are received, parsed or tokenised at once: of all tenants, and of one."""
+"""Bodies of more than `SLICE` bytes that may be received, parsed or tokenized at once: of all tenants, and of one tenant."""
 KINDS = ("application/json", "application/octet-stream", "text/plain", "")
-"""Content types that are read as JSON: some clients say nothing, or the least, of what they send."""
+"""Content types that are read as JSON. Some clients send no content type or a generic one."""
 
 
 class Bodies:
-    """The large bodies in memory. One more waits, and its client's socket is not read."""
+    """Limits the large bodies in memory. A further one waits, and meanwhile its socket is not read."""
 
     def __init__(self, most: int = LARGE_AT_ONCE, each: int = LARGE_OF_ONE) -> None:
         self.most, self.each = most, each
@@ -32,7 +32,7 @@ class Bodies:
         self._waiting: list[asyncio.Future[None]] = []
 
     async def wait(self, tenant: str) -> None:
-        """Until one more of `tenant` may come in."""
+        """Wait until `tenant` may send another large body."""
         while self._held.total() >= self.most or self._held[tenant] >= self.each:
             turn = asyncio.get_running_loop().create_future()
             self._waiting.append(turn)
@@ -40,14 +40,14 @@ class Bodies:
 
     @contextmanager
     def held(self, tenant: str) -> Iterator[None]:
-        """One large body, for as long as it is in memory."""
+        """Count one large body while it is in memory."""
         self._held[tenant] += 1
         try:
             yield
         finally:
             self._held[tenant] -= 1
             waiting, self._waiting = self._waiting, []
-            for turn in waiting:  # whoever still has none waits again
+            for turn in waiting:  # those that still exceed the limit wait again
                 if not turn.done():
                     turn.set_result(None)
 
@@ -55,17 +55,17 @@ class Bodies:
 def _check_kind(request: Request) -> None:
     kind, _, parameter = request.headers.get("content-type", "").lower().partition(";")
     if kind.strip() not in KINDS or parameter.replace(" ", "").replace('"', "") not in ("", "charset=utf-8"):
-        raise ApiError(415, "the body is to be application/json, in UTF-8", code="not_json")
+        raise ApiError(415, "The body is not JSON. Send content-type: application/json in UTF-8.", code="not_json")
     encoding = request.headers.get("content-encoding", "identity").lower()
     if encoding != "identity":
-        raise ApiError(415, f"content-encoding {encoding[:40]!r} is not taken; send the body as it is")
+        raise ApiError(415, f"content-encoding {encoding[:40]!r} is not supported. Send the body uncompressed.")
 
 
 @asynccontextmanager
 async def body_of(request: Request, limit: int, bodies: Bodies, tenant: str) -> AsyncIterator[list[bytes]]:
-    """The parts of the body, each of `SLICE` bytes at most; a large body has its place among `bodies` until this ends.
+    """Read the body and yield it in parts of at most `SLICE` bytes. A large body counts in `bodies` until the context ends.
 
-    One that is longer than `limit`, compressed, no JSON by its own word, or slower than a minute is refused.
+    Raises ApiError if the body is longer than `limit`, compressed, not declared as JSON, or takes longer than a minute.
     """
     _check_kind(request)
     loop, parts, size, waits = asyncio.get_running_loop(), list[bytes](), 0, False
@@ -90,10 +90,10 @@ async def body_of(request: Request, limit: int, bodies: Bodies, tenant: str) -> 
             raise Gone from None
         except TimeoutError:
             if waits:
-                what = f"other bodies of more than {SLICE:,} bytes were read for {BODY_SECONDS:.0f} seconds; try later"
+                what = f"Other bodies of more than {SLICE:,} bytes occupied the server for {BODY_SECONDS:.0f} seconds. Try again later."
                 raise ApiError(429, what, code="large_bodies") from None
-            raise ApiError(408, f"the body did not arrive within {BODY_SECONDS:.0f} seconds") from None
+            raise ApiError(408, f"The body did not arrive within {BODY_SECONDS:.0f} seconds.") from None
         if size > limit:
-            what = f"the body is longer than {limit} bytes, the limit. Shorten it, or start the server with a larger max_body="
+            what = f"The body is longer than the limit of {limit} bytes. Shorten it, or start the server with a larger max_body=."
             raise ApiError(413, what, code="body_too_large")
         yield parts

@@ -1,4 +1,4 @@
-"""The only seam between the server and the engine: a process, started again when it dies, and jobs that wait for its tokens."""
+"""The interface between the server and the engine process: it restarts the process when it dies, and delivers its tokens."""
 
 from __future__ import annotations
 
@@ -21,23 +21,24 @@ from rorqual.serve.limits import SLICE
 from rorqual.serve.wire import Drawn, PackedAsk, Placed, Ready, Recorded, ScoredPrompt
 
 TRIES = 2
-"""Deaths of the engine that one request may see: it may be what kills it."""
+"""A request fails at this many deaths of the engine, because the request itself may be the cause."""
 LAST_WORDS = 5.0
-"""Seconds that the engine has to end by itself."""
+"""Seconds that the engine has to exit by itself."""
 LONGEST_PAUSE = 30.0
 BEHIND = 131_072
-"""Tokens, each with its likeliest others, that may wait for the client of a stream: then the request ends."""
+"""Tokens and top log-probabilities that may be queued for a slow streaming client. Beyond this, the request fails."""
 
 
 class Restarted:
-    """The engine died before the client had anything: the reply begins again."""
+    """The engine died before anything was sent to the client. The reply starts over."""
 
 
 @dataclass(eq=False)
 class ServerJob:
-    """A request under way: one prompt or several, of which each has a number, and whose samples are counted through.
+    """A running request with one or more prompts.
 
-    Whoever sends a piece of the reply to the client sets `sent` before. `streamed`: its tokens wait for a client to read them.
+    Each prompt has a number in `numbers`. Samples are numbered across all prompts of the job. The caller sets `sent`
+    before it sends a first piece to the client. `streamed`: the client reads tokens as they come, so the queue may grow.
     """
 
     asks: tuple[PackedAsk, ...]
@@ -55,7 +56,7 @@ class ServerJob:
 
     @property
     def samples(self) -> int:
-        """How many answers there will be."""
+        """The number of samples of all prompts."""
         return sum(ask.n for ask in self.asks)
 
     @property
@@ -63,9 +64,9 @@ class ServerJob:
         return self.left < self.samples or not self.events.empty() or self.sent
 
     async def next(self, timeout: float | None = None) -> Drawn | Recorded | ScoredPrompt | Restarted | None:
-        """What happens next; None after `timeout` seconds of nothing. A request that cannot be answered raises its `ApiError`."""
+        """Return the next event, or None after `timeout` seconds without one. Raises ApiError if the request failed."""
         try:
-            # Not `wait_for`: before Python 3.12 it swallows a cancellation that comes together with an event.
+            # Before Python 3.12, `wait_for` swallows a cancellation that arrives together with an event.
             async with asyncio.timeout(timeout):
                 event = await self.events.get()
         except TimeoutError:
@@ -76,12 +77,12 @@ class ServerJob:
 
 
 class Bridge:
-    """Starts the engine and keeps it alive. `queue`: requests at a time, running or waiting; more are refused, but for those of a tenant
-    that has less than its `share`, so that nobody takes everybody's place.
+    """Starts the engine process, restarts it when it dies, and passes requests to it.
 
-    `hang`: seconds of work without a sign of life after which the engine is killed, and `load`: seconds after which it is if it is not
-    ready by then. `stats`: what it last said of itself. `weights`: the file and the version of weights that came after the run's own; an engine
-    that is started again gets them first.
+    `queue`: running and waiting requests, at most. Further ones are refused, unless the tenant has fewer than its `share`.
+    One tenant therefore cannot fill the whole queue. `hang`: kill an engine that works this many seconds without a
+    heartbeat. `load`: kill an engine that is not ready after this many seconds. `stats`: the engine's last statistics.
+    `weights`: file and version of the weights that replaced the run's own. A restarted engine loads them first.
     """
 
     def __init__(
@@ -92,13 +93,13 @@ class Bridge:
         self.info: Ready | None = None
         self.alive = False
         self.restarts = 0
-        self.jobs: dict[int, ServerJob] = {}  # by the first of its numbers
+        self.jobs: dict[int, ServerJob] = {}  # by the job's first number
         self.stats: dict[str, float] = {}
         self.weights: tuple[Path, int] | None = None
         self._updating: tuple[int, asyncio.Future[None]] | None = None
-        self._parts: dict[int, tuple[ServerJob, int]] = {}  # number -> its job, and how many samples of it come before
+        self._parts: dict[int, tuple[ServerJob, int]] = {}  # number -> (job, samples of the job's earlier prompts)
         self._heard = 0.0
-        self._loading: float | None = None  # since when
+        self._loading: float | None = None  # start of loading
         self._late = False
         self._numbers = 0
         self._coming: Counter[str] = Counter()
@@ -109,16 +110,16 @@ class Bridge:
         self._up: asyncio.Future[None] | None = None
 
     async def start(self) -> None:
-        """Until the engine is ready for the first time; what keeps it from that, such as a torn checkpoint, is raised."""
+        """Wait until the engine is ready for the first time. Raises RorqualError if it cannot load, e.g. a bad checkpoint."""
         self._up = asyncio.get_running_loop().create_future()
         self._tasks = [asyncio.create_task(self._keep()), asyncio.create_task(self._watch())]
         await self._up
 
     async def stop(self) -> None:
-        """End the engine; whoever still waits is told."""
+        """Stop the engine, and fail all requests that still wait."""
         self._closing = True
-        self._fail_all("the server is stopping")
-        self._updated(None, ApiError(503, "the server is stopping", code="stopping"))
+        self._fail_all("The server is stopping.")
+        self._updated(None, ApiError(503, "The server is stopping.", code="stopping"))
         process = self._process
         if process is not None and process.returncode is None:
             if process.stdin is not None:
@@ -133,18 +134,20 @@ class Bridge:
                 await task
 
     def check_room(self, tenant: str) -> None:
-        """Refuse one more request of `tenant` where there is no place for it."""
+        """Raise ApiError if the queue has no room for another request of `tenant`."""
         if self._closing:
-            raise ApiError(503, "the server is stopping", code="stopping")
+            raise ApiError(503, "The server is stopping.", code="stopping")
         under_way = Counter(job.tenant for job in self.jobs.values()) + self._coming
         if (total := under_way.total()) >= self.queue and under_way[tenant] >= self.share:
             raise ApiError(
-                429, f"{total} requests are under way, the limit is {self.queue}; try later", code="queue_full"
+                429,
+                f"The queue is full: {total} requests are running or waiting, the limit is {self.queue}. Try again later.",
+                code="queue_full",
             )
 
     @contextmanager
     def place(self, tenant: str) -> Iterator[None]:
-        """A place for a request on its way, which is to be a `job`."""
+        """Reserve room in the queue for a request whose body is still being read."""
         self.check_room(tenant)
         self._coming[tenant] += 1
         try:
@@ -156,11 +159,13 @@ class Bridge:
     def job(
         self, asks: Sequence[PackedAsk], tenant: str, bound: str | None = None, *, streamed: bool = False
     ) -> Iterator[ServerJob]:
-        """A request for as long as somebody waits for it: on leaving, whatever still runs of it is cancelled. `bound`: the parameter that
-        binds its replies, where one does."""
+        """Submit a request, and cancel its unfinished part when the context ends.
+
+        `bound`: the parameter that constrains the replies by a grammar, if any. Errors of the grammar name it.
+        """
         self.check_room(tenant)
         if not self.jobs:
-            self._heard = time.monotonic()  # an engine without work has nothing to say
+            self._heard = time.monotonic()  # an idle engine sends no heartbeats
         job = ServerJob(tuple(asks), tenant, tuple(range(self._numbers, self._numbers + len(asks))), bound, streamed)
         self._numbers += len(asks)
         self.jobs[job.numbers[0]] = job
@@ -176,7 +181,10 @@ class Bridge:
                 self._cancel(job)
 
     async def update(self, file: Path, version: int) -> None:
-        """Give the engine other weights; returns once it has them. An `ApiError` says why it does not take them: then it has the old ones."""
+        """Load new weights into the engine, and return once they are in use.
+
+        Raises ApiError if the engine rejects them. It then keeps the old ones.
+        """
         if not self.alive:
             raise ApiError(503, "The engine is loading. Try again in a moment.", code="loading")
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -189,7 +197,7 @@ class Bridge:
         self.weights = file, version
 
     def _updated(self, version: int | None, error: ApiError | None) -> None:
-        """An update is over: that of `version`, or whichever is under way."""
+        """Finish the update to `version`, or with None the running update of any version."""
         if self._updating is None or self._updating[1].done() or version not in (None, self._updating[0]):
             return
         if error is None:
@@ -208,7 +216,7 @@ class Bridge:
                 self._write(wire.cancel(number))
 
     def _forget(self, job: ServerJob) -> bool:
-        """Whether it was still under way."""
+        """Remove a job. Return whether it was still running."""
         for number in job.numbers:
             self._parts.pop(number, None)
         return self.jobs.pop(job.numbers[0], None) is not None
@@ -219,15 +227,15 @@ class Bridge:
         pause = 0.5
         while not self._closing:
             try:
-                # A group of its own: a Ctrl-C in the terminal is the server's to handle. Threads that wait must sleep: spinning on
-                # a core that a neighbour has they would hold up the one that works.
+                # In its own session, the engine does not receive a Ctrl-C from the terminal; the server handles it. Waiting
+                # OpenMP threads must sleep, because spinning threads take cores from the working one on a shared machine.
                 process = await asyncio.create_subprocess_exec(
                     sys.executable, "-m", "rorqual.serve.worker", json.dumps(asdict(self.placed)),
                     stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
                     limit=wire.LONGEST_LINE, start_new_session=True, env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ},
                 )  # fmt: skip
-            except OSError as error:  # no memory, no file descriptors: perhaps later
-                _say(f"the engine cannot be started: {error.strerror}")
+            except OSError as error:  # no memory or file descriptors; may succeed later
+                _say(f"cannot start the engine: {error.strerror}")
                 await asyncio.sleep(LONGEST_PAUSE)
                 continue
             self._process, self._outbox = process, asyncio.Queue()
@@ -237,8 +245,8 @@ class Bridge:
             try:
                 was_ready = await self._listen(process)
                 await process.wait()
-            except (ValueError, LookupError, TypeError) as error:  # half a line, or what is no message
-                _say(f"the engine said what cannot be read: {str(error)[:200]}")
+            except (ValueError, LookupError, TypeError) as error:  # an incomplete or malformed message
+                _say(f"the engine sent an invalid message: {str(error)[:200]}")
             finally:
                 self.alive, self._loading = False, None
                 writing.cancel()
@@ -252,12 +260,12 @@ class Bridge:
             await asyncio.sleep(pause if not was_ready else 0)
 
     async def _listen(self, process: asyncio.subprocess.Process) -> bool:
-        """Pass on what the engine says until it ends; whether it was ever ready."""
+        """Dispatch the engine's messages until it exits. Return whether it ever became ready."""
         ready = False
         assert process.stdout is not None
         while text := await process.stdout.readline():
             if not text.endswith(b"\n"):
-                break  # it died in the middle of a word
+                break  # it died while writing a message
             self._heard = time.monotonic()
             message = json.loads(text)
             match message.pop("kind"):
@@ -301,7 +309,7 @@ class Bridge:
             self._up.set_result(None)
 
     def _fatal(self, error: RorqualError) -> None:
-        """Before it was ever ready: the start fails. Later, such as on a checkpoint that was removed: it is tried again."""
+        """Fail the server's start. After the first start, e.g. if the checkpoint was removed, the engine is restarted instead."""
         if self._up is not None and not self._up.done():
             self._up.set_exception(error)
 
@@ -310,20 +318,20 @@ class Bridge:
         if self._late:
             how = f"it was not ready within {self.load:g} seconds"
         if self._up is not None and not self._up.done():
-            what, remedy = f"the engine ended while it was loading ({how})", "See what it wrote above."
+            what, remedy = f"the engine exited while loading ({how})", "Its output above may show the reason."
             if self._late:
-                remedy = "Give it more time with load=SECONDS; if it needs none, its disk or device does not answer."
+                remedy = "Allow more time with load=SECONDS. If the model is small, check its disk and device."
             self._up.set_exception(RorqualError(what, where="serve", remedy=remedy))
             return
-        _say(f"the engine died ({how}) and is started again")
+        _say(f"the engine died ({how}); restarting it")
         self.restarts += 1
         self.stats = {}
-        lost = ApiError(503, "the engine died before it had the weights; send them again", code="engine_died")
+        lost = ApiError(503, "The engine died before it loaded the weights. Send them again.", code="engine_died")
         self._updated(None, lost)
         for job in list(self.jobs.values()):
             job.tries += 1
             if job.sent or job.tries >= TRIES:
-                self._end(job, ApiError(503, "the engine died under this request", code="engine_died"))
+                self._end(job, ApiError(503, "The engine died during this request.", code="engine_died"))
                 continue
             job.left = job.samples
             while not job.events.empty():
@@ -331,7 +339,7 @@ class Bridge:
             job.events.put_nowait(Restarted())
 
     async def _watch(self) -> None:
-        """Kill an engine that has work and shows no sign of life, or is never ready: then it is started again, as one that died."""
+        """Kill an engine that works without a heartbeat or does not become ready. `_keep` then restarts it."""
         while True:
             await asyncio.sleep(min(1.0, self.hang / 4, self.load / 4))
             now = time.monotonic()
@@ -340,7 +348,7 @@ class Bridge:
                 self._process.kill()
             silent = now - self._heard
             if self.alive and self.jobs and silent > self.hang and self._process is not None:
-                _say(f"the engine hangs: {silent:.0f} seconds without a sign of life")
+                _say(f"the engine hangs: no heartbeat for {silent:.0f} seconds")
                 self.alive = False  # once
                 self._process.kill()
 
@@ -356,7 +364,7 @@ class Bridge:
         if not job.left:
             self._forget(job)
         elif job.streamed and job.events.qsize() * (1 + len(drawn.top)) > BEHIND:
-            what = f"the client reads too slowly: {job.events.qsize():,} tokens wait for it"
+            what = f"The client reads too slowly: {job.events.qsize():,} tokens are waiting for it."
             self._end(job, ApiError(503, what, code="reads_too_slowly"))
 
     def _end(self, job: ServerJob, error: ApiError) -> None:
@@ -374,9 +382,9 @@ class Bridge:
 
 
 async def _written(outbox: asyncio.Queue[bytes], process: asyncio.subprocess.Process) -> None:
-    """Pass on what the engine is told, slice by slice: a long prompt neither holds up the loop nor is copied whole."""
+    """Write messages to the engine in slices, so that a long prompt neither blocks the event loop nor is copied whole."""
     assert process.stdin is not None
-    with suppress(ConnectionError):  # the engine is gone; whoever listens to it sees that, too
+    with suppress(ConnectionError):  # the engine is gone; `_listen` notices it, too
         while True:
             data = memoryview(await outbox.get())
             for at in range(0, len(data), SLICE):

@@ -1,7 +1,7 @@
-"""Other sites' scripts: which origins may ask, and what a browser is told of it (the Fetch standard's CORS protocol).
+"""CORS: which origins' scripts may call the API (Fetch standard, CORS protocol).
 
-A preflight carries no key, by the standard. Its answer depends on its own headers and the list of origins alone, and is the same for every
-address: it tells nobody what there is. Whatever follows it needs a key, as all requests do; cookies are never asked for.
+By the standard, a preflight request carries no key. Its answer depends only on its headers and the allowed origins, and is
+the same for every path, so it reveals nothing about the server. The request after it needs a key. Cookies are not used.
 """
 
 from __future__ import annotations
@@ -15,35 +15,35 @@ ORIGIN = re.compile(r"https?://[^\s/,?#@*]+")
 NAMES = re.compile(r"[A-Za-z0-9_, -]{0,1024}")
 EXPOSED = "x-request-id, x-rorqual-ignored, retry-after"
 MAX_AGE = 600
-"""Seconds that a browser may remember a preflight."""
+"""Seconds that a browser may cache a preflight's answer."""
 
 
 def origins(text: str) -> frozenset[str]:
-    """The origins in a list with commas; what is none, `*` included, is a `ConfigError`."""
+    """Return the origins of a comma-separated list. Raises ConfigError if one is not an origin; `*` is not allowed."""
     found = [origin.strip().lower() for origin in text.split(",") if origin.strip()]
     for origin in found:
         if not ORIGIN.fullmatch(origin):
             raise ConfigError(
                 f"{origin[:100]!r} is not an origin",
                 where="cors",
-                remedy="Name each origin as a browser does: cors=https://app.example,http://localhost:3000",
+                remedy="Write origins as a browser sends them: cors=https://app.example,http://localhost:3000",
             )
     return frozenset(found)
 
 
 def allowed(headers: Mapping[bytes, bytes], known: Collection[str]) -> str:
-    """The origin of a request, where it is a known one."""
+    """Return a request's origin if it is in `known`, else an empty string."""
     origin = headers.get(b"origin", b"").decode("latin-1")
     return origin if origin in known else ""
 
 
 def is_preflight(method: str, headers: Mapping[bytes, bytes]) -> bool:
-    """Whether a browser asks whether a script may ask."""
+    """Return whether a request is a CORS preflight."""
     return method == "OPTIONS" and b"access-control-request-method" in headers
 
 
 def preflight(headers: Mapping[bytes, bytes]) -> dict[str, str]:
-    """Headers of the answer to a preflight: the names it asks for are those it gets, as keys alone decide what a script may do."""
+    """Return the headers of a preflight's answer. It allows all requested headers, because access depends only on the key."""
     names = headers.get(b"access-control-request-headers", b"").decode("latin-1")
     return {
         "access-control-allow-methods": "GET, POST",
@@ -53,6 +53,6 @@ def preflight(headers: Mapping[bytes, bytes]) -> dict[str, str]:
 
 
 def answered(origin: str) -> dict[str, str]:
-    """Headers of every answer where origins are known."""
+    """Return the CORS headers of a response, for a server that has allowed origins."""
     given = {"access-control-allow-origin": origin, "access-control-expose-headers": EXPOSED} if origin else {}
     return {"vary": "origin", **given}

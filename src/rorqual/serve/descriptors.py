@@ -1,4 +1,4 @@
-"""File descriptors: each connection holds one, and so does all else that a process opens."""
+"""File descriptor limits. Each connection uses one descriptor."""
 
 from __future__ import annotations
 
@@ -10,29 +10,32 @@ import time
 from typing import Any
 
 MOST_FILES = 8192
-"""More are not asked for: each idle connection costs memory, too."""
+"""The descriptor limit is not raised beyond this, because each idle connection also costs memory."""
 QUIET = 60.0
-"""Seconds between two complaints."""
+"""Seconds between two log lines about a lack of descriptors."""
 AT_ONCE = 128
-"""Connections that are accepted at once: so many may be open beyond the limit before one of them is closed, and where no descriptor is
-left so often is it tried in vain."""
+"""Connections accepted in one go. So many may exceed the limit before one is closed. Without free descriptors, accepting
+fails as often."""
 
 
 def raise_limit() -> int:
-    """How many files this process may hold open, after it has asked for as many as the system lets it, within reason."""
+    """Raise this process's limit of open files up to `MOST_FILES`, as far as the system allows. Return the limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
     if soft != resource.RLIM_INFINITY and soft < most:
         try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-        except (OSError, ValueError):  # a system that refuses leaves what there was
+        except (OSError, ValueError):  # the system refused; the old limit stays
             return soft
         return most
     return most if soft == resource.RLIM_INFINITY else soft
 
 
 class Complaints:
-    """An event loop's handler of errors. Where there are no descriptors left, asyncio shows a traceback for each connection that waits."""
+    """An event loop's exception handler that logs a lack of descriptors in one line, at most once per `QUIET` seconds.
+
+    Without it, asyncio prints a traceback for each waiting connection.
+    """
 
     def __init__(self) -> None:
         self._last: float | None = None

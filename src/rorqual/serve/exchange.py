@@ -1,4 +1,4 @@
-"""HTTP around a reply: streams of events, answers sent in slices, and clients that leave."""
+"""HTTP responses: event streams, JSON sent in slices, and detection of clients that disconnect."""
 
 from __future__ import annotations
 
@@ -21,19 +21,20 @@ T = TypeVar("T")
 DONE = b"data: [DONE]\n\n"
 COMMENT = b": still here\n\n"
 BREAKS = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
-"""Where Python's `splitlines`, and so httpx's `iter_lines`, breaks a line, though no standard of events does: JSON may escape them."""
+"""Characters that `str.splitlines`, and therefore httpx's `iter_lines`, takes for line ends. Server-sent events do not, so
+they are escaped in the JSON."""
 HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
 PROBE = 0.25
-"""Seconds of silence after which a client that sends no more is written to: it may have left."""
+"""Seconds between writes to a client that has closed its sending side. Only a failed write shows that it has left."""
 SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
 class Gone(Exception):
-    """The client left."""
+    """The client disconnected."""
 
 
 def request_id(scope: Scope) -> str:
-    """The request's name in answers, errors and logs: the client's own `x-request-id` where it is sane, else a new one."""
+    """Return the request id for responses and logs: the client's `x-request-id` if it is well-formed, else a new one."""
     state: dict[str, Any] = scope.setdefault("state", {})
     if "request_id" not in state:
         given = [value.decode("latin-1") for name, value in scope["headers"] if name == b"x-request-id"]
@@ -44,17 +45,17 @@ def request_id(scope: Scope) -> str:
 
 
 def half_closed(scope: Scope) -> bool:
-    """Whether the client will send no more: it waits for its answer, or has left. Only what is written to it tells which."""
+    """Return whether the client closed its sending side. It may still wait for the response; only a write can tell."""
     return bool(scope.get("state", {}).get("half_closed"))
 
 
 def written(value: Any) -> bytes:
-    """JSON, without spaces."""
+    """Serialize to compact JSON."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 def event(value: Any) -> bytes:
-    """One event of a stream."""
+    """Serialize one server-sent event."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     return f"data: {text if text.isascii() else text.translate(BREAKS)}\n\n".encode()
 
@@ -65,7 +66,7 @@ async def _departure(receive: Receive) -> None:
 
 
 async def _until_gone(work: Coroutine[Any, Any, T], receive: Receive) -> T:
-    """What `work` returns; where the client leaves first, it is cancelled and `Gone` raised."""
+    """Return the result of `work`. If the client disconnects first, cancel it and raise Gone."""
     working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_departure(receive))
     try:
         await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
@@ -79,7 +80,7 @@ async def _until_gone(work: Coroutine[Any, Any, T], receive: Receive) -> T:
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`, for a client that waits; `Gone` where it does not."""
+    """Return the result of `work`. If the client disconnects first, cancel it and raise Gone."""
     return await _until_gone(work, request.receive)
 
 
@@ -89,7 +90,7 @@ def _slices(data: bytes) -> Iterator[bytes]:
 
 
 class Sliced(Response):
-    """A JSON answer that was written elsewhere. It is sent slice by slice, as fast as the client reads."""
+    """A serialized JSON response that is sent in slices, as fast as the client reads."""
 
     media_type = "application/json"
 
@@ -101,9 +102,9 @@ class Sliced(Response):
 
 
 class EventStream(StreamingResponse):
-    """Server-sent events. However it ends, `events` is closed, and with it the request that it draws from.
+    """Server-sent events. At the end, `events` is closed in all cases, and with it its request to the engine.
 
-    The answer begins with the first event: what goes wrong before it is an answer with a status of its own.
+    The response starts with the first event. An error before it becomes a normal error response with its own status.
     """
 
     def __init__(self, events: AsyncGenerator[bytes, None], headers: Mapping[str, str]) -> None:
@@ -111,7 +112,7 @@ class EventStream(StreamingResponse):
         self.events = events
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with suppress(Gone):  # nobody is there to be told
+        with suppress(Gone):  # no client is left to answer
             await _until_gone(self._send(send, request_id(scope)), receive)
 
     async def _send(self, send: Send, name: str) -> None:
@@ -135,5 +136,5 @@ class EventStream(StreamingResponse):
 
 
 def header_of(ignored: list[str]) -> dict[str, str]:
-    """What was asked for and changes nothing."""
+    """Return the header that lists ignored fields."""
     return {"x-rorqual-ignored": ",".join(ignored)} if ignored else {}

@@ -1,6 +1,7 @@
-"""What an answer must look like, where a request says it: OpenAI's `response_format`, vLLM's `guided_*`, as one grammar.
+"""Structured output: OpenAI's `response_format` and vLLM's `guided_*`, converted to one grammar.
 
-Whether a schema or an expression can be compiled is the engine's to say; here are the limits of size, and that there is one of them only.
+This module checks sizes, and that a request gives only one of them. The engine checks whether a schema or a regular
+expression can be compiled.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ MAX_SCHEMA, MAX_REGEX, MAX_CHOICES, MAX_TEXT = 65_536, 4096, 1024, 65_536
 
 def _writable(text: str) -> str:
     if "\0" in text:
-        raise ValueError("holds a NUL character")
+        raise ValueError("contains a NUL character")
     return text
 
 
@@ -27,13 +28,13 @@ Text = Annotated[str, AfterValidator(_writable)]
 
 
 class Schema(BaseModel):
-    """Base of everything that a request holds: strict, and an unknown name is an error."""
+    """Base of all request schemas: strict types, and unknown fields are errors."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
 class JsonSchema(Schema):
-    """`strict` and `description` change nothing: a schema always binds."""
+    """A named JSON schema. `strict` and `description` have no effect: the output always follows the schema."""
 
     name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
     schema_: Annotated[dict[str, Any], Field(alias="schema")]
@@ -42,16 +43,16 @@ class JsonSchema(Schema):
 
 
 class ResponseFormat(Schema):
-    """`text`: anything; `json_object`: one JSON object; `json_schema`: JSON that the schema allows."""
+    """OpenAI's `response_format`. `text`: any text; `json_object`: a JSON object; `json_schema`: JSON that follows the schema."""
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
 
     def grammar(self) -> Grammar | None:
-        """None for text. A schema without its type, or the type without its schema, is refused."""
+        """Return the grammar, or None for text. Raises ApiError if type and `json_schema` do not match."""
         if (self.type == "json_schema") != (self.json_schema is not None):
             raise refuse(
-                f"`response_format.json_schema` {'is missing' if self.json_schema is None else 'does not go with this type'}."
+                f"`response_format.json_schema` {'is missing' if self.json_schema is None else 'does not match this type'}."
                 " Give both type json_schema and json_schema, or neither.",
                 "response_format.json_schema",
             )
@@ -61,12 +62,15 @@ class ResponseFormat(Schema):
 
     @property
     def schema_(self) -> dict[str, Any]:
-        """What `json_schema` or `json_object` allows, as a schema."""
+        """The schema of the output, for `json_schema` and `json_object`."""
         return {"type": "object"} if self.json_schema is None else self.json_schema.schema_
 
 
 class Guided(Schema):
-    """vLLM's names: a JSON schema (an object, or its text), a regular expression of the whole answer, or the answers to choose from."""
+    """Structured output fields: OpenAI's `response_format`, and vLLM's `guided_*`.
+
+    `guided_json`: a JSON schema as object or text. `guided_regex`: matches the whole reply. `guided_choice`: allowed replies.
+    """
 
     response_format: ResponseFormat | None = None
     guided_json: dict[str, Any] | Annotated[Text, Field(max_length=MAX_SCHEMA)] | None = None
@@ -81,14 +85,14 @@ class Guided(Schema):
 
     @property
     def bound(self) -> str | None:
-        """The parameter that binds the answer, where one does."""
+        """The name of the parameter that constrains the reply, if any."""
         asked = self.response_format is not None and self.response_format.type != "text"
         given = {"response_format": asked, "guided_json": self.guided_json is not None}
         given |= {"guided_regex": self.guided_regex is not None, "guided_choice": self.guided_choice is not None}
         return next((name for name, there in given.items() if there), None)
 
     def grammar(self) -> Grammar | None:
-        """What the answer must match; more than one is refused."""
+        """Return the grammar that the reply must match, or None. Raises ApiError if the request gives more than one."""
         found: dict[str, Grammar] = {}
         if self.response_format is not None and (asked := self.response_format.grammar()) is not None:
             found["response_format"] = asked
@@ -100,7 +104,7 @@ class Guided(Schema):
             found["guided_choice"] = Grammar("choice", source_of(self.guided_choice, "guided_choice"))
         if len(found) > 1:
             names = list(found)
-            raise refuse(f"`{names[0]}` and `{names[1]}` cannot both bind the answer. Give one of them.", names[1])
+            raise refuse(f"`{names[0]}` and `{names[1]}` exclude each other. Give one of them.", names[1])
         return next(iter(found.values()), None)
 
 
@@ -108,18 +112,18 @@ def _object(schema: dict[str, Any] | str) -> dict[str, Any]:
     if not isinstance(schema, str):
         return schema
     try:
-        found = pydantic_core.from_json(schema, allow_inf_nan=False)  # with a limit of depth
+        found = pydantic_core.from_json(schema, allow_inf_nan=False)  # this parser limits depth
     except ValueError as error:
         said = str(error)[:200]
-        raise refuse(f"`guided_json` is a text that is not JSON: {said}. Give a JSON schema.", "guided_json") from None
+        raise refuse(f"`guided_json` is not valid JSON: {said}. Give a JSON schema.", "guided_json") from None
     if not isinstance(found, dict):
-        raise refuse("`guided_json` is not the text of a JSON object. Give a JSON schema.", "guided_json")
+        raise refuse("`guided_json` is not a JSON object. Give a JSON schema.", "guided_json")
     return found
 
 
 def source_of(value: Any, param: str) -> str:
-    """A grammar's source as text; `param` is refused where it is too long."""
+    """Return a grammar's source as JSON text. Raises ApiError naming `param` if it is too long."""
     source = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     if len(source) > MAX_SCHEMA:
-        raise refuse(f"`{param}` is longer than {MAX_SCHEMA} characters as JSON. Make it shorter.", param)
+        raise refuse(f"`{param}` is longer than {MAX_SCHEMA} characters as JSON. Shorten it.", param)
     return source

@@ -1,4 +1,4 @@
-"""Keys: made at the first start, shown once, kept as hashes; each belongs to a tenant."""
+"""API keys. Each belongs to a tenant; a new key is shown once, and only its hash is stored."""
 
 from __future__ import annotations
 
@@ -24,35 +24,35 @@ SHA256 = re.compile("[0-9a-f]{64}")
 
 
 def default_file() -> Path:
-    """`rorqual/keys.json` in the user's configuration folder."""
+    """Return `rorqual/keys.json` in the user's configuration folder."""
     return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "rorqual" / "keys.json"
 
 
 def _hash(key: str) -> str:
-    # A key holds 256 random bits: there is nothing to guess, so nothing that a slow hash would protect.
+    # A key has 256 random bits and cannot be guessed, so a slow hash would add no protection.
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def _tenants(found: Any) -> dict[str, str]:
-    """Of what a file holds, the tenant of each hash; a `ValueError` names what is of another shape."""
+    """Return the tenant of each hash in a parsed key file. Raises ValueError if its structure is wrong."""
     rows = found.get("keys") if isinstance(found, dict) else None
     if not isinstance(rows, list):
-        raise ValueError("it has no list 'keys'")
+        raise ValueError("the list 'keys' is missing")
     tenants: dict[str, str] = {}
     for number, row in enumerate(rows):
         digest, tenant = (row.get("sha256"), row.get("tenant")) if isinstance(row, dict) else (None, None)
         if not isinstance(digest, str) or not SHA256.fullmatch(digest):
-            raise ValueError(f"keys[{number}].sha256 is not 64 hexadecimal digits, in lower case")
+            raise ValueError(f"keys[{number}].sha256 is not 64 lower-case hexadecimal digits")
         if not isinstance(tenant, str) or not tenant.isidentifier() or len(tenant) > NAME_LENGTH:
-            raise ValueError(f"keys[{number}].tenant is no name of letters, digits and _")
+            raise ValueError(f"keys[{number}].tenant is not a name of letters, digits and _")
         if tenants.setdefault(digest, tenant) != tenant:
-            raise ValueError(f"keys[{number}] is the key of another tenant, too")
+            raise ValueError(f"keys[{number}] repeats the key of another tenant")
     return tenants
 
 
 @contextmanager
 def _held(file: Path) -> Iterator[None]:
-    """Alone among those that write the file. The lock is a file beside it, as each writing puts another in its place."""
+    """Hold the exclusive lock for writing the file. The lock is a separate file, because each write replaces the key file."""
     lock = file.with_name(f".{file.name}.lock")
     with ExitStack() as held:
         try:
@@ -62,38 +62,45 @@ def _held(file: Path) -> Iterator[None]:
             raise ConfigError(
                 f"cannot write: {error.strerror}",
                 where=str(lock),
-                remedy="Name a file in a folder of your own: keys=FILE.",
+                remedy="Give keys=FILE in a folder that you may write to.",
             ) from None
         yield
 
 
 @dataclass
 class Keys:
-    """Hashes of keys, and the tenant of each. The file holds no key: one that is lost is made anew, for a tenant of another name."""
+    """Hashes of API keys, and the tenant of each.
+
+    The file does not contain the keys. A lost key cannot be recovered; create one for a tenant with another name.
+    """
 
     file: Path
     tenants: dict[str, str]
 
     @classmethod
     def load(cls, file: Path) -> Keys:
-        """The keys of a file, none where there is no file; a file of another shape is a `ConfigError`."""
+        """Load the keys of a file; a missing file has none. Raises ConfigError if the file is invalid."""
         try:
             return cls(file, _tenants(json.loads(file.read_text(encoding="utf-8"))))
         except FileNotFoundError:
             return cls(file, {})
         except (OSError, ValueError, RecursionError) as error:
             raise ConfigError(
-                f"not a file of keys: {error}",
+                f"not a valid key file: {error}",
                 where=str(file),
-                remedy="Restore it, or remove it: then a new key is made at the next start, and the old ones are void.",
+                remedy="Restore it or remove it. After removal, the next start creates a new key, and old keys become invalid.",
             ) from None
 
     def ensure(self, tenant: str) -> str | None:
-        """A new key for `tenant`, written to the file beside what others have written there by now; None where the tenant has one already,
-        which nobody can show again."""
+        """Create a key for `tenant`, add its hash to the file and return the key, or return None if the tenant has one.
+
+        The file is read again first, because another process may have added keys.
+        """
         if not tenant.isidentifier() or len(tenant) > NAME_LENGTH:
             raise ConfigError(
-                f"'{tenant[:NAME_LENGTH]}' is no name for a tenant", where="tenant", remedy="Use letters, digits and _."
+                f"'{tenant[:NAME_LENGTH]}' is not a valid tenant name",
+                where="tenant",
+                remedy=f"Use at most {NAME_LENGTH} letters, digits and _, starting with a letter or _.",
             )
         if tenant in self.tenants.values():
             return None
@@ -109,7 +116,7 @@ class Keys:
         return key
 
     def tenant(self, key: str) -> str | None:
-        """Whose key it is; None for an unknown one. Every hash is compared, in constant time."""
+        """Return the tenant of a key, or None if it is unknown. Every hash is compared, in constant time."""
         given, found = _hash(key), None
         for digest, name in self.tenants.items():
             if hmac.compare_digest(digest, given):

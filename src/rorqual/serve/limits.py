@@ -1,7 +1,7 @@
-"""Limits of a request's parts. They bound the memory and the time of everything that is done with a body after it was read.
+"""Size limits of a request's parts. They bound the memory and time that processing a body takes.
 
-All of this runs in a tenant's own thread. A thread does not hold up the event loop, but one long call in C does: it keeps the interpreter's
-lock. So a body's values are counted, slice by slice, before any parser sees the whole of it.
+These checks run in the tenant's thread. A single long C call would still block the event loop, because it holds the GIL.
+Therefore a body's values are counted in slices before a parser gets the whole body.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from rorqual.core.sampling import PARAMS, ParamType, TextList, TokenBiases, Toke
 from rorqual.serve.errors import ApiError, refuse
 
 SLICE = 65_536
-"""Bytes of a request that one callback of the event loop handles at most, and a body that is small."""
+"""Bytes of a body that one callback of the event loop handles, at most. A body up to this size counts as small."""
 MAX_VALUES = 262_144
-"""Values of a body: strings, numbers, lists, objects. It is the limit of token ids, too."""
+"""Maximum number of values in a body: strings, numbers, lists, objects. It also limits token ids."""
 MAX_TOOLS, MAX_ARGUMENTS, MAX_OTHER = 262_144, 262_144, 131_072
 MAX_PARTS, MAX_CALLS = 4096, 4096
 _FEWER: Mapping[type[ParamType], str] = {
@@ -25,46 +25,46 @@ _FEWER: Mapping[type[ParamType], str] = {
     TokenBiases: "Bias fewer tokens.",
 }
 ENTRIES: Mapping[str, tuple[int, str]] = {
-    "messages": (4096, "Leave out the oldest turns."),
-    "tools": (128, "Offer fewer tools."),
+    "messages": (4096, "Remove the oldest turns."),
+    "tools": (128, "Give fewer tools."),
     **{
         name: (most, _FEWER[type(param.served)])
         for name, param in PARAMS.items()
         if (most := getattr(param.served, "most", 0))
     },
-    "guided_choice": (1024, "Offer fewer answers."),
+    "guided_choice": (1024, "Give fewer choices."),
 }
-"""The most entries of a list or an object, and what to do about more."""
+"""Maximum number of entries of a list or an object, and the remedy if it has more."""
 _TOKEN = re.compile(rb'"([^"\\]*(?:\\.[^"\\]*)*)"(\s*:)?|[\[\]{}]', re.DOTALL)
-FEWER = "Make it smaller, or leave it out."
+FEWER = "Make it smaller or leave it out."
 
 
 def too_large(part: str, size: int, unit: str, limit: int, remedy: str) -> ApiError:
-    """The refusal of a part that is too large: what it is, its size, the limit, what to do."""
+    """Return the error for a part that is too large."""
     part = part[:256]
     return refuse(f"`{part}` has {size:,} {unit}; at most {limit:,} are allowed. {remedy}", part, "too_large")
 
 
 def check_values(body: bytes) -> None:
-    """Refuse a body of more than `MAX_VALUES` values, before it is parsed. It need not be JSON."""
+    """Raise ApiError if a body has more than `MAX_VALUES` values. It is not parsed, and need not be valid JSON."""
     values, inside, kept = 1, 0, b""
     for at in range(0, len(body), SLICE):
         piece = kept + body[at : at + SLICE]
         kept = b"\\" if (len(piece) - len(piece.rstrip(b"\\"))) % 2 else b""
         piece = piece[: len(piece) - len(kept)]
-        # What is escaped does not end a string; then every other piece between quotes stands outside of one.
+        # Without escaped quotes, every second piece between quotes is outside a string.
         pieces = piece.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')
         outside = b"".join(pieces[inside::2])
         inside = (inside + len(pieces) - 1) % 2
         values += outside.count(b",") + outside.count(b"[") + outside.count(b"{")
         if values > MAX_VALUES:
             part = _part_at(body[: at + SLICE])
-            what = f"With `{part}` the body has more than {MAX_VALUES:,} values (strings, numbers, lists, objects), the limit"
-            raise refuse(f"{what}. Send fewer of them; text in place of token ids.", part or None, "too_large")
+            what = f"With `{part}`, the body has more than {MAX_VALUES:,} values (strings, numbers, lists, objects), the limit"
+            raise refuse(f"{what}. Send fewer, for example text instead of token ids.", part or None, "too_large")
 
 
 def _part_at(body: bytes) -> str:
-    """The parameter in whose value a part of a body ends."""
+    """Return the name of the parameter in whose value `body`, the start of a request body, ends."""
     depth, name = 0, b""
     for found in _TOKEN.finditer(body):
         text, key, colon = found.group(0, 1, 2)
@@ -76,7 +76,7 @@ def _part_at(body: bytes) -> str:
 
 
 def check_parts(data: Mapping[str, Any]) -> None:
-    """Refuse a part of a parsed body that is larger than its limit."""
+    """Raise ApiError if a part of a parsed body exceeds its limit."""
     for name, value in data.items():
         most, remedy = ENTRIES.get(name, (0, ""))
         if most and isinstance(value, list | dict) and len(value) > most:
@@ -84,7 +84,7 @@ def check_parts(data: Mapping[str, Any]) -> None:
         if name == "messages" and isinstance(value, list):
             _check_messages(value)
         elif name == "tools":
-            _check_size("tools", value, MAX_TOOLS, "Offer fewer tools, or describe them more briefly.")
+            _check_size("tools", value, MAX_TOOLS, "Give fewer tools or shorter descriptions.")
         elif name not in ("messages", "prompt"):
             _check_size(name, value, MAX_OTHER)
 
@@ -107,13 +107,13 @@ def _check_messages(messages: Sequence[Any]) -> None:
         if parts > MAX_PARTS:
             raise too_large("messages", parts, "content parts or more", MAX_PARTS, "Join the parts of each message.")
         if calls > MAX_CALLS:
-            raise too_large("messages", calls, "tool calls or more", MAX_CALLS, "Leave out the oldest turns.")
+            raise too_large("messages", calls, "tool calls or more", MAX_CALLS, "Remove the oldest turns.")
 
 
 def _check_call(call: Any, place: str) -> None:
     function = call.get("function") if isinstance(call, dict) else None
     for name, value in function.items() if isinstance(function, dict) else ():
-        _check_size(f"{place}.function.{name}", value, MAX_ARGUMENTS, "Shorten the arguments, or leave the turn out.")
+        _check_size(f"{place}.function.{name}", value, MAX_ARGUMENTS, "Shorten the arguments or remove the turn.")
     if isinstance(call, dict):
         _check_size(place, {name: value for name, value in call.items() if name != "function"}, MAX_OTHER)
 
@@ -127,7 +127,7 @@ def _check_size(part: str, value: Any, most: int, remedy: str = FEWER) -> None:
 
 
 def _sizes(value: Any) -> Iterator[int]:
-    """Bytes of each value in JSON, about: of a number eight, of a text its UTF-8."""
+    """Yield the approximate size in bytes of each value as JSON: UTF-8 for strings, eight for numbers."""
     todo = [value]
     while todo:
         value = todo.pop()

@@ -1,7 +1,7 @@
-"""Log-probabilities of tokens in OpenAI's two shapes: the chat's, and the older one of completions.
+"""Log-probabilities in OpenAI's two formats: that of chat completions, and the older one of text completions.
 
-They are those of the distribution that a token was drawn from, with temperature, top-p and the others applied. Each token that was
-drawn has an entry: of the reasoning, of the marks around it, and of what ended the reply, too.
+They belong to the distribution that the token was sampled from, after temperature, top-p and other sampling parameters.
+Each sampled token has an entry, including reasoning, special tokens, and the token that ended the reply.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from rorqual.data.tokenizer import Tokenizer
 from rorqual.serve.wire import Drawn, Score
 
 LEAST = -9999.0
-"""What stands for a probability of 0, whose logarithm no JSON can carry."""
+"""The log-probability that represents a probability of 0, because JSON has no infinity."""
 
 
 def of_chat(tokenizer: Tokenizer, drawn: Sequence[Drawn]) -> dict[str, Any]:
-    """`logprobs` of a chat choice. `bytes` joined are the text, also where one token is half a character."""
+    """Return `logprobs` of a chat choice. The joined `bytes` give the text even if a token ends within a character."""
 
     def entry(id_: int, logprob: float) -> dict[str, Any]:
         return {
@@ -33,7 +33,7 @@ def of_chat(tokenizer: Tokenizer, drawn: Sequence[Drawn]) -> dict[str, Any]:
 
 
 def of_text(tokenizer: Tokenizer, drawn: Sequence[Drawn], before: int = 0) -> dict[str, Any]:
-    """`logprobs` of a text choice. `before`: characters of the tokens that were told already; offsets count on from there."""
+    """Return `logprobs` of a text choice. `text_offset` starts at `before`, the characters already sent."""
     tokens = [tokenizer.token(one.token) for one in drawn]
     offsets, place = [], before
     for text in tokens:
@@ -48,7 +48,10 @@ def of_text(tokenizer: Tokenizer, drawn: Sequence[Drawn], before: int = 0) -> di
 
 
 def of_echo(tokenizer: Tokenizer, ids: Sequence[int], scores: Sequence[Score], top: int, added: int) -> dict[str, Any]:
-    """The same of a prompt's tokens, of which the first has no log-probability. `added`: ids at the beginning that the text does not show."""
+    """Return `logprobs` of a prompt's tokens for `echo`. The first token has no log-probability.
+
+    `added`: tokens at the start that the echoed text does not contain (BOS).
+    """
     tokens = [tokenizer.token(id_) for id_ in ids]
     offsets, place = [], 0
     for number, text in enumerate(tokens):
@@ -65,8 +68,10 @@ def of_echo(tokenizer: Tokenizer, ids: Sequence[int], scores: Sequence[Score], t
 def of_prompt(
     tokenizer: Tokenizer, ids: Sequence[int], scores: Sequence[Score], top: int
 ) -> list[dict[str, Any] | None]:
-    """vLLM's `prompt_logprobs`: for each token but the first its own entry, and those of the likeliest, by id. `rank` from 1; null where it is
-    not among these."""
+    """Return vLLM's `prompt_logprobs`: for each token after the first, its entry and those of the `top` likeliest, by id.
+
+    `rank` counts from 1. It is null if the token is not among the likeliest.
+    """
 
     def entry(id_: int, logprob: float, rank: int | None) -> dict[str, Any]:
         return {"logprob": max(logprob, LEAST), "rank": rank, "decoded_token": tokenizer.token(id_)}
@@ -80,7 +85,7 @@ def of_prompt(
 
 
 def _named(tokenizer: Tokenizer, top: Sequence[tuple[int, float]]) -> dict[str, float]:
-    # Halves of characters share one name: the likeliest keeps it.
+    # Tokens of incomplete characters have the same text. The likeliest of them is kept.
     found: dict[str, float] = {}
     for id_, value in top:
         found.setdefault(tokenizer.token(id_), max(value, LEAST))

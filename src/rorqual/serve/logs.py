@@ -1,4 +1,4 @@
-"""A log that a flood cannot fill: lines of one kind are rare, and it is said how many were left out."""
+"""A rate-limited log: few lines of one kind are written, and the number of omitted ones is logged."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 MOST, WINDOW = 10, 60.0
-"""Lines of one kind that are written in so many seconds."""
+"""At most `MOST` lines of one kind are written per `WINDOW` seconds."""
 KINDS = 256
-"""Kinds that are told apart; all others are one."""
+"""Number of kinds with separate limits. All further kinds share one."""
 _VARIES = re.compile(r"0x[0-9a-f]+|\d+")
 
 
@@ -28,9 +28,9 @@ class _Kind:
 
 
 class Quiet(logging.Filter):
-    """Lets `MOST` records of a kind through in each `WINDOW`. A kind is a logger and the first line of a message, whatever its numbers.
+    """Passes `MOST` records of a kind in each `WINDOW`. A kind is a logger and a message's first line without its numbers.
 
-    Anybody can cause such lines, without a key: by what is no HTTP, for example.
+    Clients without a key can cause such records, for example by sending invalid HTTP.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -39,7 +39,7 @@ class Quiet(logging.Filter):
         self._kinds: dict[tuple[str, str], _Kind] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether a record is written."""
+        """Return whether a record is written."""
         text = str(record.msg).partition("\n")[0][:200]
         key = record.name, _VARIES.sub("#", text)
         if key not in self._kinds and len(self._kinds) >= KINDS:
@@ -53,7 +53,7 @@ class Quiet(logging.Filter):
         return kind.seen <= MOST
 
     def flush(self) -> None:
-        """Say of every kind how many lines were left out so far."""
+        """Log for every kind how many lines were omitted so far."""
         kinds, self._kinds = self._kinds, {}
         for kind in kinds.values():
             self._tell(kind)
@@ -61,9 +61,9 @@ class Quiet(logging.Filter):
     def _tell(self, kind: _Kind) -> None:
         if kind.left_out:
             seconds = self._clock() - kind.since
-            say(f"{kind.left_out:,} more lines like this were left out in {seconds:.0f} seconds: {kind.text}")
+            say(f"omitted {kind.left_out:,} more lines like this in {seconds:.0f} seconds: {kind.text}")
 
 
 def say(text: str) -> None:
-    """One line of the log."""
+    """Write one line to the log."""
     print(f"rorqual serve: {text}", file=sys.stderr, flush=True)

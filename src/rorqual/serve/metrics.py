@@ -1,4 +1,4 @@
-"""Counters, and Prometheus' text of them."""
+"""Counters, and their Prometheus text format."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-UNDER_WAY = {"running": "Requests that draw tokens", "waiting": "Requests without a token yet"}
+UNDER_WAY = {"running": "Requests that generate tokens", "waiting": "Requests without a token yet"}
 
 
 @dataclass(frozen=True)
 class Now:
-    """How things stand: requests of each tenant, and the engine's own figures."""
+    """The current state: running and waiting requests of each tenant, and the engine's statistics."""
 
     alive: bool
     restarts: int
@@ -22,7 +22,7 @@ class Now:
 
 @dataclass
 class Metrics:
-    """What was counted since the start. Labels are taken from fixed sets, so that no client can make a page of them."""
+    """Counters since the start. Labels come from fixed sets, so that a client cannot create an unlimited number of series."""
 
     requests: Counter[tuple[str, int]] = field(default_factory=Counter)
     tokens: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -32,17 +32,17 @@ class Metrics:
     failed: int = 0
 
     def used(self, tenant: str, hit: int, miss: int, completion: int) -> None:
-        """Tokens of one request: of its prompt from the prefix cache, of its prompt computed, drawn."""
+        """Count a request's tokens: prompt tokens from the prefix cache, computed prompt tokens, and generated tokens."""
         for kind, count in (("prompt_hit", hit), ("prompt_miss", miss), ("completion", completion)):
             self.tokens[tenant, kind] += count
 
     def first_token(self, seconds: float) -> None:
-        """How long a request waited for its first token."""
+        """Record a request's time to first token."""
         self.first_token_seconds += seconds
         self.first_tokens += 1
 
     def text(self, now: Now, only: str | None = None) -> str:
-        """The page that Prometheus reads (text format 0.0.4). `only`: what concerns this tenant, and nothing of others."""
+        """Return the metrics in Prometheus' text format 0.0.4. `only`: restrict them to this tenant's."""
         if only is not None:
             return "\n".join((*self._tokens(only), *_under_way(now, only), *_up(now))) + "\n"
         return "\n".join((*self._counted(), *self._seen(now))) + "\n"
@@ -64,11 +64,11 @@ class Metrics:
         hits, misses = (
             sum(n for (_, k), n in self.tokens.items() if k == kind) for kind in ("prompt_hit", "prompt_miss")
         )
-        yield from _head("prompt_hit_ratio", "gauge", "Share of all prompts' tokens that the prefix cache served.")
+        yield from _head("prompt_hit_ratio", "gauge", "Share of prompt tokens that the prefix cache served.")
         yield f"rorqual_prompt_hit_ratio {hits / max(hits + misses, 1):.6f}"
-        yield from _head("cancelled_total", "counter", "Requests whose client left.")
+        yield from _head("cancelled_total", "counter", "Requests whose client disconnected.")
         yield f"rorqual_cancelled_total {self.cancelled}"
-        yield from _head("failed_total", "counter", "Requests that the engine refused, or died under.")
+        yield from _head("failed_total", "counter", "Requests that the engine refused or died during.")
         yield f"rorqual_failed_total {self.failed}"
 
     def _seen(self, now: Now) -> Iterator[str]:
@@ -79,7 +79,7 @@ class Metrics:
         yield from _up(now)
         yield from _head("engine_restarts_total", "counter", "Deaths of the engine.")
         yield f"rorqual_engine_restarts_total {now.restarts}"
-        yield from _head("engine", "gauge", "What the engine last said of itself.")
+        yield from _head("engine", "gauge", "The engine's last statistics.")
         for name, value in sorted(now.stats.items()):
             yield f'rorqual_engine{{what="{name}"}} {value:g}'
 

@@ -1,4 +1,4 @@
-"""What the routes answer, as schemas: `/openapi.json` is made from them, and tests hold every answer against it."""
+"""Schemas of the responses. `/openapi.json` is generated from them, and tests validate every response against it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class _Object(BaseModel):
 
 
 class ErrorBody(_Object):
-    """What went wrong: `param` is the parameter at fault, `code` a word for programs."""
+    """The error. `param`: the parameter at fault. `code`: a machine-readable code."""
 
     message: str
     type: Literal["invalid_request_error", "authentication_error", "rate_limit_error", "server_error"]
@@ -23,26 +23,26 @@ class ErrorBody(_Object):
 
 
 class Error(_Object):
-    """Every answer that is no success. `request_id` stands in the header `x-request-id` and in the server's log, too."""
+    """An error response. `request_id` is also in the header `x-request-id` and in the server's log."""
 
     error: ErrorBody
     request_id: str
 
 
 class PromptDetails(_Object):
-    """OpenAI's name for the hits."""
+    """Prompt tokens from the prefix cache, under OpenAI's name."""
 
     cached_tokens: int = Field(ge=0)
 
 
 class CompletionDetails(_Object):
-    """Tokens up to the mark that ends the thinking."""
+    """Tokens up to the special token that ends the reasoning."""
 
     reasoning_tokens: int = Field(ge=0)
 
 
 class Usage(_Object):
-    """Hits and misses add up to `prompt_tokens`."""
+    """Token counts. Cache hits and misses add up to `prompt_tokens`."""
 
     prompt_tokens: int = Field(ge=0)
     completion_tokens: int = Field(ge=0)
@@ -54,7 +54,7 @@ class Usage(_Object):
 
 
 class TopToken(_Object):
-    """A likely token."""
+    """A token and its log-probability."""
 
     token: str
     logprob: float
@@ -62,27 +62,27 @@ class TopToken(_Object):
 
 
 class ToldToken(TopToken):
-    """A token that was drawn."""
+    """A sampled token, with the likeliest tokens at its position."""
 
     top_logprobs: list[TopToken]
 
 
 class ChatLogprobs(_Object):
-    """One entry for each token that was drawn."""
+    """Log-probabilities of a chat choice, one entry per sampled token."""
 
     content: list[ToldToken]
     refusal: None
 
 
 class WrittenFunction(_Object):
-    """`arguments`: the text of a JSON object."""
+    """The called function. `arguments`: a JSON object as text."""
 
     name: str
     arguments: str
 
 
 class ToolCall(_Object):
-    """A call that the model made."""
+    """A tool call of the model."""
 
     id: str
     type: Literal["function"]
@@ -90,7 +90,7 @@ class ToolCall(_Object):
 
 
 class AnswerMessage(_Object):
-    """The reply. `reasoning_content` where it thought, `tool_calls` where it calls."""
+    """The reply. `reasoning_content` is present if the model reasoned, `tool_calls` if it called tools."""
 
     role: Literal["assistant"]
     content: str | None
@@ -109,7 +109,7 @@ class ChatChoice(_Object):
 
 
 class PromptToken(_Object):
-    """A token at a place of the prompt. `rank` from 1; null where it is not among the likeliest that were asked for."""
+    """A token at a position of the prompt. `rank` counts from 1; null if the token is not among the requested likeliest."""
 
     logprob: float
     rank: int | None
@@ -117,11 +117,12 @@ class PromptToken(_Object):
 
 
 PromptLogprobs = list[dict[str, PromptToken] | None]
-"""vLLM's: for each token of the prompt its own entry and the likeliest, by id; null for the first. There where it was asked for."""
+"""vLLM's `prompt_logprobs`: for each prompt token its entry and the likeliest ones, by token id; null for the first token.
+Present only if requested."""
 
 
 class ChatCompletion(_Object):
-    """The answer to a chat request."""
+    """The response to a chat request."""
 
     id: str
     object: Literal["chat.completion"]
@@ -133,7 +134,10 @@ class ChatCompletion(_Object):
 
 
 class TextLogprobs(_Object):
-    """Parallel lists, one entry for each token: with `echo` those of the prompt, of which the first has none, then those that were drawn."""
+    """Log-probabilities of a text choice: parallel lists with one entry per token.
+
+    With `echo`, the prompt's tokens come first. The first of them has no log-probability.
+    """
 
     tokens: list[str]
     token_logprobs: list[float | None]
@@ -142,7 +146,7 @@ class TextLogprobs(_Object):
 
 
 class TextChoice(_Object):
-    """One of the replies; those to one prompt stand together."""
+    """One of the replies. Replies to one prompt are adjacent."""
 
     index: int = Field(ge=0)
     text: str
@@ -152,7 +156,7 @@ class TextChoice(_Object):
 
 
 class TextCompletion(_Object):
-    """The answer to a text request."""
+    """The response to a text completion request."""
 
     id: str
     object: Literal["text_completion"]
@@ -163,7 +167,7 @@ class TextCompletion(_Object):
 
 
 class Card(_Object):
-    """A model. `max_model_len`: ids of prompt and reply together."""
+    """A model. `max_model_len`: maximum number of tokens of prompt and reply together."""
 
     id: str
     object: Literal["model"]
@@ -173,13 +177,13 @@ class Card(_Object):
 
 
 class Cards(_Object):
-    """The one model, as a list."""
+    """The list of models, which has one entry."""
 
     object: Literal["list"]
     data: list[Card] = Field(min_length=1, max_length=1)
 
 
 class Health(_Object):
-    """`ok` comes with 200, `loading` with 503."""
+    """The engine's state: `ok` with status 200, `loading` with status 503."""
 
     status: Literal["ok", "loading"]

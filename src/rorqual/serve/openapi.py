@@ -1,4 +1,4 @@
-"""The API described for programs: an OpenAPI 3.1 document, made from the very schemas that requests are read with."""
+"""The OpenAPI 3.1 document of the API, generated from the schemas that validate requests."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ REQUESTS = (ChatRequest, TextRequest)
 ANSWERS = (ChatCompletion, TextCompletion, Cards, Health, Error)
 JSON = "application/json"
 ERRORS = {
-    "400": "The request cannot be meant: `param` names the parameter.",
-    "401": "No key, or none that is known.",
-    "404": "No such model.",
-    "405": "No such method here.",
+    "400": "The request is invalid; `param` names the parameter.",
+    "401": "The API key is missing or unknown.",
+    "404": "The model or route does not exist.",
+    "405": "The route does not support this method.",
     "408": "The body did not arrive in time.",
     "413": "The body is too long.",
-    "415": "The body is no plain JSON.",
-    "429": "Too many requests are under way.",
+    "415": "The body is not uncompressed JSON.",
+    "429": "The queue is full.",
     "503": "The engine is loading or died, or the server is stopping.",
 }
 
 
 def document(model: str) -> dict[str, Any]:
-    """What the server that serves `model` can be asked, and what it answers."""
+    """Return the OpenAPI document of a server with this model."""
     pairs: list[Any] = [(schema, "validation") for schema in REQUESTS]
     pairs += [(schema, "serialization") for schema in ANSWERS]
     _, shared = models_json_schema(pairs, ref_template=REF)
@@ -37,7 +37,7 @@ def document(model: str) -> dict[str, Any]:
         _open(schemas[schema.__name__], model)
     return {
         "openapi": "3.1.0",
-        "info": {"title": "Rorqual", "version": "1", "description": "A model behind OpenAI's API."},
+        "info": {"title": "Rorqual", "version": "1", "description": "A model with an OpenAI-compatible API."},
         "security": [{"key": []}],
         "paths": _paths(model),
         "components": {"schemas": schemas, "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
@@ -45,21 +45,26 @@ def document(model: str) -> dict[str, Any]:
 
 
 def _open(schema: dict[str, Any], model: str) -> None:
-    """What pydantic does not know: names that are accepted and change nothing, and the one model there is."""
-    schema["properties"] |= {name: {"description": "Accepted; changes nothing."} for name in sorted(IGNORED)}
+    """Add what the pydantic schemas lack: the ignored fields, and the name of the only model."""
+    schema["properties"] |= {name: {"description": "Accepted and ignored."} for name in sorted(IGNORED)}
     schema["properties"]["model"] = {"type": "string", "const": model}
 
 
 def _paths(model: str) -> dict[str, Any]:
     parameter = {"name": "name", "in": "path", "required": True, "schema": {"type": "string", "const": model}}
     return {
-        "/v1/chat/completions": {"post": _asked("ChatRequest", "ChatCompletion", "A conversation, continued.")},
-        "/v1/completions": {"post": _asked("TextRequest", "TextCompletion", "Texts, continued.")},
-        "/v1/models": {"get": _told("Cards", "The one model.")},
-        "/v1/models/{name}": {"get": _told("Card", "The one model, by its name.") | {"parameters": [parameter]}},
-        "/livez": {"get": {**_plain("text/plain", "Nothing, for whoever asks: the process runs."), "security": []}},
-        "/health": {"get": _told("Health", "200 where the engine is ready.", also=("503",))},
-        "/metrics": {"get": _plain("text/plain", "For Prometheus.")},
+        "/v1/chat/completions": {"post": _asked("ChatRequest", "ChatCompletion", "Continue a conversation.")},
+        "/v1/completions": {"post": _asked("TextRequest", "TextCompletion", "Continue texts.")},
+        "/v1/models": {"get": _told("Cards", "List the model.")},
+        "/v1/models/{name}": {"get": _told("Card", "Return the model by name.") | {"parameters": [parameter]}},
+        "/livez": {
+            "get": {
+                **_plain("text/plain", "An empty body while the server process runs. Needs no key."),
+                "security": [],
+            }
+        },
+        "/health": {"get": _told("Health", "The engine's state; status 200 if it is ready.", also=("503",))},
+        "/metrics": {"get": _plain("text/plain", "Metrics for Prometheus.")},
         "/openapi.json": {"get": _plain(JSON, "This document.")},
     }
 
@@ -77,7 +82,7 @@ def _errors(*codes: str) -> dict[str, Any]:
 
 
 def _asked(request: str, answer: str, summary: str) -> dict[str, Any]:
-    done = _body(JSON, _ref(answer), "The answer; a stream of events where `stream` asks for it.")
+    done = _body(JSON, _ref(answer), "The response; with `stream`, server-sent events.")
     done["content"]["text/event-stream"] = {"schema": {"type": "string"}}
     body = {"required": True, "content": {JSON: {"schema": _ref(request)}}}
     return {"summary": summary, "requestBody": body, "responses": {"200": done, **_errors(*ERRORS)}}

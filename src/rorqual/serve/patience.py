@@ -1,5 +1,7 @@
-"""How long a connection may take to say what it wants and to read what it gets, and how many there may be. Uvicorn waits for ever, closes
-on a client that only closed its own side, and takes as much at once as comes."""
+"""Limits on connections: their number, the time to send a request's head, and the time to read a response.
+
+Uvicorn alone waits forever, drops a client that closed only its sending side, and reads as much at once as arrives.
+"""
 
 from __future__ import annotations
 
@@ -14,31 +16,32 @@ from rorqual.serve.exchange import PROBE
 
 HEAD_SECONDS = 20.0
 RECEIVED = 8192
-"""Bytes that are taken from a socket at once. In chunks of one byte each they are 1,400 events, some 20 ms of work."""
+"""Bytes that are read from a socket at once. If a body comes in one-byte chunks, they are 1,400 events, about 20 ms of work."""
 
 
 class Lobby:
-    """A server's connections, `most` at a time. `idle`: those without a request under way, the longest first."""
+    """A server's connections, at most `most`. `idle`: connections without a running request, the longest idle first."""
 
     def __init__(self, most: int) -> None:
         self.most = most
         self.idle: OrderedDict[Patient, None] = OrderedDict()
 
     def enter(self, connection: Patient) -> None:
-        """Where it is one too many, the one that was idle longest is closed: of many that say nothing, none keeps out who asks."""
+        """Add a connection. If that exceeds the limit, close the longest idle one, so that idle clients do not block others."""
         self.idle[connection] = None
         if len(connection.connections) > self.most:
             self.idle.popitem(last=False)[0].transport.abort()
 
 
 class Patient(H11Protocol):
-    """HTTP/1.1, with a clock on the head of each request: from the connection, or from its first byte where one was kept alive.
+    """HTTP/1.1 with time limits.
 
-    The clock is not set back by a byte now and then. What comes after the head has clocks of its own: `body_of` waits for a body,
-    `timeout_keep_alive` for the next request, `stall` seconds for a client that does not read: then the connection is cut.
+    A request's head must be complete `head_seconds` after the connection opened, or after its first byte on a kept-alive
+    connection. Single bytes now and then do not extend this. Other limits follow: `body_of` for the body,
+    `timeout_keep_alive` for the next request, and `stall` seconds for a client that does not read.
 
-    A client that closes its own side after a request gets its answer, unless an application set `leaves_at_eof` in the scope's state. It may
-    have left, too: so it is written to, again and again, until it answers with a reset.
+    A client that closes its sending side after a request still gets its response, unless an application set
+    `leaves_at_eof` in the scope's state. Because it may have left, it is written to repeatedly until a reset arrives.
     """
 
     head_seconds = HEAD_SECONDS
@@ -53,7 +56,7 @@ class Patient(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        if hasattr(transport, "max_size"):  # asyncio's own takes up to 256 KiB
+        if hasattr(transport, "max_size"):  # asyncio's default is 256 KiB
             transport.max_size = RECEIVED
         self._watch()
         self._lobby.enter(self)
@@ -74,7 +77,7 @@ class Patient(H11Protocol):
         super().handle_events()
         cycle: Any = self.cycle
         if self._busy() and cycle.body and cycle.more_body:
-            self.flow.pause_reading()  # until the application has taken it
+            self.flow.pause_reading()  # until the application has consumed it
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
@@ -102,7 +105,7 @@ class Patient(H11Protocol):
         self._wait_for_reader()
 
     def _wait_for_reader(self) -> None:
-        """Cut the connection where what was written is not read. A transport that is closed waits for that, too, and would for ever."""
+        """Abort the connection if the client reads nothing for `stall` seconds. A closing transport would else wait forever."""
         if self._stalled is None:
             self._stalled = self.loop.call_later(self._stall, self.transport.abort)
 
@@ -110,10 +113,10 @@ class Patient(H11Protocol):
         self.transport.close()
         self._wait_for_reader()
 
-    # ---- a client that sends no more
+    # ---- a client that closed its sending side
 
     def eof_received(self) -> bool:  # type: ignore[override]
-        """Whether the connection stays: a request that came whole is answered first."""
+        """Return whether the connection stays open. A completely received request is answered first."""
         cycle: Any = self.cycle
         if not self._busy() or cycle.more_body or self.scope["state"].get("leaves_at_eof"):
             return False
@@ -124,7 +127,7 @@ class Patient(H11Protocol):
         return True
 
     def _ask_whether_there(self) -> None:
-        """Write what changes nothing. Within a stream of events the application does, which knows where one ends."""
+        """Probe the client with an interim response (100 Continue). In an event stream, the application sends comments."""
         cycle: Any = self.cycle
         if self.transport.is_closing():
             return
@@ -136,7 +139,7 @@ class Patient(H11Protocol):
     # ---- a request's head
 
     def _busy(self) -> bool:
-        cycle: Any = self.cycle  # none before the first request
+        cycle: Any = self.cycle  # None before the first request
         return cycle is not None and not cycle.response_complete
 
     def _watch(self) -> None:

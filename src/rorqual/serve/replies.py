@@ -1,4 +1,4 @@
-"""From tokens to an answer: the choices of one request, whole or in pieces, and what they used."""
+"""Conversion of tokens into replies: the choices of one request, complete or streamed, and their token usage."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from rorqual.serve.metrics import Metrics
 from rorqual.serve.wire import Drawn, Recorded, Score, ScoredPrompt
 
 SILENT = 256
-"""Tokens without a text that may be shown, after which the next is read outside of the event loop."""
+"""After this many tokens without visible text, the next is processed outside of the event loop."""
 
 
 @dataclass
 class StreamedCall:
-    """A tool call on its way."""
+    """A tool call that is being generated."""
 
     id: str = ""
     name: str = ""
@@ -33,13 +33,17 @@ class StreamedCall:
 
 @dataclass
 class Choice:
-    """One sample on its way. Stop strings are looked for in the answer, not in the reasoning, and not in calls.
+    """One sample that is being generated. Stop strings apply to the answer, not to reasoning and tool calls.
 
-    `one_call`: a second call ends it, and is not shown.
-    `ends`: tokens that end it and are not shown. `n_drawn`: its tokens, the one that ended it included; `hit`: ids of the prompt from the
-    prefix cache. `told`: where log-probabilities were asked for (`tell`), the tokens that nobody has taken yet. `least`: tokens before
-    which no stop string ends it. `scores`: of its prompt's tokens, from the second one on. `mute`: it is over at once, and what is drawn
-    is neither shown nor billed: the prompt alone was asked about. `recorded`: what a rollout brings beside its tokens.
+    - `ends`: stop token ids, which are not shown.
+    - `one_call`: a second tool call ends the sample and is not shown.
+    - `least`: minimum number of tokens before a stop string takes effect.
+    - `mute`: the request is about the prompt only. The sample ends at once; its token is neither shown nor billed.
+    - `tell`: collect tokens in `told` for log-probabilities, until `take` returns them.
+    - `scores`: log-probabilities of the prompt's tokens, from the second token on.
+    - `recorded`: what a rollout returns in addition to its tokens.
+    - `n_drawn`: generated tokens, including the one that ended the sample.
+    - `hit`: prompt tokens from the prefix cache.
     """
 
     reader: Reader
@@ -70,17 +74,17 @@ class Choice:
 
     @property
     def heavy(self) -> bool:
-        """Whether so many tokens wait to be read, as in a long call, that the next one may set off much work."""
+        """Whether many tokens are still unparsed, as in a long tool call, so that the next one may cause much work."""
         return self._silent > SILENT
 
     def count(self, drawn: Drawn) -> None:
-        """One more token that was drawn, which is billed; after the end, nothing."""
+        """Count a generated token for billing. Tokens after the end are ignored."""
         if self.reason is None:
             self.hit = self.hit if self.n_drawn else drawn.hit
             self.n_drawn += 1
 
     def add(self, drawn: Drawn) -> Piece:
-        """The text that one more token brings; after the end, nothing."""
+        """Add a token and return its new text. Tokens after the end give an empty piece."""
         if self.reason is not None:
             return Piece()
         self.count(drawn)
@@ -107,7 +111,7 @@ class Choice:
         return fresh
 
     def take(self) -> list[Drawn]:
-        """Tokens that came since the last call."""
+        """Return the tokens added since the last call."""
         fresh, self.told = self.told, []
         return fresh
 
@@ -125,9 +129,9 @@ class Choice:
 
 @dataclass
 class Reply:
-    """All samples of one request. `pieces` runs the job; afterwards `choices` and `usage()` are whole.
+    """All samples of one request. `pieces` runs the job; afterwards `choices` and `usage()` are complete.
 
-    `beside`: how what is heavy is done outside of the event loop.
+    `beside`: runs heavy work outside of the event loop.
     """
 
     job: ServerJob
@@ -173,9 +177,10 @@ class Reply:
     async def pieces(
         self, keep_alive: float | None = None, hurried: Callable[[], bool] = bool
     ) -> AsyncGenerator[tuple[int, Piece] | None, None]:
-        """(number of the sample, new text) as it comes; None where nothing came for `keep_alive` seconds, or, `hurried`, for `PROBE`.
+        """Yield (sample number, new text) as tokens arrive.
 
-        The last piece of a sample comes when its choice has a reason, and may be empty. Between two pieces other requests get their turn.
+        Yields None after `keep_alive` seconds without a token, or after `PROBE` seconds if `hurried()`. At a sample's last
+        piece, which may be empty, its choice has a finish reason. Other tasks run between two pieces.
         """
         try:
             while not self.done:
@@ -204,23 +209,23 @@ class Reply:
             raise
         finally:
             self._count_unread()
-            # A prompt of which nothing was drawn was not fed, or not to its end: nobody pays for it.
+            # If a prompt has no generated token, its prefill was not complete, and it is not billed.
             hit = self._hit()
             self.metrics.used(self.job.tenant, hit, self._fed() - hit, self._drawn())
 
     def _count_unread(self) -> None:
-        """What the engine drew and no client read was drawn."""
+        """Count generated tokens that were not read from the queue."""
         while not self.job.events.empty():
             if isinstance(event := self.job.events.get_nowait(), Drawn):
                 self.choices[event.sample].count(event)
 
     async def whole(self) -> None:
-        """Run to the end."""
+        """Run the job to its end."""
         async for _ in self.pieces():
             pass
 
     def usage(self) -> dict[str, Any]:
-        """Tokens as OpenAI counts them, and the prompt's hits and misses as DeepSeek names them."""
+        """Return the token counts under OpenAI's names, and the prompt's cache hits and misses under DeepSeek's."""
         prompt, completion, hit = self._prompt(), self._drawn(), self._hit()
         return {
             "prompt_tokens": prompt,
@@ -236,7 +241,7 @@ class Reply:
         return sum(ask.prompt_tokens for ask in self.job.asks)
 
     def _fed(self) -> int:
-        """Tokens of the prompts of which something was drawn."""
+        """Return the tokens of prompts that have a generated token."""
         total, before = 0, 0
         for ask in self.job.asks:
             total += ask.prompt_tokens * any(choice.n_drawn for choice in self.choices[before : before + ask.n])
@@ -244,7 +249,7 @@ class Reply:
         return total
 
     def _hit(self) -> int:
-        """Tokens of the prompts that were not computed. Samples of one prompt share it: the first of them tells."""
+        """Return the prompt tokens from the prefix cache. Later samples of a prompt reuse it, so the minimum counts."""
         total, before = 0, 0
         for ask in self.job.asks:
             seen = [choice.hit for choice in self.choices[before : before + ask.n] if choice.n_drawn]

@@ -1,4 +1,4 @@
-"""The server from start to stop: a port, a key, the engine, and a graceful end."""
+"""The server's life cycle: open the port, load keys, start the engine, serve, shut down gracefully."""
 
 from __future__ import annotations
 
@@ -36,16 +36,17 @@ from rorqual.serve.wire import Placed
 
 BACKLOG = 2048
 UNREAD = 131_072
-"""Bytes that the system keeps for a client that does not read, beside the 64 KiB that the server does."""
+"""The socket's send buffer in bytes. The server itself buffers another 64 KiB for a client that does not read."""
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where to listen, and within which limits. `grace`: seconds after a polite kill. `ui`: as `Page` has `wanted`.
+    """Where and under which limits the server listens.
 
-    `hang`: seconds without a sign of life after which an engine that has work is started again; `load`: seconds that it may take to be
-    ready. `operator`: the tenant whose key reads everybody's figures. `stall`: seconds after which a client that does not read is cut off;
-    `cors`: origins of other sites whose scripts may ask.
+    `grace`: seconds that running requests get after a shutdown signal. `ui`: see `wanted` of `Page`. `hang`: restart an
+    engine that works this many seconds without a heartbeat. `load`: seconds that it may take to become ready. `operator`:
+    the tenant that may read the metrics of all tenants. `stall`: disconnect a client that reads nothing for this many
+    seconds. `cors`: allowed origins.
     """
 
     host: str
@@ -67,18 +68,21 @@ class Address:
 class _Server(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Signals are handled by `_until_stopped`, also while the engine is loading."""
+        """Install no signal handlers: `_until_stopped` handles signals, also while the engine is loading."""
         yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """asyncio accepts as many at once as may wait; here fewer are accepted at once than may wait."""
+        """Restore the long listen backlog. asyncio uses one `backlog` for it and for the connections accepted at once."""
         await super().startup(sockets)
         for door in sockets or ():
             door.listen(BACKLOG)
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket; port 0 is any free one. A port in use, or a host that is not this machine's, is a `ConfigError`."""
+    """Return a listening socket. Port 0 chooses a free one.
+
+    Raises ConfigError if the port is in use or the host is not an address of this machine.
+    """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         found = socket.socket(family, kind, protocol)
@@ -93,31 +97,31 @@ def listen(host: str, port: int) -> socket.socket:
         return found
     except OSError as error:
         remedies = {
-            errno.EADDRINUSE: f"Another program listens there. Choose another port: port={port + 1}, or port=0 for any free one.",
-            errno.EACCES: "Ports below 1024 belong to root. Choose another: port=8000.",
+            errno.EADDRINUSE: f"Another program uses this port. Try port={port + 1}, or port=0 for any free port.",
+            errno.EACCES: "Ports below 1024 need root. Choose another, for example port=8000.",
         }
         remedy = remedies.get(
-            error.errno or 0, "Use host=127.0.0.1 for this machine alone, host=0.0.0.0 for all others."
+            error.errno or 0, "Use host=127.0.0.1 for clients on this machine only, host=0.0.0.0 for all."
         )
         raise ConfigError(f"cannot listen: {error.strerror}", where=f"{host}:{port}", remedy=remedy) from None
 
 
 def check_folder(folder: Path) -> None:
-    """Make a folder, and see that files can be written there; where they cannot, a `ConfigError` before anything is loaded."""
+    """Create a folder and check that files can be written there. Raises ConfigError otherwise, before anything is loaded."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(b"rorqual")
     except OSError as error:
         raise ConfigError(
-            f"the prefix cache cannot be kept here: {error.strerror}",
+            f"cannot store the prefix cache here: {error.strerror}",
             where=f"cache_dir={folder}",
-            remedy="Name a folder that you may write to, or leave cache_dir out: then the cache lives in memory alone.",
+            remedy="Give a folder that you may write to, or leave cache_dir out to keep the cache in memory only.",
         ) from None
 
 
 def serve(placed: Placed, address: Address) -> None:
-    """Serve a run until a signal says to stop. What keeps it from starting is a `RorqualError`."""
+    """Serve a run until a signal stops the server. Raises RorqualError if it cannot start."""
     run = RunDir(Path(placed.run))
     checkpoint = run.checkpoint()
     chat = load_chat(run, Tokenizer.load(run.tokenizer_file))
@@ -146,20 +150,20 @@ def serve(placed: Placed, address: Address) -> None:
             uploads=uploads,
         )
         if key is not None:
-            _say(f"key for tenant '{address.tenant}', shown this once: {key}")
+            _say(f"API key of tenant '{address.tenant}', shown only once: {key}")
         if rollout_key is not None:
-            _say(f"key for rollouts, shown this once: {rollout_key}")
+            _say(f"rollout key, shown only once: {rollout_key}")
         page = Page(create_app(service), service, address.ui)
         asyncio.run(_until_stopped(service, page, door, address))
 
 
 async def _until_stopped(service: Service, page: Page, door: socket.socket, address: Address) -> None:
     limit = raise_limit()
-    # What lives as long as the server is not looked at again whenever garbage is collected: that holds up everybody.
+    # Garbage collection must not traverse objects that live as long as the server, because it blocks the event loop.
     gc.freeze()
     config = uvicorn.Config(
         page,
-        # Half of them for connections: the rest is for those that are about to be closed, the engine's pipes and files.
+        # Half of the descriptors are for connections. The rest is for closing connections, the engine's pipes and files.
         http=cast(type[asyncio.Protocol], partial(Patient, lobby=Lobby(limit // 2), stall=address.stall)), backlog=min(AT_ONCE, limit // 8),
         ws="none", lifespan="off", log_level="warning", access_log=False, server_header=False,
         timeout_graceful_shutdown=max(1, round(address.grace)),
@@ -178,7 +182,7 @@ async def _until_stopped(service: Service, page: Page, door: socket.socket, addr
 
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(Complaints())
-    # SIGHUP: the terminal is gone. `nohup` ignores it, and so do we then.
+    # SIGHUP means that the terminal closed. If it is ignored (`nohup`), it stays ignored.
     hangup = () if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (signal.SIGHUP,)
     for number in (signal.SIGINT, signal.SIGTERM, *hangup):
         loop.add_signal_handler(number, stop)

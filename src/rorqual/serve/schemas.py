@@ -1,4 +1,4 @@
-"""What may be asked: every number and every size has a limit, and what is not known is refused by name."""
+"""Schemas of the requests. Every number and size has a limit, and unknown fields are errors."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 
 class StreamOptions(Schema):
-    """`include_usage`: a last chunk with the usage and no choices. `include_obfuscation` changes nothing."""
+    """Options of a stream. `include_usage`: send a last chunk with the usage and no choices. `include_obfuscation`: ignored."""
 
     include_usage: bool = False
     include_obfuscation: bool = False
 
 
 class TemplateOptions(Schema):
-    """Whether to think: either name, as the published templates have it. Neither: the model chooses."""
+    """Whether the model reasons, under the two names of published chat templates. Without either, the model chooses."""
 
     thinking: bool | None = None
     enable_thinking: bool | None = None
@@ -70,13 +70,13 @@ class TemplateOptions(Schema):
 
 
 class ThinkingSwitch(Schema):
-    """DeepSeek's: `enabled` or `disabled`."""
+    """DeepSeek's `thinking` field: `enabled` or `disabled`."""
 
     type: Literal["enabled", "disabled"]
 
 
 def _field(param: Param) -> tuple[Any, Any]:
-    """A sampling parameter as a field of a request, which may leave it out."""
+    """Return a sampling parameter as an optional field of a request: (annotation, Field)."""
     kind, type_ = param.served, param.annotation
     limits: dict[str, Any] = {}
     match kind:
@@ -96,10 +96,10 @@ def _field(param: Param) -> tuple[Any, Any]:
 
 @with_fields({name: _field(param) for name, param in PARAMS.items() if name not in OWN_NAMES})
 class Sampling(Guided):
-    """What both kinds of requests have: the sampling parameters, and what stands here. Without a `seed` one is drawn, and nobody learns it.
+    """Fields of both kinds of requests: sampling parameters, and those below. Without `seed`, a random one is used.
 
-    `priority`: how far behind others it may wait (vLLM's order: the lowest number runs first); nobody gets before 0, or one tenant
-    could push another's work aside.
+    `priority`: as in vLLM, the lowest number runs first. Negative values are not allowed, because a tenant could otherwise
+    delay the requests of others.
     """
 
     model: Annotated[Text, Field(min_length=1, max_length=MAX_NAME)]
@@ -108,43 +108,43 @@ class Sampling(Guided):
     stream_options: StreamOptions | None = None
 
     def given(self) -> dict[str, Any]:
-        """The sampling parameters that the request gives, as `SamplingParams` has them."""
+        """Return the sampling parameters that the request sets, in the form of `SamplingParams`."""
         values = {name: getattr(self, name) for name in PARAMS if name not in OWN_NAMES}
         return {name: PARAMS[name].type.read(value) for name, value in values.items() if value is not None}
 
     def params(self, defaults: SamplingParams = SERVER_DEFAULTS) -> SamplingParams:
-        """The parameters of all names, those of OpenAI's own (`OWN_NAMES`) left as `defaults` has them."""
+        """Return the sampling parameters: the request's where set, else `defaults`. Those in `OWN_NAMES` stay at `defaults`."""
         return replace(defaults, **self.given())
 
     @property
     def limit(self) -> int:
-        """The most tokens of a reply: what is left of the context, where nothing is said."""
+        """The maximum number of reply tokens; INT32 if the request sets none, so that the context is the limit."""
         return self.given().get("max_tokens") or INT32
 
     @property
     def top(self) -> int | None:
-        """How many of the likeliest tokens come with each token; None where no log-probabilities were asked for."""
+        """The number of top log-probabilities per token, or None if the request asks for no log-probabilities."""
         raise NotImplementedError
 
     @property
     def scored(self) -> int | None:
-        """The same of the prompt's tokens."""
+        """The same for the tokens of the prompt."""
         return self.params().prompt_logprobs
 
     def check(self) -> None:
-        """Refuse what only goes together, and what does not."""
+        """Raise ApiError for fields that exclude each other or need each other."""
         self.grammar()
         if self.stream_options is not None and not self.stream:
-            raise refuse("`stream_options` goes with stream: true. Set it, or leave this out.", "stream_options")
+            raise refuse("`stream_options` needs stream: true. Set it, or leave this out.", "stream_options")
         if self.params().prompt_logprobs is not None and self.stream:
-            raise refuse("`prompt_logprobs` does not come in a stream. Set stream: false.", "prompt_logprobs")
+            raise refuse("`prompt_logprobs` cannot be streamed. Set stream: false.", "prompt_logprobs")
 
 
 class ChatRequest(Sampling, Tools):
     """`POST /v1/chat/completions`
 
-    `reasoning_effort`: `none` makes the model answer at once, any other makes it think, as long as it will. `thinking` (DeepSeek's API) and
-    `chat_template_kwargs` (vLLM's) say the same. Where the model's family does not think, they change nothing.
+    `reasoning_effort`: `none` turns reasoning off; any other value turns it on, without a limit. `thinking` (DeepSeek's API)
+    and `chat_template_kwargs` (vLLM's) set the same. All three are ignored if the model's chat format has no reasoning.
     """
 
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
@@ -161,11 +161,11 @@ class ChatRequest(Sampling, Tools):
 
     @property
     def thinking(self) -> Thinking:
-        """What all that was said of it agrees on."""
+        """The reasoning mode that the request sets, or `auto`."""
         return next(iter(self.modes().values()), "auto")
 
     def modes(self) -> dict[str, Thinking]:
-        """By parameter, where it says something."""
+        """Return the reasoning mode by the parameter that sets it."""
         found: dict[str, Thinking] = {}
         if self.chat_template_kwargs is not None and self.chat_template_kwargs.mode != "auto":
             found["chat_template_kwargs"] = self.chat_template_kwargs.mode
@@ -181,19 +181,19 @@ class ChatRequest(Sampling, Tools):
 
     @property
     def bound(self) -> str | None:
-        """None where tools and `response_format` do together: the message says which."""
+        """The parameter that constrains the reply. None if tools and `response_format` both do: the message names the right one."""
         if self.forced() is not None:
             return "tools"
         return None if self.offered() else super().bound
 
     def grammar(self) -> Grammar | None:
-        """What the answer must match, or which calls it must be; calls, where these are left to the model, or JSON, where this is asked for."""
+        """Return the grammar of the reply: its format, required tool calls, or a choice between calls and that format."""
         answer = super().grammar()
         if answer is None or not self.offered():
             return answer or self.forced()
         if self.response_format is None or super().bound != "response_format":
             raise refuse(
-                f"`tools` go with response_format, not with `{super().bound}`. Give tool_choice: none, or no tools.",
+                f"`tools` cannot be combined with `{super().bound}`. Use response_format, or set tool_choice: none.",
                 "tools",
             )
         return self.forced() or self.called_or(self.response_format.schema_)
@@ -204,17 +204,20 @@ class ChatRequest(Sampling, Tools):
         for number, message in enumerate(self.messages):
             message.check(f"messages[{number}]")
         if self.top_logprobs and not self.logprobs:
-            raise refuse("`top_logprobs` goes with logprobs: true. Set it, or leave this out.", "top_logprobs")
+            raise refuse("`top_logprobs` needs logprobs: true. Set it, or leave this out.", "top_logprobs")
         modes = self.modes()
         if len(set(modes.values())) > 1:
             names = list(modes)
-            what = f"`{names[0]}` and `{names[-1]}` contradict each other on whether to think"
+            what = f"`{names[0]}` and `{names[-1]}` contradict each other: one turns reasoning on, the other off"
             raise refuse(f"{what}. Give one of them.", names[-1])
 
 
 class TextRequest(Sampling):
-    """`POST /v1/completions`: one prompt or several, each a text or ids. `echo`: the prompt stands before each answer, and with `logprobs` its
-    tokens before the answer's; `max_tokens: 0` then asks for the prompt alone."""
+    """`POST /v1/completions`: one or more prompts, each a text or token ids.
+
+    `echo`: each reply starts with its prompt, and `logprobs` with those of the prompt. `max_tokens: 0` then returns only
+    the prompt.
+    """
 
     max_tokens: Annotated[int, Field(ge=0, le=INT32)] | None = None
     prompt: (
@@ -228,7 +231,7 @@ class TextRequest(Sampling):
 
     @property
     def prompts(self) -> list[str | list[int]]:
-        """Each prompt."""
+        """The prompts as a list."""
         if isinstance(self.prompt, str):
             return [self.prompt]
         several: list[str | list[int]] = [item for item in self.prompt if not isinstance(item, int)]
@@ -240,7 +243,7 @@ class TextRequest(Sampling):
 
     @property
     def mute(self) -> bool:
-        """Whether the prompt alone is asked about."""
+        """Whether the request is about the prompt only."""
         return self.max_tokens == 0
 
     @property
@@ -255,17 +258,20 @@ class TextRequest(Sampling):
     def check(self) -> None:
         super().check()
         if self.mute and not self.echo and self.scored is None:
-            raise refuse("`max_tokens` is 0. Give 1 or more, or echo: true for the prompt alone.", "max_tokens")
+            raise refuse("`max_tokens` is 0. Give 1 or more, or set echo: true to get only the prompt.", "max_tokens")
         if len(self.prompts) * self.params().n > MAX_SERVED_N:
             asked = f"`n` is {self.params().n} for each of {len(self.prompts)} prompts"
-            raise refuse(f"{asked}. Ask for {MAX_SERVED_N} answers at most.", "n")
+            raise refuse(f"{asked}. Request at most {MAX_SERVED_N} replies in total.", "n")
 
 
 S = TypeVar("S", bound=Sampling)
 
 
 def read(cls: type[S], body: bytes) -> tuple[S, list[str]]:
-    """A body as `cls`, and the names of what was ignored; anything else is an `ApiError` of status 400 that names the parameter."""
+    """Parse a body as `cls`. Return it and the names of ignored fields.
+
+    Raises ApiError with status 400 if the body is invalid; its `param` names the field.
+    """
     kept, ignored = sift(_parsed(body), "chat" if issubclass(cls, ChatRequest) else "completions")
     try:
         found = cls.model_validate(kept)
@@ -279,11 +285,11 @@ def read(cls: type[S], body: bytes) -> tuple[S, list[str]]:
 def _parsed(body: bytes) -> dict[str, Any]:
     limits.check_values(body)
     try:
-        # A parser with a limit of depth, which takes neither NaN nor half of a surrogate pair.
+        # This parser limits depth, and rejects NaN and lone surrogates.
         data = pydantic_core.from_json(body, allow_inf_nan=False)
         json.loads(
             body, object_pairs_hook=_unique
-        )  # what it does not see: readers disagree on which of two keys counts
+        )  # pydantic accepts duplicate keys, and parsers disagree on which of them counts
     except ValueError as error:
         raise refuse(f"The body is not JSON: {str(error)[:200]}. Send one JSON object.") from None
     if not isinstance(data, dict):
@@ -293,15 +299,15 @@ def _parsed(body: bytes) -> dict[str, Any]:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> None:
-    if len(pairs) > MAX_KEYS:  # each would be an error of its own
+    if len(pairs) > MAX_KEYS:  # pydantic would report each unknown key separately
         what = f"an object has {len(pairs):,} keys, such as {pairs[0][0][:40]!r}"
         raise ValueError(f"{what}; at most {MAX_KEYS:,} are allowed. Give fewer")
     if len({name for name, _ in pairs}) != len(pairs):
-        raise ValueError("an object has one key twice")
+        raise ValueError("an object has a duplicate key")
 
 
 def known_names(cls: type[Sampling]) -> dict[str, set[str]]:
-    """The fields of a request that are taken, by place: those of the request, and of what it holds."""
+    """Return the accepted fields of a request and of its nested objects, by place. Hints about misspelt names use it."""
     inside: dict[str, type[Schema]] = {
         "messages[]": ChatMessage, "messages[].tool_calls[]": Call,
         "messages[].tool_calls[].function": CalledFunction, "tools[]": ToolSpec, "tools[].function": Function,

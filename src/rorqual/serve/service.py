@@ -1,4 +1,4 @@
-"""What every route needs: the model's name and tokenizer, the engine's bridge, keys and counters."""
+"""State that all routes share: model name, tokenizer, the bridge to the engine, keys and metrics."""
 
 from __future__ import annotations
 
@@ -31,35 +31,38 @@ T = TypeVar("T")
 MASK = 2**64 - 1
 SEED_BITS = 63
 GENERATION = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
-"""What of a published model's generation config the server takes as its defaults."""
+"""Keys of a published model's generation config that the server uses as defaults."""
 MAX_SCORES = 1 << 18
-"""Log-probabilities of a prompt that one request may ask for: some 20 MB of an answer."""
+"""Maximum number of prompt log-probabilities in one response, about 20 MB."""
 COUNTED = 200_000
-"""Bytes of text from which on tokens are counted, slice by slice, before the whole is tokenised."""
+"""Texts of more bytes are first counted in slices, before the whole is tokenized."""
 
 
 def read_defaults(run: RunDir) -> SamplingParams:
-    """How to sample where a request says nothing: what `run.yaml`'s key generation says (`GENERATION`), else OpenAI's values.
+    """Return the default sampling parameters: those under `generation` in `run.yaml`, else OpenAI's.
 
-    Numbers that no request could give are a `ConfigError`.
+    Raises ConfigError if a value would be invalid in a request.
     """
     given = run.config().get("generation") or {}
     where = f"{run.config_file} (generation)"
     if not isinstance(given, dict):
-        raise ConfigError("not a mapping of keys", where=where, remedy="Restore the file.")
+        raise ConfigError("`generation` is not a mapping", where=where, remedy="Restore the file.")
     known = {name: given[name] for name in GENERATION if given.get(name) is not None}
     try:
         return Sampling.model_validate({"model": "-", **known}).params()
     except ValidationError as error:
         what = explain(error, known, {}).message
-        raise ConfigError(what, where=where, remedy="Correct it, or take the key out.") from None
+        raise ConfigError(what, where=where, remedy="Correct or remove the key.") from None
 
 
 @dataclass(frozen=True)
 class Service:
-    """Built once, at the start. `created` in seconds since 1970; `keep_alive`: seconds of silence before a comment is streamed; `operator`:
-    the tenant that may read everybody's figures; `cors`: origins of other sites whose scripts may ask; `uploads`: of weights that a trainer
-    sends, None where that is off."""
+    """The server's shared state, created once at the start.
+
+    `created`: seconds since 1970. `keep_alive`: seconds of silence before a stream sends a comment. `operator`: the tenant
+    that may read the metrics of all tenants. `cors`: allowed origins. `uploads`: weights that a trainer sends, or None if
+    that is off. `cutters`: one thread per tenant.
+    """
 
     name: str
     created: int
@@ -77,21 +80,24 @@ class Service:
     cutters: dict[str, ThreadPoolExecutor] = field(default_factory=dict)
 
     async def beside(self, tenant: str, work: Callable[[], T]) -> T:
-        """What `work` returns, done in the tenant's own thread: its requests one after another, and none in the way of others'. Where
-        the caller is cancelled before its turn, it is not done."""
+        """Run `work` in the tenant's thread and return its result.
+
+        A tenant's work runs one after another and does not delay other tenants. It is skipped if the caller is cancelled
+        before it starts.
+        """
         if tenant not in self.cutters:
             self.cutters[tenant] = ThreadPoolExecutor(1, thread_name_prefix="tokens")
         return await asyncio.get_running_loop().run_in_executor(self.cutters[tenant], work)
 
     def close(self) -> None:
-        """Nothing that waits for its turn is done any more."""
+        """Cancel all queued work."""
         for cutter in self.cutters.values():
             cutter.shutdown(wait=False, cancel_futures=True)
         if self.uploads is not None:
             self.uploads.close()
 
     def check_total(self, asks: Sequence[Ask], param: str) -> None:
-        """Refuse prompts that are many and long; a single one may fill the context."""
+        """Raise ApiError if several prompts together have too many tokens. A single prompt may fill the context."""
         total = sum(len(ask.prompt) for ask in asks)
         if len(asks) > 1 and total > MAX_VALUES:
             raise too_large(
@@ -99,7 +105,7 @@ class Service:
             )
 
     def check_model(self, name: str) -> Ready:
-        """What the engine said of itself; another model, or an engine that is loading, is refused."""
+        """Return the engine's limits. Raises ApiError if the model is not served or the engine is still loading."""
         if name != self.name:
             raise self.no_model(name)
         if self.bridge.info is None:
@@ -107,25 +113,25 @@ class Service:
         return self.bridge.info
 
     def no_model(self, name: str) -> ApiError:
-        """The refusal of a model that is not served."""
+        """Return the error for a model that is not served."""
         what = f"`model` is {shown(name)}, which is not served here"
         return ApiError(404, f"{what}. Use '{self.name}'.", param="model", code="model_not_found")
 
     def check_size(self, texts: Sequence[str], param: str, info: Ready) -> None:
-        """Refuse what cannot fit the context, before the tokens of the whole are in memory: a megabyte of text may take 150 MB."""
+        """Raise ApiError if texts cannot fit in the context, before tokenizing them. One megabyte of text may take 150 MB."""
         size = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
         least = -(-size // self.chat.tokenizer.longest)
         if least < info.max_len and size > COUNTED:
             least = self._counted(texts, info.max_len)
         if least >= info.max_len:
             raise refuse(
-                f"`{param}` has {least} tokens or more; the context of {info.max_len} must hold it and a reply. Shorten it.",
+                f"`{param}` has at least {least} tokens, but the context of {info.max_len} must hold it and a reply. Shorten it.",
                 param,
                 "context_length_exceeded",
             )
 
     def _counted(self, texts: Sequence[str], most: int) -> int:
-        """Tokens of texts, up to where they are more than `most`; a sixteenth is taken off for what the cuts between slices add."""
+        """Count tokens in slices, until they exceed `most`. A sixteenth is subtracted, because cuts between slices add tokens."""
         found = 0
         for text in texts:
             for at in range(0, len(text), SLICE):
@@ -135,17 +141,17 @@ class Service:
         return found - found // 16
 
     def check_parts(self, messages: Sequence[Message]) -> None:
-        """Refuse a content part that the chat format cannot write."""
+        """Raise ApiError for a content part that the chat format does not support."""
         if found := self.chat.foreign_part(messages):
             number, place, part = found
             path = f"messages[{number}].content[{place}]"
             raise unsupported(path, part.type, f"this model does not accept {part.plural}", TEXT_ONLY)
 
     def prompt_of(self, messages: Sequence[Message], thinking: Thinking, tools: Sequence[Tool] = ()) -> list[int]:
-        """Ids of a conversation; what the chat format cannot write is refused."""
+        """Return the token ids of a conversation. Raises ApiError if the chat format cannot express it."""
         if tools and not self.chat.takes_tools:
             raise refuse(
-                f"`tools` cannot be used: this model's chat format, '{self.chat.name}', has no way to write them. Leave them out.",
+                f"`tools` is not supported by this model's chat format, '{self.chat.name}'. Leave it out.",
                 "tools",
                 "no_tools_here",
             )
@@ -153,60 +159,63 @@ class Service:
             return self.chat.prompt(messages, thinking, tools)
         except RorqualError as error:
             raise refuse(
-                f"`messages` cannot be written as a prompt: {error.what}. {error.remedy}".strip(), "messages"
+                f"`messages` cannot be converted to a prompt: {error.what}. {error.remedy}".strip(), "messages"
             ) from None
 
     def prompt_of_text(self, prompt: str | Sequence[int]) -> Sequence[int]:
-        """Ids of a text to continue; those that were given as such stay as they are."""
+        """Return the token ids of a prompt: BOS, if the model has one, and the tokens of a text. Given ids are returned as is."""
         if not isinstance(prompt, str):
             return prompt
         try:
             return [*([] if self.chat.bos is None else [self.chat.bos]), *self.chat.tokenizer.encode(prompt)]
         except RorqualError as error:
-            raise refuse(f"`prompt` cannot be read: {error.what}. {error.remedy}".strip(), "prompt") from None
+            raise refuse(f"`prompt` cannot be tokenized: {error.what}. {error.remedy}".strip(), "prompt") from None
 
     def ask(self, request: Sampling, prompt: Sequence[int], param: str, *, tools: bool = False) -> Ask:
-        """The request as the engine takes it; a wrong model, or a prompt that does not fit, is refused."""
+        """Return the engine's request. Raises ApiError if the model is wrong or the prompt does not fit in the context."""
         info = self.check_model(request.model)
         self._check(prompt, param, info)
         params, seed = request.params(self.defaults), request.given().get("seed")
         if outside := [id_ for id_, _ in params.logit_bias if id_ >= info.vocab_size]:
             raise refuse(
-                f"`logit_bias` names token {outside[0]}. Give ids from 0 to {info.vocab_size - 1}.", "logit_bias"
+                f"`logit_bias` contains token id {outside[0]}. Give ids from 0 to {info.vocab_size - 1}.", "logit_bias"
             )
         limit, top = min(request.limit, info.max_len - len(prompt)), request.scored
         if params.min_tokens > limit:
             raise refuse(
-                f"`min_tokens` is {params.min_tokens}, and the reply may have {limit}. Lower it.", "min_tokens"
+                f"`min_tokens` is {params.min_tokens}, but the reply may have at most {limit} tokens. Lower it.",
+                "min_tokens",
             )
         if top is not None and len(prompt) * (1 + top) > MAX_SCORES:
-            what = f"`{param}` has {len(prompt)} tokens, each with {top} likeliest ones: more than {MAX_SCORES} log-probabilities"
-            raise refuse(f"{what}. Ask for fewer, or about a shorter prompt.", param)
+            what = f"`{param}` has {len(prompt)} tokens, each with {top} top log-probabilities: more than {MAX_SCORES} in total"
+            raise refuse(f"{what}. Request fewer, or shorten the prompt.", param)
         params = replace(
             params,
             max_tokens=limit,
-            top_k=max(0, params.top_k),  # vLLM's -1 is off
+            top_k=max(0, params.top_k),  # in vLLM's API, -1 is off
             seed=secrets.randbits(SEED_BITS) if seed is None else seed & MASK,
-            # The engine would find a stop string inside of a call, too, where it is not looked for.
+            # The engine would also match a stop string inside a tool call, where it must not apply.
             stop=() if tools else params.stop,
             top_logprobs=request.top or 0,
             grammar=request.grammar(),
             prompt_logprobs=top,
         )
-        return Ask(tuple(prompt), params, -(request.priority or 0))  # vLLM's lowest is the engine's highest
+        return Ask(
+            tuple(prompt), params, -(request.priority or 0)
+        )  # vLLM runs the lowest priority first, the engine the highest
 
     @staticmethod
     def _check(prompt: Sequence[int], param: str, info: Ready) -> None:
         if not prompt or max(prompt) >= info.vocab_size:
             what = (
-                f"holds token {max(prompt)}. Give ids from 0 to {info.vocab_size - 1}"
+                f"contains token id {max(prompt)}. Give ids from 0 to {info.vocab_size - 1}"
                 if prompt
-                else "is empty. Write something"
+                else "is empty. Give a non-empty prompt"
             )
             raise refuse(f"`{param}` {what}.", param)
         if len(prompt) >= info.max_len:
             raise refuse(
-                f"`{param}` has {len(prompt)} tokens; the context of {info.max_len} must hold it and a reply. Shorten it.",
+                f"`{param}` has {len(prompt)} tokens, but the context of {info.max_len} must hold it and a reply. Shorten it.",
                 param,
                 "context_length_exceeded",
             )

@@ -1,4 +1,4 @@
-"""Turns of a conversation, and the tools that may be called in it, as a request holds them."""
+"""Schemas of a chat request's messages and tools."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Id = Annotated[Text, Field(min_length=1, max_length=MAX_NAME)]
 
 
 class CalledFunction(Schema):
-    """`arguments`: the text of a JSON object. `parsed_arguments`: what openai's client made of it."""
+    """The called function. `arguments`: a JSON object as text. `parsed_arguments`: added by OpenAI's client, ignored."""
 
     name: Name
     arguments: Text
@@ -28,7 +28,7 @@ class CalledFunction(Schema):
 
 
 class Call(Schema):
-    """A call that the assistant made. `index`: its place in a stream."""
+    """A tool call of the assistant. `index`: its position in a stream."""
 
     id: Id
     index: Annotated[int, Field(ge=0)] | None = None
@@ -36,13 +36,17 @@ class Call(Schema):
     function: CalledFunction
 
     def call(self) -> ToolCall:
-        """As the chat formats take it."""
+        """Convert to the chat formats' type."""
         return ToolCall(self.id, self.function.name, self.function.arguments)
 
 
 class ChatMessage(Schema):
-    """One turn. `name` changes nothing; what our own answers carry beside these, and what openai's client adds to them (`parsed`), may come
-    back. `refusal`: what an assistant said instead of a content. A model may write NUL, so an assistant's turn may hold it."""
+    """One message.
+
+    `name` is ignored. Fields of our own responses, and those that OpenAI's client adds to them (`parsed`), may be sent back.
+    `refusal`: an assistant's text in place of a content. An assistant message may contain NUL, because a model may generate
+    it.
+    """
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | Annotated[list[AnyPart], Field(max_length=MAX_PARTS, fail_fast=True)] | None = None
@@ -57,7 +61,7 @@ class ChatMessage(Schema):
     function_call: None = None
 
     def message(self) -> Message:
-        """As the chat formats take it."""
+        """Convert to the chat formats' type."""
         content: Content = self.content or ""
         if not content_label(content):
             content = self.refusal or ""
@@ -73,23 +77,23 @@ class ChatMessage(Schema):
                 return Message("system", content)
 
     def check(self, place: str) -> None:
-        """Refuse what a turn of this role cannot have; `place` names the turn."""
+        """Raise ApiError for fields that a message of this role cannot have. `place` is the message's path."""
         for name in ("tool_calls", "reasoning_content"):
             if getattr(self, name) and self.role != "assistant":
-                what = f"`{place}.{name}` stands in a message of role '{self.role}'"
-                raise refuse(f"{what}. Only the assistant's messages have it: leave it out.", f"{place}.{name}")
+                what = f"`{place}.{name}` is set in a message of role '{self.role}'"
+                raise refuse(f"{what}. Only assistant messages may have it. Leave it out.", f"{place}.{name}")
         if self.role == "tool" and self.tool_call_id is None:
             what = f"`{place}.tool_call_id` is missing"
             raise refuse(f"{what}. Give the id of the call that this message answers.", f"{place}.tool_call_id")
         if self.role != "tool" and self.tool_call_id is not None:
-            what = f"`{place}.tool_call_id` stands in a message of role '{self.role}'"
-            raise refuse(f"{what}. Only messages of role 'tool' have it: leave it out.", f"{place}.tool_call_id")
+            what = f"`{place}.tool_call_id` is set in a message of role '{self.role}'"
+            raise refuse(f"{what}. Only tool messages may have it. Leave it out.", f"{place}.tool_call_id")
         if self.role != "assistant" and "\0" in content_label(self.content or ""):
-            raise refuse(f"`{place}.content` holds a NUL character. Give a text without it.", f"{place}.content")
+            raise refuse(f"`{place}.content` contains a NUL character. Remove it.", f"{place}.content")
 
 
 class Function(Schema):
-    """`parameters`: the JSON schema of the arguments, an object. `strict` changes nothing."""
+    """A function of a tool. `parameters`: JSON schema of the arguments, of type object. `strict`: ignored."""
 
     name: Name
     description: Annotated[Text, Field(max_length=MAX_DESCRIPTION)] | None = None
@@ -104,47 +108,48 @@ class ToolSpec(Schema):
     function: Function
 
     def tool(self) -> Tool:
-        """As the chat formats take it."""
+        """Convert to the chat formats' type."""
         function = self.function
         return Tool(function.name, function.description or "", function.parameters or {})
 
 
 class NamedFunction(Schema):
-    """The one function that is to be called."""
+    """The name of the function that must be called."""
 
     name: Name
 
 
 class NamedTool(Schema):
-    """`tool_choice` by name."""
+    """A `tool_choice` that requires one function."""
 
     type: Literal["function"]
     function: NamedFunction
 
 
 class Tools(Schema):
-    """What of a request is about tools. `none`: they are not shown to the model, and no call is read."""
+    """A request's fields about tools. With `tool_choice: none`, the prompt has no tools, and no call is parsed."""
 
     tools: Annotated[list[ToolSpec], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
 
     def offered(self) -> list[Tool]:
-        """The tools that the model may call."""
+        """Return the tools that the model may call."""
         return [] if self.tool_choice == "none" else [spec.tool() for spec in self.tools or ()]
 
     def forced(self) -> Grammar | None:
-        """What the answer must match where it must call: OpenAI's `required` is one call or more, of any tool; a name is one call of that.
+        """Return the grammar of required calls, or None if calls are optional.
 
-        A function without `parameters` has none.
+        `required` is one or more calls of any tools; a named function is exactly one call of it. A function without
+        `parameters` takes no arguments.
         """
         if self.tool_choice in (None, "none", "auto"):
             return None
         return Grammar("calls", source_of(self._calls(), "tools"))
 
     def called_or(self, answer: dict[str, Any]) -> Grammar:
-        """What it must match where it may call, and else is JSON of this schema."""
-        source_of(answer, "response_format.json_schema.schema")  # each by itself, so that what is too long is named
+        """Return the grammar of a reply that is either tool calls or JSON of the schema `answer`."""
+        source_of(answer, "response_format.json_schema.schema")  # a separate check, so that the error names this field
         return Grammar("calls", source_of({**self._calls(), "answer": answer}, "tools"))
 
     def _calls(self) -> dict[str, Any]:
@@ -158,14 +163,16 @@ class Tools(Schema):
         return {"tools": tools, "many": named is None and self.parallel_tool_calls is not False}
 
     def check_tools(self) -> None:
-        """Refuse what only goes together, and a tool that there is not."""
+        """Raise ApiError for duplicate functions, or a `tool_choice` that `tools` cannot satisfy."""
         names = [spec.function.name for spec in self.tools or ()]
         if twice := next((name for name in names if names.count(name) > 1), None):
-            raise refuse(f"`tools` names the function '{twice}' twice. Give each function a name of its own.", "tools")
+            raise refuse(
+                f"`tools` contains the function '{twice}' twice. Give each function a different name.", "tools"
+            )
         if self.tool_choice in (None, "none", "auto"):
             return
         if not names:
-            raise refuse("`tool_choice` asks for a call, and `tools` is empty. Give tools.", "tool_choice")
+            raise refuse("`tool_choice` requires a call, but `tools` is empty. Give tools.", "tool_choice")
         if isinstance(self.tool_choice, NamedTool) and (name := self.tool_choice.function.name) not in names:
             raise refuse(
                 f"`tool_choice` names '{name}', which is not in `tools`. {nearest(name, names)}", "tool_choice"

@@ -1,7 +1,8 @@
-"""The chat page at `/`, and its door: a key is typed once, and a cookie that no script can read stands for it on the page's own paths.
+"""The chat page at `/` and its login. The user enters an API key once; an HttpOnly cookie then authenticates the page.
 
-The cookie opens nothing but the page: the API's routes take keys alone, and the page asks the API in this process. Other servers on
-the same host see the cookie too (cookies know no ports), so it is not the key but a word that means nothing elsewhere, and dies with the server.
+The cookie gives access only to the page. API routes accept only keys, and the page calls the API within this process. Other
+servers on the host see the cookie, too, because cookies ignore ports. It is therefore not the key but a random session
+token, which is valid only in this server process.
 """
 
 from __future__ import annotations
@@ -35,15 +36,15 @@ from rorqual.serve.ui_gate import DATA, HEARTBEAT, Pages
 FILES = Path(__file__).parent / "page"
 REMEDY = 'pip install "rorqual[ui]"'
 LIFETIME = 12 * 3600.0
-"""Seconds that a login lasts."""
+"""Seconds until a login expires."""
 MOST_LOGINS = 64
-"""Of one tenant at a time; the oldest ends."""
+"""Maximum number of logins per tenant. A further one ends the oldest."""
 MOST_ASKED = 262_144
-"""Bytes of what the page sends at once: a question. Gradio reads it in the event loop, which all share."""
+"""Maximum bytes of a request from the page. Gradio reads it in the event loop, which all requests share."""
 LOGIN_BYTES, LOGIN_SECONDS = 4096, 10.0
 API = re.compile(r"/(v1(/.*)?|health|metrics|livez)", re.DOTALL)
 HEADERS = {
-    # A model may write <img src=...>: nothing that it writes makes the browser ask anybody else.
+    # A model may write <img src=...>. Its output must not make the browser contact other hosts.
     "content-security-policy": (
         "default-src 'none'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
         "font-src 'self' data:; connect-src 'self'; manifest-src 'self'; form-action 'self'; base-uri 'self'; frame-ancestors 'none'"
@@ -57,7 +58,7 @@ HEADERS = {
 
 @dataclass(frozen=True)
 class Login:
-    """A tenant until a time in seconds, or until `ended` is set."""
+    """A tenant's login. It expires at `until` (seconds of the session clock), or when `ended` is set."""
 
     tenant: str
     until: float
@@ -65,14 +66,14 @@ class Login:
 
 
 class Sessions:
-    """Who is logged in. `clock` gives seconds."""
+    """The current logins by session token. `clock` returns seconds."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._held: dict[str, Login] = {}
 
     def open(self, tenant: str) -> str:
-        """A new word for a tenant."""
+        """Create a login and return its session token."""
         now = self._clock()
         for old in [word for word, login in self._held.items() if login.until <= now]:
             self.close(old)
@@ -84,27 +85,27 @@ class Sessions:
         return word
 
     def login(self, word: str) -> Login | None:
-        """Whose word it is; None for one that is unknown or too old. A guess has 256 bits to find, and no shorter way."""
+        """Return the login of a session token, or None if it is unknown or expired. A token has 256 random bits."""
         login = self._held.get(word)
         return login if login is not None and self._clock() < login.until else None
 
     def close(self, word: str) -> None:
-        """End a login, and the streams that were opened with it."""
+        """End a login and its open streams."""
         if (login := self._held.pop(word, None)) is not None:
             login.ended.set()
 
 
 class Page:
-    """Stands before the API's edge and takes what belongs to the page; everything else, and whatever brings a key, goes to the edge.
+    """ASGI middleware that serves the chat page. Requests to the API, and all requests with a key, pass on to `edge`.
 
-    `wanted`: None serves the page where Gradio is installed, and says how to get it where not; true asks for it, so that its absence is a
-    `ConfigError`; false leaves the edge alone.
+    `wanted`: None serves the page if Gradio is installed, else a hint how to install it. True requires Gradio and raises
+    ConfigError without it. False turns the page off.
     """
 
     def __init__(self, edge: Edge, service: Service, wanted: bool | None = None) -> None:
         installed = importlib.util.find_spec("gradio") is not None
         if wanted and not installed:
-            raise ConfigError("gradio is not installed", where="ui", remedy=REMEDY)
+            raise ConfigError("ui=true needs gradio, which is not installed", where="ui", remedy=REMEDY)
         self.edge, self.service = edge, service
         self.off, self.installed = wanted is False, installed
         self.sessions = Sessions()
@@ -113,7 +114,7 @@ class Page:
         self._closing = asyncio.Event()
 
     def close(self) -> None:
-        """The server stops: streams that would only say that it is still there end now."""
+        """End the page's heartbeat streams when the server stops."""
         self._closing.set()
         self.mounted.close()
 
@@ -128,7 +129,7 @@ class Page:
         word = _cookie(headers, _name(scope))
         login = self.sessions.login(word)
         if login is None and "text/html" not in headers.get("accept", ""):
-            await self.edge(scope, receive, send)  # which refuses it as it refuses everything without a key
+            await self.edge(scope, receive, send)  # it refuses requests without a key
             return
         status = 0
 
@@ -148,7 +149,7 @@ class Page:
         request = Request(scope, receive)
         response: Response
         if not _same_origin(request):
-            response = _text(403, "Another site sent this.")
+            response = _text(403, "The request comes from another site.")
         elif scope["path"] == "/login" and request.method == "POST":
             response = await self._login(request)
         elif login is None:
@@ -180,11 +181,11 @@ class Page:
     async def _login(self, request: Request) -> Response:
         body = await _short(request)
         if body is None:
-            return self._form("This is no key.")
+            return self._form("This is not a key.")
         [key] = parse_qs(body.decode("utf-8", "replace")).get("key", [""])[:1]
         tenant = self.service.keys.tenant(key.strip())
         if tenant is None:
-            return self._form("This key is not known here.")
+            return self._form("This server does not know this key.")
         response = RedirectResponse("/", 303)
         response.set_cookie(
             _name(request.scope), self.sessions.open(tenant), max_age=int(LIFETIME),
@@ -193,7 +194,7 @@ class Page:
         return response
 
     def _form(self, error: str = "") -> Response:
-        """What anybody sees: it says nothing of the model."""
+        """Return the login form, or the hint how to install Gradio. It is public and reveals nothing about the model."""
         name = "login.html" if self.installed else "absent.html"
         text = (FILES / name).read_text(encoding="utf-8").replace("{error}", html.escape(error))
         text = text.replace("{remedy}", html.escape(REMEDY))
@@ -202,7 +203,7 @@ class Page:
     async def _gradio(self, scope: Scope, receive: Receive, send: Send, login: Login) -> None:
         scope.setdefault("state", {}).update(
             tenant=login.tenant, leaves_at_eof=True
-        )  # no browser closes its side alone
+        )  # browsers do not close only their sending side
         app = await self.mounted.app()
         path, ends = scope["path"], [login.ended]
         if path.startswith(HEARTBEAT):
@@ -217,14 +218,14 @@ class Page:
             open_ = message["type"] == "http.response.start" or bool(message.get("more_body"))
             await send(message)
 
-        # Before version 2.4 of the protocol an application learns from `receive` that nobody listens.
+        # With an ASGI version below 2.4, the application learns of a disconnect from `receive`.
         asgi = {**scope["asgi"], "spec_version": "2.3"}
         await app({**scope, "asgi": asgi}, _until(receive, ends), watched)
         if open_:
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _api(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The routes behind the edge, for a tenant who is known, counted as the edge counts them."""
+        """Call the routes for an authenticated tenant, and count the request as the edge does."""
         status = 0
 
         async def counted(message: Message) -> None:
@@ -239,7 +240,7 @@ class Page:
 
 
 def _until(receive: Receive, ends: Sequence[asyncio.Event]) -> Receive:
-    """`receive`; once one of `ends` is set, the client has left."""
+    """Wrap `receive` so that it reports a disconnect once one of `ends` is set."""
 
     async def received() -> Message:
         message, over = asyncio.ensure_future(receive()), [asyncio.ensure_future(end.wait()) for end in ends]
@@ -254,7 +255,7 @@ def _until(receive: Receive, ends: Sequence[asyncio.Event]) -> Receive:
 
 
 async def _short(request: Request) -> bytes | None:
-    """The body of a login; None for one that is longer or slower than any key."""
+    """Return the body of a login request, or None if it is too long or too slow."""
     body = b""
     try:
         async with asyncio.timeout(LOGIN_SECONDS):
@@ -268,7 +269,7 @@ async def _short(request: Request) -> bytes | None:
 
 
 def _name(scope: Scope) -> str:
-    """Of the cookie. Two servers on one host share its cookies, whatever their ports."""
+    """Return the cookie's name. It contains the port, because servers on one host share cookies."""
     server = scope.get("server") or ("", 0)
     return f"rorqual-{server[1] or 0}"
 
@@ -282,7 +283,7 @@ def _cookie(headers: Headers, name: str) -> str:
 
 
 def _same_origin(request: Request) -> bool:
-    """Whether a request that changes something comes from this very page. SameSite=Strict still lets other ports of this host through."""
+    """Return whether a POST comes from this page (CSRF check). SameSite=Strict still allows other ports of this host."""
     if request.method in ("GET", "HEAD"):
         return True
     origin, host = request.headers.get("origin", ""), request.headers.get("host", "")

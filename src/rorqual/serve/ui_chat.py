@@ -1,10 +1,12 @@
-"""The chat itself, in Gradio: what is said stays in the session's state as it was said; the browser gets what is to be shown.
+"""The chat page's Gradio interface. The session state holds the conversation as raw text; the browser gets rendered rows.
 
-Gradio runs a session's handlers side by side: a picture that one of them made may be under way while another makes the next, and when a
-handler ends, its last picture is sent once more. So the gestures of a session take turns. A turn is over only when its last picture has
-been sent, and that one is empty; the session's state is one list, changed in place by whoever's turn it is.
+Gradio runs a session's event handlers concurrently. An update of one may still be in transit while another makes the next,
+and when a handler ends, Gradio sends its last update again. Therefore the events of a session run one after another. An event
+ends only after its last update was sent, and that update changes nothing. The session state is one list, which the running
+event changes in place.
 
-Gradio reads the annotations of handlers as they stand, and is imported only where the page is built: so this file does without postponed ones.
+Gradio evaluates the annotations of handlers, and it is imported only when the page is built. Therefore this file does not
+postpone annotations.
 """
 
 import asyncio
@@ -27,20 +29,20 @@ from rorqual.serve.ui_turn import Row, Turn, Wanted, corrected, pictured, questi
 
 FILES = Path(__file__).parent / "page"
 TICK = 0.1
-"""Seconds between two pictures of a reply that grows."""
+"""Seconds between two updates of a growing reply."""
 SETTLED = 0.4
-"""Seconds between a turn's last picture that changes something and the one after it, in which nothing does. Where the second came at once,
-the page lost what the first said of the box's buttons in one of ten tries under load: Gradio's page applies the second's differences in
-place, to the object that the first is still to be drawn from."""
+"""Seconds between an event's last real update and the empty one after it. Without this pause, the page lost the state of
+the box's buttons in one of ten tries under load. Gradio's frontend applies the second update in place, to the object that
+the first is still to be rendered from."""
 FORMULAS = [("\\[", "\\]", True), ("\\(", "\\)", False)]
-"""Those between dollars become these: see `ui_math`."""
+"""Formula delimiters (left, right, display). `ui_math` converts dollar delimiters to these."""
 Pictures = AsyncGenerator[tuple[Any, ...], None]
-"""What the page's parts become, again and again."""
-IDLE = "Enter sends, Shift+Enter breaks the line."
+"""Successive updates of the page's components."""
+IDLE = "Enter sends, Shift+Enter starts a new line."
 
 
 class Mounted:
-    """Gradio's application, built when somebody asks for it: it takes seconds and a hundred megabytes."""
+    """Gradio's application, built at the first request for it, because it takes seconds and a hundred megabytes."""
 
     def __init__(self, api: ASGIApp, model: str, temperature: float, thinks: bool) -> None:
         self._build = partial(build, api, model, temperature, thinks)
@@ -50,18 +52,18 @@ class Mounted:
         self._blocks: Any = None
 
     async def app(self) -> ASGIApp:
-        """The application; whoever asks first waits until it is there."""
+        """Return the application. The first call builds it, and all wait until it is ready."""
         if self._ready is None:
             self._ready = asyncio.get_running_loop().create_future()
             self._keeper = asyncio.create_task(self._keep(self._ready))
         return await asyncio.shield(self._ready)
 
     def close(self) -> None:
-        """End what runs behind the application."""
+        """End the application's background tasks."""
         self._closing.set()
 
     def forget(self, session: str) -> None:
-        """Drop what Gradio holds of a page."""
+        """Drop Gradio's state of a session."""
         if self._blocks is not None:
             holder, queue = self._blocks.state_holder, self._blocks._queue
             for held in (holder.session_data, holder.time_last_used):
@@ -74,18 +76,20 @@ class Mounted:
         try:
             parent, self._blocks = await asyncio.to_thread(self._build)
         except Exception as error:
-            ready.set_exception(error)  # whoever waits is told; then it is in the log
+            ready.set_exception(error)  # callers get the error, and it is logged
             raise
-        gc.freeze()  # Gradio stays: no collection looks at it again
+        gc.freeze()  # Gradio's objects are permanent; garbage collection need not traverse them
         async with parent.router.lifespan_context(parent):
             ready.set_result(parent)
             await self._closing.wait()
 
 
 def build(api: ASGIApp, model: str, temperature: float, thinks: bool) -> tuple[FastAPI, Any]:
-    """The page over the API's routes, and Gradio's part of it; `temperature` is what it begins with, `thinks`: whether the
-    model can be told to think. It needs Gradio."""
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when it is imported, and wherever it would tell somebody
+    """Build the page and return (application, Gradio blocks). Needs Gradio.
+
+    `temperature`: initial value of the setting. `thinks`: whether to show the thinking switch.
+    """
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # Gradio reads it at import and before it sends analytics
     import gradio as gr
 
     fonts = ("ui-sans-serif", "system-ui", "sans-serif")
@@ -108,9 +112,9 @@ def _tenant(request: HttpRequest) -> str | None:
 
 
 class Going:
-    """One gesture's turn in a session, until it is stopped. `replaced`: another gesture waits for it to be over, or came after it.
+    """A user event of a session, running or waiting. `replaced`: a newer event exists, so this one makes no more updates.
 
-    `heirs`: gestures that were closed while they waited for this one; who waits for them waits for this one.
+    `heirs`: events that were closed while they waited for this one. Events that wait for them must wait for this one.
     """
 
     def __init__(self) -> None:
@@ -119,16 +123,16 @@ class Going:
         self.heirs: list[Going] = []
 
     def end(self) -> None:
-        """Let whoever waits begin."""
+        """Let waiting events start."""
         self.over.set()
         for heir in self.heirs:
             heir.end()
 
 
 class Chat:
-    """What happens on the page. Each handler is a generator of what the page's parts become: chat, conversation, box, status.
+    """The page's event handlers. Each yields updates of four components: chat, conversation, input box, status.
 
-    A conversation, `held`, is the session's own list of rows. Only whoever's turn it is reads or changes it.
+    The conversation, `held`, is the session's list of rows. Only the running event reads or changes it.
     """
 
     def __init__(self, gr: Any, api: ASGIApp, model: str) -> None:
@@ -136,14 +140,14 @@ class Chat:
         self._going: dict[str, Going] = {}
 
     def stop(self, session: str) -> None:
-        """End the reply of a session, if one is on its way."""
+        """Stop a session's running reply, if any."""
         if (going := self._going.get(session)) is not None:
             going.stopped.set()
 
     async def reply(
         self, held: list[Row], asked: Callable[[list[Row]], list[Row]], wanted: Wanted, tenant: str, session: str
     ) -> Pictures:
-        """Ask for a reply to what `asked` makes of the conversation: rows that end with a question, or none, and then nothing happens."""
+        """Generate a reply. `asked` turns the conversation into rows that end with a question; if it returns none, do nothing."""
         async with self._turn(session) as going:
             rows = [] if going.replaced else asked(held)
             if rows:
@@ -156,7 +160,7 @@ class Chat:
             yield self._unchanged()
 
     async def clear(self, held: list[Row], session: str) -> Pictures:
-        """Begin a new conversation."""
+        """Start a new conversation."""
         async with self._turn(session):
             held.clear()
             yield [], held, self.gr.Textbox(value="", submit_btn=True, stop_btn=False), _status(IDLE)
@@ -165,9 +169,9 @@ class Chat:
 
     @asynccontextmanager
     async def _turn(self, session: str) -> AsyncIterator[Going]:
-        """A gesture's turn. Whatever is on its way in this session ends first: its last picture is sent, and its place in the queue free.
+        """Run as the session's current event. Stop the previous one first, and wait until its last update was sent.
 
-        The wait needs no limit: Gradio goes on with a generator when it has sent a picture, and closes it where nobody listens any more.
+        The wait needs no timeout: Gradio resumes a generator after it sent an update, and closes it if the client is gone.
         """
         before, going = self._going.get(session), Going()
         self._going[session] = going
@@ -187,7 +191,7 @@ class Chat:
                 del self._going[session]
 
     async def _reply(self, going: Going, rows: list[Row], wanted: Wanted, tenant: str) -> Pictures:
-        """Chat, box and status, again and again; no more of them once it is replaced."""
+        """Yield updates of chat, box and status, until the reply ends or a newer event replaces this one."""
         turn = Turn()
         pump = asyncio.create_task(self._pump(turn, wanted.body(self.model, rows), tenant))
         stopping = asyncio.create_task(going.stopped.wait())
@@ -206,14 +210,14 @@ class Chat:
         turn.stop()
         yield self._end(rows, turn, outcome, stopped=going.stopped.is_set())
         if isinstance(outcome, Exception) and not isinstance(outcome, ApiError):
-            raise outcome  # a bug: it is logged, and shown as one
+            raise outcome  # a bug: Gradio logs it and shows an error
 
     def _unchanged(self) -> tuple[Any, ...]:
-        """The last picture of every turn. Gradio sends it once more when the turn is over, and the next may have begun by then."""
+        """Return an update that changes nothing, the last of every event. Gradio sends it again after the next event started."""
         return (self.gr.skip(),) * 4
 
     def _end(self, rows: Sequence[Row], turn: Turn, outcome: object, *, stopped: bool) -> tuple[Any, ...]:
-        """The last picture. A question that got nothing at all goes back into the box."""
+        """Return the last update. A question whose request failed without any reply goes back into the box."""
         box = {"submit_btn": True, "stop_btn": False}
         now = [*rows, *turn.rows()]
         if isinstance(outcome, ApiError):
@@ -261,14 +265,14 @@ def _blocks(gr: Any, chat: Chat, temperature: float, thinks: bool) -> Any:
             thinking = gr.Radio(["auto", "on", "off"], value="auto", label="Thinking", min_width=200, visible=thinks)
             heat = gr.Slider(0, 2, value=temperature, step=0.05, label="Temperature", min_width=200)
             most = gr.Number(
-                0, label="Most tokens (0: no limit)", minimum=0, maximum=2**31 - 1, precision=0, min_width=200
+                0, label="Max tokens (0: no limit)", minimum=0, maximum=2**31 - 1, precision=0, min_width=200
             )
         blocks.unload(_wire(gr, chat, (shown, rows, box, status), [thinking, heat, most], retry, clear))
     return blocks
 
 
 def _wire(gr: Any, chat: Chat, parts: Sequence[Any], settings: Sequence[Any], retry: Any, clear: Any) -> Any:
-    """Which gesture does what; what is to be done when somebody leaves."""
+    """Connect the page's events with their handlers. Return the handler for a closed page."""
     shown, rows, box, _ = parts
 
     def wanted(thinking: Any, heat: float, most: float) -> Wanted:
@@ -304,12 +308,12 @@ def _wire(gr: Any, chat: Chat, parts: Sequence[Any], settings: Sequence[Any], re
                 yield picture
 
     async def stop(request: gr.Request) -> None:
-        # Gradio runs plain functions in threads, and events may be set in the loop alone.
+        # This is async because Gradio runs plain functions in threads, and asyncio events are not thread-safe.
         chat.stop(request.session_hash)
 
     common: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": None, "show_progress": "hidden"}
     running = {"outputs": list(parts), **common}
-    # A second Enter would ask the same once more: what was typed is still in the box. A second Retry ends what the first began.
+    # A second Enter must not send the text in the box again. A second Retry replaces the first.
     box.submit(ask, [box, rows, *settings], trigger_mode="once", **running)
     retry.click(again, [rows, *settings], trigger_mode="multiple", **running)
     shown.retry(again, [rows, *settings], trigger_mode="multiple", **running)

@@ -1,6 +1,6 @@
-"""The page's way to the API: the routes' own application, called in this process, with the tenant of whoever is logged in.
+"""The page's API client: it calls the routes' application in this process, for the tenant that is logged in.
 
-The page is one more client. What it asks goes through the same limits, the same queue and the same reader as everybody's requests.
+Requests of the page have the same limits, queue and parsing as those of other clients.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from rorqual.serve.errors import ApiError
 
 CHAT = "/v1/chat/completions"
 MESSAGES = 64
-"""Parts of an answer that may wait for a page that reads slowly; the route waits with the next."""
+"""Response parts that are buffered for a page that reads slowly. The route waits before it sends more."""
 _DATA = "data: "
 _DONE = "[DONE]"
 
 
 class _Call:
-    """One request to an ASGI application: the body is sent at once, the answer comes as messages, and `leave` is a client that leaves."""
+    """One request to an ASGI application. The response arrives in `messages`; `leave` acts as a client's disconnect."""
 
     def __init__(self, body: bytes) -> None:
         self.messages: asyncio.Queue[Message | None] = asyncio.Queue(MESSAGES)
@@ -66,11 +66,11 @@ def _scope(tenant: str, length: int) -> dict[str, Any]:
 
 
 async def chunks(api: ASGIApp, tenant: str, body: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any] | None, None]:
-    """The chunks of a streamed chat completion, and None for each comment that only says that the server is still there.
+    """Yield the chunks of a streamed chat completion, and None for each keep-alive comment.
 
-    A refusal, or an error in the middle, is an `ApiError`. Closed early, it is a client that left: the request is cancelled.
+    Raises ApiError if the request is refused or fails later. Closing the generator early cancels the request.
     """
-    # A conversation may be long, and the event loop is everybody's.
+    # A conversation may be long, and serializing it would block the event loop.
     sent = await asyncio.to_thread(_written, body)
     call = _Call(sent)
     task = asyncio.create_task(call.run(api, _scope(tenant, len(sent))))
@@ -101,7 +101,7 @@ def _written(body: Mapping[str, Any]) -> bytes:
 
 
 def _read(text: str) -> Any:
-    """One event of a stream: a chunk, None for a comment, `_DONE` at its end."""
+    """Parse one event of a stream. Return a chunk, None for a comment, or `_DONE` at the end."""
     if not text.startswith(_DATA):
         return None
     data = text.removeprefix(_DATA)
@@ -117,7 +117,7 @@ def _refusal(status: int, body: bytes) -> ApiError:
     try:
         return _error(status, json.loads(body)["error"])
     except (ValueError, LookupError, TypeError):
-        return ApiError(status or 500, "the server has a bug; its log says more")
+        return ApiError(status or 500, "The server raised an unexpected error. Its log has the traceback.")
 
 
 def _error(status: int, error: Mapping[str, Any]) -> ApiError:

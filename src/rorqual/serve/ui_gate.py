@@ -1,8 +1,8 @@
-"""The gate before Gradio: what of it is open, and which tenant each open page belongs to.
+"""Access control in front of Gradio: which of its routes are open, and which tenant owns each page session.
 
-Gradio keeps all that it knows of a page (conversation, events under way, their stream) by a name that the browser makes up, the
-`session_hash`, and asks nobody whose it is. The name is no secret: it stands in addresses. So a name belongs to the tenant that uses it
-first, others are refused, and Gradio hears another name, made of tenant and name: no two tenants can mean the same page.
+Gradio stores a page's state (conversation, running events, their stream) under a `session_hash` that the browser invents, and
+checks no owner. The hash is not secret, because URLs contain it. Therefore a hash belongs to the tenant that uses it first,
+and others are refused. Gradio gets a hash of tenant and session, so that two tenants can never share state.
 """
 
 from __future__ import annotations
@@ -23,37 +23,38 @@ from rorqual.serve.errors import ApiError, refuse
 from rorqual.serve.service import Service
 
 MOST_PAGES = 256
-"""Of one tenant at a time; the one that was used least recently is forgotten, with its conversation. Gradio holds 25 kB for each."""
+"""Maximum number of page sessions per tenant. A further one drops the least recently used, with its conversation. Each
+takes 25 kB in Gradio."""
 OPEN = re.compile(
     r"/|/(config|theme\.css|favicon\.ico|manifest\.json|gradio_api/startup-events)|/(assets|static|svelte)/[\w./-]+",
     re.ASCII,
 )
-"""What has nothing to do with any page's state. Whatever is neither here nor below is shut: Gradio has doors for files, proxies and more."""
+"""Routes without session state. All routes except these and those below are closed: Gradio has routes for files and proxies."""
 JOIN, DATA = "/gradio_api/queue/join", "/gradio_api/queue/data"
 HEARTBEAT = "/gradio_api/heartbeat/"
 NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 FIELDS = ("data", "event_data", "fn_index", "trigger_id")
-"""What the page sends of an event, beside its name."""
+"""Fields of an event that are passed on to Gradio, in addition to `session_hash`."""
 
 
 class Pages:
-    """Whose each open page is. `forget` drops what Gradio holds of one."""
+    """The owner of each page session. `forget` drops Gradio's state of a session."""
 
     def __init__(self, forget: Callable[[str], None]) -> None:
         self._forget = forget
         self._tenants: dict[str, str] = {}
-        self._own: dict[str, dict[str, None]] = {}  # of each tenant, the least recently used first
+        self._own: dict[str, dict[str, None]] = {}  # by tenant, the least recently used first
 
     def __len__(self) -> int:
         return len(self._tenants)
 
     def claim(self, tenant: str, name: str) -> str:
-        """Gradio's name for a tenant's page; one of another tenant is an `ApiError`."""
+        """Return the session hash for Gradio of a tenant's page. Raises ApiError if another tenant owns the session."""
         if not NAME.fullmatch(name):
-            raise refuse("'session_hash' is up to 64 letters, digits, - and _", "session_hash")
+            raise refuse("`session_hash` must be 1 to 64 letters, digits, - and _.", "session_hash")
         if self._tenants.setdefault(name, tenant) != tenant:
             raise ApiError(
-                403, "this page was opened by another tenant: load it again", param="session_hash", code="not_your_page"
+                403, "Another tenant opened this page. Reload it.", param="session_hash", code="not_your_page"
             )
         own = self._own.setdefault(tenant, {})
         own.pop(name, None)
@@ -65,7 +66,7 @@ class Pages:
         return _inner(tenant, name)
 
     async def bind(self, scope: Scope, receive: Receive, tenant: str, service: Service) -> tuple[Scope, Receive]:
-        """A request as Gradio may see it; what it may not is an `ApiError`."""
+        """Return the request in the form that Gradio may see. Raises ApiError if the request is not allowed."""
         path, method = scope["path"], scope["method"]
         if path == JOIN:
             _only(method, "POST")
@@ -82,7 +83,7 @@ class Pages:
             path = HEARTBEAT + self.claim(tenant, path.removeprefix(HEARTBEAT))
             return {**scope, "path": path, "raw_path": path.encode(), "query_string": b""}, receive
         if not OPEN.fullmatch(path) or ".." in path:
-            raise ApiError(404, "there is nothing here", code="no_such_route")
+            raise ApiError(404, "This route does not exist.", code="no_such_route")
         _only(method, "GET", "HEAD")
         return {**scope, "query_string": b""}, receive
 
@@ -93,7 +94,7 @@ def _inner(tenant: str, name: str) -> str:
 
 def _only(method: str, *known: str) -> None:
     if method not in known:
-        raise ApiError(405, f"{method[:16]} does nothing here", code="method_not_allowed")
+        raise ApiError(405, f"This route does not support {method[:16]}.", code="method_not_allowed")
 
 
 def _named(query: bytes) -> str:
@@ -101,23 +102,23 @@ def _named(query: bytes) -> str:
         value for key, value in parse_qsl(query.decode("latin-1"), keep_blank_values=True) if key == "session_hash"
     ]
     if len(names) != 1:
-        raise refuse("'session_hash' is needed, once", "session_hash")
+        raise refuse("`session_hash` must be given exactly once.", "session_hash")
     return names[0]
 
 
 def _event(body: bytes) -> dict[str, Any]:
-    """What a body says of an event; it names a page."""
+    """Parse an event. Raises ApiError if it is not JSON or has no `session_hash`."""
     try:
         found = json.loads(body)
     except (ValueError, RecursionError):
-        raise refuse("the body is not JSON") from None
+        raise refuse("The body is not JSON.") from None
     if not isinstance(found, dict) or not isinstance(found.get("session_hash"), str):
-        raise refuse("'session_hash' is needed, as text", "session_hash")
+        raise refuse("`session_hash` must be a string.", "session_hash")
     return {field: found[field] for field in (*FIELDS, "session_hash") if field in found}
 
 
 def _with_body(scope: Scope, receive: Receive, body: bytes) -> tuple[Scope, Receive]:
-    """A request with another body; after it comes what `receive` has."""
+    """Return the request with its body replaced. After the body, the original `receive` is used."""
     headers = [(key, value) for key, value in scope["headers"] if key not in (b"content-length", b"content-type")]
     headers += [(b"content-length", str(len(body)).encode()), (b"content-type", b"application/json")]
     sent = False

@@ -1,7 +1,7 @@
-r"""Formulas in what the page shows. Gradio takes everything between two `$` for one, "$5 and $" of "$5 and $6" too.
+r"""Formulas on the chat page. Gradio takes any text between two `$` as a formula, even "5 and " in "$5 and $6".
 
-So it is told of `\( \)` and `\[ \]` alone, and what is a formula between dollars gets those; any other dollar stays text. What was said is
-not touched: only the picture of it.
+Therefore Gradio is configured with `\( \)` and `\[ \]` only. This module converts formulas between dollars to these
+delimiters and leaves other dollars alone. Only the displayed text changes, not the conversation.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 
 INSIDE = r"(?:[^$\\\n]|\\.|\n(?![ \t]*\n))"
-r"""A character of a formula: no dollar but `\$`, and no empty line."""
+r"""A character of a formula. A formula contains no dollar except `\$`, and no empty line."""
 PARTS = re.compile(
     rf"""
       (?P<fence>^[ \t>]*(?P<mark>`{{3,}}|~{{3,}})[^\n]*$ .*? (?:^[ \t>]*(?P=mark)[`~]*[ \t]*$ | \Z))
@@ -20,21 +20,22 @@ PARTS = re.compile(
     """,
     re.MULTILINE | re.DOTALL | re.VERBOSE,
 )
-"""Code and escapes, which are left alone, and formulas. As in pandoc, no space follows a formula's first dollar or precedes its last, and
-no digit follows the last."""
+"""Matches code and escapes, which are left alone, and formulas.
+
+As in pandoc, an inline formula has no space after its first dollar or before its last, and no digit after its last."""
 COMMANDS = re.compile(r"\\[A-Za-z]+(?:\{[^{}]*\})?")
 AMOUNT = re.compile(r"\s*\d")
 WORDS = re.compile(r"(?<=\s)[^\W\d_]{2,}(?=\s)|(?<!\w)[^\W\d_]{3,}(?!\w)|[^\W\d_A-Za-z\u0370-\u03ff]")
-"""What stands in a sentence and in no formula: words, and letters that are neither Latin nor Greek."""
+"""Matches text that occurs in sentences and not in formulas: words, and letters that are neither Latin nor Greek."""
 
 
 def shown(text: str) -> str:
-    r"""What was said as the page's Markdown: `$x^2$` as `\(x^2\)`, `$$x^2$$` as `\[x^2\]`, prices as they are."""
+    r"""Return text as Markdown for the page: `$x^2$` as `\(x^2\)`, `$$x^2$$` as `\[x^2\]`, prices unchanged."""
     return PARTS.sub(_shown, text) if "$" in text else text
 
 
 def typed(text: str, before: str) -> str:
-    """What somebody means who changed the picture of `before` into `text`: formulas that stood between dollars do so again."""
+    """Convert an edited display text back: formulas that had dollar delimiters in `before` get them again."""
     for found in PARTS.finditer(before):
         if (picture := _shown(found)) != found.group():
             text = text.replace(picture, found.group(), 1)
@@ -51,7 +52,7 @@ def _shown(found: re.Match[str]) -> str:
 
 
 def _is_formula(inside: str, found: re.Match[str]) -> bool:
-    """Not so what only stands between two prices, or between two names of a shell."""
+    """Return False for text between two prices, or between two shell variables."""
     if inside.lstrip()[:1] in (*")],.;:!?",):
         return False
     if AMOUNT.match(inside) and WORDS.search(COMMANDS.sub("", inside)):

@@ -1,4 +1,4 @@
-"""A conversation as the page shows it: turns, a thought that is open while it lasts and folded and timed afterwards, the request."""
+"""The chat page's conversation: its rows, the growing reply with reasoning as a separate timed row, and the API request."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from typing import Any, Literal
 from rorqual.serve.ui_math import shown, typed
 
 Row = dict[str, Any]
-"""A message of Gradio's chatbot: role, content, metadata (a title makes it a thought)."""
+"""A message of Gradio's chatbot: role, content, metadata. A title in the metadata marks reasoning."""
 THINKING = {"on": True, "off": False}
 
 
 @dataclass
 class Wanted:
-    """What the page's settings say. `max_tokens` 0: what is left of the context."""
+    """The page's settings. `max_tokens`: 0 is the rest of the context."""
 
     thinking: Literal["auto", "on", "off"] = "auto"
     temperature: float = 1.0
     max_tokens: int = 0
 
     def body(self, model: str, rows: Sequence[Row]) -> dict[str, Any]:
-        """The request that continues a conversation."""
+        """Return the API request that continues a conversation."""
         body: dict[str, Any] = {
             "model": model,
             "messages": messages_of(rows),
@@ -38,7 +38,7 @@ class Wanted:
 
 
 def text_of(row: Row) -> str:
-    """The text of a row; the browser sends it back as a string or as parts."""
+    """Return a row's text. The browser sends content as a string or as parts."""
     content = row.get("content") or ""
     if isinstance(content, str):
         return content
@@ -47,12 +47,12 @@ def text_of(row: Row) -> str:
 
 
 def is_thought(row: Row) -> bool:
-    """Whether a row is a thought, which is shown and not sent again."""
+    """Return whether a row is reasoning, which is shown but not sent to the model again."""
     return bool((row.get("metadata") or {}).get("title"))
 
 
 def messages_of(rows: Sequence[Row]) -> list[dict[str, str]]:
-    """The conversation that is sent: thoughts left out, as the chat formats have it; a reply that never came is an empty one."""
+    """Return the messages for the API, without reasoning. An empty assistant message replaces a missing reply."""
     found: list[dict[str, str]] = []
     for row in rows:
         if is_thought(row):
@@ -67,30 +67,30 @@ def messages_of(rows: Sequence[Row]) -> list[dict[str, str]]:
 
 
 def question(text: str) -> Row:
-    """What somebody asks."""
+    """Return a user row."""
     return {"role": "user", "content": text}
 
 
 def pictured(rows: Sequence[Row]) -> list[Row]:
-    """Rows as the page shows them."""
+    """Return rows with formulas converted for display."""
     return [{**row, "content": shown(text_of(row))} for row in rows]
 
 
 def corrected(rows: Sequence[Row], place: int, value: Any) -> list[Row]:
-    """The conversation up to the question at a place, of which somebody changed the picture into `value`, to ask that instead."""
+    """Return the conversation up to the question at `place`, with that question replaced by the edited display text `value`."""
     before = text_of(rows[place]) if 0 <= place < len(rows) else ""
     return [*rows[: max(0, place)], question(typed(text_of({"content": value}), before))]
 
 
 def upto_question(rows: Sequence[Row]) -> list[Row]:
-    """The conversation up to its last question, to ask it again; empty where there is none."""
+    """Return the conversation up to its last question, to ask it again; empty if there is none."""
     last = max((place for place, row in enumerate(rows) if row["role"] == "user"), default=-1)
     return list(rows[: last + 1])
 
 
 @dataclass
 class Turn:
-    """A reply on its way. `clock` gives seconds."""
+    """A growing reply. `clock` returns seconds."""
 
     clock: Callable[[], float] = time.monotonic
     reasoning: str = ""
@@ -104,7 +104,7 @@ class Turn:
         self._began = self.clock()
 
     def add(self, chunk: dict[str, Any]) -> None:
-        """One chunk of the stream."""
+        """Add one chunk of the stream."""
         if usage := chunk.get("usage"):
             self.tokens = usage["completion_tokens"]
         for choice in chunk.get("choices", ()):
@@ -117,27 +117,27 @@ class Turn:
                 self.content += text
 
     def stop(self) -> None:
-        """Nothing more comes: a thought that is still open ends now."""
+        """End reasoning that is still open, because no more chunks follow."""
         if self._thought_until is None:
             self._thought_until = self.clock()
 
     @property
     def seconds(self) -> float:
-        """Since the question."""
+        """Seconds since the question."""
         return self.clock() - self._began
 
     @property
     def empty(self) -> bool:
-        """Whether nothing came."""
+        """Whether no text arrived."""
         return not (self.reasoning.strip() or self.content)
 
     @property
     def phase(self) -> str:
-        """What goes on, in a word that does not change with each token: it is read aloud."""
+        """The current phase in one word. It must not change with every token, because screen readers announce it."""
         return "Answering" if self.content else "Thinking" if self.reasoning.strip() else "Waiting"
 
     def rows(self) -> list[Row]:
-        """The reply as it stands."""
+        """Return the rows of the reply so far."""
         rows: list[Row] = []
         if self.reasoning.strip():
             rows.append({"role": "assistant", "content": self.reasoning.strip("\n"), "metadata": self._title()})
@@ -151,9 +151,9 @@ class Turn:
         return {"title": f"Thought for {self._thought_until - self._began:.1f} s", "status": "done"}
 
     def summary(self, *, stopped: bool = False) -> str:
-        """One line on how it went."""
+        """Return one line with tokens, time and speed."""
         if stopped:
             return f"Stopped after {self.seconds:.1f} s."
-        cut = " The reply reached the limit of tokens." if self.reason == "length" else ""
+        cut = " The reply reached the token limit." if self.reason == "length" else ""
         rate = f", {self.tokens / self.seconds:.0f} tokens per second" if self.seconds > 0 and self.tokens > 1 else ""
         return f"{self.tokens} tokens in {self.seconds:.1f} s{rate}.{cut}"

@@ -1,4 +1,4 @@
-"""Weights that a trainer sends: one body at a time, streamed to a file, checked by its digest, and given to the engine."""
+"""Weight updates from a trainer: each body is streamed to a file, verified by its digest, and loaded into the engine."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from rorqual.serve.exchange import Gone
 from rorqual.serve.keys import Keys
 
 CHUNK = 1 << 20
-"""Bytes that are written at once, in a thread."""
+"""Bytes per write to the file, in a thread."""
 KEYS, OWNER = "rollout-key.json", "rollout"
-"""The file of the key for rollouts, and the name beside its hash."""
+"""The file of the rollout key, and its tenant name there."""
 DIGEST = re.compile(r"sha-256=:([A-Za-z0-9+/]{43}=):")
 T = TypeVar("T")
 
 
 @dataclass
 class WeightUploads:
-    """The weights that the server was sent. `folder` holds the newest file, from which an engine that is started again gets them.
+    """The weights that trainers sent. `folder` keeps the newest file, which a restarted engine loads.
 
-    `version`, `digest` (SHA-256): of what the engine has; 0 and nothing for the run's own weights.
+    `version` and `digest` (SHA-256) are those of the engine's weights; 0 and empty for the run's own.
     """
 
     folder: Path
@@ -50,43 +50,47 @@ class WeightUploads:
 
     @classmethod
     def begin(cls, folder: Path) -> tuple[WeightUploads, str | None]:
-        """Own `folder`, remove what an earlier server left of weights there, and make its key if it has none; it is returned to be shown."""
+        """Lock `folder`, remove weights of an earlier server, and create a rollout key if there is none.
+
+        Return the new key, if any, so that it can be shown.
+        """
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            lock = own(folder, "Give each server a rollout_dir of its own.")
+            lock = own(folder, "Give each server its own rollout_dir.")
             for old in folder.glob("weights-*"):
                 old.unlink()
         except OSError as error:
             raise ConfigError(
-                f"weights cannot be kept here: {error.strerror}",
+                f"cannot store weights here: {error.strerror}",
                 where=f"rollout_dir={folder}",
-                remedy="Name a folder that you may write to.",
+                remedy="Give a folder that you may write to.",
             ) from None
         keys = Keys.load(folder / KEYS)
         key = keys.ensure(OWNER)
         if others := {*keys.tenants.values()} - {OWNER}:
             raise ConfigError(
-                f"it holds keys of tenants ({', '.join(sorted(others))}), which must not send weights",
+                f"the file contains keys of tenants ({', '.join(sorted(others))}), which must not send weights",
                 where=str(keys.file),
-                remedy="Give keys= another file, or rollout_dir= another folder.",
+                remedy="Use another file for keys= or another folder for rollout_dir=.",
             )
         return cls(folder, keys, lock), key
 
     def close(self) -> None:
-        """Another server may have the folder."""
+        """Remove the weights and release the folder."""
         self.thread.shutdown(wait=True, cancel_futures=True)
         for file in self.folder.glob("weights-*"):
             file.unlink(missing_ok=True)
         self.lock.close()
 
     async def take(self, request: Request, bridge: Bridge) -> int:
-        """Make the weights in a request's body those of the engine; returns their version.
+        """Load the weights in a request's body into the engine. Return their version.
 
-        Everything is refused before the engine's weights are touched. The same weights under the same version may come twice.
+        Raises ApiError before the engine's weights change if the body is invalid. Sending the same weights and version
+        again is allowed.
         """
         if self.busy:
             await _read_away(request, bridge)
-            raise ApiError(409, "another update is under way; try later", code="update_under_way")
+            raise ApiError(409, "Another update is running. Try again later.", code="update_under_way")
         self.busy = True
         try:
             return await self._take(request, bridge)
@@ -97,10 +101,10 @@ class WeightUploads:
         try:
             info = bridge.info
             if info is None:
-                raise ApiError(503, "the engine is still loading; try again in a moment", code="loading")
+                raise ApiError(503, "The engine is still loading. Try again in a moment.", code="loading")
             version, digest = _version_of(request), _digest_of(request)
             if version < self.version or (version == self.version and digest != self.digest):
-                what = f"version {version} is no newer than {self.version}, which the engine has"
+                what = f"Version {version} is not newer than the engine's version {self.version}"
                 raise ApiError(412, f"{what}. Send a newer one, or read /rollout/weights first.", code="old_version")
             if (promised := int(request.headers.get("content-length", 0))) > info.weights_bytes:
                 raise _too_long(promised, info.weights_bytes)
@@ -110,9 +114,9 @@ class WeightUploads:
         file = self.folder / f"weights-{version}.part"
         try:
             if await self._stream(request, file, info.weights_bytes) != digest:
-                what = "the body's SHA-256 is not that of its content-digest: it was cut off or changed on the way"
+                what = "The body's SHA-256 differs from its content-digest: it was truncated or changed in transit"
                 raise ApiError(422, f"{what}. Send it again.", code="wrong_digest")
-            if version == self.version:  # its answer was lost
+            if version == self.version:  # a retry: the response was lost
                 return version
             final = file.with_suffix(".safetensors")
             file.replace(final)
@@ -130,13 +134,15 @@ class WeightUploads:
             file.unlink(missing_ok=True)
 
     async def _stream(self, request: Request, file: Path, limit: int) -> bytes:
-        """Write the body to `file`; its SHA-256. The client's socket is read no faster than the disk writes."""
+        """Write the body to `file`. Return its SHA-256. The socket is read no faster than the disk writes."""
         loop, hashed, size, held = asyncio.get_running_loop(), hashlib.sha256(), 0, bytearray()
         try:
             with await self._beside(lambda: file.open("wb")) as out:
                 async with asyncio.timeout(BODY_SECONDS) as clock:
                     async for part in request.stream():
-                        clock.reschedule(loop.time() + BODY_SECONDS)  # of a part: a whole body may take long
+                        clock.reschedule(
+                            loop.time() + BODY_SECONDS
+                        )  # the limit is per part: a whole body may take long
                         size += len(part)
                         if size > limit + DISCARDED:
                             break
@@ -148,9 +154,9 @@ class WeightUploads:
         except ClientDisconnect:
             raise Gone from None
         except TimeoutError:
-            raise ApiError(408, f"nothing more of the body arrived within {BODY_SECONDS:.0f} seconds") from None
+            raise ApiError(408, f"No further part of the body arrived within {BODY_SECONDS:.0f} seconds.") from None
         except OSError as error:
-            what = f"the weights cannot be written: {error.strerror}"
+            what = f"The weights cannot be written: {error.strerror}"
             raise ApiError(507, f"{what}. Free space in the server's rollout_dir.", code="no_space") from None
         if size > limit:
             raise _too_long(size, limit)
@@ -166,7 +172,7 @@ def _write(out: BinaryIO, hashed: hashlib._Hash, data: bytes) -> None:
 
 
 async def _read_away(request: Request, bridge: Bridge) -> None:
-    """Read a body that is refused, up to a limit, so that its client reads why."""
+    """Read and drop a refused body, up to a limit, so that the client finishes sending and reads the error."""
     size, most = 0, DISCARDED + (bridge.info.weights_bytes if bridge.info else 0)
     try:
         async with asyncio.timeout(BODY_SECONDS):
@@ -181,7 +187,7 @@ async def _read_away(request: Request, bridge: Bridge) -> None:
 def _version_of(request: Request) -> int:
     given = request.query_params.get("version", "")
     if not given.isascii() or not given.isdigit() or not 1 <= len(given) <= 18:
-        raise ApiError(400, "`version` must be a whole number from 1, in the address: ?version=8", param="version")
+        raise ApiError(400, "`version` must be a positive integer in the query: ?version=8", param="version")
     return int(given)
 
 
@@ -192,10 +198,10 @@ def _digest_of(request: Request) -> bytes:
             return base64.b64decode(found[1], validate=True)
     except binascii.Error:
         pass
-    what = "`content-digest` must hold the body's SHA-256 as RFC 9530 writes it: sha-256=:BASE64:"
+    what = "`content-digest` must be the body's SHA-256 in the format of RFC 9530: sha-256=:BASE64:"
     raise ApiError(400, what, param="content-digest")
 
 
 def _too_long(size: int, limit: int) -> ApiError:
-    what = f"the body has {size:,} bytes, and this model's weights take {limit:,} at most"
+    what = f"The body has {size:,} bytes, but this model's weights have at most {limit:,}"
     return ApiError(413, f"{what}. Send the weights of the run that is served.", code="body_too_large")

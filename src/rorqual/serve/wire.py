@@ -1,4 +1,4 @@
-"""What the server and the engine's process say to each other: one JSON object a line, over pipes that nobody else holds."""
+"""The protocol between the server and the engine process: one JSON object per line, over private pipes."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from rorqual.core.sampling import SamplingParams, from_json, to_json
 
 LONGEST_LINE = 64 * 2**20
 TENANT = "rollout-key"
-"""Whose the requests with the key for rollouts are. It is no name that a tenant may have."""
+"""The tenant of requests with the rollout key. It is not a valid name for other tenants."""
 
 
 @dataclass(frozen=True)
 class Placed:
-    """How the engine is set up, as `Engine` takes it. `max_len` 0: the model's context.
+    """Arguments of the engine, see `Engine`.
 
-    `cache_dir`: the folder of the prefix cache on disk, none where it is empty; `cache_bytes`: memory of keys and values, 0 for the
-    engine's own choice. `rollout_dir`: where weights come from that a trainer sends, nowhere where it is empty; `record_kept`: whether rollouts
-    bring the sets that top-p and top-k left.
+    `max_len`: 0 is the model's context length. `cache_dir`: folder of the on-disk prefix cache, or empty for none.
+    `cache_bytes`: memory of the KV cache, or 0 for the engine's default. `rollout_dir`: folder for weights that a trainer
+    sends, or empty. `record_kept`: return the sets of tokens that top-p and top-k keep with each rollout.
     """
 
     run: str
@@ -40,7 +40,7 @@ class Placed:
 
 @dataclass(frozen=True)
 class Ask:
-    """A request: ids to continue, and how to sample. `priority`: of what waits, the highest runs first."""
+    """A request to the engine: prompt ids and sampling parameters. `priority`: waiting requests run highest first."""
 
     prompt: tuple[int, ...]
     params: SamplingParams = field(default_factory=SamplingParams)
@@ -48,14 +48,14 @@ class Ask:
 
 
 Score = tuple[float, list[tuple[int, float]]]
-"""Of a token of a prompt: its log-probability, and the likeliest ids there with theirs."""
+"""A prompt token's log-probability, and the likeliest ids at its position with theirs."""
 SCORES = 2048
-"""Log-probabilities in one message: no part of a long prompt's holds up the loop."""
+"""Maximum number of log-probabilities in one message, so that a long prompt does not block the event loop."""
 
 
 @dataclass(frozen=True)
 class ScoredPrompt:
-    """The next tokens of a prompt, from its second one on. `prompt`: the number of the prompt within its request."""
+    """Scores of the next tokens of a prompt, from its second token on. `prompt`: the prompt's index in its request."""
 
     prompt: int
     scores: list[Score]
@@ -63,10 +63,10 @@ class ScoredPrompt:
 
 @dataclass(frozen=True)
 class Drawn:
-    """A token of one sample; `reason` where it was the last: `stop` or `length`.
+    """A generated token of one sample.
 
-    `logprob`: its log-probability; `top`: the likeliest ids with theirs, where they were asked for; `hit`: ids of the
-    prompt that the prefix cache served.
+    `reason`: `stop` or `length` at the sample's last token. `logprob`: its log-probability. `top`: the likeliest ids with
+    theirs, if requested. `hit`: prompt tokens from the prefix cache.
     """
 
     sample: int
@@ -79,9 +79,9 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Recorded:
-    """What a rollout brings beside its tokens; it comes before the last of them.
+    """What a rollout returns in addition to its tokens. It is sent before the last token.
 
-    `policy_version`: of the weights that drew it. `experts`, `kept`: arrays as `array_of` writes them, or None.
+    `policy_version`: version of the weights that generated it. `experts`, `kept`: arrays encoded by `array_of`, or None.
     """
 
     sample: int
@@ -92,8 +92,10 @@ class Recorded:
 
 @dataclass(frozen=True)
 class Ready:
-    """The engine is up: the longest sequence, prompt and reply, the size of the vocabulary, and the most bytes that a file of its weights may
-    have."""
+    """The engine is ready.
+
+    `max_len`: maximum tokens of prompt and reply together. `weights_bytes`: maximum size of a file with its weights.
+    """
 
     max_len: int
     vocab_size: int
@@ -101,13 +103,13 @@ class Ready:
 
 
 def line(kind: str, **fields: Any) -> bytes:
-    """One message."""
+    """Serialize one message."""
     return json.dumps({"kind": kind, **fields}, separators=(",", ":")).encode() + b"\n"
 
 
 @dataclass(frozen=True)
 class PackedAsk:
-    """An `Ask` as it is sent: its JSON, and what the server still needs to know of it. It takes a fifth of the memory."""
+    """A serialized `Ask`, with the fields that the server still needs. It takes a fifth of the memory of an `Ask`."""
 
     data: bytes
     n: int
@@ -115,29 +117,29 @@ class PackedAsk:
 
 
 def pack(ask: Ask) -> PackedAsk:
-    """Write an ask down; for a long prompt not in the event loop."""
+    """Serialize an `Ask`. For a long prompt, do not call this in the event loop."""
     fields = {"prompt": ask.prompt, "params": to_json(ask.params), "priority": ask.priority}
     text = json.dumps({"kind": "submit", **fields}, separators=(",", ":"))
     return PackedAsk(text[:-1].encode(), ask.params.n, len(ask.prompt))
 
 
 def submit(number: int, ask: PackedAsk, tenant: str) -> tuple[bytes, bytes]:
-    """Ask for samples; what comes back carries `number`. One line, in two parts: the first is not copied."""
+    """Return a `submit` message in two parts, so that the first, long one is not copied. Replies carry `number`."""
     return ask.data, f',"number":{number},"tenant":{json.dumps(tenant)}}}\n'.encode()
 
 
 def cancel(number: int) -> bytes:
-    """Forget a request."""
+    """Return a message that cancels a request."""
     return line("cancel", number=number)
 
 
 def update(file: str, version: int) -> bytes:
-    """Sample with the weights of a file from now on. Requests before this one end with the old ones; those after it wait."""
+    """Return a message that replaces the weights. Earlier requests finish with the old weights; later ones wait."""
     return line("update", file=file, version=version)
 
 
 def scored(number: int, logprobs: list[float], best: list[list[tuple[int, float]]], top: int) -> Iterator[bytes]:
-    """What the engine says of a prompt's tokens, in messages of `SCORES` numbers at most."""
+    """Yield messages with the scores of a prompt's tokens, at most `SCORES` log-probabilities each."""
     step = max(1, SCORES // (1 + top))
     rows = list(zip(logprobs, best))
     for start in range(0, len(rows), step):
@@ -145,5 +147,5 @@ def scored(number: int, logprobs: list[float], best: list[list[tuple[int, float]
 
 
 def ask_of(message: dict[str, Any]) -> Ask:
-    """The `Ask` in a `submit`."""
+    """Return the `Ask` in a `submit` message."""
     return Ask(tuple(message["prompt"]), from_json(message["params"]), message["priority"])

@@ -1,4 +1,4 @@
-"""What pydantic finds wrong with a request, as a sentence: the field as the user wrote it, what is wrong with it, and the remedy."""
+"""Conversion of pydantic's validation errors into messages: the field as the user wrote it, the problem, and the remedy."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ SHOWN = 40
 WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 BIASES = "an object with token ids as its keys"
 FORMS: Mapping[str, str] = {
-    "prompt": "a text, a list of texts, a list of token ids, or a list of such lists",
+    "prompt": "a string, a list of strings, a list of token ids, or a list of lists of token ids",
     "messages": "a list of messages",
     "messages[]": 'an object such as {"role": "user", "content": "hello"}',
-    "messages[].content": "a text, or a list of parts",
+    "messages[].content": "a string or a list of parts",
     "messages[].content[]": 'an object such as {"type": "text", "text": "hello"}',
     "tools[]": 'an object such as {"type": "function", "function": {"name": "add"}}',
-    "tool_choice": "'none', 'auto', 'required', or an object that names one function",
-    "guided_json": "a JSON schema, as an object or as its text",
+    "tool_choice": "'none', 'auto', 'required', or an object with the name of one function",
+    "guided_json": "a JSON schema, as an object or as a string",
     "response_format": 'an object such as {"type": "json_object"}',
-    **{name: "a text, or a list of texts" for name, param in PARAMS.items() if isinstance(param.served, TextList)},
+    **{name: "a string or a list of strings" for name, param in PARAMS.items() if isinstance(param.served, TextList)},
     **{name: BIASES for name, param in PARAMS.items() if isinstance(param.served, TokenBiases)},
 }
-"""Fields that may have several forms, by their place."""
+"""Expected values of fields that accept several forms, by place."""
 PATTERNS: Mapping[str, str] = {
     "^(0|[1-9][0-9]{0,9})$": 'a token id, such as "42"',
     "^[a-zA-Z0-9_.-]{1,64}$": "a name of 1 to 64 letters, digits, dots, dashes and underscores",
     "^[a-zA-Z0-9_-]{1,64}$": "a name of 1 to 64 letters, digits, dashes and underscores",
 }
 TYPES: Mapping[str, str] = {
-    "string_type": "a text",
-    "string_unicode": "a text",
-    "int_type": "a whole number",
-    "int_from_float": "a whole number",
-    "int_parsing_size": "a smaller whole number",
+    "string_type": "a string",
+    "string_unicode": "a string",
+    "int_type": "an integer",
+    "int_from_float": "an integer",
+    "int_parsing_size": "a smaller integer",
     "float_type": "a number",
     "finite_number": "a finite number",
     "bool_type": "true or false",
@@ -49,12 +49,12 @@ TYPES: Mapping[str, str] = {
     "model_attributes_type": "an object",
     "none_required": "null",
 }
-"""What is wanted, by pydantic's word for an error of type."""
+"""Expected values by pydantic's error type."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What is wrong: `path` as in `messages[2].content[0]`, a message that names it, and whether the field is not known at all."""
+    """A validation error. `path`: as in `messages[2].content[0]`. `unknown`: whether the field does not exist."""
 
     path: str
     message: str
@@ -62,9 +62,9 @@ class Fault:
 
 
 def explain(error: ValidationError, data: Any, names: Mapping[str, Collection[str]]) -> Fault:
-    """The fault of `data` that `error` found first. `names`: the fields that are known, by place ("" is the top)."""
+    """Return the most relevant fault in `error` about `data`. `names`: known fields by place ("" is the top level)."""
     found = [(_path(item, data), item) for item in error.errors(include_url=False)]
-    # Of the forms that a field may have, the one that got furthest was meant; and one of the right type before one of another.
+    # For a union, report the alternative that validation got furthest in, and prefer one whose type matched.
     parts, item = max(found, key=lambda one: (len(one[0]), one[1]["type"] not in TYPES, _order(one[0])))
     path, place = written(parts), written(["" if isinstance(part, int) else part for part in parts])
     if item["type"] == "extra_forbidden":
@@ -77,7 +77,7 @@ def explain(error: ValidationError, data: Any, names: Mapping[str, Collection[st
         return Fault(path, f"`{path}` is missing. Add it{f': {wanted}' if wanted else ''}.")
     if "[key]" in item["loc"]:
         key = shown(item["input"])
-        return Fault(path, f"`{path}` has the key {key}, which is no token id. Give {BIASES}.")
+        return Fault(path, f"`{path}` has the key {key}, which is not a token id. Give {BIASES}.")
     same = [other for where, other in found if where == parts]
     what, limit = _measured(item)
     wanted = limit or FORMS.get(place) or _either([_wanted(other) for other in same])
@@ -85,7 +85,7 @@ def explain(error: ValidationError, data: Any, names: Mapping[str, Collection[st
 
 
 def written(parts: Collection[str | int]) -> str:
-    """A place as a user writes it: `messages[2].content`. An empty part is a number that is not told: `messages[].content`."""
+    """Format a place as `messages[2].content`. An empty part is an omitted index: `messages[].content`."""
     text = ""
     for part in parts:
         text += f"[{part}]" if part == "" or isinstance(part, int) else f".{_name(part)}" if text else _name(part)
@@ -93,7 +93,7 @@ def written(parts: Collection[str | int]) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value, briefly."""
+    """Describe a value briefly."""
     match value:
         case None:
             return "null"
@@ -101,7 +101,7 @@ def shown(value: Any) -> str:
             return str(value).lower()
         case str():
             short = len(value) <= SHOWN and value.isprintable()
-            return f"'{value}'" if short else f"a text of {len(value)} characters"
+            return f"'{value}'" if short else f"a string of {len(value)} characters"
         case list():
             return "a list"
         case dict():
@@ -123,13 +123,13 @@ def _order(parts: list[str | int]) -> list[int]:
 
 
 def _path(item: Mapping[str, Any], data: Any) -> list[str | int]:
-    """Where in `data` an error stands. pydantic also writes down which form of a union it tried; that is no part of the data."""
+    """Return the path in `data` of an error. pydantic's `loc` also names the alternatives of unions, which are removed."""
     here, found, tag = data, list[str | int](), False
     *parts, last = item["loc"] or ("",)
     for part in (*parts, last):
         inside = isinstance(here, dict) and part in here
         if tag and isinstance(part, str):
-            tag = False  # which of the forms that `type` tells apart
+            tag = False  # the tag of the union's alternative
         elif inside or (isinstance(here, list) and isinstance(part, int) and part < len(here)):
             found.append(part)
             here = here[part]
@@ -145,18 +145,18 @@ def _path(item: Mapping[str, Any], data: Any) -> list[str | int]:
 
 
 def _measured(item: Mapping[str, Any]) -> tuple[str, str]:
-    """What is wrong with a value, and the limit it broke, where it broke one."""
+    """Return the problem of a value, and the violated limit, if any."""
     value, limits = item["input"], item.get("ctx") or {}
     if item["type"] in ("too_long", "too_short", "string_too_long", "string_too_short"):
         low, high = limits.get("min_length"), limits.get("max_length")
         unit = "characters" if isinstance(value, str) else "entries"
-        bound = f"{low} {unit} or more" if high is None else f"{high} {unit} at most"
+        bound = f"at least {low} {unit}" if high is None else f"at most {high} {unit}"
         size = f"has {len(value)} {unit}" if hasattr(value, "__len__") else "has too many entries"
         return size, bound
     if item["type"] == "string_pattern_mismatch":
         return f"is {shown(value)}", PATTERNS[limits["pattern"]]
     if item["type"] == "value_error":
-        return str(limits["error"]), "a text without it"
+        return str(limits["error"]), "a string without it"
     if item["type"] == "union_tag_invalid":
         return f"is {shown(limits['tag'])}", limits["expected_tags"].replace(", ", " or ")
     return f"is {shown(value)}", ""

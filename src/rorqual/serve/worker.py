@@ -1,6 +1,7 @@
-"""The engine's process: `python -m rorqual.serve.worker PLACED`. Requests come on standard input, tokens leave on standard output.
+"""The engine process: `python -m rorqual.serve.worker PLACED`. It reads requests from standard input and writes tokens to
+standard output.
 
-It ends when standard input does, so that it never outlives its server.
+It exits when standard input closes, so that it never outlives its server.
 """
 
 from __future__ import annotations
@@ -40,15 +41,15 @@ from rorqual.ops.paged import BLOCK
 from rorqual.serve.wire import LONGEST_LINE, TENANT, Placed, ask_of, line, scored
 
 BEAT = 0.5
-"""Seconds of work after which the engine says that it is alive, and how it is doing."""
+"""Seconds between heartbeats, which carry the engine's statistics."""
 HEADER = 1024
-"""Bytes of a safetensors header for each tensor, at most."""
+"""Maximum bytes of a safetensors header per tensor."""
 LONGEST_RECORD = LONGEST_LINE // 2
 
 
 @dataclass
 class Compiling:
-    """A request whose grammar is not ready yet. `ready` is held until it is submitted, which finds the grammar by that."""
+    """A request whose grammar is being compiled. `ready` is kept until submission, because the cache of grammars holds weak references."""
 
     message: dict[str, Any]
     ready: Build[Compiled]
@@ -56,7 +57,7 @@ class Compiling:
 
 @dataclass
 class PendingWeights:
-    """Weights on their way: a file, then its `tensors`, or why they are none of this model's."""
+    """A weight update: a file, then its `tensors`, or `refusal` if they do not fit the model."""
 
     file: Path
     version: int
@@ -65,23 +66,23 @@ class PendingWeights:
 
 
 class Worker:
-    """An engine between two pipes."""
+    """Runs an engine: reads requests from one pipe and writes tokens to another."""
 
     def __init__(self, engine: Engine, source: BinaryIO, sink: BinaryIO) -> None:
         self.engine, self.source, self.sink = engine, source, sink
         self.inbox: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         self.numbers: dict[int, int] = {}  # request_id -> the server's number
-        self.left: dict[int, int] = {}  # request_id -> samples that have not ended
+        self.left: dict[int, int] = {}  # request_id -> unfinished samples
         self.scored: set[int] = set()  # request_ids whose prompt's log-probabilities were sent
-        self.compiling: dict[int, Compiling] = {}  # the server's number -> its request
+        self.compiling: dict[int, Compiling] = {}  # the server's number -> request
         self.recorded: set[int] = set()  # request_ids of rollouts
         self.version = 0  # of the weights
         self.updates: list[PendingWeights] = []
-        self.held: dict[int, dict[str, Any]] = {}  # the server's number -> a request that waits for the updates
+        self.held: dict[int, dict[str, Any]] = {}  # the server's number -> request that waits for weight updates
         self.beat = 0.0
 
     def run(self) -> None:
-        """Until standard input ends."""
+        """Run until standard input closes."""
         threading.Thread(target=self._listen, daemon=True).start()
         while self._hear():
             if self.numbers:
@@ -95,7 +96,10 @@ class Worker:
         self.inbox.put(None)
 
     def _hear(self) -> bool:
-        """Do what was asked for; with nothing to do, wait for it. Not beyond the next sign of life, however much comes. False at the end."""
+        """Handle incoming messages, and wait for one if there is no work. Return False when standard input has closed.
+
+        It returns at the latest when the next heartbeat is due, however many messages arrive.
+        """
         until = time.monotonic() + BEAT
         while not self.numbers or not self.inbox.empty():
             left = max(0.0, until - time.monotonic())
@@ -111,11 +115,11 @@ class Worker:
         return True
 
     def _live(self) -> None:
-        """Say now and then, and before a rest, that the engine is alive and how it is doing."""
+        """Send a heartbeat if one is due or the engine becomes idle. Refuse requests whose grammar compiles too long."""
         now = time.monotonic()
         for number in [number for number, waiting in self.compiling.items() if _late(waiting.ready, now)]:
             del self.compiling[number]
-            self._refuse(number, f"the grammar was not compiled within {COMPILE_SECONDS:g} s: make it simpler")
+            self._refuse(number, f"The grammar was not compiled within {COMPILE_SECONDS:g} s. Make it simpler.")
         if now - self.beat > BEAT or not self.numbers:
             self.beat = now
             self._send(line("beat", stats=self.engine.stats()))
@@ -143,7 +147,7 @@ class Worker:
                 self._submit(number, message)
 
     def _compile(self, number: int, message: dict[str, Any]) -> None:
-        """Beside the loop, so that what runs goes on; then the request comes in again."""
+        """Compile a request's grammar in a thread, so that running requests continue. A message then submits the request."""
         grammar = ask_of(message).params.grammar
         assert grammar is not None
         ready = self.engine.grammars.submit(grammar, message["tenant"])
@@ -154,19 +158,19 @@ class Worker:
         error = waiting.ready.exception()
         if error is None:
             self._submit(number, waiting.message)
-        elif isinstance(error, RorqualError):  # known: the engine would compile it once more, and all would wait
+        elif isinstance(error, RorqualError):  # submitting would compile it again and block all requests
             self._refuse(number, _said(error))
         else:
             raise error
 
     def _give_up(self, number: int) -> None:
-        """Nobody waits for a request any more: its grammar is not compiled, unless others wait for that."""
+        """Cancel the compilation of a cancelled request's grammar, unless other requests wait for the same one."""
         waiting = self.compiling.pop(number, None)
         if waiting is not None and not any(other.ready is waiting.ready for other in self.compiling.values()):
             waiting.ready.cancel()
 
     def _read(self, update: PendingWeights) -> None:
-        """Beside the loop: read a file of weights, and refuse what the model cannot take."""
+        """Read a file of weights in a thread, and set `refusal` if they do not fit the model."""
         try:
             update.tensors = weights_of(update.file, self.engine.model.state_dict())
         except RorqualError as error:
@@ -174,7 +178,7 @@ class Worker:
         self.inbox.put({"kind": "read"})
 
     def _install(self) -> None:
-        """Take the weights that were read, once nothing runs with the old ones; then go on with what waited for them."""
+        """Load new weights once no request runs with the old ones. Then submit the requests that waited for them."""
         while self.updates and not self.numbers and (self.updates[0].tensors is not None or self.updates[0].refusal):
             update = self.updates.pop(0)
             if update.tensors is not None:
@@ -207,11 +211,9 @@ class Worker:
     def _broke_off(self, number: int, delta: Delta) -> None:
         assert delta.completion is not None
         if delta.completion.error.startswith(MISMATCH):
-            self._refuse(
-                number, f"{delta.completion.error}. Ask again with another seed, or make the schema simpler", 422
-            )
+            self._refuse(number, f"{delta.completion.error}. Try another seed, or make the schema simpler.", 422)
         elif math.isfinite(delta.logprob):
-            self._refuse(number, f"the grammar gave up in the middle: {delta.completion.error}")
+            self._refuse(number, f"The grammar failed during generation: {delta.completion.error}")
         else:
             self._refuse(number, delta.completion.error, 500)
 
@@ -219,7 +221,7 @@ class Worker:
         rows = []
         for delta in deltas:
             if delta.request_id not in self.numbers:
-                continue  # another sample of it has failed
+                continue  # another sample of this request failed
             reason = None if delta.completion is None else delta.completion.finish_reason
             if delta.completion is not None and delta.completion.error:
                 self._broke_off(self.numbers[delta.request_id], delta)
@@ -243,7 +245,7 @@ class Worker:
             self._send(line("drawn", rows=rows))
 
     def _record(self, delta: Delta) -> bool:
-        """Send what a rollout brings beside its tokens; whether that fits a message."""
+        """Send a rollout's `Recorded`. If it does not fit in a message, refuse the request and return False."""
         number, found = self.numbers[delta.request_id], delta.completion
         assert found is not None
         fields = {"experts": array_of(found.experts), "kept": array_of(found.kept)}
@@ -251,7 +253,7 @@ class Worker:
         if len(message) <= LONGEST_RECORD:
             self._send(message)
             return True
-        self._refuse(number, f"what the answer records takes more than {LONGEST_RECORD:,} bytes: lower max_tokens")
+        self._refuse(number, f"The recorded experts take more than {LONGEST_RECORD:,} bytes. Lower max_tokens.")
         self.engine.cancel(delta.request_id)
         self._forget(delta.request_id)
         return False
@@ -267,22 +269,28 @@ class Worker:
 
 
 def weights_of(file: Path, wanted: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a safetensors file; other names or shapes than `wanted`, and what is no finite number, are a `RorqualError`."""
+    """Load the tensors of a safetensors file.
+
+    Raises RorqualError if names or shapes differ from `wanted`, or if a value is not finite.
+    """
     try:
         found = load_file(file)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"the body is no safetensors file: {error}", remedy="Send one.") from None
+        raise CheckpointError(
+            f"the body is not a safetensors file: {error}", remedy="Send the weights as safetensors."
+        ) from None
     check_names(found, wanted, where="")
     for name, tensor in found.items():
         if not tensor.is_floating_point() or not bool(tensor.isfinite().all()):
             raise CheckpointError(
-                f"{name} ({tensor.dtype}) holds what is no finite number", remedy="Send weights that are."
+                f"{name} ({tensor.dtype}) has values that are not finite floating-point numbers",
+                remedy="Send finite weights of a floating-point type.",
             )
     return found
 
 
 def array_of(array: Any) -> dict[str, Any] | None:
-    """A tensor or an array as JSON holds it: type, shape, and its bytes in base64."""
+    """Encode a tensor or an array for JSON: dtype, shape, and its bytes in base64."""
     if array is None:
         return None
     found = np.ascontiguousarray(array)
@@ -290,7 +298,7 @@ def array_of(array: Any) -> dict[str, Any] | None:
 
 
 def _late(build: Build[Compiled], now: float) -> bool:
-    """Whether it takes too long. What it waits for its turn is not its fault."""
+    """Return whether a compilation takes too long. Time in the queue does not count."""
     return build.began is not None and not build.done() and now - build.began > COMPILE_SECONDS
 
 
@@ -299,10 +307,10 @@ def _said(error: RorqualError) -> str:
 
 
 def main() -> None:
-    """Load, say that it is ready (or why it never will be), serve."""
-    # Ctrl-C reaches the whole group of processes: the server decides when the engine ends.
+    """Load the engine, report that it is ready or why it cannot load, and run it."""
+    # Ctrl-C may reach the whole process group, but the server decides when the engine stops.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # What a library prints must not end up between messages.
+    # Output that libraries print must not mix with the messages.
     sink = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     placed = Placed(**json.loads(sys.argv[1]))
@@ -317,7 +325,7 @@ def main() -> None:
             max_len=placed.max_len or None,
             record_experts=bool(placed.rollout_dir),
             record_kept=placed.record_kept,
-            pack=not placed.rollout_dir,  # packed weights cannot be changed
+            pack=not placed.rollout_dir,  # prepacked weights cannot be updated
             cache_dir=Path(placed.cache_dir) if placed.cache_dir else None,
             cache_bytes=placed.cache_bytes or CACHE_BYTES,
             disk_bytes=placed.disk_bytes,

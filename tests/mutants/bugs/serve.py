@@ -402,7 +402,7 @@ MUTANTS = (
         "schemas of tools have no limit",
         "issue 14",
         "serve/limits.py",
-        '            _check_size("tools", value, MAX_TOOLS, "Offer fewer tools, or describe them more briefly.")\n',
+        '            _check_size("tools", value, MAX_TOOLS, "Give fewer tools or shorter descriptions.")\n',
         "            pass\n",
         "tests/serve/test_load.py::test_a_part_that_is_too_large_is_named_with_its_limit",
     ),

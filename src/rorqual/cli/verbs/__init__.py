@@ -1,1 +1,1 @@
-"""One verb a file. A verb imports what it needs inside its function: `rorqual --help` takes no second."""
+"""One file per verb. Verbs import heavy modules inside their functions, so that `rorqual --help` starts fast."""

@@ -10,13 +10,16 @@ from rorqual.cli.settings import Settings
 
 
 def bench(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A run's folder.")],
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Run folder.")],
     settings: Settings = None,
 ) -> None:
-    """Measure how fast a run answers on this machine, and the share of the memory's speed that this is.
+    """Benchmark a run's inference on this machine.
 
-    Keys: batch=1,8,32 (requests at once), prompt=32,512 (tokens of each), new=64 (tokens of each reply), repeats=5, data=FILE.txt (prompts
-    from a text; without it their ids are random), seed=0, out=FILE.json, threads=, device=, dtype=.
+    Shows tokens per second, latency, and the share of memory bandwidth that decoding reaches.
+
+    Keys: batch=1,8,32 (concurrent requests), prompt=32,512 (prompt tokens per request), new=64 (tokens generated per request),
+    repeats=5, data=FILE.txt (cut prompts from this text; default: random token ids), seed=0, out=FILE.json, threads=, device=,
+    dtype=.
     """
     from rorqual.cli.benching import bench_run
 

@@ -14,10 +14,12 @@ from rorqual.core.errors import DataError
 
 
 def chat(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
     settings: Settings = None,
 ) -> None:
-    """Talk to a run's model; its thinking is dimmed. /new begins again, /quit ends; each line of a pipe is a message.
+    """Chat with a run's model in the terminal. Its reasoning is shown dimmed.
+
+    /new starts a new conversation, /quit ends. With piped input, each line is one message.
 
     Keys: thinking=auto|on|off, temperature=0, max_tokens=1024, seed=0, system=TEXT, threads=, device=, dtype=.
     """
@@ -29,7 +31,7 @@ def chat(
 
     chosen = read(ChatSettings, settings)
     check_device(chosen.device)
-    if chosen.threads:  # a reply is drawn by this thread, and torch's operations are what is shared out
+    if chosen.threads:  # the engine steps in this thread, so torch's own thread count is what matters
         torch.set_num_threads(chosen.threads)
     engine = Engine(run, device=chosen.device, dtype=chosen.dtype, slots=1, threads=chosen.threads or cores())
     conversation, terminal = Conversation(engine, chosen), Terminal()

@@ -12,19 +12,22 @@ from rorqual.core.errors import DataError
 
 
 class CompareSettings(Placement):
-    """`grain`: a row for each family, for each of its levels, or one for all."""
+    """Settings of `rorqual compare`. `grain`: one row per family, per level of a family, or one row for all problems."""
 
     grain: Literal["family", "level", "all"] = "family"
 
 
 def compare(
-    before: Annotated[Path, typer.Argument(metavar="A", help="An evaluation's file, or a run with evaluations.")],
-    after: Annotated[Path, typer.Argument(metavar="B", help="The same of another model, on the same problems.")],
+    before: Annotated[Path, typer.Argument(metavar="A", help="Evaluation file, or a run with evaluations.")],
+    after: Annotated[Path, typer.Argument(metavar="B", help="The same for the other model.")],
     settings: Settings = None,
 ) -> None:
-    """Compare two models on the same problems, pair by pair: differences with 95 % intervals and exact p-values.
+    """Compare two models on the same problems.
 
-    Two runs are compared on every evaluation that both hold (`rorqual eval` keeps them). Keys: grain=family|level|all, device=, dtype=.
+    Shows paired differences with 95 % intervals and exact p-values. Two runs are compared on every evaluation that both contain
+    (`rorqual eval` writes them).
+
+    Keys: grain=family|level|all, device=, dtype=.
     """
     chosen = read(CompareSettings, settings)
 
@@ -41,14 +44,18 @@ def compare(
 
 
 def evaluation_pairs(before: Path, after: Path) -> list[tuple[Path, Path]]:
-    """The two files, or the files of the same name in the two runs' `evals/`."""
+    """Return the two files, or the pairs of files with the same name in both runs' `evals/` folders."""
     if not before.is_dir() and not after.is_dir():
         return [(before, after)]
     if before.is_dir() != after.is_dir():
-        raise DataError("a folder and a file", where=f"{before}, {after}", remedy="Name two runs or two files.")
+        raise DataError(
+            "cannot compare a folder with a file", where=f"{before}, {after}", remedy="Give two runs or two files."
+        )
     names = sorted({file.name for file in (before / "evals").glob("*.json")} - {"experts.json"})
     both = [(before / "evals" / name, after / "evals" / name) for name in names if (after / "evals" / name).is_file()]
     if not both:
-        remedy = f"Measure both alike: rorqual eval {before} task=NAME, rorqual eval {after} task=NAME."
-        raise DataError("the runs share no evaluation", where=f"{before / 'evals'}, {after / 'evals'}", remedy=remedy)
+        remedy = f"Evaluate both on one task: rorqual eval {before} task=NAME, rorqual eval {after} task=NAME."
+        raise DataError(
+            "the two runs have no evaluation in common", where=f"{before / 'evals'}, {after / 'evals'}", remedy=remedy
+        )
     return both

@@ -15,11 +15,11 @@ from rorqual.core.config import Config, Natural, parse, scalar
 from rorqual.core.errors import ConfigError, nearest
 
 ROW, TURN_BYTES = 128, 32
-"""Tokens of a row by default, and no fewer than a turn's marks take."""
+"""Default row length in tokens, and an upper bound on the special tokens that one turn adds."""
 
 
 class DistilCommand(Config):
-    """What belongs to this command and not to the samples: it changes none."""
+    """Settings of the command that do not change the samples."""
 
     out: str = "runs/distilled"
     threads: Natural = 0
@@ -28,17 +28,25 @@ class DistilCommand(Config):
 
 
 def distil(
-    teacher: Annotated[str, typer.Argument(metavar="RUN|ADDRESS", help="A run's folder, or http://... of a server.")],
+    teacher: Annotated[
+        str, typer.Argument(metavar="RUN|ADDRESS", help="Run folder, or a server's http://... address.")
+    ],
     settings: Settings = None,
 ) -> None:
-    """Sample a teacher on a task, keep what its grader and the filters let through, and write it as Parquet, with a card.
+    """Sample a teacher on a task, and keep the samples that pass.
 
-    Every sample is kept the moment it is there: the same command goes on where it was, and asks for nothing twice that is there.
-    Keys: task=NAME, data=FILE, options={...}, out=FOLDER, problems=100, per_family=false, samples=1, temperature=1, top_p=1, max_tokens=512,
-    thinking=auto|on|off, keep=right|graded|all, seed=0, top_k=0 (likeliest tokens to store, to distil logits from), decontaminate=FILE,TASK,
-    filters.names=[...], filters.repeated=0.6 and the like, batch=, threads=, quiet=, device=, dtype=. For a server also model=NAME, api_key=
-    (or RORQUAL_API_KEY), concurrency=8, seed_bits=64|31, retries=5, timeout=300, and budget=MONEY with price_in= and
-    price_out= per million tokens.
+    Samples are graded, filtered, and written as Parquet with a dataset card. Every sample is stored as soon as it is complete.
+    After an interruption, the same command resumes and requests only missing samples.
+
+    Keys of the problems: task=NAME, data=FILE, options={...}, problems=100, per_family=false, seed=0, decontaminate=FILE,TASK.
+
+    Keys of sampling: samples=1, temperature=1, top_p=1, max_tokens=512, thinking=auto|on|off, top_k=0 (store this many top
+    log-probabilities, to distil logits), batch=, threads=, device=, dtype=.
+
+    Keys of the result: out=FOLDER, keep=right|graded|all, filters.names=[...], filters.repeated=0.6 and other filters.*, quiet=.
+
+    Keys for a server: model=NAME, api_key= (or RORQUAL_API_KEY), concurrency=8, seed_bits=64|31, retries=5, timeout=300,
+    budget=MONEY with price_in= and price_out= per million tokens.
     """
     values = pairs(settings)
     mode = parse(
@@ -52,31 +60,30 @@ def distil(
     key = mode.api_key or os.environ.get("RORQUAL_API_KEY", "")
     made = sample_teacher(config, Path(mode.out), threads=mode.threads or cores(), quiet=mode.quiet, api_key=key)
     if not mode.quiet:
-        print(f"{made}\n  Look: {made.parent / 'card.html'}\n  Next: {_next(made)}")
+        print(f"{made}\n  Card: {made.parent / 'card.html'}\n  Next: {_next(made)}")
 
 
 def _next(made: Path) -> str:
-    """A command that trains a student on what was kept, in a folder of its own, with a row that holds the longest sample."""
+    """Return a command that trains a student on the kept samples, with rows long enough for the longest sample."""
     from rorqual.core.records import says_nothing
     from rorqual.data.distilled import read_kept_messages
 
     kept = [messages for messages in read_kept_messages(made)[0].values() if not says_nothing(messages[-1])]
     if not kept:
-        return "no sample is kept: the card says why. keep=all and filters.names=[] keep more, in another folder (out=)"
+        return "no sample passed; the card says why. To keep more, use keep=all, filters.names=[] and another out="
     longest = max(sum(TURN_BYTES + len(f"{m.reasoning or ''}{m.text}".encode()) for m in messages) for messages in kept)
     words = ["rorqual", "train", "sft", f"data={made}", f"out={made.parent}-student"]
     return shlex.join(words + [f"row={longest}"] * (longest > ROW))
 
 
 def _nested(values: dict[str, str]) -> dict[str, Any]:
-    """Dotted keys as a tree, the keys of `access` also by their bare names; texts stay texts, a comma makes a list."""
+    """Return dotted keys as nested dictionaries. Keys of `access` may omit the prefix; a comma-separated value of a
+    tuple field becomes a list."""
     from rorqual.factory import Access, FactoryConfig, FilterConfig
 
     parts: dict[str, type[Config]] = {"": FactoryConfig, "access": Access, "filters": FilterConfig}
     if missing := [key for key in ("task",) if key not in values]:
-        raise ConfigError(
-            f"no {missing[0]}=", where=WHERE, remedy="Say which problems: task=NAME, such as task=families."
-        )
+        raise ConfigError(f"{missing[0]}= is required", where=WHERE, remedy="Name the task, for example task=families.")
     tree: dict[str, Any] = {}
     for key, raw in values.items():
         part, _, name = key.rpartition(".")

@@ -6,9 +6,11 @@ from rorqual.cli.settings import Placement, Settings, check_device, read
 
 
 def doctor(settings: Settings = None) -> None:
-    """Say what this machine is to Rorqual: cores, memory, versions, torch's build, and what would make it faster.
+    """Check this machine, and suggest what would make it faster.
 
-    Keys: device=cpu (is tried), dtype=float32 (its speed is measured).
+    Shows cores, memory, package versions, torch's build and the speed of a matrix product.
+
+    Keys: device=cpu, dtype=float32 (the device and type of the matrix product that is timed).
     """
     chosen = read(Placement, settings)
     check_device(chosen.device)
@@ -18,5 +20,5 @@ def doctor(settings: Settings = None) -> None:
 
     print(lines(facts(chosen.device, chosen.dtype)))
     print("\nWhat would make it faster:")
-    for line in advice() or ["nothing that this check knows of"]:
+    for line in advice() or ["nothing found"]:
         print(f"- {line}")

@@ -14,21 +14,26 @@ from rorqual.core.log import Progress
 
 
 def evaluate(
-    model: Annotated[str, typer.Argument(metavar="RUN|ADDRESS", help="A run's folder, or http://... of a server.")],
+    model: Annotated[str, typer.Argument(metavar="RUN|ADDRESS", help="Run folder, or a server's http://... address.")],
     settings: Settings = None,
 ) -> None:
-    """Measure a model on a task: accuracy with its 95 % interval, beside the best baseline. Stopped, the same command goes on.
+    """Evaluate a model on a task.
 
-    Keys: task=NAME (families, families:add,gcd, gsm8k, math500, folio, knights, messages, everyday, gym:NAME, ./mine.py:Class), data=FILE,
-    split=test, count=100, seed=0, thinking=auto|on|off, temperature=0, samples=1, max_tokens=1024, per_family=false, options={...},
-    out=FILE.json (default: in the run's folder, evals/; without it no answer of a server is kept), threads=, device=, dtype=;
-    backend=torch-invariant|torch; for a server model=NAME, concurrency=8, seed_bits=64|31.
-    Without a task, data=FILE.txt is plain text: the loss per token and per character on its held-out tenth, in pieces of window= tokens
-    (default: the model's context).
+    Shows the accuracy with its 95 % interval, and the best baseline. After an interruption, the same command resumes.
+
+    Keys: task=NAME (families, families:add,gcd, gsm8k, math500, folio, knights, messages, everyday, gym:NAME, ./mine.py:Class),
+    data=FILE, split=test, count=100, seed=0, thinking=auto|on|off, temperature=0, samples=1, max_tokens=1024, per_family=false,
+    options={...}, out=FILE.json (default: evals/ in the run's folder; answers of a server are saved only with out=), threads=,
+    device=, dtype=, backend=torch-invariant|torch.
+
+    Keys for a server: model=NAME, concurrency=8, seed_bits=64|31.
+
+    Without a task, data=FILE.txt is plain text. The command then reports loss per token and per character on the last tenth of
+    it, in windows of window= tokens (default: the model's context length).
     """
     chosen = read(EvalSettings, settings)
     if not chosen.task and not chosen.data:
-        raise ConfigError("nothing to measure on", where="command line", remedy="Give task=NAME, or data=FILE.txt.")
+        raise ConfigError("no task and no data", where="command line", remedy="Give task=NAME or data=FILE.txt.")
     if not chosen.task:
         print(loss_on_text(model, chosen))
         return

@@ -17,7 +17,7 @@ GGUF = ("float32", "bfloat16", "q8_0", "q4_0")
 
 
 class ExportConfig(Config):
-    """How a run leaves the house. `shard_gb`: thousand million bytes of a file of weights, for format=hf."""
+    """Settings of `rorqual export`. `shard_gb`: size of one weight file in GB (1e9 bytes), for format=hf."""
 
     format: Literal["hf", "gguf"] = "hf"
     dtype: str = ""
@@ -26,21 +26,23 @@ class ExportConfig(Config):
 
 
 def export(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")],
-    dst: Annotated[Path, typer.Argument(metavar="DST", help="A folder, or a file.gguf; it must not exist.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
+    dst: Annotated[Path, typer.Argument(metavar="DST", help="Output folder or .gguf file. Must not exist.")],
     settings: Settings = None,
 ) -> None:
-    """Write a run's newest checkpoint for other engines: transformers and vLLM read the folder, llama.cpp the GGUF file.
+    """Export a run for transformers, vLLM or llama.cpp.
 
-    Keys: format=hf|gguf, dtype=, shard_gb=5, quiet=. For hf: dtype=keep (the default: the very bytes), float32, bfloat16,
-    float16, fp8 (blocks of 128 x 128, as DeepSeek-V3); the same command goes on where it was interrupted. For gguf:
-    dtype=float32 (the default), bfloat16, q8_0, q4_0. No device= is asked for: nothing is computed.
+    The run's newest checkpoint becomes a Hugging Face folder or a GGUF file.
+
+    Keys: format=hf|gguf, dtype=, shard_gb=5, quiet=. For format=hf: dtype=keep (default; copies the bytes), float32, bfloat16,
+    float16, fp8 (blocks of 128 x 128, as in DeepSeek-V3). After an interruption, the same command resumes. For format=gguf:
+    dtype=float32 (default), bfloat16, q8_0, q4_0. There is no device= key, because nothing is computed.
     """
     config = read(ExportConfig, settings)
     dtype = config.dtype or ("keep" if config.format == "hf" else "float32")
     if dtype not in (known := HF if config.format == "hf" else GGUF):
         raise ConfigError(
-            f"dtype={dtype} with format={config.format}", where=WHERE, remedy=f"One of {', '.join(known)}."
+            f"format={config.format} does not support dtype={dtype}", where=WHERE, remedy=f"Use {', '.join(known)}."
         )
 
     from rorqual.cli.bytes_done import BytesDone

@@ -12,16 +12,21 @@ from rorqual.core.sampling import PARAMS, GrammarType, Param, TextList, TokenBia
 
 
 def generate(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Prompts: .jsonl, .parquet or .csv.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Prompts as .jsonl, .parquet or .csv.")],
     settings: Settings = None,
 ) -> None:
-    """Answer a file of prompts. Stopped at any moment, the same command goes on and gives the same file.
+    """Generate completions for a file of prompts.
 
-    A row has prompt (what a user says), messages or prompt_ids, and may have an id, sampling keys of its own, and other fields, which
-    are carried over. A bad row becomes a line with its error; the others go on, and the command ends with 1.
-    Keys: run=RUN|http://..., out=FILE.jsonl, raw=false (prompts are texts to continue), token_ids=false, logprobs=false, strict=false (stop
-    at a bad row before anything runs), slots=64, max_len=, threads=, device=, dtype=, backend=, quiet=false; for a server
-    model=NAME, concurrency=8, seed_bits=64|31.
+    After an interruption, the same command resumes and writes the same file. Each row has prompt (one user message), messages or
+    prompt_ids. It may also have an id and its own sampling keys. Other fields are copied to the output. A row that cannot be
+    answered becomes an output line with its error. The other rows still run, and the exit code is 1.
+
+    Keys: run=RUN|http://..., out=FILE.jsonl, raw=false (true: continue each prompt as plain text), token_ids=false,
+    logprobs=false, strict=false (true: stop at the first bad row, before anything runs), slots=64, max_len=, threads=, device=,
+    dtype=, backend=, quiet=false.
+
+    Keys for a server: model=NAME, concurrency=8, seed_bits=64|31.
+
     """
     from rorqual.cli.generating import generate_file
 
@@ -32,7 +37,7 @@ def generate(
 
 
 def _shown(param: Param) -> str:
-    """How a sampling key is written on the command line: with its default, or its form."""
+    """Return the default of a sampling parameter, or its format, as the help text shows it."""
     match param.in_file:
         case TextList():
             return "TEXT|[...]"

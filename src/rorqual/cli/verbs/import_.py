@@ -13,23 +13,25 @@ from rorqual.core.errors import ConfigError
 
 
 class ImportConfig(Config):
-    """How a checkpoint becomes a run."""
+    """Settings of `rorqual import`."""
 
     dtype: Literal["keep", "float32", "bfloat16", "float16"] = "keep"
     quiet: bool = False
 
 
 def import_(
-    src: Annotated[str, typer.Argument(metavar="SRC", help="A folder, a file.gguf, or ORG/NAME on the hub.")],
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The run's folder; it must not exist.")],
+    src: Annotated[str, typer.Argument(metavar="SRC", help="Folder, .gguf file, or ORG/NAME on the hub.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder to write. Must not exist.")],
     settings: Settings = None,
 ) -> None:
-    """Turn a checkpoint of the Hugging Face form, or a GGUF file, into a run: to talk to, measure, train on.
+    """Import a Hugging Face checkpoint or a GGUF file as a run.
 
-    Slice by slice, so that a model larger than the memory fits. Nothing that came with it is run; a pickle is never opened.
-    Keys: dtype=keep|float32|bfloat16|float16 (keep: the very bytes, FP8 with its scales; else FP8 is
-    dequantised; what a GGUF file has quantised is dequantised always, to float32 or bfloat16), quiet=.
-    No device= is asked for: nothing is computed.
+    Every other verb accepts the run. Tensors are copied slice by slice, so the model may be larger than memory. No code from the
+    checkpoint is executed, and pickle files are never opened.
+
+    Keys: dtype=keep|float32|bfloat16|float16, quiet=. dtype=keep copies the bytes, including FP8 weights and their scales; any
+    other type dequantizes FP8. Quantized tensors of a GGUF file are always dequantized, to float32 or bfloat16. There is no
+    device= key, because nothing is computed.
     """
     config = read(ImportConfig, settings)
 
@@ -39,7 +41,9 @@ def import_(
     progress = BytesDone("import", quiet=config.quiet)
     if src.endswith(".gguf"):
         if config.dtype == "float16":
-            raise ConfigError("dtype=float16 with a GGUF file", where=WHERE, remedy="Use float32 or bfloat16.")
+            raise ConfigError(
+                "a GGUF file cannot be imported as float16", where=WHERE, remedy="Use dtype=float32 or dtype=bfloat16."
+            )
         from rorqual.convert.gguf import import_gguf
 
         dtype = "float32" if config.dtype == "keep" else config.dtype

@@ -11,13 +11,14 @@ from rorqual.cli.settings import Settings, check_device, read
 
 
 def inspect(
-    model: Annotated[str, typer.Argument(metavar="CONFIG|RUN", help="A published model, a YAML or JSON file, a run.")],
+    model: Annotated[str, typer.Argument(metavar="CONFIG|RUN", help="Published model, YAML or JSON file, or run.")],
     settings: Settings = None,
 ) -> None:
-    """Say what a model costs: parameters, FLOPs and cache a token, memory.
+    """Show a model's parameters, FLOPs, KV cache and memory.
 
-    Models by name: deepseek-v3, deepseek-v2-lite, qwen3-8b, ... Keys: context=4096 (keys attended), dtype=bfloat16 (of weights
-    and cache), device=cpu.
+    Published models: deepseek-v3, deepseek-v2-lite, qwen3-8b, ...
+
+    Keys: context=4096 (keys that attention reads), dtype=bfloat16 (of weights and KV cache), device=cpu.
     """
     from rorqual.cli.accounts import InspectSettings, find_model, lines, notes, rows
     from rorqual.model.account import account

@@ -11,22 +11,26 @@ from rorqual.cli.machine import cores
 
 
 def lab(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="The experiment; an unknown name lists them.")],
-    seeds: Annotated[int, typer.Option(min=0, help="How many seeds; 0: as many as the published result has.")] = 0,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Experiment. An unknown name lists them.")],
+    seeds: Annotated[int, typer.Option(min=0, help="Number of seeds; 0: as in the published result.")] = 0,
     first_seed: Annotated[
-        int, typer.Option(min=0, help="The first of them; 0: the published result's. Settings were chosen below it.")
+        int,
+        typer.Option(
+            min=0, help="First seed; 0: as in the published result. Smaller seeds were used to choose settings."
+        ),
     ] = 0,
     budget: Annotated[
-        float, typer.Option(min=0, help="Core-minutes for all seeds; 0: the full amounts of work.")
+        float, typer.Option(min=0, help="Core-minutes for all seeds together; 0: the full amount of work.")
     ] = 0.0,
-    out: Annotated[Path, typer.Option(help="The folder; experiments share what they have in common in it.")] = Path(
+    out: Annotated[Path, typer.Option(help="Output folder. Experiments in one folder share their common runs.")] = Path(
         "runs/lab"
     ),
-    workers: Annotated[int, typer.Option(min=0, help="Jobs side by side, a core each; 0: every core.")] = 0,
+    workers: Annotated[int, typer.Option(min=0, help="Parallel jobs, one core each; 0: all cores.")] = 0,
 ) -> None:
-    """Repeat an experiment on a claim of the DeepSeek story, with seeds and controls; its cost is said before it starts.
+    """Repeat an experiment with several seeds and controls.
 
-    Stopped, it goes on where it was when the same command is given again.
+    Each experiment tests a claim about DeepSeek-style training. The command prints the expected cost before it starts. After an
+    interruption, the same command resumes.
     """
     from rorqual.lab.find import find_experiment
     from rorqual.lab.run import run_lab

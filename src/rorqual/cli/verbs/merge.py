@@ -13,21 +13,23 @@ from rorqual.core.records import RunDir
 
 
 class MergeConfig(Config):
-    """`dtype`: of the merged weights."""
+    """Settings of `rorqual merge`. `dtype`: type of the merged weights."""
 
     dtype: DType = "float32"
     quiet: bool = False
 
 
 def merge(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run with tune.kind=lora or esft.")],
-    dst: Annotated[Path, typer.Argument(metavar="DST", help="The merged run's folder; it must not exist.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run with tune.kind=lora or esft.")],
+    dst: Annotated[Path, typer.Argument(metavar="DST", help="Run folder to write. Must not exist.")],
     settings: Settings = None,
 ) -> None:
-    """Write an adapter and its base as one run, which needs neither: to export, or to keep.
+    """Merge an adapter into its base model, as a new run.
 
-    Chat, eval and training take the adapter's run as it is. Keys: dtype=float32|bfloat16, quiet=. Added in fp32, rounded once.
-    No device= is asked for.
+    The new run needs neither the adapter nor the base. Other verbs accept the adapter run itself, without merging. Weights are
+    added in fp32 and rounded once. There is no device= key.
+
+    Keys: dtype=float32|bfloat16, quiet=.
     """
     config = read(MergeConfig, settings)
 

@@ -13,7 +13,7 @@ from rorqual.core.records import RunDir
 
 
 class PeftConfig(Config):
-    """`base`: the run that the adapter of a folder is for. `name`: what is written as base_model_name_or_path."""
+    """Settings of `rorqual peft`. `base`: base run of the adapter that is read. `name`: `base_model_name_or_path` to write."""
 
     base: str = ""
     name: str = ""
@@ -21,14 +21,17 @@ class PeftConfig(Config):
 
 
 def peft(
-    src: Annotated[Path, typer.Argument(metavar="RUN|FOLDER", help="A LoRA run, or with base= a folder of peft's.")],
-    dst: Annotated[Path, typer.Argument(metavar="DST", help="What is written; it must not exist.")],
+    src: Annotated[Path, typer.Argument(metavar="RUN|FOLDER", help="LoRA run, or with base= a PEFT folder.")],
+    dst: Annotated[Path, typer.Argument(metavar="DST", help="Folder to write. Must not exist.")],
     settings: Settings = None,
 ) -> None:
-    """Write a LoRA run's adapter in the format of peft; with base=RUN, read such a folder as an adapter's run.
+    """Export a LoRA run as a PEFT adapter folder, or import one.
 
-    Keys: base=RUN (read), name=ORG/MODEL (the base's name in adapter_config.json; default its path), quiet=.
-    No pickle is read, and no option that would be lost is passed over.
+    With base=RUN, a PEFT folder is imported as an adapter run. Pickle files are not read. A PEFT option that Rorqual cannot
+    represent is an error.
+
+    Keys: base=RUN (import, for this base), name=ORG/MODEL (the base model's name in adapter_config.json; default: its path),
+    quiet=.
     """
     config = read(PeftConfig, settings)
 

@@ -12,22 +12,30 @@ from rorqual.cli.settings import Settings
 def plan(
     model: Annotated[
         str,
-        typer.Argument(metavar="[MODEL|RUN|quickstart]", help="As for inspect; a run with metrics; our quickstart."),
+        typer.Argument(metavar="[MODEL|RUN|quickstart]", help="As for inspect, a run with metrics, or quickstart."),
     ] = "",
     settings: Settings = None,
-    train: Annotated[bool, typer.Option("--train", help="Plan a training: tokens=14.8T hardware=h800 n=2048.")] = False,
+    train: Annotated[bool, typer.Option("--train", help="Plan training: tokens=14.8T hardware=h800 n=2048.")] = False,
     serve: Annotated[
         bool, typer.Option("--serve", help="Plan serving: hardware=h800 n=144 prompt=4k reply=1k.")
     ] = False,
-    published: Annotated[bool, typer.Option("--published", help="Published figures beside ours.")] = False,
-    tables: Annotated[bool, typer.Option("--tables", help="Hardware and prices, with sources.")] = False,
+    published: Annotated[bool, typer.Option("--published", help="Compare published figures with ours.")] = False,
+    tables: Annotated[bool, typer.Option("--tables", help="Show hardware and prices, with sources.")] = False,
 ) -> None:
-    """Say what a model costs, before anybody pays: FLOPs, time, money and memory to train it; cache, batch, speed and price to serve it.
+    """Estimate the cost of training or serving a model.
 
-    Numbers may be 14.8T, 2.788M, 4k. Keys for training: tokens, hardware, n, context, utilisation, price, precision, dp, tp, pp, ep,
-    zero, recompute, microbatch, full_attention, mtp. For serving: hardware, n, tp, dtype, cache_bytes, prompt, reply, hit_rate,
-    batch, price, margin, busy, prefill_used, decode_used. A run says how fast it was, and what more of it takes: steps, tokens,
-    model, core_hour. The quickstart: size, seed, threads. out=DIR writes a page with pictures.
+    A training plan has FLOPs, time, money and memory. A serving plan has KV cache, batch size, speed and price. Numbers may be
+    written 14.8T, 2.788M, 4k. out=DIR writes a page with figures.
+
+    Keys for training: tokens, hardware, n, context, utilisation, price, precision, dp, tp, pp, ep, zero, recompute, microbatch,
+    full_attention, mtp.
+
+    Keys for serving: hardware, n, tp, dtype, cache_bytes, prompt, reply, hit_rate, batch, price, margin, busy, prefill_used,
+    decode_used.
+
+    For a run, the command shows its measured speed and the cost of more training; keys: steps, tokens, model, core_hour.
+
+    Keys for quickstart: size, seed, threads.
     """
     from rorqual.cli.plan_answer import answer
 

@@ -13,30 +13,31 @@ from rorqual.cli.settings import check_device
 
 
 class Size(StrEnum):
-    """How much work: `small` shows every stage in short, `full` is the one whose figures mean something."""
+    """Amount of work: `small` runs every stage briefly, `full` gives meaningful figures."""
 
     SMALL = "small"
     FULL = "full"
 
 
 class FloatType(StrEnum):
-    """A type of tensors."""
+    """Type of tensors."""
 
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
 
 
 def quickstart(
-    out: Annotated[Path, typer.Option(help="The folder for everything it makes.")] = Path("runs/quickstart"),
-    seed: Annotated[int, typer.Option(min=0, help="One seed gives one result.")] = 0,
-    size: Annotated[Size, typer.Option(help="small shows every stage in short; its figures mean little.")] = Size.FULL,
-    threads: Annotated[int, typer.Option(min=0, help="0: every core. Changes the time and no figure.")] = 0,
-    device: Annotated[str, typer.Option(help="Where tensors lie.")] = "cpu",
-    dtype: Annotated[FloatType, typer.Option(help="The type that matrix products are in.")] = FloatType.FLOAT32,
+    out: Annotated[Path, typer.Option(help="Output folder.")] = Path("runs/quickstart"),
+    seed: Annotated[int, typer.Option(min=0, help="Random seed. Equal seeds give equal results.")] = 0,
+    size: Annotated[Size, typer.Option(help="small runs every stage briefly; its figures mean little.")] = Size.FULL,
+    threads: Annotated[int, typer.Option(min=0, help="Threads; 0: all cores. Results do not depend on it.")] = 0,
+    device: Annotated[str, typer.Option(help="Device of the tensors.")] = "cpu",
+    dtype: Annotated[FloatType, typer.Option(help="Type of matrix products.")] = FloatType.FLOAT32,
 ) -> None:
-    """Build a small DeepSeek-style model, teach it to reason, reinforce it, distil a student from it, measure all, and report.
+    """Train a small DeepSeek-style reasoning model from scratch.
 
-    Stopped, it goes on where it was when the same command is given again.
+    The stages are pretraining, SFT, GRPO, distillation of a student, evaluation of all models, and a report. After an
+    interruption, the same command resumes.
     """
     from rorqual.recipes.quickstart import run_quickstart
 

@@ -13,15 +13,16 @@ from rorqual.cli.settings import Placement, Settings, read
 def report(
     folder: Annotated[
         Path,
-        typer.Argument(metavar="DIR", help="A folder that `rorqual quickstart` wrote, or the JSON of `rorqual lab`."),
+        typer.Argument(metavar="DIR", help="Output folder of `rorqual quickstart`, or JSON file of `rorqual lab`."),
     ],
     settings: Settings = None,
 ) -> None:
-    """Write a quickstart's report again: one HTML file that needs no network, and its pictures.
+    """Write the report of a quickstart or an experiment again.
 
-    A JSON of `rorqual lab` is judged again from its own figures, by the rule of today: its verdict is written anew, and its page.
+    The report is one self-contained HTML file, and its pictures. For a JSON file of `rorqual lab`, compute the verdict again from
+    the stored figures by the current rule, and rewrite the verdict and its page.
 
-    Keys: device= and dtype=, as everywhere; a report reads files and computes with no tensor.
+    Keys: device= and dtype= are accepted, but a report only reads files.
     """
     read(Placement, settings)
 

@@ -12,18 +12,26 @@ from rorqual.core.errors import ConfigError
 
 
 def serve(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
     settings: Settings = None,
 ) -> None:
-    """Answer to OpenAI's clients: chat and text completions, streamed or not, reasoning apart. Ctrl-C stops it gracefully.
+    """Serve a run through an OpenAI-compatible API.
 
-    The first start makes a key and shows it once; every route asks for it. Keys: host=127.0.0.1, port=8000 (0: any), name= (the
-    run's), tenant=default (one without a key gets one), keys=FILE, slots=16, max_len=0 (the context), queue=256,
-    max_body=8388608, grace=30, ui= (the page at /; by itself where Gradio is), hang=120, load=3600, cache_dir=, disk_bytes=,
-    cache_bytes=, backend=torch-invariant, step_tokens=256,
-    operator=default (the tenant that reads everybody's figures), stall=30 (seconds that a client
-    may leave unread), cors= (origins whose scripts may ask), rollout_dir= (a folder for weights that `rorqual train ... rollout=` sends: the
-    server then samples for it), record_kept=false, threads=, device=, dtype=.
+    The API has chat and text completions, with streaming and separate reasoning content. The first start creates an API key and
+    prints it once. Every API route requires a key. Ctrl-C shuts the server down gracefully.
+
+    Keys of the server: host=127.0.0.1, port=8000 (0: any free port), name= (default: the run's name), grace=30, ui= (chat page at
+    /; default: on if Gradio is installed), cors= (allowed origins).
+
+    Keys of access: keys=FILE, tenant=default (gets a key if it has none), operator=default (may read the metrics of all tenants).
+
+    Keys of limits: queue=256, max_body=8388608, stall=30 (disconnect a client that reads nothing for this many seconds),
+    hang=120, load=3600.
+
+    Keys of the engine: slots=16, max_len=0 (0: the model's context length), step_tokens=256, cache_dir=, disk_bytes=,
+    cache_bytes=, backend=torch-invariant, threads=, device=, dtype=.
+
+    Keys of rollouts: rollout_dir= (accept weights from `rorqual train ... rollout=` into this folder), record_kept=false.
     """
     try:
         from rorqual.cli.serving import start

@@ -11,12 +11,14 @@ from rorqual.cli.settings import Placement, Settings, read
 
 
 def trace(
-    folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run of GRPO.")],
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="GRPO run.")],
     settings: Settings = None,
 ) -> None:
-    """Write a page to look at a run's rollouts: groups, samples, rewards, advantages, lengths, flips, by step.
+    """Write an HTML page of a GRPO run's rollouts.
 
-    It is one HTML file that needs no network. Keys: device= and dtype=, as everywhere; the page reads files only.
+    The page is one self-contained file. It shows groups, samples, rewards, advantages, lengths and flips, by step.
+
+    Keys: device= and dtype= are accepted, but the command only reads files.
     """
     read(Placement, settings)
 

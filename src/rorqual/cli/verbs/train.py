@@ -17,7 +17,7 @@ from rorqual.core.records import RunDir
 
 
 class TrainCommand(Config):
-    """What belongs to this command and not to the run: it changes no figure. `rollout`: the address of a server that samples."""
+    """Settings of the command that do not change the run's results. `rollout`: address of a server that samples rollouts."""
 
     out: str = ""
     rollout: str = ""
@@ -29,19 +29,20 @@ def train(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="pretrain, sft, grpo, distil or on_policy.")],
     settings: Settings = None,
 ) -> None:
-    """Train a recipe, or go on with it: the same command continues where it was.
+    """Train a model by a recipe. After an interruption, the same command resumes.
 
-    Keys: out=FOLDER (default runs/RECIPE), threads=N, quiet=true, device=, dtype=, what the recipe takes (data=FILE, task=NAME,
-    from=RUN, seed=, steps=, size=, ...) and any field of the run by its dotted name, such as optim.lr=3e-4. With tune.kind=lora or
-    tune.kind=esft a part of from=RUN is trained (docs/adapters.md). grpo and on_policy sample in this process, or at rollout=http://HOST:PORT,
-    a `rorqual serve` with rollout_dir= (its key for rollouts in RORQUAL_ROLLOUT_KEY; docs/serve.md).
+    Keys: out=FOLDER (default: runs/RECIPE), threads=N, quiet=true, device=, dtype=, arguments of the recipe (data=FILE,
+    task=NAME, from=RUN, seed=, steps=, size=, ...) and any field of the run by its dotted name, such as optim.lr=3e-4.
+    tune.kind=lora or tune.kind=esft trains a part of the model from=RUN (docs/adapters.md). By default, grpo and on_policy sample
+    rollouts in this process. rollout=http://HOST:PORT samples them on a server that was started with rollout_dir=
+    (docs/serve.md). Its rollout key is read from RORQUAL_ROLLOUT_KEY.
     """
     values = pairs(settings)
     mode = parse(
         TrainCommand, {key: values.pop(key) for key in TrainCommand.model_fields if key in values}, where=WHERE
     )
     if mode.threads < 0:
-        raise ConfigError(f"threads={mode.threads}", where=WHERE, remedy="Use 1 or more.")
+        raise ConfigError(f"threads={mode.threads} is negative", where=WHERE, remedy="Use 1 or more.")
 
     from rorqual.engine.remote.rollout import RemoteRolloutEngine
     from rorqual.recipes import make_run

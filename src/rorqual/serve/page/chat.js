@@ -1,4 +1,4 @@
-// Esc stops a reply; the box has a name for those who do not see it, and keeps the focus.
+// Esc stops a reply and returns the focus to the input box. Buttons and box get labels for screen readers.
 addEventListener("keydown", (event) => {
   if (event.key !== "Escape" || event.defaultPrevented) return;
   const stop = document.querySelector("#message button.stop-button");
@@ -8,7 +8,7 @@ new MutationObserver(() => {
   document.querySelector("#message textarea:not([aria-label])")?.setAttribute("aria-label", "Message");
   document.querySelector("#message .submit-button:not([aria-label])")?.setAttribute("aria-label", "Send");
   document.querySelector("#message .stop-button:not([aria-label])")?.setAttribute("aria-label", "Stop");
-  // The whole title of a thought opens it; the arrow in it is for the eye.
+  // The whole reasoning title toggles it, so its arrow button needs no tab stop.
   for (const title of document.querySelectorAll("#chat .thought-group .title")) {
     const open = String(title.classList.contains("expanded"));
     if (title.getAttribute("aria-expanded") !== open) title.setAttribute("aria-expanded", open);

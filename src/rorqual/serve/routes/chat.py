@@ -24,12 +24,12 @@ router = APIRouter()
 
 @router.post("/v1/chat/completions")
 async def chat_completions(request: Request) -> Response:
-    """A conversation, continued."""
+    """Continue a conversation."""
     return await answer(request, ChatRequest, ChatShape)
 
 
 class ChatShape(Shape[ChatRequest]):
-    """Messages, with reasoning apart."""
+    """Builds chat completion objects, with reasoning in `reasoning_content`."""
 
     prefix, whole, part = "chatcmpl", "chat.completion", "chat.completion.chunk"
 
@@ -37,7 +37,7 @@ class ChatShape(Shape[ChatRequest]):
         super().__init__(service, wanted)
         self._begun: set[int] = set()
         self._prompt: list[int] = []
-        # A model that never learned to think would go on from an open `<think>` with its answer, and never close it.
+        # A model without reasoning training would continue an open `<think>` with its answer and never close it.
         self._thinking = wanted.thinking if service.chat.thinks else "auto"
         self._messages = [turn.message() for turn in wanted.messages]
         service.check_parts(self._messages)
@@ -53,14 +53,14 @@ class ChatShape(Shape[ChatRequest]):
         shown = (text for tool in tools for text in (tool.name, tool.description, spelt(tool.parameters)))
         said = [message.label for message in self._messages]
         yield "messages", [*said, *(call.name + call.arguments for call in calls), *shown]
-        # Each by itself: some formats leave the reasoning of earlier turns out of a prompt.
+        # Checked separately, because some formats omit the reasoning of earlier turns from the prompt.
         for number, message in enumerate(self._messages):
             if message.reasoning:
                 yield f"messages[{number}].reasoning_content", [message.reasoning]
 
     def forget(self) -> None:
         self._messages = []
-        self._tools = [Tool(tool.name) for tool in self._tools]  # by whose names calls are read
+        self._tools = [Tool(tool.name) for tool in self._tools]  # parsing calls needs only the names
         gone = {"tools", "response_format", "guided_json", "guided_choice", "logit_bias"}
         self.wanted = self.wanted.model_copy(update={"messages": [], **dict.fromkeys(gone)})
 
@@ -103,7 +103,7 @@ class ChatShape(Shape[ChatRequest]):
             yield _part(index, {}, told, choice.reason)
 
     def _logprobs(self, choice: Choice) -> dict[str, Any] | None:
-        """Of the tokens that came since the last call."""
+        """Return `logprobs` of the tokens since the last call."""
         if self.wanted.top is None:
             return None
         fresh = choice.take()

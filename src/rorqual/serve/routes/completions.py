@@ -1,4 +1,4 @@
-"""`POST /v1/completions`: plain text, continued."""
+"""`POST /v1/completions`"""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ router = APIRouter()
 
 @router.post("/v1/completions")
 async def completions(request: Request) -> Response:
-    """Continue texts. Ids are the prompt as they are; text begins as the model's texts begin."""
+    """Continue texts. Token ids are used unchanged; a text prompt starts with the BOS token, if the model has one."""
     return await answer(request, TextRequest, TextShape)
 
 
 class TextShape(Shape[TextRequest]):
-    """Text, without parts. The answers to one prompt stand together, in the order of the prompts."""
+    """Builds text completion objects. Replies are ordered by prompt."""
 
     prefix, whole, part = "cmpl", "text_completion", "text_completion"
 
@@ -34,7 +34,7 @@ class TextShape(Shape[TextRequest]):
         super().__init__(service, wanted)
         self._begun: set[int] = set()
         self._prompts: list[Sequence[int]] = []
-        self._told: dict[int, int] = {}  # characters of the tokens whose log-probabilities were told
+        self._told: dict[int, int] = {}  # by choice: characters of the tokens whose log-probabilities were sent
 
     def texts(self) -> Iterator[tuple[str, list[str]]]:
         return (("prompt", [prompt]) for prompt in self.wanted.prompts if isinstance(prompt, str))
@@ -89,7 +89,7 @@ class TextShape(Shape[TextRequest]):
         return {"index": index, "text": text, "logprobs": told, "finish_reason": choice.reason}
 
     def _echoed(self, index: int, choice: Choice) -> dict[str, Any]:
-        """The log-probabilities of the prompt before an answer's own."""
+        """Return `logprobs` of the echoed prompt, which precede those of the reply."""
         number, chat = self._number(index), self.service.chat
         added = int(chat.bos is not None and isinstance(self.wanted.prompts[number], str))
         found = logprobs.of_echo(chat.tokenizer, self._prompts[number], choice.scores, self.wanted.top or 0, added)
@@ -97,7 +97,7 @@ class TextShape(Shape[TextRequest]):
         return found
 
     def _number(self, index: int) -> int:
-        """Of the prompt that an answer continues."""
+        """Return the number of the prompt that a choice continues."""
         return index // self.wanted.params().n
 
     def _echo(self, index: int) -> str:

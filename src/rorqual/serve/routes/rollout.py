@@ -1,4 +1,4 @@
-"""`POST /rollout/generate`, `GET` and `POST /rollout/weights`: the server as a trainer's rollout engine. They are there with `rollout_dir=`."""
+"""`POST /rollout/generate`, `GET` and `POST /rollout/weights`: the server as a rollout engine, enabled by `rollout_dir=`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ router = APIRouter()
 
 
 class RolloutRequest(TextRequest):
-    """`POST /rollout/generate`: a prompt as ids, and how to sample. Temperatures reach as far as training's."""
+    """`POST /rollout/generate`: one prompt as token ids, and sampling parameters. Temperatures may be as high as in training."""
 
     temperature: Annotated[float, Field(ge=0, le=1e3)] | None = None
 
@@ -32,14 +32,14 @@ class RolloutRequest(TextRequest):
         super().check()
         if self.stream or self.echo or self.mute or self.scored is not None:
             raise refuse(
-                "A rollout has no `stream`, `echo` or `prompt_logprobs`, and `max_tokens` of 1 or more. Leave these out."
+                "A rollout does not support `stream`, `echo`, `prompt_logprobs` or `max_tokens: 0`. Leave these out."
             )
         if len(self.prompts) != 1 or isinstance(self.prompts[0], str):
             raise refuse("`prompt` must be one list of token ids.", "prompt")
 
 
 class RolloutShape(TextShape):
-    """Token ids with their log-probabilities, the experts that served them, and the version of the weights that drew them."""
+    """Builds rollouts: token ids, their log-probabilities, routed experts, and the version of the sampling weights."""
 
     prefix, whole, part = "rollout", "rollout", "rollout"
 
@@ -48,7 +48,7 @@ class RolloutShape(TextShape):
 
     def choice(self, index: int, choice: Choice) -> dict[str, Any]:
         drawn, recorded = choice.take(), choice.recorded
-        assert recorded is not None  # it comes before the last token
+        assert recorded is not None  # sent before the last token
         return {
             "index": index,
             "token_ids": [one.token for one in drawn],
@@ -66,27 +66,28 @@ class RolloutShape(TextShape):
 def _uploads(request: Request) -> WeightUploads:
     found: WeightUploads | None = request.app.state.service.uploads
     if found is None or request.state.tenant != TENANT:
-        raise ApiError(401, "the key for rollouts is needed: Authorization: Bearer KEY", code="invalid_api_key")
+        what = "This route needs the rollout key. Send the header Authorization: Bearer KEY."
+        raise ApiError(401, what, code="invalid_api_key")
     return found
 
 
 @router.post("/rollout/generate")
 async def generate(request: Request) -> Response:
-    """Samples of one prompt."""
+    """Generate samples of one prompt."""
     _uploads(request)
     return await answer(request, RolloutRequest, RolloutShape)
 
 
 @router.get("/rollout/weights")
 async def weights(request: Request) -> Response:
-    """Which weights the engine samples with, and what a trainer must share with it."""
+    """Return the version of the engine's weights, and the tokenizer and chat format that a trainer must share."""
     uploads, service = _uploads(request), request.app.state.service
     return JSONResponse(_state(service, uploads))
 
 
 @router.post("/rollout/weights")
 async def update(request: Request) -> Response:
-    """Other weights: a safetensors file with every tensor of the model. Requests that run end with the weights that they began with."""
+    """Replace the weights by a safetensors file with every tensor of the model. Running requests finish with the old weights."""
     uploads, service = _uploads(request), request.app.state.service
     await uploads.take(request, service.bridge)
     return JSONResponse(_state(service, uploads))

@@ -1,4 +1,4 @@
-"""`GET /v1/models`, `/health`, `/metrics`, `/openapi.json`: what is served, and how it is doing."""
+"""`GET /v1/models`, `/health`, `/metrics`, `/openapi.json`: the served model and the state of the server."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def _card(service: Service) -> dict[str, Any]:
 
 @router.get("/v1/models")
 async def models(request: Request) -> Response:
-    """The one model."""
+    """List the model."""
     return JSONResponse({"object": "list", "data": [_card(request.app.state.service)]})
 
 
-@router.get("/v1/models/{name:path}")  # a name may hold a slash, as published models' do
+@router.get("/v1/models/{name:path}")  # names may contain a slash, as on the Hugging Face hub
 async def model(request: Request, name: str) -> Response:
-    """The one model, by its name."""
+    """Return the model by name."""
     service: Service = request.app.state.service
     if name != service.name:
         raise service.no_model(name)
@@ -43,20 +43,20 @@ async def model(request: Request, name: str) -> Response:
 
 @router.get("/health")
 async def health(request: Request) -> Response:
-    """200 where the engine is ready, else 503: it is loading, or starting again."""
+    """Return 200 if the engine is ready, else 503 (it is loading or restarting)."""
     alive = request.app.state.service.bridge.alive
     return JSONResponse({"status": "ok" if alive else "loading"}, status_code=200 if alive else 503)
 
 
 @router.get("/openapi.json")
 async def openapi(request: Request) -> Response:
-    """The API, described."""
+    """Return the OpenAPI document."""
     return JSONResponse(document(request.app.state.service.name))
 
 
 @router.get("/metrics")
 async def metrics(request: Request) -> Response:
-    """For Prometheus. Each tenant sees its own figures, and the operator everybody's."""
+    """Return metrics for Prometheus. A tenant sees its own, the operator those of all tenants."""
     service: Service = request.app.state.service
     bridge = service.bridge
     jobs = bridge.jobs.values()

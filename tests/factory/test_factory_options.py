@@ -238,7 +238,7 @@ def _dtype(server: Adder, remote: Make, local: Make, tmp_path: Path) -> None:
         rows = made(config, tmp_path / dtype)
         pairs = [(row.prompt_ids, row.token_ids) for row in rows]
         for kind in ("float32", "bfloat16"):
-            found = score(Engine(config.teacher, dtype=kind).model, pairs, 3)
+            found = score(Engine(config.teacher, dtype=kind).scorer, pairs, 3)
             same = all(np.array_equal(row.top_logprobs, its) for row, (_, its) in zip(rows, found, strict=True))
             assert same == (kind == dtype)
 

@@ -42,3 +42,17 @@ def test_a_name_that_is_not_public_is_an_attribute_error() -> None:
         _ = rorqual.engin
     with pytest.raises(ImportError):
         exec("from rorqual import Engin")
+
+
+def test_the_readmes_five_lines_take_names_and_paths(tmp_path: Path) -> None:
+    """A run folder as a text, and a task by its name, are the same as the objects."""
+    from rorqual import Engine, RunDir, evaluate, fit, load_task, sft
+
+    run = sft(task="families:add", size="tiny", steps=2, rows=2)
+    for out in (str(tmp_path / "a"), RunDir(tmp_path / "b"), tmp_path / "c"):
+        assert fit(run, out, quiet=True).step == 2
+    engine = Engine(str(tmp_path / "a"))
+    by_name, by_task = (evaluate(engine, task, count=3) for task in ("families:add", load_task("families:add")))
+    assert by_name.samples == by_task.samples and len(by_name.samples) == 3
+    weights = [(tmp_path / name / "step-000002" / "model.safetensors").read_bytes() for name in "abc"]
+    assert weights[0] == weights[1] == weights[2]

@@ -31,6 +31,7 @@ _MODULES = {
     "on_policy": "rorqual.recipes.distil",
     "pretrain": "rorqual.recipes.pretrain",
     "sft": "rorqual.recipes.sft",
+    "table": "rorqual.evals.table",
 }
 __all__ = list(_MODULES)
 

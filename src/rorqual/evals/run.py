@@ -14,7 +14,7 @@ from rorqual.engine.request import Completion, Generator, Request, SamplingParam
 from rorqual.evals.baselines import baselines
 from rorqual.evals.evaluation import ALL, Evaluation, GradedSample
 from rorqual.tasks.base import Problem, Split, Task, Verdict
-from rorqual.tasks.find import safe_grade, safe_problems
+from rorqual.tasks.find import load_task, safe_grade, safe_problems
 
 GREEDY = SamplingParams()
 PATIENCE = 20
@@ -70,7 +70,7 @@ def _patience(held: Counter[tuple[str, str]], count: int, drawn: int) -> int:
 
 def evaluate(
     generator: Generator,
-    task: Task,
+    task: Task | str,
     *,
     split: Split = "test",
     count: int = 100,
@@ -85,12 +85,16 @@ def evaluate(
 ) -> Evaluation:
     """Answer the problems that `pick` returns, grade each reply, and return all samples.
 
+    `task` is a task or the name of one, such as `families:add`.
+
     `params.n` is the number of samples per problem. The seed of a problem is derived from `params.seed` and its key,
     so an answer does not depend on which other problems are in the evaluation. `model` is a label for tables. Pass
     `problems` (from `pick` with the same settings) and `measured` (their baselines) to share them among evaluations.
 
     Raises RorqualError if the generator does not return `params.n` samples for each request.
     """
+    if isinstance(task, str):
+        task = load_task(task)
     if problems is None:
         problems = pick(task, split, count, seed, per_family)
     requests = [Request(problem.messages, seeded(params, problem.key), thinking) for problem in problems]

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -87,7 +88,7 @@ class Totals:
 
 def fit(
     run: Run,
-    out: RunDir,
+    out: RunDir | Path | str,
     *,
     threads: int = 1,
     quiet: bool = False,
@@ -110,6 +111,8 @@ def fit(
             where="rollout",
             remedy="Remove it: only grpo and on_policy sample.",
         )
+    if not isinstance(out, RunDir):
+        out = RunDir(Path(out))
     with own_run(out.path):
         run = extended(run, out) if extend else run
         tokenizer = make_tokenizer(run)

@@ -1,0 +1,35 @@
+"""What the pages show as the output of `plan` and `inspect` is what these commands print."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from rorqual.cli.main import app
+
+DOCS = Path(__file__).parents[2] / "docs"
+SHOWN = re.compile(r"^```\w*\n(rorqual (?:plan|inspect) [^\n]*)\n```\n\s*```text\n(.*?)^```", re.M | re.S)
+CASES = [
+    pytest.param(command, text, id=f"{page.name}: {command}")
+    for page in sorted(DOCS.glob("*.md"))
+    for command, text in SHOWN.findall(page.read_text(encoding="utf-8"))
+    if "runs/" not in command
+]
+
+
+def test_pages_show_outputs() -> None:
+    assert len(CASES) >= 2
+
+
+@pytest.mark.parametrize(("command", "text"), CASES)
+def test_a_page_shows_what_the_command_prints(command: str, text: str) -> None:
+    """Line by line, in order; `...` stands for lines that are left out."""
+    done = CliRunner().invoke(app, shlex.split(command)[1:])
+    assert done.exit_code == 0, done.output
+    printed = iter([line.rstrip() for line in done.output.splitlines()])
+    for line in text.splitlines():
+        assert line == "..." or line.rstrip() in printed, line

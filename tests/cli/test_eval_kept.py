@@ -31,8 +31,8 @@ from rorqual.core.records import Message, RunDir
 from rorqual.engine import Engine, Request, SamplingParams
 from rorqual.engine.remote.engine import RemoteEngine
 from rorqual.engine.request import Grammar
+from rorqual.evals.answer_cache import IN_A_ROW, AnswerCache
 from rorqual.evals.evaluation import Evaluation
-from rorqual.evals.kept import IN_A_ROW, Kept
 
 WORDS = ("task=families:add,gcd", "count=12", "samples=2", "temperature=1", "max_tokens=24", "concurrency=2")
 
@@ -288,9 +288,9 @@ def test_what_is_kept_answers_the_very_question_alone(server: Server, tmp_path: 
         {"logit_bias": ((3, 1.0),)}, {"ignore_eos": True}, {"grammar": Grammar("regex", "a+")},
     ):  # fmt: skip
         others.append(replace(first, params=replace(first.params, **change)))
-    with Kept(engine, tmp_path / "out", {}) as keeper:
+    with AnswerCache(engine, tmp_path / "out", {}) as keeper:
         keeper.generate([first])
-    with Kept(engine, tmp_path / "out", {}) as keeper:
+    with AnswerCache(engine, tmp_path / "out", {}) as keeper:
         for number, request in enumerate([first, *others, first]):
             before = len(server.asked)
             keeper.generate([request])
@@ -304,10 +304,10 @@ def test_what_is_no_answer_is_not_kept_and_usage_is_as_it_was(server: Server, tm
     requests = [Request((Message("user", f"{n} + 1"),), SamplingParams(seed=n)) for n in range(4)]
     server.finish = lambda number: "content_filter" if number == 1 else "stop"
     server.usage = lambda number: {"completion_tokens": 5, "reasoning_tokens": 2} if number else None
-    with Kept(engine, tmp_path / "out", {}) as keeper:
+    with AnswerCache(engine, tmp_path / "out", {}) as keeper:
         found = keeper.generate(requests)
     assert [bool(one.error) for [one] in found] == [False, True, False, False]
-    with Kept(engine, tmp_path / "out", {}) as keeper:
+    with AnswerCache(engine, tmp_path / "out", {}) as keeper:
         again = keeper.generate(requests)
     assert len(server.asked) == 5 and server.asked[-1][0] == "1 + 1"
     assert [one.usage for [one] in again] == [one.usage for [one] in found]
@@ -316,10 +316,10 @@ def test_what_is_no_answer_is_not_kept_and_usage_is_as_it_was(server: Server, tm
 
 def test_of_two_at_once_the_second_is_refused_before_it_asks(server: Server, tmp_path: Path) -> None:
     engine = RemoteEngine(server.url, "a")
-    with Kept(engine, tmp_path / "out", {}), pytest.raises(RorqualError, match="another process is writing it"):
-        Kept(engine, tmp_path / "out", {})
+    with AnswerCache(engine, tmp_path / "out", {}), pytest.raises(RorqualError, match="another process is writing it"):
+        AnswerCache(engine, tmp_path / "out", {})
     assert os.listdir(tmp_path) == []
-    with Kept(engine, tmp_path / "out", {}):
+    with AnswerCache(engine, tmp_path / "out", {}):
         pass
 
 
@@ -337,13 +337,13 @@ def test_a_run_goes_on_where_it_was_and_gives_the_same_answers(tmp_path: Path, t
         if done == 31:
             raise Enough
 
-    with pytest.raises(Enough), Kept(engine, tmp_path / "out", {}) as keeper:
+    with pytest.raises(Enough), AnswerCache(engine, tmp_path / "out", {}) as keeper:
         keeper.generate(requests, progress=stop)
     [path] = kept(tmp_path / "out")
     lines = [json.loads(line) for line in path.read_bytes().splitlines()]
     assert len(lines) == 31
     seen: list[int] = []
-    with Kept(engine, tmp_path / "out", {}) as keeper:
+    with AnswerCache(engine, tmp_path / "out", {}) as keeper:
         again = keeper.generate(requests, progress=lambda done, total: seen.append(done))
         keeper.forget()
     assert [[(one.text, one.reasoning, one.finish_reason) for one in row] for row in again] == [
@@ -359,7 +359,7 @@ def test_a_run_goes_on_where_it_was_and_gives_the_same_answers(tmp_path: Path, t
         line["answer"]["text"] = "changed"
     with Journal(path) as journal:
         journal.append(lines)
-    with Kept(engine, tmp_path / "out", {}) as keeper:
+    with AnswerCache(engine, tmp_path / "out", {}) as keeper:
         changed = [one.text == "changed" for row in keeper.generate(requests) for one in row]
     assert 20 <= sum(changed) <= 31
 

@@ -42,7 +42,7 @@ from rorqual.model.block import BlockConfig, PreNormConfig
 from rorqual.model.ffn import DenseConfig, FFNConfig, MoEConfig
 from rorqual.model.ffn.router import GroupedTopKConfig, RouterConfig
 from rorqual.model.init import init_weights
-from rorqual.model.sheet import Sheet
+from rorqual.model.packed_batch import PackedBatchCache
 from rorqual.ops.attention import document_mask
 from rorqual.ops.backends import REFERENCE, TORCH, TORCH_INVARIANT, Backend
 from rorqual.ops.backends.attention import AttentionMetadata
@@ -209,8 +209,8 @@ class Kept(LayerCache):
         return (last <= at) & (at - last < (window or self.now))
 
 
-def sheet_of(config: AttentionConfig, positions: Tensor) -> Sheet:
-    return Sheet(positions, None, [CacheLayout.of(config)], TORCH_INVARIANT.attention)
+def sheet_of(config: AttentionConfig, positions: Tensor) -> PackedBatchCache:
+    return PackedBatchCache(positions, None, [CacheLayout.of(config)], TORCH_INVARIANT.attention)
 
 
 def fed(model: Decoder, tokens: Tensor, cuts: Sequence[int]) -> Tensor:

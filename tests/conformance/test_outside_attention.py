@@ -38,7 +38,7 @@ from rorqual.model import Decoder, ModelConfig, Stage, account, build
 from rorqual.model.attention import AttentionConfig, AttentionContext, CacheLayout, CachePart, LayerCache, Selection
 from rorqual.model.ffn import DenseConfig
 from rorqual.model.init import init_weights
-from rorqual.model.sheet import Sheet
+from rorqual.model.packed_batch import PackedBatchCache
 from rorqual.ops.backends import TORCH, TORCH_INVARIANT, Backend
 from rorqual.ops.backends.attention import AttentionMetadata
 from rorqual.ops.losses import token_logprobs
@@ -123,7 +123,7 @@ def attended(
     module: torch.nn.Module, attention: AttentionConfig, x: Tensor, ops: Backend, *wanted: str
 ) -> tuple[Tensor, dict[str, Tensor]]:
     positions = torch.arange(len(x)).unsqueeze(0)
-    sheet = Sheet(positions, None, [CacheLayout.of(attention)], ops.attention)
+    sheet = PackedBatchCache(positions, None, [CacheLayout.of(attention)], ops.attention)
     context = AttentionContext(positions, None, ops, sheet.table, wanted)
     out = module(x.unsqueeze(0), context, sheet.layer(0))[0]
     return out, {name: tensor for name, [tensor] in context.recorded.items()}
@@ -342,7 +342,9 @@ def in_the_engine(attention: AttentionConfig) -> LayerCache:
 
 
 def in_training(attention: AttentionConfig) -> LayerCache:
-    return Sheet(torch.arange(4).unsqueeze(0), None, [CacheLayout.of(attention)], TORCH_INVARIANT.attention).layer(0)
+    return PackedBatchCache(
+        torch.arange(4).unsqueeze(0), None, [CacheLayout.of(attention)], TORCH_INVARIANT.attention
+    ).layer(0)
 
 
 @pytest.mark.parametrize("layer_of", [in_the_engine, in_training])

@@ -15,7 +15,7 @@ from torch import Tensor
 from rorqual.core.errors import DataError
 from rorqual.engine.kv_cache.paged import PagedCache, StepCache, token_bytes
 from rorqual.model import Decoder
-from rorqual.model.sheet import Sheet
+from rorqual.model.packed_batch import PackedBatchCache
 from rorqual.ops.backends import TORCH_INVARIANT
 from rorqual.ops.backends.attention import AttentionMetadata
 from rorqual.ops.paged import BLOCK
@@ -138,5 +138,5 @@ def test_a_block_of_another_size_is_not_written(model: Decoder) -> None:
 def test_a_document_that_does_not_begin_at_its_beginning_is_refused(starts: tuple[int, int]) -> None:
     positions = torch.stack([torch.arange(5) + start for start in starts])
     with pytest.raises(DataError, match="position 0"):
-        Sheet(positions, None, [], TORCH_INVARIANT.attention)
-    Sheet(positions - torch.tensor(starts).unsqueeze(1), None, [], TORCH_INVARIANT.attention)
+        PackedBatchCache(positions, None, [], TORCH_INVARIANT.attention)
+    PackedBatchCache(positions - torch.tensor(starts).unsqueeze(1), None, [], TORCH_INVARIANT.attention)

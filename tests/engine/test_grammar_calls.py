@@ -23,7 +23,7 @@ from rorqual.core.errors import DataError
 from rorqual.core.records import Message, Thinking, Tool
 from rorqual.core.sampling import check_params
 from rorqual.data.chat import ChatFormat, TemplateChat
-from rorqual.data.chat.marks import Marks, raw
+from rorqual.data.chat.special_tokens import SpecialTokenText, raw
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine.grammar.calls import Spelling
 from rorqual.engine.grammar.compiler import Constraint, Grammars
@@ -117,7 +117,7 @@ def test_what_ends_is_calls_and_nothing_else(name: str, many: bool) -> None:
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_what_the_family_writes_itself_is_allowed(name: str) -> None:
-    chat, marks = FORMATS[name], Marks(FORMATS[name].tokenizer, ())
+    chat, marks = FORMATS[name], SpecialTokenText(FORMATS[name].tokenizer, ())
     frame = chat.call_frame
     assert frame is not None
     written = [frame.call("size", '{"a": 1, "b": "}"}'), frame.call("now", "{}")]
@@ -160,7 +160,7 @@ def test_a_thought_may_come_first_where_an_answer_with_a_grammar_may_have_one(na
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_call_never_holds_what_would_make_it_none(name: str) -> None:
     chat, say = FORMATS[name], calls(say={"type": "object", "properties": {"text": {"type": "string"}}})
-    frame, marks = chat.call_frame, Marks(FORMATS[name].tokenizer, ())
+    frame, marks = chat.call_frame, SpecialTokenText(FORMATS[name].tokenizer, ())
     assert frame is not None
     before, _, after = (frame.begin + frame.call("say", "\0") + frame.end).partition("\0")
     for mark in ("<think>", "</think>"):
@@ -339,7 +339,7 @@ def test_a_schema_refers_to_itself_and_to_no_neighbour() -> None:
         return {"$ref": "#/$defs/a", "$defs": {"a": {"properties": {"x": {"const": kind}}, "required": ["x"]}}}
 
     chat, compiled = FORMATS["qwen3"], grammars("qwen3").compile(calls(one=ref("1"), two=ref("2")))
-    frame, marks = chat.call_frame, Marks(FORMATS["qwen3"].tokenizer, ())
+    frame, marks = chat.call_frame, SpecialTokenText(FORMATS["qwen3"].tokenizer, ())
     assert frame is not None
     for name, said, fits in (("one", "1", True), ("two", "2", True), ("one", "2", False), ("two", "1", False)):
         assert allows(compiled.start(), marks.ids(frame.call(name, f'{{"x":"{said}"}}'))) == fits

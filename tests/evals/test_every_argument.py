@@ -22,6 +22,7 @@ from rorqual.data.tokenizer import BASE_VOCAB, Tokenizer
 from rorqual.engine.embeds import Embeds
 from rorqual.engine.request import Completion, Grammar, Request, SamplingParams
 from rorqual.evals import claims as claiming
+from rorqual.evals.answer_cache import AnswerCache, _name
 from rorqual.evals.baselines import baselines
 from rorqual.evals.claims import (
     STUDENT_TOPICS,
@@ -35,7 +36,6 @@ from rorqual.evals.claims import (
 from rorqual.evals.compare import Comparison, compare, compare_seeds, did_think, is_right
 from rorqual.evals.evaluation import CLAIMED, Evaluation, GradedSample, Row
 from rorqual.evals.experts import choices, counts, dependence, expert_use
-from rorqual.evals.kept import Kept, _name
 from rorqual.evals.perplexity import TextLoss, text_loss
 from rorqual.evals.reading import ExpertsReport, Findings, Summary
 from rorqual.evals.run import evaluate, pick, seeded
@@ -626,7 +626,7 @@ PARAMS: dict[str, Any] = {
 
 
 class Local:
-    """An engine as `Kept` calls a local one; it counts what it generates."""
+    """An engine as `AnswerCache` calls a local one; it counts what it generates."""
 
     def __init__(self) -> None:
         self.asked = 0
@@ -646,7 +646,7 @@ PLAIN = Request((Message("user", "hi"),))
 def generated(out: Path | None, request: Request, made: dict[str, Any] | None = None, progress: Any = None) -> int:
     """How many samples of a request the generator is asked for, beside what is kept at `out`."""
     engine = Local()
-    with Kept(engine, out, made or {}) as kept:  # type: ignore[arg-type]
+    with AnswerCache(engine, out, made or {}) as kept:  # type: ignore[arg-type]
         [group] = kept.generate([request], progress=progress)
     assert [c.text for c in group] == [f"t{n}" for n in range(request.params.n)]
     return engine.asked
@@ -694,12 +694,12 @@ def test_place_and_model_of_kept_answers_decide_and_progress_is_told(tmp_path: P
     assert generated(tmp_path / "e.json", two, {"run": 2}) == generated(tmp_path / "f.json", two, {"run": 1}) == 2
     assert generated(tmp_path / "e.json", two, {"run": 1}) == 0 and generated(None, two) == generated(None, two) == 2
     assert sorted(path.name[:7] for path in tmp_path.iterdir()) == ["e.json.", "e.json.", "f.json."]
-    with Kept(Local(), tmp_path / "e.json", {"run": 1}) as kept:  # type: ignore[arg-type]
+    with AnswerCache(Local(), tmp_path / "e.json", {"run": 1}) as kept:  # type: ignore[arg-type]
         [group] = kept.generate([two])
     assert [(c.text, c.reasoning, c.finish_reason, c.usage) for c in group] == [
         (f"t{n}", f"r{n}", "length", {"completion_tokens": 3 + n}) for n in range(2)
     ]
-    assert parameters(Kept) == {"generator", "out", "made"}
+    assert parameters(AnswerCache) == {"generator", "out", "made"}
 
 
 # ---- experts and texts

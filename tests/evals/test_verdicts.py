@@ -13,7 +13,7 @@ from rorqual.evals.compare import compare_seeds, did_think
 from rorqual.evals.evaluation import Evaluation, GradedSample
 from rorqual.evals.stats import difference_over_seeds
 from rorqual.evals.verdicts import Verdicts, compact
-from rorqual.lab.experts_found import ablation_verdicts
+from rorqual.lab.experts_report import ablation_verdicts
 from rorqual.tasks.base import Verdict
 
 SEEDS = (3, 8)

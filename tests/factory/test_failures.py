@@ -14,7 +14,7 @@ from rorqual.core.errors import RorqualError
 from rorqual.core.lock import own_run
 from rorqual.data.distilled import Distilled, read_distilled
 from rorqual.engine.remote.engine import RemoteError
-from rorqual.evals.kept import IN_A_ROW
+from rorqual.evals.answer_cache import IN_A_ROW
 from rorqual.factory import FactoryConfig, sample_teacher
 from rorqual.factory.entries import is_same_model
 from rorqual.factory.teacher import FAILURES_IN_A_ROW

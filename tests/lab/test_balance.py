@@ -18,7 +18,7 @@ from rorqual.data.pack import Sample, lay_out, pack
 from rorqual.data.tokenizer import BASE_VOCAB, Tokenizer
 from rorqual.lab.balance import BalanceExperiment, BalanceWorked, Balancing, read
 from rorqual.lab.balance_data import ORDER, SAMPLE, endless_text, entropy, text_blocks, worked_blocks
-from rorqual.lab.balance_found import ARMS, Arm, decide, excess_load, loss_contrast, third_contrast
+from rorqual.lab.balance_report import ARMS, Arm, decide, excess_load, loss_contrast, third_contrast
 from rorqual.lab.job import value
 from rorqual.lab.page import page_text
 from rorqual.model.decoder import Decoder

@@ -18,8 +18,8 @@ from rorqual.data.distilled import Distilled, DistilledFile, read_distilled
 from rorqual.engine.request import SamplingParams
 from rorqual.evals.evaluation import Evaluation, GradedSample
 from rorqual.lab.data_distil import AMOUNTS, HARD, SOFT, DataDistil, arms
+from rorqual.lab.data_distil_report import MARGIN, as_good, errors, scored, unreadable, voices
 from rorqual.lab.data_distil_sets import held_out, original_set, write_labelled, write_originals
-from rorqual.lab.data_distil_words import MARGIN, as_good, errors, scored, unreadable, voices
 from rorqual.lab.finding import Contrast
 from rorqual.lab.page import page_text
 from rorqual.tasks.base import Problem, Verdict

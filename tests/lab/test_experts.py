@@ -20,7 +20,7 @@ from rorqual.data.tokenizer import BASE_VOCAB, Tokenizer
 from rorqual.engine import Engine, Request, SamplingParams
 from rorqual.evals.experts import Dependence, choices, counts, dependence, information, lift, without_experts
 from rorqual.lab.experts import ExpertsExperiment, ablated, answered, informed, losses, worked
-from rorqual.lab.experts_found import decide, hurt_contrasts, information_contrasts, lost
+from rorqual.lab.experts_report import decide, hurt_contrasts, information_contrasts, lost
 from rorqual.lab.finding import Contrast
 from rorqual.lab.job import value_file
 from rorqual.lab.page import page_text

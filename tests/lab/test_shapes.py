@@ -16,8 +16,8 @@ from rorqual.data.pack import Sample
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.evals.stats import Interval
 from rorqual.evals.verdict import together
+from rorqual.lab.equal_budget import EqualBudgetClaim, JudgedClaim, Match, ShapeExperiment, judge
 from rorqual.lab.finding import Contrast, Finding
-from rorqual.lab.halves import Half, Judged, Match, ShapeExperiment, judge
 from rorqual.lab.job import evaluation
 from rorqual.lab.latent_vs_full import LatentVsFull
 from rorqual.lab.moe_vs_dense import MoEVsDense
@@ -109,11 +109,13 @@ def test_the_dense_rival_is_dense() -> None:
     assert all(stage.ffn.kind == "dense" for stage in ARMS[DENSE_FLOPS].model().stages)
 
 
-def judged(low: float, high: float, favoured: float, rival: float) -> Judged:
+def judged(low: float, high: float, favoured: float, rival: float) -> JudgedClaim:
     middle = (low + high) / 2
     seeds = tuple((1.0, 1.0 + middle + off) for off in (-0.002, -0.001, 0.0, 0.001, 0.002))
     loss = Contrast(question="", a=1, b=1 + middle, difference=middle, low=low, high=high, by_seed=seeds, unit="nats")
-    return Judged(Half("core-seconds", MOE, DENSE_CLOCK), Match("core-seconds", favoured, rival), loss, ())
+    return JudgedClaim(
+        EqualBudgetClaim("core-seconds", MOE, DENSE_CLOCK), Match("core-seconds", favoured, rival), loss, ()
+    )
 
 
 def test_the_rule_refuses_costs_that_are_not_equal() -> None:

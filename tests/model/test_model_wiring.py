@@ -16,7 +16,7 @@ from rorqual.model import Decoder, ModelConfig, Stage, account, build
 from rorqual.model.attention import AttentionConfig, AttentionContext, CacheLayout, GQAConfig, MLAConfig
 from rorqual.model.ffn import DenseConfig, FFNConfig, MoEConfig
 from rorqual.model.init import init_weights
-from rorqual.model.sheet import TABLE, Sheet
+from rorqual.model.packed_batch import TABLE, PackedBatchCache
 from rorqual.model.skeleton import skeleton
 from rorqual.ops.backends import REFERENCE, TORCH, TORCH_INVARIANT, Backend
 from rorqual.ops.layer import Layer
@@ -138,7 +138,7 @@ def test_grouped_attention_equals_its_second_writing(name: str, ops: Backend) ->
     x = torch.randn(1, SEQ, HIDDEN, generator=torch.Generator().manual_seed(2))
     positions = torch.arange(SEQ).unsqueeze(0)
     mask = torch.ones(1, 1, SEQ, SEQ, dtype=torch.bool).tril()
-    cache = Sheet(positions, None, [CacheLayout.of(GROUPED[name])], ops.attention) if ops.in_blocks else None
+    cache = PackedBatchCache(positions, None, [CacheLayout.of(GROUPED[name])], ops.attention) if ops.in_blocks else None
     context = AttentionContext(positions, None if cache else mask, ops, cache.table if cache else None)
     found = model.layers[0].attention(x, context, cache.layer(0) if cache else None)  # type: ignore[union-attr, operator]
     assert relative(found[0], slow_gqa(model, 0, x[0], positions[0])) < 1e-5
@@ -227,7 +227,7 @@ def test_a_prepared_copy_computes_the_same(name: str, tied: bool) -> None:
     expected = plain.logits(plain(TOKENS).hidden)
     assert relative(model.logits(model(TOKENS).hidden), expected) < 1e-5
     positions = torch.arange(TOKENS.shape[1]).expand_as(TOKENS)
-    sheet = Sheet(
+    sheet = PackedBatchCache(
         positions, None, [CacheLayout.of(stage.attention) for stage in shape.layers], TORCH_INVARIANT.attention
     )
     got = model(TOKENS, positions, cache=sheet)
@@ -402,17 +402,17 @@ def test_a_model_runs_on_the_operations_that_it_was_given(make: Callable[[ModelC
 
 @pytest.mark.parametrize("length", [TABLE, TABLE + 1])
 def test_a_row_has_the_angles_of_its_last_position(length: int) -> None:
-    sheet = Sheet(torch.arange(length).unsqueeze(0), None, [], TORCH_INVARIANT.attention)
+    sheet = PackedBatchCache(torch.arange(length).unsqueeze(0), None, [], TORCH_INVARIANT.attention)
     cos, sin = sheet.table(Rope(), 4)
     assert len(cos) == len(sin) == TABLE * (1 if length == TABLE else 2)
 
 
 def test_a_segment_that_goes_on_where_another_ended_is_no_whole_document() -> None:
     positions = torch.arange(4).unsqueeze(0)
-    Sheet(positions, torch.tensor([[3, 3, 3, 3]]), [], TORCH_INVARIANT.attention)
+    PackedBatchCache(positions, torch.tensor([[3, 3, 3, 3]]), [], TORCH_INVARIANT.attention)
     for segments in ([0, 0, 1, 1], [0, 0, 0, 1]):
         with pytest.raises(DataError, match="position 0"):
-            Sheet(positions, torch.tensor([segments]), [], TORCH_INVARIANT.attention)
+            PackedBatchCache(positions, torch.tensor([segments]), [], TORCH_INVARIANT.attention)
 
 
 def test_the_account_of_layers_that_differ() -> None:

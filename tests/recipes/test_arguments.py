@@ -48,7 +48,7 @@ PLACES: dict[str, dict[str, tuple[str, str]]] = {
         "row": ("72", "source.row"),
         "temperature": ("0.5", "source.temperature"),
         "thinking": ("off", "source.thinking"),
-        "mends": ("dr_grpo", "objectives.0.per"),
+        "variant": ("dr_grpo", "objectives.0.per"),
         "tis_cap": ("2.5", "objectives.0.tis_cap"),
         "beta": ("0.25", "objectives.0.beta"),
         "reference": ("another", "source.reference"),
@@ -96,7 +96,7 @@ PLACES: dict[str, dict[str, tuple[str, str]]] = {
 BESIDE = {
     ("grpo", "temperature"): {"objectives.0.temperature": 0.5},
     ("grpo", "beta"): {"source.reference": "START"},
-    ("grpo", "mends"): {
+    ("grpo", "variant"): {
         "objectives.0.max_tokens": 96, "objectives.0.clip_high": 0.2, "source.std": False,
     },
     ("grpo", "dtype"): {"agreement.mean": 0.01, "agreement.most": 1.0, "agreement.gap": 0.05},

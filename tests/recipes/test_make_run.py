@@ -121,3 +121,12 @@ def test_a_model_of_ours_is_built_as_deepseek_v3(size: str) -> None:
     assert config.num_nextn_predict_layers == 1 and {s.attention.kind for s in config.stages} == {"mla"}
     if size == "tiny":
         assert len(build(config, seed=0).routers()) == 2
+
+
+def test_an_old_key_still_works_and_says_its_new_name(start: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    values = {"task": "families", "from": str(start)}
+    old, new = make_run("grpo", values | {"mends": "v32"}), make_run("grpo", values | {"variant": "v32"})
+    assert old == new != make_run("grpo", values)
+    assert capsys.readouterr().err == "rorqual: mends= is now variant=; the old name works until the next version\n"
+    with pytest.raises(ConfigError, match="unknown key 'mends'"):
+        make_run("sft", {"task": "families", "mends": "v32"})

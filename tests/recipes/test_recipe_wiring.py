@@ -40,7 +40,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # ---- a paper's settings
 
 
-MENDS: dict[str, dict[str, Any]] = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "none": {},
     "dapo": {"source.max_num_gen_batches": 4, "source.overlong_buffer": 4, "source.overlong_penalty": 0.5},
     "dr_grpo": {"objectives.per": "constant", "objectives.max_tokens": 20, "objectives.clip_high": 0.2, "source.std": False},
@@ -59,19 +59,19 @@ def settings(run: Run) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("mends", MENDS)
-def test_a_papers_settings_are_its_numbers_and_nothing_else_changes(mends: str, start: Path) -> None:
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_papers_settings_are_its_numbers_and_nothing_else_changes(variant: str, start: Path) -> None:
     """As docs/grpo.md lists them."""
     given = {"task": "families:add", "from": str(start), "max_tokens": "20"}
-    plain, found = settings(make_run("grpo", given)), settings(make_run("grpo", given | {"mends": mends}))
-    wanted = {name: str(start) if value == "START" else value for name, value in MENDS[mends].items()}
+    plain, found = settings(make_run("grpo", given)), settings(make_run("grpo", given | {"variant": variant}))
+    wanted = {name: str(start) if value == "START" else value for name, value in VARIANTS[variant].items()}
     assert {name: value for name, value in found.items() if plain[name] != value} == wanted
 
 
 def test_a_short_answer_has_a_buffer_too_and_a_weight_of_nothing_needs_no_reference(start: Path) -> None:
     given = {"task": "families:add", "from": str(start), "max_tokens": "3"}
-    assert settings(make_run("grpo", given | {"mends": "dapo"}))["source.overlong_buffer"] == 1
-    v32 = given | {"mends": "v32"}
+    assert settings(make_run("grpo", given | {"variant": "dapo"}))["source.overlong_buffer"] == 1
+    v32 = given | {"variant": "v32"}
     for more, beta, reference in (({"beta": "0"}, 0.0, ""), ({"beta": "0.5"}, 0.5, str(start)),
                                   ({"reference": "other"}, 1e-3, "other"), ({"beta": "0", "reference": "other"}, 0.0, "other")):  # fmt: skip
         found = settings(make_run("grpo", v32 | more))

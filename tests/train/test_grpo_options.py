@@ -1,4 +1,4 @@
-"""GRPO's mends in the objective: each against its paper's formula, written slowly a second time, token by token."""
+"""Variants of GRPO in the objective: each against its paper's formula, written slowly a second time, token by token."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""GRPO's mends in the source: what is drawn, punished, left out and scored, in runs of a second each."""
+"""Variants of GRPO in the source: what is drawn, punished, left out and scored, in runs of a second each."""
 
 from __future__ import annotations
 
@@ -303,9 +303,9 @@ def test_old_probabilities_are_those_before_the_first_update(base: Path, tmp_pat
 # ---- recipes
 
 
-@pytest.mark.parametrize("mends", ["dapo", "dr_grpo", "gspo", "cispo", "v32"])
-def test_a_papers_settings_train_and_go_on_to_the_same_bits(mends: str, base: Path, tmp_path: Path) -> None:
-    values = {"task": grpo_run(base).source.task, "from": str(base), "mends": mends, "steps": "2"}  # type: ignore[attr-defined]
+@pytest.mark.parametrize("variant", ["dapo", "dr_grpo", "gspo", "cispo", "v32"])
+def test_a_papers_settings_train_and_go_on_to_the_same_bits(variant: str, base: Path, tmp_path: Path) -> None:
+    values = {"task": grpo_run(base).source.task, "from": str(base), "variant": variant, "steps": "2"}  # type: ignore[attr-defined]
     values |= {"problems": "4", "samples": "6", "max_tokens": "12", "row": "48", "tis_cap": "2.0"}
     run = make_run("grpo", values).model_copy(update={"save_seconds": 1e-9})
     straight = fit(run, RunDir(tmp_path / "straight"), quiet=True)
@@ -330,10 +330,10 @@ class Interrupted(Source):
 
 def test_settings_that_do_not_fit_are_refused(base: Path) -> None:
     values = {"task": grpo_run(base).source.task, "from": str(base)}  # type: ignore[attr-defined]
-    with pytest.raises(ConfigError, match="mends"):
-        make_run("grpo", values | {"mends": "dpao"})
+    with pytest.raises(ConfigError, match="variant"):
+        make_run("grpo", values | {"variant": "dpao"})
     with pytest.raises(ConfigError, match="overlong_buffer=200 exceeds max_tokens=96"):
         make_run("grpo", values | {"source.overlong_buffer": "200"})
-    run = make_run("grpo", values | {"mends": "v32", "source.top_p": "0.9", "objectives.0.off_policy_delta": "0.2"})
+    run = make_run("grpo", values | {"variant": "v32", "source.top_p": "0.9", "objectives.0.off_policy_delta": "0.2"})
     assert run.source.top_p == 0.9 and run.source.reference == str(base)  # type: ignore[attr-defined]
     assert run.objectives[0].off_policy_delta == 0.2 and run.objectives[0].beta == 1e-3  # type: ignore[attr-defined]

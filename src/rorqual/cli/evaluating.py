@@ -16,8 +16,8 @@ from rorqual.core.records import RunDir
 from rorqual.data.chat.find import TEMPLATE_FILE
 from rorqual.engine.weights import ROUNDING
 from rorqual.evals import run
+from rorqual.evals.answer_cache import AnswerCache
 from rorqual.evals.evaluation import Evaluation
-from rorqual.evals.kept import Kept
 from rorqual.ops.backends import arithmetic_of
 from rorqual.tasks.base import Task
 
@@ -34,7 +34,7 @@ def measure(
     Until then, answers are cached in a file next to it. The same command resumes from them.
     """
     engine, made = _load(model, settings)
-    with Kept(engine, file, made) as kept:
+    with AnswerCache(engine, file, made) as kept:
         if kept.count:
             _say(f"Reusing {kept.count:,} answers from {kept.path}. Remove this file to start over.")
         try:

@@ -15,7 +15,7 @@ from rorqual.engine.engine import Engine
 from rorqual.engine.remote.engine import FREE, REFUSED, RemoteEngine, RemoteError
 from rorqual.engine.request import Completion, Request
 from rorqual.engine.score import Scored, score
-from rorqual.evals.kept import IN_A_ROW
+from rorqual.evals.answer_cache import IN_A_ROW
 from rorqual.evals.run import seeded
 from rorqual.factory.budget import NOTHING, Budget, Spending
 from rorqual.factory.config import FactoryConfig

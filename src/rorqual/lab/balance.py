@@ -20,7 +20,7 @@ from rorqual.core.records import RunDir, write_atomic
 from rorqual.data.chat import chat_format
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.lab.balance_data import endless_text, entropy, text_blocks, worked_blocks
-from rorqual.lab.balance_found import (
+from rorqual.lab.balance_report import (
     ARMS,
     HALF_PERCENT,
     RIVALS,

@@ -17,6 +17,7 @@ from rorqual.data.distilled import read_distilled
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.engine.request import SamplingParams
 from rorqual.factory.config import FactoryConfig, FilterConfig
+from rorqual.lab.data_distil_report import conclusion
 from rorqual.lab.data_distil_sets import (
     answer_losses,
     counted,
@@ -26,7 +27,6 @@ from rorqual.lab.data_distil_sets import (
     write_labelled,
     write_originals,
 )
-from rorqual.lab.data_distil_words import conclusion
 from rorqual.lab.experiment import Experiment, amount
 from rorqual.lab.finding import Finding
 from rorqual.lab.job import Compute, ExperimentJob, Measure, SampleJob, Train

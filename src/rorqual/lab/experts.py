@@ -20,7 +20,7 @@ from rorqual.evals.evaluation import per_problem
 from rorqual.evals.experts import choices, counts, dependence, lift, without_experts
 from rorqual.evals.run import evaluate, pick
 from rorqual.lab.experiment import Experiment, amount
-from rorqual.lab.experts_found import (
+from rorqual.lab.experts_report import (
     GONE,
     RANDOM,
     WITHIN,

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from rorqual.core.records import RunDir
 from rorqual.evals.verdict import Verdict
-from rorqual.lab.halves import Half, Places, ShapeExperiment
+from rorqual.lab.equal_budget import EqualBudgetClaim, Places, ShapeExperiment
 from rorqual.lab.shapes import FULL, MOE
 from rorqual.model.account import account
 from rorqual.model.load.run import read_model_config
@@ -19,7 +19,7 @@ class LatentVsFull(ShapeExperiment):
     title = "Latent attention against full attention"
     claim = "latent attention is better than multi-head attention, with a fraction of the KV cache"
     source = "DeepSeek-V2, 2405.04434, section 2.1 and appendix D.2"
-    halves: ClassVar = (Half("parameters", MOE, FULL),)
+    halves: ClassVar = (EqualBudgetClaim("parameters", MOE, FULL),)
 
     def also(self, places: Places) -> tuple[tuple[Verdict, ...], tuple[str, ...]]:
         first = next(iter(places.values()))

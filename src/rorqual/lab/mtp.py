@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from rorqual.lab.halves import Half, ShapeExperiment
+from rorqual.lab.equal_budget import EqualBudgetClaim, ShapeExperiment
 from rorqual.lab.shapes import MOE, MTP, PLAIN_CLOCK
 
 
@@ -19,4 +19,4 @@ class MultiTokenPrediction(ShapeExperiment):
     title = "Multi-token prediction as a training signal"
     claim = "predicting one more token makes the main model better, at equal steps and at equal time"
     source = "first part: DeepSeek-V3, 2412.19437, table 4"
-    halves: ClassVar = (Half("steps", MTP, MOE), Half("core-seconds", MTP, PLAIN_CLOCK))
+    halves: ClassVar = (EqualBudgetClaim("steps", MTP, MOE), EqualBudgetClaim("core-seconds", MTP, PLAIN_CLOCK))

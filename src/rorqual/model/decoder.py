@@ -16,7 +16,7 @@ from rorqual.model.block import Block
 from rorqual.model.config import ModelConfig
 from rorqual.model.ffn import FFN
 from rorqual.model.mtp import MTP
-from rorqual.model.sheet import Sheet
+from rorqual.model.packed_batch import PackedBatchCache
 from rorqual.ops.attention import document_mask
 from rorqual.ops.backends import TORCH, Backend
 from rorqual.ops.layer import Layer
@@ -147,8 +147,10 @@ class Decoder(Layer):
             outputs.append(Output(hidden, tuple(one for one in routing if one is not None)))
         return outputs
 
-    def _sheet(self, positions: Tensor, segments: Tensor | None, attentions: Sequence[AttentionConfig]) -> Sheet:
-        return Sheet(positions, segments, [CacheLayout.of(one) for one in attentions], self.ops.attention)
+    def _sheet(
+        self, positions: Tensor, segments: Tensor | None, attentions: Sequence[AttentionConfig]
+    ) -> PackedBatchCache:
+        return PackedBatchCache(positions, segments, [CacheLayout.of(one) for one in attentions], self.ops.attention)
 
     def _embedded(self, tokens: Tensor, inputs_embeds: Tensor | None) -> Tensor:
         if inputs_embeds is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any, get_type_hints
 
@@ -25,6 +26,8 @@ RECIPES: Mapping[str, Callable[..., Run]] = {
 }
 ALIASES = {"from": "start"}
 """`from` is a Python keyword, so recipes call this argument `start`."""
+RENAMED = {"mends": "variant"}
+"""Old names of keys. They still work in this version."""
 
 SETTINGS = tuple(name for name in Run.model_fields if name != "extensions")
 """The fields of a run that can be set. `extensions` is written by the training loop."""
@@ -48,6 +51,9 @@ def make_run(name: str, values: Mapping[str, str]) -> Run:
     arguments: dict[str, Any] = {}
     overrides: list[str] = []
     for key, raw in values.items():
+        if RENAMED.get(key) in takes:
+            print(f"rorqual: {key}= is now {RENAMED[key]}=; the old name works until the next version", file=sys.stderr)
+            key = RENAMED[key]
         parameter = ALIASES.get(key, key)
         if parameter in takes:
             arguments[parameter] = _convert(key, raw, hints[parameter])

@@ -13,12 +13,12 @@ from rorqual.train.objectives import GRPO
 from rorqual.train.run import Dtype, Run, agreement
 from rorqual.train.sources import RolloutConfig
 
-Mends = Literal["none", "dapo", "dr_grpo", "gspo", "cispo", "v32"]
+Variant = Literal["none", "dapo", "dr_grpo", "gspo", "cispo", "v32"]
 
 
-def mended(name: Mends, max_tokens: int) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+def variant_settings(name: Variant, max_tokens: int) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     """Return the objective and source settings of a paper's recipe (docs/grpo.md gives the source of each number)."""
-    presets: dict[Mends, tuple[dict[str, Any], dict[str, Any]]] = {
+    presets: dict[Variant, tuple[dict[str, Any], dict[str, Any]]] = {
         "none": ({}, {}),
         "dapo": (
             {},  # the defaults are DAPO's clip and its mean over tokens
@@ -49,7 +49,7 @@ def grpo(
     row: RowLength = 128,
     temperature: Temperature = 1.0,
     thinking: Thinking = "auto",
-    mends: Mends = "none",
+    variant: Variant = "none",
     tis_cap: NonNegative = 0.0,
     beta: NonNegative | None = None,
     reference: str = "",
@@ -63,11 +63,11 @@ def grpo(
     `data` is the file or folder of a task that reads files. The defaults are no KL term and DAPO's asymmetric clip.
     Groups whose samples all have the same reward give no gradient; they are left out and counted.
 
-    `mends` selects a paper's settings, each of which is also an option of its own (docs/grpo.md). `beta` is the weight
+    `variant` selects a paper's settings, each of which is also an option of its own (docs/grpo.md). `beta` is the weight
     of a KL term. Its `reference` defaults to the run that training starts from.
     """
     begin, model, chat = beginning(start, "bytes", "small", row)
-    objective, source = mended(mends, max_tokens)
+    objective, source = variant_settings(variant, max_tokens)
     if beta is not None:
         objective = {**objective, "beta": beta}
     return Run(

@@ -25,10 +25,10 @@ from rorqual.data.chat import load_chat
 from rorqual.data.tokenizer import Tokenizer
 from rorqual.serve.app import create_app
 from rorqual.serve.bridge import Bridge
+from rorqual.serve.connections import ConnectionLimit, TimedProtocol
 from rorqual.serve.descriptors import AT_ONCE, Complaints, raise_limit
 from rorqual.serve.keys import Keys
 from rorqual.serve.logs import WINDOW, Quiet
-from rorqual.serve.patience import Lobby, Patient
 from rorqual.serve.service import Service, read_defaults
 from rorqual.serve.ui import Page
 from rorqual.serve.uploads import WeightUploads
@@ -164,7 +164,8 @@ async def _until_stopped(service: Service, page: Page, door: socket.socket, addr
     config = uvicorn.Config(
         page,
         # Half of the descriptors are for connections. The rest is for closing connections, the engine's pipes and files.
-        http=cast(type[asyncio.Protocol], partial(Patient, lobby=Lobby(limit // 2), stall=address.stall)), backlog=min(AT_ONCE, limit // 8),
+        http=cast(type[asyncio.Protocol], partial(TimedProtocol, lobby=ConnectionLimit(limit // 2), stall=address.stall)),
+        backlog=min(AT_ONCE, limit // 8),
         ws="none", lifespan="off", log_level="warning", access_log=False, server_header=False,
         timeout_graceful_shutdown=max(1, round(address.grace)),
     )  # fmt: skip

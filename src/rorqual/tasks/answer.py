@@ -22,12 +22,12 @@ from sympy.logic.boolalg import Boolean
 from sympy.polys.polyerrors import BasePolynomialError
 
 from rorqual.tasks.amounts import Amount, final_amount
+from rorqual.tasks.answer_marks import boxed, marked
 from rorqual.tasks.base import Verdict
 from rorqual.tasks.bases import base_of, value_of
 from rorqual.tasks.expressions import bare_words, gold_words, said_expressions, same_unit, tidy
 from rorqual.tasks.intervals import set_condition, union
 from rorqual.tasks.labels import label
-from rorqual.tasks.marks import boxed, marked
 from rorqual.tasks.numbers import Number, single, whole_number
 from rorqual.tasks.parts import Parts, parts, side, split
 from rorqual.tasks.reply import verdict

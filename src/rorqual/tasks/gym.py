@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from rorqual.core.errors import RorqualError, TaskError, nearest
+from rorqual.tasks.answer_marks import marked
 from rorqual.tasks.base import Problem, Split, Task, Verdict, split_of
-from rorqual.tasks.marks import marked
 
 BLOCK = 500
 PROBES = 8

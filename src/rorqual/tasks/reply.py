@@ -4,7 +4,7 @@ The rules, in order:
 
 1. Text up to `</think>` is not the answer. Text after an unclosed `<think>` is not, either.
    A further "Question: ... Answer: ..." that the model makes up does not count.
-2. The last mark counts (see `rorqual.tasks.marks`): `\boxed{...}`, `<answer>...</answer>`, `#### ...`, `answer is ...`, `Answer: ...`,
+2. The last mark counts (see `rorqual.tasks.answer_marks`): `\boxed{...}`, `<answer>...</answer>`, `#### ...`, `answer is ...`, `Answer: ...`,
    `... is the answer`, `I'll go with ...`. A question or a mere mention ("if the answer is") is not a mark.
 3. Struck-out text (`~~18~~`) and values corrected in the same sentence ("18, no wait, 16") are ignored.
    A correction after the mark ("Wait, ...", "Correction: ...", "That is wrong.") replaces the answer. Without a new value, it leaves none.
@@ -30,8 +30,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from rorqual.tasks.answer_marks import marks
 from rorqual.tasks.base import Verdict
-from rorqual.tasks.marks import marks
 from rorqual.tasks.remarks import adds, answers, bare_answer, closes, concludes, contrasts, heading, led, shown
 from rorqual.tasks.sentences import (
     corrected_midway,

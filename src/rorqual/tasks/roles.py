@@ -21,7 +21,7 @@ import re
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
-from rorqual.tasks.marks import marks
+from rorqual.tasks.answer_marks import marks
 from rorqual.tasks.people import named_text
 from rorqual.tasks.sentences import passed_over, sentences, spoken
 

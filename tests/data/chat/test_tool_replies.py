@@ -17,8 +17,8 @@ from whole_reader import read_whole
 
 from rorqual.core.records import Message, Thinking, Tool, ToolCall
 from rorqual.data.chat import ChatFormat, TemplateChat
-from rorqual.data.chat.marks import CHARS
 from rorqual.data.chat.reply import Part
+from rorqual.data.chat.special_tokens import CHARS
 from rorqual.data.chat.stream import Piece, Reader
 
 FIXTURES = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in sorted(FOLDER.glob("*.json"))}

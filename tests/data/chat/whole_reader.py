@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from rorqual.core.records import Message, Thinking, Tool, ToolCall
 from rorqual.data.chat import ChatFormat
 from rorqual.data.chat.calls import MAX_HEAD, WHITE, CallForm, Item, ending, kind_of
-from rorqual.data.chat.marks import END_THINK, NAME_OF, THINK, Marks, raw
 from rorqual.data.chat.reply import LATE, Answer, Part, ReplyForm, Trim, half
+from rorqual.data.chat.special_tokens import END_THINK, NAME_OF, THINK, SpecialTokenText, raw
 
 _JSON = json.JSONDecoder(parse_constant=lambda name: float("no JSON: " + name))
 _SOMETHING = re.compile("[{\ud800-\udfff]")
@@ -46,7 +46,7 @@ def read_whole(chat: ChatFormat, ids: Iterable[int], thinking: Thinking, tools: 
     return read(lex(text, calls, tools), chat.reply_form(thinking), calls, ended=ended)
 
 
-def marked(marks: Marks, ids: Iterable[int]) -> str:
+def marked(marks: SpecialTokenText, ids: Iterable[int]) -> str:
     """The marked text of a reply: what stands between marks is decoded as a whole."""
     parts: list[str] = []
     run: list[int] = []

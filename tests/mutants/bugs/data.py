@@ -64,7 +64,7 @@ MUTANTS = (
     one(
         "half a mark is shown before it is whole",
         "marks that leak into a streamed answer",
-        "data/chat/marks.py",
+        "data/chat/special_tokens.py",
         "        return len(tail) if tail and any(name.startswith(tail) for name in self.by_text) else 0",
         "        return 0",
         "tests/data/chat/test_tool_replies.py::test_a_reply_is_read_as_its_rule_says",

@@ -1346,7 +1346,7 @@ MUTANTS = (
     one(
         "a cached part's type is ignored in training",
         "issue 16: found by an audit",
-        "model/sheet.py",
+        "model/packed_batch.py",
         "self._keep(part, rows.to(part.dtype or rows.dtype))",
         "self._keep(part, rows)",
         "tests/conformance/test_outside_attention.py::test_rows_are_rounded_to_the_type_of_their_part",

@@ -16,7 +16,7 @@ MUTANTS = (
     one(
         "an evaluation asks anew what it was told",
         "distilabel#1065: generated data lost when a worker died",
-        "evals/kept.py",
+        "evals/answer_cache.py",
         "if name in known}",
         "if not name}",
         "tests/cli/test_eval_kept.py::test_a_kill_loses_no_answer_that_was_paid_for",
@@ -24,7 +24,7 @@ MUTANTS = (
     one(
         "what one model answered is taken for another's",
         "a file of answers that is known by the task alone",
-        "evals/kept.py",
+        "evals/answer_cache.py",
         "json.dumps(made, sort_keys=True)",
         "json.dumps(sorted(made))",
         "tests/cli/test_eval_kept.py::test_more_samples_and_problems_ask_for_the_further_ones_alone_and_another_model_for_all",
@@ -32,7 +32,7 @@ MUTANTS = (
     one(
         "an evaluation that ends throws away what another has paid for",
         "a review: a look at two problems lost twenty answers",
-        "evals/kept.py",
+        "evals/answer_cache.py",
         "self.answers.items() if name not in names}",
         "self.answers.items() if not name}",
         "tests/cli/test_eval_kept.py::test_an_evaluation_that_ends_leaves_what_another_has_paid_for",
@@ -40,7 +40,7 @@ MUTANTS = (
     one(
         "what is kept answers another question",
         "a review: a mutant that survived",
-        "evals/kept.py",
+        "evals/answer_cache.py",
         "    asked = asdict(replace(request, params=replace(request.params, n=1), embeds=None))\n",
         "    asked = [[m.content for m in request.messages], request.params.seed]\n",
         "tests/cli/test_eval_kept.py::test_what_is_kept_answers_the_very_question_alone",
@@ -48,7 +48,7 @@ MUTANTS = (
     one(
         "what a filter took away is kept as an answer",
         "a review: a mutant that survived",
-        "evals/kept.py",
+        "evals/answer_cache.py",
         "            if not completion.error:\n",
         "            if completion:\n",
         "tests/cli/test_eval_kept.py::test_what_is_no_answer_is_not_kept_and_usage_is_as_it_was",
@@ -56,7 +56,7 @@ MUTANTS = (
     one(
         "money that is spent is asked for to the end",
         "a review: 400 for an empty account ended as a success",
-        "evals/kept.py",
+        "evals/answer_cache.py",
         "            if in_a_row == IN_A_ROW:\n                raise error\n",
         "",
         "tests/cli/test_eval_kept.py::test_a_server_that_refuses_everything_from_some_moment_on_stops_the_evaluation",
@@ -64,7 +64,7 @@ MUTANTS = (
     one(
         "refusals in a row are never reset",
         "issue 14: first bug trial",
-        "evals/kept.py",
+        "evals/answer_cache.py",
         "in_a_row = 0\n            arrived(*order[place], completion)",
         "arrived(*order[place], completion)",
         "tests/cli/test_eval_kept.py::test_what_is_always_refused_keeps_nobody_from_going_on",
@@ -112,7 +112,7 @@ MUTANTS = (
     one(
         "refusals are counted through answers",
         "issue 14: third bug trial",
-        "evals/kept.py",
+        "evals/answer_cache.py",
         "            nonlocal in_a_row\n            in_a_row = 0\n            arrived(*order[place], completion)",
         "            arrived(*order[place], completion)",
         "tests/cli/test_eval_kept.py::test_what_is_always_refused_keeps_nobody_from_going_on",
@@ -273,7 +273,7 @@ MUTANTS = (
     one(
         "refusals that are scattered count as a row",
         "issue 14: fourth bug trial",
-        "evals/kept.py",
+        "evals/answer_cache.py",
         "            nonlocal in_a_row\n            in_a_row = 0\n            arrived(",
         "            arrived(",
         "tests/cli/test_eval_kept.py::test_what_is_always_refused_keeps_nobody_from_going_on",

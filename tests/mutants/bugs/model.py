@@ -266,7 +266,7 @@ MUTANTS = (
     one(
         "the first cached part is taken for the keys",
         "issue 16: a silent hole",
-        "model/sheet.py",
+        "model/packed_batch.py",
         "(self._pool(keys), self._pool(values))",
         "(self._pool(next(iter(self._layout.parts))), self._pool(values))",
         "tests/conformance/test_kinds.py::test_cached_equals_uncached_at_every_split",
@@ -322,7 +322,7 @@ MUTANTS = (
     one(
         "parts that the kind does not keep are ignored",
         "issue 16: a silent hole",
-        "model/sheet.py",
+        "model/packed_batch.py",
         "self._layout.check_write(parts)",
         "parts = {name: rows for name, rows in parts.items() if name in self._layout.parts}",
         "tests/conformance/test_outside.py::test_parts_that_the_kind_does_not_keep_are_refused",

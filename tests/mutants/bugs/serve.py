@@ -152,7 +152,7 @@ MUTANTS = (
     one(
         "connections that say nothing keep everybody out",
         "a review: 1100 of them, 100 MB of tracebacks in a minute",
-        "serve/patience.py",
+        "serve/connections.py",
         "            self.idle.popitem(last=False)[0].transport.abort()\n",
         "            self.idle.popitem(last=True)[0].transport.abort()\n",
         "tests/serve/test_limits.py::test_connections_that_say_nothing_keep_nobody_out",
@@ -393,7 +393,7 @@ MUTANTS = (
     one(
         "a body is taken in as it comes",
         "issue 14",
-        "serve/patience.py",
+        "serve/connections.py",
         "            transport.max_size = RECEIVED\n",
         "            pass\n",
         "tests/serve/test_load.py::test_no_callback_of_the_loop_does_work_that_grows_with_a_request_or_a_reply",
@@ -425,7 +425,7 @@ MUTANTS = (
     one(
         "a client that does not read is waited for without end",
         "issue 14",
-        "serve/patience.py",
+        "serve/connections.py",
         "            self._stalled = self.loop.call_later(self._stall, self.transport.abort)\n",
         "            pass\n",
         "tests/serve/test_load.py::test_clients_that_do_not_read_are_cut_off_billed_and_in_nobodys_way",
@@ -449,7 +449,7 @@ MUTANTS = (
     one(
         "a client that closes its own side is taken for gone",
         "issue 14",
-        "serve/patience.py",
+        "serve/connections.py",
         "            self._ask_whether_there()\n        return True\n",
         "            self._ask_whether_there()\n        return False\n",
         "tests/serve/test_load.py::test_a_client_that_closes_its_own_side_gets_its_whole_answer",
@@ -458,7 +458,7 @@ MUTANTS = (
     one(
         "a client that left is taken for one that closed its own side",
         "issue 14",
-        "serve/patience.py",
+        "serve/connections.py",
         '            self.transport.write(self.conn.send(informs) or b"")\n',
         "            pass\n",
         "tests/serve/test_load.py::test_a_client_that_has_left_is_cancelled_before_its_reply_could_end",

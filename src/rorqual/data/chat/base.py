@@ -11,8 +11,8 @@ from rorqual.core.errors import DataError
 from rorqual.core.parts import ContentPart, TextPart, foreign_part
 from rorqual.core.records import Message, Thinking, Tool
 from rorqual.data.chat.calls import CallForm, CallFrame
-from rorqual.data.chat.marks import Marks
 from rorqual.data.chat.reply import ReplyForm
+from rorqual.data.chat.special_tokens import SpecialTokenText
 from rorqual.data.chat.stream import Reader
 from rorqual.data.tokenizer import Special, Tokenizer
 
@@ -131,10 +131,10 @@ class ChatFormat(ABC):
         reader.finish()
         return reader.message()
 
-    def reply_marks(self, calls: CallForm | None, *, plain: bool = False) -> Marks:
+    def reply_marks(self, calls: CallForm | None, *, plain: bool = False) -> SpecialTokenText:
         """Return the special tokens that have a meaning in a reply, with those of tool calls if `calls` is given."""
         names = [] if plain else ["<think>", "</think>", *(calls.marks if calls else ())]
-        return Marks(self.tokenizer, names, spoken=names if self.spoken else ())
+        return SpecialTokenText(self.tokenizer, names, spoken=names if self.spoken else ())
 
     @property
     def takes_tools(self) -> bool:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from rorqual.data.chat.marks import CHARS, END_THINK, NAME_OF, THINK, raw
+from rorqual.data.chat.special_tokens import CHARS, END_THINK, NAME_OF, THINK, raw
 
 WHITE = "".join(char for char in map(chr, range(0x3001)) if char.isspace())
 MAX_HEAD = 256

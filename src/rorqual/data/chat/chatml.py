@@ -14,7 +14,7 @@ from typing import ClassVar
 from rorqual.core.records import Message, Tool
 from rorqual.data.chat.block import MarkedBlock, SpokenBlock
 from rorqual.data.chat.calls import HERMES, HERMES_FRAME, CallForm, CallFrame
-from rorqual.data.chat.marks import CHARS, END_THINK, THINK
+from rorqual.data.chat.special_tokens import CHARS, END_THINK, THINK
 from rorqual.data.chat.tools import schemas
 from rorqual.data.chat.turns import TurnChat
 from rorqual.data.tokenizer import Tokenizer

@@ -18,8 +18,8 @@ from typing import ClassVar
 from rorqual.core.records import Message, Thinking, Tool
 from rorqual.data.chat.block import MarkedBlock, SpokenBlock
 from rorqual.data.chat.calls import DEEPSEEK, DEEPSEEK_FRAME, FENCED_FRAME, CallForm, CallFrame
-from rorqual.data.chat.marks import CHARS
 from rorqual.data.chat.reply import Begins, ReplyForm
+from rorqual.data.chat.special_tokens import CHARS
 from rorqual.data.chat.tools import spelt
 from rorqual.data.chat.turns import TurnChat
 from rorqual.data.tokenizer import Special, Tokenizer

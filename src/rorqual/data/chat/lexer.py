@@ -8,7 +8,7 @@ from typing import Literal
 
 from rorqual.core.records import Tool
 from rorqual.data.chat.calls import MAX_HEAD, CallForm, Item, ending, kind_of
-from rorqual.data.chat.marks import END_THINK, NAME_OF, THINK
+from rorqual.data.chat.special_tokens import END_THINK, NAME_OF, THINK
 
 _SOMETHING = re.compile("[{\ud800-\udfff]")
 _IN_STRING = re.compile(f'["\\\\{THINK}{END_THINK}]')

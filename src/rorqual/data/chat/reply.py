@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from rorqual.data.chat.calls import WHITE, CallForm, Item
-from rorqual.data.chat.marks import NAME_OF, raw
+from rorqual.data.chat.special_tokens import NAME_OF, raw
 
 Begins = Literal["thought", "answer", "mark", "late"]
 """How a reply begins:

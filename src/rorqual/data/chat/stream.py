@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from rorqual.core.records import Message, Tool, ToolCall
 from rorqual.data.chat.calls import CallForm
 from rorqual.data.chat.lexer import Lexer
-from rorqual.data.chat.marks import Marks, Unmarking
 from rorqual.data.chat.reply import Part, ReplyForm
+from rorqual.data.chat.special_tokens import IncrementalDecoder, SpecialTokenText
 from rorqual.data.chat.thoughts import Thoughts
 
 
@@ -48,7 +48,7 @@ class Reader:
 
     def __init__(
         self,
-        marks: Marks,
+        marks: SpecialTokenText,
         form: ReplyForm,
         calls: CallForm | None,
         tools: Sequence[Tool],
@@ -60,7 +60,7 @@ class Reader:
         """The parts read so far. After `finish` they join to the model's exact text."""
         self._stops, self._prefix = frozenset(stops), prefix
         self._ended = False
-        self._text = Unmarking(marks)
+        self._text = IncrementalDecoder(marks)
         self._lexer = Lexer(calls, tools)
         self._thought = Thoughts(form, calls)
         self._calls: list[ToolCall] = []

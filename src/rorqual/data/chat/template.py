@@ -28,8 +28,8 @@ from rorqual.data.chat.calls import (
     CallForm,
     CallFrame,
 )
-from rorqual.data.chat.marks import NAME_OF
 from rorqual.data.chat.reply import Begins, ReplyForm, Trim
+from rorqual.data.chat.special_tokens import NAME_OF
 from rorqual.data.chat.tools import check_tools, has_tools, schema, spelt, turns
 from rorqual.data.tokenizer import Special, Tokenizer
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 from rorqual.data.chat.calls import WHITE, CallForm, Item
-from rorqual.data.chat.marks import END_THINK, NAME_OF, THINK, raw
 from rorqual.data.chat.reply import LATE, Answer, Part, ReplyForm, half
+from rorqual.data.chat.special_tokens import END_THINK, NAME_OF, THINK, raw
 
 State = Literal["start", "late", "in", "out"]
 

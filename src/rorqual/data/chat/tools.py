@@ -9,7 +9,7 @@ from typing import Any
 from rorqual.core.errors import DataError
 from rorqual.core.records import Message, Tool
 from rorqual.data.chat.calls import MAX_DEPTH, too_deep
-from rorqual.data.chat.marks import check_text
+from rorqual.data.chat.special_tokens import check_text
 
 
 def has_tools(messages: Sequence[Message]) -> bool:

@@ -9,7 +9,7 @@ from typing import ClassVar
 from rorqual.core.errors import DataError
 from rorqual.core.records import Message, Thinking, Tool
 from rorqual.data.chat.base import ChatFormat, Rendered, check_turns
-from rorqual.data.chat.marks import Marks
+from rorqual.data.chat.special_tokens import SpecialTokenText
 from rorqual.data.chat.tools import check_tools, has_tools, turns
 from rorqual.data.tokenizer import Tokenizer
 
@@ -33,7 +33,7 @@ class TurnChat(ChatFormat):
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         super().__init__(tokenizer)
-        self._spelling = Marks(tokenizer, ())
+        self._spelling = SpecialTokenText(tokenizer, ())
         known = tokenizer.special_names
         if missing := [mark for mark in self.marks if mark not in known]:
             raise DataError(

@@ -22,7 +22,7 @@ from rorqual.core.errors import DataError
 from rorqual.core.records import Message, Tool
 from rorqual.data.chat import ChatFormat
 from rorqual.data.chat.calls import CallFrame
-from rorqual.data.chat.marks import NAME_OF
+from rorqual.data.chat.special_tokens import NAME_OF
 from rorqual.engine.grammar.check import Judge
 from rorqual.engine.grammar.source import parse_calls
 

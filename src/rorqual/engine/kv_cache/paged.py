@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rorqual.model import ModelConfig
 from rorqual.model.attention import CacheLayout, CachePart, LayerCache
-from rorqual.model.sheet import InBlocks, angles
+from rorqual.model.packed_batch import BlockedLayerCache, angles
 from rorqual.ops.backends.attention import PagedAttention, Plan
 from rorqual.ops.paged import BLOCK
 from rorqual.ops.rope import Rope
@@ -136,7 +136,7 @@ class StepCache:
         return self.cache.table(rope, dim)
 
 
-class _Layer(InBlocks):
+class _Layer(BlockedLayerCache):
     def __init__(self, step: StepCache, layout: CacheLayout, pools: dict[str, Tensor]) -> None:
         super().__init__(layout, step.cache.attention, step.plan)
         self._tensors = pools

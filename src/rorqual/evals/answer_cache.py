@@ -26,7 +26,7 @@ Place = tuple[int, int]
 """The index of a request, and of one of its samples."""
 
 
-class Kept:
+class AnswerCache:
     """A `Generator` that caches answers on disk and asks `generator` only for those that are missing.
 
     The cache is `OUT.xxxxxxxx.kept` beside `out`, one JSON line per sample. The file name holds a digest of `made`,
@@ -51,9 +51,9 @@ class Kept:
         if out is not None:
             digest = hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()
             self.path = out.with_name(f"{out.name}.{digest[:8]}.kept")
-        self._file = _File(self.path, paid=isinstance(generator, RemoteEngine))
+        self._file = _CacheFile(self.path, paid=isinstance(generator, RemoteEngine))
 
-    def __enter__(self) -> Kept:
+    def __enter__(self) -> AnswerCache:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -139,7 +139,7 @@ class Kept:
         engine.collect([(requests[number], sample) for number, sample in order], answer, refused=refused)
 
 
-class _File:
+class _CacheFile:
     """The cache file: answers, and the names of rejected requests. If `path` is None it exists in memory only.
 
     With `paid`, each answer is synced to disk before the next one, and disk space is reserved so that this works on a

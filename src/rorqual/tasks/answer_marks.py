@@ -49,7 +49,7 @@ _CHOICE = re.compile(
 
 
 @dataclass(frozen=True)
-class Mark:
+class AnswerMark:
     """A marked answer: `text` is the answer, and the rest of the reply starts at `end`.
 
     `phrase` is True for a mark in prose, whose text may hold more than the answer.
@@ -61,16 +61,16 @@ class Mark:
     phrase: bool = False
 
 
-def boxes(text: str) -> list[Mark]:
+def boxes(text: str) -> list[AnswerMark]:
     r"""Return the contents of every complete `\boxed{...}`, ordered by start. Braces may nest."""
-    found: list[Mark] = []
+    found: list[AnswerMark] = []
     opened: list[tuple[int, int] | None] = []
     for match in _BRACE.finditer(text):
         token = match[0]
         if token == "}":
             begun = opened.pop() if opened else None
             if begun is not None:
-                found.append(Mark(begun[0], match.end(), text[begun[1] : match.start()].strip()))
+                found.append(AnswerMark(begun[0], match.end(), text[begun[1] : match.start()].strip()))
         elif token[-1] == "{" and token != "\\{":
             opened.append((match.start(), match.end()) if token.startswith(BOXED) else None)
     return sorted(found, key=lambda mark: mark.start)
@@ -82,7 +82,7 @@ def boxed(text: str) -> str | None:
     return found[-1].text if found else None
 
 
-def marks(text: str) -> list[Mark]:
+def marks(text: str) -> list[AnswerMark]:
     """Return the last marks of the text, ordered by start."""
     found = [*_joined(text, boxes(text)), *_tags(text)][-MARKS:]
     inside = found[:]
@@ -97,7 +97,7 @@ def marks(text: str) -> list[Mark]:
             found.append(_line(text, match))
     for match in _lasts(_AFTER, text):
         if not _SPOKEN_OF.search(match[0]) and not text[match.end() : match.end() + 2].startswith("?"):
-            found.append(Mark(match.start(), match.end(), match[0].rpartition(" is ")[0], phrase=True))
+            found.append(AnswerMark(match.start(), match.end(), match[0].rpartition(" is ")[0], phrase=True))
     return sorted(found, key=lambda mark: mark.start)
 
 
@@ -111,31 +111,31 @@ def marked(text: str) -> str | None:
     return found[-1].text.rstrip(".").strip() if found else None
 
 
-def _joined(text: str, found: list[Mark]) -> list[Mark]:
+def _joined(text: str, found: list[AnswerMark]) -> list[AnswerMark]:
     """Join boxes that are separated by `and`, `or` or a comma into one answer."""
-    joined: list[Mark] = []
+    joined: list[AnswerMark] = []
     for box in found:
         gap = text[joined[-1].end : box.start] if joined else ""
         if joined and 0 < len(gap) < 40 and _AND.fullmatch(gap):
             first = joined.pop()
-            box = Mark(first.start, box.end, f"{first.text}, {box.text}"[-SENTENCE:])
+            box = AnswerMark(first.start, box.end, f"{first.text}, {box.text}"[-SENTENCE:])
         joined.append(box)
     return joined
 
 
-def _tags(text: str) -> list[Mark]:
+def _tags(text: str) -> list[AnswerMark]:
     lower = text.lower()
     if len(lower) != len(text):  # lower() changed the length, which would shift the positions
         lower = text
-    return [Mark(a, b, text[a + 8 : b - 9].strip()) for a, b in spans(lower, "<answer>", "</answer>")]
+    return [AnswerMark(a, b, text[a + 8 : b - 9].strip()) for a, b in spans(lower, "<answer>", "</answer>")]
 
 
-def _line(text: str, match: re.Match[str]) -> Mark:
+def _line(text: str, match: re.Match[str]) -> AnswerMark:
     """Return a mark from the end of `match` to the end of the sentence that begins there."""
     rest = text[match.end() : match.end() + SENTENCE]
     sentence = next(iter(sentences(rest)), "")
     end = match.end() + max(rest.find(sentence), 0) + len(sentence)
-    return Mark(match.end(), end, sentence.strip(), phrase=not match[0].startswith("#"))
+    return AnswerMark(match.end(), end, sentence.strip(), phrase=not match[0].startswith("#"))
 
 
 def _only_spoken_of(text: str, match: re.Match[str]) -> bool:

@@ -37,7 +37,7 @@ Places = Mapping[int, Path]
 
 
 @dataclass(frozen=True)
-class Half:
+class EqualBudgetClaim:
     """One part of a claim: arm `favoured` is better than arm `rival` at equal `equal`."""
 
     equal: Equal
@@ -65,10 +65,10 @@ class Match:
 
 
 @dataclass(frozen=True)
-class Judged:
+class JudgedClaim:
     """A part with its evidence. Contrasts are rival minus favoured arm."""
 
-    half: Half
+    half: EqualBudgetClaim
     match: Match
     loss: Contrast
     accuracy: tuple[Contrast, ...]
@@ -113,7 +113,7 @@ def _shown(value: float) -> str:
     return f"{value:,.0f}" if value == round(value) else f"{value:.1f}"
 
 
-def judge(half: Half, places: Places) -> Judged:
+def judge(half: EqualBudgetClaim, places: Places) -> JudgedClaim:
     """Compare the two arms over all seeds."""
     names, where = (half.favoured, half.rival), list(places.values())
     mine, theirs = ([value(place, f"{name}-loss") for place in where] for name in names)
@@ -121,7 +121,7 @@ def judge(half: Half, places: Places) -> Judged:
         f"right when made to think, equal {half.equal}: {ARMS[half.favoured].label}, then {ARMS[half.rival].label}",
         *([evaluation(place, f"{name}-on") for place in where] for name in names),
     )
-    return Judged(
+    return JudgedClaim(
         half,
         Match(half.equal, *(float(np.mean([measured(half.equal, place / name) for place in where])) for name in names)),
         contrast_of_values(
@@ -148,7 +148,7 @@ def measured(equal: Equal, run: Path) -> float:
 class ShapeExperiment(Experiment):
     """An experiment on a model's shape, defined by the parts of its claim, `halves`."""
 
-    halves: ClassVar[tuple[Half, ...]]
+    halves: ClassVar[tuple[EqualBudgetClaim, ...]]
 
     @property
     def arms(self) -> tuple[str, ...]:
@@ -262,7 +262,7 @@ def _curve(run: RunDir) -> Iterator[tuple[float, float]]:
         yield float(spent[part[-1]]), float(losses[part].mean())
 
 
-def differences(judged: Sequence[Judged]) -> Chart:
+def differences(judged: Sequence[JudgedClaim]) -> Chart:
     """Return the excess loss of the rival for each part."""
     seeds = zip(*(one.loss.by_seed for one in judged), strict=True)
     return Chart(

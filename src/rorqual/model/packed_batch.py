@@ -28,7 +28,7 @@ def angles(rope: Rope, dim: int, positions: int, device: torch.device | str) -> 
     return torch.cat(cos), torch.cat(sin)
 
 
-class InBlocks(LayerCache, ABC):
+class BlockedLayerCache(LayerCache, ABC):
     """The cache of one attention whose parts are stored in blocks. `_pool` returns a part in the layout of `attention`,
     and `attention` computes by `plan`.
     """
@@ -129,7 +129,7 @@ class InBlocks(LayerCache, ABC):
         return (self._pool(keys), self._pool(values)), value_width or self._layout.parts[values].width
 
 
-class Sheet:
+class PackedBatchCache:
     """A `Cache` for one whole batch. It keeps nothing after the forward pass, and gradients flow through it.
 
     positions [batch, seq] begin at 0 in each document. segments [batch, seq] are document numbers; None means one
@@ -166,7 +166,7 @@ class Sheet:
 
     def layer(self, index: int) -> LayerCache:
         """Return the cache of one attention."""
-        return _SheetLayer(self, self.layouts[index])
+        return _PackedLayerCache(self, self.layouts[index])
 
     def table(self, rope: Rope, dim: int) -> tuple[Tensor, Tensor]:
         """See `Cache`."""
@@ -189,8 +189,8 @@ class Sheet:
         return self._known[every]
 
 
-class _SheetLayer(InBlocks):
-    def __init__(self, sheet: Sheet, layout: CacheLayout) -> None:
+class _PackedLayerCache(BlockedLayerCache):
+    def __init__(self, sheet: PackedBatchCache, layout: CacheLayout) -> None:
         super().__init__(layout, sheet.attention, sheet.plan)
         self._sheet = sheet
         self._rows: dict[str, Tensor] = {}

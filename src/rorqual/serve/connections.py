@@ -19,21 +19,21 @@ RECEIVED = 8192
 """Bytes that are read from a socket at once. If a body comes in one-byte chunks, they are 1,400 events, about 20 ms of work."""
 
 
-class Lobby:
+class ConnectionLimit:
     """A server's connections, at most `most`. `idle`: connections without a running request, the longest idle first."""
 
     def __init__(self, most: int) -> None:
         self.most = most
-        self.idle: OrderedDict[Patient, None] = OrderedDict()
+        self.idle: OrderedDict[TimedProtocol, None] = OrderedDict()
 
-    def enter(self, connection: Patient) -> None:
+    def enter(self, connection: TimedProtocol) -> None:
         """Add a connection. If that exceeds the limit, close the longest idle one, so that idle clients do not block others."""
         self.idle[connection] = None
         if len(connection.connections) > self.most:
             self.idle.popitem(last=False)[0].transport.abort()
 
 
-class Patient(H11Protocol):
+class TimedProtocol(H11Protocol):
     """HTTP/1.1 with time limits.
 
     A request's head must be complete `head_seconds` after the connection opened, or after its first byte on a kept-alive
@@ -50,7 +50,7 @@ class Patient(H11Protocol):
     _probe: asyncio.TimerHandle | None = None
     _ended = False
 
-    def __init__(self, *args: Any, lobby: Lobby, stall: float, **settings: Any) -> None:
+    def __init__(self, *args: Any, lobby: ConnectionLimit, stall: float, **settings: Any) -> None:
         super().__init__(*args, **settings)
         self._lobby, self._stall = lobby, stall
 

@@ -11,7 +11,7 @@ from rorqual.core.errors import DataError
 from rorqual.model import Decoder, ModelConfig, Stage, build
 from rorqual.model.attention import AttentionConfig, GQAConfig, MLAConfig
 from rorqual.model.ffn import DenseConfig, MoEConfig
-from rorqual.model.sheet import TABLE, Sheet, angles
+from rorqual.model.packed_batch import TABLE, PackedBatchCache, angles
 from rorqual.ops.backends import TORCH, TORCH_INVARIANT
 from rorqual.ops.paged import BLOCK
 from rorqual.ops.rope import Rope, rope_table
@@ -90,7 +90,7 @@ def test_padding_gets_no_gradient_and_gives_none(model: Decoder) -> None:
 @pytest.mark.parametrize("wrong", [[1, 2, 3], [0, 1, 3], [0, 1, 1]])
 def test_documents_that_are_not_whole_are_refused(wrong: list[int]) -> None:
     with pytest.raises(DataError, match="position 0"):
-        Sheet(torch.tensor([wrong]), None, [], TORCH_INVARIANT.attention)
+        PackedBatchCache(torch.tensor([wrong]), None, [], TORCH_INVARIANT.attention)
 
 
 def test_angles_do_not_depend_on_how_many_there_are() -> None:

@@ -43,7 +43,7 @@ def raw(text: str) -> str:
     return _MARK.sub(lambda found: NAME_OF[found.group()], text)
 
 
-class Marks:
+class SpecialTokenText:
     """How one tokenizer writes special tokens: as a token if it has one, else as text.
 
     `spoken` lists names that count in a reply both as tokens and as text. All other `names` count only as tokens, unless the
@@ -84,10 +84,10 @@ class Marks:
         return len(tail) if tail and any(name.startswith(tail) for name in self.by_text) else 0
 
 
-class Unmarking:
+class IncrementalDecoder:
     """Converts a reply's ids to marked text, one by one. Incomplete characters and special tokens wait."""
 
-    def __init__(self, marks: Marks) -> None:
+    def __init__(self, marks: SpecialTokenText) -> None:
         self._marks = marks
         self._bytes = codecs.getincrementaldecoder("utf-8")("replace")
         self._held = ""

@@ -21,7 +21,7 @@ from pathlib import Path
 from rorqual.core.records import write_json
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "tests" / "distil"))
+sys.path.insert(0, str(ROOT / "tests" / "factory"))
 
 from billed import RESERVE, ask, billing_server  # noqa: E402
 from billing_server import KINDS  # noqa: E402

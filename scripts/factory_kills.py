@@ -40,7 +40,7 @@ from rorqual.core.records import write_json
 
 ROOT = Path(__file__).parent.parent
 RESULT = ROOT / "docs" / "results" / "factory-kills.json"
-SERVER, SUMS = ROOT / "tests" / "distil" / "distil_server.py", ROOT / "tests" / "distil" / "sums_task.py"
+SERVER, SUMS = ROOT / "tests" / "factory" / "distil_server.py", ROOT / "tests" / "factory" / "sums_task.py"
 sys.path.insert(0, str(SERVER.parent))
 
 from distil_server import PROMPT_TOKENS, answer  # noqa: E402

@@ -21,6 +21,7 @@ from outside import (
     NarrowCompressedConfig,
     NarrowIndexedConfig,
     NarrowKeysConfig,
+    TwoKeysConfig,
     narrow,
 )
 from pydantic import ValidationError
@@ -202,6 +203,17 @@ def test_the_bits_are_the_same_however_a_sequence_was_computed(attention: Attent
     kept.close()
     restored = engine_of(model, cache_dir=tmp_path)
     assert answers(restored, asked) == expected and restored.stats()["blocks_restored"] >= 2
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("ops", [TORCH, TORCH_INVARIANT], ids=lambda ops: ops.name)
+def test_a_trainer_rounds_what_an_engine_would_keep_in_another_type(ops: Backend) -> None:
+    """Also a kind that needs no cache otherwise, in a backend that trains without one."""
+    tokens = torch.randint(40, 200, (1, LONG), generator=torch.Generator().manual_seed(0))
+    plain, rounded = (
+        build(config(kind), seed=1, ops=ops)(tokens).hidden for kind in (TwoKeysConfig(), NarrowKeysConfig())
+    )
+    assert 1e-5 < relative(rounded, plain.double()) < 1e-2
 
 
 def test_blocks_on_disk_are_of_one_layout(monkeypatch: pytest.MonkeyPatch) -> None:

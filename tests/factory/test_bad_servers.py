@@ -87,8 +87,8 @@ def test_what_can_be_asked_again_is(server: tuple[str, Path], tmp_path: Path, ki
     assert {(row.verdict, row.dropped) for row in rows} == {("right", "")}
     card = (tmp_path / "card.md").read_text(encoding="utf-8")
     paid = sum(row.money for row in rows)
-    assert f"| total, by our count | 16 | {found.counted:.6g} |" in card
-    assert f"| answer received | 8 | {paid:.6g} |" in card
+    assert f"| paid, by our count | 16 | {found.counted:.6g} |" in card
+    assert f"| kept: answer received | 8 | {paid:.6g} |" in card
     assert f"| lost: no answer received, possibly billed | 8 | {found.counted - paid:.6g} |" in card
 
 

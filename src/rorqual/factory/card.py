@@ -177,8 +177,8 @@ def _tables(findings: CardFindings) -> Iterator[Table]:
     money = findings.spending
     if money.total:
         spent = [
-            _spent("total, by our count", money.kept + money.lost_requests, money.total),
-            _spent("answer received", money.kept, money.paid),
+            _spent("paid, by our count", money.kept + money.lost_requests, money.total),
+            _spent("kept: answer received", money.kept, money.paid),
             _spent("lost: no answer received, possibly billed", money.lost_requests, money.lost),
         ]
         yield "Money", ["Requests", "Number", "Money"], spent

@@ -1266,7 +1266,7 @@ MUTANTS = (
         "issue 16: attention behind a backend",
         "ops/backends/__init__.py",
         "if (fault := _fault(cls)) is not None:",
-        "if (fault := _fault(cls)) is not None and not path:",
+        "if (fault := _fault(cls)) is not None and placed is None:",
         "tests/conformance/test_outside_backend.py::test_a_file_names_a_backend",
     ),
     one(
@@ -1357,7 +1357,7 @@ MUTANTS = (
         "model/decoder.py",
         "self.needs_cache = rounded or any(",
         "self.needs_cache = any(",
-        "tests/conformance/test_outside_attention.py::test_a_trainers_log_probabilities_are_the_samplers",
+        "tests/conformance/test_outside_attention.py::test_a_trainer_rounds_what_an_engine_would_keep_in_another_type",
     ),
     one(
         "blocks on disk are of any layout",

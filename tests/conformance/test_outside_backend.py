@@ -305,7 +305,7 @@ def test_a_numbering_that_moves_block_0_or_the_slot_of_nobody_is_refused() -> No
 
     for dropped in ("window", "selected"):
         Nearsighted.dropped = dropped
-        assert "attend" in (fault_of(Nearsighted()) or ""), dropped
+        assert fault_of(Nearsighted()) is not None, dropped
 
     class NoGradient(Permuted):
         def lay_out(self, blocks: Tensor) -> Tensor:

@@ -286,6 +286,18 @@ def test_of_what_waits_the_higher_priority_runs_first(mla: Decoder, tokenizer: T
     assert ended == [request_ids[1], request_ids[2], request_ids[0]]
 
 
+def test_each_request_of_a_batch_has_as_many_alternatives_as_it_asked_for(
+    mla: Decoder, tokenizer: Tokenizer, chat: ChatFormat
+) -> None:
+    engine = Engine.of(mla, tokenizer, chat, slots=4)
+    numbers = (1, 5, 0, 3)
+    batch = engine.generate([asked(top_logprobs=number) for number in numbers])
+    for number, [found] in zip(numbers, batch):
+        [[alone]] = engine.generate([asked(top_logprobs=number)])
+        assert found.top_logprobs == alone.top_logprobs
+        assert number == 0 or {len(some) for some in found.top_logprobs or ()} == {number}
+
+
 def test_no_field_of_a_request_is_forgotten_here() -> None:
     named = {"messages", "params", "thinking", "prompt_ids", "tenant", "priority", "reuse", "embeds"}
     assert {f.name for f in fields(Request)} == named

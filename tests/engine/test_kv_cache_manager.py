@@ -139,3 +139,18 @@ def test_with_no_place_to_put_it_a_block_on_disk_is_a_miss(tmp_path: Path) -> No
         one = owner(1)
         assert pages.match(one) == 2 * BLOCK
         pages.pool.check([[0], one.blocks])
+
+
+def test_samples_of_one_prompt_name_their_own_replies() -> None:
+    """They share the names of the prompt's blocks, and a block of one reply is not found by the other's."""
+    pages, first, second = pages_of(20), owner(), owner(1)
+    fill(pages, first)
+    pages.fork(first, second, len(PROMPT))
+    replies = some_ids(1, 2 * BLOCK), some_ids(2, 2 * BLOCK)
+    for one, reply in zip((first, second), replies):
+        one.tokens = [*PROMPT, *reply]
+        fill(pages, one)
+    assert first.keys[:3] == second.keys[:3] and not {*first.keys[3:]} & {*second.keys[3:]}
+    for number, (one, reply) in enumerate(zip((first, second), replies), start=2):
+        again = owner(number, (*PROMPT, *reply))
+        assert pages.match(again) == 5 * BLOCK and again.blocks == one.blocks[:5]

@@ -15,7 +15,7 @@ from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from rorqual.core.errors import ConfigError
-from rorqual.ops import invariant
+from rorqual.ops import grouped, invariant
 from rorqual.ops.backends import REFERENCE, TORCH, TORCH_INVARIANT, Backend, TorchInvariant, backend
 from rorqual.ops.backends.torch import Torch
 from rorqual.ops.devices import check_device
@@ -366,3 +366,15 @@ def test_a_gated_activation_uses_the_backends_own_silu() -> None:
     gate, up = torch.randn(5, 7), torch.randn(5, 7)
     assert torch.equal(Own().act_mul(gate, up), 3 * gate * up)
     assert torch.equal(TorchInvariant().act_mul(gate, up), TorchInvariant().silu(gate) * up)
+
+
+def test_grouped_products_take_only_rows_that_torch_can_align(monkeypatch: pytest.MonkeyPatch) -> None:
+    """16 bytes: 8 values of bf16, in the rows of both matrices. The CPU and fp32 have no such product."""
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: False)  # it knows no device `meta`
+
+    def fits(width: int, intermediate: int, dtype: torch.dtype = torch.bfloat16, device: str = "meta") -> bool:
+        x = torch.empty(3, width, dtype=dtype, device=device)
+        return grouped.fits(x, torch.empty(2, 2 * intermediate, width, dtype=dtype, device=device))
+
+    assert fits(16, 8) and fits(8, 16)
+    assert not any((fits(12, 8), fits(16, 12), fits(16, 4), fits(16, 8, torch.float32), fits(16, 8, device="cpu")))

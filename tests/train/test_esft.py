@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,14 @@ from safetensors.torch import load_file
 from test_lora import llama, logits, same, stopped_and_resumed
 from torch import Tensor
 
-from rorqual.core.errors import ConfigError
+from rorqual.core.errors import ConfigError, NumericsError
 from rorqual.core.records import RunDir
 from rorqual.model import Decoder
-from rorqual.model.adapter import ESFT, adapter_of, trained
+from rorqual.model.adapter import ESFT, LoRA, adapter_of, trained
 from rorqual.model.adapter.esft import relevance, select
 from rorqual.model.adapter.files import ADAPTER_FILE
 from rorqual.model.load.run import load_run
-from rorqual.ops.backends import REFERENCE, TORCH
+from rorqual.ops.backends import REFERENCE, TORCH, Backend, backend
 from rorqual.ops.moe import route
 from rorqual.train.loop import fit
 from rorqual.train.objectives import MultiToken, NextToken, Objective
@@ -214,3 +215,25 @@ def test_a_model_without_experts_is_refused() -> None:
     with pytest.raises(ConfigError, match="no routed experts") as error:
         ESFT().attach(loud(llama()), seed=0, experts=((0,),))
     assert "tune.kind=lora" in error.value.remedy
+
+
+@torch.no_grad()
+def turned_away(model: Decoder) -> Decoder:
+    """No token chooses the experts that are trained."""
+    for name, bias in model.named_buffers():
+        if name.endswith("e_score_correction_bias"):
+            bias[list(CHOSEN[0])] = -100.0
+    return model
+
+
+@pytest.mark.parametrize("ops", [REFERENCE, TORCH, backend("torch-invariant")], ids=lambda ops: ops.name)
+def test_an_update_in_which_no_token_meets_a_trained_expert_is_legal(ops: Backend) -> None:
+    model = turned_away(specialised(loud(tiny(modules=0))))
+    LoRA(r=2, targets="o_proj").attach(model, seed=0)
+    update = None
+    with suppress(NumericsError):
+        update = update_of(ops.bind(model), (NextToken(),), packed(documents(0)), parts=2)
+    assert update is not None, "the step was refused"
+    grads = dict(zip(trained(model), update.grads, strict=True))
+    assert any(grad.any() for name, grad in grads.items() if "lora" in name)
+    assert not any(grad.any() for name, grad in grads.items() if "experts" in name)

@@ -36,6 +36,7 @@ from rorqual.data.tokenizer import BASE_VOCAB, Tokenizer
 from rorqual.engine import Completion
 from rorqual.model import Decoder
 from rorqual.model.adapter import ESFT, LoRA, trained
+from rorqual.ops.moe import Routing
 from rorqual.tasks.base import Problem, Verdict
 from rorqual.train.lines import Lines
 from rorqual.train.loop import Totals, fit
@@ -47,7 +48,7 @@ from rorqual.train.sources.rollouts import Scored, check_room, measure, trace_li
 from rorqual.train.state import check_vocabulary
 from rorqual.train.tune import _look as look
 from rorqual.train.tune import ended
-from rorqual.train.workers import Update, compare, workers
+from rorqual.train.workers import Update, _record_replay, compare, workers
 
 # ---- the fields of a step's record
 
@@ -354,3 +355,16 @@ def test_a_batch_is_divided_with_all_its_fields() -> None:
                  "replay", "old_logprobs", "teacher_ids", "kept"):  # fmt: skip
         assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(full, name)), name
     assert sum(part.n_tokens for part in parts) == full.n_tokens == int((full.segments >= 0).sum()) < 6 * ROW
+
+
+def test_the_gap_of_replayed_experts_is_the_largest_of_all_layers_and_tokens() -> None:
+    """Padding does not count, and a later layer that agrees hides nothing."""
+    chosen, own = torch.tensor([[0, 1], [2, 3], [0, 1]]), torch.tensor([[0, 1], [2, 0], [2, 3]])
+    weights = torch.ones(3, 2)
+    layers = [
+        Routing(chosen, weights, torch.ones(3, 4), own, torch.tensor([0.0, 0.5, 9.0])),
+        Routing(chosen, weights, torch.ones(3, 4), chosen, torch.tensor([0.1, 0.0, 9.0])),
+    ]
+    update = Update([], 0.0)
+    _record_replay(update, layers, torch.tensor([True, True, False]))
+    assert update.maxima["routing_gap"] == 0.5 and update.means["routing_flips"] == (1.0, 4.0)

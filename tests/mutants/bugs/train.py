@@ -694,4 +694,20 @@ MUTANTS = (
         "    return model",
         "tests/conformance/test_silent.py::test_references_and_teachers_are_computed_by_the_trainers_backend",
     ),
+    one(
+        "the gap of replayed experts is the last layer's",
+        "issue 16: fifth bug trial",
+        "train/workers.py",
+        "gap = max(gap, float(one.gap[valid].max()))",
+        "gap = float(one.gap[valid].max())",
+        "tests/train/test_train_wiring.py::test_the_gap_of_replayed_experts_is_the_largest_of_all_layers_and_tokens",
+    ),
+    one(
+        "an update without a token for a trained expert stops the run",
+        "issue 16: fifth bug trial",
+        "train/workers.py",
+        "if modules[owner] in ran and not isinstance(modules[owner], HoldsParts):",
+        "if modules[owner] in ran:",
+        "tests/train/test_esft.py::test_an_update_in_which_no_token_meets_a_trained_expert_is_legal",
+    ),
 )

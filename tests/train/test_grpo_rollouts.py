@@ -251,6 +251,15 @@ def test_a_kl_term_holds_the_policy_at_its_reference(base: Path, tmp_path: Path)
     assert found[5.0][-1] < 0.5 * found[1e-6][-1]
 
 
+def test_the_reference_is_scored_at_the_temperature_of_the_samples(base: Path, tmp_path: Path) -> None:
+    """Before the first update, the policy is its reference: the KL is nothing, at any temperature."""
+    for temperature in (1.0, 0.6):
+        objective = {"beta": 0.1, "temperature": temperature}
+        run = run_with(base, 1, reference=str(base), objective=objective, temperature=temperature)
+        watch(run, tmp_path / str(temperature))
+        assert abs(records(tmp_path / str(temperature))[0]["kl"]) < 1e-4
+
+
 def test_a_kl_without_a_reference_and_a_foreign_reference_are_refused(base: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"needs reference_logprobs.*source.reference=RUN"):
         values = {"task": grpo_run(base).source.task, "from": str(base), "objectives.0.beta": "0.1"}  # type: ignore[attr-defined]

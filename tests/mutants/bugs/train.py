@@ -597,13 +597,18 @@ MUTANTS = (
         "if modules[owner] not in ran and not",
         "tests/train/test_sharded.py::test_a_parameter_that_no_gradient_reaches_stops_the_step",
     ),
-    one(
+    Mutant(
         "no gradient at all is taken for zeros",
         "issue 16: a silent hole",
-        "train/workers.py",
-        "if missing or not found:",
-        "if missing and found:",
-        "tests/train/test_sharded.py::test_a_loss_without_any_gradient_stops_the_step",
+        (
+            Change("src/rorqual/train/workers.py", "if missing or not found:", "if missing and found:"),
+            Change(
+                "src/rorqual/train/workers.py",
+                "len(found) - int(torch.stack([grad.any() for grad in found]).sum())",
+                "sum(not grad.any() for grad in found)",
+            ),
+        ),
+        ("tests/train/test_sharded.py::test_a_loss_without_any_gradient_stops_the_step",),
     ),
     one(
         "zero gradients are not counted",
@@ -709,5 +714,13 @@ MUTANTS = (
         "if modules[owner] in ran and not isinstance(modules[owner], HoldsParts):",
         "if modules[owner] in ran:",
         "tests/train/test_esft.py::test_an_update_in_which_no_token_meets_a_trained_expert_is_legal",
+    ),
+    one(
+        "the reference is scored at temperature 1",
+        "issue 16: fifth bug trial",
+        "train/sources/rollouts.py",
+        "Reference(config.reference, materials.model, temperature=config.temperature, threads=materials.threads)",
+        "Reference(config.reference, materials.model, temperature=1.0, threads=materials.threads)",
+        "tests/train/test_grpo_rollouts.py::test_the_reference_is_scored_at_the_temperature_of_the_samples",
     ),
 )

@@ -38,4 +38,5 @@ export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive
 # If this is set, as in some containers, every process that a test starts compiles torch's modules again: three CPU seconds.
 unset PYTHONDONTWRITEBYTECODE
 # Use one process more than cores, because many tests wait for a server, a kill or a clock.
-exec "$bin/pytest" -m "not soak" -n "${RORQUAL_TEST_PROCESSES:-$(($(nproc) + 1))}" --dist worksteal --hypothesis-profile "$profile" "$@"
+# (nproc itself obeys OMP_NUM_THREADS.)
+exec "$bin/pytest" -m "not soak" -n "${RORQUAL_TEST_PROCESSES:-$(($(env -u OMP_NUM_THREADS nproc) + 1))}" --dist worksteal --hypothesis-profile "$profile" "$@"

@@ -40,7 +40,7 @@ def training_drawings(model: ModelConfig, asked: TrainPlan, made: Trained, *, is
 
 
 def _changes(layout: Layout) -> list[tuple[str, Layout]]:
-    """Return variants of `layout` with other recomputation, and one without ZeRO."""
+    """Return variants of `layout` with other activation-checkpointing settings, and one without ZeRO."""
     data = {name: getattr(layout, name) for name in ("dp", "tp", "pp", "ep", "zero", "recompute", "microbatch")}
     found = [("everything recomputed", Layout(**{**data, "recompute": "full"}))] if layout.recompute != "full" else []
     if layout.recompute != "none":

@@ -35,7 +35,7 @@ class Sequence:
     slot: int = -1
     """Slot of its state in the runner, or -1."""
     tokens: list[int] = field(default_factory=list)
-    """The prompt and, after a preemption, the reply up to it."""
+    """The tokens to prefill: the prompt and, after a preemption, the reply tokens drawn before it."""
     num_computed_tokens: int = 0
     """How many of `tokens` are in the KV cache."""
     hit: int = -1

@@ -156,7 +156,10 @@ def _by_label(labels: Ints, each: Floats, n_labels: int) -> Floats:
 
 
 def lift(table: NDArray[Any]) -> Floats:
-    """Counts [families, experts] -> an expert's share of a family's choices over its mean share in all families."""
+    """Return each expert's share of a family's tokens, divided by its mean share over all families.
+
+    table [families, experts] holds token counts.
+    """
     share = table / table.sum(-1, keepdims=True)
     return np.asarray(share / np.maximum(share.mean(0, keepdims=True), 1e-12))
 

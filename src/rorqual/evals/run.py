@@ -159,8 +159,8 @@ def _sample(task: Task, problem: Problem, completion: Completion) -> GradedSampl
 def thinking_tokens(completion: Completion, tokens: int) -> int:
     """Return the number of tokens of `completion` before `</think>`.
 
-    This is `usage["reasoning_tokens"]` if the generator counted it. Otherwise it is estimated, because evals have no
-    tokenizer, as the share of the completion's characters, rounded. The estimate is exact for a character tokenizer
+    This is `usage["reasoning_tokens"]` if the generator counted it. Evals have no tokenizer, so
+    otherwise it is `tokens` times the share of the completion's characters before `</think>`, rounded. This is exact for a character tokenizer
     and for a completion that is all thinking.
     """
     counted = completion.usage.get("reasoning_tokens")

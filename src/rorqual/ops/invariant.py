@@ -3,7 +3,7 @@
 Three effects can make a row's bits depend on other rows, and each has a remedy.
 
 - Libraries compute products of few rows with other kernels than products of many: rows are padded (`ops.rows`).
-- Sums over keys depend on the number of keys: `ops.paged` fixes their order.
+- The order of a sum over keys varies with the number of keys: `ops.paged` fixes this order.
 - torch computes a contiguous tensor's last elements, up to 31, with another exponential: such tensors are padded.
 """
 

@@ -192,7 +192,7 @@ INSIDE: Mapping[str, Mapping[str, Rule]] = {
     "chat_template_kwargs": {"add_generation_prompt": (_MODEL_TEMPLATE, (True,))},
     "thinking": {"budget_tokens": ("reasoning has no separate budget; use max_tokens", ())},
 }
-"""Rules of nested fields, by place. An empty reason leaves other values to the schema."""
+"""Rules of nested fields, by place. If the reason is empty, the schema validates any other value."""
 PASSAGES = frozenset(
     place[:end]
     for place in (*INSIDE, *IGNORED_INSIDE)

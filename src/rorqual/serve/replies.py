@@ -74,7 +74,7 @@ class Choice:
 
     @property
     def heavy(self) -> bool:
-        """Whether many tokens are still unparsed, as in a long tool call, so that the next one may cause much work."""
+        """Whether so many tokens are unparsed, as in a long tool call, that parsing the next one may be slow."""
         return self._silent > SILENT
 
     def count(self, drawn: Drawn) -> None:

@@ -90,7 +90,7 @@ class Sessions:
         return login if login is not None and self._clock() < login.until else None
 
     def close(self, word: str) -> None:
-        """End a login and its open streams."""
+        """Log a session out and close its open streams."""
         if (login := self._held.pop(word, None)) is not None:
             login.ended.set()
 

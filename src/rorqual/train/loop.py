@@ -192,7 +192,7 @@ def grown(run: Run, done: int) -> list[str]:
 
 
 def step_flops(run: Run, record: dict[str, Any]) -> int:
-    """Return the FLOPs of a step, from the model's cost account.
+    """Return the FLOPs of a step, from the model's FLOPs per token.
 
     A trained token counts three forward passes, with MTP if it is trained. A sampled token counts one, one more if it was
     checked, and one if a reference scored it. The source counts a teacher's FLOPs. If only a part of the model is trained,

@@ -80,7 +80,10 @@ class Answer:
         self._begun = self._after_call = False
 
     def feed(self, item: Item) -> list[Part]:
-        """Read one more item and return the parts that are certain. A thinking tag is text, unless it only ends calls."""
+        """Read one more item and return the parts that are certain.
+
+        A thinking tag here is plain text, except one that only closes a block of tool calls.
+        """
         if item.kind == "call":
             return self._call(item)
         if item.kind == "open":

@@ -83,7 +83,7 @@ def rewrite(
 
 
 def _check_values(place: str, part: dict[str, Any]) -> None:
-    """Raise DataError for numbers that would not be generated exactly."""
+    """Raise DataError for constants that the grammar cannot write exactly, such as numbers of over 15 digits."""
     values = [part["const"]] if "const" in part else []
     listed = part.get("enum")
     values += listed if isinstance(listed, list) else []

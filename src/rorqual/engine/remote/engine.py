@@ -1,8 +1,8 @@
 """A client for OpenAI-compatible endpoints with the engine's interface, to evaluate a served model or use it as teacher
 or judge.
 
-It uses only the standard library. A remote model returns neither our log-probabilities nor expert choices. Its samples
-can be graded, but not trained on by policy gradient.
+It uses only the standard library. A remote endpoint returns neither log-probabilities that equal the trainer's nor the
+experts of each token. Its samples can be graded, but not trained on by policy gradient.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ class Toll(Protocol):
         """Note an attempt that returned no completion but for which the server counts these tokens."""
 
     def left(self, place: int) -> None:
-        """Note that the request is finished, with or without success. Attempts without a known cost count as billed."""
+        """Record that the request has finished, with or without success. Attempts without a known cost count as billed."""
 
 
 class _Free:

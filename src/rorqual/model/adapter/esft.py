@@ -1,8 +1,8 @@
 """Expert-specialised fine-tuning (ESFT, Wang et al. 2407.01906): train only the experts that a task uses.
 
-A task's tokens go to few experts. A sample of the data gives each expert's relevance (eq. 7 and 8). It is the mean over
-documents of the mean over a document's tokens of the expert's gate, or of its share of choices. Each layer selects its
-most relevant experts until their relevance sums to p. Only their matrices are trained; other experts, routers,
+A task's tokens go to few experts. A sample of the data gives each expert's relevance (eq. 7 and 8). This is
+the expert's gate value, or its share of the selected experts, averaged over each document's tokens and then over
+documents. Each layer selects its most relevant experts until their relevance sums to p. Only their matrices are trained; other experts, routers,
 attention and norms are frozen.
 """
 

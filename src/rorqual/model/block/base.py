@@ -68,7 +68,7 @@ class BlockConfig(Kind):
         return (ffn,)
 
     def cost(self, hidden_size: int) -> Cost:
-        """Return the block's parameters and FLOPs per token, without its attentions and networks."""
+        """Return the block's parameters and FLOPs per token, excluding its attention and FFN modules."""
         raise NotImplementedError
 
     def residual_values(self, hidden_size: int) -> int:

@@ -35,7 +35,7 @@ class Chore(ABC):
         """Grade against the true answer. A reply in any other form is wrong, and the grader never fails."""
 
     def primer(self, problem: Problem) -> tuple[str, str] | None:
-        """Return a question about the words of `problem` and its answer, to pretrain a base model, or None."""
+        """Return a question about the wording of `problem` with its answer, as pretraining text for a base model, or None."""
         return None
 
     def problem(self, key: str, prompt: str, answer: str) -> Problem:

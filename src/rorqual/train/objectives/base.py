@@ -63,7 +63,7 @@ class Objective(Kind):
 
     coefficient: NonNegative = 1.0
     reads_hidden: ClassVar[bool] = True
-    """False for a loss on routing or recorded tensors alone: parameters behind the last of them then have no gradient."""
+    """False if the loss reads only routing or recorded tensors. Parameters of later layers then get no gradient."""
 
     @property
     def wants_old(self) -> bool:

@@ -58,7 +58,7 @@ def test_a_server_is_measured_like_a_run(address: str, tmp_path: Path) -> None:
     assert (row.right, row.thought) == (5, 1.0)
     assert "model=NAME" in typed_here("eval", address, "task=families:add", code=2)
     refused = typed_here("eval", address, "model=adder", "task=families:add", f"out={tmp_path}", code=2)
-    assert "it is a folder" in refused and "answer/s" not in refused, "before anything is asked"
+    assert "out is a folder" in refused and "answer/s" not in refused, "before anything is asked"
 
 
 def test_two_runs_are_compared_on_what_both_were_measured_on(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -105,7 +105,7 @@ def test_a_tokenizer_that_gguf_cannot_say_is_refused(name: str) -> None:
         ("tokens", None, "'tokenizer.ggml.tokens' is not a list"),
         ("tokens", ["a"], "1 tokens with 400 types"),
         ("merges", ["a b c"], "is not a pair"),
-        ("merges", ["zzz qqq"], "not a tokenizer"),
+        ("merges", ["zzz qqq"], "not a valid tokenizer"),
     ],
 )
 def test_keys_that_are_no_tokenizer_are_refused(key: str, value: object, match: str) -> None:

@@ -409,7 +409,7 @@ def test_the_schedule_is_of_the_new_total_from_the_checkpoint_on(
     schedule = Seen(**run.optim.schedule.model_dump())
     fit(run.model_copy(update={"optim": run.optim.model_copy(update={"schedule": schedule})}), RunDir(half))
     assert factors == [(step, LONGER) for step in range(4, LONGER)]
-    assert "extended after step 4: 13 steps, not 8" in capsys.readouterr().out
+    assert "extended after step 4: 13 steps instead of 8" in capsys.readouterr().out
 
 
 def test_a_longer_run_that_kept_no_step_is_extended_once(half: Path) -> None:

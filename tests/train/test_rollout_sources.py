@@ -130,7 +130,7 @@ def test_older_weights_are_refused_unless_they_are_allowed_and_then_weighed(base
 @pytest.mark.parametrize(
     ("change", "error"),
     [
-        (lambda one: replace(one, experts=None), "without experts"),
+        (lambda one: replace(one, experts=None), "the samples have no experts"),
         (lambda one: replace(one, experts=one.experts.flip(0)), "trainer and sampler disagree"),
         (lambda one: replace(one, logprobs=one.logprobs[::-1]), "trainer and sampler disagree"),
         (lambda one: replace(one, token_ids=one.token_ids[::-1]), "trainer and sampler disagree"),
@@ -150,7 +150,7 @@ def test_what_an_engine_gets_wrong_stops_the_run(base: Path, tmp_path: Path, cha
 
 
 def test_kept_sets_that_are_missing_stop_the_run(base: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"without kept sets.*\n.*record_kept=true"):
+    with pytest.raises(ConfigError, match=r"have no kept sets.*\n.*record_kept=true"):
         another(with_source(grpo_run(base, 1), top_p=0.9), tmp_path / "run", base)
 
 

@@ -139,7 +139,7 @@ def modules_that_run(model: nn.Module) -> Iterator[set[nn.Module]]:
         for hook in hooks:
             hook.remove()
     for layer in [module for module in ran if isinstance(module, Layer)]:
-        sources = [getattr(layer, source) for source in layer.derived.values()]
+        sources = [getattr(layer, source, None) for source in layer.derived.values()]  # None in a prepared copy
         ran |= {source for source in sources if isinstance(source, nn.Module)}
 
 

@@ -31,7 +31,9 @@ from rorqual.ops.backends.torch import Torch
 from rorqual.ops.paged import BLOCK
 from rorqual.recipes.pretrain import pretrain
 from rorqual.train.loop import fit
-from rorqual.train.sources.reference import frozen
+from rorqual.train.sources import Materials
+from rorqual.train.sources.on_policy import OnPolicyTeacher
+from rorqual.train.sources.reference import Reference, frozen
 
 TOKENIZER = Tokenizer.byte_level()
 
@@ -184,3 +186,7 @@ def test_references_and_teachers_are_computed_by_the_trainers_backend(tmp_path: 
     assert float((plain - loud).abs().max()) > 0.1
     with pytest.raises(ConfigError, match="cannot run this model: it runs nothing"):
         frozen(run, "cpu", _Picky())
+    trained, tokenizer = frozen(run, "cpu", _Loud()), Tokenizer.load(run.tokenizer_file)
+    given = Materials(trained, tokenizer, chat_format(tokenizer, "deepseek"), 0, 1)
+    assert type(Reference(str(run.path), trained, temperature=1.0, threads=1).model.ops) is _Loud
+    assert type(OnPolicyTeacher(str(run.path), given, 16, 0).model.ops) is _Loud

@@ -46,19 +46,19 @@ def backend(name: str) -> Backend:
 
 
 def in_file(name: str) -> tuple[Path, str] | None:
-    """The file of the backend `./mine.py:Class`, resolved, and its class; None for any other name."""
+    """Return the absolute path and the class of a backend `./mine.py:Class`, or None for any other name."""
     path, _, cls = name.rpartition(":")
     return (Path(path).resolve(), cls) if path.endswith(".py") else None
 
 
 def resolved(name: str) -> str:
-    """`name`, which for a backend in a file holds in any folder."""
+    """Return `name` with the absolute path of a backend in a file, so that it is valid in any folder."""
     placed = in_file(name)
     return name if placed is None else f"{placed[0]}:{placed[1]}"
 
 
 def arithmetic_of(name: str) -> str:
-    """What stands for the arithmetic of a backend where answers or blocks are kept: its name, or its class and the digest of its file."""
+    """Return the key of a backend in caches: its name, or its class and the digest of its file."""
     placed = in_file(name)
     return name if placed is None else f"{placed[1]} {hashlib.sha256(placed[0].read_bytes()).hexdigest()}"
 

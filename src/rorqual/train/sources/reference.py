@@ -21,7 +21,7 @@ ROWS = 16
 
 
 def frozen(run: RunDir, device: str, ops: Backend) -> Decoder:
-    """The newest checkpoint of `run` in fp32, computed by `ops`. A `ConfigError` where that cannot run it."""
+    """Return the newest checkpoint of `run` in fp32, computed by `ops`. Raises ConfigError if `ops` does not support it."""
     model = load_run(run, device=device).requires_grad_(False)
     if (reason := ops.supports(torch.device(device), torch.float32, model)) is not None:
         raise ConfigError(

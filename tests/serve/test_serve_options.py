@@ -24,9 +24,9 @@ import uvicorn
 from served import CONTEXT, Server, start, stop, write_run
 
 from rorqual.cli.machine import cores
-from rorqual.cli.serving import ServeSettings
+from rorqual.cli.serving import ENGINE, ServeSettings
 from rorqual.cli.serving import start as start_here
-from rorqual.engine import Engine, Request, SamplingParams
+from rorqual.engine import Engine, EngineConfig, Request, SamplingParams
 from rorqual.serve.descriptors import AT_ONCE
 from rorqual.serve.keys import Keys
 from rorqual.serve.run import Address
@@ -59,8 +59,12 @@ def told(run: Path, words: list[str], monkeypatch: pytest.MonkeyPatch) -> tuple[
     return page, settings
 
 
-def of_engine(name: str) -> Callable[[Page, dict[str, Any]], Any]:
+def of_process(name: str) -> Callable[[Page, dict[str, Any]], Any]:
     return lambda page, _: getattr(page.service.bridge.placed, name)
+
+
+def of_engine(name: str) -> Callable[[Page, dict[str, Any]], Any]:
+    return lambda page, _: getattr(EngineConfig(**page.service.bridge.placed.engine), name)
 
 
 def of_bridge(name: str) -> Callable[[Page, dict[str, Any]], Any]:
@@ -73,17 +77,17 @@ def of_service(name: str) -> Callable[[Page, dict[str, Any]], Any]:
 
 # option: another value than the default, where it arrives, what is there, and what is there by default
 OPTIONS: dict[str, tuple[str, Callable[[Page, dict[str, Any]], Any], Any, Any]] = {
-    "device": ("cuda:7", of_engine("device"), "cuda:7", "cpu"),
-    "dtype": ("bfloat16", of_engine("dtype"), "bfloat16", "float32"),
+    "device": ("cuda:7", of_process("device"), "cuda:7", "cpu"),
+    "dtype": ("bfloat16", of_process("dtype"), "bfloat16", "float32"),
     "slots": ("3", of_engine("slots"), 3, 16),
-    "threads": ("5", of_engine("threads"), 5, cores()),
-    "max_len": ("1500", of_engine("max_len"), 1500, 0),
-    "cache_dir": ("CACHE", of_engine("cache_dir"), "CACHE", ""),
-    "cache_bytes": ("3000001", of_engine("cache_bytes"), 3000001, 0),
+    "threads": ("5", of_process("threads"), 5, cores()),
+    "max_len": ("1500", of_engine("max_len"), 1500, None),
+    "cache_dir": ("CACHE", of_engine("cache_dir"), "CACHE", None),
+    "cache_bytes": ("3000001", of_engine("cache_bytes"), 3000001, 1 << 30),
     "disk_bytes": ("3000002", of_engine("disk_bytes"), 3000002, 4 << 30),
     "backend": ("torch", of_engine("backend"), "torch", "torch-invariant"),
     "step_tokens": ("48", of_engine("step_tokens"), 48, 256),
-    "rollout_dir": ("WEIGHTS", of_engine("rollout_dir"), "WEIGHTS", ""),
+    "rollout_dir": ("WEIGHTS", of_process("rollout_dir"), "WEIGHTS", ""),
     "record_kept": ("true", of_engine("record_kept"), True, False),
     "queue": ("77", of_bridge("queue"), 77, 256),
     "hang": ("101", of_bridge("hang"), 101, 120),
@@ -123,8 +127,8 @@ def test_every_option_arrives_and_so_does_every_default(
 
 def test_no_option_is_forgotten_here() -> None:
     assert set(ServeSettings.model_fields) == {"host", "port", *OPTIONS}
-    given = {field.name for kind in (Placed, Address) for field in fields(kind)} - {"run"}
-    assert given == set(ServeSettings.model_fields)
+    given = {field.name for kind in (Placed, Address) for field in fields(kind)} - {"run", "engine"}
+    assert given | {*ENGINE} == set(ServeSettings.model_fields)
     values = [str(there) for _, _, there, _ in OPTIONS.values() if not isinstance(there, bool)]
     assert len(set(values)) == len(values), "a swap of two would not be seen"
     assert all(there != default for _, _, there, default in OPTIONS.values())
@@ -165,7 +169,7 @@ def engine_of(placed: Placed) -> tuple[dict[str, Any], str]:
 
 
 def test_threads_and_device_are_the_engines_own(run: Path) -> None:
-    message, errors = engine_of(Placed(str(run), threads=3, max_len=99))
+    message, errors = engine_of(Placed(str(run), threads=3, engine={"max_len": 99}))
     most = message.pop("weights_bytes")
     assert message == {"kind": "ready", "max_len": 99, "vocab_size": 264} and errors.split()[-1] == "3"
     size = next(run.rglob("model.safetensors")).stat().st_size

@@ -15,6 +15,9 @@ from rorqual.serve.keys import default_file
 from rorqual.serve.run import Address, serve
 from rorqual.serve.wire import Placed
 
+ENGINE = ("slots", "max_len", "record_kept", "cache_dir", "disk_bytes", "cache_bytes", "step_tokens", "backend")
+"""Settings that are passed to the engine under the same name. 0 and empty stand for the engine's default."""
+
 
 class ServeSettings(Placement):
     """Settings of `rorqual serve`.
@@ -26,7 +29,7 @@ class ServeSettings(Placement):
     - `hang`: restart the engine process after this many seconds of work without a heartbeat.
     - `load`: seconds that the engine process may take to become ready.
     - `cache_dir`: a folder for the prefix cache, which then survives restarts; it grows up to `disk_bytes`.
-    - `cache_bytes`: size of the KV cache in memory; 0 is 1 GiB.
+    - `cache_bytes`: size of the KV cache in memory; 0 is the engine's default, 1 GiB.
     - `step_tokens`: tokens per engine step, at most. It bounds how long a long prompt delays the next token of other requests.
     - `operator`: the tenant whose key may read the metrics of all tenants.
     - `stall`: disconnect a client that reads nothing for this many seconds.
@@ -68,16 +71,9 @@ def start(run: Path, arguments: Sequence[str] | None) -> None:
         run=str(run),
         device=chosen.device,
         dtype=chosen.dtype,
-        slots=chosen.slots,
         threads=chosen.threads or cores(),
-        max_len=chosen.max_len,
-        cache_dir=chosen.cache_dir,
-        cache_bytes=chosen.cache_bytes,
-        disk_bytes=chosen.disk_bytes,
-        backend=chosen.backend,
-        step_tokens=chosen.step_tokens,
         rollout_dir=chosen.rollout_dir,
-        record_kept=chosen.record_kept,
+        engine={name: value for name in ENGINE if (value := getattr(chosen, name))},
     )
     address = Address(
         host=chosen.host,

@@ -32,7 +32,7 @@ class EngineConfig:
     (`Completion.kept`)."""
     reuse: bool = True
     """Keep the KV-cache blocks of finished sequences for later prompts with the same prefix."""
-    cache_dir: Path | None = None
+    cache_dir: Path | str | None = None
     """Folder that keeps these blocks on disk for the next start. None turns the disk cache off."""
     disk_bytes: int = 4 << 30
     """Maximum number of bytes in `cache_dir`."""

@@ -96,9 +96,11 @@ class Engine:
         chosen = backend(config.backend)
         self._packed = pack = config.pack and chosen.prepares(model)
         arithmetic = f"packed={pack} backend={arithmetic_of(config.backend)} experts={config.record_experts}"
-        kept = config.reuse or config.cache_dir is not None
-        on_disk = config.cache_dir is not None
-        weights_fingerprint = fingerprint(model, arithmetic=arithmetic) if on_disk else secrets.token_bytes(32)
+        folder = None if config.cache_dir is None else Path(config.cache_dir)
+        kept = config.reuse or folder is not None
+        weights_fingerprint = (
+            fingerprint(model, arithmetic=arithmetic) if folder is not None else secrets.token_bytes(32)
+        )
         self.model = model = chosen.prepare(model, take=take) if pack else model
         self._numerics = NumericsProbe(model, chosen)
         fit = self._numerics.fit
@@ -107,7 +109,7 @@ class Engine:
         self._name = weights_fingerprint
         record = {"record_experts": config.record_experts, "record_kept": config.record_kept}
         # Only the first core keeps a prefix cache: it runs submitted requests. The others only run batches.
-        stored = replace(size, folder=config.cache_dir, disk_bytes=config.disk_bytes)
+        stored = replace(size, folder=folder, disk_bytes=config.disk_bytes)
         first = EngineCore(model, stored, chat.stop_ids, self._weights, fit.backend, reuse=kept, **record)
         self._cores = [first]
         self._cores += [

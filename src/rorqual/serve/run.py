@@ -125,8 +125,8 @@ def serve(placed: Placed, address: Address) -> None:
     run = RunDir(Path(placed.run))
     checkpoint = run.checkpoint()
     chat = load_chat(run, Tokenizer.load(run.tokenizer_file))
-    if placed.cache_dir:
-        check_folder(Path(placed.cache_dir))
+    if cache_dir := placed.engine.get("cache_dir"):
+        check_folder(Path(cache_dir))
     with listen(address.host, address.port) as door:
         keys = Keys.load(address.keys)
         key = keys.ensure(address.tenant)

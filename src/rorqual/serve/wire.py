@@ -16,26 +16,18 @@ TENANT = "rollout-key"
 
 @dataclass(frozen=True)
 class Placed:
-    """Arguments of the engine, see `Engine`.
+    """Arguments of the engine process.
 
-    `max_len`: 0 is the model's context length. `cache_dir`: folder of the on-disk prefix cache, or empty for none.
-    `cache_bytes`: memory of the KV cache, or 0 for the engine's default. `rollout_dir`: folder for weights that a trainer
-    sends, or empty. `record_kept`: return the sets of tokens that top-p and top-k keep with each rollout.
+    `threads`: torch's threads. `rollout_dir`: folder for weights that a trainer sends, or empty. `engine`: keywords of
+    `Engine`, the fields of `EngineConfig`.
     """
 
     run: str
     device: str = "cpu"
     dtype: str = "float32"
-    slots: int = 16
     threads: int = 1
-    max_len: int = 0
-    cache_dir: str = ""
-    cache_bytes: int = 0
-    disk_bytes: int = 4 << 30
-    backend: str = "torch-invariant"
-    step_tokens: int = 256
     rollout_dir: str = ""
-    record_kept: bool = False
+    engine: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from rorqual.core.errors import CheckpointError, RorqualError
-from rorqual.engine.config import CACHE_BYTES
 from rorqual.engine.deltas import Delta
 from rorqual.engine.engine import Engine
 from rorqual.engine.grammar.check import MISMATCH
@@ -321,22 +320,15 @@ def main() -> None:
             Path(placed.run),
             device=placed.device,
             dtype=placed.dtype,
-            slots=placed.slots,
-            max_len=placed.max_len or None,
             record_experts=bool(placed.rollout_dir),
-            record_kept=placed.record_kept,
             pack=not placed.rollout_dir,  # prepacked weights cannot be updated
-            cache_dir=Path(placed.cache_dir) if placed.cache_dir else None,
-            cache_bytes=placed.cache_bytes or CACHE_BYTES,
-            disk_bytes=placed.disk_bytes,
-            backend=placed.backend,
-            step_tokens=placed.step_tokens,
+            **placed.engine,
         )
     except RorqualError as error:
         sink.write(line("fatal", what=error.what, where=error.where, remedy=error.remedy))
         sink.flush()
         raise SystemExit(2) from None
-    if backend(placed.backend).invariant and not engine.invariant:
+    if backend(engine.config.backend).invariant and not engine.invariant:
         print(f"rorqual serve: {NOT_HELD}", file=sys.stderr, flush=True)
     room = int(engine.stats()["blocks_total"]) * BLOCK
     tensors = engine.model.state_dict().values()

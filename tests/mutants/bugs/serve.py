@@ -674,10 +674,10 @@ MUTANTS = (
     one(
         "the disk cache's limit does not reach the engine",
         "issue 14: fourth bug trial",
-        "serve/worker.py",
-        "            disk_bytes=placed.disk_bytes,\n",
-        "",
-        "tests/serve/test_serve_options.py::test_more_is_computed_than_the_folder_may_hold",
+        "cli/serving.py",
+        '"disk_bytes", "cache_bytes"',
+        '"cache_bytes"',
+        "tests/serve/test_serve_options.py::test_every_option_arrives_and_so_does_every_default",
     ),
     one(
         "the first form of a field complains for all",

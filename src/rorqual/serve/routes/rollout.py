@@ -100,5 +100,5 @@ def _state(service: Service, uploads: WeightUploads) -> dict[str, Any]:
         "sha256": uploads.digest.hex(),
         "tokenizer": service.chat.tokenizer.fingerprint,
         "chat": service.chat.name,
-        "slots": service.bridge.placed.slots,
+        "slots": service.bridge.placed.engine["slots"],
     }
